@@ -1,0 +1,21 @@
+"""Typed, frozen configuration: the base class, overrides from the command line, and JSON.
+
+Every room's config classes derive from `Config`. This is the lowest room of the house: it imports nothing of the project.
+"""
+
+from configuration.base import Config, UserError, config_class, known_configs
+from configuration.overrides import apply_overrides, apply_values, get_field
+from configuration.serialization import differences, from_json, to_json
+
+__all__ = [
+    "Config",
+    "UserError",
+    "apply_overrides",
+    "apply_values",
+    "config_class",
+    "differences",
+    "from_json",
+    "get_field",
+    "known_configs",
+    "to_json",
+]

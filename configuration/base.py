@@ -1,0 +1,61 @@
+"""The base of every config class, and the one error type a user's mistake raises."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import chz
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for: `main.py` prints it as one `error:` line and exits with code 2."""
+
+
+@chz.chz(typecheck=True)
+class Config:
+    """Base of all config classes.
+
+    Subclasses are decorated with `@chz.chz(typecheck=True)`: frozen, keyword-only, every field checked against its annotation.
+    They are found by class name (on the command line and in `config.json`), so names are unique in the project.
+    """
+
+
+def known_configs() -> dict[str, type[Config]]:
+    """Config classes that have been imported, by name.
+
+    Raises:
+      UserError: two imported config classes have the same name (a file given with `--with` may clash with the project's).
+    """
+    found: dict[str, type[Config]] = {}
+    pending = list(Config.__subclasses__())
+    while pending:
+        cls = pending.pop()
+        pending.extend(cls.__subclasses__())
+        other = found.get(cls.__name__)
+        if other is not None and other is not cls:
+            raise UserError(f"two config classes are named {cls.__name__}: in {other.__module__} and in {cls.__module__}; rename one of them")
+        found[cls.__name__] = cls
+    return found
+
+
+def config_class(name: str) -> type[Config]:
+    """The config class called `name`.
+
+    Raises:
+      UserError: there is none; the nearest names are given. A name with ':' is refused: it would import and call anything.
+    """
+    classes = known_configs()
+    if name in classes:
+        return classes[name]
+    if ":" in name:
+        raise UserError(f"{name!r} names code by module, which is refused; give the class name of one of the project's configs")
+    raise UserError(f"there is no config class named {name!r}{nearest(name, classes)}")
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """A did-you-mean ending for an error message, empty when nothing is close."""
+    names = sorted(candidates)
+    lowered = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.5)
+    return "; did you mean " + " or ".join(lowered[match] for match in close) + "?" if close else ""

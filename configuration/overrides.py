@@ -1,0 +1,133 @@
+"""`path=value` overrides on a finished config, for the command line and for sweeps.
+
+Paths are dotted (`model.stages.0.pattern.1.window=32`), `...name=value` sets every field of that name, and a value that names a
+config class swaps the class at that path (`model.stages.0.pattern.1=SlidingWindow`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import chz
+from chz.blueprint import Castable
+
+from configuration.base import Config, UserError, config_class, nearest
+
+T = TypeVar("T", bound=Config)
+
+
+def apply_overrides(config: T, arguments: list[str]) -> T:
+    """Returns `config` with each `path=value` of `arguments` applied, later ones winning.
+
+    Raises:
+      UserError: no such field, a value of the wrong type, a config the classes refuse, or an argument without '='.
+    """
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        path, equals, value = argument.partition("=")
+        if not equals or not path or path.startswith("-"):
+            raise UserError(f"cannot read {argument!r}: an override has the form path=value, for example optimizer.learning_rate=1e-3")
+        values[path] = Castable(value)
+    return apply_values(config, values)
+
+
+def apply_values(config: T, values: dict[str, Any]) -> T:
+    """`apply_overrides` for values that are Python objects (a sweep's points) or `Castable` strings."""
+    if not values:
+        return config
+    preset = chz.beta_to_blueprint_values(config)
+    swapped: dict[str, Any] = {}
+    for path, value in values.items():
+        if isinstance(value, Castable):
+            text = value.value
+            current = [preset[key] for key in preset if _matches(path, key)]
+            if any(isinstance(item, type) and issubclass(item, Config) for item in current) and text not in ("None", "none"):
+                value = config_class(text)
+            elif ":" in text and re.fullmatch(r"[A-Za-z_][\w.]*:[\w.]+", text):
+                config_class(text)  # refuses it
+        if isinstance(value, Config):
+            swapped.update({f"{path}.{key}" if key else path: item for key, item in chz.beta_to_blueprint_values(value).items()})
+            swapped[path] = type(value)
+            _drop(preset, path, keep_itself=False)
+            continue
+        if isinstance(value, type) or _removes(value):
+            # The old class's fields would be extraneous on the new one.
+            _drop(preset, path, keep_itself=False)
+        swapped[path] = value
+    try:
+        return chz.Blueprint(type(config)).apply(preset, layer_name="the experiment").apply(swapped, layer_name="the command line").make()
+    except UserError:
+        raise
+    except (chz.blueprint.ExtraneousBlueprintArg, chz.blueprint.InvalidBlueprintArg, chz.blueprint.MissingBlueprintArg) as error:
+        raise UserError(_explain(config, error, values)) from error
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error).replace(" X_", " ")) from error
+
+
+def get_field(config: Config, path: str) -> Any:
+    """The value at a dotted path.
+
+    Raises:
+      UserError: there is no such field.
+    """
+    value: Any = config
+    walked: list[str] = []
+    for name in path.split("."):
+        fields = chz.chz_fields(value) if chz.is_chz(value) else {}
+        if isinstance(value, tuple) and name.isdigit() and int(name) < len(value):
+            value = value[int(name)]
+        elif name in fields:
+            value = getattr(value, name)
+        else:
+            where = ".".join(walked) or "the experiment"
+            raise UserError(f"{path}: {where} has no field {name!r}{nearest(name, fields)}")
+        walked.append(name)
+    return value
+
+
+def _matches(pattern: str, path: str) -> bool:
+    if not pattern.startswith("..."):
+        return pattern == path
+    tail = pattern[3:]
+    return path == tail or path.endswith("." + tail)
+
+
+def _removes(value: Any) -> bool:
+    return value is None or (isinstance(value, Castable) and value.value in ("None", "none"))
+
+
+def _drop(preset: dict[str, Any], pattern: str, keep_itself: bool) -> None:
+    roots = [key for key in preset if _matches(pattern, key)]
+    for root in roots:
+        for key in list(preset):
+            if key.startswith(root + ".") or (key == root and not keep_itself):
+                del preset[key]
+
+
+def _explain(config: Config, error: Exception, values: dict[str, Any]) -> str:
+    """chz's messages run over several lines; the user gets one."""
+    for path, value in values.items():
+        if path in str(error) and not path.startswith("..."):
+            shown = value.value if isinstance(value, Castable) else value
+            parent, _, name = path.rpartition(".")
+            if isinstance(error, chz.blueprint.ExtraneousBlueprintArg):
+                owner = _deepest(config, parent)
+                fields = chz.chz_fields(owner[1]) if chz.is_chz(owner[1]) else {}
+                missing = path[len(owner[0]) :].lstrip(".").split(".")[0] or name
+                return f"{path}={shown}: {owner[0] or 'the experiment'} ({type(owner[1]).__name__}) has no field {missing!r}{nearest(missing, fields)}"
+            cast = re.search(r"Could not cast .*", str(error))
+            return f"{path}={shown}: {cast.group(0) if cast else str(error).splitlines()[0]}"
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "--help" not in line)
+
+
+def _deepest(config: Any, path: str) -> tuple[str, Any]:
+    """The longest prefix of `path` that exists, and the value there."""
+    parts = path.split(".") if path else []
+    for end in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:end])
+        try:
+            return prefix, get_field(config, prefix)
+        except UserError:
+            continue
+    return "", config

@@ -1,0 +1,97 @@
+"""Configs to JSON and back: class names and values, no code. Reading never imports or calls what a file names."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Any
+
+import chz
+
+from configuration.base import Config, UserError, config_class, nearest
+
+SCHEMA_VERSION = 1
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """A JSON-ready dict: every config is `{"class": name, field: value, ...}`, the outermost one carries `schema_version`."""
+    return {"schema_version": SCHEMA_VERSION, **_encode(config)}
+
+
+def from_json(data: dict[str, Any]) -> Config:
+    """Rebuilds what `to_json` wrote.
+
+    Raises:
+      UserError: unknown schema version, class or field, or a value its class refuses.
+    """
+    if not isinstance(data, dict):
+        raise UserError("a config file holds one JSON object")
+    data = dict(data)
+    version = data.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise UserError(f"the config has schema version {version!r}; this version of Recollect reads {SCHEMA_VERSION}")
+    return _decode(data, "config")
+
+
+def differences(left: Config, right: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted paths at which two configs differ, with both values; an absent field shows as None."""
+    a, b = _flatten(_encode(left)), _flatten(_encode(right))
+    return {path: (a.get(path), b.get(path)) for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path)}
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Config):
+        fields = {name: _encode(getattr(value, name)) for name in chz.chz_fields(value)}
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, (tuple, list)):
+        return [_encode(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _encode(item) for key, item in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a config cannot hold a {type(value).__name__}: {value!r}")
+
+
+def _decode(value: Any, path: str) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(item, f"{path}.{index}") for index, item in enumerate(value))
+    if not isinstance(value, dict):
+        return value
+    if "class" not in value:
+        raise UserError(f"{path}: an object without a 'class'")
+    cls = config_class(value["class"]) if isinstance(value["class"], str) else None
+    if cls is None:
+        raise UserError(f"{path}: 'class' is not a name")
+    fields = chz.chz_fields(cls)
+    given = {name: _decode(item, f"{path}.{name}") for name, item in value.items() if name != "class"}
+    for name in given:
+        if name not in fields:
+            raise UserError(f"{path}: {cls.__name__} has no field {name!r}{nearest(name, fields)}")
+        if isinstance(given[name], int) and not isinstance(given[name], bool) and _is_float(fields[name].final_type):
+            given[name] = float(given[name])  # JSON writes 1.0 as 1 in other tools
+    try:
+        return cls(**given)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {str(error).replace(' X_', ' ')}") from error
+
+
+def _is_float(annotation: Any) -> bool:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = typing.get_args(annotation)
+        return float in members and int not in members
+    return annotation is float
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        items: Any = value.items()
+    elif isinstance(value, list):
+        items = ((str(index), item) for index, item in enumerate(value))
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat.update(_flatten(item, f"{prefix}.{key}" if prefix else str(key)))
+    return flat

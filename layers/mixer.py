@@ -105,6 +105,15 @@ def document_positions(segments: jax.Array, cursor: Cursor | None = None) -> jax
     return jnp.where(start_count >= 0, count - start_count, count + offset).astype(jnp.int32)
 
 
+def token_positions(context: Context, batch_size: int, length: int) -> jax.Array:
+    """The context's positions (b, t), counted within documents where it has none."""
+    if context.positions is not None:
+        return context.positions
+    if context.segments is not None:
+        return document_positions(context.segments)
+    return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch_size, length))
+
+
 def previous_segment(segments: jax.Array, cursor: Cursor | None = None) -> jax.Array:
     """Segment of the valid token before each token, (b, t); before the first it is the cursor's, else 0."""
     first = jnp.zeros_like(segments[:, :1]) if cursor is None else cursor.segment[:, None]
@@ -144,12 +153,14 @@ class Traits:
       streams: has `init_state` and `extend`.
       exact_causality: causal bit for bit; False where a Fourier transform spreads rounding (then 1e-5).
       maximum_length: longest input the configuration allows; None for any.
+      landmark_block: ordinary tokens before each landmark the model must insert for this mixer; None for a mixer that needs none.
     """
 
     causal: bool = True
     streams: bool = True
     exact_causality: bool = True
     maximum_length: int | None = None
+    landmark_block: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""Landmark tokens inside the model: one after every `block` ordinary tokens of a document, gone again before the head.
+
+Data, labels and loss never see them. Blocks restart with each document, so a landmark's place follows from the document
+positions alone, and a stream inserts it in the same call as the token that fills its block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from layers.mixer import LANDMARK, ORDINARY, Context
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where t ordinary tokens stand among the t' tokens the layers see.
+
+    Attributes:
+      slots: (b, t) int32, the place of each ordinary token in the longer sequence.
+      source: (b, t') int32, the ordinary token at each place; meaningless elsewhere.
+      context: fields of the longer sequence.
+    """
+
+    slots: jax.Array
+    source: jax.Array
+    context: Context
+
+
+def expanded_length(length: int, block: int) -> int:
+    """Tokens the layers see for `length` ordinary tokens from the start of a stream."""
+    return length + length // block
+
+
+def plain_layout(batch_size: int, length: int, block: int) -> Layout:
+    """One document from its start: everything is known when the program is traced, and segments stay None."""
+    index = jnp.arange(expanded_length(length, block), dtype=jnp.int32)
+    is_landmark = index % (block + 1) == block
+    rows = (batch_size, index.shape[0])
+    ordinary = jnp.arange(length, dtype=jnp.int32)
+    types = jnp.where(is_landmark, LANDMARK, ORDINARY).astype(jnp.int32)
+    return Layout(
+        slots=jnp.broadcast_to(ordinary + ordinary // block, (batch_size, length)),
+        source=jnp.broadcast_to(jnp.minimum(index - index // (block + 1), length - 1), rows),
+        context=Context(positions=None, segments=None, token_types=jnp.broadcast_to(types, rows)),
+    )
+
+
+def layout(positions: jax.Array, segments: jax.Array, block: int, *, from_start: bool) -> Layout:
+    """Any rows: documents (b, t) with `positions` in ordinary tokens. Places that stay free are padding at the end.
+
+    Args:
+      from_start: documents start in this call (fewer landmarks can occur), else a stream goes on mid-block.
+    """
+    b, t = positions.shape
+    most = t // block if from_start else -(-t // block)
+    closes = (segments != 0) & ((positions + 1) % block == 0)
+    before = jnp.cumsum(closes, axis=1) - closes
+    slots = jnp.arange(t, dtype=jnp.int32) + before.astype(jnp.int32)
+    landmark_slots = jnp.where(closes, slots + 1, t + most)
+    rows = jnp.arange(b)[:, None]
+    longer = positions + positions // block
+
+    def place(ordinary: jax.Array, landmark: jax.Array, fill: int) -> jax.Array:
+        empty = jnp.full((b, t + most), fill, jnp.int32)
+        return empty.at[rows, slots].set(ordinary, mode="drop").at[rows, landmark_slots].set(landmark, mode="drop")
+
+    index = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
+    context = Context(
+        positions=place(longer, longer + 1, 0),
+        segments=place(segments, segments, 0),
+        token_types=place(jnp.full_like(segments, ORDINARY), jnp.full_like(segments, LANDMARK), ORDINARY),
+    )
+    return Layout(slots, place(index, index, 0), context)
+
+
+def insert(x: jax.Array, landmark: jax.Array, layout: Layout) -> jax.Array:
+    """x (b, t, d) to (b, t', d), with the vector `landmark` (d,) at landmark places."""
+    longer = jnp.take_along_axis(x, layout.source[..., None], axis=1)
+    assert layout.context.token_types is not None
+    return jnp.where((layout.context.token_types == LANDMARK)[..., None], landmark.astype(x.dtype), longer)
+
+
+def remove(x: jax.Array, layout: Layout) -> jax.Array:
+    """The ordinary tokens of x (b, t', d), (b, t, d)."""
+    return jnp.take_along_axis(x, layout.slots[..., None], axis=1)

@@ -1,0 +1,157 @@
+"""Depth: stages of repeated patterns. The one place that knows vmap-initialisation, scan and rematerialisation.
+
+A stage's pattern (its period) is built once under `vmap` over its repeats, so every parameter of the period has a leading axis of
+that size, whether the stack then scans or unrolls.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from configuration import Config, UserError
+from layers.mixer import Context, MixerConfig, MixerOutput, Place, State
+from layers.mlp import MlpConfig
+from layers.norms import NormConfig
+from models.block import Block
+
+Remat = Literal["none", "dots", "full"]
+
+
+@chz.chz(typecheck=True)
+class Stage(Config):
+    """`repeats` copies of a pattern of mixers, one after another."""
+
+    pattern: tuple[MixerConfig, ...]
+    repeats: int = 1
+
+    @chz.validate
+    def _not_empty(self) -> None:
+        if not self.pattern:
+            raise UserError("a stage needs at least one mixer in its pattern")
+        if self.repeats < 1:
+            raise UserError(f"repeats={self.repeats}: a stage is there at least once")
+
+    @property
+    def depth(self) -> int:
+        return len(self.pattern) * self.repeats
+
+
+def repeat(*mixers: MixerConfig, depth: int) -> tuple[Stage, ...]:
+    """Stages for `depth` layers that cycle through `mixers`; a remainder becomes a stage of its own."""
+    if not mixers or depth < 1:
+        raise UserError(f"depth={depth} with {len(mixers)} mixers: both must be at least 1")
+    whole, rest = divmod(depth, len(mixers))
+    stages = (Stage(pattern=mixers, repeats=whole),) if whole else ()
+    return (*stages, Stage(pattern=mixers[:rest])) if rest else stages
+
+
+class Stack(nnx.Module):
+    def __init__(
+        self,
+        stages: tuple[Stage, ...],
+        norm: NormConfig,
+        mlp: MlpConfig | None,
+        width: int,
+        rngs: nnx.Rngs,
+        *,
+        remat: Remat = "none",
+        unroll: bool = False,
+    ):
+        self.repeats = tuple(stage.repeats for stage in stages)
+        self.remat = remat
+        self.unroll = unroll
+        depth = sum(stage.depth for stage in stages)
+        first = 0
+        periods = []
+        for stage in stages:
+            periods.append(_build_period(stage, norm, mlp, width, first, depth, rngs))
+            first += stage.depth
+        self.stages = nnx.List(periods)
+
+    def __call__(self, x: jax.Array, context: Context) -> MixerOutput:
+        """x (b, t, d) through all layers; losses and metrics averaged over the layers that give them."""
+        totals: list[dict[str, Any]] = []
+        for period, repeats in zip(self.stages, self.repeats, strict=True):
+            run = self._checkpointed(context)
+            if repeats == 1 or self.unroll:
+                for index in range(repeats):
+                    x, sums = run(x, take(period, index))
+                    totals.append(sums)
+            else:
+                x, sums = jax.lax.scan(run, x, period)
+                totals.append(jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums))
+        losses, metrics = _averages(totals)
+        return MixerOutput(x, losses, metrics)
+
+    def init_state(self, batch_size: int, max_length: int, dtype: Any) -> tuple[State, ...]:
+        """One entry a layer."""
+        blocks = [block for _, block in self._layers()]
+        return tuple(block.mixer.init_state(batch_size, max_length, dtype) for block in blocks)
+
+    def extend(self, x: jax.Array, states: tuple[State, ...], context: Context) -> tuple[jax.Array, tuple[State, ...]]:
+        """x (b, t, d) through all layers, unrolled: a scan that carries caches in and out copies them at every token."""
+        after = []
+        for (_, block), state in zip(self._layers(), states, strict=True):
+            out, state = block.extend(x, state, context)
+            x = out.hidden
+            after.append(state)
+        return x, tuple(after)
+
+    def _layers(self) -> list[tuple[int, Block]]:
+        layers: list[tuple[int, Block]] = []
+        for period, repeats in zip(self.stages, self.repeats, strict=True):
+            for index in range(repeats):
+                layers.extend((len(layers) + offset, block) for offset, block in enumerate(take(period, index)))
+        return layers
+
+    def _checkpointed(self, context: Context):
+        def run(x, period):
+            sums: list[dict[str, Any]] = []
+            for block in period:
+                out = block(x, context)
+                x = out.hidden
+                sums.append({kind: {name: (value, jnp.ones(())) for name, value in values.items()} for kind, values in (("losses", out.losses), ("metrics", out.metrics))})
+            return x, _add(sums)
+
+        if self.remat == "none":
+            return run
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+        return jax.checkpoint(run, policy=policy)
+
+
+def take(period: Any, index: int) -> Any:
+    """One repeat of a stacked period."""
+    return jax.tree.map(lambda leaf: leaf[index], period)
+
+
+def _build_period(stage: Stage, norm: NormConfig, mlp: MlpConfig | None, width: int, first: int, depth: int, rngs: nnx.Rngs):
+    def build(key: jax.Array, start: jax.Array):
+        own = nnx.Rngs(params=key)
+        blocks = [Block(mixer, norm, mlp, width, Place(start + offset, depth), own) for offset, mixer in enumerate(stage.pattern)]
+        return nnx.List(blocks)
+
+    keys = jax.random.split(rngs.params(), stage.repeats)
+    starts = first + len(stage.pattern) * jnp.arange(stage.repeats)
+    return jax.vmap(build)(keys, starts)
+
+
+def _add(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Adds (value, count) pairs by name."""
+    total: dict[str, Any] = {"losses": {}, "metrics": {}}
+    for part in parts:
+        for kind, values in part.items():
+            for name, (value, count) in values.items():
+                old = total[kind].get(name, (0.0, 0.0))
+                total[kind][name] = (old[0] + value, old[1] + count)
+    return total
+
+
+def _averages(parts: list[dict[str, Any]]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    total = _add(parts)
+    losses, metrics = ({name: value / count for name, (value, count) in total[kind].items()} for kind in ("losses", "metrics"))
+    return losses, metrics

@@ -1,0 +1,123 @@
+"""What is run: a model, data, an optimizer and how long. Functions in experiments/ return one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import chz
+
+from configuration import Config, UserError
+from data.batch import DataConfig
+from models.language_model import LanguageModel
+from training.optimizer import VALUE_FIELDS, AdamW
+
+
+@chz.chz(typecheck=True)
+class Mesh(Config):
+    """Devices along each mesh axis. Their product is the number of devices used; 1 everywhere runs on one."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+
+    @chz.validate
+    def _positive(self) -> None:
+        for name in ("data", "fsdp", "tensor", "sequence"):
+            if getattr(self, name) < 1:
+                raise UserError(f"mesh.{name}={getattr(self, name)}: must be at least 1")
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.fsdp * self.tensor * self.sequence
+
+
+@chz.chz(typecheck=True)
+class Run(Config):
+    """How a run goes.
+
+    Attributes:
+      steps: optimizer steps.
+      batch_size: sequences a step.
+      accumulate: pieces a batch is split into, gradients added up, to fit memory.
+      seed: of parameters and data.
+      directory: run folder; None: runs/NAME.
+      steps_per_call: steps in one device call.
+      log_every, evaluate_every, checkpoint_every: steps; rounded up to whole calls.
+      keep_checkpoints: how many of the newest stay.
+      stop_at_accuracy: end the run once the evaluation's accuracy is at least this; None never does.
+      precision: of fp32 matrix products; "highest" makes CPU and GPU tables agree.
+      mesh: devices.
+      sample_every: steps between printed samples of a text model; 0 prints none.
+      tensorboard: write event files too (needs tensorboardX).
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    accumulate: int = 1
+    seed: int = 0
+    directory: str | None = None
+    steps_per_call: int = 50
+    log_every: int = 50
+    evaluate_every: int = 100
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    stop_at_accuracy: float | None = None
+    precision: Literal["highest", "default"] = "highest"
+    mesh: Mesh = Mesh()
+    sample_every: int = 0
+    tensorboard: bool = False
+
+    @chz.validate
+    def _ranges(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "steps_per_call", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"run.{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"run.seed={self.seed}: must be between 0 and {2**31 - 1}")
+        if self.sample_every < 0:
+            raise UserError(f"run.sample_every={self.sample_every}: must not be negative")
+        if self.batch_size % self.accumulate:
+            raise UserError(f"run.accumulate={self.accumulate} does not divide run.batch_size={self.batch_size}")
+        if self.batch_size // self.accumulate % (self.mesh.data * self.mesh.fsdp):
+            raise UserError(f"run.batch_size={self.batch_size} cannot be split over {self.mesh.data * self.mesh.fsdp} devices")
+
+
+@chz.chz(typecheck=True)
+class Experiment(Config):
+    """One run's whole configuration."""
+
+    name: str
+    model: LanguageModel
+    data: DataConfig
+    optimizer: AdamW = AdamW()
+    run: Run = Run()
+
+    @chz.validate
+    def _fits(self) -> None:
+        limit = self.model.maximum_length()
+        longest = self.data.longest
+        if limit is not None and longest > limit:
+            raise UserError(f"the data has sequences of {longest} tokens, this model takes at most {limit} (see the mixers' maximum_length)")
+
+
+VALUE_PATHS = (*(f"optimizer.{name}" for name in VALUE_FIELDS), "run.seed")
+"""Fields in which members of one population may differ: they change numbers, not the program."""
+
+CHANGEABLE = (
+    "run.steps",
+    "run.directory",
+    "run.log_every",
+    "run.keep_checkpoints",
+    "run.checkpoint_every",
+    "run.sample_every",
+    "run.tensorboard",
+)
+"""Fields that may change when a run is resumed."""
+
+
+def program_of(experiment: Experiment) -> Experiment:
+    """`experiment` with all values-only fields at fixed numbers: equal for experiments that compile to one program."""
+    optimizer = chz.replace(experiment.optimizer, **{name: getattr(AdamW(), name) for name in VALUE_FIELDS})
+    run = chz.replace(experiment.run, seed=0, directory=None, log_every=1, keep_checkpoints=1, checkpoint_every=1, sample_every=0, tensorboard=False)
+    return chz.replace(experiment, name="", optimizer=optimizer, run=run)

@@ -1,0 +1,93 @@
+"""What a run tells: metrics.jsonl always, TensorBoard when asked, and lines on the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from configuration import UserError
+from training.experiment import Experiment
+from training.run_folder import RunFolder
+
+
+class Reporter:
+    """Reports for the members of one session."""
+
+    def __init__(self, folders: list[RunFolder], experiment: Experiment, say: Callable[[str], None]):
+        self.folders = folders
+        self.experiment = experiment
+        self.say = say
+        self._last_line = 0.0
+        self._bar: Any = None
+        self._boards = [_tensorboard(folder) for folder in folders] if experiment.run.tensorboard else []
+
+    def banner(self, parameters: int, device: Any, population: int | None) -> None:
+        many = f", {population} members at once" if population else ""
+        self.say(f"{self.experiment.name}: {parameters:,} parameters on {device.device_kind}{many}, {self.experiment.run.steps:,} steps -> {self.folders[0].path}")
+
+    def steps(self, step: int, metrics: dict[str, np.ndarray], active: list[bool], seconds: list[float]) -> None:
+        """Logs the steps of one call that fall on `log_every`; metrics are (steps,) or (members, steps)."""
+        length = np.asarray(metrics["loss"]).shape[-1]
+        every = self.experiment.run.log_every
+        for index, folder in enumerate(self.folders):
+            if not active[index]:
+                continue
+            rows = {name: np.asarray(value).reshape(-1, length)[index] for name, value in metrics.items()}
+            for offset in range(length):
+                at = step - length + offset + 1
+                if at % every == 0:
+                    record = {"step": at, **{name: float(row[offset]) for name, row in rows.items()}, "seconds": round(seconds[index], 3)}
+                    folder.log(record)
+                    self._board(index, at, record)
+        self._progress(step, metrics)
+
+    def evaluation(self, index: int, step: int, found: dict[str, Any], seconds: float) -> None:
+        self.folders[index].log({"step": step, "evaluation": found, "seconds": round(seconds, 3)})
+        self._board(index, step, {f"evaluation/{name}": value for name, value in found.items() if isinstance(value, float)})
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
+        self._line(f"  {self.folders[index].path.name} step {step:,}: {shown}")
+
+    def sample(self, text: str) -> None:
+        self._line("  sample: " + text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        for board in self._boards:
+            board.close()
+
+    def _progress(self, step: int, metrics: dict[str, np.ndarray]) -> None:
+        loss = float(np.mean(np.asarray(metrics["loss"])[..., -1]))
+        if sys.stderr.isatty():
+            import tqdm
+
+            if self._bar is None:
+                self._bar = tqdm.tqdm(total=self.experiment.run.steps, unit="step", leave=False)
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix(loss=f"{loss:.4f}")
+        elif time.monotonic() - self._last_line > 10:
+            self._last_line = time.monotonic()
+            self.say(f"  step {step:,}/{self.experiment.run.steps:,} loss {loss:.4f}")
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        self.say(text)
+
+    def _board(self, index: int, step: int, record: dict[str, Any]) -> None:
+        if self._boards:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self._boards[index].add_scalar(name, value, step)
+
+
+def _tensorboard(folder: RunFolder) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise UserError("run.tensorboard=True needs the package tensorboardX, which is not installed") from None
+    return SummaryWriter(str(folder.path))

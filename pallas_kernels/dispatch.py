@@ -6,15 +6,30 @@ serve a call (or None when it can). `backend=None` takes the first that can; nam
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 BACKENDS = ("pallas_gpu", "pallas_tpu", "xla", "reference")
 
 Refusal = str | None
 Implementation = tuple[Callable[..., Any], Callable[..., Refusal]]
+
+
+_preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar("preferred_backend", default=None)
+
+
+@contextlib.contextmanager
+def preferred_backend(backend: str) -> Iterator[None]:
+    """Operations traced inside, of those that leave `backend` open, run on this one if they have it (tests compare whole models so)."""
+    token = _preferred.set(backend)
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
 
 
 def choose(operation: str, backend: str | None, implementations: Mapping[str, Implementation], *args: Any, **kwargs: Any) -> Callable[..., Any]:
@@ -36,7 +51,10 @@ def choose(operation: str, backend: str | None, implementations: Mapping[str, Im
         if reason:
             raise ValueError(f"{operation}: {backend} cannot serve this call: {reason}")
         return function
-    for name, (function, refuses) in implementations.items():
+    preferred = _preferred.get()
+    names = sorted(implementations, key=lambda name: name != preferred)
+    for name in names:
+        function, refuses = implementations[name]
         if refuses(*args, **kwargs) is None:
             _log_choice(operation, name)
             return function

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import time
@@ -13,15 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from configuration import UserError, to_json
 from models.accounting import state_bytes_at
 from models.functional import count
 from training.checkpoints import Checkpoints
 from training.experiment import Experiment
 from training.feeds import make_feed
 from training.metrics import Reporter
-from training.program import Program, member_values, program_for
-from training.run_folder import RunFolder, environment, read_json, same_bits_possible
+from training.program import member_values, program_for
+from training.run_folder import RunFolder, environment, same_bits_possible
 
 Print = Callable[[str], None]
 
@@ -284,5 +282,3 @@ class _on_termination:
         for number, handler in self.old.items():
             signal.signal(number, handler)
 
-
-__all__ = ["UserError", "math", "read_json", "run_directory", "to_json", "train", "train_members", "Program"]

@@ -1,0 +1,237 @@
+"""Multi-query associative recall (MQAR).
+
+    tokens   k1 v1 k2 v2 ... kD vD | ...... k2 f ...... k1 f ...        (context, then queries among filler f)
+    label                                   v2          v1               at the query's own position
+
+A context of D pairs, then each key once more, on an even position; asked there, the model should say the key's value, which
+the input doesn't repeat. Query j stands at 2 D passes + 2 gap_j, gaps drawn without replacement with p(i) ~ a i^(a-1) over the
+(length - 2 D passes) / 2 slots: a = 0.01 puts most queries close behind the context.
+
+Source: Arora, Eyuboglu et al., Zoology (arXiv 2312.04927), section 4 and appendix; its generator, HazyResearch/zoology,
+`zoology/data/multiquery_ar.py`.
+
+Easy to get wrong:
+- The value of a key is not in the input after the query: its place holds filler. A model that copies the next token fails.
+- The first drawn gap belongs to the first key, so early keys tend to be asked early. Top-k of log p + Gumbel noise gives
+  the gaps in the order in which successive draws without replacement give them.
+- The published random filler may repeat a key of the context, followed by something else: a contradiction without a label
+  (at vocabulary 256, length 64 and 8 pairs more than one an example). Here filler avoids the example's keys; `contradictions=True`
+  gives the published behaviour.
+- A batch is a pure function of (seed, step, slice): nothing is stored, and resuming needs no data state.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import chz
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configuration import Config, UserError
+from data.batch import Batch, DataConfig
+
+_TRAIN, _EVALUATION = 0x6D716100, 0x6D716101
+"""Folded into the seed: two streams that share nothing with each other, nor with parameters or dropout of the same seed."""
+
+
+@chz.chz(typecheck=True)
+class RecallSlice(Config):
+    """Examples of one size: `length` tokens with `pairs` key-value pairs; `weight` is the share of training calls it gets."""
+
+    length: int
+    pairs: int
+    weight: float = 1.0
+
+    @chz.validate
+    def _ranges(self) -> None:
+        if self.length < 2 or self.length % 2:
+            raise UserError(f"length={self.length}: must be even and at least 2, keys stand on even positions")
+        if self.pairs < 1:
+            raise UserError(f"pairs={self.pairs}: must be at least 1")
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise UserError(f"weight={self.weight}: must be positive and finite")
+
+    @property
+    def name(self) -> str:
+        """For metrics and tables: LENGTHxPAIRS."""
+        return f"{self.length}x{self.pairs}"
+
+
+@chz.chz(typecheck=True)
+class MQAR(DataConfig):
+    """Multi-query associative recall, made on the device.
+
+        task = MQAR(vocab_size=256, length=64, pairs=8)
+        batch = task.train_batch(seed=0, step=0, batch_size=4)
+
+    Attributes:
+      vocab_size: token ids; 0 is the zero filler, keys are 1 .. V/2 - 1, values V/2 .. V - 1.
+      length, pairs: the one slice that is trained and evaluated where `mixture` and `evaluation` are empty.
+      power: a of the gaps' law p(i) ~ a i^(a-1); 1 is uniform.
+      filler: what stands between queries: uniformly drawn tokens, or 0.
+      passes: how often the context is repeated.
+      contradictions: random filler may repeat a key of the context, as in the published generator.
+      mixture: training slices; each call of steps draws one by weight.
+      evaluation: evaluation slices; empty: the training slices.
+      evaluation_examples: examples a slice.
+    """
+
+    vocab_size: int = 8192
+    length: int = 64
+    pairs: int = 4
+    power: float = 0.01
+    filler: Literal["random", "zero"] = "random"
+    passes: int = 1
+    contradictions: bool = False
+    mixture: tuple[RecallSlice, ...] = ()
+    evaluation: tuple[RecallSlice, ...] = ()
+    evaluation_examples: int = 1000
+
+    @chz.validate
+    def _ranges(self) -> None:
+        if not (self.power > 0 and math.isfinite(self.power)):
+            raise UserError(f"power={self.power}: must be positive and finite")
+        if self.passes < 1:
+            raise UserError(f"passes={self.passes}: must be at least 1")
+        if self.evaluation_examples < 1:
+            raise UserError(f"evaluation_examples={self.evaluation_examples}: must be at least 1")
+
+    @chz.validate
+    def _slices_fit(self) -> None:
+        for role, slices in (("mixture", self.train_slices()), ("evaluation", self.evaluation_slices())):
+            names = [part.name for part in slices]
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise UserError(f"{role} has slice {repeated[0]} twice; give it once, with the sum of the weights")
+            for part in slices:
+                self._check(part)
+
+    def _check(self, part: RecallSlice) -> None:
+        if self.vocab_size <= part.length:
+            raise UserError(f"vocab_size={self.vocab_size}: must be larger than the length, {part.length}")
+        if part.pairs > self.vocab_size // 2 - 1:
+            raise UserError(f"pairs={part.pairs}: a vocabulary of {self.vocab_size} has {self.vocab_size // 2 - 1} keys")
+        needed = 2 * part.pairs * self.passes + 2 * part.pairs
+        if needed > part.length:
+            most = part.length // (2 * self.passes + 2)
+            raise UserError(
+                f"pairs={part.pairs} need {needed} tokens (2 pairs passes + 2 pairs, passes={self.passes}) and the length is "
+                f"{part.length}: at most {most} pairs fit"
+            )
+
+    @property
+    def vocabulary(self) -> int:
+        return self.vocab_size
+
+    @property
+    def longest(self) -> int:
+        return max(part.length for part in (*self.train_slices(), *self.evaluation_slices()))
+
+    def train_slices(self) -> tuple[RecallSlice, ...]:
+        """Slices of the training mixture."""
+        return self.mixture or (RecallSlice(length=self.length, pairs=self.pairs),)
+
+    def evaluation_slices(self) -> tuple[RecallSlice, ...]:
+        """Slices that are evaluated, each on `evaluation_examples` examples."""
+        return self.evaluation or self.train_slices()
+
+    def slice_for(self, seed: int, call_index: int) -> RecallSlice:
+        """The training slice of one call of steps, drawn by weight; the same for the same arguments. Host side."""
+        slices = self.train_slices()
+        ends = np.cumsum([part.weight for part in slices])
+        drawn = np.random.default_rng([seed, call_index]).random() * ends[-1]
+        return slices[min(int(np.searchsorted(ends, drawn, side="right")), len(slices) - 1)]
+
+    def train_batch(self, seed: int | jax.Array, step: int | jax.Array, slice: RecallSlice | None = None, batch_size: int = 64) -> Batch:
+        """The training batch of one step; `slice` None is the first training slice. Seed and step may be traced."""
+        return self._stream(_TRAIN, seed, step, slice or self.train_slices()[0], batch_size)
+
+    def evaluation_batch(
+        self, seed: int | jax.Array, index: int | jax.Array, slice: RecallSlice | None = None, batch_size: int = 64
+    ) -> Batch:
+        """Evaluation batch number `index`, never one of the training stream; `slice` None is the first evaluation slice."""
+        return self._stream(_EVALUATION, seed, index, slice or self.evaluation_slices()[0], batch_size)
+
+    def batch(self, key: jax.Array, step: int | jax.Array, slice: RecallSlice, batch_size: int) -> Batch:
+        """`sample` at number `step` of the stream that `key` starts."""
+        return self.sample(jax.random.fold_in(key, step), slice, batch_size)
+
+    def _stream(self, role: int, seed: int | jax.Array, number: int | jax.Array, part: RecallSlice, batch_size: int) -> Batch:
+        key = jax.random.key(seed)
+        # With the size folded in, slices that are evaluated at the same numbers are independent.
+        for fold in (role, part.length, part.pairs):
+            key = jax.random.fold_in(key, fold)
+        return self.batch(key, number, part, batch_size)
+
+    def sample(self, key: jax.Array, slice: RecallSlice, batch_size: int) -> Batch:
+        """A batch of `slice.length` tokens and `slice.pairs` targets a row; jit with `slice` and `batch_size` static.
+
+        Targets are in the order of the pairs, so `target_positions` are not sorted.
+
+        Raises:
+          UserError: the slice does not fit the vocabulary or the passes.
+        """
+        self._check(slice)
+        length, pairs, half = slice.length, slice.pairs, self.vocab_size // 2
+        key_of_keys, key_of_values, key_of_gaps, key_of_filler = jax.random.split(key, 4)
+        keys = 1 + _distinct(key_of_keys, batch_size, half - 1, pairs)
+        values = half + _distinct(key_of_values, batch_size, self.vocab_size - half, pairs)
+        context_length = 2 * pairs * self.passes
+        gaps = _gaps(key_of_gaps, batch_size, (length - context_length) // 2, pairs, self.power)
+        positions = context_length + 2 * gaps
+
+        context = jnp.tile(jnp.stack([keys, values], axis=-1).reshape(batch_size, 2 * pairs), (1, self.passes))
+        rest = self._filler(key_of_filler, keys, length - context_length)
+        tokens = jnp.concatenate([context, rest], axis=1)
+        tokens = tokens.at[jnp.arange(batch_size)[:, None], positions].set(keys, unique_indices=True)
+        return Batch(tokens=tokens, targets=values, target_positions=positions, weights=jnp.ones((batch_size, pairs), jnp.float32))
+
+    def _filler(self, key: jax.Array, keys: jax.Array, length: int) -> jax.Array:
+        b, pairs = keys.shape
+        if self.filler == "zero":
+            return jnp.zeros((b, length), jnp.int32)
+        if self.contradictions:
+            return jax.random.randint(key, (b, length), 0, self.vocab_size, jnp.int32)
+        rank = jax.random.randint(key, (b, length), 0, self.vocab_size - pairs, jnp.int32)
+        return _remaining(rank, jnp.sort(keys, axis=1))
+
+
+def _distinct(key: jax.Array, batch_size: int, choices: int, count: int) -> jax.Array:
+    """`count` different numbers of 0 .. choices - 1 a row, every ordered selection equally likely, (b, count) int32."""
+    if choices < 4 * count:
+        # Redrawing would take long when few choices are left; a random number a choice is cheap then.
+        return jax.lax.top_k(jax.random.uniform(key, (batch_size, choices)), count)[1].astype(jnp.int32)
+    # Numbers that repeat an earlier one of their row are drawn again until none does. Nothing here tells one number from another,
+    # so every ordered selection is as likely as every other. It takes a few rounds of `count` draws instead of `choices` draws.
+    earlier = jnp.tri(count, k=-1, dtype=bool)
+
+    def draw(round: jax.Array) -> jax.Array:
+        return jax.random.randint(jax.random.fold_in(key, round), (batch_size, count), 0, choices, jnp.int32)
+
+    def repeats(drawn: jax.Array) -> jax.Array:
+        return jnp.any((drawn[:, :, None] == drawn[:, None, :]) & earlier, axis=-1)
+
+    def redraw(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        drawn, repeated, round = carry
+        drawn = jnp.where(repeated, draw(round), drawn)
+        return drawn, repeats(drawn), round + 1
+
+    first = draw(jnp.uint32(0))
+    return jax.lax.while_loop(lambda carry: jnp.any(carry[1]), redraw, (first, repeats(first), jnp.uint32(1)))[0]
+
+
+def _remaining(rank: jax.Array, taken: jax.Array) -> jax.Array:
+    """The number at `rank` (b, t) among 0, 1, 2, ... without `taken` (b, k), which is sorted and without repeats."""
+    # taken[i] - i numbers before taken[i] are free, so taken[i] comes before the free number of this rank iff that is <= rank.
+    free_before = taken - jnp.arange(taken.shape[1], dtype=taken.dtype)
+    return rank + jnp.sum(free_before[:, None, :] <= rank[:, :, None], axis=-1, dtype=rank.dtype)
+
+
+def _gaps(key: jax.Array, batch_size: int, space: int, count: int, power: float) -> jax.Array:
+    """`count` slots of 0 .. space - 1 a row, drawn one after the other without replacement with p(i) ~ (i + 1)^(power - 1)."""
+    log_weight = (power - 1) * np.log(np.arange(1, space + 1))
+    noise = jax.random.gumbel(key, (batch_size, space)) + jnp.asarray(log_weight, jnp.float32)
+    return jax.lax.top_k(noise, count)[1].astype(jnp.int32)

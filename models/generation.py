@@ -1,0 +1,76 @@
+"""Continuing prompts from the decoding state: one prefill, then one token at a time inside a compiled loop."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configuration import UserError
+from models.functional import FunctionalModel, Params
+
+
+def generate(
+    model: FunctionalModel, params: Params, prompts: np.ndarray, length: int, *, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0
+) -> np.ndarray:
+    """Samples `length` tokens after each prompt.
+
+    Args:
+      prompts: (b, t) int, at least one token each.
+      temperature: 0 takes the likeliest token.
+      top_p: samples from the smallest set of tokens whose probabilities reach this sum (Holtzman et al. 2020).
+      seed: same seed, same text.
+
+    Returns:
+      (b, length) int32, the new tokens only.
+
+    Raises:
+      UserError: an empty prompt, an impossible setting, or more tokens than the model can take.
+    """
+    prompts = np.asarray(prompts, np.int32)
+    if prompts.ndim != 2 or prompts.shape[1] == 0:
+        raise UserError("generation needs a prompt of at least one token")
+    if length < 1:
+        raise UserError(f"length={length}: at least one token must be generated")
+    if temperature < 0:
+        raise UserError(f"temperature={temperature}: must not be negative")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p={top_p}: must be in (0, 1]")
+    total = prompts.shape[1] + length
+    limit = model.config.maximum_length()
+    if limit is not None and total > limit:
+        raise UserError(f"prompt and continuation are {total} tokens; this model takes at most {limit}")
+    run = _compiled(model, prompts.shape[1], length, temperature == 0)
+    return np.asarray(run(params, prompts, jax.random.key(seed), jnp.float32(max(temperature, 1e-6)), jnp.float32(top_p)))
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(model: FunctionalModel, prompt_length: int, length: int, greedy: bool):
+    def run(params: Params, prompts: jax.Array, key: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
+        module = model.bind(params)
+        state = module.init_state(prompts.shape[0], prompt_length + length)
+        hidden, state = module.extend(prompts, state)
+
+        def step(carry, key):
+            hidden, state = carry
+            logits = module.logits(hidden)
+            token = jnp.argmax(logits, axis=-1) if greedy else _sample(key, logits / temperature, top_p)
+            hidden, state = module.extend(token[:, None].astype(jnp.int32), state)
+            return (hidden[:, -1], state), token.astype(jnp.int32)
+
+        _, tokens = jax.lax.scan(step, (hidden[:, -1], state), jax.random.split(key, length))
+        return tokens.T
+
+    return jax.jit(run)
+
+
+def _sample(key: jax.Array, logits: jax.Array, top_p: jax.Array) -> jax.Array:
+    order = jnp.argsort(-logits, axis=-1)
+    ranked = jnp.take_along_axis(logits, order, axis=-1)
+    probabilities = jax.nn.softmax(ranked, axis=-1)
+    # Kept as long as the tokens before it do not reach top_p: the likeliest always stays.
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    choice = jax.random.categorical(key, jnp.where(before < top_p, ranked, -jnp.inf), axis=-1)
+    return jnp.take_along_axis(order, choice[:, None], axis=-1)[:, 0]

@@ -1,0 +1,67 @@
+"""The naive forms: every pair of tokens, with the number of valid tokens between them as the lag. Memory O(b t^2 d)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def short_convolution(
+    x: jax.Array,
+    taps: jax.Array,
+    bias: jax.Array | None,
+    *,
+    initial_state: jax.Array | None,
+    segment_ids: jax.Array | None,
+    initial_segment: jax.Array | None,
+    return_state: bool,
+) -> tuple[jax.Array, jax.Array | None]:
+    """See pallas_kernels.gated_convolution."""
+    b, t, d = x.shape
+    k = taps.shape[0]
+    segments = jnp.ones((b, t), jnp.int32) if segment_ids is None else segment_ids
+    old = jnp.zeros((b, k - 1, d), x.dtype) if initial_state is None else initial_state
+    old_segment = jnp.ones(b, segments.dtype) if initial_segment is None else initial_segment
+    values = jnp.concatenate([old.astype(jnp.float32), _zeroed(x, segments)], axis=1)
+    value_segments = jnp.concatenate([jnp.broadcast_to(old_segment[:, None], (b, k - 1)).astype(segments.dtype), segments], axis=1)
+    ranks = _ranks(segments)
+    value_ranks = jnp.concatenate([jnp.broadcast_to(jnp.arange(1 - k, 0), (b, k - 1)), ranks], axis=1)
+
+    y = _pairs(values, taps, ranks, value_ranks, segments, value_segments)
+    if bias is not None:
+        y = jnp.where((segments != 0)[:, :, None], y + bias, 0)
+    if not return_state:
+        return y.astype(x.dtype), None
+
+    total = jnp.sum(segments != 0, axis=1)
+    known = jnp.concatenate([jnp.ones((b, k - 1), bool), segments != 0], axis=1)
+    last = jnp.sum(jnp.where(known & (value_ranks == total[:, None] - 1), value_segments, 0), axis=1)
+    wanted = total[:, None] + jnp.arange(1 - k, 0)
+    chosen = (wanted[:, :, None] == value_ranks[:, None, :]) & (known & (value_segments == last[:, None]))[:, None, :]
+    state = jnp.einsum("bms,bsd->bmd", chosen.astype(jnp.float32), values, precision="highest")
+    return y.astype(x.dtype), state.astype(old.dtype)
+
+
+def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: jax.Array | None) -> jax.Array:
+    """See pallas_kernels.gated_convolution."""
+    segments = jnp.ones(x.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+    ranks = _ranks(segments)
+    return _pairs(_zeroed(x, segments), filter, ranks, ranks, segments, segments).astype(x.dtype)
+
+
+def _pairs(values, taps, query_ranks, key_ranks, query_segments, key_segments) -> jax.Array:
+    lag = query_ranks[:, :, None] - key_ranks[:, None, :]
+    reached = (lag >= 0) & (lag < taps.shape[0])
+    seen = reached & (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments != 0)[:, :, None]
+    weights = jnp.where(seen[..., None], taps.astype(jnp.float32)[jnp.where(seen, lag, 0)], 0)
+    return jnp.einsum("btsd,bsd->btd", weights, values, precision="highest")
+
+
+def _ranks(segments: jax.Array) -> jax.Array:
+    """Valid tokens before each one, (b, t)."""
+    valid = segments != 0
+    return jnp.cumsum(valid, axis=1) - valid
+
+
+def _zeroed(x: jax.Array, segments: jax.Array) -> jax.Array:
+    return jnp.where((segments != 0)[:, :, None], x, 0).astype(jnp.float32)

@@ -11,6 +11,7 @@ matplotlib is imported inside the functions: importing this module costs nothing
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,15 +93,19 @@ def recall_vs_state(summaries: Sequence[Summary], path: Path | str) -> None:
             spread = 0 if math.isnan(s.spread) else 100 * s.spread
             # An accuracy is at most 100 %.
             bars = [[min(spread, y)], [min(spread, 100 - y)]]
-            axes.errorbar(x, y, yerr=bars, fmt=marker, color=colour, mec="white", mew=0.4, ms=5, elinewidth=0.8, capsize=1.5, capthick=0.8, zorder=3)
+            axes.errorbar(
+                x, y, yerr=bars, fmt=marker, color=colour, mec="white", mew=0.4, ms=5, elinewidth=0.8, capsize=1.5, capthick=0.8, zorder=3
+            )
         lengths = sorted({s.state_length for s in shown if s.state_length is not None})
-        axes.set_xlabel(f"State of one sequence of {lengths[0]:,} tokens" if len(lengths) == 1 else "State at the longest evaluated length")
+        axes.set_xlabel(f"State size at {lengths[0]:,} tokens" if len(lengths) == 1 else "State size at the longest evaluated length")
         axes.set_ylabel("Accuracy (%)")
         missing = [names[s.label] for s in summaries if s not in shown]
         if missing:
             axes.plot([], [], " ", label="not shown: " + ", ".join(missing))
         figure.legend(loc="outside lower center", ncols=1 if missing else 2, handlelength=1.8, borderpad=0.1)
-        _place_labels(axes, [names[s.label] for s in shown], sizes, scores, (xs, ys))
+        corners = (np.repeat(xs, 2)[1:], np.repeat(ys, 2)[:-1])
+        guesses = [(axes.get_xlim(), (100 * chance, 100 * chance)) for chance in {s.chance for s in shown} if chance is not None]
+        _place_labels(axes, [names[s.label] for s in shown], [looks[s.label][0] for s in shown], sizes, scores, [corners, *guesses])
 
 
 def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
@@ -115,20 +120,24 @@ def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
     metric, label, scale = _metric({s.metric for s in shown})
     slices = slice_order(name for s in shown for name in s.by_slice)
     looks, names = _looks(summaries), _short_names(summaries)
-    with _figure(path, 2.6 if len(slices) > 1 else 0.75 + 0.19 * len(shown)) as figure:
+    with _figure(path, 2.6 if len(slices) > 1 else 0.85 + 0.19 * len(shown)) as figure:
         axes = figure.add_subplot()
         if len(slices) == 1:
             _bars(axes, shown, slices[0], [names[s.label] for s in shown], looks, scale)
             axes.set_xlabel(f"{label}, slice {slices[0].replace('x', '×')}")
+            if axes.get_legend_handles_labels()[0]:
+                _legend_below(figure, axes)
             return
         if metric == "accuracy":
             _percent_axis(axes)
             _chance(axes, shown)
+        ranks = sorted(range(len(shown)), key=lambda i: (shown[i].best, i))
         for index, s in enumerate(shown):
             colour, marker = looks[s.label]
             values = scale * np.array([s.by_slice.get(name, math.nan) for name in slices])
-            # Moved apart a little: architectures that solve a slice would hide each other.
-            x = np.arange(len(slices)) + 0.36 * ((index + 0.5) / len(shown) - 0.5)
+            # Moved apart, next in rank not next in place: architectures that solve a slice would hide each other.
+            place = ranks.index(index) * _stride(len(shown)) % len(shown)
+            x = np.arange(len(slices)) + min(0.6, 0.09 * len(slices)) * ((place + 0.5) / len(shown) - 0.5)
             axes.plot(x, values, marker=marker, color=colour, mec="white", mew=0.4, ms=4.5, linewidth=0.9, label=names[s.label], zorder=3)
         sizes = all(name.replace("x", "", 1).isdigit() for name in slices)
         axes.set_xticks(range(len(slices)), [name.replace("x", "\n×") if sizes else name for name in slices])
@@ -157,6 +166,7 @@ def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
         axes = figure.add_subplot()
         if metric == "accuracy":
             _percent_axis(axes)
+            _chance(axes, runs)
         for index, (group, members) in enumerate(groups.items()):
             colour, marker = looks[group]
             for run in members:
@@ -167,7 +177,7 @@ def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
             marks = {"marker": marker, "markevery": every, "ms": 4, "mec": "white", "mew": 0.4}
             axes.plot(steps, scale * score, color=colour, linewidth=1.5, label=names[group], zorder=3, **marks)
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(_locators().MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(_locators().MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
         axes.set_xlabel("Optimizer steps")
         axes.set_ylabel(label)
@@ -199,6 +209,11 @@ def _locators() -> Any:
     import matplotlib.ticker
 
     return matplotlib.ticker
+
+
+def _stride(count: int) -> int:
+    """The largest step up to a third of `count` that visits every place of a ring of `count`."""
+    return next(step for step in range(max(1, count // 3), 0, -1) if math.gcd(step, count) == 1)
 
 
 def _metric(metrics: set[str]) -> tuple[str, str, float]:
@@ -233,7 +248,7 @@ def _percent_axis(axes: Axes) -> None:
     axes.set_yticks(range(0, 101, 20))
 
 
-def _chance(axes: Axes, summaries: Sequence[Summary], vertical: bool = False) -> None:
+def _chance(axes: Axes, summaries: Sequence[Summary | RunResult], vertical: bool = False) -> None:
     for chance in sorted({s.chance for s in summaries if s.chance is not None}):
         line = axes.axvline if vertical else axes.axhline
         line(100 * chance, color=GREY, linewidth=0.8, linestyle=":", zorder=1, label=f"chance ({100 * chance:.2g} %)")
@@ -241,9 +256,12 @@ def _chance(axes: Axes, summaries: Sequence[Summary], vertical: bool = False) ->
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
     """As many columns as the figure's width takes."""
-    handles, texts = axes.get_legend_handles_labels()
+    entries = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1].startswith("chance"))
+    handles, texts = zip(*entries, strict=True)
     for columns in (4, 3, 2, 1):
-        legend = figure.legend(handles, texts, loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.0, borderpad=0.1)
+        legend = figure.legend(
+            handles, texts, loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.0, borderpad=0.1
+        )
         figure.draw_without_rendering()
         if legend.get_window_extent().width <= 0.98 * figure.bbox.width or columns == 1:
             return
@@ -261,7 +279,9 @@ def _bars(axes: Axes, summaries: Sequence[Summary], name: str, names: list[str],
     bars = {"xerr": errors, "error_kw": {"elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8, "ecolor": "#444444"}}
     axes.barh(range(len(order)), values, height=0.68, color=[looks[summaries[i].label][0] for i in order], **bars)
     for row, (value, end) in enumerate(zip(values, ends, strict=True)):
-        axes.annotate(f"{value:.1f}" if scale == 100 else f"{value:.3f}", (end, row), (3, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.annotate(
+            f"{value:.1f}" if scale == 100 else f"{value:.3f}", (end, row), (3, 0), textcoords="offset points", va="center", fontsize=7
+        )
     axes.set_yticks(range(len(order)), [names[i] for i in order])
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
@@ -270,3 +290,114 @@ def _bars(axes: Axes, summaries: Sequence[Summary], name: str, names: list[str],
         axes.set_xticks(range(0, 101, 20))
         axes.spines["bottom"].set_bounds(0, 100)
         _chance(axes, summaries, vertical=True)
+
+
+def _byte_ticks(axes: Axes) -> None:
+    """At most six labelled powers of two, on a multiple of their spacing."""
+    low, high = (math.log2(limit) for limit in axes.get_xlim())
+    spacing = max(1, math.ceil((high - low) / 6))
+    powers = range(math.ceil(low), math.floor(high) + 1)
+    labelled = [2.0**power for power in powers if power % spacing == 0]
+    axes.set_xticks(labelled, [format_bytes(size).replace(".0 ", " ") for size in labelled])
+    axes.set_xticks([2.0**power for power in powers], [""] * len(powers), minor=True)
+
+
+def _pareto(sizes: np.ndarray, scores: np.ndarray) -> list[int]:
+    """Indices of points that no point of the same or a smaller size beats, by size."""
+    front: list[int] = []
+    for index in np.lexsort((-scores, sizes)):
+        if not front or scores[index] > scores[front[-1]]:
+            front.append(int(index))
+    return front
+
+
+def _mean_curve(curves: Sequence[LearningCurve]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over runs at every step that any of them was evaluated at; before a run's first evaluation there is no mean."""
+    steps = np.unique(np.concatenate([curve.steps for curve in curves]))
+    rows = [np.interp(steps, curve.steps, curve.score, left=math.nan) for curve in curves]
+    return steps, np.mean(rows, axis=0)
+
+
+def _place_labels(axes: Axes, names: list[str], colours: list[str], xs: np.ndarray, ys: np.ndarray, lines: list[tuple[Any, Any]]) -> None:
+    """Puts each name at the cheapest free place near its point, the most crowded points first; a thin line joins them in a crowd.
+
+    The cost, in points of length: the distance, and fines for covering a marker, a name, a leader or one of `lines`, and for
+    leaving the axes.
+    """
+    from matplotlib.patheffects import withStroke
+
+    figure: Any = axes.figure
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the places are found for this layout
+    renderer = figure.canvas.get_renderer()
+    unit = figure.dpi / 72
+    points = axes.transData.transform(np.column_stack([xs, ys])) / unit
+    drawn = [axes.transData.transform(np.column_stack([x, y])) / unit for x, y in lines]
+    line = np.concatenate([_along(corners, 3.0) for corners in drawn])
+    frame = axes.get_window_extent(renderer)
+    bounds = np.array([frame.x0, frame.y0, figure.bbox.x1, frame.y1 + 3 * unit]) / unit
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    boxes: list[np.ndarray] = []
+    leaders: list[np.ndarray] = []
+    for index in np.argsort(np.sort(distances, axis=1)[:, 1:3].sum(axis=1)):
+        colour = _darker(colours[index])
+        halo = [withStroke(linewidth=1.5, foreground="white")]
+        settings: dict[str, Any] = {"textcoords": "offset points", "va": "center", "ha": "center", "fontsize": 7, "zorder": 5}
+        text = axes.annotate(names[index], (xs[index], ys[index]), (0, 0), color=colour, path_effects=halo, **settings)
+        extent = text.get_window_extent(renderer)
+        half = np.array([extent.width, extent.height]) / unit / 2
+        others = np.delete(points, index, axis=0)
+        crowded = np.any(np.delete(distances[index], index) < 14)
+        best: tuple[float, Any] = (math.inf, None)
+        for gap, angle in itertools.product((3.5, 8, 13, 19, 26, 34, 43, 53), np.arange(0, 2 * math.pi, math.pi / 12)):
+            way = np.array([math.cos(angle), math.sin(angle)])
+            # A superellipse's radius, so that the name's edge, not its middle, lies `gap` away.
+            offset = (half + gap) * np.sign(way) * np.abs(way) ** 0.4
+            box = np.concatenate([points[index] + offset - half, points[index] + offset + half])
+            near = np.clip(points[index], box[:2], box[2:])
+            leader = _along(np.array([points[index], near]), 1.0) if gap > 8 or crowded else points[:0]
+            # A leader may leave a marker across others that lie on the same spot.
+            apart = leader[np.linalg.norm(leader - points[index], axis=1) > 4]
+            cost = gap + 2 * abs(way[0] * way[1]) + 3 * _inside(box, line, 0.5)
+            cost += 500 * _inside(box, others, 4) + 1000 * sum(_overlap(box, other) for other in boxes)
+            cost += 300 * sum(_inside(box, other, 1) > 0 for other in leaders) + 300 * sum(_inside(other, leader, 1) > 0 for other in boxes)
+            cost += 40 * sum(_inside(np.tile(point, 2), apart, 3) > 0 for point in others) + 100 * sum(
+                _cross(leader, other) for other in leaders
+            )
+            cost += 2000 * (np.any(box[:2] < bounds[:2]) + np.any(box[2:] > bounds[2:]))
+            if cost < best[0]:
+                best = (cost, (offset, box, leader))
+        offset, box, leader = best[1]
+        text.set_position(tuple(offset))
+        boxes.append(box)
+        leaders.append(leader)
+        if len(leader):
+            ends = axes.transData.inverted().transform(leader[[0, -1]] * unit)
+            axes.plot(ends[:, 0], ends[:, 1], color=colour, linewidth=0.5, zorder=2, scalex=False, scaley=False)
+
+
+def _darker(colour: str) -> tuple[float, float, float]:
+    """Dark enough for small text on white."""
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    brightness = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    scale = min(1.0, 0.35 / max(brightness, 1e-6))
+    return red * scale, green * scale, blue * scale
+
+
+def _along(corners: np.ndarray, spacing: float) -> np.ndarray:
+    """Points along a line through `corners`, at most `spacing` apart, both ends among them."""
+    parts = [np.linspace(a, b, max(2, math.ceil(np.linalg.norm(b - a) / spacing) + 1)) for a, b in itertools.pairwise(corners)]
+    return np.concatenate(parts)
+
+
+def _inside(box: np.ndarray, points: np.ndarray, margin: float) -> int:
+    return int(np.all((points > box[:2] - margin) & (points < box[2:] + margin), axis=1).sum())
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.all(a[:2] < b[2:] + 1) and np.all(b[:2] < a[2:] + 1))
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two sampled lines come within a point of each other."""
+    return bool(len(a) and len(b) and np.linalg.norm(a[:, None] - b[None], axis=-1).min() < 1)

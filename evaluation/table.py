@@ -178,7 +178,9 @@ def _aligned(summaries: Sequence[Summary], columns: Sequence[Column], width: int
     widths[0] = min(widths[0], max(_LEAST_LABEL, width - sum(widths[1:]) - len(_GAP) * len(columns)))
     lines = []
     for row in rows:
-        cells = [_shortened(row[0], widths[0]).ljust(widths[0])] + [cell.rjust(size) for cell, size in zip(row[1:], widths[1:], strict=True)]
+        cells = [_shortened(row[0], widths[0]).ljust(widths[0])] + [
+            cell.rjust(size) for cell, size in zip(row[1:], widths[1:], strict=True)
+        ]
         lines.append(_GAP.join(cells).rstrip())
     lines.insert(1, _GAP.join("-" * size for size in widths))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Hyena, order 2 (Poli et al. 2023, definition 3.1; layout of HazyResearch/zoology):
+"""Hyena, order 2 (Poli et al. 2023, section 3; layout of HazyResearch/zoology):
 
     [x1, x2, v] = conv3(W_in u + b_in)        a short depthwise convolution with bias on all three
     z = x1 * v

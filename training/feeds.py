@@ -10,6 +10,8 @@ import numpy as np
 from data.batch import Batch
 from data.synthetics import MQAR
 from data.text import Text
+from evaluation.text import evaluate_text
+from models.generation import generate
 from training.experiment import Experiment
 from training.program import Program
 
@@ -35,7 +37,7 @@ class RecallFeed:
         # One slice a call, so that one compiled program serves it; the draw is the same for all members of a population.
         return self.program.train(state, values, length, self.data.slice_for(0, call))
 
-    def evaluate(self, params: Any, seeds: list[int]) -> list[dict[str, Any]]:
+    def evaluate(self, params: Any, seeds: list[int], final: bool = False) -> list[dict[str, Any]]:
         """Accuracy and loss by slice for each member; `accuracy` is the mean over slices."""
         members = self.program.population or 1
         rows: list[dict[str, Any]] = [{"accuracy_by_slice": {}, "loss_by_slice": {}} for _ in range(members)]
@@ -81,10 +83,13 @@ class TextFeed:
         batches: list[Batch] = [next(self.iterator) for _ in range(length)]
         return self.program.train_on(state, values, jax.tree.map(lambda *leaves: np.stack(leaves), *batches))
 
-    def evaluate(self, params: Any, seeds: list[int]) -> list[dict[str, Any]]:
-        from evaluation.text import bits_per_byte
+    def evaluate(self, params: Any, seeds: list[int], final: bool = False) -> list[dict[str, Any]]:
+        """Bits a byte on held-out documents; at the end of a run also by slice, and the bigram model's."""
 
-        return [bits_per_byte(self.program, params, self.data, self.experiment.run.batch_size)]
+        def losses(batch: Batch) -> np.ndarray:
+            return np.asarray(self.program.evaluate_on(params, batch)["loss"])
+
+        return [evaluate_text(losses, self.data, self.experiment.run.batch_size, final=final)]
 
     def state(self) -> Any:
         return self.iterator.get_state()
@@ -99,8 +104,6 @@ class TextFeed:
         return {"corpus": self.data.describe()}
 
     def sample(self, params: Any, step: int) -> str:
-        from models.generation import generate
-
         prompt = self.data.prompt(seed=step)
         tokens = generate(self.program.model, params, np.array([prompt]), 120, temperature=0.8, top_p=0.95, seed=step)
         return repr(self.data.decode(prompt)) + " -> " + repr(self.data.decode(tokens[0]))

@@ -151,7 +151,8 @@ class _Session:
 
     def _evaluate(self, state: Any, step: int, feed: Any, reporter: Reporter, diverged: np.ndarray) -> None:
         begun = time.perf_counter()
-        found = feed.evaluate(state["params"], [member.experiment.run.seed for member in self.members])
+        last = step >= self.first.run.steps
+        found = feed.evaluate(state["params"], [member.experiment.run.seed for member in self.members], final=last)
         seconds = time.perf_counter() - begun
         for index, member in enumerate(self.members):
             if member.done is not None:

@@ -1,0 +1,104 @@
+"""Multi-query associative recall at a size for two CPU cores: a convolution of width 3, then the mixer, no MLP, no positions.
+
+Setting of all experiments here: vocabulary 256, length 64, 8 pairs, random filler, width 64, 2 layers, batch 64, AdamW at 3e-3 with
+weight decay 0.1 on everything, cosine to 0 over 1,900 steps.
+"""
+
+from __future__ import annotations
+
+import chz
+
+from data.synthetics import MQAR
+from experiments.study import Study, grid
+from layers import (
+    Attention,
+    BaseConvolution,
+    Hyena,
+    Landmark,
+    LinearAttention,
+    MixtureOfHeads,
+    SlidingWindow,
+)
+from layers.feature_maps import Taylor
+from layers.mixer import MixerConfig
+from layers.norms import LayerNorm
+from models import LanguageModel, repeat
+from training.experiment import Experiment, Run
+from training.optimizer import AdamW
+
+
+def recall(name: str, mixer: MixerConfig) -> Experiment:
+    """The fixed setting with `mixer` as the second layer."""
+    return Experiment(
+        name=name,
+        model=LanguageModel(width=64, stages=repeat(BaseConvolution(kernel=3), mixer, depth=2), norm=LayerNorm(), mlp=None),
+        data=MQAR(vocab_size=256, length=64, pairs=8),
+        optimizer=AdamW(learning_rate=3e-3, weight_decay=0.1, decay_everything=True),
+        run=Run(steps=1900, batch_size=64, steps_per_call=50, evaluate_every=100, checkpoint_every=500),
+    )
+
+
+def attention() -> Experiment:
+    """Convolution + softmax attention; solves the task."""
+    return recall("mqar.attention", Attention())
+
+
+def based() -> Experiment:
+    """Convolution + linear attention with Taylor features of 8 dimensions (Based)."""
+    return recall("mqar.based", LinearAttention(feature_dim=8, feature_map=Taylor()))
+
+
+def window() -> Experiment:
+    """Convolution + a window of 17 keys; answers what lies in reach, no more."""
+    return recall("mqar.window", SlidingWindow(window=17))
+
+
+def convolution() -> Experiment:
+    """Convolution + a long convolution with an implicit filter; mixes by place, not by content."""
+    return recall("mqar.convolution", BaseConvolution(kernel=None, maximum_length=64))
+
+
+def hyena() -> Experiment:
+    """Convolution + Hyena."""
+    return recall("mqar.hyena", Hyena(maximum_length=64))
+
+
+def landmark() -> Experiment:
+    """Convolution + landmark attention in blocks of 8 tokens and their landmark."""
+    return recall("mqar.landmark", Landmark(block=8))
+
+
+def mixture_of_heads() -> Experiment:
+    """Convolution + mixture of heads: 4 heads, 2 shared, 1 of 2 routed active, the published code's gates."""
+    return recall("mqar.mixture_of_heads", MixtureOfHeads(heads=4, shared=2, active=1, gates="code"))
+
+
+def _small(name: str, mixer: MixerConfig) -> Experiment:
+    experiment = recall(name, mixer)
+    return chz.replace(
+        experiment,
+        model=chz.replace(experiment.model, width=32),
+        data=MQAR(vocab_size=64, length=32, pairs=4),
+        run=Run(steps=600, batch_size=64, steps_per_call=50, evaluate_every=100, checkpoint_every=600),
+    )
+
+
+def small() -> Study:
+    """All seven mixers, two learning rates x two seeds, at vocabulary 64, length 32, 4 pairs, width 32, 600 steps.
+
+    python main.py compare mqar.small
+    """
+    mixers: dict[str, MixerConfig] = {
+        "mqar.attention": Attention(),
+        "mqar.based": LinearAttention(feature_dim=8, feature_map=Taylor()),
+        "mqar.window": SlidingWindow(window=9),
+        "mqar.convolution": BaseConvolution(kernel=None, maximum_length=32),
+        "mqar.hyena": Hyena(maximum_length=32),
+        "mqar.landmark": Landmark(block=8),
+        "mqar.mixture_of_heads": MixtureOfHeads(heads=4, shared=2, active=1, gates="code"),
+    }
+    return Study(
+        experiments=tuple(_small(name, mixer) for name, mixer in mixers.items()),
+        sweep=grid({"optimizer.learning_rate": (3e-3, 1e-2), "run.seed": (0, 1)}),
+        template=_small,
+    )

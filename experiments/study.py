@@ -1,0 +1,61 @@
+"""Studies: several experiments and the values to try on each."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from configuration import UserError
+from layers.mixer import MixerConfig
+from training.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What `main.py compare` runs: every experiment at every point of the sweep.
+
+    Attributes:
+      experiments: one an architecture; names are labels in tables and plots.
+      sweep: points, each a dict of dotted overrides.
+      template: (label, mixer) -> experiment, for mixers that a user adds with `--with`; None if the study takes none.
+    """
+
+    experiments: tuple[Experiment, ...]
+    sweep: tuple[dict[str, Any], ...] = ({},)
+    template: Callable[[str, MixerConfig], Experiment] | None = None
+
+
+def grid(axes: dict[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
+    """All combinations of the axes' values, the last axis fastest."""
+    return tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+
+
+def add_mixers(study: Study, name: str, files: list[ModuleType]) -> list[Experiment]:
+    """An experiment for every mixer config that the user's files define.
+
+    A file gives either instances at module level (labelled by their variable), or classes with defaults for every field.
+
+    Raises:
+      UserError: the study takes no mixers, a file defines none, or a class needs arguments.
+    """
+    if files and study.template is None:
+        raise UserError(f"{name} takes no mixers of your own")
+    added = []
+    for file in files:
+        found = {label: value for label, value in vars(file).items() if isinstance(value, MixerConfig) and not label.startswith("_")}
+        if not found:
+            for label, value in vars(file).items():
+                if inspect.isclass(value) and issubclass(value, MixerConfig) and value.__module__ == file.__name__:
+                    try:
+                        found[label] = value()
+                    except TypeError as error:
+                        raise UserError(f"{label} in {file.__file__} has fields without a default; make an instance of it in the file") from error
+        if not found:
+            raise UserError(f"{file.__file__} defines no mixer config: an instance or a subclass of layers.mixer.MixerConfig")
+        assert study.template is not None
+        added += [study.template(label, mixer) for label, mixer in found.items()]
+    return added

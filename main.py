@@ -1,0 +1,199 @@
+"""The command line of Recollect. Heavy imports happen inside commands, so that `list` and errors answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from configuration.base import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code (2 for a user's mistake, 130 for a stopped run)."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    try:
+        return COMMANDS[given.command](given)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with this project's error line."""
+
+    def error(self, message: str):
+        print(f"error: {message} (see `python main.py --help`)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="main.py", description="Efficient attention architectures: recall, state size, speed, pretraining, export.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="command")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        if name != "list":
+            added.add_argument("--with", dest="extra", action="append", default=[], metavar="FILE.py", help="a file of yours that defines mixers (it is run)")
+        return added
+
+    command("list", "names of all experiments and studies")
+    describe = command("describe", "parameters, FLOPs, state bytes and a compile check, without data")
+    describe.add_argument("experiment")
+    describe.add_argument("--target", metavar="tpu:v5e:2x2", help="compile ahead of time for this slice (needs libtpu) and print memory a device")
+    train = command("train", "train one experiment; the same command resumes it")
+    train.add_argument("experiment")
+    compare = command("compare", "train what a study lacks, then table and plots")
+    compare.add_argument("study")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="where runs, table and plots go (default: runs/STUDY)")
+    compare.add_argument("--together", action=argparse.BooleanOptionalAction, default=None, help="train members that differ in values only at once (default: on accelerators)")
+    compare.add_argument("--only", action="append", default=[], metavar="EXPERIMENT", help="only these experiments of the study")
+    evaluate = command("evaluate", "evaluate a run's newest checkpoint")
+    evaluate.add_argument("run", type=Path)
+    generate = command("generate", "continue a prompt with a text model")
+    generate.add_argument("run", type=Path)
+    generate.add_argument("--prompt", default="def ")
+    generate.add_argument("--length", type=int, default=200, help="tokens to generate")
+    generate.add_argument("--temperature", type=float, default=0.8)
+    generate.add_argument("--top-p", type=float, default=0.95)
+    generate.add_argument("--seed", type=int, default=0)
+    export = command("export", "write a run's newest checkpoint as safetensors + config.json")
+    export.add_argument("run", type=Path)
+    export.add_argument("out", type=Path)
+    for added in (describe, train, compare, evaluate, generate):
+        added.add_argument("overrides", nargs="*", metavar="path=value", help="for example optimizer.learning_rate=3e-4")
+    return parser
+
+
+def _list(given: argparse.Namespace) -> int:
+    from experiments.registry import entries
+
+    for kind, title in (("experiment", "Experiments (train, describe):"), ("study", "Studies (compare):")):
+        print(title)
+        for entry in entries().values():
+            if entry.kind == kind:
+                print(f"  {entry.name:32} {entry.summary}")
+    return 0
+
+
+def _load(given: argparse.Namespace, kind: str, name: str):
+    from configuration.files import load_definitions
+    from experiments.registry import load
+
+    definitions = [load_definitions(Path(path)) for path in given.extra]
+    return load(name, kind), definitions
+
+
+def _describe(given: argparse.Namespace) -> int:
+    from configuration import apply_overrides
+    from training.describe import describe
+
+    experiment, _ = _load(given, "experiment", given.experiment)
+    describe(apply_overrides(experiment, given.overrides), target=given.target, say=print)
+    return 0
+
+
+def _train(given: argparse.Namespace) -> int:
+    from configuration import apply_overrides
+    from training.loop import run_directory, train
+
+    experiment, _ = _load(given, "experiment", given.experiment)
+    experiment = apply_overrides(experiment, given.overrides)
+    result = train(experiment)
+    shown = {name: result[name] for name in ("accuracy", "bits_per_byte", "loss", "status", "steps", "seconds", "examples_per_second") if name in result}
+    print(", ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()))
+    print(f"result: {run_directory(experiment) / 'result.json'}")
+    return 0
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from configuration import apply_overrides
+    from evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
+    from evaluation.results import load_runs, summarise
+    from evaluation.table import format_table, write_csv
+    from experiments.study import add_mixers
+    from training.sweeps import run_study
+
+    study, definitions = _load(given, "study", given.study)
+    experiments = list(study.experiments) + add_mixers(study, given.study, definitions)
+    if given.only:
+        names = [experiment.name for experiment in experiments]
+        for name in given.only:
+            if name not in names:
+                raise UserError(f"{given.study} has no experiment {name!r}; it has {', '.join(names)}")
+        experiments = [experiment for experiment in experiments if experiment.name in given.only]
+    experiments = [apply_overrides(experiment, given.overrides) for experiment in experiments]
+    out = given.out or Path("runs") / given.study
+    runs = load_runs(run_study(experiments, study.sweep, out, together=given.together))
+    summaries = summarise(runs)
+    print(format_table(summaries))
+    write_csv(out / "results.csv", runs)
+    accuracy_by_slice(summaries, out / "accuracy_by_slice.png")
+    learning_curves(runs, out / "learning_curves.png")
+    recall_vs_state(summaries, out / "recall_vs_state.png")
+    print(f"table: {out / 'results.csv'}; plots: {out / 'accuracy_by_slice.png'}, {out / 'learning_curves.png'}")
+    print(f"recall against state size: {out / 'recall_vs_state.png'}")
+    return 0
+
+
+def _evaluate(given: argparse.Namespace) -> int:
+    from training.saved_runs import evaluate_run
+
+    _definitions(given)
+    found = evaluate_run(given.run, given.overrides)
+    import json
+
+    print(json.dumps(found, indent=2))
+    return 0
+
+
+def _generate(given: argparse.Namespace) -> int:
+    from training.saved_runs import continue_prompt
+
+    _definitions(given)
+    print(continue_prompt(given.run, given.overrides, given.prompt, given.length, given.temperature, given.top_p, given.seed))
+    return 0
+
+
+def _export(given: argparse.Namespace) -> int:
+    from export.safetensors_format import export_safetensors
+    from training.saved_runs import open_run
+
+    _definitions(given)
+    run = open_run(given.run)
+    export_safetensors(run.params, run.experiment, given.out, extra={"step": run.step})
+    print(f"exported: {given.out / 'model.safetensors'}, {given.out / 'config.json'}")
+    return 0
+
+
+def _definitions(given: argparse.Namespace) -> None:
+    """Config classes that a saved run may name: the project's, and those of `--with` files."""
+    import training.experiment  # noqa: F401
+    from configuration.files import load_definitions
+    from data import synthetics, text  # noqa: F401
+
+    for path in given.extra:
+        load_definitions(Path(path))
+
+
+COMMANDS = {
+    "list": _list,
+    "describe": _describe,
+    "train": _train,
+    "compare": _compare,
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "export": _export,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

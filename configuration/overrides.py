@@ -39,13 +39,14 @@ def apply_values(config: T, values: dict[str, Any]) -> T:
     preset = chz.beta_to_blueprint_values(config)
     swapped: dict[str, Any] = {}
     for path, value in values.items():
+        _open_empty_tuples(preset, path)
         if isinstance(value, Castable):
             text = value.value
             current = [preset[key] for key in preset if _matches(path, key)]
             if any(isinstance(item, type) and issubclass(item, Config) for item in current) and text not in ("None", "none"):
-                value = config_class(text)
-            elif ":" in text and re.fullmatch(r"[A-Za-z_][\w.]*:[\w.]+", text):
-                config_class(text)  # refuses it
+                value = _named_class(path, text)
+            elif _may_name_code(text):
+                value = text  # a plain string: chz would import the module it names, or evaluate it; only text fields take one
         if isinstance(value, Config):
             swapped.update({f"{path}.{key}" if key else path: item for key, item in chz.beta_to_blueprint_values(value).items()})
             swapped[path] = type(value)
@@ -62,7 +63,7 @@ def apply_values(config: T, values: dict[str, Any]) -> T:
     except (chz.blueprint.ExtraneousBlueprintArg, chz.blueprint.InvalidBlueprintArg, chz.blueprint.MissingBlueprintArg) as error:
         raise UserError(_explain(config, error, values)) from error
     except (TypeError, ValueError) as error:
-        raise UserError(str(error).replace(" X_", " ")) from error
+        raise UserError(_blame(str(error).replace(" X_", " "), values)) from error
 
 
 def get_field(config: Config, path: str) -> Any:
@@ -97,6 +98,39 @@ def _removes(value: Any) -> bool:
     return value is None or (isinstance(value, Castable) and value.value in ("None", "none"))
 
 
+def _named_class(path: str, text: str) -> type[Config]:
+    try:
+        return config_class(text)
+    except UserError as error:
+        raise UserError(f"{path}={text}: {error}") from error
+
+
+def _may_name_code(text: str) -> bool:
+    """Whether chz might take `text` for `module:name`, `module.name` or a lambda. Numbers, and tuples of them, may have a point."""
+    return ":" in text or any("." in part and not _is_number(part) for part in text.strip("()[]").split(","))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> Any:
+    return value.value if isinstance(value, Castable) else value
+
+
+def _open_empty_tuples(preset: dict[str, Any], path: str) -> None:
+    """Forgets values () above `path`: chz takes elements only where no value of the whole tuple stands."""
+    parent = path.rpartition(".")[0]
+    while parent:
+        if preset.get(parent) == ():
+            del preset[parent]
+        parent = parent.rpartition(".")[0]
+
+
 def _drop(preset: dict[str, Any], pattern: str, keep_itself: bool) -> None:
     roots = [key for key in preset if _matches(pattern, key)]
     for root in roots:
@@ -109,7 +143,7 @@ def _explain(config: Config, error: Exception, values: dict[str, Any]) -> str:
     """chz's messages run over several lines; the user gets one."""
     for path, value in values.items():
         if path in str(error) and not path.startswith("..."):
-            shown = value.value if isinstance(value, Castable) else value
+            shown = _shown(value)
             parent, _, name = path.rpartition(".")
             if isinstance(error, chz.blueprint.ExtraneousBlueprintArg):
                 owner = _deepest(config, parent)
@@ -118,7 +152,21 @@ def _explain(config: Config, error: Exception, values: dict[str, Any]) -> str:
                 return f"{path}={shown}: {owner[0] or 'the experiment'} ({type(owner[1]).__name__}) has no field {missing!r}{nearest(missing, fields)}"
             cast = re.search(r"Could not cast .*", str(error))
             return f"{path}={shown}: {cast.group(0) if cast else str(error).splitlines()[0]}"
+        if path.startswith("...") and f"'{path}'" in str(error):
+            names = {key.rpartition(".")[2] for key in chz.beta_to_blueprint_values(config)}
+            return f"{path}={_shown(value)}: nothing in the experiment has a field {path[3:]!r}{nearest(path[3:], names)}"
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "--help" not in line)
+
+
+def _blame(message: str, values: dict[str, Any]) -> str:
+    """A type error names a field only: adds the override that set it."""
+    found = re.match(r"Expected '?([\w.]+)'? to be", message)
+    for path, value in values.items():
+        names = [name for name in path.split(".") if name and not name.isdigit()]
+        if found and names and (_matches(path, found.group(1)) or names[-1] == found.group(1)):
+            refused = isinstance(value, Castable) and _may_name_code(value.value)
+            return f"{path}={_shown(value)}: {message}" + ("; a value that names code is refused" if refused else "")
+    return message
 
 
 def _deepest(config: Any, path: str) -> tuple[str, Any]:

@@ -1,0 +1,1 @@
+"""Recall tasks (`synthetics/`) and text (`text.py`): configs that give batches to training and evaluation."""

@@ -20,12 +20,15 @@ Easy to get wrong:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -38,6 +41,7 @@ import tensorflow_datasets as tfds
 from configuration import UserError
 
 HELD_OUT_SHARE = 0.05
+KEPT_BYTES = 1 << 28
 _FORMAT = "array_record"
 _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "idlelib", "site-packages", "dist-packages", "__pycache__"})
 
@@ -67,12 +71,14 @@ class Corpus:
 
 
 class Documents(Sequence[bytes]):
-    """Documents of one split by number, read when asked for."""
+    """Documents of one split by number, read when asked for; the first `KEPT_BYTES` of them stay in memory."""
 
     def __init__(self, source: Any, feature: str, lengths_file: Path):
         self._source = source
         self._feature = feature
         self._lengths_file = lengths_file
+        self._kept: dict[int, bytes] = {}
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         return len(self._source)
@@ -82,8 +88,16 @@ class Documents(Sequence[bytes]):
             return [self[number] for number in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
-        text = self._source[int(index) % len(self)][self._feature]
-        return text.encode("utf-8") if isinstance(text, str) else bytes(text)
+        index = int(index) % len(self)
+        if index in self._kept:
+            return self._kept[index]
+        text = self._source[index][self._feature]
+        document = text.encode("utf-8") if isinstance(text, str) else bytes(text)
+        if self._kept_bytes + len(document) <= KEPT_BYTES:
+            # A long document is asked for once a piece. Reader threads may count one twice, which keeps a little less.
+            self._kept[index] = document
+            self._kept_bytes += len(document)
+        return document
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:
@@ -91,9 +105,11 @@ class Documents(Sequence[bytes]):
         if self._lengths_file.exists():
             return np.load(self._lengths_file)
         lengths = np.array([len(document) for document in self], np.int64)
-        with tempfile.NamedTemporaryFile(dir=self._lengths_file.parent, suffix=".npy", delete=False) as file:
-            np.save(file, lengths)
-        os.replace(file.name, self._lengths_file)
+        # In a cache that can't be written they are counted again next time.
+        with contextlib.suppress(OSError):
+            with tempfile.NamedTemporaryFile(dir=self._lengths_file.parent, suffix=".npy", delete=False) as file:
+                np.save(file, lengths)
+            os.replace(file.name, self._lengths_file)
         return lengths
 
 
@@ -124,7 +140,8 @@ def open_corpus(source: str) -> Corpus:
     if not folder.exists():
         _prepare(cls, pairs, folder)
     builder = cls(data_dir=folder)
-    return Corpus(source, digest, *(_documents(builder, split, "text", folder, split) for split in ("train", "held_out")), folder)
+    train, held_out = (_documents(builder, split, "text", folder, split) for split in ("train", "held_out"))
+    return Corpus(source, digest, train, held_out, folder)
 
 
 def corpus_digest(documents: Sequence[tuple[str, bytes]]) -> str:
@@ -225,6 +242,9 @@ class _TextBuilder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (the base class's convention)
     skip_registration = True
+    # Nothing is downloaded, so there are no checksums beside the code to look for; the search would import importlib_resources,
+    # which TFDS 4.9.10 uses without requiring it.
+    code_path = None
 
     def __init__(self, documents: Sequence[tuple[str, bytes]] = (), **options: Any):
         self._given = documents
@@ -259,7 +279,9 @@ def _prepare(cls: type[_TextBuilder], documents: Sequence[tuple[str, bytes]], fo
         raise UserError(f"cannot write to the cache folder {folder.parent}: {error}; set RECOLLECT_CACHE to another") from error
     try:
         tfds.disable_progress_bar()
-        cls(documents, data_dir=own).download_and_prepare()
+        # TFDS prints that it downloads a data set of unknown size.
+        with contextlib.redirect_stdout(io.StringIO()):
+            cls(documents, data_dir=own).download_and_prepare()
         try:
             own.rename(folder)
         except OSError:
@@ -284,7 +306,8 @@ def _open_tfds(source: str) -> Corpus:
     if not texts:
         raise UserError(f"source={source!r}: the data set has no text feature, only {', '.join(builder.info.features or ())}")
     try:
-        builder.download_and_prepare(file_format=_FORMAT)
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare(file_format=_FORMAT)
     except Exception as error:
         raise UserError(f"source={source!r}: could not be downloaded and prepared ({_first_line(error)})") from error
     splits = builder.info.splits

@@ -68,7 +68,7 @@ def pack(sizes: np.ndarray, length: int) -> Rows:
     sizes = np.asarray(sizes, np.int64)
     if sizes.size and (sizes.min() < 1 or sizes.max() > length):
         raise ValueError(f"sizes: each must be between 1 and length={length}, found {sizes.min()} .. {sizes.max()}")
-    order = list(np.flatnonzero(sizes == length))
+    order: list[int] = np.flatnonzero(sizes == length).tolist()
     begin = list(range(len(order) + 1))
     # Pieces that share rows, by size; last in, first out, so turned around.
     left: dict[int, list[int]] = {}
@@ -78,9 +78,8 @@ def pack(sizes: np.ndarray, length: int) -> Rows:
     present = sum(1 << size for size in left)
     while present:
         room = length
-        while size := (present & ((1 << (room + 1)) - 1)).bit_length() - 1:
-            if size < 0:
-                break
+        while fitting := present & ((1 << (room + 1)) - 1):
+            size = fitting.bit_length() - 1
             order.append(left[size].pop())
             room -= size
             if not left[size]:
@@ -116,9 +115,8 @@ class PackedRows:
         at = 0
         for number, piece in enumerate(self.rows.pieces(int(row)), start=1):
             start, stop = int(self.cut.start[piece]), int(self.cut.stop[piece])
-            document = self.tokenizer.encode(self.documents[int(self.cut.document[piece])])
             end = at + stop - start
-            tokens[at:end] = document[start:stop]
+            tokens[at:end] = self.tokenizer.encode(self.documents[int(self.cut.document[piece])], start, stop)
             segments[at:end] = number
             at = end
         return {"tokens": tokens, "segments": segments}

@@ -20,13 +20,11 @@ class ByteTokenizer:
 
     vocabulary = 257
 
-    def encode(self, text: str | bytes) -> np.ndarray:
-        """Ids of a document, START first, (bytes + 1,) int32."""
+    def encode(self, text: str | bytes, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Ids of a document, START first, (bytes + 1,) int32; or its tokens `start` to `stop` only."""
         raw = text.encode("utf-8") if isinstance(text, str) else text
-        tokens = np.empty(len(raw) + 1, np.int32)
-        tokens[0] = START
-        tokens[1:] = np.frombuffer(raw, np.uint8)
-        return tokens
+        piece = np.frombuffer(raw, np.uint8)[max(start - 1, 0) : None if stop is None else max(stop - 1, 0)].astype(np.int32)
+        return piece if start > 0 or stop == 0 else np.concatenate([np.array([START], np.int32), piece])
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of ids; START is left out and bytes that are not UTF-8 show as the replacement character."""

@@ -72,7 +72,7 @@ def recall_vs_state(summaries: Sequence[Summary], path: Path | str) -> None:
     shown = [s for s in summaries if s.metric == "accuracy" and s.state_size and not math.isnan(s.best)]
     if not shown:
         raise UserError("there is no architecture with an accuracy and a state size to plot")
-    looks, names = _looks(summaries), _short_names(summaries)
+    looks, names = _looks([s.label for s in summaries]), _short([s.label for s in summaries])
     with _figure(path, 2.45) as figure:
         axes = figure.add_subplot()
         sizes = np.array([s.state_size for s in shown], float)
@@ -119,7 +119,7 @@ def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
         raise UserError("there is no architecture with results by slice to plot")
     metric, label, scale = _metric({s.metric for s in shown})
     slices = slice_order(name for s in shown for name in s.by_slice)
-    looks, names = _looks(summaries), _short_names(summaries)
+    looks, names = _looks([s.label for s in summaries]), _short([s.label for s in summaries])
     with _figure(path, 2.6 if len(slices) > 1 else 0.85 + 0.19 * len(shown)) as figure:
         axes = figure.add_subplot()
         if len(slices) == 1:
@@ -161,7 +161,7 @@ def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
         raise UserError("there is no run with evaluations to plot")
     metric, label, scale = _metric({run.metric for run in runs})
     groups = group_by_label(runs)
-    looks, names = _looks_of(list(groups)), _short(list(groups))
+    looks, names = _looks(list(groups)), _short(list(groups))
     with _figure(path, 2.6) as figure:
         axes = figure.add_subplot()
         if metric == "accuracy":
@@ -174,7 +174,7 @@ def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
             steps, score = _mean_curve([curves[run.folder] for run in best_setting(members)])
             spacing = max(1, len(steps) // 6)
             every = (index * spacing // len(groups), spacing)
-            marks = {"marker": marker, "markevery": every, "ms": 4, "mec": "white", "mew": 0.4}
+            marks: dict[str, Any] = {"marker": marker, "markevery": every, "ms": 4, "mec": "white", "mew": 0.4}
             axes.plot(steps, scale * score, color=colour, linewidth=1.5, label=names[group], zorder=3, **marks)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(_locators().MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
@@ -223,17 +223,9 @@ def _metric(metrics: set[str]) -> tuple[str, str, float]:
     return ("accuracy", "Accuracy (%)", 100.0) if metrics == {"accuracy"} else ("bits_per_byte", "Bits per byte", 1.0)
 
 
-def _looks(summaries: Sequence[Summary]) -> dict[str, tuple[str, str]]:
-    return _looks_of([s.label for s in summaries])
-
-
-def _looks_of(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker by label, from the labels in alphabetical order; 72 architectures look different."""
     return {label: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, label in enumerate(sorted(set(labels)))}
-
-
-def _short_names(summaries: Sequence[Summary]) -> dict[str, str]:
-    return _short([s.label for s in summaries])
 
 
 def _short(labels: Sequence[str]) -> dict[str, str]:
@@ -276,7 +268,7 @@ def _bars(axes: Axes, summaries: Sequence[Summary], name: str, names: list[str],
     top = 100.0 if scale == 100 else max(values) + max(spreads)
     ends = [min(value + spread, top) for value, spread in zip(values, spreads, strict=True)]
     errors = [np.minimum(spreads, values), np.subtract(ends, values)]
-    bars = {"xerr": errors, "error_kw": {"elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8, "ecolor": "#444444"}}
+    bars: dict[str, Any] = {"xerr": errors, "error_kw": {"elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8, "ecolor": "#444444"}}
     axes.barh(range(len(order)), values, height=0.68, color=[looks[summaries[i].label][0] for i in order], **bars)
     for row, (value, end) in enumerate(zip(values, ends, strict=True)):
         axes.annotate(
@@ -335,7 +327,7 @@ def _place_labels(axes: Axes, names: list[str], colours: list[str], xs: np.ndarr
     drawn = [axes.transData.transform(np.column_stack([x, y])) / unit for x, y in lines]
     line = np.concatenate([_along(corners, 3.0) for corners in drawn])
     frame = axes.get_window_extent(renderer)
-    bounds = np.array([frame.x0, frame.y0, figure.bbox.x1, frame.y1 + 3 * unit]) / unit
+    bounds = np.array([frame.x0, frame.y0, figure.bbox.x1, min(frame.y1 + 3 * unit, figure.bbox.y1 - unit)]) / unit
     distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
     boxes: list[np.ndarray] = []
     leaders: list[np.ndarray] = []

@@ -161,8 +161,8 @@ def load_run(folder: Path | str) -> RunResult:
     config = _object(folder / "config.json")
     result = _object(path)
     numbers = {name: _number(result, name, path) for name in ("steps", "seconds", "parameters", "learning_rate", "seed")}
-    optional = {
-        name: _number(result, name, path)
+    optional: dict[str, Any] = {
+        name: float(_number(result, name, path))
         for name in ("accuracy", "bits_per_byte", "loss", "chance", "examples_per_second", "tokens_per_second")
         if result.get(name) is not None
     }
@@ -172,6 +172,7 @@ def load_run(folder: Path | str) -> RunResult:
         if not isinstance(result.get(name), str):
             raise UserError(f"{path}: {name!r} must be text, not {result.get(name)!r}")
     state = _numbers(result, "state_bytes", path)
+    slices: dict[str, Any] = {name: _numbers(result, name, path) for name in ("accuracy_by_slice", "bits_by_slice", "loss_by_slice")}
     if not all(length.isdigit() for length in state):
         raise UserError(f"{path}: 'state_bytes' has keys that are not sequence lengths: {', '.join(map(repr, state))}")
     overrides = result.get("overrides") or {}
@@ -187,8 +188,8 @@ def load_run(folder: Path | str) -> RunResult:
         learning_rate=float(numbers["learning_rate"]),
         seed=int(numbers["seed"]),
         state_bytes={int(length): int(size) for length, size in state.items()},
-        **{name: float(value) for name, value in optional.items()},
-        **{name: _numbers(result, name, path) for name in ("accuracy_by_slice", "bits_by_slice", "loss_by_slice")},
+        **optional,
+        **slices,
         overrides=overrides,
         config=config,
     )
@@ -196,7 +197,9 @@ def load_run(folder: Path | str) -> RunResult:
 
 def load_runs(folders: Iterable[Path | str]) -> list[RunResult]:
     """Reads several finished runs; a folder named twice is read once."""
-    unique = {Path(folder).resolve(): Path(folder) for folder in folders}
+    unique: dict[Path, Path] = {}
+    for folder in folders:
+        unique.setdefault(Path(folder).resolve(), Path(folder))
     return [load_run(folder) for folder in unique.values()]
 
 
@@ -236,11 +239,11 @@ def group_by_label(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
         fields = {path: value for path, value in _flatten(run.config).items() if path.startswith(("model.", "data."))}
         architectures.setdefault((run.name, frozenset(fields.items())), []).append(run)
     groups = {}
-    for (name, fields), members in architectures.items():
+    for (name, own), members in architectures.items():
         others = [other for (other_name, other) in architectures if other_name == name]
         shared = frozenset.intersection(*others)
         differing = {path for other in others for path, _ in other - shared}
-        groups[_label(name, differing, dict(fields))] = members
+        groups[_label(name, differing, dict(own))] = members
     return groups
 
 
@@ -368,9 +371,10 @@ def _number(data: dict[str, Any], name: str, path: Path) -> float:
 
 def _numbers(data: dict[str, Any], name: str, path: Path) -> dict[str, float]:
     found = data.get(name) or {}
-    if not isinstance(found, dict) or not all(_is_number(value) for value in found.values()):
+    if not isinstance(found, dict) or not all(value is None or _is_number(value) for value in found.values()):
         raise UserError(f"{path}: {name!r} must be an object of numbers, not {found!r}")
-    return found
+    # A slice of a text that no token fell into has no number.
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _or_nan(found: dict[str, Any], *names: str) -> float:

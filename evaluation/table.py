@@ -157,7 +157,7 @@ def _slice_blocks(summaries: Sequence[Summary], width: int) -> list[str]:
     names = slice_order(name for summary in summaries for name in summary.by_slice)
     if len(names) < 2:
         return []
-    columns: list[Column] = [(name, lambda s, name=name: format_score(s.by_slice.get(name, math.nan), metric)) for name in names]
+    columns = [_slice_column(name, metric) for name in names]
     room = width - min(40, max(len("architecture"), *(len(summary.label) for summary in summaries)))
     blocks, current = [], columns[:0]
     used = 0
@@ -169,6 +169,10 @@ def _slice_blocks(summaries: Sequence[Summary], width: int) -> list[str]:
         current = [*current, column]
         used += needed
     return [_aligned(summaries, block, width) for block in [*blocks, current]]
+
+
+def _slice_column(name: str, metric: str) -> Column:
+    return name, lambda s: format_score(s.by_slice.get(name, math.nan), metric)
 
 
 def _aligned(summaries: Sequence[Summary], columns: Sequence[Column], width: int) -> str:

@@ -75,7 +75,7 @@ _FILTERS = {"implicit": ReluFilter, "explicit": ExplicitFilter}
 class BaseConvolutionState:
     """inputs: (b, kernel - 1, d), oldest first; or a LongConvolutionCache."""
 
-    inputs: jax.Array | LongConvolutionCache
+    inputs: Any
     cursor: Cursor
 
 
@@ -91,12 +91,13 @@ class BaseConvolutionMixer(Mixer):
         x = zero_padding(x, context)
         if self.convolution is not None:
             return self._gated(x, self.convolution(x, context))
+        assert self.filter is not None
         self._check_length(x)
         y = long_convolution(x, self.filter(x.shape[1]), segment_ids=context.segments)
         return self._gated(x, self._skip(x, y))
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> BaseConvolutionState:
-        inputs: jax.Array | LongConvolutionCache
+        inputs: Any
         if self.convolution is not None:
             inputs = self.convolution.init_state(batch_size, dtype)
         else:
@@ -109,6 +110,7 @@ class BaseConvolutionMixer(Mixer):
         if self.convolution is not None:
             y, inputs = self.convolution.extend(x, state.inputs, tokens, state.cursor)
         else:
+            assert self.filter is not None and tokens.segments is not None
             self._check_length(x)
             y, inputs = state.inputs.extend(x, self.filter(state.inputs.slots), tokens.segments)
             y = self._skip(x, y)

@@ -93,6 +93,7 @@ class HyenaMixer(Mixer):
     def extend(self, x: jax.Array, state: HyenaState, context: Context = Context()) -> tuple[MixerOutput, HyenaState]:
         self._check_length(x)
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
+        assert tokens.segments is not None
         projected, short = self.convolution.extend(self.input(zero_padding(x, tokens)), state.short, tokens, state.cursor)
         x1, x2, v = jnp.split(projected, 3, axis=-1)
         z = x1 * v

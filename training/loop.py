@@ -125,9 +125,11 @@ class _Session:
             self._count(step, elapsed, feed)
             reporter.steps(step, host, self._active(), [member.seconds for member in self.members])
             diverged = self._diverged(host)
+            done_before = sum(member.done is not None for member in self.members)
             if _crossed(step, length, run.evaluate_every) or step >= run.steps or diverged.any():
                 self._evaluate(state, step, feed, reporter, diverged)
-            if self._stop_requested or _crossed(step, length, run.checkpoint_every) or step >= run.steps or any(m.done for m in self.members):
+            newly_done = sum(member.done is not None for member in self.members) > done_before
+            if self._stop_requested or _crossed(step, length, run.checkpoint_every) or step >= run.steps or newly_done:
                 self._save(state)
             if run.sample_every and _crossed(step, length, run.sample_every):
                 reporter.sample(feed.sample(state["params"], step))

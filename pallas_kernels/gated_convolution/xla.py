@@ -41,7 +41,9 @@ def short_convolution(
     state_dtype = old.dtype
     if segment_ids is None:
         inputs = jnp.concatenate([old.astype(jnp.float32), x.astype(jnp.float32)], axis=1)
-        y = sum(taps[lag].astype(jnp.float32) * _shifted(inputs, past, lag, t) for lag in range(past + 1))
+        y = jnp.zeros((b, t, d), jnp.float32)
+        for lag in range(past + 1):
+            y = y + taps[lag].astype(jnp.float32) * _shifted(inputs, past, lag, t)
         if bias is not None:
             y = y + bias.astype(jnp.float32)
         state = inputs[:, t:].astype(state_dtype) if return_state else None

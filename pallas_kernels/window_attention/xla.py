@@ -128,7 +128,7 @@ def _banded(q, k, v, window, positions, segments, sinks, scale):
     if segments is not None:
         order, back = _compacting(segments)
         q, k, v, segments = (_gather(x, order) for x in (q, k, v, segments))
-        positions = None if positions is None else _gather(positions, order)
+        positions = order if positions is None else _gather(positions, order)
     n = -(-t // max(window, SMALLEST_BAND))
     c = max(window, -(-t // n))
     n = -(-t // c)

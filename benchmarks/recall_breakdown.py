@@ -1,0 +1,188 @@
+"""Where the time of a recall training step goes: its pieces, each compiled alone and timed over a scan of 20 steps.
+
+A step is data, forward and backward, optimizer. Forward and backward are split by leaving something out and taking the
+difference: the embedding's dropout; the vocabulary, put at the smallest that the task allows (what is left is head and loss); the
+layers are the rest, less the embedding's lookup and its gradient, which are timed alone.
+
+Easy to get wrong: XLA moves what does not change out of a scan and drops what nobody reads, so every piece here depends on its
+carry or its step, and everything it makes is read. Pieces run alone overlap differently: they need not add up to the step.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import chz
+import jax
+import jax.numpy as jnp
+
+from training.program import Program, member_values
+
+STEPS = 20
+TINY = 1e-6
+"""Length of the gradient step that makes the next iteration depend on this one."""
+
+Piece = Callable[[], Any]
+
+
+def breakdown(experiment: Any, seconds: float) -> dict[str, float]:
+    """ms a step of each piece of `experiment`'s training step; a piece is repeated for about `seconds`."""
+    small = chz.replace(experiment, data=chz.replace(experiment.data, vocab_size=experiment.data.longest + 2))
+    program, small_program = Program(experiment), Program(small)
+    pieces = {
+        "whole step": whole_step(program),
+        "data": data(program),
+        "gradients": gradients(program, dropout=experiment.model.embedding_dropout > 0),
+        "without dropout": gradients(program, dropout=False),
+        "small vocabulary": gradients(small_program, dropout=False),
+        "embedding": embedding(program),
+        "optimizer": optimizer(program),
+    }
+    times = {name: 1e3 * value / STEPS for name, value in time_in_turns(pieces, seconds * len(pieces)).items()}
+    return {
+        "whole step": times["whole step"],
+        "data": times["data"],
+        "forward and backward": times["gradients"],
+        "  embedding lookup and gradient": times["embedding"],
+        "  dropout": times["gradients"] - times["without dropout"],
+        "  layers": times["small vocabulary"] - times["embedding"],
+        "  head and loss": times["without dropout"] - times["small vocabulary"],
+        "optimizer": times["optimizer"],
+    }
+
+
+def largest(row: dict[str, float]) -> str:
+    """The piece that takes most of the step."""
+    parts = {name: value for name, value in row.items() if name not in ("whole step", "forward and backward")}
+    return max(parts, key=lambda name: parts[name]).strip()
+
+
+def breakdown_table(rows: dict[str, dict[str, float]]) -> str:
+    """One column a case, ms a step and share of the whole step."""
+    lines = ["", "where our step's time goes, ms a step (share of the whole step)"]
+    for case, row in rows.items():
+        lines.append(f"{case}: {largest(row)} takes most")
+        lines += [f"  {name:34}{value:9.2f}{value / row['whole step']:8.0%}" for name, value in row.items()]
+    return "\n".join(lines)
+
+
+def whole_step(program: Program) -> Piece:
+    experiment = program.experiment
+    values, part = member_values([experiment], False), experiment.data.train_slices()[0]
+    held = [program.init(0)]
+
+    def call() -> Any:
+        held[0], metrics = program.train(held[0], values, STEPS, part)
+        return held[0], metrics
+
+    return call
+
+
+def data(program: Program) -> Piece:
+    """Making the batches; every field is summed, so that all of it is made."""
+
+    def run(seed: jax.Array) -> jax.Array:
+        def body(total: jax.Array, step: jax.Array) -> tuple[jax.Array, None]:
+            batch = _batch(program, seed, step)
+            return total + sum(jnp.sum(leaf, dtype=jnp.float32) for leaf in jax.tree.leaves(batch)), None
+
+        return jax.lax.scan(body, jnp.zeros(()), jnp.arange(STEPS))[0]
+
+    return functools.partial(_compile(program, run), jnp.uint32(0))
+
+
+def gradients(program: Program, dropout: bool) -> Piece:
+    """Forward and backward on batches made before, with the metrics that a step gives, and one SGD step."""
+
+    def run(params: Any, batches: Any) -> Any:
+        def body(params: Any, inputs: Any) -> Any:
+            step, batch = inputs
+            key = jax.random.fold_in(jax.random.key(0), step) if dropout else None
+            grads, metrics = program.gradients(params, batch, key)
+            return _nudge(params, grads), metrics
+
+        return jax.lax.scan(body, params, (jnp.arange(STEPS), batches))
+
+    return functools.partial(_compile(program, run), program.init(0)["params"], _batches(program))
+
+
+def embedding(program: Program) -> Piece:
+    """Looking the tokens up, and adding the rows' gradients to the table's."""
+
+    def run(table: jax.Array, tokens: jax.Array, slopes: jax.Array) -> Any:
+        def body(table: jax.Array, inputs: Any) -> Any:
+            vectors, backward = jax.vjp(lambda table: table[inputs[0]], table)
+            return _nudge(table, backward(inputs[1])[0]), vectors
+
+        return jax.lax.scan(body, table, (tokens, slopes))
+
+    tokens, table = _batches(program).tokens, program.init(0)["params"]["embedding"]
+    slopes = jax.random.normal(jax.random.key(1), (*tokens.shape, table.shape[1]))
+    return functools.partial(_compile(program, run), table, tokens, slopes)
+
+
+def optimizer(program: Program) -> Piece:
+    """The optimizer's update and the gradient's norm."""
+    experiment = program.experiment
+    values = member_values([experiment], False)
+
+    def run(state: Any, grads: Any, values: Any) -> Any:
+        transform = experiment.optimizer.transform(program.model, experiment.run.steps, values)
+
+        def body(carry: Any, step: jax.Array) -> Any:
+            params, opt_state = carry
+            slopes = jax.tree.map(lambda leaf: leaf + step * TINY, grads)
+            updates, opt_state = transform.update(slopes, opt_state, params)
+            norm = jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(slopes)))
+            return (jax.tree.map(jnp.add, params, updates), opt_state), norm
+
+        return jax.lax.scan(body, (state["params"], state["opt_state"]), jnp.arange(STEPS, dtype=jnp.float32))
+
+    state = program.init(0)
+    return functools.partial(_compile(program, run), state, jax.tree.map(lambda leaf: leaf * TINY, state["params"]), values)
+
+
+def _batch(program: Program, seed: Any, step: Any) -> Any:
+    experiment = program.experiment
+    return experiment.data.train_batch(seed, step, experiment.data.train_slices()[0], experiment.run.batch_size)
+
+
+def _batches(program: Program) -> Any:
+    return jax.jit(lambda: jax.lax.map(lambda step: _batch(program, jnp.uint32(0), step), jnp.arange(STEPS)))()
+
+
+def _nudge(params: Any, grads: Any) -> Any:
+    return jax.tree.map(lambda leaf, slope: leaf - TINY * slope, params, grads)
+
+
+def _compile(program: Program, function: Any) -> Any:
+    """Jitted, with the matrix precision that the program's own calls have."""
+    compiled = jax.jit(function)
+
+    def call(*arguments: Any) -> Any:
+        with jax.default_matmul_precision("highest" if program.experiment.run.precision == "highest" else None):
+            return compiled(*arguments)
+
+    return call
+
+
+def time_in_turns(pieces: dict[str, Piece], seconds: float) -> dict[str, float]:
+    """Median seconds of a call of each piece, over about `seconds` for all and at least 5 calls each.
+
+    Pieces take turns, so that a change in the machine's load meets all of them.
+    """
+    for piece in pieces.values():
+        jax.block_until_ready(piece())  # compiles
+    times: dict[str, list[float]] = {name: [] for name in pieces}
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds < 5 or time.perf_counter() < end:
+        for name, piece in pieces.items():
+            start = time.perf_counter()
+            jax.block_until_ready(piece())
+            times[name].append(time.perf_counter() - start)
+        rounds += 1
+    return {name: statistics.median(values) for name, values in times.items()}

@@ -1,0 +1,319 @@
+"""Times recall training, side by side with Zoology when a checkout of it is given.
+
+    python -m benchmarks.recall_training
+    python -m benchmarks.recall_training --zoology PATH --zoology-python PYTHON --out
+
+Both sides train the model of experiments/mqar.py: a convolution of width 3, then the mixer, 2 layers of width 64, no MLP, no
+positions, embedding dropout 0.1, batches of 64 examples of 64 tokens in fp32, AdamW at 3e-3 with weight decay 0.1 on everything;
+vocabulary 256 with 8 pairs, and 8,192 with 4. They take turns, and a ratio compares turns that follow each other, so that a
+change in the machine's load meets both.
+
+Ours makes its batches inside the compiled step; there is no rate without data. Zoology makes a set beforehand and repeats it every
+epoch: its rate is given without the data, and with its generator's time per example added, as if each example were seen once.
+How Zoology is run at all is told in benchmarks/zoology_runner.py.
+
+What ours does not do: project positions without a label to the vocabulary (7 of 8 at 8 pairs). What Zoology does beside: two
+more layer norms, which its blocks always have. Neither evaluates, logs to disk or writes checkpoints while timed.
+
+Easy to get wrong: PyTorch's threads wait for each other at every operation, so one other busy process can slow it tenfold and
+ours twofold. Run on an idle machine; the load found at the start is printed and kept in the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+if str(REPOSITORY) not in sys.path:
+    sys.path.insert(0, str(REPOSITORY))  # for `python benchmarks/recall_training.py`
+
+from configuration import UserError  # noqa: E402
+
+BATCH, LENGTH, WIDTH = 64, 64, 64
+PAIRS = {256: 8, 8192: 4}
+STEPS_PER_CALL = 20
+AIMS = {256: 2.0, 8192: 4.0}
+"""Examples a second, data included, as a multiple of Zoology's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One architecture at one vocabulary."""
+
+    mixer: str
+    vocabulary: int
+
+    @property
+    def name(self) -> str:
+        return f"conv+{self.mixer}, vocabulary {self.vocabulary:,}"
+
+    def settings(self, dropout: float) -> dict[str, Any]:
+        """What Zoology's runner builds from."""
+        return {
+            "mixer": self.mixer,
+            "vocabulary": self.vocabulary,
+            "length": LENGTH,
+            "pairs": PAIRS[self.vocabulary],
+            "width": WIDTH,
+            "batch_size": BATCH,
+            "embedding_dropout": dropout,
+            "learning_rate": 3e-3,
+            "weight_decay": 0.1,
+        }
+
+    def experiment(self, dropout: float) -> Any:
+        """The same for this project."""
+        import chz
+
+        from data.synthetics import MQAR
+        from experiments.mqar import recall
+        from layers import Attention, LinearAttention
+        from layers.feature_maps import Taylor
+
+        mixer = {"attention": Attention, "based": lambda: LinearAttention(feature_dim=8, feature_map=Taylor())}[self.mixer]()
+        experiment = recall(f"benchmark.{self.mixer}", mixer)
+        return chz.replace(
+            experiment,
+            model=chz.replace(experiment.model, width=WIDTH, embedding_dropout=dropout),
+            data=MQAR(vocab_size=self.vocabulary, length=LENGTH, pairs=PAIRS[self.vocabulary]),
+            run=chz.replace(experiment.run, batch_size=BATCH, steps_per_call=STEPS_PER_CALL),
+        )
+
+
+class Ours:
+    """This project's training program for one experiment."""
+
+    def __init__(self, experiment: Any):
+        import jax
+
+        from models.functional import count
+        from training.program import member_values, program_for
+
+        self.experiment = experiment
+        self.program = program_for(self.experiment)
+        self.values = member_values([self.experiment], False)
+        self.data_slice = self.experiment.data.train_slices()[0]
+        self.state = self.program.init(0)
+        self.parameters = count(self.state["params"])
+        self.block = jax.block_until_ready
+
+    def call(self) -> float:
+        """Seconds a step of one call of steps."""
+        start = time.perf_counter()
+        self.state, metrics = self.program.train(self.state, self.values, STEPS_PER_CALL, self.data_slice)
+        self.block((self.state, metrics))
+        return (time.perf_counter() - start) / STEPS_PER_CALL
+
+    def turn(self, seconds: float) -> dict[str, float]:
+        """Calls for about `seconds`; the median time of a step."""
+        times, end = [], time.perf_counter() + seconds
+        while not times or time.perf_counter() < end:
+            times.append(self.call())
+        return {"step": statistics.median(times)}
+
+
+class Zoology:
+    """Zoology's trainer in a process of its own.
+
+    Raises:
+      UserError: the process cannot start, or cannot import Zoology.
+    """
+
+    def __init__(self, checkout: str, python: str):
+        self.checkout = Path(checkout)
+        if not (self.checkout / "zoology" / "train.py").exists():
+            raise UserError(f"--zoology {checkout} is not a checkout of Zoology: it has no zoology/train.py")
+        command = [python, str(REPOSITORY / "benchmarks" / "zoology_runner.py"), str(self.checkout)]
+        try:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        except OSError as error:
+            raise UserError(f"--zoology-python {python} cannot be run: {error.strerror}") from None
+        self._read()
+        self.facts = {**self.ask("facts"), "commit": self._commit()}
+
+    def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"op": operation, **arguments}) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def build(self, settings: dict[str, Any]) -> None:
+        self.parameters = self.ask("build", case=settings)["parameters"]
+        self.step_seconds = statistics.median(self.ask("train", steps=6)["step_seconds"][2:])
+
+    def turn(self, seconds: float) -> dict[str, float]:
+        """Steps for about `seconds`; the median time of a step, and that of making one batch of examples."""
+        answer = self.ask("train", steps=max(4, round(seconds / self.step_seconds)))
+        self.step_seconds = statistics.median(answer["step_seconds"])
+        return {"step": self.step_seconds, "data": answer["data_seconds"] / answer["examples"] * BATCH}
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise UserError(f"Zoology's process ended with exit code {self.process.wait()} and said nothing")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise UserError(f"Zoology cannot be run: {answer['error']}")
+        return answer
+
+    def _commit(self) -> str | None:
+        command = ["git", "--git-dir", str(self.checkout / ".git"), "rev-parse", "HEAD"]
+        found = subprocess.run(command, capture_output=True, text=True)
+        return found.stdout.strip() if found.returncode == 0 else None
+
+
+def run_case(case: Case, zoology: Zoology | None, dropout: float, rounds: int, seconds: float) -> dict[str, Any]:
+    """Turns of both sides, and what they come to."""
+    ours = Ours(case.experiment(dropout))
+    ours.call()  # compiles
+    if zoology is not None:
+        zoology.build(case.settings(dropout))
+    turns: list[dict[str, Any]] = []
+    for _ in range(rounds):
+        turns.append({"ours": ours.turn(seconds), "zoology": None if zoology is None else zoology.turn(seconds)})
+    row = {"case": case.name, "mixer": case.mixer, "vocabulary": case.vocabulary, "parameters": ours.parameters, **summarise(turns)}
+    if zoology is not None:
+        row["zoology_parameters"] = zoology.parameters
+    return row
+
+
+def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over turns, in ms a step and examples a second; ratios are ours to Zoology's of the same turn, with their range."""
+    ours = [turn["ours"]["step"] for turn in turns]
+    row: dict[str, Any] = {"turns": turns, "ours_ms": 1e3 * statistics.median(ours), "ours_rate": BATCH / statistics.median(ours)}
+    if turns[0]["zoology"] is None:
+        return row
+    alone = [turn["zoology"]["step"] for turn in turns]
+    data = [turn["zoology"]["data"] for turn in turns]
+    whole = [step + extra for step, extra in zip(alone, data, strict=True)]
+    for name, theirs in (("with_data", whole), ("without_data", alone)):
+        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+        row[f"zoology_{name}_ms"] = 1e3 * statistics.median(theirs)
+        row[f"zoology_{name}_rate"] = BATCH / statistics.median(theirs)
+        row[f"ratio_{name}"] = statistics.median(ratios)
+        row[f"ratio_{name}_range"] = [min(ratios), max(ratios)]
+    row["zoology_data_ms"] = 1e3 * statistics.median(data)
+    return row
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores and load: what a timing depends on beside the versions."""
+    model = "unknown processor"
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return {"cpu_model": model, "cores": len(os.sched_getaffinity(0)), "load_average": os.getloadavg()[0]}
+
+
+def device_folder(machine: dict[str, Any], backend: str, device_kind: str) -> str:
+    """Name of the folder of results: the accelerator's kind, or the processor's model and cores."""
+    name = f"cpu {machine['cpu_model']} {machine['cores']} cores" if backend == "cpu" else device_kind
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as text: ms a step and examples a second; ratios in examples a second, with their range over turns."""
+    lines = [f"{'':34}{'ms a step':>12}{'examples/s':>12}{'ratio':>8}   range over turns"]
+    for row in rows:
+        lines.append(f"{row['case']}\n{'  ours, data included':34}{row['ours_ms']:12.2f}{row['ours_rate']:12,.0f}")
+        for name, label in (("with_data", "  Zoology, data included"), ("without_data", "  Zoology, data made beforehand")):
+            if f"ratio_{name}" in row:
+                low, high = row[f"ratio_{name}_range"]
+                numbers = f"{row[f'zoology_{name}_ms']:12.2f}{row[f'zoology_{name}_rate']:12,.0f}{row[f'ratio_{name}']:8.2f}"
+                lines.append(f"{label:34}{numbers}   {low:.2f} to {high:.2f}")
+        if "ratio_with_data" in row:
+            aim = AIMS[row["vocabulary"]]
+            lines.append(f"  aim {aim:g} times, data included: {'met' if row['ratio_with_data'] >= aim else 'missed'}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.recall_training", description="Times recall training, beside Zoology if given."
+    )
+    parser.add_argument("--zoology", metavar="PATH", help="a checkout of HazyResearch/zoology; without it, ours alone")
+    parser.add_argument(
+        "--zoology-python", metavar="PYTHON", default=sys.executable, help="an interpreter with PyTorch and what Zoology imports"
+    )
+    parser.add_argument("--mixers", nargs="+", choices=("attention", "based"), default=["attention", "based"])
+    parser.add_argument("--vocabularies", nargs="+", type=int, choices=tuple(PAIRS), default=list(PAIRS))
+    parser.add_argument("--dropout", type=float, default=0.1, help="of the embedding, both sides; Zoology's default is 0.1")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
+    parser.add_argument("--seconds", type=float, default=2.5, help="of a turn")
+    parser.add_argument("--no-breakdown", action="store_true", help="leave out where our step's time goes")
+    parser.add_argument("--out", nargs="?", const=str(REPOSITORY / "benchmarks" / "results"), help="write OUT/DEVICE/recall_training.json")
+    options = parser.parse_args(arguments)
+    try:
+        if options.rounds < 1 or options.seconds <= 0 or not 0 <= options.dropout < 1:
+            raise UserError("--rounds must be at least 1, --seconds positive and --dropout in [0, 1)")
+        return _run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    machine = describe_machine()
+    print(f"{machine['cpu_model']}, {machine['cores']} cores, load {machine['load_average']:.2f}")
+    if machine["load_average"] > 0.5:
+        print("the machine is not idle: these timings, and above all the ratios, are not to be quoted")
+    zoology = None if options.zoology is None else Zoology(options.zoology, options.zoology_python)
+    if zoology is not None:
+        facts = zoology.facts
+        print(f"Zoology {facts['commit'] or '(commit unknown)'}, PyTorch {facts['versions']['torch']}, {facts['threads']} threads")
+        for patch in facts["patches"]:
+            print(f"  patched: {patch}")
+        print(f"  stand-ins for missing packages: {', '.join(facts['stubs']) or 'none'}")
+
+    from training.run_folder import environment
+
+    cases = [Case(mixer, vocabulary) for vocabulary in options.vocabularies for mixer in options.mixers]
+    rows = [run_case(case, zoology, options.dropout, options.rounds, options.seconds) for case in cases]
+    if zoology is not None:
+        zoology.close()
+    print(table(rows))
+    pieces = {}
+    if not options.no_breakdown:
+        from benchmarks.recall_breakdown import breakdown, breakdown_table
+
+        pieces = {case.name: breakdown(case.experiment(options.dropout), options.seconds / 4) for case in cases}
+        print(breakdown_table(pieces))
+    if options.out is not None:
+        here = environment()
+        result = {
+            "benchmark": "recall_training",
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": " ".join(["python -m benchmarks.recall_training", *sys.argv[1:]]),
+            "machine": machine,
+            "environment": here,
+            "settings": {**vars(options), "batch_size": BATCH, "length": LENGTH, "width": WIDTH, "steps_per_call": STEPS_PER_CALL},
+            "zoology": None if zoology is None else zoology.facts,
+            "cases": rows,
+            "breakdown_ms": pieces,
+        }
+        path = Path(options.out) / device_folder(machine, here["backend"], here["device_kind"]) / "recall_training.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

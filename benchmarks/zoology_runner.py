@@ -1,0 +1,237 @@
+"""Times Zoology's own training loop, in a process of its own, for benchmarks/recall_training.py.
+
+Runs under the interpreter that has PyTorch (`--zoology-python`), imports `zoology` from the checkout it is given, and speaks one
+JSON object a line: requests on standard input, replies on standard output.
+
+    {"op": "build", "case": {...}}      -> {"parameters": n}
+    {"op": "train", "steps": n}         -> {"step_seconds": [...], "data_seconds": s, "examples": n, "loss": x}
+    {"op": "facts"}                     -> {"versions": {...}, "threads": n, "patches": [...], "stubs": [...]}
+
+Zoology's snapshot d88d6f5 (2026-01-11) does not train a recall task out of the box. Two faults are worked around when it runs,
+by changing default arguments, never its files:
+1. `TokenEmbeddings` makes its weights on device "cuda" and nothing passes another device on: the default becomes "cpu".
+2. `LanguageModel.forward` returns hidden vectors by default, and the trainer takes their cross-entropy as if they were logits:
+   the default becomes logits.
+Packages it imports without using them here (torchvision, wandb, ...) are replaced by empty stand-ins where they are missing.
+
+What is timed is its Trainer on its own batches: slicing the batch, forward, backward, AdamW and loss.item(), from one call of
+its logger to the next. Its data are made before training; that is timed apart, and fresh examples are made for every call.
+
+Easy to get wrong: Zoology prints to standard output while it is imported, so replies go to a copy of that descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import io
+import json
+import os
+import sys
+import time
+import types
+from typing import Any
+
+NAMES = ("torchvision", "wandb", "opt_einsum", "causal_conv1d", "fla")
+"""What Zoology may import at the top of modules used here, none of it called on a CPU with these mixers."""
+
+
+def set_default(function: Any, name: str, value: Any) -> bool:
+    """Changes the default of one positional argument of `function`; False when it already is `value`.
+
+    Raises:
+      ValueError: `function` has no argument of that name with a default.
+    """
+    optional = [p for p in inspect.signature(function).parameters.values() if p.default is not p.empty and p.kind is not p.KEYWORD_ONLY]
+    names = [parameter.name for parameter in optional]
+    if name not in names:
+        raise ValueError(
+            f"{function.__qualname__} has no optional argument {name}: this is not the Zoology that the patches were written for"
+        )
+    defaults = [parameter.default for parameter in optional]
+    if defaults[names.index(name)] == value:
+        return False
+    defaults[names.index(name)] = value
+    function.__defaults__ = tuple(defaults)
+    return True
+
+
+def missing(names: tuple[str, ...] = NAMES) -> list[str]:
+    """Those of `names` that cannot be imported here."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def install_stubs(names: list[str]) -> None:
+    """Empty modules under these names. torchvision gets the one class that Zoology builds, for a drop rate of 0."""
+    for name in names:
+        sys.modules[name] = types.ModuleType(name)
+    if "torchvision" in names:
+        import torch
+
+        class StochasticDepth(torch.nn.Module):
+            def __init__(self, p: float, mode: str):
+                super().__init__()
+                if p:
+                    raise ValueError(f"the stand-in for torchvision's StochasticDepth drops nothing, and p={p}")
+
+            def forward(self, x: Any) -> Any:
+                return x
+
+        operations = types.ModuleType("torchvision.ops")
+        operations.StochasticDepth = StochasticDepth
+        sys.modules["torchvision"].ops = operations
+        sys.modules["torchvision.ops"] = operations
+
+
+class StepClock:
+    """Stands where Zoology's logger stands: notes the time at which each step is logged."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.loss = float("nan")
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        self.times.append(time.perf_counter())
+        self.loss = float(metrics["train/loss"])
+
+
+class Runner:
+    """One model at a time of Zoology's, built and trained by its own code."""
+
+    def __init__(self) -> None:
+        # Before the stand-ins: PyTorch looks for opt_einsum itself and would take an empty module for it.
+        import torch  # noqa: F401
+
+        self.stubs = missing()
+        install_stubs(self.stubs)
+        model = importlib.import_module("zoology.model")
+        self.patches = []
+        if set_default(model.TokenEmbeddings.__init__, "device", "cpu"):
+            self.patches.append("TokenEmbeddings: default device cuda -> cpu")
+        if set_default(model.LanguageModel.forward, "return_embeddings", False):
+            self.patches.append("LanguageModel.forward: returns hidden vectors by default -> logits")
+        self.turn = 0
+
+    def facts(self) -> dict[str, Any]:
+        import torch
+
+        versions = {"python": sys.version.split()[0]}
+        for name in ("torch", "numpy", "pandas", "einops", "pydantic"):
+            versions[name] = importlib.metadata.version(name)
+        return {"versions": versions, "threads": torch.get_num_threads(), "patches": self.patches, "stubs": self.stubs}
+
+    def build(self, case: dict[str, Any]) -> dict[str, Any]:
+        from zoology.config import ModelConfig, ModuleConfig
+        from zoology.model import LanguageModel
+        from zoology.train import Trainer
+        from zoology.utils import set_determinism
+
+        set_determinism(0)
+        length = case["length"]
+        convolution = {
+            "name": "zoology.mixers.base_conv.BaseConv",
+            "kwargs": {"l_max": length, "kernel_size": 3, "implicit_long_conv": True},
+        }
+        second = {
+            "attention": {"name": "zoology.mixers.attention.MHA", "kwargs": {"num_heads": 1, "dropout": 0.0}},
+            "based": {
+                "name": "zoology.mixers.based.Based",
+                "kwargs": {
+                    "l_max": length,
+                    "feature_dim": 8,
+                    "feature_name": "taylor_exp",
+                    "num_heads": 1,
+                    "num_key_value_heads": 1,
+                    "train_view": "quadratic",
+                },
+            },
+        }[case["mixer"]]
+        config = ModelConfig(
+            sequence_mixer=ModuleConfig(name="zoology.mixers.hybrid.Hybrid", kwargs={"configs": [convolution, second]}),
+            state_mixer=ModuleConfig(name="torch.nn.Identity"),
+            d_model=case["width"],
+            n_layers=2,
+            vocab_size=case["vocabulary"],
+            max_position_embeddings=0,
+            embed_dropout=case["embedding_dropout"],
+        )
+        model = LanguageModel(config)
+        trainer = Trainer(
+            model,
+            train_dataloader=None,
+            test_dataloader=None,
+            max_epochs=0,
+            learning_rate=case["learning_rate"],
+            weight_decay=case["weight_decay"],
+            device="cpu",
+            logger=StepClock(),
+        )
+        # No epochs: its own fit() makes the loss, the optimizer and the schedule, and returns.
+        trainer.fit()
+        self.case, self.trainer = case, trainer
+        return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+
+    def train(self, steps: int) -> dict[str, Any]:
+        from zoology.data.multiquery_ar import MQARConfig
+        from zoology.data.utils import prepare_data
+
+        case, trainer, examples = self.case, self.trainer, steps * self.case["batch_size"]
+        segment = MQARConfig(
+            vocab_size=case["vocabulary"],
+            num_examples=examples,
+            input_seq_len=case["length"],
+            num_kv_pairs=case["pairs"],
+            random_non_queries=True,
+        )
+        data = self._data_config([segment])
+        start = time.perf_counter()
+        trainer.train_dataloader, _ = prepare_data(data)
+        data_seconds = time.perf_counter() - start
+        clock = trainer.logger = StepClock()
+        clock.times.append(time.perf_counter())
+        trainer.train_epoch(0)
+        seconds = [after - before for before, after in zip(clock.times[:-1], clock.times[1:], strict=True)]
+        return {"step_seconds": seconds, "data_seconds": data_seconds, "examples": examples, "loss": clock.loss}
+
+    def _data_config(self, segments: list[Any]) -> Any:
+        from zoology.config import DataConfig
+
+        self.turn += 1
+        return DataConfig(train_configs=segments, test_configs=[], batch_size=self.case["batch_size"], seed=self.turn)
+
+
+def serve(requests: Any, replies: Any, runner: Runner) -> None:
+    """Answers requests until standard input ends; a failed request is answered with its error."""
+    for line in requests:
+        request = json.loads(line)
+        operation = request.pop("op")
+        try:
+            # Its progress bar and prints go nowhere: the time to format them stays in, as in its normal use.
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                answer = getattr(runner, operation)(**request)
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        replies.write(json.dumps(answer) + "\n")
+        replies.flush()
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.path.insert(0, sys.argv[1])
+    try:
+        runner = Runner()
+    except Exception as error:
+        replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
+        replies.flush()
+        return
+    replies.write(json.dumps({"ready": True}) + "\n")
+    replies.flush()
+    serve(sys.stdin, replies, runner)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Checkpoints for others to read: `model.safetensors`, `config.json` and `manifest.json` in one folder, and reading them back.
+
+    model.safetensors  arrays by flat name ("stack.stages.0.weight"), in the safetensors format: a JSON header, then raw bytes
+    config.json        configuration.to_json: class names and values
+    manifest.json      {"format": 1, "sha256", "bytes", "parameters", "arrays": {name: {"shape", "dtype"}}, "extra"}
+
+Source: the safetensors format, https://github.com/huggingface/safetensors (format section of its README). Nothing here pickles, and
+reading never imports or calls what a file names: classes are looked up among the config classes that the caller has imported.
+
+Easy to get wrong: the library stores the memory of an array as it lies, so arrays are made C-contiguous first (`ascontiguousarray`
+would turn a scalar into a vector); a name with a '.' could not be told from nesting; a folder must never be seen half-written, so it
+is filled under another name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configuration import Config, UserError, from_json, to_json
+
+FORMAT = 1
+WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
+# ml_dtypes' bfloat16 has no numpy kind of its own; its name is what safetensors goes by.
+DTYPES = (
+    "bool",
+    "bfloat16",
+    *(f"float{bits}" for bits in (16, 32, 64)),
+    *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
+)
+
+Params = dict[str, Any]
+
+
+def export_safetensors(
+    params: Params, config: Config, directory: Path | str, *, extra: dict[str, Any] | None = None, overwrite: bool = False
+) -> None:
+    """Writes `params` and `config` to `directory`, whole or not at all.
+
+    Args:
+      params: nested dicts with text keys, arrays (numpy or jax) at the leaves.
+      extra: facts to keep in the manifest, JSON-ready: the step, the accuracy.
+      overwrite: replaces an export that is there. A folder with other files in it is never replaced.
+
+    Raises:
+      UserError: the folder is not empty, or cannot be written.
+      ValueError: params hold no arrays, a name or dtype that cannot be stored, or `extra` is not JSON-ready.
+    """
+    from safetensors.numpy import save_file
+
+    directory = Path(directory).resolve()
+    arrays = _flatten(params)
+    try:
+        facts = json.dumps(extra or {}, allow_nan=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"extra cannot be written as JSON: {error}") from error
+    _check_free(directory, overwrite)
+    temporary = directory.with_name(f".{directory.name}.new-{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+        save_file(arrays, temporary / WEIGHTS)
+        manifest = {
+            "format": FORMAT,
+            "sha256": _digest(temporary / WEIGHTS),
+            "bytes": (temporary / WEIGHTS).stat().st_size,
+            "parameters": sum(array.size for array in arrays.values()),
+            "arrays": {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in arrays.items()},
+            "extra": json.loads(facts),
+        }
+        for name, data in ((CONFIG, to_json(config)), (MANIFEST, manifest)):
+            (temporary / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        _move_in(temporary, directory)
+    except OSError as error:
+        raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_safetensors(directory: Path | str) -> tuple[Params, Config]:
+    """Reads what `export_safetensors` wrote: nested dicts of numpy arrays, and the config.
+
+    The config's class must have been imported by the caller; names in the file import nothing.
+
+    Raises:
+      UserError: a file is missing, damaged, or does not fit the others (file and reason named); or config.json names an unknown class
+        or a value that its class refuses.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    path = directory / WEIGHTS
+    config = _config(directory / CONFIG)
+    try:
+        size = path.stat().st_size
+        if size != manifest["bytes"]:
+            cut = "it was cut off" if size < manifest["bytes"] else "it was changed"
+            raise UserError(f"{path} has {size:,} bytes where {MANIFEST} says {manifest['bytes']:,}: {cut}")
+        if _digest(path) != manifest["sha256"]:
+            raise UserError(f"{path} does not match its digest in {MANIFEST}: it is damaged or was changed")
+        arrays = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not a safetensors file that can be read: {error}") from None
+    found = {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in arrays.items()}
+    wrong = sorted(name for name in found.keys() | manifest["arrays"].keys() if found.get(name) != manifest["arrays"].get(name))
+    if wrong:
+        name = wrong[0]
+        raise UserError(f"{path}: {name} is {found.get(name, 'missing')} where {MANIFEST} says {manifest['arrays'].get(name, 'nothing')}")
+    return _nest(arrays, path), config
+
+
+def read_manifest(directory: Path | str) -> dict[str, Any]:
+    """The manifest of an export: "sha256", "bytes", "parameters", "arrays" and the "extra" it was written with.
+
+    Raises:
+      UserError: it is missing, broken, or of another format version.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"there is no folder {directory}")
+    path = directory / MANIFEST
+    manifest = _read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{path} has format {manifest.get('format')!r}; this version of Recollect reads {FORMAT}")
+    for name, kind in (("sha256", str), ("bytes", int), ("parameters", int), ("arrays", dict), ("extra", dict)):
+        if not isinstance(manifest.get(name), kind):
+            raise UserError(f"{path}: {name!r} is {manifest.get(name)!r}, not {kind.__name__}")
+    return manifest
+
+
+def _flatten(params: Params, prefix: str = "") -> dict[str, np.ndarray]:
+    flat: dict[str, np.ndarray] = {}
+    if not params:
+        raise ValueError(f"params hold no arrays at {prefix or 'their root'}")
+    for name, value in params.items():
+        if not isinstance(name, str) or not name or "." in name or name == "__metadata__":
+            raise ValueError(f"params: {name!r} under {prefix or 'the root'} cannot be a name: text without '.' is needed")
+        path = f"{prefix}.{name}" if prefix else name
+        if isinstance(value, dict):
+            flat |= _flatten(value, path)
+            continue
+        array = np.asarray(value, order="C")
+        if array.dtype.name not in DTYPES:
+            raise ValueError(f"params: {path} has dtype {array.dtype}, which cannot be stored")
+        flat[path] = array
+    return flat
+
+
+def _nest(arrays: dict[str, np.ndarray], path: Path) -> Params:
+    nested: Params = {}
+    for name, array in arrays.items():
+        inner = nested
+        *parents, last = name.split(".")
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"{path}: {name} lies inside another array")
+        if last in inner:
+            raise UserError(f"{path}: {name} holds other arrays")
+        inner[last] = array
+    return nested
+
+
+def _check_free(directory: Path, overwrite: bool) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file; an export needs a folder")
+    try:
+        there = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    except OSError as error:
+        raise UserError(f"cannot read {directory}: {error.strerror}") from error
+    if there and not overwrite:
+        raise UserError(f"{directory} is not empty; choose another folder, or overwrite=True to replace an export")
+    foreign = sorted(there - {WEIGHTS, CONFIG, MANIFEST})
+    if foreign:
+        raise UserError(f"{directory} holds files that no export wrote ({', '.join(foreign[:3])}), so it is not replaced")
+
+
+def _move_in(temporary: Path, directory: Path) -> None:
+    """Renames the finished folder to its place; the old export, if any, comes back if that fails."""
+    old = None
+    if directory.exists():
+        old = directory.with_name(f".{directory.name}.old-{secrets.token_hex(4)}")
+        os.rename(directory, old)
+    try:
+        os.rename(temporary, directory)
+    except OSError:
+        if old is not None:
+            os.rename(old, directory)
+        raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _config(path: Path) -> Config:
+    data = _read_json(path)
+    try:
+        return from_json(data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (AttributeError, KeyError, RecursionError) as error:
+        # Validators of a class may trip over values of a kind that they never meet otherwise.
+        raise UserError(f"{path} cannot be read as a config: {type(error).__name__}: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must hold one JSON object, not {type(data).__name__}")
+    return data
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+__all__ = ["export_safetensors", "load_safetensors", "read_manifest"]

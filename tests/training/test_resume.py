@@ -1,0 +1,135 @@
+"""Killed with SIGKILL at a random moment and started again, a run ends with the parameters of one that was left alone, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configuration import UserError
+from tests.training.tiny import tiny
+from training.checkpoints import Checkpoints, load_params
+from training.loop import train
+from training.run_folder import RunFolder
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {project!r})
+from pathlib import Path
+from tests.training.tiny import tiny
+from training.loop import train
+train(tiny(Path({folder!r}), steps=400, checkpoint_every=20, evaluate_every=100))
+"""
+
+
+def run_process(folder):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT.format(project=str(PROJECT), folder=str(folder))], env=environment, stdout=subprocess.DEVNULL)
+
+
+def same_bits(one: Path, two: Path) -> None:
+    a, _, step_a = load_params(one / "checkpoints")
+    b, _, step_b = load_params(two / "checkpoints")
+    assert step_a == step_b
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_sigkill_at_random_moments_changes_no_bit(tmp_path):
+    assert run_process(tmp_path / "alone").wait() == 0
+    rng = random.Random(time.time_ns())
+    kills = 0
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    while True:
+        process = run_process(tmp_path / "killed")
+        # A third of the way into training at most, so that more than one kill lands inside it.
+        before = set(checkpoints.iterdir()) if checkpoints.exists() else set()
+        while process.poll() is None and kills < 3 and (set(checkpoints.iterdir()) if checkpoints.exists() else set()) == before:
+            time.sleep(0.02)
+        if kills < 3 and process.poll() is None:
+            time.sleep(rng.uniform(0, 0.5))
+        if process.poll() is None and kills < 3:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert process.wait() == 0
+        break
+    assert kills >= 1
+    same_bits(tmp_path / "alone", tmp_path / "killed")
+    steps = [[json.loads(line)["step"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("alone", "killed")]
+    assert steps[0] == steps[1], "metrics are logged once a step, whatever happened"
+    loss = [[json.loads(line).get("loss") for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("alone", "killed")]
+    assert loss[0] == loss[1]
+
+
+def test_sigterm_saves_and_the_rerun_goes_on(tmp_path):
+    process = run_process(tmp_path / "run")
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps(), "SIGTERM leaves a checkpoint"
+    assert run_process(tmp_path / "run").wait() == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 400
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    train(tiny(tmp_path / "run"), say=lambda text: None)
+    data = sorted((tmp_path / "run" / "checkpoints" / "60" / "state").rglob("d/*"))
+    assert data
+    for file in data:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0x10
+        file.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"checkpoints/60"):
+        load_params(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match=r"checkpoints/60"):
+        train(tiny(tmp_path / "run", steps=80), say=lambda text: None)
+
+
+def test_a_changed_digest_is_found_even_where_the_storage_format_sees_nothing(tmp_path):
+    train(tiny(tmp_path / "run"), say=lambda text: None)
+    meta = tmp_path / "run" / "checkpoints" / "60" / "meta" / "metadata"
+    content = json.loads(meta.read_text())
+    name = next(name for name in content["digests"] if name.startswith("params"))
+    content["digests"][name] = "0" * 64
+    meta.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="does not match its digest"):
+        load_params(tmp_path / "run" / "checkpoints")
+
+
+def test_another_config_in_the_same_folder_is_refused(tmp_path):
+    RunFolder(tmp_path / "run", tiny(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate: 0\.01 there, 0\.5 now"):
+        RunFolder(tmp_path / "run", tiny(tmp_path / "run", learning_rate=0.5))
+    RunFolder(tmp_path / "run", tiny(tmp_path / "run", steps=1000, log_every=7))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a run's folder"):
+        RunFolder(tmp_path, tiny(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_folder_holds_what_it_promises(tmp_path):
+    result = train(tiny(tmp_path / "run"), say=lambda text: None)
+    assert {"config.json", "environment.json", "metrics.jsonl", "result.json", "checkpoints"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    stored = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert stored == json.loads(json.dumps(result))
+    for name in ("accuracy", "accuracy_by_slice", "loss", "steps", "seconds", "examples_per_second", "parameters", "state_bytes"):
+        assert name in stored
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__ and environment["device_kind"] and "git_commit" in environment

@@ -1,0 +1,152 @@
+"""The optimizer against its definition, gradient accumulation, schedules, sharding rules and the loss."""
+
+import chz
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configuration import UserError
+from layers import Hyena
+from models import FunctionalModel, repeat
+from models.functional import flatten
+from tests.training.tiny import tiny
+from training.experiment import Mesh
+from training.optimizer import AdamW, GroupRate
+from training.program import Program, member_values
+from training.sharding import make_mesh, spec_of
+
+
+def test_adamw_is_its_definition(tmp_path):
+    """Three steps by hand in float64 on the program's own gradients; decay on everything, then on tagged parameters only."""
+    for everything in (True, False):
+        experiment = tiny(tmp_path, steps=10)
+        experiment = chz.replace(experiment, optimizer=AdamW(learning_rate=0.1, weight_decay=0.5, decay_everything=everything))
+        program = Program(experiment)
+        state = program.init(0)
+        values = member_values([experiment], False)
+        params = {name: np.asarray(leaf, np.float64) for name, leaf in flatten(state["params"]).items()}
+        decays = flatten(program.model.tags("decay"))
+        first, second = ({name: np.zeros_like(leaf) for name, leaf in params.items()} for _ in range(2))
+        data = experiment.data
+        for step in range(3):
+            batch = data.train_batch(0, step, data.train_slices()[0], 16)
+            grads = flatten(jax.jit(program.gradients, static_argnums=2)(state["params"], batch, None)[0])
+            state, _ = jax.jit(program.step)(state, values, batch)
+            rate = 0.1 * 0.5 * (1 + np.cos(np.pi * step / 10))
+            for name, grad in grads.items():
+                g = np.asarray(grad, np.float64)
+                first[name] = 0.9 * first[name] + 0.1 * g
+                second[name] = 0.999 * second[name] + 0.001 * g * g
+                m, v = first[name] / (1 - 0.9 ** (step + 1)), second[name] / (1 - 0.999 ** (step + 1))
+                decay = 0.5 if everything or decays[name] else 0.0
+                params[name] = params[name] - rate * (m / (np.sqrt(v) + 1e-8) + decay * params[name])
+        for name, leaf in flatten(state["params"]).items():
+            # A gradient that is rounding alone becomes a full Adam step of either sign: compare where it is not.
+            clear = np.sqrt(second[name]) > 1e-6
+            np.testing.assert_allclose(np.asarray(leaf)[clear], params[name][clear], rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_accumulated_gradients_equal_whole_ones(tmp_path, pieces):
+    whole, split = Program(tiny(tmp_path)), Program(tiny(tmp_path, accumulate=pieces))
+    params = whole.init(0)["params"]
+    data = whole.experiment.data
+    batch = data.train_batch(0, 0, data.train_slices()[0], 16)
+    a, metrics_a = jax.jit(whole.gradients, static_argnums=2)(params, batch, None)
+    b, metrics_b = jax.jit(split.gradients, static_argnums=2)(params, batch, None)
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-7)
+    assert float(metrics_a["loss"]) == pytest.approx(float(metrics_b["loss"]), rel=1e-5)
+    assert float(metrics_a["accuracy"]) == pytest.approx(float(metrics_b["accuracy"]), rel=1e-5)
+
+
+def test_loss_and_accuracy_at_labelled_positions_only(tmp_path):
+    program = Program(tiny(tmp_path))
+    params = program.init(0)["params"]
+    data = program.experiment.data
+    batch = data.train_batch(0, 0, data.train_slices()[0], 16)
+    sums = program.sums(params, batch, batch.weights)
+    logits = np.asarray(program.model.bind(params)(batch.tokens), np.float64)
+    rows = np.arange(16)[:, None]
+    chosen = logits[rows, np.asarray(batch.target_positions)]
+    p = np.exp(chosen - chosen.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    nll = -np.log(np.take_along_axis(p, np.asarray(batch.targets)[..., None], -1))[..., 0]
+    assert float(sums["loss"]) == pytest.approx(nll.sum(), rel=1e-5)
+    assert float(sums["correct"]) == (chosen.argmax(-1) == np.asarray(batch.targets)).sum()
+
+
+def test_a_collapsed_model_is_not_right(tmp_path):
+    """All logits equal: no answer counts as correct."""
+    program = Program(tiny(tmp_path))
+    params = jax.tree.map(jnp.zeros_like, program.init(0)["params"])
+    data = program.experiment.data
+    batch = data.train_batch(0, 0, data.train_slices()[0], 16)
+    assert float(program.sums(params, batch, batch.weights)["correct"]) == 0
+
+
+def test_schedules():
+    cosine = AdamW(warmup=10, final_fraction=0.1)
+    rates = [float(cosine.rate(step, 110, 1.0)) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[110] == pytest.approx(0.1)
+    assert rates[60] == pytest.approx(0.55) and all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert float(AdamW(schedule="constant").rate(77, 100, 0.5)) == 0.5
+
+
+def test_clipping_bounds_the_update(tmp_path):
+    experiment = tiny(tmp_path)
+    program = Program(chz.replace(experiment, optimizer=AdamW(clip=1e-3)))
+    model = program.model
+    transform = program.experiment.optimizer.transform(model, 10, program.experiment.optimizer.values())
+    params = program.init(0)["params"]
+    state = transform.init(params)
+    _, state = transform.update(jax.tree.map(lambda leaf: 1e3 * jnp.ones_like(leaf), params), state, params)
+    norm = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(state[1].mu)))
+    assert norm == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_learning_rate_groups(tmp_path):
+    experiment = tiny(tmp_path)
+    experiment = chz.replace(experiment, model=chz.replace(experiment.model, stages=repeat(Hyena(maximum_length=16, filter_order=8), depth=1)))
+    model = FunctionalModel(experiment.model, 32)
+    groups = flatten(model.tags("group"))
+    assert "filter" in groups.values()
+    frozen = AdamW(groups=(GroupRate(group="filter", factor=0.0),), weight_decay=0.0)
+    params = jax.jit(model.init)(jax.random.key(0))
+    transform = frozen.transform(model, 10, frozen.values())
+    updates, _ = transform.update(jax.tree.map(jnp.ones_like, params), transform.init(params), params)
+    for name, update in flatten(updates).items():
+        assert bool(jnp.all(update == 0)) == (groups[name] == "filter")
+    with pytest.raises(UserError, match="groups names nothing"):
+        AdamW(groups=(GroupRate(group="nothing", factor=0.0),)).transform(model, 10, frozen.values())
+
+
+def test_sharding_rules():
+    mesh = make_mesh(Mesh(fsdp=2, tensor=4))
+    assert spec_of("stack.stages.0.0.mixer.query.kernel", (3, 16, 32), mesh) == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
+    assert spec_of("stack.stages.0.0.mixer.output.kernel", (3, 32, 16), mesh) == jax.sharding.PartitionSpec(None, "tensor", "fsdp")
+    assert spec_of("stack.stages.0.0.mixer.query.kernel", (3, 16, 6), mesh) == jax.sharding.PartitionSpec(None, "fsdp", None)
+    assert spec_of("embedding", (33, 16), mesh) == jax.sharding.PartitionSpec(None, "fsdp")
+    assert spec_of("final_norm.gain", (16,), mesh) == jax.sharding.PartitionSpec(None)
+    with pytest.raises(UserError, match="asks for 64 devices"):
+        make_mesh(Mesh(data=64))
+
+
+def test_a_sharded_step_equals_one_on_one_device(tmp_path):
+    """Plain SGD steps, since Adam turns the rounding of a zero gradient into a full step."""
+    one, many = Program(tiny(tmp_path)), Program(tiny(tmp_path, mesh=Mesh(data=2, fsdp=2, tensor=2)))
+    data = one.experiment.data
+    ends = []
+    for program in (one, many):
+        params = program.init(0)["params"]
+        slope = jax.jit(lambda params, batch, program=program: program.gradients(params, batch, None)[0])
+        for step in range(3):
+            batch = data.train_batch(0, step, data.train_slices()[0], 16)
+            params = jax.tree.map(lambda p, g: p - 0.5 * g, params, slope(params, batch))
+        ends.append(jax.device_get(params))
+    for a, b in zip(jax.tree.leaves(ends[0]), jax.tree.leaves(ends[1]), strict=True):
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max()
+    state, metrics = many.train(many.init(0), member_values([many.experiment], False), 4, data.train_slices()[0])
+    assert np.isfinite(np.asarray(metrics["loss"])).all()
+    assert any(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(state["params"]))

@@ -139,7 +139,7 @@ class SoftmaxAttention(Mixer):
         return q, k, self.value(x).reshape(b, t, self.key_heads, self.head_dim)
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array | None, segments: jax.Array | None) -> jax.Array:
-        """Heads' outputs (b, t, h, v) over one whole sequence, as `config.mask()` says."""
+        """Heads' outputs (b, t, h, v) over one whole sequence, as `config.mask()` says. No positions: one document from its start."""
         return window_attention(q, k, v, query_positions=positions, query_segments=segments)
 
     def _remember(

@@ -82,7 +82,7 @@ class HyenaMixer(Mixer):
 
     def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
         self._check_length(x)
-        x1, x2, v = jnp.split(self.convolution(self.input(zero_padding(x, context)), context), 3, axis=-1)
+        x1, x2, v = self.convolution.pieces(self.input(zero_padding(x, context)), context, 3)
         z = x1 * v
         return self._gated(x2, z, long_convolution(z, self.filter(x.shape[1]), segment_ids=context.segments))
 

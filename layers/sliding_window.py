@@ -77,13 +77,11 @@ class SlidingWindowAttention(SoftmaxAttention):
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array | None, segments: jax.Array | None) -> jax.Array:
         window, kept = self.config.window, self.config.kept
-        near = {"window": window, "sinks": self._sink_logits(), "query_positions": positions, "query_segments": segments}
-        b, t = q.shape[:2]
         if not kept:
-            return window_attention(q, k, v, **near)
-        if positions is None and segments is None:
+            return window_attention(q, k, v, window=window, sinks=self._sink_logits(), query_positions=positions, query_segments=segments)
+        if positions is None:
             return _with_first(q, k, v, window, kept)
-        fields = TokenFields(positions, jnp.ones((b, t), jnp.int32) if segments is None else segments)
+        fields = TokenFields(positions, jnp.ones_like(positions) if segments is None else segments)
         return window_attention(q, k, v, mask=self.config.mask().dense(fields, fields))
 
     def _remember(

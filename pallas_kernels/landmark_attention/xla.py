@@ -24,7 +24,7 @@ def blocked(q, k, v, *, block, query_positions, key_positions, query_segments, k
     n = s // c
     plain = key_positions is None and key_segments is None
     if plain:
-        block_k, block_v = (x[:, : n * c].reshape(b, n, c, groups, -1) for x in (k, v))
+        block_k, block_v = (x[:, : n * c].reshape(b, n, c, groups, x.shape[-1]) for x in (k, v))
         block_number = jnp.broadcast_to(jnp.arange(n), (b, n))
         allowed = block_number[:, None, :] < (i // c)[:, :, None]
     else:
@@ -35,7 +35,7 @@ def blocked(q, k, v, *, block, query_positions, key_positions, query_segments, k
         # Places of the landmarks, in order; s (out of range) where there are fewer than n.
         place = jnp.sort(jnp.where(closes, jnp.arange(s), s), axis=1)[:, :n]
         index = jnp.clip(place[:, :, None] - block + jnp.arange(c), 0, s - 1).reshape(b, n * c)
-        block_k, block_v = (jnp.take_along_axis(x, index[:, :, None, None], axis=1).reshape(b, n, c, groups, -1) for x in (k, v))
+        block_k, block_v = (jnp.take_along_axis(x, index[:, :, None, None], axis=1).reshape(b, n, c, groups, x.shape[-1]) for x in (k, v))
         inside = jnp.minimum(place, s - 1)
         block_number = jnp.take_along_axis(j, inside, axis=1) // c
         allowed = (place < s)[:, None, :] & (block_number[:, None, :] < (i // c)[:, :, None])

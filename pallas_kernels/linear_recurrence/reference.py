@@ -22,8 +22,10 @@ def recurrent(
     """The recurrence as it is defined, by a scan over tokens; `chunk_size` is not used."""
     b, t, h, key_dim = q.shape
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    decay = jnp.ones((b, t, h), wide) if log_decay is None else jnp.exp(jnp.broadcast_to(log_decay, (b, t, h)).astype(wide))
     segments = jnp.ones((b, t), jnp.int32) if segment_ids is None else segment_ids
+    real = segments != 0
+    g = jnp.zeros((b, t, h), wide) if log_decay is None else jnp.broadcast_to(log_decay, (b, t, h)).astype(wide)
+    decay = jnp.exp(jnp.where(real[:, :, None], g, 0))
     state = jnp.zeros((b, h, key_dim, v.shape[3]), wide) if initial_state is None else initial_state.astype(wide)
     if segment_ids is None:
         current = jnp.ones(b, jnp.int32)
@@ -40,8 +42,8 @@ def recurrent(
         o_t = jnp.where(real[:, None, None], jnp.einsum("bhk,bhkv->bhv", q_t * scale, state), 0)
         return (state, jnp.where(real, segment, current)), o_t
 
-    mask = (segments != 0)[:, :, None, None]
-    rows = tuple(jnp.moveaxis(x, 1, 0) for x in (*(jnp.where(mask, y.astype(wide), 0) for y in (q, k, v)), decay, segments))
+    inputs = (jnp.where(real[:, :, None, None], y.astype(wide), 0) for y in (q, k, v))
+    rows = tuple(jnp.moveaxis(x, 1, 0) for x in (*inputs, decay, segments))
     (state, _), o = jax.lax.scan(step, (state, current), rows)
     return jnp.moveaxis(o, 0, 1).astype(v.dtype), state if return_state else None
 

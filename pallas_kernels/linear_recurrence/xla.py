@@ -63,6 +63,9 @@ def chunked(
     if total is not None:
         exponent = jnp.moveaxis(total, 3, 2)
         exponent = exponent[..., :, None] - exponent[..., None, :]
+        # A token's weight on itself is the constant 1: a gradient through G_i - G_i would cancel only up to rounding, and under a
+        # strong decay the rest is smaller than that.
+        exponent = jnp.where(jnp.eye(c, dtype=bool), 0, exponent)
         scores = scores * jnp.exp(jnp.where(seen, exponent, -jnp.inf))
     else:
         scores = jnp.where(seen, scores, 0)
@@ -88,7 +91,9 @@ def _weights(total, segments, initial_segment, has_state):
     chunk the share of that state that is kept (b, n, h); None stands for ones."""
     writes = reads = keeps = None
     if total is not None:
-        writes, reads, keeps = jnp.exp(total[:, :, -1:] - total), jnp.exp(total), jnp.exp(total[:, :, -1])
+        is_last = (jnp.arange(total.shape[2]) == total.shape[2] - 1)[:, None]
+        writes = jnp.exp(jnp.where(is_last, 0, total[:, :, -1:] - total))  # the last token's weight is constant, as above
+        reads, keeps = jnp.exp(total), jnp.exp(total[:, :, -1])
     if segments is not None:
         last = segments[:, :, -1]
         first = initial_segment if initial_segment is not None and has_state else jnp.zeros_like(last[:, 0])

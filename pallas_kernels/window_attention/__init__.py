@@ -12,6 +12,8 @@ key gives zeros; the log-sum-exp includes the sink, so that parts with sinks can
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -34,7 +36,7 @@ def window_attention(
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> Any:
     """Softmax attention, sequence first.
 
     Self-attention is recognised when t == s and the key fields are left out (they are then the queries') or are the very arrays given

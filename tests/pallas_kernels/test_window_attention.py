@@ -21,6 +21,9 @@ def error(found, expected) -> float:
     return float(np.sqrt(np.mean((found - expected) ** 2)) / size) if size else float(np.max(np.abs(found), initial=0))
 
 
+attend = jax.jit(window_attention, static_argnames=("window", "return_lse", "backend"))
+
+
 def arrays(b, t, h, g, s=None, k=8, v=6, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(t), 4)
     s = t if s is None else s
@@ -86,7 +89,7 @@ def test_positions_that_skip_shrink_the_window():
     positions = jnp.broadcast_to(3 * jnp.arange(130, dtype=jnp.int32), (2, 130))
     q, k, v = arrays(2, 130, 2, 2)
     out, _ = assert_agree(q, k, v, {"query_positions": positions}, window=7)
-    counted = window_attention(q, k, v, window=3)  # 7 positions hold 3 tokens when positions go by threes
+    counted = attend(q, k, v, window=3)  # 7 positions hold 3 tokens when positions go by threes
     assert error(out, counted) < CLOSE
 
 
@@ -104,7 +107,7 @@ def test_forms_agree_between_two_sequences(window):
     shuffle = jax.random.permutation(jax.random.key(0), 40)
     mixed = {**fields, "key_positions": fields["key_positions"][:, shuffle], "key_segments": segments[:, shuffle]}
     out, _ = assert_agree(q, k[:, shuffle], v[:, shuffle], mixed, window=window)
-    assert error(out, window_attention(q, k, v, window=window, **fields)) < CLOSE
+    assert error(out, attend(q, k, v, window=window, **fields)) < CLOSE
 
 
 def test_keys_in_ring_order_are_not_taken_for_self_attention():
@@ -112,7 +115,7 @@ def test_keys_in_ring_order_are_not_taken_for_self_attention():
     positions = jnp.arange(100, dtype=jnp.int32)[None]
     turned = {"query_positions": positions, "key_positions": jnp.roll(positions, 40, axis=1)}
     out, _ = assert_agree(q, jnp.roll(k, 40, axis=1), jnp.roll(v, 40, axis=1), turned, window=5)
-    assert error(out, window_attention(q, k, v, window=5)) < CLOSE
+    assert error(out, attend(q, k, v, window=5)) < CLOSE
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -145,17 +148,17 @@ def test_by_hand():
     q = k = jnp.zeros((1, 4, 1, 3))
     v = jnp.array([1.0, 2.0, 4.0, 8.0]).reshape(1, 4, 1, 1)
     for backend in ("xla", "reference"):
-        out = window_attention(q, k, v, window=2, backend=backend)
+        out = attend(q, k, v, window=2, backend=backend)
         np.testing.assert_allclose(out.ravel(), [1, 1.5, 3, 6], rtol=1e-6)
-        out, lse = window_attention(q, k, v, window=2, sinks=jnp.log(jnp.array([2.0])), return_lse=True, backend=backend)
+        out, lse = attend(q, k, v, window=2, sinks=jnp.log(jnp.array([2.0])), return_lse=True, backend=backend)
         np.testing.assert_allclose(out.ravel(), [1 / 3, 3 / 4, 6 / 4, 12 / 4], rtol=1e-6)
         np.testing.assert_allclose(lse.ravel(), np.log([3, 4, 4, 4]), rtol=1e-6)
 
 
 def test_query_heads_share_key_heads_in_order():
     q, k, v = arrays(1, 20, 4, 2)
-    wide = window_attention(q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2))
-    assert error(window_attention(q, k, v), wide) < CLOSE
+    wide = attend(q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2))
+    assert error(attend(q, k, v), wide) < CLOSE
 
 
 def test_large_scores_do_not_overflow():
@@ -166,8 +169,8 @@ def test_large_scores_do_not_overflow():
 
 def test_half_precision_stays_near():
     q, k, v = arrays(2, 200, 2, 2)
-    expected = window_attention(q, k, v, window=20)
-    out, lse = window_attention(*(x.astype(jnp.bfloat16) for x in (q, k, v)), window=20, return_lse=True)
+    expected = attend(q, k, v, window=20)
+    out, lse = attend(*(x.astype(jnp.bfloat16) for x in (q, k, v)), window=20, return_lse=True)
     assert out.dtype == jnp.bfloat16 and lse.dtype == jnp.float32
     assert error(out, expected) < 0.01  # 8 bits of fraction: 0.4 % a rounding
 

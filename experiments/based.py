@@ -1,0 +1,57 @@
+"""Based's Figure 2 (Arora et al., ICML 2024): recall against state size. Trained on a mixture of lengths up to (256, 64), evaluated up to
+(1024, 256); vocabulary 8,192, random filler, a convolution of width 3 and then the mixer, two layers without MLP, no positions.
+
+Published: 180,000 examples a pass, 32 passes, batch 256, learning rates 1e-3 to 10^-1.5, the best one reported. Here batches are
+fresh, and filler never contradicts a pair; `data.contradictions=True` gives the published filler.
+"""
+
+from __future__ import annotations
+
+from data.synthetics import MQAR, RecallSlice
+from experiments.study import Study, grid
+from layers import Attention, BaseConvolution, Hyena, LinearAttention, SlidingWindow
+from layers.feature_maps import Taylor
+from layers.mixer import MixerConfig
+from layers.norms import LayerNorm
+from models import LanguageModel, repeat
+from training.experiment import Experiment, Run
+from training.optimizer import AdamW
+
+MIXTURE = ((64, 4, 100.0), (128, 8, 20.0), (256, 16, 20.0), (256, 32, 20.0), (256, 64, 20.0))
+EVALUATION = ((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256))
+STEPS = 32 * -(-180_000 // 256)
+
+
+def _recall(name: str, mixer: MixerConfig, width: int) -> Experiment:
+    return Experiment(
+        name=name,
+        model=LanguageModel(width=width, stages=repeat(BaseConvolution(kernel=3), mixer, depth=2), norm=LayerNorm(), mlp=None, embedding_dropout=0.1),
+        data=MQAR(
+            vocab_size=8192,
+            mixture=tuple(RecallSlice(length=length, pairs=pairs, weight=weight) for length, pairs, weight in MIXTURE),
+            evaluation=tuple(RecallSlice(length=length, pairs=pairs) for length, pairs in EVALUATION),
+        ),
+        optimizer=AdamW(learning_rate=3.16e-3, weight_decay=0.1, decay_everything=True),
+        run=Run(steps=STEPS, batch_size=256, steps_per_call=44, evaluate_every=704, checkpoint_every=704),
+    )
+
+
+def taylor() -> Experiment:
+    """Figure 2's Based point of width 64 and feature dimension 16.
+
+    python main.py train based.taylor (meant for an accelerator; not yet run to its end)
+    """
+    return _recall("based.taylor", LinearAttention(feature_dim=16, feature_map=Taylor()), 64)
+
+
+def figure2() -> Study:
+    """Figure 2's mixers of this project: attention, Based (widths x feature dimensions), windows, Hyena; four learning rates (not yet run)."""
+    experiments = [_recall(f"based.attention_d{width}", Attention(), width) for width in (64, 128)]
+    experiments += [
+        _recall(f"based.taylor_d{width}_f{features}", LinearAttention(feature_dim=features, feature_map=Taylor()), width)
+        for width in (48, 64, 128)
+        for features in (8, 16, 24)
+    ]
+    experiments += [_recall(f"based.window_{window}", SlidingWindow(window=window), 128) for window in (8, 16, 32, 64, 128, 256, 512, 1024)]
+    experiments += [_recall(f"based.hyena_d{width}", Hyena(maximum_length=1024), width) for width in (64, 128, 256)]
+    return Study(tuple(experiments), grid({"optimizer.learning_rate": (1e-3, 3.16e-3, 1e-2, 3.16e-2)}))

@@ -1,0 +1,90 @@
+"""Zoology's Figure 2 (Arora, Eyuboglu et al., ICLR 2024): MQAR at (length, pairs) = (64, 4), (128, 8), (256, 16), (512, 64), widths 64
+to 512, vocabulary 8,192, zero filler, two layers without MLP.
+
+Published: 100,000 training examples repeated for 64 epochs, cosine a step of an epoch, embedding dropout 0.1, four learning rates from 1e-4 to
+1e-2, best one reported, early stop above 0.99. Here every batch is fresh, so 64 epochs become as many steps on new examples, and the
+cosine falls with each step. Attention alone has learned positions; the others have none.
+"""
+
+from __future__ import annotations
+
+import chz
+
+from data.synthetics import MQAR
+from experiments.study import Study, grid
+from layers import Attention, BaseConvolution, Hyena, LinearAttention
+from layers.feature_maps import Taylor
+from layers.mixer import MixerConfig
+from layers.norms import LayerNorm
+from layers.positions import LearnedPositions
+from models import LanguageModel, repeat
+from training.experiment import Experiment, Run
+from training.optimizer import AdamW
+
+# (length, pairs): batch, as published.
+SETTINGS = {(64, 4): 512, (128, 8): 512, (256, 16): 256, (512, 64): 128}
+WIDTHS = (64, 128, 256, 512)
+EXAMPLES, EPOCHS = 100_000, 64
+
+
+def _cell(name: str, mixers: tuple[MixerConfig, ...], length: int, width: int, *, positions: bool = False) -> Experiment:
+    pairs = next(pairs for at, pairs in SETTINGS if at == length)
+    batch = SETTINGS[length, pairs]
+    per_epoch = -(-EXAMPLES // batch)
+    return Experiment(
+        name=name,
+        model=LanguageModel(
+            width=width,
+            stages=repeat(*mixers, depth=2),
+            norm=LayerNorm(),
+            mlp=None,
+            positions=LearnedPositions(maximum=length) if positions else None,
+            embedding_dropout=0.1,
+        ),
+        data=MQAR(vocab_size=8192, length=length, pairs=pairs, filler="zero", evaluation_examples=3000),
+        optimizer=AdamW(learning_rate=2.15e-3, weight_decay=0.1, decay_everything=True),
+        run=Run(steps=per_epoch * EPOCHS, batch_size=batch, steps_per_call=49, evaluate_every=per_epoch, checkpoint_every=per_epoch, stop_at_accuracy=0.99),
+    )
+
+
+def _mixers(length: int) -> dict[str, tuple[MixerConfig, ...]]:
+    short, long = BaseConvolution(kernel=3), BaseConvolution(kernel=None, maximum_length=length)
+    return {
+        "attention": (Attention(),),
+        "hyena": (Hyena(maximum_length=length),),
+        "base_convolution": (short, long),
+        "based": (short, LinearAttention(feature_dim=8, feature_map=Taylor())),
+    }
+
+
+def cell() -> Experiment:
+    """One cell on two cores: (64, 4), width 64, a convolution and then attention, batch 64, 3e-3, stops at 0.99.
+
+    python main.py train zoology.cell
+    """
+    published = _cell("zoology.cell", (BaseConvolution(kernel=3), Attention()), 64, 64)
+    return chz.replace(
+        published,
+        model=chz.replace(published.model, embedding_dropout=0.0),
+        optimizer=AdamW(learning_rate=3e-3, weight_decay=0.1, decay_everything=True),
+        run=Run(steps=3000, batch_size=64, steps_per_call=50, evaluate_every=50, checkpoint_every=500, stop_at_accuracy=0.99),
+    )
+
+
+def attention() -> Experiment:
+    """Figure 2's attention at (64, 4), width 64, as published: two layers, learned positions.
+
+    python main.py train zoology.attention (one learning rate of the four; not yet run to its end here)
+    """
+    return _cell("zoology.attention", (Attention(),), 64, 64, positions=True)
+
+
+def figure2() -> Study:
+    """Figure 2 whole: four mixers x four lengths x four widths x four learning rates (256 runs; meant for accelerators, not yet run)."""
+    experiments = [
+        _cell(f"zoology.{label}_{length}x{pairs}_d{width}", mixers, length, width, positions=label == "attention")
+        for length, pairs in SETTINGS
+        for width in WIDTHS
+        for label, mixers in _mixers(length).items()
+    ]
+    return Study(tuple(experiments), grid({"optimizer.learning_rate": (1e-4, 4.64e-4, 2.15e-3, 1e-2)}))

@@ -1,0 +1,295 @@
+"""Landmark attention: the forms against a slow oracle and each other, and retrieval against its rule."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from layers.mixer import document_positions
+from layers.positions import Rotary
+from pallas_kernels.landmark_attention import landmark_attention, reference, retrieve_blocks
+from tests.pallas_kernels import landmark_oracle
+
+CLOSE = 5e-6  # fp32, products of softmaxes over up to 30 terms
+ROTATE = Rotary()
+
+
+def error(found, expected) -> float:
+    found, expected = (np.asarray(x, np.float64) for x in (found, expected))
+    size = np.sqrt(np.mean(expected**2))
+    return float(np.sqrt(np.mean((found - expected) ** 2)) / size) if size else float(np.max(np.abs(found), initial=0))
+
+
+def arrays(b, t, h, g, s=None, k=8, v=6):
+    rng = np.random.default_rng(t)
+    s = t if s is None else s
+    shapes = ((b, t, h, k), (b, s, g, k), (b, s, g, v))
+    return tuple(jnp.asarray(1.5 * rng.normal(size=shape), jnp.float32) for shape in shapes)
+
+
+def rows(*documents: list[int]) -> jax.Array:
+    """Segments from lists of (length, minus length for padding); documents number 3, 4, ..."""
+    found = [np.concatenate([np.full(abs(n), 0 if n < 0 else 3 + index, np.int32) for index, n in enumerate(row)]) for row in documents]
+    return jnp.asarray(np.stack(found))
+
+
+PACKED = rows([13, 1, 9, -2, 14, -2], [-3, 30, 6, 2], [41])
+"""41 tokens a row: documents that start anywhere, one shorter than a block, padding before, between and after."""
+
+
+def fields(segments, queries=None):
+    positions = document_positions(segments)
+    pick = slice(None) if queries is None else slice(-queries, None)
+    return {
+        "query_positions": positions if queries is None else positions[:, pick],
+        "key_positions": positions,
+        "query_segments": segments if queries is None else segments[:, pick],
+        "key_segments": segments,
+    }
+
+
+def plain(b, t):
+    return fields(jnp.ones((b, t), jnp.int32))
+
+
+def oracle_weights(q, k, block, f):
+    f = {name: np.asarray(x) for name, x in f.items()}
+    return landmark_oracle.training_weights(
+        q, k, block, q.shape[-1] ** -0.5, f["query_positions"], f["key_positions"], f["query_segments"], f["key_segments"]
+    )
+
+
+@pytest.mark.parametrize("case", ["plain", "packed", "suffix"])
+def test_the_specification_is_the_oracle(case):
+    if case == "suffix":
+        q, k, v = arrays(3, 6, 4, 2, s=41)
+        f = fields(PACKED, queries=6)
+    else:
+        q, k, v = arrays(3, 41, 2, 1)
+        f = plain(3, 41) if case == "plain" else fields(PACKED)
+    expected = oracle_weights(q, k, 4, f)
+    given = dict.fromkeys(f) if case == "plain" else f
+    with jax.enable_x64(True):
+        found = reference.weights(*(np.asarray(x, np.float64) for x in (q, k)), block=4, scale=8**-0.5, **given)
+        assert np.max(np.abs(np.asarray(found) - expected)) < 1e-12
+    repeated = np.repeat(np.asarray(v, np.float64), q.shape[2] // v.shape[2], axis=2)
+    out = landmark_attention(q, k, v, block=4, backend="reference", **given)
+    assert error(out, np.einsum("bhts,bshv->bthv", expected, repeated)) < 1e-6
+
+
+def test_what_the_weights_are():
+    q, k, _ = arrays(3, 41, 2, 2)
+    f = fields(PACKED)
+    w = np.asarray(reference.weights(q, k, block=4, scale=8**-0.5, **f))
+    positions, segments = np.asarray(f["query_positions"]), np.asarray(PACKED)
+    real, landmark = segments != 0, (positions % 5 == 4) & (segments != 0)
+    np.testing.assert_allclose(w.sum(-1), np.broadcast_to(real[:, None], w.shape[:3]), atol=1e-6)
+    assert np.all(w[np.broadcast_to(landmark[:, None, None], w.shape)] == 0)  # no value of a landmark is read
+    later = positions[:, None, :] > positions[:, :, None]
+    assert np.all(w[np.broadcast_to((later | (segments[:, :, None] != segments[:, None, :]))[:, None], w.shape)] == 0)
+    seen = (segments[:, :, None] == segments[:, None, :]) & real[:, :, None] & ~later & ~landmark[:, None, :]
+    assert np.all(w[np.broadcast_to(seen[:, None], w.shape)] > 0)  # and everything else is
+    # In a document's first block: plain causal softmax over ordinary tokens.
+    scores = np.einsum("thk,shk->hts", np.asarray(q)[2, :5], np.asarray(k)[2, :4]) * 8**-0.5
+    for i in range(5):
+        e = np.exp(scores[:, i, : min(i, 3) + 1])
+        np.testing.assert_allclose(w[2, :, i, : e.shape[1]], e / e.sum(-1, keepdims=True), rtol=1e-5)
+
+
+def test_a_landmark_gates_its_block_and_nothing_else():
+    """Raising one landmark's key towards the query moves weight into its block; inside the block shares stay; its own block never asks it."""
+    q, k, _ = arrays(1, 15, 1, 1)
+    given = dict.fromkeys(fields(jnp.ones((1, 15), jnp.int32)))
+    before = np.asarray(reference.weights(q, k, block=4, scale=1.0, **given))[0, 0]
+    after = np.asarray(reference.weights(q, k.at[0, 4].add(0.5 * q[0, 12]), block=4, scale=1.0, **given))[0, 0]
+    assert after[12, :4].sum() > before[12, :4].sum()
+    np.testing.assert_allclose(after[12, :4] / after[12, :4].sum(), before[12, :4] / before[12, :4].sum(), rtol=1e-5)
+    np.testing.assert_array_equal(after[:5], before[:5])
+
+
+@functools.partial(jax.jit, static_argnames=("block", "backend"))
+def results(q, k, v, f, *, block, backend):
+    def loss(q, k, v):
+        out = landmark_attention(q, k, v, block=block, backend=backend, **f)
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)), out
+
+    gradients, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    return (out, *gradients)
+
+
+@functools.partial(jax.jit, static_argnames=("block", "backend"))
+def self_results(q, k, v, positions, segments, *, block, backend):
+    """The layer's call: the very same arrays for queries and keys."""
+    f = {"query_positions": positions, "key_positions": positions, "query_segments": segments, "key_segments": segments}
+    return results.__wrapped__(q, k, v, f, block=block, backend=backend)
+
+
+def assert_agree(found, expected):
+    for name, a, b in zip(("out", "q", "k", "v"), found, expected, strict=True):
+        assert np.all(np.isfinite(a)) and error(a, b) < CLOSE, name
+
+
+@pytest.mark.parametrize(("t", "block"), [(1, 4), (63, 1), (63, 100), (64, 7)])
+def test_xla_is_the_specification_in_one_document(t, block):
+    q, k, v = arrays(2, t, 4, 2)
+    assert_agree(*(results(q, k, v, {}, block=block, backend=backend) for backend in ("xla", "reference")))
+
+
+@pytest.mark.parametrize("block", [4, 6])
+def test_xla_is_the_specification_over_documents(block):
+    q, k, v = arrays(3, 41, 4, 2)
+    f = fields(PACKED)
+    banded, expected = (self_results(q, k, v, f["key_positions"], PACKED, block=block, backend=backend) for backend in ("xla", "reference"))
+    assert_agree(banded, expected)
+    if block == 4:
+        assert_agree(results(q, k, v, f, block=block, backend="xla"), expected)  # separate arrays: another path, the one for caches
+
+
+def test_xla_is_the_specification_against_a_cache():
+    """A few queries, the last of their rows, against all keys and some slots that are free."""
+    q, k, v = arrays(3, 6, 4, 1, s=46)
+    f = fields(PACKED, queries=6)
+    f = {name: jnp.pad(x, ((0, 0), (0, 5))) if name.startswith("key") else x for name, x in f.items()}
+    assert_agree(*(results(q, k, v, f, block=4, backend=backend) for backend in ("xla", "reference")))
+
+
+@pytest.mark.parametrize("backend", ["xla", "reference"])
+def test_padding_full_of_nan_touches_nothing(backend):
+    f = fields(PACKED)
+    real = (PACKED != 0)[:, :, None, None]
+    clean = tuple(jnp.where(real, x, 0.0) for x in arrays(3, 41, 4, 2))
+    dirty = tuple(jnp.where(real, x, jnp.nan) for x in clean)
+    expected, found = (self_results(*x, f["key_positions"], PACKED, block=4, backend=backend) for x in (clean, dirty))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert np.all(np.asarray(found[0])[np.asarray(PACKED) == 0] == 0)
+
+
+def test_half_precision_stays_near():
+    q, k, v = arrays(2, 41, 2, 2)
+    run = jax.jit(functools.partial(landmark_attention, block=4))
+    low = run(*(x.astype(jnp.bfloat16) for x in (q, k, v)))
+    assert low.dtype == jnp.bfloat16 and error(low, run(q, k, v)) < 0.03
+
+
+@functools.partial(jax.jit, static_argnames=("block", "top", "query_chunk"))
+def retrieved(q, k, v, f, *, block, top, query_chunk=16):
+    return retrieve_blocks(q, k, v, block=block, top=top, rotate=ROTATE, query_chunk=query_chunk, **f)
+
+
+@functools.partial(jax.jit, static_argnames="block")
+def trained(q, k, v, f, block):
+    return landmark_attention(ROTATE(q, f["query_positions"]), ROTATE(k, f["key_positions"]), v, block=block, backend="reference", **f)
+
+
+def test_reading_all_blocks_is_the_training_form():
+    q, k, v = arrays(3, 41, 4, 2)
+    f = fields(PACKED)
+    assert error(retrieved(q, k, v, f, block=4, top=100), trained(q, k, v, f, block=4)) < 1e-5  # more than there are
+
+
+def test_queries_with_few_earlier_blocks_read_them_all():
+    q, k, v = arrays(1, 41, 2, 2)
+    f = plain(1, 41)
+    found, expected = retrieved(q, k, v, f, block=4, top=3), trained(q, k, v, f, block=4)
+    assert error(found[:, :20], expected[:, :20]) < 1e-5  # blocks 0 to 3 come before position 20
+    assert np.min(np.abs(np.asarray(found[:, 20:24] - expected[:, 20:24])).max(axis=(2, 3))) > 1e-3
+
+
+@pytest.mark.parametrize(("top", "queries"), [(1, None), (3, 9)])
+def test_retrieval_is_the_oracles(top, queries):
+    segments = rows([41], [14, 24, -3])
+    q, k, v = arrays(2, 41 if queries is None else queries, 4, 2, s=41)
+    f = fields(segments, queries)
+    numbers = {name: np.asarray(x) for name, x in f.items()}
+    expected, furthest = landmark_oracle.retrieval(
+        q, k, v, 4, top, 8**-0.5, *(numbers[name] for name in ("query_positions", "key_positions", "query_segments", "key_segments"))
+    )
+    assert furthest < (top + 2) * 5
+    assert error(retrieved(q, k, v, f, block=4, top=top), expected) < 1e-5
+
+
+def test_no_position_past_the_trained_range_counts():
+    """Gathered keys and the queries that meet them are turned by stingy positions; true positions matter for near pairs only."""
+    q, k, v = arrays(1, 61, 2, 2)
+    f, top, c = plain(1, 61), 2, 5
+    limit, start = (top + 2) * c, (top + 1) * c
+    late = {name: x[:, start:] if name.startswith("query") else x for name, x in f.items()}  # more than `top` earlier blocks
+    seen = []
+
+    def recording(x, positions):
+        seen.append((x.ndim, np.asarray(positions)))
+        return ROTATE(x, positions)
+
+    out = retrieve_blocks(q[:, start:], k, v, block=4, top=top, rotate=recording, query_chunk=100, **late)
+    gathered = [positions for ndim, positions in seen if ndim > 4]
+    assert gathered and max(positions.max() for positions in gathered) < limit
+    queries = [positions for ndim, positions in seen if ndim == 4 and positions.shape == (1, 61 - start)]
+    assert len(queries) == 2 and min(positions.max() for positions in queries) < limit  # a true one and a stingy one
+
+    # The last query's scores with keys whose true position is neither near it nor in the trained range never count.
+    def spoiling(x, positions):
+        near = (positions < limit) | (positions > 60 - limit)
+        return jnp.where(near[..., None, None], ROTATE(x, positions), jnp.nan)
+
+    last = {name: x[:, -1:] if name.startswith("query") else x for name, x in f.items()}
+    spoiled = jax.jit(lambda q: retrieve_blocks(q, k, v, block=4, top=top, rotate=spoiling, **last))(q[:, -1:])
+    assert error(spoiled, out[:, -1:]) < 1e-6
+
+    # And those near it see relative positions only: moving all rotations alike changes nothing (but rounding of larger angles).
+    def moved(x, positions):
+        return ROTATE(x, positions + 100)
+
+    assert error(jax.jit(lambda q: retrieve_blocks(q, k, v, block=4, top=top, rotate=moved, **last))(q[:, -1:]), out[:, -1:]) < 1e-4
+
+
+def test_the_number_of_queries_at_once_does_not_matter():
+    q, k, v = arrays(2, 41, 2, 1)
+    f = fields(rows([41], [14, 24, -3]))
+    expected = retrieved(q, k, v, f, block=4, top=2, query_chunk=100)
+    assert error(retrieved(q, k, v, f, block=4, top=2, query_chunk=7), expected) < 1e-6
+    few = {name: x[:, 30:31] if name.startswith("query") else x for name, x in f.items()}
+    assert error(retrieved(q[:, 30:31], k, v, few, block=4, top=2), expected[:, 30:31]) < 1e-6
+
+
+def test_retrieval_has_finite_gradients_and_ignores_padding():
+    segments = rows([-2, 30, -1, 8], [3, -38])
+    f = fields(segments)
+    real = (segments != 0)[:, :, None, None]
+    clean = tuple(jnp.where(real, x, 0.0) for x in arrays(2, 41, 2, 1))
+
+    def loss(q, k, v):
+        return jnp.sum(jnp.sin(retrieved(q, k, v, f, block=4, top=2)))
+
+    slope = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    expected = slope(*clean)
+    assert all(np.all(np.isfinite(x)) and np.any(np.asarray(x) != 0) for x in expected)
+    jax.tree.map(np.testing.assert_array_equal, slope(*(jnp.where(real, x, jnp.nan) for x in clean)), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": jnp.zeros((2, 6, 8))}, "four dimensions"),
+        ({"k": jnp.zeros((2, 6, 2, 7))}, "do not fit"),
+        ({"v": jnp.zeros((2, 5, 2, 5))}, "do not fit"),
+        ({"k": jnp.zeros((2, 6, 3, 8)), "v": jnp.zeros((2, 6, 3, 5))}, "no multiple"),
+        ({"block": 0}, "block must be at least 1; got 0"),
+        ({"query_positions": jnp.zeros(6, jnp.int32)}, "query_positions must be"),
+        ({"key_segments": jnp.zeros((2, 7), jnp.int32)}, "key_segments must be"),
+        ({"backend": "pallas_gpu"}, "has no pallas_gpu"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(changes, message):
+    given = {"q": jnp.zeros((2, 6, 4, 8)), "k": jnp.zeros((2, 6, 2, 8)), "v": jnp.zeros((2, 6, 2, 5)), "block": 2, **changes}
+    with pytest.raises(ValueError, match=message):
+        landmark_attention(given.pop("q"), given.pop("k"), given.pop("v"), **given)
+
+
+def test_reading_no_blocks_is_refused():
+    q, k, v = arrays(1, 6, 2, 2)
+    with pytest.raises(ValueError, match="top must be at least 1; got 0"):
+        retrieve_blocks(q, k, v, block=2, top=0, rotate=ROTATE, **plain(1, 6))

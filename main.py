@@ -43,19 +43,33 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         if name != "list":
-            added.add_argument("--with", dest="extra", action="append", default=[], metavar="FILE.py", help="a file of yours that defines mixers (it is run)")
+            added.add_argument(
+                "--with",
+                dest="extra",
+                action="append",
+                default=[],
+                metavar="FILE.py",
+                help="a file of yours that defines mixers (it is run)",
+            )
         return added
 
     command("list", "names of all experiments and studies")
     describe = command("describe", "parameters, FLOPs, state bytes and a compile check, without data")
     describe.add_argument("experiment")
-    describe.add_argument("--target", metavar="tpu:v5e:2x2", help="compile ahead of time for this slice (needs libtpu) and print memory a device")
+    describe.add_argument(
+        "--target", metavar="tpu:v5e:2x2", help="compile ahead of time for this slice (needs libtpu) and print memory a device"
+    )
     train = command("train", "train one experiment; the same command resumes it")
     train.add_argument("experiment")
     compare = command("compare", "train what a study lacks, then table and plots")
     compare.add_argument("study")
     compare.add_argument("--out", type=Path, metavar="DIR", help="where runs, table and plots go (default: runs/STUDY)")
-    compare.add_argument("--together", action=argparse.BooleanOptionalAction, default=None, help="train members that differ in values only at once (default: on accelerators)")
+    compare.add_argument(
+        "--together",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="train members that differ in values only at once (default: on accelerators)",
+    )
     compare.add_argument("--only", action="append", default=[], metavar="EXPERIMENT", help="only these experiments of the study")
     evaluate = command("evaluate", "evaluate a run's newest checkpoint")
     evaluate.add_argument("run", type=Path)
@@ -109,7 +123,11 @@ def _train(given: argparse.Namespace) -> int:
     experiment, _ = _load(given, "experiment", given.experiment)
     experiment = apply_overrides(experiment, given.overrides)
     result = train(experiment)
-    shown = {name: result[name] for name in ("accuracy", "bits_per_byte", "loss", "status", "steps", "seconds", "examples_per_second") if name in result}
+    shown = {
+        name: result[name]
+        for name in ("accuracy", "bits_per_byte", "loss", "status", "steps", "seconds", "examples_per_second")
+        if name in result
+    }
     print(", ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()))
     print(f"result: {run_directory(experiment) / 'result.json'}")
     return 0

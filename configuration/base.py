@@ -34,7 +34,9 @@ def known_configs() -> dict[str, type[Config]]:
         pending.extend(cls.__subclasses__())
         other = found.get(cls.__name__)
         if other is not None and other is not cls:
-            raise UserError(f"two config classes are named {cls.__name__}: in {other.__module__} and in {cls.__module__}; rename one of them")
+            raise UserError(
+                f"two config classes are named {cls.__name__}: in {other.__module__} and in {cls.__module__}; rename one of them"
+            )
         found[cls.__name__] = cls
     return found
 

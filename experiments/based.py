@@ -25,7 +25,9 @@ STEPS = 32 * -(-180_000 // 256)
 def _recall(name: str, mixer: MixerConfig, width: int) -> Experiment:
     return Experiment(
         name=name,
-        model=LanguageModel(width=width, stages=repeat(BaseConvolution(kernel=3), mixer, depth=2), norm=LayerNorm(), mlp=None, embedding_dropout=0.1),
+        model=LanguageModel(
+            width=width, stages=repeat(BaseConvolution(kernel=3), mixer, depth=2), norm=LayerNorm(), mlp=None, embedding_dropout=0.1
+        ),
         data=MQAR(
             vocab_size=8192,
             mixture=tuple(RecallSlice(length=length, pairs=pairs, weight=weight) for length, pairs, weight in MIXTURE),

@@ -50,7 +50,9 @@ def load(name: str, kind: str) -> Any:
     known = entries()
     entry = known.get(name)
     if entry is None:
-        raise UserError(f"there is no {kind} named {name!r}{nearest(name, [e.name for e in known.values() if e.kind == kind])}; `python main.py list` shows all")
+        raise UserError(
+            f"there is no {kind} named {name!r}{nearest(name, [e.name for e in known.values() if e.kind == kind])}; `python main.py list` shows all"
+        )
     if entry.kind != kind:
         command = "compare" if entry.kind == "study" else "train"
         raise UserError(f"{name} is {'a study' if entry.kind == 'study' else 'an experiment'}: use `python main.py {command} {name}`")

@@ -53,7 +53,9 @@ def add_mixers(study: Study, name: str, files: list[ModuleType]) -> list[Experim
                     try:
                         found[label] = value()
                     except TypeError as error:
-                        raise UserError(f"{label} in {file.__file__} has fields without a default; make an instance of it in the file") from error
+                        raise UserError(
+                            f"{label} in {file.__file__} has fields without a default; make an instance of it in the file"
+                        ) from error
         if not found:
             raise UserError(f"{file.__file__} defines no mixer config: an instance or a subclass of layers.mixer.MixerConfig")
         assert study.template is not None

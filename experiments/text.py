@@ -24,7 +24,14 @@ def _text(name: str, *mixers: MixerConfig) -> Experiment:
         data=Text(length=512),
         optimizer=AdamW(learning_rate=3e-3, beta2=0.95, weight_decay=0.1, warmup=50, clip=1.0, final_fraction=0.1),
         run=Run(
-            steps=1200, batch_size=8, steps_per_call=10, log_every=20, evaluate_every=300, checkpoint_every=300, sample_every=400, precision="default"
+            steps=500,
+            batch_size=8,
+            steps_per_call=10,
+            log_every=20,
+            evaluate_every=100,
+            checkpoint_every=100,
+            sample_every=250,
+            precision="default",
         ),
     )
 
@@ -35,7 +42,13 @@ def based() -> Experiment:
     python main.py train text.based
     """
     linear = LinearAttention(heads=4, feature_dim=8, feature_map=Taylor())
-    return _text("text.based", GatedConvolution(expansion=2), linear, SlidingWindow(window=64, heads=4, positions=Rotary()), GatedConvolution(expansion=2))
+    return _text(
+        "text.based",
+        GatedConvolution(expansion=2),
+        linear,
+        SlidingWindow(window=64, heads=4, positions=Rotary()),
+        GatedConvolution(expansion=2),
+    )
 
 
 def attention() -> Experiment:

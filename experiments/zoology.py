@@ -43,7 +43,14 @@ def _cell(name: str, mixers: tuple[MixerConfig, ...], length: int, width: int, *
         ),
         data=MQAR(vocab_size=8192, length=length, pairs=pairs, filler="zero", evaluation_examples=3000),
         optimizer=AdamW(learning_rate=2.15e-3, weight_decay=0.1, decay_everything=True),
-        run=Run(steps=per_epoch * EPOCHS, batch_size=batch, steps_per_call=49, evaluate_every=per_epoch, checkpoint_every=per_epoch, stop_at_accuracy=0.99),
+        run=Run(
+            steps=per_epoch * EPOCHS,
+            batch_size=batch,
+            steps_per_call=49,
+            evaluate_every=per_epoch,
+            checkpoint_every=per_epoch,
+            stop_at_accuracy=0.99,
+        ),
     )
 
 

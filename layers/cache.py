@@ -55,7 +55,6 @@ class KeyValueCache:
     def append(self, keys: jax.Array, values: jax.Array, tokens: Context, cursor: Cursor) -> KeyValueCache:
         """The cache after new tokens, keys (b, t, h, k); `tokens` and `cursor` come from `Cursor.read`. Padding takes no slot."""
         assert tokens.segments is not None and tokens.positions is not None
-        b, t = tokens.segments.shape
         slots = self.keys.shape[1] - self.kept
         real = tokens.segments != 0
         valid = real & (tokens.positions >= self.kept)  # each token lives in one slot: kept ones stay out of the ring
@@ -74,6 +73,7 @@ class KeyValueCache:
         return dataclasses.replace(updated, count=total, cursor=cursor)
 
     def _write(self, index: jax.Array, keys: jax.Array, values: jax.Array, tokens: Context) -> KeyValueCache:
+        assert tokens.segments is not None and tokens.positions is not None
         rows = jnp.arange(index.shape[0])[:, None]
 
         def put(old: jax.Array, new: jax.Array) -> jax.Array:

@@ -124,5 +124,3 @@ class LandmarkMixer(Mixer):
             return retrieve_blocks(q, k, v, block=self.config.block, top=self.config.retrieve, rotate=self._rotate, **fields)
         q, k = self._rotate(q, query_positions), self._rotate(k, key_positions)
         return landmark_attention(q, k, v, block=self.config.block, **fields)
-
-

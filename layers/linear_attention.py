@@ -61,7 +61,9 @@ class LinearAttention(MixerConfig):
         if self.feature_dim is not None and self.feature_dim < 1:
             raise UserError(f"feature_dim={self.feature_dim}: must be at least 1")
         if self.normalise and not self.feature_map.positive:
-            raise UserError(f"{type(self.feature_map).__name__} features may have any sign: set normalise=False (output_norm=True keeps the scale)")
+            raise UserError(
+                f"{type(self.feature_map).__name__} features may have any sign: set normalise=False (output_norm=True keeps the scale)"
+            )
         if self.epsilon <= 0:
             raise UserError(f"epsilon={self.epsilon}: must be positive")
         if isinstance(self.positions, LearnedPositions):
@@ -148,4 +150,3 @@ class LinearAttentionMixer(Mixer):
         if self.config.decay == "none":
             return None
         return jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(self.config.heads, dtype=jnp.float32))))
-

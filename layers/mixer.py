@@ -16,7 +16,7 @@ w window, n blocks.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import chz
 import jax
@@ -187,7 +187,7 @@ class MixerConfig(Config):
 class Mixer(nnx.Module):
     """Base of all mixers."""
 
-    config: ClassVar[Any]
+    config: Any
 
     def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
         """Mixes a whole sequence, x (b, t, d)."""

@@ -25,7 +25,7 @@ class FunctionalModel:
         abstract = jax.eval_shape(lambda: config.build(vocabulary, nnx.Rngs(params=jax.random.key(0))))
         self._graph, state = nnx.split(abstract)
         self._paths = [path for path, _ in nnx.to_flat_state(state)]
-        self._leaves = {path: variable for path, variable in nnx.to_flat_state(state)}
+        self._leaves = dict(nnx.to_flat_state(state))
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters. Pure: may be jitted, and vmapped over keys."""

@@ -115,7 +115,12 @@ class Stack(nnx.Module):
             for block in period:
                 out = block(x, context)
                 x = out.hidden
-                sums.append({kind: {name: (value, jnp.ones(())) for name, value in values.items()} for kind, values in (("losses", out.losses), ("metrics", out.metrics))})
+                sums.append(
+                    {
+                        kind: {name: (value, jnp.ones(())) for name, value in values.items()}
+                        for kind, values in (("losses", out.losses), ("metrics", out.metrics))
+                    }
+                )
             return x, _add(sums)
 
         if self.remat == "none":

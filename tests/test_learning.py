@@ -1,5 +1,7 @@
 """The README's claims on recall, at the fixed setting of experiments/mqar.py: what each mixer reaches, and by when."""
 
+import contextlib
+
 import chz
 import pytest
 
@@ -25,10 +27,8 @@ def accuracy(tmp_path, experiment, steps=None, schedule_over=1900):
                 raise Reached
 
     experiment = chz.replace(experiment, run=chz.replace(experiment.run, directory=str(tmp_path / "run"), checkpoint_every=1900))
-    try:
+    with contextlib.suppress(Reached):
         train(experiment, say=say)
-    except Reached:
-        pass
     return history[steps or max(history)]
 
 

@@ -16,7 +16,16 @@ import main
 from experiments.registry import entries, load
 
 PROJECT = Path(__file__).resolve().parent.parent
-TINY = ["data.vocab_size=32", "data.length=16", "data.pairs=2", "data.evaluation_examples=32", "model.width=8", "run.steps=4", "run.batch_size=8", "run.steps_per_call=2"]
+TINY = [
+    "data.vocab_size=32",
+    "data.length=16",
+    "data.pairs=2",
+    "data.evaluation_examples=32",
+    "model.width=8",
+    "run.steps=4",
+    "run.batch_size=8",
+    "run.steps_per_call=2",
+]
 
 
 def run(capsys, *arguments):
@@ -132,25 +141,46 @@ def test_exported_logits_are_the_runs_logits_bit_for_bit(capsys, tmp_path):
 def test_describe(capsys):
     code, out, _ = run(capsys, "describe", "mqar.based", "run.batch_size=4")
     assert code == 0
-    for part in ("embedding", "mixers: BaseConvolution", "mixers: LinearAttention", "total", "FLOPs a token", "bytes", "compiles here", "memory a device"):
+    for part in (
+        "embedding",
+        "mixers: BaseConvolution",
+        "mixers: LinearAttention",
+        "total",
+        "FLOPs a token",
+        "bytes",
+        "compiles here",
+        "memory a device",
+    ):
         assert part in out
     code, out, _ = run(capsys, "describe", "mqar.hyena", "run.batch_size=4")
     assert code == 0 and "longer than this model's maximum of 64" in out
 
 
-MINE = '''
+MINE = """
 import chz
 from layers.linear_attention import LinearAttention
 from layers.feature_maps import Relu
 
 mine = LinearAttention(feature_map=Relu(), feature_dim=4)
-'''
+"""
 
 
 def test_compare_with_a_mixer_of_ones_own_and_skip_what_is_done(capsys, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     out_folder = tmp_path / "study"
-    command = ["compare", "mqar.small", "--out", out_folder, "--with", tmp_path / "mine.py", "--only", "mine", "--only", "mqar.attention", *TINY]
+    command = [
+        "compare",
+        "mqar.small",
+        "--out",
+        out_folder,
+        "--with",
+        tmp_path / "mine.py",
+        "--only",
+        "mine",
+        "--only",
+        "mqar.attention",
+        *TINY,
+    ]
     code, out, err = run(capsys, *command)
     assert code == 0, err
     assert "mine" in out and "mqar.attention" in out

@@ -104,11 +104,8 @@ def mixer(case: str):
     return graph, state
 
 
-def call(case: str, x, context=Context(), state=None, jit=True):
-    graph, weights = mixer(case)
-    weights = weights if state is None else state
-    run = _full(case) if jit else _full.__wrapped__(case)
-    return run(weights, x, context)
+def call(case: str, x, context=Context()):
+    return _full(case)(mixer(case)[1], x, context)
 
 
 @functools.cache
@@ -274,7 +271,9 @@ def test_6_state_size(case):
         assert state_bytes(jax.eval_shape(lambda length=length: module.init_state(1, length))) == measured
         _, after = _extend(case)(weights, inputs(3, b=1), state, Context())
         assert jax.tree.structure(after) == jax.tree.structure(state)
-        assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(after)] == [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
+        assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(after)] == [
+            (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)
+        ]
 
 
 @law

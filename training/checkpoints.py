@@ -64,7 +64,9 @@ class Checkpoints:
         where = self.directory / str(step)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_one_device()), abstract)
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore()))
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore())
+            )
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
             raise UserError(f"checkpoint {where} cannot be read: {str(error).strip().splitlines()[0][:200]}") from error
         state, meta = jax.device_get(restored["state"]), restored["meta"]
@@ -109,7 +111,9 @@ def load_params(directory: Path) -> tuple[dict[str, Any], Config, int]:
     except UserError:
         raise
     except Exception as error:  # as in load
-        raise UserError(f"checkpoint {where} cannot be read: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}") from error
+        raise UserError(
+            f"checkpoint {where} cannot be read: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}"
+        ) from error
     found = digests(state["params"], "params")
     for name, digest in found.items():
         if meta["digests"].get(name) != digest:

@@ -75,17 +75,23 @@ def _compile(experiment: Experiment, program: Program, topology: Any, target: st
     seconds = time.perf_counter() - begun
     say(f"training step of batch {experiment.run.batch_size} compiles {where} ({seconds:.1f} s)")
     if memory is not None:
-        parts = {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes, "outputs kept apart": memory.output_size_in_bytes - memory.alias_size_in_bytes}
+        parts = {
+            "arguments": memory.argument_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+            "outputs kept apart": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        }
         say("  memory a device: " + ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in parts.items()))
 
 
 def _abstract_batch(experiment: Experiment) -> Batch:
-    data, size = experiment.data, experiment.run.batch_size
+    data: Any = experiment.data
+    size = experiment.run.batch_size
     if hasattr(data, "train_batch"):
         longest = max(data.train_slices(), key=lambda part: part.length)
         return jax.eval_shape(lambda: data.train_batch(0, 0, longest, size))
-    tokens = jax.ShapeDtypeStruct((size, data.longest), jnp.int32)
-    return Batch(tokens, tokens, None, jax.ShapeDtypeStruct(tokens.shape, jnp.float32), tokens)
+    tokens: Any = jax.ShapeDtypeStruct((size, data.longest), jnp.int32)
+    weights: Any = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
+    return Batch(tokens, tokens, None, weights, tokens)
 
 
 def _place(tree: Any, shardings: Any) -> Any:

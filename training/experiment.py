@@ -70,7 +70,16 @@ class Run(Config):
 
     @chz.validate
     def _ranges(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "steps_per_call", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "steps_per_call",
+            "log_every",
+            "evaluate_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"run.{name}={getattr(self, name)}: must be at least 1")
         if not 0 <= self.seed < 2**31:
@@ -98,7 +107,9 @@ class Experiment(Config):
         limit = self.model.maximum_length()
         longest = self.data.longest
         if limit is not None and longest > limit:
-            raise UserError(f"the data has sequences of {longest} tokens, this model takes at most {limit} (see the mixers' maximum_length)")
+            raise UserError(
+                f"the data has sequences of {longest} tokens, this model takes at most {limit} (see the mixers' maximum_length)"
+            )
 
 
 VALUE_PATHS = (*(f"optimizer.{name}" for name in VALUE_FIELDS), "run.seed")
@@ -119,5 +130,7 @@ CHANGEABLE = (
 def program_of(experiment: Experiment) -> Experiment:
     """`experiment` with all values-only fields at fixed numbers: equal for experiments that compile to one program."""
     optimizer = chz.replace(experiment.optimizer, **{name: getattr(AdamW(), name) for name in VALUE_FIELDS})
-    run = chz.replace(experiment.run, seed=0, directory=None, log_every=1, keep_checkpoints=1, checkpoint_every=1, sample_every=0, tensorboard=False)
+    run = chz.replace(
+        experiment.run, seed=0, directory=None, log_every=1, keep_checkpoints=1, checkpoint_every=1, sample_every=0, tensorboard=False
+    )
     return chz.replace(experiment, name="", optimizer=optimizer, run=run)

@@ -269,7 +269,7 @@ class _on_termination:
         self.action = action
 
     def __enter__(self) -> None:
-        self.old = {}
+        self.old: dict[int, Any] = {}
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.old[number] = signal.signal(number, self._handle)
@@ -284,4 +284,3 @@ class _on_termination:
     def __exit__(self, *_: Any) -> None:
         for number, handler in self.old.items():
             signal.signal(number, handler)
-

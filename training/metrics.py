@@ -27,7 +27,9 @@ class Reporter:
 
     def banner(self, parameters: int, device: Any, population: int | None) -> None:
         many = f", {population} members at once" if population else ""
-        self.say(f"{self.experiment.name}: {parameters:,} parameters on {device.device_kind}{many}, {self.experiment.run.steps:,} steps -> {self.folders[0].path}")
+        self.say(
+            f"{self.experiment.name}: {parameters:,} parameters on {device.device_kind}{many}, {self.experiment.run.steps:,} steps -> {self.folders[0].path}"
+        )
 
     def steps(self, step: int, metrics: dict[str, np.ndarray], active: list[bool], seconds: list[float]) -> None:
         """Logs the steps of one call that fall on `log_every`; metrics are (steps,) or (members, steps)."""

@@ -38,6 +38,7 @@ class Program:
 
     def __init__(self, experiment: Experiment, population: int | None = None):
         self.experiment = experiment
+        self.data: Any = experiment.data
         self.population = population
         self.model = FunctionalModel(experiment.model, experiment.data.vocabulary)
         self.mesh = make_mesh(experiment.run.mesh) if experiment.run.mesh.devices > 1 else None
@@ -60,7 +61,7 @@ class Program:
 
         def run(state: State, values: Any) -> tuple[State, dict[str, jax.Array]]:
             def body(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
-                batch = self.experiment.data.train_batch(state["seed"], state["step"], data_slice, self.experiment.run.batch_size)
+                batch = self.data.train_batch(state["seed"], state["step"], data_slice, self.experiment.run.batch_size)
                 return self.step(state, values, batch)
 
             return jax.lax.scan(body, state, None, length=steps)
@@ -83,7 +84,7 @@ class Program:
 
         def run(params: Params, seed: jax.Array) -> dict[str, jax.Array]:
             def body(total: dict[str, jax.Array], index: jax.Array) -> tuple[dict[str, jax.Array], None]:
-                batch = self.experiment.data.evaluation_batch(seed, index, data_slice, size)
+                batch = self.data.evaluation_batch(seed, index, data_slice, size)
                 inside = (index * size + jnp.arange(size)) < examples
                 sums = self.sums(params, batch, batch.weights * inside[:, None])
                 return jax.tree.map(jnp.add, total, sums), None

@@ -61,7 +61,7 @@ def params_sharding(params: Params, mesh: jax.sharding.Mesh) -> Params:
 def state_sharding(state: Any, params: Params, mesh: jax.sharding.Mesh) -> Any:
     """Shardings for a whole train state: every subtree shaped like the parameters is split like them, the rest is replicated."""
     shardings = params_sharding(params, mesh)
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def like_params(node: Any) -> bool:

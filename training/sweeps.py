@@ -72,5 +72,3 @@ def _groups(row: list[Experiment]) -> list[list[Experiment]]:
         key = str(to_json(program_of(member))) if hasattr(member.data, "train_batch") else f"alone {len(groups)}"
         groups.setdefault(key, []).append(member)
     return list(groups.values())
-
-

@@ -49,7 +49,11 @@ def blocked(q, k, v, *, block, query_positions, key_positions, query_segments, k
     gates = jnp.where(allowed[:, :, None, None, :], gates, -jnp.inf)
 
     same = query_positions is key_positions and query_segments is key_segments and t == s
-    own, own_v = _own_banded(q, k, v, i, query_segments, c, wide) if same else _own_dense(q, k, v, i, key_positions, query_segments, key_segments, c, wide)
+    own, own_v = (
+        _own_banded(q, k, v, i, query_segments, c, wide)
+        if same
+        else _own_dense(q, k, v, i, key_positions, query_segments, key_segments, c, wide)
+    )
     high = jnp.maximum(jnp.max(gates, axis=-1, initial=-jnp.inf), jnp.max(own, axis=-1))[..., None]
     high = jax.lax.stop_gradient(jnp.where(jnp.isfinite(high), high, 0))
     gates, own = jnp.exp(gates - high), jnp.exp(own - high)

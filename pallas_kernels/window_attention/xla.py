@@ -54,7 +54,7 @@ def attention(
             mask = mask & (query_segments != 0)[:, :, None]
         out, lse = _attend(q, k, v, mask, sinks, scale)
     elif not self_attention:
-        allowed = _allowed(*_fields(q, query_positions, query_segments), *_fields(k, key_positions, key_segments), window)
+        allowed = _allowed(_positions(q, query_positions), query_segments, _positions(k, key_positions), key_segments, window)
         out, lse = _attend(q, k, v, allowed, sinks, scale)
     elif window is not None and t > 2 * max(window, SMALLEST_BAND):
         out, lse = _banded(q, k, v, window, query_positions, query_segments, sinks, scale)
@@ -89,8 +89,8 @@ def _attend(q, k, v, allowed, sinks, scale) -> tuple[jax.Array, jax.Array]:
     return jnp.swapaxes(out, -4, -3), jnp.swapaxes(lse, -3, -2)
 
 
-def _fields(x, positions, segments):
-    return jnp.arange(x.shape[1])[None] if positions is None else positions, segments
+def _positions(x, positions) -> jax.Array:
+    return jnp.arange(x.shape[1])[None] if positions is None else positions
 
 
 def _allowed(i, query_segments, j, key_segments, window) -> jax.Array:
@@ -107,7 +107,7 @@ def _allowed(i, query_segments, j, key_segments, window) -> jax.Array:
 def _triangular(q, k, v, window, positions, segments, sinks, scale):
     """Blocks of queries, each against the keys stored up to its end."""
     t = q.shape[1]
-    i, segments = _fields(q, positions, segments)
+    i = _positions(q, positions)
     size = max(QUERY_BLOCK, -(-t // MOST_BLOCKS))
     parts = []
     for start in range(0, t, size):

@@ -84,7 +84,9 @@ def test_a_frozen_member_keeps_its_parameters_while_others_go_on(tmp_path):
         params, _, step = load_params(tmp_path / f"{POINTS[index][0]}-{POINTS[index][1]}" / "checkpoints")
         assert step == results[index]["steps"] < 60
         program = Program(experiments[0])
-        alone, _ = program.train(program.init(POINTS[index][1]), member_values([experiments[index]], False), step, experiments[0].data.train_slices()[0])
+        alone, _ = program.train(
+            program.init(POINTS[index][1]), member_values([experiments[index]], False), step, experiments[0].data.train_slices()[0]
+        )
         for found, expected in zip(jax.tree.leaves(params), jax.tree.leaves(alone["params"]), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 

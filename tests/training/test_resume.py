@@ -33,7 +33,9 @@ train(tiny(Path({folder!r}), steps=400, checkpoint_every=20, evaluate_every=100)
 
 def run_process(folder):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT.format(project=str(PROJECT), folder=str(folder))], env=environment, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(project=str(PROJECT), folder=str(folder))], env=environment, stdout=subprocess.DEVNULL
+    )
 
 
 def same_bits(one: Path, two: Path) -> None:
@@ -66,9 +68,14 @@ def test_sigkill_at_random_moments_changes_no_bit(tmp_path):
         break
     assert kills >= 1
     same_bits(tmp_path / "alone", tmp_path / "killed")
-    steps = [[json.loads(line)["step"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("alone", "killed")]
+    steps = [
+        [json.loads(line)["step"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("alone", "killed")
+    ]
     assert steps[0] == steps[1], "metrics are logged once a step, whatever happened"
-    loss = [[json.loads(line).get("loss") for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("alone", "killed")]
+    loss = [
+        [json.loads(line).get("loss") for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("alone", "killed")
+    ]
     assert loss[0] == loss[1]
 
 
@@ -126,7 +133,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_a_run_folder_holds_what_it_promises(tmp_path):
     result = train(tiny(tmp_path / "run"), say=lambda text: None)
-    assert {"config.json", "environment.json", "metrics.jsonl", "result.json", "checkpoints"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.json", "environment.json", "metrics.jsonl", "result.json", "checkpoints"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
     stored = json.loads((tmp_path / "run" / "result.json").read_text())
     assert stored == json.loads(json.dumps(result))
     for name in ("accuracy", "accuracy_by_slice", "loss", "steps", "seconds", "examples_per_second", "parameters", "state_bytes"):

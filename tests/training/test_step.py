@@ -1,5 +1,7 @@
 """The optimizer against its definition, gradient accumulation, schedules, sharding rules and the loss."""
 
+import itertools
+
 import chz
 import jax
 import jax.numpy as jnp
@@ -90,7 +92,7 @@ def test_schedules():
     cosine = AdamW(warmup=10, final_fraction=0.1)
     rates = [float(cosine.rate(step, 110, 1.0)) for step in range(111)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[110] == pytest.approx(0.1)
-    assert rates[60] == pytest.approx(0.55) and all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[60] == pytest.approx(0.55) and all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert float(AdamW(schedule="constant").rate(77, 100, 0.5)) == 0.5
 
 
@@ -108,7 +110,9 @@ def test_clipping_bounds_the_update(tmp_path):
 
 def test_learning_rate_groups(tmp_path):
     experiment = tiny(tmp_path)
-    experiment = chz.replace(experiment, model=chz.replace(experiment.model, stages=repeat(Hyena(maximum_length=16, filter_order=8), depth=1)))
+    experiment = chz.replace(
+        experiment, model=chz.replace(experiment.model, stages=repeat(Hyena(maximum_length=16, filter_order=8), depth=1))
+    )
     model = FunctionalModel(experiment.model, 32)
     groups = flatten(model.tags("group"))
     assert "filter" in groups.values()

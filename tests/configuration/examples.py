@@ -29,7 +29,9 @@ EXAMPLES = {
         model=LanguageModel(
             width=48,
             stages=repeat(
-                LinearAttention(heads=3, feature_dim=5, feature_map=Identity(), normalise=False, decay="retnet", output_norm=True, positions=Rotary()),
+                LinearAttention(
+                    heads=3, feature_dim=5, feature_map=Identity(), normalise=False, decay="retnet", output_norm=True, positions=Rotary()
+                ),
                 LinearAttention(feature_map=Hedgehog()),
                 Landmark(heads=4, key_heads=2, positions=Rotary(fraction=0.5, layout="interleaved", base=500.0), retrieve=3),
                 depth=5,

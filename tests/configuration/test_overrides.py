@@ -81,12 +81,16 @@ def test_none_removes_a_part_and_a_class_adds_it():
 def test_tuple_elements_can_be_added():
     after = apply_overrides(mixed(), ["model.stages.1.pattern.1=Landmark", "model.stages.1.pattern.1.block=4"])
     assert after.model.stages[1].pattern == (LinearAttention(), Landmark(block=4))
-    after = apply_overrides(mixed(), ["data.mixture.0=RecallSlice", "data.mixture.0.length=64", "data.mixture.0.pairs=2"])  # to an empty one
+    after = apply_overrides(
+        mixed(), ["data.mixture.0=RecallSlice", "data.mixture.0.length=64", "data.mixture.0.pairs=2"]
+    )  # to an empty one
     assert [(part.length, part.pairs) for part in after.data.mixture] == [(64, 2)]
 
 
 def test_values_of_a_sweep_are_python_objects():
-    after = apply_values(mixed(), {"model.stages.0.pattern.0": LinearAttention(heads=8), "optimizer.learning_rate": 0.5, "run.directory": None})
+    after = apply_values(
+        mixed(), {"model.stages.0.pattern.0": LinearAttention(heads=8), "optimizer.learning_rate": 0.5, "run.directory": None}
+    )
     assert after.model.stages[0].pattern[0] == LinearAttention(heads=8)  # not the old feature_map
     assert after.optimizer.learning_rate == 0.5
     assert apply_values(mixed(), {"...feature_map": Relu(epsilon=2.0)}).model.stages[1].pattern[0].feature_map == Relu(epsilon=2.0)
@@ -169,7 +173,9 @@ PATHS = (
 )
 
 
-@pytest.mark.parametrize("value", ["{}:boom", "{}.boom", "{}:boom[x]", "{}:boom()", "lambda:__import__('{}')", "lambda x: __import__('{}')", "{}:"])
+@pytest.mark.parametrize(
+    "value", ["{}:boom", "{}.boom", "{}:boom[x]", "{}:boom()", "lambda:__import__('{}')", "lambda x: __import__('{}')", "{}:"]
+)
 def test_a_value_never_imports_or_runs_code(value, tmp_path, monkeypatch):
     trap = "recollect_trap"
     (tmp_path / f"{trap}.py").write_text("raise SystemExit('imported by an override')\n")
@@ -197,7 +203,12 @@ def test_get_field():
     config = mixed()
     assert get_field(config, "model.stages.0.pattern.1.block") == 4
     assert get_field(config, "model.stages.1.pattern.0.feature_map") == Taylor()
-    for path, words in (("model.wdth", "did you mean width"), ("model.stages.5", "no field '5'"), ("model.width.x", "no field 'x'"), ("", "no field ''")):
+    for path, words in (
+        ("model.wdth", "did you mean width"),
+        ("model.stages.5", "no field '5'"),
+        ("model.width.x", "no field 'x'"),
+        ("", "no field ''"),
+    ):
         with pytest.raises(UserError, match=words):
             get_field(config, path)
 

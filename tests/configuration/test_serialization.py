@@ -96,7 +96,10 @@ def test_missing_fields_are_named():
         from_json(data)
 
 
-@pytest.mark.parametrize("name", ["recollect_trap:boom", "recollect_trap.boom", "lambda: __import__('recollect_trap')", "__import__('recollect_trap')", "object", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["recollect_trap:boom", "recollect_trap.boom", "lambda: __import__('recollect_trap')", "__import__('recollect_trap')", "object", ""],
+)
 def test_hostile_class_names_run_nothing(name, tmp_path, monkeypatch):
     (tmp_path / "recollect_trap.py").write_text("raise SystemExit('imported by a config file')\n")
     monkeypatch.syspath_prepend(tmp_path)

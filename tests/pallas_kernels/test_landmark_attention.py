@@ -37,8 +37,8 @@ def rows(*documents: list[int]) -> jax.Array:
     return jnp.asarray(np.stack(found))
 
 
-PACKED = rows([13, 1, 9, -2, 14, -2], [-3, 30, 6, 2], [41])
-"""41 tokens a row: documents that start anywhere, one shorter than a block, padding before, between and after."""
+PACKED = rows([8, 1, 6, -2, 9, -1], [-3, 17, 5, 2], [27])
+"""27 tokens a row: documents that start anywhere, one shorter than a block, padding before, between and after."""
 
 
 def fields(segments, queries=None):
@@ -66,25 +66,29 @@ def oracle_weights(q, k, block, f):
 @pytest.mark.parametrize("case", ["plain", "packed", "suffix"])
 def test_the_specification_is_the_oracle(case):
     if case == "suffix":
-        q, k, v = arrays(3, 6, 4, 2, s=41)
+        q, k, v = arrays(3, 6, 4, 2, s=27)
         f = fields(PACKED, queries=6)
     else:
-        q, k, v = arrays(3, 41, 2, 1)
-        f = plain(3, 41) if case == "plain" else fields(PACKED)
+        q, k, v = arrays(3, 27, 2, 1)
+        f = plain(3, 27) if case == "plain" else fields(PACKED)
     expected = oracle_weights(q, k, 4, f)
     given = dict.fromkeys(f) if case == "plain" else f
     with jax.enable_x64(True):
-        found = reference.weights(*(np.asarray(x, np.float64) for x in (q, k)), block=4, scale=8**-0.5, **given)
-        assert np.max(np.abs(np.asarray(found) - expected)) < 1e-12
+        found = weights_of(*(np.asarray(x, np.float64) for x in (q, k)), given)
+        assert np.max(np.abs(found - expected)) < 1e-12
     repeated = np.repeat(np.asarray(v, np.float64), q.shape[2] // v.shape[2], axis=2)
-    out = landmark_attention(q, k, v, block=4, backend="reference", **given)
+    out = jax.jit(functools.partial(landmark_attention, block=4, backend="reference"))(q, k, v, **given)
     assert error(out, np.einsum("bhts,bshv->bthv", expected, repeated)) < 1e-6
 
 
+def weights_of(q, k, f):
+    return np.asarray(jax.jit(functools.partial(reference.weights, block=4, scale=8**-0.5))(q, k, **f))
+
+
 def test_what_the_weights_are():
-    q, k, _ = arrays(3, 41, 2, 2)
+    q, k, _ = arrays(3, 27, 2, 2)
     f = fields(PACKED)
-    w = np.asarray(reference.weights(q, k, block=4, scale=8**-0.5, **f))
+    w = weights_of(q, k, f)
     positions, segments = np.asarray(f["query_positions"]), np.asarray(PACKED)
     real, landmark = segments != 0, (positions % 5 == 4) & (segments != 0)
     np.testing.assert_allclose(w.sum(-1), np.broadcast_to(real[:, None], w.shape[:3]), atol=1e-6)
@@ -103,9 +107,7 @@ def test_what_the_weights_are():
 def test_a_landmark_gates_its_block_and_nothing_else():
     """Raising one landmark's key towards the query moves weight into its block; inside the block shares stay; its own block never asks it."""
     q, k, _ = arrays(1, 15, 1, 1)
-    given = dict.fromkeys(fields(jnp.ones((1, 15), jnp.int32)))
-    before = np.asarray(reference.weights(q, k, block=4, scale=1.0, **given))[0, 0]
-    after = np.asarray(reference.weights(q, k.at[0, 4].add(0.5 * q[0, 12]), block=4, scale=1.0, **given))[0, 0]
+    before, after = (weights_of(q, keys, plain(1, 15))[0, 0] for keys in (k, k.at[0, 4].add(0.5 * q[0, 12])))
     assert after[12, :4].sum() > before[12, :4].sum()
     np.testing.assert_allclose(after[12, :4] / after[12, :4].sum(), before[12, :4] / before[12, :4].sum(), rtol=1e-5)
     np.testing.assert_array_equal(after[:5], before[:5])
@@ -133,25 +135,23 @@ def assert_agree(found, expected):
         assert np.all(np.isfinite(a)) and error(a, b) < CLOSE, name
 
 
-@pytest.mark.parametrize(("t", "block"), [(1, 4), (63, 1), (63, 100), (64, 7)])
+@pytest.mark.parametrize(("t", "block"), [(1, 4), (13, 1), (63, 100), (30, 7)])
 def test_xla_is_the_specification_in_one_document(t, block):
     q, k, v = arrays(2, t, 4, 2)
     assert_agree(*(results(q, k, v, {}, block=block, backend=backend) for backend in ("xla", "reference")))
 
 
-@pytest.mark.parametrize("block", [4, 6])
-def test_xla_is_the_specification_over_documents(block):
-    q, k, v = arrays(3, 41, 4, 2)
+def test_xla_is_the_specification_over_documents():
+    q, k, v = arrays(3, 27, 4, 2)
     f = fields(PACKED)
-    banded, expected = (self_results(q, k, v, f["key_positions"], PACKED, block=block, backend=backend) for backend in ("xla", "reference"))
+    banded, expected = (self_results(q, k, v, f["key_positions"], PACKED, block=4, backend=backend) for backend in ("xla", "reference"))
     assert_agree(banded, expected)
-    if block == 4:
-        assert_agree(results(q, k, v, f, block=block, backend="xla"), expected)  # separate arrays: another path, the one for caches
+    assert_agree(results(q, k, v, f, block=4, backend="xla"), expected)  # separate arrays: another path, the one for caches
 
 
 def test_xla_is_the_specification_against_a_cache():
     """A few queries, the last of their rows, against all keys and some slots that are free."""
-    q, k, v = arrays(3, 6, 4, 1, s=46)
+    q, k, v = arrays(3, 6, 4, 1, s=32)
     f = fields(PACKED, queries=6)
     f = {name: jnp.pad(x, ((0, 0), (0, 5))) if name.startswith("key") else x for name, x in f.items()}
     assert_agree(*(results(q, k, v, f, block=4, backend=backend) for backend in ("xla", "reference")))
@@ -161,7 +161,7 @@ def test_xla_is_the_specification_against_a_cache():
 def test_padding_full_of_nan_touches_nothing(backend):
     f = fields(PACKED)
     real = (PACKED != 0)[:, :, None, None]
-    clean = tuple(jnp.where(real, x, 0.0) for x in arrays(3, 41, 4, 2))
+    clean = tuple(jnp.where(real, x, 0.0) for x in arrays(3, 27, 4, 2))
     dirty = tuple(jnp.where(real, x, jnp.nan) for x in clean)
     expected, found = (self_results(*x, f["key_positions"], PACKED, block=4, backend=backend) for x in (clean, dirty))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -186,7 +186,7 @@ def trained(q, k, v, f, block):
 
 
 def test_reading_all_blocks_is_the_training_form():
-    q, k, v = arrays(3, 41, 4, 2)
+    q, k, v = arrays(3, 27, 4, 2)
     f = fields(PACKED)
     assert error(retrieved(q, k, v, f, block=4, top=100), trained(q, k, v, f, block=4)) < 1e-5  # more than there are
 
@@ -218,17 +218,20 @@ def test_no_position_past_the_trained_range_counts():
     f, top, c = plain(1, 61), 2, 5
     limit, start = (top + 2) * c, (top + 1) * c
     late = {name: x[:, start:] if name.startswith("query") else x for name, x in f.items()}  # more than `top` earlier blocks
-    seen = []
 
-    def recording(x, positions):
-        seen.append((x.ndim, np.asarray(positions)))
-        return ROTATE(x, positions)
+    def run(q):
+        seen = []
 
-    out = retrieve_blocks(q[:, start:], k, v, block=4, top=top, rotate=recording, query_chunk=100, **late)
-    gathered = [positions for ndim, positions in seen if ndim > 4]
-    assert gathered and max(positions.max() for positions in gathered) < limit
-    queries = [positions for ndim, positions in seen if ndim == 4 and positions.shape == (1, 61 - start)]
-    assert len(queries) == 2 and min(positions.max() for positions in queries) < limit  # a true one and a stingy one
+        def recording(x, positions):
+            seen.append((x.ndim, positions))
+            return ROTATE(x, positions)
+
+        out = retrieve_blocks(q, k, v, block=4, top=top, rotate=recording, query_chunk=100, **late)
+        return out, [p for ndim, p in seen if ndim > 4], [p for ndim, p in seen if ndim == 4 and p.shape == q.shape[:2]]
+
+    out, gathered, queries = jax.jit(run)(q[:, start:])
+    assert gathered and max(int(positions.max()) for positions in gathered) < limit
+    assert len(queries) == 2 and min(int(positions.max()) for positions in queries) < limit  # a true one and a stingy one
 
     # The last query's scores with keys whose true position is neither near it nor in the trained range never count.
     def spoiling(x, positions):

@@ -118,7 +118,9 @@ CASES = [
 def test_xla_is_the_recurrence(case):
     t, chunk, *kind = case
     given, fixed = arguments(t, *kind)
-    (o, state), gradients = results(functools.partial(linear_recurrence, scale=0.7, return_state=True, chunk_size=chunk, backend="xla"), given, fixed)
+    (o, state), gradients = results(
+        functools.partial(linear_recurrence, scale=0.7, return_state=True, chunk_size=chunk, backend="xla"), given, fixed
+    )
     (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=0.7, return_state=True), given, fixed)
     expected, expected_state = by_loops(**given, scale=0.7, **fixed)
     assert error(o_, expected) < 1e-12 and error(state_, expected_state) < 1e-12
@@ -148,7 +150,10 @@ def test_padding_full_of_nan_touches_nothing(backend):
     form = functools.partial(linear_recurrence, return_state=True, chunk_size=16, backend=backend)
 
     def filled(value):
-        return {name: x if name == "initial_state" else np.where(real.reshape(2, 63, *(1,) * (x.ndim - 2)), x, value) for name, x in given.items()}
+        return {
+            name: x if name == "initial_state" else np.where(real.reshape(2, 63, *(1,) * (x.ndim - 2)), x, value)
+            for name, x in given.items()
+        }
 
     clean, dirty = (results(form, filled(np.float32(value)), fixed) for value in (0, np.nan))
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
@@ -173,7 +178,9 @@ def test_two_calls_are_one(backend, with_segments):
             o, state = form(**piece, initial_state=state, **more)
             parts.append(o)
             if segments is not None:
-                first = np.array([([start] + [s for s in row[span] if s])[-1] for start, row in zip(first, segments, strict=True)], np.int32)
+                first = np.array(
+                    [([start] + [s for s in row[span] if s])[-1] for start, row in zip(first, segments, strict=True)], np.int32
+                )
         assert error(np.concatenate(parts, axis=1), whole) < CLOSE and error(state, last) < CLOSE
 
 

@@ -27,14 +27,18 @@ from training.experiment import Experiment, Run
 from training.optimizer import AdamW
 
 
-def recall(name: str, mixer: MixerConfig) -> Experiment:
+FIXED = MQAR(vocab_size=256, length=64, pairs=8)
+SCHEDULE = Run(steps=1900, batch_size=64, steps_per_call=50, evaluate_every=100, checkpoint_every=500)
+
+
+def recall(name: str, mixer: MixerConfig, width: int = 64, data: MQAR = FIXED, run: Run = SCHEDULE) -> Experiment:
     """The fixed setting with `mixer` as the second layer."""
     return Experiment(
         name=name,
-        model=LanguageModel(width=64, stages=repeat(BaseConvolution(kernel=3), mixer, depth=2), norm=LayerNorm(), mlp=None),
-        data=MQAR(vocab_size=256, length=64, pairs=8),
+        model=LanguageModel(width=width, stages=repeat(BaseConvolution(kernel=3), mixer, depth=2), norm=LayerNorm(), mlp=None),
+        data=data,
         optimizer=AdamW(learning_rate=3e-3, weight_decay=0.1, decay_everything=True),
-        run=Run(steps=1900, batch_size=64, steps_per_call=50, evaluate_every=100, checkpoint_every=500),
+        run=run,
     )
 
 
@@ -74,13 +78,8 @@ def mixture_of_heads() -> Experiment:
 
 
 def _small(name: str, mixer: MixerConfig) -> Experiment:
-    experiment = recall(name, mixer)
-    return chz.replace(
-        experiment,
-        model=chz.replace(experiment.model, width=32),
-        data=MQAR(vocab_size=64, length=32, pairs=4),
-        run=Run(steps=600, batch_size=64, steps_per_call=50, evaluate_every=100, checkpoint_every=600),
-    )
+    run = chz.replace(SCHEDULE, steps=600, checkpoint_every=600)
+    return recall(name, mixer, width=32, data=MQAR(vocab_size=64, length=32, pairs=4), run=run)
 
 
 def small() -> Study:

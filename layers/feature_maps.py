@@ -121,6 +121,8 @@ class Pointwise(nnx.Module):
 
 
 class HedgehogFeatures(nnx.Module):
+    """Hedgehog's learned map, x (b, t, h, k) to (b, t, h, 2 k) fp32."""
+
     def __init__(self, heads: int, head_dim: int):
         self.kernel = parameter(jnp.broadcast_to(jnp.eye(head_dim), (heads, head_dim, head_dim)))
         self.bias = parameter(jnp.zeros((heads, head_dim)), decay=False)

@@ -68,6 +68,8 @@ class Landmark(MixerConfig):
 
 
 class LandmarkMixer(Mixer):
+    """What `Landmark` builds; the state is a cache of all tokens, keys unrotated."""
+
     def __init__(self, config: Landmark, width: int, place: Place, rngs: nnx.Rngs):
         self.config = config
         self.head_dim = width // config.heads

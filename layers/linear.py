@@ -13,6 +13,7 @@ Initializer = Any
 
 
 def normal(stddev: float = 0.02) -> Initializer:
+    """N(0, stddev)."""
     return jax.nn.initializers.normal(stddev)
 
 

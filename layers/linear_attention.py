@@ -89,6 +89,8 @@ class LinearAttentionState:
 
 
 class LinearAttentionMixer(Mixer):
+    """What `LinearAttention` builds."""
+
     def __init__(self, config: LinearAttention, width: int, place: Place, rngs: nnx.Rngs):
         self.config = config
         self.value_dim = width // config.heads

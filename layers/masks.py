@@ -56,6 +56,8 @@ class Mask:
 
 @dataclasses.dataclass(frozen=True)
 class And(Mask):
+    """Both."""
+
     left: Mask
     right: Mask
 
@@ -65,6 +67,8 @@ class And(Mask):
 
 @dataclasses.dataclass(frozen=True)
 class Or(Mask):
+    """Either."""
+
     left: Mask
     right: Mask
 
@@ -74,6 +78,8 @@ class Or(Mask):
 
 @dataclasses.dataclass(frozen=True)
 class Not(Mask):
+    """What `inner` does not allow (padding stays unseen)."""
+
     inner: Mask
 
     def allows(self, query: TokenFields, key: TokenFields) -> jax.Array:

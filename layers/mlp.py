@@ -52,6 +52,8 @@ class SwiGLU(MlpConfig):
 
 
 class GELUNetwork(nnx.Module):
+    """What `GELU` builds, x (..., d) -> (..., d)."""
+
     def __init__(self, config: MlpConfig, width: int, place: Place, rngs: nnx.Rngs):
         inner = config.inner(width)
         self.up = Linear(width, inner, rngs, bias=config.bias)
@@ -62,6 +64,8 @@ class GELUNetwork(nnx.Module):
 
 
 class SwiGLUNetwork(nnx.Module):
+    """What `SwiGLU` builds, x (..., d) -> (..., d)."""
+
     def __init__(self, config: MlpConfig, width: int, place: Place, rngs: nnx.Rngs):
         inner = config.inner(width)
         self.gate = Linear(width, inner, rngs, bias=config.bias)

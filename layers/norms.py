@@ -42,6 +42,8 @@ class LayerNorm(NormConfig):
 
 
 class RMSNormalization(nnx.Module):
+    """What `RMSNorm` builds, x (..., d) -> (..., d)."""
+
     def __init__(self, width: int, epsilon: float = 1e-6):
         self.gain = parameter(jnp.ones(width), decay=False)
         self.epsilon = epsilon
@@ -53,6 +55,8 @@ class RMSNormalization(nnx.Module):
 
 
 class LayerNormalization(nnx.Module):
+    """What `LayerNorm` builds, x (..., d) -> (..., d)."""
+
     def __init__(self, width: int, epsilon: float = 1e-5, bias: bool = True):
         self.gain = parameter(jnp.ones(width), decay=False)
         self.bias = parameter(jnp.zeros(width), decay=False) if bias else None

@@ -70,6 +70,8 @@ class LearnedPositions(PositionsConfig):
 
 
 class PositionTable(nnx.Module):
+    """What `LearnedPositions` builds: vectors by position."""
+
     def __init__(self, maximum: int, width: int, rngs: nnx.Rngs):
         self.table = parameter(normal()(rngs.params(), (maximum, width), jnp.float32))
 

@@ -108,6 +108,8 @@ class ModelState:
 
 
 class LanguageModelModule(nnx.Module):
+    """What `LanguageModel` builds: whole sequences by calling it, streams by `init_state` and `extend`."""
+
     def __init__(self, config: LanguageModel, vocabulary: int, rngs: nnx.Rngs):
         self.config = config
         self.embedding = parameter(normal()(rngs.params(), (vocabulary, config.width), jnp.float32))

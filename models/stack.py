@@ -51,6 +51,8 @@ def repeat(*mixers: MixerConfig, depth: int) -> tuple[Stage, ...]:
 
 
 class Stack(nnx.Module):
+    """All layers, a list of stages; each parameter has a leading axis over its stage's repeats."""
+
     def __init__(
         self,
         stages: tuple[Stage, ...],

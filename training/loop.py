@@ -25,6 +25,7 @@ Print = Callable[[str], None]
 
 
 def run_directory(experiment: Experiment) -> Path:
+    """The run's folder: `run.directory`, or runs/NAME."""
     return Path(experiment.run.directory or f"runs/{experiment.name}")
 
 

@@ -42,6 +42,7 @@ def test_alone_has_no_ratio_and_the_table_says_whether_the_aim_is_met():
     text = recall_training.table(rows)
     assert "aim 2 times, data included: met" in text
     assert "aim 4 times, data included: missed" in text
+    assert "aim" not in recall_training.table(rows, idle=False)
 
 
 def test_results_of_two_machines_lie_apart():

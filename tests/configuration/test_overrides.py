@@ -195,7 +195,7 @@ def test_class_names_with_a_module_are_refused(name):
 
 
 def test_functions_are_not_classes():
-    with pytest.raises(UserError, match="model.positions=normal"):
+    with pytest.raises(UserError, match=r"model\.positions=normal"):
         apply_overrides(mixed(), ["model.positions=normal"])  # a function of the module that the field's class stands in
 
 

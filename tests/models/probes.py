@@ -1,0 +1,52 @@
+"""Small models and mixers that the tests of this room share."""
+
+from __future__ import annotations
+
+import chz
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from layers.linear import parameter
+from layers.mixer import Context, Mixer, MixerConfig, MixerOutput, Place, Traits
+from models import FunctionalModel, LanguageModel
+
+
+@chz.chz(typecheck=True)
+class PlaceProbe(MixerConfig):
+    """Adds nothing; reports its layer index (once more as a loss if `loses`) and allows inputs of `limit`."""
+
+    loses: bool = False
+    limit: int | None = None
+
+    def build(self, width: int, place: Place, rngs: nnx.Rngs) -> PlaceProbeMixer:
+        return PlaceProbeMixer(self, place, rngs)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(maximum_length=self.limit)
+
+
+class PlaceProbeMixer(Mixer):
+    def __init__(self, config: PlaceProbe, place: Place, rngs: nnx.Rngs):
+        self.config = config
+        self.index = parameter(jnp.asarray(place.index, jnp.float32), decay=False, group="places", trainable=False)
+        self.noise = parameter(jax.random.normal(rngs.params(), (3,)))
+
+    def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
+        losses = {"probe": 10 * self.index[...]} if self.config.loses else {}
+        return MixerOutput(jnp.zeros_like(x), losses, {"index": self.index[...]})
+
+
+def functional(vocabulary: int = 23, **fields) -> tuple[FunctionalModel, dict]:
+    """A model and parameters large enough that every path matters."""
+    model = FunctionalModel(LanguageModel(**fields), vocabulary)
+    params = jax.jit(model.init)(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda leaf: leaf + jnp.asarray(0.2 * rng.normal(size=leaf.shape), jnp.float32), params)
+
+
+def error(found, expected) -> float:
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return float(np.sqrt(np.mean((found - expected) ** 2)) / max(np.sqrt(np.mean(expected**2)), 1e-12))

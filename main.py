@@ -14,7 +14,11 @@ from configuration.base import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code (2 for a user's mistake, 130 for a stopped run)."""
     parser = _parser()
-    given = parser.parse_args(arguments)
+    given, rest = parser.parse_known_args(arguments)
+    if rest and (any(argument.startswith("-") for argument in rest) or not hasattr(given, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        given.overrides += rest  # argparse gives up on trailing positionals that an option separates
     try:
         return COMMANDS[given.command](given)
     except UserError as error:
@@ -108,6 +112,11 @@ def _load(given: argparse.Namespace, kind: str, name: str):
 
 
 def _describe(given: argparse.Namespace) -> int:
+    if given.target is not None:
+        # Read when jax is imported: libtpu would otherwise ask a metadata server that only Google's machines have.
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from configuration import apply_overrides
     from training.describe import describe
 

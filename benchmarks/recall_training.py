@@ -16,7 +16,7 @@ What ours does not do: project positions without a label to the vocabulary (7 of
 more layer norms, which its blocks always have. Neither evaluates, logs to disk or writes checkpoints while timed.
 
 Easy to get wrong: PyTorch's threads wait for each other at every operation, so one other busy process can slow it tenfold and
-ours twofold. Run on an idle machine; the load found at the start is printed and kept in the result.
+ours twofold. So what other programs did is measured during each turn, and turns with other load are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import argparse
 import dataclasses
 import datetime
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -37,13 +36,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))  # for `python benchmarks/recall_training.py`
 
+from benchmarks.machine import QUIET, OtherLoad, describe_machine, device_folder  # noqa: E402
 from configuration import UserError  # noqa: E402
 
 BATCH, LENGTH, WIDTH = 64, 64, 64
 PAIRS = {256: 8, 8192: 4}
 STEPS_PER_CALL = 20
-IDLE = 0.5
-"""Largest load average, over the last minute, at which timings may be quoted."""
+QUIET_TURNS = 3
+"""Fewest turns without other load that a result is quoted from."""
 AIMS = {256: 2.0, 8192: 4.0}
 """Examples a second, data included, as a multiple of Zoology's."""
 
@@ -187,8 +187,10 @@ def run_case(case: Case, zoology: Zoology | None, dropout: float, rounds: int, s
     if zoology is not None:
         zoology.build(case.settings(dropout))
     turns: list[dict[str, Any]] = []
+    load = OtherLoad(() if zoology is None else (zoology.process.pid,))
     for _ in range(rounds):
-        turns.append({"ours": ours.turn(seconds), "zoology": None if zoology is None else zoology.turn(seconds)})
+        turn: dict[str, Any] = {"ours": ours.turn(seconds), "zoology": None if zoology is None else zoology.turn(seconds)}
+        turns.append({**turn, "others": load.cores()})
     row = {"case": case.name, "mixer": case.mixer, "vocabulary": case.vocabulary, "parameters": ours.parameters, **summarise(turns)}
     if zoology is not None:
         row["zoology_parameters"] = zoology.parameters
@@ -196,9 +198,18 @@ def run_case(case: Case, zoology: Zoology | None, dropout: float, rounds: int, s
 
 
 def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over turns, in ms a step and examples a second; ratios are ours to Zoology's of the same turn, with their range."""
+    """Medians over turns, in ms a step and examples a second; ratios are ours to Zoology's of the same turn, with their range.
+
+    Turns during which other programs kept more than `QUIET` cores busy are left out; where that leaves fewer than `QUIET_TURNS`, all
+    are taken, and "quotable" is False.
+    """
+    every = turns
+    turns = [turn for turn in every if not turn["others"] > QUIET]
+    quotable = len(turns) >= QUIET_TURNS
+    turns = turns if quotable else every
     ours = [turn["ours"]["step"] for turn in turns]
-    row: dict[str, Any] = {"turns": turns, "ours_ms": 1e3 * statistics.median(ours), "ours_rate": BATCH / statistics.median(ours)}
+    row: dict[str, Any] = {"turns": every, "turns_used": len(turns), "quotable": quotable}
+    row |= {"ours_ms": 1e3 * statistics.median(ours), "ours_rate": BATCH / statistics.median(ours)}
     if turns[0]["zoology"] is None:
         return row
     alone = [turn["zoology"]["step"] for turn in turns]
@@ -214,36 +225,18 @@ def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores and load: what a timing depends on beside the versions."""
-    model = "unknown processor"
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    return {"cpu_model": model, "cores": len(os.sched_getaffinity(0)), "load_average": os.getloadavg()[0]}
-
-
-def device_folder(machine: dict[str, Any], backend: str, device_kind: str) -> str:
-    """Name of the folder of results: the accelerator's kind, or the processor's model and cores."""
-    name = f"cpu {machine['cpu_model']} {machine['cores']} cores" if backend == "cpu" else device_kind
-    return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
-
-
-def table(rows: list[dict[str, Any]], idle: bool = True) -> str:
-    """Rows as text: ms a step and examples a second; ratios in examples a second, with their range over turns.
-
-    Whether an aim is met is said of an idle machine only.
-    """
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as text: ms a step and examples a second; ratios in examples a second, with their range over turns."""
     lines = [f"{'':34}{'ms a step':>12}{'examples/s':>12}{'ratio':>8}   range over turns"]
     for row in rows:
-        lines.append(f"{row['case']}\n{'  ours, data included':34}{row['ours_ms']:12.2f}{row['ours_rate']:12,.0f}")
+        note = f"{row['turns_used']} of {len(row['turns'])} turns" if row["quotable"] else "other programs ran: NOT TO BE QUOTED"
+        lines.append(f"{row['case']} ({note})\n{'  ours, data included':34}{row['ours_ms']:12.2f}{row['ours_rate']:12,.0f}")
         for name, label in (("with_data", "  Zoology, data included"), ("without_data", "  Zoology, data made beforehand")):
             if f"ratio_{name}" in row:
                 low, high = row[f"ratio_{name}_range"]
                 numbers = f"{row[f'zoology_{name}_ms']:12.2f}{row[f'zoology_{name}_rate']:12,.0f}{row[f'ratio_{name}']:8.2f}"
                 lines.append(f"{label:34}{numbers}   {low:.2f} to {high:.2f}")
-        if idle and "ratio_with_data" in row:
+        if row["quotable"] and "ratio_with_data" in row:
             aim = AIMS[row["vocabulary"]]
             lines.append(f"  aim {aim:g} times, data included: {'met' if row['ratio_with_data'] >= aim else 'missed'}")
     return "\n".join(lines)
@@ -277,9 +270,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     machine = describe_machine()
     print(f"{machine['cpu_model']}, {machine['cores']} cores, load {machine['load_average']:.2f}")
-    idle = machine["load_average"] <= IDLE
-    if not idle:
-        print("the machine is not idle: these timings, and above all the ratios, are not to be quoted")
     zoology = None if options.zoology is None else Zoology(options.zoology, options.zoology_python)
     if zoology is not None:
         facts = zoology.facts
@@ -294,13 +284,17 @@ def _run(options: argparse.Namespace) -> int:
     rows = [run_case(case, zoology, options.dropout, options.rounds, options.seconds) for case in cases]
     if zoology is not None:
         zoology.close()
-    print(table(rows, idle))
-    pieces = {}
+    print(table(rows))
+    pieces, others = {}, 0.0
     if not options.no_breakdown:
         from benchmarks.recall_breakdown import breakdown, breakdown_table
 
+        load = OtherLoad()
         pieces = {case.name: breakdown(case.experiment(options.dropout), options.seconds / 4) for case in cases}
         print(breakdown_table(pieces))
+        others = load.cores()
+        if others > QUIET:
+            print(f"meanwhile other programs kept {others:.2f} cores busy: these pieces are NOT TO BE QUOTED")
     if options.out is not None:
         here = environment()
         result = {
@@ -313,6 +307,7 @@ def _run(options: argparse.Namespace) -> int:
             "zoology": None if zoology is None else zoology.facts,
             "cases": rows,
             "breakdown_ms": pieces,
+            "breakdown_others_cores": others,
         }
         path = Path(options.out) / device_folder(machine, here["backend"], here["device_kind"]) / "recall_training.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,6 @@ from models import LanguageModel, repeat
 from training.experiment import Experiment, Run
 from training.optimizer import AdamW
 
-
 FIXED = MQAR(vocab_size=256, length=64, pairs=8)
 SCHEDULE = Run(steps=1900, batch_size=64, steps_per_call=50, evaluate_every=100, checkpoint_every=500)
 
@@ -75,6 +74,21 @@ def landmark() -> Experiment:
 def mixture_of_heads() -> Experiment:
     """Convolution + mixture of heads: 4 heads, 2 shared, 1 of 2 routed active, the published code's gates."""
     return recall("mqar.mixture_of_heads", MixtureOfHeads(heads=4, shared=2, active=1, gates="code"))
+
+
+def mixture_of_heads_paper() -> Experiment:
+    """The same with the paper's gates: outputs start several times smaller."""
+    return recall("mqar.mixture_of_heads_paper", MixtureOfHeads(heads=4, shared=2, active=1, gates="paper"))
+
+
+def fixed() -> Study:
+    """The fixed setting with every mixer, one learning rate and one seed: the README's table (about 10 minutes on two cores).
+
+    python main.py compare mqar.fixed
+    """
+    return Study(
+        (attention(), based(), window(), convolution(), hyena(), landmark(), mixture_of_heads(), mixture_of_heads_paper()), template=recall
+    )
 
 
 def _small(name: str, mixer: MixerConfig) -> Experiment:

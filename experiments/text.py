@@ -24,13 +24,13 @@ def _text(name: str, *mixers: MixerConfig) -> Experiment:
         data=Text(length=512),
         optimizer=AdamW(learning_rate=3e-3, beta2=0.95, weight_decay=0.1, warmup=50, clip=1.0, final_fraction=0.1),
         run=Run(
-            steps=500,
+            steps=300,
             batch_size=8,
             steps_per_call=10,
             log_every=20,
             evaluate_every=100,
             checkpoint_every=100,
-            sample_every=250,
+            sample_every=150,
             precision="default",
         ),
     )

@@ -73,7 +73,7 @@ def test_kernels_know_nothing_of_flax_or_configs():
 
 def test_nothing_imports_tensorflow():
     for path, tree in sources().items():
-        refused = {"tensorflow", "tensorflow_datasets", "keras"}
+        refused = {"tensorflow", "keras"}
         if not path.startswith(("benchmarks/", "tests/")):  # which run peers
             refused |= {"torch", "transformers"}
         assert not {name.split(".")[0] for name in imports(tree)} & refused, path

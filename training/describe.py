@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
+import chz
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from configuration import UserError
 from data.batch import Batch
 from models.accounting import flops_per_token, parameters_by_part, state_bytes_at, state_elements_at
-from training.experiment import Experiment
+from training.experiment import Experiment, Mesh
 from training.program import Program, member_values
 from training.sharding import AXES, batch_sharding, state_sharding
 
@@ -32,7 +32,9 @@ def describe(experiment: Experiment, *, target: str | None = None, say: Callable
       UserError: the target is unknown, or libtpu is not installed.
     """
     topology = None if target is None else _topology(target)
-    program = Program(experiment)
+    # A target's devices are not here: the program gets its mesh when it is compiled.
+    here = experiment if topology is None else chz.replace(experiment, run=chz.replace(experiment.run, mesh=Mesh()))
+    program = Program(here)
     config = experiment.model
     say(f"{experiment.name}: width {config.width}, {len(config.mixers)} layers, vocabulary {experiment.data.vocabulary:,}, {config.dtype}")
     for index, mixer in enumerate(config.mixers):
@@ -116,8 +118,6 @@ def _topology(target: str) -> Any:
         import libtpu  # noqa: F401
     except ImportError:
         raise UserError("--target tpu needs the package libtpu (pip install libtpu), which is not installed") from None
-    # Without this libtpu asks a metadata server that only Google's machines have.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     from jax.experimental import topologies
 
     try:

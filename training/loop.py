@@ -111,6 +111,9 @@ class _Session:
         parameters = count(state["params"]) // (self.population or 1)
         reporter = Reporter([member.folder for member in self.members], self.first, self.say)
         reporter.banner(parameters, jax.devices()[0], self.population)
+        if "corpus" in feed.facts():
+            corpus = feed.facts()["corpus"]
+            self.say(f"  corpus {corpus['source']}: {corpus['train']['bytes']:,} bytes to train on, sha256 {corpus['digest'][:16]}")
         longest_call = min(run.steps_per_call, run.steps)
         while step < run.steps and not all(member.done for member in self.members):
             begun = time.perf_counter()

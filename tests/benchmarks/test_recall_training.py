@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -10,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import recall_breakdown, recall_training, zoology_runner
+from benchmarks import machine, recall_breakdown, recall_training, zoology_runner
 from configuration import UserError
 from data.synthetics import MQAR
 from layers.linear_attention import LinearAttention
@@ -19,8 +22,8 @@ from training.experiment import Experiment, Run
 from training.program import Program
 
 
-def turn(ours, step, data):
-    return {"ours": {"step": ours}, "zoology": {"step": step, "data": data}}
+def turn(ours, step, data, others=0.0):
+    return {"ours": {"step": ours}, "zoology": {"step": step, "data": data}, "others": others}
 
 
 def test_ratios_compare_turns_that_follow_each_other():
@@ -34,21 +37,54 @@ def test_ratios_compare_turns_that_follow_each_other():
     assert row["zoology_data_ms"] == pytest.approx(20.0)
 
 
+def test_turns_with_other_load_are_left_out_while_enough_remain():
+    quiet, loaded = turn(0.01, 0.02, 0.0), turn(0.01, 0.5, 0.0, others=1.5)
+    row = recall_training.summarise([quiet, loaded, quiet, loaded, quiet, loaded, loaded])
+    assert row["quotable"] and row["turns_used"] == 3 and len(row["turns"]) == 7
+    assert row["ratio_without_data_range"] == pytest.approx([2.0, 2.0])
+    row = recall_training.summarise([quiet, quiet, loaded])
+    assert not row["quotable"] and row["turns_used"] == 3
+    text = recall_training.table([{"case": "a", "vocabulary": 256, **row}])
+    assert "NOT TO BE QUOTED" in text and "aim" not in text
+    # A system that does not tell what others do is trusted.
+    assert recall_training.summarise([turn(0.01, 0.02, 0.0, others=float("nan"))] * 3)["quotable"]
+
+
 def test_alone_has_no_ratio_and_the_table_says_whether_the_aim_is_met():
-    alone = recall_training.summarise([{"ours": {"step": 0.01}, "zoology": None}])
+    alone = recall_training.summarise([{"ours": {"step": 0.01}, "zoology": None, "others": 0.0}] * 3)
     assert not any(name.startswith(("ratio", "zoology")) for name in alone)
     assert "aim" not in recall_training.table([{"case": "a", "vocabulary": 256, **alone}])
-    rows = [{"case": "a", "vocabulary": vocabulary, **recall_training.summarise([turn(0.01, 0.025, 0.005)])} for vocabulary in (256, 8192)]
+    rows = [
+        {"case": "a", "vocabulary": vocabulary, **recall_training.summarise([turn(0.01, 0.025, 0.005)] * 3)} for vocabulary in (256, 8192)
+    ]
     text = recall_training.table(rows)
     assert "aim 2 times, data included: met" in text
     assert "aim 4 times, data included: missed" in text
-    assert "aim" not in recall_training.table(rows, idle=False)
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux tells what other programs do")
+def test_other_load_sees_a_busy_child_unless_it_is_our_own():
+    # The child says on its own clock how much processor time it got, so that a loaded machine changes nothing.
+    spin = "import sys, time; print('on', flush=True)\nwhile time.process_time() < 600: pass"
+    child = subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE, text=True)
+    try:
+        child.stdout.readline()
+        foreign, own = machine.OtherLoad(), machine.OtherLoad((child.pid,))
+        start, before = time.perf_counter(), machine._process_ticks(child.pid)
+        time.sleep(0.5)
+        with_child, without = foreign.cores(), own.cores()
+        share = (machine._process_ticks(child.pid) - before) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - start)
+    finally:
+        child.kill()
+        child.wait()
+    assert share > 0.05
+    assert with_child - without == pytest.approx(share, abs=0.15)
 
 
 def test_results_of_two_machines_lie_apart():
-    machine = {"cpu_model": "Intel(R) Xeon(R) Processor", "cores": 2}
-    assert recall_training.device_folder(machine, "cpu", "cpu") == "cpu-intel-r-xeon-r-processor-2-cores"
-    assert recall_training.device_folder(machine, "gpu", "NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    here = {"cpu_model": "Intel(R) Xeon(R) Processor", "cores": 2}
+    assert machine.device_folder(here, "cpu", "cpu") == "cpu-intel-r-xeon-r-processor-2-cores"
+    assert machine.device_folder(here, "gpu", "NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
 
 
 def test_set_default_changes_one_default_and_knows_when_there_is_nothing_to_change():

@@ -87,6 +87,26 @@ def test_kept_slots_hold_the_documents_first_tokens(kept, t):
         assert of_now == sorted(first + [token for token in others if token[1] == now])
 
 
+def test_no_slot_is_written_twice_in_a_call(monkeypatch):
+    """The order of a scatter's writes is not defined (on CPU the last one happens to win), so each slot must get one token."""
+    written, write = [], KeyValueCache._write
+
+    def recording(self, index, *rest):
+        written.append(np.asarray(index))
+        return write(self, index, *rest)
+
+    monkeypatch.setattr(KeyValueCache, "_write", recording)
+    segments = jnp.asarray([[1] * 5 + [2] * 7, [3, 3, 3, 0, 4, 4, 5, 5, 6, 6, 6, 6]], jnp.int32)
+    cache = KeyValueCache.create(2, 3, 1, 1, 1, jnp.float32, ring=True, kept=2)
+    x = jnp.ones((2, 12, 1, 1))
+    _append(_append(cache, x[:, :5], x[:, :5], segments[:, :5]), x[:, 5:], x[:, 5:], segments[:, 5:])
+    assert len(written) == 4  # ring and kept slots, two calls
+    for row in (row for index in written for row in index):
+        taken = row[row < 5]
+        assert len(taken) == len(set(taken.tolist())), row
+    assert all((index < 5).any() for index in written)
+
+
 def test_dtype_is_the_one_asked_for():
     cache = KeyValueCache.create(1, 4, 2, 3, 5, jnp.bfloat16)
     after = APPEND(cache, jnp.ones((1, 2, 2, 3)), jnp.ones((1, 2, 2, 5)), jnp.ones((1, 2), jnp.int32))

@@ -74,7 +74,7 @@ def test_maps_are_fp32_for_half_precision():
 
 
 def test_free_signs_refuse_a_normaliser():
-    with pytest.raises(UserError, match="Identity.*normalise=False"):
+    with pytest.raises(UserError, match=r"Identity.*normalise=False"):
         LinearAttention(feature_map=Identity())
     assert LinearAttention(feature_map=Identity(), normalise=False).normalise is False
 

@@ -11,6 +11,7 @@ from flax import nnx
 from layers.linear import parameter
 from layers.mixer import Context, Mixer, MixerConfig, MixerOutput, Place, Traits
 from models import FunctionalModel, LanguageModel
+from models.functional import flatten, nest
 
 
 @chz.chz(typecheck=True)
@@ -40,11 +41,14 @@ class PlaceProbeMixer(Mixer):
 
 
 def functional(vocabulary: int = 23, **fields) -> tuple[FunctionalModel, dict]:
-    """A model and parameters large enough that every path matters."""
+    """A model and parameters large enough that every path matters (drawn in numpy: compiling an initialisation takes longer)."""
     model = FunctionalModel(LanguageModel(**fields), vocabulary)
-    params = jax.jit(model.init)(jax.random.key(0))
     rng = np.random.default_rng(0)
-    return model, jax.tree.map(lambda leaf: leaf + jnp.asarray(0.2 * rng.normal(size=leaf.shape), jnp.float32), params)
+    drawn = {
+        tuple(name.split(".")): jnp.asarray(0.25 * rng.normal(size=leaf.shape) + name.endswith("gain"), jnp.float32)
+        for name, leaf in flatten(model.abstract_params()).items()
+    }
+    return model, nest(drawn)
 
 
 def error(found, expected) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from layers.mixer import LANDMARK, ORDINARY, Cursor, document_positions
-from models.landmarks import expanded_length, insert, layout, plain_layout, remove
+from models.landmarks import Layout, expanded_length, insert, layout, plain_layout, remove
 
 
 def walk(segments, positions, block):
@@ -38,10 +38,22 @@ def assert_is_the_walk(place, segments, positions, block):
 PACKED = np.array([[1] * 7 + [2] + [3] * 9 + [0] * 4, [0, 0, 0] + [5] * 13 + [0] + [6] * 4, [4] * 21], np.int32)
 
 
-@pytest.mark.parametrize("block", [1, 2, 4, 21, 30])
+def compiled_layout(positions, segments, block, from_start):
+    def parts(positions, segments):
+        place = layout(positions, segments, block, from_start=from_start)
+        return place.slots, place.source, place.context
+
+    return Layout(*jax.jit(parts)(positions, jnp.asarray(segments)))
+
+
+def from_start(segments, block):
+    return compiled_layout(document_positions(jnp.asarray(segments)), segments, block, True)
+
+
+@pytest.mark.parametrize("block", [1, 4, 30])
 def test_packed_documents_from_their_start(block):
     positions = document_positions(jnp.asarray(PACKED))
-    place = layout(positions, jnp.asarray(PACKED), block, from_start=True)
+    place = from_start(PACKED, block)
     assert place.context.segments.shape[1] == 21 + 21 // block
     assert_is_the_walk(place, PACKED, np.asarray(positions), block)
 
@@ -57,14 +69,14 @@ def test_streams_that_go_on_inside_a_block(block, t):
         segments[1::3, 3:] = 8  # a document ends in it
         segments[5] = 0  # a row that waits
     positions = document_positions(jnp.asarray(segments), cursor)
-    place = layout(positions, jnp.asarray(segments), block, from_start=False)
+    place = compiled_layout(positions, segments, block, False)
     assert_is_the_walk(place, segments, np.asarray(positions), block)
 
 
-@pytest.mark.parametrize(("t", "block"), [(1, 1), (1, 4), (4, 4), (5, 4), (13, 3)])
+@pytest.mark.parametrize(("t", "block"), [(1, 1), (1, 4), (4, 4), (13, 3)])
 def test_the_plain_layout_is_the_general_one(t, block):
     ones = jnp.ones((2, t), jnp.int32)
-    general, plain = layout(document_positions(ones), ones, block, from_start=True), plain_layout(2, t, block)
+    general, plain = from_start(ones, block), plain_layout(2, t, block)
     assert plain.context.segments is None and plain.context.positions is None  # the cheap path
     np.testing.assert_array_equal(plain.slots, general.slots)
     np.testing.assert_array_equal(plain.context.token_types, general.context.token_types)
@@ -76,7 +88,7 @@ def test_the_plain_layout_is_the_general_one(t, block):
 
 def test_inserting_and_removing():
     segments = jnp.asarray(PACKED)
-    place = layout(document_positions(segments), segments, 4, from_start=True)
+    place = from_start(segments, 4)
     x = jax.random.normal(jax.random.key(0), (3, 21, 5))
     vector = jnp.arange(5.0)
     longer = insert(x, vector, place)

@@ -16,7 +16,7 @@ from tests.models.probes import PlaceProbe, error, functional
 
 A, B = ShortConvolution(kernel=2), LinearAttention(heads=2, feature_dim=3)
 TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, 23)
-BASE, PARAMS = functional(width=8, stages=(Stage(pattern=(A, B), repeats=3), Stage(pattern=(B,))), mlp=SwiGLU(hidden=8))
+BASE, PARAMS = functional(width=8, stages=(Stage(pattern=(A, B), repeats=3), Stage(pattern=(A,))), mlp=SwiGLU(hidden=8))
 
 
 def value_and_gradients(config):

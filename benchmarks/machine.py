@@ -1,0 +1,69 @@
+"""What a timing depends on beside the program: processor, cores, and what else the machine was doing.
+
+Easy to get wrong: the load average lags by a minute and counts the benchmark itself. What others did while a piece was timed is
+the processors' busy time less that of the benchmark's own processes, which Linux tells in /proc to 10 ms.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+QUIET = 0.1
+"""Cores kept busy by others, up to which a timing may be quoted."""
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores and load average of the last minute."""
+    model = "unknown processor"
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return {"cpu_model": model, "cores": len(os.sched_getaffinity(0)), "load_average": os.getloadavg()[0]}
+
+
+def device_folder(machine: dict[str, Any], backend: str, device_kind: str) -> str:
+    """Name of the folder of results: the accelerator's kind, or the processor's model and cores."""
+    name = f"cpu {machine['cpu_model']} {machine['cores']} cores" if backend == "cpu" else device_kind
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
+
+
+class OtherLoad:
+    """Cores kept busy by other programs since it was made, or since `cores` was last called.
+
+    Args:
+      processes: ids of the benchmark's own processes; this one is always among them.
+    """
+
+    def __init__(self, processes: tuple[int, ...] = ()):
+        self.processes = (os.getpid(), *processes)
+        self.before = self._now()
+
+    def cores(self) -> float:
+        """Not a number where the system does not tell."""
+        before, self.before = self.before, self._now()
+        wall, busy, own = (after - old for after, old in zip(self.before, before, strict=True))
+        others = (busy - own) / max(wall, 1e-9)
+        return 0.0 if others < 0 else others
+
+    def _now(self) -> tuple[float, float, float]:
+        """Seconds: on the clock, busy on all processors, and of these our own."""
+        try:
+            ticks = os.sysconf("SC_CLK_TCK")
+            # user, nice, system, (idle, iowait,) irq, softirq, steal
+            numbers = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+            busy = sum(numbers[:3]) + sum(numbers[5:])
+            own = sum(_process_ticks(process) for process in self.processes)
+        except (OSError, ValueError, IndexError):
+            return time.perf_counter(), float("nan"), float("nan")
+        return time.perf_counter(), busy / ticks, own / ticks
+
+
+def _process_ticks(process: int) -> int:
+    """User and system time of a process and its threads."""
+    # The name, in parentheses, may hold spaces; state is the first field after it, times are the 12th and 13th.
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])

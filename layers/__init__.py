@@ -12,7 +12,9 @@ from layers.mixture_of_heads import MixtureOfHeads
 from layers.short_convolution import ShortConvolution
 from layers.sliding_window import SlidingWindow
 
-MIXERS = tuple(found for found in list(globals().values()) if isinstance(found, type) and issubclass(found, MixerConfig) and found is not MixerConfig)
+MIXERS = tuple(
+    found for found in list(globals().values()) if isinstance(found, type) and issubclass(found, MixerConfig) and found is not MixerConfig
+)
 """Config classes of all mixers."""
 
 __all__ = [

@@ -89,6 +89,8 @@ class Attention(SoftmaxConfig):
 
 
 class SoftmaxAttention(Mixer):
+    """What `Attention` builds; the base of the softmax mixers with a cache."""
+
     def __init__(self, config: SoftmaxConfig, width: int, place: Place, rngs: nnx.Rngs):
         self.config = config
         self.head_dim = config.head_width(width)

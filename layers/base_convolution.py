@@ -60,6 +60,8 @@ class BaseConvolution(MixerConfig):
 
 
 class ExplicitFilter(nnx.Module):
+    """A table of one tap a position and channel, N(0, 1) at the start."""
+
     def __init__(self, channels: int, maximum: int, rngs: nnx.Rngs):
         self.taps = parameter(normal(1.0)(rngs.params(), (maximum, channels), jnp.float32))
 
@@ -80,6 +82,8 @@ class BaseConvolutionState:
 
 
 class BaseConvolutionMixer(Mixer):
+    """What `BaseConvolution` builds."""
+
     def __init__(self, config: BaseConvolution, width: int, place: Place, rngs: nnx.Rngs):
         self.config = config
         self.width = width

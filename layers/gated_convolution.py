@@ -61,6 +61,8 @@ class GatedConvolutionState:
 
 
 class GatedConvolutionMixer(Mixer):
+    """What `GatedConvolution` builds."""
+
     def __init__(self, config: GatedConvolution, width: int, place: Place, rngs: nnx.Rngs):
         self.config = config
         inner = config.expansion * width // 2

@@ -71,6 +71,8 @@ class HyenaState:
 
 
 class HyenaMixer(Mixer):
+    """What `Hyena` builds."""
+
     def __init__(self, config: Hyena, width: int, place: Place, rngs: nnx.Rngs):
         self.config = config
         self.width = width

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from configuration import Config
+from configuration import Config, UserError
 
 ORDINARY, LANDMARK = 0, 1
 
@@ -177,7 +177,7 @@ class MixerConfig(Config):
     """Base of all mixers' configs."""
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> Mixer:
-        raise NotImplementedError(f"{type(self).__name__} does not build a mixer")
+        raise UserError(f"{type(self).__name__} is no mixer of its own: name one of those that layers/__init__.py exports")
 
     @property
     def traits(self) -> Traits:

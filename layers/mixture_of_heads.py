@@ -74,6 +74,8 @@ class MixtureOfHeads(SoftmaxConfig):
 
 
 class MixtureOfHeadsAttention(SoftmaxAttention):
+    """What `MixtureOfHeads` builds."""
+
     config: MixtureOfHeads
 
     def __init__(self, config: MixtureOfHeads, width: int, place: Place, rngs: nnx.Rngs):

@@ -108,6 +108,8 @@ class ShortConvolutionState:
 
 
 class DepthwiseConvolution(Mixer):
+    """What `ShortConvolution` builds."""
+
     def __init__(self, config: ShortConvolution, width: int, place: Place, rngs: nnx.Rngs):
         self.config = config
         self.convolution = CausalConvolution(width, config.kernel, rngs, bias=config.bias)

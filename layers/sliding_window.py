@@ -63,6 +63,8 @@ class SlidingWindow(SoftmaxConfig):
 
 
 class SlidingWindowAttention(SoftmaxAttention):
+    """What `SlidingWindow` builds."""
+
     config: SlidingWindow
 
     def __init__(self, config: SlidingWindow, width: int, place: Place, rngs: nnx.Rngs):

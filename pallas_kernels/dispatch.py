@@ -32,7 +32,9 @@ def preferred_backend(backend: str) -> Iterator[None]:
         _preferred.reset(token)
 
 
-def choose(operation: str, backend: str | None, implementations: Mapping[str, Implementation], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+def choose(
+    operation: str, backend: str | None, implementations: Mapping[str, Implementation], *args: Any, **kwargs: Any
+) -> Callable[..., Any]:
     """The implementation to call.
 
     Args:

@@ -15,9 +15,9 @@ ALLOWED = {
     "layers": {"configuration", "pallas_kernels"},
     "models": {"configuration", "layers"},
     "data": {"configuration"},
-    "evaluation": {"configuration", "models", "data", "layers"},  # layers: the context that a model is called with
-    "training": {"configuration", "layers", "models", "data", "evaluation"},
-    "export": {"configuration", "layers", "models"},
+    "evaluation": {"configuration", "models", "data"},
+    "training": {"configuration", "layers", "models", "data", "evaluation"},  # layers: the context that a model is called with
+    "export": {"configuration", "models"},
     "experiments": {"configuration", "layers", "models", "data", "evaluation", "training"},
 }
 """Rooms that each room may import, beside itself. `main.py`, `benchmarks/` and `tests/` may import everything."""

@@ -34,10 +34,27 @@ def test_the_four_steps(tmp_path):
         return done.stdout
 
     assert "averages.moving_average" in run("main.py", "list")
-    out = run("-m", "pytest", "-p", "no:cacheprovider", "tests/test_mixer_laws.py", "tests/layers/test_moving_average.py", "-k", "MovingAverage or impulse")
+    out = run(
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_mixer_laws.py",
+        "tests/layers/test_moving_average.py",
+        "-k",
+        "MovingAverage or impulse",
+    )
     assert " passed" in out and "failed" not in out
     assert int(re.search(r"(\d+) passed", out).group(1)) >= 12
-    run("main.py", "train", "averages.moving_average", "run.steps=4", "run.steps_per_call=2", "run.batch_size=4", "data.evaluation_examples=8")
+    run(
+        "main.py",
+        "train",
+        "averages.moving_average",
+        "run.steps=4",
+        "run.steps_per_call=2",
+        "run.batch_size=4",
+        "data.evaluation_examples=8",
+    )
 
 
 def test_the_library_example_runs():

@@ -39,6 +39,13 @@ class DataConfig(Config):
         """Number of token ids."""
         raise NotImplementedError
 
+    def prepare(self) -> None:
+        """Fetches or builds what the data needs, if anything.
+
+        Raises:
+          UserError: it can't be had.
+        """
+
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence the data gives, in training or evaluation."""

@@ -82,6 +82,9 @@ class Text(DataConfig):
 
         return _corpus(self.source, str(cache_folder()))
 
+    def prepare(self) -> None:
+        self.corpus()
+
     def describe(self) -> dict[str, Any]:
         """Source, digest, and documents and bytes of both splits."""
         return self.corpus().describe()

@@ -105,8 +105,8 @@ def test_train_evaluate_export(capsys, tmp_path):
     assert 0 <= result["accuracy"] <= 1 and result["steps"] == 4 and "result.json" in out
     code, out, _ = run(capsys, "evaluate", folder)
     assert code == 0 and json.loads(out)["accuracy"] == result["accuracy"]
-    code, out, _ = run(capsys, "evaluate", folder, "data.length=32", "data.pairs=4")
-    assert code == 0 and "32x4" in json.loads(out)["accuracy_by_slice"]
+    code, out, _ = run(capsys, "evaluate", folder, "data.length=24", "data.pairs=4")
+    assert code == 0 and "24x4" in json.loads(out)["accuracy_by_slice"]
     code, _, err = run(capsys, "evaluate", folder, "model.width=16")
     assert code == 2 and "do not fit" in err
     code, _, err = run(capsys, "generate", folder)

@@ -76,6 +76,10 @@ class _Member:
 class _Session:
     def __init__(self, experiments: list[Experiment], population: int | None, say: Print):
         self.say = say
+        if not all((run_directory(experiment) / "result.json").exists() for experiment in experiments):
+            # What can be wrong with the model, the devices or the data is found before a folder is made.
+            program_for(experiments[0], population)
+            experiments[0].data.prepare()
         self.members = [_Member(experiment) for experiment in experiments]
         self.first = experiments[0]
         self.population = population

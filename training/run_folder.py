@@ -76,6 +76,8 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def _check(self, config_path: Path, experiment: Experiment) -> None:
+        if not any((self.path / name).exists() for name in ("metrics.jsonl", "result.json")) and not any(self.checkpoints.glob("[0-9]*")):
+            return  # nothing was trained there: the new config takes its place
         old = from_json(read_json(config_path))
         changed = {path: values for path, values in differences(old, experiment).items() if path not in CHANGEABLE}
         if changed:

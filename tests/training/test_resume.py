@@ -118,7 +118,8 @@ def test_a_changed_digest_is_found_even_where_the_storage_format_sees_nothing(tm
 
 
 def test_another_config_in_the_same_folder_is_refused(tmp_path):
-    RunFolder(tmp_path / "run", tiny(tmp_path / "run"))
+    RunFolder(tmp_path / "run", tiny(tmp_path / "run", learning_rate=0.7))
+    RunFolder(tmp_path / "run", tiny(tmp_path / "run")).log({"step": 1})  # nothing was trained before: no refusal
     with pytest.raises(UserError, match=r"optimizer\.learning_rate: 0\.01 there, 0\.5 now"):
         RunFolder(tmp_path / "run", tiny(tmp_path / "run", learning_rate=0.5))
     RunFolder(tmp_path / "run", tiny(tmp_path / "run", steps=1000, log_every=7))

@@ -92,12 +92,12 @@ def fixed() -> Study:
 
 
 def _small(name: str, mixer: MixerConfig) -> Experiment:
-    run = chz.replace(SCHEDULE, steps=600, checkpoint_every=600)
+    run = chz.replace(SCHEDULE, steps=800, checkpoint_every=800)
     return recall(name, mixer, width=32, data=MQAR(vocab_size=64, length=32, pairs=4), run=run)
 
 
 def small() -> Study:
-    """All seven mixers, two learning rates x two seeds, at vocabulary 64, length 32, 4 pairs, width 32, 600 steps.
+    """All seven mixers, two learning rates x two seeds, at vocabulary 64, length 32, 4 pairs, width 32, 800 steps.
 
     python main.py compare mqar.small
     """

@@ -66,6 +66,8 @@ def export_safetensors(
     try:
         temporary.mkdir(parents=True)
         save_file(arrays, temporary / WEIGHTS)
+        # safetensors makes the file private to its owner; an export is to be handed on like any other file.
+        (temporary / WEIGHTS).chmod(0o644)
         manifest = {
             "format": FORMAT,
             "sha256": _digest(temporary / WEIGHTS),

@@ -16,7 +16,7 @@ demo: $(READY)
 	$(BIN)/python main.py compare mqar.small
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(READY)
 	XLA_FLAGS= $(BIN)/python -m pytest -m slow

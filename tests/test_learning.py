@@ -11,9 +11,9 @@ from training.loop import train
 pytestmark = pytest.mark.slow
 
 
-def accuracy(tmp_path, experiment, steps=None, schedule_over=1900):
-    """Accuracy at `steps` of a run whose cosine falls over 1,900."""
-    assert experiment.run.steps == schedule_over
+def accuracy(tmp_path, experiment, *, goal: float | None = None) -> dict[int, float]:
+    """Accuracy by step of a run at the fixed setting, cut off once it reaches `goal`."""
+    assert experiment.run.steps == 1900
     history: dict[int, float] = {}
 
     class Reached(Exception):
@@ -23,35 +23,40 @@ def accuracy(tmp_path, experiment, steps=None, schedule_over=1900):
         if "accuracy" in line and " step " in line:
             step = int(line.split(" step ")[1].split(":")[0].replace(",", ""))
             history[step] = float(line.split("accuracy ")[1].split(",")[0])
-            if steps is not None and step >= steps:
+            if goal is not None and history[step] >= goal:
                 raise Reached
 
     experiment = chz.replace(experiment, run=chz.replace(experiment.run, directory=str(tmp_path / "run"), checkpoint_every=1900))
     with contextlib.suppress(Reached):
         train(experiment, say=say)
-    return history[steps or max(history)]
+    print(history)
+    return history
+
+
+def reached(history: dict[int, float], goal: float, step: int) -> bool:
+    return any(value >= goal for at, value in history.items() if at <= step)
 
 
 def test_attention_recalls(tmp_path):
-    assert accuracy(tmp_path, mqar.attention(), 700) >= 0.99
+    assert reached(accuracy(tmp_path, mqar.attention(), goal=0.99), 0.99, 700)
 
 
 def test_landmark_recalls(tmp_path):
-    assert accuracy(tmp_path, mqar.landmark(), 1000) >= 0.99
+    assert reached(accuracy(tmp_path, mqar.landmark(), goal=0.99), 0.99, 1000)
 
 
 def test_based_recalls(tmp_path):
-    assert accuracy(tmp_path, mqar.based()) >= 0.97
+    assert reached(accuracy(tmp_path, mqar.based(), goal=0.97), 0.97, 1900)
 
 
 def test_mixture_of_heads_recalls(tmp_path):
-    assert accuracy(tmp_path, mqar.mixture_of_heads()) >= 0.98
+    assert reached(accuracy(tmp_path, mqar.mixture_of_heads(), goal=0.98), 0.98, 1900)
 
 
 def test_a_window_answers_what_is_in_reach(tmp_path):
     """46.6% of queries have their key within 19 tokens: 17 of the window and two more through the convolution before it."""
-    assert 0.37 <= accuracy(tmp_path, mqar.window()) <= 0.49
+    assert 0.37 <= accuracy(tmp_path, mqar.window())[1900] <= 0.49
 
 
 def test_convolution_alone_does_not_recall(tmp_path):
-    assert accuracy(tmp_path, mqar.convolution()) <= 0.2
+    assert max(accuracy(tmp_path, mqar.convolution()).values()) <= 0.2

@@ -27,7 +27,7 @@ sys.path.insert(0, {project!r})
 from pathlib import Path
 from tests.training.tiny import tiny
 from training.loop import train
-train(tiny(Path({folder!r}), steps=400, checkpoint_every=20, evaluate_every=100))
+train(tiny(Path({folder!r}), steps=240, checkpoint_every=20, evaluate_every=120))
 """
 
 
@@ -89,7 +89,7 @@ def test_sigterm_saves_and_the_rerun_goes_on(tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps(), "SIGTERM leaves a checkpoint"
     assert run_process(tmp_path / "run").wait() == 0
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 400
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 240
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

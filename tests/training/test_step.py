@@ -31,10 +31,11 @@ def test_adamw_is_its_definition(tmp_path):
         decays = flatten(program.model.tags("decay"))
         first, second = ({name: np.zeros_like(leaf) for name, leaf in params.items()} for _ in range(2))
         data = experiment.data
+        slope, advance = jax.jit(program.gradients, static_argnums=2), jax.jit(program.step)
         for step in range(3):
             batch = data.train_batch(0, step, data.train_slices()[0], 16)
-            grads = flatten(jax.jit(program.gradients, static_argnums=2)(state["params"], batch, None)[0])
-            state, _ = jax.jit(program.step)(state, values, batch)
+            grads = flatten(slope(state["params"], batch, None)[0])
+            state, _ = advance(state, values, batch)
             rate = 0.1 * 0.5 * (1 + np.cos(np.pi * step / 10))
             for name, grad in grads.items():
                 g = np.asarray(grad, np.float64)

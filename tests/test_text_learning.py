@@ -21,6 +21,7 @@ def test_text_based_ends_far_below_a_bigram_model(capsys, tmp_path):
     print(f"{result['bits_per_byte']:.3f} bits a byte, bigram {result['bigram_bits_per_byte']:.3f}, {result['seconds']:.0f} s")
     assert result["bits_per_byte"] <= result["bigram_bits_per_byte"] - 0.7
     assert set(result["bits_by_slice"]) == {"recall", "rest"}
+    capsys.readouterr()
     again = ["generate", str(folder), "--prompt", "import ", "--length", "40", "--seed", "3"]
     texts = []
     for _ in range(2):

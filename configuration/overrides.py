@@ -50,11 +50,11 @@ def apply_values(config: T, values: dict[str, Any]) -> T:
         if isinstance(value, Config):
             swapped.update({f"{path}.{key}" if key else path: item for key, item in chz.beta_to_blueprint_values(value).items()})
             swapped[path] = type(value)
-            _drop(preset, path, keep_itself=False)
+            _drop(preset, path)
             continue
         if isinstance(value, type) or _removes(value):
             # The old class's fields would be extraneous on the new one.
-            _drop(preset, path, keep_itself=False)
+            _drop(preset, path)
         swapped[path] = value
     try:
         return chz.Blueprint(type(config)).apply(preset, layer_name="the experiment").apply(swapped, layer_name="the command line").make()
@@ -131,11 +131,11 @@ def _open_empty_tuples(preset: dict[str, Any], path: str) -> None:
         parent = parent.rpartition(".")[0]
 
 
-def _drop(preset: dict[str, Any], pattern: str, keep_itself: bool) -> None:
+def _drop(preset: dict[str, Any], pattern: str) -> None:
     roots = [key for key in preset if _matches(pattern, key)]
     for root in roots:
         for key in list(preset):
-            if key.startswith(root + ".") or (key == root and not keep_itself):
+            if key == root or key.startswith(root + "."):
                 del preset[key]
 
 

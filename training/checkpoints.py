@@ -27,7 +27,6 @@ class Checkpoints:
         # Orbax and absl log every file they touch.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.directory = Path(directory).absolute()
-        self._keep = keep
         self._ocp = ocp
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -62,13 +61,13 @@ class Checkpoints:
         """
         ocp = self._ocp
         where = self.directory / str(step)
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_one_device()), abstract)
+        shapes = _on_one_device(abstract)
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore())
             )
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-            raise UserError(f"checkpoint {where} cannot be read: {str(error).strip().splitlines()[0][:200]}") from error
+            raise _unreadable(where, error) from error
         state, meta = jax.device_get(restored["state"]), restored["meta"]
         found = digests(state)
         wrong = sorted(name for name in meta["digests"] if meta["digests"][name] != found.get(name))
@@ -103,17 +102,10 @@ def load_params(directory: Path) -> tuple[dict[str, Any], Config, int]:
     try:
         meta = json.loads((where / "meta" / "metadata").read_text())
         with ocp.StandardCheckpointer() as reader:
-            shapes = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_one_device()),
-                dict(reader.metadata(where / "state").item_metadata.tree),
-            )
+            shapes = _on_one_device(dict(reader.metadata(where / "state").item_metadata.tree))
             state = jax.device_get(reader.restore(where / "state", shapes))
-    except UserError:
-        raise
     except Exception as error:  # as in load
-        raise UserError(
-            f"checkpoint {where} cannot be read: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}"
-        ) from error
+        raise _unreadable(where, error) from error
     found = digests(state["params"], "params")
     for name, digest in found.items():
         if meta["digests"].get(name) != digest:
@@ -134,5 +126,12 @@ def digests(tree: Any, prefix: str = "") -> dict[str, str]:
     return found
 
 
-def _one_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def _on_one_device(tree: Any) -> Any:
+    """What to restore: the tree's shapes and dtypes, placed on the first device."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
+
+
+def _unreadable(where: Path, error: Exception) -> UserError:
+    message = str(error).strip() or type(error).__name__
+    return UserError(f"checkpoint {where} cannot be read: {message.splitlines()[0][:200]}")

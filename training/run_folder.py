@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -86,8 +87,10 @@ class RunFolder:
             raise UserError(f"{self.path} holds a run with another config ({shown}{more}); choose another run.directory")
 
 
+@functools.cache
 def environment() -> dict[str, Any]:
-    """Versions, device and commit: what a run's bits depend on beside its config."""
+    """Versions, device and commit: what a run's bits depend on beside its config. Asked once a process: it runs git, and every
+    checkpoint holds it."""
     import importlib.metadata
 
     import jax

@@ -2,34 +2,107 @@
 
 An operation's front door hands `choose` its implementations in order of preference, each with a function that says why it cannot
 serve a call (or None when it can). `backend=None` takes the first that can; naming one that cannot raises with its reason.
+
+Kernels are chosen for the device a program is traced for: the default one, or another inside `aimed_at` (compiling ahead of time).
+Inside `interpreted` they run on any machine, simulated.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
+
+import jax
 
 BACKENDS = ("pallas_gpu", "pallas_tpu", "xla", "reference")
 
 Refusal = str | None
 Implementation = tuple[Callable[..., Any], Callable[..., Refusal]]
+Interpretation = Literal["values", "races"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """platform: "cpu", "gpu" or "tpu"; kind: as jax names it ("NVIDIA H100 80GB HBM3", "TPU v5 lite")."""
+
+    platform: str
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What serves an operation, and for each preferred backend passed over, why."""
+
+    operation: str
+    backend: str
+    passed_over: tuple[tuple[str, str], ...] = ()
 
 
 _preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar("preferred_backend", default=None)
+_aim: contextvars.ContextVar[Device | None] = contextvars.ContextVar("aim", default=None)
+_interpretation: contextvars.ContextVar[Interpretation | None] = contextvars.ContextVar("interpretation", default=None)
+_record: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("record", default=None)
+
+
+def preferred_backend(backend: str) -> contextlib.AbstractContextManager[None]:
+    """Operations traced inside, of those that leave `backend` open, run on this one if it serves them (tests compare whole models so)."""
+    return _holding(_preferred, backend)
+
+
+def aimed_at(platform: str, kind: str) -> contextlib.AbstractContextManager[None]:
+    """Operations traced inside are for this kind of device, whatever the machine has."""
+    return _holding(_aim, Device(platform, kind))
+
+
+def interpreted(how: Interpretation = "values") -> contextlib.AbstractContextManager[None]:
+    """Kernels traced inside are simulated, on any machine: "values" for what they compute, "races" to look for races too."""
+    return _holding(_interpretation, how)
 
 
 @contextlib.contextmanager
-def preferred_backend(backend: str) -> Iterator[None]:
-    """Operations traced inside, of those that leave `backend` open, run on this one if they have it (tests compare whole models so)."""
-    token = _preferred.set(backend)
-    try:
-        yield
-    finally:
-        _preferred.reset(token)
+def recorded_choices() -> Iterator[list[Choice]]:
+    """The choices that operations traced inside make, in the order they are made, repeats included."""
+    choices: list[Choice] = []
+    with _holding(_record, choices):
+        yield choices
+
+
+def device() -> Device:
+    """What is being traced for."""
+    aim = _aim.get()
+    if aim is not None:
+        return aim
+    platform = jax.default_backend()
+    return Device(platform, jax.devices()[0].device_kind)
+
+
+def interpretation() -> Interpretation | None:
+    """How kernels are to be simulated; None is for real."""
+    return _interpretation.get()
+
+
+def kernels_run_here(backend: str) -> Refusal:
+    """Why kernels of this backend cannot run on what is being traced for; None if they can."""
+    if backend == "pallas_gpu" and jax.version.__version_info__ < (0, 11) and _aim.get() is None:
+        return f"Mosaic GPU kernels run from jax 0.11 on; this is {jax.__version__}"
+    if interpretation() is not None:
+        return None
+    here = device()
+    if backend == "pallas_tpu" and here.platform != "tpu":
+        return f"it runs on TPUs; this is {here.platform}"
+    if backend == "pallas_gpu" and (here.platform != "gpu" or not is_hopper(here.kind)):
+        return f"it runs on NVIDIA Hopper GPUs; this is {here.kind if here.platform == 'gpu' else here.platform}"
+    return None
+
+
+def is_hopper(kind: str) -> bool:
+    """Whether a device of this name has Hopper's tensor cores (compute capability 9.0)."""
+    return any(name in kind for name in ("H100", "H200", "H800", "H20", "GH200"))
 
 
 def choose(
@@ -38,7 +111,7 @@ def choose(
     """The implementation to call.
 
     Args:
-      implementations: backend name -> (function, refuses); `refuses(*args, **kwargs)` returns a reason or None.
+      implementations: backend name -> (function, refuses), best first; `refuses(*args, **kwargs)` returns a reason or None.
 
     Raises:
       ValueError: unknown backend, one this operation lacks, or one that refuses this call (with its reason).
@@ -48,19 +121,38 @@ def choose(
             raise ValueError(f"{operation}: backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
         if backend not in implementations:
             raise ValueError(f"{operation}: has no {backend} form; it has {', '.join(implementations)}")
-        function, refuses = implementations[backend]
-        reason = refuses(*args, **kwargs)
+        reason = supports(backend, implementations, *args, **kwargs)
         if reason:
             raise ValueError(f"{operation}: {backend} cannot serve this call: {reason}")
-        return function
+        _note(Choice(operation, backend))
+        return implementations[backend][0]
     preferred = _preferred.get()
-    names = sorted(implementations, key=lambda name: name != preferred)
-    for name in names:
-        function, refuses = implementations[name]
-        if refuses(*args, **kwargs) is None:
-            _log_choice(operation, name)
-            return function
+    passed_over: list[tuple[str, str]] = []
+    for name in sorted(implementations, key=lambda name: name != preferred):
+        reason = supports(name, implementations, *args, **kwargs)
+        if reason is None:
+            _note(Choice(operation, name, tuple(passed_over)))
+            return implementations[name][0]
+        passed_over.append((name, reason))
     raise ValueError(f"{operation}: no implementation serves this call")
+
+
+def supports(backend: str, implementations: Mapping[str, Implementation], *args: Any, **kwargs: Any) -> Refusal:
+    """Why this backend cannot serve a call: where kernels cannot run at all, that; else what the implementation says."""
+    reason = kernels_run_here(backend) if backend.startswith("pallas") else None
+    return reason or implementations[backend][1](*args, **kwargs)
+
+
+def always(*args: Any, **kwargs: Any) -> Refusal:
+    """For implementations that serve every valid call."""
+    return None
+
+
+def _note(choice: Choice) -> None:
+    record = _record.get()
+    if record is not None:
+        record.append(choice)
+    _log_choice(choice.operation, choice.backend)
 
 
 @functools.cache
@@ -68,6 +160,10 @@ def _log_choice(operation: str, backend: str) -> None:
     logging.getLogger(__name__).info("%s runs on %s", operation, backend)
 
 
-def always(*args: Any, **kwargs: Any) -> Refusal:
-    """For implementations that serve every valid call."""
-    return None
+@contextlib.contextmanager
+def _holding(variable: contextvars.ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)

@@ -1,0 +1,174 @@
+"""What Mosaic GPU kernels (Pallas for NVIDIA Hopper) share: one place for what differs between jax versions and for what the simulator lacks.
+
+`plgpu` is jax.experimental.pallas.mosaic_gpu, or None where it cannot be imported (it needs absl-py, which jax does not declare);
+`unavailable()` says why. Kernels start by `kernel(...)`, load by `load`, turn a reference by `transposed`, multiply by `mm`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels import dispatch
+
+plgpu: Any = None  # Any: what it holds, and with which arguments, differs between the jax versions served
+_import_error: str | None = None
+try:
+    from jax.experimental.pallas import mosaic_gpu as _mosaic_gpu
+except ImportError as error:  # pragma: no cover
+    _import_error = str(error)
+else:
+    plgpu = _mosaic_gpu
+
+# 128 bytes is what tensor cores read fastest; every operand of a product must use the same.
+SWIZZLE_BYTES = 128
+ROWS = 64  # of a product: what one warpgroup's tensor core instruction takes
+SHARED_MEMORY_BYTES = 227 * 1024  # of one block on Hopper
+
+_REFERENCES_CARRY_INDICES = jax.version.__version_info__ >= (0, 11)
+
+
+def unavailable() -> str | None:
+    """Why no Mosaic GPU kernel can be traced with what is installed; None if it can."""
+    if plgpu is None:
+        return f"jax.experimental.pallas.mosaic_gpu cannot be imported ({_import_error}); it needs absl-py"
+    if dispatch.interpretation() is not None and not hasattr(plgpu, "InterpretGPUParams"):
+        return f"Mosaic GPU kernels are simulated from jax 0.11 on; this is {jax.__version__}"
+    return None
+
+
+def kernel(
+    body: Callable[..., None],
+    *,
+    out_type: Sequence[jax.ShapeDtypeStruct],
+    scratch_types: Sequence[Any],
+    grid: tuple[int, ...],
+    grid_names: tuple[str, ...],
+    name: str,
+    threads: int | None = None,
+    approximate: bool = True,
+) -> Callable[..., Sequence[jax.Array]]:
+    """A launch of `body(*inputs, *outputs, *scratch)`, simulated inside `dispatch.interpreted`.
+
+    Args:
+      grid, grid_names: thread blocks; the first axis varies fastest. Indices are jax.lax.axis_index(name).
+      threads: warpgroups a block, whose index is axis_index("warpgroup"); None is one, without a name.
+      approximate: exp and division by the hardware's approximations (relative error about 2^-22).
+    """
+    # Lane semantics: under the other kind jax 0.11's layout inference does not end on kernels that broadcast along rows and columns.
+    parameters = plgpu.CompilerParams(approx_math=approximate, lowering_semantics=plgpu.LoweringSemantics.Lane)
+    how = dispatch.interpretation()
+    interpret = None if how is None else plgpu.InterpretGPUParams(detect_races=how == "races")
+    body.__name__ = name
+    warpgroups = {} if threads is None else {"num_threads": threads, "thread_name": "warpgroup"}
+    return plgpu.kernel(
+        body,
+        out_type=tuple(out_type),
+        scratch_types=list(scratch_types),
+        compiler_params=parameters,
+        grid=grid,
+        grid_names=grid_names,
+        interpret=interpret,
+        **warpgroups,
+    )
+
+
+def tiled(shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Any:
+    """Shared memory for matrices that products read or registers of a product are stored to: the last two axes swizzled in tiles."""
+    across = SWIZZLE_BYTES // jnp.dtype(dtype).itemsize
+    if shape[-1] % across or shape[-2] % 8:
+        raise ValueError(f"tiled shared memory of {jnp.dtype(dtype)} needs sizes divisible by (8, {across}); got {tuple(shape)}")
+    return plgpu.SMEM(tuple(shape), dtype, transforms=(plgpu.TilingTransform((8, across)), plgpu.SwizzleTransform(SWIZZLE_BYTES)))
+
+
+def plain(shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Any:
+    """Shared memory in row-major order: vectors, scalars."""
+    return plgpu.SMEM(tuple(shape), dtype)
+
+
+def load(ref: Any, layout: Any = None) -> jax.Array:
+    """A whole reference (index it with .at first) into registers; by default in the layout that products take and give."""
+    layout = plgpu.Layout.WGMMA if layout is None else layout
+    return plgpu.load(ref, layout=layout) if _REFERENCES_CARRY_INDICES else plgpu.load(ref, (), layout=layout)
+
+
+def load_per_row(ref: Any) -> jax.Array:
+    """A vector with an entry for each row of a product's result; see `along_columns`."""
+    return load(ref, plgpu.Layout.WGMMA.reduce(1))
+
+
+def load_per_column(ref: Any) -> jax.Array:
+    """A vector with an entry for each column of a product's result; see `along_rows`."""
+    return load(ref, plgpu.Layout.WGMMA.reduce(0))
+
+
+def along_columns(per_row: jax.Array, columns: int) -> jax.Array:
+    """(m,) -> (m, columns): an entry for each row, the same in all its columns."""
+    return jax.lax.broadcast_in_dim(per_row, (per_row.shape[0], columns), (0,))
+
+
+def along_rows(per_column: jax.Array, rows: int) -> jax.Array:
+    """(n,) -> (rows, n): an entry for each column, the same in all its rows."""
+    return jax.lax.broadcast_in_dim(per_column, (rows, per_column.shape[0]), (1,))
+
+
+def row_and_column(shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """The int32 index of the row, and of the column, at each place of a product's result."""
+    row, column = (plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA) for axis in (0, 1))
+    return row, column
+
+
+def filled(shape: tuple[int, ...], value: float) -> jax.Array:
+    """An fp32 matrix in the layout of a product's result."""
+    return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), plgpu.Layout.WGMMA)
+
+
+def transposed(ref: Any) -> Any:
+    """A matrix in `tiled` shared memory as its transpose, for a product; nothing moves. bf16 and fp16 only."""
+    return ref.transpose((1, 0)) if _REFERENCES_CARRY_INDICES else plgpu.transpose_ref(ref, (1, 0))
+
+
+def mm(a: Any, b: Any, acc: jax.Array | None = None, *more: tuple[Any, Any]) -> jax.Array:
+    """acc + a @ b (+ the products of `more`), fp32, waited for.
+
+    Args:
+      a: (m, k) and b: (k, n), references to `tiled` shared memory, maybe `transposed`; m divisible by 64, n by 8, k by 16.
+        Values stored there from registers must have been committed (plgpu.commit_smem) first.
+      acc: (m, n) fp32 in registers, or None for 0.
+    """
+    shape = (a.shape[0], b.shape[1])
+
+    def products(accumulator: Any) -> None:
+        for left, right in ((a, b), *more):
+            plgpu.wgmma(accumulator, left, right)
+
+    def from_zero(accumulator: Any) -> jax.Array:
+        products(accumulator)
+        return accumulator[...]
+
+    if acc is None:
+        return pl.run_scoped(from_zero, plgpu.ACC(shape, jnp.float32))
+    if dispatch.interpretation() is not None:  # the simulator cannot start an accumulator from a value
+        return acc + pl.run_scoped(from_zero, plgpu.ACC(shape, jnp.float32))
+    return pl.run_state(products)(plgpu.ACC.init(acc))
+
+
+def round_up(size: int, to: int) -> int:
+    """The smallest multiple of `to` that is at least `size`."""
+    return -(-size // to) * to
+
+
+def pad_last(x: jax.Array, size: int) -> jax.Array:
+    """x with zeros appended on its last axis up to `size`."""
+    missing = size - x.shape[-1]
+    return x if missing == 0 else jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+
+
+def shared_bytes(shapes: Sequence[tuple[Sequence[int], jax.typing.DTypeLike]]) -> int:
+    """Bytes of shared memory that arrays of these shapes and dtypes take, each from a multiple of 1,024 bytes on."""
+    return sum(round_up(math.prod(shape) * jnp.dtype(dtype).itemsize, 1024) for shape, dtype in shapes)

@@ -12,21 +12,30 @@ def recurrent(
     v,
     *,
     log_decay=None,
+    write_strength=None,
+    erase_read=None,
+    erase_write=None,
     scale=1.0,
     initial_state=None,
     segment_ids=None,
     initial_segment=None,
     return_state=False,
-    chunk_size=64,
+    chunk_size=None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """The recurrence as it is defined, by a scan over tokens; `chunk_size` is not used."""
-    b, t, h, key_dim = q.shape
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    b, t, h, value_dim = v.shape
+    key_dim = q.shape[3]
+    wide = jnp.promote_types(v.dtype, jnp.float32)
     segments = jnp.ones((b, t), jnp.int32) if segment_ids is None else segment_ids
-    real = segments != 0
-    g = jnp.zeros((b, t, h), wide) if log_decay is None else jnp.broadcast_to(log_decay, (b, t, h)).astype(wide)
-    decay = jnp.exp(jnp.where(real[:, :, None], g, 0))
-    state = jnp.zeros((b, h, key_dim, v.shape[3]), wide) if initial_state is None else initial_state.astype(wide)
+    real = (segments != 0)[:, :, None, None]
+    q, k = (jnp.repeat(x, h // x.shape[2], axis=2) for x in (q, k))
+    rows = {"q": q, "k": k, "v": v if write_strength is None else by_channel(write_strength, wide) * v.astype(wide)}
+    if log_decay is not None:
+        rows["g"] = jnp.broadcast_to(by_channel(log_decay, wide), (b, t, h, key_dim))
+    if erase_read is not None:
+        rows |= {"e": erase_read, "u": k if erase_write is None else erase_write}
+    rows = {name: jnp.where(real, x.astype(wide), 0) for name, x in rows.items()}
+    state = jnp.zeros((b, h, key_dim, value_dim), wide) if initial_state is None else initial_state.astype(wide)
     if segment_ids is None:
         current = jnp.ones(b, jnp.int32)
     else:
@@ -34,31 +43,56 @@ def recurrent(
 
     def step(carry, token):
         state, current = carry
-        q_t, k_t, v_t, decay_t, segment = token
+        x, segment = token
         real = segment != 0
-        kept = jnp.where((segment == current)[:, None, None, None], decay_t[:, :, None, None] * state, 0)
-        written = kept + k_t[..., :, None] * v_t[..., None, :]
-        state = jnp.where(real[:, None, None, None], written, state)
-        o_t = jnp.where(real[:, None, None], jnp.einsum("bhk,bhkv->bhv", q_t * scale, state), 0)
+        kept = jnp.where((segment == current)[:, None, None, None], state, 0)
+        after = advanced(kept, x)
+        state = jnp.where(real[:, None, None, None], after, state)
+        o_t = jnp.where(real[:, None, None], jnp.einsum("bhk,bhkv->bhv", x["q"] * scale, state), 0)
         return (state, jnp.where(real, segment, current)), o_t
 
-    inputs = (jnp.where(real[:, :, None, None], y.astype(wide), 0) for y in (q, k, v))
-    rows = tuple(jnp.moveaxis(x, 1, 0) for x in (*inputs, decay, segments))
-    (state, _), o = jax.lax.scan(step, (state, current), rows)
+    tokens = ({name: jnp.moveaxis(x, 1, 0) for name, x in rows.items()}, jnp.moveaxis(segments, 1, 0))
+    (state, _), o = jax.lax.scan(step, (state, current), tokens)
     return jnp.moveaxis(o, 0, 1).astype(v.dtype), state if return_state else None
 
 
+def advanced(state: jax.Array, x: dict[str, jax.Array]) -> jax.Array:
+    """The state (b, h, k, v) after one token: k, v (b, h, k | v), optionally g (b, h, k), and e with u (b, h, k)."""
+    if "g" in x:
+        state = jnp.exp(x["g"])[..., None] * state
+    written = x["k"][..., None] * x["v"][..., None, :]
+    if "e" in x:
+        erased = jnp.einsum("bhk,bhkv->bhv", x["e"], state)
+        written = written - x["u"][..., None] * erased[..., None, :]
+    return state + written
+
+
+def by_channel(x: jax.Array, wide) -> jax.Array:
+    """A number a head (h,), a head and token (b, t, h), or a channel (b, t, h, d), as something that broadcasts over (b, t, h, d)."""
+    return (x if x.ndim == 4 else x[..., None]).astype(wide)
+
+
 def quadratic(q, k, v, *, log_decay=None, scale=1.0, segment_ids=None) -> jax.Array:
-    """The same outputs from zero state as one masked (t, t) product: o_i = sum_{j<=i} exp(G_i - G_j) (scale q_i . k_j) v_j."""
-    b, t, h, _ = q.shape
+    """Outputs from zero state, nothing erased, as one masked (t, t) product a channel:
+
+    o_i = sum_{j<=i} (scale sum_c q_ic exp(G_ic - G_jc) k_jc) v_j.
+    """
+    b, t, h, _ = v.shape
     wide = jnp.promote_types(q.dtype, jnp.float32)
     segments = jnp.ones((b, t), jnp.int32) if segment_ids is None else segment_ids
     real = segments != 0
     q, k, v = (jnp.where(real[:, :, None, None], x.astype(wide), 0) for x in (q, k, v))
-    g = jnp.zeros((b, t, h), wide) if log_decay is None else jnp.broadcast_to(log_decay, (b, t, h)).astype(wide)
-    total = jnp.cumsum(jnp.where(real[:, :, None], g, 0), axis=1)
+    q, k = (jnp.repeat(x, h // x.shape[2], axis=2) for x in (q, k))
     index = jnp.arange(t)
     seen = (index[:, None] >= index) & (segments[:, :, None] == segments[:, None, :]) & real[:, :, None]
-    exponent = jnp.where(seen[..., None], total[:, :, None] - total[:, None, :], -jnp.inf)
-    weights = jnp.einsum("bihk,bjhk->bijh", q * scale, k) * jnp.exp(exponent)
+    if log_decay is None:
+        weights = jnp.where(seen[..., None], jnp.einsum("bihk,bjhk->bijh", q * scale, k), 0)
+        return jnp.einsum("bijh,bjhv->bihv", weights, v)
+    g = jnp.broadcast_to(by_channel(log_decay, wide), (b, t, h, log_decay.shape[3] if log_decay.ndim == 4 else 1))
+    total = jnp.cumsum(jnp.where(real[:, :, None, None], g, 0), axis=1)
+    decay = jnp.exp(jnp.where(seen[..., None, None], total[:, :, None] - total[:, None, :], -jnp.inf))
+    if decay.shape[-1] == 1:
+        weights = jnp.einsum("bihk,bjhk->bijh", q * scale, k) * decay[..., 0]
+    else:
+        weights = jnp.einsum("bihk,bjhk,bijhk->bijh", q * scale, k, decay)
     return jnp.einsum("bijh,bjhv->bihv", weights, v)

@@ -1,8 +1,15 @@
 """The chunked form: masked products inside chunks of c tokens, one state a chunk between them; memory linear in length.
 
-With G the running sum of log decay inside a chunk, and S the state before it,
+With G the running sum of log decay inside a chunk, S the state before it, and nothing erased,
 
     o_i = exp(G_i) q_i S + sum_{j<=i} exp(G_i - G_j) (q_i . k_j) v_j,      S' = exp(G_c) S + sum_j exp(G_c - G_j) k_j v_j^T.
+
+What is erased, n_i = S'_i^T e_i, obeys a triangular system inside the chunk (the WY form of Yang et al. 2024, "Parallelizing linear
+transformers with the delta rule", with e and u apart):
+
+    (I + L_eu) n = exp(G) e S + L_ek v,      (L_xy)_ij = x_i . exp(G_i - G_j) y_j  for j < i, else 0,
+
+and -n^T is written with u as v^T is with k. For u = k this is one write, of v - n = (I + L)^-1 (v - exp(G) e S).
 
 Exponents are at most 0 when decays are: exp(-G_j) is never formed alone. Documents inside a chunk: a pair needs equal segments, the
 state is read by tokens of its own segment only, and only the last segment's tokens enter the next state.
@@ -13,6 +20,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.linear_recurrence.triangles import decayed_products, since_start, to_end, unit_inverse
+
+CHUNK = 64
+
 
 def chunked(
     q,
@@ -20,101 +31,150 @@ def chunked(
     v,
     *,
     log_decay=None,
+    write_strength=None,
+    erase_read=None,
+    erase_write=None,
     scale=1.0,
     initial_state=None,
     segment_ids=None,
     initial_segment=None,
     return_state=False,
-    chunk_size=64,
+    chunk_size=None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """See the front door for the arguments."""
-    b, t, h, key_dim = q.shape
-    value_dim = v.shape[3]
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    b, t, h, value_dim = v.shape
+    key_dim = q.shape[3]
+    dtype, wide = v.dtype, jnp.promote_types(q.dtype, jnp.float32)
+    if write_strength is not None:
+        v = (by_channel(write_strength, wide) * v).astype(dtype)
     q = q * jnp.asarray(scale, q.dtype)
+    rows = {"q": q, "k": k, "v": v, "e": erase_read, "u": erase_write}
+    rows = {name: x if name == "v" else jnp.repeat(x, h // x.shape[2], axis=2) for name, x in rows.items() if x is not None}
+    if log_decay is not None:
+        rows["g"] = jnp.broadcast_to(by_channel(log_decay, wide), (b, t, h, log_decay.shape[3] if log_decay.ndim == 4 else 1))
     segments = None
     if segment_ids is not None:
-        real = segment_ids != 0
-        q, k, v = (jnp.where(real[:, :, None, None], x, 0) for x in (q, k, v))
-        first = jnp.zeros(b, jnp.int32) if initial_segment is None else initial_segment
-        segments = _carry(segment_ids, first)
-    g = None
-    if log_decay is not None:
-        g = jnp.broadcast_to(log_decay, (b, t, h)).astype(wide)
-        if segment_ids is not None:
-            g = jnp.where(real[:, :, None], g, 0)
+        real = (segment_ids != 0)[:, :, None, None]
+        rows = {name: jnp.where(real, x, 0) for name, x in rows.items()}
+        segments = carried(segment_ids, jnp.zeros(b, jnp.int32) if initial_segment is None else initial_segment)
 
-    c = min(chunk_size, t)
+    c = min(CHUNK if chunk_size is None else chunk_size, t)
+    if "g" in rows:
+        c = 1 << (c - 1).bit_length()  # decays are summed over halves of chunks
     n = -(-t // c)
     padded = n * c - t
     if padded:
         # Trailing zeros write nothing and decay nothing; their segment is the last one, so the final state is right.
-        q, k, v = (jnp.pad(x, ((0, 0), (0, padded), (0, 0), (0, 0))) for x in (q, k, v))
-        g = None if g is None else jnp.pad(g, ((0, 0), (0, padded), (0, 0)))
+        rows = {name: jnp.pad(x, ((0, 0), (0, padded), (0, 0), (0, 0))) for name, x in rows.items()}
         segments = None if segments is None else jnp.pad(segments, ((0, 0), (0, padded)), mode="edge")
-    q, k, v = (x.reshape(b, n, c, h, -1) for x in (q, k, v))
-    total = None if g is None else jnp.cumsum(g.reshape(b, n, c, h), axis=2)
+    rows = {name: x.reshape(b, n, c, h, -1) for name, x in rows.items()}
     segments = None if segments is None else segments.reshape(b, n, c)
+    g = rows.pop("g", None)
+    same = None if segments is None else (segments[:, :, :, None] == segments[:, :, None, :])[:, :, None]
 
-    scores = jnp.einsum("bnihk,bnjhk->bnhij", q, k, preferred_element_type=wide)
-    seen = jnp.tril(jnp.ones((c, c), bool))
-    if segments is not None:
-        seen = (seen & (segments[:, :, :, None] == segments[:, :, None, :]))[:, :, None]
-    if total is not None:
-        exponent = jnp.moveaxis(total, 3, 2)
-        exponent = exponent[..., :, None] - exponent[..., None, :]
-        # A token's weight on itself is the constant 1: a gradient through G_i - G_i would cancel only up to rounding, and under a
-        # strong decay the rest is smaller than that.
-        exponent = jnp.where(jnp.eye(c, dtype=bool), 0, exponent)
-        scores = scores * jnp.exp(jnp.where(seen, exponent, -jnp.inf))
+    carries = n > 1 or initial_state is not None or return_state
+    weights = _weights(g, segments, initial_segment, initial_state is not None) if carries else (None, None, None)
+    state = jnp.zeros((b, h, key_dim, value_dim), wide) if initial_state is None else initial_state.astype(wide)
+    scores = decayed_products(rows["q"], rows["k"], g, same, wide)
+    if erase_read is None:
+        o = _product(scores, rows["v"], wide)
+        if carries:
+            reads, writes, keeps = weights
+            before, state = _states(state, _outer(_weighed(rows["k"], writes, wide), rows["v"], wide), keeps)
+            if n > 1 or initial_state is not None:
+                o = o + _read(_weighed(rows["q"], reads, wide), before)
     else:
-        scores = jnp.where(seen, scores, 0)
-    o = jnp.einsum("bnhij,bnjhv->bnihv", scores.astype(v.dtype), v, preferred_element_type=wide)
-
-    if n > 1 or initial_state is not None or return_state:
-        writes, keeps, reads = _weights(total, segments, initial_segment, initial_state is not None)
-        written = k.astype(wide) if writes is None else k.astype(wide) * writes[..., None]
-        updates = jnp.einsum("bnjhk,bnjhv->bnhkv", written, v.astype(wide), preferred_element_type=wide)
-        state = jnp.zeros((b, h, key_dim, value_dim), wide) if initial_state is None else initial_state.astype(wide)
-        before, state = _states(state, updates, keeps)
-        if n > 1 or initial_state is not None:
-            read = q.astype(wide) if reads is None else q.astype(wide) * reads[..., None]
-            o = o + jnp.einsum("bnihk,bnhkv->bnihv", read, before, preferred_element_type=wide)
-    else:
-        state = None
-    o = o.reshape(b, n * c, h, value_dim)[:, :t].astype(v.dtype)
+        if not carries:
+            weights = _weights(g, segments, initial_segment, False)
+        o, state = _erasing(rows, scores, g, same, weights, state, wide)
+    o = o.reshape(b, n * c, h, value_dim)[:, :t].astype(dtype)
     return o, state if return_state else None
 
 
-def _weights(total, segments, initial_segment, has_state):
-    """Per token the weight of its write to the chunk's end (b, n, c, h) and of its read of the state before the chunk, and per
-    chunk the share of that state that is kept (b, n, h); None stands for ones."""
+def _erasing(rows, scores, g, same, weights, state, wide):
+    """Outputs (b, n, c, h, v) and last state where something is erased."""
+    reads, writes, keeps = weights
+    strict = jnp.tril(jnp.ones((rows["q"].shape[2],) * 2, bool), -1)
+    earlier = strict if same is None else same & strict
+    u = rows.get("u", rows["k"])
+    inverse = unit_inverse(decayed_products(rows["e"], u, g, earlier, wide))
+    readers = _product(inverse, _weighed(rows["e"], reads, wide), wide)
+    keys = _weighed(rows["k"], writes, wide)
+    if "u" not in rows:
+        # Of v - n, the part that does not depend on the state.
+        own = _product(inverse, rows["v"].astype(wide), wide)
+        apart = None
+    else:
+        # n alone, in own and readers' sign; v enters by itself.
+        products = decayed_products(rows["e"], rows["k"], g, earlier, wide)
+        own = -_product(inverse, _product(products, rows["v"].astype(wide), wide), wide)
+        apart = (_outer(keys, rows["v"], wide), _product(scores, rows["v"].astype(wide), wide))
+        keys = _weighed(u, writes, wide)
+
+    def step(state, chunk):
+        own, readers, keys, keep, update = chunk
+        written = own - jnp.einsum("bihk,bhkv->bihv", readers, state)
+        after = (state if keep is None else keep * state) + jnp.einsum("bihk,bihv->bhkv", keys, written)
+        return after if update is None else after + update, (state, written)
+
+    xs = (own, readers, keys, keeps, None if apart is None else apart[0])
+    state, (before, written) = jax.lax.scan(step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs))
+    before, written = jnp.moveaxis(before, 0, 1), jnp.moveaxis(written, 0, 1)
+    o = _read(_weighed(rows["q"], reads, wide), before)
+    if apart is None:
+        return o + _product(scores, written, wide), state
+    return o + apart[1] + _product(decayed_products(rows["q"], u, g, same, wide), written, wide), state
+
+
+def by_channel(x: jax.Array, wide) -> jax.Array:
+    """A number a head (h,), a head and token (b, t, h), or a channel (b, t, h, d), as something that broadcasts over (b, t, h, d)."""
+    return (x if x.ndim == 4 else x[..., None]).astype(wide)
+
+
+def _product(matrix, x, wide):
+    return jnp.einsum("bnhij,bnjhv->bnihv", matrix.astype(x.dtype), x, preferred_element_type=wide)
+
+
+def _outer(keys, values, wide):
+    return jnp.einsum("bnjhk,bnjhv->bnhkv", keys, values.astype(wide), preferred_element_type=wide)
+
+
+def _read(queries, states):
+    return jnp.einsum("bnihk,bnhkv->bnihv", queries, states, preferred_element_type=states.dtype)
+
+
+def _weighed(x, weights, wide):
+    return x.astype(wide) if weights is None else x.astype(wide) * weights
+
+
+def _weights(g, segments, initial_segment, has_state):
+    """Per token the weight of its read of the state before the chunk and of its write to the chunk's end (b, n, c, h, k or 1), and
+    per chunk the share of that state that is kept (b, n, h, k or 1, 1); None stands for ones."""
     writes = reads = keeps = None
-    if total is not None:
-        is_last = (jnp.arange(total.shape[2]) == total.shape[2] - 1)[:, None]
-        writes = jnp.exp(jnp.where(is_last, 0, total[:, :, -1:] - total))  # the last token's weight is constant, as above
-        reads, keeps = jnp.exp(total), jnp.exp(total[:, :, -1])
+    if g is not None:
+        since = since_start(g)
+        reads, writes, keeps = jnp.exp(since), jnp.exp(to_end(g)), jnp.exp(since[:, :, -1])[..., None]
     if segments is not None:
         last = segments[:, :, -1]
         first = initial_segment if initial_segment is not None and has_state else jnp.zeros_like(last[:, 0])
         before = jnp.concatenate([first[:, None], last[:, :-1]], axis=1)
         same_end, same_start = segments == last[:, :, None], segments == before[:, :, None]
-        one = jnp.ones((), jnp.float32) if total is None else 1
-        writes = jnp.where(same_end[..., None], one if writes is None else writes, 0)
-        reads = jnp.where(same_start[..., None], one if reads is None else reads, 0)
-        keeps = jnp.where((last == before)[..., None], one if keeps is None else keeps, 0)
-    return writes, keeps, reads
+        one = jnp.ones((), jnp.float32) if g is None else 1
+        writes = jnp.where(same_end[..., None, None], one if writes is None else writes, 0)
+        reads = jnp.where(same_start[..., None, None], one if reads is None else reads, 0)
+        keeps = jnp.where((last == before)[..., None, None, None], one if keeps is None else keeps, 0)
+    return reads, writes, keeps
 
 
 def _states(state, updates, keeps):
     """States before each chunk (b, n, h, k, v), and the one after the last."""
     if updates.shape[1] == 1:
-        kept = state if keeps is None else keeps[:, 0, :, None, None] * state
+        kept = state if keeps is None else keeps[:, 0] * state
         return state[:, None], kept + updates[:, 0]
 
     def step(state, chunk):
         update, keep = chunk
-        kept = state if keep is None else keep[..., None, None] * state
+        kept = state if keep is None else keep * state
         return kept + update, state
 
     xs = (jnp.moveaxis(updates, 1, 0), None if keeps is None else jnp.moveaxis(keeps, 1, 0))
@@ -122,7 +182,7 @@ def _states(state, updates, keeps):
     return jnp.moveaxis(before, 0, 1), state
 
 
-def _carry(segment_ids, first):
-    """Segments in which padding takes the segment before it; `first` (b,) stands before the row."""
+def carried(segment_ids: jax.Array, first: jax.Array) -> jax.Array:
+    """Segments (b, t) in which padding takes the segment before it; `first` (b,) stands before the row."""
     index = jax.lax.cummax(jnp.where(segment_ids != 0, jnp.arange(segment_ids.shape[1]), -1), axis=1)
     return jnp.where(index >= 0, jnp.take_along_axis(segment_ids, jnp.maximum(index, 0), axis=1), first[:, None])

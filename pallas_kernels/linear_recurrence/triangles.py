@@ -1,0 +1,126 @@
+"""Lower triangular matrices of a chunk: decayed products of its tokens, and the inverse of a unit triangular one.
+
+Both are put together from halves: of a block of tokens, the later half against the earlier one is a full square, and each half by
+itself is a block half as long. Everything is a matrix product, so nothing walks the rows one by one.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def decayed_products(rows: jax.Array, columns: jax.Array, g: jax.Array | None, seen: jax.Array | None, wide) -> jax.Array:
+    """sum_c rows_ic exp(g_{j+1,c} + ... + g_ic) columns_jc for j <= i, else 0.
+
+    A decay a channel cannot be taken out of the sum, and exp(-g) by itself overflows. Between the later and the earlier half of
+    a block both factors, the decay since the later half began and the decay to the earlier half's end, are at most 1, and where one
+    underflows the product would have. Sums are taken between the two tokens alone: the difference of two running sums would be
+    as wrong as their rounding, which a strong decay anywhere before makes large.
+
+    Args:
+      rows, columns: (b, n, c, h, k). With a decay c is a power of two.
+      g: log decay, (b, n, c, h, 1) or (b, n, c, h, k); None is none.
+      seen: what to keep besides j <= i, broadcasts to (b, n, h, c, c); None keeps all.
+
+    Returns:
+      (b, n, h, c, c), in `wide`.
+    """
+    c = rows.shape[2]
+    index = jnp.arange(c)
+    causal = index[:, None] >= index
+    seen = causal if seen is None else seen & causal
+    if g is not None and g.shape[-1] > 1:
+        return jnp.where(seen, _by_channel(rows, columns, g, wide), 0)
+    scores = jnp.einsum("bnihk,bnjhk->bnhij", rows, columns, preferred_element_type=wide)
+    if g is None:
+        return jnp.where(seen, scores, 0)
+    return scores * jnp.exp(jnp.where(seen, _between(jnp.moveaxis(g[..., 0], 3, 2)), -jnp.inf))
+
+
+def since_start(g: jax.Array) -> jax.Array:
+    """Log decay from before a chunk's first token to each token, (b, n, c, h, k)."""
+    return jnp.cumsum(g, axis=2)
+
+
+def to_end(g: jax.Array) -> jax.Array:
+    """Log decay from each token to the chunk's last, which is exactly 0 for that one."""
+    later = jnp.pad(g[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
+    return jax.lax.cumsum(later, axis=2, reverse=True)
+
+
+def unit_inverse(lower: jax.Array) -> jax.Array:
+    """(I + L)^-1 for strictly lower triangular L (..., c, c), fp32 or wider.
+
+    [[A, 0], [X, B]]^-1 = [[A^-1, 0], [-B^-1 X A^-1, B^-1]], from blocks of one token up. No power of L is formed: those
+    can overflow where the inverse does not.
+    """
+    c = lower.shape[-1]
+    size = 1 << (c - 1).bit_length()
+    if size != c:
+        lower = jnp.pad(lower, [(0, 0)] * (lower.ndim - 2) + [(0, size - c)] * 2)
+    lead = lower.shape[:-2]
+    inverse = jnp.ones((*lead, size, 1, 1), lower.dtype)
+    half = 1
+    while half < size:
+        squares = _squares(lower, half)
+        blocks = inverse.reshape(*lead, size // (2 * half), 2, half, half)
+        early, late = blocks[..., 0, :, :], blocks[..., 1, :, :]
+        corner = -_matmul(_matmul(late, squares), early)
+        inverse = _joined(early, corner, late)
+        half *= 2
+    return inverse.reshape(*lead, size, size)[..., :c, :c]
+
+
+def _by_channel(rows, columns, g, wide):
+    b, n, c, h, _ = rows.shape
+    dtype = rows.dtype
+    triangle = jnp.einsum("bnihk,bnihk->bnhi", rows, columns, preferred_element_type=wide)[..., None, None]
+    half = 1
+    while half < c:
+        m = c // (2 * half)
+        row, column, decay = (x.reshape(b, n * m, 2, half, h, -1) for x in (rows, columns, g))
+        row = (row[:, :, 1] * jnp.exp(since_start(decay[:, :, 1]))).astype(dtype)
+        column = (column[:, :, 0] * jnp.exp(to_end(decay[:, :, 0]))).astype(dtype)
+        square = jnp.einsum("bmihk,bmjhk->bmhij", row, column, preferred_element_type=wide)
+        square = jnp.moveaxis(square.reshape(b, n, m, h, half, half), 3, 2)
+        blocks = triangle.reshape(b, n, h, m, 2, half, half)
+        triangle = _joined(blocks[..., 0, :, :], square, blocks[..., 1, :, :])
+        half *= 2
+    return triangle.reshape(b, n, h, c, c)
+
+
+def _between(g: jax.Array) -> jax.Array:
+    """g_{j+1} + ... + g_i for j < i, else 0: g (b, n, h, c) gives (b, n, h, c, c)."""
+    c = g.shape[-1]
+    lead = g.shape[:-1]
+    triangle = jnp.zeros((*lead, c, 1, 1), g.dtype)
+    half = 1
+    while half < c:
+        m = c // (2 * half)
+        halves = g.reshape(*lead, m, 2, half)
+        row = jnp.cumsum(halves[..., 1, :], axis=-1)
+        later = jnp.concatenate([halves[..., 0, 1:], jnp.zeros((*lead, m, 1), g.dtype)], axis=-1)
+        column = jax.lax.cumsum(later, axis=later.ndim - 1, reverse=True)
+        blocks = triangle.reshape(*lead, m, 2, half, half)
+        triangle = _joined(blocks[..., 0, :, :], row[..., :, None] + column[..., None, :], blocks[..., 1, :, :])
+        half *= 2
+    return triangle.reshape(*lead, c, c)
+
+
+def _squares(matrix: jax.Array, half: int) -> jax.Array:
+    """Of each diagonal block of 2 half tokens, later rows by earlier columns: (..., size / (2 half), half, half)."""
+    lead, size = matrix.shape[:-2], matrix.shape[-1]
+    m = size // (2 * half)
+    blocks = matrix.reshape(*lead, m, 2, half, m, 2, half)[..., :, 1, :, :, 0, :]
+    return jnp.einsum("...mimj->...mij", blocks)
+
+
+def _joined(early: jax.Array, corner: jax.Array, late: jax.Array) -> jax.Array:
+    """[[early, 0], [corner, late]] of (..., half, half) each."""
+    top = jnp.concatenate([early, jnp.zeros_like(corner)], axis=-1)
+    return jnp.concatenate([top, jnp.concatenate([corner, late], axis=-1)], axis=-2)
+
+
+def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision="highest")

@@ -11,8 +11,7 @@ and from a shell, where `programs()` in FILE.py returns such (name, function, ar
 
     python -m pallas_kernels.compile_ahead FILE.py [--chip h100] [--only PART_OF_NAME]
 
-The compilers are kept out of the environment that trains, which would otherwise look for devices on every start: `make libtpu` and
-`make cuda-compiler` put them under .accelerators/; RECOLLECT_LIBTPU and RECOLLECT_CUDA name other folders. Importing this starts nothing.
+`make libtpu` and `make cuda-compiler` install the compilers (see compilers.py); importing this starts none of them.
 What compiles need not run: values are proven by interpreting kernels, speed by measuring on a device.
 """
 
@@ -22,8 +21,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
-import importlib.util
 import os
 import re
 import runpy
@@ -32,13 +29,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from pallas_kernels import dispatch
+from pallas_kernels import compilers, dispatch
+from pallas_kernels.compilers import NotInstalled as NotInstalled
 
 # The topologies are the smallest that libtpu makes of each generation.
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -61,10 +58,6 @@ dnn_version_info { major: 9 minor: 10 } runtime_version { major: 12 minor: 9 }
 # Traces are cached by function and shapes: without the chip in the key, a helper that is itself jitted would be compiled for one device
 # with what was chosen for another.
 _chip_in_trace: Any = jax.make_user_context(None)
-
-
-class NotInstalled(RuntimeError):
-    """The compiler of a chip is not on this machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +113,13 @@ def tpu_slice(topology: str) -> Sequence[jax.Device]:
     """
     from jax.experimental import topologies
 
-    library = folder("tpu") / "libtpu" / "libtpu.so"
     # libtpu asks a metadata server, which only Google's machines have, for what it is told here.
-    settings = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
-    if library.exists():
-        settings["TPU_LIBRARY_PATH"] = str(library)
-    elif not _importable("libtpu"):
-        raise NotInstalled(f"compiling for TPUs needs libtpu, which is not in {folder('tpu')}: `make libtpu` installs it")
+    settings = {
+        "TPU_LIBRARY_PATH": str(compilers.files("tpu")[0]),
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    }
     with _environment(settings):
         try:
             return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -144,20 +137,15 @@ def h100() -> jax.Device:
     # Internal names, the same in jax 0.10.2 and 0.11.2: the public function passes no description of the device.
     from jax._src.lib import xla_client
 
-    root = folder("cuda")
-    plugins = sorted(root.glob("jax_plugins/xla_cuda*/xla_cuda_plugin.so"))
-    runtimes = sorted(root.glob("jax_cuda*_plugin/libmosaic_gpu_runtime.so"))
-    if not plugins or not runtimes or not (_cuda_tools() / "bin" / "ptxas").exists():
-        raise NotInstalled(
-            f"compiling for an H100 needs XLA's CUDA plugin and ptxas, which are not in {root}: `make cuda-compiler` installs them"
-        )
-    os.environ["MOSAIC_GPU_RUNTIME_LIB_PATH"] = str(runtimes[0])
+    library, runtime, _ = compilers.files("cuda")
+    os.environ["MOSAIC_GPU_RUNTIME_LIB_PATH"] = str(runtime)
     os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
     with _captured():  # it says at length that there is no driver
-        plugin = xla_client.load_pjrt_plugin_dynamically("cuda", str(plugins[0]))
+        plugin = xla_client.load_pjrt_plugin_dynamically("cuda", str(library))
         xla_client.initialize_pjrt_plugin("cuda")
         topology = xla_client.make_c_api_device_topology(plugin, "h100", target_config=_H100, topology="1x1x1")
-    return topology._make_compile_only_devices()[0]
+    compile_only: Any = topology  # the class is not exported
+    return compile_only._make_compile_only_devices()[0]
 
 
 def device(chip: str) -> jax.Device:
@@ -203,7 +191,7 @@ def compile_for(target: jax.Device, function: Callable[..., Any], *arguments: An
 
 def compiler_options(platform: str) -> dict[str, str]:
     """What `.compile()` of a program lowered for a compile-only device must be given."""
-    return {"xla_gpu_cuda_data_dir": str(_cuda_tools())} if platform == "gpu" else {}
+    return {"xla_gpu_cuda_data_dir": str(compilers.files("cuda")[2].parents[1])} if platform == "gpu" else {}
 
 
 def report(chip: str, function: Callable[..., Any], *arguments: Any, kernels: bool = True, limit: float = 120) -> Report:
@@ -247,29 +235,6 @@ def lower_for_cuda(function: Callable[..., Any], *arguments: Any, limit: float =
     if "mosaic_gpu" not in lowered.as_text():
         raise AssertionError("no kernel in what was lowered for CUDA")
     return lowered
-
-
-def folder(platform: str) -> Path:
-    """Where the compilers of "tpu" or "cuda" are, installed or not."""
-    named = os.environ.get({"tpu": "RECOLLECT_LIBTPU", "cuda": "RECOLLECT_CUDA"}[platform])
-    here = Path(__file__).resolve().parents[1] / ".accelerators"
-    return Path(named) if named else here / {"tpu": "libtpu", "cuda": f"cuda-{jax.__version__}"}[platform]
-
-
-def packages(platform: str) -> list[str]:
-    """What pip installs into the folder: of libtpu the version that this jax names, of the CUDA plugin this jax's own."""
-    if platform == "cuda":
-        return [f"jax-cuda12-plugin=={jax.__version__}", f"jax-cuda12-pjrt=={jax.__version__}", "nvidia-cuda-nvcc-cu12"]
-    wanted = [line for line in importlib.metadata.requires("jax") or [] if re.match(r"libtpu\b", line)]
-    return [wanted[0].split(";")[0].strip() if wanted else "libtpu"]
-
-
-def _cuda_tools() -> Path:
-    return folder("cuda") / "nvidia" / "cuda_nvcc"
-
-
-def _importable(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
 
 
 def _kernels(text: str) -> Iterator[Kernel]:
@@ -339,19 +304,12 @@ def _limited(seconds: float) -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: compiles what a file's `programs()` returns; with --packages or --folder tells what make must install and where."""
+    """The command line: compiles what a file's `programs()` returns."""
     parser = argparse.ArgumentParser(prog="python -m pallas_kernels.compile_ahead", description=main.__doc__)
-    parser.add_argument("file", nargs="?", help="a Python file whose programs() returns (name, function, arguments) triples")
+    parser.add_argument("file", help="a Python file whose programs() returns (name, function, arguments) triples")
     parser.add_argument("--chip", action="append", choices=CHIPS, help="for these chips (default: all)")
     parser.add_argument("--only", default="", metavar="PART", help="programs whose name holds this")
-    parser.add_argument("--packages", choices=("tpu", "cuda"), help="print what pip must install")
-    parser.add_argument("--folder", choices=("tpu", "cuda"), help="print where")
     given = parser.parse_args(arguments)
-    if given.packages or given.folder:
-        print(*(packages(given.packages) if given.packages else [folder(given.folder)]))
-        return 0
-    if given.file is None:
-        parser.error("name a file")
     failed = 0
     for name, function, shapes in runpy.run_path(given.file)["programs"]():
         for chip in (given.chip or CHIPS) if given.only in name else ():

@@ -1,0 +1,111 @@
+"""Where the compilers of TPUs and of NVIDIA GPUs are, and how they get there: `python -m pallas_kernels.compilers tpu` (or cuda).
+
+They are kept out of the environment that trains, which would otherwise look for devices on every start. Each jax version needs its own:
+libtpu refuses the modules of a newer jax.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+Compiler = Literal["tpu", "cuda"]
+
+VARIABLES: dict[Compiler, str] = {"tpu": "RECOLLECT_LIBTPU", "cuda": "RECOLLECT_CUDA"}
+"""Environment variables that name other folders than those under .accelerators/."""
+
+TARGETS: dict[Compiler, str] = {"tpu": "make libtpu", "cuda": "make cuda-compiler"}
+
+# Within the folder; a pattern has one match.
+_FILES: dict[Compiler, tuple[str, ...]] = {
+    "tpu": ("libtpu/libtpu.so",),
+    "cuda": ("jax_plugins/xla_cuda*/xla_cuda_plugin.so", "jax_cuda*_plugin/libmosaic_gpu_runtime.so", "nvidia/cuda_nvcc/bin/ptxas"),
+}
+
+
+class NotInstalled(RuntimeError):
+    """The compiler of a chip is not on this machine."""
+
+
+def folder(compiler: Compiler) -> Path:
+    """Where it is, installed or not."""
+    named = os.environ.get(VARIABLES[compiler])
+    name = {"tpu": "libtpu", "cuda": "cuda"}[compiler]
+    return Path(named) if named else Path(__file__).resolve().parents[1] / ".accelerators" / f"{name}-{jax.__version__}"
+
+
+def files(compiler: Compiler) -> list[Path]:
+    """The compiler's files, in its folder (or, of libtpu, in this environment).
+
+    "tpu" is the library; "cuda" is XLA's plugin, the runtime of Mosaic GPU and ptxas.
+
+    Raises:
+      NotInstalled: one is missing; the message says what installs it.
+    """
+    found = [next(iter(folder(compiler).glob(pattern)), None) for pattern in _FILES[compiler]]
+    environments_own = importlib.util.find_spec("libtpu") if compiler == "tpu" and VARIABLES["tpu"] not in os.environ else None
+    if found == [None] and environments_own is not None and environments_own.origin is not None:
+        found = [Path(environments_own.origin).with_name("libtpu.so")]
+    present = [path for path in found if path is not None]
+    if len(present) < len(found):
+        what = {"tpu": "libtpu", "cuda": "XLA's CUDA plugin with ptxas"}[compiler]
+        raise NotInstalled(f"{what} is not in {folder(compiler)}: `{TARGETS[compiler]}` installs it")
+    return present
+
+
+def packages(compiler: Compiler) -> list[str]:
+    """What pip installs into the folder: of libtpu the version that this jax names, of the CUDA plugin this jax's own."""
+    if compiler == "cuda":
+        return [f"jax-cuda12-plugin=={jax.__version__}", f"jax-cuda12-pjrt=={jax.__version__}", "nvidia-cuda-nvcc-cu12"]
+    wanted = [line for line in importlib.metadata.requires("jax") or [] if re.match(r"libtpu\b", line)]
+    return [wanted[0].split(";")[0].strip() if wanted else "libtpu"]
+
+
+def install(compiler: Compiler) -> None:
+    """Installs it unless it is there.
+
+    Raises:
+      NotInstalled: pip could not; the message holds pip's last words.
+    """
+    try:
+        files(compiler)
+        return
+    except NotInstalled:
+        pass
+    print(f"installing {', '.join(packages(compiler))} into {folder(compiler)}", flush=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade"]
+    done = subprocess.run([*command, "--target", str(folder(compiler)), *packages(compiler)], capture_output=True, text=True)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+        raise NotInstalled(f"{', '.join(packages(compiler))} could not be installed: {' '.join(errors)[:500]}")
+    files(compiler)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; the exit code is 1 where the compiler could not be installed, unless --optional."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pallas_kernels.compilers", description="Installs the compiler of a chip where it lacks."
+    )
+    parser.add_argument("compiler", choices=tuple(TARGETS))
+    parser.add_argument("--optional", action="store_true", help="say why it could not be installed, and succeed")
+    given = parser.parse_args(arguments)
+    try:
+        install(given.compiler)
+    except NotInstalled as error:
+        print(f"{'note' if given.optional else 'error'}: {error}", file=sys.stderr)
+        return 0 if given.optional else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

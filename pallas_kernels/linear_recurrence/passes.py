@@ -212,11 +212,15 @@ def _gradients(setting, rows, state, chunks, y, after, do, dstate):
 def _decay_gradient(setting, rows, found, dotted, states, after, back, every, chunks):
     """dg (b, t, h, 1 or k), see the module; states are turned, (b, h, m, v, k)."""
     if setting.decay == "head":
-        total = dotted["q"] - dotted["k"] + (dotted["e"] if "e" in dotted else 0)
+        total = dotted["q"] - dotted["k"] + dotted.get("e", 0)
         total = jnp.moveaxis(total, 1, 2)[..., None]
     else:
         h = rows["v"].shape[2]
-        parts = {name: jnp.repeat(rows[name], h // rows[name].shape[2], axis=2).astype(jnp.float32) * found[name] for name in "qke" if name in found}
+        parts = {
+            name: jnp.repeat(rows[name], h // rows[name].shape[2], axis=2).astype(jnp.float32) * found[name]
+            for name in "qke"
+            if name in found
+        }
         total = parts["q"] - parts["k"] + parts.get("e", 0)
     b, t, h, channels = total.shape
     group = every * setting.size

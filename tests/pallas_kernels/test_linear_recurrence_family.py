@@ -1,0 +1,289 @@
+"""The whole family: every published model's arguments against a recurrence of its own, written in its paper's terms in numpy, and
+decays a channel, erasing and grouped heads against the specification, forwards and backwards."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels.linear_recurrence import linear_recurrence, linear_recurrence_step, passes, reference
+from tests.pallas_kernels import walks_by_einsum
+from tests.pallas_kernels.test_linear_recurrence import CLOSE, documents, error, exactly, results
+
+B, T, H, K, V = 2, 21, 2, 6, 4
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def rows(seed=0):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.normal(size=shape)  # noqa: E731
+    return rng, normal(B, T, H, K), normal(B, T, H, K), normal(B, T, H, V)
+
+
+def walk_tokens(step, q, v):
+    """o_t = S_t^T q_t for a state (k, v) that `step(state, b, t, h)` advances."""
+    o = np.zeros((B, T, H, V))
+    for b in range(B):
+        for h in range(H):
+            state = np.zeros((K, V))
+            for t in range(T):
+                state = step(state, b, t, h)
+                o[b, t, h] = q[b, t, h] @ state
+    return o
+
+
+def linear_attention():
+    _, q, k, v = rows()
+    weights = np.tril(np.ones((T, T)))[None, None] * np.einsum("bihk,bjhk->bhij", q, k)
+    return {"q": q, "k": k, "v": v}, np.einsum("bhij,bjhv->bihv", weights, v)
+
+
+def retnet():
+    _, q, k, v = rows()
+    gamma = 1 - 2.0 ** (-5 - np.arange(H))
+    lag = np.arange(T)[:, None] - np.arange(T)
+    retention = np.where(lag >= 0, gamma[:, None, None] ** np.maximum(lag, 0), 0) * np.einsum("bihk,bjhk->bhij", q, k)
+    return {"q": q, "k": k, "v": v, "log_decay": np.log(gamma)}, np.einsum("bhij,bjhv->bihv", retention, v)
+
+
+def lightning():
+    _, q, k, v = rows()
+    slopes = 2.0 ** (-8 * (np.arange(H) + 1) / H) * (1 - 1 / 3 + 1e-5)
+    o = walk_tokens(lambda s, b, t, h: np.exp(-slopes[h]) * s + np.outer(k[b, t, h], v[b, t, h]), q, v)
+    return {"q": q, "k": k, "v": v, "log_decay": -slopes}, o
+
+
+def gla():
+    rng, q, k, v = rows()
+    alpha = sigmoid(rng.normal(size=(B, T, H, K))) ** (1 / 16)
+    o = walk_tokens(lambda s, b, t, h: alpha[b, t, h][:, None] * s + np.outer(k[b, t, h], v[b, t, h]), q, v)
+    return {"q": q, "k": k, "v": v, "log_decay": np.log(alpha)}, o
+
+
+def mamba2():
+    rng, _, _, x = rows()
+    dt, a = np.log1p(np.exp(rng.normal(size=(B, T, H)) - 3)), rng.uniform(1, 16, H)
+    one_b, one_c = rng.normal(size=(B, T, 1, K)), rng.normal(size=(B, T, 1, K))
+    step = lambda s, b, t, h: np.exp(-a[h] * dt[b, t, h]) * s + dt[b, t, h] * np.outer(one_b[b, t, 0], x[b, t, h])  # noqa: E731
+    o = walk_tokens(step, np.repeat(one_c, H, 2), x)
+    return {"q": one_c, "k": one_b, "v": x, "log_decay": -a * dt, "write_strength": dt}, o
+
+
+def delta(gate: str):
+    """DeltaNet and its gated kin: what is stored under k moves towards v by the share beta, after the decay."""
+    rng, q, k, v = rows()
+    k, beta = unit(k), sigmoid(rng.normal(size=(B, T, H)))
+    g = {"none": np.zeros((B, T, H, 1)), "head": -rng.exponential(0.3, (B, T, H, 1)), "channel": -rng.exponential(0.3, (B, T, H, K))}[gate]
+
+    def step(s, b, t, h):
+        s = np.exp(g[b, t, h])[:, None] * s
+        key = k[b, t, h]
+        return s + np.outer(key, beta[b, t, h] * (v[b, t, h] - s.T @ key))
+
+    given = {"q": q, "k": k, "v": v, "erase_read": beta[..., None] * k, "write_strength": beta}
+    if gate != "none":
+        given["log_decay"] = g[..., 0] if gate == "head" else g
+    return given, walk_tokens(step, q, v)
+
+
+def gated_delta_net_2():
+    rng, q, k, v = rows()
+    k, b_erase, w_write = unit(k), sigmoid(rng.normal(size=(B, T, H, K))), sigmoid(rng.normal(size=(B, T, H, V)))
+    g = -rng.exponential(0.3, (B, T, H, K))
+
+    def step(s, b, t, h):
+        s = np.exp(g[b, t, h])[:, None] * s
+        return s + np.outer(k[b, t, h], w_write[b, t, h] * v[b, t, h] - s.T @ (b_erase[b, t, h] * k[b, t, h]))
+
+    return {"q": q, "k": k, "v": v, "log_decay": g, "erase_read": b_erase * k, "write_strength": w_write}, walk_tokens(step, q, v)
+
+
+def rwkv7():
+    rng, r, k, v = rows()
+    w = np.exp(-np.exp(-0.5) * sigmoid(rng.normal(size=(B, T, H, K))))
+    a, kk = sigmoid(rng.normal(size=(B, T, H, K))), unit(rng.normal(size=(B, T, H, K)))
+
+    def step(s, b, t, h):
+        transition = np.diag(w[b, t, h]) - np.outer(a[b, t, h] * kk[b, t, h], kk[b, t, h])
+        return transition @ s + np.outer(k[b, t, h], v[b, t, h])
+
+    return {"q": r, "k": k, "v": v, "log_decay": np.log(w), "erase_read": kk / w, "erase_write": a * kk}, walk_tokens(step, r, v)
+
+
+PUBLISHED = {
+    "linear attention": linear_attention,
+    "RetNet": retnet,
+    "TransNormerLLM": lightning,
+    "GLA": gla,
+    "Mamba-2": mamba2,
+    "DeltaNet": functools.partial(delta, "none"),
+    "Gated DeltaNet": functools.partial(delta, "head"),
+    "KDA": functools.partial(delta, "channel"),
+    "Gated DeltaNet 2": gated_delta_net_2,
+    "RWKV-7": rwkv7,
+}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_published_models_are_arguments(model):
+    given, expected = PUBLISHED[model]()
+    with jax.enable_x64(True):
+        exact, _ = linear_recurrence(**{name: jnp.asarray(x) for name, x in given.items()}, backend="reference")
+        assert error(exact, expected) < 1e-12
+    o, _ = linear_recurrence(**{name: jnp.asarray(x, jnp.float32) for name, x in given.items()}, chunk_size=8, backend="xla")
+    assert error(o, expected) < CLOSE
+
+
+def arguments(t, decay, erase, with_state, with_segments, b=2, h=2, hk=1, k=6, v=5):
+    """decay: None, "token", "channel", or "mixed", channels of which some lose everything at once and some nothing. erase: None,
+    "scalar" strengths, "vector" ones, or "apart", with a key of its own."""
+    rng = np.random.default_rng(t)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    keys = unit(normal(b, t, hk, k)).astype(np.float32)
+    given: dict = {"q": normal(b, t, hk, k), "k": keys, "v": normal(b, t, h, v)}
+    fixed: dict = {}
+    if decay == "token":
+        given["log_decay"] = -rng.exponential(0.3, (b, t, h)).astype(np.float32)
+    elif decay == "channel":
+        given["log_decay"] = -rng.exponential(0.5, (b, t, h, k)).astype(np.float32)
+    elif decay == "mixed":
+        kind = rng.random((b, t, h, k))
+        given["log_decay"] = np.where(kind < 0.3, -30, np.where(kind < 0.6, 0, -0.1)).astype(np.float32)
+    if erase:
+        strength = rng.random((b, t, h, 1 if erase == "scalar" else k)).astype(np.float32)
+        given["erase_read"] = strength * np.repeat(keys, h // hk, axis=2)
+        given["write_strength"] = strength[..., 0] if erase == "scalar" else rng.random((b, t, h, v)).astype(np.float32)
+        if erase == "apart":
+            given["erase_write"] = unit(normal(b, t, h, k)).astype(np.float32)
+    if with_state:
+        given["initial_state"] = normal(b, h, k, v)
+    if with_segments:
+        fixed["segment_ids"] = documents(b, t)
+        if with_state:
+            first = [row[row != 0][0] for row in fixed["segment_ids"]]
+            fixed["initial_segment"] = np.array([first[0], *[2] * (b - 1)], np.int32)
+    return given, fixed
+
+
+def compare(form, given, fixed, close):
+    (o, state), gradients = results(functools.partial(form, scale=0.7, return_state=True), given, fixed)
+    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=0.7, return_state=True), given, fixed)
+    assert error(o, o_) < close and error(state, state_) < close
+    assert set(gradients) == set(gradients_) == set(given)
+    for name in gradients_:
+        assert error(gradients[name], gradients_[name]) < close, name
+
+
+CASES = [
+    # t, chunk, decay, erase, state, segments
+    (1, None, "token", "scalar", True, True),
+    (63, 10, "channel", None, True, True),
+    (63, 16, None, "scalar", False, False),
+    (63, 16, "token", "scalar", True, True),
+    (63, 32, "channel", "apart", True, True),
+    (65, 64, "mixed", None, True, True),
+    (5, None, "mixed", "apart", False, False),
+    (130, 64, "channel", "vector", True, True),
+]
+WIDE = [
+    (1000, None, decay, erase, True, True) for decay, erase in (("token", None), ("channel", None), ("mixed", "vector"), ("token", "apart"))
+]
+
+
+@pytest.mark.parametrize(
+    "case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in WIDE)], ids=lambda case: " ".join(map(str, case))
+)
+def test_xla_is_the_recurrence(case):
+    t, chunk, *kind = case
+    compare(functools.partial(linear_recurrence, chunk_size=chunk, backend="xla"), *arguments(t, *kind), CLOSE)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (63, None, None, False, False),
+        (63, "token", None, True, True),
+        (63, "channel", None, True, True),
+        (63, None, "scalar", True, True),
+        (63, "token", "vector", True, True),
+        (100, "channel", "vector", True, True),
+    ],
+    ids=lambda case: " ".join(map(str, case)),
+)
+def test_gradients_are_walks(case, monkeypatch):
+    """The mathematics that kernel backends share, on walks in plain jnp; the decay's gradient starts afresh every 32 tokens."""
+    monkeypatch.setattr(passes, "GROUP", 32)
+    walks = passes.Walks(walks_by_einsum.walk, walks_by_einsum.delta_walk, lambda *_: 16)
+    compare(functools.partial(passes.by_walks, walks), *arguments(*case), CLOSE)
+
+
+@pytest.mark.parametrize("kind", [(None, None), ("token", "scalar"), ("channel", "vector"), ("channel", "apart")], ids=str)
+def test_steps_are_the_recurrence(kind):
+    given, _ = arguments(9, *kind, True, False)
+    o, state = linear_recurrence(**given, scale=0.7, return_state=True, backend="reference")
+    after = given.pop("initial_state")
+    for t in range(9):
+        o_t, after = linear_recurrence_step(after, **{name: x[:, t] for name, x in given.items()}, scale=0.7)
+        assert error(o_t, o[:, t]) < CLOSE
+    assert error(after, state) < CLOSE
+    with pytest.raises(ValueError, match="linear_recurrence_step: state must be"):
+        linear_recurrence_step(after[:, :1], **{name: x[:, 0] for name, x in given.items()})
+
+
+@functools.cache
+def _compiled(chunk: int, erase: bool):
+    def run(q, k, v, g, state, e, w, segments, first):
+        extra = {"erase_read": e, "write_strength": w} if erase else {}
+        return linear_recurrence(
+            q,
+            k,
+            v,
+            log_decay=g,
+            initial_state=state,
+            segment_ids=segments,
+            initial_segment=first,
+            return_state=True,
+            chunk_size=chunk,
+            **extra,
+            backend="xla",
+        )
+
+    return jax.jit(run)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_documents_and_gates(data):
+    """Gates at their bounds and anywhere between, documents and padding wherever they fall."""
+    t, chunk = data.draw(st.sampled_from([1, 11])), data.draw(st.sampled_from([4, 16]))
+    erase = data.draw(st.booleans())
+    ids = [np.sort(data.draw(st.lists(st.integers(1, 3), min_size=t, max_size=t))) for _ in range(2)]
+    gaps = np.array(data.draw(st.lists(st.booleans(), min_size=2 * t, max_size=2 * t))).reshape(2, t)
+    segments = np.where(gaps, 0, np.array(ids)).astype(np.int32)
+    first = np.array([data.draw(st.integers(0, 3)) for _ in range(2)], np.int32)
+    first = np.minimum(first, np.where(segments == 0, 9, segments).min(axis=1)).astype(np.int32)
+    rng = np.random.default_rng(data.draw(st.integers(0, 100)))
+    q, k, v, state = (rng.normal(size=size).astype(np.float32) for size in ((2, t, 1, 3), (2, t, 1, 3), (2, t, 2, 4), (2, 2, 3, 4)))
+    k = unit(k).astype(np.float32)
+    g = -data.draw(st.sampled_from([0.0, 0.1, 8.0, 60.0])) * rng.random((2, t, 2, 3), np.float32)
+    beta = data.draw(st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+    e, w = beta * np.repeat(k, 2, 2), np.full((2, t, 2), beta, np.float32)
+    o, after = _compiled(chunk, erase)(q, k, v, g, state, e, w, segments, first)
+    extra = {"erase_read": jnp.asarray(e), "write_strength": jnp.asarray(w)} if erase else {}
+    o_, after_ = reference.recurrent(
+        q, k, v, log_decay=jnp.asarray(g), initial_state=state, segment_ids=segments, initial_segment=first, return_state=True, **extra
+    )
+    assert error(o, o_) < CLOSE and error(after, after_) < CLOSE

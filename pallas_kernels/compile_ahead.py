@@ -119,6 +119,7 @@ def tpu_slice(topology: str) -> Sequence[jax.Device]:
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it locks a file against a second process, which only devices need
     }
     with _environment(settings):
         try:

@@ -10,16 +10,42 @@ endif
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-slow lint format clean
+# Compiling kernels for chips that are not here; the list of programs is tests/pallas_kernels/programs/. QUICK=1 takes the few of every change.
+COMPILE := JAX_PLATFORMS=cpu $(BIN)/python -m tests.pallas_kernels.programs $(if $(QUICK),--quick)
+
+.PHONY: demo test test-slow test-all test-tpu-compile test-gpu-compile test-gpu-interpreter libtpu cuda-compiler lint format clean
 
 demo: $(READY)
 	$(BIN)/python main.py compare mqar.small
 
+# Without a registry that has libtpu, what needs it is skipped, and says so.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+	$(BIN)/python -m pallas_kernels.compilers tpu --optional
+	$(BIN)/python -m pytest -m "not slow and not gpu_interpreter" -n 2 --dist worksteal
 
 test-slow: $(READY)
-	XLA_FLAGS= $(BIN)/python -m pytest -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -m "slow and not gpu_interpreter" --ignore tests/pallas_kernels
+
+# Everything: also the wide grids of the kernels, and every program for every chip.
+test-all: test test-slow
+	$(BIN)/python -m pytest -m "slow and not gpu_interpreter" -n 2 --dist worksteal tests/pallas_kernels || [ $$? -eq 5 ]
+	$(MAKE) test-tpu-compile test-gpu-compile QUICK=
+	.ci/gpu-interpreter --slow --compile
+
+test-tpu-compile: libtpu
+	$(COMPILE) --chip v5e --chip v5p --chip v6e
+
+test-gpu-compile: cuda-compiler
+	$(COMPILE) --chip h100
+
+test-gpu-interpreter:
+	.ci/gpu-interpreter
+
+libtpu: $(READY)
+	$(BIN)/python -m pallas_kernels.compilers tpu
+
+cuda-compiler: $(READY)
+	$(BIN)/python -m pallas_kernels.compilers cuda
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -37,4 +63,4 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf .venv .venv-* build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .accelerators build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -86,7 +86,7 @@ class Report:
         found = []
         for kernel in self.kernels:
             if kernel.spill_stores or kernel.spill_loads:
-                found.append(f"{kernel.name} spills: {kernel.spill_stores} bytes stored, {kernel.spill_loads} loaded")
+                found.append(f"{kernel.name} spills: {kernel.spill_stores} bytes stored, {kernel.spill_loads} bytes loaded")
             found += [f"{kernel.name}: {warning}" for warning in kernel.serialised]
         return found
 

@@ -25,6 +25,7 @@ from layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place
 from layers.norms import RMSNormalization
 from layers.positions import LearnedPositions, PositionsConfig, Rotary
 from pallas_kernels.linear_recurrence import linear_recurrence
+from pallas_kernels.taylor_attention import taylor_attention, taylor_attention_step
 
 
 @chz.chz(typecheck=True)
@@ -128,25 +129,39 @@ class LinearAttentionMixer(Mixer):
         if isinstance(config.positions, Rotary):
             positions = token_positions(context, b, t)
             q, k = config.positions(q, positions), config.positions(k, positions)
-        q, k = self.query_features(q), self.key_features(k)
-        if config.normalise:
-            v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
-        o, memory = linear_recurrence(
-            q,
-            k,
-            v.astype(jnp.float32),
-            log_decay=self._log_decay(),
-            initial_state=memory,
-            segment_ids=context.segments,
-            initial_segment=segment,
-            return_state=return_state,
-            chunk_size=config.chunk,
-        )
-        if config.normalise:
-            o = o[..., :-1] / (o[..., -1:] + config.epsilon)
+        past = {
+            "initial_state": memory,
+            "segment_ids": context.segments,
+            "initial_segment": segment,
+            "return_state": return_state,
+            "chunk_size": config.chunk,
+        }
+        if isinstance(config.feature_map, Taylor) and config.decay == "none":
+            o, memory = self._series(q, k, v, past)
+        else:
+            o, memory = self._recurrence(q, k, v, past)
         if self.output_norm is not None:
             o = self.output_norm(o)
         return self.output(o.reshape(b, t, width).astype(x.dtype)), memory
+
+    def _series(self, q, k, v, past):
+        """Taylor features without a decay have an operation of their own, which forms them for the state alone."""
+        settings = {"normalise": self.config.normalise, "epsilon": self.config.epsilon}
+        memory, segments = past["initial_state"], past["segment_ids"]
+        if q.shape[1] > 1 or memory is None:
+            return taylor_attention(q, k, v, **settings, **past)
+        kept = jnp.where((segments == past["initial_segment"][:, None])[:, :, None, None], memory, 0)
+        o, after = taylor_attention_step(kept, q[:, 0], k[:, 0], v[:, 0], **settings)
+        real = (segments != 0)[:, :, None, None]
+        return jnp.where(real, o[:, None], 0), jnp.where(real, after, memory)
+
+    def _recurrence(self, q, k, v, past):
+        config = self.config
+        if config.normalise:
+            v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+        q, k = self.query_features(q), self.key_features(k)
+        o, memory = linear_recurrence(q, k, v.astype(jnp.float32), log_decay=self._log_decay(), **past)
+        return o[..., :-1] / (o[..., -1:] + config.epsilon) if config.normalise else o, memory
 
     def _log_decay(self) -> jax.Array | None:
         if self.config.decay == "none":

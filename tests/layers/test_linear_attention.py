@@ -9,8 +9,10 @@ from flax import nnx
 from configuration import UserError
 from layers import LinearAttention
 from layers.feature_maps import EluPlusOne, Exp, Hedgehog, Identity, Relu, Taylor
-from layers.mixer import Place
+from layers.mixer import Context, Place
 from layers.positions import LearnedPositions, Rotary
+from pallas_kernels.dispatch import recorded_choices
+from pallas_kernels.taylor_attention.features import count, packed
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3, 16)), jnp.float32)
 Y = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 3, 16)), jnp.float32)
@@ -40,6 +42,13 @@ def test_taylor_products_are_the_series(k):
 def test_packed_taylor_features_are_153_at_16():
     assert Taylor().features(16) == 153
     assert Taylor().build(1, 16)(X).shape[-1] == 153
+
+
+@pytest.mark.parametrize("k", [1, 5, 16])
+def test_the_kernels_pack_features_as_the_map_does(k):
+    """So that a state means the same to both."""
+    assert Taylor().features(k) == count(k)
+    np.testing.assert_allclose(packed(X[..., :k]), Taylor().build(3, k)(X[..., :k]), rtol=1e-6, atol=1e-7)
 
 
 def test_simple_maps():
@@ -95,6 +104,8 @@ def test_retnet_decays():
 
 CONFIGS = {
     "taylor": LinearAttention(heads=3, feature_dim=5, epsilon=0.5),
+    "taylor rotary": LinearAttention(heads=2, positions=Rotary(base=10.0), chunk=4, normalise=False),
+    "taylor retnet": LinearAttention(heads=2, feature_dim=4, decay="retnet", output_norm=True),
     "relu retnet": LinearAttention(heads=2, feature_map=Relu(epsilon=0.1), decay="retnet", chunk=4),
     "elu rotary": LinearAttention(heads=2, feature_map=EluPlusOne(), positions=Rotary(base=10.0), chunk=4),
     "retnet": LinearAttention(heads=3, feature_map=Identity(), normalise=False, decay="retnet", output_norm=True),
@@ -136,6 +147,28 @@ def test_the_state_is_packed_and_of_one_size():
         assert state.memory.shape == (3, 2, 153, 4 + 1) and state.memory.dtype == jnp.float32
     free = build(LinearAttention(heads=2, feature_map=Identity(), normalise=False), width=8).init_state(3, 10)
     assert free.memory.shape == (3, 2, 4, 4)  # no column for a normaliser
+
+
+def test_taylor_features_without_decay_have_their_operation():
+    x = jnp.ones((1, 3, 12))
+    for name, operation in {"taylor": "taylor_attention", "taylor retnet": "linear_recurrence", "hedgehog": "linear_recurrence"}.items():
+        with recorded_choices() as choices:
+            jax.eval_shape(lambda x, mixer=build(CONFIGS[name]): mixer(x).hidden, x)
+        assert [choice.operation for choice in choices] == [operation]
+
+
+def test_taylor_decodes_by_steps():
+    """A token at a time, with padding and a new document on the way, equals the whole; and no chunked form runs for it."""
+    mixer = build(CONFIGS["taylor"])
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 9, 12)), jnp.float32)
+    segments = jnp.asarray([[1, 1, 0, 1, 1, 2, 2, 2, 0], [3, 3, 3, 3, 4, 4, 0, 0, 4]], jnp.int32)
+    expected = mixer(x, Context(segments=segments)).hidden
+    step, state = jax.jit(lambda x, state, segments: mixer.extend(x, state, Context(segments=segments))), mixer.init_state(2, 9)
+    with recorded_choices() as choices:
+        for i in range(9):
+            output, state = step(x[:, i : i + 1], state, segments[:, i : i + 1])
+            assert error(output.hidden[:, 0][segments[:, i] != 0], expected[:, i][segments[:, i] != 0]) < 5e-6
+    assert choices == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,369 @@
+"""Taylor attention: its xla form against the specification in fp64, and the specification against loops in numpy."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels.taylor_attention import reference, taylor_attention, taylor_attention_step
+from pallas_kernels.taylor_attention.features import count, packed, selections
+
+CLOSE = 1e-5  # fp32 sums of up to a thousand products, against fp64
+
+
+def error(found, expected) -> float:
+    found, expected = (np.asarray(x, np.float64) for x in (found, expected))
+    size = np.sqrt(np.mean(expected**2))
+    return float(np.sqrt(np.mean((found - expected) ** 2)) / size) if size else float(np.max(np.abs(found), initial=0))
+
+
+def documents(b: int, t: int) -> np.ndarray:
+    """Rows of documents of uneven length, with padding at the start, inside documents, between them and at the end."""
+    rng = np.random.default_rng(t)
+    rows = 3 + np.sort(rng.integers(0, 4, (b, t)), axis=1)
+    if t > 8:
+        rows[rng.random((b, t)) < 0.15] = 0
+        rows[0, :3] = 0
+        rows[-1, -5:] = 0
+    return rows.astype(np.int32)
+
+
+def arguments(t, with_state, with_segments, normalise=True, b=2, h=2, hk=2, k=5, v=4):
+    """Random numpy inputs, those with gradients apart. The state is one that keys and values make: its normaliser is positive."""
+    rng = np.random.default_rng(t)
+    shapes = {"q": (b, t, hk, k), "k": (b, t, hk, k), "v": (b, t, h, v)}
+    given: dict = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    if with_state:
+        keys, values = rng.normal(size=(b, 9, h, k)).astype(np.float32), rng.normal(size=(b, 9, h, v)).astype(np.float32)
+        given["initial_state"] = by_loops(keys, keys, values, scale=1.0, normalise=normalise)[1].astype(np.float32)
+    fixed: dict = {}
+    if with_segments:
+        fixed["segment_ids"] = documents(b, t)
+        if with_state:
+            first = [row[row != 0][0] for row in fixed["segment_ids"]]
+            fixed["initial_segment"] = np.array([first[0], *[2] * (b - 1)], np.int32)  # row 0 continues its document, others start one
+    return given, fixed
+
+
+def features(x):
+    """phi of a vector in float64, written out."""
+    k = len(x)
+    pairs = [x[i] * x[j] * ((2 * k) ** -0.5 if i == j else k**-0.5) for i in range(k) for j in range(i, k)]
+    return np.array([1, *(x * k**-0.25), *pairs])
+
+
+def by_loops(
+    q, k, v, *, scale=None, normalise=True, epsilon=1e-12, initial_state=None, segment_ids=None, initial_segment=None, return_state=True
+):
+    """Outputs and last state in numpy float64: the weights of a document's pairs from the series, states from the features."""
+    b, t, h, _ = v.shape
+    size = q.shape[3]
+    scale = size**-0.5 if scale is None else scale
+    q, k = (np.repeat(np.asarray(x, np.float64), h // x.shape[2], axis=2) for x in (q, k))
+    v = np.asarray(v, np.float64)
+    o, states = np.zeros(v.shape), np.zeros((b, h, count(size), v.shape[3] + normalise))
+    for row in range(b):
+        for head in range(h):
+            start = np.zeros(states.shape[2:]) if initial_state is None else np.asarray(initial_state[row, head], np.float64)
+            current, seen = (0 if initial_segment is None else int(initial_segment[row])), []
+            for i in range(t):
+                segment = 1 if segment_ids is None else int(segment_ids[row, i])
+                if segment_ids is not None:
+                    if segment == 0:
+                        continue
+                    if segment != current:
+                        start, seen = np.zeros_like(start), []
+                current = segment
+                seen.append(i)
+                s = scale * k[row, seen, head] @ q[row, i, head]
+                weights = 1 + s + s**2 / 2
+                values = v[row, seen, head]
+                if normalise:
+                    values = np.concatenate([values, np.ones((len(seen), 1))], axis=1)
+                sums = weights @ values + features(q[row, i, head] * scale * size**0.5) @ start
+                o[row, i, head] = sums[:-1] / (sums[-1] + epsilon) if normalise else sums
+            for j in seen:
+                value = np.append(v[row, j, head], 1) if normalise else v[row, j, head]
+                start = start + np.outer(features(k[row, j, head]), value)
+            states[row, head] = start
+    return o, states
+
+
+def results(form, given, fixed):
+    """Outputs, state and the gradients by all float inputs of a sum that weighs every output and state element differently."""
+
+    def loss(given):
+        o, state = form(**given, **fixed)
+        o_ = o.astype(jnp.promote_types(o.dtype, jnp.float32))
+        total = jnp.sum(o_ * jnp.cos(jnp.arange(o.size, dtype=o_.dtype)).reshape(o.shape))
+        if state is not None:
+            total = total + 0.1 * jnp.sum(state * jnp.sin(1 + jnp.arange(state.size, dtype=state.dtype)).reshape(state.shape))
+        return total, (o, state)
+
+    gradients, outputs = jax.jit(jax.grad(loss, has_aux=True))(given)
+    return outputs, gradients
+
+
+def exactly(form, given, fixed):
+    """`results` of a specification in fp64."""
+    with jax.enable_x64(True):
+        given = {name: jnp.asarray(np.asarray(x, np.float64)) for name, x in given.items()}
+        return jax.tree.map(np.asarray, results(form, given, fixed))
+
+
+def compare(found, expected, close):
+    """Outputs, state and every gradient, each within `close` of what is expected."""
+    (o, state), gradients = found
+    (o_, state_), gradients_ = expected
+    assert error(o, o_) < close
+    assert (state is None) == (state_ is None)
+    if state is not None:
+        assert state.dtype == jnp.float32 and error(state, state_) < close
+    assert set(gradients) == set(gradients_)
+    for name in gradients_:
+        assert error(gradients[name], gradients_[name]) < close, (name, error(gradients[name], gradients_[name]))
+
+
+@pytest.mark.parametrize("k", [1, 3, 8, 16])
+def test_features_are_those_written_out(k):
+    x = np.random.default_rng(k).normal(size=(4, k)).astype(np.float32)
+    expected = np.stack([features(row.astype(np.float64)) for row in x])
+    assert expected.shape[1] == count(k) and (k != 16 or count(k) == 153)
+    assert error(packed(jnp.asarray(x)), expected) < 1e-6
+    y = x[::-1].astype(np.float64)
+    s = np.sum(x * y, axis=1) / k**0.5
+    assert error(np.sum(expected * expected[::-1], axis=1), 1 + s + s**2 / 2) < 1e-12
+
+
+def test_selections_are_padded_by_zeros():
+    few, many = selections(3, count(3)), selections(3, 16)
+    for name in ("left", "right", "weight", "left_one", "right_one"):
+        x, y = getattr(few, name), getattr(many, name)
+        np.testing.assert_array_equal(y[..., : count(3)], x)
+        assert y.shape[-1] == 16 and not y[..., count(3) :].any()
+
+
+CASES = [
+    # t, chunk, state, segments, normalise
+    (1, None, False, False, False),  # one normalised value is itself, whatever its score
+    (1, 16, True, True, True),
+    (63, 64, True, True, True),
+    (63, 10, True, False, False),
+    (63, 1, False, False, True),
+    (63, 7, False, True, False),
+    (63, 200, False, True, True),
+    (257, 50, True, True, True),
+    (257, None, False, False, True),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[" ".join(map(str, case)) for case in CASES])
+def test_xla_is_the_sum(case):
+    t, chunk, with_state, with_segments, normalise = case
+    given, fixed = arguments(t, with_state, with_segments, normalise)
+    how = {"scale": 0.3, "normalise": normalise, "return_state": True}
+    found = results(functools.partial(taylor_attention, **how, chunk_size=chunk, backend="xla"), given, fixed)
+    exact = exactly(functools.partial(reference.recurrent, **how), given, fixed)
+    o, state = by_loops(**given, scale=0.3, normalise=normalise, **fixed)
+    assert error(exact[0][0], o) < 1e-12 and error(exact[0][1], state) < 1e-12
+    assert found[0][0].dtype == jnp.float32
+    compare(found, exact, CLOSE)
+
+
+@pytest.mark.slow
+def test_xla_at_a_thousand_tokens():
+    given, fixed = arguments(1000, True, True, k=16, v=8)
+    found = results(functools.partial(taylor_attention, return_state=True, backend="xla"), given, fixed)
+    compare(found, exactly(functools.partial(reference.recurrent, scale=0.25, return_state=True), given, fixed), CLOSE)
+
+
+@pytest.mark.parametrize(("normalise", "with_segments"), [(True, True), (False, False)])
+def test_the_square_form_is_the_sum(normalise, with_segments):
+    given, fixed = arguments(63, False, with_segments, normalise)
+    how = {"scale": 0.7, "normalise": normalise}
+    (o, _), gradients = exactly(lambda **given: (reference.quadratic(**given, **how), None), given, fixed)
+    (o_, _), gradients_ = exactly(functools.partial(reference.recurrent, **how), given, fixed)
+    assert error(o, o_) < 1e-12
+    for name in gradients_:
+        assert error(gradients[name], gradients_[name]) < 1e-11, name
+
+
+def test_the_default_scale_and_shared_keys():
+    given, _ = arguments(20, True, False, h=4, hk=2)
+    o, state = taylor_attention(**given, epsilon=0.5, return_state=True, chunk_size=8)
+    expected, expected_state = by_loops(**given, epsilon=0.5)
+    assert error(o, expected) < CLOSE and error(state, expected_state) < CLOSE
+
+
+@pytest.mark.parametrize("backend", ["xla", "reference"])
+def test_padding_full_of_nan_touches_nothing(backend):
+    given, fixed = arguments(63, True, True)
+    form = functools.partial(taylor_attention, return_state=True, chunk_size=16, backend=backend)
+    padding_is_inert(form, given, fixed)
+
+
+def padding_is_inert(form, given, fixed):
+    """Outputs, state and gradients are the same bits with NaN in padding as with zeros, and zero there."""
+    real = fixed["segment_ids"] != 0
+
+    def filled(value):
+        return {name: x if name == "initial_state" else np.where(real[:, :, None, None], x, value) for name, x in given.items()}
+
+    clean, dirty = (results(form, filled(np.float32(value)), fixed) for value in (0, np.nan))
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+    assert np.all(np.isfinite(dirty[0][1]))
+    assert np.all(np.asarray(dirty[0][0])[~real] == 0)
+    for name in ("q", "k", "v"):
+        assert np.all(np.asarray(dirty[1][name])[~real] == 0), name
+
+
+@pytest.mark.parametrize("backend", ["xla", "reference"])
+@pytest.mark.parametrize("with_segments", [False, True])
+def test_two_calls_are_one(backend, with_segments):
+    form = jax.jit(functools.partial(taylor_attention, return_state=True, chunk_size=16, backend=backend))
+    cuts_are_joined(form, arguments(63, True, with_segments), (1, 40) if backend == "xla" and with_segments else (40,), CLOSE)
+
+
+def cuts_are_joined(form, inputs, cuts, close):
+    """A sequence in two calls, the state handed over, is one call."""
+    given, fixed = inputs
+    t, segments = given["q"].shape[1], fixed.get("segment_ids")
+    whole, last = form(**given, **fixed)
+    for cut in cuts:
+        parts, state, first = [], given["initial_state"], fixed.get("initial_segment")
+        for span in (slice(0, cut), slice(cut, t)):
+            piece = {name: x[:, span] for name, x in given.items() if name != "initial_state"}
+            more = {} if segments is None else {"segment_ids": segments[:, span], "initial_segment": first}
+            o, state = form(**piece, initial_state=state, **more)
+            parts.append(o)
+            if segments is not None:
+                first = np.array(
+                    [([start] + [s for s in row[span] if s])[-1] for start, row in zip(first, segments, strict=True)], np.int32
+                )
+        assert error(np.concatenate(parts, axis=1), whole) < close and error(state, last) < close
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_steps_are_one_call(normalise):
+    given, _ = arguments(9, True, False, normalise, h=4)
+    how = {"normalise": normalise, "epsilon": 0.1}
+    expected, last = taylor_attention(**given, **how, return_state=True)
+    step, state = jax.jit(functools.partial(taylor_attention_step, **how)), given["initial_state"]
+    for i in range(9):
+        o, state = step(state, *(given[name][:, i] for name in "qkv"))
+        assert error(o, expected[:, i]) < CLOSE
+    assert error(state, last) < CLOSE and state.dtype == jnp.float32
+    with pytest.raises(ValueError, match=r"taylor_attention_step: state must be \(2, 4, 21, "):
+        taylor_attention_step(state[:, :2], *(given[name][:, 0] for name in "qkv"), **how)
+
+
+def test_a_state_of_another_document_is_not_read():
+    given, _ = arguments(20, True, False)
+    ones = np.ones((2, 20), np.int32)
+    without = {name: x for name, x in given.items() if name != "initial_state"}
+    form = jax.jit(functools.partial(taylor_attention, return_state=True, chunk_size=8))
+    o, state = form(**given, segment_ids=ones, initial_segment=np.array([9, 1], np.int32))
+    alone, state_alone = form(**without)
+    continued, _ = form(**given)
+    assert error(o[0], alone[0]) < CLOSE and error(state[0], state_alone[0]) < CLOSE
+    assert error(o[1], continued[1]) < CLOSE and error(o[1], alone[1]) > 0.05
+
+
+def test_no_state_is_returned_unless_asked():
+    given, _ = arguments(5, False, False)
+    for backend in ("xla", "reference"):
+        assert jax.eval_shape(functools.partial(taylor_attention, backend=backend), **given)[1] is None
+
+
+def halved(given):
+    return {name: x if name == "initial_state" else jnp.asarray(x, jnp.bfloat16) for name, x in given.items()}
+
+
+def test_half_precision_keeps_its_state_in_fp32():
+    """Against the specification of the same rounded inputs; its bounds are those of the kernels."""
+    given, fixed = arguments(257, True, True, k=16, v=32)
+    given = halved(given)
+    (o, state), gradients = results(functools.partial(taylor_attention, return_state=True, backend="xla"), given, fixed)
+    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=0.25, return_state=True), given, fixed)
+    assert o.dtype == jnp.bfloat16 and state.dtype == jnp.float32
+    assert error(o, o_) < 0.005 and error(state, state_) < 0.005
+    for name in gradients_:
+        assert gradients[name].dtype == given[name].dtype and error(gradients[name], gradients_[name]) < 0.01, name
+
+
+def test_features_of_a_whole_sequence_never_exist():
+    """Between the passes one state a chunk is kept; features of all tokens at once would be four times what is found here."""
+    t, k, v = 4096, 16, 64
+    x, y = (jax.ShapeDtypeStruct((1, t, 1, size), jnp.float32) for size in (k, v))
+    gradient = jax.jit(jax.grad(lambda q, k, v: jnp.sum(taylor_attention(q, k, v, backend="xla")[0]), (0, 1, 2)))
+    memory = gradient.lower(x, x, y).compile().memory_analysis().temp_size_in_bytes
+    states = (t // 64) * count(k) * (v + 1) * 4
+    assert memory < 2 * states + 8 * t * (2 * k + v) * 4
+
+    def flops(t):
+        x = jax.ShapeDtypeStruct((1, t, 1, 16), jnp.float32)
+        return jax.jit(lambda q, k, v: taylor_attention(q, k, v, chunk_size=64, backend="xla")[0]).lower(x, x, x).cost_analysis()["flops"]
+
+    assert flops(4096) < 2.2 * flops(2048)
+
+
+@functools.cache
+def _compiled(chunk: int):
+    return jax.jit(functools.partial(taylor_attention, return_state=True, chunk_size=chunk, backend="xla"))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_documents_and_states(data):
+    """Shapes are few, so that programs are: what varies is where documents and padding fall, and how large scores are."""
+    t, chunk = data.draw(st.sampled_from([1, 11])), data.draw(st.sampled_from([4, 11]))
+    segments, first = any_segments(data, t)
+    size = data.draw(st.sampled_from([0.0, 0.1, 8.0]))
+    inputs, _ = arguments(t, True, False)
+    inputs["q"] = size * inputs["q"]
+    fixed = {"segment_ids": segments, "initial_segment": first}
+    o, state = _compiled(chunk)(**inputs, **fixed)
+    expected, expected_state = by_loops(**inputs, **fixed)
+    assert error(o, expected) < CLOSE and error(state, expected_state) < CLOSE
+
+
+def any_segments(data, t):
+    """Two rows of up to three documents with padding anywhere, and what came before each row."""
+    rows = []
+    for _ in range(2):
+        ids = np.sort(data.draw(st.lists(st.integers(1, 3), min_size=t, max_size=t)))
+        gaps = data.draw(st.lists(st.booleans(), min_size=t, max_size=t))
+        rows.append(np.where(gaps, 0, ids))
+    segments = np.array(rows, np.int32)
+    first = np.array([data.draw(st.integers(0, max(1, min([*row[row != 0], 3])))) for row in segments], np.int32)
+    return segments, first
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": np.zeros((2, 6, 8))}, "q must be"),
+        ({"k": np.zeros((2, 6, 3, 7))}, "k must have"),
+        ({"v": np.zeros((2, 5, 3, 4))}, "v must be"),
+        ({"v": np.zeros((2, 6, 4))}, "v must be"),
+        ({"v": np.zeros((2, 6, 4, 4))}, "3 heads, which must divide the 4 of v"),
+        ({"initial_state": np.zeros((2, 3, 45, 4))}, r"initial_state must be \(2, 3, 45, 5\)"),
+        ({"initial_state": np.zeros((2, 3, 45, 5)), "normalise": False}, r"initial_state must be \(2, 3, 45, 4\)"),
+        ({"segment_ids": np.ones((2, 5), np.int32)}, "segment_ids must be"),
+        ({"segment_ids": np.ones((2, 6), np.int32), "initial_state": np.zeros((2, 3, 45, 5))}, "initial_segment"),
+        ({"epsilon": -1.0}, "epsilon must be at least 0; got -1"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1; got 0"),
+        ({"backend": "pallas_tpu"}, "pallas_tpu"),
+        ({"backend": "numpy"}, "backend='numpy'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(changes, message):
+    given = {"q": np.zeros((2, 6, 3, 8)), "k": np.zeros((2, 6, 3, 8)), "v": np.zeros((2, 6, 3, 4)), **changes}
+    with pytest.raises(ValueError, match=f"^taylor_attention.*{message}"):
+        taylor_attention(given.pop("q"), given.pop("k"), given.pop("v"), **given)

@@ -91,10 +91,14 @@ def plain(shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Any:
     return plgpu.SMEM(tuple(shape), dtype)
 
 
-def load(ref: Any, layout: Any = None) -> jax.Array:
-    """A whole reference (index it with .at first) into registers; by default in the layout that products take and give."""
+def load(ref: Any, layout: Any = None, optimized: bool = True) -> jax.Array:
+    """A whole reference (index it with .at first) into registers; by default in the layout that products take and give.
+
+    optimized=False allows what is slow: matrices from `plain` shared memory or straight from device memory.
+    """
     layout = plgpu.Layout.WGMMA if layout is None else layout
-    return plgpu.load(ref, layout=layout) if _REFERENCES_CARRY_INDICES else plgpu.load(ref, (), layout=layout)
+    index = () if _REFERENCES_CARRY_INDICES else ((),)
+    return plgpu.load(ref, *index, layout=layout, optimized=optimized)
 
 
 def load_per_row(ref: Any) -> jax.Array:
@@ -156,6 +160,21 @@ def mm(a: Any, b: Any, acc: jax.Array | None = None, *more: tuple[Any, Any]) -> 
     if dispatch.interpretation() is not None:  # the simulator cannot start an accumulator from a value
         return acc + pl.run_scoped(from_zero, plgpu.ACC(shape, jnp.float32))
     return pl.run_state(products)(plgpu.ACC.init(acc))
+
+
+def mm_while(first: tuple[Any, Any], second: tuple[Any, Any], use: Callable[[jax.Array], Any]) -> tuple[Any, jax.Array]:
+    """use(product of `first`), which runs while `second` is still being multiplied, and the product of `second`.
+
+    Operands as in `mm`. use may write to shared memory that neither product reads.
+    """
+
+    def run(accumulator: Any, other: Any) -> tuple[Any, jax.Array]:
+        plgpu.wgmma(accumulator, *first)
+        plgpu.wgmma(other, *second)
+        used = use(plgpu.wgmma_accumulator_load(accumulator, wait_n=1))
+        return used, other[...]
+
+    return pl.run_scoped(run, *(plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32) for a, b in (first, second)))
 
 
 def round_up(size: int, to: int) -> int:

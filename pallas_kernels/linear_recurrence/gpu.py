@@ -1,225 +1,176 @@
-"""The walks of walks.py as Mosaic GPU kernels, for NVIDIA Hopper."""
+"""The walks of walks.py as Mosaic GPU kernels, for NVIDIA Hopper.
+
+A thread block walks over all chunks of one batch row and head, for 64 of the state's columns; blocks that differ in columns alone are
+neighbours in the grid, so that they share q and k in the second-level cache. Where the time goes is said in gpu_body.py.
+
+Not served: fp32 (tensor cores of Hopper transpose 16-bit operands only), and head sizes above 128, whose state spills registers.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
 from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.linear_recurrence.walks import Chunks, Walked
-from pallas_kernels.mosaic_gpu import plgpu
+from pallas_kernels.linear_recurrence import gpu_body
+from pallas_kernels.linear_recurrence.gpu_body import CHUNK, COLUMNS, Plan
+from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Walked
 
-CHUNK = 64
-COLUMNS = 64
-STAGES = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    b: int
-    t: int
-    heads: int
-    key_dim: int
-    value_dim: int
-    decay: str
-    reverse: bool
-    strict: bool
-    scale: float
-    weighted: bool
-    segmented: bool
-    entering: bool
-    dotted: bool
-    checkpoint_every: int | None
-    out_dtype: Any
-
-    @property
-    def n(self):
-        return self.t // CHUNK
+LARGEST_KEY_DIM = 128
 
 
-def walk(q, k, v, chunks: Chunks, *, heads, scale=1.0, initial_state=None, reverse=False, strict=False, dot_with=None, checkpoint_every=None, out_dtype=None) -> Walked:
-    b, t, _, key_dim = q.shape
-    value_dim = v.shape[3]
-    wide_k, wide_v = gpu.round_up(key_dim, 64), gpu.round_up(value_dim, 64)
+def chunk_size(decay: Decay, erase: bool, key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike) -> int:
+    """Tokens a chunk, the only count these kernels are written for: the rows of a tensor core instruction."""
+    return CHUNK
+
+
+def refuses(key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike, decay: Decay, erase: bool) -> str | None:
+    """Why these kernels cannot serve a recurrence of such heads, forwards and backwards; None if they can."""
+    missing = gpu.unavailable()
+    if missing:
+        return missing
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return f"its products take bfloat16; this is {jnp.dtype(dtype)}"
+    # The gradients walk with keys in place of values and the other way round, so both bounds are those of keys.
+    for name, size in (("key", key_dim), ("value", value_dim)):
+        if size > LARGEST_KEY_DIM:
+            return f"the state of a {name} size above {LARGEST_KEY_DIM} does not fit a warpgroup's registers; this one is {size}"
+    if erase and decay == "value":
+        return "the delta rule decays by head or by key channel"
+    return None
+
+
+def walk(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    chunks: Chunks,
+    *,
+    heads: int,
+    scale: float = 1.0,
+    initial_state: jax.Array | None = None,
+    reverse: bool = False,
+    strict: bool = False,
+    dot_with: jax.Array | None = None,
+    checkpoint_every: int | None = None,
+    out_dtype: jax.typing.DTypeLike | None = None,
+) -> Walked:
+    """See walks.Walk. q, k, v, dot_with bf16; out_dtype bf16 or fp32.
+
+    Raises:
+      ValueError: a dtype, head size or chunk size that is not served.
+    """
+    tokens = {"q": q, "k": k, "v": v} | ({} if dot_with is None else {"dot_with": dot_with})
+    return _walk(tokens, chunks, heads, scale, initial_state, reverse, strict, checkpoint_every, out_dtype or v.dtype)
+
+
+def delta_walk(
+    w: jax.Array,
+    u: jax.Array,
+    k: jax.Array,
+    chunks: Chunks,
+    *,
+    heads: int,
+    q: jax.Array | None = None,
+    second: tuple[jax.Array, jax.Array] | None = None,
+    scale: float = 1.0,
+    initial_state: jax.Array | None = None,
+    reverse: bool = False,
+    checkpoint_every: int | None = None,
+) -> Walked:
+    """See walks.DeltaWalk. All of w, u, k, q and second bf16.
+
+    Raises:
+      ValueError: a dtype, head size or chunk size that is not served.
+    """
+    tokens = {"w": w, "k": k, "v": u}
+    if q is not None:
+        tokens["q"] = q
+    if second is not None:
+        tokens["second_k"], tokens["second_v"] = second
+    return _walk(tokens, chunks, heads, scale, initial_state, reverse, False, checkpoint_every, u.dtype)
+
+
+def _walk(
+    tokens: Mapping[str, jax.Array],
+    chunks: Chunks,
+    heads: int,
+    scale: float,
+    initial_state: jax.Array | None,
+    reverse: bool,
+    strict: bool,
+    checkpoint_every: int | None,
+    out_dtype: jax.typing.DTypeLike,
+) -> Walked:
+    b, t, _, key_dim = tokens["k"].shape
+    value_dim = tokens["v"].shape[3]
+    for name, array in tokens.items():
+        reason = refuses(key_dim, value_dim, array.dtype, chunks.decay, "w" in tokens)
+        if reason:
+            raise ValueError(f"linear_recurrence: pallas_gpu cannot serve {name}: {reason}")
+    if chunks.size != CHUNK:
+        raise ValueError(f"linear_recurrence: pallas_gpu walks in chunks of {CHUNK}; these are of {chunks.size}")
+    keys, values = gpu.round_up(key_dim, 64), gpu.round_up(value_dim, COLUMNS)
     plan = Plan(
-        b=b, t=t, heads=heads, key_dim=wide_k, value_dim=wide_v, decay=chunks.decay, reverse=reverse, strict=strict, scale=scale,
-        weighted=chunks.decay == "head" or chunks.segments is not None, segmented=chunks.segments is not None,
-        entering=initial_state is not None, dotted=dot_with is not None, checkpoint_every=checkpoint_every, out_dtype=jnp.dtype(out_dtype or v.dtype),
+        b=b,
+        t=t,
+        heads=heads,
+        key_dim=keys,
+        value_dim=values,
+        decay=chunks.decay,
+        reverse=reverse,
+        strict=strict,
+        scale=scale,
+        tokens=tuple(tokens),
+        segmented=chunks.segments is not None,
+        enters=initial_state is not None,
+        checkpoint_every=checkpoint_every,
+        out_dtype=jnp.dtype(out_dtype),
     )
-    inputs = {"q": gpu.pad_last(q, wide_k), "k": gpu.pad_last(k, wide_k), "v": gpu.pad_last(v, wide_v)}
-    if plan.weighted:
+    inputs = {name: gpu.pad_last(array, keys if name in gpu_body.KEYED else values) for name, array in tokens.items()}
+    if plan.has_rows:
         inputs["rows"] = weight_rows(chunks, reverse)
-    if plan.segmented:
+    if chunks.segments is not None:
         inputs["segments"] = chunks.segments
-    if plan.dotted:
-        inputs["dot_with"] = gpu.pad_last(dot_with, wide_v)
-    if plan.entering:
-        inputs["initial"] = jnp.pad(initial_state, ((0, 0), (0, 0), (0, wide_k - key_dim), (0, wide_v - value_dim)))
-    outs = {"o": jax.ShapeDtypeStruct((b, t, heads, wide_v), plan.out_dtype), "state": jax.ShapeDtypeStruct((b, heads, wide_k, wide_v), jnp.float32)}
-    if plan.dotted:
-        outs["dots"] = jax.ShapeDtypeStruct((wide_v // COLUMNS, b, heads, t), jnp.float32)
-    if checkpoint_every:
-        outs["checkpoints"] = jax.ShapeDtypeStruct((b, heads, -(-plan.n // checkpoint_every), wide_k, wide_v), jnp.float32)
-    out = launch(plan, inputs, outs)
-    cut = slice(None, key_dim), slice(None, value_dim)
+    if plan.by_channel:
+        assert chunks.total is not None
+        inputs["total"] = gpu.pad_last(chunks.total, keys if chunks.decay == "key" else values)
+        # Every eighth token again: what the exponents of a chunk's blocks are counted from, copied by its stride.
+        inputs["marks"] = inputs["total"].reshape(b, t // gpu_body.MARKED, gpu_body.MARKED, heads, -1)
+    if initial_state is not None:
+        inputs["initial"] = jnp.pad(initial_state, ((0, 0), (0, 0), (0, keys - key_dim), (0, values - value_dim)))
+    out = gpu_body.launch(plan, inputs)
+    state, value = (..., slice(key_dim), slice(value_dim)), (..., slice(value_dim))
     return Walked(
-        o=out["o"][..., :value_dim],
-        state=out["state"][(..., *cut)],
-        dots=jnp.sum(out["dots"], axis=0) if plan.dotted else None,
-        checkpoints=out["checkpoints"][(..., *cut)] if checkpoint_every else None,
+        o=out["o"][value] if "o" in out else None,
+        state=out["state"][state],
+        dots=jnp.sum(out["dots"], axis=0) if "dots" in out else None,
+        checkpoints=out["checkpoints"][state] if "checkpoints" in out else None,
+        y=out["y"][value] if "y" in out else None,
     )
 
 
-def weight_rows(chunks, reverse):
-    segments = chunks.segments
-    if chunks.total is None or chunks.decay != "head":
-        b, t = segments.shape
-        total = jnp.zeros((b, 1, t // CHUNK, CHUNK), jnp.float32)
+@functools.partial(jax.jit, static_argnames="reverse")
+def weight_rows(chunks: Chunks, reverse: bool) -> jax.Array:
+    """(b, h | 1, n, 4, c) fp32, for each chunk and token: the running total (0 where it has channels), reads, writes, and the chunk's keep.
+
+    Decays by channel are left out of all four.
+    """
+    c = chunks.size
+    if chunks.decay == "head" and chunks.total is not None:
+        total = chunks.total.reshape(*chunks.total.shape[:2], -1, c)
     else:
-        b, h, t = chunks.total.shape
-        total = chunks.total.reshape(b, h, t // CHUNK, CHUNK)
+        assert chunks.segments is not None
+        total = jnp.zeros((chunks.segments.shape[0], 1, chunks.segments.shape[1] // c, c), jnp.float32)
     last = total[..., -1:]
     to_start, to_end, keep = jnp.exp(total), jnp.exp(last - total), jnp.exp(last)
-    if segments is not None:
-        n = t // CHUNK
-        to_start = to_start * chunks.starts.reshape(b, 1, n, CHUNK)
-        to_end = to_end * chunks.ends.reshape(b, 1, n, CHUNK)
+    if chunks.starts is not None and chunks.ends is not None and chunks.keeps is not None:
+        b, _, n, _ = total.shape
+        to_start = to_start * chunks.starts.reshape(b, 1, n, c)
+        to_end = to_end * chunks.ends.reshape(b, 1, n, c)
         keep = keep * chunks.keeps.reshape(b, 1, n, 1)
     reads, writes = (to_end, to_start) if reverse else (to_start, to_end)
     return jnp.stack([total, reads, writes, jnp.broadcast_to(keep, total.shape)], axis=3)
-
-
-def launch(plan, inputs, outs):
-    names = list(inputs)
-    staged = {
-        "q": gpu.tiled((STAGES, CHUNK, plan.key_dim), jnp.bfloat16),
-        "k": gpu.tiled((STAGES, CHUNK, plan.key_dim), jnp.bfloat16),
-        "v": gpu.tiled((STAGES, CHUNK, COLUMNS), jnp.bfloat16),
-    }
-    if plan.weighted:
-        staged["rows"] = gpu.plain((STAGES, 4, CHUNK), jnp.float32)
-    if plan.segmented:
-        staged["segments"] = gpu.plain((STAGES, CHUNK), jnp.int32)
-    if plan.dotted:
-        staged["dot_with"] = gpu.tiled((STAGES, CHUNK, COLUMNS), inputs["dot_with"].dtype)
-    scratch = {
-        "state": gpu.tiled((plan.key_dim, COLUMNS), jnp.bfloat16),
-        "scores": gpu.tiled((CHUNK, CHUNK), jnp.bfloat16),
-        "written": gpu.tiled((CHUNK, COLUMNS), jnp.bfloat16),
-        "out": gpu.tiled((CHUNK, COLUMNS), plan.out_dtype),
-    }
-    barrier = plgpu.Barrier(num_arrivals=len(staged), num_barriers=STAGES)
-
-    def body(*refs):
-        refs = list(refs)
-        take = lambda keys: {key: refs.pop(0) for key in keys}
-        from_, to, stage, space = take(names), take(outs), take(staged), take(scratch)
-        _body(plan, from_, to, stage, space, refs.pop(0))
-
-    results = gpu.kernel(
-        body, out_type=list(outs.values()), scratch_types=[*staged.values(), *scratch.values(), barrier],
-        grid=(plan.value_dim // COLUMNS, plan.heads, plan.b), grid_names=("columns", "head", "batch"), name="linear_recurrence_walk",
-    )(*inputs.values())
-    return dict(zip(outs, results, strict=True))
-
-
-def _body(plan, from_, to, stage, space, barrier):
-    split, head, batch = (jax.lax.axis_index(name) for name in ("columns", "head", "batch"))
-    columns = pl.ds(split * COLUMNS, COLUMNS)
-    n = plan.n
-
-    def place(step):
-        return n - 1 - step if plan.reverse else step
-
-    def source(name, at):
-        ref = from_[name]
-        tokens = pl.ds(at * CHUNK, CHUNK)
-        if name == "segments":
-            return ref.at[batch, tokens]
-        if name == "rows":
-            return ref.at[batch, head if ref.shape[1] > 1 else 0, at]
-        its = jax.lax.div(head, jnp.int32(plan.heads // ref.shape[2]))
-        if name in ("q", "k"):
-            return ref.at[batch, tokens, its]
-        return ref.at[batch, tokens, its, columns]
-
-    def fetch(step, slot):
-        for name, buffers in stage.items():
-            plgpu.copy_gmem_to_smem(source(name, place(step)), buffers.at[slot], barrier.at[slot])
-
-    for step in range(min(STAGES, n)):
-        fetch(jnp.int32(step), step)
-
-    state = gpu.load(from_["initial"].at[batch, head, :, columns], optimized=False) if plan.entering else gpu.filled((plan.key_dim, COLUMNS), 0.0)
-
-    def step_(step, state):
-        slot = jax.lax.rem(step, jnp.int32(STAGES))
-        at = place(step)
-        here = {name: ref.at[slot] for name, ref in stage.items()}
-        if plan.checkpoint_every is not None:
-            every = plan.checkpoint_every
-            enters = (at == n - 1) | (jax.lax.rem(at, jnp.int32(every)) == every - 1) if plan.reverse else jax.lax.rem(at, jnp.int32(every)) == 0
-
-            @pl.when(enters)
-            def _():
-                to["checkpoints"].at[batch, head, jax.lax.div(at, jnp.int32(every)), :, columns][...] = state
-
-        space["state"][...] = state.astype(jnp.bfloat16)
-        plgpu.barrier_wait(barrier.at[slot])
-        if plan.weighted:
-            rows = here["rows"]
-            keep = rows[3, 0]
-            written = gpu.load(here["v"]).astype(jnp.float32) * gpu.along_columns(gpu.load_per_row(rows.at[2]), COLUMNS)
-            space["written"][...] = written.astype(jnp.bfloat16)
-        plgpu.commit_smem()
-        scores = gpu.mm(here["q"], gpu.transposed(here["k"]))
-        space["scores"][...] = weigh(plan, scores, here).astype(jnp.bfloat16)
-        plgpu.commit_smem()
-        if plan.weighted:
-            out = gpu.mm(here["q"], space["state"]) * gpu.along_columns(gpu.load_per_row(rows.at[1]), COLUMNS)
-            out = gpu.mm(space["scores"], here["v"], out)
-        else:
-            out = gpu.mm(here["q"], space["state"], None, (space["scores"], here["v"]))
-        if plan.scale != 1.0:
-            out = out * plan.scale
-        if plan.dotted:
-            dots = jnp.sum(out * gpu.load(here["dot_with"]).astype(jnp.float32), axis=1)
-            to["dots"].at[split, batch, head, pl.ds(at * CHUNK, CHUNK)][...] = dots
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        space["out"][...] = out.astype(plan.out_dtype)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(space["out"], to["o"].at[batch, pl.ds(at * CHUNK, CHUNK), head, columns])
-        if plan.weighted:
-            state = gpu.mm(gpu.transposed(here["k"]), space["written"], state * keep)
-        else:
-            state = gpu.mm(gpu.transposed(here["k"]), here["v"], state)
-
-        @pl.when(step + STAGES < n)
-        def _():
-            fetch(step + STAGES, slot)
-
-        return state
-
-    state = jax.lax.fori_loop(0, n, step_, state)
-    to["state"].at[batch, head, :, columns][...] = state
-    plgpu.wait_smem_to_gmem(0)
-
-
-def weigh(plan, scores, here):
-    row, column = gpu.row_and_column((CHUNK, CHUNK))
-    if plan.reverse:
-        seen = column > row if plan.strict else column >= row
-    else:
-        seen = column < row if plan.strict else column <= row
-    if plan.segmented:
-        mine = jax.lax.broadcast_in_dim(gpu.load_per_row(here["segments"]), (CHUNK, CHUNK), (0,))
-        theirs = jax.lax.broadcast_in_dim(gpu.load_per_column(here["segments"]), (CHUNK, CHUNK), (1,))
-        seen = seen & (mine == theirs)
-    if plan.decay != "head":
-        return jnp.where(seen, scores, 0.0)
-    difference = gpu.along_columns(gpu.load_per_row(here["rows"].at[0]), CHUNK) - gpu.along_rows(gpu.load_per_column(here["rows"].at[0]), CHUNK)
-    return scores * jnp.exp(jnp.where(seen, -difference if plan.reverse else difference, -jnp.inf))

@@ -1,0 +1,359 @@
+"""The kernel behind gpu.py: one thread block, one warpgroup, walking from chunk to chunk.
+
+The state stays in registers in fp32; products read its bf16 copy in shared memory. While a chunk is computed, the copies of the next one
+fly into the other stage. In a chunk, with S the copy:
+
+    y = v - w S                                       delta rule alone; else y = v
+    P = mask(q k^T) weighted by pairs                 gpu_decay.py where the decay has channels
+    o = scale (reads . q S + P y)                     q S runs while P is weighted
+    state = keep . state + k^T (writes . y)           writes . y takes the place of v in its stage
+
+Shared memory is filled from registers in three batches a chunk, each made visible to the tensor cores (committed) before it is read:
+S; P; and writes . y together with o, which takes the place of P.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels import mosaic_gpu as gpu
+from pallas_kernels.linear_recurrence import gpu_decay
+from pallas_kernels.linear_recurrence.walks import Decay
+from pallas_kernels.mosaic_gpu import plgpu
+
+CHUNK = gpu.ROWS
+COLUMNS = 64  # of the state, a block
+MARKED = 8  # one token in so many is a mark (gpu_decay.py)
+KEYED = ("q", "k", "w", "second_k")  # arrays with the key size; others have the value size
+TOTAL, READS, WRITES, KEEP = range(4)  # rows of gpu.weight_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a kernel is built for. key_dim, value_dim: padded. tokens: names of the arrays (b, t, h, k | v) it reads."""
+
+    b: int
+    t: int
+    heads: int
+    key_dim: int
+    value_dim: int
+    decay: Decay
+    reverse: bool
+    strict: bool
+    scale: float
+    tokens: tuple[str, ...]
+    segmented: bool
+    enters: bool
+    checkpoint_every: int | None
+    out_dtype: jnp.dtype
+
+    @property
+    def n(self) -> int:
+        """Chunks."""
+        return self.t // CHUNK
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether the decay has channels."""
+        return self.decay in ("key", "value")
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether tokens have scalar weights (gpu.weight_rows)."""
+        return self.decay == "head" or self.segmented
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether what is written to the state differs from y, or is not in a stage."""
+        return self.has_rows or self.decay == "value"
+
+    @property
+    def decayed_columns(self) -> int:
+        """Channels of the decay that a block copies."""
+        return self.key_dim if self.decay == "key" else COLUMNS
+
+    def stages(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
+        """What is copied with each chunk: shape, dtype, and whether it is tiled."""
+        copied: dict[str, tuple[tuple[int, ...], Any, bool]] = {}
+        for name in self.tokens:
+            copied[name] = ((CHUNK, self.key_dim if name in KEYED else COLUMNS), jnp.bfloat16, True)
+        if self.has_rows:
+            copied["rows"] = ((4, CHUNK), jnp.float32, False)
+        if self.segmented:
+            copied["segments"] = ((CHUNK,), jnp.int32, False)
+        if self.by_channel:
+            copied["total"] = ((CHUNK, self.decayed_columns), jnp.float32, True)
+            copied["marks"] = ((CHUNK // MARKED, self.decayed_columns), jnp.float32, False)
+        return copied
+
+    def space(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """What a chunk's work is laid out in."""
+        laid: dict[str, tuple[tuple[int, ...], Any]] = {"state": ((self.key_dim, COLUMNS), jnp.bfloat16)}
+        if "q" in self.tokens:
+            laid["scores"] = ((CHUNK, CHUNK), jnp.bfloat16)
+            if self.out_dtype != jnp.bfloat16:
+                laid["out"] = ((CHUNK, COLUMNS), self.out_dtype)
+        if "w" in self.tokens:
+            laid["y"] = ((CHUNK, COLUMNS), jnp.bfloat16)
+        if self.decay == "key":
+            laid["scaled_k"] = ((CHUNK, self.key_dim), jnp.bfloat16)
+            laid["scaled_q"] = ((CHUNK, self.key_dim), jnp.bfloat16)
+        if self.decay == "value":
+            laid["scaled_v"] = ((CHUNK, COLUMNS), jnp.bfloat16)
+        return laid
+
+    def stage_count(self) -> int:
+        """2 where shared memory holds them, else 1: then copies and computing alternate."""
+        laid = gpu.shared_bytes(list(self.space().values()))
+        stage = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in self.stages().values()])
+        return 2 if laid + 2 * stage <= gpu.SHARED_MEMORY_BYTES - 2048 else 1
+
+    def results(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The kernel's outputs. dots: a part for each block of columns."""
+        b, t, h, keys, values = self.b, self.t, self.heads, self.key_dim, self.value_dim
+        made = {"state": jax.ShapeDtypeStruct((b, h, keys, values), jnp.float32)}
+        if "q" in self.tokens:
+            made["o"] = jax.ShapeDtypeStruct((b, t, h, values), self.out_dtype)
+        if "w" in self.tokens:
+            made["y"] = jax.ShapeDtypeStruct((b, t, h, values), jnp.bfloat16)
+        if "dot_with" in self.tokens:
+            made["dots"] = jax.ShapeDtypeStruct((values // COLUMNS, b, h, t), jnp.float32)
+        if self.checkpoint_every is not None:
+            made["checkpoints"] = jax.ShapeDtypeStruct((b, h, -(-self.n // self.checkpoint_every), keys, values), jnp.float32)
+        return made
+
+
+def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Runs the kernel: inputs as gpu.py prepares them, results as `Plan.results` names them."""
+    stages = plan.stage_count()
+    staged = {name: (gpu.tiled if tile else gpu.plain)((stages, *shape), dtype) for name, (shape, dtype, tile) in plan.stages().items()}
+    space = {name: gpu.tiled(shape, dtype) for name, (shape, dtype) in plan.space().items()}
+    barrier = plgpu.Barrier(num_arrivals=len(staged), num_barriers=stages)
+    results = plan.results()
+    names = (list(inputs), list(results), list(staged), list(space))
+
+    def body(*refs: Any) -> None:
+        rest = iter(refs)
+        source, target, stage, laid = ({name: next(rest) for name in group} for group in names)
+        _Block(plan, stages, source, target, stage, laid, next(rest)).walk()
+
+    made = gpu.kernel(
+        body,
+        out_type=list(results.values()),
+        scratch_types=[*staged.values(), *space.values(), barrier],
+        grid=(plan.value_dim // COLUMNS, plan.heads, plan.b),
+        grid_names=("columns", "head", "batch"),
+        name="linear_recurrence_" + ("delta_walk" if "w" in plan.tokens else "walk"),
+    )(*inputs.values())
+    return dict(zip(results, made, strict=True))
+
+
+class _Block:
+    """One thread block."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        stages: int,
+        source: dict[str, Any],
+        target: dict[str, Any],
+        stage: dict[str, Any],
+        space: dict[str, Any],
+        barrier: Any,
+    ) -> None:
+        self.plan, self.stages, self.source, self.target = plan, stages, source, target
+        self.stage, self.space, self.barrier = stage, space, barrier
+        self.split, self.head, self.batch = (jax.lax.axis_index(name) for name in ("columns", "head", "batch"))
+        self.columns = pl.ds(self.split * COLUMNS, COLUMNS)
+
+    def walk(self) -> None:
+        """All chunks."""
+        plan = self.plan
+        for step in range(min(self.stages, plan.n)):
+            self.fetch(jnp.int32(step), step)
+        if plan.enters:
+            state = gpu.load(self.source["initial"].at[self.batch, self.head, :, self.columns], optimized=False)
+        else:
+            state = gpu.filled((plan.key_dim, COLUMNS), 0.0)
+        state = jax.lax.fori_loop(0, plan.n, self.step, state)
+        self.target["state"].at[self.batch, self.head, :, self.columns][...] = state
+        plgpu.wait_smem_to_gmem(0)
+
+    def at(self, step: jax.Array) -> jax.Array:
+        """The chunk that is walked over in a step."""
+        return self.plan.n - 1 - step if self.plan.reverse else step
+
+    def fetch(self, step: jax.Array, slot: Any) -> None:
+        """Starts the copies of a step's chunk."""
+        for name, buffers in self.stage.items():
+            plgpu.copy_gmem_to_smem(self.chunk_of(name, self.at(step)), buffers.at[slot], self.barrier.at[slot])
+
+    def chunk_of(self, name: str, at: jax.Array) -> Any:
+        """Where a chunk of an input lies."""
+        ref, tokens = self.source[name], pl.ds(at * CHUNK, CHUNK)
+        if name == "segments":
+            return ref.at[self.batch, tokens]
+        if name == "rows":
+            return ref.at[self.batch, self.head if ref.shape[1] > 1 else 0, at]
+        keyed = name in KEYED or (self.plan.decay == "key" and name in ("total", "marks"))
+        columns = slice(None) if keyed else self.columns
+        if name == "marks":
+            return ref.at[self.batch, pl.ds(at * (CHUNK // MARKED), CHUNK // MARKED), MARKED - 1, self.head, columns]
+        return ref.at[self.batch, tokens, jax.lax.div(self.head, jnp.int32(self.plan.heads // ref.shape[2])), columns]
+
+    def chunk_to(self, name: str, at: jax.Array) -> Any:
+        """Where a chunk of an output lies."""
+        return self.target[name].at[self.batch, pl.ds(at * CHUNK, CHUNK), self.head, self.columns]
+
+    def step(self, step: jax.Array, state: jax.Array) -> jax.Array:
+        """One chunk: from the state that enters it to the state that leaves it."""
+        plan, space, at = self.plan, self.space, self.at(step)
+        slot = jax.lax.rem(step, jnp.int32(self.stages))
+        here = {name: ref.at[slot] for name, ref in self.stage.items()}
+        if plan.checkpoint_every is not None:
+            self.checkpoint(at, state)
+        space["state"][...] = state.astype(jnp.bfloat16)
+        plgpu.barrier_wait(self.barrier.at[slot])
+        plgpu.commit_smem()
+        keep = self.keep(here)
+        y = here["v"]
+        if "w" in plan.tokens:
+            y = space["y"]
+            erased = gpu.load(here["v"]).astype(jnp.float32) - gpu.mm(here["w"], space["state"])
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last chunk's y and o
+            y[...] = erased.astype(jnp.bfloat16)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(y, self.chunk_to("y", at))
+        out = None
+        if "q" in plan.tokens:
+            if "w" not in plan.tokens:
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            out = self.read(here, y)
+            if plan.scale != 1.0:
+                out = out * plan.scale
+            if "dot_with" in plan.tokens:
+                dots = jnp.sum(out * gpu.load(here["dot_with"]).astype(jnp.float32), axis=1)
+                self.target["dots"].at[self.split, self.batch, self.head, pl.ds(at * CHUNK, CHUNK)][...] = dots
+            space.get("out", space["scores"])[...] = out.astype(plan.out_dtype)
+        products = self.prepare_writes(here, y)
+        plgpu.commit_smem()
+        if out is not None:
+            plgpu.copy_smem_to_gmem(space.get("out", space["scores"]), self.chunk_to("o", at))
+        (left, right), *more = products
+        state = gpu.mm(left, right, state if keep is None else state * keep, *more)
+
+        @pl.when(step + self.stages < plan.n)
+        def _() -> None:
+            self.fetch(step + self.stages, slot)
+
+        return state
+
+    def checkpoint(self, at: jax.Array, state: jax.Array) -> None:
+        """Stores the state where a group of chunks is entered."""
+        every = jnp.int32(self.plan.checkpoint_every)
+        within = jax.lax.rem(at, every)
+        enters = (at == self.plan.n - 1) | (within == every - 1) if self.plan.reverse else within == 0
+
+        @pl.when(enters)
+        def _() -> None:
+            self.target["checkpoints"].at[self.batch, self.head, jax.lax.div(at, every), :, self.columns][...] = state
+
+    def keep(self, here: dict[str, Any]) -> jax.Array | None:
+        """What the entering state is multiplied by; None for 1."""
+        kept = here["rows"][KEEP, 0] if self.plan.has_rows else None
+        if not self.plan.by_channel:
+            return kept
+        decay = gpu_decay.keep(here["marks"], (self.plan.key_dim, COLUMNS), by_row=self.plan.decay == "key")
+        return decay if kept is None else decay * kept
+
+    def read(self, here: dict[str, Any], y: Any) -> jax.Array:
+        """(c, columns): reads . q S + P y."""
+        plan, space, scores = self.plan, self.space, self.space["scores"]
+        if plan.decay == "key":
+            weighted = gpu_decay.scores_by_key(
+                here["q"], here["k"], space["scaled_q"], space["scaled_k"], here["total"], here["marks"], plan.reverse
+            )
+            scores[...] = jnp.where(self.seen(here), weighted, 0.0).astype(jnp.bfloat16)
+            gpu_decay.scale_to(
+                space["scaled_q"],
+                here["q"],
+                here["total"],
+                here["marks"],
+                gpu_decay.to_border(plan.reverse, True),
+                self.per_token(here, READS),
+            )
+            plgpu.commit_smem()
+            return gpu.mm(space["scaled_q"], space["state"], None, (scores, y))
+
+        def weigh(products: jax.Array) -> jax.Array:
+            return self.weigh(here, products)
+
+        if plan.decay == "value":
+            products, old = gpu.mm_while((here["q"], gpu.transposed(here["k"])), (here["q"], space["state"]), weigh)
+            factor = gpu_decay.factor(here["total"], here["marks"], gpu_decay.to_border(plan.reverse, True))
+            old = self.times(old * factor, here, READS)
+            return gpu_decay.read_by_value(products, old, scores, space["scaled_v"], y, here["total"], here["marks"], plan.reverse)
+
+        def lay(products: jax.Array) -> None:
+            scores[...] = weigh(products).astype(jnp.bfloat16)
+
+        _, old = gpu.mm_while((here["q"], gpu.transposed(here["k"])), (here["q"], space["state"]), lay)
+        plgpu.commit_smem()
+        return gpu.mm(scores, y, self.times(old, here, READS))
+
+    def prepare_writes(self, here: dict[str, Any], y: Any) -> list[tuple[Any, Any]]:
+        """Lays out what is written to the state, as pairs of factors to multiply once committed."""
+        plan = self.plan
+        border = gpu_decay.to_border(plan.reverse, False)
+        written = [("k", y, "v")] + ([("second_k", here["second_v"], "second_v")] if "second_k" in plan.tokens else [])
+        pairs = []
+        for (key, value, place), scaled in zip(written, ("scaled_k", "scaled_q"), strict=False):
+            if plan.decay == "key":
+                gpu_decay.scale_to(self.space[scaled], here[key], here["total"], here["marks"], border, self.per_token(here, WRITES))
+                pairs.append((gpu.transposed(self.space[scaled]), value))
+            elif plan.rewrites:
+                weighted = self.times(gpu.load(value).astype(jnp.float32), here, WRITES)
+                if plan.decay == "value":
+                    weighted = weighted * gpu_decay.factor(here["total"], here["marks"], border)
+                here[place][...] = weighted.astype(jnp.bfloat16)
+                pairs.append((gpu.transposed(here[key]), here[place]))
+            else:
+                pairs.append((gpu.transposed(here[key]), value))
+        return pairs
+
+    def per_token(self, here: dict[str, Any], row: int) -> Any:
+        """Where a scalar a token lies; None where all are 1."""
+        return here["rows"].at[row] if self.plan.has_rows else None
+
+    def times(self, x: jax.Array, here: dict[str, Any], row: int) -> jax.Array:
+        """x with its rows multiplied by a scalar a token."""
+        weights = self.per_token(here, row)
+        return x if weights is None else x * gpu.along_columns(gpu.load_per_row(weights), x.shape[1])
+
+    def seen(self, here: dict[str, Any]) -> jax.Array:
+        """(c, c) bool: which pairs of a chunk count."""
+        row, column = gpu.row_and_column((CHUNK, CHUNK))
+        if self.plan.reverse:
+            seen = column > row if self.plan.strict else column >= row
+        else:
+            seen = column < row if self.plan.strict else column <= row
+        if self.plan.segmented:
+            mine = gpu.along_columns(gpu.load_per_row(here["segments"]), CHUNK)
+            theirs = gpu.along_rows(gpu.load_per_column(here["segments"]), CHUNK)
+            seen = seen & (mine == theirs)
+        return seen
+
+    def weigh(self, here: dict[str, Any], products: jax.Array) -> jax.Array:
+        """q k^T, masked, and weighted by a decay a head."""
+        seen = self.seen(here)
+        if self.plan.decay != "head":
+            return jnp.where(seen, products, 0.0)
+        total = here["rows"].at[TOTAL]
+        difference = gpu.along_columns(gpu.load_per_row(total), CHUNK) - gpu.along_rows(gpu.load_per_column(total), CHUNK)
+        return products * jnp.exp(jnp.where(seen, -difference if self.plan.reverse else difference, -jnp.inf))

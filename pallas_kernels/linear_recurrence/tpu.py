@@ -1,0 +1,348 @@
+"""The walks of walks.py as Mosaic TPU kernels.
+
+One program walks the chunks of a few heads, with their states (k, v) fp32 in vector memory; batch rows and groups of heads run in any
+order. Rows stay as the layers have them, (b, t, h, d), read as (b, t, h d): a block is the rows of one chunk and of as many heads as
+fill whole lanes, so nothing is transposed or padded in memory. Where only all heads together would do and those do not fit, rows are
+transposed to (b, h, t, d) first. What there is one of a token, (b, h, t), is stored as rows of c lanes; a column would
+take 128 times its size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import dispatch
+from pallas_kernels.linear_recurrence import tpu_chunk
+from pallas_kernels.linear_recurrence.tpu_chunk import BASE, Documents, Kind
+from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Walked
+
+LANES, SUBLANES = 128, 8
+LARGEST_HEAD = 256
+# Of the 16 MiB a program may take on v5e; the other half is for what it computes.
+BLOCK_BYTES = 8 * 2**20
+# Lanes of q and v together that a program should hold: below, starting it costs more than its rows.
+ENOUGH_LANES = 512
+
+
+def refuses(key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike, decay: Decay, erase: bool) -> str | None:
+    """Why these kernels cannot serve heads of key_dim and value_dim in dtype; None if they can."""
+    if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)):
+        return f"the TPU kernels take bfloat16 and float32; this is {jnp.dtype(dtype).name}"
+    if max(key_dim, value_dim) > LARGEST_HEAD:
+        return f"the TPU kernels take head sizes up to {LARGEST_HEAD}; these are {key_dim} and {value_dim}"
+    return None
+
+
+def chunk_size(decay: Decay, erase: bool, key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike) -> int:
+    """Tokens a chunk: 128 fill the matrix unit; a decay a channel costs a product more each time it doubles, erasing an inverse c x c."""
+    return 64 if erase or decay in ("key", "value") else 128
+
+
+def walk(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    chunks: Chunks,
+    *,
+    heads: int,
+    scale: float = 1.0,
+    initial_state: jax.Array | None = None,
+    reverse: bool = False,
+    strict: bool = False,
+    dot_with: jax.Array | None = None,
+    checkpoint_every: int | None = None,
+    out_dtype: jax.typing.DTypeLike | None = None,
+) -> Walked:
+    """See walks.Walk.
+
+    Raises:
+      ValueError: chunks of a size these kernels do not have, or an operand's shape does not fit.
+    """
+    rows = {"q": q, "k": k, "v": v}
+    if dot_with is not None:
+        rows["dot_with"] = dot_with
+    kind = Kind(chunks.size, chunks.decay, reverse, strict, float(scale))
+    return _walk(rows, chunks, kind, heads, initial_state, checkpoint_every, jnp.dtype(out_dtype or v.dtype))
+
+
+def delta_walk(
+    w: jax.Array,
+    u: jax.Array,
+    k: jax.Array,
+    chunks: Chunks,
+    *,
+    heads: int,
+    q: jax.Array | None = None,
+    second: tuple[jax.Array, jax.Array] | None = None,
+    scale: float = 1.0,
+    initial_state: jax.Array | None = None,
+    reverse: bool = False,
+    checkpoint_every: int | None = None,
+) -> Walked:
+    """See walks.DeltaWalk.
+
+    Raises:
+      ValueError: a decay on the channels of v, chunks of a size these kernels do not have, or an operand's shape does not fit.
+    """
+    if chunks.decay == "value":
+        raise ValueError("delta_walk: a decay on the channels of v is not served")
+    rows = {"w": w, "k": k, "v": u}
+    if q is not None:
+        rows["q"] = q
+    if second is not None:
+        rows |= {"second_k": second[0], "second_v": second[1]}
+    kind = Kind(chunks.size, chunks.decay, reverse, False, float(scale))
+    return _walk(rows, chunks, kind, heads, initial_state, checkpoint_every, jnp.dtype(u.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """How a call is cut: `group` heads a program; flat: rows as (b, t, h d), else as (b h, t, d) of one head a program."""
+
+    heads: int
+    group: int
+    flat: bool
+
+    def held(self, heads: int) -> int:
+        """Heads of an operand with that many that a program holds."""
+        return max(1, self.group * heads // self.heads)
+
+
+def _walk(rows: dict[str, jax.Array], chunks: Chunks, kind: Kind, heads: int, initial_state, every: int | None, out_dtype) -> Walked:
+    b, t, _, value_dim = rows["v"].shape
+    key_dim, c = rows["k"].shape[3], chunks.size
+    _check(rows, chunks, heads)
+    compute = jnp.dtype(jnp.bfloat16) if all(x.dtype == jnp.bfloat16 for x in rows.values()) else jnp.dtype(jnp.float32)
+    rows = {name: x.astype(compute) for name, x in rows.items()}
+    n = t // c
+    groups = None if every is None else -(-n // every)
+    given = dict(rows)
+    if chunks.decay in ("key", "value"):
+        given["total"] = chunks.total
+    produced: dict[str, Any] = {name: out_dtype for name in (["o"] if "q" in rows else []) + (["y"] if "w" in rows else [])}
+    plan = _plan(given, produced, heads, key_dim, value_dim, c)
+    placed = _Placed(plan, b, n, c, kind.reverse)
+    inputs = [(name, *placed.rows(x)) for name, x in given.items()]
+    if chunks.decay == "head":
+        inputs.append(("total", *placed.a_token(chunks.total)))
+    if chunks.segments is not None:
+        inputs += [("segments", *placed.of_chunk(chunks.segments.reshape(b, n, 1, c)))]
+        reach = [jnp.broadcast_to(x.reshape(b, n, -1), (b, n, c)) for x in (chunks.starts, chunks.ends, chunks.keeps)]
+        inputs += [("reach", *placed.of_chunk(jnp.stack(reach, axis=2)))]
+    if initial_state is not None:
+        inputs.append(("initial_state", *placed.state(initial_state.astype(jnp.float32))))
+    outputs = [(name, *placed.new_rows(value_dim, dtype)) for name, dtype in produced.items()]
+    if "dot_with" in rows:
+        outputs.append(("dots", *placed.new_a_token()))
+    outputs.append(("state", *placed.new_state(key_dim, value_dim)))
+    if every is not None:
+        outputs.append(("checkpoints", *placed.new_checkpoints(key_dim, value_dim, groups, every)))
+    held = {name: plan.held(x.shape[2]) for name, x in given.items()}
+    names = (*(name for name, *_ in inputs), *(name for name, *_ in outputs))
+    how = dispatch.interpretation()
+    found = pl.pallas_call(
+        functools.partial(_kernel, names=names, kind=kind, group=plan.group, held=held, every=every),
+        grid=(b, heads // plan.group, n),
+        in_specs=[spec for *_, spec in inputs],
+        out_specs=[spec for *_, spec in outputs],
+        out_shape=[shape for _, shape, _ in outputs],
+        scratch_shapes=[pltpu.VMEM((plan.group, key_dim, value_dim), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        cost_estimate=_cost(inputs, outputs, b * heads * n, kind, rows, key_dim, value_dim),
+        interpret=pltpu.InterpretParams(detect_races=True) if how == "races" else how == "values",
+        name="_".join(("recurrence", "delta" if "w" in rows else "walk", kind.decay, *(["reverse"] if kind.reverse else []))),
+    )(*(x for _, x, _ in inputs))
+    results = dict(zip((name for name, *_ in outputs), found, strict=True))
+    results |= {name: placed.as_rows(results[name], value_dim) for name in produced}
+    if "dots" in results:
+        results["dots"] = results["dots"].reshape(b, heads, t)
+    return Walked(**{"o": None, **results})
+
+
+def _kernel(*refs, names, kind: Kind, group: int, held: dict[str, int], every: int | None) -> None:
+    *blocks, state = refs
+    ref = dict(zip(names, blocks, strict=True))
+    step, n = pl.program_id(2), pl.num_programs(2)
+    at = n - 1 - step if kind.reverse else step
+
+    @pl.when(step == 0)
+    def _():
+        state[...] = ref["initial_state"][0] if "initial_state" in ref else jnp.zeros_like(state)
+
+    if every is not None:
+        entry = lax.rem(at, every) == (every - 1 if kind.reverse else 0)
+
+        @pl.when((step == 0) | entry)
+        def _():
+            ref["checkpoints"][0, :, 0] = state[...]
+
+    documents = _documents(ref) if "segments" in ref else None
+    shared = None if kind.decay != "none" else tpu_chunk.weights(kind, None, documents)
+    raw: dict[tuple[int, int], jax.Array] = {}
+    for head in range(group):
+        _one_head(ref, state, head, kind, group, held, documents, shared, raw)
+
+    @pl.when(step == n - 1)
+    def _():
+        ref["state"][0] = state[...]
+
+
+def _one_head(ref, state, head: int, kind: Kind, group: int, held, documents, shared, raw) -> None:
+    def of(name: str) -> jax.Array:
+        width = ref[name].shape[2] // held[name]
+        first = head * held[name] // group
+        return ref[name][0, :, first * width : (first + 1) * width]
+
+    weights = shared
+    if weights is None:
+        total = ref["total"][0, head, 0] if kind.decay == "head" else of("total")
+        weights = tpu_chunk.weights(kind, total, documents)
+    k, written, entered = of("k"), of("v"), state[head]
+    lanes = pl.ds(head * written.shape[1], written.shape[1])
+    if "w" in ref:
+        y = written.astype(jnp.float32) - tpu_chunk.from_state(of("w"), entered)
+        ref["y"][0, :, lanes] = y.astype(ref["y"].dtype)
+        written = y.astype(written.dtype)
+    if "o" in ref:
+        q = of("q")
+        pair = head * held["q"] // group, head * held["k"] // group
+        if kind.decay != "key" and pair not in raw:
+            raw[pair] = tpu_chunk.by_rows(q, k)
+        out = tpu_chunk.read(kind, weights, q, k, written, entered, raw.get(pair))
+        ref["o"][0, :, lanes] = out.astype(ref["o"].dtype)
+        if "dot_with" in ref:
+            dots = jnp.sum(out * of("dot_with").astype(jnp.float32), axis=1, keepdims=True)
+            ref["dots"][0, head, 0] = tpu_chunk.as_row(dots)
+    update = tpu_chunk.outer(kind, weights, k, written)
+    if "second_k" in ref:
+        update = update + tpu_chunk.outer(kind, weights, of("second_k"), of("second_v"))
+    state[head] = update + (entered if weights.keep is None else weights.keep * entered)
+
+
+def _documents(ref) -> Documents:
+    segments, reach = ref["segments"][0, 0], ref["reach"][0, 0]
+    return Documents(
+        same=tpu_chunk.as_column(segments) == segments,
+        starts=tpu_chunk.as_column(reach[0:1]),
+        ends=tpu_chunk.as_column(reach[1:2]),
+        keeps=reach[2:3, 0:1],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """Arrays and the blocks of them that a program sees: grid (b, groups of heads, chunks in the order they are walked)."""
+
+    plan: _Plan
+    b: int
+    n: int
+    c: int
+    reverse: bool
+
+    def rows(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
+        b, t, heads, d = x.shape
+        spec = self._row_spec(heads, d)
+        return (x.reshape(b, t, heads * d) if self.plan.flat else jnp.swapaxes(x, 1, 2).reshape(b * heads, t, d)), spec
+
+    def new_rows(self, d: int, dtype) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        b, t, h = self.b, self.n * self.c, self.plan.heads
+        return jax.ShapeDtypeStruct((b, t, h * d) if self.plan.flat else (b * h, t, d), dtype), self._row_spec(h, d)
+
+    def as_rows(self, x: jax.Array, d: int) -> jax.Array:
+        """(b, t, h, d) of what was made as `new_rows`."""
+        b, t, h = self.b, self.n * self.c, self.plan.heads
+        return x.reshape(b, t, h, d) if self.plan.flat else jnp.swapaxes(x.reshape(b, h, t, d), 1, 2)
+
+    def a_token(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
+        return x.reshape(self.b, self.plan.heads, self.n, 1, self.c), self.new_a_token()[1]
+
+    def new_a_token(self) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        shape = jax.ShapeDtypeStruct((self.b, self.plan.heads, self.n, 1, self.c), jnp.float32)
+        return shape, pl.BlockSpec((1, self.plan.group, 1, 1, self.c), lambda b, h, j: (b, h, self._chunk(j), 0, 0))
+
+    def of_chunk(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
+        return x, pl.BlockSpec((1, 1, *x.shape[2:]), lambda b, h, j: (b, self._chunk(j), 0, 0))
+
+    def state(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
+        return x, self.new_state(*x.shape[2:])[1]
+
+    def new_state(self, key_dim: int, value_dim: int) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        shape = jax.ShapeDtypeStruct((self.b, self.plan.heads, key_dim, value_dim), jnp.float32)
+        return shape, pl.BlockSpec((1, self.plan.group, key_dim, value_dim), lambda b, h, j: (b, h, 0, 0))
+
+    def new_checkpoints(self, key_dim: int, value_dim: int, groups, every) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        shape = jax.ShapeDtypeStruct((self.b, self.plan.heads, groups, key_dim, value_dim), jnp.float32)
+        block = (1, self.plan.group, 1, key_dim, value_dim)
+        return shape, pl.BlockSpec(block, lambda b, h, j: (b, h, lax.div(self._chunk(j), every), 0, 0))
+
+    def _row_spec(self, heads: int, d: int) -> pl.BlockSpec:
+        sharing = self.plan.heads // heads
+        if self.plan.flat:
+            programs = max(1, sharing // self.plan.group)
+            block = (1, self.c, self.plan.held(heads) * d)
+            return pl.BlockSpec(block, lambda b, h, j: (b, self._chunk(j), lax.div(h, programs)))
+        return pl.BlockSpec((1, self.c, d), lambda b, h, j: (b * heads + lax.div(h, sharing), self._chunk(j), 0))
+
+    def _chunk(self, j):
+        return self.n - 1 - j if self.reverse else j
+
+
+def _plan(given: dict[str, jax.Array], produced: dict[str, Any], heads: int, key_dim: int, value_dim: int, c: int) -> _Plan:
+    """The fewest heads a program that fill whole lanes and are enough, else the most that fit; one transposed head where none fit."""
+    shapes = [(x.shape[2], x.shape[3], x.dtype.itemsize) for x in given.values()]
+    shapes += [(heads, value_dim, dtype.itemsize) for dtype in produced.values()]
+    fitting = [g for g in range(1, heads + 1) if heads % g == 0 and all(_whole_lanes(g, heads, hx, d) for hx, d, _ in shapes)]
+    fitting = [g for g in fitting if _block_bytes(g, heads, shapes, key_dim, value_dim, c) <= BLOCK_BYTES]
+    if not fitting:
+        return _Plan(heads, 1, False)
+    enough = [g for g in fitting if g * (key_dim + value_dim) >= ENOUGH_LANES]
+    return _Plan(heads, enough[0] if enough else fitting[-1], True)
+
+
+def _whole_lanes(group: int, heads: int, operand_heads: int, d: int) -> bool:
+    sharing = heads // operand_heads
+    held = max(1, group // sharing)
+    return (group % sharing == 0 or sharing % group == 0) and (held == operand_heads or held * d % LANES == 0)
+
+
+def _block_bytes(group: int, heads: int, shapes, key_dim: int, value_dim: int, c: int) -> int:
+    """Vector memory of a program's blocks: each is held twice, while the next is fetched; lanes are padded to whole ones."""
+    rows = sum(2 * c * _up(max(1, group * hx // heads) * d, LANES) * itemsize for hx, d, itemsize in shapes)
+    # The state at work, and twice each: the initial one, the last one and a checkpoint.
+    return rows + 7 * group * _up(key_dim, SUBLANES) * _up(value_dim, LANES) * 4
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _cost(inputs, outputs, programs: int, kind: Kind, rows, key_dim: int, value_dim: int) -> pl.CostEstimate:
+    c = kind.size
+    levels = 1 + int(math.log2(max(c, BASE) // BASE)) if kind.decay in ("key", "value") else 1
+    products = 2 * c * key_dim * value_dim * (1 + ("w" in rows) + ("second_k" in rows) + ("q" in rows))
+    if "q" in rows:
+        products += 2 * c * c * (key_dim * (levels if kind.decay == "key" else 1) + value_dim * (levels if kind.decay == "value" else 1))
+    channels = {"none": 0, "head": c, "key": (levels + 3) * key_dim, "value": (levels + 3) * value_dim}[kind.decay]
+    moved = sum(x.size * x.dtype.itemsize for _, x, _ in (*inputs, *outputs))
+    return pl.CostEstimate(flops=programs * products, transcendentals=programs * c * channels, bytes_accessed=moved)
+
+
+def _check(rows: dict[str, jax.Array], chunks: Chunks, heads: int) -> None:
+    b, t = rows["v"].shape[:2]
+    c = chunks.size
+    if c % SUBLANES or t % c:
+        raise ValueError(f"linear_recurrence: the TPU kernels take chunks of a multiple of {SUBLANES} tokens that divides {t}; this is {c}")
+    if chunks.decay in ("key", "value") and c & (c - 1):
+        raise ValueError(f"linear_recurrence: with a decay a channel the TPU kernels take chunks of a power of two; this is {c}")
+    for name, x in rows.items():
+        if x.shape[:2] != (b, t) or heads % x.shape[2]:
+            raise ValueError(f"linear_recurrence: {name} must be {(b, t)} + (a divisor of {heads}, channels); got {x.shape}")

@@ -1,0 +1,218 @@
+"""One chunk of one head of a walk (see walks.py), on values that are in a TPU's vector memory.
+
+Everything is a matrix product of at most c x c. A decay a head multiplies the scores of a chunk. A decay a channel k acts inside
+
+    q_i . k_j weighted = sum_k q_ik exp(G_ik - G_jk) k_jk
+
+where exp(-G) by itself overflows. So pairs are sorted by how far apart they are: i and j in neighbouring blocks of 16, 32, ... tokens of
+one block twice as long take the boundary R between the two as reference, and both exp(G_i - R) and exp(R - G_j) are at most 1;
+pairs inside a block of 16 take its middle, from which no token is further than 8. One product a level, masked to its pairs, and
+nothing else is needed (Yang et al. 2023, "Gated Linear Attention", section 4.3, has two such levels). A decay on the channels of v
+weighs the other product of the chunk in the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.linear_recurrence.walks import Decay
+
+BASE = 16  # tokens of the smallest block: 8 on either side of its middle, each decaying by at most e^-10, stay within fp32
+LARGEST_EXPONENT = 80.0  # e^80 = 5.5e34: times a value below 6,000 it is finite in fp32, and times a masked 0 it is 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What kind of walk: c tokens a chunk, where the decay acts, its direction, whether j = i is left out, the factor of what is read."""
+
+    size: int
+    decay: Decay
+    reverse: bool
+    strict: bool
+    scale: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """same (c, c): pairs of one document; starts, ends (c, 1) and keeps (1, 1) as walks.Chunks has them."""
+
+    same: jax.Array
+    starts: jax.Array
+    ends: jax.Array
+    keeps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The weights of one head's chunk.
+
+    pairs: of a decay a head or none, (c, c): weights, or whether a pair counts where there is no decay.
+    levels: of a decay a channel.
+    reads, writes: (c, 1), or (c, channels), None is 1. keep: what multiplies the state, None is 1.
+    """
+
+    pairs: jax.Array | None
+    levels: tuple[Level, ...]
+    reads: jax.Array | None
+    writes: jax.Array | None
+    keep: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """Pairs (c, c) of one distance; their weight is row_i column_j, (c, channels) each."""
+
+    pairs: jax.Array
+    row: jax.Array
+    column: jax.Array
+
+
+def weights(kind: Kind, total: jax.Array | None, documents: Documents | None) -> Weights:
+    """total: (1, c) for a decay a head, (c, channels) for one a channel; the running sum of log decay inside the chunk."""
+    c = kind.size
+    starts, ends, keeps = (None, None, None) if documents is None else (documents.starts, documents.ends, documents.keeps)
+    if total is None:
+        reads, writes = (ends, starts) if kind.reverse else (starts, ends)
+        return Weights(_both(_ordered(kind), documents), (), reads, writes, keeps)
+    if kind.decay == "head":
+        row, total = total, as_column(total)
+        last = row[:, c - 1 :]
+        between = row - total if kind.reverse else total - row
+        pairs, levels = jnp.exp(jnp.where(_both(_ordered(kind), documents), between, -jnp.inf)), ()
+    else:
+        last = total[c - 1 :]
+        pairs, levels = None, tuple(_levels(kind, total, documents))
+    to_start, to_end = _times(jnp.exp(total), starts), _times(jnp.exp(last - total), ends)
+    reads, writes = (to_end, to_start) if kind.reverse else (to_start, to_end)
+    keep = _times(jnp.exp(last), keeps)
+    return Weights(pairs, levels, reads, writes, as_column(keep) if kind.decay == "key" else keep)
+
+
+def read(
+    kind: Kind, weights: Weights, q: jax.Array, k: jax.Array, written: jax.Array, state: jax.Array, raw: jax.Array | None
+) -> jax.Array:
+    """o (c, v) fp32: scale (reads_i . q_i S + sum_j pair_ij (q_i . k_j) written_j). raw: q k^T of these operands, if it is at hand."""
+    dtype = q.dtype
+    if kind.decay == "key":
+        out = from_state((q * weights.reads).astype(dtype), state)
+        scores = jnp.zeros((), jnp.float32)
+        for level in weights.levels:
+            products = by_rows((q * level.row).astype(dtype), (k * level.column).astype(dtype))
+            scores = scores + jnp.where(level.pairs, products, 0)
+        out = out + plain(scores.astype(dtype), written)
+    else:
+        out = _times(from_state(q, state), weights.reads)
+        raw = by_rows(q, k) if raw is None else raw
+        for level in weights.levels:
+            scores = jnp.where(level.pairs, raw, 0).astype(dtype)
+            out = out + level.row * plain(scores, (written * level.column).astype(dtype))
+        if weights.pairs is not None:
+            weighed = jnp.where(weights.pairs, raw, 0) if kind.decay == "none" else raw * weights.pairs
+            out = out + plain(weighed.astype(dtype), written)
+    if weights.levels and not kind.strict:
+        # Levels leave j = i out: its weight is exactly 1, and in the decay's gradient what it adds to dq and to dk must cancel.
+        own = jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=1, keepdims=True)
+        out = out + own * written.astype(jnp.float32)
+    return out if kind.scale == 1.0 else out * kind.scale
+
+
+def outer(kind: Kind, weights: Weights, k: jax.Array, written: jax.Array) -> jax.Array:
+    """sum_j writes_j . k_j written_j^T, (k, v) fp32."""
+    if kind.decay == "value":
+        written = (written * weights.writes).astype(k.dtype)
+    elif weights.writes is not None:
+        k = (k * weights.writes).astype(k.dtype)
+    return _product(k, written, 0, 0)
+
+
+def from_state(x: jax.Array, state: jax.Array) -> jax.Array:
+    """x S: (c, v) fp32 of x (c, k). The state keeps its precision in bf16 too, as the sum of two bf16 values."""
+    if x.dtype == jnp.float32:
+        return plain(x, state)
+    high = state.astype(x.dtype)
+    low = (state - high.astype(jnp.float32)).astype(x.dtype)
+    return plain(x, high) + plain(x, low)
+
+
+def plain(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a b, fp32."""
+    return _product(a, b, 1, 0)
+
+
+def by_rows(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a b^T, fp32."""
+    return _product(a, b, 1, 1)
+
+
+def as_column(row: jax.Array) -> jax.Array:
+    """(1, n) as (n, 1)."""
+    return row.reshape(row.shape[1], 1)
+
+
+def as_row(column: jax.Array) -> jax.Array:
+    """(n, 1) as (1, n)."""
+    return column.reshape(1, column.shape[0])
+
+
+def _product(a, b, of_a: int, of_b: int):
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
+    return lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _levels(kind: Kind, total, documents):
+    c = kind.size
+    base = min(BASE, c)
+    row, column = _indices(c)
+    block = base.bit_length() - 1
+    reference = _spread(total, base, base // 2 - 1)
+    up, down = _exp(total - reference), _exp(reference - total)
+    inside = lax.shift_right_logical(row, block) == lax.shift_right_logical(column, block)
+    ordered = row < column if kind.reverse else row > column
+    yield Level(_both(inside & ordered, documents), *((down, up) if kind.reverse else (up, down)))
+    half = base
+    while half < c:
+        reference = _spread(total, 2 * half, half - 1)
+        shift = half.bit_length() - 1
+        later = lax.shift_right_logical(lax.broadcasted_iota(jnp.int32, total.shape, 0), shift) & 1 == 1
+        # Of the later half only its distance from the boundary is asked for, of the earlier half only that to the boundary.
+        factor = _exp(jnp.where(later, total - reference, reference - total))
+        far, near = (column, row) if kind.reverse else (row, column)
+        far, near = lax.shift_right_logical(far, shift), lax.shift_right_logical(near, shift)
+        yield Level(_both((far == near + 1) & (near & 1 == 0), documents), factor, factor)
+        half *= 2
+
+
+def _spread(total, block: int, at: int):
+    """Row `at` of every block of rows, for all rows of the block."""
+    parts = [jnp.broadcast_to(total[start + at : start + at + 1], (block, total.shape[1])) for start in range(0, total.shape[0], block)]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=0)
+
+
+def _exp(x):
+    return jnp.exp(jnp.minimum(x, LARGEST_EXPONENT))
+
+
+def _indices(c: int):
+    return lax.broadcasted_iota(jnp.int32, (c, c), 0), lax.broadcasted_iota(jnp.int32, (c, c), 1)
+
+
+def _ordered(kind: Kind):
+    row, column = _indices(kind.size)
+    if kind.reverse:
+        return row < column if kind.strict else row <= column
+    return row > column if kind.strict else row >= column
+
+
+def _both(pairs, documents: Documents | None):
+    return pairs if documents is None else pairs & documents.same
+
+
+def _times(x, factor):
+    return x if factor is None else x * factor
+
+
+__all__ = ["Documents", "Kind", "Level", "Weights", "as_column", "as_row", "by_rows", "from_state", "outer", "plain", "read", "weights"]

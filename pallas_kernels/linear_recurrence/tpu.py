@@ -126,17 +126,17 @@ def _walk(rows: dict[str, jax.Array], chunks: Chunks, kind: Kind, heads: int, in
     n = t // c
     groups = None if every is None else -(-n // every)
     given = dict(rows)
-    if chunks.decay in ("key", "value"):
+    if chunks.total is not None and chunks.decay in ("key", "value"):
         given["total"] = chunks.total
-    produced: dict[str, Any] = {name: out_dtype for name in (["o"] if "q" in rows else []) + (["y"] if "w" in rows else [])}
+    produced: dict[str, Any] = dict.fromkeys((["o"] if "q" in rows else []) + (["y"] if "w" in rows else []), out_dtype)
     plan = _plan(given, produced, heads, key_dim, value_dim, c)
     placed = _Placed(plan, b, n, c, kind.reverse)
     inputs = [(name, *placed.rows(x)) for name, x in given.items()]
-    if chunks.decay == "head":
+    if chunks.total is not None and chunks.decay == "head":
         inputs.append(("total", *placed.a_token(chunks.total)))
     if chunks.segments is not None:
         inputs += [("segments", *placed.of_chunk(chunks.segments.reshape(b, n, 1, c)))]
-        reach = [jnp.broadcast_to(x.reshape(b, n, -1), (b, n, c)) for x in (chunks.starts, chunks.ends, chunks.keeps)]
+        reach = [jnp.broadcast_to(x.reshape(b, n, -1), (b, n, c)) for x in (chunks.starts, chunks.ends, chunks.keeps) if x is not None]
         inputs += [("reach", *placed.of_chunk(jnp.stack(reach, axis=2)))]
     if initial_state is not None:
         inputs.append(("initial_state", *placed.state(initial_state.astype(jnp.float32))))

@@ -98,7 +98,7 @@ def read(
     """o (c, v) fp32: scale (reads_i . q_i S + sum_j pair_ij (q_i . k_j) written_j). raw: q k^T of these operands, if it is at hand."""
     dtype = q.dtype
     if kind.decay == "key":
-        out = from_state((q * weights.reads).astype(dtype), state)
+        out = from_state(_times(q, weights.reads).astype(dtype), state)
         scores = jnp.zeros((), jnp.float32)
         for level in weights.levels:
             products = by_rows((q * level.row).astype(dtype), (k * level.column).astype(dtype))
@@ -123,7 +123,7 @@ def read(
 def outer(kind: Kind, weights: Weights, k: jax.Array, written: jax.Array) -> jax.Array:
     """sum_j writes_j . k_j written_j^T, (k, v) fp32."""
     if kind.decay == "value":
-        written = (written * weights.writes).astype(k.dtype)
+        written = _times(written, weights.writes).astype(k.dtype)
     elif weights.writes is not None:
         k = (k * weights.writes).astype(k.dtype)
     return _product(k, written, 0, 0)

@@ -93,12 +93,14 @@ class BaseConvolutionMixer(Mixer):
 
     def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
         x = zero_padding(x, context)
+        gate = self.projection(x)
         if self.convolution is not None:
-            return self._gated(x, self.convolution(x, context))
+            return MixerOutput(self.convolution(x, context, out_gate=gate) + x)
         assert self.filter is not None
         self._check_length(x)
-        y = long_convolution(x, self.filter(x.shape[1]), segment_ids=context.segments)
-        return self._gated(x, self._skip(x, y))
+        skip = jnp.ones(self.width) if self.config.filter == "implicit" else None
+        y = long_convolution(x, self.filter(x.shape[1]), out_gate=gate, skip=skip, segment_ids=context.segments)
+        return MixerOutput(y + x)
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> BaseConvolutionState:
         inputs: Any
@@ -111,20 +113,15 @@ class BaseConvolutionMixer(Mixer):
     def extend(self, x: jax.Array, state: BaseConvolutionState, context: Context = Context()) -> tuple[MixerOutput, BaseConvolutionState]:
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
         x = zero_padding(x, tokens)
+        gate = self.projection(x)
         if self.convolution is not None:
-            y, inputs = self.convolution.extend(x, state.inputs, tokens, state.cursor)
+            y, inputs = self.convolution.extend(x, state.inputs, tokens, state.cursor, out_gate=gate)
         else:
             assert self.filter is not None and tokens.segments is not None
             self._check_length(x)
             y, inputs = state.inputs.extend(x, self.filter(state.inputs.slots), tokens.segments)
-            y = self._skip(x, y)
-        return self._gated(x, y), BaseConvolutionState(inputs, cursor)
+            y = (y + x if self.config.filter == "implicit" else y) * gate
+        return MixerOutput(y + x), BaseConvolutionState(inputs, cursor)
 
     def _check_length(self, x: jax.Array) -> None:
         check_length(x.shape[1], self.config.maximum_length, "BaseConvolution's maximum_length")
-
-    def _skip(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        return y + x if self.config.filter == "implicit" else y
-
-    def _gated(self, x: jax.Array, y: jax.Array) -> MixerOutput:
-        return MixerOutput(y * self.projection(x) + x)

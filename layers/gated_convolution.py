@@ -72,7 +72,7 @@ class GatedConvolutionMixer(Mixer):
 
     def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
         u, gate = jnp.split(self.input(zero_padding(x, context)), 2, axis=-1)
-        return self._gated(self.convolution(u, context), gate)
+        return MixerOutput(self.output(self.convolution(u, context, out_gate=gate, activation="silu")))
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> GatedConvolutionState:
         return GatedConvolutionState(self.convolution.init_state(batch_size, dtype), Cursor.start(batch_size))
@@ -80,8 +80,5 @@ class GatedConvolutionMixer(Mixer):
     def extend(self, x: jax.Array, state: GatedConvolutionState, context: Context = Context()) -> tuple[MixerOutput, GatedConvolutionState]:
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
         u, gate = jnp.split(self.input(zero_padding(x, tokens)), 2, axis=-1)
-        y, inputs = self.convolution.extend(u, state.inputs, tokens, state.cursor)
-        return self._gated(y, gate), GatedConvolutionState(inputs, cursor)
-
-    def _gated(self, y: jax.Array, gate: jax.Array) -> MixerOutput:
-        return MixerOutput(self.output(jax.nn.silu(y.astype(jnp.float32)).astype(y.dtype) * gate))
+        y, inputs = self.convolution.extend(u, state.inputs, tokens, state.cursor, out_gate=gate, activation="silu")
+        return MixerOutput(self.output(y)), GatedConvolutionState(inputs, cursor)

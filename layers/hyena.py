@@ -84,9 +84,11 @@ class HyenaMixer(Mixer):
 
     def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
         self._check_length(x)
-        x1, x2, v = self.convolution.pieces(self.input(zero_padding(x, context)), context, 3)
-        z = x1 * v
-        return self._gated(x2, z, long_convolution(z, self.filter(x.shape[1]), segment_ids=context.segments))
+        parts = jnp.split(self.input(zero_padding(x, context)), 3, axis=-1)
+        x1, x2 = (self.convolution.piece(parts[index], context, index, 3) for index in (0, 1))
+        z = self.convolution.piece(parts[2], context, 2, 3, out_gate=x1)
+        filter = self.filter(x.shape[1])
+        return MixerOutput(self.output(long_convolution(z, filter, out_gate=x2, skip=self.skip[...], segment_ids=context.segments)))
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> HyenaState:
         long = LongConvolutionCache.create(batch_size, min(max_length, self.config.maximum_length), self.width, dtype)
@@ -100,10 +102,8 @@ class HyenaMixer(Mixer):
         x1, x2, v = jnp.split(projected, 3, axis=-1)
         z = x1 * v
         y, long = state.long.extend(z, self.filter(state.long.slots), tokens.segments)
-        return self._gated(x2, z, y), HyenaState(short, long, cursor)
+        y = x2 * (y + self.skip[...].astype(z.dtype) * z)
+        return MixerOutput(self.output(y)), HyenaState(short, long, cursor)
 
     def _check_length(self, x: jax.Array) -> None:
         check_length(x.shape[1], self.config.maximum_length, "Hyena's maximum_length")
-
-    def _gated(self, x2: jax.Array, z: jax.Array, y: jax.Array) -> MixerOutput:
-        return MixerOutput(self.output(x2 * (y + self.skip[...].astype(z.dtype) * z)))

@@ -12,7 +12,7 @@ State: the last kernel - 1 inputs.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import chz
 import jax
@@ -22,7 +22,7 @@ from flax import nnx
 from configuration import UserError
 from layers.linear import parameter
 from layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place
-from pallas_kernels.gated_convolution import short_convolution
+from pallas_kernels.gated_convolution import Activation, short_convolution
 
 
 def check_kernel(kernel: int | None) -> None:
@@ -43,7 +43,7 @@ class ShortConvolution(MixerConfig):
 
     kernel: int = 4
     bias: bool = False
-    activation: Literal["none", "silu"] = "none"
+    activation: Activation = "none"
 
     @chz.validate
     def _possible(self) -> None:
@@ -54,7 +54,10 @@ class ShortConvolution(MixerConfig):
 
 
 class CausalConvolution(nnx.Module):
-    """The part: no activation, no cursor of its own. Padding in x may hold anything; it reads 0."""
+    """The part: no cursor of its own. Padding in x may hold anything; it reads 0.
+
+    Gates and the activation are pallas_kernels.gated_convolution's, which computes them in one pass with the convolution.
+    """
 
     def __init__(self, channels: int, kernel: int, rngs: nnx.Rngs, *, bias: bool = False):
         bound = kernel**-0.5
@@ -63,29 +66,49 @@ class CausalConvolution(nnx.Module):
         self.taps = parameter(jax.random.uniform(rngs.params(), (kernel, channels), jnp.float32, -bound, bound))
         self.bias = parameter(jax.random.uniform(rngs.params(), (channels,), jnp.float32, -bound, bound), decay=False) if bias else None
 
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        """x (b, t, channels), whole sequences."""
-        y, _ = short_convolution(x, self.taps[...], self._bias(), segment_ids=context.segments)
-        return y
+    def __call__(self, x: jax.Array, context: Context, *, out_gate: jax.Array | None = None, activation: Activation = "none") -> jax.Array:
+        """x and out_gate (b, t, channels), whole sequences."""
+        return self.piece(x, context, 0, 1, out_gate=out_gate, activation=activation)
 
-    def pieces(self, x: jax.Array, context: Context, count: int) -> list[jax.Array]:
-        """`__call__`, its result split in `count` equal pieces of the channels. Each piece is convolved by itself: splitting after
-        the convolution costs several times more on CPU, where XLA fuses the gradient through the seams."""
-        taps = jnp.split(self.taps[...], count, axis=-1)
-        bias = [None] * count if self.bias is None else jnp.split(self.bias[...], count)
-        parts = zip(jnp.split(x, count, axis=-1), taps, bias, strict=True)
-        return [short_convolution(*part, segment_ids=context.segments)[0] for part in parts]
+    def piece(
+        self,
+        x: jax.Array,
+        context: Context,
+        index: int,
+        count: int,
+        *,
+        out_gate: jax.Array | None = None,
+        activation: Activation = "none",
+    ) -> jax.Array:
+        """`__call__` on piece `index` of `count` equal ones of the channels: x (b, t, channels / count).
+
+        Splitting after the convolution costs several times more on CPU, where XLA fuses the gradient through the seams.
+        """
+        taps = jnp.split(self.taps[...], count, axis=-1)[index]
+        bias = None if self.bias is None else jnp.split(self.bias[...], count)[index]
+        return short_convolution(x, taps, bias, out_gate=out_gate, activation=activation, segment_ids=context.segments)[0]
 
     def init_state(self, batch_size: int, dtype: Any = jnp.float32) -> jax.Array:
         """(b, kernel - 1, channels): the last inputs of the document, oldest first."""
         return jnp.zeros((batch_size, self.kernel_size - 1, self.channels), dtype)
 
-    def extend(self, x: jax.Array, state: jax.Array, tokens: Context, cursor_before: Cursor) -> tuple[jax.Array, jax.Array]:
+    def extend(
+        self,
+        x: jax.Array,
+        state: jax.Array,
+        tokens: Context,
+        cursor_before: Cursor,
+        *,
+        out_gate: jax.Array | None = None,
+        activation: Activation = "none",
+    ) -> tuple[jax.Array, jax.Array]:
         """x (b, t, channels), the next tokens; `tokens` from `Cursor.read`, `cursor_before` the cursor that read them."""
         y, after = short_convolution(
             x,
             self.taps[...],
-            self._bias(),
+            None if self.bias is None else self.bias[...],
+            out_gate=out_gate,
+            activation=activation,
             initial_state=state,
             segment_ids=tokens.segments,
             initial_segment=cursor_before.segment,
@@ -93,9 +116,6 @@ class CausalConvolution(nnx.Module):
         )
         assert after is not None
         return y, after
-
-    def _bias(self) -> jax.Array | None:
-        return None if self.bias is None else self.bias[...]
 
 
 @jax.tree_util.register_dataclass
@@ -115,15 +135,12 @@ class DepthwiseConvolution(Mixer):
         self.convolution = CausalConvolution(width, config.kernel, rngs, bias=config.bias)
 
     def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
-        return MixerOutput(self._activate(self.convolution(x, context)))
+        return MixerOutput(self.convolution(x, context, activation=self.config.activation))
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> ShortConvolutionState:
         return ShortConvolutionState(self.convolution.init_state(batch_size, dtype), Cursor.start(batch_size))
 
     def extend(self, x: jax.Array, state: ShortConvolutionState, context: Context = Context()) -> tuple[MixerOutput, ShortConvolutionState]:
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
-        y, inputs = self.convolution.extend(x, state.inputs, tokens, state.cursor)
-        return MixerOutput(self._activate(y)), ShortConvolutionState(inputs, cursor)
-
-    def _activate(self, y: jax.Array) -> jax.Array:
-        return jax.nn.silu(y.astype(jnp.float32)).astype(y.dtype) if self.config.activation == "silu" else y
+        y, inputs = self.convolution.extend(x, state.inputs, tokens, state.cursor, activation=self.config.activation)
+        return MixerOutput(y), ShortConvolutionState(inputs, cursor)

@@ -14,6 +14,7 @@ of a document harmless; masking would leave holes in the count of lags.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,9 @@ def short_convolution(
     taps: jax.Array,
     bias: jax.Array | None,
     *,
+    in_gate: jax.Array | None,
+    out_gate: jax.Array | None,
+    activation: str,
     initial_state: jax.Array | None,
     segment_ids: jax.Array | None,
     initial_segment: jax.Array | None,
@@ -40,20 +44,25 @@ def short_convolution(
     old = jnp.zeros((b, past, d), x.dtype) if initial_state is None else initial_state
     state_dtype = old.dtype
     if segment_ids is None:
-        inputs = jnp.concatenate([old.astype(jnp.float32), x.astype(jnp.float32)], axis=1)
+        gated = x if in_gate is None else x.astype(jnp.float32) * in_gate.astype(jnp.float32)
+        inputs = jnp.concatenate([old.astype(jnp.float32), gated.astype(jnp.float32)], axis=1)
         y = jnp.zeros((b, t, d), jnp.float32)
         for lag in range(past + 1):
             # Without a state, shifts of x itself: XLA on CPU is several times slower where a gradient flows into a concatenation.
-            past_inputs = _delayed(x, lag) if initial_state is None else _shifted(inputs, past, lag, t)
+            past_inputs = _delayed(gated, lag) if initial_state is None else _shifted(inputs, past, lag, t)
             y = y + taps[lag].astype(jnp.float32) * past_inputs
-        if bias is not None:
-            y = y + bias.astype(jnp.float32)
+        y = _activated(y, bias, activation)
+        if out_gate is not None:
+            y = y * out_gate.astype(jnp.float32)
         state = inputs[:, t:].astype(state_dtype) if return_state else None
         return y.astype(x.dtype), state
 
     rows, order, inverse = _compaction(segment_ids)
     packed = segment_ids[rows, order]
-    moved = _take(_zeroed(x, segment_ids), rows, order)
+    gated = _zeroed(x, segment_ids)
+    if in_gate is not None:
+        gated = gated.astype(jnp.float32) * _zeroed(in_gate, segment_ids).astype(jnp.float32)
+    moved = _take(gated, rows, order)
     old_segment = jnp.zeros(b, packed.dtype) if initial_segment is None else initial_segment.astype(packed.dtype)
     inputs = jnp.concatenate([old.astype(jnp.float32), moved.astype(jnp.float32)], axis=1)
     segments = jnp.concatenate([jnp.broadcast_to(old_segment[:, None], (b, past)), packed], axis=1)
@@ -61,9 +70,12 @@ def short_convolution(
     for lag in range(past + 1):
         same = _shifted(segments, past, lag, t) == packed
         y = y + taps[lag].astype(jnp.float32) * jnp.where(same[:, :, None], _shifted(inputs, past, lag, t), 0)
-    if bias is not None:
-        y = y + bias.astype(jnp.float32)
-    y = _zeroed(_take(y.astype(x.dtype), rows, inverse), segment_ids)
+    y = _activated(y, bias, activation)
+    if out_gate is None:
+        y = _zeroed(_take(y.astype(x.dtype), rows, inverse), segment_ids)
+    else:
+        y = _zeroed(_take(y, rows, inverse), segment_ids) * _zeroed(out_gate, segment_ids).astype(jnp.float32)
+    y = y.astype(x.dtype)
     if not return_state:
         return y, None
 
@@ -74,17 +86,22 @@ def short_convolution(
     return y, state.astype(state_dtype)
 
 
-def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: jax.Array | None) -> jax.Array:
-    """See pallas_kernels.gated_convolution."""
+def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: jax.Array | None, dtype: Any = None) -> jax.Array:
+    """See pallas_kernels.gated_convolution.long.gated; computes in fp32."""
     t = x.shape[1]
     filter = filter[:t].astype(jnp.float32)
     if segment_ids is None:
-        y = _one_document(x.astype(jnp.float32), jnp.pad(filter, ((0, t - filter.shape[0]), (0, 0))))
-        return y.astype(x.dtype)
+        return _one_document(x.astype(jnp.float32), jnp.pad(filter, ((0, t - filter.shape[0]), (0, 0))))
     rows, order, inverse = _compaction(segment_ids)
     moved = _take(_zeroed(x, segment_ids), rows, order).astype(jnp.float32)
     y = _documents_apart(moved, filter, segment_ids[rows, order])
-    return _zeroed(_take(y.astype(x.dtype), rows, inverse), segment_ids)
+    return _zeroed(_take(y, rows, inverse), segment_ids)
+
+
+def _activated(y: jax.Array, bias: jax.Array | None, activation: str) -> jax.Array:
+    if bias is not None:
+        y = y + bias.astype(jnp.float32)
+    return jax.nn.silu(y) if activation == "silu" else y
 
 
 def _shifted(inputs: jax.Array, past: int, lag: int, length: int) -> jax.Array:

@@ -187,6 +187,9 @@ def test_bfloat16_sums_in_float32():
         ("initial_state", {"initial_state": jnp.zeros((2, 3, 5))}),
         ("segment_ids", {"segment_ids": jnp.ones((2, 3), jnp.int32)}),
         ("initial_segment", {"initial_state": jnp.zeros((2, 2, 5)), "segment_ids": jnp.ones((2, 4), jnp.int32)}),
+        ("in_gate", {"in_gate": jnp.zeros((2, 4, 1))}),
+        ("out_gate", {"out_gate": jnp.zeros((2, 3, 5))}),
+        ("activation", {"activation": "relu"}),
         ("backend", {"backend": "pallas_tpu"}),
     ],
 )

@@ -15,9 +15,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code (2 for a user's mistake, 130 for a stopped run)."""
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
-    if rest and (any(argument.startswith("-") for argument in rest) or not hasattr(given, "overrides")):
+    if given.command == "bench":
+        given.overrides = rest
+    elif rest and (any(argument.startswith("-") for argument in rest) or not hasattr(given, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
+    elif rest:
         given.overrides += rest  # argparse gives up on trailing positionals that an option separates
     try:
         return COMMANDS[given.command](given)
@@ -87,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export", "write a run's newest checkpoint as safetensors + config.json")
     export.add_argument("run", type=Path)
     export.add_argument("out", type=Path)
+    # Its options are the benchmark's own: `bench kernels --help`.
+    commands.add_parser("bench", help="time this project's parts, beside peers where they can be had", add_help=False)
     for added in (describe, train, compare, evaluate, generate):
         added.add_argument("overrides", nargs="*", metavar="path=value", help="for example optimizer.learning_rate=3e-4")
     return parser
@@ -205,6 +209,15 @@ def _export(given: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(given: argparse.Namespace) -> int:
+    if not given.overrides or given.overrides[0] not in BENCHMARKS:
+        what = repr(given.overrides[0]) if given.overrides else "nothing"
+        raise UserError(f"bench {what}: there are {', '.join(BENCHMARKS)}; `bench NAME --help` lists a benchmark's options")
+    import importlib
+
+    return importlib.import_module(f"benchmarks.{BENCHMARKS[given.overrides[0]]}").main(given.overrides[1:])
+
+
 def _definitions(given: argparse.Namespace) -> None:
     """Config classes that a saved run may name: the project's, and those of `--with` files."""
     import training.experiment  # noqa: F401
@@ -223,7 +236,9 @@ COMMANDS = {
     "evaluate": _evaluate,
     "generate": _generate,
     "export": _export,
+    "bench": _bench,
 }
+BENCHMARKS = {"kernels": "kernels", "recall": "recall_training"}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,6 +10,10 @@ import jax
 import jax.numpy as jnp
 
 
+SMALL = 8
+"""Squares below this size are sums of products, not matrix products: on CPU a product of 2 x 2 costs a hundred times its arithmetic."""
+
+
 def decayed_products(rows: jax.Array, columns: jax.Array, g: jax.Array | None, seen: jax.Array | None, wide) -> jax.Array:
     """sum_c rows_ic exp(g_{j+1,c} + ... + g_ic) columns_jc for j <= i, else 0.
 
@@ -82,7 +86,10 @@ def _by_channel(rows, columns, g, wide):
         row, column, decay = (x.reshape(b, n * m, 2, half, h, -1) for x in (rows, columns, g))
         row = (row[:, :, 1] * jnp.exp(since_start(decay[:, :, 1]))).astype(dtype)
         column = (column[:, :, 0] * jnp.exp(to_end(decay[:, :, 0]))).astype(dtype)
-        square = jnp.einsum("bmihk,bmjhk->bmhij", row, column, preferred_element_type=wide)
+        if half < SMALL:
+            square = jnp.moveaxis(jnp.sum((row[:, :, :, None] * column[:, :, None]).astype(wide), axis=-1), 4, 2)
+        else:
+            square = jnp.einsum("bmihk,bmjhk->bmhij", row, column, preferred_element_type=wide)
         square = jnp.moveaxis(square.reshape(b, n, m, h, half, half), 3, 2)
         blocks = triangle.reshape(b, n, h, m, 2, half, half)
         triangle = _joined(blocks[..., 0, :, :], square, blocks[..., 1, :, :])

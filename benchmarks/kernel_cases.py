@@ -1,0 +1,188 @@
+"""What `bench kernels` times: operations at shapes that people train, and how each is called.
+
+A case draws its inputs, calls the operation's front door on a named backend and, where there is one, a plain form that somebody
+without this project would write in jnp. Gradients are those of every array the case hands over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.gated_convolution import long_convolution, short_convolution
+from pallas_kernels.linear_recurrence import linear_recurrence
+from pallas_kernels.linear_recurrence.reference import quadratic
+from pallas_kernels.taylor_attention import taylor_attention
+
+Arrays = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One operation at one shape.
+
+    operation, variant: what it is, in the words of the tables. sizes: the shape. inputs(key, dtype) -> arrays. run(arrays, backend) ->
+    output. plain(arrays) -> the same output without this project, or None. plain_name: what that is. work: FLOPs of the
+    forward pass that no form can avoid (products with the state; a chunk's own products come on top). peer: its name in
+    kernel_peers.py, or None.
+    """
+
+    operation: str
+    variant: str
+    sizes: dict[str, int]
+    inputs: Callable[[jax.Array, Any], Arrays]
+    run: Callable[[Arrays, str | None], jax.Array]
+    work: float
+    plain: Callable[[Arrays], jax.Array] | None = None
+    plain_name: str = ""
+    peer: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.operation}, {self.variant}, " + " ".join(f"{name}{size}" for name, size in self.sizes.items())
+
+    def smaller(self) -> Case:
+        """The same heads' sizes, few of them and few tokens: what gradients are checked at."""
+        sizes = {**self.sizes, "b": 1, "t": min(self.sizes["t"], 320)}
+        if "h" in sizes:
+            sizes["h"] = min(2, sizes["h"])
+        return CASES[self.operation, self.variant](**sizes)
+
+
+def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Case:
+    def inputs(key, dtype) -> Arrays:
+        keys = jax.random.split(key, 6)
+        found = {
+            "q": jax.random.normal(keys[0], (b, t, h, k)),
+            "k": jax.random.normal(keys[1], (b, t, h, k)),
+            "v": jax.random.normal(keys[2], (b, t, h, v)),
+        }
+        found["k"] /= jnp.linalg.norm(found["k"], axis=-1, keepdims=True)
+        if "delta" in variant:
+            beta = jax.nn.sigmoid(jax.random.normal(keys[4], (b, t, h)))
+            found |= {"beta": beta}
+        found = {name: x if name == "beta" else x.astype(dtype) for name, x in found.items()}
+        if "decay a head" in variant:
+            found["log_decay"] = jax.nn.log_sigmoid(jax.random.normal(keys[3], (b, t, h)) + 3)
+        if "decay a channel" in variant:
+            found["log_decay"] = jax.nn.log_sigmoid(jax.random.normal(keys[3], (b, t, h, k)) + 3)
+        return found
+
+    def run(x: Arrays, backend: str | None) -> jax.Array:
+        extra = {}
+        if "beta" in x:
+            extra = {"erase_read": (x["beta"][..., None] * x["k"]).astype(x["k"].dtype), "write_strength": x["beta"]}
+        decay = x.get("log_decay")
+        return linear_recurrence(x["q"], x["k"], x["v"], log_decay=decay, scale=k**-0.5, backend=backend, **extra)[0]
+
+    def square(x: Arrays) -> jax.Array:
+        return quadratic(x["q"], x["k"], x["v"], log_decay=x.get("log_decay"), scale=k**-0.5).astype(x["v"].dtype)
+
+    # The square form of a decay a channel holds a (t, t, k) array a head; the delta rule has none.
+    plain = square if variant in ("no decay", "decay a head") else None
+    peer = {
+        "no decay": "linear_attention",
+        "decay a head": "simple_gla",
+        "decay a channel": "gla",
+        "gated delta, decay a head": "gated_delta_rule",
+        "gated delta, decay a channel": "kda",
+    }[variant]
+    sizes = {"b": b, "t": t, "h": h, "k": k, "v": v}
+    products = 3 if "delta" in variant else 2
+    return Case("linear_recurrence", variant, sizes, inputs, run, products * 2.0 * b * t * h * k * v, plain, "square form", peer)
+
+
+def _taylor(b: int, t: int, h: int, k: int, v: int) -> Case:
+    def inputs(key, dtype) -> Arrays:
+        keys = jax.random.split(key, 3)
+        shapes = {"q": (b, t, h, k), "k": (b, t, h, k), "v": (b, t, h, v)}
+        return {name: jax.random.normal(each, shape).astype(dtype) for each, (name, shape) in zip(keys, shapes.items(), strict=True)}
+
+    def run(x: Arrays, backend: str | None) -> jax.Array:
+        return taylor_attention(x["q"], x["k"], x["v"], backend=backend)[0]
+
+    def square(x: Arrays) -> jax.Array:
+        s = jnp.einsum("bihk,bjhk->bhij", x["q"], x["k"], preferred_element_type=jnp.float32) * k**-0.5
+        weights = jnp.where(jnp.tril(jnp.ones((t, t), bool)), 1 + s + s * s / 2, 0)
+        o = jnp.einsum("bhij,bjhv->bihv", weights, x["v"].astype(jnp.float32))
+        return (o / jnp.moveaxis(jnp.sum(weights, axis=-1), 1, 2)[..., None]).astype(x["v"].dtype)
+
+    features = 1 + k + k * (k + 1) // 2
+    sizes = {"b": b, "t": t, "h": h, "k": k, "v": v}
+    return Case("taylor_attention", "normalised", sizes, inputs, run, 4.0 * b * t * h * features * (v + 1), square, "square form", "based")
+
+
+def _short(b: int, t: int, d: int) -> Case:
+    def inputs(key, dtype) -> Arrays:
+        keys = jax.random.split(key, 3)
+        x, gate = (jax.random.normal(each, (b, t, d)).astype(dtype) for each in keys[:2])
+        return {"x": x, "out_gate": gate, "taps": jax.random.normal(keys[2], (4, d)) / 2}
+
+    def run(x: Arrays, backend: str | None) -> jax.Array:
+        return short_convolution(x["x"], x["taps"], out_gate=x["out_gate"], activation="silu", backend=backend)[0]
+
+    def library(x: Arrays) -> jax.Array:
+        filters = jnp.flip(x["taps"], 0).astype(x["x"].dtype)[:, None]
+        y = jax.lax.conv_general_dilated(x["x"], filters, (1,), [(3, 0)], dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=d)
+        return jax.nn.silu(y) * x["out_gate"]
+
+    return Case(
+        "short_convolution", "4 taps, silu, gate", {"b": b, "t": t, "d": d}, inputs, run, 8.0 * b * t * d, library, "lax.conv", "short_conv"
+    )
+
+
+def _long(b: int, t: int, d: int) -> Case:
+    def inputs(key, dtype) -> Arrays:
+        keys = jax.random.split(key, 2)
+        filter = jax.random.normal(keys[1], (t, d)) * jnp.exp(-jnp.arange(t) / (t / 4))[:, None] * t**-0.5
+        return {"x": jax.random.normal(keys[0], (b, t, d)).astype(dtype), "filter": filter}
+
+    def run(x: Arrays, backend: str | None) -> jax.Array:
+        return long_convolution(x["x"], x["filter"], backend=backend)
+
+    def transform(x: Arrays) -> jax.Array:
+        spectrum = jnp.fft.rfft(x["x"].astype(jnp.float32), 2 * t, axis=1) * jnp.fft.rfft(x["filter"], 2 * t, axis=0)
+        return jnp.fft.irfft(spectrum, 2 * t, axis=1)[:, :t].astype(x["x"].dtype)
+
+    return Case("long_convolution", "explicit filter", {"b": b, "t": t, "d": d}, inputs, run, 0.0, transform, "jnp.fft", None)
+
+
+RECURRENCES = ("no decay", "decay a head", "decay a channel", "gated delta, decay a head", "gated delta, decay a channel")
+
+CASES: dict[tuple[str, str], Callable[..., Case]] = {
+    **{("linear_recurrence", variant): functools.partial(_recurrence, variant) for variant in RECURRENCES},
+    ("taylor_attention", "normalised"): _taylor,
+    ("short_convolution", "4 taps, silu, gate"): _short,
+    ("long_convolution", "explicit filter"): _long,
+}
+
+ACCELERATOR_SHAPES: dict[str, list[dict[str, int]]] = {
+    "linear_recurrence": [
+        {"b": 2, "t": 16384, "h": 16, "k": 128, "v": 128},
+        {"b": 4, "t": 4096, "h": 64, "k": 128, "v": 128},
+        {"b": 8, "t": 2048, "h": 32, "k": 64, "v": 64},
+    ],
+    "taylor_attention": [{"b": 8, "t": 2048, "h": 16, "k": 16, "v": 64}, {"b": 2, "t": 8192, "h": 16, "k": 16, "v": 64}],
+    "short_convolution": [{"b": 8, "t": 2048, "d": 2048}, {"b": 16, "t": 8192, "d": 2048}],
+    "long_convolution": [{"b": 16, "t": length, "d": 768} for length in (1024, 2048, 4096, 8192)],
+}
+CPU_SHAPES: dict[str, list[dict[str, int]]] = {
+    "linear_recurrence": [{"b": 1, "t": length, "h": 2, "k": 64, "v": 64} for length in (256, 1024)],
+    "taylor_attention": [{"b": 1, "t": length, "h": 2, "k": 16, "v": 64} for length in (256, 1024)],
+    "short_convolution": [{"b": 4, "t": 1024, "d": 256}],
+    "long_convolution": [{"b": 4, "t": length, "d": 64} for length in (256, 1024)],
+}
+
+
+def cases(platform: str, operations: list[str]) -> list[Case]:
+    """The cases of these operations at the shapes for this platform ("cpu", "gpu", "tpu")."""
+    shapes = CPU_SHAPES if platform == "cpu" else ACCELERATOR_SHAPES
+    return [make(**sizes) for (operation, _), make in CASES.items() if operation in operations for sizes in shapes[operation]]
+
+
+OPERATIONS = tuple(dict.fromkeys(operation for operation, _ in CASES))

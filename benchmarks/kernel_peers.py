@@ -1,0 +1,152 @@
+"""Times the peers of `bench kernels` in a process of its own: flash-linear-attention's Triton kernels and torch, on the GPU.
+
+    PYTHON benchmarks/kernel_peers.py < cases.jsonl
+
+Reads one JSON line a case ({"peer", "variant", "sizes", "repeats"}) and answers one a case: {"forward", "both", "version"} in
+seconds, or {"error"} with the reason. Nothing of this project is imported, so any interpreter with torch and fla serves.
+
+fla's functions take (b, t, h, d) and fp32 gates, as they are called in its own benchmarks.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+
+
+def main() -> None:
+    for line in sys.stdin:
+        try:
+            answer = measure(json.loads(line))
+        except Exception as error:  # whatever a peer's library raises is an answer here, not the end of the benchmark
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        print("RESULT " + json.dumps(answer), flush=True)
+
+
+def measure(case: dict) -> dict:
+    """Medians of a case's forward pass and of forward and backward."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("torch sees no GPU")
+    torch.manual_seed(0)
+    function, inputs, version = PEERS[case["peer"]](**case["sizes"])
+
+    def forward():
+        with torch.no_grad():
+            return function(*inputs)
+
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    cotangent = torch.randn_like(forward())
+
+    def both():
+        return torch.autograd.grad(function(*leaves), leaves, cotangent)
+
+    return {"forward": timed(forward, torch), "both": timed(both, torch), "version": version}
+
+
+def timed(call, torch) -> float:
+    """Median seconds a call, each of 20 turns long enough to hide a launch."""
+    for _ in range(5):  # compiles and tunes
+        call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    calls = max(1, int(0.01 / max(time.perf_counter() - start, 1e-5)))
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) / calls)
+    return statistics.median(times)
+
+
+def _rows(b, t, h, k, v):
+    import torch
+
+    make = lambda d: torch.randn(b, t, h, d, device="cuda", dtype=torch.bfloat16)  # noqa: E731
+    q, key, value = make(k), torch.nn.functional.normalize(make(k), dim=-1), make(v)
+    return q, key, value
+
+
+def _gate(*shape):
+    import torch
+
+    return torch.nn.functional.logsigmoid(torch.randn(*shape, device="cuda") + 3)
+
+
+def _beta(b, t, h):
+    import torch
+
+    return torch.sigmoid(torch.randn(b, t, h, device="cuda", dtype=torch.bfloat16))
+
+
+def _version() -> str:
+    import fla
+    import torch
+
+    return f"fla {fla.__version__}, torch {torch.__version__}"
+
+
+def linear_attention(b, t, h, k, v):
+    from fla.ops.linear_attn import chunk_linear_attn
+
+    return (lambda q, k, v: chunk_linear_attn(q, k, v, normalize=False)[0]), _rows(b, t, h, k, v), _version()
+
+
+def simple_gla(b, t, h, k, v):
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    return (lambda q, k, v, g: chunk_simple_gla(q, k, v, g=g)[0]), (*_rows(b, t, h, k, v), _gate(b, t, h)), _version()
+
+
+def gla(b, t, h, k, v):
+    from fla.ops.gla import chunk_gla
+
+    return (lambda q, k, v, g: chunk_gla(q, k, v, g=g)[0]), (*_rows(b, t, h, k, v), _gate(b, t, h, k)), _version()
+
+
+def gated_delta_rule(b, t, h, k, v):
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    inputs = (*_rows(b, t, h, k, v), _gate(b, t, h), _beta(b, t, h))
+    return (lambda q, k, v, g, beta: chunk_gated_delta_rule(q, k, v, g=g, beta=beta)[0]), inputs, _version()
+
+
+def kda(b, t, h, k, v):
+    from fla.ops.kda import chunk_kda
+
+    inputs = (*_rows(b, t, h, k, v), _gate(b, t, h, k), _beta(b, t, h))
+    return (lambda q, k, v, g, beta: chunk_kda(q, k, v, g=g, beta=beta)[0]), inputs, _version()
+
+
+def based(b, t, h, k, v):
+    from fla.ops.based import parallel_based
+
+    q, key, value = (x.transpose(1, 2).contiguous() for x in _rows(b, t, h, k, v))
+    return (lambda q, k, v: parallel_based(q, k, v, scale=None, use_norm=True)), (q, key, value), _version()
+
+
+def short_conv(b, t, d):
+    import torch
+
+    x, gate = (torch.randn(b, t, d, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    taps = torch.randn(d, 1, 4, device="cuda", dtype=torch.bfloat16)
+
+    @torch.compile
+    def function(x, gate, taps):
+        y = torch.nn.functional.conv1d(x.transpose(1, 2), taps, padding=3, groups=d)[..., :t].transpose(1, 2)
+        return torch.nn.functional.silu(y) * gate
+
+    return function, (x, gate, taps), f"torch {torch.__version__}"
+
+
+PEERS = {f.__name__: f for f in (linear_attention, simple_gla, gla, gated_delta_rule, kda, based, short_conv)}
+
+if __name__ == "__main__":
+    main()

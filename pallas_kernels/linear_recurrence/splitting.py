@@ -1,0 +1,125 @@
+"""Long sequences split along time: pieces run side by side, and their states are combined afterwards.
+
+A piece is linear in the state S it starts from: its outputs and its last state are those from S = 0 plus what S adds,
+
+    o_i = o_i(0) + R_i S,        S_end = S_end(0) + T S.
+
+Nothing erased, R_i = exp(G_i) q_i and T = exp(G) with G the decay since the piece began. Where something is erased, both come from
+the recurrence itself, run with the identity beside the state: k more columns of values, all 0. So a piece needs no neighbour
+until its own work is done; then one pass over the pieces, of a state each, gives what every piece starts from. On devices that
+each hold a piece the same two steps apply, `entering` being the only exchange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.linear_recurrence.xla import by_channel, carried
+
+Recurrence = Callable[..., tuple[jax.Array, jax.Array | None]]
+
+
+def in_pieces(
+    run: Recurrence,
+    pieces: int,
+    q,
+    k,
+    v,
+    *,
+    log_decay=None,
+    write_strength=None,
+    erase_read=None,
+    erase_write=None,
+    scale=1.0,
+    initial_state=None,
+    segment_ids=None,
+    initial_segment=None,
+    return_state=False,
+    chunk_size=None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """The front door's call, t in `pieces` equal pieces that `run` (an implementation of it) takes as rows of a larger batch."""
+    b, t, h, value_dim = v.shape
+    key_dim = q.shape[3]
+    rows = {"q": q, "k": k, "v": v, "write_strength": write_strength, "erase_read": erase_read, "erase_write": erase_write}
+    if log_decay is not None:
+        rows["log_decay"] = jnp.broadcast_to(log_decay, (b, t, h)) if log_decay.ndim == 1 else log_decay
+    rows = {name: _folded(x, pieces) for name, x in rows.items() if x is not None}
+    length = rows["v"].shape[1]
+    segments = first = None
+    if segment_ids is not None:
+        first = jnp.zeros(b, segment_ids.dtype) if initial_segment is None else initial_segment.astype(segment_ids.dtype)
+        last = carried(_padded(segment_ids, pieces), first).reshape(b, pieces, length)[:, :, -1]
+        first = jnp.concatenate([first[:, None], last[:, :-1]], axis=1).reshape(b * pieces)
+        segments = _folded(segment_ids, pieces)
+    own = jnp.zeros((b, pieces, h, key_dim, value_dim), jnp.float32)
+    if initial_state is not None:
+        own = own.at[:, 0].set(initial_state.astype(jnp.float32))
+    own = own.reshape(b * pieces, h, key_dim, value_dim)
+    shared = {"scale": scale, "segment_ids": segments, "initial_segment": first, "return_state": True, "chunk_size": chunk_size}
+    if erase_read is None:
+        o, states = run(rows.pop("q"), rows.pop("k"), rows.pop("v"), initial_state=own, **rows, **shared)
+        readers, keeps = _decayed(_folded(q, pieces), rows.get("log_decay"), scale, h, segments, first)
+    else:
+        v_ = jnp.concatenate([rows.pop("v"), jnp.zeros((b * pieces, length, h, key_dim), v.dtype)], axis=3)
+        if write_strength is not None and write_strength.ndim == 4:
+            ones = jnp.ones((b * pieces, length, h, key_dim), write_strength.dtype)
+            rows["write_strength"] = jnp.concatenate([rows["write_strength"], ones], axis=3)
+        identity = jnp.broadcast_to(jnp.eye(key_dim), (b * pieces, h, key_dim, key_dim))
+        o, states = run(rows.pop("q"), rows.pop("k"), v_, initial_state=jnp.concatenate([own, identity], axis=3), **rows, **shared)
+        readers, keeps = o[..., value_dim:], states[..., value_dim:]
+        o, states = o[..., :value_dim], states[..., :value_dim]
+    states, keeps = (x.reshape(b, pieces, *x.shape[1:]) for x in (states, keeps))
+    before, after = entering(states, keeps)
+    before = before.reshape(b * pieces, h, key_dim, value_dim)
+    o = o + jnp.einsum("bthk,bhkv->bthv", readers.astype(jnp.float32), before).astype(v.dtype)
+    return o.reshape(b, pieces * length, h, value_dim)[:, :t], after if return_state else None
+
+
+def entering(states: jax.Array, keeps: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What each piece adds to the state it starts from, and the last state.
+
+    Args:
+      states: (b, n, h, k, v), each piece's last state run by itself; the first piece from the true state, the others from 0.
+      keeps: what of an entering state is left, (b, n, h, k, 1) factors or (b, n, h, k, k) matrices.
+
+    Returns:
+      (b, n, h, k, v) states that enter each piece, 0 for the first, which had its own; and the last piece's true last state.
+    """
+
+    def step(state, piece):
+        own, keep = piece
+        kept = keep * state if keep.shape[-1] == 1 else jnp.einsum("bhkl,bhlv->bhkv", keep, state)
+        return own + kept, state
+
+    xs = (jnp.moveaxis(states, 1, 0), jnp.moveaxis(keeps, 1, 0))
+    after, before = jax.lax.scan(step, jnp.zeros_like(states[:, 0]), xs)
+    return jnp.moveaxis(before, 0, 1), after
+
+
+def _decayed(q, log_decay, scale, heads, segments, first):
+    """exp(G) scale q (b, t, h, k), and exp of the whole piece's G (b, h, k or 1, 1); 0 where another document lies between."""
+    q = jnp.repeat(q.astype(jnp.float32), heads // q.shape[2], axis=2) * scale
+    keeps = jnp.ones((q.shape[0], heads, 1, 1), jnp.float32)
+    real = None if segments is None else (segments != 0)[:, :, None, None]
+    if log_decay is not None:
+        g = by_channel(log_decay, jnp.float32)
+        total = jnp.cumsum(g if real is None else jnp.where(real, g, 0), axis=1)
+        q, keeps = q * jnp.exp(total), jnp.exp(total[:, -1])[..., None]
+    if segments is not None:
+        reached = carried(segments, first) == first[:, None]
+        q = jnp.where(reached[:, :, None, None] & real, q, 0)
+        keeps = jnp.where(reached[:, -1, None, None, None], keeps, 0)
+    return q, keeps
+
+
+def _padded(x, pieces):
+    # Zeros at the end are padding: without segments they write and decay nothing, with segments they are segment 0.
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % pieces), *((0, 0) for _ in x.shape[2:])))
+
+
+def _folded(x, pieces):
+    x = _padded(x, pieces)
+    return x.reshape(x.shape[0] * pieces, x.shape[1] // pieces, *x.shape[2:])

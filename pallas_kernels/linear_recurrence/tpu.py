@@ -222,7 +222,7 @@ def _one_head(ref, state, head: int, kind: Kind, group: int, held, documents, sh
         if "dot_with" in ref:
             dots = jnp.sum(out * of("dot_with").astype(jnp.float32), axis=1, keepdims=True)
             ref["dots"][0, head, 0] = tpu_chunk.as_row(dots)
-    update = tpu_chunk.outer(kind, weights, k, written)
+    update = tpu_chunk.outer(kind, weights, k, y if "w" in ref else written)
     if "second_k" in ref:
         update = update + tpu_chunk.outer(kind, weights, of("second_k"), of("second_v"))
     state[head] = update + (entered if weights.keep is None else weights.keep * entered)

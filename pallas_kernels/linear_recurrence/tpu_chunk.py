@@ -14,6 +14,9 @@ weighs the other product of the chunk in the same way.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +112,7 @@ def read(
         raw = by_rows(q, k) if raw is None else raw
         for level in weights.levels:
             scores = jnp.where(level.pairs, raw, 0).astype(dtype)
-            out = out + level.row * plain(scores, (written * level.column).astype(dtype))
+            out = out + level.row * _sum(plain(scores, part) for part in _parts(written * level.column, dtype))
         if weights.pairs is not None:
             weighed = jnp.where(weights.pairs, raw, 0) if kind.decay == "none" else raw * weights.pairs
             out = out + plain(weighed.astype(dtype), written)
@@ -121,21 +124,24 @@ def read(
 
 
 def outer(kind: Kind, weights: Weights, k: jax.Array, written: jax.Array) -> jax.Array:
-    """sum_j writes_j . k_j written_j^T, (k, v) fp32."""
-    if kind.decay == "value":
-        written = _times(written, weights.writes).astype(k.dtype)
-    elif weights.writes is not None:
-        k = (k * weights.writes).astype(k.dtype)
-    return _product(k, written, 0, 0)
+    """sum_j writes_j . k_j written_j^T, (k, v) fp32. What is weighted, or fp32 already, enters with fp32's precision."""
+    dtype = k.dtype
+    if kind.decay == "key":
+        return _sum(_product(part, written.astype(dtype), 0, 0) for part in _parts(_times(k, weights.writes), dtype))
+    return _sum(_product(k, part, 0, 0) for part in _parts(_times(written, weights.writes), dtype))
 
 
 def from_state(x: jax.Array, state: jax.Array) -> jax.Array:
-    """x S: (c, v) fp32 of x (c, k). The state keeps its precision in bf16 too, as the sum of two bf16 values."""
-    if x.dtype == jnp.float32:
-        return plain(x, state)
-    high = state.astype(x.dtype)
-    low = (state - high.astype(jnp.float32)).astype(x.dtype)
-    return plain(x, high) + plain(x, low)
+    """x S: (c, v) fp32 of x (c, k). The state keeps fp32's precision."""
+    return _sum(plain(x, part) for part in _parts(state, x.dtype))
+
+
+def _parts(x: jax.Array, dtype) -> tuple[jax.Array, ...]:
+    """Values of dtype whose sum is x: one where x has it already, two where x is fp32 and dtype bf16 (to 2^-17)."""
+    if x.dtype == dtype:
+        return (x,)
+    high = x.astype(dtype)
+    return high, (x - high.astype(x.dtype)).astype(dtype)
 
 
 def plain(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -161,6 +167,10 @@ def as_row(column: jax.Array) -> jax.Array:
 def _product(a, b, of_a: int, of_b: int):
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
     return lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _sum(terms: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(operator.add, terms)
 
 
 def _levels(kind: Kind, total, documents):

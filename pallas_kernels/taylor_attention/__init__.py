@@ -14,7 +14,7 @@ from __future__ import annotations
 import jax
 
 from pallas_kernels.dispatch import always, choose
-from pallas_kernels.taylor_attention import reference, xla
+from pallas_kernels.taylor_attention import reference, tpu, xla
 from pallas_kernels.taylor_attention.features import count
 from pallas_kernels.taylor_attention.step import taylor_attention_step
 
@@ -62,7 +62,11 @@ def taylor_attention(
     return run(q, k, v, **arguments)
 
 
-IMPLEMENTATIONS = {"xla": (xla.chunked, always), "reference": (reference.recurrent, always)}
+IMPLEMENTATIONS = {
+    "pallas_tpu": (tpu.taylor_attention, tpu.refuses),
+    "xla": (xla.chunked, always),
+    "reference": (reference.recurrent, always),
+}
 
 
 def _check(q, k, v, given, normalise, epsilon, chunk_size) -> None:

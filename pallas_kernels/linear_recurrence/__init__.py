@@ -28,7 +28,7 @@ from __future__ import annotations
 import jax
 
 from pallas_kernels.dispatch import always, choose
-from pallas_kernels.linear_recurrence import reference, xla
+from pallas_kernels.linear_recurrence import forms, reference, xla
 from pallas_kernels.linear_recurrence.step import linear_recurrence_step
 
 
@@ -85,7 +85,12 @@ def linear_recurrence(
     return run(q, k, v, **arguments)
 
 
-IMPLEMENTATIONS = {"xla": (xla.chunked, always), "reference": (reference.recurrent, always)}
+IMPLEMENTATIONS = {
+    "pallas_gpu": forms.GPU,
+    "pallas_tpu": forms.TPU,
+    "xla": (xla.chunked, always),
+    "reference": (reference.recurrent, always),
+}
 
 
 def _check(q, k, v, given, chunk_size) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-
 SMALL = 8
 """Squares below this size are sums of products, not matrix products: on CPU a product of 2 x 2 costs a hundred times its arithmetic."""
 

@@ -16,7 +16,8 @@ ALLOWED = {
     "models": {"configuration", "layers"},
     "data": {"configuration"},
     "evaluation": {"configuration", "models", "data"},
-    "training": {"configuration", "layers", "models", "data", "evaluation"},  # layers: the context that a model is called with
+    # layers: the context that a model is called with; pallas_kernels: what its operations run on
+    "training": {"configuration", "pallas_kernels", "layers", "models", "data", "evaluation"},
     "export": {"configuration", "models"},
     "experiments": {"configuration", "layers", "models", "data", "evaluation", "training"},
 }

@@ -103,6 +103,7 @@ def test_train_evaluate_export(capsys, tmp_path):
     assert code == 0, err
     result = json.loads((folder / "result.json").read_text())
     assert 0 <= result["accuracy"] <= 1 and result["steps"] == 4 and "result.json" in out
+    assert "\n  LinearAttention: taylor_attention on xla\n" in out  # what its operations run on, before it trains
     code, out, _ = run(capsys, "evaluate", folder)
     assert code == 0 and json.loads(out)["accuracy"] == result["accuracy"]
     code, out, _ = run(capsys, "evaluate", folder, "data.length=24", "data.pairs=4")
@@ -148,6 +149,8 @@ def test_describe(capsys):
         "total",
         "FLOPs a token",
         "bytes",
+        "operations on cpu",
+        "LinearAttention: taylor_attention on xla",
         "compiles here",
         "memory a device",
     ):

@@ -1,9 +1,10 @@
-"""What an experiment costs, told without data: parameters, FLOPs, state bytes, and whether its training step compiles."""
+"""What an experiment costs, told without data: parameters, FLOPs, state bytes, what serves its operations, whether its step compiles."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chz
@@ -15,7 +16,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from configuration import UserError
 from data.batch import Batch
 from models.accounting import flops_per_token, parameters_by_part, state_bytes_at, state_elements_at
+from pallas_kernels import compile_ahead, compilers, dispatch
 from training.experiment import Experiment, Mesh
+from training.operations import abstract_batch, operations_by_mixer
 from training.program import Program, member_values
 from training.sharding import AXES, batch_sharding, state_sharding
 
@@ -31,9 +34,9 @@ def describe(experiment: Experiment, *, target: str | None = None, say: Callable
     Raises:
       UserError: the target is unknown, or libtpu is not installed.
     """
-    topology = None if target is None else _topology(target)
+    devices = None if target is None else _devices(target)
     # A target's devices are not here: the program gets its mesh when it is compiled.
-    here = experiment if topology is None else chz.replace(experiment, run=chz.replace(experiment.run, mesh=Mesh()))
+    here = experiment if devices is None else chz.replace(experiment, run=chz.replace(experiment.run, mesh=Mesh()))
     program = Program(here)
     config = experiment.model
     say(f"{experiment.name}: width {config.width}, {len(config.mixers)} layers, vocabulary {experiment.data.vocabulary:,}, {config.dtype}")
@@ -52,18 +55,24 @@ def describe(experiment: Experiment, *, target: str | None = None, say: Callable
             continue
         size = state_bytes_at(config, experiment.data.vocabulary, [at])[str(at)]
         say(f"  {at:>8,} tokens: {size:>14,} bytes in {state_elements_at(config, experiment.data.vocabulary, at):,} elements")
-    _compile(experiment, program, topology, target, say)
+    batch = abstract_batch(experiment)
+    mesh = None if devices is None else _target_mesh(experiment, devices)
+    with contextlib.nullcontext() if mesh is None else compile_ahead.aimed_at_devices(mesh):
+        say(f"operations on {dispatch.device().kind}")
+        for line in operations_by_mixer(config, batch):
+            say(f"  {line}")
+        _compile(experiment, program, batch, mesh, target, say)
 
 
-def _compile(experiment: Experiment, program: Program, topology: Any, target: str | None, say: Callable[[str], None]) -> None:
+def _compile(
+    experiment: Experiment, program: Program, batch: Batch, mesh: jax.sharding.Mesh | None, target: str | None, say: Callable[[str], None]
+) -> None:
     begun = time.perf_counter()
     state = jax.eval_shape(program.init, 0)
-    batch = _abstract_batch(experiment)
     values = member_values([experiment], False)
     where = "here"
-    if topology is not None:
+    if mesh is not None:
         where = f"for {target}"
-        mesh = _target_mesh(experiment, topology)
         program.mesh = mesh if mesh.size > 1 else None
         state = _place(state, state_sharding(state, state["params"], mesh))
         rows = batch_sharding(mesh)
@@ -85,42 +94,24 @@ def _compile(experiment: Experiment, program: Program, topology: Any, target: st
         say("  memory a device: " + ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in parts.items()))
 
 
-def _abstract_batch(experiment: Experiment) -> Batch:
-    data: Any = experiment.data
-    size = experiment.run.batch_size
-    if hasattr(data, "train_batch"):
-        longest = max(data.train_slices(), key=lambda part: part.length)
-        return jax.eval_shape(lambda: data.train_batch(0, 0, longest, size))
-    tokens: Any = jax.ShapeDtypeStruct((size, data.longest), jnp.int32)
-    weights: Any = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
-    return Batch(tokens, tokens, None, weights, tokens)
-
-
 def _place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings)
 
 
-def _target_mesh(experiment: Experiment, topology: Any) -> jax.sharding.Mesh:
+def _target_mesh(experiment: Experiment, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
     """The run's mesh on the target's devices; a run of one device uses one of them."""
     config = experiment.run.mesh
-    if config.devices > len(topology.devices):
-        raise UserError(f"run.mesh asks for {config.devices} devices; the target has {len(topology.devices)}")
+    if config.devices > len(devices):
+        raise UserError(f"run.mesh asks for {config.devices} devices; the target has {len(devices)}")
     shape = tuple(getattr(config, axis) for axis in AXES)
-    devices = np.array(topology.devices[: config.devices]).reshape(shape)
-    return jax.sharding.Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.sharding.Mesh(np.array(devices[: config.devices]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _topology(target: str) -> Any:
+def _devices(target: str) -> Sequence[jax.Device]:
     parts = target.split(":")
     if len(parts) != 3 or parts[0] != "tpu":
         raise UserError(f"--target {target!r}: the form is tpu:GENERATION:TOPOLOGY, for example tpu:v5e:2x2")
     try:
-        import libtpu  # noqa: F401
-    except ImportError:
-        raise UserError("--target tpu needs the package libtpu (pip install libtpu), which is not installed") from None
-    from jax.experimental import topologies
-
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=f"{parts[1]}:{parts[2]}")
-    except Exception as error:  # the plugin raises its own kinds
-        raise UserError(f"--target {target!r}: libtpu knows no such slice ({str(error).splitlines()[0][:160]})") from error
+        return compile_ahead.tpu_slice(f"{parts[1]}:{parts[2]}")
+    except (compilers.NotInstalled, ValueError) as error:
+        raise UserError(f"--target {target!r}: {error}") from error

@@ -18,6 +18,7 @@ from training.checkpoints import Checkpoints
 from training.experiment import Experiment
 from training.feeds import make_feed
 from training.metrics import Reporter
+from training.operations import abstract_batch, operations_by_mixer
 from training.program import member_values, program_for
 from training.run_folder import RunFolder, environment, same_bits_possible
 
@@ -114,7 +115,8 @@ class _Session:
         feed = make_feed(self.first, self.program, self.members[0].data_state)
         parameters = count(state["params"]) // (self.population or 1)
         reporter = Reporter([member.folder for member in self.members], self.first, self.say)
-        reporter.banner(parameters, jax.devices()[0], self.population)
+        operations = operations_by_mixer(self.first.model, abstract_batch(self.first))
+        reporter.banner(parameters, jax.devices()[0], self.population, operations)
         if "corpus" in feed.facts():
             corpus = feed.facts()["corpus"]
             self.say(f"  corpus {corpus['source']}: {corpus['train']['bytes']:,} bytes to train on, sha256 {corpus['digest'][:16]}")

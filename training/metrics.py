@@ -25,11 +25,13 @@ class Reporter:
         self._bar: Any = None
         self._boards = [_tensorboard(folder) for folder in folders] if experiment.run.tensorboard else []
 
-    def banner(self, parameters: int, device: Any, population: int | None) -> None:
+    def banner(self, parameters: int, device: Any, population: int | None, operations: list[str]) -> None:
         many = f", {population} members at once" if population else ""
         self.say(
             f"{self.experiment.name}: {parameters:,} parameters on {device.device_kind}{many}, {self.experiment.run.steps:,} steps -> {self.folders[0].path}"
         )
+        for line in operations:
+            self.say(f"  {line}")
 
     def steps(self, step: int, metrics: dict[str, np.ndarray], active: list[bool], seconds: list[float]) -> None:
         """Logs the steps of one call that fall on `log_every`; metrics are (steps,) or (members, steps)."""

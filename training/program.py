@@ -6,6 +6,7 @@ arguments. With `population` it trains that many members at once, stacked along 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -180,7 +181,9 @@ class Program:
 
         def call(*args: Any) -> Any:
             precision = "highest" if self.experiment.run.precision == "highest" else None
-            with jax.default_matmul_precision(precision):
+            # The mesh is told to those operations whose kernels XLA cannot partition.
+            mesh = contextlib.nullcontext() if self.mesh is None else jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+            with jax.default_matmul_precision(precision), mesh:
                 return compiled(*args)
 
         return call

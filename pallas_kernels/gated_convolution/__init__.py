@@ -27,7 +27,7 @@ from typing import Literal, get_args
 import jax
 
 from pallas_kernels.dispatch import always, choose
-from pallas_kernels.gated_convolution import long, reference, tpu, tpu_long, xla
+from pallas_kernels.gated_convolution import gpu, long, reference, tpu, tpu_long, xla
 
 Activation = Literal["none", "silu"]
 
@@ -69,6 +69,7 @@ def short_convolution(
     """
     _check_short(x, taps, bias, in_gate, out_gate, activation, initial_state, segment_ids, initial_segment)
     implementations = {
+        "pallas_gpu": (gpu.short_convolution, gpu.refuses),
         "pallas_tpu": (tpu.short_convolution, tpu.refuses),
         "xla": (xla.short_convolution, always),
         "reference": (reference.short_convolution, always),

@@ -82,7 +82,7 @@ def short_convolution(
     return_state: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
     """See pallas_kernels.gated_convolution."""
-    b, t, d = x.shape
+    b, _, d = x.shape
     k = taps.shape[0]
     weights = jnp.zeros((WEIGHT_ROWS, d), jnp.float32).at[:k].set(taps.astype(jnp.float32))
     if bias is not None:

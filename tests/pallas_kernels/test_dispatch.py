@@ -2,10 +2,13 @@
 
 import logging
 
+import jax
 import pytest
 
 from pallas_kernels import dispatch
-from pallas_kernels.dispatch import always, choose, preferred_backend
+from pallas_kernels.dispatch import Choice, Device, aimed_at, always, choose, interpreted, preferred_backend, recorded_choices
+
+H100 = "NVIDIA H100 80GB HBM3"
 
 
 def fast(x):
@@ -20,7 +23,7 @@ def even_only(x):
     return None if x % 2 == 0 else f"{x} is odd"
 
 
-FORMS = {"pallas_gpu": (fast, even_only), "reference": (slow, always)}
+FORMS = {"xla": (fast, even_only), "reference": (slow, always)}
 
 
 def test_the_first_that_can_is_taken():
@@ -30,18 +33,18 @@ def test_the_first_that_can_is_taken():
 
 def test_a_named_backend_is_taken_or_says_why_not():
     assert choose("op", "reference", FORMS, 2) is slow
-    assert choose("op", "pallas_gpu", FORMS, 2) is fast
-    with pytest.raises(ValueError, match="op: pallas_gpu cannot serve this call: 3 is odd"):
-        choose("op", "pallas_gpu", FORMS, 3)
-    with pytest.raises(ValueError, match="op: has no xla form; it has pallas_gpu, reference"):
-        choose("op", "xla", FORMS, 2)
+    assert choose("op", "xla", FORMS, 2) is fast
+    with pytest.raises(ValueError, match="op: xla cannot serve this call: 3 is odd"):
+        choose("op", "xla", FORMS, 3)
+    with pytest.raises(ValueError, match="op: has no pallas_tpu form; it has xla, reference"):
+        choose("op", "pallas_tpu", FORMS, 2)
     with pytest.raises(ValueError, match=r"op: backend='cuda' is unknown; known are .*xla"):
         choose("op", "cuda", FORMS, 2)
 
 
 def test_nothing_that_serves_is_an_error():
     with pytest.raises(ValueError, match="op: no implementation serves"):
-        choose("op", None, {"pallas_gpu": FORMS["pallas_gpu"]}, 3)
+        choose("op", None, {"xla": FORMS["xla"]}, 3)
 
 
 def test_refusals_see_keyword_arguments():
@@ -53,9 +56,9 @@ def test_refusals_see_keyword_arguments():
 def test_a_preferred_backend_comes_first_where_it_can():
     with preferred_backend("reference"):
         assert choose("op", None, FORMS, 2) is slow
-        assert choose("op", "pallas_gpu", FORMS, 2) is fast  # a named one stands
+        assert choose("op", "xla", FORMS, 2) is fast  # a named one stands
         assert choose("op", None, {"xla": (fast, always)}, 2) is fast  # no such form here
-        with preferred_backend("pallas_gpu"):
+        with preferred_backend("xla"):
             assert choose("op", None, FORMS, 2) is fast
             assert choose("op", None, FORMS, 3) is slow
         assert choose("op", None, FORMS, 2) is slow
@@ -69,4 +72,86 @@ def test_the_choice_is_logged_once(caplog):
     with caplog.at_level(logging.INFO, logger=dispatch.__name__):
         for _ in range(3):
             choose("logged_op", None, FORMS, 2)
-    assert [record.getMessage() for record in caplog.records] == ["logged_op runs on pallas_gpu"]
+    assert [record.getMessage() for record in caplog.records] == ["logged_op runs on xla"]
+
+
+KERNELS = {"pallas_gpu": (lambda x: "gpu", even_only), "pallas_tpu": (lambda x: "tpu", always), "xla": (fast, always)}
+
+
+def test_kernels_are_chosen_for_the_device_that_is_traced_for():
+    assert dispatch.device() == Device("cpu", "cpu")
+    assert choose("op", None, KERNELS, 2) is fast
+    with aimed_at("gpu", H100):
+        assert dispatch.device() == Device("gpu", H100)
+        assert choose("op", None, KERNELS, 2)(2) == "gpu"
+        assert choose("op", None, KERNELS, 3) is fast  # the kernel refuses
+        with aimed_at("tpu", "TPU v5 lite"):
+            assert choose("op", None, KERNELS, 2)(2) == "tpu"
+        with pytest.raises(ValueError, match="op: pallas_gpu cannot serve this call: 3 is odd"):
+            choose("op", "pallas_gpu", KERNELS, 3)
+        with pytest.raises(ValueError, match="op: pallas_tpu cannot serve this call: it runs on TPUs; this is gpu"):
+            choose("op", "pallas_tpu", KERNELS, 3)
+    assert dispatch.device() == Device("cpu", "cpu")
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA A100-SXM4-40GB", "NVIDIA B200", "NVIDIA GeForce RTX 4090"])
+def test_gpu_kernels_are_for_hopper(kind):
+    with aimed_at("gpu", kind):
+        assert choose("op", None, KERNELS, 2) is fast
+        with pytest.raises(ValueError, match=f"it runs on NVIDIA Hopper GPUs; this is {kind}"):
+            choose("op", "pallas_gpu", KERNELS, 2)
+
+
+@pytest.mark.parametrize("kind", [H100, "NVIDIA H100 PCIe", "NVIDIA H200", "NVIDIA GH200 480GB", "NVIDIA H20"])
+def test_kinds_of_hopper(kind):
+    assert dispatch.is_hopper(kind)
+
+
+def test_named_kernels_on_a_cpu_say_where_they_run():
+    with pytest.raises(ValueError, match="op: pallas_tpu cannot serve this call: it runs on TPUs; this is cpu"):
+        choose("op", "pallas_tpu", KERNELS, 2)
+    with pytest.raises(
+        ValueError,
+        match=r"op: pallas_gpu cannot serve this call: (Mosaic GPU kernels run from jax 0.11|it runs on NVIDIA Hopper GPUs; this is cpu)",
+    ):
+        choose("op", "pallas_gpu", KERNELS, 2)
+
+
+def test_an_old_jax_runs_no_gpu_kernel_but_compiles_them_ahead(monkeypatch):
+    monkeypatch.setattr(jax.version, "__version_info__", (0, 10, 2))
+    for context in (interpreted(), interpreted("races")):
+        with context, pytest.raises(ValueError, match=r"Mosaic GPU kernels run from jax 0\.11 on"):
+            choose("op", "pallas_gpu", KERNELS, 2)
+    with aimed_at("gpu", H100):
+        assert choose("op", "pallas_gpu", KERNELS, 2)(2) == "gpu"
+    monkeypatch.setattr(jax.version, "__version_info__", (0, 11, 0))
+    with interpreted():
+        assert choose("op", "pallas_gpu", KERNELS, 2)(2) == "gpu"
+
+
+def test_interpreted_kernels_are_chosen_anywhere():
+    assert dispatch.interpretation() is None
+    with interpreted():
+        assert dispatch.interpretation() == "values"
+        assert choose("op", "pallas_tpu", KERNELS, 2)(2) == "tpu"
+        with interpreted("races"):
+            assert dispatch.interpretation() == "races"
+        with pytest.raises(ValueError, match=r"3 is odd|jax 0\.11"):
+            choose("op", "pallas_gpu", KERNELS, 3)
+    assert dispatch.interpretation() is None
+
+
+def test_choices_are_recorded_with_what_was_passed_over():
+    with recorded_choices() as choices:
+        choose("one", None, KERNELS, 2)
+        with aimed_at("tpu", "TPU v6 lite"):
+            choose("two", None, KERNELS, 2)
+            choose("two", "xla", KERNELS, 2)
+        with recorded_choices() as inner:
+            choose("three", None, FORMS, 3)
+    choose("four", None, FORMS, 2)
+    assert [choice.operation for choice in choices] == ["one", "two", "two"]
+    assert choices[0].backend == "xla" and [backend for backend, _ in choices[0].passed_over] == ["pallas_gpu", "pallas_tpu"]
+    assert dict(choices[0].passed_over)["pallas_tpu"] == "it runs on TPUs; this is cpu"
+    assert choices[1].backend == "pallas_tpu" and choices[2] == Choice("two", "xla")
+    assert inner == [Choice("three", "reference", (("xla", "3 is odd"),))]

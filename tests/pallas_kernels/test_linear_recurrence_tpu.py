@@ -1,0 +1,259 @@
+"""The recurrence's walks as TPU kernels, simulated, against their plain form in fp64 (walks_by_einsum); what they refuse, how they cut a call."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import dispatch
+from pallas_kernels.linear_recurrence import tpu
+from pallas_kernels.linear_recurrence.walks import Chunks
+from tests.pallas_kernels import walks_by_einsum
+from tests.pallas_kernels.test_linear_recurrence import error
+
+B, KEY, VALUE = 2, 20, 12
+# fp32 products of up to 64 terms. In bf16, o and y carry their own rounding (2e-3) and that of the scores; what only adds up
+# products of bf16 values in fp32 (states, without erasing) is closer, see test_the_state_keeps_its_precision.
+CLOSE = {"float32": 1e-5, "bfloat16": 0.005}
+
+
+def some_chunks(c: int, t: int, h: int, decay: str, documents: bool, strength: float | None = None) -> Chunks:
+    """Random decays of mean `strength`, by default weak ones with a few that forget everything; rows of up to four documents."""
+    rng = np.random.default_rng(c + t)
+    channels = {"none": None, "head": 1, "key": KEY, "value": VALUE}[decay]
+    total = None
+    if channels is not None:
+        g = -np.abs(rng.normal(size=(B, t // c, c, h, channels))) * (0.2 if strength is None else strength)
+        if strength is None:
+            g[rng.random(g.shape) < 0.02] = -10.0
+        total = np.cumsum(g, axis=2).reshape(B, t, h, channels).astype(np.float32)
+        total = jnp.asarray(np.moveaxis(total[..., 0], 1, 2) if decay == "head" else total)
+    if not documents:
+        return Chunks(c, decay, total)
+    segments = np.sort(rng.integers(1, 5, (B, t)), axis=1).astype(np.int32)
+    rows = segments.reshape(B, t // c, c)
+    last = rows[:, :, -1]
+    before = np.concatenate([np.ones((B, 1), np.int32), last[:, :-1]], axis=1)
+    starts, ends, keeps = rows == before[:, :, None], rows == last[:, :, None], last == before
+    as_given = [jnp.asarray(x, jnp.float32) for x in (starts.reshape(B, t), ends.reshape(B, t), keeps)]
+    return Chunks(c, decay, total, jnp.asarray(segments), *as_given)
+
+
+def some_rows(t: int, heads: int, channels: int, dtype: str, seed: int, size: float = 1.0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(B, t, heads, channels)) * size, dtype)
+
+
+def exactly(form, *arrays, **named):
+    """The form of walks_by_einsum in fp64."""
+    with jax.enable_x64(True):
+        wide = functools.partial(jax.tree.map, lambda x: jnp.asarray(np.asarray(x, np.float64)) if is_float(x) else x)
+        return jax.tree.map(np.asarray, form(*wide(arrays), **wide(named)))
+
+
+def is_float(x) -> bool:
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def compare(found, expected, allowed: dict[str, float], default: float) -> None:
+    for name in ("o", "y", "state", "dots", "checkpoints"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one is None) == (other is None), name
+        if one is not None:
+            assert one.shape == other.shape, name
+            assert error(one, other) < allowed.get(name, default), name
+
+
+def races_found() -> bool:
+    """Whether the simulator's last kernels raced; it only prints it, and the flag is internal."""
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    return interpret_pallas_call.races.races_found
+
+
+def walked(how, rows, chunks, **settings):
+    """By the kernels and, in fp64, by definition."""
+    with dispatch.interpreted(how):
+        found = jax.jit(functools.partial(tpu.walk, **settings))(*rows, chunks)
+    return found, exactly(walks_by_einsum.walk, *rows, chunks, **settings)
+
+
+def walk_settings(h: int, t: int, dtype: str, **more):
+    state = jnp.asarray(np.random.default_rng(9).normal(size=(B, h, KEY, VALUE)), jnp.float32)
+    return {"heads": h, "scale": 0.7, "initial_state": state, "dot_with": some_rows(t, h, VALUE, dtype, 4), "checkpoint_every": 2, **more}
+
+
+# decay, tokens a chunk, chunks, documents, reverse, strict, dtype, heads of q, k, v out of 4, simulation
+WALKS = [
+    ("none", 8, 3, True, False, False, "float32", (4, 4, 4), "values"),
+    ("none", 16, 3, True, True, True, "bfloat16", (2, 1, 4), "races"),
+    ("head", 16, 3, True, False, True, "float32", (1, 2, 4), "races"),
+    ("head", 24, 3, False, True, False, "bfloat16", (4, 4, 4), "values"),
+    ("key", 64, 2, True, False, False, "float32", (2, 2, 4), "values"),
+    ("key", 8, 3, False, True, True, "bfloat16", (4, 4, 4), "races"),
+    ("value", 32, 2, True, True, False, "bfloat16", (4, 2, 2), "values"),
+    ("value", 16, 3, False, False, True, "float32", (4, 4, 4), "races"),
+]
+WIDER = [
+    (decay, c, 3, documents, reverse, strict, dtype, (4, 2, 1), "values")
+    for decay in ("none", "head", "key", "value")
+    for c in (16, 64)
+    for documents in (False, True)
+    for reverse in (False, True)
+    for strict, dtype in ((False, "float32"), (True, "float32"), (False, "bfloat16"))
+]
+
+
+@pytest.mark.parametrize("case", WALKS + [pytest.param(case, marks=pytest.mark.slow) for case in WIDER], ids=str)
+def test_a_walk_is_what_it_is_defined_to_be(case):
+    decay, c, n, documents, reverse, strict, dtype, counts, how = case
+    rows = [some_rows(c * n, count, d, dtype, i) for i, (count, d) in enumerate(zip(counts, (KEY, KEY, VALUE), strict=True))]
+    settings = walk_settings(4, c * n, dtype, reverse=reverse, strict=strict)
+    found, expected = walked(how, rows, some_chunks(c, c * n, 4, decay, documents), **settings)
+    assert found.o.dtype == jnp.dtype(dtype) and found.state.dtype == found.dots.dtype == found.checkpoints.dtype == jnp.float32
+    compare(found, expected, {}, CLOSE[dtype])
+    if how == "races":
+        assert not races_found()
+
+
+@pytest.mark.parametrize("decay", ["head", "key", "value"])
+def test_the_state_keeps_its_precision(decay):
+    """And dots are taken before o is rounded; out_dtype says what o is rounded to."""
+    rows = [some_rows(64, 2, d, "bfloat16", i) for i, d in enumerate((KEY, KEY, VALUE))]
+    settings = walk_settings(2, 64, "bfloat16", out_dtype=jnp.float32)
+    found, expected = walked("values", rows, some_chunks(32, 64, 2, decay, False), **settings)
+    assert found.o.dtype == jnp.float32
+    compare(found, expected, {"state": 1e-4, "checkpoints": 1e-4}, 0.004)
+    assert error(found.dots, jnp.einsum("bihv,bihv->bhi", found.o, settings["dot_with"].astype(jnp.float32))) < 1e-6
+
+
+@pytest.mark.parametrize("decay", ["key", "value"])
+@pytest.mark.parametrize("strength", [10.0, 0.0, "bound"])
+def test_decays_a_channel_at_their_bounds(decay, strength):
+    """e^-10 at every token is the strongest that callers hand over, and nothing overflows; no decay is the walk without."""
+    c, t = 32, 64
+    rows = [some_rows(t, 2, d, "float32", i) for i, d in enumerate((KEY, KEY, VALUE))]
+    chunks = some_chunks(c, t, 2, decay, False, strength=0.0 if strength == "bound" else strength / 4)
+    if strength == "bound":
+        steps = -10.0 * (1.0 + np.arange(t) % c)[None, :, None, None]
+        chunks = Chunks(c, decay, jnp.broadcast_to(jnp.asarray(steps, jnp.float32), chunks.total.shape))
+    for reverse in (False, True):
+        found, expected = walked("values", rows, chunks, **walk_settings(2, t, "float32", reverse=reverse))
+        compare(found, expected, {}, 1e-5)
+
+
+# decay, tokens a chunk, chunks, documents, reverse, reads, writes a second time, heads of keys out of 4, dtype, simulation
+DELTAS = [
+    ("none", 8, 3, True, False, True, False, 4, "bfloat16", "races"),
+    ("head", 16, 3, True, False, True, False, 1, "float32", "values"),
+    ("head", 16, 3, True, True, False, True, 2, "bfloat16", "races"),
+    ("key", 32, 2, False, True, True, True, 4, "float32", "values"),
+    ("key", 8, 3, True, False, True, True, 2, "bfloat16", "races"),
+]
+WIDER_DELTAS = [
+    (decay, 16, 3, documents, reverse, reads, not reads, 2, dtype, "values")
+    for decay in ("none", "head", "key")
+    for documents in (False, True)
+    for reverse in (False, True)
+    for reads in (False, True)
+    for dtype in ("float32", "bfloat16")
+]
+
+
+@pytest.mark.parametrize("case", DELTAS + [pytest.param(case, marks=pytest.mark.slow) for case in WIDER_DELTAS], ids=str)
+def test_a_delta_walk_is_what_it_is_defined_to_be(case):
+    decay, c, n, documents, reverse, reads, twice, count, dtype, how = case
+    t, small = c * n, KEY**-0.5
+    # w as small as the inverse of a chunk leaves it, or states would grow from chunk to chunk.
+    w, u = some_rows(t, 4, KEY, dtype, 1, small * c**-0.5), some_rows(t, 4, VALUE, dtype, 2)
+    k, q = some_rows(t, count, KEY, dtype, 3, small), some_rows(t, count, KEY, dtype, 4)
+    settings = walk_settings(4, t, dtype, reverse=reverse, q=q if reads else None)
+    del settings["dot_with"]
+    if twice:
+        settings["second"] = some_rows(t, count, KEY, dtype, 5, small), some_rows(t, 4, VALUE, dtype, 6)
+    chunks = some_chunks(c, t, 4, decay, documents)
+    with dispatch.interpreted(how):
+        found = jax.jit(functools.partial(tpu.delta_walk, **settings))(w, u, k, chunks)
+    assert found.y.dtype == jnp.dtype(dtype)
+    compare(found, exactly(walks_by_einsum.delta_walk, w, u, k, chunks, **settings), {}, CLOSE[dtype])
+    if how == "races":
+        assert not races_found()
+
+
+def test_heads_that_do_not_fit_together_are_transposed(monkeypatch):
+    """Three heads of 20 and 12 channels fill no whole lanes: all together, or one at a time where that would be too much."""
+    rows = [some_rows(32, count, d, "float32", i) for i, (count, d) in enumerate(zip((3, 1, 3), (KEY, KEY, VALUE), strict=True))]
+    chunks, settings = some_chunks(16, 32, 3, "key", True), walk_settings(3, 32, "float32", reverse=True)
+    together, expected = walked("values", rows, chunks, **settings)
+    monkeypatch.setattr(tpu, "BLOCK_BYTES", 0)
+    one_by_one, _ = walked("values", rows, chunks, **settings)
+    compare(one_by_one, expected, {}, 1e-5)
+    compare(one_by_one, together, {}, 1e-6)
+
+
+def test_several_groups_of_heads():
+    """Programs of two heads of 64 channels, of which one head of keys serves four: blocks of 128 lanes, of q, k and v apart."""
+    b, t, c, h, d = 1, 16, 8, 8, 64
+    rng = np.random.default_rng(1)
+    rows = [jnp.asarray(rng.normal(size=(b, t, count, d)), jnp.float32) for count in (8, 4, 8)]
+    assert tpu._plan({"q": rows[0], "k": rows[1], "v": rows[2]}, {"o": jnp.dtype("float32")}, h, d, d, c).group == 4
+    found, expected = walked("values", rows, Chunks(c), heads=h)
+    compare(found, expected, {}, 1e-5)
+
+
+def test_the_same_bits_twice():
+    rows = [some_rows(32, 2, d, "bfloat16", i) for i, d in enumerate((KEY, KEY, VALUE))]
+    chunks, settings = some_chunks(16, 32, 2, "key", True), walk_settings(2, 32, "bfloat16")
+    with dispatch.interpreted():
+        run = jax.jit(functools.partial(tpu.walk, **settings))
+        one, other = run(*rows, chunks), run(*rows, chunks)
+    for first, second in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+
+
+@pytest.mark.parametrize(
+    ("heads", "counts", "key_dim", "value_dim", "group"),
+    [
+        (16, (16, 16, 16), 64, 64, 4),  # two fill 128 lanes, four are enough work
+        (16, (16, 16, 16), 128, 128, 2),
+        (16, (16, 16, 16), 256, 256, 1),
+        (16, (16, 16, 16), 32, 32, 8),
+        (16, (1, 1, 16), 64, 64, 4),  # one head of keys is all there is
+        (16, (2, 2, 16), 64, 64, 16),  # two are, so all sixteen of v are held
+        (16, (2, 2, 16), 128, 128, 2),
+        (3, (3, 3, 3), 60, 40, 3),
+        (1, (1, 1, 1), 64, 64, 1),
+    ],
+)
+def test_how_many_heads_a_program_holds(heads, counts, key_dim, value_dim, group):
+    rows = {
+        name: jax.ShapeDtypeStruct((1, 2048, count, d), jnp.bfloat16)
+        for name, count, d in zip("qkv", counts, (key_dim, key_dim, value_dim), strict=True)
+    }
+    plan = tpu._plan(rows, {"o": jnp.dtype(jnp.bfloat16)}, heads, key_dim, value_dim, 128)
+    assert plan == tpu._Plan(heads, group, True)
+
+
+def test_what_is_refused():
+    assert tpu.refuses(64, 256, jnp.bfloat16, "key", True) is None and tpu.refuses(5, 7, jnp.float32, "none", False) is None
+    assert "float16" in tpu.refuses(64, 64, jnp.float16, "none", False)
+    assert "256" in tpu.refuses(64, 320, jnp.bfloat16, "none", False)
+    rows = [some_rows(24, 2, d, "float32", i) for i, d in enumerate((KEY, KEY, VALUE))]
+    with pytest.raises(ValueError, match="chunks of a multiple of 8"):
+        tpu.walk(*rows, Chunks(12), heads=2)
+    with pytest.raises(ValueError, match="power of two"):
+        tpu.walk(*rows, Chunks(24, "key", jnp.zeros((B, 24, 2, KEY))), heads=2)
+    with pytest.raises(ValueError, match="q must be"):
+        tpu.walk(rows[0][:, :16], *rows[1:], Chunks(8), heads=2)
+    with pytest.raises(ValueError, match="not served"):
+        tpu.delta_walk(rows[0], rows[2], rows[1], Chunks(8, "value", jnp.zeros((B, 24, 2, VALUE))), heads=2)
+
+
+def test_chunks_are_of_sizes_that_are_served():
+    for decay in ("none", "head", "key", "value"):
+        for erase in (False, True):
+            size = tpu.chunk_size(decay, erase, 64, 64, jnp.bfloat16)
+            assert size % tpu.SUBLANES == 0 and size & (size - 1) == 0

@@ -27,7 +27,7 @@ from typing import Literal, get_args
 import jax
 
 from pallas_kernels.dispatch import always, choose
-from pallas_kernels.gated_convolution import gpu, long, reference, tpu, tpu_long, xla
+from pallas_kernels.gated_convolution import gpu, gpu_long, long, reference, tpu, tpu_long, xla
 
 Activation = Literal["none", "silu"]
 
@@ -170,6 +170,7 @@ def long_convolution(
     if skip is not None and skip.shape != (d,):
         raise ValueError(f"long_convolution: skip must be {(d,)}; got {skip.shape}")
     implementations = {
+        "pallas_gpu": (gpu_long.long_convolution, gpu_long.refuses),
         "pallas_tpu": (tpu_long.long_convolution, tpu_long.refuses),
         "xla": (xla.long_convolution, always),
         "reference": (reference.long_convolution, always),

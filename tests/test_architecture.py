@@ -3,6 +3,7 @@
 import ast
 import functools
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,12 @@ def test_imports_point_up_the_table(room):
 def test_every_package_is_a_room():
     packages = {path.split("/")[0] for path in sources() if path.count("/") and path.endswith("__init__.py")}
     assert packages - {"tests", "benchmarks"} == set(ALLOWED)
+
+
+def test_every_package_is_installed():
+    folders = {path.rsplit("/", 1)[0].replace("/", ".") for path in sources() if path.count("/") and path.endswith("/__init__.py")}
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert {folder for folder in folders if folder.split(".")[0] not in ("tests", "benchmarks")} == set(listed) - {"benchmarks"}
 
 
 def test_kernels_know_nothing_of_flax_or_configs():

@@ -196,4 +196,4 @@ QUICK = [(program, chip) for program in all_programs(quick=True) if program.back
 @needs_libtpu
 @pytest.mark.parametrize(("program", "chip"), QUICK, ids=[f"{program.name}, {chip}" for program, chip in QUICK])
 def test_quick_tpu_programs_compile(program, chip):
-    compile_ahead.report(chip, program.function, *program.arguments, limit=60)
+    compile_ahead.report(chip, program.function, *program.arguments, limit=120)

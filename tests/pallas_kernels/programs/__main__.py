@@ -17,7 +17,7 @@ import jax
 from pallas_kernels import compile_ahead
 from tests.pallas_kernels.programs import Program, all_programs
 
-LIMIT = 60.0  # seconds to trace and lower one program in
+LIMIT = 120.0  # seconds to trace and lower one program in
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

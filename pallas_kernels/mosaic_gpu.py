@@ -25,8 +25,7 @@ except ImportError as error:  # pragma: no cover
 else:
     plgpu = _mosaic_gpu
 
-# 128 bytes is what tensor cores read fastest; every operand of a product must use the same.
-SWIZZLE_BYTES = 128
+SWIZZLE_BYTES = 128  # the widest, and with it the fewest tiles
 ROWS = 64  # of a product: what one warpgroup's tensor core instruction takes
 SHARED_MEMORY_BYTES = 227 * 1024  # of one block on Hopper
 
@@ -78,12 +77,15 @@ def kernel(
     )
 
 
-def tiled(shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Any:
-    """Shared memory for matrices that products read or registers of a product are stored to: the last two axes swizzled in tiles."""
-    across = SWIZZLE_BYTES // jnp.dtype(dtype).itemsize
+def tiled(shape: Sequence[int], dtype: jax.typing.DTypeLike, swizzle: int = SWIZZLE_BYTES) -> Any:
+    """Shared memory for matrices that products read or registers of a product are stored to: the last two axes in swizzled tiles.
+
+    swizzle: bytes, 128, 64 or 32; the columns must fill them, and both operands of a product must have the same.
+    """
+    across = swizzle // jnp.dtype(dtype).itemsize
     if shape[-1] % across or shape[-2] % 8:
         raise ValueError(f"tiled shared memory of {jnp.dtype(dtype)} needs sizes divisible by (8, {across}); got {tuple(shape)}")
-    return plgpu.SMEM(tuple(shape), dtype, transforms=(plgpu.TilingTransform((8, across)), plgpu.SwizzleTransform(SWIZZLE_BYTES)))
+    return plgpu.SMEM(tuple(shape), dtype, transforms=(plgpu.TilingTransform((8, across)), plgpu.SwizzleTransform(swizzle)))
 
 
 def plain(shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Any:
@@ -123,8 +125,28 @@ def along_rows(per_column: jax.Array, rows: int) -> jax.Array:
 
 def row_and_column(shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     """The int32 index of the row, and of the column, at each place of a product's result."""
-    row, column = (plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA) for axis in (0, 1))
-    return row, column
+    rows, columns = shape
+    # A row's index that the compiler cannot see through keeps masks made of it inside their loop; lifted out, they fill registers.
+    row = jax.lax.optimization_barrier(_row_index(rows))
+    return along_columns(row, columns), along_rows(_column_index(columns), rows)
+
+
+def block_of_row(shape: tuple[int, int]) -> jax.Array:
+    """The int32 index of the row's block of 16, at each place of a product's result: the same in all threads of a warp."""
+    return along_columns(_row_index(shape[0]) >> 4, shape[1])
+
+
+def block_of_column(shape: tuple[int, int]) -> jax.Array:
+    """The int32 index of the column's block of 16, at each place of a product's result."""
+    return along_rows(_column_index(shape[1]) >> 4, shape[0])
+
+
+def _row_index(rows: int) -> jax.Array:
+    return plgpu.broadcasted_iota(jnp.int32, (rows,), 0, layout=plgpu.Layout.WGMMA.reduce(1))
+
+
+def _column_index(columns: int) -> jax.Array:
+    return plgpu.broadcasted_iota(jnp.int32, (columns,), 0, layout=plgpu.Layout.WGMMA.reduce(0))
 
 
 def filled(shape: tuple[int, ...], value: float) -> jax.Array:

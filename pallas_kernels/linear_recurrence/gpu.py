@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.linear_recurrence import gpu_body
-from pallas_kernels.linear_recurrence.gpu_body import CHUNK, COLUMNS, Plan
+from pallas_kernels.linear_recurrence.gpu_body import CHUNK, Plan
 from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Walked
 
 LARGEST_KEY_DIM = 128
@@ -113,7 +113,7 @@ def _walk(
             raise ValueError(f"linear_recurrence: pallas_gpu cannot serve {name}: {reason}")
     if chunks.size != CHUNK:
         raise ValueError(f"linear_recurrence: pallas_gpu walks in chunks of {CHUNK}; these are of {chunks.size}")
-    keys, values = gpu.round_up(key_dim, 64), gpu.round_up(value_dim, COLUMNS)
+    keys, values = gpu.round_up(key_dim, 64), gpu.round_up(value_dim, 64)
     plan = Plan(
         b=b,
         t=t,

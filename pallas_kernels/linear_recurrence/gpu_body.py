@@ -9,7 +9,8 @@ fly into the other stage. In a chunk, with S the copy:
     state = keep . state + k^T (writes . y)           writes . y takes the place of v in its stage
 
 Shared memory is filled from registers in three batches a chunk, each made visible to the tensor cores (committed) before it is read:
-S; P; and writes . y together with o, which takes the place of P.
+S; P; and writes . y together with o, which takes the place of P
+where they have one size.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from pallas_kernels.linear_recurrence.walks import Decay
 from pallas_kernels.mosaic_gpu import plgpu
 
 CHUNK = gpu.ROWS
-COLUMNS = 64  # of the state, a block
 MARKED = 8  # one token in so many is a mark (gpu_decay.py)
 KEYED = ("q", "k", "w", "second_k")  # arrays with the key size; others have the value size
 TOTAL, READS, WRITES, KEEP = range(4)  # rows of gpu.weight_rows
@@ -59,6 +59,16 @@ class Plan:
         return self.t // CHUNK
 
     @property
+    def columns(self) -> int:
+        """Columns of the state that a block walks with: what registers hold."""
+        return 32 if self.decay == "value" else 64
+
+    @property
+    def swizzle(self) -> int:
+        """Bytes of a tile's row, of every operand."""
+        return 2 * self.columns
+
+    @property
     def by_channel(self) -> bool:
         """Whether the decay has channels."""
         return self.decay in ("key", "value")
@@ -76,13 +86,13 @@ class Plan:
     @property
     def decayed_columns(self) -> int:
         """Channels of the decay that a block copies."""
-        return self.key_dim if self.decay == "key" else COLUMNS
+        return self.key_dim if self.decay == "key" else self.columns
 
     def stages(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
         """What is copied with each chunk: shape, dtype, and whether it is tiled."""
         copied: dict[str, tuple[tuple[int, ...], Any, bool]] = {}
         for name in self.tokens:
-            copied[name] = ((CHUNK, self.key_dim if name in KEYED else COLUMNS), jnp.bfloat16, True)
+            copied[name] = ((CHUNK, self.key_dim if name in KEYED else self.columns), jnp.bfloat16, True)
         if self.has_rows:
             copied["rows"] = ((4, CHUNK), jnp.float32, False)
         if self.segmented:
@@ -94,19 +104,25 @@ class Plan:
 
     def space(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """What a chunk's work is laid out in."""
-        laid: dict[str, tuple[tuple[int, ...], Any]] = {"state": ((self.key_dim, COLUMNS), jnp.bfloat16)}
+        laid: dict[str, tuple[tuple[int, ...], Any]] = {"state": ((self.key_dim, self.columns), jnp.bfloat16)}
         if "q" in self.tokens:
             laid["scores"] = ((CHUNK, CHUNK), jnp.bfloat16)
-            if self.out_dtype != jnp.bfloat16:
-                laid["out"] = ((CHUNK, COLUMNS), self.out_dtype)
+            if self.out_dtype != jnp.bfloat16 or self.columns != CHUNK:
+                laid["out"] = ((CHUNK, self.columns), self.out_dtype)
         if "w" in self.tokens:
-            laid["y"] = ((CHUNK, COLUMNS), jnp.bfloat16)
+            laid["y"] = ((CHUNK, self.columns), jnp.bfloat16)
         if self.decay == "key":
             laid["scaled_k"] = ((CHUNK, self.key_dim), jnp.bfloat16)
             laid["scaled_q"] = ((CHUNK, self.key_dim), jnp.bfloat16)
         if self.decay == "value":
-            laid["scaled_v"] = ((CHUNK, COLUMNS), jnp.bfloat16)
+            laid["scaled_v"] = ((CHUNK, self.columns), jnp.bfloat16)
         return laid
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any, tile: bool = True) -> Any:
+        """Shared memory of this kernel."""
+        if not tile:
+            return gpu.plain(shape, dtype)
+        return gpu.tiled(shape, dtype, self.swizzle if jnp.dtype(dtype).itemsize == 2 else gpu.SWIZZLE_BYTES)
 
     def stage_count(self) -> int:
         """2 where shared memory holds them, else 1: then copies and computing alternate."""
@@ -123,7 +139,7 @@ class Plan:
         if "w" in self.tokens:
             made["y"] = jax.ShapeDtypeStruct((b, t, h, values), jnp.bfloat16)
         if "dot_with" in self.tokens:
-            made["dots"] = jax.ShapeDtypeStruct((values // COLUMNS, b, h, t), jnp.float32)
+            made["dots"] = jax.ShapeDtypeStruct((values // self.columns, b, h, t), jnp.float32)
         if self.checkpoint_every is not None:
             made["checkpoints"] = jax.ShapeDtypeStruct((b, h, -(-self.n // self.checkpoint_every), keys, values), jnp.float32)
         return made
@@ -132,8 +148,8 @@ class Plan:
 def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Runs the kernel: inputs as gpu.py prepares them, results as `Plan.results` names them."""
     stages = plan.stage_count()
-    staged = {name: (gpu.tiled if tile else gpu.plain)((stages, *shape), dtype) for name, (shape, dtype, tile) in plan.stages().items()}
-    space = {name: gpu.tiled(shape, dtype) for name, (shape, dtype) in plan.space().items()}
+    staged = {name: plan.buffer((stages, *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()}
+    space = {name: plan.buffer((1, *shape), dtype) for name, (shape, dtype) in plan.space().items()}
     barrier = plgpu.Barrier(num_arrivals=len(staged), num_barriers=stages)
     results = plan.results()
     names = (list(inputs), list(results), list(staged), list(space))
@@ -141,13 +157,13 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     def body(*refs: Any) -> None:
         rest = iter(refs)
         source, target, stage, laid = ({name: next(rest) for name in group} for group in names)
-        _Block(plan, stages, source, target, stage, laid, next(rest)).walk()
+        _Block(plan, stages, source, target, stage, laid, next(rest), next(rest)).walk()
 
     made = gpu.kernel(
         body,
         out_type=list(results.values()),
-        scratch_types=[*staged.values(), *space.values(), barrier],
-        grid=(plan.value_dim // COLUMNS, plan.heads, plan.b),
+        scratch_types=[*staged.values(), *space.values(), barrier, gpu.plain((1,), jnp.int32)],
+        grid=(plan.value_dim // plan.columns, plan.heads, plan.b),
         grid_names=("columns", "head", "batch"),
         name="linear_recurrence_" + ("delta_walk" if "w" in plan.tokens else "walk"),
     )(*inputs.values())
@@ -166,21 +182,23 @@ class _Block:
         stage: dict[str, Any],
         space: dict[str, Any],
         barrier: Any,
+        nought: Any,
     ) -> None:
         self.plan, self.stages, self.source, self.target = plan, stages, source, target
-        self.stage, self.space, self.barrier = stage, space, barrier
+        self.stage, self.laid, self.barrier, self.nought = stage, space, barrier, nought
         self.split, self.head, self.batch = (jax.lax.axis_index(name) for name in ("columns", "head", "batch"))
-        self.columns = pl.ds(self.split * COLUMNS, COLUMNS)
+        self.columns = pl.ds(self.split * plan.columns, plan.columns)
 
     def walk(self) -> None:
         """All chunks."""
         plan = self.plan
+        self.nought[0] = jnp.int32(0)
         for step in range(min(self.stages, plan.n)):
             self.fetch(jnp.int32(step), step)
         if plan.enters:
             state = gpu.load(self.source["initial"].at[self.batch, self.head, :, self.columns], optimized=False)
         else:
-            state = gpu.filled((plan.key_dim, COLUMNS), 0.0)
+            state = gpu.filled((plan.key_dim, plan.columns), 0.0)
         state = jax.lax.fori_loop(0, plan.n, self.step, state)
         self.target["state"].at[self.batch, self.head, :, self.columns][...] = state
         plgpu.wait_smem_to_gmem(0)
@@ -213,15 +231,16 @@ class _Block:
 
     def step(self, step: jax.Array, state: jax.Array) -> jax.Array:
         """One chunk: from the state that enters it to the state that leaves it."""
+        nought = self.nought[0]
+        self.space = {name: ref.at[nought] for name, ref in self.laid.items()}
         plan, space, at = self.plan, self.space, self.at(step)
-        slot = jax.lax.rem(step, jnp.int32(self.stages))
+        slot = nought if self.stages == 1 else jax.lax.rem(step, jnp.int32(self.stages))
         here = {name: ref.at[slot] for name, ref in self.stage.items()}
         if plan.checkpoint_every is not None:
             self.checkpoint(at, state)
         space["state"][...] = state.astype(jnp.bfloat16)
         plgpu.barrier_wait(self.barrier.at[slot])
         plgpu.commit_smem()
-        keep = self.keep(here)
         y = here["v"]
         if "w" in plan.tokens:
             y = space["y"]
@@ -241,7 +260,7 @@ class _Block:
                 dots = jnp.sum(out * gpu.load(here["dot_with"]).astype(jnp.float32), axis=1)
                 self.target["dots"].at[self.split, self.batch, self.head, pl.ds(at * CHUNK, CHUNK)][...] = dots
             space.get("out", space["scores"])[...] = out.astype(plan.out_dtype)
-        products = self.prepare_writes(here, y)
+        products, keep = self.prepare_writes(here, y), self.keep(here)
         plgpu.commit_smem()
         if out is not None:
             plgpu.copy_smem_to_gmem(space.get("out", space["scores"]), self.chunk_to("o", at))
@@ -269,7 +288,7 @@ class _Block:
         kept = here["rows"][KEEP, 0] if self.plan.has_rows else None
         if not self.plan.by_channel:
             return kept
-        decay = gpu_decay.keep(here["marks"], (self.plan.key_dim, COLUMNS), by_row=self.plan.decay == "key")
+        decay = gpu_decay.keep(here["marks"], (self.plan.key_dim, self.plan.columns), by_row=self.plan.decay == "key")
         return decay if kept is None else decay * kept
 
     def read(self, here: dict[str, Any], y: Any) -> jax.Array:
@@ -279,7 +298,7 @@ class _Block:
             weighted = gpu_decay.scores_by_key(
                 here["q"], here["k"], space["scaled_q"], space["scaled_k"], here["total"], here["marks"], plan.reverse
             )
-            scores[...] = jnp.where(self.seen(here), weighted, 0.0).astype(jnp.bfloat16)
+            scores[...] = jnp.where(self.seen(here), weighted, jnp.bfloat16(0))
             gpu_decay.scale_to(
                 space["scaled_q"],
                 here["q"],
@@ -291,19 +310,14 @@ class _Block:
             plgpu.commit_smem()
             return gpu.mm(space["scaled_q"], space["state"], None, (scores, y))
 
-        def weigh(products: jax.Array) -> jax.Array:
-            return self.weigh(here, products)
-
-        if plan.decay == "value":
-            products, old = gpu.mm_while((here["q"], gpu.transposed(here["k"])), (here["q"], space["state"]), weigh)
-            factor = gpu_decay.factor(here["total"], here["marks"], gpu_decay.to_border(plan.reverse, True))
-            old = self.times(old * factor, here, READS)
-            return gpu_decay.read_by_value(products, old, scores, space["scaled_v"], y, here["total"], here["marks"], plan.reverse)
-
         def lay(products: jax.Array) -> None:
-            scores[...] = weigh(products).astype(jnp.bfloat16)
+            scores[...] = self.weigh(here, products).astype(jnp.bfloat16)
 
         _, old = gpu.mm_while((here["q"], gpu.transposed(here["k"])), (here["q"], space["state"]), lay)
+        if plan.decay == "value":
+            factor = gpu_decay.factor(here["total"], here["marks"], gpu_decay.to_border(plan.reverse, True))
+            old = self.times(old * factor, here, READS)
+            return gpu_decay.read_by_value(old, scores, space["scaled_v"], y, here["total"], here["marks"], plan.reverse)
         plgpu.commit_smem()
         return gpu.mm(scores, y, self.times(old, here, READS))
 

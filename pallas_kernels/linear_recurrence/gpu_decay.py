@@ -24,7 +24,6 @@ from jax.experimental import pallas as pl
 from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.mosaic_gpu import plgpu
 
-BLOCK = 16
 LARGEST_EXPONENT = 80.0
 SLICE = 64  # columns worked on at once
 LEVELS = 3
@@ -60,29 +59,31 @@ def factor(total: Any, marks: Any, which: Factor) -> jax.Array:
 
     if which.level is None:
         return jnp.exp(summed if which.later else mark(LAST) - summed)
-    token, _ = gpu.row_and_column(shape)
+    block = gpu.block_of_row(shape)
     if which.level == 0:
-        low = jnp.where(token < BLOCK, mark(0), mark(2))
-        high = jnp.where(token < 3 * BLOCK, mark(4), mark(6))
-        reference = jnp.where(token < 2 * BLOCK, low, high)
+        low = jnp.where(block == 0, mark(0), mark(2))
+        high = jnp.where(block == 2, mark(4), mark(6))
+        reference = jnp.where(block < 2, low, high)
     elif which.level == 1:
-        reference = jnp.where(token < 2 * BLOCK, mark(1), mark(5))
+        reference = jnp.where(block < 2, mark(1), mark(5))
     else:
         reference = mark(3)
     exponent = summed - reference if which.later else reference - summed
     if which.level == 0:
         return jnp.exp(jnp.minimum(exponent, LARGEST_EXPONENT))
-    second = (token & (BLOCK * which.level)) != 0  # in the second block of its half; in the second half
+    second = (block & which.level) != 0  # in the second block of its half; in the second half
     return jnp.exp(jnp.where(second if which.later else ~second, exponent, -jnp.inf))
 
 
 def scale_to(target: Any, x: Any, total: Any, marks: Any, which: Factor, per_token: Any = None) -> None:
     """target = x * factor (* a scalar a token), bf16; target and x (c, k) in tiled shared memory, per_token (c,) in plain."""
-    for start in range(0, x.shape[1], SLICE):
-        columns = pl.ds(start, SLICE)
-        scaled = gpu.load(x.at[:, columns]).astype(jnp.float32) * factor(total.at[:, columns], marks.at[:, columns], which)
+    width = min(SLICE, x.shape[1])
+    for start in range(0, x.shape[1], width):
+        columns = pl.ds(start, width)
+        factors = factor(total.at[:, columns], marks.at[:, columns], which)
+        scaled = factors * gpu.load(x.at[:, columns]).astype(jnp.float32)
         if per_token is not None:
-            scaled = scaled * gpu.along_columns(gpu.load_per_row(per_token), SLICE)
+            scaled = scaled * gpu.along_columns(gpu.load_per_row(per_token), width)
         target.at[:, columns][...] = scaled.astype(jnp.bfloat16)
 
 
@@ -94,33 +95,35 @@ def keep(marks: Any, shape: tuple[int, int], by_row: bool) -> jax.Array:
 
 
 def scores_by_key(q: Any, k: Any, scaled_q: Any, scaled_k: Any, total: Any, marks: Any, reverse: bool) -> jax.Array:
-    """(c, c): sum over channels of q_i k_j times the pair's weight, where i and j are a pair in this direction; else anything."""
-    weighted = gpu.filled((q.shape[0], k.shape[0]), 0.0)
-    for level in range(LEVELS):
+    """(c, c) bf16: sum over channels of q_i k_j times the pair's weight, where i and j are a pair in this direction; else anything."""
+    weighted: jax.Array | None = None
+    for level in reversed(range(LEVELS)):
         scale_to(scaled_q, q, total, marks, Factor(level, not reverse))
         scale_to(scaled_k, k, total, marks, Factor(level, reverse))
         plgpu.commit_smem()
-        weighted = jnp.where(_pairs(level), gpu.mm(scaled_q, gpu.transposed(scaled_k)), weighted)
+        product = gpu.mm(scaled_q, gpu.transposed(scaled_k)).astype(jnp.bfloat16)  # rounded now: half the registers
+        weighted = product if weighted is None else jnp.where(_nearer_than(level + 1), product, weighted)
+    assert weighted is not None
     return weighted
 
 
-def read_by_value(
-    products: jax.Array, old: jax.Array, scores: Any, scaled_v: Any, v: Any, total: Any, marks: Any, reverse: bool
-) -> jax.Array:
-    """old (c, columns) + products (c, c), masked, times v with the pairs' weights on v's columns. scores, scaled_v: work space."""
-    rounded = products.astype(jnp.bfloat16)
-    for level in range(LEVELS):
-        scores[...] = jnp.where(_pairs(level), rounded, jnp.bfloat16(0))
+def read_by_value(old: jax.Array, scores: Any, scaled_v: Any, v: Any, total: Any, marks: Any, reverse: bool) -> jax.Array:
+    """old (c, columns) + scores times v with the pairs' weights on v's columns.
+
+    Args:
+      scores: (c, c) bf16 in shared memory, masked to the pairs of this direction; lost.
+      scaled_v: work space.
+    """
+    for level in reversed(range(LEVELS)):
+        if level < LEVELS - 1:  # where the factors are not 0 already; a nearer level's pairs are among the farther one's
+            scores[...] = jnp.where(_nearer_than(level + 1), gpu.load(scores), jnp.bfloat16(0))
         scale_to(scaled_v, v, total, marks, Factor(level, reverse))
         plgpu.commit_smem()
         old = old + gpu.mm(scores, scaled_v) * factor(total, marks, Factor(level, not reverse))
     return old
 
 
-def _pairs(level: int) -> jax.Array:
-    """(c, c) bool: whether a pair belongs to a level."""
-    row, column = gpu.row_and_column((gpu.ROWS, gpu.ROWS))
-    apart = row ^ column
-    if level == 0:
-        return apart < BLOCK
-    return apart >= 2 * BLOCK if level == 2 else (apart >= BLOCK) & (apart < 2 * BLOCK)
+def _nearer_than(level: int) -> jax.Array:
+    """(c, c) bool: whether a pair belongs to a level before this one, of which 1 and 2 may be asked."""
+    shape = (gpu.ROWS, gpu.ROWS)
+    return gpu.block_of_row(shape) >> (level - 1) == gpu.block_of_column(shape) >> (level - 1)

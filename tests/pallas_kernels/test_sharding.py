@@ -11,6 +11,7 @@ from jax.experimental import pallas as pl
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pallas_kernels import compile_ahead, compilers, dispatch
+from pallas_kernels.linear_recurrence import linear_recurrence
 from pallas_kernels.sharding import over_mesh
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -195,4 +196,47 @@ def test_it_compiles_for_a_slice_of_tpus_without_collectives():
         with pytest.raises(Exception, match="cannot be automatically partitioned"):
             jax.jit(operation).lower(*arrays).compile()
     text = compiled.as_text()
+    assert "tpu_custom_call" in text and not re.search(r"all-(gather|reduce|to-all)|collective-permute", text)
+
+
+def recurrence_gradients(q, k, v, log_decay, backend):
+    def loss(q, k, v, log_decay):
+        out, state = linear_recurrence(q, k, v, log_decay=log_decay, return_state=True, backend=backend)
+        return jnp.sum(out**2) + jnp.sum(state**2)
+
+    return jax.grad(loss, argnums=(0, 1, 2, 3))(q, k, v, log_decay)
+
+
+def recurrence_shapes(b, t, h, k, v, dtype):
+    return [(b, t, h // 2, k), (b, t, h // 2, k), (b, t, h, v), (b, t, h)], [dtype, dtype, dtype, jnp.float32]
+
+
+def test_the_recurrence_under_a_mesh():
+    """Its decay a token and head, its grouped keys, its state: declared as they are used."""
+    shapes, _ = recurrence_shapes(4, 70, 4, 16, 16, jnp.float32)
+    keys = jax.random.split(jax.random.key(1), 4)
+    q, k, v, g = (jax.random.normal(key, shape) / 4 for key, shape in zip(keys, shapes, strict=True))
+    arrays = (q, k, v, -jnp.abs(g))
+    mesh = mesh_of(data=2, fsdp=2, tensor=2)
+    with dispatch.interpreted(), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        placed = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+        found = jax.jit(functools.partial(recurrence_gradients, backend="pallas_tpu"))(*placed)
+    wanted = jax.jit(functools.partial(recurrence_gradients, backend="reference"))(*arrays)
+    for one, two in zip(found, wanted, strict=True):
+        assert jnp.sqrt(jnp.mean((one - two) ** 2) / jnp.mean(two**2)) <= 1e-4  # fp32, as without a mesh
+
+
+def test_the_recurrence_compiles_for_a_slice_of_tpus_without_collectives():
+    try:
+        devices = compile_ahead.tpu_slice("v5e:2x2")
+    except compilers.NotInstalled as error:
+        pytest.skip(str(error))
+    mesh = mesh_of(devices, data=2, tensor=2)
+    split_heads = NamedSharding(mesh, PartitionSpec("data", None, "tensor"))
+    arrays = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=split_heads)
+        for shape, dtype in zip(*recurrence_shapes(4, 512, 4, 64, 64, jnp.bfloat16), strict=True)
+    ]
+    with compile_ahead.aimed_at_devices(mesh):
+        text = jax.jit(functools.partial(recurrence_gradients, backend="pallas_tpu")).lower(*arrays).compile().as_text()
     assert "tpu_custom_call" in text and not re.search(r"all-(gather|reduce|to-all)|collective-permute", text)

@@ -83,7 +83,8 @@ def results(form, given, fixed, with_state_loss=True):
 
     def loss(given):
         o, state = form(**given, **fixed)
-        total = jnp.sum(o * jnp.cos(jnp.arange(o.size, dtype=o.dtype)).reshape(o.shape))
+        wide = jnp.promote_types(o.dtype, jnp.float32)
+        total = jnp.sum(o.astype(wide) * jnp.cos(jnp.arange(o.size, dtype=wide)).reshape(o.shape))
         if state is not None and with_state_loss:
             total = total + jnp.sum(state * jnp.sin(1 + jnp.arange(state.size, dtype=state.dtype)).reshape(state.shape))
         return total, (o, state)

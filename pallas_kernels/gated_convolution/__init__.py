@@ -26,10 +26,24 @@ from typing import Literal, get_args
 
 import jax
 
-from pallas_kernels.dispatch import always, choose
+from pallas_kernels.dispatch import Implementation, always, choose
 from pallas_kernels.gated_convolution import gpu, gpu_long, long, reference, tpu, tpu_long, xla
+from pallas_kernels.sharding import over_mesh
 
 Activation = Literal["none", "silu"]
+
+# Kernels run on each device's sequences and channels; channels go by the letter of heads.
+_SHORT = {
+    "x": "b t h",
+    "taps": "k h",
+    "bias": "h",
+    "in_gate": "b t h",
+    "out_gate": "b t h",
+    "initial_state": "b s h",
+    "segment_ids": "b t",
+    "initial_segment": "b",
+}
+_LONG = {"x": "b t h", "filter": "k h"}
 
 
 def short_convolution(
@@ -68,9 +82,9 @@ def short_convolution(
       ValueError: an argument's shape does not fit, or `backend` cannot serve the call.
     """
     _check_short(x, taps, bias, in_gate, out_gate, activation, initial_state, segment_ids, initial_segment)
-    implementations = {
-        "pallas_gpu": (gpu.short_convolution, gpu.refuses),
-        "pallas_tpu": (tpu.short_convolution, tpu.refuses),
+    implementations: dict[str, Implementation] = {
+        "pallas_gpu": (over_mesh(gpu.short_convolution, _SHORT, ("b t h", "b s h")), gpu.refuses),
+        "pallas_tpu": (over_mesh(tpu.short_convolution, _SHORT, ("b t h", "b s h")), tpu.refuses),
         "xla": (xla.short_convolution, always),
         "reference": (reference.short_convolution, always),
     }
@@ -114,14 +128,14 @@ def short_convolution_step(
     """
     if x.ndim != 2:
         raise ValueError(f"short_convolution_step: x must be (b, d); got {x.shape}")
-    gates = [None if gate is None else gate[:, None] for gate in (in_gate, out_gate)]
-    _check_short(x[:, None], taps, bias, *gates, activation, state, None, None)
+    in_gate, out_gate = (None if gate is None else gate[:, None] for gate in (in_gate, out_gate))
+    _check_short(x[:, None], taps, bias, in_gate, out_gate, activation, state, None, None)
     y, after = xla.short_convolution(
         x[:, None],
         taps,
         bias,
-        in_gate=gates[0],
-        out_gate=gates[1],
+        in_gate=in_gate,
+        out_gate=out_gate,
         activation=activation,
         initial_state=state,
         segment_ids=None,
@@ -169,9 +183,9 @@ def long_convolution(
         raise ValueError(f"long_convolution: filter must be (length, {d}); got {filter.shape}")
     if skip is not None and skip.shape != (d,):
         raise ValueError(f"long_convolution: skip must be {(d,)}; got {skip.shape}")
-    implementations = {
-        "pallas_gpu": (gpu_long.long_convolution, gpu_long.refuses),
-        "pallas_tpu": (tpu_long.long_convolution, tpu_long.refuses),
+    implementations: dict[str, Implementation] = {
+        "pallas_gpu": (over_mesh(gpu_long.long_convolution, _LONG, "b t h"), gpu_long.refuses),
+        "pallas_tpu": (over_mesh(tpu_long.long_convolution, _LONG, "b t h"), tpu_long.refuses),
         "xla": (xla.long_convolution, always),
         "reference": (reference.long_convolution, always),
     }

@@ -112,9 +112,7 @@ def _correlate(x: jax.Array, dy: jax.Array) -> jax.Array:
         grid_names=("lag", "channel"),
         name="long_convolution_filter_gradient",
     )(x, dy)
-    # Rows one shorter than they are move each row by one more to the right: diagonals become columns.
-    wide = jnp.pad(products, ((0, 0), (0, 0), (0, 0), (0, c))).reshape(d, n, -1)[:, :, : c * (2 * c - 1)]
-    return jnp.pad(jnp.sum(wide.reshape(d, n, c, 2 * c - 1), axis=2), ((0, 0), (0, 0), (0, 1)))
+    return long.diagonal_sums(products)
 
 
 def _pipeline(steps, sources, arrived, multiply) -> None:
@@ -132,9 +130,7 @@ def _pipeline(steps, sources, arrived, multiply) -> None:
         plgpu.barrier_wait(arrived.at[slot])
         multiply(slot)
 
-        @pl.when(step + AHEAD < steps)
-        def _():
-            fetch(step + AHEAD, slot)
+        pl.when(step + AHEAD < steps)(lambda: fetch(step + AHEAD, slot))
 
     jax.lax.fori_loop(0, steps, advance, None)
 

@@ -117,6 +117,15 @@ def toeplitz(windows: jax.Array) -> jax.Array:
     return rows[..., : size // 2]
 
 
+def diagonal_sums(products: jax.Array) -> jax.Array:
+    """Sums of (..., c, c) along diagonals, (..., 2 c): entry m is the sum over j of [j, m - j] (what `correlate` gives)."""
+    size = products.shape[-1]
+    # Rows one shorter than they are move each row by one more to the right: diagonals become columns.
+    wide = jnp.pad(products, [(0, 0)] * (products.ndim - 1) + [(0, size)]).reshape(*products.shape[:-2], -1)
+    columns = wide[..., : size * (2 * size - 1)].reshape(*products.shape[:-1], 2 * size - 1)
+    return jnp.pad(jnp.sum(columns, axis=-2), [(0, 0)] * (products.ndim - 2) + [(0, 1)])
+
+
 def _to_blocks(products: Products, dtype: Any, x: jax.Array, *, reverse: bool = False) -> jax.Array:
     b, t, d = x.shape
     x = jnp.pad(x.astype(dtype), ((0, -b % products.rows), (0, -t % products.block), (0, 0)))

@@ -214,8 +214,8 @@ def _token_spec(rows: int, channels: int, place) -> pl.BlockSpec:
 
 def _inputs(operands: Operands, tokens, rows: int, channels: int, place) -> tuple[dict[str, jax.Array], list[pl.BlockSpec]]:
     t = operands.x.shape[1]
-    arrays = {"x": operands.x, "in_gate": operands.in_gate, "out_gate": operands.out_gate}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
+    gated = {"x": operands.x, "in_gate": operands.in_gate, "out_gate": operands.out_gate}
+    arrays = {name: array for name, array in gated.items() if array is not None}
     specs = [tokens] * len(arrays)
     arrays["weights"] = operands.weights
     specs.append(pl.BlockSpec((WEIGHT_ROWS, channels), lambda b, c, i: (0, c)))

@@ -295,18 +295,10 @@ class _Block:
         """(c, columns): reads . q S + P y."""
         plan, space, scores = self.plan, self.space, self.space["scores"]
         if plan.decay == "key":
-            weighted = gpu_decay.scores_by_key(
-                here["q"], here["k"], space["scaled_q"], space["scaled_k"], here["total"], here["marks"], plan.reverse
-            )
-            scores[...] = jnp.where(self.seen(here), weighted, jnp.bfloat16(0))
-            gpu_decay.scale_to(
-                space["scaled_q"],
-                here["q"],
-                here["total"],
-                here["marks"],
-                gpu_decay.to_border(plan.reverse, True),
-                self.per_token(here, READS),
-            )
+            scaled, total, marks = space["scaled_q"], here["total"], here["marks"]
+            gpu_decay.scores_by_key(scores, here["q"], here["k"], scaled, space["scaled_k"], total, marks, plan.reverse)
+            scores[...] = jnp.where(self.seen(here), gpu.load(scores), jnp.bfloat16(0))
+            gpu_decay.scale_to(scaled, here["q"], total, marks, gpu_decay.to_border(plan.reverse, True), self.per_token(here, READS))
             plgpu.commit_smem()
             return gpu.mm(space["scaled_q"], space["state"], None, (scores, y))
 

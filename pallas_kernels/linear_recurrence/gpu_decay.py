@@ -81,9 +81,9 @@ def scale_to(target: Any, x: Any, total: Any, marks: Any, which: Factor, per_tok
     for start in range(0, x.shape[1], width):
         columns = pl.ds(start, width)
         factors = factor(total.at[:, columns], marks.at[:, columns], which)
-        scaled = factors * gpu.load(x.at[:, columns]).astype(jnp.float32)
         if per_token is not None:
-            scaled = scaled * gpu.along_columns(gpu.load_per_row(per_token), width)
+            factors = factors * gpu.along_columns(gpu.load_per_row(per_token), width)
+        scaled = factors * gpu.load(x.at[:, columns]).astype(jnp.float32)
         target.at[:, columns][...] = scaled.astype(jnp.bfloat16)
 
 
@@ -94,17 +94,18 @@ def keep(marks: Any, shape: tuple[int, int], by_row: bool) -> jax.Array:
     return gpu.along_rows(jnp.exp(gpu.load_per_column(marks.at[LAST])), shape[0])
 
 
-def scores_by_key(q: Any, k: Any, scaled_q: Any, scaled_k: Any, total: Any, marks: Any, reverse: bool) -> jax.Array:
-    """(c, c) bf16: sum over channels of q_i k_j times the pair's weight, where i and j are a pair in this direction; else anything."""
-    weighted: jax.Array | None = None
+def scores_by_key(scores: Any, q: Any, k: Any, scaled_q: Any, scaled_k: Any, total: Any, marks: Any, reverse: bool) -> None:
+    """scores (c, c) = sum over channels of q_i k_j times the pair's weight, where i and j are a pair in this direction; else anything.
+
+    All bf16, in shared memory; scaled_q, scaled_k: work space.
+    """
     for level in reversed(range(LEVELS)):
         scale_to(scaled_q, q, total, marks, Factor(level, not reverse))
         scale_to(scaled_k, k, total, marks, Factor(level, reverse))
         plgpu.commit_smem()
-        product = gpu.mm(scaled_q, gpu.transposed(scaled_k)).astype(jnp.bfloat16)  # rounded now: half the registers
-        weighted = product if weighted is None else jnp.where(_nearer_than(level + 1), product, weighted)
-    assert weighted is not None
-    return weighted
+        product = gpu.mm(scaled_q, gpu.transposed(scaled_k)).astype(jnp.bfloat16)
+        # The farther levels wait in shared memory: registers are short while operands are scaled.
+        scores[...] = product if level == LEVELS - 1 else jnp.where(_nearer_than(level + 1), product, gpu.load(scores))
 
 
 def read_by_value(old: jax.Array, scores: Any, scaled_v: Any, v: Any, total: Any, marks: Any, reverse: bool) -> jax.Array:

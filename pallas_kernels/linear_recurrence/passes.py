@@ -85,7 +85,12 @@ def by_walks(
     key_dim = q.shape[3]
     dtype = v.dtype
     if write_strength is not None:
-        v = (by_channel(write_strength, jnp.float32) * v).astype(dtype)
+        strength = by_channel(write_strength, jnp.float32)
+        if segment_ids is not None:
+            # Before the product: what padding holds, NaN included, must not reach a gradient either.
+            real = (segment_ids != 0)[:, :, None, None]
+            strength, v = jnp.where(real, strength, 0), jnp.where(real, v, 0)
+        v = (strength * v).astype(dtype)
     decay = "none" if log_decay is None else "key" if log_decay.ndim == 4 else "head"
     rows = {"q": q.astype(dtype), "k": k.astype(dtype), "v": v}
     if decay != "none":
@@ -203,8 +208,8 @@ def _gradients(setting, rows, state, chunks, y, after, do, dstate):
         back = _dual(setting, rows, chunks, do, dstate, every)
         x = (scale * back.y.astype(jnp.float32)).astype(v.dtype)
         found["v"] = x
-        erased = walk(y, x, e, turned, scale=-1.0, reverse=True, strict=True, **dots(k), **wide)
-        to_e = walk(x, y, k, turned, scale=-1.0, initial_state=_turn(state), strict=True, **dots(e), **wide)
+        erased = walk(y, x, e, turned, scale=-1.0, reverse=True, **dots(k), **(wide | {"strict": True}))
+        to_e = walk(x, y, k, turned, scale=-1.0, initial_state=_turn(state), **dots(e), **(wide | {"strict": True}))
         found |= {"e": to_e.o, "k": found["k"].astype(jnp.float32) + erased.o.astype(jnp.float32)}
         if decay == "head":
             dotted |= {"e": to_e.dots, "k": dotted["k"] + erased.dots}

@@ -29,12 +29,16 @@ def recurrent(
     segments = jnp.ones((b, t), jnp.int32) if segment_ids is None else segment_ids
     real = (segments != 0)[:, :, None, None]
     q, k = (jnp.repeat(x, h // x.shape[2], axis=2) for x in (q, k))
-    rows = {"q": q, "k": k, "v": v if write_strength is None else by_channel(write_strength, wide) * v.astype(wide)}
+    rows = {"q": q, "k": k, "v": v}
+    if write_strength is not None:
+        rows["w"] = by_channel(write_strength, wide)
     if log_decay is not None:
         rows["g"] = jnp.broadcast_to(by_channel(log_decay, wide), (b, t, h, key_dim))
     if erase_read is not None:
         rows |= {"e": erase_read, "u": k if erase_write is None else erase_write}
     rows = {name: jnp.where(real, x.astype(wide), 0) for name, x in rows.items()}
+    if "w" in rows:
+        rows["v"] = rows.pop("w") * rows["v"]
     state = jnp.zeros((b, h, key_dim, value_dim), wide) if initial_state is None else initial_state.astype(wide)
     if segment_ids is None:
         current = jnp.ones(b, jnp.int32)

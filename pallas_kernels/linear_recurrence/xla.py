@@ -46,7 +46,12 @@ def chunked(
     key_dim = q.shape[3]
     dtype, wide = v.dtype, jnp.promote_types(q.dtype, jnp.float32)
     if write_strength is not None:
-        v = (by_channel(write_strength, wide) * v).astype(dtype)
+        strength = by_channel(write_strength, wide)
+        if segment_ids is not None:
+            # Before the product: what padding holds, NaN included, must not reach a gradient either.
+            real = (segment_ids != 0)[:, :, None, None]
+            strength, v = jnp.where(real, strength, 0), jnp.where(real, v, 0)
+        v = (strength * v).astype(dtype)
     q = q * jnp.asarray(scale, q.dtype)
     rows = {"q": q, "k": k, "v": v, "e": erase_read, "u": erase_write}
     rows = {name: x if name == "v" else jnp.repeat(x, h // x.shape[2], axis=2) for name, x in rows.items() if x is not None}

@@ -1,0 +1,63 @@
+"""The recurrence's front door on kernels: forward, and the gradient of everything, at sizes that experiments train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.linear_recurrence import linear_recurrence
+from tests.pallas_kernels.programs import Program
+
+KINDS = ("no decay", "decay a head", "decay a channel", "delta", "gated delta", "gated delta a channel")
+# b, t, h, key and value size. The last is text.based's, the one before few heads and a long sequence, cut in pieces on a GPU.
+SHAPES = ((2, 2048, 16, 64, 64), (2, 2048, 16, 128, 128), (1, 8192, 2, 64, 64), (8, 256, 4, 32, 32))
+QUICK = {("gated delta", (2, 2048, 16, 128, 128), "gradient"), ("decay a head", (2, 2048, 16, 64, 64), "forward")}
+
+
+def _arguments(kind: str, b: int, t: int, h: int, k: int, v: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def array(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    given = {"q": array(b, t, h, k), "k": array(b, t, h, k), "v": array(b, t, h, v), "initial_state": array(b, h, k, v, dtype=jnp.float32)}
+    if kind in ("decay a head", "gated delta"):
+        given["log_decay"] = array(b, t, h, dtype=jnp.float32)
+    if kind.endswith("channel"):
+        given["log_decay"] = array(b, t, h, k, dtype=jnp.float32)
+    if "delta" in kind:
+        given |= {"erase_read": array(b, t, h, k), "write_strength": array(b, t, h, dtype=jnp.float32)}
+    return given
+
+
+def _program(kind: str, shape: tuple[int, ...], part: str, backend: str) -> Program:
+    b, t, h, k, v = shape
+    segments = jax.ShapeDtypeStruct((b, t), jnp.int32)
+    first = jax.ShapeDtypeStruct((b,), jnp.int32)
+
+    def forward(given, segments, first):
+        return linear_recurrence(**given, segment_ids=segments, initial_segment=first, scale=k**-0.5, return_state=True, backend=backend)
+
+    def gradient(given, segments, first):
+        def loss(given):
+            o, state = forward(given, segments, first)
+            return jnp.sum(jnp.sin(o.astype(jnp.float32))) + jnp.sum(jnp.sin(state))
+
+        return jax.grad(loss)(given)
+
+    return Program(
+        name=f"linear_recurrence {kind} {part} b{b} t{t} h{h} k{k} v{v}",
+        backend=backend,
+        function=forward if part == "forward" else gradient,
+        arguments=(_arguments(kind, *shape), segments, first),
+        quick=(kind, shape, part) in QUICK,
+    )
+
+
+PROGRAMS = [
+    _program(kind, shape, part, backend)
+    for backend in ("pallas_gpu", "pallas_tpu")
+    for shape in SHAPES
+    for kind in KINDS
+    for part in ("forward", "gradient")
+]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import jax
 
 from pallas_kernels.dispatch import always, choose
-from pallas_kernels.taylor_attention import reference, tpu, xla
+from pallas_kernels.taylor_attention import gpu, reference, tpu, xla
 from pallas_kernels.taylor_attention.features import count
 from pallas_kernels.taylor_attention.step import taylor_attention_step
 
@@ -63,6 +63,7 @@ def taylor_attention(
 
 
 IMPLEMENTATIONS = {
+    "pallas_gpu": (gpu.taylor_attention, gpu.refuses),
     "pallas_tpu": (tpu.taylor_attention, tpu.refuses),
     "xla": (xla.chunked, always),
     "reference": (reference.recurrent, always),

@@ -25,7 +25,17 @@ TPU_SHAPES = [
     (2, 1000, 4, 24, 64, "bfloat16", "state"),
     (1, 256, 2, 32, 64, "float32", ""),
 ]
-QUICK = {TPU_SHAPES[2], TPU_SHAPES[8]}
+GPU_SHAPES = [
+    (64, 64, 1, 8, 64, "bfloat16", ""),
+    (64, 256, 1, 16, 64, "bfloat16", "state, segments"),
+    (16, 256, 4, 8, 32, "bfloat16", ""),
+    (2, 2048, 2, 16, 128, "bfloat16", "state"),
+    (2, 2048, 16, 16, 64, "bfloat16", ""),
+    (2, 2048, 16, 16, 64, "bfloat16", "state, segments"),
+    (1, 4096, 16, 16, 112, "bfloat16", "segments"),
+    (2, 1000, 3, 11, 24, "bfloat16", "state"),
+]
+QUICK = {TPU_SHAPES[2], TPU_SHAPES[8], GPU_SHAPES[4], GPU_SHAPES[5]}
 
 
 def programs_at(backend: str, shape: tuple[Any, ...], quick: bool) -> list[Program]:
@@ -59,3 +69,4 @@ def programs_at(backend: str, shape: tuple[Any, ...], quick: bool) -> list[Progr
 
 
 PROGRAMS = [program for shape in TPU_SHAPES for program in programs_at("pallas_tpu", shape, shape in QUICK)]
+PROGRAMS += [program for shape in GPU_SHAPES for program in programs_at("pallas_gpu", shape, shape in QUICK)]

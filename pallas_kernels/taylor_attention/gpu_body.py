@@ -1,0 +1,348 @@
+"""The kernels behind gpu.py: one thread block, one warpgroup, walking the chunks of a row and head for 64 of the value columns.
+
+The state stays in registers in fp32, 64 features at a time a piece; products read its bf16 copy in shared memory. Features are made in
+shared memory, chunk by chunk, out of products with matrices of zeros and ones (in queries' left one a half for squares), exact in bf16.
+They bear no weights: those of the packed state are applied to it outside, in fp32. With f_k = (k left)(k right) and
+f_q = (scale q left')(scale q right), the ones of constant and linear features put in, f_q . f_k = 1 + s + s^2 / 2.
+
+Copies of the next chunk fly while one is computed. What is summed over value columns (dq, dk) leaves in parts, one a block of columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels import mosaic_gpu as gpu
+from pallas_kernels.mosaic_gpu import plgpu
+
+CHUNK = COLUMNS = PIECE = gpu.ROWS
+KEY_COLUMNS = 16  # key dimensions, padded: 32 bytes, what rows of the narrow tiles have
+States = tuple[jax.Array, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a kernel is built for: the forward pass, or the walk for dq, or the one in reverse for dk and dv.
+
+    value_dim: padded. pieces: of 64 features. rows: numbers a token; marked: whether there are documents or padding.
+    """
+
+    walk: Literal["forward", "queries", "keys_values"]
+    b: int
+    t: int
+    heads: int
+    value_dim: int
+    pieces: int
+    scale: float
+    rows: int
+    marked: bool
+    enters: bool
+    leaves: bool
+
+    @property
+    def n(self) -> int:
+        """Chunks."""
+        return self.t // CHUNK
+
+    @property
+    def splits(self) -> int:
+        """Blocks of value columns."""
+        return self.value_dim // COLUMNS
+
+    def stages(self) -> dict[str, Any]:
+        """What is copied with each chunk; two of each."""
+        keys = gpu.tiled((2, CHUNK, KEY_COLUMNS), jnp.bfloat16, 2 * KEY_COLUMNS)
+        copied = {"q": keys, "k": keys, "v": gpu.tiled((2, CHUNK, COLUMNS), jnp.bfloat16)}
+        if self.walk != "forward":
+            copied["do"] = copied["v"]
+        if self.rows:
+            copied["rows"] = gpu.plain((2, self.rows, CHUNK), jnp.float32)
+        if self.marked:
+            copied["ids"] = gpu.plain((2, 2, CHUNK), jnp.int32)
+            copied["weights"] = gpu.plain((2, 3, CHUNK), jnp.float32)
+        return copied
+
+    def space(self) -> dict[str, Any]:
+        """What a chunk's work is laid out in, and the constant matrices."""
+        square, features = gpu.tiled((1, CHUNK, CHUNK), jnp.bfloat16), gpu.tiled((self.pieces, CHUNK, PIECE), jnp.bfloat16)
+        narrow = gpu.tiled((1, CHUNK, CHUNK), jnp.bfloat16, 2 * KEY_COLUMNS)
+        maps = gpu.tiled((self.pieces, PIECE, KEY_COLUMNS), jnp.bfloat16, 2 * KEY_COLUMNS)
+        laid = {"query_left": maps, "key_left": maps, "right": maps}
+        laid |= {"ones": gpu.plain((2, PIECE), jnp.float32), "order": gpu.plain((CHUNK,), jnp.int32), "state": features, "keys": features}
+        if self.walk != "queries":
+            laid |= {"queries": features, "scores": square, "out": square}
+        if self.walk != "forward":
+            laid |= {"d_scores": narrow, "by_left": narrow, "by_right": narrow}
+        return laid
+
+    def results(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The kernel's outputs."""
+        b, t, h = self.b, self.t, self.heads
+        by_value = jax.ShapeDtypeStruct((b, t, h, self.value_dim), jnp.bfloat16)
+        by_key = jax.ShapeDtypeStruct((self.splits, b, t, h, KEY_COLUMNS), jnp.float32)
+        made = {"forward": {"o": by_value}, "queries": {"dq": by_key}, "keys_values": {"dk": by_key, "dv": by_value}}[self.walk]
+        if self.walk == "forward" and self.rows:
+            made["sums"] = jax.ShapeDtypeStruct((self.splits, b, h, t), jnp.float32)
+        if self.leaves:
+            made["state"] = jax.ShapeDtypeStruct((b, h, self.pieces * PIECE, self.value_dim), jnp.float32)
+        return made
+
+
+MAPS = ("query_left", "key_left", "right", "ones", "order")
+
+
+def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Runs the kernel.
+
+    Args:
+      inputs: q, k, v, do by the names and sizes of the plan, bf16; the three matrices of MAPS, each (pieces, 64, KEY_COLUMNS) bf16, the
+        ones added to left and right factors of the first 64 features (2, 64) fp32, and 0 to 63 (64,) int32; rows (b, h, n, rows, 64)
+        fp32; ids (b, n, 2, 64) int32 and weights (b, n, 3, 64) fp32 if marked; initial (b, h, features, v) fp32 if one enters.
+    """
+    staged, space, results = plan.stages(), plan.space(), plan.results()
+    names = (list(inputs), list(results), list(staged), list(space))
+
+    def body(*refs: Any) -> None:
+        rest = iter(refs)
+        source, target, stage, laid = ({name: next(rest) for name in group} for group in names)
+        _Block(plan, source, target, stage, laid, next(rest), next(rest)).walk()
+
+    made = gpu.kernel(
+        body,
+        out_type=list(results.values()),
+        scratch_types=[
+            *staged.values(),
+            *space.values(),
+            plgpu.Barrier(num_arrivals=len(staged), num_barriers=2),
+            plgpu.Barrier(num_arrivals=len(MAPS)),
+        ],
+        grid=(plan.splits, plan.heads, plan.b),
+        grid_names=("columns", "head", "batch"),
+        name=f"taylor_attention_{plan.walk}",
+    )(*inputs.values())
+    return dict(zip(results, made, strict=True))
+
+
+class _Block:
+    """One thread block."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        source: dict[str, Any],
+        target: dict[str, Any],
+        stage: dict[str, Any],
+        space: dict[str, Any],
+        barrier: Any,
+        maps_barrier: Any,
+    ) -> None:
+        self.plan, self.source, self.target, self.stage, self.space = plan, source, target, stage, space
+        self.barrier, self.maps_barrier = barrier, maps_barrier
+        self.split, self.head, self.batch = (jax.lax.axis_index(name) for name in ("columns", "head", "batch"))
+        self.columns = pl.ds(self.split * COLUMNS, COLUMNS)
+
+    def walk(self) -> None:
+        """All chunks."""
+        plan = self.plan
+        for name in MAPS:
+            plgpu.copy_gmem_to_smem(self.source[name], self.space[name], self.maps_barrier)
+        for step in range(min(2, plan.n)):
+            self.fetch(jnp.int32(step), step)
+        states = tuple(
+            gpu.load(self.piece_of(self.source["initial"], i), optimized=False) if plan.enters else gpu.filled((PIECE, COLUMNS), 0.0)
+            for i in range(plan.pieces)
+        )
+        plgpu.barrier_wait(self.maps_barrier)
+        states = jax.lax.fori_loop(0, plan.n, self.step, states)
+        if plan.leaves:
+            for i, state in enumerate(states):
+                self.piece_of(self.target["state"], i)[...] = state
+        plgpu.wait_smem_to_gmem(0)
+
+    def piece_of(self, ref: Any, i: int) -> Any:
+        return ref.at[self.batch, self.head, pl.ds(i * PIECE, PIECE), self.columns]
+
+    def at(self, step: jax.Array) -> jax.Array:
+        """The chunk that is walked over in a step."""
+        return self.plan.n - 1 - step if self.plan.walk == "keys_values" else step
+
+    def work(self, name: str, i: int = 0) -> Any:
+        """A square of the work space, or one of its pieces.
+
+        Indexed from a zero that the compiler does not know: where each thread stores would else be worked out for every square before
+        the first chunk, and kept in a hundred registers.
+        """
+        return self.space[name].at[self.zero + i]
+
+    def fetch(self, step: jax.Array, slot: Any) -> None:
+        """Starts the copies of a step's chunk."""
+        at = self.at(step)
+        for name, buffers in self.stage.items():
+            ref = self.source[name]
+            if name in ("ids", "weights"):
+                chunk = ref.at[self.batch, at]
+            elif name == "rows":
+                chunk = ref.at[self.batch, self.head, at]
+            else:
+                columns = slice(None) if name in ("q", "k") else self.columns
+                chunk = ref.at[self.batch, pl.ds(at * CHUNK, CHUNK), self.head, columns]
+            plgpu.copy_gmem_to_smem(chunk, buffers.at[slot], self.barrier.at[slot])
+
+    def step(self, step: jax.Array, states: States) -> States:
+        """One chunk: from the states that enter it to those that leave it."""
+        slot = jax.lax.rem(step, jnp.int32(2))
+        here = {name: ref.at[slot] for name, ref in self.stage.items()}
+        self.zero = self.space["order"][0]  # see `work`
+        for i, state in enumerate(states):
+            self.work("state", i)[...] = state.astype(jnp.bfloat16)
+        plgpu.barrier_wait(self.barrier.at[slot])
+        keys, values, weight = "keys", "v", 1
+        if self.plan.walk == "forward":
+            self.forward(here, self.at(step))
+        elif self.plan.walk == "queries":
+            self.queries(here, self.at(step))
+        else:
+            self.keys_values(here, self.at(step))
+            keys, values, weight = "queries", "do", 0
+        if self.plan.marked:
+            weighted = self.times(gpu.load(here[values]).astype(jnp.float32), here, weight)
+            here[values][...] = weighted.astype(jnp.bfloat16)
+        # Read before the commit, which also keeps the next chunk's copies from overtaking it.
+        kept = tuple(state * here["weights"][2, 0] for state in states) if self.plan.marked else states
+        plgpu.commit_smem()
+        states = tuple(gpu.mm(gpu.transposed(self.work(keys, i)), here[values], state) for i, state in enumerate(kept))
+
+        @pl.when(step + 2 < self.plan.n)
+        def _() -> None:
+            self.fetch(step + 2, slot)
+
+        return states
+
+    def forward(self, here: dict[str, Any], at: jax.Array) -> None:
+        """o = (f_q S + w v) / sums."""
+        self.features(here["k"], "key_left", 1.0, "keys")
+        self.features(here["q"], "query_left", self.plan.scale, "queries")
+        plgpu.commit_smem()
+        weights = self.weights(self.scores(here), here)
+        self.work("scores")[...] = weights.astype(jnp.bfloat16)
+        out = self.times(self.by_state("queries"), here, 0)
+        plgpu.commit_smem()
+        out = gpu.mm(self.work("scores"), here["v"], out)
+        tokens = pl.ds(at * CHUNK, CHUNK)
+        if self.plan.rows:
+            sums = jnp.sum(weights, axis=1) + gpu.load_per_row(here["rows"].at[0])
+            self.target["sums"].at[self.split, self.batch, self.head, tokens][...] = sums
+            out = out / gpu.along_columns(sums, COLUMNS)
+        self.leave(out, "o", at)
+
+    def queries(self, here: dict[str, Any], at: jax.Array) -> None:
+        """A part of dq."""
+        self.features(here["k"], "key_left", 1.0, "keys")
+        plgpu.commit_smem()
+        inverse = self.d_scores(here)
+        plgpu.commit_smem()
+        dq = gpu.mm(self.work("d_scores"), here["k"]) * self.plan.scale
+
+        def d_features(i: int) -> jax.Array:
+            found = gpu.mm(here["do"], gpu.transposed(self.work("state", i)))
+            return self.times(found if inverse is None else found * inverse, here, 0)
+
+        self.part(self.through_features(dq, here["q"], "query_left", self.plan.scale, d_features), "dq", at)
+
+    def keys_values(self, here: dict[str, Any], at: jax.Array) -> None:
+        """A part of dk, and dv; do is divided by the sums where it lies."""
+        self.features(here["k"], "key_left", 1.0, "keys")
+        self.features(here["q"], "query_left", self.plan.scale, "queries")
+        plgpu.commit_smem()
+        self.work("scores")[...] = self.weights(self.scores(here), here).astype(jnp.bfloat16)
+        inverse = self.d_scores(here)
+        if inverse is not None:
+            here["do"][...] = (gpu.load(here["do"]).astype(jnp.float32) * inverse).astype(jnp.bfloat16)
+        plgpu.commit_smem()
+        self.leave(gpu.mm(gpu.transposed(self.work("scores")), here["do"], self.times(self.by_state("keys"), here, 1)), "dv", at)
+        dk = gpu.mm(gpu.transposed(self.work("d_scores")), here["q"]) * self.plan.scale
+
+        def d_features(i: int) -> jax.Array:
+            return self.times(gpu.mm(here["v"], gpu.transposed(self.work("state", i))), here, 1)
+
+        self.part(self.through_features(dk, here["k"], "key_left", 1.0, d_features), "dk", at)
+
+    def factor(self, x: Any, name: str, scale: float, i: int) -> jax.Array:
+        """One of the two factors of a piece's features, (c, 64)."""
+        found = gpu.mm(x, gpu.transposed(self.work(name, i))) * scale
+        if i > 0:
+            return found
+        ones = gpu.load_per_column(self.space["ones"].at[1 if name == "right" else 0])
+        return found + gpu.along_rows(ones, CHUNK)
+
+    def features(self, x: Any, left: str, scale: float, to: str) -> None:
+        """Lays out features, to be committed."""
+        for i in range(self.plan.pieces):
+            product = self.factor(x, left, scale, i) * self.factor(x, "right", scale, i)
+            self.work(to, i)[...] = product.astype(jnp.bfloat16)
+
+    def through_features(self, dx: jax.Array, x: Any, left: str, scale: float, d_features: Any) -> jax.Array:
+        """dx and what the features' gradients add to it. No more than two squares are in registers at once."""
+        for i in range(self.plan.pieces):
+            d_piece = d_features(i) * scale
+            self.work("by_left")[...] = (d_piece * self.factor(x, "right", scale, i)).astype(jnp.bfloat16)
+            self.work("by_right")[...] = (d_piece * self.factor(x, left, scale, i)).astype(jnp.bfloat16)
+            plgpu.commit_smem()
+            dx = gpu.mm(self.work("by_left"), self.work(left, i), dx, (self.work("by_right"), self.work("right", i)))
+        return dx
+
+    def by_state(self, features: str) -> jax.Array:
+        """(c, 64): features times the state's copy."""
+        pairs = [(self.work(features, i), self.work("state", i)) for i in range(self.plan.pieces)]
+        return gpu.mm(*pairs[0], None, *pairs[1:])
+
+    def scores(self, here: dict[str, Any]) -> jax.Array:
+        return gpu.mm(here["q"], gpu.transposed(here["k"])) * self.plan.scale
+
+    def weights(self, s: jax.Array, here: dict[str, Any]) -> jax.Array:
+        return self.masked(1.0 + s + 0.5 * s * s, here)
+
+    def d_scores(self, here: dict[str, Any]) -> jax.Array | None:
+        """Lays out the scores' gradients, to be committed; gives the sums' inverses (c, 64)."""
+        found, inverse = gpu.mm(here["do"], gpu.transposed(here["v"])), None
+        if self.plan.rows:
+            inverse = gpu.along_columns(gpu.load_per_row(here["rows"].at[0]), CHUNK)
+            dots = gpu.along_columns(gpu.load_per_row(here["rows"].at[1]), CHUNK)
+            # g . o is summed over all columns: one of their blocks takes it off.
+            found = (found - jnp.where(self.split == 0, 1.0, 0.0) * dots) * inverse
+        # Scores once more: that is quicker than keeping them in registers that spill.
+        self.work("d_scores")[...] = self.masked(found * (1.0 + self.scores(here)), here).astype(jnp.bfloat16)
+        return inverse
+
+    def masked(self, pairs: jax.Array, here: dict[str, Any]) -> jax.Array:
+        """(c, c): zero where a query does not see a key."""
+        # From shared memory, not counted in registers: the compiler would keep what is the same for all chunks there, and spill.
+        order = self.space["order"]
+        earlier = gpu.along_rows(gpu.load_per_column(order), CHUNK) <= gpu.along_columns(gpu.load_per_row(order), CHUNK)
+        pairs = jnp.where(earlier, pairs, 0.0)
+        if not self.plan.marked:
+            return pairs
+        mine, theirs = gpu.load_per_row(here["ids"].at[0]), gpu.load_per_column(here["ids"].at[1])
+        return jnp.where(gpu.along_columns(mine, CHUNK) == gpu.along_rows(theirs, CHUNK), pairs, 0.0)
+
+    def times(self, x: jax.Array, here: dict[str, Any], row: int) -> jax.Array:
+        """x with its rows multiplied by each token's read (row 0) or write (row 1)."""
+        if not self.plan.marked:
+            return x
+        return x * gpu.along_columns(gpu.load_per_row(here["weights"].at[row]), x.shape[1])
+
+    def leave(self, out: jax.Array, name: str, at: jax.Array) -> None:
+        """Starts the copy of a chunk's result; what is committed next is the next product's as well."""
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        self.work("out")[...] = out.astype(jnp.bfloat16)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(self.work("out"), self.target[name].at[self.batch, pl.ds(at * CHUNK, CHUNK), self.head, self.columns])
+
+    def part(self, x: jax.Array, name: str, at: jax.Array) -> None:
+        self.target[name].at[self.split + self.zero, self.batch, pl.ds(at * CHUNK, CHUNK), self.head][...] = x

@@ -1,11 +1,20 @@
-"""Short and long convolutions: xla = reference = an independent numpy sum, with segments, padding and states."""
+"""Short and long convolutions: xla = reference = an independent numpy sum, with gates, segments, padding and states.
+
+What the tests of the kernels (test_gated_convolution_tpu.py, _gpu.py) share stands here too.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
 
-from pallas_kernels.gated_convolution import long_convolution, short_convolution
+from pallas_kernels import dispatch
+from pallas_kernels.gated_convolution import long_convolution, reference, short_convolution, short_convolution_step
 
 TOLERANCE = 2e-6  # fp32 sums of up to a few hundred terms; a Fourier transform of 514 points measures 3e-7
 
@@ -60,41 +69,170 @@ def test_first_tap_is_the_current_token():
     assert y.ravel().tolist() == [1001.0, 1012.0, 1120.0]
 
 
-@pytest.mark.parametrize("t", [1, 63, 257])
-@pytest.mark.parametrize("segmented", [False, True])
-def test_short_xla_equals_reference(t, segmented):
-    b, d, k = 2, 3, 4
-    segments = ragged_segments(t, b, t) if segmented else None
-    cotangent = normal(9, b, t, d)
-
-    def run(backend, x, taps, bias, old):
-        y, state = short_convolution(
-            x,
-            taps,
-            bias,
-            initial_state=old,
-            segment_ids=segments,
-            initial_segment=jnp.array([1, 2]) if segmented else None,
-            return_state=True,
-            backend=backend,
-        )
-        return jnp.sum(y * cotangent) + jnp.sum(jnp.sin(state)), (y, state)
-
-    arguments = normal(0, b, t, d), normal(1, k, d), normal(2, d), normal(3, b, k - 1, d)
-    results = {
-        name: jax.jit(jax.value_and_grad(lambda *a, name=name: run(name, *a), argnums=(0, 1, 2, 3), has_aux=True))(*arguments)
-        for name in ("xla", "reference")
-    }
-    for got, wanted in zip(jax.tree.leaves(results["xla"]), jax.tree.leaves(results["reference"]), strict=True):
-        assert jnp.allclose(got, 0) if not jnp.any(wanted) else error(got, wanted) < TOLERANCE
+def packed_segments(seed, b, t):
+    """Documents of about 15 tokens without holes, the last tenth padding."""
+    random = np.random.default_rng(seed)
+    segments = 1 + np.cumsum(random.random((b, t)) < 1 / 15, axis=1)
+    segments[:, t - t // 10 :] = 0
+    return jnp.asarray(segments, jnp.int32)
 
 
-@pytest.mark.parametrize("segmented", [False, True])
+def short_arguments(t, *, b=2, d=5, taps=4, gates="in out", bias=True, state=True, segments="", dtype=jnp.float32):
+    """Arrays to differentiate by, and those that are not."""
+    given = {"x": normal(0, b, t, d).astype(dtype), "taps": normal(1, taps, d)}
+    given |= {name + "_gate": normal(seed, b, t, d).astype(dtype) for seed, name in enumerate(gates.split(), start=2)}
+    given |= {"bias": normal(4, d)} if bias else {}
+    given |= {"initial_state": normal(5, b, taps - 1, d)} if state else {}
+    fixed = {}
+    if segments:
+        fixed["segment_ids"] = {"packed": packed_segments, "ragged": ragged_segments}[segments](t, b, t)
+        # The first row's document goes on, the others' are over.
+        fixed["initial_segment"] = fixed["segment_ids"][:, 0].at[1:].set(999)
+    return given, fixed
+
+
+def long_arguments(t, *, b=2, d=3, length=None, gates="in out", skip=True, dtype=jnp.float32):
+    """As `short_arguments`."""
+    length = t if length is None else length
+    given = {"x": normal(0, b, t, d).astype(dtype), "filter": normal(1, length, d) * jnp.exp(-jnp.arange(length) / 50)[:, None]}
+    given |= {name + "_gate": normal(seed, b, t, d).astype(dtype) for seed, name in enumerate(gates.split(), start=2)}
+    return given | ({"skip": normal(4, d)} if skip else {}), {}
+
+
+def results(form, given, fixed):
+    """Outputs, a tuple, and the gradients of what is given for a random cotangent of each."""
+    return measured(form, fixed)(given)
+
+
+def measured(form, fixed):
+    """`results` as a compiled function of what is given."""
+
+    def run(given):
+        outputs = form(**given, **fixed)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return tuple(y for y in outputs if y is not None)
+
+    def total(given):
+        outputs = run(given)
+        return sum(jnp.sum(y * normal(90 + n, *y.shape)) for n, y in enumerate(outputs)), outputs
+
+    def outputs_and_gradients(given):
+        gradients, outputs = jax.grad(total, has_aux=True)(given)
+        return outputs, gradients
+
+    return jax.jit(outputs_and_gradients)
+
+
+def exactly(form, given, fixed):
+    """`results` of a specification in fp64."""
+    with jax.enable_x64(True):
+        given = {name: jnp.asarray(np.asarray(x, np.float64)) for name, x in given.items()}
+        return jax.tree.map(np.asarray, results(form, given, fixed))
+
+
+exact_short = functools.partial(
+    reference.short_convolution, bias=None, in_gate=None, out_gate=None, initial_state=None, segment_ids=None, initial_segment=None
+)
+
+
+def exact_long(x, filter, in_gate=1.0, out_gate=1.0, skip=0.0, segment_ids=None):
+    return out_gate * (skip * in_gate * x + reference.long_convolution(in_gate * x, filter, segment_ids=segment_ids))
+
+
+def errors(found, expected):
+    """Relative rms of each output and gradient by name; absolute where 0 is expected."""
+    names = [*(f"output {n}" for n in range(len(expected[0]))), *expected[1]]
+    pairs = zip(names, [*found[0], *found[1].values()], [*expected[0], *expected[1].values()], strict=True)
+    return {name: error(got, wanted) if np.any(wanted) else float(np.max(np.abs(got), initial=0.0)) for name, got, wanted in pairs}
+
+
+def compare(found, expected, close):
+    """Every output and gradient within `close` of what is expected."""
+    measured = errors(found, expected)
+    assert all(value < close for value in measured.values()), measured
+
+
+SHORT_CASES = [
+    # t, activation, state returned, what else
+    (1, "silu", True, {"d": 3}),
+    (63, "silu", True, {"segments": "packed", "taps": 3}),
+    (257, "none", True, {"segments": "ragged", "gates": "in"}),
+    (257, "silu", False, {"d": 130, "bias": False, "state": False, "gates": ""}),
+    (40, "none", True, {"taps": 1, "segments": "ragged"}),
+    pytest.param((1000, "silu", True, {"segments": "ragged", "taps": 8, "b": 1}), marks=pytest.mark.slow),
+    pytest.param((1000, "silu", False, {"segments": "packed", "taps": 2, "d": 7}), marks=pytest.mark.slow),
+    pytest.param((300, "none", True, {"taps": 8, "gates": "", "d": 260}), marks=pytest.mark.slow),
+]
+LONG_CASES = [
+    # t, what else
+    (1, {}),
+    (63, {"length": 80, "gates": ""}),
+    (257, {"length": 100, "d": 5}),
+    pytest.param((1000, {"b": 3}), marks=pytest.mark.slow),
+    pytest.param((130, {"b": 20, "gates": "in", "skip": False}), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("case", SHORT_CASES, ids=str)
+def test_short_xla_is_the_sum(case):
+    t, activation, return_state, sizes = case
+    given, fixed = short_arguments(t, **sizes)
+    how = {"activation": activation, "return_state": return_state}
+    found = results(functools.partial(short_convolution, backend="xla", **how), given, fixed)
+    compare(found, exactly(functools.partial(exact_short, **how), given, fixed), 1e-5)
+
+
+@pytest.mark.parametrize("case", LONG_CASES, ids=str)
+@pytest.mark.parametrize("aim", ["cpu", "tpu"])
+def test_long_xla_is_the_sum(case, aim):
+    """Aimed at a TPU, xla multiplies by blocks instead of transforming."""
+    t, sizes = case
+    given, fixed = long_arguments(t, **sizes)
+    with dispatch.aimed_at(aim, "any"):
+        found = results(functools.partial(long_convolution, backend="xla"), given, fixed)
+    compare(found, exactly(exact_long, given, fixed), 1e-5)
+
+
+def test_a_step_is_a_convolution_of_one_token():
+    given, _ = short_arguments(12, dtype=jnp.bfloat16)
+    whole, last = short_convolution(**given, activation="silu", return_state=True)
+    state, outputs = given["initial_state"], []
+    step = jax.jit(functools.partial(short_convolution_step, activation="silu"))
+    for i in range(12):
+        tokens = {name: given[name][:, i] for name in ("x", "in_gate", "out_gate")}
+        y, state = step(state, **tokens, taps=given["taps"], bias=given["bias"])
+        outputs.append(y)
+    assert outputs[0].dtype == jnp.bfloat16 and state.dtype == jnp.float32
+    np.testing.assert_array_equal(state, last)
+    assert error(jnp.stack(outputs, axis=1), whole) < 1e-3  # an fp32 sum in another order may round to the next bf16
+    with pytest.raises(ValueError, match=r"short_convolution_step: x must be \(b, d\)"):
+        short_convolution_step(state, given["x"], given["taps"])
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@drawn(
+    t=st.sampled_from([1, 2, 5, 33]),
+    d=st.integers(1, 4),
+    taps=st.integers(1, 6),
+    gates=st.sampled_from(["", "in", "out", "in out"]),
+    bias=st.booleans(),
+    state=st.booleans(),
+    segments=st.sampled_from(["", "packed", "ragged"]),
+    activation=st.sampled_from(["none", "silu"]),
+    return_state=st.booleans(),
+)
+def test_short_xla_is_the_sum_in_any_setting(t, activation, return_state, **sizes):
+    given, fixed = short_arguments(t, **sizes)
+    how = {"activation": activation, "return_state": return_state}
+    found = results(functools.partial(short_convolution, backend="xla", **how), given, fixed)
+    compare(found, exactly(functools.partial(exact_short, **how), given, fixed), 1e-5)
+
+
 @pytest.mark.parametrize(("t", "length"), [(1, "long"), (63, "long"), (64, "short"), (65, "long"), (257, "short")])
-def test_long_xla_equals_reference(t, segmented, length):
+def test_long_xla_equals_reference_with_segments(t, length):
     b, d = 2, 3
     filter = normal(1, max(1, t // 3) if length == "short" else t + 5, d)
-    segments = ragged_segments(t, b, t) if segmented else None
+    segments = ragged_segments(t, b, t)
     cotangent = normal(9, b, t, d)
 
     def run(backend, x, filter):

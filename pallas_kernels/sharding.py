@@ -42,10 +42,13 @@ def over_mesh(
       results: letters of the result (Dimensions), or a tuple of them for a tuple of results, of which any may be None.
       split: letter -> mesh axes. An axis that does not divide a letter's sizes is not used: its devices repeat the work.
 
-    Raises (when called):
-      ValueError: an array's rank is none of those declared.
+    Raises:
+      ValueError: `function` has no parameter of a name in `arguments`; when called, that an array's rank is none of those declared.
     """
     signature = inspect.signature(function)
+    unknown = arguments.keys() - signature.parameters.keys()
+    if unknown:
+        raise ValueError(f"{getattr(function, '__name__', function)} has no parameters {', '.join(sorted(unknown))}")
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:

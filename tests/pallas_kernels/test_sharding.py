@@ -180,6 +180,11 @@ def test_an_undeclared_rank_is_an_error_that_names_the_argument():
         split(x, gain[0], shift)
 
 
+def test_a_name_that_is_no_parameter_is_an_error():
+    with pytest.raises(ValueError, match="operation has no parameters gian"):
+        over_mesh(operation, {"x": "b t h d", "gian": "b h d"}, ("b t h d", "b h d"))
+
+
 def test_it_compiles_for_a_slice_of_tpus_without_collectives():
     try:
         devices = compile_ahead.tpu_slice("v5e:2x2")

@@ -24,16 +24,25 @@ def small(monkeypatch):
         "long_convolution": [{"b": 1, "t": 48, "d": 8}],
     }
     monkeypatch.setattr(kernel_cases, "CPU_SHAPES", shapes)
-    monkeypatch.setattr(kernels, "TURNS", 2)
-    monkeypatch.setattr(kernels, "timed", lambda function, inputs: (jax.block_until_ready(function(inputs)), 0.002)[1])
+    # A variant that has everything, and an operation of another shape: the others are held to the reference elsewhere.
+    few = (
+        ("linear_recurrence", "gated delta, decay a head"),
+        ("short_convolution", "4 taps, silu, gate"),
+        ("taylor_attention", "normalised"),
+    )
+    monkeypatch.setattr(kernel_cases, "CASES", {key: kernel_cases.CASES[key] for key in few})
+    monkeypatch.setattr(kernels, "timed", lambda function, inputs: 0.002)
 
 
 def test_results_are_checked_printed_and_written(small, tmp_path, capsys):
-    assert kernels.main(["--operations", "linear_recurrence", "short_convolution", "--backends", "pallas_tpu", "xla", "--out", str(tmp_path)]) == 0
+    assert (
+        kernels.main(["--operations", "linear_recurrence", "short_convolution", "--backends", "pallas_tpu", "xla", "--out", str(tmp_path)])
+        == 0
+    )
     (path,) = tmp_path.glob("*/kernels.json")
     written = json.loads(path.read_text())
     rows = written["rows"]
-    assert {row["variant"] for row in rows} == {*kernel_cases.RECURRENCES, "4 taps, silu, gate"}
+    assert {row["variant"] for row in rows} == {"gated delta, decay a head", "4 taps, silu, gate"}
     for row in rows:
         if row["form"] == "pallas_tpu":
             assert "it runs on TPUs; this is cpu" in row["refused"]
@@ -44,8 +53,9 @@ def test_results_are_checked_printed_and_written(small, tmp_path, capsys):
     assert "2.000      -      -" in printed and "it runs on TPUs; this is cpu" in printed
 
 
-def test_a_wrong_form_is_reported_and_not_timed(small, monkeypatch, capsys):
+def test_a_wrong_form_is_reported_and_not_timed(monkeypatch, capsys):
     case = kernel_cases.CASES["linear_recurrence", "no decay"](**SMALL)
+    monkeypatch.setattr(kernel_cases, "CPU_SHAPES", {"linear_recurrence": [SMALL]})
     wrong = dataclasses.replace(case, plain=lambda x: case.run(x, "xla") * 1.001, plain_name="off by a thousandth")
     monkeypatch.setattr(kernel_cases, "CASES", {("linear_recurrence", "no decay"): lambda **sizes: wrong})
     assert kernels.main(["--operations", "linear_recurrence", "--backends", "xla"]) == 1
@@ -60,6 +70,13 @@ def test_floors_come_from_the_arrays():
     tensor = 2 * 4096 * 16 * 128 * 2
     assert floors == {"forward": pytest.approx(4 * tensor / 3.35e12), "both": pytest.approx(11 * tensor / 3.35e12)}
     assert kernels._floors(case, inputs, "cpu") is None
+
+
+def test_times_are_those_of_a_call(monkeypatch):
+    monkeypatch.setattr(kernels, "TURNS", 3)
+    x = jnp.ones((256, 256))
+    few, many = (kernels.timed(lambda x, n=n: jax.lax.fori_loop(0, n, lambda _, y: y @ x / 256, x), x) for n in (1, 100))
+    assert 0 < few < many
 
 
 def test_lengths_grow_and_are_measured(small, capsys):

@@ -18,6 +18,7 @@ What compiles need not run: values are proven by interpreting kernels, speed by 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -93,8 +94,9 @@ class Report:
     def line(self) -> str:
         """Seconds, temporary memory and kernels, for one line of a table."""
         kernels = "; ".join(
-            f"{kernel.name} {kernel.registers} registers, {kernel.spill_stores}+{kernel.spill_loads} bytes spilled"
-            for kernel in self.kernels
+            (f"{times}x " if times > 1 else "")
+            + f"{kernel.name} {kernel.registers} registers, {kernel.spill_stores}+{kernel.spill_loads} bytes spilled"
+            for kernel, times in collections.Counter(self.kernels).items()
         )
         return f"{self.chip:4} {self.seconds:5.1f} s {self.temporary_bytes / 2**20:8.1f} MiB  {kernels}".rstrip()
 

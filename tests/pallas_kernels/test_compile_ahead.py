@@ -121,10 +121,10 @@ def test_spills_and_serialised_products_are_complaints():
     walk, prepare = compile_ahead._kernels(PTXAS)
     assert (walk.name, walk.registers, walk.spill_stores, walk.spill_loads, len(walk.serialised)) == ("walk", 255, 440, 628, 1)
     assert prepare == compile_ahead.Kernel("prepare", 199, 0, 0)
-    report = compile_ahead.Report("h100", 1.0, 0, (walk, prepare), None)
+    report = compile_ahead.Report("h100", 1.0, 0, (walk, prepare, prepare), None)
     spilled, serialised = report.complaints()
     assert spilled == "walk spills: 440 bytes stored, 628 bytes loaded" and "wgmma" in serialised
-    assert "walk 255 registers, 440+628 bytes spilled; prepare 199 registers" in report.line()
+    assert "walk 255 registers, 440+628 bytes spilled; 2x prepare 199 registers" in report.line()
     with pytest.raises(ValueError, match="nothing known of odd"):
         list(compile_ahead._kernels("Compiling entry function 'odd' for 'sm_90a'\n"))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import jax
 
 from pallas_kernels.dispatch import always, choose
+from pallas_kernels.sharding import over_mesh
 from pallas_kernels.taylor_attention import gpu, reference, tpu, xla
 from pallas_kernels.taylor_attention.features import count
 from pallas_kernels.taylor_attention.step import taylor_attention_step
@@ -62,9 +63,17 @@ def taylor_attention(
     return run(q, k, v, **arguments)
 
 
+_DIMENSIONS = {
+    "q": "b t h k",
+    "k": "b t h k",
+    "v": "b t h v",
+    "initial_state": "b h f v",
+    "segment_ids": "b t",
+    "initial_segment": "b",
+}
 IMPLEMENTATIONS = {
-    "pallas_gpu": (gpu.taylor_attention, gpu.refuses),
-    "pallas_tpu": (tpu.taylor_attention, tpu.refuses),
+    "pallas_gpu": (over_mesh(gpu.taylor_attention, _DIMENSIONS, ("b t h v", "b h f v")), gpu.refuses),
+    "pallas_tpu": (over_mesh(tpu.taylor_attention, _DIMENSIONS, ("b t h v", "b h f v")), tpu.refuses),
     "xla": (xla.chunked, always),
     "reference": (reference.recurrent, always),
 }

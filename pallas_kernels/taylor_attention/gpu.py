@@ -23,11 +23,6 @@ from pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, S
 LARGEST_VALUE_DIM = 256
 
 
-def taylor_attention(q, k, v, *, chunk_size=None, **rest) -> tuple[jax.Array, jax.Array | None]:
-    """See the front door for the arguments; chunks are of 64 tokens, the rows of a tensor core instruction."""
-    return kernels.run(PASSES, q, k, v, chunk=CHUNK, **rest)
-
-
 def refuses(q, k, v, *, chunk_size=None, **rest) -> str | None:
     """Why the kernels cannot serve a call."""
     missing = gpu.unavailable()
@@ -80,7 +75,12 @@ class _Passes:
         return dq.astype(q.dtype), dk.astype(k.dtype), dv, d_first
 
 
-PASSES = _Passes()
+def _chunk_of(t: int, chunk_size: int | None) -> int:
+    """64 tokens, the rows of a tensor core instruction, whatever is asked for."""
+    return CHUNK
+
+
+taylor_attention = functools.partial(kernels.run, _Passes(), _chunk_of)
 
 
 def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: bool) -> dict[str, jax.Array]:

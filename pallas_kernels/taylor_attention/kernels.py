@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -67,21 +68,23 @@ class Passes(Protocol):
 
 def run(
     passes: Passes,
+    chunk_of: Callable[[int, int | None], int],
     q,
     k,
     v,
     *,
-    chunk: int,
     scale,
-    normalise,
-    epsilon,
-    initial_state,
-    segment_ids,
-    initial_segment,
-    return_state,
+    normalise=True,
+    epsilon=1e-12,
+    initial_state=None,
+    segment_ids=None,
+    initial_segment=None,
+    return_state=False,
+    chunk_size=None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The operation by a module's walks, in chunks of `chunk` tokens; the rest as the front door's."""
+    """The operation by a module's walks, in chunks of chunk_of(t, chunk_size) tokens; the rest as the front door's."""
     b, t, h, _ = v.shape
+    chunk = chunk_of(t, chunk_size)
     padded = -t % chunk
     q, k = (jnp.repeat(x, h // x.shape[2], axis=2) for x in (q, k))
     if segment_ids is not None:
@@ -89,7 +92,7 @@ def run(
     marks = None
     if segment_ids is not None or padded:
         ids = jnp.ones((b, t), jnp.int32) if segment_ids is None else segment_ids.astype(jnp.int32)
-        first = jnp.ones(b, jnp.int32) if segment_ids is None else initial_segment
+        first = jnp.ones(b, jnp.int32) if segment_ids is None else initial_segment  # without documents, the state's is theirs
         marks = _marks(jnp.pad(ids, ((0, 0), (0, padded))), first, chunk)
     q, k, v = (jnp.pad(x, ((0, 0), (0, padded), (0, 0), (0, 0))) if padded else x for x in (q, k, v))
     state = None if initial_state is None else initial_state.astype(jnp.float32)

@@ -23,11 +23,6 @@ MOST_KEY_DIM = 32  # 561 features; a chunk's take 300 kB, and several such array
 VMEM_BYTES = 12 * 2**20  # of the 16 MiB that a program gets by default
 
 
-def taylor_attention(q, k, v, *, chunk_size=None, **rest) -> tuple[jax.Array, jax.Array | None]:
-    """See the front door for the arguments; chunks are multiples of 128 tokens, or the whole."""
-    return kernels.run(PASSES, q, k, v, chunk=chunk_of(q.shape[1], chunk_size), **rest)
-
-
 def refuses(q, k, v, *, chunk_size=None, **rest) -> str | None:
     """Why the kernels cannot serve a call."""
     if q.shape[3] > MOST_KEY_DIM:
@@ -264,7 +259,7 @@ def _walk(kernel, body: Body, reverse: bool, *rest):
     return walk(functools.partial(kernel, body=body), body.shape, body.settings, body.dtype, reverse, *rest)
 
 
-PASSES = _Passes()
+taylor_attention = functools.partial(kernels.run, _Passes(), chunk_of)
 
 
 def _body(q, v, state, marks, settings) -> Body:

@@ -143,3 +143,16 @@ def test_heads_come_in_blocks_of_whole_lanes():
 
 def test_chunks_are_of_whole_lanes_or_everything():
     assert [tpu_walk.chunk_of(*given) for given in [(1, None), (63, 16), (257, None), (257, 64), (1000, 200)]] == [16, 64, 128, 128, 256]
+
+
+def test_each_device_of_a_mesh_takes_its_part():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    inputs, fixed = arguments(20, True, True, h=4, hk=2)
+    form = functools.partial(kernel, return_state=True)
+    with dispatch.interpreted():
+        expected, expected_gradients = results(form, inputs, fixed)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            assert "shard_map" in str(jax.make_jaxpr(form)(**inputs, **fixed))
+            placed = jax.device_put((inputs, fixed), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+            found, gradients = results(form, *placed)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), (found, gradients), (expected, expected_gradients))

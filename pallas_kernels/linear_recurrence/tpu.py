@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -29,8 +30,9 @@ LANES, SUBLANES = 128, 8
 LARGEST_HEAD = 256
 # Of the 16 MiB a program may take on v5e; the other half is for what it computes.
 BLOCK_BYTES = 8 * 2**20
-# Lanes of q and v together that a program should hold: below, starting it costs more than its rows.
-ENOUGH_LANES = 512
+# Lanes of q and v together that a program should hold. The steps of one head wait for each other: as compiled for v5e, a step of 8
+# heads of 64 channels takes half the instructions a head that one of 2 takes; more leave too few programs for two cores.
+ENOUGH_LANES = 1024
 
 
 def refuses(key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike, decay: Decay, erase: bool) -> str | None:
@@ -147,6 +149,8 @@ def _walk(rows: dict[str, jax.Array], chunks: Chunks, kind: Kind, heads: int, in
     if every is not None:
         outputs.append(("checkpoints", *placed.new_checkpoints(key_dim, value_dim, groups, every)))
     held = {name: plan.held(x.shape[2]) for name, x in given.items()}
+    together = _side_by_side(plan.group, held.values(), key_dim, value_dim)
+    kind = dataclasses.replace(kind, heads=together)
     names = (*(name for name, *_ in inputs), *(name for name, *_ in outputs))
     how = dispatch.interpretation()
     found = pl.pallas_call(
@@ -155,7 +159,7 @@ def _walk(rows: dict[str, jax.Array], chunks: Chunks, kind: Kind, heads: int, in
         in_specs=[spec for *_, spec in inputs],
         out_specs=[spec for *_, spec in outputs],
         out_shape=[shape for _, shape, _ in outputs],
-        scratch_shapes=[pltpu.VMEM((plan.group, key_dim, value_dim), jnp.float32)],
+        scratch_shapes=[pltpu.VMEM((plan.group // together, together * key_dim, together * value_dim), jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=_cost(inputs, outputs, b * heads * n, kind, rows, key_dim, value_dim),
         interpret=pltpu.InterpretParams(detect_races=True) if how == "races" else how == "values",
@@ -176,56 +180,73 @@ def _kernel(*refs, names, kind: Kind, group: int, held: dict[str, int], every: i
 
     @pl.when(step == 0)
     def _():
-        state[...] = ref["initial_state"][0] if "initial_state" in ref else jnp.zeros_like(state)
+        if "initial_state" not in ref or kind.heads > 1:
+            state[...] = jnp.zeros_like(state)
+        if "initial_state" in ref:
+            for head in range(group):
+                state[_state_of(state, head, kind.heads)] = ref["initial_state"][0, head]
 
     if every is not None:
         entry = lax.rem(at, every) == (every - 1 if kind.reverse else 0)
 
         @pl.when((step == 0) | entry)
         def _():
-            ref["checkpoints"][0, :, 0] = state[...]
+            for head in range(group):
+                ref["checkpoints"][0, head, 0] = state[_state_of(state, head, kind.heads)]
 
     documents = _documents(ref) if "segments" in ref else None
-    shared = None if kind.decay != "none" else tpu_chunk.weights(kind, None, documents)
-    raw: dict[tuple[int, int], jax.Array] = {}
-    for head in range(group):
-        _one_head(ref, state, head, kind, group, held, documents, shared, raw)
+    raw: dict[tuple[int, int], list[jax.Array]] = {}
+    for pack in range(group // kind.heads):
+        _some_heads(ref, state, pack, kind, group, held, documents, raw)
 
     @pl.when(step == n - 1)
     def _():
-        ref["state"][0] = state[...]
+        for head in range(group):
+            ref["state"][0, head] = state[_state_of(state, head, kind.heads)]
 
 
-def _one_head(ref, state, head: int, kind: Kind, group: int, held, documents, shared, raw) -> None:
+def _state_of(state, head: int, heads: int) -> tuple[int, slice, slice]:
+    """Where in the states at work, (packs, heads k, heads v), one head's is."""
+    key_dim, value_dim = state.shape[1] // heads, state.shape[2] // heads
+    pack, at = divmod(head, heads)
+    return pack, slice(at * key_dim, (at + 1) * key_dim), slice(at * value_dim, (at + 1) * value_dim)
+
+
+def _some_heads(ref, state, pack: int, kind: Kind, group: int, held, documents, raw) -> None:
+    first = pack * kind.heads
+
+    def held_at(name: str) -> int:
+        return first * held[name] // group
+
     def of(name: str) -> jax.Array:
         width = ref[name].shape[2] // held[name]
-        first = head * held[name] // group
-        return ref[name][0, :, first * width : (first + 1) * width]
+        return ref[name][0, :, held_at(name) * width : (held_at(name) + kind.heads) * width]
 
-    weights = shared
-    if weights is None:
-        total = ref["total"][0, head, 0] if kind.decay == "head" else of("total")
-        weights = tpu_chunk.weights(kind, total, documents)
-    k, written, entered = of("k"), of("v"), state[head]
-    lanes = pl.ds(head * written.shape[1], written.shape[1])
+    k, written, entered = of("k"), of("v"), state[pack]
+    if kind.decay == "head":
+        total = [ref["total"][0, head, 0] for head in range(first, first + kind.heads)]
+    else:
+        total = [] if kind.decay == "none" else [of("total")]
+    weights = tpu_chunk.weights(kind, total, documents, written.shape[1] // kind.heads)
+    lanes = pl.ds(pack * written.shape[1], written.shape[1])
     if "w" in ref:
         y = written.astype(jnp.float32) - tpu_chunk.from_state(of("w"), entered)
         ref["y"][0, :, lanes] = y.astype(ref["y"].dtype)
         written = y.astype(written.dtype)
     if "o" in ref:
         q = of("q")
-        pair = head * held["q"] // group, head * held["k"] // group
+        pair = held_at("q"), held_at("k")
         if kind.decay != "key" and pair not in raw:
-            raw[pair] = tpu_chunk.by_rows(q, k)
+            raw[pair] = tpu_chunk.products(kind, q, k)
         out = tpu_chunk.read(kind, weights, q, k, written, entered, raw.get(pair))
         ref["o"][0, :, lanes] = out.astype(ref["o"].dtype)
         if "dot_with" in ref:
-            dots = jnp.sum(out * of("dot_with").astype(jnp.float32), axis=1, keepdims=True)
-            ref["dots"][0, head, 0] = tpu_chunk.as_row(dots)
+            for at, dots in enumerate(tpu_chunk.row_sums(out * of("dot_with").astype(jnp.float32), kind.heads)):
+                ref["dots"][0, first + at, 0] = tpu_chunk.as_row(dots)
     update = tpu_chunk.outer(kind, weights, k, y if "w" in ref else written)
     if "second_k" in ref:
         update = update + tpu_chunk.outer(kind, weights, of("second_k"), of("second_v"))
-    state[head] = update + (entered if weights.keep is None else weights.keep * entered)
+    state[pack] = update + (entered if weights.keep is None else weights.keep * entered)
 
 
 def _documents(ref) -> Documents:
@@ -306,6 +327,13 @@ def _plan(given: dict[str, jax.Array], produced: dict[str, Any], heads: int, key
         return _Plan(heads, 1, False)
     enough = [g for g in fitting if g * (key_dim + value_dim) >= ENOUGH_LANES]
     return _Plan(heads, enough[0] if enough else fitting[-1], True)
+
+
+def _side_by_side(group: int, held: Iterable[int], key_dim: int, value_dim: int) -> int:
+    """How many heads of a program share lanes in the kernel: as fill them, where every operand has a head for each."""
+    if any(heads != group for heads in held) or key_dim % SUBLANES:
+        return 1
+    return max(heads for heads in range(1, group + 1) if group % heads == 0 and (heads == 1 or heads * max(key_dim, value_dim) <= LANES))
 
 
 def _whole_lanes(group: int, heads: int, operand_heads: int, d: int) -> bool:

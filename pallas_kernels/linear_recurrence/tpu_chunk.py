@@ -1,4 +1,8 @@
-"""One chunk of one head of a walk (see walks.py), on values that are in a TPU's vector memory.
+"""One chunk of a few heads of a walk (see walks.py), on values that are in a TPU's vector memory.
+
+Heads of less than 128 channels lie side by side in its 128 lanes, (c, heads d), and stay there: the state is block diagonal,
+(heads k, heads v), so that one product reads or writes the states of all; where heads must not mix, `only` clears the others' lanes.
+Cutting a head out of its lanes would cost more than these zeros.
 
 Everything is a matrix product of at most c x c. A decay a head multiplies the scores of a chunk. A decay a channel k acts inside
 
@@ -16,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +34,15 @@ LARGEST_EXPONENT = 80.0  # e^80 = 5.5e34: times a value below 6,000 it is finite
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What kind of walk: c tokens a chunk, where the decay acts, its direction, whether j = i is left out, the factor of what is read."""
+    """What kind of walk: c tokens a chunk, where the decay acts, its direction, whether j = i is left out, the factor of what is read;
+    heads: how many lie side by side."""
 
     size: int
     decay: Decay
     reverse: bool
     strict: bool
     scale: float
+    heads: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +57,14 @@ class Documents:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The weights of one head's chunk.
+    """The weights of a chunk of heads that lie side by side.
 
-    pairs: of a decay a head or none, (c, c): weights, or whether a pair counts where there is no decay.
+    pairs: of a decay a head or none, (c, c) a head: weights, or whether a pair counts where there is no decay.
     levels: of a decay a channel.
-    reads, writes: (c, 1), or (c, channels), None is 1. keep: what multiplies the state, None is 1.
+    reads, writes: (c, 1) or (c, channels), None is 1. keep: what multiplies the state, None is 1.
     """
 
-    pairs: jax.Array | None
+    pairs: tuple[jax.Array, ...]
     levels: tuple[Level, ...]
     reads: jax.Array | None
     writes: jax.Array | None
@@ -74,52 +80,61 @@ class Level:
     column: jax.Array
 
 
-def weights(kind: Kind, total: jax.Array | None, documents: Documents | None) -> Weights:
-    """total: (1, c) for a decay a head, (c, channels) for one a channel; the running sum of log decay inside the chunk."""
-    c = kind.size
+def weights(kind: Kind, total: Sequence[jax.Array], documents: Documents | None, value_dim: int) -> Weights:
+    """total: nothing without decay, (1, c) a head for a decay a head, one (c, channels) for one a channel; sums inside the chunk."""
     starts, ends, keeps = (None, None, None) if documents is None else (documents.starts, documents.ends, documents.keeps)
-    if total is None:
+    if kind.decay == "none":
         reads, writes = (ends, starts) if kind.reverse else (starts, ends)
-        return Weights(_both(_ordered(kind), documents), (), reads, writes, keeps)
+        return Weights((_both(_ordered(kind), documents),) * kind.heads, (), reads, writes, keeps)
+    pairs: tuple[jax.Array, ...] = ()
+    levels: tuple[Level, ...] = ()
     if kind.decay == "head":
-        row, total = total, as_column(total)
-        last = row[:, c - 1 :]
-        between = row - total if kind.reverse else total - row
-        pairs, levels = jnp.exp(jnp.where(_both(_ordered(kind), documents), between, -jnp.inf)), ()
+        columns = [as_column(row) for row in total]
+        seen = _both(_ordered(kind), documents)
+        between = [row - column if kind.reverse else column - row for row, column in zip(total, columns, strict=True)]
+        pairs = tuple(jnp.exp(jnp.where(seen, x, -jnp.inf)) for x in between)
+        since_start = side_by_side(columns, value_dim)
+        last = side_by_side([row[:, kind.size - 1 :] for row in total], value_dim)
     else:
-        last = total[c - 1 :]
-        pairs, levels = None, tuple(_levels(kind, total, documents))
-    to_start, to_end = _times(jnp.exp(total), starts), _times(jnp.exp(last - total), ends)
+        (since_start,) = total
+        last = since_start[kind.size - 1 :]
+        levels = tuple(_levels(kind, since_start, documents))
+    to_start, to_end = _times(jnp.exp(since_start), starts), _times(jnp.exp(last - since_start), ends)
     reads, writes = (to_end, to_start) if kind.reverse else (to_start, to_end)
     keep = _times(jnp.exp(last), keeps)
     return Weights(pairs, levels, reads, writes, as_column(keep) if kind.decay == "key" else keep)
 
 
+def products(kind: Kind, q: jax.Array, k: jax.Array) -> list[jax.Array]:
+    """q k^T of every head, (c, c) fp32."""
+    return [by_rows(only(q, head, kind.heads), k) for head in range(kind.heads)]
+
+
 def read(
-    kind: Kind, weights: Weights, q: jax.Array, k: jax.Array, written: jax.Array, state: jax.Array, raw: jax.Array | None
+    kind: Kind, weights: Weights, q: jax.Array, k: jax.Array, written: jax.Array, state: jax.Array, raw: list[jax.Array] | None
 ) -> jax.Array:
-    """o (c, v) fp32: scale (reads_i . q_i S + sum_j pair_ij (q_i . k_j) written_j). raw: q k^T of these operands, if it is at hand."""
-    dtype = q.dtype
+    """o (c, v) fp32: scale (reads_i . q_i S + sum_j pair_ij (q_i . k_j) written_j). raw: `products` of q and k, not for decay "key"."""
+    dtype, heads = q.dtype, range(kind.heads)
     if kind.decay == "key":
         out = from_state(_times(q, weights.reads).astype(dtype), state)
-        scores = jnp.zeros((), jnp.float32)
-        for level in weights.levels:
-            products = by_rows((q * level.row).astype(dtype), (k * level.column).astype(dtype))
-            scores = scores + jnp.where(level.pairs, products, 0)
-        out = out + plain(scores.astype(dtype), written)
+        apart = [(level.pairs, products(kind, (q * level.row).astype(dtype), (k * level.column).astype(dtype))) for level in weights.levels]
+        for head in heads:
+            scores = _sum(jnp.where(pairs, found[head], 0) for pairs, found in apart)
+            out = out + plain(scores.astype(dtype), only(written, head, kind.heads))
     else:
         out = _times(from_state(q, state), weights.reads)
-        raw = by_rows(q, k) if raw is None else raw
+        raw = products(kind, q, k) if raw is None else raw
         for level in weights.levels:
-            scores = jnp.where(level.pairs, raw, 0).astype(dtype)
-            out = out + level.row * _sum(plain(scores, part) for part in _parts(written * level.column, dtype))
-        if weights.pairs is not None:
-            weighed = jnp.where(weights.pairs, raw, 0) if kind.decay == "none" else raw * weights.pairs
-            out = out + plain(weighed.astype(dtype), written)
+            parts = _parts(written * level.column, dtype)
+            scores = [jnp.where(level.pairs, raw[head], 0).astype(dtype) for head in heads]
+            out = out + level.row * _sum(plain(scores[head], only(part, head, kind.heads)) for head in heads for part in parts)
+        for head, pairs in enumerate(weights.pairs):
+            weighed = jnp.where(pairs, raw[head], 0) if kind.decay == "none" else raw[head] * pairs
+            out = out + plain(weighed.astype(dtype), only(written, head, kind.heads))
     if weights.levels and not kind.strict:
         # Levels leave j = i out: its weight is exactly 1, and in the decay's gradient what it adds to dq and to dk must cancel.
-        own = jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=1, keepdims=True)
-        out = out + own * written.astype(jnp.float32)
+        own = row_sums(q.astype(jnp.float32) * k.astype(jnp.float32), kind.heads)
+        out = out + side_by_side(own, written.shape[1] // kind.heads) * written.astype(jnp.float32)
     return out if kind.scale == 1.0 else out * kind.scale
 
 
@@ -127,8 +142,13 @@ def outer(kind: Kind, weights: Weights, k: jax.Array, written: jax.Array) -> jax
     """sum_j writes_j . k_j written_j^T, (k, v) fp32. What is weighted, or fp32 already, enters with fp32's precision."""
     dtype = k.dtype
     if kind.decay == "key":
-        return _sum(_product(part, written.astype(dtype), 0, 0) for part in _parts(_times(k, weights.writes), dtype))
-    return _sum(_product(k, part, 0, 0) for part in _parts(_times(written, weights.writes), dtype))
+        update = _sum(_product(part, written.astype(dtype), 0, 0) for part in _parts(_times(k, weights.writes), dtype))
+    else:
+        update = _sum(_product(k, part, 0, 0) for part in _parts(_times(written, weights.writes), dtype))
+    if kind.heads == 1:
+        return update
+    own = [_lanes(update.shape, 0, head, kind.heads) & _lanes(update.shape, 1, head, kind.heads) for head in range(kind.heads)]
+    return jnp.where(functools.reduce(operator.or_, own), update, 0)
 
 
 def from_state(x: jax.Array, state: jax.Array) -> jax.Array:
@@ -154,6 +174,25 @@ def by_rows(a: jax.Array, b: jax.Array) -> jax.Array:
     return _product(a, b, 1, 1)
 
 
+def only(x: jax.Array, head: int, heads: int) -> jax.Array:
+    """x (n, heads d) with 0 for the other heads."""
+    return x if heads == 1 else jnp.where(_lanes(x.shape, 1, head, heads), x, jnp.zeros_like(x))
+
+
+def side_by_side(columns: Sequence[jax.Array], width: int) -> jax.Array:
+    """(n, 1) of every head in that head's lanes, (n, heads width); of one head as it is."""
+    found = columns[0]
+    shape = found.shape[0], len(columns) * width
+    for head in range(1, len(columns)):
+        found = jnp.where(lax.broadcasted_iota(jnp.int32, shape, 1) < head * width, found, columns[head])
+    return found
+
+
+def row_sums(x: jax.Array, heads: int) -> list[jax.Array]:
+    """Of every head of x (n, heads d), the sum over its channels, (n, 1)."""
+    return [jnp.sum(only(x, head, heads), axis=1, keepdims=True) for head in range(heads)]
+
+
 def as_column(row: jax.Array) -> jax.Array:
     """(1, n) as (n, 1)."""
     return row.reshape(row.shape[1], 1)
@@ -167,6 +206,11 @@ def as_row(column: jax.Array) -> jax.Array:
 def _product(a, b, of_a: int, of_b: int):
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
     return lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _lanes(shape: tuple[int, ...], axis: int, head: int, heads: int):
+    index, width = lax.broadcasted_iota(jnp.int32, shape, axis), shape[axis] // heads
+    return (index >= head * width) & (index < (head + 1) * width)
 
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:
@@ -223,6 +267,3 @@ def _both(pairs, documents: Documents | None):
 
 def _times(x, factor):
     return x if factor is None else x * factor
-
-
-__all__ = ["Documents", "Kind", "Level", "Weights", "as_column", "as_row", "by_rows", "from_state", "outer", "plain", "read", "weights"]

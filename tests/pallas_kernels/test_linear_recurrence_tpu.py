@@ -15,7 +15,7 @@ from pallas_kernels.linear_recurrence.walks import Chunks
 from tests.pallas_kernels import walks_by_einsum
 from tests.pallas_kernels.test_linear_recurrence import error
 
-B, KEY, VALUE = 2, 20, 12
+B, KEY, VALUE = 2, 24, 12  # four heads share lanes where no operand has fewer
 # fp32 products of up to 64 terms. In bf16, o and y carry their own rounding (2e-3) and that of the scores; what only adds up
 # products of bf16 values in fp32 (states, without erasing) is closer, see test_the_state_keeps_its_precision.
 CLOSE = {"float32": 1e-5, "bfloat16": 0.005}
@@ -135,7 +135,7 @@ def test_the_state_keeps_its_precision(decay):
 @pytest.mark.parametrize("decay", ["key", "value"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_decays_a_channel_at_their_bounds(decay, reverse):
-    """One row decays by e^-10 at every token, the strongest that callers hand over: nothing overflows. The other decays in one chunk of two."""
+    """One row decays by e^-10 at every token, the strongest that callers hand over, and nothing overflows; the other in half its chunks."""
     c, t = 32, 64
     rows = [some_rows(t, 2, d, "float32", i) for i, d in enumerate((KEY, KEY, VALUE))]
     some = some_chunks(c, t, 2, decay, False, strength=2.5).total
@@ -185,7 +185,7 @@ def test_a_delta_walk_is_what_it_is_defined_to_be(case):
 
 
 def test_heads_that_do_not_fit_together_are_transposed(monkeypatch):
-    """Three heads of 20 and 12 channels fill no whole lanes: all together, or one at a time where that would be too much."""
+    """Three heads of 24 and 12 channels fill no whole lanes: all together, or one at a time where that would be too much."""
     rows = [some_rows(32, count, d, "float32", i) for i, (count, d) in enumerate(zip((3, 1, 3), (KEY, KEY, VALUE), strict=True))]
     chunks, settings = some_chunks(16, 32, 3, "key", True), walk_settings(3, 32, "float32", reverse=True)
     together, expected = walked("values", rows, chunks, **settings)
@@ -195,14 +195,25 @@ def test_heads_that_do_not_fit_together_are_transposed(monkeypatch):
     compare(one_by_one, together, {}, 1e-6)
 
 
-def test_several_groups_of_heads():
-    """Programs of two heads of 64 channels, of which one head of keys serves four: blocks of 128 lanes, of q, k and v apart."""
+@pytest.mark.parametrize("key_heads", [8, 4])
+def test_several_groups_of_heads(monkeypatch, key_heads):
+    """Two programs of four heads of 64 channels; the heads lie side by side in pairs, or two read one head of keys."""
+    monkeypatch.setattr(tpu, "ENOUGH_LANES", 512)
     b, t, c, h, d = 1, 16, 8, 8, 64
     rng = np.random.default_rng(1)
-    rows = [jnp.asarray(rng.normal(size=(b, t, count, d)), jnp.float32) for count in (8, 4, 8)]
+    rows = [jnp.asarray(rng.normal(size=(b, t, count, d)), jnp.float32) for count in (8, key_heads, 8)]
     assert tpu._plan({"q": rows[0], "k": rows[1], "v": rows[2]}, {"o": jnp.dtype("float32")}, h, d, d, c).group == 4
-    found, expected = walked("values", rows, Chunks(c), heads=h)
+    total = jnp.cumsum(-jnp.abs(jnp.asarray(rng.normal(size=(b, h, t // c, c)), jnp.float32)), axis=3).reshape(b, h, t)
+    state = jnp.asarray(rng.normal(size=(b, h, d, d)), jnp.float32)
+    found, expected = walked("values", rows, Chunks(c, "head", total), heads=h, initial_state=state, dot_with=rows[2])
     compare(found, expected, {}, 1e-5)
+
+
+def test_odd_head_sizes():
+    rng = np.random.default_rng(2)
+    rows = [jnp.asarray(rng.normal(size=(1, 16, 3, d)), jnp.bfloat16) for d in (5, 5, 7)]
+    found, expected = walked("values", rows, Chunks(8), heads=3, reverse=True, dot_with=rows[2])
+    compare(found, expected, {}, CLOSE["bfloat16"])
 
 
 def test_the_same_bits_twice():
@@ -216,26 +227,28 @@ def test_the_same_bits_twice():
 
 
 @pytest.mark.parametrize(
-    ("heads", "counts", "key_dim", "value_dim", "group"),
+    ("heads", "counts", "key_dim", "value_dim", "group", "together"),
     [
-        (16, (16, 16, 16), 64, 64, 4),  # two fill 128 lanes, four are enough work
-        (16, (16, 16, 16), 128, 128, 2),
-        (16, (16, 16, 16), 256, 256, 1),
-        (16, (16, 16, 16), 32, 32, 8),
-        (16, (1, 1, 16), 64, 64, 4),  # one head of keys is all there is
-        (16, (2, 2, 16), 64, 64, 16),  # two are, so all sixteen of v are held
-        (16, (2, 2, 16), 128, 128, 2),
-        (3, (3, 3, 3), 60, 40, 3),
-        (1, (1, 1, 1), 64, 64, 1),
+        (16, (16, 16, 16), 64, 64, 8, 2),  # two fill 128 lanes, eight are enough work
+        (16, (16, 16, 16), 128, 128, 4, 1),
+        (16, (16, 16, 16), 256, 256, 2, 1),
+        (16, (16, 16, 16), 32, 32, 16, 4),
+        (16, (16, 16, 16), 32, 64, 16, 2),
+        (16, (1, 1, 16), 64, 64, 8, 1),  # one head of keys is all there is
+        (16, (2, 2, 16), 64, 64, 16, 1),  # two are, so all sixteen of v are held
+        (16, (2, 2, 16), 128, 128, 4, 1),
+        (3, (3, 3, 3), 60, 40, 3, 1),  # 60 is no multiple of the 8 rows a register has
+        (1, (1, 1, 1), 64, 64, 1, 1),
     ],
 )
-def test_how_many_heads_a_program_holds(heads, counts, key_dim, value_dim, group):
+def test_how_many_heads_a_program_holds(heads, counts, key_dim, value_dim, group, together):
     rows = {
         name: jax.ShapeDtypeStruct((1, 2048, count, d), jnp.bfloat16)
         for name, count, d in zip("qkv", counts, (key_dim, key_dim, value_dim), strict=True)
     }
     plan = tpu._plan(rows, {"o": jnp.dtype(jnp.bfloat16)}, heads, key_dim, value_dim, 128)
     assert plan == tpu._Plan(heads, group, True)
+    assert tpu._side_by_side(group, [plan.held(count) for count in counts], key_dim, value_dim) == together
 
 
 def test_what_is_refused():

@@ -1,9 +1,9 @@
 """The walks of walks.py as Mosaic GPU kernels, for NVIDIA Hopper.
 
-A thread block walks over all chunks of one batch row and head, for 64 of the state's columns; blocks that differ in columns alone are
+A thread block walks over all chunks of one batch row and head, for 64 or 32 of the state's columns; blocks that differ in columns alone are
 neighbours in the grid, so that they share q and k in the second-level cache. Where the time goes is said in gpu_body.py.
 
-Not served: fp32 (tensor cores of Hopper transpose 16-bit operands only), and head sizes above 128, whose state spills registers.
+Not served: fp32 (tensor cores of Hopper transpose 16-bit operands only), and sizes above `LARGEST`, whose work does not fit on chip.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pallas_kernels.linear_recurrence import gpu_body
 from pallas_kernels.linear_recurrence.gpu_body import CHUNK, Plan
 from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Walked
 
-LARGEST_KEY_DIM = 128
+LARGEST = {"none": 256, "head": 256, "key": 128, "value": 128}  # key and value size by decay
 
 
 def chunk_size(decay: Decay, erase: bool, key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike) -> int:
@@ -34,10 +34,11 @@ def refuses(key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike, decay: De
         return missing
     if jnp.dtype(dtype) != jnp.bfloat16:
         return f"its products take bfloat16; this is {jnp.dtype(dtype)}"
-    # The gradients walk with keys in place of values and the other way round, so both bounds are those of keys.
+    # The gradients walk with keys in place of values and the other way round, so one bound holds for both.
     for name, size in (("key", key_dim), ("value", value_dim)):
-        if size > LARGEST_KEY_DIM:
-            return f"the state of a {name} size above {LARGEST_KEY_DIM} does not fit a warpgroup's registers; this one is {size}"
+        if size > LARGEST[decay]:
+            decayed = " beside a decay a channel" if decay in ("key", "value") else ""
+            return f"a {name} size above {LARGEST[decay]} spills registers or overflows shared memory{decayed}; this one is {size}"
     if erase and decay == "value":
         return "the delta rule decays by head or by key channel"
     return None

@@ -61,7 +61,7 @@ class Plan:
     @property
     def columns(self) -> int:
         """Columns of the state that a block walks with: what registers hold."""
-        return 32 if self.decay == "value" else 64
+        return 32 if self.decay == "value" or self.key_dim > 128 else 64
 
     @property
     def swizzle(self) -> int:
@@ -200,7 +200,8 @@ class _Block:
         else:
             state = gpu.filled((plan.key_dim, plan.columns), 0.0)
         state = jax.lax.fori_loop(0, plan.n, self.step, state)
-        self.target["state"].at[self.batch, self.head, :, self.columns][...] = state
+        # Through `nought`, so that the address is not taken for the initial state's and kept in registers all the way.
+        self.target["state"].at[self.batch, self.head + self.nought[0], :, self.columns][...] = state
         plgpu.wait_smem_to_gmem(0)
 
     def at(self, step: jax.Array) -> jax.Array:

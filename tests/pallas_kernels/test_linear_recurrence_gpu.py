@@ -1,0 +1,188 @@
+"""The recurrence's walks as GPU kernels, simulated with race detection, against their plain form in fp64 (walks_by_einsum); what they refuse."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import compile_ahead, dispatch
+from pallas_kernels.linear_recurrence import gpu
+from pallas_kernels.linear_recurrence.walks import Chunks
+from tests.pallas_kernels import walks_by_einsum
+from tests.pallas_kernels.programs import linear_recurrence_gpu as programs
+from tests.pallas_kernels.test_linear_recurrence import error
+
+C = gpu.CHUNK
+# bf16 products: each rounded factor is off by 2^-9 at most, 0.0017 rms; scores, weights and the entering state are rounded once more.
+CLOSE = {"o": 0.005, "y": 0.005, "dots": 0.005, "state": 0.003, "checkpoints": 0.003}
+
+
+def some_chunks(t: int, heads: int, channels: int, decay: str, documents: bool, strength: float) -> Chunks:
+    """Decays of mean `strength`, none beyond the 10 a token that callers clamp at; up to four documents."""
+    rng = np.random.default_rng(t + channels)
+    total = None
+    if decay != "none":
+        g = -np.minimum(np.abs(rng.normal(size=(1, t // C, C, heads, channels))) * strength, 10.0)
+        total = np.cumsum(g, axis=2).reshape(1, t, heads, channels).astype(np.float32)
+        total = jnp.asarray(np.moveaxis(total[..., 0], 1, 2) if decay == "head" else total)
+    if not documents:
+        return Chunks(C, decay, total)
+    segments = np.sort(rng.integers(1, 5, (1, t)), axis=1).astype(np.int32)
+    rows = segments.reshape(1, t // C, C)
+    last = rows[:, :, -1]
+    before = np.concatenate([np.ones((1, 1), np.int32), last[:, :-1]], axis=1)
+    starts, ends, keeps = rows == before[:, :, None], rows == last[:, :, None], last == before
+    return Chunks(
+        C, decay, total, jnp.asarray(segments), *(jnp.asarray(x, jnp.float32) for x in (starts.reshape(1, t), ends.reshape(1, t), keeps))
+    )
+
+
+def rows(t: int, heads: int, channels: int, seed: int, size: float = 1.0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(1, t, heads, channels)) * size, jnp.bfloat16)
+
+
+def simulated(form, *arrays, **settings):
+    """The kernel's results; fails on a race, which the simulator only prints (its flag is internal)."""
+    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
+
+    try:
+        with dispatch.interpreted("races"):
+            found = jax.block_until_ready(jax.jit(functools.partial(form, **settings))(*arrays))
+        assert not interpret_pallas_call.get_races().races_found
+    finally:
+        interpret_pallas_call.reset_gpu_interpret_mode_state()
+    return found
+
+
+def exactly(form, *arrays, **settings):
+    """The form of walks_by_einsum in fp64."""
+
+    def widened(x):
+        return jnp.asarray(np.asarray(x, np.float64)) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x)
+
+    with jax.enable_x64(True):
+        arrays = jax.tree.map(widened, arrays)
+        return jax.tree.map(np.asarray, jax.jit(functools.partial(form, **settings))(*arrays))
+
+
+def compare(found, expected) -> None:
+    for name, allowed in CLOSE.items():
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one is None) == (other is None), name
+        if one is not None:
+            assert one.shape == other.shape, name
+            assert error(one, other) < allowed, (name, error(one, other))
+
+
+def walk_with(form, q, k, v, chunks, state, dot_with, **settings):
+    return form(q, k, v, chunks, initial_state=state, dot_with=dot_with, **settings)
+
+
+def delta_walk_with(form, w, u, k, chunks, given, **settings):
+    return form(w, u, k, chunks, **given, **settings)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize(
+    ("decay", "t", "key_dim", "value_dim", "heads", "strength", "more"),
+    [
+        ("none", 64, 64, 64, (1, 1), 0, ""),
+        ("none", 192, 20, 40, (1, 2), 0, "reverse strict state documents"),
+        ("head", 192, 64, 64, (1, 1), 0.1, ""),
+        ("head", 192, 128, 128, (1, 1), 0.3, "reverse strict state documents dots checkpoints"),
+        ("key", 128, 64, 64, (1, 1), 0.1, "state dots checkpoints"),
+        ("key", 128, 64, 64, (1, 1), 6.0, "reverse documents state"),
+        ("value", 128, 64, 64, (1, 1), 0.1, "reverse strict wide state checkpoints"),
+        ("value", 128, 64, 64, (1, 1), 6.0, "documents dots"),
+        pytest.param("none", 128, 192, 64, (1, 1), 0, "state", marks=SLOW),
+        pytest.param("head", 256, 64, 128, (2, 4), 0.1, "state documents dots checkpoints", marks=SLOW),
+        pytest.param("head", 192, 256, 64, (1, 1), 20.0, "reverse dots", marks=SLOW),
+        pytest.param("key", 192, 128, 64, (1, 2), 0.1, "reverse strict documents state", marks=SLOW),
+        pytest.param("value", 192, 128, 128, (1, 2), 0.1, "reverse documents state checkpoints", marks=SLOW),
+    ],
+)
+def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
+    few, many = heads
+    chunks = some_chunks(t, many, key_dim if decay == "key" else value_dim, decay, "documents" in more, strength)
+    state = jnp.asarray(np.random.default_rng(9).normal(size=(1, many, key_dim, value_dim)), jnp.float32) if "state" in more else None
+    dot_with = rows(t, many, value_dim, 4) if "dots" in more else None
+    given = (rows(t, few, key_dim, 1), rows(t, many, key_dim, 2), rows(t, many, value_dim, 3), chunks, state, dot_with)
+    settings = {"heads": many, "scale": 0.7, "reverse": "reverse" in more, "strict": "strict" in more}
+    settings |= {"checkpoint_every": 2 if "checkpoints" in more else None, "out_dtype": jnp.float32 if "wide" in more else None}
+    found = simulated(functools.partial(walk_with, gpu.walk), *given, **settings)
+    assert found.o.dtype == (jnp.float32 if "wide" in more else jnp.bfloat16)
+    compare(found, exactly(functools.partial(walk_with, walks_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64}))
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize(
+    ("decay", "t", "key_dim", "value_dim", "heads", "strength", "more"),
+    [
+        ("none", 128, 64, 64, (1, 2), 0, "queries"),
+        ("head", 192, 64, 64, (1, 1), 0.1, "queries documents state checkpoints"),
+        ("head", 192, 64, 128, (1, 1), 0.1, "second reverse documents state checkpoints"),
+        ("key", 128, 64, 64, (1, 1), 0.1, "queries documents state"),
+        ("key", 128, 64, 64, (1, 1), 6.0, "second reverse documents state"),
+        pytest.param("none", 128, 128, 128, (1, 1), 0, "queries second", marks=SLOW),
+        pytest.param("head", 192, 192, 64, (1, 1), 0.1, "queries state", marks=SLOW),
+        pytest.param("key", 192, 128, 40, (1, 2), 0.1, "queries documents state checkpoints", marks=SLOW),
+        pytest.param("key", 192, 128, 64, (1, 1), 0.1, "second reverse state checkpoints", marks=SLOW),
+    ],
+)
+def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
+    few, many = heads
+    chunks = some_chunks(t, many, key_dim, decay, "documents" in more, strength)
+    given = {}
+    if "queries" in more:
+        given["q"] = rows(t, few, key_dim, 5)
+    if "second" in more:
+        given["second"] = (rows(t, few, key_dim, 6), rows(t, many, value_dim, 7))
+    if "state" in more:
+        given["initial_state"] = jnp.asarray(np.random.default_rng(9).normal(size=(1, many, key_dim, value_dim)), jnp.float32)
+    small = key_dim**-0.5  # keys of length 1, and little erased of them, as in trained models: else the state grows without bound
+    arrays = (rows(t, many, key_dim, 1, 0.3 * small), rows(t, many, value_dim, 2), rows(t, few, key_dim, 3, small), chunks, given)
+    settings = {"heads": many, "reverse": "reverse" in more, "checkpoint_every": 2 if "checkpoints" in more else None}
+    settings |= {"scale": 0.7} if "queries" in more else {}
+    found = simulated(functools.partial(delta_walk_with, gpu.delta_walk), *arrays, **settings)
+    compare(found, exactly(functools.partial(delta_walk_with, walks_by_einsum.delta_walk), *arrays, **settings))
+
+
+@pytest.mark.gpu_interpreter
+def test_another_documents_values_change_no_bit():
+    t, size = 128, 64
+    chunks = some_chunks(t, 1, size, "head", True, 0.1)
+    first = np.asarray(chunks.segments) == 1
+    given = [rows(t, 1, size, seed) for seed in range(3)]
+    loud = [jnp.where(first[:, :, None, None], jnp.bfloat16(1e4), x) for x in given]
+    run = functools.partial(walk_with, gpu.walk, state=None, dot_with=None, heads=1)
+    quiet, other = (simulated(run, *arrays, chunks) for arrays in (given, loud))
+    assert (np.asarray(quiet.o) != np.asarray(other.o))[first].any()
+    np.testing.assert_array_equal(np.asarray(quiet.o, np.float32)[~first], np.asarray(other.o, np.float32)[~first])
+
+
+@pytest.mark.parametrize("program", [p for p in programs.PROGRAMS if p.quick], ids=lambda program: program.name)
+def test_lowers_for_cuda(program):
+    lowered = compile_ahead.lower_for_cuda(program.function, *program.arguments, limit=60)
+    assert "mosaic_gpu" in lowered.as_text()
+
+
+def test_refuses_with_a_reason():
+    assert gpu.refuses(128, 128, jnp.bfloat16, "key", True) is None
+    assert gpu.refuses(256, 256, jnp.bfloat16, "head", True) is None
+    assert "bfloat16; this is float32" in gpu.refuses(64, 64, jnp.float32, "none", False)
+    assert "key size above 128" in gpu.refuses(192, 64, jnp.bfloat16, "key", False)
+    assert "value size above 256" in gpu.refuses(64, 512, jnp.bfloat16, "head", False)
+    assert "delta rule" in gpu.refuses(64, 64, jnp.bfloat16, "value", True)
+    x = jnp.zeros((1, 64, 1, 64))
+    with pytest.raises(ValueError, match=r"cannot serve q: .* float32"):
+        gpu.walk(x, x, x, Chunks(C), heads=1)
+    x = x.astype(jnp.bfloat16)
+    with pytest.raises(ValueError, match="chunks of 64; these are of 32"):
+        gpu.walk(x, x, x, Chunks(32), heads=1)

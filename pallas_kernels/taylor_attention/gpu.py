@@ -95,8 +95,7 @@ def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: boo
     if rows is not None:
         inputs["rows"] = jnp.swapaxes(rows.reshape(b, h, n, CHUNK, -1), 3, 4)
     if marks is not None:
-        inputs["ids"] = _by_chunk(marks, (SEGMENT, KEY_SEGMENT))
-        inputs["weights"] = _by_chunk(marks, (READS, WRITES, KEEPS)).astype(jnp.float32)
+        inputs["marks"] = _marks(marks)
     if state is not None:
         inputs["initial"] = jnp.pad(state, ((0, 0), (0, 0), (0, features - state.shape[2]), (0, value_dim - state.shape[3])))
     plan = Plan(
@@ -115,10 +114,15 @@ def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: boo
     return gpu_body.launch(plan, inputs)
 
 
-def _by_chunk(marks: jax.Array, rows: tuple[int, ...]) -> jax.Array:
-    """Some rows of the marks, (b, n, rows, 64)."""
+def _marks(marks: jax.Array) -> jax.Array:
+    """The kernels' marks (b, n, 5, 64). Documents are numbered within a chunk: small numbers, which fp32 holds exactly."""
     b, _, t = marks.shape
-    return jnp.swapaxes(marks[:, jnp.array(rows)].reshape(b, len(rows), t // CHUNK, CHUNK), 1, 2)
+    rows = marks.reshape(b, -1, t // CHUNK, CHUNK)
+    segments = rows[:, SEGMENT]
+    changes = jnp.concatenate([jnp.zeros_like(segments[..., :1]), segments[..., 1:] != segments[..., :-1]], axis=-1)
+    documents = jnp.cumsum(changes, axis=-1)
+    as_keys = jnp.where(rows[:, KEY_SEGMENT] >= 0, documents, -1)
+    return jnp.stack([rows[:, READS], rows[:, WRITES], rows[:, KEEPS], documents, as_keys], axis=2).astype(jnp.float32)
 
 
 def _maps(key_dim: int, features: int) -> list[jax.Array]:
@@ -128,7 +132,7 @@ def _maps(key_dim: int, features: int) -> list[jax.Array]:
     maps = [np.where(squares, 0.5, 1.0) * constants.left, constants.left, constants.right]
     padded = [np.pad(x.T, ((0, 0), (0, KEY_COLUMNS - key_dim))).reshape(-1, PIECE, KEY_COLUMNS) for x in maps]
     ones = np.stack([constants.left_one, constants.right_one])[:, :PIECE]
-    return [*(jnp.asarray(x, jnp.bfloat16) for x in padded), jnp.asarray(ones, jnp.float32), jnp.arange(CHUNK, dtype=jnp.int32)]
+    return [*(jnp.asarray(x, jnp.bfloat16) for x in padded), jnp.asarray(ones, jnp.float32), jnp.arange(CHUNK, dtype=jnp.int32)[None]]
 
 
 @functools.cache

@@ -64,8 +64,7 @@ class Plan:
         if self.rows:
             copied["rows"] = gpu.plain((2, self.rows, CHUNK), jnp.float32)
         if self.marked:
-            copied["ids"] = gpu.plain((2, 2, CHUNK), jnp.int32)
-            copied["weights"] = gpu.plain((2, 3, CHUNK), jnp.float32)
+            copied["marks"] = gpu.plain((2, 5, CHUNK), jnp.float32)
         return copied
 
     def space(self) -> dict[str, Any]:
@@ -74,7 +73,7 @@ class Plan:
         narrow = gpu.tiled((1, CHUNK, CHUNK), jnp.bfloat16, 2 * KEY_COLUMNS)
         maps = gpu.tiled((self.pieces, PIECE, KEY_COLUMNS), jnp.bfloat16, 2 * KEY_COLUMNS)
         laid = {"query_left": maps, "key_left": maps, "right": maps}
-        laid |= {"ones": gpu.plain((2, PIECE), jnp.float32), "order": gpu.plain((CHUNK,), jnp.int32), "state": features, "keys": features}
+        laid |= {"ones": gpu.plain((2, PIECE), jnp.float32), "order": gpu.plain((1, CHUNK), jnp.int32), "state": features, "keys": features}
         if self.walk != "queries":
             laid |= {"queries": features, "scores": square, "out": square}
         if self.walk != "forward":
@@ -94,6 +93,9 @@ class Plan:
         return made
 
 
+# Of a token: whether it reads the state, whether it is written to it, whether its chunk keeps it (0 or 1); its document's number in the
+# chunk, as a query and as a key (-1 for padding).
+READ, WRITE, KEEP, DOCUMENT, KEY_DOCUMENT = range(5)
 MAPS = ("query_left", "key_left", "right", "ones", "order")
 
 
@@ -102,8 +104,8 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
     Args:
       inputs: q, k, v, do by the names and sizes of the plan, bf16; the three matrices of MAPS, each (pieces, 64, KEY_COLUMNS) bf16, the
-        ones added to left and right factors of the first 64 features (2, 64) fp32, and 0 to 63 (64,) int32; rows (b, h, n, rows, 64)
-        fp32; ids (b, n, 2, 64) int32 and weights (b, n, 3, 64) fp32 if marked; initial (b, h, features, v) fp32 if one enters.
+        ones added to left and right factors of the first 64 features (2, 64) fp32, and 0 to 63 (1, 64) int32; rows (b, h, n, rows, 64)
+        fp32; marks (b, n, 5, 64) fp32 if marked, rows READ to KEY_DOCUMENT; initial (b, h, features, v) fp32 if one enters.
     """
     staged, space, results = plan.stages(), plan.space(), plan.results()
     names = (list(inputs), list(results), list(staged), list(space))
@@ -185,7 +187,7 @@ class _Block:
         at = self.at(step)
         for name, buffers in self.stage.items():
             ref = self.source[name]
-            if name in ("ids", "weights"):
+            if name == "marks":
                 chunk = ref.at[self.batch, at]
             elif name == "rows":
                 chunk = ref.at[self.batch, self.head, at]
@@ -198,23 +200,20 @@ class _Block:
         """One chunk: from the states that enter it to those that leave it."""
         slot = jax.lax.rem(step, jnp.int32(2))
         here = {name: ref.at[slot] for name, ref in self.stage.items()}
-        self.zero = self.space["order"][0]  # see `work`
+        self.zero = self.space["order"][0, 0]  # see `work`
         for i, state in enumerate(states):
             self.work("state", i)[...] = state.astype(jnp.bfloat16)
         plgpu.barrier_wait(self.barrier.at[slot])
-        keys, values, weight = "keys", "v", 1
+        keys, values = "keys", "v"
         if self.plan.walk == "forward":
             self.forward(here, self.at(step))
         elif self.plan.walk == "queries":
             self.queries(here, self.at(step))
         else:
             self.keys_values(here, self.at(step))
-            keys, values, weight = "queries", "do", 0
-        if self.plan.marked:
-            weighted = self.times(gpu.load(here[values]).astype(jnp.float32), here, weight)
-            here[values][...] = weighted.astype(jnp.bfloat16)
+            keys, values = "queries", "do"
         # Read before the commit, which also keeps the next chunk's copies from overtaking it.
-        kept = tuple(state * here["weights"][2, 0] for state in states) if self.plan.marked else states
+        kept = tuple(state * here["marks"][KEEP, 0] for state in states) if self.plan.marked else states
         plgpu.commit_smem()
         states = tuple(gpu.mm(gpu.transposed(self.work(keys, i)), here[values], state) for i, state in enumerate(kept))
 
@@ -226,12 +225,12 @@ class _Block:
 
     def forward(self, here: dict[str, Any], at: jax.Array) -> None:
         """o = (f_q S + w v) / sums."""
-        self.features(here["k"], "key_left", 1.0, "keys")
-        self.features(here["q"], "query_left", self.plan.scale, "queries")
+        self.features(here["k"], "key_left", 1.0, "keys", self.per_token(here, WRITE))
+        self.features(here["q"], "query_left", self.plan.scale, "queries", self.per_token(here, READ))
         plgpu.commit_smem()
         weights = self.weights(self.scores(here), here)
         self.work("scores")[...] = weights.astype(jnp.bfloat16)
-        out = self.times(self.by_state("queries"), here, 0)
+        out = self.by_state("queries")
         plgpu.commit_smem()
         out = gpu.mm(self.work("scores"), here["v"], out)
         tokens = pl.ds(at * CHUNK, CHUNK)
@@ -243,33 +242,35 @@ class _Block:
 
     def queries(self, here: dict[str, Any], at: jax.Array) -> None:
         """A part of dq."""
-        self.features(here["k"], "key_left", 1.0, "keys")
+        self.features(here["k"], "key_left", 1.0, "keys", self.per_token(here, WRITE))
         plgpu.commit_smem()
-        inverse = self.d_scores(here)
+        self.d_scores(here)
         plgpu.commit_smem()
         dq = gpu.mm(self.work("d_scores"), here["k"]) * self.plan.scale
 
         def d_features(i: int) -> jax.Array:
-            found = gpu.mm(here["do"], gpu.transposed(self.work("state", i)))
-            return self.times(found if inverse is None else found * inverse, here, 0)
+            found = _by_row(gpu.mm(here["do"], gpu.transposed(self.work("state", i))), self.per_token(here, READ))
+            return _by_row(found, gpu.load_per_row(here["rows"].at[0])) if self.plan.rows else found
 
         self.part(self.through_features(dq, here["q"], "query_left", self.plan.scale, d_features), "dq", at)
 
     def keys_values(self, here: dict[str, Any], at: jax.Array) -> None:
-        """A part of dk, and dv; do is divided by the sums where it lies."""
-        self.features(here["k"], "key_left", 1.0, "keys")
-        self.features(here["q"], "query_left", self.plan.scale, "queries")
+        """A part of dk, and dv. Queries' features are divided by their sums, which is easier than dividing do."""
+        self.features(here["k"], "key_left", 1.0, "keys", self.per_token(here, WRITE))
+        inverse = gpu.load_per_row(here["rows"].at[0]) if self.plan.rows else None
+        reads = self.per_token(here, READ)
+        weight = inverse if reads is None else reads if inverse is None else reads * inverse
+        self.features(here["q"], "query_left", self.plan.scale, "queries", weight)
         plgpu.commit_smem()
-        self.work("scores")[...] = self.weights(self.scores(here), here).astype(jnp.bfloat16)
-        inverse = self.d_scores(here)
-        if inverse is not None:
-            here["do"][...] = (gpu.load(here["do"]).astype(jnp.float32) * inverse).astype(jnp.bfloat16)
+        weights = self.weights(self.scores(here), here)
+        self.work("scores")[...] = _by_row(weights, inverse).astype(jnp.bfloat16)
+        self.d_scores(here)
         plgpu.commit_smem()
-        self.leave(gpu.mm(gpu.transposed(self.work("scores")), here["do"], self.times(self.by_state("keys"), here, 1)), "dv", at)
+        self.leave(gpu.mm(gpu.transposed(self.work("scores")), here["do"], self.by_state("keys")), "dv", at)
         dk = gpu.mm(gpu.transposed(self.work("d_scores")), here["q"]) * self.plan.scale
 
         def d_features(i: int) -> jax.Array:
-            return self.times(gpu.mm(here["v"], gpu.transposed(self.work("state", i))), here, 1)
+            return _by_row(gpu.mm(here["v"], gpu.transposed(self.work("state", i))), self.per_token(here, WRITE))
 
         self.part(self.through_features(dk, here["k"], "key_left", 1.0, d_features), "dk", at)
 
@@ -278,14 +279,14 @@ class _Block:
         found = gpu.mm(x, gpu.transposed(self.work(name, i))) * scale
         if i > 0:
             return found
-        ones = gpu.load_per_column(self.space["ones"].at[1 if name == "right" else 0])
+        ones = gpu.load_per_column(self.space["ones"].at[self.zero + (1 if name == "right" else 0)])
         return found + gpu.along_rows(ones, CHUNK)
 
-    def features(self, x: Any, left: str, scale: float, to: str) -> None:
-        """Lays out features, to be committed."""
+    def features(self, x: Any, left: str, scale: float, to: str, weight: jax.Array | None) -> None:
+        """Lays out features, each token's multiplied by its weight, to be committed."""
         for i in range(self.plan.pieces):
             product = self.factor(x, left, scale, i) * self.factor(x, "right", scale, i)
-            self.work(to, i)[...] = product.astype(jnp.bfloat16)
+            self.work(to, i)[...] = _by_row(product, weight).astype(jnp.bfloat16)
 
     def through_features(self, dx: jax.Array, x: Any, left: str, scale: float, d_features: Any) -> jax.Array:
         """dx and what the features' gradients add to it. No more than two squares are in registers at once."""
@@ -308,34 +309,30 @@ class _Block:
     def weights(self, s: jax.Array, here: dict[str, Any]) -> jax.Array:
         return self.masked(1.0 + s + 0.5 * s * s, here)
 
-    def d_scores(self, here: dict[str, Any]) -> jax.Array | None:
-        """Lays out the scores' gradients, to be committed; gives the sums' inverses (c, 64)."""
-        found, inverse = gpu.mm(here["do"], gpu.transposed(here["v"])), None
+    def d_scores(self, here: dict[str, Any]) -> None:
+        """Lays out the scores' gradients, to be committed."""
+        found = gpu.mm(here["do"], gpu.transposed(here["v"]))
         if self.plan.rows:
-            inverse = gpu.along_columns(gpu.load_per_row(here["rows"].at[0]), CHUNK)
-            dots = gpu.along_columns(gpu.load_per_row(here["rows"].at[1]), CHUNK)
+            inverse, dots = (gpu.load_per_row(here["rows"].at[row]) for row in (0, 1))
             # g . o is summed over all columns: one of their blocks takes it off.
-            found = (found - jnp.where(self.split == 0, 1.0, 0.0) * dots) * inverse
+            found = _by_row(found - gpu.along_columns(dots * jnp.where(self.split == 0, 1.0, 0.0), CHUNK), inverse)
         # Scores once more: that is quicker than keeping them in registers that spill.
         self.work("d_scores")[...] = self.masked(found * (1.0 + self.scores(here)), here).astype(jnp.bfloat16)
-        return inverse
 
     def masked(self, pairs: jax.Array, here: dict[str, Any]) -> jax.Array:
         """(c, c): zero where a query does not see a key."""
         # From shared memory, not counted in registers: the compiler would keep what is the same for all chunks there, and spill.
-        order = self.space["order"]
+        order = self.space["order"].at[self.zero]
         earlier = gpu.along_rows(gpu.load_per_column(order), CHUNK) <= gpu.along_columns(gpu.load_per_row(order), CHUNK)
         pairs = jnp.where(earlier, pairs, 0.0)
         if not self.plan.marked:
             return pairs
-        mine, theirs = gpu.load_per_row(here["ids"].at[0]), gpu.load_per_column(here["ids"].at[1])
+        mine, theirs = gpu.load_per_row(here["marks"].at[DOCUMENT]), gpu.load_per_column(here["marks"].at[KEY_DOCUMENT])
         return jnp.where(gpu.along_columns(mine, CHUNK) == gpu.along_rows(theirs, CHUNK), pairs, 0.0)
 
-    def times(self, x: jax.Array, here: dict[str, Any], row: int) -> jax.Array:
-        """x with its rows multiplied by each token's read (row 0) or write (row 1)."""
-        if not self.plan.marked:
-            return x
-        return x * gpu.along_columns(gpu.load_per_row(here["weights"].at[row]), x.shape[1])
+    def per_token(self, here: dict[str, Any], row: int) -> jax.Array | None:
+        """Each token's read or write; None where all are 1."""
+        return gpu.load_per_row(here["marks"].at[row]) if self.plan.marked else None
 
     def leave(self, out: jax.Array, name: str, at: jax.Array) -> None:
         """Starts the copy of a chunk's result; what is committed next is the next product's as well."""
@@ -346,3 +343,7 @@ class _Block:
 
     def part(self, x: jax.Array, name: str, at: jax.Array) -> None:
         self.target[name].at[self.split + self.zero, self.batch, pl.ds(at * CHUNK, CHUNK), self.head][...] = x
+
+
+def _by_row(x: jax.Array, weight: jax.Array | None) -> jax.Array:
+    return x if weight is None else x * gpu.along_columns(weight, x.shape[1])

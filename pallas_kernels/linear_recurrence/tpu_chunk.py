@@ -143,6 +143,9 @@ def outer(kind: Kind, weights: Weights, k: jax.Array, written: jax.Array) -> jax
     dtype = k.dtype
     if kind.decay == "key":
         update = _sum(_product(part, written.astype(dtype), 0, 0) for part in _parts(_times(k, weights.writes), dtype))
+    elif weights.writes is None and kind.heads == 1:
+        # libtpu 0.0.42 fails for v6e where this product has the same right operand as that of the scores, and a transposed left one.
+        update = _sum(_product(part, k, 0, 0) for part in _parts(written, dtype)).T
     else:
         update = _sum(_product(k, part, 0, 0) for part in _parts(_times(written, weights.writes), dtype))
     if kind.heads == 1:

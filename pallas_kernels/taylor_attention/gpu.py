@@ -17,7 +17,7 @@ import numpy as np
 from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.taylor_attention import gpu_body, kernels
 from pallas_kernels.taylor_attention.features import count, selections
-from pallas_kernels.taylor_attention.gpu_body import CHUNK, KEY_COLUMNS, MAPS, PIECE, Plan
+from pallas_kernels.taylor_attention.gpu_body import CHUNK, KEY_COLUMNS, MAPS, Plan
 from pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, Settings
 
 LARGEST_VALUE_DIM = 256
@@ -86,8 +86,7 @@ taylor_attention = functools.partial(kernels.run, _Passes(), _chunk_of)
 def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: bool) -> dict[str, jax.Array]:
     b, t, h, key_dim = q.shape
     value_dim = gpu.round_up(v.shape[3], gpu_body.COLUMNS)
-    pieces = gpu.round_up(count(key_dim), PIECE) // PIECE
-    n, features = t // CHUNK, pieces * PIECE
+    n, features = t // CHUNK, gpu.round_up(count(key_dim), gpu_body.SWIZZLE // 2)
     inputs = {"q": gpu.pad_last(q, KEY_COLUMNS), "k": gpu.pad_last(k, KEY_COLUMNS), "v": gpu.pad_last(v, value_dim)}
     if do is not None:
         inputs["do"] = gpu.pad_last(do.astype(v.dtype), value_dim)
@@ -97,21 +96,23 @@ def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: boo
     if marks is not None:
         inputs["marks"] = _marks(marks)
     if state is not None:
-        inputs["initial"] = jnp.pad(state, ((0, 0), (0, 0), (0, features - state.shape[2]), (0, value_dim - state.shape[3])))
+        state = jnp.pad(state, ((0, 0), (0, 0), (0, features - state.shape[2]), (0, value_dim - state.shape[3])))
+        inputs["initial"] = jnp.swapaxes(state, 2, 3)
     plan = Plan(
         walk=walk,
         b=b,
         t=t,
         heads=h,
         value_dim=value_dim,
-        pieces=pieces,
+        features=features,
         scale=settings.scale,
         rows=0 if rows is None else rows.shape[-1],
         marked=marks is not None,
         enters=state is not None,
         leaves=leaves,
     )
-    return gpu_body.launch(plan, inputs)
+    out = gpu_body.launch(plan, inputs)
+    return out | ({"state": jnp.swapaxes(out["state"], 2, 3)} if leaves else {})
 
 
 def _marks(marks: jax.Array) -> jax.Array:
@@ -126,12 +127,12 @@ def _marks(marks: jax.Array) -> jax.Array:
 
 
 def _maps(key_dim: int, features: int) -> list[jax.Array]:
-    """MAPS: the matrices that pick a feature's factors, transposed, in pieces of 64 features; ones; the order of tokens."""
+    """MAPS: the matrices that pick a feature's factors, transposed; the ones; the order of tokens."""
     constants = selections(key_dim, features)
     squares = np.all(constants.left == constants.right, axis=0) & (constants.left.sum(axis=0) > 0)
     maps = [np.where(squares, 0.5, 1.0) * constants.left, constants.left, constants.right]
-    padded = [np.pad(x.T, ((0, 0), (0, KEY_COLUMNS - key_dim))).reshape(-1, PIECE, KEY_COLUMNS) for x in maps]
-    ones = np.stack([constants.left_one, constants.right_one])[:, :PIECE]
+    padded = [np.pad(x.T, ((0, 0), (0, KEY_COLUMNS - key_dim)))[None] for x in maps]
+    ones = np.stack([constants.left_one, constants.right_one])
     return [*(jnp.asarray(x, jnp.bfloat16) for x in padded), jnp.asarray(ones, jnp.float32), jnp.arange(CHUNK, dtype=jnp.int32)[None]]
 
 

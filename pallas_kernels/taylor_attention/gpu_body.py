@@ -1,6 +1,7 @@
 """The kernels behind gpu.py: one thread block, one warpgroup, walking the chunks of a row and head for 64 of the value columns.
 
-The state stays in registers in fp32, 64 features at a time a piece; products read its bf16 copy in shared memory. Features are made in
+The state stays in registers in fp32, transposed, in pieces of 64 features, the last of 32 or 64; products read its bf16 copy in shared
+memory. Features are made in
 shared memory, chunk by chunk, out of products with matrices of zeros and ones (in queries' left one a half for squares), exact in bf16.
 They bear no weights: those of the packed state are applied to it outside, in fp32. With f_k = (k left)(k right) and
 f_q = (scale q left')(scale q right), the ones of constant and linear features put in, f_q . f_k = 1 + s + s^2 / 2.
@@ -22,6 +23,7 @@ from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.mosaic_gpu import plgpu
 
 CHUNK = COLUMNS = PIECE = gpu.ROWS
+SWIZZLE = 64  # bytes: pieces are of multiples of 32 features
 KEY_COLUMNS = 16  # key dimensions, padded: 32 bytes, what rows of the narrow tiles have
 States = tuple[jax.Array, ...]
 
@@ -30,7 +32,7 @@ States = tuple[jax.Array, ...]
 class Plan:
     """What a kernel is built for: the forward pass, or the walk for dq, or the one in reverse for dk and dv.
 
-    value_dim: padded. pieces: of 64 features. rows: numbers a token; marked: whether there are documents or padding.
+    value_dim: padded to 64s; features: to 32s. rows: numbers a token; marked: whether there are documents or padding.
     """
 
     walk: Literal["forward", "queries", "keys_values"]
@@ -38,7 +40,7 @@ class Plan:
     t: int
     heads: int
     value_dim: int
-    pieces: int
+    features: int
     scale: float
     rows: int
     marked: bool
@@ -55,10 +57,15 @@ class Plan:
         """Blocks of value columns."""
         return self.value_dim // COLUMNS
 
+    @property
+    def pieces(self) -> list[Any]:
+        """Where pieces of the features lie."""
+        return [pl.ds(start, min(PIECE, self.features - start)) for start in range(0, self.features, PIECE)]
+
     def stages(self) -> dict[str, Any]:
         """What is copied with each chunk; two of each."""
         keys = gpu.tiled((2, CHUNK, KEY_COLUMNS), jnp.bfloat16, 2 * KEY_COLUMNS)
-        copied = {"q": keys, "k": keys, "v": gpu.tiled((2, CHUNK, COLUMNS), jnp.bfloat16)}
+        copied = {"q": keys, "k": keys, "v": gpu.tiled((2, CHUNK, COLUMNS), jnp.bfloat16, SWIZZLE)}
         if self.walk != "forward":
             copied["do"] = copied["v"]
         if self.rows:
@@ -69,11 +76,16 @@ class Plan:
 
     def space(self) -> dict[str, Any]:
         """What a chunk's work is laid out in, and the constant matrices."""
-        square, features = gpu.tiled((1, CHUNK, CHUNK), jnp.bfloat16), gpu.tiled((self.pieces, CHUNK, PIECE), jnp.bfloat16)
+        square, features = (gpu.tiled((1, CHUNK, columns), jnp.bfloat16, SWIZZLE) for columns in (CHUNK, self.features))
         narrow = gpu.tiled((1, CHUNK, CHUNK), jnp.bfloat16, 2 * KEY_COLUMNS)
-        maps = gpu.tiled((self.pieces, PIECE, KEY_COLUMNS), jnp.bfloat16, 2 * KEY_COLUMNS)
+        maps = gpu.tiled((1, self.features, KEY_COLUMNS), jnp.bfloat16, 2 * KEY_COLUMNS)
         laid = {"query_left": maps, "key_left": maps, "right": maps}
-        laid |= {"ones": gpu.plain((2, PIECE), jnp.float32), "order": gpu.plain((1, CHUNK), jnp.int32), "state": features, "keys": features}
+        laid |= {
+            "ones": gpu.plain((2, self.features), jnp.float32),
+            "order": gpu.plain((1, CHUNK), jnp.int32),
+            "state": features,
+            "keys": features,
+        }
         if self.walk != "queries":
             laid |= {"queries": features, "scores": square, "out": square}
         if self.walk != "forward":
@@ -89,7 +101,7 @@ class Plan:
         if self.walk == "forward" and self.rows:
             made["sums"] = jax.ShapeDtypeStruct((self.splits, b, h, t), jnp.float32)
         if self.leaves:
-            made["state"] = jax.ShapeDtypeStruct((b, h, self.pieces * PIECE, self.value_dim), jnp.float32)
+            made["state"] = jax.ShapeDtypeStruct((b, h, self.value_dim, self.features), jnp.float32)
         return made
 
 
@@ -103,9 +115,9 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Runs the kernel.
 
     Args:
-      inputs: q, k, v, do by the names and sizes of the plan, bf16; the three matrices of MAPS, each (pieces, 64, KEY_COLUMNS) bf16, the
-        ones added to left and right factors of the first 64 features (2, 64) fp32, and 0 to 63 (1, 64) int32; rows (b, h, n, rows, 64)
-        fp32; marks (b, n, 5, 64) fp32 if marked, rows READ to KEY_DOCUMENT; initial (b, h, features, v) fp32 if one enters.
+      inputs: q, k, v, do by the names and sizes of the plan, bf16; the three matrices of MAPS, each (1, features, KEY_COLUMNS) bf16, the
+        ones added to left and right factors (2, features) fp32, and 0 to 63 (1, 64) int32; rows (b, h, n, rows, 64)
+        fp32; marks (b, n, 5, 64) fp32 if marked, rows READ to KEY_DOCUMENT; initial (b, h, v, features) fp32 if one enters.
     """
     staged, space, results = plan.stages(), plan.space(), plan.results()
     names = (list(inputs), list(results), list(staged), list(space))
@@ -157,30 +169,32 @@ class _Block:
         for step in range(min(2, plan.n)):
             self.fetch(jnp.int32(step), step)
         states = tuple(
-            gpu.load(self.piece_of(self.source["initial"], i), optimized=False) if plan.enters else gpu.filled((PIECE, COLUMNS), 0.0)
-            for i in range(plan.pieces)
+            gpu.load(self.piece_of(self.source["initial"], piece), optimized=False)
+            if plan.enters
+            else gpu.filled((COLUMNS, piece.size), 0.0)
+            for piece in plan.pieces
         )
         plgpu.barrier_wait(self.maps_barrier)
         states = jax.lax.fori_loop(0, plan.n, self.step, states)
         if plan.leaves:
-            for i, state in enumerate(states):
-                self.piece_of(self.target["state"], i)[...] = state
+            for piece, state in zip(plan.pieces, states, strict=True):
+                self.piece_of(self.target["state"], piece)[...] = state
         plgpu.wait_smem_to_gmem(0)
 
-    def piece_of(self, ref: Any, i: int) -> Any:
-        return ref.at[self.batch, self.head, pl.ds(i * PIECE, PIECE), self.columns]
+    def piece_of(self, ref: Any, piece: Any) -> Any:
+        return ref.at[self.batch, self.head, self.columns, piece]
 
     def at(self, step: jax.Array) -> jax.Array:
         """The chunk that is walked over in a step."""
         return self.plan.n - 1 - step if self.plan.walk == "keys_values" else step
 
-    def work(self, name: str, i: int = 0) -> Any:
-        """A square of the work space, or one of its pieces.
+    def work(self, name: str, piece: Any = slice(None)) -> Any:
+        """A matrix of the work space, or a piece of it.
 
-        Indexed from a zero that the compiler does not know: where each thread stores would else be worked out for every square before
+        Indexed by a zero that the compiler does not know: where each thread stores would else be worked out for every matrix before
         the first chunk, and kept in a hundred registers.
         """
-        return self.space[name].at[self.zero + i]
+        return self.space[name].at[(self.zero, piece) if name in MAPS else (self.zero, slice(None), piece)]
 
     def fetch(self, step: jax.Array, slot: Any) -> None:
         """Starts the copies of a step's chunk."""
@@ -201,8 +215,8 @@ class _Block:
         slot = jax.lax.rem(step, jnp.int32(2))
         here = {name: ref.at[slot] for name, ref in self.stage.items()}
         self.zero = self.space["order"][0, 0]  # see `work`
-        for i, state in enumerate(states):
-            self.work("state", i)[...] = state.astype(jnp.bfloat16)
+        for piece, state in zip(self.plan.pieces, states, strict=True):
+            self.work("state", piece)[...] = state.astype(jnp.bfloat16)
         plgpu.barrier_wait(self.barrier.at[slot])
         keys, values = "keys", "v"
         if self.plan.walk == "forward":
@@ -215,7 +229,8 @@ class _Block:
         # Read before the commit, which also keeps the next chunk's copies from overtaking it.
         kept = tuple(state * here["marks"][KEEP, 0] for state in states) if self.plan.marked else states
         plgpu.commit_smem()
-        states = tuple(gpu.mm(gpu.transposed(self.work(keys, i)), here[values], state) for i, state in enumerate(kept))
+        values_ = gpu.transposed(here[values])
+        states = tuple(gpu.mm(values_, self.work(keys, piece), state) for piece, state in zip(self.plan.pieces, kept, strict=True))
 
         @pl.when(step + 2 < self.plan.n)
         def _() -> None:
@@ -248,8 +263,8 @@ class _Block:
         plgpu.commit_smem()
         dq = gpu.mm(self.work("d_scores"), here["k"]) * self.plan.scale
 
-        def d_features(i: int) -> jax.Array:
-            found = _by_row(gpu.mm(here["do"], gpu.transposed(self.work("state", i))), self.per_token(here, READ))
+        def d_features(piece: Any) -> jax.Array:
+            found = _by_row(gpu.mm(here["do"], self.work("state", piece)), self.per_token(here, READ))
             return _by_row(found, gpu.load_per_row(here["rows"].at[0])) if self.plan.rows else found
 
         self.part(self.through_features(dq, here["q"], "query_left", self.plan.scale, d_features), "dq", at)
@@ -269,39 +284,39 @@ class _Block:
         self.leave(gpu.mm(gpu.transposed(self.work("scores")), here["do"], self.by_state("keys")), "dv", at)
         dk = gpu.mm(gpu.transposed(self.work("d_scores")), here["q"]) * self.plan.scale
 
-        def d_features(i: int) -> jax.Array:
-            return _by_row(gpu.mm(here["v"], gpu.transposed(self.work("state", i))), self.per_token(here, WRITE))
+        def d_features(piece: Any) -> jax.Array:
+            return _by_row(gpu.mm(here["v"], self.work("state", piece)), self.per_token(here, WRITE))
 
         self.part(self.through_features(dk, here["k"], "key_left", 1.0, d_features), "dk", at)
 
-    def factor(self, x: Any, name: str, scale: float, i: int) -> jax.Array:
-        """One of the two factors of a piece's features, (c, 64)."""
-        found = gpu.mm(x, gpu.transposed(self.work(name, i))) * scale
-        if i > 0:
+    def factor(self, x: Any, name: str, scale: float, piece: Any) -> jax.Array:
+        """One of the two factors of some features, (c, features)."""
+        found = gpu.mm(x, gpu.transposed(self.work(name, piece))) * scale
+        if piece.start > 0:
             return found
-        ones = gpu.load_per_column(self.space["ones"].at[self.zero + (1 if name == "right" else 0)])
+        ones = gpu.load_per_column(self.space["ones"].at[self.zero + (1 if name == "right" else 0), piece])
         return found + gpu.along_rows(ones, CHUNK)
 
     def features(self, x: Any, left: str, scale: float, to: str, weight: jax.Array | None) -> None:
         """Lays out features, each token's multiplied by its weight, to be committed."""
-        for i in range(self.plan.pieces):
-            product = self.factor(x, left, scale, i) * self.factor(x, "right", scale, i)
-            self.work(to, i)[...] = _by_row(product, weight).astype(jnp.bfloat16)
+        for piece in self.plan.pieces:
+            product = self.factor(x, left, scale, piece) * self.factor(x, "right", scale, piece)
+            self.work(to, piece)[...] = _by_row(product, weight).astype(jnp.bfloat16)
 
     def through_features(self, dx: jax.Array, x: Any, left: str, scale: float, d_features: Any) -> jax.Array:
         """dx and what the features' gradients add to it. No more than two squares are in registers at once."""
-        for i in range(self.plan.pieces):
-            d_piece = d_features(i) * scale
-            self.work("by_left")[...] = (d_piece * self.factor(x, "right", scale, i)).astype(jnp.bfloat16)
-            self.work("by_right")[...] = (d_piece * self.factor(x, left, scale, i)).astype(jnp.bfloat16)
+        for piece in self.plan.pieces:
+            by_left, by_right = (self.work(name, pl.ds(0, piece.size)) for name in ("by_left", "by_right"))
+            d_piece = d_features(piece) * scale
+            by_left[...] = (d_piece * self.factor(x, "right", scale, piece)).astype(jnp.bfloat16)
+            by_right[...] = (d_piece * self.factor(x, left, scale, piece)).astype(jnp.bfloat16)
             plgpu.commit_smem()
-            dx = gpu.mm(self.work("by_left"), self.work(left, i), dx, (self.work("by_right"), self.work("right", i)))
+            dx = gpu.mm(by_left, self.work(left, piece), dx, (by_right, self.work("right", piece)))
         return dx
 
     def by_state(self, features: str) -> jax.Array:
         """(c, 64): features times the state's copy."""
-        pairs = [(self.work(features, i), self.work("state", i)) for i in range(self.plan.pieces)]
-        return gpu.mm(*pairs[0], None, *pairs[1:])
+        return gpu.mm(self.work(features), gpu.transposed(self.work("state")))
 
     def scores(self, here: dict[str, Any]) -> jax.Array:
         return gpu.mm(here["q"], gpu.transposed(here["k"])) * self.plan.scale

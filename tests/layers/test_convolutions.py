@@ -15,6 +15,7 @@ from layers.hyena import Hyena
 from layers.implicit_filter import ReluFilter, SineFilter
 from layers.mixer import Context, Place
 from layers.short_convolution import ShortConvolution
+from pallas_kernels.dispatch import interpreted, preferred_backend, recorded_choices
 
 MAXIMUM = 80
 CONFIGS = {
@@ -135,6 +136,16 @@ def test_bfloat16_is_near_float32(name):
     y = mixer(x.astype(jnp.bfloat16)).hidden
     assert y.dtype == jnp.bfloat16
     assert error(y, mixer(x).hidden) < 0.02  # some five roundings of 2^-8 in a row
+
+
+@pytest.mark.parametrize("name", ["short", "base", "base implicit", "gated", "hyena"])
+def test_kernels_serve_the_layers(name):
+    mixer, x = build(CONFIGS[name]), inputs(0, 2, 40)
+    wanted = mixer(x).hidden
+    with interpreted(), preferred_backend("pallas_tpu"), recorded_choices() as choices:
+        got = jax.jit(lambda x: mixer(x).hidden)(x)
+    assert {choice.backend for choice in choices} == {"pallas_tpu"}
+    assert error(got, wanted) < TOLERANCE
 
 
 def conv_by_hand(x, taps):

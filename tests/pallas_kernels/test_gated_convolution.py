@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import Phase, settings
 from hypothesis import given as drawn
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from pallas_kernels import dispatch
@@ -136,7 +136,8 @@ exact_short = functools.partial(
 
 
 def exact_long(x, filter, in_gate=1.0, out_gate=1.0, skip=0.0, segment_ids=None):
-    return out_gate * (skip * in_gate * x + reference.long_convolution(in_gate * x, filter, segment_ids=segment_ids))
+    y = out_gate * (skip * in_gate * x + reference.long_convolution(in_gate * x, filter, segment_ids=segment_ids))
+    return y if segment_ids is None else jnp.where((segment_ids != 0)[..., None], y, 0)
 
 
 def errors(found, expected):
@@ -209,7 +210,7 @@ def test_a_step_is_a_convolution_of_one_token():
         short_convolution_step(state, given["x"], given["taps"])
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
 @drawn(
     t=st.sampled_from([1, 2, 5, 33]),
     d=st.integers(1, 4),
@@ -280,6 +281,24 @@ def test_state_hands_over_across_padding_and_documents(backend, kernel):
                     wanted[-len(newest) :] = np.asarray(x[row])[newest]
                 np.testing.assert_array_equal(state[row], wanted.astype(np.float32))
     assert error(jnp.concatenate(out, axis=1), whole) < TOLERANCE
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
+@drawn(
+    t=st.sampled_from([1, 7, 40, 70]),
+    d=st.integers(1, 4),
+    length=st.sampled_from([1, 30, 100]),
+    gates=st.sampled_from(["", "in", "out", "in out"]),
+    skip=st.booleans(),
+    segments=st.booleans(),
+    aim=st.sampled_from(["cpu", "tpu"]),
+)
+def test_long_xla_is_the_sum_in_any_setting(t, segments, aim, **sizes):
+    given, fixed = long_arguments(t, **sizes)
+    fixed |= {"segment_ids": ragged_segments(t, 2, t)} if segments else {}
+    with dispatch.aimed_at(aim, "any"):
+        found = results(functools.partial(long_convolution, backend="xla"), given, fixed)
+    compare(found, exactly(exact_long, given, fixed), 1e-5)
 
 
 def test_padding_is_nowhere():

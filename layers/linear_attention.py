@@ -24,7 +24,7 @@ from layers.linear import Linear, output_init
 from layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, Traits, token_positions, zero_padding
 from layers.norms import RMSNormalization
 from layers.positions import LearnedPositions, PositionsConfig, Rotary
-from pallas_kernels.linear_recurrence import linear_recurrence
+from pallas_kernels.linear_recurrence import linear_recurrence, linear_recurrence_step
 from pallas_kernels.taylor_attention import taylor_attention, taylor_attention_step
 
 
@@ -41,7 +41,7 @@ class LinearAttention(MixerConfig):
       decay: "none", or "retnet" for 1 - 2^(-5-h) on head h.
       positions: None, or Rotary on queries and keys before the map.
       output_norm: RMS norm of each head's output (RetNet), for states that are read without a normaliser.
-      chunk: tokens a chunk.
+      chunk: tokens a chunk; None leaves it to what serves (a number may be one that a kernel does not have).
     """
 
     heads: int = 1
@@ -52,15 +52,14 @@ class LinearAttention(MixerConfig):
     decay: Literal["none", "retnet"] = "none"
     positions: PositionsConfig | None = None
     output_norm: bool = False
-    chunk: int = 64
+    chunk: int | None = None
 
     @chz.validate
     def _possible(self) -> None:
-        for name in ("heads", "chunk"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.feature_dim is not None and self.feature_dim < 1:
-            raise UserError(f"feature_dim={self.feature_dim}: must be at least 1")
+        for name in ("heads", "chunk", "feature_dim"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise UserError(f"{name}={size}: must be at least 1")
         if self.normalise and not self.feature_map.positive:
             raise UserError(
                 f"{type(self.feature_map).__name__} features may have any sign: set normalise=False (output_norm=True keeps the scale)"
@@ -136,32 +135,45 @@ class LinearAttentionMixer(Mixer):
             "return_state": return_state,
             "chunk_size": config.chunk,
         }
-        if isinstance(config.feature_map, Taylor) and config.decay == "none":
-            o, memory = self._series(q, k, v, past)
+        # Taylor features without a decay have an operation of their own, which forms them for the state alone.
+        run = self._series if isinstance(config.feature_map, Taylor) and config.decay == "none" else self._recurrence
+        if t > 1 or memory is None:
+            o, memory = run(q, k, v, **past)
         else:
-            o, memory = self._recurrence(q, k, v, past)
+            o, memory = self._one_token(run, q, k, v, past)
         if self.output_norm is not None:
             o = self.output_norm(o)
         return self.output(o.reshape(b, t, width).astype(x.dtype)), memory
 
-    def _series(self, q, k, v, past):
-        """Taylor features without a decay have an operation of their own, which forms them for the state alone."""
+    def _series(self, q, k, v, *, step=False, **past):
         settings = {"normalise": self.config.normalise, "epsilon": self.config.epsilon}
-        memory, segments = past["initial_state"], past["segment_ids"]
-        if q.shape[1] > 1 or memory is None:
-            return taylor_attention(q, k, v, **settings, **past)
-        kept = jnp.where((segments == past["initial_segment"][:, None])[:, :, None, None], memory, 0)
-        o, after = taylor_attention_step(kept, q[:, 0], k[:, 0], v[:, 0], **settings)
-        real = (segments != 0)[:, :, None, None]
-        return jnp.where(real, o[:, None], 0), jnp.where(real, after, memory)
+        if step:
+            return taylor_attention_step(past["initial_state"], q, k, v, **settings)
+        return taylor_attention(q, k, v, **settings, **past)
 
-    def _recurrence(self, q, k, v, past):
+    def _recurrence(self, q, k, v, *, step=False, **past):
         config = self.config
         if config.normalise:
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
-        q, k = self.query_features(q), self.key_features(k)
-        o, memory = linear_recurrence(q, k, v.astype(jnp.float32), log_decay=self._log_decay(), **past)
+        # Kernels multiply in one type; the maps compute in fp32.
+        q, k = (
+            features(x if not step else x[:, None]).astype(v.dtype) for features, x in ((self.query_features, q), (self.key_features, k))
+        )
+        if step:
+            o, memory = linear_recurrence_step(past["initial_state"], q[:, 0], k[:, 0], v, log_decay=self._log_decay())
+        else:
+            o, memory = linear_recurrence(q, k, v, log_decay=self._log_decay(), **past)
+        o = o.astype(jnp.float32)
         return o[..., :-1] / (o[..., -1:] + config.epsilon) if config.normalise else o, memory
+
+    @staticmethod
+    def _one_token(run, q, k, v, past):
+        """One token by the operation's step: a state of another document is not read, padding leaves the state as it is."""
+        memory, segments = past["initial_state"], past["segment_ids"]
+        kept = jnp.where((segments == past["initial_segment"][:, None])[:, :, None, None], memory, 0)
+        o, after = run(q[:, 0], k[:, 0], v[:, 0], step=True, initial_state=kept)
+        real = (segments != 0)[:, :, None, None]
+        return jnp.where(real, o[:, None], 0), jnp.where(real, after, memory)
 
     def _log_decay(self) -> jax.Array | None:
         if self.config.decay == "none":

@@ -142,7 +142,8 @@ def outer(kind: Kind, weights: Weights, k: jax.Array, written: jax.Array) -> jax
     """sum_j writes_j . k_j written_j^T, (k, v) fp32. What is weighted, or fp32 already, enters with fp32's precision."""
     dtype = k.dtype
     if kind.decay == "key":
-        update = _sum(_product(part, written.astype(dtype), 0, 0) for part in _parts(_times(k, weights.writes), dtype))
+        keys, values = _parts(_times(k, weights.writes), dtype), _parts(written, dtype)
+        update = _sum(_product(a, b, 0, 0) for i, a in enumerate(keys) for j, b in enumerate(values) if i + j < 2)
     elif weights.writes is None and kind.heads == 1:
         # libtpu 0.0.42 fails for v6e where this product has the same right operand as that of the scores, and a transposed left one.
         update = _sum(_product(part, k, 0, 0) for part in _parts(written, dtype)).T

@@ -33,11 +33,26 @@ _REFERENCES_CARRY_INDICES = jax.version.__version_info__ >= (0, 11)
 
 
 def unavailable() -> str | None:
-    """Why no Mosaic GPU kernel can be traced with what is installed; None if it can."""
+    """Why no Mosaic GPU kernel can be traced, or be trusted, with what is installed; None if it can."""
     if plgpu is None:
         return f"jax.experimental.pallas.mosaic_gpu cannot be imported ({_import_error}); it needs absl-py"
-    if dispatch.interpretation() is not None and not hasattr(plgpu, "InterpretGPUParams"):
+    if dispatch.interpretation() is None:
+        return _miscompiled_masks()
+    if not hasattr(plgpu, "InterpretGPUParams"):
         return f"Mosaic GPU kernels are simulated from jax 0.11 on; this is {jax.__version__}"
+    return None
+
+
+def _miscompiled_masks() -> str | None:
+    """jax's own attention kernel refuses these versions for its causal masks, which those of other kernels resemble."""
+    from jax._src.lib import cuda_versions
+
+    try:
+        version = None if cuda_versions is None else cuda_versions.cuda_runtime_get_version()
+    except RuntimeError:  # the plugin without CUDA's libraries: compiling ahead of time
+        return None
+    if version is not None and 12080 <= version < 12091:
+        return f"ptxas of CUDA 12.8.0 to 12.9.0 miscompiles masks; this is CUDA {version // 1000}.{version % 1000 // 10}"
     return None
 
 

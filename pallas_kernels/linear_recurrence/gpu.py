@@ -19,7 +19,7 @@ from pallas_kernels.linear_recurrence import gpu_body
 from pallas_kernels.linear_recurrence.gpu_body import CHUNK, Plan
 from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Walked
 
-LARGEST = {"none": 256, "head": 256, "key": 128, "value": 128}  # key and value size by decay
+LARGEST = {"none": 256, "head": 256, "key": 192, "value": 256}  # key size of a walk, by decay; values may be of any size
 
 
 def chunk_size(decay: Decay, erase: bool, key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike) -> int:
@@ -34,14 +34,22 @@ def refuses(key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike, decay: De
         return missing
     if jnp.dtype(dtype) != jnp.bfloat16:
         return f"its products take bfloat16; this is {jnp.dtype(dtype)}"
-    # The gradients walk with keys in place of values and the other way round, so one bound holds for both.
-    for name, size in (("key", key_dim), ("value", value_dim)):
-        if size > LARGEST[decay]:
-            decayed = " beside a decay a channel" if decay in ("key", "value") else ""
-            return f"a {name} size above {LARGEST[decay]} spills registers or overflows shared memory{decayed}; this one is {size}"
     if erase and decay == "value":
         return "the delta rule decays by head or by key channel"
+    # The gradients walk with keys in place of values and the other way round.
+    turned: dict[Decay, Decay] = {"key": "value", "value": "key"}
+    for name, size, acts in (("key", key_dim, decay), ("value", value_dim, turned.get(decay, decay))):
+        reason = _too_large(name, size, acts)
+        if reason:
+            return reason
     return None
+
+
+def _too_large(name: str, size: int, decay: Decay) -> str | None:
+    if size <= LARGEST[decay]:
+        return None
+    decays = f" beside a decay by {decay} channel" if decay in ("key", "value") else ""
+    return f"a {name} size above {LARGEST[decay]} does not fit on chip{decays}; this one is {size}"
 
 
 def walk(
@@ -109,7 +117,7 @@ def _walk(
     b, t, _, key_dim = tokens["k"].shape
     value_dim = tokens["v"].shape[3]
     for name, array in tokens.items():
-        reason = refuses(key_dim, value_dim, array.dtype, chunks.decay, "w" in tokens)
+        reason = refuses(1, 1, array.dtype, chunks.decay, "w" in tokens) or _too_large("key", key_dim, chunks.decay)
         if reason:
             raise ValueError(f"linear_recurrence: pallas_gpu cannot serve {name}: {reason}")
     if chunks.size != CHUNK:

@@ -116,9 +116,9 @@ def read_by_value(old: jax.Array, scores: Any, scaled_v: Any, v: Any, total: Any
       scaled_v: work space.
     """
     for level in reversed(range(LEVELS)):
+        scale_to(scaled_v, v, total, marks, Factor(level, reverse))
         if level < LEVELS - 1:  # where the factors are not 0 already; a nearer level's pairs are among the farther one's
             scores[...] = jnp.where(_nearer_than(level + 1), gpu.load(scores), jnp.bfloat16(0))
-        scale_to(scaled_v, v, total, marks, Factor(level, reverse))
         plgpu.commit_smem()
         old = old + gpu.mm(scores, scaled_v) * factor(total, marks, Factor(level, not reverse))
     return old

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -174,10 +175,10 @@ def test_lowers_for_cuda(program):
 
 
 def test_refuses_with_a_reason():
-    assert gpu.refuses(128, 128, jnp.bfloat16, "key", True) is None
+    assert gpu.refuses(192, 256, jnp.bfloat16, "key", True) is None
     assert gpu.refuses(256, 256, jnp.bfloat16, "head", True) is None
     assert "bfloat16; this is float32" in gpu.refuses(64, 64, jnp.float32, "none", False)
-    assert "key size above 128" in gpu.refuses(192, 64, jnp.bfloat16, "key", False)
+    assert "key size above 192" in gpu.refuses(256, 64, jnp.bfloat16, "key", False)
     assert "value size above 256" in gpu.refuses(64, 512, jnp.bfloat16, "head", False)
     assert "delta rule" in gpu.refuses(64, 64, jnp.bfloat16, "value", True)
     x = jnp.zeros((1, 64, 1, 64))
@@ -186,3 +187,18 @@ def test_refuses_with_a_reason():
     x = x.astype(jnp.bfloat16)
     with pytest.raises(ValueError, match="chunks of 64; these are of 32"):
         gpu.walk(x, x, x, Chunks(32), heads=1)
+    wide = jnp.zeros((1, 64, 1, 320), jnp.bfloat16)
+    with pytest.raises(ValueError, match="key size above 256"):
+        gpu.walk(wide, wide, x, Chunks(C), heads=1)
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"), [(12060, False), (12080, True), (12090, True), (12091, False), (13000, False), (None, False)]
+)
+def test_refuses_cuda_versions_that_miscompile_masks(version, refused, monkeypatch):
+    import jax._src.lib
+
+    library = None if version is None else types.SimpleNamespace(cuda_runtime_get_version=lambda: version)
+    monkeypatch.setattr(jax._src.lib, "cuda_versions", library)
+    reason = gpu.refuses(64, 64, jnp.bfloat16, "none", False)
+    assert reason == (f"ptxas of CUDA 12.8.0 to 12.9.0 miscompiles masks; this is CUDA 12.{version // 10 % 100}" if refused else None)

@@ -28,6 +28,9 @@ PLAIN += [
     ("key", 64, 128, HEADS, "state"),
     ("value", 64, 128, HEADS, "strict wide state checkpoints"),
     ("value", 128, 128, HEADS, "strict wide documents reverse state checkpoints"),
+    ("key", 192, 192, HEADS, "reverse documents state checkpoints"),
+    ("value", 192, 192, HEADS, "strict wide reverse state checkpoints"),
+    ("value", 256, 192, HEADS, "strict wide documents state checkpoints"),
 ]
 # Forwards with queries; as a gradient, from the end, with a second pair written.
 DELTA = [
@@ -40,6 +43,9 @@ DELTA += [
     ("head", 256, 256, HEADS, "queries documents state"),
     ("none", 64, 128, 1, "queries"),
     ("key", 128, 64, HEADS, "second reverse state"),
+    ("key", 128, 256, HEADS, "queries documents state"),
+    ("key", 192, 192, HEADS, "queries documents state"),
+    ("key", 192, 192, HEADS, "second reverse documents state checkpoints"),
 ]
 QUICK = {PLAIN[8], PLAIN[12], DELTA[10]}
 

@@ -1,10 +1,9 @@
 """The kernels behind gpu.py: one thread block, one warpgroup, walking the chunks of a row and head for 64 of the value columns.
 
 The state stays in registers in fp32, transposed, in pieces of 64 features, the last of 32 or 64; products read its bf16 copy in shared
-memory. Features are made in
-shared memory, chunk by chunk, out of products with matrices of zeros and ones (in queries' left one a half for squares), exact in bf16.
-They bear no weights: those of the packed state are applied to it outside, in fp32. With f_k = (k left)(k right) and
-f_q = (scale q left')(scale q right), the ones of constant and linear features put in, f_q . f_k = 1 + s + s^2 / 2.
+memory. Features are made in shared memory, chunk by chunk, out of products with matrices of zeros and ones (in queries' left one a half
+for squares), exact in bf16. They lack the weights of packed ones, which are applied to the state outside, in fp32: with
+f_k = (k left)(k right) and f_q = (scale q left')(scale q right), ones of constant and linear features added, f_q . f_k = 1 + s + s^2 / 2.
 
 Copies of the next chunk fly while one is computed. What is summed over value columns (dq, dk) leaves in parts, one a block of columns.
 """

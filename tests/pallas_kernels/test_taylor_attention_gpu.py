@@ -19,10 +19,10 @@ ONE = {"b": 1, "h": 1, "hk": 1}
 
 CASES = [
     # t, state, segments, normalise, state returned, sizes
-    (1, True, True, True, True, {"b": 1}),
+    (1, True, True, True, True, ONE),
     (63, False, False, True, False, {**ONE, "k": 16, "v": 64}),
     (130, True, True, True, True, {**ONE, "k": 8, "v": 72}),
-    (128, True, False, False, True, {**ONE, "k": 16, "v": 32}),
+    pytest.param((128, True, False, False, True, {**ONE, "k": 16, "v": 32}), marks=pytest.mark.slow),
     pytest.param((257, True, True, True, True, {"h": 4, "k": 16, "v": 32}), marks=pytest.mark.slow),
     pytest.param((257, False, True, False, False, {"k": 16, "v": 130}), marks=pytest.mark.slow),
     pytest.param((1000, True, True, True, True, {**ONE, "k": 16, "v": 64}), marks=pytest.mark.slow),
@@ -71,9 +71,9 @@ def test_padding_full_of_nan_touches_nothing():
 
 @pytest.mark.gpu_interpreter
 def test_two_calls_are_one():
-    inputs, fixed = arguments(140, True, True, **ONE)
+    inputs, fixed = arguments(100, True, True, **ONE)
     with dispatch.interpreted():
-        cuts_are_joined(functools.partial(kernel, return_state=True), (halved(inputs), fixed), (40,), 0.005)
+        cuts_are_joined(jax.jit(functools.partial(kernel, return_state=True)), (halved(inputs), fixed), (50,), 0.005)
 
 
 @pytest.mark.gpu_interpreter

@@ -62,7 +62,7 @@ def races_found() -> bool:
 
 
 def test_half_precision_is_as_close_as_the_plain_form():
-    inputs, fixed = arguments(257, True, True, k=16, v=32, b=1)
+    inputs, fixed = arguments(257, True, True, k=16, v=32, b=1, h=1, hk=1)
     inputs = halved(inputs)
     form = functools.partial(taylor_attention, return_state=True)
     with dispatch.interpreted():
@@ -147,12 +147,10 @@ def test_chunks_are_of_whole_lanes_or_everything():
 
 def test_each_device_of_a_mesh_takes_its_part():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    inputs, fixed = arguments(20, True, True, h=4, hk=2)
-    form = functools.partial(kernel, return_state=True)
-    with dispatch.interpreted():
-        expected, expected_gradients = results(form, inputs, fixed)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            assert "shard_map" in str(jax.make_jaxpr(form)(**inputs, **fixed))
-            placed = jax.device_put((inputs, fixed), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-            found, gradients = results(form, *placed)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), (found, gradients), (expected, expected_gradients))
+    inputs, fixed = arguments(20, True, True)
+    with dispatch.interpreted(), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        form = functools.partial(kernel, scale=0.3, return_state=True)
+        assert "shard_map" in str(jax.make_jaxpr(form)(**inputs, **fixed))
+        placed = jax.device_put((inputs, fixed), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+        found = results(form, *placed)
+    compare(found, exactly(functools.partial(reference.recurrent, scale=0.3, return_state=True), inputs, fixed), CLOSE)

@@ -157,8 +157,8 @@ SHORT_CASES = [
     # t, activation, state returned, what else
     (1, "silu", True, {"d": 3}),
     (63, "silu", True, {"segments": "packed", "taps": 3}),
-    (257, "none", True, {"segments": "ragged", "gates": "in"}),
-    (257, "silu", False, {"d": 130, "bias": False, "state": False, "gates": ""}),
+    (257, "none", True, {"segments": "ragged", "gates": "in", "b": 1}),
+    (257, "silu", False, {"d": 130, "bias": False, "state": False, "gates": "", "b": 1}),
     (40, "none", True, {"taps": 1, "segments": "ragged"}),
     pytest.param((1000, "silu", True, {"segments": "ragged", "taps": 8, "b": 1}), marks=pytest.mark.slow),
     pytest.param((1000, "silu", False, {"segments": "packed", "taps": 2, "d": 7}), marks=pytest.mark.slow),

@@ -70,11 +70,11 @@ def test_long_kernels_are_the_sum(case):
 @pytest.mark.parametrize("which", ["short", "long"])
 def test_half_precision_is_near_the_plain_form(which):
     if which == "short":
-        given, fixed = short_arguments(257, dtype=jnp.bfloat16)
+        given, fixed = short_arguments(130, dtype=jnp.bfloat16)
         form = functools.partial(short_convolution, activation="silu", return_state=True)
         exact = functools.partial(exact_short, activation="silu", return_state=True)
     else:
-        (given, fixed), form, exact = long_arguments(257, dtype=jnp.bfloat16), long_convolution, exact_long
+        (given, fixed), form, exact = long_arguments(130, dtype=jnp.bfloat16), long_convolution, exact_long
     with dispatch.interpreted():
         found = results(functools.partial(form, backend="pallas_tpu"), given, fixed)
     assert found[0][0].dtype == jnp.bfloat16 and {name: x.dtype for name, x in found[1].items()} == {n: x.dtype for n, x in given.items()}
@@ -132,9 +132,9 @@ def test_long_is_causal_and_repeats():
     np.testing.assert_array_equal(one[:, :150], three[:, :150])
 
 
-@settings(max_examples=3, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=2, deadline=None, derandomize=True, phases=[Phase.generate])
 @drawn(
-    t=st.sampled_from([2, 130]),
+    t=st.sampled_from([2, 70]),
     d=st.integers(1, 4),
     taps=st.integers(1, 8),
     gates=st.sampled_from(["", "in", "out"]),
@@ -149,7 +149,7 @@ def test_short_kernels_are_the_sum_in_any_setting(t, activation, return_state, *
 
 
 def test_each_device_of_a_mesh_convolves_its_part():
-    given, fixed = short_arguments(20, b=4, d=6, segments="packed")
+    given, fixed = short_arguments(20, b=4, d=6, gates="out")
     mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     run = functools.partial(short, return_state=True)
     with dispatch.interpreted():

@@ -159,6 +159,7 @@ class LinearAttentionMixer(Mixer):
         q, k = (
             features(x if not step else x[:, None]).astype(v.dtype) for features, x in ((self.query_features, q), (self.key_features, k))
         )
+        memory: jax.Array | None
         if step:
             o, memory = linear_recurrence_step(past["initial_state"], q[:, 0], k[:, 0], v, log_decay=self._log_decay())
         else:

@@ -51,6 +51,11 @@ def kernel_form(backend: Backend, pieces: Callable[[int, int, int, int], int]) -
         run = functools.partial(by_walks, walks)
         b, t, h, value_dim = v.shape
         count = pieces(b, t, h, value_dim)
+        if given["erase_read"] is not None and count > 1:
+            # Pieces carry as many more columns as a key has channels.
+            decay = _decay(given["log_decay"])
+            if backend.refuses(k.shape[3], value_dim + k.shape[3], v.dtype, decay, True):
+                count = 1
         return run(q, k, v, **given) if count == 1 else in_pieces(run, count, q, k, v, **given)
 
     def named(
@@ -87,7 +92,7 @@ def kernel_form(backend: Backend, pieces: Callable[[int, int, int, int], int]) -
     def refuses(q, k, v, *, log_decay=None, erase_read=None, erase_write=None, chunk_size=None, **_) -> Refusal:
         if erase_write is not None:
             return "its kernels erase with k itself, not with a key apart (erase_write)"
-        decay = "none" if log_decay is None else "key" if log_decay.ndim == 4 else "head"
+        decay = _decay(log_decay)
         call = (decay, erase_read is not None, k.shape[3], v.shape[3], v.dtype)
         own = backend.chunk_size(*call)
         if chunk_size not in (None, own):
@@ -95,6 +100,10 @@ def kernel_form(backend: Backend, pieces: Callable[[int, int, int, int], int]) -
         return backend.refuses(k.shape[3], v.shape[3], v.dtype, decay, erase_read is not None)
 
     return over_mesh(named, DIMENSIONS, ("b t h v", "b h k v")), refuses
+
+
+def _decay(log_decay) -> str:
+    return "none" if log_decay is None else "key" if log_decay.ndim == 4 else "head"
 
 
 def one_piece(b: int, t: int, h: int, value_dim: int) -> int:

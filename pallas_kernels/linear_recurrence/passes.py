@@ -206,6 +206,7 @@ def _gradients(setting, rows, state, chunks, y, after, do, dstate):
     else:
         e = rows["e"]
         back = _dual(setting, rows, chunks, do, dstate, every)
+        assert back.y is not None
         x = (scale * back.y.astype(jnp.float32)).astype(v.dtype)
         found["v"] = x
         erased = walk(y, x, e, turned, scale=-1.0, reverse=True, **dots(k), **(wide | {"strict": True}))

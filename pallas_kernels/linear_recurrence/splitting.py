@@ -61,6 +61,7 @@ def in_pieces(
     shared = {"scale": scale, "segment_ids": segments, "initial_segment": first, "return_state": True, "chunk_size": chunk_size}
     if erase_read is None:
         o, states = run(rows.pop("q"), rows.pop("k"), rows.pop("v"), initial_state=own, **rows, **shared)
+        assert states is not None
         readers, keeps = _decayed(_folded(q, pieces), rows.get("log_decay"), scale, h, segments, first)
     else:
         v_ = jnp.concatenate([rows.pop("v"), jnp.zeros((b * pieces, length, h, key_dim), v.dtype)], axis=3)
@@ -69,6 +70,7 @@ def in_pieces(
             rows["write_strength"] = jnp.concatenate([rows["write_strength"], ones], axis=3)
         identity = jnp.broadcast_to(jnp.eye(key_dim), (b * pieces, h, key_dim, key_dim))
         o, states = run(rows.pop("q"), rows.pop("k"), v_, initial_state=jnp.concatenate([own, identity], axis=3), **rows, **shared)
+        assert states is not None
         readers, keeps = o[..., value_dim:], states[..., value_dim:]
         o, states = o[..., :value_dim], states[..., :value_dim]
     states, keeps = (x.reshape(b, pieces, *x.shape[1:]) for x in (states, keeps))

@@ -31,6 +31,7 @@ from pallas_kernels.mosaic_gpu import plgpu
 CHUNK = gpu.ROWS
 MARKED = 8  # one token in so many is a mark (gpu_decay.py)
 KEYED = ("q", "k", "w", "second_k")  # arrays with the key size; others have the value size
+SCORES_BY_LEVEL = ("scores_in_blocks", "scores_in_halves", "scores")
 TOTAL, READS, WRITES, KEEP = range(4)  # rows of gpu.weight_rows
 
 
@@ -116,6 +117,7 @@ class Plan:
             laid["scaled_q"] = ((CHUNK, self.key_dim), jnp.bfloat16)
         if self.decay == "value":
             laid["scaled_v"] = ((CHUNK, self.columns), jnp.bfloat16)
+            laid |= dict.fromkeys(SCORES_BY_LEVEL, ((CHUNK, CHUNK), jnp.bfloat16))
         return laid
 
     def buffer(self, shape: tuple[int, ...], dtype: Any, tile: bool = True) -> Any:
@@ -303,14 +305,24 @@ class _Block:
             plgpu.commit_smem()
             return gpu.mm(space["scaled_q"], space["state"], None, (scores, y))
 
-        def lay(products: jax.Array) -> None:
-            scores[...] = self.weigh(here, products).astype(jnp.bfloat16)
+        levels = [space[name] for name in SCORES_BY_LEVEL] if plan.decay == "value" else []
 
-        _, old = gpu.mm_while((here["q"], gpu.transposed(here["k"])), (here["q"], space["state"]), lay)
+        def lay(products: jax.Array) -> None:
+            weighed = self.weigh(here, products)
+            if plan.decay == "value":
+                gpu_decay.lay_by_level(levels, weighed)
+            else:
+                scores[...] = weighed.astype(jnp.bfloat16)
+
+        if plan.decay == "value" and plan.key_dim > 128:  # no registers for both products at once
+            lay(gpu.mm(here["q"], gpu.transposed(here["k"])))
+            old = gpu.mm(here["q"], space["state"])
+        else:
+            _, old = gpu.mm_while((here["q"], gpu.transposed(here["k"])), (here["q"], space["state"]), lay)
         if plan.decay == "value":
             factor = gpu_decay.factor(here["total"], here["marks"], gpu_decay.to_border(plan.reverse, True))
             old = self.times(old * factor, here, READS)
-            return gpu_decay.read_by_value(old, scores, space["scaled_v"], y, here["total"], here["marks"], plan.reverse)
+            return gpu_decay.read_by_value(old, levels, space["scaled_v"], y, here["total"], here["marks"], plan.reverse)
         plgpu.commit_smem()
         return gpu.mm(scores, y, self.times(old, here, READS))
 

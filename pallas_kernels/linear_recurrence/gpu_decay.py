@@ -15,6 +15,7 @@ The caller clamps log decays at -10 a token, 4.5e-5, below what bf16 resolves be
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -108,19 +109,21 @@ def scores_by_key(scores: Any, q: Any, k: Any, scaled_q: Any, scaled_k: Any, tot
         scores[...] = product if level == LEVELS - 1 else jnp.where(_nearer_than(level + 1), product, gpu.load(scores))
 
 
-def read_by_value(old: jax.Array, scores: Any, scaled_v: Any, v: Any, total: Any, marks: Any, reverse: bool) -> jax.Array:
-    """old (c, columns) + scores times v with the pairs' weights on v's columns.
+def lay_by_level(places: Sequence[Any], scores: jax.Array) -> None:
+    """scores (c, c), masked to the pairs of this direction, to shared memory as each level takes them, the nearest first."""
+    rounded = scores.astype(jnp.bfloat16)
+    for level, place in enumerate(places):
+        # Farther pairs are left out; nearer ones need not be, the level's factors are 0 there.
+        farther = level == LEVELS - 1
+        place[...] = rounded if farther else jnp.where(_nearer_than(level + 1), rounded, jnp.bfloat16(0))
 
-    Args:
-      scores: (c, c) bf16 in shared memory, masked to the pairs of this direction; lost.
-      scaled_v: work space.
-    """
-    for level in reversed(range(LEVELS)):
+
+def read_by_value(old: jax.Array, scores: Sequence[Any], scaled_v: Any, v: Any, total: Any, marks: Any, reverse: bool) -> jax.Array:
+    """old (c, columns) + scores, as laid by level, times v with the pairs' weights on v's columns. scaled_v: work space."""
+    for level, place in enumerate(scores):
         scale_to(scaled_v, v, total, marks, Factor(level, reverse))
-        if level < LEVELS - 1:  # where the factors are not 0 already; a nearer level's pairs are among the farther one's
-            scores[...] = jnp.where(_nearer_than(level + 1), gpu.load(scores), jnp.bfloat16(0))
         plgpu.commit_smem()
-        old = old + gpu.mm(scores, scaled_v) * factor(total, marks, Factor(level, not reverse))
+        old = old + gpu.mm(place, scaled_v) * factor(total, marks, Factor(level, not reverse))
     return old
 
 

@@ -2,9 +2,9 @@
 
 XLA writes the matrices, 64 x 64 for each channel and 64 lags: 128 bytes a lag and channel, written and read, against 2 bytes a row
 of the batch for each input. (Copies cannot build them from the filter: in swizzled shared memory they start at multiples of a tile.)
-Convolving, a block of threads makes 128 rows of blocks of the output, and loops over the matrices that reach them. Correlating, it
-makes the products of one lag of blocks, loops over the rows, and XLA sums their diagonals (256 bytes a lag and channel). Copies run
-a few steps ahead of the products.
+Convolving, a block of threads makes 128 rows of blocks of the output: it loads all inputs they depend on once, then loops over the
+matrices, 8 KiB each for a product of 1 MFLOP. Correlating, it makes the products of one lag of blocks, loops over the rows, 32 KiB each
+for 1 MFLOP, and XLA sums their diagonals (256 bytes a lag and channel). Copies run ahead of the products, of which two are under way.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pallas_kernels.gated_convolution import long
 BLOCK = 64
 BATCH = 8  # rows are shifted by multiples of the batch, and tiles of shared memory have 8 of them
 ROWS = 128  # of a product
+RESIDENT_ROWS = 1024  # 128 KiB of inputs, beside which matrices and results fit
 AHEAD = 3
 
 
@@ -38,41 +39,62 @@ def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: None = Non
 
 def _convolve(x: jax.Array, windows: jax.Array) -> jax.Array:
     d, n, b, c = x.shape
-    count = -(-n * b // ROWS)
+    # What shared memory holds of a channel: all blocks of some rows of the batch.
+    groups = -(-b // max(BATCH, RESIDENT_ROWS // n // BATCH * BATCH))
+    batch = mosaic_gpu.round_up(-(-b // groups), BATCH)
+    rows = n * batch
+    count = -(-rows // ROWS)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, groups * batch - b), (0, 0)))
+    x = jnp.moveaxis(x.reshape(d, n, groups, batch, c), 2, 1).reshape(d, groups, rows, c)
     # Zeros before the first block, so that every matrix meets whole products.
-    inputs = jnp.pad(x.reshape(d, n * b, c), ((0, 0), (ROWS, count * ROWS - n * b), (0, 0)))
+    inputs = jnp.pad(x, ((0, 0), (0, 0), (ROWS, count * ROWS - rows), (0, 0)))
     matrices = long.toeplitz(windows).astype(x.dtype)
 
-    def body(inputs_ref, matrices_ref, y_ref, inputs_tile, matrix_tile, y_tile, arrived):
-        channel, tile = jax.lax.axis_index("channel"), jax.lax.axis_index("tile")
+    def body(inputs_ref, matrices_ref, y_ref, resident, matrix_tile, y_tile, arrived, arrived_inputs):
+        channel, group, tile = (jax.lax.axis_index(name) for name in ("channel", "group", "tile"))
         first = tile * ROWS
-        steps = jnp.minimum(jax.lax.div(first + ROWS - 1, b) + 1, n)
+        steps = jnp.minimum(jax.lax.div(first + ROWS - 1, batch) + 1, n)
 
-        def sources(step):
-            rows = pl.ds(pl.multiple_of(ROWS + first - step * b, BATCH), ROWS)
-            return (inputs_ref.at[channel, rows, :], inputs_tile), (matrices_ref.at[channel, step], matrix_tile)
+        def fetch(chunk, _):
+            part = pl.ds(pl.multiple_of(chunk * ROWS, ROWS), ROWS)
+            source = inputs_ref.at[channel, group, part, :]
+            mosaic_gpu.plgpu.copy_gmem_to_smem(source, resident.at[part], arrived_inputs.at[chunk])
+
+        def wait(chunk, _):
+            mosaic_gpu.plgpu.barrier_wait(arrived_inputs.at[chunk])
+
+        jax.lax.fori_loop(0, tile + 2, fetch, None)
 
         def total(accumulator):
-            _pipeline(steps, sources, arrived, lambda slot: _multiply(accumulator, inputs_tile.at[slot], matrix_tile.at[slot]))
+            def multiply(step, slot):
+                shifted = pl.ds(pl.multiple_of(ROWS + first - step * batch, BATCH), ROWS)
+                mosaic_gpu.plgpu.wgmma(accumulator, resident.at[shifted], matrix_tile.at[slot])
+
+            def sources(step):
+                return ((matrices_ref.at[channel, step], matrix_tile),)
+
+            _pipeline(steps, sources, arrived, multiply, lambda: jax.lax.fori_loop(0, tile + 2, wait, None))
             return accumulator[...]
 
         y_tile[...] = pl.run_scoped(total, mosaic_gpu.plgpu.ACC((ROWS, c), jnp.float32))
-        _give(y_tile, y_ref.at[channel, pl.ds(first, ROWS), :])
+        _give(y_tile, y_ref.at[channel, group, pl.ds(first, ROWS), :])
 
     (y,) = mosaic_gpu.kernel(
         body,
-        out_type=[jax.ShapeDtypeStruct((d, count * ROWS, c), jnp.float32)],
+        out_type=[jax.ShapeDtypeStruct((d, groups, count * ROWS, c), jnp.float32)],
         scratch_types=[
-            mosaic_gpu.tiled((AHEAD, ROWS, c), x.dtype),
+            mosaic_gpu.tiled(((count + 1) * ROWS, c), x.dtype),
             mosaic_gpu.tiled((AHEAD, c, c), x.dtype),
             mosaic_gpu.tiled((ROWS, c), jnp.float32),
-            mosaic_gpu.plgpu.Barrier(num_arrivals=2, num_barriers=AHEAD),
+            mosaic_gpu.plgpu.Barrier(num_arrivals=1, num_barriers=AHEAD),
+            mosaic_gpu.plgpu.Barrier(num_arrivals=1, num_barriers=count + 1),
         ],
-        grid=(count, d),
-        grid_names=("tile", "channel"),
+        grid=(count, groups, d),
+        grid_names=("tile", "group", "channel"),
         name="long_convolution",
     )(inputs, matrices)
-    return y[:, : n * b].reshape(d, n, b, c)
+    y = jnp.moveaxis(y[:, :, :rows].reshape(d, groups, n, batch, c), 1, 2)
+    return y.reshape(d, n, groups * batch, c)[:, :, :b]
 
 
 def _correlate(x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -90,8 +112,8 @@ def _correlate(x: jax.Array, dy: jax.Array) -> jax.Array:
             return (x_ref.at[channel, pl.ds(step * ROWS, ROWS), :], x_tile), (dy_ref.at[channel, shifted, :], dy_tile)
 
         def total(accumulator):
-            def multiply(slot):
-                _multiply(accumulator, mosaic_gpu.transposed(x_tile.at[slot]), dy_tile.at[slot])
+            def multiply(_, slot):
+                mosaic_gpu.plgpu.wgmma(accumulator, mosaic_gpu.transposed(x_tile.at[slot]), dy_tile.at[slot])
 
             _pipeline(steps, sources, arrived, multiply)
             return accumulator[...]
@@ -115,8 +137,11 @@ def _correlate(x: jax.Array, dy: jax.Array) -> jax.Array:
     return long.diagonal_sums(products)
 
 
-def _pipeline(steps, sources, arrived, multiply) -> None:
-    """multiply(slot) for each step, after the copies of `sources(step)`, pairs (from, to): they run AHEAD steps ahead."""
+def _pipeline(steps, sources, arrived, multiply, before=lambda: None) -> None:
+    """multiply(step, slot) starts a product for each step, after the copies of `sources(step)`, pairs (from, to), which run ahead.
+
+    before: called when the first copies are under way.
+    """
     plgpu = mosaic_gpu.plgpu
 
     def fetch(step, slot):
@@ -124,20 +149,18 @@ def _pipeline(steps, sources, arrived, multiply) -> None:
             plgpu.copy_gmem_to_smem(source, target.at[slot], arrived.at[slot])
 
     jax.lax.fori_loop(0, jnp.minimum(steps, AHEAD), lambda step, _: fetch(step, step), None)
+    before()
 
     def advance(step, _):
         slot = jax.lax.rem(step, AHEAD)
         plgpu.barrier_wait(arrived.at[slot])
-        multiply(slot)
-
-        pl.when(step + AHEAD < steps)(lambda: fetch(step + AHEAD, slot))
+        multiply(step, slot)
+        plgpu.wgmma_wait(1)  # of the product before this one: what it read may be overwritten
+        done = step - 1
+        pl.when((done >= 0) & (done + AHEAD < steps))(lambda: fetch(done + AHEAD, jax.lax.rem(done + AHEAD, AHEAD)))
 
     jax.lax.fori_loop(0, steps, advance, None)
-
-
-def _multiply(accumulator: Any, left: Any, right: Any) -> None:
-    mosaic_gpu.plgpu.wgmma(accumulator, left, right)
-    mosaic_gpu.plgpu.wgmma_wait(0)  # the next copy overwrites what it reads
+    plgpu.wgmma_wait(0)
 
 
 def _give(tile: Any, target: Any) -> None:

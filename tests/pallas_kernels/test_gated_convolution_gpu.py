@@ -32,14 +32,14 @@ SHORT_CASES = [
     (20, "none", False, {"taps": 1, "gates": "", "state": False, "bias": False}),
     pytest.param((63, "silu", True, {"segments": "ragged"}), marks=pytest.mark.slow),
     pytest.param((257, "silu", True, {"taps": 8, "b": 1}), marks=pytest.mark.slow),
-    pytest.param((130, "silu", True, {"segments": "packed", "taps": 6, "d": 130, "gates": ""}), marks=pytest.mark.slow),
+    pytest.param((70, "silu", True, {"segments": "packed", "taps": 6, "d": 130, "gates": "", "b": 1}), marks=pytest.mark.slow),
 ]
 LONG_CASES = [
     # t, what else
     (1, {"b": 8, "d": 8, "skip": False}),
     (257, {"length": 100, "b": 3}),
     pytest.param((63, {"length": 80, "gates": ""}), marks=pytest.mark.slow),
-    pytest.param((1000, {"b": 9, "d": 1, "gates": "in", "skip": False}), marks=pytest.mark.slow),
+    pytest.param((1000, {"b": 72, "d": 1, "gates": "in", "skip": False}), marks=pytest.mark.slow),
 ]
 
 
@@ -96,7 +96,7 @@ def near(found, given, form, exact, fixed) -> None:
 @pytest.mark.gpu_interpreter
 def test_padding_may_hold_anything_and_runs_repeat():
     """NaN in x and both gates at padding changes no bit of outputs, state and gradients; a second run gives the same bits."""
-    given, fixed = short_arguments(20, segments="ragged", b=1)
+    given, fixed = short_arguments(12, segments="ragged", b=1)
     hole = (fixed["segment_ids"] == 0)[..., None]
     poisoned = given | {name: jnp.where(hole, jnp.nan, given[name]) for name in ("x", "in_gate", "out_gate")}
     run = measured(functools.partial(short, activation="silu", return_state=True), fixed)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.dispatch import interpreted
-from pallas_kernels.linear_recurrence import linear_recurrence, reference
+from pallas_kernels.linear_recurrence import forms, linear_recurrence, reference, tpu
 from tests.pallas_kernels.test_linear_recurrence import error, exactly, results
 from tests.pallas_kernels.test_linear_recurrence_family import arguments
 
@@ -192,3 +192,22 @@ def test_what_kernels_refuse_is_said():
             linear_recurrence(**given, backend="pallas_tpu")
         with pytest.raises(ValueError, match="chunk_size is 48"):
             linear_recurrence(**arguments(9, None, None, False, False)[0], chunk_size=48, backend="pallas_tpu")
+
+
+def test_kernels_run_pieces_of_time_side_by_side():
+    run, refuses = forms.kernel_form(tpu, lambda b, t, h, value_dim: 3)
+    given, fixed = case_arguments((100, "token", None, True, True, 32, 32))
+    assert refuses(given["q"], given["k"], given["v"], log_decay=given["log_decay"]) is None
+    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=SCALE, return_state=True), given, fixed)
+    with interpreted():
+        (o, state), gradients = results(functools.partial(run, scale=SCALE, return_state=True), given, fixed)
+    assert error(o, o_) < FP32 and error(state, state_) < FP32
+    for name in given:
+        assert error(gradients[name], gradients_[name]) < FP32, name
+
+
+def test_long_sequences_of_few_heads_fill_a_hopper_gpu():
+    assert forms.pieces_to_fill_hopper(1, 65536, 1, 64) == 64
+    assert forms.pieces_to_fill_hopper(1, 65536, 16, 128) == 4
+    assert forms.pieces_to_fill_hopper(8, 65536, 16, 128) == 1
+    assert forms.pieces_to_fill_hopper(1, 1000, 1, 64) == 1

@@ -32,7 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.triangles import decayed_products, since_start, to_end, unit_inverse
+from pallas_kernels.linear_recurrence.triangles import decayed_products, since_start, to_end, unit_inverse_by_ladder
 from pallas_kernels.linear_recurrence.walks import Chunks, DeltaWalk, Walk, Walked
 from pallas_kernels.linear_recurrence.xla import by_channel, carried
 
@@ -292,7 +292,7 @@ def _inverse(e, k, g, chunks: Chunks):
     """(I + L_ek)^-1 of every chunk, (b, n, h, c, c) fp32."""
     earlier = jnp.tril(jnp.ones((chunks.size,) * 2, bool), -1)
     same = _same(chunks)
-    return unit_inverse(decayed_products(e, k, g, earlier if same is None else same & earlier, jnp.float32))
+    return unit_inverse_by_ladder(decayed_products(e, k, g, earlier if same is None else same & earlier, jnp.float32))
 
 
 def _same(chunks: Chunks):

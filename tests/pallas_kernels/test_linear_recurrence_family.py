@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.linear_recurrence import linear_recurrence, linear_recurrence_step, passes, reference
+from pallas_kernels.linear_recurrence import linear_recurrence, linear_recurrence_step, passes, reference, triangles
 from tests.pallas_kernels import walks_by_einsum
 from tests.pallas_kernels.test_linear_recurrence import CLOSE, documents, error, exactly, results
 
@@ -288,3 +288,15 @@ def test_any_documents_and_gates(data):
         q, k, v, log_decay=jnp.asarray(g), initial_state=state, segment_ids=segments, initial_segment=first, return_state=True, **extra
     )
     assert error(o, o_) < CLOSE and error(after, after_) < CLOSE
+
+
+@pytest.mark.parametrize("c", [1, 5, 16])
+def test_inverses_of_unit_triangles(c):
+    lower = jnp.tril(jax.random.normal(jax.random.key(c), (3, c, c)), -1)
+    exact = np.linalg.inv(np.eye(c) + np.asarray(lower, np.float64))
+    weights = jax.random.normal(jax.random.key(1), lower.shape)
+    for inverse in (triangles.unit_inverse, triangles.unit_inverse_by_ladder):
+        assert error(jax.jit(inverse)(lower), exact) < CLOSE
+    found = jax.jit(jax.grad(lambda x: jnp.sum(weights * triangles.unit_inverse(x))))(lower)
+    expected = jax.grad(lambda x: jnp.sum(weights * jnp.linalg.inv(jnp.eye(c) + jnp.tril(x, -1))))(lower)
+    assert error(found, expected) < 10 * CLOSE

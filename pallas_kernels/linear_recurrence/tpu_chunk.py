@@ -126,8 +126,8 @@ def read(
         raw = products(kind, q, k) if raw is None else raw
         for level in weights.levels:
             parts = _parts(written * level.column, dtype)
-            scores = [jnp.where(level.pairs, raw[head], 0).astype(dtype) for head in heads]
-            out = out + level.row * _sum(plain(scores[head], only(part, head, kind.heads)) for head in heads for part in parts)
+            masked = [jnp.where(level.pairs, raw[head], 0).astype(dtype) for head in heads]
+            out = out + level.row * _sum(plain(masked[head], only(part, head, kind.heads)) for head in heads for part in parts)
         for head, pairs in enumerate(weights.pairs):
             weighed = jnp.where(pairs, raw[head], 0) if kind.decay == "none" else raw[head] * pairs
             out = out + plain(weighed.astype(dtype), only(written, head, kind.heads))

@@ -242,14 +242,15 @@ class _Block:
         self.features(here["k"], "key_left", 1.0, "keys", self.per_token(here, WRITE))
         self.features(here["q"], "query_left", self.plan.scale, "queries", self.per_token(here, READ))
         plgpu.commit_smem()
-        weights = self.weights(self.scores(here), here)
-        self.work("scores")[...] = weights.astype(jnp.bfloat16)
+        # Rounded before they are summed: outputs are true averages, of one value that value.
+        weights = self.weights(self.scores(here), here).astype(jnp.bfloat16)
+        self.work("scores")[...] = weights
         out = self.by_state("queries")
         plgpu.commit_smem()
         out = gpu.mm(self.work("scores"), here["v"], out)
         tokens = pl.ds(at * CHUNK, CHUNK)
         if self.plan.rows:
-            sums = jnp.sum(weights, axis=1) + gpu.load_per_row(here["rows"].at[0])
+            sums = jnp.sum(weights.astype(jnp.float32), axis=1) + gpu.load_per_row(here["rows"].at[0])
             self.target["sums"].at[self.split, self.batch, self.head, tokens][...] = sums
             out = out / gpu.along_columns(sums, COLUMNS)
         self.leave(out, "o", at)

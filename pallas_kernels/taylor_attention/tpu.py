@@ -148,11 +148,12 @@ def _forward_kernel(*references: Any, body: Body) -> None:
     for head in range(body.shape.group):
         q, k, v = body.head(q_, head, key_dim), body.head(k_, head, key_dim), body.head(v_, head, value_dim)
         s = body.scores(q, k)
-        weights = jnp.where(seen, 1 + s + 0.5 * s * s, 0)
+        # Rounded before they are summed: outputs are true averages, of one value that value.
+        weights = jnp.where(seen, 1 + s + 0.5 * s * s, 0).astype(body.dtype)
         queries = _times(body.features(q, maps, body.query_factor), reads)
         o = body.dot(weights, v) + body.dot(queries, states[0][head])
         if sums_ is not None:
-            sums = jnp.sum(weights, axis=1, keepdims=True) + jnp.sum(queries * states[1][head], axis=1, keepdims=True)
+            sums = jnp.sum(weights.astype(jnp.float32), axis=1, keepdims=True) + jnp.sum(queries * states[1][head], axis=1, keepdims=True)
             sums = sums + body.settings.epsilon
             o = o / sums
             sums_[0, 0, head : head + 1] = sums.reshape(1, body.shape.chunk)

@@ -19,7 +19,7 @@ ONE = {"b": 1, "h": 1, "hk": 1}
 
 CASES = [
     # t, state, segments, normalise, state returned, sizes
-    (1, True, True, True, True, ONE),
+    (1, True, True, True, True, {**ONE, "b": 2, "k": 16, "v": 64}),
     (63, False, False, True, False, {**ONE, "k": 16, "v": 64}),
     (130, True, True, True, True, {**ONE, "k": 8, "v": 72}),
     pytest.param((128, True, False, False, True, {**ONE, "k": 16, "v": 32}), marks=pytest.mark.slow),
@@ -53,7 +53,8 @@ def test_the_kernels_are_the_sum(case):
     if return_state:
         assert state.dtype == jnp.float32 and error(state, state_) < 0.005
     for name in gradients_:
-        # Features and states are rounded to bf16 before products, which the plain form leaves in fp32: hence the floor.
+        # Features and states are rounded to bf16 before products, which the plain form leaves in fp32: of one token's dq, which comes
+        # from the state alone, that shows (0.004 against 0.0016), hence the floor.
         allowed = min(0.01, max(0.005, 2 * error(plain_gradients[name], gradients_[name])))
         assert gradients[name].dtype == inputs[name].dtype and error(gradients[name], gradients_[name]) < allowed, name
 

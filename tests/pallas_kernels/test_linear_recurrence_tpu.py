@@ -1,4 +1,4 @@
-"""The recurrence's walks as TPU kernels, simulated, against their plain form in fp64 (walks_by_einsum); what they refuse, how they cut a call."""
+"""The recurrence's walks as TPU kernels, simulated, against their plain form in fp64 (walks_by_einsum); refusals; how a call is cut."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ GPU_SHAPES = [
     (1, 4096, 16, 16, 112, "bfloat16", "segments"),
     (2, 1000, 3, 11, 24, "bfloat16", "state"),
 ]
-QUICK = {TPU_SHAPES[2], TPU_SHAPES[8], GPU_SHAPES[4], GPU_SHAPES[5]}
+QUICK = {"pallas_tpu": {TPU_SHAPES[2], TPU_SHAPES[8]}, "pallas_gpu": {GPU_SHAPES[0], GPU_SHAPES[5]}}
 
 
 def programs_at(backend: str, shape: tuple[Any, ...], quick: bool) -> list[Program]:
@@ -68,5 +68,9 @@ def programs_at(backend: str, shape: tuple[Any, ...], quick: bool) -> list[Progr
     ]
 
 
-PROGRAMS = [program for shape in TPU_SHAPES for program in programs_at("pallas_tpu", shape, shape in QUICK)]
-PROGRAMS += [program for shape in GPU_SHAPES for program in programs_at("pallas_gpu", shape, shape in QUICK)]
+PROGRAMS = [
+    program
+    for backend, shapes in (("pallas_tpu", TPU_SHAPES), ("pallas_gpu", GPU_SHAPES))
+    for shape in shapes
+    for program in programs_at(backend, shape, shape in QUICK[backend])
+]

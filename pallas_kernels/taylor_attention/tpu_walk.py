@@ -145,6 +145,7 @@ def apart(state: jax.Array, features: int, normalise: bool) -> list[jax.Array]:
 
 
 def joined(parts, features: int) -> jax.Array:
+    """A state as the front door has it, (b, h, features, v + 1), of a walk's parts: its values, and its normaliser as rows if it has one."""
     state = parts[0] if len(parts) == 1 else jnp.concatenate([parts[0], jnp.swapaxes(parts[1], 2, 3)], axis=3)
     return state[:, :, :features]
 

@@ -56,10 +56,6 @@ platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3"
 dnn_version_info { major: 9 minor: 10 } runtime_version { major: 12 minor: 9 }
 """
 
-# Traces are cached by function and shapes: without the chip in the key, a helper that is itself jitted would be compiled for one device
-# with what was chosen for another.
-_chip_in_trace: Any = jax.make_user_context(None)
-
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
@@ -181,7 +177,6 @@ def aimed_at_devices(mesh: jax.sharding.Mesh) -> Iterator[None]:
     target = mesh.devices.flat[0]
     with (
         dispatch.aimed_at(target.platform, target.device_kind),
-        _chip_in_trace(target.device_kind),
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
     ):
         yield
@@ -233,7 +228,7 @@ def lower_for_cuda(function: Callable[..., Any], *arguments: Any, limit: float =
       TimeoutError, AssertionError: as `report`.
       Whatever lowering raises.
     """
-    with _limited(limit), dispatch.aimed_at("gpu", "NVIDIA H100 80GB HBM3"), _chip_in_trace("cuda"):
+    with _limited(limit), dispatch.aimed_at("gpu", "NVIDIA H100 80GB HBM3"):
         lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
     if "mosaic_gpu" not in lowered.as_text():
         raise AssertionError("no kernel in what was lowered for CUDA")

@@ -43,6 +43,9 @@ class Choice:
     passed_over: tuple[tuple[str, str], ...] = ()
 
 
+# jax keeps traces by function and shapes: what an operation was chosen for has to be part of that key, or a jitted function
+# would run elsewhere with what was chosen here.
+_circumstances: Any = jax.make_user_context(None)
 _preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar("preferred_backend", default=None)
 _aim: contextvars.ContextVar[Device | None] = contextvars.ContextVar("aim", default=None)
 _interpretation: contextvars.ContextVar[Interpretation | None] = contextvars.ContextVar("interpretation", default=None)
@@ -164,6 +167,7 @@ def _log_choice(operation: str, backend: str) -> None:
 def _holding(variable: contextvars.ContextVar[Any], value: Any) -> Iterator[None]:
     token = variable.set(value)
     try:
-        yield
+        with _circumstances((_preferred.get(), _aim.get(), _interpretation.get())):
+            yield
     finally:
         variable.reset(token)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels.dispatch import Implementation, Refusal
 from pallas_kernels.linear_recurrence import gpu, tpu
@@ -14,6 +15,7 @@ from pallas_kernels.linear_recurrence.passes import Walks, by_walks
 from pallas_kernels.linear_recurrence.splitting import in_pieces
 from pallas_kernels.linear_recurrence.walks import DeltaWalk, Walk
 from pallas_kernels.sharding import over_mesh
+from pallas_kernels.tuning import Sizes, block_sizes
 
 SHORTEST_PIECE = 1024
 """Tokens: below, a piece's own work does not hide what combining the pieces costs."""
@@ -43,19 +45,30 @@ class Backend(Protocol):
     def refuses(self, key_dim: int, value_dim: int, dtype: Any, decay: str, erase: bool) -> Refusal: ...
 
 
-def kernel_form(backend: Backend, pieces: Callable[[int, int, int, int], int]) -> Implementation:
-    """The implementation and what it refuses; pieces(b, t, h, value_dim) is into how many pieces of time a call is cut."""
+def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Implementation:
+    """The implementation and what it refuses. name: "gpu" or "tpu", for the tuning tables: `linear_recurrence.NAME_chunk` and
+    `linear_recurrence.NAME_pieces`. pieces(b, t, h, v): into how many pieces of time a call is cut where no table says."""
     walks = Walks(backend.walk, backend.delta_walk, backend.chunk_size)
+
+    def chunk(decay: str, erase: bool, k: int, v: int, dtype: Any) -> int:
+        def reckon(**_) -> Sizes:
+            return {"chunk": backend.chunk_size(decay, erase, k, v, dtype)}
+
+        return block_sizes(f"linear_recurrence.{name}_chunk", reckon, decay=decay, erase=erase, k=k, v=v, dtype=jnp.dtype(dtype).name)[
+            "chunk"
+        ]
 
     def local(q, k, v, **given) -> tuple[jax.Array, jax.Array | None]:
         run = functools.partial(by_walks, walks)
         b, t, h, value_dim = v.shape
-        count = pieces(b, t, h, value_dim)
-        if given["erase_read"] is not None and count > 1:
-            # Pieces carry as many more columns as a key has channels.
-            decay = _decay(given["log_decay"])
-            if backend.refuses(k.shape[3], value_dim + k.shape[3], v.dtype, decay, True):
-                count = 1
+        decay, erase = _decay(given["log_decay"]), given["erase_read"] is not None
+        given["chunk_size"] = given["chunk_size"] or chunk(decay, erase, k.shape[3], value_dim, v.dtype)
+        key = {"b": b, "t": t, "h": h, "v": value_dim}
+        count = block_sizes(f"linear_recurrence.{name}_pieces", lambda **key: {"pieces": pieces(**key)}, **key)["pieces"]
+        count = min(count, t)  # a table's nearest entry may be of a longer call
+        # Where something is erased, pieces carry as many more columns as a key has channels.
+        if erase and count > 1 and backend.refuses(k.shape[3], value_dim + k.shape[3], v.dtype, decay, True):
+            count = 1
         return run(q, k, v, **given) if count == 1 else in_pieces(run, count, q, k, v, **given)
 
     def named(
@@ -94,9 +107,8 @@ def kernel_form(backend: Backend, pieces: Callable[[int, int, int, int], int]) -
             return "its kernels erase with k itself, not with a key apart (erase_write)"
         decay = _decay(log_decay)
         call = (decay, erase_read is not None, k.shape[3], v.shape[3], v.dtype)
-        own = backend.chunk_size(*call)
-        if chunk_size not in (None, own):
-            return f"its kernels take chunks of {own} tokens here; chunk_size is {chunk_size}"
+        if chunk_size not in (None, backend.chunk_size(*call), chunk(*call)):
+            return f"its kernels take chunks of {chunk(*call)} tokens here; chunk_size is {chunk_size}"
         return backend.refuses(k.shape[3], v.shape[3], v.dtype, decay, erase_read is not None)
 
     return over_mesh(named, DIMENSIONS, ("b t h v", "b h k v")), refuses
@@ -106,16 +118,16 @@ def _decay(log_decay) -> str:
     return "none" if log_decay is None else "key" if log_decay.ndim == 4 else "head"
 
 
-def one_piece(b: int, t: int, h: int, value_dim: int) -> int:
+def one_piece(b: int, t: int, h: int, v: int) -> int:
     """For devices with one or two cores, which any call fills."""
     return 1
 
 
-def pieces_to_fill_hopper(b: int, t: int, h: int, value_dim: int) -> int:
+def pieces_to_fill_hopper(b: int, t: int, h: int, v: int) -> int:
     """As many as the cores can take at once: a row and head's 64 columns keep one busy."""
-    programs = b * h * -(-value_dim // 64)
+    programs = b * h * -(-v // 64)
     return max(1, min(HOPPER_CORES // programs, t // SHORTEST_PIECE))
 
 
-GPU = kernel_form(gpu, pieces_to_fill_hopper)  # type: ignore[arg-type]
-TPU = kernel_form(tpu, one_piece)  # type: ignore[arg-type]
+GPU = kernel_form("gpu", gpu, pieces_to_fill_hopper)  # type: ignore[arg-type]
+TPU = kernel_form("tpu", tpu, one_piece)  # type: ignore[arg-type]

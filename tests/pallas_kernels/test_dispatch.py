@@ -155,3 +155,20 @@ def test_choices_are_recorded_with_what_was_passed_over():
     assert dict(choices[0].passed_over)["pallas_tpu"] == "it runs on TPUs; this is cpu"
     assert choices[1].backend == "pallas_tpu" and choices[2] == Choice("two", "xla")
     assert inner == [Choice("three", "reference", (("xla", "3 is odd"),))]
+
+
+def test_a_jitted_function_is_traced_again_for_another_device():
+    seen = []
+
+    @jax.jit
+    def run(x):
+        seen.append((dispatch.device().platform, dispatch.interpretation()))
+        return x
+
+    for _ in range(2):
+        run.trace(1.0)
+        with dispatch.aimed_at("tpu", "TPU v6 lite"):
+            run.trace(1.0)
+        with dispatch.interpreted():
+            run.trace(1.0)
+    assert seen == [("cpu", None), ("tpu", None), ("cpu", "values")]

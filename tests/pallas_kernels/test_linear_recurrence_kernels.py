@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels.dispatch import interpreted
-from pallas_kernels.linear_recurrence import forms, linear_recurrence, reference, tpu
+from pallas_kernels.linear_recurrence import forms, linear_recurrence, reference, tpu, tunables
+from pallas_kernels.tuning import forced
 from tests.pallas_kernels.test_linear_recurrence import error, exactly, results
 from tests.pallas_kernels.test_linear_recurrence_family import arguments
 
@@ -195,7 +196,7 @@ def test_what_kernels_refuse_is_said():
 
 
 def test_kernels_run_pieces_of_time_side_by_side():
-    run, refuses = forms.kernel_form(tpu, lambda b, t, h, value_dim: 3)
+    run, refuses = forms.kernel_form("tpu", tpu, lambda b, t, h, v: 3)
     given, fixed = case_arguments((100, "token", None, True, True, 32, 32))
     assert refuses(given["q"], given["k"], given["v"], log_decay=given["log_decay"]) is None
     (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=SCALE, return_state=True), given, fixed)
@@ -204,6 +205,23 @@ def test_kernels_run_pieces_of_time_side_by_side():
     assert error(o, o_) < FP32 and error(state, state_) < FP32
     for name in given:
         assert error(gradients[name], gradients_[name]) < FP32, name
+
+
+def test_a_table_decides_chunks_and_pieces():
+    """What is forced on them is what they run: other chunks round otherwise, and a kernel's chunk is refused no more."""
+    given, _ = case_arguments((70, "token", None, False, False, 32, 32))
+    o = {}
+    for chunk, pieces in ((128, 1), (16, 1), (16, 2)):
+        with forced(**{"linear_recurrence.tpu_chunk": {"chunk": chunk}, "linear_recurrence.tpu_pieces": {"pieces": pieces}}), interpreted():
+            o[chunk, pieces] = np.asarray(linear_recurrence(**given, backend="pallas_tpu")[0])
+    assert not np.array_equal(o[128, 1], o[16, 1]) and not np.array_equal(o[16, 1], o[16, 2])
+    assert error(o[16, 1], o[128, 1]) < 1e-6 and error(o[16, 2], o[128, 1]) < 1e-6
+
+
+def test_what_is_tuned_is_built_and_right():
+    for tunable in tunables.TUNABLES:
+        for key in tunable.keys:
+            assert tunable.heuristic(**key).keys() == next(iter(tunable.candidates(key))).keys()
 
 
 def test_long_sequences_of_few_heads_fill_a_hopper_gpu():

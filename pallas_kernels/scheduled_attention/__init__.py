@@ -1,0 +1,1 @@
+"""Softmax attention whose tiles follow a block schedule: what window, landmark and head-mixture attention have in common."""

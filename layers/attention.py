@@ -123,8 +123,17 @@ class SoftmaxAttention(Mixer):
         x = zero_padding(x, tokens)
         q, k, v = self._project(x, tokens.positions, tokens)
         keys, values, fields, state = self._remember(k, v, tokens, state, cursor)
-        seen = self.config.mask().dense(TokenFields(tokens.positions, tokens.segments), fields)
-        o = window_attention(q, keys.astype(x.dtype), values.astype(x.dtype), mask=seen, sinks=self._sink_logits())
+        o = window_attention(
+            q,
+            keys.astype(x.dtype),
+            values.astype(x.dtype),
+            mask=self.config.mask(),
+            sinks=self._sink_logits(),
+            query_positions=tokens.positions,
+            key_positions=fields.positions,
+            query_segments=tokens.segments,
+            key_segments=fields.segments,
+        )
         return self._finish(x, o, tokens.segments), state
 
     def _project(self, x: jax.Array, positions: jax.Array | None, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -2,18 +2,24 @@
 
     mask = Causal() & Window(64) & SameSegment()
     allowed = mask.dense(query_fields, key_fields)          # (b, t, s) bool
+    window_attention(q, k, v, mask=mask, query_fields=query_fields.present(), key_fields=key_fields.present())
 
-Leaves compare one field of the query with one of the key by intervals (a difference in a range, an equality, a key below a bound),
-so that a kernel's block schedule can later be derived from the fields' minima and maxima a block; nothing refers to storage
-order. Padding (segment 0) is never seen by anyone: `dense` adds that to every expression.
+Leaves compare one field of the query with one of the key by intervals (a difference in a range, an equality, a key below a bound);
+nothing refers to storage order. So an expression also tells, from the least and greatest values of fields in two tiles of tokens, whether
+none or all of their pairs are allowed: that is a rule of pallas_kernels.scheduled_attention.schedule, and kernels skip what it calls
+empty. Padding (segment 0) is never seen by anyone: `dense` and kernels add that to every expression.
+
+Easy to get wrong: what all pairs of an `Or` satisfy may be known of neither side, and what some pair of an `And` satisfies may need different
+pairs: both then count as unknown, which costs time and never a wrong mask.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from layers.mixer import LANDMARK
 
@@ -31,18 +37,35 @@ class TokenFields:
     token_types: jax.Array | None = None
     blocks: jax.Array | None = None
 
+    def present(self) -> dict[str, jax.Array]:
+        """The fields that are there, by name."""
+        return {name: x for name, x in vars(self).items() if x is not None}
+
 
 class Mask:
-    """An expression; combine with `&`, `|` and `~`."""
+    """An expression; combine with `&`, `|` and `~`. Every mask is a `pallas_kernels.scheduled_attention.schedule.Rule`."""
 
-    def allows(self, query: TokenFields, key: TokenFields) -> jax.Array:
-        """(b, t, s) bool, padding not considered."""
+    @property
+    def fields(self) -> frozenset[str]:
+        """Names of the fields it reads."""
+        raise NotImplementedError
+
+    def allows(self, query: Any, key: Any) -> Any:
+        """bool, from fields of query and key (attributes) that broadcast against each other; padding not considered."""
+        raise NotImplementedError
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        """(may some pair be allowed, are all pairs allowed) from fields whose attributes low and high bound the tokens of a tile."""
         raise NotImplementedError
 
     def dense(self, query: TokenFields, key: TokenFields) -> jax.Array:
         """(b, t, s) bool: the expression, and neither side is padding."""
-        real = (query.segments != 0)[:, :, None] & (key.segments != 0)[:, None, :]
-        return self.allows(query, key) & real
+        for fields in (query.present(), key.present()):
+            missing = sorted(self.fields - fields.keys())
+            assert not missing, f"the mask reads the field {missing[0]}, which is not given"
+        rows = TokenFields(**{name: x[:, :, None] for name, x in query.present().items()})
+        columns = TokenFields(**{name: x[:, None, :] for name, x in key.present().items()})
+        return (rows.segments != 0) & (columns.segments != 0) & self.allows(rows, columns)
 
     def __and__(self, other: Mask) -> Mask:
         return And(self, other)
@@ -61,8 +84,16 @@ class And(Mask):
     left: Mask
     right: Mask
 
-    def allows(self, query: TokenFields, key: TokenFields) -> jax.Array:
+    @property
+    def fields(self) -> frozenset[str]:
+        return self.left.fields | self.right.fields
+
+    def allows(self, query: Any, key: Any) -> Any:
         return self.left.allows(query, key) & self.right.allows(query, key)
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        (left_some, left_all), (right_some, right_all) = self.left.bounds(query, key), self.right.bounds(query, key)
+        return left_some & right_some, left_all & right_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +103,16 @@ class Or(Mask):
     left: Mask
     right: Mask
 
-    def allows(self, query: TokenFields, key: TokenFields) -> jax.Array:
+    @property
+    def fields(self) -> frozenset[str]:
+        return self.left.fields | self.right.fields
+
+    def allows(self, query: Any, key: Any) -> Any:
         return self.left.allows(query, key) | self.right.allows(query, key)
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        (left_some, left_all), (right_some, right_all) = self.left.bounds(query, key), self.right.bounds(query, key)
+        return left_some | right_some, left_all | right_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,79 +121,138 @@ class Not(Mask):
 
     inner: Mask
 
-    def allows(self, query: TokenFields, key: TokenFields) -> jax.Array:
+    @property
+    def fields(self) -> frozenset[str]:
+        return self.inner.fields
+
+    def allows(self, query: Any, key: Any) -> Any:
         return ~self.inner.allows(query, key)
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        some, every = self.inner.bounds(query, key)
+        return ~every, ~some
 
 
 @dataclasses.dataclass(frozen=True)
 class Everything(Mask):
     """Every key: full, non-causal attention."""
 
-    def allows(self, query: TokenFields, key: TokenFields) -> jax.Array:
-        shape = (*query.positions.shape, key.positions.shape[1])
-        return jnp.ones(shape, bool)
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset()
+
+    def allows(self, query: Any, key: Any) -> Any:
+        return np.True_
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        return np.True_, np.True_
+
+
+class _OfPositions(Mask):
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({"positions"})
 
 
 @dataclasses.dataclass(frozen=True)
-class Causal(Mask):
+class Causal(_OfPositions):
     """Keys at or before the query's position."""
 
-    def allows(self, query: TokenFields, key: TokenFields) -> jax.Array:
-        return key.positions[:, None, :] <= query.positions[:, :, None]
+    def allows(self, query: Any, key: Any) -> Any:
+        return key.positions <= query.positions
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        return key.positions.low <= query.positions.high, key.positions.high <= query.positions.low
 
 
 @dataclasses.dataclass(frozen=True)
-class Window(Mask):
+class Window(_OfPositions):
     """Keys less than `window` positions before the query (and any after it): with `Causal`, `window` keys, itself included."""
 
     window: int
 
-    def allows(self, query: TokenFields, key: TokenFields) -> jax.Array:
-        return query.positions[:, :, None] - key.positions[:, None, :] < self.window
+    def allows(self, query: Any, key: Any) -> Any:
+        return query.positions - key.positions < self.window
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        least, greatest = query.positions.low - key.positions.high, query.positions.high - key.positions.low
+        return least < self.window, greatest < self.window
 
 
 @dataclasses.dataclass(frozen=True)
-class Sinks(Mask):
+class Sinks(_OfPositions):
     """The first `count` tokens of a document."""
 
     count: int
 
-    def allows(self, query: TokenFields, key: TokenFields) -> jax.Array:
-        seen = key.positions[:, None, :] < self.count
-        return jnp.broadcast_to(seen, (*query.positions.shape, key.positions.shape[1]))
+    def allows(self, query: Any, key: Any) -> Any:
+        return key.positions < self.count
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        return key.positions.low < self.count, key.positions.high < self.count
 
 
 @dataclasses.dataclass(frozen=True)
-class SameSegment(Mask):
+class _SameField(Mask):
+    """Keys whose field equals the query's."""
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({self.field})
+
+    @property
+    def field(self) -> str:
+        raise NotImplementedError
+
+    def allows(self, query: Any, key: Any) -> Any:
+        return getattr(query, self.field) == getattr(key, self.field)
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        own, theirs = getattr(query, self.field), getattr(key, self.field)
+        meet = (own.low <= theirs.high) & (theirs.low <= own.high)
+        return meet, (own.low == theirs.high) & (theirs.low == own.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class SameSegment(_SameField):
     """Keys of the query's document."""
 
-    def allows(self, query: TokenFields, key: TokenFields) -> jax.Array:
-        return query.segments[:, :, None] == key.segments[:, None, :]
+    field = "segments"
 
 
 @dataclasses.dataclass(frozen=True)
-class SameBlock(Mask):
+class SameBlock(_SameField):
     """Keys of the query's landmark block."""
 
-    def allows(self, query: TokenFields, key: TokenFields) -> jax.Array:
-        assert query.blocks is not None and key.blocks is not None, "SameBlock reads the field blocks"
-        return query.blocks[:, :, None] == key.blocks[:, None, :]
+    field = "blocks"
 
 
 @dataclasses.dataclass(frozen=True)
 class EarlierBlock(Mask):
     """Keys of landmark blocks before the query's."""
 
-    def allows(self, query: TokenFields, key: TokenFields) -> jax.Array:
-        assert query.blocks is not None and key.blocks is not None, "EarlierBlock reads the field blocks"
-        return key.blocks[:, None, :] < query.blocks[:, :, None]
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({"blocks"})
+
+    def allows(self, query: Any, key: Any) -> Any:
+        return key.blocks < query.blocks
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        return key.blocks.low < query.blocks.high, key.blocks.high < query.blocks.low
 
 
 @dataclasses.dataclass(frozen=True)
 class IsLandmark(Mask):
     """Keys that are landmarks."""
 
-    def allows(self, query: TokenFields, key: TokenFields) -> jax.Array:
-        assert key.token_types is not None, "IsLandmark reads the field token_types"
-        found = (key.token_types == LANDMARK)[:, None, :]
-        return jnp.broadcast_to(found, (*query.positions.shape, key.positions.shape[1]))
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({"token_types"})
+
+    def allows(self, query: Any, key: Any) -> Any:
+        return key.token_types == LANDMARK
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        types = key.token_types
+        return (types.low <= LANDMARK) & (types.high >= LANDMARK), (types.low == LANDMARK) & (types.high == LANDMARK)

@@ -81,10 +81,8 @@ class SlidingWindowAttention(SoftmaxAttention):
         window, kept = self.config.window, self.config.kept
         if not kept:
             return window_attention(q, k, v, window=window, sinks=self._sink_logits(), query_positions=positions, query_segments=segments)
-        if positions is None:
-            return _with_first(q, k, v, window, kept)
-        fields = TokenFields(positions, jnp.ones_like(positions) if segments is None else segments)
-        return window_attention(q, k, v, mask=self.config.mask().dense(fields, fields))
+        mask = Causal() & (Window(window) | Sinks(kept)) if segments is None else self.config.mask()
+        return window_attention(q, k, v, mask=mask, query_positions=positions, query_segments=segments)
 
     def _remember(
         self, k: jax.Array, v: jax.Array, tokens: Context, state: KeyValueCache, cursor: Cursor
@@ -102,16 +100,3 @@ class SlidingWindowAttention(SoftmaxAttention):
 
     def _sink_logits(self) -> jax.Array | None:
         return None if self.sinks is None else self.sinks[...]
-
-
-def _with_first(q: jax.Array, k: jax.Array, v: jax.Array, window: int, first: int) -> jax.Array:
-    """The window and the first tokens of one document, two softmaxes merged by their denominators; (b, t, h, v)."""
-    t = q.shape[1]
-    near, near_lse = window_attention(q, k, v, window=window, return_lse=True)
-    if t <= window:
-        return near
-    k, v = k[:, :first], v[:, :first]
-    beyond = jnp.arange(k.shape[1]) <= jnp.arange(t)[:, None] - window  # what the window itself sees must not count twice
-    far, far_lse = window_attention(q, k, v, mask=beyond[None], return_lse=True)
-    share = jax.nn.sigmoid(far_lse - near_lse)[..., None]
-    return (near + share * (far.astype(share.dtype) - near)).astype(q.dtype)

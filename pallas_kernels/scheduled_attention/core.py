@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.scheduled_attention.schedule import SEGMENTS, Fields, Rule, Visits, block_schedule, needed
+from pallas_kernels.scheduled_attention.schedule import Fields, Rule, Visits, block_schedule, needed, padded_fields
 
 MASKED_LSE = 1e30
 """Stands for the log-sum-exp of a query that sees nothing when weights are made again: exp(s - 1e30) is 0."""
@@ -135,7 +135,8 @@ def attend(
       ValueError: the rule reads a field that is missing.
     """
     n, s = q.shape[1], k.shape[1]
-    query_fields, key_fields = _with_padding(query_fields, key_fields, -n % query_tile, -s % key_tile, n, s)
+    sizes = (n + -n % query_tile, s + -s % key_tile)
+    query_fields, key_fields = padded_fields(query_fields, key_fields, (n, s), sizes)
     q = _padded(q, -n % query_tile)
     k, v = (_padded(x, -s % key_tile) for x in (k, v))
     settings = Settings(rule, float(scale), query_tile, key_tile, block)
@@ -158,18 +159,6 @@ class _Known:
 
     def __hash__(self) -> int:
         return hash(self.key)
-
-
-def _with_padding(query: Fields, key: Fields, query_pad: int, key_pad: int, n: int, s: int) -> tuple[Fields, Fields]:
-    """Both with segments if either has them or is to be padded; padded with zeros."""
-    if SEGMENTS in query or SEGMENTS in key or query_pad or key_pad:
-        query = {SEGMENTS: np.ones((1, n), np.int32), **query}
-        key = {SEGMENTS: np.ones((1, s), np.int32), **key}
-
-    def padded(fields: Fields, size: int) -> Fields:
-        return {name: (np if isinstance(x, np.ndarray) else jnp).pad(x.astype(np.int32), ((0, 0), (0, size))) for name, x in fields.items()}
-
-    return padded(query, query_pad), padded(key, key_pad)
 
 
 def _padded(x: jax.Array, size: int) -> jax.Array:

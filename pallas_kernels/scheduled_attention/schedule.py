@@ -64,6 +64,17 @@ def tile_allows(rule: Rule, query: Mapping[str, Any], key: Mapping[str, Any]) ->
     return allowed
 
 
+def padded_fields(query: Fields, key: Fields, lengths: tuple[int, int], padded: tuple[int, int]) -> tuple[Fields, Fields]:
+    """Both sides' fields at the padded lengths (t, s), zeros at the end; with segments if there is padding or either side has them."""
+    if SEGMENTS in query or SEGMENTS in key or lengths != padded:
+        query, key = ({SEGMENTS: np.ones((1, n), np.int32), **fields} for n, fields in zip(lengths, (query, key), strict=True))
+    sides = []
+    for fields, n, size in zip((query, key), lengths, padded, strict=True):
+        pads = ((0, 0), (0, size - n))
+        sides.append({name: (np if isinstance(x, np.ndarray) else jnp).pad(x.astype(np.int32), pads) for name, x in fields.items()})
+    return sides[0], sides[1]
+
+
 def needed(rule: Rule, fields: Fields) -> dict[str, Array]:
     """Of `fields` those that `tile_allows` reads, sorted by name."""
     return {name: fields[name] for name in sorted(fields) if name in rule.fields or name == SEGMENTS}

@@ -18,7 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.dispatch import always, choose
-from pallas_kernels.window_attention import reference, xla
+from pallas_kernels.scheduled_attention.merging import merge
+from pallas_kernels.scheduled_attention.schedule import Fields, Rule
+from pallas_kernels.window_attention import reference, scheduled, xla
 
 
 def window_attention(
@@ -27,30 +29,37 @@ def window_attention(
     v: jax.Array,
     *,
     window: int | None = None,
-    mask: jax.Array | None = None,
+    mask: jax.Array | Rule | None = None,
     sinks: jax.Array | None = None,
     query_positions: jax.Array | None = None,
     key_positions: jax.Array | None = None,
     query_segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
+    query_fields: Fields | None = None,
+    key_fields: Fields | None = None,
     scale: float | None = None,
     return_lse: bool = False,
+    deterministic: bool = False,
     backend: str | None = None,
 ) -> Any:
     """Softmax attention, sequence first.
 
     Self-attention is recognised when t == s and the key fields are left out (they are then the queries') or are the very arrays given
-    for the queries. In self-attention a document's tokens are contiguous but for padding, and their positions increase: keys stored
+    for the queries. In self-attention without a mask a document's tokens are contiguous but for padding, and their positions increase: keys stored
     after a query are taken to be hidden from it, which saves half of the work, or all but the window's. Use `mask` for anything else.
 
     Args:
       q: (b, t, h, k). k: (b, s, g, k) and v: (b, s, g, v), h a multiple of g.
       window: keys a query sees, itself included; None is all before it.
-      mask: (b or 1, t, s) bool, True where seen; takes the place of the rule by positions, window and segments.
+      mask: what takes the place of the rule by positions, window and segments: a rule over token fields (an expression of layers/masks.py;
+        pallas_kernels.scheduled_attention.schedule.Rule), of which only tiles that it does not rule out are worked on; or (b or 1, t, s) bool, True
+        where seen. Padding is seen by nobody.
       sinks: (h,) logits.
       query_positions, key_positions: (b, t) and (b, s) int; None counts from 0, and needs t == s.
       query_segments, key_segments: (b, t) and (b, s) int, 0 is padding, which may hold NaN; None is one document.
+      query_fields, key_fields: what else a rule reads, name -> (b or 1, t) and (b or 1, s) int.
       scale: of the scores; None is k^(-1/2).
+      deterministic: refuse forms whose gradients may differ from run to run in their last bits (cuDNN's).
       backend: see pallas_kernels.dispatch.
 
     Returns:
@@ -58,32 +67,36 @@ def window_attention(
       softmax denominator (b, t, h) fp32, -inf where nothing is seen (the sink counts as seen, except by padded queries).
 
     Raises:
-      ValueError: an argument's shape, type or value does not fit.
+      ValueError: an argument's shape, type or value does not fit; the backend cannot serve the call.
     """
     same_length = k.ndim == 4 and q.ndim == 4 and k.shape[1] == q.shape[1]
     if same_length and key_positions is None:
         key_positions = query_positions
     if same_length and key_segments is None:
         key_segments = query_segments
-    _check(q, k, v, window, mask, sinks, query_positions, key_positions, query_segments, key_segments)
-    run = choose("window_attention", backend, {"xla": (xla.attention, always), "reference": (reference.attention, always)})
-    out, lse = run(
-        q,
-        k,
-        v,
-        window=window,
-        mask=mask,
-        sinks=sinks,
-        query_positions=query_positions,
-        key_positions=key_positions,
-        query_segments=query_segments,
-        key_segments=key_segments,
-        scale=q.shape[-1] ** -0.5 if scale is None else scale,
-    )
+    if same_length and key_fields is None:
+        key_fields = query_fields
+    _check(q, k, v, window, mask, sinks, query_positions, key_positions, query_segments, key_segments, query_fields, key_fields)
+    call = {
+        "window": window,
+        "mask": mask,
+        "sinks": sinks,
+        "query_positions": query_positions,
+        "key_positions": key_positions,
+        "query_segments": query_segments,
+        "key_segments": key_segments,
+        "query_fields": query_fields,
+        "key_fields": key_fields,
+        "scale": q.shape[-1] ** -0.5 if scale is None else scale,
+        "return_lse": return_lse,
+        "deterministic": deterministic,
+    }
+    forms = {"xla": (xla.attention, always), "reference": (reference.attention, always)}
+    out, lse = choose("window_attention", backend, forms, q, k, v, **call)(q, k, v, **call)
     return (out, lse) if return_lse else out
 
 
-def _check(q, k, v, window, mask, sinks, query_positions, key_positions, query_segments, key_segments) -> None:
+def _check(q, k, v, window, mask, sinks, query_positions, key_positions, query_segments, key_segments, query_fields, key_fields) -> None:
     for name, array in (("q", q), ("k", k), ("v", v)):
         if array.ndim != 4:
             raise ValueError(f"window_attention: {name} must have four dimensions; got {array.shape}")
@@ -99,20 +112,44 @@ def _check(q, k, v, window, mask, sinks, query_positions, key_positions, query_s
         raise ValueError(f"window_attention: window must be at least 1, or None; got {window}")
     if sinks is not None and sinks.shape != (h,):
         raise ValueError(f"window_attention: sinks must be {(h,)}; got {sinks.shape}")
-    if mask is not None and (mask.shape not in ((b, t, s), (1, t, s)) or mask.dtype != jnp.bool_):
+    if mask is not None and window is not None:
+        raise ValueError(f"window_attention: window={window} is given beside a mask, which takes its place: make it part of the mask")
+    by_rule = scheduled.is_rule(mask)
+    if mask is not None and not by_rule and (mask.shape not in ((b, t, s), (1, t, s)) or mask.dtype != jnp.bool_):
         raise ValueError(f"window_attention: mask must be bool {(b, t, s)} or {(1, t, s)}; got {mask.dtype} {mask.shape}")
-    for name, field, shape in (
-        ("query_positions", query_positions, (b, t)),
-        ("key_positions", key_positions, (b, s)),
-        ("query_segments", query_segments, (b, t)),
-        ("key_segments", key_segments, (b, s)),
-    ):
-        if field is not None and field.shape != shape:
-            raise ValueError(f"window_attention: {name} must be {shape}; got {field.shape}")
+    more = [
+        (f"{side}_fields[{name!r}]", field, ((b, length), (1, length)))
+        for side, fields, length in (("query", query_fields, t), ("key", key_fields, s))
+        for name, field in (fields or {}).items()
+    ]
+    for name, field, shapes in [
+        ("query_positions", query_positions, ((b, t),)),
+        ("key_positions", key_positions, ((b, s),)),
+        ("query_segments", query_segments, ((b, t),)),
+        ("key_segments", key_segments, ((b, s),)),
+        *more,
+    ]:
+        if field is not None and field.shape not in shapes:
+            raise ValueError(f"window_attention: {name} must be {' or '.join(map(str, shapes))}; got {field.shape}")
     if (query_segments is None) != (key_segments is None):
         raise ValueError("window_attention: query_segments and key_segments must be given together")
-    if mask is None and t != s and (query_positions is None or key_positions is None):
+    if by_rule:
+        for side, fields, positions, segments in (
+            ("query", query_fields, query_positions, query_segments),
+            ("key", key_fields, key_positions, key_segments),
+        ):
+            had = {
+                *(fields or {}),
+                *(["segments"] if segments is not None else []),
+                *(["positions"] if positions is not None or t == s else []),
+            }
+            missing = sorted(mask.fields - had)
+            if missing:
+                raise ValueError(f"window_attention: the mask reads {missing[0]}, which neither {side}_fields nor another argument gives")
+    elif more:
+        raise ValueError(f"window_attention: {more[0][0]} is given, but no rule as a mask that would read it")
+    elif mask is None and t != s and (query_positions is None or key_positions is None):
         raise ValueError(f"window_attention: {t} queries and {s} keys need query_positions and key_positions, or a mask")
 
 
-__all__ = ["window_attention"]
+__all__ = ["merge", "window_attention"]

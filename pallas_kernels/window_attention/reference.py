@@ -5,6 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.scheduled_attention.schedule import tile_allows
+from pallas_kernels.window_attention.scheduled import is_rule, rule_and_fields
+
 
 def attention(
     q,
@@ -18,7 +21,10 @@ def attention(
     key_positions,
     query_segments,
     key_segments,
+    query_fields,
+    key_fields,
     scale,
+    **rest,
 ) -> tuple[jax.Array, jax.Array]:
     """See the front door for the arguments; returns the output and the log-sum-exp."""
     b, t, h, _ = q.shape
@@ -29,7 +35,22 @@ def attention(
         real = query_segments != 0
         q = jnp.where(real[:, :, None, None], q, 0)
         k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
-    if mask is None:
+    if is_rule(mask):
+        rule, query, key = rule_and_fields(
+            q,
+            k,
+            window=window,
+            mask=mask,
+            query_positions=query_positions,
+            key_positions=key_positions,
+            query_segments=query_segments,
+            key_segments=key_segments,
+            query_fields=query_fields,
+            key_fields=key_fields,
+        )
+        query, key = {name: x[:, :, None] for name, x in query.items()}, {name: x[:, None, :] for name, x in key.items()}
+        mask = jnp.broadcast_to(tile_allows(rule, query, key), (b, t, s))
+    elif mask is None:
         mask = _rule(b, t, s, window, query_positions, key_positions, query_segments, key_segments)
     seen = (mask & real[:, :, None])[:, None]
     k, v = (jnp.repeat(x.astype(wide), h // groups, axis=2) for x in (k, v))

@@ -1,6 +1,7 @@
-"""Dense products over what can be seen, in three forms: all keys; for self-attention blocks of queries against the keys stored up to
+"""Dense products over what can be seen, in four forms: all keys; for self-attention blocks of queries against the keys stored up to
 their end; for windowed self-attention blocks of queries against their own and the previous block of keys, so that the work grows with
-the window and not with the square of the length.
+the window and not with the square of the length; for masks given as rules blocks of queries against the tiles of keys that the
+rule's schedule may have them visit, where it is known at trace time that these are few.
 
 Matrix products run in the inputs' dtype and accumulate in fp32; the softmax is fp32, and divides after the product with the values
 (v columns instead of s), so that one (t, s) array is kept for the backward pass. Scores are laid out (b, g, t, r, s) with r query heads
@@ -13,6 +14,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.scheduled_attention.schedule import block_schedule, padded_fields, tile_allows
+from pallas_kernels.window_attention.scheduled import is_rule, rule_and_fields
 
 QUERY_BLOCK = 128
 """Queries a block of the causal form, at least; two CPU cores at (8, 512, 4, 32) take 42 ms for value and gradient against 63 in one block."""
@@ -22,6 +27,9 @@ MOST_BLOCKS = 16
 
 SMALLEST_BAND = 32
 """Queries a block of the banded form, at least: smaller windows make products too small to be fast."""
+
+TILE = 64
+"""Queries and keys a tile of a rule's schedule."""
 
 
 def attention(
@@ -36,7 +44,10 @@ def attention(
     key_positions,
     query_segments,
     key_segments,
+    query_fields,
+    key_fields,
     scale,
+    **rest,
 ) -> tuple[jax.Array, jax.Array]:
     """See the front door for the arguments; returns the output and the log-sum-exp."""
     b, t, h, _ = q.shape
@@ -49,7 +60,21 @@ def attention(
     q = q.reshape(b, t, groups, h // groups, -1)
     if sinks is not None:
         sinks = sinks.reshape(groups, 1, h // groups)
-    if mask is not None:
+    if is_rule(mask):
+        fields = rule_and_fields(
+            q,
+            k,
+            window=window,
+            mask=mask,
+            query_positions=query_positions,
+            key_positions=key_positions,
+            query_segments=query_segments,
+            key_segments=key_segments,
+            query_fields=query_fields,
+            key_fields=key_fields,
+        )
+        out, lse = _by_rule(q, k, v, *fields, sinks, scale)
+    elif mask is not None:
         if query_segments is not None:
             mask = mask & (query_segments != 0)[:, :, None]
         out, lse = _attend(q, k, v, mask, sinks, scale)
@@ -145,6 +170,37 @@ def _banded(q, k, v, window, positions, segments, sinks, scale):
     out, lse = _attend(q, _with_previous(k), _with_previous(v), allowed, sinks, scale)
     out, lse = (x.reshape(b, n * c, *x.shape[3:])[:, :t] for x in (out, lse))
     return (out, lse) if back is None else (_gather(out, back), _gather(lse, back))
+
+
+def _by_rule(q, k, v, rule, query_fields, key_fields, sinks, scale):
+    """The tiles of keys that each tile of queries may visit, gathered; or all keys, where most would be."""
+    b, t = q.shape[:2]
+    n, s = -(-t // TILE), -(-k.shape[1] // TILE) * TILE
+    padded = padded_fields(query_fields, key_fields, (t, k.shape[1]), (n * TILE, s))
+    schedule = block_schedule(rule, *padded, (n * TILE, s), (TILE, TILE))
+    visits = schedule.visits()
+    m = visits.index.shape[-1]
+    if 2 * m * TILE > s:
+        query, key = ({name: jnp.asarray(x) for name, x in fields.items()} for fields in (query_fields, key_fields))
+        query, key = {name: x[:, :, None] for name, x in query.items()}, {name: x[:, None, :] for name, x in key.items()}
+        return _attend(q, k, v, jnp.broadcast_to(tile_allows(rule, query, key), (1 if not query else b, t, k.shape[1])), sinks, scale)
+    index = jnp.asarray(visits.index)[:, 0]  # (b or 1, n, m)
+    within = jnp.arange(m) < jnp.asarray(visits.count)[:, 0, :, None]
+
+    def visited(x):
+        """(b or 1, s, ...) to (b or 1, n, m TILE, ...)."""
+        x = jnp.pad(x, ((0, 0), (0, s - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
+        x = x.reshape(x.shape[0], s // TILE, TILE, *x.shape[2:])
+        rows = np.arange(x.shape[0])[:, None, None] if index.shape[0] > 1 else slice(None)
+        x = x[rows, index] if index.shape[0] > 1 else x[:, index[0]]
+        return x.reshape(x.shape[0], n, m * TILE, *x.shape[4:])
+
+    query, key = ({name: jnp.asarray(x) for name, x in fields.items()} for fields in padded)
+    query = {name: x.reshape(-1, n, TILE, 1) for name, x in query.items()}
+    key = {name: visited(x)[:, :, None, :] for name, x in key.items()}
+    allowed = tile_allows(rule, query, key) & jnp.repeat(within, TILE, axis=-1)[:, :, None, :]
+    out, lse = _attend(_blocks(q, n, TILE), visited(k), visited(v), allowed, sinks, scale)
+    return tuple(x.reshape(b, n * TILE, *x.shape[3:])[:, :t] for x in (out, lse))
 
 
 def _blocks(x, n, c) -> jax.Array:

@@ -1,0 +1,207 @@
+"""Mosaic TPU kernels of scheduled attention: forward, dq walking over keys, dk and dv walking over queries.
+
+A program walks one list of visits (tpu_walk.py): all its sequence's tiles of queries, or of keys, one after another, each with the tiles of the
+other side that the schedule names. What is fetched next is known from scalar memory, so that transfers run ahead; tiles that are not visited are
+neither fetched nor stepped over. Each sum has one program, hence the same bits every time.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.scheduled_attention import tpu_call, tpu_tile
+from pallas_kernels.scheduled_attention.core import Settings
+from pallas_kernels.scheduled_attention.schedule import Fields, Visits
+from pallas_kernels.scheduled_attention.tpu_call import Placed, Plan
+from pallas_kernels.scheduled_attention.tpu_tile import Body, Online
+from pallas_kernels.scheduled_attention.tpu_walk import walk
+
+LARGEST_HEAD = 256
+
+
+def forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sinks: jax.Array | None,
+    visits: Visits,
+    key_heads: jax.Array | None,
+    query_fields: Fields,
+    key_fields: Fields,
+    settings: Settings,
+) -> tuple[jax.Array, jax.Array]:
+    """See core.Kernels."""
+    call = _Call(q, k, v, visits, key_heads, query_fields, key_fields, settings, over_queries=False)
+    b, n, h, _ = q.shape
+    tile, value_dim = settings.query_tile, v.shape[3]
+    inputs = [*call.inputs(), *([] if sinks is None else [tpu_call.scalars(sinks)])]
+    outputs = [
+        tpu_call.new_rows((b, n, h, value_dim), q.dtype, tile, call.plan.queries),
+        tpu_call.new_a_query(b, h, n, tile, call.plan.queries),
+    ]
+    kernel = functools.partial(_forward_kernel, plan=call.plan, body=call.body, with_sinks=sinks is not None)
+    scratch = [(1, tile), (1, tile), (value_dim, tile)]
+    o, lse = call.run(kernel, inputs, outputs, scratch, products=(1, 1), name="scheduled_attention_forward")
+    return tpu_call.as_rows(o, (b, n, h, value_dim)), lse.reshape(b, h, n)
+
+
+def query_gradient(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    do: jax.Array,
+    lse: jax.Array,
+    delta: jax.Array,
+    visits: Visits,
+    key_heads: jax.Array | None,
+    query_fields: Fields,
+    key_fields: Fields,
+    settings: Settings,
+) -> jax.Array:
+    """See core.Kernels."""
+    call = _Call(q, k, v, visits, key_heads, query_fields, key_fields, settings, over_queries=False)
+    outputs = [tpu_call.new_rows(q.shape, q.dtype, settings.query_tile, call.plan.queries)]
+    kernel = functools.partial(_query_kernel, plan=call.plan, body=call.body)
+    scratch = [(q.shape[3], settings.query_tile)]
+    inputs = call.inputs() + call.cotangents(do, lse, delta)
+    (dq,) = call.run(kernel, inputs, outputs, scratch, products=(2, 1), name="scheduled_attention_query_gradient")
+    return tpu_call.as_rows(dq, q.shape)
+
+
+def key_gradients(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    do: jax.Array,
+    lse: jax.Array,
+    delta: jax.Array,
+    visits: Visits,
+    key_heads: jax.Array | None,
+    query_fields: Fields,
+    key_fields: Fields,
+    settings: Settings,
+) -> tuple[jax.Array, jax.Array]:
+    """See core.Kernels."""
+    call = _Call(q, k, v, visits, key_heads, query_fields, key_fields, settings, over_queries=True)
+    outputs = [tpu_call.new_rows(x.shape, x.dtype, settings.key_tile, call.plan.keys) for x in (k, v)]
+    kernel = functools.partial(_key_kernel, plan=call.plan, body=call.body)
+    scratch = [(settings.key_tile, x.shape[3]) for x in (k, v)]
+    inputs = call.inputs() + call.cotangents(do, lse, delta)
+    dk, dv = call.run(kernel, inputs, outputs, scratch, products=(2, 2), name="scheduled_attention_key_gradients")
+    return tpu_call.as_rows(dk, k.shape), tpu_call.as_rows(dv, v.shape)
+
+
+class _Call:
+    """What the three walks have in common: the arrays that all read, and how they are cut."""
+
+    def __init__(self, q, k, v, visits, key_heads, query_fields, key_fields, settings, *, over_queries: bool):
+        b, n, h, _ = q.shape
+        self.arrays, self.settings, self.key_heads = (q, k, v), settings, key_heads
+        self.query_fields, self.key_fields = query_fields, key_fields
+        steps = walk(visits)
+        self.plan = Plan(b, h, k.shape[2], n // settings.query_tile, steps, key_heads is not None, over_queries)
+        self.body = Body(settings, steps, q.dtype, tuple(query_fields) if steps.masked else ())
+
+    def inputs(self) -> list[Placed]:
+        """q, k, v and, where masks are looked at, the fields of queries and of keys."""
+        q, k, v = self.arrays
+        plan, tiles = self.plan, (self.settings.query_tile, self.settings.key_tile)
+        placed = [tpu_call.rows(q, tiles[0], plan.queries), *(tpu_call.rows(x, tiles[1], plan.keys) for x in (k, v))]
+        if self.body.names:
+            placed.append(tpu_call.fields(self.query_fields, self.body.names, tiles[0], plan.queries))
+            placed.append(tpu_call.fields(self.key_fields, self.body.names, tiles[1], plan.keys))
+        return placed
+
+    def cotangents(self, do, lse, delta) -> list[Placed]:
+        tile, where = self.settings.query_tile, self.plan.queries
+        return [tpu_call.rows(do, tile, where), tpu_call.a_query(lse, tile, where), tpu_call.a_query(delta, tile, where)]
+
+    def run(self, kernel, inputs, outputs, scratch, *, products: tuple[int, int], name: str) -> list[jax.Array]:
+        """products: how many of a tile have the keys' width, and how many the values'."""
+        q, _, v = self.arrays
+        pairs = self.settings.query_tile * self.settings.key_tile
+        flops = 2 * pairs * (products[0] * q.shape[3] + products[1] * v.shape[3])
+        return tpu_call.run(
+            kernel, self.plan, self.key_heads, inputs, outputs, scratch, flops_a_step=flops, exponentials_a_step=pairs, name=name
+        )
+
+
+def _opened(references: Any, plan: Plan, body: Body) -> tuple[Any, Any, list[Any]]:
+    """The step of this program, a function that gives the mask, and the references but for fields and prefetched arrays: q, k, v first."""
+    refs = list(references)
+    memory = [refs.pop(0) for _ in range(1 + plan.gathered)]
+    step = plan.step([pl.program_id(i) for i in range(3)], memory)
+    tiles = refs[:3]
+    query_fields, key_fields = (refs[3], refs[4]) if body.names else (None, None)
+
+    def mask(masked: bool) -> jax.Array | None:
+        shape = (body.settings.key_tile, body.settings.query_tile)
+        return body.allowed(query_fields, key_fields, shape) if masked else None
+
+    return step, mask, tiles + refs[3 + 2 * bool(body.names) :]
+
+
+def _forward_kernel(*references: Any, plan: Plan, body: Body, with_sinks: bool) -> None:
+    step, mask, (q, k, v, *refs) = _opened(references, plan, body)
+    sink = refs.pop(0)[pl.program_id(1)] if with_sinks else None
+    o, lse, *scratch = refs
+    state = Online(*scratch)
+
+    @pl.when(tpu_tile.starts(step))
+    def _():
+        state.start(sink)
+
+    @functools.partial(body.visit, step)
+    def _(masked):
+        tpu_tile.update(body, state, q[0], k[0], v[0], mask(masked))
+
+    @pl.when(tpu_tile.ends(step))
+    def _():
+        output, sums = state.result()
+        o[0] = output.astype(o.dtype)
+        lse[0, 0, 0] = sums
+
+
+def _query_kernel(*references: Any, plan: Plan, body: Body) -> None:
+    step, mask, (q, k, v, do, lse, delta, dq, collected) = _opened(references, plan, body)
+
+    @pl.when(tpu_tile.starts(step))
+    def _():
+        collected[...] = jnp.zeros(collected.shape, jnp.float32)
+
+    @functools.partial(body.visit, step)
+    def _(masked):
+        keys = k[0]
+        _, slopes = tpu_tile.weights_and_slopes(body, q[0], keys, v[0], do[0], lse[0, 0, 0], delta[0, 0, 0], mask(masked))
+        collected[...] += body.dot(keys, slopes, (0, 0))
+
+    @pl.when(tpu_tile.ends(step))
+    def _():
+        dq[0] = (body.settings.scale * collected[...]).T.astype(dq.dtype)
+
+
+def _key_kernel(*references: Any, plan: Plan, body: Body) -> None:
+    step, mask, (q, k, v, do, lse, delta, dk, dv, for_keys, for_values) = _opened(references, plan, body)
+    head, heads = pl.program_id(3), pl.num_programs(3)
+
+    @pl.when(tpu_tile.starts(step) & (head == 0))
+    def _():
+        for collected in (for_keys, for_values):
+            collected[...] = jnp.zeros(collected.shape, jnp.float32)
+
+    @functools.partial(body.visit, step)
+    def _(masked):
+        queries, cotangents = q[0], do[0]
+        weights, slopes = tpu_tile.weights_and_slopes(body, queries, k[0], v[0], cotangents, lse[0, 0, 0], delta[0, 0, 0], mask(masked))
+        for_keys[...] += body.dot(slopes, queries, (1, 0))
+        for_values[...] += body.dot(weights, cotangents, (1, 0))
+
+    @pl.when(tpu_tile.ends(step) & (head == heads - 1))
+    def _():
+        dk[0] = (body.settings.scale * for_keys[...]).astype(dk.dtype)
+        dv[0] = for_values[...].astype(dv.dtype)

@@ -1,0 +1,192 @@
+"""How arrays are cut into blocks for the TPU kernels, and how a walk over them is called."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import dispatch
+from pallas_kernels.scheduled_attention.schedule import Fields
+from pallas_kernels.scheduled_attention.tpu_walk import Walk, other_tile, own_tile
+
+LANES = 128
+
+Where = Callable[..., tuple[Any, Any, Any]]
+"""From a grid position and the scalars in memory: a block's sequence, head and tile."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """An array, or the shape of one to be made, and its blocks."""
+
+    array: Any
+    spec: pl.BlockSpec
+
+
+def rows_shape(b: int, t: int, h: int, d: int) -> tuple[int, int, int]:
+    """How heads' rows (b, t, h, d) lie in memory: as they are, (b, t, h d), where one head is whole lanes or all, else (b h, t, d).
+
+    Blocks need lanes in multiples of 128 or all there are: narrower heads are transposed to be on their own.
+    """
+    return (b, t, h * d) if _flat(h, d) else (b * h, t, d)
+
+
+def _flat(h: int, d: int) -> bool:
+    return h == 1 or d % LANES == 0
+
+
+def rows(x: jax.Array, tile: int, where: Where) -> Placed:
+    """(b, t, h, d) in blocks of one head's (1, tile, d)."""
+    b, t, h, d = x.shape
+    laid = x.reshape(b, t, h * d) if _flat(h, d) else jnp.swapaxes(x, 1, 2).reshape(b * h, t, d)
+    return Placed(laid, _rows_spec(h, d, tile, where))
+
+
+def new_rows(shape: tuple[int, ...], dtype: Any, tile: int, where: Where) -> Placed:
+    b, t, h, d = shape
+    return Placed(jax.ShapeDtypeStruct(rows_shape(b, t, h, d), dtype), _rows_spec(h, d, tile, where))
+
+
+def as_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """(b, t, h, d) of what was made as `new_rows`."""
+    b, t, h, d = shape
+    return x.reshape(shape) if _flat(h, d) else jnp.swapaxes(x.reshape(b, h, t, d), 1, 2)
+
+
+def _rows_spec(h: int, d: int, tile: int, where: Where) -> pl.BlockSpec:
+    def index(*at: Any) -> tuple[Any, Any, Any]:
+        sequence, head, number = where(*at)
+        return (sequence, number, head) if _flat(h, d) else (sequence * h + head, number, 0)
+
+    return pl.BlockSpec((1, tile, d), index)
+
+
+def a_query(x: jax.Array, tile: int, where: Where) -> Placed:
+    """Numbers a query, (b, h, t), in rows (1, 1, 1, 1, tile)."""
+    b, h, t = x.shape
+    return Placed(x.reshape(b, h, t // tile, 1, tile), _a_query_spec(tile, where))
+
+
+def new_a_query(b: int, h: int, t: int, tile: int, where: Where) -> Placed:
+    return Placed(jax.ShapeDtypeStruct((b, h, t // tile, 1, tile), jnp.float32), _a_query_spec(tile, where))
+
+
+def _a_query_spec(tile: int, where: Where) -> pl.BlockSpec:
+    def index(*at: Any) -> tuple[Any, ...]:
+        sequence, head, number = where(*at)
+        return sequence, head, number, 0, 0
+
+    return pl.BlockSpec((1, 1, 1, 1, tile), index)
+
+
+def fields(given: Fields, names: Sequence[str], tile: int, where: Where) -> Placed:
+    """Token fields (b or 1, t) together, in blocks (1, 1, fields, tile): one transfer for all of them."""
+    xp = np if all(isinstance(x, np.ndarray) for x in given.values()) else jnp
+    sequences, t = np.broadcast_shapes(*(given[name].shape for name in names))
+    stacked = xp.stack([xp.broadcast_to(given[name], (sequences, t)) for name in names], axis=1).astype(xp.int32)
+    tiles = jnp.asarray(xp.swapaxes(stacked.reshape(sequences, len(names), t // tile, tile), 1, 2))
+
+    def index(*at: Any) -> tuple[Any, ...]:
+        sequence, _, number = where(*at)
+        return sequence if sequences > 1 else 0, number, 0, 0
+
+    return Placed(tiles, pl.BlockSpec((1, 1, len(names), tile), index))
+
+
+def scalars(x: jax.Array) -> Placed:
+    """An array in scalar memory, whole."""
+    return Placed(x, pl.BlockSpec(memory_space=pltpu.SMEM))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What each program of a walk is about. Grid: sequences, heads, steps and, for the walk over queries, the query heads of a key head.
+
+    sharing: query heads a key head. gathered: whether each tile of queries has one key head of its own, which the second prefetched array names.
+    over_queries: whether a program's own tile is one of keys.
+    """
+
+    b: int
+    heads: int
+    groups: int
+    query_tiles: int
+    walk: Walk
+    gathered: bool
+    over_queries: bool
+
+    @property
+    def sharing(self) -> int:
+        return 1 if self.gathered else self.heads // self.groups
+
+    @property
+    def grid(self) -> tuple[Any, ...]:
+        if self.over_queries:
+            return self.b, self.groups, self.walk.longest, self.sharing
+        return self.b, self.heads, self.walk.longest
+
+    def step(self, at: Sequence[Any], memory: Sequence[Any]) -> Any:
+        return self.walk.at(memory[0], at[0], at[1], at[2])
+
+    def queries(self, *given: Any) -> tuple[Any, Any, Any]:
+        at, memory = self._apart(given)
+        step = self.step(at, memory)
+        if not self.over_queries:
+            return at[0], at[1], own_tile(step)
+        return at[0], 0 if self.gathered else at[1] * self.sharing + at[3], other_tile(step)
+
+    def keys(self, *given: Any) -> tuple[Any, Any, Any]:
+        at, memory = self._apart(given)
+        step = self.step(at, memory)
+        if self.over_queries:
+            return at[0], at[1], own_tile(step)
+        if self.gathered:
+            return at[0], memory[1][at[0] * self.query_tiles + own_tile(step)], other_tile(step)
+        return at[0], jax.lax.div(at[1], self.sharing) if self.sharing > 1 else at[1], other_tile(step)
+
+    def _apart(self, given: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        return given[: len(self.grid)], given[len(self.grid) :]
+
+
+def run(
+    kernel: Callable[..., None],
+    plan: Plan,
+    key_heads: jax.Array | None,
+    inputs: Sequence[Placed],
+    outputs: Sequence[Placed],
+    scratch: Sequence[tuple[int, int]],
+    *,
+    flops_a_step: int,
+    exponentials_a_step: int,
+    name: str,
+) -> list[jax.Array]:
+    """Calls a walk. scratch: shapes, fp32."""
+    prefetched = [jnp.asarray(plan.walk.steps)]
+    if plan.gathered:
+        assert key_heads is not None
+        prefetched.append(key_heads.reshape(-1).astype(jnp.int32))
+    steps = plan.b * plan.heads * plan.walk.most
+    how = dispatch.interpretation()
+    semantics: Any = ("parallel", "parallel", *["arbitrary"] * (len(plan.grid) - 2))
+    moved = sum(x.array.size * x.array.dtype.itemsize for x in (*inputs, *outputs))
+    return pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(prefetched),
+            grid=plan.grid,
+            in_specs=[x.spec for x in inputs],
+            out_specs=[x.spec for x in outputs],
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+        ),
+        out_shape=[x.array for x in outputs],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
+        cost_estimate=pl.CostEstimate(flops=steps * flops_a_step, transcendentals=steps * exponentials_a_step, bytes_accessed=moved),
+        interpret=pltpu.InterpretParams(detect_races=True) if how == "races" else how == "values",
+        name=name,
+    )(*prefetched, *(x.array for x in inputs))

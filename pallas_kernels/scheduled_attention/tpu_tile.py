@@ -1,0 +1,131 @@
+"""What a TPU kernel does with a tile of queries and a tile of keys.
+
+Scores lie transposed, keys down and queries across: whatever there is one of a query (maximum, sum, log-sum-exp, delta) is a row, sums over
+keys go down the sublanes, which takes additions of whole registers where sums along lanes take shuffles, and a landmark block's softmax is one over
+consecutive sublanes. The output and dq are collected transposed as well, so that narrow heads waste no lanes, and are turned once, at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from pallas_kernels.scheduled_attention.core import Settings
+from pallas_kernels.scheduled_attention.schedule import tile_allows
+from pallas_kernels.scheduled_attention.tpu_walk import FIRST, LAST, MASKED, VISITED, Walk
+
+LOWEST = -1e30
+"""Where maxima start: finite, so that exp(-inf - maximum) is 0 where a query has seen nothing yet."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """What kernels know when they are traced.
+
+    names: of the fields, the rows of a tile's fields. blocks: landmark blocks a tile of keys, or None; tiles: blocks in all.
+    """
+
+    settings: Settings
+    walk: Walk
+    dtype: Any
+    names: tuple[str, ...]
+    groups: int | None = None
+    key_tiles: int | None = None
+
+    def dot(self, a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
+        """The product of two matrices over the given axes, fp32; operands rounded to the inputs' dtype."""
+        precision = lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
+        dimensions = (((over[0],), (over[1],)), ((), ()))
+        return lax.dot_general(
+            a.astype(self.dtype), b.astype(self.dtype), dimensions, precision=precision, preferred_element_type=jnp.float32
+        )
+
+    def scores(self, q: jax.Array, k: jax.Array) -> jax.Array:
+        """(keys, queries) fp32."""
+        return self.settings.scale * self.dot(k, q, (1, 1))
+
+    def allowed(self, query_fields: Any, key_fields: Any, shape: tuple[int, int]) -> jax.Array:
+        """(keys, queries) bool. The rule is asked with queries across and keys down: fields only have to broadcast."""
+        query = {name: query_fields[0, 0, i : i + 1] for i, name in enumerate(self.names)}
+        key = {name: _column(key_fields[0, 0, i : i + 1]) for i, name in enumerate(self.names)}
+        return jnp.broadcast_to(tile_allows(self.settings.rule, query, key), shape)
+
+    def visit(self, step: Any, body: Any) -> None:
+        """Runs body(whether by the mask) where a tile is visited, of both kinds those that there are."""
+        for masked, present in ((True, self.walk.masked), (False, self.walk.unmasked)):
+            if present:
+
+                @pl.when(step & (VISITED | MASKED) == (VISITED | MASKED if masked else VISITED))
+                def _(masked=masked):
+                    body(masked)
+
+
+def _column(row: jax.Array) -> jax.Array:
+    return row.reshape(row.shape[1], 1)
+
+
+def starts(step: Any) -> Any:
+    return step & FIRST != 0
+
+
+def ends(step: Any) -> Any:
+    return step & LAST != 0
+
+
+class Online:
+    """The softmax over the keys seen so far, of every query of a tile: maximum and sum (1, queries), and the weighted sum of values (v, queries)."""
+
+    def __init__(self, maximum: Any, total: Any, output: Any):
+        self.maximum, self.total, self.output = maximum, total, output
+
+    def start(self, sink: Any) -> None:
+        """sink: a logit, or None."""
+        shape = self.maximum.shape
+        first = jnp.full(shape, LOWEST, jnp.float32) if sink is None else jnp.maximum(jnp.full(shape, sink, jnp.float32), LOWEST)
+        self.maximum[...] = first
+        self.total[...] = jnp.zeros(shape, jnp.float32) if sink is None else jnp.exp(sink - first)
+        self.output[...] = jnp.zeros(self.output.shape, jnp.float32)
+
+    def rise(self, highest: jax.Array) -> jax.Array:
+        """Takes the maximum to at least `highest`, what was summed with it; returns the maximum."""
+        before = self.maximum[...]
+        maximum = jnp.maximum(before, highest)
+        keep = jnp.exp(before - maximum)
+        self.maximum[...] = maximum
+        self.total[...] *= keep
+        self.output[...] *= keep
+        return maximum
+
+    def result(self) -> tuple[jax.Array, jax.Array]:
+        """(queries, v) and the log-sum-exp (1, queries); 0 and -inf where nothing was seen."""
+        total = self.total[...]
+        some = total > 0
+        total = jnp.where(some, total, 1)
+        output = jnp.where(some, self.output[...] / total, 0)
+        return output.T, jnp.where(some, self.maximum[...] + jnp.log(total), -jnp.inf)
+
+
+def update(body: Body, state: Online, q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None) -> None:
+    """Takes a tile of keys into the softmax."""
+    s = body.scores(q, k)
+    if allowed is not None:
+        s = jnp.where(allowed, s, -jnp.inf)
+    weights = jnp.exp(s - state.rise(jnp.max(s, axis=0, keepdims=True)))
+    state.total[...] += jnp.sum(weights, axis=0, keepdims=True)
+    state.output[...] += body.dot(v, weights, (0, 0))
+
+
+def weights_and_slopes(
+    body: Body, q: jax.Array, k: jax.Array, v: jax.Array, do: jax.Array, lse: jax.Array, delta: jax.Array, allowed: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Weights and the gradient by scores, (keys, queries) fp32."""
+    s = body.scores(q, k)
+    if allowed is not None:
+        s = jnp.where(allowed, s, -jnp.inf)
+    weights = jnp.exp(s - lse)
+    return weights, weights * (body.dot(v, do, (1, 1)) - delta)

@@ -1,0 +1,137 @@
+"""Causal softmax attention of heads that tokens choose: only the chosen (token, head) pairs are computed (Jin et al. 2024, MoH, equation 4).
+
+    o_ih = g_ih [i chose h] sum_{j <= i} softmax_j(scale q_ih . k_j,kappa(h)) v_j,kappa(h),
+
+kappa(h) the key head of head h, g its gates. Public implementations compute every head for every token and multiply by zeros. Here the
+queries of a head's tokens are gathered, sorted by position, into tiles of one head each (plan.py), a list whose static length holds every
+routing: at most `active` choices a token, none ever dropped. Causal bounds of tiles come from their tokens' positions; keys and values are those of
+all tokens, shared, since a later token may choose any head. Putting results back is a gather too, as each pair has one row.
+
+Easy to get wrong: a padded token takes no row; what a query sees does not depend on who chose what, so keys are never skipped by routing; an
+output's last bits may depend on which tile its query fell into, and so on later tokens' choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.dispatch import always, choose
+from pallas_kernels.head_mixture_attention import reference, xla
+
+
+def head_mixture_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    chosen: jax.Array,
+    *,
+    active: int,
+    gates: jax.Array | None = None,
+    key_heads: Sequence[int] | None = None,
+    query_positions: jax.Array | None = None,
+    key_positions: jax.Array | None = None,
+    query_segments: jax.Array | None = None,
+    key_segments: jax.Array | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Any:
+    """Attention of the chosen heads, sequence first. Self-attention is recognised, and what it promises, as in `window_attention`.
+
+    Args:
+      q: (b, t, h, k), the routed heads. k: (b, s, g, k) and v: (b, s, g, v).
+      chosen: (b, t, h) bool, at most `active` true a token. It carries no gradient.
+      active: the most heads a token chooses, known when the program is traced.
+      gates: (b, t, h), what outputs are multiplied by; None is 1.
+      key_heads: for each head of q the head of k and v it attends with; None: head // (h / g), h a multiple of g.
+      query_positions, key_positions: (b, t) and (b, s) int; None counts from 0, and needs t == s.
+      query_segments, key_segments: (b, t) and (b, s) int, 0 is padding, which may hold NaN; None is one document.
+      scale: of the scores; None is k^(-1/2).
+      backend: see pallas_kernels.dispatch.
+
+    Returns:
+      (b, t, h, v) in q's dtype, zeros for pairs that are not chosen and for padding; with `return_lse` also the logarithm of the softmax
+      denominator (b, t, h) fp32, -inf there.
+
+    Raises:
+      ValueError: an argument's shape, type or value does not fit, or the backend cannot serve the call.
+    """
+    same_length = k.ndim == 4 and q.ndim == 4 and k.shape[1] == q.shape[1]
+    if same_length and key_positions is None:
+        key_positions = query_positions
+    if same_length and key_segments is None:
+        key_segments = query_segments
+    _check(q, k, v, chosen, active, gates, key_heads, query_positions, key_positions, query_segments, key_segments)
+    h, dim = q.shape[2:]
+    kappa = tuple(head // (h // k.shape[2]) for head in range(h)) if key_heads is None else tuple(int(head) for head in key_heads)
+    if query_segments is not None:
+        assert key_segments is not None
+        real = query_segments != 0
+        chosen = chosen & real[:, :, None]
+        q = jnp.where(real[:, :, None, None], q, 0)
+        k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
+    arguments = {
+        "active": min(active, h),
+        "key_heads": kappa,
+        "query_positions": query_positions,
+        "key_positions": key_positions,
+        "query_segments": query_segments,
+        "key_segments": key_segments,
+        "scale": dim**-0.5 if scale is None else float(scale),
+    }
+    run = choose("head_mixture_attention", backend, IMPLEMENTATIONS, q, k, v, chosen, **arguments)
+    out, lse = run(q, k, v, chosen, **arguments)
+    if gates is not None:
+        # By where: a gate of padding may be anything.
+        out = (out * jnp.where(chosen, gates, 0)[..., None]).astype(q.dtype)
+    return (out, lse) if return_lse else out
+
+
+IMPLEMENTATIONS = {
+    "xla": (xla.attention, always),
+    "reference": (reference.attention, always),
+}
+
+
+def _check(q, k, v, chosen, active, gates, key_heads, query_positions, key_positions, query_segments, key_segments) -> None:
+    name = "head_mixture_attention"
+    for label, array in (("q", q), ("k", k), ("v", v)):
+        if array.ndim != 4:
+            raise ValueError(f"{name}: {label} must have four dimensions; got {array.shape}")
+    b, t, h, dim = q.shape
+    s, groups = k.shape[1:3]
+    if t < 1 or s < 1 or h < 1:
+        raise ValueError(f"{name}: q and k must hold tokens, and q heads; got {q.shape} and {k.shape}")
+    if k.shape[0] != b or k.shape[3] != dim:
+        raise ValueError(f"{name}: k must be ({b}, s, g, {dim}) to fit q {q.shape}; got {k.shape}")
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"{name}: v must be {k.shape[:3]} + (v,); got {v.shape}")
+    if key_heads is None and (groups < 1 or h % groups):
+        raise ValueError(f"{name}: q has {h} heads, which is no multiple of the {groups} heads of k; name key_heads")
+    if key_heads is not None and (len(key_heads) != h or not all(0 <= head < groups for head in key_heads)):
+        raise ValueError(f"{name}: key_heads must be {h} numbers from 0 to {groups - 1}; got {tuple(key_heads)}")
+    if chosen.shape != (b, t, h) or chosen.dtype != jnp.bool_:
+        raise ValueError(f"{name}: chosen must be bool {(b, t, h)}; got {chosen.dtype} {chosen.shape}")
+    if active < 1:
+        raise ValueError(f"{name}: active must be at least 1; got {active}")
+    if gates is not None and gates.shape != (b, t, h):
+        raise ValueError(f"{name}: gates must be {(b, t, h)}; got {gates.shape}")
+    for label, field, shape in (
+        ("query_positions", query_positions, (b, t)),
+        ("key_positions", key_positions, (b, s)),
+        ("query_segments", query_segments, (b, t)),
+        ("key_segments", key_segments, (b, s)),
+    ):
+        if field is not None and field.shape != shape:
+            raise ValueError(f"{name}: {label} must be {shape}; got {field.shape}")
+    if (query_segments is None) != (key_segments is None):
+        raise ValueError(f"{name}: query_segments and key_segments must be given together")
+    if t != s and (query_positions is None or key_positions is None):
+        raise ValueError(f"{name}: {t} queries and {s} keys need query_positions and key_positions")
+
+
+__all__ = ["IMPLEMENTATIONS", "head_mixture_attention"]

@@ -1,0 +1,209 @@
+"""What is chosen in dense products of static sizes, in three forms, of which static sizes decide (`form`):
+
+- "rows": queries gathered into the tiles of a plan. Ordered by their last tokens, the i-th tile sees at most a number of keys that is known
+  when the program is traced (plan.ends), so groups of tiles are batched products against the first so many keys, and about half of
+  the square is left out as in dense causal attention. Each tile's head's keys are copied beside it, which costs 1 / tile of the products.
+- "pairs": for decoding, the keys and values of the chosen heads alone.
+- "dense": all heads, and zeros for what is not chosen, where too little would be skipped.
+
+Numerics are those of window attention's xla form: products in the inputs' dtype, sums and softmax in fp32.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.head_mixture_attention.plan import Plan, ends, make_plan, tile_count
+from pallas_kernels.window_attention import window_attention
+
+TILE = 128
+"""Rows a tile in long sequences."""
+
+MOST_GROUPS = 16
+"""Groups of tiles are unrolled in the program."""
+
+GROUP_KEYS = 64
+"""Keys by which groups differ, at least, on average."""
+
+WORTH = 1.15
+"""Gathering costs time of its own: dense products stay where fewer than this many times its scores are computed."""
+
+
+def form(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> Literal["rows", "pairs", "dense"]:
+    """The form that pays for t queries on s keys."""
+    if t * active < heads:
+        return "pairs"
+    if active >= heads:
+        return "dense"
+    tile = tile_of(t, heads, active)
+    if not self_attention:
+        return "rows" if WORTH * tile_count(t, heads, active, tile) * tile < heads * t else "dense"
+    gathered = sum((last - first) * tile * seen for first, last, seen in groups(t, heads, active, tile))
+    block = max(128, -(-t // 16))  # as window attention's xla form goes
+    dense = heads * sum(min(block, t - start) * min(start + block, t) for start in range(0, t, block))
+    return "rows" if WORTH * gathered < dense else "dense"
+
+
+def tile_of(t: int, heads: int, active: int) -> int:
+    """Rows a tile: at least four tiles a head under even routing, as half a tile a head is filler."""
+    tile = TILE
+    while tile > 16 and tile * heads * 4 > t * active:
+        tile //= 2
+    return tile
+
+
+def groups(t: int, heads: int, active: int, tile: int) -> list[tuple[int, int, int]]:
+    """(first, last + 1, keys seen) of groups of tiles, the latest first."""
+    bounds = ends(t, heads, active, tile)
+    size = -(-len(bounds) // max(1, min(MOST_GROUPS, t // GROUP_KEYS)))
+    return [(first, min(first + size, len(bounds)), max(1, min(t, -(-bounds[first] // 32) * 32))) for first in range(0, len(bounds), size)]
+
+
+def attention(
+    q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
+) -> tuple[jax.Array, jax.Array]:
+    """See the front door for the arguments; returns the output and the log-sum-exp."""
+    self_attention = k.shape[1] == q.shape[1] and query_positions is key_positions and query_segments is key_segments
+    which = form(q.shape[1], k.shape[1], q.shape[2], active, self_attention=self_attention)
+    run = {"rows": by_rows, "pairs": by_pairs, "dense": by_all}[which]
+    return run(
+        q,
+        k,
+        v,
+        chosen,
+        active=active,
+        key_heads=key_heads,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        query_segments=query_segments,
+        key_segments=key_segments,
+        scale=scale,
+    )
+
+
+def by_all(
+    q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
+) -> tuple[jax.Array, jax.Array]:
+    """All heads for all tokens."""
+    if key_heads != tuple(head // max(1, q.shape[2] // k.shape[2]) for head in range(q.shape[2])):
+        k, v = (x[:, :, list(key_heads)] for x in (k, v))
+    out, lse = window_attention(
+        q,
+        k,
+        v,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        query_segments=query_segments,
+        key_segments=key_segments,
+        scale=scale,
+        return_lse=True,
+        backend="xla",
+    )
+    return jnp.where(chosen[..., None], out, 0), jnp.where(chosen, lse, -jnp.inf)
+
+
+def by_rows(
+    q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale, tile=None
+) -> tuple[jax.Array, jax.Array]:
+    """Gathered queries, against keys stored up to the end of their tile in self-attention, else against all keys."""
+    (b, t, h, _), s = q.shape, k.shape[1]
+    self_attention = s == t and query_positions is key_positions and query_segments is key_segments
+    tile = tile_of(t, h, active) if tile is None else tile
+    plan = make_plan(chosen, active, tile)
+    if self_attention:
+        plan = plan.latest_first()
+        cuts = tuple(groups(t, h, active, tile))
+    else:
+        cuts = ((0, plan.tokens.shape[1], s),)
+    rows = plan.gather(q).reshape(*plan.tokens.shape, -1)
+    heads = jnp.asarray(key_heads, jnp.int32)[plan.heads]
+    allowed = _rule(plan, query_positions, key_positions, query_segments, key_segments, s)
+    keys, values = (_copies(jnp.swapaxes(x, 1, 2), heads, cuts) for x in (k, v))
+    parts = [
+        _attend(rows[:, first:last], keys[i], values[i], allowed(first, last, seen), scale) for i, (first, last, seen) in enumerate(cuts)
+    ]
+    out, lse = (jnp.concatenate(x, axis=1).reshape(b, -1, *x[0].shape[3:]) for x in zip(*parts, strict=True))
+    lse = plan.combine(lse[..., None])[..., 0]
+    return plan.combine(out.astype(q.dtype)), jnp.where(chosen, lse, -jnp.inf)
+
+
+def _rule(plan: Plan, query_positions, key_positions, query_segments, key_segments, s: int):
+    """allowed(first, last, seen): bool (b or 1, tiles first .. last - 1, tile, the first `seen` keys)."""
+    i = plan.tokens if query_positions is None else plan.field(query_positions)
+    j = jnp.arange(s)[None] if key_positions is None else key_positions
+    own = None if query_segments is None else plan.field(query_segments)
+
+    def allowed(first: int, last: int, seen: int) -> jax.Array:
+        seeing = i[:, first:last, :, None] >= j[:, None, None, :seen]
+        if own is not None:
+            same = own[:, first:last, :, None] == key_segments[:, None, None, :seen]
+            seeing &= same & (own[:, first:last, :, None] != 0)
+        return seeing
+
+    return allowed
+
+
+def _attend(q, k, v, allowed, scale) -> tuple[jax.Array, jax.Array]:
+    """q (..., t, k), k (..., s, k), v (..., s, v), allowed (..., t, s): fp32 outputs (..., t, v) and log-sum-exps (..., t)."""
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("...tk,...sk->...ts", q, k, preferred_element_type=wide) * scale
+    scores = jnp.where(allowed, scores, -jnp.inf)
+    # The shift cancels, so no gradient need pass through it; it is finite also where nothing is seen.
+    high = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1), jnp.finfo(wide).min))
+    weights = jnp.exp(scores - high[..., None])
+    total = jnp.sum(weights, axis=-1)
+    some = total > 0
+    total = jnp.where(some, total, 1)
+    out = jnp.einsum("...ts,...sv->...tv", weights.astype(v.dtype), v, preferred_element_type=wide) / total[..., None]
+    return out, jnp.where(some, high + jnp.log(total), -jnp.inf)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _copies(x: jax.Array, heads: jax.Array, cuts: tuple[tuple[int, int, int], ...]) -> list[jax.Array]:
+    """For each cut (first, last, seen) what its tiles see: (b, last - first, seen, d) of x (b, g, s, d), by heads (b, n)."""
+    batch = jnp.arange(x.shape[0])[:, None]
+    return [x[:, :, :seen].at[batch, heads[:, first:last]].get(mode="promise_in_bounds") for first, last, seen in cuts]
+
+
+def _copies_forward(x, heads, cuts):
+    return _copies(x, heads, cuts), (heads, x[:, :, :0])
+
+
+def _copies_backward(cuts, kept, cotangents):
+    """Sums over a head's tiles as products with zeros and ones, those that see least first, so that sums grow once."""
+    heads, x = kept
+    g = x.shape[1]
+    total = None
+    for (first, last, seen), cotangent in sorted(zip(cuts, cotangents, strict=True), key=lambda pair: pair[0][2]):
+        own = (heads[:, None, first:last] == jnp.arange(g)[:, None]).astype(cotangent.dtype)
+        part = jnp.einsum("bgn,bnsd->bgsd", own, cotangent, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+        total = part if total is None else part + jnp.pad(total, ((0, 0), (0, 0), (0, seen - total.shape[2]), (0, 0)))
+    return total.astype(x.dtype), None
+
+
+_copies.defvjp(_copies_forward, _copies_backward)
+
+
+def by_pairs(
+    q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
+) -> tuple[jax.Array, jax.Array]:
+    """Each pair with its own head's keys."""
+    (b, t, h, _), s = q.shape, k.shape[1]
+    heads = jnp.argsort(~chosen, axis=2, stable=True)[..., : min(active, h)]
+    own = jnp.take_along_axis(q, heads[..., None], axis=2)[..., None, :]
+    batch = jnp.arange(b)[:, None, None]
+    keys, values = (x.at[batch, :, jnp.asarray(key_heads, jnp.int32)[heads]].get(mode="promise_in_bounds") for x in (k, v))
+    i = jnp.arange(t)[None] if query_positions is None else query_positions
+    j = jnp.arange(s)[None] if key_positions is None else key_positions
+    allowed = i[:, :, None] >= j[:, None]
+    if query_segments is not None:
+        allowed &= (query_segments[:, :, None] == key_segments[:, None]) & (query_segments != 0)[:, :, None]
+    out, lse = _attend(own, keys, values, allowed[:, :, None, None], scale)
+    place = jnp.maximum(jnp.cumsum(chosen, axis=2) - 1, 0)
+    out = jnp.take_along_axis(out[..., 0, :], place[..., None], axis=2)
+    lse = jnp.take_along_axis(lse[..., 0], place, axis=2)
+    return jnp.where(chosen[..., None], out, 0).astype(q.dtype), jnp.where(chosen, lse, -jnp.inf)

@@ -12,16 +12,19 @@ With p = softmax(W_r x) over the routed heads, m the top-K of p, s = softmax(W_s
 P_i is the mean over tokens of p_i and f_i the share of tokens that pick routed head i, so that sum_i P_i = 1 and sum_i f_i = K: under
 uniform routing sum_i P_i f_i = K / (h - h_s), and K on the code's scale. Padding enters neither; the gradient passes through P only.
 
-Attention of all heads is computed for all tokens, here as in the authors' code: fewer heads count, no time and no cache is saved.
+The authors' code computes every head for every token and multiplies by the gates. Here attention of routed heads is computed for the tokens that
+chose them (pallas_kernels/head_mixture_attention), wherever that takes less time than all heads; when decoding, keys and values of the chosen
+heads alone are read. Projections are dense, and the cache keeps all keys, since a later token may choose any head.
 
 Easy to get wrong: paper gates start the output near 1/h of plain attention's, which slows learning; ties must still pick exactly K
 heads, so the choice comes from indices, not from a threshold; routers run in fp32; W_s is absent for one shared head (its gate is 1),
-W_h without shared or without routed heads (then a = 1, and 1 for "code" too).
+W_h without shared or without routed heads (then a = 1, and 1 for "code" too). A gathered query's place among others, and with it the last bits of
+its output, may depend on later tokens' choices.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import chz
 import jax
@@ -30,8 +33,11 @@ from flax import nnx
 
 from configuration import UserError
 from layers.attention import SoftmaxAttention, SoftmaxConfig
+from layers.cache import KeyValueCache
 from layers.linear import Linear
-from layers.mixer import MixerOutput, Place
+from layers.mixer import Context, MixerOutput, Place, Traits, token_positions, zero_padding
+from pallas_kernels.head_mixture_attention import head_mixture_attention, skips
+from pallas_kernels.window_attention import window_attention
 
 
 @chz.chz(typecheck=True)
@@ -68,6 +74,11 @@ class MixtureOfHeads(SoftmaxConfig):
     def routed(self) -> int:
         """Heads among which tokens choose."""
         return self.heads - self.shared
+
+    @property
+    def traits(self) -> Traits:
+        maximum = SoftmaxConfig.traits.fget(self).maximum_length  # type: ignore[attr-defined]
+        return Traits(maximum_length=maximum, exact_causality=self.active == self.routed)
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> MixtureOfHeadsAttention:
         return MixtureOfHeadsAttention(self, width, place, rngs)
@@ -112,11 +123,40 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
             shared, routed = kinds[..., :1] * shared, kinds[..., 1:] * routed
         return jnp.concatenate([shared, routed], axis=-1), probabilities, chosen
 
-    def _finish(self, x: jax.Array, o: jax.Array, segments: jax.Array | None) -> MixerOutput:
+    def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
+        self._check_length(x.shape[1])
+        x = zero_padding(x, context)
+        plain = context.positions is None and context.segments is None
+        positions = None if plain else token_positions(context, *x.shape[:2])
+        q, k, v = self._project(x, positions, context)
+        fields = {"query_positions": positions, "query_segments": context.segments}
+        return self._mixed(x, q, k, v, fields, context.segments)
+
+    def extend(self, x: jax.Array, state: KeyValueCache, context: Context = Context()) -> tuple[MixerOutput, KeyValueCache]:
+        tokens, cursor = state.cursor.read(context, x.shape[0], x.shape[1])
+        assert tokens.positions is not None and tokens.segments is not None
+        x = zero_padding(x, tokens)
+        q, k, v = self._project(x, tokens.positions, tokens)
+        keys, values, slots, state = self._remember(k, v, tokens, state, cursor)
+        fields = {
+            "query_positions": tokens.positions,
+            "query_segments": tokens.segments,
+            "key_positions": slots.positions,
+            "key_segments": slots.segments,
+        }
+        return self._mixed(x, q, keys.astype(x.dtype), values.astype(x.dtype), fields, tokens.segments), state
+
+    def _mixed(
+        self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any], segments: jax.Array | None
+    ) -> MixerOutput:
+        """From the mixer's input, queries, keys and values (of the sequence, or a cache's) and their fields to its output."""
         config = self.config
         gates, probabilities, chosen = self.route(x)
-        weighed = (o * gates[..., None]).astype(o.dtype)
-        out = super()._finish(x, weighed, segments)
+        if config.routed and skips(q.shape[1], k.shape[1], config.routed, config.active, self_attention="key_positions" not in fields):
+            o = self._attend_chosen(q, k, v, gates, chosen, fields)
+        else:
+            o = (window_attention(q, k, v, **fields) * gates[..., None]).astype(q.dtype)
+        out = self._finish(x, o, segments)
         metrics = {"active_heads": jnp.float32((config.shared + config.active) / config.heads)}
         if not config.routed:
             return MixerOutput(out.hidden, metrics=metrics)
@@ -125,6 +165,31 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
         loss = scale * jnp.sum(mean * jax.lax.stop_gradient(share))
         metrics |= {"head_share_min": jnp.min(share), "head_share_max": jnp.max(share)}
         return MixerOutput(out.hidden, {"head_balance": loss}, metrics)
+
+    def _attend_chosen(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, gates: jax.Array, chosen: jax.Array, fields: dict[str, Any]
+    ) -> jax.Array:
+        """Heads' outputs times their gates (b, t, h, v): shared heads for all tokens, routed ones for those that chose them."""
+        shared, per = self.config.shared, self.config.heads // self.key_heads
+        first = shared // per  # the first key head that routed heads use
+        key_heads = tuple(head // per - first for head in range(shared, self.config.heads))
+        routed = head_mixture_attention(
+            q[:, :, shared:],
+            k[:, :, first:],
+            v[:, :, first:],
+            chosen,
+            active=self.config.active,
+            gates=gates[..., shared:],
+            key_heads=key_heads,
+            **fields,
+        )
+        if not shared:
+            return routed
+        whole = shared % per == 0  # else a key head is also a routed head's, and each shared head takes its own copy
+        own = slice(first) if whole else [head // per for head in range(shared)]
+        kept = window_attention(q[:, :, :shared], k[:, :, own], v[:, :, own], **fields)
+        kept = (kept * gates[..., :shared, None]).astype(q.dtype)
+        return jnp.concatenate([kept, routed], axis=2)
 
 
 def _mean_over_tokens(values: jax.Array, segments: jax.Array | None) -> jax.Array:

@@ -91,6 +91,15 @@ def head_mixture_attention(
     return (out, lse) if return_lse else out
 
 
+def skips(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> bool:
+    """Whether anything is skipped, so that it pays to compute shared heads apart: decided from static sizes, see xla.form.
+
+    Args:
+      t, s: queries and keys. heads, active: routed heads, and how many a token chooses. self_attention: as `head_mixture_attention` recognises it.
+    """
+    return xla.form(t, s, heads, active, self_attention=self_attention) != "dense"
+
+
 IMPLEMENTATIONS = {
     "xla": (xla.attention, always),
     "reference": (reference.attention, always),
@@ -134,4 +143,4 @@ def _check(q, k, v, chosen, active, gates, key_heads, query_positions, key_posit
         raise ValueError(f"{name}: {t} queries and {s} keys need query_positions and key_positions")
 
 
-__all__ = ["IMPLEMENTATIONS", "head_mixture_attention"]
+__all__ = ["IMPLEMENTATIONS", "head_mixture_attention", "skips"]

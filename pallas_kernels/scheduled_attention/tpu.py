@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 
 from pallas_kernels.scheduled_attention import tpu_call, tpu_tile
@@ -19,9 +20,11 @@ from pallas_kernels.scheduled_attention.core import Settings
 from pallas_kernels.scheduled_attention.schedule import Fields, Visits
 from pallas_kernels.scheduled_attention.tpu_call import Placed, Plan
 from pallas_kernels.scheduled_attention.tpu_tile import Body, Online
-from pallas_kernels.scheduled_attention.tpu_walk import walk
+from pallas_kernels.scheduled_attention.tpu_walk import by_groups, other_tile, own_tile, walk
 
 LARGEST_HEAD = 256
+ROWS_TOGETHER = 512
+"""Slots that landmark blocks taken together have at most."""
 
 
 def forward(
@@ -88,33 +91,48 @@ def key_gradients(
 ) -> tuple[jax.Array, jax.Array]:
     """See core.Kernels."""
     call = _Call(q, k, v, visits, key_heads, query_fields, key_fields, settings, over_queries=True)
-    outputs = [tpu_call.new_rows(x.shape, x.dtype, settings.key_tile, call.plan.keys) for x in (k, v)]
+    made = call.arrays[1:]  # as padded
+    outputs = [tpu_call.new_rows(x.shape, x.dtype, call.body.key_rows, call.plan.keys) for x in made]
     kernel = functools.partial(_key_kernel, plan=call.plan, body=call.body)
-    scratch = [(settings.key_tile, x.shape[3]) for x in (k, v)]
+    scratch = [(call.body.key_rows, x.shape[3]) for x in made]
     inputs = call.inputs() + call.cotangents(do, lse, delta)
     dk, dv = call.run(kernel, inputs, outputs, scratch, products=(2, 2), name="scheduled_attention_key_gradients")
-    return tpu_call.as_rows(dk, k.shape), tpu_call.as_rows(dv, v.shape)
+    dk, dv = (tpu_call.as_rows(x, y.shape)[:, : k.shape[1]] for x, y in zip((dk, dv), made, strict=True))
+    return dk, dv
 
 
 class _Call:
-    """What the three walks have in common: the arrays that all read, and how they are cut."""
+    """What the three walks have in common: the arrays that all read, and how they are cut. Small landmark blocks are taken several a tile."""
 
     def __init__(self, q, k, v, visits, key_heads, query_fields, key_fields, settings, *, over_queries: bool):
         b, n, h, _ = q.shape
+        blocks = 1
+        if settings.block is not None:
+            tiles = k.shape[1] // settings.key_tile
+            key_fields = {name: x[:, :: settings.key_tile] for name, x in key_fields.items()}
+            if key_heads is None:
+                blocks = together(tiles, settings.key_tile)
+            if blocks > 1:
+                visits = by_groups(visits, n // settings.query_tile if over_queries else tiles, blocks, over_queries)
+                k, v = (_to_multiple(x, blocks * settings.key_tile) for x in (k, v))
+                key_fields = {name: _to_multiple(x, blocks) for name, x in key_fields.items()}
+        steps = walk(visits)
         self.arrays, self.settings, self.key_heads = (q, k, v), settings, key_heads
         self.query_fields, self.key_fields = query_fields, key_fields
-        steps = walk(visits)
         self.plan = Plan(b, h, k.shape[2], n // settings.query_tile, steps, key_heads is not None, over_queries)
-        self.body = Body(settings, steps, q.dtype, tuple(query_fields) if steps.masked else ())
+        cut = settings.block is not None and tiles % blocks
+        self.body = Body(settings, steps, q.dtype, tuple(query_fields) if steps.masked else (), blocks, tiles if cut else None)
 
     def inputs(self) -> list[Placed]:
         """q, k, v and, where masks are looked at, the fields of queries and of keys."""
         q, k, v = self.arrays
-        plan, tiles = self.plan, (self.settings.query_tile, self.settings.key_tile)
+        plan, tiles = self.plan, (self.settings.query_tile, self.body.key_rows)
         placed = [tpu_call.rows(q, tiles[0], plan.queries), *(tpu_call.rows(x, tiles[1], plan.keys) for x in (k, v))]
         if self.body.names:
+            # All slots of a landmark block have the same fields: one number is enough.
+            key_tile = tiles[1] if self.settings.block is None else self.body.blocks
             placed.append(tpu_call.fields(self.query_fields, self.body.names, tiles[0], plan.queries))
-            placed.append(tpu_call.fields(self.key_fields, self.body.names, tiles[1], plan.keys))
+            placed.append(tpu_call.fields(self.key_fields, self.body.names, key_tile, plan.keys))
         return placed
 
     def cotangents(self, do, lse, delta) -> list[Placed]:
@@ -124,11 +142,24 @@ class _Call:
     def run(self, kernel, inputs, outputs, scratch, *, products: tuple[int, int], name: str) -> list[jax.Array]:
         """products: how many of a tile have the keys' width, and how many the values'."""
         q, _, v = self.arrays
-        pairs = self.settings.query_tile * self.settings.key_tile
+        pairs = self.settings.query_tile * self.body.key_rows
         flops = 2 * pairs * (products[0] * q.shape[3] + products[1] * v.shape[3])
         return tpu_call.run(
             kernel, self.plan, self.key_heads, inputs, outputs, scratch, flops_a_step=flops, exponentials_a_step=pairs, name=name
         )
+
+
+def together(tiles: int, key_tile: int) -> int:
+    """How many of so many landmark blocks a tile of keys takes: evenly, up to ROWS_TOGETHER slots."""
+    groups = -(-tiles // max(1, ROWS_TOGETHER // key_tile))
+    return -(-tiles // groups)
+
+
+def _to_multiple(x: Any, size: int) -> Any:
+    """With zeros after the last of the second axis."""
+    widths = [(0, 0)] * x.ndim
+    widths[1] = (0, -x.shape[1] % size)
+    return (np if isinstance(x, np.ndarray) else jnp).pad(x, widths) if widths[1][1] else x
 
 
 def _opened(references: Any, plan: Plan, body: Body) -> tuple[Any, Any, list[Any]]:
@@ -138,10 +169,10 @@ def _opened(references: Any, plan: Plan, body: Body) -> tuple[Any, Any, list[Any
     step = plan.step([pl.program_id(i) for i in range(3)], memory)
     tiles = refs[:3]
     query_fields, key_fields = (refs[3], refs[4]) if body.names else (None, None)
+    number = own_tile(step) if plan.over_queries else other_tile(step)
 
     def mask(masked: bool) -> jax.Array | None:
-        shape = (body.settings.key_tile, body.settings.query_tile)
-        return body.allowed(query_fields, key_fields, shape) if masked else None
+        return body.allowed(query_fields, key_fields, number) if masked else None
 
     return step, mask, tiles + refs[3 + 2 * bool(body.names) :]
 

@@ -27,15 +27,20 @@ LOWEST = -1e30
 class Body:
     """What kernels know when they are traced.
 
-    names: of the fields, the rows of a tile's fields. blocks: landmark blocks a tile of keys, or None; tiles: blocks in all.
+    names: of the fields, in the order of the rows that hold them. blocks: where keys come in landmark blocks, how many a tile of keys holds (one
+    with settings.key_tile slots each); of_blocks: how many there are in all, beyond which a tile holds nothing.
     """
 
     settings: Settings
     walk: Walk
     dtype: Any
     names: tuple[str, ...]
-    groups: int | None = None
-    key_tiles: int | None = None
+    blocks: int = 1
+    of_blocks: int | None = None
+
+    @property
+    def key_rows(self) -> int:
+        return self.blocks * self.settings.key_tile
 
     def dot(self, a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
         """The product of two matrices over the given axes, fp32; operands rounded to the inputs' dtype."""
@@ -49,11 +54,18 @@ class Body:
         """(keys, queries) fp32."""
         return self.settings.scale * self.dot(k, q, (1, 1))
 
-    def allowed(self, query_fields: Any, key_fields: Any, shape: tuple[int, int]) -> jax.Array:
-        """(keys, queries) bool. The rule is asked with queries across and keys down: fields only have to broadcast."""
+    def allowed(self, query_fields: Any, key_fields: Any, number: Any) -> jax.Array:
+        """(keys, queries) bool or, of landmark blocks, (blocks, 1, queries). The rule is asked with queries across and keys down: fields only have
+        to broadcast. number: the tile's of keys."""
         query = {name: query_fields[0, 0, i : i + 1] for i, name in enumerate(self.names)}
         key = {name: _column(key_fields[0, 0, i : i + 1]) for i, name in enumerate(self.names)}
-        return jnp.broadcast_to(tile_allows(self.settings.rule, query, key), shape)
+        if self.settings.block is None:
+            return jnp.broadcast_to(tile_allows(self.settings.rule, query, key), (self.key_rows, self.settings.query_tile))
+        query, key = ({name: x.reshape(x.shape[0], 1, x.shape[1]) for name, x in side.items()} for side in (query, key))
+        allowed = jnp.broadcast_to(tile_allows(self.settings.rule, query, key), (self.blocks, 1, self.settings.query_tile))
+        if self.of_blocks is not None:
+            allowed &= lax.broadcasted_iota(jnp.int32, allowed.shape, 0) < self.of_blocks - number * self.blocks
+        return allowed
 
     def visit(self, step: Any, body: Any) -> None:
         """Runs body(whether by the mask) where a tile is visited, of both kinds those that there are."""
@@ -113,10 +125,16 @@ class Online:
 def update(body: Body, state: Online, q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None) -> None:
     """Takes a tile of keys into the softmax."""
     s = body.scores(q, k)
-    if allowed is not None:
-        s = jnp.where(allowed, s, -jnp.inf)
-    weights = jnp.exp(s - state.rise(jnp.max(s, axis=0, keepdims=True)))
-    state.total[...] += jnp.sum(weights, axis=0, keepdims=True)
+    if body.settings.block is None:
+        s = _masked(s, allowed)
+        weights = jnp.exp(s - state.rise(jnp.max(s, axis=0, keepdims=True)))
+        state.total[...] += jnp.sum(weights, axis=0, keepdims=True)
+    else:
+        inside = Blocks(body, s)
+        gates = _masked(inside.gates, allowed)
+        shares = jnp.exp(gates - state.rise(jnp.max(gates, axis=0)))
+        state.total[...] += jnp.sum(shares, axis=0)
+        weights = (inside.raw * (shares / inside.sums)).reshape(s.shape)
     state.output[...] += body.dot(v, weights, (0, 0))
 
 
@@ -124,8 +142,33 @@ def weights_and_slopes(
     body: Body, q: jax.Array, k: jax.Array, v: jax.Array, do: jax.Array, lse: jax.Array, delta: jax.Array, allowed: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """Weights and the gradient by scores, (keys, queries) fp32."""
-    s = body.scores(q, k)
-    if allowed is not None:
-        s = jnp.where(allowed, s, -jnp.inf)
-    weights = jnp.exp(s - lse)
-    return weights, weights * (body.dot(v, do, (1, 1)) - delta)
+    s, dots = body.scores(q, k), body.dot(v, do, (1, 1))
+    if body.settings.block is None:
+        weights = jnp.exp(_masked(s, allowed) - lse)
+        return weights, weights * (dots - delta)
+    inside = Blocks(body, s)
+    shares = jnp.exp(_masked(inside.gates, allowed) - lse)
+    averages = jnp.sum(inside.raw * dots.reshape(inside.raw.shape), axis=1, keepdims=True) / inside.sums
+    weights = inside.raw * (shares / inside.sums)
+    slopes = weights * (dots.reshape(weights.shape) - averages)
+    slopes = jnp.where(inside.slots == body.settings.block, shares * (averages - delta), slopes)
+    return weights.reshape(s.shape), slopes.reshape(s.shape)
+
+
+class Blocks:
+    """Scores (keys, queries) by landmark block: the landmarks' `gates` (blocks, 1, queries), and inside each block a softmax over its ordinary keys
+    as `raw` (blocks, slots, queries), 0 elsewhere, by `sums` (blocks, 1, queries). slots: the number of each slot."""
+
+    def __init__(self, body: Body, s: jax.Array):
+        block = body.settings.block
+        assert block is not None
+        scores = s.reshape(body.blocks, body.settings.key_tile, s.shape[1])
+        self.slots = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+        self.gates = scores[:, block : block + 1]
+        ordinary = jnp.where(self.slots < block, scores, -jnp.inf)
+        self.raw = jnp.exp(ordinary - jnp.max(ordinary, axis=1, keepdims=True))
+        self.sums = jnp.sum(self.raw, axis=1, keepdims=True)
+
+
+def _masked(s: jax.Array, allowed: jax.Array | None) -> jax.Array:
+    return s if allowed is None else jnp.where(allowed, s, -jnp.inf)

@@ -5,6 +5,9 @@ serve a call (or None when it can). `backend=None` takes the first that can; nam
 
 Kernels are chosen for the device a program is traced for: the default one, or another inside `aimed_at` (compiling ahead of time).
 Inside `interpreted` they run on any machine, simulated.
+
+Beside this project's kernels, pallas_gpu and pallas_tpu, two libraries of jax's are backends: cudnn (NVIDIA's, through jax.nn) and splash
+(Pallas' splash attention for TPUs, which is simulated as the kernels are).
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ import contextvars
 import dataclasses
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
 
-BACKENDS = ("pallas_gpu", "pallas_tpu", "xla", "reference")
+BACKENDS = ("pallas_gpu", "cudnn", "splash", "pallas_tpu", "xla", "reference")
 
 Refusal = str | None
 Implementation = tuple[Callable[..., Any], Callable[..., Refusal]]
@@ -90,17 +94,46 @@ def interpretation() -> Interpretation | None:
 
 
 def kernels_run_here(backend: str) -> Refusal:
-    """Why kernels of this backend cannot run on what is being traced for; None if they can."""
+    """Why kernels of this backend cannot run on what is being traced for; None if they can, or if it has none."""
+    if backend in ("xla", "reference"):
+        return None
+    if backend == "cudnn":
+        return _cudnn_runs_here()
     if backend == "pallas_gpu" and jax.version.__version_info__ < (0, 11) and _aim.get() is None:
         return f"Mosaic GPU kernels run from jax 0.11 on; this is {jax.__version__}"
     if interpretation() is not None:
         return None
     here = device()
-    if backend == "pallas_tpu" and here.platform != "tpu":
+    if backend in ("pallas_tpu", "splash") and here.platform != "tpu":
         return f"it runs on TPUs; this is {here.platform}"
     if backend == "pallas_gpu" and (here.platform != "gpu" or not is_hopper(here.kind)):
         return f"it runs on NVIDIA Hopper GPUs; this is {here.kind if here.platform == 'gpu' else here.platform}"
     return None
+
+
+def _cudnn_runs_here() -> Refusal:
+    if interpretation() is not None:
+        return "cuDNN is no kernel that could be simulated"
+    here = device()
+    if here.platform != "gpu":
+        return f"it runs on NVIDIA GPUs; this is {here.platform}"
+    if _aim.get() is None:
+        capability = getattr(jax.devices()[0], "compute_capability", "")
+        if not re.fullmatch(r"\d+\.\d+", capability) or tuple(int(x) for x in capability.split(".")) < (8, 0):
+            return f"it runs on NVIDIA GPUs from Ampere on; this is {here.kind}"
+    if not has_cudnn():
+        return "jax finds no cuDNN on this machine"
+    return None
+
+
+def has_cudnn() -> bool:
+    """Whether jax finds cuDNN. Its functions ask the library for its version while they are traced, so without it they cannot even be lowered."""
+    try:
+        from jax._src.lib import cuda_versions  # no public function tells
+
+        return cuda_versions is not None and cuda_versions.cudnn_get_version() > 0
+    except Exception:  # whatever a missing or broken library raises
+        return False
 
 
 def is_hopper(kind: str) -> bool:
@@ -142,8 +175,7 @@ def choose(
 
 def supports(backend: str, implementations: Mapping[str, Implementation], *args: Any, **kwargs: Any) -> Refusal:
     """Why this backend cannot serve a call: where kernels cannot run at all, that; else what the implementation says."""
-    reason = kernels_run_here(backend) if backend.startswith("pallas") else None
-    return reason or implementations[backend][1](*args, **kwargs)
+    return kernels_run_here(backend) or implementations[backend][1](*args, **kwargs)
 
 
 def always(*args: Any, **kwargs: Any) -> Refusal:

@@ -1,6 +1,7 @@
 """The choice of an implementation: preference, refusals, named backends."""
 
 import logging
+import types
 
 import jax
 import pytest
@@ -139,6 +140,53 @@ def test_interpreted_kernels_are_chosen_anywhere():
         with pytest.raises(ValueError, match=r"3 is odd|jax 0\.11"):
             choose("op", "pallas_gpu", KERNELS, 3)
     assert dispatch.interpretation() is None
+
+
+LIBRARIES = {"cudnn": (lambda x: "cudnn", even_only), "splash": (lambda x: "splash", always), "xla": (fast, always)}
+
+
+def test_libraries_run_on_their_devices(monkeypatch):
+    assert choose("op", None, LIBRARIES, 2) is fast
+    for name, reason in (("cudnn", "it runs on NVIDIA GPUs; this is cpu"), ("splash", "it runs on TPUs; this is cpu")):
+        with pytest.raises(ValueError, match=f"op: {name} cannot serve this call: {reason}"):
+            choose("op", name, LIBRARIES, 2)
+    with aimed_at("tpu", "TPU v5 lite"):
+        assert choose("op", None, LIBRARIES, 2)(2) == "splash"
+    for here, taken in ((True, "cudnn"), (False, "fast")):
+        monkeypatch.setattr(dispatch, "has_cudnn", lambda here=here: here)
+        with aimed_at("gpu", "NVIDIA A100-SXM4-40GB"):
+            assert choose("op", None, LIBRARIES, 2)(2) == taken
+    with pytest.raises(ValueError, match="jax finds no cuDNN"), aimed_at("gpu", H100):
+        choose("op", "cudnn", LIBRARIES, 2)
+
+
+def test_of_libraries_only_splash_is_simulated():
+    with interpreted():
+        assert choose("op", None, LIBRARIES, 2)(2) == "splash"
+        with pytest.raises(ValueError, match="cuDNN is no kernel that could be simulated"):
+            choose("op", "cudnn", LIBRARIES, 2)
+
+
+@pytest.mark.parametrize(
+    ("capability", "serves"), [("7.5", False), ("8.0", True), ("9.0", True), ("12.0", True), ("gfx942", False), (None, False)]
+)
+def test_cudnn_is_for_gpus_from_ampere_on(monkeypatch, capability, serves):
+    """On the device itself, which says what it can do."""
+    found = types.SimpleNamespace(device_kind="a GPU", **({} if capability is None else {"compute_capability": capability}))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [found])
+    monkeypatch.setattr(dispatch, "has_cudnn", lambda: True)
+    reason = dispatch.kernels_run_here("cudnn")
+    assert reason is None if serves else reason == "it runs on NVIDIA GPUs from Ampere on; this is a GPU"
+
+
+def test_cudnn_is_not_found_where_jax_has_none(monkeypatch):
+    from jax._src import lib
+
+    monkeypatch.setattr(lib, "cuda_versions", None)
+    assert not dispatch.has_cudnn()
+    monkeypatch.setattr(lib, "cuda_versions", types.SimpleNamespace(cudnn_get_version=lambda: 91000))
+    assert dispatch.has_cudnn()
 
 
 def test_choices_are_recorded_with_what_was_passed_over():

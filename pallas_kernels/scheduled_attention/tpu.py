@@ -18,13 +18,78 @@ from jax.experimental import pallas as pl
 from pallas_kernels.scheduled_attention import tpu_call, tpu_tile
 from pallas_kernels.scheduled_attention.core import Settings
 from pallas_kernels.scheduled_attention.schedule import Fields, Visits
-from pallas_kernels.scheduled_attention.tpu_call import Placed, Plan
+from pallas_kernels.scheduled_attention.tpu_call import LANES, SCALAR_BYTES, Placed, Plan
 from pallas_kernels.scheduled_attention.tpu_tile import Body, Online
-from pallas_kernels.scheduled_attention.tpu_walk import by_groups, other_tile, own_tile, walk
+from pallas_kernels.scheduled_attention.tpu_walk import MOST_OWN, by_groups, other_tile, own_tile, walk
 
+SUBLANES = 16  # of bf16, two to a register's 32 bits
 LARGEST_HEAD = 256
+LARGEST_BLOCK = 511
 ROWS_TOGETHER = 512
 """Slots that landmark blocks taken together have at most."""
+
+
+def refuses(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, block: int | None = None, window: int | None = None, gathered: bool = False, **rest: Any
+) -> str | None:
+    """Why the kernels cannot serve a call; None if they can.
+
+    Args:
+      q, k, v: as `core.attend` takes them; k and v of landmark blocks may also be the keys before they are laid out.
+      block, window: as for `tile_sizes`. gathered: whether tiles of queries have key heads of their own.
+    """
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"q, k and v must all be bfloat16 or all float32; got {q.dtype}, {k.dtype}, {v.dtype}"
+    (b, n, _, key_dim), (s, groups) = q.shape, k.shape[1:3]
+    if max(key_dim, v.shape[3]) > LARGEST_HEAD:
+        return f"heads have at most {LARGEST_HEAD} dimensions; got {key_dim} and {v.shape[3]}"
+    if block is not None and block > LARGEST_BLOCK:
+        return f"landmark blocks have at most {LARGEST_BLOCK} keys; got {block}"
+    query_tile, key_tile = tile_sizes(n, s, key_dim, v.shape[3], q.dtype, window=window, block=block)
+    query_tiles, key_tiles = -(-n // query_tile), -(-s // key_tile)
+    if block is not None:
+        # Of keys before they are laid out there are `block` a tile, and one more that holds what is left.
+        key_tiles = 1 + -(-s // block)
+        key_tiles = -(-key_tiles // together(key_tiles, key_tile))
+    own = max(query_tiles, key_tiles * (groups if gathered else 1))
+    if own > MOST_OWN:
+        return f"{own} tiles are more than the {MOST_OWN} that a kernel's step can name"
+    most = 4 * b * (query_tiles * key_tiles + own)
+    if most > SCALAR_BYTES:
+        return f"the visits of {b} x {query_tiles} x {key_tiles} tiles can take {most} bytes of scalar memory; {SCALAR_BYTES} are left for them"
+    return None
+
+
+def tile_sizes(
+    n: int, s: int, k: int, v: int, dtype: jax.typing.DTypeLike, *, window: int | None = None, block: int | None = None
+) -> tuple[int, int]:
+    """Queries and keys a tile, by reasoning (no TPU has timed them).
+
+    A step of the grid costs about as much as the products of 256 x 256 pairs in bf16, so tiles should be several times that; but half of a tile
+    on the diagonal is masked, and so is what a tile has outside of a narrow window. In fp32 products take six passes, and small tiles are enough.
+    The tiles of one side are about equal, so that little is padded. Where queries outnumber keys they are taken for gathered ones, of which each
+    head is padded to whole tiles.
+
+    Args:
+      n, s, k, v: queries, keys, and dimensions of keys and of values.
+      window: keys that a query sees, if few.
+      block: see core.Settings; the tile of keys then holds one block and its landmark, rounded up to whole registers of bf16. Kernels take several
+        such tiles together.
+    """
+    most = 512
+    if jnp.dtype(dtype) == jnp.float32 or (window is not None and window <= 256):
+        most = 256
+    elif max(k, v) <= 128 and min(n, s) >= 4096 and (window is None or window >= 4096) and block is None:
+        most = 1024
+    query_tile = _even_tile(n, min(most, 256) if n > s else most)
+    return query_tile, _even_tile(s, most) if block is None else -(-(block + 1) // SUBLANES) * SUBLANES
+
+
+def _even_tile(length: int, most: int) -> int:
+    """Whole lanes, or whole registers of bf16 where one tile of less than 128 holds all."""
+    share = -(-length // -(-max(1, length) // most))
+    unit = SUBLANES if share <= LANES else LANES
+    return max(SUBLANES, -(-share // unit) * unit)
 
 
 def forward(
@@ -119,7 +184,16 @@ class _Call:
         steps = walk(visits)
         self.arrays, self.settings, self.key_heads = (q, k, v), settings, key_heads
         self.query_fields, self.key_fields = query_fields, key_fields
-        self.plan = Plan(b, h, k.shape[2], n // settings.query_tile, steps, key_heads is not None, over_queries)
+        self.plan = Plan(
+            b,
+            h,
+            k.shape[2],
+            n // settings.query_tile,
+            k.shape[1] // (blocks * settings.key_tile),
+            steps,
+            key_heads is not None,
+            over_queries,
+        )
         cut = settings.block is not None and tiles % blocks
         self.body = Body(settings, steps, q.dtype, tuple(query_fields) if steps.masked else (), blocks, tiles if cut else None)
 

@@ -17,6 +17,8 @@ from pallas_kernels.scheduled_attention.schedule import Fields
 from pallas_kernels.scheduled_attention.tpu_walk import Walk, other_tile, own_tile
 
 LANES = 128
+SCALAR_BYTES = 2**20 - 2**16
+"""Of the 1 MiB of scalar memory that each generation has (libtpu says so of v5e, v5p and v6e), what lists of visits may take."""
 
 Where = Callable[..., tuple[Any, Any, Any]]
 """From a grid position and the scalars in memory: a block's sequence, head and tile."""
@@ -109,30 +111,32 @@ def scalars(x: jax.Array) -> Placed:
 class Plan:
     """What each program of a walk is about. Grid: sequences, heads, steps and, for the walk over queries, the query heads of a key head.
 
-    sharing: query heads a key head. gathered: whether each tile of queries has one key head of its own, which the second prefetched array names.
-    over_queries: whether a program's own tile is one of keys.
+    gathered: whether each tile of queries has one key head of its own, which the second prefetched array names; over queries, heads are then part
+    of the steps. over_queries: whether a program's own tile is one of keys.
     """
 
     b: int
     heads: int
     groups: int
     query_tiles: int
+    key_tiles: int
     walk: Walk
     gathered: bool
     over_queries: bool
 
     @property
     def sharing(self) -> int:
+        """Query heads a key head."""
         return 1 if self.gathered else self.heads // self.groups
 
     @property
     def grid(self) -> tuple[Any, ...]:
         if self.over_queries:
-            return self.b, self.groups, self.walk.longest, self.sharing
+            return self.b, 1 if self.gathered else self.groups, self.walk.longest, self.sharing
         return self.b, self.heads, self.walk.longest
 
     def step(self, at: Sequence[Any], memory: Sequence[Any]) -> Any:
-        return self.walk.at(memory[0], at[0], at[1], at[2])
+        return self.walk.at(memory[0], at[0], at[2])
 
     def queries(self, *given: Any) -> tuple[Any, Any, Any]:
         at, memory = self._apart(given)
@@ -145,7 +149,8 @@ class Plan:
         at, memory = self._apart(given)
         step = self.step(at, memory)
         if self.over_queries:
-            return at[0], at[1], own_tile(step)
+            own = own_tile(step)
+            return (at[0], jax.lax.div(own, self.key_tiles), jax.lax.rem(own, self.key_tiles)) if self.gathered else (at[0], at[1], own)
         if self.gathered:
             return at[0], memory[1][at[0] * self.query_tiles + own_tile(step)], other_tile(step)
         return at[0], jax.lax.div(at[1], self.sharing) if self.sharing > 1 else at[1], other_tile(step)
@@ -166,11 +171,18 @@ def run(
     exponentials_a_step: int,
     name: str,
 ) -> list[jax.Array]:
-    """Calls a walk. scratch: shapes, fp32."""
+    """Calls a walk. scratch: shapes, fp32.
+
+    Raises:
+      ValueError: there are more visits than scalar memory holds.
+    """
     prefetched = [jnp.asarray(plan.walk.steps)]
     if plan.gathered:
         assert key_heads is not None
         prefetched.append(key_heads.reshape(-1).astype(jnp.int32))
+    taken = sum(4 * x.size for x in prefetched)
+    if taken > SCALAR_BYTES:
+        raise ValueError(f"scheduled attention: visits take {taken} bytes of a TPU's scalar memory; {SCALAR_BYTES} are left for them")
     steps = plan.b * plan.heads * plan.walk.most
     how = dispatch.interpretation()
     semantics: Any = ("parallel", "parallel", *["arbitrary"] * (len(plan.grid) - 2))

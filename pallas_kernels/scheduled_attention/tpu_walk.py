@@ -23,21 +23,19 @@ MOST_OWN, MOST_OTHERS = 2**OWN_BITS, 2**OTHER_BITS
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """steps (b' g' most,) int32, of which for each sequence and key head the first ones count and the others do nothing; all stop at `longest`,
-    the greatest number that counts, which may be traced. b' and g' are as for Visits."""
+    """steps (b' most,) int32, of which for each sequence the first ones count and the others do nothing; all stop at `longest`, the greatest number that
+    counts, which may be traced. b', here `sequences`, is as for Visits. masked, unmasked: whether there may be visits of either kind."""
 
     steps: Any
     sequences: int
-    heads: int
     most: int
     longest: int | jax.Array
     masked: bool
     unmasked: bool
 
-    def at(self, steps: Any, sequence: Any, head: Any, step: Any) -> Any:
+    def at(self, steps: Any, sequence: Any, step: Any) -> Any:
         """One step, of the array in scalar memory."""
-        row = (sequence if self.sequences > 1 else 0) * self.heads + (head if self.heads > 1 else 0)
-        return steps[row * self.most + step]
+        return steps[(sequence if self.sequences > 1 else 0) * self.most + step]
 
 
 def own_tile(step: Any) -> Any:
@@ -51,24 +49,30 @@ def other_tile(step: Any) -> Any:
 def walk(visits: Visits) -> Walk:
     """The list of visits, tile after tile; a tile without visits has one step, which only starts and ends it.
 
+    Visits that differ by key head, as gathered queries have, become those of g' x tiles tiles, key head after key head: a tile of queries
+    has one key head, so that all heads together take as many visits as one schedule's.
+
     Raises:
       ValueError: more tiles than a step can name.
     """
     xp = np if isinstance(visits.count, np.ndarray) else jnp
     sequences, heads, tiles, m = visits.index.shape
+    most = tiles * m + (heads * tiles if heads > 1 else 0)
+    tiles = heads * tiles
     if tiles > MOST_OWN:
         raise ValueError(f"scheduled attention: {tiles} tiles are more than the {MOST_OWN} that a TPU kernel's step can name")
-    each = xp.maximum(visits.count, 1)
+    count = visits.count.reshape(sequences, tiles)
+    each = xp.maximum(count, 1)
     ends = xp.cumsum(each, axis=-1)
     total = ends[..., -1]
-    most = int(total.max()) if xp is np else tiles * m
+    most = int(total.max()) if xp is np else min(most, tiles * m)
     step = xp.arange(most)
     own = xp.minimum(xp.sum(ends[..., None, :] <= step[:, None], axis=-1), tiles - 1)
     place = step - xp.take_along_axis(ends - each, own, axis=-1)
     within = step < total[..., None]
     entry = own * m + xp.minimum(place, m - 1)
-    other, partial = (xp.take_along_axis(x.reshape(sequences, heads, tiles * m), entry, axis=-1) for x in (visits.index, visits.partial))
-    visited = within & (xp.take_along_axis(visits.count, own, axis=-1) > 0)
+    other, partial = (xp.take_along_axis(x.reshape(sequences, tiles * m), entry, axis=-1) for x in (visits.index, visits.partial))
+    visited = within & (xp.take_along_axis(count, own, axis=-1) > 0)
     last = within & (place == xp.take_along_axis(each, own, axis=-1) - 1)
     flags = FIRST * (within & (place == 0)) + LAST * last + VISITED * visited + MASKED * (visited & (partial == 1))
     steps = (((own << OTHER_BITS) | other) << FLAG_BITS) + flags
@@ -76,7 +80,7 @@ def walk(visits: Visits) -> Walk:
     if xp is np:
         masked, unmasked = bool((visited & (partial == 1)).any()), bool((visited & (partial == 0)).any())
     longest = int(total.max()) if xp is np else jnp.max(total)
-    return Walk(steps.reshape(-1).astype(xp.int32), sequences, heads, most, longest, masked, unmasked)
+    return Walk(steps.reshape(-1).astype(xp.int32), sequences, most, longest, masked, unmasked)
 
 
 def kinds_of(visits: Visits, others: int) -> Any:

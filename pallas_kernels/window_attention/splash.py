@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
 from pallas_kernels import dispatch
 from pallas_kernels.sharding import over_mesh
@@ -59,6 +58,8 @@ def refuses(
     **rest,
 ) -> str | None:
     """Why it cannot serve a call, or None."""
+    if _library() is None:
+        return f"jax {jax.__version__} has no splash attention where it was until 0.11"
     if mask is not None:
         return "it takes no masks"
     if q.shape[1] != k.shape[1] or query_positions is not key_positions or query_segments is not key_segments:
@@ -99,7 +100,7 @@ def _on_device(q, k, v, sinks, segments, *, window, scale, interpret) -> jax.Arr
     if segments is not None:
         # Padding sees itself, as a softmax over nothing would divide by zero.
         segments = jnp.pad(segments.astype(jnp.int32), ((0, 0), (0, length - t)))
-        ids = splash_attention_kernel.SegmentIds(segments, segments)
+        ids = _library()[0].SegmentIds(segments, segments)
     kernel = _kernel(h, length, None if window is None or window >= t else window, block, interpret)
 
     def row(x):
@@ -123,11 +124,12 @@ _of_wide_gradient.defvjp(lambda sinks: (sinks, None), lambda _, gradient: (gradi
 @functools.lru_cache(maxsize=64)
 def _kernel(h: int, t: int, window: int | None, block: int, interpret: Any) -> Any:
     """Kept, as each new one would be traced and compiled anew; its arrays are numpy's, so that they belong to no device and no trace."""
+    kernels, masks = _library()
     if window is None:
-        mask: Any = splash_attention_mask.CausalMask((t, t))
+        mask: Any = masks.CausalMask((t, t))
     else:
-        mask = splash_attention_mask.LocalMask((t, t), (window - 1, 0), 0)
-    sizes = splash_attention_kernel.BlockSizes(
+        mask = masks.LocalMask((t, t), (window - 1, 0), 0)
+    sizes = kernels.BlockSizes(
         block_q=block,
         block_kv=block,
         block_kv_compute=block,
@@ -138,14 +140,24 @@ def _kernel(h: int, t: int, window: int | None, block: int, interpret: Any) -> A
         block_kv_dq=block,
     )
     with jax.ensure_compile_time_eval():
-        kernel = splash_attention_kernel.make_splash_mha(
-            splash_attention_mask.MultiHeadMask([mask] * h),
+        kernel = kernels.make_splash_mha(
+            masks.MultiHeadMask([mask] * h),
             block_sizes=sizes,
             head_shards=1,
             q_seq_shards=1,
             interpret=interpret,
         )
     return jax.tree.map(np.asarray, kernel)
+
+
+@functools.cache
+def _library() -> Any:
+    """Its modules of kernels and of masks; None where this jax has none. Imported late, as only TPUs need them."""
+    try:
+        from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+    except ImportError:
+        return None
+    return splash_attention_kernel, splash_attention_mask
 
 
 def _interpret() -> Any:

@@ -300,6 +300,11 @@ def test_what_splash_refuses(shape, call, reason):
     assert refusal is None if reason is None else reason in refusal
 
 
+def test_a_jax_without_splash_attention_is_refused(monkeypatch):
+    monkeypatch.setattr(splash, "_library", lambda: None)
+    assert "has no splash attention" in splash.refuses(BF16, BF16, BF16, **NOTHING)
+
+
 @settings(deadline=None, max_examples=50)
 @given(t=st.integers(1, 20_000), window=st.none() | st.integers(1, 30_000))
 def test_blocks_hold_the_sequence(t, window):

@@ -12,11 +12,15 @@ Weights of a row sum to 1. No query sees the landmark of its own block, itself i
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels.dispatch import always, choose
-from pallas_kernels.landmark_attention import reference, xla
+from pallas_kernels.landmark_attention import kernels, reference, xla
 from pallas_kernels.landmark_attention.retrieval import retrieve_blocks
+from pallas_kernels.scheduled_attention import tpu
 
 
 def landmark_attention(
@@ -30,58 +34,83 @@ def landmark_attention(
     query_segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
     scale: float | None = None,
+    return_lse: bool = False,
     backend: str | None = None,
-) -> jax.Array:
+) -> Any:
     """Grouped-softmax attention.
 
     Positions count within a document with landmarks included: a token stands in block position // (block + 1), and is a landmark
     when position % (block + 1) == block. Keys of one document must be stored in order, without gaps.
 
+    Self-attention is recognised when t == s and the key fields are left out (they are then the queries') or are the very arrays given
+    for the queries: then keys stored after a query are taken to be hidden from it, which saves half of the work.
+
     Args:
       q: (b, t, h, k). k: (b, s, g, k) and v: (b, s, g, v), h a multiple of g.
-      query_positions, key_positions: (b, t) and (b, s); None counts from 0.
-      query_segments, key_segments: (b, t) and (b, s), 0 is padding; None is one document.
+      block: ordinary tokens a block, at least 1.
+      query_positions, key_positions: (b, t) and (b, s) int; None counts from 0.
+      query_segments, key_segments: (b, t) and (b, s) int, 0 is padding, which may hold NaN; None is one document.
       scale: of the scores; None is k^(-1/2).
+      backend: see pallas_kernels.dispatch.
 
     Returns:
-      (b, t, h, v) in q's dtype; zeros for padded queries.
+      (b, t, h, v) in q's dtype, zeros for padded queries; with `return_lse` also the logarithm of the main group's softmax denominator,
+      (b, t, h) fp32 (wider for wider inputs), -inf for padded queries.
 
     Raises:
-      ValueError: an argument's shape does not fit.
+      ValueError: an argument's shape or value does not fit, or the backend cannot serve the call.
     """
-    _check(q, k, v, block, query_positions, key_positions, query_segments, key_segments)
-    run = choose("landmark_attention", backend, {"xla": (xla.blocked, always), "reference": (reference.dense, always)})
-    return run(
-        q,
-        k,
-        v,
-        block=block,
-        query_positions=query_positions,
-        key_positions=key_positions,
-        query_segments=query_segments,
-        key_segments=key_segments,
-        scale=q.shape[-1] ** -0.5 if scale is None else scale,
-    )
+    if q.ndim == k.ndim == 4 and q.shape[1] == k.shape[1]:
+        key_positions = query_positions if key_positions is None else key_positions
+        key_segments = query_segments if key_segments is None else key_segments
+    fields = {
+        "query_positions": query_positions,
+        "key_positions": key_positions,
+        "query_segments": query_segments,
+        "key_segments": key_segments,
+    }
+    _check(q, k, v, block, fields)
+    arguments = {
+        **fields,
+        "block": block,
+        "scale": q.shape[-1] ** -0.5 if scale is None else scale,
+        "self_attention": q.shape[1] == k.shape[1] and query_positions is key_positions and query_segments is key_segments,
+    }
+    out, lse = choose("landmark_attention", backend, IMPLEMENTATIONS, q, k, v, **arguments)(q, k, v, **arguments)
+    return (out, lse) if return_lse else out
 
 
-def _check(q, k, v, block, query_positions, key_positions, query_segments, key_segments) -> None:
-    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
-        raise ValueError(f"landmark_attention: q, k, v must have four dimensions; got {q.shape}, {k.shape}, {v.shape}")
+IMPLEMENTATIONS: dict[str, Any] = {
+    "pallas_tpu": kernels.form(tpu),
+    "xla": (xla.attention, always),
+    "reference": (reference.dense, always),
+}
+
+
+def _check(q, k, v, block, fields) -> None:
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        if array.ndim != 4:
+            raise ValueError(f"landmark_attention: {name} must have four dimensions; got {array.shape}")
     b, t, h, dim = q.shape
-    if k.shape[0] != b or k.shape[3] != dim or v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"landmark_attention: k and v do not fit q {q.shape}: {k.shape}, {v.shape}")
-    if h % k.shape[2]:
-        raise ValueError(f"landmark_attention: {h} query heads are no multiple of {k.shape[2]} key heads")
+    s, groups = k.shape[1:3]
+    if t < 1 or s < 1:
+        raise ValueError(f"landmark_attention: q and k must hold at least one token; got {q.shape}, {k.shape}")
+    if k.shape[0] != b or k.shape[3] != dim:
+        raise ValueError(f"landmark_attention: k must be ({b}, s, g, {dim}) to fit q {q.shape}; got {k.shape}")
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"landmark_attention: v must be {k.shape[:3]} + (v,); got {v.shape}")
+    if groups < 1 or h % groups:
+        raise ValueError(f"landmark_attention: q has {h} heads, which is no multiple of the {groups} heads of k")
     if block < 1:
         raise ValueError(f"landmark_attention: block must be at least 1; got {block}")
-    for name, field, length in (
-        ("query_positions", query_positions, t),
-        ("key_positions", key_positions, k.shape[1]),
-        ("query_segments", query_segments, t),
-        ("key_segments", key_segments, k.shape[1]),
-    ):
-        if field is not None and field.shape != (b, length):
-            raise ValueError(f"landmark_attention: {name} must be {(b, length)}; got {field.shape}")
+    for name, field in fields.items():
+        shape = (b, t if name.startswith("query") else s)
+        if field is not None and field.shape != shape:
+            raise ValueError(f"landmark_attention: {name} must be {shape}; got {field.shape}")
+        if field is not None and not jnp.issubdtype(field.dtype, jnp.integer):
+            raise ValueError(f"landmark_attention: {name} must be integers; got {field.dtype}")
+    if (fields["query_segments"] is None) != (fields["key_segments"] is None):
+        raise ValueError("landmark_attention: query_segments and key_segments must be given together")
 
 
-__all__ = ["landmark_attention", "retrieve_blocks"]
+__all__ = ["IMPLEMENTATIONS", "landmark_attention", "retrieve_blocks"]

@@ -17,6 +17,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.dispatch import always, choose
+from pallas_kernels.landmark_attention.blocks import Blocks, complete_blocks
+from pallas_kernels.landmark_attention.own import in_parts, own_block
+
 Rotate = Callable[[jax.Array, jax.Array], jax.Array]
 """Turns x (..., t, h, k) by positions (..., t)."""
 
@@ -35,77 +39,52 @@ def retrieve_blocks(
     key_segments: jax.Array,
     scale: float | None = None,
     query_chunk: int = 16,
+    backend: str | None = None,
 ) -> jax.Array:
-    """Grouped softmax over the query's block and its `top` best earlier blocks.
+    """Grouped softmax over the query's block and its `top` best earlier blocks. Of the keys it reads landmarks, the chosen blocks and the query's own.
 
     Args:
       q: (b, t, h, k) and k (b, s, g, k), both unrotated; v (b, s, g, v). h a multiple of g.
       top: blocks read beside the own one.
       query_positions, query_segments: (b, t); key_positions, key_segments: (b, s); as in landmark_attention.
       query_chunk: queries worked on at once (memory grows with it).
+      backend: see pallas_kernels.dispatch; there is an xla form.
 
     Returns:
       (b, t, h, v) in q's dtype; zeros for padded queries.
 
     Raises:
-      ValueError: top below 1.
+      ValueError: top or query_chunk below 1, or a backend that it lacks.
     """
-    if top < 1:
-        raise ValueError(f"retrieve_blocks: top must be at least 1; got {top}")
-    t = q.shape[1]
-    q = jnp.where((query_segments != 0)[:, :, None, None], q, 0)
-    k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
+    for name, size in (("top", top), ("query_chunk", query_chunk)):
+        if size < 1:
+            raise ValueError(f"retrieve_blocks: {name} must be at least 1; got {size}")
+    run = choose("landmark_retrieval", backend, {"xla": (_retrieve, always)})
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    keys = _Keys(k, v, key_positions, key_segments, block, rotate)
-
-    def some(q: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
-        return _attend(q * jnp.asarray(scale, q.dtype), positions, segments, keys, top, rotate)
-
-    if t <= query_chunk:
-        return some(q, query_positions, query_segments)
-    count = -(-t // query_chunk)
-
-    def split(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, count * query_chunk - t)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], count, query_chunk, *x.shape[2:]), 1, 0)
-
-    o = jax.lax.map(lambda part: some(*part), (split(q), split(query_positions), split(query_segments)))
-    o = jnp.moveaxis(o, 0, 1)
-    return o.reshape(o.shape[0], count * query_chunk, *o.shape[3:])[:, :t]
+    queries, keys = (query_positions, query_segments), (key_positions, key_segments)
+    return run(q, k, v, queries, keys, block=block, top=top, rotate=rotate, scale=scale, query_chunk=query_chunk)
 
 
-class _Keys:
-    """Keys, values and the complete blocks among them."""
+def _retrieve(q, k, v, queries, key_fields, *, block, top, rotate, scale, query_chunk) -> jax.Array:
+    q = jnp.where((queries[1] != 0)[:, :, None, None], q, 0) * jnp.asarray(scale, q.dtype)
+    blocks = complete_blocks(key_fields[0], key_fields[1], block)
+    landmarks = jnp.take_along_axis(k, jnp.minimum(blocks.start + block, k.shape[1] - 1)[:, :, None, None], axis=1)
+    landmarks = jnp.where(blocks.exists[:, :, None, None], landmarks, 0)
+    turned = rotate(landmarks, blocks.number * (block + 1) + block), rotate(landmarks, jnp.full_like(blocks.number, block))
 
-    def __init__(self, k, v, positions, segments, block, rotate):
-        self.k, self.v, self.positions, self.segments, self.block = k, v, positions, segments, block
-        b, s, groups = k.shape[:3]
-        c = block + 1
-        n = max(1, s // c)
-        closes = (positions % c == block) & (segments != 0)
-        place = jnp.sort(jnp.where(closes, jnp.arange(s), s), axis=1)[:, :n]
-        index = jnp.clip(place[:, :, None] - block + jnp.arange(c), 0, s - 1).reshape(b, n * c)
+    def some(part: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        return _attend(*part, k, v, key_fields, blocks, turned, block, top, rotate)
 
-        def blocks(x):
-            return jnp.take_along_axis(x, index[:, :, None, None], axis=1).reshape(b, n, c, groups, -1)
-
-        inside = jnp.minimum(place, s - 1)
-        self.block_k, self.block_v = blocks(k), blocks(v)
-        self.exists = place < s
-        self.number = jnp.take_along_axis(positions, inside, axis=1) // c
-        self.segment = jnp.take_along_axis(segments, inside, axis=1)
-        landmark = self.block_k[:, :, block]
-        self.landmark_true = rotate(landmark, self.number * c + block)
-        self.landmark_old = rotate(landmark, jnp.full_like(self.number, block))
-        self.k_true = rotate(k, positions)
+    return in_parts(some, (q, *queries), query_chunk)
 
 
-def _attend(q, positions, segments, keys, top, rotate):
+def _attend(q, positions, segments, k, v, key_fields, blocks: Blocks, landmarks, block, top, rotate):
     b, t, h, _ = q.shape
-    groups = keys.k.shape[2]
-    c = keys.block + 1
+    groups = k.shape[2]
+    c = block + 1
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    top = min(top, keys.exists.shape[1])
+    n = blocks.start.shape[1]
+    top = min(top, n)
 
     def grouped(x):
         return x.reshape(b, t, groups, h // groups, x.shape[-1])
@@ -115,40 +94,39 @@ def _attend(q, positions, segments, keys, top, rotate):
     q_true, q_stingy = grouped(rotate(q, positions)), grouped(rotate(q, stingy))
 
     # Rank.
-    recent = earlier[:, :, None] - keys.number[:, None, :] <= top
-    allowed = keys.exists[:, None, :] & (keys.number[:, None, :] < earlier[:, :, None])
-    allowed &= (keys.segment[:, None, :] == segments[:, :, None]) & (segments != 0)[:, :, None]
-    score_true = jnp.einsum("btgrk,bngk->btgrn", q_true, keys.landmark_true, preferred_element_type=wide)
-    score_old = jnp.einsum("btgrk,bngk->btgrn", q_stingy, keys.landmark_old, preferred_element_type=wide)
+    recent = earlier[:, :, None] - blocks.number[:, None, :] <= top
+    allowed = blocks.exists[:, None, :] & (blocks.number[:, None, :] < earlier[:, :, None])
+    allowed &= (blocks.segment[:, None, :] == segments[:, :, None]) & (segments != 0)[:, :, None]
+    score_true, score_old = (
+        jnp.einsum("btgrk,bngk->btgrn", x, y, preferred_element_type=wide) for x, y in zip((q_true, q_stingy), landmarks, strict=True)
+    )
     score = jnp.where(recent[:, :, None, None, :], score_true, score_old)
     score = jnp.where(allowed[:, :, None, None, :], score, -jnp.inf)
     best, chosen = jax.lax.top_k(jax.lax.stop_gradient(score), top)
     # Chronological order; those that are no block at all go last.
-    n = keys.exists.shape[1]
     chosen = jnp.sort(jnp.where(best > -jnp.inf, chosen, n), axis=-1)
     valid = chosen < n
     chosen = jnp.minimum(chosen, n - 1)
 
     # Gather and place.
     rows = jnp.arange(b)[:, None, None, None, None]
-    group = jnp.arange(groups)[None, None, :, None, None]
-    picked_k = jnp.moveaxis(keys.block_k, 3, 2)[rows, chosen, group]  # (b, t, g, r, top, c, k)
-    picked_v = jnp.moveaxis(keys.block_v, 3, 2)[rows, chosen, group]
-    number = keys.number[rows, chosen]
+    group = jnp.broadcast_to(jnp.arange(groups)[:, None, None], chosen.shape)
+    start, number = blocks.start[rows, chosen], blocks.number[rows, chosen]
+    # What is gathered in place of what does not exist may be padding, and a weight of 0 times NaN would be NaN.
+    picked_k, picked_v = (jnp.where(valid[..., None, None], _slices_of_heads(x, start, group, c), 0) for x in (k, v))
     behind = earlier[:, :, None, None, None]
     shifted = jnp.arange(top) + (behind - number <= top)
     slot = jnp.where(behind > top, shifted, number)
     places = slot[..., None] * c + jnp.arange(c)
     picked_k = rotate(picked_k[..., None, :], places)[..., 0, :]
     scores = jnp.einsum("btgrk,btgrnck->btgrnc", q_stingy, picked_k, preferred_element_type=wide)
-    inner = jax.nn.softmax(scores[..., : keys.block], axis=-1)
-    gates = jnp.where(valid, scores[..., keys.block], -jnp.inf)
+    inner = jax.nn.softmax(scores[..., :block], axis=-1)
+    gates = jnp.where(valid, scores[..., block], -jnp.inf)
 
     # The own block: relative positions are true ones.
-    i, j = positions[:, :, None], keys.positions[:, None, :]
-    seen = (j <= i) & (i // c == j // c) & (j % c != keys.block)
-    seen &= (segments[:, :, None] == keys.segments[:, None, :]) & (segments != 0)[:, :, None]
-    own = jnp.einsum("btgrk,bsgk->btgrs", q_true, keys.k_true, preferred_element_type=wide)
+    own_k, own_v, own_positions, seen = own_block(k, v, key_fields[0], key_fields[1], positions, segments, block=block)
+    own_k, own_v = (jnp.where(seen[..., None, None], x, 0) for x in (own_k, own_v))
+    own = jnp.einsum("btgrk,btmgk->btgrm", q_true, rotate(own_k, own_positions), preferred_element_type=wide)
     own = jnp.where(seen[:, :, None, None, :], own, -jnp.inf)
 
     high = jnp.maximum(jnp.max(gates, axis=-1), jnp.max(own, axis=-1))[..., None]
@@ -157,6 +135,17 @@ def _attend(q, positions, segments, keys, top, rotate):
     total = (jnp.sum(gates, axis=-1) + jnp.sum(own, axis=-1))[..., None]
     total = jnp.where(total > 0, total, 1)
     cross = (gates / total)[..., None] * inner
-    o = jnp.einsum("btgrnc,btgrncv->btgrv", cross, picked_v[..., : keys.block, :], preferred_element_type=wide)
-    o = o + jnp.einsum("btgrs,bsgv->btgrv", own / total, keys.v, preferred_element_type=wide)
+    o = jnp.einsum("btgrnc,btgrncv->btgrv", cross, picked_v[..., :block, :], preferred_element_type=wide)
+    o = o + jnp.einsum("btgrm,btmgv->btgrv", own / total, own_v, preferred_element_type=wide)
     return o.reshape(b, t, h, -1).astype(q.dtype)
+
+
+def _slices_of_heads(x: jax.Array, start: jax.Array, head: jax.Array, size: int) -> jax.Array:
+    """`size` consecutive tokens of one head for each start and head (b, ...): x (b, s, g, d) to (b, ..., size, d)."""
+
+    def row(x: jax.Array, start: jax.Array, head: jax.Array) -> jax.Array:
+        zero = jnp.zeros((), start.dtype)
+        return jax.vmap(lambda i, j: jax.lax.dynamic_slice(x, (i, j, zero), (size, 1, x.shape[2]))[:, 0])(start, head)
+
+    flat = (y.astype(jnp.int32).reshape(y.shape[0], -1) for y in (start, head))
+    return jax.vmap(row)(x, *flat).reshape(*start.shape, size, x.shape[3])

@@ -9,13 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layers.mixer import document_positions
-from layers.positions import Rotary
 from pallas_kernels.landmark_attention import landmark_attention, reference, retrieve_blocks
 from tests.pallas_kernels import landmark_oracle
 
 CLOSE = 5e-6  # fp32, products of softmaxes over up to 30 terms
-ROTATE = Rotary()
+
+
+def rotate(x, positions):
+    """The oracle's rotation: first half of the dimensions paired with the second."""
+    half = x.shape[-1] // 2
+    angles = positions[..., None, None].astype(jnp.float32) * 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * jnp.cos(angles) - b * jnp.sin(angles), b * jnp.cos(angles) + a * jnp.sin(angles)], axis=-1)
+
+
+def document_positions(segments) -> jax.Array:
+    """Positions within documents; padding stands at 0."""
+    segments = np.asarray(segments)
+    count = [[int(np.sum(row[:i] == row[i])) if row[i] else 0 for i in range(len(row))] for row in segments]
+    return jnp.asarray(np.array(count, np.int32))
 
 
 def error(found, expected) -> float:
@@ -82,7 +94,7 @@ def test_the_specification_is_the_oracle(case):
 
 
 def weights_of(q, k, f):
-    return np.asarray(jax.jit(functools.partial(reference.weights, block=4, scale=8**-0.5))(q, k, **f))
+    return np.asarray(jax.jit(functools.partial(reference.weights, block=4, scale=8**-0.5))(q, k, **f)[0])
 
 
 def test_what_the_weights_are():
@@ -177,12 +189,12 @@ def test_half_precision_stays_near():
 
 @functools.partial(jax.jit, static_argnames=("block", "top", "query_chunk"))
 def retrieved(q, k, v, f, *, block, top, query_chunk=16):
-    return retrieve_blocks(q, k, v, block=block, top=top, rotate=ROTATE, query_chunk=query_chunk, **f)
+    return retrieve_blocks(q, k, v, block=block, top=top, rotate=rotate, query_chunk=query_chunk, **f)
 
 
 @functools.partial(jax.jit, static_argnames="block")
 def trained(q, k, v, f, block):
-    return landmark_attention(ROTATE(q, f["query_positions"]), ROTATE(k, f["key_positions"]), v, block=block, backend="reference", **f)
+    return landmark_attention(rotate(q, f["query_positions"]), rotate(k, f["key_positions"]), v, block=block, backend="reference", **f)
 
 
 def test_reading_all_blocks_is_the_training_form():
@@ -224,10 +236,10 @@ def test_no_position_past_the_trained_range_counts():
 
         def recording(x, positions):
             seen.append((x.ndim, positions))
-            return ROTATE(x, positions)
+            return rotate(x, positions)
 
         out = retrieve_blocks(q, k, v, block=4, top=top, rotate=recording, query_chunk=100, **late)
-        return out, [p for ndim, p in seen if ndim > 4], [p for ndim, p in seen if ndim == 4 and p.shape == q.shape[:2]]
+        return out, [p for ndim, p in seen if ndim > 5], [p for ndim, p in seen if ndim == 4 and p.shape == q.shape[:2]]
 
     out, gathered, queries = jax.jit(run)(q[:, start:])
     assert gathered and max(int(positions.max()) for positions in gathered) < limit
@@ -236,7 +248,7 @@ def test_no_position_past_the_trained_range_counts():
     # The last query's scores with keys whose true position is neither near it nor in the trained range never count.
     def spoiling(x, positions):
         near = (positions < limit) | (positions > 60 - limit)
-        return jnp.where(near[..., None, None], ROTATE(x, positions), jnp.nan)
+        return jnp.where(near[..., None, None], rotate(x, positions), jnp.nan)
 
     last = {name: x[:, -1:] if name.startswith("query") else x for name, x in f.items()}
     spoiled = jax.jit(lambda q: retrieve_blocks(q, k, v, block=4, top=top, rotate=spoiling, **last))(q[:, -1:])
@@ -244,7 +256,7 @@ def test_no_position_past_the_trained_range_counts():
 
     # And those near it see relative positions only: moving all rotations alike changes nothing (but rounding of larger angles).
     def moved(x, positions):
-        return ROTATE(x, positions + 100)
+        return rotate(x, positions + 100)
 
     assert error(jax.jit(lambda q: retrieve_blocks(q, k, v, block=4, top=top, rotate=moved, **last))(q[:, -1:]), out[:, -1:]) < 1e-4
 
@@ -277,8 +289,8 @@ def test_retrieval_has_finite_gradients_and_ignores_padding():
     ("changes", "message"),
     [
         ({"q": jnp.zeros((2, 6, 8))}, "four dimensions"),
-        ({"k": jnp.zeros((2, 6, 2, 7))}, "do not fit"),
-        ({"v": jnp.zeros((2, 5, 2, 5))}, "do not fit"),
+        ({"k": jnp.zeros((2, 6, 2, 7))}, r"k must be \(2, s, g, 8\)"),
+        ({"v": jnp.zeros((2, 5, 2, 5))}, r"v must be \(2, 6, 2\)"),
         ({"k": jnp.zeros((2, 6, 3, 8)), "v": jnp.zeros((2, 6, 3, 5))}, "no multiple"),
         ({"block": 0}, "block must be at least 1; got 0"),
         ({"query_positions": jnp.zeros(6, jnp.int32)}, "query_positions must be"),
@@ -295,4 +307,4 @@ def test_arguments_that_do_not_fit_are_named(changes, message):
 def test_reading_no_blocks_is_refused():
     q, k, v = arrays(1, 6, 2, 2)
     with pytest.raises(ValueError, match="top must be at least 1; got 0"):
-        retrieve_blocks(q, k, v, block=2, top=0, rotate=ROTATE, **plain(1, 6))
+        retrieve_blocks(q, k, v, block=2, top=0, rotate=rotate, **plain(1, 6))

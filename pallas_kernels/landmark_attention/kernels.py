@@ -1,0 +1,180 @@
+"""Landmark attention on scheduled tiles: the query's own block is attention under a rule, the earlier ones are landmark blocks, a tile each; the two
+are over disjoint keys, and merge by their log-sum-exps (pallas_kernels/scheduled_attention). Gradients follow, as nothing here is but
+arrangement: blocks are laid out with their unused slots 0.
+
+In one document from its start all fields are known when the program is traced, and so are the tiles to visit. Elsewhere self-attention still tells
+that what is stored late is hidden: `NearOwnBlock` and `StoredEarlierBlocks` bound tiles by place of storage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.landmark_attention.blocks import complete_blocks, slices
+from pallas_kernels.scheduled_attention import core
+from pallas_kernels.scheduled_attention.merging import merge
+from pallas_kernels.scheduled_attention.rules import Before, EarlierBlocks, OwnBlock
+from pallas_kernels.scheduled_attention.schedule import SEGMENTS, Fields
+from pallas_kernels.sharding import over_mesh
+
+FEWEST_QUERIES = 8
+"""Against a cache; fewer would have all of it laid out in blocks for a tile that is mostly padding, where xla reads it in place."""
+
+
+class TileKernels(core.Kernels, Protocol):
+    """A kernel module of scheduled_attention: also what it refuses, and how it would cut a call in tiles."""
+
+    def refuses(self, q: jax.Array, k: jax.Array, v: jax.Array, *, block: int | None = None) -> str | None: ...
+
+    def tile_sizes(
+        self, n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None, block: int | None = None
+    ) -> tuple[int, int]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class NearOwnBlock(OwnBlock):
+    """OwnBlock that also knows tiles whose fields are not known; in self-attention (`ordered`), where a block's tokens are stored together,
+    keys are fewer than `reach` places before the query.
+
+    Attributes:
+      reach: None elsewhere.
+    """
+
+    reach: int | None = None
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        some, every = Before(None, self.segmented, self.ordered).bounds(query, key)
+        some = some & (key.blocks.low <= query.blocks.high) & (query.blocks.low <= key.blocks.high) & (key.landmarks.low <= 0)
+        every = every & (key.blocks.low == query.blocks.high) & (query.blocks.low == key.blocks.high) & (key.landmarks.high == 0)
+        if self.reach is not None:
+            some = some & (query.order.low - key.order.high < self.reach)
+        return some, every
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredEarlierBlocks(EarlierBlocks):
+    """EarlierBlocks in self-attention: a block's landmark is stored before the query (field order, of blocks a lower bound)."""
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return super().fields | {"order"}
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        some, every = super().bounds(query, key)
+        return some & (key.order.low < query.order.high), every
+
+
+def form(kernels: TileKernels) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    """The operation on a kernel module, and what it refuses; arguments as `xla.attention`."""
+
+    def attention(
+        q, k, v, query_positions, key_positions, query_segments, key_segments, *, block, scale, self_attention
+    ) -> tuple[jax.Array, jax.Array]:
+        if query_segments is not None:
+            q = jnp.where((query_segments != 0)[:, :, None, None], q, 0)
+            k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
+        call = _Call(kernels, block, scale, self_attention)
+        query, key = (
+            _fields(x.shape[1], positions, segments, block)
+            for x, positions, segments in ((q, query_positions, query_segments), (k, key_positions, key_segments))
+        )
+        parts = [call.own(q, k, v, query, key)]
+        earlier = call.earlier(q, k, v, query, key)
+        return merge(*parts, *([] if earlier is None else [earlier]))
+
+    def refuses(q, k, v, *, block, self_attention, **rest) -> str | None:
+        if not self_attention and q.shape[1] < FEWEST_QUERIES:
+            return f"it takes at least {FEWEST_QUERIES} queries against other keys; got {q.shape[1]}"
+        return kernels.refuses(q, k, v) or kernels.refuses(q, k, v, block=block)
+
+    names = {"q": "b t h k", "k": "b s h k", "v": "b s h v"}
+    fields = {"query_positions": "b t", "key_positions": "b s", "query_segments": "b t", "key_segments": "b s"}
+    return over_mesh(attention, {**names, **fields}, ("b t h v", "b t h")), refuses
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    kernels: TileKernels
+    block: int
+    scale: float
+    self_attention: bool
+
+    def own(self, q, k, v, query: Fields, key: Fields) -> tuple[jax.Array, jax.Array]:
+        """Attention to the query's own block."""
+        segmented = SEGMENTS in query
+        rule = NearOwnBlock(segmented)
+        if self.self_attention and not isinstance(query["positions"], np.ndarray):
+            rule = NearOwnBlock(segmented, ordered=True, reach=self.block + 1)
+        tiles = self.kernels.tile_sizes(q.shape[1], k.shape[1], q.shape[3], v.shape[3], q.dtype, window=self.block + 1)
+        return self._attend(q, k, v, rule, query, key, tiles, None)
+
+    def earlier(self, q, k, v, query: Fields, key: Fields) -> tuple[jax.Array, jax.Array] | None:
+        """Attention to earlier blocks; None if there can be none."""
+        c = self.block + 1
+        # In self-attention no query is left of a block that ends with the last token.
+        s = k.shape[1] - 1 if self.self_attention else k.shape[1]
+        if s < c:
+            return None
+        tiles = self.kernels.tile_sizes(q.shape[1], s, q.shape[3], v.shape[3], q.dtype, block=self.block)
+        slots = tiles[1]
+        if isinstance(key["positions"], np.ndarray) and SEGMENTS not in key:
+            n = s // c
+            laid_k, laid_v = (_laid_out(x[:, : n * c].reshape(x.shape[0], n, c, *x.shape[2:]), slots) for x in (k, v))
+            of_blocks: dict[str, Any] = {"blocks": np.arange(n, dtype=np.int32)[None]}
+            of_queries = {"blocks": query["blocks"]}
+            rule = EarlierBlocks()
+        else:
+            positions = jnp.broadcast_to(key["positions"], k.shape[:2])
+            segments = jnp.broadcast_to(key.get(SEGMENTS, np.ones((1, 1), np.int32)), k.shape[:2])
+            found = complete_blocks(positions, segments, self.block)
+            laid_k, laid_v = (_laid_out(slices(x, found.start, c), slots) for x in (k, v))
+            of_blocks = {"blocks": found.number, SEGMENTS: found.segment}
+            of_queries = {"blocks": query["blocks"], SEGMENTS: query.get(SEGMENTS, np.ones((1, q.shape[1]), np.int32))}
+            rule = EarlierBlocks(segmented=True)
+            if self.self_attention:
+                rule = StoredEarlierBlocks(segmented=True)
+                of_blocks["order"] = np.arange(found.start.shape[1], dtype=np.int32)[None] * c
+                of_queries["order"] = query["order"]
+        repeated = {name: (np if isinstance(x, np.ndarray) else jnp).repeat(x, slots, axis=1) for name, x in of_blocks.items()}
+        return self._attend(q, laid_k, laid_v, rule, of_queries, repeated, tiles, self.block)
+
+    def _attend(self, q, k, v, rule, query, key, tiles, block):
+        return core.attend(
+            self.kernels,
+            q,
+            k,
+            v,
+            rule=rule,
+            query_fields=query,
+            key_fields=key,
+            scale=self.scale,
+            query_tile=tiles[0],
+            key_tile=tiles[1],
+            block=block,
+        )
+
+
+def _fields(length: int, positions, segments, block: int) -> dict[str, Any]:
+    """All that rules may read of tokens: numpy where known at trace time."""
+    order = np.arange(length, dtype=np.int32)[None]
+    positions = order if positions is None else positions.astype(jnp.int32)
+    c = block + 1
+    fields: dict[str, Any] = {
+        "positions": positions,
+        "blocks": positions // c,
+        "landmarks": (positions % c == block).astype(np.int32),
+        "order": order,
+    }
+    return fields if segments is None else {**fields, SEGMENTS: segments.astype(jnp.int32)}
+
+
+def _laid_out(x: jax.Array, slots: int) -> jax.Array:
+    """Blocks (b, n, c, g, d) in tiles of slots: (b, n slots, g, d)."""
+    b, n, c, groups, dim = x.shape
+    return jnp.pad(x, ((0, 0), (0, 0), (0, slots - c), (0, 0), (0, 0))).reshape(b, n * slots, groups, dim)

@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import always, choose
+from pallas_kernels.dispatch import choose
 from pallas_kernels.scheduled_attention.merging import merge
 from pallas_kernels.scheduled_attention.schedule import Fields, Rule
-from pallas_kernels.window_attention import reference, scheduled, xla
+from pallas_kernels.window_attention import scheduled
+from pallas_kernels.window_attention.forms import FORMS
 
 
 def window_attention(
@@ -91,8 +92,7 @@ def window_attention(
         "return_lse": return_lse,
         "deterministic": deterministic,
     }
-    forms = {"xla": (xla.attention, always), "reference": (reference.attention, always)}
-    out, lse = choose("window_attention", backend, forms, q, k, v, **call)(q, k, v, **call)
+    out, lse = choose("window_attention", backend, FORMS, q, k, v, **call)(q, k, v, **call)
     return (out, lse) if return_lse else out
 
 

@@ -14,6 +14,7 @@ from pallas_kernels.scheduled_attention import core
 from pallas_kernels.scheduled_attention.rules import Before
 from pallas_kernels.scheduled_attention.schedule import SEGMENTS, Fields, Rule, needed
 from pallas_kernels.sharding import over_mesh
+from pallas_kernels.tuning import Sizes, block_sizes
 
 FEWEST_QUERIES = 8
 """With fewer a tile would be mostly padding: xla's products read the cache once as well."""
@@ -53,15 +54,35 @@ def rule_and_fields(
     return rule, sides[0], sides[1]
 
 
-def form(kernels: TileKernels) -> tuple[Callable[..., Any], Callable[..., str | None]]:
-    """The operation on a kernel module, and what it refuses; arguments as the front door's."""
+def reckoned(kernels: TileKernels) -> Callable[..., Sizes]:
+    """A module's own tiles, as `tuning.block_sizes` asks for them; window 0 is none."""
+
+    def reckon(t: int, s: int, k: int, v: int, dtype: str, window: int) -> Sizes:
+        query_tile, key_tile = kernels.tile_sizes(t, s, k, v, jnp.dtype(dtype), window=window or None)
+        return {"query_tile": query_tile, "key_tile": key_tile}
+
+    return reckon
+
+
+def form(kernels: TileKernels, name: str) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    """The operation on a kernel module, and what it refuses; arguments as the front door's. name: of its tiles in the tuning tables."""
 
     def attention(q, k, v, *, sinks, scale, return_lse, deterministic, **rest):
         rule, query_fields, key_fields = rule_and_fields(q, k, **rest)
         if rest["query_segments"] is not None:
             q = jnp.where((rest["query_segments"] != 0)[:, :, None, None], q, 0)
             k, v = (jnp.where((rest["key_segments"] != 0)[:, :, None, None], x, 0) for x in (k, v))
-        tiles = kernels.tile_sizes(q.shape[1], k.shape[1], q.shape[3], v.shape[3], q.dtype, window=rest["window"])
+        sizes = block_sizes(
+            name,
+            reckoned(kernels),
+            t=q.shape[1],
+            s=k.shape[1],
+            k=q.shape[3],
+            v=v.shape[3],
+            dtype=str(q.dtype),
+            window=min(rest["window"] or 0, k.shape[1]),
+        )
+        tiles = (sizes["query_tile"], sizes["key_tile"])
         known, traced = zip(*(_split(fields) for fields in (query_fields, key_fields)), strict=True)
         run = functools.partial(
             _on_device, kernels=kernels, known=known, names=tuple(tuple(x) for x in traced), rule=rule, scale=scale, tiles=tiles

@@ -1,0 +1,24 @@
+"""What serves window attention on each backend, best first.
+
+A library where one does: cuDNN on NVIDIA GPUs, jax's splash attention on TPUs (their modules say what they refuse); the scheduled kernels for all
+the rest: sinks on Hopper, any mask that is a rule, positions, log-sum-exps with gradients, the same bits every run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pallas_kernels.dispatch import Implementation, always
+from pallas_kernels.scheduled_attention import tpu
+from pallas_kernels.window_attention import cudnn, reference, scheduled, splash, xla
+
+SCHEDULED: dict[str, Any] = {"tpu": tpu}
+"""Platform -> module of its scheduled kernels."""
+
+FORMS: dict[str, Implementation] = {
+    "cudnn": (cudnn.attention, cudnn.refuses),
+    "splash": (splash.attention, splash.refuses),
+    "pallas_tpu": scheduled.form(SCHEDULED["tpu"], "window_attention.tpu_tiles"),
+    "xla": (xla.attention, always),
+    "reference": (reference.attention, always),
+}

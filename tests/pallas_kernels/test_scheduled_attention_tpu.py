@@ -1,0 +1,395 @@
+"""Scheduled attention's TPU kernels, simulated: values and all gradients against their plain form (tiles_by_einsum); what a walk visits; refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels import dispatch
+from pallas_kernels.scheduled_attention import core, tpu, tpu_walk
+from pallas_kernels.scheduled_attention.rules import Before, EarlierBlocks, OwnBlock
+from pallas_kernels.scheduled_attention.schedule import EMPTY, FULL, PARTIAL, BlockSchedule
+from pallas_kernels.window_attention import window_attention
+from tests.pallas_kernels import tiles_by_einsum
+
+CLOSE = 2e-6  # rms, fp32: a few roundings, in sums over at most 1,000 keys
+
+
+def error(found, expected) -> float:
+    """rms(difference) / rms(expected) over what is finite, which must be the same in both."""
+    found, expected = (np.asarray(x, np.float64) for x in (found, expected))
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(np.isfinite(found), finite)
+    found, expected = np.where(finite, found, 0), np.where(finite, expected, 0)
+    size, off = (np.sqrt(np.mean(x**2)) for x in (expected, found - expected))
+    return float(off / size) if size else float(off)
+
+
+def races_found() -> bool:
+    """Whether the simulator's last kernels raced; it only prints it, and the flag is internal."""
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    return interpret_pallas_call.races.races_found
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd:
+    """A mask with every operation that an expression may have; its bounds know nothing."""
+
+    fields = frozenset({"positions", "kinds"})
+
+    def allows(self, query: Any, key: Any) -> Any:
+        far = query.positions - key.positions >= 9
+        return ((key.positions <= query.positions) & ~(far & (key.kinds == 1))) | ((key.kinds == 2) & (query.kinds != 0))
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        return np.True_, np.False_
+
+
+@dataclasses.dataclass(frozen=True)
+class All:
+    """No mask, as numpy's True."""
+
+    fields: frozenset[str] = frozenset()
+
+    def allows(self, query: Any, key: Any) -> Any:
+        return np.True_
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        return np.True_, np.True_
+
+
+def attended(kernels, arrays, dtype=None, times=1, **call):
+    """Output, log-sum-exp, and gradients by all of `arrays` of a sum that weighs both unevenly; of several runs, one after another."""
+    arrays = {name: x if dtype is None or name == "sinks" else x.astype(dtype) for name, x in arrays.items()}
+
+    def run(arrays):
+        o, lse = core.attend(kernels, **arrays, **call)
+        weights = jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)
+        finite = jnp.where(jnp.isfinite(lse), lse, 0)
+        return jnp.sum(o * weights) + jnp.sum(finite * weights[..., 0]), (o, lse)
+
+    gradient = jax.jit(jax.grad(run, has_aux=True))
+    found = [{"o": o, "lse": lse, **gradients} for gradients, (o, lse) in (gradient(arrays) for _ in range(times))]
+    return found if times > 1 else found[0]
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def documents(b: int, t: int) -> np.ndarray:
+    """Rows of up to three documents, with padding at the start of the first, and at the end."""
+    rows = np.sort(np.random.default_rng(t).integers(1, 4, (b, t)), axis=1).astype(np.int32)
+    rows[0, : min(3, t // 4)] = 0
+    rows[:, t - t // 8 :] = 0
+    return rows
+
+
+def plain(t, h=4, g=2, k=8, v=12, tiles=(16, 16), rule="before", window=None, packed=True, sinks=False, b=2):
+    """Arrays and a call of self-attention, packed documents known on the device only."""
+    arrays = {"q": normal(1, b, t, h, k), "k": normal(2, b, t, g, k), "v": normal(3, b, t, g, v)}
+    if sinks:
+        arrays["sinks"] = normal(4, h)
+    fields: dict[str, Any] = {"positions": np.arange(t)[None], "order": np.arange(t)[None]}
+    if packed:
+        fields["segments"] = jnp.asarray(documents(b, t))
+    fields["kinds"] = jnp.asarray(np.random.default_rng(5).integers(0, 3, (b, t)))
+    fields["blocks"], fields["landmarks"] = fields["positions"] // 9, (fields["positions"] % 9 == 8).astype(np.int32)
+    rules = {"before": Before(window, packed, True), "odd": Odd(), "all": All(), "own": OwnBlock(packed, True)}
+    rest = {"query_tile": tiles[0], "key_tile": tiles[1], "scale": k**-0.5}
+    return arrays, {"rule": rules[rule], "query_fields": fields, "key_fields": fields, **rest}
+
+
+def gathered(n, s, g=3, k=8, v=12, tiles=(16, 16), b=2):
+    """Queries sorted by key head and position, some of them padding; the last key head has none."""
+    rng = np.random.default_rng(n)
+    arrays = {"q": normal(1, b, n, 1, k), "k": normal(2, b, s, g, k), "v": normal(3, b, s, g, v)}
+    key_heads = np.sort(rng.integers(0, g - 1, (b, -(-n // tiles[0]))), axis=1)
+    query = {
+        "positions": jnp.asarray(np.sort(rng.integers(0, s, (b, n)), axis=1)),
+        "segments": jnp.ones((b, n), jnp.int32).at[:, -3:].set(0),
+    }
+    key = {"positions": np.arange(s)[None], "segments": np.ones((1, s), np.int32)}
+    rest = {"query_tile": tiles[0], "key_tile": tiles[1], "scale": k**-0.5, "key_heads": jnp.asarray(key_heads, jnp.int32)}
+    return arrays, {"rule": Before(None, True), "query_fields": query, "key_fields": key, **rest}
+
+
+def landmarks(t, blocks, block, slots, h=4, g=2, k=8, v=12, query_tile=16, packed=True, b=2):
+    """Queries spread over so many landmark blocks and one more."""
+    there = (np.arange(blocks * slots) % slots <= block)[None, :, None, None]
+    keys, values = (normal(i, b, blocks * slots, g, d) * there for i, d in ((2, k), (3, v)))
+    query: dict[str, Any] = {"blocks": (np.arange(t) * (blocks + 1) // t)[None]}
+    key: dict[str, Any] = {"blocks": np.repeat(np.arange(blocks), slots)[None]}
+    if packed:
+        query["segments"] = jnp.asarray(documents(b, t))
+        key["segments"] = jnp.asarray(np.repeat(np.sort(np.random.default_rng(3).integers(1, 4, (b, blocks)), axis=1), slots, axis=1))
+    rest = {"query_tile": query_tile, "key_tile": slots, "scale": k**-0.5, "block": block}
+    arrays = {"q": normal(1, b, t, h, k), "k": keys, "v": values}
+    return arrays, {"rule": EarlierBlocks(packed), "query_fields": query, "key_fields": key, **rest}
+
+
+CASES = {
+    "window, sinks": (plain, {"t": 63, "window": 20, "sinks": True}, "values"),
+    "one document, heads of whole lanes": (
+        plain,
+        {"t": 60, "h": 2, "k": 128, "v": 128, "packed": False, "tiles": (16, 32), "b": 1},
+        "values",
+    ),
+    "any expression": (plain, {"t": 40, "h": 2, "g": 1, "rule": "odd"}, "races"),
+    "gathered": (gathered, {"n": 60, "s": 40}, "races"),
+    "landmark blocks": (landmarks, {"t": 40, "blocks": 3, "block": 13, "slots": 16, "h": 2, "g": 1}, "races"),
+}
+MORE = {
+    "no mask": (plain, {"t": 32, "h": 1, "g": 1, "rule": "all"}, "values"),
+    "one token": (plain, {"t": 1, "sinks": True}, "values"),
+    "257": (plain, {"t": 257, "tiles": (128, 128), "sinks": True}, "values"),
+    "1000": (plain, {"t": 1000, "tiles": (256, 128), "window": 100, "h": 2, "g": 1, "b": 1}, "values"),
+    "races": (plain, {"t": 100, "window": 30, "tiles": (32, 16), "sinks": True}, "races"),
+    "own blocks": (plain, {"t": 100, "rule": "own"}, "values"),
+    "own blocks of one document": (plain, {"t": 100, "rule": "own", "packed": False}, "races"),
+    "gathered 257": (gathered, {"n": 257, "s": 100, "tiles": (32, 16)}, "values"),
+    "gathered narrow": (gathered, {"n": 64, "s": 33, "k": 128, "v": 128}, "values"),
+    "landmark blocks 8": (landmarks, {"t": 257, "blocks": 37, "block": 8, "slots": 16, "query_tile": 64, "b": 1}, "values"),
+    "landmark blocks 8, one document": (landmarks, {"t": 100, "blocks": 7, "block": 8, "slots": 16, "packed": False}, "races"),
+    "landmark blocks 50": (landmarks, {"t": 257, "blocks": 11, "block": 50, "slots": 64, "query_tile": 128}, "values"),
+    "landmark blocks 255": (landmarks, {"t": 63, "blocks": 3, "block": 255, "slots": 256}, "values"),
+}
+
+
+@pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+def test_the_kernels_are_their_plain_form(name):
+    make, sizes, how = (CASES | MORE)[name]
+    arrays, call = make(**sizes)
+    with dispatch.interpreted(how):
+        found = attended(tpu, arrays, **call)
+        assert how == "values" or not races_found()
+    expected = attended(tiles_by_einsum, arrays, **call)
+    assert found["lse"].dtype == jnp.float32
+    for name, x in expected.items():
+        assert error(found[name], x) < CLOSE, name
+
+
+@pytest.mark.parametrize("together", [32, pytest.param(16, marks=pytest.mark.slow), pytest.param(48, marks=pytest.mark.slow)])
+def test_landmark_blocks_taken_together_are_those_taken_one_by_one(together, monkeypatch):
+    """Also where the last blocks of a tile are not there: 5 blocks in tiles of 1, 2 and 3."""
+    monkeypatch.setattr(tpu, "ROWS_TOGETHER", together)
+    arrays, call = landmarks(40, 5, 8, 16, h=2, g=1)
+    with dispatch.interpreted():
+        found = attended(tpu, arrays, **call)
+    for name, x in attended(tiles_by_einsum, arrays, **call).items():
+        assert error(found[name], x) < CLOSE, name
+
+
+HALF = {
+    "plain": (plain, {"t": 40, "window": 20, "sinks": True}),
+    "gathered": (gathered, {"n": 60, "s": 40}),
+    "landmark blocks": (landmarks, {"t": 60, "blocks": 5, "block": 13, "slots": 16}),
+}
+
+
+@pytest.mark.parametrize("name", ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in list(HALF)[1:])])
+def test_half_precision(name):
+    make, sizes = HALF[name]
+    arrays, call = make(**sizes)
+    arrays = {name: x if name == "sinks" else x.astype(jnp.bfloat16) for name, x in arrays.items()}
+    with dispatch.interpreted():
+        found = attended(tpu, arrays, **call)
+    assert all(found[name].dtype == jnp.bfloat16 for name in ("o", "q", "k", "v")) and found["lse"].dtype == jnp.float32
+    for name, x in attended(tiles_by_einsum, arrays, jnp.float32, **call).items():
+        assert error(found[name], x) < {"o": 0.005, "lse": 1e-5}.get(name, 0.01), name
+
+
+@pytest.mark.slow
+def test_half_precision_is_as_close_as_the_plain_form():
+    arrays, call = plain(257, window=100, k=32, v=32, tiles=(128, 128))
+    arrays = {name: x.astype(jnp.bfloat16) for name, x in arrays.items()}
+    exact = attended(tiles_by_einsum, arrays, jnp.float32, **call)
+    with dispatch.interpreted():
+        found = attended(tpu, arrays, **call)
+
+    def run(arrays):
+        segments, positions = call["query_fields"]["segments"], jnp.broadcast_to(jnp.arange(257), (2, 257))
+        o, lse = window_attention(**arrays, window=100, query_segments=segments, query_positions=positions, return_lse=True, backend="xla")
+        weights = jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)
+        return jnp.sum(o * weights) + jnp.sum(jnp.where(jnp.isfinite(lse), lse, 0) * weights[..., 0]), o
+
+    gradients, o = jax.jit(jax.grad(run, has_aux=True))(arrays)
+    for name, x in {"o": o, **gradients}.items():
+        assert error(found[name], exact[name]) < max(0.005, 2 * error(x, exact[name])), name
+
+
+def test_what_no_schedule_names_is_not_read():
+    """Keys that all queries have left behind may be NaN: their tiles are not visited, and their own gradients are 0."""
+    arrays, call = plain(48, h=1, g=1, packed=False, window=8, b=1)
+    call |= {"rule": Before(8), "query_fields": {**call["query_fields"], "positions": np.arange(48)[None] + 30}}
+    unseen = np.arange(48)[None, :, None, None] < 16
+    arrays |= {name: jnp.where(unseen, jnp.nan, arrays[name]) for name in ("k", "v")}
+    with dispatch.interpreted():
+        found = attended(tpu, arrays, **call)
+    assert np.isfinite(found["lse"][:, :25]).all() and np.isneginf(found["lse"][:, 25:]).all()
+    assert all(np.isfinite(found[name]).all() for name in ("o", "q", "k", "v"))
+    assert not found["o"][:, 25:].any() and not found["q"][:, 25:].any()
+    assert not found["k"][:, :23].any() and not found["v"][:, :23].any() and found["k"][:, 24:].any()
+
+
+def test_the_same_bits_twice():
+    arrays, call = plain(32, h=2, g=1, sinks=True)
+    with dispatch.interpreted():
+        first, second = attended(tpu, arrays, times=2, **call)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+SHAPES = [(1, 1, 1), (2, 3, 4), (1, 4, 2), (3, 2, 5)]
+
+
+@st.composite
+def any_kinds(draw, shapes=tuple(SHAPES)):
+    """(b', tiles, others) of kinds."""
+    shape = draw(st.sampled_from(shapes))
+    numbers = draw(st.lists(st.sampled_from([EMPTY, PARTIAL, FULL]), min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
+    return np.array(numbers, np.int8).reshape(shape)
+
+
+def steps_of(kinds: np.ndarray) -> list[list[tuple[int, int | None, int]]]:
+    """For each sequence its steps: own tile, other tile or None, and flags."""
+    found: list[list[tuple[int, int | None, int]]] = []
+    for rows in kinds:
+        found.append([])
+        for own, row in enumerate(rows):
+            others: list[Any] = list(np.flatnonzero(row)) or [None]
+            for place, other in enumerate(others):
+                flags = tpu_walk.FIRST * (place == 0) + tpu_walk.LAST * (place == len(others) - 1)
+                if other is not None:
+                    flags += tpu_walk.VISITED + tpu_walk.MASKED * (row[other] == PARTIAL)
+                found[-1].append((own, other, flags))
+    return found
+
+
+def check_walk(walk: tpu_walk.Walk, expected: list[list[tuple[int, int | None, int]]]) -> None:
+    steps = np.asarray(walk.steps).reshape(len(expected), walk.most)
+    assert int(walk.longest) == max(map(len, expected)) <= walk.most
+    for row, wanted in zip(steps, expected, strict=True):
+        for step, (own, other, flags) in zip(row, wanted, strict=False):
+            assert (tpu_walk.own_tile(step), step & 15) == (own, flags)
+            assert other is None or tpu_walk.other_tile(step) == other
+        last = row[len(wanted) - 1]
+        for step in row[len(wanted) :]:  # idle, and nothing new to fetch
+            assert step & 15 == 0 and step >> 4 == last >> 4
+
+
+def as_schedule(kinds) -> BlockSchedule:
+    return BlockSchedule(kinds, (kinds != EMPTY).any(axis=0) if isinstance(kinds, np.ndarray) else np.ones(kinds.shape[1:], bool))
+
+
+def walks(kinds, group: int) -> tuple[tpu_walk.Walk, ...]:
+    """Over keys and over queries, and so with `group` tiles of keys as one."""
+    schedule = as_schedule(kinds)
+    visits, transposed = schedule.visits(), schedule.transposed()
+    grouped = tpu_walk.by_groups(visits, kinds.shape[2], group, False), tpu_walk.by_groups(transposed, kinds.shape[1], group, True)
+    return tuple(map(tpu_walk.walk, (visits, transposed, *grouped)))
+
+
+@functools.cache
+def on_the_device(group: int):
+    """`walks` of traced kinds: their arrays, jitted, and what was static when they were traced."""
+    static: list[tuple[tpu_walk.Walk, ...]] = []
+
+    @jax.jit
+    def run(kinds):
+        static.append(walks(kinds, group))
+        return [(walk.steps, walk.longest) for walk in static[-1]]
+
+    return run, static
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(any_kinds(), st.integers(1, 3))
+def test_a_walk_is_all_visits_one_after_another(kinds, group):
+    padded = np.pad(kinds, ((0, 0), (0, 0), (0, -kinds.shape[2] % group)), constant_values=EMPTY).reshape(*kinds.shape[:2], -1, group)
+    joined = np.where((padded == EMPTY).all(axis=3), EMPTY, np.where((padded == FULL).all(axis=3), FULL, PARTIAL))
+    for walk, wanted in zip(walks(kinds, group), (kinds, kinds.swapaxes(1, 2), joined, joined.swapaxes(1, 2)), strict=True):
+        check_walk(walk, steps_of(wanted))
+        assert (walk.masked, walk.unmasked) == ((wanted == PARTIAL).any(), (wanted == FULL).any())
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(any_kinds((SHAPES[1],)))
+def test_a_walk_made_on_the_device_is_the_same(kinds):
+    run, static = on_the_device(2)
+    found = run(kinds)
+    joined = kinds.reshape(*kinds.shape[:2], -1, 2)
+    joined = np.where((joined == EMPTY).all(axis=3), EMPTY, np.where((joined == FULL).all(axis=3), FULL, PARTIAL))
+    expected = (kinds, kinds.swapaxes(1, 2), joined, joined.swapaxes(1, 2))
+    for walk, (steps, longest), wanted in zip(static[0], found, expected, strict=True):
+        check_walk(dataclasses.replace(walk, steps=steps, longest=longest), steps_of(wanted))
+
+
+@functools.cache
+def by_key_head(heads: int):
+    static: list[tpu_walk.Walk] = []
+
+    @jax.jit
+    def run(kinds, key_heads):
+        static.append(tpu_walk.walk(as_schedule(kinds).transposed(key_heads, heads)))
+        return static[-1].steps, static[-1].longest
+
+    return run, static
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(any_kinds((SHAPES[1],)), st.data())
+def test_a_walk_over_gathered_queries_takes_key_head_after_key_head(kinds, data):
+    heads = 3
+    own = np.array(data.draw(st.lists(st.integers(0, heads - 1), min_size=kinds.shape[1], max_size=kinds.shape[1])))
+    run, static = by_key_head(heads)
+    steps, longest = run(kinds, np.tile(own, (len(kinds), 1)))
+    by_head = [np.where(own[:, None] == head, kinds, EMPTY).swapaxes(1, 2) for head in range(heads)]
+    walk = dataclasses.replace(static[0], steps=steps, longest=longest)
+    check_walk(walk, steps_of(np.concatenate(by_head, axis=1)))
+
+
+def test_tiles_fit_lengths_windows_and_types():
+    sizes = functools.partial(tpu.tile_sizes, k=64, v=64, dtype=jnp.bfloat16)
+    assert sizes(1, 1) == (16, 16) and sizes(64, 64) == (64, 64) and sizes(257, 257) == (384, 384) and sizes(1000, 1000) == (512, 512)
+    assert sizes(600, 2048) == (384, 512) and sizes(8192, 2048) == (256, 512)
+    assert sizes(8192, 8192) == (1024, 1024) and sizes(8192, 8192, window=1024) == (512, 512) and sizes(8192, 8192, window=64) == (256, 256)
+    assert tpu.tile_sizes(8192, 8192, 256, 64, jnp.bfloat16) == (512, 512) and tpu.tile_sizes(2048, 2048, 64, 64, jnp.float32) == (256, 256)
+    assert [sizes(2048, 2048, block=block) for block in (8, 15, 50, 63, 255)] == [(512, x) for x in (16, 16, 64, 64, 256)]
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v", "dtypes", "more", "reason"),
+    [
+        ((1, 64, 2, 16), (1, 64, 2, 16), (1, 64, 2, 16), ("float16",) * 3, {}, "all be bfloat16 or all float32; got float16"),
+        ((1, 64, 2, 16), (1, 64, 2, 16), (1, 64, 2, 16), ("float32", "float32", "bfloat16"), {}, "got float32, float32, bfloat16"),
+        ((1, 64, 2, 257), (1, 64, 2, 257), (1, 64, 2, 16), ("float32",) * 3, {}, "at most 256 dimensions; got 257 and 16"),
+        ((1, 2048, 2, 16), (1, 2048, 2, 16), (1, 2048, 2, 16), ("float32",) * 3, {"block": 512}, "at most 511 keys; got 512"),
+        ((16, 2**16, 2, 256), (16, 2**16, 2, 256), (16, 2**16, 2, 256), ("bfloat16",) * 3, {}, "bytes of scalar memory"),
+        ((1, 2**17, 1, 16), (1, 2**17, 33, 16), (1, 2**17, 33, 16), ("float32",) * 3, {"gathered": True}, "more than the 8192"),
+    ],
+)
+def test_what_it_refuses_it_explains(q, k, v, dtypes, more, reason):
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip((q, k, v), dtypes, strict=True)]
+    assert reason in tpu.refuses(*arrays, **more)
+
+
+@pytest.mark.parametrize(("b", "t", "h", "d", "more"), [(64, 64, 1, 64, {}), (8, 16384, 16, 128, {}), (4, 4096, 16, 64, {"block": 8})])
+def test_it_serves_the_rest(b, t, h, d, more):
+    x = jax.ShapeDtypeStruct((b, t, h, d), jnp.bfloat16)
+    assert tpu.refuses(x, x, x, **more) is None
+
+
+def test_visits_that_do_not_fit_are_told():
+    arrays, call = plain(2048, h=1, g=1, tiles=(16, 16), rule="odd", b=16)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
+    with dispatch.interpreted(), pytest.raises(ValueError, match="983040 are left for them"):
+        jax.eval_shape(lambda arrays: core.attend(tpu, **arrays, **call), shapes)

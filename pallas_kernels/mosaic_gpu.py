@@ -214,6 +214,26 @@ def mm_while(first: tuple[Any, Any], second: tuple[Any, Any], use: Callable[[jax
     return pl.run_scoped(run, *(plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32) for a, b in (first, second)))
 
 
+def mm_registers(a: jax.Array, b: Any, acc: jax.Array, place: Any = None, meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
+    """acc + a @ b, fp32, with a (m, k) bf16 in registers, in the layout of a product's result, and b in `tiled` shared memory.
+
+    Args:
+      place: (m, k) `tiled` shared memory, which the simulator stages `a` in; else unused.
+      meanwhile: called while the product runs; it may not touch b.
+    """
+    if dispatch.interpretation() is not None:  # the simulator's products take both operands from shared memory
+        place[...] = a
+        plgpu.commit_smem()
+        meanwhile()
+        return mm(place, b, acc)
+
+    def products(accumulator: Any) -> None:
+        plgpu.wgmma(accumulator, a, b)
+        meanwhile()
+
+    return pl.run_state(products)(plgpu.ACC.init(acc))
+
+
 def round_up(size: int, to: int) -> int:
     """The smallest multiple of `to` that is at least `size`."""
     return -(-size // to) * to

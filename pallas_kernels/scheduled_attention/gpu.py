@@ -1,0 +1,159 @@
+"""Mosaic GPU kernels of scheduled attention, for NVIDIA Hopper: forward, dq walking over keys, dk and dv walking over queries.
+
+gpu_walk.py tells how a thread block walks, gpu_tiles.py and gpu_blocks.py what it computes. Nothing is summed by two blocks: results have the
+same bits every time.
+
+Not served: fp32 (Hopper's tensor cores transpose 16-bit operands only), and head sizes above `LARGEST_HEAD`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import mosaic_gpu as gpu
+from pallas_kernels.scheduled_attention import gpu_tiles
+from pallas_kernels.scheduled_attention.core import Settings
+from pallas_kernels.scheduled_attention.gpu_walk import LOG2_E, ROWS, Plan, launch
+from pallas_kernels.scheduled_attention.schedule import Fields, Visits
+
+LARGEST_HEAD = 128
+LARGEST_BLOCK = 127
+
+
+def refuses(q: Any, k: Any, v: Any, *, block: int | None = None, **rest: Any) -> str | None:
+    """Why the kernels cannot serve a call, forwards and backwards; None if they can."""
+    missing = gpu.unavailable()
+    if missing:
+        return missing
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dtype != jnp.bfloat16:
+            return f"its products take bfloat16; {name} is {x.dtype}"
+    for name, x in (("key", k), ("value", v)):
+        if x.shape[3] > LARGEST_HEAD:
+            return f"a {name} size above {LARGEST_HEAD} does not fit in registers; this one is {x.shape[3]}"
+    if block is not None and block > LARGEST_BLOCK:
+        return f"a landmark block of more than {LARGEST_BLOCK} keys does not fit in registers; this one has {block}"
+    return None
+
+
+def tile_sizes(n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None, block: int | None = None) -> tuple[int, int]:
+    """Queries and keys a tile: two warpgroups' rows of each where there are so many."""
+    query_tile = ROWS if n <= ROWS else 2 * ROWS
+    if block is not None:
+        return query_tile, gpu.round_up(block + 1, ROWS)
+    return query_tile, ROWS if s <= ROWS else 2 * ROWS
+
+
+def forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sinks: jax.Array | None,
+    visits: Visits,
+    key_heads: jax.Array | None,
+    query_fields: Fields,
+    key_fields: Fields,
+    settings: Settings,
+) -> tuple[jax.Array, jax.Array]:
+    """See core.Kernels."""
+    call = _Call("forward", q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks)
+    out = launch(call.plan, call.inputs(), gpu_tiles.forward)
+    return out["o"][..., : v.shape[3]], out["lse"]
+
+
+def query_gradient(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    do: jax.Array,
+    lse: jax.Array,
+    delta: jax.Array,
+    visits: Visits,
+    key_heads: jax.Array | None,
+    query_fields: Fields,
+    key_fields: Fields,
+    settings: Settings,
+) -> jax.Array:
+    """See core.Kernels."""
+    call = _Call("query_gradient", q, k, v, visits, key_heads, query_fields, key_fields, settings)
+    return launch(call.plan, call.inputs(do, lse, delta), gpu_tiles.query_gradient)["dq"][..., : q.shape[3]]
+
+
+def key_gradients(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    do: jax.Array,
+    lse: jax.Array,
+    delta: jax.Array,
+    visits: Visits,
+    key_heads: jax.Array | None,
+    query_fields: Fields,
+    key_fields: Fields,
+    settings: Settings,
+) -> tuple[jax.Array, jax.Array]:
+    """See core.Kernels."""
+    call = _Call("key_gradients", q, k, v, visits, key_heads, query_fields, key_fields, settings)
+    out = launch(call.plan, call.inputs(do, lse, delta), gpu_tiles.key_gradients)
+    return out["dk"][..., : k.shape[3]], out["dv"][..., : v.shape[3]]
+
+
+class _Call:
+    """What a kernel is built for and given."""
+
+    def __init__(self, walk, q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks=None):
+        self.arrays, self.visits, self.key_heads, self.sinks = (q, k, v), visits, key_heads, sinks
+        masked = bool(visits.partial.any()) if isinstance(visits.partial, np.ndarray) else True
+        names = tuple(query_fields) if masked else ()
+        self.fields = {"query_fields": query_fields, "key_fields": key_fields}
+        b, n, h, key_dim = q.shape
+        self.plan = Plan(
+            walk=walk,
+            settings=settings,
+            b=b,
+            n=n,
+            s=k.shape[1],
+            heads=h,
+            key_heads=k.shape[2],
+            key_dim=gpu.round_up(key_dim, ROWS),
+            value_dim=gpu.round_up(v.shape[3], ROWS),
+            visits=(visits.count.shape[0], visits.count.shape[1]),
+            masked=bool(names),
+            fields=names,
+            sinks=sinks is not None,
+            gathered=key_heads is not None,
+            piece=_piece(walk, settings, max(key_dim, v.shape[3])),
+        )
+
+    def inputs(self, do=None, lse=None, delta=None) -> dict[str, jax.Array]:
+        q, k, v = self.arrays
+        plan = self.plan
+        arrays = {"q": gpu.pad_last(q, plan.key_dim), "k": gpu.pad_last(k, plan.key_dim), "v": gpu.pad_last(v, plan.value_dim)}
+        if do is not None:
+            arrays["do"] = gpu.pad_last(do, plan.value_dim)
+            arrays["rows"] = jnp.stack([lse * LOG2_E, delta], axis=2)
+        arrays |= {name: jnp.asarray(getattr(self.visits, name)) for name in ("count", "index", "partial")}
+        if plan.gathered:
+            arrays["key_heads"] = self.key_heads
+        if self.sinks is not None:
+            arrays["sinks"] = self.sinks
+        if plan.fields:
+            arrays |= {name: _stacked(fields, plan.fields) for name, fields in self.fields.items()}
+        return arrays
+
+
+def _piece(walk: str, settings: Settings, head_dim: int) -> int:
+    """Rows of the other side at once: what registers hold beside the sums."""
+    if walk == "forward":
+        return settings.key_tile
+    return ROWS
+
+
+def _stacked(fields: Fields, names: tuple[str, ...]) -> jax.Array:
+    """(b | 1, fields, tokens) int32."""
+    rows = max(x.shape[0] for x in fields.values())
+    return jnp.stack([jnp.broadcast_to(jnp.asarray(fields[name]), (rows, fields[name].shape[1])) for name in names], axis=1)

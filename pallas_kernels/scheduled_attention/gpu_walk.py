@@ -1,0 +1,349 @@
+"""What the three Mosaic GPU kernels of scheduled attention share: a thread block's walk over the tiles that its own tile visits.
+
+The own side (queries in the forward pass and for dq, keys for dk and dv) is split into 64 rows a warpgroup. The other side passes through
+stages of shared memory that all warpgroups read: copies of the next tiles fly while one is computed. Which tiles those are, the first
+warpgroup reads from device memory when it starts their copies; whether a tile's mask must be looked at is read one step ahead.
+
+A stage is filled again in the middle of the next step, when the other warpgroup has most likely left it too: that wait costs nothing then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels import dispatch
+from pallas_kernels import mosaic_gpu as gpu
+from pallas_kernels.mosaic_gpu import plgpu
+from pallas_kernels.scheduled_attention.core import Settings
+from pallas_kernels.scheduled_attention.schedule import tile_allows
+
+ROWS = gpu.ROWS  # of the own side, a warpgroup
+LOG2_E = 1.4426950408889634
+KEEP_FREE = 3072  # bytes of shared memory left for barriers and what the compiler lays out
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a kernel is built for.
+
+    heads, key_heads: of queries and of keys. key_dim, value_dim: padded to 64s. fields: names of what masks read, empty if no tile is masked.
+    visits: the first two sizes of the schedule's arrays. gathered: whether each tile of queries names its key head.
+    """
+
+    walk: Literal["forward", "query_gradient", "key_gradients"]
+    settings: Settings
+    b: int
+    n: int
+    s: int
+    heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    visits: tuple[int, int]
+    masked: bool
+    fields: tuple[str, ...]
+    sinks: bool
+    gathered: bool
+    piece: int
+    """Rows of the other side that are copied and computed at once: they divide its tiles."""
+
+    @property
+    def over_queries(self) -> bool:
+        """Whether the other side is the queries'."""
+        return self.walk == "key_gradients"
+
+    @property
+    def own_tile(self) -> int:
+        return self.settings.key_tile if self.over_queries else self.settings.query_tile
+
+    @property
+    def other_tile(self) -> int:
+        return self.settings.query_tile if self.over_queries else self.settings.key_tile
+
+    @property
+    def warpgroups(self) -> int:
+        return self.own_tile // ROWS
+
+    @property
+    def sharing(self) -> int:
+        """Query heads a key head, which a walk over queries visits in turn."""
+        return 1 if self.gathered else self.heads // self.key_heads
+
+    @property
+    def repeats(self) -> int:
+        """How often the visited tiles are walked over."""
+        return self.sharing if self.over_queries else 1
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Heads vary fastest: query heads of one key head, then, share it in the second-level cache."""
+        own = (self.s if self.over_queries else self.n) // self.own_tile
+        return self.key_heads if self.over_queries else self.heads, own, self.b
+
+    def stages(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
+        """What is copied with each piece: shape, dtype, and whether it is tiled."""
+        keyed, valued = (((self.piece, size), jnp.bfloat16, True) for size in (self.key_dim, self.value_dim))
+        copied: dict[str, tuple[tuple[int, ...], Any, bool]]
+        if self.over_queries:
+            copied = {"q": keyed, "do": valued, "rows": ((2, self.piece), jnp.float32, False)}
+            if self.fields:
+                copied["query_fields"] = ((len(self.fields), self.piece), jnp.int32, False)
+        else:
+            copied = {"k": keyed, "v": valued}
+            if self.fields:
+                copied["key_fields"] = ((len(self.fields), self.piece), jnp.int32, False)
+        return copied
+
+    def owned(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """What is copied once, a warpgroup's own rows."""
+        names = {"forward": ("q",), "query_gradient": ("q", "do"), "key_gradients": ("k", "v")}[self.walk]
+        return {name: ((self.warpgroups, ROWS, self.key_dim if name in ("q", "k") else self.value_dim), jnp.bfloat16) for name in names}
+
+    def space(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """What else is laid out in shared memory, for each warpgroup."""
+        laid: dict[str, tuple[tuple[int, ...], Any]] = {}
+        if self.walk == "forward" and self.key_dim != self.value_dim:
+            laid["out"] = ((self.warpgroups, ROWS, self.value_dim), jnp.bfloat16)
+        in_blocks = self.over_queries and self.settings.block is not None
+        if in_blocks or dispatch.interpretation() is not None:
+            # The simulator's products take no operand from registers; and blocks' weights are turned on their way through shared memory.
+            laid["weights"] = ((self.warpgroups, ROWS, self.piece), jnp.bfloat16)
+            if self.over_queries:
+                laid["d_scores"] = laid["weights"]
+        return laid
+
+    def stage_count(self) -> int:
+        """As many as shared memory holds, at most 4."""
+        fixed = gpu.shared_bytes([*self.owned().values(), *self.space().values()])
+        stage = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in self.stages().values()])
+        return max(1, min(4, (gpu.SHARED_MEMORY_BYTES - KEEP_FREE - fixed) // stage))
+
+    def results(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The kernel's outputs."""
+        queries, keys = (self.b, self.n, self.heads), (self.b, self.s, self.key_heads)
+        if self.walk == "forward":
+            return {
+                "o": jax.ShapeDtypeStruct((*queries, self.value_dim), jnp.bfloat16),
+                "lse": jax.ShapeDtypeStruct((self.b, self.heads, self.n), jnp.float32),
+            }
+        if self.walk == "query_gradient":
+            return {"dq": jax.ShapeDtypeStruct((*queries, self.key_dim), jnp.bfloat16)}
+        return {
+            "dk": jax.ShapeDtypeStruct((*keys, self.key_dim), jnp.bfloat16),
+            "dv": jax.ShapeDtypeStruct((*keys, self.value_dim), jnp.bfloat16),
+        }
+
+
+def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], None]) -> dict[str, jax.Array]:
+    """Runs `run` on every thread block.
+
+    Args:
+      inputs: q (b, n, h, k), k, v and do, bf16; count, index and partial of the visits; key_heads (b, tiles) where gathered;
+        sinks (h,) fp32; rows (b, h, 2, n) fp32, log-sum-exps times log2(e) and deltas; query_fields (b | 1, fields, n) and key_fields int32.
+    """
+    stages = plan.stage_count()
+    staged = {
+        name: gpu.tiled((stages, *shape), dtype) if tile else gpu.plain((stages, *shape), dtype)
+        for name, (shape, dtype, tile) in plan.stages().items()
+    }
+    owned, space = ({name: gpu.tiled(*what) for name, what in group.items()} for group in (plan.owned(), plan.space()))
+    results = plan.results()
+    names = (list(inputs), list(results), list(staged), list(owned), list(space))
+
+    def body(*refs: Any) -> None:
+        rest = iter(refs)
+        source, target, stage, own, laid = ({name: next(rest) for name in group} for group in names)
+        run(Walk(plan, stages, source, target, stage, own, laid, *rest))
+
+    made = gpu.kernel(
+        body,
+        out_type=list(results.values()),
+        scratch_types=[
+            *staged.values(),
+            *owned.values(),
+            *space.values(),
+            plgpu.Barrier(num_arrivals=len(staged), num_barriers=stages),
+            plgpu.Barrier(num_arrivals=plan.warpgroups, num_barriers=stages),
+            plgpu.Barrier(num_arrivals=len(owned), num_barriers=plan.warpgroups),
+        ],
+        grid=plan.grid,
+        grid_names=("head", "tile", "batch"),
+        name=f"scheduled_attention_{plan.walk}",
+        threads=plan.warpgroups,
+    )(*inputs.values())
+    return dict(zip(results, made, strict=True))
+
+
+class Walk:
+    """One thread block, as one of its warpgroups sees it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        stages: int,
+        source: dict[str, Any],
+        target: dict[str, Any],
+        stage: dict[str, Any],
+        own: dict[str, Any],
+        space: dict[str, Any],
+        filled: Any,
+        emptied: Any,
+        owned: Any,
+    ) -> None:
+        self.plan, self.stages, self.source, self.target, self.stage = plan, stages, source, target, stage
+        self.filled, self.emptied, self.owned = filled, emptied, owned
+        self.head, tile, self.batch = (jax.lax.axis_index(name) for name in ("head", "tile", "batch"))
+        # The last queries may see the most keys, and the first keys be seen by the most queries: the longest walks start first.
+        self.tile = tile if plan.over_queries else plan.grid[1] - 1 - tile
+        self.warpgroup = jax.lax.axis_index("warpgroup")
+        self.tokens = pl.ds(self.tile * plan.own_tile + self.warpgroup * ROWS, ROWS)
+        self.own, self.space = ({name: ref.at[self.warpgroup] for name, ref in group.items()} for group in (own, space))
+        if plan.gathered:
+            self.key_head = self.head if plan.over_queries else source["key_heads"][self.batch, self.tile]
+        else:
+            self.key_head = self.head if plan.over_queries else _quotient(self.head, plan.sharing)
+        self.list = (
+            self.batch if plan.visits[0] > 1 else 0,
+            self.head if plan.visits[1] > 1 else 0,
+            self.tile,
+        )
+        self.count = source["count"][self.list]
+        self.pieces = plan.other_tile // plan.piece
+        self.steps = self.count * (self.pieces * plan.repeats)
+
+    def run(self, step: Callable[[Here, Any], Any], carry: Any) -> Any:
+        """Folds `step` over all pieces, in order."""
+        for name, ref in self.own.items():
+            head = self.key_head if name in ("k", "v") else self.head
+            plgpu.copy_gmem_to_smem(self.source[name].at[self.batch, self.tokens, head], ref, self.owned.at[self.warpgroup])
+
+        @pl.when(self.warpgroup == 0)
+        def _() -> None:
+            for number in range(self.stages):
+
+                @pl.when(number < self.steps)
+                def _(number: int = number) -> None:
+                    self.fetch(jnp.int32(number), number)
+
+        plgpu.barrier_wait(self.owned.at[self.warpgroup])
+
+        def one(number: jax.Array, carry: Any) -> Any:
+            carry, partial = carry
+            slot = jax.lax.rem(number, jnp.int32(self.stages))
+            following = self.partial(number + 1)
+            plgpu.barrier_wait(self.filled.at[slot])
+            carry = step(Here(self, number, slot, partial), carry)
+
+            @pl.when(number + self.stages < self.steps)  # else nothing waits for it
+            def _() -> None:
+                plgpu.barrier_arrive(self.emptied.at[slot])
+
+            return carry, following
+
+        return jax.lax.fori_loop(0, self.steps, one, (carry, self.partial(jnp.int32(0))))[0]
+
+    def place(self, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Of a step: the repeat, the visit and the piece of its tile."""
+        plan = self.plan
+        repeat = jnp.int32(0)
+        if plan.repeats > 1:
+            a_repeat = jnp.maximum(self.count, 1) * self.pieces
+            repeat = jax.lax.div(number, a_repeat)
+            number = number - repeat * a_repeat
+        visit = _quotient(number, self.pieces)
+        return repeat, visit, number - visit * self.pieces
+
+    def partial(self, number: jax.Array) -> jax.Array:
+        """1 where a step's mask must be looked at."""
+        if not self.plan.masked:
+            return jnp.int32(0)
+        _, visit, _ = self.place(jnp.minimum(number, jnp.maximum(self.steps, 1) - 1))
+        return self.source["partial"][(*self.list, visit)]
+
+    def fetch(self, number: jax.Array, slot: Any) -> None:
+        """Starts the copies of a step's piece."""
+        plan = self.plan
+        repeat, visit, piece = self.place(number)
+        start = self.source["index"][(*self.list, visit)] * plan.other_tile + piece * plan.piece
+        tokens = pl.ds(start, plan.piece)
+        query_head = 0 if plan.gathered else self.key_head * plan.sharing + repeat
+        for name, buffers in self.stage.items():
+            ref = self.source[name]
+            if name == "rows":
+                there = ref.at[self.batch, query_head, :, tokens]
+            elif name in ("query_fields", "key_fields"):
+                there = ref.at[self.batch if ref.shape[0] > 1 else 0, :, tokens]
+            else:
+                there = ref.at[self.batch, tokens, self.key_head if name in ("k", "v") else query_head]
+            plgpu.copy_gmem_to_smem(there, buffers.at[slot], self.filled.at[slot])
+
+    def refill(self, number: jax.Array) -> None:
+        """Fills the stage of the step before this one again."""
+        ahead = number - 1 + self.stages
+
+        @pl.when((self.warpgroup == 0) & (number > 0) & (ahead < self.steps))
+        def _() -> None:
+            slot = jax.lax.rem(ahead, jnp.int32(self.stages))
+            plgpu.barrier_wait(self.emptied.at[slot])
+            self.fetch(ahead, slot)
+
+    def rows(self, name: str, row: int) -> jax.Array:
+        """A number a row of the own side, from device memory: of `rows`, or a field."""
+        ref = self.source[name]
+        if name == "rows":
+            there = ref.at[self.batch, self.head, row, self.tokens]
+        else:
+            there = ref.at[self.batch if ref.shape[0] > 1 else 0, row, self.tokens]
+        return gpu.load(there, plgpu.Layout.WGMMA.reduce(1), optimized=False)
+
+    def own_fields(self) -> tuple[jax.Array, ...]:
+        """The fields of the own rows, in the order of the plan."""
+        name = "key_fields" if self.plan.over_queries else "query_fields"
+        return tuple(self.rows(name, row) for row in range(len(self.plan.fields)))
+
+    def leave(self, x: jax.Array, name: str, place: Any, head: Any) -> None:
+        """Starts the copy of the own rows' result."""
+        place[...] = x.astype(jnp.bfloat16)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(place, self.target[name].at[self.batch, self.tokens, head])
+
+
+class Here:
+    """One step: the stage that it reads, and its mask."""
+
+    def __init__(self, walk: Walk, number: jax.Array, slot: jax.Array, partial: jax.Array) -> None:
+        self.walk, self.number, self.partial_ = walk, number, partial
+        self.stage = {name: ref.at[slot] for name, ref in walk.stage.items()}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.stage[name]
+
+    def refill(self) -> None:
+        """To be called once, where waiting for the other warpgroup costs the least."""
+        self.walk.refill(self.number)
+
+    def masked(self, scores: jax.Array, own_fields: tuple[jax.Array, ...]) -> jax.Array:
+        """Scores (own rows, piece), -inf where a query does not see a key."""
+        plan = self.walk.plan
+        if not plan.masked:
+            return scores
+
+        def look(scores: jax.Array) -> jax.Array:
+            shape = scores.shape
+            own = {name: gpu.along_columns(x, shape[1]) for name, x in zip(plan.fields, own_fields, strict=True)}
+            rows = self["query_fields" if plan.over_queries else "key_fields"]
+            other = {name: gpu.along_rows(gpu.load_per_column(rows.at[row]), shape[0]) for row, name in enumerate(plan.fields)}
+            query, key = (other, own) if plan.over_queries else (own, other)
+            return jnp.where(tile_allows(plan.settings.rule, query, key), scores, -jnp.inf)
+
+        return jax.lax.cond(self.partial_ == 1, look, lambda scores: scores, scores)
+
+
+def _quotient(x: jax.Array, by: int) -> jax.Array:
+    return x if by == 1 else jax.lax.div(x, jnp.int32(by))

@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.head_mixture_attention.plan import Plan, ends, make_plan, tile_count
+from pallas_kernels.head_mixture_attention.plan import ends, make_plan, tile_count
 from pallas_kernels.window_attention import window_attention
 
 TILE = 128
@@ -56,7 +56,7 @@ def tile_of(t: int, heads: int, active: int) -> int:
     return tile
 
 
-def groups(t: int, heads: int, active: int, tile: int) -> list[tuple[int, int, int]]:
+def groups(t: int, heads: int, active: int, tile: int) -> Cuts:
     """(first, last + 1, keys seen) of groups of tiles, the latest first."""
     bounds = ends(t, heads, active, tile)
     size = -(-len(bounds) // max(1, min(MOST_GROUPS, t // GROUP_KEYS)))
@@ -121,30 +121,92 @@ def by_rows(
         cuts = ((0, plan.tokens.shape[1], s),)
     rows = plan.gather(q).reshape(*plan.tokens.shape, -1)
     heads = jnp.asarray(key_heads, jnp.int32)[plan.heads]
-    allowed = _rule(plan, query_positions, key_positions, query_segments, key_segments, s)
-    keys, values = (_copies(jnp.swapaxes(x, 1, 2), heads, cuts) for x in (k, v))
-    parts = [
-        _attend(rows[:, first:last], keys[i], values[i], allowed(first, last, seen), scale) for i, (first, last, seen) in enumerate(cuts)
-    ]
-    out, lse = (jnp.concatenate(x, axis=1).reshape(b, -1, *x[0].shape[3:]) for x in zip(*parts, strict=True))
-    lse = plan.combine(lse[..., None])[..., 0]
-    return plan.combine(out.astype(q.dtype)), jnp.where(chosen, lse, -jnp.inf)
+    fields = {"i": plan.tokens if query_positions is None else plan.field(query_positions)}
+    fields["j"] = jnp.arange(s)[None] if key_positions is None else key_positions
+    if query_segments is not None:
+        fields |= {"own": plan.field(query_segments), "others": key_segments}
+    out, lse = _tiles(cuts, scale, rows, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), heads, fields)
+    out, lse = out.reshape(b, -1, out.shape[3]).astype(q.dtype), lse.reshape(b, -1, 1)
+    return plan.combine(out), jnp.where(chosen, plan.combine(lse)[..., 0], -jnp.inf)
 
 
-def _rule(plan: Plan, query_positions, key_positions, query_segments, key_segments, s: int):
-    """allowed(first, last, seen): bool (b or 1, tiles first .. last - 1, tile, the first `seen` keys)."""
-    i = plan.tokens if query_positions is None else plan.field(query_positions)
-    j = jnp.arange(s)[None] if key_positions is None else key_positions
-    own = None if query_segments is None else plan.field(query_segments)
+Cuts = tuple[tuple[int, int, int], ...]
+"""(first, last + 1, keys seen) of groups of tiles."""
 
-    def allowed(first: int, last: int, seen: int) -> jax.Array:
-        seeing = i[:, first:last, :, None] >= j[:, None, None, :seen]
-        if own is not None:
-            same = own[:, first:last, :, None] == key_segments[:, None, None, :seen]
-            seeing &= same & (own[:, first:last, :, None] != 0)
-        return seeing
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _tiles(
+    cuts: Cuts, scale: float, q: jax.Array, k: jax.Array, v: jax.Array, heads: jax.Array, fields: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Tiles of queries (b, n, tile, k) with keys (b, g, s, k) and values (b, g, s, v) of `heads` (b, n): outputs (b, n, tile, v) and
+    log-sum-exps (b, n, tile), fp32.
+
+    Nothing of the scores' size is kept for the way back, which makes weights again from the log-sum-exps: FlashAttention-2, Dao 2023, section 3.1.
+    """
+    copies = zip(_copies(k, heads, cuts), _copies(v, heads, cuts), strict=True)
+    parts = [_attend(q[:, cut[0] : cut[1]], *of_tile, _allowed(fields, cut), scale) for cut, of_tile in zip(cuts, copies, strict=True)]
+    out, lse = (jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
+    return out, lse
+
+
+def _tiles_forward(cuts, scale, q, k, v, heads, fields):
+    out, lse = _tiles(cuts, scale, q, k, v, heads, fields)
+    return (out, lse), (q, k, v, heads, fields, out, lse)
+
+
+def _tiles_backward(cuts, scale, kept, cotangents):
+    q, k, v, heads, fields, out, lse = kept
+    g_out, g_lse = cotangents
+    some = jnp.isfinite(lse)
+    delta = jnp.sum(g_out * out, axis=-1) - jnp.where(some, g_lse, 0)
+    lse = jnp.where(some, lse, jnp.finfo(lse.dtype).max)
+    g_out = g_out.astype(v.dtype)
+    wide = lse.dtype
+    dq, dk, dv = [], None, None
+    copies = zip(cuts, _copies(k, heads, cuts), _copies(v, heads, cuts), strict=True)
+    for (first, last, seen), keys, values in sorted(
+        copies, key=lambda cut: cut[0][2]
+    ):  # those that see least first, so that sums grow once
+        queries, g = q[:, first:last], g_out[:, first:last]
+        scores = jnp.einsum("bntk,bnsk->bnts", queries, keys, preferred_element_type=wide) * scale
+        weights = jnp.where(_allowed(fields, (first, last, seen)), jnp.exp(scores - lse[:, first:last, :, None]), 0)
+        slopes = jnp.einsum("bntv,bnsv->bnts", g, values, preferred_element_type=wide)
+        slopes = (weights * (slopes - delta[:, first:last, :, None]) * scale).astype(q.dtype)
+        dq.append((first, jnp.einsum("bnts,bnsk->bntk", slopes, keys, preferred_element_type=wide)))
+        own = (heads[:, None, first:last] == jnp.arange(k.shape[1])[:, None]).astype(wide)
+        dk = _summed(dk, own, jnp.einsum("bnts,bntk->bnsk", slopes, queries, preferred_element_type=wide))
+        dv = _summed(dv, own, jnp.einsum("bnts,bntv->bnsv", weights.astype(v.dtype), g, preferred_element_type=wide))
+    dq = jnp.concatenate([part for _, part in sorted(dq, key=lambda part: part[0])], axis=1)
+    return dq.astype(q.dtype), _whole(dk, k), _whole(dv, v), None, None
+
+
+_tiles.defvjp(_tiles_forward, _tiles_backward)
+
+
+def _allowed(fields: dict[str, jax.Array], cut: tuple[int, int, int]) -> jax.Array:
+    """bool (b, tiles, tile, keys seen)."""
+    first, last, seen = cut
+    allowed = fields["i"][:, first:last, :, None] >= fields["j"][:, None, None, :seen]
+    if "own" in fields:
+        own = fields["own"][:, first:last, :, None]
+        allowed &= (own == fields["others"][:, None, None, :seen]) & (own != 0)
     return allowed
+
+
+def _copies(x: jax.Array, heads: jax.Array, cuts: Cuts) -> list[jax.Array]:
+    """For each cut what its tiles see: (b, tiles, keys seen, d) of x (b, g, s, d)."""
+    batch = jnp.arange(x.shape[0])[:, None]
+    return [x[:, :, :seen].at[batch, heads[:, first:last]].get(mode="promise_in_bounds") for first, last, seen in cuts]
+
+
+def _summed(total: jax.Array | None, own: jax.Array, parts: jax.Array) -> jax.Array:
+    """A sum by key head (b, g, keys, d), of fewer keys or None, and to it a head's tiles of (b, tiles, keys, d): as a product with zeros and ones."""
+    new = jnp.einsum("bgn,bnsd->bgsd", own, parts)
+    return new if total is None else new + jnp.pad(total, ((0, 0), (0, 0), (0, new.shape[2] - total.shape[2]), (0, 0)))
+
+
+def _whole(total: jax.Array, like: jax.Array) -> jax.Array:
+    return jnp.pad(total, ((0, 0), (0, 0), (0, like.shape[2] - total.shape[2]), (0, 0))).astype(like.dtype)
 
 
 def _attend(q, k, v, allowed, scale) -> tuple[jax.Array, jax.Array]:
@@ -160,32 +222,6 @@ def _attend(q, k, v, allowed, scale) -> tuple[jax.Array, jax.Array]:
     total = jnp.where(some, total, 1)
     out = jnp.einsum("...ts,...sv->...tv", weights.astype(v.dtype), v, preferred_element_type=wide) / total[..., None]
     return out, jnp.where(some, high + jnp.log(total), -jnp.inf)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _copies(x: jax.Array, heads: jax.Array, cuts: tuple[tuple[int, int, int], ...]) -> list[jax.Array]:
-    """For each cut (first, last, seen) what its tiles see: (b, last - first, seen, d) of x (b, g, s, d), by heads (b, n)."""
-    batch = jnp.arange(x.shape[0])[:, None]
-    return [x[:, :, :seen].at[batch, heads[:, first:last]].get(mode="promise_in_bounds") for first, last, seen in cuts]
-
-
-def _copies_forward(x, heads, cuts):
-    return _copies(x, heads, cuts), (heads, x[:, :, :0])
-
-
-def _copies_backward(cuts, kept, cotangents):
-    """Sums over a head's tiles as products with zeros and ones, those that see least first, so that sums grow once."""
-    heads, x = kept
-    g = x.shape[1]
-    total = None
-    for (first, last, seen), cotangent in sorted(zip(cuts, cotangents, strict=True), key=lambda pair: pair[0][2]):
-        own = (heads[:, None, first:last] == jnp.arange(g)[:, None]).astype(cotangent.dtype)
-        part = jnp.einsum("bgn,bnsd->bgsd", own, cotangent, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
-        total = part if total is None else part + jnp.pad(total, ((0, 0), (0, 0), (0, seen - total.shape[2]), (0, 0)))
-    return total.astype(x.dtype), None
-
-
-_copies.defvjp(_copies_forward, _copies_backward)
 
 
 def by_pairs(

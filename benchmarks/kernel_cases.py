@@ -1,4 +1,4 @@
-"""What `bench kernels` times: operations at shapes that people train, and how each is called.
+"""What `bench kernels` times: operations at shapes that people train, and how each is called (softmax attention: kernel_cases_softmax.py).
 
 A case draws its inputs, calls the operation's front door on a named backend and, where there is one, a plain form that somebody
 without this project would write in jnp. Gradients are those of every array the case hands over.
@@ -6,52 +6,18 @@ without this project would write in jnp. Gradients are those of every array the 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks import kernel_cases_softmax
+from benchmarks.kernel_case import Arrays, Case
 from pallas_kernels.gated_convolution import long_convolution, short_convolution
 from pallas_kernels.linear_recurrence import linear_recurrence
 from pallas_kernels.linear_recurrence.reference import quadratic
 from pallas_kernels.taylor_attention import taylor_attention
-
-Arrays = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One operation at one shape.
-
-    operation, variant: what it is, in the words of the tables. sizes: the shape. inputs(key, dtype) -> arrays. run(arrays, backend) ->
-    output. plain(arrays) -> the same output without this project, or None. plain_name: what that is. work: FLOPs of the
-    forward pass that no form can avoid (products with the state; a chunk's own products come on top). peer: its name in
-    kernel_peers.py, or None.
-    """
-
-    operation: str
-    variant: str
-    sizes: dict[str, int]
-    inputs: Callable[[jax.Array, Any], Arrays]
-    run: Callable[[Arrays, str | None], jax.Array]
-    work: float
-    plain: Callable[[Arrays], jax.Array] | None = None
-    plain_name: str = ""
-    peer: str | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.operation}, {self.variant}, " + " ".join(f"{name}{size}" for name, size in self.sizes.items())
-
-    def smaller(self) -> Case:
-        """The same heads' sizes, few of them and few tokens: what gradients are checked at."""
-        sizes = {**self.sizes, "b": 1, "t": min(self.sizes["t"], 320)}
-        if "h" in sizes:
-            sizes["h"] = min(2, sizes["h"])
-        return CASES[self.operation, self.variant](**sizes)
 
 
 def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Case:
@@ -84,7 +50,7 @@ def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Case:
         return quadratic(x["q"], x["k"], x["v"], log_decay=x.get("log_decay"), scale=k**-0.5).astype(x["v"].dtype)
 
     # The square form of a decay a channel holds a (t, t, k) array a head; the delta rule has none.
-    plain = square if variant in ("no decay", "decay a head") else None
+    plain = {"square form": square} if variant in ("no decay", "decay a head") else {}
     peer = {
         "no decay": "linear_attention",
         "decay a head": "simple_gla",
@@ -94,7 +60,7 @@ def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Case:
     }[variant]
     sizes = {"b": b, "t": t, "h": h, "k": k, "v": v}
     products = 3 if "delta" in variant else 2
-    return Case("linear_recurrence", variant, sizes, inputs, run, products * 2.0 * b * t * h * k * v, plain, "square form", peer)
+    return Case("linear_recurrence", variant, sizes, inputs, run, products * 2.0 * b * t * h * k * v, plain, peer)
 
 
 def _taylor(b: int, t: int, h: int, k: int, v: int) -> Case:
@@ -114,7 +80,9 @@ def _taylor(b: int, t: int, h: int, k: int, v: int) -> Case:
 
     features = 1 + k + k * (k + 1) // 2
     sizes = {"b": b, "t": t, "h": h, "k": k, "v": v}
-    return Case("taylor_attention", "normalised", sizes, inputs, run, 4.0 * b * t * h * features * (v + 1), square, "square form", "based")
+    return Case(
+        "taylor_attention", "normalised", sizes, inputs, run, 4.0 * b * t * h * features * (v + 1), {"square form": square}, "based"
+    )
 
 
 def _short(b: int, t: int, d: int) -> Case:
@@ -131,9 +99,8 @@ def _short(b: int, t: int, d: int) -> Case:
         y = jax.lax.conv_general_dilated(x["x"], filters, (1,), [(3, 0)], dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=d)
         return jax.nn.silu(y) * x["out_gate"]
 
-    return Case(
-        "short_convolution", "4 taps, silu, gate", {"b": b, "t": t, "d": d}, inputs, run, 8.0 * b * t * d, library, "lax.conv", "short_conv"
-    )
+    sizes = {"b": b, "t": t, "d": d}
+    return Case("short_convolution", "4 taps, silu, gate", sizes, inputs, run, 8.0 * b * t * d, {"lax.conv": library}, "short_conv")
 
 
 def _long(b: int, t: int, d: int) -> Case:
@@ -149,7 +116,7 @@ def _long(b: int, t: int, d: int) -> Case:
         spectrum = jnp.fft.rfft(x["x"].astype(jnp.float32), 2 * t, axis=1) * jnp.fft.rfft(x["filter"], 2 * t, axis=0)
         return jnp.fft.irfft(spectrum, 2 * t, axis=1)[:, :t].astype(x["x"].dtype)
 
-    return Case("long_convolution", "explicit filter", {"b": b, "t": t, "d": d}, inputs, run, 0.0, transform, "jnp.fft", None)
+    return Case("long_convolution", "explicit filter", {"b": b, "t": t, "d": d}, inputs, run, 0.0, {"jnp.fft": transform})
 
 
 RECURRENCES = ("no decay", "decay a head", "decay a channel", "gated delta, decay a head", "gated delta, decay a channel")
@@ -159,9 +126,13 @@ CASES: dict[tuple[str, str], Callable[..., Case]] = {
     ("taylor_attention", "normalised"): _taylor,
     ("short_convolution", "4 taps, silu, gate"): _short,
     ("long_convolution", "explicit filter"): _long,
+    **kernel_cases_softmax.CASES,
 }
 
-ACCELERATOR_SHAPES: dict[str, list[dict[str, int]]] = {
+Shapes = dict[str | tuple[str, str], list[dict[str, int]]]
+"""By operation, or by operation and variant."""
+
+ACCELERATOR_SHAPES: Shapes = {
     "linear_recurrence": [
         {"b": 2, "t": 16384, "h": 16, "k": 128, "v": 128},
         {"b": 4, "t": 4096, "h": 64, "k": 128, "v": 128},
@@ -170,19 +141,42 @@ ACCELERATOR_SHAPES: dict[str, list[dict[str, int]]] = {
     "taylor_attention": [{"b": 8, "t": 2048, "h": 16, "k": 16, "v": 64}, {"b": 2, "t": 8192, "h": 16, "k": 16, "v": 64}],
     "short_convolution": [{"b": 8, "t": 2048, "d": 2048}, {"b": 16, "t": 8192, "d": 2048}],
     "long_convolution": [{"b": 16, "t": length, "d": 768} for length in (1024, 2048, 4096, 8192)],
+    **kernel_cases_softmax.ACCELERATOR_SHAPES,
 }
-CPU_SHAPES: dict[str, list[dict[str, int]]] = {
+CPU_SHAPES: Shapes = {
     "linear_recurrence": [{"b": 1, "t": length, "h": 2, "k": 64, "v": 64} for length in (256, 1024)],
     "taylor_attention": [{"b": 1, "t": length, "h": 2, "k": 16, "v": 64} for length in (256, 1024)],
     "short_convolution": [{"b": 4, "t": 1024, "d": 256}],
     "long_convolution": [{"b": 4, "t": length, "d": 64} for length in (256, 1024)],
+    **kernel_cases_softmax.CPU_SHAPES,
 }
+GROWTH: Shapes = {
+    "linear_recurrence": [{"b": 1, "h": 1, "k": 64, "v": 64}],
+    "taylor_attention": [{"b": 1, "h": 1, "k": 16, "v": 64}],
+    "short_convolution": [{"b": 1, "d": 64}],
+    "long_convolution": [{"b": 1, "d": 64}],
+    **kernel_cases_softmax.GROWTH,
+}
+"""What `--lengths` takes at each length."""
+
+
+def shapes_of(shapes: Shapes, operation: str, variant: str) -> list[dict[str, int]]:
+    """Those of the variant where it has its own, else of the operation; none for a variant that is not listed."""
+    return shapes.get((operation, variant), shapes.get(operation, []))
 
 
 def cases(platform: str, operations: list[str]) -> list[Case]:
     """The cases of these operations at the shapes for this platform ("cpu", "gpu", "tpu")."""
     shapes = CPU_SHAPES if platform == "cpu" else ACCELERATOR_SHAPES
-    return [make(**sizes) for (operation, _), make in CASES.items() if operation in operations for sizes in shapes[operation]]
+    return [make(**sizes) for key, make in CASES.items() if key[0] in operations for sizes in shapes_of(shapes, *key)]
+
+
+def smaller(case: Case) -> Case:
+    """The same heads' sizes, few of them and few tokens: what gradients are checked at."""
+    sizes = {**case.sizes, "b": 1, "t": min(case.sizes["t"], 320)}
+    if "h" in sizes:
+        sizes["h"] = min(2, sizes["h"])
+    return CASES[case.operation, case.variant](**{**sizes, **case.small})
 
 
 OPERATIONS = tuple(dict.fromkeys(operation for operation, _ in CASES))

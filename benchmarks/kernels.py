@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernel_case import LIBRARIES
 from benchmarks.machine import OtherLoad, describe_machine, device_folder
 from configuration import UserError
 
@@ -35,8 +36,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TURNS = 20
 FORWARD, GRADIENT, GATE = 0.005, 0.01, 0.02
 FULL = 1e-4
-GATES = ("log_decay", "beta", "taps", "filter")
+GATES = ("log_decay", "beta", "taps", "filter", "sinks", "router")
 LENGTHS = tuple(1024 * 2**i for i in range(7))
+SLOWEST = 2.0  # seconds a call, after which --lengths tries no longer sequences
 
 # bytes a second and bf16 FLOPs a second, by the start of jax's device kind: NVIDIA's and Google's data sheets.
 PEAKS = {
@@ -60,7 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _Parser(prog="main.py bench kernels", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--operations", nargs="+", default=list(OPERATIONS), metavar="NAME", help=f"of {', '.join(OPERATIONS)}")
     parser.add_argument(
-        "--backends", nargs="+", default=["pallas_gpu", "pallas_tpu", "xla"], metavar="NAME", help=f"of {', '.join(BACKENDS)}"
+        "--backends",
+        nargs="+",
+        default=[name for name in BACKENDS if name != "reference"],
+        metavar="NAME",
+        help=f"of {', '.join(BACKENDS)}",
     )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 on accelerators, float32 on CPU")
     parser.add_argument("--peer-python", metavar="PYTHON", help="an interpreter with torch and flash-linear-attention")
@@ -112,7 +118,7 @@ def _times(options: argparse.Namespace) -> list[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.kernel_cases import cases
+    from benchmarks.kernel_cases import cases, smaller
 
     platform = jax.default_backend()
     dtype = jnp.dtype(options.dtype or ("float32" if platform == "cpu" else "bfloat16"))
@@ -131,7 +137,7 @@ def _times(options: argparse.Namespace) -> list[dict[str, Any]]:
         for form, function in _forms(case, options.backends):
             row: dict[str, Any] = {"form": form}
             try:
-                errors = _errors(case.smaller(), form, dtype)
+                errors = _errors(smaller(case), form, dtype)
                 row |= {"errors": errors, "wrong": [name for name, (error, bar) in errors.items() if not error <= bar]}
                 if not row["wrong"]:
                     load = OtherLoad()
@@ -158,12 +164,8 @@ def _times(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _forms(case: Any, backends: list[str]) -> list[tuple[str, Callable[..., Any]]]:
-    forms: list[tuple[str, Callable[..., Any]]] = []
-    for backend in backends:
-        forms.append((backend, lambda x, backend=backend: case.run(x, backend)))
-    if case.plain is not None:
-        forms.append((case.plain_name, case.plain))
-    return forms
+    served = [name for name in backends if name not in LIBRARIES or name in case.libraries]
+    return [(name, lambda x, name=name: case.run(x, name)) for name in served] + list(case.plain.items())
 
 
 def _gradient(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -288,41 +290,30 @@ def _lengths(options: argparse.Namespace) -> list[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.kernel_cases import CASES
+    from benchmarks.kernel_cases import CASES, GROWTH, shapes_of
 
     rows: list[dict[str, Any]] = []
     print(f"{'xla forms, b1, fp32':62} {'tokens':>8} {'ms':>10} {'x before':>8} {'MiB temporary':>14} {'x before':>8}")
-    for (operation, variant), make in CASES.items():
-        if operation not in options.operations:
-            continue
-        sizes = (
-            {"b": 1, "d": 64}
-            if "convolution" in operation
-            else {"b": 1, "h": 1, "k": 16 if operation == "taylor_attention" else 64, "v": 64}
-        )
-        before: dict[str, Any] | None = None
-        for t in (length for length in LENGTHS if length <= options.longest):
-            case = make(t=t, **sizes)
-            inputs = case.inputs(jax.random.key(0), jnp.float32)
-            function = _gradient(lambda x, case=case: case.run(x, "xla"))
-            memory = jax.jit(function).lower(inputs).compile().memory_analysis().temp_size_in_bytes
-            row = {
-                "case": case.name,
-                "operation": operation,
-                "variant": variant,
-                "t": t,
-                "both": timed(function, inputs),
-                "temporary_bytes": memory,
-            }
-            growth = (
-                ("", "") if before is None else (f"{row['both'] / before['both']:.2f}", f"{memory / max(before['temporary_bytes'], 1):.2f}")
-            )
-            print(
-                f"{operation + ', ' + variant:62} {t:>8,} {1e3 * row['both']:10.2f} {growth[0]:>8} {memory / 2**20:14.2f} {growth[1]:>8}",
-                flush=True,
-            )
-            before = row
-            rows.append(row)
+    for key, make in CASES.items():
+        for sizes in shapes_of(GROWTH, *key) if key[0] in options.operations else ():
+            before: dict[str, Any] | None = None
+            for t in (length for length in LENGTHS if length <= options.longest):
+                case = make(t=t, **sizes)
+                label = ", ".join(key) + "".join(f" {name}{size}" for name, size in sizes.items() if name in ("w", "block"))
+                if before is not None and before["both"] > SLOWEST:
+                    print(f"{label:62} {t:>8,} not timed, as {before['t']:,} tokens take more than {SLOWEST:g} s")
+                    break
+                inputs = case.inputs(jax.random.key(0), jnp.float32)
+                function = _gradient(lambda x, case=case: case.run(x, "xla"))
+                memory = jax.jit(function).lower(inputs).compile().memory_analysis().temp_size_in_bytes
+                row = {"case": case.name, "operation": key[0], "variant": key[1], "t": t, "both": timed(function, inputs)}
+                row["temporary_bytes"] = memory
+                growth = ("", "")
+                if before is not None:
+                    growth = (f"{row['both'] / before['both']:.2f}", f"{memory / max(before['temporary_bytes'], 1):.2f}")
+                print(f"{label:62} {t:>8,} {1e3 * row['both']:10.2f} {growth[0]:>8} {memory / 2**20:14.2f} {growth[1]:>8}", flush=True)
+                before = row
+                rows.append(row)
     return rows
 
 

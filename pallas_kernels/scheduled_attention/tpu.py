@@ -76,13 +76,11 @@ def tile_sizes(
       block: see core.Settings; the tile of keys then holds one block and its landmark, rounded up to whole registers of bf16. Kernels take several
         such tiles together.
     """
-    most = 512
-    if jnp.dtype(dtype) == jnp.float32 or (window is not None and window <= 256):
-        most = 256
-    elif max(k, v) <= 128 and min(n, s) >= 4096 and (window is None or window >= 4096) and block is None:
-        most = 1024
-    query_tile = _even_tile(n, min(most, 256) if n > s else most)
-    return query_tile, _even_tile(s, most) if block is None else -(-(block + 1) // SUBLANES) * SUBLANES
+    queries = keys = 256 if jnp.dtype(dtype) == jnp.float32 or (window is not None and window <= 256) else 512
+    if queries == 512 and max(k, v) <= 128 and min(n, s) >= 4096 and (window is None or window >= 4096) and block is None:
+        queries = 1024  # not of keys too, which would double the program's code and its time to compile
+    query_tile = _even_tile(n, 256 if n > s else queries)
+    return query_tile, _even_tile(s, keys) if block is None else -(-(block + 1) // SUBLANES) * SUBLANES
 
 
 def _even_tile(length: int, most: int) -> int:

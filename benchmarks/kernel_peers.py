@@ -5,7 +5,8 @@
 Reads one JSON line a case ({"peer", "variant", "sizes", "repeats"}) and answers one a case: {"forward", "both", "version"} in
 seconds, or {"error"} with the reason. Nothing of this project is imported, so any interpreter with torch and fla serves.
 
-fla's functions take (b, t, h, d) and fp32 gates, as they are called in its own benchmarks.
+fla's functions take (b, t, h, d) and fp32 gates, as they are called in its own benchmarks. torch's attention takes heads before tokens, and is given
+arrays laid out so: scaled_dot_product_attention where it is causal, flex_attention for windows and sinks.
 """
 
 from __future__ import annotations
@@ -151,7 +152,76 @@ def short_conv(b, t, d):
     return function, (x, gate, taps), f"torch {torch.__version__}"
 
 
-PEERS = {f.__name__: f for f in (linear_attention, simple_gla, gla, gated_delta_rule, kda, based, short_conv)}
+def _heads_first(b, t, h, k, v, g=None):
+    """q (b, h, t, k), k (b, g, t, k), v (b, g, t, v), as torch's attention takes them."""
+    import torch
+
+    make = lambda heads, d: torch.randn(b, heads, t, d, device="cuda", dtype=torch.bfloat16)  # noqa: E731
+    groups = h if g is None else g
+    return make(h, k), make(groups, k), make(groups, v)
+
+
+def causal_attention(b, t, h, k, v, g=None):
+    """torch's own choice of kernel (FlashAttention or cuDNN)."""
+    import torch
+
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return (lambda q, k, v: attend(q, k, v, is_causal=True, enable_gqa=g is not None)), _heads_first(b, t, h, k, v, g), _torch()
+
+
+def sliding_attention(b, t, h, k, v, w, g=None):
+    """flex_attention, compiled, with a block mask of the window."""
+    attend = _flex(t, w)
+    return (lambda q, k, v: attend(q, k, v, enable_gqa=g is not None)), _heads_first(b, t, h, k, v, g), f"flex_attention, {_torch()}"
+
+
+def sink_attention(b, t, h, k, v, w, g=None):
+    """The same, and a logit a head that joins the denominator: outputs shrink by the sigmoid of the log-sum-exp less the logit."""
+    import torch
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    attend = _flex(t, w)
+
+    def function(q, k, v, sinks):
+        o, more = attend(q, k, v, enable_gqa=g is not None, return_aux=AuxRequest(lse=True))
+        return (o * torch.sigmoid(more.lse - sinks[:, None])[..., None]).to(o.dtype)
+
+    inputs = (*_heads_first(b, t, h, k, v, g), torch.randn(h, device="cuda"))
+    return torch.compile(function), inputs, f"flex_attention, {_torch()}"
+
+
+def gated_heads(b, t, h, k, v, a):
+    """What public mixtures of heads do: every head's attention, multiplied by gates of which all but `a` a token are zero."""
+    import torch
+
+    attend, attended = causal_attention(b, t, h, k, v)[0], _heads_first(b, t, h, k, v)
+
+    def function(q, k, v, router):
+        logits, chosen = router.topk(a, dim=1)
+        gates = torch.zeros_like(router).scatter(1, chosen, a * logits.softmax(dim=1))
+        return (attend(q, k, v) * gates[..., None]).to(q.dtype)
+
+    return function, (*attended, torch.randn(b, h, t, device="cuda")), _torch()
+
+
+def _flex(t, w):
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    seen = create_block_mask(lambda b, h, i, j: (j <= i) & (i - j < w), None, None, t, t, device="cuda")
+    compiled = torch.compile(flex_attention)
+    return lambda q, k, v, **options: compiled(q, k, v, block_mask=seen, **options)
+
+
+def _torch() -> str:
+    import torch
+
+    return f"torch {torch.__version__}"
+
+
+LINEAR = (linear_attention, simple_gla, gla, gated_delta_rule, kda, based, short_conv)
+SOFTMAX = (causal_attention, sliding_attention, sink_attention, gated_heads)
+PEERS = {peer.__name__: peer for peer in (*LINEAR, *SOFTMAX)}
 
 if __name__ == "__main__":
     main()

@@ -3,11 +3,11 @@
     python main.py bench kernels                              # on whatever device jax finds
     python main.py bench kernels --out                        # and keep the results under benchmarks/results/DEVICE/kernels.json
     python main.py bench kernels --peer-python PYTHON --out   # PYTHON has torch and flash-linear-attention
-    python main.py bench kernels --lengths                    # time and memory of the xla forms at 1k to 64k tokens
+    python main.py bench kernels --lengths                    # time and memory of the xla forms at 1k to 64k tokens, as far as a call takes 2 s
 
 Before a backend is timed at a shape, its outputs and gradients at the same head sizes (one row, two heads, 320 tokens) are compared on this
 device with the reference in fp32 (highest precision): a form that is wrong is reported and not timed. The bars are those of
-the tests: fp32 1e-4; bf16 0.005 forward, 0.01 gradients, 0.02 gradients of gates and strengths.
+the tests: fp32 1e-4; bf16 0.005 forward, 0.01 gradients, 0.02 gradients of gates, strengths and sinks, which are sums over all tokens.
 
 Times are medians of 20 turns after warm-up, each turn long enough (10 ms) that a launch does not count, the device synchronised at
 its end. The floor is what the arrays' bytes take at the device's memory bandwidth (forward: inputs and output; forward and backward: the

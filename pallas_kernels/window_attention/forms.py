@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from pallas_kernels.dispatch import Implementation, always
-from pallas_kernels.scheduled_attention import tpu
+from pallas_kernels.scheduled_attention import gpu, tpu
 from pallas_kernels.window_attention import cudnn, reference, scheduled, splash, xla
 
-SCHEDULED: dict[str, Any] = {"tpu": tpu}
+SCHEDULED: dict[str, Any] = {"gpu": gpu, "tpu": tpu}
 """Platform -> module of its scheduled kernels."""
 
 FORMS: dict[str, Implementation] = {
     "cudnn": (cudnn.attention, cudnn.refuses),
+    "pallas_gpu": scheduled.form(SCHEDULED["gpu"], "window_attention.gpu_tiles"),
     "splash": (splash.attention, splash.refuses),
     "pallas_tpu": scheduled.form(SCHEDULED["tpu"], "window_attention.tpu_tiles"),
     "xla": (xla.attention, always),

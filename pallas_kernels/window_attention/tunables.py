@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -54,7 +55,7 @@ TUNABLES = [
         ],
         heuristic=reckoned(kernels),
         candidates=_candidates(platform),
-        build=lambda key, platform=platform: _build(key, f"pallas_{platform}"),
+        build=functools.partial(_build, backend=f"pallas_{platform}"),
     )
     for platform, kernels in SCHEDULED.items()
 ]

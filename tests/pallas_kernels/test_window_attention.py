@@ -198,7 +198,7 @@ def test_work_grows_with_the_window():
         ({"query_positions": jnp.zeros((6,), jnp.int32)}, "query_positions must be"),
         ({"key_segments": jnp.zeros((2, 6), jnp.int32)}, "given together"),
         ({"q": jnp.zeros((2, 4, 4, 8))}, "need query_positions"),
-        ({"backend": "pallas_gpu"}, "has no pallas_gpu"),
+        ({"backend": "pallas_gpu"}, "pallas_gpu cannot serve"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(changes, message):

@@ -169,6 +169,11 @@ def filled(shape: tuple[int, ...], value: float) -> jax.Array:
     return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), plgpu.Layout.WGMMA)
 
 
+def per_row(x: jax.Array) -> jax.Array:
+    """A vector of one number, (m,), as `load_per_row` gives them."""
+    return plgpu.layout_cast(x, plgpu.Layout.WGMMA.reduce(1))
+
+
 def transposed(ref: Any) -> Any:
     """A matrix in `tiled` shared memory as its transpose, for a product; nothing moves. bf16 and fp16 only."""
     return ref.transpose((1, 0)) if _REFERENCES_CARRY_INDICES else plgpu.transpose_ref(ref, (1, 0))
@@ -232,6 +237,30 @@ def mm_registers(a: jax.Array, b: Any, acc: jax.Array, place: Any = None, meanwh
         meanwhile()
 
     return pl.run_state(products)(plgpu.ACC.init(acc))
+
+
+def mm_beside(
+    a: Any, b: Any, acc: jax.Array, other: tuple[Any, Any], place: Any = None, meanwhile: Callable[[], None] = lambda: None
+) -> tuple[jax.Array, jax.Array]:
+    """acc + a @ b, and the product of `other`, two references; waited for at once.
+
+    Args:
+      a, b: as `mm` takes them, or where `place` is given as `mm_registers` does.
+      meanwhile: called while the products run.
+    """
+    if dispatch.interpretation() is not None:
+        acc = mm(a, b, acc) if place is None else mm_registers(a, b, acc, place)
+        meanwhile()
+        return acc, mm(*other)
+
+    def products(accumulators: Any) -> None:
+        first, second = accumulators
+        plgpu.wgmma(second, *other)
+        plgpu.wgmma(first, a, b)
+        meanwhile()
+
+    zeros = filled((other[0].shape[0], other[1].shape[1]), 0.0)
+    return pl.run_state(products)((plgpu.ACC.init(acc), plgpu.ACC.init(zeros)))
 
 
 def round_up(size: int, to: int) -> int:

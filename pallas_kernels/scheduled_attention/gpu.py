@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.scheduled_attention import gpu_tiles
+from pallas_kernels.scheduled_attention import gpu_blocks, gpu_tiles
 from pallas_kernels.scheduled_attention.core import Settings
 from pallas_kernels.scheduled_attention.gpu_walk import LOG2_E, ROWS, Plan, launch
 from pallas_kernels.scheduled_attention.schedule import Fields, Visits
@@ -61,7 +61,7 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """See core.Kernels."""
     call = _Call("forward", q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks)
-    out = launch(call.plan, call.inputs(), gpu_tiles.forward)
+    out = launch(call.plan, call.inputs(), call.bodies.forward)
     return out["o"][..., : v.shape[3]], out["lse"]
 
 
@@ -80,7 +80,7 @@ def query_gradient(
 ) -> jax.Array:
     """See core.Kernels."""
     call = _Call("query_gradient", q, k, v, visits, key_heads, query_fields, key_fields, settings)
-    return launch(call.plan, call.inputs(do, lse, delta), gpu_tiles.query_gradient)["dq"][..., : q.shape[3]]
+    return launch(call.plan, call.inputs(do, lse, delta), call.bodies.query_gradient)["dq"][..., : q.shape[3]]
 
 
 def key_gradients(
@@ -98,7 +98,7 @@ def key_gradients(
 ) -> tuple[jax.Array, jax.Array]:
     """See core.Kernels."""
     call = _Call("key_gradients", q, k, v, visits, key_heads, query_fields, key_fields, settings)
-    out = launch(call.plan, call.inputs(do, lse, delta), gpu_tiles.key_gradients)
+    out = launch(call.plan, call.inputs(do, lse, delta), call.bodies.key_gradients)
     return out["dk"][..., : k.shape[3]], out["dv"][..., : v.shape[3]]
 
 
@@ -110,6 +110,7 @@ class _Call:
         masked = bool(visits.partial.any()) if isinstance(visits.partial, np.ndarray) else True
         names = tuple(query_fields) if masked else ()
         self.fields = {"query_fields": query_fields, "key_fields": key_fields}
+        self.bodies: Any = gpu_tiles if settings.block is None else gpu_blocks
         b, n, h, key_dim = q.shape
         self.plan = Plan(
             walk=walk,
@@ -148,7 +149,7 @@ class _Call:
 
 def _piece(walk: str, settings: Settings, head_dim: int) -> int:
     """Rows of the other side at once: what registers hold beside the sums."""
-    if walk == "forward":
+    if walk == "forward" or (walk == "query_gradient" and settings.block is not None):
         return settings.key_tile
     return ROWS
 

@@ -5,12 +5,11 @@ Scores are in units of log 2 once scaled, so that weights are powers of two. Wei
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.mosaic_gpu import plgpu
-from pallas_kernels.scheduled_attention.gpu_walk import LOG2_E, ROWS, Here, Plan, Walk
+from pallas_kernels.scheduled_attention.gpu_walk import LOG2_E, ROWS, Here, Walk
 
 LOWEST = -1e30
 """In place of -inf where a maximum is subtracted: finite, so that what is masked everywhere gets weights of 0 and not NaN."""
@@ -19,16 +18,15 @@ LOWEST = -1e30
 def forward(walk: Walk) -> None:
     """o and lse, by the online softmax."""
     plan = walk.plan
-    unit = _unit(plan)
-    fields = walk.own_fields()
+    unit = plan.unit
     low = jnp.float32(LOWEST)
     first = jnp.maximum(walk.source["sinks"][walk.head] * LOG2_E, low) if plan.sinks else low
     total = jnp.exp2(walk.source["sinks"][walk.head] * LOG2_E - first) if plan.sinks else jnp.float32(0)
-    high, total = (_per_row(jnp.full((ROWS,), x, jnp.float32)) for x in (first, total))
+    high, total = (gpu.per_row(jnp.full((ROWS,), x, jnp.float32)) for x in (first, total))
 
     def step(here: Here, carry):
         acc, high, total = carry
-        scores = here.masked(gpu.mm(walk.own["q"], gpu.transposed(here["k"])), fields)
+        scores = here.masked(gpu.mm(walk.own["q"], gpu.transposed(here["k"])))
         higher = jnp.maximum(high, jnp.max(scores, axis=1) * unit)
         weights = jnp.exp2(scores * unit - gpu.along_columns(higher, plan.piece))
         shrink = jnp.exp2(high - higher)
@@ -39,24 +37,18 @@ def forward(walk: Walk) -> None:
         return acc, higher, total
 
     acc, high, total = walk.run(step, (gpu.filled((ROWS, plan.value_dim), 0.0), high, total))
-    seen = total > 0
-    inverse = jnp.where(seen, 1.0, 0.0) / jnp.where(seen, total, 1.0)
-    walk.leave(acc * gpu.along_columns(inverse, plan.value_dim), "o", walk.space.get("out", walk.own["q"]), walk.head)
-    lse = jnp.where(seen, high / LOG2_E + jnp.log(jnp.where(seen, total, 1.0)), -jnp.inf)
-    walk.target["lse"].at[walk.batch, walk.head, walk.tokens][...] = lse
-    plgpu.wait_smem_to_gmem(0)
+    walk.leave_forward(acc, high, total)
 
 
 def query_gradient(walk: Walk) -> None:
     """dq."""
     plan = walk.plan
-    unit = _unit(plan)
-    fields = walk.own_fields()
-    lse, delta = (walk.rows("rows", row) for row in (0, 1))
+    unit = plan.unit
+    lse, delta = (walk.rows(row) for row in (0, 1))
 
     def step(here: Here, dq):
         def weigh(scores):
-            return jnp.exp2(here.masked(scores, fields) * unit - gpu.along_columns(lse, plan.piece))
+            return jnp.exp2(here.masked(scores) * unit - gpu.along_columns(lse, plan.piece))
 
         scores, values = (walk.own["q"], gpu.transposed(here["k"])), (walk.own["do"], gpu.transposed(here["v"]))
         weights, dots = gpu.mm_while(scores, values, weigh)
@@ -71,20 +63,16 @@ def query_gradient(walk: Walk) -> None:
 def key_gradients(walk: Walk) -> None:
     """dk and dv; scores are turned, a row a key."""
     plan = walk.plan
-    unit = _unit(plan)
-    fields = walk.own_fields()
 
     def step(here: Here, carry):
         dk, dv = carry
 
-        def weigh(scores):
-            lse = gpu.along_rows(gpu.load_per_column(here["rows"].at[0]), ROWS)
-            return jnp.exp2(here.masked(scores, fields) * unit - lse)
-
-        scores, values = (walk.own["k"], gpu.transposed(here["q"])), (walk.own["v"], gpu.transposed(here["do"]))
-        weights, dots = gpu.mm_while(scores, values, weigh)
+        # Both products at once would fill the registers that masks need.
+        scores = here.masked(gpu.mm(walk.own["k"], gpu.transposed(here["q"])))
+        weights = jnp.exp2(scores * plan.unit - gpu.along_rows(gpu.load_per_column(here["rows"].at[0]), ROWS))
+        values = (walk.own["v"], gpu.transposed(here["do"]))
+        dv, dots = gpu.mm_beside(weights.astype(jnp.bfloat16), here["do"], dv, values, walk.space.get("weights"), here.refill)
         d_scores = weights * (dots - gpu.along_rows(gpu.load_per_column(here["rows"].at[1]), ROWS))
-        dv = gpu.mm_registers(weights.astype(jnp.bfloat16), here["do"], dv, walk.space.get("weights"), here.refill)
         dk = gpu.mm_registers(d_scores.astype(jnp.bfloat16), here["q"], dk, walk.space.get("d_scores"))
         return dk, dv
 
@@ -93,12 +81,3 @@ def key_gradients(walk: Walk) -> None:
     walk.leave(dk * plan.settings.scale, "dk", walk.own["k"], walk.key_head)
     walk.leave(dv, "dv", walk.own["v"], walk.key_head)
     plgpu.wait_smem_to_gmem(0)
-
-
-def _unit(plan: Plan) -> float:
-    """What scores are multiplied by, above 0 (gpu.py turns the sign of queries for a scale below)."""
-    return plan.settings.scale * LOG2_E
-
-
-def _per_row(x: jax.Array) -> jax.Array:
-    return plgpu.layout_cast(x, plgpu.Layout.WGMMA.reduce(1))

@@ -10,7 +10,7 @@ A stage is filled again in the middle of the next step, when the other warpgroup
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -25,7 +25,8 @@ from pallas_kernels.scheduled_attention.schedule import tile_allows
 
 ROWS = gpu.ROWS  # of the own side, a warpgroup
 LOG2_E = 1.4426950408889634
-KEEP_FREE = 3072  # bytes of shared memory left for barriers and what the compiler lays out
+EXCHANGE = (2, 2, 3, ROWS)  # turns, warpgroups, numbers a query
+KEEP_FREE = 6144  # bytes of shared memory left for barriers and what the compiler lays out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,28 @@ class Plan:
         return self.settings.query_tile if self.over_queries else self.settings.key_tile
 
     @property
+    def own_fields(self) -> str:
+        return "key_fields" if self.over_queries else "query_fields"
+
+    @property
+    def other_fields(self) -> str:
+        return "query_fields" if self.over_queries else "key_fields"
+
+    @property
+    def unit(self) -> float:
+        """What scores are multiplied by to be in units of log 2: above 0, as gpu.py sees to."""
+        return self.settings.scale * LOG2_E
+
+    @property
+    def in_blocks(self) -> bool:
+        return self.settings.block is not None
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether warpgroups tell each other about their parts of a landmark block's softmax."""
+        return self.in_blocks and self.over_queries and self.warpgroups > 1
+
+    @property
     def warpgroups(self) -> int:
         return self.own_tile // ROWS
 
@@ -92,26 +115,28 @@ class Plan:
         copied: dict[str, tuple[tuple[int, ...], Any, bool]]
         if self.over_queries:
             copied = {"q": keyed, "do": valued, "rows": ((2, self.piece), jnp.float32, False)}
-            if self.fields:
-                copied["query_fields"] = ((len(self.fields), self.piece), jnp.int32, False)
         else:
             copied = {"k": keyed, "v": valued}
-            if self.fields:
-                copied["key_fields"] = ((len(self.fields), self.piece), jnp.int32, False)
+        if self.fields:
+            copied[self.other_fields] = ((len(self.fields), self.piece), jnp.int32, False)
         return copied
 
-    def owned(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """What is copied once, a warpgroup's own rows."""
+    def owned(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
+        """What is copied once, a warpgroup's own rows; as in `stages`."""
         names = {"forward": ("q",), "query_gradient": ("q", "do"), "key_gradients": ("k", "v")}[self.walk]
-        return {name: ((self.warpgroups, ROWS, self.key_dim if name in ("q", "k") else self.value_dim), jnp.bfloat16) for name in names}
+        copied: dict[str, tuple[tuple[int, ...], Any, bool]] = {
+            name: ((self.warpgroups, ROWS, self.key_dim if name in ("q", "k") else self.value_dim), jnp.bfloat16, True) for name in names
+        }
+        if self.fields:
+            copied[self.own_fields] = ((self.warpgroups, len(self.fields), ROWS), jnp.int32, False)
+        return copied
 
     def space(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """What else is laid out in shared memory, for each warpgroup."""
         laid: dict[str, tuple[tuple[int, ...], Any]] = {}
         if self.walk == "forward" and self.key_dim != self.value_dim:
             laid["out"] = ((self.warpgroups, ROWS, self.value_dim), jnp.bfloat16)
-        in_blocks = self.over_queries and self.settings.block is not None
-        if in_blocks or dispatch.interpretation() is not None:
+        if (self.over_queries and self.in_blocks) or dispatch.interpretation() is not None:
             # The simulator's products take no operand from registers; and blocks' weights are turned on their way through shared memory.
             laid["weights"] = ((self.warpgroups, ROWS, self.piece), jnp.bfloat16)
             if self.over_queries:
@@ -120,7 +145,7 @@ class Plan:
 
     def stage_count(self) -> int:
         """As many as shared memory holds, at most 4."""
-        fixed = gpu.shared_bytes([*self.owned().values(), *self.space().values()])
+        fixed = gpu.shared_bytes([(shape, dtype) for shape, dtype, *_ in (*self.owned().values(), *self.space().values())])
         stage = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in self.stages().values()])
         return max(1, min(4, (gpu.SHARED_MEMORY_BYTES - KEEP_FREE - fixed) // stage))
 
@@ -148,11 +173,10 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], No
         sinks (h,) fp32; rows (b, h, 2, n) fp32, log-sum-exps times log2(e) and deltas; query_fields (b | 1, fields, n) and key_fields int32.
     """
     stages = plan.stage_count()
-    staged = {
-        name: gpu.tiled((stages, *shape), dtype) if tile else gpu.plain((stages, *shape), dtype)
-        for name, (shape, dtype, tile) in plan.stages().items()
-    }
-    owned, space = ({name: gpu.tiled(*what) for name, what in group.items()} for group in (plan.owned(), plan.space()))
+    staged = {name: _memory((stages, *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()}
+    owned = {name: _memory(*what) for name, what in plan.owned().items()}
+    space = {name: gpu.tiled(*what) for name, what in plan.space().items()}
+    exchange = [gpu.plain(EXCHANGE, jnp.float32), plgpu.Barrier(num_arrivals=plan.warpgroups)] if plan.exchanges else []
     results = plan.results()
     names = (list(inputs), list(results), list(staged), list(owned), list(space))
 
@@ -171,6 +195,8 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], No
             plgpu.Barrier(num_arrivals=len(staged), num_barriers=stages),
             plgpu.Barrier(num_arrivals=plan.warpgroups, num_barriers=stages),
             plgpu.Barrier(num_arrivals=len(owned), num_barriers=plan.warpgroups),
+            gpu.plain((plan.warpgroups,), jnp.int32),
+            *exchange,
         ],
         grid=plan.grid,
         grid_names=("head", "tile", "batch"),
@@ -178,6 +204,10 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], No
         threads=plan.warpgroups,
     )(*inputs.values())
     return dict(zip(results, made, strict=True))
+
+
+def _memory(shape: tuple[int, ...], dtype: Any, tile: bool) -> Any:
+    return gpu.tiled(shape, dtype) if tile else gpu.plain(shape, dtype)
 
 
 class Walk:
@@ -195,15 +225,21 @@ class Walk:
         filled: Any,
         emptied: Any,
         owned: Any,
+        numbers: Any,
+        exchanged: Any = None,
+        exchange: Any = None,
     ) -> None:
         self.plan, self.stages, self.source, self.target, self.stage = plan, stages, source, target, stage
         self.filled, self.emptied, self.owned = filled, emptied, owned
+        self.exchanged, self.exchange_barrier = exchanged, exchange
         self.head, tile, self.batch = (jax.lax.axis_index(name) for name in ("head", "tile", "batch"))
         # The last queries may see the most keys, and the first keys be seen by the most queries: the longest walks start first.
         self.tile = tile if plan.over_queries else plan.grid[1] - 1 - tile
         self.warpgroup = jax.lax.axis_index("warpgroup")
         self.tokens = pl.ds(self.tile * plan.own_tile + self.warpgroup * ROWS, ROWS)
-        self.own, self.space = ({name: ref.at[self.warpgroup] for name, ref in group.items()} for group in (own, space))
+        self.everyones = own, space
+        self.numbers = numbers
+        self.place_at(self.warpgroup)
         if plan.gathered:
             self.key_head = self.head if plan.over_queries else source["key_heads"][self.batch, self.tile]
         else:
@@ -217,11 +253,20 @@ class Walk:
         self.pieces = plan.other_tile // plan.piece
         self.steps = self.count * (self.pieces * plan.repeats)
 
+    def place_at(self, warpgroup: jax.Array) -> None:
+        """Points `own` and `space` to what is a warpgroup's."""
+        self.own, self.space = ({name: ref.at[warpgroup] for name, ref in group.items()} for group in self.everyones)
+
     def run(self, step: Callable[[Here, Any], Any], carry: Any) -> Any:
         """Folds `step` over all pieces, in order."""
+        plan = self.plan
         for name, ref in self.own.items():
-            head = self.key_head if name in ("k", "v") else self.head
-            plgpu.copy_gmem_to_smem(self.source[name].at[self.batch, self.tokens, head], ref, self.owned.at[self.warpgroup])
+            there = self.source[name]
+            if name == plan.own_fields:
+                there = there.at[self.batch if there.shape[0] > 1 else 0, :, self.tokens]
+            else:
+                there = there.at[self.batch, self.tokens, self.key_head if name in ("k", "v") else self.head]
+            plgpu.copy_gmem_to_smem(there, ref, self.owned.at[self.warpgroup])
 
         @pl.when(self.warpgroup == 0)
         def _() -> None:
@@ -238,6 +283,10 @@ class Walk:
             slot = jax.lax.rem(number, jnp.int32(self.stages))
             following = self.partial(number + 1)
             plgpu.barrier_wait(self.filled.at[slot])
+            if plan.over_queries:
+                # By a number that the compiler does not know: it would else work out the addresses of all operands before the first step,
+                # and keep them in registers that are lacking here.
+                self.place_at(self.numbers[self.warpgroup])
             carry = step(Here(self, number, slot, partial), carry)
 
             @pl.when(number + self.stages < self.steps)  # else nothing waits for it
@@ -246,7 +295,10 @@ class Walk:
 
             return carry, following
 
-        return jax.lax.fori_loop(0, self.steps, one, (carry, self.partial(jnp.int32(0))))[0]
+        self.numbers[self.warpgroup] = self.warpgroup
+        carry, _ = jax.lax.fori_loop(0, self.steps, one, (carry, self.partial(jnp.int32(0))))
+        self.place_at(self.warpgroup)
+        return carry
 
     def place(self, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Of a step: the repeat, the visit and the piece of its tile."""
@@ -277,7 +329,7 @@ class Walk:
             ref = self.source[name]
             if name == "rows":
                 there = ref.at[self.batch, query_head, :, tokens]
-            elif name in ("query_fields", "key_fields"):
+            elif name == plan.other_fields:
                 there = ref.at[self.batch if ref.shape[0] > 1 else 0, :, tokens]
             else:
                 there = ref.at[self.batch, tokens, self.key_head if name in ("k", "v") else query_head]
@@ -293,25 +345,37 @@ class Walk:
             plgpu.barrier_wait(self.emptied.at[slot])
             self.fetch(ahead, slot)
 
-    def rows(self, name: str, row: int) -> jax.Array:
-        """A number a row of the own side, from device memory: of `rows`, or a field."""
-        ref = self.source[name]
-        if name == "rows":
-            there = ref.at[self.batch, self.head, row, self.tokens]
-        else:
-            there = ref.at[self.batch if ref.shape[0] > 1 else 0, row, self.tokens]
+    def rows(self, row: int) -> jax.Array:
+        """A row of `rows` for the own side, from device memory."""
+        there = self.source["rows"].at[self.batch, self.head, row, self.tokens]
         return gpu.load(there, plgpu.Layout.WGMMA.reduce(1), optimized=False)
 
-    def own_fields(self) -> tuple[jax.Array, ...]:
-        """The fields of the own rows, in the order of the plan."""
-        name = "key_fields" if self.plan.over_queries else "query_fields"
-        return tuple(self.rows(name, row) for row in range(len(self.plan.fields)))
+    def exchange(self, turn: int, values: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        """What the other of two warpgroups gives for `values`, each (64,). turn: 0 and 1, each once a step; the other warpgroup may still be
+        reading what it was given in the last turn, not what it was given before."""
+        place = self.exchanged.at[turn]
+        for row, value in enumerate(values):
+            place.at[self.warpgroup, row][...] = value
+        plgpu.barrier_arrive(self.exchange_barrier)
+        plgpu.barrier_wait(self.exchange_barrier)
+        return tuple(gpu.load_per_row(place.at[1 - self.warpgroup, row]) for row in range(len(values)))
 
     def leave(self, x: jax.Array, name: str, place: Any, head: Any) -> None:
         """Starts the copy of the own rows' result."""
         place[...] = x.astype(jnp.bfloat16)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(place, self.target[name].at[self.batch, self.tokens, head])
+
+    def leave_forward(self, acc: jax.Array, high: jax.Array, total: jax.Array) -> None:
+        """o and lse out of weights' sums: `acc` times values and `total`, both relative to 2^high."""
+        seen = total > 0
+        total = jnp.where(seen, total, 1.0)
+        inverse = jnp.where(seen, 1.0, 0.0) / total
+        out = acc * gpu.along_columns(inverse, self.plan.value_dim)
+        self.leave(out, "o", self.space.get("out", self.own["q"]), self.head)
+        lse = jnp.where(seen, high / LOG2_E + jnp.log(total), -jnp.inf)
+        self.target["lse"].at[self.batch, self.head, self.tokens][...] = lse
+        plgpu.wait_smem_to_gmem(0)
 
 
 class Here:
@@ -328,20 +392,39 @@ class Here:
         """To be called once, where waiting for the other warpgroup costs the least."""
         self.walk.refill(self.number)
 
-    def masked(self, scores: jax.Array, own_fields: tuple[jax.Array, ...]) -> jax.Array:
+    def masked(self, scores: jax.Array) -> jax.Array:
         """Scores (own rows, piece), -inf where a query does not see a key."""
-        plan = self.walk.plan
-        if not plan.masked:
-            return scores
+        walk = self.walk
+        plan = walk.plan
 
         def look(scores: jax.Array) -> jax.Array:
-            shape = scores.shape
-            own = {name: gpu.along_columns(x, shape[1]) for name, x in zip(plan.fields, own_fields, strict=True)}
-            rows = self["query_fields" if plan.over_queries else "key_fields"]
-            other = {name: gpu.along_rows(gpu.load_per_column(rows.at[row]), shape[0]) for row, name in enumerate(plan.fields)}
+            rows, columns = scores.shape
+            own, other = {}, {}
+            for row, name in enumerate(plan.fields):
+                own[name] = gpu.along_columns(gpu.load_per_row(walk.own[plan.own_fields].at[row]), columns)
+                other[name] = gpu.along_rows(gpu.load_per_column(self[plan.other_fields].at[row]), rows)
             query, key = (other, own) if plan.over_queries else (own, other)
             return jnp.where(tile_allows(plan.settings.rule, query, key), scores, -jnp.inf)
 
+        return self._looked_at(look, scores)
+
+    def masked_gates(self, gates: jax.Array) -> jax.Array:
+        """Scores (64,) of a landmark, one a query, -inf where the query does not see the block."""
+        walk = self.walk
+        plan = walk.plan
+
+        def look(gates: jax.Array) -> jax.Array:
+            query, key = {}, {}
+            for row, name in enumerate(plan.fields):
+                query[name] = gpu.load_per_row((self if plan.over_queries else walk.own)["query_fields"].at[row])
+                key[name] = (walk.own if plan.over_queries else self)["key_fields"][row, 0]
+            return jnp.where(tile_allows(plan.settings.rule, query, key), gates, -jnp.inf)
+
+        return self._looked_at(look, gates)
+
+    def _looked_at(self, look: Callable[[jax.Array], jax.Array], scores: jax.Array) -> jax.Array:
+        if not self.walk.plan.masked:
+            return scores
         return jax.lax.cond(self.partial_ == 1, look, lambda scores: scores, scores)
 
 

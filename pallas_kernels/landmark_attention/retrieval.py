@@ -66,6 +66,8 @@ def retrieve_blocks(
 
 
 def _retrieve(q, k, v, queries, key_fields, *, block, top, rotate, scale, query_chunk) -> jax.Array:
+    short = max(0, block + 1 - k.shape[1])  # what is gathered is a block, which may be longer than all there is
+    k, v, *key_fields = (jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2)) for x in (k, v, *key_fields))
     q = jnp.where((queries[1] != 0)[:, :, None, None], q, 0) * jnp.asarray(scale, q.dtype)
     blocks = complete_blocks(key_fields[0], key_fields[1], block)
     landmarks = jnp.take_along_axis(k, jnp.minimum(blocks.start + block, k.shape[1] - 1)[:, :, None, None], axis=1)

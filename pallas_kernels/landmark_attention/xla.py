@@ -45,7 +45,7 @@ def attention(
             parts = [own.banded(q, k, v, i, mine, block=block, scale=scale)]
         else:
             parts = [own.gathered(q, k, v, i, mine, j, theirs, block=block, scale=scale)]
-        if s > c:
+        if s >= c:
             found = complete_blocks(j, theirs, block)
             blocks = (slices(x, found.start, c) for x in (k, v))
             parts.append(earlier_blocks(block, scale, 0 if self_attention else None, q, *blocks, i // c, mine, found.number, found.segment))

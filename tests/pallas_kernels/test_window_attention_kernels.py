@@ -37,7 +37,7 @@ def draw(b, t, h, g, k, v, dtype=jnp.float32, s=None, seed=0):
     return tuple(jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=True))
 
 
-def results(q, k, v, sinks, backend, **call):
+def results(q, k, v, sinks, backend, how="values", **call):
     """Output, log-sum-exp, gradients by q, k, v (and sinks), each a numpy array of float64."""
     sinks = [] if sinks is None else [jnp.asarray(sinks[: q.shape[2]], jnp.float32)]
 
@@ -47,7 +47,7 @@ def results(q, k, v, sinks, backend, **call):
         total = jnp.sum(jnp.sin(out.astype(lse.dtype))) + jnp.sum(jnp.cos(jnp.where(lse > -jnp.inf, lse, 0)))
         return total, (out, lse)
 
-    with dispatch.interpreted():
+    with dispatch.interpreted(how):
         run = jax.jit(jax.grad(loss, argnums=range(3 + len(sinks)), has_aux=True))
         gradients, values = run(q, k, v, *sinks)
     return [np.asarray(x, np.float64) for x in (*values, *gradients)]
@@ -157,6 +157,23 @@ def test_under_a_mesh():
         placed = jax.device_put((q, k, v), NamedSharding(mesh, PartitionSpec()))
         found = results(*placed, SINKS, "pallas_tpu", **call)
     assert max(errors(found, expected)) < 1e-4
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize(("g", "window"), [(1, 30), pytest.param(2, None, marks=pytest.mark.slow)])
+def test_gpu_kernels_in_bf16(g, window):
+    """Documents, sinks, grouped heads, sizes that are no multiple of a tile; no races."""
+    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
+
+    q, k, v = draw(1, 100, 2, g, 48, 64, jnp.bfloat16)
+    segments, positions = packed(1, 100, 5)
+    call = {"window": window, "query_segments": segments, "query_positions": positions}
+    expected = exactly(q, k, v, SINKS, **call)
+    found = results(q, k, v, SINKS, "pallas_gpu", how="races", **call)
+    assert not interpret_pallas_call.get_races().races_found
+    plain = errors(results(q, k, v, SINKS, "xla", **call), expected)
+    for one, other, bar in zip(errors(found, expected), plain, [0.005, 0.005] + [0.01] * 4, strict=True):
+        assert one < bar and one < max(2 * other, 0.005)
 
 
 def test_what_kernels_refuse_is_told():

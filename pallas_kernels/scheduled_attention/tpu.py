@@ -8,6 +8,7 @@ neither fetched nor stepped over. Each sum has one program, hence the same bits 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from pallas_kernels.scheduled_attention.core import Settings
 from pallas_kernels.scheduled_attention.schedule import Fields, Visits
 from pallas_kernels.scheduled_attention.tpu_call import LANES, SCALAR_BYTES, Placed, Plan
 from pallas_kernels.scheduled_attention.tpu_tile import Body, Online
-from pallas_kernels.scheduled_attention.tpu_walk import MOST_OWN, by_groups, other_tile, own_tile, walk
+from pallas_kernels.scheduled_attention.tpu_walk import MOST_OWN, by_groups, most_steps, other_tile, own_tile, walk
 
 SUBLANES = 16  # of bf16, two to a register's 32 bits
 LARGEST_HEAD = 256
@@ -40,12 +41,13 @@ def refuses(
     """
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.bfloat16, jnp.float32):
         return f"q, k and v must all be bfloat16 or all float32; got {q.dtype}, {k.dtype}, {v.dtype}"
-    (b, n, _, key_dim), (s, groups) = q.shape, k.shape[1:3]
+    (_, n, _, key_dim), (s, groups) = q.shape, k.shape[1:3]
     if max(key_dim, v.shape[3]) > LARGEST_HEAD:
         return f"heads have at most {LARGEST_HEAD} dimensions; got {key_dim} and {v.shape[3]}"
     if block is not None and block > LARGEST_BLOCK:
         return f"landmark blocks have at most {LARGEST_BLOCK} keys; got {block}"
-    query_tile, key_tile = tile_sizes(n, s, key_dim, v.shape[3], q.dtype, window=window, block=block)
+    # Without a window the smallest tiles there are, as callers may choose others than they would get here.
+    query_tile, key_tile = tile_sizes(n, s, key_dim, v.shape[3], q.dtype, window=window or 1, block=block)
     query_tiles, key_tiles = -(-n // query_tile), -(-s // key_tile)
     if block is not None:
         # Of keys before they are laid out there are `block` a tile, and one more that holds what is left.
@@ -54,9 +56,9 @@ def refuses(
     own = max(query_tiles, key_tiles * (groups if gathered else 1))
     if own > MOST_OWN:
         return f"{own} tiles are more than the {MOST_OWN} that a kernel's step can name"
-    most = 4 * b * (query_tiles * key_tiles + own)
+    most = 4 * (query_tiles * key_tiles + own)
     if most > SCALAR_BYTES:
-        return f"the visits of {b} x {query_tiles} x {key_tiles} tiles can take {most} bytes of scalar memory; {SCALAR_BYTES} are left for them"
+        return f"visits of {query_tiles} x {key_tiles} tiles can take {most} bytes of scalar memory; {SCALAR_BYTES} are left for them"
     return None
 
 
@@ -90,6 +92,33 @@ def _even_tile(length: int, most: int) -> int:
     return max(SUBLANES, -(-share // unit) * unit)
 
 
+def _in_parts(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Calls it for a few sequences at a time where the visits of all do not fit into scalar memory."""
+
+    @functools.wraps(function)
+    def called(*arguments: Any) -> Any:
+        *arrays, visits, key_heads, query_fields, key_fields, settings = arguments
+        b, sequences = arrays[0].shape[0], visits.count.shape[0]
+        fitting = SCALAR_BYTES // (4 * most_steps(visits))
+        if sequences == 1 or b <= fitting:
+            return function(*arguments)
+        part = max([size for size in range(1, b) if b % size == 0 and size <= fitting], default=1)
+        leaves, tree = jax.tree.flatten((*arrays, visits, key_heads, dict(query_fields), dict(key_fields)))
+        of_sequences = [x.ndim > 1 and x.shape[0] == b for x in leaves]  # sinks and what is the same for all sequences stay whole
+        moving = [jnp.asarray(x).reshape(b // part, part, *x.shape[1:]) for x, moves in zip(leaves, of_sequences, strict=True) if moves]
+
+        def one(parts: list[jax.Array]) -> Any:
+            rest = iter(parts)
+            return function(
+                *jax.tree.unflatten(tree, [next(rest) if moves else x for x, moves in zip(leaves, of_sequences, strict=True)]), settings
+            )
+
+        return jax.tree.map(lambda x: x.reshape(b, *x.shape[2:]), jax.lax.map(one, moving))
+
+    return called
+
+
+@_in_parts
 def forward(
     q: jax.Array,
     k: jax.Array,
@@ -116,6 +145,7 @@ def forward(
     return tpu_call.as_rows(o, (b, n, h, value_dim)), lse.reshape(b, h, n)
 
 
+@_in_parts
 def query_gradient(
     q: jax.Array,
     k: jax.Array,
@@ -139,6 +169,7 @@ def query_gradient(
     return tpu_call.as_rows(dq, q.shape)
 
 
+@_in_parts
 def key_gradients(
     q: jax.Array,
     k: jax.Array,

@@ -46,6 +46,15 @@ def other_tile(step: Any) -> Any:
     return (step >> FLAG_BITS) & (MOST_OTHERS - 1)
 
 
+def most_steps(visits: Visits) -> int:
+    """The most steps that a sequence's walk can have, or has where visits are known."""
+    if isinstance(visits.count, np.ndarray):
+        return int(np.maximum(visits.count, 1).sum(axis=(1, 2)).max())
+    _, heads, tiles, m = visits.index.shape
+    # A tile of queries has one key head: all heads together visit no more than one could, and each tile without visits has its one step.
+    return tiles * m + heads * tiles if heads > 1 else tiles * m
+
+
 def walk(visits: Visits) -> Walk:
     """The list of visits, tile after tile; a tile without visits has one step, which only starts and ends it.
 
@@ -57,7 +66,7 @@ def walk(visits: Visits) -> Walk:
     """
     xp = np if isinstance(visits.count, np.ndarray) else jnp
     sequences, heads, tiles, m = visits.index.shape
-    most = tiles * m + (heads * tiles if heads > 1 else 0)
+    most = most_steps(visits)
     tiles = heads * tiles
     if tiles > MOST_OWN:
         raise ValueError(f"scheduled attention: {tiles} tiles are more than the {MOST_OWN} that a TPU kernel's step can name")
@@ -65,7 +74,6 @@ def walk(visits: Visits) -> Walk:
     each = xp.maximum(count, 1)
     ends = xp.cumsum(each, axis=-1)
     total = ends[..., -1]
-    most = int(total.max()) if xp is np else min(most, tiles * m)
     step = xp.arange(most)
     own = xp.minimum(xp.sum(ends[..., None, :] <= step[:, None], axis=-1), tiles - 1)
     place = step - xp.take_along_axis(ends - each, own, axis=-1)

@@ -8,6 +8,7 @@ Not served: fp32 (Hopper's tensor cores transpose 16-bit operands only), and hea
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from pallas_kernels.scheduled_attention.schedule import Fields, Visits
 
 LARGEST_HEAD = 128
 LARGEST_BLOCK = 127
+TINY = 1e-30  # a scale that is as good as 0
 
 
 def refuses(q: Any, k: Any, v: Any, *, block: int | None = None, **rest: Any) -> str | None:
@@ -80,7 +82,8 @@ def query_gradient(
 ) -> jax.Array:
     """See core.Kernels."""
     call = _Call("query_gradient", q, k, v, visits, key_heads, query_fields, key_fields, settings)
-    return launch(call.plan, call.inputs(do, lse, delta), call.bodies.query_gradient)["dq"][..., : q.shape[3]]
+    dq = launch(call.plan, call.inputs(do, lse, delta), call.bodies.query_gradient)["dq"][..., : q.shape[3]]
+    return -dq if settings.scale < 0 else dq
 
 
 def key_gradients(
@@ -106,6 +109,9 @@ class _Call:
     """What a kernel is built for and given."""
 
     def __init__(self, walk, q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks=None):
+        if settings.scale <= 0:  # masked scores are -inf, which must stay so once scaled
+            q = -q if settings.scale < 0 else q
+            settings = dataclasses.replace(settings, scale=max(-settings.scale, TINY))
         self.arrays, self.visits, self.key_heads, self.sinks = (q, k, v), visits, key_heads, sinks
         masked = bool(visits.partial.any()) if isinstance(visits.partial, np.ndarray) else True
         names = tuple(query_fields) if masked else ()

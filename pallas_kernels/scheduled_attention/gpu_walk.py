@@ -283,7 +283,7 @@ class Walk:
             slot = jax.lax.rem(number, jnp.int32(self.stages))
             following = self.partial(number + 1)
             plgpu.barrier_wait(self.filled.at[slot])
-            if plan.over_queries:
+            if plan.walk != "forward":
                 # By a number that the compiler does not know: it would else work out the addresses of all operands before the first step,
                 # and keep them in registers that are lacking here.
                 self.place_at(self.numbers[self.warpgroup])

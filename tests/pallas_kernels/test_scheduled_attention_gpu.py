@@ -1,0 +1,145 @@
+"""Scheduled attention's GPU kernels, simulated: values and all gradients against their plain form (tiles_by_einsum); refusals."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import compile_ahead, dispatch
+from pallas_kernels import mosaic_gpu as mosaic
+from pallas_kernels.scheduled_attention import gpu
+from pallas_kernels.scheduled_attention.rules import Before
+from tests.pallas_kernels import tiles_by_einsum
+from tests.pallas_kernels.programs.scheduled_attention_gpu import PROGRAMS
+from tests.pallas_kernels.test_scheduled_attention_tpu import attended, error, gathered, landmarks, plain
+
+WIDE = {"k": 64, "v": 64, "b": 1}
+ONE = {**WIDE, "h": 1, "g": 1}
+SMALL, LARGE = {"tiles": (64, 64)}, {"tiles": (128, 128)}
+
+# what makes it, its sizes, whether races are looked for
+CASES = {
+    "63, window, sinks, documents": (plain, {**SMALL, **ONE, "t": 63, "window": 20, "sinks": True}, "races"),
+    "more tiles than stages, two warpgroups": (plain, {**ONE, "t": 330, "tiles": (128, 64), "packed": False}, "values"),
+    "gathered": (gathered, {**SMALL, **WIDE, "n": 128, "s": 70, "g": 2}, "races"),
+    "landmark blocks 13": (landmarks, {**ONE, "t": 63, "blocks": 3, "block": 13, "slots": 64, "query_tile": 64}, "races"),
+}
+MORE = {
+    "one token": (plain, {**SMALL, **ONE, "t": 1, "sinks": True}, "races"),
+    "no mask": (plain, {**SMALL, **ONE, "t": 64, "rule": "all", "packed": False}, "values"),
+    "any expression": (plain, {**LARGE, **ONE, "t": 130, "rule": "odd"}, "races"),
+    "own blocks": (plain, {**LARGE, **WIDE, "t": 200, "h": 2, "g": 1, "rule": "own"}, "races"),
+    "257, grouped heads, odd sizes": (plain, {**LARGE, "b": 2, "t": 257, "h": 4, "g": 2, "k": 40, "v": 72, "sinks": True}, "races"),
+    "128 channels": (plain, {**LARGE, **ONE, "t": 300, "k": 128, "v": 128, "window": 90}, "races"),
+    "1000": (plain, {**LARGE, **ONE, "t": 1000, "window": 200}, "races"),
+    "1000, all before": (plain, {**LARGE, **ONE, "t": 1000, "packed": False}, "races"),
+    "gathered 257": (gathered, {**LARGE, **WIDE, "n": 257, "s": 200, "g": 3, "b": 2}, "races"),
+    "landmark blocks 50": (
+        landmarks,
+        {**WIDE, "t": 257, "h": 2, "g": 1, "blocks": 5, "block": 50, "slots": 64, "query_tile": 128},
+        "races",
+    ),
+    "landmark blocks 63": (landmarks, {**ONE, "t": 130, "blocks": 6, "block": 63, "slots": 64, "query_tile": 64, "packed": False}, "races"),
+    "landmark blocks 100": (landmarks, {**ONE, "t": 257, "blocks": 3, "block": 100, "slots": 128, "query_tile": 128}, "races"),
+    "landmark blocks 127": (landmarks, {**ONE, "t": 130, "blocks": 2, "block": 127, "slots": 128, "query_tile": 64, "k": 128}, "races"),
+    "landmark blocks 64": (landmarks, {**ONE, "t": 70, "blocks": 2, "block": 64, "slots": 128, "query_tile": 128}, "races"),
+}
+LIMITS = {"o": 0.005, "lse": 1e-5}
+
+
+def races_found() -> bool:
+    """Whether the simulator's last kernels raced; it only prints it, and the flag is internal."""
+    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
+
+    return interpret_pallas_call.get_races().races_found
+
+
+def rounded(arrays):
+    return {name: x if name == "sinks" else x.astype(jnp.bfloat16) for name, x in arrays.items()}
+
+
+def check(arrays, call, how="values"):
+    arrays = rounded(arrays)
+    with dispatch.interpreted(how):
+        found = attended(gpu, arrays, **call)
+        assert how == "values" or not races_found()
+    assert all(found[name].dtype == jnp.bfloat16 for name in ("o", "q", "k", "v")) and found["lse"].dtype == jnp.float32
+    for name, x in attended(tiles_by_einsum, arrays, jnp.float32, **call).items():
+        assert error(found[name], x) < LIMITS.get(name, 0.01), name
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+def test_the_kernels_are_their_plain_form(name):
+    make, sizes, how = (CASES | MORE)[name]
+    check(*make(**sizes), how)
+
+
+@pytest.mark.slow
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+def test_a_scale_may_be_zero_or_negative(scale):
+    arrays, call = plain(63, **SMALL, **ONE, sinks=True)
+    check(arrays, call | {"scale": scale})
+
+
+@pytest.mark.gpu_interpreter
+def test_what_no_schedule_names_is_not_read():
+    """Keys that all queries have left behind may be NaN: their tiles are not visited, and their own gradients are 0."""
+    arrays, call = plain(192, **SMALL, **ONE, packed=False, window=8)
+    call |= {"rule": Before(8), "query_fields": {**call["query_fields"], "positions": np.arange(192)[None] + 80}}
+    unseen = np.arange(192)[None, :, None, None] < 64
+    arrays = rounded(arrays | {name: jnp.where(unseen, jnp.nan, arrays[name]) for name in ("k", "v")})
+    with dispatch.interpreted():
+        found = attended(gpu, arrays, **call)
+    assert np.isfinite(found["lse"][:, :119]).all() and np.isneginf(found["lse"][:, 119:]).all()
+    assert all(np.isfinite(np.asarray(found[name], np.float32)).all() for name in ("o", "q", "k", "v"))
+    assert not found["o"][:, 119:].any() and not found["q"][:, 119:].any()
+    assert not found["k"][:, :73].any() and not found["v"][:, :73].any() and found["k"][:, 74:].any()
+
+
+@pytest.mark.slow
+@pytest.mark.gpu_interpreter
+def test_the_same_bits_twice():
+    arrays, call = plain(130, **LARGE, **WIDE, h=2, g=1, sinks=True)
+    with dispatch.interpreted():
+        first, second = attended(gpu, rounded(arrays), times=2, **call)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize("program", [pytest.param(x, marks=() if x.quick else pytest.mark.slow) for x in PROGRAMS], ids=lambda x: x.name)
+def test_programs_lower_for_cuda(program):
+    """Layouts and shared memory, on either version of jax."""
+    if mosaic.plgpu is None:
+        pytest.skip(str(mosaic.unavailable()))
+    compile_ahead.lower_for_cuda(program.function, *program.arguments)
+
+
+@pytest.mark.parametrize(
+    ("k", "v", "dtype", "block", "reason"),
+    [
+        (64, 64, jnp.float32, None, "its products take bfloat16; q is float32"),
+        (264, 64, jnp.bfloat16, None, "a key size above"),
+        (64, 264, jnp.bfloat16, None, "a value size above"),
+        (64, 64, jnp.bfloat16, 128, "a landmark block of more than 127 keys"),
+        (136, 64, jnp.bfloat16, 50, "a key size above 128"),
+    ],
+)
+def test_what_it_refuses_it_explains(k, v, dtype, block, reason):
+    q, value = jax.ShapeDtypeStruct((1, 64, 2, k), dtype), jax.ShapeDtypeStruct((1, 64, 2, v), dtype)
+    with dispatch.aimed_at("gpu", "NVIDIA H100 80GB HBM3"):
+        if mosaic.unavailable() is None:
+            assert reason in gpu.refuses(q, q, value, block=block)
+            served = jax.ShapeDtypeStruct((1, 64, 2, 128), jnp.bfloat16)
+            assert gpu.refuses(served, served, served, block=63) is None
+
+
+@pytest.mark.parametrize(
+    ("n", "s", "block", "tiles"),
+    [(1, 1, None, (64, 64)), (64, 65, None, (64, 128)), (1000, 64, None, (128, 64)), (1000, 1000, 50, (128, 64))],
+)
+def test_tile_sizes(n, s, block, tiles):
+    assert gpu.tile_sizes(n, s, 64, 64, jnp.bfloat16, block=block) == tiles
+    assert gpu.tile_sizes(n, s, 64, 64, jnp.bfloat16, block=64)[1] == 128

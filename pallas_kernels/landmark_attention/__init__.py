@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from pallas_kernels.dispatch import always, choose
 from pallas_kernels.landmark_attention import kernels, reference, xla
 from pallas_kernels.landmark_attention.retrieval import retrieve_blocks
-from pallas_kernels.scheduled_attention import tpu
+from pallas_kernels.scheduled_attention import gpu, tpu
 
 
 def landmark_attention(
@@ -81,6 +81,7 @@ def landmark_attention(
 
 
 IMPLEMENTATIONS: dict[str, Any] = {
+    "pallas_gpu": kernels.form(gpu),
     "pallas_tpu": kernels.form(tpu),
     "xla": (xla.attention, always),
     "reference": (reference.dense, always),

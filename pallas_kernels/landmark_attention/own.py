@@ -10,7 +10,7 @@ import numpy as np
 
 from pallas_kernels.landmark_attention.blocks import slices
 
-SMALLEST_BAND = 32
+SMALLEST_BAND = 16
 """Queries a block of the banded form, at least: smaller landmark blocks make products too small to be fast."""
 
 QUERIES = 32

@@ -295,7 +295,10 @@ def test_retrieval_has_finite_gradients_and_ignores_padding():
         ({"block": 0}, "block must be at least 1; got 0"),
         ({"query_positions": jnp.zeros(6, jnp.int32)}, "query_positions must be"),
         ({"key_segments": jnp.zeros((2, 7), jnp.int32)}, "key_segments must be"),
-        ({"backend": "pallas_gpu"}, "has no pallas_gpu"),
+        ({"key_segments": jnp.ones((2, 6), jnp.int32)}, "must be given together"),
+        ({"query_positions": jnp.zeros((2, 6))}, "query_positions must be integers; got float32"),
+        ({"k": jnp.zeros((2, 0, 2, 8)), "v": jnp.zeros((2, 0, 2, 5))}, "at least one token"),
+        ({"backend": "pallas_tpu"}, "pallas_tpu cannot serve this call: it runs on TPUs"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(changes, message):

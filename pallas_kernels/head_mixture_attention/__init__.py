@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.dispatch import always, choose
-from pallas_kernels.head_mixture_attention import reference, xla
+from pallas_kernels.head_mixture_attention import reference, scheduled, xla
+from pallas_kernels.scheduled_attention import gpu, tpu
 
 
 def head_mixture_attention(
@@ -101,6 +102,8 @@ def skips(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> b
 
 
 IMPLEMENTATIONS = {
+    "pallas_gpu": scheduled.form(gpu),
+    "pallas_tpu": scheduled.form(tpu),
     "xla": (xla.attention, always),
     "reference": (reference.attention, always),
 }

@@ -141,43 +141,36 @@ def _tiles(
     """Tiles of queries (b, n, tile, k) with keys (b, g, s, k) and values (b, g, s, v) of `heads` (b, n): outputs (b, n, tile, v) and
     log-sum-exps (b, n, tile), fp32.
 
-    Nothing of the scores' size is kept for the way back, which makes weights again from the log-sum-exps: FlashAttention-2, Dao 2023, section 3.1.
+    Weights before their division are kept for the way back, as dense attention's are; keys' copies and masks are not.
     """
-    copies = zip(_copies(k, heads, cuts), _copies(v, heads, cuts), strict=True)
-    parts = [_attend(q[:, cut[0] : cut[1]], *of_tile, _allowed(fields, cut), scale) for cut, of_tile in zip(cuts, copies, strict=True)]
-    out, lse = (jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
-    return out, lse
+    return _tiles_forward(cuts, scale, q, k, v, heads, fields)[0]
 
 
 def _tiles_forward(cuts, scale, q, k, v, heads, fields):
-    out, lse = _tiles(cuts, scale, q, k, v, heads, fields)
-    return (out, lse), (q, k, v, heads, fields, out, lse)
+    copies = zip(cuts, _copies(k, heads, cuts), _copies(v, heads, cuts), strict=True)
+    parts = [_attend(q[:, cut[0] : cut[1]], keys, values, _allowed(fields, cut), scale) for cut, keys, values in copies]
+    out, lse, total = (jnp.concatenate(x, axis=1) for x in list(zip(*parts, strict=True))[:3])
+    return (out, lse), (q, k, v, heads, out, lse, total, [part[3] for part in parts])
 
 
 def _tiles_backward(cuts, scale, kept, cotangents):
-    q, k, v, heads, fields, out, lse = kept
+    q, k, v, heads, out, lse, total, all_weights = kept
     g_out, g_lse = cotangents
-    some = jnp.isfinite(lse)
-    delta = jnp.sum(g_out * out, axis=-1) - jnp.where(some, g_lse, 0)
-    lse = jnp.where(some, lse, jnp.finfo(lse.dtype).max)
-    g_out = g_out.astype(v.dtype)
     wide = lse.dtype
+    # Divided by the sum of weights a row, not a weight.
+    delta = ((jnp.sum(g_out * out, axis=-1) - jnp.where(jnp.isfinite(lse), g_lse, 0)) / total)[..., None]
+    g_out = (g_out / total[..., None]).astype(v.dtype)
     dq, dk, dv = [], None, None
-    copies = zip(cuts, _copies(k, heads, cuts), _copies(v, heads, cuts), strict=True)
-    for (first, last, seen), keys, values in sorted(
-        copies, key=lambda cut: cut[0][2]
-    ):  # those that see least first, so that sums grow once
+    copies = zip(cuts, all_weights, _copies(k, heads, cuts), _copies(v, heads, cuts), strict=True)
+    for (first, last, _), weights, keys, values in reversed(list(copies)):  # those that see least first, so that sums grow once
         queries, g = q[:, first:last], g_out[:, first:last]
-        scores = jnp.einsum("bntk,bnsk->bnts", queries, keys, preferred_element_type=wide) * scale
-        weights = jnp.where(_allowed(fields, (first, last, seen)), jnp.exp(scores - lse[:, first:last, :, None]), 0)
         slopes = jnp.einsum("bntv,bnsv->bnts", g, values, preferred_element_type=wide)
-        slopes = (weights * (slopes - delta[:, first:last, :, None]) * scale).astype(q.dtype)
-        dq.append((first, jnp.einsum("bnts,bnsk->bntk", slopes, keys, preferred_element_type=wide)))
+        slopes = (weights * (slopes - delta[:, first:last]) * scale).astype(q.dtype)
+        dq.append(jnp.einsum("bnts,bnsk->bntk", slopes, keys, preferred_element_type=wide))
         own = (heads[:, None, first:last] == jnp.arange(k.shape[1])[:, None]).astype(wide)
         dk = _summed(dk, own, jnp.einsum("bnts,bntk->bnsk", slopes, queries, preferred_element_type=wide))
-        dv = _summed(dv, own, jnp.einsum("bnts,bntv->bnsv", weights.astype(v.dtype), g, preferred_element_type=wide))
-    dq = jnp.concatenate([part for _, part in sorted(dq, key=lambda part: part[0])], axis=1)
-    return dq.astype(q.dtype), _whole(dk, k), _whole(dv, v), None, None
+        dv = _summed(dv, own, jnp.einsum("bnts,bntv->bnsv", weights, g, preferred_element_type=wide))
+    return jnp.concatenate(dq[::-1], axis=1).astype(q.dtype), _whole(dk, k), _whole(dv, v), None, None
 
 
 _tiles.defvjp(_tiles_forward, _tiles_backward)
@@ -209,8 +202,9 @@ def _whole(total: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.pad(total, ((0, 0), (0, 0), (0, like.shape[2] - total.shape[2]), (0, 0))).astype(like.dtype)
 
 
-def _attend(q, k, v, allowed, scale) -> tuple[jax.Array, jax.Array]:
-    """q (..., t, k), k (..., s, k), v (..., s, v), allowed (..., t, s): fp32 outputs (..., t, v) and log-sum-exps (..., t)."""
+def _attend(q, k, v, allowed, scale) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """q (..., t, k), k (..., s, k), v (..., s, v), allowed (..., t, s): fp32 outputs (..., t, v) and log-sum-exps (..., t); then the sums
+    (..., t) that weights (..., t, s), in v's dtype, are to be divided by."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("...tk,...sk->...ts", q, k, preferred_element_type=wide) * scale
     scores = jnp.where(allowed, scores, -jnp.inf)
@@ -220,8 +214,9 @@ def _attend(q, k, v, allowed, scale) -> tuple[jax.Array, jax.Array]:
     total = jnp.sum(weights, axis=-1)
     some = total > 0
     total = jnp.where(some, total, 1)
-    out = jnp.einsum("...ts,...sv->...tv", weights.astype(v.dtype), v, preferred_element_type=wide) / total[..., None]
-    return out, jnp.where(some, high + jnp.log(total), -jnp.inf)
+    weights = weights.astype(v.dtype)
+    out = jnp.einsum("...ts,...sv->...tv", weights, v, preferred_element_type=wide) / total[..., None]
+    return out, jnp.where(some, high + jnp.log(total), -jnp.inf), total, weights
 
 
 def by_pairs(
@@ -238,7 +233,7 @@ def by_pairs(
     allowed = i[:, :, None] >= j[:, None]
     if query_segments is not None:
         allowed &= (query_segments[:, :, None] == key_segments[:, None]) & (query_segments != 0)[:, :, None]
-    out, lse = _attend(own, keys, values, allowed[:, :, None, None], scale)
+    out, lse, *_ = _attend(own, keys, values, allowed[:, :, None, None], scale)
     place = jnp.maximum(jnp.cumsum(chosen, axis=2) - 1, 0)
     out = jnp.take_along_axis(out[..., 0, :], place[..., None], axis=2)
     lse = jnp.take_along_axis(lse[..., 0], place, axis=2)

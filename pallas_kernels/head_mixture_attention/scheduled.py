@@ -1,0 +1,88 @@
+"""Head-mixture attention on scheduled tiles (pallas_kernels.scheduled_attention): each tile of the plan has one key head, and its block
+schedule, made on the device from its rows' positions and documents, leaves out keys that come after its last row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.head_mixture_attention.plan import make_plan, tile_count
+from pallas_kernels.scheduled_attention import core
+from pallas_kernels.scheduled_attention.rules import Before
+from pallas_kernels.sharding import over_mesh
+
+FEWEST_QUERIES = 8
+LARGEST_TILE = 256
+"""Rows: half a tile a head is filler."""
+
+
+def form(kernels: Any) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    """The operation on a kernel module, and what it refuses; arguments as `attention` of xla.py takes them."""
+
+    def on_device(
+        q, k, v, chosen, query_positions, key_positions, query_segments, key_segments, *, active, key_heads, scale
+    ) -> tuple[jax.Array, jax.Array]:
+        (b, t, h, _), s = q.shape, k.shape[1]
+        active = min(active, h)  # on a mesh a device has a part of the heads
+        own = [head * k.shape[2] // h for head in range(h)] if key_heads is None else key_heads
+        query_tile, key_tile = _tiles(kernels, q, k, v, active)
+        plan = make_plan(chosen, active, query_tile)
+        positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t)) if query_positions is None else query_positions
+        segments = jnp.ones((b, t), jnp.int32) if query_segments is None else query_segments
+        out, lse = core.attend(
+            kernels,
+            plan.gather(q)[:, :, None],
+            k,
+            v,
+            rule=Before(None, segmented=query_segments is not None),
+            query_fields={"positions": _rows(plan.field(positions)), "segments": _rows(plan.field(segments))},
+            key_fields={
+                "positions": np.arange(s, dtype=np.int32)[None] if key_positions is None else key_positions,
+                "segments": np.ones((1, s), np.int32) if key_segments is None else key_segments,
+            },
+            scale=scale,
+            query_tile=query_tile,
+            key_tile=key_tile,
+            key_heads=jnp.asarray(own, jnp.int32)[plan.heads],
+        )
+        return plan.combine(out[:, :, 0]), jnp.where(chosen, plan.combine(lse)[..., 0], -jnp.inf)
+
+    regular = over_mesh(on_device, _letters("h"), ("b t h v", "b t h"))
+    irregular = over_mesh(on_device, _letters("r"), ("b t r v", "b t r"))
+
+    def attention(q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale):
+        plain = key_heads == tuple(head * k.shape[2] // q.shape[2] for head in range(q.shape[2])) and q.shape[2] % k.shape[2] == 0
+        run = regular if plain else irregular
+        fields = (query_positions, key_positions, query_segments, key_segments)
+        return run(q, k, v, chosen, *fields, active=active, key_heads=None if plain else key_heads, scale=scale)
+
+    def refuses(q, k, v, chosen, *, active, **rest) -> str | None:
+        t, h = q.shape[1:3]
+        if t < FEWEST_QUERIES:
+            return f"it takes at least {FEWEST_QUERIES} queries; got {t}"
+        tile = _tiles(kernels, q, k, v, active)[0]
+        rows = tile_count(t, h, active, tile) * tile
+        return kernels.refuses(jax.ShapeDtypeStruct((q.shape[0], rows, 1, q.shape[3]), q.dtype), k, v, gathered=True)
+
+    return attention, refuses
+
+
+def _letters(heads: str) -> dict[str, str]:
+    letters = {"q": f"b t {heads} k", "k": f"b s {heads} k", "v": f"b s {heads} v", "chosen": f"b t {heads}"}
+    return letters | {"query_positions": "b t", "key_positions": "b s", "query_segments": "b t", "key_segments": "b s"}
+
+
+def _tiles(kernels: Any, q: Any, k: Any, v: Any, active: int) -> tuple[int, int]:
+    """Rows and keys a tile: a kernel's own choice for a head's share of the queries."""
+    t, h = q.shape[1:3]
+    query_tile, key_tile = kernels.tile_sizes(max(1, t * active // h), k.shape[1], q.shape[3], v.shape[3], q.dtype)
+    return min(query_tile, LARGEST_TILE), key_tile
+
+
+def _rows(field: jax.Array) -> jax.Array:
+    """(b, n, tile) to (b, n * tile)."""
+    return field.reshape(field.shape[0], -1)

@@ -21,7 +21,8 @@ from pallas_kernels.scheduled_attention.core import Settings
 from pallas_kernels.scheduled_attention.gpu_walk import LOG2_E, ROWS, Plan, launch
 from pallas_kernels.scheduled_attention.schedule import Fields, Visits
 
-LARGEST_HEAD = 128
+LARGEST_HEAD = 256
+LARGEST_HEAD_IN_BLOCKS = 128
 LARGEST_BLOCK = 127
 TINY = 1e-30  # a scale that is as good as 0
 
@@ -34,9 +35,10 @@ def refuses(q: Any, k: Any, v: Any, *, block: int | None = None, **rest: Any) ->
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype != jnp.bfloat16:
             return f"its products take bfloat16; {name} is {x.dtype}"
+    largest = LARGEST_HEAD if block is None else LARGEST_HEAD_IN_BLOCKS
     for name, x in (("key", k), ("value", v)):
-        if x.shape[3] > LARGEST_HEAD:
-            return f"a {name} size above {LARGEST_HEAD} does not fit in registers; this one is {x.shape[3]}"
+        if x.shape[3] > largest:
+            return f"a {name} size above {largest} does not fit in registers; this one is {x.shape[3]}"
     if block is not None and block > LARGEST_BLOCK:
         return f"a landmark block of more than {LARGEST_BLOCK} keys does not fit in registers; this one has {block}"
     return None
@@ -154,10 +156,11 @@ class _Call:
 
 
 def _piece(walk: str, settings: Settings, head_dim: int) -> int:
-    """Rows of the other side at once: what registers hold beside the sums."""
-    if walk == "forward" or (walk == "query_gradient" and settings.block is not None):
-        return settings.key_tile
-    return ROWS
+    """Rows of the other side at once: what registers hold beside the sums; products take 64 of them at least."""
+    if settings.block is not None and walk != "key_gradients":
+        return settings.key_tile  # a block's softmax is of one piece
+    # 64 keys at head sizes to 64 are few enough for two thread blocks a core; at 128 more keys make larger products.
+    return settings.key_tile if walk == "forward" and 64 < head_dim <= 128 else ROWS
 
 
 def _stacked(fields: Fields, names: tuple[str, ...]) -> jax.Array:

@@ -28,7 +28,7 @@ def forward(walk: Walk) -> None:
         shares, shrink = jnp.exp2(gates - higher), jnp.exp2(high - higher)
         weights = exponentials * gpu.along_columns(shares / sums, plan.piece)
         acc = acc * gpu.along_columns(shrink, plan.value_dim)
-        acc = gpu.mm_registers(weights.astype(jnp.bfloat16), here["v"], acc, walk.space.get("weights"), here.refill)
+        acc = gpu.mm_registers(weights.astype(jnp.bfloat16), here["v"], acc, walk.staged(), here.refill)
         return acc, higher, total * shrink + shares
 
     high, total = (gpu.per_row(jnp.full((ROWS,), x, jnp.float32)) for x in (LOWEST, 0.0))
@@ -49,7 +49,7 @@ def query_gradient(walk: Walk) -> None:
         inner_weights = exponentials * gpu.along_columns(1.0 / sums, plan.piece)
         averages = jnp.sum(inner_weights * dots, axis=1)
         d_scores = _d_scores(is_landmark, inner_weights, dots, shares, averages, delta)
-        return gpu.mm_registers(d_scores.astype(jnp.bfloat16), here["k"], dq, walk.space.get("weights"), here.refill)
+        return gpu.mm_registers(d_scores.astype(jnp.bfloat16), here["k"], dq, walk.staged(), here.refill)
 
     dq = walk.run(step, gpu.filled((ROWS, plan.key_dim), 0.0))
     walk.leave(dq * plan.settings.scale, "dq", walk.own["q"], walk.head)

@@ -90,8 +90,20 @@ class Plan:
         return self.in_blocks and self.over_queries and self.warpgroups > 1
 
     @property
+    def split(self) -> bool:
+        """Whether two warpgroups share 64 rows, as registers do not hold all sums at once: one has dv and one dk, or each half of dq's columns."""
+        if self.walk == "query_gradient":
+            return self.key_dim > 128
+        return self.over_queries and max(self.key_dim, self.value_dim) > 128
+
+    @property
+    def parts(self) -> int:
+        """64s of rows that a thread block has."""
+        return 1 if self.split else self.own_tile // ROWS
+
+    @property
     def warpgroups(self) -> int:
-        return self.own_tile // ROWS
+        return 2 if self.split else self.parts
 
     @property
     def sharing(self) -> int:
@@ -106,7 +118,7 @@ class Plan:
     @property
     def grid(self) -> tuple[int, int, int]:
         """Heads vary fastest: query heads of one key head, then, share it in the second-level cache."""
-        own = (self.s if self.over_queries else self.n) // self.own_tile
+        own = (self.s if self.over_queries else self.n) // (ROWS * self.parts)
         return self.key_heads if self.over_queries else self.heads, own, self.b
 
     def stages(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
@@ -122,24 +134,24 @@ class Plan:
         return copied
 
     def owned(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
-        """What is copied once, a warpgroup's own rows; as in `stages`."""
+        """What is copied once, the own rows in 64s; as in `stages`."""
         names = {"forward": ("q",), "query_gradient": ("q", "do"), "key_gradients": ("k", "v")}[self.walk]
         copied: dict[str, tuple[tuple[int, ...], Any, bool]] = {
-            name: ((self.warpgroups, ROWS, self.key_dim if name in ("q", "k") else self.value_dim), jnp.bfloat16, True) for name in names
+            name: ((self.parts, ROWS, self.key_dim if name in ("q", "k") else self.value_dim), jnp.bfloat16, True) for name in names
         }
         if self.fields:
-            copied[self.own_fields] = ((self.warpgroups, len(self.fields), ROWS), jnp.int32, False)
+            copied[self.own_fields] = ((self.parts, len(self.fields), ROWS), jnp.int32, False)
         return copied
 
     def space(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """What else is laid out in shared memory, for each warpgroup."""
+        """What else is laid out in shared memory, for each 64 of the own rows."""
         laid: dict[str, tuple[tuple[int, ...], Any]] = {}
         if self.walk == "forward" and self.key_dim != self.value_dim:
-            laid["out"] = ((self.warpgroups, ROWS, self.value_dim), jnp.bfloat16)
+            laid["out"] = ((self.parts, ROWS, self.value_dim), jnp.bfloat16)
         if (self.over_queries and self.in_blocks) or dispatch.interpretation() is not None:
             # The simulator's products take no operand from registers; and blocks' weights are turned on their way through shared memory.
-            laid["weights"] = ((self.warpgroups, ROWS, self.piece), jnp.bfloat16)
-            if self.over_queries:
+            laid["weights"] = ((self.parts, ROWS, self.piece), jnp.bfloat16)
+            if self.over_queries or self.split:
                 laid["d_scores"] = laid["weights"]
         return laid
 
@@ -176,7 +188,8 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], No
     staged = {name: _memory((stages, *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()}
     owned = {name: _memory(*what) for name, what in plan.owned().items()}
     space = {name: gpu.tiled(*what) for name, what in plan.space().items()}
-    exchange = [gpu.plain(EXCHANGE, jnp.float32), plgpu.Barrier(num_arrivals=plan.warpgroups)] if plan.exchanges else []
+    meeting = [plgpu.Barrier(num_arrivals=plan.warpgroups)] if plan.exchanges or plan.split else []
+    exchanged = [gpu.plain(EXCHANGE, jnp.float32)] if plan.exchanges else []
     results = plan.results()
     names = (list(inputs), list(results), list(staged), list(owned), list(space))
 
@@ -194,9 +207,10 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], No
             *space.values(),
             plgpu.Barrier(num_arrivals=len(staged), num_barriers=stages),
             plgpu.Barrier(num_arrivals=plan.warpgroups, num_barriers=stages),
-            plgpu.Barrier(num_arrivals=len(owned), num_barriers=plan.warpgroups),
+            plgpu.Barrier(num_arrivals=len(owned), num_barriers=plan.parts),
             gpu.plain((plan.warpgroups,), jnp.int32),
-            *exchange,
+            *meeting,
+            *exchanged,
         ],
         grid=plan.grid,
         grid_names=("head", "tile", "batch"),
@@ -226,20 +240,22 @@ class Walk:
         emptied: Any,
         owned: Any,
         numbers: Any,
+        meeting: Any = None,
         exchanged: Any = None,
-        exchange: Any = None,
     ) -> None:
         self.plan, self.stages, self.source, self.target, self.stage = plan, stages, source, target, stage
         self.filled, self.emptied, self.owned = filled, emptied, owned
-        self.exchanged, self.exchange_barrier = exchanged, exchange
+        self.meeting, self.exchanged = meeting, exchanged
         self.head, tile, self.batch = (jax.lax.axis_index(name) for name in ("head", "tile", "batch"))
         # The last queries may see the most keys, and the first keys be seen by the most queries: the longest walks start first.
-        self.tile = tile if plan.over_queries else plan.grid[1] - 1 - tile
+        rows = tile if plan.over_queries else plan.grid[1] - 1 - tile
+        self.tile = _quotient(rows, plan.own_tile // (ROWS * plan.parts))
         self.warpgroup = jax.lax.axis_index("warpgroup")
-        self.tokens = pl.ds(self.tile * plan.own_tile + self.warpgroup * ROWS, ROWS)
+        self.part = jnp.int32(0) if plan.split else self.warpgroup
+        self.tokens = pl.ds((rows * plan.parts + self.part) * ROWS, ROWS)
         self.everyones = own, space
         self.numbers = numbers
-        self.place_at(self.warpgroup)
+        self.place_at(self.part)
         if plan.gathered:
             self.key_head = self.head if plan.over_queries else source["key_heads"][self.batch, self.tile]
         else:
@@ -253,20 +269,23 @@ class Walk:
         self.pieces = plan.other_tile // plan.piece
         self.steps = self.count * (self.pieces * plan.repeats)
 
-    def place_at(self, warpgroup: jax.Array) -> None:
-        """Points `own` and `space` to what is a warpgroup's."""
-        self.own, self.space = ({name: ref.at[warpgroup] for name, ref in group.items()} for group in self.everyones)
+    def place_at(self, part: jax.Array) -> None:
+        """Points `own` and `space` to what is a part's."""
+        self.own, self.space = ({name: ref.at[part] for name, ref in group.items()} for group in self.everyones)
 
     def run(self, step: Callable[[Here, Any], Any], carry: Any) -> Any:
         """Folds `step` over all pieces, in order."""
         plan = self.plan
-        for name, ref in self.own.items():
-            there = self.source[name]
-            if name == plan.own_fields:
-                there = there.at[self.batch if there.shape[0] > 1 else 0, :, self.tokens]
-            else:
-                there = there.at[self.batch, self.tokens, self.key_head if name in ("k", "v") else self.head]
-            plgpu.copy_gmem_to_smem(there, ref, self.owned.at[self.warpgroup])
+
+        @pl.when((self.warpgroup == 0) | (not plan.split))
+        def _() -> None:
+            for name, ref in self.own.items():
+                there = self.source[name]
+                if name == plan.own_fields:
+                    there = there.at[self.batch if there.shape[0] > 1 else 0, :, self.tokens]
+                else:
+                    there = there.at[self.batch, self.tokens, self.key_head if name in ("k", "v") else self.head]
+                plgpu.copy_gmem_to_smem(there, ref, self.owned.at[self.part])
 
         @pl.when(self.warpgroup == 0)
         def _() -> None:
@@ -276,7 +295,7 @@ class Walk:
                 def _(number: int = number) -> None:
                     self.fetch(jnp.int32(number), number)
 
-        plgpu.barrier_wait(self.owned.at[self.warpgroup])
+        plgpu.barrier_wait(self.owned.at[self.part])
 
         def one(number: jax.Array, carry: Any) -> Any:
             carry, partial = carry
@@ -293,11 +312,13 @@ class Walk:
             def _() -> None:
                 plgpu.barrier_arrive(self.emptied.at[slot])
 
+            if self.stages == 1:
+                self.fill(number + 1)
             return carry, following
 
-        self.numbers[self.warpgroup] = self.warpgroup
+        self.numbers[self.warpgroup] = self.part
         carry, _ = jax.lax.fori_loop(0, self.steps, one, (carry, self.partial(jnp.int32(0))))
-        self.place_at(self.warpgroup)
+        self.place_at(self.part)
         return carry
 
     def place(self, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -337,18 +358,27 @@ class Walk:
 
     def refill(self, number: jax.Array) -> None:
         """Fills the stage of the step before this one again."""
-        ahead = number - 1 + self.stages
+        if self.stages > 1:
+            self.fill(number - 1 + self.stages, number > 0)
 
-        @pl.when((self.warpgroup == 0) & (number > 0) & (ahead < self.steps))
+    def fill(self, number: jax.Array, unless_first: Any = True) -> None:
+        """Fills the stage of a step whose number is `stages` or more once it has been left."""
+
+        @pl.when((self.warpgroup == 0) & unless_first & (number < self.steps))
         def _() -> None:
-            slot = jax.lax.rem(ahead, jnp.int32(self.stages))
+            slot = jax.lax.rem(number, jnp.int32(self.stages))
             plgpu.barrier_wait(self.emptied.at[slot])
-            self.fetch(ahead, slot)
+            self.fetch(number, slot)
 
     def rows(self, row: int) -> jax.Array:
         """A row of `rows` for the own side, from device memory."""
         there = self.source["rows"].at[self.batch, self.head, row, self.tokens]
         return gpu.load(there, plgpu.Layout.WGMMA.reduce(1), optimized=False)
+
+    def meet(self) -> None:
+        """Waits until both warpgroups are here."""
+        plgpu.barrier_arrive(self.meeting)
+        plgpu.barrier_wait(self.meeting)
 
     def exchange(self, turn: int, values: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         """What the other of two warpgroups gives for `values`, each (64,). turn: 0 and 1, each once a step; the other warpgroup may still be
@@ -356,14 +386,21 @@ class Walk:
         place = self.exchanged.at[turn]
         for row, value in enumerate(values):
             place.at[self.warpgroup, row][...] = value
-        plgpu.barrier_arrive(self.exchange_barrier)
-        plgpu.barrier_wait(self.exchange_barrier)
+        self.meet()
         return tuple(gpu.load_per_row(place.at[1 - self.warpgroup, row]) for row in range(len(values)))
+
+    def staged(self, name: str = "weights") -> Any:
+        """Where the simulator lays out what products take from registers; None for real."""
+        return self.space.get(name)
 
     def leave(self, x: jax.Array, name: str, place: Any, head: Any) -> None:
         """Starts the copy of the own rows' result."""
         place[...] = x.astype(jnp.bfloat16)
         plgpu.commit_smem()
+        self.send(name, place, head)
+
+    def send(self, name: str, place: Any, head: Any) -> None:
+        """Starts the copy of a result that is laid out and committed."""
         plgpu.copy_smem_to_gmem(place, self.target[name].at[self.batch, self.tokens, head])
 
     def leave_forward(self, acc: jax.Array, high: jax.Array, total: jax.Array) -> None:

@@ -27,6 +27,7 @@ WINDOWS = [
     (2048, 16, 16, 96, 512, "sinks"),
     (2048, 16, 16, 256, 512, ""),
     (2048, 16, 4, 256, 512, "documents sinks"),
+    (2048, 16, 16, 192, 512, "documents"),
 ]
 # gathered queries, keys, key heads, head size, what there is besides
 GATHERED = [(32768, 4096, 16, 128, ""), (32768, 4096, 16, 64, "documents"), (32768, 4096, 16, 128, "documents")]

@@ -34,6 +34,10 @@ NOTHING = {
 }
 
 
+BF16 = jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16)
+IDS = jax.ShapeDtypeStruct((2, 256), jnp.int32)
+
+
 def error(found, expected) -> float:
     found, expected = (np.asarray(x, np.float64) for x in (found, expected))
     return float(np.sqrt(np.mean((found - expected) ** 2)) / np.sqrt(np.mean(expected**2)))
@@ -149,10 +153,6 @@ def test_what_cudnn_is_asked_for_is_what_the_front_door_means(monkeypatch, t, wi
     assert max(map(error, found, expected)) < 2e-6
 
 
-BF16 = jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16)
-IDS = jax.ShapeDtypeStruct((2, 256), jnp.int32)
-
-
 @pytest.mark.parametrize(
     ("shape", "call", "reason"),
     [
@@ -200,6 +200,32 @@ def test_xla_can_be_told_to_be_deterministic(monkeypatch, flags, told):
     assert cudnn.told_to_be_deterministic() is told
     with dispatch.aimed_at(*H100):
         assert (cudnn.refuses(BF16, BF16, BF16, **NOTHING | {"deterministic": True}) is None) is told
+
+
+TPU = ("tpu", "TPU v6 lite")
+
+
+@pytest.mark.parametrize(
+    ("device", "call", "taken"),
+    [
+        (H100, {}, "cudnn"),
+        (H100, {"window": 100}, "cudnn"),
+        (TPU, {}, "splash"),
+        (TPU, {"window": 100, "sinks": jnp.zeros(4), "deterministic": True}, "splash"),
+        (TPU, {"return_lse": True}, "pallas_tpu"),
+    ],
+)
+def test_the_front_door_takes_a_library_that_serves(installed, device, call, taken):
+    with dispatch.aimed_at(*device), dispatch.recorded_choices() as choices:
+        jax.eval_shape(functools.partial(window_attention, **call), BF16, BF16, BF16)
+    assert choices[0].backend == taken
+
+
+def test_the_front_door_takes_no_library_whose_gradients_may_differ(installed, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    with dispatch.aimed_at(*H100), dispatch.recorded_choices() as choices:
+        jax.eval_shape(functools.partial(window_attention, deterministic=True), BF16, BF16, BF16)
+    assert choices[0].backend in ("pallas_gpu", "xla") and "may differ from run to run" in dict(choices[0].passed_over)["cudnn"]
 
 
 # splash attention

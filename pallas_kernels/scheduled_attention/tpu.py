@@ -67,10 +67,10 @@ def tile_sizes(
 ) -> tuple[int, int]:
     """Queries and keys a tile, by reasoning (no TPU has timed them).
 
-    A step of the grid costs about as much as the products of 256 x 256 pairs in bf16, so tiles should be several times that; but half of a tile
-    on the diagonal is masked, and so is what a tile has outside of a narrow window. In fp32 products take six passes, and small tiles are enough.
-    The tiles of one side are about equal, so that little is padded. Where queries outnumber keys they are taken for gathered ones, of which each
-    head is padded to whole tiles.
+    libtpu's schedule for v5e has about 1,750 instructions for a forward step of 512 x 512 pairs of 128 dimensions in bf16, where the products alone take
+    1,024, and 750 for 256 x 256; a step's own cost is some hundreds more. So tiles are large, but for narrow windows, of which large tiles
+    of keys would hold mostly what is masked. In fp32 products take six passes, and small tiles are enough. The tiles of one side are about equal,
+    so that little is padded. Where queries outnumber keys they are taken for gathered ones, of which each head is padded to whole tiles.
 
     Args:
       n, s, k, v: queries, keys, and dimensions of keys and of values.
@@ -78,8 +78,10 @@ def tile_sizes(
       block: see core.Settings; the tile of keys then holds one block and its landmark, rounded up to whole registers of bf16. Kernels take several
         such tiles together.
     """
-    queries = keys = 256 if jnp.dtype(dtype) == jnp.float32 or (window is not None and window <= 256) else 512
-    if queries == 512 and max(k, v) <= 128 and min(n, s) >= 4096 and (window is None or window >= 4096) and block is None:
+    queries, keys = (256, 256) if jnp.dtype(dtype) == jnp.float32 else (512, 512)
+    if window is not None and window <= 256:
+        keys = 256
+    elif queries == 512 and max(k, v) <= 128 and min(n, s) >= 4096 and (window is None or window >= 4096) and block is None:
         queries = 1024  # not of keys too, which would double the program's code and its time to compile
     query_tile = _even_tile(n, 256 if n > s else queries)
     return query_tile, _even_tile(s, keys) if block is None else -(-(block + 1) // SUBLANES) * SUBLANES

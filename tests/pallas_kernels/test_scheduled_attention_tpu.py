@@ -249,7 +249,7 @@ def test_tiles_fit_lengths_windows_and_types():
     sizes = functools.partial(tpu.tile_sizes, k=64, v=64, dtype=jnp.bfloat16)
     assert sizes(1, 1) == (16, 16) and sizes(64, 64) == (64, 64) and sizes(257, 257) == (384, 384) and sizes(1000, 1000) == (512, 512)
     assert sizes(600, 2048) == (384, 512) and sizes(8192, 2048) == (256, 512)
-    assert sizes(8192, 8192) == (1024, 512) and sizes(8192, 8192, window=1024) == (512, 512) and sizes(8192, 8192, window=64) == (256, 256)
+    assert sizes(8192, 8192) == (1024, 512) and sizes(8192, 8192, window=1024) == (512, 512) and sizes(8192, 8192, window=64) == (512, 256)
     assert tpu.tile_sizes(8192, 8192, 256, 64, jnp.bfloat16) == (512, 512) and tpu.tile_sizes(2048, 2048, 64, 64, jnp.float32) == (256, 256)
     assert [sizes(2048, 2048, block=block) for block in (8, 15, 50, 63, 255)] == [(512, x) for x in (16, 16, 64, 64, 256)]
 

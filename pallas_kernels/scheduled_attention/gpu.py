@@ -18,7 +18,8 @@ import numpy as np
 from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.scheduled_attention import gpu_blocks, gpu_tiles
 from pallas_kernels.scheduled_attention.core import Settings
-from pallas_kernels.scheduled_attention.gpu_walk import LOG2_E, ROWS, Plan, launch
+from pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, Plan
+from pallas_kernels.scheduled_attention.gpu_walk import launch
 from pallas_kernels.scheduled_attention.schedule import Fields, Visits
 
 LARGEST_HEAD = 256

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.mosaic_gpu import plgpu
+from pallas_kernels.scheduled_attention.gpu_plan import ROWS, Plan
 from pallas_kernels.scheduled_attention.gpu_tiles import LOWEST
-from pallas_kernels.scheduled_attention.gpu_walk import ROWS, Here, Plan, Walk
+from pallas_kernels.scheduled_attention.gpu_walk import Here, Walk
 
 
 def forward(walk: Walk) -> None:
@@ -98,7 +99,7 @@ def _inner(plan: Plan, scores: jax.Array, first_slot: jax.Array | int = 0) -> tu
     here), the ordinary slots' exponentials (0 elsewhere) and their sums. Of ordinary slots there may be none: then the maximum is LOWEST."""
     block = plan.settings.block
     assert block is not None
-    column = gpu.row_and_column(scores.shape)[1] + first_slot
+    column = gpu.row_and_column((ROWS, scores.shape[1]))[1] + first_slot
     is_landmark = column == block
     ordinary = jnp.where(column < block, scores * plan.unit, -jnp.inf)
     high = jnp.maximum(jnp.max(ordinary, axis=1), LOWEST)

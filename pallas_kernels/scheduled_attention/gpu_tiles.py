@@ -13,7 +13,8 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.mosaic_gpu import plgpu
-from pallas_kernels.scheduled_attention.gpu_walk import LOG2_E, ROWS, Here, Walk
+from pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS
+from pallas_kernels.scheduled_attention.gpu_walk import Here, Walk
 
 LOWEST = -1e30
 """In place of -inf where a maximum is subtracted: finite, so that what is masked everywhere gets weights of 0 and not NaN."""

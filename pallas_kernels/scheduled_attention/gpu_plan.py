@@ -1,0 +1,165 @@
+"""What a Mosaic GPU kernel of scheduled attention is built for, and what it lays out in shared memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import dispatch
+from pallas_kernels import mosaic_gpu as gpu
+from pallas_kernels.scheduled_attention.core import Settings
+
+ROWS = gpu.ROWS  # of the own side, a warpgroup
+LOG2_E = 1.4426950408889634
+KEEP_FREE = 6144  # bytes of shared memory left for barriers and what the compiler lays out
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a kernel is built for.
+
+    heads, key_heads: of queries and of keys. key_dim, value_dim: padded to 64s. fields: names of what masks read, empty if no tile is masked.
+    visits: the first two sizes of the schedule's arrays. gathered: whether each tile of queries names its key head.
+    """
+
+    walk: Literal["forward", "query_gradient", "key_gradients"]
+    settings: Settings
+    b: int
+    n: int
+    s: int
+    heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    visits: tuple[int, int]
+    masked: bool
+    fields: tuple[str, ...]
+    sinks: bool
+    gathered: bool
+    piece: int
+    """Rows of the other side that are copied and computed at once: they divide its tiles."""
+
+    @property
+    def over_queries(self) -> bool:
+        """Whether the other side is the queries'."""
+        return self.walk == "key_gradients"
+
+    @property
+    def own_tile(self) -> int:
+        return self.settings.key_tile if self.over_queries else self.settings.query_tile
+
+    @property
+    def other_tile(self) -> int:
+        return self.settings.query_tile if self.over_queries else self.settings.key_tile
+
+    @property
+    def own_fields(self) -> str:
+        return "key_fields" if self.over_queries else "query_fields"
+
+    @property
+    def other_fields(self) -> str:
+        return "query_fields" if self.over_queries else "key_fields"
+
+    @property
+    def unit(self) -> float:
+        """What scores are multiplied by to be in units of log 2: above 0, as gpu.py sees to."""
+        return self.settings.scale * LOG2_E
+
+    @property
+    def in_blocks(self) -> bool:
+        return self.settings.block is not None
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether warpgroups tell each other about their parts of a landmark block's softmax."""
+        return self.in_blocks and self.over_queries and self.warpgroups > 1
+
+    @property
+    def split(self) -> bool:
+        """Whether two warpgroups share 64 rows, as registers do not hold all sums at once: one has dv and one dk, or each half of dq's columns."""
+        if self.walk == "query_gradient":
+            return self.key_dim > 128
+        return self.over_queries and max(self.key_dim, self.value_dim) > 128
+
+    @property
+    def parts(self) -> int:
+        """64s of rows that a thread block has."""
+        return 1 if self.split else self.own_tile // ROWS
+
+    @property
+    def warpgroups(self) -> int:
+        return 2 if self.split else self.parts
+
+    @property
+    def sharing(self) -> int:
+        """Query heads a key head, which a walk over queries visits in turn."""
+        return 1 if self.gathered else self.heads // self.key_heads
+
+    @property
+    def repeats(self) -> int:
+        """How often the visited tiles are walked over."""
+        return self.sharing if self.over_queries else 1
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Heads vary fastest: query heads of one key head, then, share it in the second-level cache."""
+        own = (self.s if self.over_queries else self.n) // (ROWS * self.parts)
+        return self.key_heads if self.over_queries else self.heads, own, self.b
+
+    def stages(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
+        """What is copied with each piece: shape, dtype, and whether it is tiled."""
+        keyed, valued = (((self.piece, size), jnp.bfloat16, True) for size in (self.key_dim, self.value_dim))
+        copied: dict[str, tuple[tuple[int, ...], Any, bool]]
+        if self.over_queries:
+            copied = {"q": keyed, "do": valued, "rows": ((2, self.piece), jnp.float32, False)}
+        else:
+            copied = {"k": keyed, "v": valued}
+        if self.fields:
+            copied[self.other_fields] = ((len(self.fields), self.piece), jnp.int32, False)
+        return copied
+
+    def owned(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
+        """What is copied once, the own rows in 64s; as in `stages`."""
+        names = {"forward": ("q",), "query_gradient": ("q", "do"), "key_gradients": ("k", "v")}[self.walk]
+        copied: dict[str, tuple[tuple[int, ...], Any, bool]] = {
+            name: ((self.parts, ROWS, self.key_dim if name in ("q", "k") else self.value_dim), jnp.bfloat16, True) for name in names
+        }
+        if self.fields:
+            copied[self.own_fields] = ((self.parts, len(self.fields), ROWS), jnp.int32, False)
+        return copied
+
+    def space(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
+        """What else is laid out in shared memory, for each 64 of the own rows; as in `stages`."""
+        laid: dict[str, tuple[tuple[int, ...], Any, bool]] = {}
+        if self.walk == "forward" and self.key_dim != self.value_dim:
+            laid["out"] = ((self.parts, ROWS, self.value_dim), jnp.bfloat16, True)
+        if (self.over_queries and self.in_blocks) or dispatch.interpretation() is not None:
+            # The simulator's products take no operand from registers; and blocks' weights are turned on their way through shared memory.
+            laid["weights"] = ((self.parts, ROWS, self.piece), jnp.bfloat16, True)
+            if self.over_queries or self.split:
+                laid["d_scores"] = laid["weights"]
+        return laid
+
+    def stage_count(self) -> int:
+        """As many as shared memory holds, at most 4."""
+        fixed = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in (*self.owned().values(), *self.space().values())])
+        stage = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in self.stages().values()])
+        return max(1, min(4, (gpu.SHARED_MEMORY_BYTES - KEEP_FREE - fixed) // stage))
+
+    def results(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The kernel's outputs."""
+        queries, keys = (self.b, self.n, self.heads), (self.b, self.s, self.key_heads)
+        if self.walk == "forward":
+            return {
+                "o": jax.ShapeDtypeStruct((*queries, self.value_dim), jnp.bfloat16),
+                "lse": jax.ShapeDtypeStruct((self.b, self.heads, self.n), jnp.float32),
+            }
+        if self.walk == "query_gradient":
+            return {"dq": jax.ShapeDtypeStruct((*queries, self.key_dim), jnp.bfloat16)}
+        return {
+            "dk": jax.ShapeDtypeStruct((*keys, self.key_dim), jnp.bfloat16),
+            "dv": jax.ShapeDtypeStruct((*keys, self.value_dim), jnp.bfloat16),
+        }

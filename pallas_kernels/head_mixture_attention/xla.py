@@ -33,6 +33,10 @@ WORTH = 1.15
 """Gathering costs time of its own: dense products stay where fewer than this many times its scores are computed."""
 
 
+Cuts = tuple[tuple[int, int, int], ...]
+"""(first, last + 1, keys seen) of groups of tiles."""
+
+
 def form(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> Literal["rows", "pairs", "dense"]:
     """The form that pays for t queries on s keys."""
     if t * active < heads:
@@ -60,7 +64,8 @@ def groups(t: int, heads: int, active: int, tile: int) -> Cuts:
     """(first, last + 1, keys seen) of groups of tiles, the latest first."""
     bounds = ends(t, heads, active, tile)
     size = -(-len(bounds) // max(1, min(MOST_GROUPS, t // GROUP_KEYS)))
-    return [(first, min(first + size, len(bounds)), max(1, min(t, -(-bounds[first] // 32) * 32))) for first in range(0, len(bounds), size)]
+    firsts = range(0, len(bounds), size)
+    return tuple((first, min(first + size, len(bounds)), max(1, min(t, -(-bounds[first] // 32) * 32))) for first in firsts)
 
 
 def attention(
@@ -116,7 +121,7 @@ def by_rows(
     plan = make_plan(chosen, active, tile)
     if self_attention:
         plan = plan.latest_first()
-        cuts = tuple(groups(t, h, active, tile))
+        cuts = groups(t, h, active, tile)
     else:
         cuts = ((0, plan.tokens.shape[1], s),)
     rows = plan.gather(q).reshape(*plan.tokens.shape, -1)
@@ -128,10 +133,6 @@ def by_rows(
     out, lse = _tiles(cuts, scale, rows, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), heads, fields)
     out, lse = out.reshape(b, -1, out.shape[3]).astype(q.dtype), lse.reshape(b, -1, 1)
     return plan.combine(out), jnp.where(chosen, plan.combine(lse)[..., 0], -jnp.inf)
-
-
-Cuts = tuple[tuple[int, int, int], ...]
-"""(first, last + 1, keys seen) of groups of tiles."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -198,7 +199,8 @@ def _summed(total: jax.Array | None, own: jax.Array, parts: jax.Array) -> jax.Ar
     return new if total is None else new + jnp.pad(total, ((0, 0), (0, 0), (0, new.shape[2] - total.shape[2]), (0, 0)))
 
 
-def _whole(total: jax.Array, like: jax.Array) -> jax.Array:
+def _whole(total: jax.Array | None, like: jax.Array) -> jax.Array:
+    assert total is not None, "there is at least one group of tiles"
     return jnp.pad(total, ((0, 0), (0, 0), (0, like.shape[2] - total.shape[2]), (0, 0))).astype(like.dtype)
 
 

@@ -179,19 +179,21 @@ def transposed(ref: Any) -> Any:
     return ref.transpose((1, 0)) if _REFERENCES_CARRY_INDICES else plgpu.transpose_ref(ref, (1, 0))
 
 
-def mm(a: Any, b: Any, acc: jax.Array | None = None, *more: tuple[Any, Any]) -> jax.Array:
+def mm(a: Any, b: Any, acc: jax.Array | None = None, *more: tuple[Any, Any], meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
     """acc + a @ b (+ the products of `more`), fp32, waited for.
 
     Args:
       a: (m, k) and b: (k, n), references to `tiled` shared memory, maybe `transposed`; m divisible by 64, n by 8, k by 16.
         Values stored there from registers must have been committed (plgpu.commit_smem) first.
       acc: (m, n) fp32 in registers, or None for 0.
+      meanwhile: called while the products run.
     """
     shape = (a.shape[0], b.shape[1])
 
     def products(accumulator: Any) -> None:
         for left, right in ((a, b), *more):
             plgpu.wgmma(accumulator, left, right)
+        meanwhile()
 
     def from_zero(accumulator: Any) -> jax.Array:
         products(accumulator)

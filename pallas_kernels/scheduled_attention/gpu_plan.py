@@ -78,6 +78,12 @@ class Plan:
         return self.in_blocks and self.over_queries and self.warpgroups > 1
 
     @property
+    def takes_turns(self) -> bool:
+        """Whether two warpgroups make exponentials in turns, each while the other has the tensor cores (FlashAttention-3, Shah et al. 2024,
+        section 3.1). Of head sizes to 64 a core holds two thread blocks, which do so by themselves."""
+        return self.walk == "forward" and not self.in_blocks and self.parts == 2 and max(self.key_dim, self.value_dim) > 64
+
+    @property
     def split(self) -> bool:
         """Whether two warpgroups share 64 rows, as registers do not hold all sums at once: one has dv and one dk, or each half of dq's columns."""
         if self.walk == "query_gradient":

@@ -29,19 +29,32 @@ def forward(walk: Walk) -> None:
     total = jnp.exp2(walk.source["sinks"][walk.head] * LOG2_E - first) if plan.sinks else jnp.float32(0)
     high, total = (gpu.per_row(jnp.full((ROWS,), x, jnp.float32)) for x in (first, total))
 
+    def turn() -> None:
+        if plan.takes_turns:
+            walk.meet()
+
     def step(here: Here, carry):
         acc, high, total = carry
-        scores = here.masked(gpu.mm(walk.own["q"], gpu.transposed(here["k"])))
+        scores = here.masked(gpu.mm(walk.own["q"], gpu.transposed(here["k"]), meanwhile=turn))
         higher = jnp.maximum(high, jnp.max(scores, axis=1) * unit)
         weights = jnp.exp2(scores * unit - gpu.along_columns(higher, plan.piece))
         shrink = jnp.exp2(high - higher)
         total = total * shrink + jnp.sum(weights, axis=1)
         acc = acc * gpu.along_columns(shrink, plan.value_dim)
-        place = walk.staged()
-        acc = gpu.mm_registers(weights.astype(jnp.bfloat16), here["v"], acc, place, here.refill)
+        weights = weights.astype(jnp.bfloat16)
+        if plan.takes_turns:
+            # Nothing of the softmax may be put off until the tensor cores are this warpgroup's.
+            acc, higher, total, weights = jax.lax.optimization_barrier((acc, higher, total, weights))
+        turn()
+        acc = gpu.mm_registers(weights, here["v"], acc, walk.staged(), here.refill)
         return acc, higher, total
 
-    acc, high, total = walk.run(step, (gpu.filled((ROWS, plan.value_dim), 0.0), high, total))
+    carry = gpu.filled((ROWS, plan.value_dim), 0.0), high, total
+    if plan.takes_turns:
+        pl.when(walk.warpgroup == 1)(walk.meet)  # which sets it half a step back
+    acc, high, total = walk.run(step, carry)
+    if plan.takes_turns:
+        pl.when(walk.warpgroup == 0)(walk.meet)
     walk.leave_forward(acc, high, total)
 
 

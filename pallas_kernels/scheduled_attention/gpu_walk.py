@@ -34,7 +34,7 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], No
     stages = plan.stage_count()
     staged = {name: _memory((stages, *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()}
     owned, space = ({name: _memory(*what) for name, what in group.items()} for group in (plan.owned(), plan.space()))
-    meeting = [plgpu.Barrier(num_arrivals=plan.warpgroups)] if plan.exchanges or plan.split else []
+    meeting = [plgpu.Barrier(num_arrivals=plan.warpgroups)] if plan.exchanges or plan.split or plan.takes_turns else []
     exchanged = [gpu.plain(EXCHANGE, jnp.float32)] if plan.exchanges else []
     results = plan.results()
     names = (list(inputs), list(results), list(staged), list(owned), list(space))

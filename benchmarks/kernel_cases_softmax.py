@@ -96,7 +96,7 @@ def _landmark(b: int, t: int, h: int, k: int, v: int, block: int = 63) -> Case:
 
 
 def _mixture(b: int, t: int, h: int, k: int, v: int, a: int) -> Case:
-    """a: heads that a token chooses of its h routed ones, by the largest of as many numbers; their softmax is the gates."""
+    """a: heads that a token chooses of its h routed ones, the likeliest by a router's logits; gates are h times their probabilities."""
     draw = _qkv(b, t, h, h, k, v)
 
     def inputs(key, dtype) -> Arrays:
@@ -104,7 +104,7 @@ def _mixture(b: int, t: int, h: int, k: int, v: int, a: int) -> Case:
 
     def routing(x: Arrays) -> tuple[jax.Array, jax.Array]:
         chosen = jnp.any(jax.nn.one_hot(jax.lax.top_k(x["router"], a)[1], h, dtype=jnp.bool_), axis=-2)
-        return chosen, a * jax.nn.softmax(jnp.where(chosen, x["router"], -jnp.inf), axis=-1)
+        return chosen, jnp.where(chosen, h * jax.nn.softmax(x["router"], axis=-1), 0)
 
     def run(x: Arrays, backend: str | None) -> jax.Array:
         chosen, gates = routing(x)

@@ -197,8 +197,8 @@ def gated_heads(b, t, h, k, v, a):
     attend, attended = causal_attention(b, t, h, k, v)[0], _heads_first(b, t, h, k, v)
 
     def function(q, k, v, router):
-        logits, chosen = router.topk(a, dim=1)
-        gates = torch.zeros_like(router).scatter(1, chosen, a * logits.softmax(dim=1))
+        probabilities, chosen = router.softmax(dim=1).topk(a, dim=1)
+        gates = torch.zeros_like(router).scatter(1, chosen, h * probabilities)
         return (attend(q, k, v) * gates[..., None]).to(q.dtype)
 
     return function, (*attended, torch.randn(b, h, t, device="cuda")), _torch()

@@ -11,6 +11,9 @@ What it does not do, read in the sources of jax 0.10.2 and 0.11.2 (jax/_src/cudn
   whole (RequireDeterminism in xla/service/gpu/stream_executor_util.cc, used by transforms/cudnn_custom_call_compiler.cc): by the flag
   --xla_gpu_deterministic_ops, which also makes scatters serial, or --xla_gpu_exclude_nondeterministic_ops, which refuses programs that hold
   other operations without a deterministic form. There is no switch for one call, so `deterministic` is refused unless XLA_FLAGS has either.
+
+Without a GPU only the call itself can be looked at: XLA builds cuDNN's graph on the device, and compiling ahead of time leaves it out. What cuDNN makes
+of it, `python main.py bench kernels` compares with the reference before it times anything.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def _in_parts(function: Callable[..., Any]) -> Callable[..., Any]:
     def called(*arguments: Any) -> Any:
         *arrays, visits, key_heads, query_fields, key_fields, settings = arguments
         b, sequences = arrays[0].shape[0], visits.count.shape[0]
-        fitting = SCALAR_BYTES // (4 * most_steps(visits))
+        fitting = SCALAR_BYTES // (4 * (most_steps(visits) + (0 if key_heads is None else key_heads.shape[1])))
         if sequences == 1 or b <= fitting:
             return function(*arguments)
         part = max([size for size in range(1, b) if b % size == 0 and size <= fitting], default=1)

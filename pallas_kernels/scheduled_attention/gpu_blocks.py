@@ -23,14 +23,16 @@ def forward(walk: Walk) -> None:
 
     def step(here: Here, carry):
         acc, high, total = carry
-        _, _, gates, exponentials, sums = _inner(plan, gpu.mm(walk.own["q"], gpu.transposed(here["k"])))
+        _, _, gates, exponentials, sums = _inner(plan, gpu.mm(walk.own["q"], gpu.transposed(here["k"]), meanwhile=walk.turn))
         gates = here.masked_gates(gates)
         higher = jnp.maximum(high, gates)
         shares, shrink = jnp.exp2(gates - higher), jnp.exp2(high - higher)
         weights = exponentials * gpu.along_columns(shares / sums, plan.piece)
         acc = acc * gpu.along_columns(shrink, plan.value_dim)
-        acc = gpu.mm_registers(weights.astype(jnp.bfloat16), here["v"], acc, walk.staged(), here.refill)
-        return acc, higher, total * shrink + shares
+        total = total * shrink + shares
+        acc, higher, total, weights = walk.turn((acc, higher, total, weights.astype(jnp.bfloat16)))
+        acc = gpu.mm_registers(weights, here["v"], acc, walk.staged(), here.refill)
+        return acc, higher, total
 
     high, total = (gpu.per_row(jnp.full((ROWS,), x, jnp.float32)) for x in (LOWEST, 0.0))
     acc, high, total = walk.run(step, (gpu.filled((ROWS, plan.value_dim), 0.0), high, total))

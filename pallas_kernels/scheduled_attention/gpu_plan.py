@@ -81,7 +81,7 @@ class Plan:
     def takes_turns(self) -> bool:
         """Whether two warpgroups make exponentials in turns, each while the other has the tensor cores (FlashAttention-3, Shah et al. 2024,
         section 3.1). Of head sizes to 64 a core holds two thread blocks, which do so by themselves."""
-        return self.walk == "forward" and not self.in_blocks and self.parts == 2 and max(self.key_dim, self.value_dim) > 64
+        return self.walk == "forward" and self.parts == 2 and max(self.key_dim, self.value_dim) > 64
 
     @property
     def split(self) -> bool:

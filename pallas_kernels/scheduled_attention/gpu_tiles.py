@@ -29,32 +29,19 @@ def forward(walk: Walk) -> None:
     total = jnp.exp2(walk.source["sinks"][walk.head] * LOG2_E - first) if plan.sinks else jnp.float32(0)
     high, total = (gpu.per_row(jnp.full((ROWS,), x, jnp.float32)) for x in (first, total))
 
-    def turn() -> None:
-        if plan.takes_turns:
-            walk.meet()
-
     def step(here: Here, carry):
         acc, high, total = carry
-        scores = here.masked(gpu.mm(walk.own["q"], gpu.transposed(here["k"]), meanwhile=turn))
+        scores = here.masked(gpu.mm(walk.own["q"], gpu.transposed(here["k"]), meanwhile=walk.turn))
         higher = jnp.maximum(high, jnp.max(scores, axis=1) * unit)
         weights = jnp.exp2(scores * unit - gpu.along_columns(higher, plan.piece))
         shrink = jnp.exp2(high - higher)
         total = total * shrink + jnp.sum(weights, axis=1)
         acc = acc * gpu.along_columns(shrink, plan.value_dim)
-        weights = weights.astype(jnp.bfloat16)
-        if plan.takes_turns:
-            # Nothing of the softmax may be put off until the tensor cores are this warpgroup's.
-            acc, higher, total, weights = jax.lax.optimization_barrier((acc, higher, total, weights))
-        turn()
+        acc, higher, total, weights = walk.turn((acc, higher, total, weights.astype(jnp.bfloat16)))
         acc = gpu.mm_registers(weights, here["v"], acc, walk.staged(), here.refill)
         return acc, higher, total
 
-    carry = gpu.filled((ROWS, plan.value_dim), 0.0), high, total
-    if plan.takes_turns:
-        pl.when(walk.warpgroup == 1)(walk.meet)  # which sets it half a step back
-    acc, high, total = walk.run(step, carry)
-    if plan.takes_turns:
-        pl.when(walk.warpgroup == 0)(walk.meet)
+    acc, high, total = walk.run(step, (gpu.filled((ROWS, plan.value_dim), 0.0), high, total))
     walk.leave_forward(acc, high, total)
 
 
@@ -79,7 +66,10 @@ def _query_gradient(walk: Walk, columns: Any) -> None:
             return jnp.exp2(here.masked(scores) * plan.unit - gpu.along_columns(lse, plan.piece))
 
         scores, values = (walk.own["q"], gpu.transposed(here["k"])), (walk.own["do"], gpu.transposed(here["v"]))
-        weights, dots = gpu.mm_while(scores, values, weigh)
+        if max(plan.key_dim, plan.value_dim) <= 64:  # 128 registers are enough then: two thread blocks a core
+            weights, dots = weigh(gpu.mm(*scores)), gpu.mm(*values)
+        else:
+            weights, dots = gpu.mm_while(scores, values, weigh)
         d_scores = (weights * (dots - gpu.along_columns(delta, plan.piece))).astype(jnp.bfloat16)
         keys = here["k"].at[:, columns] if plan.split else here["k"]
         return gpu.mm_registers(d_scores, keys, dq, walk.staged("d_scores" if columns.start else "weights"), here.refill)

@@ -163,7 +163,11 @@ class Walk:
             return carry, following
 
         self.numbers[self.warpgroup] = self.part
+        if plan.takes_turns:
+            pl.when(self.warpgroup == 1)(self.meet)  # which sets it half a step back
         carry, _ = jax.lax.fori_loop(0, self.steps, one, (carry, self.partial(jnp.int32(0))))
+        if plan.takes_turns:
+            pl.when(self.warpgroup == 0)(self.meet)
         self.place_at(self.part)
         return carry
 
@@ -225,6 +229,15 @@ class Walk:
         """Waits until both warpgroups are here."""
         plgpu.barrier_arrive(self.meeting)
         plgpu.barrier_wait(self.meeting)
+
+    def turn(self, carry: Any = ()) -> Any:
+        """The end of a warpgroup's turn at the tensor cores, or of its softmax, with what must be done by then; where turns are taken."""
+        if not self.plan.takes_turns:
+            return carry
+        if carry:
+            carry = jax.lax.optimization_barrier(carry)
+        self.meet()
+        return carry
 
     def exchange(self, turn: int, values: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         """What the other of two warpgroups gives for `values`, each (64,). turn: 0 and 1, each once a step; the other warpgroup may still be

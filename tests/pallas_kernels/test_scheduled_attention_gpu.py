@@ -47,6 +47,11 @@ MORE = {
     "landmark blocks 63": (landmarks, {**ONE, "t": 130, "blocks": 6, "block": 63, "slots": 64, "query_tile": 64, "packed": False}, "races"),
     "landmark blocks 100": (landmarks, {**ONE, "t": 257, "blocks": 3, "block": 100, "slots": 128, "query_tile": 128}, "races"),
     "landmark blocks 127": (landmarks, {**ONE, "t": 130, "blocks": 2, "block": 127, "slots": 128, "query_tile": 64, "k": 128}, "races"),
+    "landmark blocks 50, 128 channels": (
+        landmarks,
+        {"b": 1, "k": 128, "v": 128, "t": 257, "h": 1, "g": 1, "blocks": 5, "block": 50, "slots": 64, "query_tile": 128},
+        "races",
+    ),
     "landmark blocks 64": (landmarks, {**ONE, "t": 70, "blocks": 2, "block": 64, "slots": 128, "query_tile": 128}, "races"),
 }
 LIMITS = {"o": 0.005, "lse": 1e-5}

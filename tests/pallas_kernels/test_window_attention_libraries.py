@@ -326,6 +326,14 @@ def test_what_splash_refuses(shape, call, reason):
     assert refusal is None if reason is None else reason in refusal
 
 
+def test_splash_visits_what_the_window_holds():
+    """Steps of its grids for a block of queries (of keys, for their gradients): 2 blocks of 256 keys hold a window of 256."""
+    windowed, causal = (splash._kernel(4, 2048, window, 256, False) for window in (256, None))
+    for kernel, most in ((windowed, 2), (causal, 8)):
+        assert kernel.fwd_mask_info.block_mask.shape[1:] == kernel.dq_mask_info.block_mask.shape[1:] == (8, most)
+        assert kernel.dkv_mask_info.block_mask.shape[1:] == (most, 8)
+
+
 def test_a_jax_without_splash_attention_is_refused(monkeypatch):
     monkeypatch.setattr(splash, "_library", lambda: None)
     assert "has no splash attention" in splash.refuses(BF16, BF16, BF16, **NOTHING)

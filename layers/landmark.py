@@ -5,6 +5,9 @@
 (the full definition is in pallas_kernels.landmark_attention). The model inserts the landmarks, one after every `block` ordinary tokens
 of a document: see models/landmarks.py. They pass through every layer as tokens of their own.
 
+Training and prompts run on kernels where there are any. A token against the cache reads keys where they lie (all blocks), or landmarks, the
+retrieved blocks and its own (retrieve).
+
 Easy to get wrong: a query never sees its own block's landmark (not even the landmark itself); a landmark's value is never read;
 keys are stored unrotated, since with retrieval a block's position depends on the query.
 """

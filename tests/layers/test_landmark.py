@@ -11,6 +11,7 @@ from configuration import UserError
 from layers import Landmark
 from layers.mixer import Context, Place
 from layers.positions import LearnedPositions, Rotary
+from pallas_kernels import dispatch
 from tests.pallas_kernels import landmark_oracle
 
 WIDTH, T = 16, 23
@@ -82,6 +83,48 @@ def test_the_cache_holds_unrotated_keys_of_all_tokens():
     np.testing.assert_array_equal(state.positions[1, : T - 6], np.arange(T - 6))
     np.testing.assert_array_equal(np.asarray(state.segments).sum(axis=1), [T, T - 6])
     assert mixer.init_state(1, 9, jnp.bfloat16).keys.shape == (1, 9, 2, 4)  # every token, two key heads
+
+
+def choices_of(config, platform, kind, dtype, tokens, cached=False):
+    """(operation, backend) of what the mixer runs on for a device, packed rows or tokens against a cache."""
+    graph, weights = nnx.split(config.build(WIDTH, Place(0, 2), nnx.Rngs(params=jax.random.key(0))))
+
+    def run(weights, x):
+        mixer = nnx.merge(graph, jax.tree.map(lambda leaf: leaf.astype(dtype), weights))
+        if cached:
+            return mixer.extend(x, mixer.init_state(1, 40, dtype))[0].hidden
+        return mixer(x, Context(segments=jnp.ones((1, tokens), jnp.int32))).hidden
+
+    with dispatch.recorded_choices() as choices, dispatch.aimed_at(platform, kind):
+        jax.eval_shape(run, weights, jax.ShapeDtypeStruct((1, tokens, WIDTH), dtype))
+    return [(choice.operation, choice.backend) for choice in choices]
+
+
+def test_what_it_runs_on():
+    tpu, gpu = ("tpu", "TPU v5 lite"), ("gpu", "NVIDIA H100 80GB HBM3")
+    assert choices_of(CONFIG, "cpu", "cpu", jnp.float32, T) == [("landmark_attention", "xla")]
+    assert choices_of(CONFIG, *tpu, jnp.float32, T) == [("landmark_attention", "pallas_tpu")]
+    assert choices_of(CONFIG, *gpu, jnp.bfloat16, T) == [("landmark_attention", "pallas_gpu")]
+    assert choices_of(CONFIG, *gpu, jnp.float32, T) == [("landmark_attention", "xla")]
+    # A prompt is a batch of queries against the cache; one token reads keys where they lie.
+    assert choices_of(CONFIG, *tpu, jnp.float32, T, cached=True) == [("landmark_attention", "pallas_tpu")]
+    assert choices_of(CONFIG, *tpu, jnp.float32, 1, cached=True) == [("landmark_attention", "xla")]
+    reading = chz.replace(CONFIG, retrieve=2)
+    assert choices_of(reading, *tpu, jnp.float32, T) == [("landmark_retrieval", "xla")]
+
+
+@pytest.mark.parametrize("retrieve", [None, 2])
+def test_tokens_one_by_one_are_the_whole(retrieve):
+    mixer, x = build(chz.replace(CONFIG, retrieve=retrieve)), inputs(b=2)
+    whole = jax.jit(lambda x: mixer(x).hidden)(x)
+    state = mixer.init_state(2, 30)
+    extend = jax.jit(lambda x, state: mixer.extend(x, state))
+    out, state = extend(x[:, :17], state)
+    found = [out.hidden]
+    for i in range(17, T):
+        out, state = extend(x[:, i : i + 1], state)
+        found.append(out.hidden)
+    assert error(jnp.concatenate(found, axis=1), whole) < 5e-6
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import chz
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from models.functional import FunctionalModel, flatten
 from models.language_model import LanguageModel, state_bytes
@@ -31,15 +33,35 @@ def _part(path: str, config: LanguageModel) -> str:
 
 
 def flops_per_token(model: FunctionalModel, length: int) -> float:
-    """Floating-point operations of the forward pass over one sequence of `length`, a token, as XLA counts the lowered program.
-
-    Layers are unrolled for this: XLA counts a loop's body once.
-    """
+    """Floating-point operations of the forward pass over one sequence of `length`, a token, as XLA counts the lowered program: bodies of
+    scans as often as they run, and of loops without a known length once."""
     flat = FunctionalModel(chz.replace(model.config, unroll=True, remat="none"), model.vocabulary)
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    lowered = jax.jit(lambda params, tokens: flat.bind(params)(tokens)).lower(flat.abstract_params(), tokens)
-    cost: Any = lowered.cost_analysis()
-    return float(cost["flops"]) / length
+    jaxpr = jax.make_jaxpr(lambda params, tokens: flat.bind(params)(tokens))(flat.abstract_params(), tokens)
+    return _flops(jaxpr)[0] / length
+
+
+def _flops(jaxpr: ClosedJaxpr) -> tuple[float, float]:
+    """Operations with scans run to their end, and as XLA counts, which takes each loop's body once."""
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jaxpr.in_avals]
+    cost: Any = jax.jit(jaxpr_as_fun(jaxpr)).lower(*shapes).cost_analysis()
+    counted = float(cost.get("flops", 0.0))
+    total = counted
+    for scan in _scans(jaxpr.jaxpr):
+        whole, once = _flops(scan.params["jaxpr"])
+        total += scan.params["length"] * whole - once
+    return total, counted
+
+
+def _scans(jaxpr: Any) -> Iterator[Any]:
+    """The scans of a program, those within other scans left out."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation
+            continue
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)):
+            if isinstance(value, Jaxpr | ClosedJaxpr):
+                yield from _scans(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
 
 
 def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -> dict[str, int]:

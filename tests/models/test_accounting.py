@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from layers import Attention, Landmark, LinearAttention, ShortConvolution, SlidingWindow
+from layers.feature_maps import EluPlusOne
 from layers.mlp import SwiGLU
 from layers.positions import LearnedPositions
 from models import FunctionalModel, LanguageModel, Stage, repeat
@@ -80,3 +81,13 @@ def test_flops_do_not_depend_on_how_the_stack_runs():
     base = LanguageModel(width=16, stages=repeat(ShortConvolution(), depth=3))
     costs = {flops_per_token(FunctionalModel(chz.replace(base, **fields), 23), 8) for fields in ({}, {"remat": "full"}, {"unroll": True})}
     assert len(costs) == 1
+
+
+def test_flops_of_loops_over_chunks_are_those_of_all_chunks():
+    """A recurrence costs a token the same at any length; its form scans over chunks."""
+
+    def cost(length):
+        mixer = LinearAttention(heads=2, feature_dim=8, feature_map=EluPlusOne())
+        return flops_per_token(FunctionalModel(LanguageModel(width=32, stages=repeat(mixer, depth=2)), 23), length)
+
+    assert cost(2048) == pytest.approx(cost(512), rel=0.02)

@@ -25,7 +25,7 @@ QUICK = {SHAPES[1]}
 
 
 def programs_at(shape: tuple[int, int, int, int, int, int, int | None, str], quick: bool) -> list[Program]:
-    """Forward and gradient at one shape."""
+    """Forward and gradient at one shape; of quick ones the gradient, which holds the forward kernel too."""
     b, t, h, g, k, v, window, more = shape
     o = jax.ShapeDtypeStruct((b, t, h, v), jnp.bfloat16)
     arguments: list[Any] = [jax.ShapeDtypeStruct((b, t, *sizes), jnp.bfloat16) for sizes in ((h, k), (g, k), (g, v))]
@@ -46,7 +46,7 @@ def programs_at(shape: tuple[int, int, int, int, int, int, int | None, str], qui
 
     name = f"b{b} t{t} h{h} g{g} k{k} v{v} w{window}" + (f" {more}" if more else "")
     return [
-        Program(f"window_attention by splash forward {name}", "pallas_tpu", forward, (*arguments, *given), quick),
+        Program(f"window_attention by splash forward {name}", "pallas_tpu", forward, (*arguments, *given)),
         Program(f"window_attention by splash gradient {name}", "pallas_tpu", gradient, (o, *arguments, *given), quick),
     ]
 

@@ -212,19 +212,11 @@ class _Call:
                 visits = by_groups(visits, n // settings.query_tile if over_queries else tiles, blocks, over_queries)
                 k, v = (_to_multiple(x, blocks * settings.key_tile) for x in (k, v))
                 key_fields = {name: _to_multiple(x, blocks) for name, x in key_fields.items()}
-        steps = walk(visits)
+        query_tiles, key_tiles = n // settings.query_tile, k.shape[1] // (blocks * settings.key_tile)
+        steps = walk(visits, query_tiles if over_queries else key_tiles)
         self.arrays, self.settings, self.key_heads = (q, k, v), settings, key_heads
         self.query_fields, self.key_fields = query_fields, key_fields
-        self.plan = Plan(
-            b,
-            h,
-            k.shape[2],
-            n // settings.query_tile,
-            k.shape[1] // (blocks * settings.key_tile),
-            steps,
-            key_heads is not None,
-            over_queries,
-        )
+        self.plan = Plan(b, h, k.shape[2], query_tiles, key_tiles, steps, key_heads is not None, over_queries)
         cut = settings.block is not None and tiles % blocks
         self.body = Body(settings, steps, q.dtype, tuple(query_fields) if steps.masked else (), blocks, tiles if cut else None)
 

@@ -55,8 +55,8 @@ def most_steps(visits: Visits) -> int:
     return tiles * m + heads * tiles if heads > 1 else tiles * m
 
 
-def walk(visits: Visits) -> Walk:
-    """The list of visits, tile after tile; a tile without visits has one step, which only starts and ends it.
+def walk(visits: Visits, others: int) -> Walk:
+    """The list of visits, tile after tile, to `others` tiles of the other side; a tile without visits has one step, which only starts and ends it.
 
     Visits that differ by key head, as gathered queries have, become those of g' x tiles tiles, key head after key head: a tile of queries
     has one key head, so that all heads together take as many visits as one schedule's.
@@ -68,8 +68,9 @@ def walk(visits: Visits) -> Walk:
     sequences, heads, tiles, m = visits.index.shape
     most = most_steps(visits)
     tiles = heads * tiles
-    if tiles > MOST_OWN:
-        raise ValueError(f"scheduled attention: {tiles} tiles are more than the {MOST_OWN} that a TPU kernel's step can name")
+    for named, bound in ((tiles, MOST_OWN), (others, MOST_OTHERS)):
+        if named > bound:
+            raise ValueError(f"scheduled attention: {named} tiles are more than the {bound} that a TPU kernel's step can name")
     count = visits.count.reshape(sequences, tiles)
     each = xp.maximum(count, 1)
     ends = xp.cumsum(each, axis=-1)

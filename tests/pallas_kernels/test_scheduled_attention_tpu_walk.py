@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,7 +62,7 @@ def walks(kinds, group: int) -> tuple[tpu_walk.Walk, ...]:
     schedule = as_schedule(kinds)
     visits, transposed = schedule.visits(), schedule.transposed()
     grouped = tpu_walk.by_groups(visits, kinds.shape[2], group, False), tpu_walk.by_groups(transposed, kinds.shape[1], group, True)
-    return tuple(map(tpu_walk.walk, (visits, transposed, *grouped)))
+    return tuple(tpu_walk.walk(x, 5) for x in (visits, transposed, *grouped))
 
 
 @functools.cache
@@ -105,7 +106,7 @@ def by_key_head(heads: int):
 
     @jax.jit
     def run(kinds, key_heads):
-        static.append(tpu_walk.walk(as_schedule(kinds).transposed(key_heads, heads)))
+        static.append(tpu_walk.walk(as_schedule(kinds).transposed(key_heads, heads), 5))
         return static[-1].steps, static[-1].longest
 
     return run, static
@@ -121,3 +122,10 @@ def test_a_walk_over_gathered_queries_takes_key_head_after_key_head(kinds, data)
     by_head = [np.where(own[:, None] == head, kinds, EMPTY).swapaxes(1, 2) for head in range(heads)]
     walk = dataclasses.replace(static[0], steps=steps, longest=longest)
     check_walk(walk, steps_of(np.concatenate(by_head, axis=1)))
+
+
+def test_more_tiles_than_a_step_can_name_are_told():
+    for tiles, others in ((8193, 1), (1, 16385)):
+        visits = as_schedule(np.ones((1, tiles, 1), np.int8)).visits()
+        with pytest.raises(ValueError, match=f"{max(tiles, others)} tiles are more than the {max(tiles, others) - 1} that"):
+            tpu_walk.walk(visits, others)

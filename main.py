@@ -238,7 +238,7 @@ COMMANDS = {
     "export": _export,
     "bench": _bench,
 }
-BENCHMARKS = {"kernels": "kernels", "recall": "recall_training"}
+BENCHMARKS = {"kernels": "kernels", "head-mixture": "head_mixture", "recall": "recall_training"}
 
 if __name__ == "__main__":
     sys.exit(main())

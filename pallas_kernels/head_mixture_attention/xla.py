@@ -29,33 +29,32 @@ MOST_GROUPS = 16
 GROUP_KEYS = 64
 """Keys by which groups differ, at least, on average."""
 
-WORTH = 1.15
-"""Gathering costs time of its own: dense products stay where fewer than this many times its scores are computed."""
-
+FEWEST_TOKENS = 256
+"""In shorter sequences tiles would be small, and scores are little of a layer's work."""
 
 Cuts = tuple[tuple[int, int, int], ...]
 """(first, last + 1, keys seen) of groups of tiles."""
 
 
 def form(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> Literal["rows", "pairs", "dense"]:
-    """The form that pays for t queries on s keys."""
+    """The form that computes least for t queries on s keys: a score costs no more in gathered tiles than in window attention's blocks."""
     if t * active < heads:
         return "pairs"
-    if active >= heads:
+    if active >= heads or max(t, s) < FEWEST_TOKENS:
         return "dense"
     tile = tile_of(t, heads, active)
     if not self_attention:
-        return "rows" if WORTH * tile_count(t, heads, active, tile) * tile < heads * t else "dense"
+        return "rows" if tile_count(t, heads, active, tile) * tile < heads * t else "dense"
     gathered = sum((last - first) * tile * seen for first, last, seen in groups(t, heads, active, tile))
     block = max(128, -(-t // 16))  # as window attention's xla form goes
     dense = heads * sum(min(block, t - start) * min(start + block, t) for start in range(0, t, block))
-    return "rows" if WORTH * gathered < dense else "dense"
+    return "rows" if gathered < dense else "dense"
 
 
 def tile_of(t: int, heads: int, active: int) -> int:
-    """Rows a tile: at least four tiles a head under even routing, as half a tile a head is filler."""
+    """Rows a tile: at least two tiles a head under even routing, as half a tile a head is filler."""
     tile = TILE
-    while tile > 16 and tile * heads * 4 > t * active:
+    while tile > 16 and tile * heads * 2 > t * active:
         tile //= 2
     return tile
 

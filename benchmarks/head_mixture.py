@@ -1,0 +1,232 @@
+"""Times mixture-of-heads attention as it runs against the same layer with every head computed, by the share of heads that are active.
+
+    python main.py bench head-mixture                          # 8 heads of 64, 1,024 tokens, batch 2
+    python main.py bench head-mixture --out                    # and keep the results under benchmarks/results/DEVICE/head_mixture.json
+    python main.py bench head-mixture --length 2048 --head-dim 32 --batch 4
+
+"dense" is the layer as the authors' code computes it: attention of all heads for all tokens, then gates of which most are zero. "gathered" computes
+routed heads for the tokens that chose them (pallas_kernels/head_mixture_attention). Both hold the same weights, and the layer's output and gradients are
+compared before anything is timed. Times are of the mixer (forward; forward and backward, by weights and input) and of the training step of a language
+model of two such layers (with --mlp, each with a SwiGLU MLP; loss, gradients and AdamW's update): medians of turns in which both take theirs one after the other, so that
+whatever else the machine does meets both. Routers are freshly initialised and inputs random: choices are spread nearly evenly over heads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from benchmarks.machine import OtherLoad, describe_machine, device_folder
+from configuration import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+VOCABULARY = 256
+CLOSE = 1e-4
+FORMS = ("dense", "gathered")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; 1 if the two forms differ.
+
+    Raises:
+      UserError: an option that does not fit.
+    """
+    parser = _Parser(prog="main.py bench head-mixture", description=(__doc__ or "").split("\n\n")[0])
+    for name, default, text in (
+        ("length", 1024, "tokens"),
+        ("batch", 2, "sequences"),
+        ("heads", 8, "heads in all"),
+        ("head-dim", 64, "dimensions a head; the width is heads times this"),
+        ("turns", 9, "turns of which the median is taken"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
+    parser.add_argument("--mlp", action="store_true", help="an MLP after each mixer of the model that is trained")
+    parser.add_argument("--out", nargs="?", const=str(REPOSITORY / "benchmarks" / "results"), help="write OUT/DEVICE/head_mixture.json")
+    options = parser.parse_args(arguments)
+    for name in ("length", "batch", "heads", "head_dim", "turns"):
+        if getattr(options, name) < 1:
+            raise UserError(f"bench head-mixture: --{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
+    import jax
+
+    device = jax.devices()[0]
+    print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {datetime.date.today()}")
+    print(
+        f"batch {options.batch}, {options.length} tokens, {options.heads} heads of {options.head_dim}, fp32; ms dense, ms gathered, gathered / dense"
+    )
+    print(f"{'shared + routed active, share':32} {'forward':>24} {'forward + backward':>24} {'training step':>24}")
+    rows = []
+    for shared, active in _routings(options.heads):
+        rows.append(_row(options, shared, active))
+        _print(rows[-1], options.heads)
+    if options.out:
+        machine = describe_machine()
+        folder = Path(options.out) / device_folder(machine, jax.default_backend(), device.device_kind)
+        folder.mkdir(parents=True, exist_ok=True)
+        result = {
+            "date": datetime.date.today().isoformat(),
+            "command": "python main.py bench head-mixture " + " ".join(sys.argv[1:] if arguments is None else arguments),
+            "device": device.device_kind,
+            "machine": machine,
+            "jax": jax.__version__,
+            "python": sys.version.split()[0],
+            "rows": rows,
+        }
+        path = folder / "head_mixture.json"
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"written: {path}")
+    return 1 if any(row.get("wrong") for row in rows) else 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"bench head-mixture: {message} (see --help)")
+
+
+def _routings(heads: int) -> list[tuple[int, int]]:
+    """(shared, active routed): all heads routed, at eighths of them; then a quarter of the heads shared and half of the others active."""
+    shares = sorted({max(1, round(heads * eighth / 8)) for eighth in (1, 2, 3, 4, 6, 8)})
+    shared = heads // 4
+    return [(0, active) for active in shares] + [(shared, max(1, (heads - shared) // 2))]
+
+
+@contextlib.contextmanager
+def computed(form: str) -> Iterator[None]:
+    """Layers traced inside compute every head ("dense") or what pays ("gathered")."""
+    if form == "gathered":
+        yield
+        return
+    with mock.patch("layers.mixture_of_heads.skips", lambda *sizes, **more: False):
+        yield
+
+
+def _row(options: argparse.Namespace, shared: int, active: int) -> dict[str, Any]:
+    import jax
+
+    from layers.mixture_of_heads import MixtureOfHeads
+
+    config = MixtureOfHeads(heads=options.heads, shared=shared, active=active, head_dim=options.head_dim)
+    pieces = {form: _pieces(config, options, form) for form in FORMS}
+    row: dict[str, Any] = {"shared": shared, "active": active, "heads": options.heads, "share": (shared + active) / options.heads}
+    row |= {"length": options.length, "batch": options.batch, "head_dim": options.head_dim}
+    found, expected = (jax.tree.leaves(pieces[form]["forward_backward"]()) for form in ("gathered", "dense"))
+    row["error"] = max(_error(a, b) for a, b in zip(found, expected, strict=True))
+    row["wrong"] = not row["error"] <= CLOSE
+    if row["wrong"]:
+        return row
+    load = OtherLoad()
+    for part in ("forward", "forward_backward", "training_step"):
+        row[part] = alternating({form: pieces[form][part] for form in FORMS}, options.turns)
+    row["cores_kept_busy_by_others"] = round(load.cores(), 2)
+    return row
+
+
+def _pieces(config: Any, options: argparse.Namespace, form: str) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name: functions without arguments, compiled when first called."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from layers.mixer import Place
+
+    width = options.heads * options.head_dim
+    graph, weights = nnx.split(config.build(width, Place(0, 2), nnx.Rngs(params=jax.random.key(0))))
+    x = jax.random.normal(jax.random.key(1), (options.batch, options.length, width))
+    target = jnp.cos(jnp.arange(width, dtype=jnp.float32))
+
+    def forward(weights, x):
+        with computed(form):
+            return nnx.merge(graph, weights)(x).hidden
+
+    def loss(weights, x):
+        out = forward(weights, x)
+        return jnp.mean(out * target), out
+
+    run, slope = jax.jit(forward), jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+    step, state, tokens = _training(config, width, options, form)
+    kept = [state]
+
+    def train():
+        kept[0], value = step(kept[0], tokens)
+        return value
+
+    return {"forward": lambda: run(weights, x), "forward_backward": lambda: slope(weights, x), "training_step": train}
+
+
+def _training(config: Any, width: int, options: argparse.Namespace, form: str) -> tuple[Any, Any, Any]:
+    """A training step (state, tokens) -> (state, loss), its first state, and a batch of tokens."""
+    import jax
+    import jax.numpy as jnp
+
+    from layers.mlp import SwiGLU
+    from models import FunctionalModel, LanguageModel, repeat
+    from training.optimizer import AdamW
+
+    model = FunctionalModel(LanguageModel(width=width, stages=repeat(config, depth=2), mlp=SwiGLU() if options.mlp else None), VOCABULARY)
+    optimizer = AdamW(schedule="constant")
+    transform = optimizer.transform(model, 1000, optimizer.values())
+    params = jax.jit(model.init)(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(2), (options.batch, options.length + 1), 0, VOCABULARY)
+
+    def loss(params, tokens):
+        module = model.bind(params)
+        with computed(form):
+            out = module.hidden(tokens[:, :-1])
+        scores = jax.nn.log_softmax(module.logits(out.hidden), axis=-1)
+        wanted = jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)
+        return -jnp.mean(wanted) + sum(out.losses.values())
+
+    def step(state, tokens):
+        params, memory = state
+        value, gradients = jax.value_and_grad(loss)(params, tokens)
+        updates, memory = transform.update(gradients, memory, params)
+        return (jax.tree.map(jnp.add, params, updates), memory), value
+
+    return jax.jit(step, donate_argnums=0), (params, transform.init(params)), tokens
+
+
+def alternating(functions: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:
+    """Median seconds a call of each, turn and turn about; each is called once before."""
+    import jax
+
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        jax.block_until_ready(function())
+    for _ in range(turns):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _error(found: Any, expected: Any) -> float:
+    import numpy as np
+
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    # A router's gradient may be all but zero: rounding there is no error of the whole.
+    return float(np.sqrt(np.mean((found - expected) ** 2)) / max(np.sqrt(np.mean(expected**2)), 1e-8))
+
+
+def _print(row: dict[str, Any], heads: int) -> None:
+    label = f"{row['shared']} + {row['active']} of {heads}, {row['share']:.3f}"
+    if row["wrong"]:
+        print(f"{label:32} WRONG: rms error {row['error']:.2e}")
+        return
+    cells = []
+    for part in ("forward", "forward_backward", "training_step"):
+        dense, gathered = (1e3 * row[part][form] for form in FORMS)
+        cells.append(f"{dense:9.1f} {gathered:9.1f} {gathered / dense:.2f}")
+    print(f"{label:32} " + " ".join(f"{cell:>24}" for cell in cells), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

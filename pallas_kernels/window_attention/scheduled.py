@@ -23,7 +23,7 @@ FEWEST_QUERIES = 8
 class TileKernels(core.Kernels, Protocol):
     """A kernel module of scheduled_attention: also what it refuses, and how it would cut a call in tiles."""
 
-    def refuses(self, q: jax.Array, k: jax.Array, v: jax.Array, *, block: int | None = None) -> str | None: ...
+    def refuses(self, q: jax.Array, k: jax.Array, v: jax.Array, *, window: int | None = None) -> str | None: ...
 
     def tile_sizes(self, n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None) -> tuple[int, int]: ...
 
@@ -104,12 +104,12 @@ def form(kernels: TileKernels, name: str) -> tuple[Callable[..., Any], Callable[
             lse = jnp.where((rest["query_segments"] != 0)[:, :, None], lse, -jnp.inf)
         return out, lse
 
-    def refuses(q, k, v, *, mask, **rest) -> str | None:
+    def refuses(q, k, v, *, mask, window, **rest) -> str | None:
         if mask is not None and not is_rule(mask):
             return "it takes masks as rules over token fields (layers/masks.py), not as arrays"
         if q.shape[1] < FEWEST_QUERIES:
             return f"it takes at least {FEWEST_QUERIES} queries; got {q.shape[1]}"
-        return kernels.refuses(q, k, v)
+        return kernels.refuses(q, k, v, window=window)
 
     return attention, refuses
 

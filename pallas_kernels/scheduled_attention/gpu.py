@@ -25,6 +25,7 @@ from pallas_kernels.scheduled_attention.schedule import Fields, Visits
 LARGEST_HEAD = 256
 LARGEST_HEAD_IN_BLOCKS = 128
 LARGEST_BLOCK = 127
+SHORT_WINDOW = 128
 TINY = 1e-30  # a scale that is as good as 0
 
 
@@ -46,11 +47,12 @@ def refuses(q: Any, k: Any, v: Any, *, block: int | None = None, **rest: Any) ->
 
 
 def tile_sizes(n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None, block: int | None = None) -> tuple[int, int]:
-    """Queries and keys a tile: two warpgroups' rows of each where there are so many."""
-    query_tile = ROWS if n <= ROWS else 2 * ROWS
+    """Queries and keys a tile: two warpgroups' rows of each, or one's where there are no more, or a window so short that most of two would be masked."""
+    short = window is not None and window <= SHORT_WINDOW
+    query_tile = ROWS if n <= ROWS or short else 2 * ROWS
     if block is not None:
         return query_tile, gpu.round_up(block + 1, ROWS)
-    return query_tile, ROWS if s <= ROWS else 2 * ROWS
+    return query_tile, ROWS if s <= ROWS or short else 2 * ROWS
 
 
 def forward(

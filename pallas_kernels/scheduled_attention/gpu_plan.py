@@ -14,6 +14,7 @@ from pallas_kernels.scheduled_attention.core import Settings
 
 ROWS = gpu.ROWS  # of the own side, a warpgroup
 LOG2_E = 1.4426950408889634
+HALF_A_CORE = 228 * 1024 // 2 - 3072  # bytes of shared memory, less what the hardware takes and what is kept free
 KEEP_FREE = 6144  # bytes of shared memory left for barriers and what the compiler lays out
 
 
@@ -145,14 +146,18 @@ class Plan:
         if (self.over_queries and self.in_blocks) or dispatch.interpretation() is not None:
             # The simulator's products take no operand from registers; and blocks' weights are turned on their way through shared memory.
             laid["weights"] = ((self.parts, ROWS, self.piece), jnp.bfloat16, True)
-            if self.over_queries or self.split:
+            if (self.over_queries and not self.in_blocks) or self.split:
                 laid["d_scores"] = laid["weights"]
         return laid
 
     def stage_count(self) -> int:
-        """As many as shared memory holds, at most 4."""
+        """As many as shared memory holds, at most 4. Of thread blocks of one warpgroup, two should fit a core."""
         fixed = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in (*self.owned().values(), *self.space().values())])
         stage = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in self.stages().values()])
+        if self.warpgroups == 1:
+            beside_another = (HALF_A_CORE - fixed) // stage
+            if beside_another >= 2:
+                return min(4, beside_another)
         return max(1, min(4, (gpu.SHARED_MEMORY_BYTES - KEEP_FREE - fixed) // stage))
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -170,3 +170,5 @@ def test_what_it_refuses_it_explains(k, v, dtype, block, reason):
 def test_tile_sizes(n, s, block, tiles):
     assert gpu.tile_sizes(n, s, 64, 64, jnp.bfloat16, block=block) == tiles
     assert gpu.tile_sizes(n, s, 64, 64, jnp.bfloat16, block=64)[1] == 128
+    assert gpu.tile_sizes(n, s, 64, 64, jnp.bfloat16, window=128) == (64, 64)
+    assert gpu.tile_sizes(1000, 1000, 64, 64, jnp.bfloat16, window=129) == (128, 128)

@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configuration import UserError
+from layers import mixture_of_heads
 from layers.attention import Attention
 from layers.mixer import Context
 from layers.mixture_of_heads import MixtureOfHeads
+from layers.positions import Rotary
+from models import FunctionalModel, LanguageModel, repeat
+from pallas_kernels.head_mixture_attention import skips
 from tests.layers.test_attention import ROW, assert_documents_stand_alone, assert_streams, build, error, full, tokens, whole
 
 ROUTERS = ("routed_router", "shared_router", "kind_router")
@@ -179,3 +184,83 @@ def test_without_routed_heads_there_is_no_loss():
 def test_impossible_configs_are_named(fields, message):
     with pytest.raises(UserError, match=message):
         MixtureOfHeads(**fields)
+
+
+def long(config, t=300):
+    """A mixer whose weights are large enough that every head matters, and a long input."""
+    mixer = build(config)
+    graph, weights = nnx.split(mixer)
+    weights = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), weights)
+    assert skips(t, t, config.routed, config.active, self_attention=True)
+    return graph, weights, tokens(2, t)
+
+
+def both(graph, weights, x, context, skip, monkeypatch):
+    """Output, losses, metrics, and gradients by weights and input, by the gathered form or by all heads."""
+    monkeypatch.setattr(mixture_of_heads, "skips", lambda *sizes, **more: skip)
+
+    def run(weights, x):
+        out = nnx.merge(graph, weights)(x, context)
+        hidden = out.hidden if context.segments is None else jnp.where((context.segments != 0)[..., None], out.hidden, 0)
+        return jnp.sum(jnp.sin(hidden)) + sum(out.losses.values()), (hidden, out.losses, out.metrics)
+
+    gradients, outputs = jax.jit(jax.grad(run, (0, 1), has_aux=True))(weights, x)
+    return outputs, gradients
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        # A key head that the last shared and the first routed heads share.
+        MixtureOfHeads(heads=6, key_heads=2, shared=2, active=2, gates="paper", head_dim=8, positions=Rotary()),
+        pytest.param(MixtureOfHeads(heads=4, shared=0, active=2, head_dim=8, balance="code"), marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_gathered_heads_are_the_dense_layer(config, packed, monkeypatch):
+    graph, weights, x = long(config)
+    segments = jnp.sort(jax.random.randint(jax.random.key(0), (2, 300), 1, 4), axis=1).at[0, :5].set(0).at[1, 280:].set(0)
+    context = Context(segments=segments if packed else None)
+    found = both(graph, weights, x, context, True, monkeypatch)
+    expected = both(graph, weights, x, context, False, monkeypatch)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert error(a, b) < 1e-4
+
+
+@pytest.mark.slow
+def test_gathered_heads_are_causal():
+    """Past outputs keep all but their last bits, whatever later tokens choose."""
+    config = MixtureOfHeads(heads=4, shared=1, active=1, head_dim=8)
+    graph, weights, x = long(config)
+    run = jax.jit(lambda x: nnx.merge(graph, weights)(x).hidden)
+    before, after = run(x), run(x.at[:, 200:].add(1.0))
+    assert error(after[:, :200], before[:, :200]) < 1e-5 and error(after[:, 200:], before[:, 200:]) > 0.01
+    assert not config.traits.exact_causality and MixtureOfHeads(heads=4, shared=1, active=3).traits.exact_causality
+
+
+@pytest.mark.slow
+def test_a_stack_of_gathered_layers_trains_under_scan_and_vmap():
+    model = FunctionalModel(LanguageModel(width=16, stages=repeat(MixtureOfHeads(heads=4, shared=1, active=1, head_dim=8), depth=2)), 24)
+    params = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 2))
+    text = jax.random.randint(jax.random.key(1), (2, 1, 260), 0, 24)
+    slope = jax.grad(lambda params, text: jnp.mean(jnp.square(model.bind(params)(text))))
+    together = jax.jit(jax.vmap(slope))(params, text)
+    alone = jax.jit(slope)(jax.tree.map(lambda leaf: leaf[1], params), text[1])
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        assert np.max(np.abs(a[1] - b)) <= 1e-5 * max(float(np.max(np.abs(b))), 1e-6)
+
+
+@pytest.mark.slow
+def test_half_of_the_routed_heads_take_less_work():
+    """FLOPs of the training step of one layer at 1,024 tokens, by XLA's count, gathered against dense; times: `main.py bench head-mixture`."""
+
+    def flops(skip):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mixture_of_heads, "skips", lambda *sizes, **more: skip)
+            mixer = build(MixtureOfHeads(heads=8, shared=2, active=3, head_dim=32))
+            graph, weights = nnx.split(mixer)
+            slope = jax.jit(jax.grad(lambda weights, x: jnp.sum(nnx.merge(graph, weights)(x).hidden)))
+            return slope.lower(weights, tokens(1, 1024)).cost_analysis()["flops"]
+
+    assert flops(True) < 0.75 * flops(False)

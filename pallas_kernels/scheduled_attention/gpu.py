@@ -162,8 +162,7 @@ def _piece(walk: str, settings: Settings, head_dim: int) -> int:
     """Rows of the other side at once: what registers hold beside the sums; products take 64 of them at least."""
     if settings.block is not None and walk != "key_gradients":
         return settings.key_tile  # a block's softmax is of one piece
-    # 64 keys at head sizes to 64 are few enough for two thread blocks a core; at 128 more keys make larger products.
-    return settings.key_tile if walk == "forward" and 64 < head_dim <= 128 else ROWS
+    return ROWS
 
 
 def _stacked(fields: Fields, names: tuple[str, ...]) -> jax.Array:

@@ -85,9 +85,10 @@ def key_gradients(walk: Walk) -> None:
         if plan.exchanges:
             averages = averages + walk.exchange(1, (averages,))[0]
         delta = gpu.load_per_row(here["rows"].at[1])
-        walk.space["weights"][...] = _d_scores(is_landmark, inner_weights, dots, shares, averages, delta).astype(jnp.bfloat16)
+        place = walk.space.get("d_scores", walk.space["weights"])
+        place[...] = _d_scores(is_landmark, inner_weights, dots, shares, averages, delta).astype(jnp.bfloat16)
         plgpu.commit_smem()
-        dk = gpu.mm(gpu.transposed(walk.space["weights"]), here["q"], dk)
+        dk = gpu.mm(gpu.transposed(place), here["q"], dk)
         return dk, dv
 
     dk, dv = walk.run(step, tuple(gpu.filled((ROWS, size), 0.0) for size in (plan.key_dim, plan.value_dim)))

@@ -146,7 +146,7 @@ class Plan:
         if (self.over_queries and self.in_blocks) or dispatch.interpretation() is not None:
             # The simulator's products take no operand from registers; and blocks' weights are turned on their way through shared memory.
             laid["weights"] = ((self.parts, ROWS, self.piece), jnp.bfloat16, True)
-            if (self.over_queries and not self.in_blocks) or self.split:
+            if (self.over_queries and not self.in_blocks) or self.split or self.exchanges:
                 laid["d_scores"] = laid["weights"]
         return laid
 

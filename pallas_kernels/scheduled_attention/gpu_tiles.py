@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from pallas_kernels import dispatch
 from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.mosaic_gpu import plgpu
 from pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS
@@ -29,9 +30,16 @@ def forward(walk: Walk) -> None:
     total = jnp.exp2(walk.source["sinks"][walk.head] * LOG2_E - first) if plan.sinks else jnp.float32(0)
     high, total = (gpu.per_row(jnp.full((ROWS,), x, jnp.float32)) for x in (first, total))
 
+    left: list[Any] = []
+
+    def load() -> None:
+        # Products of 64 keys with both operands in shared memory take all that it gives; queries in registers halve that.
+        registers = 64 < max(plan.key_dim, plan.value_dim) <= 128 and dispatch.interpretation() is None
+        left.append(gpu.load(walk.own["q"]) if registers else walk.own["q"])
+
     def step(here: Here, carry):
         acc, high, total = carry
-        scores = here.masked(gpu.mm(walk.own["q"], gpu.transposed(here["k"]), meanwhile=walk.turn))
+        scores = here.masked(gpu.mm(left[0], gpu.transposed(here["k"]), meanwhile=walk.turn))
         higher = jnp.maximum(high, jnp.max(scores, axis=1) * unit)
         weights = jnp.exp2(scores * unit - gpu.along_columns(higher, plan.piece))
         shrink = jnp.exp2(high - higher)
@@ -41,7 +49,7 @@ def forward(walk: Walk) -> None:
         acc = gpu.mm_registers(weights, here["v"], acc, walk.staged(), here.refill)
         return acc, higher, total
 
-    acc, high, total = walk.run(step, (gpu.filled((ROWS, plan.value_dim), 0.0), high, total))
+    acc, high, total = walk.run(step, (gpu.filled((ROWS, plan.value_dim), 0.0), high, total), load)
     walk.leave_forward(acc, high, total)
 
 

@@ -119,8 +119,8 @@ class Walk:
         """Points `own` and `space` to what is a part's."""
         self.own, self.space = ({name: ref.at[part] for name, ref in group.items()} for group in self.everyones)
 
-    def run(self, step: Callable[[Here, Any], Any], carry: Any) -> Any:
-        """Folds `step` over all pieces, in order."""
+    def run(self, step: Callable[[Here, Any], Any], carry: Any, once: Callable[[], None] = lambda: None) -> Any:
+        """Folds `step` over all pieces, in order. once: called before the first, when the own rows are there."""
         plan = self.plan
 
         @pl.when((self.warpgroup == 0) | (not plan.split))
@@ -142,6 +142,7 @@ class Walk:
                     self.fetch(jnp.int32(number), number)
 
         plgpu.barrier_wait(self.owned.at[self.part])
+        once()
 
         def one(number: jax.Array, carry: Any) -> Any:
             carry, partial = carry

@@ -22,7 +22,8 @@ KEEP_FREE = 6144  # bytes of shared memory left for barriers and what the compil
 class Plan:
     """What a kernel is built for.
 
-    heads, key_heads: of queries and of keys. key_dim, value_dim: padded to 64s. fields: names of what masks read, empty if no tile is masked.
+    heads, key_heads: of queries and of keys. key_dim, value_dim: padded to 64s. fields: names of what masks read, empty if no tile is
+    masked.
     visits: the first two sizes of the schedule's arrays. gathered: whether each tile of queries names its key head.
     """
 
@@ -86,7 +87,8 @@ class Plan:
 
     @property
     def split(self) -> bool:
-        """Whether two warpgroups share 64 rows, as registers do not hold all sums at once: one has dv and one dk, or each half of dq's columns."""
+        """Whether two warpgroups share 64 rows, as registers do not hold all sums at once: one has dv and one dk, or each half of dq's
+        columns."""
         if self.walk == "query_gradient":
             return self.key_dim > 128
         return self.over_queries and max(self.key_dim, self.value_dim) > 128

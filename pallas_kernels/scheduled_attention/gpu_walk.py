@@ -29,7 +29,8 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], No
 
     Args:
       inputs: q (b, n, h, k), k, v and do, bf16; count, index and partial of the visits; key_heads (b, tiles) where gathered;
-        sinks (h,) fp32; rows (b, h, 2, n) fp32, log-sum-exps times log2(e) and deltas; query_fields (b | 1, fields, n) and key_fields int32.
+        sinks (h,) fp32; rows (b, h, 2, n) fp32, log-sum-exps times log2(e) and deltas; query_fields (b | 1, fields, n) and key_fields
+        int32.
     """
     stages = plan.stage_count()
     staged = {name: _memory((stages, *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()}
@@ -241,7 +242,8 @@ class Walk:
         return carry
 
     def exchange(self, turn: int, values: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        """What the other of two warpgroups gives for `values`, each (64,). turn: 0 and 1, each once a step; the other warpgroup may still be
+        """What the other of two warpgroups gives for `values`, each (64,). turn: 0 and 1, each once a step; the other warpgroup may still
+        be
         reading what it was given in the last turn, not what it was given before."""
         place = self.exchanged.at[turn]
         for row, value in enumerate(values):

@@ -1,8 +1,7 @@
 """Mosaic GPU kernels of scheduled attention, for NVIDIA Hopper: forward, dq walking over keys, dk and dv walking over queries.
 
 gpu_walk.py tells how a thread block walks, gpu_tiles.py and gpu_blocks.py what it computes. Nothing is summed by two blocks: results have
-the
-same bits every time.
+the same bits every time.
 
 Not served: fp32 (Hopper's tensor cores transpose 16-bit operands only), and head sizes above `LARGEST_HEAD`.
 """

@@ -1,10 +1,8 @@
 """The bodies of the three Mosaic GPU kernels where keys come in landmark blocks, one a tile (core.py's docstring has the equations).
 
 A block's inner softmax is a matter of rows: of its ordinary columns' maximum and sum, and of its landmark's column. So scores keep a row a
-query in
-the gradients of keys too, where weights are turned on their way through shared memory. There a warpgroup has 64 slots; two of them, of a
-block that
-has more, tell each other what they know of each row.
+query in the gradients of keys too, where weights are turned on their way through shared memory. There a warpgroup has 64 slots; two of
+them, of a block that has more, tell each other what they know of each row.
 """
 
 from __future__ import annotations
@@ -101,9 +99,8 @@ def key_gradients(walk: Walk) -> None:
 
 def _inner(plan: Plan, scores: jax.Array, first_slot: jax.Array | int = 0) -> tuple[jax.Array, ...]:
     """Of scores (64, slots): the ordinary ones' maximum a row, whether a slot is the landmark's, the landmark's score a row (0 where its
-    slot is not
-    here), the ordinary slots' exponentials (0 elsewhere) and their sums. Of ordinary slots there may be none: then the maximum is
-    LOWEST."""
+    slot is not here), the ordinary slots' exponentials (0 elsewhere) and their sums. Of ordinary slots there may be none: then the maximum
+    is LOWEST."""
     block = plan.settings.block
     assert block is not None
     column = gpu.row_and_column((ROWS, scores.shape[1]))[1] + first_slot

@@ -23,8 +23,7 @@ class Plan:
     """What a kernel is built for.
 
     heads, key_heads: of queries and of keys. key_dim, value_dim: padded to 64s. fields: names of what masks read, empty if no tile is
-    masked.
-    visits: the first two sizes of the schedule's arrays. gathered: whether each tile of queries names its key head.
+    masked. visits: the first two sizes of the schedule's arrays. gathered: whether each tile of queries names its key head.
     """
 
     walk: Literal["forward", "query_gradient", "key_gradients"]

@@ -243,8 +243,7 @@ class Walk:
 
     def exchange(self, turn: int, values: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         """What the other of two warpgroups gives for `values`, each (64,). turn: 0 and 1, each once a step; the other warpgroup may still
-        be
-        reading what it was given in the last turn, not what it was given before."""
+        be reading what it was given in the last turn, not what it was given before."""
         place = self.exchanged.at[turn]
         for row, value in enumerate(values):
             place.at[self.warpgroup, row][...] = value

@@ -23,7 +23,7 @@ CASES = [
     pytest.param(([[30, -3, 97]], 130, 2, 1, 64, 50), marks=pytest.mark.slow),
     pytest.param((None, 1, 2, 1, 64, 50), marks=pytest.mark.slow),
     pytest.param((None, 257, 2, 2, 128, 63), marks=pytest.mark.slow),
-    pytest.param(([[40, -5, 55]], 100, 2, 1, 32, 8), marks=pytest.mark.slow),
+    pytest.param(([[17, -3, 20]], 40, 1, 1, 32, 8), marks=pytest.mark.slow),
 ]
 
 

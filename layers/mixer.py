@@ -151,7 +151,8 @@ class Traits:
     Attributes:
       causal: no output depends on a later input.
       streams: has `init_state` and `extend`.
-      exact_causality: causal bit for bit; False where a Fourier transform spreads rounding (then 1e-5).
+      exact_causality: causal bit for bit; False where a Fourier transform spreads rounding, or where what later tokens choose may group a query
+        with others and so round its sums otherwise (then 1e-5).
       maximum_length: longest input the configuration allows; None for any.
       landmark_block: ordinary tokens before each landmark the model must insert for this mixer; None for a mixer that needs none.
     """

@@ -19,7 +19,7 @@ import numpy as np
 from pallas_kernels.landmark_attention.blocks import complete_blocks, slices
 from pallas_kernels.scheduled_attention import core
 from pallas_kernels.scheduled_attention.merging import merge
-from pallas_kernels.scheduled_attention.rules import Before, EarlierBlocks, OwnBlock
+from pallas_kernels.scheduled_attention.rules import EarlierBlocks, OwnBlock
 from pallas_kernels.scheduled_attention.schedule import SEGMENTS, Fields
 from pallas_kernels.sharding import over_mesh
 
@@ -39,8 +39,7 @@ class TileKernels(core.Kernels, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class NearOwnBlock(OwnBlock):
-    """OwnBlock that also knows tiles whose fields are not known; in self-attention (`ordered`), where a block's tokens are stored together,
-    keys are fewer than `reach` places before the query.
+    """OwnBlock in self-attention (`ordered`), where a block's tokens are stored together: keys are fewer than `reach` places before the query.
 
     Attributes:
       reach: None elsewhere.
@@ -49,9 +48,7 @@ class NearOwnBlock(OwnBlock):
     reach: int | None = None
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        some, every = Before(None, self.segmented, self.ordered).bounds(query, key)
-        some = some & (key.blocks.low <= query.blocks.high) & (query.blocks.low <= key.blocks.high) & (key.landmarks.low <= 0)
-        every = every & (key.blocks.low == query.blocks.high) & (query.blocks.low == key.blocks.high) & (key.landmarks.high == 0)
+        some, every = super().bounds(query, key)
         if self.reach is not None:
             some = some & (query.order.low - key.order.high < self.reach)
         return some, every

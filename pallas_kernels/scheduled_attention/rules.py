@@ -66,7 +66,7 @@ class OwnBlock:
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
         some, every = Before(None, self.segmented, self.ordered).bounds(query, key)
-        some = some & (key.blocks.low <= query.blocks.high) & (query.blocks.low <= key.blocks.high) & (key.landmarks.low == 0)
+        some = some & (key.blocks.low <= query.blocks.high) & (query.blocks.low <= key.blocks.high) & (key.landmarks.low <= 0)
         every = every & (key.blocks.low == query.blocks.high) & (query.blocks.low == key.blocks.high) & (key.landmarks.high == 0)
         return some, every
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from layers.masks import Causal, EarlierBlock, Everything, IsLandmark, Mask, SameBlock, SameSegment, Sinks, TokenFields, Window
 from layers.mixer import LANDMARK, document_positions
 from pallas_kernels.scheduled_attention import core
-from pallas_kernels.scheduled_attention.schedule import EMPTY, FULL, PARTIAL, block_schedule, needed
+from pallas_kernels.scheduled_attention.rules import Before, EarlierBlocks, OwnBlock
+from pallas_kernels.scheduled_attention.schedule import EMPTY, FULL, PARTIAL, Tokens, block_schedule, needed
 from pallas_kernels.window_attention import merge, window_attention
 from tests.pallas_kernels import tiles_by_einsum
 
@@ -65,6 +66,27 @@ def test_no_tile_is_called_empty_or_full_wrongly(mask: Mask, seed, orderly, quer
         sides = [{name: jnp.asarray(x) if name in unknown else x for name, x in side.present().items()} for side in (query, key)]
         traced = block_schedule(mask, *sides, (32, 48), sizes)
         np.testing.assert_array_equal(np.broadcast_to(np.asarray(traced.kinds), schedule.kinds.shape), schedule.kinds)
+        assert traced.most[(schedule.kinds != EMPTY).any(axis=0)].all()
+
+
+RULES = [Before(5), Before(None, True), Before(6, True, ordered=True), OwnBlock(True), OwnBlock(True, ordered=True), EarlierBlocks(True)]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_the_operations_own_rules_are_right_too(rule):
+    """With fields known and unknown; `ordered` promises that what is stored after a query is hidden from it."""
+    for seed in range(10):
+        tokens = fields(seed, 2, 48, True).present()
+        tokens |= {"landmarks": (tokens["token_types"] == LANDMARK).astype(np.int32), "order": np.arange(48, dtype=np.int32)[None]}
+        real = tokens["segments"] != 0
+        rows, columns = ({name: x[..., None] if side else x[:, None, :] for name, x in tokens.items()} for side in (1, 0))
+        dense = rule.allows(Tokens(**rows), Tokens(**columns)) & real[:, :, None] & real[:, None, :]
+        given_tokens = {name: tokens[name] for name in (*rule.fields, "segments")}
+        schedule = block_schedule(rule, given_tokens, given_tokens, (48, 48), (8, 4))
+        assert_right(schedule.kinds, dense, 8, 4)
+        unknown = {name: x if name == "order" else jnp.asarray(x) for name, x in given_tokens.items()}
+        traced = block_schedule(rule, unknown, unknown, (48, 48), (8, 4))
+        np.testing.assert_array_equal(np.asarray(traced.kinds), np.broadcast_to(schedule.kinds, traced.kinds.shape))
         assert traced.most[(schedule.kinds != EMPTY).any(axis=0)].all()
 
 

@@ -24,6 +24,7 @@ CASES = [
     pytest.param((None, 1, 2, 1, 64, 50), marks=pytest.mark.slow),
     pytest.param((None, 257, 2, 2, 128, 63), marks=pytest.mark.slow),
     pytest.param(([[17, -3, 20]], 40, 1, 1, 32, 8), marks=pytest.mark.slow),
+    pytest.param(([[-3, 30, -7, 30]], 70, 1, 1, 64, 8), marks=pytest.mark.slow),
 ]
 
 

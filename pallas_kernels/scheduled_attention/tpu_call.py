@@ -52,6 +52,7 @@ def rows(x: jax.Array, tile: int, where: Where) -> Placed:
 
 
 def new_rows(shape: tuple[int, ...], dtype: Any, tile: int, where: Where) -> Placed:
+    """As `rows`, of an output: its shape (b, t, h, d) and dtype."""
     b, t, h, d = shape
     return Placed(jax.ShapeDtypeStruct(rows_shape(b, t, h, d), dtype), _rows_spec(h, d, tile, where))
 
@@ -77,6 +78,7 @@ def a_query(x: jax.Array, tile: int, where: Where) -> Placed:
 
 
 def new_a_query(b: int, h: int, t: int, tile: int, where: Where) -> Placed:
+    """As `a_query`, of an fp32 output."""
     return Placed(jax.ShapeDtypeStruct((b, h, t // tile, 1, tile), jnp.float32), _a_query_spec(tile, where))
 
 

@@ -82,10 +82,12 @@ def _column(row: jax.Array) -> jax.Array:
 
 
 def starts(step: Any) -> Any:
+    """Whether it is the first of its own tile's steps."""
     return step & FIRST != 0
 
 
 def ends(step: Any) -> Any:
+    """Whether it is the last of its own tile's steps."""
     return step & LAST != 0
 
 

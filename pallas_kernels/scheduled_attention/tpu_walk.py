@@ -39,10 +39,12 @@ class Walk:
 
 
 def own_tile(step: Any) -> Any:
+    """The number of the step's tile of the own side."""
     return step >> (FLAG_BITS + OTHER_BITS)
 
 
 def other_tile(step: Any) -> Any:
+    """The number of the tile that the step visits."""
     return (step >> FLAG_BITS) & (MOST_OTHERS - 1)
 
 

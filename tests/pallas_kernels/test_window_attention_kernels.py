@@ -97,7 +97,7 @@ def test_kernels_are_the_definition(t, h, g, k, v, window, documents, dtype):
             assert found < bar and found < max(2 * other, 0.005)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     t=st.integers(8, 90),
     h=st.sampled_from([(1, 1), (4, 2), (3, 1)]),

@@ -20,7 +20,7 @@ LARGEST_TILE = 256
 """Rows: half a tile a head is filler."""
 
 
-def form(kernels: Any) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+def form(kernels: core.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
     """The operation on a kernel module, and what it refuses; arguments as `attention` of xla.py takes them."""
 
     def on_device(
@@ -76,7 +76,7 @@ def _letters(heads: str) -> dict[str, str]:
     return letters | {"query_positions": "b t", "key_positions": "b s", "query_segments": "b t", "key_segments": "b s"}
 
 
-def _tiles(kernels: Any, q: Any, k: Any, v: Any, active: int) -> tuple[int, int]:
+def _tiles(kernels: core.KernelModule, q: Any, k: Any, v: Any, active: int) -> tuple[int, int]:
     """Rows and keys a tile: a kernel's own choice for a head's share of the queries."""
     t, h = q.shape[1:3]
     query_tile, key_tile = kernels.tile_sizes(max(1, t * active // h), k.shape[1], q.shape[3], v.shape[3], q.dtype)

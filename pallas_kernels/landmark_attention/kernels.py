@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +25,6 @@ from pallas_kernels.sharding import over_mesh
 
 FEWEST_QUERIES = 8
 """Against a cache; fewer would have all of it laid out in blocks for a tile that is mostly padding, where xla reads it in place."""
-
-
-class TileKernels(core.Kernels, Protocol):
-    """A kernel module of scheduled_attention: also what it refuses, and how it would cut a call in tiles."""
-
-    def refuses(self, q: jax.Array, k: jax.Array, v: jax.Array, *, block: int | None = None) -> str | None: ...
-
-    def tile_sizes(
-        self, n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None, block: int | None = None
-    ) -> tuple[int, int]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +57,7 @@ class StoredEarlierBlocks(EarlierBlocks):
         return some & (key.order.low < query.order.high), every
 
 
-def form(kernels: TileKernels) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+def form(kernels: core.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
     """The operation on a kernel module, and what it refuses; arguments as `xla.attention`."""
 
     def attention(
@@ -97,7 +87,7 @@ def form(kernels: TileKernels) -> tuple[Callable[..., Any], Callable[..., str | 
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    kernels: TileKernels
+    kernels: core.KernelModule
     block: int
     scale: float
     self_attention: bool

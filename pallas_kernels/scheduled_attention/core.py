@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +103,19 @@ class Kernels(Protocol):
         settings: Settings,
     ) -> tuple[jax.Array, jax.Array]:
         """dk, dv in the dtypes of k and v. visits: those of the transposed schedule, for each tile of keys its tiles of queries."""
+
+
+class KernelModule(Kernels, Protocol):
+    """All that a module of kernels provides to the operations."""
+
+    def refuses(self, q: Any, k: Any, v: Any, *, block: int | None = None, window: int | None = None, gathered: bool = False) -> str | None:
+        """Why it cannot serve a call of these shapes and dtypes; None if it can. gathered: whether tiles of queries name their key heads."""
+
+    def tile_sizes(
+        self, n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None, block: int | None = None
+    ) -> tuple[int, int]:
+        """Queries and keys a tile, for n queries and s keys of k and v dimensions. window: keys that a query sees near it, if so few. block: as
+        in Settings; the tile of keys then has room for it."""
 
 
 def attend(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,6 @@ from pallas_kernels.tuning import Sizes, block_sizes
 
 FEWEST_QUERIES = 8
 """With fewer a tile would be mostly padding: xla's products read the cache once as well."""
-
-
-class TileKernels(core.Kernels, Protocol):
-    """A kernel module of scheduled_attention: also what it refuses, and how it would cut a call in tiles."""
-
-    def refuses(self, q: jax.Array, k: jax.Array, v: jax.Array, *, window: int | None = None) -> str | None: ...
-
-    def tile_sizes(self, n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None) -> tuple[int, int]: ...
 
 
 def is_rule(mask: Any) -> bool:
@@ -54,7 +46,7 @@ def rule_and_fields(
     return rule, sides[0], sides[1]
 
 
-def reckoned(kernels: TileKernels) -> Callable[..., Sizes]:
+def reckoned(kernels: core.KernelModule) -> Callable[..., Sizes]:
     """A module's own tiles, as `tuning.block_sizes` asks for them; window 0 is none."""
 
     def reckon(t: int, s: int, k: int, v: int, dtype: str, window: int) -> Sizes:
@@ -64,7 +56,7 @@ def reckoned(kernels: TileKernels) -> Callable[..., Sizes]:
     return reckon
 
 
-def form(kernels: TileKernels, name: str) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+def form(kernels: core.KernelModule, name: str) -> tuple[Callable[..., Any], Callable[..., str | None]]:
     """The operation on a kernel module, and what it refuses; arguments as the front door's. name: of its tiles in the tuning tables."""
 
     def attention(q, k, v, *, sinks, scale, return_lse, deterministic, **rest):

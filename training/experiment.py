@@ -9,6 +9,8 @@ import chz
 from configuration import Config, UserError
 from data.batch import DataConfig
 from models.language_model import LanguageModel
+from training.guards import Spikes
+from training.loss import Loss
 from training.optimizer import VALUE_FIELDS, AdamW
 
 
@@ -50,6 +52,8 @@ class Run(Config):
       mesh: devices.
       sample_every: steps between printed samples of a text model; 0 prints none.
       tensorboard: write event files too (needs tensorboardX).
+      stop_after_nonfinite: steps in a row that are skipped because their loss or gradient is not finite; then the run stops.
+      spikes: go back to the last good checkpoint when the loss jumps; None lets it jump.
     """
 
     steps: int = 1000
@@ -67,6 +71,8 @@ class Run(Config):
     mesh: Mesh = Mesh()
     sample_every: int = 0
     tensorboard: bool = False
+    stop_after_nonfinite: int = 3
+    spikes: Spikes | None = None
 
     @chz.validate
     def _ranges(self) -> None:
@@ -79,6 +85,7 @@ class Run(Config):
             "evaluate_every",
             "checkpoint_every",
             "keep_checkpoints",
+            "stop_after_nonfinite",
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"run.{name}={getattr(self, name)}: must be at least 1")
@@ -100,6 +107,7 @@ class Experiment(Config):
     model: LanguageModel
     data: DataConfig
     optimizer: AdamW = AdamW()
+    loss: Loss = Loss()
     run: Run = Run()
 
     @chz.validate
@@ -131,6 +139,14 @@ def program_of(experiment: Experiment) -> Experiment:
     """`experiment` with all values-only fields at fixed numbers: equal for experiments that compile to one program."""
     optimizer = chz.replace(experiment.optimizer, **{name: getattr(AdamW(), name) for name in VALUE_FIELDS})
     run = chz.replace(
-        experiment.run, seed=0, directory=None, log_every=1, keep_checkpoints=1, checkpoint_every=1, sample_every=0, tensorboard=False
+        experiment.run,
+        seed=0,
+        directory=None,
+        log_every=1,
+        keep_checkpoints=1,
+        checkpoint_every=1,
+        sample_every=0,
+        tensorboard=False,
+        spikes=None,
     )
     return chz.replace(experiment, name="", optimizer=optimizer, run=run)

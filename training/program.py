@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.batch import Batch
-from layers.mixer import Context
 from models.functional import FunctionalModel, Params
+from models.language_model import ModelOutput
 from training.experiment import Experiment, program_of
+from training.loss import Losses, losses
 from training.sharding import batch_sharding, make_mesh, state_sharding
 
 State = dict[str, Any]
-"""{"params", "opt_state", "step" () int32, "seed" () uint32}: everything a run's future depends on, beside its config and data."""
+"""Everything a run's future depends on, beside its config and data: {"params", "opt_state", "step" () int32, "seed" () uint32,
+"skipped": {"total", "in_row"} () int32}."""
 
 
 def program_for(experiment: Experiment, population: int | None = None) -> Program:
@@ -48,10 +51,12 @@ class Program:
     def init(self, seeds: Any) -> State:
         """Fresh state for a seed (or one for each of a population's seeds)."""
         seeds = jnp.asarray(seeds, jnp.uint32)
-        state = self._jit("init", self._vectorised(self._init))(seeds)
+        function = self._vectorised(self._init)
         if self.mesh is None:
-            return state
-        return jax.device_put(state, state_sharding(state, state["params"], self.mesh))
+            return self._jit("init", function)(seeds)
+        shapes = jax.eval_shape(function, seeds)
+        # Made in parts: no device ever holds the whole model.
+        return self._jit("init", function, out_shardings=state_sharding(shapes, shapes["params"], self.mesh))(seeds)
 
     def train(self, state: State, values: Any, steps: int, data_slice: Any) -> tuple[State, dict[str, jax.Array]]:
         """`steps` steps on batches made on the device from (seed, step); the state given is consumed.
@@ -99,28 +104,46 @@ class Program:
         """Per-target results on one host batch: "loss" (b, p) nats, "correct" (b, p) bool."""
 
         def run(params: Params, batch: Batch) -> dict[str, jax.Array]:
-            loss, correct, _ = self._targets(params, batch, None)
-            return {"loss": loss, "correct": correct}
+            found, _ = self._losses(params, batch, batch.weights, None)
+            return {"loss": found.loss, "correct": found.correct}
 
         return self._jit("evaluate_on", run)(params, batch)
 
     def sums(self, params: Params, batch: Batch, weights: jax.Array) -> dict[str, jax.Array]:
         """Weighted sums of loss and correct answers."""
-        loss, correct, _ = self._targets(params, batch, None)
-        return {"loss": jnp.sum(loss * weights), "correct": jnp.sum(correct * weights), "weight": jnp.sum(weights)}
+        found, _ = self._losses(params, batch, weights, None)
+        return {"loss": jnp.sum(found.loss * weights), "correct": jnp.sum(found.correct * weights), "weight": jnp.sum(weights)}
 
     def step(self, state: State, values: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        """One optimizer step (not jitted, not vmapped)."""
+        """One optimizer step (not jitted, not vmapped).
+
+        A step whose loss or gradient norm is not finite is skipped: parameters and optimizer stay what they were, `step` goes on. After
+        `run.stop_after_nonfinite` such steps in a row all later ones are skipped too, so that the parameters stay those that fail.
+
+        Returns:
+          the state, and metrics: "loss", "accuracy", "gradient_norm", "skipped" (1.0 or 0.0), with a z-loss "z_loss", and the mixers' own.
+        """
         experiment = self.experiment
         if self.mesh is not None:
             batch = jax.lax.with_sharding_constraint(batch, batch_sharding(self.mesh))
-        key = jax.random.fold_in(jax.random.key(state["seed"]), state["step"])
-        grads, metrics = self.gradients(state["params"], batch, key if experiment.model.embedding_dropout else None)
+        grads, metrics = self.gradients(state["params"], batch, self.dropout_key(state["seed"], state["step"]))
         transform = experiment.optimizer.transform(self.model, experiment.run.steps, values)
         updates, opt_state = transform.update(grads, state["opt_state"], state["params"])
         params = jax.tree.map(jnp.add, state["params"], updates)
-        metrics["gradient_norm"] = jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(grads)))
-        return {"params": params, "opt_state": opt_state, "step": state["step"] + 1, "seed": state["seed"]}, metrics
+        norm = jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(grads)))
+        in_row = state["skipped"]["in_row"]
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & (in_row < experiment.run.stop_after_nonfinite)
+        made = {"params": params, "opt_state": opt_state}
+        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), made, {name: state[name] for name in made})
+        skipped = {"total": state["skipped"]["total"] + ~good, "in_row": jnp.where(good, 0, in_row + 1)}
+        metrics |= {"gradient_norm": norm, "skipped": 1.0 - good}
+        return {**kept, "step": state["step"] + 1, "seed": state["seed"], "skipped": skipped}, metrics
+
+    def dropout_key(self, seed: Any, step: Any) -> jax.Array | None:
+        """The key of a step's dropout; None for a model without any."""
+        if not self.experiment.model.embedding_dropout:
+            return None
+        return jax.random.fold_in(jax.random.key(seed), step)
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[Params, dict[str, jax.Array]]:
         """Gradient of the mean loss over labelled positions plus auxiliary losses, in `run.accumulate` pieces, and metrics."""
@@ -128,12 +151,16 @@ class Program:
         weight = jnp.maximum(jnp.sum(batch.weights), 1.0)
 
         def loss_of(params: Params, piece: Batch, key: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-            loss, correct, out = self._targets(params, piece, key)
-            mean = jnp.sum(loss * piece.weights) / weight
+            found, out = self._losses(params, piece, piece.weights, key)
             auxiliary = sum(out.losses.values(), jnp.zeros(())) / pieces
-            metrics = {"loss": mean, "accuracy": jnp.sum(correct * piece.weights) / weight}
+            metrics = {
+                "loss": jnp.sum(found.loss * piece.weights) / weight,
+                "accuracy": jnp.sum(found.correct * piece.weights) / weight,
+            }
+            if self.experiment.loss.z_loss:
+                metrics["z_loss"] = self.experiment.loss.z_loss * jnp.sum(found.lse**2 * piece.weights) / weight
             metrics |= {name: value / pieces for name, value in {**out.losses, **out.metrics}.items()}
-            return mean + auxiliary, metrics
+            return found.total / weight + auxiliary, metrics
 
         slope = jax.grad(loss_of, has_aux=True)
         if pieces == 1:
@@ -148,28 +175,21 @@ class Program:
         rest = jax.tree.map(lambda leaf: leaf[1:], (split, keys))
         return jax.lax.scan(body, first, rest)[0]
 
-    def _targets(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, Any]:
-        """Cross-entropy (b, p) nats and correctness (b, p) at labelled positions, and the model's output.
-
-        Only labelled positions are projected to the vocabulary.
-        """
-        module = self.model.bind(params)
-        out = module.hidden(batch.tokens, Context(segments=batch.segments), key)
-        hidden = out.hidden
-        if batch.target_positions is not None:
-            hidden = jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)
-        logits = module.logits(hidden)
-        chosen = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
-        loss = jax.nn.logsumexp(logits, axis=-1) - chosen
-        # Right when no other logit is as large: argmax without its cost on a CPU, and ties (a collapsed model) count as wrong.
-        correct = jnp.sum(logits >= chosen[..., None], axis=-1) == 1
-        return loss, correct, out
+    def _losses(self, params: Params, batch: Batch, weights: jax.Array, key: jax.Array | None) -> tuple[Losses, ModelOutput]:
+        return losses(self.model.bind(params), batch, weights, self.experiment.loss, key)
 
     def _init(self, seed: jax.Array) -> State:
         params = self.model.init(jax.random.key(seed))
         optimizer = self.experiment.optimizer
         transform = optimizer.transform(self.model, self.experiment.run.steps, optimizer.values())
-        return {"params": params, "opt_state": transform.init(params), "step": jnp.zeros((), jnp.int32), "seed": seed}
+        zero = jnp.zeros((), jnp.int32)
+        return {
+            "params": params,
+            "opt_state": transform.init(params),
+            "step": zero,
+            "seed": seed,
+            "skipped": {"total": zero, "in_row": zero},
+        }
 
     def _vectorised(self, function: Any) -> Any:
         return function if self.population is None else jax.vmap(function)
@@ -180,13 +200,18 @@ class Program:
         compiled = self._compiled[key]
 
         def call(*args: Any) -> Any:
-            precision = "highest" if self.experiment.run.precision == "highest" else None
-            # The mesh is told to those operations whose kernels XLA cannot partition.
-            mesh = contextlib.nullcontext() if self.mesh is None else jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
-            with jax.default_matmul_precision(precision), mesh:
+            with self.context():
                 return compiled(*args)
 
         return call
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """What this program's functions are traced and run in: its precision, and its mesh, for operations that XLA cannot partition."""
+        precision = "highest" if self.experiment.run.precision == "highest" else None
+        mesh = contextlib.nullcontext() if self.mesh is None else jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+        with jax.default_matmul_precision(precision), mesh:
+            yield
 
 
 def member_values(experiments: list[Experiment], population: bool) -> Any:

@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train = command("train", "train one experiment; the same command resumes it")
     train.add_argument("experiment")
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, when several processes train together (docs/clusters.md)")
+    train.add_argument("--processes", type=int, metavar="N", help="how many processes train together")
+    train.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     compare = command("compare", "train what a study lacks, then table and plots")
     compare.add_argument("study")
     compare.add_argument("--out", type=Path, metavar="DIR", help="where runs, table and plots go (default: runs/STUDY)")
@@ -131,18 +134,21 @@ def _describe(given: argparse.Namespace) -> int:
 
 def _train(given: argparse.Namespace) -> int:
     from configuration import apply_overrides
+    from training.distributed import is_main, joined
     from training.loop import run_directory, train
 
     experiment, _ = _load(given, "experiment", given.experiment)
     experiment = apply_overrides(experiment, given.overrides)
-    result = train(experiment)
-    shown = {
-        name: result[name]
-        for name in ("accuracy", "bits_per_byte", "loss", "status", "steps", "seconds", "examples_per_second")
-        if name in result
-    }
-    print(", ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()))
-    print(f"result: {run_directory(experiment) / 'result.json'}")
+    with joined(given.coordinator, given.processes, given.process):
+        result = train(experiment)
+        shown = {
+            name: result[name]
+            for name in ("accuracy", "bits_per_byte", "loss", "status", "steps", "seconds", "examples_per_second")
+            if name in result
+        }
+        if is_main():
+            print(", ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()))
+            print(f"result: {run_directory(experiment) / 'result.json'}")
     return 0
 
 

@@ -1,10 +1,14 @@
-"""Byte n-gram models: a baseline, and the slice of bytes that ask for recall.
+"""N-gram models of training text: a baseline, and the slice of targets that ask for recall.
 
 Zoology (Arora, Eyuboglu et al., arXiv 2312.04927, section 3) splits a language model's loss by associative recall: a token counts as a
-recall hit when it completes an n-gram seen earlier in the context which training data alone doesn't teach. For words they take
-bigrams that are rare in training. For bytes, where bigrams say nothing, this project takes
+recall hit when it completes an n-gram seen earlier in the context which training data alone doesn't teach. They take
+    hit: the last token of a bigram that stands earlier in the context, and is not among the 1,250 most frequent in training
+(`recall_bigrams`, for tokenizers of words and parts of words). For bytes, where bigrams say nothing, this project takes
     hit: the byte completes an 8-gram that stands earlier in its segment, and it is not the most frequent successor, in the
-    training documents, of the 7 bytes before it.
+    training documents, of the 7 bytes before it
+(`recall_slice`).
+
+Models are fitted to `FIT_TOKENS` tokens at most, of documents spread over the corpus; results say to how many.
 
 Easy to get wrong: "earlier" is within the same segment of the same row, as that is all the model sees; seven bytes that training never had
 predict nothing, so their successors can be hits.
@@ -13,49 +17,96 @@ predict nothing, so their successors can be hits.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from data.plan import Documents
 from data.tokenizers import START
 
 CONTEXT = 7
+FREQUENT = 1250
+FIT_TOKENS = 1 << 25
+_BLOCK = 1 << 22
+
+
+def documents_to_fit(documents: Documents, limit: int = FIT_TOKENS) -> Iterator[np.ndarray]:
+    """Tokens of documents, each (n,) int32 with the opening one first: of all, or of every k-th so that about `limit` tokens come.
+
+    A document is cut short where it would pass the limit.
+    """
+    total = int(documents.lengths.sum())
+    left = limit
+    for number in range(0, len(documents.lengths), max(1, total // limit)):
+        if left <= 0:
+            return
+        tokens = documents.tokens(number, 0, min(int(documents.lengths[number]), left))
+        left -= len(tokens)
+        yield tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Bigram:
-    """log p(next byte | token before it), natural logarithm, (257, 257); a document's first byte follows START."""
+    """p(next token | token before it), smoothed as Witten and Bell (1991) do.
 
-    log_probability: np.ndarray
+    p(b | a) = (c(a, b) + s(a) p(b)) / (c(a) + s(a)), with s(a) the number of different successors of a (at least 1) and p(b) the share of b among
+    all successors, one added to each count. A document's first token follows the opening one, which itself follows nothing.
+
+    Attributes:
+      pairs, counts: (n,) a * vocabulary + b in ascending order, and how often.
+      before, kinds: (vocabulary,) c(a) and s(a).
+      alone: (vocabulary,) p(b).
+      tokens: how many tokens it was fitted to, opening ones among them.
+    """
+
+    pairs: np.ndarray
+    counts: np.ndarray
+    before: np.ndarray
+    kinds: np.ndarray
+    alone: np.ndarray
+    tokens: int
 
     @classmethod
-    def fit(cls, documents: Iterable[bytes]) -> Bigram:
-        """Counts byte pairs, one added to each of the 256 possible successors."""
-        counts = np.zeros(257 * 256, np.int64)
+    def fit(cls, documents: Iterable[np.ndarray], vocabulary: int, start: int) -> Bigram:
+        """Counts pairs within documents, each given as tokens with `start` first."""
+        pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        waiting: list[np.ndarray] = []
+        tokens = 0
+
+        def merge() -> tuple[np.ndarray, np.ndarray]:
+            new, often = np.unique(np.concatenate(waiting), return_counts=True) if waiting else (pairs[:0], counts[:0])
+            both, place = np.unique(np.concatenate([pairs, new]), return_inverse=True)
+            return both, np.bincount(place, np.concatenate([counts, often]), len(both)).astype(np.int64)
+
         for document in documents:
-            raw = np.frombuffer(document, np.uint8).astype(np.int64)
-            if raw.size:
-                before = np.concatenate([[START], raw[:-1]])
-                counts += np.bincount(before * 256 + raw, minlength=257 * 256)
-        smoothed = counts.reshape(257, 256) + 1.0
-        table = np.full((257, 257), -np.inf)
-        # START never follows anything within a document.
-        table[:, :256] = np.log(smoothed) - np.log(smoothed.sum(axis=1, keepdims=True))
-        return cls(table)
+            ids = np.asarray(document, np.int64)
+            tokens += len(ids)
+            waiting.append(ids[:-1] * vocabulary + ids[1:])
+            if tokens // _BLOCK > (tokens - len(ids)) // _BLOCK:
+                pairs, counts = merge()
+                waiting = []
+        pairs, counts = merge()
+        left, right = np.divmod(pairs, vocabulary)
+        alone = np.bincount(right, counts, vocabulary) + 1.0
+        alone[start] = 0.0
+        before = np.bincount(left, counts, vocabulary)
+        return cls(pairs, counts, before, np.maximum(np.bincount(left, minlength=vocabulary), 1), alone / alone.sum(), tokens)
 
     def loss(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Cross-entropy of each target in nats, shape of `targets`; for targets of weight 0 the number means nothing."""
-        return -self.log_probability[tokens, targets]
+        wanted = np.asarray(tokens, np.int64) * len(self.alone) + targets
+        count = np.zeros(wanted.shape)
+        if self.pairs.size:
+            place = np.minimum(np.searchsorted(self.pairs, wanted), len(self.pairs) - 1)
+            count = np.where(self.pairs[place] == wanted, self.counts[place], 0)
+        kinds = self.kinds[tokens]
+        # The opening token is a target in padding only.
+        share = np.maximum(self.alone[targets], np.finfo(np.float64).tiny)
+        return -np.log((count + kinds * share) / (self.before[tokens] + kinds))
 
-    def bits_per_byte(self, documents: Iterable[bytes]) -> float:
-        """Mean over every byte of every document, first bytes included."""
-        nats, count = 0.0, 0
-        for document in documents:
-            raw = np.frombuffer(document, np.uint8).astype(np.int64)
-            if raw.size:
-                nats += float(self.loss(np.concatenate([[START], raw[:-1]]), raw).sum())
-                count += raw.size
-        return nats / np.log(2) / max(count, 1)
+    def frequent(self, count: int = FREQUENT) -> np.ndarray:
+        """The most frequent pairs, (count,) a * vocabulary + b in ascending order; among equally frequent ones the smallest."""
+        return np.sort(self.pairs[np.argsort(-self.counts, kind="stable")[:count]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +117,11 @@ class NgramTable:
     successors: np.ndarray
 
     @classmethod
-    def fit(cls, documents: Sequence[bytes]) -> NgramTable:
-        """Counts 8-grams within documents; among equally frequent successors the smallest byte wins."""
-        grams = np.empty(sum(max(len(document) - CONTEXT, 0) for document in documents), np.uint64)
-        at = 0
-        for document in documents:
-            found = _grams(np.frombuffer(document, np.uint8)[None])[0]
-            grams[at : at + len(found)] = found
-            at += len(found)
+    def fit(cls, documents: Iterable[np.ndarray]) -> NgramTable:
+        """Counts 8-grams within documents, each given as byte tokens with START first; among equally frequent successors the smallest wins."""
+        found = [_grams(np.asarray(document[1:], np.uint8)[None])[0] for document in documents]
+        grams = np.concatenate([np.zeros(0, np.uint64), *found])
+        del found
         grams.sort()
         first = np.flatnonzero(np.concatenate([[True], grams[1:] != grams[:-1]])) if grams.size else np.zeros(0, np.int64)
         counts = np.diff(np.append(first, grams.size))
@@ -92,6 +140,29 @@ class NgramTable:
             return np.full(contexts.shape, -1, np.int16)
         place = np.minimum(np.searchsorted(self.contexts, contexts), len(self.contexts) - 1)
         return np.where(self.contexts[place] == contexts, self.successors[place].astype(np.int16), np.int16(-1))
+
+
+def recall_bigrams(
+    tokens: np.ndarray, targets: np.ndarray, weights: np.ndarray, segments: np.ndarray, frequent: np.ndarray, vocabulary: int
+) -> np.ndarray:
+    """Which targets are recall hits by bigrams (see the module), (b, t) bool.
+
+    Args:
+      tokens, targets, weights, segments: (b, t) of a batch; targets of weight 0 are neither hits nor seen.
+      frequent: pairs that are no hits, a * vocabulary + b in ascending order.
+      vocabulary: number of ids.
+    """
+    hits = np.zeros(np.shape(tokens), bool)
+    row, at = np.nonzero((np.asarray(weights) > 0) & (np.asarray(segments) != 0))
+    pair = np.asarray(tokens, np.int64)[row, at] * vocabulary + np.asarray(targets)[row, at]
+    segment = np.asarray(segments)[row, at]
+    order = np.lexsort((at, pair, segment, row))
+    row, at, pair, segment = row[order], at[order], pair[order], segment[order]
+    seen = np.zeros(len(pair), bool)
+    seen[1:] = (pair[1:] == pair[:-1]) & (segment[1:] == segment[:-1]) & (row[1:] == row[:-1])
+    seen &= ~np.isin(pair, frequent)
+    hits[row[seen], at[seen]] = True
+    return hits
 
 
 def recall_slice(tokens: np.ndarray, segments: np.ndarray | None, table: NgramTable) -> np.ndarray:

@@ -1,48 +1,26 @@
-"""Documents of any length into rows of one length.
+"""Whole documents packed into rows of one length, each a segment of its own.
 
 Each document is cut into pieces of at most `length` tokens, one after the other from its start, and pieces that fill a row only
 partly share rows: a row takes the longest piece left, then again and again the longest that still fits ("best fit, longest
 first"; Ding et al., Fewer Truncations Improve Language Modeling, arXiv 2404.10830, pack so too). Pieces are numbered 1, 2, ... within
-their row as segments, 0 is padding, and no target crosses from one to the next.
+their row as segments, 0 is padding, and attention does not cross from one to the next.
 
-Easy to get wrong: pieces of one document are separate segments, wherever they lie; the first token of a piece is no target.
-Who shares a row doesn't matter to a model that keeps segments apart, so the rows stay the same from epoch to epoch and only
-their order changes. That makes reading row r a pure function of r, which is what lets an iterator continue from a number.
+What a row takes depends only on how many pieces of each size are left. So a row's pattern of sizes repeats until one of these sizes runs short, and
+is laid out at once for all its repetitions: the loop is over patterns (a few times `length`), not over pieces, and 30 million
+documents take seconds. In memory stay 8 bytes a document and about 6 a piece.
+
+Easy to get wrong: pieces of one document are separate segments, wherever they lie. Who shares a row doesn't matter to a model that
+keeps segments apart, so the rows stay the same from epoch to epoch and only their order changes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from data.tokenizers import ByteTokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Pieces:
-    """Pieces of documents: document index, first token and end token within it, each (pieces,)."""
-
-    document: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-
-
-def cut(lengths: np.ndarray, length: int) -> Pieces:
-    """Cuts documents of `lengths` tokens each into pieces of at most `length` tokens.
-
-    Raises:
-      ValueError: `length` is not positive.
-    """
-    if length < 1:
-        raise ValueError(f"length={length}: must be at least 1")
-    lengths = np.asarray(lengths, np.int64)
-    counts = -(-lengths // length)
-    document = np.repeat(np.arange(len(lengths)), counts)
-    first = np.cumsum(counts) - counts
-    start = (np.arange(len(document)) - first[document]) * length
-    return Pieces(document, start, np.minimum(start + length, lengths[document]))
+from data.plan import Plan, Span, smallest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,76 +34,94 @@ class Rows:
         return len(self.begin) - 1
 
     def pieces(self, row: int) -> np.ndarray:
-        return self.order[self.begin[row] : self.begin[row + 1]]
+        """Numbers of the pieces of one row."""
+        return self.order[int(self.begin[row]) : int(self.begin[row + 1])]
 
 
 def pack(sizes: np.ndarray, length: int) -> Rows:
     """Shares out pieces of `sizes` tokens into rows of `length`: each piece once, deterministic.
 
     Raises:
-      ValueError: a piece is empty or longer than a row.
+      ValueError: a piece is empty or longer than a row, or `length` is not positive.
     """
+    if length < 1:
+        raise ValueError(f"length={length}: must be at least 1")
     sizes = np.asarray(sizes, np.int64)
     if sizes.size and (sizes.min() < 1 or sizes.max() > length):
         raise ValueError(f"sizes: each must be between 1 and length={length}, found {sizes.min()} .. {sizes.max()}")
-    order: list[int] = np.flatnonzero(sizes == length).tolist()
-    begin = list(range(len(order) + 1))
-    # Pieces that share rows, by size; last in, first out, so turned around.
-    left: dict[int, list[int]] = {}
-    for index in np.flatnonzero(sizes < length)[::-1]:
-        left.setdefault(int(sizes[index]), []).append(int(index))
+    by_size = smallest(np.argsort(sizes, kind="stable"))
+    counts = np.bincount(sizes, minlength=length + 1)
+    at = (np.cumsum(counts) - counts).tolist()
+    left = counts.tolist()
     # Bit s is set while a piece of size s is left: the longest that fits is then the highest bit below a bound.
-    present = sum(1 << size for size in left)
+    present = sum(1 << int(size) for size in np.flatnonzero(counts))
+    orders, widths, repeats = [np.zeros(0, by_size.dtype)], [], []
     while present:
-        room = length
-        while fitting := present & ((1 << (room + 1)) - 1):
-            size = fitting.bit_length() - 1
-            order.append(left[size].pop())
-            room -= size
+        places = _pattern(present, left, length)
+        times = min(left[size] // len(columns) for size, columns in places.items())
+        width = sum(map(len, places.values()))
+        pieces = np.empty((times, width), by_size.dtype)
+        for size, columns in places.items():
+            taken = times * len(columns)
+            pieces[:, columns] = by_size[at[size] : at[size] + taken].reshape(times, -1)
+            at[size] += taken
+            left[size] -= taken
             if not left[size]:
                 present &= ~(1 << size)
-        begin.append(len(order))
-    return Rows(np.array(order, np.int64), np.array(begin, np.int64))
+        orders.append(pieces.reshape(-1))
+        widths.append(width)
+        repeats.append(times)
+    per_row = np.repeat(np.array(widths, np.int64), np.array(repeats, np.int64))
+    return Rows(np.concatenate(orders), smallest(np.concatenate([[0], np.cumsum(per_row)])))
 
 
-class PackedRows:
-    """Rows of packed pieces by number: what Grain takes as a random-access source.
+def _pattern(present: int, left: list[int], length: int) -> dict[int, list[int]]:
+    """What the next row takes: size -> its places in the row."""
+    places: dict[int, list[int]] = {}
+    room, place = length, 0
+    while fitting := present & ((1 << (room + 1)) - 1):
+        size = fitting.bit_length() - 1
+        columns = places.setdefault(size, [])
+        columns.append(place)
+        room -= size
+        place += 1
+        if len(columns) == left[size]:
+            present &= ~(1 << size)
+    return places
+
+
+class PackedPlan(Plan):
+    """Rows of packed pieces.
 
     Args:
-      documents: each document's bytes.
       lengths: tokens of each document, (documents,).
       length: tokens a row.
     """
 
-    def __init__(self, documents: Sequence[bytes], lengths: np.ndarray, length: int):
-        self.documents = documents
-        self.length = length
-        self.tokenizer = ByteTokenizer()
-        self.cut = cut(lengths, length)
-        self.rows = pack(self.cut.stop - self.cut.start, length)
-        self.fill = float(np.sum(lengths)) / max(len(self.rows) * length, 1)
+    segmented = True
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def __init__(self, lengths: np.ndarray, length: int):
+        lengths = np.asarray(lengths, np.int64)
+        counts = -(-lengths // length)
+        self._document_lengths = lengths
+        self._first = np.concatenate([[0], np.cumsum(counts)])
+        sizes = np.full(int(self._first[-1]), length, np.int64)
+        some = counts > 0
+        sizes[self._first[1:][some] - 1] = (lengths - (counts - 1) * length)[some]
+        self._rows = pack(sizes, length)
+        self.lengths = (length,)
+        self.counts = (len(self._rows),)
+        self.fill = float(lengths.sum()) / max(len(self._rows) * length, 1)
 
-    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
-        """tokens and segments of one row, both (length,) int32."""
-        tokens = np.zeros(self.length, np.int32)
-        segments = np.zeros(self.length, np.int32)
-        at = 0
-        for number, piece in enumerate(self.rows.pieces(int(row)), start=1):
-            start, stop = int(self.cut.start[piece]), int(self.cut.stop[piece])
-            end = at + stop - start
-            tokens[at:end] = self.tokenizer.encode(self.documents[int(self.cut.document[piece])], start, stop)
-            segments[at:end] = number
-            at = end
-        return {"tokens": tokens, "segments": segments}
+    def spans(self, group: int, row: int) -> list[Span]:
+        """See `Plan`."""
+        length = self.lengths[0]
+        pieces = self._rows.pieces(row).astype(np.int64)
+        found = np.searchsorted(self._first, pieces, side="right") - 1
+        starts = (pieces - self._first[found]) * length
+        stops = np.minimum(starts + length, self._document_lengths[found])
+        return list(zip(found.tolist(), starts.tolist(), stops.tolist(), strict=True))
 
-
-def next_token_targets(tokens: np.ndarray, segments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Targets (b, t) int32, each the next token of its segment, and weights (b, t) float32, 0 where a segment ends and in padding."""
-    inside = np.zeros(tokens.shape, bool)
-    inside[:, :-1] = (segments[:, 1:] == segments[:, :-1]) & (segments[:, :-1] != 0)
-    following = np.zeros_like(tokens)
-    following[:, :-1] = tokens[:, 1:]
-    return np.where(inside, following, 0).astype(np.int32), inside.astype(np.float32)
+    def facts(self) -> dict[str, Any]:
+        """Rows, and the share of their places that hold a token."""
+        return {**super().facts(), "fill": self.fill}

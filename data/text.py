@@ -1,56 +1,60 @@
-"""Text as packed rows of bytes: the config `Text`, its training iterator and its held-out batches.
+"""Text as rows of tokens: the config `Text`, its training batches by number and its held-out batches.
 
-Documents come from `data/corpora.py`, are cut and packed by `data/packing.py`, and are shuffled, repeated, batched and read ahead by
-Grain. Tokens are bytes plus one that opens a document (vocabulary 257).
+Documents come tokenised from `data/prepared.py`, `data/sequences.py` makes rows of them in one of three ways, and `data/batches.py` makes every
+global batch a function of (seed, number). Held-out rows are always packed whole documents of `length` tokens, however the training rows are
+made, so that runs compare.
 
-Bits per byte: cross-entropy in nats / ln 2, averaged over targets of weight 1. Targets are the bytes of held-out documents, the
-first one included (predicted from the opening token), save those that begin a later piece of a long document: they have no
-context in their row, so they are no targets (at most one byte in `length`). Every method is measured on the same targets, so numbers compare
-at equal corpus digest and equal `length`; a longer `length` gives longer contexts and with them lower numbers.
+Targets of an evaluation are all tokens of held-out documents but the opening ones: each exactly once, predicted from what stands before it in its row.
+Every method is measured on the same targets, so numbers compare at equal corpus digest and equal `length`; a longer `length` gives
+longer contexts and with them lower numbers.
 
-Easy to get wrong:
-- Grain's process prefetch needs parsed absl flags and a main guard; batches here cost under a millisecond, so threads do.
-- The held-out rows of one evaluation are the same whatever the batch size; the last batch is filled with padding (segment 0, weight 0).
+Easy to get wrong: the held-out rows of one evaluation are the same whatever the batch size; the last batch is filled with padding
+(segment 0, weight 0).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import chz
 import numpy as np
 
 from configuration import UserError
 from data.batch import Batch, DataConfig
-from data.packing import PackedRows, next_token_targets
-from data.tokenizers import START, ByteTokenizer
+from data.batches import Batches
+from data.packing import PackedPlan
+from data.plan import Plan, RowArrays
+from data.random_bits import permutation
+from data.sequences import Packed, Sequences
+from data.tokenizers import ByteTokenizer, Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
-    from data.corpora import Corpus
     from data.ngrams import Bigram, NgramTable
+    from data.prepared import Prepared
 
-_READERS, _BATCHES_AHEAD = 2, 8
-_ENDLESS = 2**48
-_HELD_OUT_ORDER = 0
+_HELD_OUT_ORDER = (0, 5)
 
 
 @chz.chz(typecheck=True)
 class Text(DataConfig):
-    """Next-byte prediction on text.
+    """Next-token prediction on text.
 
     Attributes:
-      source: "stdlib" (the interpreter's own source code), a text file, .jsonl file or folder, or "tfds:NAME".
-      length: tokens a row.
-      tokenizer: "bytes" is the only one so far.
-      shuffle: rows in an order drawn anew each epoch, or as packed.
+      source: "stdlib" (the interpreter's own source code), a file or folder of text, "tfds:NAME", or a folder that `main.py prepare` made.
+      tokenizer: "bytes" or the path of a tokenizer.json; None: the prepared folder's own, else bytes.
+      length: tokens a row; of the longest rows where they differ.
+      sequences: how rows are made of documents: Packed, Chunked or Decomposed.
+      shuffle: rows in an order drawn anew each epoch, or as planned.
       held_out_batches: most batches an evaluation takes, unless it asks for another number.
     """
 
     source: str = "stdlib"
+    tokenizer: str | None = None
     length: int = 512
-    tokenizer: Literal["bytes"] = "bytes"
+    sequences: Sequences = Packed()
     shuffle: bool = True
     held_out_batches: int = 50
 
@@ -62,144 +66,128 @@ class Text(DataConfig):
             raise UserError(f"length={self.length}: must be at least 2")
         if self.held_out_batches < 1:
             raise UserError(f"held_out_batches={self.held_out_batches}: must be at least 1")
+        self.sequences.check(self.length)
 
     @property
     def vocabulary(self) -> int:
-        return ByteTokenizer.vocabulary
+        return self.open_tokenizer().vocabulary
 
     @property
     def longest(self) -> int:
         return self.length
 
-    def corpus(self) -> Corpus:
-        """The corpus, prepared on first use.
+    def open_tokenizer(self) -> Tokenizer:
+        """What ids mean; a source that is yet to be prepared is not prepared for it.
 
         Raises:
-          UserError: it can't be had; see `data.corpora.open_corpus`.
+          UserError: there is no such tokenizer.
+        """
+        if self.tokenizer is None and (Path(self.source) / "manifest.json").exists():
+            return self.prepared().tokenizer
+        return open_tokenizer(self.tokenizer or "bytes")
+
+    def prepared(self) -> Prepared:
+        """The tokenised documents, prepared on first use.
+
+        Raises:
+          UserError: they can't be had; see `data.prepared.open_prepared`.
         """
         # Importing TFDS takes a second, which experiments on recall tasks needn't pay.
         from data.corpora import cache_folder
 
-        return _corpus(self.source, str(cache_folder()))
+        return _prepared(self.source, self.tokenizer, str(cache_folder()))
 
     def prepare(self) -> None:
-        self.corpus()
+        self.prepared()
 
     def describe(self) -> dict[str, Any]:
-        """Source, digest, and documents and bytes of both splits."""
-        return self.corpus().describe()
+        """Source, digest, tokenizer, and documents, tokens and bytes of both splits."""
+        return self.prepared().describe()
 
-    def train_rows(self) -> PackedRows:
-        """The training rows by number."""
-        return _rows(self.corpus(), "train", self.length)
-
-    def train_iterator(self, seed: int, batch_size: int) -> TextIterator:
-        """Endless training batches of numpy arrays; equal for equal arguments, and it continues from a saved state.
+    def batches(self, seed: int, batch_size: int) -> Batches:
+        """Training batches by number; equal for equal arguments.
 
         Raises:
-          UserError: the corpus can't be had.
+          UserError: the corpus can't be had or gives no rows.
         """
-        import grain
-
-        rows = grain.MapDataset.source(self.train_rows()).seed(seed % 2**32)
-        if self.shuffle:
-            rows = rows.shuffle()
-        # Longer than any run; Grain's own endless repeat overflows its length when batched by one.
-        batches = rows.repeat(_ENDLESS // len(rows)).batch(batch_size).map(_batch)
-        options = grain.ReadOptions(num_threads=_READERS, prefetch_buffer_size=_BATCHES_AHEAD)
-        return TextIterator(iter(batches.to_iter_dataset(options)), self.corpus().digest)
+        prepared = self.prepared()
+        plan = _plan(prepared, self.sequences, self.length, seed)
+        return Batches(prepared.train, plan, self.sequences, length=self.length, batch_size=batch_size, seed=seed, shuffle=self.shuffle)
 
     def evaluation_batches(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
         """Held-out batches, in one fixed order spread over the documents; at most `max_batches` (None: `held_out_batches`)."""
-        rows = _rows(self.corpus(), "held_out", self.length)
-        order = np.random.default_rng(_HELD_OUT_ORDER).permutation(len(rows))
+        documents = self.prepared().held_out
+        plan = _held_out(self.prepared(), self.length)
+        order = permutation(_HELD_OUT_ORDER, plan.counts[0])
         limit = self.held_out_batches if max_batches is None else max_batches
         for begin in range(0, min(len(order), limit * batch_size), batch_size):
-            taken = [rows[row] for row in order[begin : begin + batch_size]]
-            empty = {"tokens": np.zeros(self.length, np.int32), "segments": np.zeros(self.length, np.int32)}
-            taken += [empty] * (batch_size - len(taken))
-            yield _batch({name: np.stack([row[name] for row in taken]) for name in empty})
+            arrays = RowArrays(batch_size, self.length)
+            for place, row in enumerate(order[begin : begin + batch_size].tolist()):
+                arrays.fill(place, documents, plan.spans(0, row))
+            yield arrays.batch()
 
     def bigram(self) -> Bigram:
-        """Byte pairs of the training documents: the baseline every model should beat."""
-        return _bigram(self.corpus())
+        """Token pairs of the training documents: the baseline every model should beat."""
+        return _bigram(self.prepared())
 
-    def ngram_table(self) -> NgramTable:
-        """The training documents' most frequent next byte by the 7 bytes before it."""
-        return _ngram_table(self.corpus())
+    def recall_hits(self, batch: Batch) -> np.ndarray:
+        """Which targets of a held-out batch ask for recall, (b, t) bool; see `data.ngrams`."""
+        from data.ngrams import recall_bigrams, recall_slice
+
+        tokens, targets, weights, segments = (np.asarray(leaf) for leaf in (batch.tokens, batch.targets, batch.weights, batch.segments))
+        if isinstance(self.prepared().tokenizer, ByteTokenizer):
+            return recall_slice(tokens, segments, _ngram_table(self.prepared()))
+        return recall_bigrams(tokens, targets, weights, segments, _frequent(self.prepared()), self.vocabulary)
 
     def prompt(self, seed: int, length: int = 64) -> list[int]:
-        """The opening token and the first bytes of a held-out document, `length` tokens in all at most."""
-        documents = self.corpus().held_out
-        return self.encode(documents[seed % len(documents)][: length - 1])
+        """The opening token and the first tokens of a held-out document, `length` in all at most."""
+        documents = self.prepared().held_out
+        number = seed % len(documents)
+        return documents.tokens(number, 0, min(length, int(documents.lengths[number]))).tolist()
 
     def encode(self, text: str | bytes) -> list[int]:
         """Tokens of the beginning of a document."""
-        return ByteTokenizer().encode(text).tolist()
+        return np.asarray(self.open_tokenizer().encode(text)).tolist()
 
     def decode(self, tokens: Any) -> str:
         """Text of tokens, up to where another document begins."""
+        tokenizer = self.open_tokenizer()
         ids = [int(token) for token in np.asarray(tokens).reshape(-1)]
-        end = ids.index(START, 1) if START in ids[1:] else len(ids)
-        return ByteTokenizer().decode(ids[:end])
-
-
-class TextIterator:
-    """Training batches; `get_state` is JSON-ready, and names the corpus so that no run continues on another one."""
-
-    def __init__(self, batches: Any, digest: str):
-        self._batches = batches
-        self._digest = digest
-
-    def __iter__(self) -> TextIterator:
-        return self
-
-    def __next__(self) -> Batch:
-        return next(self._batches)
-
-    def get_state(self) -> dict[str, Any]:
-        return {"corpus": self._digest, "grain": self._batches.get_state()}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continues after the batch before which `state` was taken.
-
-        Raises:
-          UserError: the state belongs to another corpus.
-        """
-        if state["corpus"] != self._digest:
-            raise UserError(f"the checkpoint was trained on corpus {state['corpus'][:12]}, and the source now holds {self._digest[:12]}")
-        self._batches.set_state(state["grain"])
-
-
-def _batch(rows: dict[str, Any]) -> Batch:
-    targets: Any
-    weights: Any
-    targets, weights = next_token_targets(rows["tokens"], rows["segments"])
-    return Batch(tokens=rows["tokens"], targets=targets, target_positions=None, weights=weights, segments=rows["segments"])
+        end = ids.index(tokenizer.start, 1) if tokenizer.start in ids[1:] else len(ids)
+        return tokenizer.decode(ids[:end])
 
 
 @functools.lru_cache(maxsize=4)
-def _corpus(source: str, cache: str) -> Corpus:
-    from data.corpora import open_corpus
+def _prepared(source: str, tokenizer: str | None, cache: str) -> Prepared:
+    from data.prepared import open_prepared
 
-    return open_corpus(source)
-
-
-@functools.lru_cache(maxsize=4)
-def _rows(corpus: Corpus, split: str, length: int) -> PackedRows:
-    documents = corpus.train if split == "train" else corpus.held_out
-    return PackedRows(documents, documents.byte_lengths + 1, length)
+    return open_prepared(source, tokenizer)
 
 
 @functools.lru_cache(maxsize=2)
-def _bigram(corpus: Corpus) -> Bigram:
-    from data.ngrams import Bigram
-
-    return Bigram.fit(corpus.train)
+def _plan(prepared: Prepared, sequences: Sequences, length: int, seed: int) -> Plan:
+    return sequences.plan(prepared.train.lengths, length, seed)
 
 
 @functools.lru_cache(maxsize=2)
-def _ngram_table(corpus: Corpus) -> NgramTable:
-    from data.ngrams import NgramTable
+def _held_out(prepared: Prepared, length: int) -> PackedPlan:
+    return PackedPlan(prepared.held_out.lengths, length)
 
-    return NgramTable.fit(corpus.train)
+
+@functools.lru_cache(maxsize=2)
+def _bigram(prepared: Prepared) -> Bigram:
+    from data.ngrams import Bigram, documents_to_fit
+
+    return Bigram.fit(documents_to_fit(prepared.train), prepared.tokenizer.vocabulary, prepared.tokenizer.start)
+
+
+@functools.lru_cache(maxsize=2)
+def _frequent(prepared: Prepared) -> np.ndarray:
+    return _bigram(prepared).frequent()
+
+
+@functools.lru_cache(maxsize=2)
+def _ngram_table(prepared: Prepared) -> NgramTable:
+    from data.ngrams import NgramTable, documents_to_fit
+
+    return NgramTable.fit(documents_to_fit(prepared.train))

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from configuration import UserError
 from data.batch import Batch
+from data.batches import Batches
 from data.synthetics import MQAR
 from data.text import Text
 from evaluation.text import evaluate_text
 from models.generation import generate
 from training.experiment import Experiment
 from training.program import Program
+from training.sharding import batch_sharding
+
+_READERS, _BATCHES_AHEAD = 2, 8
+_ENDLESS = 2**40
 
 
 def make_feed(experiment: Experiment, program: Program, data_state: Any) -> RecallFeed | TextFeed:
@@ -25,7 +34,9 @@ def make_feed(experiment: Experiment, program: Program, data_state: Any) -> Reca
 
 
 class RecallFeed:
-    """Batches are a pure function of (seed, step): there is no data state."""
+    """Batches are a pure function of (seed, step), made on the device: there is no data state, and nothing to wait for."""
+
+    waited = 0.0
 
     def __init__(self, experiment: Experiment, data: MQAR, program: Program):
         self.experiment = experiment
@@ -50,6 +61,14 @@ class RecallFeed:
                 rows[index]["loss_by_slice"][part.name] = loss / weight
         return [{"accuracy": _mean(row["accuracy_by_slice"]), "loss": _mean(row["loss_by_slice"]), **row} for row in rows]
 
+    def steps_ahead(self, step: int, at_most: int) -> int:
+        """Steps that the next device call should make, 1 to `at_most`."""
+        return min(at_most, self.experiment.run.steps_per_call)
+
+    def skip(self, batches: int) -> None:
+        """Raises UserError: a recall task's batches are made by step number, so none can be left out."""
+        raise UserError("a recall task has no data to skip: its batches are drawn anew at each step")
+
     def state(self) -> None:
         return None
 
@@ -69,30 +88,77 @@ class RecallFeed:
 
 
 class TextFeed:
-    """Packed text from Grain; the iterator's state travels with the checkpoints."""
+    """Text by batch number: step s trains on batch s + offset, whatever was run, stopped or restarted before.
+
+    Grain reads batches ahead in threads. Each process reads the rows that its own devices hold.
+
+    Attributes:
+      waited: seconds that steps have waited for data so far: reading that was not done in time, and handing over to devices.
+
+    Raises:
+      UserError: the data state belongs to another corpus, or rows cannot be split over the mesh's sequence axis.
+    """
 
     def __init__(self, experiment: Experiment, data: Text, program: Program, data_state: Any):
         self.experiment = experiment
         self.data = data
         self.program = program
-        self.iterator = data.train_iterator(experiment.run.seed, experiment.run.batch_size)
+        self.waited = 0.0
+        self._offset = 0
+        self._reader: Any = None
+        self._next = -1
         if data_state is not None:
-            self.iterator.set_state(data_state)
+            self._continue(data_state)
+
+    @functools.cached_property
+    def batches(self) -> Batches:
+        """The training batches; planned when first asked for, as evaluation needs none."""
+        run = self.experiment.run
+        batches = self.data.batches(run.seed, run.batch_size)
+        for length in batches.row_lengths:
+            if length % run.mesh.sequence:
+                raise UserError(f"run.mesh.sequence={run.mesh.sequence}: does not divide rows of {length} tokens")
+        return batches
+
+    def steps_ahead(self, step: int, at_most: int) -> int:
+        """Steps that the next device call should make, 1 to `at_most`.
+
+        A call's batches have one shape, and each number of steps and shape is a program of its own: with rows of several lengths a call is one step, so
+        that there is one program a length.
+        """
+        return min(at_most, self.experiment.run.steps_per_call) if len(self.batches.row_lengths) == 1 else 1
 
     def train(self, state: Any, values: Any, length: int, step: int) -> tuple[Any, Any]:
-        batches: list[Batch] = [next(self.iterator) for _ in range(length)]
-        return self.program.train_on(state, values, jax.tree.map(lambda *leaves: np.stack(leaves), *batches))
+        number = step + self._offset
+        if number != self._next:
+            self._open(number)
+        begun = time.perf_counter()
+        pieces = [next(self._reader) for _ in range(length)]
+        self._next = number + length
+        placed = place_batches(pieces, self.batches.rows(number), self.batches.row_length(number), self.program.mesh)
+        self.waited += time.perf_counter() - begun
+        return self.program.train_on(state, values, placed)
+
+    def skip(self, batches: int) -> None:
+        """Leaves out as many batches: the next step trains on what would have come that much later."""
+        self._offset += batches
 
     def evaluate(self, params: Any, seeds: list[int], final: bool = False) -> list[dict[str, Any]]:
         """Bits a byte on held-out documents; at the end of a run also by slice, and the bigram model's."""
 
         def losses(batch: Batch) -> np.ndarray:
-            return np.asarray(self.program.evaluate_on(params, batch)["loss"])
+            found = self.program.evaluate_on(params, self._on_mesh(batch))["loss"]
+            if found.is_fully_addressable:
+                return np.asarray(found)
+            from jax.experimental import multihost_utils
+
+            return np.asarray(multihost_utils.process_allgather(found, tiled=True))
 
         return [evaluate_text(losses, self.data, self.experiment.run.batch_size, final=final)]
 
-    def state(self) -> Any:
-        return self.iterator.get_state()
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data, JSON-ready."""
+        return {"corpus": self.data.prepared().digest, "offset": self._offset}
 
     def lengths(self) -> list[int]:
         return [self.data.length]
@@ -101,12 +167,82 @@ class TextFeed:
         return float(self.data.length)
 
     def facts(self) -> dict[str, Any]:
-        return {"corpus": self.data.describe()}
+        """For result.json: the corpus, and how its documents became rows."""
+        return {"corpus": self.data.describe(), "rows": self.batches.plan.facts()}
 
     def sample(self, params: Any, step: int) -> str:
         prompt = self.data.prompt(seed=step)
         tokens = generate(self.program.model, params, np.array([prompt]), 120, temperature=0.8, top_p=0.95, seed=step)
         return repr(self.data.decode(prompt)) + " -> " + repr(self.data.decode(tokens[0]))
+
+    def _continue(self, data_state: Any) -> None:
+        digest = self.data.prepared().digest
+        if data_state["corpus"] != digest:
+            raise UserError(f"the checkpoint was trained on corpus {data_state['corpus'][:12]}, and the source now holds {digest[:12]}")
+        if "offset" not in data_state:
+            raise UserError(
+                "the checkpoint was written by a version that ordered batches otherwise; train it anew in another run.directory"
+            )
+        self._offset = int(data_state["offset"])
+
+    def _open(self, number: int) -> None:
+        """Begins to read ahead from batch `number` on."""
+        import grain
+
+        batches, mesh = self.batches, self.program.mesh
+
+        def read(number: int) -> Pieces:
+            ranges = local_rows(batches.rows(number), batches.row_length(number), mesh)
+            return {(begin, end): batches.read(number, begin, end) for begin, end in ranges}
+
+        options = grain.ReadOptions(num_threads=_READERS, prefetch_buffer_size=_BATCHES_AHEAD)
+        self._reader = iter(grain.MapDataset.range(number, number + _ENDLESS).map(read).to_iter_dataset(options))
+
+    def _on_mesh(self, batch: Batch) -> Batch:
+        """A whole batch that every process has, on a mesh of several processes."""
+        mesh = self.program.mesh
+        if mesh is None or jax.process_count() == 1:
+            return batch
+        whole = NamedSharding(mesh, PartitionSpec())
+        return jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, whole, lambda index: leaf[index]), batch)
+
+
+Pieces = dict[tuple[int, int], Batch]
+"""Rows (begin, end) of one batch -> these rows."""
+
+
+def local_rows(rows: int, length: int, mesh: jax.sharding.Mesh | None) -> list[tuple[int, int]]:
+    """Ranges (begin, end) of a batch's rows that this process's devices hold; all without a mesh."""
+    if mesh is None:
+        return [(0, rows)]
+    held = batch_sharding(mesh).addressable_devices_indices_map((rows, length)).values()
+    return sorted({index[0].indices(rows)[:2] for index in held if index is not None})
+
+
+def place_batches(pieces: list[Pieces], rows: int, length: int, mesh: jax.sharding.Mesh | None) -> Batch:
+    """Batches of one shape stacked along a leading axis, split over the mesh's devices as the step splits them.
+
+    Args:
+      pieces: what this process holds of each batch, by `local_rows`.
+      rows, length: of a whole batch.
+      mesh: None leaves NumPy arrays.
+    """
+    if mesh is None:
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *(piece[0, rows] for piece in pieces))
+    sharding = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
+
+    def place(name: str) -> Any:
+        if getattr(next(iter(pieces[0].values())), name) is None:
+            return None
+
+        def part(index: Any) -> np.ndarray:
+            begin, end, _ = index[1].indices(rows)
+            return np.stack([getattr(piece[begin, end], name)[:, index[2]] for piece in pieces])
+
+        return jax.make_array_from_callback((len(pieces), rows, length), sharding, part)
+
+    # Text labels every position: there are no target positions.
+    return Batch(place("tokens"), place("targets"), None, place("weights"), place("segments"))
 
 
 def _mean(values: dict[str, float]) -> float:

@@ -123,7 +123,7 @@ class _Session:
         longest_call = min(run.steps_per_call, run.steps)
         while step < run.steps and not all(member.done for member in self.members):
             begun = time.perf_counter()
-            length = min(longest_call, run.steps - step)
+            length = feed.steps_ahead(step, min(longest_call, run.steps - step))
             frozen = np.array([member.done is not None for member in self.members])
             keep = jax.tree.map(lambda leaf: leaf.copy(), state) if frozen.any() else None
             state, metrics = feed.train(state, values, length, step)

@@ -1,44 +1,69 @@
-"""Bigram bits and the 7-byte table against counting by hand, and the recall slice on made-up rows."""
+"""The bigram model and the 7-byte table against counting by hand, and the recall slices on made-up rows."""
 
 import collections
+import itertools
 import math
 
 import numpy as np
 import pytest
 
-from data.ngrams import CONTEXT, Bigram, NgramTable, recall_slice
+from data import ngrams
+from data.ngrams import CONTEXT, Bigram, NgramTable, documents_to_fit, recall_bigrams, recall_slice
 from data.tokenizers import START
+from tests.data.documents import CountedDocuments
 
 
 def random_documents(seed, count=12, letters=3):
     random = np.random.default_rng(seed)
-    return [random.integers(97, 97 + letters, int(random.integers(0, 200)), np.uint8).tobytes() for _ in range(count)]
+    return [np.append(START, random.integers(97, 97 + letters, int(random.integers(0, 200)))) for _ in range(count)]
 
 
-def test_bigram_bits_against_counting():
+def document(raw):
+    return np.append(START, np.frombuffer(raw, np.uint8))
+
+
+@pytest.mark.parametrize("block", [1 << 22, 50])
+def test_bigram_against_counting(block, monkeypatch):
+    monkeypatch.setattr(ngrams, "_BLOCK", block)
     train, held_out = random_documents(0), random_documents(1)
-    counts = collections.Counter(pair for document in train for pair in zip([START, *document], document))  # noqa: B905 (one shorter)
-    before = collections.Counter()
-    for (left, _), count in counts.items():
+    pairs = collections.Counter(pair for tokens in train for pair in itertools.pairwise(tokens.tolist()))
+    before, kinds, after = collections.Counter(), collections.Counter(), collections.Counter()
+    for (left, right), count in pairs.items():
         before[left] += count
-    bits = [
-        -math.log2((counts[pair] + 1) / (before[pair[0]] + 256))
-        for document in held_out
-        for pair in zip([START, *document], document)  # noqa: B905
-    ]
-    model = Bigram.fit(train)
-    assert model.bits_per_byte(held_out) == pytest.approx(sum(bits) / len(bits), rel=1e-12)
-    assert np.exp(model.log_probability).sum(axis=1) == pytest.approx(np.ones(257))
-    tokens = np.array([[START, *held_out[1][:20]]])
-    assert model.loss(tokens[:, :-1], tokens[:, 1:]).shape == (1, 20)
+        kinds[left] += 1
+        after[right] += count
+
+    def probability(left, right):
+        alone = (after[right] + 1) / (sum(after.values()) + 256)
+        kind = max(kinds[left], 1)
+        return (pairs[left, right] + kind * alone) / (before[left] + kind)
+
+    model = Bigram.fit(train, 257, START)
+    assert model.tokens == sum(map(len, train))
+    for tokens in held_out:
+        expected = [-math.log(probability(*pair)) for pair in itertools.pairwise(tokens.tolist())]
+        assert model.loss(tokens[:-1], tokens[1:]) == pytest.approx(np.array(expected), rel=1e-12)
+    for left in (97, 5, START):  # 5 never stood in training
+        assert np.exp(-model.loss(np.full(256, left), np.arange(256))).sum() == pytest.approx(1)
+    ranked = sorted(pairs, key=lambda pair: (-pairs[pair], pair))[:4]
+    assert sorted(int(left) * 257 + right for left, right in ranked) == model.frequent(4).tolist()
+
+
+def test_documents_to_fit_are_spread_and_bounded():
+    documents = CountedDocuments([10] * 100)
+    assert [len(tokens) for tokens in documents_to_fit(documents, 10**6)] == [10] * 100
+    taken = list(documents_to_fit(documents, 95))
+    assert sum(map(len, taken)) == 95 and [int(tokens[0]) // 1000 for tokens in taken] == list(range(0, 100, 10))
+    assert [len(tokens) for tokens in documents_to_fit(CountedDocuments([500]), 95)] == [95]
 
 
 def test_table_against_counting():
     documents = random_documents(2, count=30, letters=2)
     successors = collections.defaultdict(collections.Counter)
-    for document in documents:
-        for at in range(len(document) - CONTEXT):
-            successors[document[at : at + CONTEXT]][document[at + CONTEXT]] += 1
+    for tokens in documents:
+        raw = bytes(tokens[1:].tolist())
+        for at in range(len(raw) - CONTEXT):
+            successors[raw[at : at + CONTEXT]][raw[at + CONTEXT]] += 1
     table = NgramTable.fit(documents)
     assert len(table.contexts) == len(successors) > 100
     contexts = np.array([int.from_bytes(context, "big") for context in successors], np.uint64)
@@ -48,9 +73,28 @@ def test_table_against_counting():
 
 
 def test_top_bytes_do_not_overflow():
-    table = NgramTable.fit([b"\xff" * 7 + b"\xfe"])
+    table = NgramTable.fit([document(b"\xff" * 7 + b"\xfe")])
     assert table.predict(np.array([2**56 - 1], np.uint64)).tolist() == [0xFE]
-    assert NgramTable.fit([b"short"]).predict(np.array([0], np.uint64)).tolist() == [-1]
+    assert NgramTable.fit([document(b"short")]).predict(np.array([0], np.uint64)).tolist() == [-1]
+
+
+def test_recall_by_bigrams_against_searching():
+    random = np.random.default_rng(5)
+    tokens, targets = random.integers(0, 6, (2, 3, 80))
+    weights = (random.random((3, 80)) < 0.9).astype(np.float32)
+    segments = np.sort(random.integers(1, 4, (3, 80)), axis=1)
+    segments[:, 75:] = 0
+    frequent = np.array([7, 8, 20])
+    expected = np.zeros((3, 80), bool)
+    for b in range(3):
+        seen = set()
+        for at in range(80):
+            if weights[b, at] and segments[b, at]:
+                pair = int(tokens[b, at] * 6 + targets[b, at])
+                expected[b, at] = (segments[b, at], pair) in seen and pair not in frequent
+                seen.add((segments[b, at], pair))
+    found = recall_bigrams(tokens, targets, weights, segments, frequent, 6)
+    assert (found == expected).all() and 20 < expected.sum() < 200
 
 
 def row(text, segments=None):
@@ -59,7 +103,7 @@ def row(text, segments=None):
 
 
 def test_recall_slice_by_hand():
-    table = NgramTable.fit([b"xxabcdefgZ", b"--1234567!"])
+    table = NgramTable.fit([document(b"xxabcdefgZ"), document(b"--1234567!")])
     # The second time around, "9" follows "abcdefg" again: training says Z, so only the context tells.
     tokens, _ = row("^abcdefg9..abcdefg9")
     hits = recall_slice(tokens, None, table)

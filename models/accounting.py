@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,9 +60,48 @@ def _scans(jaxpr: Any) -> Iterator[Any]:
         if equation.primitive.name == "scan":
             yield equation
             continue
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)):
-            if isinstance(value, Jaxpr | ClosedJaxpr):
-                yield from _scans(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
+        for inner in _inner(equation.params):
+            yield from _scans(inner)
+
+
+def products_per_token(model: FunctionalModel, length: int) -> float:
+    """Floating-point operations of the forward pass's matrix products, convolutions and Fourier transforms over one sequence of `length`,
+    a token: 2 for a multiplication with its addition, 5 n log2 n for a complex transform of n numbers.
+
+    Counted in the traced program, scans as often as they run, so it holds for operations that say their products: XLA's forms.
+    """
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    jaxpr = jax.make_jaxpr(lambda params, tokens: model.bind(params)(tokens))(model.abstract_params(), tokens)
+    return _products(jaxpr.jaxpr) / length
+
+
+def _products(jaxpr: Jaxpr) -> float:
+    return sum((_products_of(equation) for equation in jaxpr.eqns), 0.0)
+
+
+def _products_of(equation: Any) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        contracted = math.prod(equation.invars[0].aval.shape[axis] for axis in params["dimension_numbers"][0][0])
+        return 2.0 * equation.outvars[0].aval.size * contracted
+    if name == "conv_general_dilated":
+        kernel, layout = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
+        return 2.0 * equation.outvars[0].aval.size * math.prod(kernel) / kernel[layout[0]]
+    if name == "fft":
+        size = math.prod(params["fft_lengths"])
+        longer = max(equation.invars[0].aval.size, equation.outvars[0].aval.size)
+        # A transform from or to real numbers takes half of the operations.
+        return (5.0 if equation.invars[0].aval.dtype == equation.outvars[0].aval.dtype else 2.5) * longer * math.log2(max(size, 2))
+    inner = [_products(found) for found in _inner(params)]
+    if name == "scan":
+        return params["length"] * sum(inner)
+    return max(inner, default=0.0) if name == "cond" else sum(inner)
+
+
+def _inner(params: dict[str, Any]) -> list[Jaxpr]:
+    """The programs within an equation."""
+    values = jax.tree.leaves(list(params.values()), is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr))
+    return [value.jaxpr if isinstance(value, ClosedJaxpr) else value for value in values if isinstance(value, Jaxpr | ClosedJaxpr)]
 
 
 def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from models.language_model import LanguageModel
 from training.guards import Spikes
 from training.loss import Loss
 from training.optimizer import VALUE_FIELDS, AdamW
+from training.profiling import parse_window
 
 
 @chz.chz(typecheck=True)
@@ -54,6 +55,8 @@ class Run(Config):
       tensorboard: write event files too (needs tensorboardX).
       stop_after_nonfinite: steps in a row that are skipped because their loss or gradient is not finite; then the run stops.
       spikes: go back to the last good checkpoint when the loss jumps; None lets it jump.
+      profile: "10:15" traces the steps after step 10 up to step 15, rounded out to whole calls, into the run's folder profile/.
+      compile_cache: folder where compiled programs are kept for the next start; "off"; None: the cache folder on accelerators, none on a CPU.
     """
 
     steps: int = 1000
@@ -73,6 +76,8 @@ class Run(Config):
     tensorboard: bool = False
     stop_after_nonfinite: int = 3
     spikes: Spikes | None = None
+    profile: str | None = None
+    compile_cache: str | None = None
 
     @chz.validate
     def _ranges(self) -> None:
@@ -91,6 +96,8 @@ class Run(Config):
                 raise UserError(f"run.{name}={getattr(self, name)}: must be at least 1")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"run.seed={self.seed}: must be between 0 and {2**31 - 1}")
+        if self.profile is not None:
+            parse_window(self.profile)
         if self.sample_every < 0:
             raise UserError(f"run.sample_every={self.sample_every}: must not be negative")
         if self.batch_size % self.accumulate:
@@ -131,6 +138,8 @@ CHANGEABLE = (
     "run.checkpoint_every",
     "run.sample_every",
     "run.tensorboard",
+    "run.profile",
+    "run.compile_cache",
 )
 """Fields that may change when a run is resumed."""
 
@@ -148,5 +157,7 @@ def program_of(experiment: Experiment) -> Experiment:
         sample_every=0,
         tensorboard=False,
         spikes=None,
+        profile=None,
+        compile_cache=None,
     )
     return chz.replace(experiment, name="", optimizer=optimizer, run=run)

@@ -12,15 +12,17 @@ import numpy as np
 from configuration import UserError
 from training.experiment import Experiment
 from training.run_folder import RunFolder
+from training.throughput import Meter
 
 
 class Reporter:
-    """Reports for the members of one session."""
+    """Reports for the members of one session; with a meter, also how fast they go."""
 
-    def __init__(self, folders: list[RunFolder], experiment: Experiment, say: Callable[[str], None]):
+    def __init__(self, folders: list[RunFolder], experiment: Experiment, say: Callable[[str], None], meter: Meter | None = None):
         self.folders = folders
         self.experiment = experiment
         self.say = say
+        self.meter = meter
         self._last_line = 0.0
         self._bar: Any = None
         self._boards = [_tensorboard(folder) for folder in folders] if experiment.run.tensorboard else []
@@ -34,9 +36,15 @@ class Reporter:
             self.say(f"  {line}")
 
     def steps(self, step: int, metrics: dict[str, np.ndarray], active: list[bool], seconds: list[float]) -> None:
-        """Logs the steps of one call that fall on `log_every`; metrics are (steps,) or (members, steps)."""
+        """Logs the steps of one call that fall on `log_every`; metrics are (steps,) or (members, steps).
+
+        A record's "throughput" is over the calls since the record before it.
+        """
         length = np.asarray(metrics["loss"]).shape[-1]
         every = self.experiment.run.log_every
+        logs = step // every > (step - length) // every
+        rates = self.meter.since("log") if self.meter is not None and logs else None
+        speed = {} if rates is None else {"throughput": rates.facts()}
         for index, folder in enumerate(self.folders):
             if not active[index]:
                 continue
@@ -44,9 +52,11 @@ class Reporter:
             for offset in range(length):
                 at = step - length + offset + 1
                 if at % every == 0:
-                    record = {"step": at, **{name: float(row[offset]) for name, row in rows.items()}, "seconds": round(seconds[index], 3)}
-                    folder.log(record)
-                    self._board(index, at, record)
+                    values = {name: float(row[offset]) for name, row in rows.items()}
+                    folder.log({"step": at, **values, "seconds": round(seconds[index], 3), **speed})
+                    self._board(
+                        index, at, {**values, **{f"throughput/{name}": value for name, value in speed.get("throughput", {}).items()}}
+                    )
         self._progress(step, metrics)
 
     def evaluation(self, index: int, step: int, found: dict[str, Any], seconds: float) -> None:
@@ -65,17 +75,28 @@ class Reporter:
             board.close()
 
     def _progress(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        loss = float(np.mean(np.asarray(metrics["loss"])[..., -1]))
+        shown: list[str] = [name for name in ("loss", "gradient_norm") if name in metrics]
+        last = {name: float(np.mean(np.asarray(metrics[name])[..., -1])) for name in shown}
         if sys.stderr.isatty():
             import tqdm
 
             if self._bar is None:
                 self._bar = tqdm.tqdm(total=self.experiment.run.steps, unit="step", leave=False)
             self._bar.update(step - self._bar.n)
-            self._bar.set_postfix(loss=f"{loss:.4f}")
+            if time.monotonic() - self._last_line > 1:
+                self._last_line = time.monotonic()
+                self._bar.set_postfix_str(self._status(last))
         elif time.monotonic() - self._last_line > 10:
             self._last_line = time.monotonic()
-            self.say(f"  step {step:,}/{self.experiment.run.steps:,} loss {loss:.4f}")
+            self.say(f"  step {step:,}/{self.experiment.run.steps:,} {self._status(last)}")
+
+    def _status(self, last: dict[str, float]) -> str:
+        """ "loss 1.2345, gradient norm 0.51, 12,345 tokens/s, ..."; rates since the line before it."""
+        parts = [f"loss {last['loss']:.4f}"]
+        if "gradient_norm" in last:
+            parts.append(f"gradient norm {last['gradient_norm']:.3g}")
+        rates = None if self.meter is None else self.meter.since("line")
+        return ", ".join(parts if rates is None else [*parts, rates.text()])
 
     def _line(self, text: str) -> None:
         if self._bar is not None:

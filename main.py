@@ -89,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=0.8)
     generate.add_argument("--top-p", type=float, default=0.95)
     generate.add_argument("--seed", type=int, default=0)
+    replay = command("replay", "run a step again that was not finite, and tell which layer broke first")
+    replay.add_argument("failure", type=Path, metavar="DIR", help="the folder that the stopped run names")
     export = command("export", "write a run's newest checkpoint as safetensors + config.json")
     export.add_argument("run", type=Path)
     export.add_argument("out", type=Path)
@@ -215,6 +217,13 @@ def _export(given: argparse.Namespace) -> int:
     return 0
 
 
+def _replay(given: argparse.Namespace) -> int:
+    from training.replay import replay
+
+    _definitions(given)
+    return 0 if replay(given.failure) else 1
+
+
 def _bench(given: argparse.Namespace) -> int:
     if not given.overrides or given.overrides[0] not in BENCHMARKS:
         what = repr(given.overrides[0]) if given.overrides else "nothing"
@@ -242,6 +251,7 @@ COMMANDS = {
     "evaluate": _evaluate,
     "generate": _generate,
     "export": _export,
+    "replay": _replay,
     "bench": _bench,
 }
 BENCHMARKS = {"kernels": "kernels", "head-mixture": "head_mixture", "recall": "recall_training"}

@@ -22,6 +22,15 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, context: Context) -> MixerOutput:
         return self._rest(x, self.mixer(self.mixer_norm(x), context))
 
+    def branches(self, x: jax.Array, context: Context) -> dict[str, jax.Array]:
+        """What the parts add to x, "mixer" and "mlp" (b, t, d), and their "sum" with it."""
+        found = {"mixer": self.mixer(self.mixer_norm(x), context).hidden}
+        x = x + found["mixer"]
+        if self.mlp is not None and self.mlp_norm is not None:
+            found["mlp"] = self.mlp(self.mlp_norm(x))
+            x = x + found["mlp"]
+        return {**found, "sum": x}
+
     def extend(self, x: jax.Array, state: State, context: Context) -> tuple[MixerOutput, State]:
         out, state = self.mixer.extend(self.mixer_norm(x), state, context)
         return self._rest(x, out), state

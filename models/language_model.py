@@ -7,6 +7,7 @@ and losses are fp32.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import chz
@@ -131,27 +132,20 @@ class LanguageModelModule(nnx.Module):
           context: segments of packed documents; positions are counted within them.
           key: for dropout; None in evaluation.
         """
-        b, t = tokens.shape
-        limit = self.config.maximum_length()
-        if limit is not None:
-            check_length(t, limit, "this model's maximum length")
-        positions = document_positions(context.segments) if context.segments is not None else context.positions
-        context = Context(positions, context.segments, None)
-        x = self._embed(tokens, context, key)
-        block = self.config.landmark_block
-        if block is None:
-            out = self.stack(x, context)
-            x = out.hidden
-        else:
-            assert self.landmark is not None
-            if context.segments is None:
-                place = landmarks.plain_layout(b, t, block)
-            else:
-                assert positions is not None
-                place = landmarks.layout(positions, context.segments, block, from_start=True)
-            out = self.stack(landmarks.insert(x, self.landmark[...], place), place.context)
-            x = landmarks.remove(out.hidden, place)
-        return ModelOutput(self.final_norm(x), out.losses, out.metrics)
+        x, context, place = self._enter(tokens, context, key)
+        out = self.stack(x, context)
+        return ModelOutput(self._leave(out.hidden, place), out.losses, out.metrics)
+
+    def activations(self, tokens: jax.Array, context: Context = Context(), key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
+        """What each part gives, in the order of `hidden`: ("embedding", (b, t, d)), ("layer 0 Attention mixer", ...), ("layer 0 Attention
+        mlp", ...), ..., ("final norm", (b, t, d)). A mixer and an MLP give what they add to the stream. Arguments as for `hidden`."""
+        x, context, place = self._enter(tokens, context, key)
+        yield "embedding", x
+        last = x
+        for index, part, last in self.stack.branches(x, context):
+            if part != "sum":
+                yield f"layer {index} {type(self.config.mixers[index]).__name__} {part}", last
+        yield "final norm", self._leave(last, place)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits (..., vocabulary) fp32 of hidden vectors (..., d)."""
@@ -185,6 +179,29 @@ class LanguageModelModule(nnx.Module):
             x, layers = self.stack.extend(landmarks.insert(x, self.landmark[...], place), state.layers, place.context)
             x = landmarks.remove(x, place)
         return self.final_norm(x), ModelState(layers, cursor)
+
+    def _enter(self, tokens: jax.Array, context: Context, key: jax.Array | None) -> tuple[jax.Array, Context, landmarks.Layout | None]:
+        """What the stack takes: vectors and context, landmarks among them when the model has some, and where those stand."""
+        b, t = tokens.shape
+        limit = self.config.maximum_length()
+        if limit is not None:
+            check_length(t, limit, "this model's maximum length")
+        positions = document_positions(context.segments) if context.segments is not None else context.positions
+        context = Context(positions, context.segments, None)
+        x = self._embed(tokens, context, key)
+        block = self.config.landmark_block
+        if block is None:
+            return x, context, None
+        assert self.landmark is not None
+        if context.segments is None:
+            place = landmarks.plain_layout(b, t, block)
+        else:
+            assert positions is not None
+            place = landmarks.layout(positions, context.segments, block, from_start=True)
+        return landmarks.insert(x, self.landmark[...], place), place.context, place
+
+    def _leave(self, x: jax.Array, place: landmarks.Layout | None) -> jax.Array:
+        return self.final_norm(x if place is None else landmarks.remove(x, place))
 
     def _embed(self, tokens: jax.Array, context: Context, key: jax.Array | None) -> jax.Array:
         x = self.embedding[...][tokens]

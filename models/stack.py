@@ -6,6 +6,7 @@ that size, whether the stack then scans or unrolls.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import chz
@@ -90,6 +91,13 @@ class Stack(nnx.Module):
         losses, metrics = _averages(totals)
         return MixerOutput(x, losses, metrics)
 
+    def branches(self, x: jax.Array, context: Context) -> Iterator[tuple[int, str, jax.Array]]:
+        """Layer by layer, unrolled: its index, "mixer" or "mlp" or "sum", and what that is (see Block.branches)."""
+        for index, block in self._layers():
+            found = block.branches(x, context)
+            yield from ((index, part, value) for part, value in found.items())
+            x = found["sum"]
+
     def init_state(self, batch_size: int, max_length: int, dtype: Any) -> tuple[State, ...]:
         """One entry a layer."""
         blocks = [block for _, block in self._layers()]
@@ -108,7 +116,8 @@ class Stack(nnx.Module):
         layers: list[tuple[int, Block]] = []
         for period, repeats in zip(self.stages, self.repeats, strict=True):
             for index in range(repeats):
-                layers.extend((len(layers) + offset, block) for offset, block in enumerate(take(period, index)))
+                first = len(layers)
+                layers.extend((first + offset, block) for offset, block in enumerate(take(period, index)))
         return layers
 
     def _checkpointed(self, context: Context):

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from configuration import Config, UserError
+from pallas_kernels.sharding import constrained
 
 ORDINARY, LANDMARK = 0, 1
 
@@ -142,6 +143,11 @@ def zero_padding(x: jax.Array, context: Context) -> jax.Array:
     if context.segments is None:
         return x
     return jnp.where((context.segments != 0).reshape(*context.segments.shape, *(1,) * (x.ndim - 2)), x, 0)
+
+
+def lay_out(x: jax.Array) -> jax.Array:
+    """`x` (b, t, d) between layers, said to be split over the ambient mesh by rows and by tokens (the axis sequence); itself without a mesh."""
+    return constrained(x, "b t d")
 
 
 @dataclasses.dataclass(frozen=True)

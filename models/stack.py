@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from configuration import Config, UserError
-from layers.mixer import Context, MixerConfig, MixerOutput, Place, State
+from layers.mixer import Context, MixerConfig, MixerOutput, Place, State, lay_out
 from layers.mlp import MlpConfig
 from layers.norms import NormConfig
 from models.block import Block
@@ -124,7 +124,7 @@ class Stack(nnx.Module):
         def run(x, period):
             sums: list[dict[str, Any]] = []
             for block in period:
-                out = block(x, context)
+                out = block(lay_out(x), context)
                 x = out.hidden
                 sums.append(
                     {

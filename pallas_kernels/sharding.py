@@ -7,6 +7,14 @@ An operation declares the dimensions of its arrays by letters and wraps the form
 `forward` then is a shard_map wherever the ambient mesh (jax.set_mesh, jax.sharding.use_abstract_mesh) has axes larger than 1: sequences (b)
 split over data and fsdp, heads (h) over tensor. The other dimensions stay whole, so every device works on all tokens of its sequences.
 Elsewhere it is the function itself. Gradients pass through; the function's own custom_vjp is used on each device.
+
+Tokens (t) are split too, over the axis sequence, by operations that know what one part of a sequence has to learn of the parts before it. Such
+an operation asks `sequence_parts` first, and hands `over_sequence` what a device does with its tokens, exchanges (exchange.py) included:
+
+    if sequence_parts(q.shape[1]) > 1:
+        return over_sequence(part, {"q": "b t h k", "v": "b t h v"}, "b t h v")(q, v)
+
+Inside, no axis is left to split by, so that `part` may call the operation itself.
 """
 
 from __future__ import annotations
@@ -22,8 +30,14 @@ from jax.sharding import AxisType, PartitionSpec
 Dimensions = str | Sequence[str]
 """Letters of an array's dimensions, blanks between; several where its rank may differ."""
 
+SEQUENCE = "sequence"
+"""The mesh axis that splits tokens."""
+
 SPLIT: Mapping[str, tuple[str, ...]] = {"b": ("data", "fsdp"), "h": ("tensor",)}
 """Letter -> mesh axes, the first outermost."""
+
+SPLIT_TOKENS: Mapping[str, tuple[str, ...]] = {**SPLIT, "t": (SEQUENCE,)}
+"""The same with tokens split."""
 
 
 def over_mesh(
@@ -32,15 +46,19 @@ def over_mesh(
     results: Any,
     *,
     split: Mapping[str, tuple[str, ...]] = SPLIT,
+    exchanges: bool = False,
 ) -> Callable[..., Any]:
     """`function`, run by each device of the ambient mesh on its part.
 
     Args:
       function: takes and returns arrays. On a part it must compute that part of the whole: each split letter is a batch dimension.
-      arguments: parameter's name -> letters. An array may be None; parameters not named here hold no arrays that are traced.
-        Arrays may have different sizes under one letter (grouped heads): part i of one meets part i of the others. Size 1 serves all parts.
+      arguments: parameter's name -> letters. An array may be None, or a tree of arrays of the same letters; parameters not named here hold no
+        arrays that are traced. Arrays may have different sizes under one letter (grouped heads): part i of one meets part i of the others. Size 1
+        serves all parts.
       results: letters of the result (Dimensions), or a tuple of them for a tuple of results, of which any may be None.
       split: letter -> mesh axes. An axis that does not divide a letter's sizes is not used: its devices repeat the work.
+      exchanges: whether `function` exchanges data over axes, and so cannot be traced outside of them. Its results then are as `results` says, none
+        of them None or of several ranks, and each letter that is split among arguments is split there.
 
     Raises:
       ValueError: `function` has no parameter of a name in `arguments`; when called, that an array's rank is none of those declared.
@@ -52,37 +70,88 @@ def over_mesh(
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        mesh = jax.sharding.get_abstract_mesh()
-        free = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
-        if all(mesh.shape[name] == 1 for name in free):
+        free = _free_axes()
+        if all(size == 1 for size in free.values()):
             return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs).arguments
         arrays = {name: bound[name] for name in arguments if bound.get(name) is not None}
-        letters = {name: _letters(name, arguments[name], array.ndim) for name, array in arrays.items()}
-        axes = _axes(arrays, letters, split, {name: mesh.shape[name] for name in free})
+        letters = {
+            name: jax.tree.map(lambda array, name=name: tuple(_letters(name, arguments[name], array.ndim)), tree)
+            for name, tree in arrays.items()
+        }
+        axes = _axes(_sizes(arrays, letters), split, free)
 
-        def part(arrays: dict[str, jax.Array]) -> Any:
+        def part(arrays: dict[str, Any]) -> Any:
             call = signature.bind(*args, **kwargs)
             call.arguments.update(arrays)
             return function(*call.args, **call.kwargs)
 
-        def spec(letters: list[str], shape: tuple[int, ...]) -> PartitionSpec:
+        def spec(letters: Sequence[str], shape: tuple[int, ...]) -> PartitionSpec:
             return PartitionSpec(*(axes.get(letter) if size > 1 else None for letter, size in zip(letters, shape, strict=True)))
 
-        given = {name: spec(letters[name], array.shape) for name, array in arrays.items()}
-        shapes = jax.eval_shape(part, arrays)
-        several = isinstance(shapes, tuple)
-        made = [
-            None if shape is None else spec(_letters(f"result {index}", declared, len(shape.shape)), shape.shape)
-            for index, (declared, shape) in enumerate(
-                zip(results if several else (results,), shapes if several else (shapes,), strict=True)
-            )
-        ]
-        out = tuple(made) if several else made[0]
+        given = jax.tree.map(lambda array, letters: spec(letters, array.shape), arrays, letters)
+        out: Any
+        if exchanges:
+            out = jax.tree.map(lambda declared: PartitionSpec(*map(axes.get, declared.split())), results)
+        else:
+            shapes = jax.eval_shape(part, arrays)
+            several = isinstance(shapes, tuple)
+            made = [
+                None if shape is None else spec(_letters(f"result {index}", declared, len(shape.shape)), shape.shape)
+                for index, (declared, shape) in enumerate(
+                    zip(results if several else (results,), shapes if several else (shapes,), strict=True)
+                )
+            ]
+            out = tuple(made) if several else made[0]
         # check_vma: kernels do not say over which axes their results vary.
         return jax.shard_map(part, in_specs=(given,), out_specs=out, axis_names=set(free), check_vma=False)(arrays)
 
     return wrapped
+
+
+def over_sequence(function: Callable[..., Any], arguments: Mapping[str, Dimensions], results: Any) -> Callable[..., Any]:
+    """`function`, run by each device of the ambient mesh on its sequences, heads and tokens (t); it exchanges what tokens need of earlier ones.
+
+    Arguments as those of `over_mesh` with `exchanges`. To be called where `sequence_parts` is more than 1.
+    """
+    return over_mesh(function, arguments, results, split=SPLIT_TOKENS, exchanges=True)
+
+
+def sequence_parts(length: int) -> int:
+    """Parts that the ambient mesh splits `length` tokens into: 1 without a mesh, inside of a shard_map over it, and where its axis sequence does not
+    divide the length."""
+    parts = _free_axes().get(SEQUENCE, 1)
+    return parts if length % parts == 0 else 1
+
+
+def constrained(x: jax.Array, dimensions: str) -> jax.Array:
+    """x, said to be laid out over the ambient mesh as its letters say ("b t d": sequences over data and fsdp, tokens over sequence, the rest whole on
+    each device); itself without a mesh. An axis that does not divide a dimension is left out."""
+    free = _free_axes()
+    if all(size == 1 for size in free.values()):
+        return x
+    letters = _letters("x", dimensions, x.ndim)
+    axes = _axes({letter: {size} for letter, size in zip(letters, x.shape, strict=True)}, SPLIT_TOKENS, free)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(axes.get, letters)))
+
+
+def _free_axes() -> dict[str, int]:
+    """Axes of the ambient mesh over which the compiler, not a surrounding shard_map, splits arrays."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+
+
+def _sizes(arrays: Mapping[str, Any], letters: Mapping[str, Any]) -> dict[str, set[int]]:
+    """Letter -> the sizes of its dimensions, without 1."""
+    found: dict[str, set[int]] = {}
+
+    def add(array: Any, own: Sequence[str]) -> None:
+        for letter, size in zip(own, array.shape, strict=True):
+            if size > 1:
+                found.setdefault(letter, set()).add(size)
+
+    jax.tree.map(add, arrays, letters)
+    return found
 
 
 def _letters(name: str, dimensions: Dimensions, rank: int) -> list[str]:
@@ -93,23 +162,15 @@ def _letters(name: str, dimensions: Dimensions, rank: int) -> list[str]:
     raise ValueError(f"{name}: has {rank} dimensions; declared are {' or '.join(f'({choice})' for choice in choices)}")
 
 
-def _axes(
-    arrays: Mapping[str, Any], letters: Mapping[str, list[str]], split: Mapping[str, tuple[str, ...]], free: Mapping[str, int]
-) -> dict[str, tuple[str, ...]]:
+def _axes(sizes: Mapping[str, set[int]], split: Mapping[str, tuple[str, ...]], free: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
     """Letter -> the axes that its dimension is split over: as many of its mesh axes, in order, as divide all of its sizes."""
     chosen = {}
     for letter, candidates in split.items():
-        sizes = {
-            array.shape[index]
-            for name, array in arrays.items()
-            for index, own in enumerate(letters[name])
-            if own == letter and array.shape[index] > 1
-        }
         used: tuple[str, ...] = ()
         parts = 1
         for axis in candidates:
             larger = parts * free.get(axis, 1)
-            if larger > parts and sizes and all(size % larger == 0 for size in sizes):
+            if larger > parts and sizes.get(letter) and all(size % larger == 0 for size in sizes[letter]):
                 used, parts = (*used, axis), larger
         if used:
             chosen[letter] = used

@@ -20,7 +20,7 @@ from pallas_kernels import compile_ahead, compilers, dispatch
 from training.experiment import Experiment, Mesh
 from training.operations import abstract_batch, operations_by_mixer
 from training.program import Program, member_values
-from training.sharding import AXES, batch_sharding, state_sharding
+from training.sharding import AXES, batch_shardings, state_sharding
 
 LENGTHS = (64, 256, 1024, 4096, 16384)
 
@@ -75,8 +75,7 @@ def _compile(
         where = f"for {target}"
         program.mesh = mesh if mesh.size > 1 else None
         state = _place(state, state_sharding(state, state["params"], mesh))
-        rows = batch_sharding(mesh)
-        batch = _place(batch, jax.tree.map(lambda _: rows, batch))
+        batch = _place(batch, batch_shardings(batch, mesh))
         whole = NamedSharding(mesh, PartitionSpec())
         values = {name: jax.ShapeDtypeStruct((), jnp.float32, sharding=whole) for name in values}
     precision = "highest" if experiment.run.precision == "highest" else None

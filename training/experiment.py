@@ -125,6 +125,12 @@ class Experiment(Config):
             raise UserError(
                 f"the data has sequences of {longest} tokens, this model takes at most {limit} (see the mixers' maximum_length)"
             )
+        parts = self.run.mesh.sequence
+        if longest % parts:
+            raise UserError(
+                f"run.mesh.sequence={parts} does not divide the data's length of {longest} tokens; the nearest length that it divides is "
+                f"{max(1, round(longest / parts)) * parts}"
+            )
 
 
 VALUE_PATHS = (*(f"optimizer.{name}" for name in VALUE_FIELDS), "run.seed")

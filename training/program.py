@@ -20,7 +20,7 @@ from models.functional import FunctionalModel, Params
 from models.language_model import ModelOutput
 from training.experiment import Experiment, program_of
 from training.loss import Losses, losses
-from training.sharding import batch_sharding, make_mesh, state_sharding
+from training.sharding import batch_shardings, make_mesh, state_sharding
 
 State = dict[str, Any]
 """Everything a run's future depends on, beside its config and data: {"params", "opt_state", "step" () int32, "seed" () uint32,
@@ -125,7 +125,7 @@ class Program:
         """
         experiment = self.experiment
         if self.mesh is not None:
-            batch = jax.lax.with_sharding_constraint(batch, batch_sharding(self.mesh))
+            batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, self.mesh))
         grads, metrics = self.gradients(state["params"], batch, self.dropout_key(state["seed"], state["step"]))
         transform = experiment.optimizer.transform(self.model, experiment.run.steps, values)
         updates, opt_state = transform.update(grads, state["opt_state"], state["params"])

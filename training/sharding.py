@@ -1,10 +1,12 @@
 """One table from parameter paths to PartitionSpecs. Layers carry no sharding annotations.
 
-Mesh axes: data (replicas), fsdp (parameters split, gathered for use), tensor (heads and MLP columns), sequence.
+Mesh axes: data (replicas), fsdp (parameters split, gathered for use), tensor (heads, MLP columns and words), sequence (tokens). A batch's rows are
+split over data and fsdp, its tokens over sequence. What operations exchange when tokens are split is theirs to know: pallas_kernels/sharding.py.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -19,12 +21,18 @@ from training.experiment import Mesh
 AXES = ("data", "fsdp", "tensor", "sequence")
 
 # First match wins. Specs count from the last dimension, so that a leading axis of repeated layers stays whole. Projections into
-# heads split their outputs over tensor, projections back split their inputs.
+# heads split their outputs over tensor, projections back split their inputs; what is as wide as the heads or the MLP follows them.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"(^|\.)(embedding|table)$", (None, "fsdp")),
+    (r"^embedding$", ("tensor", "fsdp")),  # by words, as the head's columns are
+    (r"(^|\.)table$", (None, "fsdp")),
+    (r"_router\.kernel$", ("fsdp", None)),  # every device routes for all heads
+    (r"_features\.kernel$", ("tensor", None, None)),  # a matrix a head
+    (r"\.filter\.(output|taps|down\.kernel)$", ("fsdp", "tensor")),  # a long filter's channels
+    (r"\.filter\.", ()),
+    (r"\.convolution\.taps$", (None, "tensor")),
     (r"\.(output|down)\.kernel$", ("tensor", "fsdp")),
     (r"\.kernel$", ("fsdp", "tensor")),
-    (r"", ()),
+    (r"", ()),  # norms, biases, and other vectors
 )
 
 
@@ -59,23 +67,41 @@ def params_sharding(params: Params, mesh: jax.sharding.Mesh) -> Params:
 
 
 def state_sharding(state: Any, params: Params, mesh: jax.sharding.Mesh) -> Any:
-    """Shardings for a whole train state: every subtree shaped like the parameters is split like them, the rest is replicated."""
-    shardings = params_sharding(params, mesh)
-    structure: Any = jax.tree.structure(params)
+    """Shardings for a whole train state: what has a parameter's path at the end of its own, and its shape, is split like it (moments of any
+    optimizer, with parameters left out or not; running averages); the rest is replicated. Trees of arrays or of their shapes."""
+    shardings = flatten(params_sharding(params, mesh))
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def like_params(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
+    def assign(entries: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names: list[str] = []
+        for entry in reversed(entries):
+            if not isinstance(entry, jax.tree_util.DictKey):
+                break
+            names.insert(0, str(entry.key))
+        paths = (".".join(names[start:]) for start in range(len(names)))
+        return next((shardings[path] for path in paths if shapes.get(path) == tuple(leaf.shape)), replicated)
 
-    def assign(node: Any) -> Any:
-        return shardings if like_params(node) else jax.tree.map(lambda _: replicated, node)
-
-    return jax.tree.map(assign, state, is_leaf=like_params)
+    return jax.tree_util.tree_map_with_path(assign, state)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Rows of a batch over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Rows of a batch over data and fsdp, tokens over sequence: of arrays (b, t)."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "sequence"))
+
+
+def batch_shardings(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+    """`batch_sharding` for each array (b, p) of a batch, or of its shapes, without what does not divide it: a recall task's few labelled positions
+    stay whole."""
+    rows = batch_sharding(mesh).spec
+
+    def of(leaf: Any) -> NamedSharding:
+        sizes = (math.prod(mesh.shape[axis] for axis in ("data", "fsdp")), mesh.shape["sequence"])
+        return NamedSharding(
+            mesh, PartitionSpec(*(axes if size % parts == 0 else None for axes, size, parts in zip(rows, leaf.shape, sizes, strict=True)))
+        )
+
+    return jax.tree.map(of, batch)
 
 
 def _path(entries: tuple[Any, ...]) -> str:

@@ -25,11 +25,14 @@ What the published models hand over; beta is a strength in (0, 1), k of the delt
 
 from __future__ import annotations
 
+import functools
+
 import jax
 
 from pallas_kernels.dispatch import always, choose
-from pallas_kernels.linear_recurrence import forms, reference, xla
+from pallas_kernels.linear_recurrence import forms, reference, splitting, xla
 from pallas_kernels.linear_recurrence.step import linear_recurrence_step
+from pallas_kernels.sharding import sequence_parts
 
 
 def linear_recurrence(
@@ -80,6 +83,10 @@ def linear_recurrence(
         "initial_segment": initial_segment,
     }
     _check(q, k, v, given, chunk_size)
+    if sequence_parts(q.shape[1]) > 1 and initial_state is None and not return_state:
+        rows = {"q": q, "k": k, "v": v, **{name: x for name, x in given.items() if not name.startswith("initial")}}
+        part = functools.partial(linear_recurrence, backend=backend)
+        return splitting.over_devices(part, rows, forms.DIMENSIONS, scale, chunk_size), None
     arguments = dict(given, scale=scale, return_state=return_state, chunk_size=chunk_size)
     run = choose("linear_recurrence", backend, IMPLEMENTATIONS, q, k, v, **arguments)
     return run(q, k, v, **arguments)

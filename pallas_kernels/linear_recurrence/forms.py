@@ -28,6 +28,7 @@ DIMENSIONS = {
     "log_decay": ("h", "b t h", "b t h k"),
     "write_strength": ("b t h", "b t h v"),
     "erase_read": "b t h k",
+    "erase_write": "b t h k",
     "initial_state": "b h k v",
     "segment_ids": "b t",
     "initial_segment": "b",

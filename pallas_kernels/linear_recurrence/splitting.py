@@ -7,17 +7,19 @@ A piece is linear in the state S it starts from: its outputs and its last state 
 Nothing erased, R_i = exp(G_i) q_i and T = exp(G) with G the decay since the piece began. Where something is erased, both come from
 the recurrence itself, run with the identity beside the state: k more columns of values, all 0. So a piece needs no neighbour
 until its own work is done; then one pass over the pieces, of a state each, gives what every piece starts from. On devices that
-each hold a piece the same two steps apply, `entering` being the only exchange.
+each hold a piece the same two steps apply (`over_devices`): they exchange one state and one T a piece, whatever its length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import exchange
 from pallas_kernels.linear_recurrence.xla import by_channel, carried
+from pallas_kernels.sharding import Dimensions, over_sequence
 
 Recurrence = Callable[..., tuple[jax.Array, jax.Array | None]]
 
@@ -58,26 +60,65 @@ def in_pieces(
     if initial_state is not None:
         own = own.at[:, 0].set(initial_state.astype(jnp.float32))
     own = own.reshape(b * pieces, h, key_dim, value_dim)
-    shared = {"scale": scale, "segment_ids": segments, "initial_segment": first, "return_state": True, "chunk_size": chunk_size}
-    if erase_read is None:
-        o, states = run(rows.pop("q"), rows.pop("k"), rows.pop("v"), initial_state=own, **rows, **shared)
-        assert states is not None
-        readers, keeps = _decayed(_folded(q, pieces), rows.get("log_decay"), scale, h, segments, first)
-    else:
-        v_ = jnp.concatenate([rows.pop("v"), jnp.zeros((b * pieces, length, h, key_dim), v.dtype)], axis=3)
-        if write_strength is not None and write_strength.ndim == 4:
-            ones = jnp.ones((b * pieces, length, h, key_dim), write_strength.dtype)
-            rows["write_strength"] = jnp.concatenate([rows["write_strength"], ones], axis=3)
-        identity = jnp.broadcast_to(jnp.eye(key_dim), (b * pieces, h, key_dim, key_dim))
-        o, states = run(rows.pop("q"), rows.pop("k"), v_, initial_state=jnp.concatenate([own, identity], axis=3), **rows, **shared)
-        assert states is not None
-        readers, keeps = o[..., value_dim:], states[..., value_dim:]
-        o, states = o[..., :value_dim], states[..., :value_dim]
+    o, readers, states, keeps = _apart(run, rows, own, segments, first, scale, chunk_size)
     states, keeps = (x.reshape(b, pieces, *x.shape[1:]) for x in (states, keeps))
     before, after = entering(states, keeps)
     before = before.reshape(b * pieces, h, key_dim, value_dim)
-    o = o + jnp.einsum("bthk,bhkv->bthv", readers.astype(jnp.float32), before).astype(v.dtype)
+    o = o + _read(readers, before, v.dtype)
     return o.reshape(b, pieces * length, h, value_dim)[:, :t], after if return_state else None
+
+
+def over_devices(
+    run: Recurrence, arrays: Mapping[str, jax.Array | None], dimensions: Mapping[str, Dimensions], scale: float, chunk_size: int | None
+) -> jax.Array:
+    """The front door's outputs from a zero state, tokens split over the ambient mesh's axis sequence.
+
+    Args:
+      run: the front door.
+      arrays: those of its arguments that are arrays, without an initial state; dimensions: their letters.
+    """
+
+    def part(q, k, v, log_decay, write_strength, erase_read, erase_write, segment_ids):
+        rows = {"q": q, "k": k, "v": v, "write_strength": write_strength, "erase_read": erase_read, "erase_write": erase_write}
+        if log_decay is not None:
+            rows["log_decay"] = jnp.broadcast_to(log_decay, v.shape[:3]) if log_decay.ndim == 1 else log_decay
+        rows = {name: x for name, x in rows.items() if x is not None}
+        first = None if segment_ids is None else exchange.segment_before(segment_ids)
+        o, readers, states, keeps = _apart(run, rows, None, segment_ids, first, scale, chunk_size)
+        states = entering(exchange.stacked(states), exchange.stacked(keeps))[0]
+        return o + _read(readers, exchange.own(states), v.dtype)
+
+    return over_sequence(part, {name: dimensions[name] for name in arrays}, "b t h v")(**arrays)
+
+
+def _apart(run: Recurrence, rows, own, segments, first, scale, chunk_size):
+    """Pieces by themselves: outputs, what reads a state that enters (b, t, h, k), last states, and what is left of an entering state.
+
+    Args:
+      rows: q, k, v and what else the call has, by name. own: the states they start from; None is 0.
+      segments, first: (b, t) and, of the token before, (b,); or None.
+    """
+    rows = dict(rows)
+    q, k, v = (rows.pop(name) for name in ("q", "k", "v"))
+    (b, t, h, value_dim), key_dim = v.shape, q.shape[3]
+    shared = {"scale": scale, "segment_ids": segments, "initial_segment": first, "return_state": True, "chunk_size": chunk_size}
+    if "erase_read" not in rows:
+        o, states = run(q, k, v, initial_state=own, **rows, **shared)
+        readers, keeps = _decayed(q, rows.get("log_decay"), scale, h, segments, first)
+        return o, readers, states, keeps
+    if "write_strength" in rows and rows["write_strength"].ndim == 4:
+        ones = jnp.ones((b, t, h, key_dim), rows["write_strength"].dtype)
+        rows["write_strength"] = jnp.concatenate([rows["write_strength"], ones], axis=3)
+    own = jnp.zeros((b, h, key_dim, value_dim), jnp.float32) if own is None else own
+    identity = jnp.broadcast_to(jnp.eye(key_dim), (b, h, key_dim, key_dim))
+    v = jnp.concatenate([v, jnp.zeros((b, t, h, key_dim), v.dtype)], axis=3)
+    o, states = run(q, k, v, initial_state=jnp.concatenate([own, identity], axis=3), **rows, **shared)
+    assert states is not None
+    return o[..., :value_dim], o[..., value_dim:], states[..., :value_dim], states[..., value_dim:]
+
+
+def _read(readers: jax.Array, states: jax.Array, dtype) -> jax.Array:
+    return jnp.einsum("bthk,bhkv->bthv", readers.astype(jnp.float32), states).astype(dtype)
 
 
 def entering(states: jax.Array, keeps: jax.Array) -> tuple[jax.Array, jax.Array]:

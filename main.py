@@ -254,7 +254,7 @@ COMMANDS = {
     "replay": _replay,
     "bench": _bench,
 }
-BENCHMARKS = {"kernels": "kernels", "head-mixture": "head_mixture", "recall": "recall_training"}
+BENCHMARKS = {"kernels": "kernels", "head-mixture": "head_mixture", "recall": "recall_training", "decomposition": "decomposition"}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,286 @@
+"""Trains one small model on rows made by concatenate-and-chunk and by Dataset Decomposition: time a step, and time to a held-out loss.
+
+    python main.py bench decomposition                  # the standard library, length 4,096, 12 minutes of training
+    python main.py bench decomposition --out            # and keep the results under benchmarks/results/DEVICE/decomposition.json
+    python main.py bench decomposition --length 1024 --shortest 64 --minutes 5
+
+Both see the same documents, take the same number of tokens a step, start from the same parameters, use rotary positions of base 100,000
+and, in chunked rows, a mask that keeps documents apart (as Pouransari et al., arXiv 2405.13226, compare them). The learning rate is constant after its
+warm-up, so that a loss reached at some moment doesn't depend on how long the run was to be. They train in turns of a few
+steps, so that whatever else the machine does meets both, and are evaluated after each turn on the same packed held-out rows. Seconds are of training alone: reading data is in
+them, compiling and evaluating are not. A loss that lies between two evaluations is taken to fall in a straight line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import OtherLoad, describe_machine, device_folder
+from configuration import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ABOVE = (1.0, 0.5, 0.25, 0.1, 0.0)
+_ENDLESS = 1_000_000
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark.
+
+    Raises:
+      UserError: an option that does not fit.
+    """
+    options = _options(arguments)
+    import jax
+
+    device = jax.devices()[0]
+    print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {datetime.date.today()}")
+    load = OtherLoad()
+    trainees = [_Trainee(name, options) for name in ("chunked", "decomposed")]
+    for trainee in trainees:
+        trainee.compile()
+    print(f"{trainees[0].parameters:,} parameters, {options.length * options.batch:,} tokens a step")
+    _train(trainees, options)
+    result = {name: trainee.result() for name, trainee in zip(("chunked", "decomposed"), trainees, strict=True)}
+    reached = times_to_losses(result["chunked"]["curve"], result["decomposed"]["curve"])
+    _print(result, reached)
+    if options.out:
+        machine = describe_machine()
+        folder = Path(options.out) / device_folder(machine, jax.default_backend(), device.device_kind)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "decomposition.json"
+        facts = {
+            "date": datetime.date.today().isoformat(),
+            "command": "python main.py bench decomposition " + " ".join(sys.argv[1:] if arguments is None else arguments),
+            "device": device.device_kind,
+            "machine": machine,
+            "cores_kept_busy_by_others": round(load.cores(), 2),
+            "jax": jax.__version__,
+            "python": sys.version.split()[0],
+            "options": {name: value for name, value in vars(options).items() if name != "out"},
+            "parameters": trainees[0].parameters,
+            **result,
+            "times_to_losses": reached,
+        }
+        path.write_text(json.dumps(facts, indent=1) + "\n")
+        print(f"written: {path}")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"bench decomposition: {message} (see --help)")
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = _Parser(prog="main.py bench decomposition", description=(__doc__ or "").split("\n\n")[0])
+    for name, default, text in (
+        ("length", 4096, "tokens of a chunked row and of the longest bucket, a power of two"),
+        ("shortest", 256, "tokens of the shortest bucket, a power of two"),
+        ("batch", 1, "rows of `length` tokens a step"),
+        ("width", 128, "of the model"),
+        ("depth", 4, "layers"),
+        ("heads", 4, "attention heads"),
+        ("steps", _ENDLESS, "most steps of each"),
+        ("turn", 10, "steps between evaluations"),
+        ("cycle", 40, "steps after which the curriculum starts again"),
+        ("held-out", 8, "held-out rows in an evaluation, as many batches as they make"),
+        ("seed", 0, "of parameters and data"),
+    ):
+        limit = f", default {default}" if default != _ENDLESS else ""
+        parser.add_argument(f"--{name}", type=int, default=default, help=text + limit)
+    parser.add_argument("--minutes", type=float, default=12.0, help="of training both together, after compiling; default 12")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--curriculum", default="grow_p2", choices=["uniform", "grow_linear", "grow_p2", "grow_p100"])
+    parser.add_argument("--source", default="stdlib", help="as data.source")
+    parser.add_argument("--out", nargs="?", const=str(REPOSITORY / "benchmarks" / "results"), help="write OUT/DEVICE/decomposition.json")
+    options = parser.parse_args(arguments)
+    for name in (
+        "length",
+        "shortest",
+        "batch",
+        "width",
+        "depth",
+        "heads",
+        "steps",
+        "turn",
+        "cycle",
+        "held_out",
+        "minutes",
+        "learning_rate",
+    ):
+        if getattr(options, name) <= 0:
+            raise UserError(f"bench decomposition: --{name.replace('_', '-')} {getattr(options, name)}: must be positive")
+    return options
+
+
+def experiment_of(name: str, options: argparse.Namespace) -> Any:
+    """The experiment that trains on rows made in the way called `name`."""
+    from data.sequences import Chunked, Decomposed
+    from data.text import Text
+    from layers import Attention
+    from layers.mlp import SwiGLU
+    from layers.positions import Rotary
+    from models import LanguageModel, repeat
+    from training.experiment import Experiment, Run
+    from training.optimizer import AdamW
+
+    def text(way: Any) -> Text:
+        batches = -(-options.held_out // options.batch)
+        return Text(source=options.source, length=options.length, sequences=way, held_out_batches=batches)
+
+    data = text(Chunked())
+    if name == "decomposed":
+        way = Decomposed(shortest=options.shortest, curriculum=options.curriculum, cycles=1)
+        batches = text(way).batches(options.seed, options.batch)
+        tokens = sum(length * count for length, count in zip(batches.plan.lengths, batches.plan.counts, strict=True))
+        cycles = max(1, round(tokens / (options.length * options.batch) / options.cycle))
+        data = text(Decomposed(shortest=options.shortest, curriculum=options.curriculum, cycles=cycles))
+    return Experiment(
+        name=f"decomposition.{name}",
+        model=LanguageModel(
+            width=options.width,
+            stages=repeat(Attention(heads=options.heads, positions=Rotary(base=100_000.0), query_key_norm=True), depth=options.depth),
+            mlp=SwiGLU(),
+        ),
+        data=data,
+        optimizer=AdamW(learning_rate=options.learning_rate, beta2=0.95, weight_decay=0.1, warmup=20, clip=1.0, schedule="constant"),
+        run=Run(steps=_ENDLESS, batch_size=options.batch, steps_per_call=1, precision="default", seed=options.seed),
+    )
+
+
+class _Trainee:
+    """One of the two: its state, and what was measured."""
+
+    def __init__(self, name: str, options: argparse.Namespace):
+        from models.functional import count
+        from training.feeds import make_feed
+        from training.program import member_values, program_for
+
+        self.name = name
+        self.experiment = experiment_of(name, options)
+        self.program = program_for(self.experiment)
+        self.feed: Any = make_feed(self.experiment, self.program, None)
+        self.state = self.program.init(options.seed)
+        self.values = member_values([self.experiment], False)
+        self.parameters = count(self.state["params"])
+        self.step = 0
+        self.seconds = 0.0
+        self.times: dict[int, list[float]] = {length: [] for length in self.feed.batches.row_lengths}
+        self.curve: list[dict[str, float]] = []
+
+    def compile(self) -> None:
+        """Compiles the step of each length and the evaluation; nothing that it trains is kept."""
+        import jax
+        import numpy as np
+
+        from data.plan import RowArrays
+
+        for length in self.times:
+            rows = self.experiment.run.batch_size * self.experiment.data.length // length
+            batch = RowArrays(rows, length).batch(segmented=self.feed.batches.plan.segmented)
+            stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
+            spare = jax.tree.map(lambda leaf: leaf.copy(), self.state)
+            jax.block_until_ready(self.program.train_on(spare, self.values, stacked))
+        self.evaluate()
+        self.feed.waited = 0.0
+
+    def turn(self, steps: int) -> None:
+        """Trains for `steps` steps, each timed."""
+        import jax
+
+        for _ in range(steps):
+            length = self.feed.batches.row_length(self.step)
+            begun = time.perf_counter()
+            self.state, _ = jax.block_until_ready(self.feed.train(self.state, self.values, 1, self.step))
+            elapsed = time.perf_counter() - begun
+            self.times[length].append(elapsed)
+            self.seconds += elapsed
+            self.step += 1
+
+    def evaluate(self) -> None:
+        """Adds a point to the curve."""
+        found = self.feed.evaluate(self.state["params"], [self.experiment.run.seed])[0]
+        self.curve.append({"step": self.step, "seconds": self.seconds, "bits_per_byte": found["bits_per_byte"]})
+
+    def result(self) -> dict[str, Any]:
+        """What is written of it."""
+        tokens = self.experiment.run.batch_size * self.experiment.data.length
+        by_length = {
+            str(length): {"steps": len(times), "seconds_a_step": statistics.median(times) if times else None}
+            for length, times in self.times.items()
+        }
+        return {
+            "steps": self.step,
+            "tokens": self.step * tokens,
+            "seconds": self.seconds,
+            "share_waiting_for_data": self.feed.waited / max(self.seconds, 1e-9),
+            "by_length": by_length,
+            "rows": self.feed.batches.plan.facts(),
+            "curve": self.curve,
+        }
+
+
+def _train(trainees: list[_Trainee], options: argparse.Namespace) -> None:
+    """Turns until the steps or the minutes are used up; no fewer than one."""
+    begun = time.perf_counter()
+    print(f"{'step':>6} " + " ".join(f"{trainee.name + ': seconds, bits a byte':>34}" for trainee in trainees))
+    while trainees[0].step < options.steps and (trainees[0].step == 0 or time.perf_counter() - begun < 60 * options.minutes):
+        cells = []
+        for trainee in trainees:
+            trainee.turn(min(options.turn, options.steps - trainee.step))
+            trainee.evaluate()
+            cells.append(f"{trainee.seconds:25.1f} {trainee.curve[-1]['bits_per_byte']:8.3f}")
+        print(f"{trainees[0].step:6} " + " ".join(cells), flush=True)
+
+
+def time_to(curve: list[dict[str, float]], bits: float) -> float | None:
+    """Seconds of training until the held-out loss first was `bits`; None where no evaluation saw it so low."""
+    for before, after in zip([curve[0], *curve[:-1]], curve, strict=True):
+        if after["bits_per_byte"] <= bits:
+            fall = before["bits_per_byte"] - after["bits_per_byte"]
+            share = (before["bits_per_byte"] - bits) / fall if fall > 0 else 1.0
+            return before["seconds"] + share * (after["seconds"] - before["seconds"])
+    return None
+
+
+def times_to_losses(one: list[dict[str, float]], two: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Seconds of both to losses that both reached: the lowest such one (rounded up to 0.05), and some above it."""
+    lowest = math.ceil(20 * max(min(point["bits_per_byte"] for point in curve) for curve in (one, two)) - 1e-9) / 20
+    rows = []
+    for bits in sorted({round(lowest + above, 2) for above in ABOVE}, reverse=True):
+        chunked, decomposed = time_to(one, bits), time_to(two, bits)
+        if chunked and decomposed:
+            rows.append({"bits_per_byte": bits, "chunked": chunked, "decomposed": decomposed, "ratio": chunked / decomposed})
+    return rows
+
+
+def _print(result: dict[str, Any], reached: list[dict[str, float]]) -> None:
+    for name, found in result.items():
+        print(
+            f"{name}: {found['steps']} steps, {found['tokens']:,} tokens in {found['seconds']:.1f} s, {found['tokens'] / found['seconds']:,.0f} a second, "
+            f"{100 * found['share_waiting_for_data']:.2f}% of it waiting for data, {found['curve'][-1]['bits_per_byte']:.3f} bits a byte"
+        )
+    print("tokens a row, steps, ms a step:")
+    for name, found in result.items():
+        for length, row in found["by_length"].items():
+            took = "not taken" if row["seconds_a_step"] is None else f"{1e3 * row['seconds_a_step']:10.1f}"
+            print(f"  {name:12} {length:>6} {row['steps']:6} {took}")
+    rows = result["decomposed"]["rows"]
+    print(f"kept by decomposition: {100 * rows['retained_share']:.1f}% of all tokens, {100 * rows['target_share']:.1f}% of all targets")
+    print("seconds to a held-out loss: bits a byte, chunked, decomposed, chunked / decomposed")
+    for row in reached:
+        print(f"  {row['bits_per_byte']:6.2f} {row['chunked']:8.1f} {row['decomposed']:8.1f} {row['ratio']:6.2f}")
+    if not reached:
+        print("  none that both reached")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

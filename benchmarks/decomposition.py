@@ -86,7 +86,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         ("shortest", 256, "tokens of the shortest bucket, a power of two"),
         ("batch", 1, "rows of `length` tokens a step"),
         ("width", 128, "of the model"),
-        ("depth", 4, "layers"),
+        ("depth", 2, "layers"),
         ("heads", 4, "attention heads"),
         ("steps", _ENDLESS, "most steps of each"),
         ("turn", 10, "steps between evaluations"),

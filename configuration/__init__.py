@@ -3,12 +3,13 @@
 Every room's config classes derive from `Config`. This is the lowest room of the house: it imports nothing of the project.
 """
 
-from configuration.base import Config, UserError, config_class, known_configs
+from configuration.base import Config, Preempted, UserError, config_class, known_configs
 from configuration.overrides import apply_overrides, apply_values, get_field
 from configuration.serialization import differences, from_json, to_json
 
 __all__ = [
     "Config",
+    "Preempted",
     "UserError",
     "apply_overrides",
     "apply_values",

@@ -12,6 +12,10 @@ class UserError(ValueError):
     """A mistake in what the user asked for: `main.py` prints it as one `error:` line and exits with code 2."""
 
 
+class Preempted(Exception):
+    """The process was asked to end (SIGTERM) and has saved what it did: the same command goes on. `main.py` exits with code 0."""
+
+
 @chz.chz(typecheck=True)
 class Config:
     """Base of all config classes.

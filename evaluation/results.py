@@ -160,6 +160,8 @@ def load_run(folder: Path | str) -> RunResult:
         raise UserError(f"the run in {folder} is not finished: it holds no result.json; the same train command goes on with it")
     config = _object(folder / "config.json")
     result = _object(path)
+    if result.get("status") == "preempted":
+        raise UserError(f"the run in {folder} is not finished: it was preempted; the same train command goes on with it")
     numbers = {name: _number(result, name, path) for name in ("steps", "seconds", "parameters", "learning_rate", "seed")}
     optional: dict[str, Any] = {
         name: float(_number(result, name, path))

@@ -48,6 +48,9 @@ class Run(Config):
       steps_per_call: steps in one device call.
       log_every, evaluate_every, checkpoint_every: steps; rounded up to whole calls.
       keep_checkpoints: how many of the newest stay.
+      keep_every: the first checkpoint at or after each multiple of this many steps stays for ever; None: none does.
+      on_disk_full: what a run does when a checkpoint or its metrics cannot be written: "stop" ends it (exit code 2), "continue" trains on
+        and tries again at the next checkpoint. The last good checkpoint stays either way.
       stop_at_accuracy: end the run once the evaluation's accuracy is at least this; None never does.
       precision: of fp32 matrix products; "highest" makes CPU and GPU tables agree.
       mesh: devices.
@@ -69,6 +72,8 @@ class Run(Config):
     evaluate_every: int = 100
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    keep_every: int | None = None
+    on_disk_full: Literal["stop", "continue"] = "stop"
     stop_at_accuracy: float | None = None
     precision: Literal["highest", "default"] = "highest"
     mesh: Mesh = Mesh()
@@ -98,6 +103,8 @@ class Run(Config):
             raise UserError(f"run.seed={self.seed}: must be between 0 and {2**31 - 1}")
         if self.profile is not None:
             parse_window(self.profile)
+        if self.keep_every is not None and self.keep_every < 1:
+            raise UserError(f"run.keep_every={self.keep_every}: must be at least 1, or None")
         if self.sample_every < 0:
             raise UserError(f"run.sample_every={self.sample_every}: must not be negative")
         if self.batch_size % self.accumulate:
@@ -141,6 +148,12 @@ CHANGEABLE = (
     "run.directory",
     "run.log_every",
     "run.keep_checkpoints",
+    "run.keep_every",
+    "run.on_disk_full",
+    "run.mesh.data",
+    "run.mesh.fsdp",
+    "run.mesh.tensor",
+    "run.mesh.sequence",
     "run.checkpoint_every",
     "run.sample_every",
     "run.tensorboard",
@@ -159,6 +172,8 @@ def program_of(experiment: Experiment) -> Experiment:
         directory=None,
         log_every=1,
         keep_checkpoints=1,
+        keep_every=None,
+        on_disk_full="stop",
         checkpoint_every=1,
         sample_every=0,
         tensorboard=False,

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import signal
-import sys
+import contextlib
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from models.accounting import state_bytes_at
+from configuration import UserError
 from models.functional import count
-from training.checkpoints import Checkpoints
+from training import resume
+from training.agreement import from_main
+from training.distributed import is_main
 from training.experiment import Experiment
 from training.feeds import make_feed
+from training.member import Member, run_directory
 from training.metrics import Reporter
 from training.operations import abstract_batch, operations_by_mixer
 from training.program import member_values, program_for
-from training.run_folder import RunFolder, environment, same_bits_possible
+from training.signals import GO_ON, TERMINATED, StopRequests
+from training.storage import DiskFull
+
+__all__ = ["run_directory", "train", "train_members"]
 
 Print = Callable[[str], None]
 
 
-def run_directory(experiment: Experiment) -> Path:
-    """The run's folder: `run.directory`, or runs/NAME."""
-    return Path(experiment.run.directory or f"runs/{experiment.name}")
-
-
 def train(experiment: Experiment, say: Print = print) -> dict[str, Any]:
-    """Trains one experiment in its folder and returns what result.json holds.
+    """Trains one experiment in its folder and returns what result.json holds. Its "status":
+
+    "finished"; "stopped early" (`run.stop_at_accuracy`); "diverged"; "preempted" (SIGTERM: saved, and the same call goes on).
 
     Raises:
-      UserError: the folder holds another config, a checkpoint is damaged, or the devices asked for are not here.
+      UserError: the folder holds another config, all checkpoints are damaged, the devices asked for are not here, or the disk is full.
+      KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
     """
     return train_members([experiment], together=False, say=say)[0]
 
@@ -43,75 +45,58 @@ def train_members(experiments: list[Experiment], *, together: bool, say: Print =
     """Trains members of a sweep: at once in one program (`together`; they may differ in values only), or in turn.
 
     Finished members are not trained again. Members trained together that finish early are frozen: their parameters stay what
-    they were, while the others go on.
+    they were, while the others go on. After SIGTERM the results end with the preempted one.
     """
-    if not together:
-        return [_Session([experiment], None, say).run()[0] for experiment in experiments]
-    return _Session(experiments, len(experiments), say).run()
-
-
-class _Member:
-    """One run: its folder, what happened in it, and whether it still trains."""
-
-    def __init__(self, experiment: Experiment):
-        self.experiment = experiment
-        self.folder = RunFolder(run_directory(experiment), experiment)
-        self.checkpoints = Checkpoints(self.folder.checkpoints, experiment.run.keep_checkpoints)
-        self.done: str | None = None
-        self.seconds = 0.0
-        self.steps = 0
-        self.evaluation: dict[str, Any] | None = None
-        self.data_state: Any = None
-
-    def extra(self) -> dict[str, Any]:
-        return {
-            "step": self.steps,
-            "seconds": self.seconds,
-            "done": self.done,
-            "evaluation": self.evaluation,
-            "data_state": self.data_state,
-            "environment": environment(),
-        }
+    if together:
+        return _Session(experiments, len(experiments), say).run()
+    results: list[dict[str, Any]] = []
+    for experiment in experiments:
+        results += _Session([experiment], None, say).run()
+        if results[-1]["status"] == "preempted":
+            break
+    return results
 
 
 class _Session:
     def __init__(self, experiments: list[Experiment], population: int | None, say: Print):
-        self.say = say
+        self.say = say if is_main() else lambda text: None
         if not all((run_directory(experiment) / "result.json").exists() for experiment in experiments):
             # What can be wrong with the model, the devices or the data is found before a folder is made.
             program_for(experiments[0], population)
             experiments[0].data.prepare()
-        self.members = [_Member(experiment) for experiment in experiments]
+        self.members = [Member(experiment, population is not None) for experiment in experiments]
         self.first = experiments[0]
         self.population = population
-        self._stop_requested = False
+        self.stops = StopRequests()
+        self._held_back = False
 
     def run(self) -> list[dict[str, Any]]:
-        results = [member.folder.result() for member in self.members]
         steps = self.first.run.steps
-        if all(result is not None and (result["steps"] >= steps or result["status"] != "finished") for result in results):
+        results = [member.result for member in self.members]
+        finished = all(result is not None and (result["steps"] >= steps or result["status"] != "finished") for result in results)
+        if from_main(int(finished)):
             for member in self.members:
                 self.say(f"{member.folder.path}: already finished, not trained again")
-                member.checkpoints.close()
             return [result for result in results if result is not None]
         for member in self.members:
-            if member.folder.result() is not None and self.population is None:
+            if member.result is None or self.population is None:
                 member.folder.unfinish()
         self.program = program_for(self.first, self.population)
         try:
-            with _on_termination(self._request_stop):
-                return self._train()
-        finally:
+            with self.stops:
+                trained = self._train()
+        except BaseException:
             for member in self.members:
-                member.checkpoints.close()
-
-    def _request_stop(self) -> None:
-        self._stop_requested = True
+                _close_quietly(member)
+            raise
+        for member in self.members:
+            member.checkpoints.close()
+        return trained
 
     def _train(self) -> list[dict[str, Any]]:
         run = self.first.run
         values = member_values([member.experiment for member in self.members], self.population is not None)
-        state, step = self._start()
+        state, step = resume.start(self.members, self.program, self.say)
         feed = make_feed(self.first, self.program, self.members[0].data_state)
         parameters = count(state["params"]) // (self.population or 1)
         reporter = Reporter([member.folder for member in self.members], self.first, self.say)
@@ -120,10 +105,14 @@ class _Session:
         if "corpus" in feed.facts():
             corpus = feed.facts()["corpus"]
             self.say(f"  corpus {corpus['source']}: {corpus['train']['bytes']:,} bytes to train on, sha256 {corpus['digest'][:16]}")
-        longest_call = min(run.steps_per_call, run.steps)
+        request, timed = GO_ON, 0
         while step < run.steps and not all(member.done for member in self.members):
+            request = self.stops.decision(step, step, str(self.members[0].folder.path))
+            if request != GO_ON:
+                break
             begun = time.perf_counter()
-            length = feed.steps_ahead(step, min(longest_call, run.steps - step))
+            # Calls end at the same steps whether or not the run was cut off.
+            length = feed.steps_ahead(step, min(run.steps_per_call - step % run.steps_per_call, run.steps - step))
             frozen = np.array([member.done is not None for member in self.members])
             keep = jax.tree.map(lambda leaf: leaf.copy(), state) if frozen.any() else None
             state, metrics = feed.train(state, values, length, step)
@@ -139,13 +128,25 @@ class _Session:
             if _crossed(step, length, run.evaluate_every) or step >= run.steps or diverged.any():
                 self._evaluate(state, step, feed, reporter, diverged)
             newly_done = sum(member.done is not None for member in self.members) > done_before
-            if self._stop_requested or _crossed(step, length, run.checkpoint_every) or step >= run.steps or newly_done:
-                self._save(state)
+            if _crossed(step, length, run.checkpoint_every) or step >= run.steps or newly_done:
+                self._save(state, last=step >= run.steps)
             if run.sample_every and _crossed(step, length, run.sample_every):
                 reporter.sample(feed.sample(state["params"], step))
-            if self._stop_requested:
-                raise KeyboardInterrupt
-        return self._finish(state, parameters, feed, reporter)
+            self._check_storage()
+            if length == timed:  # an earlier call had this length, so this one's time holds no compilation
+                self.stops.seconds_left = elapsed + max(member.checkpoints.seconds for member in self.members)
+            timed = length
+        if request != GO_ON:
+            self._save(state, last=True)
+        with self._storage(ends=True):
+            for member in self.members:
+                member.checkpoints.wait()
+        if request != GO_ON and request != TERMINATED:
+            reporter.close()
+            raise KeyboardInterrupt
+        results = self._finish(parameters, feed, request == TERMINATED)
+        reporter.close()
+        return results
 
     def _active(self) -> list[bool]:
         return [member.done is None for member in self.members]
@@ -178,87 +179,79 @@ class _Session:
             elif goal is not None and found[index].get("accuracy", -1.0) >= goal:
                 member.done = "stopped early"
 
-    def _start(self) -> tuple[Any, int]:
-        """Fresh state, or the newest one that all members still have."""
-        seeds = [member.experiment.run.seed for member in self.members]
-        fresh = self.program.init(seeds[0] if self.population is None else seeds)
+    def _save(self, state: Any, *, last: bool) -> None:
+        """Starts to save all members. `last`: there is no later checkpoint that could take this one's place."""
         for member in self.members:
-            member.folder.write_environment()
-        common: set[int] = set.intersection(*(self._resumable(member) for member in self.members))
-        if not common:
-            for member in self.members:
-                member.folder.truncate_metrics(0)
-                member.checkpoints.clear()
-            return fresh, 0
-        rows = []
-        step = 0
-        for index, member in enumerate(self.members):
-            own = self._resume_step(member, max(common))
-            one = fresh if self.population is None else jax.tree.map(lambda leaf, index=index: leaf[index], fresh)
-            state, extra = member.checkpoints.load(own, one)
-            member.steps, member.seconds, member.evaluation = extra["step"], extra["seconds"], extra["evaluation"]
-            member.done, member.data_state = extra["done"], extra["data_state"]
-            if member.done == "finished" and member.steps < self.first.run.steps:
-                member.done = None
-            member.folder.truncate_metrics(own)
-            step = max(step, own if member.done is None else 0)
-            rows.append(state)
-            self._note_resume(member, own, extra)
-        stacked = rows[0] if self.population is None else jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-        placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), stacked, fresh)
-        return placed, step
-
-    def _resumable(self, member: _Member) -> set[int]:
-        """Steps a member can go on from. One that ended early can stand beside the others at any step."""
-        steps = set(member.checkpoints.steps())
-        result = member.folder.result()
-        if self.population is not None and result is not None and steps:
-            return set().union(*(other.checkpoints.steps() for other in self.members))
-        return steps
-
-    def _resume_step(self, member: _Member, common: int) -> int:
-        steps = member.checkpoints.steps()
-        return common if common in steps else max(steps)
-
-    def _note_resume(self, member: _Member, step: int, extra: dict[str, Any]) -> None:
-        changed = same_bits_possible(extra["environment"], environment())
-        note = f"; not promised to be bit-exact: {', '.join(changed)} changed" if changed else ""
-        self.say(f"{member.folder.path}: resumed at step {step}{note}")
-
-    def _save(self, state: Any) -> None:
-        for index, member in enumerate(self.members):
-            own = state if self.population is None else jax.tree.map(lambda leaf, index=index: leaf[index], state)
             if member.done is None and member.steps >= self.first.run.steps:
                 member.done = "finished"
-            member.checkpoints.save(member.steps, own, member.experiment, member.extra())
+        for member in self.members:
+            with self._storage(ends=False):
+                member.checkpoints.wait()  # none is written before all members have the one before
+        with self._storage(ends=last):
+            for member in self.members:
+                member.folder.flush(to_disk=True)  # a checkpoint promises that all lines before it are on the disk
+            for index, member in enumerate(self.members):
+                own = state if self.population is None else jax.tree.map(lambda leaf, index=index: leaf[index], state)
+                member.checkpoints.save(member.steps, own, member.experiment, member.extra())
 
-    def _finish(self, state: Any, parameters: int, feed: Any, reporter: Reporter) -> list[dict[str, Any]]:
+    def _check_storage(self) -> None:
+        """Tells a full disk as soon as it shows, and again only after it had space in between."""
+        with self._storage(ends=False):
+            for member in self.members:
+                if jax.process_count() == 1 and member.checkpoints.failed():
+                    member.checkpoints.wait()
+        if self._held_back and not any(member.folder.held_back for member in self.members):
+            self._held_back = False
+        if not self._held_back:
+            with self._storage(ends=False):
+                self._held_back = any(member.folder.held_back for member in self.members)
+                for member in self.members:
+                    member.folder.flush()
+
+    def _storage(self, *, ends: bool) -> _FullDisk:
+        return _FullDisk(self.say, ends or self.first.run.on_disk_full == "stop")
+
+    def _finish(self, parameters: int, feed: Any, preempted: bool) -> list[dict[str, Any]]:
         results = []
         for member in self.members:
-            old = member.folder.result()
+            old = member.result
             if old is not None and old["steps"] == member.steps and old["status"] == member.done:
                 results.append(old)
                 continue
-            experiment = member.experiment
-            examples = member.steps * experiment.run.batch_size
-            result = {
-                "name": experiment.name,
-                **(member.evaluation or {}),
-                "status": member.done or "finished",
-                "steps": member.steps,
-                "seconds": round(member.seconds, 3),
-                "examples_per_second": examples / max(member.seconds, 1e-9),
-                "tokens_per_second": examples * feed.tokens_per_example() / max(member.seconds, 1e-9),
-                "parameters": parameters,
-                "state_bytes": state_bytes_at(experiment.model, experiment.data.vocabulary, feed.lengths()),
-                "learning_rate": experiment.optimizer.learning_rate,
-                "seed": experiment.run.seed,
-                **feed.facts(),
-            }
+            member.folder.flush(to_disk=True)
+            result = member.summary(member.done or ("preempted" if preempted else "finished"), parameters, feed)
             member.folder.write_result(result)
             results.append(result)
-        reporter.close()
+        if preempted and self.stops.since is not None:
+            waited = time.monotonic() - self.stops.since
+            self.say(f"preempted at step {max(member.steps for member in self.members):,}, saved {waited:.1f} s after SIGTERM")
         return results
+
+
+class _FullDisk:
+    """What a full disk does to the run, by `run.on_disk_full`: ends it with one line, or is said in one line."""
+
+    def __init__(self, say: Print, stop: bool):
+        self.say = say
+        self.stop = stop
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, DiskFull):
+            return False
+        if self.stop:
+            raise UserError(f"{error}; with space freed the same command goes on from there") from error
+        self.say(f"  {error}; going on, trying again at the next checkpoint")
+        return True
+
+
+def _close_quietly(member: Member) -> None:
+    """Lets a checkpoint that is being written end, while another error is on its way out."""
+    if jax.process_count() == 1:
+        with contextlib.suppress(Exception):
+            member.checkpoints.close()
 
 
 def _crossed(step: int, length: int, every: int) -> bool:
@@ -270,27 +263,3 @@ def _select(frozen: np.ndarray, old: Any, new: Any) -> Any:
         return jax.numpy.where(frozen.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(pick, old, new)
-
-
-class _on_termination:
-    """SIGTERM and Ctrl-C end the run at the next call, after a checkpoint; a second one ends it at once."""
-
-    def __init__(self, action: Callable[[], None]):
-        self.action = action
-
-    def __enter__(self) -> None:
-        self.old: dict[int, Any] = {}
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.old[number] = signal.signal(number, self._handle)
-        except ValueError:  # not the main thread: whoever runs us there handles signals
-            self.old = {}
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self.action()
-        signal.signal(number, self.old[number])
-        print("stopping after this call of steps; once more stops at once", file=sys.stderr)
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)

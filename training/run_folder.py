@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from configuration import UserError, differences, from_json, to_json
+from training.distributed import is_main
 from training.experiment import CHANGEABLE, Experiment
+from training.storage import DiskFull, is_disk_full, replace_text, write_json
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 class RunFolder:
-    """Opens (or makes) the folder of one run.
+    """Opens (or makes) the folder of one run. Every process of a run reads it, the main one alone writes.
 
     Raises:
       UserError: the folder belongs to another config (the differing fields are listed), or is not a run's folder.
@@ -33,6 +36,9 @@ class RunFolder:
             self._check(config_path, experiment)
         elif self.path.exists() and any(self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and holds no config.json: not a run's folder, so nothing is written there")
+        self._unwritten: list[str] = []
+        if not is_main():
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(config_path, to_json(experiment))
@@ -49,19 +55,23 @@ class RunFolder:
         return read_json(path) if path.exists() else None
 
     def write_environment(self) -> None:
-        write_json(self.path / "environment.json", environment())
+        if is_main():
+            write_json(self.path / "environment.json", environment())
 
     def write_result(self, result: dict[str, Any]) -> None:
-        write_json(self.path / "result.json", result)
+        if is_main():
+            write_json(self.path / "result.json", result)
 
     def unfinish(self) -> None:
         """Takes result.json away, for a run that is to go on."""
-        (self.path / "result.json").unlink(missing_ok=True)
+        if is_main():
+            (self.path / "result.json").unlink(missing_ok=True)
 
     def truncate_metrics(self, step: int) -> None:
         """Drops lines after `step` and a half-written last one: what a resumed run will write again."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
+        self._unwritten = []
+        if not is_main() or not path.exists():
             return
         kept = []
         for line in path.read_text().splitlines():
@@ -70,11 +80,46 @@ class RunFolder:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue
-        _replace(path, "".join(line + "\n" for line in kept))
+        replace_text(path, "".join(line + "\n" for line in kept))
 
     def log(self, record: dict[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Adds a line to metrics.jsonl. On a full disk it is kept, and written with a later one or by `flush`."""
+        self._unwritten.append(json.dumps(record) + "\n")
+        with contextlib.suppress(DiskFull):  # the loop asks `flush` before it goes on
+            self._write_lines()
+
+    @property
+    def held_back(self) -> bool:
+        """Whether lines wait for space on the disk."""
+        return bool(self._unwritten) and is_main()
+
+    def flush(self, *, to_disk: bool = False) -> None:
+        """Writes the lines that a full disk held back; `to_disk` also makes all lines outlive a loss of power.
+
+        Raises:
+          DiskFull: there is still no space. The file holds whole lines only, and the others are kept.
+        """
+        self._write_lines()
+        path = self.path / "metrics.jsonl"
+        if to_disk and is_main() and path.exists():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def _write_lines(self) -> None:
+        if not self._unwritten or not is_main():
+            return
+        path = self.path / "metrics.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a") as file:
+                file.write("".join(self._unwritten))
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            if path.exists():
+                os.truncate(path, size)
+            raise DiskFull(f"{path} could not be written: no space is left on the disk") from error
+        self._unwritten = []
 
     def _check(self, config_path: Path, experiment: Experiment) -> None:
         if not any((self.path / name).exists() for name in ("metrics.jsonl", "result.json")) and not any(self.checkpoints.glob("[0-9]*")):
@@ -109,6 +154,7 @@ def environment() -> dict[str, Any]:
         "device_kind": jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
         "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git_commit": _git_commit(),
@@ -117,7 +163,7 @@ def environment() -> dict[str, Any]:
 
 def same_bits_possible(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """What differs between two environments in ways that can change bits."""
-    names = ("packages", "device_kind", "backend", "devices", "cpu_count", "xla_flags")
+    names = ("packages", "device_kind", "backend", "devices", "processes", "cpu_count", "xla_flags")
     return [name for name in names if there.get(name) != here.get(name)]
 
 
@@ -131,17 +177,6 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Writes a whole file or nothing."""
-    _replace(Path(path), json.dumps(data, indent=2, allow_nan=True) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _git_commit() -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import chz
 import jax
 
-from configuration import apply_values, to_json
+from configuration import Preempted, apply_values, to_json
 from training.experiment import Experiment, program_of
 from training.loop import train_members
 
@@ -50,6 +50,9 @@ def run_study(
 
     Returns:
       all members' folders.
+
+    Raises:
+      Preempted: SIGTERM came, and the members in training were saved.
     """
     if together is None:
         together = jax.default_backend() != "cpu"
@@ -59,7 +62,9 @@ def run_study(
         say(f"[{number}/{len(rows)}] {row[0].name}: {len(row)} runs")
         groups = _groups(row) if together else [[member] for member in row]
         for group in groups:
-            train_members(group, together=together and len(group) > 1, say=say)
+            results = train_members(group, together=together and len(group) > 1, say=say)
+            if any(result["status"] == "preempted" for result in results):
+                raise Preempted(f"{folder}: preempted")
         folders += [Path(member.run.directory or "") for member in row]
     return folders
 

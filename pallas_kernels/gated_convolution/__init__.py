@@ -22,13 +22,14 @@ What published layers pass:
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import functools
+from typing import Any, Literal, get_args
 
 import jax
 
 from pallas_kernels.dispatch import Implementation, always, choose
-from pallas_kernels.gated_convolution import gpu, gpu_long, long, reference, tpu, tpu_long, xla
-from pallas_kernels.sharding import over_mesh
+from pallas_kernels.gated_convolution import gpu, gpu_long, long, reference, splitting, tpu, tpu_long, xla
+from pallas_kernels.sharding import over_mesh, sequence_parts
 
 Activation = Literal["none", "silu"]
 
@@ -85,6 +86,10 @@ def short_convolution(
       ValueError: an argument's shape does not fit, or `backend` cannot serve the call.
     """
     _check_short(x, taps, bias, in_gate, out_gate, activation, initial_state, segment_ids, initial_segment)
+    if sequence_parts(x.shape[1]) > 1 and initial_state is None and not return_state:
+        arrays = {"x": x, "taps": taps, "bias": bias, "in_gate": in_gate, "out_gate": out_gate, "segment_ids": segment_ids}
+        part: Any = functools.partial(short_convolution, activation=activation, backend=backend)
+        return splitting.short_over_devices(part, arrays, _SHORT), None
     implementations: dict[str, Implementation] = {
         "pallas_gpu": (over_mesh(gpu.short_convolution, _SHORT, ("b t h", "b s h")), gpu.refuses),
         "pallas_tpu": (over_mesh(tpu.short_convolution, _SHORT, ("b t h", "b s h")), tpu.refuses),
@@ -194,7 +199,17 @@ def long_convolution(
         "xla": (xla.long_convolution, always),
         "reference": (reference.long_convolution, always),
     }
-    run = choose("long_convolution", backend, implementations, x, filter, segment_ids=segment_ids)
+
+    def convolve(u, filter, *, segment_ids, dtype) -> jax.Array:
+        run = choose("long_convolution", backend, implementations, jax.ShapeDtypeStruct(u.shape, dtype), filter, segment_ids=segment_ids)
+        return run(u, filter, segment_ids=segment_ids, dtype=dtype)
+
+    def over_devices(u, filter, *, segment_ids, dtype) -> jax.Array:
+        return splitting.long_over_devices(
+            lambda *part: convolve(part[0], part[1], segment_ids=part[2], dtype=dtype), u, filter, segment_ids
+        )
+
+    run = over_devices if sequence_parts(x.shape[1]) > 1 else convolve
     return long.gated(run, x, filter, in_gate, out_gate, skip, segment_ids)
 
 

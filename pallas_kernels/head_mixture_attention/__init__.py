@@ -13,6 +13,7 @@ output's last bits may depend on which tile its query fell into, and so on later
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.dispatch import always, choose
+from pallas_kernels.gathering import over_gathered_keys
 from pallas_kernels.head_mixture_attention import reference, scheduled, xla
 from pallas_kernels.scheduled_attention import gpu, tpu
+from pallas_kernels.sharding import sequence_parts
 
 
 def head_mixture_attention(
@@ -69,6 +72,29 @@ def head_mixture_attention(
     _check(q, k, v, chosen, active, gates, key_heads, query_positions, key_positions, query_segments, key_segments)
     h, dim = q.shape[2:]
     kappa = tuple(head // (h // k.shape[2]) for head in range(h)) if key_heads is None else tuple(int(head) for head in key_heads)
+    own = key_positions is query_positions and key_segments is query_segments
+    if same_length and own and sequence_parts(q.shape[1]) > 1:
+        regular = h % k.shape[2] == 0 and kappa == tuple(head // (h // k.shape[2]) for head in range(h))
+        part: Any = functools.partial(
+            head_mixture_attention,
+            active=active,
+            key_heads=None if regular else kappa,
+            scale=scale,
+            return_lse=return_lse,
+            backend=backend,
+        )
+        return over_gathered_keys(
+            part,
+            q,
+            k,
+            v,
+            positions=query_positions,
+            segments=query_segments,
+            return_lse=return_lse,
+            heads="h" if regular else "r",
+            chosen=chosen,
+            gates=gates,
+        )
     if query_segments is not None:
         assert key_segments is not None
         real = query_segments != 0

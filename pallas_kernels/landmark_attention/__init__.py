@@ -12,15 +12,18 @@ Weights of a row sum to 1. No query sees the landmark of its own block, itself i
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.dispatch import always, choose
+from pallas_kernels.gathering import over_gathered_keys
 from pallas_kernels.landmark_attention import kernels, reference, xla
 from pallas_kernels.landmark_attention.retrieval import retrieve_blocks
 from pallas_kernels.scheduled_attention import gpu, tpu
+from pallas_kernels.sharding import sequence_parts
 
 
 def landmark_attention(
@@ -70,12 +73,12 @@ def landmark_attention(
         "key_segments": key_segments,
     }
     _check(q, k, v, block, fields)
-    arguments = {
-        **fields,
-        "block": block,
-        "scale": q.shape[-1] ** -0.5 if scale is None else scale,
-        "self_attention": q.shape[1] == k.shape[1] and query_positions is key_positions and query_segments is key_segments,
-    }
+    self_attention = q.shape[1] == k.shape[1] and query_positions is key_positions and query_segments is key_segments
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if self_attention and sequence_parts(q.shape[1]) > 1:
+        part = functools.partial(landmark_attention, block=block, scale=scale, return_lse=return_lse, backend=backend)
+        return over_gathered_keys(part, q, k, v, positions=query_positions, segments=query_segments, return_lse=return_lse)
+    arguments = {**fields, "block": block, "scale": scale, "self_attention": self_attention}
     out, lse = choose("landmark_attention", backend, IMPLEMENTATIONS, q, k, v, **arguments)(q, k, v, **arguments)
     return (out, lse) if return_lse else out
 

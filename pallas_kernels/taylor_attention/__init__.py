@@ -11,11 +11,13 @@ A token whose segment differs from the one before it starts from S = 0. Padding 
 
 from __future__ import annotations
 
+import functools
+
 import jax
 
 from pallas_kernels.dispatch import always, choose
-from pallas_kernels.sharding import over_mesh
-from pallas_kernels.taylor_attention import gpu, reference, tpu, xla
+from pallas_kernels.sharding import over_mesh, sequence_parts
+from pallas_kernels.taylor_attention import gpu, reference, splitting, tpu, xla
 from pallas_kernels.taylor_attention.features import count
 from pallas_kernels.taylor_attention.step import taylor_attention_step
 
@@ -58,6 +60,11 @@ def taylor_attention(
     given = {"initial_state": initial_state, "segment_ids": segment_ids, "initial_segment": initial_segment}
     _check(q, k, v, given, normalise, epsilon, chunk_size)
     scale = q.shape[3] ** -0.5 if scale is None else scale
+    if sequence_parts(q.shape[1]) > 1 and initial_state is None and not return_state:
+        part = functools.partial(
+            taylor_attention, scale=scale, normalise=normalise, epsilon=epsilon, chunk_size=chunk_size, backend=backend
+        )
+        return splitting.over_devices(part, q, k, v, segment_ids, _DIMENSIONS, normalise), None
     arguments = dict(given, scale=scale, normalise=normalise, epsilon=epsilon, return_state=return_state, chunk_size=chunk_size)
     run = choose("taylor_attention", backend, IMPLEMENTATIONS, q, k, v, **arguments)
     return run(q, k, v, **arguments)

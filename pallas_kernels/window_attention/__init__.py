@@ -12,6 +12,7 @@ key gives zeros; the log-sum-exp includes the sink, so that parts with sinks can
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ import jax.numpy as jnp
 from pallas_kernels.dispatch import choose
 from pallas_kernels.scheduled_attention.merging import merge
 from pallas_kernels.scheduled_attention.schedule import Fields, Rule
-from pallas_kernels.window_attention import scheduled
+from pallas_kernels.sharding import sequence_parts
+from pallas_kernels.window_attention import scheduled, splitting
 from pallas_kernels.window_attention.forms import FORMS
 
 
@@ -47,7 +49,8 @@ def window_attention(
 
     Self-attention is recognised when t == s and the key fields are left out (they are then the queries') or are the very arrays given
     for the queries. In self-attention without a mask a document's tokens are contiguous but for padding, and their positions increase: keys stored
-    after a query are taken to be hidden from it, which saves half of the work, or all but the window's. Use `mask` for anything else.
+    after a query are taken to be hidden from it, which saves half of the work, or all but the window's. Use `mask` for anything else. Where a mesh splits tokens, a window's keys are also taken to stand fewer than `window`
+    places before the query: no padding inside of a document.
 
     Args:
       q: (b, t, h, k). k: (b, s, g, k) and v: (b, s, g, v), h a multiple of g.
@@ -78,6 +81,21 @@ def window_attention(
     if same_length and key_fields is None:
         key_fields = query_fields
     _check(q, k, v, window, mask, sinks, query_positions, key_positions, query_segments, key_segments, query_fields, key_fields)
+    own = key_positions is query_positions and key_segments is query_segments and key_fields is query_fields
+    if same_length and own and sequence_parts(q.shape[1]) > 1:
+        return splitting.over_devices(
+            functools.partial(window_attention, scale=scale, return_lse=return_lse, deterministic=deterministic, backend=backend),
+            q,
+            k,
+            v,
+            window=window,
+            mask=mask,
+            sinks=sinks,
+            positions=query_positions,
+            segments=query_segments,
+            fields=query_fields,
+            return_lse=return_lse,
+        )
     call = {
         "window": window,
         "mask": mask,

@@ -9,13 +9,27 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from layers.masks import Causal, SameSegment, Sinks, Window
+from layers.mixer import document_positions
 from pallas_kernels import dispatch
+from pallas_kernels.gated_convolution import long_convolution, short_convolution
+from pallas_kernels.head_mixture_attention import head_mixture_attention
+from pallas_kernels.landmark_attention import landmark_attention
 from pallas_kernels.linear_recurrence import linear_recurrence
+from pallas_kernels.taylor_attention import taylor_attention
+from pallas_kernels.window_attention import window_attention
 from tests.pallas_kernels.test_sharding import mesh_of
 
 # Three documents of which one spans four parts of eight tokens and more, padding between, at the end and over a whole part; another row.
 SEGMENTS = np.array([[1] * 5 + [0] * 2 + [2] * 41 + [0] * 10 + [3] * 6, [4] * 9 + [5] * 33 + [0] * 22])
-MESHES = [{"sequence": 8}, {"data": 2, "tensor": 2, "sequence": 2}]
+MESHES = [
+    {"tensor": 2, "sequence": 4},
+    pytest.param({"sequence": 8}, marks=pytest.mark.slow),
+    pytest.param({"data": 2, "tensor": 2, "sequence": 2}, marks=pytest.mark.slow),
+]
+
+
+SLOW = pytest.mark.slow
 
 
 def numbers(*shapes, seed=0):
@@ -69,12 +83,12 @@ def recurrence_arrays(decay, write, erase, b=2, t=64, h=2, g=2, k=4, v=6):
 @pytest.mark.parametrize(
     ("decay", "write", "erase", "packed"),
     [
-        ("none", "none", "none", False),
+        pytest.param("none", "none", "none", False, marks=SLOW),
         ("constant", "none", "none", True),
-        ("head", "head", "none", True),
-        ("channel", "none", "none", True),
+        pytest.param("head", "head", "none", True, marks=SLOW),
+        pytest.param("channel", "none", "none", True, marks=SLOW),
         ("none", "head", "own", True),
-        ("channel", "channel", "apart", True),
+        pytest.param("channel", "channel", "apart", True, marks=SLOW),
     ],
 )
 def test_linear_recurrence(sizes, decay, write, erase, packed):
@@ -82,3 +96,103 @@ def test_linear_recurrence(sizes, decay, write, erase, packed):
     if packed:
         arrays["segment_ids"] = jnp.asarray(SEGMENTS)
     same_as_on_one_device(lambda **given: linear_recurrence(**given)[0], arrays, sizes)
+
+
+def attention_arrays(b=2, t=64, h=4, g=2, d=8, packed=True):
+    q, k, v = numbers((b, t, h, d), (b, t, g, d), (b, t, g, d))
+    arrays = {"q": q, "k": k, "v": v}
+    return {**arrays, "segment_ids": jnp.asarray(SEGMENTS)} if packed else arrays
+
+
+def attending(operation, *more, **settings):
+    """`operation` with query_segments and query_positions made of segment_ids, as mixers call it."""
+
+    def run(q, k, v, *, segment_ids=None, backend=None, **arrays):
+        fields = {}
+        if segment_ids is not None:
+            fields = {"query_segments": segment_ids, "query_positions": document_positions(segment_ids)}
+        return operation(q, k, v, *(arrays.pop(name) for name in more), **arrays, **fields, **settings, backend=backend)
+
+    return run
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=SLOW), True])
+@pytest.mark.parametrize("normalise", [True, pytest.param(False, marks=SLOW)])
+def test_taylor_attention(sizes, packed, normalise):
+    operation = functools.partial(taylor_attention, normalise=normalise)
+    same_as_on_one_device(lambda **given: operation(**given)[0], attention_arrays(h=2, d=4, packed=packed), sizes)
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize(
+    ("window", "packed", "sinks"),
+    [
+        (5, False, False),
+        (9, True, True),
+        pytest.param(12, True, False, marks=SLOW),
+        (20, False, True),
+        pytest.param(60, True, False, marks=SLOW),
+        (None, True, True),
+        pytest.param(None, False, False, marks=SLOW),
+    ],
+)
+def test_window_attention(sizes, window, packed, sinks):
+    arrays = attention_arrays(packed=packed)
+    if sinks:
+        arrays["sinks"] = numbers((4,), seed=4)[0]
+    same_as_on_one_device(attending(window_attention, window=window), arrays, sizes)
+
+
+@pytest.mark.slow
+def test_masks_read_true_positions():
+    mask = Causal() & (Window(6) | Sinks(2)) & SameSegment()
+    same_as_on_one_device(attending(window_attention, mask=mask), attention_arrays(), {"sequence": 8})
+    dense = jax.random.bernoulli(jax.random.key(5), 0.5, (1, 64, 64)) | jnp.eye(64, dtype=bool)
+    same_as_on_one_device(attending(window_attention, mask=dense), attention_arrays(packed=False), {"sequence": 4, "tensor": 2})
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=SLOW), True])
+def test_landmark_attention(sizes, packed):
+    same_as_on_one_device(attending(landmark_attention, block=3), attention_arrays(packed=packed), sizes)
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize("key_heads", [None, pytest.param((0, 1, 0, 0), marks=SLOW)])
+def test_head_mixture_attention(sizes, key_heads):
+    arrays = attention_arrays()
+    scores = numbers((2, 64, 4), seed=6)[0]
+    arrays["gates"] = jax.nn.softmax(scores)
+    arrays["chosen"] = scores >= jnp.sort(scores, axis=-1)[..., 2:3]
+    same_as_on_one_device(attending(head_mixture_attention, "chosen", active=2, key_heads=key_heads), arrays, sizes)
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize(
+    ("taps", "packed", "gated"),
+    [
+        pytest.param(3, False, True, marks=SLOW),
+        (4, True, True),
+        pytest.param(12, True, False, marks=SLOW),
+        pytest.param(1, True, True, marks=SLOW),
+    ],
+)
+def test_short_convolution(sizes, taps, packed, gated):
+    d = 6
+    names = ["x", "taps", "bias", *(["in_gate", "out_gate"] if gated else [])]
+    shapes = {"x": (2, 64, d), "taps": (taps, d), "bias": (d,), "in_gate": (2, 64, d), "out_gate": (2, 64, d)}
+    arrays = dict(zip(names, numbers(*(shapes[name] for name in names)), strict=True))
+    if packed:
+        arrays["segment_ids"] = jnp.asarray(SEGMENTS)
+    same_as_on_one_device(lambda **given: short_convolution(**given, activation="silu")[0], arrays, sizes)
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=SLOW)])
+def test_long_convolution(sizes, packed):
+    """Channels that the devices divide only when filled up."""
+    arrays = dict(zip(["x", "filter", "out_gate", "skip"], numbers((2, 64, 6), (50, 6), (2, 64, 6), (6,)), strict=True))
+    if packed:
+        arrays["segment_ids"] = jnp.asarray(SEGMENTS)
+    same_as_on_one_device(long_convolution, arrays, sizes)

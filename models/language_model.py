@@ -149,8 +149,11 @@ class LanguageModelModule(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits (..., vocabulary) fp32 of hidden vectors (..., d)."""
-        kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
-        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return jnp.matmul(hidden, self.head_kernel().astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def head_kernel(self) -> jax.Array:
+        """(d, vocabulary) fp32: the embedding's transpose, or the head's own."""
+        return self.embedding[...].T if self.head is None else self.head.kernel[...]
 
     def init_state(self, batch_size: int, max_length: int) -> ModelState:
         """The state before any token, for streams of at most `max_length` ordinary tokens.

@@ -18,8 +18,9 @@ import numpy as np
 from data.batch import Batch
 from models.functional import FunctionalModel, Params
 from models.language_model import ModelOutput
+from pallas_kernels.linear_cross_entropy import CrossEntropy
 from training.experiment import Experiment, program_of
-from training.loss import Losses, losses
+from training.loss import losses
 from training.sharding import batch_shardings, make_mesh, state_sharding
 
 State = dict[str, Any]
@@ -175,7 +176,7 @@ class Program:
         rest = jax.tree.map(lambda leaf: leaf[1:], (split, keys))
         return jax.lax.scan(body, first, rest)[0]
 
-    def _losses(self, params: Params, batch: Batch, weights: jax.Array, key: jax.Array | None) -> tuple[Losses, ModelOutput]:
+    def _losses(self, params: Params, batch: Batch, weights: jax.Array, key: jax.Array | None) -> tuple[CrossEntropy, ModelOutput]:
         return losses(self.model.bind(params), batch, weights, self.experiment.loss, key)
 
     def _init(self, seed: jax.Array) -> State:

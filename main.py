@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     describe = command("describe", "parameters, FLOPs, state bytes and a compile check, without data")
     describe.add_argument("experiment")
     describe.add_argument(
-        "--target", metavar="tpu:v5e:2x2", help="compile ahead of time for this slice (needs libtpu) and print memory a device"
+        "--target",
+        metavar="tpu:v5e:2x2|h100",
+        help="compile ahead of time for this slice or GPU (needs libtpu or XLA's CUDA plugin): memory, collectives, traffic and times of a device",
     )
     train = command("train", "train one experiment; the same command resumes it")
     train.add_argument("experiment")

@@ -36,7 +36,7 @@ def _part(path: str, config: LanguageModel) -> str:
 def flops_per_token(model: FunctionalModel, length: int) -> float:
     """Floating-point operations of the forward pass over one sequence of `length`, a token, as XLA counts the lowered program: bodies of
     scans as often as they run, and of loops without a known length once."""
-    flat = FunctionalModel(chz.replace(model.config, unroll=True, remat="none"), model.vocabulary)
+    flat = FunctionalModel(chz.replace(model.config, unroll=False, remat="none"), model.vocabulary)
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     jaxpr = jax.make_jaxpr(lambda params, tokens: flat.bind(params)(tokens))(flat.abstract_params(), tokens)
     return _flops(jaxpr)[0] / length

@@ -187,6 +187,13 @@ def compile_for(target: jax.Device, function: Callable[..., Any], *arguments: An
     return lower_for(target, function, *arguments).compile(compiler_options=compiler_options(target.platform))
 
 
+def finish(lowered: Any, platform: str) -> tuple[Any, tuple[Kernel, ...]]:
+    """Compiles what was lowered for a compile-only device of this platform ("tpu" or "gpu"); and what ptxas said of its GPU kernels."""
+    with _captured() as said:
+        compiled = lowered.compile(compiler_options=compiler_options(platform))
+    return compiled, tuple(_kernels(said[0])) if platform == "gpu" else ()
+
+
 def compiler_options(platform: str) -> dict[str, str]:
     """What `.compile()` of a program lowered for a compile-only device must be given."""
     return {"xla_gpu_cuda_data_dir": str(compilers.files("cuda")[2].parents[1])} if platform == "gpu" else {}
@@ -212,10 +219,8 @@ def report(chip: str, function: Callable[..., Any], *arguments: Any, kernels: bo
         lowered = lower_for(target, function, *arguments)
     if kernels and not re.search(r"tpu_custom_call|mosaic_gpu", lowered.as_text()):
         raise AssertionError(f"no kernel in what was lowered for {chip}")
-    with _captured() as said:
-        compiled = lowered.compile(compiler_options=compiler_options(target.platform))
+    compiled, found = finish(lowered, target.platform)
     memory = compiled.memory_analysis()
-    found = tuple(_kernels(said[0])) if target.platform == "gpu" else ()
     if kernels and target.platform == "gpu" and not found:
         raise AssertionError("ptxas told of no kernel")
     return Report(chip, time.perf_counter() - begun, memory.temp_size_in_bytes if memory else 0, found, compiled)

@@ -21,6 +21,7 @@ class Chip:
       bandwidth: bytes a second between the chip and its memory.
       memory: bytes a program may use.
       link: bytes a second that leave the chip for others in its slice or node, all links together, one way; 0 where it has none.
+      clock: cycles a second of a TPU, from `flops` and its matrix units (4 of 128 x 128 in v5e, 8 in v5p, 4 of 256 x 256 in v6e); else 0.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Chip:
     bandwidth: float
     memory: int
     link: float = 0.0
+    clock: float = 0.0
 
 
 # By the start of jax's device kind; the longest that fits counts.
@@ -46,11 +48,11 @@ _CHIPS = {
     "NVIDIA B200": Chip("B200", 2250e12, 8000e9, 180 * 10**9, 900e9),
     "NVIDIA GB200": Chip("GB200", 2500e12, 8000e9, 186 * 10**9, 900e9),
     "TPU v4": Chip("TPU v4", 275e12, 1228e9, 32 * GIB, 300e9),
-    "TPU v5 lite": Chip("TPU v5e", 197e12, 819e9, 16 * GIB, 200e9),
-    "TPU v5e": Chip("TPU v5e", 197e12, 819e9, 16 * GIB, 200e9),
-    "TPU v5": Chip("TPU v5p", 459e12, 2765e9, 95 * GIB, 600e9),
-    "TPU v6 lite": Chip("TPU v6e", 918e12, 1640e9, 32 * GIB, 400e9),
-    "TPU v6e": Chip("TPU v6e", 918e12, 1640e9, 32 * GIB, 400e9),
+    "TPU v5 lite": Chip("TPU v5e", 197e12, 819e9, 16 * GIB, 200e9, 1.5e9),
+    "TPU v5e": Chip("TPU v5e", 197e12, 819e9, 16 * GIB, 200e9, 1.5e9),
+    "TPU v5": Chip("TPU v5p", 459e12, 2765e9, 95 * GIB, 600e9, 1.75e9),
+    "TPU v6 lite": Chip("TPU v6e", 918e12, 1640e9, 32 * GIB, 400e9, 1.75e9),
+    "TPU v6e": Chip("TPU v6e", 918e12, 1640e9, 32 * GIB, 400e9, 1.75e9),
 }
 
 

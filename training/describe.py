@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import chz
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from configuration import UserError
 from data.batch import Batch
 from models.accounting import flops_per_token, parameters_by_part, state_bytes_at, state_elements_at
-from pallas_kernels import compile_ahead, compilers, dispatch
+from pallas_kernels import compile_ahead, dispatch
+from training import targets
 from training.experiment import Experiment, Mesh
 from training.operations import abstract_batch, operations_by_mixer
 from training.program import Program, member_values
-from training.sharding import AXES, batch_shardings, state_sharding
 
 LENGTHS = (64, 256, 1024, 4096, 16384)
 
@@ -29,14 +24,14 @@ def describe(experiment: Experiment, *, target: str | None = None, say: Callable
     """Prints the description.
 
     Args:
-      target: None compiles here; "tpu:v5e:2x2" compiles ahead of time through libtpu for that slice.
+      target: None compiles here; "tpu:v5e:2x2" or "h100" compiles ahead of time for what is not here (see training/targets.py).
 
     Raises:
-      UserError: the target is unknown, or libtpu is not installed.
+      UserError: the target is unknown, its compiler is not installed, or it has fewer devices than run.mesh.
     """
-    devices = None if target is None else _devices(target)
+    mesh = None if target is None else targets.mesh_of(experiment, targets.devices_of(target))
     # A target's devices are not here: the program gets its mesh when it is compiled.
-    here = experiment if devices is None else chz.replace(experiment, run=chz.replace(experiment.run, mesh=Mesh()))
+    here = experiment if mesh is None else chz.replace(experiment, run=chz.replace(experiment.run, mesh=Mesh()))
     program = Program(here)
     config = experiment.model
     say(f"{experiment.name}: width {config.width}, {len(config.mixers)} layers, vocabulary {experiment.data.vocabulary:,}, {config.dtype}")
@@ -56,61 +51,23 @@ def describe(experiment: Experiment, *, target: str | None = None, say: Callable
         size = state_bytes_at(config, experiment.data.vocabulary, [at])[str(at)]
         say(f"  {at:>8,} tokens: {size:>14,} bytes in {state_elements_at(config, experiment.data.vocabulary, at):,} elements")
     batch = abstract_batch(experiment)
-    mesh = None if devices is None else _target_mesh(experiment, devices)
     with contextlib.nullcontext() if mesh is None else compile_ahead.aimed_at_devices(mesh):
         say(f"operations on {dispatch.device().kind}")
         for line in operations_by_mixer(config, batch):
             say(f"  {line}")
-        _compile(experiment, program, batch, mesh, target, say)
+        if mesh is None or target is None:
+            _compile(experiment, program, batch, say)
+        else:
+            targets.report(experiment, program, mesh, target, say)
 
 
-def _compile(
-    experiment: Experiment, program: Program, batch: Batch, mesh: jax.sharding.Mesh | None, target: str | None, say: Callable[[str], None]
-) -> None:
+def _compile(experiment: Experiment, program: Program, batch: Batch, say: Callable[[str], None]) -> None:
     begun = time.perf_counter()
     state = jax.eval_shape(program.init, 0)
-    values = member_values([experiment], False)
-    where = "here"
-    if mesh is not None:
-        where = f"for {target}"
-        program.mesh = mesh if mesh.size > 1 else None
-        state = _place(state, state_sharding(state, state["params"], mesh))
-        batch = _place(batch, batch_shardings(batch, mesh))
-        whole = NamedSharding(mesh, PartitionSpec())
-        values = {name: jax.ShapeDtypeStruct((), jnp.float32, sharding=whole) for name in values}
     precision = "highest" if experiment.run.precision == "highest" else None
     with jax.default_matmul_precision(precision):
-        compiled = jax.jit(program.step, donate_argnums=0).lower(state, values, batch).compile()
+        compiled = jax.jit(program.step, donate_argnums=0).lower(state, member_values([experiment], False), batch).compile()
+    say(f"training step of batch {experiment.run.batch_size} compiles here ({time.perf_counter() - begun:.1f} s)")
     memory = compiled.memory_analysis()
-    seconds = time.perf_counter() - begun
-    say(f"training step of batch {experiment.run.batch_size} compiles {where} ({seconds:.1f} s)")
     if memory is not None:
-        parts = {
-            "arguments": memory.argument_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
-            "outputs kept apart": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        }
-        say("  memory a device: " + ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in parts.items()))
-
-
-def _place(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings)
-
-
-def _target_mesh(experiment: Experiment, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
-    """The run's mesh on the target's devices; a run of one device uses one of them."""
-    config = experiment.run.mesh
-    if config.devices > len(devices):
-        raise UserError(f"run.mesh asks for {config.devices} devices; the target has {len(devices)}")
-    shape = tuple(getattr(config, axis) for axis in AXES)
-    return jax.sharding.Mesh(np.array(devices[: config.devices]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def _devices(target: str) -> Sequence[jax.Device]:
-    parts = target.split(":")
-    if len(parts) != 3 or parts[0] != "tpu":
-        raise UserError(f"--target {target!r}: the form is tpu:GENERATION:TOPOLOGY, for example tpu:v5e:2x2")
-    try:
-        return compile_ahead.tpu_slice(f"{parts[1]}:{parts[2]}")
-    except (compilers.NotInstalled, ValueError) as error:
-        raise UserError(f"--target {target!r}: {error}") from error
+        say("  memory a device: " + targets.memory_line(memory, None))

@@ -51,19 +51,51 @@ def test_repeats_are_counted_and_only_this_platforms_kernel_is_explained(monkeyp
     assert first == "LinearAttention: toy on xla, 2 times (not pallas_tpu: k=7 is odd)"
 
 
-def test_describe_for_a_target_chooses_for_its_chip():
+def _there(compiler):
     try:
-        compilers.files("tpu")
+        compilers.files(compiler)
     except compilers.NotInstalled as error:
         pytest.skip(str(error))
+
+
+def test_describe_for_a_slice_of_tpus():
+    _there("tpu")
     said = []
-    model = LanguageModel(width=16, stages=(Stage(pattern=(SlidingWindow(window=4),)),))
-    describe(chz.replace(EXPERIMENT, model=model), target="tpu:v6e:2x2", say=said.append)
+    model = LanguageModel(width=16, stages=(Stage(pattern=(SlidingWindow(window=4),), repeats=3),))
+    run = chz.replace(EXPERIMENT.run, mesh=Mesh(data=2, fsdp=2))
+    describe(chz.replace(EXPERIMENT, model=model, run=run), target="tpu:v6e:2x2", say=said.append)
     place = said.index("operations on TPU v6 lite")
-    assert said[place + 1].startswith("  SlidingWindow: window_attention on ")
-    assert any("compiles for tpu:v6e:2x2" in line for line in said)
+    assert said[place + 1].startswith("  SlidingWindow: window_attention on ") or "in 3 layers" in said[place + 1]
+    assert any(line.startswith("training step of batch 16 compiles for tpu:v6e:2x2, 4 devices (") for line in said)
+    assert any("memory a device: arguments" in line and line.endswith("of the 32.0 GiB of a TPU v6e: fits") for line in said)
+    gathered = next(line.split() for line in said if line.startswith("    all-gather "))
+    assert int(gathered[1]) >= 3  # parameters of every layer at least
+    assert any(line.startswith("  roofline (data-sheet peaks, not measured): products ") for line in said)
+    assert any(line.startswith("  the compiler's estimate: ") for line in said)
     with pytest.raises(UserError, match="libtpu knows no slice 'v6e:3x7'"):
         describe(EXPERIMENT, target="tpu:v6e:3x7")
+    eight = chz.replace(EXPERIMENT, run=chz.replace(EXPERIMENT.run, mesh=Mesh(data=8)))
+    with pytest.raises(UserError, match=r"run\.mesh asks for 8 devices; the target has 4"):
+        describe(eight, target="tpu:v6e:2x2", say=said.append)
+
+
+def test_describe_for_an_h100():
+    _there("cuda")
+    said = []
+    model = LanguageModel(width=64, stages=(Stage(pattern=(SlidingWindow(window=4),)),), dtype="bfloat16")
+    describe(chz.replace(EXPERIMENT, model=model), target="h100", say=said.append)
+    assert "operations on NVIDIA H100 80GB HBM3" in said
+    assert any(line.startswith("training step of batch 16 compiles for h100 (") for line in said)
+    assert any("of the 79.1 GiB of a H100: fits" in line for line in said)
+    products = next(line.split() for line in said if line.startswith("  products: "))
+    assert float(products[1].replace(",", "")) >= 0 and products[2] == "TFLOP"
+    assert "  collectives: none" in said
+
+
+@pytest.mark.parametrize("target", ["h200", "tpu:v5e", "gpu:h100:1", ""])
+def test_targets_that_are_none(target):
+    with pytest.raises(UserError, match="the form is tpu:GENERATION:TOPOLOGY, for example tpu:v5e:2x2, or h100"):
+        describe(EXPERIMENT, target=target)
 
 
 def test_describe_without_libtpu(tmp_path, monkeypatch):

@@ -99,6 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export", "write a run's newest checkpoint as safetensors + config.json")
     export.add_argument("run", type=Path)
     export.add_argument("out", type=Path)
+    prepare = command("prepare", "tokenise a text source once, into a folder that training reads")
+    prepare.add_argument("source", help="stdlib, a text, .jsonl(.gz) or .parquet file, a folder of them, or tfds:NAME")
+    prepare.add_argument("out", type=Path, help="a new folder, or one that the same command left unfinished")
+    prepare.add_argument("--tokenizer", default="bytes", metavar="NAME", help="bytes, bpe:SIZE (trained here) or a tokenizer.json")
+    prepare.add_argument("--start", metavar="TOKEN", help="the token of a tokenizer.json that opens documents, if it has an unusual name")
+    prepare.add_argument("--field", default="text", metavar="NAME", help="key, column or feature that holds the text (default: text)")
+    prepare.add_argument("--processes", type=int, metavar="N", help="how many work at once (default: one a core)")
+    prepare.add_argument("--shard-mib", type=float, metavar="N", help="text of a shard (default: 4, more from 2 GiB on)")
     # Its options are the benchmark's own: `bench kernels --help`.
     commands.add_parser("bench", help="time this project's parts, beside peers where they can be had", add_help=False)
     for added in (describe, train, compare, evaluate, generate):
@@ -229,6 +237,13 @@ def _replay(given: argparse.Namespace) -> int:
     return 0 if replay(given.failure) else 1
 
 
+def _prepare(given: argparse.Namespace) -> int:
+    from data.preparation import run
+
+    shard_bytes = None if given.shard_mib is None else int(given.shard_mib * 2**20)
+    return run(given.source, given.out, given.tokenizer, given.processes, given.field, given.start, shard_bytes)
+
+
 def _bench(given: argparse.Namespace) -> int:
     if not given.overrides or given.overrides[0] not in BENCHMARKS:
         what = repr(given.overrides[0]) if given.overrides else "nothing"
@@ -257,6 +272,7 @@ COMMANDS = {
     "generate": _generate,
     "export": _export,
     "replay": _replay,
+    "prepare": _prepare,
     "bench": _bench,
 }
 BENCHMARKS = {"kernels": "kernels", "head-mixture": "head_mixture", "recall": "recall_training", "decomposition": "decomposition"}

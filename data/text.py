@@ -93,7 +93,7 @@ class Text(DataConfig):
           UserError: they can't be had; see `data.prepared.open_prepared`.
         """
         # Importing TFDS takes a second, which experiments on recall tasks needn't pay.
-        from data.corpora import cache_folder
+        from data.cache import cache_folder
 
         return _prepared(self.source, self.tokenizer, str(cache_folder()))
 

@@ -79,7 +79,7 @@ def keep_compiled_programs(folder: str | None) -> Path | None:
     if folder is None:
         chosen = before
         if chosen is None and jax.default_backend() != "cpu":
-            from data.corpora import cache_folder  # imports TFDS
+            from data.cache import cache_folder
 
             chosen = str(cache_folder() / "compiled")
     elif folder == "off":

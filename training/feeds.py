@@ -195,6 +195,8 @@ class TextFeed:
             ranges = local_rows(batches.rows(number), batches.row_length(number), mesh)
             return {(begin, end): batches.read(number, begin, end) for begin, end in ranges}
 
+        if self._reader is not None:
+            self._reader.close()
         options = grain.ReadOptions(num_threads=_READERS, prefetch_buffer_size=_BATCHES_AHEAD)
         self._reader = iter(grain.MapDataset.range(number, number + _ENDLESS).map(read).to_iter_dataset(options))
 

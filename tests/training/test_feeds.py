@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from configuration import UserError
+from configuration import UserError, to_json
 from data.sequences import Chunked, Decomposed, Packed
 from data.text import Text
 from layers import Attention
 from layers.positions import Rotary
 from models import LanguageModel, repeat
+from tests.training.feeding_together import few_steps
+from tests.training.processes import Together
 from tests.training.tiny import tiny
 from training.experiment import Experiment, Mesh, Run
 from training.feeds import local_rows, make_feed, place_batches
@@ -151,3 +153,19 @@ def test_what_cannot_be_is_refused(corpus, tmp_path):
     with pytest.raises(UserError, match="no data to skip"):
         recall.skip(1)
     assert jax.tree.leaves(recall.state()) == []
+
+
+@pytest.mark.parametrize("sequences", [Packed(), pytest.param(Decomposed(shortest=8), marks=pytest.mark.slow)], ids=repr)
+def test_two_processes_read_a_half_each_and_train_as_one_does(corpus, tmp_path, sequences):
+    one = experiment(corpus, sequences, Mesh(data=2))
+    expected = few_steps(one)  # on two devices of this process
+    path = tmp_path / "experiment.json"
+    path.write_text(json.dumps(to_json(one)))
+    with Together(tmp_path, ["-m", "tests.training.feeding_together", str(path)]) as run:
+        assert run.codes() == {0: 0, 1: 0}, run.output(0)[-2000:]
+        found = [json.loads(run.output(index).rpartition("found ")[2].splitlines()[0]) for index in (0, 1)]
+    half = expected["rows"][0][1]
+    assert [part["rows"] for part in found] == [[[0, half]], [[half, 2 * half]]]
+    for part in found:
+        np.testing.assert_allclose(part["losses"], expected["losses"], rtol=1e-6)
+        assert part["bits"] == pytest.approx(expected["bits"], rel=1e-6) and part["sample"] == found[0]["sample"]

@@ -11,7 +11,7 @@ from data.batch import DataConfig
 from models.language_model import LanguageModel
 from training.guards import Spikes
 from training.loss import Loss
-from training.optimizer import VALUE_FIELDS, AdamW
+from training.optimizer import AdamW, Muon, Optimizer
 from training.profiling import parse_window
 
 
@@ -120,7 +120,7 @@ class Experiment(Config):
     name: str
     model: LanguageModel
     data: DataConfig
-    optimizer: AdamW = AdamW()
+    optimizer: Optimizer = AdamW()
     loss: Loss = Loss()
     run: Run = Run()
 
@@ -140,7 +140,7 @@ class Experiment(Config):
             )
 
 
-VALUE_PATHS = (*(f"optimizer.{name}" for name in VALUE_FIELDS), "run.seed")
+VALUE_PATHS = (*(f"optimizer.{name}" for name in Muon.VALUES), "run.seed")
 """Fields in which members of one population may differ: they change numbers, not the program."""
 
 CHANGEABLE = (
@@ -165,7 +165,7 @@ CHANGEABLE = (
 
 def program_of(experiment: Experiment) -> Experiment:
     """`experiment` with all values-only fields at fixed numbers: equal for experiments that compile to one program."""
-    optimizer = chz.replace(experiment.optimizer, **{name: getattr(AdamW(), name) for name in VALUE_FIELDS})
+    optimizer = chz.replace(experiment.optimizer, **type(experiment.optimizer)().values())
     run = chz.replace(
         experiment.run,
         seed=0,

@@ -20,7 +20,7 @@ from training.feeds import make_feed
 from training.member import Member, run_directory
 from training.metrics import Reporter
 from training.operations import abstract_batch, operations_by_mixer
-from training.program import member_values, program_for
+from training.program import evaluated, member_values, program_for
 from training.signals import GO_ON, TERMINATED, StopRequests
 from training.storage import DiskFull
 
@@ -131,7 +131,7 @@ class _Session:
             if _crossed(step, length, run.checkpoint_every) or step >= run.steps or newly_done:
                 self._save(state, last=step >= run.steps)
             if run.sample_every and _crossed(step, length, run.sample_every):
-                reporter.sample(feed.sample(state["params"], step))
+                reporter.sample(feed.sample(evaluated(state), step))
             self._check_storage()
             if length == timed:  # an earlier call had this length, so this one's time holds no compilation
                 self.stops.seconds_left = elapsed + max(member.checkpoints.seconds for member in self.members)
@@ -165,7 +165,7 @@ class _Session:
     def _evaluate(self, state: Any, step: int, feed: Any, reporter: Reporter, diverged: np.ndarray) -> None:
         begun = time.perf_counter()
         last = step >= self.first.run.steps
-        found = feed.evaluate(state["params"], [member.experiment.run.seed for member in self.members], final=last)
+        found = feed.evaluate(evaluated(state), [member.experiment.run.seed for member in self.members], final=last)
         seconds = time.perf_counter() - begun
         for index, member in enumerate(self.members):
             if member.done is not None:

@@ -25,7 +25,7 @@ from training.sharding import batch_shardings, make_mesh, state_sharding
 
 State = dict[str, Any]
 """Everything a run's future depends on, beside its config and data: {"params", "opt_state", "step" () int32, "seed" () uint32,
-"skipped": {"total", "in_row"} () int32}."""
+"skipped": {"total", "in_row"} () int32}, and with `optimizer.ema` "ema", shaped like the parameters."""
 
 
 def program_for(experiment: Experiment, population: int | None = None) -> Program:
@@ -36,6 +36,11 @@ def program_for(experiment: Experiment, population: int | None = None) -> Progra
 @functools.lru_cache(maxsize=4)
 def _programs(experiment: Experiment, population: int | None) -> Program:
     return Program(experiment, population)
+
+
+def evaluated(state: State) -> Params:
+    """The parameters that evaluation, samples and export use: the running average where there is one."""
+    return state["ema"] if "ema" in state else state["params"]
 
 
 class Program:
@@ -118,7 +123,7 @@ class Program:
     def step(self, state: State, values: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         """One optimizer step (not jitted, not vmapped).
 
-        A step whose loss or gradient norm is not finite is skipped: parameters and optimizer stay what they were, `step` goes on. After
+        A step whose loss or gradient norm is not finite is skipped: parameters, average and optimizer stay what they were, `step` goes on. After
         `run.stop_after_nonfinite` such steps in a row all later ones are skipped too, so that the parameters stay those that fail.
 
         Returns:
@@ -135,6 +140,8 @@ class Program:
         in_row = state["skipped"]["in_row"]
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & (in_row < experiment.run.stop_after_nonfinite)
         made = {"params": params, "opt_state": opt_state}
+        if experiment.optimizer.ema is not None:
+            made["ema"] = experiment.optimizer.averaged(state["ema"], params, state["step"])
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), made, {name: state[name] for name in made})
         skipped = {"total": state["skipped"]["total"] + ~good, "in_row": jnp.where(good, 0, in_row + 1)}
         metrics |= {"gradient_norm": norm, "skipped": 1.0 - good}
@@ -184,7 +191,10 @@ class Program:
         optimizer = self.experiment.optimizer
         transform = optimizer.transform(self.model, self.experiment.run.steps, optimizer.values())
         zero = jnp.zeros((), jnp.int32)
+        # A copy: a state is donated, and no array of it twice.
+        average = {} if optimizer.ema is None else {"ema": jax.tree.map(jnp.copy, params)}
         return {
+            **average,
             "params": params,
             "opt_state": transform.init(params),
             "step": zero,

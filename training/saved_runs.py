@@ -41,7 +41,7 @@ def open_run(path: Path, overrides: list[str] | None = None) -> SavedRun:
         raise UserError(f"there is no run folder {path}")
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path} is not a run folder: it has no checkpoints/")
-    params, config, step = load_params(path / "checkpoints")
+    params, config, step = load_params(path / "checkpoints", ema=True)
     if not isinstance(config, Experiment):
         raise UserError(f"{path}: its checkpoint holds a {type(config).__name__}, not an Experiment")
     experiment = apply_overrides(config, overrides or [])

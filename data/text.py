@@ -44,7 +44,7 @@ class Text(DataConfig):
 
     Attributes:
       source: "stdlib" (the interpreter's own source code), a file or folder of text, "tfds:NAME", or a folder that `main.py prepare` made.
-      tokenizer: "bytes" or the path of a tokenizer.json; None: the prepared folder's own, else bytes.
+      tokenizer: "bytes", "bpe:SIZE" (trained on the source), or the path of a tokenizer.json; None: the prepared folder's own, else bytes.
       length: tokens a row; of the longest rows where they differ.
       sequences: how rows are made of documents: Packed, Chunked or Decomposed.
       shuffle: rows in an order drawn anew each epoch, or as planned.
@@ -77,14 +77,16 @@ class Text(DataConfig):
         return self.length
 
     def open_tokenizer(self) -> Tokenizer:
-        """What ids mean; a source that is yet to be prepared is not prepared for it.
+        """What ids mean. Nothing is prepared for it, but for a tokenizer that is trained on the source ("bpe:SIZE").
 
         Raises:
           UserError: there is no such tokenizer.
         """
-        if self.tokenizer is None and (Path(self.source) / "manifest.json").exists():
+        from data.manifest import is_prepared
+
+        if (self.tokenizer or "").startswith("bpe:") or is_prepared(Path(self.source).expanduser()):
             return self.prepared().tokenizer
-        return open_tokenizer(self.tokenizer or "bytes")
+        return _tokenizer(self.tokenizer or "bytes")
 
     def prepared(self) -> Prepared:
         """The tokenised documents, prepared on first use.
@@ -155,6 +157,11 @@ class Text(DataConfig):
         ids = [int(token) for token in np.asarray(tokens).reshape(-1)]
         end = ids.index(tokenizer.start, 1) if tokenizer.start in ids[1:] else len(ids)
         return tokenizer.decode(ids[:end])
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(name: str) -> Tokenizer:
+    return open_tokenizer(name)
 
 
 @functools.lru_cache(maxsize=4)

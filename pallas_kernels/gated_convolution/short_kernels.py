@@ -14,6 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.token_rows import compaction, permuted, taken
+
 MAXIMUM_TAPS = 8
 BIAS_ROW = 8
 WEIGHT_ROWS = 16
@@ -106,14 +108,9 @@ def short_convolution(
         gaps = jnp.any((segment_ids[:, 1:] != 0) & (segment_ids[:, :-1] == 0))
 
         def moved(x, in_gate, out_gate, segments):
-            # Where each token goes: counting is cheaper than sorting, which a TPU's compiler takes half a minute for.
-            valid = segments != 0
-            before = jnp.cumsum(valid, axis=1) - valid
-            place = jnp.where(valid, before, before[:, -1:] + valid[:, -1:] + jnp.cumsum(~valid, axis=1) - 1)
-            rows, tokens = jnp.arange(segments.shape[0])[:, None], jnp.arange(segments.shape[1])
-            order = jnp.zeros_like(place).at[rows, place].set(tokens[None], unique_indices=True)
-            x, in_gate, out_gate = (None if part is None else _permuted(part, order, place) for part in (x, in_gate, out_gate))
-            return _permuted(convolved(x, in_gate, out_gate, _take(segments, order)), place, order)
+            order, place = compaction(segments)
+            x, in_gate, out_gate = (None if part is None else permuted(part, order, place) for part in (x, in_gate, out_gate))
+            return permuted(convolved(x, in_gate, out_gate, taken(segments, order)), place, order)
 
         y = jax.lax.cond(gaps, moved, convolved, x, in_gate, out_gate, segment_ids)
     if not return_state:
@@ -196,22 +193,6 @@ def final_state(x, in_gate, state, segments, old_segment, taps: int) -> jax.Arra
 
 def _inputs_at(x, in_gate, place, known) -> jax.Array:
     def at(values):  # masked before the product: a place that is not known may be padding, which holds anything
-        return jnp.where(known[:, :, None], _take(values, place), 0).astype(jnp.float32)
+        return jnp.where(known[:, :, None], taken(values, place), 0).astype(jnp.float32)
 
     return at(x) if in_gate is None else at(x) * at(in_gate)
-
-
-def _take(x: jax.Array, index: jax.Array) -> jax.Array:
-    return x.at[jnp.arange(x.shape[0])[:, None], index].get(mode="promise_in_bounds")
-
-
-@jax.custom_vjp
-def _permuted(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
-    """Token i is x's token index[i]. The gradient gathers too: a scatter is slow, and slow to compile."""
-    return _take(x, index)
-
-
-_permuted.defvjp(
-    lambda x, index, inverse: (_take(x, index), (index, inverse)),
-    lambda saved, dy: (_permuted(dy, saved[1], saved[0]), None, None),
-)

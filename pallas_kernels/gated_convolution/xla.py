@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import dispatch
 from pallas_kernels.gated_convolution import long
+from pallas_kernels.token_rows import compaction, permuted, taken
 
 # Up to these lengths the matrix beats the transform: forward and backward on two CPU cores at b = 64, d = 64, the matrix takes 1.6 ms
 # against 3.9 at t = 64, and 7.2 against 8.8 at t = 128; with b = 16 it loses from t = 128 on.
@@ -60,12 +61,12 @@ def short_convolution(
         state = inputs[:, t:].astype(state_dtype) if return_state else None
         return y.astype(x.dtype), state
 
-    rows, order, inverse = _compaction(segment_ids)
-    packed = segment_ids[rows, order]
+    order, place = compaction(segment_ids)
+    packed = taken(segment_ids, order)
     gated = _zeroed(x, segment_ids)
     if in_gate is not None:
         gated = gated.astype(jnp.float32) * _zeroed(in_gate, segment_ids).astype(jnp.float32)
-    moved = _take(gated, rows, order)
+    moved = permuted(gated, order, place)
     old_segment = jnp.zeros(b, packed.dtype) if initial_segment is None else initial_segment.astype(packed.dtype)
     inputs = jnp.concatenate([old.astype(jnp.float32), moved.astype(jnp.float32)], axis=1)
     segments = jnp.concatenate([jnp.broadcast_to(old_segment[:, None], (b, past)), packed], axis=1)
@@ -75,14 +76,15 @@ def short_convolution(
         y = y + taps[lag].astype(jnp.float32) * jnp.where(same[:, :, None], _shifted(inputs, past, lag, t), 0)
     y = _activated(y, bias, activation)
     if out_gate is None:
-        y = _zeroed(_take(y.astype(x.dtype), rows, inverse), segment_ids)
+        y = _zeroed(permuted(y.astype(x.dtype), place, order), segment_ids)
     else:
-        y = _zeroed(_take(y, rows, inverse), segment_ids) * _zeroed(out_gate, segment_ids).astype(jnp.float32)
+        y = _zeroed(permuted(y, place, order), segment_ids) * _zeroed(out_gate, segment_ids).astype(jnp.float32)
     y = y.astype(x.dtype)
     if not return_state:
         return y, None
 
     # `inputs` holds the old state, then the valid tokens: the newest `past` of them start at the number of valid tokens.
+    rows = jnp.arange(b)[:, None]
     newest = jnp.sum(segment_ids != 0, axis=1)[:, None] + jnp.arange(past)
     state, state_segments = inputs[rows, newest], segments[rows, newest]
     state = jnp.where((state_segments == state_segments[:, -1:])[:, :, None], state, 0)
@@ -97,10 +99,10 @@ def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: jax.Array 
         return long.by_blocks(BLOCKS, jnp.float32, x, filter)
     if segment_ids is None:
         return _one_document(x.astype(jnp.float32), jnp.pad(filter, ((0, t - filter.shape[0]), (0, 0))))
-    rows, order, inverse = _compaction(segment_ids)
-    moved = _take(_zeroed(x, segment_ids), rows, order).astype(jnp.float32)
-    y = _documents_apart(moved, filter, segment_ids[rows, order])
-    return _zeroed(_take(y, rows, inverse), segment_ids)
+    order, place = compaction(segment_ids)
+    moved = permuted(_zeroed(x, segment_ids), order, place).astype(jnp.float32)
+    y = _documents_apart(moved, filter, taken(segment_ids, order))
+    return _zeroed(permuted(y, place, order), segment_ids)
 
 
 def blocks_up_to() -> int:
@@ -150,17 +152,6 @@ def _delayed(x: jax.Array, lag: int) -> jax.Array:
     t = x.shape[1]
     lag = min(lag, t)
     return jnp.pad(x[:, : t - lag].astype(jnp.float32), ((0, 0), (lag, 0), (0, 0)))
-
-
-def _compaction(segment_ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Row numbers (b, 1), the order (b, t) that puts valid tokens first, as they come, and its inverse."""
-    order = jnp.argsort(segment_ids == 0, axis=1, stable=True)
-    return jnp.arange(segment_ids.shape[0])[:, None], order, jnp.argsort(order, axis=1)
-
-
-def _take(x: jax.Array, rows: jax.Array, index: jax.Array) -> jax.Array:
-    # A permutation: saying so lets the gradient's scatter write without adding.
-    return x.at[rows, index].get(unique_indices=True, mode="promise_in_bounds")
 
 
 def _zeroed(x: jax.Array, segment_ids: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.dense_softmax import undivided
 from pallas_kernels.head_mixture_attention.plan import ends, make_plan, tile_count
 from pallas_kernels.window_attention import window_attention
 
@@ -209,15 +210,10 @@ def _attend(q, k, v, allowed, scale) -> tuple[jax.Array, jax.Array, jax.Array, j
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("...tk,...sk->...ts", q, k, preferred_element_type=wide) * scale
     scores = jnp.where(allowed, scores, -jnp.inf)
-    # The shift cancels, so no gradient need pass through it; it is finite also where nothing is seen.
-    high = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1), jnp.finfo(wide).min))
-    weights = jnp.exp(scores - high[..., None])
-    total = jnp.sum(weights, axis=-1)
-    some = total > 0
-    total = jnp.where(some, total, 1)
+    weights, total, lse = undivided(scores)
     weights = weights.astype(v.dtype)
     out = jnp.einsum("...ts,...sv->...tv", weights, v, preferred_element_type=wide) / total[..., None]
-    return out, jnp.where(some, high + jnp.log(total), -jnp.inf), total, weights
+    return out, lse, total, weights
 
 
 def by_pairs(

@@ -16,6 +16,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.dense_softmax import undivided
+from pallas_kernels.token_rows import in_parts, in_parts_with_sums
+
 QUERIES = 256
 """Queries whose scores are held at once."""
 
@@ -56,7 +59,7 @@ def _forward(block, scale, first, q, k, v, own, segments, numbers, block_segment
             q, own, segments = part
             return _rows(block, scale, q, k, v, _allowed(own, segments, *blocks))
 
-        outs.append(_walk(some, (part_q, part_own, part_segments)))
+        outs.append(in_parts(some, (part_q, part_own, part_segments), QUERIES))
     o, lse = (jnp.concatenate(x, axis=1) for x in zip(*outs, strict=True))
     return (o, lse), (q, k, v, own, segments, numbers, block_segments, o, lse)
 
@@ -77,7 +80,9 @@ def _backward(block, scale, first, kept, cotangents):
             dq, dk, dv = _row_gradients(block, scale, q, k, v, _allowed(own, segments, *blocks), do, delta, lse)
             return (sums[0] + dk, sums[1] + dv), dq
 
-        (more_k, more_v), dq = _walk_with_sums(step, (part_k, part_v), part, o.dtype)
+        sums = (jnp.zeros(k[:, :count].shape, o.dtype), jnp.zeros(v[:, :count].shape, o.dtype))
+        # What fills the last part is of segment 0, or of block 0, which sees nothing.
+        (more_k, more_v), dq = in_parts_with_sums(step, sums, part, QUERIES)
         dqs.append(dq)
         dk, dv = dk.at[:, :count].add(more_k), dv.at[:, :count].add(more_v)
     return jnp.concatenate(dqs, axis=1).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None, None, None
@@ -115,15 +120,10 @@ def _scores(block, scale, q, k):
 
 def _rows(block, scale, q, k, v, allowed):
     gates, weights, sums = _scores(block, scale, q, k)
-    gates = jnp.where(allowed[:, None, :, None], gates, -jnp.inf)
-    high = jnp.maximum(jnp.max(gates, axis=-1), jnp.finfo(gates.dtype).min)
-    shares = jnp.exp(gates - high[..., None])
-    total = jnp.sum(shares, axis=-1)
-    some = total > 0
-    total = jnp.where(some, total, 1)
+    shares, total, lse = undivided(jnp.where(allowed[:, None, :, None], gates, -jnp.inf))
     weights = weights * (shares / (sums * total[..., None]))[..., None]
     o = jnp.einsum("bgtrnc,bncgv->bgtrv", weights.astype(v.dtype), v, preferred_element_type=gates.dtype)
-    return jnp.swapaxes(o, 1, 2), jnp.swapaxes(jnp.where(some, high + jnp.log(total), -jnp.inf), 1, 2)
+    return jnp.swapaxes(o, 1, 2), jnp.swapaxes(lse, 1, 2)
 
 
 def _row_gradients(block, scale, q, k, v, allowed, do, delta, lse):
@@ -142,35 +142,3 @@ def _row_gradients(block, scale, q, k, v, allowed, do, delta, lse):
     dk = jnp.einsum("bgtrnc,btgrk->bncgk", ds, q, preferred_element_type=wide)
     dv = jnp.einsum("bgtrnc,btgrv->bncgv", (shares * weights).astype(v.dtype), do.astype(v.dtype), preferred_element_type=wide)
     return dq, dk, dv
-
-
-def _walk(function, arrays):
-    """function of (b, t, ...) arrays, QUERIES of t at a time."""
-    t = arrays[0].shape[1]
-    if t <= QUERIES:
-        return function(arrays)
-    return jax.tree.map(lambda x: _joined(x, t), jax.lax.map(function, _split(arrays)))
-
-
-def _walk_with_sums(step, like, arrays, dtype):
-    sums = tuple(jnp.zeros(x.shape, dtype) for x in like)
-    t = arrays[0].shape[1]
-    if t <= QUERIES:
-        return step(sums, arrays)
-    sums, out = jax.lax.scan(step, sums, _split(arrays))
-    return sums, _joined(out, t)
-
-
-def _split(arrays):
-    """(b, t, ...) to (parts, b, QUERIES, ...), zeros at the end: segment 0, or block 0, which sees nothing."""
-
-    def split(x):
-        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % QUERIES)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, QUERIES, *x.shape[2:]), 1, 0)
-
-    return jax.tree.map(split, arrays)
-
-
-def _joined(x: jax.Array, t: int) -> jax.Array:
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :t]

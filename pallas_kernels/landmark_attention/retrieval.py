@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 from pallas_kernels.dispatch import always, choose
 from pallas_kernels.landmark_attention.blocks import Blocks, complete_blocks
-from pallas_kernels.landmark_attention.own import in_parts, own_block
+from pallas_kernels.landmark_attention.own import own_block
+from pallas_kernels.token_rows import in_parts
 
 Rotate = Callable[[jax.Array, jax.Array], jax.Array]
 """Turns x (..., t, h, k) by positions (..., t)."""

@@ -3,10 +3,6 @@ their end; for windowed self-attention blocks of queries against their own and t
 the window and not with the square of the length; for masks given as rules blocks of queries against the tiles of keys that the
 rule's schedule may have them visit, where it is known at trace time that these are few.
 
-Matrix products run in the inputs' dtype and accumulate in fp32; the softmax is fp32, and divides after the product with the values
-(v columns instead of s), so that one (t, s) array is kept for the backward pass. Scores are laid out (b, g, t, r, s) with r query heads
-a key head, the order in which the product yields them.
-
 Padding inside a document would put keys of a window further away than the window in storage: rows are compacted first.
 """
 
@@ -16,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.dense_softmax import attend
 from pallas_kernels.scheduled_attention.schedule import block_schedule, padded_fields, tile_allows
+from pallas_kernels.token_rows import chunked, compaction, joined, permuted, taken, with_previous
 from pallas_kernels.window_attention.scheduled import is_rule, rule_and_fields
 
 QUERY_BLOCK = 128
@@ -77,10 +75,10 @@ def attention(
     elif mask is not None:
         if query_segments is not None:
             mask = mask & (query_segments != 0)[:, :, None]
-        out, lse = _attend(q, k, v, mask, sinks, scale)
+        out, lse = attend(q, k, v, mask, scale, sinks)
     elif not self_attention:
         allowed = _allowed(_positions(q, query_positions), query_segments, _positions(k, key_positions), key_segments, window)
-        out, lse = _attend(q, k, v, allowed, sinks, scale)
+        out, lse = attend(q, k, v, allowed, scale, sinks)
     elif window is not None and t > 2 * max(window, SMALLEST_BAND):
         out, lse = _banded(q, k, v, window, query_positions, query_segments, sinks, scale)
     else:
@@ -88,30 +86,6 @@ def attention(
     if sinks is not None and query_segments is not None:
         lse = jnp.where((query_segments != 0)[:, :, None, None], lse, -jnp.inf)
     return out.astype(dtype).reshape(b, t, h, -1), lse.reshape(b, t, h)
-
-
-def _attend(q, k, v, allowed, sinks, scale) -> tuple[jax.Array, jax.Array]:
-    """q (..., t, g, r, k), k (..., s, g, k), v (..., s, g, v), allowed broadcasting to (..., t, s), sinks (g, 1, r) or None.
-
-    Returns fp32 outputs (..., t, g, r, v) and log-sum-exps (..., t, g, r).
-    """
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    scores = jnp.einsum("...tgrk,...sgk->...gtrs", q, k, preferred_element_type=wide) * scale
-    scores = jnp.where(allowed[..., None, :, None, :], scores, -jnp.inf)
-    # The shift cancels, so no gradient need pass through it; it is finite also where nothing is seen.
-    high = jnp.maximum(jnp.max(scores, axis=-1), jnp.finfo(wide).min)
-    if sinks is not None:
-        high = jnp.maximum(high, sinks.astype(wide))
-    high = jax.lax.stop_gradient(high)
-    weights = jnp.exp(scores - high[..., None])
-    total = jnp.sum(weights, axis=-1)
-    if sinks is not None:
-        total = total + jnp.exp(sinks.astype(wide) - high)
-    some = total > 0
-    total = jnp.where(some, total, 1)
-    out = jnp.einsum("...gtrs,...sgv->...gtrv", weights.astype(v.dtype), v, preferred_element_type=wide) / total[..., None]
-    lse = jnp.where(some, high + jnp.log(total), -jnp.inf)
-    return jnp.swapaxes(out, -4, -3), jnp.swapaxes(lse, -3, -2)
 
 
 def _positions(x, positions) -> jax.Array:
@@ -139,7 +113,7 @@ def _triangular(q, k, v, window, positions, segments, sinks, scale):
         end = min(start + size, t)
         own, others = (None, None) if segments is None else (segments[:, start:end], segments[:, :end])
         allowed = _allowed(i[:, start:end], own, i[:, :end], others, window)
-        parts.append(_attend(q[:, start:end], k[:, :end], v[:, :end], allowed, sinks, scale))
+        parts.append(attend(q[:, start:end], k[:, :end], v[:, :end], allowed, scale, sinks))
     if len(parts) == 1:
         return parts[0]
     outs, lses = zip(*parts, strict=True)
@@ -151,25 +125,25 @@ def _banded(q, k, v, window, positions, segments, sinks, scale):
     b, t = q.shape[:2]
     back = None
     if segments is not None:
-        order, back = _compacting(segments)
-        q, k, v, segments = (_gather(x, order) for x in (q, k, v, segments))
-        positions = order if positions is None else _gather(positions, order)
+        order, back = compaction(segments)
+        q, k, v = (permuted(x, order, back) for x in (q, k, v))
+        segments, positions = taken(segments, order), order if positions is None else taken(positions, order)
     n = -(-t // max(window, SMALLEST_BAND))
     c = max(window, -(-t // n))
     n = -(-t // c)
     # Padding at the end needs no mask of its own in one document: it lies after every query that is kept.
-    q, k, v = (_blocks(x, n, c) for x in (q, k, v))
+    q, k, v = (chunked(x, c) for x in (q, k, v))
     if positions is None and segments is None:
         i = jnp.arange(n * c).reshape(1, n, c)
         j = i[..., :1] - c + jnp.arange(2 * c)
         allowed = _allowed(i, None, j, None, window) & (j >= 0)[..., None, :]
     else:
         i = jnp.broadcast_to(jnp.arange(t), (b, t)) if positions is None else positions
-        i, segments = (_blocks(x, n, c) for x in (i, jnp.ones((b, t), jnp.int32) if segments is None else segments))
-        allowed = _allowed(i, segments, _with_previous(i), _with_previous(segments), window)
-    out, lse = _attend(q, _with_previous(k), _with_previous(v), allowed, sinks, scale)
-    out, lse = (x.reshape(b, n * c, *x.shape[3:])[:, :t] for x in (out, lse))
-    return (out, lse) if back is None else (_gather(out, back), _gather(lse, back))
+        i, segments = (chunked(x, c) for x in (i, jnp.ones((b, t), jnp.int32) if segments is None else segments))
+        allowed = _allowed(i, segments, with_previous(i), with_previous(segments), window)
+    out, lse = attend(q, with_previous(k), with_previous(v), allowed, scale, sinks)
+    out, lse = (joined(x, t) for x in (out, lse))
+    return (out, lse) if back is None else (permuted(out, back, order), permuted(lse, back, order))
 
 
 def _by_rule(q, k, v, rule, query_fields, key_fields, sinks, scale):
@@ -183,7 +157,7 @@ def _by_rule(q, k, v, rule, query_fields, key_fields, sinks, scale):
     if 2 * m * TILE > s:
         query, key = ({name: jnp.asarray(x) for name, x in fields.items()} for fields in (query_fields, key_fields))
         query, key = {name: x[:, :, None] for name, x in query.items()}, {name: x[:, None, :] for name, x in key.items()}
-        return _attend(q, k, v, jnp.broadcast_to(tile_allows(rule, query, key), (1 if not query else b, t, k.shape[1])), sinks, scale)
+        return attend(q, k, v, jnp.broadcast_to(tile_allows(rule, query, key), (1 if not query else b, t, k.shape[1])), scale, sinks)
     index = jnp.asarray(visits.index)[:, 0]  # (b or 1, n, m)
     within = jnp.arange(m) < jnp.asarray(visits.count)[:, 0, :, None]
 
@@ -199,32 +173,5 @@ def _by_rule(q, k, v, rule, query_fields, key_fields, sinks, scale):
     query = {name: x.reshape(-1, n, TILE, 1) for name, x in query.items()}
     key = {name: visited(x)[:, :, None, :] for name, x in key.items()}
     allowed = tile_allows(rule, query, key) & jnp.repeat(within, TILE, axis=-1)[:, :, None, :]
-    out, lse = _attend(_blocks(q, n, TILE), visited(k), visited(v), allowed, sinks, scale)
-    return tuple(x.reshape(b, n * TILE, *x.shape[3:])[:, :t] for x in (out, lse))
-
-
-def _blocks(x, n, c) -> jax.Array:
-    """(b, t, ...) to (b, n, c, ...), zeros at the end."""
-    x = jnp.pad(x, ((0, 0), (0, n * c - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
-    return x.reshape(x.shape[0], n, c, *x.shape[2:])
-
-
-def _with_previous(x) -> jax.Array:
-    """Blocks (b, n, c, ...) to (b, n, 2c, ...): the block before (zeros before the first), then the block."""
-    before = jnp.pad(x[:, :-1], ((0, 0), (1, 0)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.concatenate([before, x], axis=2)
-
-
-def _compacting(segments) -> tuple[jax.Array, jax.Array]:
-    """Per row the storage order with valid tokens first (b, t), and where each token then stands (b, t)."""
-    real = segments != 0
-    valid = jnp.cumsum(real, axis=1)
-    padded = jnp.cumsum(~real, axis=1)
-    place = jnp.where(real, valid, valid[:, -1:] + padded) - 1
-    return jnp.argsort(place, axis=1), place
-
-
-def _gather(x, index) -> jax.Array:
-    """Row by row x[index], for permutations."""
-    rows = jnp.arange(x.shape[0])[:, None]
-    return x.at[rows, index].get(mode="promise_in_bounds", unique_indices=True)
+    out, lse = attend(chunked(q, TILE), visited(k), visited(v), allowed, scale, sinks)
+    return tuple(joined(x, t) for x in (out, lse))

@@ -110,7 +110,7 @@ class SoftmaxAttention(Mixer):
         plain = context.positions is None and context.segments is None
         positions = None if plain else token_positions(context, *x.shape[:2])
         q, k, v = self._project(x, positions, context)
-        return self._finish(x, self._attend(q, k, v, positions, context.segments), context.segments)
+        return self._mix(x, q, k, v, {"query_positions": positions, "query_segments": context.segments})
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> KeyValueCache:
         """One slot a token."""
@@ -122,19 +122,14 @@ class SoftmaxAttention(Mixer):
         assert tokens.positions is not None and tokens.segments is not None
         x = zero_padding(x, tokens)
         q, k, v = self._project(x, tokens.positions, tokens)
-        keys, values, fields, state = self._remember(k, v, tokens, state, cursor)
-        o = window_attention(
-            q,
-            keys.astype(x.dtype),
-            values.astype(x.dtype),
-            mask=self.config.mask(),
-            sinks=self._sink_logits(),
-            query_positions=tokens.positions,
-            key_positions=fields.positions,
-            query_segments=tokens.segments,
-            key_segments=fields.segments,
-        )
-        return self._finish(x, o, tokens.segments), state
+        keys, values, slots, state = self._remember(k, v, tokens, state, cursor)
+        fields = {
+            "query_positions": tokens.positions,
+            "query_segments": tokens.segments,
+            "key_positions": slots.positions,
+            "key_segments": slots.segments,
+        }
+        return self._mix(x, q, keys.astype(x.dtype), values.astype(x.dtype), fields), state
 
     def _project(self, x: jax.Array, positions: jax.Array | None, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (b, t, h, k), keys (b, t, g, k) and values (b, t, g, v). No positions stand for 0, 1, ... in every row."""
@@ -148,6 +143,15 @@ class SoftmaxAttention(Mixer):
         if isinstance(self.config.positions, Rotary):
             q, k = self.config.positions(q, indices), self.config.positions(k, indices)
         return q, k, self.value(x).reshape(b, t, self.key_heads, self.head_dim)
+
+    def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
+        """From the mixer's input, queries, keys and values and their fields to its output: over one whole sequence, or, where `fields` has those
+        of keys, with keys and values of a cache."""
+        if "key_positions" in fields:
+            o = window_attention(q, k, v, mask=self.config.mask(), sinks=self._sink_logits(), **fields)
+        else:
+            o = self._attend(q, k, v, fields["query_positions"], fields["query_segments"])
+        return self._finish(x, o, fields["query_segments"])
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array | None, segments: jax.Array | None) -> jax.Array:
         """Heads' outputs (b, t, h, v) over one whole sequence, as `config.mask()` says. No positions: one document from its start."""

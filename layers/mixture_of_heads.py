@@ -33,9 +33,8 @@ from flax import nnx
 
 from configuration import UserError
 from layers.attention import SoftmaxAttention, SoftmaxConfig
-from layers.cache import KeyValueCache
 from layers.linear import Linear
-from layers.mixer import Context, MixerOutput, Place, Traits, token_positions, zero_padding
+from layers.mixer import MixerOutput, Place, Traits
 from pallas_kernels.head_mixture_attention import head_mixture_attention, skips
 from pallas_kernels.window_attention import window_attention
 
@@ -123,34 +122,8 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
             shared, routed = kinds[..., :1] * shared, kinds[..., 1:] * routed
         return jnp.concatenate([shared, routed], axis=-1), probabilities, chosen
 
-    def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
-        self._check_length(x.shape[1])
-        x = zero_padding(x, context)
-        plain = context.positions is None and context.segments is None
-        positions = None if plain else token_positions(context, *x.shape[:2])
-        q, k, v = self._project(x, positions, context)
-        fields = {"query_positions": positions, "query_segments": context.segments}
-        return self._mixed(x, q, k, v, fields, context.segments)
-
-    def extend(self, x: jax.Array, state: KeyValueCache, context: Context = Context()) -> tuple[MixerOutput, KeyValueCache]:
-        tokens, cursor = state.cursor.read(context, x.shape[0], x.shape[1])
-        assert tokens.positions is not None and tokens.segments is not None
-        x = zero_padding(x, tokens)
-        q, k, v = self._project(x, tokens.positions, tokens)
-        keys, values, slots, state = self._remember(k, v, tokens, state, cursor)
-        fields = {
-            "query_positions": tokens.positions,
-            "query_segments": tokens.segments,
-            "key_positions": slots.positions,
-            "key_segments": slots.segments,
-        }
-        return self._mixed(x, q, keys.astype(x.dtype), values.astype(x.dtype), fields, tokens.segments), state
-
-    def _mixed(
-        self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any], segments: jax.Array | None
-    ) -> MixerOutput:
-        """From the mixer's input, queries, keys and values (of the sequence, or a cache's) and their fields to its output."""
-        config = self.config
+    def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
+        config, segments = self.config, fields["query_segments"]
         gates, probabilities, chosen = self.route(x)
         if config.routed and skips(q.shape[1], k.shape[1], config.routed, config.active, self_attention="key_positions" not in fields):
             o = self._attend_chosen(q, k, v, gates, chosen, fields)

@@ -275,7 +275,13 @@ COMMANDS = {
     "prepare": _prepare,
     "bench": _bench,
 }
-BENCHMARKS = {"kernels": "kernels", "head-mixture": "head_mixture", "recall": "recall_training", "decomposition": "decomposition"}
+BENCHMARKS = {
+    "kernels": "kernels",
+    "head-mixture": "head_mixture",
+    "recall": "recall_training",
+    "decomposition": "decomposition",
+    "pretraining": "pretraining",
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -166,10 +166,13 @@ def _claimed(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> Ite
         if found is not None and found["key"] != plan["key"]:
             differing = ", ".join(f"{field} {found[field]!r}" for field in plan if field != "key" and found[field] != plan[field])
             raise UserError(f"{out}: was prepared from something else ({differing}); choose another folder, or remove this one")
-        if found is None:
-            found = write_sealed(out / PLAN, plan)
-        (out / PARTS).mkdir(exist_ok=True)
-        yield {field: found[field] for field in plan}
+        try:
+            if found is None:
+                found = write_sealed(out / PLAN, plan)
+            (out / PARTS).mkdir(exist_ok=True)
+            yield {field: found[field] for field in plan}
+        except OSError as error:
+            raise UserError(f"{out}: cannot be written ({error.strerror or error}); the same command goes on from here") from error
 
 
 def _lock(file: Any, out: Path, say: Callable[[str], None]) -> None:
@@ -235,8 +238,6 @@ def _work(jobs: list[Job], digest: str, processes: int, say: Callable[[str], Non
         for found in work(missing, min(processes, len(missing))):
             facts[found["number"]] = found
             progress.add(found)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); the same command goes on from here") from error
     finally:
         progress.close()
     return [facts[job.number] for job in jobs]

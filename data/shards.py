@@ -17,7 +17,7 @@ import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +158,21 @@ class _ShardWriter:
     def _write(self, name: str, tokens: np.ndarray, entry: list[int]) -> None:
         stored = tokens.astype(self._dtype)
         example = self._serializer.get_tf_example(self._features.encode_example({"name": name, "tokens": stored}))
-        self._writer.write(example.SerializeToString(deterministic=True))
+        self._writing(lambda: self._writer.write(example.SerializeToString(deterministic=True)))
         self._content.update(stored.tobytes())
         self.records.append(len(stored))
         entry[0] += len(stored)
 
+    def _writing(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except (RuntimeError, ValueError) as error:
+            # What array_record raises when a disk is full.
+            raise OSError(" ".join(str(error).split())) from error
+
     def close(self) -> dict[str, Any]:
         """Facts of the shard, JSON-ready."""
-        self._writer.close()
+        self._writing(self._writer.close)
         table = np.array(self.documents, np.int64).reshape(-1, 3)
         return {
             "documents": int((table[:, 2] == 0).sum()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -53,6 +54,7 @@ def work(jobs: list[Job], processes: int) -> Iterator[dict[str, Any]]:
 
 def _begin_worker(parent: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which lets running tasks finish
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -187,6 +187,19 @@ def test_stopped_after_every_file_that_is_written(folder, tmp_path, monkeypatch)
     assert_same(tmp_path / "whole", out)
 
 
+def test_a_full_disk_is_told_and_the_rest_is_done_later(folder, tmp_path):
+    """Files of over 100 KiB can't be written, as with a quota or a full disk; then they can."""
+    prepared(folder, tmp_path / "whole", shard_bytes=int(0.002 * 2**20))
+    limited = "ulimit -f 100; trap '' XFSZ; exec \"$@\""
+    call = ["bash", "-c", limited, "bash", *command(folder, tmp_path / "out", "--processes", "1")]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "File too large" in done.stderr.splitlines()[0], done.stderr
+    with pytest.raises(UserError, match="its preparation was not finished"):
+        open_prepared(str(tmp_path / "out"))
+    prepared(folder, tmp_path / "out", shard_bytes=int(0.002 * 2**20))
+    assert_same(tmp_path / "whole", tmp_path / "out")
+
+
 def shard_of(folder, split="train"):
     return folder / read_manifest(folder)["splits"][split]["shards"][0]["file"]
 

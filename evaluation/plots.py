@@ -148,7 +148,8 @@ def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
 
 
 def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
-    """Evaluations over steps: a thin line a run, a bold one for the mean over seeds at each architecture's best learning rate.
+    """Evaluations over steps, of text over tokens: a thin line a run, a bold one for the mean over seeds at each architecture's best learning
+    rate.
 
     A run that stopped early keeps its last value in the mean.
 
@@ -160,6 +161,9 @@ def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
     if not runs:
         raise UserError("there is no run with evaluations to plot")
     metric, label, scale = _metric({run.metric for run in runs})
+    tokens = metric == "bits_per_byte" and not any(math.isnan(run.tokens_per_step) for run in runs)
+    if tokens:
+        curves |= {run.folder: curves[run.folder]._replace(steps=curves[run.folder].steps * run.tokens_per_step / 1e6) for run in runs}
     groups = group_by_label(runs)
     looks, names = _looks(list(groups)), _short(list(groups))
     with _figure(path, 2.6) as figure:
@@ -177,9 +181,9 @@ def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
             marks: dict[str, Any] = {"marker": marker, "markevery": every, "ms": 4, "mec": "white", "mew": 0.4}
             axes.plot(steps, scale * score, color=colour, linewidth=1.5, label=names[group], zorder=3, **marks)
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(_locators().MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
-        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-        axes.set_xlabel("Optimizer steps")
+        axes.xaxis.set_major_locator(_locators().MaxNLocator(5, integer=not tokens, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.6g}")
+        axes.set_xlabel("Millions of tokens" if tokens else "Optimizer steps")
         axes.set_ylabel(label)
         _legend_below(figure, axes)
 

@@ -85,6 +85,12 @@ class RunResult:
         return math.nan if found is None else found
 
     @property
+    def tokens_per_step(self) -> float:
+        """Of text, rows times their length (all ways of making rows keep it constant); NaN where config.json does not tell."""
+        run, data = self.config.get("run", {}), self.config.get("data", {})
+        return float(run.get("batch_size", math.nan)) * float(data.get("length", math.nan))
+
+    @property
     def by_slice(self) -> dict[str, float]:
         """`metric` by slice."""
         return getattr(self, METRICS[self.metric])

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -126,6 +127,18 @@ def test_curves_draw_every_member_and_the_best_mean(tmp_path, runs, figures):
     bold = {line.get_label(): line for line in lines if line.get_linewidth() == 1.5}
     assert sum(line.get_linewidth() == 0.5 for line in lines) == len(runs) and len(bold) == len(NAMES)
     np.testing.assert_allclose(bold["window"].get_ydata(), [10, 40])
+
+
+def test_curves_of_text_are_over_tokens(tmp_path, figures):
+    folder = write_run(tmp_path / "a", name="text.a", accuracy=None, bits_per_byte=2.0, curve=[(100, 0.5)])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "data": {"class": "Text", "length": 500}}))
+    lines = [{"step": step, "evaluation": {"bits_per_byte": bits}} for step, bits in ((100, 3.0), (200, 2.0))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    learning_curves(load_runs([folder]), tmp_path / "x.png")
+    axes = figures[0].axes[0]
+    assert axes.get_xlabel() == "Millions of tokens" and axes.get_ylabel() == "Bits per byte"
+    np.testing.assert_allclose(axes.lines[-1].get_xdata(), [100 * 64 * 500 / 1e6, 200 * 64 * 500 / 1e6])
 
 
 def test_mean_curve_holds_the_last_value_of_a_run_that_stopped():

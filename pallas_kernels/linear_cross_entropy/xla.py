@@ -73,24 +73,24 @@ def _over_mesh(hidden, kernel, targets, weights, z_loss: float, chunk: int | Non
     run = functools.partial(_all_chunks, z_loss=z_loss, chunk=chunk, with_slopes=with_slopes)
     if not used:
         return run(hidden, kernel.astype(hidden.dtype), targets, weights)
-    # Parameters are split over fsdp: the kernel is gathered here, in hidden's dtype, and its gradient scattered.
-    split = "fsdp" in used and kernel.shape[0] % free["fsdp"] == 0
+    # Parameters are split over fsdp and tensor: the kernel is gathered here, in hidden's dtype, and its gradient scattered.
+    split = {axis: index for index, axis in enumerate(("fsdp", "tensor")) if axis in used and kernel.shape[index] % free[axis] == 0}
 
     def part(hidden, kernel, targets, weights):
         kernel = kernel.astype(hidden.dtype)
-        if split:
-            kernel = jax.lax.all_gather(kernel, "fsdp", axis=0, tiled=True)
+        for axis, index in split.items():
+            kernel = jax.lax.all_gather(kernel, axis, axis=index, tiled=True)
         (total, *rest), slopes = run(hidden, kernel, targets, weights)
         if slopes:
             d_hidden, d_kernel = slopes
-            if split:
-                d_kernel = jax.lax.psum_scatter(d_kernel, "fsdp", scatter_dimension=0, tiled=True)
-            others = tuple(axis for axis in used if not (split and axis == "fsdp"))
+            for axis, index in split.items():
+                d_kernel = jax.lax.psum_scatter(d_kernel, axis, scatter_dimension=index, tiled=True)
+            others = tuple(axis for axis in used if axis not in split)
             slopes = (d_hidden, jax.lax.psum(d_kernel, others) if others else d_kernel)
         return (jax.lax.psum(total, used), *rest), slopes
 
     place = PartitionSpec(rows or None, columns or None)
-    placed_kernel = PartitionSpec("fsdp") if split else PartitionSpec()
+    placed_kernel = PartitionSpec(*(axis if axis in split else None for axis in ("fsdp", "tensor")))
     slopes = (place, placed_kernel) if with_slopes else ()
     return jax.shard_map(
         part,

@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="train members that differ in values only at once (default: on accelerators)",
     )
+    compare.add_argument(
+        "--on", metavar="ray[:ADDRESS]", help="train on a Ray cluster: the one at ADDRESS, else one started here (docs/clusters.md)"
+    )
+    compare.add_argument("--cpus-per-task", type=float, metavar="N", help="with --on ray (default: CPUs shared out among the tasks)")
+    compare.add_argument("--gpus-per-task", type=float, metavar="N", help="with --on ray (default: 1 where the cluster has GPUs)")
     compare.add_argument("--only", action="append", default=[], metavar="EXPERIMENT", help="only these experiments of the study")
     evaluate = command("evaluate", "evaluate a run's newest checkpoint")
     evaluate.add_argument("run", type=Path)
@@ -185,7 +190,14 @@ def _compare(given: argparse.Namespace) -> int:
         experiments = [experiment for experiment in experiments if experiment.name in given.only]
     experiments = [apply_overrides(experiment, given.overrides) for experiment in experiments]
     out = given.out or Path("runs") / given.study
-    runs = load_runs(run_study(experiments, study.sweep, out, together=given.together))
+    failures: list[str] = []
+    if given.on is None:
+        folders = run_study(experiments, study.sweep, out, together=given.together)
+    else:
+        folders, failures = _on_ray(given, experiments, study.sweep, out)
+    if failures and not folders:
+        raise UserError(f"no run of {given.study} finished; {failures[0]}")
+    runs = load_runs(folders)
     summaries = summarise(runs)
     print(format_table(summaries))
     write_csv(out / "results.csv", runs)
@@ -197,7 +209,32 @@ def _compare(given: argparse.Namespace) -> int:
     if recall:
         recall_vs_state(recall, out / "recall_vs_state.png")
         print(f"recall against state size: {out / 'recall_vs_state.png'}")
+    if failures:
+        raise UserError(f"{len(failures)} of the study's tasks failed ({'; '.join(failures)}); the table and plots are without them")
     return 0
+
+
+def _on_ray(given: argparse.Namespace, experiments: list, sweep: tuple, out: Path) -> tuple[list[Path], list[str]]:
+    """The folders of runs that are done, and what failed."""
+    from training.ray_sweep import run_study_on_ray
+
+    system, _, address = given.on.partition(":")
+    if system != "ray":
+        raise UserError(f"--on {given.on}: there is ray, or ray:ADDRESS of a running cluster")
+    for name in ("cpus_per_task", "gpus_per_task"):
+        if getattr(given, name) is not None and getattr(given, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(given, name):g}: must not be negative")
+    swept = run_study_on_ray(
+        experiments,
+        sweep,
+        out,
+        address=address or None,
+        together=given.together,
+        cpus=given.cpus_per_task,
+        gpus=given.gpus_per_task,
+        definitions=[Path(path) for path in given.extra],
+    )
+    return swept.folders, swept.failures
 
 
 def _evaluate(given: argparse.Namespace) -> int:

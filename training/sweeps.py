@@ -60,8 +60,7 @@ def run_study(
     rows = members(experiments, sweep, folder)
     for number, row in enumerate(rows, 1):
         say(f"[{number}/{len(rows)}] {row[0].name}: {len(row)} runs")
-        groups = _groups(row) if together else [[member] for member in row]
-        for group in groups:
+        for group in groups(row) if together else [[member] for member in row]:
             results = train_members(group, together=together and len(group) > 1, say=say)
             if any(result["status"] == "preempted" for result in results):
                 raise Preempted(f"{folder}: preempted")
@@ -69,7 +68,7 @@ def run_study(
     return folders
 
 
-def _groups(row: list[Experiment]) -> list[list[Experiment]]:
+def groups(row: list[Experiment]) -> list[list[Experiment]]:
     """Members that compile to one program and take device-made data, in order of appearance."""
 
     groups: dict[str, list[Experiment]] = {}

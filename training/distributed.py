@@ -233,6 +233,7 @@ def check_shared(folder: Path) -> None:
     blind = [index for index, there in enumerate(gather(seen)) if not there]
     if is_main():
         (folder / name).unlink(missing_ok=True)
+    gather(0)  # the folder is as it was before anyone goes on
     if blind:
         raise UserError(
             f"{_name(blind[0])} does not see the run folder {folder.absolute()} of process 0; run.directory must be on a file system that "

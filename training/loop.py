@@ -17,6 +17,7 @@ from training.agreement import from_main
 from training.distributed import is_main
 from training.experiment import Experiment
 from training.feeds import make_feed
+from training.joint_start import check_start, prepare_data
 from training.member import Member, run_directory
 from training.metrics import Reporter
 from training.operations import abstract_batch, operations_by_mixer
@@ -60,10 +61,11 @@ def train_members(experiments: list[Experiment], *, together: bool, say: Print =
 class _Session:
     def __init__(self, experiments: list[Experiment], population: int | None, say: Print):
         self.say = say if is_main() else lambda text: None
+        check_start(experiments)
         if not all((run_directory(experiment) / "result.json").exists() for experiment in experiments):
             # What can be wrong with the model, the devices or the data is found before a folder is made.
             program_for(experiments[0], population)
-            experiments[0].data.prepare()
+            prepare_data(experiments[0].data)
         self.members = [Member(experiment, population is not None) for experiment in experiments]
         self.first = experiments[0]
         self.population = population

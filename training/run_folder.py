@@ -34,7 +34,7 @@ class RunFolder:
             raise UserError(f"{self.path} is a file; a run needs a folder")
         if config_path.exists():
             self._check(config_path, experiment)
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif is_main() and self.path.exists() and any(self.path.iterdir()):  # others may see the main process' first file half written
             raise UserError(f"{self.path} is not empty and holds no config.json: not a run's folder, so nothing is written there")
         self._unwritten: list[str] = []
         if not is_main():

@@ -14,7 +14,7 @@ from training.peers import PEER_LOST
 SCRIPT = ["-m", "tests.training.together"]
 
 
-@pytest.mark.parametrize("what", ["loop", "wait"], ids=["in a collective", "outside one"])
+@pytest.mark.parametrize("what", ["loop", pytest.param("wait", marks=pytest.mark.slow)], ids=["in a collective", "outside one"])
 @pytest.mark.parametrize("dead", [0, 1], ids=["coordinator", "other"])
 def test_a_process_that_dies_ends_the_other_with_a_clear_line(tmp_path, dead, what):
     with Together(tmp_path, [*SCRIPT, what, str(tmp_path)]) as run:
@@ -30,6 +30,7 @@ def test_a_process_that_dies_ends_the_other_with_a_clear_line(tmp_path, dead, wh
         assert "start all 2 processes again" in line
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_ends_the_other(tmp_path):
     with Together(tmp_path, [*SCRIPT, "loop", str(tmp_path)]) as run:
         run.until("ready", 1)
@@ -46,7 +47,7 @@ def test_an_error_of_one_process_is_told_by_all(tmp_path):
         assert "ended: the disk is full; process 0 stops too" in run.output(0)
 
 
-@pytest.mark.parametrize("asked", [0, 1])
+@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_sigterm_to_one_stops_all_at_the_same_step(tmp_path, asked):
     with Together(tmp_path, [*SCRIPT, "loop", str(tmp_path)]) as run:
         for index in (0, 1):

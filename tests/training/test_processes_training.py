@@ -102,6 +102,7 @@ def lose_one(runs: Runs, processes: int, dead: int) -> None:
         assert codes.pop(dead) == -signal.SIGKILL and set(codes.values()) == {PEER_LOST}
         for index in codes:
             assert f"error: process {dead} of {processes}" in run.output(index), run.output(index)[-2000:]
+    shutil.copytree(runs.tmp_path / "killed", runs.tmp_path / "moved")
     resumed = runs.finish("killed", processes)
     assert "resumed at step" in resumed.output(0)
     runs.same_bits("alone", "killed")
@@ -110,10 +111,10 @@ def lose_one(runs: Runs, processes: int, dead: int) -> None:
 def test_one_of_two_processes_dies_and_the_rerun_ends_with_the_same_bits(tmp_path, corpus):
     runs = Runs(tmp_path, corpus, devices=2)
     lose_one(runs, 2, dead=1)
-    shutil.copytree(tmp_path / "alone", tmp_path / "one-process")
-    for step in (20, 30, 40):
-        if step > 20:
-            shutil.rmtree(tmp_path / "one-process" / "checkpoints" / str(step), ignore_errors=True)
+    # One process with as many devices goes on too. The mesh is the same, and a sum of two numbers has one order.
+    moved = runs.finish("moved", 1)
+    assert "resumed at step" in moved.output(0)
+    runs.same_bits("alone", "moved")
 
 
 @pytest.mark.slow
@@ -122,14 +123,25 @@ def test_one_of_four_processes_dies_and_the_rerun_ends_with_the_same_bits(tmp_pa
     lose_one(Runs(tmp_path, corpus, devices=4), 4, dead)
 
 
-def test_sigterm_to_one_of_two_saves_at_one_step_and_the_rerun_goes_on(tmp_path, corpus):
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_saves_at_one_step_and_any_number_of_processes_goes_on(tmp_path, corpus):
     runs = Runs(tmp_path, corpus, devices=2)
-    with runs.start("run", 2) as run:
-        runs.until_checkpoint("run", run)
-        run.send(1, signal.SIGTERM)
-        assert run.codes(120) == {0: 0, 1: 0}, run.output(0)[-2000:]
-    stopped = runs.result("run")
-    assert stopped["status"] == "preempted" and 10 <= stopped["steps"] < STEPS
-    # On one process with as many devices: the mesh is the same, so are the numbers up to the order of sums across processes.
-    runs.finish("run", 1)
-    assert runs.result("run")["status"] == "finished" and runs.result("run")["steps"] == STEPS
+    runs.finish("alone", 1)
+    for name, first, then in (("two-then-one", 2, 1), ("one-then-two", 1, 2)):
+        with runs.start(name, first) as run:
+            runs.until_checkpoint(name, run)
+            run.send(first - 1, signal.SIGTERM)
+            assert set(run.codes(120).values()) == {0}, run.output(0)[-2000:]
+        stopped = runs.result(name)
+        assert stopped["status"] == "preempted" and 10 <= stopped["steps"] < STEPS
+        runs.finish(name, then)
+        assert runs.result(name)["status"] == "finished"
+        runs.same_bits("alone", name)
+
+
+@pytest.mark.slow
+def test_other_configs_and_a_mesh_without_all_devices_are_refused(tmp_path, corpus):
+    runs = Runs(tmp_path, corpus, devices=2)
+    with runs.start("small", 2, **{"run.mesh.data": 1}) as run:
+        assert run.codes(120) == {0: 2, 1: 2}
+        assert "run.mesh uses 1 of the 2 devices of 2 processes" in run.output(0) and not (tmp_path / "small" / "config.json").exists()

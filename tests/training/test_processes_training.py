@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+import data.text  # noqa: F401  (config classes that checkpoints name)
+import training.experiment  # noqa: F401
 from tests.training.processes import Together
 from training.checkpoints import load_params
 from training.peers import PEER_LOST

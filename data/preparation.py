@@ -115,6 +115,8 @@ class Preparation:
         """
         if processes < 1:
             raise UserError(f"processes={processes}: must be at least 1")
+        if self.source.has(out):
+            raise UserError(f"{out}: lies in the source {self.source.name}, and would be text of it; choose a folder outside")
         with _claimed(out, self.plan, say) as plan:
             _sweep(out)
             name = "bytes" if self.tokenizer == "bytes" else str(out / TOKENIZER_FILE)

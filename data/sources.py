@@ -65,13 +65,21 @@ class Source:
     Attributes:
       name: as the user wrote it.
       fingerprint: sha256, hexadecimal, which changes when the text does.
+      root: the folder below which all files are text of it; None when there is none.
     """
 
-    def __init__(self, name: str, fingerprint: str, units: Callable[[], list[Unit]], shard_bytes: int | None):
+    def __init__(self, name: str, fingerprint: str, units: Callable[[], list[Unit]], shard_bytes: int | None, root: Path | None = None):
         self.name = name
         self.fingerprint = fingerprint
+        self.root = root
         self._units = units
         self._shard_bytes = shard_bytes
+
+    def has(self, path: Path) -> bool:
+        """Whether files in the folder `path` would be text of this source."""
+        if self.root is None or not path.resolve().is_relative_to(self.root.resolve()):
+            return False
+        return not _is_left_out(path.resolve().relative_to(self.root.resolve()))
 
     @functools.cached_property
     def division(self) -> Division:
@@ -116,7 +124,8 @@ def open_source(name: str, field: str = "text", shard_bytes: int | None = None) 
     def file_units() -> list[Unit]:
         return [unit for path in files for unit in _file_units(path, path.relative_to(root).as_posix(), field, step)]
 
-    return Source(name, _fingerprint(root, files), file_units, shard_bytes)
+    folder = root if name != "stdlib" and Path(name).expanduser().is_dir() else None
+    return Source(name, _fingerprint(root, files), file_units, shard_bytes, folder)
 
 
 def _step(size: int, wanted: int | None) -> int:
@@ -134,13 +143,16 @@ def _local_files(path: Path) -> tuple[Path, list[Path]]:
     if path.is_dir():
         found = []
         for file in path.rglob("*"):
-            parts = file.relative_to(path).parts
-            if file.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in parts):
+            if file.is_file() and not _is_left_out(file.relative_to(path)):
                 found.append(file)
         return path, sorted(found, key=lambda file: file.relative_to(path).as_posix())
     if not path.is_file():
         raise UserError(f"source={str(path)!r}: no such file or folder; a source is stdlib, a path, or tfds:NAME")
     return path.parent, [path]
+
+
+def _is_left_out(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
 
 
 def _fingerprint(root: Path, files: Sequence[Path]) -> str:

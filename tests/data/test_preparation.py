@@ -253,6 +253,9 @@ def test_folders_of_something_else_are_refused(folder, tmp_path):
     with pytest.raises(UserError, match=r"holds thesis\.tex and is no prepared text"):
         prepared(folder, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").exists()
+    with pytest.raises(UserError, match="lies in the source"):
+        prepared(folder, folder / "inner" / "out")
+    prepared(folder, folder / ".hidden" / "out")
     out = tmp_path / "out"
     prepared(folder, out)
     with pytest.raises(UserError, match="was prepared from something else"):

@@ -12,6 +12,8 @@ from pyarrow import parquet
 
 from configuration import UserError
 from data.formats import read_unit
+from data.preparation import Preparation
+from data.prepared import open_prepared
 from data.sources import open_source
 from data.stretches import STRETCH, character_border, stretches
 
@@ -244,6 +246,11 @@ def test_tfds_data_sets_by_name_config_and_folder(cache):
     path = next((cache / "tfds").glob("recollect_test_reviews/tested/*"))
     assert documents_of(f"tfds:{path}") == tested
     assert open_source(f"tfds:{path}").fingerprint == open_source("tfds:recollect_test_reviews/tested").fingerprint
+    out = cache / "out"
+    Preparation.of("tfds:recollect_test_reviews/tested", shard_bytes=100).into(out, processes=2)
+    found = open_prepared(str(out))
+    for part, split in ((found.train, "train"), (found.held_out, "held_out")):
+        assert [part.text(number) for number in range(len(part))] == list(tested[split].values())
     with pytest.raises(UserError, match="has no text feature 'label', only review"):
         open_source("tfds:recollect_test_reviews", field="label")
     with pytest.raises(UserError, match="is no folder of a TFDS data set"):

@@ -39,7 +39,7 @@ class LanguageModel(Config):
       tied: the head is the embedding's transpose, else a matrix of its own.
       embedding_dropout: share of the embedding's elements zeroed in training.
       dtype: of activations.
-      remat: what a layer's backward pass recomputes: nothing, all but matrix products, or everything.
+      remat: what a layer's backward pass recomputes: "none" nothing, "dots" all but products with parameters and kernels, "full" everything.
       unroll: write repeated layers out instead of scanning over them (slower to compile, easier to debug).
     """
 

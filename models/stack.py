@@ -136,8 +136,15 @@ class Stack(nnx.Module):
 
         if self.remat == "none":
             return run
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+        policy = _keeps_products_and_kernels if self.remat == "dots" else None
         return jax.checkpoint(run, policy=policy)
+
+
+def _keeps_products_and_kernels(primitive: Any, *args: Any, **params: Any) -> bool:
+    """What "dots" keeps: the results of matrix products with parameters, and of kernels, Pallas' and cuDNN's. A kernel's results are as small as its
+    inputs, and computing them again costs as much as the first time."""
+    kernel = primitive.name == "pallas_call" or primitive.name.startswith("dot_product_attention_fwd")
+    return kernel or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
 
 
 def take(period: Any, index: int) -> Any:

@@ -12,6 +12,7 @@ from layers.mixer import Context
 from layers.mlp import SwiGLU
 from models import FunctionalModel, LanguageModel, Stage, repeat
 from models.functional import flatten
+from pallas_kernels import dispatch
 from tests.models.probes import PlaceProbe, error, functional
 
 A, B = ShortConvolution(kernel=2), LinearAttention(heads=2, feature_dim=3)
@@ -103,3 +104,21 @@ def test_repeat_cycles_through_a_pattern():
 def test_impossible_settings(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_dots_keeps_what_kernels_computed():
+    """A step calls the kernels as often as without remat; "full" calls the forward ones once more."""
+
+    def calls(remat):
+        config = LanguageModel(width=16, stages=repeat(LinearAttention(heads=1, feature_dim=8), depth=1), remat=remat)
+        model = FunctionalModel(config, 8)
+        tokens = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+
+        def loss(params, tokens):
+            return jnp.sum(model.bind(params)(tokens))
+
+        with dispatch.preferred_backend("pallas_tpu"), dispatch.interpreted():
+            return str(jax.make_jaxpr(jax.grad(loss))(model.abstract_params(), tokens)).count(" pallas_call[")
+
+    none, dots, full = map(calls, ("none", "dots", "full"))
+    assert 0 < none == dots < full

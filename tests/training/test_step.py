@@ -14,6 +14,7 @@ from models import FunctionalModel, repeat
 from models.functional import flatten
 from tests.training.tiny import tiny
 from training.experiment import Mesh
+from training.loss import Loss
 from training.optimizer import AdamW, GroupRate
 from training.program import Program, member_values
 from training.sharding import make_mesh, spec_of
@@ -62,6 +63,29 @@ def test_accumulated_gradients_equal_whole_ones(tmp_path, pieces):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-7)
     assert float(metrics_a["loss"]) == pytest.approx(float(metrics_b["loss"]), rel=1e-5)
     assert float(metrics_a["accuracy"]) == pytest.approx(float(metrics_b["accuracy"]), rel=1e-5)
+
+
+def test_a_chunked_loss_is_the_whole_one(tmp_path):
+    """With a z-loss, for one member and for two at once."""
+    base = tiny(tmp_path)
+    whole, chunked = (Program(chz.replace(base, loss=Loss(z_loss=1e-2, chunk=chunk))) for chunk in (None, 7))
+    data = base.data
+    batch = data.train_batch(0, 0, data.train_slices()[0], 16)
+    members = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(jax.jit(whole.model.init)(jax.random.key(seed)) for seed in (0, 1)))
+
+    def found(program):
+        return jax.jit(jax.vmap(lambda params: program.gradients(params, batch, None)))(members)
+
+    (slopes, metrics), (expected, expected_metrics) = found(chunked), found(whole)
+    for left, right in zip(jax.tree.leaves(slopes), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-7)
+    assert metrics.keys() == expected_metrics.keys() >= {"loss", "accuracy", "z_loss"}
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, expected_metrics[name], rtol=1e-5, err_msg=name)
+    # Logits are near 0 at the start, so lse is log(32), and the z-loss 1e-2 of its square.
+    np.testing.assert_allclose(metrics["z_loss"], 1e-2 * np.log(32) ** 2, rtol=0.02)
+    with pytest.raises(UserError, match="chunk=0"):
+        Loss(chunk=0)
 
 
 def test_loss_and_accuracy_at_labelled_positions_only(tmp_path):

@@ -19,7 +19,7 @@ from evaluation.text import evaluate_text
 from models.generation import generate
 from training.experiment import Experiment
 from training.program import Program
-from training.sharding import batch_sharding
+from training.sharding import batch_sharding, batch_shardings
 
 _READERS, _BATCHES_AHEAD = 2, 8
 _ENDLESS = 2**40
@@ -201,12 +201,15 @@ class TextFeed:
         self._reader = iter(grain.MapDataset.range(number, number + _ENDLESS).map(read).to_iter_dataset(options))
 
     def _on_mesh(self, batch: Batch) -> Batch:
-        """A whole batch that every process has, on a mesh of several processes."""
+        """A batch that every process has whole, split over the mesh as the step's are: each device evaluates its own part."""
         mesh = self.program.mesh
-        if mesh is None or jax.process_count() == 1:
+        if mesh is None:
             return batch
-        whole = NamedSharding(mesh, PartitionSpec())
-        return jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, whole, lambda index: leaf[index]), batch)
+
+        def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+            return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+        return jax.tree.map(place, batch, batch_shardings(batch, mesh))
 
 
 Pieces = dict[tuple[int, int], Batch]

@@ -35,7 +35,7 @@ def few_steps(experiment) -> dict:
             state, metrics = feed.train(state, values, length, step + place)
             losses += np.asarray(metrics["loss"]).tolist()
         feed.skip(1)
-    found = feed.evaluate(state["params"], [0], final=True)[0]
+    found = feed.evaluate(state["params"], [0])[0]
     rows = local_rows(feed.batches.rows(0), feed.batches.row_length(0), program.mesh)
     return {"losses": losses, "bits": found["bits_per_byte"], "rows": rows, "sample": feed.sample(state["params"], 1)}
 

@@ -132,18 +132,6 @@ def test_decomposition_trains_with_one_program_a_length_and_evaluates_on_packed_
     assert json.loads(json.dumps(facts)) == facts
 
 
-def test_a_mesh_takes_the_same_steps(corpus):
-    results = {}
-    for name, mesh in {"one": Mesh(), "many": Mesh(data=2, fsdp=2)}.items():
-        one = experiment(corpus, Packed(), mesh)
-        program = program_for(one)
-        feed = make_feed(one, program, None)
-        state, metrics = feed.train(program.init(0), member_values([one], False), 2, 0)
-        results[name] = np.asarray(metrics["loss"]), feed.evaluate(state["params"], [0])[0]["bits_per_byte"]
-    np.testing.assert_allclose(results["one"][0], results["many"][0], rtol=1e-5)
-    assert results["one"][1] == pytest.approx(results["many"][1], rel=1e-4)
-
-
 def test_what_cannot_be_is_refused(corpus, tmp_path):
     feed = make_feed(experiment(corpus, Decomposed(shortest=2), Mesh(sequence=4)), Recorder(), None)
     with pytest.raises(UserError, match=r"run\.mesh\.sequence=4: does not divide rows of 2 tokens"):
@@ -157,15 +145,15 @@ def test_what_cannot_be_is_refused(corpus, tmp_path):
 
 @pytest.mark.parametrize("sequences", [Packed(), pytest.param(Decomposed(shortest=8), marks=pytest.mark.slow)], ids=repr)
 def test_two_processes_read_a_half_each_and_train_as_one_does(corpus, tmp_path, sequences):
+    expected = few_steps(experiment(corpus, sequences))
     one = experiment(corpus, sequences, Mesh(data=2))
-    expected = few_steps(one)  # on two devices of this process
     path = tmp_path / "experiment.json"
     path.write_text(json.dumps(to_json(one)))
     with Together(tmp_path, ["-m", "tests.training.feeding_together", str(path)]) as run:
         assert run.codes() == {0: 0, 1: 0}, run.output(0)[-2000:]
         found = [json.loads(run.output(index).rpartition("found ")[2].splitlines()[0]) for index in (0, 1)]
-    half = expected["rows"][0][1]
+    half = expected["rows"][0][1] // 2
     assert [part["rows"] for part in found] == [[[0, half]], [[half, 2 * half]]]
     for part in found:
-        np.testing.assert_allclose(part["losses"], expected["losses"], rtol=1e-6)
-        assert part["bits"] == pytest.approx(expected["bits"], rel=1e-6) and part["sample"] == found[0]["sample"]
+        np.testing.assert_allclose(part["losses"], expected["losses"], rtol=1e-5)
+        assert part["bits"] == pytest.approx(expected["bits"], rel=1e-5) and part["sample"] == found[0]["sample"]

@@ -89,7 +89,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         ("depth", 2, "layers"),
         ("heads", 4, "attention heads"),
         ("steps", _ENDLESS, "most steps of each"),
-        ("turn", 10, "steps between evaluations"),
+        ("turn", 20, "steps between evaluations"),
         ("cycle", 40, "steps after which the curriculum starts again"),
         ("held-out", 8, "held-out rows in an evaluation, as many batches as they make"),
         ("seed", 0, "of parameters and data"),

@@ -71,7 +71,7 @@ class Decomposed(Sequences):
       shortest: inputs of the shortest bucket, a power of two; rests of documents that are shorter are dropped.
       curriculum: odds from the shortest to the longest of n buckets: "uniform" 1:1:...:1, "grow_linear" n:...:2:1, "grow_p2" 2^(n-1):...:2:1,
         "grow_p100" 100^(n-1):...:100:1 (powers of 100, as its name says).
-      cycles: times that the curriculum starts again in an epoch.
+      cycles: cycles in an epoch. The paper counts them in a whole run: a run of a tenth of an epoch sees eight of them with cycles=80.
       odds: "raw" as the paper's Algorithm 1; "by_tokens" multiplies by each bucket's tokens as the authors' code does. (They agree where all buckets
         hold the same number of tokens.)
       randomise: cut documents beyond the longest bucket into pieces of random length, not into longest ones.

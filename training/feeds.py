@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -68,6 +69,12 @@ class RecallFeed:
     def skip(self, batches: int) -> None:
         """Raises UserError: a recall task's batches are made by step number, so none can be left out."""
         raise UserError("a recall task has no data to skip: its batches are drawn anew at each step")
+
+    def batch(self, step: int, seed: int) -> Batch:
+        """The whole batch of the step after `step` steps, for a member's seed."""
+        run = self.experiment.run
+        part = self.data.slice_for(0, step // run.steps_per_call)
+        return self.data.train_batch(jnp.uint32(seed), jnp.int32(step), part, run.batch_size)
 
     def state(self) -> None:
         return None
@@ -138,6 +145,11 @@ class TextFeed:
         placed = place_batches(pieces, self.batches.rows(number), self.batches.row_length(number), self.program.mesh)
         self.waited += time.perf_counter() - begun
         return self.program.train_on(state, values, placed)
+
+    def batch(self, step: int, seed: int) -> Batch:
+        """The whole batch of the step after `step` steps, as every process has it."""
+        number = step + self._offset
+        return self._on_mesh(self.batches.read(number, 0, self.batches.rows(number)))
 
     def skip(self, batches: int) -> None:
         """Leaves out as many batches: the next step trains on what would have come that much later."""

@@ -12,8 +12,9 @@ import numpy as np
 
 from configuration import UserError
 from models.functional import count
-from training import resume
+from training import resume, trouble
 from training.agreement import from_main
+from training.calls import Call, Calls
 from training.distributed import is_main
 from training.experiment import Experiment
 from training.feeds import make_feed
@@ -21,6 +22,7 @@ from training.joint_start import check_start, prepare_data
 from training.member import Member, run_directory
 from training.metrics import Reporter
 from training.operations import abstract_batch, operations_by_mixer
+from training.profiling import keep_compiled_programs
 from training.program import evaluated, member_values, program_for
 from training.signals import GO_ON, TERMINATED, StopRequests
 from training.storage import DiskFull
@@ -63,6 +65,8 @@ class _Session:
         self.say = say if is_main() else lambda text: None
         check_start(experiments)
         if not all((run_directory(experiment) / "result.json").exists() for experiment in experiments):
+            trouble.check(experiments[0])
+            keep_compiled_programs(experiments[0].run.compile_cache)
             # What can be wrong with the model, the devices or the data is found before a folder is made.
             program_for(experiments[0], population)
             prepare_data(experiments[0].data)
@@ -96,92 +100,117 @@ class _Session:
         return trained
 
     def _train(self) -> list[dict[str, Any]]:
-        run = self.first.run
         values = member_values([member.experiment for member in self.members], self.population is not None)
         state, step = resume.start(self.members, self.program, self.say)
-        feed = make_feed(self.first, self.program, self.members[0].data_state)
-        parameters = count(state["params"]) // (self.population or 1)
-        reporter = Reporter([member.folder for member in self.members], self.first, self.say)
+        self.wanted = resume.shapes_of(state)
+        self.feed = make_feed(self.first, self.program, self.members[0].data_state)
+        self.parameters = count(state["params"]) // (self.population or 1)
+        self.calls = Calls(self.first, self.feed, values, state, step, self.members[0].folder.path, self.say)
+        del state
+        self.reporter = Reporter([member.folder for member in self.members], self.first, self.say, self.calls.meter)
         operations = operations_by_mixer(self.first.model, abstract_batch(self.first))
-        reporter.banner(parameters, jax.devices()[0], self.population, operations)
-        if "corpus" in feed.facts():
-            corpus = feed.facts()["corpus"]
+        self.reporter.banner(self.parameters, jax.devices()[0], self.population, operations)
+        if "corpus" in self.feed.facts():
+            corpus = self.feed.facts()["corpus"]
             self.say(f"  corpus {corpus['source']}: {corpus['train']['bytes']:,} bytes to train on, sha256 {corpus['digest'][:16]}")
-        request, timed = GO_ON, 0
-        while step < run.steps and not all(member.done for member in self.members):
-            request = self.stops.decision(step, step, str(self.members[0].folder.path))
+        try:
+            request = self._cycle()
             if request != GO_ON:
-                break
-            begun = time.perf_counter()
-            # Calls end at the same steps whether or not the run was cut off.
-            length = feed.steps_ahead(step, min(run.steps_per_call - step % run.steps_per_call, run.steps - step))
-            frozen = np.array([member.done is not None for member in self.members])
-            keep = jax.tree.map(lambda leaf: leaf.copy(), state) if frozen.any() else None
-            state, metrics = feed.train(state, values, length, step)
-            if keep is not None:
-                state = _select(frozen, keep, state)
-            host = jax.device_get(metrics)
-            elapsed = time.perf_counter() - begun
-            step += length
-            self._count(step, elapsed, feed)
-            reporter.steps(step, host, self._active(), [member.seconds for member in self.members])
-            diverged = self._diverged(host)
-            done_before = sum(member.done is not None for member in self.members)
-            if _crossed(step, length, run.evaluate_every) or step >= run.steps or diverged.any():
-                self._evaluate(state, step, feed, reporter, diverged)
-            newly_done = sum(member.done is not None for member in self.members) > done_before
-            if _crossed(step, length, run.checkpoint_every) or step >= run.steps or newly_done:
-                self._save(state, last=step >= run.steps)
-            if run.sample_every and _crossed(step, length, run.sample_every):
-                reporter.sample(feed.sample(evaluated(state), step))
+                self._save(last=True)
+            with self._storage(ends=True):
+                for member in self.members:
+                    member.checkpoints.wait()
+            if request not in (GO_ON, TERMINATED):
+                raise KeyboardInterrupt
+            return self._finish(request == TERMINATED)
+        finally:
+            self.calls.profile.close()
+            self.reporter.close()
+
+    def _cycle(self) -> int:
+        """Trains to the end, or to a request to stop, which it returns."""
+        run, calls = self.first.run, self.calls
+        name = str(self.members[0].folder.path)
+        while calls.sent < run.steps and any(self._active()):
+            request = self.stops.decision(calls.settled, calls.sent, name)
+            if request != GO_ON:
+                while calls.ahead:
+                    self._settle()
+                return request
+            call = calls.send(np.array([not active for active in self._active()]))
+            if calls.ahead > 1 and self._settle():
+                continue
+            due = [
+                _crossed(call.end, call.length, every) for every in (run.evaluate_every, run.checkpoint_every, run.sample_every) if every
+            ]
+            failed = any(member.failed_at is not None and member.done is None for member in self.members)
+            if any(due) or call.end >= run.steps or failed:
+                # What looks at the state needs all numbers up to it; the devices wait meanwhile.
+                if self._settle():
+                    continue
+                self._look(call)
+                calls.pause()
             self._check_storage()
-            if length == timed:  # an earlier call had this length, so this one's time holds no compilation
-                self.stops.seconds_left = elapsed + max(member.checkpoints.seconds for member in self.members)
-            timed = length
-        if request != GO_ON:
-            self._save(state, last=True)
-        with self._storage(ends=True):
-            for member in self.members:
-                member.checkpoints.wait()
-        if request != GO_ON and request != TERMINATED:
-            reporter.close()
-            raise KeyboardInterrupt
-        results = self._finish(parameters, feed, request == TERMINATED)
-        reporter.close()
-        return results
+            if calls.call_seconds is not None:
+                save = max(member.checkpoints.seconds for member in self.members)
+                self.stops.seconds_left = 2 * calls.call_seconds + save
+        return GO_ON
+
+    def _settle(self) -> bool:
+        """Fetches the oldest call and takes it in. True: the run went back to a checkpoint."""
+        call = self.calls.fetch()
+        active = [member for member in self.members if member.done is None and member.failed_at is None]
+        for member in active:
+            member.steps = call.end
+            member.seconds += call.seconds / len(active)
+            member.data_state = call.data_state
+        self.reporter.steps(call.end, call.metrics, [m in active for m in self.members], [member.seconds for member in self.members])
+        for index, member in enumerate(self.members):
+            spike = trouble.observe(member, index, call, self.say) if member in active else None
+            if spike is not None:
+                trouble.roll_back(member, spike, self.calls, self.program, self.wanted, self.say)
+                return True
+        return False
+
+    def _look(self, call: Call) -> None:
+        """Evaluates, saves and samples where it is time to; all calls are settled."""
+        run, step = self.first.run, call.end
+        done_before = self._active()
+        failed = [member.failed_at is not None and member.done is None for member in self.members]
+        due = _crossed(step, call.length, run.evaluate_every) or step >= run.steps
+        if due or any(failed):
+            self._evaluate([active and (due or bad) for active, bad in zip(done_before, failed, strict=True)])
+        for index, member in enumerate(self.members):
+            if failed[index]:
+                trouble.keep_failure(member, index, self.program, self.feed, self.calls.state, self.say)
+        if _crossed(step, call.length, run.checkpoint_every) or step >= run.steps or self._active() != done_before:
+            self._save(last=step >= run.steps)
+        if run.sample_every and _crossed(step, call.length, run.sample_every):
+            self.reporter.sample(self.feed.sample(evaluated(self.calls.state), step))
 
     def _active(self) -> list[bool]:
         return [member.done is None for member in self.members]
 
-    def _count(self, step: int, elapsed: float, feed: Any) -> None:
-        active = [member for member in self.members if member.done is None]
-        for member in active:
-            member.steps = step
-            member.seconds += elapsed / len(active)
-            member.data_state = feed.state()
-
-    def _diverged(self, metrics: dict[str, np.ndarray]) -> np.ndarray:
-        finite = np.isfinite(np.asarray(metrics["loss"])).all(axis=-1)
-        return ~np.atleast_1d(finite)
-
-    def _evaluate(self, state: Any, step: int, feed: Any, reporter: Reporter, diverged: np.ndarray) -> None:
+    def _evaluate(self, which: list[bool]) -> None:
+        """Evaluates all members and writes down the result of `which`."""
         begun = time.perf_counter()
-        last = step >= self.first.run.steps
-        found = feed.evaluate(evaluated(state), [member.experiment.run.seed for member in self.members], final=last)
+        last = self.calls.settled >= self.first.run.steps
+        seeds = [member.experiment.run.seed for member in self.members]
+        found = self.feed.evaluate(evaluated(self.calls.state), seeds, final=last)
         seconds = time.perf_counter() - begun
         for index, member in enumerate(self.members):
-            if member.done is not None:
+            if not which[index]:
                 continue
             member.evaluation = found[index]
             member.seconds += seconds / len(self.members)
-            reporter.evaluation(index, step, found[index], member.seconds)
+            self.reporter.evaluation(index, member.steps, found[index], member.seconds)
             goal = self.first.run.stop_at_accuracy
-            if diverged[index]:
+            if member.failed_at is not None:
                 member.done = "diverged"
             elif goal is not None and found[index].get("accuracy", -1.0) >= goal:
                 member.done = "stopped early"
 
-    def _save(self, state: Any, *, last: bool) -> None:
+    def _save(self, *, last: bool) -> None:
         """Starts to save all members. `last`: there is no later checkpoint that could take this one's place."""
         for member in self.members:
             if member.done is None and member.steps >= self.first.run.steps:
@@ -192,6 +221,7 @@ class _Session:
         with self._storage(ends=last):
             for member in self.members:
                 member.folder.flush(to_disk=True)  # a checkpoint promises that all lines before it are on the disk
+            state = self.calls.state
             for index, member in enumerate(self.members):
                 own = state if self.population is None else jax.tree.map(lambda leaf, index=index: leaf[index], state)
                 member.checkpoints.save(member.steps, own, member.experiment, member.extra())
@@ -213,7 +243,7 @@ class _Session:
     def _storage(self, *, ends: bool) -> _FullDisk:
         return _FullDisk(self.say, ends or self.first.run.on_disk_full == "stop")
 
-    def _finish(self, parameters: int, feed: Any, preempted: bool) -> list[dict[str, Any]]:
+    def _finish(self, preempted: bool) -> list[dict[str, Any]]:
         results = []
         for member in self.members:
             old = member.result
@@ -221,7 +251,10 @@ class _Session:
                 results.append(old)
                 continue
             member.folder.flush(to_disk=True)
-            result = member.summary(member.done or ("preempted" if preempted else "finished"), parameters, feed)
+            result = member.summary(member.done or ("preempted" if preempted else "finished"), self.parameters, self.feed)
+            rates = self.calls.meter.total()
+            if rates is not None:
+                result["throughput"] = rates.facts()
             member.folder.write_result(result)
             results.append(result)
         if preempted and self.stops.since is not None:
@@ -258,10 +291,3 @@ def _close_quietly(member: Member) -> None:
 
 def _crossed(step: int, length: int, every: int) -> bool:
     return step // every > (step - length) // every
-
-
-def _select(frozen: np.ndarray, old: Any, new: Any) -> Any:
-    def pick(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jax.numpy.where(frozen.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(pick, old, new)

@@ -8,6 +8,7 @@ from typing import Any
 from models.accounting import state_bytes_at
 from training.checkpoints import Checkpoints
 from training.experiment import Experiment
+from training.guards import SpikeGuard
 from training.run_folder import RunFolder, environment
 
 
@@ -23,6 +24,9 @@ class Member:
       result: what result.json held when the session began, None for a run that has to go on (a preempted one too).
       done: "finished", "stopped early" or "diverged" once it no longer trains.
       steps, seconds, evaluation, data_state: where it stands.
+      skipped, in_row: steps that could not be taken, in all and just now one after the other.
+      failed_at, failure: the step that was one too many of them, and what result.json is to say of it.
+      guard: sees spikes of the loss, and counts the rollbacks.
     """
 
     def __init__(self, experiment: Experiment, population: bool):
@@ -36,7 +40,14 @@ class Member:
         self.result = None if found is None or found["status"] == "preempted" else found
         self.done: str | None = None
         self.seconds = 0.0
-        self.steps = 0
+        self.guard = SpikeGuard(run.spikes)
+        self.failed_at: int | None = None
+        self.failure: dict[str, Any] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Stands at step 0."""
+        self.steps = self.skipped = self.in_row = 0
         self.evaluation: dict[str, Any] | None = None
         self.data_state: Any = None
 
@@ -49,6 +60,11 @@ class Member:
             "done": self.done,
             "evaluation": self.evaluation,
             "data_state": self.data_state,
+            "skipped": self.skipped,
+            "in_row": self.in_row,
+            "failed_at": self.failed_at,
+            "failure": self.failure,
+            "guard": self.guard.state(),
             "mesh": {name: getattr(mesh, name) for name in ("data", "fsdp", "tensor", "sequence")},
             "environment": environment(),
         }
@@ -57,6 +73,9 @@ class Member:
         """Takes over what a checkpoint holds beside the arrays."""
         self.steps, self.seconds, self.evaluation = extra["step"], extra["seconds"], extra["evaluation"]
         self.done, self.data_state = extra["done"], extra["data_state"]
+        self.skipped, self.in_row = extra["skipped"], extra["in_row"]
+        self.failed_at, self.failure = extra["failed_at"], extra["failure"]
+        self.guard.set_state(extra["guard"])
         if self.done == "finished" and self.steps < self.experiment.run.steps:
             self.done = None
 
@@ -69,6 +88,9 @@ class Member:
             **(self.evaluation or {}),
             "status": status,
             "steps": self.steps,
+            "skipped_steps": self.skipped,
+            **({} if experiment.run.spikes is None else {"rollbacks": self.guard.rollbacks}),
+            **({} if self.failure is None else {"failure": self.failure}),
             "seconds": round(self.seconds, 3),
             "examples_per_second": examples / max(self.seconds, 1e-9),
             "tokens_per_second": examples * feed.tokens_per_example() / max(self.seconds, 1e-9),

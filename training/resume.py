@@ -35,7 +35,7 @@ def start(members: list[Member], program: Program, say: Say) -> tuple[Any, int]:
             member.folder.truncate_metrics(0)
             member.checkpoints.drop_after(-1)
         return fresh, 0
-    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), fresh)
+    wanted = shapes_of(fresh)
     del fresh  # what is loaded takes its place on the devices
     if alone:
         return load(members[0], step, wanted, say), step
@@ -44,6 +44,11 @@ def start(members: list[Member], program: Program, say: Say) -> tuple[Any, int]:
     rows = [jax.device_get(load(member, at, one, say)) for member, at in zip(members, own, strict=True)]
     placed = jax.tree.map(lambda leaf, *leaves: jax.device_put(np.stack(leaves), leaf.sharding), wanted, *rows)
     return placed, max((at for member, at in zip(members, own, strict=True) if member.done is None), default=0)
+
+
+def shapes_of(state: Any) -> Any:
+    """Shapes, dtypes and shardings of a state: what a checkpoint is loaded into."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
 
 
 def load(member: Member, step: int, wanted: Any, say: Say) -> Any:

@@ -1,4 +1,4 @@
-"""A recall experiment that trains in a second."""
+"""Experiments that train in a second: recall, and text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import chz
+import numpy as np
 
 from data.synthetics import MQAR
-from layers import BaseConvolution, LinearAttention
+from data.text import Text
+from layers import Attention, BaseConvolution, LinearAttention
+from layers.positions import Rotary
 from models import LanguageModel, repeat
 from training.experiment import Experiment, Run
 from training.optimizer import AdamW
@@ -23,3 +26,24 @@ def tiny(directory: Path, *, learning_rate: float = 1e-2, seed: int = 0, **run: 
         optimizer=AdamW(learning_rate=learning_rate, decay_everything=True),
         run=chz.replace(Run(), **{**settings, "seed": seed, "directory": str(directory), **run}),
     )
+
+
+def tiny_text(directory: Path, corpus: Path, **run: Any) -> Experiment:
+    """A text experiment on the files in `corpus` (see `write_corpus`)."""
+    settings = {"steps": 24, "batch_size": 4, "steps_per_call": 4, "evaluate_every": 12, "checkpoint_every": 8, "log_every": 1}
+    return Experiment(
+        name="tiny_text",
+        model=LanguageModel(width=16, stages=repeat(Attention(heads=2, positions=Rotary()), depth=1), mlp=None),
+        data=Text(source=str(corpus), length=32, held_out_batches=2),
+        optimizer=AdamW(learning_rate=1e-2),
+        run=chz.replace(Run(), **{**settings, "directory": str(directory), **run}),
+    )
+
+
+def write_corpus(folder: Path) -> Path:
+    """Forty files of random letters, 1 to 400 of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    for index in range(40):
+        (folder / f"{index}.txt").write_bytes(random.integers(97, 123, int(random.integers(1, 400)), np.uint8).tobytes())
+    return folder

@@ -21,8 +21,7 @@ from layers.positions import LearnedPositions, Rotary
 from models import FunctionalModel, LanguageModel, repeat
 from models.language_model import state_bytes
 from pallas_kernels.dispatch import preferred_backend
-from training.experiment import Mesh
-from training.sharding import batch_sharding, make_mesh, params_sharding
+from tests.training.sharded import MESHES, assert_same_as_on_one_device
 
 WIDTH = 16
 
@@ -297,20 +296,9 @@ def _model(case: str) -> FunctionalModel:
 
 @law
 def test_8_sharded(case):
-    model = _model(case)
-    params = jax.jit(model.init)(jax.random.key(0))
-    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
-    tokens = jax.random.randint(jax.random.key(1), (8, 21), 0, 24)
-
-    def loss(params, tokens):
-        return jnp.mean(jnp.square(model.bind(params)(tokens)))
-
-    slope = jax.jit(jax.grad(loss))
-    expected = slope(params, tokens)
-    mesh = make_mesh(Mesh(data=2, fsdp=2, tensor=2))
-    found = slope(jax.device_put(params, params_sharding(params, mesh)), jax.device_put(tokens, batch_sharding(mesh)))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert float(jnp.max(jnp.abs(np.asarray(a) - np.asarray(b)))) <= 1e-5 * max(float(jnp.max(jnp.abs(b))), 1e-3)
+    """Over one mesh a case, in turn; over all of them in tests/training/test_sharding.py."""
+    several = [mesh for name, mesh in MESHES.items() if " " in name]
+    assert_same_as_on_one_device(CASES[case], several[list(CASES).index(case) % len(several)])
 
 
 @law

@@ -13,11 +13,9 @@ from layers import Hyena
 from models import FunctionalModel, repeat
 from models.functional import flatten
 from tests.training.tiny import tiny
-from training.experiment import Mesh
 from training.loss import Loss
 from training.optimizer import AdamW, GroupRate
 from training.program import Program, member_values
-from training.sharding import make_mesh, spec_of
 
 
 def test_adamw_is_its_definition(tmp_path):
@@ -149,33 +147,3 @@ def test_learning_rate_groups(tmp_path):
         assert bool(jnp.all(update == 0)) == (groups[name] == "filter")
     with pytest.raises(UserError, match="groups names nothing"):
         AdamW(groups=(GroupRate(group="nothing", factor=0.0),)).transform(model, 10, frozen.values())
-
-
-def test_sharding_rules():
-    mesh = make_mesh(Mesh(fsdp=2, tensor=4))
-    assert spec_of("stack.stages.0.0.mixer.query.kernel", (3, 16, 32), mesh) == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
-    assert spec_of("stack.stages.0.0.mixer.output.kernel", (3, 32, 16), mesh) == jax.sharding.PartitionSpec(None, "tensor", "fsdp")
-    assert spec_of("stack.stages.0.0.mixer.query.kernel", (3, 16, 6), mesh) == jax.sharding.PartitionSpec(None, "fsdp", None)
-    assert spec_of("embedding", (33, 16), mesh) == jax.sharding.PartitionSpec(None, "fsdp")
-    assert spec_of("final_norm.gain", (16,), mesh) == jax.sharding.PartitionSpec(None)
-    with pytest.raises(UserError, match="asks for 64 devices"):
-        make_mesh(Mesh(data=64))
-
-
-def test_a_sharded_step_equals_one_on_one_device(tmp_path):
-    """Plain SGD steps, since Adam turns the rounding of a zero gradient into a full step."""
-    one, many = Program(tiny(tmp_path)), Program(tiny(tmp_path, mesh=Mesh(data=2, fsdp=2, tensor=2)))
-    data = one.experiment.data
-    ends = []
-    for program in (one, many):
-        params = program.init(0)["params"]
-        slope = jax.jit(lambda params, batch, program=program: program.gradients(params, batch, None)[0])
-        for step in range(3):
-            batch = data.train_batch(0, step, data.train_slices()[0], 16)
-            params = jax.tree.map(lambda p, g: p - 0.5 * g, params, slope(params, batch))
-        ends.append(jax.device_get(params))
-    for a, b in zip(jax.tree.leaves(ends[0]), jax.tree.leaves(ends[1]), strict=True):
-        assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max()
-    state, metrics = many.train(many.init(0), member_values([many.experiment], False), 4, data.train_slices()[0])
-    assert np.isfinite(np.asarray(metrics["loss"])).all()
-    assert any(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(state["params"]))

@@ -1,0 +1,98 @@
+"""Five plain SGD steps of a small model with one mixer, on one device and over a mesh."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from layers.mixer import Context, MixerConfig
+from layers.mlp import SwiGLU
+from models import FunctionalModel, LanguageModel, repeat
+from training.experiment import Mesh
+from training.sharding import batch_sharding, make_mesh, params_sharding
+
+ROWS, LENGTH, VOCABULARY, WIDTH = 8, 32, 24, 16
+
+MESHES = {
+    "data8": Mesh(data=8),
+    "fsdp8": Mesh(fsdp=8),
+    "tensor2": Mesh(tensor=2),
+    "tensor4": Mesh(tensor=4),
+    "sequence2": Mesh(sequence=2),
+    "sequence4": Mesh(sequence=4),
+    "sequence8": Mesh(sequence=8),
+    "data2 fsdp2 tensor2": Mesh(data=2, fsdp=2, tensor=2),
+    "data2 fsdp2 sequence2": Mesh(data=2, fsdp=2, sequence=2),
+    "fsdp2 tensor2 sequence2": Mesh(fsdp=2, tensor=2, sequence=2),
+    "tensor2 sequence4": Mesh(tensor=2, sequence=4),
+}
+"""By name."""
+
+
+def documents(rows: int = ROWS, length: int = LENGTH) -> np.ndarray:
+    """(rows, length) segments: documents of all lengths that start anywhere, padding at the ends of rows."""
+    rng = np.random.default_rng(0)
+    found = np.zeros((rows, length), np.int32)
+    for row in found:
+        cuts = np.sort(rng.choice(np.arange(1, length), 3, replace=False))
+        for index, (start, end) in enumerate(zip([0, *cuts[:-1]], cuts, strict=True)):
+            row[start:end] = index + 1
+    found[0] = 1  # one document as long as its row
+    return found
+
+
+@functools.lru_cache(maxsize=2)
+def on_one_device(mixer: MixerConfig) -> Any:
+    """What `five_steps` gives without a mesh."""
+    return five_steps(mixer, None)
+
+
+def five_steps(mixer: MixerConfig, mesh: Mesh | None) -> tuple[Any, Any, Any]:
+    """Losses (5,), gradients of the first step, and parameters after five steps of plain SGD on packed documents."""
+    model = FunctionalModel(LanguageModel(width=WIDTH, stages=repeat(mixer, depth=1), mlp=SwiGLU(expansion=2)), VOCABULARY)
+    params = jax.jit(model.init)(jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+    tokens = jax.random.randint(jax.random.key(1), (ROWS, LENGTH + 1), 0, VOCABULARY)
+    batch = (tokens[:, :-1], tokens[:, 1:], jnp.asarray(documents()))
+    around: Any = contextlib.nullcontext()
+    if mesh is not None:
+        devices = make_mesh(mesh)
+        params = jax.device_put(params, params_sharding(params, devices))
+        batch = jax.device_put(batch, batch_sharding(devices))
+        around = jax.sharding.use_abstract_mesh(devices.abstract_mesh)
+
+    def loss(params: Any, tokens: jax.Array, targets: jax.Array, segments: jax.Array) -> jax.Array:
+        module = model.bind(params)
+        out = module.hidden(tokens, Context(segments=segments))
+        logits = jax.nn.log_softmax(module.logits(out.hidden))
+        nats = -jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return jnp.sum(jnp.where(segments != 0, nats, 0)) / jnp.sum(segments != 0) + sum(out.losses.values())
+
+    @jax.jit
+    def run(params: Any, batch: Any) -> Any:
+        def step(params: Any, _: None) -> tuple[Any, Any]:
+            value, gradients = jax.value_and_grad(loss)(params, *batch)
+            return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients), (value, gradients)
+
+        return jax.lax.scan(step, params, None, length=5)
+
+    with around:
+        after, (losses, gradients) = run(params, batch)
+    return jax.device_get((losses, jax.tree.map(lambda leaf: leaf[0], gradients), after))
+
+
+def assert_same_as_on_one_device(mixer: MixerConfig, mesh: Mesh) -> None:
+    """Losses to 1e-5; gradients, and parameters after five steps, to 1e-5 of a leaf's largest."""
+    (losses, gradients, params), (wanted_losses, wanted_gradients, wanted_params) = five_steps(mixer, mesh), on_one_device(mixer)
+    np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(wanted_gradients))
+    for found, wanted in ((gradients, wanted_gradients), (params, wanted_params)):
+        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
+            # A gradient that is zero in exact arithmetic is rounding in both.
+            allowed = 1e-5 * max(float(np.abs(b).max()), 1e-3 * largest)
+            assert float(np.abs(a - b).max()) <= allowed, f"{jax.tree_util.keystr(path)}: {np.abs(a - b).max():.1e} > {allowed:.1e}"

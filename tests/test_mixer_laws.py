@@ -296,7 +296,7 @@ def _model(case: str) -> FunctionalModel:
 
 @law
 def test_8_sharded(case):
-    """Over one mesh a case, in turn; over all of them in tests/training/test_sharding.py."""
+    """Over one mesh a case, in turn; over all of them in tests/pallas_kernels/test_every_mesh.py."""
     several = [mesh for name, mesh in MESHES.items() if " " in name]
     assert_same_as_on_one_device(CASES[case], several[list(CASES).index(case) % len(several)])
 

@@ -1,4 +1,5 @@
-"""Shardings: the table of rules, states of any optimizer, every mixer over every mesh, a text step from end to end, and what devices exchange."""
+"""Shardings: the table of rules, states of any optimizer, a text step from end to end, and what devices exchange. Every mixer over a mesh is law 8 of
+tests/test_mixer_laws.py, over every mesh tests/pallas_kernels/test_every_mesh.py."""
 
 import dataclasses
 import math
@@ -21,8 +22,7 @@ from pallas_kernels.gated_convolution import short_convolution
 from pallas_kernels.linear_recurrence import linear_recurrence
 from pallas_kernels.taylor_attention import taylor_attention
 from pallas_kernels.window_attention import window_attention
-from tests.test_mixer_laws import CASES
-from tests.training.sharded import MESHES, assert_same_as_on_one_device, documents
+from tests.training.sharded import documents
 from tests.training.tiny import tiny
 from training.experiment import Mesh
 from training.program import Program, member_values
@@ -87,13 +87,6 @@ def test_any_optimizers_state_is_split_like_the_parameters():
     assert kernels == [P("fsdp", "tensor")] * 3  # the parameter, its momentum and its average
     assert others.count(P("tensor", "fsdp")) == 4 and P() in others  # the embedding, its two moments and its average; counts
     assert jax.tree.structure(found) == jax.tree.structure(state)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("case", CASES)
-def test_every_mixer_over_every_mesh(case, mesh):
-    assert_same_as_on_one_device(CASES[case], MESHES[mesh])
 
 
 def host_batch(length=16, rows=16, vocabulary=32, steps=4):

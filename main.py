@@ -163,7 +163,18 @@ def _train(given: argparse.Namespace) -> int:
         result = train(experiment)
         shown = {
             name: result[name]
-            for name in ("accuracy", "bits_per_byte", "loss", "status", "steps", "seconds", "examples_per_second")
+            for name in (
+                "accuracy",
+                "bits_per_byte",
+                "loss",
+                "status",
+                "steps",
+                "seconds",
+                "examples_per_second",
+                "tokens_per_second",
+                "mfu",
+                "waiting_for_data",
+            )
             if name in result
         }
         if is_main():

@@ -254,7 +254,7 @@ class _Session:
             result = member.summary(member.done or ("preempted" if preempted else "finished"), self.parameters, self.feed)
             rates = self.calls.meter.total()
             if rates is not None:
-                result["throughput"] = rates.facts()
+                result |= rates.facts()
             member.folder.write_result(result)
             results.append(result)
         if preempted and self.stops.since is not None:

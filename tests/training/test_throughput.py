@@ -1,5 +1,6 @@
 """Rates of a run: what counts as a step's time, the FLOPs of MFU against formulas, chips by name, and what a real run's files hold."""
 
+import json
 import time
 
 import chz
@@ -15,6 +16,7 @@ from models import FunctionalModel, LanguageModel, repeat
 from models.accounting import products_per_token
 from tests.training.tiny import tiny
 from training.chips import chip_of
+from training.loop import train
 from training.throughput import Meter, Rates, training_flops_per_token
 
 
@@ -108,6 +110,22 @@ def test_training_takes_three_times_the_forward_products(tmp_path):
 def test_chips_by_jax_names(kind, name):
     chip = chip_of(kind)
     assert (chip and chip.name) == name
+
+
+def test_a_run_tells_its_rates_and_leaves_a_trace(tmp_path):
+    said = []
+    begun = time.perf_counter()
+    result = train(tiny(tmp_path / "run", steps=30, profile="10:12", evaluate_every=30, checkpoint_every=30), say=said.append)
+    wall = time.perf_counter() - begun
+    assert result["tokens_per_second"] == pytest.approx(16 * 16 / result["step_seconds"])
+    assert 0 < result["step_seconds"] * 30 < wall
+    assert result["waiting_for_data"] == 0 and "mfu" not in result
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["throughput"] for line in lines if "loss" in line]
+    assert len(rates) == 3 and all(rate["tokens_per_second"] > 0 for rate in rates)
+    assert np.mean([rate["step_seconds"] for rate in rates]) == pytest.approx(result["step_seconds"])
+    assert any(line.startswith(f"  trace of steps 11 to 20: {tmp_path / 'run' / 'profile'}") for line in said)
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
 def test_the_line_on_the_terminal(tmp_path, monkeypatch):

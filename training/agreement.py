@@ -6,6 +6,8 @@ all processes take the same turn at the same step: one that alone left the loop 
 
 from __future__ import annotations
 
+from typing import Any
+
 from training import distributed
 
 
@@ -17,3 +19,12 @@ def largest(value: int) -> int:
 def from_main(value: int) -> int:
     """What the main process gives as `value`; the others' is ignored. Every process must call it."""
     return int(distributed.gather(value)[0])
+
+
+def whole(tree: Any) -> Any:
+    """A tree of arrays that are spread over processes, whole in each of them (numpy); as it is with one process. Every process must call it."""
+    if distributed.process_count() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)

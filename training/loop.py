@@ -13,7 +13,7 @@ import numpy as np
 from configuration import UserError
 from models.functional import count
 from training import resume, trouble
-from training.agreement import from_main
+from training.agreement import from_main, whole
 from training.calls import Call, Calls
 from training.distributed import is_main
 from training.experiment import Experiment
@@ -186,7 +186,9 @@ class _Session:
         if _crossed(step, call.length, run.checkpoint_every) or step >= run.steps or self._active() != done_before:
             self._save(last=step >= run.steps)
         if run.sample_every and _crossed(step, call.length, run.sample_every):
-            self.reporter.sample(self.feed.sample(evaluated(self.calls.state), step))
+            params = whole(evaluated(self.calls.state))
+            if is_main():
+                self.reporter.sample(self.feed.sample(params, step))
 
     def _active(self) -> list[bool]:
         return [member.done is None for member in self.members]

@@ -8,7 +8,7 @@ import pytest
 
 from configuration import UserError
 from tests.training.processes import Together, free_port
-from training.distributed import Place, place
+from training.distributed import Place, _detected, _found_by_jax, initialise, place, process_count
 from training.peers import PEER_LOST
 
 SCRIPT = ["-m", "tests.training.together"]
@@ -82,11 +82,8 @@ def test_a_process_that_never_comes_is_waited_for_as_long_as_stated(tmp_path, he
 
 def test_a_taken_port_is_refused(tmp_path):
     port = free_port()
-    with socket.create_server(("", port)):
-        from training.distributed import initialise
-
-        with pytest.raises(UserError, match=rf"port {port} cannot be opened"):
-            initialise(f"127.0.0.1:{port}", 2, 0)
+    with socket.create_server(("", port)), pytest.raises(UserError, match=rf"port {port} cannot be opened"):
+        initialise(f"127.0.0.1:{port}", 2, 0)
 
 
 def test_where_a_process_stands(monkeypatch):
@@ -110,3 +107,27 @@ def test_where_a_process_stands(monkeypatch):
     monkeypatch.delenv("RECOLLECT_PROCESS")
     with pytest.raises(UserError, match="--process I is missing"):
         place()
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[03-04]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+
+
+@pytest.mark.parametrize(
+    "variables, host, processes, index", [(SLURM, "node03", 2, 1), (OPEN_MPI, "10.96.0.1", 4, 3)], ids=["Slurm", "Open MPI"]
+)
+def test_a_cluster_that_jax_knows_needs_no_arguments(monkeypatch, variables, host, processes, index):
+    assert not _detected(), "this machine is none"
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert _detected()
+    found = _found_by_jax(5)
+    assert (found.coordinator.rpartition(":")[0], found.processes, found.index) == (host, processes, index)
+    monkeypatch.setenv("RECOLLECT_PROCESSES", "1")
+    initialise()  # alone, where asked to be
+    assert process_count() == 1

@@ -44,7 +44,7 @@ class Runs:
             "run.checkpoint_every": 10,
             "run.evaluate_every": 20,
             "run.log_every": 2,
-            "run.sample_every": 0,
+            "run.sample_every": 40,
             "run.batch_size": 4,
             "run.precision": "highest",
             "model.width": 16,
@@ -95,6 +95,7 @@ def lose_one(runs: Runs, processes: int, dead: int) -> None:
     """Trains with one process killed after the first checkpoint, then again with all, and compares with a run left alone."""
     undisturbed = runs.finish("alone", processes)
     assert "result:" in undisturbed.output(0) and "result:" not in undisturbed.output(1), "process 0 alone prints"
+    assert "sample: " in undisturbed.output(0)
     with runs.start("killed", processes) as run:
         runs.until_checkpoint("killed", run)
         run.send(dead, signal.SIGKILL)

@@ -13,7 +13,7 @@ READY := $(VENV)/ready
 # Compiling kernels for chips that are not here; the list of programs is tests/pallas_kernels/programs/. QUICK=1 takes the few of every change.
 COMPILE := JAX_PLATFORMS=cpu $(BIN)/python -m tests.pallas_kernels.programs $(if $(QUICK),--quick)
 
-.PHONY: demo test test-slow test-all test-tpu-compile test-gpu-compile test-gpu-interpreter libtpu cuda-compiler lint format clean
+.PHONY: demo test test-slow test-all test-tpu-compile test-gpu-compile test-gpu-interpreter test-campaign libtpu cuda-compiler lint format clean
 
 demo: $(READY)
 	$(BIN)/python main.py compare mqar.small
@@ -37,6 +37,11 @@ test-tpu-compile: libtpu
 
 test-gpu-compile: cuda-compiler
 	$(COMPILE) --chip h100
+
+# Faults done to small runs, which must lose nothing; SHORT= does 60 instead of 13.
+test-campaign: SHORT ?= 1
+test-campaign: $(READY)
+	$(BIN)/python -m tests.campaign $(if $(SHORT),--short)
 
 test-gpu-interpreter:
 	.ci/gpu-interpreter

@@ -164,6 +164,8 @@ class Checkpoints:
     def recover(self, say: Say) -> None:
         """Takes away what a process that died while saving has left, and says so. To be called before the first save."""
         if is_main() and self.directory.is_dir():
+            for path in self.directory.glob("*.retired"):
+                shutil.rmtree(path, ignore_errors=True)
             for path in sorted(self.directory.glob("*.writing")):
                 say(f"checkpoint {self.directory / path.stem} was cut off while it was written: what there is of it is taken away")
                 shutil.rmtree(path, ignore_errors=True)
@@ -236,7 +238,7 @@ class Checkpoints:
         for step in steps:
             if step not in keep:
                 # Renamed first: a process that dies while deleting must not leave half a checkpoint under a good name.
-                gone = self.directory / f"{step}.writing"
+                gone = self.directory / f"{step}.retired"
                 os.rename(self.directory / str(step), gone)
                 shutil.rmtree(gone, ignore_errors=True)
 

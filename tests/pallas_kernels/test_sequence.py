@@ -196,3 +196,18 @@ def test_long_convolution(sizes, packed):
     if packed:
         arrays["segment_ids"] = jnp.asarray(SEGMENTS)
     same_as_on_one_device(long_convolution, arrays, sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", ["linear recurrence", "short convolution"])
+def test_kernels_on_parts(operation):
+    """Simulated TPU kernels on each device's tokens, against the plain forms on one device."""
+    sizes, tolerance = {"sequence": 2}, 1e-4  # as kernels without a mesh
+    if operation == "linear recurrence":
+        arrays = recurrence_arrays("constant", "none", "none") | {"segment_ids": jnp.asarray(SEGMENTS)}
+        same_as_on_one_device(lambda **given: linear_recurrence(**given)[0], arrays, sizes, tolerance, "pallas_tpu", interpret=True)
+    else:
+        arrays = dict(zip(["x", "taps", "in_gate"], numbers((2, 64, 6), (3, 6), (2, 64, 6)), strict=True)) | {
+            "segment_ids": jnp.asarray(SEGMENTS)
+        }
+        same_as_on_one_device(lambda **given: short_convolution(**given)[0], arrays, sizes, tolerance, "pallas_tpu", interpret=True)

@@ -150,7 +150,7 @@ def _remains(folder: Path) -> dict[str, Any]:
     timed = ("seconds", "throughput")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     result = json.loads((folder / "result.json").read_text())
-    timed_result = (*timed, "examples_per_second", "tokens_per_second", "failure")
+    timed_result = (*timed, "examples_per_second", "tokens_per_second", "step_seconds", "waiting_for_data", "mfu", "failure")
     return {
         "step": step,
         "state": digest.hexdigest(),

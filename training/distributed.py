@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -330,7 +331,7 @@ def _check_port(coordinator: str) -> None:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(("", port))
     except OSError as error:
-        if error.errno == 97:  # a machine without IPv6
+        if error.errno == errno.EAFNOSUPPORT:  # a machine without IPv6
             return
         raise UserError(f"--coordinator {coordinator}: port {port} cannot be opened here ({error.strerror}); choose another one") from error
 

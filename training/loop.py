@@ -24,6 +24,7 @@ from training.metrics import Reporter
 from training.operations import abstract_batch, operations_by_mixer
 from training.profiling import keep_compiled_programs
 from training.program import evaluated, member_values, program_for
+from training.run_folder import is_done
 from training.signals import GO_ON, TERMINATED, StopRequests
 from training.storage import DiskFull
 
@@ -77,9 +78,8 @@ class _Session:
         self._held_back = False
 
     def run(self) -> list[dict[str, Any]]:
-        steps = self.first.run.steps
         results = [member.result for member in self.members]
-        finished = all(result is not None and (result["steps"] >= steps or result["status"] != "finished") for result in results)
+        finished = all(is_done(result, self.first.run.steps) for result in results)
         if from_main(int(finished)):
             for member in self.members:
                 self.say(f"{member.folder.path}: already finished, not trained again")

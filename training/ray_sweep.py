@@ -21,7 +21,7 @@ from typing import Any
 
 from configuration import UserError, from_json, to_json
 from training.experiment import Experiment
-from training.run_folder import PROJECT, read_json
+from training.run_folder import PROJECT, is_done, read_json
 from training.sweeps import groups, members
 
 RETRIES = 3
@@ -235,10 +235,7 @@ def _experiment(data: Any) -> Experiment:
 
 def _finished(member: Experiment) -> bool:
     path = Path(member.run.directory or "") / "result.json"
-    if not path.exists():
-        return False
-    result = read_json(path)
-    return result["status"] != "preempted" and (result["steps"] >= member.run.steps or result["status"] != "finished")
+    return path.exists() and is_done(read_json(path), member.run.steps)
 
 
 def _steps(member: Experiment) -> int:

@@ -20,6 +20,11 @@ from training.storage import DiskFull, is_disk_full, replace_text, write_json
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+def is_done(result: dict[str, Any] | None, steps: int) -> bool:
+    """Whether a run's result.json (None: there is none) says that nothing of `steps` steps is left to do; a preempted run goes on."""
+    return result is not None and result["status"] != "preempted" and (result["steps"] >= steps or result["status"] != "finished")
+
+
 class RunFolder:
     """Opens (or makes) the folder of one run. Every process of a run reads it, the main one alone writes.
 

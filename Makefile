@@ -24,7 +24,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu_interpreter" -n 2 --dist worksteal
 
 test-slow: $(READY)
-	XLA_FLAGS= $(BIN)/python -m pytest -m "slow and not gpu_interpreter" --ignore tests/pallas_kernels
+	XLA_FLAGS= $(BIN)/python -m pytest -m "slow and not gpu_interpreter" -n 2 --ignore tests/pallas_kernels
 
 # Everything: also the wide grids of the kernels, and every program for every chip.
 test-all: test test-slow

@@ -18,6 +18,8 @@ import time
 import traceback
 from pathlib import Path
 
+from tests.quick_compilation import XLA_FLAGS
+
 
 def main() -> int:
     """Parses the arguments, makes the references, shares the faults out to processes and prints what they found."""
@@ -32,7 +34,7 @@ def main() -> int:
     # Read when jax is imported.
     os.environ.update(
         JAX_PLATFORMS="cpu",
-        XLA_FLAGS="--xla_backend_optimization_level=0",  # compiling is most of the time
+        XLA_FLAGS=XLA_FLAGS,
         JAX_COMPILATION_CACHE_DIR=str(work / "compiled"),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",

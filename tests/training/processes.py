@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.quick_compilation import XLA_FLAGS
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -24,7 +26,7 @@ class Together:
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.address = f"127.0.0.1:{free_port()}"
-        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        flags = f"--xla_force_host_platform_device_count={devices} {XLA_FLAGS}"
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",

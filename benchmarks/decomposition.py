@@ -14,19 +14,16 @@ them, compiling and evaluating are not. A loss that lies between two evaluations
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import math
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import OtherLoad, describe_machine, device_folder
+from benchmarks.machine import OtherLoad
+from benchmarks.reporting import Parser, keep, say_device
 from configuration import UserError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 ABOVE = (1.0, 0.5, 0.25, 0.1, 0.0)
 _ENDLESS = 1_000_000
 
@@ -38,10 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
       UserError: an option that does not fit.
     """
     options = _options(arguments)
-    import jax
-
-    device = jax.devices()[0]
-    print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {datetime.date.today()}")
+    say_device()
     load = OtherLoad()
     trainees = [_Trainee(name, options) for name in ("chunked", "decomposed")]
     for trainee in trainees:
@@ -51,36 +45,19 @@ def main(arguments: list[str] | None = None) -> int:
     result = {name: trainee.result() for name, trainee in zip(("chunked", "decomposed"), trainees, strict=True)}
     reached = times_to_losses(result["chunked"]["curve"], result["decomposed"]["curve"])
     _print(result, reached)
-    if options.out:
-        machine = describe_machine()
-        folder = Path(options.out) / device_folder(machine, jax.default_backend(), device.device_kind)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "decomposition.json"
-        facts = {
-            "date": datetime.date.today().isoformat(),
-            "command": "python main.py bench decomposition " + " ".join(sys.argv[1:] if arguments is None else arguments),
-            "device": device.device_kind,
-            "machine": machine,
-            "cores_kept_busy_by_others": round(load.cores(), 2),
-            "jax": jax.__version__,
-            "python": sys.version.split()[0],
-            "options": {name: value for name, value in vars(options).items() if name != "out"},
-            "parameters": trainees[0].parameters,
-            **result,
-            "times_to_losses": reached,
-        }
-        path.write_text(json.dumps(facts, indent=1) + "\n")
-        print(f"written: {path}")
+    facts = {
+        "cores_kept_busy_by_others": round(load.cores(), 2),
+        "options": {name: value for name, value in vars(options).items() if name != "out"},
+        "parameters": trainees[0].parameters,
+        **result,
+        "times_to_losses": reached,
+    }
+    keep(options.out, "decomposition.json", "decomposition", arguments, facts)
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"bench decomposition: {message} (see --help)")
-
-
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="main.py bench decomposition", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser("decomposition", __doc__)
     for name, default, text in (
         ("length", 4096, "tokens of a chunked row and of the longest bucket, a power of two"),
         ("shortest", 256, "tokens of the shortest bucket, a power of two"),
@@ -100,7 +77,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--curriculum", default="grow_p2", choices=["uniform", "grow_linear", "grow_p2", "grow_p100"])
     parser.add_argument("--source", default="stdlib", help="as data.source")
-    parser.add_argument("--out", nargs="?", const=str(REPOSITORY / "benchmarks" / "results"), help="write OUT/DEVICE/decomposition.json")
+    parser.add_out("decomposition.json")
     options = parser.parse_args(arguments)
     for name in (
         "length",

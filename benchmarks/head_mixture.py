@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.machine import OtherLoad, describe_machine, device_folder
+from benchmarks.machine import OtherLoad
+from benchmarks.reporting import Parser, keep, say_device
 from configuration import UserError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 VOCABULARY = 256
 CLOSE = 1e-4
 FORMS = ("dense", "gathered")
@@ -40,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       UserError: an option that does not fit.
     """
-    parser = _Parser(prog="main.py bench head-mixture", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser("head-mixture", __doc__)
     for name, default, text in (
         ("length", 1024, "tokens"),
         ("batch", 2, "sequences"),
@@ -50,15 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
     parser.add_argument("--mlp", action="store_true", help="an MLP after each mixer of the model that is trained")
-    parser.add_argument("--out", nargs="?", const=str(REPOSITORY / "benchmarks" / "results"), help="write OUT/DEVICE/head_mixture.json")
+    parser.add_out("head_mixture.json")
     options = parser.parse_args(arguments)
     for name in ("length", "batch", "heads", "head_dim", "turns"):
         if getattr(options, name) < 1:
             raise UserError(f"bench head-mixture: --{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
-    import jax
-
-    device = jax.devices()[0]
-    print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {datetime.date.today()}")
+    say_device()
     print(
         f"batch {options.batch}, {options.length} tokens, {options.heads} heads of {options.head_dim}, fp32; ms dense, ms gathered, gathered / dense"
     )
@@ -67,28 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     for shared, active in _routings(options.heads):
         rows.append(_row(options, shared, active))
         _print(rows[-1], options.heads)
-    if options.out:
-        machine = describe_machine()
-        folder = Path(options.out) / device_folder(machine, jax.default_backend(), device.device_kind)
-        folder.mkdir(parents=True, exist_ok=True)
-        result = {
-            "date": datetime.date.today().isoformat(),
-            "command": "python main.py bench head-mixture " + " ".join(sys.argv[1:] if arguments is None else arguments),
-            "device": device.device_kind,
-            "machine": machine,
-            "jax": jax.__version__,
-            "python": sys.version.split()[0],
-            "rows": rows,
-        }
-        path = folder / "head_mixture.json"
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"written: {path}")
+    keep(options.out, "head_mixture.json", "head-mixture", arguments, {"rows": rows})
     return 1 if any(row.get("wrong") for row in rows) else 0
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"bench head-mixture: {message} (see --help)")
 
 
 def _routings(heads: int) -> list[tuple[int, int]]:

@@ -17,7 +17,6 @@ inputs twice, output, its cotangent, all gradients), or the unavoidable FLOPs at
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -25,29 +24,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from benchmarks.kernel_case import LIBRARIES
-from benchmarks.machine import OtherLoad, describe_machine, device_folder
+from benchmarks.machine import OtherLoad
+from benchmarks.reporting import REPOSITORY, Parser, keep, say_device
 from configuration import UserError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TURNS = 20
 FORWARD, GRADIENT, GATE = 0.005, 0.01, 0.02
 FULL = 1e-4
 GATES = ("log_decay", "beta", "taps", "filter", "sinks", "router")
 LENGTHS = tuple(1024 * 2**i for i in range(7))
 SLOWEST = 2.0  # seconds a call, after which --lengths tries no longer sequences
-
-# bytes a second and bf16 FLOPs a second, by the start of jax's device kind: NVIDIA's and Google's data sheets.
-PEAKS = {
-    "NVIDIA H100": (3.35e12, 989e12),
-    "NVIDIA H200": (4.8e12, 989e12),
-    "TPU v5 lite": (819e9, 197e12),
-    "TPU v5": (2765e9, 459e12),
-    "TPU v6 lite": (1640e9, 918e12),
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     from benchmarks.kernel_cases import OPERATIONS
     from pallas_kernels.dispatch import BACKENDS
 
-    parser = _Parser(prog="main.py bench kernels", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser("kernels", __doc__)
     parser.add_argument("--operations", nargs="+", default=list(OPERATIONS), metavar="NAME", help=f"of {', '.join(OPERATIONS)}")
     parser.add_argument(
         "--backends",
@@ -72,12 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--peer-python", metavar="PYTHON", help="an interpreter with torch and flash-linear-attention")
     parser.add_argument("--lengths", action="store_true", help="time and memory of the xla forms at 1k to 64k tokens instead")
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="for --lengths")
-    parser.add_argument(
-        "--out",
-        nargs="?",
-        const=str(REPOSITORY / "benchmarks" / "results"),
-        help="write OUT/DEVICE/kernels.json (lengths: kernel_lengths.json)",
-    )
+    parser.add_out("kernels.json (lengths: kernel_lengths.json)")
     options = parser.parse_args(arguments)
     for name, given, known in (("operation", options.operations, OPERATIONS), ("backend", options.backends, BACKENDS)):
         for each in given:
@@ -85,33 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
                 raise UserError(f"bench kernels: no {name} {each!r}; there are {', '.join(known)}")
     # Peers share the GPU with this process.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import jax
-
-    device = jax.devices()[0]
-    print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {datetime.date.today()}")
+    say_device()
     rows = _lengths(options) if options.lengths else _times(options)
-    if options.out:
-        machine = describe_machine()
-        folder = Path(options.out) / device_folder(machine, jax.default_backend(), device.device_kind)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / ("kernel_lengths.json" if options.lengths else "kernels.json")
-        result = {
-            "date": datetime.date.today().isoformat(),
-            "command": "python main.py bench kernels " + " ".join(sys.argv[1:] if arguments is None else arguments),
-            "device": device.device_kind,
-            "machine": machine,
-            "jax": jax.__version__,
-            "python": sys.version.split()[0],
-            "rows": rows,
-        }
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"written: {path}")
+    keep(options.out, "kernel_lengths.json" if options.lengths else "kernels.json", "kernels", arguments, {"rows": rows})
     return 1 if any(row.get("wrong") for row in rows) else 0
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"bench kernels: {message} (see --help)")
 
 
 def _times(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -234,15 +195,16 @@ def _floors(case: Any, inputs: dict[str, Any], device_kind: str) -> dict[str, fl
     """Seconds that no form can beat on this device: forward, and forward and backward; None where its peaks are not known."""
     import jax
 
-    peaks = next((PEAKS[name] for name in sorted(PEAKS, key=len, reverse=True) if device_kind.startswith(name)), None)
-    if peaks is None:
+    from training.chips import chip_of
+
+    chip = chip_of(device_kind)
+    if chip is None:
         return None
     output = jax.eval_shape(lambda x: case.run(x, "reference"), inputs)
     taken, given = sum(x.nbytes for x in inputs.values()), output.size * output.dtype.itemsize
-    bandwidth, flops = peaks
     return {
-        "forward": max((taken + given) / bandwidth, case.work / flops),
-        "both": max((3 * taken + 2 * given) / bandwidth, 3 * case.work / flops),
+        "forward": max((taken + given) / chip.bandwidth, case.work / chip.flops),
+        "both": max((3 * taken + 2 * given) / chip.bandwidth, 3 * case.work / chip.flops),
     }
 
 

@@ -18,19 +18,17 @@ data are in its time.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import QUIET, OtherLoad, describe_machine, device_folder
+from benchmarks.machine import QUIET, OtherLoad
+from benchmarks.reporting import REPOSITORY, Parser, keep, say_device
 from configuration import UserError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 ON_CPU = tuple(f"{pattern}_30m" for pattern in ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena"))
 ON_ACCELERATORS = ("attention_360m", "based_360m")
 WARM_UP = 2
@@ -51,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = jax.devices()[0]
     names = options.models or (ON_ACCELERATORS if options.accelerator or device.platform != "cpu" else ON_CPU)
     experiments = [apply_overrides(load(f"pretrain.{name.removeprefix('pretrain.')}", "experiment"), options.overrides) for name in names]
-    print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {datetime.date.today()}")
+    say_device()
     print(f"{'':32}{'parameters':>14}{'tokens/s':>12}{'s a step':>10}{'waiting':>9}{'MFU':>8}")
     rows = []
     for experiment in experiments:
@@ -62,39 +60,19 @@ def main(arguments: list[str] | None = None) -> int:
             print(_peer_line(rows[-1]), flush=True)
     if any(row["others"] > QUIET for row in rows):
         print("other programs ran meanwhile: NOT TO BE QUOTED")
-    if options.out:
-        machine = describe_machine()
-        folder = Path(options.out) / device_folder(machine, jax.default_backend(), device.device_kind)
-        folder.mkdir(parents=True, exist_ok=True)
-        result = {
-            "date": datetime.date.today().isoformat(),
-            "command": "python main.py bench pretraining " + " ".join(sys.argv[2:] if arguments is None else arguments),
-            "device": device.device_kind,
-            "machine": machine,
-            "jax": jax.__version__,
-            "python": sys.version.split()[0],
-            "rows": rows,
-        }
-        path = folder / "pretraining.json"
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"written: {path}")
+    keep(options.out, "pretraining.json", "pretraining", arguments, {"rows": rows})
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"bench pretraining: {message} (see --help)")
-
-
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="main.py bench pretraining", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser("pretraining", __doc__)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="experiments of `pretrain`, for example based_360m")
     parser.add_argument("--accelerator", action="store_true", help="what accelerators take by default, whatever the device")
     parser.add_argument("--steps", type=int, default=5, help="timed steps (default 5)")
     parser.add_argument(
         "--peer-python", metavar="PYTHON", help="an interpreter with torch and flash-linear-attention: time those beside ours"
     )
-    parser.add_argument("--out", nargs="?", const=str(REPOSITORY / "benchmarks" / "results"), help="write OUT/DEVICE/pretraining.json")
+    parser.add_out("pretraining.json")
     options, overrides = parser.parse_known_args(arguments)
     if any(one.startswith("-") or "=" not in one for one in overrides):
         raise UserError(f"bench pretraining: unrecognized arguments {' '.join(overrides)} (overrides are path=value)")

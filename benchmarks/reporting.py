@@ -1,0 +1,65 @@
+"""What benchmarks share: how their options are read, the line they begin with, and how results are kept."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe_machine, device_folder
+from configuration import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Parser(argparse.ArgumentParser):
+    """Options of `python main.py bench NAME`; what does not fit is a UserError.
+
+    Args:
+      name: of the benchmark.
+      text: the docstring of its module, whose first paragraph --help shows.
+    """
+
+    def __init__(self, name: str, text: str | None):
+        super().__init__(prog=f"main.py bench {name}", description=(text or "").split("\n\n")[0])
+
+    def error(self, message: str) -> Any:
+        """Raises UserError."""
+        raise UserError(f"{self.prog.removeprefix('main.py ')}: {message} (see --help)")
+
+    def add_out(self, file: str) -> None:
+        """The option --out: the folder in which `keep` makes DEVICE/`file`, by default this repository's."""
+        self.add_argument("--out", nargs="?", const=str(REPOSITORY / "benchmarks" / "results"), help=f"write OUT/DEVICE/{file}")
+
+
+def say_device() -> None:
+    """Prints the device, jax and the day."""
+    import jax
+
+    device = jax.devices()[0]
+    print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {datetime.date.today()}")
+
+
+def keep(out: str | None, file: str, name: str, arguments: list[str] | None, facts: dict[str, Any]) -> None:
+    """Writes `facts`, with the day, the command `bench name arguments`, device, machine and versions, to OUT/DEVICE/file; `out` None: nothing."""
+    if out is None:
+        return
+    import jax
+
+    device, machine = jax.devices()[0], describe_machine()
+    result = {
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python main.py bench", name, *(sys.argv[1:] if arguments is None else arguments)]),
+        "device": device.device_kind,
+        "machine": machine,
+        "jax": jax.__version__,
+        "python": sys.version.split()[0],
+        **facts,
+    }
+    path = Path(out) / device_folder(machine, jax.default_backend(), device.device_kind) / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {path}")

@@ -26,7 +26,8 @@ def curves() -> Study:
 
     python main.py compare pretrain.curves
 
-    1.6 million bytes each; learning_curves.png shows bits a byte on held-out files over tokens.
+    1.6 million bytes each; learning_curves.png shows bits a byte on held-out files over tokens. On two cores 4 to 11 minutes a pattern
+    (2026-11-23): 1.99 bits a byte (Based) to 2.55 (mixture of heads).
     """
     return Study(tuple(small_of(pattern) for pattern in PATTERNS), template=small)
 

@@ -214,12 +214,12 @@ def _traffic(kind: str, found: Instruction, inside: Computation) -> dict[str, Tr
     if kind == "all-reduce" and inside.name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"  # as TPUs fuse it
     size = sum(bytes_of(part, everywhere=True) for part in parts)
-    group = _group_size(found.attributes)
+    group = group_size(found.attributes)
     share = 1.0 if kind.startswith("collective") else (group - 1) / group * (2.0 if kind == "all-reduce" else 1.0)
     return {kind: Traffic(1, size, share * size)}
 
 
-def _group_size(attributes: str) -> int:
+def group_size(attributes: str) -> int:
     """Devices that take part in one collective; groups are listed, counted ([groups, devices]) or axes of a mesh, or parts of axes."""
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     if listed:

@@ -24,6 +24,7 @@ from pallas_kernels.taylor_attention import taylor_attention
 from pallas_kernels.window_attention import window_attention
 from tests.training.sharded import documents
 from tests.training.tiny import tiny
+from training.compiled_report import group_size
 from training.experiment import Mesh
 from training.program import Program, member_values
 from training.sharding import batch_shardings, make_mesh, spec_of, state_sharding
@@ -135,16 +136,14 @@ class Exchanged:
 
 
 COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\((.*)")
-ALONE = re.compile(r"replica_groups=(\[\d+,1\]<=|\{\{\d+\}(,\{\d+\})*\})")
-"""Groups of one device each, which exchange nothing."""
 
 
 def exchanged(text: str) -> Exchanged:
     """Of a compiled program's text."""
     kinds: dict[str, int] = {}
     for shapes, kind, rest in COLLECTIVE.findall(text):
-        if ALONE.search(rest):
-            continue
+        if kind != "collective-permute" and group_size(rest) == 1:
+            continue  # a device alone exchanges nothing
         for dtype, sizes in re.findall(r"([a-z]+[0-9]+|pred)\[([0-9,]*)\]", shapes):
             width = 1 if dtype == "pred" else int(re.sub(r"\D", "", dtype)) // 8
             kinds[kind] = kinds.get(kind, 0) + width * math.prod(int(size) for size in sizes.split(",") if size)

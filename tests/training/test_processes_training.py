@@ -6,14 +6,13 @@ import signal
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 import data.text  # noqa: F401  (config classes that checkpoints name)
 import training.experiment  # noqa: F401
 from tests.training.processes import Together
-from training.checkpoints import load_params
+from tests.training.same_run import assert_same_run
 from training.peers import PEER_LOST
 
 STEPS = 40
@@ -78,17 +77,7 @@ class Runs:
             time.sleep(0.02)
 
     def same_bits(self, one: str, two: str) -> None:
-        left, _, steps = load_params(self.tmp_path / one / "checkpoints")
-        right, _, _ = load_params(self.tmp_path / two / "checkpoints")
-        assert steps == STEPS
-        for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-            np.testing.assert_array_equal(a, b)
-        for name in ("loss", "step"):
-            rows = [
-                [json.loads(line).get(name) for line in (self.tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-                for run in (one, two)
-            ]
-            assert rows[0] == rows[1], "every step is logged once, with the same numbers"
+        assert_same_run(self.tmp_path / one, self.tmp_path / two, STEPS)
 
 
 def lose_one(runs: Runs, processes: int, dead: int) -> None:
@@ -121,8 +110,9 @@ def test_one_of_two_processes_dies_and_the_rerun_ends_with_the_same_bits(tmp_pat
 
 
 @pytest.mark.slow
-def test_the_coordinator_of_four_processes_dies_and_the_rerun_ends_with_the_same_bits(tmp_path, corpus):
-    lose_one(Runs(tmp_path, corpus, devices=4), 4, dead=0)
+@pytest.mark.parametrize("dead", [0, 2])
+def test_one_of_four_processes_dies_and_the_rerun_ends_with_the_same_bits(tmp_path, corpus, dead):
+    lose_one(Runs(tmp_path, corpus, devices=4), 4, dead)
 
 
 @pytest.mark.slow

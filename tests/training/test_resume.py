@@ -1,7 +1,8 @@
-"""Stopped by SIGTERM, a run saves and goes on; folders that hold something else are refused. (Runs killed at random moments: tests/campaign.)"""
+"""Killed with SIGKILL at a random moment and started again, a run ends with the parameters of one that was left alone, bit for bit."""
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from configuration import UserError
 from evaluation.results import load_run
 from tests.quick_compilation import XLA_FLAGS
+from tests.training.same_run import assert_same_run
 from tests.training.tiny import tiny
 from training.checkpoints import Checkpoints
 from training.loop import train
@@ -38,6 +40,30 @@ def run_process(folder):
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT.format(project=str(PROJECT), folder=str(folder))], env=environment, stdout=subprocess.DEVNULL
     )
+
+
+def test_sigkill_at_random_moments_changes_no_bit(tmp_path):
+    assert run_process(tmp_path / "alone").wait() == 0
+    rng = random.Random(time.time_ns())
+    kills = 0
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    while True:
+        process = run_process(tmp_path / "killed")
+        # A third of the way into training at most, so that more than one kill lands inside it.
+        before = set(checkpoints.iterdir()) if checkpoints.exists() else set()
+        while process.poll() is None and kills < 3 and (set(checkpoints.iterdir()) if checkpoints.exists() else set()) == before:
+            time.sleep(0.02)
+        if kills < 3 and process.poll() is None:
+            time.sleep(rng.uniform(0, 0.5))
+        if process.poll() is None and kills < 3:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert process.wait() == 0
+        break
+    assert kills >= 1
+    assert_same_run(tmp_path / "alone", tmp_path / "killed", 240)
 
 
 def test_sigterm_saves_and_the_rerun_goes_on(tmp_path):

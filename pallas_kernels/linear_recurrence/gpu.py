@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.linear_recurrence import gpu_body
+from pallas_kernels.linear_recurrence import gpu_body, gpu_inverse
 from pallas_kernels.linear_recurrence.gpu_body import CHUNK, Plan
-from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Walked
+from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Solved, Walked
 
 LARGEST = {"none": 256, "head": 256, "key": 192, "value": 256}  # key size of a walk, by decay; values may be of any size
 
@@ -116,12 +116,7 @@ def _walk(
 ) -> Walked:
     b, t, _, key_dim = tokens["k"].shape
     value_dim = tokens["v"].shape[3]
-    for name, array in tokens.items():
-        reason = refuses(1, 1, array.dtype, chunks.decay, "w" in tokens) or _too_large("key", key_dim, chunks.decay)
-        if reason:
-            raise ValueError(f"linear_recurrence: pallas_gpu cannot serve {name}: {reason}")
-    if chunks.size != CHUNK:
-        raise ValueError(f"linear_recurrence: pallas_gpu walks in chunks of {CHUNK}; these are of {chunks.size}")
+    _check(tokens, chunks, key_dim)
     keys, values = gpu.round_up(key_dim, 64), gpu.round_up(value_dim, 64)
     plan = Plan(
         b=b,
@@ -140,15 +135,7 @@ def _walk(
         out_dtype=jnp.dtype(out_dtype),
     )
     inputs = {name: gpu.pad_last(array, keys if name in gpu_body.KEYED else values) for name, array in tokens.items()}
-    if plan.has_rows:
-        inputs["rows"] = weight_rows(chunks, reverse)
-    if chunks.segments is not None:
-        inputs["segments"] = chunks.segments
-    if plan.by_channel:
-        assert chunks.total is not None
-        inputs["total"] = gpu.pad_last(chunks.total, keys if chunks.decay == "key" else values)
-        # Every eighth token again: what the exponents of a chunk's blocks are counted from, copied by its stride.
-        inputs["marks"] = inputs["total"].reshape(b, t // gpu_body.MARKED, gpu_body.MARKED, heads, -1)
+    inputs |= _decays(chunks, plan.has_rows, reverse, keys if chunks.decay == "key" else values)
     if initial_state is not None:
         inputs["initial"] = jnp.pad(initial_state, ((0, 0), (0, 0), (0, keys - key_dim), (0, values - value_dim)))
     out = gpu_body.launch(plan, inputs)
@@ -160,6 +147,93 @@ def _walk(
         checkpoints=out["checkpoints"][state] if "checkpoints" in out else None,
         y=out["y"][value] if "y" in out else None,
     )
+
+
+def solve(
+    e: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    chunks: Chunks,
+    *,
+    heads: int,
+    strength: jax.Array | None = None,
+    keeps: bool = True,
+) -> Solved:
+    """See walks.Solve. e, k, v bf16; the inverse is (b, heads, t / c, c, c) bf16.
+
+    Raises:
+      ValueError: a dtype, head size or chunk size that is not served.
+    """
+    inputs = {} if strength is None else {"strength": _by_chunks(strength)}
+    return _solve({"e": e, "k": k, "v": v}, inputs, chunks, heads, keeps=keeps)
+
+
+def solve_transposed(
+    inverse: jax.Array, q: jax.Array, k: jax.Array, do: jax.Array, chunks: Chunks, *, heads: int, scale: float = 1.0
+) -> Solved:
+    """See walks.SolveTransposed. All bf16.
+
+    Raises:
+      ValueError: a dtype, head size or chunk size that is not served.
+    """
+    return _solve({"q": q, "k": k, "do": do}, {"inverse": inverse}, chunks, heads, scale=scale)
+
+
+def _solve(
+    tokens: Mapping[str, jax.Array], more: Mapping[str, jax.Array], chunks: Chunks, heads: int, *, keeps: bool = False, scale: float = 1.0
+) -> Solved:
+    b, t, _, key_dim = tokens["k"].shape
+    value_dim = tokens["do" if "do" in tokens else "v"].shape[3]
+    _check(tokens, chunks, key_dim, value_dim)
+    keys, values = gpu.round_up(key_dim, 64), gpu.round_up(value_dim, 64)
+    weighted = chunks.decay == "head" or chunks.segments is not None
+    plan = gpu_inverse.Plan(
+        b=b,
+        t=t,
+        heads=heads,
+        key_dim=keys,
+        value_dim=values,
+        decay=chunks.decay,
+        tokens=tuple(tokens),
+        weighted=weighted,
+        segmented=chunks.segments is not None,
+        has_strength="strength" in more,
+        keeps=keeps,
+        scale=scale,
+    )
+    inputs = {name: gpu.pad_last(array, keys if name in gpu_inverse.KEYS else values) for name, array in tokens.items()}
+    inputs |= more | _decays(chunks, weighted, False, keys)
+    made = gpu_inverse.launch(plan, {name: inputs[name] for name in plan.copied()})
+    return Solved(made["w"][..., :key_dim], made["u"][..., :value_dim], made.get("inverse"))
+
+
+def _by_chunks(x: jax.Array) -> jax.Array:
+    """(b, t, h) as (b, h, t / c, c) fp32."""
+    b, t, h = x.shape
+    return jnp.swapaxes(x.astype(jnp.float32), 1, 2).reshape(b, h, t // CHUNK, CHUNK)
+
+
+def _check(tokens: Mapping[str, jax.Array], chunks: Chunks, key_dim: int, value_dim: int = 1) -> None:
+    for name, array in tokens.items():
+        reason = refuses(1, value_dim, array.dtype, chunks.decay, bool(tokens.keys() & {"e", "w", "do"})) or _too_large("key", key_dim, chunks.decay)
+        if reason:
+            raise ValueError(f"linear_recurrence: pallas_gpu cannot serve {name}: {reason}")
+    if chunks.size != CHUNK:
+        raise ValueError(f"linear_recurrence: pallas_gpu walks in chunks of {CHUNK}; these are of {chunks.size}")
+
+
+def _decays(chunks: Chunks, weighted: bool, reverse: bool, channels: int) -> dict[str, jax.Array]:
+    """Inputs that say how tokens weigh on each other; channels: of a decay by channel, padded."""
+    inputs = {"rows": weight_rows(chunks, reverse)} if weighted else {}
+    if chunks.segments is not None:
+        inputs["segments"] = chunks.segments
+    if chunks.decay in ("key", "value"):
+        assert chunks.total is not None
+        b, t, heads, _ = chunks.total.shape
+        inputs["total"] = gpu.pad_last(chunks.total, channels)
+        # Every eighth token again: what the exponents of a chunk's blocks are counted from, copied by its stride.
+        inputs["marks"] = inputs["total"].reshape(b, t // gpu_body.MARKED, gpu_body.MARKED, heads, channels)
+    return inputs
 
 
 @functools.partial(jax.jit, static_argnames="reverse")

@@ -71,6 +71,16 @@ class Walked:
     y: jax.Array | None = None
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Solved:
+    """What `delta_walk` takes, w (b, t, h, k) and u (b, t, h, v); inverse, A as the backend keeps it, or None."""
+
+    w: jax.Array
+    u: jax.Array
+    inverse: jax.Array | None = None
+
+
 class Walk(Protocol):
     """See the module. q (b, t, hq, k), k (b, t, hk, k), v (b, t, hv, v): each count of heads divides `heads`, the output's, and
     output head h reads head h // (heads / count). dot_with (b, t, hx, v) likewise. strict leaves j = i out."""
@@ -113,3 +123,31 @@ class DeltaWalk(Protocol):
         reverse: bool = False,
         checkpoint_every: int | None = None,
     ) -> Walked: ...
+
+
+class Solve(Protocol):
+    """w = A (reads . e) and u = A (strength . v) forwards, with A = (I + L)^-1 and L_ij = pair_ij (e_i . k_j) for j < i in each chunk.
+
+    e (b, t, he, k), k (b, t, hk, k), v (b, t, hv, v), head counts as in `Walk`; strength (b, t, heads), None is 1. keeps: whether A is
+    returned. Decay "value" does not occur."""
+
+    def __call__(
+        self,
+        e: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        chunks: Chunks,
+        *,
+        heads: int,
+        strength: jax.Array | None = None,
+        keeps: bool = True,
+    ) -> Solved: ...
+
+
+class SolveTransposed(Protocol):
+    """w = A^T (writes . k) and u = scale A^T P^T do, weights being those of forwards, with A the inverse that `Solve` returned and
+    P_ij = pair_ij (q_i . k_j) for j <= i in each chunk."""
+
+    def __call__(
+        self, inverse: jax.Array, q: jax.Array, k: jax.Array, do: jax.Array, chunks: Chunks, *, heads: int, scale: float = 1.0
+    ) -> Solved: ...

@@ -155,6 +155,46 @@ def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
     compare(found, exactly(functools.partial(delta_walk_with, walks_by_einsum.delta_walk), *arrays, **settings))
 
 
+def solve_with(form, *arrays, **settings):
+    return form(*arrays[:-1], strength=arrays[-1], **settings)
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize(
+    ("decay", "t", "key_dim", "value_dim", "heads", "strength", "more"),
+    [
+        ("none", 64, 64, 64, (1, 1), 0, "strong"),
+        ("none", 128, 40, 20, (1, 2), 0, "strength"),
+        ("head", 128, 64, 128, (1, 1), 0.1, "documents strength strong"),
+        ("key", 64, 64, 64, (1, 1), 0.1, "documents"),
+        ("key", 64, 64, 64, (1, 1), 6.0, "strength"),
+        pytest.param("head", 128, 128, 128, (1, 2), 6.0, "", marks=SLOW),
+        pytest.param("none", 64, 256, 256, (1, 1), 0, "documents", marks=SLOW),
+        pytest.param("key", 64, 192, 256, (1, 1), 0.1, "strength documents", marks=SLOW),
+    ],
+)
+def test_solve_and_its_transpose(decay, t, key_dim, value_dim, heads, strength, more):
+    few, many = heads
+    chunks = some_chunks(t, many, key_dim, decay, "documents" in more, strength)
+    small = key_dim**-0.5
+    e, k = rows(t, many, key_dim, 1, (1.5 if "strong" in more else 0.5) * small), rows(t, few, key_dim, 2, small)
+    v, strengths = rows(t, many, value_dim, 3), jnp.asarray(np.random.default_rng(5).random((1, t, many)), jnp.float32)
+    given = (e, k, v, chunks, strengths if "strength" in more else None)
+    found = simulated(functools.partial(solve_with, gpu.solve), *given, heads=many)
+    exact = exactly(functools.partial(solve_with, walks_by_einsum.solve), *given, heads=many)
+    bar = 0.005 if decay == "key" else 0.002  # of a decay by channel the triangle is rounded, and e times its decay
+    for name in ("w", "u", "inverse"):
+        assert getattr(found, name).shape == getattr(exact, name).shape, name
+        assert error(getattr(found, name), getattr(exact, name)) < bar, (name, error(getattr(found, name), getattr(exact, name)))
+    assert simulated(functools.partial(solve_with, gpu.solve), *given, heads=many, keeps=False).inverse is None
+    given = (found.inverse, rows(t, few, key_dim, 4), k, v, chunks)
+    found = simulated(gpu.solve_transposed, *given, heads=many, scale=0.7)
+    exact = exactly(walks_by_einsum.solve_transposed, *given, heads=many, scale=0.7)
+    for name in ("w", "u"):
+        assert getattr(found, name).shape == getattr(exact, name).shape, name
+        assert error(getattr(found, name), getattr(exact, name)) < bar, (name, error(getattr(found, name), getattr(exact, name)))
+
+
 @pytest.mark.gpu_interpreter
 def test_another_documents_values_change_no_bit():
     t, size = 128, 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.walks import Chunks, Walked
+from pallas_kernels.linear_recurrence.walks import Chunks, Solved, Walked
 
 
 def walk(
@@ -33,6 +33,45 @@ def delta_walk(
 ) -> Walked:
     """See walks.DeltaWalk."""
     return _walk(q, k, u, w, second, chunks, heads, scale, initial_state, reverse, False, None, checkpoint_every, u.dtype)
+
+
+def solve(e, k, v, chunks: Chunks, *, heads, strength=None, keeps=True) -> Solved:
+    """See walks.Solve."""
+    w, u, inverses = [], [], []
+    e, k, v, strength = _by_head(heads, e, k, v, None if strength is None else strength[..., None])
+    for here, pairs, reads, _ in _each_chunk(chunks, k):
+        lower = jnp.einsum("bihk,bjhk,bijhk->bhij", e[:, here], k[:, here], pairs)
+        inverse = jnp.linalg.inv(jnp.eye(chunks.size) + jnp.tril(lower, -1))
+        written = v[:, here] if strength is None else strength[:, here] * v[:, here]
+        w.append(jnp.einsum("bhij,bjhk->bihk", inverse, reads * e[:, here]))
+        u.append(jnp.einsum("bhij,bjhv->bihv", inverse, written))
+        inverses.append(inverse)
+    return Solved(jnp.concatenate(w, axis=1), jnp.concatenate(u, axis=1), jnp.stack(inverses, axis=2) if keeps else None)
+
+
+def solve_transposed(inverse, q, k, do, chunks: Chunks, *, heads, scale=1.0) -> Solved:
+    """See walks.SolveTransposed; inverse as `solve` returns it."""
+    w, u = [], []
+    q, k, do = _by_head(heads, q, k, do)
+    for at, (here, pairs, _, writes) in enumerate(_each_chunk(chunks, k)):
+        turned = jnp.swapaxes(inverse[:, :, at].astype(k.dtype), -1, -2)
+        scores = jnp.einsum("bihk,bjhk,bijhk->bhij", q[:, here], k[:, here], pairs)
+        w.append(jnp.einsum("bhij,bjhk->bihk", turned, writes * k[:, here]))
+        u.append(scale * jnp.einsum("bhij,bhlj,blhv->bihv", turned, scores, do[:, here]))
+    return Solved(jnp.concatenate(w, axis=1), jnp.concatenate(u, axis=1))
+
+
+def _by_head(heads, *arrays):
+    return (_spread(x, heads, jnp.promote_types(x.dtype, jnp.float32)) if x is not None else None for x in arrays)
+
+
+def _each_chunk(chunks, k):
+    """Of each chunk: where it is, and weights forwards, of pairs (b, c, c, h, k), reads and writes (b, c, h, k | 1)."""
+    b, t, h, key_dim = k.shape
+    for at in range(t // chunks.size):
+        here = slice(at * chunks.size, (at + 1) * chunks.size)
+        pairs, _, reads, writes, _ = _weights(chunks, here, at, False, False, b, h, key_dim, 1, k.dtype)
+        yield here, pairs, reads, writes
 
 
 def _walk(q, k, v, w, second, chunks, heads, scale, initial_state, reverse, strict, dot_with, checkpoint_every, out_dtype):

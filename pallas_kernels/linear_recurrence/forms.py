@@ -13,7 +13,7 @@ from pallas_kernels.dispatch import Implementation, Refusal
 from pallas_kernels.linear_recurrence import gpu, tpu
 from pallas_kernels.linear_recurrence.passes import Walks, by_walks
 from pallas_kernels.linear_recurrence.splitting import in_pieces
-from pallas_kernels.linear_recurrence.walks import DeltaWalk, Walk
+from pallas_kernels.linear_recurrence.walks import DeltaWalk, Solve, SolveTransposed, Walk
 from pallas_kernels.sharding import over_mesh
 from pallas_kernels.tuning import Sizes, block_sizes
 
@@ -40,6 +40,8 @@ class Backend(Protocol):
 
     walk: Walk
     delta_walk: DeltaWalk
+    solve: Solve
+    solve_transposed: SolveTransposed
 
     def chunk_size(self, decay: str, erase: bool, key_dim: int, value_dim: int, dtype: Any) -> int: ...
 
@@ -49,7 +51,7 @@ class Backend(Protocol):
 def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Implementation:
     """The implementation and what it refuses. name: "gpu" or "tpu", for the tuning tables: `linear_recurrence.NAME_chunk` and
     `linear_recurrence.NAME_pieces`. pieces(b, t, h, v): into how many pieces of time a call is cut where no table says."""
-    walks = Walks(backend.walk, backend.delta_walk, backend.chunk_size)
+    walks = Walks(backend.walk, backend.delta_walk, backend.solve, backend.solve_transposed, backend.chunk_size)
 
     def chunk(decay: str, erase: bool, k: int, v: int, dtype: Any) -> int:
         def reckon(**_) -> Sizes:

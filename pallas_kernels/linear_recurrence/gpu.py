@@ -89,6 +89,7 @@ def delta_walk(
     initial_state: jax.Array | None = None,
     reverse: bool = False,
     checkpoint_every: int | None = None,
+    keeps_y: bool = True,
 ) -> Walked:
     """See walks.DeltaWalk. All of w, u, k, q and second bf16.
 
@@ -100,7 +101,7 @@ def delta_walk(
         tokens["q"] = q
     if second is not None:
         tokens["second_k"], tokens["second_v"] = second
-    return _walk(tokens, chunks, heads, scale, initial_state, reverse, False, checkpoint_every, u.dtype)
+    return _walk(tokens, chunks, heads, scale, initial_state, reverse, False, checkpoint_every, u.dtype, keeps_y)
 
 
 def _walk(
@@ -113,6 +114,7 @@ def _walk(
     strict: bool,
     checkpoint_every: int | None,
     out_dtype: jax.typing.DTypeLike,
+    keeps_y: bool = False,
 ) -> Walked:
     b, t, _, key_dim = tokens["k"].shape
     value_dim = tokens["v"].shape[3]
@@ -131,6 +133,7 @@ def _walk(
         tokens=tuple(tokens),
         segmented=chunks.segments is not None,
         enters=initial_state is not None,
+        keeps_y=keeps_y,
         checkpoint_every=checkpoint_every,
         out_dtype=jnp.dtype(out_dtype),
     )

@@ -54,6 +54,7 @@ class Plan:
     tokens: tuple[str, ...]
     segmented: bool
     enters: bool
+    keeps_y: bool
     checkpoint_every: int | None
     out_dtype: jnp.dtype
 
@@ -143,7 +144,7 @@ class Plan:
         made = {"state": jax.ShapeDtypeStruct((b, h, keys, values), jnp.float32)}
         if "q" in self.tokens:
             made["o"] = jax.ShapeDtypeStruct((b, t, h, values), self.out_dtype)
-        if "w" in self.tokens:
+        if self.keeps_y:
             made["y"] = jax.ShapeDtypeStruct((b, t, h, values), jnp.bfloat16)
         if "dot_with" in self.tokens:
             made["dots"] = jax.ShapeDtypeStruct((values // self.columns, b, h, t), jnp.float32)
@@ -256,7 +257,8 @@ class _Block:
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last chunk's y and o
             y[...] = erased.astype(jnp.bfloat16)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(y, self.chunk_to("y", at))
+            if plan.keeps_y:
+                plgpu.copy_smem_to_gmem(y, self.chunk_to("y", at))
         out = None
         if "q" in plan.tokens:
             if "w" not in plan.tokens:
@@ -338,11 +340,15 @@ class _Block:
         written = [("k", y, "v")] + ([("second_k", here["second_v"], "second_v")] if "second_k" in plan.tokens else [])
         pairs = []
         for (key, value, place), scaled in zip(written, ("scaled_k", "scaled_q"), strict=False):
+            factor = plan.scale if key == "second_k" else 1.0
             if plan.decay == "key":
                 gpu_decay.scale_to(self.space[scaled], here[key], here["total"], here["marks"], border, self.per_token(here, WRITES))
+                if factor != 1.0:
+                    here[place][...] = (gpu.load(value).astype(jnp.float32) * factor).astype(jnp.bfloat16)
                 pairs.append((gpu.transposed(self.space[scaled]), value))
-            elif plan.rewrites:
+            elif plan.rewrites or factor != 1.0:
                 weighted = self.times(gpu.load(value).astype(jnp.float32), here, WRITES)
+                weighted = weighted if factor == 1.0 else weighted * factor
                 if plan.decay == "value":
                     weighted = weighted * gpu_decay.factor(here["total"], here["marks"], border)
                 here[place][...] = weighted.astype(jnp.bfloat16)

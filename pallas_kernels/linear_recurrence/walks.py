@@ -104,9 +104,9 @@ class Walk(Protocol):
 
 
 class DeltaWalk(Protocol):
-    """y_i = u_i - w_i S and S' = keep . S + sum_j writes_j . (k_j y_j^T + second_k_j second_v_j^T), w and u (b, t, heads, k or v) holding
-    their weights already. With q, o_i = scale (reads_i . q_i S + sum pair_ij (q_i . k_j) y_j) as in `Walk`; without, o is None.
-    y and o have u's dtype. k, q, second_k, second_v have head counts that divide `heads`. decay "value" does not occur."""
+    """y_i = u_i - w_i S and S' = keep . S + sum_j writes_j . (k_j y_j^T + scale second_k_j second_v_j^T), w and u (b, t, heads, k or v)
+    holding their weights already. With q, o_i = scale (reads_i . q_i S + sum pair_ij (q_i . k_j) y_j) as in `Walk`; without, o is None.
+    y, None without keeps_y, and o have u's dtype. k, q, second_k, second_v have head counts that divide `heads`. decay "value" does not occur."""
 
     def __call__(
         self,
@@ -122,6 +122,7 @@ class DeltaWalk(Protocol):
         initial_state: jax.Array | None = None,
         reverse: bool = False,
         checkpoint_every: int | None = None,
+        keeps_y: bool = True,
     ) -> Walked: ...
 
 

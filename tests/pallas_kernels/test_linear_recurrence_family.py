@@ -227,7 +227,8 @@ def test_gradients_are_walks(case, monkeypatch):
     """The mathematics that kernel backends share, on walks in plain jnp; the decay's gradient starts afresh every 32 tokens."""
     monkeypatch.setattr(passes, "GROUP", 32)
     monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
-    walks = passes.Walks(walks_by_einsum.walk, walks_by_einsum.delta_walk, lambda *_: 16)
+    forms = walks_by_einsum.walk, walks_by_einsum.delta_walk, walks_by_einsum.solve, walks_by_einsum.solve_transposed
+    walks = passes.Walks(*forms, lambda *_: 16)
     compare(functools.partial(passes.by_walks, walks), *arguments(*case), CLOSE)
 
 

@@ -127,6 +127,7 @@ def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
     ("decay", "t", "key_dim", "value_dim", "heads", "strength", "more"),
     [
         ("none", 128, 64, 64, (1, 2), 0, "queries"),
+        ("none", 128, 64, 64, (1, 2), 0, "second"),
         ("head", 192, 64, 64, (1, 1), 0.1, "queries documents state checkpoints"),
         ("head", 192, 64, 128, (1, 1), 0.1, "second reverse documents state checkpoints"),
         ("key", 128, 64, 64, (1, 1), 0.1, "queries documents state"),
@@ -150,7 +151,7 @@ def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
     small = key_dim**-0.5  # keys of length 1, and little erased of them, as in trained models: else the state grows without bound
     arrays = (rows(t, many, key_dim, 1, 0.3 * small), rows(t, many, value_dim, 2), rows(t, few, key_dim, 3, small), chunks, given)
     settings = {"heads": many, "reverse": "reverse" in more, "checkpoint_every": 2 if "checkpoints" in more else None}
-    settings |= {"scale": 0.7} if "queries" in more else {}
+    settings |= {"scale": 0.7, "keeps_y": "state" in more or "second" in more}
     found = simulated(functools.partial(delta_walk_with, gpu.delta_walk), *arrays, **settings)
     compare(found, exactly(functools.partial(delta_walk_with, walks_by_einsum.delta_walk), *arrays, **settings))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from pallas_kernels.linear_recurrence.walks import Chunks, Solved, Walked
@@ -29,10 +31,23 @@ def walk(
 
 
 def delta_walk(
-    w, u, k, chunks: Chunks, *, heads, q=None, second=None, scale=1.0, initial_state=None, reverse=False, checkpoint_every=None
+    w,
+    u,
+    k,
+    chunks: Chunks,
+    *,
+    heads,
+    q=None,
+    second=None,
+    scale=1.0,
+    initial_state=None,
+    reverse=False,
+    checkpoint_every=None,
+    keeps_y=True,
 ) -> Walked:
     """See walks.DeltaWalk."""
-    return _walk(q, k, u, w, second, chunks, heads, scale, initial_state, reverse, False, None, checkpoint_every, u.dtype)
+    walked = _walk(q, k, u, w, second, chunks, heads, scale, initial_state, reverse, False, None, checkpoint_every, u.dtype)
+    return walked if keeps_y else dataclasses.replace(walked, y=None)
 
 
 def solve(e, k, v, chunks: Chunks, *, heads, strength=None, keeps=True) -> Solved:
@@ -105,7 +120,7 @@ def _walk(q, k, v, w, second, chunks, heads, scale, initial_state, reverse, stri
                 dots[at] = jnp.moveaxis(jnp.sum(o[at] * dot_with[:, here], axis=-1), 1, 2)
         update = _outer(k[:, here], written, writes, chunks.decay)
         if second is not None:
-            update = update + _outer(second[0][:, here], second[1][:, here], writes, chunks.decay)
+            update = update + _outer(second[0][:, here], scale * second[1][:, here], writes, chunks.decay)
         state = keep * state + update
     return Walked(
         o=None if q is None else jnp.concatenate(o, axis=1).astype(out_dtype),

@@ -13,7 +13,7 @@ from pallas_kernels.dispatch import Implementation, Refusal
 from pallas_kernels.linear_recurrence import gpu, tpu
 from pallas_kernels.linear_recurrence.passes import Walks, by_walks
 from pallas_kernels.linear_recurrence.splitting import in_pieces
-from pallas_kernels.linear_recurrence.walks import DeltaWalk, Solve, SolveTransposed, Walk
+from pallas_kernels.linear_recurrence.walks import DeltaWalk, JoinedWalk, Solve, SolveTransposed, Walk
 from pallas_kernels.sharding import over_mesh
 from pallas_kernels.tuning import Sizes, block_sizes
 
@@ -48,10 +48,10 @@ class Backend(Protocol):
     def refuses(self, key_dim: int, value_dim: int, dtype: Any, decay: str, erase: bool) -> Refusal: ...
 
 
-def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Implementation:
+def kernel_form(name: str, backend: Backend, pieces: Callable[..., int], joined: JoinedWalk | None = None) -> Implementation:
     """The implementation and what it refuses. name: "gpu" or "tpu", for the tuning tables: `linear_recurrence.NAME_chunk` and
-    `linear_recurrence.NAME_pieces`. pieces(b, t, h, v): into how many pieces of time a call is cut where no table says."""
-    walks = Walks(backend.walk, backend.delta_walk, backend.solve, backend.solve_transposed, backend.chunk_size)
+    `linear_recurrence.NAME_pieces`. pieces(b, t, h, v): into how many pieces of time a call is cut where no table says. joined: the backend's, if it has one."""
+    walks = Walks(backend.walk, backend.delta_walk, backend.solve, backend.solve_transposed, backend.chunk_size, joined)
 
     def chunk(decay: str, erase: bool, k: int, v: int, dtype: Any) -> int:
         def reckon(**_) -> Sizes:
@@ -132,5 +132,5 @@ def pieces_to_fill_hopper(b: int, t: int, h: int, v: int) -> int:
     return max(1, min(HOPPER_CORES // programs, t // SHORTEST_PIECE))
 
 
-GPU = kernel_form("gpu", gpu, pieces_to_fill_hopper)  # type: ignore[arg-type]
+GPU = kernel_form("gpu", gpu, pieces_to_fill_hopper, gpu.walk)  # type: ignore[arg-type]
 TPU = kernel_form("tpu", tpu, one_piece)  # type: ignore[arg-type]

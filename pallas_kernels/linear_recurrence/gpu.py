@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.linear_recurrence import gpu_body, gpu_inverse
-from pallas_kernels.linear_recurrence.gpu_body import CHUNK, Plan
+from pallas_kernels.linear_recurrence.gpu_body import CHUNK, READS, TOTAL, WRITES, Plan
 from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Solved, Walked
 
 LARGEST = {"none": 256, "head": 256, "key": 192, "value": 256}  # key size of a walk, by decay; values may be of any size
@@ -66,14 +66,23 @@ def walk(
     dot_with: jax.Array | None = None,
     checkpoint_every: int | None = None,
     out_dtype: jax.typing.DTypeLike | None = None,
+    second: tuple[jax.Array, jax.Array] | None = None,
+    second_q: jax.Array | None = None,
+    second_dot_with: jax.Array | None = None,
+    second_scale: float = 1.0,
 ) -> Walked:
-    """See walks.Walk. q, k, v, dot_with bf16; out_dtype bf16 or fp32.
+    """See walks.JoinedWalk. q, k, v, second, second_q and what dots are taken with bf16; out_dtype bf16 or fp32.
 
     Raises:
-      ValueError: a dtype, head size or chunk size that is not served.
+      ValueError: a dtype, head size or chunk size that is not served, or second and second_q together or with a decay by channel.
     """
-    tokens = {"q": q, "k": k, "v": v} | ({} if dot_with is None else {"dot_with": dot_with})
-    return _walk(tokens, chunks, heads, scale, initial_state, reverse, strict, checkpoint_every, out_dtype or v.dtype)
+    tokens = {"q": q, "k": k, "v": v}
+    tokens |= {} if second is None else {"second_k": second[0], "second_v": second[1]}
+    more = {"dot_with": dot_with, "second_q": second_q, "second_dot_with": second_dot_with}
+    tokens |= {name: x for name, x in more.items() if x is not None}
+    if (second is not None or second_q is not None) and chunks.decay not in ("none", "head") or not (second is None or second_q is None):
+        raise ValueError("linear_recurrence: pallas_gpu takes second or second_q, without a decay by channel")
+    return _walk(tokens, chunks, heads, scale, initial_state, reverse, strict, checkpoint_every, out_dtype or v.dtype, False, second_scale)
 
 
 def delta_walk(
@@ -101,7 +110,7 @@ def delta_walk(
         tokens["q"] = q
     if second is not None:
         tokens["second_k"], tokens["second_v"] = second
-    return _walk(tokens, chunks, heads, scale, initial_state, reverse, False, checkpoint_every, u.dtype, keeps_y)
+    return _walk(tokens, chunks, heads, scale, initial_state, reverse, False, checkpoint_every, u.dtype, keeps_y, scale)
 
 
 def _walk(
@@ -114,7 +123,8 @@ def _walk(
     strict: bool,
     checkpoint_every: int | None,
     out_dtype: jax.typing.DTypeLike,
-    keeps_y: bool = False,
+    keeps_y: bool,
+    second_scale: float,
 ) -> Walked:
     b, t, _, key_dim = tokens["k"].shape
     value_dim = tokens["v"].shape[3]
@@ -136,6 +146,7 @@ def _walk(
         keeps_y=keeps_y,
         checkpoint_every=checkpoint_every,
         out_dtype=jnp.dtype(out_dtype),
+        second_scale=second_scale,
     )
     inputs = {name: gpu.pad_last(array, keys if name in gpu_body.KEYED else values) for name, array in tokens.items()}
     inputs |= _decays(chunks, plan.has_rows, reverse, keys if chunks.decay == "key" else values)
@@ -149,6 +160,8 @@ def _walk(
         dots=jnp.sum(out["dots"], axis=0) if "dots" in out else None,
         checkpoints=out["checkpoints"][state] if "checkpoints" in out else None,
         y=out["y"][value] if "y" in out else None,
+        second_o=out["second_o"][value] if "second_o" in out else None,
+        second_dots=jnp.sum(out["second_dots"], axis=0) if "second_dots" in out else None,
     )
 
 
@@ -251,12 +264,14 @@ def weight_rows(chunks: Chunks, reverse: bool) -> jax.Array:
     else:
         assert chunks.segments is not None
         total = jnp.zeros((chunks.segments.shape[0], 1, chunks.segments.shape[1] // c, c), jnp.float32)
-    last = total[..., -1:]
-    to_start, to_end, keep = jnp.exp(total), jnp.exp(last - total), jnp.exp(last)
+    b, _, n, _ = total.shape
+    total, last = total[..., None, :], total[..., None, -1:]
+    of_reads, of_writes = (last - total, total) if reverse else (total, last - total)
+    row = jnp.arange(4)[:, None]
+    # One expression, so that one launch makes it.
+    weights = jnp.exp(jnp.where(row == READS, of_reads, jnp.where(row == WRITES, of_writes, last)))
     if chunks.starts is not None and chunks.ends is not None and chunks.keeps is not None:
-        b, _, n, _ = total.shape
-        to_start = to_start * chunks.starts.reshape(b, 1, n, c)
-        to_end = to_end * chunks.ends.reshape(b, 1, n, c)
-        keep = keep * chunks.keeps.reshape(b, 1, n, 1)
-    reads, writes = (to_end, to_start) if reverse else (to_start, to_end)
-    return jnp.stack([total, reads, writes, jnp.broadcast_to(keep, total.shape)], axis=3)
+        starts, ends = (x.reshape(b, 1, n, 1, c) for x in (chunks.starts, chunks.ends))
+        starts, ends = (ends, starts) if reverse else (starts, ends)
+        weights = weights * jnp.where(row == READS, starts, jnp.where(row == WRITES, ends, chunks.keeps.reshape(b, 1, n, 1, 1)))
+    return jnp.where(row == TOTAL, total, weights)

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.linear_recurrence.triangles import since_start
-from pallas_kernels.linear_recurrence.walks import Chunks, DeltaWalk, Solve, SolveTransposed, Walk, Walked
+from pallas_kernels.linear_recurrence.walks import Chunks, DeltaWalk, JoinedWalk, Solve, SolveTransposed, Walk, Walked
 from pallas_kernels.linear_recurrence.xla import by_channel, carried
 
 GROUP = 1024
@@ -46,13 +46,16 @@ STRONGEST_CHANNEL_DECAY = -10.0
 
 @dataclasses.dataclass(frozen=True)
 class Walks:
-    """A backend's walks and systems, and its choice of chunk: chunk_size(decay, erase, key_dim, value_dim, dtype) in tokens."""
+    """A backend's walks and systems, and its choice of chunk: chunk_size(decay, erase, key_dim, value_dim, dtype) in tokens.
+
+    joined: the walk that is two in one, which read less; None where there is none."""
 
     walk: Walk
     delta_walk: DeltaWalk
     solve: Solve
     solve_transposed: SolveTransposed
     chunk_size: Callable[[str, bool, int, int, Any], int]
+    joined: JoinedWalk | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,7 @@ class _Setting:
     decay: str
     size: int
     scale: float
+    returns_state: bool
 
 
 def by_walks(
@@ -115,13 +119,13 @@ def by_walks(
         # Trailing zeros write nothing and decay nothing; their segment is the last one, so the final state is right.
         rows = {name: jnp.pad(x, ((0, 0), (0, padded), (0, 0), (0, 0))) for name, x in rows.items()}
         segments = None if segments is None else jnp.pad(segments, ((0, 0), (0, padded)), mode="edge")
-    state = jnp.zeros((b, h, key_dim, value_dim), jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
+    state = None if initial_state is None else initial_state.astype(jnp.float32)
     first = None if segments is None else jnp.zeros(b, jnp.int32) if initial_segment is None else initial_segment
-    o, state = _recurrence(_Setting(walks, decay, c, float(scale)), rows, state, segments, first)
+    o, state = _recurrence(_Setting(walks, decay, c, float(scale), return_state), rows, state, segments, first)
     o = o[:, :t]
     if segment_ids is not None:
         o = jnp.where(real, o, 0)
-    return o, state if return_state else None
+    return o, state
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -142,7 +146,7 @@ def _run(setting, rows, state, segments, first, keeps):
         )
     else:
         walked, inverse = _erase_forwards(setting, rows, state, chunks, keeps)
-    return (walked.o, walked.state), (rows, state, segments, first, walked.y, inverse, walked.state)
+    return (walked.o, walked.state if setting.returns_state else None), (rows, state, segments, first, walked.y, inverse, walked.state)
 
 
 def _backwards(setting, kept, cotangents):
@@ -187,7 +191,7 @@ def _dual(setting, rows, chunks, inverse, do, dstate, every) -> Walked:
         heads=heads,
         second=(rows["q"], do),
         scale=-scale,
-        initial_state=-dstate,
+        initial_state=None if dstate is None else -dstate,
         reverse=True,
         checkpoint_every=every,
     )
@@ -203,15 +207,12 @@ def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
     dots = (lambda x: {"dot_with": x}) if decay == "head" else (lambda x: {})
     walk = functools.partial(setting.walks.walk, heads=heads)
     written = v if y is None else y
-    dstate = dstate.astype(jnp.float32)
-    scaled = dstate / scale
-    to_q = walk(do, written, k, turned, scale=scale, initial_state=_turn(state), checkpoint_every=every, **dots(q), **wide)
-    to_k = walk(written, do, q, turned, scale=scale, initial_state=_turn(scaled), reverse=True, **dots(k), **wide)
-    found = {"q": to_q.o, "k": to_k.o}
-    dotted = {"q": to_q.dots, "k": to_k.dots}
+    scaled = None if dstate is None else dstate.astype(jnp.float32) / scale
+    joined = functools.partial(setting.walks.joined, heads=heads) if y is not None and decay != "key" and setting.walks.joined else None
+    found, dotted = {}, {}
     if y is None:
-        back = walk(k, q, do, chunks, scale=scale, initial_state=scaled, reverse=True, checkpoint_every=every)
-        found["v"], of_state = back.o, scale
+        back, of_state = walk(k, q, do, chunks, scale=scale, initial_state=scaled, reverse=True, checkpoint_every=every), scale
+        found["v"] = back.o
     else:
         e = rows["e"]
         back, of_state = _dual(setting, rows, chunks, inverse, do, dstate, every), -1.0
@@ -221,6 +222,21 @@ def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
             wide_x = x.astype(jnp.float32)
             found["v"] = rows["strength"] * wide_x
             found["strength"] = jnp.sum(wide_x * v.astype(jnp.float32), axis=-1, keepdims=True)
+    if joined is not None:
+        second = {"second_q": x, "second_scale": -1.0} | ({"second_dot_with": e} if decay == "head" else {})
+        to_q = joined(do, written, k, turned, scale=scale, initial_state=_turn(state), checkpoint_every=every, **dots(q), **second)
+        # Its state is -dS, as in `_dual`.
+        start = None if dstate is None else -_turn(dstate)
+        second = {"second": (do, q), "second_scale": -scale}
+        to_k = joined(written, x, e, turned, scale=-1.0, initial_state=start, reverse=True, strict=True, **dots(k), **second)
+        found |= {"e": to_q.second_o}
+        dotted |= {"e": to_q.second_dots}
+    else:
+        to_q = walk(do, written, k, turned, scale=scale, initial_state=_turn(state), checkpoint_every=every, **dots(q), **wide)
+        to_k = walk(written, do, q, turned, scale=scale, initial_state=_turn(scaled), reverse=True, **dots(k), **wide)
+    found |= {"q": to_q.o, "k": to_k.o}
+    dotted |= {"q": to_q.dots, "k": to_k.dots}
+    if y is not None and joined is None:
         erased = walk(y, x, e, turned, scale=-1.0, reverse=True, **dots(k), **(wide | {"strict": True}))
         to_e = walk(x, y, k, turned, scale=-1.0, initial_state=_turn(state), **dots(e), **(wide | {"strict": True}))
         found |= {"e": to_e.o, "k": found["k"].astype(jnp.float32) + erased.o.astype(jnp.float32)}
@@ -234,7 +250,7 @@ def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
     gradients = {name: _gathered(x, rows[name]) for name, x in gradients.items()}
     if decay != "none":
         gradients["g"] = _decay_gradient(setting, rows, found, dotted, to_q.checkpoints, after, of_state * back.checkpoints, every, chunks)
-    return gradients, of_state * back.state
+    return gradients, None if state is None else of_state * back.state
 
 
 def _decay_gradient(setting, rows, found, dotted, states, after, gradients, every, chunks):
@@ -271,9 +287,12 @@ def _chunks(setting, rows, segments, first) -> Chunks:
     b, t = rows["v"].shape[:2]
     c = setting.size
     total = None
-    if setting.decay != "none":
+    if setting.decay == "head":
+        g = jnp.moveaxis(rows["g"][..., 0], 1, 2).reshape(b, -1, t // c, 1, c)
+        # A masked sum is one launch; of a running sum XLA makes three.
+        total = jnp.sum(jnp.where(jnp.tril(jnp.ones((c, c), bool)), g, 0), axis=-1).reshape(b, -1, t)
+    elif setting.decay == "key":
         total = since_start(rows["g"].reshape(b, t // c, c, *rows["g"].shape[2:])).reshape(rows["g"].shape)
-        total = jnp.moveaxis(total[..., 0], 1, 2) if setting.decay == "head" else total
     if segments is None:
         return Chunks(c, setting.decay, total)
     chunked = segments.reshape(b, t // c, c)
@@ -285,7 +304,7 @@ def _chunks(setting, rows, segments, first) -> Chunks:
 
 
 def _turn(state):
-    return jnp.swapaxes(state, -1, -2)
+    return None if state is None else jnp.swapaxes(state, -1, -2)
 
 
 def _gathered(gradient, like):

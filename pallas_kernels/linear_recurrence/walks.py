@@ -62,13 +62,16 @@ class Chunks:
 class Walked:
     """o (b, t, h, v); dots (b, h, t) fp32, sum_v o dot_with from o before it is rounded, or None; state (b, h, k, v) fp32 after
     the last chunk walked; checkpoints (b, h, m, k, v) fp32, or None: groups of `checkpoint_every` chunks (the last may be short),
-    numbered as they are stored, and the state with which the walk enters each; y (b, t, h, v), of `delta_walk` alone."""
+    numbered as they are stored, and the state with which the walk enters each; y (b, t, h, v), of `delta_walk` alone; second_o and
+    second_dots like o and dots, of `JoinedWalk` with second_q alone."""
 
     o: jax.Array | None
     state: jax.Array
     dots: jax.Array | None = None
     checkpoints: jax.Array | None = None
     y: jax.Array | None = None
+    second_o: jax.Array | None = None
+    second_dots: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -100,6 +103,36 @@ class Walk(Protocol):
         dot_with: jax.Array | None = None,
         checkpoint_every: int | None = None,
         out_dtype: jax.typing.DTypeLike | None = None,
+    ) -> Walked: ...
+
+
+class JoinedWalk(Protocol):
+    """`Walk`, two in one, for decays "none" and "head". Either writes a second pair (second_k, second_v), times second_scale,
+
+        o_i = scale (reads_i . q_i S + sum_j pair_ij ((q_i . k_j) v_j + second_scale (q_i . second_k_j) second_v_j)),
+
+    where strict leaves j = i out of the first products alone; or reads for second queries too, j = i left out of theirs:
+    second_o_i = second_scale (reads_i . second_q_i S + sum pair_ij (second_q_i . k_j) v_j), and its dots with second_dot_with."""
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        chunks: Chunks,
+        *,
+        heads: int,
+        scale: float = 1.0,
+        initial_state: jax.Array | None = None,
+        reverse: bool = False,
+        strict: bool = False,
+        dot_with: jax.Array | None = None,
+        checkpoint_every: int | None = None,
+        out_dtype: jax.typing.DTypeLike | None = None,
+        second: tuple[jax.Array, jax.Array] | None = None,
+        second_q: jax.Array | None = None,
+        second_dot_with: jax.Array | None = None,
+        second_scale: float = 1.0,
     ) -> Walked: ...
 
 

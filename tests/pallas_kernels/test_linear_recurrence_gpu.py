@@ -19,7 +19,7 @@ from tests.pallas_kernels.test_linear_recurrence import error
 
 C = gpu.CHUNK
 # bf16 products: each rounded factor is off by 2^-9 at most, 0.0017 rms; scores, weights and the entering state are rounded once more.
-CLOSE = {"o": 0.005, "y": 0.005, "dots": 0.005, "state": 0.003, "checkpoints": 0.003}
+CLOSE = {"o": 0.005, "y": 0.005, "dots": 0.005, "second_o": 0.005, "second_dots": 0.005, "state": 0.003, "checkpoints": 0.003}
 
 
 def some_chunks(t: int, heads: int, channels: int, decay: str, documents: bool, strength: float) -> Chunks:
@@ -154,6 +154,44 @@ def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
     settings |= {"scale": 0.7, "keeps_y": "state" in more or "second" in more}
     found = simulated(functools.partial(delta_walk_with, gpu.delta_walk), *arrays, **settings)
     compare(found, exactly(functools.partial(delta_walk_with, walks_by_einsum.delta_walk), *arrays, **settings))
+
+
+def joined_with(form, q, k, v, chunks, given, **settings):
+    return form(q, k, v, chunks, **given, **settings)
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize(
+    ("decay", "t", "key_dim", "value_dim", "heads", "more"),
+    [
+        ("none", 128, 64, 64, (1, 2), "queries"),
+        ("none", 128, 64, 64, (1, 2), "second reverse strict"),
+        ("head", 192, 64, 40, (1, 1), "queries documents state dots checkpoints"),
+        ("head", 192, 64, 64, (1, 1), "second documents state dots reverse strict"),
+        pytest.param("head", 128, 128, 128, (1, 1), "queries reverse state dots", marks=SLOW),
+        pytest.param("head", 128, 192, 64, (1, 1), "queries documents state dots", marks=SLOW),
+        pytest.param("head", 128, 192, 64, (1, 1), "second documents state dots", marks=SLOW),
+    ],
+)
+def test_two_walks_in_one(decay, t, key_dim, value_dim, heads, more):
+    few, many = heads
+    chunks = some_chunks(t, many, key_dim, decay, "documents" in more, 0.1)
+    given = {}
+    if "queries" in more:
+        given["second_q"] = rows(t, many, key_dim, 5)
+    else:
+        given["second"] = (rows(t, few, key_dim, 6), rows(t, many, value_dim, 7))
+    if "state" in more:
+        given["initial_state"] = jnp.asarray(np.random.default_rng(9).normal(size=(1, many, key_dim, value_dim)), jnp.float32)
+    if "dots" in more:
+        given["dot_with"] = rows(t, few, value_dim, 4)
+    if "dots" in more and "queries" in more:
+        given["second_dot_with"] = rows(t, many, value_dim, 8)
+    arrays = (rows(t, many, key_dim, 1), rows(t, few, key_dim, 2), rows(t, many, value_dim, 3), chunks, given)
+    settings = {"heads": many, "scale": -0.7, "second_scale": -0.6, "reverse": "reverse" in more, "strict": "strict" in more}
+    settings |= {"checkpoint_every": 2 if "checkpoints" in more else None}
+    found = simulated(functools.partial(joined_with, gpu.walk), *arrays, **settings)
+    compare(found, exactly(functools.partial(joined_with, walks_by_einsum.walk), *arrays, **settings))
 
 
 def solve_with(form, *arrays, **settings):

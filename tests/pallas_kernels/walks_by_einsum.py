@@ -23,11 +23,27 @@ def walk(
     dot_with=None,
     checkpoint_every=None,
     out_dtype=None,
+    second=None,
+    second_q=None,
+    second_dot_with=None,
+    second_scale=1.0,
 ) -> Walked:
-    """See walks.Walk."""
-    return _walk(
-        q, k, v, None, None, chunks, heads, scale, initial_state, reverse, strict, dot_with, checkpoint_every, out_dtype or v.dtype
-    )
+    """See walks.JoinedWalk. Walks are linear in what is written: the two of one are taken apart and summed."""
+
+    def run(q, k, v, scale, initial_state, strict, dot_with):
+        dtype = jnp.promote_types(v.dtype, jnp.float32)
+        return _walk(q, k, v, None, None, chunks, heads, scale, initial_state, reverse, strict, dot_with, checkpoint_every, dtype)
+
+    found = run(q, k, v, scale, initial_state, strict, dot_with)
+    if second is not None:
+        other = run(q, *second, scale * second_scale, None, False, dot_with)
+        sums = {name: getattr(found, name) + getattr(other, name) for name in ("o", "dots") if getattr(found, name) is not None}
+        states = {name: getattr(found, name) + second_scale * getattr(other, name) for name in ("state",)}
+        found = dataclasses.replace(found, **sums, **states)
+    if second_q is not None:
+        other = run(second_q, k, v, second_scale, initial_state, True, second_dot_with)
+        found = dataclasses.replace(found, second_o=other.o.astype(out_dtype or v.dtype), second_dots=other.dots)
+    return dataclasses.replace(found, o=found.o.astype(out_dtype or v.dtype))
 
 
 def delta_walk(

@@ -180,7 +180,7 @@ def solve(
     Raises:
       ValueError: a dtype, head size or chunk size that is not served.
     """
-    inputs = {} if strength is None else {"strength": _by_chunks(strength)}
+    inputs = {} if strength is None else {"strength": strength.astype(jnp.float32)}
     return _solve({"e": e, "k": k, "v": v}, inputs, chunks, heads, keeps=keeps)
 
 
@@ -219,14 +219,8 @@ def _solve(
     )
     inputs = {name: gpu.pad_last(array, keys if name in gpu_inverse.KEYS else values) for name, array in tokens.items()}
     inputs |= more | _decays(chunks, weighted, False, keys)
-    made = gpu_inverse.launch(plan, {name: inputs[name] for name in plan.copied()})
+    made = gpu_inverse.launch(plan, inputs)
     return Solved(made["w"][..., :key_dim], made["u"][..., :value_dim], made.get("inverse"))
-
-
-def _by_chunks(x: jax.Array) -> jax.Array:
-    """(b, t, h) as (b, h, t / c, c) fp32."""
-    b, t, h = x.shape
-    return jnp.swapaxes(x.astype(jnp.float32), 1, 2).reshape(b, h, t // CHUNK, CHUNK)
 
 
 def _check(tokens: Mapping[str, jax.Array], chunks: Chunks, key_dim: int, value_dim: int = 1) -> None:
@@ -266,10 +260,10 @@ def weight_rows(chunks: Chunks, reverse: bool) -> jax.Array:
         total = jnp.zeros((chunks.segments.shape[0], 1, chunks.segments.shape[1] // c, c), jnp.float32)
     b, _, n, _ = total.shape
     total, last = total[..., None, :], total[..., None, -1:]
-    of_reads, of_writes = (last - total, total) if reverse else (total, last - total)
     row = jnp.arange(4)[:, None]
+    to_start, to_end = (WRITES, READS) if reverse else (READS, WRITES)
     # One expression, so that one launch makes it.
-    weights = jnp.exp(jnp.where(row == READS, of_reads, jnp.where(row == WRITES, of_writes, last)))
+    weights = jnp.exp(jnp.where(row == to_start, total, last - jnp.where(row == to_end, total, 0)))
     if chunks.starts is not None and chunks.ends is not None and chunks.keeps is not None:
         starts, ends = (x.reshape(b, 1, n, 1, c) for x in (chunks.starts, chunks.ends))
         starts, ends = (ends, starts) if reverse else (starts, ends)

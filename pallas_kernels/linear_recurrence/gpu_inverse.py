@@ -66,8 +66,6 @@ class Plan:
             space["rows"] = gpu.plain((4, CHUNK), jnp.float32)
         if self.segmented:
             space["segments"] = gpu.plain((CHUNK,), jnp.int32)
-        if self.has_strength:
-            space["strength"] = gpu.plain((CHUNK,), jnp.float32)
         if self.decay == "key":
             space["total"] = gpu.tiled((CHUNK, self.key_dim), jnp.float32)
             space["marks"] = gpu.plain((CHUNK // MARKED, self.key_dim), jnp.float32)
@@ -77,6 +75,8 @@ class Plan:
         """Shared memory of what is made."""
         names = ["left_high", "left_low", "right_high", "right_low"]
         space = {name: gpu.tiled(SQUARE, jnp.bfloat16) for name in names}
+        if self.has_strength:
+            space["strength"] = gpu.plain((CHUNK,), jnp.float32)
         if self.decay == "key":
             space |= {name: gpu.tiled((CHUNK, self.key_dim), jnp.bfloat16) for name in ("scaled", "scaled_k")}
         return space
@@ -130,6 +130,10 @@ class _Chunk:
         """Reads a chunk, makes w and u, and stores them."""
         for name, place in self.here.items():
             plgpu.copy_gmem_to_smem(self.chunk_of(name), place, barrier)
+        if self.plan.has_strength:
+            # Of one head a token has 4 bytes, of which copies make nothing.
+            tokens = self.source["strength"].at[self.batch, pl.ds(self.at * CHUNK, CHUNK), self.head]
+            self.space["strength"][...] = gpu.load(tokens, plgpu.Layout.WGMMA.reduce(1), optimized=False)
         plgpu.barrier_wait(barrier)
         if self.plan.backwards:
             self.transposed()
@@ -142,7 +146,7 @@ class _Chunk:
         ref = self.source[name]
         if name == "segments":
             return ref.at[self.batch, pl.ds(self.at * CHUNK, CHUNK)]
-        if name in ("rows", "strength", "inverse"):
+        if name in ("rows", "inverse"):
             return ref.at[self.batch, self.head if ref.shape[1] > 1 else 0, self.at]
         if name == "marks":
             return ref.at[self.batch, pl.ds(self.at * (CHUNK // MARKED), CHUNK // MARKED), MARKED - 1, self.head]
@@ -174,7 +178,7 @@ class _Chunk:
         factor = self.right
         if plan.has_strength:
             factor = self.left
-            _lay(factor, inverse * gpu.along_rows(gpu.load_per_column(here["strength"]), CHUNK))
+            _lay(factor, inverse * gpu.along_rows(gpu.load_per_column(self.space["strength"]), CHUNK))
             plgpu.commit_smem()
         self.store("u", here["v"], gpu.mm(factor[0], here["v"], None, (factor[1], here["v"])))
 

@@ -173,6 +173,7 @@ def solve(
     *,
     heads: int,
     strength: jax.Array | None = None,
+    log_decay: jax.Array | None = None,
     keeps: bool = True,
 ) -> Solved:
     """See walks.Solve. e, k, v bf16; the inverse is (b, heads, t / c, c, c) bf16.
@@ -181,6 +182,8 @@ def solve(
       ValueError: a dtype, head size or chunk size that is not served.
     """
     inputs = {} if strength is None else {"strength": strength.astype(jnp.float32)}
+    if log_decay is not None:
+        inputs["log_decay"] = gpu.pad_last(log_decay, gpu.round_up(log_decay.shape[3], 64))
     return _solve({"e": e, "k": k, "v": v}, inputs, chunks, heads, keeps=keeps)
 
 
@@ -214,18 +217,22 @@ def _solve(
         weighted=weighted,
         segmented=chunks.segments is not None,
         has_strength="strength" in more,
+        sums="log_decay" in more,
         keeps=keeps,
         scale=scale,
     )
     inputs = {name: gpu.pad_last(array, keys if name in gpu_inverse.KEYS else values) for name, array in tokens.items()}
     inputs |= more | _decays(chunks, weighted, False, keys)
     made = gpu_inverse.launch(plan, inputs)
-    return Solved(made["w"][..., :key_dim], made["u"][..., :value_dim], made.get("inverse"))
+    total = made["total"][..., :key_dim] if "total" in made else None
+    return Solved(made["w"][..., :key_dim], made["u"][..., :value_dim], made.get("inverse"), total)
 
 
 def _check(tokens: Mapping[str, jax.Array], chunks: Chunks, key_dim: int, value_dim: int = 1) -> None:
     for name, array in tokens.items():
-        reason = refuses(1, value_dim, array.dtype, chunks.decay, bool(tokens.keys() & {"e", "w", "do"})) or _too_large("key", key_dim, chunks.decay)
+        reason = refuses(1, value_dim, array.dtype, chunks.decay, bool(tokens.keys() & {"e", "w", "do"})) or _too_large(
+            "key", key_dim, chunks.decay
+        )
         if reason:
             raise ValueError(f"linear_recurrence: pallas_gpu cannot serve {name}: {reason}")
     if chunks.size != CHUNK:
@@ -237,8 +244,7 @@ def _decays(chunks: Chunks, weighted: bool, reverse: bool, channels: int) -> dic
     inputs = {"rows": weight_rows(chunks, reverse)} if weighted else {}
     if chunks.segments is not None:
         inputs["segments"] = chunks.segments
-    if chunks.decay in ("key", "value"):
-        assert chunks.total is not None
+    if chunks.total is not None and chunks.decay in ("key", "value"):
         b, t, heads, _ = chunks.total.shape
         inputs["total"] = gpu.pad_last(chunks.total, channels)
         # Every eighth token again: what the exponents of a chunk's blocks are counted from, copied by its stride.

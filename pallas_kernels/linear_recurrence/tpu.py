@@ -122,7 +122,9 @@ class _Plan:
         return max(1, self.group * heads // self.heads)
 
 
-def _walk(rows: dict[str, jax.Array], chunks: Chunks, kind: Kind, heads: int, initial_state, every: int | None, out_dtype, keeps_y=False) -> Walked:
+def _walk(
+    rows: dict[str, jax.Array], chunks: Chunks, kind: Kind, heads: int, initial_state, every: int | None, out_dtype, keeps_y=False
+) -> Walked:
     b, t, _, value_dim = rows["v"].shape
     key_dim, c = rows["k"].shape[3], chunks.size
     _check(rows, chunks, heads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -52,7 +53,12 @@ JOINED = [
     (decay, size, size, HEADS, more)
     for decay in ("none", "head")
     for size in (64, 128)
-    for more in ("queries", "queries documents state dots checkpoints", "second reverse strict", "second reverse strict documents state dots")
+    for more in (
+        "queries",
+        "queries documents state dots checkpoints",
+        "second reverse strict",
+        "second reverse strict documents state dots",
+    )
 ]
 JOINED += [
     ("head", 256, 256, 1, "queries documents state dots checkpoints"),
@@ -69,6 +75,8 @@ SOLVE += [
     ("head", 256, 256, 1, "documents strength"),
     ("head", 256, 256, 1, "transposed documents"),
     ("key", 192, 256, HEADS, "documents strength"),
+    *(("key", size, size, HEADS, "strength sums") for size in (64, 128, 192)),
+    ("key", 128, 128, HEADS, "documents sums"),
     ("key", 192, 256, HEADS, "transposed documents"),
 ]
 QUICK = {PLAIN[8], PLAIN[12], DELTA[10], SOLVE[13], SOLVE[20], JOINED[5]}
@@ -165,11 +173,14 @@ def _solve(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) ->
         inverse = _array(B, HEADS, T // gpu.CHUNK, gpu.CHUNK, gpu.CHUNK)
         return Program(name, "pallas_gpu", transposed, (inverse, shared, shared, valued, chunks), quick)
 
-    def forwards(e, k, v, chunks, strength):
-        return gpu.solve(e, k, v, chunks, heads=HEADS, strength=strength)
+    def forwards(e, k, v, chunks, strength, log_decay):
+        return gpu.solve(e, k, v, chunks, heads=HEADS, strength=strength, log_decay=log_decay)
 
     strength = _array(B, T, HEADS, dtype=jnp.float32) if "strength" in more else None
-    return Program(name, "pallas_gpu", forwards, (keyed, shared, valued, chunks, strength), quick)
+    log_decay = None
+    if "sums" in more:
+        chunks, log_decay = dataclasses.replace(chunks, total=None), chunks.total
+    return Program(name, "pallas_gpu", forwards, (keyed, shared, valued, chunks, strength, log_decay), quick)
 
 
 def _name(which: str, decay: str, key_dim: int, value_dim: int, sharing: int, more: str) -> str:
@@ -177,4 +188,9 @@ def _name(which: str, decay: str, key_dim: int, value_dim: int, sharing: int, mo
     return f"linear_recurrence gpu {which} {decay} k{key_dim} v{value_dim} h{HEADS}{shared} {more}".rstrip()
 
 
-PROGRAMS = [_walk(*case) for case in PLAIN] + [_joined(*case) for case in JOINED] + [_delta(*case) for case in DELTA] + [_solve(*case) for case in SOLVE]
+PROGRAMS = (
+    [_walk(*case) for case in PLAIN]
+    + [_joined(*case) for case in JOINED]
+    + [_delta(*case) for case in DELTA]
+    + [_solve(*case) for case in SOLVE]
+)

@@ -13,7 +13,7 @@ import pytest
 from pallas_kernels import compile_ahead, dispatch
 from pallas_kernels.linear_recurrence import gpu
 from pallas_kernels.linear_recurrence.walks import Chunks
-from tests.pallas_kernels import walks_by_einsum
+from tests.pallas_kernels import simulator, walks_by_einsum
 from tests.pallas_kernels.programs import linear_recurrence_gpu as programs
 from tests.pallas_kernels.test_linear_recurrence import error
 
@@ -47,15 +47,13 @@ def rows(t: int, heads: int, channels: int, seed: int, size: float = 1.0) -> jax
 
 
 def simulated(form, *arrays, **settings):
-    """The kernel's results; fails on a race, which the simulator only prints (its flag is internal)."""
-    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
-
+    """The kernel's results; fails on a race."""
     try:
         with dispatch.interpreted("races"):
             found = jax.block_until_ready(jax.jit(functools.partial(form, **settings))(*arrays))
-        assert not interpret_pallas_call.get_races().races_found
+        assert not simulator.races_found()
     finally:
-        interpret_pallas_call.reset_gpu_interpret_mode_state()
+        simulator.reset()
     return found
 
 

@@ -12,6 +12,7 @@ import pytest
 from pallas_kernels import dispatch
 from pallas_kernels.taylor_attention import gpu, kernels, reference, taylor_attention
 from pallas_kernels.taylor_attention.features import count, packed
+from tests.pallas_kernels.simulator import races_found
 from tests.pallas_kernels.test_taylor_attention import arguments, cuts_are_joined, error, exactly, halved, padding_is_inert, results
 
 kernel = functools.partial(taylor_attention, backend="pallas_gpu")
@@ -27,13 +28,6 @@ CASES = [
     pytest.param((257, False, True, False, False, {"k": 16, "v": 130}), marks=pytest.mark.slow),
     pytest.param((1000, True, True, True, True, {**ONE, "k": 16, "v": 64}), marks=pytest.mark.slow),
 ]
-
-
-def races_found() -> bool:
-    """Whether the simulator's last kernels raced; it only prints it, and the flag is internal."""
-    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
-
-    return interpret_pallas_call.get_races().races_found
 
 
 @pytest.mark.gpu_interpreter

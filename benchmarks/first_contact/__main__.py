@@ -74,6 +74,8 @@ class Contact:
         beside = [step for part in ("tests", "checks", "full") if part in parts for step in self.plan.steps(part)]
         if beside:
             self._all(beside, self.plan.at_once, max(20.0, 0.55 * self._left()) if timings else self._left())
+        if "tests" in parts:
+            records.write("tests", path=self.file, **steps.tests_summary(self.plan.out / steps.TESTS_LOG))
         self._take_turns(timings)
         for part in ("pretraining", "peers", "counters", "memory", "trace"):
             if part in parts:

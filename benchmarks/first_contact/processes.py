@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -45,9 +46,10 @@ class Child:
         self.begun = time.monotonic()
         self.ended: int | None = None
         self.killed = ""
+        command = list(step.command) if shutil.which(step.command[0]) else ["sh", "-c", f"echo no {step.command[0]} here; exit 127"]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                list(step.command), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
             )
 
     def running(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
+import re
 import sys
 import tarfile
 from pathlib import Path
@@ -38,8 +38,10 @@ FAMILIES = (
 SWEEPS = ("attention tiles",)
 PRETRAINING = ("based_360m", "attention_360m")
 COUNTED = ("recurrence, no decay", "recurrence, decay per channel", "attention d128")
+KERNELS = "regex:.*(linear_recurrence|scheduled_attention|taylor_attention|convolution).*"
 CHECKED_FOR_MEMORY = ("recurrence, no decay", "attention d64")
 CACHE = Path("/tmp/first_contact_cache")
+TESTS_LOG = "device_tests.log"
 MAX_FILE = 15 * 2**20  # of what comes back from a lent machine
 
 
@@ -119,49 +121,46 @@ class Plan:
 
     def _tests(self) -> Step:
         """The tests that are simulated elsewhere, on the device itself; the log has a line for each the moment it ends."""
-        command = [sys.executable, "-m", "pytest", "-m", "gpu_interpreter", "-v", "-p", "no:cacheprovider", "tests/pallas_kernels"]
-        log = self.out / "device_tests.log"
+        command = [sys.executable, "-m", "pytest", "-m", "gpu_interpreter", "-vv", "-p", "no:cacheprovider", "tests/pallas_kernels"]
+        log = self.out / TESTS_LOG
         environment = self.environment | {"RECOLLECT_ON_DEVICE": "1", "XLA_FLAGS": ""}
         if self.rehearsing:
             environment = self.environment
             command[-1:] = ["tests/pallas_kernels/test_landmark_attention_gpu.py", "-k", "serve"]
         else:
-            command += ["-n", "8", "--timeout", "60", "--timeout-method", "thread", "--max-worker-restart", "50"]
+            command += ["-n", "10", "--timeout", "60", "--timeout-method", "thread", "--max-worker-restart", "50"]
         return Step("tests", ["bash", "-c", 'exec "$@" >"$0" 2>&1', str(log), *command], 170, environment)
 
     def _pretraining(self) -> list[Step]:
-        found = []
-        for name in ("attention_30m",) if self.rehearsing else PRETRAINING:
-            folder = self.out / "pretraining" / name
-            command = [sys.executable, "main.py", "bench", "pretraining", "--models", name, "--steps", "3", "--out", str(folder)]
-            if self.rehearsing:
-                command += ["--steps", "1", "run.batch_size=2", "data.length=32", "model.stages.0.repeat=1", "model.width=32"]
-            else:
-                command += ["run.batch_size=64", "run.accumulate=2"]
-            found.append(Step(f"pretraining: {name}", command, 110, self.environment))
+        overrides = ["run.batch_size=64", "run.accumulate=2"]
+        if self.rehearsing:
+            overrides = ["run.batch_size=2", "data.length=32", "model.width=32", "model.stages.0.repeats=1"]
+        names = ("attention_30m",) if self.rehearsing else PRETRAINING
+        found = [self._module(f"pretraining: {name}", "pretraining", 110, name, *overrides) for name in names]
+        if self.rehearsing:  # kernels are simulated by an environment that has jax alone; models train in the project's own
+            python = str(REPOSITORY / ".venv" / "bin" / "python")
+            environment = {**self.environment, "PYTHONPATH": str(REPOSITORY)}
+            found = [Step(step.name, [python, *step.command[1:]], step.seconds, environment) for step in found]
         return found
 
     def _counters(self, name: str) -> Step:
-        inner = self._module(f"counters: {name}", "checks", 60, name)
-        log = str(self.out / "counters.txt")
-        options = [
-            "--clock-control",
-            "none",
-            "--set",
-            "basic",
-            "--section",
-            "WarpStateStats",
-            "--launch-count",
-            "6",
-            "-k",
-            "regex:.*mosaic.*|.*recollect.*|.*scan.*|.*forward.*|.*gradient.*",
-        ]
-        command = ["ncu", *options, *inner.command]
-        return Step(inner.name, ["bash", "-c", 'exec "$@" >>"$0" 2>&1', log, *command], 60, inner.environment)
+        """Nsight Compute over each of the family's own kernels; clocks are left as they are."""
+        inner = self._module(f"counters: {name}", "launch", 75, name)
+        options = ["--clock-control", "none", "--set", "basic", "--section", "WarpStateStats", "--section", "ComputeWorkloadAnalysis"]
+        command = ["ncu", *options, "-k", KERNELS, "--launch-count", "4", *inner.command]
+        return self._logged(Step(inner.name, command, inner.seconds, inner.environment), "counters.txt")
 
     def _memory(self, name: str) -> Step:
-        inner = self._module(f"memory: {name}", "checks", 60, name)
-        return Step(inner.name, ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *inner.command], 60, inner.environment)
+        inner = self._module(f"memory: {name}", "checks", 75, name)
+        command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *inner.command]
+        return self._logged(Step(inner.name, command, inner.seconds, inner.environment), "memory.txt")
+
+    def _logged(self, step: Step, file: str) -> Step:
+        """The step with its output appended to a file that comes back."""
+        if self.rehearsing:  # neither tool is here: that the command is missing takes nothing with it
+            return step
+        command = ["bash", "-c", 'exec "$@" >>"$0" 2>&1', str(self.out / file), *step.command]
+        return Step(step.name, command, step.seconds, step.environment)
 
     def disturb(self, children: list[Child], file: Path) -> None:
         """In a rehearsal, kills the child whose turn it is once it has launched something."""
@@ -186,7 +185,6 @@ def keep_caches(out: Path) -> None:
                 packed.add(folder, arcname=name)
             if archive.stat().st_size > MAX_FILE:
                 archive.unlink()
-    shutil.rmtree(out / "pretraining" / "cache", ignore_errors=True)
 
 
 def lost(lines: list[dict[str, Any]], plan: Plan) -> list[str]:
@@ -209,6 +207,19 @@ def lost(lines: list[dict[str, Any]], plan: Plan) -> list[str]:
     for line in missing:
         print(f"LOST {line}")
     return missing
+
+
+def tests_summary(log: Path) -> dict[str, Any]:
+    """Returns how many of the device's tests passed, failed and were left when time was over, and the names of those that failed."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    line = r"(?m)^\[gw\d+\] \[ *\d+%\] (PASSED|FAILED|SKIPPED|ERROR) (\S.*?) *$|^(\S+::.*?) (PASSED|FAILED|SKIPPED|ERROR) +\[ *\d+%\]$"
+    ends = {name or alone: how or how_alone for how, name, alone, how_alone in re.findall(line, text)}
+    total = re.search(r"\[(\d+) items\]|collected \d+ items? / \d+ deselected / (\d+) selected", text)
+    counts = {how: sum(each == how for each in ends.values()) for how in ("PASSED", "FAILED", "ERROR", "SKIPPED")}
+    failed = sorted(name for name, how in ends.items() if how in ("FAILED", "ERROR"))
+    left = int(total.group(1) or total.group(2)) - len(ends) if total else None
+    summary = f"{counts['PASSED']} passed, {counts['FAILED'] + counts['ERROR']} failed, {counts['SKIPPED']} skipped, {left} not reached"
+    return {"summary": summary, "failed": failed}
 
 
 def _probed(lines: list[dict[str, Any]], name: str) -> bool:

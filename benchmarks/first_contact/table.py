@@ -67,7 +67,11 @@ def _is_wrong(lines: list[Line], time: Line) -> bool:
 
 
 def _tests(lines: list[Line]) -> list[str]:
-    return [f"tests: {line['summary']}" for line in lines if line["kind"] == "tests"]
+    rows = []
+    for line in lines:
+        if line["kind"] == "tests":
+            rows += [f"tests on the device: {line['summary']}", *(f"    FAILED {name}" for name in line["failed"])]
+    return rows
 
 
 def _others(lines: list[Line]) -> list[str]:
@@ -77,7 +81,7 @@ def _others(lines: list[Line]) -> list[str]:
             times = ", ".join(f"{part} {1e3 * line[part]:.3f} ms" for part in ("forward", "both") if line.get(part))
             rows.append(f"peer {line['what']} ({line.get('version', '')}): {times}")
         if line["kind"] == "pretraining":
-            rows.append(f"pretraining {line['name']}: {line['tokens_per_second']:,.0f} tokens/s, MFU {line.get('mfu', 0):.1%}")
+            rows.append(f"{line['name']}: {line['tokens_per_second']:,.0f} tokens/s, MFU {line.get('mfu', 0):.1%}, {line['seconds']}")
     return rows
 
 

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(text, flush=True)
     lines = records.read(contact.file)
     wrong = any(line.get("wrong") for line in lines)
-    return 1 if wrong or (given.rehearse and steps.lost(lines, plan)) else 0
+    return 1 if wrong or (given.rehearse and steps.lost(lines, plan, parts)) else 0
 
 
 class Contact:

@@ -31,19 +31,18 @@ def small(family: Family) -> None:
     """Checks every variant and head size of the family at 320 tokens, and at an odd length with documents."""
     seen = set()
     for timing in family.timings:
+        if rehearsing():  # one check a family
+            case = CASES[timing.operation, timing.variant](**tiny(timing.sizes) | {"t": 77})
+            return _checked(case, timing, documents=family.documents)
         case = smaller(timing.case)
-        if rehearsing():
-            case = CASES[timing.operation, timing.variant](**tiny(case.sizes))
         key = (timing.variant, *((name, case.sizes.get(name)) for name in "kvd"))
         if key in seen:
             continue
         seen.add(key)
         _checked(case, timing, documents=False)
         if family.odd is not None:
-            odd = {**case.sizes, "t": 77 if rehearsing() else family.odd}
+            odd = {**case.sizes, "t": family.odd}
             _checked(CASES[timing.operation, timing.variant](**odd), timing, documents=family.documents)
-        if rehearsing():
-            return
 
 
 def _checked(case: Case, timing: Timing, documents: bool) -> None:

@@ -7,6 +7,7 @@ import random
 import re
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,9 @@ class Plan:
         """Returns the steps of a part, most valuable first."""
         checked = [name for name in self.families if name not in SWEEPS]
         if part == "checks":
-            return [self._module(f"check: {name}", "checks", 60 if self.rehearsing else 110, name) for name in checked]
+            return [self._module(f"check: {name}", "checks", 150 if self.rehearsing else 110, name) for name in checked]
         if part == "full":
+            checked = checked[:1] if self.rehearsing else checked
             return [self._module(f"full size: {name}", "checks", 110, name, "--full") for name in checked]
         if part == "tests":
             return [self._tests()]
@@ -116,7 +118,7 @@ class Plan:
         fault = self.faults.get(step, "")
         environment = self.environment | ({"FIRST_CONTACT_FAULT": fault} if fault in ("hang", "abort") else {})
         if fault == "hang":
-            seconds = 25
+            seconds = 40
         return Step(step, [sys.executable, "-m", f"benchmarks.first_contact.{module}", *arguments], seconds, environment)
 
     def _tests(self) -> Step:
@@ -187,10 +189,10 @@ def keep_caches(out: Path) -> None:
                 archive.unlink()
 
 
-def lost(lines: list[dict[str, Any]], plan: Plan) -> list[str]:
-    """Returns what a rehearsal should have in its records and has not, printing each."""
+def lost(lines: list[dict[str, Any]], plan: Plan, parts: Sequence[str]) -> list[str]:
+    """Returns what a rehearsal of these parts should have in its records and has not, printing each."""
     missing = []
-    for part in ("check", "time"):
+    for part in [step for name, step in (("checks", "check"), ("timings", "time")) if name in parts]:
         for name in plan.families:
             step = f"{part}: {name}"
             if part == "check" and name in SWEEPS:
@@ -203,7 +205,8 @@ def lost(lines: list[dict[str, Any]], plan: Plan) -> list[str]:
                     missing.append(f"{step}: what was running when it was disturbed")
             elif not any(line["kind"] == part for line in own):
                 missing.append(f"{step}: no result")
-    missing += [f"probe: {name}" for name in ("machine", "eager", "ceilings", "toy") if not _probed(lines, name)]
+    if "probe" in parts:
+        missing += [f"probe: {name}" for name in ("machine", "eager", "ceilings", "toy") if not _probed(lines, name)]
     for line in missing:
         print(f"LOST {line}")
     return missing

@@ -31,7 +31,7 @@ def _short(x: Any) -> str:
 
 
 def _checks(lines: list[Line]) -> list[str]:
-    rows = []
+    rows = [f"{line['what']:76} {line['report']}" for line in lines if line["kind"] == "compiled ahead"]
     for line in lines:
         if line["kind"] == "check":
             worst = max(line["errors"].items(), key=lambda pair: pair[1][0] / pair[1][1] if pair[1][0] == pair[1][0] else 9e9)

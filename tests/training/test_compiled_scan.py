@@ -1,4 +1,4 @@
-"""What a scan compiled for an H100 reads and writes, whichever jax compiles it: `.ci/gpu-interpreter --compile` runs this with jax 0.11 too."""
+"""What a scan compiled for an H100 reads and writes, whichever jax compiles it: `.ci/gpu-interpreter` runs this with jax 0.11 too."""
 
 import jax
 import jax.numpy as jnp

@@ -30,7 +30,7 @@ test-slow: $(READY)
 test-all: test test-slow
 	$(BIN)/python -m pytest -m "slow and not gpu_interpreter" -n 2 --dist worksteal tests/pallas_kernels || [ $$? -eq 5 ]
 	$(MAKE) test-tpu-compile test-gpu-compile QUICK=
-	.ci/gpu-interpreter --slow --compile
+	.ci/gpu-interpreter --slow
 
 test-tpu-compile: libtpu
 	$(COMPILE) --chip v5e --chip v5p --chip v6e

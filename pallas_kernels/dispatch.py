@@ -39,6 +39,10 @@ class Device:
     kind: str
 
 
+class Refused(ValueError):
+    """A backend that was named does not serve a call: what `supports` says, before anything is traced. Other errors of a kernel are faults."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """What serves an operation, and for each preferred backend passed over, why."""
@@ -154,16 +158,17 @@ def choose(
       implementations: backend name -> (function, refuses), best first; `refuses(*args, **kwargs)` returns a reason or None.
 
     Raises:
-      ValueError: unknown backend, one this operation lacks, or one that refuses this call (with its reason).
+      ValueError: unknown backend.
+      Refused: one this operation lacks, or one that refuses this call (with its reason).
     """
     if backend is not None:
         if backend not in BACKENDS:
             raise ValueError(f"{operation}: backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
         if backend not in implementations:
-            raise ValueError(f"{operation}: has no {backend} form; it has {', '.join(implementations)}")
+            raise Refused(f"{operation}: has no {backend} form; it has {', '.join(implementations)}")
         reason = supports(backend, implementations, *args, **kwargs)
         if reason:
-            raise ValueError(f"{operation}: {backend} cannot serve this call: {reason}")
+            raise Refused(f"{operation}: {backend} cannot serve this call: {reason}")
         _note(Choice(operation, backend))
         return implementations[backend][0]
     preferred = _preferred.get()

@@ -164,10 +164,27 @@ def test_a_missing_compiler_is_one_clear_error(tmp_path, monkeypatch):
 
 
 def test_packages_are_those_of_this_jax():
-    assert f"jax-cuda12-pjrt=={jax.__version__}" in compilers.packages("cuda")
+    cuda = 12 if jax.version.__version_info__ < (0, 11) else 13
+    assert f"jax-cuda{cuda}-pjrt=={jax.__version__}" in compilers.packages("cuda")
     (libtpu,) = compilers.packages("tpu")
     assert libtpu.startswith("libtpu==")
     assert compilers.folder("tpu").name == f"libtpu-{jax.__version__}" or "RECOLLECT_LIBTPU" in os.environ
+
+
+@pytest.mark.parametrize(("cuda", "tools"), [(12, "cuda_nvcc"), (13, "cu13")])
+def test_the_tools_of_both_cudas_are_found(cuda, tools, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECOLLECT_CUDA", str(tmp_path))
+    names = (
+        f"jax_plugins/xla_cuda{cuda}/xla_cuda_plugin.so",
+        f"jax_cuda{cuda}_plugin/libmosaic_gpu_runtime.so",
+        f"nvidia/{tools}/bin/ptxas",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert compilers.files("cuda") == [tmp_path / name for name in names]
+    # Where XLA looks for libdevice.
+    assert compile_ahead.compiler_options("gpu") == {"xla_gpu_cuda_data_dir": str(tmp_path / "nvidia" / tools)}
 
 
 def test_an_install_that_fails_says_why(tmp_path, monkeypatch, capfd):
@@ -177,7 +194,7 @@ def test_an_install_that_fails_says_why(tmp_path, monkeypatch, capfd):
     assert compilers.main(["cuda"]) == 1
     assert "could not be installed: ERROR: " in capfd.readouterr().err
     assert compilers.main(["cuda", "--optional"]) == 0
-    assert "note: jax-cuda12-plugin" in capfd.readouterr().err
+    assert "note: jax-cuda" in capfd.readouterr().err
 
 
 def test_programs_are_complete():

@@ -65,12 +65,13 @@ class Check:
         low = self.dtype == jnp.bfloat16
         with jax.default_matmul_precision("default" if low else "highest"):
             output, gradients = jax.jit(with_gradients(form))(self.inputs, cotangent(form, self.inputs))
-        errors = {"output": (_error(output, self.expected[0]), FORWARD)}
+        errors = {"output": (relative_error(output, self.expected[0]), FORWARD)}
         for name, gradient in gradients.items():
-            errors[name] = (_error(gradient, self.expected[1][name]), GATE if name in GATES else GRADIENT)
+            errors[name] = (relative_error(gradient, self.expected[1][name]), GATE if name in GATES else GRADIENT)
         return errors if low else {name: (error, FULL) for name, (error, _) in errors.items()}
 
 
-def _error(found: Any, expected: Any) -> float:
+def relative_error(found: Any, expected: Any) -> float:
+    """Returns rms(found - expected) / rms(expected); NaN where anything found is."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     return float(np.sqrt(np.mean((found - expected) ** 2)) / max(np.sqrt(np.mean(expected**2)), 1e-30))

@@ -24,9 +24,7 @@ import argparse
 import contextlib
 import functools
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +34,6 @@ from benchmarks.peer_process import Peers
 from benchmarks.reporting import Parser, keep, say_device
 from configuration import UserError
 
-TURNS = 20
 LENGTHS = tuple(1024 * 2**i for i in range(7))
 SLOWEST = 2.0  # seconds a call, after which --lengths tries no longer sequences
 
@@ -93,6 +90,7 @@ def _times(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save) 
 
     from benchmarks.kernel_cases import cases, smaller
     from benchmarks.kernel_checks import Check, drawn
+    from benchmarks.kernel_timing import floors
 
     platform = jax.default_backend()
     dtype = jnp.dtype(options.dtype or ("float32" if platform == "cpu" else "bfloat16"))
@@ -107,7 +105,7 @@ def _times(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save) 
             print(f"{case.name} {dtype}")
             inputs, check = drawn(case, 0, dtype), Check(smaller(case), dtype)
             facts = {"case": case.name, "operation": case.operation, "variant": case.variant, **case.sizes, "dtype": str(dtype)}
-            facts["floor"] = _floors(case, inputs, device_kind=jax.devices()[0].device_kind)
+            facts["floor"] = floors(case, inputs, jax.devices()[0].device_kind)
             small = dict(_forms(check.case, options.backends))
             measure = {
                 form: functools.partial(_row, function, inputs, small[form], check) for form, function in _forms(case, options.backends)
@@ -128,6 +126,7 @@ def _row(function: Callable[..., Any], inputs: dict[str, Any], small: Callable[.
     import jax
 
     from benchmarks.kernel_checks import cotangent, with_gradients
+    from benchmarks.kernel_timing import timed
     from pallas_kernels.dispatch import Refused
 
     row: dict[str, Any] = {}
@@ -137,8 +136,8 @@ def _row(function: Callable[..., Any], inputs: dict[str, Any], small: Callable[.
         row |= {"errors": errors, "wrong": [name for name, (error, bar) in errors.items() if not error <= bar]}
         if not row["wrong"]:
             load, given = OtherLoad(), cotangent(function, inputs)
-            row["forward"] = timed(function, inputs)
-            row["both"] = timed(with_gradients(function), inputs, given)
+            row["forward"] = timed(jax.jit(function), inputs)[0]
+            row["both"] = timed(jax.jit(with_gradients(function)), inputs, given)[0]
             row["cores_kept_busy_by_others"] = round(load.cores(), 2)
     except Refused as error:
         row["refused"] = " ".join(str(error).split())
@@ -151,42 +150,6 @@ def _row(function: Callable[..., Any], inputs: dict[str, Any], small: Callable[.
 def _forms(case: Any, backends: list[str]) -> list[tuple[str, Callable[..., Any]]]:
     served = [name for name in backends if name not in LIBRARIES or name in case.libraries]
     return [(name, lambda x, name=name: case.run(x, name)) for name in served] + list(case.plain.items())
-
-
-def timed(function: Callable[..., Any], *arguments: Any) -> float:
-    """Median seconds a call, compiled."""
-    import jax
-
-    run = jax.jit(function)
-    jax.block_until_ready(run(*arguments))
-    start = time.perf_counter()
-    jax.block_until_ready(run(*arguments))
-    calls = max(1, int(0.01 / max(time.perf_counter() - start, 1e-6)))
-    times = []
-    for _ in range(TURNS):
-        start = time.perf_counter()
-        for _ in range(calls):
-            out = run(*arguments)
-        jax.block_until_ready(out)
-        times.append((time.perf_counter() - start) / calls)
-    return statistics.median(times)
-
-
-def _floors(case: Any, inputs: dict[str, Any], device_kind: str) -> dict[str, float] | None:
-    """Seconds that no form can beat on this device: forward, and forward and backward; None where its peaks are not known."""
-    import jax
-
-    from training.chips import chip_of
-
-    chip = chip_of(device_kind)
-    if chip is None:
-        return None
-    output = jax.eval_shape(lambda x: case.run(x, "reference"), inputs)
-    taken, given = sum(x.nbytes for x in inputs.values()), output.size * output.dtype.itemsize
-    return {
-        "forward": max((taken + given) / chip.bandwidth, case.work / chip.flops),
-        "both": max((3 * taken + 2 * given) / chip.bandwidth, 3 * case.work / chip.flops),
-    }
 
 
 def _print(row: dict[str, Any], peer: dict[str, Any]) -> None:
@@ -213,6 +176,7 @@ def _lengths(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save
 
     from benchmarks.kernel_cases import CASES, GROWTH, shapes_of
     from benchmarks.kernel_checks import cotangent, drawn, with_gradients
+    from benchmarks.kernel_timing import timed
 
     print(f"{'xla forms, b1, fp32':62} {'tokens':>8} {'ms':>10} {'x before':>8} {'MiB temporary':>14} {'x before':>8}")
     for key, make in CASES.items():
@@ -226,9 +190,10 @@ def _lengths(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save
                     break
                 save(case.name)
                 inputs, form = drawn(case, 0, jnp.float32), functools.partial(case.run, backend="xla")
-                function, given = with_gradients(form), cotangent(form, inputs)
-                memory = jax.jit(function).lower(inputs, given).compile().memory_analysis().temp_size_in_bytes
-                row = {"case": case.name, "operation": key[0], "variant": key[1], "t": t, "both": timed(function, inputs, given)}
+                given = cotangent(form, inputs)
+                run = jax.jit(with_gradients(form)).lower(inputs, given).compile()
+                memory = run.memory_analysis().temp_size_in_bytes
+                row = {"case": case.name, "operation": key[0], "variant": key[1], "t": t, "both": timed(run, inputs, given)[0]}
                 row["temporary_bytes"] = memory
                 growth = ("", "")
                 if before is not None:

@@ -13,17 +13,16 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.first_contact import records
-from benchmarks.first_contact.child import draw, failed, gradient, launching, on_device, rehearsing, relative_error
+from benchmarks.first_contact.child import failed, launching, on_device, rehearsing
 from benchmarks.first_contact.families import FAMILIES, Family, Timing, tiny
 from benchmarks.kernel_case import Case
 from benchmarks.kernel_cases import CASES, smaller
+from benchmarks.kernel_checks import FORWARD, GATE, GATES, GRADIENT, drawn, relative_error, with_gradients
 
-OUTPUT, GRADIENT, GATE = 0.005, 0.01, 0.02
-"""Bars for bf16, as in the tests: gates, strengths and sinks have gradients that are sums over many tokens."""
-GATES = ("log_decay", "beta", "taps", "filter", "sinks", "router")
 ROWS = 128  # compared at full size
 
 
@@ -52,15 +51,15 @@ def _checked(case: Case, timing: Timing, documents: bool) -> None:
         cpu = jax.devices("cpu")[0]
         fixed = {"segment_ids": _documents(case.sizes["b"], case.sizes["t"])} if documents else {}
         with jax.default_device(cpu):
-            sets = [jax.tree.map(np.asarray, draw(case, seed)) for seed in (1, 2)]
+            sets = [jax.tree.map(np.asarray, drawn(case, seed, jnp.bfloat16)) for seed in (1, 2)]
         like = jax.eval_shape(lambda x: case.run(x, "reference"), {**sets[0], **fixed})
         cotangent = np.random.default_rng(0).normal(size=like.shape).astype(like.dtype)
         expected, expected_gradients = _exactly(case, sets[0], cotangent, fixed)
         launching(label)
         with on_device():
-            run = jax.jit(gradient(lambda x: case.run(x, "pallas_gpu"))).lower(sets[0], cotangent, fixed).compile()
-            first, _, again = (jax.tree.map(np.asarray, run(x, cotangent, fixed)) for x in (sets[0], sets[1], sets[0]))
-        errors = {"output": (relative_error(first[0], expected), OUTPUT)}
+            run = jax.jit(with_gradients(lambda x: case.run({**x, **fixed}, "pallas_gpu"))).lower(sets[0], cotangent).compile()
+            first, _, again = (jax.tree.map(np.asarray, run(x, cotangent)) for x in (sets[0], sets[1], sets[0]))
+        errors = {"output": (relative_error(first[0], expected), FORWARD)}
         for name, x in expected_gradients.items():
             errors[name] = (relative_error(first[1][name], x), GATE if name in GATES else GRADIENT)
         same = all(a.tobytes() == b.tobytes() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True))
@@ -94,8 +93,8 @@ def _exactly(case: Case, x: dict[str, Any], cotangent: Any, fixed: dict[str, Any
     """The reference and its gradients in float64 on the CPU."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         wide = {name: np.asarray(each, np.float64) for name, each in x.items()}
-        run = jax.jit(gradient(lambda x: case.run(x, "reference")))
-        return jax.tree.map(np.asarray, run(wide, np.asarray(cotangent, np.float64), fixed))
+        run = jax.jit(with_gradients(lambda x: case.run({**x, **fixed}, "reference")))
+        return jax.tree.map(np.asarray, run(wide, np.asarray(cotangent, np.float64)))
 
 
 def full(family: Family) -> None:
@@ -108,7 +107,7 @@ def full(family: Family) -> None:
         begun = time.monotonic()
         try:
             with jax.default_device(jax.devices("cpu")[0]):
-                x = jax.tree.map(np.asarray, draw(case, 3))
+                x = jax.tree.map(np.asarray, drawn(case, 3, jnp.bfloat16))
             one = CASES[timing.operation, timing.variant](**{**case.sizes, **{name: 1 for name in "bh" if name in case.sizes}})
             with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
                 wide = {name: np.asarray(_one(each, channels), np.float64) for name, each in x.items()}
@@ -118,7 +117,7 @@ def full(family: Family) -> None:
             with on_device():
                 run = jax.jit(lambda x, case=case: case.run(x, "pallas_gpu")).lower(x).compile()
                 first, again = (np.asarray(run(x)) for _ in range(2))
-            errors = {"output": (relative_error(_one(first, channels)[:, -ROWS:], expected[:, -ROWS:]), OUTPUT)}
+            errors = {"output": (relative_error(_one(first, channels)[:, -ROWS:], expected[:, -ROWS:]), FORWARD)}
             wrong = [name for name, (error, bar) in errors.items() if not error <= bar]
             _record(label, timing, errors, wrong, first.tobytes() == again.tobytes(), begun)
         except Exception as error:

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from benchmarks.first_contact import records
-from benchmarks.kernel_case import Case
+from benchmarks.kernel_case import Arrays, Case
 from pallas_kernels import dispatch
 
 REHEARSAL_VARIABLE = "FIRST_CONTACT_REHEARSAL"
@@ -58,27 +56,6 @@ def wait_for_turn(gate: Path, seconds: float) -> None:
     signal.alarm(max(1, int(seconds)))
 
 
-def draw(case: Case, seed: int, dtype: Any = jnp.bfloat16) -> dict[str, jax.Array]:
-    """Returns the case's inputs, drawn inside one compiled program."""
-    return jax.jit(lambda key: case.inputs(key, dtype))(jax.random.key(seed))
-
-
-def form(case: Case, name: str) -> Callable[[dict[str, jax.Array]], jax.Array]:
+def form(case: Case, name: str) -> Callable[[Arrays], jax.Array]:
     """Returns the case on a backend, or one of its plain forms."""
     return case.plain[name] if name in case.plain else lambda x: case.run(x, name)
-
-
-def gradient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns (x, cotangent, fixed arrays) -> (output, gradients of x), with no loss around them."""
-
-    def both(x, cotangent, fixed):
-        out, pull = jax.vjp(lambda x: function({**x, **fixed}), x)
-        return out, pull(cotangent)[0]
-
-    return both
-
-
-def relative_error(found: Any, expected: Any) -> float:
-    """Returns rms(found - expected) / rms(expected); NaN where anything found is."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    return float(np.sqrt(np.mean((found - expected) ** 2)) / max(np.sqrt(np.mean(expected**2)), 1e-30))

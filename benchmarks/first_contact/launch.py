@@ -8,24 +8,24 @@ from __future__ import annotations
 import sys
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from benchmarks.first_contact import records
-from benchmarks.first_contact.child import draw, gradient, launching, on_device, rehearsing
+from benchmarks.first_contact.child import launching, on_device, rehearsing
 from benchmarks.first_contact.families import FAMILIES, tiny
 from benchmarks.kernel_cases import CASES
+from benchmarks.kernel_checks import cotangent, drawn, with_gradients
 
 
 def main() -> None:
     timing = FAMILIES[sys.argv[1]].timings[0]
     case = CASES[timing.operation, timing.variant](**tiny(timing.sizes)) if rehearsing() else timing.case
-    x = draw(case, 0)
-    out = jax.eval_shape(lambda x: case.run(x, "reference"), x)
-    cotangent = np.random.default_rng(0).normal(size=out.shape).astype(out.dtype)
+    x = drawn(case, 0, jnp.bfloat16)
+    given = cotangent(lambda x: case.run(x, "reference"), x)
     with on_device():
-        run = jax.jit(gradient(lambda x: case.run(x, "pallas_gpu")))
+        run = jax.jit(with_gradients(lambda x: case.run(x, "pallas_gpu")))
         launching(case.name)
-        jax.block_until_ready(run(x, cotangent, {}))
+        jax.block_until_ready(run(x, given))
     records.write("done")
 
 

@@ -31,22 +31,10 @@ def main() -> None:
         # The parts that need a GPU are left out; what is rehearsed is that a peer which cannot run takes nothing with it.
         records.write("failed", what=what, error="rehearsal: torch and a GPU are not here")
         return
-    import torch
-
     try:
-        function, inputs, version = kernel_peers.PEERS[name](**sizes)
         records.write("started", what=what)
-
-        def forward():
-            with torch.no_grad():
-                return function(*inputs)
-
-        found = {"forward": kernel_peers.timed(forward, torch), "version": version, "sizes": sizes}
-        records.write("peer", what=what, **found)
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        cotangent = torch.randn_like(forward())
-        found["both"] = kernel_peers.timed(lambda: torch.autograd.grad(function(*leaves), leaves, cotangent), torch)
-        records.write("peer", what=what, **found)
+        answer = kernel_peers.measure({"peer": name, "sizes": sizes})
+        records.write("peer", what=what, sizes=sizes, **answer)
     except Exception as error:
         records.write("failed", what=what, error=f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
     records.write("done")

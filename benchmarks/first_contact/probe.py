@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.first_contact import records
-from benchmarks.first_contact.child import failed, launching, on_device, rehearsing, relative_error
-from benchmarks.first_contact.timings import measured
+from benchmarks.first_contact.child import failed, launching, on_device, rehearsing
+from benchmarks.kernel_checks import relative_error
+from benchmarks.kernel_timing import timed
 
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cuda-nvcc", "torch", "triton", "numpy")
 
@@ -63,10 +64,10 @@ def ceilings() -> dict[str, Any]:
     """Returns the rates of a large copy (bytes read and written per second) and of a large bf16 product (FLOP/s)."""
     n = 1 << (16 if rehearsing() else 30)
     x = jax.jit(lambda: jax.random.normal(jax.random.key(0), (n,), jnp.bfloat16))()
-    copy, _ = measured(lambda run=jax.jit(lambda x: x * jnp.bfloat16(1.5)): run(x))
+    copy, _ = timed(jax.jit(lambda x: x * jnp.bfloat16(1.5)), x, turns=10)
     d = 128 if rehearsing() else 8192
     a = jax.jit(lambda: jax.random.normal(jax.random.key(1), (d, d), jnp.bfloat16))()
-    product, _ = measured(lambda run=jax.jit(lambda a: a @ a): run(a))
+    product, _ = timed(jax.jit(lambda a: a @ a), a, turns=10)
     return {"copy_bytes_per_second": 2 * x.nbytes / copy, "product_flops_per_second": 2 * d**3 / product}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,15 +20,16 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.first_contact import records
-from benchmarks.first_contact.child import draw, failed, form, gradient, launching, on_device, rehearsing, wait_for_turn
+from benchmarks.first_contact.child import failed, form, launching, on_device, rehearsing, wait_for_turn
 from benchmarks.first_contact.families import FAMILIES, Timing, tiny
 from benchmarks.kernel_case import Case
 from benchmarks.kernel_cases import CASES
+from benchmarks.kernel_checks import cotangent, drawn, with_gradients
+from benchmarks.kernel_timing import floors, timed
 from pallas_kernels import compile_ahead
 from pallas_kernels.tuning import forced
-from training.chips import chip_of
 
-TURNS, TURN_SECONDS = 10, 0.01
+TURNS = 10
 
 
 def compiled(timing: Timing, case: Case, name: str) -> dict[str, Callable[..., Any]]:
@@ -38,41 +39,8 @@ def compiled(timing: Timing, case: Case, name: str) -> dict[str, Callable[..., A
     out = jax.eval_shape(lambda x: case.run(x, "reference"), x)
     with on_device(), forced(**timing.forced) if timing.forced else contextlib.nullcontext():
         forward = jax.jit(function).lower(x).compile()
-        both = jax.jit(gradient(function)).lower(x, out, {}).compile()
+        both = jax.jit(with_gradients(function)).lower(x, out).compile()
     return {"forward": forward, "both": both}
-
-
-def measured(run: Callable[[], Any]) -> tuple[float, float]:
-    """Returns the median seconds per call and the spread of the turns, (longest - shortest) / median."""
-    jax.block_until_ready(run())
-    begun = time.perf_counter()
-    jax.block_until_ready(run())
-    calls = 1 if rehearsing() else max(1, int(TURN_SECONDS / max(time.perf_counter() - begun, 1e-5)))
-    turns = []
-    for _ in range(1 if rehearsing() else TURNS):
-        begun = time.perf_counter()
-        for _ in range(calls):
-            out = run()
-        jax.block_until_ready(out)
-        turns.append((time.perf_counter() - begun) / calls)
-    median = statistics.median(turns)
-    return median, (max(turns) - min(turns)) / median
-
-
-def floors(case: Case, x: dict[str, jax.Array]) -> dict[str, float]:
-    """Returns the seconds that no form can beat on this chip by its data sheet; empty where the chip is not known.
-
-    Bytes: forward, each input and the output once; with gradients the inputs twice, output, cotangent, and each gradient.
-    """
-    chip = chip_of(jax.devices()[0].device_kind)
-    if chip is None:
-        return {}
-    out = jax.eval_shape(lambda x: case.run(x, "reference"), x)
-    taken, given = sum(each.nbytes for each in x.values()), out.size * out.dtype.itemsize
-    return {
-        "forward": max((taken + given) / chip.bandwidth, case.work / chip.flops),
-        "both": max((3 * taken + 2 * given) / chip.bandwidth, 3 * case.work / chip.flops),
-    }
 
 
 def programs(family: str) -> Iterator[tuple[Timing, Case, str, dict[str, Callable[..., Any]]]]:
@@ -114,23 +82,24 @@ def main() -> None:
     ready = list(programs(given.family))
     records.write("ready")
     wait_for_turn(given.gate, given.seconds)
+    turns = 1 if rehearsing() else TURNS
     for timing, case, name, runs in ready:
         facts = {"form": name, "operation": timing.operation, "variant": timing.variant, "note": timing.note, "sizes": case.sizes}
         try:
-            x = draw(case, 0)
+            x = drawn(case, 0, jnp.bfloat16)
             launching(case.name, form=name, note=timing.note)
-            out = jax.block_until_ready(runs["forward"](x))
-            cotangent = jax.jit(lambda o: jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape).astype(o.dtype))(out)
-            row: dict[str, Any] = {"floor": floors(case, x)}
-            row["forward"], row["forward_spread"] = measured(lambda x=x, run=runs["forward"]: run(x))
+            row: dict[str, Any] = {"floor": floors(case, x, jax.devices()[0].device_kind)}
+            row["forward"], row["forward_spread"] = timed(runs["forward"], x, turns=turns)
             records.write("time", what=case.name, part="forward", **facts, **row)
             if rehearsing():
                 continue
-            row["both"], row["both_spread"] = measured(lambda x=x, c=cotangent, run=runs["both"]: run(x, c, {}))
+            row["both"], row["both_spread"] = timed(
+                runs["both"], x, cotangent(functools.partial(case.run, backend="reference"), x), turns=turns
+            )
             records.write("time", what=case.name, part="both", **facts, **row)
         except Exception as error:
             failed(case.name, error, **facts)
-        x = out = cotangent = None  # free the device's memory before the next case
+        x = None  # free the device's memory before the next case
     records.write("done")
 
 

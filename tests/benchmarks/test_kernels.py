@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import kernel_cases, kernel_checks, kernel_peers, kernels
+from benchmarks import kernel_cases, kernel_checks, kernel_peers, kernel_timing, kernels
 from configuration import UserError
 
 SMALL = {"b": 1, "t": 48, "h": 2, "k": 8, "v": 8}
@@ -38,7 +38,7 @@ def small(monkeypatch):
         ("taylor_attention", "normalised"),
     )
     monkeypatch.setattr(kernel_cases, "CASES", {key: kernel_cases.CASES[key] for key in few})
-    monkeypatch.setattr(kernels, "timed", lambda function, *arguments: 0.002)
+    monkeypatch.setattr(kernel_timing, "timed", lambda run, *arguments: (0.002, 0.0))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def only(monkeypatch):
         case = dataclasses.replace(kernel_cases.CASES["linear_recurrence", "no decay"](**SMALL), plain=plain)
         monkeypatch.setattr(kernel_cases, "CPU_SHAPES", {"linear_recurrence": [SMALL]})
         monkeypatch.setattr(kernel_cases, "CASES", {("linear_recurrence", "no decay"): lambda **sizes: case})
-        monkeypatch.setattr(kernels, "timed", lambda function, *arguments: 0.002)
+        monkeypatch.setattr(kernel_timing, "timed", lambda run, *arguments: (0.002, 0.0))
         return case
 
     return set_case
@@ -129,7 +129,7 @@ def test_what_is_refused_costs_nothing_and_the_reference_is_computed_once(only, 
 
 PROCESS = """
 import os, signal, sys
-from benchmarks import kernel_cases, kernels
+from benchmarks import kernel_cases, kernel_timing, kernels
 from tests.benchmarks.test_kernels import SMALL
 import dataclasses
 
@@ -137,7 +137,7 @@ make = kernel_cases.CASES["linear_recurrence", "no decay"]
 plain = {"fine": lambda x: make(**SMALL).run(x, "xla"), "fatal": lambda x: os.kill(os.getpid(), signal.SIGKILL)}
 kernel_cases.CPU_SHAPES = {"linear_recurrence": [SMALL]}
 kernel_cases.CASES = {("linear_recurrence", "no decay"): lambda **sizes: dataclasses.replace(make(**SMALL), plain=plain)}
-kernels.timed = lambda function, *arguments: 0.002
+kernel_timing.timed = lambda run, *arguments: (0.002, 0.0)
 kernels.main(["--operations", "linear_recurrence", "--backends", "xla", "--out", sys.argv[1]])
 """
 
@@ -244,10 +244,10 @@ def test_floors_come_from_the_arrays():
     case = kernel_cases.CASES["linear_recurrence", "no decay"](b=2, t=4096, h=16, k=128, v=128)
     inputs = {name: jax.ShapeDtypeStruct((2, 4096, 16, 128), jnp.bfloat16) for name in ("q", "k", "v")}
     inputs = {name: jnp.zeros(x.shape, x.dtype) for name, x in inputs.items()}
-    floors = kernels._floors(case, inputs, "NVIDIA H100 80GB HBM3")
+    floors = kernel_timing.floors(case, inputs, "NVIDIA H100 80GB HBM3")
     tensor = 2 * 4096 * 16 * 128 * 2
     assert floors == {"forward": pytest.approx(4 * tensor / 3.35e12), "both": pytest.approx(11 * tensor / 3.35e12)}
-    assert kernels._floors(case, inputs, "cpu") is None
+    assert kernel_timing.floors(case, inputs, "cpu") is None
 
 
 def test_libraries_are_asked_where_an_operation_has_them():
@@ -317,11 +317,11 @@ def test_work_of_a_window_grows_with_length_and_window():
     assert 3.5 < counted("causal", 1024) / counted("causal", 512) < 4.1
 
 
-def test_times_are_those_of_a_call(monkeypatch):
-    monkeypatch.setattr(kernels, "TURNS", 3)
+def test_times_are_those_of_a_call():
     x = jnp.ones((256, 256))
-    few, many = (kernels.timed(lambda x, n=n: jax.lax.fori_loop(0, n, lambda _, y: y @ x / 256, x), x) for n in (1, 100))
-    assert 0 < few < many
+    programs = [jax.jit(lambda x, n=n: jax.lax.fori_loop(0, n, lambda _, y: y @ x / 256, x)) for n in (1, 100)]
+    (few, spread), (many, _) = (kernel_timing.timed(run, x, turns=3) for run in programs)
+    assert 0 < few < many and spread >= 0
 
 
 def test_lengths_grow_and_are_measured(small, capsys):
@@ -331,7 +331,7 @@ def test_lengths_grow_and_are_measured(small, capsys):
 
 
 def test_lengths_stop_where_a_call_takes_long(small, monkeypatch, capsys):
-    monkeypatch.setattr(kernels, "timed", lambda function, *arguments: 3.0)
+    monkeypatch.setattr(kernel_timing, "timed", lambda run, *arguments: (3.0, 0.0))
     assert kernels.main(["--lengths", "--longest", "4096", "--operations", "taylor_attention"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("taylor_attention")]
     assert len(lines) == 2 and "2,048 not timed, as 1,024 tokens take more than 2 s" in lines[1]

@@ -11,6 +11,10 @@ fly into the other stage. In a chunk, with S the copy:
 Shared memory is filled from registers in three batches a chunk, each made visible to the tensor cores (committed) before it is read:
 S; P; and writes . y together with o, which takes the place of P where they have one size. Decays by channel take more (gpu_decay.py).
 
+Time may be cut in pieces, each with thread blocks of its own. Where pieces end, states are found first, by the same steps with neither
+q nor o (`states_only`), of all pieces but the last, from S = 0. With the delta rule a piece's last state is linear in its first, S' = T S + ...:
+more blocks of columns, which start from the identity and write no v, leave T.
+
 Registers are what binds (255 a thread). A product's operands are named by descriptors, which the compiler makes outside the loop and
 keeps, two registers each, wherever an address does not vary: so work space is indexed by a zero read from memory (`nought`). Shared
 memory holds two blocks a core in plain walks of size 128 with no decay or one a head and without dots, else one. Not timed on a device.
@@ -19,6 +23,7 @@ memory holds two blocks a core in plain walks of size 128 with no decay or one a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +45,10 @@ TOTAL, READS, WRITES, KEEP = range(4)  # rows of gpu.weight_rows
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a kernel is built for. key_dim, value_dim: padded. tokens: names of the arrays (b, t, h, k | v) it reads."""
+    """What a kernel is built for. key_dim, value_dim: padded. tokens: names of the arrays (b, t, h, k | v) it reads.
+
+    pieces: of time, of `piece` chunks each in the order of the walk, the last maybe of fewer. states_only: see the module.
+    """
 
     b: int
     t: int
@@ -56,11 +64,28 @@ class Plan:
     enters: bool
     checkpoint_every: int | None
     out_dtype: jnp.dtype
+    pieces: int = 1
+    states_only: bool = False
 
     @property
     def n(self) -> int:
         """Chunks."""
         return self.t // CHUNK
+
+    @property
+    def piece(self) -> int:
+        """Chunks of a piece."""
+        return -(-self.n // self.pieces)
+
+    @property
+    def transition(self) -> bool:
+        """Whether blocks are added that find T."""
+        return self.states_only and "w" in self.tokens
+
+    @property
+    def splits(self) -> int:
+        """Blocks of columns."""
+        return (self.value_dim + (self.key_dim if self.transition else 0)) // self.columns
 
     @property
     def columns(self) -> int:
@@ -108,7 +133,9 @@ class Plan:
 
     def space(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """What a chunk's work is laid out in."""
-        laid: dict[str, tuple[tuple[int, ...], Any]] = {"state": ((self.key_dim, self.columns), jnp.bfloat16)}
+        laid: dict[str, tuple[tuple[int, ...], Any]] = {}
+        if "q" in self.tokens or "w" in self.tokens:
+            laid["state"] = ((self.key_dim, self.columns), jnp.bfloat16)
         if "q" in self.tokens:
             laid["scores"] = ((CHUNK, CHUNK), jnp.bfloat16)
             if self.out_dtype != jnp.bfloat16 or self.columns != CHUNK:
@@ -118,7 +145,7 @@ class Plan:
         if self.decay == "key":
             laid["scaled_k"] = ((CHUNK, self.key_dim), jnp.bfloat16)
             laid["scaled_q"] = ((CHUNK, self.key_dim), jnp.bfloat16)
-        if self.decay == "value":
+        if self.decay == "value" and "q" in self.tokens:
             laid["scaled_v"] = ((CHUNK, self.columns), jnp.bfloat16)
             laid |= dict.fromkeys(SCORES_BY_LEVEL, ((CHUNK, CHUNK), jnp.bfloat16))
         return laid
@@ -138,8 +165,10 @@ class Plan:
         return 2 if laid + 2 * stage <= gpu.SHARED_MEMORY_BYTES - 2048 else 1
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The kernel's outputs. dots: a part for each block of columns."""
+        """The kernel's outputs. dots: a part for each block of columns. states_only: (b, pieces - 1, h, k, v + k of T) alone."""
         b, t, h, keys, values = self.b, self.t, self.heads, self.key_dim, self.value_dim
+        if self.states_only:
+            return {"state": jax.ShapeDtypeStruct((b, self.pieces - 1, h, keys, self.splits * self.columns), jnp.float32)}
         made = {"state": jax.ShapeDtypeStruct((b, h, keys, values), jnp.float32)}
         if "q" in self.tokens:
             made["o"] = jax.ShapeDtypeStruct((b, t, h, values), self.out_dtype)
@@ -170,9 +199,9 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         body,
         out_type=list(results.values()),
         scratch_types=[*staged.values(), *space.values(), barrier, gpu.plain((1,), jnp.int32)],
-        grid=(plan.value_dim // plan.columns, plan.heads, plan.b),
+        grid=(plan.splits, plan.heads, plan.b * (plan.pieces - plan.states_only)),
         grid_names=("columns", "head", "batch"),
-        name="linear_recurrence_" + ("delta_walk" if "w" in plan.tokens else "walk"),
+        name="linear_recurrence_" + ("delta_walk" if "w" in plan.tokens else "walk") + ("_states" if plan.states_only else ""),
     )(*inputs.values())
     return dict(zip(results, made, strict=True))
 
@@ -194,25 +223,53 @@ class _Block:
         self.plan, self.stages, self.source, self.target = plan, stages, source, target
         self.stage, self.laid, self.barrier, self.nought = stage, space, barrier, nought
         self.split, self.head, self.batch = (jax.lax.axis_index(name) for name in ("columns", "head", "batch"))
-        self.columns = pl.ds(self.split * plan.columns, plan.columns)
+        own = self.split
+        if plan.transition:
+            blocks = plan.value_dim // plan.columns
+            own = jnp.minimum(self.split, blocks - 1)
+            self.writes = jnp.where(self.split < blocks, 1.0, 0.0)  # what v and second_v are multiplied by
+        self.columns = pl.ds(own * plan.columns, plan.columns)
+        self.first: Any = 0  # step of the whole walk with which this piece begins
+        self.count: Any = plan.piece
+        if plan.pieces > 1:
+            run = jnp.int32(plan.pieces - plan.states_only)
+            self.piece, self.batch = jax.lax.rem(self.batch, run), jax.lax.div(self.batch, run)
+            self.first = self.piece * plan.piece
+            if not plan.states_only and plan.n % plan.piece:
+                self.count = jnp.minimum(plan.n - self.first, plan.piece)
 
     def walk(self) -> None:
-        """All chunks."""
+        """All chunks of the piece."""
         plan = self.plan
         self.nought[0] = jnp.int32(0)
-        for step in range(min(self.stages, plan.n)):
-            self.fetch(jnp.int32(step), step)
-        if plan.enters:
-            state = gpu.load(self.source["initial"].at[self.batch, self.head, :, self.columns], optimized=False)
+        for step in range(min(self.stages, plan.piece)):
+            pl.when(step < self.count)(functools.partial(self.fetch, jnp.int32(step), step))
+        if plan.transition:
+            row, column = gpu.row_and_column((plan.key_dim, plan.columns))
+            start = self.split * plan.columns - plan.value_dim  # negative for values, which start from 0
+            state = jnp.where((row == column + start) & (column + start >= 0), 1.0, 0.0)
+        elif plan.enters:
+            place = (self.batch, self.head) if plan.pieces == 1 else (self.batch, self.piece, self.head)
+            state = gpu.load(self.source["initial"].at[(*place, slice(None), self.columns)], optimized=False)
         else:
             state = gpu.filled((plan.key_dim, plan.columns), 0.0)
-        state = jax.lax.fori_loop(0, plan.n, self.step, state)
+        state = jax.lax.fori_loop(0, self.count, self.step, state)
         # Through `nought`, so that the address is not taken for the initial state's and kept in registers all the way.
-        self.target["state"].at[self.batch, self.head + self.nought[0], :, self.columns][...] = state
+        head = self.head + self.nought[0]
+        if plan.states_only:
+            columns = pl.ds(self.split * plan.columns, plan.columns)
+            self.target["state"].at[self.batch, self.piece, head, :, columns][...] = state
+        else:
+
+            @pl.when(self.first + self.count == plan.n)
+            def _() -> None:
+                self.target["state"].at[self.batch, head, :, self.columns][...] = state
+
         plgpu.wait_smem_to_gmem(0)
 
     def at(self, step: jax.Array) -> jax.Array:
-        """The chunk that is walked over in a step."""
+        """The chunk that is walked over in a step of the piece."""
+        step = self.first + step
         return self.plan.n - 1 - step if self.plan.reverse else step
 
     def fetch(self, step: jax.Array, slot: Any) -> None:
@@ -246,17 +303,24 @@ class _Block:
         here = {name: ref.at[slot] for name, ref in self.stage.items()}
         if plan.checkpoint_every is not None:
             self.checkpoint(at, state)
-        space["state"][...] = state.astype(jnp.bfloat16)
+        if "state" in space:
+            space["state"][...] = state.astype(jnp.bfloat16)
         plgpu.barrier_wait(self.barrier.at[slot])
         plgpu.commit_smem()
         y = here["v"]
         if "w" in plan.tokens:
             y = space["y"]
-            erased = gpu.load(here["v"]).astype(jnp.float32) - gpu.mm(here["w"], space["state"])
+            value = gpu.load(here["v"]).astype(jnp.float32)
+            if plan.transition:
+                value = value * self.writes
+                if "second_v" in plan.tokens:
+                    here["second_v"][...] = (gpu.load(here["second_v"]).astype(jnp.float32) * self.writes).astype(jnp.bfloat16)
+            erased = value - gpu.mm(here["w"], space["state"])
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last chunk's y and o
             y[...] = erased.astype(jnp.bfloat16)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(y, self.chunk_to("y", at))
+            if not plan.states_only:
+                plgpu.copy_smem_to_gmem(y, self.chunk_to("y", at))
         out = None
         if "q" in plan.tokens:
             if "w" not in plan.tokens:
@@ -275,7 +339,7 @@ class _Block:
         (left, right), *more = products
         state = gpu.mm(left, right, state if keep is None else state * keep, *more)
 
-        @pl.when(step + self.stages < plan.n)
+        @pl.when(step + self.stages < self.count)
         def _() -> None:
             self.fetch(step + self.stages, slot)
 

@@ -13,6 +13,7 @@ import pytest
 from pallas_kernels import compile_ahead, dispatch
 from pallas_kernels.linear_recurrence import gpu
 from pallas_kernels.linear_recurrence.walks import Chunks
+from pallas_kernels.tuning import forced
 from tests.pallas_kernels import simulator, walks_by_einsum
 from tests.pallas_kernels.programs import linear_recurrence_gpu as programs
 from tests.pallas_kernels.test_linear_recurrence import error
@@ -46,10 +47,10 @@ def rows(t: int, heads: int, channels: int, seed: int, size: float = 1.0) -> jax
     return jnp.asarray(np.random.default_rng(seed).normal(size=(1, t, heads, channels)) * size, jnp.bfloat16)
 
 
-def simulated(form, *arrays, **settings):
-    """The kernel's results; fails on a race."""
+def simulated(form, *arrays, pieces=1, **settings):
+    """The kernel's results, time cut in pieces; fails on a race."""
     try:
-        with dispatch.interpreted("races"):
+        with dispatch.interpreted("races"), forced(**{"linear_recurrence.gpu_pieces": {"pieces": pieces}}):
             found = jax.block_until_ready(jax.jit(functools.partial(form, **settings))(*arrays))
         assert not simulator.races_found()
     finally:
@@ -100,11 +101,17 @@ SLOW = pytest.mark.slow
         ("key", 128, 64, 64, (1, 1), 6.0, "reverse documents state"),
         ("value", 128, 64, 64, (1, 1), 0.1, "reverse strict wide state checkpoints"),
         ("value", 128, 64, 64, (1, 1), 6.0, "documents dots"),
+        ("none", 256, 64, 64, (1, 2), 0, "reverse pieces"),  # 2 of 2 chunks
+        ("head", 320, 64, 64, (1, 2), 0.01, "state documents dots checkpoints pieces"),  # 2, 2 and 1
+        ("key", 192, 64, 64, (1, 1), 0.02, "reverse state checkpoints pieces"),
+        ("value", 192, 64, 64, (1, 1), 0.01, "wide state strict pieces"),
         pytest.param("none", 128, 192, 64, (1, 1), 0, "state", marks=SLOW),
         pytest.param("head", 256, 64, 128, (2, 4), 0.1, "state documents dots checkpoints", marks=SLOW),
         pytest.param("head", 192, 256, 64, (1, 1), 20.0, "reverse dots", marks=SLOW),
         pytest.param("key", 192, 128, 64, (1, 2), 0.1, "reverse strict documents state", marks=SLOW),
         pytest.param("value", 192, 128, 128, (1, 2), 0.1, "reverse documents state checkpoints", marks=SLOW),
+        pytest.param("head", 320, 128, 128, (1, 1), 0.01, "reverse state dots checkpoints pieces", marks=SLOW),
+        pytest.param("value", 320, 64, 128, (1, 1), 0.01, "reverse state checkpoints pieces", marks=SLOW),
     ],
 )
 def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
@@ -115,7 +122,7 @@ def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
     given = (rows(t, few, key_dim, 1), rows(t, many, key_dim, 2), rows(t, many, value_dim, 3), chunks, state, dot_with)
     settings = {"heads": many, "scale": 0.7, "reverse": "reverse" in more, "strict": "strict" in more}
     settings |= {"checkpoint_every": 2 if "checkpoints" in more else None, "out_dtype": jnp.float32 if "wide" in more else None}
-    found = simulated(functools.partial(walk_with, gpu.walk), *given, **settings)
+    found = simulated(functools.partial(walk_with, gpu.walk), *given, pieces=3 if "pieces" in more else 1, **settings)
     assert found.o.dtype == (jnp.float32 if "wide" in more else jnp.bfloat16)
     compare(found, exactly(functools.partial(walk_with, walks_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64}))
 
@@ -129,10 +136,14 @@ def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
         ("head", 192, 64, 128, (1, 1), 0.1, "second reverse documents state checkpoints"),
         ("key", 128, 64, 64, (1, 1), 0.1, "queries documents state"),
         ("key", 128, 64, 64, (1, 1), 6.0, "second reverse documents state"),
+        ("none", 256, 64, 64, (1, 2), 0, "second reverse pieces"),  # 2 of 2 chunks
+        ("head", 320, 64, 128, (1, 1), 0.01, "queries documents state checkpoints pieces"),  # 2, 2 and 1
+        ("key", 192, 128, 64, (1, 1), 0.01, "second reverse documents state checkpoints pieces"),
         pytest.param("none", 128, 128, 128, (1, 1), 0, "queries second", marks=SLOW),
         pytest.param("head", 192, 192, 64, (1, 1), 0.1, "queries state", marks=SLOW),
         pytest.param("key", 192, 128, 40, (1, 2), 0.1, "queries documents state checkpoints", marks=SLOW),
         pytest.param("key", 192, 128, 64, (1, 1), 0.1, "second reverse state checkpoints", marks=SLOW),
+        pytest.param("none", 192, 192, 64, (1, 1), 0, "queries state pieces", marks=SLOW),
     ],
 )
 def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
@@ -149,7 +160,7 @@ def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
     arrays = (rows(t, many, key_dim, 1, 0.3 * small), rows(t, many, value_dim, 2), rows(t, few, key_dim, 3, small), chunks, given)
     settings = {"heads": many, "reverse": "reverse" in more, "checkpoint_every": 2 if "checkpoints" in more else None}
     settings |= {"scale": 0.7} if "queries" in more else {}
-    found = simulated(functools.partial(delta_walk_with, gpu.delta_walk), *arrays, **settings)
+    found = simulated(functools.partial(delta_walk_with, gpu.delta_walk), *arrays, pieces=3 if "pieces" in more else 1, **settings)
     compare(found, exactly(functools.partial(delta_walk_with, walks_by_einsum.delta_walk), *arrays, **settings))
 
 

@@ -84,7 +84,9 @@ def scale_to_border(target: Any, x: Any, total: Any, marks: Any, later: bool, pe
         target.at[:, columns][...] = (factors * gpu.load(x.at[:, columns]).astype(jnp.float32)).astype(jnp.bfloat16)
 
 
-def scores_by_key(scores: Any, q: Any, k: Any, scaled_q: Any, scaled_k: Any, total: Any, references: Any, ratios: Any, reverse: bool) -> None:
+def scores_by_key(
+    scores: Any, q: Any, k: Any, scaled_q: Any, scaled_k: Any, total: Any, references: Any, ratios: Any, reverse: bool
+) -> None:
     """scores (c, c) = sum over channels of q_i k_j times the pair's weight, where i and j are a pair in this direction; else anything.
 
     All but total, references and ratios bf16. scaled_q, scaled_k: work space, left with the operands of the last level (`step`).
@@ -141,17 +143,16 @@ def read_by_value(
     later = _exponents(total, references)
     scaled_v[...] = _times(jnp.exp2(later if reverse else -later), v)
     factors = jnp.exp2(-later if reverse else later)
-    out = None
-    for level, place in enumerate(scores):
-        if level:
-            step(scaled_v, ratios, level, reverse)
-            factors = factors * _ratio(ratios, level, not reverse).astype(jnp.float32)
+    plgpu.commit_smem()
+    out = gpu.mm(scores[0], scaled_v) * factors
+    for level in range(1, LEVELS):
+        step(scaled_v, ratios, level, reverse)
+        factors = factors * _ratio(ratios, level, not reverse).astype(jnp.float32)
         plgpu.commit_smem()
-        product = gpu.mm(place, scaled_v) * factors
-        out = product if out is None else out + product
+        out = out + gpu.mm(scores[level], scaled_v) * factors
     factors = factors * _ratio(ratios, BORDER, not reverse).astype(jnp.float32)
     if reverse:
-        factors = factors * rest(marks, references, factors.shape, by_row=False)
+        factors = factors * rest(marks, references, (gpu.ROWS, total.shape[1]), by_row=False)
     return out + old(factors)
 
 

@@ -13,6 +13,7 @@ from tests.pallas_kernels.programs import Program
 
 B, T, HEADS = 2, 2048, 16
 EVERY = 2  # chunks a checkpoint
+EXPONENTIALS = 220  # of a thread at most, at sizes up to 128: chunks, of 64 by 128 a side, are made in one loop of the kernel
 # decay, key size, value size, heads of q and k, what is asked for besides
 PLAIN = [
     (decay, key_dim, value_dim, HEADS, more)
@@ -47,7 +48,7 @@ DELTA += [
     ("key", 192, 192, HEADS, "queries documents state"),
     ("key", 192, 192, HEADS, "second reverse documents state checkpoints"),
 ]
-QUICK = {PLAIN[8], PLAIN[12], DELTA[10]}
+QUICK = {PLAIN[8], PLAIN[12], PLAIN[15], DELTA[10]}
 
 
 def _array(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
@@ -93,7 +94,8 @@ def _walk(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> 
     chunks = _chunks(decay, key_dim, value_dim, "documents" in more)
     arguments = (keyed, keyed, _array(B, T, HEADS, value_dim), chunks, state, dot_with)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
-    return Program(_name("walk", decay, key_dim, value_dim, sharing, more), "pallas_gpu", function, arguments, quick)
+    name, special = _name("walk", decay, key_dim, value_dim, sharing, more), EXPONENTIALS if key_dim <= 128 else None
+    return Program(name, "pallas_gpu", function, arguments, quick, special)
 
 
 def _delta(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
@@ -109,7 +111,8 @@ def _delta(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) ->
 
     arguments = (keyed, valued, shared, _chunks(decay, key_dim, value_dim, "documents" in more), given)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
-    return Program(_name("delta_walk", decay, key_dim, value_dim, sharing, more), "pallas_gpu", function, arguments, quick)
+    name, special = _name("delta_walk", decay, key_dim, value_dim, sharing, more), EXPONENTIALS if key_dim <= 128 else None
+    return Program(name, "pallas_gpu", function, arguments, quick, special)
 
 
 def _name(which: str, decay: str, key_dim: int, value_dim: int, sharing: int, more: str) -> str:

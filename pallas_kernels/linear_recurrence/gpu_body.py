@@ -109,8 +109,13 @@ class Plan:
 
     @property
     def rewrites(self) -> bool:
-        """Whether what is written to the state differs from y, or is not in a stage."""
-        return self.has_rows or self.decay == "value"
+        """Whether what is written to the state is weighted in the place of v; a decay by channel has places of its own."""
+        return self.has_rows and not self.by_channel
+
+    @property
+    def stepped(self) -> bool:
+        """Whether operands that products of pairs have read are stepped on to the borders, whose last one is rounded (gpu_decay.rest)."""
+        return self.by_channel and "q" in self.tokens and "second_k" not in self.tokens
 
     @property
     def decayed_columns(self) -> int:
@@ -131,8 +136,16 @@ class Plan:
             copied["marks"] = ((CHUNK // MARKED, self.decayed_columns), jnp.float32, False)
         return copied
 
+    def plain_space(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Of what a chunk's work is laid out in, what is not tiled."""
+        if not self.by_channel:
+            return {}
+        columns = self.decayed_columns
+        references = gpu_decay.reference_shape(columns)
+        return {"references": (references, jnp.float32), "ratios": ((gpu_decay.MARKS, columns), jnp.bfloat16)}
+
     def space(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """What a chunk's work is laid out in."""
+        """What a chunk's work is laid out in, tiled."""
         laid: dict[str, tuple[tuple[int, ...], Any]] = {}
         if "q" in self.tokens or "w" in self.tokens:
             laid["state"] = ((self.key_dim, self.columns), jnp.bfloat16)
@@ -160,7 +173,7 @@ class Plan:
         """2 where shared memory holds them, else 1: then copies and computing alternate."""
         if self.decay == "value" and self.key_dim > 192:
             return 1  # the addresses of two cost registers that this one lacks: 4 to 8 bytes were spilled
-        laid = gpu.shared_bytes(list(self.space().values()))
+        laid = gpu.shared_bytes([*self.space().values(), *self.plain_space().values()])
         stage = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in self.stages().values()])
         return 2 if laid + 2 * stage <= gpu.SHARED_MEMORY_BYTES - 2048 else 1
 
@@ -186,6 +199,7 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     stages = plan.stage_count()
     staged = {name: plan.buffer((stages, *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()}
     space = {name: plan.buffer((1, *shape), dtype) for name, (shape, dtype) in plan.space().items()}
+    space |= {name: plan.buffer((1, *shape), dtype, False) for name, (shape, dtype) in plan.plain_space().items()}
     barrier = plgpu.Barrier(num_arrivals=len(staged), num_barriers=stages)
     results = plan.results()
     names = (list(inputs), list(results), list(staged), list(space))
@@ -242,12 +256,15 @@ class _Block:
         """All chunks of the piece."""
         plan = self.plan
         self.nought[0] = jnp.int32(0)
+        if plan.by_channel:
+            start = self.laid["references"].at[0, 0]
+            start[...] = gpu.per_column(jnp.zeros(start.shape, jnp.float32))
         for step in range(min(self.stages, plan.piece)):
             pl.when(step < self.count)(functools.partial(self.fetch, jnp.int32(step), step))
         if plan.transition:
             row, column = gpu.row_and_column((plan.key_dim, plan.columns))
-            start = self.split * plan.columns - plan.value_dim  # negative for values, which start from 0
-            state = jnp.where((row == column + start) & (column + start >= 0), 1.0, 0.0)
+            first = self.split * plan.columns - plan.value_dim  # negative for values, which start from 0
+            state = jnp.where((row == column + first) & (column + first >= 0), 1.0, 0.0)
         elif plan.enters:
             place = (self.batch, self.head) if plan.pieces == 1 else (self.batch, self.piece, self.head)
             state = gpu.load(self.source["initial"].at[(*place, slice(None), self.columns)], optimized=False)
@@ -303,9 +320,11 @@ class _Block:
         here = {name: ref.at[slot] for name, ref in self.stage.items()}
         if plan.checkpoint_every is not None:
             self.checkpoint(at, state)
-        if "state" in space:
+        if "state" in space and (not self.reads_rest or "w" in plan.tokens):
             space["state"][...] = state.astype(jnp.bfloat16)
         plgpu.barrier_wait(self.barrier.at[slot])
+        if plan.by_channel:
+            gpu_decay.lay_references(space["references"], space["ratios"], here["marks"])
         plgpu.commit_smem()
         y = here["v"]
         if "w" in plan.tokens:
@@ -325,6 +344,8 @@ class _Block:
         if "q" in plan.tokens:
             if "w" not in plan.tokens:
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            if self.reads_rest:
+                space["state"][...] = (state * self.rest(here)).astype(jnp.bfloat16)
             out = self.read(here, y)
             if plan.scale != 1.0:
                 out = out * plan.scale
@@ -333,11 +354,14 @@ class _Block:
                 self.target["dots"].at[self.split, self.batch, self.head, pl.ds(at * CHUNK, CHUNK)][...] = dots
             space.get("out", space["scores"])[...] = out.astype(plan.out_dtype)
         products, keep = self.prepare_writes(here, y), self.keep(here)
+        rest = self.rest(here) if plan.stepped and not plan.reverse else None
         plgpu.commit_smem()
         if out is not None:
             plgpu.copy_smem_to_gmem(space.get("out", space["scores"]), self.chunk_to("o", at))
         (left, right), *more = products
         state = gpu.mm(left, right, state if keep is None else state * keep, *more)
+        if rest is not None:
+            state = state * rest
 
         @pl.when(step + self.stages < self.count)
         def _() -> None:
@@ -360,19 +384,34 @@ class _Block:
         kept = here["rows"][KEEP, 0] if self.plan.has_rows else None
         if not self.plan.by_channel:
             return kept
-        decay = gpu_decay.keep(here["marks"], (self.plan.key_dim, self.plan.columns), by_row=self.plan.decay == "key")
+        rounded = self.plan.stepped and not self.plan.reverse
+        decay = gpu_decay.keep(here["marks"], self.space["references"], *self.state_by_channel(), rounded)
         return decay if kept is None else decay * kept
+
+    def rest(self, here: dict[str, Any]) -> jax.Array:
+        """What rounding leaves out of weights to the chunk's last token, for each entry of the state."""
+        return gpu_decay.rest(here["marks"], self.space["references"], *self.state_by_channel())
+
+    def state_by_channel(self) -> tuple[tuple[int, int], bool]:
+        """The state's shape, and whether its rows are the decay's channels; else its columns are."""
+        return (self.plan.key_dim, self.plan.columns), self.plan.decay == "key"
+
+    @property
+    def reads_rest(self) -> bool:
+        """Whether queries read the state through `rest`, their weights being to the chunk's last token."""
+        return self.plan.stepped and self.plan.reverse and self.plan.decay == "key"
 
     def read(self, here: dict[str, Any], y: Any) -> jax.Array:
         """(c, columns): reads . q S + P y."""
         plan, space, scores = self.plan, self.space, self.space["scores"]
         if plan.decay == "key":
-            scaled, total, marks = space["scaled_q"], here["total"], here["marks"]
-            gpu_decay.scores_by_key(scores, here["q"], here["k"], scaled, space["scaled_k"], total, marks, plan.reverse)
+            scaled, ratios, reads = space["scaled_q"], space["ratios"], self.per_token(here, READS)
+            operands = (here["q"], here["k"], scaled, space["scaled_k"])
+            gpu_decay.scores_by_key(scores, *operands, here["total"], space["references"], ratios, plan.reverse)
             scores[...] = jnp.where(self.seen(here), gpu.load(scores), jnp.bfloat16(0))
-            gpu_decay.scale_to(scaled, here["q"], total, marks, gpu_decay.to_border(plan.reverse, True), self.per_token(here, READS))
+            gpu_decay.step(scaled, ratios, gpu_decay.BORDER, not plan.reverse, reads)
             plgpu.commit_smem()
-            return gpu.mm(space["scaled_q"], space["state"], None, (scores, y))
+            return gpu.mm(scaled, space["state"], None, (scores, y))
 
         levels = [space[name] for name in SCORES_BY_LEVEL] if plan.decay == "value" else []
 
@@ -389,26 +428,32 @@ class _Block:
         else:
             _, old = gpu.mm_while((here["q"], gpu.transposed(here["k"])), (here["q"], space["state"]), lay)
         if plan.decay == "value":
-            factor = gpu_decay.factor(here["total"], here["marks"], gpu_decay.to_border(plan.reverse, True))
-            old = self.times(old * factor, here, READS)
-            return gpu_decay.read_by_value(old, levels, space["scaled_v"], y, here["total"], here["marks"], plan.reverse)
+            given = (here["total"], here["marks"], space["references"], space["ratios"])
+            return gpu_decay.read_by_value(
+                lambda factors: self.times(old * factors, here, READS), levels, space["scaled_v"], y, *given, plan.reverse
+            )
         plgpu.commit_smem()
         return gpu.mm(scores, y, self.times(old, here, READS))
 
     def prepare_writes(self, here: dict[str, Any], y: Any) -> list[tuple[Any, Any]]:
         """Lays out what is written to the state, as pairs of factors to multiply once committed."""
         plan = self.plan
-        border = gpu_decay.to_border(plan.reverse, False)
+        writes = self.per_token(here, WRITES)
+        if plan.decay == "value":
+            gpu_decay.step(self.space["scaled_v"], self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes)
+            return [(gpu.transposed(here["k"]), self.space["scaled_v"])]
         written = [("k", y, "v")] + ([("second_k", here["second_v"], "second_v")] if "second_k" in plan.tokens else [])
         pairs = []
-        for (key, value, place), scaled in zip(written, ("scaled_k", "scaled_q"), strict=False):
+        for (key, value, place), name in zip(written, ("scaled_k", "scaled_q"), strict=False):
             if plan.decay == "key":
-                gpu_decay.scale_to(self.space[scaled], here[key], here["total"], here["marks"], border, self.per_token(here, WRITES))
-                pairs.append((gpu.transposed(self.space[scaled]), value))
+                scaled = self.space[name]
+                if plan.stepped:
+                    gpu_decay.step(scaled, self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes)
+                else:
+                    gpu_decay.scale_to_border(scaled, here[key], here["total"], here["marks"], plan.reverse, writes)
+                pairs.append((gpu.transposed(scaled), value))
             elif plan.rewrites:
                 weighted = self.times(gpu.load(value).astype(jnp.float32), here, WRITES)
-                if plan.decay == "value":
-                    weighted = weighted * gpu_decay.factor(here["total"], here["marks"], border)
                 here[place][...] = weighted.astype(jnp.bfloat16)
                 pairs.append((gpu.transposed(here[key]), here[place]))
             else:

@@ -103,7 +103,11 @@ def test_a_gpu_kernel_lowers_for_cuda_without_a_compiler():
         compile_ahead.lower_for_cuda(lambda x: x * 2, shape)
 
 
-PTXAS = """ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to insufficient register \
+PTXAS = """.visible .entry prepare_mosaic_gpu_kernel(
+	ex2.approx.ftz.f32 %r134, %r135;
+	rcp.approx.ftz.f32 %r136, %r134;
+	wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16
+ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to insufficient register \
 resources for the wgmma pipeline in the function 'walk_mosaic_gpu_kernel'
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'walk_mosaic_gpu_kernel' for 'sm_90a'
@@ -120,11 +124,15 @@ ptxas info    : Used 199 registers, used 2 barriers
 def test_spills_and_serialised_products_are_complaints():
     walk, prepare = compile_ahead._kernels(PTXAS)
     assert (walk.name, walk.registers, walk.spill_stores, walk.spill_loads, len(walk.serialised)) == ("walk", 255, 440, 628, 1)
-    assert prepare == compile_ahead.Kernel("prepare", 199, 0, 0)
+    assert prepare == compile_ahead.Kernel("prepare", 199, 0, 0, special=2)
+    assert walk.special == 0
     report = compile_ahead.Report("h100", 1.0, 0, (walk, prepare, prepare), None)
     spilled, serialised = report.complaints()
     assert spilled == "walk spills: 440 bytes stored, 628 bytes loaded" and "wgmma" in serialised
     assert "walk 255 registers, 440+628 bytes spilled; 2x prepare 199 registers" in report.line()
+    assert Program("both", "pallas_gpu", jnp.sin, (), special=2).complaints(report) == report.complaints()
+    *_, over = Program("both", "pallas_gpu", jnp.sin, (), special=1).complaints(compile_ahead.Report("h100", 1.0, 0, (walk, prepare), None))
+    assert over == "prepare holds 2 instructions for special functions, more than 1"
     with pytest.raises(ValueError, match="nothing known of odd"):
         list(compile_ahead._kernels("Compiling entry function 'odd' for 'sm_90a'\n"))
 

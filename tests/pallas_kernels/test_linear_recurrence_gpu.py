@@ -127,6 +127,47 @@ def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
     compare(found, exactly(functools.partial(walk_with, walks_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64}))
 
 
+def extreme_decays(t: int) -> np.ndarray:
+    """(patterns, t) log decays: those at which a factor that is a product of others might overflow, vanish or be rounded."""
+    token = np.arange(t)
+    patterns = [
+        np.zeros(t),
+        np.full(t, -1e-6),
+        np.full(t, -10.0),
+        np.where(token % 2, -10.0, 0.0),
+        np.where(token % 16 < 8, -10.0, 0.0),
+        np.where(token % 16 < 8, 0.0, -10.0),
+        np.where(token % 64 < 16, np.where(token % 16 < 8, 0.0, -10.0), -0.46),  # e^-80 to a block's border, e^-7.4 on to the middle
+        np.where(token % 64 >= 48, np.where(token % 16 < 8, -10.0, 0.0), -0.46),
+    ]
+    return np.stack(patterns)
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize("more", ["", "strict", "reverse", "reverse strict"])
+@pytest.mark.parametrize("decay", ["key", "value"])
+def test_extreme_decays(decay, more):
+    """A pattern a head and every number positive, so that nothing cancels and each can be held to what bf16 rounds away.
+
+    None is below 0.01: times e^-80, level 0's smallest factor, a number below 6e-4 is none that fp32 holds in full.
+    """
+    t, size = C, 64
+    g = extreme_decays(t)
+    heads = len(g)
+    total = np.cumsum(g.reshape(heads, t // C, C).astype(np.float32), axis=2, dtype=np.float32).reshape(heads, t)
+    chunks = Chunks(C, decay, jnp.asarray(np.broadcast_to(total.T[None, :, :, None], (1, t, heads, size))))
+    state = jnp.asarray(np.abs(np.random.default_rng(9).normal(size=(1, heads, size, size))), jnp.float32)
+    given = (*(jnp.abs(rows(t, heads, size, seed)) + jnp.bfloat16(0.01) for seed in range(3)), chunks, state, None)
+    settings = {"heads": heads, "reverse": "reverse" in more, "strict": "strict" in more, "out_dtype": jnp.float32}
+    found = simulated(functools.partial(walk_with, gpu.walk), *given, **settings)
+    expected = exactly(functools.partial(walk_with, walks_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64})
+    for head in range(heads):
+        assert error(found.o[:, :, head], expected.o[:, :, head]) < CLOSE["o"], head
+        assert error(found.state[:, head], expected.state[:, head]) < CLOSE["state"], head
+        difference = np.abs(np.asarray(found.o[0, :, head], np.float64) - expected.o[0, :, head])
+        assert (difference < 0.01 * expected.o[0, :, head]).all(), head
+
+
 @pytest.mark.gpu_interpreter
 @pytest.mark.parametrize(
     ("decay", "t", "key_dim", "value_dim", "heads", "strength", "more"),
@@ -181,6 +222,17 @@ def test_another_documents_values_change_no_bit():
 def test_lowers_for_cuda(program):
     lowered = compile_ahead.lower_for_cuda(program.function, *program.arguments, limit=60)
     assert "mosaic_gpu" in lowered.as_text()
+
+
+def test_exponentials_are_taken_once_a_side():
+    """Two a channel and token, of 64 x 128 in a thread block of 128 threads, and a few for the state and for marks."""
+    (program,) = [p for p in programs.PROGRAMS if p.name == "linear_recurrence gpu walk key k128 v128 h16"]
+    try:
+        report = compile_ahead.report("h100", program.function, *program.arguments)
+    except compile_ahead.NotInstalled as missing:
+        pytest.skip(str(missing))
+    assert program.complaints(report) == []
+    assert 128 <= report.kernels[0].special <= programs.EXPONENTIALS
 
 
 def test_refuses_with_a_reason():

@@ -15,6 +15,7 @@ from tests.pallas_kernels.programs import Program
 B, T, HEADS = 2, 2048, 16
 EVERY = 2  # chunks a checkpoint
 PIECES = 3  # of time: the last has fewer chunks
+EXPONENTIALS = 220  # of a thread at most, at sizes up to 128: chunks, of 64 by 128 a side, are made in one loop of the kernel
 # decay, key size, value size, heads of q and k, what is asked for besides
 PLAIN = [
     (decay, key_dim, value_dim, HEADS, more)
@@ -67,7 +68,7 @@ DELTA += [
     for decay, size in (("none", 128), ("head", 256), ("key", 128), ("key", 192))
     for more in ("queries ", "second reverse ")
 ]
-QUICK = {PLAIN[8], PLAIN[12], DELTA[10]}
+QUICK = {PLAIN[8], PLAIN[12], PLAIN[15], DELTA[10]}
 
 
 def _pieces(more: str) -> Any:
@@ -118,7 +119,8 @@ def _walk(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> 
     chunks = _chunks(decay, key_dim, value_dim, "documents" in more)
     arguments = (keyed, keyed, _array(B, T, HEADS, value_dim), chunks, state, dot_with)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
-    return Program(_name("walk", decay, key_dim, value_dim, sharing, more), "pallas_gpu", function, arguments, quick)
+    name, special = _name("walk", decay, key_dim, value_dim, sharing, more), EXPONENTIALS if key_dim <= 128 else None
+    return Program(name, "pallas_gpu", function, arguments, quick, special)
 
 
 def _delta(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
@@ -135,7 +137,8 @@ def _delta(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) ->
 
     arguments = (keyed, valued, shared, _chunks(decay, key_dim, value_dim, "documents" in more), given)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
-    return Program(_name("delta_walk", decay, key_dim, value_dim, sharing, more), "pallas_gpu", function, arguments, quick)
+    name, special = _name("delta_walk", decay, key_dim, value_dim, sharing, more), EXPONENTIALS if key_dim <= 128 else None
+    return Program(name, "pallas_gpu", function, arguments, quick, special)
 
 
 def _name(which: str, decay: str, key_dim: int, value_dim: int, sharing: int, more: str) -> str:

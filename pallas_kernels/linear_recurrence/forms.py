@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels.dispatch import Implementation, Refusal
 from pallas_kernels.linear_recurrence import gpu, tpu
 from pallas_kernels.linear_recurrence.passes import Walks, by_walks
-from pallas_kernels.linear_recurrence.walks import DeltaWalk, Walk
+from pallas_kernels.linear_recurrence.walks import DeltaWalk, JoinedWalk, Solve, SolveTransposed, Walk
 from pallas_kernels.sharding import over_mesh
 from pallas_kernels.tuning import Sizes, block_sizes
 
@@ -33,15 +33,18 @@ class Backend(Protocol):
 
     walk: Walk
     delta_walk: DeltaWalk
+    solve: Solve
+    solve_transposed: SolveTransposed
 
     def chunk_size(self, decay: str, erase: bool, key_dim: int, value_dim: int, dtype: Any) -> int: ...
 
     def refuses(self, key_dim: int, value_dim: int, dtype: Any, decay: str, erase: bool) -> Refusal: ...
 
 
-def kernel_form(name: str, backend: Backend) -> Implementation:
-    """The implementation and what it refuses. name: "gpu" or "tpu", for the tuning tables: `linear_recurrence.NAME_chunk`."""
-    walks = Walks(backend.walk, backend.delta_walk, backend.chunk_size)
+def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -> Implementation:
+    """The implementation and what it refuses. name: "gpu" or "tpu", for the tuning tables: `linear_recurrence.NAME_chunk`. joined: the
+    backend's, if it has one."""
+    walks = Walks(backend.walk, backend.delta_walk, backend.solve, backend.solve_transposed, backend.chunk_size, joined)
 
     def chunk(decay: str, erase: bool, k: int, v: int, dtype: Any) -> int:
         def reckon(**_) -> Sizes:
@@ -103,5 +106,5 @@ def _decay(log_decay) -> str:
     return "none" if log_decay is None else "key" if log_decay.ndim == 4 else "head"
 
 
-GPU = kernel_form("gpu", gpu)  # type: ignore[arg-type]
+GPU = kernel_form("gpu", gpu, gpu.walk)  # type: ignore[arg-type]
 TPU = kernel_form("tpu", tpu)  # type: ignore[arg-type]

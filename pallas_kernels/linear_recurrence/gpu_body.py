@@ -38,7 +38,7 @@ from pallas_kernels.mosaic_gpu import plgpu
 
 CHUNK = gpu.ROWS
 MARKED = 8  # one token in so many is a mark (gpu_decay.py)
-KEYED = ("q", "k", "w", "second_k")  # arrays with the key size; others have the value size
+KEYED = ("q", "k", "w", "second_k", "second_q")  # arrays with the key size; others have the value size
 SCORES_BY_LEVEL = ("scores_in_blocks", "scores_in_halves", "scores")
 TOTAL, READS, WRITES, KEEP = range(4)  # rows of gpu.weight_rows
 
@@ -62,8 +62,10 @@ class Plan:
     tokens: tuple[str, ...]
     segmented: bool
     enters: bool
+    keeps_y: bool
     checkpoint_every: int | None
     out_dtype: jnp.dtype
+    second_scale: float = 1.0
     pieces: int = 1
     states_only: bool = False
 
@@ -106,6 +108,13 @@ class Plan:
     def has_rows(self) -> bool:
         """Whether tokens have scalar weights (gpu.weight_rows)."""
         return self.decay == "head" or self.segmented
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """What is read out: name, and where it is laid out before it is stored."""
+        places = {"o": "scores"} if "q" in self.tokens else {}
+        places |= {"second_o": "second_scores"} if "second_q" in self.tokens else {}
+        return places if self.out_dtype == jnp.bfloat16 and self.columns == CHUNK else {name: f"{name}_out" for name in places}
 
     @property
     def rewrites(self) -> bool:
@@ -151,8 +160,9 @@ class Plan:
             laid["state"] = ((self.key_dim, self.columns), jnp.bfloat16)
         if "q" in self.tokens:
             laid["scores"] = ((CHUNK, CHUNK), jnp.bfloat16)
-            if self.out_dtype != jnp.bfloat16 or self.columns != CHUNK:
-                laid["out"] = ((CHUNK, self.columns), self.out_dtype)
+            if "second_q" in self.tokens or "second_k" in self.tokens:
+                laid["second_scores"] = ((CHUNK, CHUNK), jnp.bfloat16)
+            laid |= {place: ((CHUNK, self.columns), self.out_dtype) for place in self.outputs.values() if place not in laid}
         if "w" in self.tokens:
             laid["y"] = ((CHUNK, self.columns), jnp.bfloat16)
         if self.decay == "key":
@@ -175,6 +185,8 @@ class Plan:
             return 1  # the addresses of two cost registers that this one lacks: 4 to 8 bytes were spilled
         laid = gpu.shared_bytes([*self.space().values(), *self.plain_space().values()])
         stage = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in self.stages().values()])
+        if len(self.tokens) > 4 and 2 * (laid + stage) <= gpu.SHARED_MEMORY_BYTES - 4096 < 2 * (laid + 2 * stage):
+            return 1  # two blocks a core, which hide each other's copies
         return 2 if laid + 2 * stage <= gpu.SHARED_MEMORY_BYTES - 2048 else 1
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -183,12 +195,13 @@ class Plan:
         if self.states_only:
             return {"state": jax.ShapeDtypeStruct((b, self.pieces - 1, h, keys, self.splits * self.columns), jnp.float32)}
         made = {"state": jax.ShapeDtypeStruct((b, h, keys, values), jnp.float32)}
-        if "q" in self.tokens:
-            made["o"] = jax.ShapeDtypeStruct((b, t, h, values), self.out_dtype)
-        if "w" in self.tokens:
+        made |= {name: jax.ShapeDtypeStruct((b, t, h, values), self.out_dtype) for name in self.outputs}
+        if self.keeps_y:
             made["y"] = jax.ShapeDtypeStruct((b, t, h, values), jnp.bfloat16)
-        if "dot_with" in self.tokens:
-            made["dots"] = jax.ShapeDtypeStruct((values // self.columns, b, h, t), jnp.float32)
+        dots = {"dots": "dot_with", "second_dots": "second_dot_with"}
+        for name, other in dots.items():
+            if other in self.tokens:
+                made[name] = jax.ShapeDtypeStruct((values // self.columns, b, h, t), jnp.float32)
         if self.checkpoint_every is not None:
             made["checkpoints"] = jax.ShapeDtypeStruct((b, h, -(-self.n // self.checkpoint_every), keys, values), jnp.float32)
         return made
@@ -338,26 +351,21 @@ class _Block:
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last chunk's y and o
             y[...] = erased.astype(jnp.bfloat16)
             plgpu.commit_smem()
-            if not plan.states_only:
+            if plan.keeps_y:
                 plgpu.copy_smem_to_gmem(y, self.chunk_to("y", at))
-        out = None
         if "q" in plan.tokens:
             if "w" not in plan.tokens:
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             if self.reads_rest:
                 space["state"][...] = (state * self.rest(here)).astype(jnp.bfloat16)
-            out = self.read(here, y)
-            if plan.scale != 1.0:
-                out = out * plan.scale
-            if "dot_with" in plan.tokens:
-                dots = jnp.sum(out * gpu.load(here["dot_with"]).astype(jnp.float32), axis=1)
-                self.target["dots"].at[self.split, self.batch, self.head, pl.ds(at * CHUNK, CHUNK)][...] = dots
-            space.get("out", space["scores"])[...] = out.astype(plan.out_dtype)
+            self.lay_out("o", self.read(here, y), plan.scale, here, at)
+        if "second_q" in plan.tokens:
+            self.lay_out("second_o", self.read_pairs(here, "second_q", y, space["second_scores"], True), plan.second_scale, here, at)
         products, keep = self.prepare_writes(here, y), self.keep(here)
         rest = self.rest(here) if plan.stepped and not plan.reverse else None
         plgpu.commit_smem()
-        if out is not None:
-            plgpu.copy_smem_to_gmem(space.get("out", space["scores"]), self.chunk_to("o", at))
+        for name, place in plan.outputs.items():
+            plgpu.copy_smem_to_gmem(space[place], self.chunk_to(name, at))
         (left, right), *more = products
         state = gpu.mm(left, right, state if keep is None else state * keep, *more)
         if rest is not None:
@@ -368,6 +376,15 @@ class _Block:
             self.fetch(step + self.stages, slot)
 
         return state
+
+    def lay_out(self, name: str, out: jax.Array, scale: float, here: dict[str, Any], at: jax.Array) -> None:
+        """Lays out what was read, times scale, to be stored, and stores its dots."""
+        out = out if scale == 1.0 else out * scale
+        second = "second_" if name == "second_o" else ""
+        if f"{second}dot_with" in self.plan.tokens:
+            dots = jnp.sum(out * gpu.load(here[f"{second}dot_with"]).astype(jnp.float32), axis=1)
+            self.target[f"{second}dots"].at[self.split, self.batch, self.head, pl.ds(at * CHUNK, CHUNK)][...] = dots
+        self.space[self.plan.outputs[name]][...] = out.astype(self.plan.out_dtype)
 
     def checkpoint(self, at: jax.Array, state: jax.Array) -> None:
         """Stores the state where a group of chunks is entered."""
@@ -408,32 +425,43 @@ class _Block:
             scaled, ratios, reads = space["scaled_q"], space["ratios"], self.per_token(here, READS)
             operands = (here["q"], here["k"], scaled, space["scaled_k"])
             gpu_decay.scores_by_key(scores, *operands, here["total"], space["references"], ratios, plan.reverse)
-            scores[...] = jnp.where(self.seen(here), gpu.load(scores), jnp.bfloat16(0))
+            scores[...] = jnp.where(self.seen(here, plan.strict), gpu.load(scores), jnp.bfloat16(0))
             gpu_decay.step(scaled, ratios, gpu_decay.BORDER, not plan.reverse, reads)
             plgpu.commit_smem()
             return gpu.mm(scaled, space["state"], None, (scores, y))
 
-        levels = [space[name] for name in SCORES_BY_LEVEL] if plan.decay == "value" else []
+        if plan.decay != "value":
+            return self.read_pairs(here, "q", y, scores, plan.strict)
+        levels = [space[name] for name in SCORES_BY_LEVEL]
 
         def lay(products: jax.Array) -> None:
-            weighed = self.weigh(here, products)
-            if plan.decay == "value":
-                gpu_decay.lay_by_level(levels, weighed)
-            else:
-                scores[...] = weighed.astype(jnp.bfloat16)
+            gpu_decay.lay_by_level(levels, self.weigh(here, products, plan.strict))
 
-        if plan.decay == "value" and plan.key_dim > 128:  # no registers for both products at once
+        if plan.key_dim > 128:  # no registers for both products at once
             lay(gpu.mm(here["q"], gpu.transposed(here["k"])))
             old = gpu.mm(here["q"], space["state"])
         else:
             _, old = gpu.mm_while((here["q"], gpu.transposed(here["k"])), (here["q"], space["state"]), lay)
-        if plan.decay == "value":
-            given = (here["total"], here["marks"], space["references"], space["ratios"])
-            return gpu_decay.read_by_value(
-                lambda factors: self.times(old * factors, here, READS), levels, space["scaled_v"], y, *given, plan.reverse
-            )
+        given = (here["total"], here["marks"], space["references"], space["ratios"])
+        return gpu_decay.read_by_value(
+            lambda factors: self.times(old * factors, here, READS), levels, space["scaled_v"], y, *given, plan.reverse
+        )
+
+    def read_pairs(self, here: dict[str, Any], query: str, y: Any, scores: Any, strict: bool) -> jax.Array:
+        """`read` without a decay by channel, of these queries, with what the second pair of a plain walk adds."""
+        q, state = here[query], self.space["state"]
+
+        def lay(products: jax.Array) -> None:
+            scores[...] = self.weigh(here, products, strict).astype(jnp.bfloat16)
+
+        _, old = gpu.mm_while((q, gpu.transposed(here["k"])), (q, state), lay)
+        more = []
+        if "second_k" in self.plan.tokens:
+            products = self.weigh(here, gpu.mm(q, gpu.transposed(here["second_k"])), False)
+            self.space["second_scores"][...] = (products * self.plan.second_scale).astype(jnp.bfloat16)
+            more = [(self.space["second_scores"], here["second_v"])]
         plgpu.commit_smem()
-        return gpu.mm(scores, y, self.times(old, here, READS))
+        return gpu.mm(scores, y, self.times(old, here, READS), *more)
 
     def prepare_writes(self, here: dict[str, Any], y: Any) -> list[tuple[Any, Any]]:
         """Lays out what is written to the state, as pairs of factors to multiply once committed."""
@@ -445,15 +473,19 @@ class _Block:
         written = [("k", y, "v")] + ([("second_k", here["second_v"], "second_v")] if "second_k" in plan.tokens else [])
         pairs = []
         for (key, value, place), name in zip(written, ("scaled_k", "scaled_q"), strict=False):
+            factor = plan.second_scale if key == "second_k" else 1.0
             if plan.decay == "key":
                 scaled = self.space[name]
                 if plan.stepped:
                     gpu_decay.step(scaled, self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes)
                 else:
                     gpu_decay.scale_to_border(scaled, here[key], here["total"], here["marks"], plan.reverse, writes)
+                if factor != 1.0:
+                    here[place][...] = (gpu.load(value).astype(jnp.float32) * factor).astype(jnp.bfloat16)
                 pairs.append((gpu.transposed(scaled), value))
-            elif plan.rewrites:
+            elif plan.rewrites or factor != 1.0:
                 weighted = self.times(gpu.load(value).astype(jnp.float32), here, WRITES)
+                weighted = weighted if factor == 1.0 else weighted * factor
                 here[place][...] = weighted.astype(jnp.bfloat16)
                 pairs.append((gpu.transposed(here[key]), here[place]))
             else:
@@ -469,22 +501,22 @@ class _Block:
         weights = self.per_token(here, row)
         return x if weights is None else x * gpu.along_columns(gpu.load_per_row(weights), x.shape[1])
 
-    def seen(self, here: dict[str, Any]) -> jax.Array:
+    def seen(self, here: dict[str, Any], strict: bool) -> jax.Array:
         """(c, c) bool: which pairs of a chunk count."""
         row, column = gpu.row_and_column((CHUNK, CHUNK))
         if self.plan.reverse:
-            seen = column > row if self.plan.strict else column >= row
+            seen = column > row if strict else column >= row
         else:
-            seen = column < row if self.plan.strict else column <= row
+            seen = column < row if strict else column <= row
         if self.plan.segmented:
             mine = gpu.along_columns(gpu.load_per_row(here["segments"]), CHUNK)
             theirs = gpu.along_rows(gpu.load_per_column(here["segments"]), CHUNK)
             seen = seen & (mine == theirs)
         return seen
 
-    def weigh(self, here: dict[str, Any], products: jax.Array) -> jax.Array:
+    def weigh(self, here: dict[str, Any], products: jax.Array, strict: bool) -> jax.Array:
         """q k^T, masked, and weighted by a decay a head."""
-        seen = self.seen(here)
+        seen = self.seen(here, strict)
         if self.plan.decay != "head":
             return jnp.where(seen, products, 0.0)
         total = here["rows"].at[TOTAL]

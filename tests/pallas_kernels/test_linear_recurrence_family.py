@@ -212,22 +212,25 @@ def test_xla_is_the_recurrence(case):
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("case", "joined"),
     [
-        (63, None, None, False, False),
-        (63, "token", None, True, True),
-        (63, "channel", None, True, True),
-        (63, None, "scalar", True, True),
-        (63, "token", "vector", True, True),
-        (100, "channel", "vector", True, True),
+        ((63, None, None, False, False), None),
+        ((63, "token", None, True, True), None),
+        ((63, "channel", None, True, True), None),
+        ((63, None, "scalar", True, True), None),
+        ((63, None, "scalar", True, True), walks_by_einsum.walk),
+        ((63, "token", "vector", True, True), None),
+        ((63, "token", "scalar", True, True), walks_by_einsum.walk),
+        ((100, "channel", "vector", True, True), None),
     ],
-    ids=lambda case: " ".join(map(str, case)),
+    ids=lambda case: " ".join(map(str, case)) if isinstance(case, tuple) else "joined" if case else "apart",
 )
-def test_gradients_are_walks(case, monkeypatch):
+def test_gradients_are_walks(case, joined, monkeypatch):
     """The mathematics that kernel backends share, on walks in plain jnp; the decay's gradient starts afresh every 32 tokens."""
     monkeypatch.setattr(passes, "GROUP", 32)
     monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
-    walks = passes.Walks(walks_by_einsum.walk, walks_by_einsum.delta_walk, lambda *_: 16)
+    forms = walks_by_einsum.walk, walks_by_einsum.delta_walk, walks_by_einsum.solve, walks_by_einsum.solve_transposed
+    walks = passes.Walks(*forms, lambda *_: 16, joined)
     compare(functools.partial(passes.by_walks, walks), *arguments(*case), CLOSE)
 
 

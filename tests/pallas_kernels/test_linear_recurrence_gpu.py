@@ -20,7 +20,7 @@ from tests.pallas_kernels.test_linear_recurrence import error
 
 C = gpu.CHUNK
 # bf16 products: each rounded factor is off by 2^-9 at most, 0.0017 rms; scores, weights and the entering state are rounded once more.
-CLOSE = {"o": 0.005, "y": 0.005, "dots": 0.005, "state": 0.003, "checkpoints": 0.003}
+CLOSE = {"o": 0.005, "y": 0.005, "dots": 0.005, "second_o": 0.005, "second_dots": 0.005, "state": 0.003, "checkpoints": 0.003}
 
 
 def some_chunks(t: int, heads: int, channels: int, decay: str, documents: bool, strength: float) -> Chunks:
@@ -173,6 +173,7 @@ def test_extreme_decays(decay, more):
     ("decay", "t", "key_dim", "value_dim", "heads", "strength", "more"),
     [
         ("none", 128, 64, 64, (1, 2), 0, "queries"),
+        ("none", 128, 64, 64, (1, 2), 0, "second"),
         ("head", 192, 64, 64, (1, 1), 0.1, "queries documents state checkpoints"),
         ("head", 192, 64, 128, (1, 1), 0.1, "second reverse documents state checkpoints"),
         ("key", 128, 64, 64, (1, 1), 0.1, "queries documents state"),
@@ -200,9 +201,87 @@ def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
     small = key_dim**-0.5  # keys of length 1, and little erased of them, as in trained models: else the state grows without bound
     arrays = (rows(t, many, key_dim, 1, 0.3 * small), rows(t, many, value_dim, 2), rows(t, few, key_dim, 3, small), chunks, given)
     settings = {"heads": many, "reverse": "reverse" in more, "checkpoint_every": 2 if "checkpoints" in more else None}
-    settings |= {"scale": 0.7} if "queries" in more else {}
+    settings |= {"scale": 0.7, "keeps_y": "state" in more or "second" in more}
     found = simulated(functools.partial(delta_walk_with, gpu.delta_walk), *arrays, pieces=3 if "pieces" in more else 1, **settings)
     compare(found, exactly(functools.partial(delta_walk_with, walks_by_einsum.delta_walk), *arrays, **settings))
+
+
+def joined_with(form, q, k, v, chunks, given, **settings):
+    return form(q, k, v, chunks, **given, **settings)
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize(
+    ("decay", "t", "key_dim", "value_dim", "heads", "more"),
+    [
+        ("none", 128, 64, 64, (1, 2), "queries"),
+        ("none", 128, 64, 64, (1, 2), "second reverse strict"),
+        ("head", 192, 64, 40, (1, 1), "queries documents state dots checkpoints"),
+        ("head", 192, 64, 64, (1, 1), "second documents state dots reverse strict"),
+        pytest.param("head", 128, 128, 128, (1, 1), "queries reverse state dots", marks=SLOW),
+        pytest.param("head", 128, 192, 64, (1, 1), "queries documents state dots", marks=SLOW),
+        pytest.param("head", 128, 192, 64, (1, 1), "second documents state dots", marks=SLOW),
+    ],
+)
+def test_two_walks_in_one(decay, t, key_dim, value_dim, heads, more):
+    few, many = heads
+    chunks = some_chunks(t, many, key_dim, decay, "documents" in more, 0.1)
+    given = {}
+    if "queries" in more:
+        given["second_q"] = rows(t, many, key_dim, 5)
+    else:
+        given["second"] = (rows(t, few, key_dim, 6), rows(t, many, value_dim, 7))
+    if "state" in more:
+        given["initial_state"] = jnp.asarray(np.random.default_rng(9).normal(size=(1, many, key_dim, value_dim)), jnp.float32)
+    if "dots" in more:
+        given["dot_with"] = rows(t, few, value_dim, 4)
+    if "dots" in more and "queries" in more:
+        given["second_dot_with"] = rows(t, many, value_dim, 8)
+    arrays = (rows(t, many, key_dim, 1), rows(t, few, key_dim, 2), rows(t, many, value_dim, 3), chunks, given)
+    settings = {"heads": many, "scale": -0.7, "second_scale": -0.6, "reverse": "reverse" in more, "strict": "strict" in more}
+    settings |= {"checkpoint_every": 2 if "checkpoints" in more else None}
+    found = simulated(functools.partial(joined_with, gpu.walk), *arrays, **settings)
+    compare(found, exactly(functools.partial(joined_with, walks_by_einsum.walk), *arrays, **settings))
+
+
+def solve_with(form, *arrays, **settings):
+    return form(*arrays[:-1], strength=arrays[-1], **settings)
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize(
+    ("decay", "t", "key_dim", "value_dim", "heads", "strength", "more"),
+    [
+        ("none", 64, 64, 64, (1, 1), 0, "strong"),
+        ("none", 128, 40, 20, (1, 2), 0, "strength"),
+        ("head", 128, 64, 128, (1, 1), 0.1, "documents strength strong"),
+        ("key", 64, 64, 64, (1, 1), 0.1, "documents"),
+        ("key", 64, 64, 64, (1, 1), 6.0, "strength"),
+        pytest.param("head", 128, 128, 128, (1, 2), 6.0, "", marks=SLOW),
+        pytest.param("none", 64, 256, 256, (1, 1), 0, "documents", marks=SLOW),
+        pytest.param("key", 64, 192, 256, (1, 1), 0.1, "strength documents", marks=SLOW),
+    ],
+)
+def test_solve_and_its_transpose(decay, t, key_dim, value_dim, heads, strength, more):
+    few, many = heads
+    chunks = some_chunks(t, many, key_dim, decay, "documents" in more, strength)
+    small = key_dim**-0.5
+    e, k = rows(t, many, key_dim, 1, (1.5 if "strong" in more else 0.5) * small), rows(t, few, key_dim, 2, small)
+    v, strengths = rows(t, many, value_dim, 3), jnp.asarray(np.random.default_rng(5).random((1, t, many)), jnp.float32)
+    given = (e, k, v, chunks, strengths if "strength" in more else None)
+    found = simulated(functools.partial(solve_with, gpu.solve), *given, heads=many)
+    exact = exactly(functools.partial(solve_with, walks_by_einsum.solve), *given, heads=many)
+    bar = 0.005 if decay == "key" else 0.002  # of a decay by channel the triangle is rounded, and e times its decay
+    for name in ("w", "u", "inverse"):
+        assert getattr(found, name).shape == getattr(exact, name).shape, name
+        assert error(getattr(found, name), getattr(exact, name)) < bar, (name, error(getattr(found, name), getattr(exact, name)))
+    assert simulated(functools.partial(solve_with, gpu.solve), *given, heads=many, keeps=False).inverse is None
+    given = (found.inverse, rows(t, few, key_dim, 4), k, v, chunks)
+    found = simulated(gpu.solve_transposed, *given, heads=many, scale=0.7)
+    exact = exactly(walks_by_einsum.solve_transposed, *given, heads=many, scale=0.7)
+    for name in ("w", "u"):
+        assert getattr(found, name).shape == getattr(exact, name).shape, name
+        assert error(getattr(found, name), getattr(exact, name)) < bar, (name, error(getattr(found, name), getattr(exact, name)))
 
 
 @pytest.mark.gpu_interpreter

@@ -68,7 +68,20 @@ DELTA += [
     for decay, size in (("none", 128), ("head", 256), ("key", 128), ("key", 192))
     for more in ("queries ", "second reverse ")
 ]
-QUICK = {PLAIN[8], PLAIN[12], PLAIN[15], DELTA[10]}
+# The triangular systems of a chunk: decay, key size, value size, heads of k, what is asked for besides.
+SOLVE = [
+    (decay, size, size, HEADS, more)
+    for decay in ("none", "head", "key")
+    for size in (64, 128)
+    for more in ("", "documents strength", "transposed", "transposed documents")
+]
+SOLVE += [
+    ("head", 256, 256, 1, "documents strength"),
+    ("head", 256, 256, 1, "transposed documents"),
+    ("key", 192, 256, HEADS, "documents strength"),
+    ("key", 192, 256, HEADS, "transposed documents"),
+]
+QUICK = {PLAIN[8], PLAIN[12], PLAIN[15], DELTA[10], SOLVE[13], SOLVE[20]}
 
 
 def _pieces(more: str) -> Any:
@@ -141,9 +154,28 @@ def _delta(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) ->
     return Program(name, "pallas_gpu", function, arguments, quick, special)
 
 
+def _solve(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
+    keyed, valued, shared = _array(B, T, HEADS, key_dim), _array(B, T, HEADS, value_dim), _array(B, T, sharing, key_dim)
+    chunks = _chunks(decay, key_dim, value_dim, "documents" in more)
+    name, quick = _name("solve", decay, key_dim, value_dim, sharing, more), (decay, key_dim, value_dim, sharing, more) in QUICK
+    if "transposed" in more:
+
+        def transposed(inverse, q, k, do, chunks):
+            return gpu.solve_transposed(inverse, q, k, do, chunks, heads=HEADS, scale=0.5)
+
+        inverse = _array(B, HEADS, T // gpu.CHUNK, gpu.CHUNK, gpu.CHUNK)
+        return Program(name, "pallas_gpu", transposed, (inverse, shared, shared, valued, chunks), quick)
+
+    def forwards(e, k, v, chunks, strength):
+        return gpu.solve(e, k, v, chunks, heads=HEADS, strength=strength)
+
+    strength = _array(B, T, HEADS, dtype=jnp.float32) if "strength" in more else None
+    return Program(name, "pallas_gpu", forwards, (keyed, shared, valued, chunks, strength), quick)
+
+
 def _name(which: str, decay: str, key_dim: int, value_dim: int, sharing: int, more: str) -> str:
     shared = "" if sharing == HEADS else f" of {sharing}"
     return f"linear_recurrence gpu {which} {decay} k{key_dim} v{value_dim} h{HEADS}{shared} {more}".rstrip()
 
 
-PROGRAMS = [_walk(*case) for case in PLAIN] + [_delta(*case) for case in DELTA]
+PROGRAMS = [_walk(*case) for case in PLAIN] + [_delta(*case) for case in DELTA] + [_solve(*case) for case in SOLVE]

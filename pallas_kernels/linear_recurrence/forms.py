@@ -26,6 +26,7 @@ DIMENSIONS = {
     "k": "b t h k",
     "v": "b t h v",
     "log_decay": ("h", "b t h", "b t h k"),
+    "value_log_decay": "b t h v",
     "write_strength": ("b t h", "b t h v"),
     "erase_read": "b t h k",
     "erase_write": "b t h k",
@@ -78,9 +79,11 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Impl
         v,
         *,
         log_decay=None,
+        value_log_decay=None,
         write_strength=None,
         erase_read=None,
         erase_write=None,
+        erase_before_decay=False,
         scale=1.0,
         initial_state=None,
         segment_ids=None,
@@ -103,7 +106,23 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Impl
             chunk_size=chunk_size,
         )
 
-    def refuses(q, k, v, *, log_decay=None, erase_read=None, erase_write=None, chunk_size=None, **_) -> Refusal:
+    def refuses(
+        q,
+        k,
+        v,
+        *,
+        log_decay=None,
+        value_log_decay=None,
+        erase_read=None,
+        erase_write=None,
+        erase_before_decay=False,
+        chunk_size=None,
+        **_,
+    ) -> Refusal:
+        if value_log_decay is not None:
+            return "its kernels decay the state's rows, not its columns (value_log_decay)"
+        if erase_before_decay and log_decay is not None:
+            return "its kernels erase from the decayed state (erase_before_decay)"
         if erase_write is not None:
             return "its kernels erase with k itself, not with a key apart (erase_write)"
         decay = _decay(log_decay)

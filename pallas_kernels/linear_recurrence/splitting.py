@@ -78,15 +78,18 @@ def over_devices(
       arrays: those of its arguments that are arrays, without an initial state; dimensions: their letters.
     """
 
-    def part(q, k, v, log_decay, write_strength, erase_read, erase_write, segment_ids):
+    def part(q, k, v, log_decay, value_log_decay, write_strength, erase_read, erase_write, segment_ids):
         rows = {"q": q, "k": k, "v": v, "write_strength": write_strength, "erase_read": erase_read, "erase_write": erase_write}
         if log_decay is not None:
             rows["log_decay"] = jnp.broadcast_to(log_decay, v.shape[:3]) if log_decay.ndim == 1 else log_decay
+        columns, kept = _column_decay(value_log_decay, segment_ids)
+        if value_log_decay is not None:
+            rows["value_log_decay"] = value_log_decay
         rows = {name: x for name, x in rows.items() if x is not None}
         first = None if segment_ids is None else exchange.segment_before(segment_ids)
         o, readers, states, keeps = _apart(run, rows, None, segment_ids, first, scale, chunk_size)
-        states = entering(exchange.stacked(states), exchange.stacked(keeps))[0]
-        return o + _read(readers, exchange.own(states), v.dtype)
+        states = entering(exchange.stacked(states), exchange.stacked(keeps), None if kept is None else exchange.stacked(kept))[0]
+        return o + _read(readers, exchange.own(states), v.dtype, columns)
 
     return over_sequence(part, {name: dimensions[name] for name in arrays}, "b t h v")(**arrays)
 
@@ -117,27 +120,38 @@ def _apart(run: Recurrence, rows, own, segments, first, scale, chunk_size):
     return o[..., :value_dim], o[..., value_dim:], states[..., :value_dim], states[..., value_dim:]
 
 
-def _read(readers: jax.Array, states: jax.Array, dtype) -> jax.Array:
-    return jnp.einsum("bthk,bhkv->bthv", readers.astype(jnp.float32), states).astype(dtype)
+def _column_decay(value_log_decay, segments):
+    """exp of the log decay of columns since the part began (b, t, h, v), and to its end (b, h, 1, v); None without one."""
+    if value_log_decay is None:
+        return None, None
+    c = value_log_decay.astype(jnp.float32)
+    total = jnp.cumsum(c if segments is None else jnp.where((segments != 0)[:, :, None, None], c, 0), axis=1)
+    return jnp.exp(total), jnp.exp(total[:, -1])[:, :, None]
 
 
-def entering(states: jax.Array, keeps: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _read(readers: jax.Array, states: jax.Array, dtype, columns: jax.Array | None = None) -> jax.Array:
+    o = jnp.einsum("bthk,bhkv->bthv", readers.astype(jnp.float32), states)
+    return (o if columns is None else columns * o).astype(dtype)
+
+
+def entering(states: jax.Array, keeps: jax.Array, columns: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """What each piece adds to the state it starts from, and the last state.
 
     Args:
       states: (b, n, h, k, v), each piece's last state run by itself; the first piece from the true state, the others from 0.
       keeps: what of an entering state is left, (b, n, h, k, 1) factors or (b, n, h, k, k) matrices.
+      columns: (b, n, h, 1, v) factors of the state's columns besides; None is ones.
 
     Returns:
       (b, n, h, k, v) states that enter each piece, 0 for the first, which had its own; and the last piece's true last state.
     """
 
     def step(state, piece):
-        own, keep = piece
+        own, keep, column = piece
         kept = keep * state if keep.shape[-1] == 1 else jnp.einsum("bhkl,bhlv->bhkv", keep, state)
-        return own + kept, state
+        return own + (kept if column is None else column * kept), state
 
-    xs = (jnp.moveaxis(states, 1, 0), jnp.moveaxis(keeps, 1, 0))
+    xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (states, keeps, columns))
     after, before = jax.lax.scan(step, jnp.zeros_like(states[:, 0]), xs)
     return jnp.moveaxis(before, 0, 1), after
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from pallas_kernels.dispatch import Implementation, Refusal
 from pallas_kernels.linear_recurrence import gpu, tpu
 from pallas_kernels.linear_recurrence.passes import Walks, by_walks
+from pallas_kernels.linear_recurrence.reduced import reduced
 from pallas_kernels.linear_recurrence.splitting import in_pieces
 from pallas_kernels.linear_recurrence.walks import DeltaWalk, Walk
 from pallas_kernels.sharding import over_mesh
@@ -91,13 +92,16 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Impl
         return_state=False,
         chunk_size=None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        return local(
+        return reduced(
+            local,
             q,
             k,
             v,
             log_decay=log_decay,
             write_strength=write_strength,
             erase_read=erase_read,
+            erase_write=erase_write,
+            erase_before_decay=erase_before_decay,
             scale=scale,
             initial_state=initial_state,
             segment_ids=segment_ids,
@@ -114,17 +118,11 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Impl
         log_decay=None,
         value_log_decay=None,
         erase_read=None,
-        erase_write=None,
-        erase_before_decay=False,
         chunk_size=None,
         **_,
     ) -> Refusal:
         if value_log_decay is not None:
             return "its kernels decay the state's rows, not its columns (value_log_decay)"
-        if erase_before_decay and log_decay is not None:
-            return "its kernels erase from the decayed state (erase_before_decay)"
-        if erase_write is not None:
-            return "its kernels erase with k itself, not with a key apart (erase_write)"
         decay = _decay(log_decay)
         call = (decay, erase_read is not None, k.shape[3], v.shape[3], v.dtype)
         if chunk_size not in (None, backend.chunk_size(*call), chunk(*call)):

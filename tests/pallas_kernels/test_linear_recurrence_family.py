@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.linear_recurrence import linear_recurrence, linear_recurrence_step, passes, reference, triangles
+from pallas_kernels.linear_recurrence.reduced import reduced
 from tests.pallas_kernels import walks_by_einsum
 from tests.pallas_kernels.test_linear_recurrence import CLOSE, documents, error, exactly, results
 
@@ -367,6 +368,10 @@ def test_columns_that_decay_and_are_erased_are_served_by_the_reference():
         (63, None, "scalar", True, True),
         (63, "token", "vector", True, True),
         (100, "channel", "vector", True, True),
+        (63, "strong", "scalar", True, True, None, True),
+        (100, "channel", "vector", True, True, None, True),
+        (63, "token", "apart", True, True),
+        (63, "channel", "apart", False, True, None, True),
     ],
     ids=lambda case: " ".join(map(str, case)),
 )
@@ -375,7 +380,9 @@ def test_gradients_are_walks(case, monkeypatch):
     monkeypatch.setattr(passes, "GROUP", 32)
     monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
     walks = passes.Walks(walks_by_einsum.walk, walks_by_einsum.delta_walk, lambda *_: 16)
-    compare(functools.partial(passes.by_walks, walks), *arguments(*case), CLOSE)
+    run = functools.partial(passes.by_walks, walks)
+    absent = dict.fromkeys(("log_decay", "write_strength", "segment_ids"))
+    compare(lambda *given, **named: reduced(run, *given, **(absent | named)), *arguments(*case), CLOSE)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels.dispatch import Implementation, Refusal
 from pallas_kernels.linear_recurrence import gpu, tpu
 from pallas_kernels.linear_recurrence.passes import Walks, by_walks
+from pallas_kernels.linear_recurrence.reduced import reduced
 from pallas_kernels.linear_recurrence.walks import DeltaWalk, JoinedWalk, Solve, SolveTransposed, Walk
 from pallas_kernels.sharding import over_mesh
 from pallas_kernels.tuning import Sizes, block_sizes
@@ -19,6 +20,7 @@ DIMENSIONS = {
     "k": "b t h k",
     "v": "b t h v",
     "log_decay": ("h", "b t h", "b t h k"),
+    "value_log_decay": "b t h v",
     "write_strength": ("b t h", "b t h v"),
     "erase_read": "b t h k",
     "erase_write": "b t h k",
@@ -65,9 +67,11 @@ def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -
         v,
         *,
         log_decay=None,
+        value_log_decay=None,
         write_strength=None,
         erase_read=None,
         erase_write=None,
+        erase_before_decay=False,
         scale=1.0,
         initial_state=None,
         segment_ids=None,
@@ -75,13 +79,16 @@ def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -
         return_state=False,
         chunk_size=None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        return local(
+        return reduced(
+            local,
             q,
             k,
             v,
             log_decay=log_decay,
             write_strength=write_strength,
             erase_read=erase_read,
+            erase_write=erase_write,
+            erase_before_decay=erase_before_decay,
             scale=scale,
             initial_state=initial_state,
             segment_ids=segment_ids,
@@ -90,9 +97,19 @@ def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -
             chunk_size=chunk_size,
         )
 
-    def refuses(q, k, v, *, log_decay=None, erase_read=None, erase_write=None, chunk_size=None, **_) -> Refusal:
-        if erase_write is not None:
-            return "its kernels erase with k itself, not with a key apart (erase_write)"
+    def refuses(
+        q,
+        k,
+        v,
+        *,
+        log_decay=None,
+        value_log_decay=None,
+        erase_read=None,
+        chunk_size=None,
+        **_,
+    ) -> Refusal:
+        if value_log_decay is not None:
+            return "its kernels decay the state's rows, not its columns (value_log_decay)"
         decay = _decay(log_decay)
         call = (decay, erase_read is not None, k.shape[3], v.shape[3], v.dtype)
         if chunk_size not in (None, backend.chunk_size(*call), chunk(*call)):

@@ -90,7 +90,8 @@ def walk(
     tokens |= {} if second is None else {"second_k": second[0], "second_v": second[1]}
     more = {"dot_with": dot_with, "second_q": second_q, "second_dot_with": second_dot_with}
     tokens |= {name: x for name, x in more.items() if x is not None}
-    if (second is not None or second_q is not None) and chunks.decay not in ("none", "head") or not (second is None or second_q is None):
+    joins = second is not None or second_q is not None
+    if (joins and chunks.decay not in ("none", "head")) or (second is not None and second_q is not None):
         raise ValueError("linear_recurrence: pallas_gpu takes second or second_q, without a decay by channel")
     return _walk(tokens, chunks, heads, scale, initial_state, reverse, strict, checkpoint_every, out_dtype or v.dtype, False, second_scale)
 

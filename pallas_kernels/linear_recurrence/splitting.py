@@ -37,42 +37,49 @@ def over_devices(
       arrays: those of its arguments that are arrays, without an initial state; dimensions: their letters.
     """
 
-    def part(q, k, v, log_decay, write_strength, erase_read, erase_write, segment_ids):
+    def part(q, k, v, log_decay, value_log_decay, write_strength, erase_read, erase_write, segment_ids):
         rows = {"q": q, "k": k, "v": v, "write_strength": write_strength, "erase_read": erase_read, "erase_write": erase_write}
         if log_decay is not None:
             rows["log_decay"] = jnp.broadcast_to(log_decay, v.shape[:3]) if log_decay.ndim == 1 else log_decay
+        if value_log_decay is not None:
+            rows["value_log_decay"] = value_log_decay
         rows = {name: x for name, x in rows.items() if x is not None}
         shared = {"segment_ids": segment_ids, "chunk_size": chunk_size}
         shared["initial_segment"] = None if segment_ids is None else exchange.segment_before(segment_ids)
         if erase_read is None:
-            states, keeps = added(rows, segment_ids, shared["initial_segment"])
+            states, keeps, columns = added(rows, segment_ids, shared["initial_segment"])
         else:
-            states, keeps = through_erasing(run, rows, shared)
-        states = exchange.own(entering(exchange.stacked(states), exchange.stacked(keeps)))
+            (states, keeps), columns = through_erasing(run, rows, shared), None
+        columns = None if columns is None else exchange.stacked(columns)
+        states = exchange.own(entering(exchange.stacked(states), exchange.stacked(keeps), columns=columns))
         return run(**rows, **shared, scale=scale, initial_state=states)[0]
 
     return over_sequence(part, {name: dimensions[name] for name in arrays}, "b t h v")(**arrays)
 
 
-def added(rows, segments, first) -> tuple[jax.Array, jax.Array]:
-    """A piece's last state (b, h, k, v) from S = 0, nothing erased, and what it leaves of S: (b, h or 1, k or 1, 1) factors.
+def added(rows, segments, first) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """A piece's last state (b, h, k, v) from S = 0, nothing erased, and what it leaves of S: (b, h or 1, k or 1, 1) factors, and
+    where columns decay (b, h, 1, v) factors, else None.
 
     Args:
       segments, first: (b, t) and, of the token before, (b,); or None.
     """
-    k, v, g = rows["k"], rows["v"], rows.get("log_decay")
+    k, v, g, c = rows["k"], rows["v"], rows.get("log_decay"), rows.get("value_log_decay")
     wide = jnp.promote_types(v.dtype, jnp.float32)
     real = None if segments is None else (segments != 0)[:, :, None, None]
     weight = jnp.ones((1, 1, 1, 1), wide)
     keeps = jnp.ones((v.shape[0], 1, 1, 1), wide)
     strength = by_channel(rows["write_strength"], wide) if "write_strength" in rows else None
-    if g is not None:
-        g = by_channel(g, wide)
+    g, c = (None if x is None else by_channel(x, wide) for x in (g, c))
     if real is not None:
         # Before products: what padding holds, NaN included, must not reach a gradient either.
-        k, v, g, strength = (None if x is None else jnp.where(real, x, 0) for x in (k, v, g, strength))
+        k, v, g, c, strength = (None if x is None else jnp.where(real, x, 0) for x in (k, v, g, c, strength))
     if strength is not None:
         v = (strength * v).astype(v.dtype)
+    columns = None
+    if c is not None:
+        v = (jnp.exp(to_end(c[:, None])[:, 0]) * v).astype(v.dtype)
+        columns = jnp.exp(jnp.sum(c, axis=1))[:, :, None]
     if g is not None:
         weight, keeps = jnp.exp(to_end(g[:, None])[:, 0]), jnp.exp(jnp.sum(g, axis=1))[..., None]
     if real is not None:
@@ -81,7 +88,7 @@ def added(rows, segments, first) -> tuple[jax.Array, jax.Array]:
         keeps = jnp.where((last == first)[:, None, None, None], keeps, 0)
     k = jnp.repeat(k, v.shape[2] // k.shape[2], axis=2)
     state = jnp.einsum("bthk,bthv->bhkv", (weight * k).astype(v.dtype), v, preferred_element_type=wide)
-    return state, keeps
+    return state, keeps, columns
 
 
 def through_erasing(run: Recurrence, rows, shared) -> tuple[jax.Array, jax.Array]:
@@ -99,25 +106,26 @@ def through_erasing(run: Recurrence, rows, shared) -> tuple[jax.Array, jax.Array
     return states[..., :value_dim], states[..., value_dim:]
 
 
-def entering(states: jax.Array, keeps: jax.Array, first: jax.Array | None = None) -> jax.Array:
+def entering(states: jax.Array, keeps: jax.Array, first: jax.Array | None = None, columns: jax.Array | None = None) -> jax.Array:
     """The states that enter n pieces, and the one after the last.
 
     Args:
       states: (b, n, h, k, v), each piece's last state when it starts from 0.
       keeps: what a piece leaves of an entering state: factors that broadcast over states, or T, (b, n, h, k, k).
       first: (b, h, k, v), what enters the first piece; None is 0.
+      columns: (b, n, h, 1, v) factors of the state's columns besides; None is ones.
 
     Returns:
       (b, n + 1, h, k, v).
     """
 
     def step(state, piece):
-        own, keep = piece
+        own, keep, column = piece
         kept = keep * state if 1 in keep.shape[-2:] else jnp.einsum("bhkl,bhlv->bhkv", keep, state, precision="highest")
-        return own + kept, state
+        return own + (kept if column is None else column * kept), state
 
     first = jnp.zeros_like(states[:, 0]) if first is None else first.astype(states.dtype)
-    xs = (jnp.moveaxis(states, 1, 0), jnp.moveaxis(keeps, 1, 0))
+    xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (states, keeps, columns))
     # A few pieces without a loop: on a GPU its turns are launches.
     after, before = jax.lax.scan(step, first, xs, unroll=min(8, states.shape[1]))
     return jnp.concatenate([jnp.moveaxis(before, 0, 1), after[:, None]], axis=1)

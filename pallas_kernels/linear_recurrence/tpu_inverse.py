@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from pallas_kernels.linear_recurrence.triangles import decayed_products, since_start, to_end, unit_inverse_by_ladder

@@ -467,6 +467,9 @@ class _Block:
         """Lays out what is written to the state, as pairs of factors to multiply once committed."""
         plan = self.plan
         writes = self.per_token(here, WRITES)
+        if plan.decay == "value" and "q" not in plan.tokens:
+            gpu_decay.scale_to_border(here["v"], y, here["total"], here["marks"], plan.reverse, writes)
+            return [(gpu.transposed(here["k"]), here["v"])]
         if plan.decay == "value":
             gpu_decay.step(self.space["scaled_v"], self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes)
             return [(gpu.transposed(here["k"]), self.space["scaled_v"])]

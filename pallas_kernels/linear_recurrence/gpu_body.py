@@ -90,7 +90,7 @@ class Plan:
     @property
     def stepped(self) -> bool:
         """Whether operands that products of pairs have read are stepped on to the borders, whose last one is rounded (gpu_decay.rest)."""
-        return self.by_channel and "q" in self.tokens and "second_k" not in self.tokens
+        return self.by_channel and "q" in self.tokens
 
     @property
     def decayed_columns(self) -> int:
@@ -128,9 +128,6 @@ class Plan:
                 laid["out"] = ((CHUNK, self.columns), self.out_dtype)
         if "w" in self.tokens:
             laid["y"] = ((CHUNK, self.columns), jnp.bfloat16)
-        if self.decay == "key":
-            laid["scaled_k"] = ((CHUNK, self.key_dim), jnp.bfloat16)
-            laid["scaled_q"] = ((CHUNK, self.key_dim), jnp.bfloat16)
         if self.decay == "value":
             laid["scaled_v"] = ((CHUNK, self.columns), jnp.bfloat16)
             laid |= dict.fromkeys(SCORES_BY_LEVEL, ((CHUNK, CHUNK), jnp.bfloat16))
@@ -143,11 +140,16 @@ class Plan:
         return gpu.tiled(shape, dtype, self.swizzle if jnp.dtype(dtype).itemsize == 2 else gpu.SWIZZLE_BYTES)
 
     def stage_count(self) -> int:
-        """2 where shared memory holds them, else 1: then copies and computing alternate."""
+        """2 where shared memory holds them, else 1: then copies and computing alternate.
+
+        Also 1 beside a decay by channel where a core then holds a second block, which computes while the first one waits.
+        """
         if self.decay == "value" and self.key_dim > 192:
             return 1  # the addresses of two cost registers that this one lacks: 4 to 8 bytes were spilled
         laid = gpu.shared_bytes([*self.space().values(), *self.plain_space().values()])
         stage = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in self.stages().values()])
+        if self.by_channel and laid + stage <= gpu.SHARED_MEMORY_BYTES // 2 - 2048 < laid + 2 * stage:
+            return 1
         return 2 if laid + 2 * stage <= gpu.SHARED_MEMORY_BYTES - 2048 else 1
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -342,13 +344,12 @@ class _Block:
         """(c, columns): reads . q S + P y."""
         plan, space, scores = self.plan, self.space, self.space["scores"]
         if plan.decay == "key":
-            scaled, ratios, reads = space["scaled_q"], space["ratios"], self.per_token(here, READS)
-            operands = (here["q"], here["k"], scaled, space["scaled_k"])
-            gpu_decay.scores_by_key(scores, *operands, here["total"], space["references"], ratios, plan.reverse)
+            q, k, ratios, reads = here["q"], here["k"], space["ratios"], self.per_token(here, READS)
+            gpu_decay.scores_by_key(scores, q, k, q, k, here["total"], space["references"], ratios, plan.reverse)
             scores[...] = jnp.where(self.seen(here), gpu.load(scores), jnp.bfloat16(0))
-            gpu_decay.step(scaled, ratios, gpu_decay.BORDER, not plan.reverse, reads)
+            gpu_decay.step(q, ratios, gpu_decay.BORDER, not plan.reverse, reads)
             plgpu.commit_smem()
-            return gpu.mm(scaled, space["state"], None, (scores, y))
+            return gpu.mm(q, space["state"], None, (scores, y))
 
         levels = [space[name] for name in SCORES_BY_LEVEL] if plan.decay == "value" else []
 
@@ -381,14 +382,14 @@ class _Block:
             return [(gpu.transposed(here["k"]), self.space["scaled_v"])]
         written = [("k", y, "v")] + ([("second_k", here["second_v"], "second_v")] if "second_k" in plan.tokens else [])
         pairs = []
-        for (key, value, place), name in zip(written, ("scaled_k", "scaled_q"), strict=False):
+        for key, value, place in written:
             if plan.decay == "key":
-                scaled = self.space[name]
-                if plan.stepped:
-                    gpu_decay.step(scaled, self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes)
+                if plan.stepped and key == "k":
+                    gpu_decay.step(here[key], self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes)
                 else:
-                    gpu_decay.scale_to_border(scaled, here[key], here["total"], here["marks"], plan.reverse, writes)
-                pairs.append((gpu.transposed(scaled), value))
+                    given = (here["total"], here["marks"], self.space["references"])
+                    gpu_decay.scale_to_border(here[key], *given, plan.reverse, plan.stepped, writes)
+                pairs.append((gpu.transposed(here[key]), value))
             elif plan.rewrites:
                 weighted = self.times(gpu.load(value).astype(jnp.float32), here, WRITES)
                 here[place][...] = weighted.astype(jnp.bfloat16)

@@ -69,19 +69,23 @@ def rest(marks: Any, references: Any, shape: tuple[int, int], by_row: bool) -> j
     return _over(jnp.exp2(_load(marks.at[LAST], by_row) * LOG2_E - _load(references.at[LAST + 1], by_row)), shape, by_row)
 
 
-def scale_to_border(target: Any, x: Any, total: Any, marks: Any, later: bool, per_token: Any = None) -> None:
-    """target = x * the exact weight between a token and the chunk's start (later) or end (* a scalar a token), bf16.
+def scale_to_border(x: Any, total: Any, marks: Any, references: Any, later: bool, rounded: bool, per_token: Any = None) -> None:
+    """x = x * the weight between a token and the chunk's start (later) or end (* a scalar a token), bf16.
 
     Args:
-      target, x: (c, k) bf16 in tiled shared memory.
+      x: (c, k) bf16 in tiled shared memory.
       total: (c, k) fp32 in tiled, marks: (MARKS, k) fp32 in plain, per_token: (c,) in plain shared memory.
+      rounded: whether the end is the rounded one, which leaves `rest` to be multiplied to what becomes of x.
     """
     for columns in _slices(x):
-        summed = gpu.load(total.at[:, columns])
-        factors = jnp.exp(summed if later else gpu.along_rows(gpu.load_per_column(marks.at[LAST, columns]), summed.shape[0]) - summed)
+        exponents = gpu.load(total.at[:, columns]) * LOG2_E
+        if not later:
+            end = references.at[LAST + 1, columns] if rounded else marks.at[LAST, columns]
+            exponents = gpu.along_rows(gpu.load_per_column(end) * (1.0 if rounded else LOG2_E), gpu.ROWS) - exponents
+        factors = jnp.exp2(exponents)
         if per_token is not None:
-            factors = factors * gpu.along_columns(gpu.load_per_row(per_token), summed.shape[1])
-        target.at[:, columns][...] = (factors * gpu.load(x.at[:, columns]).astype(jnp.float32)).astype(jnp.bfloat16)
+            factors = factors * gpu.along_columns(gpu.load_per_row(per_token), factors.shape[1])
+        x.at[:, columns][...] = _times(factors, x.at[:, columns])
 
 
 def scores_by_key(

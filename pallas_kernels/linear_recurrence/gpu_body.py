@@ -19,7 +19,7 @@ memory holds two blocks a core in plain walks of size 128 with no decay or one a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -152,6 +152,14 @@ class Plan:
             return 1
         return 2 if laid + 2 * stage <= gpu.SHARED_MEMORY_BYTES - 2048 else 1
 
+    def groups(self) -> list[tuple[str, ...]]:
+        """What is copied with each chunk, in groups that are waited for apart: at its end, and early, as soon as the one place is read."""
+        early: tuple[str, ...] = ()
+        if self.stepped and "second_k" not in self.tokens and self.stage_count() == 1:
+            early = ("total",) if self.decay == "key" else ("total", "v")
+        late = tuple(name for name in self.stages() if name not in early)
+        return [late, early] if early else [late]
+
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The kernel's outputs. dots: a part for each block of columns."""
         b, t, h, keys, values = self.b, self.t, self.heads, self.key_dim, self.value_dim
@@ -173,19 +181,19 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     staged = {name: plan.buffer((stages, *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()}
     space = {name: plan.buffer((1, *shape), dtype) for name, (shape, dtype) in plan.space().items()}
     space |= {name: plan.buffer((1, *shape), dtype, False) for name, (shape, dtype) in plan.plain_space().items()}
-    barrier = plgpu.Barrier(num_arrivals=len(staged), num_barriers=stages)
+    barriers = [plgpu.Barrier(num_arrivals=len(group), num_barriers=stages) for group in plan.groups()]
     results = plan.results()
     names = (list(inputs), list(results), list(staged), list(space))
 
     def body(*refs: Any) -> None:
         rest = iter(refs)
         source, target, stage, laid = ({name: next(rest) for name in group} for group in names)
-        _Block(plan, stages, source, target, stage, laid, next(rest), next(rest)).walk()
+        _Block(plan, stages, source, target, stage, laid, next(rest), list(rest)).walk()
 
     made = gpu.kernel(
         body,
         out_type=list(results.values()),
-        scratch_types=[*staged.values(), *space.values(), barrier, gpu.plain((1,), jnp.int32)],
+        scratch_types=[*staged.values(), *space.values(), gpu.plain((1,), jnp.int32), *barriers],
         grid=(plan.value_dim // plan.columns, plan.heads, plan.b),
         grid_names=("columns", "head", "batch"),
         name="linear_recurrence_" + ("delta_walk" if "w" in plan.tokens else "walk"),
@@ -204,11 +212,12 @@ class _Block:
         target: dict[str, Any],
         stage: dict[str, Any],
         space: dict[str, Any],
-        barrier: Any,
         nought: Any,
+        barriers: list[Any],
     ) -> None:
         self.plan, self.stages, self.source, self.target = plan, stages, source, target
-        self.stage, self.laid, self.barrier, self.nought = stage, space, barrier, nought
+        self.stage, self.laid, self.nought = stage, space, nought
+        self.groups = list(zip(plan.groups(), barriers, strict=True))
         self.split, self.head, self.batch = (jax.lax.axis_index(name) for name in ("columns", "head", "batch"))
         self.columns = pl.ds(self.split * plan.columns, plan.columns)
 
@@ -220,7 +229,8 @@ class _Block:
             start = self.laid["references"].at[0, 0]
             start[...] = gpu.per_column(jnp.zeros(start.shape, jnp.float32))
         for step in range(min(self.stages, plan.n)):
-            self.fetch(jnp.int32(step), step)
+            for group in range(len(self.groups)):
+                self.fetch(jnp.int32(step), step, group)
         if plan.enters:
             state = gpu.load(self.source["initial"].at[self.batch, self.head, :, self.columns], optimized=False)
         else:
@@ -234,10 +244,18 @@ class _Block:
         """The chunk that is walked over in a step."""
         return self.plan.n - 1 - step if self.plan.reverse else step
 
-    def fetch(self, step: jax.Array, slot: Any) -> None:
-        """Starts the copies of a step's chunk."""
-        for name, buffers in self.stage.items():
-            plgpu.copy_gmem_to_smem(self.chunk_of(name, self.at(step)), buffers.at[slot], self.barrier.at[slot])
+    def fetch(self, step: jax.Array, slot: Any, group: int) -> None:
+        """Starts the copies of a group of a step's chunk."""
+        names, barrier = self.groups[group]
+        for name in names:
+            plgpu.copy_gmem_to_smem(self.chunk_of(name, self.at(step)), self.stage[name].at[slot], barrier.at[slot])
+
+    def refetch(self, step: jax.Array, slot: Any, group: int) -> None:
+        """Starts the copies of a group that take the place of a step's."""
+
+        @pl.when(step + self.stages < self.plan.n)
+        def _() -> None:
+            self.fetch(step + self.stages, slot, group)
 
     def chunk_of(self, name: str, at: jax.Array) -> Any:
         """Where a chunk of an input lies."""
@@ -267,7 +285,8 @@ class _Block:
             self.checkpoint(at, state)
         if not self.reads_rest or "w" in plan.tokens:
             space["state"][...] = state.astype(jnp.bfloat16)
-        plgpu.barrier_wait(self.barrier.at[slot])
+        for _, barrier in self.groups:
+            plgpu.barrier_wait(barrier.at[slot])
         if plan.by_channel:
             gpu_decay.lay_references(space["references"], space["ratios"], here["marks"])
         plgpu.commit_smem()
@@ -285,7 +304,7 @@ class _Block:
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             if self.reads_rest:
                 space["state"][...] = (state * self.rest(here)).astype(jnp.bfloat16)
-            out = self.read(here, y)
+            out = self.read(here, y, lambda: self.refetch(step, slot, 1) if len(self.groups) > 1 else None)
             if plan.scale != 1.0:
                 out = out * plan.scale
             if "dot_with" in plan.tokens:
@@ -302,10 +321,7 @@ class _Block:
         if rest is not None:
             state = state * rest
 
-        @pl.when(step + self.stages < plan.n)
-        def _() -> None:
-            self.fetch(step + self.stages, slot)
-
+        self.refetch(step, slot, 0)
         return state
 
     def checkpoint(self, at: jax.Array, state: jax.Array) -> None:
@@ -340,12 +356,12 @@ class _Block:
         """Whether queries read the state through `rest`, their weights being to the chunk's last token."""
         return self.plan.stepped and self.plan.reverse and self.plan.decay == "key"
 
-    def read(self, here: dict[str, Any], y: Any) -> jax.Array:
-        """(c, columns): reads . q S + P y."""
+    def read(self, here: dict[str, Any], y: Any, early: Callable[[], None]) -> jax.Array:
+        """(c, columns): reads . q S + P y. early: called when the early group has been read."""
         plan, space, scores = self.plan, self.space, self.space["scores"]
         if plan.decay == "key":
             q, k, ratios, reads = here["q"], here["k"], space["ratios"], self.per_token(here, READS)
-            gpu_decay.scores_by_key(scores, q, k, q, k, here["total"], space["references"], ratios, plan.reverse)
+            gpu_decay.scores_by_key(scores, q, k, q, k, here["total"], space["references"], ratios, plan.reverse, early)
             scores[...] = jnp.where(self.seen(here), gpu.load(scores), jnp.bfloat16(0))
             gpu_decay.step(q, ratios, gpu_decay.BORDER, not plan.reverse, reads)
             plgpu.commit_smem()
@@ -368,7 +384,7 @@ class _Block:
         if plan.decay == "value":
             given = (here["total"], here["marks"], space["references"], space["ratios"])
             return gpu_decay.read_by_value(
-                lambda factors: self.times(old * factors, here, READS), levels, space["scaled_v"], y, *given, plan.reverse
+                lambda factors: self.times(old * factors, here, READS), levels, space["scaled_v"], y, *given, plan.reverse, early
             )
         plgpu.commit_smem()
         return gpu.mm(scores, y, self.times(old, here, READS))

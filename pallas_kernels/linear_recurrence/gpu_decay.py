@@ -89,11 +89,21 @@ def scale_to_border(x: Any, total: Any, marks: Any, references: Any, later: bool
 
 
 def scores_by_key(
-    scores: Any, q: Any, k: Any, scaled_q: Any, scaled_k: Any, total: Any, references: Any, ratios: Any, reverse: bool
+    scores: Any,
+    q: Any,
+    k: Any,
+    scaled_q: Any,
+    scaled_k: Any,
+    total: Any,
+    references: Any,
+    ratios: Any,
+    reverse: bool,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
     """scores (c, c) = sum over channels of q_i k_j times the pair's weight, where i and j are a pair in this direction; else anything.
 
-    All but total, references and ratios bf16. scaled_q, scaled_k: work space, left with the operands of the last level (`step`).
+    All but total, references and ratios bf16. scaled_q, scaled_k: q and k themselves or work space; left with the operands of the last
+    level (`step`). meanwhile: called during the first product, when total has been read.
     """
     for columns in _slices(q):
         later = _exponents(total.at[:, columns], references.at[:, columns])
@@ -104,7 +114,8 @@ def scores_by_key(
             step(scaled_q, ratios, level, not reverse)
             step(scaled_k, ratios, level, reverse)
         plgpu.commit_smem()
-        product = gpu.mm(scaled_q, gpu.transposed(scaled_k)).astype(jnp.bfloat16)
+        left, right = scaled_q, gpu.transposed(scaled_k)
+        product = (gpu.mm(left, right) if level else gpu.mm(left, right, meanwhile=meanwhile)).astype(jnp.bfloat16)
         # The nearer levels wait in shared memory: registers are short while operands are scaled.
         scores[...] = product if level == 0 else jnp.where(_nearer_than(level), gpu.load(scores), product)
 
@@ -139,16 +150,17 @@ def read_by_value(
     references: Any,
     ratios: Any,
     reverse: bool,
+    meanwhile: Callable[[], None],
 ) -> jax.Array:
     """(c, columns): scores, as laid by level, times v with the pairs' weights on v's columns, and old(the weights to the border).
 
-    scaled_v: work space, left with v as of the last level (`step`).
+    scaled_v: work space, left with v as of the last level (`step`). meanwhile: called when v and total have been read.
     """
     later = _exponents(total, references)
     scaled_v[...] = _times(jnp.exp2(later if reverse else -later), v)
     factors = jnp.exp2(-later if reverse else later)
     plgpu.commit_smem()
-    out = gpu.mm(scores[0], scaled_v) * factors
+    out = gpu.mm(scores[0], scaled_v, meanwhile=meanwhile) * factors
     for level in range(1, LEVELS):
         step(scaled_v, ratios, level, reverse)
         factors = factors * _ratio(ratios, level, not reverse).astype(jnp.float32)

@@ -68,6 +68,13 @@ class Plan:
         return 32 if self.decay == "value" or self.key_dim > 128 else 64
 
     @property
+    def warpgroups(self) -> int:
+        """2 where two blocks of the state's columns share what is made of queries and keys, most of the work beside a decay by key channel;
+        each then makes half of the channels, 64, a tile's width."""
+        shares = self.decay == "key" and self.tokens == ("q", "k", "v") and self.out_dtype == jnp.bfloat16
+        return 2 if shares and self.key_dim == 128 and self.value_dim % (2 * self.columns) == 0 else 1
+
+    @property
     def swizzle(self) -> int:
         """Bytes of a tile's row, of every operand."""
         return 2 * self.columns
@@ -142,8 +149,11 @@ class Plan:
     def stage_count(self) -> int:
         """2 where shared memory holds them, else 1: then copies and computing alternate.
 
-        Also 1 beside a decay by channel where a core then holds a second block, which computes while the first one waits.
+        Also 1 beside a decay by channel where a core then holds a second block, which computes while the first one waits. For two warpgroups
+        it is 2, but for what is copied early.
         """
+        if self.warpgroups == 2:
+            return 2
         if self.decay == "value" and self.key_dim > 192:
             return 1  # the addresses of two cost registers that this one lacks: 4 to 8 bytes were spilled
         laid = gpu.shared_bytes([*self.space().values(), *self.plain_space().values()])
@@ -152,13 +162,18 @@ class Plan:
             return 1
         return 2 if laid + 2 * stage <= gpu.SHARED_MEMORY_BYTES - 2048 else 1
 
-    def groups(self) -> list[tuple[str, ...]]:
-        """What is copied with each chunk, in groups that are waited for apart: at its end, and early, as soon as the one place is read."""
+    def groups(self) -> list[tuple[tuple[str, ...], int]]:
+        """What is copied with each chunk and to how many stages, in groups that are waited for apart: at its end, and early, as soon as the
+        one stage is read."""
         early: tuple[str, ...] = ()
-        if self.stepped and "second_k" not in self.tokens and self.stage_count() == 1:
+        if self.stepped and "second_k" not in self.tokens and (self.stage_count() == 1 or self.warpgroups == 2):
             early = ("total",) if self.decay == "key" else ("total", "v")
         late = tuple(name for name in self.stages() if name not in early)
-        return [late, early] if early else [late]
+        return [(late, self.stage_count())] + ([(early, 1)] if early else [])
+
+    def own(self, name: str) -> tuple[int, ...]:
+        """The axis of warpgroups of what each has a place of its own for."""
+        return (self.warpgroups,) if self.warpgroups > 1 and name in ("v", "state", "scores") else ()
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The kernel's outputs. dots: a part for each block of columns."""
@@ -177,37 +192,42 @@ class Plan:
 
 def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Runs the kernel: inputs as gpu.py prepares them, results as `Plan.results` names them."""
-    stages = plan.stage_count()
-    staged = {name: plan.buffer((stages, *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()}
-    space = {name: plan.buffer((1, *shape), dtype) for name, (shape, dtype) in plan.space().items()}
+    groups, warpgroups = plan.groups(), plan.warpgroups
+    stages = {name: count for names, count in groups for name in names}
+    staged = {
+        name: plan.buffer((stages[name], *plan.own(name), *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()
+    }
+    space = {name: plan.buffer((1, *plan.own(name), *shape), dtype) for name, (shape, dtype) in plan.space().items()}
     space |= {name: plan.buffer((1, *shape), dtype, False) for name, (shape, dtype) in plan.plain_space().items()}
-    barriers = [plgpu.Barrier(num_arrivals=len(group), num_barriers=stages) for group in plan.groups()]
+    copies = [sum(warpgroups if plan.own(name) else 1 for name in group) for group, _ in groups]
+    barriers = [plgpu.Barrier(num_arrivals=many, num_barriers=count) for many, (_, count) in zip(copies, groups, strict=True)]
+    meeting = [plgpu.Barrier(num_arrivals=warpgroups)] if warpgroups > 1 else []
     results = plan.results()
     names = (list(inputs), list(results), list(staged), list(space))
 
     def body(*refs: Any) -> None:
         rest = iter(refs)
         source, target, stage, laid = ({name: next(rest) for name in group} for group in names)
-        _Block(plan, stages, source, target, stage, laid, next(rest), list(rest)).walk()
+        _Block(plan, source, target, stage, laid, next(rest), list(rest)).walk()
 
     made = gpu.kernel(
         body,
         out_type=list(results.values()),
-        scratch_types=[*staged.values(), *space.values(), gpu.plain((1,), jnp.int32), *barriers],
-        grid=(plan.value_dim // plan.columns, plan.heads, plan.b),
+        scratch_types=[*staged.values(), *space.values(), gpu.plain((warpgroups,), jnp.int32), *barriers, *meeting],
+        grid=(plan.value_dim // (plan.columns * warpgroups), plan.heads, plan.b),
         grid_names=("columns", "head", "batch"),
         name="linear_recurrence_" + ("delta_walk" if "w" in plan.tokens else "walk"),
+        threads=warpgroups if warpgroups > 1 else None,
     )(*inputs.values())
     return dict(zip(results, made, strict=True))
 
 
 class _Block:
-    """One thread block."""
+    """One thread block, as one of its warpgroups sees it."""
 
     def __init__(
         self,
         plan: Plan,
-        stages: int,
         source: dict[str, Any],
         target: dict[str, Any],
         stage: dict[str, Any],
@@ -215,30 +235,55 @@ class _Block:
         nought: Any,
         barriers: list[Any],
     ) -> None:
-        self.plan, self.stages, self.source, self.target = plan, stages, source, target
-        self.stage, self.laid, self.nought = stage, space, nought
-        self.groups = list(zip(plan.groups(), barriers, strict=True))
+        self.plan, self.source, self.target = plan, source, target
+        self.stage, self.laid = stage, space
+        self.groups = [(*group, barrier) for group, barrier in zip(plan.groups(), barriers, strict=False)]
+        self.meeting = barriers[-1]
         self.split, self.head, self.batch = (jax.lax.axis_index(name) for name in ("columns", "head", "batch"))
-        self.columns = pl.ds(self.split * plan.columns, plan.columns)
+        self.shares = plan.warpgroups > 1
+        self.warpgroup = jax.lax.axis_index("warpgroup") if self.shares else 0
+        self.nought = nought.at[self.warpgroup]
+        self.columns = self.columns_of(self.warpgroup)
+
+    def columns_of(self, warpgroup: Any) -> Any:
+        """A warpgroup's columns of the state."""
+        return pl.ds((self.split * self.plan.warpgroups + warpgroup) * self.plan.columns, self.plan.columns)
+
+    def meet(self) -> None:
+        """Waits until all warpgroups are here."""
+        if self.shares:
+            plgpu.barrier_arrive(self.meeting)
+            plgpu.barrier_wait(self.meeting)
+
+    def alone(self, action: Callable[[], None]) -> None:
+        """Has the first warpgroup do it."""
+        if self.shares:
+            pl.when(self.warpgroup == 0)(action)
+        else:
+            action()
 
     def walk(self) -> None:
         """All chunks."""
         plan = self.plan
-        self.nought[0] = jnp.int32(0)
-        if plan.by_channel:
-            start = self.laid["references"].at[0, 0]
-            start[...] = gpu.per_column(jnp.zeros(start.shape, jnp.float32))
-        for step in range(min(self.stages, plan.n)):
-            for group in range(len(self.groups)):
-                self.fetch(jnp.int32(step), step, group)
+        self.nought[...] = jnp.int32(0)
+        self.alone(self.start)
         if plan.enters:
             state = gpu.load(self.source["initial"].at[self.batch, self.head, :, self.columns], optimized=False)
         else:
             state = gpu.filled((plan.key_dim, plan.columns), 0.0)
         state = jax.lax.fori_loop(0, plan.n, self.step, state)
         # Through `nought`, so that the address is not taken for the initial state's and kept in registers all the way.
-        self.target["state"].at[self.batch, self.head + self.nought[0], :, self.columns][...] = state
+        self.target["state"].at[self.batch, self.head + self.nought[...], :, self.columns][...] = state
         plgpu.wait_smem_to_gmem(0)
+
+    def start(self) -> None:
+        """What is there before the first chunk."""
+        if self.plan.by_channel:
+            start = self.laid["references"].at[0, 0]
+            start[...] = gpu.per_column(jnp.zeros(start.shape, jnp.float32))
+        for group in range(len(self.groups)):
+            for step in range(min(self.groups[group][1], self.plan.n)):
+                self.fetch(jnp.int32(step), step, group)
 
     def at(self, step: jax.Array) -> jax.Array:
         """The chunk that is walked over in a step."""
@@ -246,26 +291,32 @@ class _Block:
 
     def fetch(self, step: jax.Array, slot: Any, group: int) -> None:
         """Starts the copies of a group of a step's chunk."""
-        names, barrier = self.groups[group]
+        names, _, barrier = self.groups[group]
         for name in names:
-            plgpu.copy_gmem_to_smem(self.chunk_of(name, self.at(step)), self.stage[name].at[slot], barrier.at[slot])
+            for part in range(self.plan.warpgroups if self.plan.own(name) else 1):
+                place = self.stage[name].at[(slot, part) if self.plan.own(name) else slot]
+                columns = self.columns_of(part) if self.shares else self.columns
+                plgpu.copy_gmem_to_smem(self.chunk_of(name, self.at(step), columns), place, barrier.at[slot])
 
     def refetch(self, step: jax.Array, slot: Any, group: int) -> None:
-        """Starts the copies of a group that take the place of a step's."""
+        """Starts the copies of a group that take the place of a step's, which all warpgroups have read."""
+        if group >= len(self.groups):
+            return
+        stages = self.groups[group][1]
 
-        @pl.when(step + self.stages < self.plan.n)
+        @pl.when((step + stages < self.plan.n) & (self.warpgroup == 0))
         def _() -> None:
-            self.fetch(step + self.stages, slot, group)
+            self.fetch(step + stages, slot, group)
 
-    def chunk_of(self, name: str, at: jax.Array) -> Any:
-        """Where a chunk of an input lies."""
+    def chunk_of(self, name: str, at: jax.Array, of_values: Any) -> Any:
+        """Where a chunk of an input lies. of_values: the columns, where they are the values' own."""
         ref, tokens = self.source[name], pl.ds(at * CHUNK, CHUNK)
         if name == "segments":
             return ref.at[self.batch, tokens]
         if name == "rows":
             return ref.at[self.batch, self.head if ref.shape[1] > 1 else 0, at]
         keyed = name in KEYED or (self.plan.decay == "key" and name in ("total", "marks"))
-        columns = slice(None) if keyed else self.columns
+        columns = slice(None) if keyed else of_values
         if name == "marks":
             return ref.at[self.batch, pl.ds(at * (CHUNK // MARKED), CHUNK // MARKED), MARKED - 1, self.head, columns]
         return ref.at[self.batch, tokens, jax.lax.div(self.head, jnp.int32(self.plan.heads // ref.shape[2])), columns]
@@ -276,19 +327,25 @@ class _Block:
 
     def step(self, step: jax.Array, state: jax.Array) -> jax.Array:
         """One chunk: from the state that enters it to the state that leaves it."""
-        nought = self.nought[0]
-        self.space = {name: ref.at[nought] for name, ref in self.laid.items()}
-        plan, space, at = self.plan, self.space, self.at(step)
-        slot = nought if self.stages == 1 else jax.lax.rem(step, jnp.int32(self.stages))
-        here = {name: ref.at[slot] for name, ref in self.stage.items()}
+        nought = self.nought[...]
+        plan, at = self.plan, self.at(step)
+        slots = [nought if stages == 1 else jax.lax.rem(step, jnp.int32(stages)) for _, stages, _ in self.groups]
+        slot_of = {name: slot for (names, _, _), slot in zip(self.groups, slots, strict=True) for name in names}
+
+        def own(name: str, ref: Any, slot: Any) -> Any:
+            return ref.at[(slot, self.warpgroup) if plan.own(name) else slot]
+
+        self.space = space = {name: own(name, ref, nought) for name, ref in self.laid.items()}
+        here = {name: own(name, ref, slot_of[name]) for name, ref in self.stage.items()}
         if plan.checkpoint_every is not None:
             self.checkpoint(at, state)
         if not self.reads_rest or "w" in plan.tokens:
             space["state"][...] = state.astype(jnp.bfloat16)
-        for _, barrier in self.groups:
+        for (_, _, barrier), slot in zip(self.groups, slots, strict=True):
             plgpu.barrier_wait(barrier.at[slot])
         if plan.by_channel:
-            gpu_decay.lay_references(space["references"], space["ratios"], here["marks"])
+            self.alone(lambda: gpu_decay.lay_references(space["references"], space["ratios"], here["marks"]))
+            self.meet()
         plgpu.commit_smem()
         y = here["v"]
         if "w" in plan.tokens:
@@ -304,7 +361,7 @@ class _Block:
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             if self.reads_rest:
                 space["state"][...] = (state * self.rest(here)).astype(jnp.bfloat16)
-            out = self.read(here, y, lambda: self.refetch(step, slot, 1) if len(self.groups) > 1 else None)
+            out = self.read(here, y, lambda: self.refetch(step, slots[-1], 1))
             if plan.scale != 1.0:
                 out = out * plan.scale
             if "dot_with" in plan.tokens:
@@ -314,6 +371,7 @@ class _Block:
         products, keep = self.prepare_writes(here, y), self.keep(here)
         rest = self.rest(here) if plan.stepped and not plan.reverse else None
         plgpu.commit_smem()
+        self.meet()
         if out is not None:
             plgpu.copy_smem_to_gmem(space.get("out", space["scores"]), self.chunk_to("o", at))
         (left, right), *more = products
@@ -321,7 +379,8 @@ class _Block:
         if rest is not None:
             state = state * rest
 
-        self.refetch(step, slot, 0)
+        self.meet()
+        self.refetch(step, slots[0], 0)
         return state
 
     def checkpoint(self, at: jax.Array, state: jax.Array) -> None:
@@ -361,10 +420,14 @@ class _Block:
         plan, space, scores = self.plan, self.space, self.space["scores"]
         if plan.decay == "key":
             q, k, ratios, reads = here["q"], here["k"], space["ratios"], self.per_token(here, READS)
-            gpu_decay.scores_by_key(scores, q, k, q, k, here["total"], space["references"], ratios, plan.reverse, early)
+            part = pl.ds(self.warpgroup * gpu_decay.SLICE, gpu_decay.SLICE) if self.shares else None
+            given = (here["total"], space["references"], ratios, plan.reverse)
+            gpu_decay.scores_by_key(scores, q, k, q, k, *given, early, part, self.meet)
             scores[...] = jnp.where(self.seen(here), gpu.load(scores), jnp.bfloat16(0))
-            gpu_decay.step(q, ratios, gpu_decay.BORDER, not plan.reverse, reads)
+            self.meet()
+            gpu_decay.step(q, ratios, gpu_decay.BORDER, not plan.reverse, reads, part)
             plgpu.commit_smem()
+            self.meet()
             return gpu.mm(q, space["state"], None, (scores, y))
 
         levels = [space[name] for name in SCORES_BY_LEVEL] if plan.decay == "value" else []
@@ -401,7 +464,8 @@ class _Block:
         for key, value, place in written:
             if plan.decay == "key":
                 if plan.stepped and key == "k":
-                    gpu_decay.step(here[key], self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes)
+                    part = pl.ds(self.warpgroup * gpu_decay.SLICE, gpu_decay.SLICE) if self.shares else None
+                    gpu_decay.step(here[key], self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes, part)
                 else:
                     given = (here["total"], here["marks"], self.space["references"])
                     gpu_decay.scale_to_border(here[key], *given, plan.reverse, plan.stepped, writes)

@@ -99,33 +99,38 @@ def scores_by_key(
     ratios: Any,
     reverse: bool,
     meanwhile: Callable[[], None] = lambda: None,
+    part: Any = None,
+    meet: Callable[[], None] = lambda: None,
 ) -> None:
     """scores (c, c) = sum over channels of q_i k_j times the pair's weight, where i and j are a pair in this direction; else anything.
 
     All but total, references and ratios bf16. scaled_q, scaled_k: q and k themselves or work space; left with the operands of the last
-    level (`step`). meanwhile: called during the first product, when total has been read.
+    level (`step`). meanwhile: called during the first product, when total has been read. part: the columns which this warpgroup makes
+    operands of; meet: waits for the one that makes the others.
     """
-    for columns in _slices(q):
+    for columns in _slices(q, part):
         later = _exponents(total.at[:, columns], references.at[:, columns])
         for scaled, x, exponents in ((scaled_q, q, -later if reverse else later), (scaled_k, k, later if reverse else -later)):
             scaled.at[:, columns][...] = _times(jnp.exp2(exponents), x.at[:, columns])
     for level in range(LEVELS):
         if level:
-            step(scaled_q, ratios, level, not reverse)
-            step(scaled_k, ratios, level, reverse)
+            meet()
+            step(scaled_q, ratios, level, not reverse, part=part)
+            step(scaled_k, ratios, level, reverse, part=part)
         plgpu.commit_smem()
+        meet()
         left, right = scaled_q, gpu.transposed(scaled_k)
         product = (gpu.mm(left, right) if level else gpu.mm(left, right, meanwhile=meanwhile)).astype(jnp.bfloat16)
         # The nearer levels wait in shared memory: registers are short while operands are scaled.
         scores[...] = product if level == 0 else jnp.where(_nearer_than(level), gpu.load(scores), product)
 
 
-def step(scaled: Any, ratios: Any, level: int, later: bool, per_token: Any = None) -> None:
+def step(scaled: Any, ratios: Any, level: int, later: bool, per_token: Any = None, part: Any = None) -> None:
     """Takes operands (c, columns) from the level before to this one, or BORDER, in place (* a scalar a token, 0 or 1).
 
-    later: whether the tokens are the later of their pairs.
+    later: whether the tokens are the later of their pairs. part: which columns, if not all.
     """
-    for columns in _slices(scaled):
+    for columns in _slices(scaled, part):
         x = gpu.load(scaled.at[:, columns]) * _ratio(ratios.at[:, columns], level, later)
         if per_token is not None:
             x = x * gpu.along_columns(gpu.load_per_row(per_token).astype(jnp.bfloat16), x.shape[1])
@@ -176,7 +181,9 @@ def _times(factors: jax.Array, x: Any) -> jax.Array:
     return (factors * gpu.load(x).astype(jnp.float32)).astype(jnp.bfloat16)
 
 
-def _slices(x: Any) -> list[Any]:
+def _slices(x: Any, part: Any = None) -> list[Any]:
+    if part is not None:
+        return [part]
     width = min(SLICE, x.shape[1])
     return [pl.ds(start, width) for start in range(0, x.shape[1], width)]
 

@@ -170,8 +170,7 @@ class _Chunk:
             _lay(factor, inverse * gpu.along_rows(gpu.load_per_column(reads), CHUNK))
         e = here["e"]
         if plan.decay == "key":
-            e = self.space["scaled"]
-            gpu_decay.scale_to_border(e, here["e"], here["total"], here["marks"], later=True)
+            gpu_decay.scale_to_border(e, here["total"], here["marks"], self.space["references"], later=True, rounded=False)
         plgpu.commit_smem()
         if plan.keeps:
             plgpu.copy_smem_to_gmem(self.right[0], self.target["inverse"].at[self.batch, self.head, self.at])
@@ -192,8 +191,7 @@ class _Chunk:
             _lay(self.right, gpu.load(here["inverse"]).astype(jnp.float32) * writes)
         k = here["k"]
         if plan.decay == "key":
-            k = self.space["scaled"]
-            gpu_decay.scale_to_border(k, here["k"], here["total"], here["marks"], later=False)
+            gpu_decay.scale_to_border(k, here["total"], here["marks"], self.space["references"], later=False, rounded=False)
         plgpu.commit_smem()
         read = gpu.mm(self.left[0], here["inverse"], None, (self.left[1], here["inverse"])) * plan.scale
         factors = self.right if plan.weighted else (here["inverse"],)

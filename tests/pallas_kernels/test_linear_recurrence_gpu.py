@@ -99,6 +99,8 @@ SLOW = pytest.mark.slow
         ("head", 192, 128, 128, (1, 1), 0.3, "reverse strict state documents dots checkpoints"),
         ("key", 128, 64, 64, (1, 1), 0.1, "state dots checkpoints"),
         ("key", 128, 64, 64, (1, 1), 6.0, "reverse documents state"),
+        ("key", 192, 128, 128, (1, 1), 0.1, "state checkpoints"),
+        ("key", 192, 100, 128, (1, 2), 6.0, "reverse strict documents state"),
         ("value", 128, 64, 64, (1, 1), 0.1, "reverse strict wide state checkpoints"),
         ("value", 128, 64, 64, (1, 1), 6.0, "documents dots"),
         ("none", 256, 64, 64, (1, 2), 0, "reverse pieces"),  # 2 of 2 chunks
@@ -109,6 +111,7 @@ SLOW = pytest.mark.slow
         pytest.param("head", 256, 64, 128, (2, 4), 0.1, "state documents dots checkpoints", marks=SLOW),
         pytest.param("head", 192, 256, 64, (1, 1), 20.0, "reverse dots", marks=SLOW),
         pytest.param("key", 192, 128, 64, (1, 2), 0.1, "reverse strict documents state", marks=SLOW),
+        pytest.param("key", 64, 128, 256, (1, 1), 0.1, "", marks=SLOW),
         pytest.param("value", 192, 128, 128, (1, 2), 0.1, "reverse documents state checkpoints", marks=SLOW),
         pytest.param("head", 320, 128, 128, (1, 1), 0.01, "reverse state dots checkpoints pieces", marks=SLOW),
         pytest.param("value", 320, 64, 128, (1, 1), 0.01, "reverse state checkpoints pieces", marks=SLOW),
@@ -181,6 +184,8 @@ def test_extreme_decays(decay, more):
         ("none", 256, 64, 64, (1, 2), 0, "second reverse pieces"),  # 2 of 2 chunks
         ("head", 320, 64, 128, (1, 1), 0.01, "queries documents state checkpoints pieces"),  # 2, 2 and 1
         ("key", 192, 128, 64, (1, 1), 0.01, "second reverse documents state checkpoints pieces"),
+        pytest.param("key", 128, 64, 64, (1, 1), 0.1, "queries second documents state", marks=SLOW),
+        pytest.param("key", 128, 64, 64, (1, 1), 0.1, "queries second reverse state", marks=SLOW),
         pytest.param("none", 128, 128, 128, (1, 1), 0, "queries second", marks=SLOW),
         pytest.param("head", 192, 192, 64, (1, 1), 0.1, "queries state", marks=SLOW),
         pytest.param("key", 192, 128, 40, (1, 2), 0.1, "queries documents state checkpoints", marks=SLOW),

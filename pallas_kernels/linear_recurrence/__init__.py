@@ -1,12 +1,13 @@
 """Linear recurrences over matrix-valued states, one equation a head. A token decays the state, erases from it, writes to it, reads it:
 
-    S'_t = Diag(exp g_t) S_{t-1}                                 S in R^{k x v}
+    S'_t = Diag(exp g_t) S_{t-1} Diag(exp c_t)                   S in R^{k x v}
     S_t = S'_t + k_t (w_t * v_t)^T - u_t (S'_t^T e_t)^T
     o_t = S_t^T (scale q_t)
 
-g is the logarithm of the decay: none, a constant a head, a scalar a head and token, or one a channel of the key. e is what is read
-out of the state to be erased (none: nothing is erased) and u the key it is erased with, k itself if not given. A token whose segment
-differs from the one before it starts from S = 0. Padding (segment 0) leaves S as it is and reads 0.
+g is the logarithm of the decay: none, a constant a head, a scalar a head and token, or one a channel of the key; c, mostly none, that of
+the state's columns. e is what is read out of the state to be erased (none: nothing is erased) and u the key it is erased with, k itself
+if not given; with `erase_before_decay` it reads S_{t-1} in place of S'_t. A token whose segment differs from the one before it starts
+from S = 0. Padding (segment 0) leaves S as it is and reads 0.
 
 What the published models hand over; beta is a strength in (0, 1), k of the delta rules has unit length:
 
@@ -19,8 +20,12 @@ What the published models hand over; beta is a strength in (0, 1), k of the delt
     Gated DeltaNet (Yang et al. 2024b, equation 10)  as DeltaNet, and log_decay (b, t, h)
     KDA (Kimi Linear, 2025)                          as DeltaNet, and log_decay (b, t, h, k)
     Gated DeltaNet 2 (2026)                          log_decay (b, t, h, k); erase_read = b k with b (b, t, h, k); write_strength (b, t, h, v)
-    RWKV-7 (Peng et al. 2025)                        log_decay (b, t, h, k) = log w; erase_read = kk / w; erase_write = a kk
-                                                     (it erases from the undecayed state; w is at least 0.54, kk of unit length)
+    RWKV-7 (Peng et al. 2025)                        log_decay (b, t, h, k) = log w; erase_read = kk; erase_write = a kk; erase_before_decay
+    Comba (Hu et al. 2025)                           q = q - D p; log_decay (b, t, h); erase_read = beta p with p = k sigmoid(d);
+                                                     write_strength = beta; erase_before_decay
+    GSA (Zhang et al. 2024), two calls, m slots      v = s = 1 - exp f; value_log_decay (b, t, h, m) = f = logsigmoid(.) / 8; then
+                                                     q = softmax(o), k = s, log_decay (b, t, h, m) = f
+    Raven (Afzal and Bick 2026)                      as GSA, f = -A dt r; weights r (b, t, h, m) of a token's top slots, 0 in others
 """
 
 from __future__ import annotations
@@ -41,9 +46,11 @@ def linear_recurrence(
     v: jax.Array,
     *,
     log_decay: jax.Array | None = None,
+    value_log_decay: jax.Array | None = None,
     write_strength: jax.Array | None = None,
     erase_read: jax.Array | None = None,
     erase_write: jax.Array | None = None,
+    erase_before_decay: bool = False,
     scale: float = 1.0,
     initial_state: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
@@ -58,9 +65,11 @@ def linear_recurrence(
       q, k: (b, t, hk, k) queries and keys (features); hk divides h, and head i of v goes with head i // (h / hk) of these.
       v: (b, t, h, v).
       log_decay: g, None, (h,), (b, t, h) or (b, t, h, k); at most 0 for a state that stays bounded.
+      value_log_decay: c, None or (b, t, h, v): decay of the state's columns, S'_t = Diag(exp g_t) S_{t-1} Diag(exp c_t).
       write_strength: w, None (1), (b, t, h) or (b, t, h, v).
       erase_read: e, None or (b, t, h, k).
       erase_write: u, None (k itself) or (b, t, h, k); only with erase_read.
+      erase_before_decay: the erase reads S_{t-1}^T e_t, the state before this token's decay, in place of S'_t^T e_t; only with erase_read.
       initial_state: (b, h, k, v) fp32; None is zero.
       segment_ids: (b, t) int, 0 is padding; None is one document.
       initial_segment: (b,) segment that `initial_state` belongs to; needed when both it and `segment_ids` are given.
@@ -75,6 +84,7 @@ def linear_recurrence(
     """
     given = {
         "log_decay": log_decay,
+        "value_log_decay": value_log_decay,
         "write_strength": write_strength,
         "erase_read": erase_read,
         "erase_write": erase_write,
@@ -83,11 +93,15 @@ def linear_recurrence(
         "initial_segment": initial_segment,
     }
     _check(q, k, v, given, chunk_size)
-    if sequence_parts(q.shape[1]) > 1 and initial_state is None and not return_state:
+    if erase_before_decay and erase_read is None:
+        raise ValueError("linear_recurrence: erase_before_decay without erase_read: there is nothing to erase")
+    # Where columns decay and are erased from, what is left of a state that enters differs from column to column: k x k for each of them.
+    splits = value_log_decay is None or erase_read is None
+    if splits and sequence_parts(q.shape[1]) > 1 and initial_state is None and not return_state:
         rows = {"q": q, "k": k, "v": v, **{name: x for name, x in given.items() if not name.startswith("initial")}}
-        part = functools.partial(linear_recurrence, backend=backend)
+        part = functools.partial(linear_recurrence, erase_before_decay=erase_before_decay, backend=backend)
         return splitting.over_devices(part, rows, forms.DIMENSIONS, scale, chunk_size), None
-    arguments = dict(given, scale=scale, return_state=return_state, chunk_size=chunk_size)
+    arguments = dict(given, erase_before_decay=erase_before_decay, scale=scale, return_state=return_state, chunk_size=chunk_size)
     run = choose("linear_recurrence", backend, IMPLEMENTATIONS, q, k, v, **arguments)
     return run(q, k, v, **arguments)
 
@@ -95,7 +109,7 @@ def linear_recurrence(
 IMPLEMENTATIONS = {
     "pallas_gpu": forms.GPU,
     "pallas_tpu": forms.TPU,
-    "xla": (xla.chunked, always),
+    "xla": (xla.chunked, xla.refuses),
     "reference": (reference.recurrent, always),
 }
 
@@ -113,6 +127,7 @@ def _check(q, k, v, given, chunk_size) -> None:
         raise ValueError(f"linear_recurrence: q and k have {heads} heads, which must divide the {h} of v")
     allowed = {
         "log_decay": ((h,), (b, t, h), (b, t, h, key_dim)),
+        "value_log_decay": ((b, t, h, value_dim),),
         "write_strength": ((b, t, h), (b, t, h, value_dim)),
         "erase_read": ((b, t, h, key_dim),),
         "erase_write": ((b, t, h, key_dim),),

@@ -1,9 +1,7 @@
-"""The front door's implementations on kernels: passes.py over a backend's walks, split over a mesh, long sequences cut in pieces."""
+"""The front door's implementations on kernels: passes.py over a backend's walks, split over a mesh."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -12,20 +10,17 @@ import jax.numpy as jnp
 from pallas_kernels.dispatch import Implementation, Refusal
 from pallas_kernels.linear_recurrence import gpu, tpu
 from pallas_kernels.linear_recurrence.passes import Walks, by_walks
-from pallas_kernels.linear_recurrence.splitting import in_pieces
+from pallas_kernels.linear_recurrence.reduced import reduced
 from pallas_kernels.linear_recurrence.walks import DeltaWalk, JoinedWalk, Solve, SolveTransposed, Walk
 from pallas_kernels.sharding import over_mesh
 from pallas_kernels.tuning import Sizes, block_sizes
-
-SHORTEST_PIECE = 1024
-"""Tokens: below, a piece's own work does not hide what combining the pieces costs."""
-HOPPER_CORES = 132
 
 DIMENSIONS = {
     "q": "b t h k",
     "k": "b t h k",
     "v": "b t h v",
     "log_decay": ("h", "b t h", "b t h k"),
+    "value_log_decay": "b t h v",
     "write_strength": ("b t h", "b t h v"),
     "erase_read": "b t h k",
     "erase_write": "b t h k",
@@ -48,9 +43,9 @@ class Backend(Protocol):
     def refuses(self, key_dim: int, value_dim: int, dtype: Any, decay: str, erase: bool) -> Refusal: ...
 
 
-def kernel_form(name: str, backend: Backend, pieces: Callable[..., int], joined: JoinedWalk | None = None) -> Implementation:
-    """The implementation and what it refuses. name: "gpu" or "tpu", for the tuning tables: `linear_recurrence.NAME_chunk` and
-    `linear_recurrence.NAME_pieces`. pieces(b, t, h, v): into how many pieces of time a call is cut where no table says. joined: the backend's, if it has one."""
+def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -> Implementation:
+    """The implementation and what it refuses. name: "gpu" or "tpu", for the tuning tables: `linear_recurrence.NAME_chunk`. joined: the
+    backend's, if it has one."""
     walks = Walks(backend.walk, backend.delta_walk, backend.solve, backend.solve_transposed, backend.chunk_size, joined)
 
     def chunk(decay: str, erase: bool, k: int, v: int, dtype: Any) -> int:
@@ -62,17 +57,9 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int], joined:
         ]
 
     def local(q, k, v, **given) -> tuple[jax.Array, jax.Array | None]:
-        run = functools.partial(by_walks, walks)
-        b, t, h, value_dim = v.shape
         decay, erase = _decay(given["log_decay"]), given["erase_read"] is not None
-        given["chunk_size"] = given["chunk_size"] or chunk(decay, erase, k.shape[3], value_dim, v.dtype)
-        key = {"b": b, "t": t, "h": h, "v": value_dim}
-        count = block_sizes(f"linear_recurrence.{name}_pieces", lambda **key: {"pieces": pieces(**key)}, **key)["pieces"]
-        count = min(count, t)  # a table's nearest entry may be of a longer call
-        # Where something is erased, pieces carry as many more columns as a key has channels.
-        if erase and count > 1 and backend.refuses(k.shape[3], value_dim + k.shape[3], v.dtype, decay, True):
-            count = 1
-        return run(q, k, v, **given) if count == 1 else in_pieces(run, count, q, k, v, **given)
+        given["chunk_size"] = given["chunk_size"] or chunk(decay, erase, k.shape[3], v.shape[3], v.dtype)
+        return by_walks(walks, q, k, v, **given)
 
     def named(
         q,
@@ -80,9 +67,11 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int], joined:
         v,
         *,
         log_decay=None,
+        value_log_decay=None,
         write_strength=None,
         erase_read=None,
         erase_write=None,
+        erase_before_decay=False,
         scale=1.0,
         initial_state=None,
         segment_ids=None,
@@ -90,13 +79,16 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int], joined:
         return_state=False,
         chunk_size=None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        return local(
+        return reduced(
+            local,
             q,
             k,
             v,
             log_decay=log_decay,
             write_strength=write_strength,
             erase_read=erase_read,
+            erase_write=erase_write,
+            erase_before_decay=erase_before_decay,
             scale=scale,
             initial_state=initial_state,
             segment_ids=segment_ids,
@@ -105,9 +97,19 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int], joined:
             chunk_size=chunk_size,
         )
 
-    def refuses(q, k, v, *, log_decay=None, erase_read=None, erase_write=None, chunk_size=None, **_) -> Refusal:
-        if erase_write is not None:
-            return "its kernels erase with k itself, not with a key apart (erase_write)"
+    def refuses(
+        q,
+        k,
+        v,
+        *,
+        log_decay=None,
+        value_log_decay=None,
+        erase_read=None,
+        chunk_size=None,
+        **_,
+    ) -> Refusal:
+        if value_log_decay is not None:
+            return "its kernels decay the state's rows, not its columns (value_log_decay)"
         decay = _decay(log_decay)
         call = (decay, erase_read is not None, k.shape[3], v.shape[3], v.dtype)
         if chunk_size not in (None, backend.chunk_size(*call), chunk(*call)):
@@ -121,16 +123,5 @@ def _decay(log_decay) -> str:
     return "none" if log_decay is None else "key" if log_decay.ndim == 4 else "head"
 
 
-def one_piece(b: int, t: int, h: int, v: int) -> int:
-    """For devices with one or two cores, which any call fills."""
-    return 1
-
-
-def pieces_to_fill_hopper(b: int, t: int, h: int, v: int) -> int:
-    """As many as the cores can take at once: a row and head's 64 columns keep one busy."""
-    programs = b * h * -(-v // 64)
-    return max(1, min(HOPPER_CORES // programs, t // SHORTEST_PIECE))
-
-
-GPU = kernel_form("gpu", gpu, pieces_to_fill_hopper, gpu.walk)  # type: ignore[arg-type]
-TPU = kernel_form("tpu", tpu, one_piece)  # type: ignore[arg-type]
+GPU = kernel_form("gpu", gpu, gpu.walk)  # type: ignore[arg-type]
+TPU = kernel_form("tpu", tpu)  # type: ignore[arg-type]

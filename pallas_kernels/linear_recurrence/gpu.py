@@ -3,11 +3,15 @@
 A thread block walks over all chunks of one batch row and head, for 64 or 32 of the state's columns; blocks that differ in columns alone are
 neighbours in the grid, so that they share q and k in the second-level cache. Where the time goes is said in gpu_body.py.
 
+Few rows and heads would leave most cores idle: then time is cut in pieces. A first launch finds the state that each piece adds, reading
+neither q nor what enters; those are combined (splitting.entering), and a second launch walks all pieces side by side from true states.
+
 Not served: fp32 (tensor cores of Hopper transpose 16-bit operands only), and sizes above `LARGEST`, whose work does not fit on chip.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
@@ -17,9 +21,15 @@ import jax.numpy as jnp
 from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.linear_recurrence import gpu_body, gpu_inverse
 from pallas_kernels.linear_recurrence.gpu_body import CHUNK, READS, TOTAL, WRITES, Plan
+from pallas_kernels.linear_recurrence.splitting import entering
 from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Solved, Walked
+from pallas_kernels.tuning import block_sizes
 
 LARGEST = {"none": 256, "head": 256, "key": 192, "value": 256}  # key size of a walk, by decay; values may be of any size
+
+SHORTEST_PIECE = 1024
+"""Tokens: below, a piece's own work does not hide what combining the pieces costs."""
+CORES = 132
 
 
 def chunk_size(decay: Decay, erase: bool, key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike) -> int:
@@ -80,7 +90,8 @@ def walk(
     tokens |= {} if second is None else {"second_k": second[0], "second_v": second[1]}
     more = {"dot_with": dot_with, "second_q": second_q, "second_dot_with": second_dot_with}
     tokens |= {name: x for name, x in more.items() if x is not None}
-    if ((second is not None or second_q is not None) and chunks.decay not in ("none", "head")) or not (second is None or second_q is None):
+    joins = second is not None or second_q is not None
+    if (joins and chunks.decay not in ("none", "head")) or (second is not None and second_q is not None):
         raise ValueError("linear_recurrence: pallas_gpu takes second or second_q, without a decay by channel")
     return _walk(tokens, chunks, heads, scale, initial_state, reverse, strict, checkpoint_every, out_dtype or v.dtype, False, second_scale)
 
@@ -148,10 +159,14 @@ def _walk(
         out_dtype=jnp.dtype(out_dtype),
         second_scale=second_scale,
     )
+    plan = _cut(plan, value_dim)
     inputs = {name: gpu.pad_last(array, keys if name in gpu_body.KEYED else values) for name, array in tokens.items()}
     inputs |= _decays(chunks, plan.has_rows, reverse, keys if chunks.decay == "key" else values)
     if initial_state is not None:
         inputs["initial"] = jnp.pad(initial_state, ((0, 0), (0, 0), (0, keys - key_dim), (0, values - value_dim)))
+    if plan.pieces > 1:
+        inputs["initial"] = _entering(plan, inputs, chunks)
+        plan = dataclasses.replace(plan, enters=True)
     out = gpu_body.launch(plan, inputs)
     state, value = (..., slice(key_dim), slice(value_dim)), (..., slice(value_dim))
     return Walked(
@@ -163,6 +178,66 @@ def _walk(
         second_o=out["second_o"][value] if "second_o" in out else None,
         second_dots=jnp.sum(out["second_dots"], axis=0) if "second_dots" in out else None,
     )
+
+
+def pieces_to_fill(blocks: int, t: int) -> int:
+    """Into how many pieces of time a walk of t tokens with so many thread blocks is cut: as many as the cores can take at once."""
+    return max(1, min(CORES // blocks, t // SHORTEST_PIECE))
+
+
+def _cut(plan: Plan, value_dim: int) -> Plan:
+    """The plan, in as many pieces as a tuning table says or fill the device; none is empty."""
+    sizes = block_sizes(
+        "linear_recurrence.gpu_pieces",
+        lambda **_: {"pieces": pieces_to_fill(plan.b * plan.heads * plan.splits, plan.t)},
+        b=plan.b,
+        t=plan.t,
+        h=plan.heads,
+        v=value_dim,
+    )
+    piece = -(-plan.n // min(sizes["pieces"], plan.n))
+    return dataclasses.replace(plan, pieces=-(-plan.n // piece))
+
+
+def _entering(plan: Plan, inputs: Mapping[str, jax.Array], chunks: Chunks) -> jax.Array:
+    """The states (b, pieces, h, k, v) that enter the pieces, in the order of the walk."""
+    unread = ("q", "dot_with", "second_q", "second_dot_with")
+    alone = dataclasses.replace(
+        plan,
+        tokens=tuple(name for name in plan.tokens if name not in unread),
+        enters=False,
+        keeps_y=False,
+        checkpoint_every=None,
+        states_only=True,
+    )
+    states = gpu_body.launch(alone, {name: x for name, x in inputs.items() if name not in (*unread, "initial")})["state"]
+    states, keeps = states[..., : plan.value_dim], states[..., plan.value_dim :]
+    if not alone.transition:
+        keeps = _keeps(plan, inputs.get("total"), chunks)
+    return entering(states, keeps, inputs.get("initial"))
+
+
+def _keeps(plan: Plan, total: jax.Array | None, chunks: Chunks) -> jax.Array:
+    """What pieces but the last leave of a state that enters them: factors (b, pieces - 1, h | 1, k | 1, v | 1).
+
+    Args:
+      total: chunks.total with padded channels, if it has any.
+    """
+
+    def by_piece(x: jax.Array) -> jax.Array:
+        x = jnp.flip(x, axis=1) if plan.reverse else x
+        return x[:, : (plan.pieces - 1) * plan.piece].reshape(x.shape[0], plan.pieces - 1, plan.piece, *x.shape[2:])
+
+    keeps = jnp.ones((plan.b, plan.pieces - 1, 1, 1, 1), jnp.float32)
+    if plan.decay == "head":
+        assert chunks.total is not None
+        keeps = jnp.exp(jnp.sum(by_piece(jnp.moveaxis(chunks.total[:, :, CHUNK - 1 :: CHUNK], 1, 2)), axis=2))[..., None, None]
+    elif total is not None:
+        keeps = jnp.exp(jnp.sum(by_piece(total[:, CHUNK - 1 :: CHUNK]), axis=2))
+        keeps = keeps[..., None] if plan.decay == "key" else keeps[..., None, :]
+    if chunks.keeps is not None:
+        keeps = keeps * jnp.prod(by_piece(chunks.keeps), axis=2)[..., None, None, None]
+    return keeps
 
 
 def solve(

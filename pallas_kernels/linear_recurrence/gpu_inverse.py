@@ -86,6 +86,8 @@ class Plan:
             space["marks"] = gpu.plain((CHUNK // MARKED, self.key_dim), jnp.float32)
         if self.decay == "key":
             space |= {name: gpu.tiled((CHUNK, self.key_dim), jnp.bfloat16) for name in ("scaled", "scaled_k")}
+            space["references"] = gpu.plain(gpu_decay.reference_shape(self.key_dim), jnp.float32)
+            space["ratios"] = gpu.plain((gpu_decay.MARKS, self.key_dim), jnp.bfloat16)
         return space
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -144,6 +146,11 @@ class _Chunk:
         plgpu.barrier_wait(barrier)
         if self.plan.sums:
             self.sum_decays(marked)
+        if self.plan.decay == "key":
+            start = self.space["references"].at[0]
+            start[...] = gpu.per_column(jnp.zeros(start.shape, jnp.float32))
+            gpu_decay.lay_references(self.space["references"], self.space["ratios"], self.here["marks"])
+            plgpu.commit_smem()
         if self.plan.backwards:
             self.transposed()
         else:
@@ -203,8 +210,7 @@ class _Chunk:
             _lay(factor, inverse * gpu.along_rows(gpu.load_per_column(reads), CHUNK))
         e = here["e"]
         if plan.decay == "key":
-            e = self.space["scaled"]
-            gpu_decay.scale_to(e, here["e"], here["total"], here["marks"], gpu_decay.to_border(False, True))
+            gpu_decay.scale_to_border(e, here["total"], here["marks"], self.space["references"], later=True, rounded=False)
         plgpu.commit_smem()
         if plan.keeps:
             plgpu.copy_smem_to_gmem(self.right[0], self.target["inverse"].at[self.batch, self.head, self.at])
@@ -225,8 +231,7 @@ class _Chunk:
             _lay(self.right, gpu.load(here["inverse"]).astype(jnp.float32) * writes)
         k = here["k"]
         if plan.decay == "key":
-            k = self.space["scaled"]
-            gpu_decay.scale_to(k, here["k"], here["total"], here["marks"], gpu_decay.to_border(False, False))
+            gpu_decay.scale_to_border(k, here["total"], here["marks"], self.space["references"], later=False, rounded=False)
         plgpu.commit_smem()
         read = gpu.mm(self.left[0], here["inverse"], None, (self.left[1], here["inverse"])) * plan.scale
         factors = self.right if plan.weighted else (here["inverse"],)
@@ -242,7 +247,8 @@ class _Chunk:
         plan, here = self.plan, self.here
         if plan.decay == "key":
             scores, space = self.left[0], self.space
-            gpu_decay.scores_by_key(scores, here[rows], here["k"], space["scaled"], space["scaled_k"], here["total"], here["marks"], False)
+            operands = (here[rows], here["k"], space["scaled"], space["scaled_k"])
+            gpu_decay.scores_by_key(scores, *operands, here["total"], space["references"], space["ratios"], False)
             products = gpu.load(scores).astype(jnp.float32)
         else:
             products = gpu.mm(here[rows], gpu.transposed(here["k"]))

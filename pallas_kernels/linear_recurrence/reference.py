@@ -12,9 +12,11 @@ def recurrent(
     v,
     *,
     log_decay=None,
+    value_log_decay=None,
     write_strength=None,
     erase_read=None,
     erase_write=None,
+    erase_before_decay=False,
     scale=1.0,
     initial_state=None,
     segment_ids=None,
@@ -34,6 +36,8 @@ def recurrent(
         rows["w"] = by_channel(write_strength, wide)
     if log_decay is not None:
         rows["g"] = jnp.broadcast_to(by_channel(log_decay, wide), (b, t, h, key_dim))
+    if value_log_decay is not None:
+        rows["c"] = value_log_decay
     if erase_read is not None:
         rows |= {"e": erase_read, "u": k if erase_write is None else erase_write}
     rows = {name: jnp.where(real, x.astype(wide), 0) for name, x in rows.items()}
@@ -50,7 +54,7 @@ def recurrent(
         x, segment = token
         real = segment != 0
         kept = jnp.where((segment == current)[:, None, None, None], state, 0)
-        after = advanced(kept, x)
+        after = advanced(kept, x, erase_before_decay)
         state = jnp.where(real[:, None, None, None], after, state)
         o_t = jnp.where(real[:, None, None], jnp.einsum("bhk,bhkv->bhv", x["q"] * scale, state), 0)
         return (state, jnp.where(real, segment, current)), o_t
@@ -60,13 +64,16 @@ def recurrent(
     return jnp.moveaxis(o, 0, 1).astype(v.dtype), state if return_state else None
 
 
-def advanced(state: jax.Array, x: dict[str, jax.Array]) -> jax.Array:
-    """The state (b, h, k, v) after one token: k, v (b, h, k | v), optionally g (b, h, k), and e with u (b, h, k)."""
+def advanced(state: jax.Array, x: dict[str, jax.Array], erase_before_decay: bool = False) -> jax.Array:
+    """The state (b, h, k, v) after one token: k, v (b, h, k | v), optionally g (b, h, k), c (b, h, v), and e with u (b, h, k)."""
+    before = state
     if "g" in x:
         state = jnp.exp(x["g"])[..., None] * state
+    if "c" in x:
+        state = state * jnp.exp(x["c"])[..., None, :]
     written = x["k"][..., None] * x["v"][..., None, :]
     if "e" in x:
-        erased = jnp.einsum("bhk,bhkv->bhv", x["e"], state)
+        erased = jnp.einsum("bhk,bhkv->bhv", x["e"], before if erase_before_decay else state)
         written = written - x["u"][..., None] * erased[..., None, :]
     return state + written
 

@@ -43,6 +43,49 @@ def decayed_products(rows: jax.Array, columns: jax.Array, g: jax.Array | None, s
     return scores * jnp.exp(jnp.where(seen, _between(jnp.moveaxis(g[..., 0], 3, 2)), -jnp.inf))
 
 
+def products_before_decay(rows: jax.Array, columns: jax.Array, g: jax.Array, seen: jax.Array, wide) -> jax.Array:
+    """sum_c rows_ic exp(g_{j+1,c} + ... + g_{i-1,c}) columns_jc for j < i, else 0: token i reads what it has not decayed yet.
+
+    Those are the `decayed_products` of row i in the place of the token before it. Arguments and result as there.
+    """
+    following = jnp.pad(rows[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
+    products = decayed_products(following, columns, g, None, wide)
+    return jnp.where(seen, jnp.pad(products[..., :-1, :], [(0, 0)] * (products.ndim - 2) + [(1, 0), (0, 0)]), 0)
+
+
+def decayed_sums(matrix: jax.Array, x: jax.Array, g: jax.Array, wide) -> jax.Array:
+    """sum_{j<=i} matrix_ij exp(g_{j+1,c} + ... + g_ic) x_jc: a matrix (b, n, h, i, j) applied to x (b, n, j, h, c), whose channels decay.
+
+    By halves, as in `decayed_products`: both factors of a pair's decay are at most 1.
+
+    Args:
+      g: log decay, (b, n, c, h, channels) as x; c is a power of two.
+
+    Returns:
+      (b, n, i, h, c), in `wide`.
+    """
+    b, n, c, h, _ = x.shape
+    diagonal = jnp.moveaxis(jnp.diagonal(matrix, axis1=3, axis2=4), 3, 2)[..., None]
+    total = diagonal.astype(wide) * x.astype(wide)
+    half = 1
+    while half < c:
+        m = c // (2 * half)
+        decay, early = (y.reshape(b, n, m, 2, half, h, -1) for y in (g, x))
+        early = (early[:, :, :, 0] * jnp.exp(_to_end(decay[:, :, :, 0], 3))).astype(x.dtype)
+        squares = _squares(matrix, half).astype(x.dtype)
+        late = jnp.einsum("bnhmij,bnmjhv->bnmihv", squares, early, preferred_element_type=wide)
+        late = late * jnp.exp(jnp.cumsum(decay[:, :, :, 1], axis=3))
+        blocks = total.reshape(b, n, m, 2, half, h, -1)
+        total = jnp.stack([blocks[:, :, :, 0], blocks[:, :, :, 1] + late], axis=3).reshape(total.shape)
+        half *= 2
+    return total
+
+
+def before_decay(g: jax.Array) -> jax.Array:
+    """Each token's log decay moved to the token after it in its chunk: running sums of it leave a token's own decay out."""
+    return jnp.pad(g[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))
+
+
 def since_start(g: jax.Array) -> jax.Array:
     """Log decay from before a chunk's first token to each token, (b, n, c, h, k)."""
     return jnp.cumsum(g, axis=2)
@@ -56,8 +99,13 @@ def running_total(g: jax.Array, size: int) -> jax.Array:
 
 def to_end(g: jax.Array) -> jax.Array:
     """Log decay from each token to the chunk's last, which is exactly 0 for that one."""
-    later = jnp.pad(g[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
-    return jax.lax.cumsum(later, axis=2, reverse=True)
+    return _to_end(g, 2)
+
+
+def _to_end(g: jax.Array, axis: int) -> jax.Array:
+    later = jax.lax.slice_in_dim(g, 1, None, axis=axis)
+    later = jnp.pad(later, [(0, int(i == axis)) for i in range(g.ndim)])
+    return jax.lax.cumsum(later, axis=axis, reverse=True)
 
 
 @jax.custom_vjp

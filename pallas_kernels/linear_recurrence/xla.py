@@ -13,6 +13,9 @@ and -n^T is written with u as v^T is with k. For u = k this is one write, of v -
 
 Exponents are at most 0 when decays are: exp(-G_j) is never formed alone. Documents inside a chunk: a pair needs equal segments, the
 state is read by tokens of its own segment only, and only the last segment's tokens enter the next state.
+
+Where the erase reads the undecayed state, exp(G_i) becomes exp(G_{i-1}) in the system. A decay C of the state's columns multiplies v_j
+by exp(C_i - C_j), a channel at a time; with erasing, each column would have a system of its own, which is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +23,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.triangles import decayed_products, since_start, to_end, unit_inverse
+from pallas_kernels.linear_recurrence.triangles import (
+    before_decay,
+    decayed_products,
+    decayed_sums,
+    products_before_decay,
+    since_start,
+    to_end,
+    unit_inverse,
+)
 
 CHUNK = 64
 
@@ -31,9 +42,11 @@ def chunked(
     v,
     *,
     log_decay=None,
+    value_log_decay=None,
     write_strength=None,
     erase_read=None,
     erase_write=None,
+    erase_before_decay=False,
     scale=1.0,
     initial_state=None,
     segment_ids=None,
@@ -57,6 +70,8 @@ def chunked(
     rows = {name: x if name == "v" else jnp.repeat(x, h // x.shape[2], axis=2) for name, x in rows.items() if x is not None}
     if log_decay is not None:
         rows["g"] = jnp.broadcast_to(by_channel(log_decay, wide), (b, t, h, log_decay.shape[3] if log_decay.ndim == 4 else 1))
+    if value_log_decay is not None:
+        rows["c"] = value_log_decay.astype(wide)
     segments = None
     if segment_ids is not None:
         real = (segment_ids != 0)[:, :, None, None]
@@ -64,7 +79,7 @@ def chunked(
         segments = carried(segment_ids, jnp.zeros(b, jnp.int32) if initial_segment is None else initial_segment)
 
     c = min(CHUNK if chunk_size is None else chunk_size, t)
-    if "g" in rows:
+    if "g" in rows or "c" in rows:
         c = 1 << (c - 1).bit_length()  # decays are summed over halves of chunks
     n = -(-t // c)
     padded = n * c - t
@@ -74,14 +89,16 @@ def chunked(
         segments = None if segments is None else jnp.pad(segments, ((0, 0), (0, padded)), mode="edge")
     rows = {name: x.reshape(b, n, c, h, -1) for name, x in rows.items()}
     segments = None if segments is None else segments.reshape(b, n, c)
-    g = rows.pop("g", None)
+    g, by_value = rows.pop("g", None), rows.pop("c", None)
     same = None if segments is None else (segments[:, :, :, None] == segments[:, :, None, :])[:, :, None]
 
     carries = n > 1 or initial_state is not None or return_state
     weights = _weights(g, segments, initial_segment, initial_state is not None) if carries else (None, None, None)
     state = jnp.zeros((b, h, key_dim, value_dim), wide) if initial_state is None else initial_state.astype(wide)
     scores = decayed_products(rows["q"], rows["k"], g, same, wide)
-    if erase_read is None:
+    if by_value is not None:
+        o, state = _value_decayed(rows, scores, by_value, weights, state, wide)
+    elif erase_read is None:
         o = _product(scores, rows["v"], wide)
         if carries:
             reads, writes, keeps = weights
@@ -91,19 +108,42 @@ def chunked(
     else:
         if not carries:
             weights = _weights(g, segments, initial_segment, False)
-        o, state = _erasing(rows, scores, g, same, weights, state, wide)
+        early = None
+        if erase_before_decay and g is not None:
+            early = _weights(before_decay(g), segments, initial_segment, initial_state is not None)[0]
+        o, state = _erasing(rows, scores, g, same, weights, early, state, wide)
     o = o.reshape(b, n * c, h, value_dim)[:, :t].astype(dtype)
     return o, state if return_state else None
 
 
-def _erasing(rows, scores, g, same, weights, state, wide):
-    """Outputs (b, n, c, h, v) and last state where something is erased."""
+def refuses(q, k, v, *, value_log_decay=None, erase_read=None, **_) -> str | None:
+    """Why the chunked form cannot serve a call; None if it can."""
+    if value_log_decay is not None and erase_read is not None:
+        return "beside a decay of its columns (value_log_decay) a state is erased from (erase_read) one token at a time only"
+    return None
+
+
+def _value_decayed(rows, scores, by_value, weights, state, wide):
+    """Outputs (b, n, c, h, v) and last state where the state's columns decay and nothing is erased. by_value: (b, n, c, h, v)."""
     reads, writes, keeps = weights
+    since = since_start(by_value)
+    kept = jnp.exp(since[:, :, -1])[:, :, :, None]
+    updates = _outer(_weighed(rows["k"], writes, wide), rows["v"] * jnp.exp(to_end(by_value)), wide)
+    before, state = _states(state, updates, kept if keeps is None else keeps * kept)
+    o = jnp.exp(since) * _read(_weighed(rows["q"], reads, wide), before)
+    return o + decayed_sums(scores, rows["v"], by_value, wide), state
+
+
+def _erasing(rows, scores, g, same, weights, early, state, wide):
+    """Outputs (b, n, c, h, v) and last state where something is erased. early: weights of the erase's reads where it reads the undecayed
+    state; None where it reads as q does."""
+    reads, writes, keeps = weights
+    products = decayed_products if early is None else products_before_decay
     strict = jnp.tril(jnp.ones((rows["q"].shape[2],) * 2, bool), -1)
     earlier = strict if same is None else same & strict
     u = rows.get("u", rows["k"])
-    inverse = unit_inverse(decayed_products(rows["e"], u, g, earlier, wide))
-    readers = _product(inverse, _weighed(rows["e"], reads, wide), wide)
+    inverse = unit_inverse(products(rows["e"], u, g, earlier, wide))
+    readers = _product(inverse, _weighed(rows["e"], reads if early is None else early, wide), wide)
     keys = _weighed(rows["k"], writes, wide)
     if "u" not in rows:
         # Of v - n, the part that does not depend on the state.
@@ -111,8 +151,8 @@ def _erasing(rows, scores, g, same, weights, state, wide):
         apart = None
     else:
         # n alone, in own and readers' sign; v enters by itself.
-        products = decayed_products(rows["e"], rows["k"], g, earlier, wide)
-        own = -_product(inverse, _product(products, rows["v"].astype(wide), wide), wide)
+        between = products(rows["e"], rows["k"], g, earlier, wide)
+        own = -_product(inverse, _product(between, rows["v"].astype(wide), wide), wide)
         apart = (_outer(keys, rows["v"], wide), _product(scores, rows["v"].astype(wide), wide))
         keys = _weighed(u, writes, wide)
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.linear_recurrence import linear_recurrence, linear_recurrence_step, passes, reference, triangles
+from pallas_kernels.linear_recurrence.reduced import reduced
 from tests.pallas_kernels import walks_by_einsum
 from tests.pallas_kernels.test_linear_recurrence import CLOSE, documents, error, exactly, results
 
@@ -120,7 +121,23 @@ def rwkv7():
         transition = np.diag(w[b, t, h]) - np.outer(a[b, t, h] * kk[b, t, h], kk[b, t, h])
         return transition @ s + np.outer(k[b, t, h], v[b, t, h])
 
-    return {"q": r, "k": k, "v": v, "log_decay": np.log(w), "erase_read": kk / w, "erase_write": a * kk}, walk_tokens(step, r, v)
+    given = {"q": r, "k": k, "v": v, "log_decay": np.log(w), "erase_read": kk, "erase_write": a * kk, "erase_before_decay": True}
+    return given, walk_tokens(step, r, v)
+
+
+def comba():
+    """A scalar decay plus low rank, S_t = (exp(g) - beta k p^T) S_{t-1} + beta k v^T, gates strong enough that exp(-g) would overflow."""
+    rng, q, k, v = rows()
+    k, beta = unit(k), sigmoid(rng.normal(size=(B, T, H)))
+    p, g = sigmoid(1.0) * k, -np.where(rng.random((B, T, H)) < 0.2, 800, rng.exponential(0.3, (B, T, H)))
+    q = q - 0.02 * p
+
+    def step(s, b, t, h):
+        transition = np.exp(g[b, t, h]) * np.eye(K) - beta[b, t, h] * np.outer(k[b, t, h], p[b, t, h])
+        return transition @ s + beta[b, t, h] * np.outer(k[b, t, h], v[b, t, h])
+
+    erase = {"erase_read": beta[..., None] * p, "erase_before_decay": True}
+    return {"q": q, "k": k, "v": v, "log_decay": g, "write_strength": beta, **erase}, walk_tokens(step, q, v)
 
 
 PUBLISHED = {
@@ -134,22 +151,80 @@ PUBLISHED = {
     "KDA": functools.partial(delta, "channel"),
     "Gated DeltaNet 2": gated_delta_net_2,
     "RWKV-7": rwkv7,
+    "Comba": comba,
 }
+
+
+def two_dtypes(given):
+    """The arguments in fp64, under which arrays must be made, and in fp32."""
+    cast = lambda dtype: {name: x if isinstance(x, bool) else jnp.asarray(x, dtype) for name, x in given.items()}  # noqa: E731
+    return cast(jnp.float64), cast(jnp.float32)
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_published_models_are_arguments(model):
     given, expected = PUBLISHED[model]()
     with jax.enable_x64(True):
-        exact, _ = linear_recurrence(**{name: jnp.asarray(x) for name, x in given.items()}, backend="reference")
+        wide, narrow = two_dtypes(given)
+        exact, _ = linear_recurrence(**wide, backend="reference")
         assert error(exact, expected) < 1e-12
-    o, _ = linear_recurrence(**{name: jnp.asarray(x, jnp.float32) for name, x in given.items()}, chunk_size=8, backend="xla")
+    o, _ = linear_recurrence(**narrow, chunk_size=8, backend="xla")
     assert error(o, expected) < CLOSE
 
 
-def arguments(t, decay, erase, with_state, with_segments, b=2, h=2, hk=1, k=6, v=5):
-    """decay: None, "token", "channel", or "mixed", channels of which some lose everything at once and some nothing. erase: None,
-    "scalar" strengths, "vector" ones, or "apart", with a key of its own."""
+def slots(f, q, k, v):
+    """Two passes over m slots that are overwritten by the share 1 - exp f, K~ (m, k) and V~ (m, v): o_t = V~_t^T softmax(K~_t q_t)."""
+    o = np.zeros(v.shape)
+    for b in range(B):
+        for h in range(H):
+            keys, values = np.zeros((f.shape[3], K)), np.zeros((f.shape[3], V))
+            for t in range(T):
+                alpha = np.exp(f[b, t, h])[:, None]
+                keys = alpha * keys + (1 - alpha) * k[b, t, h]
+                values = alpha * values + (1 - alpha) * v[b, t, h]
+                weights = np.exp(keys @ q[b, t, h])
+                o[b, t, h] = values.T @ (weights / weights.sum())
+    return o
+
+
+def gsa(m=5):
+    rng, q, k, v = rows()
+    return np.log(sigmoid(rng.normal(size=(B, T, H, m)))) / 8, q, k, v
+
+
+def raven(m=5, top=2):
+    """Mamba-2's decay times the weights of a token's best slots; the others keep all they have."""
+    rng, q, k, v = rows()
+    scores = sigmoid(rng.normal(size=(B, T, H, m)))
+    chosen = np.where(scores >= np.sort(scores, axis=-1)[..., -top, None], scores, 0)
+    decay = -rng.uniform(1, 16, H) * np.log1p(np.exp(rng.normal(size=(B, T, H)) - 1))
+    return decay[..., None] * chosen / chosen.sum(axis=-1, keepdims=True), q, k, v
+
+
+@pytest.mark.parametrize("model", [gsa, raven])
+def test_slots_are_two_calls(model):
+    f, q, k, v = model()
+    expected = slots(f, q, k, v)
+
+    def run(f, q, k, v, **how):
+        s = -jnp.expm1(f)
+        scores, _ = linear_recurrence(q, k, s, value_log_decay=f, **how)
+        return linear_recurrence(jax.nn.softmax(scores), s, v, log_decay=f, **how)[0]
+
+    with jax.enable_x64(True):
+        assert error(run(*(jnp.asarray(x) for x in (f, q, k, v)), backend="reference"), expected) < 1e-12
+    assert error(run(*(jnp.asarray(x, jnp.float32) for x in (f, q, k, v)), backend="xla", chunk_size=8), expected) < CLOSE
+
+
+def mixed(rng, shape):
+    kind = rng.random(shape)
+    return np.where(kind < 0.3, -30, np.where(kind < 0.6, 0, -0.1)).astype(np.float32)
+
+
+def arguments(t, decay, erase, with_state, with_segments, columns=None, before=False, b=2, h=2, hk=1, k=6, v=5):
+    """decay: None, "token", "channel", or "mixed", channels of which some lose everything at once and some nothing; "strong", tokens like
+    that. erase: None, "scalar" strengths, "vector" ones, or "apart", with a key of its own. columns: the same as decay for value_log_decay,
+    None, "channel" or "mixed". before: whether the erase reads the undecayed state."""
     rng = np.random.default_rng(t)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     keys = unit(normal(b, t, hk, k)).astype(np.float32)
@@ -160,8 +235,15 @@ def arguments(t, decay, erase, with_state, with_segments, b=2, h=2, hk=1, k=6, v
     elif decay == "channel":
         given["log_decay"] = -rng.exponential(0.5, (b, t, h, k)).astype(np.float32)
     elif decay == "mixed":
-        kind = rng.random((b, t, h, k))
-        given["log_decay"] = np.where(kind < 0.3, -30, np.where(kind < 0.6, 0, -0.1)).astype(np.float32)
+        given["log_decay"] = mixed(rng, (b, t, h, k))
+    elif decay == "strong":
+        given["log_decay"] = mixed(rng, (b, t, h))
+    if columns == "channel":
+        given["value_log_decay"] = -rng.exponential(0.5, (b, t, h, v)).astype(np.float32)
+    elif columns == "mixed":
+        given["value_log_decay"] = mixed(rng, (b, t, h, v))
+    if before:
+        fixed["erase_before_decay"] = True
     if erase:
         strength = rng.random((b, t, h, 1 if erase == "scalar" else k)).astype(np.float32)
         given["erase_read"] = strength * np.repeat(keys, h // hk, axis=2)
@@ -198,17 +280,83 @@ CASES = [
     (5, None, "mixed", "apart", False, False),
     (130, 64, "channel", "vector", True, True),
 ]
-WIDE = [
-    (1000, None, decay, erase, True, True) for decay, erase in (("token", None), ("channel", None), ("mixed", "vector"), ("token", "apart"))
+BEFORE_DECAY = [
+    # t, chunk, decay, erase, state, segments, columns, erase before decay
+    (1, None, "token", "scalar", True, True, None, True),
+    (63, 16, None, "scalar", True, True, None, True),
+    (63, 16, "token", "scalar", True, True, None, True),
+    (65, 64, "strong", "scalar", True, True, None, True),
+    (63, 32, "channel", "apart", True, True, None, True),
+    (5, None, "mixed", "apart", False, False, None, True),
+    (130, 64, "mixed", "vector", True, True, None, True),
 ]
+COLUMNS = [
+    (1, None, None, None, True, True, "channel"),
+    (63, 10, None, None, True, True, "channel"),
+    (5, None, None, None, False, False, "mixed"),
+    (130, 64, "token", None, True, True, "mixed"),
+    (65, 32, "mixed", None, True, True, "mixed"),
+]
+WIDE = [
+    (1000, None, decay, erase, True, True, columns, erase is not None and columns is None)
+    for decay, erase, columns in (
+        ("token", None, None),
+        ("channel", None, None),
+        ("mixed", "vector", None),
+        ("token", "apart", None),
+        ("mixed", None, "mixed"),
+    )
+]
+WIDE += [(1000, None, decay, erase, True, True) for decay, erase in (("mixed", "vector"), ("token", "apart"))]
 
 
 @pytest.mark.parametrize(
-    "case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in WIDE)], ids=lambda case: " ".join(map(str, case))
+    "case",
+    [*CASES, *BEFORE_DECAY, *COLUMNS, *(pytest.param(case, marks=pytest.mark.slow) for case in WIDE)],
+    ids=lambda case: " ".join(map(str, case)),
 )
 def test_xla_is_the_recurrence(case):
     t, chunk, *kind = case
     compare(functools.partial(linear_recurrence, chunk_size=chunk, backend="xla"), *arguments(t, *kind), CLOSE)
+
+
+@pytest.mark.parametrize("backend", ["xla", "reference"])
+@pytest.mark.parametrize(
+    "kind", [("channel", None, True, True, "channel"), ("channel", "apart", True, True, None, True)], ids=["columns", "erase before decay"]
+)
+def test_padding_full_of_nan_touches_nothing(backend, kind):
+    given, fixed = arguments(63, *kind, hk=2)
+    real = fixed["segment_ids"] != 0
+    form = functools.partial(linear_recurrence, return_state=True, chunk_size=16, backend=backend)
+
+    def filled(value):
+        return {name: x if name == "initial_state" else np.where(real[:, :, None, None], x, value) for name, x in given.items()}
+
+    clean, dirty = (results(form, filled(np.float32(value)), fixed) for value in (0, np.nan))
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+    assert np.all(np.isfinite(dirty[0][1]))
+    for name in given.keys() - {"initial_state"}:
+        assert np.all(np.asarray(dirty[1][name])[~real] == 0), name
+
+
+def test_erasing_after_the_decay_is_another_recurrence():
+    """With e = beta k exp(-g) the two agree, up to the gates that fp32 can divide by; with the same e they differ."""
+    given, fixed = arguments(21, "token", "scalar", True, True)
+    divided = given | {"erase_read": given["erase_read"] * np.exp(-given["log_decay"])[..., None]}
+    o, after, divided_o = (
+        linear_recurrence(**x, **fixed, erase_before_decay=before)[0] for x, before in ((given, True), (given, False), (divided, False))
+    )
+    assert error(divided_o, o) < CLOSE and error(after, o) > 0.01
+
+
+def test_columns_that_decay_and_are_erased_are_served_by_the_reference():
+    given, fixed = arguments(21, "channel", "apart", True, True, "channel")
+    o, state = linear_recurrence(**given, **fixed, return_state=True)
+    after = given.pop("initial_state")
+    o_, state_ = reference.recurrent(**given, **fixed, initial_state=jnp.asarray(after), return_state=True)
+    assert error(o, o_) < CLOSE and error(state, state_) < CLOSE
+    with pytest.raises(ValueError, match=r"linear_recurrence.*xla.*value_log_decay.*erase_read"):
+        linear_recurrence(**given, **fixed, backend="xla")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +370,10 @@ def test_xla_is_the_recurrence(case):
         ((63, "token", "vector", True, True), None),
         ((63, "token", "scalar", True, True), walks_by_einsum.walk),
         ((100, "channel", "vector", True, True), None),
+        ((63, "strong", "scalar", True, True, None, True), None),
+        ((100, "channel", "vector", True, True, None, True), None),
+        ((63, "token", "apart", True, True), None),
+        ((63, "channel", "apart", False, True, None, True), None),
     ],
     ids=lambda case: " ".join(map(str, case)) if isinstance(case, tuple) else "joined" if case else "apart",
 )
@@ -230,17 +382,31 @@ def test_gradients_are_walks(case, joined, monkeypatch):
     monkeypatch.setattr(passes, "GROUP", 32)
     monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
     forms = walks_by_einsum.walk, walks_by_einsum.delta_walk, walks_by_einsum.solve, walks_by_einsum.solve_transposed
-    walks = passes.Walks(*forms, lambda *_: 16, joined)
-    compare(functools.partial(passes.by_walks, walks), *arguments(*case), CLOSE)
+    run = functools.partial(passes.by_walks, passes.Walks(*forms, lambda *_: 16, joined))
+    absent = dict.fromkeys(("log_decay", "write_strength", "segment_ids"))
+    compare(lambda *given, **named: reduced(run, *given, **(absent | named)), *arguments(*case), CLOSE)
 
 
-@pytest.mark.parametrize("kind", [(None, None), ("token", "scalar"), ("channel", "vector"), ("channel", "apart")], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        (None, None),
+        ("token", "scalar"),
+        ("channel", "vector"),
+        ("channel", "apart"),
+        ("channel", None, "channel"),
+        ("channel", "apart", None, True),
+        ("token", "scalar", "channel", True),
+    ],
+    ids=str,
+)
 def test_steps_are_the_recurrence(kind):
-    given, _ = arguments(9, *kind, True, False)
-    o, state = linear_recurrence(**given, scale=0.7, return_state=True, backend="reference")
+    decay, erase, *more = kind
+    given, fixed = arguments(9, decay, erase, True, False, *more)
+    o, state = linear_recurrence(**given, **fixed, scale=0.7, return_state=True, backend="reference")
     after = given.pop("initial_state")
     for t in range(9):
-        o_t, after = linear_recurrence_step(after, **{name: x[:, t] for name, x in given.items()}, scale=0.7)
+        o_t, after = linear_recurrence_step(after, **{name: x[:, t] for name, x in given.items()}, **fixed, scale=0.7)
         assert error(o_t, o[:, t]) < CLOSE
     assert error(after, state) < CLOSE
     with pytest.raises(ValueError, match="linear_recurrence_step: state must be"):

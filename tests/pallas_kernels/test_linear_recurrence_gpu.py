@@ -14,7 +14,8 @@ import pytest
 from pallas_kernels import compile_ahead, dispatch
 from pallas_kernels.linear_recurrence import gpu
 from pallas_kernels.linear_recurrence.walks import Chunks
-from tests.pallas_kernels import walks_by_einsum
+from pallas_kernels.tuning import forced
+from tests.pallas_kernels import simulator, walks_by_einsum
 from tests.pallas_kernels.programs import linear_recurrence_gpu as programs
 from tests.pallas_kernels.test_linear_recurrence import error
 
@@ -47,16 +48,14 @@ def rows(t: int, heads: int, channels: int, seed: int, size: float = 1.0) -> jax
     return jnp.asarray(np.random.default_rng(seed).normal(size=(1, t, heads, channels)) * size, jnp.bfloat16)
 
 
-def simulated(form, *arrays, **settings):
-    """The kernel's results; fails on a race, which the simulator only prints (its flag is internal)."""
-    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
-
+def simulated(form, *arrays, pieces=1, **settings):
+    """The kernel's results, time cut in pieces; fails on a race."""
     try:
-        with dispatch.interpreted("races"):
+        with dispatch.interpreted("races"), forced(**{"linear_recurrence.gpu_pieces": {"pieces": pieces}}):
             found = jax.block_until_ready(jax.jit(functools.partial(form, **settings))(*arrays))
-        assert not interpret_pallas_call.get_races().races_found
+        assert not simulator.races_found()
     finally:
-        interpret_pallas_call.reset_gpu_interpret_mode_state()
+        simulator.reset()
     return found
 
 
@@ -101,13 +100,22 @@ SLOW = pytest.mark.slow
         ("head", 192, 128, 128, (1, 1), 0.3, "reverse strict state documents dots checkpoints"),
         ("key", 128, 64, 64, (1, 1), 0.1, "state dots checkpoints"),
         ("key", 128, 64, 64, (1, 1), 6.0, "reverse documents state"),
+        ("key", 192, 128, 128, (1, 1), 0.1, "state checkpoints"),
+        ("key", 192, 100, 128, (1, 2), 6.0, "reverse strict documents state"),
         ("value", 128, 64, 64, (1, 1), 0.1, "reverse strict wide state checkpoints"),
         ("value", 128, 64, 64, (1, 1), 6.0, "documents dots"),
+        ("none", 256, 64, 64, (1, 2), 0, "reverse pieces"),  # 2 of 2 chunks
+        ("head", 320, 64, 64, (1, 2), 0.01, "state documents dots checkpoints pieces"),  # 2, 2 and 1
+        ("key", 192, 64, 64, (1, 1), 0.02, "reverse state checkpoints pieces"),
+        ("value", 192, 64, 64, (1, 1), 0.01, "wide state strict pieces"),
         pytest.param("none", 128, 192, 64, (1, 1), 0, "state", marks=SLOW),
         pytest.param("head", 256, 64, 128, (2, 4), 0.1, "state documents dots checkpoints", marks=SLOW),
         pytest.param("head", 192, 256, 64, (1, 1), 20.0, "reverse dots", marks=SLOW),
         pytest.param("key", 192, 128, 64, (1, 2), 0.1, "reverse strict documents state", marks=SLOW),
+        pytest.param("key", 64, 128, 256, (1, 1), 0.1, "", marks=SLOW),
         pytest.param("value", 192, 128, 128, (1, 2), 0.1, "reverse documents state checkpoints", marks=SLOW),
+        pytest.param("head", 320, 128, 128, (1, 1), 0.01, "reverse state dots checkpoints pieces", marks=SLOW),
+        pytest.param("value", 320, 64, 128, (1, 1), 0.01, "reverse state checkpoints pieces", marks=SLOW),
     ],
 )
 def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
@@ -118,9 +126,50 @@ def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
     given = (rows(t, few, key_dim, 1), rows(t, many, key_dim, 2), rows(t, many, value_dim, 3), chunks, state, dot_with)
     settings = {"heads": many, "scale": 0.7, "reverse": "reverse" in more, "strict": "strict" in more}
     settings |= {"checkpoint_every": 2 if "checkpoints" in more else None, "out_dtype": jnp.float32 if "wide" in more else None}
-    found = simulated(functools.partial(walk_with, gpu.walk), *given, **settings)
+    found = simulated(functools.partial(walk_with, gpu.walk), *given, pieces=3 if "pieces" in more else 1, **settings)
     assert found.o.dtype == (jnp.float32 if "wide" in more else jnp.bfloat16)
     compare(found, exactly(functools.partial(walk_with, walks_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64}))
+
+
+def extreme_decays(t: int) -> np.ndarray:
+    """(patterns, t) log decays: those at which a factor that is a product of others might overflow, vanish or be rounded."""
+    token = np.arange(t)
+    patterns = [
+        np.zeros(t),
+        np.full(t, -1e-6),
+        np.full(t, -10.0),
+        np.where(token % 2, -10.0, 0.0),
+        np.where(token % 16 < 8, -10.0, 0.0),
+        np.where(token % 16 < 8, 0.0, -10.0),
+        np.where(token % 64 < 16, np.where(token % 16 < 8, 0.0, -10.0), -0.46),  # e^-80 to a block's border, e^-7.4 on to the middle
+        np.where(token % 64 >= 48, np.where(token % 16 < 8, -10.0, 0.0), -0.46),
+    ]
+    return np.stack(patterns)
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize("more", ["", "strict", "reverse", "reverse strict"])
+@pytest.mark.parametrize("decay", ["key", "value"])
+def test_extreme_decays(decay, more):
+    """A pattern a head and every number positive, so that nothing cancels and each can be held to what bf16 rounds away.
+
+    None is below 0.01: times e^-80, level 0's smallest factor, a number below 6e-4 is none that fp32 holds in full.
+    """
+    t, size = C, 64
+    g = extreme_decays(t)
+    heads = len(g)
+    total = np.cumsum(g.reshape(heads, t // C, C).astype(np.float32), axis=2, dtype=np.float32).reshape(heads, t)
+    chunks = Chunks(C, decay, jnp.asarray(np.broadcast_to(total.T[None, :, :, None], (1, t, heads, size))))
+    state = jnp.asarray(np.abs(np.random.default_rng(9).normal(size=(1, heads, size, size))), jnp.float32)
+    given = (*(jnp.abs(rows(t, heads, size, seed)) + jnp.bfloat16(0.01) for seed in range(3)), chunks, state, None)
+    settings = {"heads": heads, "reverse": "reverse" in more, "strict": "strict" in more, "out_dtype": jnp.float32}
+    found = simulated(functools.partial(walk_with, gpu.walk), *given, **settings)
+    expected = exactly(functools.partial(walk_with, walks_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64})
+    for head in range(heads):
+        assert error(found.o[:, :, head], expected.o[:, :, head]) < CLOSE["o"], head
+        assert error(found.state[:, head], expected.state[:, head]) < CLOSE["state"], head
+        difference = np.abs(np.asarray(found.o[0, :, head], np.float64) - expected.o[0, :, head])
+        assert (difference < 0.01 * expected.o[0, :, head]).all(), head
 
 
 @pytest.mark.gpu_interpreter
@@ -133,10 +182,16 @@ def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
         ("head", 192, 64, 128, (1, 1), 0.1, "second reverse documents state checkpoints"),
         ("key", 128, 64, 64, (1, 1), 0.1, "queries documents state"),
         ("key", 128, 64, 64, (1, 1), 6.0, "second reverse documents state"),
+        ("none", 256, 64, 64, (1, 2), 0, "second reverse pieces"),  # 2 of 2 chunks
+        ("head", 320, 64, 128, (1, 1), 0.01, "queries documents state checkpoints pieces"),  # 2, 2 and 1
+        ("key", 192, 128, 64, (1, 1), 0.01, "second reverse documents state checkpoints pieces"),
+        pytest.param("key", 128, 64, 64, (1, 1), 0.1, "queries second documents state", marks=SLOW),
+        pytest.param("key", 128, 64, 64, (1, 1), 0.1, "queries second reverse state", marks=SLOW),
         pytest.param("none", 128, 128, 128, (1, 1), 0, "queries second", marks=SLOW),
         pytest.param("head", 192, 192, 64, (1, 1), 0.1, "queries state", marks=SLOW),
         pytest.param("key", 192, 128, 40, (1, 2), 0.1, "queries documents state checkpoints", marks=SLOW),
         pytest.param("key", 192, 128, 64, (1, 1), 0.1, "second reverse state checkpoints", marks=SLOW),
+        pytest.param("none", 192, 192, 64, (1, 1), 0, "queries state pieces", marks=SLOW),
     ],
 )
 def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
@@ -153,7 +208,7 @@ def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
     arrays = (rows(t, many, key_dim, 1, 0.3 * small), rows(t, many, value_dim, 2), rows(t, few, key_dim, 3, small), chunks, given)
     settings = {"heads": many, "reverse": "reverse" in more, "checkpoint_every": 2 if "checkpoints" in more else None}
     settings |= {"scale": 0.7, "keeps_y": "state" in more or "second" in more}
-    found = simulated(functools.partial(delta_walk_with, gpu.delta_walk), *arrays, **settings)
+    found = simulated(functools.partial(delta_walk_with, gpu.delta_walk), *arrays, pieces=3 if "pieces" in more else 1, **settings)
     compare(found, exactly(functools.partial(delta_walk_with, walks_by_einsum.delta_walk), *arrays, **settings))
 
 
@@ -263,6 +318,17 @@ def test_another_documents_values_change_no_bit():
 def test_lowers_for_cuda(program):
     lowered = compile_ahead.lower_for_cuda(program.function, *program.arguments, limit=60)
     assert "mosaic_gpu" in lowered.as_text()
+
+
+def test_exponentials_are_taken_once_a_side():
+    """Two a channel and token, of 64 x 128 in a thread block of 128 threads, and a few for the state and for marks."""
+    (program,) = [p for p in programs.PROGRAMS if p.name == "linear_recurrence gpu walk key k128 v128 h16"]
+    try:
+        report = compile_ahead.report("h100", program.function, *program.arguments)
+    except compile_ahead.NotInstalled as missing:
+        pytest.skip(str(missing))
+    assert program.complaints(report) == []
+    assert 128 <= report.kernels[0].special <= programs.EXPONENTIALS
 
 
 def test_refuses_with_a_reason():

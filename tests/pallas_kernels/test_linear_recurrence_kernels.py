@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.dispatch import interpreted
-from pallas_kernels.linear_recurrence import forms, linear_recurrence, reference, tpu, tunables
+from pallas_kernels.linear_recurrence import gpu, linear_recurrence, reference, tunables
 from pallas_kernels.tuning import forced
 from tests.pallas_kernels.test_linear_recurrence import error, exactly, results
 from tests.pallas_kernels.test_linear_recurrence_family import arguments
@@ -64,12 +64,14 @@ def strong(t, **sizes):
 
 
 TPU = [
-    # t, decay, erase, state, segments, key and value size
+    # t, decay, erase, state, segments, key and value size; columns' decay, whether the erase reads the undecayed state
     (1, "token", None, True, True, 40, 24),
     (63, None, None, False, False, 33, 64),
     (257, "token", None, True, True, 64, 48),
     (63, "channel", None, True, True, 32, 40),
     (130, "token", "scalar", True, True, 32, 32),
+    (130, "strong", "scalar", True, True, 32, 32, None, True),
+    (40, "channel", "apart", True, True, 32, 32, None, True),
 ]
 TPU_WIDE = [
     (1000, None, None, True, True, 64, 64),
@@ -80,12 +82,15 @@ TPU_WIDE = [
     (1000, "token", "scalar", True, True, 64, 64),
     (257, "channel", "vector", True, True, 64, 96),
     (63, "token", None, True, True, 256, 256),
+    (257, "mixed", "apart", True, True, 32, 32, None, True),
+    (257, "mixed", "vector", True, True, 64, 64, None, True),
+    (300, "token", "apart", False, True, 64, 64),
 ]
 
 
 def case_arguments(case):
-    t, decay, erase, state, segments, k, v = case
-    return arguments(t, decay, erase, state, segments, k=k, v=v)
+    t, decay, erase, state, segments, k, v, *more = case
+    return arguments(t, decay, erase, state, segments, *more, k=k, v=v)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +134,8 @@ def test_tpu_kernels_in_bf16(case):
         (130, "token", None, True, True, 64, 40),
         (130, "channel", None, True, True, 64, 64),
         (130, "token", "scalar", True, True, 64, 64),
+        (130, "token", "scalar", True, True, 64, 64, None, True),
+        pytest.param((130, "channel", "apart", True, True, 64, 64, None, True), marks=pytest.mark.slow),
         pytest.param((130, "channel", "vector", True, True, 64, 64), marks=pytest.mark.slow),
         pytest.param((1000, "token", None, True, True, 128, 128), marks=pytest.mark.slow),
         pytest.param((1000, "channel", None, True, True, 64, 64), marks=pytest.mark.slow),
@@ -137,8 +144,8 @@ def test_tpu_kernels_in_bf16(case):
     ids=lambda case: " ".join(map(str, case)),
 )
 def test_gpu_kernels_in_bf16(case):
-    t, decay, erase, state, segments, k, v = case
-    check_bf16("pallas_gpu", *arguments(t, decay, erase, state, segments, b=1, k=k, v=v), how="races")
+    t, decay, erase, state, segments, k, v, *more = case
+    check_bf16("pallas_gpu", *arguments(t, decay, erase, state, segments, *more, b=1, k=k, v=v), how="races")
 
 
 def run_twice(case, **changes):
@@ -153,8 +160,9 @@ def test_the_same_bits_twice():
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
-def test_padding_full_of_nan_touches_nothing():
-    given, fixed = case_arguments((63, "channel", "scalar", True, True, 32, 32))
+@pytest.mark.parametrize("before", [False, True])
+def test_padding_full_of_nan_touches_nothing(before):
+    given, fixed = case_arguments((63, "channel", "scalar", True, True, 32, 32, None, before))
     padding = fixed["segment_ids"] == 0
     ruined = dict(given)
     for name in ("q", "k", "v", "log_decay", "erase_read", "write_strength"):
@@ -165,7 +173,7 @@ def test_padding_full_of_nan_touches_nothing():
     np.testing.assert_array_equal(np.asarray(o), np.asarray(o_))
     np.testing.assert_array_equal(np.asarray(state), np.asarray(state_))
     assert not np.any(np.asarray(o) * (1 - clean))
-    for name in ("q", "k", "v", "initial_state"):
+    for name in ("q", "k", "v", "log_decay", "erase_read", "initial_state"):
         np.testing.assert_array_equal(np.asarray(gradients[name]), np.asarray(gradients_[name]))
 
 
@@ -182,11 +190,11 @@ def test_two_calls_are_one():
 
 
 def test_what_kernels_refuse_is_said():
-    given, _ = arguments(9, None, "apart", False, False, k=32, v=32)
+    given, _ = arguments(9, None, None, False, False, "channel", k=32, v=32)
     with pytest.raises(ValueError, match=r"pallas_tpu cannot serve this call: it runs on TPUs; this is cpu"):
         linear_recurrence(**given, backend="pallas_tpu")
     with interpreted():
-        with pytest.raises(ValueError, match="erase_write"):
+        with pytest.raises(ValueError, match="value_log_decay"):
             linear_recurrence(**given, backend="pallas_tpu")
         given, _ = arguments(9, None, None, False, False, k=300, v=32)
         with pytest.raises(ValueError, match="head sizes up to 256; these are 300 and 32"):
@@ -195,27 +203,33 @@ def test_what_kernels_refuse_is_said():
             linear_recurrence(**arguments(9, None, None, False, False)[0], chunk_size=48, backend="pallas_tpu")
 
 
-def test_kernels_run_pieces_of_time_side_by_side():
-    run, refuses = forms.kernel_form("tpu", tpu, lambda b, t, h, v: 3)
-    given, fixed = case_arguments((100, "token", None, True, True, 32, 32))
-    assert refuses(given["q"], given["k"], given["v"], log_decay=given["log_decay"]) is None
-    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=SCALE, return_state=True), given, fixed)
-    with interpreted():
-        (o, state), gradients = results(functools.partial(run, scale=SCALE, return_state=True), given, fixed)
-    assert error(o, o_) < FP32 and error(state, state_) < FP32
-    for name in given:
-        assert error(gradients[name], gradients_[name]) < FP32, name
-
-
-def test_a_table_decides_chunks_and_pieces():
+def test_a_table_decides_chunks():
     """What is forced on them is what they run: other chunks round otherwise, and a kernel's chunk is refused no more."""
     given, _ = case_arguments((70, "token", None, False, False, 32, 32))
     o = {}
-    for chunk, pieces in ((128, 1), (16, 1), (16, 2)):
-        with forced(**{"linear_recurrence.tpu_chunk": {"chunk": chunk}, "linear_recurrence.tpu_pieces": {"pieces": pieces}}), interpreted():
-            o[chunk, pieces] = np.asarray(linear_recurrence(**given, backend="pallas_tpu")[0])
-    assert not np.array_equal(o[128, 1], o[16, 1]) and not np.array_equal(o[16, 1], o[16, 2])
-    assert error(o[16, 1], o[128, 1]) < 1e-6 and error(o[16, 2], o[128, 1]) < 1e-6
+    for chunk in (128, 16):
+        with forced(**{"linear_recurrence.tpu_chunk": {"chunk": chunk}}), interpreted():
+            o[chunk] = np.asarray(linear_recurrence(**given, backend="pallas_tpu")[0])
+    assert not np.array_equal(o[128], o[16])
+    assert error(o[16], o[128]) < 1e-6
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize(
+    "case",
+    [
+        (257, "token", None, True, True, 64, 64),
+        (257, "token", "scalar", True, True, 64, 64),
+        pytest.param((300, None, None, False, False, 64, 64), marks=pytest.mark.slow),
+        pytest.param((300, "channel", None, True, True, 64, 64), marks=pytest.mark.slow),
+        pytest.param((257, "channel", "vector", True, False, 64, 64), marks=pytest.mark.slow),
+    ],
+    ids=lambda case: " ".join(map(str, case)),
+)
+def test_gpu_kernels_run_pieces_of_time_side_by_side(case):
+    t, decay, erase, state, segments, k, v = case
+    with forced(**{"linear_recurrence.gpu_pieces": {"pieces": 3}}):  # 5 chunks: 2, 2 and 1
+        check_bf16("pallas_gpu", *arguments(t, decay, erase, state, segments, b=1, k=k, v=v), how="races")
 
 
 def test_what_is_tuned_is_built_and_right():
@@ -225,7 +239,7 @@ def test_what_is_tuned_is_built_and_right():
 
 
 def test_long_sequences_of_few_heads_fill_a_hopper_gpu():
-    assert forms.pieces_to_fill_hopper(1, 65536, 1, 64) == 64
-    assert forms.pieces_to_fill_hopper(1, 65536, 16, 128) == 4
-    assert forms.pieces_to_fill_hopper(8, 65536, 16, 128) == 1
-    assert forms.pieces_to_fill_hopper(1, 1000, 1, 64) == 1
+    assert gpu.pieces_to_fill(1, 65536) == 64
+    assert gpu.pieces_to_fill(32, 65536) == 4
+    assert gpu.pieces_to_fill(256, 65536) == 1
+    assert gpu.pieces_to_fill(1, 1000) == 1

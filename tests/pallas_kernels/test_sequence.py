@@ -63,12 +63,14 @@ def same_as_on_one_device(operation, arrays, sizes, tolerance=1e-5, backend=None
         assert worst <= tolerance, f"{name}: {worst:.1e}"
 
 
-def recurrence_arrays(decay, write, erase, b=2, t=64, h=2, g=2, k=4, v=6):
+def recurrence_arrays(decay, write, erase, columns=False, b=2, t=64, h=2, g=2, k=4, v=6):
     shapes = {"q": (b, t, g, k), "k": (b, t, g, k), "v": (b, t, h, v)}
     arrays = dict(zip(shapes, numbers(*shapes.values()), strict=True))
     decays = {"constant": (h,), "head": (b, t, h), "channel": (b, t, h, k)}
     if decay != "none":
         arrays["log_decay"] = -0.2 * jax.nn.softplus(numbers(decays[decay], seed=1)[0])
+    if columns:
+        arrays["value_log_decay"] = -0.2 * jax.nn.softplus(numbers((b, t, h, v), seed=4)[0])
     if write != "none":
         arrays["write_strength"] = jax.nn.sigmoid(numbers((b, t, h) if write == "head" else (b, t, h, v), seed=2)[0])
     if erase != "none":
@@ -96,6 +98,18 @@ def test_linear_recurrence(sizes, decay, write, erase, packed):
     if packed:
         arrays["segment_ids"] = jnp.asarray(SEGMENTS)
     same_as_on_one_device(lambda **given: linear_recurrence(**given)[0], arrays, sizes)
+
+
+@pytest.mark.parametrize("packed", [True, pytest.param(False, marks=SLOW)])
+@pytest.mark.parametrize(
+    ("decay", "erase", "columns"), [("channel", "apart", False), ("channel", "none", True), pytest.param("none", "none", True, marks=SLOW)]
+)
+def test_linear_recurrence_that_erases_before_its_decay_or_decays_columns(decay, erase, columns, packed):
+    arrays = recurrence_arrays(decay, "none", erase, columns)
+    if packed:
+        arrays["segment_ids"] = jnp.asarray(SEGMENTS)
+    before = erase != "none"
+    same_as_on_one_device(lambda **given: linear_recurrence(**given, erase_before_decay=before)[0], arrays, {"tensor": 2, "sequence": 4})
 
 
 def attention_arrays(b=2, t=64, h=4, g=2, d=8, packed=True):

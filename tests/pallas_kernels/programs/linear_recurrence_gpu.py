@@ -10,10 +10,13 @@ import jax.numpy as jnp
 
 from pallas_kernels.linear_recurrence import gpu
 from pallas_kernels.linear_recurrence.walks import Chunks, Decay
+from pallas_kernels.tuning import forced
 from tests.pallas_kernels.programs import Program
 
 B, T, HEADS = 2, 2048, 16
 EVERY = 2  # chunks a checkpoint
+PIECES = 3  # of time: the last has fewer chunks
+EXPONENTIALS = 220  # of a thread at most, at sizes up to 128: chunks, of 64 by 128 a side, are made in one loop of the kernel
 # decay, key size, value size, heads of q and k, what is asked for besides
 PLAIN = [
     (decay, key_dim, value_dim, HEADS, more)
@@ -33,6 +36,19 @@ PLAIN += [
     ("value", 192, 192, HEADS, "strict wide reverse state checkpoints"),
     ("value", 256, 192, HEADS, "strict wide documents state checkpoints"),
 ]
+PLAIN += [
+    (decay, key_dim, value_dim, HEADS, more + "documents state checkpoints pieces")
+    for decay, key_dim, value_dim, more in [
+        ("none", 128, 128, ""),
+        ("head", 128, 128, "reverse dots "),
+        ("head", 256, 256, "dots "),
+        ("key", 128, 128, "reverse strict dots "),
+        ("key", 192, 192, "reverse "),
+        ("value", 128, 128, "reverse strict wide "),
+        ("value", 192, 192, "strict wide "),
+        ("value", 256, 192, "strict wide "),
+    ]
+]
 # Forwards with queries; as a gradient, from the end, with a second pair written.
 DELTA = [
     (decay, size, size, HEADS, more)
@@ -47,6 +63,11 @@ DELTA += [
     ("key", 128, 256, HEADS, "queries documents state"),
     ("key", 192, 192, HEADS, "queries documents state"),
     ("key", 192, 192, HEADS, "second reverse documents state checkpoints"),
+]
+DELTA += [
+    (decay, size, size, HEADS, more + "documents state checkpoints pieces")
+    for decay, size in (("none", 128), ("head", 256), ("key", 128), ("key", 192))
+    for more in ("queries ", "second reverse ")
 ]
 # Two walks in one, as gradients have them: decay, key size, value size, heads of k and v, what is asked for besides.
 JOINED = [
@@ -79,7 +100,11 @@ SOLVE += [
     ("key", 128, 128, HEADS, "documents sums"),
     ("key", 192, 256, HEADS, "transposed documents"),
 ]
-QUICK = {PLAIN[8], PLAIN[12], DELTA[10], SOLVE[13], SOLVE[20], JOINED[5]}
+QUICK = {PLAIN[8], PLAIN[12], PLAIN[15], DELTA[10], SOLVE[13], SOLVE[20], JOINED[5]}
+
+
+def _pieces(more: str) -> Any:
+    return forced(**{"linear_recurrence.gpu_pieces": {"pieces": PIECES if "pieces" in more else 1}})
 
 
 def _array(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
@@ -106,26 +131,28 @@ def _walk(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> 
     dot_with = _array(B, T, HEADS, value_dim) if "dots" in more else None
 
     def function(q, k, v, chunks, state, dot_with):
-        return gpu.walk(
-            q,
-            k,
-            v,
-            chunks,
-            heads=HEADS,
-            scale=0.5,
-            initial_state=state,
-            reverse="reverse" in more,
-            strict="strict" in more,
-            dot_with=dot_with,
-            checkpoint_every=EVERY if "checkpoints" in more else None,
-            out_dtype=jnp.float32 if "wide" in more else None,
-        )
+        with _pieces(more):
+            return gpu.walk(
+                q,
+                k,
+                v,
+                chunks,
+                heads=HEADS,
+                scale=0.5,
+                initial_state=state,
+                reverse="reverse" in more,
+                strict="strict" in more,
+                dot_with=dot_with,
+                checkpoint_every=EVERY if "checkpoints" in more else None,
+                out_dtype=jnp.float32 if "wide" in more else None,
+            )
 
     keyed = _array(B, T, sharing, key_dim)
     chunks = _chunks(decay, key_dim, value_dim, "documents" in more)
     arguments = (keyed, keyed, _array(B, T, HEADS, value_dim), chunks, state, dot_with)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
-    return Program(_name("walk", decay, key_dim, value_dim, sharing, more), "pallas_gpu", function, arguments, quick)
+    name, special = _name("walk", decay, key_dim, value_dim, sharing, more), EXPONENTIALS if key_dim <= 128 else None
+    return Program(name, "pallas_gpu", function, arguments, quick, special)
 
 
 def _joined(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
@@ -154,11 +181,13 @@ def _delta(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) ->
 
     def function(w, u, k, chunks, given):
         every = EVERY if "checkpoints" in more else None
-        return gpu.delta_walk(w, u, k, chunks, heads=HEADS, reverse="reverse" in more, checkpoint_every=every, **given)
+        with _pieces(more):
+            return gpu.delta_walk(w, u, k, chunks, heads=HEADS, reverse="reverse" in more, checkpoint_every=every, **given)
 
     arguments = (keyed, valued, shared, _chunks(decay, key_dim, value_dim, "documents" in more), given)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
-    return Program(_name("delta_walk", decay, key_dim, value_dim, sharing, more), "pallas_gpu", function, arguments, quick)
+    name, special = _name("delta_walk", decay, key_dim, value_dim, sharing, more), EXPONENTIALS if key_dim <= 128 else None
+    return Program(name, "pallas_gpu", function, arguments, quick, special)
 
 
 def _solve(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:

@@ -64,15 +64,18 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Impl
     def local(q, k, v, **given) -> tuple[jax.Array, jax.Array | None]:
         run = functools.partial(by_walks, walks)
         b, t, h, value_dim = v.shape
-        decay, erase = _decay(given["log_decay"]), given["erase_read"] is not None
+        decay, erase = _decay(given["log_decay"], given["value_log_decay"]), given["erase_read"] is not None
         given["chunk_size"] = given["chunk_size"] or chunk(decay, erase, k.shape[3], value_dim, v.dtype)
         key = {"b": b, "t": t, "h": h, "v": value_dim}
         count = block_sizes(f"linear_recurrence.{name}_pieces", lambda **key: {"pieces": pieces(**key)}, **key)["pieces"]
-        count = min(count, t)  # a table's nearest entry may be of a longer call
+        count = 1 if decay == "value" else min(count, t)  # a table's nearest entry may be of a longer call
         # Where something is erased, pieces carry as many more columns as a key has channels.
         if erase and count > 1 and backend.refuses(k.shape[3], value_dim + k.shape[3], v.dtype, decay, True):
             count = 1
-        return run(q, k, v, **given) if count == 1 else in_pieces(run, count, q, k, v, **given)
+        if count == 1:
+            return run(q, k, v, **given)
+        del given["value_log_decay"]  # None, or the count were 1
+        return in_pieces(run, count, q, k, v, **given)
 
     def named(
         q,
@@ -98,6 +101,7 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Impl
             k,
             v,
             log_decay=log_decay,
+            value_log_decay=value_log_decay,
             write_strength=write_strength,
             erase_read=erase_read,
             erase_write=erase_write,
@@ -110,20 +114,12 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Impl
             chunk_size=chunk_size,
         )
 
-    def refuses(
-        q,
-        k,
-        v,
-        *,
-        log_decay=None,
-        value_log_decay=None,
-        erase_read=None,
-        chunk_size=None,
-        **_,
-    ) -> Refusal:
-        if value_log_decay is not None:
-            return "its kernels decay the state's rows, not its columns (value_log_decay)"
-        decay = _decay(log_decay)
+    def refuses(q, k, v, *, log_decay=None, value_log_decay=None, erase_read=None, chunk_size=None, **_) -> Refusal:
+        if value_log_decay is not None and erase_read is not None:
+            return "its kernels do not erase (erase_read) where columns decay (value_log_decay)"
+        if value_log_decay is not None and log_decay is not None and log_decay.ndim == 4:
+            return "its kernels decay the state's rows (log_decay a channel) or its columns (value_log_decay), not both"
+        decay = _decay(log_decay, value_log_decay)
         call = (decay, erase_read is not None, k.shape[3], v.shape[3], v.dtype)
         if chunk_size not in (None, backend.chunk_size(*call), chunk(*call)):
             return f"its kernels take chunks of {chunk(*call)} tokens here; chunk_size is {chunk_size}"
@@ -132,7 +128,9 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Impl
     return over_mesh(named, DIMENSIONS, ("b t h v", "b h k v")), refuses
 
 
-def _decay(log_decay) -> str:
+def _decay(log_decay, value_log_decay) -> str:
+    if value_log_decay is not None:
+        return "value"
     return "none" if log_decay is None else "key" if log_decay.ndim == 4 else "head"
 
 

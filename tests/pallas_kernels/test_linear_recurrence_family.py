@@ -372,6 +372,8 @@ def test_columns_that_decay_and_are_erased_are_served_by_the_reference():
         (100, "channel", "vector", True, True, None, True),
         (63, "token", "apart", True, True),
         (63, "channel", "apart", False, True, None, True),
+        (100, None, None, True, True, "channel"),
+        (63, "token", None, False, False, "channel"),
     ],
     ids=lambda case: " ".join(map(str, case)),
 )
@@ -381,7 +383,7 @@ def test_gradients_are_walks(case, monkeypatch):
     monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
     walks = passes.Walks(walks_by_einsum.walk, walks_by_einsum.delta_walk, lambda *_: 16)
     run = functools.partial(passes.by_walks, walks)
-    absent = dict.fromkeys(("log_decay", "write_strength", "segment_ids"))
+    absent = dict.fromkeys(("log_decay", "value_log_decay", "write_strength", "segment_ids"))
     compare(lambda *given, **named: reduced(run, *given, **(absent | named)), *arguments(*case), CLOSE)
 
 

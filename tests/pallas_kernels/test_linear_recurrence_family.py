@@ -414,9 +414,8 @@ def test_steps_are_the_recurrence(kind):
 
 
 @functools.cache
-def _compiled(chunk: int, erase: bool):
-    def run(q, k, v, g, state, e, w, segments, first):
-        extra = {"erase_read": e, "write_strength": w} if erase else {}
+def _compiled(chunk: int, kind: str):
+    def run(q, k, v, g, state, extra, segments, first):
         return linear_recurrence(
             q,
             k,
@@ -428,18 +427,19 @@ def _compiled(chunk: int, erase: bool):
             return_state=True,
             chunk_size=chunk,
             **extra,
+            erase_before_decay=kind == "erase before decay",
             backend="xla",
         )
 
     return jax.jit(run)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_documents_and_gates(data):
     """Gates at their bounds and anywhere between, documents and padding wherever they fall."""
-    t, chunk = data.draw(st.sampled_from([1, 11])), data.draw(st.sampled_from([4, 16]))
-    erase = data.draw(st.booleans())
+    t, chunk = data.draw(st.sampled_from([(1, 16), (11, 4), (11, 16)]))
+    kind = data.draw(st.sampled_from(["write", "erase", "erase before decay", "columns"]))
     ids = [np.sort(data.draw(st.lists(st.integers(1, 3), min_size=t, max_size=t))) for _ in range(2)]
     gaps = np.array(data.draw(st.lists(st.booleans(), min_size=2 * t, max_size=2 * t))).reshape(2, t)
     segments = np.where(gaps, 0, np.array(ids)).astype(np.int32)
@@ -451,11 +451,13 @@ def test_any_documents_and_gates(data):
     g = -data.draw(st.sampled_from([0.0, 0.1, 8.0, 60.0])) * rng.random((2, t, 2, 3), np.float32)
     beta = data.draw(st.sampled_from([0.0, 0.5, 1.0, 2.0]))
     e, w = beta * np.repeat(k, 2, 2), np.full((2, t, 2), beta, np.float32)
-    o, after = _compiled(chunk, erase)(q, k, v, g, state, e, w, segments, first)
-    extra = {"erase_read": jnp.asarray(e), "write_strength": jnp.asarray(w)} if erase else {}
-    o_, after_ = reference.recurrent(
-        q, k, v, log_decay=jnp.asarray(g), initial_state=state, segment_ids=segments, initial_segment=first, return_state=True, **extra
+    c = -data.draw(st.sampled_from([0.1, 60.0])) * rng.random((2, t, 2, 4), np.float32)
+    extra = {"write": {}, "columns": {"value_log_decay": jnp.asarray(c)}}.get(
+        kind, {"erase_read": jnp.asarray(e), "write_strength": jnp.asarray(w)}
     )
+    o, after = _compiled(chunk, kind)(q, k, v, g, state, extra, segments, first)
+    more = {"initial_state": state, "segment_ids": segments, "initial_segment": first, "erase_before_decay": kind == "erase before decay"}
+    o_, after_ = reference.recurrent(q, k, v, log_decay=jnp.asarray(g), return_state=True, **extra, **more)
     assert error(o, o_) < CLOSE and error(after, after_) < CLOSE
 
 

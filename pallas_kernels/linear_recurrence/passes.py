@@ -230,29 +230,6 @@ def _gradients(setting, rows, state, chunks, y, after, do, dstate):
     return gradients, scale * back.state
 
 
-def _column_gradients(setting, rows, state, chunks, after, do, dstate):
-    """Of a decay of the state's columns, nothing erased. In the turned state it is one of rows, with v and do in the places of k and q: so its
-    gradient comes from sums o_i . do_i - v_i . dv_i, a channel of v at a time, from o and dv without what a token has of itself."""
-    q, k, v = rows["q"], rows["k"], rows["v"]
-    heads, scale = v.shape[2], setting.scale
-    every = max(1, CHANNEL_GROUP // setting.size)
-    turned = dataclasses.replace(chunks, decay="key")
-    walk = functools.partial(setting.walks.walk, heads=heads, scale=scale)
-    apart = {"out_dtype": jnp.float32, "strict": True, "checkpoint_every": every}
-    scaled = None if dstate is None else dstate.astype(jnp.float32) / scale
-    to_q = walk(do, v, k, turned, initial_state=_turn(state))
-    to_k = walk(v, do, q, turned, initial_state=_turn(scaled), reverse=True)
-    read = walk(q, k, v, chunks, initial_state=state, **apart)
-    back = walk(k, q, do, chunks, initial_state=scaled, reverse=True, **apart)
-    itself = scale * jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=-1, keepdims=True)
-    itself = jnp.repeat(itself, heads // q.shape[2], axis=2) * do.astype(jnp.float32)
-    gradients = {"q": _gathered(to_q.o, q), "k": _gathered(to_k.o, k), "v": _gathered(back.o + itself, v)}
-    as_rows, found = {"q": do, "k": v, "v": v}, {"q": read.o, "k": back.o}
-    of_states = scale * _turn(back.checkpoints)
-    gradients["g"] = _decay_gradient(setting, as_rows, found, {}, read.checkpoints, _turn(after), of_states, every, chunks)
-    return gradients, scale * back.state
-
-
 def _decay_gradient(setting, rows, found, dotted, states, after, gradients, every, chunks):
     """dg (b, t, h, 1 or k), see the module; states are turned, (b, h, m, v, k), and gradients those of states, (b, h, m, k, v)."""
     if setting.decay == "head":
@@ -351,3 +328,26 @@ def _gathered(gradient, like):
     if heads != h:
         gradient = jnp.sum(gradient.astype(jnp.float32).reshape(b, t, heads, h // heads, d), axis=3)
     return gradient.astype(like.dtype)
+
+
+def _column_gradients(setting, rows, state, chunks, after, do, dstate):
+    """Of a decay of the state's columns, nothing erased. In the turned state it is one of rows, with v and do in the places of k and q: so its
+    gradient comes from sums o_i . do_i - v_i . dv_i, a channel of v at a time, from o and dv without what a token has of itself."""
+    q, k, v = rows["q"], rows["k"], rows["v"]
+    heads, scale = v.shape[2], setting.scale
+    every = max(1, CHANNEL_GROUP // setting.size)
+    turned = dataclasses.replace(chunks, decay="key")
+    walk = functools.partial(setting.walks.walk, heads=heads, scale=scale)
+    apart = {"out_dtype": jnp.float32, "strict": True, "checkpoint_every": every}
+    scaled = None if dstate is None else dstate.astype(jnp.float32) / scale
+    to_q = walk(do, v, k, turned, initial_state=_turn(state))
+    to_k = walk(v, do, q, turned, initial_state=_turn(scaled), reverse=True)
+    read = walk(q, k, v, chunks, initial_state=state, **apart)
+    back = walk(k, q, do, chunks, initial_state=scaled, reverse=True, **apart)
+    itself = scale * jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=-1, keepdims=True)
+    itself = jnp.repeat(itself, heads // q.shape[2], axis=2) * do.astype(jnp.float32)
+    gradients = {"q": _gathered(to_q.o, q), "k": _gathered(to_k.o, k), "v": _gathered(back.o + itself, v)}
+    as_rows, found = {"q": do, "k": v, "v": v}, {"q": read.o, "k": back.o}
+    of_states = scale * _turn(back.checkpoints)
+    gradients["g"] = _decay_gradient(setting, as_rows, found, {}, read.checkpoints, _turn(after), of_states, every, chunks)
+    return gradients, None if state is None else scale * back.state

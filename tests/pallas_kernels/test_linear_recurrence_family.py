@@ -368,6 +368,20 @@ def test_columns_that_decay_and_are_erased_are_served_by_the_reference():
         (63, None, "scalar", True, True),
         (63, "token", "vector", True, True),
         (100, "channel", "vector", True, True),
+    ],
+    ids=lambda case: " ".join(map(str, case)),
+)
+def test_gradients_are_walks(case, monkeypatch):
+    """The mathematics that kernel backends share, on walks in plain jnp; the decay's gradient starts afresh every 32 tokens."""
+    monkeypatch.setattr(passes, "GROUP", 32)
+    monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
+    walks = passes.Walks(walks_by_einsum.walk, walks_by_einsum.delta_walk, lambda *_: 16)
+    compare(functools.partial(passes.by_walks, walks), *arguments(*case), CLOSE)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
         (63, "strong", "scalar", True, True, None, True),
         (100, "channel", "vector", True, True, None, True),
         (63, "token", "apart", True, True),
@@ -377,14 +391,13 @@ def test_columns_that_decay_and_are_erased_are_served_by_the_reference():
     ],
     ids=lambda case: " ".join(map(str, case)),
 )
-def test_gradients_are_walks(case, monkeypatch):
-    """The mathematics that kernel backends share, on walks in plain jnp; the decay's gradient starts afresh every 32 tokens."""
+def test_other_calls_become_walks(case, monkeypatch):
+    """Erasing before the decay, a key of its own to erase with, and decays of columns."""
     monkeypatch.setattr(passes, "GROUP", 32)
     monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
-    walks = passes.Walks(walks_by_einsum.walk, walks_by_einsum.delta_walk, lambda *_: 16)
-    run = functools.partial(passes.by_walks, walks)
+    run = functools.partial(passes.by_walks, passes.Walks(walks_by_einsum.walk, walks_by_einsum.delta_walk, lambda *_: 16))
     absent = dict.fromkeys(("log_decay", "value_log_decay", "write_strength", "segment_ids"))
-    compare(lambda *given, **named: reduced(run, *given, **(absent | named)), *arguments(*case), CLOSE)
+    compare(lambda **named: reduced(run, **(absent | named)), *arguments(*case), CLOSE)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.dispatch import Implementation, Refusal
 from pallas_kernels.linear_recurrence import gpu, tpu
+from pallas_kernels.linear_recurrence.columns import by_walks_of_columns
 from pallas_kernels.linear_recurrence.passes import Walks, by_walks
 from pallas_kernels.linear_recurrence.reduced import reduced
 from pallas_kernels.linear_recurrence.splitting import in_pieces
@@ -62,20 +63,21 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Impl
         ]
 
     def local(q, k, v, **given) -> tuple[jax.Array, jax.Array | None]:
+        columns = given.pop("value_log_decay")
         run = functools.partial(by_walks, walks)
         b, t, h, value_dim = v.shape
-        decay, erase = _decay(given["log_decay"], given["value_log_decay"]), given["erase_read"] is not None
+        decay, erase = _decay(given["log_decay"], columns), given["erase_read"] is not None
         given["chunk_size"] = given["chunk_size"] or chunk(decay, erase, k.shape[3], value_dim, v.dtype)
+        if columns is not None:
+            del given["log_decay"], given["erase_read"]  # None: refused, or added to that of columns
+            return by_walks_of_columns(walks, q, k, v, value_log_decay=columns, **given)
         key = {"b": b, "t": t, "h": h, "v": value_dim}
         count = block_sizes(f"linear_recurrence.{name}_pieces", lambda **key: {"pieces": pieces(**key)}, **key)["pieces"]
-        count = 1 if decay == "value" else min(count, t)  # a table's nearest entry may be of a longer call
+        count = min(count, t)  # a table's nearest entry may be of a longer call
         # Where something is erased, pieces carry as many more columns as a key has channels.
         if erase and count > 1 and backend.refuses(k.shape[3], value_dim + k.shape[3], v.dtype, decay, True):
             count = 1
-        if count == 1:
-            return run(q, k, v, **given)
-        del given["value_log_decay"]  # None, or the count were 1
-        return in_pieces(run, count, q, k, v, **given)
+        return run(q, k, v, **given) if count == 1 else in_pieces(run, count, q, k, v, **given)
 
     def named(
         q,

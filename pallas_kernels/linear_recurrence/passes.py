@@ -70,7 +70,6 @@ def by_walks(
     v,
     *,
     log_decay=None,
-    value_log_decay=None,
     write_strength=None,
     erase_read=None,
     erase_write=None,
@@ -81,7 +80,7 @@ def by_walks(
     return_state=False,
     chunk_size=None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The front door's call on a backend's walks; erase_write must be None, and with value_log_decay log_decay and erase_read too."""
+    """The front door's call on a backend's walks; erase_write must be None."""
     b, t, h, value_dim = v.shape
     key_dim = q.shape[3]
     dtype = v.dtype
@@ -93,11 +92,10 @@ def by_walks(
             strength, v = jnp.where(real, strength, 0), jnp.where(real, v, 0)
         v = (strength * v).astype(dtype)
     decay = "none" if log_decay is None else "key" if log_decay.ndim == 4 else "head"
-    decay = decay if value_log_decay is None else "value"
     rows = {"q": q.astype(dtype), "k": k.astype(dtype), "v": v}
     if decay != "none":
-        g = (log_decay if value_log_decay is None else value_log_decay).astype(jnp.float32)
-        rows["g"] = jnp.broadcast_to(g, (b, t, h))[..., None] if decay == "head" else jnp.maximum(g, STRONGEST_CHANNEL_DECAY)
+        g = log_decay.astype(jnp.float32)
+        rows["g"] = jnp.maximum(g, STRONGEST_CHANNEL_DECAY) if decay == "key" else jnp.broadcast_to(g, (b, t, h))[..., None]
     if erase_read is not None:
         rows["e"] = erase_read.astype(dtype)
     segments = None
@@ -141,10 +139,7 @@ def _backwards(setting, kept, cotangents):
     do, dstate = cotangents
     do = do.astype(rows["v"].dtype)
     chunks = _chunks(setting, rows, segments, first)
-    if setting.decay == "value":
-        gradients, dstate = _column_gradients(setting, rows, state, chunks, after, do, dstate)
-    else:
-        gradients, dstate = _gradients(setting, rows, state, chunks, y, after, do, dstate)
+    gradients, dstate = _gradients(setting, rows, state, chunks, y, after, do, dstate)
     return gradients, dstate, None, None
 
 
@@ -226,12 +221,12 @@ def _gradients(setting, rows, state, chunks, y, after, do, dstate):
         gradients["k"] = found["k"] + itself * jnp.repeat(q, heads // q.shape[2], axis=2).astype(jnp.float32)
     gradients = {name: _gathered(x, rows[name]) for name, x in gradients.items()}
     if decay != "none":
-        gradients["g"] = _decay_gradient(setting, rows, found, dotted, to_q.checkpoints, after, scale * back.checkpoints, every, chunks)
+        gradients["g"] = _decay_gradient(setting, rows, found, dotted, to_q.checkpoints, after, back, every, chunks)
     return gradients, scale * back.state
 
 
-def _decay_gradient(setting, rows, found, dotted, states, after, gradients, every, chunks):
-    """dg (b, t, h, 1 or k), see the module; states are turned, (b, h, m, v, k), and gradients those of states, (b, h, m, k, v)."""
+def _decay_gradient(setting, rows, found, dotted, states, after, back, every, chunks):
+    """dg (b, t, h, 1 or k), see the module; states are turned, (b, h, m, v, k)."""
     if setting.decay == "head":
         total = dotted["q"] - dotted["k"] + dotted.get("e", 0)
         total = jnp.moveaxis(total, 1, 2)[..., None]
@@ -248,7 +243,7 @@ def _decay_gradient(setting, rows, found, dotted, states, after, gradients, ever
     m = states.shape[2]
     total = jnp.pad(total, ((0, 0), (0, m * group - t), (0, 0), (0, 0))).reshape(b, m, group, h, channels)
     at_ends = jnp.concatenate([_turn(states)[:, :, 1:], after[:, :, None]], axis=2)
-    rest = jnp.sum(at_ends * gradients, axis=-1)  # (b, h, m, k)
+    rest = setting.scale * jnp.sum(at_ends * back.checkpoints, axis=-1)  # (b, h, m, k)
     if channels == 1:
         rest = jnp.sum(rest, axis=-1, keepdims=True)
     dg = jax.lax.cumsum(total, axis=2, reverse=True) + jnp.moveaxis(rest, 1, 2)[:, :, None]
@@ -328,26 +323,3 @@ def _gathered(gradient, like):
     if heads != h:
         gradient = jnp.sum(gradient.astype(jnp.float32).reshape(b, t, heads, h // heads, d), axis=3)
     return gradient.astype(like.dtype)
-
-
-def _column_gradients(setting, rows, state, chunks, after, do, dstate):
-    """Of a decay of the state's columns, nothing erased. In the turned state it is one of rows, with v and do in the places of k and q: so its
-    gradient comes from sums o_i . do_i - v_i . dv_i, a channel of v at a time, from o and dv without what a token has of itself."""
-    q, k, v = rows["q"], rows["k"], rows["v"]
-    heads, scale = v.shape[2], setting.scale
-    every = max(1, CHANNEL_GROUP // setting.size)
-    turned = dataclasses.replace(chunks, decay="key")
-    walk = functools.partial(setting.walks.walk, heads=heads, scale=scale)
-    apart = {"out_dtype": jnp.float32, "strict": True, "checkpoint_every": every}
-    scaled = None if dstate is None else dstate.astype(jnp.float32) / scale
-    to_q = walk(do, v, k, turned, initial_state=_turn(state))
-    to_k = walk(v, do, q, turned, initial_state=_turn(scaled), reverse=True)
-    read = walk(q, k, v, chunks, initial_state=state, **apart)
-    back = walk(k, q, do, chunks, initial_state=scaled, reverse=True, **apart)
-    itself = scale * jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=-1, keepdims=True)
-    itself = jnp.repeat(itself, heads // q.shape[2], axis=2) * do.astype(jnp.float32)
-    gradients = {"q": _gathered(to_q.o, q), "k": _gathered(to_k.o, k), "v": _gathered(back.o + itself, v)}
-    as_rows, found = {"q": do, "k": v, "v": v}, {"q": read.o, "k": back.o}
-    of_states = scale * _turn(back.checkpoints)
-    gradients["g"] = _decay_gradient(setting, as_rows, found, {}, read.checkpoints, _turn(after), of_states, every, chunks)
-    return gradients, None if state is None else scale * back.state

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.linear_recurrence import linear_recurrence, linear_recurrence_step, passes, reference, triangles
+from pallas_kernels.linear_recurrence import columns, linear_recurrence, linear_recurrence_step, passes, reference, triangles
 from pallas_kernels.linear_recurrence.reduced import reduced
 from tests.pallas_kernels import walks_by_einsum
 from tests.pallas_kernels.test_linear_recurrence import CLOSE, documents, error, exactly, results
@@ -386,18 +386,30 @@ def test_gradients_are_walks(case, monkeypatch):
         (100, "channel", "vector", True, True, None, True),
         (63, "token", "apart", True, True),
         (63, "channel", "apart", False, True, None, True),
-        (100, None, None, True, True, "channel"),
-        (63, "token", None, False, False, "channel"),
     ],
     ids=lambda case: " ".join(map(str, case)),
 )
 def test_other_calls_become_walks(case, monkeypatch):
-    """Erasing before the decay, a key of its own to erase with, and decays of columns."""
+    """Erasing before the decay, and a key of its own to erase with."""
     monkeypatch.setattr(passes, "GROUP", 32)
     monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
     run = functools.partial(passes.by_walks, passes.Walks(walks_by_einsum.walk, walks_by_einsum.delta_walk, lambda *_: 16))
     absent = dict.fromkeys(("log_decay", "value_log_decay", "write_strength", "segment_ids"))
-    compare(lambda **named: reduced(run, **(absent | named)), *arguments(*case), CLOSE)
+
+    def form(**named):
+        return reduced(lambda *rows, value_log_decay, **given: run(*rows, **given), **(absent | named))
+
+    compare(form, *arguments(*case), CLOSE)
+
+
+@pytest.mark.parametrize("case", [(100, True, True), (63, False, False)], ids=str)
+def test_gradients_of_decays_of_columns_are_walks(case, monkeypatch):
+    monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
+    t, *kind = case
+    given, fixed = arguments(t, None, None, *kind, "channel")
+    given["write_strength"] = np.random.default_rng(1).random(given["v"].shape[:3], np.float32)
+    walks = passes.Walks(walks_by_einsum.walk, walks_by_einsum.delta_walk, lambda *_: 16)
+    compare(functools.partial(columns.by_walks_of_columns, walks), given, fixed, CLOSE)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ READY := $(VENV)/ready
 # Compiling kernels for chips that are not here; the list of programs is tests/pallas_kernels/programs/. QUICK=1 takes the few of every change.
 COMPILE := JAX_PLATFORMS=cpu $(BIN)/python -m tests.pallas_kernels.programs $(if $(QUICK),--quick)
 
-.PHONY: demo test test-slow test-all test-tpu-compile test-gpu-compile test-gpu-interpreter test-campaign libtpu cuda-compiler lint format clean
+.PHONY: demo test test-slow test-all test-tpu-compile test-gpu-compile test-gpu-interpreter test-campaign gpu-wheels gpu-rehearsal libtpu cuda-compiler lint format clean
 
 demo: $(READY)
 	$(BIN)/python main.py compare mqar.small
@@ -30,7 +30,7 @@ test-slow: $(READY)
 test-all: test test-slow
 	$(BIN)/python -m pytest -m "slow and not gpu_interpreter" -n 2 --dist worksteal tests/pallas_kernels || [ $$? -eq 5 ]
 	$(MAKE) test-tpu-compile test-gpu-compile QUICK=
-	.ci/gpu-interpreter --slow --compile
+	.ci/gpu-interpreter --slow
 
 test-tpu-compile: libtpu
 	$(COMPILE) --chip v5e --chip v5p --chip v6e
@@ -45,6 +45,13 @@ test-campaign: $(READY)
 
 test-gpu-interpreter:
 	.ci/gpu-interpreter
+
+# What a bare machine with a GPU lacks, to travel with the working tree; then both calls of benchmarks/first_contact, simulated, with faults.
+gpu-wheels: $(READY)
+	.ci/gpu-wheels $(BIN)/python
+
+gpu-rehearsal: $(READY)
+	.ci/gpu-interpreter --rehearse
 
 libtpu: $(READY)
 	$(BIN)/python -m pallas_kernels.compilers tpu

@@ -325,6 +325,7 @@ COMMANDS = {
 }
 BENCHMARKS = {
     "kernels": "kernels",
+    "device": "device",
     "head-mixture": "head_mixture",
     "recall": "recall_training",
     "decomposition": "decomposition",

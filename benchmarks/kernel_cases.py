@@ -44,6 +44,7 @@ def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Case:
         if "beta" in x:
             extra = {"erase_read": (x["beta"][..., None] * x["k"]).astype(x["k"].dtype), "write_strength": x["beta"]}
         decay = x.get("log_decay")
+        extra["segment_ids"] = x.get("segment_ids")
         return linear_recurrence(x["q"], x["k"], x["v"], log_decay=decay, scale=k**-0.5, backend=backend, **extra)[0]
 
     def square(x: Arrays) -> jax.Array:
@@ -70,7 +71,7 @@ def _taylor(b: int, t: int, h: int, k: int, v: int) -> Case:
         return {name: jax.random.normal(each, shape).astype(dtype) for each, (name, shape) in zip(keys, shapes.items(), strict=True)}
 
     def run(x: Arrays, backend: str | None) -> jax.Array:
-        return taylor_attention(x["q"], x["k"], x["v"], backend=backend)[0]
+        return taylor_attention(x["q"], x["k"], x["v"], segment_ids=x.get("segment_ids"), backend=backend)[0]
 
     def square(x: Arrays) -> jax.Array:
         s = jnp.einsum("bihk,bjhk->bhij", x["q"], x["k"], preferred_element_type=jnp.float32) * k**-0.5
@@ -92,7 +93,8 @@ def _short(b: int, t: int, d: int) -> Case:
         return {"x": x, "out_gate": gate, "taps": jax.random.normal(keys[2], (4, d)) / 2}
 
     def run(x: Arrays, backend: str | None) -> jax.Array:
-        return short_convolution(x["x"], x["taps"], out_gate=x["out_gate"], activation="silu", backend=backend)[0]
+        how = {"activation": "silu", "segment_ids": x.get("segment_ids"), "backend": backend}
+        return short_convolution(x["x"], x["taps"], out_gate=x["out_gate"], **how)[0]
 
     def library(x: Arrays) -> jax.Array:
         filters = jnp.flip(x["taps"], 0).astype(x["x"].dtype)[:, None]

@@ -42,7 +42,8 @@ def _window(variant: str, b: int, t: int, h: int, k: int, v: int, w: int | None 
         return found | ({"sinks": jax.random.normal(jax.random.fold_in(key, 1), (h,))} if with_sinks else {})
 
     def run(x: Arrays, backend: str | None) -> jax.Array:
-        return window_attention(x["q"], x["k"], x["v"], window=w, sinks=x.get("sinks"), backend=backend)
+        segments = {f"{side}_segments": x["segment_ids"] for side in ("query", "key") if "segment_ids" in x}
+        return window_attention(x["q"], x["k"], x["v"], window=w, sinks=x.get("sinks"), backend=backend, **segments)
 
     def dense(x: Arrays) -> jax.Array:
         keys, values = (jnp.repeat(x[name], h // groups, axis=2) for name in ("k", "v"))

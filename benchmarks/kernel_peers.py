@@ -2,8 +2,9 @@
 
     PYTHON benchmarks/kernel_peers.py < cases.jsonl
 
-Reads one JSON line a case ({"peer", "variant", "sizes", "repeats"}) and answers one a case: {"forward", "both", "version"} in
-seconds, or {"error"} with the reason. Nothing of this project is imported, so any interpreter with torch and fla serves.
+Reads one JSON line a case ({"peer", "sizes"}) and answers one a case: {"forward", "both", "version"} in seconds, with "backward_error" in place of "both"
+where only the forward pass works, or {"error"} with the reason there is nothing. "broken" is in an answer after which this process is of no more use.
+Nothing of this project is imported, so any interpreter with torch and fla serves.
 
 fla's functions take (b, t, h, d) and fp32 gates, as they are called in its own benchmarks. torch's attention takes heads before tokens, and is given
 arrays laid out so: scaled_dot_product_attention where it is causal, flex_attention for windows and sinks.
@@ -11,6 +12,7 @@ arrays laid out so: scaled_dot_product_attention where it is causal, flex_attent
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import sys
@@ -22,8 +24,25 @@ def main() -> None:
         try:
             answer = measure(json.loads(line))
         except Exception as error:  # whatever a peer's library raises is an answer here, not the end of the benchmark
-            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+            answer = {"error": _said(error)}
+        try:
+            _free()
+        except Exception:  # after a fault on the GPU every further call fails
+            answer["broken"] = True
         print("RESULT " + json.dumps(answer), flush=True)
+
+
+def _free() -> None:
+    """Gives memory that no tensor uses any more back to the GPU, for the process beside this one."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def measure(case: dict) -> dict:
@@ -45,7 +64,12 @@ def measure(case: dict) -> dict:
     def both():
         return torch.autograd.grad(function(*leaves), leaves, cotangent)
 
-    return {"forward": timed(forward, torch), "both": timed(both, torch), "version": version}
+    answer = {"forward": timed(forward, torch), "version": version}
+    try:
+        answer["both"] = timed(both, torch)
+    except Exception as error:
+        answer["backward_error"] = _said(error)
+    return answer
 
 
 def timed(call, torch) -> float:

@@ -27,7 +27,11 @@ def describe_machine() -> dict[str, Any]:
 
 def device_folder(machine: dict[str, Any], backend: str, device_kind: str) -> str:
     """Name of the folder of results: the accelerator's kind, or the processor's model and cores."""
-    name = f"cpu {machine['cpu_model']} {machine['cores']} cores" if backend == "cpu" else device_kind
+    return folder_name(f"cpu {machine['cpu_model']} {machine['cores']} cores" if backend == "cpu" else device_kind)
+
+
+def folder_name(name: str) -> str:
+    """A device's name as a folder has it: lower case, words joined by hyphens."""
     return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
 
 

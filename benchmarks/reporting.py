@@ -43,8 +43,15 @@ def say_device() -> None:
     print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {datetime.date.today()}")
 
 
-def keep(out: str | None, file: str, name: str, arguments: list[str] | None, facts: dict[str, Any]) -> None:
-    """Writes `facts`, with the day, the command `bench name arguments`, device, machine and versions, to OUT/DEVICE/file; `out` None: nothing."""
+def keep(
+    out: str | None, file: str, name: str, arguments: list[str] | None, facts: dict[str, Any], *, unfinished: str | None = None
+) -> None:
+    """Writes `facts`, with the day, the command `bench name arguments`, device, machine and versions, to OUT/DEVICE/file; `out` None: nothing.
+
+    Args:
+      unfinished: what is being measured when results are kept on the way, so that a crash loses none and is known by its place. The file
+        is replaced as a whole each time.
+    """
     if out is None:
         return
     import jax
@@ -57,9 +64,13 @@ def keep(out: str | None, file: str, name: str, arguments: list[str] | None, fac
         "machine": machine,
         "jax": jax.__version__,
         "python": sys.version.split()[0],
+        **({} if unfinished is None else {"unfinished": unfinished}),
         **facts,
     }
     path = Path(out) / device_folder(machine, jax.default_backend(), device.device_kind) / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {path}")
+    written = path.with_name(path.name + ".new")
+    written.write_text(json.dumps(result, indent=1) + "\n")
+    written.replace(path)
+    if unfinished is None:
+        print(f"written: {path}")

@@ -59,13 +59,15 @@ dnn_version_info { major: 9 minor: 10 } runtime_version { major: 12 minor: 9 }
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What ptxas says of one GPU kernel: registers a thread, bytes spilled, and its warnings that wgmma are serialised."""
+    """What ptxas says of one GPU kernel: registers a thread, bytes spilled, and its warnings that wgmma are serialised; and how many
+    instructions in its PTX are for special functions: exponentials, reciprocals and the like, a quarter or less as fast as others."""
 
     name: str
     registers: int
     spill_stores: int
     spill_loads: int
     serialised: tuple[str, ...] = ()
+    special: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,7 @@ def h100() -> jax.Device:
 
     library, runtime, _ = compilers.files("cuda")
     os.environ["MOSAIC_GPU_RUNTIME_LIB_PATH"] = str(runtime)
-    os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
+    os.environ["MOSAIC_GPU_DUMP_PTXAS"] = os.environ["MOSAIC_GPU_DUMP_PTX"] = "1"
     with _captured():  # it says at length that there is no driver
         plugin = xla_client.load_pjrt_plugin_dynamically("cuda", str(library))
         xla_client.initialize_pjrt_plugin("cuda")
@@ -241,7 +243,12 @@ def lower_for_cuda(function: Callable[..., Any], *arguments: Any, limit: float =
 
 
 def _kernels(text: str) -> Iterator[Kernel]:
-    """The kernels of ptxas' verbose output; a kernel's warnings may come before or after its numbers, so they are looked for by name."""
+    """The kernels of ptxas' verbose output; a kernel's warnings may come before or after its numbers, so they are looked for by name.
+
+    So is the PTX of those whose PTX comes with it.
+    """
+    sources = re.split(r"\.entry ([^\s(]+)\(", text)[1:]
+    special = {name: len(_SPECIAL.findall(source)) for name, source in zip(sources[::2], sources[1::2], strict=True)}
     serialised = [line.strip() for line in text.splitlines() if "wgmma" in line and "serializ" in line]
     parts = re.split(r"Compiling entry function '([^']+)'", text)[1:]
     for name, body in zip(parts[::2], parts[1::2], strict=True):
@@ -250,7 +257,11 @@ def _kernels(text: str) -> Iterator[Kernel]:
         if spills is None or registers is None:
             raise ValueError(f"ptxas says nothing known of {name}: {body[:300]}")
         warnings = tuple(line for line in serialised if f"'{name}'" in line or len(parts) == 2)
-        yield Kernel(name.removesuffix("_mosaic_gpu_kernel"), int(registers[1]), int(spills[1]), int(spills[2]), warnings)
+        stored, loaded = int(spills[1]), int(spills[2])
+        yield Kernel(name.removesuffix("_mosaic_gpu_kernel"), int(registers[1]), stored, loaded, warnings, special.get(name, 0))
+
+
+_SPECIAL = re.compile(r"\b(?:ex2|lg2|rcp|rsqrt|sqrt|sin|cos|tanh)\.approx")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Where the compilers of TPUs and of NVIDIA GPUs are, and how they get there: `python -m pallas_kernels.compilers tpu` (or cuda).
 
 They are kept out of the environment that trains, which would otherwise look for devices on every start. Each jax version needs its own:
-libtpu refuses the modules of a newer jax.
+libtpu refuses the modules of a newer jax. jax has plugins for CUDA 12 and for CUDA 13: up to 0.10 we compile with the former, from 0.11 on with the latter,
+so that CI, which runs both versions, has both.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ VARIABLES: dict[Compiler, str] = {"tpu": "RECOLLECT_LIBTPU", "cuda": "RECOLLECT_
 
 TARGETS: dict[Compiler, str] = {"tpu": "make libtpu", "cuda": "make cuda-compiler"}
 
+_CUDA = 13 if jax.version.__version_info__ >= (0, 11) else 12
+
 # Within the folder; a pattern has one match.
 _FILES: dict[Compiler, tuple[str, ...]] = {
     "tpu": ("libtpu/libtpu.so",),
-    "cuda": ("jax_plugins/xla_cuda*/xla_cuda_plugin.so", "jax_cuda*_plugin/libmosaic_gpu_runtime.so", "nvidia/cuda_nvcc/bin/ptxas"),
+    "cuda": ("jax_plugins/xla_cuda*/xla_cuda_plugin.so", "jax_cuda*_plugin/libmosaic_gpu_runtime.so", "nvidia/*/bin/ptxas"),
 }
 
 
@@ -40,7 +43,7 @@ class NotInstalled(RuntimeError):
 def folder(compiler: Compiler) -> Path:
     """Where it is, installed or not."""
     named = os.environ.get(VARIABLES[compiler])
-    name = {"tpu": "libtpu", "cuda": "cuda"}[compiler]
+    name = {"tpu": "libtpu", "cuda": "cuda" if _CUDA == 12 else f"cuda{_CUDA}"}[compiler]
     return Path(named) if named else Path(__file__).resolve().parents[1] / ".accelerators" / f"{name}-{jax.__version__}"
 
 
@@ -64,9 +67,14 @@ def files(compiler: Compiler) -> list[Path]:
 
 
 def packages(compiler: Compiler) -> list[str]:
-    """What pip installs into the folder: of libtpu the version that this jax names, of the CUDA plugin this jax's own."""
+    """What pip installs into the folder: of libtpu the version that this jax names, of the CUDA plugin this jax's own.
+
+    Kernels are compiled by what the plugin holds of ptxas; jax asks the program for its version. XLA needs libdevice, which is in a package of its own
+    from CUDA 13 on.
+    """
     if compiler == "cuda":
-        return [f"jax-cuda12-plugin=={jax.__version__}", f"jax-cuda12-pjrt=={jax.__version__}", "nvidia-cuda-nvcc-cu12"]
+        tools = ["nvidia-cuda-nvcc-cu12"] if _CUDA == 12 else ["nvidia-cuda-nvcc==13.0.*", "nvidia-nvvm==13.0.*"]
+        return [f"jax-cuda{_CUDA}-plugin=={jax.__version__}", f"jax-cuda{_CUDA}-pjrt=={jax.__version__}", *tools]
     wanted = [line for line in importlib.metadata.requires("jax") or [] if re.match(r"libtpu\b", line)]
     return [wanted[0].split(";")[0].strip() if wanted else "libtpu"]
 

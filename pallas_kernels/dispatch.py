@@ -17,6 +17,7 @@ import contextvars
 import dataclasses
 import functools
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -36,6 +37,10 @@ class Device:
 
     platform: str
     kind: str
+
+
+class Refused(ValueError):
+    """A backend that was named does not serve a call: what `supports` says, before anything is traced. Other errors of a kernel are faults."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +72,11 @@ def aimed_at(platform: str, kind: str) -> contextlib.AbstractContextManager[None
 
 
 def interpreted(how: Interpretation = "values") -> contextlib.AbstractContextManager[None]:
-    """Kernels traced inside are simulated, on any machine: "values" for what they compute, "races" to look for races too."""
-    return _holding(_interpretation, how)
+    """Kernels traced inside are simulated, on any machine: "values" for what they compute, "races" to look for races too.
+
+    With RECOLLECT_ON_DEVICE set in the environment they run on the device as they are: so the tests of simulated kernels test the real ones.
+    """
+    return contextlib.nullcontext() if os.environ.get("RECOLLECT_ON_DEVICE") else _holding(_interpretation, how)
 
 
 @contextlib.contextmanager
@@ -150,16 +158,17 @@ def choose(
       implementations: backend name -> (function, refuses), best first; `refuses(*args, **kwargs)` returns a reason or None.
 
     Raises:
-      ValueError: unknown backend, one this operation lacks, or one that refuses this call (with its reason).
+      ValueError: unknown backend.
+      Refused: one this operation lacks, or one that refuses this call (with its reason).
     """
     if backend is not None:
         if backend not in BACKENDS:
             raise ValueError(f"{operation}: backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
         if backend not in implementations:
-            raise ValueError(f"{operation}: has no {backend} form; it has {', '.join(implementations)}")
+            raise Refused(f"{operation}: has no {backend} form; it has {', '.join(implementations)}")
         reason = supports(backend, implementations, *args, **kwargs)
         if reason:
-            raise ValueError(f"{operation}: {backend} cannot serve this call: {reason}")
+            raise Refused(f"{operation}: {backend} cannot serve this call: {reason}")
         _note(Choice(operation, backend))
         return implementations[backend][0]
     preferred = _preferred.get()

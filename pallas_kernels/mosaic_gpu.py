@@ -174,6 +174,11 @@ def per_row(x: jax.Array) -> jax.Array:
     return plgpu.layout_cast(x, plgpu.Layout.WGMMA.reduce(1))
 
 
+def per_column(x: jax.Array) -> jax.Array:
+    """A vector of one number, (n,), as `load_per_column` gives them."""
+    return plgpu.layout_cast(x, plgpu.Layout.WGMMA.reduce(0))
+
+
 def transposed(ref: Any) -> Any:
     """A matrix in `tiled` shared memory as its transpose, for a product; nothing moves. bf16 and fp16 only."""
     return ref.transpose((1, 0)) if _REFERENCES_CARRY_INDICES else plgpu.transpose_ref(ref, (1, 0))

@@ -116,6 +116,7 @@ class _Reader:
         return self._known[name, fused]
 
     def _of(self, found: Instruction, inside: Computation, fused: bool) -> Work:
+        found = _waited_for(found)
         opcode = found.opcode
         if opcode == "while":
             return self._loop(found)
@@ -199,6 +200,14 @@ class _Reader:
             return [bytes_of(part) for part in parts]
         found = [inner.behind_bitcasts(root) for root in roots]
         return [bytes_of(inner.shape(root.operands[1])) if root.opcode == "dynamic-update-slice" else math.inf for root in found]
+
+
+def _waited_for(found: Instruction) -> Instruction:
+    """Of a fusion that is started here and waited for elsewhere, as jax 0.11's compiler for GPUs has them, the fusion: `fusion-start` has the shape
+    ((operands), result, context)."""
+    if found.opcode != "fusion-start":
+        return found
+    return dataclasses.replace(found, opcode="fusion", shape=f"({', '.join(found.parts[len(found.operands) : -1])})")
 
 
 def _traffic(kind: str, found: Instruction, inside: Computation) -> dict[str, Traffic]:

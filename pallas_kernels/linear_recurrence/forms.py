@@ -1,9 +1,7 @@
-"""The front door's implementations on kernels: passes.py over a backend's walks, split over a mesh, long sequences cut in pieces."""
+"""The front door's implementations on kernels: passes.py over a backend's walks, split over a mesh."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -14,14 +12,9 @@ from pallas_kernels.linear_recurrence import gpu, tpu
 from pallas_kernels.linear_recurrence.columns import by_walks_of_columns
 from pallas_kernels.linear_recurrence.passes import Walks, by_walks
 from pallas_kernels.linear_recurrence.reduced import reduced
-from pallas_kernels.linear_recurrence.splitting import in_pieces
-from pallas_kernels.linear_recurrence.walks import DeltaWalk, Walk
+from pallas_kernels.linear_recurrence.walks import DeltaWalk, JoinedWalk, Solve, SolveTransposed, Walk
 from pallas_kernels.sharding import over_mesh
 from pallas_kernels.tuning import Sizes, block_sizes
-
-SHORTEST_PIECE = 1024
-"""Tokens: below, a piece's own work does not hide what combining the pieces costs."""
-HOPPER_CORES = 132
 
 DIMENSIONS = {
     "q": "b t h k",
@@ -43,16 +36,18 @@ class Backend(Protocol):
 
     walk: Walk
     delta_walk: DeltaWalk
+    solve: Solve
+    solve_transposed: SolveTransposed
 
     def chunk_size(self, decay: str, erase: bool, key_dim: int, value_dim: int, dtype: Any) -> int: ...
 
     def refuses(self, key_dim: int, value_dim: int, dtype: Any, decay: str, erase: bool) -> Refusal: ...
 
 
-def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Implementation:
-    """The implementation and what it refuses. name: "gpu" or "tpu", for the tuning tables: `linear_recurrence.NAME_chunk` and
-    `linear_recurrence.NAME_pieces`. pieces(b, t, h, v): into how many pieces of time a call is cut where no table says."""
-    walks = Walks(backend.walk, backend.delta_walk, backend.chunk_size)
+def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -> Implementation:
+    """The implementation and what it refuses. name: "gpu" or "tpu", for the tuning tables: `linear_recurrence.NAME_chunk`. joined: the
+    backend's, if it has one."""
+    walks = Walks(backend.walk, backend.delta_walk, backend.solve, backend.solve_transposed, backend.chunk_size, joined)
 
     def chunk(decay: str, erase: bool, k: int, v: int, dtype: Any) -> int:
         def reckon(**_) -> Sizes:
@@ -63,21 +58,13 @@ def kernel_form(name: str, backend: Backend, pieces: Callable[..., int]) -> Impl
         ]
 
     def local(q, k, v, **given) -> tuple[jax.Array, jax.Array | None]:
-        columns = given.pop("value_log_decay")
-        run = functools.partial(by_walks, walks)
-        b, t, h, value_dim = v.shape
+        columns = given.pop("value_log_decay", None)
         decay, erase = _decay(given["log_decay"], columns), given["erase_read"] is not None
-        given["chunk_size"] = given["chunk_size"] or chunk(decay, erase, k.shape[3], value_dim, v.dtype)
-        if columns is not None:
-            del given["log_decay"], given["erase_read"]  # None: refused, or added to that of columns
-            return by_walks_of_columns(walks, q, k, v, value_log_decay=columns, **given)
-        key = {"b": b, "t": t, "h": h, "v": value_dim}
-        count = block_sizes(f"linear_recurrence.{name}_pieces", lambda **key: {"pieces": pieces(**key)}, **key)["pieces"]
-        count = min(count, t)  # a table's nearest entry may be of a longer call
-        # Where something is erased, pieces carry as many more columns as a key has channels.
-        if erase and count > 1 and backend.refuses(k.shape[3], value_dim + k.shape[3], v.dtype, decay, True):
-            count = 1
-        return run(q, k, v, **given) if count == 1 else in_pieces(run, count, q, k, v, **given)
+        given["chunk_size"] = given["chunk_size"] or chunk(decay, erase, k.shape[3], v.shape[3], v.dtype)
+        if columns is None:
+            return by_walks(walks, q, k, v, **given)
+        del given["log_decay"], given["erase_read"]  # None: refused, or added to that of columns
+        return by_walks_of_columns(walks, q, k, v, value_log_decay=columns, **given)
 
     def named(
         q,
@@ -136,16 +123,5 @@ def _decay(log_decay, value_log_decay) -> str:
     return "none" if log_decay is None else "key" if log_decay.ndim == 4 else "head"
 
 
-def one_piece(b: int, t: int, h: int, v: int) -> int:
-    """For devices with one or two cores, which any call fills."""
-    return 1
-
-
-def pieces_to_fill_hopper(b: int, t: int, h: int, v: int) -> int:
-    """As many as the cores can take at once: a row and head's 64 columns keep one busy."""
-    programs = b * h * -(-v // 64)
-    return max(1, min(HOPPER_CORES // programs, t // SHORTEST_PIECE))
-
-
-GPU = kernel_form("gpu", gpu, pieces_to_fill_hopper)  # type: ignore[arg-type]
-TPU = kernel_form("tpu", tpu, one_piece)  # type: ignore[arg-type]
+GPU = kernel_form("gpu", gpu, gpu.walk)  # type: ignore[arg-type]
+TPU = kernel_form("tpu", tpu)  # type: ignore[arg-type]

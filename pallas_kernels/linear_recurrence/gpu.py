@@ -3,11 +3,15 @@
 A thread block walks over all chunks of one batch row and head, for 64 or 32 of the state's columns; blocks that differ in columns alone are
 neighbours in the grid, so that they share q and k in the second-level cache. Where the time goes is said in gpu_body.py.
 
+Few rows and heads would leave most cores idle: then time is cut in pieces. A first launch finds the state that each piece adds, reading
+neither q nor what enters; those are combined (splitting.entering), and a second launch walks all pieces side by side from true states.
+
 Not served: fp32 (tensor cores of Hopper transpose 16-bit operands only), and sizes above `LARGEST`, whose work does not fit on chip.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
@@ -15,11 +19,17 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.linear_recurrence import gpu_body
-from pallas_kernels.linear_recurrence.gpu_body import CHUNK, Plan
-from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Walked
+from pallas_kernels.linear_recurrence import gpu_body, gpu_inverse
+from pallas_kernels.linear_recurrence.gpu_body import CHUNK, READS, TOTAL, WRITES, Plan
+from pallas_kernels.linear_recurrence.splitting import entering
+from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Solved, Walked
+from pallas_kernels.tuning import block_sizes
 
 LARGEST = {"none": 256, "head": 256, "key": 192, "value": 256}  # key size of a walk, by decay; values may be of any size
+
+SHORTEST_PIECE = 1024
+"""Tokens: below, a piece's own work does not hide what combining the pieces costs."""
+CORES = 132
 
 
 def chunk_size(decay: Decay, erase: bool, key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike) -> int:
@@ -66,14 +76,24 @@ def walk(
     dot_with: jax.Array | None = None,
     checkpoint_every: int | None = None,
     out_dtype: jax.typing.DTypeLike | None = None,
+    second: tuple[jax.Array, jax.Array] | None = None,
+    second_q: jax.Array | None = None,
+    second_dot_with: jax.Array | None = None,
+    second_scale: float = 1.0,
 ) -> Walked:
-    """See walks.Walk. q, k, v, dot_with bf16; out_dtype bf16 or fp32.
+    """See walks.JoinedWalk. q, k, v, second, second_q and what dots are taken with bf16; out_dtype bf16 or fp32.
 
     Raises:
-      ValueError: a dtype, head size or chunk size that is not served.
+      ValueError: a dtype, head size or chunk size that is not served, or second and second_q together or with a decay by channel.
     """
-    tokens = {"q": q, "k": k, "v": v} | ({} if dot_with is None else {"dot_with": dot_with})
-    return _walk(tokens, chunks, heads, scale, initial_state, reverse, strict, checkpoint_every, out_dtype or v.dtype)
+    tokens = {"q": q, "k": k, "v": v}
+    tokens |= {} if second is None else {"second_k": second[0], "second_v": second[1]}
+    more = {"dot_with": dot_with, "second_q": second_q, "second_dot_with": second_dot_with}
+    tokens |= {name: x for name, x in more.items() if x is not None}
+    joins = second is not None or second_q is not None
+    if (joins and chunks.decay not in ("none", "head")) or (second is not None and second_q is not None):
+        raise ValueError("linear_recurrence: pallas_gpu takes second or second_q, without a decay by channel")
+    return _walk(tokens, chunks, heads, scale, initial_state, reverse, strict, checkpoint_every, out_dtype or v.dtype, False, second_scale)
 
 
 def delta_walk(
@@ -89,6 +109,7 @@ def delta_walk(
     initial_state: jax.Array | None = None,
     reverse: bool = False,
     checkpoint_every: int | None = None,
+    keeps_y: bool = True,
 ) -> Walked:
     """See walks.DeltaWalk. All of w, u, k, q and second bf16.
 
@@ -100,7 +121,7 @@ def delta_walk(
         tokens["q"] = q
     if second is not None:
         tokens["second_k"], tokens["second_v"] = second
-    return _walk(tokens, chunks, heads, scale, initial_state, reverse, False, checkpoint_every, u.dtype)
+    return _walk(tokens, chunks, heads, scale, initial_state, reverse, False, checkpoint_every, u.dtype, keeps_y, scale)
 
 
 def _walk(
@@ -113,15 +134,12 @@ def _walk(
     strict: bool,
     checkpoint_every: int | None,
     out_dtype: jax.typing.DTypeLike,
+    keeps_y: bool,
+    second_scale: float,
 ) -> Walked:
     b, t, _, key_dim = tokens["k"].shape
     value_dim = tokens["v"].shape[3]
-    for name, array in tokens.items():
-        reason = refuses(1, 1, array.dtype, chunks.decay, "w" in tokens) or _too_large("key", key_dim, chunks.decay)
-        if reason:
-            raise ValueError(f"linear_recurrence: pallas_gpu cannot serve {name}: {reason}")
-    if chunks.size != CHUNK:
-        raise ValueError(f"linear_recurrence: pallas_gpu walks in chunks of {CHUNK}; these are of {chunks.size}")
+    _check(tokens, chunks, key_dim)
     keys, values = gpu.round_up(key_dim, 64), gpu.round_up(value_dim, 64)
     plan = Plan(
         b=b,
@@ -136,21 +154,19 @@ def _walk(
         tokens=tuple(tokens),
         segmented=chunks.segments is not None,
         enters=initial_state is not None,
+        keeps_y=keeps_y,
         checkpoint_every=checkpoint_every,
         out_dtype=jnp.dtype(out_dtype),
+        second_scale=second_scale,
     )
+    plan = _cut(plan, value_dim)
     inputs = {name: gpu.pad_last(array, keys if name in gpu_body.KEYED else values) for name, array in tokens.items()}
-    if plan.has_rows:
-        inputs["rows"] = weight_rows(chunks, reverse)
-    if chunks.segments is not None:
-        inputs["segments"] = chunks.segments
-    if plan.by_channel:
-        assert chunks.total is not None
-        inputs["total"] = gpu.pad_last(chunks.total, keys if chunks.decay == "key" else values)
-        # Every eighth token again: what the exponents of a chunk's blocks are counted from, copied by its stride.
-        inputs["marks"] = inputs["total"].reshape(b, t // gpu_body.MARKED, gpu_body.MARKED, heads, -1)
+    inputs |= _decays(chunks, plan.has_rows, reverse, keys if chunks.decay == "key" else values)
     if initial_state is not None:
         inputs["initial"] = jnp.pad(initial_state, ((0, 0), (0, 0), (0, keys - key_dim), (0, values - value_dim)))
+    if plan.pieces > 1:
+        inputs["initial"] = _entering(plan, inputs, chunks)
+        plan = dataclasses.replace(plan, enters=True)
     out = gpu_body.launch(plan, inputs)
     state, value = (..., slice(key_dim), slice(value_dim)), (..., slice(value_dim))
     return Walked(
@@ -159,7 +175,158 @@ def _walk(
         dots=jnp.sum(out["dots"], axis=0) if "dots" in out else None,
         checkpoints=out["checkpoints"][state] if "checkpoints" in out else None,
         y=out["y"][value] if "y" in out else None,
+        second_o=out["second_o"][value] if "second_o" in out else None,
+        second_dots=jnp.sum(out["second_dots"], axis=0) if "second_dots" in out else None,
     )
+
+
+def pieces_to_fill(blocks: int, t: int) -> int:
+    """Into how many pieces of time a walk of t tokens with so many thread blocks is cut: as many as the cores can take at once."""
+    return max(1, min(CORES // blocks, t // SHORTEST_PIECE))
+
+
+def _cut(plan: Plan, value_dim: int) -> Plan:
+    """The plan, in as many pieces as a tuning table says or fill the device; none is empty."""
+    sizes = block_sizes(
+        "linear_recurrence.gpu_pieces",
+        lambda **_: {"pieces": pieces_to_fill(plan.b * plan.heads * plan.splits, plan.t)},
+        b=plan.b,
+        t=plan.t,
+        h=plan.heads,
+        v=value_dim,
+    )
+    piece = -(-plan.n // min(sizes["pieces"], plan.n))
+    return dataclasses.replace(plan, pieces=-(-plan.n // piece))
+
+
+def _entering(plan: Plan, inputs: Mapping[str, jax.Array], chunks: Chunks) -> jax.Array:
+    """The states (b, pieces, h, k, v) that enter the pieces, in the order of the walk."""
+    unread = ("q", "dot_with", "second_q", "second_dot_with")
+    alone = dataclasses.replace(
+        plan,
+        tokens=tuple(name for name in plan.tokens if name not in unread),
+        enters=False,
+        keeps_y=False,
+        checkpoint_every=None,
+        states_only=True,
+    )
+    states = gpu_body.launch(alone, {name: x for name, x in inputs.items() if name not in (*unread, "initial")})["state"]
+    states, keeps = states[..., : plan.value_dim], states[..., plan.value_dim :]
+    if not alone.transition:
+        keeps = _keeps(plan, inputs.get("total"), chunks)
+    return entering(states, keeps, inputs.get("initial"))
+
+
+def _keeps(plan: Plan, total: jax.Array | None, chunks: Chunks) -> jax.Array:
+    """What pieces but the last leave of a state that enters them: factors (b, pieces - 1, h | 1, k | 1, v | 1).
+
+    Args:
+      total: chunks.total with padded channels, if it has any.
+    """
+
+    def by_piece(x: jax.Array) -> jax.Array:
+        x = jnp.flip(x, axis=1) if plan.reverse else x
+        return x[:, : (plan.pieces - 1) * plan.piece].reshape(x.shape[0], plan.pieces - 1, plan.piece, *x.shape[2:])
+
+    keeps = jnp.ones((plan.b, plan.pieces - 1, 1, 1, 1), jnp.float32)
+    if plan.decay == "head":
+        assert chunks.total is not None
+        keeps = jnp.exp(jnp.sum(by_piece(jnp.moveaxis(chunks.total[:, :, CHUNK - 1 :: CHUNK], 1, 2)), axis=2))[..., None, None]
+    elif total is not None:
+        keeps = jnp.exp(jnp.sum(by_piece(total[:, CHUNK - 1 :: CHUNK]), axis=2))
+        keeps = keeps[..., None] if plan.decay == "key" else keeps[..., None, :]
+    if chunks.keeps is not None:
+        keeps = keeps * jnp.prod(by_piece(chunks.keeps), axis=2)[..., None, None, None]
+    return keeps
+
+
+def solve(
+    e: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    chunks: Chunks,
+    *,
+    heads: int,
+    strength: jax.Array | None = None,
+    keeps: bool = True,
+) -> Solved:
+    """See walks.Solve. e, k, v bf16; the inverse is (b, heads, t / c, c, c) bf16.
+
+    Raises:
+      ValueError: a dtype, head size or chunk size that is not served.
+    """
+    inputs = {} if strength is None else {"strength": _by_chunks(strength)}
+    return _solve({"e": e, "k": k, "v": v}, inputs, chunks, heads, keeps=keeps)
+
+
+def solve_transposed(
+    inverse: jax.Array, q: jax.Array, k: jax.Array, do: jax.Array, chunks: Chunks, *, heads: int, scale: float = 1.0
+) -> Solved:
+    """See walks.SolveTransposed. All bf16.
+
+    Raises:
+      ValueError: a dtype, head size or chunk size that is not served.
+    """
+    return _solve({"q": q, "k": k, "do": do}, {"inverse": inverse}, chunks, heads, scale=scale)
+
+
+def _solve(
+    tokens: Mapping[str, jax.Array], more: Mapping[str, jax.Array], chunks: Chunks, heads: int, *, keeps: bool = False, scale: float = 1.0
+) -> Solved:
+    b, t, _, key_dim = tokens["k"].shape
+    value_dim = tokens["do" if "do" in tokens else "v"].shape[3]
+    _check(tokens, chunks, key_dim, value_dim)
+    keys, values = gpu.round_up(key_dim, 64), gpu.round_up(value_dim, 64)
+    weighted = chunks.decay == "head" or chunks.segments is not None
+    plan = gpu_inverse.Plan(
+        b=b,
+        t=t,
+        heads=heads,
+        key_dim=keys,
+        value_dim=values,
+        decay=chunks.decay,
+        tokens=tuple(tokens),
+        weighted=weighted,
+        segmented=chunks.segments is not None,
+        has_strength="strength" in more,
+        keeps=keeps,
+        scale=scale,
+    )
+    inputs = {name: gpu.pad_last(array, keys if name in gpu_inverse.KEYS else values) for name, array in tokens.items()}
+    inputs |= more | _decays(chunks, weighted, False, keys)
+    made = gpu_inverse.launch(plan, {name: inputs[name] for name in plan.copied()})
+    return Solved(made["w"][..., :key_dim], made["u"][..., :value_dim], made.get("inverse"))
+
+
+def _by_chunks(x: jax.Array) -> jax.Array:
+    """(b, t, h) as (b, h, t / c, c) fp32."""
+    b, t, h = x.shape
+    return jnp.swapaxes(x.astype(jnp.float32), 1, 2).reshape(b, h, t // CHUNK, CHUNK)
+
+
+def _check(tokens: Mapping[str, jax.Array], chunks: Chunks, key_dim: int, value_dim: int = 1) -> None:
+    for name, array in tokens.items():
+        reason = refuses(1, value_dim, array.dtype, chunks.decay, bool(tokens.keys() & {"e", "w", "do"})) or _too_large(
+            "key", key_dim, chunks.decay
+        )
+        if reason:
+            raise ValueError(f"linear_recurrence: pallas_gpu cannot serve {name}: {reason}")
+    if chunks.size != CHUNK:
+        raise ValueError(f"linear_recurrence: pallas_gpu walks in chunks of {CHUNK}; these are of {chunks.size}")
+
+
+def _decays(chunks: Chunks, weighted: bool, reverse: bool, channels: int) -> dict[str, jax.Array]:
+    """Inputs that say how tokens weigh on each other; channels: of a decay by channel, padded."""
+    inputs = {"rows": weight_rows(chunks, reverse)} if weighted else {}
+    if chunks.segments is not None:
+        inputs["segments"] = chunks.segments
+    if chunks.decay in ("key", "value"):
+        assert chunks.total is not None
+        b, t, heads, _ = chunks.total.shape
+        inputs["total"] = gpu.pad_last(chunks.total, channels)
+        # Every eighth token again: what the exponents of a chunk's blocks are counted from, copied by its stride.
+        inputs["marks"] = inputs["total"].reshape(b, t // gpu_body.MARKED, gpu_body.MARKED, heads, channels)
+    return inputs
 
 
 @functools.partial(jax.jit, static_argnames="reverse")
@@ -174,12 +341,14 @@ def weight_rows(chunks: Chunks, reverse: bool) -> jax.Array:
     else:
         assert chunks.segments is not None
         total = jnp.zeros((chunks.segments.shape[0], 1, chunks.segments.shape[1] // c, c), jnp.float32)
-    last = total[..., -1:]
-    to_start, to_end, keep = jnp.exp(total), jnp.exp(last - total), jnp.exp(last)
+    b, _, n, _ = total.shape
+    total, last = total[..., None, :], total[..., None, -1:]
+    of_reads, of_writes = (last - total, total) if reverse else (total, last - total)
+    row = jnp.arange(4)[:, None]
+    # One expression, so that one launch makes it.
+    weights = jnp.exp(jnp.where(row == READS, of_reads, jnp.where(row == WRITES, of_writes, last)))
     if chunks.starts is not None and chunks.ends is not None and chunks.keeps is not None:
-        b, _, n, _ = total.shape
-        to_start = to_start * chunks.starts.reshape(b, 1, n, c)
-        to_end = to_end * chunks.ends.reshape(b, 1, n, c)
-        keep = keep * chunks.keeps.reshape(b, 1, n, 1)
-    reads, writes = (to_end, to_start) if reverse else (to_start, to_end)
-    return jnp.stack([total, reads, writes, jnp.broadcast_to(keep, total.shape)], axis=3)
+        starts, ends = (x.reshape(b, 1, n, 1, c) for x in (chunks.starts, chunks.ends))
+        starts, ends = (ends, starts) if reverse else (starts, ends)
+        weights = weights * jnp.where(row == READS, starts, jnp.where(row == WRITES, ends, chunks.keeps.reshape(b, 1, n, 1, 1)))
+    return jnp.where(row == TOTAL, total, weights)

@@ -11,6 +11,10 @@ fly into the other stage. In a chunk, with S the copy:
 Shared memory is filled from registers in three batches a chunk, each made visible to the tensor cores (committed) before it is read:
 S; P; and writes . y together with o, which takes the place of P where they have one size. Decays by channel take more (gpu_decay.py).
 
+Time may be cut in pieces, each with thread blocks of its own. Where pieces end, states are found first, by the same steps with neither
+q nor o (`states_only`), of all pieces but the last, from S = 0. With the delta rule a piece's last state is linear in its first, S' = T S + ...:
+more blocks of columns, which start from the identity and write no v, leave T.
+
 Registers are what binds (255 a thread). A product's operands are named by descriptors, which the compiler makes outside the loop and
 keeps, two registers each, wherever an address does not vary: so work space is indexed by a zero read from memory (`nought`). Shared
 memory holds two blocks a core in plain walks of size 128 with no decay or one a head and without dots, else one. Not timed on a device.
@@ -19,6 +23,7 @@ memory holds two blocks a core in plain walks of size 128 with no decay or one a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,14 +38,17 @@ from pallas_kernels.mosaic_gpu import plgpu
 
 CHUNK = gpu.ROWS
 MARKED = 8  # one token in so many is a mark (gpu_decay.py)
-KEYED = ("q", "k", "w", "second_k")  # arrays with the key size; others have the value size
+KEYED = ("q", "k", "w", "second_k", "second_q")  # arrays with the key size; others have the value size
 SCORES_BY_LEVEL = ("scores_in_blocks", "scores_in_halves", "scores")
 TOTAL, READS, WRITES, KEEP = range(4)  # rows of gpu.weight_rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a kernel is built for. key_dim, value_dim: padded. tokens: names of the arrays (b, t, h, k | v) it reads."""
+    """What a kernel is built for. key_dim, value_dim: padded. tokens: names of the arrays (b, t, h, k | v) it reads.
+
+    pieces: of time, of `piece` chunks each in the order of the walk, the last maybe of fewer. states_only: see the module.
+    """
 
     b: int
     t: int
@@ -54,13 +62,32 @@ class Plan:
     tokens: tuple[str, ...]
     segmented: bool
     enters: bool
+    keeps_y: bool
     checkpoint_every: int | None
     out_dtype: jnp.dtype
+    second_scale: float = 1.0
+    pieces: int = 1
+    states_only: bool = False
 
     @property
     def n(self) -> int:
         """Chunks."""
         return self.t // CHUNK
+
+    @property
+    def piece(self) -> int:
+        """Chunks of a piece."""
+        return -(-self.n // self.pieces)
+
+    @property
+    def transition(self) -> bool:
+        """Whether blocks are added that find T."""
+        return self.states_only and "w" in self.tokens
+
+    @property
+    def splits(self) -> int:
+        """Blocks of columns."""
+        return (self.value_dim + (self.key_dim if self.transition else 0)) // self.columns
 
     @property
     def columns(self) -> int:
@@ -83,9 +110,21 @@ class Plan:
         return self.decay == "head" or self.segmented
 
     @property
+    def outputs(self) -> dict[str, str]:
+        """What is read out: name, and where it is laid out before it is stored."""
+        places = {"o": "scores"} if "q" in self.tokens else {}
+        places |= {"second_o": "second_scores"} if "second_q" in self.tokens else {}
+        return places if self.out_dtype == jnp.bfloat16 and self.columns == CHUNK else {name: f"{name}_out" for name in places}
+
+    @property
     def rewrites(self) -> bool:
-        """Whether what is written to the state differs from y, or is not in a stage."""
-        return self.has_rows or self.decay == "value"
+        """Whether what is written to the state is weighted in the place of v; a decay by channel has places of its own."""
+        return self.has_rows and not self.by_channel
+
+    @property
+    def stepped(self) -> bool:
+        """Whether operands that products of pairs have read are stepped on to the borders, whose last one is rounded (gpu_decay.rest)."""
+        return self.by_channel and "q" in self.tokens and "second_k" not in self.tokens
 
     @property
     def decayed_columns(self) -> int:
@@ -106,19 +145,30 @@ class Plan:
             copied["marks"] = ((CHUNK // MARKED, self.decayed_columns), jnp.float32, False)
         return copied
 
+    def plain_space(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Of what a chunk's work is laid out in, what is not tiled."""
+        if not self.by_channel:
+            return {}
+        columns = self.decayed_columns
+        references = gpu_decay.reference_shape(columns)
+        return {"references": (references, jnp.float32), "ratios": ((gpu_decay.MARKS, columns), jnp.bfloat16)}
+
     def space(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """What a chunk's work is laid out in."""
-        laid: dict[str, tuple[tuple[int, ...], Any]] = {"state": ((self.key_dim, self.columns), jnp.bfloat16)}
+        """What a chunk's work is laid out in, tiled."""
+        laid: dict[str, tuple[tuple[int, ...], Any]] = {}
+        if "q" in self.tokens or "w" in self.tokens:
+            laid["state"] = ((self.key_dim, self.columns), jnp.bfloat16)
         if "q" in self.tokens:
             laid["scores"] = ((CHUNK, CHUNK), jnp.bfloat16)
-            if self.out_dtype != jnp.bfloat16 or self.columns != CHUNK:
-                laid["out"] = ((CHUNK, self.columns), self.out_dtype)
+            if "second_q" in self.tokens or "second_k" in self.tokens:
+                laid["second_scores"] = ((CHUNK, CHUNK), jnp.bfloat16)
+            laid |= {place: ((CHUNK, self.columns), self.out_dtype) for place in self.outputs.values() if place not in laid}
         if "w" in self.tokens:
             laid["y"] = ((CHUNK, self.columns), jnp.bfloat16)
         if self.decay == "key":
             laid["scaled_k"] = ((CHUNK, self.key_dim), jnp.bfloat16)
             laid["scaled_q"] = ((CHUNK, self.key_dim), jnp.bfloat16)
-        if self.decay == "value":
+        if self.decay == "value" and "q" in self.tokens:
             laid["scaled_v"] = ((CHUNK, self.columns), jnp.bfloat16)
             laid |= dict.fromkeys(SCORES_BY_LEVEL, ((CHUNK, CHUNK), jnp.bfloat16))
         return laid
@@ -133,20 +183,25 @@ class Plan:
         """2 where shared memory holds them, else 1: then copies and computing alternate."""
         if self.decay == "value" and self.key_dim > 192:
             return 1  # the addresses of two cost registers that this one lacks: 4 to 8 bytes were spilled
-        laid = gpu.shared_bytes(list(self.space().values()))
+        laid = gpu.shared_bytes([*self.space().values(), *self.plain_space().values()])
         stage = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in self.stages().values()])
+        if len(self.tokens) > 4 and 2 * (laid + stage) <= gpu.SHARED_MEMORY_BYTES - 4096 < 2 * (laid + 2 * stage):
+            return 1  # two blocks a core, which hide each other's copies
         return 2 if laid + 2 * stage <= gpu.SHARED_MEMORY_BYTES - 2048 else 1
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The kernel's outputs. dots: a part for each block of columns."""
+        """The kernel's outputs. dots: a part for each block of columns. states_only: (b, pieces - 1, h, k, v + k of T) alone."""
         b, t, h, keys, values = self.b, self.t, self.heads, self.key_dim, self.value_dim
+        if self.states_only:
+            return {"state": jax.ShapeDtypeStruct((b, self.pieces - 1, h, keys, self.splits * self.columns), jnp.float32)}
         made = {"state": jax.ShapeDtypeStruct((b, h, keys, values), jnp.float32)}
-        if "q" in self.tokens:
-            made["o"] = jax.ShapeDtypeStruct((b, t, h, values), self.out_dtype)
-        if "w" in self.tokens:
+        made |= {name: jax.ShapeDtypeStruct((b, t, h, values), self.out_dtype) for name in self.outputs}
+        if self.keeps_y:
             made["y"] = jax.ShapeDtypeStruct((b, t, h, values), jnp.bfloat16)
-        if "dot_with" in self.tokens:
-            made["dots"] = jax.ShapeDtypeStruct((values // self.columns, b, h, t), jnp.float32)
+        dots = {"dots": "dot_with", "second_dots": "second_dot_with"}
+        for name, other in dots.items():
+            if other in self.tokens:
+                made[name] = jax.ShapeDtypeStruct((values // self.columns, b, h, t), jnp.float32)
         if self.checkpoint_every is not None:
             made["checkpoints"] = jax.ShapeDtypeStruct((b, h, -(-self.n // self.checkpoint_every), keys, values), jnp.float32)
         return made
@@ -157,6 +212,7 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     stages = plan.stage_count()
     staged = {name: plan.buffer((stages, *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()}
     space = {name: plan.buffer((1, *shape), dtype) for name, (shape, dtype) in plan.space().items()}
+    space |= {name: plan.buffer((1, *shape), dtype, False) for name, (shape, dtype) in plan.plain_space().items()}
     barrier = plgpu.Barrier(num_arrivals=len(staged), num_barriers=stages)
     results = plan.results()
     names = (list(inputs), list(results), list(staged), list(space))
@@ -170,9 +226,9 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         body,
         out_type=list(results.values()),
         scratch_types=[*staged.values(), *space.values(), barrier, gpu.plain((1,), jnp.int32)],
-        grid=(plan.value_dim // plan.columns, plan.heads, plan.b),
+        grid=(plan.splits, plan.heads, plan.b * (plan.pieces - plan.states_only)),
         grid_names=("columns", "head", "batch"),
-        name="linear_recurrence_" + ("delta_walk" if "w" in plan.tokens else "walk"),
+        name="linear_recurrence_" + ("delta_walk" if "w" in plan.tokens else "walk") + ("_states" if plan.states_only else ""),
     )(*inputs.values())
     return dict(zip(results, made, strict=True))
 
@@ -194,25 +250,56 @@ class _Block:
         self.plan, self.stages, self.source, self.target = plan, stages, source, target
         self.stage, self.laid, self.barrier, self.nought = stage, space, barrier, nought
         self.split, self.head, self.batch = (jax.lax.axis_index(name) for name in ("columns", "head", "batch"))
-        self.columns = pl.ds(self.split * plan.columns, plan.columns)
+        own = self.split
+        if plan.transition:
+            blocks = plan.value_dim // plan.columns
+            own = jnp.minimum(self.split, blocks - 1)
+            self.writes = jnp.where(self.split < blocks, 1.0, 0.0)  # what v and second_v are multiplied by
+        self.columns = pl.ds(own * plan.columns, plan.columns)
+        self.first: Any = 0  # step of the whole walk with which this piece begins
+        self.count: Any = plan.piece
+        if plan.pieces > 1:
+            run = jnp.int32(plan.pieces - plan.states_only)
+            self.piece, self.batch = jax.lax.rem(self.batch, run), jax.lax.div(self.batch, run)
+            self.first = self.piece * plan.piece
+            if not plan.states_only and plan.n % plan.piece:
+                self.count = jnp.minimum(plan.n - self.first, plan.piece)
 
     def walk(self) -> None:
-        """All chunks."""
+        """All chunks of the piece."""
         plan = self.plan
         self.nought[0] = jnp.int32(0)
-        for step in range(min(self.stages, plan.n)):
-            self.fetch(jnp.int32(step), step)
-        if plan.enters:
-            state = gpu.load(self.source["initial"].at[self.batch, self.head, :, self.columns], optimized=False)
+        if plan.by_channel:
+            start = self.laid["references"].at[0, 0]
+            start[...] = gpu.per_column(jnp.zeros(start.shape, jnp.float32))
+        for step in range(min(self.stages, plan.piece)):
+            pl.when(step < self.count)(functools.partial(self.fetch, jnp.int32(step), step))
+        if plan.transition:
+            row, column = gpu.row_and_column((plan.key_dim, plan.columns))
+            first = self.split * plan.columns - plan.value_dim  # negative for values, which start from 0
+            state = jnp.where((row == column + first) & (column + first >= 0), 1.0, 0.0)
+        elif plan.enters:
+            place = (self.batch, self.head) if plan.pieces == 1 else (self.batch, self.piece, self.head)
+            state = gpu.load(self.source["initial"].at[(*place, slice(None), self.columns)], optimized=False)
         else:
             state = gpu.filled((plan.key_dim, plan.columns), 0.0)
-        state = jax.lax.fori_loop(0, plan.n, self.step, state)
+        state = jax.lax.fori_loop(0, self.count, self.step, state)
         # Through `nought`, so that the address is not taken for the initial state's and kept in registers all the way.
-        self.target["state"].at[self.batch, self.head + self.nought[0], :, self.columns][...] = state
+        head = self.head + self.nought[0]
+        if plan.states_only:
+            columns = pl.ds(self.split * plan.columns, plan.columns)
+            self.target["state"].at[self.batch, self.piece, head, :, columns][...] = state
+        else:
+
+            @pl.when(self.first + self.count == plan.n)
+            def _() -> None:
+                self.target["state"].at[self.batch, head, :, self.columns][...] = state
+
         plgpu.wait_smem_to_gmem(0)
 
     def at(self, step: jax.Array) -> jax.Array:
-        """The chunk that is walked over in a step."""
+        """The chunk that is walked over in a step of the piece."""
+        step = self.first + step
         return self.plan.n - 1 - step if self.plan.reverse else step
 
     def fetch(self, step: jax.Array, slot: Any) -> None:
@@ -246,40 +333,58 @@ class _Block:
         here = {name: ref.at[slot] for name, ref in self.stage.items()}
         if plan.checkpoint_every is not None:
             self.checkpoint(at, state)
-        space["state"][...] = state.astype(jnp.bfloat16)
+        if "state" in space and (not self.reads_rest or "w" in plan.tokens):
+            space["state"][...] = state.astype(jnp.bfloat16)
         plgpu.barrier_wait(self.barrier.at[slot])
+        if plan.by_channel:
+            gpu_decay.lay_references(space["references"], space["ratios"], here["marks"])
         plgpu.commit_smem()
         y = here["v"]
         if "w" in plan.tokens:
             y = space["y"]
-            erased = gpu.load(here["v"]).astype(jnp.float32) - gpu.mm(here["w"], space["state"])
+            value = gpu.load(here["v"]).astype(jnp.float32)
+            if plan.transition:
+                value = value * self.writes
+                if "second_v" in plan.tokens:
+                    here["second_v"][...] = (gpu.load(here["second_v"]).astype(jnp.float32) * self.writes).astype(jnp.bfloat16)
+            erased = value - gpu.mm(here["w"], space["state"])
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last chunk's y and o
             y[...] = erased.astype(jnp.bfloat16)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(y, self.chunk_to("y", at))
-        out = None
+            if plan.keeps_y:
+                plgpu.copy_smem_to_gmem(y, self.chunk_to("y", at))
         if "q" in plan.tokens:
             if "w" not in plan.tokens:
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            out = self.read(here, y)
-            if plan.scale != 1.0:
-                out = out * plan.scale
-            if "dot_with" in plan.tokens:
-                dots = jnp.sum(out * gpu.load(here["dot_with"]).astype(jnp.float32), axis=1)
-                self.target["dots"].at[self.split, self.batch, self.head, pl.ds(at * CHUNK, CHUNK)][...] = dots
-            space.get("out", space["scores"])[...] = out.astype(plan.out_dtype)
+            if self.reads_rest:
+                space["state"][...] = (state * self.rest(here)).astype(jnp.bfloat16)
+            self.lay_out("o", self.read(here, y), plan.scale, here, at)
+        if "second_q" in plan.tokens:
+            self.lay_out("second_o", self.read_pairs(here, "second_q", y, space["second_scores"], True), plan.second_scale, here, at)
         products, keep = self.prepare_writes(here, y), self.keep(here)
+        rest = self.rest(here) if plan.stepped and not plan.reverse else None
         plgpu.commit_smem()
-        if out is not None:
-            plgpu.copy_smem_to_gmem(space.get("out", space["scores"]), self.chunk_to("o", at))
+        for name, place in plan.outputs.items():
+            plgpu.copy_smem_to_gmem(space[place], self.chunk_to(name, at))
         (left, right), *more = products
         state = gpu.mm(left, right, state if keep is None else state * keep, *more)
+        if rest is not None:
+            state = state * rest
 
-        @pl.when(step + self.stages < plan.n)
+        @pl.when(step + self.stages < self.count)
         def _() -> None:
             self.fetch(step + self.stages, slot)
 
         return state
+
+    def lay_out(self, name: str, out: jax.Array, scale: float, here: dict[str, Any], at: jax.Array) -> None:
+        """Lays out what was read, times scale, to be stored, and stores its dots."""
+        out = out if scale == 1.0 else out * scale
+        second = "second_" if name == "second_o" else ""
+        if f"{second}dot_with" in self.plan.tokens:
+            dots = jnp.sum(out * gpu.load(here[f"{second}dot_with"]).astype(jnp.float32), axis=1)
+            self.target[f"{second}dots"].at[self.split, self.batch, self.head, pl.ds(at * CHUNK, CHUNK)][...] = dots
+        self.space[self.plan.outputs[name]][...] = out.astype(self.plan.out_dtype)
 
     def checkpoint(self, at: jax.Array, state: jax.Array) -> None:
         """Stores the state where a group of chunks is entered."""
@@ -296,55 +401,91 @@ class _Block:
         kept = here["rows"][KEEP, 0] if self.plan.has_rows else None
         if not self.plan.by_channel:
             return kept
-        decay = gpu_decay.keep(here["marks"], (self.plan.key_dim, self.plan.columns), by_row=self.plan.decay == "key")
+        rounded = self.plan.stepped and not self.plan.reverse
+        decay = gpu_decay.keep(here["marks"], self.space["references"], *self.state_by_channel(), rounded)
         return decay if kept is None else decay * kept
+
+    def rest(self, here: dict[str, Any]) -> jax.Array:
+        """What rounding leaves out of weights to the chunk's last token, for each entry of the state."""
+        return gpu_decay.rest(here["marks"], self.space["references"], *self.state_by_channel())
+
+    def state_by_channel(self) -> tuple[tuple[int, int], bool]:
+        """The state's shape, and whether its rows are the decay's channels; else its columns are."""
+        return (self.plan.key_dim, self.plan.columns), self.plan.decay == "key"
+
+    @property
+    def reads_rest(self) -> bool:
+        """Whether queries read the state through `rest`, their weights being to the chunk's last token."""
+        return self.plan.stepped and self.plan.reverse and self.plan.decay == "key"
 
     def read(self, here: dict[str, Any], y: Any) -> jax.Array:
         """(c, columns): reads . q S + P y."""
         plan, space, scores = self.plan, self.space, self.space["scores"]
         if plan.decay == "key":
-            scaled, total, marks = space["scaled_q"], here["total"], here["marks"]
-            gpu_decay.scores_by_key(scores, here["q"], here["k"], scaled, space["scaled_k"], total, marks, plan.reverse)
-            scores[...] = jnp.where(self.seen(here), gpu.load(scores), jnp.bfloat16(0))
-            gpu_decay.scale_to(scaled, here["q"], total, marks, gpu_decay.to_border(plan.reverse, True), self.per_token(here, READS))
+            scaled, ratios, reads = space["scaled_q"], space["ratios"], self.per_token(here, READS)
+            operands = (here["q"], here["k"], scaled, space["scaled_k"])
+            gpu_decay.scores_by_key(scores, *operands, here["total"], space["references"], ratios, plan.reverse)
+            scores[...] = jnp.where(self.seen(here, plan.strict), gpu.load(scores), jnp.bfloat16(0))
+            gpu_decay.step(scaled, ratios, gpu_decay.BORDER, not plan.reverse, reads)
             plgpu.commit_smem()
-            return gpu.mm(space["scaled_q"], space["state"], None, (scores, y))
+            return gpu.mm(scaled, space["state"], None, (scores, y))
 
-        levels = [space[name] for name in SCORES_BY_LEVEL] if plan.decay == "value" else []
+        if plan.decay != "value":
+            return self.read_pairs(here, "q", y, scores, plan.strict)
+        levels = [space[name] for name in SCORES_BY_LEVEL]
 
         def lay(products: jax.Array) -> None:
-            weighed = self.weigh(here, products)
-            if plan.decay == "value":
-                gpu_decay.lay_by_level(levels, weighed)
-            else:
-                scores[...] = weighed.astype(jnp.bfloat16)
+            gpu_decay.lay_by_level(levels, self.weigh(here, products, plan.strict))
 
-        if plan.decay == "value" and plan.key_dim > 128:  # no registers for both products at once
+        if plan.key_dim > 128:  # no registers for both products at once
             lay(gpu.mm(here["q"], gpu.transposed(here["k"])))
             old = gpu.mm(here["q"], space["state"])
         else:
             _, old = gpu.mm_while((here["q"], gpu.transposed(here["k"])), (here["q"], space["state"]), lay)
-        if plan.decay == "value":
-            factor = gpu_decay.factor(here["total"], here["marks"], gpu_decay.to_border(plan.reverse, True))
-            old = self.times(old * factor, here, READS)
-            return gpu_decay.read_by_value(old, levels, space["scaled_v"], y, here["total"], here["marks"], plan.reverse)
+        given = (here["total"], here["marks"], space["references"], space["ratios"])
+        return gpu_decay.read_by_value(
+            lambda factors: self.times(old * factors, here, READS), levels, space["scaled_v"], y, *given, plan.reverse
+        )
+
+    def read_pairs(self, here: dict[str, Any], query: str, y: Any, scores: Any, strict: bool) -> jax.Array:
+        """`read` without a decay by channel, of these queries, with what the second pair of a plain walk adds."""
+        q, state = here[query], self.space["state"]
+
+        def lay(products: jax.Array) -> None:
+            scores[...] = self.weigh(here, products, strict).astype(jnp.bfloat16)
+
+        _, old = gpu.mm_while((q, gpu.transposed(here["k"])), (q, state), lay)
+        more = []
+        if "second_k" in self.plan.tokens:
+            products = self.weigh(here, gpu.mm(q, gpu.transposed(here["second_k"])), False)
+            self.space["second_scores"][...] = (products * self.plan.second_scale).astype(jnp.bfloat16)
+            more = [(self.space["second_scores"], here["second_v"])]
         plgpu.commit_smem()
-        return gpu.mm(scores, y, self.times(old, here, READS))
+        return gpu.mm(scores, y, self.times(old, here, READS), *more)
 
     def prepare_writes(self, here: dict[str, Any], y: Any) -> list[tuple[Any, Any]]:
         """Lays out what is written to the state, as pairs of factors to multiply once committed."""
         plan = self.plan
-        border = gpu_decay.to_border(plan.reverse, False)
+        writes = self.per_token(here, WRITES)
+        if plan.decay == "value":
+            gpu_decay.step(self.space["scaled_v"], self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes)
+            return [(gpu.transposed(here["k"]), self.space["scaled_v"])]
         written = [("k", y, "v")] + ([("second_k", here["second_v"], "second_v")] if "second_k" in plan.tokens else [])
         pairs = []
-        for (key, value, place), scaled in zip(written, ("scaled_k", "scaled_q"), strict=False):
+        for (key, value, place), name in zip(written, ("scaled_k", "scaled_q"), strict=False):
+            factor = plan.second_scale if key == "second_k" else 1.0
             if plan.decay == "key":
-                gpu_decay.scale_to(self.space[scaled], here[key], here["total"], here["marks"], border, self.per_token(here, WRITES))
-                pairs.append((gpu.transposed(self.space[scaled]), value))
-            elif plan.rewrites:
+                scaled = self.space[name]
+                if plan.stepped:
+                    gpu_decay.step(scaled, self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes)
+                else:
+                    gpu_decay.scale_to_border(scaled, here[key], here["total"], here["marks"], plan.reverse, writes)
+                if factor != 1.0:
+                    here[place][...] = (gpu.load(value).astype(jnp.float32) * factor).astype(jnp.bfloat16)
+                pairs.append((gpu.transposed(scaled), value))
+            elif plan.rewrites or factor != 1.0:
                 weighted = self.times(gpu.load(value).astype(jnp.float32), here, WRITES)
-                if plan.decay == "value":
-                    weighted = weighted * gpu_decay.factor(here["total"], here["marks"], border)
+                weighted = weighted if factor == 1.0 else weighted * factor
                 here[place][...] = weighted.astype(jnp.bfloat16)
                 pairs.append((gpu.transposed(here[key]), here[place]))
             else:
@@ -360,22 +501,22 @@ class _Block:
         weights = self.per_token(here, row)
         return x if weights is None else x * gpu.along_columns(gpu.load_per_row(weights), x.shape[1])
 
-    def seen(self, here: dict[str, Any]) -> jax.Array:
+    def seen(self, here: dict[str, Any], strict: bool) -> jax.Array:
         """(c, c) bool: which pairs of a chunk count."""
         row, column = gpu.row_and_column((CHUNK, CHUNK))
         if self.plan.reverse:
-            seen = column > row if self.plan.strict else column >= row
+            seen = column > row if strict else column >= row
         else:
-            seen = column < row if self.plan.strict else column <= row
+            seen = column < row if strict else column <= row
         if self.plan.segmented:
             mine = gpu.along_columns(gpu.load_per_row(here["segments"]), CHUNK)
             theirs = gpu.along_rows(gpu.load_per_column(here["segments"]), CHUNK)
             seen = seen & (mine == theirs)
         return seen
 
-    def weigh(self, here: dict[str, Any], products: jax.Array) -> jax.Array:
+    def weigh(self, here: dict[str, Any], products: jax.Array, strict: bool) -> jax.Array:
         """q k^T, masked, and weighted by a decay a head."""
-        seen = self.seen(here)
+        seen = self.seen(here, strict)
         if self.plan.decay != "head":
             return jnp.where(seen, products, 0.0)
         total = here["rows"].at[TOTAL]

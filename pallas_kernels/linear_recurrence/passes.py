@@ -32,8 +32,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.triangles import decayed_products, since_start, to_end, unit_inverse_by_ladder
-from pallas_kernels.linear_recurrence.walks import Chunks, DeltaWalk, Walk, Walked
+from pallas_kernels.linear_recurrence.triangles import since_start
+from pallas_kernels.linear_recurrence.walks import Chunks, DeltaWalk, JoinedWalk, Solve, SolveTransposed, Walk, Walked
 from pallas_kernels.linear_recurrence.xla import by_channel, carried
 
 GROUP = 1024
@@ -46,11 +46,16 @@ STRONGEST_CHANNEL_DECAY = -10.0
 
 @dataclasses.dataclass(frozen=True)
 class Walks:
-    """A backend's walks, and its choice of chunk: chunk_size(decay, erase, key_dim, value_dim, dtype) in tokens."""
+    """A backend's walks and systems, and its choice of chunk: chunk_size(decay, erase, key_dim, value_dim, dtype) in tokens.
+
+    joined: the walk that is two in one, which read less; None where there is none."""
 
     walk: Walk
     delta_walk: DeltaWalk
+    solve: Solve
+    solve_transposed: SolveTransposed
     chunk_size: Callable[[str, bool, int, int, Any], int]
+    joined: JoinedWalk | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +66,7 @@ class _Setting:
     decay: str
     size: int
     scale: float
+    returns_state: bool
 
 
 def by_walks(
@@ -84,13 +90,15 @@ def by_walks(
     b, t, h, value_dim = v.shape
     key_dim = q.shape[3]
     dtype = v.dtype
+    strength = None
     if write_strength is not None:
         strength = by_channel(write_strength, jnp.float32)
         if segment_ids is not None:
             # Before the product: what padding holds, NaN included, must not reach a gradient either.
             real = (segment_ids != 0)[:, :, None, None]
             strength, v = jnp.where(real, strength, 0), jnp.where(real, v, 0)
-        v = (strength * v).astype(dtype)
+        if erase_read is None or strength.shape[-1] > 1:
+            v, strength = (strength * v).astype(dtype), None
     decay = "none" if log_decay is None else "key" if log_decay.ndim == 4 else "head"
     rows = {"q": q.astype(dtype), "k": k.astype(dtype), "v": v}
     if decay != "none":
@@ -98,6 +106,8 @@ def by_walks(
         rows["g"] = jnp.maximum(g, STRONGEST_CHANNEL_DECAY) if decay == "key" else jnp.broadcast_to(g, (b, t, h))[..., None]
     if erase_read is not None:
         rows["e"] = erase_read.astype(dtype)
+    if strength is not None:
+        rows["strength"] = jnp.broadcast_to(strength, (b, t, h, 1))
     segments = None
     if segment_ids is not None:
         real = (segment_ids != 0)[:, :, None, None]
@@ -109,83 +119,85 @@ def by_walks(
         # Trailing zeros write nothing and decay nothing; their segment is the last one, so the final state is right.
         rows = {name: jnp.pad(x, ((0, 0), (0, padded), (0, 0), (0, 0))) for name, x in rows.items()}
         segments = None if segments is None else jnp.pad(segments, ((0, 0), (0, padded)), mode="edge")
-    state = jnp.zeros((b, h, key_dim, value_dim), jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
+    state = None if initial_state is None else initial_state.astype(jnp.float32)
     first = None if segments is None else jnp.zeros(b, jnp.int32) if initial_segment is None else initial_segment
-    o, state = _recurrence(_Setting(walks, decay, c, float(scale)), rows, state, segments, first)
+    o, state = _recurrence(_Setting(walks, decay, c, float(scale), return_state), rows, state, segments, first)
     o = o[:, :t]
     if segment_ids is not None:
         o = jnp.where(real, o, 0)
-    return o, state if return_state else None
+    return o, state
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recurrence(setting, rows, state, segments, first):
-    return _forwards(setting, rows, state, segments, first)[0]
+    return _run(setting, rows, state, segments, first, keeps=False)[0]
 
 
 def _forwards(setting, rows, state, segments, first):
-    chunks = _chunks(setting, rows, segments, first)
+    return _run(setting, rows, state, segments, first, keeps=True)
+
+
+def _run(setting, rows, state, segments, first, keeps):
+    """Outputs and last state, and what is kept for the gradients."""
+    chunks, inverse = _chunks(setting, rows, segments, first), None
     if "e" not in rows:
         walked = setting.walks.walk(
             rows["q"], rows["k"], rows["v"], chunks, heads=rows["v"].shape[2], scale=setting.scale, initial_state=state
         )
     else:
-        walked = _erase_forwards(setting, rows, state, chunks)
-    return (walked.o, walked.state), (rows, state, segments, first, walked.y, walked.state)
+        walked, inverse = _erase_forwards(setting, rows, state, chunks, keeps)
+    return (walked.o, walked.state if setting.returns_state else None), (rows, state, segments, first, walked.y, inverse, walked.state)
 
 
 def _backwards(setting, kept, cotangents):
-    rows, state, segments, first, y, after = kept
+    rows, state, segments, first, y, inverse, after = kept
     do, dstate = cotangents
     do = do.astype(rows["v"].dtype)
     chunks = _chunks(setting, rows, segments, first)
-    gradients, dstate = _gradients(setting, rows, state, chunks, y, after, do, dstate)
+    gradients, dstate = _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate)
     return gradients, dstate, None, None
 
 
 _recurrence.defvjp(_forwards, _backwards)
 
 
-def _erase_forwards(setting, rows, state, chunks) -> Walked:
-    e, k, v, g = (_in_chunks(rows.get(name), setting.size, rows["v"].shape[2]) for name in ("e", "k", "v", "g"))
-    inverse = _inverse(e, k, g, chunks)
-    w = _times(inverse, _weighed(e, g, chunks, to_start=True))
-    u = _times(inverse, v)
-    shape = rows["v"].shape
-    return setting.walks.delta_walk(
-        _flat(w, rows["e"]),
-        _flat(u, rows["v"]),
+def _erase_forwards(setting, rows, state, chunks, keeps) -> tuple[Walked, Any]:
+    heads = rows["v"].shape[2]
+    strength = rows["strength"][..., 0] if "strength" in rows else None
+    solved = setting.walks.solve(rows["e"], rows["k"], rows["v"], chunks, heads=heads, strength=strength, keeps=keeps)
+    walked = setting.walks.delta_walk(
+        solved.w,
+        solved.u,
         rows["k"],
         chunks,
-        heads=shape[2],
+        heads=heads,
         q=rows["q"],
         scale=setting.scale,
         initial_state=state,
+        keeps_y=keeps,
     )
+    return walked, solved.inverse
 
 
-def _dual(setting, rows, chunks, do, dstate, every) -> Walked:
-    """x / scale and the gradient of the initial state / scale."""
-    h = rows["v"].shape[2]
-    e, k, q, g, do_ = (_in_chunks(x, setting.size, h) for x in (rows["e"], rows["k"], rows["q"], rows.get("g"), do))
-    transposed = jnp.swapaxes(_inverse(e, k, g, chunks), -1, -2)
-    scores = decayed_products(q, k, g, _same(chunks), jnp.float32)
-    u = _times(transposed, _times(jnp.swapaxes(scores, -1, -2), do_))
-    w = -_times(transposed, _weighed(k, g, chunks, to_start=False))
+def _dual(setting, rows, chunks, inverse, do, dstate, every) -> Walked:
+    """y is x; the walk's state is -dS, which is written -scale q do^T and e x^T."""
+    heads, scale = rows["v"].shape[2], setting.scale
+    solved = setting.walks.solve_transposed(inverse, rows["q"], rows["k"], do, chunks, heads=heads, scale=scale)
     return setting.walks.delta_walk(
-        _flat(w, rows["e"]),
-        _flat(u, rows["v"]),
-        -rows["e"],
+        solved.w,
+        solved.u,
+        rows["e"],
         chunks,
-        heads=h,
+        heads=heads,
         second=(rows["q"], do),
-        initial_state=dstate,
+        scale=-scale,
+        initial_state=None if dstate is None else -dstate,
         reverse=True,
         checkpoint_every=every,
     )
 
 
-def _gradients(setting, rows, state, chunks, y, after, do, dstate):
+def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
     q, k, v = rows["q"], rows["k"], rows["v"]
     heads, scale, decay = v.shape[2], setting.scale, setting.decay
     every = None if decay == "none" else max(1, (CHANNEL_GROUP if decay == "key" else GROUP) // setting.size)
@@ -195,20 +207,36 @@ def _gradients(setting, rows, state, chunks, y, after, do, dstate):
     dots = (lambda x: {"dot_with": x}) if decay == "head" else (lambda x: {})
     walk = functools.partial(setting.walks.walk, heads=heads)
     written = v if y is None else y
-    dstate = dstate.astype(jnp.float32) / scale
-    to_q = walk(do, written, k, turned, scale=scale, initial_state=_turn(state), checkpoint_every=every, **dots(q), **wide)
-    to_k = walk(written, do, q, turned, scale=scale, initial_state=_turn(dstate), reverse=True, **dots(k), **wide)
-    found = {"q": to_q.o, "k": to_k.o}
-    dotted = {"q": to_q.dots, "k": to_k.dots}
+    scaled = None if dstate is None else dstate.astype(jnp.float32) / scale
+    joined = functools.partial(setting.walks.joined, heads=heads) if y is not None and decay != "key" and setting.walks.joined else None
+    found, dotted = {}, {}
     if y is None:
-        back = walk(k, q, do, chunks, scale=scale, initial_state=dstate, reverse=True, checkpoint_every=every)
+        back, of_state = walk(k, q, do, chunks, scale=scale, initial_state=scaled, reverse=True, checkpoint_every=every), scale
         found["v"] = back.o
     else:
         e = rows["e"]
-        back = _dual(setting, rows, chunks, do, dstate, every)
-        assert back.y is not None
-        x = (scale * back.y.astype(jnp.float32)).astype(v.dtype)
+        back, of_state = _dual(setting, rows, chunks, inverse, do, dstate, every), -1.0
+        x = back.y
         found["v"] = x
+        if "strength" in rows:
+            wide_x = x.astype(jnp.float32)
+            found["v"] = rows["strength"] * wide_x
+            found["strength"] = jnp.sum(wide_x * v.astype(jnp.float32), axis=-1, keepdims=True)
+    if joined is not None:
+        second = {"second_q": x, "second_scale": -1.0} | ({"second_dot_with": e} if decay == "head" else {})
+        to_q = joined(do, written, k, turned, scale=scale, initial_state=_turn(state), checkpoint_every=every, **dots(q), **second)
+        # Its state is -dS, as in `_dual`.
+        start = None if dstate is None else -_turn(dstate)
+        second = {"second": (do, q), "second_scale": -scale}
+        to_k = joined(written, x, e, turned, scale=-1.0, initial_state=start, reverse=True, strict=True, **dots(k), **second)
+        found |= {"e": to_q.second_o}
+        dotted |= {"e": to_q.second_dots}
+    else:
+        to_q = walk(do, written, k, turned, scale=scale, initial_state=_turn(state), checkpoint_every=every, **dots(q), **wide)
+        to_k = walk(written, do, q, turned, scale=scale, initial_state=_turn(scaled), reverse=True, **dots(k), **wide)
+    found |= {"q": to_q.o, "k": to_k.o}
+    dotted |= {"q": to_q.dots, "k": to_k.dots}
+    if y is not None and joined is None:
         erased = walk(y, x, e, turned, scale=-1.0, reverse=True, **dots(k), **(wide | {"strict": True}))
         to_e = walk(x, y, k, turned, scale=-1.0, initial_state=_turn(state), **dots(e), **(wide | {"strict": True}))
         found |= {"e": to_e.o, "k": found["k"].astype(jnp.float32) + erased.o.astype(jnp.float32)}
@@ -221,12 +249,12 @@ def _gradients(setting, rows, state, chunks, y, after, do, dstate):
         gradients["k"] = found["k"] + itself * jnp.repeat(q, heads // q.shape[2], axis=2).astype(jnp.float32)
     gradients = {name: _gathered(x, rows[name]) for name, x in gradients.items()}
     if decay != "none":
-        gradients["g"] = _decay_gradient(setting, rows, found, dotted, to_q.checkpoints, after, back, every, chunks)
-    return gradients, scale * back.state
+        gradients["g"] = _decay_gradient(setting, rows, found, dotted, to_q.checkpoints, after, of_state * back.checkpoints, every, chunks)
+    return gradients, None if state is None else of_state * back.state
 
 
-def _decay_gradient(setting, rows, found, dotted, states, after, back, every, chunks):
-    """dg (b, t, h, 1 or k), see the module; states are turned, (b, h, m, v, k)."""
+def _decay_gradient(setting, rows, found, dotted, states, after, gradients, every, chunks):
+    """dg (b, t, h, 1 or k), see the module; states are turned, (b, h, m, v, k), and gradients those of states, (b, h, m, k, v)."""
     if setting.decay == "head":
         total = dotted["q"] - dotted["k"] + dotted.get("e", 0)
         total = jnp.moveaxis(total, 1, 2)[..., None]
@@ -243,7 +271,7 @@ def _decay_gradient(setting, rows, found, dotted, states, after, back, every, ch
     m = states.shape[2]
     total = jnp.pad(total, ((0, 0), (0, m * group - t), (0, 0), (0, 0))).reshape(b, m, group, h, channels)
     at_ends = jnp.concatenate([_turn(states)[:, :, 1:], after[:, :, None]], axis=2)
-    rest = setting.scale * jnp.sum(at_ends * back.checkpoints, axis=-1)  # (b, h, m, k)
+    rest = jnp.sum(at_ends * gradients, axis=-1)  # (b, h, m, k)
     if channels == 1:
         rest = jnp.sum(rest, axis=-1, keepdims=True)
     dg = jax.lax.cumsum(total, axis=2, reverse=True) + jnp.moveaxis(rest, 1, 2)[:, :, None]
@@ -259,9 +287,12 @@ def _chunks(setting, rows, segments, first) -> Chunks:
     b, t = rows["v"].shape[:2]
     c = setting.size
     total = None
-    if setting.decay != "none":
+    if setting.decay == "head":
+        g = jnp.moveaxis(rows["g"][..., 0], 1, 2).reshape(b, -1, t // c, 1, c)
+        # A masked sum is one launch; of a running sum XLA makes three.
+        total = jnp.sum(jnp.where(jnp.tril(jnp.ones((c, c), bool)), g, 0), axis=-1).reshape(b, -1, t)
+    elif setting.decay == "key":
         total = since_start(rows["g"].reshape(b, t // c, c, *rows["g"].shape[2:])).reshape(rows["g"].shape)
-        total = jnp.moveaxis(total[..., 0], 1, 2) if setting.decay == "head" else total
     if segments is None:
         return Chunks(c, setting.decay, total)
     chunked = segments.reshape(b, t // c, c)
@@ -272,48 +303,8 @@ def _chunks(setting, rows, segments, first) -> Chunks:
     return Chunks(c, setting.decay, total, segments, starts, ends, (last == before).astype(jnp.float32))
 
 
-def _in_chunks(x, c: int, heads: int):
-    if x is None:
-        return None
-    b, t, h, d = x.shape
-    return jnp.repeat(x, heads // h, axis=2).reshape(b, t // c, c, heads, d)
-
-
-def _flat(x, like):
-    """(b, n, c, h, d) as `like` has it, (b, t, h, d) in its dtype."""
-    return x.reshape(like.shape[0], like.shape[1], *x.shape[3:]).astype(like.dtype)
-
-
-def _times(matrix, x):
-    return jnp.einsum("bnhij,bnjhd->bnihd", matrix, x.astype(jnp.float32), precision="highest")
-
-
-def _inverse(e, k, g, chunks: Chunks):
-    """(I + L_ek)^-1 of every chunk, (b, n, h, c, c) fp32."""
-    earlier = jnp.tril(jnp.ones((chunks.size,) * 2, bool), -1)
-    same = _same(chunks)
-    return unit_inverse_by_ladder(decayed_products(e, k, g, earlier if same is None else same & earlier, jnp.float32))
-
-
-def _same(chunks: Chunks):
-    if chunks.segments is None:
-        return None
-    b, t = chunks.segments.shape
-    segments = chunks.segments.reshape(b, t // chunks.size, 1, chunks.size)
-    return segments[..., :, None] == segments[..., None, :]
-
-
-def _weighed(x, g, chunks: Chunks, *, to_start: bool):
-    """x times the decay since its chunk's start (to its end), 0 for documents that do not reach there."""
-    x = x.astype(jnp.float32)
-    if g is not None:
-        x = x * jnp.exp(since_start(g) if to_start else to_end(g))
-    reach = chunks.starts if to_start else chunks.ends
-    return x if reach is None else x * reach.reshape(*x.shape[:3], 1, 1)
-
-
 def _turn(state):
-    return jnp.swapaxes(state, -1, -2)
+    return None if state is None else jnp.swapaxes(state, -1, -2)
 
 
 def _gathered(gradient, like):

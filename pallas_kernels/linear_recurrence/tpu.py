@@ -24,6 +24,8 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import dispatch
 from pallas_kernels.linear_recurrence import tpu_chunk
 from pallas_kernels.linear_recurrence.tpu_chunk import BASE, Documents, Kind
+from pallas_kernels.linear_recurrence.tpu_inverse import solve as solve
+from pallas_kernels.linear_recurrence.tpu_inverse import solve_transposed as solve_transposed
 from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Walked
 
 LANES, SUBLANES = 128, 8
@@ -89,6 +91,7 @@ def delta_walk(
     initial_state: jax.Array | None = None,
     reverse: bool = False,
     checkpoint_every: int | None = None,
+    keeps_y: bool = True,
 ) -> Walked:
     """See walks.DeltaWalk.
 
@@ -103,7 +106,7 @@ def delta_walk(
     if second is not None:
         rows |= {"second_k": second[0], "second_v": second[1]}
     kind = Kind(chunks.size, chunks.decay, reverse, False, float(scale))
-    return _walk(rows, chunks, kind, heads, initial_state, checkpoint_every, jnp.dtype(u.dtype))
+    return _walk(rows, chunks, kind, heads, initial_state, checkpoint_every, jnp.dtype(u.dtype), keeps_y)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +122,9 @@ class _Plan:
         return max(1, self.group * heads // self.heads)
 
 
-def _walk(rows: dict[str, jax.Array], chunks: Chunks, kind: Kind, heads: int, initial_state, every: int | None, out_dtype) -> Walked:
+def _walk(
+    rows: dict[str, jax.Array], chunks: Chunks, kind: Kind, heads: int, initial_state, every: int | None, out_dtype, keeps_y=False
+) -> Walked:
     b, t, _, value_dim = rows["v"].shape
     key_dim, c = rows["k"].shape[3], chunks.size
     _check(rows, chunks, heads)
@@ -130,7 +135,7 @@ def _walk(rows: dict[str, jax.Array], chunks: Chunks, kind: Kind, heads: int, in
     given = dict(rows)
     if chunks.total is not None and chunks.decay in ("key", "value"):
         given["total"] = chunks.total
-    produced: dict[str, Any] = dict.fromkeys((["o"] if "q" in rows else []) + (["y"] if "w" in rows else []), out_dtype)
+    produced: dict[str, Any] = dict.fromkeys((["o"] if "q" in rows else []) + (["y"] if keeps_y else []), out_dtype)
     plan = _plan(given, produced, heads, key_dim, value_dim, c)
     placed = _Placed(plan, b, n, c, kind.reverse)
     inputs = [(name, *placed.rows(x)) for name, x in given.items()]
@@ -231,7 +236,8 @@ def _some_heads(ref, state, pack: int, kind: Kind, group: int, held, documents, 
     lanes = pl.ds(pack * written.shape[1], written.shape[1])
     if "w" in ref:
         y = written.astype(jnp.float32) - tpu_chunk.from_state(of("w"), entered)
-        ref["y"][0, :, lanes] = y.astype(ref["y"].dtype)
+        if "y" in ref:
+            ref["y"][0, :, lanes] = y.astype(ref["y"].dtype)
         written = y.astype(written.dtype)
     if "o" in ref:
         q = of("q")
@@ -245,7 +251,7 @@ def _some_heads(ref, state, pack: int, kind: Kind, group: int, held, documents, 
                 ref["dots"][0, first + at, 0] = tpu_chunk.as_row(dots)
     update = tpu_chunk.outer(kind, weights, k, y if "w" in ref else written)
     if "second_k" in ref:
-        update = update + tpu_chunk.outer(kind, weights, of("second_k"), of("second_v"))
+        update = update + kind.scale * tpu_chunk.outer(kind, weights, of("second_k"), of("second_v"))
     state[pack] = update + (entered if weights.keep is None else weights.keep * entered)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence import forms, linear_recurrence, tpu
+from pallas_kernels.linear_recurrence import gpu, linear_recurrence, tpu
 from pallas_kernels.tuning import Key, Sizes
 from pallas_kernels.tuning.measure import Tunable
 
@@ -46,7 +46,7 @@ def _chunk(decay: str, erase: bool, k: int, v: int, dtype: str) -> Sizes:
 
 
 def _pieces(b: int, t: int, h: int, v: int) -> Sizes:
-    return {"pieces": forms.pieces_to_fill_hopper(b, t, h, v)}
+    return {"pieces": gpu.pieces_to_fill(b * h * -(-v // 64), t)}
 
 
 def _piece_candidates(key: Key) -> Iterable[Sizes]:

@@ -62,13 +62,26 @@ class Chunks:
 class Walked:
     """o (b, t, h, v); dots (b, h, t) fp32, sum_v o dot_with from o before it is rounded, or None; state (b, h, k, v) fp32 after
     the last chunk walked; checkpoints (b, h, m, k, v) fp32, or None: groups of `checkpoint_every` chunks (the last may be short),
-    numbered as they are stored, and the state with which the walk enters each; y (b, t, h, v), of `delta_walk` alone."""
+    numbered as they are stored, and the state with which the walk enters each; y (b, t, h, v), of `delta_walk` alone; second_o and
+    second_dots like o and dots, of `JoinedWalk` with second_q alone."""
 
     o: jax.Array | None
     state: jax.Array
     dots: jax.Array | None = None
     checkpoints: jax.Array | None = None
     y: jax.Array | None = None
+    second_o: jax.Array | None = None
+    second_dots: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Solved:
+    """What `delta_walk` takes, w (b, t, h, k) and u (b, t, h, v); inverse, A as the backend keeps it, or None."""
+
+    w: jax.Array
+    u: jax.Array
+    inverse: jax.Array | None = None
 
 
 class Walk(Protocol):
@@ -93,10 +106,40 @@ class Walk(Protocol):
     ) -> Walked: ...
 
 
+class JoinedWalk(Protocol):
+    """`Walk`, two in one, for decays "none" and "head". Either writes a second pair (second_k, second_v), times second_scale,
+
+        o_i = scale (reads_i . q_i S + sum_j pair_ij ((q_i . k_j) v_j + second_scale (q_i . second_k_j) second_v_j)),
+
+    where strict leaves j = i out of the first products alone; or reads for second queries too, j = i left out of theirs:
+    second_o_i = second_scale (reads_i . second_q_i S + sum pair_ij (second_q_i . k_j) v_j), and its dots with second_dot_with."""
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        chunks: Chunks,
+        *,
+        heads: int,
+        scale: float = 1.0,
+        initial_state: jax.Array | None = None,
+        reverse: bool = False,
+        strict: bool = False,
+        dot_with: jax.Array | None = None,
+        checkpoint_every: int | None = None,
+        out_dtype: jax.typing.DTypeLike | None = None,
+        second: tuple[jax.Array, jax.Array] | None = None,
+        second_q: jax.Array | None = None,
+        second_dot_with: jax.Array | None = None,
+        second_scale: float = 1.0,
+    ) -> Walked: ...
+
+
 class DeltaWalk(Protocol):
-    """y_i = u_i - w_i S and S' = keep . S + sum_j writes_j . (k_j y_j^T + second_k_j second_v_j^T), w and u (b, t, heads, k or v) holding
-    their weights already. With q, o_i = scale (reads_i . q_i S + sum pair_ij (q_i . k_j) y_j) as in `Walk`; without, o is None.
-    y and o have u's dtype. k, q, second_k, second_v have head counts that divide `heads`. decay "value" does not occur."""
+    """y_i = u_i - w_i S and S' = keep . S + sum_j writes_j . (k_j y_j^T + scale second_k_j second_v_j^T), w and u (b, t, heads, k or v)
+    holding their weights already. With q, o_i = scale (reads_i . q_i S + sum pair_ij (q_i . k_j) y_j) as in `Walk`; without, o is None.
+    y, None without keeps_y, and o have u's dtype. k, q, second_k, second_v have head counts that divide `heads`. decay "value" does not occur."""
 
     def __call__(
         self,
@@ -112,4 +155,33 @@ class DeltaWalk(Protocol):
         initial_state: jax.Array | None = None,
         reverse: bool = False,
         checkpoint_every: int | None = None,
+        keeps_y: bool = True,
     ) -> Walked: ...
+
+
+class Solve(Protocol):
+    """w = A (reads . e) and u = A (strength . v) forwards, with A = (I + L)^-1 and L_ij = pair_ij (e_i . k_j) for j < i in each chunk.
+
+    e (b, t, he, k), k (b, t, hk, k), v (b, t, hv, v), head counts as in `Walk`; strength (b, t, heads), None is 1. keeps: whether A is
+    returned. Decay "value" does not occur."""
+
+    def __call__(
+        self,
+        e: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        chunks: Chunks,
+        *,
+        heads: int,
+        strength: jax.Array | None = None,
+        keeps: bool = True,
+    ) -> Solved: ...
+
+
+class SolveTransposed(Protocol):
+    """w = A^T (writes . k) and u = scale A^T P^T do, weights being those of forwards, with A the inverse that `Solve` returned and
+    P_ij = pair_ij (q_i . k_j) for j <= i in each chunk."""
+
+    def __call__(
+        self, inverse: jax.Array, q: jax.Array, k: jax.Array, do: jax.Array, chunks: Chunks, *, heads: int, scale: float = 1.0
+    ) -> Solved: ...

@@ -3,22 +3,29 @@
 The part of the normaliser that comes from before a chunk is a quadratic form of the query, [1, q] M [1, q]^T with M the moments
 sum_j [1, k_j] [1, k_j]^T: (k + 1)^2 numbers a chunk, which XLA sums and reads in fp32, and differentiates. Kernels get it a row a chunk.
 
+Few rows and heads would leave most cores idle: then time is cut in pieces, as the recurrence's is (pallas_kernels/linear_recurrence/gpu.py).
+
 Not served: fp32 (Hopper's tensor cores transpose 16-bit operands only), and more than 16 key dimensions, whose state spills registers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import mosaic_gpu as gpu
+from pallas_kernels.linear_recurrence.gpu import pieces_to_fill
+from pallas_kernels.linear_recurrence.splitting import entering
 from pallas_kernels.taylor_attention import gpu_body, kernels
 from pallas_kernels.taylor_attention.features import count, selections
-from pallas_kernels.taylor_attention.gpu_body import CHUNK, KEY_COLUMNS, MAPS, Plan
+from pallas_kernels.taylor_attention.gpu_body import CHUNK, KEEP, KEY_COLUMNS, MAPS, Plan
 from pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, Settings
+from pallas_kernels.tuning import block_sizes
 
 LARGEST_VALUE_DIM = 256
 
@@ -111,8 +118,45 @@ def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: boo
         enters=state is not None,
         leaves=leaves,
     )
+    plan = _cut(plan, v.shape[3])
+    if plan.spans > 1:
+        inputs["initial"] = _entering(plan, inputs)
+        plan = dataclasses.replace(plan, enters=True)
     out = gpu_body.launch(plan, inputs)
     return out | ({"state": jnp.swapaxes(out["state"], 2, 3)} if leaves else {})
+
+
+def _cut(plan: Plan, value_dim: int) -> Plan:
+    """The plan, in as many pieces of time as a tuning table says or fill the device; none is empty."""
+    sizes = block_sizes(
+        "taylor_attention.gpu_pieces",
+        lambda **_: {"pieces": pieces_to_fill(plan.b * plan.heads * plan.splits, plan.t)},
+        b=plan.b,
+        t=plan.t,
+        h=plan.heads,
+        v=value_dim,
+    )
+    span = -(-plan.n // min(sizes["pieces"], plan.n))
+    return dataclasses.replace(plan, spans=-(-plan.n // span))
+
+
+def _entering(plan: Plan, inputs: Mapping[str, jax.Array]) -> jax.Array:
+    """The states (b, spans, h, v, features) that enter the spans, in the order of the walk."""
+    alone = dataclasses.replace(
+        plan,
+        walk="query_states" if plan.reverse else "key_states",
+        rows=plan.rows if plan.reverse else 0,
+        enters=False,
+        leaves=True,
+    )
+    read = {*alone.stages(), *alone.maps}
+    states = gpu_body.launch(alone, {name: x for name, x in inputs.items() if name in read})["state"]
+    keeps = jnp.ones((plan.b, plan.spans - 1), jnp.float32)
+    if plan.marked:
+        keeps = inputs["marks"][:, :, KEEP, 0]
+        keeps = (jnp.flip(keeps, axis=1) if plan.reverse else keeps)[:, : (plan.spans - 1) * plan.span]
+        keeps = jnp.prod(keeps.reshape(plan.b, plan.spans - 1, plan.span), axis=2)
+    return entering(states, keeps[:, :, None, None, None], inputs.get("initial"))
 
 
 def _marks(marks: jax.Array) -> jax.Array:

@@ -6,11 +6,15 @@ for squares), exact in bf16. They lack the weights of packed ones, which are app
 f_k = (k left)(k right) and f_q = (scale q left')(scale q right), ones of constant and linear features added, f_q . f_k = 1 + s + s^2 / 2.
 
 Copies of the next chunk fly while one is computed. What is summed over value columns (dq, dk) leaves in parts, one a block of columns.
+
+Time may be cut in spans, each with thread blocks of its own. Walks for states alone find first what every span but the last adds to the
+state that the forward walk and the one for dq carry (key_states), or the one for dk and dv (query_states).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -29,12 +33,13 @@ States = tuple[jax.Array, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a kernel is built for: the forward pass, or the walk for dq, or the one in reverse for dk and dv.
+    """What a kernel is built for: the forward pass, or the walk for dq, or the one in reverse for dk and dv, or states of one of these.
 
     value_dim: padded to 64s; features: to 32s. rows: numbers a token; marked: whether there are documents or padding.
+    spans: of time, of `span` chunks each in the order of the walk, the last maybe of fewer.
     """
 
-    walk: Literal["forward", "queries", "keys_values"]
+    walk: Literal["forward", "queries", "keys_values", "key_states", "query_states"]
     b: int
     t: int
     heads: int
@@ -45,11 +50,33 @@ class Plan:
     marked: bool
     enters: bool
     leaves: bool
+    spans: int = 1
 
     @property
     def n(self) -> int:
         """Chunks."""
         return self.t // CHUNK
+
+    @property
+    def span(self) -> int:
+        """Chunks of a span."""
+        return -(-self.n // self.spans)
+
+    @property
+    def reverse(self) -> bool:
+        """Whether the walk begins at the last chunk."""
+        return self.walk in ("keys_values", "query_states")
+
+    @property
+    def states_only(self) -> bool:
+        """Whether it finds states and nothing else."""
+        return self.walk.endswith("states")
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Which of MAPS are read."""
+        unread = {"key_states": "query_left", "query_states": "key_left"}.get(self.walk)
+        return tuple(name for name in MAPS if name != unread)
 
     @property
     def splits(self) -> int:
@@ -64,9 +91,10 @@ class Plan:
     def stages(self) -> dict[str, Any]:
         """What is copied with each chunk; two of each."""
         keys = gpu.tiled((2, CHUNK, KEY_COLUMNS), jnp.bfloat16, 2 * KEY_COLUMNS)
-        copied = {"q": keys, "k": keys, "v": gpu.tiled((2, CHUNK, COLUMNS), jnp.bfloat16, SWIZZLE)}
-        if self.walk != "forward":
-            copied["do"] = copied["v"]
+        values = gpu.tiled((2, CHUNK, COLUMNS), jnp.bfloat16, SWIZZLE)
+        copied = {"q": keys, "k": keys, "v": values, "do": values}
+        read = {"forward": ("q", "k", "v"), "key_states": ("k", "v"), "query_states": ("q", "do")}.get(self.walk, tuple(copied))
+        copied = {name: copied[name] for name in read}
         if self.rows:
             copied["rows"] = gpu.plain((2, self.rows, CHUNK), jnp.float32)
         if self.marked:
@@ -78,22 +106,27 @@ class Plan:
         square, features = (gpu.tiled((1, CHUNK, columns), jnp.bfloat16, SWIZZLE) for columns in (CHUNK, self.features))
         narrow = gpu.tiled((1, CHUNK, CHUNK), jnp.bfloat16, 2 * KEY_COLUMNS)
         maps = gpu.tiled((1, self.features, KEY_COLUMNS), jnp.bfloat16, 2 * KEY_COLUMNS)
-        laid = {"query_left": maps, "key_left": maps, "right": maps}
-        laid |= {
-            "ones": gpu.plain((2, self.features), jnp.float32),
-            "order": gpu.plain((1, CHUNK), jnp.int32),
-            "state": features,
-            "keys": features,
-        }
+        laid = {name: maps for name in self.maps if name not in ("ones", "order")}
+        laid |= {"ones": gpu.plain((2, self.features), jnp.float32), "order": gpu.plain((1, CHUNK), jnp.int32)}
+        if self.states_only:
+            return laid | {self.written[0]: features}
+        laid |= {"state": features, "keys": features}
         if self.walk != "queries":
             laid |= {"queries": features, "scores": square, "out": square}
         if self.walk != "forward":
             laid |= {"d_scores": narrow, "by_left": narrow, "by_right": narrow}
         return laid
 
+    @property
+    def written(self) -> tuple[str, str]:
+        """Whose features are written to the state, with which values."""
+        return ("queries", "do") if self.reverse else ("keys", "v")
+
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The kernel's outputs."""
+        """The kernel's outputs. states_only: (b, spans - 1, h, v, features) alone."""
         b, t, h = self.b, self.t, self.heads
+        if self.states_only:
+            return {"state": jax.ShapeDtypeStruct((b, self.spans - 1, h, self.value_dim, self.features), jnp.float32)}
         by_value = jax.ShapeDtypeStruct((b, t, h, self.value_dim), jnp.bfloat16)
         by_key = jax.ShapeDtypeStruct((self.splits, b, t, h, KEY_COLUMNS), jnp.float32)
         made = {"forward": {"o": by_value}, "queries": {"dq": by_key}, "keys_values": {"dk": by_key, "dv": by_value}}[self.walk]
@@ -116,7 +149,8 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     Args:
       inputs: q, k, v, do by the names and sizes of the plan, bf16; the three matrices of MAPS, each (1, features, KEY_COLUMNS) bf16, the
         ones added to left and right factors (2, features) fp32, and 0 to 63 (1, 64) int32; rows (b, h, n, rows, 64)
-        fp32; marks (b, n, 5, 64) fp32 if marked, rows READ to KEY_DOCUMENT; initial (b, h, v, features) fp32 if one enters.
+        fp32; marks (b, n, 5, 64) fp32 if marked, rows READ to KEY_DOCUMENT; initial (b, h, v, features) fp32 if one enters, or
+        (b, spans, h, v, features) for several spans. What a walk for states does not read is left out.
     """
     staged, space, results = plan.stages(), plan.space(), plan.results()
     names = (list(inputs), list(results), list(staged), list(space))
@@ -133,9 +167,9 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
             *staged.values(),
             *space.values(),
             plgpu.Barrier(num_arrivals=len(staged), num_barriers=2),
-            plgpu.Barrier(num_arrivals=len(MAPS)),
+            plgpu.Barrier(num_arrivals=len(plan.maps)),
         ],
-        grid=(plan.splits, plan.heads, plan.b),
+        grid=(plan.splits, plan.heads, plan.b * (plan.spans - plan.states_only)),
         grid_names=("columns", "head", "batch"),
         name=f"taylor_attention_{plan.walk}",
     )(*inputs.values())
@@ -159,33 +193,47 @@ class _Block:
         self.barrier, self.maps_barrier = barrier, maps_barrier
         self.split, self.head, self.batch = (jax.lax.axis_index(name) for name in ("columns", "head", "batch"))
         self.columns = pl.ds(self.split * COLUMNS, COLUMNS)
+        self.first: Any = 0  # step of the whole walk with which this span begins
+        self.count: Any = plan.span
+        if plan.spans > 1:
+            run = jnp.int32(plan.spans - plan.states_only)
+            self.span, self.batch = jax.lax.rem(self.batch, run), jax.lax.div(self.batch, run)
+            self.first = self.span * plan.span
+            if not plan.states_only and plan.n % plan.span:
+                self.count = jnp.minimum(plan.n - self.first, plan.span)
 
     def walk(self) -> None:
-        """All chunks."""
+        """All chunks of the span."""
         plan = self.plan
-        for name in MAPS:
+        for name in plan.maps:
             plgpu.copy_gmem_to_smem(self.source[name], self.space[name], self.maps_barrier)
-        for step in range(min(2, plan.n)):
-            self.fetch(jnp.int32(step), step)
+        for step in range(min(2, plan.span)):
+            pl.when(step < self.count)(functools.partial(self.fetch, jnp.int32(step), step))
         states = tuple(
-            gpu.load(self.piece_of(self.source["initial"], piece), optimized=False)
+            gpu.load(self.piece_of(self.source["initial"], piece, plan.spans > 1), optimized=False)
             if plan.enters
             else gpu.filled((COLUMNS, piece.size), 0.0)
             for piece in plan.pieces
         )
         plgpu.barrier_wait(self.maps_barrier)
-        states = jax.lax.fori_loop(0, plan.n, self.step, states)
+        states = jax.lax.fori_loop(0, self.count, self.step, states)
         if plan.leaves:
-            for piece, state in zip(plan.pieces, states, strict=True):
-                self.piece_of(self.target["state"], piece)[...] = state
+
+            @pl.when(plan.states_only or (self.first + self.count == plan.n))
+            def _() -> None:
+                for piece, state in zip(plan.pieces, states, strict=True):
+                    self.piece_of(self.target["state"], piece, plan.states_only)[...] = state
+
         plgpu.wait_smem_to_gmem(0)
 
-    def piece_of(self, ref: Any, piece: Any) -> Any:
-        return ref.at[self.batch, self.head, self.columns, piece]
+    def piece_of(self, ref: Any, piece: Any, by_span: bool) -> Any:
+        """Where a piece of a state lies, of this span's where there is one a span."""
+        return ref.at[(self.batch, *((self.span,) if by_span else ()), self.head, self.columns, piece)]
 
     def at(self, step: jax.Array) -> jax.Array:
-        """The chunk that is walked over in a step."""
-        return self.plan.n - 1 - step if self.plan.walk == "keys_values" else step
+        """The chunk that is walked over in a step of the span."""
+        step = self.first + step
+        return self.plan.n - 1 - step if self.plan.reverse else step
 
     def work(self, name: str, piece: Any = slice(None)) -> Any:
         """A matrix of the work space, or a piece of it.
@@ -214,32 +262,49 @@ class _Block:
         slot = jax.lax.rem(step, jnp.int32(2))
         here = {name: ref.at[slot] for name, ref in self.stage.items()}
         self.zero = self.space["order"][0, 0]  # see `work`
-        for piece, state in zip(self.plan.pieces, states, strict=True):
-            self.work("state", piece)[...] = state.astype(jnp.bfloat16)
+        if not self.plan.states_only:
+            for piece, state in zip(self.plan.pieces, states, strict=True):
+                self.work("state", piece)[...] = state.astype(jnp.bfloat16)
         plgpu.barrier_wait(self.barrier.at[slot])
-        keys, values = "keys", "v"
         if self.plan.walk == "forward":
             self.forward(here, self.at(step))
         elif self.plan.walk == "queries":
             self.queries(here, self.at(step))
-        else:
+        elif self.plan.walk == "keys_values":
             self.keys_values(here, self.at(step))
-            keys, values = "queries", "do"
+        elif self.plan.walk == "key_states":
+            self.key_features(here)
+        else:
+            self.query_features(here)
+        keys, values = self.plan.written
         # Read before the commit, which also keeps the next chunk's copies from overtaking it.
         kept = tuple(state * here["marks"][KEEP, 0] for state in states) if self.plan.marked else states
         plgpu.commit_smem()
         values_ = gpu.transposed(here[values])
         states = tuple(gpu.mm(values_, self.work(keys, piece), state) for piece, state in zip(self.plan.pieces, kept, strict=True))
 
-        @pl.when(step + 2 < self.plan.n)
+        @pl.when(step + 2 < self.count)
         def _() -> None:
             self.fetch(step + 2, slot)
 
         return states
 
+    def key_features(self, here: dict[str, Any]) -> None:
+        """Lays out those that are written to the state, to be committed."""
+        self.features(here["k"], "key_left", 1.0, "keys", self.per_token(here, WRITE))
+
+    def query_features(self, here: dict[str, Any]) -> jax.Array | None:
+        """Lays out those that are written to the state's gradient, to be committed: divided by their sums, which is easier than dividing
+        do. Returns 1 / sums."""
+        inverse = gpu.load_per_row(here["rows"].at[0]) if self.plan.rows else None
+        reads = self.per_token(here, READ)
+        weight = inverse if reads is None else reads if inverse is None else reads * inverse
+        self.features(here["q"], "query_left", self.plan.scale, "queries", weight)
+        return inverse
+
     def forward(self, here: dict[str, Any], at: jax.Array) -> None:
         """o = (f_q S + w v) / sums."""
-        self.features(here["k"], "key_left", 1.0, "keys", self.per_token(here, WRITE))
+        self.key_features(here)
         self.features(here["q"], "query_left", self.plan.scale, "queries", self.per_token(here, READ))
         plgpu.commit_smem()
         # Rounded before they are summed: outputs are true averages, of one value that value.
@@ -257,7 +322,7 @@ class _Block:
 
     def queries(self, here: dict[str, Any], at: jax.Array) -> None:
         """A part of dq."""
-        self.features(here["k"], "key_left", 1.0, "keys", self.per_token(here, WRITE))
+        self.key_features(here)
         plgpu.commit_smem()
         self.d_scores(here)
         plgpu.commit_smem()
@@ -270,12 +335,9 @@ class _Block:
         self.part(self.through_features(dq, here["q"], "query_left", self.plan.scale, d_features), "dq", at)
 
     def keys_values(self, here: dict[str, Any], at: jax.Array) -> None:
-        """A part of dk, and dv. Queries' features are divided by their sums, which is easier than dividing do."""
-        self.features(here["k"], "key_left", 1.0, "keys", self.per_token(here, WRITE))
-        inverse = gpu.load_per_row(here["rows"].at[0]) if self.plan.rows else None
-        reads = self.per_token(here, READ)
-        weight = inverse if reads is None else reads if inverse is None else reads * inverse
-        self.features(here["q"], "query_left", self.plan.scale, "queries", weight)
+        """A part of dk, and dv."""
+        self.key_features(here)
+        inverse = self.query_features(here)
         plgpu.commit_smem()
         weights = self.weights(self.scores(here), here)
         self.work("scores")[...] = _by_row(weights, inverse).astype(jnp.bfloat16)

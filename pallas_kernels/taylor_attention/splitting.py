@@ -45,7 +45,7 @@ def over_devices(
         keeps = jnp.ones((b, 1, 1, 1), own.dtype)
         if first is not None:
             keeps = jnp.where(last == first, 1, 0).astype(own.dtype)[:, None, None, None]
-        states = entering(exchange.stacked(own), exchange.stacked(keeps))[0]
+        states = entering(exchange.stacked(own), exchange.stacked(keeps))
         return run(q, k, v, initial_state=exchange.own(states), segment_ids=segment_ids, initial_segment=first)[0]
 
     names = ("q", "k", "v", "segment_ids")

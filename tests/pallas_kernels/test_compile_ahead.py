@@ -103,7 +103,11 @@ def test_a_gpu_kernel_lowers_for_cuda_without_a_compiler():
         compile_ahead.lower_for_cuda(lambda x: x * 2, shape)
 
 
-PTXAS = """ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to insufficient register \
+PTXAS = """.visible .entry prepare_mosaic_gpu_kernel(
+	ex2.approx.ftz.f32 %r134, %r135;
+	rcp.approx.ftz.f32 %r136, %r134;
+	wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16
+ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to insufficient register \
 resources for the wgmma pipeline in the function 'walk_mosaic_gpu_kernel'
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'walk_mosaic_gpu_kernel' for 'sm_90a'
@@ -120,11 +124,15 @@ ptxas info    : Used 199 registers, used 2 barriers
 def test_spills_and_serialised_products_are_complaints():
     walk, prepare = compile_ahead._kernels(PTXAS)
     assert (walk.name, walk.registers, walk.spill_stores, walk.spill_loads, len(walk.serialised)) == ("walk", 255, 440, 628, 1)
-    assert prepare == compile_ahead.Kernel("prepare", 199, 0, 0)
+    assert prepare == compile_ahead.Kernel("prepare", 199, 0, 0, special=2)
+    assert walk.special == 0
     report = compile_ahead.Report("h100", 1.0, 0, (walk, prepare, prepare), None)
     spilled, serialised = report.complaints()
     assert spilled == "walk spills: 440 bytes stored, 628 bytes loaded" and "wgmma" in serialised
     assert "walk 255 registers, 440+628 bytes spilled; 2x prepare 199 registers" in report.line()
+    assert Program("both", "pallas_gpu", jnp.sin, (), special=2).complaints(report) == report.complaints()
+    *_, over = Program("both", "pallas_gpu", jnp.sin, (), special=1).complaints(compile_ahead.Report("h100", 1.0, 0, (walk, prepare), None))
+    assert over == "prepare holds 2 instructions for special functions, more than 1"
     with pytest.raises(ValueError, match="nothing known of odd"):
         list(compile_ahead._kernels("Compiling entry function 'odd' for 'sm_90a'\n"))
 
@@ -164,10 +172,27 @@ def test_a_missing_compiler_is_one_clear_error(tmp_path, monkeypatch):
 
 
 def test_packages_are_those_of_this_jax():
-    assert f"jax-cuda12-pjrt=={jax.__version__}" in compilers.packages("cuda")
+    cuda = 12 if jax.version.__version_info__ < (0, 11) else 13
+    assert f"jax-cuda{cuda}-pjrt=={jax.__version__}" in compilers.packages("cuda")
     (libtpu,) = compilers.packages("tpu")
     assert libtpu.startswith("libtpu==")
     assert compilers.folder("tpu").name == f"libtpu-{jax.__version__}" or "RECOLLECT_LIBTPU" in os.environ
+
+
+@pytest.mark.parametrize(("cuda", "tools"), [(12, "cuda_nvcc"), (13, "cu13")])
+def test_the_tools_of_both_cudas_are_found(cuda, tools, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECOLLECT_CUDA", str(tmp_path))
+    names = (
+        f"jax_plugins/xla_cuda{cuda}/xla_cuda_plugin.so",
+        f"jax_cuda{cuda}_plugin/libmosaic_gpu_runtime.so",
+        f"nvidia/{tools}/bin/ptxas",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert compilers.files("cuda") == [tmp_path / name for name in names]
+    # Where XLA looks for libdevice.
+    assert compile_ahead.compiler_options("gpu") == {"xla_gpu_cuda_data_dir": str(tmp_path / "nvidia" / tools)}
 
 
 def test_an_install_that_fails_says_why(tmp_path, monkeypatch, capfd):
@@ -177,7 +202,7 @@ def test_an_install_that_fails_says_why(tmp_path, monkeypatch, capfd):
     assert compilers.main(["cuda"]) == 1
     assert "could not be installed: ERROR: " in capfd.readouterr().err
     assert compilers.main(["cuda", "--optional"]) == 0
-    assert "note: jax-cuda12-plugin" in capfd.readouterr().err
+    assert "note: jax-cuda" in capfd.readouterr().err
 
 
 def test_programs_are_complete():

@@ -9,6 +9,7 @@ import pytest
 
 from pallas_kernels import dispatch
 from pallas_kernels.gated_convolution import gpu, gpu_long, long_convolution, short_convolution
+from tests.pallas_kernels.simulator import races_found
 from tests.pallas_kernels.test_gated_convolution import (
     compare,
     errors,
@@ -41,13 +42,6 @@ LONG_CASES = [
     pytest.param((63, {"length": 80, "gates": ""}), marks=pytest.mark.slow),
     pytest.param((1000, {"b": 72, "d": 1, "gates": "in", "skip": False}), marks=pytest.mark.slow),
 ]
-
-
-def races_found() -> bool:
-    """Whether the simulator's last kernels raced; it only prints it, and the flag is internal."""
-    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
-
-    return interpret_pallas_call.get_races().races_found
 
 
 @pytest.mark.gpu_interpreter

@@ -12,6 +12,7 @@ import pytest
 from pallas_kernels import dispatch
 from pallas_kernels.head_mixture_attention import head_mixture_attention, scheduled
 from tests.pallas_kernels import tiles_by_einsum
+from tests.pallas_kernels.simulator import races_found
 from tests.pallas_kernels.test_head_mixture_attention import arguments, compare, error, exactly, results
 
 
@@ -124,9 +125,7 @@ def test_gpu_kernels_are_the_specification(t, sizes):
         (out, _), gradients = results(
             functools.partial(head_mixture_attention, active=sizes["active"], backend="pallas_gpu"), inputs, fixed
         )
-    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
-
-    assert not interpret_pallas_call.get_races().races_found
+    assert not races_found()
     (out_, _), gradients_ = exactly(inputs, fixed, active=sizes["active"])
     # Outputs are rounded twice: by the kernel, and after their gates.
     assert error(out, out_) < 0.006

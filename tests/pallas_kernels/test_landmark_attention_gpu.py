@@ -12,6 +12,7 @@ import pytest
 from pallas_kernels import dispatch
 from pallas_kernels.landmark_attention import kernels, landmark_attention, reference, xla
 from pallas_kernels.scheduled_attention import gpu
+from tests.pallas_kernels.simulator import races_found
 from tests.pallas_kernels.test_landmark_attention import arrays, rows
 from tests.pallas_kernels.test_landmark_attention_kernels import NAMES, off, packed, results
 
@@ -26,13 +27,6 @@ CASES = [
     pytest.param(([[17, -3, 20]], 40, 1, 1, 32, 8), marks=pytest.mark.slow),
     pytest.param(([[-3, 30, -7, 30]], 70, 1, 1, 64, 8), marks=pytest.mark.slow),
 ]
-
-
-def races_found() -> bool:
-    """Whether the simulator's last kernels raced; it only prints it, and the flag is internal."""
-    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
-
-    return interpret_pallas_call.get_races().races_found
 
 
 @pytest.mark.gpu_interpreter

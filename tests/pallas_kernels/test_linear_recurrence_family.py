@@ -359,47 +359,37 @@ def test_columns_that_decay_and_are_erased_are_served_by_the_reference():
         linear_recurrence(**given, **fixed, backend="xla")
 
 
+def walks_of_16(joined=None):
+    """Walks in plain jnp over chunks of 16 tokens."""
+    forms = walks_by_einsum.walk, walks_by_einsum.delta_walk, walks_by_einsum.solve, walks_by_einsum.solve_transposed
+    return passes.Walks(*forms, lambda *_: 16, joined)
+
+
 @pytest.mark.parametrize(
-    "case",
+    ("case", "joined"),
     [
-        (63, None, None, False, False),
-        (63, "token", None, True, True),
-        (63, "channel", None, True, True),
-        (63, None, "scalar", True, True),
-        (63, "token", "vector", True, True),
-        (100, "channel", "vector", True, True),
+        ((63, None, None, False, False), None),
+        ((63, "token", None, True, True), None),
+        ((63, "channel", None, True, True), None),
+        ((63, None, "scalar", True, True), None),
+        ((63, None, "scalar", True, True), walks_by_einsum.walk),
+        ((63, "token", "vector", True, True), None),
+        ((63, "token", "scalar", True, True), walks_by_einsum.walk),
+        ((100, "channel", "vector", True, True), None),
+        ((63, "strong", "scalar", True, True, None, True), None),
+        ((100, "channel", "vector", True, True, None, True), None),
+        ((63, "token", "apart", True, True), None),
+        ((63, "channel", "apart", False, True, None, True), None),
     ],
-    ids=lambda case: " ".join(map(str, case)),
+    ids=lambda case: " ".join(map(str, case)) if isinstance(case, tuple) else "joined" if case else "apart",
 )
-def test_gradients_are_walks(case, monkeypatch):
+def test_gradients_are_walks(case, joined, monkeypatch):
     """The mathematics that kernel backends share, on walks in plain jnp; the decay's gradient starts afresh every 32 tokens."""
     monkeypatch.setattr(passes, "GROUP", 32)
     monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
-    walks = passes.Walks(walks_by_einsum.walk, walks_by_einsum.delta_walk, lambda *_: 16)
-    compare(functools.partial(passes.by_walks, walks), *arguments(*case), CLOSE)
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        (63, "strong", "scalar", True, True, None, True),
-        (100, "channel", "vector", True, True, None, True),
-        (63, "token", "apart", True, True),
-        (63, "channel", "apart", False, True, None, True),
-    ],
-    ids=lambda case: " ".join(map(str, case)),
-)
-def test_other_calls_become_walks(case, monkeypatch):
-    """Erasing before the decay, and a key of its own to erase with."""
-    monkeypatch.setattr(passes, "GROUP", 32)
-    monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
-    run = functools.partial(passes.by_walks, passes.Walks(walks_by_einsum.walk, walks_by_einsum.delta_walk, lambda *_: 16))
-    absent = dict.fromkeys(("log_decay", "value_log_decay", "write_strength", "segment_ids"))
-
-    def form(**named):
-        return reduced(lambda *rows, value_log_decay, **given: run(*rows, **given), **(absent | named))
-
-    compare(form, *arguments(*case), CLOSE)
+    run = functools.partial(passes.by_walks, walks_of_16(joined))
+    absent = dict.fromkeys(("log_decay", "write_strength", "segment_ids"))
+    compare(lambda *given, **named: reduced(run, *given, **(absent | named)), *arguments(*case), CLOSE)
 
 
 @pytest.mark.parametrize("case", [(100, True, True), (63, False, False)], ids=str)
@@ -408,8 +398,7 @@ def test_gradients_of_decays_of_columns_are_walks(case, monkeypatch):
     t, *kind = case
     given, fixed = arguments(t, None, None, *kind, "channel")
     given["write_strength"] = np.random.default_rng(1).random(given["v"].shape[:3], np.float32)
-    walks = passes.Walks(walks_by_einsum.walk, walks_by_einsum.delta_walk, lambda *_: 16)
-    compare(functools.partial(columns.by_walks_of_columns, walks), given, fixed, CLOSE)
+    compare(functools.partial(columns.by_walks_of_columns, walks_of_16()), given, fixed, CLOSE)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ import pytest
 from pallas_kernels import compile_ahead, dispatch
 from pallas_kernels.linear_recurrence import gpu
 from pallas_kernels.linear_recurrence.walks import Chunks
-from tests.pallas_kernels import walks_by_einsum
+from pallas_kernels.tuning import forced
+from tests.pallas_kernels import simulator, walks_by_einsum
 from tests.pallas_kernels.programs import linear_recurrence_gpu as programs
 from tests.pallas_kernels.test_linear_recurrence import error
 
 C = gpu.CHUNK
 # bf16 products: each rounded factor is off by 2^-9 at most, 0.0017 rms; scores, weights and the entering state are rounded once more.
-CLOSE = {"o": 0.005, "y": 0.005, "dots": 0.005, "state": 0.003, "checkpoints": 0.003}
+CLOSE = {"o": 0.005, "y": 0.005, "dots": 0.005, "second_o": 0.005, "second_dots": 0.005, "state": 0.003, "checkpoints": 0.003}
 
 
 def some_chunks(t: int, heads: int, channels: int, decay: str, documents: bool, strength: float) -> Chunks:
@@ -46,16 +47,14 @@ def rows(t: int, heads: int, channels: int, seed: int, size: float = 1.0) -> jax
     return jnp.asarray(np.random.default_rng(seed).normal(size=(1, t, heads, channels)) * size, jnp.bfloat16)
 
 
-def simulated(form, *arrays, **settings):
-    """The kernel's results; fails on a race, which the simulator only prints (its flag is internal)."""
-    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
-
+def simulated(form, *arrays, pieces=1, **settings):
+    """The kernel's results, time cut in pieces; fails on a race."""
     try:
-        with dispatch.interpreted("races"):
+        with dispatch.interpreted("races"), forced(**{"linear_recurrence.gpu_pieces": {"pieces": pieces}}):
             found = jax.block_until_ready(jax.jit(functools.partial(form, **settings))(*arrays))
-        assert not interpret_pallas_call.get_races().races_found
+        assert not simulator.races_found()
     finally:
-        interpret_pallas_call.reset_gpu_interpret_mode_state()
+        simulator.reset()
     return found
 
 
@@ -102,11 +101,17 @@ SLOW = pytest.mark.slow
         ("key", 128, 64, 64, (1, 1), 6.0, "reverse documents state"),
         ("value", 128, 64, 64, (1, 1), 0.1, "reverse strict wide state checkpoints"),
         ("value", 128, 64, 64, (1, 1), 6.0, "documents dots"),
+        ("none", 256, 64, 64, (1, 2), 0, "reverse pieces"),  # 2 of 2 chunks
+        ("head", 320, 64, 64, (1, 2), 0.01, "state documents dots checkpoints pieces"),  # 2, 2 and 1
+        ("key", 192, 64, 64, (1, 1), 0.02, "reverse state checkpoints pieces"),
+        ("value", 192, 64, 64, (1, 1), 0.01, "wide state strict pieces"),
         pytest.param("none", 128, 192, 64, (1, 1), 0, "state", marks=SLOW),
         pytest.param("head", 256, 64, 128, (2, 4), 0.1, "state documents dots checkpoints", marks=SLOW),
         pytest.param("head", 192, 256, 64, (1, 1), 20.0, "reverse dots", marks=SLOW),
         pytest.param("key", 192, 128, 64, (1, 2), 0.1, "reverse strict documents state", marks=SLOW),
         pytest.param("value", 192, 128, 128, (1, 2), 0.1, "reverse documents state checkpoints", marks=SLOW),
+        pytest.param("head", 320, 128, 128, (1, 1), 0.01, "reverse state dots checkpoints pieces", marks=SLOW),
+        pytest.param("value", 320, 64, 128, (1, 1), 0.01, "reverse state checkpoints pieces", marks=SLOW),
     ],
 )
 def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
@@ -117,9 +122,50 @@ def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
     given = (rows(t, few, key_dim, 1), rows(t, many, key_dim, 2), rows(t, many, value_dim, 3), chunks, state, dot_with)
     settings = {"heads": many, "scale": 0.7, "reverse": "reverse" in more, "strict": "strict" in more}
     settings |= {"checkpoint_every": 2 if "checkpoints" in more else None, "out_dtype": jnp.float32 if "wide" in more else None}
-    found = simulated(functools.partial(walk_with, gpu.walk), *given, **settings)
+    found = simulated(functools.partial(walk_with, gpu.walk), *given, pieces=3 if "pieces" in more else 1, **settings)
     assert found.o.dtype == (jnp.float32 if "wide" in more else jnp.bfloat16)
     compare(found, exactly(functools.partial(walk_with, walks_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64}))
+
+
+def extreme_decays(t: int) -> np.ndarray:
+    """(patterns, t) log decays: those at which a factor that is a product of others might overflow, vanish or be rounded."""
+    token = np.arange(t)
+    patterns = [
+        np.zeros(t),
+        np.full(t, -1e-6),
+        np.full(t, -10.0),
+        np.where(token % 2, -10.0, 0.0),
+        np.where(token % 16 < 8, -10.0, 0.0),
+        np.where(token % 16 < 8, 0.0, -10.0),
+        np.where(token % 64 < 16, np.where(token % 16 < 8, 0.0, -10.0), -0.46),  # e^-80 to a block's border, e^-7.4 on to the middle
+        np.where(token % 64 >= 48, np.where(token % 16 < 8, -10.0, 0.0), -0.46),
+    ]
+    return np.stack(patterns)
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize("more", ["", "strict", "reverse", "reverse strict"])
+@pytest.mark.parametrize("decay", ["key", "value"])
+def test_extreme_decays(decay, more):
+    """A pattern a head and every number positive, so that nothing cancels and each can be held to what bf16 rounds away.
+
+    None is below 0.01: times e^-80, level 0's smallest factor, a number below 6e-4 is none that fp32 holds in full.
+    """
+    t, size = C, 64
+    g = extreme_decays(t)
+    heads = len(g)
+    total = np.cumsum(g.reshape(heads, t // C, C).astype(np.float32), axis=2, dtype=np.float32).reshape(heads, t)
+    chunks = Chunks(C, decay, jnp.asarray(np.broadcast_to(total.T[None, :, :, None], (1, t, heads, size))))
+    state = jnp.asarray(np.abs(np.random.default_rng(9).normal(size=(1, heads, size, size))), jnp.float32)
+    given = (*(jnp.abs(rows(t, heads, size, seed)) + jnp.bfloat16(0.01) for seed in range(3)), chunks, state, None)
+    settings = {"heads": heads, "reverse": "reverse" in more, "strict": "strict" in more, "out_dtype": jnp.float32}
+    found = simulated(functools.partial(walk_with, gpu.walk), *given, **settings)
+    expected = exactly(functools.partial(walk_with, walks_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64})
+    for head in range(heads):
+        assert error(found.o[:, :, head], expected.o[:, :, head]) < CLOSE["o"], head
+        assert error(found.state[:, head], expected.state[:, head]) < CLOSE["state"], head
+        difference = np.abs(np.asarray(found.o[0, :, head], np.float64) - expected.o[0, :, head])
+        assert (difference < 0.01 * expected.o[0, :, head]).all(), head
 
 
 @pytest.mark.gpu_interpreter
@@ -127,14 +173,19 @@ def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
     ("decay", "t", "key_dim", "value_dim", "heads", "strength", "more"),
     [
         ("none", 128, 64, 64, (1, 2), 0, "queries"),
+        ("none", 128, 64, 64, (1, 2), 0, "second"),
         ("head", 192, 64, 64, (1, 1), 0.1, "queries documents state checkpoints"),
         ("head", 192, 64, 128, (1, 1), 0.1, "second reverse documents state checkpoints"),
         ("key", 128, 64, 64, (1, 1), 0.1, "queries documents state"),
         ("key", 128, 64, 64, (1, 1), 6.0, "second reverse documents state"),
+        ("none", 256, 64, 64, (1, 2), 0, "second reverse pieces"),  # 2 of 2 chunks
+        ("head", 320, 64, 128, (1, 1), 0.01, "queries documents state checkpoints pieces"),  # 2, 2 and 1
+        ("key", 192, 128, 64, (1, 1), 0.01, "second reverse documents state checkpoints pieces"),
         pytest.param("none", 128, 128, 128, (1, 1), 0, "queries second", marks=SLOW),
         pytest.param("head", 192, 192, 64, (1, 1), 0.1, "queries state", marks=SLOW),
         pytest.param("key", 192, 128, 40, (1, 2), 0.1, "queries documents state checkpoints", marks=SLOW),
         pytest.param("key", 192, 128, 64, (1, 1), 0.1, "second reverse state checkpoints", marks=SLOW),
+        pytest.param("none", 192, 192, 64, (1, 1), 0, "queries state pieces", marks=SLOW),
     ],
 )
 def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
@@ -150,9 +201,87 @@ def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
     small = key_dim**-0.5  # keys of length 1, and little erased of them, as in trained models: else the state grows without bound
     arrays = (rows(t, many, key_dim, 1, 0.3 * small), rows(t, many, value_dim, 2), rows(t, few, key_dim, 3, small), chunks, given)
     settings = {"heads": many, "reverse": "reverse" in more, "checkpoint_every": 2 if "checkpoints" in more else None}
-    settings |= {"scale": 0.7} if "queries" in more else {}
-    found = simulated(functools.partial(delta_walk_with, gpu.delta_walk), *arrays, **settings)
+    settings |= {"scale": 0.7, "keeps_y": "state" in more or "second" in more}
+    found = simulated(functools.partial(delta_walk_with, gpu.delta_walk), *arrays, pieces=3 if "pieces" in more else 1, **settings)
     compare(found, exactly(functools.partial(delta_walk_with, walks_by_einsum.delta_walk), *arrays, **settings))
+
+
+def joined_with(form, q, k, v, chunks, given, **settings):
+    return form(q, k, v, chunks, **given, **settings)
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize(
+    ("decay", "t", "key_dim", "value_dim", "heads", "more"),
+    [
+        ("none", 128, 64, 64, (1, 2), "queries"),
+        ("none", 128, 64, 64, (1, 2), "second reverse strict"),
+        ("head", 192, 64, 40, (1, 1), "queries documents state dots checkpoints"),
+        ("head", 192, 64, 64, (1, 1), "second documents state dots reverse strict"),
+        pytest.param("head", 128, 128, 128, (1, 1), "queries reverse state dots", marks=SLOW),
+        pytest.param("head", 128, 192, 64, (1, 1), "queries documents state dots", marks=SLOW),
+        pytest.param("head", 128, 192, 64, (1, 1), "second documents state dots", marks=SLOW),
+    ],
+)
+def test_two_walks_in_one(decay, t, key_dim, value_dim, heads, more):
+    few, many = heads
+    chunks = some_chunks(t, many, key_dim, decay, "documents" in more, 0.1)
+    given = {}
+    if "queries" in more:
+        given["second_q"] = rows(t, many, key_dim, 5)
+    else:
+        given["second"] = (rows(t, few, key_dim, 6), rows(t, many, value_dim, 7))
+    if "state" in more:
+        given["initial_state"] = jnp.asarray(np.random.default_rng(9).normal(size=(1, many, key_dim, value_dim)), jnp.float32)
+    if "dots" in more:
+        given["dot_with"] = rows(t, few, value_dim, 4)
+    if "dots" in more and "queries" in more:
+        given["second_dot_with"] = rows(t, many, value_dim, 8)
+    arrays = (rows(t, many, key_dim, 1), rows(t, few, key_dim, 2), rows(t, many, value_dim, 3), chunks, given)
+    settings = {"heads": many, "scale": -0.7, "second_scale": -0.6, "reverse": "reverse" in more, "strict": "strict" in more}
+    settings |= {"checkpoint_every": 2 if "checkpoints" in more else None}
+    found = simulated(functools.partial(joined_with, gpu.walk), *arrays, **settings)
+    compare(found, exactly(functools.partial(joined_with, walks_by_einsum.walk), *arrays, **settings))
+
+
+def solve_with(form, *arrays, **settings):
+    return form(*arrays[:-1], strength=arrays[-1], **settings)
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize(
+    ("decay", "t", "key_dim", "value_dim", "heads", "strength", "more"),
+    [
+        ("none", 64, 64, 64, (1, 1), 0, "strong"),
+        ("none", 128, 40, 20, (1, 2), 0, "strength"),
+        ("head", 128, 64, 128, (1, 1), 0.1, "documents strength strong"),
+        ("key", 64, 64, 64, (1, 1), 0.1, "documents"),
+        ("key", 64, 64, 64, (1, 1), 6.0, "strength"),
+        pytest.param("head", 128, 128, 128, (1, 2), 6.0, "", marks=SLOW),
+        pytest.param("none", 64, 256, 256, (1, 1), 0, "documents", marks=SLOW),
+        pytest.param("key", 64, 192, 256, (1, 1), 0.1, "strength documents", marks=SLOW),
+    ],
+)
+def test_solve_and_its_transpose(decay, t, key_dim, value_dim, heads, strength, more):
+    few, many = heads
+    chunks = some_chunks(t, many, key_dim, decay, "documents" in more, strength)
+    small = key_dim**-0.5
+    e, k = rows(t, many, key_dim, 1, (1.5 if "strong" in more else 0.5) * small), rows(t, few, key_dim, 2, small)
+    v, strengths = rows(t, many, value_dim, 3), jnp.asarray(np.random.default_rng(5).random((1, t, many)), jnp.float32)
+    given = (e, k, v, chunks, strengths if "strength" in more else None)
+    found = simulated(functools.partial(solve_with, gpu.solve), *given, heads=many)
+    exact = exactly(functools.partial(solve_with, walks_by_einsum.solve), *given, heads=many)
+    bar = 0.005 if decay == "key" else 0.002  # of a decay by channel the triangle is rounded, and e times its decay
+    for name in ("w", "u", "inverse"):
+        assert getattr(found, name).shape == getattr(exact, name).shape, name
+        assert error(getattr(found, name), getattr(exact, name)) < bar, (name, error(getattr(found, name), getattr(exact, name)))
+    assert simulated(functools.partial(solve_with, gpu.solve), *given, heads=many, keeps=False).inverse is None
+    given = (found.inverse, rows(t, few, key_dim, 4), k, v, chunks)
+    found = simulated(gpu.solve_transposed, *given, heads=many, scale=0.7)
+    exact = exactly(walks_by_einsum.solve_transposed, *given, heads=many, scale=0.7)
+    for name in ("w", "u"):
+        assert getattr(found, name).shape == getattr(exact, name).shape, name
+        assert error(getattr(found, name), getattr(exact, name)) < bar, (name, error(getattr(found, name), getattr(exact, name)))
 
 
 @pytest.mark.gpu_interpreter
@@ -172,6 +301,17 @@ def test_another_documents_values_change_no_bit():
 def test_lowers_for_cuda(program):
     lowered = compile_ahead.lower_for_cuda(program.function, *program.arguments, limit=60)
     assert "mosaic_gpu" in lowered.as_text()
+
+
+def test_exponentials_are_taken_once_a_side():
+    """Two a channel and token, of 64 x 128 in a thread block of 128 threads, and a few for the state and for marks."""
+    (program,) = [p for p in programs.PROGRAMS if p.name == "linear_recurrence gpu walk key k128 v128 h16"]
+    try:
+        report = compile_ahead.report("h100", program.function, *program.arguments)
+    except compile_ahead.NotInstalled as missing:
+        pytest.skip(str(missing))
+    assert program.complaints(report) == []
+    assert 128 <= report.kernels[0].special <= programs.EXPONENTIALS
 
 
 def test_refuses_with_a_reason():

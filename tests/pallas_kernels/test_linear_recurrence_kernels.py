@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.dispatch import interpreted
-from pallas_kernels.linear_recurrence import forms, linear_recurrence, reference, tpu, tunables
+from pallas_kernels.linear_recurrence import gpu, linear_recurrence, reference, tunables
 from pallas_kernels.tuning import forced
 from tests.pallas_kernels.test_linear_recurrence import error, exactly, results
 from tests.pallas_kernels.test_linear_recurrence_family import arguments
@@ -211,27 +211,33 @@ def test_what_kernels_refuse_is_said():
             linear_recurrence(**arguments(9, None, None, False, False)[0], chunk_size=48, backend="pallas_tpu")
 
 
-def test_kernels_run_pieces_of_time_side_by_side():
-    run, refuses = forms.kernel_form("tpu", tpu, lambda b, t, h, v: 3)
-    given, fixed = case_arguments((100, "token", None, True, True, 32, 32))
-    assert refuses(given["q"], given["k"], given["v"], log_decay=given["log_decay"]) is None
-    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=SCALE, return_state=True), given, fixed)
-    with interpreted():
-        (o, state), gradients = results(functools.partial(run, scale=SCALE, return_state=True), given, fixed)
-    assert error(o, o_) < FP32 and error(state, state_) < FP32
-    for name in given:
-        assert error(gradients[name], gradients_[name]) < FP32, name
-
-
-def test_a_table_decides_chunks_and_pieces():
+def test_a_table_decides_chunks():
     """What is forced on them is what they run: other chunks round otherwise, and a kernel's chunk is refused no more."""
     given, _ = case_arguments((70, "token", None, False, False, 32, 32))
     o = {}
-    for chunk, pieces in ((128, 1), (16, 1), (16, 2)):
-        with forced(**{"linear_recurrence.tpu_chunk": {"chunk": chunk}, "linear_recurrence.tpu_pieces": {"pieces": pieces}}), interpreted():
-            o[chunk, pieces] = np.asarray(linear_recurrence(**given, backend="pallas_tpu")[0])
-    assert not np.array_equal(o[128, 1], o[16, 1]) and not np.array_equal(o[16, 1], o[16, 2])
-    assert error(o[16, 1], o[128, 1]) < 1e-6 and error(o[16, 2], o[128, 1]) < 1e-6
+    for chunk in (128, 16):
+        with forced(**{"linear_recurrence.tpu_chunk": {"chunk": chunk}}), interpreted():
+            o[chunk] = np.asarray(linear_recurrence(**given, backend="pallas_tpu")[0])
+    assert not np.array_equal(o[128], o[16])
+    assert error(o[16], o[128]) < 1e-6
+
+
+@pytest.mark.gpu_interpreter
+@pytest.mark.parametrize(
+    "case",
+    [
+        (257, "token", None, True, True, 64, 64),
+        (257, "token", "scalar", True, True, 64, 64),
+        pytest.param((300, None, None, False, False, 64, 64), marks=pytest.mark.slow),
+        pytest.param((300, "channel", None, True, True, 64, 64), marks=pytest.mark.slow),
+        pytest.param((257, "channel", "vector", True, False, 64, 64), marks=pytest.mark.slow),
+    ],
+    ids=lambda case: " ".join(map(str, case)),
+)
+def test_gpu_kernels_run_pieces_of_time_side_by_side(case):
+    t, decay, erase, state, segments, k, v = case
+    with forced(**{"linear_recurrence.gpu_pieces": {"pieces": 3}}):  # 5 chunks: 2, 2 and 1
+        check_bf16("pallas_gpu", *arguments(t, decay, erase, state, segments, b=1, k=k, v=v), how="races")
 
 
 def test_what_is_tuned_is_built_and_right():
@@ -241,7 +247,7 @@ def test_what_is_tuned_is_built_and_right():
 
 
 def test_long_sequences_of_few_heads_fill_a_hopper_gpu():
-    assert forms.pieces_to_fill_hopper(1, 65536, 1, 64) == 64
-    assert forms.pieces_to_fill_hopper(1, 65536, 16, 128) == 4
-    assert forms.pieces_to_fill_hopper(8, 65536, 16, 128) == 1
-    assert forms.pieces_to_fill_hopper(1, 1000, 1, 64) == 1
+    assert gpu.pieces_to_fill(1, 65536) == 64
+    assert gpu.pieces_to_fill(32, 65536) == 4
+    assert gpu.pieces_to_fill(256, 65536) == 1
+    assert gpu.pieces_to_fill(1, 1000) == 1

@@ -16,6 +16,7 @@ from pallas_kernels.scheduled_attention import gpu
 from pallas_kernels.scheduled_attention.rules import Before
 from tests.pallas_kernels import tiles_by_einsum
 from tests.pallas_kernels.programs.scheduled_attention_gpu import PROGRAMS
+from tests.pallas_kernels.simulator import races_found
 from tests.pallas_kernels.test_scheduled_attention_tpu import attended, error, gathered, landmarks, plain
 
 WIDE = {"k": 64, "v": 64, "b": 1}
@@ -73,13 +74,6 @@ class Always:
 
 
 LIMITS = {"o": 0.005, "lse": 1e-5}
-
-
-def races_found() -> bool:
-    """Whether the simulator's last kernels raced; it only prints it, and the flag is internal."""
-    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
-
-    return interpret_pallas_call.get_races().races_found
 
 
 def rounded(arrays):

@@ -12,16 +12,20 @@ import pytest
 from pallas_kernels import dispatch
 from pallas_kernels.taylor_attention import gpu, kernels, reference, taylor_attention
 from pallas_kernels.taylor_attention.features import count, packed
+from pallas_kernels.tuning import forced
+from tests.pallas_kernels.simulator import races_found
 from tests.pallas_kernels.test_taylor_attention import arguments, cuts_are_joined, error, exactly, halved, padding_is_inert, results
 
 kernel = functools.partial(taylor_attention, backend="pallas_gpu")
 ONE = {"b": 1, "h": 1, "hk": 1}
 
 CASES = [
-    # t, state, segments, normalise, state returned, sizes
+    # t, state, segments, normalise, state returned, sizes; pieces: of time
     (1, True, True, True, True, {**ONE, "b": 2, "k": 16, "v": 64}),
     (63, False, False, True, False, {**ONE, "k": 16, "v": 64}),
     (130, True, True, True, True, {**ONE, "k": 8, "v": 72}),
+    (257, True, True, True, True, {**ONE, "k": 8, "v": 64, "pieces": 3}),  # 2, 2 and 1 chunks
+    pytest.param((256, False, False, False, False, {**ONE, "k": 16, "v": 64, "pieces": 2}), marks=pytest.mark.slow),
     pytest.param((128, True, False, False, True, {**ONE, "k": 16, "v": 32}), marks=pytest.mark.slow),
     pytest.param((257, True, True, True, True, {"h": 4, "k": 16, "v": 32}), marks=pytest.mark.slow),
     pytest.param((257, False, True, False, False, {"k": 16, "v": 130}), marks=pytest.mark.slow),
@@ -29,21 +33,16 @@ CASES = [
 ]
 
 
-def races_found() -> bool:
-    """Whether the simulator's last kernels raced; it only prints it, and the flag is internal."""
-    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
-
-    return interpret_pallas_call.get_races().races_found
-
-
 @pytest.mark.gpu_interpreter
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_kernels_are_the_sum(case):
     t, with_state, with_segments, normalise, return_state, sizes = case
+    pieces = sizes.get("pieces", 1)
+    sizes = {name: size for name, size in sizes.items() if name != "pieces"}
     inputs, fixed = arguments(t, with_state, with_segments, normalise, **sizes)
     inputs = halved(inputs)
     how = {"scale": 0.3, "normalise": normalise, "return_state": return_state}
-    with dispatch.interpreted("races"):
+    with dispatch.interpreted("races"), forced(**{"taylor_attention.gpu_pieces": {"pieces": pieces}}):
         (o, state), gradients = results(functools.partial(kernel, **how), inputs, fixed)
         assert not races_found()
     (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, **how), inputs, fixed)

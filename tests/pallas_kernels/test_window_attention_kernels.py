@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import dispatch
 from pallas_kernels.window_attention import merge, window_attention
+from tests.pallas_kernels.simulator import races_found
 from tests.pallas_kernels.test_sharding import mesh_of
 
 SINKS = (0.5, -1.0, 2.0, 0.0)
@@ -163,14 +164,12 @@ def test_under_a_mesh():
 @pytest.mark.parametrize(("g", "window"), [(1, 30), pytest.param(2, None, marks=pytest.mark.slow)])
 def test_gpu_kernels_in_bf16(g, window):
     """Documents, sinks, grouped heads, sizes that are no multiple of a tile; no races."""
-    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
-
     q, k, v = draw(1, 100, 2, g, 48, 64, jnp.bfloat16)
     segments, positions = packed(1, 100, 5)
     call = {"window": window, "query_segments": segments, "query_positions": positions}
     expected = exactly(q, k, v, SINKS, **call)
     found = results(q, k, v, SINKS, "pallas_gpu", how="races", **call)
-    assert not interpret_pallas_call.get_races().races_found
+    assert not races_found()
     plain = errors(results(q, k, v, SINKS, "xla", **call), expected)
     for one, other, bar in zip(errors(found, expected), plain, [0.005, 0.005] + [0.01] * 4, strict=True):
         assert one < bar and one < max(2 * other, 0.005)

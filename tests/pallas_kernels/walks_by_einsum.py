@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.walks import Chunks, Walked
+from pallas_kernels.linear_recurrence.walks import Chunks, Solved, Walked
 
 
 def walk(
@@ -21,18 +23,86 @@ def walk(
     dot_with=None,
     checkpoint_every=None,
     out_dtype=None,
+    second=None,
+    second_q=None,
+    second_dot_with=None,
+    second_scale=1.0,
 ) -> Walked:
-    """See walks.Walk."""
-    return _walk(
-        q, k, v, None, None, chunks, heads, scale, initial_state, reverse, strict, dot_with, checkpoint_every, out_dtype or v.dtype
-    )
+    """See walks.JoinedWalk. Walks are linear in what is written: the two of one are taken apart and summed."""
+
+    def run(q, k, v, scale, initial_state, strict, dot_with):
+        dtype = jnp.promote_types(v.dtype, jnp.float32)
+        return _walk(q, k, v, None, None, chunks, heads, scale, initial_state, reverse, strict, dot_with, checkpoint_every, dtype)
+
+    found = run(q, k, v, scale, initial_state, strict, dot_with)
+    if second is not None:
+        other = run(q, *second, scale * second_scale, None, False, dot_with)
+        sums = {name: getattr(found, name) + getattr(other, name) for name in ("o", "dots") if getattr(found, name) is not None}
+        states = {name: getattr(found, name) + second_scale * getattr(other, name) for name in ("state",)}
+        found = dataclasses.replace(found, **sums, **states)
+    if second_q is not None:
+        other = run(second_q, k, v, second_scale, initial_state, True, second_dot_with)
+        found = dataclasses.replace(found, second_o=other.o.astype(out_dtype or v.dtype), second_dots=other.dots)
+    return dataclasses.replace(found, o=found.o.astype(out_dtype or v.dtype))
 
 
 def delta_walk(
-    w, u, k, chunks: Chunks, *, heads, q=None, second=None, scale=1.0, initial_state=None, reverse=False, checkpoint_every=None
+    w,
+    u,
+    k,
+    chunks: Chunks,
+    *,
+    heads,
+    q=None,
+    second=None,
+    scale=1.0,
+    initial_state=None,
+    reverse=False,
+    checkpoint_every=None,
+    keeps_y=True,
 ) -> Walked:
     """See walks.DeltaWalk."""
-    return _walk(q, k, u, w, second, chunks, heads, scale, initial_state, reverse, False, None, checkpoint_every, u.dtype)
+    walked = _walk(q, k, u, w, second, chunks, heads, scale, initial_state, reverse, False, None, checkpoint_every, u.dtype)
+    return walked if keeps_y else dataclasses.replace(walked, y=None)
+
+
+def solve(e, k, v, chunks: Chunks, *, heads, strength=None, keeps=True) -> Solved:
+    """See walks.Solve."""
+    w, u, inverses = [], [], []
+    e, k, v, strength = _by_head(heads, e, k, v, None if strength is None else strength[..., None])
+    for here, pairs, reads, _ in _each_chunk(chunks, k):
+        lower = jnp.einsum("bihk,bjhk,bijhk->bhij", e[:, here], k[:, here], pairs)
+        inverse = jnp.linalg.inv(jnp.eye(chunks.size) + jnp.tril(lower, -1))
+        written = v[:, here] if strength is None else strength[:, here] * v[:, here]
+        w.append(jnp.einsum("bhij,bjhk->bihk", inverse, reads * e[:, here]))
+        u.append(jnp.einsum("bhij,bjhv->bihv", inverse, written))
+        inverses.append(inverse)
+    return Solved(jnp.concatenate(w, axis=1), jnp.concatenate(u, axis=1), jnp.stack(inverses, axis=2) if keeps else None)
+
+
+def solve_transposed(inverse, q, k, do, chunks: Chunks, *, heads, scale=1.0) -> Solved:
+    """See walks.SolveTransposed; inverse as `solve` returns it."""
+    w, u = [], []
+    q, k, do = _by_head(heads, q, k, do)
+    for at, (here, pairs, _, writes) in enumerate(_each_chunk(chunks, k)):
+        turned = jnp.swapaxes(inverse[:, :, at].astype(k.dtype), -1, -2)
+        scores = jnp.einsum("bihk,bjhk,bijhk->bhij", q[:, here], k[:, here], pairs)
+        w.append(jnp.einsum("bhij,bjhk->bihk", turned, writes * k[:, here]))
+        u.append(scale * jnp.einsum("bhij,bhlj,blhv->bihv", turned, scores, do[:, here]))
+    return Solved(jnp.concatenate(w, axis=1), jnp.concatenate(u, axis=1))
+
+
+def _by_head(heads, *arrays):
+    return (_spread(x, heads, jnp.promote_types(x.dtype, jnp.float32)) if x is not None else None for x in arrays)
+
+
+def _each_chunk(chunks, k):
+    """Of each chunk: where it is, and weights forwards, of pairs (b, c, c, h, k), reads and writes (b, c, h, k | 1)."""
+    b, t, h, key_dim = k.shape
+    for at in range(t // chunks.size):
+        here = slice(at * chunks.size, (at + 1) * chunks.size)
+        pairs, _, reads, writes, _ = _weights(chunks, here, at, False, False, b, h, key_dim, 1, k.dtype)
+        yield here, pairs, reads, writes
 
 
 def _walk(q, k, v, w, second, chunks, heads, scale, initial_state, reverse, strict, dot_with, checkpoint_every, out_dtype):
@@ -66,7 +136,7 @@ def _walk(q, k, v, w, second, chunks, heads, scale, initial_state, reverse, stri
                 dots[at] = jnp.moveaxis(jnp.sum(o[at] * dot_with[:, here], axis=-1), 1, 2)
         update = _outer(k[:, here], written, writes, chunks.decay)
         if second is not None:
-            update = update + _outer(second[0][:, here], second[1][:, here], writes, chunks.decay)
+            update = update + _outer(second[0][:, here], scale * second[1][:, here], writes, chunks.decay)
         state = keep * state + update
     return Walked(
         o=None if q is None else jnp.concatenate(o, axis=1).astype(out_dtype),

@@ -130,6 +130,44 @@ def test_lines_as_compilers_write_them():
     assert work.bytes == 10 * (128 + 4 + 128 + 1) + 10 * 8 + entry
 
 
+GPU = """HloModule m, is_scheduled=true
+
+%slice (p0: f32[10,4,8], p1: s32[]) -> f32[1,4,8] {
+  %p0 = f32[10,4,8]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  ROOT %cut = f32[1,4,8]{2,1,0} dynamic-slice(%p0, %p1), dynamic_slice_sizes={1,4,8}
+}
+
+%put (q0: f32[10,8,8], q1: f32[4,8], q2: s32[]) -> (f32[10,8,8], f32[8,8]) {
+  %q0 = f32[10,8,8]{2,1,0} parameter(0)
+  %q1 = f32[4,8]{1,0} parameter(1)
+  %q2 = s32[] parameter(2)
+  %product = f32[8,8]{1,0} dot(%q1, %q1), lhs_contracting_dims={0}, rhs_contracting_dims={0}
+  %row = f32[1,8,8]{2,1,0} bitcast(%product)
+  %put_there = f32[10,8,8]{2,1,0} dynamic-update-slice(%q0, %row, %q2)
+  ROOT %both = (f32[10,8,8]{2,1,0}, f32[8,8]{1,0}) tuple(%put_there, %product)
+}
+
+ENTRY %main (x: f32[10,4,8], y: f32[10,8,8], i: s32[]) -> (f32[10,8,8], f32[8,8]) {
+  %x = f32[10,4,8]{2,1,0} parameter(0)
+  %y = f32[10,8,8]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %begun = ((f32[10,4,8]{2,1,0}, s32[]), f32[1,4,8]{2,1,0}, u32[]) fusion-start(%x, %i), kind=kLoop, calls=%slice
+  %one = f32[1,4,8]{2,1,0} fusion-done(%begun)
+  %flat = f32[4,8]{1,0} bitcast(%one)
+  %more = ((f32[10,8,8]{2,1,0}, f32[4,8]{1,0}, s32[]), (f32[10,8,8]{2,1,0}, f32[8,8]{1,0}), u32[]) fusion-start(%y, %flat, %i), kind=kLoop, calls=%put
+  ROOT %end = (f32[10,8,8]{2,1,0}, f32[8,8]{1,0}) fusion-done(%more)
+}
+"""
+
+
+def test_fusions_that_are_started_and_waited_for():
+    work = work_of(GPU)
+    assert work.products == 2 * 8 * 8 * 4
+    # A slice of 128 bytes and a place of 4, read and written; then that slice and a place read, 256 written into the stack and 256 beside it.
+    assert work.bytes == (128 + 4 + 128) + (128 + 4 + 256 + 256)
+
+
 def test_convolutions_that_stand_for_batched_products():
     """A product for each of 4 heads, as TPUs write it: padding all around one input place, and a window that meets it once an output."""
     lines = """HloModule m

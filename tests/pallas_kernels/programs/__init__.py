@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
-from pallas_kernels.compile_ahead import TOPOLOGIES
+from pallas_kernels.compile_ahead import TOPOLOGIES, Report
 
 CHIPS_OF = {"pallas_gpu": ("h100",), "pallas_tpu": tuple(TOPOLOGIES)}
 
@@ -22,6 +22,7 @@ class Program:
     function: called as function(*arguments); forward and gradient are programs apart.
     arguments: trees of jax.ShapeDtypeStruct.
     quick: one of the few that every change compiles.
+    special: of a GPU kernel, how many instructions for special functions it may hold; None does not say.
     """
 
     name: str
@@ -29,11 +30,18 @@ class Program:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     quick: bool = False
+    special: int | None = None
 
     @property
     def chips(self) -> tuple[str, ...]:
         """The chips it must compile for."""
         return CHIPS_OF[self.backend]
+
+    def complaints(self, report: Report) -> list[str]:
+        """What is wrong with the program, compiled."""
+        over = [kernel for kernel in report.kernels if self.special is not None and kernel.special > self.special]
+        said = [f"{kernel.name} holds {kernel.special} instructions for special functions, more than {self.special}" for kernel in over]
+        return report.complaints() + said
 
 
 def all_programs(*, quick: bool = False, only: str = "") -> list[Program]:

@@ -9,10 +9,13 @@ import jax.numpy as jnp
 
 from pallas_kernels.linear_recurrence import gpu
 from pallas_kernels.linear_recurrence.walks import Chunks, Decay
+from pallas_kernels.tuning import forced
 from tests.pallas_kernels.programs import Program
 
 B, T, HEADS = 2, 2048, 16
 EVERY = 2  # chunks a checkpoint
+PIECES = 3  # of time: the last has fewer chunks
+EXPONENTIALS = 220  # of a thread at most, at sizes up to 128: chunks, of 64 by 128 a side, are made in one loop of the kernel
 # decay, key size, value size, heads of q and k, what is asked for besides
 PLAIN = [
     (decay, key_dim, value_dim, HEADS, more)
@@ -32,6 +35,19 @@ PLAIN += [
     ("value", 192, 192, HEADS, "strict wide reverse state checkpoints"),
     ("value", 256, 192, HEADS, "strict wide documents state checkpoints"),
 ]
+PLAIN += [
+    (decay, key_dim, value_dim, HEADS, more + "documents state checkpoints pieces")
+    for decay, key_dim, value_dim, more in [
+        ("none", 128, 128, ""),
+        ("head", 128, 128, "reverse dots "),
+        ("head", 256, 256, "dots "),
+        ("key", 128, 128, "reverse strict dots "),
+        ("key", 192, 192, "reverse "),
+        ("value", 128, 128, "reverse strict wide "),
+        ("value", 192, 192, "strict wide "),
+        ("value", 256, 192, "strict wide "),
+    ]
+]
 # Forwards with queries; as a gradient, from the end, with a second pair written.
 DELTA = [
     (decay, size, size, HEADS, more)
@@ -47,7 +63,29 @@ DELTA += [
     ("key", 192, 192, HEADS, "queries documents state"),
     ("key", 192, 192, HEADS, "second reverse documents state checkpoints"),
 ]
-QUICK = {PLAIN[8], PLAIN[12], DELTA[10]}
+DELTA += [
+    (decay, size, size, HEADS, more + "documents state checkpoints pieces")
+    for decay, size in (("none", 128), ("head", 256), ("key", 128), ("key", 192))
+    for more in ("queries ", "second reverse ")
+]
+# The triangular systems of a chunk: decay, key size, value size, heads of k, what is asked for besides.
+SOLVE = [
+    (decay, size, size, HEADS, more)
+    for decay in ("none", "head", "key")
+    for size in (64, 128)
+    for more in ("", "documents strength", "transposed", "transposed documents")
+]
+SOLVE += [
+    ("head", 256, 256, 1, "documents strength"),
+    ("head", 256, 256, 1, "transposed documents"),
+    ("key", 192, 256, HEADS, "documents strength"),
+    ("key", 192, 256, HEADS, "transposed documents"),
+]
+QUICK = {PLAIN[8], PLAIN[12], PLAIN[15], DELTA[10], SOLVE[13], SOLVE[20]}
+
+
+def _pieces(more: str) -> Any:
+    return forced(**{"linear_recurrence.gpu_pieces": {"pieces": PIECES if "pieces" in more else 1}})
 
 
 def _array(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
@@ -74,26 +112,28 @@ def _walk(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> 
     dot_with = _array(B, T, HEADS, value_dim) if "dots" in more else None
 
     def function(q, k, v, chunks, state, dot_with):
-        return gpu.walk(
-            q,
-            k,
-            v,
-            chunks,
-            heads=HEADS,
-            scale=0.5,
-            initial_state=state,
-            reverse="reverse" in more,
-            strict="strict" in more,
-            dot_with=dot_with,
-            checkpoint_every=EVERY if "checkpoints" in more else None,
-            out_dtype=jnp.float32 if "wide" in more else None,
-        )
+        with _pieces(more):
+            return gpu.walk(
+                q,
+                k,
+                v,
+                chunks,
+                heads=HEADS,
+                scale=0.5,
+                initial_state=state,
+                reverse="reverse" in more,
+                strict="strict" in more,
+                dot_with=dot_with,
+                checkpoint_every=EVERY if "checkpoints" in more else None,
+                out_dtype=jnp.float32 if "wide" in more else None,
+            )
 
     keyed = _array(B, T, sharing, key_dim)
     chunks = _chunks(decay, key_dim, value_dim, "documents" in more)
     arguments = (keyed, keyed, _array(B, T, HEADS, value_dim), chunks, state, dot_with)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
-    return Program(_name("walk", decay, key_dim, value_dim, sharing, more), "pallas_gpu", function, arguments, quick)
+    name, special = _name("walk", decay, key_dim, value_dim, sharing, more), EXPONENTIALS if key_dim <= 128 else None
+    return Program(name, "pallas_gpu", function, arguments, quick, special)
 
 
 def _delta(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
@@ -105,11 +145,32 @@ def _delta(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) ->
 
     def function(w, u, k, chunks, given):
         every = EVERY if "checkpoints" in more else None
-        return gpu.delta_walk(w, u, k, chunks, heads=HEADS, reverse="reverse" in more, checkpoint_every=every, **given)
+        with _pieces(more):
+            return gpu.delta_walk(w, u, k, chunks, heads=HEADS, reverse="reverse" in more, checkpoint_every=every, **given)
 
     arguments = (keyed, valued, shared, _chunks(decay, key_dim, value_dim, "documents" in more), given)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
-    return Program(_name("delta_walk", decay, key_dim, value_dim, sharing, more), "pallas_gpu", function, arguments, quick)
+    name, special = _name("delta_walk", decay, key_dim, value_dim, sharing, more), EXPONENTIALS if key_dim <= 128 else None
+    return Program(name, "pallas_gpu", function, arguments, quick, special)
+
+
+def _solve(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
+    keyed, valued, shared = _array(B, T, HEADS, key_dim), _array(B, T, HEADS, value_dim), _array(B, T, sharing, key_dim)
+    chunks = _chunks(decay, key_dim, value_dim, "documents" in more)
+    name, quick = _name("solve", decay, key_dim, value_dim, sharing, more), (decay, key_dim, value_dim, sharing, more) in QUICK
+    if "transposed" in more:
+
+        def transposed(inverse, q, k, do, chunks):
+            return gpu.solve_transposed(inverse, q, k, do, chunks, heads=HEADS, scale=0.5)
+
+        inverse = _array(B, HEADS, T // gpu.CHUNK, gpu.CHUNK, gpu.CHUNK)
+        return Program(name, "pallas_gpu", transposed, (inverse, shared, shared, valued, chunks), quick)
+
+    def forwards(e, k, v, chunks, strength):
+        return gpu.solve(e, k, v, chunks, heads=HEADS, strength=strength)
+
+    strength = _array(B, T, HEADS, dtype=jnp.float32) if "strength" in more else None
+    return Program(name, "pallas_gpu", forwards, (keyed, shared, valued, chunks, strength), quick)
 
 
 def _name(which: str, decay: str, key_dim: int, value_dim: int, sharing: int, more: str) -> str:
@@ -117,4 +178,4 @@ def _name(which: str, decay: str, key_dim: int, value_dim: int, sharing: int, mo
     return f"linear_recurrence gpu {which} {decay} k{key_dim} v{value_dim} h{HEADS}{shared} {more}".rstrip()
 
 
-PROGRAMS = [_walk(*case) for case in PLAIN] + [_delta(*case) for case in DELTA]
+PROGRAMS = [_walk(*case) for case in PLAIN] + [_delta(*case) for case in DELTA] + [_solve(*case) for case in SOLVE]

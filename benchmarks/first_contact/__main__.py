@@ -1,0 +1,135 @@
+"""Checks, times and explains every kernel on a GPU that is there for minutes. Needs Python 3.12 with jax 0.11.2 and its CUDA plugin.
+
+    python3 -m benchmarks.first_contact --seconds 420 --out "$OUT"             # probe, checks, the kernels' tests for real, timings
+    python3 -m benchmarks.first_contact --second --seconds 260 --out "$OUT"    # pretraining, peers, hardware counters, memory checker
+    python3 -m benchmarks.first_contact --rehearse --out FOLDER                # both, simulated at tiny sizes, with faults put in
+
+This process never imports jax: whatever a kernel does to its process, the rest goes on. Everything is a line in OUT/first_contact.jsonl the
+moment it is known (records.py); the table at the end is also OUT/first_contact.txt. `python main.py bench device --from FOLDER` makes
+results and documents of the lines. `--only` and `--families` choose parts, for what is left of a lease.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+from benchmarks.first_contact import records, steps
+from benchmarks.first_contact.processes import Child, Group, Step
+from benchmarks.first_contact.table import table
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WHEELS = REPOSITORY / ".gpu-wheels"
+LEAVE = 10.0  # seconds kept for the table and the caches
+TURN = 45.0  # seconds a family may take for its timings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the parts; 1 where a kernel was wrong or, in a rehearsal, something was lost."""
+    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.first_contact", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--seconds", type=float, default=420.0, help="everything ends by then")
+    parser.add_argument("--second", action="store_true", help="the parts of the second call")
+    parser.add_argument("--only", nargs="+", choices=steps.PARTS, help="these parts")
+    parser.add_argument("--families", nargs="+", metavar="NAME", help="families whose name contains one of these")
+    parser.add_argument("--rehearse", action="store_true", help="both calls without a GPU, with faults")
+    given = parser.parse_args(arguments)
+    end = time.monotonic() + given.seconds - LEAVE
+    given.out.mkdir(parents=True, exist_ok=True)
+    parts = given.only or (steps.PARTS if given.rehearse else steps.SECOND if given.second else steps.FIRST)
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = steps.Plan(Path(scratch), given.out, given.rehearse, given.families, _unpacked(Path(scratch) / "site"))
+        contact = Contact(plan, given.out / records.FILE, end)
+        records.write("begun", path=contact.file, command=" ".join(sys.argv[1:]), parts=parts, date=time.strftime("%Y-%m-%d"))
+        try:
+            contact.run(parts)
+        finally:
+            text = table(records.read(contact.file))
+            (given.out / "first_contact.txt").write_text(text)
+            steps.keep_caches(given.out)
+            print(text, flush=True)
+    lines = records.read(contact.file)
+    wrong = any(line.get("wrong") for line in lines)
+    return 1 if wrong or (given.rehearse and steps.lost(lines, plan, parts)) else 0
+
+
+class Contact:
+    """One call: the parts in order, each ended in time."""
+
+    def __init__(self, plan: steps.Plan, file: Path, end: float):
+        self.plan, self.file, self.end = plan, file, end
+
+    def run(self, parts: list[str] | tuple[str, ...]) -> None:
+        """Runs the parts; timings are compiled beside the checks, and then taken one family at a time."""
+        if "probe" in parts:
+            self._all(self.plan.probe(), 1, 60)
+        timings: dict[str, tuple[Child, Path]] = {}
+        if "timings" in parts:
+            timings = {step.name: (self._start(step), gate) for step, gate in self.plan.timings(self._left())}
+        beside = [step for part in ("tests", "checks", "full") if part in parts for step in self.plan.steps(part)]
+        if beside:
+            self._all(beside, self.plan.at_once, max(20.0, 0.55 * self._left()) if timings else self._left())
+        if "tests" in parts:
+            records.write("tests", path=self.file, **steps.tests_summary(self.plan.out / steps.TESTS_LOG))
+        self._take_turns(timings)
+        for part in ("pretraining", "peers", "counters", "memory", "trace"):
+            if part in parts:
+                self._all(self.plan.steps(part), 1, self._left())
+
+    def _left(self) -> float:
+        return self.end - time.monotonic()
+
+    def _start(self, step: Step) -> Child:
+        return Child(step, self.plan.scratch, self.file)
+
+    def _all(self, wanted: list[Step], at_once: int, seconds: float) -> None:
+        end = time.monotonic() + min(seconds, self._left())
+        group = Group(wanted, at_once, self.plan.scratch, self.file)
+        while group.advance():
+            self.plan.disturb(group.children, self.file)
+            if time.monotonic() > end:
+                group.stop("the part's time was over")
+                break
+            time.sleep(0.1)
+
+    def _take_turns(self, timings: dict[str, tuple[Child, Path]]) -> None:
+        """Opens the gates one after another, first of those that have compiled; one child at a time has the GPU."""
+        waiting = dict(timings)
+        while waiting and self._left() > 0:
+            ready = {line["step"] for line in records.read(self.file) if line["kind"] == "ready"}
+            waiting = {name: pair for name, pair in waiting.items() if pair[0].running()}
+            name = next((name for name in waiting if name in ready), None)
+            if name is None:
+                time.sleep(0.1)
+                continue
+            child, gate = waiting.pop(name)
+            gate.touch()
+            end = time.monotonic() + TURN + 5
+            while child.running():
+                if time.monotonic() > min(end, self.end):
+                    child.kill("its turn was over")
+                time.sleep(0.02)
+        for child, _ in waiting.values():
+            child.kill("no time was left")
+            child.running()
+
+
+def _unpacked(folder: Path) -> Path:
+    """Unpacks the wheels that were carried along (make gpu-wheels), as nothing can be installed where no registry is reached."""
+    folder.mkdir()
+    for wheel in sorted(WHEELS.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+    # A wheel keeps what belongs beside its package in NAME.data/purelib or platlib.
+    for data in [*folder.glob("*.data/purelib"), *folder.glob("*.data/platlib")]:
+        shutil.copytree(data, folder, dirs_exist_ok=True)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

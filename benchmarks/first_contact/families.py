@@ -1,0 +1,142 @@
+"""What is checked and timed, by family of kernels, in order of value; and the tiny sizes at which a rehearsal runs the same without a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.kernel_case import Case
+from benchmarks.kernel_cases import CASES
+
+Sizes = Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One line of the table.
+
+    operation, variant, sizes: the case. forms: backends, or names of the case's plain forms. forced: block sizes for
+    pallas_kernels.tuning.forced, by kernel; `note` says in the table what they are.
+    """
+
+    operation: str
+    variant: str
+    sizes: Sizes
+    forms: tuple[str, ...] = ("pallas_gpu",)
+    forced: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def case(self) -> Case:
+        """The case at full size."""
+        return CASES[self.operation, self.variant](**self.sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Kernels that stand or fall together.
+
+    timings: in order of value. documents: whether the operation is also checked on packed documents. odd: tokens of the second
+    check, which no block size divides; None where the kernel takes none such. full: indices of the timings whose outputs are checked
+    at full size too.
+    """
+
+    timings: tuple[Timing, ...]
+    documents: bool = True
+    odd: int | None = 313
+    full: tuple[int, ...] = (0,)
+
+
+RECURRENCE = "linear_recurrence"
+WIDE = {"b": 4, "t": 4096, "h": 64, "k": 128, "v": 128}
+LONG = {"b": 2, "t": 16384, "h": 16, "k": 128, "v": 128}
+NARROW = {"b": 8, "t": 2048, "h": 32, "k": 64, "v": 64}
+HEADS = {"b": 4, "t": 4096, "h": 16}
+LONG_HEADS = {"b": 1, "t": 16384, "h": 16}
+D64, D128 = {"k": 64, "v": 64}, {"k": 128, "v": 128}
+LIBRARY = ("pallas_gpu", "cudnn")
+
+
+def _recurrence(variant: str, *shapes: Sizes) -> tuple[Timing, ...]:
+    return tuple(Timing(RECURRENCE, variant, sizes) for sizes in shapes)
+
+
+def _pieces(variant: str) -> tuple[Timing, ...]:
+    return tuple(
+        Timing(RECURRENCE, variant, LONG, forced={"linear_recurrence.gpu_pieces": {"pieces": n}}, note=f"{n} pieces") for n in (1, 2, 4)
+    )
+
+
+def _attention(d: Sizes) -> tuple[Timing, ...]:
+    window = {**LONG_HEADS, **d, "w": 512}
+    return (
+        Timing("window_attention", "causal", {**HEADS, **d}, LIBRARY),
+        Timing("window_attention", "window", window, LIBRARY),
+        Timing("window_attention", "window, sinks", window),
+        Timing("window_attention", "window", {**HEADS, **d, "w": 512}, LIBRARY),
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    "attention d128": Family(_attention(D128), full=(0, 1)),
+    "attention d64": Family(_attention(D64)),
+    "recurrence, no decay": Family((*_recurrence("no decay", WIDE, LONG, NARROW), *_pieces("no decay")), full=(0, 1)),
+    "recurrence, decay per head": Family(_recurrence("decay a head", WIDE, LONG, NARROW)),
+    "delta rule, decay per head": Family(_recurrence("gated delta, decay a head", WIDE, LONG)),
+    "recurrence, decay per channel": Family(_recurrence("decay a channel", WIDE, NARROW)),
+    "delta rule, decay per channel": Family(_recurrence("gated delta, decay a channel", WIDE)),
+    "Taylor": Family(
+        (
+            Timing("taylor_attention", "normalised", {"b": 8, "t": 2048, "h": 16, "k": 16, "v": 64}),
+            Timing("taylor_attention", "normalised", {"b": 2, "t": 8192, "h": 16, "k": 16, "v": 64}),
+        )
+    ),
+    "short convolution": Family(
+        (
+            Timing("short_convolution", "4 taps, silu, gate", {"b": 16, "t": 8192, "d": 2048}, ("pallas_gpu", "lax.conv")),
+            Timing("short_convolution", "4 taps, silu, gate", {"b": 8, "t": 2048, "d": 2048}),
+        )
+    ),
+    "landmark": Family(
+        tuple(Timing("landmark_attention", "grouped softmax", {**HEADS, **d, "block": 63}) for d in (D128, D64)), documents=False
+    ),
+    "head mixture": Family(
+        (Timing("head_mixture_attention", "routed heads", {**HEADS, **D128, "a": 8}, ("pallas_gpu", "all heads, cudnn")),),
+        documents=False,
+        full=(),
+    ),
+    "long convolution": Family(
+        (Timing("long_convolution", "explicit filter", {"b": 16, "t": 4096, "d": 768}, ("pallas_gpu", "jnp.fft")),), documents=False
+    ),
+    "attention tiles": Family(
+        tuple(
+            Timing(
+                "window_attention",
+                variant,
+                sizes,
+                forced={"window_attention.gpu_tiles": {"query_tile": q, "key_tile": k}},
+                note=f"tiles {q} x {k}",
+            )
+            for variant, sizes in (
+                ("causal", {**HEADS, **D128}),
+                ("window", {**LONG_HEADS, **D128, "w": 512}),
+                ("causal", {**HEADS, **D64}),
+            )
+            for q, k in ((64, 64), (64, 128), (128, 64), (128, 128))
+        ),
+        full=(),
+    ),
+}
+SWEEPS = ("attention tiles",)
+"""Timed, not checked: the same kernels under other block sizes."""
+
+TINY = {"b": 1, "t": 128, "h": 1, "k": 64, "v": 64, "d": 64}
+
+
+def tiny(sizes: Sizes) -> dict[str, Any]:
+    """Returns the sizes at which the simulator takes seconds."""
+    small = {name: min(size, TINY.get(name, size)) for name, size in sizes.items()}
+    if "a" in sizes:
+        small |= {"h": 2, "a": 1}
+    return small | ({"w": 40} if "w" in sizes else {})

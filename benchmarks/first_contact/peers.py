@@ -1,0 +1,44 @@
+"""Times one peer of kernel_peers.py (flash-linear-attention or torch) at the size of this project's first timing of the same operation.
+
+    python -m benchmarks.first_contact.peers NAME
+
+Nothing of jax is imported. Where a peer refuses its backward pass on this machine, its forward pass counts all the same, and the refusal is
+recorded beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from benchmarks import kernel_peers
+from benchmarks.first_contact import records
+
+WIDE = {"b": 4, "t": 4096, "h": 64, "k": 128, "v": 128}
+SIZES = {
+    "causal_attention": {"b": 4, "t": 4096, "h": 16, "k": 128, "v": 128},
+    "sliding_attention": {"b": 1, "t": 16384, "h": 16, "k": 128, "v": 128, "w": 512},
+    "based": {"b": 8, "t": 2048, "h": 16, "k": 16, "v": 64},
+    "short_conv": {"b": 16, "t": 8192, "d": 2048},
+}
+
+
+def main() -> None:
+    name = sys.argv[1]
+    sizes = SIZES.get(name, WIDE)
+    what = f"{name} " + " ".join(f"{key}{size}" for key, size in sizes.items())
+    if os.environ.get("FIRST_CONTACT_REHEARSAL"):
+        # The parts that need a GPU are left out; what is rehearsed is that a peer which cannot run takes nothing with it.
+        records.write("failed", what=what, error="rehearsal: torch and a GPU are not here")
+        return
+    try:
+        records.write("started", what=what)
+        answer = kernel_peers.measure({"peer": name, "sizes": sizes})
+        records.write("peer", what=what, sizes=sizes, **answer)
+    except Exception as error:
+        records.write("failed", what=what, error=f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+    records.write("done")
+
+
+if __name__ == "__main__":
+    main()

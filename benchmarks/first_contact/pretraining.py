@@ -1,0 +1,31 @@
+"""Times one model of `bench pretraining` and records its row.
+
+python -m benchmarks.first_contact.pretraining NAME [OVERRIDE ...]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import pretraining
+from benchmarks.first_contact import records
+
+
+def main() -> None:
+    name, *overrides = sys.argv[1:]
+    steps = "1" if os.environ.get("FIRST_CONTACT_REHEARSAL") else "3"
+    records.write("started", what=name)
+    with tempfile.TemporaryDirectory() as folder:
+        pretraining.main(["--models", name, "--steps", steps, "--out", folder, *overrides])
+        (path,) = Path(folder).glob("*/pretraining.json")
+        for row in json.loads(path.read_text())["rows"]:
+            records.write("pretraining", what=row["name"], overrides=overrides, **row)
+    records.write("done")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What machine this is, and whether its parts work: versions, un-jitted operations, copies, products, cuDNN, the smallest Mosaic kernel.
+
+python -m benchmarks.first_contact.probe
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.first_contact import records
+from benchmarks.first_contact.child import failed, launching, on_device, rehearsing
+from benchmarks.kernel_checks import relative_error
+from benchmarks.kernel_timing import timed
+
+PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cuda-nvcc", "torch", "triton", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    """Returns the GPU as its driver names it, and versions of what matters here."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = jax.devices()[0]
+    found: dict[str, Any] = {"device": device.device_kind, "platform": device.platform, "versions": versions}
+    if shutil.which("nvidia-smi"):
+        query = "name,driver_version,memory.total,clocks.max.sm,clocks.sm,power.limit"
+        answer = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20)
+        found["nvidia_smi"] = answer.stdout.strip()
+    try:
+        from jax._src.lib import cuda_versions
+
+        found["cudnn"] = None if cuda_versions is None else cuda_versions.cudnn_get_version()
+        found["cuda_runtime"] = None if cuda_versions is None else cuda_versions.cuda_runtime_get_version()
+    except Exception as error:
+        found["cudnn"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def eager() -> dict[str, Any]:
+    """Returns errors of five un-jitted operations against numpy (jax#40633: wrong under CUDA 13 on some GPUs)."""
+    x = np.random.default_rng(0).normal(size=(257, 129)).astype(np.float32)
+    pairs = {
+        "sum": (jnp.sum(jnp.asarray(x), axis=0), x.sum(axis=0)),
+        "exp": (jnp.exp(jnp.asarray(x)), np.exp(x)),
+        "cumsum": (jnp.cumsum(jnp.asarray(x), axis=0), np.cumsum(x, axis=0)),
+        "sort": (jnp.sort(jnp.asarray(x), axis=0), np.sort(x, axis=0)),
+        "where": (jnp.where(jnp.asarray(x) > 0, jnp.asarray(x), -1.0), np.where(x > 0, x, -1.0)),
+    }
+    return {name: relative_error(found, expected) for name, (found, expected) in pairs.items()}
+
+
+def ceilings() -> dict[str, Any]:
+    """Returns the rates of a large copy (bytes read and written per second) and of a large bf16 product (FLOP/s)."""
+    n = 1 << (16 if rehearsing() else 30)
+    x = jax.jit(lambda: jax.random.normal(jax.random.key(0), (n,), jnp.bfloat16))()
+    copy, _ = timed(jax.jit(lambda x: x * jnp.bfloat16(1.5)), x, turns=10)
+    d = 128 if rehearsing() else 8192
+    a = jax.jit(lambda: jax.random.normal(jax.random.key(1), (d, d), jnp.bfloat16))()
+    product, _ = timed(jax.jit(lambda a: a @ a), a, turns=10)
+    return {"copy_bytes_per_second": 2 * x.nbytes / copy, "product_flops_per_second": 2 * d**3 / product}
+
+
+def cudnn() -> dict[str, Any]:
+    """Returns errors of cuDNN's causal attention, as jax.nn calls it, forward and gradients, against float64."""
+    rng = np.random.default_rng(0)
+    arrays = [jnp.asarray(rng.normal(size=(1, 256, 2, 64)), jnp.bfloat16) for _ in range(4)]
+
+    def both(implementation: str, q, k, v, do):
+        call = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)  # noqa: E731
+        out, pull = jax.vjp(call, q, k, v)
+        return out, *pull(do)
+
+    found = jax.jit(lambda *x: both("cudnn", *x))(*arrays)
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        wide = [np.asarray(x, np.float64) for x in arrays]
+        expected = jax.jit(lambda *x: both("xla", *x))(*wide)
+    return {name: relative_error(a, b) for name, a, b in zip(("o", "dq", "dk", "dv"), found, expected, strict=True)}
+
+
+def toy() -> dict[str, Any]:
+    """Returns the error of the smallest Mosaic GPU kernel: copies a block in, doubles it, copies it out."""
+    from jax.experimental import pallas as pl
+
+    from pallas_kernels import mosaic_gpu
+
+    block = 128
+
+    def doubling(x, out, staged):
+        here = pl.ds(jax.lax.axis_index("i") * block, block)
+        staged[...] = mosaic_gpu.load(x.at[here], mosaic_gpu.plgpu.Layout.WG_STRIDED((block,), 1)) * 2
+        mosaic_gpu.plgpu.commit_smem()
+        mosaic_gpu.plgpu.copy_smem_to_gmem(staged, out.at[here])
+        mosaic_gpu.plgpu.wait_smem_to_gmem(0)
+
+    x = np.random.default_rng(0).normal(size=(4 * block,)).astype(np.float32)
+    out = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    with on_device():
+        run = mosaic_gpu.kernel(
+            doubling,
+            out_type=[out],
+            scratch_types=[mosaic_gpu.plain((block,), jnp.float32)],
+            grid=(4,),
+            grid_names=("i",),
+            name="doubling",
+        )
+        (found,) = jax.jit(run)(x)
+    return {"error": relative_error(found, 2 * x)}
+
+
+def main() -> None:
+    parts: dict[str, Callable[[], dict[str, Any]]] = {"machine": machine, "eager": eager, "ceilings": ceilings, "toy": toy}
+    if not rehearsing():
+        parts["cudnn"] = cudnn
+    for name, part in parts.items():
+        try:
+            launching(name)
+            records.write("probe", what=name, **part())
+        except Exception as error:
+            failed(name, error)
+    records.write("done")
+
+
+if __name__ == "__main__":
+    main()

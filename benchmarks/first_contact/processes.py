@@ -1,0 +1,130 @@
+"""Children with deadlines: each in a session of its own, killed with all it started, its end recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.first_contact import records
+
+TAIL = 1500  # characters of a child's output kept with an end that was not a success
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A child to run.
+
+    name: in the records. command: its arguments. seconds: its deadline from its start. environment: beside the parent's.
+    """
+
+    name: str
+    command: Sequence[str]
+    seconds: float
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Child:
+    """A running step.
+
+    Args:
+      step: what to run.
+      folder: where its output goes, NAME.log.
+      file: the file of records.
+    """
+
+    def __init__(self, step: Step, folder: Path, file: Path):
+        self.step, self.file = step, file
+        self.log = folder / ("".join(c if c.isalnum() else "-" for c in step.name) + ".log")
+        environment = {**os.environ, **records.environment(file, step.name), **step.environment}
+        self.begun = time.monotonic()
+        self.ended: int | None = None
+        self.killed = ""
+        command = list(step.command) if shutil.which(step.command[0]) else ["sh", "-c", f"echo no {step.command[0]} here; exit 127"]
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+            )
+
+    def running(self) -> bool:
+        """Returns whether it runs still; a child past its deadline is killed, and an end is recorded once."""
+        if self.ended is not None:
+            return False
+        code = self.process.poll()
+        if code is None and time.monotonic() - self.begun > self.step.seconds:
+            self.kill("deadline")
+            code = self.process.poll()
+        if code is None:
+            return True
+        self.ended = code
+        self._stop_rest()
+        facts = {"code": code, "seconds": round(time.monotonic() - self.begun, 1)}
+        if code:
+            name = signal.Signals(-code).name if code < 0 else ""
+            tail = self.log.read_text(errors="replace")[-TAIL:]
+            facts |= {"signal": name, "why": self.killed, "tail": tail}
+        with _as_step(self.step.name):
+            records.write("ended", path=self.file, **facts)
+        return False
+
+    def kill(self, why: str) -> None:
+        """Ends the child and all that it started."""
+        self.killed = why
+        self._stop_rest()
+        self.process.wait()
+
+    def _stop_rest(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class _as_step:
+    """Records written inside carry a step's name."""
+
+    def __init__(self, name: str):
+        self.name = records.environment(Path(), name)
+
+    def __enter__(self) -> None:
+        self.before = {key: os.environ.get(key) for key in self.name}
+        os.environ.update(self.name)
+
+    def __exit__(self, *_: object) -> None:
+        for key, value in self.before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+class Group:
+    """Steps of which at most `at_once` run at a time, in order."""
+
+    def __init__(self, steps: Sequence[Step], at_once: int, folder: Path, file: Path):
+        self.waiting, self.at_once = list(steps), at_once
+        self.folder, self.file = folder, file
+        self.children: list[Child] = []
+
+    def advance(self) -> bool:
+        """Starts what may start; returns whether anything is left."""
+        running = sum(child.running() for child in self.children)
+        while self.waiting and running < self.at_once:
+            self.children.append(Child(self.waiting.pop(0), self.folder, self.file))
+            running += 1
+        return bool(running)
+
+    def stop(self, why: str) -> None:
+        """Kills what runs and records what was never started."""
+        for child in self.children:
+            if child.running():
+                child.kill(why)
+                child.running()
+        for step in self.waiting:
+            with _as_step(step.name):
+                records.write("ended", path=self.file, code=None, why=f"not started: {why}")
+        self.waiting = []

@@ -1,0 +1,54 @@
+"""The file of results: one JSON line per event, on disk before anything else happens.
+
+The parent and all its children append to one file. A line is one write of less than 4 KiB to a file opened for appending, and is synced
+before `write` returns, so a child that hangs, aborts or is killed loses nothing that it had written. `started` is written before each
+launch: the last one without a result names what hung.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+FILE = "first_contact.jsonl"
+_FILE_VARIABLE, _STEP_VARIABLE = "FIRST_CONTACT_FILE", "FIRST_CONTACT_STEP"
+
+
+def environment(path: Path, step: str) -> dict[str, str]:
+    """Returns the environment variables by which a child knows the file and its own step."""
+    return {_FILE_VARIABLE: str(path), _STEP_VARIABLE: step}
+
+
+def write(kind: str, *, path: Path | None = None, **facts: Any) -> None:
+    """Appends one line and syncs it: {"kind", "step", "at" (Unix seconds), ...facts}.
+
+    Args:
+      path: of the file; None is the one the parent named to this child.
+    """
+    line = {"kind": kind, "step": os.environ.get(_STEP_VARIABLE, ""), "at": round(time.time(), 3), **facts}
+    data = (json.dumps(line, default=str) + "\n").encode()
+    handle = os.open(path or os.environ[_FILE_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, data)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of the file, in order; a line cut off by a full disk or a crash is left out."""
+    found = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def so_far() -> list[dict[str, Any]]:
+    """Returns what all children have written until now; for use inside a child."""
+    return read(Path(os.environ[_FILE_VARIABLE]))

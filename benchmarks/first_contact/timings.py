@@ -1,0 +1,107 @@
+"""Times a family's kernels and the libraries beside them: compiles everything first, then waits for its turn alone on the GPU.
+
+    python -m benchmarks.first_contact.timings FAMILY --gate FILE --seconds N
+
+Medians of 10 turns of at least 10 ms, the device synchronised at the end of each. The gradient is timed as jax.vjp with a cotangent that is
+there already, so no loss is in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.first_contact import records
+from benchmarks.first_contact.child import failed, form, launching, on_device, rehearsing, wait_for_turn
+from benchmarks.first_contact.families import FAMILIES, Timing, tiny
+from benchmarks.kernel_case import Case
+from benchmarks.kernel_cases import CASES
+from benchmarks.kernel_checks import cotangent, drawn, with_gradients
+from benchmarks.kernel_timing import floors, timed
+from pallas_kernels import compile_ahead
+from pallas_kernels.tuning import forced
+
+TURNS = 10
+
+
+def compiled(timing: Timing, case: Case, name: str) -> dict[str, Callable[..., Any]]:
+    """Returns the forward program and the one with gradients."""
+    function = form(case, name)
+    x = jax.eval_shape(lambda key: case.inputs(key, jnp.bfloat16), jax.random.key(0))
+    out = jax.eval_shape(lambda x: case.run(x, "reference"), x)
+    with on_device(), forced(**timing.forced) if timing.forced else contextlib.nullcontext():
+        forward = jax.jit(function).lower(x).compile()
+        both = jax.jit(with_gradients(function)).lower(x, out).compile()
+    return {"forward": forward, "both": both}
+
+
+def programs(family: str) -> Iterator[tuple[Timing, Case, str, dict[str, Callable[..., Any]]]]:
+    """Compiles every form of the family; what does not compile is recorded and left out."""
+    for timing in FAMILIES[family].timings[: 1 if rehearsing() else None]:
+        case = timing.case
+        if rehearsing():
+            case = CASES[timing.operation, timing.variant](**tiny(timing.sizes))
+        for name in timing.forms[: 1 if rehearsing() else None]:
+            begun = time.monotonic()
+            try:
+                records.write("compiling", what=case.name, form=name, note=timing.note)
+                found = compiled(timing, case, name)
+                records.write("compiled", what=case.name, form=name, note=timing.note, seconds=round(time.monotonic() - begun, 1))
+                yield timing, case, name, found
+            except Exception as error:
+                failed(case.name, error, form=name, note=timing.note)
+
+
+def compile_ahead_of_time(family: str) -> None:
+    """Compiles the family's first program at full size for an H100 that is not here: what the simulator cannot see, registers and spills."""
+    timing = FAMILIES[family].timings[0]
+    x = jax.eval_shape(lambda key: timing.case.inputs(key, jnp.bfloat16), jax.random.key(0))
+    try:
+        report = compile_ahead.report("h100", lambda x: timing.case.run(x, "pallas_gpu"), x)
+        records.write("compiled ahead", what=timing.case.name, report=report.line(), wrong=report.complaints())
+    except compile_ahead.NotInstalled as error:
+        records.write("failed", what=timing.case.name, error=str(error))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("family", choices=list(FAMILIES))
+    parser.add_argument("--gate", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    given = parser.parse_args()
+    if rehearsing():
+        compile_ahead_of_time(given.family)
+    ready = list(programs(given.family))
+    records.write("ready")
+    wait_for_turn(given.gate, given.seconds)
+    turns = 1 if rehearsing() else TURNS
+    for timing, case, name, runs in ready:
+        facts = {"form": name, "operation": timing.operation, "variant": timing.variant, "note": timing.note, "sizes": case.sizes}
+        try:
+            x = drawn(case, 0, jnp.bfloat16)
+            launching(case.name, form=name, note=timing.note)
+            row: dict[str, Any] = {"floor": floors(case, x, jax.devices()[0].device_kind)}
+            row["forward"], row["forward_spread"] = timed(runs["forward"], x, turns=turns)
+            records.write("time", what=case.name, part="forward", **facts, **row)
+            if rehearsing():
+                continue
+            row["both"], row["both_spread"] = timed(
+                runs["both"], x, cotangent(functools.partial(case.run, backend="reference"), x), turns=turns
+            )
+            records.write("time", what=case.name, part="both", **facts, **row)
+        except Exception as error:
+            failed(case.name, error, **facts)
+        x = None  # free the device's memory before the next case
+    records.write("done")
+
+
+if __name__ == "__main__":
+    main()

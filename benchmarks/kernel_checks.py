@@ -1,0 +1,77 @@
+"""What `bench kernels` holds every form to before it is timed: the reference in fp32 (highest precision) on the same device, at a small shape."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.kernel_case import Arrays, Case
+
+FORWARD, GRADIENT, GATE = 0.005, 0.01, 0.02
+FULL = 1e-4
+GATES = ("log_decay", "beta", "taps", "filter", "sinks", "router")
+
+Form = Callable[[Arrays], jax.Array]
+
+
+def drawn(case: Case, seed: int, dtype: Any) -> Arrays:
+    """The case's inputs, drawn by one program."""
+    return jax.jit(case.inputs, static_argnums=1)(jax.random.key(seed), jnp.dtype(dtype))
+
+
+def cotangent(form: Form, inputs: Arrays) -> jax.Array:
+    """What a form's output is multiplied by in its gradients: a cosine over the last dimension, in the output's shape and dtype."""
+    output = jax.eval_shape(form, inputs)
+    return jax.jit(lambda: jnp.broadcast_to(jnp.cos(jnp.arange(output.shape[-1])), output.shape).astype(output.dtype))()
+
+
+def with_gradients(form: Form) -> Callable[[Arrays, jax.Array], tuple[jax.Array, Arrays]]:
+    """(inputs, cotangent) -> output, and the gradients of all inputs."""
+
+    def both(inputs: Arrays, given: jax.Array) -> tuple[jax.Array, Arrays]:
+        output, back = jax.vjp(form, inputs)
+        return output, back(given)[0]
+
+    return both
+
+
+class Check:
+    """A case at a small shape and its reference, which is computed once, when the first form is held against it."""
+
+    def __init__(self, case: Case, dtype: Any):
+        self.case, self.dtype = case, jnp.dtype(dtype)
+
+    @functools.cached_property
+    def inputs(self) -> Arrays:
+        """In the dtype that forms run in."""
+        return drawn(self.case, 1, self.dtype)
+
+    @functools.cached_property
+    def expected(self) -> tuple[jax.Array, Arrays]:
+        """Output and gradients of the reference in fp32."""
+        form = functools.partial(self.case.run, backend="reference")
+        exact = {name: x.astype(jnp.float32) for name, x in self.inputs.items()}
+        with jax.default_matmul_precision("highest"):
+            return jax.jit(with_gradients(form))(exact, cotangent(form, self.inputs).astype(jnp.float32))
+
+    def errors(self, form: Form) -> dict[str, tuple[float, float]]:
+        """rms(error) / rms(reference) and its bar, for the output and each gradient. Forms run as users run them: bf16 at default precision, fp32
+        at the highest."""
+        low = self.dtype == jnp.bfloat16
+        with jax.default_matmul_precision("default" if low else "highest"):
+            output, gradients = jax.jit(with_gradients(form))(self.inputs, cotangent(form, self.inputs))
+        errors = {"output": (relative_error(output, self.expected[0]), FORWARD)}
+        for name, gradient in gradients.items():
+            errors[name] = (relative_error(gradient, self.expected[1][name]), GATE if name in GATES else GRADIENT)
+        return errors if low else {name: (error, FULL) for name, (error, _) in errors.items()}
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """Returns rms(found - expected) / rms(expected); NaN where anything found is."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return float(np.sqrt(np.mean((found - expected) ** 2)) / max(np.sqrt(np.mean(expected**2)), 1e-30))

@@ -248,6 +248,7 @@ def solve(
     *,
     heads: int,
     strength: jax.Array | None = None,
+    log_decay: jax.Array | None = None,
     keeps: bool = True,
 ) -> Solved:
     """See walks.Solve. e, k, v bf16; the inverse is (b, heads, t / c, c, c) bf16.
@@ -255,7 +256,9 @@ def solve(
     Raises:
       ValueError: a dtype, head size or chunk size that is not served.
     """
-    inputs = {} if strength is None else {"strength": _by_chunks(strength)}
+    inputs = {} if strength is None else {"strength": strength.astype(jnp.float32)}
+    if log_decay is not None:
+        inputs["log_decay"] = gpu.pad_last(log_decay, gpu.round_up(log_decay.shape[3], 64))
     return _solve({"e": e, "k": k, "v": v}, inputs, chunks, heads, keeps=keeps)
 
 
@@ -289,19 +292,15 @@ def _solve(
         weighted=weighted,
         segmented=chunks.segments is not None,
         has_strength="strength" in more,
+        sums="log_decay" in more,
         keeps=keeps,
         scale=scale,
     )
     inputs = {name: gpu.pad_last(array, keys if name in gpu_inverse.KEYS else values) for name, array in tokens.items()}
     inputs |= more | _decays(chunks, weighted, False, keys)
-    made = gpu_inverse.launch(plan, {name: inputs[name] for name in plan.copied()})
-    return Solved(made["w"][..., :key_dim], made["u"][..., :value_dim], made.get("inverse"))
-
-
-def _by_chunks(x: jax.Array) -> jax.Array:
-    """(b, t, h) as (b, h, t / c, c) fp32."""
-    b, t, h = x.shape
-    return jnp.swapaxes(x.astype(jnp.float32), 1, 2).reshape(b, h, t // CHUNK, CHUNK)
+    made = gpu_inverse.launch(plan, inputs)
+    total = made["total"][..., :key_dim] if "total" in made else None
+    return Solved(made["w"][..., :key_dim], made["u"][..., :value_dim], made.get("inverse"), total)
 
 
 def _check(tokens: Mapping[str, jax.Array], chunks: Chunks, key_dim: int, value_dim: int = 1) -> None:
@@ -320,8 +319,7 @@ def _decays(chunks: Chunks, weighted: bool, reverse: bool, channels: int) -> dic
     inputs = {"rows": weight_rows(chunks, reverse)} if weighted else {}
     if chunks.segments is not None:
         inputs["segments"] = chunks.segments
-    if chunks.decay in ("key", "value"):
-        assert chunks.total is not None
+    if chunks.total is not None and chunks.decay in ("key", "value"):
         b, t, heads, _ = chunks.total.shape
         inputs["total"] = gpu.pad_last(chunks.total, channels)
         # Every eighth token again: what the exponents of a chunk's blocks are counted from, copied by its stride.
@@ -343,10 +341,10 @@ def weight_rows(chunks: Chunks, reverse: bool) -> jax.Array:
         total = jnp.zeros((chunks.segments.shape[0], 1, chunks.segments.shape[1] // c, c), jnp.float32)
     b, _, n, _ = total.shape
     total, last = total[..., None, :], total[..., None, -1:]
-    of_reads, of_writes = (last - total, total) if reverse else (total, last - total)
     row = jnp.arange(4)[:, None]
+    to_start, to_end = (WRITES, READS) if reverse else (READS, WRITES)
     # One expression, so that one launch makes it.
-    weights = jnp.exp(jnp.where(row == READS, of_reads, jnp.where(row == WRITES, of_writes, last)))
+    weights = jnp.exp(jnp.where(row == to_start, total, last - jnp.where(row == to_end, total, 0)))
     if chunks.starts is not None and chunks.ends is not None and chunks.keeps is not None:
         starts, ends = (x.reshape(b, 1, n, 1, c) for x in (chunks.starts, chunks.ends))
         starts, ends = (ends, starts) if reverse else (starts, ends)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -95,6 +95,13 @@ class Plan:
         return 32 if self.decay == "value" or self.key_dim > 128 else 64
 
     @property
+    def warpgroups(self) -> int:
+        """2 where two blocks of the state's columns share what is made of queries and keys, most of the work beside a decay by key channel;
+        each then makes half of the channels, 64, a tile's width."""
+        shares = self.decay == "key" and self.tokens == ("q", "k", "v") and self.out_dtype == jnp.bfloat16
+        return 2 if shares and self.key_dim == 128 and self.value_dim % (2 * self.columns) == 0 else 1
+
+    @property
     def swizzle(self) -> int:
         """Bytes of a tile's row, of every operand."""
         return 2 * self.columns
@@ -124,7 +131,7 @@ class Plan:
     @property
     def stepped(self) -> bool:
         """Whether operands that products of pairs have read are stepped on to the borders, whose last one is rounded (gpu_decay.rest)."""
-        return self.by_channel and "q" in self.tokens and "second_k" not in self.tokens
+        return self.by_channel and "q" in self.tokens
 
     @property
     def decayed_columns(self) -> int:
@@ -165,9 +172,6 @@ class Plan:
             laid |= {place: ((CHUNK, self.columns), self.out_dtype) for place in self.outputs.values() if place not in laid}
         if "w" in self.tokens:
             laid["y"] = ((CHUNK, self.columns), jnp.bfloat16)
-        if self.decay == "key":
-            laid["scaled_k"] = ((CHUNK, self.key_dim), jnp.bfloat16)
-            laid["scaled_q"] = ((CHUNK, self.key_dim), jnp.bfloat16)
         if self.decay == "value" and "q" in self.tokens:
             laid["scaled_v"] = ((CHUNK, self.columns), jnp.bfloat16)
             laid |= dict.fromkeys(SCORES_BY_LEVEL, ((CHUNK, CHUNK), jnp.bfloat16))
@@ -180,14 +184,35 @@ class Plan:
         return gpu.tiled(shape, dtype, self.swizzle if jnp.dtype(dtype).itemsize == 2 else gpu.SWIZZLE_BYTES)
 
     def stage_count(self) -> int:
-        """2 where shared memory holds them, else 1: then copies and computing alternate."""
+        """2 where shared memory holds them, else 1: then copies and computing alternate.
+
+        Also 1 beside a decay by channel where a core then holds a second block, which computes while the first one waits. For two warpgroups
+        it is 2, but for what is copied early.
+        """
+        if self.warpgroups == 2:
+            return 2
         if self.decay == "value" and self.key_dim > 192:
             return 1  # the addresses of two cost registers that this one lacks: 4 to 8 bytes were spilled
         laid = gpu.shared_bytes([*self.space().values(), *self.plain_space().values()])
         stage = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in self.stages().values()])
+        if self.by_channel and laid + stage <= gpu.SHARED_MEMORY_BYTES // 2 - 2048 < laid + 2 * stage:
+            return 1
         if len(self.tokens) > 4 and 2 * (laid + stage) <= gpu.SHARED_MEMORY_BYTES - 4096 < 2 * (laid + 2 * stage):
             return 1  # two blocks a core, which hide each other's copies
         return 2 if laid + 2 * stage <= gpu.SHARED_MEMORY_BYTES - 2048 else 1
+
+    def groups(self) -> list[tuple[tuple[str, ...], int]]:
+        """What is copied with each chunk and to how many stages, in groups that are waited for apart: at its end, and early, as soon as the
+        one stage is read."""
+        early: tuple[str, ...] = ()
+        if self.stepped and "second_k" not in self.tokens and (self.stage_count() == 1 or self.warpgroups == 2):
+            early = ("total",) if self.decay == "key" else ("total", "v")
+        late = tuple(name for name in self.stages() if name not in early)
+        return [(late, self.stage_count())] + ([(early, 1)] if early else [])
+
+    def own(self, name: str) -> tuple[int, ...]:
+        """The axis of warpgroups of what each has a place of its own for."""
+        return (self.warpgroups,) if self.warpgroups > 1 and name in ("v", "state", "scores") else ()
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The kernel's outputs. dots: a part for each block of columns. states_only: (b, pieces - 1, h, k, v + k of T) alone."""
@@ -209,55 +234,64 @@ class Plan:
 
 def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Runs the kernel: inputs as gpu.py prepares them, results as `Plan.results` names them."""
-    stages = plan.stage_count()
-    staged = {name: plan.buffer((stages, *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()}
-    space = {name: plan.buffer((1, *shape), dtype) for name, (shape, dtype) in plan.space().items()}
+    groups, warpgroups = plan.groups(), plan.warpgroups
+    stages = {name: count for names, count in groups for name in names}
+    staged = {
+        name: plan.buffer((stages[name], *plan.own(name), *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()
+    }
+    space = {name: plan.buffer((1, *plan.own(name), *shape), dtype) for name, (shape, dtype) in plan.space().items()}
     space |= {name: plan.buffer((1, *shape), dtype, False) for name, (shape, dtype) in plan.plain_space().items()}
-    barrier = plgpu.Barrier(num_arrivals=len(staged), num_barriers=stages)
+    copies = [sum(warpgroups if plan.own(name) else 1 for name in group) for group, _ in groups]
+    barriers = [plgpu.Barrier(num_arrivals=many, num_barriers=count) for many, (_, count) in zip(copies, groups, strict=True)]
+    meeting = [plgpu.Barrier(num_arrivals=warpgroups)] if warpgroups > 1 else []
     results = plan.results()
     names = (list(inputs), list(results), list(staged), list(space))
 
     def body(*refs: Any) -> None:
         rest = iter(refs)
         source, target, stage, laid = ({name: next(rest) for name in group} for group in names)
-        _Block(plan, stages, source, target, stage, laid, next(rest), next(rest)).walk()
+        _Block(plan, source, target, stage, laid, next(rest), list(rest)).walk()
 
     made = gpu.kernel(
         body,
         out_type=list(results.values()),
-        scratch_types=[*staged.values(), *space.values(), barrier, gpu.plain((1,), jnp.int32)],
-        grid=(plan.splits, plan.heads, plan.b * (plan.pieces - plan.states_only)),
+        scratch_types=[*staged.values(), *space.values(), gpu.plain((warpgroups,), jnp.int32), *barriers, *meeting],
+        grid=(plan.splits // warpgroups, plan.heads, plan.b * (plan.pieces - plan.states_only)),
         grid_names=("columns", "head", "batch"),
         name="linear_recurrence_" + ("delta_walk" if "w" in plan.tokens else "walk") + ("_states" if plan.states_only else ""),
+        threads=warpgroups if warpgroups > 1 else None,
     )(*inputs.values())
     return dict(zip(results, made, strict=True))
 
 
 class _Block:
-    """One thread block."""
+    """One thread block, as one of its warpgroups sees it."""
 
     def __init__(
         self,
         plan: Plan,
-        stages: int,
         source: dict[str, Any],
         target: dict[str, Any],
         stage: dict[str, Any],
         space: dict[str, Any],
-        barrier: Any,
         nought: Any,
+        barriers: list[Any],
     ) -> None:
-        self.plan, self.stages, self.source, self.target = plan, stages, source, target
-        self.stage, self.laid, self.barrier, self.nought = stage, space, barrier, nought
+        self.plan, self.source, self.target = plan, source, target
+        self.stage, self.laid = stage, space
+        self.groups = [(*group, barrier) for group, barrier in zip(plan.groups(), barriers, strict=False)]
+        self.meeting = barriers[-1]
         self.split, self.head, self.batch = (jax.lax.axis_index(name) for name in ("columns", "head", "batch"))
-        own = self.split
-        if plan.transition:
-            blocks = plan.value_dim // plan.columns
-            own = jnp.minimum(self.split, blocks - 1)
-            self.writes = jnp.where(self.split < blocks, 1.0, 0.0)  # what v and second_v are multiplied by
-        self.columns = pl.ds(own * plan.columns, plan.columns)
+        self.shares = plan.warpgroups > 1
+        self.warpgroup = jax.lax.axis_index("warpgroup") if self.shares else 0
+        self.nought = nought.at[self.warpgroup]
+        self.columns = self.columns_of(self.warpgroup)
         self.first: Any = 0  # step of the whole walk with which this piece begins
         self.count: Any = plan.piece
+        if plan.transition:
+            blocks = plan.value_dim // plan.columns
+            self.columns = pl.ds(jnp.minimum(self.split, blocks - 1) * plan.columns, plan.columns)
+            self.writes = jnp.where(self.split < blocks, 1.0, 0.0)  # what v and second_v are multiplied by
         if plan.pieces > 1:
             run = jnp.int32(plan.pieces - plan.states_only)
             self.piece, self.batch = jax.lax.rem(self.batch, run), jax.lax.div(self.batch, run)
@@ -265,15 +299,28 @@ class _Block:
             if not plan.states_only and plan.n % plan.piece:
                 self.count = jnp.minimum(plan.n - self.first, plan.piece)
 
+    def columns_of(self, warpgroup: Any) -> Any:
+        """A warpgroup's columns of the state."""
+        return pl.ds((self.split * self.plan.warpgroups + warpgroup) * self.plan.columns, self.plan.columns)
+
+    def meet(self) -> None:
+        """Waits until all warpgroups are here."""
+        if self.shares:
+            plgpu.barrier_arrive(self.meeting)
+            plgpu.barrier_wait(self.meeting)
+
+    def alone(self, action: Callable[[], None]) -> None:
+        """Has the first warpgroup do it."""
+        if self.shares:
+            pl.when(self.warpgroup == 0)(action)
+        else:
+            action()
+
     def walk(self) -> None:
         """All chunks of the piece."""
         plan = self.plan
-        self.nought[0] = jnp.int32(0)
-        if plan.by_channel:
-            start = self.laid["references"].at[0, 0]
-            start[...] = gpu.per_column(jnp.zeros(start.shape, jnp.float32))
-        for step in range(min(self.stages, plan.piece)):
-            pl.when(step < self.count)(functools.partial(self.fetch, jnp.int32(step), step))
+        self.nought[...] = jnp.int32(0)
+        self.alone(self.start)
         if plan.transition:
             row, column = gpu.row_and_column((plan.key_dim, plan.columns))
             first = self.split * plan.columns - plan.value_dim  # negative for values, which start from 0
@@ -285,7 +332,7 @@ class _Block:
             state = gpu.filled((plan.key_dim, plan.columns), 0.0)
         state = jax.lax.fori_loop(0, self.count, self.step, state)
         # Through `nought`, so that the address is not taken for the initial state's and kept in registers all the way.
-        head = self.head + self.nought[0]
+        head = self.head + self.nought[...]
         if plan.states_only:
             columns = pl.ds(self.split * plan.columns, plan.columns)
             self.target["state"].at[self.batch, self.piece, head, :, columns][...] = state
@@ -297,25 +344,48 @@ class _Block:
 
         plgpu.wait_smem_to_gmem(0)
 
+    def start(self) -> None:
+        """What is there before the first chunk."""
+        if self.plan.by_channel:
+            start = self.laid["references"].at[0, 0]
+            start[...] = gpu.per_column(jnp.zeros(start.shape, jnp.float32))
+        for group in range(len(self.groups)):
+            for step in range(min(self.groups[group][1], self.plan.piece)):
+                pl.when(step < self.count)(functools.partial(self.fetch, jnp.int32(step), step, group))
+
     def at(self, step: jax.Array) -> jax.Array:
         """The chunk that is walked over in a step of the piece."""
         step = self.first + step
         return self.plan.n - 1 - step if self.plan.reverse else step
 
-    def fetch(self, step: jax.Array, slot: Any) -> None:
-        """Starts the copies of a step's chunk."""
-        for name, buffers in self.stage.items():
-            plgpu.copy_gmem_to_smem(self.chunk_of(name, self.at(step)), buffers.at[slot], self.barrier.at[slot])
+    def fetch(self, step: jax.Array, slot: Any, group: int) -> None:
+        """Starts the copies of a group of a step's chunk."""
+        names, _, barrier = self.groups[group]
+        for name in names:
+            for part in range(self.plan.warpgroups if self.plan.own(name) else 1):
+                place = self.stage[name].at[(slot, part) if self.plan.own(name) else slot]
+                columns = self.columns_of(part) if self.shares else self.columns
+                plgpu.copy_gmem_to_smem(self.chunk_of(name, self.at(step), columns), place, barrier.at[slot])
 
-    def chunk_of(self, name: str, at: jax.Array) -> Any:
-        """Where a chunk of an input lies."""
+    def refetch(self, step: jax.Array, slot: Any, group: int) -> None:
+        """Starts the copies of a group that take the place of a step's, which all warpgroups have read."""
+        if group >= len(self.groups):
+            return
+        stages = self.groups[group][1]
+
+        @pl.when((step + stages < self.count) & (self.warpgroup == 0))
+        def _() -> None:
+            self.fetch(step + stages, slot, group)
+
+    def chunk_of(self, name: str, at: jax.Array, of_values: Any) -> Any:
+        """Where a chunk of an input lies. of_values: the columns, where they are the values' own."""
         ref, tokens = self.source[name], pl.ds(at * CHUNK, CHUNK)
         if name == "segments":
             return ref.at[self.batch, tokens]
         if name == "rows":
             return ref.at[self.batch, self.head if ref.shape[1] > 1 else 0, at]
         keyed = name in KEYED or (self.plan.decay == "key" and name in ("total", "marks"))
-        columns = slice(None) if keyed else self.columns
+        columns = slice(None) if keyed else of_values
         if name == "marks":
             return ref.at[self.batch, pl.ds(at * (CHUNK // MARKED), CHUNK // MARKED), MARKED - 1, self.head, columns]
         return ref.at[self.batch, tokens, jax.lax.div(self.head, jnp.int32(self.plan.heads // ref.shape[2])), columns]
@@ -326,18 +396,25 @@ class _Block:
 
     def step(self, step: jax.Array, state: jax.Array) -> jax.Array:
         """One chunk: from the state that enters it to the state that leaves it."""
-        nought = self.nought[0]
-        self.space = {name: ref.at[nought] for name, ref in self.laid.items()}
-        plan, space, at = self.plan, self.space, self.at(step)
-        slot = nought if self.stages == 1 else jax.lax.rem(step, jnp.int32(self.stages))
-        here = {name: ref.at[slot] for name, ref in self.stage.items()}
+        nought = self.nought[...]
+        plan, at = self.plan, self.at(step)
+        slots = [nought if stages == 1 else jax.lax.rem(step, jnp.int32(stages)) for _, stages, _ in self.groups]
+        slot_of = {name: slot for (names, _, _), slot in zip(self.groups, slots, strict=True) for name in names}
+
+        def own(name: str, ref: Any, slot: Any) -> Any:
+            return ref.at[(slot, self.warpgroup) if plan.own(name) else slot]
+
+        self.space = space = {name: own(name, ref, nought) for name, ref in self.laid.items()}
+        here = {name: own(name, ref, slot_of[name]) for name, ref in self.stage.items()}
         if plan.checkpoint_every is not None:
             self.checkpoint(at, state)
         if "state" in space and (not self.reads_rest or "w" in plan.tokens):
             space["state"][...] = state.astype(jnp.bfloat16)
-        plgpu.barrier_wait(self.barrier.at[slot])
+        for (_, _, barrier), slot in zip(self.groups, slots, strict=True):
+            plgpu.barrier_wait(barrier.at[slot])
         if plan.by_channel:
-            gpu_decay.lay_references(space["references"], space["ratios"], here["marks"])
+            self.alone(lambda: gpu_decay.lay_references(space["references"], space["ratios"], here["marks"]))
+            self.meet()
         plgpu.commit_smem()
         y = here["v"]
         if "w" in plan.tokens:
@@ -358,12 +435,13 @@ class _Block:
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             if self.reads_rest:
                 space["state"][...] = (state * self.rest(here)).astype(jnp.bfloat16)
-            self.lay_out("o", self.read(here, y), plan.scale, here, at)
+            self.lay_out("o", self.read(here, y, lambda: self.refetch(step, slots[-1], 1)), plan.scale, here, at)
         if "second_q" in plan.tokens:
             self.lay_out("second_o", self.read_pairs(here, "second_q", y, space["second_scores"], True), plan.second_scale, here, at)
         products, keep = self.prepare_writes(here, y), self.keep(here)
         rest = self.rest(here) if plan.stepped and not plan.reverse else None
         plgpu.commit_smem()
+        self.meet()
         for name, place in plan.outputs.items():
             plgpu.copy_smem_to_gmem(space[place], self.chunk_to(name, at))
         (left, right), *more = products
@@ -371,10 +449,8 @@ class _Block:
         if rest is not None:
             state = state * rest
 
-        @pl.when(step + self.stages < self.count)
-        def _() -> None:
-            self.fetch(step + self.stages, slot)
-
+        self.meet()
+        self.refetch(step, slots[0], 0)
         return state
 
     def lay_out(self, name: str, out: jax.Array, scale: float, here: dict[str, Any], at: jax.Array) -> None:
@@ -418,17 +494,20 @@ class _Block:
         """Whether queries read the state through `rest`, their weights being to the chunk's last token."""
         return self.plan.stepped and self.plan.reverse and self.plan.decay == "key"
 
-    def read(self, here: dict[str, Any], y: Any) -> jax.Array:
-        """(c, columns): reads . q S + P y."""
+    def read(self, here: dict[str, Any], y: Any, early: Callable[[], None]) -> jax.Array:
+        """(c, columns): reads . q S + P y. early: called when the early group has been read."""
         plan, space, scores = self.plan, self.space, self.space["scores"]
         if plan.decay == "key":
-            scaled, ratios, reads = space["scaled_q"], space["ratios"], self.per_token(here, READS)
-            operands = (here["q"], here["k"], scaled, space["scaled_k"])
-            gpu_decay.scores_by_key(scores, *operands, here["total"], space["references"], ratios, plan.reverse)
+            q, k, ratios, reads = here["q"], here["k"], space["ratios"], self.per_token(here, READS)
+            part = pl.ds(self.warpgroup * gpu_decay.SLICE, gpu_decay.SLICE) if self.shares else None
+            given = (here["total"], space["references"], ratios, plan.reverse)
+            gpu_decay.scores_by_key(scores, q, k, q, k, *given, early, part, self.meet)
             scores[...] = jnp.where(self.seen(here, plan.strict), gpu.load(scores), jnp.bfloat16(0))
-            gpu_decay.step(scaled, ratios, gpu_decay.BORDER, not plan.reverse, reads)
+            self.meet()
+            gpu_decay.step(q, ratios, gpu_decay.BORDER, not plan.reverse, reads, part)
             plgpu.commit_smem()
-            return gpu.mm(scaled, space["state"], None, (scores, y))
+            self.meet()
+            return gpu.mm(q, space["state"], None, (scores, y))
 
         if plan.decay != "value":
             return self.read_pairs(here, "q", y, scores, plan.strict)
@@ -444,7 +523,7 @@ class _Block:
             _, old = gpu.mm_while((here["q"], gpu.transposed(here["k"])), (here["q"], space["state"]), lay)
         given = (here["total"], here["marks"], space["references"], space["ratios"])
         return gpu_decay.read_by_value(
-            lambda factors: self.times(old * factors, here, READS), levels, space["scaled_v"], y, *given, plan.reverse
+            lambda factors: self.times(old * factors, here, READS), levels, space["scaled_v"], y, *given, plan.reverse, early
         )
 
     def read_pairs(self, here: dict[str, Any], query: str, y: Any, scores: Any, strict: bool) -> jax.Array:
@@ -467,22 +546,26 @@ class _Block:
         """Lays out what is written to the state, as pairs of factors to multiply once committed."""
         plan = self.plan
         writes = self.per_token(here, WRITES)
+        if plan.decay == "value" and "q" not in plan.tokens:
+            gpu_decay.scale_to_border(y, here["total"], here["marks"], self.space["references"], plan.reverse, False, writes)
+            return [(gpu.transposed(here["k"]), y)]
         if plan.decay == "value":
             gpu_decay.step(self.space["scaled_v"], self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes)
             return [(gpu.transposed(here["k"]), self.space["scaled_v"])]
         written = [("k", y, "v")] + ([("second_k", here["second_v"], "second_v")] if "second_k" in plan.tokens else [])
         pairs = []
-        for (key, value, place), name in zip(written, ("scaled_k", "scaled_q"), strict=False):
+        for key, value, place in written:
             factor = plan.second_scale if key == "second_k" else 1.0
             if plan.decay == "key":
-                scaled = self.space[name]
-                if plan.stepped:
-                    gpu_decay.step(scaled, self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes)
+                if plan.stepped and key == "k":
+                    part = pl.ds(self.warpgroup * gpu_decay.SLICE, gpu_decay.SLICE) if self.shares else None
+                    gpu_decay.step(here[key], self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes, part)
                 else:
-                    gpu_decay.scale_to_border(scaled, here[key], here["total"], here["marks"], plan.reverse, writes)
+                    given = (here["total"], here["marks"], self.space["references"])
+                    gpu_decay.scale_to_border(here[key], *given, plan.reverse, plan.stepped, writes)
                 if factor != 1.0:
                     here[place][...] = (gpu.load(value).astype(jnp.float32) * factor).astype(jnp.bfloat16)
-                pairs.append((gpu.transposed(scaled), value))
+                pairs.append((gpu.transposed(here[key]), value))
             elif plan.rewrites or factor != 1.0:
                 weighted = self.times(gpu.load(value).astype(jnp.float32), here, WRITES)
                 weighted = weighted if factor == 1.0 else weighted * factor

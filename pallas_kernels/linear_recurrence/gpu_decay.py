@@ -69,48 +69,68 @@ def rest(marks: Any, references: Any, shape: tuple[int, int], by_row: bool) -> j
     return _over(jnp.exp2(_load(marks.at[LAST], by_row) * LOG2_E - _load(references.at[LAST + 1], by_row)), shape, by_row)
 
 
-def scale_to_border(target: Any, x: Any, total: Any, marks: Any, later: bool, per_token: Any = None) -> None:
-    """target = x * the exact weight between a token and the chunk's start (later) or end (* a scalar a token), bf16.
+def scale_to_border(x: Any, total: Any, marks: Any, references: Any, later: bool, rounded: bool, per_token: Any = None) -> None:
+    """x = x * the weight between a token and the chunk's start (later) or end (* a scalar a token), bf16.
 
     Args:
-      target, x: (c, k) bf16 in tiled shared memory.
+      x: (c, k) bf16 in tiled shared memory.
       total: (c, k) fp32 in tiled, marks: (MARKS, k) fp32 in plain, per_token: (c,) in plain shared memory.
+      rounded: whether the end is the rounded one, which leaves `rest` to be multiplied to what becomes of x.
     """
     for columns in _slices(x):
-        summed = gpu.load(total.at[:, columns])
-        factors = jnp.exp(summed if later else gpu.along_rows(gpu.load_per_column(marks.at[LAST, columns]), summed.shape[0]) - summed)
+        exponents = gpu.load(total.at[:, columns]) * LOG2_E
+        if not later:
+            end = references.at[LAST + 1, columns] if rounded else marks.at[LAST, columns]
+            exponents = gpu.along_rows(gpu.load_per_column(end) * (1.0 if rounded else LOG2_E), gpu.ROWS) - exponents
+        factors = jnp.exp2(exponents)
         if per_token is not None:
-            factors = factors * gpu.along_columns(gpu.load_per_row(per_token), summed.shape[1])
-        target.at[:, columns][...] = (factors * gpu.load(x.at[:, columns]).astype(jnp.float32)).astype(jnp.bfloat16)
+            factors = factors * gpu.along_columns(gpu.load_per_row(per_token), factors.shape[1])
+        x.at[:, columns][...] = _times(factors, x.at[:, columns])
 
 
 def scores_by_key(
-    scores: Any, q: Any, k: Any, scaled_q: Any, scaled_k: Any, total: Any, references: Any, ratios: Any, reverse: bool
+    scores: Any,
+    q: Any,
+    k: Any,
+    scaled_q: Any,
+    scaled_k: Any,
+    total: Any,
+    references: Any,
+    ratios: Any,
+    reverse: bool,
+    meanwhile: Callable[[], None] = lambda: None,
+    part: Any = None,
+    meet: Callable[[], None] = lambda: None,
 ) -> None:
     """scores (c, c) = sum over channels of q_i k_j times the pair's weight, where i and j are a pair in this direction; else anything.
 
-    All but total, references and ratios bf16. scaled_q, scaled_k: work space, left with the operands of the last level (`step`).
+    All but total, references and ratios bf16. scaled_q, scaled_k: q and k themselves or work space; left with the operands of the last
+    level (`step`). meanwhile: called during the first product, when total has been read. part: the columns which this warpgroup makes
+    operands of; meet: waits for the one that makes the others.
     """
-    for columns in _slices(q):
+    for columns in _slices(q, part):
         later = _exponents(total.at[:, columns], references.at[:, columns])
         for scaled, x, exponents in ((scaled_q, q, -later if reverse else later), (scaled_k, k, later if reverse else -later)):
             scaled.at[:, columns][...] = _times(jnp.exp2(exponents), x.at[:, columns])
     for level in range(LEVELS):
         if level:
-            step(scaled_q, ratios, level, not reverse)
-            step(scaled_k, ratios, level, reverse)
+            meet()
+            step(scaled_q, ratios, level, not reverse, part=part)
+            step(scaled_k, ratios, level, reverse, part=part)
         plgpu.commit_smem()
-        product = gpu.mm(scaled_q, gpu.transposed(scaled_k)).astype(jnp.bfloat16)
+        meet()
+        left, right = scaled_q, gpu.transposed(scaled_k)
+        product = (gpu.mm(left, right) if level else gpu.mm(left, right, meanwhile=meanwhile)).astype(jnp.bfloat16)
         # The nearer levels wait in shared memory: registers are short while operands are scaled.
         scores[...] = product if level == 0 else jnp.where(_nearer_than(level), gpu.load(scores), product)
 
 
-def step(scaled: Any, ratios: Any, level: int, later: bool, per_token: Any = None) -> None:
+def step(scaled: Any, ratios: Any, level: int, later: bool, per_token: Any = None, part: Any = None) -> None:
     """Takes operands (c, columns) from the level before to this one, or BORDER, in place (* a scalar a token, 0 or 1).
 
-    later: whether the tokens are the later of their pairs.
+    later: whether the tokens are the later of their pairs. part: which columns, if not all.
     """
-    for columns in _slices(scaled):
+    for columns in _slices(scaled, part):
         x = gpu.load(scaled.at[:, columns]) * _ratio(ratios.at[:, columns], level, later)
         if per_token is not None:
             x = x * gpu.along_columns(gpu.load_per_row(per_token).astype(jnp.bfloat16), x.shape[1])
@@ -135,16 +155,17 @@ def read_by_value(
     references: Any,
     ratios: Any,
     reverse: bool,
+    meanwhile: Callable[[], None],
 ) -> jax.Array:
     """(c, columns): scores, as laid by level, times v with the pairs' weights on v's columns, and old(the weights to the border).
 
-    scaled_v: work space, left with v as of the last level (`step`).
+    scaled_v: work space, left with v as of the last level (`step`). meanwhile: called when v and total have been read.
     """
     later = _exponents(total, references)
     scaled_v[...] = _times(jnp.exp2(later if reverse else -later), v)
     factors = jnp.exp2(-later if reverse else later)
     plgpu.commit_smem()
-    out = gpu.mm(scores[0], scaled_v) * factors
+    out = gpu.mm(scores[0], scaled_v, meanwhile=meanwhile) * factors
     for level in range(1, LEVELS):
         step(scaled_v, ratios, level, reverse)
         factors = factors * _ratio(ratios, level, not reverse).astype(jnp.float32)
@@ -160,7 +181,9 @@ def _times(factors: jax.Array, x: Any) -> jax.Array:
     return (factors * gpu.load(x).astype(jnp.float32)).astype(jnp.bfloat16)
 
 
-def _slices(x: Any) -> list[Any]:
+def _slices(x: Any, part: Any = None) -> list[Any]:
+    if part is not None:
+        return [part]
     width = min(SLICE, x.shape[1])
     return [pl.ds(start, width) for start in range(0, x.shape[1], width)]
 

@@ -26,18 +26,20 @@ from jax.experimental import pallas as pl
 from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.linear_recurrence import gpu_decay
 from pallas_kernels.linear_recurrence.gpu_body import CHUNK, KEYED, MARKED, READS, TOTAL, WRITES
-from pallas_kernels.linear_recurrence.walks import Decay
+from pallas_kernels.linear_recurrence.walks import STRONGEST_CHANNEL_DECAY, Decay
 from pallas_kernels.mosaic_gpu import plgpu
 
 KEYS = (*KEYED, "e")  # arrays with the key size; others have the value size
 SQUARE = (CHUNK, CHUNK)
+MARKS = CHUNK // MARKED
 Halves = tuple[Any, Any]  # references whose sum is a matrix: high, low
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What a kernel is built for. key_dim, value_dim: padded. tokens: e, k and v forwards, q, k and do backwards. weighted: whether tokens
-    have scalar weights (gpu.weight_rows). has_strength: whether v is multiplied by a number a token. keeps: whether A is stored."""
+    have scalar weights (gpu.weight_rows). has_strength: whether v is multiplied by a number a token. sums: whether the
+    decay's running total is made here, and stored. keeps: whether A is stored."""
 
     b: int
     t: int
@@ -49,6 +51,7 @@ class Plan:
     weighted: bool
     segmented: bool
     has_strength: bool = False
+    sums: bool = False
     keeps: bool = False
     scale: float = 1.0
 
@@ -66,9 +69,9 @@ class Plan:
             space["rows"] = gpu.plain((4, CHUNK), jnp.float32)
         if self.segmented:
             space["segments"] = gpu.plain((CHUNK,), jnp.int32)
-        if self.has_strength:
-            space["strength"] = gpu.plain((CHUNK,), jnp.float32)
-        if self.decay == "key":
+        if self.sums:
+            space["log_decay"] = gpu.tiled((CHUNK, self.key_dim), jnp.float32)
+        elif self.decay == "key":
             space["total"] = gpu.tiled((CHUNK, self.key_dim), jnp.float32)
             space["marks"] = gpu.plain((CHUNK // MARKED, self.key_dim), jnp.float32)
         return space
@@ -77,6 +80,10 @@ class Plan:
         """Shared memory of what is made."""
         names = ["left_high", "left_low", "right_high", "right_low"]
         space = {name: gpu.tiled(SQUARE, jnp.bfloat16) for name in names}
+        if self.has_strength:
+            space["strength"] = gpu.plain((CHUNK,), jnp.float32)
+        if self.sums:
+            space["marks"] = gpu.plain((CHUNK // MARKED, self.key_dim), jnp.float32)
         if self.decay == "key":
             space |= {name: gpu.tiled((CHUNK, self.key_dim), jnp.bfloat16) for name in ("scaled", "scaled_k")}
             space["references"] = gpu.plain(gpu_decay.reference_shape(self.key_dim), jnp.float32)
@@ -90,6 +97,8 @@ class Plan:
             "w": jax.ShapeDtypeStruct((b, t, h, self.key_dim), jnp.bfloat16),
             "u": jax.ShapeDtypeStruct((b, t, h, self.value_dim), jnp.bfloat16),
         }
+        if self.sums:
+            made["total"] = jax.ShapeDtypeStruct((b, t, h, self.key_dim), jnp.float32)
         if self.keeps:
             made["inverse"] = jax.ShapeDtypeStruct((b, h, t // CHUNK, *SQUARE), jnp.bfloat16)
         return made
@@ -103,12 +112,12 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     def body(*refs: Any) -> None:
         rest = iter(refs)
         source, target, here, laid = ({name: next(rest) for name in group} for group in names)
-        _Chunk(plan, source, target, here, laid).solve(next(rest))
+        _Chunk(plan, source, target, here, laid).solve(next(rest), next(rest))
 
     made = gpu.kernel(
         body,
         out_type=list(results.values()),
-        scratch_types=[*copied.values(), *space.values(), plgpu.Barrier(num_arrivals=len(copied))],
+        scratch_types=[*copied.values(), *space.values(), plgpu.Barrier(num_arrivals=len(copied)), plgpu.Barrier(num_arrivals=MARKS)],
         grid=(plan.heads, plan.t // CHUNK, plan.b),
         grid_names=("head", "chunk", "batch"),
         name="linear_recurrence_solve" + ("_transposed" if plan.backwards else ""),
@@ -126,11 +135,17 @@ class _Chunk:
         self.left: Halves = (space["left_high"], space["left_low"])
         self.right: Halves = (space["right_high"], space["right_low"])
 
-    def solve(self, barrier: Any) -> None:
+    def solve(self, barrier: Any, marked: Any) -> None:
         """Reads a chunk, makes w and u, and stores them."""
         for name, place in self.here.items():
             plgpu.copy_gmem_to_smem(self.chunk_of(name), place, barrier)
+        if self.plan.has_strength:
+            # Of one head a token has 4 bytes, of which copies make nothing.
+            tokens = self.source["strength"].at[self.batch, pl.ds(self.at * CHUNK, CHUNK), self.head]
+            self.space["strength"][...] = gpu.load(tokens, plgpu.Layout.WGMMA.reduce(1), optimized=False)
         plgpu.barrier_wait(barrier)
+        if self.plan.sums:
+            self.sum_decays(marked)
         if self.plan.decay == "key":
             start = self.space["references"].at[0]
             start[...] = gpu.per_column(jnp.zeros(start.shape, jnp.float32))
@@ -147,7 +162,7 @@ class _Chunk:
         ref = self.source[name]
         if name == "segments":
             return ref.at[self.batch, pl.ds(self.at * CHUNK, CHUNK)]
-        if name in ("rows", "strength", "inverse"):
+        if name in ("rows", "inverse"):
             return ref.at[self.batch, self.head if ref.shape[1] > 1 else 0, self.at]
         if name == "marks":
             return ref.at[self.batch, pl.ds(self.at * (CHUNK // MARKED), CHUNK // MARKED), MARKED - 1, self.head]
@@ -158,6 +173,31 @@ class _Chunk:
         place[...] = value.astype(jnp.bfloat16)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(place, self.target[name].at[self.batch, pl.ds(self.at * CHUNK, CHUNK), self.head])
+
+    def sum_decays(self, barrier: Any) -> None:
+        """Makes the running total in the place of the log decay, stores it, and reads its marks back."""
+        place, (ones, *parts) = self.here["log_decay"], (*self.left, *self.right)
+        row, column = gpu.row_and_column(SQUARE)
+        ones[...] = jnp.where(column <= row, 1.0, 0.0).astype(jnp.bfloat16)
+        for start in range(0, self.plan.key_dim, CHUNK):
+            columns = pl.ds(start, CHUNK)
+            rest = jnp.maximum(gpu.load(place.at[:, columns]), STRONGEST_CHANNEL_DECAY)
+            for part in parts:  # three times 8 bits are all of fp32's
+                high = rest.astype(jnp.bfloat16)
+                part[...] = high
+                rest = rest - high.astype(jnp.float32)
+            plgpu.commit_smem()
+            (first, *more) = [(ones, part) for part in parts]
+            place.at[:, columns][...] = gpu.mm(*first, None, *more)
+        plgpu.commit_smem()
+        tokens = self.at * CHUNK
+        plgpu.copy_smem_to_gmem(place, self.target["total"].at[self.batch, pl.ds(tokens, CHUNK), self.head])
+        plgpu.wait_smem_to_gmem(0)
+        self.here["total"], self.here["marks"] = place, self.space["marks"]
+        for mark in range(MARKS):
+            row = self.target["total"].at[self.batch, tokens + mark * MARKED + MARKED - 1, self.head]
+            plgpu.copy_gmem_to_smem(row, self.space["marks"].at[mark], barrier)
+        plgpu.barrier_wait(barrier)
 
     def forwards(self) -> None:
         """w = A (reads . e) and u = A (strength . v)."""
@@ -170,8 +210,7 @@ class _Chunk:
             _lay(factor, inverse * gpu.along_rows(gpu.load_per_column(reads), CHUNK))
         e = here["e"]
         if plan.decay == "key":
-            e = self.space["scaled"]
-            gpu_decay.scale_to_border(e, here["e"], here["total"], here["marks"], later=True)
+            gpu_decay.scale_to_border(e, here["total"], here["marks"], self.space["references"], later=True, rounded=False)
         plgpu.commit_smem()
         if plan.keeps:
             plgpu.copy_smem_to_gmem(self.right[0], self.target["inverse"].at[self.batch, self.head, self.at])
@@ -179,7 +218,7 @@ class _Chunk:
         factor = self.right
         if plan.has_strength:
             factor = self.left
-            _lay(factor, inverse * gpu.along_rows(gpu.load_per_column(here["strength"]), CHUNK))
+            _lay(factor, inverse * gpu.along_rows(gpu.load_per_column(self.space["strength"]), CHUNK))
             plgpu.commit_smem()
         self.store("u", here["v"], gpu.mm(factor[0], here["v"], None, (factor[1], here["v"])))
 
@@ -192,8 +231,7 @@ class _Chunk:
             _lay(self.right, gpu.load(here["inverse"]).astype(jnp.float32) * writes)
         k = here["k"]
         if plan.decay == "key":
-            k = self.space["scaled"]
-            gpu_decay.scale_to_border(k, here["k"], here["total"], here["marks"], later=False)
+            gpu_decay.scale_to_border(k, here["total"], here["marks"], self.space["references"], later=False, rounded=False)
         plgpu.commit_smem()
         read = gpu.mm(self.left[0], here["inverse"], None, (self.left[1], here["inverse"])) * plan.scale
         factors = self.right if plan.weighted else (here["inverse"],)

@@ -32,16 +32,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.triangles import since_start
-from pallas_kernels.linear_recurrence.walks import Chunks, DeltaWalk, JoinedWalk, Solve, SolveTransposed, Walk, Walked
+from pallas_kernels.linear_recurrence.triangles import running_total
+from pallas_kernels.linear_recurrence.walks import (
+    STRONGEST_CHANNEL_DECAY,
+    Chunks,
+    DeltaWalk,
+    JoinedWalk,
+    Solve,
+    Solved,
+    SolveTransposed,
+    Walk,
+    Walked,
+)
 from pallas_kernels.linear_recurrence.xla import by_channel, carried
 
 GROUP = 1024
 # At 1,000 tokens in bf16 the gradient of a decay a channel is off by 0.009 with groups of 64, 0.013 with 128, 0.018 with 256 and
 # 0.037 with 1024 (interpreted GPU kernels, 2026-11-23); a group costs two states' traffic.
 CHANNEL_GROUP = 128
-# Kernels multiply by exp(g) of up to 8 tokens from either side of a reference: 8 x 10 is what fp32 holds. e^-10 is below what bf16 resolves.
-STRONGEST_CHANNEL_DECAY = -10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +111,7 @@ def by_walks(
     rows = {"q": q.astype(dtype), "k": k.astype(dtype), "v": v}
     if decay != "none":
         g = log_decay.astype(jnp.float32)
-        rows["g"] = jnp.maximum(g, STRONGEST_CHANNEL_DECAY) if decay == "key" else jnp.broadcast_to(g, (b, t, h))[..., None]
+        rows["g"] = g if decay == "key" else jnp.broadcast_to(g, (b, t, h))[..., None]
     if erase_read is not None:
         rows["e"] = erase_read.astype(dtype)
     if strength is not None:
@@ -139,21 +147,25 @@ def _forwards(setting, rows, state, segments, first):
 
 def _run(setting, rows, state, segments, first, keeps):
     """Outputs and last state, and what is kept for the gradients."""
-    chunks, inverse = _chunks(setting, rows, segments, first), None
+    chunks, solved = _chunks(setting, rows, segments, first), None
     if "e" not in rows:
         walked = setting.walks.walk(
             rows["q"], rows["k"], rows["v"], chunks, heads=rows["v"].shape[2], scale=setting.scale, initial_state=state
         )
     else:
-        walked, inverse = _erase_forwards(setting, rows, state, chunks, keeps)
-    return (walked.o, walked.state if setting.returns_state else None), (rows, state, segments, first, walked.y, inverse, walked.state)
+        walked, solved = _erase_forwards(setting, rows, state, chunks, keeps)
+    found = (walked.o, walked.state if setting.returns_state else None)
+    return found, (rows, state, segments, first, walked.y, solved and (solved.inverse, solved.total), walked.state)
 
 
 def _backwards(setting, kept, cotangents):
-    rows, state, segments, first, y, inverse, after = kept
+    rows, state, segments, first, y, solved, after = kept
     do, dstate = cotangents
     do = do.astype(rows["v"].dtype)
-    chunks = _chunks(setting, rows, segments, first)
+    chunks, inverse = _chunks(setting, rows, segments, first), None
+    if solved is not None:
+        inverse, total = solved
+        chunks = chunks if total is None else dataclasses.replace(chunks, total=total)
     gradients, dstate = _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate)
     return gradients, dstate, None, None
 
@@ -161,10 +173,12 @@ def _backwards(setting, kept, cotangents):
 _recurrence.defvjp(_forwards, _backwards)
 
 
-def _erase_forwards(setting, rows, state, chunks, keeps) -> tuple[Walked, Any]:
+def _erase_forwards(setting, rows, state, chunks, keeps) -> tuple[Walked, Solved | None]:
     heads = rows["v"].shape[2]
     strength = rows["strength"][..., 0] if "strength" in rows else None
-    solved = setting.walks.solve(rows["e"], rows["k"], rows["v"], chunks, heads=heads, strength=strength, keeps=keeps)
+    decay = rows["g"] if setting.decay == "key" else None
+    solved = setting.walks.solve(rows["e"], rows["k"], rows["v"], chunks, heads=heads, strength=strength, log_decay=decay, keeps=keeps)
+    chunks = chunks if solved.total is None else dataclasses.replace(chunks, total=solved.total)
     walked = setting.walks.delta_walk(
         solved.w,
         solved.u,
@@ -176,7 +190,7 @@ def _erase_forwards(setting, rows, state, chunks, keeps) -> tuple[Walked, Any]:
         initial_state=state,
         keeps_y=keeps,
     )
-    return walked, solved.inverse
+    return walked, solved if keeps else None
 
 
 def _dual(setting, rows, chunks, inverse, do, dstate, every) -> Walked:
@@ -276,6 +290,8 @@ def _decay_gradient(setting, rows, found, dotted, states, after, gradients, ever
         rest = jnp.sum(rest, axis=-1, keepdims=True)
     dg = jax.lax.cumsum(total, axis=2, reverse=True) + jnp.moveaxis(rest, 1, 2)[:, :, None]
     dg = dg.reshape(b, m * group, h, channels)[:, :t]
+    if setting.decay == "key":
+        dg = jnp.where(rows["g"] < STRONGEST_CHANNEL_DECAY, 0, dg)
     if chunks.segments is not None:
         # A document's first token decays nothing; what the sum leaves there is rounding.
         first = jnp.concatenate([jnp.zeros((b, 1), bool), chunks.segments[:, 1:] != chunks.segments[:, :-1]], axis=1)
@@ -291,8 +307,8 @@ def _chunks(setting, rows, segments, first) -> Chunks:
         g = jnp.moveaxis(rows["g"][..., 0], 1, 2).reshape(b, -1, t // c, 1, c)
         # A masked sum is one launch; of a running sum XLA makes three.
         total = jnp.sum(jnp.where(jnp.tril(jnp.ones((c, c), bool)), g, 0), axis=-1).reshape(b, -1, t)
-    elif setting.decay == "key":
-        total = since_start(rows["g"].reshape(b, t // c, c, *rows["g"].shape[2:])).reshape(rows["g"].shape)
+    elif setting.decay == "key" and "e" not in rows:  # else `solve` makes it
+        total = running_total(rows["g"], c)
     if segments is None:
         return Chunks(c, setting.decay, total)
     chunked = segments.reshape(b, t // c, c)

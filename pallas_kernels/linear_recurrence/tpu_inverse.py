@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.triangles import decayed_products, since_start, to_end, unit_inverse_by_ladder
+from pallas_kernels.linear_recurrence.triangles import decayed_products, running_total, since_start, to_end, unit_inverse_by_ladder
 from pallas_kernels.linear_recurrence.walks import Chunks, Solved
 
 
-def solve(e, k, v, chunks: Chunks, *, heads: int, strength=None, keeps: bool = True) -> Solved:
+def solve(e, k, v, chunks: Chunks, *, heads: int, strength=None, log_decay=None, keeps: bool = True) -> Solved:
     """See walks.Solve; the inverse is (b, t / c, heads, c, c) fp32."""
+    total = None
+    if log_decay is not None:
+        total = running_total(log_decay, chunks.size)
+        chunks = dataclasses.replace(chunks, total=total)
     g = _steps(chunks)
     like = (e, v)
     e, k, v, strength = (_in_chunks(x, chunks.size, heads) for x in (e, k, v, None if strength is None else strength[..., None]))
     inverse = _inverse(e, k, g, chunks)
     w = _times(inverse, _weighed(e, g, chunks, to_start=True))
     u = _times(inverse, v if strength is None else strength * v)
-    return Solved(_flat(w, like[0]), _flat(u, like[1]), inverse if keeps else None)
+    return Solved(_flat(w, like[0]), _flat(u, like[1]), inverse if keeps else None, total)
 
 
 def solve_transposed(inverse, q, k, do, chunks: Chunks, *, heads: int, scale: float = 1.0) -> Solved:

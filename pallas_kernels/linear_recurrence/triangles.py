@@ -9,6 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.linear_recurrence.walks import STRONGEST_CHANNEL_DECAY
+
 SMALL = 8
 """Squares below this size are sums of products, not matrix products: on CPU a product of 2 x 2 costs a hundred times its arithmetic."""
 
@@ -87,6 +89,12 @@ def before_decay(g: jax.Array) -> jax.Array:
 def since_start(g: jax.Array) -> jax.Array:
     """Log decay from before a chunk's first token to each token, (b, n, c, h, k)."""
     return jnp.cumsum(g, axis=2)
+
+
+def running_total(g: jax.Array, size: int) -> jax.Array:
+    """Chunks.total of a log decay by channel (b, t, h, k), fp32, in chunks of `size` tokens."""
+    g = jnp.maximum(g, STRONGEST_CHANNEL_DECAY)
+    return since_start(g.reshape(g.shape[0], -1, size, *g.shape[2:])).reshape(g.shape)
 
 
 def to_end(g: jax.Array) -> jax.Array:

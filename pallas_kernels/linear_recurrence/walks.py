@@ -30,6 +30,8 @@ from typing import Literal, Protocol
 import jax
 
 Decay = Literal["none", "head", "key", "value"]
+# Kernels multiply by exp(g) of up to 8 tokens from either side of a reference: 8 x 10 is what fp32 holds. e^-10 is below what bf16 resolves.
+STRONGEST_CHANNEL_DECAY = -10.0
 
 
 @jax.tree_util.register_dataclass
@@ -77,11 +79,12 @@ class Walked:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Solved:
-    """What `delta_walk` takes, w (b, t, h, k) and u (b, t, h, v); inverse, A as the backend keeps it, or None."""
+    """What `delta_walk` takes, w (b, t, h, k) and u (b, t, h, v); inverse, A as the backend keeps it, or None; total, what `Chunks` lacked."""
 
     w: jax.Array
     u: jax.Array
     inverse: jax.Array | None = None
+    total: jax.Array | None = None
 
 
 class Walk(Protocol):
@@ -163,7 +166,8 @@ class Solve(Protocol):
     """w = A (reads . e) and u = A (strength . v) forwards, with A = (I + L)^-1 and L_ij = pair_ij (e_i . k_j) for j < i in each chunk.
 
     e (b, t, he, k), k (b, t, hk, k), v (b, t, hv, v), head counts as in `Walk`; strength (b, t, heads), None is 1. keeps: whether A is
-    returned. Decay "value" does not occur."""
+    returned. log_decay (b, t, heads, k) fp32: of decay "key" alone, whose `Chunks` have no total yet; what is below
+    STRONGEST_CHANNEL_DECAY counts as that. Decay "value" does not occur."""
 
     def __call__(
         self,
@@ -174,6 +178,7 @@ class Solve(Protocol):
         *,
         heads: int,
         strength: jax.Array | None = None,
+        log_decay: jax.Array | None = None,
         keeps: bool = True,
     ) -> Solved: ...
 

@@ -3,7 +3,8 @@
 gpu_walk.py tells how a thread block walks, gpu_tiles.py and gpu_blocks.py what it computes. Nothing is summed by two blocks: results have
 the same bits every time.
 
-Not served: fp32 (Hopper's tensor cores transpose 16-bit operands only), and head sizes above `LARGEST_HEAD`.
+Not served: fp32 (Hopper's tensor cores transpose 16-bit operands only), head sizes above `LARGEST_HEAD` and landmark blocks
+above `LARGEST_BLOCK`, whose sums two warpgroups would have to share.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, Plan
 from pallas_kernels.scheduled_attention.gpu_walk import launch
 from pallas_kernels.scheduled_attention.schedule import Fields, Visits
 
-LARGEST_HEAD = 256
-LARGEST_HEAD_IN_BLOCKS = 128
-LARGEST_BLOCK = 127
+LARGEST_HEAD = 128
+LARGEST_BLOCK = ROWS - 1
 SHORT_WINDOW = 128
 TINY = 1e-30  # a scale that is as good as 0
 
@@ -37,10 +37,9 @@ def refuses(q: Any, k: Any, v: Any, *, block: int | None = None, **rest: Any) ->
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype != jnp.bfloat16:
             return f"its products take bfloat16; {name} is {x.dtype}"
-    largest = LARGEST_HEAD if block is None else LARGEST_HEAD_IN_BLOCKS
     for name, x in (("key", k), ("value", v)):
-        if x.shape[3] > largest:
-            return f"a {name} size above {largest} does not fit in registers; this one is {x.shape[3]}"
+        if x.shape[3] > LARGEST_HEAD:
+            return f"a {name} size above {LARGEST_HEAD} does not fit in registers; this one is {x.shape[3]}"
     if block is not None and block > LARGEST_BLOCK:
         return f"a landmark block of more than {LARGEST_BLOCK} keys does not fit in registers; this one has {block}"
     return None
@@ -52,7 +51,7 @@ def tile_sizes(n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None
     short = window is not None and window <= SHORT_WINDOW
     query_tile = ROWS if n <= ROWS or short else 2 * ROWS
     if block is not None:
-        return query_tile, gpu.round_up(block + 1, ROWS)
+        return query_tile, ROWS
     return query_tile, ROWS if s <= ROWS or short else 2 * ROWS
 
 
@@ -139,7 +138,7 @@ class _Call:
             fields=names,
             sinks=sinks is not None,
             gathered=key_heads is not None,
-            piece=_piece(walk, settings, max(key_dim, v.shape[3])),
+            piece=ROWS,  # products take 64 at least, and registers hold no more beside the sums
         )
 
     def inputs(self, do=None, lse=None, delta=None) -> dict[str, jax.Array]:
@@ -157,13 +156,6 @@ class _Call:
         if plan.fields:
             arrays |= {name: _stacked(fields, plan.fields) for name, fields in self.fields.items()}
         return arrays
-
-
-def _piece(walk: str, settings: Settings, head_dim: int) -> int:
-    """Rows of the other side at once: what registers hold beside the sums; products take 64 of them at least."""
-    if settings.block is not None and walk != "key_gradients":
-        return settings.key_tile  # a block's softmax is of one piece
-    return ROWS
 
 
 def _stacked(fields: Fields, names: tuple[str, ...]) -> jax.Array:

@@ -1,8 +1,7 @@
 """The bodies of the three Mosaic GPU kernels where keys come in landmark blocks, one a tile (core.py's docstring has the equations).
 
 A block's inner softmax is a matter of rows: of its ordinary columns' maximum and sum, and of its landmark's column. So scores keep a row a
-query in the gradients of keys too, where weights are turned on their way through shared memory. There a warpgroup has 64 slots; two of
-them, of a block that has more, tell each other what they know of each row.
+query in the gradients of keys too, where weights are turned on their way through shared memory.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def forward(walk: Walk) -> None:
 
     def step(here: Here, carry):
         acc, high, total = carry
-        _, _, gates, exponentials, sums = _inner(plan, gpu.mm(walk.own["q"], gpu.transposed(here["k"]), meanwhile=walk.turn))
+        _, gates, exponentials, sums = _inner(plan, gpu.mm(walk.own["q"], gpu.transposed(here["k"]), meanwhile=walk.turn))
         gates = here.masked_gates(gates)
         higher = jnp.maximum(high, gates)
         shares, shrink = jnp.exp2(gates - higher), jnp.exp2(high - higher)
@@ -47,7 +46,7 @@ def query_gradient(walk: Walk) -> None:
     def step(here: Here, dq):
         scores, values = (walk.own["q"], gpu.transposed(here["k"])), (walk.own["do"], gpu.transposed(here["v"]))
         inner, dots = gpu.mm_while(scores, values, lambda scores: _inner(plan, scores))
-        _, is_landmark, gates, exponentials, sums = inner
+        is_landmark, gates, exponentials, sums = inner
         shares = jnp.exp2(here.masked_gates(gates) - lse)
         inner_weights = exponentials * gpu.along_columns(1.0 / sums, plan.piece)
         averages = jnp.sum(inner_weights * dots, axis=1)
@@ -62,19 +61,10 @@ def query_gradient(walk: Walk) -> None:
 def key_gradients(walk: Walk) -> None:
     """dk and dv."""
     plan = walk.plan
-    first_slot = walk.warpgroup * ROWS
 
     def step(here: Here, carry):
         dk, dv = carry
-        inner = _inner(plan, gpu.mm(here["q"], gpu.transposed(walk.own["k"])), first_slot)
-        high, is_landmark, gates, exponentials, sums = inner
-        if plan.exchanges:
-            # The landmark is with one of the two warpgroups, which may have no ordinary key.
-            other_high, other_gates, other_sums = walk.exchange(0, (high, gates, sums))
-            highest = jnp.maximum(high, other_high)
-            shrink, other_shrink = jnp.exp2(high - highest), jnp.exp2(other_high - highest)
-            exponentials = exponentials * gpu.along_columns(shrink, ROWS)
-            sums, gates = sums * shrink + other_sums * other_shrink, gates + other_gates
+        is_landmark, gates, exponentials, sums = _inner(plan, gpu.mm(here["q"], gpu.transposed(walk.own["k"])))
         shares = jnp.exp2(here.masked_gates(gates) - gpu.load_per_row(here["rows"].at[0]))
         inner_weights = exponentials * gpu.along_columns(1.0 / sums, ROWS)
         walk.space["weights"][...] = (inner_weights * gpu.along_columns(shares, ROWS)).astype(jnp.bfloat16)
@@ -82,10 +72,8 @@ def key_gradients(walk: Walk) -> None:
         weights, values = gpu.transposed(walk.space["weights"]), (here["do"], gpu.transposed(walk.own["v"]))
         dv, dots = gpu.mm_beside(weights, here["do"], dv, values, meanwhile=here.refill)
         averages = jnp.sum(inner_weights * dots, axis=1)
-        if plan.exchanges:
-            averages = averages + walk.exchange(1, (averages,))[0]
         delta = gpu.load_per_row(here["rows"].at[1])
-        place = walk.space.get("d_scores", walk.space["weights"])
+        place = walk.space["weights"]
         place[...] = _d_scores(is_landmark, inner_weights, dots, shares, averages, delta).astype(jnp.bfloat16)
         plgpu.commit_smem()
         dk = gpu.mm(gpu.transposed(place), here["q"], dk)
@@ -97,19 +85,18 @@ def key_gradients(walk: Walk) -> None:
     plgpu.wait_smem_to_gmem(0)
 
 
-def _inner(plan: Plan, scores: jax.Array, first_slot: jax.Array | int = 0) -> tuple[jax.Array, ...]:
-    """Of scores (64, slots): the ordinary ones' maximum a row, whether a slot is the landmark's, the landmark's score a row (0 where its
-    slot is not here), the ordinary slots' exponentials (0 elsewhere) and their sums. Of ordinary slots there may be none: then the maximum
-    is LOWEST."""
+def _inner(plan: Plan, scores: jax.Array) -> tuple[jax.Array, ...]:
+    """Of scores (64, slots): whether a slot is the landmark's, the landmark's score per row, the exponentials of the ordinary
+    slots less their maximum per row (0 elsewhere), and their sums."""
     block = plan.settings.block
     assert block is not None
-    column = gpu.row_and_column((ROWS, scores.shape[1]))[1] + first_slot
+    column = gpu.row_and_column((ROWS, scores.shape[1]))[1]
     is_landmark = column == block
     ordinary = jnp.where(column < block, scores * plan.unit, -jnp.inf)
-    high = jnp.maximum(jnp.max(ordinary, axis=1), LOWEST)
+    high = jnp.max(ordinary, axis=1)
     exponentials = jnp.exp2(ordinary - gpu.along_columns(high, scores.shape[1]))
     gates = jnp.sum(jnp.where(is_landmark, scores, 0.0), axis=1) * plan.unit
-    return high, is_landmark, gates, exponentials, jnp.sum(exponentials, axis=1)
+    return is_landmark, gates, exponentials, jnp.sum(exponentials, axis=1)
 
 
 def _d_scores(is_landmark, inner_weights, dots, shares, averages, delta) -> jax.Array:

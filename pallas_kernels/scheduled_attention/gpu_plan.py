@@ -74,32 +74,15 @@ class Plan:
         return self.settings.block is not None
 
     @property
-    def exchanges(self) -> bool:
-        """Whether warpgroups tell each other about their parts of a landmark block's softmax."""
-        return self.in_blocks and self.over_queries and self.warpgroups > 1
-
-    @property
     def takes_turns(self) -> bool:
         """Whether two warpgroups make exponentials in turns, each while the other has the tensor cores (FlashAttention-3, Shah et al. 2024,
         section 3.1). Of head sizes to 64 a core holds two thread blocks, which do so by themselves."""
-        return self.walk == "forward" and self.parts == 2 and max(self.key_dim, self.value_dim) > 64
-
-    @property
-    def split(self) -> bool:
-        """Whether two warpgroups share 64 rows, as registers do not hold all sums at once: one has dv and one dk, or each half of dq's
-        columns."""
-        if self.walk == "query_gradient":
-            return self.key_dim > 128
-        return self.over_queries and max(self.key_dim, self.value_dim) > 128
-
-    @property
-    def parts(self) -> int:
-        """64s of rows that a thread block has."""
-        return 1 if self.split else self.own_tile // ROWS
+        return self.walk == "forward" and self.warpgroups == 2 and max(self.key_dim, self.value_dim) > 64
 
     @property
     def warpgroups(self) -> int:
-        return 2 if self.split else self.parts
+        """Of a thread block: one for each 64 of its own rows."""
+        return self.own_tile // ROWS
 
     @property
     def sharing(self) -> int:
@@ -114,7 +97,7 @@ class Plan:
     @property
     def grid(self) -> tuple[int, int, int]:
         """Heads vary fastest: query heads of one key head, then, share it in the second-level cache."""
-        own = (self.s if self.over_queries else self.n) // (ROWS * self.parts)
+        own = (self.s if self.over_queries else self.n) // self.own_tile
         return self.key_heads if self.over_queries else self.heads, own, self.b
 
     def stages(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
@@ -133,21 +116,21 @@ class Plan:
         """What is copied once, the own rows in 64s; as in `stages`."""
         names = {"forward": ("q",), "query_gradient": ("q", "do"), "key_gradients": ("k", "v")}[self.walk]
         copied: dict[str, tuple[tuple[int, ...], Any, bool]] = {
-            name: ((self.parts, ROWS, self.key_dim if name in ("q", "k") else self.value_dim), jnp.bfloat16, True) for name in names
+            name: ((self.warpgroups, ROWS, self.key_dim if name in ("q", "k") else self.value_dim), jnp.bfloat16, True) for name in names
         }
         if self.fields:
-            copied[self.own_fields] = ((self.parts, len(self.fields), ROWS), jnp.int32, False)
+            copied[self.own_fields] = ((self.warpgroups, len(self.fields), ROWS), jnp.int32, False)
         return copied
 
     def space(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
         """What else is laid out in shared memory, for each 64 of the own rows; as in `stages`."""
         laid: dict[str, tuple[tuple[int, ...], Any, bool]] = {}
         if self.walk == "forward" and self.key_dim != self.value_dim:
-            laid["out"] = ((self.parts, ROWS, self.value_dim), jnp.bfloat16, True)
+            laid["out"] = ((self.warpgroups, ROWS, self.value_dim), jnp.bfloat16, True)
         if (self.over_queries and self.in_blocks) or dispatch.interpretation() is not None:
             # The simulator's products take no operand from registers; and blocks' weights are turned on their way through shared memory.
-            laid["weights"] = ((self.parts, ROWS, self.piece), jnp.bfloat16, True)
-            if (self.over_queries and not self.in_blocks) or self.split or self.exchanges:
+            laid["weights"] = ((self.warpgroups, ROWS, self.piece), jnp.bfloat16, True)
+            if self.over_queries and not self.in_blocks:
                 laid["d_scores"] = laid["weights"]
         return laid
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
 from pallas_kernels import dispatch
 from pallas_kernels import mosaic_gpu as gpu
@@ -37,7 +36,7 @@ def forward(walk: Walk) -> None:
 
     def load() -> None:
         # Products of 64 keys with both operands in shared memory take all that it gives; queries in registers halve that.
-        registers = 64 < max(plan.key_dim, plan.value_dim) <= 128 and dispatch.interpretation() is None
+        registers = max(plan.key_dim, plan.value_dim) > 64 and dispatch.interpretation() is None
         left.append(gpu.load(walk.own["q"]) if registers else walk.own["q"])
 
     def step(here: Here, carry):
@@ -58,17 +57,6 @@ def forward(walk: Walk) -> None:
 
 def query_gradient(walk: Walk) -> None:
     """dq."""
-    size = walk.plan.key_dim
-    if not walk.plan.split:
-        _query_gradient(walk, pl.ds(0, size))
-        return
-    half = gpu.round_up(size // 2, ROWS)
-    pl.when(walk.warpgroup == 0)(lambda: _query_gradient(walk, pl.ds(0, half)))
-    pl.when(walk.warpgroup == 1)(lambda: _query_gradient(walk, pl.ds(half, size - half)))
-
-
-def _query_gradient(walk: Walk, columns: Any) -> None:
-    """Some columns of dq."""
     plan = walk.plan
     lse, delta = (walk.rows(row) for row in (0, 1))
 
@@ -82,29 +70,16 @@ def _query_gradient(walk: Walk, columns: Any) -> None:
         else:
             weights, dots = gpu.mm_while(scores, values, weigh)
         d_scores = (weights * (dots - gpu.along_columns(delta, plan.piece))).astype(jnp.bfloat16)
-        keys = here["k"].at[:, columns] if plan.split else here["k"]
-        return gpu.mm_registers(d_scores, keys, dq, walk.staged("d_scores" if columns.start else "weights"), here.refill)
+        return gpu.mm_registers(d_scores, here["k"], dq, walk.staged(), here.refill)
 
-    dq = walk.run(step, gpu.filled((ROWS, columns.size), 0.0)) * plan.settings.scale
-    if plan.split:
-        walk.meet()  # the other warpgroup reads q until then
-        walk.own["q"].at[:, columns][...] = dq.astype(jnp.bfloat16)
-        plgpu.commit_smem()
-        walk.meet()
-        if columns.start == 0:
-            walk.send("dq", walk.own["q"], walk.head)
-    else:
-        walk.leave(dq, "dq", walk.own["q"], walk.head)
+    dq = walk.run(step, gpu.filled((ROWS, plan.key_dim), 0.0)) * plan.settings.scale
+    walk.leave(dq, "dq", walk.own["q"], walk.head)
     plgpu.wait_smem_to_gmem(0)
 
 
 def key_gradients(walk: Walk) -> None:
     """dk and dv; scores are turned, a row a key."""
     plan = walk.plan
-    if plan.split:
-        pl.when(walk.warpgroup == 0)(lambda: _value_gradient(walk))
-        pl.when(walk.warpgroup == 1)(lambda: _key_gradient(walk))
-        return
 
     def step(here: Here, carry):
         dk, dv = carry
@@ -127,31 +102,3 @@ def _turned_weights(here: Here, scores: jax.Array) -> jax.Array:
     """exp(s - lse) from products (keys, queries)."""
     lse = gpu.along_rows(gpu.load_per_column(here["rows"].at[0]), ROWS)
     return jnp.exp2(here.masked(scores) * here.walk.plan.unit - lse)
-
-
-def _value_gradient(walk: Walk) -> None:
-    """dv alone."""
-
-    def step(here: Here, dv):
-        weights = _turned_weights(here, gpu.mm(walk.own["k"], gpu.transposed(here["q"])))
-        return gpu.mm_registers(weights.astype(jnp.bfloat16), here["do"], dv, walk.staged(), here.refill)
-
-    dv = walk.run(step, gpu.filled((ROWS, walk.plan.value_dim), 0.0))
-    walk.meet()  # the other warpgroup reads v until then
-    walk.leave(dv, "dv", walk.own["v"], walk.key_head)
-    plgpu.wait_smem_to_gmem(0)
-
-
-def _key_gradient(walk: Walk) -> None:
-    """dk alone."""
-
-    def step(here: Here, dk):
-        scores, values = (walk.own["k"], gpu.transposed(here["q"])), (walk.own["v"], gpu.transposed(here["do"]))
-        weights, dots = gpu.mm_while(scores, values, lambda scores: _turned_weights(here, scores))
-        d_scores = weights * (dots - gpu.along_rows(gpu.load_per_column(here["rows"].at[1]), ROWS))
-        return gpu.mm_registers(d_scores.astype(jnp.bfloat16), here["q"], dk, walk.staged("d_scores"))
-
-    dk = walk.run(step, gpu.filled((ROWS, walk.plan.key_dim), 0.0))
-    walk.meet()  # the other warpgroup reads k until then
-    walk.leave(dk * walk.plan.settings.scale, "dk", walk.own["k"], walk.key_head)
-    plgpu.wait_smem_to_gmem(0)

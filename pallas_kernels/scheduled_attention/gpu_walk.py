@@ -9,7 +9,7 @@ A stage is filled again in the middle of the next step, when the other warpgroup
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,8 +20,6 @@ from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.mosaic_gpu import plgpu
 from pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, Plan
 from pallas_kernels.scheduled_attention.schedule import tile_allows
-
-EXCHANGE = (2, 2, 3, ROWS)  # turns, warpgroups, numbers a query
 
 
 def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], None]) -> dict[str, jax.Array]:
@@ -35,8 +33,7 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], No
     stages = plan.stage_count()
     staged = {name: _memory((stages, *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()}
     owned, space = ({name: _memory(*what) for name, what in group.items()} for group in (plan.owned(), plan.space()))
-    meeting = [plgpu.Barrier(num_arrivals=plan.warpgroups)] if plan.exchanges or plan.split or plan.takes_turns else []
-    exchanged = [gpu.plain(EXCHANGE, jnp.float32)] if plan.exchanges else []
+    meeting = [plgpu.Barrier(num_arrivals=plan.warpgroups)] if plan.takes_turns else []
     results = plan.results()
     names = (list(inputs), list(results), list(staged), list(owned), list(space))
 
@@ -54,10 +51,9 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], No
             *space.values(),
             plgpu.Barrier(num_arrivals=len(staged), num_barriers=stages),
             plgpu.Barrier(num_arrivals=plan.warpgroups, num_barriers=stages),
-            plgpu.Barrier(num_arrivals=len(owned), num_barriers=plan.parts),
+            plgpu.Barrier(num_arrivals=len(owned), num_barriers=plan.warpgroups),
             gpu.plain((plan.warpgroups,), jnp.int32),
             *meeting,
-            *exchanged,
         ],
         grid=plan.grid,
         grid_names=("head", "tile", "batch"),
@@ -88,21 +84,18 @@ class Walk:
         owned: Any,
         numbers: Any,
         meeting: Any = None,
-        exchanged: Any = None,
     ) -> None:
         self.plan, self.stages, self.source, self.target, self.stage = plan, stages, source, target, stage
         self.filled, self.emptied, self.owned = filled, emptied, owned
-        self.meeting, self.exchanged = meeting, exchanged
+        self.meeting = meeting
         self.head, tile, self.batch = (jax.lax.axis_index(name) for name in ("head", "tile", "batch"))
         # The last queries may see the most keys, and the first keys be seen by the most queries: the longest walks start first.
-        rows = tile if plan.over_queries else plan.grid[1] - 1 - tile
-        self.tile = _quotient(rows, plan.own_tile // (ROWS * plan.parts))
+        self.tile = tile if plan.over_queries else plan.grid[1] - 1 - tile
         self.warpgroup = jax.lax.axis_index("warpgroup")
-        self.part = jnp.int32(0) if plan.split else self.warpgroup
-        self.tokens = pl.ds((rows * plan.parts + self.part) * ROWS, ROWS)
+        self.tokens = pl.ds((self.tile * plan.warpgroups + self.warpgroup) * ROWS, ROWS)
         self.everyones = own, space
         self.numbers = numbers
-        self.place_at(self.part)
+        self.place_at(self.warpgroup)
         if plan.gathered:
             self.key_head = self.head if plan.over_queries else source["key_heads"][self.batch, self.tile]
         else:
@@ -116,23 +109,21 @@ class Walk:
         self.pieces = plan.other_tile // plan.piece
         self.steps = self.count * (self.pieces * plan.repeats)
 
-    def place_at(self, part: jax.Array) -> None:
-        """Points `own` and `space` to what is a part's."""
-        self.own, self.space = ({name: ref.at[part] for name, ref in group.items()} for group in self.everyones)
+    def place_at(self, warpgroup: jax.Array) -> None:
+        """Points `own` and `space` to what is a warpgroup's."""
+        self.own, self.space = ({name: ref.at[warpgroup] for name, ref in group.items()} for group in self.everyones)
 
     def run(self, step: Callable[[Here, Any], Any], carry: Any, once: Callable[[], None] = lambda: None) -> Any:
         """Folds `step` over all pieces, in order. once: called before the first, when the own rows are there."""
         plan = self.plan
 
-        @pl.when((self.warpgroup == 0) | (not plan.split))
-        def _() -> None:
-            for name, ref in self.own.items():
-                there = self.source[name]
-                if name == plan.own_fields:
-                    there = there.at[self.batch if there.shape[0] > 1 else 0, :, self.tokens]
-                else:
-                    there = there.at[self.batch, self.tokens, self.key_head if name in ("k", "v") else self.head]
-                plgpu.copy_gmem_to_smem(there, ref, self.owned.at[self.part])
+        for name, ref in self.own.items():
+            there = self.source[name]
+            if name == plan.own_fields:
+                there = there.at[self.batch if there.shape[0] > 1 else 0, :, self.tokens]
+            else:
+                there = there.at[self.batch, self.tokens, self.key_head if name in ("k", "v") else self.head]
+            plgpu.copy_gmem_to_smem(there, ref, self.owned.at[self.warpgroup])
 
         @pl.when(self.warpgroup == 0)
         def _() -> None:
@@ -142,7 +133,7 @@ class Walk:
                 def _(number: int = number) -> None:
                     self.fetch(jnp.int32(number), number)
 
-        plgpu.barrier_wait(self.owned.at[self.part])
+        plgpu.barrier_wait(self.owned.at[self.warpgroup])
         once()
 
         def one(number: jax.Array, carry: Any) -> Any:
@@ -164,13 +155,13 @@ class Walk:
                 self.fill(number + 1)
             return carry, following
 
-        self.numbers[self.warpgroup] = self.part
+        self.numbers[self.warpgroup] = self.warpgroup
         if plan.takes_turns:
             pl.when(self.warpgroup == 1)(self.meet)  # which sets it half a step back
         carry, _ = jax.lax.fori_loop(0, self.steps, one, (carry, self.partial(jnp.int32(0))))
         if plan.takes_turns:
             pl.when(self.warpgroup == 0)(self.meet)
-        self.place_at(self.part)
+        self.place_at(self.warpgroup)
         return carry
 
     def place(self, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -241,15 +232,6 @@ class Walk:
         self.meet()
         return carry
 
-    def exchange(self, turn: int, values: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        """What the other of two warpgroups gives for `values`, each (64,). turn: 0 and 1, each once a step; the other warpgroup may still
-        be reading what it was given in the last turn, not what it was given before."""
-        place = self.exchanged.at[turn]
-        for row, value in enumerate(values):
-            place.at[self.warpgroup, row][...] = value
-        self.meet()
-        return tuple(gpu.load_per_row(place.at[1 - self.warpgroup, row]) for row in range(len(values)))
-
     def staged(self, name: str = "weights") -> Any:
         """Where the simulator lays out what products take from registers; None for real."""
         return self.space.get(name)
@@ -258,10 +240,6 @@ class Walk:
         """Starts the copy of the own rows' result."""
         place[...] = x.astype(jnp.bfloat16)
         plgpu.commit_smem()
-        self.send(name, place, head)
-
-    def send(self, name: str, place: Any, head: Any) -> None:
-        """Starts the copy of a result that is laid out and committed."""
         plgpu.copy_smem_to_gmem(place, self.target[name].at[self.batch, self.tokens, head])
 
     def leave_forward(self, acc: jax.Array, high: jax.Array, total: jax.Array) -> None:

@@ -18,6 +18,8 @@ import pytest
 
 from benchmarks import kernel_cases, kernel_checks, kernel_peers, kernel_timing, kernels
 from configuration import UserError
+from pallas_kernels import dispatch
+from tests.pallas_kernels.programs import benchmark
 
 SMALL = {"b": 1, "t": 48, "h": 2, "k": 8, "v": 8}
 
@@ -288,6 +290,17 @@ def test_work_of_softmax_attention_is_that_of_the_pairs_seen():
     valued = [(i, j) for i, j in earlier if j % 8 != 7]
     expected = 2 * 3 * 2 * ((len(own) + len(earlier)) * 8 + (len(own) + len(valued)) * 5)
     assert make["landmark_attention", "grouped softmax"](block=7).work == expected
+
+
+def test_only_what_gpu_kernels_refuse_is_not_compiled_for_them():
+    everything = kernel_cases.cases("gpu", list(kernel_cases.OPERATIONS))
+    compiled = {program.name.replace(" bench forward", ",", 1) for program in benchmark.PROGRAMS if " bench forward " in program.name}
+    assert compiled == {case.name for case in everything} - benchmark.REFUSED
+    for case in everything:
+        if case.name in benchmark.REFUSED:
+            inputs = jax.eval_shape(functools.partial(case.inputs, dtype=jnp.bfloat16), jax.random.key(0))
+            with dispatch.aimed_at("gpu", "NVIDIA H100 80GB HBM3"), pytest.raises(dispatch.Refused):
+                jax.eval_shape(functools.partial(case.run, backend="pallas_gpu"), inputs)
 
 
 def test_gradients_are_checked_at_sizes_that_keep_the_case():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
 
@@ -99,6 +100,8 @@ SLOW = pytest.mark.slow
         ("head", 192, 128, 128, (1, 1), 0.3, "reverse strict state documents dots checkpoints"),
         ("key", 128, 64, 64, (1, 1), 0.1, "state dots checkpoints"),
         ("key", 128, 64, 64, (1, 1), 6.0, "reverse documents state"),
+        ("key", 192, 128, 128, (1, 1), 0.1, "state checkpoints"),
+        ("key", 192, 100, 128, (1, 2), 6.0, "reverse strict documents state"),
         ("value", 128, 64, 64, (1, 1), 0.1, "reverse strict wide state checkpoints"),
         ("value", 128, 64, 64, (1, 1), 6.0, "documents dots"),
         ("none", 256, 64, 64, (1, 2), 0, "reverse pieces"),  # 2 of 2 chunks
@@ -109,6 +112,7 @@ SLOW = pytest.mark.slow
         pytest.param("head", 256, 64, 128, (2, 4), 0.1, "state documents dots checkpoints", marks=SLOW),
         pytest.param("head", 192, 256, 64, (1, 1), 20.0, "reverse dots", marks=SLOW),
         pytest.param("key", 192, 128, 64, (1, 2), 0.1, "reverse strict documents state", marks=SLOW),
+        pytest.param("key", 64, 128, 256, (1, 1), 0.1, "", marks=SLOW),
         pytest.param("value", 192, 128, 128, (1, 2), 0.1, "reverse documents state checkpoints", marks=SLOW),
         pytest.param("head", 320, 128, 128, (1, 1), 0.01, "reverse state dots checkpoints pieces", marks=SLOW),
         pytest.param("value", 320, 64, 128, (1, 1), 0.01, "reverse state checkpoints pieces", marks=SLOW),
@@ -181,6 +185,8 @@ def test_extreme_decays(decay, more):
         ("none", 256, 64, 64, (1, 2), 0, "second reverse pieces"),  # 2 of 2 chunks
         ("head", 320, 64, 128, (1, 1), 0.01, "queries documents state checkpoints pieces"),  # 2, 2 and 1
         ("key", 192, 128, 64, (1, 1), 0.01, "second reverse documents state checkpoints pieces"),
+        pytest.param("key", 128, 64, 64, (1, 1), 0.1, "queries second documents state", marks=SLOW),
+        pytest.param("key", 128, 64, 64, (1, 1), 0.1, "queries second reverse state", marks=SLOW),
         pytest.param("none", 128, 128, 128, (1, 1), 0, "queries second", marks=SLOW),
         pytest.param("head", 192, 192, 64, (1, 1), 0.1, "queries state", marks=SLOW),
         pytest.param("key", 192, 128, 40, (1, 2), 0.1, "queries documents state checkpoints", marks=SLOW),
@@ -245,7 +251,7 @@ def test_two_walks_in_one(decay, t, key_dim, value_dim, heads, more):
 
 
 def solve_with(form, *arrays, **settings):
-    return form(*arrays[:-1], strength=arrays[-1], **settings)
+    return form(*arrays[:-2], strength=arrays[-2], log_decay=arrays[-1], **settings)
 
 
 @pytest.mark.gpu_interpreter
@@ -257,6 +263,8 @@ def solve_with(form, *arrays, **settings):
         ("head", 128, 64, 128, (1, 1), 0.1, "documents strength strong"),
         ("key", 64, 64, 64, (1, 1), 0.1, "documents"),
         ("key", 64, 64, 64, (1, 1), 6.0, "strength"),
+        ("key", 128, 64, 40, (1, 2), 6.0, "strength sums"),
+        ("key", 64, 128, 64, (1, 1), 0.1, "sums"),
         pytest.param("head", 128, 128, 128, (1, 2), 6.0, "", marks=SLOW),
         pytest.param("none", 64, 256, 256, (1, 1), 0, "documents", marks=SLOW),
         pytest.param("key", 64, 192, 256, (1, 1), 0.1, "strength documents", marks=SLOW),
@@ -268,9 +276,18 @@ def test_solve_and_its_transpose(decay, t, key_dim, value_dim, heads, strength, 
     small = key_dim**-0.5
     e, k = rows(t, many, key_dim, 1, (1.5 if "strong" in more else 0.5) * small), rows(t, few, key_dim, 2, small)
     v, strengths = rows(t, many, value_dim, 3), jnp.asarray(np.random.default_rng(5).random((1, t, many)), jnp.float32)
-    given = (e, k, v, chunks, strengths if "strength" in more else None)
+    decay_steps, summed = None, chunks
+    if "sums" in more:
+        decay_steps = jnp.diff(chunks.total.reshape(1, -1, C, many, key_dim), axis=2, prepend=0).reshape(chunks.total.shape)
+        decay_steps = decay_steps.at[:, 3].add(-9)  # some beyond what is clamped
+        chunks = dataclasses.replace(chunks, total=None)
+    given = (e, k, v, chunks, strengths if "strength" in more else None, decay_steps)
     found = simulated(functools.partial(solve_with, gpu.solve), *given, heads=many)
     exact = exactly(functools.partial(solve_with, walks_by_einsum.solve), *given, heads=many)
+    assert (found.total is None) == (exact.total is None)
+    if found.total is not None:
+        np.testing.assert_allclose(found.total, exact.total, rtol=1e-6, atol=1e-6)
+        chunks = dataclasses.replace(summed, total=found.total)
     bar = 0.005 if decay == "key" else 0.002  # of a decay by channel the triangle is rounded, and e times its decay
     for name in ("w", "u", "inverse"):
         assert getattr(found, name).shape == getattr(exact, name).shape, name

@@ -13,7 +13,7 @@ from tests.pallas_kernels.test_linear_recurrence_family import arguments
 
 
 @pytest.mark.parametrize(
-    ("decay", "erase", "packed"),
+    "case",
     [
         (None, None, False),
         ("token", None, True),
@@ -21,35 +21,39 @@ from tests.pallas_kernels.test_linear_recurrence_family import arguments
         (None, "scalar", False),
         ("token", "vector", True),
         ("channel", "apart", True),
+        ("channel", None, True, "channel"),
     ],
 )
-def test_joined_states_are_those_of_the_whole(decay, erase, packed):
+def test_joined_states_are_those_of_the_whole(case):
+    decay, erase, packed, *columns = case
     pieces, length = 3, 17
-    given, fixed = arguments(pieces * length, decay, erase, True, packed)
+    given, fixed = arguments(pieces * length, decay, erase, True, packed, *columns)
     first = given.pop("initial_state")
 
     @jax.jit
     def alone(rows, shared):
         if erase is None:
             return splitting.added(rows, shared["segment_ids"], shared["initial_segment"])
-        return splitting.through_erasing(xla.chunked, rows, shared)
+        return *splitting.through_erasing(xla.chunked, rows, shared), None
 
     @jax.jit
     def after(rows, shared, state):
         return xla.chunked(**rows, **shared, initial_state=state, return_state=True)[1]
 
-    states, keeps, expected, before = [], [], [jnp.asarray(first)], fixed.get("initial_segment")
+    states, keeps, columns, expected, before = [], [], [], [jnp.asarray(first)], fixed.get("initial_segment")
     for start in range(0, pieces * length, length):
         rows = {name: jnp.asarray(x[:, start : start + length]) for name, x in given.items()}
         shared = {"segment_ids": None, "initial_segment": None}
         if packed:
             shared = {"segment_ids": jnp.asarray(fixed["segment_ids"][:, start : start + length]), "initial_segment": jnp.asarray(before)}
             before = xla.carried(shared["segment_ids"], shared["initial_segment"])[:, -1]
-        state, keep = alone(rows, shared)
+        state, keep, column = alone(rows, shared)
         states.append(state)
         keeps.append(keep)
+        columns.append(column)
         expected.append(after(rows, shared, expected[-1]))
-    joined = splitting.entering(jnp.stack(states, axis=1), jnp.stack(keeps, axis=1), jnp.asarray(first))
+    columns = None if columns[0] is None else jnp.stack(columns, axis=1)
+    joined = splitting.entering(jnp.stack(states, axis=1), jnp.stack(keeps, axis=1), jnp.asarray(first), columns)
     assert error(joined, jnp.stack(expected, axis=1)) < 1e-5
 
 
@@ -70,7 +74,7 @@ def test_entering_with_every_kind_of_factor(pieces):
 
 
 def test_padding_full_of_nan_adds_nothing():
-    given, fixed = arguments(31, "channel", None, False, True)
+    given, fixed = arguments(31, "channel", None, False, True, "channel")
     strength = np.random.default_rng(3).random(given["v"].shape).astype(np.float32)
     given["write_strength"] = strength
     segments, first = jnp.asarray(fixed["segment_ids"]), jnp.zeros(2, jnp.int32)

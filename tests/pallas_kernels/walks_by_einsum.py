@@ -6,7 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.walks import Chunks, Solved, Walked
+from pallas_kernels.linear_recurrence.walks import STRONGEST_CHANNEL_DECAY, Chunks, Solved, Walked
 
 
 def walk(
@@ -66,9 +66,13 @@ def delta_walk(
     return walked if keeps_y else dataclasses.replace(walked, y=None)
 
 
-def solve(e, k, v, chunks: Chunks, *, heads, strength=None, keeps=True) -> Solved:
+def solve(e, k, v, chunks: Chunks, *, heads, strength=None, log_decay=None, keeps=True) -> Solved:
     """See walks.Solve."""
-    w, u, inverses = [], [], []
+    w, u, inverses, total = [], [], [], None
+    if log_decay is not None:
+        g = jnp.maximum(log_decay, STRONGEST_CHANNEL_DECAY)
+        total = jnp.cumsum(g.reshape(g.shape[0], -1, chunks.size, *g.shape[2:]), axis=2).reshape(g.shape)
+        chunks = dataclasses.replace(chunks, total=total)
     e, k, v, strength = _by_head(heads, e, k, v, None if strength is None else strength[..., None])
     for here, pairs, reads, _ in _each_chunk(chunks, k):
         lower = jnp.einsum("bihk,bjhk,bijhk->bhij", e[:, here], k[:, here], pairs)
@@ -77,7 +81,7 @@ def solve(e, k, v, chunks: Chunks, *, heads, strength=None, keeps=True) -> Solve
         w.append(jnp.einsum("bhij,bjhk->bihk", inverse, reads * e[:, here]))
         u.append(jnp.einsum("bhij,bjhv->bihv", inverse, written))
         inverses.append(inverse)
-    return Solved(jnp.concatenate(w, axis=1), jnp.concatenate(u, axis=1), jnp.stack(inverses, axis=2) if keeps else None)
+    return Solved(jnp.concatenate(w, axis=1), jnp.concatenate(u, axis=1), jnp.stack(inverses, axis=2) if keeps else None, total)
 
 
 def solve_transposed(inverse, q, k, do, chunks: Chunks, *, heads, scale=1.0) -> Solved:

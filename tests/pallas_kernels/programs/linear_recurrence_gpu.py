@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -68,6 +69,22 @@ DELTA += [
     for decay, size in (("none", 128), ("head", 256), ("key", 128), ("key", 192))
     for more in ("queries ", "second reverse ")
 ]
+# Two walks in one, as gradients have them: decay, key size, value size, heads of k and v, what is asked for besides.
+JOINED = [
+    (decay, size, size, HEADS, more)
+    for decay in ("none", "head")
+    for size in (64, 128)
+    for more in (
+        "queries",
+        "queries documents state dots checkpoints",
+        "second reverse strict",
+        "second reverse strict documents state dots",
+    )
+]
+JOINED += [
+    ("head", 256, 256, 1, "queries documents state dots checkpoints"),
+    ("head", 256, 256, 1, "second reverse strict documents state dots"),
+]
 # The triangular systems of a chunk: decay, key size, value size, heads of k, what is asked for besides.
 SOLVE = [
     (decay, size, size, HEADS, more)
@@ -79,9 +96,11 @@ SOLVE += [
     ("head", 256, 256, 1, "documents strength"),
     ("head", 256, 256, 1, "transposed documents"),
     ("key", 192, 256, HEADS, "documents strength"),
+    *(("key", size, size, HEADS, "strength sums") for size in (64, 128, 192)),
+    ("key", 128, 128, HEADS, "documents sums"),
     ("key", 192, 256, HEADS, "transposed documents"),
 ]
-QUICK = {PLAIN[8], PLAIN[12], PLAIN[15], DELTA[10], SOLVE[13], SOLVE[20]}
+QUICK = {PLAIN[8], PLAIN[12], PLAIN[15], DELTA[10], SOLVE[13], SOLVE[20], JOINED[5]}
 
 
 def _pieces(more: str) -> Any:
@@ -136,6 +155,23 @@ def _walk(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> 
     return Program(name, "pallas_gpu", function, arguments, quick, special)
 
 
+def _joined(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
+    keyed, valued = _array(B, T, HEADS, key_dim), _array(B, T, HEADS, value_dim)
+    shared, shared_value = _array(B, T, sharing, key_dim), _array(B, T, sharing, value_dim)
+    given: dict[str, Any] = {"second_q": keyed} if "queries" in more else {"second": (keyed, shared_value)}
+    given |= {"dot_with": shared_value} if "dots" in more else {}
+    given |= {"second_dot_with": valued} if "dots" in more and "queries" in more else {}
+    given |= {"initial_state": _array(B, HEADS, key_dim, value_dim, dtype=jnp.float32)} if "state" in more else {}
+
+    def function(q, k, v, chunks, given):
+        settings = {"reverse": "reverse" in more, "strict": "strict" in more, "checkpoint_every": EVERY if "checkpoints" in more else None}
+        return gpu.walk(q, k, v, chunks, heads=HEADS, scale=0.5, second_scale=-0.5, **settings, **given)
+
+    arguments = (keyed, shared, valued, _chunks(decay, key_dim, value_dim, "documents" in more), given)
+    quick = (decay, key_dim, value_dim, sharing, more) in QUICK
+    return Program(_name("joined walk", decay, key_dim, value_dim, sharing, more), "pallas_gpu", function, arguments, quick)
+
+
 def _delta(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
     keyed, valued = _array(B, T, HEADS, key_dim), _array(B, T, HEADS, value_dim)
     shared = _array(B, T, sharing, key_dim)
@@ -166,11 +202,14 @@ def _solve(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) ->
         inverse = _array(B, HEADS, T // gpu.CHUNK, gpu.CHUNK, gpu.CHUNK)
         return Program(name, "pallas_gpu", transposed, (inverse, shared, shared, valued, chunks), quick)
 
-    def forwards(e, k, v, chunks, strength):
-        return gpu.solve(e, k, v, chunks, heads=HEADS, strength=strength)
+    def forwards(e, k, v, chunks, strength, log_decay):
+        return gpu.solve(e, k, v, chunks, heads=HEADS, strength=strength, log_decay=log_decay)
 
     strength = _array(B, T, HEADS, dtype=jnp.float32) if "strength" in more else None
-    return Program(name, "pallas_gpu", forwards, (keyed, shared, valued, chunks, strength), quick)
+    log_decay = None
+    if "sums" in more:
+        chunks, log_decay = dataclasses.replace(chunks, total=None), chunks.total
+    return Program(name, "pallas_gpu", forwards, (keyed, shared, valued, chunks, strength, log_decay), quick)
 
 
 def _name(which: str, decay: str, key_dim: int, value_dim: int, sharing: int, more: str) -> str:
@@ -178,4 +217,9 @@ def _name(which: str, decay: str, key_dim: int, value_dim: int, sharing: int, mo
     return f"linear_recurrence gpu {which} {decay} k{key_dim} v{value_dim} h{HEADS}{shared} {more}".rstrip()
 
 
-PROGRAMS = [_walk(*case) for case in PLAIN] + [_delta(*case) for case in DELTA] + [_solve(*case) for case in SOLVE]
+PROGRAMS = (
+    [_walk(*case) for case in PLAIN]
+    + [_joined(*case) for case in JOINED]
+    + [_delta(*case) for case in DELTA]
+    + [_solve(*case) for case in SOLVE]
+)

@@ -25,9 +25,6 @@ WINDOWS = [
     (16384, 16, 4, 64, 512, "sinks"),
     (16384, 16, 4, 128, 512, "sinks"),
     (2048, 16, 16, 96, 512, "sinks"),
-    (2048, 16, 16, 256, 512, ""),
-    (2048, 16, 4, 256, 512, "documents sinks"),
-    (2048, 16, 16, 192, 512, "documents"),
 ]
 # gathered queries, keys, key heads, head size, what there is besides
 GATHERED = [(32768, 4096, 16, 128, ""), (32768, 4096, 16, 64, "documents"), (32768, 4096, 16, 128, "documents")]
@@ -37,10 +34,8 @@ LANDMARKS = [
     (4096, 16, 16, 64, 63, "documents"),
     (4096, 16, 4, 128, 50, "documents"),
     (4096, 16, 16, 128, 63, ""),
-    (4096, 16, 4, 64, 127, "documents"),
-    (4096, 16, 4, 128, 127, "documents"),
 ]
-QUICK = {WINDOWS[3], GATHERED[2], LANDMARKS[5]}
+QUICK = {WINDOWS[3], GATHERED[2], LANDMARKS[2]}
 
 
 def _array(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:

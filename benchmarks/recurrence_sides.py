@@ -15,6 +15,8 @@ pallas_kernels: any interpreter with jax serves ours.
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import json
 import platform
 import sys
@@ -105,8 +107,6 @@ class Side:
 
 
 def _versions() -> dict[str, str]:
-    import importlib.metadata
-
     import jax
 
     versions = {"python": platform.python_version(), "jax": jax.__version__}
@@ -119,7 +119,10 @@ def main() -> None:
     """Answers commands until there are no more."""
     if sys.argv[1] == "ours":
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    side = Side({"ours": ours, "peer": peer}[sys.argv[1]])
+    function, library = {"ours": (ours, "pallas_kernels.linear_recurrence"), "peer": (peer, "jla.ops")}[sys.argv[1]]
+    # Before anything is traced: pallas_kernels adds to what jax keys programs by, and would have them compiled again.
+    importlib.import_module(library)
+    side = Side(function)
     for line in sys.stdin:
         command = json.loads(line)
         try:

@@ -42,6 +42,11 @@ def test_both_sides_are_compared_timed_and_written(tmp_path, capsys, interpreter
     assert "ours: python" in capsys.readouterr().out
 
 
+def test_a_peer_without_the_library_says_so(tmp_path, interpreter):
+    _, row = _run(["--peer-python", interpreter(f"exec {sys.executable} -S $1 peer")], tmp_path)
+    assert "No module named 'jla'" in row["peer"]["error"]
+
+
 def test_a_dead_peer_leaves_our_times(tmp_path, capsys, interpreter):
     code, row = _run(["--peer-python", interpreter("echo lost >&2", "exit 3")], tmp_path)
     assert code == 0 and row["ours"]["both"]["clock"] > 0

@@ -194,6 +194,9 @@ def test_extreme_decays(decay, more):
         pytest.param("key", 192, 128, 40, (1, 2), 0.1, "queries documents state checkpoints", marks=SLOW),
         pytest.param("key", 192, 128, 64, (1, 1), 0.1, "second reverse state checkpoints", marks=SLOW),
         pytest.param("none", 192, 192, 64, (1, 1), 0, "queries state pieces", marks=SLOW),
+        pytest.param("key", 192, 128, 128, (1, 2), 0.1, "queries documents state checkpoints", marks=SLOW),
+        pytest.param("key", 192, 128, 128, (1, 1), 0.1, "second reverse documents state", marks=SLOW),
+        pytest.param("key", 128, 128, 128, (1, 1), 0.1, "queries second reverse state", marks=SLOW),
     ],
 )
 def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -22,19 +21,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import dispatch
-from pallas_kernels.linear_recurrence import tpu_chunk
-from pallas_kernels.linear_recurrence.tpu_chunk import BASE, Documents, Kind
+from pallas_kernels.linear_recurrence import tpu_blocks, tpu_chunk
+from pallas_kernels.linear_recurrence.tpu_chunk import BASE, Kind
 from pallas_kernels.linear_recurrence.tpu_inverse import solve as solve
 from pallas_kernels.linear_recurrence.tpu_inverse import solve_transposed as solve_transposed
 from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Walked
 
-LANES, SUBLANES = 128, 8
 LARGEST_HEAD = 256
-# Of the 16 MiB a program may take on v5e; the other half is for what it computes.
-BLOCK_BYTES = 8 * 2**20
-# Lanes of q and v together that a program should hold. The steps of one head wait for each other: in libtpu's schedule for v5e, four
-# heads of 128 channels take six tenths of the instructions that they take one by one. More heads leave too few programs for two cores.
-ENOUGH_LANES = 1024
 
 
 def refuses(key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike, decay: Decay, erase: bool) -> str | None:
@@ -109,25 +102,12 @@ def delta_walk(
     return _walk(rows, chunks, kind, heads, initial_state, checkpoint_every, jnp.dtype(u.dtype), keeps_y)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """How a call is cut: `group` heads a program; flat: rows as (b, t, h d), else as (b h, t, d) of one head a program."""
-
-    heads: int
-    group: int
-    flat: bool
-
-    def held(self, heads: int) -> int:
-        """Heads of an operand with that many that a program holds."""
-        return max(1, self.group * heads // self.heads)
-
-
 def _walk(
     rows: dict[str, jax.Array], chunks: Chunks, kind: Kind, heads: int, initial_state, every: int | None, out_dtype, keeps_y=False
 ) -> Walked:
     b, t, _, value_dim = rows["v"].shape
     key_dim, c = rows["k"].shape[3], chunks.size
-    _check(rows, chunks, heads)
+    tpu_blocks.check(rows, chunks, heads)
     compute = jnp.dtype(jnp.bfloat16) if all(x.dtype == jnp.bfloat16 for x in rows.values()) else jnp.dtype(jnp.float32)
     rows = {name: x.astype(compute) for name, x in rows.items()}
     n = t // c
@@ -136,15 +116,10 @@ def _walk(
     if chunks.total is not None and chunks.decay in ("key", "value"):
         given["total"] = chunks.total
     produced: dict[str, Any] = dict.fromkeys((["o"] if "q" in rows else []) + (["y"] if keeps_y else []), out_dtype)
-    plan = _plan(given, produced, heads, key_dim, value_dim, c)
-    placed = _Placed(plan, b, n, c, kind.reverse)
+    plan = tpu_blocks.plan_heads(given, produced, heads, key_dim, value_dim, c)
+    placed = tpu_blocks.Placed(plan, b, n, c, kind.reverse)
     inputs = [(name, *placed.rows(x)) for name, x in given.items()]
-    if chunks.total is not None and chunks.decay == "head":
-        inputs.append(("total", *placed.a_token(chunks.total)))
-    if chunks.segments is not None:
-        inputs += [("segments", *placed.of_chunk(chunks.segments.reshape(b, n, 1, c)))]
-        reach = [jnp.broadcast_to(x.reshape(b, n, -1), (b, n, c)) for x in (chunks.starts, chunks.ends, chunks.keeps) if x is not None]
-        inputs += [("reach", *placed.of_chunk(jnp.stack(reach, axis=2)))]
+    inputs += placed.weights(chunks)
     if initial_state is not None:
         inputs.append(("initial_state", *placed.state(initial_state.astype(jnp.float32))))
     outputs = [(name, *placed.new_rows(value_dim, dtype)) for name, dtype in produced.items()]
@@ -154,7 +129,7 @@ def _walk(
     if every is not None:
         outputs.append(("checkpoints", *placed.new_checkpoints(key_dim, value_dim, groups, every)))
     held = {name: plan.held(x.shape[2]) for name, x in given.items()}
-    together = _side_by_side(plan.group, held.values(), key_dim, value_dim)
+    together = tpu_blocks.side_by_side(plan.group, held.values(), key_dim, value_dim)
     kind = dataclasses.replace(kind, heads=together)
     names = (*(name for name, *_ in inputs), *(name for name, *_ in outputs))
     how = dispatch.interpretation()
@@ -199,7 +174,7 @@ def _kernel(*refs, names, kind: Kind, group: int, held: dict[str, int], every: i
             for head in range(group):
                 ref["checkpoints"][0, head, 0] = state[_state_of(state, head, kind.heads)]
 
-    documents = _documents(ref) if "segments" in ref else None
+    documents = tpu_blocks.documents(ref) if "segments" in ref else None
     raw: dict[tuple[int, int], list[jax.Array]] = {}
     for pack in range(group // kind.heads):
         _some_heads(ref, state, pack, kind, group, held, documents, raw)
@@ -255,110 +230,6 @@ def _some_heads(ref, state, pack: int, kind: Kind, group: int, held, documents, 
     state[pack] = update + (entered if weights.keep is None else weights.keep * entered)
 
 
-def _documents(ref) -> Documents:
-    segments, reach = ref["segments"][0, 0], ref["reach"][0, 0]
-    return Documents(
-        same=tpu_chunk.as_column(segments) == segments,
-        starts=tpu_chunk.as_column(reach[0:1]),
-        ends=tpu_chunk.as_column(reach[1:2]),
-        keeps=reach[2:3, 0:1],
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Placed:
-    """Arrays and the blocks of them that a program sees: grid (b, groups of heads, chunks in the order they are walked)."""
-
-    plan: _Plan
-    b: int
-    n: int
-    c: int
-    reverse: bool
-
-    def rows(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
-        b, t, heads, d = x.shape
-        spec = self._row_spec(heads, d)
-        return (x.reshape(b, t, heads * d) if self.plan.flat else jnp.swapaxes(x, 1, 2).reshape(b * heads, t, d)), spec
-
-    def new_rows(self, d: int, dtype) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
-        b, t, h = self.b, self.n * self.c, self.plan.heads
-        return jax.ShapeDtypeStruct((b, t, h * d) if self.plan.flat else (b * h, t, d), dtype), self._row_spec(h, d)
-
-    def as_rows(self, x: jax.Array, d: int) -> jax.Array:
-        """(b, t, h, d) of what was made as `new_rows`."""
-        b, t, h = self.b, self.n * self.c, self.plan.heads
-        return x.reshape(b, t, h, d) if self.plan.flat else jnp.swapaxes(x.reshape(b, h, t, d), 1, 2)
-
-    def a_token(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
-        return x.reshape(self.b, self.plan.heads, self.n, 1, self.c), self.new_a_token()[1]
-
-    def new_a_token(self) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
-        shape = jax.ShapeDtypeStruct((self.b, self.plan.heads, self.n, 1, self.c), jnp.float32)
-        return shape, pl.BlockSpec((1, self.plan.group, 1, 1, self.c), lambda b, h, j: (b, h, self._chunk(j), 0, 0))
-
-    def of_chunk(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
-        return x, pl.BlockSpec((1, 1, *x.shape[2:]), lambda b, h, j: (b, self._chunk(j), 0, 0))
-
-    def state(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
-        return x, self.new_state(*x.shape[2:])[1]
-
-    def new_state(self, key_dim: int, value_dim: int) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
-        shape = jax.ShapeDtypeStruct((self.b, self.plan.heads, key_dim, value_dim), jnp.float32)
-        return shape, pl.BlockSpec((1, self.plan.group, key_dim, value_dim), lambda b, h, j: (b, h, 0, 0))
-
-    def new_checkpoints(self, key_dim: int, value_dim: int, groups, every) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
-        shape = jax.ShapeDtypeStruct((self.b, self.plan.heads, groups, key_dim, value_dim), jnp.float32)
-        block = (1, self.plan.group, 1, key_dim, value_dim)
-        return shape, pl.BlockSpec(block, lambda b, h, j: (b, h, lax.div(self._chunk(j), every), 0, 0))
-
-    def _row_spec(self, heads: int, d: int) -> pl.BlockSpec:
-        sharing = self.plan.heads // heads
-        if self.plan.flat:
-            programs = max(1, sharing // self.plan.group)
-            block = (1, self.c, self.plan.held(heads) * d)
-            return pl.BlockSpec(block, lambda b, h, j: (b, self._chunk(j), lax.div(h, programs)))
-        return pl.BlockSpec((1, self.c, d), lambda b, h, j: (b * heads + lax.div(h, sharing), self._chunk(j), 0))
-
-    def _chunk(self, j):
-        return self.n - 1 - j if self.reverse else j
-
-
-def _plan(given: dict[str, jax.Array], produced: dict[str, Any], heads: int, key_dim: int, value_dim: int, c: int) -> _Plan:
-    """The fewest heads a program that fill whole lanes and are enough, else the most that fit; one transposed head where none fit."""
-    shapes = [(x.shape[2], x.shape[3], x.dtype.itemsize) for x in given.values()]
-    shapes += [(heads, value_dim, dtype.itemsize) for dtype in produced.values()]
-    fitting = [g for g in range(1, heads + 1) if heads % g == 0 and all(_whole_lanes(g, heads, hx, d) for hx, d, _ in shapes)]
-    fitting = [g for g in fitting if _block_bytes(g, heads, shapes, key_dim, value_dim, c) <= BLOCK_BYTES]
-    if not fitting:
-        return _Plan(heads, 1, False)
-    enough = [g for g in fitting if g * (key_dim + value_dim) >= ENOUGH_LANES]
-    return _Plan(heads, enough[0] if enough else fitting[-1], True)
-
-
-def _side_by_side(group: int, held: Iterable[int], key_dim: int, value_dim: int) -> int:
-    """How many heads of a program share lanes in the kernel: as fill them, where every operand has a head for each."""
-    if any(heads != group for heads in held) or key_dim % SUBLANES:
-        return 1
-    return max(heads for heads in range(1, group + 1) if group % heads == 0 and (heads == 1 or heads * max(key_dim, value_dim) <= LANES))
-
-
-def _whole_lanes(group: int, heads: int, operand_heads: int, d: int) -> bool:
-    sharing = heads // operand_heads
-    held = max(1, group // sharing)
-    return (group % sharing == 0 or sharing % group == 0) and (held == operand_heads or held * d % LANES == 0)
-
-
-def _block_bytes(group: int, heads: int, shapes, key_dim: int, value_dim: int, c: int) -> int:
-    """Vector memory of a program's blocks: each is held twice, while the next is fetched; lanes are padded to whole ones."""
-    rows = sum(2 * c * _up(max(1, group * hx // heads) * d, LANES) * itemsize for hx, d, itemsize in shapes)
-    # The state at work, and twice each: the initial one, the last one and a checkpoint.
-    return rows + 7 * group * _up(key_dim, SUBLANES) * _up(value_dim, LANES) * 4
-
-
-def _up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
 def _cost(inputs, outputs, programs: int, kind: Kind, rows, key_dim: int, value_dim: int) -> pl.CostEstimate:
     c = kind.size
     levels = 1 + int(math.log2(max(c, BASE) // BASE)) if kind.decay in ("key", "value") else 1
@@ -368,15 +239,3 @@ def _cost(inputs, outputs, programs: int, kind: Kind, rows, key_dim: int, value_
     channels = {"none": 0, "head": c, "key": (levels + 3) * key_dim, "value": (levels + 3) * value_dim}[kind.decay]
     moved = sum(x.size * x.dtype.itemsize for _, x, _ in (*inputs, *outputs))
     return pl.CostEstimate(flops=programs * products, transcendentals=programs * c * channels, bytes_accessed=moved)
-
-
-def _check(rows: dict[str, jax.Array], chunks: Chunks, heads: int) -> None:
-    b, t = rows["v"].shape[:2]
-    c = chunks.size
-    if c % SUBLANES or t % c:
-        raise ValueError(f"linear_recurrence: the TPU kernels take chunks of a multiple of {SUBLANES} tokens that divides {t}; this is {c}")
-    if chunks.decay in ("key", "value") and c & (c - 1):
-        raise ValueError(f"linear_recurrence: with a decay a channel the TPU kernels take chunks of a power of two; this is {c}")
-    for name, x in rows.items():
-        if x.shape[:2] != (b, t) or heads % x.shape[2]:
-            raise ValueError(f"linear_recurrence: {name} must be {(b, t)} + (a divisor of {heads}, channels); got {x.shape}")

@@ -125,7 +125,7 @@ def read(
         out = _times(from_state(q, state), weights.reads)
         raw = products(kind, q, k) if raw is None else raw
         for level in weights.levels:
-            parts = _parts(written * level.column, dtype)
+            parts = in_parts(written * level.column, dtype)
             masked = [jnp.where(level.pairs, raw[head], 0).astype(dtype) for head in heads]
             out = out + level.row * _sum(plain(masked[head], only(part, head, kind.heads)) for head in heads for part in parts)
         for head, pairs in enumerate(weights.pairs):
@@ -142,13 +142,13 @@ def outer(kind: Kind, weights: Weights, k: jax.Array, written: jax.Array) -> jax
     """sum_j writes_j . k_j written_j^T, (k, v) fp32. What is weighted, or fp32 already, enters with fp32's precision."""
     dtype = k.dtype
     if kind.decay == "key":
-        keys, values = _parts(_times(k, weights.writes), dtype), _parts(written, dtype)
-        update = _sum(_product(a, b, 0, 0) for i, a in enumerate(keys) for j, b in enumerate(values) if i + j < 2)
+        keys, values = in_parts(_times(k, weights.writes), dtype), in_parts(written, dtype)
+        update = _sum(product(a, b, 0, 0) for i, a in enumerate(keys) for j, b in enumerate(values) if i + j < 2)
     elif weights.writes is None and kind.heads == 1:
         # libtpu 0.0.42 fails for v6e where this product has the same right operand as that of the scores, and a transposed left one.
-        update = _sum(_product(part, k, 0, 0) for part in _parts(written, dtype)).T
+        update = _sum(product(part, k, 0, 0) for part in in_parts(written, dtype)).T
     else:
-        update = _sum(_product(k, part, 0, 0) for part in _parts(_times(written, weights.writes), dtype))
+        update = _sum(product(k, part, 0, 0) for part in in_parts(_times(written, weights.writes), dtype))
     if kind.heads == 1:
         return update
     own = [_lanes(update.shape, 0, head, kind.heads) & _lanes(update.shape, 1, head, kind.heads) for head in range(kind.heads)]
@@ -157,10 +157,10 @@ def outer(kind: Kind, weights: Weights, k: jax.Array, written: jax.Array) -> jax
 
 def from_state(x: jax.Array, state: jax.Array) -> jax.Array:
     """x S: (c, v) fp32 of x (c, k). The state keeps fp32's precision."""
-    return _sum(plain(x, part) for part in _parts(state, x.dtype))
+    return _sum(plain(x, part) for part in in_parts(state, x.dtype))
 
 
-def _parts(x: jax.Array, dtype) -> tuple[jax.Array, ...]:
+def in_parts(x: jax.Array, dtype) -> tuple[jax.Array, ...]:
     """Values of dtype whose sum is x: one where x has it already, two where x is fp32 and dtype bf16 (to 2^-17)."""
     if x.dtype == dtype:
         return (x,)
@@ -170,12 +170,12 @@ def _parts(x: jax.Array, dtype) -> tuple[jax.Array, ...]:
 
 def plain(a: jax.Array, b: jax.Array) -> jax.Array:
     """a b, fp32."""
-    return _product(a, b, 1, 0)
+    return product(a, b, 1, 0)
 
 
 def by_rows(a: jax.Array, b: jax.Array) -> jax.Array:
     """a b^T, fp32."""
-    return _product(a, b, 1, 1)
+    return product(a, b, 1, 1)
 
 
 def only(x: jax.Array, head: int, heads: int) -> jax.Array:
@@ -207,7 +207,7 @@ def as_row(column: jax.Array) -> jax.Array:
     return column.reshape(1, column.shape[0])
 
 
-def _product(a, b, of_a: int, of_b: int):
+def product(a, b, of_a: int, of_b: int):
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
     return lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
 

@@ -139,15 +139,15 @@ def unit_inverse_by_ladder(lower: jax.Array) -> jax.Array:
     On two CPU cores it is the slower one, by five.
     """
     c = lower.shape[-1]
-    index = jnp.arange(c)
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (c, c), axis) for axis in (0, 1))
 
     def level(n, inverse):
-        block = jax.lax.shift_right_logical(index, n)
-        pair, is_late = jax.lax.shift_right_logical(block, 1), (block & 1) == 1
-        squares = jnp.where((pair[:, None] == pair) & is_late[:, None] & ~is_late, lower, 0)
+        # Where the highest bit that differs is this one, the two are in neighbouring blocks of one block twice as long.
+        squares = jnp.where(jax.lax.shift_right_logical(row ^ column, n) == 1, lower, 0)
         return inverse - _matmul(_matmul(inverse, squares), inverse)
 
-    return jax.lax.fori_loop(0, (c - 1).bit_length(), level, jnp.broadcast_to(jnp.eye(c, dtype=lower.dtype), lower.shape))
+    start = jnp.broadcast_to(jnp.where(row == column, 1.0, 0.0).astype(lower.dtype), lower.shape)
+    return jax.lax.fori_loop(0, (c - 1).bit_length(), level, start)
 
 
 def _unit_inverse_forwards(lower):

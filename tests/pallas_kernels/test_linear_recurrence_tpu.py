@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import dispatch
-from pallas_kernels.linear_recurrence import tpu
+from pallas_kernels.linear_recurrence import tpu, tpu_blocks, tpu_inverse
 from pallas_kernels.linear_recurrence.walks import Chunks
 from tests.pallas_kernels import walks_by_einsum
 from tests.pallas_kernels.test_linear_recurrence import error
@@ -21,10 +21,10 @@ B, KEY, VALUE = 2, 24, 12  # four heads share lanes where no operand has fewer
 CLOSE = {"float32": 1e-5, "bfloat16": 0.005}
 
 
-def some_chunks(c: int, t: int, h: int, decay: str, documents: bool, strength: float | None = None) -> Chunks:
+def some_chunks(c: int, t: int, h: int, decay: str, documents: bool, strength: float | None = None, keys: int = KEY) -> Chunks:
     """Random decays of mean `strength`, by default weak ones with a few that forget everything; rows of up to four documents."""
     rng = np.random.default_rng(c + t)
-    channels = {"none": None, "head": 1, "key": KEY, "value": VALUE}[decay]
+    channels = {"none": None, "head": 1, "key": keys, "value": VALUE}[decay]
     total = None
     if channels is not None:
         g = -np.abs(rng.normal(size=(B, t // c, c, h, channels))) * (0.2 if strength is None else strength)
@@ -184,12 +184,52 @@ def test_a_delta_walk_is_what_it_is_defined_to_be(case):
         assert not races_found()
 
 
+# decay, tokens a chunk, chunks, documents, heads of keys out of 4, channels of keys, strength, dtype, simulation
+SYSTEMS = [
+    ("none", 16, 2, True, 4, KEY, False, "float32", "values"),
+    ("none", 64, 1, False, 2, 64, True, "bfloat16", "races"),
+    ("head", 16, 3, True, 1, KEY, True, "float32", "races"),
+    ("head", 64, 1, True, 4, 64, False, "bfloat16", "values"),
+    ("key", 32, 2, True, 2, KEY, True, "float32", "values"),
+    ("key", 64, 1, False, 4, 64, False, "bfloat16", "races"),
+]
+WIDER_SYSTEMS = [
+    (decay, 32, 2, documents, count, d, documents, dtype, "values")
+    for decay in ("none", "head", "key")
+    for documents in (False, True)
+    for count, d in ((4, 128), (2, 32))
+    for dtype in ("float32", "bfloat16")
+]
+
+
+@pytest.mark.parametrize("case", SYSTEMS + [pytest.param(case, marks=pytest.mark.slow) for case in WIDER_SYSTEMS], ids=str)
+def test_systems_are_solved(case):
+    decay, c, n, documents, count, d, has_strength, dtype, how = case
+    t, small = c * n, d**-0.5
+    chunks = some_chunks(c, t, 4, decay, documents, keys=d)
+    e, k = some_rows(t, 4, d, dtype, 1, 0.5 * small), some_rows(t, count, d, dtype, 2, small)
+    v, q, do = some_rows(t, 4, d, dtype, 3), some_rows(t, count, d, dtype, 4), some_rows(t, 4, d, dtype, 5)
+    strength = jnp.asarray(np.random.default_rng(6).random((B, t, 4)), jnp.float32) if has_strength else None
+    with dispatch.interpreted(how):
+        found = jax.jit(functools.partial(tpu_inverse.solve, heads=4))(e, k, v, chunks, strength=strength)
+        again = jax.jit(functools.partial(tpu_inverse.solve_transposed, heads=4, scale=0.7))(found.inverse, q, k, do, chunks)
+    expected = exactly(walks_by_einsum.solve, e, k, v, chunks, heads=4, strength=strength)
+    turned = exactly(walks_by_einsum.solve_transposed, found.inverse, q, k, do, chunks, heads=4, scale=0.7)
+    for one, other in ((found, expected), (again, turned)):
+        assert one.w.dtype == one.u.dtype == jnp.dtype(dtype)
+        for name in ("w", "u"):
+            assert error(getattr(one, name), getattr(other, name)) < (1e-5 if dtype == "float32" else 0.004), name
+    assert error(found.inverse, expected.inverse) < (1e-5 if dtype == "float32" else 0.002)
+    if how == "races":
+        assert not races_found()
+
+
 def test_heads_that_do_not_fit_together_are_transposed(monkeypatch):
     """Three heads of 24 and 12 channels fill no whole lanes: all together, or one at a time where that would be too much."""
     rows = [some_rows(32, count, d, "float32", i) for i, (count, d) in enumerate(zip((3, 1, 3), (KEY, KEY, VALUE), strict=True))]
     chunks, settings = some_chunks(16, 32, 3, "key", True), walk_settings(3, 32, "float32", reverse=True)
     together, expected = walked("values", rows, chunks, **settings)
-    monkeypatch.setattr(tpu, "BLOCK_BYTES", 0)
+    monkeypatch.setattr(tpu_blocks, "BLOCK_BYTES", 0)
     one_by_one, _ = walked("values", rows, chunks, **settings)
     compare(one_by_one, expected, {}, 1e-5)
     compare(one_by_one, together, {}, 1e-6)
@@ -198,11 +238,11 @@ def test_heads_that_do_not_fit_together_are_transposed(monkeypatch):
 @pytest.mark.parametrize("key_heads", [8, 4])
 def test_several_groups_of_heads(monkeypatch, key_heads):
     """Two programs of four heads of 64 channels; the heads lie side by side in pairs, or two read one head of keys."""
-    monkeypatch.setattr(tpu, "ENOUGH_LANES", 512)
+    monkeypatch.setattr(tpu_blocks, "ENOUGH_LANES", 512)
     b, t, c, h, d = 1, 16, 8, 8, 64
     rng = np.random.default_rng(1)
     rows = [jnp.asarray(rng.normal(size=(b, t, count, d)), jnp.float32) for count in (8, key_heads, 8)]
-    assert tpu._plan({"q": rows[0], "k": rows[1], "v": rows[2]}, {"o": jnp.dtype("float32")}, h, d, d, c).group == 4
+    assert tpu_blocks.plan_heads({"q": rows[0], "k": rows[1], "v": rows[2]}, {"o": jnp.dtype("float32")}, h, d, d, c).group == 4
     total = jnp.cumsum(-jnp.abs(jnp.asarray(rng.normal(size=(b, h, t // c, c)), jnp.float32)), axis=3).reshape(b, h, t)
     state = jnp.asarray(rng.normal(size=(b, h, d, d)), jnp.float32)
     found, expected = walked("values", rows, Chunks(c, "head", total), heads=h, initial_state=state, dot_with=rows[2])
@@ -246,9 +286,9 @@ def test_how_many_heads_a_program_holds(heads, counts, key_dim, value_dim, group
         name: jax.ShapeDtypeStruct((1, 2048, count, d), jnp.bfloat16)
         for name, count, d in zip("qkv", counts, (key_dim, key_dim, value_dim), strict=True)
     }
-    plan = tpu._plan(rows, {"o": jnp.dtype(jnp.bfloat16)}, heads, key_dim, value_dim, 128)
-    assert plan == tpu._Plan(heads, group, True)
-    assert tpu._side_by_side(group, [plan.held(count) for count in counts], key_dim, value_dim) == together
+    plan = tpu_blocks.plan_heads(rows, {"o": jnp.dtype(jnp.bfloat16)}, heads, key_dim, value_dim, 128)
+    assert plan == tpu_blocks.Plan(heads, group, True)
+    assert tpu_blocks.side_by_side(group, [plan.held(count) for count in counts], key_dim, value_dim) == together
 
 
 def test_what_is_refused():
@@ -270,4 +310,4 @@ def test_chunks_are_of_sizes_that_are_served():
     for decay in ("none", "head", "key", "value"):
         for erase in (False, True):
             size = tpu.chunk_size(decay, erase, 64, 64, jnp.bfloat16)
-            assert size % tpu.SUBLANES == 0 and size & (size - 1) == 0
+            assert size % tpu_blocks.SUBLANES == 0 and size & (size - 1) == 0

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.linear_recurrence import passes
-from pallas_kernels.linear_recurrence.passes import STRONGEST_CHANNEL_DECAY, Walks
-from pallas_kernels.linear_recurrence.triangles import since_start
-from pallas_kernels.linear_recurrence.walks import Chunks
+from pallas_kernels.linear_recurrence.passes import Walks, chunks_of, gathered
+from pallas_kernels.linear_recurrence.triangles import running_total
+from pallas_kernels.linear_recurrence.walks import STRONGEST_CHANNEL_DECAY
 from pallas_kernels.linear_recurrence.xla import by_channel, carried
 
 
@@ -79,7 +79,7 @@ def _recurrence(setting, rows, state, segments, first):
 
 
 def _forwards(setting, rows, state, segments, first):
-    chunks = _chunks(rows["g"], segments, first, setting.size)
+    chunks = chunks_of(setting.size, "value", running_total(rows["g"], setting.size), segments, first)
     q, k, v = (rows[name] for name in "qkv")
     walked = setting.walks.walk(q, k, v, chunks, heads=v.shape[2], scale=setting.scale, initial_state=state)
     return (walked.o, walked.state), (rows, state, segments, first, walked.state)
@@ -90,7 +90,7 @@ def _backwards(setting, kept, cotangents):
     q, k, v = (rows[name] for name in "qkv")
     heads, scale = v.shape[2], setting.scale
     do, dstate = cotangents[0].astype(v.dtype), cotangents[1].astype(jnp.float32) / scale
-    chunks = _chunks(rows["g"], segments, first, setting.size)
+    chunks = chunks_of(setting.size, "value", running_total(rows["g"], setting.size), segments, first)
     turned = dataclasses.replace(chunks, decay="key")
     every = max(1, passes.CHANNEL_GROUP // setting.size)
     walk = functools.partial(setting.walks.walk, heads=heads, scale=scale)
@@ -105,8 +105,8 @@ def _backwards(setting, kept, cotangents):
     at_ends = jnp.concatenate([read.checkpoints[:, :, 1:], after[:, :, None]], axis=2)
     rest = scale * jnp.sum(at_ends * back.checkpoints, axis=3)  # (b, h, groups, v)
     gradients = {
-        "q": _gathered(to_q.o, q),
-        "k": _gathered(to_k.o, k),
+        "q": gathered(to_q.o, q),
+        "k": gathered(to_k.o, k),
         "v": (back.o + itself).astype(v.dtype),
         "g": _sums(dots, rest, every * setting.size, chunks.segments),
     }
@@ -128,22 +128,3 @@ def _sums(dots, rest, group: int, segments):
     # A document's first token decays nothing; what the sum leaves there is rounding.
     first = jnp.concatenate([jnp.zeros((b, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1)
     return jnp.where(first[:, :, None, None], 0, found)
-
-
-def _chunks(g, segments, first, c: int) -> Chunks:
-    b, t, h, channels = g.shape
-    total = since_start(g.reshape(b, t // c, c, h, channels)).reshape(g.shape)
-    if segments is None:
-        return Chunks(c, "value", total)
-    chunked = segments.reshape(b, t // c, c)
-    last = chunked[:, :, -1]
-    before = jnp.concatenate([first[:, None].astype(last.dtype), last[:, :-1]], axis=1)
-    starts, ends = ((chunked == x[:, :, None]).astype(jnp.float32).reshape(b, t) for x in (before, last))
-    return Chunks(c, "value", total, segments, starts, ends, (last == before).astype(jnp.float32))
-
-
-def _gathered(gradient, like):
-    """Summed over the heads that read the same head of `like`, in its dtype."""
-    b, t, h, d = gradient.shape
-    heads = like.shape[2]
-    return jnp.sum(gradient.astype(jnp.float32).reshape(b, t, heads, h // heads, d), axis=3).astype(like.dtype)

@@ -1,7 +1,7 @@
 """Calls that the kernels' walks do not know, as calls that they do: one decay; erasing from the decayed state, with the key that is written.
 
 The undecayed state S_{t-1} read by e is the decayed one read by e exp(-g). That factor is bounded: decays stop at `STRONGEST_DECAY` a token,
-of which nothing is left beside what fp32 resolves (at passes.STRONGEST_CHANNEL_DECAY a channel, as for all kernels). Every product that
+of which nothing is left beside what fp32 resolves (at walks.STRONGEST_CHANNEL_DECAY a channel, as for all kernels). Every product that
 holds it holds exp(g) too, so that none is larger or less exact than with e alone.
 
 A key u apart takes two tokens in place of one: the first decays and erases with u, the second writes v under k and is read by q. A decay per
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.passes import STRONGEST_CHANNEL_DECAY
+from pallas_kernels.linear_recurrence.walks import STRONGEST_CHANNEL_DECAY
 from pallas_kernels.linear_recurrence.xla import by_channel
 
 STRONGEST_DECAY = -30.0

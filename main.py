@@ -330,6 +330,7 @@ BENCHMARKS = {
     "recall": "recall_training",
     "decomposition": "decomposition",
     "pretraining": "pretraining",
+    "recurrences": "recurrences",
 }
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.dispatch import Implementation, Refusal
 from pallas_kernels.linear_recurrence import gpu, tpu
+from pallas_kernels.linear_recurrence.columns import by_walks_of_columns
 from pallas_kernels.linear_recurrence.passes import Walks, by_walks
 from pallas_kernels.linear_recurrence.reduced import reduced
 from pallas_kernels.linear_recurrence.walks import DeltaWalk, JoinedWalk, Solve, SolveTransposed, Walk
@@ -57,9 +58,13 @@ def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -
         ]
 
     def local(q, k, v, **given) -> tuple[jax.Array, jax.Array | None]:
-        decay, erase = _decay(given["log_decay"]), given["erase_read"] is not None
+        columns = given.pop("value_log_decay", None)
+        decay, erase = _decay(given["log_decay"], columns), given["erase_read"] is not None
         given["chunk_size"] = given["chunk_size"] or chunk(decay, erase, k.shape[3], v.shape[3], v.dtype)
-        return by_walks(walks, q, k, v, **given)
+        if columns is None:
+            return by_walks(walks, q, k, v, **given)
+        del given["log_decay"], given["erase_read"]  # None: refused, or added to that of columns
+        return by_walks_of_columns(walks, q, k, v, value_log_decay=columns, **given)
 
     def named(
         q,
@@ -85,6 +90,7 @@ def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -
             k,
             v,
             log_decay=log_decay,
+            value_log_decay=value_log_decay,
             write_strength=write_strength,
             erase_read=erase_read,
             erase_write=erase_write,
@@ -97,20 +103,12 @@ def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -
             chunk_size=chunk_size,
         )
 
-    def refuses(
-        q,
-        k,
-        v,
-        *,
-        log_decay=None,
-        value_log_decay=None,
-        erase_read=None,
-        chunk_size=None,
-        **_,
-    ) -> Refusal:
-        if value_log_decay is not None:
-            return "its kernels decay the state's rows, not its columns (value_log_decay)"
-        decay = _decay(log_decay)
+    def refuses(q, k, v, *, log_decay=None, value_log_decay=None, erase_read=None, chunk_size=None, **_) -> Refusal:
+        if value_log_decay is not None and erase_read is not None:
+            return "its kernels do not erase (erase_read) where columns decay (value_log_decay)"
+        if value_log_decay is not None and log_decay is not None and log_decay.ndim == 4:
+            return "its kernels decay the state's rows (log_decay a channel) or its columns (value_log_decay), not both"
+        decay = _decay(log_decay, value_log_decay)
         call = (decay, erase_read is not None, k.shape[3], v.shape[3], v.dtype)
         if chunk_size not in (None, backend.chunk_size(*call), chunk(*call)):
             return f"its kernels take chunks of {chunk(*call)} tokens here; chunk_size is {chunk_size}"
@@ -119,7 +117,9 @@ def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -
     return over_mesh(named, DIMENSIONS, ("b t h v", "b h k v")), refuses
 
 
-def _decay(log_decay) -> str:
+def _decay(log_decay, value_log_decay) -> str:
+    if value_log_decay is not None:
+        return "value"
     return "none" if log_decay is None else "key" if log_decay.ndim == 4 else "head"
 
 

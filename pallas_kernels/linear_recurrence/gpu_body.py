@@ -1,7 +1,7 @@
-"""The kernel behind gpu.py: one thread block, one warpgroup, walking from chunk to chunk.
+"""The kernel behind gpu.py: one thread block of one or two warpgroups, walking from chunk to chunk.
 
 The state stays in registers in fp32; products read its bf16 copy in shared memory. While a chunk is computed, the copies of the next one
-fly into the other stage. In a chunk, with S the copy:
+fly into the other stage, if there is one. In a chunk, with S the copy:
 
     y = v - w S                                       delta rule alone; else y = v
     P = mask(q k^T) weighted by pairs                 gpu_decay.py where the decay has channels
@@ -9,7 +9,8 @@ fly into the other stage. In a chunk, with S the copy:
     state = keep . state + k^T (writes . y)           writes . y takes the place of v in its stage
 
 Shared memory is filled from registers in three batches a chunk, each made visible to the tensor cores (committed) before it is read:
-S; P; and writes . y together with o, which takes the place of P where they have one size. Decays by channel take more (gpu_decay.py).
+S; P; and writes . y together with o, which takes the place of P where they have one size. Decays by channel take more (gpu_decay.py):
+there queries and keys are weighted in their stages, most of the work, which two warpgroups with columns of their own share at size 128.
 
 Time may be cut in pieces, each with thread blocks of its own. Where pieces end, states are found first, by the same steps with neither
 q nor o (`states_only`), of all pieces but the last, from S = 0. With the delta rule a piece's last state is linear in its first, S' = T S + ...:
@@ -17,7 +18,8 @@ more blocks of columns, which start from the identity and write no v, leave T.
 
 Registers are what binds (255 a thread). A product's operands are named by descriptors, which the compiler makes outside the loop and
 keeps, two registers each, wherever an address does not vary: so work space is indexed by a zero read from memory (`nought`). Shared
-memory holds two blocks a core in plain walks of size 128 with no decay or one a head and without dots, else one. Not timed on a device.
+memory holds two blocks a core in plain walks of size 128 with no decay, one a head or one a value channel, and without dots; else one.
+Not timed on a device.
 """
 
 from __future__ import annotations
@@ -98,7 +100,7 @@ class Plan:
     def warpgroups(self) -> int:
         """2 where two blocks of the state's columns share what is made of queries and keys, most of the work beside a decay by key channel;
         each then makes half of the channels, 64, a tile's width."""
-        shares = self.decay == "key" and self.tokens == ("q", "k", "v") and self.out_dtype == jnp.bfloat16
+        shares = self.decay == "key" and not self.states_only and "dot_with" not in self.tokens and self.out_dtype == jnp.bfloat16
         return 2 if shares and self.key_dim == 128 and self.value_dim % (2 * self.columns) == 0 else 1
 
     @property
@@ -184,35 +186,43 @@ class Plan:
         return gpu.tiled(shape, dtype, self.swizzle if jnp.dtype(dtype).itemsize == 2 else gpu.SWIZZLE_BYTES)
 
     def stage_count(self) -> int:
-        """2 where shared memory holds them, else 1: then copies and computing alternate.
+        """2 where shared memory holds them, else 1: then copies and computing alternate, but for what is copied early.
 
-        Also 1 beside a decay by channel where a core then holds a second block, which computes while the first one waits. For two warpgroups
-        it is 2, but for what is copied early.
+        Also 1 beside a decay by channel where a core then holds a second block, which computes while the first one waits.
         """
-        if self.warpgroups == 2:
-            return 2
         if self.decay == "value" and self.key_dim > 192:
             return 1  # the addresses of two cost registers that this one lacks: 4 to 8 bytes were spilled
-        laid = gpu.shared_bytes([*self.space().values(), *self.plain_space().values()])
-        stage = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in self.stages().values()])
-        if self.by_channel and laid + stage <= gpu.SHARED_MEMORY_BYTES // 2 - 2048 < laid + 2 * stage:
+        if self.warpgroups == 1 and self.by_channel and self.bytes_taken(1) <= gpu.SHARED_MEMORY_BYTES // 2 - 2048 < self.bytes_taken(2):
             return 1
-        if len(self.tokens) > 4 and 2 * (laid + stage) <= gpu.SHARED_MEMORY_BYTES - 4096 < 2 * (laid + 2 * stage):
+        if len(self.tokens) > 4 and 2 * self.bytes_taken(1) <= gpu.SHARED_MEMORY_BYTES - 4096 < 2 * self.bytes_taken(2):
             return 1  # two blocks a core, which hide each other's copies
-        return 2 if laid + 2 * stage <= gpu.SHARED_MEMORY_BYTES - 2048 else 1
+        return 2 if self.bytes_taken(2) <= gpu.SHARED_MEMORY_BYTES - 2048 else 1
+
+    def bytes_taken(self, stages: int) -> int:
+        """Shared memory with so many stages."""
+        laid = [((*self.own(name), *shape), dtype) for name, (shape, dtype) in self.space().items()]
+        staged = [
+            ((1 if self.early(name, stages) else stages, *self.own(name), *shape), dtype)
+            for name, (shape, dtype, _) in self.stages().items()
+        ]
+        return gpu.shared_bytes([*laid, *self.plain_space().values(), *staged])
+
+    def early(self, name: str, stages: int) -> bool:
+        """Whether an array has one stage, others having `stages`, and is copied to it again as soon as it is read."""
+        early = {"key": ("total",), "value": ("total", "v")}.get(self.decay, ())
+        return name in early and self.stepped and "second_k" not in self.tokens and (stages == 1 or self.warpgroups == 2)
 
     def groups(self) -> list[tuple[tuple[str, ...], int]]:
         """What is copied with each chunk and to how many stages, in groups that are waited for apart: at its end, and early, as soon as the
         one stage is read."""
-        early: tuple[str, ...] = ()
-        if self.stepped and "second_k" not in self.tokens and (self.stage_count() == 1 or self.warpgroups == 2):
-            early = ("total",) if self.decay == "key" else ("total", "v")
+        stages = self.stage_count()
+        early = tuple(name for name in self.stages() if self.early(name, stages))
         late = tuple(name for name in self.stages() if name not in early)
-        return [(late, self.stage_count())] + ([(early, 1)] if early else [])
+        return [(late, stages)] + ([(early, 1)] if early else [])
 
     def own(self, name: str) -> tuple[int, ...]:
         """The axis of warpgroups of what each has a place of its own for."""
-        return (self.warpgroups,) if self.warpgroups > 1 and name in ("v", "state", "scores") else ()
+        return (self.warpgroups,) if self.warpgroups > 1 and name in ("v", "second_v", "state", "scores", "y") else ()
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The kernel's outputs. dots: a part for each block of columns. states_only: (b, pieces - 1, h, k, v + k of T) alone."""
@@ -302,6 +312,10 @@ class _Block:
     def columns_of(self, warpgroup: Any) -> Any:
         """A warpgroup's columns of the state."""
         return pl.ds((self.split * self.plan.warpgroups + warpgroup) * self.plan.columns, self.plan.columns)
+
+    def part(self) -> Any:
+        """The channels that this warpgroup makes operands of; None for all."""
+        return pl.ds(self.warpgroup * gpu_decay.SLICE, gpu_decay.SLICE) if self.shares else None
 
     def meet(self) -> None:
         """Waits until all warpgroups are here."""
@@ -499,7 +513,7 @@ class _Block:
         plan, space, scores = self.plan, self.space, self.space["scores"]
         if plan.decay == "key":
             q, k, ratios, reads = here["q"], here["k"], space["ratios"], self.per_token(here, READS)
-            part = pl.ds(self.warpgroup * gpu_decay.SLICE, gpu_decay.SLICE) if self.shares else None
+            part = self.part()
             given = (here["total"], space["references"], ratios, plan.reverse)
             gpu_decay.scores_by_key(scores, q, k, q, k, *given, early, part, self.meet)
             scores[...] = jnp.where(self.seen(here, plan.strict), gpu.load(scores), jnp.bfloat16(0))
@@ -554,15 +568,15 @@ class _Block:
             return [(gpu.transposed(here["k"]), self.space["scaled_v"])]
         written = [("k", y, "v")] + ([("second_k", here["second_v"], "second_v")] if "second_k" in plan.tokens else [])
         pairs = []
+        part = self.part()
         for key, value, place in written:
             factor = plan.second_scale if key == "second_k" else 1.0
             if plan.decay == "key":
                 if plan.stepped and key == "k":
-                    part = pl.ds(self.warpgroup * gpu_decay.SLICE, gpu_decay.SLICE) if self.shares else None
                     gpu_decay.step(here[key], self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes, part)
                 else:
                     given = (here["total"], here["marks"], self.space["references"])
-                    gpu_decay.scale_to_border(here[key], *given, plan.reverse, plan.stepped, writes)
+                    gpu_decay.scale_to_border(here[key], *given, plan.reverse, plan.stepped, writes, part)
                 if factor != 1.0:
                     here[place][...] = (gpu.load(value).astype(jnp.float32) * factor).astype(jnp.bfloat16)
                 pairs.append((gpu.transposed(here[key]), value))

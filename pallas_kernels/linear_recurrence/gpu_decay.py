@@ -15,6 +15,8 @@ are taken for level 0 alone, and the operands of the farther levels are made of 
 the way: factors shrink monotonically, to less than 2^-126 only where the exact one is. What rounding the border at the chunk's last token
 leaves, a power of 2 between -1 and 0, is multiplied to the state in fp32 (`rest`).
 
+The smallest factor, e^-80, leaves fp32 with all its bits for numbers from 6e-4 on alone: where 8 tokens in a row decay by e^-10 each.
+
 In reverse the exponents change sign, and pairs run from earlier rows to later columns.
 The caller clamps log decays at -10 a token, 4.5e-5, below what bf16 resolves beside 1.
 """
@@ -69,15 +71,18 @@ def rest(marks: Any, references: Any, shape: tuple[int, int], by_row: bool) -> j
     return _over(jnp.exp2(_load(marks.at[LAST], by_row) * LOG2_E - _load(references.at[LAST + 1], by_row)), shape, by_row)
 
 
-def scale_to_border(x: Any, total: Any, marks: Any, references: Any, later: bool, rounded: bool, per_token: Any = None) -> None:
+def scale_to_border(
+    x: Any, total: Any, marks: Any, references: Any, later: bool, rounded: bool, per_token: Any = None, part: Any = None
+) -> None:
     """x = x * the weight between a token and the chunk's start (later) or end (* a scalar a token), bf16.
 
     Args:
       x: (c, k) bf16 in tiled shared memory.
       total: (c, k) fp32 in tiled, marks: (MARKS, k) fp32 in plain, per_token: (c,) in plain shared memory.
       rounded: whether the end is the rounded one, which leaves `rest` to be multiplied to what becomes of x.
+      part: which columns, if not all.
     """
-    for columns in _slices(x):
+    for columns in _slices(x, part):
         exponents = gpu.load(total.at[:, columns]) * LOG2_E
         if not later:
             end = references.at[LAST + 1, columns] if rounded else marks.at[LAST, columns]

@@ -36,6 +36,7 @@ from pallas_kernels.linear_recurrence.triangles import running_total
 from pallas_kernels.linear_recurrence.walks import (
     STRONGEST_CHANNEL_DECAY,
     Chunks,
+    Decay,
     DeltaWalk,
     JoinedWalk,
     Solve,
@@ -263,7 +264,7 @@ def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
         itself = scale * jnp.sum(do.astype(jnp.float32) * written.astype(jnp.float32), axis=-1, keepdims=True)
         gradients["q"] = found["q"] + itself * jnp.repeat(k, heads // k.shape[2], axis=2).astype(jnp.float32)
         gradients["k"] = found["k"] + itself * jnp.repeat(q, heads // q.shape[2], axis=2).astype(jnp.float32)
-    gradients = {name: _gathered(x, rows[name]) for name, x in gradients.items()}
+    gradients = {name: gathered(x, rows[name]) for name, x in gradients.items()}
     if decay != "none":
         gradients["g"] = _decay_gradient(setting, rows, found, dotted, to_q.checkpoints, after, of_state * back.checkpoints, every, chunks)
     return gradients, None if state is None else of_state * back.state
@@ -311,21 +312,27 @@ def _chunks(setting, rows, segments, first) -> Chunks:
         total = jnp.sum(jnp.where(jnp.tril(jnp.ones((c, c), bool)), g, 0), axis=-1).reshape(b, -1, t)
     elif setting.decay == "key" and "e" not in rows:  # else `solve` makes it
         total = running_total(rows["g"], c)
+    return chunks_of(c, setting.decay, total, segments, first)
+
+
+def chunks_of(c: int, decay: Decay, total, segments, first) -> Chunks:
+    """Chunks of c tokens. segments: (b, t), padding taking the segment before it, or None; first: (b,) the one before the row."""
     if segments is None:
-        return Chunks(c, setting.decay, total)
+        return Chunks(c, decay, total)
+    b, t = segments.shape
     chunked = segments.reshape(b, t // c, c)
     last = chunked[:, :, -1]
     before = jnp.concatenate([first[:, None].astype(last.dtype), last[:, :-1]], axis=1)
     starts = (chunked == before[:, :, None]).astype(jnp.float32).reshape(b, t)
     ends = (chunked == last[:, :, None]).astype(jnp.float32).reshape(b, t)
-    return Chunks(c, setting.decay, total, segments, starts, ends, (last == before).astype(jnp.float32))
+    return Chunks(c, decay, total, segments, starts, ends, (last == before).astype(jnp.float32))
 
 
 def _turn(state):
     return None if state is None else jnp.swapaxes(state, -1, -2)
 
 
-def _gathered(gradient, like):
+def gathered(gradient, like):
     """Summed over the heads that read the same head of `like`, in its dtype."""
     b, t, h, d = gradient.shape
     heads = like.shape[2]

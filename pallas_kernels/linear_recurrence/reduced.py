@@ -1,10 +1,11 @@
-"""Erasing that the kernels' walks do not know, as erasing that they do: of the decayed state, with the key that is written.
+"""Calls that the kernels' walks do not know, as calls that they do: one decay; erasing from the decayed state, with the key that is written.
 
 The undecayed state S_{t-1} read by e is the decayed one read by e exp(-g). That factor is bounded: decays stop at `STRONGEST_DECAY` a token,
-of which nothing is left beside what fp32 resolves (at passes.STRONGEST_CHANNEL_DECAY a channel, as for all kernels). Every product that
+of which nothing is left beside what fp32 resolves (at walks.STRONGEST_CHANNEL_DECAY a channel, as for all kernels). Every product that
 holds it holds exp(g) too, so that none is larger or less exact than with e alone.
 
-A key u apart takes two tokens in place of one: the first decays and erases with u, the second writes v under k and is read by q.
+A key u apart takes two tokens in place of one: the first decays and erases with u, the second writes v under k and is read by q. A decay per
+head beside one of the state's columns is added to it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.passes import STRONGEST_CHANNEL_DECAY
+from pallas_kernels.linear_recurrence.walks import STRONGEST_CHANNEL_DECAY
 from pallas_kernels.linear_recurrence.xla import by_channel
 
 STRONGEST_DECAY = -30.0
@@ -23,11 +24,14 @@ Run = Callable[..., tuple[jax.Array, jax.Array | None]]
 
 
 def reduced(
-    run: Run, q, k, v, *, erase_read=None, erase_write=None, erase_before_decay=False, **given
+    run: Run, q, k, v, *, value_log_decay=None, erase_read=None, erase_write=None, erase_before_decay=False, **given
 ) -> tuple[jax.Array, jax.Array | None]:
     """The front door's call by `run`, an implementation of it without erase_write and erase_before_decay."""
     if erase_read is not None and erase_before_decay and given["log_decay"] is not None:
         erase_read, given["log_decay"] = _of_decayed(erase_read, given["log_decay"], given["segment_ids"])
+    if value_log_decay is not None:
+        g = 0 if given["log_decay"] is None else by_channel(given["log_decay"], jnp.float32)
+        given |= {"log_decay": None, "value_log_decay": value_log_decay.astype(jnp.float32) + g}
     if erase_write is None:
         return run(q, k, v, erase_read=erase_read, **given)
     return _in_two_tokens(run, q, k, v, erase_read, erase_write, given)

@@ -8,7 +8,7 @@ A piece's last state is linear in the state S it starts from,
 Nothing erased, S_end(0) is one product, sum_j exp(G_end - G_j) k_j v_j^T, and T = exp(G) with G the piece's whole log decay. Where something
 is erased, both come from the recurrence itself, run with the identity beside the state: k more columns of values, all 0.
 
-`over_devices` does this over devices that each hold a piece: they exchange one state and one T a piece, whatever its length. GPU
+`over_devices` does this over devices that each hold a piece: they exchange one state and one T per piece, whatever its length. GPU
 kernels do it inside of one device (gpu.py).
 """
 

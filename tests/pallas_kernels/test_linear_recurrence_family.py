@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.linear_recurrence import linear_recurrence, linear_recurrence_step, passes, reference, triangles
+from pallas_kernels.linear_recurrence import columns, linear_recurrence, linear_recurrence_step, passes, reference, triangles
 from pallas_kernels.linear_recurrence.reduced import reduced
 from tests.pallas_kernels import walks_by_einsum
 from tests.pallas_kernels.test_linear_recurrence import CLOSE, documents, error, exactly, results
@@ -359,6 +359,12 @@ def test_columns_that_decay_and_are_erased_are_served_by_the_reference():
         linear_recurrence(**given, **fixed, backend="xla")
 
 
+def walks_of_16(joined=None):
+    """Walks in plain jnp over chunks of 16 tokens."""
+    forms = walks_by_einsum.walk, walks_by_einsum.delta_walk, walks_by_einsum.solve, walks_by_einsum.solve_transposed
+    return passes.Walks(*forms, lambda *_: 16, joined)
+
+
 @pytest.mark.parametrize(
     ("case", "joined"),
     [
@@ -381,10 +387,18 @@ def test_gradients_are_walks(case, joined, monkeypatch):
     """The mathematics that kernel backends share, on walks in plain jnp; the decay's gradient starts afresh every 32 tokens."""
     monkeypatch.setattr(passes, "GROUP", 32)
     monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
-    forms = walks_by_einsum.walk, walks_by_einsum.delta_walk, walks_by_einsum.solve, walks_by_einsum.solve_transposed
-    run = functools.partial(passes.by_walks, passes.Walks(*forms, lambda *_: 16, joined))
+    run = functools.partial(passes.by_walks, walks_of_16(joined))
     absent = dict.fromkeys(("log_decay", "write_strength", "segment_ids"))
     compare(lambda *given, **named: reduced(run, *given, **(absent | named)), *arguments(*case), CLOSE)
+
+
+@pytest.mark.parametrize("case", [(100, True, True), (63, False, False)], ids=str)
+def test_gradients_of_decays_of_columns_are_walks(case, monkeypatch):
+    monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
+    t, *kind = case
+    given, fixed = arguments(t, None, None, *kind, "channel")
+    given["write_strength"] = np.random.default_rng(1).random(given["v"].shape[:3], np.float32)
+    compare(functools.partial(columns.by_walks_of_columns, walks_of_16()), given, fixed, CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -414,9 +428,8 @@ def test_steps_are_the_recurrence(kind):
 
 
 @functools.cache
-def _compiled(chunk: int, erase: bool):
-    def run(q, k, v, g, state, e, w, segments, first):
-        extra = {"erase_read": e, "write_strength": w} if erase else {}
+def _compiled(chunk: int, kind: str):
+    def run(q, k, v, g, state, extra, segments, first):
         return linear_recurrence(
             q,
             k,
@@ -428,18 +441,19 @@ def _compiled(chunk: int, erase: bool):
             return_state=True,
             chunk_size=chunk,
             **extra,
+            erase_before_decay=kind == "erase before decay",
             backend="xla",
         )
 
     return jax.jit(run)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_documents_and_gates(data):
     """Gates at their bounds and anywhere between, documents and padding wherever they fall."""
-    t, chunk = data.draw(st.sampled_from([1, 11])), data.draw(st.sampled_from([4, 16]))
-    erase = data.draw(st.booleans())
+    t, chunk = data.draw(st.sampled_from([(1, 16), (11, 4), (11, 16)]))
+    kind = data.draw(st.sampled_from(["write", "erase", "erase before decay", "columns"]))
     ids = [np.sort(data.draw(st.lists(st.integers(1, 3), min_size=t, max_size=t))) for _ in range(2)]
     gaps = np.array(data.draw(st.lists(st.booleans(), min_size=2 * t, max_size=2 * t))).reshape(2, t)
     segments = np.where(gaps, 0, np.array(ids)).astype(np.int32)
@@ -451,11 +465,13 @@ def test_any_documents_and_gates(data):
     g = -data.draw(st.sampled_from([0.0, 0.1, 8.0, 60.0])) * rng.random((2, t, 2, 3), np.float32)
     beta = data.draw(st.sampled_from([0.0, 0.5, 1.0, 2.0]))
     e, w = beta * np.repeat(k, 2, 2), np.full((2, t, 2), beta, np.float32)
-    o, after = _compiled(chunk, erase)(q, k, v, g, state, e, w, segments, first)
-    extra = {"erase_read": jnp.asarray(e), "write_strength": jnp.asarray(w)} if erase else {}
-    o_, after_ = reference.recurrent(
-        q, k, v, log_decay=jnp.asarray(g), initial_state=state, segment_ids=segments, initial_segment=first, return_state=True, **extra
+    c = -data.draw(st.sampled_from([0.1, 60.0])) * rng.random((2, t, 2, 4), np.float32)
+    extra = {"write": {}, "columns": {"value_log_decay": jnp.asarray(c)}}.get(
+        kind, {"erase_read": jnp.asarray(e), "write_strength": jnp.asarray(w)}
     )
+    o, after = _compiled(chunk, kind)(q, k, v, g, state, extra, segments, first)
+    more = {"initial_state": state, "segment_ids": segments, "initial_segment": first, "erase_before_decay": kind == "erase before decay"}
+    o_, after_ = reference.recurrent(q, k, v, log_decay=jnp.asarray(g), return_state=True, **extra, **more)
     assert error(o, o_) < CLOSE and error(after, after_) < CLOSE
 
 

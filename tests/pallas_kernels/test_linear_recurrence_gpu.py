@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import compile_ahead, dispatch
-from pallas_kernels.linear_recurrence import gpu
+from pallas_kernels import compile_ahead, compilers, dispatch
+from pallas_kernels.linear_recurrence import gpu, gpu_body, linear_recurrence
 from pallas_kernels.linear_recurrence.walks import Chunks
 from pallas_kernels.tuning import forced
 from tests.pallas_kernels import simulator, walks_by_einsum
+from tests.pallas_kernels.programs import all_programs
 from tests.pallas_kernels.programs import linear_recurrence_gpu as programs
 from tests.pallas_kernels.test_linear_recurrence import error
+from training.compiled_report import work_of
 
 C = gpu.CHUNK
 # bf16 products: each rounded factor is off by 2^-9 at most, 0.0017 rms; scores, weights and the entering state are rounded once more.
@@ -192,6 +194,9 @@ def test_extreme_decays(decay, more):
         pytest.param("key", 192, 128, 40, (1, 2), 0.1, "queries documents state checkpoints", marks=SLOW),
         pytest.param("key", 192, 128, 64, (1, 1), 0.1, "second reverse state checkpoints", marks=SLOW),
         pytest.param("none", 192, 192, 64, (1, 1), 0, "queries state pieces", marks=SLOW),
+        pytest.param("key", 192, 128, 128, (1, 2), 0.1, "queries documents state checkpoints", marks=SLOW),
+        pytest.param("key", 192, 128, 128, (1, 1), 0.1, "second reverse documents state", marks=SLOW),
+        pytest.param("key", 128, 128, 128, (1, 1), 0.1, "queries second reverse state", marks=SLOW),
     ],
 )
 def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
@@ -329,6 +334,36 @@ def test_exponentials_are_taken_once_a_side():
         pytest.skip(str(missing))
     assert program.complaints(report) == []
     assert 128 <= report.kernels[0].special <= programs.EXPONENTIALS
+
+
+def test_pieces_fill_the_device_and_read_only_what_they_must(monkeypatch):
+    launched = []
+
+    def launch(plan, inputs):
+        launched.append((plan, set(inputs)))
+        return {name: jnp.zeros(made.shape, made.dtype) for name, made in plan.results().items()}
+
+    monkeypatch.setattr(gpu_body, "launch", launch)
+    row = jax.ShapeDtypeStruct((2, 16384, 16, 128), jnp.bfloat16)
+    with dispatch.aimed_at("gpu", "NVIDIA H100 80GB HBM3"):
+        jax.eval_shape(functools.partial(linear_recurrence, backend="pallas_gpu"), row, row, row)
+        jax.eval_shape(lambda q, k, v, e: linear_recurrence(q, k, v, erase_read=e, backend="pallas_gpu"), row, row, row, row)
+    read = [inputs for _, inputs in launched]
+    assert read == [{"k", "v"}, {"q", "k", "v", "initial"}, {"w", "k", "v"}, {"q", "w", "k", "v", "initial"}]
+    assert [plan.states_only for plan, _ in launched] == [True, False, True, False]
+    assert all(plan.pieces == 2 and plan.splits == (4 if "q" not in inputs and "w" in inputs else 2) for plan, inputs in launched)
+
+
+def test_bytes_of_a_long_call_in_pieces():
+    """q, k, v and o once are 0.54 GB; k and v are read again where states are found."""
+    try:
+        compilers.files("cuda")
+    except compilers.NotInstalled as error:
+        pytest.skip(str(error))
+    (program,) = [one for one in all_programs(only="recurrence no decay forward b2 t16384") if one.backend == "pallas_gpu"]
+    report = compile_ahead.report("h100", program.function, *program.arguments)
+    assert not report.complaints()
+    assert 0.7e9 < work_of(report.compiled.as_text()).bytes < 0.85e9
 
 
 def test_refuses_with_a_reason():

@@ -21,7 +21,7 @@ from tests.pallas_kernels.test_linear_recurrence_family import arguments
 
 FP32 = 1e-4
 FORWARD, GRADIENT, GATE = 0.005, 0.01, 0.02
-WIDE_INPUTS = ("log_decay", "initial_state", "write_strength")
+WIDE_INPUTS = ("log_decay", "value_log_decay", "initial_state", "write_strength")
 SCALE = 0.2
 
 
@@ -49,8 +49,8 @@ def check_bf16(backend, given, fixed, how="values"):
     assert error(o, o_) < min(FORWARD, 2 * error(o_xla, o_)) and error(state, state_) < FORWARD
     for name in given:
         assert gradients[name].dtype == given[name].dtype
-        bar = GATE if name in ("log_decay", "write_strength", "erase_read") else GRADIENT
-        if backend == "pallas_tpu" or name not in ("log_decay", "initial_state"):
+        bar = GATE if name in ("log_decay", "value_log_decay", "write_strength", "erase_read") else GRADIENT
+        if backend == "pallas_tpu" or name not in ("log_decay", "value_log_decay", "initial_state"):
             bar = min(bar, 2 * error(xla[name], gradients_[name]))
         assert error(gradients[name], gradients_[name]) < bar, name
 
@@ -72,6 +72,7 @@ TPU = [
     (130, "token", "scalar", True, True, 32, 32),
     (130, "strong", "scalar", True, True, 32, 32, None, True),
     (40, "channel", "apart", True, True, 32, 32, None, True),
+    (130, None, None, True, True, 32, 40, "channel"),
 ]
 TPU_WIDE = [
     (1000, None, None, True, True, 64, 64),
@@ -85,6 +86,8 @@ TPU_WIDE = [
     (257, "mixed", "apart", True, True, 32, 32, None, True),
     (257, "mixed", "vector", True, True, 64, 64, None, True),
     (300, "token", "apart", False, True, 64, 64),
+    (1000, None, None, True, True, 64, 128, "channel"),
+    (257, "token", None, False, True, 64, 64, "mixed"),
 ]
 
 
@@ -98,9 +101,10 @@ def case_arguments(case):
 )
 def test_tpu_kernels_are_the_recurrence(case):
     given, fixed = case_arguments(case)
-    if case[1] == "mixed":
-        # Kernels stop at e^-10 a token and channel, 4.5e-5, which is what 1e-4 allows.
-        given["log_decay"] = np.maximum(given["log_decay"], -10)
+    # Kernels stop at e^-10 a token and channel, 4.5e-5, which is what 1e-4 allows.
+    for name, kind in (("log_decay", case[1]), ("value_log_decay", case[7] if len(case) > 7 else None)):
+        if kind == "mixed":
+            given[name] = np.maximum(given[name], -10)
     check_fp32("pallas_tpu", given, fixed)
 
 
@@ -135,8 +139,12 @@ def test_tpu_kernels_in_bf16(case):
         (130, "channel", None, True, True, 64, 64),
         (130, "token", "scalar", True, True, 64, 64),
         (130, "token", "scalar", True, True, 64, 64, None, True),
+        (130, None, None, True, True, 64, 64, "channel"),
+        pytest.param((130, "token", None, True, True, 40, 96, "channel"), marks=pytest.mark.slow),
         pytest.param((130, "channel", "apart", True, True, 64, 64, None, True), marks=pytest.mark.slow),
         pytest.param((130, "channel", "vector", True, True, 64, 64), marks=pytest.mark.slow),
+        pytest.param((130, "channel", None, True, True, 128, 128), marks=pytest.mark.slow),
+        pytest.param((130, "channel", "vector", True, True, 128, 128), marks=pytest.mark.slow),
         pytest.param((1000, "token", None, True, True, 128, 128), marks=pytest.mark.slow),
         pytest.param((1000, "channel", None, True, True, 64, 64), marks=pytest.mark.slow),
         pytest.param((1000, "token", "scalar", True, True, 64, 64), marks=pytest.mark.slow),
@@ -190,12 +198,14 @@ def test_two_calls_are_one():
 
 
 def test_what_kernels_refuse_is_said():
-    given, _ = arguments(9, None, None, False, False, "channel", k=32, v=32)
+    given, _ = arguments(9, "channel", None, False, False, "channel", k=32, v=32)
     with pytest.raises(ValueError, match=r"pallas_tpu cannot serve this call: it runs on TPUs; this is cpu"):
         linear_recurrence(**given, backend="pallas_tpu")
     with interpreted():
-        with pytest.raises(ValueError, match="value_log_decay"):
+        with pytest.raises(ValueError, match=r"its columns .value_log_decay., not both"):
             linear_recurrence(**given, backend="pallas_tpu")
+        with pytest.raises(ValueError, match="do not erase"):
+            linear_recurrence(**arguments(9, None, "scalar", False, False, "channel", k=32, v=32)[0], backend="pallas_tpu")
         given, _ = arguments(9, None, None, False, False, k=300, v=32)
         with pytest.raises(ValueError, match="head sizes up to 256; these are 300 and 32"):
             linear_recurrence(**given, backend="pallas_tpu")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import dispatch
-from pallas_kernels.taylor_attention import gpu, kernels, reference, taylor_attention
+from pallas_kernels.taylor_attention import gpu, gpu_body, kernels, reference, taylor_attention
 from pallas_kernels.taylor_attention.features import count, packed
 from pallas_kernels.tuning import forced
 from tests.pallas_kernels.simulator import races_found
@@ -84,6 +84,22 @@ def test_the_same_bits_twice():
     with dispatch.interpreted():
         first, second = gradient(*inputs.values()), gradient(*inputs.values())
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_long_sequences_fill_the_device(monkeypatch):
+    launched = []
+
+    def launch(plan, inputs):
+        launched.append(plan)
+        return {name: jnp.zeros(made.shape, made.dtype) for name, made in plan.results().items()}
+
+    monkeypatch.setattr(gpu_body, "launch", launch)
+    key, value = (jax.ShapeDtypeStruct((2, 8192, 16, size), jnp.bfloat16) for size in (16, 64))
+    with dispatch.aimed_at("gpu", "NVIDIA H100 80GB HBM3"):
+        jax.eval_shape(lambda q, k, v, do: jax.vjp(lambda *x: kernel(*x)[0], q, k, v)[1](do), key, key, value, value)
+    walks = ["key_states", "forward", "key_states", "queries", "query_states", "keys_values"]
+    assert [plan.walk for plan in launched] == walks
+    assert all(plan.splits * plan.heads * plan.b * plan.spans == 128 for plan in launched)
 
 
 @pytest.mark.parametrize("with_segments", [False, True])

@@ -11,6 +11,8 @@ from pallas_kernels.linear_recurrence import linear_recurrence
 from tests.pallas_kernels.programs import Program
 
 KINDS = ("no decay", "decay a head", "decay a channel", "delta", "gated delta", "gated delta a channel")
+# Each at one shape: the other kinds' kernels, otherwise combined.
+MORE_KINDS = ("decay of columns", "gated delta before its decay", "gated delta a channel before its decay, a key apart")
 # b, t, h, key and value size. The last is text.based's, the one before few heads and a long sequence, cut in pieces on a GPU.
 SHAPES = ((2, 2048, 16, 64, 64), (2, 2048, 16, 128, 128), (1, 8192, 2, 64, 64), (8, 256, 4, 32, 32))
 # The benchmark's long case: few rows, so that a GPU cuts it in pieces; nothing is asked for but o.
@@ -31,12 +33,16 @@ def _arguments(kind: str, b: int, t: int, h: int, k: int, v: int) -> dict[str, j
         return jax.ShapeDtypeStruct(shape, dtype)
 
     given = {"q": array(b, t, h, k), "k": array(b, t, h, k), "v": array(b, t, h, v), "initial_state": array(b, h, k, v, dtype=jnp.float32)}
-    if kind in ("decay a head", "gated delta"):
+    if kind in ("decay a head", "gated delta", "gated delta before its decay"):
         given["log_decay"] = array(b, t, h, dtype=jnp.float32)
-    if kind.endswith("channel"):
+    if kind == "decay of columns":
+        given["value_log_decay"] = array(b, t, h, v, dtype=jnp.float32)
+    if "a channel" in kind:
         given["log_decay"] = array(b, t, h, k, dtype=jnp.float32)
     if "delta" in kind:
         given |= {"erase_read": array(b, t, h, k), "write_strength": array(b, t, h, dtype=jnp.float32)}
+    if "apart" in kind:
+        given["erase_write"] = array(b, t, h, k)
     return given
 
 
@@ -50,7 +56,15 @@ def _program(kind: str, shape: tuple[int, ...], part: str, backend: str) -> Prog
     first = jax.ShapeDtypeStruct((b,), jnp.int32) if packed else None
 
     def forward(given, segments, first):
-        return linear_recurrence(**given, segment_ids=segments, initial_segment=first, scale=k**-0.5, return_state=packed, backend=backend)
+        return linear_recurrence(
+            **given,
+            erase_before_decay="before" in kind,
+            segment_ids=segments,
+            initial_segment=first,
+            scale=k**-0.5,
+            return_state=packed,
+            backend=backend,
+        )
 
     def gradient(given, segments, first):
         def loss(given):
@@ -71,7 +85,10 @@ def _program(kind: str, shape: tuple[int, ...], part: str, backend: str) -> Prog
 PROGRAMS = [
     _program(kind, shape, part, backend)
     for backend in ("pallas_gpu", "pallas_tpu")
-    for shape in (*SHAPES, *((BENCHMARK,) if backend == "pallas_gpu" else ()))
-    for kind in KINDS
+    for shape, kinds in [
+        *((shape, KINDS) for shape in (*SHAPES, *((BENCHMARK,) if backend == "pallas_gpu" else ()))),
+        (SHAPES[0], MORE_KINDS),
+    ]
+    for kind in kinds
     for part in ("forward", "gradient")
 ]

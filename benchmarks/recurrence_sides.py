@@ -1,0 +1,136 @@
+"""One side of `bench recurrences`, in a process of its own: this project, or jax-linear-attention's plain-JAX forms.
+
+    PYTHON benchmarks/recurrence_sides.py ours|peer < commands.jsonl
+
+Reads one JSON line per command and answers each with a line "RESULT {...}".
+
+- {"case", "inputs", "outputs"}: loads the arrays of `inputs` (.npz), compiles the case, and writes to `outputs` its
+  output o and the gradient of every input for the cotangent among `inputs`. The answer has the versions.
+- {"part": "forward" or "both", "seconds"}: calls it for about that long. The answer has seconds per call, by the clock
+  and of the process's CPU time.
+
+A command that fails is answered {"error"}. The peer's side imports nothing of this project, ours nothing but jax and
+pallas_kernels: any interpreter with jax serves ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+GATES = {
+    "simple_gla": {"g": "head"},
+    "gla": {"g": "channel"},
+    "delta_rule": {"beta": "head"},
+    "gated_delta_rule": {"g": "head", "beta": "head"},
+    "kda": {"g": "channel", "beta": "head"},
+    "gdn2": {"g": "channel", "b": "channel", "w": "channel"},
+    "rwkv7": {"g": "channel", "a": "channel", "b": "channel"},
+}
+"""Of each case its inputs beside q, k and v: (b, t, h) or (b, t, h, d)."""
+
+
+def ours(case: str, q, k, v, **gates):
+    """o of pallas_kernels.linear_recurrence on backend "xla"."""
+    import jax.numpy as jnp
+
+    from pallas_kernels.linear_recurrence import linear_recurrence
+
+    given: dict[str, Any] = {"log_decay": gates.get("g"), "scale": q.shape[-1] ** -0.5}
+    if "beta" in gates:
+        given |= {"erase_read": gates["beta"][..., None] * k, "write_strength": gates["beta"]}
+    if case == "gdn2":
+        given |= {"erase_read": gates["b"] * k, "write_strength": gates["w"]}
+    if case == "rwkv7":
+        # It erases from the undecayed state.
+        given |= {"erase_read": -gates["a"] * jnp.exp(-gates["g"]), "erase_write": gates["b"]}
+    return linear_recurrence(q, k, v, **given, backend="xla")[0]
+
+
+def peer(case: str, q, k, v, **gates):
+    """o of jax-linear-attention's plain-JAX chunked form."""
+    from jla.ops import linear_attention
+
+    kinds = {"delta_rule": "deltanet", "gated_delta_rule": "gated_deltanet"}
+    if case == "rwkv7":
+        gates["w"] = gates.pop("g")
+    return linear_attention(kinds.get(case, case), q, k, v, impl="chunked", scale=q.shape[-1] ** -0.5, **gates)[0]
+
+
+class Side:
+    """A case, compiled, with its inputs."""
+
+    def __init__(self, function):
+        self.function = function
+        self.calls: dict[str, Any] = {}
+
+    def prepare(self, case: str, inputs: str, outputs: str) -> dict[str, Any]:
+        """Compiles both parts, and writes outputs and gradients."""
+        import jax
+        import numpy as np
+
+        # Their products are fp32 throughout; on a GPU ours are only if asked.
+        jax.config.update("jax_default_matmul_precision", "highest")
+        arrays = {name: jax.numpy.asarray(x) for name, x in np.load(inputs).items()}
+        cotangent = arrays.pop("cotangent")
+
+        def run(arrays):
+            return self.function(case, **arrays)
+
+        @jax.jit
+        def both(arrays, cotangent):
+            o, back = jax.vjp(run, arrays)
+            return o, back(cotangent)[0]
+
+        forward = jax.jit(run)
+        self.calls = {"forward": lambda: forward(arrays), "both": lambda: both(arrays, cotangent)}
+        o, gradients = jax.block_until_ready(self.calls["both"]())
+        jax.block_until_ready(self.calls["forward"]())
+        np.savez(outputs, o=o, **{f"d{name}": x for name, x in gradients.items()})
+        return {"versions": _versions(), "device": jax.devices()[0].device_kind}
+
+    def turn(self, part: str, seconds: float) -> dict[str, float]:
+        """Seconds per call of at least one call, by the clock and of CPU time."""
+        import jax
+
+        calls, start, used = 0, time.perf_counter(), time.process_time()
+        while calls == 0 or time.perf_counter() - start < seconds:
+            jax.block_until_ready(self.calls[part]())
+            calls += 1
+        return {"clock": (time.perf_counter() - start) / calls, "cpu": (time.process_time() - used) / calls}
+
+
+def _versions() -> dict[str, str]:
+    import jax
+
+    versions = {"python": platform.python_version(), "jax": jax.__version__}
+    if "jla" in sys.modules:
+        versions["jax-linear-attention"] = importlib.metadata.version("jax-linear-attention")
+    return versions
+
+
+def main() -> None:
+    """Answers commands until there are no more."""
+    if sys.argv[1] == "ours":
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    function, library = {"ours": (ours, "pallas_kernels.linear_recurrence"), "peer": (peer, "jla.ops")}[sys.argv[1]]
+    # Before anything is traced: pallas_kernels adds to what jax keys programs by, and would have them compiled again.
+    importlib.import_module(library)
+    side = Side(function)
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            answer = side.prepare(**command) if "case" in command else side.turn(**command)
+        except Exception as error:  # whatever a library raises is an answer here, not the end of the benchmark
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        print("RESULT " + json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Times this project's recurrences beside jax-linear-attention's plain-JAX forms, in turns, and compares results.
+
+    python main.py bench recurrences                              # ours alone
+    python main.py bench recurrences --peer-python PYTHON --out   # PYTHON (3.12) has jax-linear-attention
+    python main.py bench recurrences --peer-python PYTHON --same-python     # ours runs in PYTHON too: one jax for both
+
+Both are fp32, take the same arrays and run in a process of their own per case, on whatever device jax finds there: ours
+on backend "xla", theirs as impl="chunked". Outputs, and gradients for one cotangent, are compared before anything is
+timed (root mean square of the difference over that of ours; above 1e-5 the row is wrong and not timed). Then they take
+turns: ours, theirs, ours, ...; times are medians of turns, by the clock and of the processes' CPU time, which other
+programs on the machine distort less. A side that fails, dies or takes longer than --patience seconds for an answer is
+reported in its row, and the other rows and the other side go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import OtherLoad
+from benchmarks.recurrence_sides import GATES
+from benchmarks.reporting import REPOSITORY, Parser, keep, say_device
+from configuration import UserError
+
+SHAPES = ((2, 1024, 4, 64), (1, 2048, 4, 128))
+SAME = 1e-5
+SIDES = ("ours", "peer")
+PARTS = ("forward", "both")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; 1 if outputs or gradients differ, or ours failed.
+
+    Raises:
+      UserError: an option that does not fit, or a peer's interpreter that does not run.
+    """
+    parser = Parser("recurrences", __doc__)
+    parser.add_argument("--cases", nargs="+", default=list(GATES), metavar="NAME", help=f"of {', '.join(GATES)}")
+    shapes = " ".join(",".join(map(str, shape)) for shape in SHAPES)
+    parser.add_argument("--shapes", nargs="+", type=_shape, default=list(SHAPES), metavar="B,T,H,D", help=f"default: {shapes}")
+    parser.add_argument("--peer-python", metavar="PYTHON", help="an interpreter with jax-linear-attention")
+    parser.add_argument("--same-python", action="store_true", help="run ours in --peer-python too")
+    parser.add_argument("--turns", type=int, default=9, help="of each side and part (default: 9)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of a turn of one call or more (default: 0.3)")
+    parser.add_argument("--patience", type=float, default=300, help="seconds to wait for an answer (default: 300)")
+    parser.add_out("recurrences.json")
+    options = parser.parse_args(arguments)
+    for case in options.cases:
+        if case not in GATES:
+            raise UserError(f"bench recurrences: no case {case!r}; there are {', '.join(GATES)}")
+    if options.same_python and options.peer_python is None:
+        raise UserError("bench recurrences: --same-python needs --peer-python")
+    if options.turns < 1:
+        raise UserError("bench recurrences: --turns must be at least 1")
+    # Both sides share a GPU with this process.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    say_device()
+    pythons = {"ours": options.peer_python if options.same_python else sys.executable, "peer": options.peer_python}
+    columns = " ".join(f"{'ours':>8} {'theirs':>8} {'times':>6} {'in CPU':>7}" for _ in PARTS)
+    print(f"{'fp32, ms per call; times: theirs over ours':42} {'forward':>26} {'forward + backward':>32}")
+    print(f"{'':36} {columns} {'o and gradients differ':>24}")
+    rows = []
+    for shape in options.shapes:
+        for case in options.cases:
+            rows.append(measure(case, shape, pythons, options.turns, options.seconds, options.patience))
+            _print(rows[-1])
+    for side in SIDES:
+        versions = next((row[side]["versions"] for row in rows if "versions" in row.get(side, {})), None)
+        if versions is not None:
+            print(f"{side}: {', '.join(f'{name} {version}' for name, version in versions.items())}")
+    keep(options.out, "recurrences.json", "recurrences", arguments, {"rows": rows})
+    return 1 if any(row["wrong"] or "error" in row["ours"] for row in rows) else 0
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(number) for number in text.split(","))
+    if len(numbers) != 4 or min(numbers) < 1:
+        raise ValueError(text)
+    return numbers
+
+
+def measure(
+    case: str, shape: tuple[int, ...], pythons: dict[str, str | None], turns: int, seconds: float, patience: float
+) -> dict[str, Any]:
+    """The row of a case: how far the sides differ, and per side its versions and times, or why there are none."""
+    row: dict[str, Any] = {"case": case, "shape": list(shape), "wrong": [], "differs": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = Path(folder) / "inputs.npz"
+        np.savez(inputs, **draw(case, shape))  # type: ignore[arg-type]
+        sides = {name: Process(name, python) for name, python in pythons.items() if python is not None}
+        try:
+            for name, side in sides.items():
+                outputs = str(Path(folder) / f"{name}.npz")
+                row[name] = side.ask({"case": case, "inputs": str(inputs), "outputs": outputs}, patience)
+            if not any("error" in row[name] for name in sides) and len(sides) == 2:
+                row["differs"] = _differences(*(np.load(Path(folder) / f"{name}.npz") for name in SIDES))
+                row["wrong"] = [name for name, error in row["differs"].items() if not error <= SAME]
+            if not row["wrong"]:
+                load = OtherLoad(tuple(side.process.pid for side in sides.values() if side.process.poll() is None))
+                _take_turns(row, sides, turns, seconds, patience)
+                if all(side.process.poll() is None for side in sides.values()):
+                    row["cores_kept_busy_by_others"] = round(load.cores(), 2)
+        finally:
+            for side in sides.values():
+                side.end()
+    return row
+
+
+def _take_turns(row: dict[str, Any], sides: dict[str, Process], turns: int, seconds: float, patience: float) -> None:
+    taken: dict[tuple[str, str], list[dict[str, float]]] = {(name, part): [] for name in sides for part in PARTS}
+    for _ in range(turns):
+        for part in PARTS:
+            for name, side in sides.items():
+                if "error" not in row[name]:
+                    answer = side.ask({"part": part, "seconds": seconds}, patience)
+                    if "error" in answer:
+                        row[name]["error"] = answer["error"]
+                    else:
+                        taken[name, part].append(answer)
+    for (name, part), times in taken.items():
+        if "error" not in row[name]:
+            medians = {kind: statistics.median(time[kind] for time in times) for kind in ("clock", "cpu")}
+            row[name][part] = medians | {"turns": times}
+
+
+def draw(case: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Inputs and a cotangent, fp32: keys of unit length, gates as trained ones are: most decays are close to 1."""
+    b, t, h, d = shape
+    random = np.random.default_rng(0)
+    normal = lambda *sizes: random.standard_normal(sizes, np.float32)  # noqa: E731
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    arrays = {name: normal(b, t, h, d) for name in ("q", "k", "v", "cotangent")}
+    arrays["k"] = unit(arrays["k"])
+    for name, kind in GATES[case].items():
+        x = normal(b, t, h, d) if kind == "channel" else normal(b, t, h)
+        arrays[name] = np.log(sigmoid(x + 3)) if name == "g" else sigmoid(x)
+    if case == "rwkv7":
+        arrays["g"] = -0.6065 * sigmoid(normal(b, t, h, d))
+        removed = unit(normal(b, t, h, d))
+        arrays |= {"a": -removed, "b": removed * arrays["b"]}
+    return arrays
+
+
+def _differences(ours: Any, theirs: Any) -> dict[str, float]:
+    size = lambda x: float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))  # noqa: E731
+    return {name: size(ours[name].astype(np.float64) - theirs[name]) / max(size(ours[name]), 1e-30) for name in ours}
+
+
+class Process:
+    """recurrence_sides.py in a process of its own.
+
+    Raises:
+      UserError: the interpreter does not start.
+    """
+
+    def __init__(self, side: str, python: str):
+        self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  closed by `end`
+        script = str(REPOSITORY / "benchmarks" / "recurrence_sides.py")
+        try:
+            self.process = subprocess.Popen(
+                [python, script, side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+            )
+        except OSError as error:
+            raise UserError(f"--peer-python {python!r} does not run: {error.strerror}") from error
+        self.answers: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("RESULT "):
+                self.answers.put(line[len("RESULT ") :])
+        self.answers.put(None)
+
+    def ask(self, command: dict[str, Any], patience: float) -> dict[str, Any]:
+        """The answer, or {"error"} with what became of the process; one that does not answer in time is killed."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.flush()
+            answer = self.answers.get(timeout=patience)
+        except queue.Empty:
+            self.process.kill()
+            return {"error": f"no answer in {patience:g} s: killed"}
+        except OSError:
+            answer = None
+        if answer is not None:
+            return json.loads(answer)
+        code = self.process.wait()
+        self.errors.seek(0)
+        last = self.errors.read().strip().rsplit("\n", 1)[-1][:200]
+        return {"error": f"the process ended with code {code}" + (f": {last}" if last else "")}
+
+    def end(self) -> None:
+        """Kills it if it still runs."""
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+
+def _print(row: dict[str, Any]) -> None:
+    b, t, h, d = row["shape"]
+    label = f"{row['case']:18} b{b} t{t} h{h} d{d}"
+    print(f"{label:36} {_cells(row)}", flush=True)
+    for side in SIDES:
+        if "error" in row.get(side, {}):
+            print(f"{'':4}{side}: {row[side]['error']}", flush=True)
+
+
+def _cells(row: dict[str, Any]) -> str:
+    if row["wrong"]:
+        return "DIFFER, not timed: " + ", ".join(f"{name} {row['differs'][name]:.1e}" for name in row["wrong"])
+    cells = []
+    for part in PARTS:
+        ours, theirs = (row.get(side, {}).get(part) for side in SIDES)
+        cells += [f"{1e3 * times['clock']:8.2f}" if times else f"{'-':>8}" for times in (ours, theirs)]
+        for kind, width in (("clock", 6), ("cpu", 7)):
+            cells.append(f"{theirs[kind] / ours[kind]:{width}.2f}" if ours and theirs else f"{'-':>{width}}")
+    if row["differs"]:
+        gradients = max(error for name, error in row["differs"].items() if name != "o")
+        cells.append(f"{row['differs']['o']:12.1e} {gradients:11.1e}")
+    return " ".join(cells)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -459,7 +459,12 @@ class _Block:
         for name, place in plan.outputs.items():
             plgpu.copy_smem_to_gmem(space[place], self.chunk_to(name, at))
         (left, right), *more = products
-        state = gpu.mm(left, right, state if keep is None else state * keep, *more)
+        state = state if keep is None else state * keep
+        if more and plan.second_scale != 1.0:
+            # In fp32, by way of the state: an operand times the scale would be rounded once more.
+            state = gpu.mm(*more[0], state * (1.0 / plan.second_scale)) * plan.second_scale
+            more = []
+        state = gpu.mm(left, right, state, *more)
         if rest is not None:
             state = state * rest
 
@@ -548,13 +553,15 @@ class _Block:
             scores[...] = self.weigh(here, products, strict).astype(jnp.bfloat16)
 
         _, old = gpu.mm_while((q, gpu.transposed(here["k"])), (q, state), lay)
-        more = []
+        old = self.times(old, here, READS)
         if "second_k" in self.plan.tokens:
-            products = self.weigh(here, gpu.mm(q, gpu.transposed(here["second_k"])), False)
-            self.space["second_scores"][...] = (products * self.plan.second_scale).astype(jnp.bfloat16)
-            more = [(self.space["second_scores"], here["second_v"])]
+            second = self.space["second_scores"]
+            second[...] = self.weigh(here, gpu.mm(q, gpu.transposed(here["second_k"])), False).astype(jnp.bfloat16)
+            plgpu.commit_smem()
+            # Scaled after it is rounded, as the same products are where they belong to queries: a decay's gradient is their difference.
+            return gpu.mm(scores, y, old + gpu.mm(second, here["second_v"]) * self.plan.second_scale)
         plgpu.commit_smem()
-        return gpu.mm(scores, y, self.times(old, here, READS), *more)
+        return gpu.mm(scores, y, old)
 
     def prepare_writes(self, here: dict[str, Any], y: Any) -> list[tuple[Any, Any]]:
         """Lays out what is written to the state, as pairs of factors to multiply once committed."""
@@ -570,19 +577,15 @@ class _Block:
         pairs = []
         part = self.part()
         for key, value, place in written:
-            factor = plan.second_scale if key == "second_k" else 1.0
             if plan.decay == "key":
                 if plan.stepped and key == "k":
                     gpu_decay.step(here[key], self.space["ratios"], gpu_decay.BORDER, plan.reverse, writes, part)
                 else:
                     given = (here["total"], here["marks"], self.space["references"])
                     gpu_decay.scale_to_border(here[key], *given, plan.reverse, plan.stepped, writes, part)
-                if factor != 1.0:
-                    here[place][...] = (gpu.load(value).astype(jnp.float32) * factor).astype(jnp.bfloat16)
                 pairs.append((gpu.transposed(here[key]), value))
-            elif plan.rewrites or factor != 1.0:
+            elif plan.rewrites:
                 weighted = self.times(gpu.load(value).astype(jnp.float32), here, WRITES)
-                weighted = weighted if factor == 1.0 else weighted * factor
                 here[place][...] = weighted.astype(jnp.bfloat16)
                 pairs.append((gpu.transposed(here[key]), here[place]))
             else:

@@ -32,6 +32,7 @@ PLAIN += [
     ("key", 192, 192, HEADS, "reverse documents state checkpoints"),
     ("value", 192, 192, HEADS, "strict wide reverse state checkpoints"),
     ("value", 256, 192, HEADS, "strict wide documents state checkpoints"),
+    ("value", 256, 128, HEADS, "strict wide state checkpoints"),
 ]
 # Forwards with queries; as a gradient, from the end, with a second pair written.
 DELTA = [

@@ -1,7 +1,7 @@
-"""The kernel behind gpu.py: one thread block, one warpgroup, walking from chunk to chunk.
+"""The kernel behind gpu.py: one thread block of one or two warpgroups, walking from chunk to chunk.
 
 The state stays in registers in fp32; products read its bf16 copy in shared memory. While a chunk is computed, the copies of the next one
-fly into the other stage. In a chunk, with S the copy:
+fly into the other stage, if there is one. In a chunk, with S the copy:
 
     y = v - w S                                       delta rule alone; else y = v
     P = mask(q k^T) weighted by pairs                 gpu_decay.py where the decay has channels
@@ -9,7 +9,8 @@ fly into the other stage. In a chunk, with S the copy:
     state = keep . state + k^T (writes . y)           writes . y takes the place of v in its stage
 
 Shared memory is filled from registers in three batches a chunk, each made visible to the tensor cores (committed) before it is read:
-S; P; and writes . y together with o, which takes the place of P where they have one size. Decays by channel take more (gpu_decay.py).
+S; P; and writes . y together with o, which takes the place of P where they have one size. Decays by channel take more (gpu_decay.py):
+there queries and keys are weighted in their stages, most of the work, which two warpgroups with columns of their own share at size 128.
 
 Time may be cut in pieces, each with thread blocks of its own. Where pieces end, states are found first, by the same steps with neither
 q nor o (`states_only`), of all pieces but the last, from S = 0. With the delta rule a piece's last state is linear in its first, S' = T S + ...:
@@ -17,7 +18,8 @@ more blocks of columns, which start from the identity and write no v, leave T.
 
 Registers are what binds (255 a thread). A product's operands are named by descriptors, which the compiler makes outside the loop and
 keeps, two registers each, wherever an address does not vary: so work space is indexed by a zero read from memory (`nought`). Shared
-memory holds two blocks a core in plain walks of size 128 with no decay or one a head and without dots, else one. Not timed on a device.
+memory holds two blocks a core in plain walks of size 128 with no decay, one a head or one a value channel, and without dots; else one.
+Not timed on a device.
 """
 
 from __future__ import annotations

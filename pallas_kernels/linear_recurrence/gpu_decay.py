@@ -15,6 +15,8 @@ are taken for level 0 alone, and the operands of the farther levels are made of 
 the way: factors shrink monotonically, to less than 2^-126 only where the exact one is. What rounding the border at the chunk's last token
 leaves, a power of 2 between -1 and 0, is multiplied to the state in fp32 (`rest`).
 
+The smallest factor, e^-80, leaves fp32 with all its bits for numbers from 6e-4 on alone: where 8 tokens in a row decay by e^-10 each.
+
 In reverse the exponents change sign, and pairs run from earlier rows to later columns.
 The caller clamps log decays at -10 a token, 4.5e-5, below what bf16 resolves beside 1.
 """

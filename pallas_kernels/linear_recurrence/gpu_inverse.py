@@ -85,7 +85,7 @@ class Plan:
         if self.sums:
             space["marks"] = gpu.plain((CHUNK // MARKED, self.key_dim), jnp.float32)
         if self.decay == "key":
-            space |= {name: gpu.tiled((CHUNK, self.key_dim), jnp.bfloat16) for name in ("scaled", "scaled_k")}
+            space["scaled"] = gpu.tiled((CHUNK, self.key_dim), jnp.bfloat16)
             space["references"] = gpu.plain(gpu_decay.reference_shape(self.key_dim), jnp.float32)
             space["ratios"] = gpu.plain((gpu_decay.MARKS, self.key_dim), jnp.bfloat16)
         return space
@@ -247,7 +247,9 @@ class _Chunk:
         plan, here = self.plan, self.here
         if plan.decay == "key":
             scores, space = self.left[0], self.space
-            operands = (here[rows], here["k"], space["scaled"], space["scaled_k"])
+            # Of the two only e forwards and k backwards are read again.
+            places = (here[rows], space["scaled"]) if plan.backwards else (space["scaled"], here["k"])
+            operands = (here[rows], here["k"], *places)
             gpu_decay.scores_by_key(scores, *operands, here["total"], space["references"], space["ratios"], False)
             products = gpu.load(scores).astype(jnp.float32)
         else:

@@ -144,6 +144,8 @@ def test_tpu_kernels_in_bf16(case):
         pytest.param((130, "channel", "apart", True, True, 64, 64, None, True), marks=pytest.mark.slow),
         pytest.param((130, "mixed", "vector", True, True, 64, 64, None, True), marks=pytest.mark.slow),
         pytest.param((130, "channel", "vector", True, True, 64, 64), marks=pytest.mark.slow),
+        pytest.param((130, "channel", None, True, True, 128, 128), marks=pytest.mark.slow),
+        pytest.param((130, "channel", "vector", True, True, 128, 128), marks=pytest.mark.slow),
         pytest.param((1000, "token", None, True, True, 128, 128), marks=pytest.mark.slow),
         pytest.param((1000, "channel", None, True, True, 64, 64), marks=pytest.mark.slow),
         pytest.param((1000, "token", "scalar", True, True, 64, 64), marks=pytest.mark.slow),

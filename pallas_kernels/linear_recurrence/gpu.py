@@ -297,7 +297,7 @@ def _solve(
         scale=scale,
     )
     inputs = {name: gpu.pad_last(array, keys if name in gpu_inverse.KEYS else values) for name, array in tokens.items()}
-    inputs |= more | _decays(chunks, weighted, False, keys)
+    inputs |= {**more} | _decays(chunks, weighted, False, keys)
     made = gpu_inverse.launch(plan, inputs)
     total = made["total"][..., :key_dim] if "total" in made else None
     return Solved(made["w"][..., :key_dim], made["u"][..., :value_dim], made.get("inverse"), total)

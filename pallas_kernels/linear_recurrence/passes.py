@@ -224,7 +224,8 @@ def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
     written = v if y is None else y
     scaled = None if dstate is None else dstate.astype(jnp.float32) / scale
     joined = functools.partial(setting.walks.joined, heads=heads) if y is not None and decay != "key" and setting.walks.joined else None
-    found, dotted = {}, {}
+    found: dict[str, Any] = {}
+    dotted: dict[str, Any] = {}
     if y is None:
         back, of_state = walk(k, q, do, chunks, scale=scale, initial_state=scaled, reverse=True, checkpoint_every=every), scale
         found["v"] = back.o
@@ -232,6 +233,7 @@ def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
         e = rows["e"]
         back, of_state = _dual(setting, rows, chunks, inverse, do, dstate, every), -1.0
         x = back.y
+        assert x is not None
         found["v"] = x
         if "strength" in rows:
             wide_x = x.astype(jnp.float32)

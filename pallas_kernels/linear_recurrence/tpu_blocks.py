@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -116,7 +116,7 @@ class Placed:
         return self.n - 1 - j if self.reverse else j
 
 
-def plan_heads(given: dict[str, jax.Array], produced: dict[str, Any], heads: int, key_dim: int, value_dim: int, c: int) -> Plan:
+def plan_heads(given: Mapping[str, Any], produced: dict[str, Any], heads: int, key_dim: int, value_dim: int, c: int) -> Plan:
     """The fewest heads a program that fill whole lanes and are enough, else the most that fit; one transposed head where none fit."""
     shapes = [(x.shape[2], x.shape[3], x.dtype.itemsize) for x in given.values()]
     shapes += [(heads, value_dim, dtype.itemsize) for dtype in produced.values()]

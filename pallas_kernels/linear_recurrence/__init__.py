@@ -30,7 +30,7 @@ import functools
 import jax
 
 from pallas_kernels.dispatch import always, choose
-from pallas_kernels.linear_recurrence import forms, reference, splitting, xla
+from pallas_kernels.linear_recurrence import forms, jla, reference, splitting, xla
 from pallas_kernels.linear_recurrence.step import linear_recurrence_step
 from pallas_kernels.sharding import sequence_parts
 
@@ -96,6 +96,8 @@ IMPLEMENTATIONS = {
     "pallas_gpu": forms.GPU,
     "pallas_tpu": forms.TPU,
     "xla": (xla.chunked, always),
+    # After xla, which serves every call, so only by name: no measurement says yet where it is the fastest.
+    "jla": jla.JLA,
     "reference": (reference.recurrent, always),
 }
 

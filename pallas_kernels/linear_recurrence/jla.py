@@ -1,11 +1,11 @@
-"""jax-linear-attention (PyPI, Apache-2.0): its Mosaic GPU kernels on Hopper, or, where kernels are simulated, its plain-JAX forms.
+"""jax-linear-attention (PyPI): its Mosaic GPU kernels on Hopper or, where kernels are simulated, its plain-JAX forms.
 
-What it calls simple_gla (a decay per head, or none) and gla (per channel) serve recurrences that erase nothing. Those that erase are its
-rwkv7, S_t = Diag(exp g_t) S_{t-1} + b_t (S_{t-1}^T a_t)^T + k_t v_t^T, with a = -exp(g) e and b = u. Its kernels for Gated DeltaNet and KDA
-take the strength apart from the key, which `erase_read` does not give.
+What it calls simple_gla (a decay per head, or none) and gla (per channel) serve recurrences that erase nothing. Those
+that erase are its rwkv7, S_t = Diag(exp g_t) S_{t-1} + b_t (S_{t-1}^T a_t)^T + k_t v_t^T, with a = -exp(g) e and b = u.
+Its kernels for Gated DeltaNet and KDA take the strength apart from the key, which `erase_read` does not give.
 
-Its documents restart wherever the segment changes, and the entering state is always the first token's. So padding takes the segment before
-it, and a state of another document is zeroed.
+Its documents restart wherever the segment changes, and the entering state is always the first token's. So padding takes
+the segment before it, and a state of another document is zeroed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pallas_kernels.linear_recurrence.xla import by_channel, carried
 from pallas_kernels.sharding import over_mesh
 
 HEAD_SIZES = (64, 128)
-FEWEST_COLUMNS = 128
+COLUMNS = 128
 
 
 def recurrence(
@@ -92,8 +92,9 @@ def refuses(q, k, v, *, log_decay=None, erase_read=None, chunk_size=None, **_) -
         return f"its kernels take bfloat16; these are {', '.join(sorted(x.name for x in dtypes))}"
     if k.shape[3] not in HEAD_SIZES or v.shape[3] not in HEAD_SIZES:
         return f"its kernels take keys and values of 64 or 128 channels; these are {k.shape[3]} and {v.shape[3]}"
-    if erase_read is None and log_decay is not None and log_decay.ndim == 4 and v.shape[2] * k.shape[3] % FEWEST_COLUMNS:
-        return f"with decays per channel its kernels take heads x channels that are multiples of 128, not {v.shape[2]} x {k.shape[3]}"
+    per_channel = log_decay is not None and log_decay.ndim == 4
+    if erase_read is None and per_channel and v.shape[2] * k.shape[3] % COLUMNS:
+        return f"with decays per channel its kernels take multiples of 128 channels in all heads; these are {v.shape[2] * k.shape[3]}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Backend jla: jax-linear-attention's plain-JAX forms in our arguments, held to the specification; what it refuses, and that it is never preferred.
+"""Backend jla: jax-linear-attention's plain-JAX forms in our arguments, held to the specification; what it refuses.
 
 Where the package is missing, its tests are skipped: .ci/gpu-interpreter makes an environment that has it.
 """
@@ -82,7 +82,7 @@ def _rows(dtype=jnp.bfloat16, h=2, k=64, v=64):
         ({**_rows(), "chunk_size": 64}, "choose their chunks"),
         (_rows(jnp.float32), "take bfloat16; these are float32"),
         (_rows(k=32), "64 or 128 channels; these are 32 and 64"),
-        ({**_rows(h=1), "log_decay": jnp.zeros((1, 4, 1, 64))}, "multiples of 128, not 1 x 64"),
+        ({**_rows(h=1), "log_decay": jnp.zeros((1, 4, 1, 64))}, "multiples of 128 channels in all heads; these are 64"),
     ],
 )
 def test_refusals_have_reasons(call, reason):
@@ -96,7 +96,7 @@ def test_its_kernels_take_what_is_left():
 
 @pytest.mark.skipif(INSTALLED, reason="it is installed")
 def test_a_missing_package_is_named():
-    with pytest.raises(ValueError, match=r"jla cannot serve this call: jax-linear-attention .*(not installed|needs jax 0\.11\.2)"):
+    with pytest.raises(ValueError, match=r"jla cannot serve this call: jax-linear-attention (is not installed|needs jax)"):
         linear_recurrence(**_rows(), backend="jla")
 
 

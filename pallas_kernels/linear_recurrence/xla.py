@@ -1,5 +1,7 @@
 """The chunked form: masked products inside chunks of c tokens, one state a chunk between them; memory linear in length.
 
+On CPUs chunks are computed one after the other, elsewhere all at once but for their states.
+
 With G the running sum of log decay inside a chunk, S the state before it, and nothing erased,
 
     o_i = exp(G_i) q_i S + sum_{j<=i} exp(G_i - G_j) (q_i . k_j) v_j,      S' = exp(G_c) S + sum_j exp(G_c - G_j) k_j v_j^T.
@@ -97,7 +99,7 @@ def chunked(
     state = jnp.zeros((b, h, key_dim, value_dim), wide) if initial_state is None else initial_state.astype(wide)
     reads = n > 1 or initial_state is not None
     carries = reads or return_state
-    if n > 1 and erase_read is None and device().platform == "cpu":
+    if n > 1 and device().platform == "cpu":
         # One chunk at a time, which stays in the processor's caches, and again in the backward pass: with all at once, more than
         # a third of the time goes into pages of fresh memory.
         def one(state, chunk):

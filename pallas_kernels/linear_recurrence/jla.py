@@ -1,7 +1,8 @@
 """jax-linear-attention (PyPI): its Mosaic GPU kernels on Hopper or, where kernels are simulated, its plain-JAX forms.
 
 What it calls simple_gla (a decay per head, or none) and gla (per channel) serve recurrences that erase nothing. Those
-that erase are its rwkv7, S_t = Diag(exp g_t) S_{t-1} + b_t (S_{t-1}^T a_t)^T + k_t v_t^T, with a = -exp(g) e and b = u.
+that erase are its rwkv7, S_t = Diag(exp g_t) S_{t-1} + b_t (S_{t-1}^T a_t)^T + k_t v_t^T, with b = u and a = -exp(g) e,
+or -e where the undecayed state is erased from.
 Its kernels for Gated DeltaNet and KDA take the strength apart from the key, which `erase_read` does not give.
 
 Its documents restart wherever the segment changes, and the entering state is always the first token's. So padding takes
@@ -28,9 +29,11 @@ def recurrence(
     v,
     *,
     log_decay=None,
+    value_log_decay=None,
     write_strength=None,
     erase_read=None,
     erase_write=None,
+    erase_before_decay=False,
     scale=1.0,
     initial_state=None,
     segment_ids=None,
@@ -52,7 +55,7 @@ def recurrence(
     if erase_read is None:
         rows["g"] = decay
     else:
-        a = -jnp.exp(decay) * erase_read.astype(jnp.float32)
+        a = -erase_read.astype(jnp.float32) * (1.0 if erase_before_decay else jnp.exp(decay))
         rows |= {"w": decay, "a": a, "b": k if erase_write is None else erase_write}
     if write_strength is not None:
         rows["strength"] = by_channel(write_strength, jnp.float32)
@@ -79,8 +82,10 @@ def recurrence(
     return o.astype(v.dtype), state
 
 
-def refuses(q, k, v, *, log_decay=None, erase_read=None, chunk_size=None, **_) -> Refusal:
+def refuses(q, k, v, *, log_decay=None, value_log_decay=None, erase_read=None, chunk_size=None, **_) -> Refusal:
     """Why it cannot serve this call where it can run; None if it can."""
+    if value_log_decay is not None:
+        return "it decays the state's rows, not its columns (value_log_decay)"
     if chunk_size is not None:
         return f"its kernels choose their chunks; chunk_size is {chunk_size}"
     dtypes = {x.dtype for x in (q, k, v)}

@@ -38,5 +38,5 @@ class Case:
         return f"{self.operation}, {self.variant}, " + " ".join(f"{name}{size}" for name, size in self.sizes.items())
 
 
-LIBRARIES = ("cudnn", "splash")
+LIBRARIES = ("cudnn", "splash", "jla")
 """Backends that one operation has and the others lack."""

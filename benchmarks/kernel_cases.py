@@ -61,7 +61,7 @@ def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Case:
     }[variant]
     sizes = {"b": b, "t": t, "h": h, "k": k, "v": v}
     products = 3 if "delta" in variant else 2
-    return Case("linear_recurrence", variant, sizes, inputs, run, products * 2.0 * b * t * h * k * v, plain, peer)
+    return Case("linear_recurrence", variant, sizes, inputs, run, products * 2.0 * b * t * h * k * v, plain, peer, libraries=("jla",))
 
 
 def _taylor(b: int, t: int, h: int, k: int, v: int) -> Case:

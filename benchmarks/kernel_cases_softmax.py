@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.kernel_case import LIBRARIES, Arrays, Case
+from benchmarks.kernel_case import Arrays, Case
 from pallas_kernels.head_mixture_attention import head_mixture_attention
 from pallas_kernels.landmark_attention import landmark_attention
 from pallas_kernels.window_attention import window_attention
@@ -64,7 +64,7 @@ def _window(variant: str, b: int, t: int, h: int, k: int, v: int, w: int | None 
     small = ({} if w is None else {"w": min(w, 100)}) | ({} if g is None else {"h": 4, "g": max(1, 4 * g // h)})
     peer = "sink_attention" if with_sinks else "causal_attention" if w is None else "sliding_attention"
     pairs = sum(min(i + 1, w or t) for i in range(t))
-    return Case("window_attention", variant, sizes, inputs, run, 2.0 * b * h * pairs * (k + v), plain, peer, small, LIBRARIES)
+    return Case("window_attention", variant, sizes, inputs, run, 2.0 * b * h * pairs * (k + v), plain, peer, small, ("cudnn", "splash"))
 
 
 def _landmark(b: int, t: int, h: int, k: int, v: int, block: int = 63) -> Case:

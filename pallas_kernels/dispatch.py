@@ -6,8 +6,9 @@ serve a call (or None when it can). `backend=None` takes the first that can; nam
 Kernels are chosen for the device a program is traced for: the default one, or another inside `aimed_at` (compiling ahead of time).
 Inside `interpreted` they run on any machine, simulated.
 
-Beside this project's kernels, pallas_gpu and pallas_tpu, two libraries of jax's are backends: cudnn (NVIDIA's, through jax.nn) and splash
-(Pallas' splash attention for TPUs, which is simulated as the kernels are).
+Beside this project's kernels, pallas_gpu and pallas_tpu, libraries are backends: two of jax's, cudnn (NVIDIA's, through jax.nn) and splash
+(Pallas' splash attention for TPUs, which is simulated as the kernels are), and jla, the package jax-linear-attention (an optional requirement;
+where kernels are simulated, its plain-JAX forms serve).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import importlib.metadata
 import logging
 import os
 import re
@@ -24,7 +26,9 @@ from typing import Any, Literal
 
 import jax
 
-BACKENDS = ("pallas_gpu", "cudnn", "splash", "pallas_tpu", "xla", "reference")
+BACKENDS = ("pallas_gpu", "cudnn", "splash", "pallas_tpu", "jla", "xla", "reference")
+JLA_JAX = "0.11.2"
+"""The one version of jax that jax-linear-attention 0.1.0 runs on."""
 
 Refusal = str | None
 Implementation = tuple[Callable[..., Any], Callable[..., Refusal]]
@@ -107,6 +111,10 @@ def kernels_run_here(backend: str) -> Refusal:
         return None
     if backend == "cudnn":
         return _cudnn_runs_here()
+    if backend == "jla":
+        reason = _jla_is_here()
+        if reason is not None:
+            return reason
     if backend == "pallas_gpu" and jax.version.__version_info__ < (0, 11) and _aim.get() is None:
         return f"Mosaic GPU kernels run from jax 0.11 on; this is {jax.__version__}"
     if interpretation() is not None:
@@ -114,8 +122,19 @@ def kernels_run_here(backend: str) -> Refusal:
     here = device()
     if backend in ("pallas_tpu", "splash") and here.platform != "tpu":
         return f"it runs on TPUs; this is {here.platform}"
-    if backend == "pallas_gpu" and (here.platform != "gpu" or not is_hopper(here.kind)):
+    if backend in ("pallas_gpu", "jla") and (here.platform != "gpu" or not is_hopper(here.kind)):
         return f"it runs on NVIDIA Hopper GPUs; this is {here.kind if here.platform == 'gpu' else here.platform}"
+    return None
+
+
+@functools.cache
+def _jla_is_here() -> Refusal:
+    try:
+        importlib.metadata.version("jax-linear-attention")
+    except importlib.metadata.PackageNotFoundError:
+        return "jax-linear-attention is not installed (pip install 'recollect[jla]', from Python 3.12 on)"
+    if jax.__version__ != JLA_JAX:
+        return f"jax-linear-attention needs jax {JLA_JAX}; this is {jax.__version__}"
     return None
 
 

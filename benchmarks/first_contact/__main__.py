@@ -37,13 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--second", action="store_true", help="the parts of the second call")
     parser.add_argument("--only", nargs="+", choices=steps.PARTS, help="these parts")
     parser.add_argument("--families", nargs="+", metavar="NAME", help="families whose name contains one of these")
+    parser.add_argument("--tests", nargs="+", metavar="FILE", default=["tests/pallas_kernels"], help="of the tests to run on the device")
     parser.add_argument("--rehearse", action="store_true", help="both calls without a GPU, with faults")
     given = parser.parse_args(arguments)
     end = time.monotonic() + given.seconds - LEAVE
     given.out.mkdir(parents=True, exist_ok=True)
     parts = given.only or (steps.PARTS if given.rehearse else steps.SECOND if given.second else steps.FIRST)
     with tempfile.TemporaryDirectory() as scratch:
-        plan = steps.Plan(Path(scratch), given.out, given.rehearse, given.families, _unpacked(Path(scratch) / "site"))
+        plan = steps.Plan(Path(scratch), given.out, given.rehearse, given.families, given.tests, _unpacked(Path(scratch) / "site"))
         contact = Contact(plan, given.out / records.FILE, end)
         records.write("begun", path=contact.file, command=" ".join(sys.argv[1:]), parts=parts, date=time.strftime("%Y-%m-%d"))
         try:

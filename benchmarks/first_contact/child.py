@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import time
@@ -16,6 +17,13 @@ from benchmarks.first_contact import records
 from benchmarks.kernel_case import Arrays, Case
 from pallas_kernels import dispatch
 
+JLA_KINDS = {
+    "decay a head": "simple_gla",
+    "decay a channel": "gla",
+    "gated delta, decay a head": "gated_deltanet",
+    "gated delta, decay a channel": "kda",
+}
+"""Names of the recurrences in jax-linear-attention."""
 REHEARSAL_VARIABLE = "FIRST_CONTACT_REHEARSAL"
 FAULT_VARIABLE = "FIRST_CONTACT_FAULT"
 """In a rehearsal, what this child does at its first launch: "hang" or "abort"."""
@@ -57,5 +65,15 @@ def wait_for_turn(gate: Path, seconds: float) -> None:
 
 
 def form(case: Case, name: str) -> Callable[[Arrays], jax.Array]:
-    """Returns the case on a backend, or one of its plain forms."""
+    """Returns the case on a backend, one of its plain forms, or jax-linear-attention's own kernels ("jla")."""
+    if name == "jla":
+        return functools.partial(_jla, case.variant)
     return case.plain[name] if name in case.plain else lambda x: case.run(x, name)
+
+
+def _jla(variant: str, x: Arrays) -> jax.Array:
+    from jla.ops import linear_attention
+
+    gates = {"g": x["log_decay"]} if "log_decay" in x else {}
+    gates |= {"beta": x["beta"].astype(x["v"].dtype)} if "beta" in x else {}
+    return linear_attention(JLA_KINDS[variant], x["q"], x["k"], x["v"], impl="mosaic_gpu", **gates)[0]

@@ -52,6 +52,7 @@ RECURRENCE = "linear_recurrence"
 WIDE = {"b": 4, "t": 4096, "h": 64, "k": 128, "v": 128}
 LONG = {"b": 2, "t": 16384, "h": 16, "k": 128, "v": 128}
 NARROW = {"b": 8, "t": 2048, "h": 32, "k": 64, "v": 64}
+TAYLOR_LONG = {"b": 2, "t": 8192, "h": 16, "k": 16, "v": 64}
 HEADS = {"b": 4, "t": 4096, "h": 16}
 LONG_HEADS = {"b": 1, "t": 16384, "h": 16}
 D64, D128 = {"k": 64, "v": 64}, {"k": 128, "v": 128}
@@ -59,13 +60,13 @@ LIBRARY = ("pallas_gpu", "cudnn")
 
 
 def _recurrence(variant: str, *shapes: Sizes) -> tuple[Timing, ...]:
-    return tuple(Timing(RECURRENCE, variant, sizes) for sizes in shapes)
+    forms = ("pallas_gpu",) if variant == "no decay" else ("pallas_gpu", "jla")
+    return tuple(Timing(RECURRENCE, variant, sizes, forms) for sizes in shapes)
 
 
-def _pieces(variant: str) -> tuple[Timing, ...]:
-    return tuple(
-        Timing(RECURRENCE, variant, LONG, forced={"linear_recurrence.gpu_pieces": {"pieces": n}}, note=f"{n} pieces") for n in (1, 2, 4)
-    )
+def _pieces(operation: str, variant: str, sizes: Sizes, *counts: int) -> tuple[Timing, ...]:
+    kernel = f"{operation}.gpu_pieces"
+    return tuple(Timing(operation, variant, sizes, forced={kernel: {"pieces": n}}, note=f"{n} pieces") for n in counts)
 
 
 def _attention(d: Sizes) -> tuple[Timing, ...]:
@@ -81,15 +82,18 @@ def _attention(d: Sizes) -> tuple[Timing, ...]:
 FAMILIES: dict[str, Family] = {
     "attention d128": Family(_attention(D128), full=(0, 1)),
     "attention d64": Family(_attention(D64)),
-    "recurrence, no decay": Family((*_recurrence("no decay", WIDE, LONG, NARROW), *_pieces("no decay")), full=(0, 1)),
-    "recurrence, decay per head": Family(_recurrence("decay a head", WIDE, LONG, NARROW)),
+    "recurrence, no decay": Family(
+        (*_recurrence("no decay", WIDE, LONG, NARROW), *_pieces(RECURRENCE, "no decay", LONG, 1, 4)), full=(0, 1)
+    ),
+    "recurrence, decay per head": Family(_recurrence("decay a head", WIDE, LONG, NARROW), full=()),
     "delta rule, decay per head": Family(_recurrence("gated delta, decay a head", WIDE, LONG)),
     "recurrence, decay per channel": Family(_recurrence("decay a channel", WIDE, NARROW)),
     "delta rule, decay per channel": Family(_recurrence("gated delta, decay a channel", WIDE)),
     "Taylor": Family(
         (
             Timing("taylor_attention", "normalised", {"b": 8, "t": 2048, "h": 16, "k": 16, "v": 64}),
-            Timing("taylor_attention", "normalised", {"b": 2, "t": 8192, "h": 16, "k": 16, "v": 64}),
+            Timing("taylor_attention", "normalised", TAYLOR_LONG),
+            *_pieces("taylor_attention", "normalised", TAYLOR_LONG, 1, 8),
         )
     ),
     "short convolution": Family(
@@ -121,7 +125,6 @@ FAMILIES: dict[str, Family] = {
             for variant, sizes in (
                 ("causal", {**HEADS, **D128}),
                 ("window", {**LONG_HEADS, **D128, "w": 512}),
-                ("causal", {**HEADS, **D64}),
             )
             for q, k in ((64, 64), (64, 128), (128, 64), (128, 128))
         ),

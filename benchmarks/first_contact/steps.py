@@ -54,13 +54,14 @@ class Plan:
       out: the folder of results.
       rehearsing: simulate, at tiny sizes, with faults.
       families: parts of names; None is all.
+      tests: files of the tests to run on the device.
       site: unpacked wheels, at the end of the children's path.
     """
 
-    def __init__(self, scratch: Path, out: Path, rehearsing: bool, families: list[str] | None, site: Path):
-        self.scratch, self.out, self.rehearsing = scratch, out, rehearsing
+    def __init__(self, scratch: Path, out: Path, rehearsing: bool, families: list[str] | None, tests: list[str], site: Path):
+        self.scratch, self.out, self.rehearsing, self.tests = scratch, out, rehearsing, tests
         self.families = [name for name in FAMILIES if families is None or any(part in name for part in families)]
-        self.at_once = 2 if rehearsing else 14
+        self.at_once = 2 if rehearsing else 12
         path = os.pathsep.join([str(REPOSITORY), str(site), os.environ.get("PYTHONPATH", "")])
         self.environment = {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TQDM_DISABLE": "1"}
         self.faults: dict[str, str] = {}
@@ -123,14 +124,14 @@ class Plan:
 
     def _tests(self) -> Step:
         """The tests that are simulated elsewhere, on the device itself; the log has a line for each the moment it ends."""
-        command = [sys.executable, "-m", "pytest", "-m", "gpu_interpreter", "-vv", "-p", "no:cacheprovider", "tests/pallas_kernels"]
+        command = [sys.executable, "-m", "pytest", "-m", "gpu_interpreter", "-vv", "-p", "no:cacheprovider", *self.tests]
         log = self.out / TESTS_LOG
         environment = self.environment | {"RECOLLECT_ON_DEVICE": "1", "XLA_FLAGS": ""}
         if self.rehearsing:
             environment = self.environment
-            command[-1:] = ["tests/pallas_kernels/test_landmark_attention_gpu.py", "-k", "serve"]
+            command[-len(self.tests) :] = ["tests/pallas_kernels/test_landmark_attention_gpu.py", "-k", "serve"]
         else:
-            command += ["-n", "10", "--timeout", "60", "--timeout-method", "thread", "--max-worker-restart", "50"]
+            command += ["-n", "7", "--timeout", "60", "--timeout-method", "thread", "--max-worker-restart", "50"]
         return Step("tests", ["bash", "-c", 'exec "$@" >"$0" 2>&1', str(log), *command], 170, environment)
 
     def _pretraining(self) -> list[Step]:

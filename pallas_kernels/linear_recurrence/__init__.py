@@ -35,7 +35,7 @@ import functools
 import jax
 
 from pallas_kernels.dispatch import always, choose
-from pallas_kernels.linear_recurrence import forms, reference, splitting, xla
+from pallas_kernels.linear_recurrence import forms, jla, reference, splitting, xla
 from pallas_kernels.linear_recurrence.step import linear_recurrence_step
 from pallas_kernels.sharding import sequence_parts
 
@@ -111,6 +111,8 @@ IMPLEMENTATIONS = {
     "pallas_tpu": forms.TPU,
     "xla": (xla.chunked, xla.refuses),
     "reference": (reference.recurrent, always),
+    # After those that serve every call, so by name alone, until a measurement says where it is the fastest.
+    "jla": jla.JLA,
 }
 
 

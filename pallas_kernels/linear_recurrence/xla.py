@@ -1,5 +1,7 @@
 """The chunked form: masked products inside chunks of c tokens, one state a chunk between them; memory linear in length.
 
+On CPUs chunks are computed one after the other, elsewhere all at once but for their states.
+
 With G the running sum of log decay inside a chunk, S the state before it, and nothing erased,
 
     o_i = exp(G_i) q_i S + sum_{j<=i} exp(G_i - G_j) (q_i . k_j) v_j,      S' = exp(G_c) S + sum_j exp(G_c - G_j) k_j v_j^T.
@@ -23,6 +25,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.dispatch import device
 from pallas_kernels.linear_recurrence.triangles import (
     before_decay,
     decayed_products,
@@ -88,30 +91,27 @@ def chunked(
         rows = {name: jnp.pad(x, ((0, 0), (0, padded), (0, 0), (0, 0))) for name, x in rows.items()}
         segments = None if segments is None else jnp.pad(segments, ((0, 0), (0, padded)), mode="edge")
     rows = {name: x.reshape(b, n, c, h, -1) for name, x in rows.items()}
-    segments = None if segments is None else segments.reshape(b, n, c)
-    g, by_value = rows.pop("g", None), rows.pop("c", None)
-    same = None if segments is None else (segments[:, :, :, None] == segments[:, :, None, :])[:, :, None]
-
-    carries = n > 1 or initial_state is not None or return_state
-    weights = _weights(g, segments, initial_segment, initial_state is not None) if carries else (None, None, None)
+    before = None
+    if segments is not None:
+        segments = segments.reshape(b, n, c)
+        first = initial_segment if initial_segment is not None and initial_state is not None else jnp.zeros(b, segments.dtype)
+        before = jnp.concatenate([first[:, None], segments[:, :-1, -1]], axis=1)
     state = jnp.zeros((b, h, key_dim, value_dim), wide) if initial_state is None else initial_state.astype(wide)
-    scores = decayed_products(rows["q"], rows["k"], g, same, wide)
-    if by_value is not None:
-        o, state = _value_decayed(rows, scores, by_value, weights, state, wide)
-    elif erase_read is None:
-        o = _product(scores, rows["v"], wide)
-        if carries:
-            reads, writes, keeps = weights
-            before, state = _states(state, _outer(_weighed(rows["k"], writes, wide), rows["v"], wide), keeps)
-            if n > 1 or initial_state is not None:
-                o = o + _read(_weighed(rows["q"], reads, wide), before)
+    reads = n > 1 or initial_state is not None
+    carries = reads or return_state
+    if n > 1 and device().platform == "cpu":
+        # One chunk at a time, which stays in the processor's caches, and again in the backward pass: with all at once, more than
+        # a third of the time goes into pages of fresh memory.
+        def one(state, chunk):
+            rows, segments, before = jax.tree.map(lambda x: x[:, None], chunk)
+            o, state = _outputs(state, rows, segments, before, reads, carries, erase_before_decay, wide)
+            return state, o[:, 0]
+
+        chunks = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (rows, segments, before))
+        state, o = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), state, chunks)
+        o = jnp.moveaxis(o, 0, 1)
     else:
-        if not carries:
-            weights = _weights(g, segments, initial_segment, False)
-        early = None
-        if erase_before_decay and g is not None:
-            early = _weights(before_decay(g), segments, initial_segment, initial_state is not None)[0]
-        o, state = _erasing(rows, scores, g, same, weights, early, state, wide)
+        o, state = _outputs(state, rows, segments, before, reads, carries, erase_before_decay, wide)
     o = o.reshape(b, n * c, h, value_dim)[:, :t].astype(dtype)
     return o, state if return_state else None
 
@@ -121,6 +121,29 @@ def refuses(q, k, v, *, value_log_decay=None, erase_read=None, **_) -> str | Non
     if value_log_decay is not None and erase_read is not None:
         return "beside a decay of its columns (value_log_decay) a state is erased from (erase_read) one token at a time only"
     return None
+
+
+def _outputs(state, rows, segments, before, reads, carries, erase_before_decay, wide):
+    """Outputs (b, n, c, h, v) and the last state of chunks in order. before (b, n): the segment of the state before each chunk.
+    reads, carries: whether there is a state before them, and whether the one after them matters."""
+    rows = dict(rows)
+    g, by_value = rows.pop("g", None), rows.pop("c", None)
+    same = None if segments is None else (segments[:, :, :, None] == segments[:, :, None, :])[:, :, None]
+    scores = decayed_products(rows["q"], rows["k"], g, same, wide)
+    weights = _weights(g, segments, before) if carries or "e" in rows else (None, None, None)
+    if by_value is not None:
+        return _value_decayed(rows, scores, by_value, weights, state, wide)
+    if "e" in rows:
+        undecayed = erase_before_decay and g is not None
+        early = _weights(before_decay(g), segments, before)[0] if undecayed else None
+        return _erasing(rows, scores, g, same, weights, early, state, wide)
+    o = _product(scores, rows["v"], wide)
+    if carries:
+        to_read, to_write, keeps = weights
+        states, state = _states(state, _outer(_weighed(rows["k"], to_write, wide), rows["v"], wide), keeps)
+        if reads:
+            o = o + _read(_weighed(rows["q"], to_read, wide), states)
+    return o, state
 
 
 def _value_decayed(rows, scores, by_value, weights, state, wide):
@@ -177,7 +200,7 @@ def by_channel(x: jax.Array, wide) -> jax.Array:
 
 
 def _product(matrix, x, wide):
-    return jnp.einsum("bnhij,bnjhv->bnihv", matrix.astype(x.dtype), x, preferred_element_type=wide)
+    return jnp.moveaxis(jnp.einsum("bnhij,bnjhv->bnhiv", matrix.astype(x.dtype), x, preferred_element_type=wide), 2, 3)
 
 
 def _outer(keys, values, wide):
@@ -185,14 +208,20 @@ def _outer(keys, values, wide):
 
 
 def _read(queries, states):
-    return jnp.einsum("bnihk,bnhkv->bnihv", queries, states, preferred_element_type=states.dtype)
+    return jnp.moveaxis(jnp.einsum("bnihk,bnhkv->bnhiv", queries, states, preferred_element_type=states.dtype), 2, 3)
 
 
 def _weighed(x, weights, wide):
-    return x.astype(wide) if weights is None else x.astype(wide) * weights
+    if weights is None:
+        return x.astype(wide)
+    if weights.shape[-1] == 1:
+        # Spread over channels by a product with ones, so that its gradient is one too: XLA's CPU backend takes ten times as long
+        # for a sum over channels of products.
+        weights = jnp.matmul(weights, jnp.ones((1, x.shape[-1]), weights.dtype), precision="highest")
+    return x.astype(wide) * weights
 
 
-def _weights(g, segments, initial_segment, has_state):
+def _weights(g, segments, before):
     """Per token the weight of its read of the state before the chunk and of its write to the chunk's end (b, n, c, h, k or 1), and
     per chunk the share of that state that is kept (b, n, h, k or 1, 1); None stands for ones."""
     writes = reads = keeps = None
@@ -201,8 +230,6 @@ def _weights(g, segments, initial_segment, has_state):
         reads, writes, keeps = jnp.exp(since), jnp.exp(to_end(g)), jnp.exp(since[:, :, -1])[..., None]
     if segments is not None:
         last = segments[:, :, -1]
-        first = initial_segment if initial_segment is not None and has_state else jnp.zeros_like(last[:, 0])
-        before = jnp.concatenate([first[:, None], last[:, :-1]], axis=1)
         same_end, same_start = segments == last[:, :, None], segments == before[:, :, None]
         one = jnp.ones((), jnp.float32) if g is None else 1
         writes = jnp.where(same_end[..., None, None], one if writes is None else writes, 0)

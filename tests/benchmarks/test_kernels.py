@@ -253,11 +253,18 @@ def test_floors_come_from_the_arrays():
 
 
 def test_libraries_are_asked_where_an_operation_has_them():
-    everything = ["pallas_gpu", "cudnn", "splash", "xla"]
+    everything = ["pallas_gpu", "cudnn", "splash", "jla", "xla"]
     recurrence = kernel_cases.CASES["linear_recurrence", "no decay"](**SMALL)
     causal = kernel_cases.CASES["window_attention", "causal"](**SMALL)
-    assert [name for name, _ in kernels._forms(recurrence, everything)] == ["pallas_gpu", "xla", "square form"]
-    assert [name for name, _ in kernels._forms(causal, everything)] == [*everything, "softmax over all pairs", "jax.nn"]
+    assert [name for name, _ in kernels._forms(recurrence, everything)] == ["pallas_gpu", "jla", "xla", "square form"]
+    assert [name for name, _ in kernels._forms(causal, everything)] == [
+        "pallas_gpu",
+        "cudnn",
+        "splash",
+        "xla",
+        "softmax over all pairs",
+        "jax.nn",
+    ]
 
 
 SOFTMAX = [

@@ -326,14 +326,14 @@ def test_lowers_for_cuda(program):
 
 
 def test_exponentials_are_taken_once_a_side():
-    """Two a channel and token, of 64 x 128 in a thread block of 128 threads, and a few for the state and for marks."""
+    """Two a channel and token, of 64 x 64 in a warpgroup of 128 threads, and a few for the state and for marks."""
     (program,) = [p for p in programs.PROGRAMS if p.name == "linear_recurrence gpu walk key k128 v128 h16"]
     try:
         report = compile_ahead.report("h100", program.function, *program.arguments)
     except compile_ahead.NotInstalled as missing:
         pytest.skip(str(missing))
     assert program.complaints(report) == []
-    assert 128 <= report.kernels[0].special <= programs.EXPONENTIALS
+    assert 64 <= report.kernels[0].special <= programs.EXPONENTIALS
 
 
 def test_pieces_fill_the_device_and_read_only_what_they_must(monkeypatch):

@@ -142,6 +142,7 @@ def test_tpu_kernels_in_bf16(case):
         (130, None, None, True, True, 64, 64, "channel"),
         pytest.param((130, "token", None, True, True, 40, 96, "channel"), marks=pytest.mark.slow),
         pytest.param((130, "channel", "apart", True, True, 64, 64, None, True), marks=pytest.mark.slow),
+        pytest.param((130, "mixed", "vector", True, True, 64, 64, None, True), marks=pytest.mark.slow),
         pytest.param((130, "channel", "vector", True, True, 64, 64), marks=pytest.mark.slow),
         pytest.param((130, "channel", None, True, True, 128, 128), marks=pytest.mark.slow),
         pytest.param((130, "channel", "vector", True, True, 128, 128), marks=pytest.mark.slow),

@@ -16,7 +16,7 @@ from tests.pallas_kernels.programs import Program
 B, T, HEADS = 2, 2048, 16
 EVERY = 2  # chunks a checkpoint
 PIECES = 3  # of time: the last has fewer chunks
-EXPONENTIALS = 220  # of a thread at most, at sizes up to 128: chunks, of 64 by 128 a side, are made in one loop of the kernel
+EXPONENTIALS = 220  # at most in a kernel, whose loop takes a chunk a turn, at key sizes up to 128
 # decay, key size, value size, heads of q and k, what is asked for besides
 PLAIN = [
     (decay, key_dim, value_dim, HEADS, more)
@@ -35,6 +35,7 @@ PLAIN += [
     ("key", 192, 192, HEADS, "reverse documents state checkpoints"),
     ("value", 192, 192, HEADS, "strict wide reverse state checkpoints"),
     ("value", 256, 192, HEADS, "strict wide documents state checkpoints"),
+    ("value", 256, 128, HEADS, "strict wide state checkpoints"),
 ]
 PLAIN += [
     (decay, key_dim, value_dim, HEADS, more + "documents state checkpoints pieces")

@@ -554,7 +554,7 @@ class _Block:
 
         _, old = gpu.mm_while((q, gpu.transposed(here["k"])), (q, state), lay)
         old = self.times(old, here, READS)
-        if "second_k" in self.plan.tokens:
+        if "second_k" in self.plan.tokens and "w" not in self.plan.tokens:  # the delta rule reads y alone
             second = self.space["second_scores"]
             second[...] = self.weigh(here, gpu.mm(q, gpu.transposed(here["second_k"])), False).astype(jnp.bfloat16)
             plgpu.commit_smem()

@@ -66,21 +66,24 @@ class Contact:
         self.plan, self.file, self.end = plan, file, end
 
     def run(self, parts: list[str] | tuple[str, ...]) -> None:
-        """Runs the parts; timings are compiled beside the checks, and then taken one family at a time."""
+        """Runs the parts; what is timed gets ready beside the checks, and then has the GPU one family at a time."""
         if "probe" in parts:
             self._all(self.plan.probe(), 1, 60)
-        timings: dict[str, tuple[Child, Path]] = {}
-        if "timings" in parts:
-            timings = {step.name: (self._start(step), gate) for step, gate in self.plan.timings(self._left())}
+        gated = self.plan.timings(self._left()) if "timings" in parts else []
+        gated += self.plan.peers(self._left()) if "peers" in parts else []
+        waiting = {step.name: (self._start(step), gate) for step, gate in gated}
         beside = [step for part in ("tests", "checks", "full") if part in parts for step in self.plan.steps(part)]
         if beside:
-            self._all(beside, self.plan.at_once, max(20.0, 0.55 * self._left()) if timings else self._left())
+            self._all(beside, self.plan.at_once, max(20.0, 0.55 * self._left()) if gated else self._left())
         if "tests" in parts:
             records.write("tests", path=self.file, **steps.tests_summary(self.plan.out / steps.TESTS_LOG))
-        self._take_turns(timings)
-        for part in ("pretraining", "peers", "counters", "memory", "trace"):
-            if part in parts:
-                self._all(self.plan.steps(part), 1, self._left())
+        alone = [step for part in ("pretraining", "counters", "memory", "trace") if part in parts for step in self.plan.steps(part)]
+        # The first model takes a minute to compile, in which the others have their turns.
+        first = self._start(alone.pop(0)) if "pretraining" in parts else None
+        self._take_turns(waiting)
+        while first is not None and first.running() and self._left() > 0:
+            time.sleep(0.1)
+        self._all(alone, 1, self._left())
 
     def _left(self) -> float:
         return self.end - time.monotonic()
@@ -110,7 +113,7 @@ class Contact:
                 continue
             child, gate = waiting.pop(name)
             gate.touch()
-            end = time.monotonic() + TURN + 5
+            end = time.monotonic() + TURN
             while child.running():
                 if time.monotonic() > min(end, self.end):
                     child.kill("its turn was over")

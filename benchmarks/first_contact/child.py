@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -52,16 +50,6 @@ def launching(what: str, **facts: Any) -> None:
 def failed(what: str, error: Exception, **facts: Any) -> None:
     """Records an exception of one launch; the child goes on with the next."""
     records.write("failed", what=what, error=f"{type(error).__name__}: {' '.join(str(error).split())[:600]}", **facts)
-
-
-def wait_for_turn(gate: Path, seconds: float) -> None:
-    """Waits until the parent creates `gate`; from then on this process ends itself, whatever it is stuck in, after `seconds`."""
-    while not gate.exists():
-        if os.getppid() == 1:
-            raise SystemExit("the parent ended")
-        time.sleep(0.02)
-    # The default action of SIGALRM ends the process in the kernel, also from inside a launch that never returns.
-    signal.alarm(max(1, int(seconds)))
 
 
 def form(case: Case, name: str) -> Callable[[Arrays], jax.Array]:

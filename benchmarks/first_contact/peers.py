@@ -1,18 +1,19 @@
 """Times one peer of kernel_peers.py (flash-linear-attention or torch) at the size of this project's first timing of the same operation.
 
-    python -m benchmarks.first_contact.peers NAME
+    python -m benchmarks.first_contact.peers NAME --gate FILE --seconds N
 
-Nothing of jax is imported. Where a peer refuses its backward pass on this machine, its forward pass counts all the same, and the refusal is
+It compiles and tunes at once, and is timed when its turn comes. Nothing of jax is imported. Where a peer refuses its backward pass on this machine, its forward pass counts all the same, and the refusal is
 recorded beside it.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
+from pathlib import Path
 
 from benchmarks import kernel_peers
-from benchmarks.first_contact import records
+from benchmarks.first_contact import records, turns
 
 WIDE = {"b": 4, "t": 4096, "h": 64, "k": 128, "v": 128}
 SIZES = {
@@ -24,7 +25,12 @@ SIZES = {
 
 
 def main() -> None:
-    name = sys.argv[1]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=list(kernel_peers.PEERS))
+    parser.add_argument("--gate", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    given = parser.parse_args()
+    name = given.name
     sizes = SIZES.get(name, WIDE)
     what = f"{name} " + " ".join(f"{key}{size}" for key, size in sizes.items())
     if os.environ.get("FIRST_CONTACT_REHEARSAL"):
@@ -32,8 +38,12 @@ def main() -> None:
         records.write("failed", what=what, error="rehearsal: torch and a GPU are not here")
         return
     try:
+        case = {"peer": name, "sizes": sizes}
+        kernel_peers.measure(case)
+        records.write("ready")
+        turns.wait(given.gate, given.seconds)
         records.write("started", what=what)
-        answer = kernel_peers.measure({"peer": name, "sizes": sizes})
+        answer = kernel_peers.measure(case)
         records.write("peer", what=what, sizes=sizes, **answer)
     except Exception as error:
         records.write("failed", what=what, error=f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")

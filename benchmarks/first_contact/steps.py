@@ -38,7 +38,7 @@ FAMILIES = (
 )
 SWEEPS = ("attention tiles",)
 PRETRAINING = ("based_360m", "attention_360m")
-COUNTED = ("recurrence, no decay", "recurrence, decay per channel", "attention d128")
+COUNTED = ("delta rule, decay per head", "recurrence, no decay", "attention d128")
 KERNELS = "regex:.*(linear_recurrence|scheduled_attention|taylor_attention|convolution).*"
 CHECKED_FOR_MEMORY = ("recurrence, no decay", "attention d64")
 CACHE = Path("/tmp/first_contact_cache")
@@ -88,11 +88,15 @@ class Plan:
 
     def timings(self, seconds: float) -> list[tuple[Step, Path]]:
         """Returns a step per family and the file that lets it begin."""
-        found = []
-        for index, name in enumerate(self.families):
-            gate = self.scratch / f"gate-{index}"
-            found.append((self._module(f"time: {name}", "timings", seconds, name, "--gate", str(gate), "--seconds", "45"), gate))
-        return found
+        return [self._gated(f"time: {name}", "timings", name, seconds) for name in self.families]
+
+    def peers(self, seconds: float) -> list[tuple[Step, Path]]:
+        """Returns a step per peer and the file that lets it begin."""
+        return [self._gated(f"peer: {name}", "peers", name, seconds) for name in PEERS]
+
+    def _gated(self, step: str, module: str, name: str, seconds: float) -> tuple[Step, Path]:
+        gate = self.scratch / "".join(c if c.isalnum() else "-" for c in f"gate {step}")
+        return self._module(step, module, seconds, name, "--gate", str(gate), "--seconds", "45"), gate
 
     def steps(self, part: str) -> list[Step]:
         """Returns the steps of a part, most valuable first."""
@@ -106,8 +110,6 @@ class Plan:
             return [self._tests()]
         if part == "pretraining":
             return self._pretraining()
-        if part == "peers":
-            return [self._module(f"peer: {name}", "peers", 45, name) for name in PEERS]
         if part == "counters":
             return [self._counters(name) for name in COUNTED if name in self.families]
         if part == "memory":
@@ -176,7 +178,7 @@ class Plan:
                 child.process.kill()
 
 
-PEERS = ("linear_attention", "simple_gla", "gla", "gated_delta_rule", "causal_attention", "sliding_attention", "based", "short_conv", "kda")
+PEERS = ("gated_delta_rule", "simple_gla", "causal_attention", "sliding_attention", "linear_attention", "gla", "based", "kda")
 
 
 def keep_caches(out: Path) -> None:

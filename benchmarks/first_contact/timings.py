@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.first_contact import records
-from benchmarks.first_contact.child import failed, form, launching, on_device, rehearsing, wait_for_turn
+from benchmarks.first_contact import records, turns
+from benchmarks.first_contact.child import failed, form, launching, on_device, rehearsing
 from benchmarks.first_contact.families import FAMILIES, Timing, tiny
 from benchmarks.kernel_case import Case
 from benchmarks.kernel_cases import CASES
@@ -81,20 +81,20 @@ def main() -> None:
         compile_ahead_of_time(given.family)
     ready = list(programs(given.family))
     records.write("ready")
-    wait_for_turn(given.gate, given.seconds)
-    turns = 1 if rehearsing() else TURNS
+    turns.wait(given.gate, given.seconds)
+    count = 1 if rehearsing() else TURNS
     for timing, case, name, runs in ready:
         facts = {"form": name, "operation": timing.operation, "variant": timing.variant, "note": timing.note, "sizes": case.sizes}
         try:
             x = drawn(case, 0, jnp.bfloat16)
             launching(case.name, form=name, note=timing.note)
             row: dict[str, Any] = {"floor": floors(case, x, jax.devices()[0].device_kind)}
-            row["forward"], row["forward_spread"] = timed(runs["forward"], x, turns=turns)
+            row["forward"], row["forward_spread"] = timed(runs["forward"], x, turns=count)
             records.write("time", what=case.name, part="forward", **facts, **row)
             if rehearsing():
                 continue
             row["both"], row["both_spread"] = timed(
-                runs["both"], x, cotangent(functools.partial(case.run, backend="reference"), x), turns=turns
+                runs["both"], x, cotangent(functools.partial(case.run, backend="reference"), x), turns=count
             )
             records.write("time", what=case.name, part="both", **facts, **row)
         except Exception as error:

@@ -137,7 +137,7 @@ class Plan:
         return Step("tests", ["bash", "-c", 'exec "$@" >"$0" 2>&1', str(log), *command], 170, environment)
 
     def _pretraining(self) -> list[Step]:
-        overrides = ["run.batch_size=64", "run.accumulate=2"]
+        overrides = ["run.batch_size=64", "run.accumulate=4"]  # 16 rows at once, as in a whole step: 45 GiB by `describe`
         if self.rehearsing:
             overrides = ["run.batch_size=2", "data.length=32", "model.width=32", "model.stages.0.repeats=1"]
         names = ("attention_30m",) if self.rehearsing else PRETRAINING

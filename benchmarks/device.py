@@ -193,6 +193,8 @@ def _pretraining(result: dict[str, Any]) -> list[str]:
 def _answer(prediction: Any, result: dict[str, Any]) -> str:
     span = f"{prediction.low:.2f} to {prediction.high:.2f}"
     what = f"{prediction.what} {prediction.note} ({'forward' if prediction.part == 'forward' else 'with gradients'})"
+    if prediction.replaced:
+        return f"| {what} | {span} | not measured before the kernel was replaced | | |"
     for row in result["times"]:
         if (row["what"], row["form"], row.get("note", "")) == (prediction.what, prediction.form, prediction.note):
             seconds = (row.get("before") or {}).get(prediction.part, row.get(prediction.part))

@@ -18,6 +18,7 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
+from typing import NoReturn
 
 from benchmarks.first_contact import records, steps
 from benchmarks.first_contact.processes import Child, Group, Step
@@ -31,7 +32,7 @@ TURN = 45.0  # seconds a family may take for its timings
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the parts; 1 where a kernel was wrong or, in a rehearsal, something was lost."""
-    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.first_contact", description=__doc__.split("\n\n")[0])
+    parser = _Parser(prog="python3 -m benchmarks.first_contact", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--seconds", type=float, default=420.0, help="everything ends by then")
     parser.add_argument("--second", action="store_true", help="the parts of the second call")
@@ -40,6 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tests", nargs="+", metavar="FILE", default=["tests/pallas_kernels"], help="of the tests to run on the device")
     parser.add_argument("--rehearse", action="store_true", help="both calls without a GPU, with faults")
     given = parser.parse_args(arguments)
+    if given.seconds < 3 * LEAVE:
+        parser.error(f"--seconds {given.seconds:g}: at least {3 * LEAVE:g} are needed")
+    for name in given.families or ():
+        if not any(name in family for family in steps.FAMILIES):
+            parser.error(f"--families {name}: no family's name contains it; there are {'; '.join(steps.FAMILIES)}")
     end = time.monotonic() + given.seconds - LEAVE
     given.out.mkdir(parents=True, exist_ok=True)
     parts = given.only or (steps.PARTS if given.rehearse else steps.SECOND if given.second else steps.FIRST)
@@ -59,6 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if wrong or (given.rehearse and steps.lost(lines, plan, parts)) else 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, and exit code 2."""
+        self.exit(2, f"error: first_contact: {message} (see --help)\n")
+
+
 class Contact:
     """One call: the parts in order, each ended in time."""
 
@@ -69,27 +81,24 @@ class Contact:
         """Runs the parts; what is timed gets ready beside the checks, and then has the GPU one family at a time."""
         if "probe" in parts:
             self._all(self.plan.probe(), 1, 60)
-        gated = self.plan.timings(self._left()) if "timings" in parts else []
-        gated += self.plan.peers(self._left()) if "peers" in parts else []
-        waiting = {step.name: (self._start(step), gate) for step, gate in gated}
+        timings = self._started(self.plan.timings(self._left())) if "timings" in parts else {}
         beside = [step for part in ("tests", "checks", "full") if part in parts for step in self.plan.steps(part)]
         if beside:
-            self._all(beside, self.plan.at_once, max(20.0, 0.55 * self._left()) if gated else self._left())
+            self._all(beside, self.plan.at_once, max(20.0, 0.55 * self._left()) if timings else self._left())
         if "tests" in parts:
             records.write("tests", path=self.file, **steps.tests_summary(self.plan.out / steps.TESTS_LOG))
-        alone = [step for part in ("pretraining", "counters", "memory", "trace") if part in parts for step in self.plan.steps(part)]
-        # The first model takes a minute to compile, in which the others have their turns.
-        first = self._start(alone.pop(0)) if "pretraining" in parts else None
-        self._take_turns(waiting)
-        while first is not None and first.running() and self._left() > 0:
-            time.sleep(0.1)
-        self._all(alone, 1, self._left())
+        self._take_turns(timings)
+        if "pretraining" in parts:
+            self._all(self.plan.steps("pretraining"), 1, self._left())
+        if "peers" in parts:
+            self._take_turns(self._started(self.plan.peers(self._left())))
+        self._all([step for part in ("counters", "memory", "trace") if part in parts for step in self.plan.steps(part)], 1, self._left())
 
     def _left(self) -> float:
         return self.end - time.monotonic()
 
-    def _start(self, step: Step) -> Child:
-        return Child(step, self.plan.scratch, self.file)
+    def _started(self, gated: list[tuple[Step, Path]]) -> dict[str, tuple[Child, Path]]:
+        return {step.name: (Child(step, self.plan.scratch, self.file), gate) for step, gate in gated}
 
     def _all(self, wanted: list[Step], at_once: int, seconds: float) -> None:
         end = time.monotonic() + min(seconds, self._left())
@@ -105,7 +114,10 @@ class Contact:
         """Opens the gates one after another, first of those that have compiled; one child at a time has the GPU."""
         waiting = dict(timings)
         while waiting and self._left() > 0:
-            ready = {line["step"] for line in records.read(self.file) if line["kind"] == "ready"}
+            lines = records.read(self.file)
+            ready = {line["step"] for line in lines if line["kind"] == "ready"}
+            for name in steps.dead(lines) & waiting.keys():
+                waiting[name][0].kill("the family's check died")
             waiting = {name: pair for name, pair in waiting.items() if pair[0].running()}
             name = next((name for name in waiting if name in ready), None)
             if name is None:

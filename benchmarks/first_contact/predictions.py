@@ -29,7 +29,11 @@ class Prediction:
 
 PREDICTIONS = (
     Prediction(
-        f"linear_recurrence, no decay, {WIDE}", "forward", 0.40, 0.55, "1.5 times its bytes at the measured 2.8 TB/s, so not bytes alone; counters not taken"
+        f"linear_recurrence, no decay, {WIDE}",
+        "forward",
+        0.40,
+        0.55,
+        "1.5 times its bytes at the measured 2.8 TB/s, so not bytes alone; counters not taken",
     ),
     Prediction(f"linear_recurrence, no decay, {WIDE}", "both", 1.8, 2.7, ""),
     Prediction(f"linear_recurrence, decay a head, {WIDE}", "forward", 0.40, 0.55, "as without decay"),

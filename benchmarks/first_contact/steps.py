@@ -38,6 +38,7 @@ FAMILIES = (
 )
 SWEEPS = ("attention tiles",)
 PRETRAINING = ("based_360m", "attention_360m")
+PEERS = ("gated_delta_rule", "simple_gla", "causal_attention", "sliding_attention", "linear_attention", "gla", "based", "kda")
 COUNTED = ("delta rule, decay per head", "recurrence, no decay", "attention d128")
 KERNELS = "regex:.*(linear_recurrence|scheduled_attention|taylor_attention|convolution).*"
 CHECKED_FOR_MEMORY = ("recurrence, no decay", "attention d64")
@@ -55,7 +56,7 @@ class Plan:
       rehearsing: simulate, at tiny sizes, with faults.
       families: parts of names; None is all.
       tests: files of the tests to run on the device.
-      site: unpacked wheels, at the end of the children's path.
+      site: unpacked wheels, for the children's path.
     """
 
     def __init__(self, scratch: Path, out: Path, rehearsing: bool, families: list[str] | None, tests: list[str], site: Path):
@@ -137,7 +138,7 @@ class Plan:
         return Step("tests", ["bash", "-c", 'exec "$@" >"$0" 2>&1', str(log), *command], 170, environment)
 
     def _pretraining(self) -> list[Step]:
-        overrides = ["run.batch_size=64", "run.accumulate=4"]  # 16 rows at once, as in a whole step: 45 GiB by `describe`
+        overrides = ["run.batch_size=64", "run.accumulate=4"]  # 16 rows at once: 25.9 GiB by `describe --target h100`
         if self.rehearsing:
             overrides = ["run.batch_size=2", "data.length=32", "model.width=32", "model.stages.0.repeats=1"]
         names = ("attention_30m",) if self.rehearsing else PRETRAINING
@@ -178,9 +179,6 @@ class Plan:
                 child.process.kill()
 
 
-PEERS = ("gated_delta_rule", "simple_gla", "causal_attention", "sliding_attention", "linear_attention", "gla", "based", "kda")
-
-
 def keep_caches(out: Path) -> None:
     """Packs the caches of compiled programs and of autotuning into `out`, for a later call; what is too large to come back is left."""
     for name in ("programs", "autotune"):
@@ -192,6 +190,12 @@ def keep_caches(out: Path) -> None:
                 archive.unlink()
 
 
+def dead(lines: list[dict[str, Any]]) -> set[str]:
+    """Returns the timings of families whose check ended by a signal that the parent did not send: a launch that aborts would do so again."""
+    ends = [line for line in lines if line["kind"] == "ended" and line["step"].startswith("check: ")]
+    return {line["step"].replace("check: ", "time: ") for line in ends if (line["code"] or 0) < 0 and not line.get("why")}
+
+
 def lost(lines: list[dict[str, Any]], plan: Plan, parts: Sequence[str]) -> list[str]:
     """Returns what a rehearsal of these parts should have in its records and has not, printing each."""
     missing = []
@@ -201,7 +205,10 @@ def lost(lines: list[dict[str, Any]], plan: Plan, parts: Sequence[str]) -> list[
             if part == "check" and name in SWEEPS:
                 continue
             own = [line for line in lines if line["step"] == step]
-            if step in plan.faults:
+            if step in dead(lines):
+                if not any(line["kind"] == "ended" and line.get("why") == "the family's check died" for line in own):
+                    missing.append(f"{step}: that it was skipped")
+            elif step in plan.faults:
                 if not any(line["kind"] == "ended" and line["code"] for line in own):
                     missing.append(f"{step}: the end of what was disturbed ({plan.faults[step]})")
                 if not any(line["kind"] == "started" for line in own):

@@ -130,8 +130,24 @@ def test_a_rehearsal_says_what_it_lost(tmp_path, capsys):
     lost = steps.lost(lines, plan, ("checks", "timings"))
     assert len(lost) == 3 and all("landmark" in line for line in lost)
     lines += [{"kind": "started", "step": "check: landmark", "what": "y"}, {"kind": "ended", "step": "check: landmark", "code": -6}]
-    lines += [{"kind": "time", "step": "time: landmark", "what": "y"}]
+    assert steps.dead(lines) == {"time: landmark"} and len(steps.lost(lines, plan, ("checks", "timings"))) == 1
+    lines += [{"kind": "ended", "step": "time: landmark", "code": -9, "why": "the family's check died"}]
     assert steps.lost(lines, plan, ("checks", "timings")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--families", "attnetion"], "--families attnetion: no family's name contains it"),
+        (["--only", "check"], "argument --only: invalid choice"),
+        (["--seconds", "5"], "--seconds 5: at least 30 are needed"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, arguments, message):
+    command = [sys.executable, "-m", "benchmarks.first_contact", "--out", str(tmp_path / "out"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=steps.REPOSITORY, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith("error: first_contact: ") and message in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
 NAME = "linear_recurrence, no decay, b4 t4096 h64 k128 v128"

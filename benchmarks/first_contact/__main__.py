@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from benchmarks.first_contact import records, steps
-from benchmarks.first_contact.processes import Child, Group, Step
+from benchmarks.first_contact.processes import Group, Step, Turns
 from benchmarks.first_contact.table import table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -81,24 +81,26 @@ class Contact:
         """Runs the parts; what is timed gets ready beside the checks, and then has the GPU one family at a time."""
         if "probe" in parts:
             self._all(self.plan.probe(), 1, 60)
-        timings = self._started(self.plan.timings(self._left())) if "timings" in parts else {}
+        timings = self._turns(self.plan.timings(self._left()) if "timings" in parts else [])
         beside = [step for part in ("tests", "checks", "full") if part in parts for step in self.plan.steps(part)]
         if beside:
-            self._all(beside, self.plan.at_once, max(20.0, 0.55 * self._left()) if timings else self._left())
+            self._all(beside, self.plan.at_once, max(20.0, 0.55 * self._left()) if "timings" in parts else self._left())
         if "tests" in parts:
             records.write("tests", path=self.file, **steps.tests_summary(self.plan.out / steps.TESTS_LOG))
-        self._take_turns(timings)
+        timings.take(self.end, TURN)
+        if self.plan.rehearsing:
+            self._all(self.plan.again(steps.unanswered(records.read(self.file), self.plan, parts)), 1, self._left())
         if "pretraining" in parts:
             self._all(self.plan.steps("pretraining"), 1, self._left())
         if "peers" in parts:
-            self._take_turns(self._started(self.plan.peers(self._left())))
+            self._turns(self.plan.peers(self._left())).take(self.end, TURN)
         self._all([step for part in ("counters", "memory", "trace") if part in parts for step in self.plan.steps(part)], 1, self._left())
 
     def _left(self) -> float:
         return self.end - time.monotonic()
 
-    def _started(self, gated: list[tuple[Step, Path]]) -> dict[str, tuple[Child, Path]]:
-        return {step.name: (Child(step, self.plan.scratch, self.file), gate) for step, gate in gated}
+    def _turns(self, gated: list[tuple[Step, Path]]) -> Turns:
+        return Turns(gated, self.plan.at_once if self.plan.rehearsing else len(gated), self.plan.scratch, self.file)
 
     def _all(self, wanted: list[Step], at_once: int, seconds: float) -> None:
         end = time.monotonic() + min(seconds, self._left())
@@ -109,30 +111,6 @@ class Contact:
                 group.stop("the part's time was over")
                 break
             time.sleep(0.1)
-
-    def _take_turns(self, timings: dict[str, tuple[Child, Path]]) -> None:
-        """Opens the gates one after another, first of those that have compiled; one child at a time has the GPU."""
-        waiting = dict(timings)
-        while waiting and self._left() > 0:
-            lines = records.read(self.file)
-            ready = {line["step"] for line in lines if line["kind"] == "ready"}
-            for name in steps.dead(lines) & waiting.keys():
-                waiting[name][0].kill("the family's check died")
-            waiting = {name: pair for name, pair in waiting.items() if pair[0].running()}
-            name = next((name for name in waiting if name in ready), None)
-            if name is None:
-                time.sleep(0.1)
-                continue
-            child, gate = waiting.pop(name)
-            gate.touch()
-            end = time.monotonic() + TURN
-            while child.running():
-                if time.monotonic() > min(end, self.end):
-                    child.kill("its turn was over")
-                time.sleep(0.02)
-        for child, _ in waiting.values():
-            child.kill("no time was left")
-            child.running()
 
 
 def _unpacked(folder: Path) -> Path:

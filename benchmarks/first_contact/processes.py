@@ -128,3 +128,49 @@ class Group:
             with _as_step(step.name):
                 records.write("ended", path=self.file, code=None, why=f"not started: {why}")
         self.waiting = []
+
+
+class Turns:
+    """Children that get ready beside each other, at most `at_once` of them, and have the GPU one at a time.
+
+    Args:
+      gated: steps, and for each the file that lets it begin what needs the GPU alone; it records "ready" before it waits for that.
+    """
+
+    def __init__(self, gated: Sequence[tuple[Step, Path]], at_once: int, folder: Path, file: Path):
+        self.queue, self.at_once, self.folder, self.file = list(gated), at_once, folder, file
+        self.waiting: dict[str, tuple[Child, Path]] = {}
+        self._start()
+
+    def _start(self) -> None:
+        while self.queue and len(self.waiting) < self.at_once:
+            step, gate = self.queue.pop(0)
+            self.waiting[step.name] = (Child(step, self.folder, self.file), gate)
+
+    def take(self, end: float, seconds: float) -> None:
+        """Opens the gates one after another, first of those that are ready, until `end` (time.monotonic); a turn takes `seconds` at most."""
+        while self.waiting and time.monotonic() < end:
+            lines = records.read(self.file)
+            for name in records.dead(lines) & self.waiting.keys():
+                self.waiting[name][0].kill("the family's check died")
+            self.waiting = {name: pair for name, pair in self.waiting.items() if pair[0].running()}
+            self._start()
+            ready = {line["step"] for line in lines if line["kind"] == "ready"}
+            name = next((name for name in self.waiting if name in ready), None)
+            if name is None:
+                time.sleep(0.1)
+                continue
+            child, gate = self.waiting.pop(name)
+            gate.touch()
+            last = min(time.monotonic() + seconds, end)
+            while child.running():
+                if time.monotonic() > last:
+                    child.kill("its turn was over")
+                time.sleep(0.02)
+            self._start()
+        for child, _ in self.waiting.values():
+            child.kill("no time was left")
+            child.running()
+        for step, _ in self.queue:
+            with _as_step(step.name):
+                records.write("ended", path=self.file, code=None, why="not started: no time was left")

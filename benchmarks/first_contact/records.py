@@ -52,3 +52,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 def so_far() -> list[dict[str, Any]]:
     """Returns what all children have written until now; for use inside a child."""
     return read(Path(os.environ[_FILE_VARIABLE]))
+
+
+def dead(lines: list[dict[str, Any]]) -> set[str]:
+    """Returns the timings of families whose check ended by a signal that the parent did not send: a launch that aborts would do so again."""
+    ends = [line for line in lines if line["kind"] == "ended" and line["step"].startswith("check: ")]
+    return {line["step"].replace("check: ", "time: ") for line in ends if (line["code"] or 0) < 0 and not line.get("why")}

@@ -99,11 +99,20 @@ class Plan:
         gate = self.scratch / "".join(c if c.isalnum() else "-" for c in f"gate {step}")
         return self._module(step, module, seconds, name, "--gate", str(gate), "--seconds", "45"), gate
 
+    def again(self, missing: list[str]) -> list[Step]:
+        """Returns these checks and timings once more, without gates or faults: starved of processors the simulator can hang."""
+        found = [step for step in self.steps("checks") if step.name in missing]
+        for step, gate in self.timings(75):
+            if step.name in missing:
+                gate.touch()
+                found.append(step)
+        return found
+
     def steps(self, part: str) -> list[Step]:
         """Returns the steps of a part, most valuable first."""
         checked = [name for name in self.families if name not in SWEEPS]
         if part == "checks":
-            return [self._module(f"check: {name}", "checks", 150 if self.rehearsing else 110, name) for name in checked]
+            return [self._module(f"check: {name}", "checks", 75 if self.rehearsing else 110, name) for name in checked]
         if part == "full":
             checked = checked[:1] if self.rehearsing else checked
             return [self._module(f"full size: {name}", "checks", 110, name, "--full") for name in checked]
@@ -190,31 +199,30 @@ def keep_caches(out: Path) -> None:
                 archive.unlink()
 
 
-def dead(lines: list[dict[str, Any]]) -> set[str]:
-    """Returns the timings of families whose check ended by a signal that the parent did not send: a launch that aborts would do so again."""
-    ends = [line for line in lines if line["kind"] == "ended" and line["step"].startswith("check: ")]
-    return {line["step"].replace("check: ", "time: ") for line in ends if (line["code"] or 0) < 0 and not line.get("why")}
-
-
-def lost(lines: list[dict[str, Any]], plan: Plan, parts: Sequence[str]) -> list[str]:
-    """Returns what a rehearsal of these parts should have in its records and has not, printing each."""
+def unanswered(lines: list[dict[str, Any]], plan: Plan, parts: Sequence[str]) -> list[str]:
+    """Returns the checks and timings of a rehearsal that nothing disturbed and that have no result."""
     missing = []
     for part in [step for name, step in (("checks", "check"), ("timings", "time")) if name in parts]:
         for name in plan.families:
             step = f"{part}: {name}"
-            if part == "check" and name in SWEEPS:
-                continue
-            own = [line for line in lines if line["step"] == step]
-            if step in dead(lines):
-                if not any(line["kind"] == "ended" and line.get("why") == "the family's check died" for line in own):
-                    missing.append(f"{step}: that it was skipped")
-            elif step in plan.faults:
-                if not any(line["kind"] == "ended" and line["code"] for line in own):
-                    missing.append(f"{step}: the end of what was disturbed ({plan.faults[step]})")
-                if not any(line["kind"] == "started" for line in own):
-                    missing.append(f"{step}: what was running when it was disturbed")
-            elif not any(line["kind"] == part for line in own):
-                missing.append(f"{step}: no result")
+            excused = step in plan.faults or step in records.dead(lines) or (part == "check" and name in SWEEPS)
+            if not excused and not any(line["kind"] == part and line["step"] == step for line in lines):
+                missing.append(step)
+    return missing
+
+
+def lost(lines: list[dict[str, Any]], plan: Plan, parts: Sequence[str]) -> list[str]:
+    """Returns what a rehearsal of these parts should have in its records and has not, printing each."""
+    missing = [f"{step}: no result" for step in unanswered(lines, plan, parts)]
+    for step in plan.faults if "checks" in parts else ():
+        own = [line for line in lines if line["step"] == step]
+        if not any(line["kind"] == "ended" and line["code"] for line in own):
+            missing.append(f"{step}: the end of what was disturbed ({plan.faults[step]})")
+        if not any(line["kind"] == "started" for line in own):
+            missing.append(f"{step}: what was running when it was disturbed")
+    for step in records.dead(lines) if "timings" in parts else ():
+        if not any(line["step"] == step and line.get("why") == "the family's check died" for line in lines):
+            missing.append(f"{step}: that it was skipped")
     if "probe" in parts:
         missing += [f"probe: {name}" for name in ("machine", "eager", "ceilings", "toy") if not _probed(lines, name)]
     for line in missing:

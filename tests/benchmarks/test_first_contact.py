@@ -130,7 +130,7 @@ def test_a_rehearsal_says_what_it_lost(tmp_path, capsys):
     lost = steps.lost(lines, plan, ("checks", "timings"))
     assert len(lost) == 3 and all("landmark" in line for line in lost)
     lines += [{"kind": "started", "step": "check: landmark", "what": "y"}, {"kind": "ended", "step": "check: landmark", "code": -6}]
-    assert steps.dead(lines) == {"time: landmark"} and len(steps.lost(lines, plan, ("checks", "timings"))) == 1
+    assert records.dead(lines) == {"time: landmark"} and len(steps.lost(lines, plan, ("checks", "timings"))) == 1
     lines += [{"kind": "ended", "step": "time: landmark", "code": -9, "why": "the family's check died"}]
     assert steps.lost(lines, plan, ("checks", "timings")) == []
 

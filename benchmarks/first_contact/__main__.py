@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks.first_contact import records, steps
+from benchmarks.first_contact import processes, records, steps
 from benchmarks.first_contact.processes import Group, Step, Turns
 from benchmarks.first_contact.table import table
 
@@ -31,7 +31,7 @@ TURN = 45.0  # seconds a family may take for its timings
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the parts; 1 where a kernel was wrong or, in a rehearsal, something was lost."""
+    """Runs the parts; 1 where a kernel was wrong or, in a rehearsal, something was lost; 128 and a signal's number where that ended it."""
     parser = _Parser(prog="python3 -m benchmarks.first_contact", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--seconds", type=float, default=420.0, help="everything ends by then")
@@ -41,13 +41,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tests", nargs="+", metavar="FILE", default=["tests/pallas_kernels"], help="of the tests to run on the device")
     parser.add_argument("--rehearse", action="store_true", help="both calls without a GPU, with faults")
     given = parser.parse_args(arguments)
-    if given.seconds < 3 * LEAVE:
+    if not given.seconds >= 3 * LEAVE:
         parser.error(f"--seconds {given.seconds:g}: at least {3 * LEAVE:g} are needed")
     for name in given.families or ():
         if not any(name in family for family in steps.FAMILIES):
             parser.error(f"--families {name}: no family's name contains it; there are {'; '.join(steps.FAMILIES)}")
+    for name in given.tests:
+        if not Path(name.partition("::")[0]).exists():
+            parser.error(f"--tests {name}: it is not here")
     end = time.monotonic() + given.seconds - LEAVE
-    given.out.mkdir(parents=True, exist_ok=True)
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+        (given.out / records.FILE).touch()
+    except OSError as error:
+        parser.error(f"--out {given.out}: cannot be written: {error.strerror}")
+    processes.listen()
+    stopped: processes.Interrupted | None = None
     parts = given.only or (steps.PARTS if given.rehearse else steps.SECOND if given.second else steps.FIRST)
     with tempfile.TemporaryDirectory() as scratch:
         plan = steps.Plan(Path(scratch), given.out, given.rehearse, given.families, given.tests, _unpacked(Path(scratch) / "site"))
@@ -55,11 +64,17 @@ def main(arguments: list[str] | None = None) -> int:
         records.write("begun", path=contact.file, command=" ".join(sys.argv[1:]), parts=parts, date=time.strftime("%Y-%m-%d"))
         try:
             contact.run(parts)
+        except processes.Interrupted as interrupted:
+            stopped = interrupted
         finally:
+            processes.end_all(f"the parent was interrupted by {stopped}" if stopped else "the parent failed")
             text = table(records.read(contact.file))
             (given.out / "first_contact.txt").write_text(text)
             steps.keep_caches(given.out)
             print(text, flush=True)
+    if stopped:
+        print(f"interrupted by {stopped}; what was known by then is in {given.out}", file=sys.stderr)
+        return 128 + stopped.number
     lines = records.read(contact.file)
     wrong = any(line.get("wrong") for line in lines)
     return 1 if wrong or (given.rehearse and steps.lost(lines, plan, parts)) else 0

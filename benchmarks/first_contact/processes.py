@@ -1,4 +1,7 @@
-"""Children with deadlines: each in a session of its own, killed with all it started, its end recorded."""
+"""Children with deadlines: each in a session of its own, killed with all it started, its end recorded.
+
+In a session of its own a child does not hear what ends the parent, so the parent ends it: see `listen` and `end_all`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,34 @@ from pathlib import Path
 from benchmarks.first_contact import records
 
 TAIL = 1500  # characters of a child's output kept with an end that was not a success
+_ALIVE: list[Child] = []
+_HEARD: list[int] = []
+
+
+class Interrupted(Exception):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def listen() -> None:
+    """From now on SIGINT and SIGTERM raise Interrupted where a child is next started or looked at, never in between."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: _HEARD.append(number))
+
+
+def end_all(why: str) -> None:
+    """Kills every child that runs and all that it started, and records the ends."""
+    for child in tuple(_ALIVE):
+        child.kill(why)
+        child.look()
+
+
+def _raise_if_interrupted() -> None:
+    if _HEARD:
+        raise Interrupted(_HEARD[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +71,7 @@ class Child:
     """
 
     def __init__(self, step: Step, folder: Path, file: Path):
+        _raise_if_interrupted()
         self.step, self.file = step, file
         self.log = folder / ("".join(c if c.isalnum() else "-" for c in step.name) + ".log")
         environment = {**os.environ, **records.environment(file, step.name), **step.environment}
@@ -51,9 +83,19 @@ class Child:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
             )
+        _ALIVE.append(self)
 
     def running(self) -> bool:
-        """Returns whether it runs still; a child past its deadline is killed, and an end is recorded once."""
+        """Returns whether it runs still; a child past its deadline is killed, and an end is recorded once.
+
+        Raises:
+          Interrupted: by a signal that `listen` heard.
+        """
+        _raise_if_interrupted()
+        return self.look()
+
+    def look(self) -> bool:
+        """As `running`, whatever was heard."""
         if self.ended is not None:
             return False
         code = self.process.poll()
@@ -63,6 +105,7 @@ class Child:
         if code is None:
             return True
         self.ended = code
+        _ALIVE.remove(self)
         self._stop_rest()
         facts = {"code": code, "seconds": round(time.monotonic() - self.begun, 1)}
         if code:

@@ -31,6 +31,14 @@ PEERS = {  # of kernel_peers.py: the case whose arrays it is given
     "based": "taylor_attention, normalised",
     "short_conv": "short_convolution, 4 taps, silu, gate",
 }
+NEEDED = {  # of a line of each kind
+    "probe": ("what",),
+    "check": ("what", "wrong", "same_bits"),
+    "time": ("what", "form", "sizes"),
+    "peer": ("what",),
+    "pretraining": ("what", "tokens_per_second", "step_seconds", "rows", "length", "waiting_for_data"),
+    "tests": ("summary",),
+}
 LIBRARIES = ("cudnn", "jla", "lax.conv", "jnp.fft", "all heads, cudnn")
 
 
@@ -70,7 +78,11 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
     for folder in folders:
         lines = records.read(folder / records.FILE)
         if not lines:
-            raise UserError(f"bench device: {folder} has no {records.FILE}, or an empty one")
+            raise UserError(f"bench device: {folder} has no {records.FILE}, or one without a record")
+        for line in lines:
+            lacking = [name for name in _needed(line) if name not in line]
+            if lacking:
+                raise UserError(f"bench device: {folder / records.FILE}: a line of kind {line['kind']!r} lacks {', '.join(lacking)}")
         devices += [line["device"] for line in lines if line["kind"] == "probe" and line["what"] == "machine"]
         begun = next((line for line in lines if line["kind"] == "begun"), {})
         probes = {line["what"]: _facts(line) for line in lines if line["kind"] == "probe"}
@@ -96,13 +108,18 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
     return {"device": devices[0], **found, "checks": list(checks.values()), "times": list(times.values())}
 
 
+def _needed(line: dict[str, Any]) -> tuple[str, ...]:
+    machine = ("device", "versions") if (line["kind"], line.get("what")) == ("probe", "machine") else ()
+    return NEEDED.get(line["kind"], ()) + machine
+
+
 def _facts(line: dict[str, Any]) -> dict[str, Any]:
     return {name: x for name, x in line.items() if name not in ("kind", "step", "at")}
 
 
 def document(result: dict[str, Any]) -> str:
     """Returns the page: machine, checks, times beside peers and floors, pretraining, predictions answered."""
-    first = result["contacts"][0]
+    first = next(contact for contact in result["contacts"] if "machine" in contact)
     versions = first["machine"]["versions"]
     dates = ", ".join(dict.fromkeys(str(contact["date"]) for contact in result["contacts"]))
     rates = first.get("ceilings", {})
@@ -147,15 +164,22 @@ def document(result: dict[str, Any]) -> str:
 
 def _row(row: dict[str, Any], result: dict[str, Any]) -> str:
     cells = [f"{row['what']} {row.get('note', '')}".strip()]
+    replaced = _replaced(row, result)
     for part in ("forward", "both"):
-        seconds, floor = row.get(part), (row.get("floor") or {}).get(part)
-        before = (row.get("before") or {}).get(part)
+        seconds, floor = None if replaced else row.get(part), (row.get("floor") or {}).get(part)
+        before = row.get(part) if replaced else (row.get("before") or {}).get(part)
         cells.append("-" if seconds is None else f"{1e3 * seconds:.3f}")
         cells.append("-" if seconds is None or not floor else f"{seconds / floor:.2f}")
         cells.append("" if before is None else f"{1e3 * before:.3f}")
         cells.append("" if row.get("note") else _library(row, part, result))
         cells.append("" if row.get("note") else _peer(row, part, result))
     return "| " + " | ".join(cells) + " |"
+
+
+def _replaced(row: dict[str, Any], result: dict[str, Any]) -> bool:
+    """Whether these block sizes were timed with a kernel whose successor was timed only at its own choice of them."""
+    own = (each for each in result["times"] if (each["what"], each["form"]) == (row["what"], row["form"]) and not each.get("note"))
+    return bool(row.get("note")) and any(each["contact"] > row["contact"] for each in own)
 
 
 def _library(row: dict[str, Any], part: str, result: dict[str, Any]) -> str:

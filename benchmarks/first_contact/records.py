@@ -39,13 +39,15 @@ def write(kind: str, *, path: Path | None = None, **facts: Any) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of the file, in order; a line cut off by a full disk or a crash is left out."""
+    """Returns the lines of the file, in order; a line cut off by a full disk or a crash, or of another kind of file, is left out."""
     found = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
-            found.append(json.loads(line))
+            facts = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(facts, dict) and "kind" in facts and "step" in facts:
+            found.append(facts)
     return found
 
 

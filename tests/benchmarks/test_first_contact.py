@@ -141,6 +141,8 @@ def test_a_rehearsal_says_what_it_lost(tmp_path, capsys):
         (["--families", "attnetion"], "--families attnetion: no family's name contains it"),
         (["--only", "check"], "argument --only: invalid choice"),
         (["--seconds", "5"], "--seconds 5: at least 30 are needed"),
+        (["--seconds", "nan"], "--seconds nan: at least 30 are needed"),
+        (["--tests", "tests/nothing.py"], "--tests tests/nothing.py: it is not here"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, arguments, message):
@@ -148,6 +150,44 @@ def test_a_mistake_is_one_line(tmp_path, arguments, message):
     done = subprocess.run(command, capture_output=True, text=True, cwd=steps.REPOSITORY, timeout=60)
     assert done.returncode == 2 and done.stderr.startswith("error: first_contact: ") and message in done.stderr
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "folder"):
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.first_contact", "--out", str(out)],
+            capture_output=True,
+            text=True,
+            cwd=steps.REPOSITORY,
+            timeout=60,
+        )
+        assert done.returncode == 2 and done.stderr.startswith(f"error: first_contact: --out {out}: cannot be written: ")
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_an_interrupted_parent_ends_its_children_and_writes_its_table(tmp_path, number):
+    text = """
+import sys
+from benchmarks.first_contact import __main__ as main, processes, steps
+wait = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
+steps.Plan.probe = lambda plan: [processes.Step("probe", wait, 60)]
+steps.keep_caches = lambda out: None
+sys.exit(main.main(["--rehearse", "--only", "probe", "--seconds", "60", "--out", sys.argv[1]]))
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen(
+        [*python(text), str(tmp_path / "out")], cwd=steps.REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 20
+    while not (child := "".join(log.read_text() for log in tmp_path.glob("*/probe.log"))) and time.monotonic() < end:
+        time.sleep(0.05)
+    parent.send_signal(number)
+    said = parent.communicate(timeout=20)[1]
+    assert parent.returncode == 128 + number and f"interrupted by {number.name}" in said and "Traceback" not in said
+    assert not os.path.exists(f"/proc/{int(child)}")
+    assert f"the parent was interrupted by {number.name}" in (tmp_path / "out" / "first_contact.txt").read_text()
 
 
 NAME = "linear_recurrence, no decay, b4 t4096 h64 k128 v128"
@@ -198,6 +238,23 @@ def test_the_page_compares_measured_predicted_peer_and_what_was_before(tmp_path,
     assert any(NAME in line and "| 0.500 | right |" in line for line in page.splitlines())  # the first kernel answers
 
 
+def test_block_sizes_of_a_replaced_kernel_are_times_before(tmp_path, capsys):
+    first, second = contact(tmp_path / "1"), contact(tmp_path / "2", seconds=0.00045)
+    for line in records.read(first / records.FILE):
+        if line["kind"] == "time":
+            records.write("time", path=first / records.FILE, **{**device._facts(line), "note": "2 pieces", "forward": 0.0007})
+    device.main(["--from", str(first), str(second)])
+    assert any(line.startswith(f"| {NAME} 2 pieces | - | - | 0.700 |") for line in capsys.readouterr().out.splitlines())
+
+
+def test_the_first_folder_may_lack_the_machine(tmp_path, capsys):
+    folder = tmp_path / "checks"
+    folder.mkdir()
+    records.write("begun", path=folder / records.FILE, date="2026-11-26")
+    assert device.main(["--from", str(folder), str(contact(tmp_path / "1"))]) == 0
+    assert capsys.readouterr().out.startswith("# Measured on one NVIDIA H100")
+
+
 def test_results_are_written_and_wrong_kernels_fail(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(device, "REPOSITORY", tmp_path)
     (tmp_path / "docs").mkdir()
@@ -211,6 +268,11 @@ def test_results_are_written_and_wrong_kernels_fail(tmp_path, monkeypatch, capsy
 def test_folders_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(UserError, match=r"bench device: .*nothing.* has no first_contact.jsonl"):
         device.main(["--from", str(tmp_path / "nothing")])
+    broken = contact(tmp_path / "broken")
+    with (broken / records.FILE).open("a") as file:
+        file.write('[1]\n{"a": 1}\n{"kind": "time", "step": "s", "what": "x"}\n')
+    with pytest.raises(UserError, match=r"broken/first_contact.jsonl: a line of kind 'time' lacks form, sizes"):
+        device.main(["--from", str(broken)])
     two = [str(contact(tmp_path / "1")), str(contact(tmp_path / "2", name="NVIDIA H200"))]
     with pytest.raises(UserError, match="NVIDIA H100 80GB HBM3, NVIDIA H200; one kind is needed"):
         device.main(["--from", *two])

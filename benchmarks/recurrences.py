@@ -14,6 +14,7 @@ reported in its row, and the other rows and the other side go on.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import queue
@@ -62,6 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError("bench recurrences: --same-python needs --peer-python")
     if options.turns < 1:
         raise UserError("bench recurrences: --turns must be at least 1")
+    for name in ("seconds", "patience"):
+        if not getattr(options, name) >= 0:
+            raise UserError(f"bench recurrences: --{name} must be at least 0; got {getattr(options, name):g}")
     # Both sides share a GPU with this process.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     say_device()
@@ -83,9 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(number) for number in text.split(","))
+    numbers = tuple(int(number) if number.isdecimal() else 0 for number in text.split(","))
     if len(numbers) != 4 or min(numbers) < 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not four sizes of at least 1, as 2,1024,4,64")
     return numbers
 
 

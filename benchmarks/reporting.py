@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,17 @@ class Parser(argparse.ArgumentParser):
 
     def add_out(self, file: str) -> None:
         """The option --out: the folder in which `keep` makes DEVICE/`file`, by default this repository's."""
-        self.add_argument("--out", nargs="?", const=str(REPOSITORY / "benchmarks" / "results"), help=f"write OUT/DEVICE/{file}")
+        own = str(REPOSITORY / "benchmarks" / "results")
+        self.add_argument("--out", nargs="?", type=_folder, const=own, help=f"write OUT/DEVICE/{file}")
+
+
+def _folder(text: str) -> str:
+    """The name of a folder that is there or can be made, looked at before anything is measured."""
+    path = Path(text).absolute()
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{there} is no folder that can be written to")
+    return text
 
 
 def say_device() -> None:

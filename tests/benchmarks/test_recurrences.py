@@ -47,6 +47,23 @@ def test_a_peer_without_the_library_says_so(tmp_path, interpreter):
     assert "No module named 'jla'" in row["peer"]["error"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shapes", "1,2,3"], "'1,2,3' is not four sizes of at least 1"),
+        (["--shapes", "a,2,3,4"], "'a,2,3,4' is not four sizes of at least 1"),
+        (["--shapes", "0,2,3,4"], "'0,2,3,4' is not four sizes of at least 1"),
+        (["--patience", "-1"], "--patience must be at least 0; got -1"),
+        (["--seconds", "nan"], "--seconds must be at least 0; got nan"),
+        (["--out", __file__], "test_recurrences.py is no folder that can be written to"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_is_measured(arguments, message, capsys):
+    with pytest.raises(UserError, match="bench recurrences: ") as error:
+        recurrences.main(arguments)
+    assert message in str(error.value) and capsys.readouterr().out == ""
+
+
 def test_a_dead_peer_leaves_our_times(tmp_path, capsys, interpreter):
     code, row = _run(["--peer-python", interpreter("echo lost >&2", "exit 3")], tmp_path)
     assert code == 0 and row["ours"]["both"]["clock"] > 0

@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     if stopped:
         print(f"interrupted by {stopped}; what was known by then is in {given.out}", file=sys.stderr)
         return 128 + stopped.number
-    lines = records.read(contact.file)
+    lines = records.read_call(contact.file)
     wrong = any(line.get("wrong") for line in lines)
     return 1 if wrong or (given.rehearse and steps.lost(lines, plan, parts)) else 0
 
@@ -104,7 +104,7 @@ class Contact:
             records.write("tests", path=self.file, **steps.tests_summary(self.plan.out / steps.TESTS_LOG))
         timings.take(self.end, TURN)
         if self.plan.rehearsing:
-            self._all(self.plan.again(steps.unanswered(records.read(self.file), self.plan, parts)), 1, self._left())
+            self._all(self.plan.again(steps.unanswered(records.read_call(self.file), self.plan, parts)), 1, self._left())
         if "pretraining" in parts:
             self._all(self.plan.steps("pretraining"), 1, self._left())
         if "peers" in parts:

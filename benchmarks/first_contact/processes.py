@@ -193,7 +193,7 @@ class Turns:
     def take(self, end: float, seconds: float) -> None:
         """Opens the gates one after another, first of those that are ready, until `end` (time.monotonic); a turn takes `seconds` at most."""
         while self.waiting and time.monotonic() < end:
-            lines = records.read(self.file)
+            lines = records.read_call(self.file)
             for name in records.dead(lines) & self.waiting.keys():
                 self.waiting[name][0].kill("the family's check died")
             self.waiting = {name: pair for name, pair in self.waiting.items() if pair[0].running()}

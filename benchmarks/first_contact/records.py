@@ -51,9 +51,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def so_far() -> list[dict[str, Any]]:
-    """Returns what all children have written until now; for use inside a child."""
-    return read(Path(os.environ[_FILE_VARIABLE]))
+def read_call(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of the call that began last: several calls may share a folder, and what ended in one runs anew in the next."""
+    lines = read(path)
+    first = max((index for index, line in enumerate(lines) if line["kind"] == "begun"), default=0)
+    return lines[first:]
 
 
 def dead(lines: list[dict[str, Any]]) -> set[str]:

@@ -183,7 +183,7 @@ class Plan:
             name = child.step.name
             if self.faults.get(name) != "kill" or name in self.disturbed or not child.running():
                 continue
-            if any(line["kind"] == "started" and line["step"] == name for line in records.read(file)):
+            if any(line["kind"] == "started" and line["step"] == name for line in records.read_call(file)):
                 self.disturbed.add(name)
                 child.process.kill()
 

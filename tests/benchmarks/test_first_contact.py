@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import device
 from benchmarks.first_contact import families, predictions, records, steps
-from benchmarks.first_contact.processes import Child, Group, Step
+from benchmarks.first_contact.processes import Child, Group, Step, Turns
 from benchmarks.first_contact.table import table
 from benchmarks.kernel_cases import CASES
 from configuration import UserError
@@ -99,6 +99,19 @@ def test_a_turn_begins_at_its_gate_and_ends_by_itself(tmp_path):
     assert process.poll() is None
     gate.touch()
     assert process.communicate(timeout=20)[0] == "begun\n" and process.returncode == -signal.SIGALRM
+
+
+def test_a_call_does_not_take_an_earlier_ones_records_for_its_own(tmp_path, monkeypatch):
+    file, gate = tmp_path / records.FILE, tmp_path / "gate"
+    for kind, name, facts in (("ready", "time: x", {}), ("ended", "check: x", {"code": -signal.SIGABRT})):
+        monkeypatch.setenv("FIRST_CONTACT_STEP", name)
+        records.write(kind, path=file, **facts)
+    records.write("begun", path=file)
+    assert len(records.read(file)) == 3 and [line["kind"] for line in records.read_call(file)] == ["begun"]
+    text = f"import pathlib, time; time.sleep(0.5); print(pathlib.Path({str(gate)!r}).exists()); records.write('ready')"
+    turns = Turns([(step("time: x", text), gate)], 1, tmp_path, file)
+    turns.take(time.monotonic() + 20, 10)
+    assert (tmp_path / "time--x.log").read_text() == "False\n" and records.read(file)[-1]["code"] == 0
 
 
 def test_the_parent_names_the_families_and_every_timing_is_a_case():

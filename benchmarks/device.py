@@ -76,7 +76,7 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
     found: dict[str, Any] = {"tests": [], "peers": {}, "pretraining": {}, "failed": [], "contacts": []}
     devices = []
     for folder in folders:
-        lines = records.read(folder / records.FILE)
+        lines = records.read(folder / records.FILE) if (folder / records.FILE).is_file() else []
         if not lines:
             raise UserError(f"bench device: {folder} has no {records.FILE}, or one without a record")
         for line in lines:
@@ -144,6 +144,7 @@ def document(result: dict[str, Any]) -> str:
         "",
         "x floor: over the time that the arrays' bytes take at 3.35 TB/s, or the products at 989 TFLOP/s, whichever is more. Library: the same call on",
         "cuDNN, jax-linear-attention, lax.conv or jnp.fft. Peer: flash-linear-attention or torch. Before: the kernel's first time, where it has been replaced.",
+        "A dash: not timed, or not since the kernel was replaced. N pieces: of time, chosen by hand; rows without a note take the kernel's own choice.",
         "",
         "| case | forward, ms | x floor | before | library | peer | with gradients, ms | x floor | before | library | peer |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

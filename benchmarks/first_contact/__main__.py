@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     end = time.monotonic() + given.seconds - LEAVE
     try:
         given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / records.FILE).touch()
+        (given.out / records.FILE).open("a").close()
     except OSError as error:
         parser.error(f"--out {given.out}: cannot be written: {error.strerror}")
     processes.listen()

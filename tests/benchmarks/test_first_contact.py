@@ -167,7 +167,8 @@ def test_a_mistake_is_one_line(tmp_path, arguments, message):
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "folder"):
+    (tmp_path / "out" / records.FILE).mkdir(parents=True)
+    for out in (tmp_path / "file", tmp_path / "file" / "folder", tmp_path / "out"):
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.first_contact", "--out", str(out)],
             capture_output=True,
@@ -281,6 +282,9 @@ def test_results_are_written_and_wrong_kernels_fail(tmp_path, monkeypatch, capsy
 def test_folders_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(UserError, match=r"bench device: .*nothing.* has no first_contact.jsonl"):
         device.main(["--from", str(tmp_path / "nothing")])
+    (tmp_path / "folder" / records.FILE).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"bench device: .*folder has no first_contact.jsonl"):
+        device.main(["--from", str(tmp_path / "folder")])
     broken = contact(tmp_path / "broken")
     with (broken / records.FILE).open("a") as file:
         file.write('[1]\n{"a": 1}\n{"kind": "time", "step": "s", "what": "x"}\n')

@@ -144,7 +144,7 @@ def document(result: dict[str, Any]) -> str:
         "",
         "x floor: over the time that the arrays' bytes take at 3.35 TB/s, or the products at 989 TFLOP/s, whichever is more. Library: the same call on",
         "cuDNN, jax-linear-attention, lax.conv or jnp.fft. Peer: flash-linear-attention or torch. Before: the kernel's first time, where it has been replaced.",
-        "A dash: not timed, or not since the kernel was replaced. N pieces: of time, chosen by hand; rows without a note take the kernel's own choice.",
+        "N pieces: of time, chosen by hand; rows without a note take the kernel's own choice.",
         "",
         "| case | forward, ms | x floor | before | library | peer | with gradients, ms | x floor | before | library | peer |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -165,22 +165,15 @@ def document(result: dict[str, Any]) -> str:
 
 def _row(row: dict[str, Any], result: dict[str, Any]) -> str:
     cells = [f"{row['what']} {row.get('note', '')}".strip()]
-    replaced = _replaced(row, result)
     for part in ("forward", "both"):
-        seconds, floor = None if replaced else row.get(part), (row.get("floor") or {}).get(part)
-        before = row.get(part) if replaced else (row.get("before") or {}).get(part)
+        seconds, floor = row.get(part), (row.get("floor") or {}).get(part)
+        before = (row.get("before") or {}).get(part)
         cells.append("-" if seconds is None else f"{1e3 * seconds:.3f}")
         cells.append("-" if seconds is None or not floor else f"{seconds / floor:.2f}")
         cells.append("" if before is None else f"{1e3 * before:.3f}")
         cells.append("" if row.get("note") else _library(row, part, result))
         cells.append("" if row.get("note") else _peer(row, part, result))
     return "| " + " | ".join(cells) + " |"
-
-
-def _replaced(row: dict[str, Any], result: dict[str, Any]) -> bool:
-    """Whether these block sizes were timed with a kernel whose successor was timed only at its own choice of them."""
-    own = (each for each in result["times"] if (each["what"], each["form"]) == (row["what"], row["form"]) and not each.get("note"))
-    return bool(row.get("note")) and any(each["contact"] > row["contact"] for each in own)
 
 
 def _library(row: dict[str, Any], part: str, result: dict[str, Any]) -> str:

@@ -252,15 +252,6 @@ def test_the_page_compares_measured_predicted_peer_and_what_was_before(tmp_path,
     assert any(NAME in line and "| 0.500 | right |" in line for line in page.splitlines())  # the first kernel answers
 
 
-def test_block_sizes_of_a_replaced_kernel_are_times_before(tmp_path, capsys):
-    first, second = contact(tmp_path / "1"), contact(tmp_path / "2", seconds=0.00045)
-    for line in records.read(first / records.FILE):
-        if line["kind"] == "time":
-            records.write("time", path=first / records.FILE, **{**device._facts(line), "note": "2 pieces", "forward": 0.0007})
-    device.main(["--from", str(first), str(second)])
-    assert any(line.startswith(f"| {NAME} 2 pieces | - | - | 0.700 |") for line in capsys.readouterr().out.splitlines())
-
-
 def test_the_first_folder_may_lack_the_machine(tmp_path, capsys):
     folder = tmp_path / "checks"
     folder.mkdir()

@@ -88,7 +88,8 @@ def walk(
       ValueError: a dtype, head size or chunk size that is not served, or second and second_q together or with a decay by channel.
     """
     tokens = {"q": q, "k": k, "v": v}
-    tokens |= {} if second is None else {"second_k": second[0], "second_v": second[1]}
+    if second is not None and second_scale != 0:
+        tokens |= {"second_k": second[0], "second_v": second[1]}
     more = {"dot_with": dot_with, "second_q": second_q, "second_dot_with": second_dot_with}
     tokens |= {name: x for name, x in more.items() if x is not None}
     joins = second is not None or second_q is not None
@@ -120,7 +121,7 @@ def delta_walk(
     tokens = {"w": w, "k": k, "v": u}
     if q is not None:
         tokens["q"] = q
-    if second is not None:
+    if second is not None and scale != 0:
         tokens["second_k"], tokens["second_v"] = second
     return _walk(tokens, chunks, heads, scale, initial_state, reverse, False, checkpoint_every, u.dtype, keeps_y, scale)
 

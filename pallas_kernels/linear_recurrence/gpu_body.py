@@ -19,7 +19,7 @@ more blocks of columns, which start from the identity and write no v, leave T.
 Registers are what binds (255 a thread). A product's operands are named by descriptors, which the compiler makes outside the loop and
 keeps, two registers each, wherever an address does not vary: so work space is indexed by a zero read from memory (`nought`). At size
 128 shared memory holds two blocks a core in plain walks with no decay or one per head, in joined ones with one stage (`Plan.stage_count`),
-and under decays by value channel; else one. Not timed on a device.
+and under decays by value channel; else one. Times: docs/gpu_measured.md.
 """
 
 from __future__ import annotations

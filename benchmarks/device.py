@@ -146,10 +146,9 @@ def document(result: dict[str, Any]) -> str:
 
 
 def _is_stale(row: dict[str, Any], result: dict[str, Any]) -> bool:
-    """Returns whether the case was timed again later, with other block sizes: this row is of a kernel that has been replaced."""
-    return any(
-        other["what"] == row["what"] and other["form"] == row["form"] and other["contact"] > row["contact"] for other in result["times"]
-    )
+    """Returns whether a row of forced block sizes is older than another of its case: it may be of a kernel that has been replaced."""
+    same = [other for other in result["times"] if (other["what"], other["form"]) == (row["what"], row["form"])]
+    return bool(row.get("note")) and any(other["contact"] > row["contact"] for other in same)
 
 
 def _row(row: dict[str, Any], result: dict[str, Any]) -> str:

@@ -1,10 +1,10 @@
-"""Linear recurrences over matrix-valued states, one equation a head. A token decays the state, erases from it, writes to it, reads it:
+"""Linear recurrences over matrix-valued states, one equation per head. A token decays the state, erases from it, writes to it, reads it:
 
     S'_t = Diag(exp g_t) S_{t-1} Diag(exp c_t)                   S in R^{k x v}
     S_t = S'_t + k_t (w_t * v_t)^T - u_t (S'_t^T e_t)^T
     o_t = S_t^T (scale q_t)
 
-g is the logarithm of the decay: none, a constant a head, a scalar a head and token, or one a channel of the key; c, mostly none, that of
+g is the logarithm of the decay: none, a constant per head, a scalar per head and token, or one per channel of the key; c, mostly none, that of
 the state's columns. e is what is read out of the state to be erased (none: nothing is erased) and u the key it is erased with, k itself
 if not given; with `erase_before_decay` it reads S_{t-1} in place of S'_t. A token whose segment differs from the one before it starts
 from S = 0. Padding (segment 0) leaves S as it is and reads 0.

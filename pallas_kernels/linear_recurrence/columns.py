@@ -18,8 +18,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence import passes
-from pallas_kernels.linear_recurrence.passes import Walks, chunks_of, gathered
+from pallas_kernels.linear_recurrence.passes import CHANNEL_GROUP, Walks, chunks_of, gathered, sums_to_ends
 from pallas_kernels.linear_recurrence.triangles import running_total
 from pallas_kernels.linear_recurrence.walks import STRONGEST_CHANNEL_DECAY
 from pallas_kernels.linear_recurrence.xla import by_channel, carried
@@ -92,7 +91,7 @@ def _backwards(setting, kept, cotangents):
     do, dstate = cotangents[0].astype(v.dtype), cotangents[1].astype(jnp.float32) / scale
     chunks = chunks_of(setting.size, "value", running_total(rows["g"], setting.size), segments, first)
     turned = dataclasses.replace(chunks, decay="key")
-    every = max(1, passes.CHANNEL_GROUP // setting.size)
+    every = max(1, CHANNEL_GROUP // setting.size)
     walk = functools.partial(setting.walks.walk, heads=heads, scale=scale)
     apart = {"out_dtype": jnp.float32, "strict": True, "checkpoint_every": every}
     to_q = walk(do, v, k, turned, initial_state=jnp.swapaxes(state, -1, -2))
@@ -108,23 +107,9 @@ def _backwards(setting, kept, cotangents):
         "q": gathered(to_q.o, q),
         "k": gathered(to_k.o, k),
         "v": (back.o + itself).astype(v.dtype),
-        "g": _sums(dots, rest, every * setting.size, chunks.segments),
+        "g": sums_to_ends(dots, rest, every * setting.size, chunks.segments),
     }
     return gradients, scale * back.state, None, None
 
 
 _recurrence.defvjp(_forwards, _backwards)
-
-
-def _sums(dots, rest, group: int, segments):
-    """dc (b, t, h, v): of dots, sums to the end of a token's group, and rest, what later tokens have of that end's state."""
-    b, t, h, channels = dots.shape
-    m = rest.shape[2]
-    dots = jnp.pad(dots, ((0, 0), (0, m * group - t), (0, 0), (0, 0))).reshape(b, m, group, h, channels)
-    found = jax.lax.cumsum(dots, axis=2, reverse=True) + jnp.moveaxis(rest, 1, 2)[:, :, None]
-    found = found.reshape(b, m * group, h, channels)[:, :t]
-    if segments is None:
-        return found
-    # A document's first token decays nothing; what the sum leaves there is rounding.
-    first = jnp.concatenate([jnp.zeros((b, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1)
-    return jnp.where(first[:, :, None, None], 0, found)

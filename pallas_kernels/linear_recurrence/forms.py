@@ -107,7 +107,7 @@ def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -
         if value_log_decay is not None and erase_read is not None:
             return "its kernels do not erase (erase_read) where columns decay (value_log_decay)"
         if value_log_decay is not None and log_decay is not None and log_decay.ndim == 4:
-            return "its kernels decay the state's rows (log_decay a channel) or its columns (value_log_decay), not both"
+            return "its kernels decay the state's rows (log_decay per channel) or its columns (value_log_decay), not both"
         decay = _decay(log_decay, value_log_decay)
         call = (decay, erase_read is not None, k.shape[3], v.shape[3], v.dtype)
         if chunk_size not in (None, backend.chunk_size(*call), chunk(*call)):

@@ -1,7 +1,7 @@
 """The walks of walks.py as Mosaic GPU kernels, for NVIDIA Hopper.
 
 A thread block walks over all chunks of one batch row and head, for 64 or 32 of the state's columns; blocks that differ in columns alone are
-neighbours in the grid, so that they share q and k in the second-level cache. Where the time goes is said in gpu_body.py.
+neighbours in the grid, so that they share q and k in the second-level cache. How they work is said in gpu_body.py.
 
 Few rows and heads would leave most cores idle: then time is cut in pieces. A first launch finds the state that each piece adds, reading
 neither q nor what enters; those are combined (splitting.entering), and a second launch walks all pieces side by side from true states.
@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.linear_recurrence import gpu_body, gpu_inverse
-from pallas_kernels.linear_recurrence.gpu_body import CHUNK, READS, TOTAL, WRITES, Plan
+from pallas_kernels.linear_recurrence.gpu_decay import MARKED
+from pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, READS, TOTAL, WRITES, Plan
 from pallas_kernels.linear_recurrence.splitting import entering
 from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Solved, Walked
 from pallas_kernels.tuning import block_sizes
@@ -87,7 +88,8 @@ def walk(
       ValueError: a dtype, head size or chunk size that is not served, or second and second_q together or with a decay by channel.
     """
     tokens = {"q": q, "k": k, "v": v}
-    tokens |= {} if second is None else {"second_k": second[0], "second_v": second[1]}
+    if second is not None and second_scale != 0:
+        tokens |= {"second_k": second[0], "second_v": second[1]}
     more = {"dot_with": dot_with, "second_q": second_q, "second_dot_with": second_dot_with}
     tokens |= {name: x for name, x in more.items() if x is not None}
     joins = second is not None or second_q is not None
@@ -119,7 +121,7 @@ def delta_walk(
     tokens = {"w": w, "k": k, "v": u}
     if q is not None:
         tokens["q"] = q
-    if second is not None:
+    if second is not None and scale != 0:
         tokens["second_k"], tokens["second_v"] = second
     return _walk(tokens, chunks, heads, scale, initial_state, reverse, False, checkpoint_every, u.dtype, keeps_y, scale)
 
@@ -160,7 +162,7 @@ def _walk(
         second_scale=second_scale,
     )
     plan = _cut(plan, value_dim)
-    inputs = {name: gpu.pad_last(array, keys if name in gpu_body.KEYED else values) for name, array in tokens.items()}
+    inputs = {name: gpu.pad_last(array, keys if name in KEYED else values) for name, array in tokens.items()}
     inputs |= _decays(chunks, plan.has_rows, reverse, keys if chunks.decay == "key" else values)
     if initial_state is not None:
         inputs["initial"] = jnp.pad(initial_state, ((0, 0), (0, 0), (0, keys - key_dim), (0, values - value_dim)))
@@ -323,7 +325,7 @@ def _decays(chunks: Chunks, weighted: bool, reverse: bool, channels: int) -> dic
         b, t, heads, _ = chunks.total.shape
         inputs["total"] = gpu.pad_last(chunks.total, channels)
         # Every eighth token again: what the exponents of a chunk's blocks are counted from, copied by its stride.
-        inputs["marks"] = inputs["total"].reshape(b, t // gpu_body.MARKED, gpu_body.MARKED, heads, channels)
+        inputs["marks"] = inputs["total"].reshape(b, t // MARKED, MARKED, heads, channels)
     return inputs
 
 

@@ -39,7 +39,8 @@ LOG2_E = 1.4426950408889634
 SLICE = 64  # columns worked on at once
 LEVELS = 3
 BORDER = 3  # after the levels
-MARKS = 8  # a chunk; mark m is token 8 m + 7, and mark -1 the chunk's start
+MARKED = 8  # tokens a mark
+MARKS = gpu.ROWS // MARKED  # a chunk; mark m is token 8 m + 7, and mark -1 the chunk's start
 LAST = MARKS - 1
 
 
@@ -48,11 +49,17 @@ def reference_shape(columns: int) -> tuple[int, int]:
     return (MARKS + 1, columns)
 
 
+def lay_start(references: Any) -> None:
+    """Fills the row of references that is the same in every chunk, its start's."""
+    start = references.at[0]
+    start[...] = gpu.per_column(jnp.zeros(start.shape, jnp.float32))
+
+
 def lay_references(references: Any, ratios: Any, marks: Any) -> None:
     """Fills references, and ratios (MARKS, columns) bf16: 2^(a mark's reference - that of the mark before).
 
     Args:
-      marks: (MARKS, columns) fp32. All in plain shared memory, references' row 0 holding 0.
+      marks: (MARKS, columns) fp32. All in plain shared memory, references with its start (`lay_start`).
     """
     layout = plgpu.Layout.WG_STRIDED(marks.shape, vec_size=1)  # an entry in one thread alone
     own = references.at[pl.ds(1, MARKS)]
@@ -74,7 +81,7 @@ def rest(marks: Any, references: Any, shape: tuple[int, int], by_row: bool) -> j
 def scale_to_border(
     x: Any, total: Any, marks: Any, references: Any, later: bool, rounded: bool, per_token: Any = None, part: Any = None
 ) -> None:
-    """x = x * the weight between a token and the chunk's start (later) or end (* a scalar a token), bf16.
+    """x = x * the weight between a token and the chunk's start (later) or end (* a scalar per token), bf16.
 
     Args:
       x: (c, k) bf16 in tiled shared memory.
@@ -131,7 +138,7 @@ def scores_by_key(
 
 
 def step(scaled: Any, ratios: Any, level: int, later: bool, per_token: Any = None, part: Any = None) -> None:
-    """Takes operands (c, columns) from the level before to this one, or BORDER, in place (* a scalar a token, 0 or 1).
+    """Takes operands (c, columns) from the level before to this one, or BORDER, in place (* a scalar per token, 0 or 1).
 
     later: whether the tokens are the later of their pairs. part: which columns, if not all.
     """

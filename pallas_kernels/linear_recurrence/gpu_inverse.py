@@ -9,8 +9,8 @@ A is put together from blocks of 1, 2, 4, ... tokens: with L' the squares that j
 A <- A - A L' A, two products of 64 x 64 a size. No power of L is formed: those can overflow where the inverse does not. Factors are the
 sums of two bf16 numbers, high and low, and the product of the two low ones is left out: an error of about 2^-16 a product.
 
-Weights a token multiply rows or columns of A, so that tokens' arrays enter products as they were copied; what is made takes the place of
-what is no longer read. Not timed on a device.
+Weights per token multiply rows or columns of A, so that tokens' arrays enter products as they were copied; what is made takes the place of
+what is no longer read. Times: docs/gpu_measured.md.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import mosaic_gpu as gpu
 from pallas_kernels.linear_recurrence import gpu_decay
-from pallas_kernels.linear_recurrence.gpu_body import CHUNK, KEYED, MARKED, READS, TOTAL, WRITES
+from pallas_kernels.linear_recurrence.gpu_chunk import seen, weighted
+from pallas_kernels.linear_recurrence.gpu_decay import MARKED, MARKS
+from pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, READS, TOTAL, WRITES
 from pallas_kernels.linear_recurrence.walks import STRONGEST_CHANNEL_DECAY, Decay
 from pallas_kernels.mosaic_gpu import plgpu
 
 KEYS = (*KEYED, "e")  # arrays with the key size; others have the value size
 SQUARE = (CHUNK, CHUNK)
-MARKS = CHUNK // MARKED
 Halves = tuple[Any, Any]  # references whose sum is a matrix: high, low
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What a kernel is built for. key_dim, value_dim: padded. tokens: e, k and v forwards, q, k and do backwards. weighted: whether tokens
-    have scalar weights (gpu.weight_rows). has_strength: whether v is multiplied by a number a token. sums: whether the
+    have scalar weights (gpu.weight_rows). has_strength: whether v is multiplied by a number per token. sums: whether the
     decay's running total is made here, and stored. keeps: whether A is stored."""
 
     b: int
@@ -73,7 +74,7 @@ class Plan:
             space["log_decay"] = gpu.tiled((CHUNK, self.key_dim), jnp.float32)
         elif self.decay == "key":
             space["total"] = gpu.tiled((CHUNK, self.key_dim), jnp.float32)
-            space["marks"] = gpu.plain((CHUNK // MARKED, self.key_dim), jnp.float32)
+            space["marks"] = gpu.plain((MARKS, self.key_dim), jnp.float32)
         return space
 
     def space(self) -> dict[str, Any]:
@@ -83,11 +84,11 @@ class Plan:
         if self.has_strength:
             space["strength"] = gpu.plain((CHUNK,), jnp.float32)
         if self.sums:
-            space["marks"] = gpu.plain((CHUNK // MARKED, self.key_dim), jnp.float32)
+            space["marks"] = gpu.plain((MARKS, self.key_dim), jnp.float32)
         if self.decay == "key":
             space["scaled"] = gpu.tiled((CHUNK, self.key_dim), jnp.bfloat16)
             space["references"] = gpu.plain(gpu_decay.reference_shape(self.key_dim), jnp.float32)
-            space["ratios"] = gpu.plain((gpu_decay.MARKS, self.key_dim), jnp.bfloat16)
+            space["ratios"] = gpu.plain((MARKS, self.key_dim), jnp.bfloat16)
         return space
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -147,8 +148,7 @@ class _Chunk:
         if self.plan.sums:
             self.sum_decays(marked)
         if self.plan.decay == "key":
-            start = self.space["references"].at[0]
-            start[...] = gpu.per_column(jnp.zeros(start.shape, jnp.float32))
+            gpu_decay.lay_start(self.space["references"])
             gpu_decay.lay_references(self.space["references"], self.space["ratios"], self.here["marks"])
             plgpu.commit_smem()
         if self.plan.backwards:
@@ -165,7 +165,7 @@ class _Chunk:
         if name in ("rows", "inverse"):
             return ref.at[self.batch, self.head if ref.shape[1] > 1 else 0, self.at]
         if name == "marks":
-            return ref.at[self.batch, pl.ds(self.at * (CHUNK // MARKED), CHUNK // MARKED), MARKED - 1, self.head]
+            return ref.at[self.batch, pl.ds(self.at * MARKS, MARKS), MARKED - 1, self.head]
         return ref.at[self.batch, pl.ds(self.at * CHUNK, CHUNK), jax.lax.div(self.head, jnp.int32(self.plan.heads // ref.shape[2]))]
 
     def store(self, name: str, place: Any, value: jax.Array) -> None:
@@ -254,16 +254,8 @@ class _Chunk:
             products = gpu.load(scores).astype(jnp.float32)
         else:
             products = gpu.mm(here[rows], gpu.transposed(here["k"]))
-        row, column = gpu.row_and_column(SQUARE)
-        seen = column < row if strict else column <= row
-        if plan.segmented:
-            mine, theirs = gpu.load_per_row(here["segments"]), gpu.load_per_column(here["segments"])
-            seen = seen & (gpu.along_columns(mine, CHUNK) == gpu.along_rows(theirs, CHUNK))
-        if plan.decay != "head":
-            return jnp.where(seen, products, 0.0)
-        total = here["rows"].at[TOTAL]
-        since = gpu.along_columns(gpu.load_per_row(total), CHUNK) - gpu.along_rows(gpu.load_per_column(total), CHUNK)
-        return products * jnp.exp(jnp.where(seen, since, -jnp.inf))
+        total = here["rows"].at[TOTAL] if plan.decay == "head" else None
+        return weighted(products, seen(here.get("segments"), False, strict), total, False)
 
     def inverse(self, lower: jax.Array) -> jax.Array:
         """(I + L)^-1, fp32."""

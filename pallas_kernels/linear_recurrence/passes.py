@@ -8,11 +8,11 @@ Nothing erased, with lambda_ij the decay from j to i and S, dS the state and its
 
 so no state is stored for the way back. Every pair (i, j) grows with the log decay of the tokens after j up to i, hence
 
-    dg_t = sum_{i>=t} (q_i . dq_i - k_i . dk_i)     (a channel at a time for a decay a channel).
+    dg_t = sum_{i>=t} (q_i . dq_i - k_i . dk_i)     (a channel at a time for a decay per channel).
 
 That sum is taken within groups of tokens, at whose ends <S, dS> stands for the rest: over a long sequence the rounding of products
-that cancel would outgrow it. The dots come from the walks in fp32. A decay a head rounds the same products on both sides, so that
-groups can be long; one a channel does not.
+that cancel would outgrow it. The dots come from the walks in fp32. A decay per head rounds the same products on both sides, so that
+groups can be long; one per channel does not.
 
 With erasing (u = k), y_i = v_i - S'_i^T e_i is what is written in place of v_i. Its gradient x_i = dL/dv_i obeys the same kind of
 recurrence from the end, in which q_i do_i^T is written and e_i x_i^T erased; then
@@ -20,6 +20,7 @@ recurrence from the end, in which q_i do_i^T is written and e_i x_i^T erased; th
     dv = x,    dq_i = S_i do_i,    de_i = -S'_i x_i,    dk_j = dS_j y_j
 
 are again plain walks over y and x, and dg_t sums q_i . dq_i + e_i . de_i - k_i . dk_i. The inverse of (I + L) needs no gradient.
+Walks that share operands, that for dq with that for de and the two for dk, run as one where a backend has `Walks.joined`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from pallas_kernels.linear_recurrence.walks import (
 from pallas_kernels.linear_recurrence.xla import by_channel, carried
 
 GROUP = 1024
-# At 1,000 tokens in bf16 the gradient of a decay a channel is off by 0.009 with groups of 64, 0.013 with 128, 0.018 with 256 and
+# At 1,000 tokens in bf16 the gradient of a decay per channel is off by 0.009 with groups of 64, 0.013 with 128, 0.018 with 256 and
 # 0.037 with 1024 (interpreted GPU kernels, 2026-11-23); a group costs two states' traffic.
 CHANNEL_GROUP = 128
 
@@ -100,11 +101,11 @@ def by_walks(
     key_dim = q.shape[3]
     dtype = v.dtype
     strength = None
+    real = None if segment_ids is None else (segment_ids != 0)[:, :, None, None]
     if write_strength is not None:
         strength = by_channel(write_strength, jnp.float32)
-        if segment_ids is not None:
+        if real is not None:
             # Before the product: what padding holds, NaN included, must not reach a gradient either.
-            real = (segment_ids != 0)[:, :, None, None]
             strength, v = jnp.where(real, strength, 0), jnp.where(real, v, 0)
         if erase_read is None or strength.shape[-1] > 1:
             v, strength = (strength * v).astype(dtype), None
@@ -117,11 +118,11 @@ def by_walks(
         rows["e"] = erase_read.astype(dtype)
     if strength is not None:
         rows["strength"] = jnp.broadcast_to(strength, (b, t, h, 1))
-    segments = None
-    if segment_ids is not None:
-        real = (segment_ids != 0)[:, :, None, None]
+    segments = first = None
+    if real is not None:
         rows = {name: jnp.where(real, x, 0) for name, x in rows.items()}
-        segments = carried(segment_ids, jnp.zeros(b, jnp.int32) if initial_segment is None else initial_segment)
+        first = jnp.zeros(b, jnp.int32) if initial_segment is None else initial_segment
+        segments = carried(segment_ids, first)
     c = chunk_size or walks.chunk_size(decay, erase_read is not None, key_dim, value_dim, dtype)
     padded = -t % c
     if padded:
@@ -129,12 +130,9 @@ def by_walks(
         rows = {name: jnp.pad(x, ((0, 0), (0, padded), (0, 0), (0, 0))) for name, x in rows.items()}
         segments = None if segments is None else jnp.pad(segments, ((0, 0), (0, padded)), mode="edge")
     state = None if initial_state is None else initial_state.astype(jnp.float32)
-    first = None if segments is None else jnp.zeros(b, jnp.int32) if initial_segment is None else initial_segment
     o, state = _recurrence(_Setting(walks, decay, c, float(scale), return_state), rows, state, segments, first)
     o = o[:, :t]
-    if segment_ids is not None:
-        o = jnp.where(real, o, 0)
-    return o, state
+    return o if real is None else jnp.where(real, o, 0), state
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -217,7 +215,7 @@ def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
     heads, scale, decay = v.shape[2], setting.scale, setting.decay
     every = None if decay == "none" else max(1, (CHANNEL_GROUP if decay == "key" else GROUP) // setting.size)
     turned = dataclasses.replace(chunks, decay="value" if decay == "key" else decay)
-    # A decay a channel rounds q and k apart, so what a token has of itself would not cancel: it is left out of the sums and added after.
+    # A decay per channel rounds q and k apart, so what a token has of itself would not cancel: it is left out of the sums and added after.
     wide = {"out_dtype": jnp.float32, "strict": True} if decay == "key" else {}
     dots = (lambda x: {"dot_with": x}) if decay == "head" else (lambda x: {})
     walk = functools.partial(setting.walks.walk, heads=heads)
@@ -283,23 +281,31 @@ def _decay_gradient(setting, rows, found, dotted, states, after, gradients, ever
             if name in found
         }
         total = parts["q"] - parts["k"] + parts.get("e", 0)
-    b, t, h, channels = total.shape
-    group = every * setting.size
-    m = states.shape[2]
-    total = jnp.pad(total, ((0, 0), (0, m * group - t), (0, 0), (0, 0))).reshape(b, m, group, h, channels)
     at_ends = jnp.concatenate([_turn(states)[:, :, 1:], after[:, :, None]], axis=2)
     rest = jnp.sum(at_ends * gradients, axis=-1)  # (b, h, m, k)
-    if channels == 1:
+    if total.shape[3] == 1:
         rest = jnp.sum(rest, axis=-1, keepdims=True)
-    dg = jax.lax.cumsum(total, axis=2, reverse=True) + jnp.moveaxis(rest, 1, 2)[:, :, None]
-    dg = dg.reshape(b, m * group, h, channels)[:, :t]
-    if setting.decay == "key":
-        dg = jnp.where(rows["g"] < STRONGEST_CHANNEL_DECAY, 0, dg)
-    if chunks.segments is not None:
-        # A document's first token decays nothing; what the sum leaves there is rounding.
-        first = jnp.concatenate([jnp.zeros((b, 1), bool), chunks.segments[:, 1:] != chunks.segments[:, :-1]], axis=1)
-        dg = jnp.where(first[:, :, None, None], 0, dg)
-    return dg
+    dg = sums_to_ends(total, rest, every * setting.size, chunks.segments)
+    return jnp.where(rows["g"] < STRONGEST_CHANNEL_DECAY, 0, dg) if setting.decay == "key" else dg
+
+
+def sums_to_ends(dots: jax.Array, rest: jax.Array, group: int, segments: jax.Array | None) -> jax.Array:
+    """A decay's gradient (b, t, h, d): the sum of dots, likewise, from a token to its group's end, and the rest.
+
+    Args:
+      rest: (b, h, m, d), what later tokens have of the state at the end of each of m groups of `group` tokens, the last maybe of fewer.
+      segments: (b, t), padding taking the segment before it; None is one document.
+    """
+    b, t, h, channels = dots.shape
+    m = rest.shape[2]
+    dots = jnp.pad(dots, ((0, 0), (0, m * group - t), (0, 0), (0, 0))).reshape(b, m, group, h, channels)
+    found = jax.lax.cumsum(dots, axis=2, reverse=True) + jnp.moveaxis(rest, 1, 2)[:, :, None]
+    found = found.reshape(b, m * group, h, channels)[:, :t]
+    if segments is None:
+        return found
+    # A document's first token decays nothing; what the sum leaves there is rounding.
+    first = jnp.concatenate([jnp.zeros((b, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return jnp.where(first[:, :, None, None], 0, found)
 
 
 def _chunks(setting, rows, segments, first) -> Chunks:

@@ -79,7 +79,7 @@ def advanced(state: jax.Array, x: dict[str, jax.Array], erase_before_decay: bool
 
 
 def by_channel(x: jax.Array, wide) -> jax.Array:
-    """A number a head (h,), a head and token (b, t, h), or a channel (b, t, h, d), as something that broadcasts over (b, t, h, d)."""
+    """A number per head (h,), per head and token (b, t, h), or per channel (b, t, h, d), as something that broadcasts over (b, t, h, d)."""
     return (x if x.ndim == 4 else x[..., None]).astype(wide)
 
 

@@ -37,6 +37,7 @@ class Plan:
 
 
 def documents(ref) -> Documents:
+    """Reads the chunk's documents from a kernel's inputs, as `Placed.weights` names them."""
     segments, reach = ref["segments"][0, 0], ref["reach"][0, 0]
     return Documents(
         same=tpu_chunk.as_column(segments) == segments,
@@ -78,7 +79,7 @@ class Placed:
         return shape, pl.BlockSpec((1, self.plan.group, 1, 1, self.c), lambda b, h, j: (b, h, self._chunk(j), 0, 0))
 
     def weights(self, chunks: Chunks) -> list[tuple[str, jax.Array, pl.BlockSpec]]:
-        """Inputs: totals of a decay a head, and documents."""
+        """Inputs: totals of a decay per head, and documents."""
         inputs = []
         if chunks.total is not None and chunks.decay == "head":
             inputs.append(("total", *self.a_token(chunks.total)))
@@ -153,12 +154,17 @@ def _up(size: int, multiple: int) -> int:
 
 
 def check(rows: dict[str, jax.Array], chunks: Chunks, heads: int) -> None:
+    """Checks rows, (b, t, heads, d) by name, and the size of chunks.
+
+    Raises:
+      ValueError: a chunk size that the TPU kernels do not take, or rows that do not fit v's or the heads.
+    """
     b, t = rows["v"].shape[:2]
     c = chunks.size
     if c % SUBLANES or t % c:
         raise ValueError(f"linear_recurrence: the TPU kernels take chunks of a multiple of {SUBLANES} tokens that divides {t}; this is {c}")
     if chunks.decay in ("key", "value") and c & (c - 1):
-        raise ValueError(f"linear_recurrence: with a decay a channel the TPU kernels take chunks of a power of two; this is {c}")
+        raise ValueError(f"linear_recurrence: with a decay per channel the TPU kernels take chunks of a power of two; this is {c}")
     for name, x in rows.items():
         if x.shape[:2] != (b, t) or heads % x.shape[2]:
             raise ValueError(f"linear_recurrence: {name} must be {(b, t)} + (a divisor of {heads}, channels); got {x.shape}")

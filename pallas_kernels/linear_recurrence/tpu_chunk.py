@@ -4,7 +4,7 @@ Heads of less than 128 channels lie side by side in its 128 lanes, (c, heads d),
 (heads k, heads v), so that one product reads or writes the states of all; where heads must not mix, `only` clears the others' lanes.
 Cutting a head out of its lanes would cost more than these zeros.
 
-Everything is a matrix product of at most c x c. A decay a head multiplies the scores of a chunk. A decay a channel k acts inside
+Everything is a matrix product of at most c x c. A decay per head multiplies the scores of a chunk. A decay per channel k acts inside
 
     q_i . k_j weighted = sum_k q_ik exp(G_ik - G_jk) k_jk
 
@@ -59,8 +59,8 @@ class Documents:
 class Weights:
     """The weights of a chunk of heads that lie side by side.
 
-    pairs: of a decay a head or none, (c, c) a head: weights, or whether a pair counts where there is no decay.
-    levels: of a decay a channel.
+    pairs: of a decay per head or none, (c, c) per head: weights, or whether a pair counts where there is no decay.
+    levels: of a decay per channel.
     reads, writes: (c, 1) or (c, channels), None is 1. keep: what multiplies the state, None is 1.
     """
 
@@ -81,7 +81,7 @@ class Level:
 
 
 def weights(kind: Kind, total: Sequence[jax.Array], documents: Documents | None, value_dim: int) -> Weights:
-    """total: nothing without decay, (1, c) a head for a decay a head, one (c, channels) for one a channel; sums inside the chunk."""
+    """total: nothing without decay, (1, c) per head for a decay per head, one (c, channels) for one per channel; sums inside the chunk."""
     starts, ends, keeps = (None, None, None) if documents is None else (documents.starts, documents.ends, documents.keeps)
     if kind.decay == "none":
         reads, writes = (ends, starts) if kind.reverse else (starts, ends)
@@ -207,7 +207,8 @@ def as_row(column: jax.Array) -> jax.Array:
     return column.reshape(1, column.shape[0])
 
 
-def product(a, b, of_a: int, of_b: int):
+def product(a: jax.Array, b: jax.Array, of_a: int, of_b: int) -> jax.Array:
+    """Sums products of two matrices over axis of_a of a and of_b of b: fp32, of fp32 with all its bits."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
     return lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
 

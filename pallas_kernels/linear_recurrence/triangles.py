@@ -18,7 +18,7 @@ SMALL = 8
 def decayed_products(rows: jax.Array, columns: jax.Array, g: jax.Array | None, seen: jax.Array | None, wide) -> jax.Array:
     """sum_c rows_ic exp(g_{j+1,c} + ... + g_ic) columns_jc for j <= i, else 0.
 
-    A decay a channel cannot be taken out of the sum, and exp(-g) by itself overflows. Between the later and the earlier half of
+    A decay per channel cannot be taken out of the sum, and exp(-g) by itself overflows. Between the later and the earlier half of
     a block both factors, the decay since the later half began and the decay to the earlier half's end, are at most 1, and where one
     underflows the product would have. Sums are taken between the two tokens alone: the difference of two running sums would be
     as wrong as their rounding, which a strong decay anywhere before makes large.

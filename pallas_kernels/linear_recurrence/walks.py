@@ -1,4 +1,4 @@
-"""Two walks over chunks of tokens, out of which every kernel form of the recurrence and of its gradients is made.
+"""Walks over chunks of tokens, out of which every kernel form of the recurrence and of its gradients is made.
 
 `walk` is causal attention without softmax. Forwards, with S (k, v) the state before a chunk of c tokens,
 
@@ -15,11 +15,12 @@ Weights come from `Chunks`. With G = total, its value at a chunk's last token G_
     forwards      pair_ij = exp(G_i - G_j)    reads_i = exp(G_i)          writes_j = exp(G_c - G_j)    keep = exp(G_c)
     in reverse    pair_ij = exp(G_j - G_i)    reads_i = exp(G_c - G_i)    writes_j = exp(G_j)          keep = exp(G_c)
 
-pair_ii is the constant 1. A decay a channel acts inside the products: "key" on the channels of q, k and the rows of S, "value" on the
+pair_ii is the constant 1. A decay per channel acts inside the products: "key" on the channels of q, k and the rows of S, "value" on the
 channels of v, o and the columns of S. With documents, pair_ij is 0 across documents; forwards reads are multiplied by `starts`,
 writes by `ends`, in reverse the other way round; keep by `keeps`.
 
-A kernel module (tpu.py, gpu.py) provides both functions with these signatures.
+A kernel module (tpu.py, gpu.py) provides both, and `solve` and `solve_transposed`, which make what `delta_walk` takes, with the
+signatures below; gpu.py's walk is a `JoinedWalk`.
 """
 
 from __future__ import annotations

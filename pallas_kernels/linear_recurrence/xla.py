@@ -195,7 +195,7 @@ def _erasing(rows, scores, g, same, weights, early, state, wide):
 
 
 def by_channel(x: jax.Array, wide) -> jax.Array:
-    """A number a head (h,), a head and token (b, t, h), or a channel (b, t, h, d), as something that broadcasts over (b, t, h, d)."""
+    """A number per head (h,), per head and token (b, t, h), or per channel (b, t, h, d), as something that broadcasts over (b, t, h, d)."""
     return (x if x.ndim == 4 else x[..., None]).astype(wide)
 
 

@@ -1,4 +1,4 @@
-"""Mosaic GPU kernels, for NVIDIA Hopper; gpu_body.py tells how they work.
+"""Mosaic GPU kernels, for NVIDIA Hopper; gpu_body.py says how they work.
 
 The part of the normaliser that comes from before a chunk is a quadratic form of the query, [1, q] M [1, q]^T with M the moments
 sum_j [1, k_j] [1, k_j]^T: (k + 1)^2 numbers a chunk, which XLA sums and reads in fp32, and differentiates. Kernels get it a row a chunk.
@@ -23,7 +23,7 @@ from pallas_kernels.linear_recurrence.gpu import pieces_to_fill
 from pallas_kernels.linear_recurrence.splitting import entering
 from pallas_kernels.taylor_attention import gpu_body, kernels
 from pallas_kernels.taylor_attention.features import count, selections
-from pallas_kernels.taylor_attention.gpu_body import CHUNK, KEEP, KEY_COLUMNS, MAPS, Plan
+from pallas_kernels.taylor_attention.gpu_plan import CHUNK, COLUMNS, KEEP, KEY_COLUMNS, MAPS, SWIZZLE, Plan
 from pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, Settings
 from pallas_kernels.tuning import block_sizes
 
@@ -92,8 +92,8 @@ taylor_attention = functools.partial(kernels.run, _Passes(), _chunk_of)
 
 def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: bool) -> dict[str, jax.Array]:
     b, t, h, key_dim = q.shape
-    value_dim = gpu.round_up(v.shape[3], gpu_body.COLUMNS)
-    n, features = t // CHUNK, gpu.round_up(count(key_dim), gpu_body.SWIZZLE // 2)
+    value_dim = gpu.round_up(v.shape[3], COLUMNS)
+    n, features = t // CHUNK, gpu.round_up(count(key_dim), SWIZZLE // 2)
     inputs = {"q": gpu.pad_last(q, KEY_COLUMNS), "k": gpu.pad_last(k, KEY_COLUMNS), "v": gpu.pad_last(v, value_dim)}
     if do is not None:
         inputs["do"] = gpu.pad_last(do.astype(v.dtype), value_dim)

@@ -180,6 +180,7 @@ def test_extreme_decays(decay, more):
     [
         ("none", 128, 64, 64, (1, 2), 0, "queries"),
         ("none", 128, 64, 64, (1, 2), 0, "second"),
+        ("none", 128, 64, 64, (1, 2), 0, "second scale 0"),
         ("head", 192, 64, 64, (1, 1), 0.1, "queries documents state checkpoints"),
         ("head", 192, 64, 128, (1, 1), 0.1, "second reverse documents state checkpoints"),
         ("key", 128, 64, 64, (1, 1), 0.1, "queries documents state"),
@@ -212,7 +213,7 @@ def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
     small = key_dim**-0.5  # keys of length 1, and little erased of them, as in trained models: else the state grows without bound
     arrays = (rows(t, many, key_dim, 1, 0.3 * small), rows(t, many, value_dim, 2), rows(t, few, key_dim, 3, small), chunks, given)
     settings = {"heads": many, "reverse": "reverse" in more, "checkpoint_every": 2 if "checkpoints" in more else None}
-    settings |= {"scale": 0.7, "keeps_y": "state" in more or "second" in more}
+    settings |= {"scale": 0.0 if "scale 0" in more else 0.7, "keeps_y": "state" in more or "second" in more}
     found = simulated(functools.partial(delta_walk_with, gpu.delta_walk), *arrays, pieces=3 if "pieces" in more else 1, **settings)
     compare(found, exactly(functools.partial(delta_walk_with, walks_by_einsum.delta_walk), *arrays, **settings))
 
@@ -227,6 +228,7 @@ def joined_with(form, q, k, v, chunks, given, **settings):
     [
         ("none", 128, 64, 64, (1, 2), "queries"),
         ("none", 128, 64, 64, (1, 2), "second reverse strict"),
+        ("none", 128, 64, 64, (1, 2), "second scale 0"),
         ("head", 192, 64, 40, (1, 1), "queries documents state dots checkpoints"),
         ("head", 192, 64, 64, (1, 1), "second documents state dots reverse strict"),
         pytest.param("head", 128, 128, 128, (1, 1), "queries reverse state dots", marks=SLOW),
@@ -249,7 +251,8 @@ def test_two_walks_in_one(decay, t, key_dim, value_dim, heads, more):
     if "dots" in more and "queries" in more:
         given["second_dot_with"] = rows(t, many, value_dim, 8)
     arrays = (rows(t, many, key_dim, 1), rows(t, few, key_dim, 2), rows(t, many, value_dim, 3), chunks, given)
-    settings = {"heads": many, "scale": -0.7, "second_scale": -0.6, "reverse": "reverse" in more, "strict": "strict" in more}
+    settings = {"heads": many, "scale": -0.7, "second_scale": 0.0 if "scale 0" in more else -0.6}
+    settings |= {"reverse": "reverse" in more, "strict": "strict" in more}
     settings |= {"checkpoint_every": 2 if "checkpoints" in more else None}
     found = simulated(functools.partial(joined_with, gpu.walk), *arrays, **settings)
     compare(found, exactly(functools.partial(joined_with, walks_by_einsum.walk), *arrays, **settings))

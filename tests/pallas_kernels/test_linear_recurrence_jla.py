@@ -16,7 +16,8 @@ from pallas_kernels import dispatch
 from pallas_kernels.dispatch import aimed_at, interpreted, recorded_choices
 from pallas_kernels.linear_recurrence import jla, linear_recurrence
 from tests.pallas_kernels.test_linear_recurrence import CLOSE, error
-from tests.pallas_kernels.test_linear_recurrence_family import PUBLISHED, arguments, compare
+from tests.pallas_kernels.test_linear_recurrence_family import arguments, compare
+from tests.pallas_kernels.test_linear_recurrence_models import PUBLISHED
 
 INSTALLED = dispatch._jla_is_here() is None
 needs_it = pytest.mark.skipif(not INSTALLED, reason=str(dispatch._jla_is_here()))

@@ -251,9 +251,8 @@ def test_the_page_compares_measured_predicted_peer_and_what_was_before(tmp_path,
     assert any(line.startswith(f"| {NAME} | 0.450 | 1.12 | 0.500 |") for line in page.splitlines())
     assert any(NAME in line and "| 0.500 | right |" in line for line in page.splitlines())  # the first kernel answers
     with (first / records.FILE).open("a") as file:  # a block size that was not timed again
-        file.write(
-            json.dumps({"kind": "time", "what": NAME, "form": "pallas_gpu", "note": "2 pieces", "sizes": {}, "forward": 0.0007}) + "\n"
-        )
+        line = {"kind": "time", "step": "s", "what": NAME, "form": "pallas_gpu", "note": "2 pieces", "sizes": {}, "forward": 0.0007}
+        file.write(json.dumps(line) + "\n")
     assert device.main(["--from", str(first)]) == 0 and f"| {NAME} 2 pieces | 0.700 |" in capsys.readouterr().out
     assert device.main(["--from", str(first), str(second)]) == 0 and f"| {NAME} 2 pieces |" not in capsys.readouterr().out
 

@@ -76,8 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"interrupted by {stopped}; what was known by then is in {given.out}", file=sys.stderr)
         return 128 + stopped.number
     lines = records.read_call(contact.file)
-    wrong = any(line.get("wrong") for line in lines)
-    return 1 if wrong or (given.rehearse and steps.lost(lines, plan, parts)) else 0
+    bad = any(line.get("wrong") or (line["kind"] == "tests" and line["failed"]) for line in lines)
+    unchecked = "checks" in parts and not any(line["kind"] == "check" for line in lines)
+    return 1 if bad or unchecked or (given.rehearse and steps.lost(lines, plan, parts)) else 0
 
 
 class _Parser(argparse.ArgumentParser):

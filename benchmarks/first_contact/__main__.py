@@ -24,8 +24,7 @@ from benchmarks.first_contact import processes, records, steps
 from benchmarks.first_contact.processes import Group, Step, Turns
 from benchmarks.first_contact.table import table
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-WHEELS = REPOSITORY / ".gpu-wheels"
+WHEELS = steps.REPOSITORY / ".gpu-wheels"
 LEAVE = 10.0  # seconds kept for the table and the caches
 TURN = 45.0  # seconds a family may take for its timings
 

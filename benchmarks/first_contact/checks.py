@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.first_contact import records
-from benchmarks.first_contact.child import failed, launching, on_device, rehearsing
-from benchmarks.first_contact.families import FAMILIES, Family, Timing, tiny
+from benchmarks.first_contact.child import case_of, failed, launching, on_device
+from benchmarks.first_contact.families import FAMILIES, Family, Timing
 from benchmarks.kernel_case import Case
 from benchmarks.kernel_cases import CASES, smaller
 from benchmarks.kernel_checks import FORWARD, GATE, GATES, GRADIENT, drawn, relative_error, with_gradients
@@ -30,9 +30,8 @@ def small(family: Family) -> None:
     """Checks every variant and head size of the family at 320 tokens, and at an odd length with documents."""
     seen = set()
     for timing in family.timings:
-        if rehearsing():  # one check a family
-            case = CASES[timing.operation, timing.variant](**tiny(timing.sizes) | {"t": family.rehearsed})
-            return _checked(case, timing, documents=family.documents)
+        if records.rehearsing():  # one check a family
+            return _checked(case_of(timing, t=family.rehearsed), timing, documents=family.documents)
         case = smaller(timing.case)
         key = (timing.variant, *((name, case.sizes.get(name)) for name in "kvd"))
         if key in seen:
@@ -100,9 +99,7 @@ def _exactly(case: Case, x: dict[str, Any], cotangent: Any, fixed: dict[str, Any
 def full(family: Family) -> None:
     """Compares the last rows of one sequence and head (or eight channels) at the size that is timed, and the bits of two runs."""
     for timing in [family.timings[index] for index in family.full]:
-        case = timing.case
-        if rehearsing():
-            case = CASES[timing.operation, timing.variant](**tiny(timing.sizes))
+        case = case_of(timing)
         label, channels = f"{case.name}, full size", "convolution" in timing.operation
         begun = time.monotonic()
         try:

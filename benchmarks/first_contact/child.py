@@ -12,7 +12,9 @@ from typing import Any
 import jax
 
 from benchmarks.first_contact import records
+from benchmarks.first_contact.families import Timing, tiny
 from benchmarks.kernel_case import Arrays, Case
+from benchmarks.kernel_cases import CASES
 from pallas_kernels import dispatch
 
 JLA_KINDS = {
@@ -22,25 +24,23 @@ JLA_KINDS = {
     "gated delta, decay a channel": "kda",
 }
 """Names of the recurrences in jax-linear-attention."""
-REHEARSAL_VARIABLE = "FIRST_CONTACT_REHEARSAL"
-FAULT_VARIABLE = "FIRST_CONTACT_FAULT"
-"""In a rehearsal, what this child does at its first launch: "hang" or "abort"."""
 
 
-def rehearsing() -> bool:
-    """Returns whether kernels are to be simulated, at tiny sizes, on a machine without a GPU."""
-    return bool(os.environ.get(REHEARSAL_VARIABLE))
+def case_of(timing: Timing, **sizes: int) -> Case:
+    """Returns the timing's case, in a rehearsal at the sizes at which the simulator takes seconds, changed by `sizes`."""
+    wanted = tiny(timing.sizes) if records.rehearsing() else dict(timing.sizes)
+    return CASES[timing.operation, timing.variant](**{**wanted, **sizes})
 
 
 def on_device() -> contextlib.AbstractContextManager[None]:
     """Returns the context in which kernels are traced: nothing on a GPU, the simulator in a rehearsal."""
-    return dispatch.interpreted() if rehearsing() else contextlib.nullcontext()
+    return dispatch.interpreted() if records.rehearsing() else contextlib.nullcontext()
 
 
 def launching(what: str, **facts: Any) -> None:
-    """Records that `what` is about to run on the device, so that a hang or an abort can be told from its last line."""
+    """Records that `what` is about to run on the device, so that the last line names what hung or aborted."""
     records.write("started", what=what, **facts)
-    fault = os.environ.get(FAULT_VARIABLE)
+    fault = os.environ.get(records.FAULT_VARIABLE)
     if fault == "hang":
         time.sleep(3600)
     if fault == "abort":

@@ -11,15 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.first_contact import records
-from benchmarks.first_contact.child import launching, on_device, rehearsing
-from benchmarks.first_contact.families import FAMILIES, tiny
-from benchmarks.kernel_cases import CASES
+from benchmarks.first_contact.child import case_of, launching, on_device
+from benchmarks.first_contact.families import FAMILIES
 from benchmarks.kernel_checks import cotangent, drawn, with_gradients
 
 
 def main() -> None:
     timing = FAMILIES[sys.argv[1]].timings[0]
-    case = CASES[timing.operation, timing.variant](**tiny(timing.sizes)) if rehearsing() else timing.case
+    case = case_of(timing)
     x = drawn(case, 0, jnp.bfloat16)
     given = cotangent(lambda x: case.run(x, "reference"), x)
     with on_device():

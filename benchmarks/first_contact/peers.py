@@ -9,7 +9,6 @@ recorded beside it.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from benchmarks import kernel_peers
@@ -33,7 +32,7 @@ def main() -> None:
     name = given.name
     sizes = SIZES.get(name, WIDE)
     what = f"{name} " + " ".join(f"{key}{size}" for key, size in sizes.items())
-    if os.environ.get("FIRST_CONTACT_REHEARSAL"):
+    if records.rehearsing():
         # The parts that need a GPU are left out; what is rehearsed is that a peer which cannot run takes nothing with it.
         records.write("failed", what=what, error="rehearsal: torch and a GPU are not here")
         return

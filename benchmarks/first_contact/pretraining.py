@@ -6,7 +6,6 @@ python -m benchmarks.first_contact.pretraining NAME [OVERRIDE ...]
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from benchmarks.first_contact import records
 
 def main() -> None:
     name, *overrides = sys.argv[1:]
-    steps = "1" if os.environ.get("FIRST_CONTACT_REHEARSAL") else "3"
+    steps = "1" if records.rehearsing() else "3"
     records.write("started", what=name)
     with tempfile.TemporaryDirectory() as folder:
         pretraining.main(["--models", name, "--steps", steps, "--out", folder, *overrides])

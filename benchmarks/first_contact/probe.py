@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.first_contact import records
-from benchmarks.first_contact.child import failed, launching, on_device, rehearsing
+from benchmarks.first_contact.child import failed, launching, on_device
 from benchmarks.kernel_checks import relative_error
 from benchmarks.kernel_timing import timed
 
@@ -62,10 +62,10 @@ def eager() -> dict[str, Any]:
 
 def ceilings() -> dict[str, Any]:
     """Returns the rates of a large copy (bytes read and written per second) and of a large bf16 product (FLOP/s)."""
-    n = 1 << (16 if rehearsing() else 30)
+    n = 1 << (16 if records.rehearsing() else 30)
     x = jax.jit(lambda: jax.random.normal(jax.random.key(0), (n,), jnp.bfloat16))()
     copy, _ = timed(jax.jit(lambda x: x * jnp.bfloat16(1.5)), x, turns=10)
-    d = 128 if rehearsing() else 8192
+    d = 128 if records.rehearsing() else 8192
     a = jax.jit(lambda: jax.random.normal(jax.random.key(1), (d, d), jnp.bfloat16))()
     product, _ = timed(jax.jit(lambda a: a @ a), a, turns=10)
     return {"copy_bytes_per_second": 2 * x.nbytes / copy, "product_flops_per_second": 2 * d**3 / product}
@@ -120,7 +120,7 @@ def toy() -> dict[str, Any]:
 
 def main() -> None:
     parts: dict[str, Callable[[], dict[str, Any]]] = {"machine": machine, "eager": eager, "ceilings": ceilings, "toy": toy}
-    if not rehearsing():
+    if not records.rehearsing():
         parts["cudnn"] = cudnn
     for name, part in parts.items():
         try:

@@ -112,8 +112,7 @@ class Child:
             name = signal.Signals(-code).name if code < 0 else ""
             tail = self.log.read_text(errors="replace")[-TAIL:]
             facts |= {"signal": name, "why": self.killed, "tail": tail}
-        with _as_step(self.step.name):
-            records.write("ended", path=self.file, **facts)
+        records.write("ended", path=self.file, step=self.step.name, **facts)
         return False
 
     def kill(self, why: str) -> None:
@@ -125,24 +124,6 @@ class Child:
     def _stop_rest(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-
-
-class _as_step:
-    """Records written inside carry a step's name."""
-
-    def __init__(self, name: str):
-        self.name = records.environment(Path(), name)
-
-    def __enter__(self) -> None:
-        self.before = {key: os.environ.get(key) for key in self.name}
-        os.environ.update(self.name)
-
-    def __exit__(self, *_: object) -> None:
-        for key, value in self.before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
 
 
 class Group:
@@ -168,8 +149,7 @@ class Group:
                 child.kill(why)
                 child.running()
         for step in self.waiting:
-            with _as_step(step.name):
-                records.write("ended", path=self.file, code=None, why=f"not started: {why}")
+            records.write("ended", path=self.file, step=step.name, code=None, why=f"not started: {why}")
         self.waiting = []
 
 
@@ -215,5 +195,4 @@ class Turns:
             child.kill("no time was left")
             child.running()
         for step, _ in self.queue:
-            with _as_step(step.name):
-                records.write("ended", path=self.file, code=None, why="not started: no time was left")
+            records.write("ended", path=self.file, step=step.name, code=None, why="not started: no time was left")

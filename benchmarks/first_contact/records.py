@@ -15,6 +15,9 @@ from typing import Any
 
 FILE = "first_contact.jsonl"
 _FILE_VARIABLE, _STEP_VARIABLE = "FIRST_CONTACT_FILE", "FIRST_CONTACT_STEP"
+REHEARSAL_VARIABLE = "FIRST_CONTACT_REHEARSAL"
+FAULT_VARIABLE = "FIRST_CONTACT_FAULT"
+"""In a rehearsal, what a child does at its first launch: "hang" or "abort"."""
 
 
 def environment(path: Path, step: str) -> dict[str, str]:
@@ -22,13 +25,18 @@ def environment(path: Path, step: str) -> dict[str, str]:
     return {_FILE_VARIABLE: str(path), _STEP_VARIABLE: step}
 
 
-def write(kind: str, *, path: Path | None = None, **facts: Any) -> None:
+def rehearsing() -> bool:
+    """Returns whether kernels are to be simulated, at tiny sizes, on a machine without a GPU."""
+    return bool(os.environ.get(REHEARSAL_VARIABLE))
+
+
+def write(kind: str, *, path: Path | None = None, step: str | None = None, **facts: Any) -> None:
     """Appends one line and syncs it: {"kind", "step", "at" (Unix seconds), ...facts}.
 
     Args:
-      path: of the file; None is the one the parent named to this child.
+      path: of the file; step: whose line it is. None is what the parent named to this child.
     """
-    line = {"kind": kind, "step": os.environ.get(_STEP_VARIABLE, ""), "at": round(time.time(), 3), **facts}
+    line = {"kind": kind, "step": os.environ.get(_STEP_VARIABLE, "") if step is None else step, "at": round(time.time(), 3), **facts}
     data = (json.dumps(line, default=str) + "\n").encode()
     handle = os.open(path or os.environ[_FILE_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:

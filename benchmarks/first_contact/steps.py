@@ -67,7 +67,7 @@ class Plan:
         self.environment = {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TQDM_DISABLE": "1"}
         self.faults: dict[str, str] = {}
         if rehearsing:
-            self.environment |= {"JAX_PLATFORMS": "cpu", "FIRST_CONTACT_REHEARSAL": "1"}
+            self.environment |= {"JAX_PLATFORMS": "cpu", records.REHEARSAL_VARIABLE: "1"}
             checked = [name for name in self.families if name not in SWEEPS]
             victims = random.sample(checked, min(3, len(checked)))
             self.faults = dict(zip((f"check: {name}" for name in victims), ("kill", "hang", "abort"), strict=False))
@@ -129,7 +129,7 @@ class Plan:
 
     def _module(self, step: str, module: str, seconds: float, *arguments: str) -> Step:
         fault = self.faults.get(step, "")
-        environment = self.environment | ({"FIRST_CONTACT_FAULT": fault} if fault in ("hang", "abort") else {})
+        environment = self.environment | ({records.FAULT_VARIABLE: fault} if fault in ("hang", "abort") else {})
         if fault == "hang":
             seconds = 40
         return Step(step, [sys.executable, "-m", f"benchmarks.first_contact.{module}", *arguments], seconds, environment)

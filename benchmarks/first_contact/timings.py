@@ -20,10 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.first_contact import records, turns
-from benchmarks.first_contact.child import failed, form, launching, on_device, rehearsing
-from benchmarks.first_contact.families import FAMILIES, Timing, tiny
+from benchmarks.first_contact.child import case_of, failed, form, launching, on_device
+from benchmarks.first_contact.families import FAMILIES, Timing
 from benchmarks.kernel_case import Case
-from benchmarks.kernel_cases import CASES
 from benchmarks.kernel_checks import cotangent, drawn, with_gradients
 from benchmarks.kernel_timing import floors, timed
 from pallas_kernels import compile_ahead
@@ -45,11 +44,9 @@ def compiled(timing: Timing, case: Case, name: str) -> dict[str, Callable[..., A
 
 def programs(family: str) -> Iterator[tuple[Timing, Case, str, dict[str, Callable[..., Any]]]]:
     """Compiles every form of the family; what does not compile is recorded and left out."""
-    for timing in FAMILIES[family].timings[: 1 if rehearsing() else None]:
-        case = timing.case
-        if rehearsing():
-            case = CASES[timing.operation, timing.variant](**tiny(timing.sizes))
-        for name in timing.forms[: 1 if rehearsing() else None]:
+    for timing in FAMILIES[family].timings[: 1 if records.rehearsing() else None]:
+        case = case_of(timing)
+        for name in timing.forms[: 1 if records.rehearsing() else None]:
             begun = time.monotonic()
             try:
                 records.write("compiling", what=case.name, form=name, note=timing.note)
@@ -77,12 +74,12 @@ def main() -> None:
     parser.add_argument("--gate", type=Path, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     given = parser.parse_args()
-    if rehearsing():
+    if records.rehearsing():
         compile_ahead_of_time(given.family)
     ready = list(programs(given.family))
     records.write("ready")
     turns.wait(given.gate, given.seconds)
-    count = 1 if rehearsing() else TURNS
+    count = 1 if records.rehearsing() else TURNS
     for timing, case, name, runs in ready:
         facts = {"form": name, "operation": timing.operation, "variant": timing.variant, "note": timing.note, "sizes": case.sizes}
         try:
@@ -91,7 +88,7 @@ def main() -> None:
             row: dict[str, Any] = {"floor": floors(case, x, jax.devices()[0].device_kind)}
             row["forward"], row["forward_spread"] = timed(runs["forward"], x, turns=count)
             records.write("time", what=case.name, part="forward", **facts, **row)
-            if rehearsing():
+            if records.rehearsing():
                 continue
             row["both"], row["both_spread"] = timed(
                 runs["both"], x, cotangent(functools.partial(case.run, backend="reference"), x), turns=count

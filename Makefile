@@ -20,7 +20,7 @@ demo: $(READY)
 
 # Without a registry that has libtpu, what needs it is skipped, and says so.
 test: $(READY)
-	$(BIN)/python -m pallas_kernels.compilers tpu --optional
+	$(BIN)/python -m recollect.pallas_kernels.compilers tpu --optional
 	$(BIN)/python -m pytest -m "not slow and not gpu_interpreter" -n 2 --dist worksteal
 
 test-slow: $(READY)
@@ -54,10 +54,10 @@ gpu-rehearsal: $(READY)
 	.ci/gpu-interpreter --rehearse
 
 libtpu: $(READY)
-	$(BIN)/python -m pallas_kernels.compilers tpu
+	$(BIN)/python -m recollect.pallas_kernels.compilers tpu
 
 cuda-compiler: $(READY)
-	$(BIN)/python -m pallas_kernels.compilers cuda
+	$(BIN)/python -m recollect.pallas_kernels.compilers cuda
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from configuration.base import Preempted, UserError
+from recollect.configuration.base import Preempted, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(given: argparse.Namespace) -> int:
-    from experiments.registry import entries
+    from recollect.experiments.registry import entries
 
     for kind, title in (("experiment", "Experiments (train, describe):"), ("study", "Studies (compare):")):
         print(title)
@@ -131,8 +131,8 @@ def _list(given: argparse.Namespace) -> int:
 
 
 def _load(given: argparse.Namespace, kind: str, name: str):
-    from configuration.files import load_definitions
-    from experiments.registry import load
+    from recollect.configuration.python_files import load_definitions
+    from recollect.experiments.registry import load
 
     definitions = [load_definitions(Path(path)) for path in given.extra]
     return load(name, kind), definitions
@@ -144,8 +144,8 @@ def _describe(given: argparse.Namespace) -> int:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from configuration import apply_overrides
-    from training.describe import describe
+    from recollect.configuration import apply_overrides
+    from recollect.cost.describe import describe
 
     experiment, _ = _load(given, "experiment", given.experiment)
     describe(apply_overrides(experiment, given.overrides), target=given.target, say=print)
@@ -153,9 +153,9 @@ def _describe(given: argparse.Namespace) -> int:
 
 
 def _train(given: argparse.Namespace) -> int:
-    from configuration import apply_overrides
-    from training.distributed import is_main, joined
-    from training.loop import run_directory, train
+    from recollect.configuration import apply_overrides
+    from recollect.training.distributed.processes import is_main, joined
+    from recollect.training.train import run_directory, train
 
     experiment, _ = _load(given, "experiment", given.experiment)
     experiment = apply_overrides(experiment, given.overrides)
@@ -184,12 +184,12 @@ def _train(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from configuration import apply_overrides
-    from evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
-    from evaluation.results import load_runs, summarise
-    from evaluation.table import format_table, write_csv
-    from experiments.study import add_mixers
-    from training.sweeps import run_study
+    from recollect.configuration import apply_overrides
+    from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
+    from recollect.evaluation.results import load_runs, summarise
+    from recollect.evaluation.table import format_table, write_csv
+    from recollect.experiments.study import add_mixers
+    from recollect.training.sweeps.study import run_study
 
     study, definitions = _load(given, "study", given.study)
     experiments = list(study.experiments) + add_mixers(study, given.study, definitions)
@@ -227,7 +227,7 @@ def _compare(given: argparse.Namespace) -> int:
 
 def _on_ray(given: argparse.Namespace, experiments: list, sweep: tuple, out: Path) -> tuple[list[Path], list[str]]:
     """The folders of runs that are done, and what failed."""
-    from training.ray_sweep import run_study_on_ray
+    from recollect.training.sweeps.ray_sweep import run_study_on_ray
 
     system, _, address = given.on.partition(":")
     if system != "ray":
@@ -249,7 +249,7 @@ def _on_ray(given: argparse.Namespace, experiments: list, sweep: tuple, out: Pat
 
 
 def _evaluate(given: argparse.Namespace) -> int:
-    from training.saved_runs import evaluate_run
+    from recollect.training.checkpoint.load import evaluate_run
 
     _definitions(given)
     found = evaluate_run(given.run, given.overrides)
@@ -260,7 +260,7 @@ def _evaluate(given: argparse.Namespace) -> int:
 
 
 def _generate(given: argparse.Namespace) -> int:
-    from training.saved_runs import continue_prompt
+    from recollect.training.checkpoint.load import continue_prompt
 
     _definitions(given)
     print(continue_prompt(given.run, given.overrides, given.prompt, given.length, given.temperature, given.top_p, given.seed))
@@ -268,8 +268,8 @@ def _generate(given: argparse.Namespace) -> int:
 
 
 def _export(given: argparse.Namespace) -> int:
-    from export.safetensors_format import export_safetensors
-    from training.saved_runs import open_run
+    from recollect.export.safetensors_format import export_safetensors
+    from recollect.training.checkpoint.load import open_run
 
     _definitions(given)
     run = open_run(given.run)
@@ -279,14 +279,14 @@ def _export(given: argparse.Namespace) -> int:
 
 
 def _replay(given: argparse.Namespace) -> int:
-    from training.replay import replay
+    from recollect.training.recovery.replay import replay
 
     _definitions(given)
     return 0 if replay(given.failure) else 1
 
 
 def _prepare(given: argparse.Namespace) -> int:
-    from data.preparation import run
+    from recollect.data.text.preparation.prepare import run
 
     shard_bytes = None if given.shard_mib is None else int(given.shard_mib * 2**20)
     return run(given.source, given.out, given.tokenizer, given.processes, given.field, given.start, shard_bytes)
@@ -298,14 +298,15 @@ def _bench(given: argparse.Namespace) -> int:
         raise UserError(f"bench {what}: there are {', '.join(BENCHMARKS)}; `bench NAME --help` lists a benchmark's options")
     import importlib
 
-    return importlib.import_module(f"benchmarks.{BENCHMARKS[given.overrides[0]]}").main(given.overrides[1:])
+    return importlib.import_module(f"recollect.benchmarks.{BENCHMARKS[given.overrides[0]]}").main(given.overrides[1:])
 
 
 def _definitions(given: argparse.Namespace) -> None:
     """Config classes that a saved run may name: the project's, and those of `--with` files."""
-    import training.experiment  # noqa: F401
-    from configuration.files import load_definitions
-    from data import synthetics, text  # noqa: F401
+    import recollect.training.experiment  # noqa: F401
+    from recollect.configuration.python_files import load_definitions
+    from recollect.data import synthetics
+    from recollect.data.text import dataset  # noqa: F401
 
     for path in given.extra:
         load_definitions(Path(path))

@@ -20,9 +20,9 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.machine import OtherLoad
-from benchmarks.reporting import Parser, keep, say_device
-from configuration import UserError
+from recollect.benchmarks.machine import OtherLoad
+from recollect.benchmarks.reporting import Parser, keep, say_device
+from recollect.configuration import UserError
 
 ABOVE = (1.0, 0.5, 0.25, 0.1, 0.0)
 _ENDLESS = 1_000_000
@@ -100,14 +100,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def experiment_of(name: str, options: argparse.Namespace) -> Any:
     """The experiment that trains on rows made in the way called `name`."""
-    from data.sequences import Chunked, Decomposed
-    from data.text import Text
-    from layers import Attention
-    from layers.mlp import SwiGLU
-    from layers.positions import Rotary
-    from models import LanguageModel, repeat
-    from training.experiment import Experiment, Run
-    from training.optimizer import AdamW
+    from recollect.data.text.rows.curriculum import Chunked, Decomposed
+    from recollect.data.text.dataset import Text
+    from recollect.layers import Attention
+    from recollect.layers.modules.mlp import SwiGLU
+    from recollect.layers.modules.positions import Rotary
+    from recollect.models import LanguageModel, repeat
+    from recollect.training.experiment import Experiment, Run
+    from recollect.training.optimizer import AdamW
 
     def text(way: Any) -> Text:
         batches = -(-options.held_out // options.batch)
@@ -137,9 +137,9 @@ class _Trainee:
     """One of the two: its state, and what was measured."""
 
     def __init__(self, name: str, options: argparse.Namespace):
-        from models.functional import count
-        from training.feeds import make_feed
-        from training.program import member_values, program_for
+        from recollect.models.functional import count
+        from recollect.training.batches import make_feed
+        from recollect.training.step import member_values, program_for
 
         self.name = name
         self.experiment = experiment_of(name, options)
@@ -158,7 +158,7 @@ class _Trainee:
         import jax
         import numpy as np
 
-        from data.plan import RowArrays
+        from recollect.data.text.rows.base import RowArrays
 
         for length in self.times:
             rows = self.experiment.run.batch_size * self.experiment.data.length // length

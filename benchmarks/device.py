@@ -3,7 +3,7 @@
     python main.py bench device --from FOLDER [FOLDER ...]          # print the comparison
     python main.py bench device --from FOLDER [FOLDER ...] --out    # also benchmarks/results/DEVICE/first_contact.json and docs/gpu_measured.md
 
-FOLDERs hold first_contact.jsonl, as `python3 -m benchmarks.first_contact` writes it, from one kind of device; of a case in several, the last
+FOLDERs hold first_contact.jsonl, as `python3 -m recollect.benchmarks.first_contact` writes it, from one kind of device; of a case in several, the last
 counts, and the kernel's first time is kept beside it as `before`. Nothing here runs on a device.
 """
 
@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.first_contact import records
-from benchmarks.first_contact.predictions import PREDICTIONS
-from benchmarks.machine import folder_name
-from benchmarks.reporting import REPOSITORY, Parser
-from configuration import UserError
+from recollect.benchmarks.first_contact import records
+from recollect.benchmarks.first_contact.predictions import PREDICTIONS
+from recollect.benchmarks.machine import folder_name
+from recollect.benchmarks.reporting import REPOSITORY, Parser
+from recollect.configuration import UserError
 
 DOCUMENT = "gpu_measured.md"
 PEERS = {  # of kernel_peers.py: the case whose arrays it is given
@@ -26,8 +26,8 @@ PEERS = {  # of kernel_peers.py: the case whose arrays it is given
     "gla": "linear_recurrence, decay a channel",
     "gated_delta_rule": "linear_recurrence, gated delta, decay a head",
     "kda": "linear_recurrence, gated delta, decay a channel",
-    "causal_attention": "window_attention, causal",
-    "sliding_attention": "window_attention, window",
+    "causal_attention": "softmax_attention, causal",
+    "sliding_attention": "softmax_attention, window",
     "based": "taylor_attention, normalised",
     "short_conv": "short_convolution, 4 taps, silu, gate",
 }
@@ -127,7 +127,7 @@ def document(result: dict[str, Any]) -> str:
     lines = [
         f"# Measured on one {result['device']}",
         "",
-        f"Made by `python main.py bench device` from what `python3 -m benchmarks.first_contact` brought back on {dates}. jax {versions.get('jax')},",
+        f"Made by `python main.py bench device` from what `python3 -m recollect.benchmarks.first_contact` brought back on {dates}. jax {versions.get('jax')},",
         f"cuDNN {versions.get('nvidia-cudnn-cu13', 'not here')}, torch {versions.get('torch', 'not here')}. A large copy moves "
         f"{rates.get('copy_bytes_per_second', 0) / 1e12:.2f} TB/s (read and written), an 8,192^3",
         f"product in bf16 runs at {rates.get('product_flops_per_second', 0) / 1e12:.0f} TFLOP/s. Everything is bf16; times are medians of 10 turns.",

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from benchmarks.machine import OtherLoad
-from benchmarks.reporting import Parser, keep, say_device
-from configuration import UserError
+from recollect.benchmarks.machine import OtherLoad
+from recollect.benchmarks.reporting import Parser, keep, say_device
+from recollect.configuration import UserError
 
 VOCABULARY = 256
 CLOSE = 1e-4
@@ -78,14 +78,14 @@ def computed(form: str) -> Iterator[None]:
     if form == "gathered":
         yield
         return
-    with mock.patch("layers.mixture_of_heads.skips", lambda *sizes, **more: False):
+    with mock.patch("recollect.layers.mixers.mixture_of_heads.skips", lambda *sizes, **more: False):
         yield
 
 
 def _row(options: argparse.Namespace, shared: int, active: int) -> dict[str, Any]:
     import jax
 
-    from layers.mixture_of_heads import MixtureOfHeads
+    from recollect.layers.mixers.mixture_of_heads import MixtureOfHeads
 
     config = MixtureOfHeads(heads=options.heads, shared=shared, active=active, head_dim=options.head_dim)
     pieces = {form: _pieces(config, options, form) for form in FORMS}
@@ -109,7 +109,7 @@ def _pieces(config: Any, options: argparse.Namespace, form: str) -> dict[str, Ca
     import jax.numpy as jnp
     from flax import nnx
 
-    from layers.mixer import Place
+    from recollect.layers.mixer import Place
 
     width = options.heads * options.head_dim
     graph, weights = nnx.split(config.build(width, Place(0, 2), nnx.Rngs(params=jax.random.key(0))))
@@ -140,9 +140,9 @@ def _training(config: Any, width: int, options: argparse.Namespace, form: str) -
     import jax
     import jax.numpy as jnp
 
-    from layers.mlp import SwiGLU
-    from models import FunctionalModel, LanguageModel, repeat
-    from training.optimizer import AdamW
+    from recollect.layers.modules.mlp import SwiGLU
+    from recollect.models import FunctionalModel, LanguageModel, repeat
+    from recollect.training.optimizer import AdamW
 
     model = FunctionalModel(LanguageModel(width=width, stages=repeat(config, depth=2), mlp=SwiGLU() if options.mlp else None), VOCABULARY)
     optimizer = AdamW(schedule="constant")

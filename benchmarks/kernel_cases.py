@@ -12,12 +12,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from benchmarks import kernel_cases_softmax
-from benchmarks.kernel_case import Arrays, Case
-from pallas_kernels.gated_convolution import long_convolution, short_convolution
-from pallas_kernels.linear_recurrence import linear_recurrence
-from pallas_kernels.linear_recurrence.reference import quadratic
-from pallas_kernels.taylor_attention import taylor_attention
+from recollect.benchmarks import kernel_cases_softmax
+from recollect.benchmarks.kernel_case import Arrays, Case
+from recollect.pallas_kernels.gated_convolution import long_convolution, short_convolution
+from recollect.pallas_kernels.linear_recurrence import linear_recurrence
+from recollect.pallas_kernels.linear_recurrence.reference import quadratic
+from recollect.pallas_kernels.taylor_attention import taylor_attention
 
 
 def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Case:

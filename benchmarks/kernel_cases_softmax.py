@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.kernel_case import Arrays, Case
-from pallas_kernels.head_mixture_attention import head_mixture_attention
-from pallas_kernels.landmark_attention import landmark_attention
-from pallas_kernels.window_attention import window_attention
+from recollect.benchmarks.kernel_case import Arrays, Case
+from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention
+from recollect.pallas_kernels.landmark_attention import landmark_attention
+from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
 def _qkv(b: int, t: int, h: int, g: int, k: int, v: int) -> Callable[[jax.Array, Any], Arrays]:
@@ -43,7 +43,7 @@ def _window(variant: str, b: int, t: int, h: int, k: int, v: int, w: int | None 
 
     def run(x: Arrays, backend: str | None) -> jax.Array:
         segments = {f"{side}_segments": x["segment_ids"] for side in ("query", "key") if "segment_ids" in x}
-        return window_attention(x["q"], x["k"], x["v"], window=w, sinks=x.get("sinks"), backend=backend, **segments)
+        return softmax_attention(x["q"], x["k"], x["v"], window=w, sinks=x.get("sinks"), backend=backend, **segments)
 
     def dense(x: Arrays) -> jax.Array:
         keys, values = (jnp.repeat(x[name], h // groups, axis=2) for name in ("k", "v"))
@@ -64,7 +64,7 @@ def _window(variant: str, b: int, t: int, h: int, k: int, v: int, w: int | None 
     small = ({} if w is None else {"w": min(w, 100)}) | ({} if g is None else {"h": 4, "g": max(1, 4 * g // h)})
     peer = "sink_attention" if with_sinks else "causal_attention" if w is None else "sliding_attention"
     pairs = sum(min(i + 1, w or t) for i in range(t))
-    return Case("window_attention", variant, sizes, inputs, run, 2.0 * b * h * pairs * (k + v), plain, peer, small, ("cudnn", "splash"))
+    return Case("softmax_attention", variant, sizes, inputs, run, 2.0 * b * h * pairs * (k + v), plain, peer, small, ("cudnn", "splash"))
 
 
 def _landmark(b: int, t: int, h: int, k: int, v: int, block: int = 63) -> Case:
@@ -112,7 +112,7 @@ def _mixture(b: int, t: int, h: int, k: int, v: int, a: int) -> Case:
         return head_mixture_attention(x["q"], x["k"], x["v"], chosen, active=a, gates=gates, backend=backend)
 
     def all_heads(x: Arrays, backend: str) -> jax.Array:
-        o = window_attention(x["q"], x["k"], x["v"], backend=backend)
+        o = softmax_attention(x["q"], x["k"], x["v"], backend=backend)
         return (o * routing(x)[1][..., None]).astype(o.dtype)
 
     sizes = {"b": b, "t": t, "h": h, "k": k, "v": v, "a": a}
@@ -124,7 +124,7 @@ def _mixture(b: int, t: int, h: int, k: int, v: int, a: int) -> Case:
 
 
 CASES: dict[tuple[str, str], Callable[..., Case]] = {
-    **{("window_attention", variant): functools.partial(_window, variant) for variant in ("causal", "window", "window, sinks")},
+    **{("softmax_attention", variant): functools.partial(_window, variant) for variant in ("causal", "window", "window, sinks")},
     ("landmark_attention", "grouped softmax"): _landmark,
     ("head_mixture_attention", "routed heads"): _mixture,
 }
@@ -132,27 +132,27 @@ CASES: dict[tuple[str, str], Callable[..., Case]] = {
 _D64, _D128 = {"k": 64, "v": 64}, {"k": 128, "v": 128}
 _WINDOWS = [{"b": b, "t": t, "h": 16, **d, "w": 512} for b, t in ((4, 4096), (1, 16384)) for d in (_D64, _D128)]
 ACCELERATOR_SHAPES: dict[str | tuple[str, str], list[dict[str, int]]] = {
-    ("window_attention", "causal"): [
+    ("softmax_attention", "causal"): [
         {"b": 4, "t": 4096, "h": 16, **_D64},
         {"b": 4, "t": 4096, "h": 16, **_D128},
         {"b": 4, "t": 4096, "h": 16, **_D128, "g": 4},
         {"b": 1, "t": 16384, "h": 16, **_D128},
     ],
-    ("window_attention", "window"): [*_WINDOWS, {"b": 4, "t": 4096, "h": 16, **_D128, "w": 512, "g": 4}],
-    ("window_attention", "window, sinks"): [*_WINDOWS, {"b": 4, "t": 4096, "h": 16, **_D128, "w": 512, "g": 4}],
+    ("softmax_attention", "window"): [*_WINDOWS, {"b": 4, "t": 4096, "h": 16, **_D128, "w": 512, "g": 4}],
+    ("softmax_attention", "window, sinks"): [*_WINDOWS, {"b": 4, "t": 4096, "h": 16, **_D128, "w": 512, "g": 4}],
     "landmark_attention": [{"b": 4, "t": 4096, "h": 16, **d, "block": 63} for d in (_D64, _D128)],
     "head_mixture_attention": [{"b": 4, "t": 4096, "h": 16, **_D128, "a": a} for a in (4, 8, 12, 16)],
 }
 CPU_SHAPES: dict[str | tuple[str, str], list[dict[str, int]]] = {
-    ("window_attention", "causal"): [{"b": 1, "t": t, "h": 2, **_D64} for t in (256, 1024)],
-    ("window_attention", "window"): [{"b": 1, "t": t, "h": 2, **_D64, "w": 128} for t in (256, 1024)],
-    ("window_attention", "window, sinks"): [{"b": 1, "t": 1024, "h": 2, **_D64, "w": 128, "g": 1}],
+    ("softmax_attention", "causal"): [{"b": 1, "t": t, "h": 2, **_D64} for t in (256, 1024)],
+    ("softmax_attention", "window"): [{"b": 1, "t": t, "h": 2, **_D64, "w": 128} for t in (256, 1024)],
+    ("softmax_attention", "window, sinks"): [{"b": 1, "t": 1024, "h": 2, **_D64, "w": 128, "g": 1}],
     "landmark_attention": [{"b": 1, "t": t, "h": 2, **_D64, "block": 63} for t in (256, 1024)],
     "head_mixture_attention": [{"b": 1, "t": 1024, "h": 8, **_D64, "a": a} for a in (2, 4, 6, 8)],
 }
 GROWTH: dict[str | tuple[str, str], list[dict[str, int]]] = {
     # Work of windows grows with the length and with the window; that of the others with the length's square.
-    ("window_attention", "causal"): [{"b": 1, "h": 1, **_D64}],
-    ("window_attention", "window"): [{"b": 1, "h": 1, **_D64, "w": w} for w in (128, 512)],
+    ("softmax_attention", "causal"): [{"b": 1, "h": 1, **_D64}],
+    ("softmax_attention", "window"): [{"b": 1, "h": 1, **_D64, "w": w} for w in (128, 512)],
     "landmark_attention": [{"b": 1, "h": 1, **_D64, "block": 63}],
 }

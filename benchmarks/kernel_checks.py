@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.kernel_case import Arrays, Case
+from recollect.benchmarks.kernel_case import Arrays, Case
 
 FORWARD, GRADIENT, GATE = 0.005, 0.01, 0.02
 FULL = 1e-4

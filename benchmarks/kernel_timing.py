@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from benchmarks.kernel_case import Arrays, Case
-from training.chips import chip_of
+from recollect.benchmarks.kernel_case import Arrays, Case
+from recollect.training.monitoring.chips import chip_of
 
 TURN = 0.01
 """Seconds of a turn: so many calls that a launch does not count."""

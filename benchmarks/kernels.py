@@ -28,11 +28,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.kernel_case import LIBRARIES
-from benchmarks.machine import OtherLoad
-from benchmarks.peer_process import Peers
-from benchmarks.reporting import Parser, keep, say_device
-from configuration import UserError
+from recollect.benchmarks.kernel_case import LIBRARIES
+from recollect.benchmarks.machine import OtherLoad
+from recollect.benchmarks.peer_process import Peers
+from recollect.benchmarks.reporting import Parser, keep, say_device
+from recollect.configuration import UserError
 
 LENGTHS = tuple(1024 * 2**i for i in range(7))
 SLOWEST = 2.0  # seconds a call, after which --lengths tries no longer sequences
@@ -47,8 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       UserError: an operation or backend that does not exist, or a peer's interpreter that does not run.
     """
-    from benchmarks.kernel_cases import OPERATIONS
-    from pallas_kernels.dispatch import BACKENDS
+    from recollect.benchmarks.kernel_cases import OPERATIONS
+    from recollect.pallas_kernels.dispatch import BACKENDS
 
     parser = Parser("kernels", __doc__)
     parser.add_argument("--operations", nargs="+", default=list(OPERATIONS), metavar="NAME", help=f"of {', '.join(OPERATIONS)}")
@@ -88,9 +88,9 @@ def _times(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save) 
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.kernel_cases import cases, smaller
-    from benchmarks.kernel_checks import Check, drawn
-    from benchmarks.kernel_timing import floors
+    from recollect.benchmarks.kernel_cases import cases, smaller
+    from recollect.benchmarks.kernel_checks import Check, drawn
+    from recollect.benchmarks.kernel_timing import floors
 
     platform = jax.default_backend()
     dtype = jnp.dtype(options.dtype or ("float32" if platform == "cpu" else "bfloat16"))
@@ -125,9 +125,9 @@ def _row(function: Callable[..., Any], inputs: dict[str, Any], small: Callable[.
     """What is found out of one form: refused, wrong, an error, or its times."""
     import jax
 
-    from benchmarks.kernel_checks import cotangent, with_gradients
-    from benchmarks.kernel_timing import timed
-    from pallas_kernels.dispatch import Refused
+    from recollect.benchmarks.kernel_checks import cotangent, with_gradients
+    from recollect.benchmarks.kernel_timing import timed
+    from recollect.pallas_kernels.dispatch import Refused
 
     row: dict[str, Any] = {}
     try:
@@ -174,9 +174,9 @@ def _lengths(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.kernel_cases import CASES, GROWTH, shapes_of
-    from benchmarks.kernel_checks import cotangent, drawn, with_gradients
-    from benchmarks.kernel_timing import timed
+    from recollect.benchmarks.kernel_cases import CASES, GROWTH, shapes_of
+    from recollect.benchmarks.kernel_checks import cotangent, drawn, with_gradients
+    from recollect.benchmarks.kernel_timing import timed
 
     print(f"{'xla forms, b1, fp32':62} {'tokens':>8} {'ms':>10} {'x before':>8} {'MiB temporary':>14} {'x before':>8}")
     for key, make in CASES.items():

@@ -11,8 +11,8 @@ import subprocess
 import threading
 from typing import IO, Any
 
-from benchmarks.reporting import REPOSITORY
-from configuration import UserError
+from recollect.benchmarks.reporting import REPOSITORY
+from recollect.configuration import UserError
 
 
 class Peers:

@@ -11,7 +11,7 @@ flash-linear-attention; see benchmarks/pretraining_peer.py):
 
 A step is what training does: rows read and packed by the data pipeline, gradients in `run.accumulate` pieces, clipping and the optimizer. The
 median over `--steps` steps is told, after two that compile and warm up; evaluation and checkpoints are no part of it. MFU counts three
-times the forward products (training/throughput.py), for the peer too. The peer trains on one batch that lies on the device, so no
+times the forward products (training/monitoring/throughput.py), for the peer too. The peer trains on one batch that lies on the device, so no
 data are in its time.
 """
 
@@ -25,9 +25,9 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.machine import QUIET, OtherLoad
-from benchmarks.reporting import REPOSITORY, Parser, keep, say_device
-from configuration import UserError
+from recollect.benchmarks.machine import QUIET, OtherLoad
+from recollect.benchmarks.reporting import REPOSITORY, Parser, keep, say_device
+from recollect.configuration import UserError
 
 ON_CPU = tuple(f"{pattern}_30m" for pattern in ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena"))
 ON_ACCELERATORS = ("attention_360m", "based_360m")
@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     import jax
 
-    from configuration import apply_overrides
-    from experiments.registry import load
+    from recollect.configuration import apply_overrides
+    from recollect.experiments.registry import load
 
     device = jax.devices()[0]
     names = options.models or (ON_ACCELERATORS if options.accelerator or device.platform != "cpu" else ON_CPU)
@@ -94,11 +94,11 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
     import chz
     import jax
 
-    from models.functional import count
-    from training.feeds import make_feed
-    from training.profiling import keep_compiled_programs
-    from training.program import Program, member_values
-    from training.throughput import Meter, meter_of
+    from recollect.models.functional import count
+    from recollect.training.batches import make_feed
+    from recollect.training.monitoring.profiling import keep_compiled_programs
+    from recollect.training.step import Program, member_values
+    from recollect.training.monitoring.throughput import Meter, meter_of
 
     keep_compiled_programs(experiment.run.compile_cache)
     experiment = chz.replace(experiment, run=chz.replace(experiment.run, steps_per_call=1))
@@ -168,8 +168,8 @@ def peer_case(experiment: Any) -> dict[str, Any]:
     Raises:
       UserError: a mixer that the peer does not have.
     """
-    from layers import Attention, GatedConvolution, LinearAttention, SlidingWindow
-    from layers.positions import Rotary
+    from recollect.layers import Attention, GatedConvolution, LinearAttention, SlidingWindow
+    from recollect.layers.modules.positions import Rotary
 
     kinds = {Attention: "attention", SlidingWindow: "window", GatedConvolution: "convolution", LinearAttention: "taylor"}
     layers = []

@@ -20,7 +20,7 @@ import chz
 import jax
 import jax.numpy as jnp
 
-from training.program import Program, member_values
+from recollect.training.step import Program, member_values
 
 STEPS = 20
 TINY = 1e-6

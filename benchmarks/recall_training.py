@@ -1,7 +1,7 @@
 """Times recall training, side by side with Zoology when a checkout of it is given.
 
-    python -m benchmarks.recall_training
-    python -m benchmarks.recall_training --zoology PATH --zoology-python PYTHON --out
+    python -m recollect.benchmarks.recall_training
+    python -m recollect.benchmarks.recall_training --zoology PATH --zoology-python PYTHON --out
 
 Both sides train the model of experiments/mqar.py: a convolution of width 3, then the mixer, 2 layers of width 64, no MLP, no
 positions, embedding dropout 0.1, batches of 64 examples of 64 tokens in fp32, AdamW at 3e-3 with weight decay 0.1 on everything;
@@ -36,8 +36,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))  # for `python benchmarks/recall_training.py`
 
-from benchmarks.machine import QUIET, OtherLoad, describe_machine, device_folder  # noqa: E402
-from configuration import UserError  # noqa: E402
+from recollect.benchmarks.machine import QUIET, OtherLoad, describe_machine, device_folder  # noqa: E402
+from recollect.configuration import UserError  # noqa: E402
 
 BATCH, LENGTH, WIDTH = 64, 64, 64
 PAIRS = {256: 8, 8192: 4}
@@ -77,10 +77,10 @@ class Case:
         """The same for this project."""
         import chz
 
-        from data.synthetics import MQAR
-        from experiments.mqar import recall
-        from layers import Attention, LinearAttention
-        from layers.feature_maps import Taylor
+        from recollect.data.synthetics import MQAR
+        from recollect.experiments.mqar import recall
+        from recollect.layers import Attention, LinearAttention
+        from recollect.layers.modules.feature_maps import Taylor
 
         mixer = {"attention": Attention, "based": lambda: LinearAttention(feature_dim=8, feature_map=Taylor())}[self.mixer]()
         experiment = recall(f"benchmark.{self.mixer}", mixer)
@@ -98,8 +98,8 @@ class Ours:
     def __init__(self, experiment: Any):
         import jax
 
-        from models.functional import count
-        from training.program import member_values, program_for
+        from recollect.models.functional import count
+        from recollect.training.step import member_values, program_for
 
         self.experiment = experiment
         self.program = program_for(self.experiment)
@@ -244,7 +244,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.recall_training", description="Times recall training, beside Zoology if given."
+        prog="python -m recollect.benchmarks.recall_training", description="Times recall training, beside Zoology if given."
     )
     parser.add_argument("--zoology", metavar="PATH", help="a checkout of HazyResearch/zoology; without it, ours alone")
     parser.add_argument(
@@ -278,7 +278,7 @@ def _run(options: argparse.Namespace) -> int:
             print(f"  patched: {patch}")
         print(f"  stand-ins for missing packages: {', '.join(facts['stubs']) or 'none'}")
 
-    from training.run_folder import environment
+    from recollect.training.run_folder import environment
 
     cases = [Case(mixer, vocabulary) for vocabulary in options.vocabularies for mixer in options.mixers]
     rows = [run_case(case, zoology, options.dropout, options.rounds, options.seconds) for case in cases]
@@ -287,7 +287,7 @@ def _run(options: argparse.Namespace) -> int:
     print(table(rows))
     pieces, others = {}, 0.0
     if not options.no_breakdown:
-        from benchmarks.recall_breakdown import breakdown, breakdown_table
+        from recollect.benchmarks.recall_breakdown import breakdown, breakdown_table
 
         load = OtherLoad()
         pieces = {case.name: breakdown(case.experiment(options.dropout), options.seconds / 4) for case in cases}
@@ -300,7 +300,7 @@ def _run(options: argparse.Namespace) -> int:
         result = {
             "benchmark": "recall_training",
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": " ".join(["python -m benchmarks.recall_training", *sys.argv[1:]]),
+            "command": " ".join(["python -m recollect.benchmarks.recall_training", *sys.argv[1:]]),
             "machine": machine,
             "environment": here,
             "settings": {**vars(options), "batch_size": BATCH, "length": LENGTH, "width": WIDTH, "steps_per_call": STEPS_PER_CALL},

@@ -37,8 +37,8 @@ GATES = {
 
 
 def ours(case: str, q, k, v, **gates):
-    """o of pallas_kernels.linear_recurrence on backend "xla"."""
-    from pallas_kernels.linear_recurrence import linear_recurrence
+    """o of recollect.pallas_kernels.linear_recurrence on backend "xla"."""
+    from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 
     given: dict[str, Any] = {"log_decay": gates.get("g"), "scale": q.shape[-1] ** -0.5}
     if "beta" in gates:
@@ -116,7 +116,7 @@ def main() -> None:
     """Answers commands until there are no more."""
     if sys.argv[1] == "ours":
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    function, library = {"ours": (ours, "pallas_kernels.linear_recurrence"), "peer": (peer, "jla.ops")}[sys.argv[1]]
+    function, library = {"ours": (ours, "recollect.pallas_kernels.linear_recurrence"), "peer": (peer, "jla.ops")}[sys.argv[1]]
     # Before anything is traced: pallas_kernels adds to what jax keys programs by, and would have them compiled again.
     importlib.import_module(library)
     side = Side(function)

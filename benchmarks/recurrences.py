@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import OtherLoad
-from benchmarks.recurrence_sides import GATES
-from benchmarks.reporting import REPOSITORY, Parser, keep, say_device
-from configuration import UserError
+from recollect.benchmarks.machine import OtherLoad
+from recollect.benchmarks.recurrence_sides import GATES
+from recollect.benchmarks.reporting import REPOSITORY, Parser, keep, say_device
+from recollect.configuration import UserError
 
 SHAPES = ((2, 1024, 4, 64), (1, 2048, 4, 128))
 SAME = 1e-5

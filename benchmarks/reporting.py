@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine, device_folder
-from configuration import UserError
+from recollect.benchmarks.machine import describe_machine, device_folder
+from recollect.configuration import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

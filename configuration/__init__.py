@@ -3,9 +3,9 @@
 Every room's config classes derive from `Config`. This is the lowest room of the house: it imports nothing of the project.
 """
 
-from configuration.base import Config, Preempted, UserError, config_class, known_configs
-from configuration.overrides import apply_overrides, apply_values, get_field
-from configuration.serialization import differences, from_json, to_json
+from recollect.configuration.base import Config, Preempted, UserError, config_class, known_configs
+from recollect.configuration.overrides import apply_overrides, apply_values, get_field
+from recollect.configuration.serialization import differences, from_json, to_json
 
 __all__ = [
     "Config",

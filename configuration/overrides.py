@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import chz
 from chz.blueprint import Castable
 
-from configuration.base import Config, UserError, config_class, nearest
+from recollect.configuration.base import Config, UserError, config_class, nearest
 
 T = TypeVar("T", bound=Config)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import chz
 
-from configuration.base import Config, UserError, config_class, nearest
+from recollect.configuration.base import Config, UserError, config_class, nearest
 
 SCHEMA_VERSION = 1
 

@@ -7,7 +7,7 @@ import dataclasses
 import chz
 import jax
 
-from configuration import Config
+from recollect.configuration import Config
 
 
 @jax.tree_util.register_dataclass

@@ -19,9 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from configuration import UserError
-from evaluation.results import LearningCurve, RunResult, Summary, best_setting, group_by_label, learning_curve, slice_order
-from evaluation.table import format_bytes
+from recollect.configuration import UserError
+from recollect.evaluation.results import (
+    LearningCurve,
+    RunResult,
+    Summary,
+    best_setting,
+    group_by_label,
+    learning_curve,
+    slice_order,
+)
+from recollect.evaluation.table import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

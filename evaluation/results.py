@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from configuration import UserError
+from recollect.configuration import UserError
 
 METRICS = {"accuracy": "accuracy_by_slice", "bits_per_byte": "bits_by_slice"}
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from configuration import UserError
-from evaluation.results import RunResult, Summary, group_by_label, slice_order
+from recollect.configuration import UserError
+from recollect.evaluation.results import RunResult, Summary, group_by_label, slice_order
 
 WIDTH = 120
 _GAP = "  "

@@ -7,15 +7,15 @@ fresh, and filler never contradicts a pair; `data.contradictions=True` gives the
 
 from __future__ import annotations
 
-from data.synthetics import MQAR, RecallSlice
-from experiments.study import Study, grid
-from layers import Attention, BaseConvolution, Hyena, LinearAttention, SlidingWindow
-from layers.feature_maps import Taylor
-from layers.mixer import MixerConfig
-from layers.norms import LayerNorm
-from models import LanguageModel, repeat
-from training.experiment import Experiment, Run
-from training.optimizer import AdamW
+from recollect.data.synthetics import MQAR, RecallSlice
+from recollect.experiments.study import Study, grid
+from recollect.layers import Attention, BaseConvolution, Hyena, LinearAttention, SlidingWindow
+from recollect.layers.modules.feature_maps import Taylor
+from recollect.layers.mixer import MixerConfig
+from recollect.layers.modules.norms import LayerNorm
+from recollect.models import LanguageModel, repeat
+from recollect.training.experiment import Experiment, Run
+from recollect.training.optimizer import AdamW
 
 MIXTURE = ((64, 4, 100.0), (128, 8, 20.0), (256, 16, 20.0), (256, 32, 20.0), (256, 64, 20.0))
 EVALUATION = ((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import chz
 
-from data.synthetics import MQAR
-from experiments.study import Study, grid
-from layers import (
+from recollect.data.synthetics import MQAR
+from recollect.experiments.study import Study, grid
+from recollect.layers import (
     Attention,
     BaseConvolution,
     Hyena,
@@ -19,12 +19,12 @@ from layers import (
     MixtureOfHeads,
     SlidingWindow,
 )
-from layers.feature_maps import Taylor
-from layers.mixer import MixerConfig
-from layers.norms import LayerNorm
-from models import LanguageModel, repeat
-from training.experiment import Experiment, Run
-from training.optimizer import AdamW
+from recollect.layers.modules.feature_maps import Taylor
+from recollect.layers.mixer import MixerConfig
+from recollect.layers.modules.norms import LayerNorm
+from recollect.models import LanguageModel, repeat
+from recollect.training.experiment import Experiment, Run
+from recollect.training.optimizer import AdamW
 
 FIXED = MQAR(vocab_size=256, length=64, pairs=8)
 SCHEDULE = Run(steps=1900, batch_size=64, steps_per_call=50, evaluate_every=100, checkpoint_every=500)

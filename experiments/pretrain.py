@@ -16,9 +16,9 @@ Losses and hours are given where a run was made; everything else says "not yet r
 
 from __future__ import annotations
 
-from experiments.pretrain_models import PATTERNS, experiment, small, small_of
-from experiments.study import Study
-from training.experiment import Experiment
+from recollect.experiments.pretrain_models import PATTERNS, experiment, small, small_of
+from recollect.experiments.study import Study
+from recollect.training.experiment import Experiment
 
 
 def curves() -> Study:

@@ -13,16 +13,24 @@ from collections.abc import Callable
 
 import chz
 
-from configuration import UserError
-from data.text import Text
-from layers import Attention, GatedConvolution, Hyena, Landmark, LinearAttention, MixtureOfHeads, SlidingWindow
-from layers.feature_maps import Taylor
-from layers.mixer import MixerConfig
-from layers.mlp import SwiGLU
-from layers.positions import Rotary
-from models import LanguageModel, Stage, repeat
-from training.experiment import Experiment, Run
-from training.optimizer import AdamW, GroupRate
+from recollect.configuration import UserError
+from recollect.data.text.dataset import Text
+from recollect.layers import (
+    Attention,
+    GatedConvolution,
+    Hyena,
+    Landmark,
+    LinearAttention,
+    MixtureOfHeads,
+    SlidingWindow,
+)
+from recollect.layers.modules.feature_maps import Taylor
+from recollect.layers.mixer import MixerConfig
+from recollect.layers.modules.mlp import SwiGLU
+from recollect.layers.modules.positions import Rotary
+from recollect.models import LanguageModel, Stage, repeat
+from recollect.training.experiment import Experiment, Run
+from recollect.training.optimizer import AdamW, GroupRate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from configuration.base import UserError, nearest
+from recollect.configuration.base import UserError, nearest
 
 FOLDER = Path(__file__).parent
 
@@ -57,4 +57,4 @@ def load(name: str, kind: str) -> Any:
         command = "compare" if entry.kind == "study" else "train"
         raise UserError(f"{name} is {'a study' if entry.kind == 'study' else 'an experiment'}: use `python main.py {command} {name}`")
     module, function = name.split(".")
-    return getattr(importlib.import_module(f"experiments.{module}"), function)()
+    return getattr(importlib.import_module(f"recollect.experiments.{module}"), function)()

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from configuration import UserError
-from layers.mixer import MixerConfig
-from training.experiment import Experiment
+from recollect.configuration import UserError
+from recollect.layers.mixer import MixerConfig
+from recollect.training.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def add_mixers(study: Study, name: str, files: list[ModuleType]) -> list[Experim
                             f"{label} in {file.__file__} has fields without a default; make an instance of it in the file"
                         ) from error
         if not found:
-            raise UserError(f"{file.__file__} defines no mixer config: an instance or a subclass of layers.mixer.MixerConfig")
+            raise UserError(f"{file.__file__} defines no mixer config: an instance or a subclass of recollect.layers.mixer.MixerConfig")
         assert study.template is not None
         added += [study.template(label, mixer) for label, mixer in found.items()]
     return added

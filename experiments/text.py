@@ -6,15 +6,15 @@ same training files has about 3.5 bits a byte there; the experiments are held to
 
 from __future__ import annotations
 
-from data.text import Text
-from layers import Attention, GatedConvolution, Landmark, LinearAttention, MixtureOfHeads, SlidingWindow
-from layers.feature_maps import Taylor
-from layers.mixer import MixerConfig
-from layers.mlp import SwiGLU
-from layers.positions import Rotary
-from models import LanguageModel, repeat
-from training.experiment import Experiment, Run
-from training.optimizer import AdamW
+from recollect.data.text.dataset import Text
+from recollect.layers import Attention, GatedConvolution, Landmark, LinearAttention, MixtureOfHeads, SlidingWindow
+from recollect.layers.modules.feature_maps import Taylor
+from recollect.layers.mixer import MixerConfig
+from recollect.layers.modules.mlp import SwiGLU
+from recollect.layers.modules.positions import Rotary
+from recollect.models import LanguageModel, repeat
+from recollect.training.experiment import Experiment, Run
+from recollect.training.optimizer import AdamW
 
 
 def _text(name: str, *mixers: MixerConfig) -> Experiment:

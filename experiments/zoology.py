@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import chz
 
-from data.synthetics import MQAR
-from experiments.study import Study, grid
-from layers import Attention, BaseConvolution, Hyena, LinearAttention
-from layers.feature_maps import Taylor
-from layers.mixer import MixerConfig
-from layers.norms import LayerNorm
-from layers.positions import LearnedPositions
-from models import LanguageModel, repeat
-from training.experiment import Experiment, Run
-from training.optimizer import AdamW
+from recollect.data.synthetics import MQAR
+from recollect.experiments.study import Study, grid
+from recollect.layers import Attention, BaseConvolution, Hyena, LinearAttention
+from recollect.layers.modules.feature_maps import Taylor
+from recollect.layers.mixer import MixerConfig
+from recollect.layers.modules.norms import LayerNorm
+from recollect.layers.modules.positions import LearnedPositions
+from recollect.models import LanguageModel, repeat
+from recollect.training.experiment import Experiment, Run
+from recollect.training.optimizer import AdamW
 
 # (length, pairs): batch, as published.
 SETTINGS = {(64, 4): 512, (128, 8): 512, (256, 16): 256, (512, 64): 128}

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from configuration import Config, UserError, from_json, to_json
+from recollect.configuration import Config, UserError, from_json, to_json
 
 FORMAT = 1
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"

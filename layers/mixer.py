@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from configuration import Config, UserError
-from pallas_kernels.sharding import constrained
+from recollect.configuration import Config, UserError
+from recollect.pallas_kernels.sharding import constrained
 
 ORDINARY, LANDMARK = 0, 1
 

@@ -1,7 +1,7 @@
 """How layers are stacked into a language model."""
 
-from models.functional import FunctionalModel
-from models.language_model import LanguageModel
-from models.stack import Stage, repeat
+from recollect.models.functional import FunctionalModel
+from recollect.models.language_model import LanguageModel
+from recollect.models.stack import Stage, repeat
 
 __all__ = ["FunctionalModel", "LanguageModel", "Stage", "repeat"]

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
-from models.functional import FunctionalModel, flatten
-from models.language_model import LanguageModel, state_bytes
+from recollect.models.functional import FunctionalModel, flatten
+from recollect.models.language_model import LanguageModel, state_bytes
 
 
 def parameters_by_part(model: FunctionalModel) -> dict[str, int]:

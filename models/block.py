@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from layers.mixer import Context, MixerConfig, MixerOutput, Place, State
-from layers.mlp import MlpConfig
-from layers.norms import NormConfig
+from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, State
+from recollect.layers.modules.mlp import MlpConfig
+from recollect.layers.modules.norms import NormConfig
 
 
 class Block(nnx.Module):

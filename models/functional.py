@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from models.language_model import LanguageModel, LanguageModelModule
+from recollect.models.language_model import LanguageModel, LanguageModelModule
 
 Params = dict[str, Any]
 
@@ -42,7 +42,7 @@ class FunctionalModel:
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def tags(self, name: str) -> Params:
-        """One tag of every parameter: "decay" (bool), "group" (str) or "trainable" (bool); see layers.linear.parameter."""
+        """One tag of every parameter: "decay" (bool), "group" (str) or "trainable" (bool); see recollect.layers.modules.linear.parameter."""
         return nest({path: variable.get_metadata()[name] for path, variable in self._leaves.items()})
 
 

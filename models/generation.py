@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configuration import UserError
-from models.functional import FunctionalModel, Params
+from recollect.configuration import UserError
+from recollect.models.functional import FunctionalModel, Params
 
 
 def generate(

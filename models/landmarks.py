@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from layers.mixer import LANDMARK, ORDINARY, Context
+from recollect.layers.mixer import LANDMARK, ORDINARY, Context
 
 
 @dataclasses.dataclass(frozen=True)

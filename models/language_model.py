@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from configuration import Config, UserError
-from layers.linear import Linear, normal, parameter
-from layers.mixer import Context, Cursor, MixerConfig, State, document_positions, token_positions
-from layers.mlp import MlpConfig
-from layers.norms import NormConfig, RMSNorm
-from layers.positions import LearnedPositions, check_length
-from models import landmarks
-from models.stack import Remat, Stack, Stage
+from recollect.configuration import Config, UserError
+from recollect.layers.modules.linear import Linear, normal, parameter
+from recollect.layers.mixer import Context, Cursor, MixerConfig, State, document_positions, token_positions
+from recollect.layers.modules.mlp import MlpConfig
+from recollect.layers.modules.norms import NormConfig, RMSNorm
+from recollect.layers.modules.positions import LearnedPositions, check_length
+from recollect.models import landmarks
+from recollect.models.stack import Remat, Stack, Stage
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from configuration import Config, UserError
-from layers.mixer import Context, MixerConfig, MixerOutput, Place, State, lay_out
-from layers.mlp import MlpConfig
-from layers.norms import NormConfig
-from models.block import Block
+from recollect.configuration import Config, UserError
+from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, State, lay_out
+from recollect.layers.modules.mlp import MlpConfig
+from recollect.layers.modules.norms import NormConfig
+from recollect.models.block import Block
 
 Remat = Literal["none", "dots", "full"]
 

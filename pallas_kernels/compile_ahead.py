@@ -9,7 +9,7 @@ One function, for one chip (v5e, v5p, v6e, h100), from Python:
 
 and from a shell, where `programs()` in FILE.py returns such (name, function, arguments) triples:
 
-    python -m pallas_kernels.compile_ahead FILE.py [--chip h100] [--only PART_OF_NAME]
+    python -m recollect.pallas_kernels.compile_ahead FILE.py [--chip h100] [--only PART_OF_NAME]
 
 `make libtpu` and `make cuda-compiler` install the compilers (see compilers.py); importing this starts none of them.
 What compiles need not run: values are proven by interpreting kernels, speed by measuring on a device.
@@ -35,8 +35,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from pallas_kernels import compilers, dispatch
-from pallas_kernels.compilers import NotInstalled as NotInstalled
+from recollect.pallas_kernels import compilers, dispatch
+from recollect.pallas_kernels.compilers import NotInstalled
 
 # The topologies are the smallest that libtpu makes of each generation.
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -319,7 +319,7 @@ def _limited(seconds: float) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: compiles what a file's `programs()` returns."""
-    parser = argparse.ArgumentParser(prog="python -m pallas_kernels.compile_ahead", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m recollect.pallas_kernels.compile_ahead", description=main.__doc__)
     parser.add_argument("file", help="a Python file whose programs() returns (name, function, arguments) triples")
     parser.add_argument("--chip", action="append", choices=CHIPS, help="for these chips (default: all)")
     parser.add_argument("--only", default="", metavar="PART", help="programs whose name holds this")

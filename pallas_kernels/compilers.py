@@ -1,4 +1,4 @@
-"""Where the compilers of TPUs and of NVIDIA GPUs are, and how they get there: `python -m pallas_kernels.compilers tpu` (or cuda).
+"""Where the compilers of TPUs and of NVIDIA GPUs are, and how they get there: `python -m recollect.pallas_kernels.compilers tpu` (or cuda).
 
 They are kept out of the environment that trains, which would otherwise look for devices on every start. Each jax version needs its own:
 libtpu refuses the modules of a newer jax. jax has plugins for CUDA 12 and for CUDA 13: up to 0.10 we compile with the former, from 0.11 on with the latter,
@@ -102,7 +102,7 @@ def install(compiler: Compiler) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit code is 1 where the compiler could not be installed, unless --optional."""
     parser = argparse.ArgumentParser(
-        prog="python -m pallas_kernels.compilers", description="Installs the compiler of a chip where it lacks."
+        prog="python -m recollect.pallas_kernels.compilers", description="Installs the compiler of a chip where it lacks."
     )
     parser.add_argument("compiler", choices=tuple(TARGETS))
     parser.add_argument("--optional", action="store_true", help="say why it could not be installed, and succeed")

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import dispatch
+from recollect.pallas_kernels import dispatch
 
 plgpu: Any = None  # Any: what it holds, and with which arguments, differs between the jax versions served
 _import_error: str | None = None

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import main
-from experiments.registry import entries, load
+from recollect import main
+from recollect.experiments.registry import entries, load
 
 PROJECT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -123,9 +123,9 @@ def test_train_evaluate_export(capsys, tmp_path):
 def test_exported_logits_are_the_runs_logits_bit_for_bit(capsys, tmp_path):
     import jax
 
-    from export.safetensors_format import load_safetensors
-    from models import FunctionalModel
-    from training.saved_runs import open_run
+    from recollect.export.safetensors_format import load_safetensors
+    from recollect.models import FunctionalModel
+    from recollect.training.checkpoint.load import open_run
 
     folder = tmp_path / "run"
     assert run(capsys, "train", "mqar.landmark", *TINY, f"run.directory={folder}")[0] == 0
@@ -161,8 +161,8 @@ def test_describe(capsys):
 
 MINE = """
 import chz
-from layers.linear_attention import LinearAttention
-from layers.feature_maps import Relu
+from recollect.layers.mixers.linear_attention import LinearAttention
+from recollect.layers.modules.feature_maps import Relu
 
 mine = LinearAttention(feature_map=Relu(), feature_dim=4)
 """
@@ -208,8 +208,8 @@ def test_import_and_first_step_take_less_than_20_seconds(tmp_path):
     script = f"""
 import sys
 sys.path.insert(0, {str(PROJECT)!r})
-from experiments.mqar import attention
-from training.program import member_values, program_for
+from recollect.experiments.mqar import attention
+from recollect.training.step import member_values, program_for
 e = attention()
 p = program_for(e)
 s, m = p.train(p.init(0), member_values([e], False), 1, e.data.train_slices()[0])
@@ -225,7 +225,7 @@ print(float(m["loss"][0]))
 
 def test_recall_data_in_three_lines_from_anywhere(tmp_path):
     """The README's library use, from a script outside the repository."""
-    script = "from data.synthetics import MQAR\ntask = MQAR(vocab_size=256, length=64, pairs=8)\nbatch = task.train_batch(seed=0, step=0, batch_size=4)\nprint(batch.tokens.shape)\n"
+    script = "from recollect.data.synthetics import MQAR\ntask = MQAR(vocab_size=256, length=64, pairs=8)\nbatch = task.train_batch(seed=0, step=0, batch_size=4)\nprint(batch.tokens.shape)\n"
     (tmp_path / "script.py").write_text(script)
     done = subprocess.run(
         [sys.executable, "script.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PROJECT)}, capture_output=True, text=True

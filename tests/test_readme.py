@@ -22,7 +22,7 @@ def test_the_four_steps(tmp_path):
     mixer, line, experiment, test = blocks()
     (copy / "layers" / "moving_average.py").write_text(mixer)
     init = copy / "layers" / "__init__.py"
-    anchor = "from layers.mixer import MixerConfig\n"
+    anchor = "from recollect.layers.mixer import MixerConfig\n"
     init.write_text(init.read_text().replace(anchor, anchor + line))
     (copy / "experiments" / "averages.py").write_text(experiment)
     (copy / "tests" / "layers" / "test_moving_average.py").write_text(test)
@@ -39,7 +39,7 @@ def test_the_four_steps(tmp_path):
         "pytest",
         "-p",
         "no:cacheprovider",
-        "tests/test_mixer_laws.py",
+        "tests/layers/test_mixer_laws.py",
         "tests/layers/test_moving_average.py",
         "-k",
         "MovingAverage or impulse",

@@ -6,13 +6,13 @@ from typing import Literal
 
 import chz
 
-from configuration import Config, UserError
-from data.batch import DataConfig
-from models.language_model import LanguageModel
-from training.guards import Spikes
-from training.loss import Loss
-from training.optimizer import AdamW, Muon, Optimizer
-from training.profiling import parse_window
+from recollect.configuration import Config, UserError
+from recollect.data.batch import DataConfig
+from recollect.models.language_model import LanguageModel
+from recollect.training.recovery.loss_spikes import Spikes
+from recollect.training.loss import Loss
+from recollect.training.optimizer import AdamW, Muon, Optimizer
+from recollect.training.monitoring.profiling import parse_window
 
 
 @chz.chz(typecheck=True)

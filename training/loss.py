@@ -6,11 +6,11 @@ import chz
 import jax
 import jax.numpy as jnp
 
-from configuration import Config, UserError
-from data.batch import Batch
-from layers.mixer import Context
-from models.language_model import LanguageModelModule, ModelOutput
-from pallas_kernels.linear_cross_entropy import CrossEntropy, linear_cross_entropy
+from recollect.configuration import Config, UserError
+from recollect.data.batch import Batch
+from recollect.layers.mixer import Context
+from recollect.models.language_model import LanguageModelModule, ModelOutput
+from recollect.pallas_kernels.linear_cross_entropy import CrossEntropy, linear_cross_entropy
 
 
 @chz.chz(typecheck=True)

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from configuration import Config, UserError
-from models.functional import FunctionalModel, flatten
+from recollect.configuration import Config, UserError
+from recollect.models.functional import FunctionalModel, flatten
 
 Hyperparameters = dict[str, Any]
 

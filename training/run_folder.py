@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from configuration import UserError, differences, from_json, to_json
-from training.distributed import is_main
-from training.experiment import CHANGEABLE, Experiment
-from training.storage import DiskFull, is_disk_full, replace_text, write_json
+from recollect.configuration import UserError, differences, from_json, to_json
+from recollect.training.distributed.processes import is_main
+from recollect.training.experiment import CHANGEABLE, Experiment
+from recollect.training.checkpoint.integrity import DiskFull, is_disk_full, replace_text, write_json
 
 PROJECT = Path(__file__).resolve().parent.parent
 

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from configuration import UserError
-from models.functional import Params, flatten
-from training.experiment import Mesh
+from recollect.configuration import UserError
+from recollect.models.functional import Params, flatten
+from recollect.training.experiment import Mesh
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 

@@ -1,6 +1,6 @@
 """Compares a family's kernels with float64 on the CPU: outputs and gradients, odd lengths and packed documents, then rows at full size.
 
-    python -m benchmarks.first_contact.checks FAMILY [--full]
+    python -m recollect.benchmarks.first_contact.checks FAMILY [--full]
 
 Inputs are drawn and references computed on the CPU; the device runs only what is being tested. Every program runs on one set of
 inputs, then on another, then on the first again: the bits must repeat, and memory that the kernel did not write cannot pass for right.
@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.first_contact import records
-from benchmarks.first_contact.child import case_of, failed, launching, on_device
-from benchmarks.first_contact.families import FAMILIES, Family, Timing
-from benchmarks.kernel_case import Case
-from benchmarks.kernel_cases import CASES, smaller
-from benchmarks.kernel_checks import FORWARD, GATE, GATES, GRADIENT, drawn, relative_error, with_gradients
+from recollect.benchmarks.first_contact import records
+from recollect.benchmarks.first_contact.child import case_of, failed, launching, on_device
+from recollect.benchmarks.first_contact.families import FAMILIES, Family, Timing
+from recollect.benchmarks.kernel_case import Case
+from recollect.benchmarks.kernel_cases import CASES, smaller
+from recollect.benchmarks.kernel_checks import FORWARD, GATE, GATES, GRADIENT, drawn, relative_error, with_gradients
 
 ROWS = 128  # compared at full size
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 
-from benchmarks.first_contact import records
-from benchmarks.first_contact.families import Timing, tiny
-from benchmarks.kernel_case import Arrays, Case
-from benchmarks.kernel_cases import CASES
-from pallas_kernels import dispatch
+from recollect.benchmarks.first_contact import records
+from recollect.benchmarks.first_contact.families import Timing, tiny
+from recollect.benchmarks.kernel_case import Arrays, Case
+from recollect.benchmarks.kernel_cases import CASES
+from recollect.pallas_kernels import dispatch
 
 JLA_KINDS = {
     "decay a head": "simple_gla",

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.kernel_case import Case
-from benchmarks.kernel_cases import CASES
+from recollect.benchmarks.kernel_case import Case
+from recollect.benchmarks.kernel_cases import CASES
 
 Sizes = Mapping[str, int]
 
@@ -17,7 +17,7 @@ class Timing:
     """One line of the table.
 
     operation, variant, sizes: the case. forms: backends, or names of the case's plain forms. forced: block sizes for
-    pallas_kernels.tuning.forced, by kernel; `note` says in the table what they are.
+    recollect.pallas_kernels.tuning.forced, by kernel; `note` says in the table what they are.
     """
 
     operation: str
@@ -73,10 +73,10 @@ def _pieces(operation: str, variant: str, sizes: Sizes, *counts: int) -> tuple[T
 def _attention(d: Sizes) -> tuple[Timing, ...]:
     window = {**LONG_HEADS, **d, "w": 512}
     return (
-        Timing("window_attention", "causal", {**HEADS, **d}, LIBRARY),
-        Timing("window_attention", "window", window, LIBRARY),
-        Timing("window_attention", "window, sinks", window),
-        Timing("window_attention", "window", {**HEADS, **d, "w": 512}, LIBRARY),
+        Timing("softmax_attention", "causal", {**HEADS, **d}, LIBRARY),
+        Timing("softmax_attention", "window", window, LIBRARY),
+        Timing("softmax_attention", "window, sinks", window),
+        Timing("softmax_attention", "window", {**HEADS, **d, "w": 512}, LIBRARY),
     )
 
 
@@ -120,10 +120,10 @@ FAMILIES: dict[str, Family] = {
     "attention tiles": Family(
         tuple(
             Timing(
-                "window_attention",
+                "softmax_attention",
                 variant,
                 sizes,
-                forced={"window_attention.gpu_tiles": {"query_tile": q, "key_tile": k}},
+                forced={"softmax_attention.gpu_tiles": {"query_tile": q, "key_tile": k}},
                 note=f"tiles {q} x {k}",
             )
             for variant, sizes in (

@@ -1,6 +1,6 @@
 """Runs a family's first timing once, forward and with gradients, for a profiler to look at.
 
-ncu ... python -m benchmarks.first_contact.launch FAMILY
+ncu ... python -m recollect.benchmarks.first_contact.launch FAMILY
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from benchmarks.first_contact import records
-from benchmarks.first_contact.child import case_of, launching, on_device
-from benchmarks.first_contact.families import FAMILIES
-from benchmarks.kernel_checks import cotangent, drawn, with_gradients
+from recollect.benchmarks.first_contact import records
+from recollect.benchmarks.first_contact.child import case_of, launching, on_device
+from recollect.benchmarks.first_contact.families import FAMILIES
+from recollect.benchmarks.kernel_checks import cotangent, drawn, with_gradients
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Times one peer of kernel_peers.py (flash-linear-attention or torch) at the size of this project's first timing of the same operation.
 
-    python -m benchmarks.first_contact.peers NAME --gate FILE --seconds N
+    python -m recollect.benchmarks.first_contact.peers NAME --gate FILE --seconds N
 
 It compiles and tunes at once, and is timed when its turn comes. Nothing of jax is imported. Where a peer refuses its backward pass on this machine, its forward pass counts all the same, and the refusal is
 recorded beside it.
@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import kernel_peers
-from benchmarks.first_contact import records, turns
+from recollect.benchmarks import kernel_peers
+from recollect.benchmarks.first_contact import records, turns
 
 WIDE = {"b": 4, "t": 4096, "h": 64, "k": 128, "v": 128}
 SIZES = {

@@ -67,7 +67,7 @@ PREDICTIONS = (
         0.90,
         "1.87 GB would take 0.67 ms, so not bytes alone; not looked into",
     ),
-    Prediction(f"window_attention, causal, {HEADS}", "forward", 0.55, 0.69, "461 TFLOP/s"),
-    Prediction("window_attention, window, b1 t16384 h16 k128 v128 w512", "forward", 0.20, 0.27, ""),
+    Prediction(f"softmax_attention, causal, {HEADS}", "forward", 0.55, 0.69, "461 TFLOP/s"),
+    Prediction("softmax_attention, window, b1 t16384 h16 k128 v128 w512", "forward", 0.20, 0.27, ""),
     Prediction(f"landmark_attention, grouped softmax, {HEADS} block63", "forward", 0.79, 1.10, ""),
 )

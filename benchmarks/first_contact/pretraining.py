@@ -1,6 +1,6 @@
 """Times one model of `bench pretraining` and records its row.
 
-python -m benchmarks.first_contact.pretraining NAME [OVERRIDE ...]
+python -m recollect.benchmarks.first_contact.pretraining NAME [OVERRIDE ...]
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import pretraining
-from benchmarks.first_contact import records
+from recollect.benchmarks import pretraining
+from recollect.benchmarks.first_contact import records
 
 
 def main() -> None:

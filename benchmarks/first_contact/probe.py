@@ -1,6 +1,6 @@
 """What machine this is, and whether its parts work: versions, un-jitted operations, copies, products, cuDNN, the smallest Mosaic kernel.
 
-python -m benchmarks.first_contact.probe
+python -m recollect.benchmarks.first_contact.probe
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.first_contact import records
-from benchmarks.first_contact.child import failed, launching, on_device
-from benchmarks.kernel_checks import relative_error
-from benchmarks.kernel_timing import timed
+from recollect.benchmarks.first_contact import records
+from recollect.benchmarks.first_contact.child import failed, launching, on_device
+from recollect.benchmarks.kernel_checks import relative_error
+from recollect.benchmarks.kernel_timing import timed
 
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cuda-nvcc", "torch", "triton", "numpy")
 
@@ -92,7 +92,7 @@ def toy() -> dict[str, Any]:
     """Returns the error of the smallest Mosaic GPU kernel: copies a block in, doubles it, copies it out."""
     from jax.experimental import pallas as pl
 
-    from pallas_kernels import mosaic_gpu
+    from recollect.pallas_kernels import mosaic_gpu
 
     block = 128
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.first_contact import records
+from recollect.benchmarks.first_contact import records
 
 TAIL = 1500  # characters of a child's output kept with an end that was not a success
 _ALIVE: list[Child] = []

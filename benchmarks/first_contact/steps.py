@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.first_contact import records
-from benchmarks.first_contact.processes import Child, Step
+from recollect.benchmarks.first_contact import records
+from recollect.benchmarks.first_contact.processes import Child, Step
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -132,7 +132,7 @@ class Plan:
         environment = self.environment | ({records.FAULT_VARIABLE: fault} if fault in ("hang", "abort") else {})
         if fault == "hang":
             seconds = 40
-        return Step(step, [sys.executable, "-m", f"benchmarks.first_contact.{module}", *arguments], seconds, environment)
+        return Step(step, [sys.executable, "-m", f"recollect.benchmarks.first_contact.{module}", *arguments], seconds, environment)
 
     def _tests(self) -> Step:
         """The tests that are simulated elsewhere, on the device itself; the log has a line for each the moment it ends."""

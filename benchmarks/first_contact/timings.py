@@ -1,6 +1,6 @@
 """Times a family's kernels and the libraries beside them: compiles everything first, then waits for its turn alone on the GPU.
 
-    python -m benchmarks.first_contact.timings FAMILY --gate FILE --seconds N
+    python -m recollect.benchmarks.first_contact.timings FAMILY --gate FILE --seconds N
 
 Medians of 10 turns of at least 10 ms, the device synchronised at the end of each. The gradient is timed as jax.vjp with a cotangent that is
 there already, so no loss is in it.
@@ -19,14 +19,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.first_contact import records, turns
-from benchmarks.first_contact.child import case_of, failed, form, launching, on_device
-from benchmarks.first_contact.families import FAMILIES, Timing
-from benchmarks.kernel_case import Case
-from benchmarks.kernel_checks import cotangent, drawn, with_gradients
-from benchmarks.kernel_timing import floors, timed
-from pallas_kernels import compile_ahead
-from pallas_kernels.tuning import forced
+from recollect.benchmarks.first_contact import records, turns
+from recollect.benchmarks.first_contact.child import case_of, failed, form, launching, on_device
+from recollect.benchmarks.first_contact.families import FAMILIES, Timing
+from recollect.benchmarks.kernel_case import Case
+from recollect.benchmarks.kernel_checks import cotangent, drawn, with_gradients
+from recollect.benchmarks.kernel_timing import floors, timed
+from recollect.pallas_kernels import compile_ahead
+from recollect.pallas_kernels.tuning import forced
 
 TURNS = 10
 

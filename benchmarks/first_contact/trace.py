@@ -1,6 +1,6 @@
 """Traces a few launches with jax's profiler: the last thing done, in a process of its own, as it has crashed others (jax#40260).
 
-python -m benchmarks.first_contact.trace OUT
+python -m recollect.benchmarks.first_contact.trace OUT
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from benchmarks.first_contact import records
-from benchmarks.first_contact.child import case_of, launching, on_device
-from benchmarks.first_contact.families import FAMILIES
-from benchmarks.kernel_checks import drawn
+from recollect.benchmarks.first_contact import records
+from recollect.benchmarks.first_contact.child import case_of, launching, on_device
+from recollect.benchmarks.first_contact.families import FAMILIES
+from recollect.benchmarks.kernel_checks import drawn
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 """Recall tasks, made on the device: a batch is a pure function of (seed, step)."""
 
-from data.synthetics.mqar import MQAR, RecallSlice
+from recollect.data.synthetics.mqar import MQAR, RecallSlice
 
 __all__ = ["MQAR", "RecallSlice"]

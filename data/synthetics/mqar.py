@@ -30,8 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configuration import Config, UserError
-from data.batch import Batch, DataConfig
+from recollect.configuration import Config, UserError
+from recollect.data.batch import Batch, DataConfig
 
 _TRAIN, _EVALUATION = 0x6D716100, 0x6D716101
 """Folded into the seed: two streams that share nothing with each other, nor with parameters or dropout of the same seed."""

@@ -27,9 +27,18 @@ from typing import Any, Literal, get_args
 
 import jax
 
-from pallas_kernels.dispatch import Implementation, always, choose
-from pallas_kernels.gated_convolution import gpu, gpu_long, long, reference, splitting, tpu, tpu_long, xla
-from pallas_kernels.sharding import over_mesh, sequence_parts
+from recollect.pallas_kernels.dispatch import Implementation, always, choose
+from recollect.pallas_kernels.gated_convolution import (
+    gpu,
+    gpu_long,
+    long,
+    reference,
+    sequence_parallel,
+    tpu,
+    tpu_long,
+    xla,
+)
+from recollect.pallas_kernels.sharding import over_mesh, sequence_parts
 
 Activation = Literal["none", "silu"]
 
@@ -76,7 +85,7 @@ def short_convolution(
       initial_state: (b, k - 1, d), the last k - 1 valid inputs in_gate * x, oldest first, zeros before their document; None is zeros.
       segment_ids: (b, t) int, 0 is padding; None is one document, which `initial_state` precedes.
       initial_segment: (b,) segment that `initial_state` belongs to; needed when both it and `segment_ids` are given.
-      backend: see pallas_kernels.dispatch.
+      backend: see recollect.pallas_kernels.dispatch.
 
     Returns:
       y (b, t, d) in x's dtype, 0 at padding; and the state after the last valid token, in `initial_state`'s dtype (x's without
@@ -89,7 +98,7 @@ def short_convolution(
     if sequence_parts(x.shape[1]) > 1 and initial_state is None and not return_state:
         arrays = {"x": x, "taps": taps, "bias": bias, "in_gate": in_gate, "out_gate": out_gate, "segment_ids": segment_ids}
         part: Any = functools.partial(short_convolution, activation=activation, backend=backend)
-        return splitting.short_over_devices(part, arrays, _SHORT), None
+        return sequence_parallel.short_over_devices(part, arrays, _SHORT), None
     implementations: dict[str, Implementation] = {
         "pallas_gpu": (over_mesh(gpu.short_convolution, _SHORT, ("b t h", "b s h")), gpu.refuses),
         "pallas_tpu": (over_mesh(tpu.short_convolution, _SHORT, ("b t h", "b s h")), tpu.refuses),
@@ -179,7 +188,7 @@ def long_convolution(
       out_gate: (b, t, d), multiplies the outputs; None is 1.
       skip: (d,), the weight of the input in the output, kept out of the filter so that its size costs the taps no precision.
       segment_ids: (b, t) int, 0 is padding; None is one document.
-      backend: see pallas_kernels.dispatch.
+      backend: see recollect.pallas_kernels.dispatch.
 
     Returns:
       y (b, t, d) in x's dtype, 0 at padding.
@@ -205,7 +214,7 @@ def long_convolution(
         return run(u, filter, segment_ids=segment_ids, dtype=dtype)
 
     def over_devices(u, filter, *, segment_ids, dtype) -> jax.Array:
-        return splitting.long_over_devices(
+        return sequence_parallel.long_over_devices(
             lambda *part: convolve(part[0], part[1], segment_ids=part[2], dtype=dtype), u, filter, segment_ids
         )
 

@@ -17,9 +17,16 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import dispatch, mosaic_gpu
-from pallas_kernels.gated_convolution import short_kernels
-from pallas_kernels.gated_convolution.short_kernels import BIAS_ROW, EDGE, WEIGHT_ROWS, Gradients, Kernel, Operands
+from recollect.pallas_kernels import dispatch, mosaic_gpu
+from recollect.pallas_kernels.gated_convolution import short_kernels
+from recollect.pallas_kernels.gated_convolution.short_kernels import (
+    BIAS_ROW,
+    EDGE,
+    WEIGHT_ROWS,
+    Gradients,
+    Kernel,
+    Operands,
+)
 
 THREADS = 128
 LONGEST_TILE = 64

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import dispatch, mosaic_gpu
-from pallas_kernels.gated_convolution import long
+from recollect.pallas_kernels import dispatch, mosaic_gpu
+from recollect.pallas_kernels.gated_convolution import long
 
 BLOCK = 64
 BATCH = 8  # rows are shifted by multiples of the batch, and tiles of shared memory have 8 of them
@@ -33,7 +33,7 @@ def refuses(x, filter, *, segment_ids=None, **settings: Any) -> dispatch.Refusal
 
 
 def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: None = None, dtype: Any) -> jax.Array:
-    """See pallas_kernels.gated_convolution.long.gated."""
+    """See recollect.pallas_kernels.gated_convolution.long.gated."""
     return long.by_blocks(long.Products(BLOCK, BATCH, _convolve, _correlate), dtype, x, filter)
 
 

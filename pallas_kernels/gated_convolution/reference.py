@@ -21,7 +21,7 @@ def short_convolution(
     initial_segment: jax.Array | None,
     return_state: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """See pallas_kernels.gated_convolution."""
+    """See recollect.pallas_kernels.gated_convolution."""
     b, t, d = x.shape
     k = taps.shape[0]
     segments = jnp.ones((b, t), jnp.int32) if segment_ids is None else segment_ids
@@ -53,7 +53,7 @@ def short_convolution(
 
 
 def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: jax.Array | None, dtype: Any = None) -> jax.Array:
-    """See pallas_kernels.gated_convolution.long.gated; rounds nothing."""
+    """See recollect.pallas_kernels.gated_convolution.long.gated; rounds nothing."""
     segments = jnp.ones(x.shape[:2], jnp.int32) if segment_ids is None else segment_ids
     ranks = _ranks(segments)
     return _pairs(_zeroed(x, segments), filter, ranks, ranks, segments, segments)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.token_rows import compaction, permuted, taken
+from recollect.pallas_kernels.chunking import compaction, permuted, taken
 
 MAXIMUM_TAPS = 8
 BIAS_ROW = 8
@@ -83,7 +83,7 @@ def short_convolution(
     initial_segment: jax.Array | None,
     return_state: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """See pallas_kernels.gated_convolution."""
+    """See recollect.pallas_kernels.gated_convolution."""
     b, _, d = x.shape
     k = taps.shape[0]
     weights = jnp.zeros((WEIGHT_ROWS, d), jnp.float32).at[:k].set(taps.astype(jnp.float32))

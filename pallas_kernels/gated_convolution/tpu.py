@@ -15,9 +15,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import dispatch
-from pallas_kernels.gated_convolution import short_kernels
-from pallas_kernels.gated_convolution.short_kernels import BIAS_ROW, EDGE, WEIGHT_ROWS, Gradients, Kernel, Operands
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.gated_convolution import short_kernels
+from recollect.pallas_kernels.gated_convolution.short_kernels import (
+    BIAS_ROW,
+    EDGE,
+    WEIGHT_ROWS,
+    Gradients,
+    Kernel,
+    Operands,
+)
 
 TOKENS = 256
 CHANNELS = 256

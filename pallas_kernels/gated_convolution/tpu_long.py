@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import dispatch
-from pallas_kernels.gated_convolution import long
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.gated_convolution import long
 
 BLOCK = 128
 BATCH = 16  # a tile of bf16 rows
@@ -30,7 +30,7 @@ def refuses(x, filter, *, segment_ids=None, **settings: Any) -> dispatch.Refusal
 
 
 def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: None = None, dtype: Any) -> jax.Array:
-    """See pallas_kernels.gated_convolution.long.gated."""
+    """See recollect.pallas_kernels.gated_convolution.long.gated."""
     return long.by_blocks(long.Products(BLOCK, BATCH, _convolve, _correlate), dtype, x, filter)
 
 

@@ -19,9 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import dispatch
-from pallas_kernels.gated_convolution import long
-from pallas_kernels.token_rows import compaction, permuted, taken
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.gated_convolution import long
+from recollect.pallas_kernels.chunking import compaction, permuted, taken
 
 # Up to these lengths the matrix beats the transform: forward and backward on two CPU cores at b = 64, d = 64, the matrix takes 1.6 ms
 # against 3.9 at t = 64, and 7.2 against 8.8 at t = 128; with b = 16 it loses from t = 128 on.
@@ -42,7 +42,7 @@ def short_convolution(
     initial_segment: jax.Array | None,
     return_state: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """See pallas_kernels.gated_convolution."""
+    """See recollect.pallas_kernels.gated_convolution."""
     b, t, d = x.shape
     past = taps.shape[0] - 1
     old = jnp.zeros((b, past, d), x.dtype) if initial_state is None else initial_state
@@ -92,7 +92,7 @@ def short_convolution(
 
 
 def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: jax.Array | None, dtype: Any = None) -> jax.Array:
-    """See pallas_kernels.gated_convolution.long.gated; computes in fp32."""
+    """See recollect.pallas_kernels.gated_convolution.long.gated; computes in fp32."""
     t = x.shape[1]
     filter = filter[:t].astype(jnp.float32)
     if segment_ids is None and TOEPLITZ_UP_TO < t <= blocks_up_to():

@@ -20,11 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import always, choose
-from pallas_kernels.gathering import over_gathered_keys
-from pallas_kernels.head_mixture_attention import reference, scheduled, xla
-from pallas_kernels.scheduled_attention import gpu, tpu
-from pallas_kernels.sharding import sequence_parts
+from recollect.pallas_kernels.dispatch import always, choose
+from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
+from recollect.pallas_kernels.head_mixture_attention import reference, scheduled, xla
+from recollect.pallas_kernels.scheduled_attention import gpu, tpu
+from recollect.pallas_kernels.sharding import sequence_parts
 
 
 def head_mixture_attention(
@@ -44,7 +44,7 @@ def head_mixture_attention(
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Any:
-    """Attention of the chosen heads, sequence first. Self-attention is recognised, and what it promises, as in `window_attention`.
+    """Attention of the chosen heads, sequence first. Self-attention is recognised, and what it promises, as in `softmax_attention`.
 
     Args:
       q: (b, t, h, k), the routed heads. k: (b, s, g, k) and v: (b, s, g, v).
@@ -55,7 +55,7 @@ def head_mixture_attention(
       query_positions, key_positions: (b, t) and (b, s) int; None counts from 0, and needs t == s.
       query_segments, key_segments: (b, t) and (b, s) int, 0 is padding, which may hold NaN; None is one document.
       scale: of the scores; None is k^(-1/2).
-      backend: see pallas_kernels.dispatch.
+      backend: see recollect.pallas_kernels.dispatch.
 
     Returns:
       (b, t, h, v) in q's dtype, zeros for pairs that are not chosen and for padding; with `return_lse` also the logarithm of the softmax

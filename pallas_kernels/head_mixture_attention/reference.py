@@ -1,16 +1,16 @@
-"""The specification, dense: every head for every token by window attention's specification, then what is not chosen set to zero."""
+"""The specification, dense: every head for every token by softmax attention's specification, then what is not chosen set to zero."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 
-from pallas_kernels.window_attention import window_attention
+from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
 def attention(q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale):
     """See the front door for the arguments; returns the output and the log-sum-exp."""
     k, v = (x[:, :, list(key_heads)] for x in (k, v))
-    out, lse = window_attention(
+    out, lse = softmax_attention(
         q,
         k,
         v,

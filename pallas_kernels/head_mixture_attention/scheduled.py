@@ -1,4 +1,4 @@
-"""Head-mixture attention on scheduled tiles (pallas_kernels.scheduled_attention): each tile of the plan has one key head, and its block
+"""Head-mixture attention on scheduled tiles (recollect.pallas_kernels.scheduled_attention): each tile of the plan has one key head, and its block
 schedule, made on the device from its rows' positions and documents, leaves out keys that come after its last row."""
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.head_mixture_attention.plan import make_plan, tile_count
-from pallas_kernels.scheduled_attention import core
-from pallas_kernels.scheduled_attention.rules import Before
-from pallas_kernels.sharding import over_mesh
+from recollect.pallas_kernels.head_mixture_attention.head_groups import make_plan, tile_count
+from recollect.pallas_kernels.scheduled_attention import flash_vjp
+from recollect.pallas_kernels.scheduled_attention.mask_rules import Before
+from recollect.pallas_kernels.sharding import over_mesh
 
 FEWEST_QUERIES = 8
 LARGEST_TILE = 256
 """Rows: half a tile a head is filler."""
 
 
-def form(kernels: core.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+def form(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
     """The operation on a kernel module, and what it refuses; arguments as `attention` of xla.py takes them."""
 
     def on_device(
@@ -33,7 +33,7 @@ def form(kernels: core.KernelModule) -> tuple[Callable[..., Any], Callable[..., 
         plan = make_plan(chosen, active, query_tile)
         positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t)) if query_positions is None else query_positions
         segments = jnp.ones((b, t), jnp.int32) if query_segments is None else query_segments
-        out, lse = core.attend(
+        out, lse = flash_vjp.attend(
             kernels,
             plan.gather(q)[:, :, None],
             k,
@@ -76,7 +76,7 @@ def _letters(heads: str) -> dict[str, str]:
     return letters | {"query_positions": "b t", "key_positions": "b s", "query_segments": "b t", "key_segments": "b s"}
 
 
-def _tiles(kernels: core.KernelModule, q: Any, k: Any, v: Any, active: int) -> tuple[int, int]:
+def _tiles(kernels: flash_vjp.KernelModule, q: Any, k: Any, v: Any, active: int) -> tuple[int, int]:
     """Rows and keys a tile: a kernel's own choice for a head's share of the queries."""
     t, h = q.shape[1:3]
     query_tile, key_tile = kernels.tile_sizes(max(1, t * active // h), k.shape[1], q.shape[3], v.shape[3], q.dtype)

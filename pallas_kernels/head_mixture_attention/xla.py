@@ -6,7 +6,7 @@
 - "pairs": for decoding, the keys and values of the chosen heads alone.
 - "dense": all heads, and zeros for what is not chosen, where too little would be skipped.
 
-Numerics are those of window attention's xla form: products in the inputs' dtype, sums and softmax in fp32.
+Numerics are those of softmax attention's xla form: products in the inputs' dtype, sums and softmax in fp32.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dense_softmax import undivided
-from pallas_kernels.head_mixture_attention.plan import ends, make_plan, tile_count
-from pallas_kernels.window_attention import window_attention
+from recollect.pallas_kernels.dense_softmax import undivided
+from recollect.pallas_kernels.head_mixture_attention.head_groups import ends, make_plan, tile_count
+from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 TILE = 128
 """Rows a tile in long sequences."""
@@ -38,7 +38,7 @@ Cuts = tuple[tuple[int, int, int], ...]
 
 
 def form(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> Literal["rows", "pairs", "dense"]:
-    """The form that computes least for t queries on s keys: a score costs no more in gathered tiles than in window attention's blocks."""
+    """The form that computes least for t queries on s keys: a score costs no more in gathered tiles than in softmax attention's blocks."""
     if t * active < heads:
         return "pairs"
     if active >= heads or max(t, s) < FEWEST_TOKENS:
@@ -47,7 +47,7 @@ def form(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> Li
     if not self_attention:
         return "rows" if tile_count(t, heads, active, tile) * tile < heads * t else "dense"
     gathered = sum((last - first) * tile * seen for first, last, seen in groups(t, heads, active, tile))
-    block = max(128, -(-t // 16))  # as window attention's xla form goes
+    block = max(128, -(-t // 16))  # as softmax attention's xla form goes
     dense = heads * sum(min(block, t - start) * min(start + block, t) for start in range(0, t, block))
     return "rows" if gathered < dense else "dense"
 
@@ -96,7 +96,7 @@ def by_all(
     """All heads for all tokens."""
     if key_heads != tuple(head // max(1, q.shape[2] // k.shape[2]) for head in range(q.shape[2])):
         k, v = (x[:, :, list(key_heads)] for x in (k, v))
-    out, lse = window_attention(
+    out, lse = softmax_attention(
         q,
         k,
         v,

@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import always, choose
-from pallas_kernels.gathering import over_gathered_keys
-from pallas_kernels.landmark_attention import kernels, reference, xla
-from pallas_kernels.landmark_attention.retrieval import retrieve_blocks
-from pallas_kernels.scheduled_attention import gpu, tpu
-from pallas_kernels.sharding import sequence_parts
+from recollect.pallas_kernels.dispatch import always, choose
+from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
+from recollect.pallas_kernels.landmark_attention import kernels, reference, xla
+from recollect.pallas_kernels.landmark_attention.retrieval import retrieve_blocks
+from recollect.pallas_kernels.scheduled_attention import gpu, tpu
+from recollect.pallas_kernels.sharding import sequence_parts
 
 
 def landmark_attention(
@@ -54,7 +54,7 @@ def landmark_attention(
       query_positions, key_positions: (b, t) and (b, s) int; None counts from 0.
       query_segments, key_segments: (b, t) and (b, s) int, 0 is padding, which may hold NaN; None is one document.
       scale: of the scores; None is k^(-1/2).
-      backend: see pallas_kernels.dispatch.
+      backend: see recollect.pallas_kernels.dispatch.
 
     Returns:
       (b, t, h, v) in q's dtype, zeros for padded queries; with `return_lse` also the logarithm of the main group's softmax denominator,

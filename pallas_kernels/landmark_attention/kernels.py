@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.landmark_attention.blocks import complete_blocks, slices
-from pallas_kernels.scheduled_attention import core
-from pallas_kernels.scheduled_attention.merging import merge
-from pallas_kernels.scheduled_attention.rules import EarlierBlocks, OwnBlock
-from pallas_kernels.scheduled_attention.schedule import SEGMENTS, Fields
-from pallas_kernels.sharding import over_mesh
+from recollect.pallas_kernels.landmark_attention.blocks import complete_blocks, slices
+from recollect.pallas_kernels.scheduled_attention import flash_vjp
+from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
+from recollect.pallas_kernels.scheduled_attention.mask_rules import EarlierBlocks, OwnBlock
+from recollect.pallas_kernels.scheduled_attention.block_schedule import SEGMENTS, Fields
+from recollect.pallas_kernels.sharding import over_mesh
 
 FEWEST_QUERIES = 8
 """Against a cache; fewer would have all of it laid out in blocks for a tile that is mostly padding, where xla reads it in place."""
@@ -57,7 +57,7 @@ class StoredEarlierBlocks(EarlierBlocks):
         return some & (key.order.low < query.order.high), every
 
 
-def form(kernels: core.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+def form(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
     """The operation on a kernel module, and what it refuses; arguments as `xla.attention`."""
 
     def attention(
@@ -87,7 +87,7 @@ def form(kernels: core.KernelModule) -> tuple[Callable[..., Any], Callable[..., 
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    kernels: core.KernelModule
+    kernels: flash_vjp.KernelModule
     block: int
     scale: float
     self_attention: bool
@@ -132,7 +132,7 @@ class _Call:
         return self._attend(q, laid_k, laid_v, rule, of_queries, repeated, tiles, self.block)
 
     def _attend(self, q, k, v, rule, query, key, tiles, block):
-        return core.attend(
+        return flash_vjp.attend(
             self.kernels,
             q,
             k,

@@ -17,10 +17,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import always, choose
-from pallas_kernels.landmark_attention.blocks import Blocks, complete_blocks
-from pallas_kernels.landmark_attention.own import own_block
-from pallas_kernels.token_rows import in_parts
+from recollect.pallas_kernels.dispatch import always, choose
+from recollect.pallas_kernels.landmark_attention.blocks import Blocks, complete_blocks
+from recollect.pallas_kernels.landmark_attention.current_block import own_block
+from recollect.pallas_kernels.chunking import in_parts
 
 Rotate = Callable[[jax.Array, jax.Array], jax.Array]
 """Turns x (..., t, h, k) by positions (..., t)."""
@@ -49,7 +49,7 @@ def retrieve_blocks(
       top: blocks read beside the own one.
       query_positions, query_segments: (b, t); key_positions, key_segments: (b, s); as in landmark_attention.
       query_chunk: queries worked on at once (memory grows with it).
-      backend: see pallas_kernels.dispatch; there is an xla form.
+      backend: see recollect.pallas_kernels.dispatch; there is an xla form.
 
     Returns:
       (b, t, h, v) in q's dtype; zeros for padded queries.

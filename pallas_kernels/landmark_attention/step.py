@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.landmark_attention.blocks import Blocks, complete_blocks
+from recollect.pallas_kernels.landmark_attention.blocks import Blocks, complete_blocks
 
 
 def few_queries(q, k, v, query_positions, query_segments, key_positions, key_segments, *, block, scale) -> tuple[jax.Array, jax.Array]:

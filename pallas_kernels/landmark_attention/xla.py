@@ -9,11 +9,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.landmark_attention import own
-from pallas_kernels.landmark_attention.blocks import complete_blocks, slices
-from pallas_kernels.landmark_attention.earlier import earlier_blocks
-from pallas_kernels.landmark_attention.step import few_queries
-from pallas_kernels.scheduled_attention.merging import merge
+from recollect.pallas_kernels.landmark_attention import current_block
+from recollect.pallas_kernels.landmark_attention.blocks import complete_blocks, slices
+from recollect.pallas_kernels.landmark_attention.previous_blocks import earlier_blocks
+from recollect.pallas_kernels.landmark_attention.step import few_queries
+from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 
 
 def attention(
@@ -29,7 +29,7 @@ def attention(
     dtype, scale = q.dtype, float(scale)
     q = q.reshape(b, t, groups, h // groups, dim)
     if self_attention and query_positions is None and query_segments is None:
-        parts = [own.banded(q, k, v, None, None, block=block, scale=scale)]
+        parts = [current_block.banded(q, k, v, None, None, block=block, scale=scale)]
         n = (t - 1) // c  # of a block that ends with the last token no query is left
         if n:
             blocks = (x[:, : n * c].reshape(b, n, c, *x.shape[2:]) for x in (k, v))
@@ -42,9 +42,9 @@ def attention(
             o, lse = few_queries(q, k, v, i, mine, j, theirs, block=block, scale=scale)
             return o.reshape(b, t, h, -1).astype(dtype), lse.reshape(b, t, h)
         if self_attention:
-            parts = [own.banded(q, k, v, i, mine, block=block, scale=scale)]
+            parts = [current_block.banded(q, k, v, i, mine, block=block, scale=scale)]
         else:
-            parts = [own.gathered(q, k, v, i, mine, j, theirs, block=block, scale=scale)]
+            parts = [current_block.gathered(q, k, v, i, mine, j, theirs, block=block, scale=scale)]
         if s >= c:
             found = complete_blocks(j, theirs, block)
             blocks = (slices(x, found.start, c) for x in (k, v))

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import Implementation, always, choose
-from pallas_kernels.linear_cross_entropy import reference, xla
+from recollect.pallas_kernels.dispatch import Implementation, always, choose
+from recollect.pallas_kernels.linear_cross_entropy import reference, xla
 
 
 class CrossEntropy(NamedTuple):
@@ -54,7 +54,7 @@ def linear_cross_entropy(
       weights: (b, t).
       z_loss: weight of the squared log-sum-exp.
       chunk: targets whose logits are in memory at once, on each device; None: all where they are few, else as many as fit 256 MiB.
-      backend: see pallas_kernels.dispatch.
+      backend: see recollect.pallas_kernels.dispatch.
 
     Raises:
       ValueError: an argument's shape or value does not fit; the backend cannot serve the call.

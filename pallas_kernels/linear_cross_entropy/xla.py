@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
-from pallas_kernels.linear_cross_entropy import reference
+from recollect.pallas_kernels.linear_cross_entropy import reference
 
 WHOLE = 2**25
 """Logits (a device) up to which one array of them is cheaper than a loop."""

@@ -34,10 +34,10 @@ import functools
 
 import jax
 
-from pallas_kernels.dispatch import always, choose
-from pallas_kernels.linear_recurrence import forms, jla, reference, splitting, xla
-from pallas_kernels.linear_recurrence.step import linear_recurrence_step
-from pallas_kernels.sharding import sequence_parts
+from recollect.pallas_kernels.dispatch import always, choose
+from recollect.pallas_kernels.linear_recurrence import backends, jla, reference, sequence_parallel, xla
+from recollect.pallas_kernels.linear_recurrence.step import linear_recurrence_step
+from recollect.pallas_kernels.sharding import sequence_parts
 
 
 def linear_recurrence(
@@ -74,7 +74,7 @@ def linear_recurrence(
       segment_ids: (b, t) int, 0 is padding; None is one document.
       initial_segment: (b,) segment that `initial_state` belongs to; needed when both it and `segment_ids` are given.
       chunk_size: tokens a chunk in the chunked forms; None leaves it to them.
-      backend: see pallas_kernels.dispatch.
+      backend: see recollect.pallas_kernels.dispatch.
 
     Returns:
       o (b, t, h, v) in v's dtype, and the state after the last token (b, h, k, v) fp32, or None.
@@ -100,15 +100,15 @@ def linear_recurrence(
     if splits and sequence_parts(q.shape[1]) > 1 and initial_state is None and not return_state:
         rows = {"q": q, "k": k, "v": v, **{name: x for name, x in given.items() if not name.startswith("initial")}}
         part = functools.partial(linear_recurrence, erase_before_decay=erase_before_decay, backend=backend)
-        return splitting.over_devices(part, rows, forms.DIMENSIONS, scale, chunk_size), None
+        return sequence_parallel.over_devices(part, rows, backends.DIMENSIONS, scale, chunk_size), None
     arguments = dict(given, erase_before_decay=erase_before_decay, scale=scale, return_state=return_state, chunk_size=chunk_size)
     run = choose("linear_recurrence", backend, IMPLEMENTATIONS, q, k, v, **arguments)
     return run(q, k, v, **arguments)
 
 
 IMPLEMENTATIONS = {
-    "pallas_gpu": forms.GPU,
-    "pallas_tpu": forms.TPU,
+    "pallas_gpu": backends.GPU,
+    "pallas_tpu": backends.TPU,
     "xla": (xla.chunked, xla.refuses),
     "reference": (reference.recurrent, always),
     # After those that serve every call, so by name alone, until a measurement says where it is the fastest.

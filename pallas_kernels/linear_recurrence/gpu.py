@@ -18,13 +18,13 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.linear_recurrence import gpu_body, gpu_inverse
-from pallas_kernels.linear_recurrence.gpu_decay import MARKED
-from pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, READS, TOTAL, WRITES, Plan
-from pallas_kernels.linear_recurrence.splitting import entering
-from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Solved, Walked
-from pallas_kernels.tuning import block_sizes
+from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.linear_recurrence import gpu_body, gpu_inverse
+from recollect.pallas_kernels.linear_recurrence.gpu_decay import MARKED
+from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, READS, TOTAL, WRITES, Plan
+from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Decay, Solved, Walked
+from recollect.pallas_kernels.tuning import block_sizes
 
 LARGEST = {"none": 256, "head": 256, "key": 192, "value": 256}  # key size of a walk, by decay; values may be of any size
 

@@ -32,14 +32,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.linear_recurrence import gpu_decay
-from pallas_kernels.linear_recurrence.gpu_channels import ChunkByKey, ChunkByValue
-from pallas_kernels.linear_recurrence.gpu_chunk import Chunk
-from pallas_kernels.linear_recurrence.gpu_decay import MARKED, MARKS
-from pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, Plan
-from pallas_kernels.linear_recurrence.walks import Decay
-from pallas_kernels.mosaic_gpu import plgpu
+from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.linear_recurrence import gpu_decay
+from recollect.pallas_kernels.linear_recurrence.gpu_channels import ChunkByKey, ChunkByValue
+from recollect.pallas_kernels.linear_recurrence.gpu_chunk import Chunk
+from recollect.pallas_kernels.linear_recurrence.gpu_decay import MARKED, MARKS
+from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, Plan
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Decay
+from recollect.pallas_kernels.mosaic_gpu import plgpu
 
 KINDS: dict[Decay, type[Chunk]] = {"none": Chunk, "head": Chunk, "key": ChunkByKey, "value": ChunkByValue}
 

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.linear_recurrence import gpu_decay
-from pallas_kernels.linear_recurrence.gpu_chunk import Chunk
-from pallas_kernels.linear_recurrence.gpu_plan import READS, SCORES_BY_LEVEL, WRITES
-from pallas_kernels.mosaic_gpu import plgpu
+from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.linear_recurrence import gpu_decay
+from recollect.pallas_kernels.linear_recurrence.gpu_chunk import Chunk
+from recollect.pallas_kernels.linear_recurrence.gpu_plan import READS, SCORES_BY_LEVEL, WRITES
+from recollect.pallas_kernels.mosaic_gpu import plgpu
 
 
 class _ChunkByChannel(Chunk):

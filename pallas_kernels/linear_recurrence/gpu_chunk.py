@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEEP, READS, TOTAL, WRITES, Plan
-from pallas_kernels.mosaic_gpu import plgpu
+from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEEP, READS, TOTAL, WRITES, Plan
+from recollect.pallas_kernels.mosaic_gpu import plgpu
 
 
 class Chunk:

@@ -32,8 +32,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.mosaic_gpu import plgpu
+from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.mosaic_gpu import plgpu
 
 LOG2_E = 1.4426950408889634
 SLICE = 64  # columns worked on at once

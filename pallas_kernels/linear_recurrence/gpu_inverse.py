@@ -23,13 +23,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.linear_recurrence import gpu_decay
-from pallas_kernels.linear_recurrence.gpu_chunk import seen, weighted
-from pallas_kernels.linear_recurrence.gpu_decay import MARKED, MARKS
-from pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, READS, TOTAL, WRITES
-from pallas_kernels.linear_recurrence.walks import STRONGEST_CHANNEL_DECAY, Decay
-from pallas_kernels.mosaic_gpu import plgpu
+from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.linear_recurrence import gpu_decay
+from recollect.pallas_kernels.linear_recurrence.gpu_chunk import seen, weighted
+from recollect.pallas_kernels.linear_recurrence.gpu_decay import MARKED, MARKS
+from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, READS, TOTAL, WRITES
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import STRONGEST_CHANNEL_DECAY, Decay
+from recollect.pallas_kernels.mosaic_gpu import plgpu
 
 KEYS = (*KEYED, "e")  # arrays with the key size; others have the value size
 SQUARE = (CHUNK, CHUNK)

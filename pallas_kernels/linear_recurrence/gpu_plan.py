@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.linear_recurrence import gpu_decay
-from pallas_kernels.linear_recurrence.walks import Decay
+from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.linear_recurrence import gpu_decay
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Decay
 
 CHUNK = gpu.ROWS
 KEYED = ("q", "k", "w", "second_k", "second_q")  # arrays with the key size; others have the value size

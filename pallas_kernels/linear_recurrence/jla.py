@@ -14,10 +14,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import Refusal, interpretation
-from pallas_kernels.linear_recurrence.forms import DIMENSIONS
-from pallas_kernels.linear_recurrence.xla import by_channel, carried
-from pallas_kernels.sharding import over_mesh
+from recollect.pallas_kernels.dispatch import Refusal, interpretation
+from recollect.pallas_kernels.linear_recurrence.backends import DIMENSIONS
+from recollect.pallas_kernels.linear_recurrence.xla import by_channel, carried
+from recollect.pallas_kernels.sharding import over_mesh
 
 HEAD_SIZES = (64, 128)
 COLUMNS = 128

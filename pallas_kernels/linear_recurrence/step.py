@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.reference import advanced
+from recollect.pallas_kernels.linear_recurrence.reference import advanced
 
 
 def linear_recurrence_step(

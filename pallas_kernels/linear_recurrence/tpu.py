@@ -20,12 +20,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import dispatch
-from pallas_kernels.linear_recurrence import tpu_blocks, tpu_chunk
-from pallas_kernels.linear_recurrence.tpu_chunk import BASE, Kind
-from pallas_kernels.linear_recurrence.tpu_inverse import solve as solve
-from pallas_kernels.linear_recurrence.tpu_inverse import solve_transposed as solve_transposed
-from pallas_kernels.linear_recurrence.walks import Chunks, Decay, Walked
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.linear_recurrence import tpu_blocks, tpu_chunk
+from recollect.pallas_kernels.linear_recurrence.tpu_chunk import BASE, Kind
+from recollect.pallas_kernels.linear_recurrence.tpu_inverse import solve
+from recollect.pallas_kernels.linear_recurrence.tpu_inverse import solve_transposed
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Decay, Walked
 
 LARGEST_HEAD = 256
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.linear_recurrence import tpu_chunk
-from pallas_kernels.linear_recurrence.tpu_chunk import Documents
-from pallas_kernels.linear_recurrence.walks import Chunks
+from recollect.pallas_kernels.linear_recurrence import tpu_chunk
+from recollect.pallas_kernels.linear_recurrence.tpu_chunk import Documents
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks
 
 LANES, SUBLANES = 128, 8
 # Of the 16 MiB a program may take on v5e; the other half is for what it computes.

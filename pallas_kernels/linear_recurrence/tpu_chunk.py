@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.linear_recurrence.walks import Decay
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Decay
 
 BASE = 16  # tokens of the smallest block: 8 on either side of its middle, each decaying by at most e^-10, stay within fp32
 LARGEST_EXPONENT = 80.0  # e^80 = 5.5e34: times a value below 6,000 it is finite in fp32, and times a masked 0 it is 0

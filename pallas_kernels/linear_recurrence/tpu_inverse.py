@@ -16,11 +16,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import dispatch
-from pallas_kernels.linear_recurrence import tpu_blocks, tpu_chunk
-from pallas_kernels.linear_recurrence.tpu_chunk import Kind, Weights
-from pallas_kernels.linear_recurrence.triangles import running_total, unit_inverse_by_ladder
-from pallas_kernels.linear_recurrence.walks import Chunks, Solved
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.linear_recurrence import tpu_blocks, tpu_chunk
+from recollect.pallas_kernels.linear_recurrence.tpu_chunk import Kind, Weights
+from recollect.pallas_kernels.linear_recurrence.chunk_matrices import running_total, unit_inverse_by_ladder
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Solved
 
 
 def solve(e, k, v, chunks: Chunks, *, heads: int, strength=None, log_decay=None, keeps: bool = True) -> Solved:

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence import gpu, linear_recurrence, tpu
-from pallas_kernels.tuning import Key, Sizes
-from pallas_kernels.tuning.measure import Tunable
+from recollect.pallas_kernels.linear_recurrence import gpu, linear_recurrence, tpu
+from recollect.pallas_kernels.tuning import Key, Sizes
+from recollect.pallas_kernels.tuning.measure import Tunable
 
 
 def _build(key: Key, backend: str):

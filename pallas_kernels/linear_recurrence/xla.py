@@ -25,8 +25,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.dispatch import device
-from pallas_kernels.linear_recurrence.triangles import (
+from recollect.pallas_kernels.dispatch import device
+from recollect.pallas_kernels.linear_recurrence.chunk_matrices import (
     before_decay,
     decayed_products,
     decayed_sums,

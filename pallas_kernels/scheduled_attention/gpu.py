@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.scheduled_attention import gpu_blocks, gpu_tiles
-from pallas_kernels.scheduled_attention.core import Settings
-from pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, Plan
-from pallas_kernels.scheduled_attention.gpu_walk import launch
-from pallas_kernels.scheduled_attention.schedule import Fields, Visits
+from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.scheduled_attention import gpu_blocks, gpu_tiles
+from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
+from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, Plan
+from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import launch
+from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields, Visits
 
 LARGEST_HEAD = 128
 LARGEST_BLOCK = ROWS - 1

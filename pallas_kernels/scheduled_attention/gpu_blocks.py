@@ -9,11 +9,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.mosaic_gpu import plgpu
-from pallas_kernels.scheduled_attention.gpu_plan import ROWS, Plan
-from pallas_kernels.scheduled_attention.gpu_tiles import LOWEST
-from pallas_kernels.scheduled_attention.gpu_walk import Here, Walk
+from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.mosaic_gpu import plgpu
+from recollect.pallas_kernels.scheduled_attention.gpu_plan import ROWS, Plan
+from recollect.pallas_kernels.scheduled_attention.gpu_tiles import LOWEST
+from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import Here, Walk
 
 
 def forward(walk: Walk) -> None:

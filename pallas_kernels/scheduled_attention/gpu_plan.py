@@ -8,9 +8,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import dispatch
-from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.scheduled_attention.core import Settings
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
 
 ROWS = gpu.ROWS  # of the own side, a warpgroup
 LOG2_E = 1.4426950408889634

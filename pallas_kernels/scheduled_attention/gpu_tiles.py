@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import dispatch
-from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.mosaic_gpu import plgpu
-from pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS
-from pallas_kernels.scheduled_attention.gpu_walk import Here, Walk
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.mosaic_gpu import plgpu
+from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS
+from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import Here, Walk
 
 LOWEST = -1e30
 """In place of -inf where a maximum is subtracted: finite, so that what is masked everywhere gets weights of 0 and not NaN."""

@@ -16,12 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from pallas_kernels.scheduled_attention import tpu_call, tpu_tile
-from pallas_kernels.scheduled_attention.core import Settings
-from pallas_kernels.scheduled_attention.schedule import Fields, Visits
-from pallas_kernels.scheduled_attention.tpu_call import LANES, SCALAR_BYTES, Placed, Plan
-from pallas_kernels.scheduled_attention.tpu_tile import Body, Online
-from pallas_kernels.scheduled_attention.tpu_walk import MOST_OWN, by_groups, most_steps, other_tile, own_tile, walk
+from recollect.pallas_kernels.scheduled_attention import tpu_call, tpu_tile
+from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
+from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields, Visits
+from recollect.pallas_kernels.scheduled_attention.tpu_call import LANES, SCALAR_BYTES, Placed, Plan
+from recollect.pallas_kernels.scheduled_attention.tpu_tile import Body, Online
+from recollect.pallas_kernels.scheduled_attention.tpu_grid import (
+    MOST_OWN,
+    by_groups,
+    most_steps,
+    other_tile,
+    own_tile,
+    walk,
+)
 
 SUBLANES = 16  # of bf16, two to a register's 32 bits
 LARGEST_HEAD = 256

@@ -12,9 +12,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import dispatch
-from pallas_kernels.scheduled_attention.schedule import Fields
-from pallas_kernels.scheduled_attention.tpu_walk import Walk, other_tile, own_tile
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields
+from recollect.pallas_kernels.scheduled_attention.tpu_grid import Walk, other_tile, own_tile
 
 LANES = 128
 SCALAR_BYTES = 2**20 - 2**16

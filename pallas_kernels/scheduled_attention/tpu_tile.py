@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.scheduled_attention.core import Settings
-from pallas_kernels.scheduled_attention.schedule import tile_allows
-from pallas_kernels.scheduled_attention.tpu_walk import FIRST, LAST, MASKED, VISITED, Walk
+from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
+from recollect.pallas_kernels.scheduled_attention.block_schedule import tile_allows
+from recollect.pallas_kernels.scheduled_attention.tpu_grid import FIRST, LAST, MASKED, VISITED, Walk
 
 LOWEST = -1e30
 """Where maxima start: finite, so that exp(-inf - maximum) is 0 where a query has seen nothing yet."""

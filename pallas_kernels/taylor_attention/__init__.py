@@ -15,11 +15,11 @@ import functools
 
 import jax
 
-from pallas_kernels.dispatch import always, choose
-from pallas_kernels.sharding import over_mesh, sequence_parts
-from pallas_kernels.taylor_attention import gpu, reference, splitting, tpu, xla
-from pallas_kernels.taylor_attention.features import count
-from pallas_kernels.taylor_attention.step import taylor_attention_step
+from recollect.pallas_kernels.dispatch import always, choose
+from recollect.pallas_kernels.sharding import over_mesh, sequence_parts
+from recollect.pallas_kernels.taylor_attention import gpu, reference, sequence_parallel, tpu, xla
+from recollect.pallas_kernels.taylor_attention.features import count
+from recollect.pallas_kernels.taylor_attention.step import taylor_attention_step
 
 
 def taylor_attention(
@@ -49,7 +49,7 @@ def taylor_attention(
       segment_ids: (b, t) int, 0 is padding; None is one document.
       initial_segment: (b,) segment that `initial_state` belongs to; needed when both it and `segment_ids` are given.
       chunk_size: tokens a chunk in the chunked forms; None leaves it to them.
-      backend: see pallas_kernels.dispatch.
+      backend: see recollect.pallas_kernels.dispatch.
 
     Returns:
       o (b, t, h, v) in v's dtype, and the state after the last token as `initial_state`, or None.
@@ -64,7 +64,7 @@ def taylor_attention(
         part = functools.partial(
             taylor_attention, scale=scale, normalise=normalise, epsilon=epsilon, chunk_size=chunk_size, backend=backend
         )
-        return splitting.over_devices(part, q, k, v, segment_ids, _DIMENSIONS, normalise), None
+        return sequence_parallel.over_devices(part, q, k, v, segment_ids, _DIMENSIONS, normalise), None
     arguments = dict(given, scale=scale, normalise=normalise, epsilon=epsilon, return_state=return_state, chunk_size=chunk_size)
     run = choose("taylor_attention", backend, IMPLEMENTATIONS, q, k, v, **arguments)
     return run(q, k, v, **arguments)

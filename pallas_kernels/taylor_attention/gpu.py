@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.linear_recurrence.gpu import pieces_to_fill
-from pallas_kernels.linear_recurrence.splitting import entering
-from pallas_kernels.taylor_attention import gpu_body, kernels
-from pallas_kernels.taylor_attention.features import count, selections
-from pallas_kernels.taylor_attention.gpu_plan import CHUNK, COLUMNS, KEEP, KEY_COLUMNS, MAPS, SWIZZLE, Plan
-from pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, Settings
-from pallas_kernels.tuning import block_sizes
+from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.linear_recurrence.gpu import pieces_to_fill
+from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering
+from recollect.pallas_kernels.taylor_attention import gpu_body, kernels
+from recollect.pallas_kernels.taylor_attention.features import count, selections
+from recollect.pallas_kernels.taylor_attention.gpu_plan import CHUNK, COLUMNS, KEEP, KEY_COLUMNS, MAPS, SWIZZLE, Plan
+from recollect.pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, Settings
+from recollect.pallas_kernels.tuning import block_sizes
 
 LARGEST_VALUE_DIM = 256
 

@@ -21,9 +21,19 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import mosaic_gpu as gpu
-from pallas_kernels.mosaic_gpu import plgpu
-from pallas_kernels.taylor_attention.gpu_plan import CHUNK, COLUMNS, DOCUMENT, KEEP, KEY_DOCUMENT, MAPS, READ, WRITE, Plan
+from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.mosaic_gpu import plgpu
+from recollect.pallas_kernels.taylor_attention.gpu_plan import (
+    CHUNK,
+    COLUMNS,
+    DOCUMENT,
+    KEEP,
+    KEY_DOCUMENT,
+    MAPS,
+    READ,
+    WRITE,
+    Plan,
+)
 
 States = tuple[jax.Array, ...]
 

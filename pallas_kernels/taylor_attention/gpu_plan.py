@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels import mosaic_gpu as gpu
 
 CHUNK = COLUMNS = PIECE = gpu.ROWS
 SWIZZLE = 64  # bytes: pieces are of multiples of 32 features

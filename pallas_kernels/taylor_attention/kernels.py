@@ -20,7 +20,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.xla import carried
+from recollect.pallas_kernels.linear_recurrence.xla import carried
 
 
 @dataclasses.dataclass(frozen=True)

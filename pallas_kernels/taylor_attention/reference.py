@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.taylor_attention.features import count, packed, query_factor
+from recollect.pallas_kernels.taylor_attention.features import count, packed, query_factor
 
 
 def recurrent(

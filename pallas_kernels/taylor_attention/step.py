@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.taylor_attention.features import count
-from pallas_kernels.taylor_attention.reference import advanced, read
+from recollect.pallas_kernels.taylor_attention.features import count
+from recollect.pallas_kernels.taylor_attention.reference import advanced, read
 
 
 def taylor_attention_step(

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.taylor_attention import kernels
-from pallas_kernels.taylor_attention.features import count, query_factor
-from pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, Settings
-from pallas_kernels.taylor_attention.tpu_walk import Shape, chunk_of, joined, walk
+from recollect.pallas_kernels.taylor_attention import kernels
+from recollect.pallas_kernels.taylor_attention.features import count, query_factor
+from recollect.pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, Settings
+from recollect.pallas_kernels.taylor_attention.tpu_scan import Shape, chunk_of, joined, walk
 
 MOST_KEY_DIM = 32  # 561 features; a chunk's take 300 kB, and several such arrays live at once
 VMEM_BYTES = 12 * 2**20  # of the 16 MiB that a program gets by default

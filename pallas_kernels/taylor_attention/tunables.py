@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.gpu import pieces_to_fill
-from pallas_kernels.taylor_attention import taylor_attention
-from pallas_kernels.tuning import Key, Sizes
-from pallas_kernels.tuning.measure import Tunable
+from recollect.pallas_kernels.linear_recurrence.gpu import pieces_to_fill
+from recollect.pallas_kernels.taylor_attention import taylor_attention
+from recollect.pallas_kernels.tuning import Key, Sizes
+from recollect.pallas_kernels.tuning.measure import Tunable
 
 KEY_DIM = 16
 

@@ -11,8 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence.xla import carried
-from pallas_kernels.taylor_attention.features import count, packed, query_factor
+from recollect.pallas_kernels.linear_recurrence.xla import carried
+from recollect.pallas_kernels.taylor_attention.features import count, packed, query_factor
 
 CHUNK = 64  # where, on CPUs, a chunk's scores cost what its reading and writing of the state cost
 

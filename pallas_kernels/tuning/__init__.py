@@ -8,7 +8,7 @@ where `reckon(dtype=..., decay=..., ...)` is its cheap heuristic. A table's entr
 sequences, tokens and heads (b, t, h): among entries that differ in those alone the nearest serves, by the sum of |log2(ratio)|, the
 first of equals. A kernel whose sizes a count limits must bound what it gets.
 
-Tables hold only what `python -m pallas_kernels.tuning.measure` measured on that device; it rewrites the table of the device it runs on.
+Tables hold only what `python -m recollect.pallas_kernels.tuning.measure` measured on that device; it rewrites the table of the device it runs on.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 import jax
 
-from pallas_kernels import dispatch
-from pallas_kernels.tuning import tables
-from pallas_kernels.tuning.tables import Key, Sizes
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.tuning import tables
+from recollect.pallas_kernels.tuning.tables import Key, Sizes
 
 # Part of what jax keeps traces by, so that a jitted helper is traced again for other sizes.
 _forced: Any = jax.make_user_context(None)

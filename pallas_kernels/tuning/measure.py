@@ -1,6 +1,6 @@
 """Measures block sizes on the device it runs on, and rewrites that device's table:
 
-    python -m pallas_kernels.tuning.measure [KERNEL ...] [--repeats 20] [--dry]
+    python -m recollect.pallas_kernels.tuning.measure [KERNEL ...] [--repeats 20] [--dry]
 
 Kernels are named in pallas_kernels/OPERATION/tunables.py, each a `Tunable` in TUNABLES. Every candidate is first checked against the
 operation's other form; one that does not compile or is wrong is told of and left out. A time is the median, over repeats, of runs that
@@ -23,9 +23,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import pallas_kernels
-from pallas_kernels import dispatch
-from pallas_kernels.tuning import Key, Sizes, forced, tables
+from recollect import pallas_kernels
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.tuning import Key, Sizes, forced, tables
 
 ENOUGH = 0.01  # seconds that a timed run lasts at least, in as many calls as it takes: a launch costs the host some 50 microseconds
 
@@ -57,7 +57,7 @@ def all_tunables() -> list[Tunable]:
     """Those of all operations."""
     found: list[Tunable] = []
     for path in sorted(Path(pallas_kernels.__path__[0]).glob("*/tunables.py")):
-        found += importlib.import_module(f"pallas_kernels.{path.parent.name}.tunables").TUNABLES
+        found += importlib.import_module(f"recollect.pallas_kernels.{path.parent.name}.tunables").TUNABLES
     return found
 
 
@@ -119,7 +119,7 @@ def _median_seconds(function: Callable[..., Any], arguments: tuple[Any, ...], re
 
 def main(arguments: Sequence[str] | None = None, tunables: Sequence[Tunable] | None = None, say: Callable[[str], None] = print) -> int:
     """The command line. Exit code 2 and one line where this device is not measured on, or a name is unknown."""
-    parser = argparse.ArgumentParser(prog="python -m pallas_kernels.tuning.measure", description="Measures block sizes on this device.")
+    parser = argparse.ArgumentParser(prog="python -m recollect.pallas_kernels.tuning.measure", description="Measures block sizes on this device.")
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help="names, or operations (default: all of this platform)")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--dry", action="store_true", help="measure, and leave the table as it is")

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import decomposition
-from configuration import UserError
+from recollect.benchmarks import decomposition
+from recollect.configuration import UserError
 
 
 def curve(*points):

@@ -11,12 +11,12 @@ import time
 
 import pytest
 
-from benchmarks import device
-from benchmarks.first_contact import families, predictions, records, steps
-from benchmarks.first_contact.processes import Child, Group, Step, Turns
-from benchmarks.first_contact.table import table
-from benchmarks.kernel_cases import CASES
-from configuration import UserError
+from recollect.benchmarks import device
+from recollect.benchmarks.first_contact import families, predictions, records, steps
+from recollect.benchmarks.first_contact.processes import Child, Group, Step, Turns
+from recollect.benchmarks.first_contact.table import table
+from recollect.benchmarks.kernel_cases import CASES
+from recollect.configuration import UserError
 
 
 def python(text: str) -> list[str]:
@@ -29,7 +29,7 @@ def ended(child: Child) -> None:
 
 
 def step(name: str, text: str, seconds: float = 20.0) -> Step:
-    return Step(name, python(f"from benchmarks.first_contact import records\n{text}"), seconds, {"PYTHONPATH": str(steps.REPOSITORY)})
+    return Step(name, python(f"from recollect.benchmarks.first_contact import records\n{text}"), seconds, {"PYTHONPATH": str(steps.REPOSITORY)})
 
 
 def test_lines_are_on_disk_and_a_torn_one_is_left_out(tmp_path):
@@ -91,7 +91,7 @@ def test_a_group_keeps_to_its_number_and_names_what_it_never_started(tmp_path):
 
 
 def test_a_turn_begins_at_its_gate_and_ends_by_itself(tmp_path):
-    text = "from pathlib import Path; from benchmarks.first_contact import turns; import sys, time\n"
+    text = "from pathlib import Path; from recollect.benchmarks.first_contact import turns; import sys, time\n"
     text += "turns.wait(Path(sys.argv[1]), 1); print('begun', flush=True); time.sleep(60)"
     gate = tmp_path / "gate"
     process = subprocess.Popen([*python(text), str(gate)], stdout=subprocess.PIPE, cwd=steps.REPOSITORY, text=True)
@@ -159,7 +159,7 @@ def test_a_rehearsal_says_what_it_lost(tmp_path, capsys):
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, arguments, message):
-    command = [sys.executable, "-m", "benchmarks.first_contact", "--out", str(tmp_path / "out"), *arguments]
+    command = [sys.executable, "-m", "recollect.benchmarks.first_contact", "--out", str(tmp_path / "out"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=steps.REPOSITORY, timeout=60)
     assert done.returncode == 2 and done.stderr.startswith("error: first_contact: ") and message in done.stderr
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
@@ -170,7 +170,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "out" / records.FILE).mkdir(parents=True)
     for out in (tmp_path / "file", tmp_path / "file" / "folder", tmp_path / "out"):
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.first_contact", "--out", str(out)],
+            [sys.executable, "-m", "recollect.benchmarks.first_contact", "--out", str(out)],
             capture_output=True,
             text=True,
             cwd=steps.REPOSITORY,
@@ -184,7 +184,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 def test_an_interrupted_parent_ends_its_children_and_writes_its_table(tmp_path, number):
     text = """
 import sys
-from benchmarks.first_contact import __main__ as main, processes, steps
+from recollect.benchmarks.first_contact import __main__ as main, processes, steps
 wait = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
 steps.Plan.probe = lambda plan: [processes.Step("probe", wait, 60)]
 steps.keep_caches = lambda out: None

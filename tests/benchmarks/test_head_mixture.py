@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from benchmarks import head_mixture
-from configuration import UserError
-from layers import mixture_of_heads
-from pallas_kernels.head_mixture_attention import xla
+from recollect.benchmarks import head_mixture
+from recollect.configuration import UserError
+from recollect.layers.mixers import mixture_of_heads
+from recollect.pallas_kernels.head_mixture_attention import xla
 
 
 def test_shares_go_from_an_eighth_to_all():

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import kernel_cases, kernel_checks, kernel_peers, kernel_timing, kernels
-from configuration import UserError
-from pallas_kernels import dispatch
+from recollect.benchmarks import kernel_cases, kernel_checks, kernel_peers, kernel_timing, kernels
+from recollect.configuration import UserError
+from recollect.pallas_kernels import dispatch
 from tests.pallas_kernels.programs import benchmark
 
 SMALL = {"b": 1, "t": 48, "h": 2, "k": 8, "v": 8}
@@ -131,7 +131,7 @@ def test_what_is_refused_costs_nothing_and_the_reference_is_computed_once(only, 
 
 PROCESS = """
 import os, signal, sys
-from benchmarks import kernel_cases, kernel_timing, kernels
+from recollect.benchmarks import kernel_cases, kernel_timing, kernels
 from tests.benchmarks.test_kernels import SMALL
 import dataclasses
 
@@ -255,7 +255,7 @@ def test_floors_come_from_the_arrays():
 def test_libraries_are_asked_where_an_operation_has_them():
     everything = ["pallas_gpu", "cudnn", "splash", "jla", "xla"]
     recurrence = kernel_cases.CASES["linear_recurrence", "no decay"](**SMALL)
-    causal = kernel_cases.CASES["window_attention", "causal"](**SMALL)
+    causal = kernel_cases.CASES["softmax_attention", "causal"](**SMALL)
     assert [name for name, _ in kernels._forms(recurrence, everything)] == ["pallas_gpu", "jla", "xla", "square form"]
     assert [name for name, _ in kernels._forms(causal, everything)] == [
         "pallas_gpu",
@@ -268,9 +268,9 @@ def test_libraries_are_asked_where_an_operation_has_them():
 
 
 SOFTMAX = [
-    ("window_attention", "causal", {}, "jax.nn"),
-    ("window_attention", "window", {"w": 10}, "jax.nn"),
-    ("window_attention", "window, sinks", {"w": 10, "g": 1}, "softmax over all pairs"),
+    ("softmax_attention", "causal", {}, "jax.nn"),
+    ("softmax_attention", "window", {"w": 10}, "jax.nn"),
+    ("softmax_attention", "window, sinks", {"w": 10, "g": 1}, "softmax over all pairs"),
     ("landmark_attention", "grouped softmax", {"block": 7}, "softmax over all pairs"),
     ("head_mixture_attention", "routed heads", {"h": 4, "a": 3}, "all heads, xla"),
 ]
@@ -288,8 +288,8 @@ def test_work_of_softmax_attention_is_that_of_the_pairs_seen():
     t, sizes = 45, {"b": 3, "h": 2, "k": 8, "v": 5}
     make = {key: functools.partial(case, t=t, **sizes) for key, case in kernel_cases.CASES.items()}
     causal, windowed = ([(i, j) for i in range(t) for j in range(t) if j <= i and i - j < w] for w in (t, 10))
-    assert make["window_attention", "causal"]().work == 2 * 3 * 2 * len(causal) * (8 + 5)
-    assert make["window_attention", "window"](w=10).work == 2 * 3 * 2 * len(windowed) * (8 + 5)
+    assert make["softmax_attention", "causal"]().work == 2 * 3 * 2 * len(causal) * (8 + 5)
+    assert make["softmax_attention", "window"](w=10).work == 2 * 3 * 2 * len(windowed) * (8 + 5)
     assert make["head_mixture_attention", "routed heads"](a=1).work == 2 * 3 * 1 * len(causal) * (8 + 5)
     # Landmarks stand at 7, 15, ...: a query reads its own block's ordinary tokens, and all keys of earlier blocks but the landmarks' values.
     earlier = [(i, j) for i, j in causal if j // 8 < i // 8]
@@ -313,7 +313,7 @@ def test_only_what_gpu_kernels_refuse_is_not_compiled_for_them():
 def test_gradients_are_checked_at_sizes_that_keep_the_case():
     """The window is still shorter than the sequence, query heads still share key heads, and as large a share of the heads is active."""
     for platform in ("cpu", "gpu"):
-        for case in kernel_cases.cases(platform, ["window_attention", "landmark_attention", "head_mixture_attention"]):
+        for case in kernel_cases.cases(platform, ["softmax_attention", "landmark_attention", "head_mixture_attention"]):
             small = kernel_cases.smaller(case).sizes
             assert small["b"] == 1 and small["t"] == min(320, case.sizes["t"]) and small["h"] <= 4 and small["k"] == case.sizes["k"]
             if "w" in small:
@@ -326,7 +326,7 @@ def test_work_of_a_window_grows_with_length_and_window():
     """As the compiler counts it for the xla form, backward included; causal attention's grows with the square."""
 
     def counted(variant, t, **sizes):
-        case = kernel_cases.CASES["window_attention", variant](b=1, t=t, h=1, k=8, v=8, **sizes)
+        case = kernel_cases.CASES["softmax_attention", variant](b=1, t=t, h=1, k=8, v=8, **sizes)
         inputs = {name: jax.ShapeDtypeStruct((1, t, 1, 8), jnp.float32) for name in ("q", "k", "v")}
         function = jax.jit(kernel_checks.with_gradients(lambda x: case.run(x, "xla")))
         return function.lower(inputs, inputs["v"]).compile().cost_analysis()["flops"]

@@ -7,13 +7,13 @@ import stat
 import chz
 import pytest
 
-from benchmarks import pretraining
-from configuration import UserError
-from data.text import Text
-from experiments.pretrain_models import experiment
-from layers import Attention, Hyena
-from models import repeat
-from training.experiment import Run
+from recollect.benchmarks import pretraining
+from recollect.configuration import UserError
+from recollect.data.text.dataset import Text
+from recollect.experiments.pretrain_models import experiment
+from recollect.layers import Attention, Hyena
+from recollect.models import repeat
+from recollect.training.experiment import Run
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def tiny(tmp_path, monkeypatch):
 
 def test_a_whole_run(tiny, tmp_path, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr("experiments.registry.load", lambda name, kind: asked.append(name) or tiny)
+    monkeypatch.setattr("recollect.experiments.registry.load", lambda name, kind: asked.append(name) or tiny)
     interpreter = tmp_path / "python"
     answer = {"tokens_per_second": 100.0, "step_seconds": 1.28, "seconds": [1.28], "parameters": 7, "version": "fla 1, torch 2"}
     interpreter.write_text(f"#!/bin/sh\ncat > {tmp_path}/case.json\necho noise\necho 'RESULT {json.dumps(answer)}'\n")
@@ -79,7 +79,7 @@ def test_wrong_options(arguments):
 
 
 def test_defaults_are_experiments():
-    from experiments.registry import entries
+    from recollect.experiments.registry import entries
 
     for name in (*pretraining.ON_CPU, *pretraining.ON_ACCELERATORS):
         assert f"pretrain.{name}" in entries()

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import machine, recall_breakdown, recall_training, zoology_runner
-from configuration import UserError
-from data.synthetics import MQAR
-from layers.linear_attention import LinearAttention
-from models import LanguageModel, repeat
-from training.experiment import Experiment, Run
-from training.program import Program
+from recollect.benchmarks import machine, recall_breakdown, recall_training, zoology_runner
+from recollect.configuration import UserError
+from recollect.data.synthetics import MQAR
+from recollect.layers.mixers.linear_attention import LinearAttention
+from recollect.models import LanguageModel, repeat
+from recollect.training.experiment import Experiment, Run
+from recollect.training.step import Program
 
 
 def turn(ours, step, data, others=0.0):

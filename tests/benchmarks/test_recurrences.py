@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import recurrences
-from configuration import UserError
+from recollect.benchmarks import recurrences
+from recollect.configuration import UserError
 
 SIZES = ["--cases", "simple_gla", "--shapes", "1,20,2,4", "--turns", "1", "--seconds", "0"]
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from data.batches import Batches
-from data.synthetics import MQAR
+from recollect.data.text.rows.by_number import Batches
+from recollect.data.synthetics import MQAR
 from tests.campaign.runs import Process, experiment_of, lost, remains
-from training.checkpoints import Checkpoints
-from training.replay import replay
-from training.run_folder import RunFolder
+from recollect.training.checkpoint.orbax_folder import Checkpoints
+from recollect.training.recovery.replay import replay
+from recollect.training.run_folder import RunFolder
 
 KINDS = (
     "kill",

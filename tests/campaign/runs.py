@@ -23,11 +23,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from configuration import Preempted, UserError
+from recollect.configuration import Preempted, UserError
 from tests.training.tiny import tiny, tiny_text
-from training.experiment import Experiment
-from training.loop import train
-from training.storage import damage
+from recollect.training.experiment import Experiment
+from recollect.training.train import train
+from recollect.training.checkpoint.integrity import damage
 
 LIMIT = 300
 """Seconds after which a run counts as hanging."""

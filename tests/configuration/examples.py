@@ -1,14 +1,14 @@
 """Experiment-like configs that the configuration tests share: nested tuples, optional parts, every kind of field."""
 
-from data.synthetics import MQAR, RecallSlice
-from layers import Landmark, LinearAttention
-from layers.feature_maps import Hedgehog, Identity, Relu
-from layers.mlp import GELU, SwiGLU
-from layers.norms import LayerNorm
-from layers.positions import LearnedPositions, Rotary
-from models import LanguageModel, Stage, repeat
-from training.experiment import Experiment, Mesh, Run
-from training.optimizer import AdamW, GroupRate
+from recollect.data.synthetics import MQAR, RecallSlice
+from recollect.layers import Landmark, LinearAttention
+from recollect.layers.modules.feature_maps import Hedgehog, Identity, Relu
+from recollect.layers.modules.mlp import GELU, SwiGLU
+from recollect.layers.modules.norms import LayerNorm
+from recollect.layers.modules.positions import LearnedPositions, Rotary
+from recollect.models import LanguageModel, Stage, repeat
+from recollect.training.experiment import Experiment, Mesh, Run
+from recollect.training.optimizer import AdamW, GroupRate
 
 
 def mixed() -> Experiment:

@@ -5,11 +5,20 @@ import sys
 import chz
 import pytest
 
-from configuration import UserError, apply_overrides, apply_values, config_class, differences, from_json, get_field, to_json
-from layers import Landmark, LinearAttention
-from layers.feature_maps import Hedgehog, Relu, Taylor
-from layers.mlp import GELU
-from layers.positions import LearnedPositions, Rotary
+from recollect.configuration import (
+    UserError,
+    apply_overrides,
+    apply_values,
+    config_class,
+    differences,
+    from_json,
+    get_field,
+    to_json,
+)
+from recollect.layers import Landmark, LinearAttention
+from recollect.layers.modules.feature_maps import Hedgehog, Relu, Taylor
+from recollect.layers.modules.mlp import GELU
+from recollect.layers.modules.positions import LearnedPositions, Rotary
 from tests.configuration.examples import mixed
 
 
@@ -187,7 +196,7 @@ def test_a_value_never_imports_or_runs_code(value, tmp_path, monkeypatch):
     assert trap not in sys.modules
 
 
-@pytest.mark.parametrize("name", ["os:system", "layers.landmark:Landmark"])
+@pytest.mark.parametrize("name", ["os:system", "recollect.layers.mixers.landmark:Landmark"])
 def test_class_names_with_a_module_are_refused(name):
     with pytest.raises(UserError, match="refused"):
         config_class(name)

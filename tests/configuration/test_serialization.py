@@ -8,11 +8,11 @@ from pathlib import Path
 import chz
 import pytest
 
-from configuration import UserError, differences, from_json, to_json
-from configuration.files import load_definitions
-from layers import LinearAttention
-from layers.mlp import SwiGLU
-from layers.positions import Rotary
+from recollect.configuration import UserError, differences, from_json, to_json
+from recollect.configuration.python_files import load_definitions
+from recollect.layers import LinearAttention
+from recollect.layers.modules.mlp import SwiGLU
+from recollect.layers.modules.positions import Rotary
 from tests.configuration.examples import EXAMPLES, mixed
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +125,7 @@ def test_differences_are_dotted_paths():
 def test_two_classes_of_one_name_are_an_error():
     code = """
 import chz
-from configuration import Config, UserError, config_class
+from recollect.configuration import Config, UserError, config_class
 def make():
     @chz.chz(typecheck=True)
     class Twin(Config):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evaluation.results import RunResult, load_runs
+from recollect.evaluation.results import RunResult, load_runs
 
 
 def write_run(folder: Path, name: str = "mqar.based", rate: float = 1e-3, seed: int = 0, **changes: Any) -> Path:

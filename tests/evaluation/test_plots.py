@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from configuration import UserError
-from evaluation import plots
-from evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
-from evaluation.results import LearningCurve, load_runs, summarise
+from recollect.configuration import UserError
+from recollect.evaluation import plots
+from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
+from recollect.evaluation.results import LearningCurve, load_runs, summarise
 from tests.evaluation.folders import study, write_run
 
 NAMES = ("attention", "based", "window", "convolution", "hyena", "landmark", "mixture_of_heads")
@@ -196,6 +196,6 @@ def test_drawing_leaves_the_users_settings_alone(tmp_path, runs):
 
 
 def test_importing_costs_neither_matplotlib_nor_jax():
-    code = "import sys, evaluation.plots, evaluation.table; print([name for name in ('matplotlib', 'jax', 'flax') if name in sys.modules])"
+    code = "import sys, recollect.evaluation.plots, recollect.evaluation.table; print([name for name in ('matplotlib', 'jax', 'flax') if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

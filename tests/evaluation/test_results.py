@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from configuration import UserError
-from evaluation.results import group_by_label, learning_curve, load_run, load_runs, slice_order, summarise
+from recollect.configuration import UserError
+from recollect.evaluation.results import group_by_label, learning_curve, load_run, load_runs, slice_order, summarise
 from tests.evaluation.folders import write_run
 
 

@@ -4,9 +4,16 @@ import math
 
 import pytest
 
-from configuration import UserError
-from evaluation.results import load_runs, summarise
-from evaluation.table import format_bytes, format_count, format_seconds, format_table, print_table, write_csv
+from recollect.configuration import UserError
+from recollect.evaluation.results import load_runs, summarise
+from recollect.evaluation.table import (
+    format_bytes,
+    format_count,
+    format_seconds,
+    format_table,
+    print_table,
+    write_csv,
+)
 from tests.evaluation.folders import study, write_run
 
 

@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import export.safetensors_format as module
-from configuration import Config, UserError, to_json
-from export import export_safetensors, load_safetensors, read_manifest
+import recollect.export.safetensors_format as module
+from recollect.configuration import Config, UserError, to_json
+from recollect.export import export_safetensors, load_safetensors, read_manifest
 
 
 @chz.chz(typecheck=True)

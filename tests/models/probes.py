@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from layers.linear import parameter
-from layers.mixer import Context, Mixer, MixerConfig, MixerOutput, Place, Traits
-from models import FunctionalModel, LanguageModel
-from models.functional import flatten, nest
+from recollect.layers.modules.linear import parameter
+from recollect.layers.mixer import Context, Mixer, MixerConfig, MixerOutput, Place, Traits
+from recollect.models import FunctionalModel, LanguageModel
+from recollect.models.functional import flatten, nest
 
 
 @chz.chz(typecheck=True)

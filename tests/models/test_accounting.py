@@ -5,13 +5,13 @@ import jax
 import numpy as np
 import pytest
 
-from layers import Attention, Landmark, LinearAttention, ShortConvolution, SlidingWindow
-from layers.feature_maps import EluPlusOne
-from layers.mlp import SwiGLU
-from layers.positions import LearnedPositions
-from models import FunctionalModel, LanguageModel, Stage, repeat
-from models.accounting import flops_per_token, parameters_by_part, state_bytes_at, state_elements_at
-from models.functional import count
+from recollect.layers import Attention, Landmark, LinearAttention, ShortConvolution, SlidingWindow
+from recollect.layers.modules.feature_maps import EluPlusOne
+from recollect.layers.modules.mlp import SwiGLU
+from recollect.layers.modules.positions import LearnedPositions
+from recollect.models import FunctionalModel, LanguageModel, Stage, repeat
+from recollect.models.accounting import flops_per_token, parameters_by_part, state_bytes_at, state_elements_at
+from recollect.models.functional import count
 
 MIXED = LanguageModel(
     width=16,

@@ -2,12 +2,12 @@
 
 import pytest
 
-from layers import GatedConvolution, LinearAttention, SlidingWindow
-from layers.mixer import MixerConfig
-from layers.mlp import SwiGLU
-from layers.positions import Rotary
-from models import FunctionalModel, LanguageModel, Stage
-from models.accounting import parameters_by_part
+from recollect.layers import GatedConvolution, LinearAttention, SlidingWindow
+from recollect.layers.mixer import MixerConfig
+from recollect.layers.modules.mlp import SwiGLU
+from recollect.layers.modules.positions import Rotary
+from recollect.models import FunctionalModel, LanguageModel, Stage
+from recollect.models.accounting import parameters_by_part
 
 VOCABULARY = 50_264  # GPT-2's 50,257, padded to a multiple of 8
 

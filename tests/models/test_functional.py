@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from layers import Landmark, LinearAttention
-from layers.feature_maps import Hedgehog
-from layers.mlp import GELU
-from layers.norms import LayerNorm
-from layers.positions import LearnedPositions
-from models import FunctionalModel, LanguageModel, repeat
-from models.functional import count, flatten, nest
+from recollect.layers import Landmark, LinearAttention
+from recollect.layers.modules.feature_maps import Hedgehog
+from recollect.layers.modules.mlp import GELU
+from recollect.layers.modules.norms import LayerNorm
+from recollect.layers.modules.positions import LearnedPositions
+from recollect.models import FunctionalModel, LanguageModel, repeat
+from recollect.models.functional import count, flatten, nest
 from tests.models.probes import PlaceProbe, error, functional
 
 FIELDS = {

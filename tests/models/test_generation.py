@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configuration import UserError
-from layers import Landmark, LinearAttention
-from layers.positions import LearnedPositions, Rotary
-from models import repeat
-from models.generation import _sample, generate
+from recollect.configuration import UserError
+from recollect.layers import Landmark, LinearAttention
+from recollect.layers.modules.positions import LearnedPositions, Rotary
+from recollect.models import repeat
+from recollect.models.generation import _sample, generate
 from tests.models.probes import functional
 
 MODEL, PARAMS = functional(

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from layers.mixer import LANDMARK, ORDINARY, Cursor, document_positions
-from models.landmarks import Layout, expanded_length, insert, layout, plain_layout, remove
+from recollect.layers.mixer import LANDMARK, ORDINARY, Cursor, document_positions
+from recollect.models.landmarks import Layout, expanded_length, insert, layout, plain_layout, remove
 
 
 def walk(segments, positions, block):

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configuration import UserError
-from layers import Landmark, LinearAttention
-from layers.mixer import Context
-from layers.mlp import SwiGLU
-from layers.positions import LearnedPositions, Rotary
-from models import FunctionalModel, LanguageModel, Stage, repeat
+from recollect.configuration import UserError
+from recollect.layers import Landmark, LinearAttention
+from recollect.layers.mixer import Context
+from recollect.layers.modules.mlp import SwiGLU
+from recollect.layers.modules.positions import LearnedPositions, Rotary
+from recollect.models import FunctionalModel, LanguageModel, Stage, repeat
 from tests.models.probes import PlaceProbe, error, functional
 
 LANDMARK = Landmark(block=3, heads=2, key_heads=1, positions=Rotary())

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configuration import UserError
-from layers import LinearAttention, ShortConvolution
-from layers.mixer import Context
-from layers.mlp import SwiGLU
-from models import FunctionalModel, LanguageModel, Stage, repeat
-from models.functional import flatten
-from pallas_kernels import dispatch
+from recollect.configuration import UserError
+from recollect.layers import LinearAttention, ShortConvolution
+from recollect.layers.mixer import Context
+from recollect.layers.modules.mlp import SwiGLU
+from recollect.models import FunctionalModel, LanguageModel, Stage, repeat
+from recollect.models.functional import flatten
+from recollect.pallas_kernels import dispatch
 from tests.models.probes import PlaceProbe, error, functional
 
 A, B = ShortConvolution(kernel=2), LinearAttention(heads=2, feature_dim=3)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
-from pallas_kernels import compile_ahead, compilers, dispatch
+from recollect.pallas_kernels import compile_ahead, compilers, dispatch
 from tests.pallas_kernels.programs import CHIPS_OF, Program, all_programs
 
 SHAPE = jax.ShapeDtypeStruct((256, 128), jnp.float32)

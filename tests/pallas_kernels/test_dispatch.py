@@ -6,8 +6,17 @@ import types
 import jax
 import pytest
 
-from pallas_kernels import dispatch
-from pallas_kernels.dispatch import Choice, Device, aimed_at, always, choose, interpreted, preferred_backend, recorded_choices
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.dispatch import (
+    Choice,
+    Device,
+    aimed_at,
+    always,
+    choose,
+    interpreted,
+    preferred_backend,
+    recorded_choices,
+)
 
 H100 = "NVIDIA H100 80GB HBM3"
 

@@ -1,9 +1,9 @@
-"""Every mixer over every mesh equals one device: losses, gradients, parameters after five steps. One mesh a mixer is law 8 of tests/test_mixer_laws.py;
+"""Every mixer over every mesh equals one device: losses, gradients, parameters after five steps. One mesh a mixer is law 8 of tests/layers/test_mixer_laws.py;
 all of them (`make test-all`) take a quarter of an hour and more."""
 
 import pytest
 
-from tests.test_mixer_laws import CASES
+from tests.layers.test_mixer_laws import CASES
 from tests.training.sharded import MESHES, assert_same_as_on_one_device
 
 

@@ -13,8 +13,13 @@ from hypothesis import Phase, settings
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from pallas_kernels import dispatch
-from pallas_kernels.gated_convolution import long_convolution, reference, short_convolution, short_convolution_step
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.gated_convolution import (
+    long_convolution,
+    reference,
+    short_convolution,
+    short_convolution_step,
+)
 
 TOLERANCE = 2e-6  # fp32 sums of up to a few hundred terms; a Fourier transform of 514 points measures 3e-7
 

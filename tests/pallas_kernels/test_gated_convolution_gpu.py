@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import dispatch
-from pallas_kernels.gated_convolution import gpu, gpu_long, long_convolution, short_convolution
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.gated_convolution import gpu, gpu_long, long_convolution, short_convolution
 from tests.pallas_kernels.simulator import races_found
 from tests.pallas_kernels.test_gated_convolution import (
     compare,

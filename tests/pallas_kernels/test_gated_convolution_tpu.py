@@ -13,8 +13,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 
-from pallas_kernels import dispatch
-from pallas_kernels.gated_convolution import long_convolution, short_convolution, tpu, tpu_long
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.gated_convolution import long_convolution, short_convolution, tpu, tpu_long
 from tests.pallas_kernels.test_gated_convolution import (
     LONG_CASES,
     SHORT_CASES,

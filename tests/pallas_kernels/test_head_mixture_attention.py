@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import dispatch
-from pallas_kernels.head_mixture_attention import head_mixture_attention, xla
-from pallas_kernels.head_mixture_attention.plan import ends, make_plan, tile_count
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention, xla
+from recollect.pallas_kernels.head_mixture_attention.head_groups import ends, make_plan, tile_count
 
 CLOSE = 1e-5
 

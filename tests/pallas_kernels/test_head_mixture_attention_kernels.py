@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import dispatch
-from pallas_kernels.head_mixture_attention import head_mixture_attention, scheduled
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention, scheduled
 from tests.pallas_kernels import tiles_by_einsum
 from tests.pallas_kernels.simulator import races_found
 from tests.pallas_kernels.test_head_mixture_attention import arguments, compare, error, exactly, results

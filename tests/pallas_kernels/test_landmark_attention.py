@@ -11,7 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.landmark_attention import earlier, landmark_attention, reference, retrieve_blocks
+from recollect.pallas_kernels.landmark_attention import (
+    previous_blocks,
+    landmark_attention,
+    reference,
+    retrieve_blocks,
+)
 from tests.pallas_kernels import landmark_oracle
 
 CLOSE = 5e-6  # fp32, products of softmaxes over up to 30 terms

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import dispatch
-from pallas_kernels.landmark_attention import kernels, landmark_attention, reference, xla
-from pallas_kernels.scheduled_attention import gpu
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.landmark_attention import kernels, landmark_attention, reference, xla
+from recollect.pallas_kernels.scheduled_attention import gpu
 from tests.pallas_kernels.simulator import races_found
 from tests.pallas_kernels.test_landmark_attention import arrays, rows
 from tests.pallas_kernels.test_landmark_attention_kernels import NAMES, off, packed, results

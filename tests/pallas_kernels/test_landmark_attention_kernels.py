@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import dispatch
-from pallas_kernels.landmark_attention import kernels, landmark_attention, reference, xla
-from pallas_kernels.landmark_attention.kernels import NearOwnBlock, StoredEarlierBlocks
-from pallas_kernels.scheduled_attention import core, tpu
-from pallas_kernels.scheduled_attention.rules import EarlierBlocks, OwnBlock
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.landmark_attention import kernels, landmark_attention, reference, xla
+from recollect.pallas_kernels.landmark_attention.kernels import NearOwnBlock, StoredEarlierBlocks
+from recollect.pallas_kernels.scheduled_attention import flash_vjp, tpu
+from recollect.pallas_kernels.scheduled_attention.mask_rules import EarlierBlocks, OwnBlock
 from tests.pallas_kernels import tiles_by_einsum
 from tests.pallas_kernels.test_landmark_attention import PACKED, arrays, document_positions, error, fields, rows
 
@@ -110,7 +110,7 @@ def test_positions_without_segments():
 
 def visits_of(run, monkeypatch):
     """Sizes of the schedules that a call makes, (kind of rule, tiles that may be visited, tiles that are)."""
-    seen, real = [], core.block_schedule
+    seen, real = [], flash_vjp.block_schedule
 
     def noting(rule, *args):
         schedule = real(rule, *args)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pallas_kernels.linear_cross_entropy import linear_cross_entropy
-from pallas_kernels.linear_cross_entropy.xla import chunk_of
+from recollect.pallas_kernels.linear_cross_entropy import linear_cross_entropy
+from recollect.pallas_kernels.linear_cross_entropy.xla import chunk_of
 
 
 def arrays(b, t, d, v, dtype=jnp.float64, seed=0):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.linear_recurrence import linear_recurrence, reference
+from recollect.pallas_kernels.linear_recurrence import linear_recurrence, reference
 
 CLOSE = 1e-5  # fp32 sums of up to 257 products, against fp64
 NAMES = ("q", "k", "v", "log_decay", "initial_state")

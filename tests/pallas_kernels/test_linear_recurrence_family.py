@@ -11,9 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.linear_recurrence import columns, linear_recurrence, linear_recurrence_step, passes, reference, triangles
-from pallas_kernels.linear_recurrence.reduced import reduced
-from tests.pallas_kernels import walks_by_einsum
+from recollect.pallas_kernels.linear_recurrence import (
+    column_packing,
+    linear_recurrence,
+    linear_recurrence_step,
+    kernel_vjp,
+    reference,
+    chunk_matrices,
+)
+from recollect.pallas_kernels.linear_recurrence.reduced_precision import reduced
+from tests.pallas_kernels import chunk_scan_by_einsum
 from tests.pallas_kernels.test_linear_recurrence import CLOSE, documents, error, exactly, results
 
 
@@ -166,8 +173,8 @@ def test_columns_that_decay_and_are_erased_are_served_by_the_reference():
 
 def walks_of_16(joined=None):
     """Walks in plain jnp over chunks of 16 tokens."""
-    forms = walks_by_einsum.walk, walks_by_einsum.delta_walk, walks_by_einsum.solve, walks_by_einsum.solve_transposed
-    return passes.Walks(*forms, lambda *_: 16, joined)
+    forms = chunk_scan_by_einsum.walk, chunk_scan_by_einsum.delta_walk, chunk_scan_by_einsum.solve, chunk_scan_by_einsum.solve_transposed
+    return kernel_vjp.Walks(*forms, lambda *_: 16, joined)
 
 
 @pytest.mark.parametrize(
@@ -177,9 +184,9 @@ def walks_of_16(joined=None):
         ((63, "token", None, True, True), None),
         ((63, "channel", None, True, True), None),
         ((63, None, "scalar", True, True), None),
-        ((63, None, "scalar", True, True), walks_by_einsum.walk),
+        ((63, None, "scalar", True, True), chunk_scan_by_einsum.walk),
         ((63, "token", "vector", True, True), None),
-        ((63, "token", "scalar", True, True), walks_by_einsum.walk),
+        ((63, "token", "scalar", True, True), chunk_scan_by_einsum.walk),
         ((100, "channel", "vector", True, True), None),
         ((63, "strong", "scalar", True, True, None, True), None),
         ((100, "channel", "vector", True, True, None, True), None),
@@ -192,7 +199,7 @@ def test_gradients_are_walks(case, joined, monkeypatch):
     """The mathematics that kernel backends share, on walks in plain jnp; the decay's gradient starts afresh every 32 tokens."""
     monkeypatch.setattr(passes, "GROUP", 32)
     monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
-    run = functools.partial(passes.by_walks, walks_of_16(joined))
+    run = functools.partial(kernel_vjp.by_walks, walks_of_16(joined))
     absent = dict.fromkeys(("log_decay", "write_strength", "segment_ids"))
     compare(lambda *given, **named: reduced(run, *given, **(absent | named)), *arguments(*case), CLOSE)
 
@@ -203,7 +210,7 @@ def test_gradients_of_decays_of_columns_are_walks(case, monkeypatch):
     t, *kind = case
     given, fixed = arguments(t, None, None, *kind, "channel")
     given["write_strength"] = np.random.default_rng(1).random(given["v"].shape[:3], np.float32)
-    compare(functools.partial(columns.by_walks_of_columns, walks_of_16()), given, fixed, CLOSE)
+    compare(functools.partial(column_packing.by_walks_of_columns, walks_of_16()), given, fixed, CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -285,8 +292,8 @@ def test_inverses_of_unit_triangles(c):
     lower = jnp.tril(jax.random.normal(jax.random.key(c), (3, c, c)), -1)
     exact = np.linalg.inv(np.eye(c) + np.asarray(lower, np.float64))
     weights = jax.random.normal(jax.random.key(1), lower.shape)
-    for inverse in (triangles.unit_inverse, triangles.unit_inverse_by_ladder):
+    for inverse in (chunk_matrices.unit_inverse, chunk_matrices.unit_inverse_by_ladder):
         assert error(jax.jit(inverse)(lower), exact) < CLOSE
-    found = jax.jit(jax.grad(lambda x: jnp.sum(weights * triangles.unit_inverse(x))))(lower)
+    found = jax.jit(jax.grad(lambda x: jnp.sum(weights * chunk_matrices.unit_inverse(x))))(lower)
     expected = jax.grad(lambda x: jnp.sum(weights * jnp.linalg.inv(jnp.eye(c) + jnp.tril(x, -1))))(lower)
     assert error(found, expected) < 10 * CLOSE

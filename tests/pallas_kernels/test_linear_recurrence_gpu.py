@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import compile_ahead, compilers, dispatch
-from pallas_kernels.linear_recurrence import gpu, gpu_body, linear_recurrence
-from pallas_kernels.linear_recurrence.walks import Chunks
-from pallas_kernels.tuning import forced
-from tests.pallas_kernels import simulator, walks_by_einsum
+from recollect.pallas_kernels import compile_ahead, compilers, dispatch
+from recollect.pallas_kernels.linear_recurrence import gpu, gpu_body, linear_recurrence
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks
+from recollect.pallas_kernels.tuning import forced
+from tests.pallas_kernels import simulator, chunk_scan_by_einsum
 from tests.pallas_kernels.programs import all_programs
 from tests.pallas_kernels.programs import linear_recurrence_gpu as programs
 from tests.pallas_kernels.test_linear_recurrence import error
-from training.compiled_report import work_of
+from recollect.cost.hlo_cost import work_of
 
 C = gpu.CHUNK
 # bf16 products: each rounded factor is off by 2^-9 at most, 0.0017 rms; scores, weights and the entering state are rounded once more.
@@ -130,7 +130,7 @@ def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
     settings |= {"checkpoint_every": 2 if "checkpoints" in more else None, "out_dtype": jnp.float32 if "wide" in more else None}
     found = simulated(functools.partial(walk_with, gpu.walk), *given, pieces=3 if "pieces" in more else 1, **settings)
     assert found.o.dtype == (jnp.float32 if "wide" in more else jnp.bfloat16)
-    compare(found, exactly(functools.partial(walk_with, walks_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64}))
+    compare(found, exactly(functools.partial(walk_with, chunk_scan_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64}))
 
 
 def extreme_decays(t: int) -> np.ndarray:
@@ -166,7 +166,7 @@ def test_extreme_decays(decay, more):
     given = (*(jnp.abs(rows(t, heads, size, seed)) + jnp.bfloat16(0.01) for seed in range(3)), chunks, state, None)
     settings = {"heads": heads, "reverse": "reverse" in more, "strict": "strict" in more, "out_dtype": jnp.float32}
     found = simulated(functools.partial(walk_with, gpu.walk), *given, **settings)
-    expected = exactly(functools.partial(walk_with, walks_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64})
+    expected = exactly(functools.partial(walk_with, chunk_scan_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64})
     for head in range(heads):
         assert error(found.o[:, :, head], expected.o[:, :, head]) < CLOSE["o"], head
         assert error(found.state[:, head], expected.state[:, head]) < CLOSE["state"], head
@@ -215,7 +215,7 @@ def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
     settings = {"heads": many, "reverse": "reverse" in more, "checkpoint_every": 2 if "checkpoints" in more else None}
     settings |= {"scale": 0.0 if "scale 0" in more else 0.7, "keeps_y": "state" in more or "second" in more}
     found = simulated(functools.partial(delta_walk_with, gpu.delta_walk), *arrays, pieces=3 if "pieces" in more else 1, **settings)
-    compare(found, exactly(functools.partial(delta_walk_with, walks_by_einsum.delta_walk), *arrays, **settings))
+    compare(found, exactly(functools.partial(delta_walk_with, chunk_scan_by_einsum.delta_walk), *arrays, **settings))
 
 
 def joined_with(form, q, k, v, chunks, given, **settings):
@@ -255,7 +255,7 @@ def test_two_walks_in_one(decay, t, key_dim, value_dim, heads, more):
     settings |= {"reverse": "reverse" in more, "strict": "strict" in more}
     settings |= {"checkpoint_every": 2 if "checkpoints" in more else None}
     found = simulated(functools.partial(joined_with, gpu.walk), *arrays, **settings)
-    compare(found, exactly(functools.partial(joined_with, walks_by_einsum.walk), *arrays, **settings))
+    compare(found, exactly(functools.partial(joined_with, chunk_scan_by_einsum.walk), *arrays, **settings))
 
 
 def solve_with(form, *arrays, **settings):
@@ -291,7 +291,7 @@ def test_solve_and_its_transpose(decay, t, key_dim, value_dim, heads, strength, 
         chunks = dataclasses.replace(chunks, total=None)
     given = (e, k, v, chunks, strengths if "strength" in more else None, decay_steps)
     found = simulated(functools.partial(solve_with, gpu.solve), *given, heads=many)
-    exact = exactly(functools.partial(solve_with, walks_by_einsum.solve), *given, heads=many)
+    exact = exactly(functools.partial(solve_with, chunk_scan_by_einsum.solve), *given, heads=many)
     assert (found.total is None) == (exact.total is None)
     if found.total is not None:
         np.testing.assert_allclose(found.total, exact.total, rtol=1e-6, atol=1e-6)
@@ -303,7 +303,7 @@ def test_solve_and_its_transpose(decay, t, key_dim, value_dim, heads, strength, 
     assert simulated(functools.partial(solve_with, gpu.solve), *given, heads=many, keeps=False).inverse is None
     given = (found.inverse, rows(t, few, key_dim, 4), k, v, chunks)
     found = simulated(gpu.solve_transposed, *given, heads=many, scale=0.7)
-    exact = exactly(walks_by_einsum.solve_transposed, *given, heads=many, scale=0.7)
+    exact = exactly(chunk_scan_by_einsum.solve_transposed, *given, heads=many, scale=0.7)
     for name in ("w", "u"):
         assert getattr(found, name).shape == getattr(exact, name).shape, name
         assert error(getattr(found, name), getattr(exact, name)) < bar, (name, error(getattr(found, name), getattr(exact, name)))

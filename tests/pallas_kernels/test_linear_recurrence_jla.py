@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import dispatch
-from pallas_kernels.dispatch import aimed_at, interpreted, recorded_choices
-from pallas_kernels.linear_recurrence import jla, linear_recurrence
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.dispatch import aimed_at, interpreted, recorded_choices
+from recollect.pallas_kernels.linear_recurrence import jla, linear_recurrence
 from tests.pallas_kernels.test_linear_recurrence import CLOSE, error
 from tests.pallas_kernels.test_linear_recurrence_family import arguments, compare
 from tests.pallas_kernels.test_linear_recurrence_models import PUBLISHED

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.dispatch import interpreted
-from pallas_kernels.linear_recurrence import gpu, linear_recurrence, reference, tunables
-from pallas_kernels.tuning import forced
+from recollect.pallas_kernels.dispatch import interpreted
+from recollect.pallas_kernels.linear_recurrence import gpu, linear_recurrence, reference, tunables
+from recollect.pallas_kernels.tuning import forced
 from tests.pallas_kernels.test_linear_recurrence import error, exactly, results
 from tests.pallas_kernels.test_linear_recurrence_family import arguments
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.linear_recurrence import linear_recurrence
+from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 from tests.pallas_kernels.test_linear_recurrence import CLOSE, error
 from tests.pallas_kernels.test_linear_recurrence_family import unit
 

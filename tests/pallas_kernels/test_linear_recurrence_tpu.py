@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import dispatch
-from pallas_kernels.linear_recurrence import tpu, tpu_blocks, tpu_inverse
-from pallas_kernels.linear_recurrence.walks import Chunks
-from tests.pallas_kernels import walks_by_einsum
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.linear_recurrence import tpu, tpu_blocks, tpu_inverse
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks
+from tests.pallas_kernels import chunk_scan_by_einsum
 from tests.pallas_kernels.test_linear_recurrence import error
 
 B, KEY, VALUE = 2, 24, 12  # four heads share lanes where no operand has fewer
@@ -80,7 +80,7 @@ def walked(how, rows, chunks, **settings):
     """By the kernels and, in fp64, by definition."""
     with dispatch.interpreted(how):
         found = jax.jit(functools.partial(tpu.walk, **settings))(*rows, chunks)
-    return found, exactly(walks_by_einsum.walk, *rows, chunks, **settings)
+    return found, exactly(chunk_scan_by_einsum.walk, *rows, chunks, **settings)
 
 
 def walk_settings(h: int, t: int, dtype: str, **more):
@@ -179,7 +179,7 @@ def test_a_delta_walk_is_what_it_is_defined_to_be(case):
     with dispatch.interpreted(how):
         found = jax.jit(functools.partial(tpu.delta_walk, **settings))(w, u, k, chunks)
     assert found.y.dtype == jnp.dtype(dtype)
-    compare(found, exactly(walks_by_einsum.delta_walk, w, u, k, chunks, **settings), {}, CLOSE[dtype])
+    compare(found, exactly(chunk_scan_by_einsum.delta_walk, w, u, k, chunks, **settings), {}, CLOSE[dtype])
     if how == "races":
         assert not races_found()
 
@@ -213,8 +213,8 @@ def test_systems_are_solved(case):
     with dispatch.interpreted(how):
         found = jax.jit(functools.partial(tpu_inverse.solve, heads=4))(e, k, v, chunks, strength=strength)
         again = jax.jit(functools.partial(tpu_inverse.solve_transposed, heads=4, scale=0.7))(found.inverse, q, k, do, chunks)
-    expected = exactly(walks_by_einsum.solve, e, k, v, chunks, heads=4, strength=strength)
-    turned = exactly(walks_by_einsum.solve_transposed, found.inverse, q, k, do, chunks, heads=4, scale=0.7)
+    expected = exactly(chunk_scan_by_einsum.solve, e, k, v, chunks, heads=4, strength=strength)
+    turned = exactly(chunk_scan_by_einsum.solve_transposed, found.inverse, q, k, do, chunks, heads=4, scale=0.7)
     for one, other in ((found, expected), (again, turned)):
         assert one.w.dtype == one.u.dtype == jnp.dtype(dtype)
         for name in ("w", "u"):

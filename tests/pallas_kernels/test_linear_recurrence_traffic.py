@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import compile_ahead
-from pallas_kernels.linear_recurrence import linear_recurrence
+from recollect.pallas_kernels import compile_ahead
+from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 from tests.pallas_kernels import traffic
 from tests.pallas_kernels.test_compile_ahead import needs_cuda
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import compile_ahead, dispatch
-from pallas_kernels import mosaic_gpu as mosaic
-from pallas_kernels.landmark_attention import landmark_attention
-from pallas_kernels.scheduled_attention import gpu
-from pallas_kernels.scheduled_attention.rules import Before
-from pallas_kernels.window_attention import window_attention
+from recollect.pallas_kernels import compile_ahead, dispatch
+from recollect.pallas_kernels import mosaic_gpu as mosaic
+from recollect.pallas_kernels.landmark_attention import landmark_attention
+from recollect.pallas_kernels.scheduled_attention import gpu
+from recollect.pallas_kernels.scheduled_attention.mask_rules import Before
+from recollect.pallas_kernels.softmax_attention import softmax_attention
 from tests.pallas_kernels import tiles_by_einsum
 from tests.pallas_kernels.programs.scheduled_attention_gpu import PROGRAMS
 from tests.pallas_kernels.simulator import races_found
@@ -162,9 +162,9 @@ def test_what_it_refuses_others_serve():
     wide, narrow = (jax.ShapeDtypeStruct((1, 130, 2, size), jnp.bfloat16) for size in (256, 64))
     segments = jax.ShapeDtypeStruct((1, 130), jnp.int32)  # which cuDNN refuses
     with dispatch.aimed_at("gpu", "NVIDIA H100 80GB HBM3"), dispatch.recorded_choices() as choices:
-        jax.eval_shape(lambda q, s: window_attention(q, q, q, query_segments=s), wide, segments)
+        jax.eval_shape(lambda q, s: softmax_attention(q, q, q, query_segments=s), wide, segments)
         jax.eval_shape(lambda q: landmark_attention(q, q, q, block=64), narrow)
-    assert [(choice.operation, choice.backend) for choice in choices] == [("window_attention", "xla"), ("landmark_attention", "xla")]
+    assert [(choice.operation, choice.backend) for choice in choices] == [("softmax_attention", "xla"), ("landmark_attention", "xla")]
     assert "a key size above 128" in dict(choices[0].passed_over)["pallas_gpu"]
     assert "a landmark block of more than 63 keys" in dict(choices[1].passed_over)["pallas_gpu"]
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import dispatch
-from pallas_kernels.scheduled_attention import core, tpu
-from pallas_kernels.scheduled_attention.rules import Before, EarlierBlocks, OwnBlock
-from pallas_kernels.window_attention import window_attention
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.scheduled_attention import flash_vjp, tpu
+from recollect.pallas_kernels.scheduled_attention.mask_rules import Before, EarlierBlocks, OwnBlock
+from recollect.pallas_kernels.softmax_attention import softmax_attention
 from tests.pallas_kernels import tiles_by_einsum
 
 CLOSE = 2e-6  # rms, fp32: a few roundings, in sums over at most 1,000 keys
@@ -69,7 +69,7 @@ def attended(kernels, arrays, dtype=None, times=1, **call):
     arrays = {name: x if dtype is None or name == "sinks" else x.astype(dtype) for name, x in arrays.items()}
 
     def run(arrays):
-        o, lse = core.attend(kernels, **arrays, **call)
+        o, lse = flash_vjp.attend(kernels, **arrays, **call)
         weights = jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)
         finite = jnp.where(jnp.isfinite(lse), lse, 0)
         return jnp.sum(o * weights) + jnp.sum(finite * weights[..., 0]), (o, lse)
@@ -215,7 +215,7 @@ def test_half_precision_is_as_close_as_the_plain_form():
 
     def run(arrays):
         segments, positions = call["query_fields"]["segments"], jnp.broadcast_to(jnp.arange(257), (2, 257))
-        o, lse = window_attention(**arrays, window=100, query_segments=segments, query_positions=positions, return_lse=True, backend="xla")
+        o, lse = softmax_attention(**arrays, window=100, query_segments=segments, query_positions=positions, return_lse=True, backend="xla")
         weights = jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)
         return jnp.sum(o * weights) + jnp.sum(jnp.where(jnp.isfinite(lse), lse, 0) * weights[..., 0]), o
 
@@ -300,7 +300,7 @@ def test_visits_that_do_not_fit_are_told():
     arrays, call = plain(8192, h=1, g=1, tiles=(16, 16), rule="odd", b=1)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
     with dispatch.interpreted(), pytest.raises(ValueError, match="983040 are left for them"):
-        jax.eval_shape(lambda arrays: core.attend(tpu, **arrays, **call), shapes)
+        jax.eval_shape(lambda arrays: flash_vjp.attend(tpu, **arrays, **call), shapes)
 
 
 @pytest.mark.parametrize("make", [functools.partial(plain, 32, h=2, g=1, sinks=True, b=4), functools.partial(gathered, 40, 32, b=4)])
@@ -310,7 +310,7 @@ def test_sequences_go_apart_where_their_visits_do_not_fit_together(make, monkeyp
     with dispatch.interpreted():
         expected = attended(tpu, arrays, **call)
         monkeypatch.setattr(tpu, "SCALAR_BYTES", 40)
-        assert "scan" in str(jax.make_jaxpr(lambda arrays: core.attend(tpu, **arrays, **call))(arrays))
+        assert "scan" in str(jax.make_jaxpr(lambda arrays: flash_vjp.attend(tpu, **arrays, **call))(arrays))
         found = attended(tpu, arrays, **call)
     for name, x in expected.items():
         assert error(found[name], x) < CLOSE, name

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from layers.masks import Causal, SameSegment, Sinks, Window
-from layers.mixer import document_positions
-from pallas_kernels import dispatch
-from pallas_kernels.gated_convolution import long_convolution, short_convolution
-from pallas_kernels.head_mixture_attention import head_mixture_attention
-from pallas_kernels.landmark_attention import landmark_attention
-from pallas_kernels.linear_recurrence import linear_recurrence
-from pallas_kernels.taylor_attention import taylor_attention
-from pallas_kernels.window_attention import window_attention
+from recollect.pallas_kernels.masks import Causal, SameSegment, Sinks, Window
+from recollect.layers.mixer import document_positions
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.gated_convolution import long_convolution, short_convolution
+from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention
+from recollect.pallas_kernels.landmark_attention import landmark_attention
+from recollect.pallas_kernels.linear_recurrence import linear_recurrence
+from recollect.pallas_kernels.taylor_attention import taylor_attention
+from recollect.pallas_kernels.softmax_attention import softmax_attention
 from tests.pallas_kernels.test_sharding import mesh_of
 
 # Three documents of which one spans four parts of eight tokens and more, padding between, at the end and over a whole part; another row.
@@ -151,19 +151,19 @@ def test_taylor_attention(sizes, packed, normalise):
         pytest.param(None, False, False, marks=SLOW),
     ],
 )
-def test_window_attention(sizes, window, packed, sinks):
+def test_softmax_attention(sizes, window, packed, sinks):
     arrays = attention_arrays(packed=packed)
     if sinks:
         arrays["sinks"] = numbers((4,), seed=4)[0]
-    same_as_on_one_device(attending(window_attention, window=window), arrays, sizes)
+    same_as_on_one_device(attending(softmax_attention, window=window), arrays, sizes)
 
 
 @pytest.mark.slow
 def test_masks_read_true_positions():
     mask = Causal() & (Window(6) | Sinks(2)) & SameSegment()
-    same_as_on_one_device(attending(window_attention, mask=mask), attention_arrays(), {"sequence": 8})
+    same_as_on_one_device(attending(softmax_attention, mask=mask), attention_arrays(), {"sequence": 8})
     dense = jax.random.bernoulli(jax.random.key(5), 0.5, (1, 64, 64)) | jnp.eye(64, dtype=bool)
-    same_as_on_one_device(attending(window_attention, mask=dense), attention_arrays(packed=False), {"sequence": 4, "tensor": 2})
+    same_as_on_one_device(attending(softmax_attention, mask=dense), attention_arrays(packed=False), {"sequence": 4, "tensor": 2})
 
 
 @pytest.mark.parametrize("sizes", MESHES)

@@ -10,9 +10,9 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pallas_kernels import compile_ahead, compilers, dispatch
-from pallas_kernels.linear_recurrence import linear_recurrence
-from pallas_kernels.sharding import over_mesh
+from recollect.pallas_kernels import compile_ahead, compilers, dispatch
+from recollect.pallas_kernels.linear_recurrence import linear_recurrence
+from recollect.pallas_kernels.sharding import over_mesh
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.taylor_attention import reference, taylor_attention, taylor_attention_step
-from pallas_kernels.taylor_attention.features import count, packed, selections
+from recollect.pallas_kernels.taylor_attention import reference, taylor_attention, taylor_attention_step
+from recollect.pallas_kernels.taylor_attention.features import count, packed, selections
 
 CLOSE = 1e-5  # fp32 sums of up to a thousand products, against fp64
 

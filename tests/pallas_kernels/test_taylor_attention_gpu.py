@@ -9,12 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import dispatch
-from pallas_kernels.taylor_attention import gpu, gpu_body, kernels, reference, taylor_attention
-from pallas_kernels.taylor_attention.features import count, packed
-from pallas_kernels.tuning import forced
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.taylor_attention import gpu, gpu_body, kernels, reference, taylor_attention
+from recollect.pallas_kernels.taylor_attention.features import count, packed
+from recollect.pallas_kernels.tuning import forced
 from tests.pallas_kernels.simulator import races_found
-from tests.pallas_kernels.test_taylor_attention import arguments, cuts_are_joined, error, exactly, halved, padding_is_inert, results
+from tests.pallas_kernels.test_taylor_attention import (
+    arguments,
+    cuts_are_joined,
+    error,
+    exactly,
+    halved,
+    padding_is_inert,
+    results,
+)
 
 kernel = functools.partial(taylor_attention, backend="pallas_gpu")
 ONE = {"b": 1, "h": 1, "hk": 1}

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import dispatch
-from pallas_kernels.taylor_attention import reference, taylor_attention, tpu_walk
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.taylor_attention import reference, taylor_attention, tpu_scan
 from tests.pallas_kernels.test_taylor_attention import (
     any_segments,
     arguments,
@@ -135,14 +135,14 @@ def test_what_it_refuses_it_explains(sizes, dtype, reason):
 
 def test_heads_come_in_blocks_of_whole_lanes():
     groups = {
-        shape: tpu_walk.Shape.of(1, 256, *shape, 128).group
+        shape: tpu_scan.Shape.of(1, 256, *shape, 128).group
         for shape in [(16, 16, 64), (1, 16, 64), (12, 16, 64), (16, 8, 128), (32, 16, 64)]
     }
     assert groups == {(16, 16, 64): 8, (1, 16, 64): 1, (12, 16, 64): 12, (16, 8, 128): 16, (32, 16, 64): 8}
 
 
 def test_chunks_are_of_whole_lanes_or_everything():
-    assert [tpu_walk.chunk_of(*given) for given in [(1, None), (63, 16), (257, None), (257, 64), (1000, 200)]] == [16, 64, 128, 128, 256]
+    assert [tpu_scan.chunk_of(*given) for given in [(1, None), (63, 16), (257, None), (257, 64), (1000, 200)]] == [16, 64, 128, 128, 256]
 
 
 def test_each_device_of_a_mesh_takes_its_part():

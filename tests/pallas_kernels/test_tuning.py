@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import dispatch
-from pallas_kernels.tuning import block_sizes, forced, tables
-from pallas_kernels.tuning import measure as measuring
-from pallas_kernels.tuning.measure import Tunable
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.tuning import block_sizes, forced, tables
+from recollect.pallas_kernels.tuning import measure as measuring
+from recollect.pallas_kernels.tuning.measure import Tunable
 
 H100 = "NVIDIA H100 80GB HBM3"
 

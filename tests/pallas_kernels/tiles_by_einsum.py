@@ -1,4 +1,4 @@
-"""The kernels of pallas_kernels/scheduled_attention/core.py in plain jnp: what those of tpu.py and gpu.py must equal.
+"""The kernels of pallas_kernels/scheduled_attention/flash_vjp.py in plain jnp: what those of tpu.py and gpu.py must equal.
 
 A mask is asked for on partial tiles alone, as there, so that a schedule that calls a tile full or empty wrongly shows.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.scheduled_attention.schedule import Visits, tile_allows
+from recollect.pallas_kernels.scheduled_attention.block_schedule import Visits, tile_allows
 
 
 def _seen(visits: Visits, query_fields, key_fields, settings, n, s, transposed=False) -> jax.Array:

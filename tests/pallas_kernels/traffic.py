@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.hlo_text import bytes_of, parse
+from recollect.cost.hlo_parser import bytes_of, parse
 
 FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all")
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from layers.mixer import Context, MixerConfig
-from layers.mlp import SwiGLU
-from models import FunctionalModel, LanguageModel, repeat
-from training.experiment import Mesh
-from training.sharding import batch_sharding, make_mesh, params_sharding
+from recollect.layers.mixer import Context, MixerConfig
+from recollect.layers.modules.mlp import SwiGLU
+from recollect.models import FunctionalModel, LanguageModel, repeat
+from recollect.training.experiment import Mesh
+from recollect.training.sharding import batch_sharding, make_mesh, params_sharding
 
 ROWS, LENGTH, VOCABULARY, WIDTH = 8, 32, 24, 16
 

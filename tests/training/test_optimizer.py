@@ -7,16 +7,16 @@ import numpy as np
 import optax
 import pytest
 
-from configuration import UserError, apply_overrides, from_json, to_json
-from layers import Attention, Hyena
-from layers.mlp import SwiGLU
-from models import FunctionalModel, LanguageModel, repeat
-from models.functional import flatten
+from recollect.configuration import UserError, apply_overrides, from_json, to_json
+from recollect.layers import Attention, Hyena
+from recollect.layers.modules.mlp import SwiGLU
+from recollect.models import FunctionalModel, LanguageModel, repeat
+from recollect.models.functional import flatten
 from tests.training.tiny import tiny
-from training.checkpoints import load_params
-from training.experiment import program_of
-from training.loop import train
-from training.optimizer import AdamW, Muon, Optimizer
+from recollect.training.checkpoint.orbax_folder import load_params
+from recollect.training.experiment import program_of
+from recollect.training.train import train
+from recollect.training.optimizer import AdamW, Muon, Optimizer
 
 
 @pytest.fixture(scope="module")

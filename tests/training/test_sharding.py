@@ -1,5 +1,5 @@
 """Shardings: the table of rules, states of any optimizer, a text step from end to end, and what devices exchange. Every mixer over a mesh is law 8 of
-tests/test_mixer_laws.py, over every mesh tests/pallas_kernels/test_every_mesh.py."""
+tests/layers/test_mixer_laws.py, over every mesh tests/pallas_kernels/test_every_mesh.py."""
 
 import dataclasses
 import re
@@ -13,21 +13,21 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configuration import UserError
-from data.batch import Batch
-from layers.mixer import document_positions
-from models.functional import flatten, nest
-from pallas_kernels.gated_convolution import short_convolution
-from pallas_kernels.linear_recurrence import linear_recurrence
-from pallas_kernels.taylor_attention import taylor_attention
-from pallas_kernels.window_attention import window_attention
+from recollect.configuration import UserError
+from recollect.data.batch import Batch
+from recollect.layers.mixer import document_positions
+from recollect.models.functional import flatten, nest
+from recollect.pallas_kernels.gated_convolution import short_convolution
+from recollect.pallas_kernels.linear_recurrence import linear_recurrence
+from recollect.pallas_kernels.taylor_attention import taylor_attention
+from recollect.pallas_kernels.softmax_attention import softmax_attention
 from tests.training.sharded import documents
 from tests.training.tiny import tiny
-from training.compiled_report import group_size
-from training.experiment import Mesh
-from training.hlo_text import bytes_of
-from training.program import Program, member_values
-from training.sharding import batch_shardings, make_mesh, spec_of, state_sharding
+from recollect.cost.hlo_cost import group_size
+from recollect.training.experiment import Mesh
+from recollect.cost.hlo_parser import bytes_of
+from recollect.training.step import Program, member_values
+from recollect.training.sharding import batch_shardings, make_mesh, spec_of, state_sharding
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def exchanged_by(operation, length):
 
 
 def of_window(q, k, v, segments):
-    return window_attention(q, k, v, window=4, query_segments=segments)
+    return softmax_attention(q, k, v, window=4, query_segments=segments)
 
 
 def of_channels(q, k, v, segments):
@@ -190,7 +190,7 @@ def test_full_attention_exchanges_keys_and_values_once():
     """Gathered forwards, their gradients summed into parts on the way back: nothing else that grows with the length but segments and positions."""
 
     def operation(q, k, v, segments):
-        return window_attention(q, k, v, query_segments=segments, query_positions=document_positions(segments))
+        return softmax_attention(q, k, v, query_segments=segments, query_positions=document_positions(segments))
 
     whole = 2 * 64 * 2 * 4 * 4  # bytes of keys, and of values
     found = exchanged_by(operation, 64).kinds

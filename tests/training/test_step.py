@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configuration import UserError
-from layers import Hyena
-from models import FunctionalModel, repeat
-from models.functional import flatten
+from recollect.configuration import UserError
+from recollect.layers import Hyena
+from recollect.models import FunctionalModel, repeat
+from recollect.models.functional import flatten
 from tests.training.tiny import tiny
-from training.loss import Loss
-from training.optimizer import AdamW, GroupRate
-from training.program import Program, member_values
+from recollect.training.loss import Loss
+from recollect.training.optimizer import AdamW, GroupRate
+from recollect.training.step import Program, member_values
 
 
 def test_adamw_is_its_definition(tmp_path):

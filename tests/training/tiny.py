@@ -8,13 +8,13 @@ from typing import Any
 import chz
 import numpy as np
 
-from data.synthetics import MQAR
-from data.text import Text
-from layers import Attention, BaseConvolution, LinearAttention
-from layers.positions import Rotary
-from models import LanguageModel, repeat
-from training.experiment import Experiment, Run
-from training.optimizer import AdamW
+from recollect.data.synthetics import MQAR
+from recollect.data.text.dataset import Text
+from recollect.layers import Attention, BaseConvolution, LinearAttention
+from recollect.layers.modules.positions import Rotary
+from recollect.models import LanguageModel, repeat
+from recollect.training.experiment import Experiment, Run
+from recollect.training.optimizer import AdamW
 
 
 def tiny(directory: Path, *, learning_rate: float = 1e-2, seed: int = 0, **run: Any) -> Experiment:

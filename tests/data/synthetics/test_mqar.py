@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configuration import UserError, from_json, to_json
-from data.synthetics import MQAR, RecallSlice
-from data.synthetics.mqar import _distinct, _gaps
+from recollect.configuration import UserError, from_json, to_json
+from recollect.data.synthetics import MQAR, RecallSlice
+from recollect.data.synthetics.mqar import _distinct, _gaps
 
 
 def example_batch(task, rows=64, seed=0, step=0):

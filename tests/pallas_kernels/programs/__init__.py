@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
-from pallas_kernels.compile_ahead import TOPOLOGIES, Report
+from recollect.pallas_kernels.compile_ahead import TOPOLOGIES, Report
 
 CHIPS_OF = {"pallas_gpu": ("h100",), "pallas_tpu": tuple(TOPOLOGIES)}
 

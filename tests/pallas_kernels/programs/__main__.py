@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import jax
 
-from pallas_kernels import compile_ahead
+from recollect.pallas_kernels import compile_ahead
 from tests.pallas_kernels.programs import Program, all_programs
 
 LIMIT = 120.0  # seconds to trace and lower one program in

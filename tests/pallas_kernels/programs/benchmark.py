@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from benchmarks.kernel_case import Arrays, Case
-from benchmarks.kernel_cases import OPERATIONS, cases
+from recollect.benchmarks.kernel_case import Arrays, Case
+from recollect.benchmarks.kernel_cases import OPERATIONS, cases
 from tests.pallas_kernels.programs import Program
 
 REFUSED = {"long_convolution, explicit filter, b16 t8192 d768"}
 """Cases that no kernel serves on GPUs."""
 
-QUICK = {"linear_recurrence, decay a head, b2 t16384 h16 k128 v128", "window_attention, window, sinks, b4 t4096 h16 k128 v128 w512 g4"}
+QUICK = {"linear_recurrence, decay a head, b2 t16384 h16 k128 v128", "softmax_attention, window, sinks, b4 t4096 h16 k128 v128 w512 g4"}
 """Cases of which every change compiles the gradient: a sequence cut in pieces, shared key heads with sinks."""
 
 

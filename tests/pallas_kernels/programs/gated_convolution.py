@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.gated_convolution import long_convolution, short_convolution
+from recollect.pallas_kernels.gated_convolution import long_convolution, short_convolution
 from tests.pallas_kernels.programs import Program
 
 # b, t, d, taps, dtype, what is given and asked for besides

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.head_mixture_attention import head_mixture_attention
+from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention
 from tests.pallas_kernels.programs import Program
 
 # b, t, routed heads, key heads, active, head size, dtype, what is given besides

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.landmark_attention import landmark_attention
+from recollect.pallas_kernels.landmark_attention import landmark_attention
 from tests.pallas_kernels.programs import Program
 
 # b, t, query heads, key heads, dimensions, ordinary tokens a block, dtype, what is given besides

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence import linear_recurrence
+from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 from tests.pallas_kernels.programs import Program
 
 KINDS = ("no decay", "decay a head", "decay a channel", "delta", "gated delta", "gated delta a channel")

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence import gpu
-from pallas_kernels.linear_recurrence.walks import Chunks, Decay
-from pallas_kernels.tuning import forced
+from recollect.pallas_kernels.linear_recurrence import gpu
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Decay
+from recollect.pallas_kernels.tuning import forced
 from tests.pallas_kernels.programs import Program
 
 B, T, HEADS = 2, 2176, 16  # a length of its own: of a kernel that the process has compiled already ptxas says nothing

@@ -1,4 +1,4 @@
-"""The recurrence's walks on TPUs as its forward pass and its gradients use them (pallas_kernels/linear_recurrence/passes.py)."""
+"""The recurrence's walks on TPUs as its forward pass and its gradients use them (pallas_kernels/linear_recurrence/kernel_vjp.py)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.linear_recurrence import tpu
-from pallas_kernels.linear_recurrence.walks import Chunks, Walked
+from recollect.pallas_kernels.linear_recurrence import tpu
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Walked
 from tests.pallas_kernels.programs import Program
 
 # b, t, heads of q and k, heads of v, key dimensions, value dimensions, dtype, documents

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.scheduled_attention import core, gpu
-from pallas_kernels.scheduled_attention.rules import Before, EarlierBlocks, OwnBlock
+from recollect.pallas_kernels.scheduled_attention import flash_vjp, gpu
+from recollect.pallas_kernels.scheduled_attention.mask_rules import Before, EarlierBlocks, OwnBlock
 from tests.pallas_kernels.programs import Program
 
 # tokens, query heads, key heads, head size, window, what there is besides
@@ -56,7 +56,7 @@ def _window(t: int, h: int, g: int, d: int, window: int | None, more: str) -> Pr
         fields = {"positions": order, "order": order} | ({"segments": segments} if packed else {})
         rule = Before(window, segmented=packed, ordered=packed)
         call = {"rule": rule, "query_fields": fields, "key_fields": fields, "scale": d**-0.5}
-        return core.attend(gpu, **arrays, **call, query_tile=tiles[0], key_tile=tiles[1])
+        return flash_vjp.attend(gpu, **arrays, **call, query_tile=tiles[0], key_tile=tiles[1])
 
     arrays = {"q": _array(2, t, h, d), "k": _array(2, t, g, d), "v": _array(2, t, g, d)}
     if "sinks" in more:
@@ -70,7 +70,7 @@ def _own_blocks(t: int, h: int, g: int, d: int, block: int) -> Program:
 
     def attend(arrays, fields):
         call = {"rule": OwnBlock(True), "query_fields": fields, "key_fields": fields, "scale": d**-0.5}
-        return core.attend(gpu, **arrays, **call, query_tile=tiles[0], key_tile=tiles[1])
+        return flash_vjp.attend(gpu, **arrays, **call, query_tile=tiles[0], key_tile=tiles[1])
 
     arrays = {"q": _array(2, t, h, d), "k": _array(2, t, g, d), "v": _array(2, t, g, d)}
     fields = {name: _array(2, t, dtype=jnp.int32) for name in ("positions", "segments", "blocks", "landmarks")}
@@ -87,7 +87,7 @@ def _gathered(n: int, s: int, g: int, d: int, more: str) -> Program:
         if packed:
             query, key = {**query, "segments": query_segments}, {**key, "segments": key_segments}
         call = {"rule": Before(None, segmented=packed), "query_fields": query, "key_fields": key, "scale": d**-0.5}
-        return core.attend(gpu, **arrays, **call, query_tile=tiles[0], key_tile=tiles[1], key_heads=key_heads)
+        return flash_vjp.attend(gpu, **arrays, **call, query_tile=tiles[0], key_tile=tiles[1], key_heads=key_heads)
 
     arrays = {"q": _array(2, n, 1, d), "k": _array(2, s, g, d), "v": _array(2, s, g, d)}
     fields = tuple(_array(2, size, dtype=jnp.int32) for size in (n // tiles[0], n, n, s))
@@ -106,7 +106,7 @@ def _landmarks(t: int, h: int, g: int, d: int, block: int, more: str) -> Program
         if packed:
             query, key = ({**fields, "segments": x} for fields, x in zip((query, key), segments, strict=True))
         call = {"rule": EarlierBlocks(packed), "query_fields": query, "key_fields": key, "scale": d**-0.5, "block": block}
-        return core.attend(gpu, **arrays, **call, query_tile=tiles[0], key_tile=tiles[1])
+        return flash_vjp.attend(gpu, **arrays, **call, query_tile=tiles[0], key_tile=tiles[1])
 
     arrays = {"q": _array(2, t, h, d), "k": _array(2, s, g, d), "v": _array(2, s, g, d)}
     segments = tuple(_array(2, size, dtype=jnp.int32) for size in (t, s))

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.taylor_attention import taylor_attention
-from pallas_kernels.taylor_attention.features import count
+from recollect.pallas_kernels.taylor_attention import taylor_attention
+from recollect.pallas_kernels.taylor_attention.features import count
 from tests.pallas_kernels.programs import Program
 
 # b, t, heads, key dimensions, value dimensions, dtype, what is given and asked for besides

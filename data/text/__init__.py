@@ -1,0 +1,1 @@
+"""Text: a source of documents, its preparation, and the rows that a model trains on."""

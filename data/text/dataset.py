@@ -1,0 +1,200 @@
+"""Text as rows of tokens: the config `Text`, its training batches by number and its held-out batches.
+
+Documents come tokenised from `data/text/preparation/reader.py`, `data/text/rows/curriculum.py` makes rows of them in one of three ways, and `data/text/rows/by_number.py` makes every
+global batch a function of (seed, number). Held-out rows are always packed whole documents of `length` tokens, however the training rows are
+made, so that runs compare.
+
+Targets of an evaluation are all tokens of held-out documents but the opening ones: each exactly once, predicted from what stands before it in its row.
+Every method is measured on the same targets, so numbers compare at equal corpus digest and equal `length`; a longer `length` gives
+longer contexts and with them lower numbers.
+
+Easy to get wrong: the held-out rows of one evaluation are the same whatever the batch size; the last batch is filled with padding
+(segment 0, weight 0).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import chz
+import numpy as np
+
+from recollect.configuration import UserError
+from recollect.data.batch import Batch, DataConfig
+from recollect.data.text.rows.by_number import Batches
+from recollect.data.text.rows.packed import PackedPlan
+from recollect.data.text.rows.base import Plan, RowArrays
+from recollect.data.text.rows.stable_random import permutation
+from recollect.data.text.rows.curriculum import Packed, Sequences
+from recollect.data.tokenizers import ByteTokenizer, Tokenizer, open_tokenizer
+
+if TYPE_CHECKING:
+    from recollect.evaluation.ngram_baselines import Bigram, NgramTable
+    from recollect.data.text.preparation.reader import Prepared
+
+_HELD_OUT_ORDER = (0, 5)
+
+
+@chz.chz(typecheck=True)
+class Text(DataConfig):
+    """Next-token prediction on text.
+
+    Attributes:
+      source: "stdlib" (the interpreter's own source code), a file or folder of text, "tfds:NAME", or a folder that `main.py prepare` made.
+      tokenizer: "bytes", "bpe:SIZE" (trained on the source), or the path of a tokenizer.json; None: the prepared folder's own, else bytes.
+      length: tokens a row; of the longest rows where they differ.
+      sequences: how rows are made of documents: Packed, Chunked or Decomposed.
+      shuffle: rows in an order drawn anew each epoch, or as planned.
+      held_out_batches: most batches an evaluation takes, unless it asks for another number.
+    """
+
+    source: str = "stdlib"
+    tokenizer: str | None = None
+    length: int = 512
+    sequences: Sequences = Packed()
+    shuffle: bool = True
+    held_out_batches: int = 50
+
+    @chz.validate
+    def _ranges(self) -> None:
+        if not self.source or self.source == "tfds:":
+            raise UserError(f"source={self.source!r}: must be stdlib, a path, or tfds:NAME")
+        if self.length < 2:
+            raise UserError(f"length={self.length}: must be at least 2")
+        if self.held_out_batches < 1:
+            raise UserError(f"held_out_batches={self.held_out_batches}: must be at least 1")
+        self.sequences.check(self.length)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.open_tokenizer().vocabulary
+
+    @property
+    def longest(self) -> int:
+        return self.length
+
+    def open_tokenizer(self) -> Tokenizer:
+        """What ids mean. Nothing is prepared for it, but for a tokenizer that is trained on the source ("bpe:SIZE").
+
+        Raises:
+          UserError: there is no such tokenizer.
+        """
+        from recollect.data.text.preparation.manifest import is_prepared
+
+        if (self.tokenizer or "").startswith("bpe:") or is_prepared(Path(self.source).expanduser()):
+            return self.prepared().tokenizer
+        return _tokenizer(self.tokenizer or "bytes")
+
+    def prepared(self) -> Prepared:
+        """The tokenised documents, prepared on first use.
+
+        Raises:
+          UserError: they can't be had; see `recollect.data.text.preparation.reader.open_prepared`.
+        """
+        # Importing TFDS takes a second, which experiments on recall tasks needn't pay.
+        from recollect.configuration.paths import cache_folder
+
+        return _prepared(self.source, self.tokenizer, str(cache_folder()))
+
+    def prepare(self) -> None:
+        self.prepared()
+
+    def describe(self) -> dict[str, Any]:
+        """Source, digest, tokenizer, and documents, tokens and bytes of both splits."""
+        return self.prepared().describe()
+
+    def batches(self, seed: int, batch_size: int) -> Batches:
+        """Training batches by number; equal for equal arguments.
+
+        Raises:
+          UserError: the corpus can't be had or gives no rows.
+        """
+        prepared = self.prepared()
+        plan = _plan(prepared, self.sequences, self.length, seed)
+        return Batches(prepared.train, plan, self.sequences, length=self.length, batch_size=batch_size, seed=seed, shuffle=self.shuffle)
+
+    def evaluation_batches(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
+        """Held-out batches, in one fixed order spread over the documents; at most `max_batches` (None: `held_out_batches`)."""
+        documents = self.prepared().held_out
+        plan = _held_out(self.prepared(), self.length)
+        order = permutation(_HELD_OUT_ORDER, plan.counts[0])
+        limit = self.held_out_batches if max_batches is None else max_batches
+        for begin in range(0, min(len(order), limit * batch_size), batch_size):
+            arrays = RowArrays(batch_size, self.length)
+            for place, row in enumerate(order[begin : begin + batch_size].tolist()):
+                arrays.fill(place, documents, plan.spans(0, row))
+            yield arrays.batch()
+
+    def bigram(self) -> Bigram:
+        """Token pairs of the training documents: the baseline every model should beat."""
+        return _bigram(self.prepared())
+
+    def recall_hits(self, batch: Batch) -> np.ndarray:
+        """Which targets of a held-out batch ask for recall, (b, t) bool; see `recollect.evaluation.ngram_baselines`."""
+        from recollect.evaluation.ngram_baselines import recall_bigrams, recall_slice
+
+        tokens, targets, weights, segments = (np.asarray(leaf) for leaf in (batch.tokens, batch.targets, batch.weights, batch.segments))
+        if isinstance(self.prepared().tokenizer, ByteTokenizer):
+            return recall_slice(tokens, segments, _ngram_table(self.prepared()))
+        return recall_bigrams(tokens, targets, weights, segments, _frequent(self.prepared()), self.vocabulary)
+
+    def prompt(self, seed: int, length: int = 64) -> list[int]:
+        """The opening token and the first tokens of a held-out document, `length` in all at most."""
+        documents = self.prepared().held_out
+        number = seed % len(documents)
+        return documents.tokens(number, 0, min(length, int(documents.lengths[number]))).tolist()
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """Tokens of the beginning of a document."""
+        return np.asarray(self.open_tokenizer().encode(text)).tolist()
+
+    def decode(self, tokens: Any) -> str:
+        """Text of tokens, up to where another document begins."""
+        tokenizer = self.open_tokenizer()
+        ids = [int(token) for token in np.asarray(tokens).reshape(-1)]
+        end = ids.index(tokenizer.start, 1) if tokenizer.start in ids[1:] else len(ids)
+        return tokenizer.decode(ids[:end])
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(name: str) -> Tokenizer:
+    return open_tokenizer(name)
+
+
+@functools.lru_cache(maxsize=4)
+def _prepared(source: str, tokenizer: str | None, cache: str) -> Prepared:
+    from recollect.data.text.preparation.reader import open_prepared
+
+    return open_prepared(source, tokenizer)
+
+
+@functools.lru_cache(maxsize=2)
+def _plan(prepared: Prepared, sequences: Sequences, length: int, seed: int) -> Plan:
+    return sequences.plan(prepared.train.lengths, length, seed)
+
+
+@functools.lru_cache(maxsize=2)
+def _held_out(prepared: Prepared, length: int) -> PackedPlan:
+    return PackedPlan(prepared.held_out.lengths, length)
+
+
+@functools.lru_cache(maxsize=2)
+def _bigram(prepared: Prepared) -> Bigram:
+    from recollect.evaluation.ngram_baselines import Bigram, documents_to_fit
+
+    return Bigram.fit(documents_to_fit(prepared.train), prepared.tokenizer.vocabulary, prepared.tokenizer.start)
+
+
+@functools.lru_cache(maxsize=2)
+def _frequent(prepared: Prepared) -> np.ndarray:
+    return _bigram(prepared).frequent()
+
+
+@functools.lru_cache(maxsize=2)
+def _ngram_table(prepared: Prepared) -> NgramTable:
+    from recollect.evaluation.ngram_baselines import NgramTable, documents_to_fit
+
+    return NgramTable.fit(documents_to_fit(prepared.train))

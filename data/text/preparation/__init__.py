@@ -1,0 +1,1 @@
+"""From files or TFDS to shards of token ids, and reading them back."""

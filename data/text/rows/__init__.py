@@ -1,0 +1,1 @@
+"""How documents become rows of tokens: packed, chunked, decomposed, with a curriculum."""

@@ -1,0 +1,90 @@
+"""What a plan of training rows is: rows by number, each a list of spans of documents, in groups of one row length.
+
+A plan is made once from (seed, document lengths). Reading row i of a group is random access, so any process can read any row, and
+nothing but the row's number has to be remembered between runs.
+
+Targets are the same for every plan: a token's target is the next token of its document, inside the row or not, so a row holds the last
+token's target without holding that token as an input. The token that opens a document is never a target, nor is anything beyond a
+document's end. Each byte of text is a target at most once an epoch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from recollect.data.batch import Batch
+
+Span = tuple[int, int, int]
+"""(document, first token, end token) of the inputs that a row takes from one document."""
+
+
+class Documents(Protocol):
+    """Tokenised documents by number; see `recollect.data.text.preparation.reader.TokenDocuments`."""
+
+    lengths: np.ndarray
+
+    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
+        """Tokens `start` to `stop` of a document, (stop - start,) int32."""
+        ...
+
+
+class Plan:
+    """Base of the plans.
+
+    Attributes:
+      lengths: tokens a row of each group, ascending.
+      counts: rows of each group.
+      segmented: whether rows carry segment ids (1, 2, ... by span, 0 padding), so that documents are kept apart.
+    """
+
+    lengths: tuple[int, ...]
+    counts: tuple[int, ...]
+    segmented: bool
+
+    def spans(self, group: int, row: int) -> list[Span]:
+        """The spans of one row in their order; together at most `lengths[group]` tokens."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's result says about its rows, JSON-ready."""
+        return {"rows": int(sum(self.counts))}
+
+
+class RowArrays:
+    """Rows of NumPy arrays, padding until they are filled (token 0, weight 0, segment 0).
+
+    Attributes:
+      tokens, targets, segments: (rows, length) int32.
+      weights: (rows, length) float32.
+    """
+
+    def __init__(self, rows: int, length: int):
+        self.tokens, self.targets, self.segments = (np.zeros((rows, length), np.int32) for _ in range(3))
+        self.weights = np.zeros((rows, length), np.float32)
+
+    def batch(self, *, segmented: bool = True) -> Batch:
+        """The rows as a batch; without segment ids unless `segmented`."""
+        tokens: Any = self.tokens
+        targets: Any = self.targets
+        weights: Any = self.weights
+        segments: Any = self.segments if segmented else None
+        return Batch(tokens=tokens, targets=targets, target_positions=None, weights=weights, segments=segments)
+
+    def fill(self, row: int, documents: Documents, spans: list[Span]) -> None:
+        """Writes the spans one after the other into `row`."""
+        at = 0
+        for number, (document, start, stop) in enumerate(spans, start=1):
+            found = documents.tokens(document, start, min(stop + 1, int(documents.lengths[document])))
+            end, labelled = at + stop - start, at + len(found) - 1
+            self.tokens[row, at:end] = found[: stop - start]
+            self.targets[row, at:labelled] = found[1:]
+            self.weights[row, at:labelled] = 1
+            self.segments[row, at:end] = number
+            at = end
+
+
+def smallest(numbers: np.ndarray) -> np.ndarray:
+    """Non-negative whole numbers in 4 bytes each where they fit, else in 8: plans of large corpora stay in memory."""
+    return numbers.astype(np.uint32 if numbers.size == 0 or int(numbers.max()) < 2**32 else np.int64)

@@ -1,0 +1,97 @@
+"""Every global batch of a training run by number.
+
+    batches = Batches(documents, plan, sequences, length=512, batch_size=8, seed=0, shuffle=True)
+    batches.read(1000, 0, batches.rows(1000))       # batch 1000, whole; or any range of its rows
+
+A batch is a function of (seed, number): which bucket it takes, which rows, and in which order. So a run goes on from a number alone,
+after any number of restarts, and any process reads just the rows that its devices hold, whatever the number of processes.
+
+A batch has `batch_size * length` tokens: rows of a shorter bucket are so many more. Rows are taken in an order drawn anew for each epoch; a batch
+that an epoch's end meets takes its other rows from the next one.
+
+Easy to get wrong: an epoch's order is Grain's `index_shuffle`, which gives any place of a permutation without making the whole of it.
+"""
+
+from __future__ import annotations
+
+from recollect.configuration import UserError
+from recollect.data.batch import Batch
+from recollect.data.text.rows.base import Documents, Plan, RowArrays
+from recollect.data.text.rows.stable_random import seed_of
+from recollect.data.text.rows.curriculum import Schedule, Sequences
+
+_EPOCHS = 4
+_ROUNDS = 4
+
+
+class Batches:
+    """See the module.
+
+    Args:
+      documents: what the plan was made for.
+      plan: rows of these documents.
+      sequences: the config that made the plan: cycles and odds.
+      length: tokens a row that `batch_size` counts.
+      batch_size: rows of `length` tokens a batch.
+      seed: of orders and draws.
+      shuffle: rows in an order of their own each epoch, or as the plan has them.
+
+    Raises:
+      UserError: the corpus is empty.
+    """
+
+    def __init__(
+        self, documents: Documents, plan: Plan, sequences: Sequences, *, length: int, batch_size: int, seed: int, shuffle: bool = True
+    ):
+        if not any(plan.counts):
+            raise UserError("the corpus has no training documents, so there are no rows to train on")
+        self.documents = documents
+        self.plan = plan
+        self.seed = seed
+        self.shuffle = shuffle
+        self._rows = tuple(batch_size * length // own for own in plan.lengths)
+        cycles, odds = sequences.shares(plan)
+        self._schedule = Schedule(plan.counts, self._rows, cycles, odds, seed)
+        self._one_group = len(plan.lengths) == 1
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Row lengths that batches can have, ascending."""
+        return tuple(length for length, count in zip(self.plan.lengths, self.plan.counts, strict=True) if count)
+
+    def row_length(self, number: int) -> int:
+        """Tokens a row of batch `number`."""
+        return self.plan.lengths[self._locate(number)[0]]
+
+    def rows(self, number: int) -> int:
+        """Rows of batch `number`."""
+        return self._rows[self._locate(number)[0]]
+
+    def read(self, number: int, begin: int, end: int) -> Batch:
+        """Rows `begin` to `end` of batch `number`, as NumPy arrays; `segments` is None where the plan needs none.
+
+        Raises:
+          ValueError: the batch has no such rows.
+        """
+        group, index = self._locate(number)
+        if not 0 <= begin <= end <= self._rows[group]:
+            raise ValueError(f"rows {begin} to {end}: batch {number} has {self._rows[group]}")
+        arrays = RowArrays(end - begin, self.plan.lengths[group])
+        for place in range(begin, end):
+            row = self._row(group, index * self._rows[group] + place)
+            arrays.fill(place - begin, self.documents, self.plan.spans(group, row))
+        return arrays.batch(segmented=self.plan.segmented)
+
+    def _locate(self, number: int) -> tuple[int, int]:
+        return (0, number) if self._one_group else self._schedule.locate(number)
+
+    def _row(self, group: int, place: int) -> int:
+        """The row in a place of a group's endless order."""
+        epoch, place = divmod(place, self.plan.counts[group])
+        if not self.shuffle:
+            return place
+        # Importing Grain takes a second.
+        from grain.experimental import index_shuffle
+
+        seed = seed_of((self.seed, _EPOCHS, group, epoch))
+        return int(index_shuffle(index=place, max_index=self.plan.counts[group] - 1, seed=seed, rounds=_ROUNDS))

@@ -1,0 +1,109 @@
+"""Hyena, order 2 (Poli et al. 2023, section 3; layout of HazyResearch/zoology):
+
+    [x1, x2, v] = conv3(W_in u + b_in)        a short depthwise convolution with bias on all three
+    z = x1 * v
+    y = W_out (x2 * (filter * z + D z)) + b_out
+
+with an implicit long filter (`implicit_filter.py`) and a skip D ~ N(0, 1) a channel. D is kept out of the filter: at
+initialisation it is thousands of times larger than the filter's taps, and a Fourier transform of both would drown the taps in the
+rounding of the skip.
+
+State: the last kernel - 1 inputs of the short convolution, and all inputs z of the long one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from recollect.configuration import UserError
+from recollect.layers.modules.implicit_filter import SineFilter
+from recollect.layers.modules.linear import Linear, output_init, parameter
+from recollect.layers.state.long_convolution import LongConvolutionCache
+from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, Traits, zero_padding
+from recollect.layers.modules.positions import check_length
+from recollect.layers.modules.short_convolution import CausalConvolution, check_kernel
+from recollect.pallas_kernels.gated_convolution import long_convolution
+
+
+@chz.chz(typecheck=True)
+class Hyena(MixerConfig):
+    """Hyena of order 2.
+
+    Attributes:
+      maximum_length: longest input, and the length that the filter's time is measured in.
+      filter_order: hidden units of the filter's network.
+      kernel: taps of the short convolution.
+    """
+
+    maximum_length: int = 2048
+    filter_order: int = 64
+    kernel: int = 3
+
+    @chz.validate
+    def _possible(self) -> None:
+        check_kernel(self.kernel)
+        for name in ("maximum_length", "filter_order"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+
+    def build(self, width: int, place: Place, rngs: nnx.Rngs) -> HyenaMixer:
+        return HyenaMixer(self, width, place, rngs)
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(exact_causality=False, maximum_length=self.maximum_length)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HyenaState:
+    """short: (b, kernel - 1, 3 d), oldest first; long: the long convolution's inputs (b, s, d)."""
+
+    short: jax.Array
+    long: LongConvolutionCache
+    cursor: Cursor
+
+
+class HyenaMixer(Mixer):
+    """What `Hyena` builds."""
+
+    def __init__(self, config: Hyena, width: int, place: Place, rngs: nnx.Rngs):
+        self.config = config
+        self.width = width
+        self.input = Linear(width, 3 * width, rngs, bias=True)
+        self.convolution = CausalConvolution(3 * width, config.kernel, rngs, bias=True)
+        self.filter = SineFilter(width, config.maximum_length, config.filter_order, rngs)
+        self.skip = parameter(jax.random.normal(rngs.params(), (width,)), decay=False)
+        self.output = Linear(width, width, rngs, bias=True, init=output_init(place.depth))
+
+    def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
+        self._check_length(x)
+        parts = jnp.split(self.input(zero_padding(x, context)), 3, axis=-1)
+        x1, x2 = (self.convolution.piece(parts[index], context, index, 3) for index in (0, 1))
+        z = self.convolution.piece(parts[2], context, 2, 3, out_gate=x1)
+        filter = self.filter(x.shape[1])
+        return MixerOutput(self.output(long_convolution(z, filter, out_gate=x2, skip=self.skip[...], segment_ids=context.segments)))
+
+    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> HyenaState:
+        long = LongConvolutionCache.create(batch_size, min(max_length, self.config.maximum_length), self.width, dtype)
+        return HyenaState(self.convolution.init_state(batch_size, dtype), long, Cursor.start(batch_size))
+
+    def extend(self, x: jax.Array, state: HyenaState, context: Context = Context()) -> tuple[MixerOutput, HyenaState]:
+        self._check_length(x)
+        tokens, cursor = state.cursor.read(context, *x.shape[:2])
+        assert tokens.segments is not None
+        projected, short = self.convolution.extend(self.input(zero_padding(x, tokens)), state.short, tokens, state.cursor)
+        x1, x2, v = jnp.split(projected, 3, axis=-1)
+        z = x1 * v
+        y, long = state.long.extend(z, self.filter(state.long.slots), tokens.segments)
+        y = x2 * (y + self.skip[...].astype(z.dtype) * z)
+        return MixerOutput(self.output(y)), HyenaState(short, long, cursor)
+
+    def _check_length(self, x: jax.Array) -> None:
+        check_length(x.shape[1], self.config.maximum_length, "Hyena's maximum_length")

@@ -1,0 +1,174 @@
+"""Mixture of heads: shared heads that always count, and routed heads of which each token picks a few (Jin et al. 2024, MoH).
+
+With p = softmax(W_r x) over the routed heads, m the top-K of p, s = softmax(W_s x) over the shared ones and a = softmax(W_h x),
+
+    y = W_o [g_1 o_1 ... g_h o_h],    shared heads first
+    gates="paper"   g = [a_1 s, a_2 p m]                                        (equations 5 and 6)
+    gates="code"    g = [2 a_1 h_s s, 2 a_2 K p m / sum(p m)]                   (the authors' code: the gates of each part average 1)
+
+    head_balance = balance_weight * sum_i P_i f_i             balance="paper" (equation 7)
+                 = balance_weight * (h - h_s) sum_i P_i f_i   balance="code"
+
+P_i is the mean over tokens of p_i and f_i the share of tokens that pick routed head i, so that sum_i P_i = 1 and sum_i f_i = K: under
+uniform routing sum_i P_i f_i = K / (h - h_s), and K on the code's scale. Padding enters neither; the gradient passes through P only.
+
+The authors' code computes every head for every token and multiplies by the gates. Here attention of routed heads is computed for the tokens that
+chose them (pallas_kernels/head_mixture_attention), wherever that takes less time than all heads; when decoding, keys and values of the chosen
+heads alone are read. Projections are dense, and the cache keeps all keys, since a later token may choose any head.
+
+Easy to get wrong: paper gates start the output near 1/h of plain attention's, which slows learning; ties must still pick exactly K
+heads, so the choice comes from indices, not from a threshold; routers run in fp32; W_s is absent for one shared head (its gate is 1),
+W_h without shared or without routed heads (then a = 1, and 1 for "code" too). A gathered query's place among others, and with it the last bits of
+its output, may depend on later tokens' choices.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from recollect.configuration import UserError
+from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
+from recollect.layers.modules.linear import Linear
+from recollect.layers.mixer import MixerOutput, Place, Traits
+from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention, skips
+from recollect.pallas_kernels.softmax_attention import softmax_attention
+
+
+@chz.chz(typecheck=True)
+class MixtureOfHeads(SoftmaxConfig):
+    """Mixture-of-head attention, causal.
+
+    Attributes:
+      shared: the first heads, used by every token.
+      active: routed heads each token uses, of the `heads - shared`; 0 when all heads are shared.
+      gates: how heads' outputs are weighed, see the module's equations.
+      balance: scale of the balance loss, see there.
+      balance_weight: its coefficient; 0 for none.
+    """
+
+    heads: int = 8
+    shared: int = 2
+    active: int = 3
+    gates: Literal["paper", "code"] = "code"
+    balance: Literal["paper", "code"] = "paper"
+    balance_weight: float = 0.01
+
+    @chz.validate
+    def _possible_routing(self) -> None:
+        if not 0 <= self.shared <= self.heads:
+            raise UserError(f"shared={self.shared}: must be from 0 to heads={self.heads}")
+        if self.routed and not 1 <= self.active <= self.routed:
+            raise UserError(f"active={self.active}: must be from 1 to the {self.routed} routed heads (heads - shared)")
+        if not self.routed and self.active:
+            raise UserError(f"active={self.active}: must be 0 when all {self.heads} heads are shared")
+        if self.balance_weight < 0:
+            raise UserError(f"balance_weight={self.balance_weight}: must be 0 or more")
+
+    @property
+    def routed(self) -> int:
+        """Heads among which tokens choose."""
+        return self.heads - self.shared
+
+    @property
+    def traits(self) -> Traits:
+        maximum = SoftmaxConfig.traits.fget(self).maximum_length  # type: ignore[attr-defined]
+        return Traits(maximum_length=maximum, exact_causality=self.active == self.routed)
+
+    def build(self, width: int, place: Place, rngs: nnx.Rngs) -> MixtureOfHeadsAttention:
+        return MixtureOfHeadsAttention(self, width, place, rngs)
+
+
+class MixtureOfHeadsAttention(SoftmaxAttention):
+    """What `MixtureOfHeads` builds."""
+
+    config: MixtureOfHeads
+
+    def __init__(self, config: MixtureOfHeads, width: int, place: Place, rngs: nnx.Rngs):
+        super().__init__(config, width, place, rngs)
+        self.routed_router = Linear(width, config.routed, rngs) if config.routed else None
+        self.shared_router = Linear(width, config.shared, rngs) if config.shared > 1 else None
+        self.kind_router = Linear(width, 2, rngs) if config.shared and config.routed else None
+
+    def route(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Gates of all heads (b, t, h), and for the routed heads (b, t, h - h_s) probabilities and whether each was picked.
+
+        Gates and probabilities are fp32, the choice bool; x is (b, t, d).
+        """
+        config = self.config
+        x = x.astype(jnp.float32)
+        b, t, _ = x.shape
+        counted = config.gates == "code"
+        shared, routed = jnp.ones((b, t, config.shared)), jnp.zeros((b, t, config.routed))
+        probabilities, chosen = routed, routed > 0
+        if self.shared_router is not None:
+            shared = jax.nn.softmax(self.shared_router(x), axis=-1) * (config.shared if counted else 1)
+        if self.routed_router is not None:
+            logits = self.routed_router(x)
+            probabilities = jax.nn.softmax(logits, axis=-1)
+            # Of the logits, since probabilities that underflow to 0 would tie.
+            picked = jax.lax.top_k(logits, config.active)[1]
+            chosen = jnp.any(picked[..., None] == jnp.arange(config.routed), axis=-2)
+            routed = jnp.where(chosen, probabilities, 0)
+            if counted:
+                total = jnp.sum(routed, axis=-1, keepdims=True)
+                routed = config.active * routed / jnp.maximum(total, jnp.finfo(jnp.float32).eps)
+        if self.kind_router is not None:
+            kinds = jax.nn.softmax(self.kind_router(x), axis=-1) * (2 if counted else 1)
+            shared, routed = kinds[..., :1] * shared, kinds[..., 1:] * routed
+        return jnp.concatenate([shared, routed], axis=-1), probabilities, chosen
+
+    def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
+        config, segments = self.config, fields["query_segments"]
+        gates, probabilities, chosen = self.route(x)
+        if config.routed and skips(q.shape[1], k.shape[1], config.routed, config.active, self_attention="key_positions" not in fields):
+            o = self._attend_chosen(q, k, v, gates, chosen, fields)
+        else:
+            o = (softmax_attention(q, k, v, **fields) * gates[..., None]).astype(q.dtype)
+        out = self._finish(x, o, segments)
+        metrics = {"active_heads": jnp.float32((config.shared + config.active) / config.heads)}
+        if not config.routed:
+            return MixerOutput(out.hidden, metrics=metrics)
+        mean, share = _mean_over_tokens(probabilities, segments), _mean_over_tokens(chosen, segments)
+        scale = config.balance_weight * (config.routed if config.balance == "code" else 1)
+        loss = scale * jnp.sum(mean * jax.lax.stop_gradient(share))
+        metrics |= {"head_share_min": jnp.min(share), "head_share_max": jnp.max(share)}
+        return MixerOutput(out.hidden, {"head_balance": loss}, metrics)
+
+    def _attend_chosen(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, gates: jax.Array, chosen: jax.Array, fields: dict[str, Any]
+    ) -> jax.Array:
+        """Heads' outputs times their gates (b, t, h, v): shared heads for all tokens, routed ones for those that chose them."""
+        shared, per = self.config.shared, self.config.heads // self.key_heads
+        first = shared // per  # the first key head that routed heads use
+        key_heads = tuple(head // per - first for head in range(shared, self.config.heads))
+        routed = head_mixture_attention(
+            q[:, :, shared:],
+            k[:, :, first:],
+            v[:, :, first:],
+            chosen,
+            active=self.config.active,
+            gates=gates[..., shared:],
+            key_heads=key_heads,
+            **fields,
+        )
+        if not shared:
+            return routed
+        whole = shared % per == 0  # else a key head is also a routed head's, and each shared head takes its own copy
+        own = slice(first) if whole else [head // per for head in range(shared)]
+        kept = softmax_attention(q[:, :, :shared], k[:, :, own], v[:, :, own], **fields)
+        kept = (kept * gates[..., :shared, None]).astype(q.dtype)
+        return jnp.concatenate([kept, routed], axis=2)
+
+
+def _mean_over_tokens(values: jax.Array, segments: jax.Array | None) -> jax.Array:
+    """Mean of (b, t, n) over the tokens that are not padding, (n,) fp32; 0 when there are none."""
+    values = values.astype(jnp.float32)
+    if segments is None:
+        return jnp.mean(values, axis=(0, 1))
+    real = (segments != 0)[..., None]
+    return jnp.sum(jnp.where(real, values, 0), axis=(0, 1)) / jnp.maximum(jnp.sum(real), 1)

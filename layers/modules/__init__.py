@@ -1,0 +1,1 @@
+"""Parts that mixers and models call: linear maps, norms, positions, feature maps, short convolution, MLPs."""

@@ -1,0 +1,69 @@
+"""Normalisations over the last axis; statistics in fp32, output in the input's dtype."""
+
+from __future__ import annotations
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from recollect.configuration import Config
+from recollect.layers.modules.linear import parameter
+
+
+@chz.chz(typecheck=True)
+class NormConfig(Config):
+    """Base of the norms' configs."""
+
+    epsilon: float = 1e-5
+
+    def build(self, width: int) -> nnx.Module:
+        raise NotImplementedError
+
+
+@chz.chz(typecheck=True)
+class RMSNorm(NormConfig):
+    """x / sqrt(mean(x^2) + epsilon) * gain (Zhang & Sennrich 2019, equation 4)."""
+
+    epsilon: float = 1e-6
+
+    def build(self, width: int) -> RMSNormalization:
+        return RMSNormalization(width, self.epsilon)
+
+
+@chz.chz(typecheck=True)
+class LayerNorm(NormConfig):
+    """(x - mean(x)) / sqrt(var(x) + epsilon) * gain + bias (Ba, Kiros & Hinton 2016)."""
+
+    bias: bool = True
+
+    def build(self, width: int) -> LayerNormalization:
+        return LayerNormalization(width, self.epsilon, self.bias)
+
+
+class RMSNormalization(nnx.Module):
+    """What `RMSNorm` builds, x (..., d) -> (..., d)."""
+
+    def __init__(self, width: int, epsilon: float = 1e-6):
+        self.gain = parameter(jnp.ones(width), decay=False)
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        return (y * self.gain[...]).astype(x.dtype)
+
+
+class LayerNormalization(nnx.Module):
+    """What `LayerNorm` builds, x (..., d) -> (..., d)."""
+
+    def __init__(self, width: int, epsilon: float = 1e-5, bias: bool = True):
+        self.gain = parameter(jnp.ones(width), decay=False)
+        self.bias = parameter(jnp.zeros(width), decay=False) if bias else None
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon) * self.gain[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)

@@ -1,0 +1,221 @@
+"""Lower triangular matrices of a chunk: decayed products of its tokens, and the inverse of a unit triangular one.
+
+Both are put together from halves: of a block of tokens, the later half against the earlier one is a full square, and each half by
+itself is a block half as long. Everything is a matrix product, so nothing walks the rows one by one.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import STRONGEST_CHANNEL_DECAY
+
+SMALL = 8
+"""Squares below this size are sums of products, not matrix products: on CPU a product of 2 x 2 costs a hundred times its arithmetic."""
+
+
+def decayed_products(rows: jax.Array, columns: jax.Array, g: jax.Array | None, seen: jax.Array | None, wide) -> jax.Array:
+    """sum_c rows_ic exp(g_{j+1,c} + ... + g_ic) columns_jc for j <= i, else 0.
+
+    A decay per channel cannot be taken out of the sum, and exp(-g) by itself overflows. Between the later and the earlier half of
+    a block both factors, the decay since the later half began and the decay to the earlier half's end, are at most 1, and where one
+    underflows the product would have. Sums are taken between the two tokens alone: the difference of two running sums would be
+    as wrong as their rounding, which a strong decay anywhere before makes large.
+
+    Args:
+      rows, columns: (b, n, c, h, k). With a decay c is a power of two.
+      g: log decay, (b, n, c, h, 1) or (b, n, c, h, k); None is none.
+      seen: what to keep besides j <= i, broadcasts to (b, n, h, c, c); None keeps all.
+
+    Returns:
+      (b, n, h, c, c), in `wide`.
+    """
+    c = rows.shape[2]
+    index = jnp.arange(c)
+    causal = index[:, None] >= index
+    seen = causal if seen is None else seen & causal
+    if g is not None and g.shape[-1] > 1:
+        return jnp.where(seen, _by_channel(rows, columns, g, wide), 0)
+    scores = jnp.einsum("bnihk,bnjhk->bnhij", rows, columns, preferred_element_type=wide)
+    if g is None:
+        return jnp.where(seen, scores, 0)
+    return scores * jnp.exp(jnp.where(seen, _between(jnp.moveaxis(g[..., 0], 3, 2)), -jnp.inf))
+
+
+def products_before_decay(rows: jax.Array, columns: jax.Array, g: jax.Array, seen: jax.Array, wide) -> jax.Array:
+    """sum_c rows_ic exp(g_{j+1,c} + ... + g_{i-1,c}) columns_jc for j < i, else 0: token i reads what it has not decayed yet.
+
+    Those are the `decayed_products` of row i in the place of the token before it. Arguments and result as there.
+    """
+    following = jnp.pad(rows[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
+    products = decayed_products(following, columns, g, None, wide)
+    return jnp.where(seen, jnp.pad(products[..., :-1, :], [(0, 0)] * (products.ndim - 2) + [(1, 0), (0, 0)]), 0)
+
+
+def decayed_sums(matrix: jax.Array, x: jax.Array, g: jax.Array, wide) -> jax.Array:
+    """sum_{j<=i} matrix_ij exp(g_{j+1,c} + ... + g_ic) x_jc: a matrix (b, n, h, i, j) applied to x (b, n, j, h, c), whose channels decay.
+
+    By halves, as in `decayed_products`: both factors of a pair's decay are at most 1.
+
+    Args:
+      g: log decay, (b, n, c, h, channels) as x; c is a power of two.
+
+    Returns:
+      (b, n, i, h, c), in `wide`.
+    """
+    b, n, c, h, _ = x.shape
+    diagonal = jnp.moveaxis(jnp.diagonal(matrix, axis1=3, axis2=4), 3, 2)[..., None]
+    total = diagonal.astype(wide) * x.astype(wide)
+    half = 1
+    while half < c:
+        m = c // (2 * half)
+        decay, early = (y.reshape(b, n, m, 2, half, h, -1) for y in (g, x))
+        early = (early[:, :, :, 0] * jnp.exp(_to_end(decay[:, :, :, 0], 3))).astype(x.dtype)
+        squares = _squares(matrix, half).astype(x.dtype)
+        late = jnp.einsum("bnhmij,bnmjhv->bnmihv", squares, early, preferred_element_type=wide)
+        late = late * jnp.exp(jnp.cumsum(decay[:, :, :, 1], axis=3))
+        blocks = total.reshape(b, n, m, 2, half, h, -1)
+        total = jnp.stack([blocks[:, :, :, 0], blocks[:, :, :, 1] + late], axis=3).reshape(total.shape)
+        half *= 2
+    return total
+
+
+def before_decay(g: jax.Array) -> jax.Array:
+    """Each token's log decay moved to the token after it in its chunk: running sums of it leave a token's own decay out."""
+    return jnp.pad(g[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))
+
+
+def since_start(g: jax.Array) -> jax.Array:
+    """Log decay from before a chunk's first token to each token, (b, n, c, h, k)."""
+    return jnp.cumsum(g, axis=2)
+
+
+def running_total(g: jax.Array, size: int) -> jax.Array:
+    """Chunks.total of a log decay by channel (b, t, h, k), fp32, in chunks of `size` tokens."""
+    g = jnp.maximum(g, STRONGEST_CHANNEL_DECAY)
+    return since_start(g.reshape(g.shape[0], -1, size, *g.shape[2:])).reshape(g.shape)
+
+
+def to_end(g: jax.Array) -> jax.Array:
+    """Log decay from each token to the chunk's last, which is exactly 0 for that one."""
+    return _to_end(g, 2)
+
+
+def _to_end(g: jax.Array, axis: int) -> jax.Array:
+    later = jax.lax.slice_in_dim(g, 1, None, axis=axis)
+    later = jnp.pad(later, [(0, int(i == axis)) for i in range(g.ndim)])
+    return jax.lax.cumsum(later, axis=axis, reverse=True)
+
+
+@jax.custom_vjp
+def unit_inverse(lower: jax.Array) -> jax.Array:
+    """(I + L)^-1 for strictly lower triangular L (..., c, c), fp32 or wider.
+
+    [[A, 0], [X, B]]^-1 = [[A^-1, 0], [-B^-1 X A^-1, B^-1]], from blocks of one token up. No power of L is formed: those
+    can overflow where the inverse does not.
+    """
+    c = lower.shape[-1]
+    size = 1 << (c - 1).bit_length()
+    if size != c:
+        lower = jnp.pad(lower, [(0, 0)] * (lower.ndim - 2) + [(0, size - c)] * 2)
+    lead = lower.shape[:-2]
+    inverse = jnp.ones((*lead, size, 1, 1), lower.dtype)
+    half = 1
+    while half < size:
+        squares = _squares(lower, half)
+        blocks = inverse.reshape(*lead, size // (2 * half), 2, half, half)
+        early, late = blocks[..., 0, :, :], blocks[..., 1, :, :]
+        corner = -_matmul(_matmul(late, squares), early)
+        inverse = _joined(early, corner, late)
+        half *= 2
+    return inverse.reshape(*lead, size, size)[..., :c, :c]
+
+
+def unit_inverse_by_ladder(lower: jax.Array) -> jax.Array:
+    """`unit_inverse` in products of whole matrices, without a gradient: X <- X - X L' X, L' the squares of one size, from 1 up.
+
+    Twice log2(c) products of c x c are what matrix units do in no time; the halves' many small ones take their compilers minutes.
+    On two CPU cores it is the slower one, by five.
+    """
+    c = lower.shape[-1]
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (c, c), axis) for axis in (0, 1))
+
+    def level(n, inverse):
+        # Where the highest bit that differs is this one, the two are in neighbouring blocks of one block twice as long.
+        squares = jnp.where(jax.lax.shift_right_logical(row ^ column, n) == 1, lower, 0)
+        return inverse - _matmul(_matmul(inverse, squares), inverse)
+
+    start = jnp.broadcast_to(jnp.where(row == column, 1.0, 0.0).astype(lower.dtype), lower.shape)
+    return jax.lax.fori_loop(0, (c - 1).bit_length(), level, start)
+
+
+def _unit_inverse_forwards(lower):
+    inverse = unit_inverse(lower)
+    return inverse, inverse
+
+
+def _unit_inverse_backwards(inverse, gradient):
+    # Of X = (I + L)^-1: dL = -X^T dX X^T, where L has entries.
+    turned = jnp.swapaxes(inverse, -1, -2)
+    return (jnp.tril(-_matmul(_matmul(turned, gradient), turned), -1),)
+
+
+unit_inverse.defvjp(_unit_inverse_forwards, _unit_inverse_backwards)
+
+
+def _by_channel(rows, columns, g, wide):
+    b, n, c, h, _ = rows.shape
+    dtype = rows.dtype
+    triangle = jnp.einsum("bnihk,bnihk->bnhi", rows, columns, preferred_element_type=wide)[..., None, None]
+    half = 1
+    while half < c:
+        m = c // (2 * half)
+        row, column, decay = (x.reshape(b, n * m, 2, half, h, -1) for x in (rows, columns, g))
+        row = (row[:, :, 1] * jnp.exp(since_start(decay[:, :, 1]))).astype(dtype)
+        column = (column[:, :, 0] * jnp.exp(to_end(decay[:, :, 0]))).astype(dtype)
+        if half < SMALL:
+            square = jnp.moveaxis(jnp.sum((row[:, :, :, None] * column[:, :, None]).astype(wide), axis=-1), 4, 2)
+        else:
+            square = jnp.einsum("bmihk,bmjhk->bmhij", row, column, preferred_element_type=wide)
+        square = jnp.moveaxis(square.reshape(b, n, m, h, half, half), 3, 2)
+        blocks = triangle.reshape(b, n, h, m, 2, half, half)
+        triangle = _joined(blocks[..., 0, :, :], square, blocks[..., 1, :, :])
+        half *= 2
+    return triangle.reshape(b, n, h, c, c)
+
+
+def _between(g: jax.Array) -> jax.Array:
+    """g_{j+1} + ... + g_i for j < i, else 0: g (b, n, h, c) gives (b, n, h, c, c)."""
+    c = g.shape[-1]
+    lead = g.shape[:-1]
+    triangle = jnp.zeros((*lead, c, 1, 1), g.dtype)
+    half = 1
+    while half < c:
+        m = c // (2 * half)
+        halves = g.reshape(*lead, m, 2, half)
+        row = jnp.cumsum(halves[..., 1, :], axis=-1)
+        later = jnp.concatenate([halves[..., 0, 1:], jnp.zeros((*lead, m, 1), g.dtype)], axis=-1)
+        column = jax.lax.cumsum(later, axis=later.ndim - 1, reverse=True)
+        blocks = triangle.reshape(*lead, m, 2, half, half)
+        triangle = _joined(blocks[..., 0, :, :], row[..., :, None] + column[..., None, :], blocks[..., 1, :, :])
+        half *= 2
+    return triangle.reshape(*lead, c, c)
+
+
+def _squares(matrix: jax.Array, half: int) -> jax.Array:
+    """Of each diagonal block of 2 half tokens, later rows by earlier columns: (..., size / (2 half), half, half)."""
+    lead, size = matrix.shape[:-2], matrix.shape[-1]
+    m = size // (2 * half)
+    blocks = matrix.reshape(*lead, m, 2, half, m, 2, half)[..., :, 1, :, :, 0, :]
+    return jnp.einsum("...mimj->...mij", blocks)
+
+
+def _joined(early: jax.Array, corner: jax.Array, late: jax.Array) -> jax.Array:
+    """[[early, 0], [corner, late]] of (..., half, half) each."""
+    top = jnp.concatenate([early, jnp.zeros_like(corner)], axis=-1)
+    return jnp.concatenate([top, jnp.concatenate([corner, late], axis=-1)], axis=-2)
+
+
+def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision="highest")

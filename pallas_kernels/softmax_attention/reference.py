@@ -1,0 +1,78 @@
+"""The specification, dense: every weight by its definition, in fp32 (fp64 for fp64 inputs), memory (t, s)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from recollect.pallas_kernels.scheduled_attention.block_schedule import tile_allows
+from recollect.pallas_kernels.softmax_attention.scheduled import is_rule, rule_and_fields
+
+
+def attention(
+    q,
+    k,
+    v,
+    *,
+    window,
+    mask,
+    sinks,
+    query_positions,
+    key_positions,
+    query_segments,
+    key_segments,
+    query_fields,
+    key_fields,
+    scale,
+    **rest,
+) -> tuple[jax.Array, jax.Array]:
+    """See the front door for the arguments; returns the output and the log-sum-exp."""
+    b, t, h, _ = q.shape
+    s, groups = k.shape[1:3]
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    real = jnp.ones((b, t), bool)
+    if query_segments is not None:
+        real = query_segments != 0
+        q = jnp.where(real[:, :, None, None], q, 0)
+        k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
+    if is_rule(mask):
+        rule, query, key = rule_and_fields(
+            q,
+            k,
+            window=window,
+            mask=mask,
+            query_positions=query_positions,
+            key_positions=key_positions,
+            query_segments=query_segments,
+            key_segments=key_segments,
+            query_fields=query_fields,
+            key_fields=key_fields,
+        )
+        query, key = {name: x[:, :, None] for name, x in query.items()}, {name: x[:, None, :] for name, x in key.items()}
+        mask = jnp.broadcast_to(tile_allows(rule, query, key), (b, t, s))
+    elif mask is None:
+        mask = _rule(b, t, s, window, query_positions, key_positions, query_segments, key_segments)
+    seen = (mask & real[:, :, None])[:, None]
+    k, v = (jnp.repeat(x.astype(wide), h // groups, axis=2) for x in (k, v))
+    scores = jnp.where(seen, jnp.einsum("bthk,bshk->bhts", q.astype(wide), k) * scale, -jnp.inf)
+    if sinks is not None:
+        # The sink is one more key, seen by every query that is not padding; its value is zero.
+        column = jnp.broadcast_to(sinks.astype(wide)[:, None, None], (b, h, t, 1))
+        scores = jnp.concatenate([scores, jnp.where(real[:, None, :, None], column, -jnp.inf)], axis=-1)
+        v = jnp.concatenate([v, jnp.zeros_like(v[:, :1])], axis=1)
+    some = jnp.any(scores > -jnp.inf, axis=-1, keepdims=True)
+    lse = jax.nn.logsumexp(jnp.where(some, scores, 0), axis=-1, keepdims=True)
+    weights = jnp.where(some, jnp.exp(scores - lse), 0)
+    out = jnp.einsum("bhts,bshv->bthv", weights, v).astype(q.dtype)
+    return out, jnp.moveaxis(jnp.where(some, lse, -jnp.inf)[..., 0], 1, 2)
+
+
+def _rule(b, t, s, window, query_positions, key_positions, query_segments, key_segments) -> jax.Array:
+    i = (jnp.broadcast_to(jnp.arange(t), (b, t)) if query_positions is None else query_positions)[:, :, None]
+    j = (jnp.broadcast_to(jnp.arange(s), (b, s)) if key_positions is None else key_positions)[:, None, :]
+    seen = j <= i
+    if window is not None:
+        seen &= i - j < window
+    if query_segments is not None:
+        seen &= (query_segments[:, :, None] == key_segments[:, None, :]) & (key_segments != 0)[:, None, :]
+    return seen

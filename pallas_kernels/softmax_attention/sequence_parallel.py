@@ -1,0 +1,94 @@
+"""Tokens split over devices: every device keeps its queries, and fetches the keys and values they see.
+
+With a window of w keys these are its own and the w - 1 before them. While these are no more than a part holds, a part with them in front is a
+sequence of its own, and any form that knows self-attention serves it; the queries in front are dropped. Of a longer window, and without one or
+with a mask, queries attend to keys with their positions in the whole sequence.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from recollect.pallas_kernels import sequence_collectives
+from recollect.pallas_kernels.sharding import over_sequence, sequence_parts
+
+UNSEEN = 2**29
+"""The position of keys before the sequence: after all queries."""
+
+
+def over_devices(
+    run: Callable[..., Any],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    window: int | None,
+    mask: Any,
+    sinks: jax.Array | None,
+    positions: jax.Array | None,
+    segments: jax.Array | None,
+    fields: Any,
+    return_lse: bool,
+) -> Any:
+    """Self-attention by the front door `run`, its settings bound, tokens split over the ambient mesh's axis sequence; returns as it does.
+
+    Of documents with padding inside of them, a window sees no further than w - 1 places back, padding counted.
+    """
+    t = q.shape[1] // sequence_parts(q.shape[1])
+    rule = None if isinstance(mask, jax.Array) else mask
+    dense = mask if isinstance(mask, jax.Array) else None
+
+    def part(q, k, v, sinks, dense, positions, segments, fields):
+        if window is not None and window - 1 <= t:
+            return _near(run, q, k, v, window, sinks, positions, segments)
+        counted = sequence_collectives.places(*q.shape[:2]) if positions is None else positions
+        seen: Callable[[jax.Array], jax.Array]
+        if window is not None and window - 1 < (sequence_collectives.parts() - 1) * t:
+            seen = functools.partial(_with_before, size=window - 1)
+            there = sequence_collectives.first_token(t) - (window - 1) + jnp.arange(window - 1 + t) >= 0
+            key_positions = jnp.where(there, seen(counted), UNSEEN)
+        else:
+            seen, key_positions = sequence_collectives.gathered, sequence_collectives.gathered(counted)
+        return run(
+            q,
+            seen(k),
+            seen(v),
+            window=window,
+            mask=rule if dense is None else dense,
+            sinks=sinks,
+            query_positions=counted,
+            key_positions=key_positions,
+            query_segments=segments,
+            key_segments=None if segments is None else seen(segments),
+            query_fields=fields,
+            key_fields=None if fields is None else {name: seen(x) for name, x in fields.items()},
+        )
+
+    letters = {"q": "b t h k", "k": "b t h k", "v": "b t h v", "sinks": "h", "dense": "b t s", "fields": "b t"}
+    results = ("b t h v", "b t h") if return_lse else "b t h v"
+    return over_sequence(part, {**letters, "positions": "b t", "segments": "b t"}, results)(
+        q, k, v, sinks, dense, positions, segments, fields
+    )
+
+
+def _near(run, q, k, v, window, sinks, positions, segments):
+    """A part and the window - 1 tokens before it as a sequence of its own."""
+    (b, t), front = q.shape[:2], window - 1
+
+    seen = functools.partial(_with_before, size=front)
+    there = sequence_collectives.first_token(t) - front + jnp.arange(front + t) >= 0
+    own = jnp.broadcast_to(there.astype(jnp.int32), (b, front + t)) if segments is None else seen(segments)
+    positions = None if positions is None else seen(positions)
+    queries = jnp.pad(q, ((0, 0), (front, 0), (0, 0), (0, 0)))
+    found = run(queries, seen(k), seen(v), window=window, sinks=sinks, query_positions=positions, query_segments=own)
+    return jax.tree.map(lambda x: x[:, front:], found)
+
+
+def _with_before(x: jax.Array, size: int) -> jax.Array:
+    """Of a part (b, t, ...) also the `size` tokens before it: (b, size + t, ...)."""
+    return jnp.concatenate([sequence_collectives.before(x, size), x], axis=1)

@@ -1,0 +1,47 @@
+"""A script for tests of text over several processes: a few steps, an evaluation and a sample, as one line of JSON."""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+
+from recollect.configuration import from_json
+from recollect.training.distributed import processes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("experiment", help="a file of the experiment as JSON")
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process", type=int)
+    given = parser.parse_args()
+    with processes.joined(given.coordinator, given.processes, given.process), open(given.experiment) as file:
+        print("found " + json.dumps(few_steps(from_json(json.load(file)))), flush=True)
+
+
+def few_steps(experiment) -> dict:
+    """Losses of four steps (two calls and a skipped batch between), held-out bits a byte, and rows that this process read."""
+    from recollect.training.batches import local_rows, make_feed
+    from recollect.training.step import member_values, program_for
+
+    program = program_for(experiment)
+    feed = make_feed(experiment, program, None)
+    state, values = program.init(0), member_values([experiment], False)
+    losses = []
+    for step in (0, 2):
+        for place in range(0, 2, length := feed.steps_ahead(step, 2)):
+            state, metrics = feed.train(state, values, length, step + place)
+            losses += np.asarray(metrics["loss"]).tolist()
+        feed.skip(1)
+    found = feed.evaluate(state["params"], [0])[0]
+    rows = local_rows(feed.batches.rows(0), feed.batches.row_length(0), program.mesh)
+    return {"losses": losses, "bits": found["bits_per_byte"], "rows": rows, "sample": feed.sample(state["params"], 1)}
+
+
+if __name__ == "__main__":
+    import recollect.training.experiment  # noqa: F401 (so that the file's classes are known)
+    from recollect.data.text import dataset  # noqa: F401
+
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""A script for tests of training/distributed/processes.py: joins the others, then does what its first argument says."""
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+
+from recollect.configuration import UserError
+from recollect.training.distributed import processes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process", type=int)
+    given = parser.parse_args()
+    asked_to_stop = []
+    signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(True))
+    try:
+        with processes.joined(given.coordinator, given.processes, given.process):
+            act(given.what, given.folder, asked_to_stop)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def act(what: str, folder: Path, asked_to_stop: list) -> None:
+    import jax.numpy as jnp
+    from jax.experimental.multihost_utils import process_allgather
+
+    index = processes.process_index()
+    if what == "differ":
+        processes.agree({"config": {"steps": [10, 20 + index]}})
+    if what == "blind":
+        processes.check_shared(folder / str(index))
+    processes.agree({"config": {"steps": [10, 20]}})
+    processes.check_shared(folder / "shared")
+    gathered = process_allgather(jnp.array([index]))
+    print(f"ready, gathered {gathered.ravel().tolist()}", flush=True)
+    if what == "wait":
+        time.sleep(300)
+    if what == "full disk" and index == 1:
+        raise UserError("the disk is full")
+    step = 0
+    while what != "end":
+        process_allgather(jnp.arange(2))
+        time.sleep(0.02)
+        step += 10
+        if processes.stop_together(step, bool(asked_to_stop)):
+            print(f"stopped at step {step}", flush=True)
+            break
+
+
+main()

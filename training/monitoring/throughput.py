@@ -1,0 +1,166 @@
+"""How fast a run goes: tokens a second, seconds a step, the share of a device's peak that the model's products are (MFU), and the share of
+time spent waiting for data.
+
+    MFU = 3 * forward products a token * tokens a second / (devices * dense bf16 peak of one)
+
+as in PaLM (Chowdhery et al. 2022, appendix B): the backward pass has two products for each of the forward pass; what rematerialisation
+computes again does not count. Forward products are those of `recollect.models.accounting.products_per_token`, taken from XLA's forms of the
+operations: causal attention counts the blocks up to the diagonal, not the whole square. CPUs and unknown chips have no MFU.
+
+The loop makes one `Meter`, calls `step` right after each device call whose results have arrived, and hands the meter to the `Reporter`. Evaluation,
+checkpoints and samples are not told to it, so they do not count; neither do seconds of those calls in which XLA compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+
+from recollect.models.accounting import products_per_token
+from recollect.models.functional import FunctionalModel
+from recollect.pallas_kernels import dispatch
+from recollect.training.monitoring.chips import chip_of
+from recollect.training.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Rates over some device calls.
+
+    Attributes:
+      tokens_per_second: of all devices and members together.
+      step_seconds: waiting for data included.
+      waiting_for_data: share of the time, 0 to 1.
+      mfu: share of the devices' peak, 0 to 1; None where the peak is not known.
+    """
+
+    tokens_per_second: float
+    step_seconds: float
+    waiting_for_data: float
+    mfu: float | None
+
+    def facts(self) -> dict[str, float]:
+        """For JSON; without "mfu" where there is none."""
+        found = {name: getattr(self, name) for name in ("tokens_per_second", "step_seconds", "waiting_for_data")}
+        return found if self.mfu is None else {**found, "mfu": self.mfu}
+
+    def text(self) -> str:
+        """For the terminal: "12,345 tokens/s, 1.66 s a step, MFU 41.0%, 0.1% waiting for data"."""
+        step = f"{self.step_seconds:.3g} s" if self.step_seconds >= 1 else f"{1e3 * self.step_seconds:.3g} ms"
+        parts = [f"{self.tokens_per_second:,.0f} tokens/s", f"{step} a step"]
+        if self.mfu is not None:
+            parts.append(f"MFU {self.mfu:.1%}")
+        return ", ".join([*parts, f"{self.waiting_for_data:.1%} waiting for data"])
+
+
+@dataclasses.dataclass
+class _Sums:
+    steps: int = 0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def minus(self, other: _Sums) -> _Sums:
+        return _Sums(self.steps - other.steps, self.tokens - other.tokens, self.seconds - other.seconds, self.waited - other.waited)
+
+
+class Meter:
+    """Adds up device calls and tells rates, of the whole session and since a reader last asked.
+
+    Args:
+      flops_per_token: of one training step, a token (see the module); None: no MFU.
+      peak: floating-point operations a second of all devices together; None: no MFU.
+    """
+
+    def __init__(self, flops_per_token: float | None = None, peak: float | None = None):
+        self.flops_per_token = flops_per_token
+        self.peak = peak
+        self._total = _Sums()
+        self._read: dict[str, _Sums] = {}
+        self._told = time.perf_counter()
+        _listen()
+
+    def step(self, steps: int, tokens: float, seconds: float, waited: float = 0.0) -> None:
+        """Adds the device call that has just ended.
+
+        Args:
+          steps: optimizer steps in it.
+          tokens: trained on in it, all rows (and members) together.
+          seconds: it took, from before its data were asked for (or the last call's metrics had arrived, if that was later) until its metrics had
+            arrived.
+          waited: of these, seconds spent waiting for data.
+        """
+        end = time.perf_counter()
+        total = self._total
+        compiling = min(_compiled_between(max(end - seconds, self._told), end), seconds - waited)
+        self._told = end
+        self._total = _Sums(total.steps + steps, total.tokens + tokens, total.seconds + seconds - compiling, total.waited + waited)
+
+    def since(self, reader: str) -> Rates | None:
+        """Rates since this reader last asked (at first: since the beginning); None when no step was added."""
+        before = self._read.get(reader, _Sums())
+        self._read[reader] = self._total
+        return self._rates(self._total.minus(before))
+
+    def total(self) -> Rates | None:
+        """Rates over all calls; None when there was none."""
+        return self._rates(self._total)
+
+    def _rates(self, sums: _Sums) -> Rates | None:
+        if not sums.steps:
+            return None
+        seconds = max(sums.seconds, 1e-9)
+        rate = sums.tokens / seconds
+        mfu = None if self.flops_per_token is None or self.peak is None else rate * self.flops_per_token / self.peak
+        return Rates(rate, seconds / sums.steps, min(1.0, sums.waited / seconds), mfu)
+
+
+def meter_of(experiment: Experiment) -> Meter:
+    """The meter of a run on this machine's devices."""
+    chip = chip_of(jax.devices()[0].device_kind)
+    if chip is None:
+        return Meter()
+    return Meter(training_flops_per_token(experiment), chip.flops * experiment.run.mesh.devices)
+
+
+def training_flops_per_token(experiment: Experiment) -> float:
+    """Three times the forward products of one token, at the data's length; the head's among them, at every token of a text and at labelled ones
+    of a recall task."""
+    data: Any = experiment.data
+    model = FunctionalModel(experiment.model, data.vocabulary)
+    with dispatch.aimed_at("cpu", "cpu"):  # kernels and libraries do not tell their products
+        return 3 * products_per_token(model, data.longest)
+
+
+_compilations: list[tuple[float, float]] = []
+_listening = False
+
+
+def _listen() -> None:
+    """Notes from now on when this process traces, lowers and compiles. jax keeps listeners for good, so there is one."""
+    global _listening
+    if not _listening:
+        _listening = True
+        jax.monitoring.register_event_duration_secs_listener(_note)
+
+
+def _note(event: str, duration_secs: float, **_: Any) -> None:
+    if not event.startswith("/jax/core/compile/"):
+        return
+    end = time.perf_counter()
+    begin = end - duration_secs
+    # What lies within what was noted just now (an inner function's trace) is told once.
+    while _compilations and _compilations[-1][0] >= begin:
+        _compilations.pop()
+    if _compilations and _compilations[-1][1] > begin:
+        begin = _compilations.pop()[0]
+    _compilations.append((begin, end))
+    del _compilations[:-1000]
+
+
+def _compiled_between(begin: float, end: float) -> float:
+    """Seconds of compilation in a stretch of time.perf_counter()."""
+    return sum(max(0.0, min(end, stop) - max(begin, start)) for start, stop in _compilations)

@@ -1,0 +1,1 @@
+"""What happens at non-finite steps, loss spikes and stops."""

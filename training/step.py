@@ -1,0 +1,233 @@
+"""The compiled functions of one program: initialise, train for several steps, evaluate.
+
+A program serves every experiment that differs from its own in values only (learning rate, weight decay, betas, seed): those are
+arguments. With `population` it trains that many members at once, stacked along a leading axis and vmapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recollect.data.batch import Batch
+from recollect.models.functional import FunctionalModel, Params
+from recollect.models.language_model import ModelOutput
+from recollect.pallas_kernels.linear_cross_entropy import CrossEntropy
+from recollect.training.experiment import Experiment, program_of
+from recollect.training.loss import losses
+from recollect.training.sharding import batch_shardings, make_mesh, state_sharding
+
+State = dict[str, Any]
+"""Everything a run's future depends on, beside its config and data: {"params", "opt_state", "step" () int32, "seed" () uint32,
+"skipped": {"total", "in_row"} () int32}, and with `optimizer.ema` "ema", shaped like the parameters."""
+
+
+def program_for(experiment: Experiment, population: int | None = None) -> Program:
+    """The program of `experiment`, built once for all experiments that differ in values only."""
+    return _programs(program_of(experiment), population)
+
+
+@functools.lru_cache(maxsize=4)
+def _programs(experiment: Experiment, population: int | None) -> Program:
+    return Program(experiment, population)
+
+
+def evaluated(state: State) -> Params:
+    """The parameters that evaluation, samples and export use: the running average where there is one."""
+    return state["ema"] if "ema" in state else state["params"]
+
+
+class Program:
+    """See the module. Public methods take and return stacked states when `population` is set."""
+
+    def __init__(self, experiment: Experiment, population: int | None = None):
+        self.experiment = experiment
+        self.data: Any = experiment.data
+        self.population = population
+        self.model = FunctionalModel(experiment.model, experiment.data.vocabulary)
+        self.mesh = make_mesh(experiment.run.mesh) if experiment.run.mesh.devices > 1 else None
+        self._compiled: dict[Any, Any] = {}
+
+    def init(self, seeds: Any) -> State:
+        """Fresh state for a seed (or one for each of a population's seeds)."""
+        seeds = jnp.asarray(seeds, jnp.uint32)
+        function = self._vectorised(self._init)
+        if self.mesh is None:
+            return self._jit("init", function)(seeds)
+        shapes = jax.eval_shape(function, seeds)
+        # Made in parts: no device ever holds the whole model.
+        return self._jit("init", function, out_shardings=state_sharding(shapes, shapes["params"], self.mesh))(seeds)
+
+    def train(self, state: State, values: Any, steps: int, data_slice: Any) -> tuple[State, dict[str, jax.Array]]:
+        """`steps` steps on batches made on the device from (seed, step); the state given is consumed.
+
+        Returns:
+          the state, and metrics (steps,) by name ((members, steps) for a population).
+        """
+
+        def run(state: State, values: Any) -> tuple[State, dict[str, jax.Array]]:
+            def body(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
+                batch = self.data.train_batch(state["seed"], state["step"], data_slice, self.experiment.run.batch_size)
+                return self.step(state, values, batch)
+
+            return jax.lax.scan(body, state, None, length=steps)
+
+        return self._jit(("train", steps, data_slice), self._vectorised(run), donate_argnums=0)(state, values)
+
+    def train_on(self, state: State, values: Any, batches: Batch) -> tuple[State, dict[str, jax.Array]]:
+        """One step a batch; `batches` are stacked along a leading axis. The state given is consumed."""
+
+        def run(state: State, values: Any, batches: Batch) -> tuple[State, dict[str, jax.Array]]:
+            return jax.lax.scan(lambda state, batch: self.step(state, values, batch), state, batches)
+
+        assert self.population is None, "host data feeds one member at a time"
+        return self._jit("train_on", run, donate_argnums=0)(state, values, batches)
+
+    def evaluate(self, params: Params, seeds: Any, examples: int, data_slice: Any) -> dict[str, jax.Array]:
+        """Sums over `examples` evaluation examples of one slice: "loss", "correct", "weight" (per member)."""
+        size = min(examples, self.experiment.run.batch_size)
+        count = -(-examples // size)
+
+        def run(params: Params, seed: jax.Array) -> dict[str, jax.Array]:
+            def body(total: dict[str, jax.Array], index: jax.Array) -> tuple[dict[str, jax.Array], None]:
+                batch = self.data.evaluation_batch(seed, index, data_slice, size)
+                inside = (index * size + jnp.arange(size)) < examples
+                sums = self.sums(params, batch, batch.weights * inside[:, None])
+                return jax.tree.map(jnp.add, total, sums), None
+
+            zero = {name: jnp.zeros(()) for name in ("loss", "correct", "weight")}
+            return jax.lax.scan(body, zero, jnp.arange(count))[0]
+
+        return self._jit(("evaluate", examples, data_slice), self._vectorised(run))(params, jnp.asarray(seeds, jnp.uint32))
+
+    def evaluate_on(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+        """Per-target results on one host batch: "loss" (b, p) nats, "correct" (b, p) bool."""
+
+        def run(params: Params, batch: Batch) -> dict[str, jax.Array]:
+            found, _ = self._losses(params, batch, batch.weights, None)
+            return {"loss": found.loss, "correct": found.correct}
+
+        return self._jit("evaluate_on", run)(params, batch)
+
+    def sums(self, params: Params, batch: Batch, weights: jax.Array) -> dict[str, jax.Array]:
+        """Weighted sums of loss and correct answers."""
+        found, _ = self._losses(params, batch, weights, None)
+        return {"loss": jnp.sum(found.loss * weights), "correct": jnp.sum(found.correct * weights), "weight": jnp.sum(weights)}
+
+    def step(self, state: State, values: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        """One optimizer step (not jitted, not vmapped).
+
+        A step whose loss or gradient norm is not finite is skipped: parameters, average and optimizer stay what they were, `step` goes on. After
+        `run.stop_after_nonfinite` such steps in a row all later ones are skipped too, so that the parameters stay those that fail.
+
+        Returns:
+          the state, and metrics: "loss", "accuracy", "gradient_norm", "skipped" (1.0 or 0.0), with a z-loss "z_loss", and the mixers' own.
+        """
+        experiment = self.experiment
+        if self.mesh is not None:
+            batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, self.mesh))
+        grads, metrics = self.gradients(state["params"], batch, self.dropout_key(state["seed"], state["step"]))
+        transform = experiment.optimizer.transform(self.model, experiment.run.steps, values)
+        updates, opt_state = transform.update(grads, state["opt_state"], state["params"])
+        params = jax.tree.map(jnp.add, state["params"], updates)
+        norm = jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(grads)))
+        in_row = state["skipped"]["in_row"]
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & (in_row < experiment.run.stop_after_nonfinite)
+        made = {"params": params, "opt_state": opt_state}
+        if experiment.optimizer.ema is not None:
+            made["ema"] = experiment.optimizer.averaged(state["ema"], params, state["step"])
+        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), made, {name: state[name] for name in made})
+        skipped = {"total": state["skipped"]["total"] + ~good, "in_row": jnp.where(good, 0, in_row + 1)}
+        metrics |= {"gradient_norm": norm, "skipped": 1.0 - good}
+        return {**kept, "step": state["step"] + 1, "seed": state["seed"], "skipped": skipped}, metrics
+
+    def dropout_key(self, seed: Any, step: Any) -> jax.Array | None:
+        """The key of a step's dropout; None for a model without any."""
+        if not self.experiment.model.embedding_dropout:
+            return None
+        return jax.random.fold_in(jax.random.key(seed), step)
+
+    def gradients(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[Params, dict[str, jax.Array]]:
+        """Gradient of the mean loss over labelled positions plus auxiliary losses, in `run.accumulate` pieces, and metrics."""
+        pieces = self.experiment.run.accumulate
+        weight = jnp.maximum(jnp.sum(batch.weights), 1.0)
+
+        def loss_of(params: Params, piece: Batch, key: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+            found, out = self._losses(params, piece, piece.weights, key)
+            auxiliary = sum(out.losses.values(), jnp.zeros(())) / pieces
+            metrics = {
+                "loss": jnp.sum(found.loss * piece.weights) / weight,
+                "accuracy": jnp.sum(found.correct * piece.weights) / weight,
+            }
+            if self.experiment.loss.z_loss:
+                metrics["z_loss"] = self.experiment.loss.z_loss * jnp.sum(found.lse**2 * piece.weights) / weight
+            metrics |= {name: value / pieces for name, value in {**out.losses, **out.metrics}.items()}
+            return found.total / weight + auxiliary, metrics
+
+        slope = jax.grad(loss_of, has_aux=True)
+        if pieces == 1:
+            return slope(params, batch, key)
+        split = jax.tree.map(lambda leaf: leaf.reshape(pieces, -1, *leaf.shape[1:]), batch)
+        keys = None if key is None else jax.random.split(key, pieces)
+
+        def body(total: Any, piece: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, slope(params, *piece)), None
+
+        first = slope(params, jax.tree.map(lambda leaf: leaf[0], split), None if keys is None else keys[0])
+        rest = jax.tree.map(lambda leaf: leaf[1:], (split, keys))
+        return jax.lax.scan(body, first, rest)[0]
+
+    def _losses(self, params: Params, batch: Batch, weights: jax.Array, key: jax.Array | None) -> tuple[CrossEntropy, ModelOutput]:
+        return losses(self.model.bind(params), batch, weights, self.experiment.loss, key)
+
+    def _init(self, seed: jax.Array) -> State:
+        params = self.model.init(jax.random.key(seed))
+        optimizer = self.experiment.optimizer
+        transform = optimizer.transform(self.model, self.experiment.run.steps, optimizer.values())
+        zero = jnp.zeros((), jnp.int32)
+        # A copy: a state is donated, and no array of it twice.
+        average = {} if optimizer.ema is None else {"ema": jax.tree.map(jnp.copy, params)}
+        return {
+            **average,
+            "params": params,
+            "opt_state": transform.init(params),
+            "step": zero,
+            "seed": seed,
+            "skipped": {"total": zero, "in_row": zero},
+        }
+
+    def _vectorised(self, function: Any) -> Any:
+        return function if self.population is None else jax.vmap(function)
+
+    def _jit(self, key: Any, function: Any, **options: Any) -> Any:
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(function, **options)
+        compiled = self._compiled[key]
+
+        def call(*args: Any) -> Any:
+            with self.context():
+                return compiled(*args)
+
+        return call
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """What this program's functions are traced and run in: its precision, and its mesh, for operations that XLA cannot partition."""
+        precision = "highest" if self.experiment.run.precision == "highest" else None
+        mesh = contextlib.nullcontext() if self.mesh is None else jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+        with jax.default_matmul_precision(precision), mesh:
+            yield
+
+
+def member_values(experiments: list[Experiment], population: bool) -> Any:
+    """The optimizer's values of one experiment, or of several stacked."""
+    rows = [experiment.optimizer.values() for experiment in experiments]
+    if not population:
+        return {name: np.float32(value) for name, value in rows[0].items()}
+    return {name: np.array([row[name] for row in rows], np.float32) for name in rows[0]}

@@ -73,7 +73,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     ):
         limit = f", default {default}" if default != _ENDLESS else ""
         parser.add_argument(f"--{name}", type=int, default=default, help=text + limit)
-    parser.add_argument("--minutes", type=float, default=12.0, help="of training both together, after compiling; default 12")
+    parser.add_argument(
+        "--minutes", type=float, default=12.0, help="of training both together, after compiling; default 12"
+    )
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--curriculum", default="grow_p2", choices=["uniform", "grow_linear", "grow_p2", "grow_p100"])
     parser.add_argument("--source", default="stdlib", help="as data.source")
@@ -94,14 +96,16 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "learning_rate",
     ):
         if getattr(options, name) <= 0:
-            raise UserError(f"bench decomposition: --{name.replace('_', '-')} {getattr(options, name)}: must be positive")
+            raise UserError(
+                f"bench decomposition: --{name.replace('_', '-')} {getattr(options, name)}: must be positive"
+            )
     return options
 
 
 def experiment_of(name: str, options: argparse.Namespace) -> Any:
     """The experiment that trains on rows made in the way called `name`."""
-    from recollect.data.text.rows.curriculum import Chunked, Decomposed
     from recollect.data.text.dataset import Text
+    from recollect.data.text.rows.curriculum import Chunked, Decomposed
     from recollect.layers import Attention
     from recollect.layers.modules.mlp import SwiGLU
     from recollect.layers.modules.positions import Rotary
@@ -124,11 +128,16 @@ def experiment_of(name: str, options: argparse.Namespace) -> Any:
         name=f"decomposition.{name}",
         model=LanguageModel(
             width=options.width,
-            stages=repeat(Attention(heads=options.heads, positions=Rotary(base=100_000.0), query_key_norm=True), depth=options.depth),
+            stages=repeat(
+                Attention(heads=options.heads, positions=Rotary(base=100_000.0), query_key_norm=True),
+                depth=options.depth,
+            ),
             mlp=SwiGLU(),
         ),
         data=data,
-        optimizer=AdamW(learning_rate=options.learning_rate, beta2=0.95, weight_decay=0.1, warmup=20, clip=1.0, schedule="constant"),
+        optimizer=AdamW(
+            learning_rate=options.learning_rate, beta2=0.95, weight_decay=0.1, warmup=20, clip=1.0, schedule="constant"
+        ),
         run=Run(steps=_ENDLESS, batch_size=options.batch, steps_per_call=1, precision="default", seed=options.seed),
     )
 
@@ -209,7 +218,9 @@ def _train(trainees: list[_Trainee], options: argparse.Namespace) -> None:
     """Turns until the steps or the minutes are used up; no fewer than one."""
     begun = time.perf_counter()
     print(f"{'step':>6} " + " ".join(f"{trainee.name + ': seconds, bits a byte':>34}" for trainee in trainees))
-    while trainees[0].step < options.steps and (trainees[0].step == 0 or time.perf_counter() - begun < 60 * options.minutes):
+    while trainees[0].step < options.steps and (
+        trainees[0].step == 0 or time.perf_counter() - begun < 60 * options.minutes
+    ):
         cells = []
         for trainee in trainees:
             trainee.turn(min(options.turn, options.steps - trainee.step))
@@ -235,7 +246,9 @@ def times_to_losses(one: list[dict[str, float]], two: list[dict[str, float]]) ->
     for bits in sorted({round(lowest + above, 2) for above in ABOVE}, reverse=True):
         chunked, decomposed = time_to(one, bits), time_to(two, bits)
         if chunked and decomposed:
-            rows.append({"bits_per_byte": bits, "chunked": chunked, "decomposed": decomposed, "ratio": chunked / decomposed})
+            rows.append(
+                {"bits_per_byte": bits, "chunked": chunked, "decomposed": decomposed, "ratio": chunked / decomposed}
+            )
     return rows
 
 
@@ -251,7 +264,9 @@ def _print(result: dict[str, Any], reached: list[dict[str, float]]) -> None:
             took = "not taken" if row["seconds_a_step"] is None else f"{1e3 * row['seconds_a_step']:10.1f}"
             print(f"  {name:12} {length:>6} {row['steps']:6} {took}")
     rows = result["decomposed"]["rows"]
-    print(f"kept by decomposition: {100 * rows['retained_share']:.1f}% of all tokens, {100 * rows['target_share']:.1f}% of all targets")
+    print(
+        f"kept by decomposition: {100 * rows['retained_share']:.1f}% of all tokens, {100 * rows['target_share']:.1f}% of all targets"
+    )
     print("seconds to a held-out loss: bits a byte, chunked, decomposed, chunked / decomposed")
     for row in reached:
         print(f"  {row['bits_per_byte']:6.2f} {row['chunked']:8.1f} {row['decomposed']:8.1f} {row['ratio']:6.2f}")

@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
       UserError: a folder without records, or records of two kinds of device.
     """
     parser = Parser("device", __doc__)
-    parser.add_argument("--from", dest="folders", nargs="+", type=Path, required=True, metavar="FOLDER", help="with first_contact.jsonl")
+    parser.add_argument(
+        "--from", dest="folders", nargs="+", type=Path, required=True, metavar="FOLDER", help="with first_contact.jsonl"
+    )
     parser.add_out("first_contact.json, and docs/gpu_measured.md beside the README")
     options = parser.parse_args(arguments)
     result = gathered(options.folders)
@@ -82,7 +84,9 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
         for line in lines:
             lacking = [name for name in _needed(line) if name not in line]
             if lacking:
-                raise UserError(f"bench device: {folder / records.FILE}: a line of kind {line['kind']!r} lacks {', '.join(lacking)}")
+                raise UserError(
+                    f"bench device: {folder / records.FILE}: a line of kind {line['kind']!r} lacks {', '.join(lacking)}"
+                )
         devices += [line["device"] for line in lines if line["kind"] == "probe" and line["what"] == "machine"]
         begun = next((line for line in lines if line["kind"] == "begun"), {})
         probes = {line["what"]: _facts(line) for line in lines if line["kind"] == "probe"}
@@ -92,7 +96,9 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
             if line["kind"] == "time":
                 key = (line["what"], line["form"], line.get("note", ""))
                 earlier = times.get(key, {})
-                before = earlier.get("before") or {part: earlier[part] for part in ("forward", "both") if part in earlier}
+                before = earlier.get("before") or {
+                    part: earlier[part] for part in ("forward", "both") if part in earlier
+                }
                 same_contact = earlier.get("contact") == len(devices)
                 times[key] = {**_facts(line), "contact": len(devices)}
                 if before and not (same_contact and "before" not in earlier):
@@ -104,7 +110,9 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
             if line["kind"] == "failed":
                 found["failed"].append(_facts(line))
     if len(set(devices)) != 1:
-        raise UserError(f"bench device: the folders are of {', '.join(sorted(set(devices))) or 'no device'}; one kind is needed")
+        raise UserError(
+            f"bench device: the folders are of {', '.join(sorted(set(devices))) or 'no device'}; one kind is needed"
+        )
     return {"device": devices[0], **found, "checks": list(checks.values()), "times": list(times.values())}
 
 
@@ -138,7 +146,10 @@ def document(result: dict[str, Any]) -> str:
         f"{len(result['checks']) - len(wrong)} within their bars. "
         f"{sum(check['same_bits'] for check in result['checks'])} gave the same bits twice.",
         *(f"- WRONG: {check['what']}: {', '.join(check['wrong'])}" for check in wrong),
-        *(f"\nThe tests that are simulated elsewhere, run on the device: {tests['summary']}." for tests in result["tests"]),
+        *(
+            f"\nThe tests that are simulated elsewhere, run on the device: {tests['summary']}."
+            for tests in result["tests"]
+        ),
         "",
         "## Times",
         "",
@@ -193,7 +204,9 @@ def _peer(row: dict[str, Any], part: str, result: dict[str, Any]) -> str:
         name, _, of = what.partition(" ")
         if row["what"] == f"{PEERS.get(name)}, {of}" and of == sizes and part in peer:
             # Then forward alone is not what a user of the peer would run.
-            odd = " (more than with gradients)" if part == "forward" and peer.get("both", peer[part]) < peer[part] else ""
+            odd = (
+                " (more than with gradients)" if part == "forward" and peer.get("both", peer[part]) < peer[part] else ""
+            )
             return f"{name} {1e3 * peer[part]:.3f}{odd}"
     return ""
 

@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for name in ("length", "batch", "heads", "head_dim", "turns"):
         if getattr(options, name) < 1:
-            raise UserError(f"bench head-mixture: --{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
+            raise UserError(
+                f"bench head-mixture: --{name.replace('_', '-')} {getattr(options, name)}: must be at least 1"
+            )
     say_device()
     print(
         f"batch {options.batch}, {options.length} tokens, {options.heads} heads of {options.head_dim}, fp32; ms dense, ms gathered, gathered / dense"
@@ -89,7 +91,12 @@ def _row(options: argparse.Namespace, shared: int, active: int) -> dict[str, Any
 
     config = MixtureOfHeads(heads=options.heads, shared=shared, active=active, head_dim=options.head_dim)
     pieces = {form: _pieces(config, options, form) for form in FORMS}
-    row: dict[str, Any] = {"shared": shared, "active": active, "heads": options.heads, "share": (shared + active) / options.heads}
+    row: dict[str, Any] = {
+        "shared": shared,
+        "active": active,
+        "heads": options.heads,
+        "share": (shared + active) / options.heads,
+    }
     row |= {"length": options.length, "batch": options.batch, "head_dim": options.head_dim}
     found, expected = (jax.tree.leaves(pieces[form]["forward_backward"]()) for form in ("gathered", "dense"))
     row["error"] = max(_error(a, b) for a, b in zip(found, expected, strict=True))
@@ -144,7 +151,9 @@ def _training(config: Any, width: int, options: argparse.Namespace, form: str) -
     from recollect.models import FunctionalModel, LanguageModel, repeat
     from recollect.training.optimizer import AdamW
 
-    model = FunctionalModel(LanguageModel(width=width, stages=repeat(config, depth=2), mlp=SwiGLU() if options.mlp else None), VOCABULARY)
+    model = FunctionalModel(
+        LanguageModel(width=width, stages=repeat(config, depth=2), mlp=SwiGLU() if options.mlp else None), VOCABULARY
+    )
     optimizer = AdamW(schedule="constant")
     transform = optimizer.transform(model, 1000, optimizer.values())
     params = jax.jit(model.init)(jax.random.key(0))

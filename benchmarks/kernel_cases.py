@@ -61,14 +61,27 @@ def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Case:
     }[variant]
     sizes = {"b": b, "t": t, "h": h, "k": k, "v": v}
     products = 3 if "delta" in variant else 2
-    return Case("linear_recurrence", variant, sizes, inputs, run, products * 2.0 * b * t * h * k * v, plain, peer, libraries=("jla",))
+    return Case(
+        "linear_recurrence",
+        variant,
+        sizes,
+        inputs,
+        run,
+        products * 2.0 * b * t * h * k * v,
+        plain,
+        peer,
+        libraries=("jla",),
+    )
 
 
 def _taylor(b: int, t: int, h: int, k: int, v: int) -> Case:
     def inputs(key, dtype) -> Arrays:
         keys = jax.random.split(key, 3)
         shapes = {"q": (b, t, h, k), "k": (b, t, h, k), "v": (b, t, h, v)}
-        return {name: jax.random.normal(each, shape).astype(dtype) for each, (name, shape) in zip(keys, shapes.items(), strict=True)}
+        return {
+            name: jax.random.normal(each, shape).astype(dtype)
+            for each, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
 
     def run(x: Arrays, backend: str | None) -> jax.Array:
         return taylor_attention(x["q"], x["k"], x["v"], segment_ids=x.get("segment_ids"), backend=backend)[0]
@@ -82,7 +95,14 @@ def _taylor(b: int, t: int, h: int, k: int, v: int) -> Case:
     features = 1 + k + k * (k + 1) // 2
     sizes = {"b": b, "t": t, "h": h, "k": k, "v": v}
     return Case(
-        "taylor_attention", "normalised", sizes, inputs, run, 4.0 * b * t * h * features * (v + 1), {"square form": square}, "based"
+        "taylor_attention",
+        "normalised",
+        sizes,
+        inputs,
+        run,
+        4.0 * b * t * h * features * (v + 1),
+        {"square form": square},
+        "based",
     )
 
 
@@ -98,11 +118,22 @@ def _short(b: int, t: int, d: int) -> Case:
 
     def library(x: Arrays) -> jax.Array:
         filters = jnp.flip(x["taps"], 0).astype(x["x"].dtype)[:, None]
-        y = jax.lax.conv_general_dilated(x["x"], filters, (1,), [(3, 0)], dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=d)
+        y = jax.lax.conv_general_dilated(
+            x["x"], filters, (1,), [(3, 0)], dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=d
+        )
         return jax.nn.silu(y) * x["out_gate"]
 
     sizes = {"b": b, "t": t, "d": d}
-    return Case("short_convolution", "4 taps, silu, gate", sizes, inputs, run, 8.0 * b * t * d, {"lax.conv": library}, "short_conv")
+    return Case(
+        "short_convolution",
+        "4 taps, silu, gate",
+        sizes,
+        inputs,
+        run,
+        8.0 * b * t * d,
+        {"lax.conv": library},
+        "short_conv",
+    )
 
 
 def _long(b: int, t: int, d: int) -> Case:
@@ -118,10 +149,18 @@ def _long(b: int, t: int, d: int) -> Case:
         spectrum = jnp.fft.rfft(x["x"].astype(jnp.float32), 2 * t, axis=1) * jnp.fft.rfft(x["filter"], 2 * t, axis=0)
         return jnp.fft.irfft(spectrum, 2 * t, axis=1)[:, :t].astype(x["x"].dtype)
 
-    return Case("long_convolution", "explicit filter", {"b": b, "t": t, "d": d}, inputs, run, 0.0, {"jnp.fft": transform})
+    return Case(
+        "long_convolution", "explicit filter", {"b": b, "t": t, "d": d}, inputs, run, 0.0, {"jnp.fft": transform}
+    )
 
 
-RECURRENCES = ("no decay", "decay a head", "decay a channel", "gated delta, decay a head", "gated delta, decay a channel")
+RECURRENCES = (
+    "no decay",
+    "decay a head",
+    "decay a channel",
+    "gated delta, decay a head",
+    "gated delta, decay a channel",
+)
 
 CASES: dict[tuple[str, str], Callable[..., Case]] = {
     **{("linear_recurrence", variant): functools.partial(_recurrence, variant) for variant in RECURRENCES},
@@ -140,7 +179,10 @@ ACCELERATOR_SHAPES: Shapes = {
         {"b": 4, "t": 4096, "h": 64, "k": 128, "v": 128},
         {"b": 8, "t": 2048, "h": 32, "k": 64, "v": 64},
     ],
-    "taylor_attention": [{"b": 8, "t": 2048, "h": 16, "k": 16, "v": 64}, {"b": 2, "t": 8192, "h": 16, "k": 16, "v": 64}],
+    "taylor_attention": [
+        {"b": 8, "t": 2048, "h": 16, "k": 16, "v": 64},
+        {"b": 2, "t": 8192, "h": 16, "k": 16, "v": 64},
+    ],
     "short_convolution": [{"b": 8, "t": 2048, "d": 2048}, {"b": 16, "t": 8192, "d": 2048}],
     "long_convolution": [{"b": 16, "t": length, "d": 768} for length in (1024, 2048, 4096, 8192)],
     **kernel_cases_softmax.ACCELERATOR_SHAPES,

@@ -26,7 +26,10 @@ def _qkv(b: int, t: int, h: int, g: int, k: int, v: int) -> Callable[[jax.Array,
     def inputs(key, dtype) -> Arrays:
         keys = jax.random.split(key, 3)
         shapes = {"q": (b, t, h, k), "k": (b, t, g, k), "v": (b, t, g, v)}
-        return {name: jax.random.normal(each, shape).astype(dtype) for each, (name, shape) in zip(keys, shapes.items(), strict=True)}
+        return {
+            name: jax.random.normal(each, shape).astype(dtype)
+            for each, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
 
     return inputs
 
@@ -58,13 +61,26 @@ def _window(variant: str, b: int, t: int, h: int, k: int, v: int, w: int | None 
     plain: dict[str, Callable[[Arrays], jax.Array]] = {"softmax over all pairs": dense}
     if not with_sinks and k == v:
         before = None if w is None else (w - 1, 0)
-        plain["jax.nn"] = lambda x: jax.nn.dot_product_attention(x["q"], x["k"], x["v"], is_causal=True, local_window_size=before)
+        plain["jax.nn"] = lambda x: jax.nn.dot_product_attention(
+            x["q"], x["k"], x["v"], is_causal=True, local_window_size=before
+        )
     sizes = {"b": b, "t": t, "h": h, "k": k, "v": v}
     sizes |= {name: size for name, size in (("w", w), ("g", g)) if size is not None}
     small = ({} if w is None else {"w": min(w, 100)}) | ({} if g is None else {"h": 4, "g": max(1, 4 * g // h)})
     peer = "sink_attention" if with_sinks else "causal_attention" if w is None else "sliding_attention"
     pairs = sum(min(i + 1, w or t) for i in range(t))
-    return Case("softmax_attention", variant, sizes, inputs, run, 2.0 * b * h * pairs * (k + v), plain, peer, small, ("cudnn", "splash"))
+    return Case(
+        "softmax_attention",
+        variant,
+        sizes,
+        inputs,
+        run,
+        2.0 * b * h * pairs * (k + v),
+        plain,
+        peer,
+        small,
+        ("cudnn", "splash"),
+    )
 
 
 def _landmark(b: int, t: int, h: int, k: int, v: int, block: int = 63) -> Case:
@@ -81,9 +97,15 @@ def _landmark(b: int, t: int, h: int, k: int, v: int, block: int = 63) -> Case:
         landmark, own, earlier = j % c == block, i // c == j // c, j // c < i // c
         outer = jax.nn.softmax(jnp.where(jnp.where(landmark, earlier, own & (j <= i)), s, -1e30), axis=-1)
         n = -(-t // c)
-        blocks = jnp.pad(jnp.where(landmark, -1e30, s), ((0, 0),) * 3 + ((0, n * c - t),), constant_values=-1e30).reshape(b, h, t, n, c)
-        weight = jnp.pad(jnp.where(landmark & earlier, outer, 0), ((0, 0),) * 3 + ((0, n * c - t),)).reshape(b, h, t, n, c)
-        inner = (jax.nn.softmax(blocks, axis=-1) * jnp.sum(weight, axis=-1, keepdims=True)).reshape(b, h, t, n * c)[..., :t]
+        blocks = jnp.pad(
+            jnp.where(landmark, -1e30, s), ((0, 0),) * 3 + ((0, n * c - t),), constant_values=-1e30
+        ).reshape(b, h, t, n, c)
+        weight = jnp.pad(jnp.where(landmark & earlier, outer, 0), ((0, 0),) * 3 + ((0, n * c - t),)).reshape(
+            b, h, t, n, c
+        )
+        inner = (jax.nn.softmax(blocks, axis=-1) * jnp.sum(weight, axis=-1, keepdims=True)).reshape(b, h, t, n * c)[
+            ..., :t
+        ]
         weights = jnp.where(own & ~landmark & (j <= i), outer, inner).astype(x["v"].dtype)
         return jnp.einsum("bhij,bjhv->bihv", weights, x["v"])
 
@@ -93,7 +115,15 @@ def _landmark(b: int, t: int, h: int, k: int, v: int, block: int = 63) -> Case:
     scored, valued = int(np.sum(own + earlier * c)), int(np.sum(own + earlier * block))
     sizes = {"b": b, "t": t, "h": h, "k": k, "v": v, "block": block}
     work = 2.0 * b * h * (scored * k + valued * v)
-    return Case("landmark_attention", "grouped softmax", sizes, _qkv(b, t, h, h, k, v), run, work, {"softmax over all pairs": dense})
+    return Case(
+        "landmark_attention",
+        "grouped softmax",
+        sizes,
+        _qkv(b, t, h, h, k, v),
+        run,
+        work,
+        {"softmax over all pairs": dense},
+    )
 
 
 def _mixture(b: int, t: int, h: int, k: int, v: int, a: int) -> Case:
@@ -124,7 +154,10 @@ def _mixture(b: int, t: int, h: int, k: int, v: int, a: int) -> Case:
 
 
 CASES: dict[tuple[str, str], Callable[..., Case]] = {
-    **{("softmax_attention", variant): functools.partial(_window, variant) for variant in ("causal", "window", "window, sinks")},
+    **{
+        ("softmax_attention", variant): functools.partial(_window, variant)
+        for variant in ("causal", "window", "window, sinks")
+    },
     ("landmark_attention", "grouped softmax"): _landmark,
     ("head_mixture_attention", "routed heads"): _mixture,
 }

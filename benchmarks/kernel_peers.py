@@ -156,7 +156,10 @@ def based(b, t, h, k, v):
     from fla.ops.based import fused_chunk_based, parallel_based
 
     inputs = _rows(b, t, h, k, v)
-    forms = [lambda q, k, v: parallel_based(q, k, v, use_norm=True), lambda q, k, v: fused_chunk_based(q, k, v, use_norm=True)]
+    forms = [
+        lambda q, k, v: parallel_based(q, k, v, use_norm=True),
+        lambda q, k, v: fused_chunk_based(q, k, v, use_norm=True),
+    ]
     with torch.no_grad():
         times = [timed(lambda form=form: form(*inputs), torch) for form in forms]
     return forms[times.index(min(times))], inputs, _version()
@@ -190,13 +193,21 @@ def causal_attention(b, t, h, k, v, g=None):
     import torch
 
     attend = torch.nn.functional.scaled_dot_product_attention
-    return (lambda q, k, v: attend(q, k, v, is_causal=True, enable_gqa=g is not None)), _heads_first(b, t, h, k, v, g), _torch()
+    return (
+        (lambda q, k, v: attend(q, k, v, is_causal=True, enable_gqa=g is not None)),
+        _heads_first(b, t, h, k, v, g),
+        _torch(),
+    )
 
 
 def sliding_attention(b, t, h, k, v, w, g=None):
     """flex_attention, compiled, with a block mask of the window."""
     attend = _flex(t, w)
-    return (lambda q, k, v: attend(q, k, v, enable_gqa=g is not None)), _heads_first(b, t, h, k, v, g), f"flex_attention, {_torch()}"
+    return (
+        (lambda q, k, v: attend(q, k, v, enable_gqa=g is not None)),
+        _heads_first(b, t, h, k, v, g),
+        f"flex_attention, {_torch()}",
+    )
 
 
 def sink_attention(b, t, h, k, v, w, g=None):

@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     from recollect.pallas_kernels.dispatch import BACKENDS
 
     parser = Parser("kernels", __doc__)
-    parser.add_argument("--operations", nargs="+", default=list(OPERATIONS), metavar="NAME", help=f"of {', '.join(OPERATIONS)}")
+    parser.add_argument(
+        "--operations", nargs="+", default=list(OPERATIONS), metavar="NAME", help=f"of {', '.join(OPERATIONS)}"
+    )
     parser.add_argument(
         "--backends",
         nargs="+",
@@ -59,10 +61,16 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAME",
         help=f"of {', '.join(BACKENDS)}",
     )
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 on accelerators, float32 on CPU")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 on accelerators, float32 on CPU"
+    )
     parser.add_argument("--peer-python", metavar="PYTHON", help="an interpreter with torch and flash-linear-attention")
-    parser.add_argument("--peer-seconds", type=float, default=300, help="that a peer may take for one case, compiling included")
-    parser.add_argument("--lengths", action="store_true", help="time and memory of the xla forms at 1k to 64k tokens instead")
+    parser.add_argument(
+        "--peer-seconds", type=float, default=300, help="that a peer may take for one case, compiling included"
+    )
+    parser.add_argument(
+        "--lengths", action="store_true", help="time and memory of the xla forms at 1k to 64k tokens instead"
+    )
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="for --lengths")
     parser.add_out("kernels.json (lengths: kernel_lengths.json)")
     options = parser.parse_args(arguments)
@@ -104,11 +112,18 @@ def _times(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save) 
         for case in cases(platform, options.operations):
             print(f"{case.name} {dtype}")
             inputs, check = drawn(case, 0, dtype), Check(smaller(case), dtype)
-            facts = {"case": case.name, "operation": case.operation, "variant": case.variant, **case.sizes, "dtype": str(dtype)}
+            facts = {
+                "case": case.name,
+                "operation": case.operation,
+                "variant": case.variant,
+                **case.sizes,
+                "dtype": str(dtype),
+            }
             facts["floor"] = floors(case, inputs, jax.devices()[0].device_kind)
             small = dict(_forms(check.case, options.backends))
             measure = {
-                form: functools.partial(_row, function, inputs, small[form], check) for form, function in _forms(case, options.backends)
+                form: functools.partial(_row, function, inputs, small[form], check)
+                for form, function in _forms(case, options.backends)
             }
             if peers is not None and case.peer is not None:
                 measure = {"peer": functools.partial(peers.measure, case), **measure}
@@ -184,7 +199,9 @@ def _lengths(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save
             before: dict[str, Any] | None = None
             for t in (length for length in LENGTHS if length <= options.longest):
                 case = make(t=t, **sizes)
-                label = ", ".join(key) + "".join(f" {name}{size}" for name, size in sizes.items() if name in ("w", "block"))
+                label = ", ".join(key) + "".join(
+                    f" {name}{size}" for name, size in sizes.items() if name in ("w", "block")
+                )
                 if before is not None and before["both"] > SLOWEST:
                     print(f"{label:62} {t:>8,} not timed, as {before['t']:,} tokens take more than {SLOWEST:g} s")
                     break
@@ -193,12 +210,24 @@ def _lengths(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save
                 given = cotangent(form, inputs)
                 run = jax.jit(with_gradients(form)).lower(inputs, given).compile()
                 memory = run.memory_analysis().temp_size_in_bytes
-                row = {"case": case.name, "operation": key[0], "variant": key[1], "t": t, "both": timed(run, inputs, given)[0]}
+                row = {
+                    "case": case.name,
+                    "operation": key[0],
+                    "variant": key[1],
+                    "t": t,
+                    "both": timed(run, inputs, given)[0],
+                }
                 row["temporary_bytes"] = memory
                 growth = ("", "")
                 if before is not None:
-                    growth = (f"{row['both'] / before['both']:.2f}", f"{memory / max(before['temporary_bytes'], 1):.2f}")
-                print(f"{label:62} {t:>8,} {1e3 * row['both']:10.2f} {growth[0]:>8} {memory / 2**20:14.2f} {growth[1]:>8}", flush=True)
+                    growth = (
+                        f"{row['both'] / before['both']:.2f}",
+                        f"{memory / max(before['temporary_bytes'], 1):.2f}",
+                    )
+                print(
+                    f"{label:62} {t:>8,} {1e3 * row['both']:10.2f} {growth[0]:>8} {memory / 2**20:14.2f} {growth[1]:>8}",
+                    flush=True,
+                )
                 before = row
                 rows.append(row)
 

@@ -68,7 +68,9 @@ class Peers:
     def _start(self) -> None:
         command = [self.python, str(REPOSITORY / "benchmarks" / "kernel_peers.py")]
         try:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
         except OSError as error:
             raise UserError(f"--peer-python {self.python!r} does not run: {error.strerror}") from error
         self.answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()

@@ -29,7 +29,9 @@ from recollect.benchmarks.machine import QUIET, OtherLoad
 from recollect.benchmarks.reporting import REPOSITORY, Parser, keep, say_device
 from recollect.configuration import UserError
 
-ON_CPU = tuple(f"{pattern}_30m" for pattern in ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena"))
+ON_CPU = tuple(
+    f"{pattern}_30m" for pattern in ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena")
+)
 ON_ACCELERATORS = ("attention_360m", "based_360m")
 WARM_UP = 2
 
@@ -48,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     device = jax.devices()[0]
     names = options.models or (ON_ACCELERATORS if options.accelerator or device.platform != "cpu" else ON_CPU)
-    experiments = [apply_overrides(load(f"pretrain.{name.removeprefix('pretrain.')}", "experiment"), options.overrides) for name in names]
+    experiments = [
+        apply_overrides(load(f"pretrain.{name.removeprefix('pretrain.')}", "experiment"), options.overrides)
+        for name in names
+    ]
     say_device()
     print(f"{'':32}{'parameters':>14}{'tokens/s':>12}{'s a step':>10}{'waiting':>9}{'MFU':>8}")
     rows = []
@@ -67,10 +72,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser("pretraining", __doc__)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="experiments of `pretrain`, for example based_360m")
-    parser.add_argument("--accelerator", action="store_true", help="what accelerators take by default, whatever the device")
+    parser.add_argument(
+        "--accelerator", action="store_true", help="what accelerators take by default, whatever the device"
+    )
     parser.add_argument("--steps", type=int, default=5, help="timed steps (default 5)")
     parser.add_argument(
-        "--peer-python", metavar="PYTHON", help="an interpreter with torch and flash-linear-attention: time those beside ours"
+        "--peer-python",
+        metavar="PYTHON",
+        help="an interpreter with torch and flash-linear-attention: time those beside ours",
     )
     parser.add_out("pretraining.json")
     options, overrides = parser.parse_known_args(arguments)
@@ -97,8 +106,8 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
     from recollect.models.functional import count
     from recollect.training.batches import make_feed
     from recollect.training.monitoring.profiling import keep_compiled_programs
-    from recollect.training.step import Program, member_values
     from recollect.training.monitoring.throughput import Meter, meter_of
+    from recollect.training.step import Program, member_values
 
     keep_compiled_programs(experiment.run.compile_cache)
     experiment = chz.replace(experiment, run=chz.replace(experiment.run, steps_per_call=1))
@@ -138,7 +147,11 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
         "others": load.cores(),
     }
     if like.flops_per_token is not None and like.peak is not None:
-        row |= {"mfu": tokens / median * like.flops_per_token / like.peak, "flops_per_token": like.flops_per_token, "peak": like.peak}
+        row |= {
+            "mfu": tokens / median * like.flops_per_token / like.peak,
+            "flops_per_token": like.flops_per_token,
+            "peak": like.peak,
+        }
     return row
 
 
@@ -150,7 +163,9 @@ def peer(experiment: Any, python: str, steps: int, ours: dict[str, Any]) -> dict
     """
     command = [python, str(REPOSITORY / "benchmarks" / "pretraining_peer.py")]
     try:
-        done = subprocess.run(command, input=json.dumps({**peer_case(experiment), "steps": steps}), capture_output=True, text=True)
+        done = subprocess.run(
+            command, input=json.dumps({**peer_case(experiment), "steps": steps}), capture_output=True, text=True
+        )
     except OSError as error:
         raise UserError(f"--peer-python {python} cannot be run: {error.strerror}") from None
     answers = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -171,7 +186,12 @@ def peer_case(experiment: Any) -> dict[str, Any]:
     from recollect.layers import Attention, GatedConvolution, LinearAttention, SlidingWindow
     from recollect.layers.modules.positions import Rotary
 
-    kinds = {Attention: "attention", SlidingWindow: "window", GatedConvolution: "convolution", LinearAttention: "taylor"}
+    kinds = {
+        Attention: "attention",
+        SlidingWindow: "window",
+        GatedConvolution: "convolution",
+        LinearAttention: "taylor",
+    }
     layers = []
     for mixer in experiment.model.mixers:
         if type(mixer) not in kinds:
@@ -198,7 +218,10 @@ def peer_case(experiment: Any) -> dict[str, Any]:
 
 
 def _optimizer(experiment: Any) -> dict[str, Any]:
-    known = {name: getattr(experiment.optimizer, name, None) for name in ("learning_rate", "weight_decay", "beta1", "beta2", "clip")}
+    known = {
+        name: getattr(experiment.optimizer, name, None)
+        for name in ("learning_rate", "weight_decay", "beta1", "beta2", "clip")
+    }
     return {"optimizer": known}
 
 

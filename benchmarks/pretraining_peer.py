@@ -165,7 +165,9 @@ def _softmax(layer, width, length, linear):
         def __init__(self):
             super().__init__()
             self.query, self.key, self.value, self.output = (linear(width, width) for _ in range(4))
-            angles = torch.outer(torch.arange(length).float(), 10_000.0 ** (-torch.arange(0, turned, 2).float() / max(turned, 1)))
+            angles = torch.outer(
+                torch.arange(length).float(), 10_000.0 ** (-torch.arange(0, turned, 2).float() / max(turned, 1))
+            )
             self.register_buffer("cos", angles.cos(), persistent=False)
             self.register_buffer("sin", angles.sin(), persistent=False)
             self.attend = _flex(length, window) if window is not None and torch.cuda.is_available() else None

@@ -143,7 +143,9 @@ def optimizer(program: Program) -> Piece:
         return jax.lax.scan(body, (state["params"], state["opt_state"]), jnp.arange(STEPS, dtype=jnp.float32))
 
     state = program.init(0)
-    return functools.partial(_compile(program, run), state, jax.tree.map(lambda leaf: leaf * TINY, state["params"]), values)
+    return functools.partial(
+        _compile(program, run), state, jax.tree.map(lambda leaf: leaf * TINY, state["params"]), values
+    )
 
 
 def _batch(program: Program, seed: Any, step: Any) -> Any:

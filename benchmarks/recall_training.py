@@ -82,7 +82,9 @@ class Case:
         from recollect.layers import Attention, LinearAttention
         from recollect.layers.modules.feature_maps import Taylor
 
-        mixer = {"attention": Attention, "based": lambda: LinearAttention(feature_dim=8, feature_map=Taylor())}[self.mixer]()
+        mixer = {"attention": Attention, "based": lambda: LinearAttention(feature_dim=8, feature_map=Taylor())}[
+            self.mixer
+        ]()
         experiment = recall(f"benchmark.{self.mixer}", mixer)
         return chz.replace(
             experiment,
@@ -137,7 +139,9 @@ class Zoology:
             raise UserError(f"--zoology {checkout} is not a checkout of Zoology: it has no zoology/train.py")
         command = [python, str(REPOSITORY / "benchmarks" / "zoology_runner.py"), str(self.checkout)]
         try:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
         except OSError as error:
             raise UserError(f"--zoology-python {python} cannot be run: {error.strerror}") from None
         self._read()
@@ -189,9 +193,18 @@ def run_case(case: Case, zoology: Zoology | None, dropout: float, rounds: int, s
     turns: list[dict[str, Any]] = []
     load = OtherLoad(() if zoology is None else (zoology.process.pid,))
     for _ in range(rounds):
-        turn: dict[str, Any] = {"ours": ours.turn(seconds), "zoology": None if zoology is None else zoology.turn(seconds)}
+        turn: dict[str, Any] = {
+            "ours": ours.turn(seconds),
+            "zoology": None if zoology is None else zoology.turn(seconds),
+        }
         turns.append({**turn, "others": load.cores()})
-    row = {"case": case.name, "mixer": case.mixer, "vocabulary": case.vocabulary, "parameters": ours.parameters, **summarise(turns)}
+    row = {
+        "case": case.name,
+        "mixer": case.mixer,
+        "vocabulary": case.vocabulary,
+        "parameters": ours.parameters,
+        **summarise(turns),
+    }
     if zoology is not None:
         row["zoology_parameters"] = zoology.parameters
     return row
@@ -229,12 +242,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Rows as text: ms a step and examples a second; ratios in examples a second, with their range over turns."""
     lines = [f"{'':34}{'ms a step':>12}{'examples/s':>12}{'ratio':>8}   range over turns"]
     for row in rows:
-        note = f"{row['turns_used']} of {len(row['turns'])} turns" if row["quotable"] else "other programs ran: NOT TO BE QUOTED"
-        lines.append(f"{row['case']} ({note})\n{'  ours, data included':34}{row['ours_ms']:12.2f}{row['ours_rate']:12,.0f}")
-        for name, label in (("with_data", "  Zoology, data included"), ("without_data", "  Zoology, data made beforehand")):
+        note = (
+            f"{row['turns_used']} of {len(row['turns'])} turns"
+            if row["quotable"]
+            else "other programs ran: NOT TO BE QUOTED"
+        )
+        lines.append(
+            f"{row['case']} ({note})\n{'  ours, data included':34}{row['ours_ms']:12.2f}{row['ours_rate']:12,.0f}"
+        )
+        for name, label in (
+            ("with_data", "  Zoology, data included"),
+            ("without_data", "  Zoology, data made beforehand"),
+        ):
             if f"ratio_{name}" in row:
                 low, high = row[f"ratio_{name}_range"]
-                numbers = f"{row[f'zoology_{name}_ms']:12.2f}{row[f'zoology_{name}_rate']:12,.0f}{row[f'ratio_{name}']:8.2f}"
+                numbers = (
+                    f"{row[f'zoology_{name}_ms']:12.2f}{row[f'zoology_{name}_rate']:12,.0f}{row[f'ratio_{name}']:8.2f}"
+                )
                 lines.append(f"{label:34}{numbers}   {low:.2f} to {high:.2f}")
         if row["quotable"] and "ratio_with_data" in row:
             aim = AIMS[row["vocabulary"]]
@@ -244,19 +268,30 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m recollect.benchmarks.recall_training", description="Times recall training, beside Zoology if given."
+        prog="python -m recollect.benchmarks.recall_training",
+        description="Times recall training, beside Zoology if given.",
     )
     parser.add_argument("--zoology", metavar="PATH", help="a checkout of HazyResearch/zoology; without it, ours alone")
     parser.add_argument(
-        "--zoology-python", metavar="PYTHON", default=sys.executable, help="an interpreter with PyTorch and what Zoology imports"
+        "--zoology-python",
+        metavar="PYTHON",
+        default=sys.executable,
+        help="an interpreter with PyTorch and what Zoology imports",
     )
     parser.add_argument("--mixers", nargs="+", choices=("attention", "based"), default=["attention", "based"])
     parser.add_argument("--vocabularies", nargs="+", type=int, choices=tuple(PAIRS), default=list(PAIRS))
-    parser.add_argument("--dropout", type=float, default=0.1, help="of the embedding, both sides; Zoology's default is 0.1")
+    parser.add_argument(
+        "--dropout", type=float, default=0.1, help="of the embedding, both sides; Zoology's default is 0.1"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     parser.add_argument("--seconds", type=float, default=2.5, help="of a turn")
     parser.add_argument("--no-breakdown", action="store_true", help="leave out where our step's time goes")
-    parser.add_argument("--out", nargs="?", const=str(REPOSITORY / "benchmarks" / "results"), help="write OUT/DEVICE/recall_training.json")
+    parser.add_argument(
+        "--out",
+        nargs="?",
+        const=str(REPOSITORY / "benchmarks" / "results"),
+        help="write OUT/DEVICE/recall_training.json",
+    )
     options = parser.parse_args(arguments)
     try:
         if options.rounds < 1 or options.seconds <= 0 or not 0 <= options.dropout < 1:
@@ -273,7 +308,9 @@ def _run(options: argparse.Namespace) -> int:
     zoology = None if options.zoology is None else Zoology(options.zoology, options.zoology_python)
     if zoology is not None:
         facts = zoology.facts
-        print(f"Zoology {facts['commit'] or '(commit unknown)'}, PyTorch {facts['versions']['torch']}, {facts['threads']} threads")
+        print(
+            f"Zoology {facts['commit'] or '(commit unknown)'}, PyTorch {facts['versions']['torch']}, {facts['threads']} threads"
+        )
         for patch in facts["patches"]:
             print(f"  patched: {patch}")
         print(f"  stand-ins for missing packages: {', '.join(facts['stubs']) or 'none'}")
@@ -303,7 +340,13 @@ def _run(options: argparse.Namespace) -> int:
             "command": " ".join(["python -m recollect.benchmarks.recall_training", *sys.argv[1:]]),
             "machine": machine,
             "environment": here,
-            "settings": {**vars(options), "batch_size": BATCH, "length": LENGTH, "width": WIDTH, "steps_per_call": STEPS_PER_CALL},
+            "settings": {
+                **vars(options),
+                "batch_size": BATCH,
+                "length": LENGTH,
+                "width": WIDTH,
+                "steps_per_call": STEPS_PER_CALL,
+            },
             "zoology": None if zoology is None else zoology.facts,
             "cases": rows,
             "breakdown_ms": pieces,

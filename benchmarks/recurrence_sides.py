@@ -116,7 +116,9 @@ def main() -> None:
     """Answers commands until there are no more."""
     if sys.argv[1] == "ours":
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    function, library = {"ours": (ours, "recollect.pallas_kernels.linear_recurrence"), "peer": (peer, "jla.ops")}[sys.argv[1]]
+    function, library = {"ours": (ours, "recollect.pallas_kernels.linear_recurrence"), "peer": (peer, "jla.ops")}[
+        sys.argv[1]
+    ]
     # Before anything is traced: pallas_kernels adds to what jax keys programs by, and would have them compiled again.
     importlib.import_module(library)
     side = Side(function)

@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser("recurrences", __doc__)
     parser.add_argument("--cases", nargs="+", default=list(GATES), metavar="NAME", help=f"of {', '.join(GATES)}")
     shapes = " ".join(",".join(map(str, shape)) for shape in SHAPES)
-    parser.add_argument("--shapes", nargs="+", type=_shape, default=list(SHAPES), metavar="B,T,H,D", help=f"default: {shapes}")
+    parser.add_argument(
+        "--shapes", nargs="+", type=_shape, default=list(SHAPES), metavar="B,T,H,D", help=f"default: {shapes}"
+    )
     parser.add_argument("--peer-python", metavar="PYTHON", help="an interpreter with jax-linear-attention")
     parser.add_argument("--same-python", action="store_true", help="run ours in --peer-python too")
     parser.add_argument("--turns", type=int, default=9, help="of each side and part (default: 9)")

@@ -55,7 +55,13 @@ def say_device() -> None:
 
 
 def keep(
-    out: str | None, file: str, name: str, arguments: list[str] | None, facts: dict[str, Any], *, unfinished: str | None = None
+    out: str | None,
+    file: str,
+    name: str,
+    arguments: list[str] | None,
+    facts: dict[str, Any],
+    *,
+    unfinished: str | None = None,
 ) -> None:
     """Writes `facts`, with the day, the command `bench name arguments`, device, machine and versions, to OUT/DEVICE/file; `out` None: nothing.
 

@@ -45,7 +45,11 @@ def set_default(function: Any, name: str, value: Any) -> bool:
     Raises:
       ValueError: `function` has no argument of that name with a default.
     """
-    optional = [p for p in inspect.signature(function).parameters.values() if p.default is not p.empty and p.kind is not p.KEYWORD_ONLY]
+    optional = [
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.default is not p.empty and p.kind is not p.KEYWORD_ONLY
+    ]
     names = [parameter.name for parameter in optional]
     if name not in names:
         raise ValueError(

@@ -55,7 +55,9 @@ def config_class(name: str) -> type[Config]:
     if name in classes:
         return classes[name]
     if ":" in name:
-        raise UserError(f"{name!r} names code by module, which is refused; give the class name of one of the project's configs")
+        raise UserError(
+            f"{name!r} names code by module, which is refused; give the class name of one of the project's configs"
+        )
     raise UserError(f"there is no config class named {name!r}{nearest(name, classes)}")
 
 

@@ -27,7 +27,9 @@ def apply_overrides(config: T, arguments: list[str]) -> T:
     for argument in arguments:
         path, equals, value = argument.partition("=")
         if not equals or not path or path.startswith("-"):
-            raise UserError(f"cannot read {argument!r}: an override has the form path=value, for example optimizer.learning_rate=1e-3")
+            raise UserError(
+                f"cannot read {argument!r}: an override has the form path=value, for example optimizer.learning_rate=1e-3"
+            )
         values[path] = Castable(value)
     return apply_values(config, values)
 
@@ -43,12 +45,17 @@ def apply_values(config: T, values: dict[str, Any]) -> T:
         if isinstance(value, Castable):
             text = value.value
             current = [preset[key] for key in preset if _matches(path, key)]
-            if any(isinstance(item, type) and issubclass(item, Config) for item in current) and text not in ("None", "none"):
+            if any(isinstance(item, type) and issubclass(item, Config) for item in current) and text not in (
+                "None",
+                "none",
+            ):
                 value = _named_class(path, text)
             elif _may_name_code(text):
                 value = text  # a plain string: chz would import the module it names, or evaluate it; only text fields take one
         if isinstance(value, Config):
-            swapped.update({f"{path}.{key}" if key else path: item for key, item in chz.beta_to_blueprint_values(value).items()})
+            swapped.update(
+                {f"{path}.{key}" if key else path: item for key, item in chz.beta_to_blueprint_values(value).items()}
+            )
             swapped[path] = type(value)
             _drop(preset, path)
             continue
@@ -57,10 +64,19 @@ def apply_values(config: T, values: dict[str, Any]) -> T:
             _drop(preset, path)
         swapped[path] = value
     try:
-        return chz.Blueprint(type(config)).apply(preset, layer_name="the experiment").apply(swapped, layer_name="the command line").make()
+        return (
+            chz.Blueprint(type(config))
+            .apply(preset, layer_name="the experiment")
+            .apply(swapped, layer_name="the command line")
+            .make()
+        )
     except UserError:
         raise
-    except (chz.blueprint.ExtraneousBlueprintArg, chz.blueprint.InvalidBlueprintArg, chz.blueprint.MissingBlueprintArg) as error:
+    except (
+        chz.blueprint.ExtraneousBlueprintArg,
+        chz.blueprint.InvalidBlueprintArg,
+        chz.blueprint.MissingBlueprintArg,
+    ) as error:
         raise UserError(_explain(config, error, values)) from error
     except (TypeError, ValueError) as error:
         raise UserError(_blame(str(error).replace(" X_", " "), values)) from error
@@ -154,7 +170,9 @@ def _explain(config: Config, error: Exception, values: dict[str, Any]) -> str:
             return f"{path}={shown}: {cast.group(0) if cast else str(error).splitlines()[0]}"
         if path.startswith("...") and f"'{path}'" in str(error):
             names = {key.rpartition(".")[2] for key in chz.beta_to_blueprint_values(config)}
-            return f"{path}={_shown(value)}: nothing in the experiment has a field {path[3:]!r}{nearest(path[3:], names)}"
+            return (
+                f"{path}={_shown(value)}: nothing in the experiment has a field {path[3:]!r}{nearest(path[3:], names)}"
+            )
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "--help" not in line)
 
 

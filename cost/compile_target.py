@@ -20,14 +20,14 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from recollect.configuration import UserError
-from recollect.pallas_kernels import compile_ahead, compilers
-from recollect.training.monitoring.chips import Chip, chip_of
 from recollect.cost.hlo_cost import Work, work_of
+from recollect.pallas_kernels import compile_ahead, compilers
 from recollect.training.experiment import Experiment
 from recollect.training.monitoring.backends_used import abstract_batch
-from recollect.training.step import Program, member_values
-from recollect.training.sharding import AXES, batch_shardings, state_sharding
+from recollect.training.monitoring.chips import Chip, chip_of
 from recollect.training.monitoring.throughput import training_flops_per_token
+from recollect.training.sharding import AXES, batch_shardings, state_sharding
+from recollect.training.step import Program, member_values
 
 _FORM = "the form is tpu:GENERATION:TOPOLOGY, for example tpu:v5e:2x2, or h100"
 _OWN_SHARE = 0.75
@@ -59,10 +59,14 @@ def mesh_of(experiment: Experiment, devices: Sequence[jax.Device]) -> jax.shardi
     if config.devices > len(devices):
         raise UserError(f"run.mesh asks for {config.devices} devices; the target has {len(devices)}")
     shape = tuple(getattr(config, axis) for axis in AXES)
-    return jax.sharding.Mesh(np.array(devices[: config.devices]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.sharding.Mesh(
+        np.array(devices[: config.devices]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
 
 
-def compile_step(experiment: Experiment, program: Program, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[compile_ahead.Kernel, ...]]:
+def compile_step(
+    experiment: Experiment, program: Program, mesh: jax.sharding.Mesh
+) -> tuple[Any, tuple[compile_ahead.Kernel, ...]]:
     """The training step, compiled for a mesh of compile-only devices inside `compile_ahead.aimed_at_devices(mesh)`; and what ptxas said of each GPU
     kernel. `program` gets the mesh."""
     state = jax.eval_shape(program.init, 0)
@@ -80,13 +84,17 @@ def compile_step(experiment: Experiment, program: Program, mesh: jax.sharding.Me
         return compile_ahead.finish(lowered, mesh.devices.flat[0].platform)
 
 
-def report(experiment: Experiment, program: Program, mesh: jax.sharding.Mesh, target: str, say: Callable[[str], None]) -> None:
+def report(
+    experiment: Experiment, program: Program, mesh: jax.sharding.Mesh, target: str, say: Callable[[str], None]
+) -> None:
     """Compiles the step and prints memory, products, traffic, collectives and times of one device."""
     begun = time.perf_counter()
     compiled, kernels = compile_step(experiment, program, mesh)
     chip = chip_of(mesh.devices.flat[0].device_kind)
     many = f", {mesh.size} devices" if mesh.size > 1 else ""
-    say(f"training step of batch {experiment.run.batch_size} compiles for {target}{many} ({time.perf_counter() - begun:.1f} s)")
+    say(
+        f"training step of batch {experiment.run.batch_size} compiles for {target}{many} ({time.perf_counter() - begun:.1f} s)"
+    )
     say("  memory a device: " + memory_line(compiled.memory_analysis(), chip))
     work = work_of(compiled.as_text())
     tokens = experiment.run.batch_size * experiment.data.longest
@@ -98,13 +106,19 @@ def report(experiment: Experiment, program: Program, mesh: jax.sharding.Mesh, ta
             say("  " + line)
     for kernel in kernels:
         if kernel.spill_stores or kernel.spill_loads:
-            say(f"  kernel {kernel.name} spills registers: {kernel.spill_stores} bytes stored, {kernel.spill_loads} loaded")
+            say(
+                f"  kernel {kernel.name} spills registers: {kernel.spill_stores} bytes stored, {kernel.spill_loads} loaded"
+            )
 
 
 def memory_line(memory: Any, chip: Chip | None) -> str:
     """Arguments (state and batch), temporaries and outputs, their sum, and whether the chip holds it."""
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    parts = {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes, "outputs kept apart": kept}
+    parts = {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "outputs kept apart": kept,
+    }
     if memory.generated_code_size_in_bytes:
         parts["code"] = memory.generated_code_size_in_bytes
     total = sum(parts.values())
@@ -121,7 +135,9 @@ def memory_line(memory: Any, chip: Chip | None) -> str:
 
 def work_lines(work: Work, own: float) -> list[str]:
     """Products, bytes and collectives of one device and step. own: the model's products, three times the forward pass."""
-    silent = f" beside {work.silent_kernels:,.0f} calls of kernels that do not tell theirs" if work.silent_kernels else ""
+    silent = (
+        f" beside {work.silent_kernels:,.0f} calls of kernels that do not tell theirs" if work.silent_kernels else ""
+    )
     lines = [
         f"products: {work.products / 1e12:,.3f} TFLOP{silent}; the model's own (3 x forward) {own / 1e12:,.3f} TFLOP",
         f"main memory read and written: {work.bytes / 2**30:,.2f} GiB",
@@ -170,4 +186,6 @@ def _time(seconds: float) -> str:
 
 
 def _place(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
+    )

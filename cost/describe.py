@@ -9,10 +9,10 @@ from collections.abc import Callable
 import chz
 import jax
 
+from recollect.cost import compile_target
 from recollect.data.batch import Batch
 from recollect.models.accounting import flops_per_token, parameters_by_part, state_bytes_at, state_elements_at
 from recollect.pallas_kernels import compile_ahead, dispatch
-from recollect.cost import compile_target
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.monitoring.backends_used import abstract_batch, operations_by_mixer
 from recollect.training.step import Program, member_values
@@ -34,7 +34,9 @@ def describe(experiment: Experiment, *, target: str | None = None, say: Callable
     here = experiment if mesh is None else chz.replace(experiment, run=chz.replace(experiment.run, mesh=Mesh()))
     program = Program(here)
     config = experiment.model
-    say(f"{experiment.name}: width {config.width}, {len(config.mixers)} layers, vocabulary {experiment.data.vocabulary:,}, {config.dtype}")
+    say(
+        f"{experiment.name}: width {config.width}, {len(config.mixers)} layers, vocabulary {experiment.data.vocabulary:,}, {config.dtype}"
+    )
     for index, mixer in enumerate(config.mixers):
         say(f"  layer {index}: {mixer}")
     say("parameters")
@@ -49,7 +51,9 @@ def describe(experiment: Experiment, *, target: str | None = None, say: Callable
             say(f"  {at:>8,} tokens: longer than this model's maximum of {limit:,}")
             continue
         size = state_bytes_at(config, experiment.data.vocabulary, [at])[str(at)]
-        say(f"  {at:>8,} tokens: {size:>14,} bytes in {state_elements_at(config, experiment.data.vocabulary, at):,} elements")
+        say(
+            f"  {at:>8,} tokens: {size:>14,} bytes in {state_elements_at(config, experiment.data.vocabulary, at):,} elements"
+        )
     batch = abstract_batch(experiment)
     with contextlib.nullcontext() if mesh is None else compile_ahead.aimed_at_devices(mesh):
         say(f"operations on {dispatch.device().kind}")
@@ -66,7 +70,9 @@ def _compile(experiment: Experiment, program: Program, batch: Batch, say: Callab
     state = jax.eval_shape(program.init, 0)
     precision = "highest" if experiment.run.precision == "highest" else None
     with jax.default_matmul_precision(precision):
-        compiled = jax.jit(program.step, donate_argnums=0).lower(state, member_values([experiment], False), batch).compile()
+        compiled = (
+            jax.jit(program.step, donate_argnums=0).lower(state, member_values([experiment], False), batch).compile()
+        )
     say(f"training step of batch {experiment.run.batch_size} compiles here ({time.perf_counter() - begun:.1f} s)")
     memory = compiled.memory_analysis()
     if memory is not None:

@@ -57,7 +57,9 @@ class Traffic:
 
     def plus(self, other: Traffic, times: float = 1) -> Traffic:
         """Both, the other one `times` times."""
-        return Traffic(self.calls + times * other.calls, self.bytes + times * other.bytes, self.sent + times * other.sent)
+        return Traffic(
+            self.calls + times * other.calls, self.bytes + times * other.bytes, self.sent + times * other.sent
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,10 @@ class Work:
             self.products + times * other.products,
             self.bytes + times * other.bytes,
             self.cycles + times * other.cycles,
-            {kind: self.collectives.get(kind, none).plus(other.collectives.get(kind, none), times) for kind in sorted(kinds)},
+            {
+                kind: self.collectives.get(kind, none).plus(other.collectives.get(kind, none), times)
+                for kind in sorted(kinds)
+            },
             self.silent_kernels + times * other.silent_kernels,
             self.unknown_loops + times * other.unknown_loops,
         )
@@ -121,11 +126,16 @@ class _Reader:
         if opcode == "while":
             return self._loop(found)
         if opcode == "conditional":
-            branches = [self._work(name, fused) for name in found.called("branch_computations", "true_computation", "false_computation")]
+            branches = [
+                self._work(name, fused)
+                for name in found.called("branch_computations", "true_computation", "false_computation")
+            ]
             return max(branches, key=lambda work: (work.products, work.bytes), default=Work())
         if opcode in ("call", "async-start"):
             return functools.reduce(
-                Work.plus, (self._work(name, fused) for name in found.called("to_apply", "calls", "called_computation")), Work()
+                Work.plus,
+                (self._work(name, fused) for name in found.called("to_apply", "calls", "called_computation")),
+                Work(),
             )
         inner = Work()
         if opcode == "fusion":
@@ -134,14 +144,22 @@ class _Reader:
         if kind in _COLLECTIVES:
             inner = inner.plus(Work(collectives=_traffic(kind, found, inside)))
         silent = 0.0
-        products = _dot(found, inside) if opcode == "dot" else _convolution(found, inside) if opcode == "convolution" else 0.0
+        products = (
+            _dot(found, inside) if opcode == "dot" else _convolution(found, inside) if opcode == "convolution" else 0.0
+        )
         if opcode == "custom-call":
             told = re.search(r'"cost_estimate":\{"flops":"(\d+)"', found.attributes)
             target = found.text_of("custom_call_target")
             products = float(told[1]) if told else _library_product(found, inside) if "gemm" in target else 0.0
             silent = float(not told and target.startswith(_KERNELS))
         cycles = re.search(r'"estimated_cycles":"(\d+)"', found.attributes)
-        alone = Work(products, 0.0 if fused else self._bytes(found, inside), float(cycles[1]) if cycles and not fused else 0.0, {}, silent)
+        alone = Work(
+            products,
+            0.0 if fused else self._bytes(found, inside),
+            float(cycles[1]) if cycles and not fused else 0.0,
+            {},
+            silent,
+        )
         return inner.plus(alone)
 
     def _loop(self, found: Instruction) -> Work:
@@ -186,20 +204,28 @@ class _Reader:
             users = inner.users_of_parameter(index)
             if users and all(user.opcode in ("dynamic-slice", "slice", "gather") for user in users):
                 total += min(bytes_of(shape), sum(bytes_of(user.shape) for user in users))
-            elif not (users and all(user.opcode == "dynamic-update-slice" and inner.is_target(user, index) for user in users)):
+            elif not (
+                users and all(user.opcode == "dynamic-update-slice" and inner.is_target(user, index) for user in users)
+            ):
                 total += bytes_of(shape)
         return total + sum(
-            min(bytes_of(part), written) for part, written in zip(found.parts, self._written(inner, found.parts), strict=True)
+            min(bytes_of(part), written)
+            for part, written in zip(found.parts, self._written(inner, found.parts), strict=True)
         )
 
     @staticmethod
     def _written(inner: Computation, parts: list[str]) -> list[float]:
         """Bytes that a fusion writes to each of its results: of one updated in place, the update."""
-        roots = [inner.root] if inner.root.opcode != "tuple" else [inner.instructions[name] for name in inner.root.operands]
+        roots = (
+            [inner.root] if inner.root.opcode != "tuple" else [inner.instructions[name] for name in inner.root.operands]
+        )
         if len(roots) != len(parts):
             return [bytes_of(part) for part in parts]
         found = [inner.behind_bitcasts(root) for root in roots]
-        return [bytes_of(inner.shape(root.operands[1])) if root.opcode == "dynamic-update-slice" else math.inf for root in found]
+        return [
+            bytes_of(inner.shape(root.operands[1])) if root.opcode == "dynamic-update-slice" else math.inf
+            for root in found
+        ]
 
 
 def _waited_for(found: Instruction) -> Instruction:
@@ -271,7 +297,9 @@ def _convolution(found: Instruction, inside: Computation) -> float:
     y = _dims(found.shape)
     window = found.text_of("window", braces=True)
     spatial = sorted(set(kernel) - set("io"))
-    settings = {name: re.search(rf"\b{name}=([\w\-x]+)", window) for name in ("stride", "pad", "lhs_dilate", "rhs_dilate")}
+    settings = {
+        name: re.search(rf"\b{name}=([\w\-x]+)", window) for name in ("stride", "pad", "lhs_dilate", "rhs_dilate")
+    }
 
     def setting(name: str, axis: int, default: str) -> str:
         given = settings[name]

@@ -79,14 +79,20 @@ class Computation:
 
     def users_of_parameter(self, index: int) -> list[Instruction]:
         """Instructions that take parameter `index`, bitcasts of it looked through."""
-        return [user for name in self._names_of(index) for user in self._users.get(name, []) if user.opcode != "bitcast"]
+        return [
+            user for name in self._names_of(index) for user in self._users.get(name, []) if user.opcode != "bitcast"
+        ]
 
     def is_target(self, update: Instruction, index: int) -> bool:
         """Whether a dynamic-update-slice changes that parameter (and does not merely take it as the update)."""
         return update.operands[0] in self._names_of(index)
 
     def _names_of(self, index: int) -> set[str]:
-        names = {found.name for found in self.instructions.values() if found.opcode == "parameter" and found.argument == str(index)}
+        names = {
+            found.name
+            for found in self.instructions.values()
+            if found.opcode == "parameter" and found.argument == str(index)
+        }
         pending = list(names)
         while pending:
             for user in self._users.get(pending.pop(), []):
@@ -149,7 +155,9 @@ def _instruction(line: str) -> Instruction | None:
     if end <= 0 or opening < 0:
         return None
     closing = _closing(call, opening)
-    return Instruction(found[2], bool(found[1]), shape, call[:opening], call[opening + 1 : closing], call[closing + 1 :])
+    return Instruction(
+        found[2], bool(found[1]), shape, call[:opening], call[opening + 1 : closing], call[closing + 1 :]
+    )
 
 
 def _closing(text: str, opening: int) -> int:

@@ -90,7 +90,9 @@ class Bigram:
         alone = np.bincount(right, counts, vocabulary) + 1.0
         alone[start] = 0.0
         before = np.bincount(left, counts, vocabulary)
-        return cls(pairs, counts, before, np.maximum(np.bincount(left, minlength=vocabulary), 1), alone / alone.sum(), tokens)
+        return cls(
+            pairs, counts, before, np.maximum(np.bincount(left, minlength=vocabulary), 1), alone / alone.sum(), tokens
+        )
 
     def loss(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Cross-entropy of each target in nats, shape of `targets`; for targets of weight 0 the number means nothing."""
@@ -123,7 +125,9 @@ class NgramTable:
         grams = np.concatenate([np.zeros(0, np.uint64), *found])
         del found
         grams.sort()
-        first = np.flatnonzero(np.concatenate([[True], grams[1:] != grams[:-1]])) if grams.size else np.zeros(0, np.int64)
+        first = (
+            np.flatnonzero(np.concatenate([[True], grams[1:] != grams[:-1]])) if grams.size else np.zeros(0, np.int64)
+        )
         counts = np.diff(np.append(first, grams.size))
         distinct = grams[first]
         del grams
@@ -143,7 +147,12 @@ class NgramTable:
 
 
 def recall_bigrams(
-    tokens: np.ndarray, targets: np.ndarray, weights: np.ndarray, segments: np.ndarray, frequent: np.ndarray, vocabulary: int
+    tokens: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    segments: np.ndarray,
+    frequent: np.ndarray,
+    vocabulary: int,
 ) -> np.ndarray:
     """Which targets are recall hits by bigrams (see the module), (b, t) bool.
 
@@ -182,7 +191,9 @@ def recall_slice(tokens: np.ndarray, segments: np.ndarray | None, table: NgramTa
     tokens = np.asarray(tokens)
     segments = np.ones(tokens.shape, np.int32) if segments is None else np.asarray(segments)
     if tokens.ndim != 2 or segments.shape != tokens.shape:
-        raise ValueError(f"segments: tokens have shape {tokens.shape} and segments {segments.shape}; both must be (b, t)")
+        raise ValueError(
+            f"segments: tokens have shape {tokens.shape} and segments {segments.shape}; both must be (b, t)"
+        )
     hits = np.zeros(tokens.shape, bool)
     if tokens.shape[1] <= CONTEXT:
         return hits

@@ -102,18 +102,44 @@ def recall_vs_state(summaries: Sequence[Summary], path: Path | str) -> None:
             # An accuracy is at most 100 %.
             bars = [[min(spread, y)], [min(spread, 100 - y)]]
             axes.errorbar(
-                x, y, yerr=bars, fmt=marker, color=colour, mec="white", mew=0.4, ms=5, elinewidth=0.8, capsize=1.5, capthick=0.8, zorder=3
+                x,
+                y,
+                yerr=bars,
+                fmt=marker,
+                color=colour,
+                mec="white",
+                mew=0.4,
+                ms=5,
+                elinewidth=0.8,
+                capsize=1.5,
+                capthick=0.8,
+                zorder=3,
             )
         lengths = sorted({s.state_length for s in shown if s.state_length is not None})
-        axes.set_xlabel(f"State size at {lengths[0]:,} tokens" if len(lengths) == 1 else "State size at the longest evaluated length")
+        axes.set_xlabel(
+            f"State size at {lengths[0]:,} tokens"
+            if len(lengths) == 1
+            else "State size at the longest evaluated length"
+        )
         axes.set_ylabel("Accuracy (%)")
         missing = [names[s.label] for s in summaries if s not in shown]
         if missing:
             axes.plot([], [], " ", label="not shown: " + ", ".join(missing))
         figure.legend(loc="outside lower center", ncols=1 if missing else 2, handlelength=1.8, borderpad=0.1)
         corners = (np.repeat(xs, 2)[1:], np.repeat(ys, 2)[:-1])
-        guesses = [(axes.get_xlim(), (100 * chance, 100 * chance)) for chance in {s.chance for s in shown} if chance is not None]
-        _place_labels(axes, [names[s.label] for s in shown], [looks[s.label][0] for s in shown], sizes, scores, [corners, *guesses])
+        guesses = [
+            (axes.get_xlim(), (100 * chance, 100 * chance))
+            for chance in {s.chance for s in shown}
+            if chance is not None
+        ]
+        _place_labels(
+            axes,
+            [names[s.label] for s in shown],
+            [looks[s.label][0] for s in shown],
+            sizes,
+            scores,
+            [corners, *guesses],
+        )
 
 
 def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
@@ -146,7 +172,18 @@ def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
             # Moved apart, next in rank not next in place: architectures that solve a slice would hide each other.
             place = ranks.index(index) * _stride(len(shown)) % len(shown)
             x = np.arange(len(slices)) + min(0.6, 0.09 * len(slices)) * ((place + 0.5) / len(shown) - 0.5)
-            axes.plot(x, values, marker=marker, color=colour, mec="white", mew=0.4, ms=4.5, linewidth=0.9, label=names[s.label], zorder=3)
+            axes.plot(
+                x,
+                values,
+                marker=marker,
+                color=colour,
+                mec="white",
+                mew=0.4,
+                ms=4.5,
+                linewidth=0.9,
+                label=names[s.label],
+                zorder=3,
+            )
         sizes = all(name.replace("x", "", 1).isdigit() for name in slices)
         axes.set_xticks(range(len(slices)), [name.replace("x", "\n×") if sizes else name for name in slices])
         axes.grid(axis="x", visible=False)
@@ -171,7 +208,10 @@ def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
     metric, label, scale = _metric({run.metric for run in runs})
     tokens = metric == "bits_per_byte" and not any(math.isnan(run.tokens_per_step) for run in runs)
     if tokens:
-        curves |= {run.folder: curves[run.folder]._replace(steps=curves[run.folder].steps * run.tokens_per_step / 1e6) for run in runs}
+        curves |= {
+            run.folder: curves[run.folder]._replace(steps=curves[run.folder].steps * run.tokens_per_step / 1e6)
+            for run in runs
+        }
     groups = group_by_label(runs)
     looks, names = _looks(list(groups)), _short(list(groups))
     with _figure(path, 2.6) as figure:
@@ -182,7 +222,14 @@ def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
         for index, (group, members) in enumerate(groups.items()):
             colour, marker = looks[group]
             for run in members:
-                axes.plot(curves[run.folder].steps, scale * curves[run.folder].score, color=colour, linewidth=0.5, alpha=0.45, zorder=2)
+                axes.plot(
+                    curves[run.folder].steps,
+                    scale * curves[run.folder].score,
+                    color=colour,
+                    linewidth=0.5,
+                    alpha=0.45,
+                    zorder=2,
+                )
             steps, score = _mean_curve([curves[run.folder] for run in best_setting(members)])
             spacing = max(1, len(steps) // 6)
             every = (index * spacing // len(groups), spacing)
@@ -237,7 +284,9 @@ def _metric(metrics: set[str]) -> tuple[str, str, float]:
 
 def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker by label, from the labels in alphabetical order; 72 architectures look different."""
-    return {label: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, label in enumerate(sorted(set(labels)))}
+    return {
+        label: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, label in enumerate(sorted(set(labels)))
+    }
 
 
 def _short(labels: Sequence[str]) -> dict[str, str]:
@@ -260,11 +309,19 @@ def _chance(axes: Axes, summaries: Sequence[Summary | RunResult], vertical: bool
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
     """As many columns as the figure's width takes."""
-    entries = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1].startswith("chance"))
+    entries = sorted(
+        zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1].startswith("chance")
+    )
     handles, texts = zip(*entries, strict=True)
     for columns in (4, 3, 2, 1):
         legend = figure.legend(
-            handles, texts, loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.0, borderpad=0.1
+            handles,
+            texts,
+            loc="outside lower center",
+            ncols=columns,
+            handlelength=1.6,
+            columnspacing=1.0,
+            borderpad=0.1,
         )
         figure.draw_without_rendering()
         if legend.get_window_extent().width <= 0.98 * figure.bbox.width or columns == 1:
@@ -272,7 +329,14 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
         legend.remove()
 
 
-def _bars(axes: Axes, summaries: Sequence[Summary], name: str, names: list[str], looks: dict[str, tuple[str, str]], scale: float) -> None:
+def _bars(
+    axes: Axes,
+    summaries: Sequence[Summary],
+    name: str,
+    names: list[str],
+    looks: dict[str, tuple[str, str]],
+    scale: float,
+) -> None:
     order = sorted(range(len(summaries)), key=lambda i: summaries[i].by_slice.get(name, math.nan))
     values = [scale * summaries[i].by_slice[name] for i in order]
     spreads = [scale * summaries[i].spread_by_slice.get(name, math.nan) for i in order]
@@ -280,11 +344,19 @@ def _bars(axes: Axes, summaries: Sequence[Summary], name: str, names: list[str],
     top = 100.0 if scale == 100 else max(values) + max(spreads)
     ends = [min(value + spread, top) for value, spread in zip(values, spreads, strict=True)]
     errors = [np.minimum(spreads, values), np.subtract(ends, values)]
-    bars: dict[str, Any] = {"xerr": errors, "error_kw": {"elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8, "ecolor": "#444444"}}
+    bars: dict[str, Any] = {
+        "xerr": errors,
+        "error_kw": {"elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8, "ecolor": "#444444"},
+    }
     axes.barh(range(len(order)), values, height=0.68, color=[looks[summaries[i].label][0] for i in order], **bars)
     for row, (value, end) in enumerate(zip(values, ends, strict=True)):
         axes.annotate(
-            f"{value:.1f}" if scale == 100 else f"{value:.3f}", (end, row), (3, 0), textcoords="offset points", va="center", fontsize=7
+            f"{value:.1f}" if scale == 100 else f"{value:.3f}",
+            (end, row),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
         )
     axes.set_yticks(range(len(order)), [names[i] for i in order])
     axes.tick_params(axis="y", length=0)
@@ -322,7 +394,9 @@ def _mean_curve(curves: Sequence[LearningCurve]) -> tuple[np.ndarray, np.ndarray
     return steps, np.mean(rows, axis=0)
 
 
-def _place_labels(axes: Axes, names: list[str], colours: list[str], xs: np.ndarray, ys: np.ndarray, lines: list[tuple[Any, Any]]) -> None:
+def _place_labels(
+    axes: Axes, names: list[str], colours: list[str], xs: np.ndarray, ys: np.ndarray, lines: list[tuple[Any, Any]]
+) -> None:
     """Puts each name at the cheapest free place near its point, the most crowded points first; a thin line joins them in a crowd.
 
     The cost, in points of length: the distance, and fines for covering a marker, a name, a leader or one of `lines`, and for
@@ -346,7 +420,13 @@ def _place_labels(axes: Axes, names: list[str], colours: list[str], xs: np.ndarr
     for index in np.argsort(np.sort(distances, axis=1)[:, 1:3].sum(axis=1)):
         colour = _darker(colours[index])
         halo = [withStroke(linewidth=1.5, foreground="white")]
-        settings: dict[str, Any] = {"textcoords": "offset points", "va": "center", "ha": "center", "fontsize": 7, "zorder": 5}
+        settings: dict[str, Any] = {
+            "textcoords": "offset points",
+            "va": "center",
+            "ha": "center",
+            "fontsize": 7,
+            "zorder": 5,
+        }
         text = axes.annotate(names[index], (xs[index], ys[index]), (0, 0), color=colour, path_effects=halo, **settings)
         extent = text.get_window_extent(renderer)
         half = np.array([extent.width, extent.height]) / unit / 2
@@ -364,7 +444,9 @@ def _place_labels(axes: Axes, names: list[str], colours: list[str], xs: np.ndarr
             apart = leader[np.linalg.norm(leader - points[index], axis=1) > 4]
             cost = gap + 2 * abs(way[0] * way[1]) + 3 * _inside(box, line, 0.5)
             cost += 500 * _inside(box, others, 4) + 1000 * sum(_overlap(box, other) for other in boxes)
-            cost += 300 * sum(_inside(box, other, 1) > 0 for other in leaders) + 300 * sum(_inside(other, leader, 1) > 0 for other in boxes)
+            cost += 300 * sum(_inside(box, other, 1) > 0 for other in leaders) + 300 * sum(
+                _inside(other, leader, 1) > 0 for other in boxes
+            )
             cost += 40 * sum(_inside(np.tile(point, 2), apart, 3) > 0 for point in others) + 100 * sum(
                 _cross(leader, other) for other in leaders
             )
@@ -390,7 +472,10 @@ def _darker(colour: str) -> tuple[float, float, float]:
 
 def _along(corners: np.ndarray, spacing: float) -> np.ndarray:
     """Points along a line through `corners`, at most `spacing` apart, both ends among them."""
-    parts = [np.linspace(a, b, max(2, math.ceil(np.linalg.norm(b - a) / spacing) + 1)) for a, b in itertools.pairwise(corners)]
+    parts = [
+        np.linspace(a, b, max(2, math.ceil(np.linalg.norm(b - a) / spacing) + 1))
+        for a, b in itertools.pairwise(corners)
+    ]
     return np.concatenate(parts)
 
 

@@ -163,12 +163,18 @@ def load_run(folder: Path | str) -> RunResult:
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} is not a run's folder: it holds no config.json")
     if not path.exists():
-        raise UserError(f"the run in {folder} is not finished: it holds no result.json; the same train command goes on with it")
+        raise UserError(
+            f"the run in {folder} is not finished: it holds no result.json; the same train command goes on with it"
+        )
     config = _object(folder / "config.json")
     result = _object(path)
     if result.get("status") == "preempted":
-        raise UserError(f"the run in {folder} is not finished: it was preempted; the same train command goes on with it")
-    numbers = {name: _number(result, name, path) for name in ("steps", "seconds", "parameters", "learning_rate", "seed")}
+        raise UserError(
+            f"the run in {folder} is not finished: it was preempted; the same train command goes on with it"
+        )
+    numbers = {
+        name: _number(result, name, path) for name in ("steps", "seconds", "parameters", "learning_rate", "seed")
+    }
     optional: dict[str, Any] = {
         name: float(_number(result, name, path))
         for name in ("accuracy", "bits_per_byte", "loss", "chance", "examples_per_second", "tokens_per_second")
@@ -180,7 +186,9 @@ def load_run(folder: Path | str) -> RunResult:
         if not isinstance(result.get(name), str):
             raise UserError(f"{path}: {name!r} must be text, not {result.get(name)!r}")
     state = _numbers(result, "state_bytes", path)
-    slices: dict[str, Any] = {name: _numbers(result, name, path) for name in ("accuracy_by_slice", "bits_by_slice", "loss_by_slice")}
+    slices: dict[str, Any] = {
+        name: _numbers(result, name, path) for name in ("accuracy_by_slice", "bits_by_slice", "loss_by_slice")
+    }
     if not all(length.isdigit() for length in state):
         raise UserError(f"{path}: 'state_bytes' has keys that are not sequence lengths: {', '.join(map(repr, state))}")
     overrides = result.get("overrides") or {}
@@ -235,7 +243,9 @@ def learning_curve(folder: Path | str) -> LearningCurve:
             # What follows the last newline was still being written when the run was cut off.
             if number == len(lines):
                 break
-            raise UserError(f"{path}, line {number}: not a line of metrics: {line[:60].decode(errors='replace')!r}") from None
+            raise UserError(
+                f"{path}, line {number}: not a line of metrics: {line[:60].decode(errors='replace')!r}"
+            ) from None
     steps, score, loss = zip(*rows, strict=True) if rows else ((), (), ())
     return LearningCurve(np.array(steps, np.int64), np.array(score, np.float64), np.array(loss, np.float64))
 
@@ -311,7 +321,9 @@ def _settings(runs: Sequence[RunResult]) -> list[list[RunResult]]:
     found: dict[tuple[float, frozenset[tuple[str, str]]], list[RunResult]] = {}
     for run in runs:
         fields = {path: value for path, value in _flatten(run.config).items() if path.startswith("optimizer.")}
-        fields |= {path: value for path, value in _flatten(run.config).items() if path in ("run.steps", "run.batch_size")}
+        fields |= {
+            path: value for path, value in _flatten(run.config).items() if path in ("run.steps", "run.batch_size")
+        }
         found.setdefault((run.learning_rate, frozenset(fields.items())), []).append(run)
     return [found[key] for key in sorted(found, key=lambda key: (key[0], sorted(key[1])))]
 

@@ -199,7 +199,20 @@ def _shortened(label: str, limit: int) -> str:
 
 
 _SCALARS = (
-    *("folder", "name", "label", "status", "learning_rate", "seed", "accuracy", "bits_per_byte", "loss", "chance", "steps", "seconds"),
+    *(
+        "folder",
+        "name",
+        "label",
+        "status",
+        "learning_rate",
+        "seed",
+        "accuracy",
+        "bits_per_byte",
+        "loss",
+        "chance",
+        "steps",
+        "seconds",
+    ),
     *("examples_per_second", "tokens_per_second", "parameters"),
 )
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from recollect.data.synthetics import MQAR, RecallSlice
 from recollect.experiments.study import Study, grid
 from recollect.layers import Attention, BaseConvolution, Hyena, LinearAttention, SlidingWindow
-from recollect.layers.modules.feature_maps import Taylor
 from recollect.layers.mixer import MixerConfig
+from recollect.layers.modules.feature_maps import Taylor
 from recollect.layers.modules.norms import LayerNorm
 from recollect.models import LanguageModel, repeat
 from recollect.training.experiment import Experiment, Run
@@ -26,7 +26,11 @@ def _recall(name: str, mixer: MixerConfig, width: int) -> Experiment:
     return Experiment(
         name=name,
         model=LanguageModel(
-            width=width, stages=repeat(BaseConvolution(kernel=3), mixer, depth=2), norm=LayerNorm(), mlp=None, embedding_dropout=0.1
+            width=width,
+            stages=repeat(BaseConvolution(kernel=3), mixer, depth=2),
+            norm=LayerNorm(),
+            mlp=None,
+            embedding_dropout=0.1,
         ),
         data=MQAR(
             vocab_size=8192,
@@ -50,10 +54,15 @@ def figure2() -> Study:
     """Figure 2's mixers of this project: attention, Based (widths x feature dimensions), windows, Hyena; four learning rates (not yet run)."""
     experiments = [_recall(f"based.attention_d{width}", Attention(), width) for width in (64, 128)]
     experiments += [
-        _recall(f"based.taylor_d{width}_f{features}", LinearAttention(feature_dim=features, feature_map=Taylor()), width)
+        _recall(
+            f"based.taylor_d{width}_f{features}", LinearAttention(feature_dim=features, feature_map=Taylor()), width
+        )
         for width in (48, 64, 128)
         for features in (8, 16, 24)
     ]
-    experiments += [_recall(f"based.window_{window}", SlidingWindow(window=window), 128) for window in (8, 16, 32, 64, 128, 256, 512, 1024)]
+    experiments += [
+        _recall(f"based.window_{window}", SlidingWindow(window=window), 128)
+        for window in (8, 16, 32, 64, 128, 256, 512, 1024)
+    ]
     experiments += [_recall(f"based.hyena_d{width}", Hyena(maximum_length=1024), width) for width in (64, 128, 256)]
     return Study(tuple(experiments), grid({"optimizer.learning_rate": (1e-3, 3.16e-3, 1e-2, 3.16e-2)}))

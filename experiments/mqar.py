@@ -19,8 +19,8 @@ from recollect.layers import (
     MixtureOfHeads,
     SlidingWindow,
 )
-from recollect.layers.modules.feature_maps import Taylor
 from recollect.layers.mixer import MixerConfig
+from recollect.layers.modules.feature_maps import Taylor
 from recollect.layers.modules.norms import LayerNorm
 from recollect.models import LanguageModel, repeat
 from recollect.training.experiment import Experiment, Run
@@ -34,7 +34,9 @@ def recall(name: str, mixer: MixerConfig, width: int = 64, data: MQAR = FIXED, r
     """The fixed setting with `mixer` as the second layer."""
     return Experiment(
         name=name,
-        model=LanguageModel(width=width, stages=repeat(BaseConvolution(kernel=3), mixer, depth=2), norm=LayerNorm(), mlp=None),
+        model=LanguageModel(
+            width=width, stages=repeat(BaseConvolution(kernel=3), mixer, depth=2), norm=LayerNorm(), mlp=None
+        ),
         data=data,
         optimizer=AdamW(learning_rate=3e-3, weight_decay=0.1, decay_everything=True),
         run=run,
@@ -87,7 +89,17 @@ def fixed() -> Study:
     python main.py compare mqar.fixed
     """
     return Study(
-        (attention(), based(), window(), convolution(), hyena(), landmark(), mixture_of_heads(), mixture_of_heads_paper()), template=recall
+        (
+            attention(),
+            based(),
+            window(),
+            convolution(),
+            hyena(),
+            landmark(),
+            mixture_of_heads(),
+            mixture_of_heads_paper(),
+        ),
+        template=recall,
     )
 
 

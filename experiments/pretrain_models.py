@@ -24,8 +24,8 @@ from recollect.layers import (
     MixtureOfHeads,
     SlidingWindow,
 )
-from recollect.layers.modules.feature_maps import Taylor
 from recollect.layers.mixer import MixerConfig
+from recollect.layers.modules.feature_maps import Taylor
 from recollect.layers.modules.mlp import SwiGLU
 from recollect.layers.modules.positions import Rotary
 from recollect.models import LanguageModel, Stage, repeat
@@ -58,7 +58,9 @@ class Size:
 SIZES = {
     "30m": Size(width=512, heads=8, depth=10, hidden=1280, length=512, window=128, rows=8, pieces=1, steps=1000),
     "125m": Size(width=768, heads=12, depth=12, hidden=2048, length=2048, window=512, rows=256, pieces=4, steps=20_000),
-    "360m": Size(width=1024, heads=16, depth=24, hidden=2816, length=2048, window=512, rows=256, pieces=8, steps=20_000),
+    "360m": Size(
+        width=1024, heads=16, depth=24, hidden=2816, length=2048, window=512, rows=256, pieces=8, steps=20_000
+    ),
     "1b": Size(width=2048, heads=16, depth=24, hidden=5504, length=2048, window=512, rows=256, pieces=32, steps=20_000),
 }
 
@@ -94,7 +96,9 @@ def experiment(pattern: str, size: str) -> Experiment:
         precision="default",
     )
     data = Text(source="stdlib", length=of.length, held_out_batches=8 if small else 20)
-    return Experiment(name=f"pretrain.{pattern}_{size}", model=model, data=data, optimizer=_optimizer(pattern, size), run=run)
+    return Experiment(
+        name=f"pretrain.{pattern}_{size}", model=model, data=data, optimizer=_optimizer(pattern, size), run=run
+    )
 
 
 def small(label: str, mixer: MixerConfig | None) -> Experiment:
@@ -115,7 +119,9 @@ def small(label: str, mixer: MixerConfig | None) -> Experiment:
     )
     data = Text(source="stdlib", length=CURVES.length, held_out_batches=8)
     rates = (GroupRate(group="filter", factor=1 / 3),) if isinstance(mixer, Hyena) else ()
-    optimizer = AdamW(learning_rate=3e-3, final_fraction=0.1, warmup=50, weight_decay=0.1, beta2=0.95, clip=1.0, groups=rates)
+    optimizer = AdamW(
+        learning_rate=3e-3, final_fraction=0.1, warmup=50, weight_decay=0.1, beta2=0.95, clip=1.0, groups=rates
+    )
     return Experiment(name=label, model=model, data=data, optimizer=optimizer, run=run)
 
 

@@ -55,6 +55,8 @@ def load(name: str, kind: str) -> Any:
         )
     if entry.kind != kind:
         command = "compare" if entry.kind == "study" else "train"
-        raise UserError(f"{name} is {'a study' if entry.kind == 'study' else 'an experiment'}: use `python main.py {command} {name}`")
+        raise UserError(
+            f"{name} is {'a study' if entry.kind == 'study' else 'an experiment'}: use `python main.py {command} {name}`"
+        )
     module, function = name.split(".")
     return getattr(importlib.import_module(f"recollect.experiments.{module}"), function)()

@@ -46,7 +46,11 @@ def add_mixers(study: Study, name: str, files: list[ModuleType]) -> list[Experim
         raise UserError(f"{name} takes no mixers of your own")
     added = []
     for file in files:
-        found = {label: value for label, value in vars(file).items() if isinstance(value, MixerConfig) and not label.startswith("_")}
+        found = {
+            label: value
+            for label, value in vars(file).items()
+            if isinstance(value, MixerConfig) and not label.startswith("_")
+        }
         if not found:
             for label, value in vars(file).items():
                 if inspect.isclass(value) and issubclass(value, MixerConfig) and value.__module__ == file.__name__:
@@ -57,7 +61,9 @@ def add_mixers(study: Study, name: str, files: list[ModuleType]) -> list[Experim
                             f"{label} in {file.__file__} has fields without a default; make an instance of it in the file"
                         ) from error
         if not found:
-            raise UserError(f"{file.__file__} defines no mixer config: an instance or a subclass of recollect.layers.mixer.MixerConfig")
+            raise UserError(
+                f"{file.__file__} defines no mixer config: an instance or a subclass of recollect.layers.mixer.MixerConfig"
+            )
         assert study.template is not None
         added += [study.template(label, mixer) for label, mixer in found.items()]
     return added

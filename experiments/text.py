@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from recollect.data.text.dataset import Text
 from recollect.layers import Attention, GatedConvolution, Landmark, LinearAttention, MixtureOfHeads, SlidingWindow
-from recollect.layers.modules.feature_maps import Taylor
 from recollect.layers.mixer import MixerConfig
+from recollect.layers.modules.feature_maps import Taylor
 from recollect.layers.modules.mlp import SwiGLU
 from recollect.layers.modules.positions import Rotary
 from recollect.models import LanguageModel, repeat

@@ -13,8 +13,8 @@ import chz
 from recollect.data.synthetics import MQAR
 from recollect.experiments.study import Study, grid
 from recollect.layers import Attention, BaseConvolution, Hyena, LinearAttention
-from recollect.layers.modules.feature_maps import Taylor
 from recollect.layers.mixer import MixerConfig
+from recollect.layers.modules.feature_maps import Taylor
 from recollect.layers.modules.norms import LayerNorm
 from recollect.layers.modules.positions import LearnedPositions
 from recollect.models import LanguageModel, repeat
@@ -27,7 +27,9 @@ WIDTHS = (64, 128, 256, 512)
 EXAMPLES, EPOCHS = 100_000, 64
 
 
-def _cell(name: str, mixers: tuple[MixerConfig, ...], length: int, width: int, *, positions: bool = False) -> Experiment:
+def _cell(
+    name: str, mixers: tuple[MixerConfig, ...], length: int, width: int, *, positions: bool = False
+) -> Experiment:
     pairs = next(pairs for at, pairs in SETTINGS if at == length)
     batch = SETTINGS[length, pairs]
     per_epoch = -(-EXAMPLES // batch)
@@ -74,7 +76,9 @@ def cell() -> Experiment:
         published,
         model=chz.replace(published.model, embedding_dropout=0.0),
         optimizer=AdamW(learning_rate=3e-3, weight_decay=0.1, decay_everything=True),
-        run=Run(steps=3000, batch_size=64, steps_per_call=50, evaluate_every=50, checkpoint_every=500, stop_at_accuracy=0.99),
+        run=Run(
+            steps=3000, batch_size=64, steps_per_call=50, evaluate_every=50, checkpoint_every=500, stop_at_accuracy=0.99
+        ),
     )
 
 

@@ -40,7 +40,12 @@ Params = dict[str, Any]
 
 
 def export_safetensors(
-    params: Params, config: Config, directory: Path | str, *, extra: dict[str, Any] | None = None, overwrite: bool = False
+    params: Params,
+    config: Config,
+    directory: Path | str,
+    *,
+    extra: dict[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Writes `params` and `config` to `directory`, whole or not at all.
 
@@ -118,10 +123,14 @@ def load_safetensors(directory: Path | str) -> tuple[Params, Config]:
             raise
         raise UserError(f"{path} is not a safetensors file that can be read: {error}") from None
     found = {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in arrays.items()}
-    wrong = sorted(name for name in found.keys() | manifest["arrays"].keys() if found.get(name) != manifest["arrays"].get(name))
+    wrong = sorted(
+        name for name in found.keys() | manifest["arrays"].keys() if found.get(name) != manifest["arrays"].get(name)
+    )
     if wrong:
         name = wrong[0]
-        raise UserError(f"{path}: {name} is {found.get(name, 'missing')} where {MANIFEST} says {manifest['arrays'].get(name, 'nothing')}")
+        raise UserError(
+            f"{path}: {name} is {found.get(name, 'missing')} where {MANIFEST} says {manifest['arrays'].get(name, 'nothing')}"
+        )
     return _nest(arrays, path), config
 
 
@@ -150,7 +159,9 @@ def _flatten(params: Params, prefix: str = "") -> dict[str, np.ndarray]:
         raise ValueError(f"params hold no arrays at {prefix or 'their root'}")
     for name, value in params.items():
         if not isinstance(name, str) or not name or "." in name or name == "__metadata__":
-            raise ValueError(f"params: {name!r} under {prefix or 'the root'} cannot be a name: text without '.' is needed")
+            raise ValueError(
+                f"params: {name!r} under {prefix or 'the root'} cannot be a name: text without '.' is needed"
+            )
         path = f"{prefix}.{name}" if prefix else name
         if isinstance(value, dict):
             flat |= _flatten(value, path)
@@ -188,7 +199,9 @@ def _check_free(directory: Path, overwrite: bool) -> None:
         raise UserError(f"{directory} is not empty; choose another folder, or overwrite=True to replace an export")
     foreign = sorted(there - {WEIGHTS, CONFIG, MANIFEST})
     if foreign:
-        raise UserError(f"{directory} holds files that no export wrote ({', '.join(foreign[:3])}), so it is not replaced")
+        raise UserError(
+            f"{directory} holds files that no export wrote ({', '.join(foreign[:3])}), so it is not replaced"
+        )
 
 
 def _move_in(temporary: Path, directory: Path) -> None:

@@ -184,7 +184,9 @@ class MixerConfig(Config):
     """Base of all mixers' configs."""
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> Mixer:
-        raise UserError(f"{type(self).__name__} is no mixer of its own: name one of those that layers/__init__.py exports")
+        raise UserError(
+            f"{type(self).__name__} is no mixer of its own: name one of those that layers/__init__.py exports"
+        )
 
     @property
     def traits(self) -> Traits:

@@ -91,7 +91,11 @@ def _products_of(equation: Any) -> float:
         size = math.prod(params["fft_lengths"])
         longer = max(equation.invars[0].aval.size, equation.outvars[0].aval.size)
         # A transform from or to real numbers takes half of the operations.
-        return (5.0 if equation.invars[0].aval.dtype == equation.outvars[0].aval.dtype else 2.5) * longer * math.log2(max(size, 2))
+        return (
+            (5.0 if equation.invars[0].aval.dtype == equation.outvars[0].aval.dtype else 2.5)
+            * longer
+            * math.log2(max(size, 2))
+        )
     inner = [_products(found) for found in _inner(params)]
     if name == "scan":
         return params["length"] * sum(inner)
@@ -101,7 +105,11 @@ def _products_of(equation: Any) -> float:
 def _inner(params: dict[str, Any]) -> list[Jaxpr]:
     """The programs within an equation."""
     values = jax.tree.leaves(list(params.values()), is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr))
-    return [value.jaxpr if isinstance(value, ClosedJaxpr) else value for value in values if isinstance(value, Jaxpr | ClosedJaxpr)]
+    return [
+        value.jaxpr if isinstance(value, ClosedJaxpr) else value
+        for value in values
+        if isinstance(value, Jaxpr | ClosedJaxpr)
+    ]
 
 
 def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -> dict[str, int]:
@@ -115,7 +123,9 @@ def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -
     for length in lengths:
         if limit is not None and length > limit:
             continue
-        state = jax.eval_shape(lambda params, length=length: model.bind(params).init_state(1, length).layers, model.abstract_params())
+        state = jax.eval_shape(
+            lambda params, length=length: model.bind(params).init_state(1, length).layers, model.abstract_params()
+        )
         found[str(length)] = state_bytes(state)
     return found
 

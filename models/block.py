@@ -13,7 +13,9 @@ from recollect.layers.modules.norms import NormConfig
 class Block(nnx.Module):
     """x = x + mixer(norm(x));  x = x + mlp(norm(x))."""
 
-    def __init__(self, mixer: MixerConfig, norm: NormConfig, mlp: MlpConfig | None, width: int, place: Place, rngs: nnx.Rngs):
+    def __init__(
+        self, mixer: MixerConfig, norm: NormConfig, mlp: MlpConfig | None, width: int, place: Place, rngs: nnx.Rngs
+    ):
         self.mixer_norm = norm.build(width)
         self.mixer = mixer.build(width, place, rngs)
         self.mlp_norm = None if mlp is None else norm.build(width)

@@ -13,7 +13,14 @@ from recollect.models.functional import FunctionalModel, Params
 
 
 def generate(
-    model: FunctionalModel, params: Params, prompts: np.ndarray, length: int, *, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0
+    model: FunctionalModel,
+    params: Params,
+    prompts: np.ndarray,
+    length: int,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
 ) -> np.ndarray:
     """Samples `length` tokens after each prompt.
 
@@ -43,7 +50,9 @@ def generate(
     if limit is not None and total > limit:
         raise UserError(f"prompt and continuation are {total} tokens; this model takes at most {limit}")
     run = _compiled(model, prompts.shape[1], length, temperature == 0)
-    return np.asarray(run(params, prompts, jax.random.key(seed), jnp.float32(max(temperature, 1e-6)), jnp.float32(top_p)))
+    return np.asarray(
+        run(params, prompts, jax.random.key(seed), jnp.float32(max(temperature, 1e-6)), jnp.float32(top_p))
+    )
 
 
 @functools.lru_cache(maxsize=8)

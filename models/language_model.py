@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recollect.configuration import Config, UserError
-from recollect.layers.modules.linear import Linear, normal, parameter
 from recollect.layers.mixer import Context, Cursor, MixerConfig, State, document_positions, token_positions
+from recollect.layers.modules.linear import Linear, normal, parameter
 from recollect.layers.modules.mlp import MlpConfig
 from recollect.layers.modules.norms import NormConfig, RMSNorm
 from recollect.layers.modules.positions import LearnedPositions, check_length
@@ -115,8 +115,12 @@ class LanguageModelModule(nnx.Module):
         self.config = config
         self.embedding = parameter(normal()(rngs.params(), (vocabulary, config.width), jnp.float32))
         self.positions = None if config.positions is None else config.positions.build(config.width, rngs)
-        self.landmark = parameter(normal()(rngs.params(), (config.width,), jnp.float32)) if config.landmark_block else None
-        self.stack = Stack(config.stages, config.norm, config.mlp, config.width, rngs, remat=config.remat, unroll=config.unroll)
+        self.landmark = (
+            parameter(normal()(rngs.params(), (config.width,), jnp.float32)) if config.landmark_block else None
+        )
+        self.stack = Stack(
+            config.stages, config.norm, config.mlp, config.width, rngs, remat=config.remat, unroll=config.unroll
+        )
         self.final_norm = config.norm.build(config.width)
         self.head = None if config.tied else Linear(config.width, vocabulary, rngs)
 
@@ -136,7 +140,9 @@ class LanguageModelModule(nnx.Module):
         out = self.stack(x, context)
         return ModelOutput(self._leave(out.hidden, place), out.losses, out.metrics)
 
-    def activations(self, tokens: jax.Array, context: Context = Context(), key: jax.Array | None = None) -> Iterator[tuple[str, jax.Array]]:
+    def activations(
+        self, tokens: jax.Array, context: Context = Context(), key: jax.Array | None = None
+    ) -> Iterator[tuple[str, jax.Array]]:
         """What each part gives, in the order of `hidden`: ("embedding", (b, t, d)), ("layer 0 Attention mixer", ...), ("layer 0 Attention
         mlp", ...), ..., ("final norm", (b, t, d)). A mixer and an MLP give what they add to the stream. Arguments as for `hidden`."""
         x, context, place = self._enter(tokens, context, key)
@@ -166,9 +172,13 @@ class LanguageModelModule(nnx.Module):
             check_length(max_length, limit, "this model's maximum length")
         block = self.config.landmark_block
         longer = max_length if block is None else landmarks.expanded_length(max_length, block)
-        return ModelState(self.stack.init_state(batch_size, longer, DTYPES[self.config.dtype]), Cursor.start(batch_size))
+        return ModelState(
+            self.stack.init_state(batch_size, longer, DTYPES[self.config.dtype]), Cursor.start(batch_size)
+        )
 
-    def extend(self, tokens: jax.Array, state: ModelState, context: Context = Context()) -> tuple[jax.Array, ModelState]:
+    def extend(
+        self, tokens: jax.Array, state: ModelState, context: Context = Context()
+    ) -> tuple[jax.Array, ModelState]:
         """Hidden vectors (b, t, d) of the next tokens (b, t), and the state after them. Tokens of segment 0 are padding."""
         b, t = tokens.shape
         fields, cursor = state.cursor.read(context, b, t)
@@ -183,7 +193,9 @@ class LanguageModelModule(nnx.Module):
             x = landmarks.remove(x, place)
         return self.final_norm(x), ModelState(layers, cursor)
 
-    def _enter(self, tokens: jax.Array, context: Context, key: jax.Array | None) -> tuple[jax.Array, Context, landmarks.Layout | None]:
+    def _enter(
+        self, tokens: jax.Array, context: Context, key: jax.Array | None
+    ) -> tuple[jax.Array, Context, landmarks.Layout | None]:
         """What the stack takes: vectors and context, landmarks among them when the model has some, and where those stand."""
         b, t = tokens.shape
         limit = self.config.maximum_length()

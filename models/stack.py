@@ -152,10 +152,15 @@ def take(period: Any, index: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], period)
 
 
-def _build_period(stage: Stage, norm: NormConfig, mlp: MlpConfig | None, width: int, first: int, depth: int, rngs: nnx.Rngs):
+def _build_period(
+    stage: Stage, norm: NormConfig, mlp: MlpConfig | None, width: int, first: int, depth: int, rngs: nnx.Rngs
+):
     def build(key: jax.Array, start: jax.Array):
         own = nnx.Rngs(params=key)
-        blocks = [Block(mixer, norm, mlp, width, Place(start + offset, depth), own) for offset, mixer in enumerate(stage.pattern)]
+        blocks = [
+            Block(mixer, norm, mlp, width, Place(start + offset, depth), own)
+            for offset, mixer in enumerate(stage.pattern)
+        ]
         return nnx.List(blocks)
 
     keys = jax.random.split(rngs.params(), stage.repeats)
@@ -176,5 +181,7 @@ def _add(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _averages(parts: list[dict[str, Any]]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     total = _add(parts)
-    losses, metrics = ({name: value / count for name, (value, count) in total[kind].items()} for kind in ("losses", "metrics"))
+    losses, metrics = (
+        {name: value / count for name, (value, count) in total[kind].items()} for kind in ("losses", "metrics")
+    )
     return losses, metrics

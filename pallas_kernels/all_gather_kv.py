@@ -46,6 +46,13 @@ def over_gathered_keys(
         )
 
     r = heads
-    letters = {"q": f"b t {r} k", "k": f"b t {r} k", "v": f"b t {r} v", "positions": "b t", "segments": "b t", "rows": f"b t {r}"}
+    letters = {
+        "q": f"b t {r} k",
+        "k": f"b t {r} k",
+        "v": f"b t {r} v",
+        "positions": "b t",
+        "segments": "b t",
+        "rows": f"b t {r}",
+    }
     results = (f"b t {r} v", f"b t {r}")
     return over_sequence(part, letters, results if return_lse else results[0])(q, k, v, positions, segments, rows)

@@ -35,7 +35,9 @@ def in_parts(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
     return jax.tree.map(lambda x: _from_parts(x, t), jax.lax.map(function, _to_parts(arrays, size)))
 
 
-def in_parts_with_sums(step: Callable[[Any, Any], tuple[Any, jax.Array]], sums: Any, arrays: Any, size: int) -> tuple[Any, jax.Array]:
+def in_parts_with_sums(
+    step: Callable[[Any, Any], tuple[Any, jax.Array]], sums: Any, arrays: Any, size: int
+) -> tuple[Any, jax.Array]:
     """As `in_parts`, one part after another: step(sums, part) returns the sums after it and the part's result."""
     t = jax.tree.leaves(arrays)[0].shape[1]
     if t <= size:

@@ -36,7 +36,6 @@ import jax
 import numpy as np
 
 from recollect.pallas_kernels import compilers, dispatch
-from recollect.pallas_kernels.compilers import NotInstalled
 
 # The topologies are the smallest that libtpu makes of each generation.
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -85,7 +84,9 @@ class Report:
         found = []
         for kernel in self.kernels:
             if kernel.spill_stores or kernel.spill_loads:
-                found.append(f"{kernel.name} spills: {kernel.spill_stores} bytes stored, {kernel.spill_loads} bytes loaded")
+                found.append(
+                    f"{kernel.name} spills: {kernel.spill_stores} bytes stored, {kernel.spill_loads} bytes loaded"
+                )
             found += [f"{kernel.name}: {warning}" for warning in kernel.serialised]
         return found
 
@@ -201,7 +202,9 @@ def compiler_options(platform: str) -> dict[str, str]:
     return {"xla_gpu_cuda_data_dir": str(compilers.files("cuda")[2].parents[1])} if platform == "gpu" else {}
 
 
-def report(chip: str, function: Callable[..., Any], *arguments: Any, kernels: bool = True, limit: float = 120) -> Report:
+def report(
+    chip: str, function: Callable[..., Any], *arguments: Any, kernels: bool = True, limit: float = 120
+) -> Report:
     """Compiles a function for a chip and tells what that took.
 
     Args:
@@ -258,7 +261,9 @@ def _kernels(text: str) -> Iterator[Kernel]:
             raise ValueError(f"ptxas says nothing known of {name}: {body[:300]}")
         warnings = tuple(line for line in serialised if f"'{name}'" in line or len(parts) == 2)
         stored, loaded = int(spills[1]), int(spills[2])
-        yield Kernel(name.removesuffix("_mosaic_gpu_kernel"), int(registers[1]), stored, loaded, warnings, special.get(name, 0))
+        yield Kernel(
+            name.removesuffix("_mosaic_gpu_kernel"), int(registers[1]), stored, loaded, warnings, special.get(name, 0)
+        )
 
 
 _SPECIAL = re.compile(r"\b(?:ex2|lg2|rcp|rsqrt|sqrt|sin|cos|tanh)\.approx")

@@ -32,7 +32,11 @@ _CUDA = 13 if jax.version.__version_info__ >= (0, 11) else 12
 # Within the folder; a pattern has one match.
 _FILES: dict[Compiler, tuple[str, ...]] = {
     "tpu": ("libtpu/libtpu.so",),
-    "cuda": ("jax_plugins/xla_cuda*/xla_cuda_plugin.so", "jax_cuda*_plugin/libmosaic_gpu_runtime.so", "nvidia/*/bin/ptxas"),
+    "cuda": (
+        "jax_plugins/xla_cuda*/xla_cuda_plugin.so",
+        "jax_cuda*_plugin/libmosaic_gpu_runtime.so",
+        "nvidia/*/bin/ptxas",
+    ),
 }
 
 
@@ -56,7 +60,9 @@ def files(compiler: Compiler) -> list[Path]:
       NotInstalled: one is missing; the message says what installs it.
     """
     found = [next(iter(folder(compiler).glob(pattern)), None) for pattern in _FILES[compiler]]
-    environments_own = importlib.util.find_spec("libtpu") if compiler == "tpu" and VARIABLES["tpu"] not in os.environ else None
+    environments_own = (
+        importlib.util.find_spec("libtpu") if compiler == "tpu" and VARIABLES["tpu"] not in os.environ else None
+    )
     if found == [None] and environments_own is not None and environments_own.origin is not None:
         found = [Path(environments_own.origin).with_name("libtpu.so")]
     present = [path for path in found if path is not None]
@@ -91,10 +97,23 @@ def install(compiler: Compiler) -> None:
     except NotInstalled:
         pass
     print(f"installing {', '.join(packages(compiler))} into {folder(compiler)}", flush=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade"]
-    done = subprocess.run([*command, "--target", str(folder(compiler)), *packages(compiler)], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--upgrade",
+    ]
+    done = subprocess.run(
+        [*command, "--target", str(folder(compiler)), *packages(compiler)], capture_output=True, text=True
+    )
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[
+            -1:
+        ]
         raise NotInstalled(f"{', '.join(packages(compiler))} could not be installed: {' '.join(errors)[:500]}")
     files(compiler)
 
@@ -102,7 +121,8 @@ def install(compiler: Compiler) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit code is 1 where the compiler could not be installed, unless --optional."""
     parser = argparse.ArgumentParser(
-        prog="python -m recollect.pallas_kernels.compilers", description="Installs the compiler of a chip where it lacks."
+        prog="python -m recollect.pallas_kernels.compilers",
+        description="Installs the compiler of a chip where it lacks.",
     )
     parser.add_argument("compiler", choices=tuple(TARGETS))
     parser.add_argument("--optional", action="store_true", help="say why it could not be installed, and succeed")

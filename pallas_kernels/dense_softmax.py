@@ -27,7 +27,10 @@ def attend(
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("...tgrk,...sgk->...gtrs", q, k, preferred_element_type=wide) * scale
     weights, total, lse = undivided(jnp.where(allowed[..., None, :, None, :], scores, -jnp.inf), sinks)
-    out = jnp.einsum("...gtrs,...sgv->...gtrv", weights.astype(v.dtype), v, preferred_element_type=wide) / total[..., None]
+    out = (
+        jnp.einsum("...gtrs,...sgv->...gtrv", weights.astype(v.dtype), v, preferred_element_type=wide)
+        / total[..., None]
+    )
     return jnp.swapaxes(out, -4, -3), jnp.swapaxes(lse, -3, -2)
 
 

@@ -52,7 +52,9 @@ def _miscompiled_masks() -> str | None:
     except RuntimeError:  # the plugin without CUDA's libraries: compiling ahead of time
         return None
     if version is not None and 12080 <= version < 12091:
-        return f"ptxas of CUDA 12.8.0 to 12.9.0 miscompiles masks; this is CUDA {version // 1000}.{version % 1000 // 10}"
+        return (
+            f"ptxas of CUDA 12.8.0 to 12.9.0 miscompiles masks; this is CUDA {version // 1000}.{version % 1000 // 10}"
+        )
     return None
 
 
@@ -99,8 +101,12 @@ def tiled(shape: Sequence[int], dtype: jax.typing.DTypeLike, swizzle: int = SWIZ
     """
     across = swizzle // jnp.dtype(dtype).itemsize
     if shape[-1] % across or shape[-2] % 8:
-        raise ValueError(f"tiled shared memory of {jnp.dtype(dtype)} needs sizes divisible by (8, {across}); got {tuple(shape)}")
-    return plgpu.SMEM(tuple(shape), dtype, transforms=(plgpu.TilingTransform((8, across)), plgpu.SwizzleTransform(swizzle)))
+        raise ValueError(
+            f"tiled shared memory of {jnp.dtype(dtype)} needs sizes divisible by (8, {across}); got {tuple(shape)}"
+        )
+    return plgpu.SMEM(
+        tuple(shape), dtype, transforms=(plgpu.TilingTransform((8, across)), plgpu.SwizzleTransform(swizzle))
+    )
 
 
 def plain(shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Any:
@@ -184,7 +190,9 @@ def transposed(ref: Any) -> Any:
     return ref.transpose((1, 0)) if _REFERENCES_CARRY_INDICES else plgpu.transpose_ref(ref, (1, 0))
 
 
-def mm(a: Any, b: Any, acc: jax.Array | None = None, *more: tuple[Any, Any], meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
+def mm(
+    a: Any, b: Any, acc: jax.Array | None = None, *more: tuple[Any, Any], meanwhile: Callable[[], None] = lambda: None
+) -> jax.Array:
     """acc + a @ b (+ the products of `more`), fp32, waited for.
 
     Args:
@@ -226,7 +234,9 @@ def mm_while(first: tuple[Any, Any], second: tuple[Any, Any], use: Callable[[jax
     return pl.run_scoped(run, *(plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32) for a, b in (first, second)))
 
 
-def mm_registers(a: jax.Array, b: Any, acc: jax.Array, place: Any = None, meanwhile: Callable[[], None] = lambda: None) -> jax.Array:
+def mm_registers(
+    a: jax.Array, b: Any, acc: jax.Array, place: Any = None, meanwhile: Callable[[], None] = lambda: None
+) -> jax.Array:
     """acc + a @ b, fp32, with a (m, k) bf16 in registers, in the layout of a product's result, and b in `tiled` shared memory.
 
     Args:
@@ -247,7 +257,12 @@ def mm_registers(a: jax.Array, b: Any, acc: jax.Array, place: Any = None, meanwh
 
 
 def mm_beside(
-    a: Any, b: Any, acc: jax.Array, other: tuple[Any, Any], place: Any = None, meanwhile: Callable[[], None] = lambda: None
+    a: Any,
+    b: Any,
+    acc: jax.Array,
+    other: tuple[Any, Any],
+    place: Any = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[jax.Array, jax.Array]:
     """acc + a @ b, and the product of `other`, two references; waited for at once.
 

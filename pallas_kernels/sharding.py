@@ -87,7 +87,9 @@ def over_mesh(
             return function(*call.args, **call.kwargs)
 
         def spec(letters: Sequence[str], shape: tuple[int, ...]) -> PartitionSpec:
-            return PartitionSpec(*(axes.get(letter) if size > 1 else None for letter, size in zip(letters, shape, strict=True)))
+            return PartitionSpec(
+                *(axes.get(letter) if size > 1 else None for letter, size in zip(letters, shape, strict=True))
+            )
 
         given = jax.tree.map(lambda array, letters: spec(letters, array.shape), arrays, letters)
         out: Any
@@ -109,7 +111,9 @@ def over_mesh(
     return wrapped
 
 
-def over_sequence(function: Callable[..., Any], arguments: Mapping[str, Dimensions], results: Any) -> Callable[..., Any]:
+def over_sequence(
+    function: Callable[..., Any], arguments: Mapping[str, Dimensions], results: Any
+) -> Callable[..., Any]:
     """`function`, run by each device of the ambient mesh on its sequences, heads and tokens (t); it exchanges what tokens need of earlier ones.
 
     Arguments as those of `over_mesh` with `exchanges`. To be called where `sequence_parts` is more than 1.
@@ -138,7 +142,11 @@ def constrained(x: jax.Array, dimensions: str) -> jax.Array:
 def _free_axes() -> dict[str, int]:
     """Axes of the ambient mesh over which the compiler, not a surrounding shard_map, splits arrays."""
     mesh = jax.sharding.get_abstract_mesh()
-    return {name: mesh.shape[name] for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+    return {
+        name: mesh.shape[name]
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Auto
+    }
 
 
 def _sizes(arrays: Mapping[str, Any], letters: Mapping[str, Any]) -> dict[str, set[int]]:
@@ -162,7 +170,9 @@ def _letters(name: str, dimensions: Dimensions, rank: int) -> list[str]:
     raise ValueError(f"{name}: has {rank} dimensions; declared are {' or '.join(f'({choice})' for choice in choices)}")
 
 
-def _axes(sizes: Mapping[str, set[int]], split: Mapping[str, tuple[str, ...]], free: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+def _axes(
+    sizes: Mapping[str, set[int]], split: Mapping[str, tuple[str, ...]], free: Mapping[str, int]
+) -> dict[str, tuple[str, ...]]:
     """Letter -> the axes that its dimension is split over: as many of its mesh axes, in order, as divide all of its sizes."""
     chosen = {}
     for letter, candidates in split.items():

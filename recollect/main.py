@@ -46,7 +46,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="main.py", description="Efficient attention architectures: recall, state size, speed, pretraining, export.")
+    parser = _Parser(
+        prog="main.py", description="Efficient attention architectures: recall, state size, speed, pretraining, export."
+    )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="command")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -72,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     train = command("train", "train one experiment; the same command resumes it")
     train.add_argument("experiment")
-    train.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, when several processes train together (docs/clusters.md)")
+    train.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of process 0, when several processes train together (docs/clusters.md)",
+    )
     train.add_argument("--processes", type=int, metavar="N", help="how many processes train together")
     train.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     compare = command("compare", "train what a study lacks, then table and plots")
@@ -85,11 +91,19 @@ def _parser() -> argparse.ArgumentParser:
         help="train members that differ in values only at once (default: on accelerators)",
     )
     compare.add_argument(
-        "--on", metavar="ray[:ADDRESS]", help="train on a Ray cluster: the one at ADDRESS, else one started here (docs/clusters.md)"
+        "--on",
+        metavar="ray[:ADDRESS]",
+        help="train on a Ray cluster: the one at ADDRESS, else one started here (docs/clusters.md)",
     )
-    compare.add_argument("--cpus-per-task", type=float, metavar="N", help="with --on ray (default: CPUs shared out among the tasks)")
-    compare.add_argument("--gpus-per-task", type=float, metavar="N", help="with --on ray (default: 1 where the cluster has GPUs)")
-    compare.add_argument("--only", action="append", default=[], metavar="EXPERIMENT", help="only these experiments of the study")
+    compare.add_argument(
+        "--cpus-per-task", type=float, metavar="N", help="with --on ray (default: CPUs shared out among the tasks)"
+    )
+    compare.add_argument(
+        "--gpus-per-task", type=float, metavar="N", help="with --on ray (default: 1 where the cluster has GPUs)"
+    )
+    compare.add_argument(
+        "--only", action="append", default=[], metavar="EXPERIMENT", help="only these experiments of the study"
+    )
     evaluate = command("evaluate", "evaluate a run's newest checkpoint")
     evaluate.add_argument("run", type=Path)
     generate = command("generate", "continue a prompt with a text model")
@@ -107,15 +121,25 @@ def _parser() -> argparse.ArgumentParser:
     prepare = command("prepare", "tokenise a text source once, into a folder that training reads")
     prepare.add_argument("source", help="stdlib, a text, .jsonl(.gz) or .parquet file, a folder of them, or tfds:NAME")
     prepare.add_argument("out", type=Path, help="a new folder, or one that the same command left unfinished")
-    prepare.add_argument("--tokenizer", default="bytes", metavar="NAME", help="bytes, bpe:SIZE (trained here) or a tokenizer.json")
-    prepare.add_argument("--start", metavar="TOKEN", help="the token of a tokenizer.json that opens documents, if it has an unusual name")
-    prepare.add_argument("--field", default="text", metavar="NAME", help="key, column or feature that holds the text (default: text)")
+    prepare.add_argument(
+        "--tokenizer", default="bytes", metavar="NAME", help="bytes, bpe:SIZE (trained here) or a tokenizer.json"
+    )
+    prepare.add_argument(
+        "--start", metavar="TOKEN", help="the token of a tokenizer.json that opens documents, if it has an unusual name"
+    )
+    prepare.add_argument(
+        "--field", default="text", metavar="NAME", help="key, column or feature that holds the text (default: text)"
+    )
     prepare.add_argument("--processes", type=int, metavar="N", help="how many work at once (default: one a core)")
-    prepare.add_argument("--shard-mib", type=float, metavar="N", help="text of a shard (default: 4, more from 2 GiB on)")
+    prepare.add_argument(
+        "--shard-mib", type=float, metavar="N", help="text of a shard (default: 4, more from 2 GiB on)"
+    )
     # Its options are the benchmark's own: `bench kernels --help`.
     commands.add_parser("bench", help="time this project's parts, beside peers where they can be had", add_help=False)
     for added in (describe, train, compare, evaluate, generate):
-        added.add_argument("overrides", nargs="*", metavar="path=value", help="for example optimizer.learning_rate=3e-4")
+        added.add_argument(
+            "overrides", nargs="*", metavar="path=value", help="for example optimizer.learning_rate=3e-4"
+        )
     return parser
 
 
@@ -178,7 +202,12 @@ def _train(given: argparse.Namespace) -> int:
             if name in result
         }
         if is_main():
-            print(", ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()))
+            print(
+                ", ".join(
+                    f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}"
+                    for name, value in shown.items()
+                )
+            )
             print(f"result: {run_directory(experiment) / 'result.json'}")
     return 0
 
@@ -221,7 +250,9 @@ def _compare(given: argparse.Namespace) -> int:
         recall_vs_state(recall, out / "recall_vs_state.png")
         print(f"recall against state size: {out / 'recall_vs_state.png'}")
     if failures:
-        raise UserError(f"{len(failures)} of the study's tasks failed ({'; '.join(failures)}); the table and plots are without them")
+        raise UserError(
+            f"{len(failures)} of the study's tasks failed ({'; '.join(failures)}); the table and plots are without them"
+        )
     return 0
 
 
@@ -263,7 +294,11 @@ def _generate(given: argparse.Namespace) -> int:
     from recollect.training.checkpoint.load import continue_prompt
 
     _definitions(given)
-    print(continue_prompt(given.run, given.overrides, given.prompt, given.length, given.temperature, given.top_p, given.seed))
+    print(
+        continue_prompt(
+            given.run, given.overrides, given.prompt, given.length, given.temperature, given.top_p, given.seed
+        )
+    )
     return 0
 
 
@@ -295,7 +330,9 @@ def _prepare(given: argparse.Namespace) -> int:
 def _bench(given: argparse.Namespace) -> int:
     if not given.overrides or given.overrides[0] not in BENCHMARKS:
         what = repr(given.overrides[0]) if given.overrides else "nothing"
-        raise UserError(f"bench {what}: there are {', '.join(BENCHMARKS)}; `bench NAME --help` lists a benchmark's options")
+        raise UserError(
+            f"bench {what}: there are {', '.join(BENCHMARKS)}; `bench NAME --help` lists a benchmark's options"
+        )
     import importlib
 
     return importlib.import_module(f"recollect.benchmarks.{BENCHMARKS[given.overrides[0]]}").main(given.overrides[1:])
@@ -305,7 +342,6 @@ def _definitions(given: argparse.Namespace) -> None:
     """Config classes that a saved run may name: the project's, and those of `--with` files."""
     import recollect.training.experiment  # noqa: F401
     from recollect.configuration.python_files import load_definitions
-    from recollect.data import synthetics
     from recollect.data.text import dataset  # noqa: F401
 
     for path in given.extra:

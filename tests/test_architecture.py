@@ -31,7 +31,11 @@ DOCUMENTED = ("pallas_kernels", "layers", "models", "training")
 def sources() -> dict[str, ast.Module]:
     """Path from the root -> parsed file, for every Python file that git knows or would."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.split()
     return {path: ast.parse((ROOT / path).read_text()) for path in listed if (ROOT / path).exists()}
 
@@ -69,9 +73,15 @@ def test_every_package_is_a_room():
 
 
 def test_every_package_is_installed():
-    folders = {path.rsplit("/", 1)[0].replace("/", ".") for path in sources() if path.count("/") and path.endswith("/__init__.py")}
+    folders = {
+        path.rsplit("/", 1)[0].replace("/", ".")
+        for path in sources()
+        if path.count("/") and path.endswith("/__init__.py")
+    }
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert {folder for folder in folders if folder.split(".")[0] not in ("tests", "benchmarks")} == set(listed) - {"benchmarks"}
+    assert {folder for folder in folders if folder.split(".")[0] not in ("tests", "benchmarks")} == set(listed) - {
+        "benchmarks"
+    }
 
 
 def test_kernels_know_nothing_of_flax_or_configs():

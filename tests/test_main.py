@@ -228,6 +228,10 @@ def test_recall_data_in_three_lines_from_anywhere(tmp_path):
     script = "from recollect.data.synthetics import MQAR\ntask = MQAR(vocab_size=256, length=64, pairs=8)\nbatch = task.train_batch(seed=0, step=0, batch_size=4)\nprint(batch.tokens.shape)\n"
     (tmp_path / "script.py").write_text(script)
     done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PROJECT)}, capture_output=True, text=True
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0 and done.stdout.strip() == "(4, 64)", done.stderr

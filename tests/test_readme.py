@@ -17,7 +17,9 @@ def blocks() -> list[str]:
 
 def test_the_four_steps(tmp_path):
     copy = tmp_path / "recollect"
-    ignored = shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", "results")
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv*", "runs", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", "results"
+    )
     shutil.copytree(PROJECT, copy, ignore=ignored)
     mixer, line, experiment, test = blocks()
     (copy / "layers" / "moving_average.py").write_text(mixer)

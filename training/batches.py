@@ -13,14 +13,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from recollect.configuration import UserError
 from recollect.data.batch import Batch
-from recollect.data.text.rows.by_number import Batches
 from recollect.data.synthetics import MQAR
 from recollect.data.text.dataset import Text
+from recollect.data.text.rows.by_number import Batches
 from recollect.evaluation.text_slices import evaluate_text
 from recollect.models.generation import generate
 from recollect.training.experiment import Experiment
-from recollect.training.step import Program
 from recollect.training.sharding import batch_sharding, batch_shardings
+from recollect.training.step import Program
 
 _READERS, _BATCHES_AHEAD = 2, 8
 _ENDLESS = 2**40
@@ -57,10 +57,14 @@ class RecallFeed:
             seed = seeds[0] if self.program.population is None else seeds
             sums = jax.device_get(self.program.evaluate(params, seed, self.data.evaluation_examples, part))
             for index in range(members):
-                loss, correct, weight = (float(np.reshape(sums[name], -1)[index]) for name in ("loss", "correct", "weight"))
+                loss, correct, weight = (
+                    float(np.reshape(sums[name], -1)[index]) for name in ("loss", "correct", "weight")
+                )
                 rows[index]["accuracy_by_slice"][part.name] = correct / weight
                 rows[index]["loss_by_slice"][part.name] = loss / weight
-        return [{"accuracy": _mean(row["accuracy_by_slice"]), "loss": _mean(row["loss_by_slice"]), **row} for row in rows]
+        return [
+            {"accuracy": _mean(row["accuracy_by_slice"]), "loss": _mean(row["loss_by_slice"]), **row} for row in rows
+        ]
 
     def steps_ahead(self, step: int, at_most: int) -> int:
         """Steps that the next device call should make, 1 to `at_most`."""
@@ -190,7 +194,9 @@ class TextFeed:
     def _continue(self, data_state: Any) -> None:
         digest = self.data.prepared().digest
         if data_state["corpus"] != digest:
-            raise UserError(f"the checkpoint was trained on corpus {data_state['corpus'][:12]}, and the source now holds {digest[:12]}")
+            raise UserError(
+                f"the checkpoint was trained on corpus {data_state['corpus'][:12]}, and the source now holds {digest[:12]}"
+            )
         if "offset" not in data_state:
             raise UserError(
                 "the checkpoint was written by a version that ordered batches otherwise; train it anew in another run.directory"

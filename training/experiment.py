@@ -9,10 +9,10 @@ import chz
 from recollect.configuration import Config, UserError
 from recollect.data.batch import DataConfig
 from recollect.models.language_model import LanguageModel
-from recollect.training.recovery.loss_spikes import Spikes
 from recollect.training.loss import Loss
-from recollect.training.optimizer import AdamW, Muon, Optimizer
 from recollect.training.monitoring.profiling import parse_window
+from recollect.training.optimizer import AdamW, Muon, Optimizer
+from recollect.training.recovery.loss_spikes import Spikes
 
 
 @chz.chz(typecheck=True)
@@ -110,7 +110,9 @@ class Run(Config):
         if self.batch_size % self.accumulate:
             raise UserError(f"run.accumulate={self.accumulate} does not divide run.batch_size={self.batch_size}")
         if self.batch_size // self.accumulate % (self.mesh.data * self.mesh.fsdp):
-            raise UserError(f"run.batch_size={self.batch_size} cannot be split over {self.mesh.data * self.mesh.fsdp} devices")
+            raise UserError(
+                f"run.batch_size={self.batch_size} cannot be split over {self.mesh.data * self.mesh.fsdp} devices"
+            )
 
 
 @chz.chz(typecheck=True)

@@ -46,5 +46,7 @@ def losses(
     hidden = out.hidden
     if batch.target_positions is not None:
         hidden = jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)
-    found = linear_cross_entropy(hidden, module.head_kernel(), batch.targets, weights, z_loss=config.z_loss, chunk=config.chunk)
+    found = linear_cross_entropy(
+        hidden, module.head_kernel(), batch.targets, weights, z_loss=config.z_loss, chunk=config.chunk
+    )
     return found, out

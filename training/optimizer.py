@@ -77,7 +77,9 @@ class Optimizer(Config):
         if self.clip is not None and self.clip <= 0:
             raise UserError(f"clip={self.clip}: must be positive, or None for no clipping")
         if not 0 < self.decay_share <= 1:
-            raise UserError(f"decay_share={self.decay_share}: the share of the steps that decay must be above 0, at most 1")
+            raise UserError(
+                f"decay_share={self.decay_share}: the share of the steps that decay must be above 0, at most 1"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"ema={self.ema}: must be between 0 and 1 (0.999, say), or None for no average")
 
@@ -129,7 +131,9 @@ class Optimizer(Config):
         Raises:
           UserError: this is the base class, which has none.
         """
-        raise UserError(f"optimizer={type(self).__name__} is what all optimizers share, not one; there are AdamW and Muon")
+        raise UserError(
+            f"optimizer={type(self).__name__} is what all optimizers share, not one; there are AdamW and Muon"
+        )
 
     def _grouped(self, model: FunctionalModel) -> optax.GradientTransformation:
         factors = {group.group: group.factor for group in self.groups}
@@ -137,7 +141,9 @@ class Optimizer(Config):
         unknown = set(factors) - set(jax.tree.leaves(tags))
         if unknown:
             known = ", ".join(sorted(set(jax.tree.leaves(tags))))
-            raise UserError(f"optimizer.groups names {', '.join(sorted(unknown))}; this model's parameter groups are {known}")
+            raise UserError(
+                f"optimizer.groups names {', '.join(sorted(unknown))}; this model's parameter groups are {known}"
+            )
 
         def scale(updates: Any, params: Any = None) -> Any:
             return jax.tree.map(lambda update, tag: update * factors.get(tag, 1.0), updates, tags)
@@ -193,8 +199,12 @@ class Muon(Optimizer):
         def scale(updates: Any, params: Any = None) -> Any:
             return jax.tree.map(lambda update: update * (self.matrix_rms * max(update.shape[-2:]) ** 0.5), updates)
 
-        muon = optax.contrib.scale_by_muon(ns_steps=self.iterations, beta=values["momentum"], weight_dimension_numbers=places)
-        return optax.partition({"matrix": optax.chain(muon, optax.stateless(scale)), "other": _adam(values)}, self.labels(model))
+        muon = optax.contrib.scale_by_muon(
+            ns_steps=self.iterations, beta=values["momentum"], weight_dimension_numbers=places
+        )
+        return optax.partition(
+            {"matrix": optax.chain(muon, optax.stateless(scale)), "other": _adam(values)}, self.labels(model)
+        )
 
     def labels(self, model: FunctionalModel) -> Any:
         """ "matrix" or "other" for every parameter."""
@@ -202,7 +212,9 @@ class Muon(Optimizer):
 
         def label(path: tuple[Any, ...], _: Any) -> str:
             name = ".".join(str(entry.key) for entry in path)
-            matrix = re.search(r"^stack\..*(?<!_router)\.kernel$", name) and groups[name] == "default" and trainable[name]
+            matrix = (
+                re.search(r"^stack\..*(?<!_router)\.kernel$", name) and groups[name] == "default" and trainable[name]
+            )
             return "matrix" if matrix else "other"
 
         return jax.tree_util.tree_map_with_path(label, model.tags("group"))

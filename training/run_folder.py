@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from recollect.configuration import UserError, differences, from_json, to_json
+from recollect.training.checkpoint.integrity import DiskFull, is_disk_full, replace_text, write_json
 from recollect.training.distributed.processes import is_main
 from recollect.training.experiment import CHANGEABLE, Experiment
-from recollect.training.checkpoint.integrity import DiskFull, is_disk_full, replace_text, write_json
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 def is_done(result: dict[str, Any] | None, steps: int) -> bool:
     """Whether a run's result.json (None: there is none) says that nothing of `steps` steps is left to do; a preempted run goes on."""
-    return result is not None and result["status"] != "preempted" and (result["steps"] >= steps or result["status"] != "finished")
+    return (
+        result is not None
+        and result["status"] != "preempted"
+        and (result["steps"] >= steps or result["status"] != "finished")
+    )
 
 
 class RunFolder:
@@ -39,8 +43,12 @@ class RunFolder:
             raise UserError(f"{self.path} is a file; a run needs a folder")
         if config_path.exists():
             self._check(config_path, experiment)
-        elif is_main() and self.path.exists() and any(self.path.iterdir()):  # others may see the main process' first file half written
-            raise UserError(f"{self.path} is not empty and holds no config.json: not a run's folder, so nothing is written there")
+        elif (
+            is_main() and self.path.exists() and any(self.path.iterdir())
+        ):  # others may see the main process' first file half written
+            raise UserError(
+                f"{self.path} is not empty and holds no config.json: not a run's folder, so nothing is written there"
+            )
         self._unwritten: list[str] = []
         if not is_main():
             return
@@ -127,14 +135,20 @@ class RunFolder:
         self._unwritten = []
 
     def _check(self, config_path: Path, experiment: Experiment) -> None:
-        if not any((self.path / name).exists() for name in ("metrics.jsonl", "result.json")) and not any(self.checkpoints.glob("[0-9]*")):
+        if not any((self.path / name).exists() for name in ("metrics.jsonl", "result.json")) and not any(
+            self.checkpoints.glob("[0-9]*")
+        ):
             return  # nothing was trained there: the new config takes its place
         old = from_json(read_json(config_path))
         changed = {path: values for path, values in differences(old, experiment).items() if path not in CHANGEABLE}
         if changed:
-            shown = "; ".join(f"{path}: {before!r} there, {now!r} now" for path, (before, now) in list(changed.items())[:6])
+            shown = "; ".join(
+                f"{path}: {before!r} there, {now!r} now" for path, (before, now) in list(changed.items())[:6]
+            )
             more = f" (and {len(changed) - 6} more)" if len(changed) > 6 else ""
-            raise UserError(f"{self.path} holds a run with another config ({shown}{more}); choose another run.directory")
+            raise UserError(
+                f"{self.path} holds a run with another config ({shown}{more}); choose another run.directory"
+            )
 
 
 @functools.cache
@@ -186,8 +200,12 @@ def read_json(path: Path) -> Any:
 
 def _git_commit() -> str | None:
     try:
-        found = subprocess.run(["git", "-C", str(PROJECT), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        changed = subprocess.run(["git", "-C", str(PROJECT), "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+        found = subprocess.run(
+            ["git", "-C", str(PROJECT), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+        changed = subprocess.run(
+            ["git", "-C", str(PROJECT), "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     if found.returncode:

@@ -44,9 +44,13 @@ def make_mesh(config: Mesh) -> jax.sharding.Mesh:
     """
     devices = jax.devices()
     if config.devices > len(devices):
-        raise UserError(f"run.mesh asks for {config.devices} devices; here there are {len(devices)} ({devices[0].platform})")
+        raise UserError(
+            f"run.mesh asks for {config.devices} devices; here there are {len(devices)} ({devices[0].platform})"
+        )
     shape = tuple(getattr(config, axis) for axis in AXES)
-    return jax.sharding.Mesh(np.array(devices[: config.devices]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.sharding.Mesh(
+        np.array(devices[: config.devices]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
@@ -55,7 +59,9 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> Parti
     if len(tail) > len(shape):
         tail = ()
     full = (None,) * (len(shape) - len(tail)) + tuple(tail)
-    return PartitionSpec(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(full, shape, strict=True)))
+    return PartitionSpec(
+        *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(full, shape, strict=True))
+    )
 
 
 def params_sharding(params: Params, mesh: jax.sharding.Mesh) -> Params:
@@ -63,7 +69,9 @@ def params_sharding(params: Params, mesh: jax.sharding.Mesh) -> Params:
     flat = flatten(params)
     specs = {path: NamedSharding(mesh, spec_of(path, tuple(leaf.shape), mesh)) for path, leaf in flat.items()}
     structure = jax.tree.structure(params)
-    return jax.tree.unflatten(structure, [specs[_path(path)] for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]])
+    return jax.tree.unflatten(
+        structure, [specs[_path(path)] for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    )
 
 
 def state_sharding(state: Any, params: Params, mesh: jax.sharding.Mesh) -> Any:
@@ -98,7 +106,13 @@ def batch_shardings(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     def of(leaf: Any) -> NamedSharding:
         sizes = (math.prod(mesh.shape[axis] for axis in ("data", "fsdp")), mesh.shape["sequence"])
         return NamedSharding(
-            mesh, PartitionSpec(*(axes if size % parts == 0 else None for axes, size, parts in zip(rows, leaf.shape, sizes, strict=True)))
+            mesh,
+            PartitionSpec(
+                *(
+                    axes if size % parts == 0 else None
+                    for axes, size, parts in zip(rows, leaf.shape, sizes, strict=True)
+                )
+            ),
         )
 
     return jax.tree.map(of, batch)

@@ -104,7 +104,9 @@ class Program:
             zero = {name: jnp.zeros(()) for name in ("loss", "correct", "weight")}
             return jax.lax.scan(body, zero, jnp.arange(count))[0]
 
-        return self._jit(("evaluate", examples, data_slice), self._vectorised(run))(params, jnp.asarray(seeds, jnp.uint32))
+        return self._jit(("evaluate", examples, data_slice), self._vectorised(run))(
+            params, jnp.asarray(seeds, jnp.uint32)
+        )
 
     def evaluate_on(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """Per-target results on one host batch: "loss" (b, p) nats, "correct" (b, p) bool."""
@@ -118,7 +120,11 @@ class Program:
     def sums(self, params: Params, batch: Batch, weights: jax.Array) -> dict[str, jax.Array]:
         """Weighted sums of loss and correct answers."""
         found, _ = self._losses(params, batch, weights, None)
-        return {"loss": jnp.sum(found.loss * weights), "correct": jnp.sum(found.correct * weights), "weight": jnp.sum(weights)}
+        return {
+            "loss": jnp.sum(found.loss * weights),
+            "correct": jnp.sum(found.correct * weights),
+            "weight": jnp.sum(weights),
+        }
 
     def step(self, state: State, values: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         """One optimizer step (not jitted, not vmapped).
@@ -183,7 +189,9 @@ class Program:
         rest = jax.tree.map(lambda leaf: leaf[1:], (split, keys))
         return jax.lax.scan(body, first, rest)[0]
 
-    def _losses(self, params: Params, batch: Batch, weights: jax.Array, key: jax.Array | None) -> tuple[CrossEntropy, ModelOutput]:
+    def _losses(
+        self, params: Params, batch: Batch, weights: jax.Array, key: jax.Array | None
+    ) -> tuple[CrossEntropy, ModelOutput]:
         return losses(self.model.bind(params), batch, weights, self.experiment.loss, key)
 
     def _init(self, seed: jax.Array) -> State:
@@ -220,7 +228,9 @@ class Program:
     def context(self) -> Iterator[None]:
         """What this program's functions are traced and run in: its precision, and its mesh, for operations that XLA cannot partition."""
         precision = "highest" if self.experiment.run.precision == "highest" else None
-        mesh = contextlib.nullcontext() if self.mesh is None else jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+        mesh = (
+            contextlib.nullcontext() if self.mesh is None else jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+        )
         with jax.default_matmul_precision(precision), mesh:
             yield
 

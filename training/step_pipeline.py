@@ -41,7 +41,16 @@ class Calls:
       call_seconds: of a call without compilation; None before there was one.
     """
 
-    def __init__(self, experiment: Experiment, feed: Any, values: Any, state: Any, step: int, folder: Path, say: Callable[[str], None]):
+    def __init__(
+        self,
+        experiment: Experiment,
+        feed: Any,
+        values: Any,
+        state: Any,
+        step: int,
+        folder: Path,
+        say: Callable[[str], None],
+    ):
         self.run = experiment.run
         self.feed = feed
         self.values = values

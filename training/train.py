@@ -12,22 +12,22 @@ import numpy as np
 
 from recollect.configuration import UserError
 from recollect.models.functional import count
+from recollect.training.batches import make_feed
 from recollect.training.checkpoint import resume
-from recollect.training.recovery import nonfinite
+from recollect.training.checkpoint.integrity import DiskFull
 from recollect.training.distributed.collectives import from_main, whole
-from recollect.training.step_pipeline import Call, Calls
+from recollect.training.distributed.consistency import check_start, prepare_data
 from recollect.training.distributed.processes import is_main
 from recollect.training.experiment import Experiment
-from recollect.training.batches import make_feed
-from recollect.training.distributed.consistency import check_start, prepare_data
-from recollect.training.run_state import Member, run_directory
-from recollect.training.monitoring.run_log import Reporter
 from recollect.training.monitoring.backends_used import abstract_batch, operations_by_mixer
 from recollect.training.monitoring.profiling import keep_compiled_programs
-from recollect.training.step import evaluated, member_values, program_for
-from recollect.training.run_folder import is_done
+from recollect.training.monitoring.run_log import Reporter
+from recollect.training.recovery import nonfinite
 from recollect.training.recovery.preemption import GO_ON, TERMINATED, StopRequests
-from recollect.training.checkpoint.integrity import DiskFull
+from recollect.training.run_folder import is_done
+from recollect.training.run_state import Member, run_directory
+from recollect.training.step import evaluated, member_values, program_for
+from recollect.training.step_pipeline import Call, Calls
 
 __all__ = ["run_directory", "train", "train_members"]
 
@@ -113,7 +113,9 @@ class _Session:
         self.reporter.banner(self.parameters, jax.devices()[0], self.population, operations)
         if "corpus" in self.feed.facts():
             corpus = self.feed.facts()["corpus"]
-            self.say(f"  corpus {corpus['source']}: {corpus['train']['bytes']:,} bytes to train on, sha256 {corpus['digest'][:16]}")
+            self.say(
+                f"  corpus {corpus['source']}: {corpus['train']['bytes']:,} bytes to train on, sha256 {corpus['digest'][:16]}"
+            )
         try:
             request = self._cycle()
             if request != GO_ON:
@@ -142,7 +144,9 @@ class _Session:
             if calls.ahead > 1 and self._settle():
                 continue
             due = [
-                _crossed(call.end, call.length, every) for every in (run.evaluate_every, run.checkpoint_every, run.sample_every) if every
+                _crossed(call.end, call.length, every)
+                for every in (run.evaluate_every, run.checkpoint_every, run.sample_every)
+                if every
             ]
             failed = any(member.failed_at is not None and member.done is None for member in self.members)
             if any(due) or call.end >= run.steps or failed:
@@ -165,7 +169,9 @@ class _Session:
             member.steps = call.end
             member.seconds += call.seconds / len(active)
             member.data_state = call.data_state
-        self.reporter.steps(call.end, call.metrics, [m in active for m in self.members], [member.seconds for member in self.members])
+        self.reporter.steps(
+            call.end, call.metrics, [m in active for m in self.members], [member.seconds for member in self.members]
+        )
         for index, member in enumerate(self.members):
             spike = nonfinite.observe(member, index, call, self.say) if member in active else None
             if spike is not None:
@@ -254,7 +260,9 @@ class _Session:
                 results.append(old)
                 continue
             member.folder.flush(to_disk=True)
-            result = member.summary(member.done or ("preempted" if preempted else "finished"), self.parameters, self.feed)
+            result = member.summary(
+                member.done or ("preempted" if preempted else "finished"), self.parameters, self.feed
+            )
             rates = self.calls.meter.total()
             if rates is not None:
                 result |= rates.facts()
@@ -262,7 +270,9 @@ class _Session:
             results.append(result)
         if preempted and self.stops.since is not None:
             waited = time.monotonic() - self.stops.since
-            self.say(f"preempted at step {max(member.steps for member in self.members):,}, saved {waited:.1f} s after SIGTERM")
+            self.say(
+                f"preempted at step {max(member.steps for member in self.members):,}, saved {waited:.1f} s after SIGTERM"
+            )
         return results
 
 

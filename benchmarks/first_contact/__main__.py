@@ -37,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--second", action="store_true", help="the parts of the second call")
     parser.add_argument("--only", nargs="+", choices=steps.PARTS, help="these parts")
     parser.add_argument("--families", nargs="+", metavar="NAME", help="families whose name contains one of these")
-    parser.add_argument("--tests", nargs="+", metavar="FILE", default=["tests/pallas_kernels"], help="of the tests to run on the device")
+    parser.add_argument(
+        "--tests", nargs="+", metavar="FILE", default=["tests/pallas_kernels"], help="of the tests to run on the device"
+    )
     parser.add_argument("--rehearse", action="store_true", help="both calls without a GPU, with faults")
     given = parser.parse_args(arguments)
     if not given.seconds >= 3 * LEAVE:
@@ -58,9 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
     stopped: processes.Interrupted | None = None
     parts = given.only or (steps.PARTS if given.rehearse else steps.SECOND if given.second else steps.FIRST)
     with tempfile.TemporaryDirectory() as scratch:
-        plan = steps.Plan(Path(scratch), given.out, given.rehearse, given.families, given.tests, _unpacked(Path(scratch) / "site"))
+        plan = steps.Plan(
+            Path(scratch), given.out, given.rehearse, given.families, given.tests, _unpacked(Path(scratch) / "site")
+        )
         contact = Contact(plan, given.out / records.FILE, end)
-        records.write("begun", path=contact.file, command=" ".join(sys.argv[1:]), parts=parts, date=time.strftime("%Y-%m-%d"))
+        records.write(
+            "begun", path=contact.file, command=" ".join(sys.argv[1:]), parts=parts, date=time.strftime("%Y-%m-%d")
+        )
         try:
             contact.run(parts)
         except processes.Interrupted as interrupted:
@@ -104,12 +110,18 @@ class Contact:
             records.write("tests", path=self.file, **steps.tests_summary(self.plan.out / steps.TESTS_LOG))
         timings.take(self.end, TURN)
         if self.plan.rehearsing:
-            self._all(self.plan.again(steps.unanswered(records.read_call(self.file), self.plan, parts)), 1, self._left())
+            self._all(
+                self.plan.again(steps.unanswered(records.read_call(self.file), self.plan, parts)), 1, self._left()
+            )
         if "pretraining" in parts:
             self._all(self.plan.steps("pretraining"), 1, self._left())
         if "peers" in parts:
             self._turns(self.plan.peers(self._left())).take(self.end, TURN)
-        self._all([step for part in ("counters", "memory", "trace") if part in parts for step in self.plan.steps(part)], 1, self._left())
+        self._all(
+            [step for part in ("counters", "memory", "trace") if part in parts for step in self.plan.steps(part)],
+            1,
+            self._left(),
+        )
 
     def _left(self) -> float:
         return self.end - time.monotonic()

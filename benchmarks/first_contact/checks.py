@@ -56,12 +56,18 @@ def _checked(case: Case, timing: Timing, documents: bool) -> None:
         expected, expected_gradients = _exactly(case, sets[0], cotangent, fixed)
         launching(label)
         with on_device():
-            run = jax.jit(with_gradients(lambda x: case.run({**x, **fixed}, "pallas_gpu"))).lower(sets[0], cotangent).compile()
+            run = (
+                jax.jit(with_gradients(lambda x: case.run({**x, **fixed}, "pallas_gpu")))
+                .lower(sets[0], cotangent)
+                .compile()
+            )
             first, _, again = (jax.tree.map(np.asarray, run(x, cotangent)) for x in (sets[0], sets[1], sets[0]))
         errors = {"output": (relative_error(first[0], expected), FORWARD)}
         for name, x in expected_gradients.items():
             errors[name] = (relative_error(first[1][name], x), GATE if name in GATES else GRADIENT)
-        same = all(a.tobytes() == b.tobytes() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True))
+        same = all(
+            a.tobytes() == b.tobytes() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True)
+        )
         wrong = [name for name, (error, bar) in errors.items() if not error <= bar]
         _record(label, timing, errors, wrong, same, begun)
     except Exception as error:
@@ -105,7 +111,9 @@ def full(family: Family) -> None:
         try:
             with jax.default_device(jax.devices("cpu")[0]):
                 x = jax.tree.map(np.asarray, drawn(case, 3, jnp.bfloat16))
-            one = CASES[timing.operation, timing.variant](**{**case.sizes, **{name: 1 for name in "bh" if name in case.sizes}})
+            one = CASES[timing.operation, timing.variant](
+                **{**case.sizes, **{name: 1 for name in "bh" if name in case.sizes}}
+            )
             with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
                 wide = {name: np.asarray(_one(each, channels), np.float64) for name, each in x.items()}
                 backend = "xla" if timing.operation in ("linear_recurrence", "taylor_attention") else "reference"

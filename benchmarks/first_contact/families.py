@@ -99,15 +99,22 @@ FAMILIES: dict[str, Family] = {
     ),
     "short convolution": Family(
         (
-            Timing("short_convolution", "4 taps, silu, gate", {"b": 16, "t": 8192, "d": 2048}, ("pallas_gpu", "lax.conv")),
+            Timing(
+                "short_convolution", "4 taps, silu, gate", {"b": 16, "t": 8192, "d": 2048}, ("pallas_gpu", "lax.conv")
+            ),
             Timing("short_convolution", "4 taps, silu, gate", {"b": 8, "t": 2048, "d": 2048}),
         )
     ),
     "landmark": Family(
-        tuple(Timing("landmark_attention", "grouped softmax", {**HEADS, **d, "block": 63}) for d in (D128, D64)), documents=False
+        tuple(Timing("landmark_attention", "grouped softmax", {**HEADS, **d, "block": 63}) for d in (D128, D64)),
+        documents=False,
     ),
     "head mixture": Family(
-        (Timing("head_mixture_attention", "routed heads", {**HEADS, **D128, "a": 8}, ("pallas_gpu", "all heads, cudnn")),),
+        (
+            Timing(
+                "head_mixture_attention", "routed heads", {**HEADS, **D128, "a": 8}, ("pallas_gpu", "all heads, cudnn")
+            ),
+        ),
         documents=False,
         full=(),
         rehearsed=24,

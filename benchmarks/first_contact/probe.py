@@ -20,7 +20,17 @@ from recollect.benchmarks.first_contact.child import failed, launching, on_devic
 from recollect.benchmarks.kernel_checks import relative_error
 from recollect.benchmarks.kernel_timing import timed
 
-PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cuda-nvcc", "torch", "triton", "numpy")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "jax-cuda13-plugin",
+    "jax-cuda12-plugin",
+    "nvidia-cudnn-cu13",
+    "nvidia-cuda-nvcc",
+    "torch",
+    "triton",
+    "numpy",
+)
 
 
 def machine() -> dict[str, Any]:
@@ -35,7 +45,9 @@ def machine() -> dict[str, Any]:
     found: dict[str, Any] = {"device": device.device_kind, "platform": device.platform, "versions": versions}
     if shutil.which("nvidia-smi"):
         query = "name,driver_version,memory.total,clocks.max.sm,clocks.sm,power.limit"
-        answer = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20)
+        answer = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+        )
         found["nvidia_smi"] = answer.stdout.strip()
     try:
         from jax._src.lib import cuda_versions
@@ -119,7 +131,12 @@ def toy() -> dict[str, Any]:
 
 
 def main() -> None:
-    parts: dict[str, Callable[[], dict[str, Any]]] = {"machine": machine, "eager": eager, "ceilings": ceilings, "toy": toy}
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "machine": machine,
+        "eager": eager,
+        "ceilings": ceilings,
+        "toy": toy,
+    }
     if not records.rehearsing():
         parts["cudnn"] = cudnn
     for name, part in parts.items():

@@ -78,7 +78,11 @@ class Child:
         self.begun = time.monotonic()
         self.ended: int | None = None
         self.killed = ""
-        command = list(step.command) if shutil.which(step.command[0]) else ["sh", "-c", f"echo no {step.command[0]} here; exit 127"]
+        command = (
+            list(step.command)
+            if shutil.which(step.command[0])
+            else ["sh", "-c", f"echo no {step.command[0]} here; exit 127"]
+        )
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True

@@ -36,7 +36,12 @@ def write(kind: str, *, path: Path | None = None, step: str | None = None, **fac
     Args:
       path: of the file; step: whose line it is. None is what the parent named to this child.
     """
-    line = {"kind": kind, "step": os.environ.get(_STEP_VARIABLE, "") if step is None else step, "at": round(time.time(), 3), **facts}
+    line = {
+        "kind": kind,
+        "step": os.environ.get(_STEP_VARIABLE, "") if step is None else step,
+        "at": round(time.time(), 3),
+        **facts,
+    }
     data = (json.dumps(line, default=str) + "\n").encode()
     handle = os.open(path or os.environ[_FILE_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -69,4 +74,6 @@ def read_call(path: Path) -> list[dict[str, Any]]:
 def dead(lines: list[dict[str, Any]]) -> set[str]:
     """Returns the timings of families whose check ended by a signal that the parent did not send: a launch that aborts would do so again."""
     ends = [line for line in lines if line["kind"] == "ended" and line["step"].startswith("check: ")]
-    return {line["step"].replace("check: ", "time: ") for line in ends if (line["code"] or 0) < 0 and not line.get("why")}
+    return {
+        line["step"].replace("check: ", "time: ") for line in ends if (line["code"] or 0) < 0 and not line.get("why")
+    }

@@ -38,7 +38,16 @@ FAMILIES = (
 )
 SWEEPS = ("attention tiles",)
 PRETRAINING = ("based_360m", "attention_360m")
-PEERS = ("gated_delta_rule", "simple_gla", "causal_attention", "sliding_attention", "linear_attention", "gla", "based", "kda")
+PEERS = (
+    "gated_delta_rule",
+    "simple_gla",
+    "causal_attention",
+    "sliding_attention",
+    "linear_attention",
+    "gla",
+    "based",
+    "kda",
+)
 COUNTED = ("delta rule, decay per head", "recurrence, no decay", "attention d128")
 KERNELS = "regex:.*(linear_recurrence|scheduled_attention|taylor_attention|convolution).*"
 CHECKED_FOR_MEMORY = ("recurrence, no decay", "attention d64")
@@ -59,7 +68,9 @@ class Plan:
       site: unpacked wheels, for the children's path.
     """
 
-    def __init__(self, scratch: Path, out: Path, rehearsing: bool, families: list[str] | None, tests: list[str], site: Path):
+    def __init__(
+        self, scratch: Path, out: Path, rehearsing: bool, families: list[str] | None, tests: list[str], site: Path
+    ):
         self.scratch, self.out, self.rehearsing, self.tests = scratch, out, rehearsing, tests
         self.families = [name for name in FAMILIES if families is None or any(part in name for part in families)]
         self.at_once = 2 if rehearsing else 12
@@ -132,11 +143,26 @@ class Plan:
         environment = self.environment | ({records.FAULT_VARIABLE: fault} if fault in ("hang", "abort") else {})
         if fault == "hang":
             seconds = 40
-        return Step(step, [sys.executable, "-m", f"recollect.benchmarks.first_contact.{module}", *arguments], seconds, environment)
+        return Step(
+            step,
+            [sys.executable, "-m", f"recollect.benchmarks.first_contact.{module}", *arguments],
+            seconds,
+            environment,
+        )
 
     def _tests(self) -> Step:
         """The tests that are simulated elsewhere, on the device itself; the log has a line for each the moment it ends."""
-        command = [sys.executable, "-m", "pytest", "-m", "gpu_interpreter", "-vv", "-p", "no:cacheprovider", *self.tests]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "gpu_interpreter",
+            "-vv",
+            "-p",
+            "no:cacheprovider",
+            *self.tests,
+        ]
         log = self.out / TESTS_LOG
         environment = self.environment | {"RECOLLECT_ON_DEVICE": "1", "XLA_FLAGS": ""}
         if self.rehearsing:
@@ -152,7 +178,9 @@ class Plan:
             overrides = ["run.batch_size=2", "data.length=32", "model.width=32", "model.stages.0.repeats=1"]
         names = ("attention_30m",) if self.rehearsing else PRETRAINING
         found = [self._module(f"pretraining: {name}", "pretraining", 110, name, *overrides) for name in names]
-        if self.rehearsing:  # kernels are simulated by an environment that has jax alone; models train in the project's own
+        if (
+            self.rehearsing
+        ):  # kernels are simulated by an environment that has jax alone; models train in the project's own
             python = str(REPOSITORY / ".venv" / "bin" / "python")
             environment = {**self.environment, "PYTHONPATH": str(REPOSITORY)}
             found = [Step(step.name, [python, *step.command[1:]], step.seconds, environment) for step in found]
@@ -161,7 +189,16 @@ class Plan:
     def _counters(self, name: str) -> Step:
         """Nsight Compute over each of the family's own kernels; clocks are left as they are."""
         inner = self._module(f"counters: {name}", "launch", 75, name)
-        options = ["--clock-control", "none", "--set", "basic", "--section", "WarpStateStats", "--section", "ComputeWorkloadAnalysis"]
+        options = [
+            "--clock-control",
+            "none",
+            "--set",
+            "basic",
+            "--section",
+            "WarpStateStats",
+            "--section",
+            "ComputeWorkloadAnalysis",
+        ]
         command = ["ncu", *options, "-k", KERNELS, "--launch-count", "4", *inner.command]
         return self._logged(Step(inner.name, command, inner.seconds, inner.environment), "counters.txt")
 

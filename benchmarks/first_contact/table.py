@@ -11,7 +11,11 @@ MOST = 118  # lines: what comes back on the screen is short
 def table(lines: list[Line]) -> str:
     """Returns the table of all records, checks first, then times, then what failed."""
     rows = [*_machine(lines), *_checks(lines), *_times(lines), *_tests(lines), *_others(lines), *_failures(lines)]
-    cut = rows[: MOST - 1] + [f"... {len(rows) - MOST + 1} lines more in first_contact.txt's records"] if len(rows) > MOST else rows
+    cut = (
+        rows[: MOST - 1] + [f"... {len(rows) - MOST + 1} lines more in first_contact.txt's records"]
+        if len(rows) > MOST
+        else rows
+    )
     return "\n".join(row[:230] for row in cut) + "\n"
 
 
@@ -34,11 +38,15 @@ def _checks(lines: list[Line]) -> list[str]:
     rows = [f"{line['what']:76} {line['report']}" for line in lines if line["kind"] == "compiled ahead"]
     for line in lines:
         if line["kind"] == "check":
-            worst = max(line["errors"].items(), key=lambda pair: pair[1][0] / pair[1][1] if pair[1][0] == pair[1][0] else 9e9)
+            worst = max(
+                line["errors"].items(), key=lambda pair: pair[1][0] / pair[1][1] if pair[1][0] == pair[1][0] else 9e9
+            )
             name, (error, bar) = worst
             verdict = f"WRONG: {', '.join(line['wrong'])}" if line["wrong"] else "right"
             bits = "" if line["same_bits"] else ", BITS DIFFER between runs"
-            rows.append(f"{line['what']:76} {verdict}{bits}; worst {name} {error:.2g} (bar {bar:g}), {line['seconds']} s")
+            rows.append(
+                f"{line['what']:76} {verdict}{bits}; worst {name} {error:.2g} (bar {bar:g}), {line['seconds']} s"
+            )
     return rows
 
 
@@ -53,7 +61,11 @@ def _times(lines: list[Line]) -> list[str]:
         cells = []
         for part in ("forward", "both"):
             seconds, floor = line.get(part), (line.get("floor") or {}).get(part)
-            cells.append("        -        -" if seconds is None else f"{1e3 * seconds:9.3f} {seconds / floor if floor else 0:8.2f}")
+            cells.append(
+                "        -        -"
+                if seconds is None
+                else f"{1e3 * seconds:9.3f} {seconds / floor if floor else 0:8.2f}"
+            )
         wrong = "  WRONG" if _is_wrong(lines, line) else ""
         rows.append(f"{f'{what} {form} {note}'.strip():92} {cells[0]} {cells[1]}{wrong}")
     return rows
@@ -61,7 +73,9 @@ def _times(lines: list[Line]) -> list[str]:
 
 def _is_wrong(lines: list[Line], time: Line) -> bool:
     return any(
-        line["kind"] == "check" and line["wrong"] and (line["operation"], line["variant"]) == (time.get("operation"), time.get("variant"))
+        line["kind"] == "check"
+        and line["wrong"]
+        and (line["operation"], line["variant"]) == (time.get("operation"), time.get("variant"))
         for line in lines
     )
 
@@ -81,12 +95,18 @@ def _others(lines: list[Line]) -> list[str]:
             times = ", ".join(f"{part} {1e3 * line[part]:.3f} ms" for part in ("forward", "both") if line.get(part))
             rows.append(f"peer {line['what']} ({line.get('version', '')}): {times}")
         if line["kind"] == "pretraining":
-            rows.append(f"{line['name']}: {line['tokens_per_second']:,.0f} tokens/s, MFU {line.get('mfu', 0):.1%}, {line['seconds']}")
+            rows.append(
+                f"{line['name']}: {line['tokens_per_second']:,.0f} tokens/s, MFU {line.get('mfu', 0):.1%}, {line['seconds']}"
+            )
     return rows
 
 
 def _failures(lines: list[Line]) -> list[str]:
-    rows = [f"FAILED {line['step']} | {line['what']} {line.get('form', '')}: {line['error']}" for line in lines if line["kind"] == "failed"]
+    rows = [
+        f"FAILED {line['step']} | {line['what']} {line.get('form', '')}: {line['error']}"
+        for line in lines
+        if line["kind"] == "failed"
+    ]
     last: dict[str, str] = {}
     for line in lines:
         if line["kind"] == "started":
@@ -94,5 +114,7 @@ def _failures(lines: list[Line]) -> list[str]:
         if line["kind"] == "ended" and line["code"] != 0:
             how = line.get("signal") or f"exit code {line['code']}"
             tail = " ".join(line.get("tail", "").split())[-150:]
-            rows.append(f"ENDED {line['step']}: {how} {line.get('why', '')}; last launch: {last.get(line['step'], 'none')}; {tail}")
+            rows.append(
+                f"ENDED {line['step']}: {how} {line.get('why', '')}; last launch: {last.get(line['step'], 'none')}; {tail}"
+            )
     return rows

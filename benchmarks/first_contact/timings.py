@@ -51,7 +51,9 @@ def programs(family: str) -> Iterator[tuple[Timing, Case, str, dict[str, Callabl
             try:
                 records.write("compiling", what=case.name, form=name, note=timing.note)
                 found = compiled(timing, case, name)
-                records.write("compiled", what=case.name, form=name, note=timing.note, seconds=round(time.monotonic() - begun, 1))
+                records.write(
+                    "compiled", what=case.name, form=name, note=timing.note, seconds=round(time.monotonic() - begun, 1)
+                )
                 yield timing, case, name, found
             except Exception as error:
                 failed(case.name, error, form=name, note=timing.note)
@@ -81,7 +83,13 @@ def main() -> None:
     turns.wait(given.gate, given.seconds)
     count = 1 if records.rehearsing() else TURNS
     for timing, case, name, runs in ready:
-        facts = {"form": name, "operation": timing.operation, "variant": timing.variant, "note": timing.note, "sizes": case.sizes}
+        facts = {
+            "form": name,
+            "operation": timing.operation,
+            "variant": timing.variant,
+            "note": timing.note,
+            "sizes": case.sizes,
+        }
         try:
             x = drawn(case, 0, jnp.bfloat16)
             launching(case.name, form=name, note=timing.note)

@@ -144,7 +144,9 @@ class MQAR(DataConfig):
         drawn = np.random.default_rng([seed, call_index]).random() * ends[-1]
         return slices[min(int(np.searchsorted(ends, drawn, side="right")), len(slices) - 1)]
 
-    def train_batch(self, seed: int | jax.Array, step: int | jax.Array, slice: RecallSlice | None = None, batch_size: int = 64) -> Batch:
+    def train_batch(
+        self, seed: int | jax.Array, step: int | jax.Array, slice: RecallSlice | None = None, batch_size: int = 64
+    ) -> Batch:
         """The training batch of one step; `slice` None is the first training slice. Seed and step may be traced."""
         return self._stream(_TRAIN, seed, step, slice or self.train_slices()[0], batch_size)
 
@@ -158,7 +160,9 @@ class MQAR(DataConfig):
         """`sample` at number `step` of the stream that `key` starts."""
         return self.sample(jax.random.fold_in(key, step), slice, batch_size)
 
-    def _stream(self, role: int, seed: int | jax.Array, number: int | jax.Array, part: RecallSlice, batch_size: int) -> Batch:
+    def _stream(
+        self, role: int, seed: int | jax.Array, number: int | jax.Array, part: RecallSlice, batch_size: int
+    ) -> Batch:
         key = jax.random.key(seed)
         # With the size folded in, slices that are evaluated at the same numbers are independent.
         for fold in (role, part.length, part.pairs):
@@ -186,7 +190,12 @@ class MQAR(DataConfig):
         rest = self._filler(key_of_filler, keys, length - context_length)
         tokens = jnp.concatenate([context, rest], axis=1)
         tokens = tokens.at[jnp.arange(batch_size)[:, None], positions].set(keys, unique_indices=True)
-        return Batch(tokens=tokens, targets=values, target_positions=positions, weights=jnp.ones((batch_size, pairs), jnp.float32))
+        return Batch(
+            tokens=tokens,
+            targets=values,
+            target_positions=positions,
+            weights=jnp.ones((batch_size, pairs), jnp.float32),
+        )
 
     def _filler(self, key: jax.Array, keys: jax.Array, length: int) -> jax.Array:
         b, pairs = keys.shape

@@ -24,16 +24,16 @@ import numpy as np
 
 from recollect.configuration import UserError
 from recollect.data.batch import Batch, DataConfig
-from recollect.data.text.rows.by_number import Batches
-from recollect.data.text.rows.packed import PackedPlan
 from recollect.data.text.rows.base import Plan, RowArrays
-from recollect.data.text.rows.stable_random import permutation
+from recollect.data.text.rows.by_number import Batches
 from recollect.data.text.rows.curriculum import Packed, Sequences
+from recollect.data.text.rows.packed import PackedPlan
+from recollect.data.text.rows.stable_random import permutation
 from recollect.data.tokenizers import ByteTokenizer, Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
-    from recollect.evaluation.ngram_baselines import Bigram, NgramTable
     from recollect.data.text.preparation.reader import Prepared
+    from recollect.evaluation.ngram_baselines import Bigram, NgramTable
 
 _HELD_OUT_ORDER = (0, 5)
 
@@ -114,7 +114,15 @@ class Text(DataConfig):
         """
         prepared = self.prepared()
         plan = _plan(prepared, self.sequences, self.length, seed)
-        return Batches(prepared.train, plan, self.sequences, length=self.length, batch_size=batch_size, seed=seed, shuffle=self.shuffle)
+        return Batches(
+            prepared.train,
+            plan,
+            self.sequences,
+            length=self.length,
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=self.shuffle,
+        )
 
     def evaluation_batches(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
         """Held-out batches, in one fixed order spread over the documents; at most `max_batches` (None: `held_out_batches`)."""
@@ -136,7 +144,9 @@ class Text(DataConfig):
         """Which targets of a held-out batch ask for recall, (b, t) bool; see `recollect.evaluation.ngram_baselines`."""
         from recollect.evaluation.ngram_baselines import recall_bigrams, recall_slice
 
-        tokens, targets, weights, segments = (np.asarray(leaf) for leaf in (batch.tokens, batch.targets, batch.weights, batch.segments))
+        tokens, targets, weights, segments = (
+            np.asarray(leaf) for leaf in (batch.tokens, batch.targets, batch.weights, batch.segments)
+        )
         if isinstance(self.prepared().tokenizer, ByteTokenizer):
             return recall_slice(tokens, segments, _ngram_table(self.prepared()))
         return recall_bigrams(tokens, targets, weights, segments, _frequent(self.prepared()), self.vocabulary)

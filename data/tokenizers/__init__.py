@@ -98,10 +98,14 @@ def open_tokenizer(name: str, start: str | None = None) -> Tokenizer:
     """
     if name == "bytes":
         if start is not None:
-            raise UserError(f"start={start!r}: only a tokenizer.json has named tokens; bytes open a document with their own")
+            raise UserError(
+                f"start={start!r}: only a tokenizer.json has named tokens; bytes open a document with their own"
+            )
         return ByteTokenizer()
     if name.startswith("bpe:"):
-        raise UserError(f"tokenizer={name!r}: is trained on a source, by `python main.py prepare SOURCE OUT --tokenizer {name}`")
+        raise UserError(
+            f"tokenizer={name!r}: is trained on a source, by `python main.py prepare SOURCE OUT --tokenizer {name}`"
+        )
     # Importing tokenizers takes a moment, which byte models needn't pay.
     from recollect.data.tokenizers.huggingface import FileTokenizer
 
@@ -124,5 +128,7 @@ def bpe_size(name: str) -> int | None:
         return None
     text = name.removeprefix("bpe:")
     if not text.isascii() or not text.isdigit() or int(text) < SMALLEST_BPE:
-        raise UserError(f"tokenizer={name!r}: bpe:SIZE needs a size of at least {SMALLEST_BPE} (256 bytes and a start token)")
+        raise UserError(
+            f"tokenizer={name!r}: bpe:SIZE needs a size of at least {SMALLEST_BPE} (256 bytes and a start token)"
+        )
     return int(text)

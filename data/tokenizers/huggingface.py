@@ -24,7 +24,17 @@ from recollect.data.text.preparation.text_chunks import stretches
 from recollect.data.tokenizers import tokenizer_file
 
 START_TOKEN = "<|endoftext|>"
-START_TOKENS = ("<|begin_of_text|>", "<|startoftext|>", "<bos>", "<|bos|>", "[BOS]", "<s>", START_TOKEN, "[CLS]", "<|im_start|>")
+START_TOKENS = (
+    "<|begin_of_text|>",
+    "<|startoftext|>",
+    "<bos>",
+    "<|bos|>",
+    "[BOS]",
+    "<s>",
+    START_TOKEN,
+    "[CLS]",
+    "<|im_start|>",
+)
 """Names under which tokenizers keep the token that opens a text, in the order in which they are looked for."""
 
 _SURROGATES = re.compile("([\udc80-\udcff]+)")
@@ -49,12 +59,16 @@ class FileTokenizer:
         try:
             raw = path.read_bytes()
         except OSError as error:
-            raise UserError(f"tokenizer={self.name!r}: {error.strerror}; a tokenizer is bytes, bpe:SIZE or a tokenizer.json") from error
+            raise UserError(
+                f"tokenizer={self.name!r}: {error.strerror}; a tokenizer is bytes, bpe:SIZE or a tokenizer.json"
+            ) from error
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
             facts = json.loads(raw)
         except Exception as error:  # the library raises Exception itself
-            raise UserError(f"tokenizer={self.name!r}: is no tokenizer.json ({' '.join(str(error).split())[:200]})") from error
+            raise UserError(
+                f"tokenizer={self.name!r}: is no tokenizer.json ({' '.join(str(error).split())[:200]})"
+            ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -75,7 +89,9 @@ class FileTokenizer:
             if number is not None:
                 return token, number
         looked = ", ".join(START_TOKENS) if wanted is None else repr(wanted)
-        raise UserError(f"tokenizer={self.name!r}: has no token to open a document with (looked for {looked}); name one with --start")
+        raise UserError(
+            f"tokenizer={self.name!r}: has no token to open a document with (looked for {looked}); name one with --start"
+        )
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Ids of a document, (n,) int32, `start` first."""
@@ -133,7 +149,8 @@ def _byte_pieces(vocabulary: dict[str, int], added: dict[str, bool], size: int) 
             pieces[number] = b"" if added[token] else token.encode("utf-8")
         else:
             pieces[number] = b"".join(
-                bytes([alphabet[character]]) if character in alphabet else character.encode("utf-8") for character in token
+                bytes([alphabet[character]]) if character in alphabet else character.encode("utf-8")
+                for character in token
             )
     return pieces
 
@@ -144,7 +161,9 @@ def _text_pieces(vocabulary: dict[str, int], added: dict[str, bool], size: int) 
         byte = _BYTE_PIECE.fullmatch(token)
         if added.get(token):
             continue
-        pieces[number] = bytes([int(byte[1], 16)]) if byte else token.removeprefix("##").replace("▁", " ").encode("utf-8")
+        pieces[number] = (
+            bytes([int(byte[1], 16)]) if byte else token.removeprefix("##").replace("▁", " ").encode("utf-8")
+        )
     return pieces
 
 

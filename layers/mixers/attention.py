@@ -20,9 +20,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recollect.configuration import UserError
-from recollect.layers.state.key_value_cache import KeyValueCache
-from recollect.layers.modules.linear import Linear, output_init
-from recollect.pallas_kernels.masks import Causal, Mask, SameSegment, TokenFields
 from recollect.layers.mixer import (
     Context,
     Cursor,
@@ -34,8 +31,11 @@ from recollect.layers.mixer import (
     token_positions,
     zero_padding,
 )
+from recollect.layers.modules.linear import Linear, output_init
 from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, Rotary, check_length
+from recollect.layers.state.key_value_cache import KeyValueCache
+from recollect.pallas_kernels.masks import Causal, Mask, SameSegment, TokenFields
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
@@ -75,10 +75,14 @@ class SoftmaxConfig(MixerConfig):
           UserError: `heads` does not divide the width and `head_dim` is not set; or a head is too narrow to turn.
         """
         if self.head_dim is None and width % self.heads:
-            raise UserError(f"heads={self.heads} does not divide the model width {width}; set head_dim, or another number of heads")
+            raise UserError(
+                f"heads={self.heads} does not divide the model width {width}; set head_dim, or another number of heads"
+            )
         dim = self.head_dim or width // self.heads
         if isinstance(self.positions, Rotary) and int(dim * self.positions.fraction) < 2:
-            raise UserError(f"Rotary(fraction={self.positions.fraction}) turns pairs of dimensions: too few of a head's {dim}")
+            raise UserError(
+                f"Rotary(fraction={self.positions.fraction}) turns pairs of dimensions: too few of a head's {dim}"
+            )
         return dim
 
     def mask(self) -> Mask:
@@ -127,7 +131,9 @@ class SoftmaxAttention(Mixer):
         self._check_length(max_length)
         return KeyValueCache.create(batch_size, max_length, self.key_heads, self.head_dim, self.head_dim, dtype)
 
-    def extend(self, x: jax.Array, state: KeyValueCache, context: Context = Context()) -> tuple[MixerOutput, KeyValueCache]:
+    def extend(
+        self, x: jax.Array, state: KeyValueCache, context: Context = Context()
+    ) -> tuple[MixerOutput, KeyValueCache]:
         tokens, cursor = state.cursor.read(context, x.shape[0], x.shape[1])
         assert tokens.positions is not None and tokens.segments is not None
         x = zero_padding(x, tokens)
@@ -141,7 +147,9 @@ class SoftmaxAttention(Mixer):
         }
         return self._mix(x, q, keys.astype(x.dtype), values.astype(x.dtype), fields), state
 
-    def _project(self, x: jax.Array, positions: jax.Array | None, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _project(
+        self, x: jax.Array, positions: jax.Array | None, context: Context
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (b, t, h, k), keys (b, t, g, k) and values (b, t, g, v). No positions stand for 0, 1, ... in every row."""
         b, t, _ = x.shape
         indices = jnp.arange(t, dtype=jnp.int32)[None] if positions is None else positions
@@ -163,7 +171,9 @@ class SoftmaxAttention(Mixer):
             o = self._attend(q, k, v, fields["query_positions"], fields["query_segments"])
         return self._finish(x, o, fields["query_segments"])
 
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array | None, segments: jax.Array | None) -> jax.Array:
+    def _attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array | None, segments: jax.Array | None
+    ) -> jax.Array:
         """Heads' outputs (b, t, h, v) over one whole sequence, as `config.mask()` says. No positions: one document from its start."""
         return softmax_attention(q, k, v, query_positions=positions, query_segments=segments)
 

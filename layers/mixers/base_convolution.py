@@ -20,12 +20,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recollect.configuration import UserError
+from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, Traits, zero_padding
 from recollect.layers.modules.implicit_filter import ReluFilter
 from recollect.layers.modules.linear import Linear, normal, parameter
-from recollect.layers.state.long_convolution import LongConvolutionCache
-from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, Traits, zero_padding
 from recollect.layers.modules.positions import check_length
 from recollect.layers.modules.short_convolution import CausalConvolution, check_kernel
+from recollect.layers.state.long_convolution import LongConvolutionCache
 from recollect.pallas_kernels.gated_convolution import long_convolution
 
 
@@ -107,10 +107,14 @@ class BaseConvolutionMixer(Mixer):
         if self.convolution is not None:
             inputs = self.convolution.init_state(batch_size, dtype)
         else:
-            inputs = LongConvolutionCache.create(batch_size, min(max_length, self.config.maximum_length), self.width, dtype)
+            inputs = LongConvolutionCache.create(
+                batch_size, min(max_length, self.config.maximum_length), self.width, dtype
+            )
         return BaseConvolutionState(inputs, Cursor.start(batch_size))
 
-    def extend(self, x: jax.Array, state: BaseConvolutionState, context: Context = Context()) -> tuple[MixerOutput, BaseConvolutionState]:
+    def extend(
+        self, x: jax.Array, state: BaseConvolutionState, context: Context = Context()
+    ) -> tuple[MixerOutput, BaseConvolutionState]:
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
         x = zero_padding(x, tokens)
         gate = self.projection(x)

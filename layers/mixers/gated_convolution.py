@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recollect.configuration import UserError
-from recollect.layers.modules.linear import Linear, output_init
 from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, zero_padding
+from recollect.layers.modules.linear import Linear, output_init
 from recollect.layers.modules.short_convolution import CausalConvolution, check_kernel
 
 
@@ -47,7 +47,9 @@ class GatedConvolution(MixerConfig):
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> GatedConvolutionMixer:
         if self.expansion * width % 2:
-            raise UserError(f"expansion={self.expansion} times the model width {width} is odd: it must split into two halves")
+            raise UserError(
+                f"expansion={self.expansion} times the model width {width} is odd: it must split into two halves"
+            )
         return GatedConvolutionMixer(self, width, place, rngs)
 
 
@@ -77,7 +79,9 @@ class GatedConvolutionMixer(Mixer):
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> GatedConvolutionState:
         return GatedConvolutionState(self.convolution.init_state(batch_size, dtype), Cursor.start(batch_size))
 
-    def extend(self, x: jax.Array, state: GatedConvolutionState, context: Context = Context()) -> tuple[MixerOutput, GatedConvolutionState]:
+    def extend(
+        self, x: jax.Array, state: GatedConvolutionState, context: Context = Context()
+    ) -> tuple[MixerOutput, GatedConvolutionState]:
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
         u, gate = jnp.split(self.input(zero_padding(x, tokens)), 2, axis=-1)
         y, inputs = self.convolution.extend(u, state.inputs, tokens, state.cursor, out_gate=gate, activation="silu")

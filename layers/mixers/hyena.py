@@ -22,12 +22,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recollect.configuration import UserError
+from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, Traits, zero_padding
 from recollect.layers.modules.implicit_filter import SineFilter
 from recollect.layers.modules.linear import Linear, output_init, parameter
-from recollect.layers.state.long_convolution import LongConvolutionCache
-from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, Traits, zero_padding
 from recollect.layers.modules.positions import check_length
 from recollect.layers.modules.short_convolution import CausalConvolution, check_kernel
+from recollect.layers.state.long_convolution import LongConvolutionCache
 from recollect.pallas_kernels.gated_convolution import long_convolution
 
 
@@ -88,7 +88,9 @@ class HyenaMixer(Mixer):
         x1, x2 = (self.convolution.piece(parts[index], context, index, 3) for index in (0, 1))
         z = self.convolution.piece(parts[2], context, 2, 3, out_gate=x1)
         filter = self.filter(x.shape[1])
-        return MixerOutput(self.output(long_convolution(z, filter, out_gate=x2, skip=self.skip[...], segment_ids=context.segments)))
+        return MixerOutput(
+            self.output(long_convolution(z, filter, out_gate=x2, skip=self.skip[...], segment_ids=context.segments))
+        )
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> HyenaState:
         long = LongConvolutionCache.create(batch_size, min(max_length, self.config.maximum_length), self.width, dtype)
@@ -98,7 +100,9 @@ class HyenaMixer(Mixer):
         self._check_length(x)
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
         assert tokens.segments is not None
-        projected, short = self.convolution.extend(self.input(zero_padding(x, tokens)), state.short, tokens, state.cursor)
+        projected, short = self.convolution.extend(
+            self.input(zero_padding(x, tokens)), state.short, tokens, state.cursor
+        )
         x1, x2, v = jnp.split(projected, 3, axis=-1)
         z = x1 * v
         y, long = state.long.extend(z, self.filter(state.long.slots), tokens.segments)

@@ -22,8 +22,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recollect.configuration import UserError
-from recollect.layers.state.key_value_cache import KeyValueCache
-from recollect.layers.modules.linear import Linear, output_init
 from recollect.layers.mixer import (
     Context,
     Mixer,
@@ -34,7 +32,9 @@ from recollect.layers.mixer import (
     token_positions,
     zero_padding,
 )
+from recollect.layers.modules.linear import Linear, output_init
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig
+from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.pallas_kernels.landmark_attention import landmark_attention, retrieve_blocks
 
 
@@ -67,7 +67,9 @@ class Landmark(MixerConfig):
         if self.retrieve is not None and self.retrieve < 1:
             raise UserError(f"retrieve={self.retrieve}: must be at least 1, or None to read all blocks")
         if isinstance(self.positions, LearnedPositions):
-            raise UserError("Landmark takes Rotary positions or none: learned ones cannot be moved to where a block is retrieved")
+            raise UserError(
+                "Landmark takes Rotary positions or none: learned ones cannot be moved to where a block is retrieved"
+            )
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> LandmarkMixer:
         if width % self.heads:
@@ -107,7 +109,9 @@ class LandmarkMixer(Mixer):
         """All blocks are kept: `max_length` counts landmarks too."""
         return KeyValueCache.create(batch_size, max_length, self.key_heads, self.head_dim, self.head_dim, dtype)
 
-    def extend(self, x: jax.Array, state: KeyValueCache, context: Context = Context()) -> tuple[MixerOutput, KeyValueCache]:
+    def extend(
+        self, x: jax.Array, state: KeyValueCache, context: Context = Context()
+    ) -> tuple[MixerOutput, KeyValueCache]:
         tokens, cursor = state.cursor.read(context, x.shape[0], x.shape[1])
         q, k, v = self._project(zero_padding(x, tokens))
         state = state.append(k, v, tokens, cursor)
@@ -135,6 +139,8 @@ class LandmarkMixer(Mixer):
             "key_segments": key_segments,
         }
         if self.config.retrieve is not None:
-            return retrieve_blocks(q, k, v, block=self.config.block, top=self.config.retrieve, rotate=self._rotate, **fields)
+            return retrieve_blocks(
+                q, k, v, block=self.config.block, top=self.config.retrieve, rotate=self._rotate, **fields
+            )
         q, k = self._rotate(q, query_positions), self._rotate(k, key_positions)
         return landmark_attention(q, k, v, block=self.config.block, **fields)

@@ -19,8 +19,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recollect.configuration import UserError
-from recollect.layers.modules.feature_maps import FeatureMap, Taylor
-from recollect.layers.modules.linear import Linear, output_init
 from recollect.layers.mixer import (
     Context,
     Cursor,
@@ -32,6 +30,8 @@ from recollect.layers.mixer import (
     token_positions,
     zero_padding,
 )
+from recollect.layers.modules.feature_maps import FeatureMap, Taylor
+from recollect.layers.modules.linear import Linear, output_init
 from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, Rotary
 from recollect.pallas_kernels.linear_recurrence import linear_recurrence, linear_recurrence_step
@@ -77,7 +77,9 @@ class LinearAttention(MixerConfig):
         if self.epsilon <= 0:
             raise UserError(f"epsilon={self.epsilon}: must be positive")
         if isinstance(self.positions, LearnedPositions):
-            raise UserError("LinearAttention takes Rotary positions or none; learned ones belong to the model's embedding")
+            raise UserError(
+                "LinearAttention takes Rotary positions or none; learned ones belong to the model's embedding"
+            )
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> LinearAttentionMixer:
         if width % self.heads:
@@ -123,7 +125,9 @@ class LinearAttentionMixer(Mixer):
         shape = (batch_size, config.heads, config.feature_map.features(self.key_dim), columns)
         return LinearAttentionState(jnp.zeros(shape, jnp.float32), Cursor.start(batch_size))
 
-    def extend(self, x: jax.Array, state: LinearAttentionState, context: Context = Context()) -> tuple[MixerOutput, LinearAttentionState]:
+    def extend(
+        self, x: jax.Array, state: LinearAttentionState, context: Context = Context()
+    ) -> tuple[MixerOutput, LinearAttentionState]:
         b, t, _ = x.shape
         tokens, cursor = state.cursor.read(context, b, t)
         hidden, memory = self._mix(zero_padding(x, tokens), tokens, state.memory, state.cursor.segment, True)
@@ -167,7 +171,8 @@ class LinearAttentionMixer(Mixer):
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
         # Kernels multiply in one type; the maps compute in fp32.
         q, k = (
-            features(x if not step else x[:, None]).astype(v.dtype) for features, x in ((self.query_features, q), (self.key_features, k))
+            features(x if not step else x[:, None]).astype(v.dtype)
+            for features, x in ((self.query_features, q), (self.key_features, k))
         )
         memory: jax.Array | None
         if step:

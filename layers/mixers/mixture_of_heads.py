@@ -32,9 +32,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recollect.configuration import UserError
+from recollect.layers.mixer import MixerOutput, Place, Traits
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.linear import Linear
-from recollect.layers.mixer import MixerOutput, Place, Traits
 from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention, skips
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
@@ -125,7 +125,9 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
     def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
         config, segments = self.config, fields["query_segments"]
         gates, probabilities, chosen = self.route(x)
-        if config.routed and skips(q.shape[1], k.shape[1], config.routed, config.active, self_attention="key_positions" not in fields):
+        if config.routed and skips(
+            q.shape[1], k.shape[1], config.routed, config.active, self_attention="key_positions" not in fields
+        ):
             o = self._attend_chosen(q, k, v, gates, chosen, fields)
         else:
             o = (softmax_attention(q, k, v, **fields) * gates[..., None]).astype(q.dtype)

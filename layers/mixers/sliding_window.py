@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recollect.configuration import UserError
-from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
-from recollect.layers.state.key_value_cache import KeyValueCache
-from recollect.layers.modules.linear import parameter
-from recollect.pallas_kernels.masks import Causal, Mask, SameSegment, Sinks, TokenFields, Window
 from recollect.layers.mixer import Context, Cursor, Place
+from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
+from recollect.layers.modules.linear import parameter
+from recollect.layers.state.key_value_cache import KeyValueCache
+from recollect.pallas_kernels.masks import Causal, Mask, SameSegment, Sinks, TokenFields, Window
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
@@ -75,12 +75,18 @@ class SlidingWindowAttention(SoftmaxAttention):
         """`window` slots in a ring, and slots for the first tokens."""
         self._check_length(max_length)
         slots, kept = min(self.config.window, max_length), self.config.kept
-        return KeyValueCache.create(batch_size, slots, self.key_heads, self.head_dim, self.head_dim, dtype, ring=True, kept=kept)
+        return KeyValueCache.create(
+            batch_size, slots, self.key_heads, self.head_dim, self.head_dim, dtype, ring=True, kept=kept
+        )
 
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array | None, segments: jax.Array | None) -> jax.Array:
+    def _attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array | None, segments: jax.Array | None
+    ) -> jax.Array:
         window, kept = self.config.window, self.config.kept
         if not kept:
-            return softmax_attention(q, k, v, window=window, sinks=self._sink_logits(), query_positions=positions, query_segments=segments)
+            return softmax_attention(
+                q, k, v, window=window, sinks=self._sink_logits(), query_positions=positions, query_segments=segments
+            )
         mask = Causal() & (Window(window) | Sinks(kept)) if segments is None else self.config.mask()
         return softmax_attention(q, k, v, mask=mask, query_positions=positions, query_segments=segments)
 

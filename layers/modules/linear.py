@@ -36,7 +36,9 @@ def parameter(value: jax.Array, *, decay: bool = True, group: str = "default", t
 class Linear(nnx.Module):
     """y = x W + b, W (in, out): parameters fp32, computed in x's dtype."""
 
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = False, init: Initializer | None = None):
+    def __init__(
+        self, inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = False, init: Initializer | None = None
+    ):
         self.kernel = parameter((init or normal())(rngs.params(), (inputs, outputs), jnp.float32))
         self.bias = parameter(jnp.zeros(outputs), decay=False) if bias else None
 

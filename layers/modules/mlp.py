@@ -7,8 +7,8 @@ import jax
 from flax import nnx
 
 from recollect.configuration import Config, UserError
-from recollect.layers.modules.linear import Linear, output_init
 from recollect.layers.mixer import Place
+from recollect.layers.modules.linear import Linear, output_init
 
 
 @chz.chz(typecheck=True)

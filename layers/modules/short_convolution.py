@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from recollect.configuration import UserError
-from recollect.layers.modules.linear import parameter
 from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place
+from recollect.layers.modules.linear import parameter
 from recollect.pallas_kernels.gated_convolution import Activation, short_convolution
 
 
@@ -64,9 +64,15 @@ class CausalConvolution(nnx.Module):
         self.kernel_size = kernel
         self.channels = channels
         self.taps = parameter(jax.random.uniform(rngs.params(), (kernel, channels), jnp.float32, -bound, bound))
-        self.bias = parameter(jax.random.uniform(rngs.params(), (channels,), jnp.float32, -bound, bound), decay=False) if bias else None
+        self.bias = (
+            parameter(jax.random.uniform(rngs.params(), (channels,), jnp.float32, -bound, bound), decay=False)
+            if bias
+            else None
+        )
 
-    def __call__(self, x: jax.Array, context: Context, *, out_gate: jax.Array | None = None, activation: Activation = "none") -> jax.Array:
+    def __call__(
+        self, x: jax.Array, context: Context, *, out_gate: jax.Array | None = None, activation: Activation = "none"
+    ) -> jax.Array:
         """x and out_gate (b, t, channels), whole sequences."""
         return self.piece(x, context, 0, 1, out_gate=out_gate, activation=activation)
 
@@ -86,7 +92,9 @@ class CausalConvolution(nnx.Module):
         """
         taps = jnp.split(self.taps[...], count, axis=-1)[index]
         bias = None if self.bias is None else jnp.split(self.bias[...], count)[index]
-        return short_convolution(x, taps, bias, out_gate=out_gate, activation=activation, segment_ids=context.segments)[0]
+        return short_convolution(x, taps, bias, out_gate=out_gate, activation=activation, segment_ids=context.segments)[
+            0
+        ]
 
     def init_state(self, batch_size: int, dtype: Any = jnp.float32) -> jax.Array:
         """(b, kernel - 1, channels): the last inputs of the document, oldest first."""
@@ -140,7 +148,9 @@ class DepthwiseConvolution(Mixer):
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> ShortConvolutionState:
         return ShortConvolutionState(self.convolution.init_state(batch_size, dtype), Cursor.start(batch_size))
 
-    def extend(self, x: jax.Array, state: ShortConvolutionState, context: Context = Context()) -> tuple[MixerOutput, ShortConvolutionState]:
+    def extend(
+        self, x: jax.Array, state: ShortConvolutionState, context: Context = Context()
+    ) -> tuple[MixerOutput, ShortConvolutionState]:
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
         y, inputs = self.convolution.extend(x, state.inputs, tokens, state.cursor, activation=self.config.activation)
         return MixerOutput(y), ShortConvolutionState(inputs, cursor)

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.masks import TokenFields
 from recollect.layers.mixer import Context, Cursor
+from recollect.pallas_kernels.masks import TokenFields
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +37,16 @@ class KeyValueCache:
 
     @classmethod
     def create(
-        cls, batch_size: int, slots: int, heads: int, key_dim: int, value_dim: int, dtype: Any, *, ring: bool = False, kept: int = 0
+        cls,
+        batch_size: int,
+        slots: int,
+        heads: int,
+        key_dim: int,
+        value_dim: int,
+        dtype: Any,
+        *,
+        ring: bool = False,
+        kept: int = 0,
     ) -> KeyValueCache:
         """An empty cache of `slots` slots. It may keep the first `kept` tokens of the current document in slots of their own, before
         the others."""

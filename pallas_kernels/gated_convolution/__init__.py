@@ -96,7 +96,14 @@ def short_convolution(
     """
     _check_short(x, taps, bias, in_gate, out_gate, activation, initial_state, segment_ids, initial_segment)
     if sequence_parts(x.shape[1]) > 1 and initial_state is None and not return_state:
-        arrays = {"x": x, "taps": taps, "bias": bias, "in_gate": in_gate, "out_gate": out_gate, "segment_ids": segment_ids}
+        arrays = {
+            "x": x,
+            "taps": taps,
+            "bias": bias,
+            "in_gate": in_gate,
+            "out_gate": out_gate,
+            "segment_ids": segment_ids,
+        }
         part: Any = functools.partial(short_convolution, activation=activation, backend=backend)
         return sequence_parallel.short_over_devices(part, arrays, _SHORT), None
     implementations: dict[str, Implementation] = {
@@ -210,7 +217,14 @@ def long_convolution(
     }
 
     def convolve(u, filter, *, segment_ids, dtype) -> jax.Array:
-        run = choose("long_convolution", backend, implementations, jax.ShapeDtypeStruct(u.shape, dtype), filter, segment_ids=segment_ids)
+        run = choose(
+            "long_convolution",
+            backend,
+            implementations,
+            jax.ShapeDtypeStruct(u.shape, dtype),
+            filter,
+            segment_ids=segment_ids,
+        )
         return run(u, filter, segment_ids=segment_ids, dtype=dtype)
 
     def over_devices(u, filter, *, segment_ids, dtype) -> jax.Array:
@@ -240,9 +254,13 @@ def _check_short(x, taps, bias, in_gate, out_gate, activation, initial_state, se
     if bias is not None and bias.shape != (d,):
         raise ValueError(f"short_convolution: bias must be {(d,)}; got {bias.shape}")
     if activation not in get_args(Activation):
-        raise ValueError(f"short_convolution: activation={activation!r} must be one of {', '.join(get_args(Activation))}")
+        raise ValueError(
+            f"short_convolution: activation={activation!r} must be one of {', '.join(get_args(Activation))}"
+        )
     if initial_state is not None and initial_state.shape != (b, taps.shape[0] - 1, d):
-        raise ValueError(f"short_convolution: initial_state must be {(b, taps.shape[0] - 1, d)}; got {initial_state.shape}")
+        raise ValueError(
+            f"short_convolution: initial_state must be {(b, taps.shape[0] - 1, d)}; got {initial_state.shape}"
+        )
     if initial_segment is not None and initial_segment.shape != (b,):
         raise ValueError(f"short_convolution: initial_segment must be {(b,)}; got {initial_segment.shape}")
     if segment_ids is not None and initial_state is not None and initial_segment is None:

@@ -30,7 +30,9 @@ from recollect.pallas_kernels.gated_convolution.short_kernels import (
 
 THREADS = 128
 LONGEST_TILE = 64
-TILE_BYTES = 72 * 1024  # of shared memory, so that three blocks share a processor and copies of one hide behind work of another
+TILE_BYTES = (
+    72 * 1024
+)  # of shared memory, so that three blocks share a processor and copies of one hide behind work of another
 UNROLLED = 8
 LINKS = 32  # copies are of whole 128 bytes
 
@@ -80,7 +82,9 @@ def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> 
     gated = [name for name in ("x", "in_gate", "out_gate") if name in plan.tiles]
 
     def body(*refs):
-        ref = dict(zip([*plan.inputs, *("d_" + name for name in gated), "sums", "first", *plan.scratch], refs, strict=True))
+        ref = dict(
+            zip([*plan.inputs, *("d_" + name for name in gated), "sums", "first", *plan.scratch], refs, strict=True)
+        )
         tile = _Tile(plan, ref, plan.halo)
         tile.fetch(list(plan.tiles))
         weights = [tile.vector(ref["weights_tile"].at[row]) for row in (*range(taps), BIAS_ROW)]
@@ -180,7 +184,9 @@ class _Plan:
             end = mosaic_gpu.round_up((self.count - 1) * self.length + size, 4)
             self.inputs["links"] = jnp.pad(operands.links, ((0, 0), (0, end - self.tokens)), constant_values=-1)
         self.scratch = {name + "_tile": mosaic_gpu.plain((self.rows, self.lanes), self.dtype) for name in self.tiles}
-        self.scratch |= {name + "_before": mosaic_gpu.plain((self.halo, self.lanes), self.dtype) for name in self.around}
+        self.scratch |= {
+            name + "_before": mosaic_gpu.plain((self.halo, self.lanes), self.dtype) for name in self.around
+        }
         self.scratch["weights_tile"] = mosaic_gpu.plain((WEIGHT_ROWS, self.lanes), jnp.float32)
         self.scratch["past"] = mosaic_gpu.plain((self.halo, self.lanes), jnp.float32)
         if backward:
@@ -235,7 +241,9 @@ class _Tile:
         plgpu.copy_gmem_to_smem(ref["weights"].at[:, self.columns], ref["weights_tile"], ref["arrived"])
         if "links_tile" in ref:
             plgpu.copy_gmem_to_smem(
-                ref["links"].at[self.batch, pl.ds(self.start, ref["links_tile"].shape[0])], ref["links_tile"], ref["arrived"]
+                ref["links"].at[self.batch, pl.ds(self.start, ref["links_tile"].shape[0])],
+                ref["links_tile"],
+                ref["arrived"],
             )
 
         @pl.when(self.index == 0)
@@ -308,7 +316,9 @@ class _Tile:
 
             @pl.when(self.index == 0)
             def _():
-                plgpu.copy_smem_to_gmem(ref["gradients"].at[pl.ds(0, EDGE)], ref["first"].at[self.batch, :, self.columns])
+                plgpu.copy_smem_to_gmem(
+                    ref["gradients"].at[pl.ds(0, EDGE)], ref["first"].at[self.batch, :, self.columns]
+                )
 
         plgpu.wait_smem_to_gmem(0)
 

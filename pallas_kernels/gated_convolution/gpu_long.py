@@ -101,7 +101,10 @@ def _correlate(x: jax.Array, dy: jax.Array) -> jax.Array:
     d, n, b, c = x.shape
     total_rows = mosaic_gpu.round_up(n * b, ROWS)
     # A lag of blocks moves the rows of dy: its last product may reach ROWS further, into zeros.
-    x, dy = (jnp.pad(part.reshape(d, n * b, c), ((0, 0), (0, total_rows + more - n * b), (0, 0))) for part, more in ((x, 0), (dy, ROWS)))
+    x, dy = (
+        jnp.pad(part.reshape(d, n * b, c), ((0, 0), (0, total_rows + more - n * b), (0, 0)))
+        for part, more in ((x, 0), (dy, ROWS))
+    )
 
     def body(x_ref, dy_ref, products_ref, x_tile, dy_tile, products_tile, arrived):
         channel, lag = jax.lax.axis_index("channel"), jax.lax.axis_index("lag")

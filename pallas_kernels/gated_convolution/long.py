@@ -112,7 +112,9 @@ def toeplitz(windows: jax.Array) -> jax.Array:
     """T_r (..., c, c) of windows (..., 2 c), without a gather."""
     size = windows.shape[-1]
     # Repeated at a period one longer than a row, a vector is turned by one more each row.
-    repeated = jnp.broadcast_to(windows[..., None, :], (*windows.shape[:-1], size // 2, size)).reshape(*windows.shape[:-1], -1)
+    repeated = jnp.broadcast_to(windows[..., None, :], (*windows.shape[:-1], size // 2, size)).reshape(
+        *windows.shape[:-1], -1
+    )
     rows = repeated[..., : size // 2 * (size - 1)].reshape(*windows.shape[:-1], size // 2, size - 1)
     return rows[..., : size // 2]
 

@@ -29,7 +29,9 @@ def short_convolution(
     old_segment = jnp.ones(b, segments.dtype) if initial_segment is None else initial_segment
     inputs = _zeroed(x, segments) if in_gate is None else _zeroed(x, segments) * _zeroed(in_gate, segments)
     values = jnp.concatenate([old.astype(inputs.dtype), inputs], axis=1)
-    value_segments = jnp.concatenate([jnp.broadcast_to(old_segment[:, None], (b, k - 1)).astype(segments.dtype), segments], axis=1)
+    value_segments = jnp.concatenate(
+        [jnp.broadcast_to(old_segment[:, None], (b, k - 1)).astype(segments.dtype), segments], axis=1
+    )
     ranks = _ranks(segments)
     value_ranks = jnp.concatenate([jnp.broadcast_to(jnp.arange(1 - k, 0), (b, k - 1)), ranks], axis=1)
 

@@ -13,7 +13,9 @@ from recollect.pallas_kernels.sharding import SEQUENCE, Dimensions, over_sequenc
 
 
 def short_over_devices(
-    run: Callable[..., tuple[jax.Array, jax.Array | None]], arrays: Mapping[str, jax.Array | None], dimensions: Mapping[str, Dimensions]
+    run: Callable[..., tuple[jax.Array, jax.Array | None]],
+    arrays: Mapping[str, jax.Array | None],
+    dimensions: Mapping[str, Dimensions],
 ) -> jax.Array:
     """The short convolution's outputs from a zero state, tokens split over the ambient mesh's axis sequence.
 
@@ -33,12 +35,16 @@ def short_over_devices(
         if in_gate is not None:
             gates = in_gate if segment_ids is None else jnp.where((ids != 0)[..., None], in_gate, 0)
             state = state * sequence_collectives.last_inputs(gates.astype(jnp.float32), ids, past)[0]
-        return run(x, taps, bias, **arrays, initial_state=state, initial_segment=None if segment_ids is None else segment)[0]
+        return run(
+            x, taps, bias, **arrays, initial_state=state, initial_segment=None if segment_ids is None else segment
+        )[0]
 
     return over_sequence(part, {name: dimensions[name] for name in arrays}, "b t h")(**arrays)
 
 
-def long_over_devices(run: Callable[..., jax.Array], x: jax.Array, filter: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+def long_over_devices(
+    run: Callable[..., jax.Array], x: jax.Array, filter: jax.Array, segment_ids: jax.Array | None
+) -> jax.Array:
     """filter * x by `run(x, filter, segment_ids)` on whole sequences, tokens split over the ambient mesh's axis sequence; (b, t, d) as run's."""
 
     def part(x, filter, segment_ids):

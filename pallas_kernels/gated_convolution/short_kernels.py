@@ -109,7 +109,9 @@ def short_convolution(
 
         def moved(x, in_gate, out_gate, segments):
             order, place = compaction(segments)
-            x, in_gate, out_gate = (None if part is None else permuted(part, order, place) for part in (x, in_gate, out_gate))
+            x, in_gate, out_gate = (
+                None if part is None else permuted(part, order, place) for part in (x, in_gate, out_gate)
+            )
             return permuted(convolved(x, in_gate, out_gate, taken(segments, order)), place, order)
 
         y = jax.lax.cond(gaps, moved, convolved, x, in_gate, out_gate, segment_ids)
@@ -131,7 +133,9 @@ def _forward(kernel: Kernel, taps: int, activation: str, operands: Operands) -> 
 def _backward(kernel: Kernel, taps: int, activation: str, operands: Operands, dy: jax.Array) -> tuple[Operands]:
     gradients = kernel.backward(operands, dy, taps, activation)
     state = _state_gradient(gradients.first, operands, taps)
-    return (Operands(gradients.x, gradients.in_gate, gradients.out_gate, jnp.sum(gradients.weights, axis=0), state, None),)
+    return (
+        Operands(gradients.x, gradients.in_gate, gradients.out_gate, jnp.sum(gradients.weights, axis=0), state, None),
+    )
 
 
 _convolved.defvjp(_forward, _backward)
@@ -156,7 +160,9 @@ def document_links(segments: jax.Array, old_segment: jax.Array | None, taps: int
     b, t = segments.shape
     past = taps - 1
     old = jnp.zeros(b, segments.dtype) if old_segment is None else old_segment
-    around = jnp.concatenate([jnp.broadcast_to(old[:, None], (b, past)), segments, jnp.zeros((b, past), segments.dtype)], axis=1)
+    around = jnp.concatenate(
+        [jnp.broadcast_to(old[:, None], (b, past)), segments, jnp.zeros((b, past), segments.dtype)], axis=1
+    )
 
     def run(step: int) -> jax.Array:
         together = jnp.ones((b, t), bool)

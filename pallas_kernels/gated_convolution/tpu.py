@@ -166,7 +166,10 @@ def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> 
         in_specs=specs,
         out_specs=output_specs,
         out_shape=outputs,
-        scratch_shapes=[pltpu.VMEM((EDGE + rows, channels), jnp.float32), pltpu.VMEM((rows + EDGE, channels), jnp.float32)],
+        scratch_shapes=[
+            pltpu.VMEM((EDGE + rows, channels), jnp.float32),
+            pltpu.VMEM((rows + EDGE, channels), jnp.float32),
+        ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=_cost(operands, 2 + len(gated), 6 * taps),
         interpret=_interpret(),
@@ -219,7 +222,9 @@ def _token_spec(rows: int, channels: int, place) -> pl.BlockSpec:
     return pl.BlockSpec((1, rows, channels), lambda b, c, i: (b, place(i), c))
 
 
-def _inputs(operands: Operands, tokens, rows: int, channels: int, place) -> tuple[dict[str, jax.Array], list[pl.BlockSpec]]:
+def _inputs(
+    operands: Operands, tokens, rows: int, channels: int, place
+) -> tuple[dict[str, jax.Array], list[pl.BlockSpec]]:
     t = operands.x.shape[1]
     gated = {"x": operands.x, "in_gate": operands.in_gate, "out_gate": operands.out_gate}
     arrays = {name: array for name, array in gated.items() if array is not None}
@@ -230,7 +235,9 @@ def _inputs(operands: Operands, tokens, rows: int, channels: int, place) -> tupl
     specs.append(pl.BlockSpec((1, EDGE, channels), lambda b, c, i: (b, 0, c)))
     if operands.links is not None:
         links = jnp.pad(operands.links, ((0, 0), (0, -t % rows)), constant_values=-1)
-        arrays["links"] = links.reshape(links.shape[0], -1, 1, rows)  # tokens along lanes: a column would be padded to 128
+        arrays["links"] = links.reshape(
+            links.shape[0], -1, 1, rows
+        )  # tokens along lanes: a column would be padded to 128
         specs.append(pl.BlockSpec((1, 1, 1, rows), lambda b, c, i: (b, place(i), 0, 0)))
     return arrays, specs
 
@@ -238,7 +245,9 @@ def _inputs(operands: Operands, tokens, rows: int, channels: int, place) -> tupl
 def _cost(operands: Operands, passes: int, flops: int) -> pl.CostEstimate:
     x = operands.x
     read = sum(array is not None for array in (operands.x, operands.in_gate, operands.out_gate))
-    return pl.CostEstimate(flops=flops * x.size, transcendentals=x.size, bytes_accessed=(read + passes) * x.size * x.dtype.itemsize)
+    return pl.CostEstimate(
+        flops=flops * x.size, transcendentals=x.size, bytes_accessed=(read + passes) * x.size * x.dtype.itemsize
+    )
 
 
 def _interpret() -> Any:

@@ -65,7 +65,10 @@ def _convolve(x: jax.Array, windows: jax.Array) -> jax.Array:
     y = pl.pallas_call(
         kernel,
         grid=(d, b // batch),
-        in_specs=[pl.BlockSpec((1, n, batch, c), lambda d, b: (d, 0, b, 0)), pl.BlockSpec((1, n, 2 * c), lambda d, b: (d, 0, 0))],
+        in_specs=[
+            pl.BlockSpec((1, n, batch, c), lambda d, b: (d, 0, b, 0)),
+            pl.BlockSpec((1, n, 2 * c), lambda d, b: (d, 0, 0)),
+        ],
         out_specs=pl.BlockSpec((1, n, batch, c), lambda d, b: (d, 0, b, 0)),
         out_shape=jax.ShapeDtypeStruct(x.shape, jnp.float32),
         scratch_shapes=[pltpu.VMEM((n, c, c), x.dtype), pltpu.VMEM((rows + n * batch, c), x.dtype)],
@@ -148,7 +151,9 @@ def _dot(left: jax.Array, right: jax.Array, contracted: int) -> jax.Array:
 
 def _cost(x: jax.Array, result_bytes: int) -> pl.CostEstimate:
     _, n, _, c = x.shape
-    return pl.CostEstimate(flops=x.size * n * c, transcendentals=0, bytes_accessed=x.size * (x.dtype.itemsize + result_bytes))
+    return pl.CostEstimate(
+        flops=x.size * n * c, transcendentals=0, bytes_accessed=x.size * (x.dtype.itemsize + result_bytes)
+    )
 
 
 def _interpret() -> Any:

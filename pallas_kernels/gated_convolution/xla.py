@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels import dispatch
-from recollect.pallas_kernels.gated_convolution import long
 from recollect.pallas_kernels.chunking import compaction, permuted, taken
+from recollect.pallas_kernels.gated_convolution import long
 
 # Up to these lengths the matrix beats the transform: forward and backward on two CPU cores at b = 64, d = 64, the matrix takes 1.6 ms
 # against 3.9 at t = 64, and 7.2 against 8.8 at t = 128; with b = 16 it loses from t = 128 on.
@@ -176,7 +176,9 @@ def _toeplitz_product(x: jax.Array, taps: jax.Array) -> jax.Array:
     # a row, which gives all windows without a gather.
     period = jnp.pad(taps.T, ((0, 0), (0, 1)))
     d = period.shape[0]
-    skewed = jnp.broadcast_to(period[:, None], (d, n, 2 * n)).reshape(d, -1)[:, : n * (2 * n - 1)].reshape(d, n, 2 * n - 1)
+    skewed = (
+        jnp.broadcast_to(period[:, None], (d, n, 2 * n)).reshape(d, -1)[:, : n * (2 * n - 1)].reshape(d, n, 2 * n - 1)
+    )
     # Row i is now the vector turned right by i; its window starts at column n - 1.
     return jnp.einsum("dij,...jd->...id", skewed[:, :, n - 1 :], x)
 
@@ -192,7 +194,9 @@ def _documents_apart(x: jax.Array, filter: jax.Array, segments: jax.Array) -> ja
     return y
 
 
-@functools.partial(jax.checkpoint, static_argnums=(3,))  # else the backward pass keeps a masked copy of x for each block size
+@functools.partial(
+    jax.checkpoint, static_argnums=(3,)
+)  # else the backward pass keeps a masked copy of x for each block size
 def _left_to_right(x: jax.Array, filter: jax.Array, segments: jax.Array, block: int) -> jax.Array:
     """What the first `block` tokens of every 2 * block contribute to the other half of them."""
     b, t, d = x.shape

@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.dispatch import always, choose
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
+from recollect.pallas_kernels.dispatch import always, choose
 from recollect.pallas_kernels.head_mixture_attention import reference, scheduled, xla
 from recollect.pallas_kernels.scheduled_attention import gpu, tpu
 from recollect.pallas_kernels.sharding import sequence_parts
@@ -71,7 +71,11 @@ def head_mixture_attention(
         key_segments = query_segments
     _check(q, k, v, chosen, active, gates, key_heads, query_positions, key_positions, query_segments, key_segments)
     h, dim = q.shape[2:]
-    kappa = tuple(head // (h // k.shape[2]) for head in range(h)) if key_heads is None else tuple(int(head) for head in key_heads)
+    kappa = (
+        tuple(head // (h // k.shape[2]) for head in range(h))
+        if key_heads is None
+        else tuple(int(head) for head in key_heads)
+    )
     own = key_positions is query_positions and key_segments is query_segments
     if same_length and own and sequence_parts(q.shape[1]) > 1:
         regular = h % k.shape[2] == 0 and kappa == tuple(head // (h // k.shape[2]) for head in range(h))
@@ -135,7 +139,9 @@ IMPLEMENTATIONS = {
 }
 
 
-def _check(q, k, v, chosen, active, gates, key_heads, query_positions, key_positions, query_segments, key_segments) -> None:
+def _check(
+    q, k, v, chosen, active, gates, key_heads, query_positions, key_positions, query_segments, key_segments
+) -> None:
     name = "head_mixture_attention"
     for label, array in (("q", q), ("k", k), ("v", v)):
         if array.ndim != 4:

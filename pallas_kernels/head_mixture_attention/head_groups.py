@@ -113,7 +113,10 @@ def make_plan(chosen: jax.Array, active: int, tile: int) -> Plan:
     rows = jnp.where(chosen, first[:, None] + counted - 1, n * tile)
     heads = jnp.sum(jnp.arange(n)[:, None] >= after[:, None, :], axis=2, dtype=jnp.int32)
     used, heads = heads < h, jnp.minimum(heads, h - 1)
-    within = jnp.arange(n * tile, dtype=jnp.int32).reshape(1, n, tile) - jnp.take_along_axis(first, heads, axis=1)[:, :, None]
+    within = (
+        jnp.arange(n * tile, dtype=jnp.int32).reshape(1, n, tile)
+        - jnp.take_along_axis(first, heads, axis=1)[:, :, None]
+    )
     tokens = _places(jnp.take_along_axis(jnp.swapaxes(counted, 1, 2), heads[:, :, None], axis=1), within + 1)
     tokens = jnp.where(used[:, :, None] & (within >= 0), tokens, t)
     return Plan(tokens.astype(jnp.int32), heads, rows.astype(jnp.int32))

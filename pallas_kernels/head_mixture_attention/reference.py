@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
-def attention(q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale):
+def attention(
+    q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
+):
     """See the front door for the arguments; returns the output and the log-sum-exp."""
     k, v = (x[:, :, list(key_heads)] for x in (k, v))
     out, lse = softmax_attention(

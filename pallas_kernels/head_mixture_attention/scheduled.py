@@ -31,7 +31,9 @@ def form(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[
         own = [head * k.shape[2] // h for head in range(h)] if key_heads is None else key_heads
         query_tile, key_tile = _tiles(kernels, q, k, v, active)
         plan = make_plan(chosen, active, query_tile)
-        positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t)) if query_positions is None else query_positions
+        positions = (
+            jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t)) if query_positions is None else query_positions
+        )
         segments = jnp.ones((b, t), jnp.int32) if query_segments is None else query_segments
         out, lse = flash_vjp.attend(
             kernels,
@@ -54,8 +56,13 @@ def form(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[
     regular = over_mesh(on_device, _letters("h"), ("b t h v", "b t h"))
     irregular = over_mesh(on_device, _letters("r"), ("b t r v", "b t r"))
 
-    def attention(q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale):
-        plain = key_heads == tuple(head * k.shape[2] // q.shape[2] for head in range(q.shape[2])) and q.shape[2] % k.shape[2] == 0
+    def attention(
+        q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
+    ):
+        plain = (
+            key_heads == tuple(head * k.shape[2] // q.shape[2] for head in range(q.shape[2]))
+            and q.shape[2] % k.shape[2] == 0
+        )
         run = regular if plain else irregular
         fields = (query_positions, key_positions, query_segments, key_segments)
         return run(q, k, v, chosen, *fields, active=active, key_heads=None if plain else key_heads, scale=scale)

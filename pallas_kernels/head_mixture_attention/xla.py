@@ -65,7 +65,9 @@ def groups(t: int, heads: int, active: int, tile: int) -> Cuts:
     bounds = ends(t, heads, active, tile)
     size = -(-len(bounds) // max(1, min(MOST_GROUPS, t // GROUP_KEYS)))
     firsts = range(0, len(bounds), size)
-    return tuple((first, min(first + size, len(bounds)), max(1, min(t, -(-bounds[first] // 32) * 32))) for first in firsts)
+    return tuple(
+        (first, min(first + size, len(bounds)), max(1, min(t, -(-bounds[first] // 32) * 32))) for first in firsts
+    )
 
 
 def attention(
@@ -112,7 +114,19 @@ def by_all(
 
 
 def by_rows(
-    q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale, tile=None
+    q,
+    k,
+    v,
+    chosen,
+    *,
+    active,
+    key_heads,
+    query_positions,
+    key_positions,
+    query_segments,
+    key_segments,
+    scale,
+    tile=None,
 ) -> tuple[jax.Array, jax.Array]:
     """Gathered queries, against keys stored up to the end of their tile in self-attention, else against all keys."""
     (b, t, h, _), s = q.shape, k.shape[1]
@@ -163,7 +177,9 @@ def _tiles_backward(cuts, scale, kept, cotangents):
     g_out = (g_out / total[..., None]).astype(v.dtype)
     dq, dk, dv = [], None, None
     copies = zip(cuts, all_weights, _copies(k, heads, cuts), _copies(v, heads, cuts), strict=True)
-    for (first, last, _), weights, keys, values in reversed(list(copies)):  # those that see least first, so that sums grow once
+    for (first, last, _), weights, keys, values in reversed(
+        list(copies)
+    ):  # those that see least first, so that sums grow once
         queries, g = q[:, first:last], g_out[:, first:last]
         slopes = jnp.einsum("bntv,bnsv->bnts", g, values, preferred_element_type=wide)
         slopes = (weights * (slopes - delta[:, first:last]) * scale).astype(q.dtype)
@@ -224,7 +240,9 @@ def by_pairs(
     heads = jnp.argsort(~chosen, axis=2, stable=True)[..., : min(active, h)]
     own = jnp.take_along_axis(q, heads[..., None], axis=2)[..., None, :]
     batch = jnp.arange(b)[:, None, None]
-    keys, values = (x.at[batch, :, jnp.asarray(key_heads, jnp.int32)[heads]].get(mode="promise_in_bounds") for x in (k, v))
+    keys, values = (
+        x.at[batch, :, jnp.asarray(key_heads, jnp.int32)[heads]].get(mode="promise_in_bounds") for x in (k, v)
+    )
     i = jnp.arange(t)[None] if query_positions is None else query_positions
     j = jnp.arange(s)[None] if key_positions is None else key_positions
     allowed = i[:, :, None] >= j[:, None]

@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.dispatch import always, choose
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
+from recollect.pallas_kernels.dispatch import always, choose
 from recollect.pallas_kernels.landmark_attention import kernels, reference, xla
 from recollect.pallas_kernels.landmark_attention.retrieval import retrieve_blocks
 from recollect.pallas_kernels.scheduled_attention import gpu, tpu
@@ -77,7 +77,9 @@ def landmark_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if self_attention and sequence_parts(q.shape[1]) > 1:
         part = functools.partial(landmark_attention, block=block, scale=scale, return_lse=return_lse, backend=backend)
-        return over_gathered_keys(part, q, k, v, positions=query_positions, segments=query_segments, return_lse=return_lse)
+        return over_gathered_keys(
+            part, q, k, v, positions=query_positions, segments=query_segments, return_lse=return_lse
+        )
     arguments = {**fields, "block": block, "scale": scale, "self_attention": self_attention}
     out, lse = choose("landmark_attention", backend, IMPLEMENTATIONS, q, k, v, **arguments)(q, k, v, **arguments)
     return (out, lse) if return_lse else out

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recollect.pallas_kernels.chunking import chunked, in_parts, joined, with_previous
 from recollect.pallas_kernels.dense_softmax import attend
 from recollect.pallas_kernels.landmark_attention.blocks import slices
-from recollect.pallas_kernels.chunking import chunked, in_parts, joined, with_previous
 
 SMALLEST_BAND = 16
 """Queries a block of the banded form, at least: smaller landmark blocks make products too small to be fast."""
@@ -40,7 +40,9 @@ def banded(q, k, v, positions, segments, *, block, scale) -> tuple[jax.Array, ja
     return joined(out, t), joined(lse, t)
 
 
-def gathered(q, k, v, query_positions, query_segments, key_positions, key_segments, *, block, scale) -> tuple[jax.Array, jax.Array]:
+def gathered(
+    q, k, v, query_positions, query_segments, key_positions, key_segments, *, block, scale
+) -> tuple[jax.Array, jax.Array]:
     """Queries against stored keys: each query's own block is found by its document and position, and read alone."""
     fields = (key_positions, key_segments)
 
@@ -53,7 +55,9 @@ def gathered(q, k, v, query_positions, query_segments, key_positions, key_segmen
     return in_parts(some, (q, query_positions, query_segments), QUERIES)
 
 
-def own_block(k, v, key_positions, key_segments, positions, segments, *, block) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def own_block(
+    k, v, key_positions, key_segments, positions, segments, *, block
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Of each query, with positions and segments (b, t), its block's ordinary keys (b, t, m, g, k) and values, their positions (b, t, m) and
     whether it sees them (b, t, m); m is `block`, or s if there are fewer."""
     s, c = k.shape[1], block + 1

@@ -18,9 +18,9 @@ import numpy as np
 
 from recollect.pallas_kernels.landmark_attention.blocks import complete_blocks, slices
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
-from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
-from recollect.pallas_kernels.scheduled_attention.mask_rules import EarlierBlocks, OwnBlock
 from recollect.pallas_kernels.scheduled_attention.block_schedule import SEGMENTS, Fields
+from recollect.pallas_kernels.scheduled_attention.mask_rules import EarlierBlocks, OwnBlock
+from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 from recollect.pallas_kernels.sharding import over_mesh
 
 FEWEST_QUERIES = 8
@@ -128,7 +128,9 @@ class _Call:
                 rule = StoredEarlierBlocks(segmented=True)
                 of_blocks["order"] = np.arange(found.start.shape[1], dtype=np.int32)[None] * c
                 of_queries["order"] = query["order"]
-        repeated = {name: (np if isinstance(x, np.ndarray) else jnp).repeat(x, slots, axis=1) for name, x in of_blocks.items()}
+        repeated = {
+            name: (np if isinstance(x, np.ndarray) else jnp).repeat(x, slots, axis=1) for name, x in of_blocks.items()
+        }
         return self._attend(q, laid_k, laid_v, rule, of_queries, repeated, tiles, self.block)
 
     def _attend(self, q, k, v, rule, query, key, tiles, block):

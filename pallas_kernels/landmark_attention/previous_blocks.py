@@ -16,8 +16,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.dense_softmax import undivided
 from recollect.pallas_kernels.chunking import in_parts, in_parts_with_sums
+from recollect.pallas_kernels.dense_softmax import undivided
 
 QUERIES = 256
 """Queries whose scores are held at once."""
@@ -140,5 +140,7 @@ def _row_gradients(block, scale, q, k, v, allowed, do, delta, lse):
     ds = ds.astype(q.dtype)
     dq = jnp.einsum("bgtrnc,bncgk->btgrk", ds, k, preferred_element_type=wide)
     dk = jnp.einsum("bgtrnc,btgrk->bncgk", ds, q, preferred_element_type=wide)
-    dv = jnp.einsum("bgtrnc,btgrv->bncgv", (shares * weights).astype(v.dtype), do.astype(v.dtype), preferred_element_type=wide)
+    dv = jnp.einsum(
+        "bgtrnc,btgrv->bncgv", (shares * weights).astype(v.dtype), do.astype(v.dtype), preferred_element_type=wide
+    )
     return dq, dk, dv

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 
-def weights(q, k, *, block, query_positions, key_positions, query_segments, key_segments, scale) -> tuple[jax.Array, jax.Array]:
+def weights(
+    q, k, *, block, query_positions, key_positions, query_segments, key_segments, scale
+) -> tuple[jax.Array, jax.Array]:
     """(b, h, t, s) attention weights; rows sum to 1 (0 for padded queries), landmark columns are 0. And the log-sum-exp (b, h, t)."""
     b, t, h, _ = q.shape
     s, groups = k.shape[1:3]

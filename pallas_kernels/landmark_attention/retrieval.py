@@ -17,10 +17,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from recollect.pallas_kernels.chunking import in_parts
 from recollect.pallas_kernels.dispatch import always, choose
 from recollect.pallas_kernels.landmark_attention.blocks import Blocks, complete_blocks
 from recollect.pallas_kernels.landmark_attention.current_block import own_block
-from recollect.pallas_kernels.chunking import in_parts
 
 Rotate = Callable[[jax.Array, jax.Array], jax.Array]
 """Turns x (..., t, h, k) by positions (..., t)."""
@@ -73,7 +73,10 @@ def _retrieve(q, k, v, queries, key_fields, *, block, top, rotate, scale, query_
     blocks = complete_blocks(key_fields[0], key_fields[1], block)
     landmarks = jnp.take_along_axis(k, jnp.minimum(blocks.start + block, k.shape[1] - 1)[:, :, None, None], axis=1)
     landmarks = jnp.where(blocks.exists[:, :, None, None], landmarks, 0)
-    turned = rotate(landmarks, blocks.number * (block + 1) + block), rotate(landmarks, jnp.full_like(blocks.number, block))
+    turned = (
+        rotate(landmarks, blocks.number * (block + 1) + block),
+        rotate(landmarks, jnp.full_like(blocks.number, block)),
+    )
 
     def some(part: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         return _attend(*part, k, v, key_fields, blocks, turned, block, top, rotate)
@@ -101,7 +104,8 @@ def _attend(q, positions, segments, k, v, key_fields, blocks: Blocks, landmarks,
     allowed = blocks.exists[:, None, :] & (blocks.number[:, None, :] < earlier[:, :, None])
     allowed &= (blocks.segment[:, None, :] == segments[:, :, None]) & (segments != 0)[:, :, None]
     score_true, score_old = (
-        jnp.einsum("btgrk,bngk->btgrn", x, y, preferred_element_type=wide) for x, y in zip((q_true, q_stingy), landmarks, strict=True)
+        jnp.einsum("btgrk,bngk->btgrn", x, y, preferred_element_type=wide)
+        for x, y in zip((q_true, q_stingy), landmarks, strict=True)
     )
     score = jnp.where(recent[:, :, None, None, :], score_true, score_old)
     score = jnp.where(allowed[:, :, None, None, :], score, -jnp.inf)

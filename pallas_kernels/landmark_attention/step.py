@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from recollect.pallas_kernels.landmark_attention.blocks import Blocks, complete_blocks
 
 
-def few_queries(q, k, v, query_positions, query_segments, key_positions, key_segments, *, block, scale) -> tuple[jax.Array, jax.Array]:
+def few_queries(
+    q, k, v, query_positions, query_segments, key_positions, key_segments, *, block, scale
+) -> tuple[jax.Array, jax.Array]:
     """q (b, t, g, r, k) against k (b, s, g, k) and v (b, s, g, v), fields (b, t) and (b, s): o (b, t, g, r, v) and lse (b, t, g, r), fp32 or wider."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     b, s = key_positions.shape
@@ -24,7 +26,12 @@ def few_queries(q, k, v, query_positions, query_segments, key_positions, key_seg
     same = (query_segments[:, :, None] == key_segments[:, None, :]) & real
     i, j = query_positions[:, :, None], key_positions[:, None, :]
     own = same & (j <= i) & (i // c == j // c) & (j % c != block)
-    seen = blocks.exists[:, None] & (query_segments[:, :, None] == blocks.segment[:, None, :]) & real & (blocks.number[:, None, :] < i // c)
+    seen = (
+        blocks.exists[:, None]
+        & (query_segments[:, :, None] == blocks.segment[:, None, :])
+        & real
+        & (blocks.number[:, None, :] < i // c)
+    )
 
     inside = jnp.minimum(blocks.start[:, :, None] + jnp.arange(c), s - 1)
     by_block = _take(scores, inside.reshape(b, -1)).reshape(*scores.shape[:-1], -1, c)

@@ -34,10 +34,16 @@ def attention(
         if n:
             blocks = (x[:, : n * c].reshape(b, n, c, *x.shape[2:]) for x in (k, v))
             numbers = jnp.arange(n, dtype=jnp.int32)[None]
-            parts.append(earlier_blocks(block, scale, block, q, *blocks, jnp.arange(t, dtype=jnp.int32)[None] // c, None, numbers, None))
+            parts.append(
+                earlier_blocks(
+                    block, scale, block, q, *blocks, jnp.arange(t, dtype=jnp.int32)[None] // c, None, numbers, None
+                )
+            )
     else:
         i, j = (_positions(x, b, length) for x, length in ((query_positions, t), (key_positions, s)))
-        mine, theirs = (jnp.ones(x.shape, jnp.int32) if y is None else y for x, y in ((i, query_segments), (j, key_segments)))
+        mine, theirs = (
+            jnp.ones(x.shape, jnp.int32) if y is None else y for x, y in ((i, query_segments), (j, key_segments))
+        )
         if not self_attention and 2 * t * (h // groups) <= dim + v.shape[3]:
             o, lse = few_queries(q, k, v, i, mine, j, theirs, block=block, scale=scale)
             return o.reshape(b, t, h, -1).astype(dtype), lse.reshape(b, t, h)
@@ -48,7 +54,11 @@ def attention(
         if s >= c:
             found = complete_blocks(j, theirs, block)
             blocks = (slices(x, found.start, c) for x in (k, v))
-            parts.append(earlier_blocks(block, scale, 0 if self_attention else None, q, *blocks, i // c, mine, found.number, found.segment))
+            parts.append(
+                earlier_blocks(
+                    block, scale, 0 if self_attention else None, q, *blocks, i // c, mine, found.number, found.segment
+                )
+            )
     o, lse = merge(*((o.reshape(b, t, h, -1), lse.reshape(b, t, h)) for o, lse in parts))
     return o.astype(dtype), lse
 

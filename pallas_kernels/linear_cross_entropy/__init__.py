@@ -63,7 +63,9 @@ def linear_cross_entropy(
         raise ValueError(f"linear_cross_entropy: hidden must have three dimensions; got {hidden.shape}")
     b, t, d = hidden.shape
     if kernel.ndim != 2 or kernel.shape[0] != d:
-        raise ValueError(f"linear_cross_entropy: kernel must be ({d}, v) to fit hidden {hidden.shape}; got {kernel.shape}")
+        raise ValueError(
+            f"linear_cross_entropy: kernel must be ({d}, v) to fit hidden {hidden.shape}; got {kernel.shape}"
+        )
     for name, array in (("targets", targets), ("weights", weights)):
         if array.shape != (b, t):
             raise ValueError(f"linear_cross_entropy: {name} must be {(b, t)}; got {array.shape}")
@@ -74,7 +76,9 @@ def linear_cross_entropy(
     if z_loss < 0:
         raise ValueError(f"linear_cross_entropy: z_loss must not be negative; got {z_loss}")
     arrays = (hidden, kernel, targets, weights)
-    total, *rest = choose("linear_cross_entropy", backend, FORMS, *arrays, z_loss=z_loss, chunk=chunk)(*arrays, z_loss=z_loss, chunk=chunk)
+    total, *rest = choose("linear_cross_entropy", backend, FORMS, *arrays, z_loss=z_loss, chunk=chunk)(
+        *arrays, z_loss=z_loss, chunk=chunk
+    )
     return CrossEntropy(total, *map(jax.lax.stop_gradient, rest))
 
 

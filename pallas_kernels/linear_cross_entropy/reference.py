@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 
-def cross_entropy(hidden, kernel, targets, weights, *, z_loss, **rest) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def cross_entropy(
+    hidden, kernel, targets, weights, *, z_loss, **rest
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """See the front door; returns total, loss, lse and correct."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=wide)

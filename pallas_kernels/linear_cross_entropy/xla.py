@@ -20,7 +20,9 @@ CHUNK = 2**26
 some 400 targets until an H100's or a TPU's matrix units are what limits; a vocabulary of 50,000 gets 1,024."""
 
 
-def cross_entropy(hidden, kernel, targets, weights, *, z_loss, chunk) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def cross_entropy(
+    hidden, kernel, targets, weights, *, z_loss, chunk
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """See the front door; returns total, loss, lse and correct."""
     if chunk is None and targets.size * kernel.shape[1] <= WHOLE:
         return reference.cross_entropy(hidden, kernel, targets, weights, z_loss=z_loss)
@@ -68,13 +70,20 @@ def _over_mesh(hidden, kernel, targets, weights, z_loss: float, chunk: int | Non
         for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
         if kind == AxisType.Auto and mesh.shape[name] > 1
     }
-    rows, columns = _dividing(hidden.shape[0], ("data", "fsdp"), free), _dividing(hidden.shape[1], ("sequence", "tensor"), free)
+    rows, columns = (
+        _dividing(hidden.shape[0], ("data", "fsdp"), free),
+        _dividing(hidden.shape[1], ("sequence", "tensor"), free),
+    )
     used = rows + columns
     run = functools.partial(_all_chunks, z_loss=z_loss, chunk=chunk, with_slopes=with_slopes)
     if not used:
         return run(hidden, kernel.astype(hidden.dtype), targets, weights)
     # Parameters are split over fsdp and tensor: the kernel is gathered here, in hidden's dtype, and its gradient scattered.
-    split = {axis: index for index, axis in enumerate(("fsdp", "tensor")) if axis in used and kernel.shape[index] % free[axis] == 0}
+    split = {
+        axis: index
+        for index, axis in enumerate(("fsdp", "tensor"))
+        if axis in used and kernel.shape[index] % free[axis] == 0
+    }
 
     def part(hidden, kernel, targets, weights):
         kernel = kernel.astype(hidden.dtype)

@@ -101,7 +101,9 @@ def linear_recurrence(
         rows = {"q": q, "k": k, "v": v, **{name: x for name, x in given.items() if not name.startswith("initial")}}
         part = functools.partial(linear_recurrence, erase_before_decay=erase_before_decay, backend=backend)
         return sequence_parallel.over_devices(part, rows, backends.DIMENSIONS, scale, chunk_size), None
-    arguments = dict(given, erase_before_decay=erase_before_decay, scale=scale, return_state=return_state, chunk_size=chunk_size)
+    arguments = dict(
+        given, erase_before_decay=erase_before_decay, scale=scale, return_state=return_state, chunk_size=chunk_size
+    )
     run = choose("linear_recurrence", backend, IMPLEMENTATIONS, q, k, v, **arguments)
     return run(q, k, v, **arguments)
 
@@ -139,7 +141,9 @@ def _check(q, k, v, given, chunk_size) -> None:
     }
     for name, shapes in allowed.items():
         if given[name] is not None and given[name].shape not in shapes:
-            raise ValueError(f"linear_recurrence: {name} must be {' or '.join(map(str, shapes))}; got {given[name].shape}")
+            raise ValueError(
+                f"linear_recurrence: {name} must be {' or '.join(map(str, shapes))}; got {given[name].shape}"
+            )
     if given["erase_write"] is not None and given["erase_read"] is None:
         raise ValueError("linear_recurrence: erase_write without erase_read: there is nothing to erase")
     if given["segment_ids"] is not None and given["initial_state"] is not None and given["initial_segment"] is None:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from recollect.pallas_kernels.dispatch import Implementation, Refusal
 from recollect.pallas_kernels.linear_recurrence import gpu, tpu
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import DeltaWalk, JoinedWalk, Solve, SolveTransposed, Walk
 from recollect.pallas_kernels.linear_recurrence.column_packing import by_walks_of_columns
 from recollect.pallas_kernels.linear_recurrence.kernel_vjp import Walks, by_walks
 from recollect.pallas_kernels.linear_recurrence.reduced_precision import reduced
-from recollect.pallas_kernels.linear_recurrence.chunk_scan import DeltaWalk, JoinedWalk, Solve, SolveTransposed, Walk
 from recollect.pallas_kernels.sharding import over_mesh
 from recollect.pallas_kernels.tuning import Sizes, block_sizes
 
@@ -53,9 +53,9 @@ def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -
         def reckon(**_) -> Sizes:
             return {"chunk": backend.chunk_size(decay, erase, k, v, dtype)}
 
-        return block_sizes(f"linear_recurrence.{name}_chunk", reckon, decay=decay, erase=erase, k=k, v=v, dtype=jnp.dtype(dtype).name)[
-            "chunk"
-        ]
+        return block_sizes(
+            f"linear_recurrence.{name}_chunk", reckon, decay=decay, erase=erase, k=k, v=v, dtype=jnp.dtype(dtype).name
+        )["chunk"]
 
     def local(q, k, v, **given) -> tuple[jax.Array, jax.Array | None]:
         columns = given.pop("value_log_decay", None)
@@ -107,7 +107,9 @@ def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -
         if value_log_decay is not None and erase_read is not None:
             return "its kernels do not erase (erase_read) where columns decay (value_log_decay)"
         if value_log_decay is not None and log_decay is not None and log_decay.ndim == 4:
-            return "its kernels decay the state's rows (log_decay per channel) or its columns (value_log_decay), not both"
+            return (
+                "its kernels decay the state's rows (log_decay per channel) or its columns (value_log_decay), not both"
+            )
         decay = _decay(log_decay, value_log_decay)
         call = (decay, erase_read is not None, k.shape[3], v.shape[3], v.dtype)
         if chunk_size not in (None, backend.chunk_size(*call), chunk(*call)):

@@ -15,7 +15,9 @@ SMALL = 8
 """Squares below this size are sums of products, not matrix products: on CPU a product of 2 x 2 costs a hundred times its arithmetic."""
 
 
-def decayed_products(rows: jax.Array, columns: jax.Array, g: jax.Array | None, seen: jax.Array | None, wide) -> jax.Array:
+def decayed_products(
+    rows: jax.Array, columns: jax.Array, g: jax.Array | None, seen: jax.Array | None, wide
+) -> jax.Array:
     """sum_c rows_ic exp(g_{j+1,c} + ... + g_ic) columns_jc for j <= i, else 0.
 
     A decay per channel cannot be taken out of the sum, and exp(-g) by itself overflows. Between the later and the earlier half of

@@ -189,5 +189,13 @@ class SolveTransposed(Protocol):
     P_ij = pair_ij (q_i . k_j) for j <= i in each chunk."""
 
     def __call__(
-        self, inverse: jax.Array, q: jax.Array, k: jax.Array, do: jax.Array, chunks: Chunks, *, heads: int, scale: float = 1.0
+        self,
+        inverse: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        do: jax.Array,
+        chunks: Chunks,
+        *,
+        heads: int,
+        scale: float = 1.0,
     ) -> Solved: ...

@@ -18,6 +18,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from recollect.pallas_kernels.linear_recurrence.chunk_matrices import running_total
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import STRONGEST_CHANNEL_DECAY
 from recollect.pallas_kernels.linear_recurrence.kernel_vjp import (
     CHANNEL_GROUP,
     Walks,
@@ -25,8 +27,6 @@ from recollect.pallas_kernels.linear_recurrence.kernel_vjp import (
     gathered,
     sums_to_ends,
 )
-from recollect.pallas_kernels.linear_recurrence.chunk_matrices import running_total
-from recollect.pallas_kernels.linear_recurrence.chunk_scan import STRONGEST_CHANNEL_DECAY
 from recollect.pallas_kernels.linear_recurrence.xla import by_channel, carried
 
 
@@ -72,7 +72,11 @@ def by_walks_of_columns(
         # Trailing zeros write nothing and decay nothing; their segment is the last one, so the final state is right.
         rows = {name: jnp.pad(x, ((0, 0), (0, -t % c), (0, 0), (0, 0))) for name, x in rows.items()}
         segments = None if segments is None else jnp.pad(segments, ((0, 0), (0, -t % c)), mode="edge")
-    state = jnp.zeros((b, h, key_dim, value_dim), jnp.float32) if initial_state is None else initial_state.astype(jnp.float32)
+    state = (
+        jnp.zeros((b, h, key_dim, value_dim), jnp.float32)
+        if initial_state is None
+        else initial_state.astype(jnp.float32)
+    )
     o, state = _recurrence(_Setting(walks, c, float(scale)), rows, state, segments, first)
     o = o[:, :t]
     return o if segment_ids is None else jnp.where(real, o, 0), state if return_state else None

@@ -20,13 +20,18 @@ import jax.numpy as jnp
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.linear_recurrence import gpu_body, gpu_inverse
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Decay, Solved, Walked
 from recollect.pallas_kernels.linear_recurrence.gpu_decay import MARKED
 from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, READS, TOTAL, WRITES, Plan
 from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering
-from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Decay, Solved, Walked
 from recollect.pallas_kernels.tuning import block_sizes
 
-LARGEST = {"none": 256, "head": 256, "key": 192, "value": 256}  # key size of a walk, by decay; values may be of any size
+LARGEST = {
+    "none": 256,
+    "head": 256,
+    "key": 192,
+    "value": 256,
+}  # key size of a walk, by decay; values may be of any size
 
 SHORTEST_PIECE = 1024
 """Tokens: below, a piece's own work does not hide what combining the pieces costs."""
@@ -95,7 +100,19 @@ def walk(
     joins = second is not None or second_q is not None
     if (joins and chunks.decay not in ("none", "head")) or (second is not None and second_q is not None):
         raise ValueError("linear_recurrence: pallas_gpu takes second or second_q, without a decay by channel")
-    return _walk(tokens, chunks, heads, scale, initial_state, reverse, strict, checkpoint_every, out_dtype or v.dtype, False, second_scale)
+    return _walk(
+        tokens,
+        chunks,
+        heads,
+        scale,
+        initial_state,
+        reverse,
+        strict,
+        checkpoint_every,
+        out_dtype or v.dtype,
+        False,
+        second_scale,
+    )
 
 
 def delta_walk(
@@ -212,7 +229,9 @@ def _entering(plan: Plan, inputs: Mapping[str, jax.Array], chunks: Chunks) -> ja
         checkpoint_every=None,
         states_only=True,
     )
-    states = gpu_body.launch(alone, {name: x for name, x in inputs.items() if name not in (*unread, "initial")})["state"]
+    states = gpu_body.launch(alone, {name: x for name, x in inputs.items() if name not in (*unread, "initial")})[
+        "state"
+    ]
     states, keeps = states[..., : plan.value_dim], states[..., plan.value_dim :]
     if not alone.transition:
         keeps = _keeps(plan, inputs.get("total"), chunks)
@@ -233,7 +252,9 @@ def _keeps(plan: Plan, total: jax.Array | None, chunks: Chunks) -> jax.Array:
     keeps = jnp.ones((plan.b, plan.pieces - 1, 1, 1, 1), jnp.float32)
     if plan.decay == "head":
         assert chunks.total is not None
-        keeps = jnp.exp(jnp.sum(by_piece(jnp.moveaxis(chunks.total[:, :, CHUNK - 1 :: CHUNK], 1, 2)), axis=2))[..., None, None]
+        keeps = jnp.exp(jnp.sum(by_piece(jnp.moveaxis(chunks.total[:, :, CHUNK - 1 :: CHUNK], 1, 2)), axis=2))[
+            ..., None, None
+        ]
     elif total is not None:
         keeps = jnp.exp(jnp.sum(by_piece(total[:, CHUNK - 1 :: CHUNK]), axis=2))
         keeps = keeps[..., None] if plan.decay == "key" else keeps[..., None, :]
@@ -276,7 +297,13 @@ def solve_transposed(
 
 
 def _solve(
-    tokens: Mapping[str, jax.Array], more: Mapping[str, jax.Array], chunks: Chunks, heads: int, *, keeps: bool = False, scale: float = 1.0
+    tokens: Mapping[str, jax.Array],
+    more: Mapping[str, jax.Array],
+    chunks: Chunks,
+    heads: int,
+    *,
+    keeps: bool = False,
+    scale: float = 1.0,
 ) -> Solved:
     b, t, _, key_dim = tokens["k"].shape
     value_dim = tokens["do" if "do" in tokens else "v"].shape[3]
@@ -350,5 +377,7 @@ def weight_rows(chunks: Chunks, reverse: bool) -> jax.Array:
     if chunks.starts is not None and chunks.ends is not None and chunks.keeps is not None:
         starts, ends = (x.reshape(b, 1, n, 1, c) for x in (chunks.starts, chunks.ends))
         starts, ends = (ends, starts) if reverse else (starts, ends)
-        weights = weights * jnp.where(row == READS, starts, jnp.where(row == WRITES, ends, chunks.keeps.reshape(b, 1, n, 1, 1)))
+        weights = weights * jnp.where(
+            row == READS, starts, jnp.where(row == WRITES, ends, chunks.keeps.reshape(b, 1, n, 1, 1))
+        )
     return jnp.where(row == TOTAL, total, weights)

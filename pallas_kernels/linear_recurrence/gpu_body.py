@@ -34,11 +34,11 @@ from jax.experimental import pallas as pl
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.linear_recurrence import gpu_decay
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Decay
 from recollect.pallas_kernels.linear_recurrence.gpu_channels import ChunkByKey, ChunkByValue
 from recollect.pallas_kernels.linear_recurrence.gpu_chunk import Chunk
 from recollect.pallas_kernels.linear_recurrence.gpu_decay import MARKED, MARKS
 from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, Plan
-from recollect.pallas_kernels.linear_recurrence.chunk_scan import Decay
 from recollect.pallas_kernels.mosaic_gpu import plgpu
 
 KINDS: dict[Decay, type[Chunk]] = {"none": Chunk, "head": Chunk, "key": ChunkByKey, "value": ChunkByValue}
@@ -49,12 +49,15 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     groups, warpgroups = plan.groups(), plan.warpgroups
     stages = {name: count for names, count in groups for name in names}
     staged = {
-        name: plan.buffer((stages[name], *plan.own(name), *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()
+        name: plan.buffer((stages[name], *plan.own(name), *shape), dtype, tile)
+        for name, (shape, dtype, tile) in plan.stages().items()
     }
     space = {name: plan.buffer((1, *plan.own(name), *shape), dtype) for name, (shape, dtype) in plan.space().items()}
     space |= {name: plan.buffer((1, *shape), dtype, False) for name, (shape, dtype) in plan.plain_space().items()}
     copies = [sum(warpgroups if plan.own(name) else 1 for name in group) for group, _ in groups]
-    barriers = [plgpu.Barrier(num_arrivals=many, num_barriers=count) for many, (_, count) in zip(copies, groups, strict=True)]
+    barriers = [
+        plgpu.Barrier(num_arrivals=many, num_barriers=count) for many, (_, count) in zip(copies, groups, strict=True)
+    ]
     meeting = [plgpu.Barrier(num_arrivals=warpgroups)] if warpgroups > 1 else []
     results = plan.results()
     names = (list(inputs), list(results), list(staged), list(space))
@@ -70,7 +73,9 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         scratch_types=[*staged.values(), *space.values(), gpu.plain((warpgroups,), jnp.int32), *barriers, *meeting],
         grid=(plan.splits // warpgroups, plan.heads, plan.b * (plan.pieces - plan.states_only)),
         grid_names=("columns", "head", "batch"),
-        name="linear_recurrence_" + ("delta_walk" if "w" in plan.tokens else "walk") + ("_states" if plan.states_only else ""),
+        name="linear_recurrence_"
+        + ("delta_walk" if "w" in plan.tokens else "walk")
+        + ("_states" if plan.states_only else ""),
         threads=warpgroups if warpgroups > 1 else None,
     )(*inputs.values())
     return dict(zip(results, made, strict=True))

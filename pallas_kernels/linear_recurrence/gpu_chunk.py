@@ -23,7 +23,9 @@ class Chunk:
     here: what was copied with it; space: what its work is laid out in. part, meet: see gpu_decay.scores_by_key.
     """
 
-    def __init__(self, plan: Plan, here: dict[str, Any], space: dict[str, Any], part: Any, meet: Callable[[], None]) -> None:
+    def __init__(
+        self, plan: Plan, here: dict[str, Any], space: dict[str, Any], part: Any, meet: Callable[[], None]
+    ) -> None:
         self.plan, self.here, self.space, self.part, self.meet = plan, here, space, part, meet
 
     def read(self, y: Any, early: Callable[[], None]) -> jax.Array:

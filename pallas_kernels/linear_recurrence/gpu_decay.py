@@ -70,12 +70,18 @@ def lay_references(references: Any, ratios: Any, marks: Any) -> None:
 
 def keep(marks: Any, references: Any, shape: tuple[int, int], by_row: bool, rounded: bool) -> jax.Array:
     """The decay of the state (k, columns) over a chunk, by its rows or by its columns; rounded: but for what `rest` holds."""
-    return _over(jnp.exp2(_load(references.at[LAST + 1], by_row)) if rounded else jnp.exp(_load(marks.at[LAST], by_row)), shape, by_row)
+    return _over(
+        jnp.exp2(_load(references.at[LAST + 1], by_row)) if rounded else jnp.exp(_load(marks.at[LAST], by_row)),
+        shape,
+        by_row,
+    )
 
 
 def rest(marks: Any, references: Any, shape: tuple[int, int], by_row: bool) -> jax.Array:
     """What rounding has left out of weights to the border at the chunk's last token, for a state as in `keep`."""
-    return _over(jnp.exp2(_load(marks.at[LAST], by_row) * LOG2_E - _load(references.at[LAST + 1], by_row)), shape, by_row)
+    return _over(
+        jnp.exp2(_load(marks.at[LAST], by_row) * LOG2_E - _load(references.at[LAST + 1], by_row)), shape, by_row
+    )
 
 
 def scale_to_border(
@@ -122,7 +128,10 @@ def scores_by_key(
     """
     for columns in _slices(q, part):
         later = _exponents(total.at[:, columns], references.at[:, columns])
-        for scaled, x, exponents in ((scaled_q, q, -later if reverse else later), (scaled_k, k, later if reverse else -later)):
+        for scaled, x, exponents in (
+            (scaled_q, q, -later if reverse else later),
+            (scaled_k, k, later if reverse else -later),
+        ):
             scaled.at[:, columns][...] = _times(jnp.exp2(exponents), x.at[:, columns])
     for level in range(LEVELS):
         if level:

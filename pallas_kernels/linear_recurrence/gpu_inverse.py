@@ -25,10 +25,10 @@ from jax.experimental import pallas as pl
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.linear_recurrence import gpu_decay
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import STRONGEST_CHANNEL_DECAY, Decay
 from recollect.pallas_kernels.linear_recurrence.gpu_chunk import seen, weighted
 from recollect.pallas_kernels.linear_recurrence.gpu_decay import MARKED, MARKS
 from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, READS, TOTAL, WRITES
-from recollect.pallas_kernels.linear_recurrence.chunk_scan import STRONGEST_CHANNEL_DECAY, Decay
 from recollect.pallas_kernels.mosaic_gpu import plgpu
 
 KEYS = (*KEYED, "e")  # arrays with the key size; others have the value size
@@ -63,7 +63,10 @@ class Plan:
 
     def copied(self) -> dict[str, Any]:
         """Shared memory of what is read."""
-        space = {name: gpu.tiled((CHUNK, self.key_dim if name in KEYS else self.value_dim), jnp.bfloat16) for name in self.tokens}
+        space = {
+            name: gpu.tiled((CHUNK, self.key_dim if name in KEYS else self.value_dim), jnp.bfloat16)
+            for name in self.tokens
+        }
         if self.backwards:
             space["inverse"] = gpu.tiled(SQUARE, jnp.bfloat16)
         if self.weighted:
@@ -118,7 +121,12 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     made = gpu.kernel(
         body,
         out_type=list(results.values()),
-        scratch_types=[*copied.values(), *space.values(), plgpu.Barrier(num_arrivals=len(copied)), plgpu.Barrier(num_arrivals=MARKS)],
+        scratch_types=[
+            *copied.values(),
+            *space.values(),
+            plgpu.Barrier(num_arrivals=len(copied)),
+            plgpu.Barrier(num_arrivals=MARKS),
+        ],
         grid=(plan.heads, plan.t // CHUNK, plan.b),
         grid_names=("head", "chunk", "batch"),
         name="linear_recurrence_solve" + ("_transposed" if plan.backwards else ""),
@@ -129,7 +137,9 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 class _Chunk:
     """One thread block."""
 
-    def __init__(self, plan: Plan, source: dict[str, Any], target: dict[str, Any], here: dict[str, Any], space: dict[str, Any]) -> None:
+    def __init__(
+        self, plan: Plan, source: dict[str, Any], target: dict[str, Any], here: dict[str, Any], space: dict[str, Any]
+    ) -> None:
         self.plan, self.source, self.target, self.here = plan, source, target, here
         self.head, self.at, self.batch = (jax.lax.axis_index(name) for name in ("head", "chunk", "batch"))
         self.space = space
@@ -166,7 +176,11 @@ class _Chunk:
             return ref.at[self.batch, self.head if ref.shape[1] > 1 else 0, self.at]
         if name == "marks":
             return ref.at[self.batch, pl.ds(self.at * MARKS, MARKS), MARKED - 1, self.head]
-        return ref.at[self.batch, pl.ds(self.at * CHUNK, CHUNK), jax.lax.div(self.head, jnp.int32(self.plan.heads // ref.shape[2]))]
+        return ref.at[
+            self.batch,
+            pl.ds(self.at * CHUNK, CHUNK),
+            jax.lax.div(self.head, jnp.int32(self.plan.heads // ref.shape[2])),
+        ]
 
     def store(self, name: str, place: Any, value: jax.Array) -> None:
         """Starts to store w or u by way of shared memory that is read no more."""
@@ -210,7 +224,9 @@ class _Chunk:
             _lay(factor, inverse * gpu.along_rows(gpu.load_per_column(reads), CHUNK))
         e = here["e"]
         if plan.decay == "key":
-            gpu_decay.scale_to_border(e, here["total"], here["marks"], self.space["references"], later=True, rounded=False)
+            gpu_decay.scale_to_border(
+                e, here["total"], here["marks"], self.space["references"], later=True, rounded=False
+            )
         plgpu.commit_smem()
         if plan.keeps:
             plgpu.copy_smem_to_gmem(self.right[0], self.target["inverse"].at[self.batch, self.head, self.at])
@@ -231,7 +247,9 @@ class _Chunk:
             _lay(self.right, gpu.load(here["inverse"]).astype(jnp.float32) * writes)
         k = here["k"]
         if plan.decay == "key":
-            gpu_decay.scale_to_border(k, here["total"], here["marks"], self.space["references"], later=False, rounded=False)
+            gpu_decay.scale_to_border(
+                k, here["total"], here["marks"], self.space["references"], later=False, rounded=False
+            )
         plgpu.commit_smem()
         read = gpu.mm(self.left[0], here["inverse"], None, (self.left[1], here["inverse"])) * plan.scale
         factors = self.right if plan.weighted else (here["inverse"],)

@@ -77,7 +77,12 @@ class Plan:
     def warpgroups(self) -> int:
         """2 where two blocks of the state's columns share what is made of queries and keys, most of the work beside a decay by key channel;
         each then makes half of the channels, 64, a tile's width."""
-        shares = self.decay == "key" and not self.states_only and "dot_with" not in self.tokens and self.out_dtype == jnp.bfloat16
+        shares = (
+            self.decay == "key"
+            and not self.states_only
+            and "dot_with" not in self.tokens
+            and self.out_dtype == jnp.bfloat16
+        )
         return 2 if shares and self.key_dim == 128 and self.value_dim % (2 * self.columns) == 0 else 1
 
     @property
@@ -100,7 +105,11 @@ class Plan:
         """What is read out: name, and where it is laid out before it is stored."""
         places = {"o": "scores"} if "q" in self.tokens else {}
         places |= {"second_o": "second_scores"} if "second_q" in self.tokens else {}
-        return places if self.out_dtype == jnp.bfloat16 and self.columns == CHUNK else {name: f"{name}_out" for name in places}
+        return (
+            places
+            if self.out_dtype == jnp.bfloat16 and self.columns == CHUNK
+            else {name: f"{name}_out" for name in places}
+        )
 
     @property
     def stepped(self) -> bool:
@@ -155,7 +164,9 @@ class Plan:
             laid["scores"] = ((CHUNK, CHUNK), jnp.bfloat16)
             if "second_q" in self.tokens or "second_k" in self.tokens:
                 laid["second_scores"] = ((CHUNK, CHUNK), jnp.bfloat16)
-            laid |= {place: ((CHUNK, self.columns), self.out_dtype) for place in self.outputs.values() if place not in laid}
+            laid |= {
+                place: ((CHUNK, self.columns), self.out_dtype) for place in self.outputs.values() if place not in laid
+            }
         if "w" in self.tokens:
             laid["y"] = ((CHUNK, self.columns), jnp.bfloat16)
         if self.decay == "value" and "q" in self.tokens:
@@ -176,7 +187,11 @@ class Plan:
         """
         if self.decay == "value" and self.key_dim > 192:
             return 1  # the addresses of two cost registers that this one lacks: 4 to 8 bytes were spilled
-        if self.warpgroups == 1 and self.by_channel and self.bytes_taken(1) <= gpu.SHARED_MEMORY_BYTES // 2 - 2048 < self.bytes_taken(2):
+        if (
+            self.warpgroups == 1
+            and self.by_channel
+            and self.bytes_taken(1) <= gpu.SHARED_MEMORY_BYTES // 2 - 2048 < self.bytes_taken(2)
+        ):
             return 1
         if len(self.tokens) > 4 and 2 * self.bytes_taken(1) <= gpu.SHARED_MEMORY_BYTES - 4096 < 2 * self.bytes_taken(2):
             return 1  # two blocks a core, which hide each other's copies
@@ -194,7 +209,9 @@ class Plan:
     def early(self, name: str, stages: int) -> bool:
         """Whether an array has one stage, others having `stages`, and is copied to it again as soon as it is read."""
         early = {"key": ("total",), "value": ("total", "v")}.get(self.decay, ())
-        return name in early and self.stepped and "second_k" not in self.tokens and (stages == 1 or self.warpgroups == 2)
+        return (
+            name in early and self.stepped and "second_k" not in self.tokens and (stages == 1 or self.warpgroups == 2)
+        )
 
     def groups(self) -> list[tuple[tuple[str, ...], int]]:
         """What is copied with each chunk and to how many stages, in groups that are waited for apart: at its end, and early, as soon as the
@@ -212,7 +229,9 @@ class Plan:
         """The kernel's outputs. dots: a part for each block of columns. states_only: (b, pieces - 1, h, k, v + k of T) alone."""
         b, t, h, keys, values = self.b, self.t, self.heads, self.key_dim, self.value_dim
         if self.states_only:
-            return {"state": jax.ShapeDtypeStruct((b, self.pieces - 1, h, keys, self.splits * self.columns), jnp.float32)}
+            return {
+                "state": jax.ShapeDtypeStruct((b, self.pieces - 1, h, keys, self.splits * self.columns), jnp.float32)
+            }
         made = {"state": jax.ShapeDtypeStruct((b, h, keys, values), jnp.float32)}
         made |= {name: jax.ShapeDtypeStruct((b, t, h, values), self.out_dtype) for name in self.outputs}
         if self.keeps_y:
@@ -222,5 +241,7 @@ class Plan:
             if other in self.tokens:
                 made[name] = jax.ShapeDtypeStruct((values // self.columns, b, h, t), jnp.float32)
         if self.checkpoint_every is not None:
-            made["checkpoints"] = jax.ShapeDtypeStruct((b, h, -(-self.n // self.checkpoint_every), keys, values), jnp.float32)
+            made["checkpoints"] = jax.ShapeDtypeStruct(
+                (b, h, -(-self.n // self.checkpoint_every), keys, values), jnp.float32
+            )
         return made

@@ -176,7 +176,9 @@ def _erase_forwards(setting, rows, state, chunks, keeps) -> tuple[Walked, Solved
     heads = rows["v"].shape[2]
     strength = rows["strength"][..., 0] if "strength" in rows else None
     decay = rows["g"] if setting.decay == "key" else None
-    solved = setting.walks.solve(rows["e"], rows["k"], rows["v"], chunks, heads=heads, strength=strength, log_decay=decay, keeps=keeps)
+    solved = setting.walks.solve(
+        rows["e"], rows["k"], rows["v"], chunks, heads=heads, strength=strength, log_decay=decay, keeps=keeps
+    )
     chunks = chunks if solved.total is None else dataclasses.replace(chunks, total=solved.total)
     walked = setting.walks.delta_walk(
         solved.w,
@@ -221,11 +223,18 @@ def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
     walk = functools.partial(setting.walks.walk, heads=heads)
     written = v if y is None else y
     scaled = None if dstate is None else dstate.astype(jnp.float32) / scale
-    joined = functools.partial(setting.walks.joined, heads=heads) if y is not None and decay != "key" and setting.walks.joined else None
+    joined = (
+        functools.partial(setting.walks.joined, heads=heads)
+        if y is not None and decay != "key" and setting.walks.joined
+        else None
+    )
     found: dict[str, Any] = {}
     dotted: dict[str, Any] = {}
     if y is None:
-        back, of_state = walk(k, q, do, chunks, scale=scale, initial_state=scaled, reverse=True, checkpoint_every=every), scale
+        back, of_state = (
+            walk(k, q, do, chunks, scale=scale, initial_state=scaled, reverse=True, checkpoint_every=every),
+            scale,
+        )
         found["v"] = back.o
     else:
         e = rows["e"]
@@ -239,15 +248,21 @@ def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
             found["strength"] = jnp.sum(wide_x * v.astype(jnp.float32), axis=-1, keepdims=True)
     if joined is not None:
         second = {"second_q": x, "second_scale": -1.0} | ({"second_dot_with": e} if decay == "head" else {})
-        to_q = joined(do, written, k, turned, scale=scale, initial_state=_turn(state), checkpoint_every=every, **dots(q), **second)
+        to_q = joined(
+            do, written, k, turned, scale=scale, initial_state=_turn(state), checkpoint_every=every, **dots(q), **second
+        )
         # Its state is -dS, as in `_dual`.
         start = None if dstate is None else -_turn(dstate)
         second = {"second": (do, q), "second_scale": -scale}
-        to_k = joined(written, x, e, turned, scale=-1.0, initial_state=start, reverse=True, strict=True, **dots(k), **second)
+        to_k = joined(
+            written, x, e, turned, scale=-1.0, initial_state=start, reverse=True, strict=True, **dots(k), **second
+        )
         found |= {"e": to_q.second_o}
         dotted |= {"e": to_q.second_dots}
     else:
-        to_q = walk(do, written, k, turned, scale=scale, initial_state=_turn(state), checkpoint_every=every, **dots(q), **wide)
+        to_q = walk(
+            do, written, k, turned, scale=scale, initial_state=_turn(state), checkpoint_every=every, **dots(q), **wide
+        )
         to_k = walk(written, do, q, turned, scale=scale, initial_state=_turn(scaled), reverse=True, **dots(k), **wide)
     found |= {"q": to_q.o, "k": to_k.o}
     dotted |= {"q": to_q.dots, "k": to_k.dots}
@@ -264,7 +279,9 @@ def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
         gradients["k"] = found["k"] + itself * jnp.repeat(q, heads // q.shape[2], axis=2).astype(jnp.float32)
     gradients = {name: gathered(x, rows[name]) for name, x in gradients.items()}
     if decay != "none":
-        gradients["g"] = _decay_gradient(setting, rows, found, dotted, to_q.checkpoints, after, of_state * back.checkpoints, every, chunks)
+        gradients["g"] = _decay_gradient(
+            setting, rows, found, dotted, to_q.checkpoints, after, of_state * back.checkpoints, every, chunks
+        )
     return gradients, None if state is None else of_state * back.state
 
 

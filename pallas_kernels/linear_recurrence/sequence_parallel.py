@@ -28,7 +28,11 @@ Recurrence = Callable[..., tuple[jax.Array, jax.Array | None]]
 
 
 def over_devices(
-    run: Recurrence, arrays: Mapping[str, jax.Array | None], dimensions: Mapping[str, Dimensions], scale: float, chunk_size: int | None
+    run: Recurrence,
+    arrays: Mapping[str, jax.Array | None],
+    dimensions: Mapping[str, Dimensions],
+    scale: float,
+    chunk_size: int | None,
 ) -> jax.Array:
     """The front door's outputs from a zero state, tokens split over the ambient mesh's axis sequence.
 
@@ -38,7 +42,14 @@ def over_devices(
     """
 
     def part(q, k, v, log_decay, value_log_decay, write_strength, erase_read, erase_write, segment_ids):
-        rows = {"q": q, "k": k, "v": v, "write_strength": write_strength, "erase_read": erase_read, "erase_write": erase_write}
+        rows = {
+            "q": q,
+            "k": k,
+            "v": v,
+            "write_strength": write_strength,
+            "erase_read": erase_read,
+            "erase_write": erase_write,
+        }
         if log_decay is not None:
             rows["log_decay"] = jnp.broadcast_to(log_decay, v.shape[:3]) if log_decay.ndim == 1 else log_decay
         if value_log_decay is not None:
@@ -51,7 +62,9 @@ def over_devices(
         else:
             (states, keeps), columns = through_erasing(run, rows, shared), None
         columns = None if columns is None else sequence_collectives.stacked(columns)
-        states = sequence_collectives.own(entering(sequence_collectives.stacked(states), sequence_collectives.stacked(keeps), columns=columns))
+        states = sequence_collectives.own(
+            entering(sequence_collectives.stacked(states), sequence_collectives.stacked(keeps), columns=columns)
+        )
         return run(**rows, **shared, scale=scale, initial_state=states)[0]
 
     return over_sequence(part, {name: dimensions[name] for name in arrays}, "b t h v")(**arrays)
@@ -106,7 +119,9 @@ def through_erasing(run: Recurrence, rows, shared) -> tuple[jax.Array, jax.Array
     return states[..., :value_dim], states[..., value_dim:]
 
 
-def entering(states: jax.Array, keeps: jax.Array, first: jax.Array | None = None, columns: jax.Array | None = None) -> jax.Array:
+def entering(
+    states: jax.Array, keeps: jax.Array, first: jax.Array | None = None, columns: jax.Array | None = None
+) -> jax.Array:
     """The states that enter n pieces, and the one after the last.
 
     Args:

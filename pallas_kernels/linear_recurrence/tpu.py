@@ -22,10 +22,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.linear_recurrence import tpu_blocks, tpu_chunk
-from recollect.pallas_kernels.linear_recurrence.tpu_chunk import BASE, Kind
-from recollect.pallas_kernels.linear_recurrence.tpu_inverse import solve
-from recollect.pallas_kernels.linear_recurrence.tpu_inverse import solve_transposed
 from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Decay, Walked
+from recollect.pallas_kernels.linear_recurrence.tpu_chunk import BASE, Kind
 
 LARGEST_HEAD = 256
 
@@ -103,7 +101,14 @@ def delta_walk(
 
 
 def _walk(
-    rows: dict[str, jax.Array], chunks: Chunks, kind: Kind, heads: int, initial_state, every: int | None, out_dtype, keeps_y=False
+    rows: dict[str, jax.Array],
+    chunks: Chunks,
+    kind: Kind,
+    heads: int,
+    initial_state,
+    every: int | None,
+    out_dtype,
+    keeps_y=False,
 ) -> Walked:
     b, t, _, value_dim = rows["v"].shape
     key_dim, c = rows["k"].shape[3], chunks.size
@@ -143,7 +148,9 @@ def _walk(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=_cost(inputs, outputs, b * heads * n, kind, rows, key_dim, value_dim),
         interpret=pltpu.InterpretParams(detect_races=True) if how == "races" else how == "values",
-        name="_".join(("recurrence", "delta" if "w" in rows else "walk", kind.decay, *(["reverse"] if kind.reverse else []))),
+        name="_".join(
+            ("recurrence", "delta" if "w" in rows else "walk", kind.decay, *(["reverse"] if kind.reverse else []))
+        ),
     )(*(x for _, x, _ in inputs))
     results = dict(zip((name for name, *_ in outputs), found, strict=True))
     results |= {name: placed.as_rows(results[name], value_dim) for name in produced}
@@ -235,7 +242,12 @@ def _cost(inputs, outputs, programs: int, kind: Kind, rows, key_dim: int, value_
     levels = 1 + int(math.log2(max(c, BASE) // BASE)) if kind.decay in ("key", "value") else 1
     products = 2 * c * key_dim * value_dim * (1 + ("w" in rows) + ("second_k" in rows) + ("q" in rows))
     if "q" in rows:
-        products += 2 * c * c * (key_dim * (levels if kind.decay == "key" else 1) + value_dim * (levels if kind.decay == "value" else 1))
+        products += (
+            2
+            * c
+            * c
+            * (key_dim * (levels if kind.decay == "key" else 1) + value_dim * (levels if kind.decay == "value" else 1))
+        )
     channels = {"none": 0, "head": c, "key": (levels + 3) * key_dim, "value": (levels + 3) * value_dim}[kind.decay]
     moved = sum(x.size * x.dtype.itemsize for _, x, _ in (*inputs, *outputs))
     return pl.CostEstimate(flops=programs * products, transcendentals=programs * c * channels, bytes_accessed=moved)

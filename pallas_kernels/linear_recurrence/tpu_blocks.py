@@ -12,8 +12,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from recollect.pallas_kernels.linear_recurrence import tpu_chunk
-from recollect.pallas_kernels.linear_recurrence.tpu_chunk import Documents
 from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks
+from recollect.pallas_kernels.linear_recurrence.tpu_chunk import Documents
 
 LANES, SUBLANES = 128, 8
 # Of the 16 MiB a program may take on v5e; the other half is for what it computes.
@@ -86,7 +86,11 @@ class Placed:
         if chunks.segments is not None:
             b, n, c = self.b, self.n, self.c
             inputs += [("segments", *self.of_chunk(chunks.segments.reshape(b, n, 1, c)))]
-            reach = [jnp.broadcast_to(x.reshape(b, n, -1), (b, n, c)) for x in (chunks.starts, chunks.ends, chunks.keeps) if x is not None]
+            reach = [
+                jnp.broadcast_to(x.reshape(b, n, -1), (b, n, c))
+                for x in (chunks.starts, chunks.ends, chunks.keeps)
+                if x is not None
+            ]
             inputs += [("reach", *self.of_chunk(jnp.stack(reach, axis=2)))]
         return inputs
 
@@ -117,11 +121,15 @@ class Placed:
         return self.n - 1 - j if self.reverse else j
 
 
-def plan_heads(given: Mapping[str, Any], produced: dict[str, Any], heads: int, key_dim: int, value_dim: int, c: int) -> Plan:
+def plan_heads(
+    given: Mapping[str, Any], produced: dict[str, Any], heads: int, key_dim: int, value_dim: int, c: int
+) -> Plan:
     """The fewest heads a program that fill whole lanes and are enough, else the most that fit; one transposed head where none fit."""
     shapes = [(x.shape[2], x.shape[3], x.dtype.itemsize) for x in given.values()]
     shapes += [(heads, value_dim, dtype.itemsize) for dtype in produced.values()]
-    fitting = [g for g in range(1, heads + 1) if heads % g == 0 and all(_whole_lanes(g, heads, hx, d) for hx, d, _ in shapes)]
+    fitting = [
+        g for g in range(1, heads + 1) if heads % g == 0 and all(_whole_lanes(g, heads, hx, d) for hx, d, _ in shapes)
+    ]
     fitting = [g for g in fitting if _block_bytes(g, heads, shapes, key_dim, value_dim, c) <= BLOCK_BYTES]
     if not fitting:
         return Plan(heads, 1, False)
@@ -133,7 +141,11 @@ def side_by_side(group: int, held: Iterable[int], key_dim: int, value_dim: int) 
     """How many heads of a program share lanes in the kernel: as fill them, where every operand has a head for each."""
     if any(heads != group for heads in held) or key_dim % SUBLANES:
         return 1
-    return max(heads for heads in range(1, group + 1) if group % heads == 0 and (heads == 1 or heads * max(key_dim, value_dim) <= LANES))
+    return max(
+        heads
+        for heads in range(1, group + 1)
+        if group % heads == 0 and (heads == 1 or heads * max(key_dim, value_dim) <= LANES)
+    )
 
 
 def _whole_lanes(group: int, heads: int, operand_heads: int, d: int) -> bool:
@@ -162,9 +174,15 @@ def check(rows: dict[str, jax.Array], chunks: Chunks, heads: int) -> None:
     b, t = rows["v"].shape[:2]
     c = chunks.size
     if c % SUBLANES or t % c:
-        raise ValueError(f"linear_recurrence: the TPU kernels take chunks of a multiple of {SUBLANES} tokens that divides {t}; this is {c}")
+        raise ValueError(
+            f"linear_recurrence: the TPU kernels take chunks of a multiple of {SUBLANES} tokens that divides {t}; this is {c}"
+        )
     if chunks.decay in ("key", "value") and c & (c - 1):
-        raise ValueError(f"linear_recurrence: with a decay per channel the TPU kernels take chunks of a power of two; this is {c}")
+        raise ValueError(
+            f"linear_recurrence: with a decay per channel the TPU kernels take chunks of a power of two; this is {c}"
+        )
     for name, x in rows.items():
         if x.shape[:2] != (b, t) or heads % x.shape[2]:
-            raise ValueError(f"linear_recurrence: {name} must be {(b, t)} + (a divisor of {heads}, channels); got {x.shape}")
+            raise ValueError(
+                f"linear_recurrence: {name} must be {(b, t)} + (a divisor of {heads}, channels); got {x.shape}"
+            )

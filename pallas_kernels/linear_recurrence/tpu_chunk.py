@@ -28,7 +28,9 @@ from jax import lax
 
 from recollect.pallas_kernels.linear_recurrence.chunk_scan import Decay
 
-BASE = 16  # tokens of the smallest block: 8 on either side of its middle, each decaying by at most e^-10, stay within fp32
+BASE = (
+    16  # tokens of the smallest block: 8 on either side of its middle, each decaying by at most e^-10, stay within fp32
+)
 LARGEST_EXPONENT = 80.0  # e^80 = 5.5e34: times a value below 6,000 it is finite in fp32, and times a masked 0 it is 0
 
 
@@ -82,7 +84,9 @@ class Level:
 
 def weights(kind: Kind, total: Sequence[jax.Array], documents: Documents | None, value_dim: int) -> Weights:
     """total: nothing without decay, (1, c) per head for a decay per head, one (c, channels) for one per channel; sums inside the chunk."""
-    starts, ends, keeps = (None, None, None) if documents is None else (documents.starts, documents.ends, documents.keeps)
+    starts, ends, keeps = (
+        (None, None, None) if documents is None else (documents.starts, documents.ends, documents.keeps)
+    )
     if kind.decay == "none":
         reads, writes = (ends, starts) if kind.reverse else (starts, ends)
         return Weights((_both(_ordered(kind), documents),) * kind.heads, (), reads, writes, keeps)
@@ -111,13 +115,22 @@ def products(kind: Kind, q: jax.Array, k: jax.Array) -> list[jax.Array]:
 
 
 def read(
-    kind: Kind, weights: Weights, q: jax.Array, k: jax.Array, written: jax.Array, state: jax.Array, raw: list[jax.Array] | None
+    kind: Kind,
+    weights: Weights,
+    q: jax.Array,
+    k: jax.Array,
+    written: jax.Array,
+    state: jax.Array,
+    raw: list[jax.Array] | None,
 ) -> jax.Array:
     """o (c, v) fp32: scale (reads_i . q_i S + sum_j pair_ij (q_i . k_j) written_j). raw: `products` of q and k, not for decay "key"."""
     dtype, heads = q.dtype, range(kind.heads)
     if kind.decay == "key":
         out = from_state(_times(q, weights.reads).astype(dtype), state)
-        apart = [(level.pairs, products(kind, (q * level.row).astype(dtype), (k * level.column).astype(dtype))) for level in weights.levels]
+        apart = [
+            (level.pairs, products(kind, (q * level.row).astype(dtype), (k * level.column).astype(dtype)))
+            for level in weights.levels
+        ]
         for head in heads:
             scores = _sum(jnp.where(pairs, found[head], 0) for pairs, found in apart)
             out = out + plain(scores.astype(dtype), only(written, head, kind.heads))
@@ -127,7 +140,9 @@ def read(
         for level in weights.levels:
             parts = in_parts(written * level.column, dtype)
             masked = [jnp.where(level.pairs, raw[head], 0).astype(dtype) for head in heads]
-            out = out + level.row * _sum(plain(masked[head], only(part, head, kind.heads)) for head in heads for part in parts)
+            out = out + level.row * _sum(
+                plain(masked[head], only(part, head, kind.heads)) for head in heads for part in parts
+            )
         for head, pairs in enumerate(weights.pairs):
             weighed = jnp.where(pairs, raw[head], 0) if kind.decay == "none" else raw[head] * pairs
             out = out + plain(weighed.astype(dtype), only(written, head, kind.heads))
@@ -151,7 +166,10 @@ def outer(kind: Kind, weights: Weights, k: jax.Array, written: jax.Array) -> jax
         update = _sum(product(k, part, 0, 0) for part in in_parts(_times(written, weights.writes), dtype))
     if kind.heads == 1:
         return update
-    own = [_lanes(update.shape, 0, head, kind.heads) & _lanes(update.shape, 1, head, kind.heads) for head in range(kind.heads)]
+    own = [
+        _lanes(update.shape, 0, head, kind.heads) & _lanes(update.shape, 1, head, kind.heads)
+        for head in range(kind.heads)
+    ]
     return jnp.where(functools.reduce(operator.or_, own), update, 0)
 
 
@@ -210,7 +228,9 @@ def as_row(column: jax.Array) -> jax.Array:
 def product(a: jax.Array, b: jax.Array, of_a: int, of_b: int) -> jax.Array:
     """Sums products of two matrices over axis of_a of a and of_b of b: fp32, of fp32 with all its bits."""
     precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+    return lax.dot_general(
+        a, b, (((of_a,), (of_b,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )
 
 
 def _lanes(shape: tuple[int, ...], axis: int, head: int, heads: int):
@@ -247,7 +267,10 @@ def _levels(kind: Kind, total, documents):
 
 def _spread(total, block: int, at: int):
     """Row `at` of every block of rows, for all rows of the block."""
-    parts = [jnp.broadcast_to(total[start + at : start + at + 1], (block, total.shape[1])) for start in range(0, total.shape[0], block)]
+    parts = [
+        jnp.broadcast_to(total[start + at : start + at + 1], (block, total.shape[1]))
+        for start in range(0, total.shape[0], block)
+    ]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=0)
 
 

@@ -18,9 +18,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.linear_recurrence import tpu_blocks, tpu_chunk
-from recollect.pallas_kernels.linear_recurrence.tpu_chunk import Kind, Weights
 from recollect.pallas_kernels.linear_recurrence.chunk_matrices import running_total, unit_inverse_by_ladder
 from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Solved
+from recollect.pallas_kernels.linear_recurrence.tpu_chunk import Kind, Weights
 
 
 def solve(e, k, v, chunks: Chunks, *, heads: int, strength=None, log_decay=None, keeps: bool = True) -> Solved:
@@ -48,7 +48,15 @@ def solve_transposed(inverse, q, k, do, chunks: Chunks, *, heads: int, scale: fl
 
 
 def _launch(
-    rows: dict[str, jax.Array], chunks: Chunks, heads: int, value_dim: int, scale: float, *, strength=None, inverse=None, keeps=False
+    rows: dict[str, jax.Array],
+    chunks: Chunks,
+    heads: int,
+    value_dim: int,
+    scale: float,
+    *,
+    strength=None,
+    inverse=None,
+    keeps=False,
 ):
     value = rows["do" if inverse is not None else "v"]
     b, t = value.shape[:2]
@@ -59,7 +67,10 @@ def _launch(
     if chunks.decay == "key":
         assert chunks.total is not None
         given["total"] = chunks.total
-    like = {"w": jax.ShapeDtypeStruct((b, t, heads, key_dim), compute), "u": jax.ShapeDtypeStruct((b, t, heads, value_dim), compute)}
+    like = {
+        "w": jax.ShapeDtypeStruct((b, t, heads, key_dim), compute),
+        "u": jax.ShapeDtypeStruct((b, t, heads, value_dim), compute),
+    }
     plan = tpu_blocks.plan_heads(given | like, {}, heads, key_dim, value_dim, c)
     placed = tpu_blocks.Placed(plan, b, t // c, c, False)
     inputs = [(name, *placed.rows(x)) for name, x in given.items()]
@@ -80,7 +91,12 @@ def _launch(
     how = dispatch.interpretation()
     found = pl.pallas_call(
         functools.partial(
-            _kernel, names=([x[0] for x in inputs], [x[0] for x in outputs]), kind=kind, group=plan.group, held=held, sizes=sizes
+            _kernel,
+            names=([x[0] for x in inputs], [x[0] for x in outputs]),
+            kind=kind,
+            group=plan.group,
+            held=held,
+            sizes=sizes,
         ),
         grid=(b, heads // plan.group, t // c),
         in_specs=[spec for *_, spec in inputs],
@@ -110,13 +126,22 @@ def _kernel(*refs, names, kind: Kind, group: int, held: dict[str, int], sizes: t
             return ref[name][0, :, at * width : (at + kind.heads) * width]
 
         own = range(first, first + kind.heads)
-        total = [ref["total"][0, head, 0] for head in own] if kind.decay == "head" else [of("total")] if kind.decay == "key" else []
+        total = (
+            [ref["total"][0, head, 0] for head in own]
+            if kind.decay == "head"
+            else [of("total")]
+            if kind.decay == "key"
+            else []
+        )
         weights = tpu_chunk.weights(kind, total, documents, sizes[0])
         k = of("k")
         if "inverse" in ref:
             do, scores = of("do"), _scores(kind, weights, of("q"), k)
             inverses = [ref["inverse"][0, head, 0].astype(jnp.float32) for head in own]
-            read = [kind.scale * _exact(product, inverse, k.dtype, 0) for product, inverse in zip(scores, inverses, strict=True)]
+            read = [
+                kind.scale * _exact(product, inverse, k.dtype, 0)
+                for product, inverse in zip(scores, inverses, strict=True)
+            ]
             target["w"][0, :, key_lanes] = _apply(inverses, _times(k, weights.writes), kind, k.dtype, 1).astype(k.dtype)
             target["u"][0, :, value_lanes] = _apply(read, do, kind, k.dtype, 1).astype(k.dtype)
             continue
@@ -135,7 +160,10 @@ def _scores(kind: Kind, weights: Weights, rows: jax.Array, k: jax.Array) -> list
     """Of each head (c, c) fp32: products of rows with k, masked, weighted by pairs."""
     if kind.decay != "key":
         raw = tpu_chunk.products(kind, rows, k)
-        return [jnp.where(pairs, x, 0) if kind.decay == "none" else x * pairs for x, pairs in zip(raw, weights.pairs, strict=True)]
+        return [
+            jnp.where(pairs, x, 0) if kind.decay == "none" else x * pairs
+            for x, pairs in zip(raw, weights.pairs, strict=True)
+        ]
     found = [jnp.zeros((kind.size, kind.size), jnp.float32)] * kind.heads
     for level in weights.levels:
         raw = tpu_chunk.products(kind, (rows * level.row).astype(k.dtype), (k * level.column).astype(k.dtype))
@@ -150,14 +178,18 @@ def _scores(kind: Kind, weights: Weights, rows: jax.Array, k: jax.Array) -> list
 
 def _apply(matrices: list[jax.Array], x: jax.Array, kind: Kind, dtype: Any, transposed: int) -> jax.Array:
     """Each head's (c, c) matrix, or its transpose, times that head's lanes of x."""
-    parts = [_exact(matrix, tpu_chunk.only(x, head, kind.heads), dtype, transposed) for head, matrix in enumerate(matrices)]
+    parts = [
+        _exact(matrix, tpu_chunk.only(x, head, kind.heads), dtype, transposed) for head, matrix in enumerate(matrices)
+    ]
     return functools.reduce(lambda a, b: a + b, parts)
 
 
 def _exact(a: jax.Array, b: jax.Array, dtype: Any, transposed: int) -> jax.Array:
     """a b or a^T b, fp32, of factors that are fp32, in products of dtype."""
     left, right = tpu_chunk.in_parts(a, dtype), tpu_chunk.in_parts(b, dtype)
-    products = [tpu_chunk.product(x, y, 1 - transposed, 0) for i, x in enumerate(left) for j, y in enumerate(right) if i + j < 2]
+    products = [
+        tpu_chunk.product(x, y, 1 - transposed, 0) for i, x in enumerate(left) for j, y in enumerate(right) if i + j < 2
+    ]
     return functools.reduce(lambda x, y: x + y, products)
 
 

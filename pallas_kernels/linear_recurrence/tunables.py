@@ -15,7 +15,9 @@ from recollect.pallas_kernels.tuning.measure import Tunable
 
 def _build(key: Key, backend: str):
     """Forward and gradient of a recurrence of this key, on kernels and without."""
-    b, t, h, k, v = (int(key.get(name, given)) for name, given in (("b", 4), ("t", 4096), ("h", 16), ("k", 64), ("v", 64)))
+    b, t, h, k, v = (
+        int(key.get(name, given)) for name, given in (("b", 4), ("t", 4096), ("h", 16), ("k", 64), ("v", 64))
+    )
     k = k if "k" in key else v
     dtype = jnp.dtype(str(key.get("dtype", "bfloat16")))
     keys = jax.random.split(jax.random.key(0), 5)

@@ -70,9 +70,13 @@ def chunked(
         v = (strength * v).astype(dtype)
     q = q * jnp.asarray(scale, q.dtype)
     rows = {"q": q, "k": k, "v": v, "e": erase_read, "u": erase_write}
-    rows = {name: x if name == "v" else jnp.repeat(x, h // x.shape[2], axis=2) for name, x in rows.items() if x is not None}
+    rows = {
+        name: x if name == "v" else jnp.repeat(x, h // x.shape[2], axis=2) for name, x in rows.items() if x is not None
+    }
     if log_decay is not None:
-        rows["g"] = jnp.broadcast_to(by_channel(log_decay, wide), (b, t, h, log_decay.shape[3] if log_decay.ndim == 4 else 1))
+        rows["g"] = jnp.broadcast_to(
+            by_channel(log_decay, wide), (b, t, h, log_decay.shape[3] if log_decay.ndim == 4 else 1)
+        )
     if value_log_decay is not None:
         rows["c"] = value_log_decay.astype(wide)
     segments = None
@@ -94,7 +98,11 @@ def chunked(
     before = None
     if segments is not None:
         segments = segments.reshape(b, n, c)
-        first = initial_segment if initial_segment is not None and initial_state is not None else jnp.zeros(b, segments.dtype)
+        first = (
+            initial_segment
+            if initial_segment is not None and initial_state is not None
+            else jnp.zeros(b, segments.dtype)
+        )
         before = jnp.concatenate([first[:, None], segments[:, :-1, -1]], axis=1)
     state = jnp.zeros((b, h, key_dim, value_dim), wide) if initial_state is None else initial_state.astype(wide)
     reads = n > 1 or initial_state is not None

@@ -64,14 +64,23 @@ def tile_allows(rule: Rule, query: Mapping[str, Any], key: Mapping[str, Any]) ->
     return allowed
 
 
-def padded_fields(query: Fields, key: Fields, lengths: tuple[int, int], padded: tuple[int, int]) -> tuple[Fields, Fields]:
+def padded_fields(
+    query: Fields, key: Fields, lengths: tuple[int, int], padded: tuple[int, int]
+) -> tuple[Fields, Fields]:
     """Both sides' fields at the padded lengths (t, s), zeros at the end; with segments if there is padding or either side has them."""
     if SEGMENTS in query or SEGMENTS in key or lengths != padded:
-        query, key = ({SEGMENTS: np.ones((1, n), np.int32), **fields} for n, fields in zip(lengths, (query, key), strict=True))
+        query, key = (
+            {SEGMENTS: np.ones((1, n), np.int32), **fields} for n, fields in zip(lengths, (query, key), strict=True)
+        )
     sides = []
     for fields, n, size in zip((query, key), lengths, padded, strict=True):
         pads = ((0, 0), (0, size - n))
-        sides.append({name: (np if isinstance(x, np.ndarray) else jnp).pad(x.astype(np.int32), pads) for name, x in fields.items()})
+        sides.append(
+            {
+                name: (np if isinstance(x, np.ndarray) else jnp).pad(x.astype(np.int32), pads)
+                for name, x in fields.items()
+            }
+        )
     return sides[0], sides[1]
 
 
@@ -129,7 +138,9 @@ class BlockSchedule:
         return _visits(jnp.where(own, jnp.asarray(kinds)[:, None], EMPTY), most)
 
 
-def block_schedule(rule: Rule, query: Fields, key: Fields, lengths: tuple[int, int], tiles: tuple[int, int]) -> BlockSchedule:
+def block_schedule(
+    rule: Rule, query: Fields, key: Fields, lengths: tuple[int, int], tiles: tuple[int, int]
+) -> BlockSchedule:
     """The schedule of a rule over tiles.
 
     Args:
@@ -160,7 +171,9 @@ def _known(field: Array) -> Array:
     return field if isinstance(field, np.ndarray) else jax.ShapeDtypeStruct((1, field.shape[1]), np.int32)
 
 
-def _bounds(rule: Rule, query: Fields, key: Fields, tiles: tuple[int, int], counts: tuple[int, int]) -> tuple[Array, Array]:
+def _bounds(
+    rule: Rule, query: Fields, key: Fields, tiles: tuple[int, int], counts: tuple[int, int]
+) -> tuple[Array, Array]:
     """Whether some pair may be, and every pair is, allowed: (b', nq, nk) each, numpy if all fields are known."""
     query_ranges, key_ranges = (
         {name: _range(x, fields.get(SEGMENTS), tile, axis) for name, x in fields.items()}
@@ -170,13 +183,19 @@ def _bounds(rule: Rule, query: Fields, key: Fields, tiles: tuple[int, int], coun
     for ranges, fields, tile, axis in ((query_ranges, query, tiles[0], 2), (key_ranges, key, tiles[1], 1)):
         if SEGMENTS in fields:
             # A tile of nothing but padding has an empty range.
-            some, every = some & (ranges[SEGMENTS].low <= ranges[SEGMENTS].high), every & _no_padding(fields[SEGMENTS], tile, axis)
+            some, every = (
+                some & (ranges[SEGMENTS].low <= ranges[SEGMENTS].high),
+                every & _no_padding(fields[SEGMENTS], tile, axis),
+            )
     xp = jnp if isinstance(some, jax.Array) or isinstance(every, jax.Array) else np
     shape = np.broadcast_shapes(np.shape(some), np.shape(every), (1, *counts))
     return xp.broadcast_to(some, shape), xp.broadcast_to(every, shape)
 
 
-LEAST, GREATEST = np.iinfo(np.int32).min // 2, np.iinfo(np.int32).max // 2  # halves, so that differences of two do not overflow
+LEAST, GREATEST = (
+    np.iinfo(np.int32).min // 2,
+    np.iinfo(np.int32).max // 2,
+)  # halves, so that differences of two do not overflow
 
 
 def _range(field: Array, segments: Array | None, tile: int, axis: int) -> Range:

@@ -115,7 +115,9 @@ class Kernels(Protocol):
 class KernelModule(Kernels, Protocol):
     """All that a module of kernels provides to the operations."""
 
-    def refuses(self, q: Any, k: Any, v: Any, *, block: int | None = None, window: int | None = None, gathered: bool = False) -> str | None:
+    def refuses(
+        self, q: Any, k: Any, v: Any, *, block: int | None = None, window: int | None = None, gathered: bool = False
+    ) -> str | None:
         """Why it cannot serve a call of these shapes and dtypes; None if it can. gathered: whether tiles of queries name their key heads."""
 
     def tile_sizes(
@@ -161,7 +163,10 @@ def attend(
     k, v = (_padded(x, -s % key_tile) for x in (k, v))
     settings = Settings(rule, float(scale), query_tile, key_tile, block)
     static = [_Known(fields) for fields in (query_fields, key_fields)]
-    traced = [{name: x for name, x in fields.items() if not isinstance(x, np.ndarray)} for fields in (query_fields, key_fields)]
+    traced = [
+        {name: x for name, x in fields.items() if not isinstance(x, np.ndarray)}
+        for fields in (query_fields, key_fields)
+    ]
     sinks = None if sinks is None else sinks.astype(jnp.float32)
     o, lse = _attention(kernels, settings, *static, q, k, v, sinks, key_heads, *traced)
     return o[:, :n], jnp.swapaxes(lse, 1, 2)[:, :n]
@@ -191,7 +196,9 @@ def _attention(kernels, settings, known_query, known_key, q, k, v, sinks, key_he
 
 
 def _forward(kernels, settings, known_query, known_key, q, k, v, sinks, key_heads, query_fields, key_fields):
-    query, key, schedule = _scheduled(settings, known_query, known_key, query_fields, key_fields, (q.shape[1], k.shape[1]))
+    query, key, schedule = _scheduled(
+        settings, known_query, known_key, query_fields, key_fields, (q.shape[1], k.shape[1])
+    )
     o, lse = kernels.forward(q, k, v, sinks, schedule.visits(), key_heads, query, key, settings)
     return (o, lse), (q, k, v, sinks, key_heads, query_fields, key_fields, o, lse)
 
@@ -199,8 +206,12 @@ def _forward(kernels, settings, known_query, known_key, q, k, v, sinks, key_head
 def _backward(kernels, settings, known_query, known_key, kept, cotangents):
     q, k, v, sinks, key_heads, query_fields, key_fields, o, lse = kept
     do, d_lse = cotangents
-    query, key, schedule = _scheduled(settings, known_query, known_key, query_fields, key_fields, (q.shape[1], k.shape[1]))
-    delta = jnp.einsum("bnhv,bnhv->bhn", do, o, preferred_element_type=jnp.float32) - jnp.where(jnp.isfinite(lse), d_lse, 0)
+    query, key, schedule = _scheduled(
+        settings, known_query, known_key, query_fields, key_fields, (q.shape[1], k.shape[1])
+    )
+    delta = jnp.einsum("bnhv,bnhv->bhn", do, o, preferred_element_type=jnp.float32) - jnp.where(
+        jnp.isfinite(lse), d_lse, 0
+    )
     finite = jnp.where(jnp.isfinite(lse), lse, MASKED_LSE)
     rest = (key_heads, query, key, settings)
     do = do.astype(q.dtype)

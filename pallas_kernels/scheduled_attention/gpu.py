@@ -18,10 +18,10 @@ import numpy as np
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.scheduled_attention import gpu_blocks, gpu_tiles
-from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
-from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, Plan
-from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import launch
 from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields, Visits
+from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
+from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import launch
+from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, Plan
 
 LARGEST_HEAD = 128
 LARGEST_BLOCK = ROWS - 1
@@ -45,7 +45,9 @@ def refuses(q: Any, k: Any, v: Any, *, block: int | None = None, **rest: Any) ->
     return None
 
 
-def tile_sizes(n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None, block: int | None = None) -> tuple[int, int]:
+def tile_sizes(
+    n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None, block: int | None = None
+) -> tuple[int, int]:
     """Queries and keys a tile: two warpgroups' rows of each, or one's where there are no more, or a window so short that most of two would
     be masked."""
     short = window is not None and window <= SHORT_WINDOW
@@ -144,7 +146,11 @@ class _Call:
     def inputs(self, do=None, lse=None, delta=None) -> dict[str, jax.Array]:
         q, k, v = self.arrays
         plan = self.plan
-        arrays = {"q": gpu.pad_last(q, plan.key_dim), "k": gpu.pad_last(k, plan.key_dim), "v": gpu.pad_last(v, plan.value_dim)}
+        arrays = {
+            "q": gpu.pad_last(q, plan.key_dim),
+            "k": gpu.pad_last(k, plan.key_dim),
+            "v": gpu.pad_last(v, plan.value_dim),
+        }
         if do is not None:
             arrays["do"] = gpu.pad_last(do, plan.value_dim)
             arrays["rows"] = jnp.stack([lse * LOG2_E, delta], axis=2)
@@ -161,4 +167,6 @@ class _Call:
 def _stacked(fields: Fields, names: tuple[str, ...]) -> jax.Array:
     """(b | 1, fields, tokens) int32."""
     rows = max(x.shape[0] for x in fields.values())
-    return jnp.stack([jnp.broadcast_to(jnp.asarray(fields[name]), (rows, fields[name].shape[1])) for name in names], axis=1)
+    return jnp.stack(
+        [jnp.broadcast_to(jnp.asarray(fields[name]), (rows, fields[name].shape[1])) for name in names], axis=1
+    )

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.mosaic_gpu import plgpu
+from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import Here, Walk
 from recollect.pallas_kernels.scheduled_attention.gpu_plan import ROWS, Plan
 from recollect.pallas_kernels.scheduled_attention.gpu_tiles import LOWEST
-from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import Here, Walk
 
 
 def forward(walk: Walk) -> None:
@@ -22,7 +22,9 @@ def forward(walk: Walk) -> None:
 
     def step(here: Here, carry):
         acc, high, total = carry
-        _, gates, exponentials, sums = _inner(plan, gpu.mm(walk.own["q"], gpu.transposed(here["k"]), meanwhile=walk.turn))
+        _, gates, exponentials, sums = _inner(
+            plan, gpu.mm(walk.own["q"], gpu.transposed(here["k"]), meanwhile=walk.turn)
+        )
         gates = here.masked_gates(gates)
         higher = jnp.maximum(high, gates)
         shares, shrink = jnp.exp2(gates - higher), jnp.exp2(high - higher)

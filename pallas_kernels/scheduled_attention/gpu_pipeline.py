@@ -18,8 +18,8 @@ from jax.experimental import pallas as pl
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.mosaic_gpu import plgpu
-from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, Plan
 from recollect.pallas_kernels.scheduled_attention.block_schedule import tile_allows
+from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, Plan
 
 
 def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], None]) -> dict[str, jax.Array]:

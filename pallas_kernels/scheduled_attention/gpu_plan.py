@@ -116,7 +116,8 @@ class Plan:
         """What is copied once, the own rows in 64s; as in `stages`."""
         names = {"forward": ("q",), "query_gradient": ("q", "do"), "key_gradients": ("k", "v")}[self.walk]
         copied: dict[str, tuple[tuple[int, ...], Any, bool]] = {
-            name: ((self.warpgroups, ROWS, self.key_dim if name in ("q", "k") else self.value_dim), jnp.bfloat16, True) for name in names
+            name: ((self.warpgroups, ROWS, self.key_dim if name in ("q", "k") else self.value_dim), jnp.bfloat16, True)
+            for name in names
         }
         if self.fields:
             copied[self.own_fields] = ((self.warpgroups, len(self.fields), ROWS), jnp.int32, False)
@@ -136,7 +137,9 @@ class Plan:
 
     def stage_count(self) -> int:
         """As many as shared memory holds, at most 4. Of thread blocks of one warpgroup, two should fit a core."""
-        fixed = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in (*self.owned().values(), *self.space().values())])
+        fixed = gpu.shared_bytes(
+            [(shape, dtype) for shape, dtype, _ in (*self.owned().values(), *self.space().values())]
+        )
         stage = gpu.shared_bytes([(shape, dtype) for shape, dtype, _ in self.stages().values()])
         if self.warpgroups == 1:
             beside_another = (HALF_A_CORE - fixed) // stage

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.mosaic_gpu import plgpu
-from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS
 from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import Here, Walk
+from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS
 
 LOWEST = -1e30
 """In place of -inf where a maximum is subtracted: finite, so that what is masked everywhere gets weights of 0 and not NaN."""

@@ -23,7 +23,9 @@ class Before:
 
     @property
     def fields(self) -> frozenset[str]:
-        return frozenset({"positions"} | ({"segments"} if self.segmented else set()) | ({"order"} if self.ordered else set()))
+        return frozenset(
+            {"positions"} | ({"segments"} if self.segmented else set()) | ({"order"} if self.ordered else set())
+        )
 
     def allows(self, query: Any, key: Any) -> Any:
         allowed = key.positions <= query.positions
@@ -66,8 +68,18 @@ class OwnBlock:
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
         some, every = Before(None, self.segmented, self.ordered).bounds(query, key)
-        some = some & (key.blocks.low <= query.blocks.high) & (query.blocks.low <= key.blocks.high) & (key.landmarks.low <= 0)
-        every = every & (key.blocks.low == query.blocks.high) & (query.blocks.low == key.blocks.high) & (key.landmarks.high == 0)
+        some = (
+            some
+            & (key.blocks.low <= query.blocks.high)
+            & (query.blocks.low <= key.blocks.high)
+            & (key.landmarks.low <= 0)
+        )
+        every = (
+            every
+            & (key.blocks.low == query.blocks.high)
+            & (query.blocks.low == key.blocks.high)
+            & (key.landmarks.high == 0)
+        )
         return some, every
 
 

@@ -17,10 +17,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from recollect.pallas_kernels.scheduled_attention import tpu_call, tpu_tile
-from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
 from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields, Visits
+from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
 from recollect.pallas_kernels.scheduled_attention.tpu_call import LANES, SCALAR_BYTES, Placed, Plan
-from recollect.pallas_kernels.scheduled_attention.tpu_tile import Body, Online
 from recollect.pallas_kernels.scheduled_attention.tpu_grid import (
     MOST_OWN,
     by_groups,
@@ -29,6 +28,7 @@ from recollect.pallas_kernels.scheduled_attention.tpu_grid import (
     own_tile,
     walk,
 )
+from recollect.pallas_kernels.scheduled_attention.tpu_tile import Body, Online
 
 SUBLANES = 16  # of bf16, two to a register's 32 bits
 LARGEST_HEAD = 256
@@ -38,7 +38,14 @@ ROWS_TOGETHER = 512
 
 
 def refuses(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, block: int | None = None, window: int | None = None, gathered: bool = False, **rest: Any
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    block: int | None = None,
+    window: int | None = None,
+    gathered: bool = False,
+    **rest: Any,
 ) -> str | None:
     """Why the kernels cannot serve a call; None if they can.
 
@@ -88,7 +95,13 @@ def tile_sizes(
     queries, keys = (256, 256) if jnp.dtype(dtype) == jnp.float32 else (512, 512)
     if window is not None and window <= 256:
         keys = 256
-    elif queries == 512 and max(k, v) <= 128 and min(n, s) >= 4096 and (window is None or window >= 4096) and block is None:
+    elif (
+        queries == 512
+        and max(k, v) <= 128
+        and min(n, s) >= 4096
+        and (window is None or window >= 4096)
+        and block is None
+    ):
         queries = 1024  # not of keys too, which would double the program's code and its time to compile
     query_tile = _even_tile(n, 256 if n > s else queries)
     return query_tile, _even_tile(s, keys) if block is None else -(-(block + 1) // SUBLANES) * SUBLANES
@@ -113,13 +126,22 @@ def _in_parts(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*arguments)
         part = max([size for size in range(1, b) if b % size == 0 and size <= fitting], default=1)
         leaves, tree = jax.tree.flatten((*arrays, visits, key_heads, dict(query_fields), dict(key_fields)))
-        of_sequences = [x.ndim > 1 and x.shape[0] == b for x in leaves]  # sinks and what is the same for all sequences stay whole
-        moving = [jnp.asarray(x).reshape(b // part, part, *x.shape[1:]) for x, moves in zip(leaves, of_sequences, strict=True) if moves]
+        of_sequences = [
+            x.ndim > 1 and x.shape[0] == b for x in leaves
+        ]  # sinks and what is the same for all sequences stay whole
+        moving = [
+            jnp.asarray(x).reshape(b // part, part, *x.shape[1:])
+            for x, moves in zip(leaves, of_sequences, strict=True)
+            if moves
+        ]
 
         def one(parts: list[jax.Array]) -> Any:
             rest = iter(parts)
             return function(
-                *jax.tree.unflatten(tree, [next(rest) if moves else x for x, moves in zip(leaves, of_sequences, strict=True)]), settings
+                *jax.tree.unflatten(
+                    tree, [next(rest) if moves else x for x, moves in zip(leaves, of_sequences, strict=True)]
+                ),
+                settings,
             )
 
         return jax.tree.map(lambda x: x.reshape(b, *x.shape[2:]), jax.lax.map(one, moving))
@@ -225,7 +247,9 @@ class _Call:
         self.query_fields, self.key_fields = query_fields, key_fields
         self.plan = Plan(b, h, k.shape[2], query_tiles, key_tiles, steps, key_heads is not None, over_queries)
         cut = settings.block is not None and tiles % blocks
-        self.body = Body(settings, steps, q.dtype, tuple(query_fields) if steps.masked else (), blocks, tiles if cut else None)
+        self.body = Body(
+            settings, steps, q.dtype, tuple(query_fields) if steps.masked else (), blocks, tiles if cut else None
+        )
 
     def inputs(self) -> list[Placed]:
         """q, k, v and, where masks are looked at, the fields of queries and of keys."""
@@ -241,7 +265,11 @@ class _Call:
 
     def cotangents(self, do, lse, delta) -> list[Placed]:
         tile, where = self.settings.query_tile, self.plan.queries
-        return [tpu_call.rows(do, tile, where), tpu_call.a_query(lse, tile, where), tpu_call.a_query(delta, tile, where)]
+        return [
+            tpu_call.rows(do, tile, where),
+            tpu_call.a_query(lse, tile, where),
+            tpu_call.a_query(delta, tile, where),
+        ]
 
     def run(self, kernel, inputs, outputs, scratch, *, products: tuple[int, int], name: str) -> list[jax.Array]:
         """products: how many of a tile have the keys' width, and how many the values'."""
@@ -249,7 +277,15 @@ class _Call:
         pairs = self.settings.query_tile * self.body.key_rows
         flops = 2 * pairs * (products[0] * q.shape[3] + products[1] * v.shape[3])
         return tpu_call.run(
-            kernel, self.plan, self.key_heads, inputs, outputs, scratch, flops_a_step=flops, exponentials_a_step=pairs, name=name
+            kernel,
+            self.plan,
+            self.key_heads,
+            inputs,
+            outputs,
+            scratch,
+            flops_a_step=flops,
+            exponentials_a_step=pairs,
+            name=name,
         )
 
 
@@ -312,7 +348,9 @@ def _query_kernel(*references: Any, plan: Plan, body: Body) -> None:
     @functools.partial(body.visit, step)
     def _(masked):
         keys = k[0]
-        _, slopes = tpu_tile.weights_and_slopes(body, q[0], keys, v[0], do[0], lse[0, 0, 0], delta[0, 0, 0], mask(masked))
+        _, slopes = tpu_tile.weights_and_slopes(
+            body, q[0], keys, v[0], do[0], lse[0, 0, 0], delta[0, 0, 0], mask(masked)
+        )
         collected[...] += body.dot(keys, slopes, (0, 0))
 
     @pl.when(tpu_tile.ends(step))
@@ -332,7 +370,9 @@ def _key_kernel(*references: Any, plan: Plan, body: Body) -> None:
     @functools.partial(body.visit, step)
     def _(masked):
         queries, cotangents = q[0], do[0]
-        weights, slopes = tpu_tile.weights_and_slopes(body, queries, k[0], v[0], cotangents, lse[0, 0, 0], delta[0, 0, 0], mask(masked))
+        weights, slopes = tpu_tile.weights_and_slopes(
+            body, queries, k[0], v[0], cotangents, lse[0, 0, 0], delta[0, 0, 0], mask(masked)
+        )
         for_keys[...] += body.dot(slopes, queries, (1, 0))
         for_values[...] += body.dot(weights, cotangents, (1, 0))
 

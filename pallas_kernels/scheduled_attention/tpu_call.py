@@ -152,7 +152,11 @@ class Plan:
         step = self.step(at, memory)
         if self.over_queries:
             own = own_tile(step)
-            return (at[0], jax.lax.div(own, self.key_tiles), jax.lax.rem(own, self.key_tiles)) if self.gathered else (at[0], at[1], own)
+            return (
+                (at[0], jax.lax.div(own, self.key_tiles), jax.lax.rem(own, self.key_tiles))
+                if self.gathered
+                else (at[0], at[1], own)
+            )
         if self.gathered:
             return at[0], memory[1][at[0] * self.query_tiles + own_tile(step)], other_tile(step)
         return at[0], jax.lax.div(at[1], self.sharing) if self.sharing > 1 else at[1], other_tile(step)
@@ -184,7 +188,9 @@ def run(
         prefetched.append(key_heads.reshape(-1).astype(jnp.int32))
     taken = sum(4 * x.size for x in prefetched)
     if taken > SCALAR_BYTES:
-        raise ValueError(f"scheduled attention: visits take {taken} bytes of a TPU's scalar memory; {SCALAR_BYTES} are left for them")
+        raise ValueError(
+            f"scheduled attention: visits take {taken} bytes of a TPU's scalar memory; {SCALAR_BYTES} are left for them"
+        )
     steps = plan.b * plan.heads * plan.walk.most
     how = dispatch.interpretation()
     semantics: Any = ("parallel", "parallel", *["arbitrary"] * (len(plan.grid) - 2))
@@ -200,7 +206,9 @@ def run(
         ),
         out_shape=[x.array for x in outputs],
         compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
-        cost_estimate=pl.CostEstimate(flops=steps * flops_a_step, transcendentals=steps * exponentials_a_step, bytes_accessed=moved),
+        cost_estimate=pl.CostEstimate(
+            flops=steps * flops_a_step, transcendentals=steps * exponentials_a_step, bytes_accessed=moved
+        ),
         interpret=pltpu.InterpretParams(detect_races=True) if how == "races" else how == "values",
         name=name,
     )(*prefetched, *(x.array for x in inputs))

@@ -72,7 +72,9 @@ def walk(visits: Visits, others: int) -> Walk:
     tiles = heads * tiles
     for named, bound in ((tiles, MOST_OWN), (others, MOST_OTHERS)):
         if named > bound:
-            raise ValueError(f"scheduled attention: {named} tiles are more than the {bound} that a TPU kernel's step can name")
+            raise ValueError(
+                f"scheduled attention: {named} tiles are more than the {bound} that a TPU kernel's step can name"
+            )
     count = visits.count.reshape(sequences, tiles)
     each = xp.maximum(count, 1)
     ends = xp.cumsum(each, axis=-1)
@@ -82,7 +84,9 @@ def walk(visits: Visits, others: int) -> Walk:
     place = step - xp.take_along_axis(ends - each, own, axis=-1)
     within = step < total[..., None]
     entry = own * m + xp.minimum(place, m - 1)
-    other, partial = (xp.take_along_axis(x.reshape(sequences, tiles * m), entry, axis=-1) for x in (visits.index, visits.partial))
+    other, partial = (
+        xp.take_along_axis(x.reshape(sequences, tiles * m), entry, axis=-1) for x in (visits.index, visits.partial)
+    )
     visited = within & (xp.take_along_axis(count, own, axis=-1) > 0)
     last = within & (place == xp.take_along_axis(each, own, axis=-1) - 1)
     flags = FIRST * (within & (place == 0)) + LAST * last + VISITED * visited + MASKED * (visited & (partial == 1))
@@ -122,6 +126,8 @@ def by_groups(visits: Visits, others: int, group: int, transposed: bool) -> Visi
     # What is added at the end is empty, so that a last group with some of it is never full.
     kinds = xp.pad(kinds, ((0, 0), (0, 0), (0, -kinds.shape[2] % group)), constant_values=EMPTY)
     kinds = kinds.reshape(*kinds.shape[:2], -1, group)
-    joined = xp.where((kinds == EMPTY).all(axis=-1), EMPTY, xp.where((kinds == FULL).all(axis=-1), FULL, PARTIAL)).astype(xp.int8)
+    joined = xp.where(
+        (kinds == EMPTY).all(axis=-1), EMPTY, xp.where((kinds == FULL).all(axis=-1), FULL, PARTIAL)
+    ).astype(xp.int8)
     schedule = BlockSchedule(joined, (joined != EMPTY).any(axis=0) if xp is np else np.ones(joined.shape[1:], bool))
     return schedule.transposed() if transposed else schedule.visits()

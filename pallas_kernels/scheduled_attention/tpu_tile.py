@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
 from recollect.pallas_kernels.scheduled_attention.block_schedule import tile_allows
+from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
 from recollect.pallas_kernels.scheduled_attention.tpu_grid import FIRST, LAST, MASKED, VISITED, Walk
 
 LOWEST = -1e30
@@ -47,7 +47,11 @@ class Body:
         precision = lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
         dimensions = (((over[0],), (over[1],)), ((), ()))
         return lax.dot_general(
-            a.astype(self.dtype), b.astype(self.dtype), dimensions, precision=precision, preferred_element_type=jnp.float32
+            a.astype(self.dtype),
+            b.astype(self.dtype),
+            dimensions,
+            precision=precision,
+            preferred_element_type=jnp.float32,
         )
 
     def scores(self, q: jax.Array, k: jax.Array) -> jax.Array:
@@ -60,9 +64,13 @@ class Body:
         query = {name: query_fields[0, 0, i : i + 1] for i, name in enumerate(self.names)}
         key = {name: _column(key_fields[0, 0, i : i + 1]) for i, name in enumerate(self.names)}
         if self.settings.block is None:
-            return jnp.broadcast_to(tile_allows(self.settings.rule, query, key), (self.key_rows, self.settings.query_tile))
+            return jnp.broadcast_to(
+                tile_allows(self.settings.rule, query, key), (self.key_rows, self.settings.query_tile)
+            )
         query, key = ({name: x.reshape(x.shape[0], 1, x.shape[1]) for name, x in side.items()} for side in (query, key))
-        allowed = jnp.broadcast_to(tile_allows(self.settings.rule, query, key), (self.blocks, 1, self.settings.query_tile))
+        allowed = jnp.broadcast_to(
+            tile_allows(self.settings.rule, query, key), (self.blocks, 1, self.settings.query_tile)
+        )
         if self.of_blocks is not None:
             allowed &= lax.broadcasted_iota(jnp.int32, allowed.shape, 0) < self.of_blocks - number * self.blocks
         return allowed
@@ -100,7 +108,11 @@ class Online:
     def start(self, sink: Any) -> None:
         """sink: a logit, or None."""
         shape = self.maximum.shape
-        first = jnp.full(shape, LOWEST, jnp.float32) if sink is None else jnp.maximum(jnp.full(shape, sink, jnp.float32), LOWEST)
+        first = (
+            jnp.full(shape, LOWEST, jnp.float32)
+            if sink is None
+            else jnp.maximum(jnp.full(shape, sink, jnp.float32), LOWEST)
+        )
         self.maximum[...] = first
         self.total[...] = jnp.zeros(shape, jnp.float32) if sink is None else jnp.exp(sink - first)
         self.output[...] = jnp.zeros(self.output.shape, jnp.float32)
@@ -141,7 +153,14 @@ def update(body: Body, state: Online, q: jax.Array, k: jax.Array, v: jax.Array, 
 
 
 def weights_and_slopes(
-    body: Body, q: jax.Array, k: jax.Array, v: jax.Array, do: jax.Array, lse: jax.Array, delta: jax.Array, allowed: jax.Array | None
+    body: Body,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    do: jax.Array,
+    lse: jax.Array,
+    delta: jax.Array,
+    allowed: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Weights and the gradient by scores, (keys, queries) fp32."""
     s, dots = body.scores(q, k), body.dot(v, do, (1, 1))

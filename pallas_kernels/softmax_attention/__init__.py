@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.dispatch import choose
-from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields, Rule
+from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 from recollect.pallas_kernels.sharding import sequence_parts
 from recollect.pallas_kernels.softmax_attention import scheduled, sequence_parallel
 from recollect.pallas_kernels.softmax_attention.backends import FORMS
@@ -80,11 +80,26 @@ def softmax_attention(
         key_segments = query_segments
     if same_length and key_fields is None:
         key_fields = query_fields
-    _check(q, k, v, window, mask, sinks, query_positions, key_positions, query_segments, key_segments, query_fields, key_fields)
+    _check(
+        q,
+        k,
+        v,
+        window,
+        mask,
+        sinks,
+        query_positions,
+        key_positions,
+        query_segments,
+        key_segments,
+        query_fields,
+        key_fields,
+    )
     own = key_positions is query_positions and key_segments is query_segments and key_fields is query_fields
     if same_length and own and sequence_parts(q.shape[1]) > 1:
         return sequence_parallel.over_devices(
-            functools.partial(softmax_attention, scale=scale, return_lse=return_lse, deterministic=deterministic, backend=backend),
+            functools.partial(
+                softmax_attention, scale=scale, return_lse=return_lse, deterministic=deterministic, backend=backend
+            ),
             q,
             k,
             v,
@@ -114,7 +129,9 @@ def softmax_attention(
     return (out, lse) if return_lse else out
 
 
-def _check(q, k, v, window, mask, sinks, query_positions, key_positions, query_segments, key_segments, query_fields, key_fields) -> None:
+def _check(
+    q, k, v, window, mask, sinks, query_positions, key_positions, query_segments, key_segments, query_fields, key_fields
+) -> None:
     for name, array in (("q", q), ("k", k), ("v", v)):
         if array.ndim != 4:
             raise ValueError(f"softmax_attention: {name} must have four dimensions; got {array.shape}")
@@ -131,10 +148,14 @@ def _check(q, k, v, window, mask, sinks, query_positions, key_positions, query_s
     if sinks is not None and sinks.shape != (h,):
         raise ValueError(f"softmax_attention: sinks must be {(h,)}; got {sinks.shape}")
     if mask is not None and window is not None:
-        raise ValueError(f"softmax_attention: window={window} is given beside a mask, which takes its place: make it part of the mask")
+        raise ValueError(
+            f"softmax_attention: window={window} is given beside a mask, which takes its place: make it part of the mask"
+        )
     by_rule = scheduled.is_rule(mask)
     if mask is not None and not by_rule and (mask.shape not in ((b, t, s), (1, t, s)) or mask.dtype != jnp.bool_):
-        raise ValueError(f"softmax_attention: mask must be bool {(b, t, s)} or {(1, t, s)}; got {mask.dtype} {mask.shape}")
+        raise ValueError(
+            f"softmax_attention: mask must be bool {(b, t, s)} or {(1, t, s)}; got {mask.dtype} {mask.shape}"
+        )
     more = [
         (f"{side}_fields[{name!r}]", field, ((b, length), (1, length)))
         for side, fields, length in (("query", query_fields, t), ("key", key_fields, s))
@@ -163,11 +184,15 @@ def _check(q, k, v, window, mask, sinks, query_positions, key_positions, query_s
             }
             missing = sorted(mask.fields - had)
             if missing:
-                raise ValueError(f"softmax_attention: the mask reads {missing[0]}, which neither {side}_fields nor another argument gives")
+                raise ValueError(
+                    f"softmax_attention: the mask reads {missing[0]}, which neither {side}_fields nor another argument gives"
+                )
     elif more:
         raise ValueError(f"softmax_attention: {more[0][0]} is given, but no rule as a mask that would read it")
     elif mask is None and t != s and (query_positions is None or key_positions is None):
-        raise ValueError(f"softmax_attention: {t} queries and {s} keys need query_positions and key_positions, or a mask")
+        raise ValueError(
+            f"softmax_attention: {t} queries and {s} keys need query_positions and key_positions, or a mask"
+        )
 
 
 __all__ = ["merge", "softmax_attention"]

@@ -39,7 +39,9 @@ def attention(q, k, v, *, window, scale, **rest) -> tuple[jax.Array, None]:
     before = None if window is None or window >= q.shape[1] else (window - 1, 0)
 
     def run(q, k, v):
-        return jax.nn.dot_product_attention(q, k, v, scale=float(scale), is_causal=True, local_window_size=before, implementation="cudnn")
+        return jax.nn.dot_product_attention(
+            q, k, v, scale=float(scale), is_causal=True, local_window_size=before, implementation="cudnn"
+        )
 
     return over_mesh(run, {"q": "b t h k", "k": "b s h k", "v": "b s h k"}, "b t h k")(q, k, v), None
 

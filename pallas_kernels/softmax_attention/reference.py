@@ -48,7 +48,10 @@ def attention(
             query_fields=query_fields,
             key_fields=key_fields,
         )
-        query, key = {name: x[:, :, None] for name, x in query.items()}, {name: x[:, None, :] for name, x in key.items()}
+        query, key = (
+            {name: x[:, :, None] for name, x in query.items()},
+            {name: x[:, None, :] for name, x in key.items()},
+        )
         mask = jnp.broadcast_to(tile_allows(rule, query, key), (b, t, s))
     elif mask is None:
         mask = _rule(b, t, s, window, query_positions, key_positions, query_segments, key_segments)

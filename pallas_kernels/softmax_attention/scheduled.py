@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
-from recollect.pallas_kernels.scheduled_attention.mask_rules import Before
 from recollect.pallas_kernels.scheduled_attention.block_schedule import SEGMENTS, Fields, Rule, needed
+from recollect.pallas_kernels.scheduled_attention.mask_rules import Before
 from recollect.pallas_kernels.sharding import over_mesh
 from recollect.pallas_kernels.tuning import Sizes, block_sizes
 
@@ -31,7 +31,11 @@ def rule_and_fields(
     """The rule of a call whose mask is no array, with what it reads of queries and of keys."""
     t, s = q.shape[1], k.shape[1]
     ordered = t == s and query_positions is key_positions and query_segments is key_segments
-    rule = mask if is_rule(mask) else Before(window, segmented=query_segments is not None, ordered=ordered and query_positions is not None)
+    rule = (
+        mask
+        if is_rule(mask)
+        else Before(window, segmented=query_segments is not None, ordered=ordered and query_positions is not None)
+    )
     sides = []
     for length, positions, segments, more in (
         (t, query_positions, query_segments, query_fields),
@@ -77,7 +81,13 @@ def form(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[..., Any]
         tiles = (sizes["query_tile"], sizes["key_tile"])
         known, traced = zip(*(_split(fields) for fields in (query_fields, key_fields)), strict=True)
         run = functools.partial(
-            _on_device, kernels=kernels, known=known, names=tuple(tuple(x) for x in traced), rule=rule, scale=scale, tiles=tiles
+            _on_device,
+            kernels=kernels,
+            known=known,
+            names=tuple(tuple(x) for x in traced),
+            rule=rule,
+            scale=scale,
+            tiles=tiles,
         )
         wrapped = over_mesh(
             lambda q, k, v, sinks, query_fields, key_fields: run(q, k, v, sinks, query_fields, key_fields),

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.tuning import Key, Sizes
-from recollect.pallas_kernels.tuning.measure import Tunable
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 from recollect.pallas_kernels.softmax_attention.backends import SCHEDULED
 from recollect.pallas_kernels.softmax_attention.scheduled import reckoned
+from recollect.pallas_kernels.tuning import Key, Sizes
+from recollect.pallas_kernels.tuning.measure import Tunable
 
 SIZES = {"gpu": (64, 128, 256), "tpu": (128, 256, 512, 1024)}
 
@@ -23,7 +23,9 @@ def _build(key: Key, backend: str) -> Any:
     t, s, k, v, window = (int(key[name]) for name in ("t", "s", "k", "v", "window"))
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = ((1, t, 8, k), (1, s, 8, k), (1, s, 8, v))
-    given = tuple(jax.random.normal(each, shape).astype(str(key["dtype"])) for each, shape in zip(keys, shapes, strict=True))
+    given = tuple(
+        jax.random.normal(each, shape).astype(str(key["dtype"])) for each, shape in zip(keys, shapes, strict=True)
+    )
 
     def on(name: str) -> Any:
         def loss(q, k, v):

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recollect.pallas_kernels.chunking import chunked, compaction, joined, permuted, taken, with_previous
 from recollect.pallas_kernels.dense_softmax import attend
 from recollect.pallas_kernels.scheduled_attention.block_schedule import block_schedule, padded_fields, tile_allows
-from recollect.pallas_kernels.chunking import chunked, compaction, joined, permuted, taken, with_previous
 from recollect.pallas_kernels.softmax_attention.scheduled import is_rule, rule_and_fields
 
 QUERY_BLOCK = 128
@@ -77,7 +77,9 @@ def attention(
             mask = mask & (query_segments != 0)[:, :, None]
         out, lse = attend(q, k, v, mask, scale, sinks)
     elif not self_attention:
-        allowed = _allowed(_positions(q, query_positions), query_segments, _positions(k, key_positions), key_segments, window)
+        allowed = _allowed(
+            _positions(q, query_positions), query_segments, _positions(k, key_positions), key_segments, window
+        )
         out, lse = attend(q, k, v, allowed, scale, sinks)
     elif window is not None and t > 2 * max(window, SMALLEST_BAND):
         out, lse = _banded(q, k, v, window, query_positions, query_segments, sinks, scale)
@@ -156,8 +158,18 @@ def _by_rule(q, k, v, rule, query_fields, key_fields, sinks, scale):
     m = visits.index.shape[-1]
     if 2 * m * TILE > s:
         query, key = ({name: jnp.asarray(x) for name, x in fields.items()} for fields in (query_fields, key_fields))
-        query, key = {name: x[:, :, None] for name, x in query.items()}, {name: x[:, None, :] for name, x in key.items()}
-        return attend(q, k, v, jnp.broadcast_to(tile_allows(rule, query, key), (1 if not query else b, t, k.shape[1])), scale, sinks)
+        query, key = (
+            {name: x[:, :, None] for name, x in query.items()},
+            {name: x[:, None, :] for name, x in key.items()},
+        )
+        return attend(
+            q,
+            k,
+            v,
+            jnp.broadcast_to(tile_allows(rule, query, key), (1 if not query else b, t, k.shape[1])),
+            scale,
+            sinks,
+        )
     index = jnp.asarray(visits.index)[:, 0]  # (b or 1, n, m)
     within = jnp.arange(m) < jnp.asarray(visits.count)[:, 0, :, None]
 

@@ -65,7 +65,9 @@ def taylor_attention(
             taylor_attention, scale=scale, normalise=normalise, epsilon=epsilon, chunk_size=chunk_size, backend=backend
         )
         return sequence_parallel.over_devices(part, q, k, v, segment_ids, _DIMENSIONS, normalise), None
-    arguments = dict(given, scale=scale, normalise=normalise, epsilon=epsilon, return_state=return_state, chunk_size=chunk_size)
+    arguments = dict(
+        given, scale=scale, normalise=normalise, epsilon=epsilon, return_state=return_state, chunk_size=chunk_size
+    )
     run = choose("taylor_attention", backend, IMPLEMENTATIONS, q, k, v, **arguments)
     return run(q, k, v, **arguments)
 
@@ -97,7 +99,11 @@ def _check(q, k, v, given, normalise, epsilon, chunk_size) -> None:
     h, value_dim = v.shape[2:]
     if heads < 1 or h % heads:
         raise ValueError(f"taylor_attention: q and k have {heads} heads, which must divide the {h} of v")
-    allowed = {"initial_state": (b, h, count(key_dim), value_dim + int(normalise)), "segment_ids": (b, t), "initial_segment": (b,)}
+    allowed = {
+        "initial_state": (b, h, count(key_dim), value_dim + int(normalise)),
+        "segment_ids": (b, t),
+        "initial_segment": (b,),
+    }
     for name, shape in allowed.items():
         if given[name] is not None and given[name].shape != shape:
             raise ValueError(f"taylor_attention: {name} must be {shape}; got {given[name].shape}")

@@ -74,7 +74,9 @@ class _Passes:
         dk, dv = jnp.sum(out["dk"], axis=0)[..., :key_dim], out["dv"][..., :value_dim]
         d_first = out["state"][:, :, : count(key_dim), :value_dim] / weights if state is not None else None
         if settings.normalise:
-            pull = jax.vjp(lambda q, k, z: _between(q, k, z, marks, settings), *(x.astype(jnp.float32) for x in (q, k)), moments)[1]
+            pull = jax.vjp(
+                lambda q, k, z: _between(q, k, z, marks, settings), *(x.astype(jnp.float32) for x in (q, k)), moments
+            )[1]
             d_moments = jnp.zeros((*v.shape[::2], count(key_dim)), jnp.float32) if d_moments is None else d_moments
             more_q, more_k, d_moments = pull((-dots * inverses, d_moments))
             dq, dk = dq + more_q, dk + more_k
@@ -177,7 +179,11 @@ def _maps(key_dim: int, features: int) -> list[jax.Array]:
     maps = [np.where(squares, 0.5, 1.0) * constants.left, constants.left, constants.right]
     padded = [np.pad(x.T, ((0, 0), (0, KEY_COLUMNS - key_dim)))[None] for x in maps]
     ones = np.stack([constants.left_one, constants.right_one])
-    return [*(jnp.asarray(x, jnp.bfloat16) for x in padded), jnp.asarray(ones, jnp.float32), jnp.arange(CHUNK, dtype=jnp.int32)[None]]
+    return [
+        *(jnp.asarray(x, jnp.bfloat16) for x in padded),
+        jnp.asarray(ones, jnp.float32),
+        jnp.arange(CHUNK, dtype=jnp.int32)[None],
+    ]
 
 
 @functools.cache
@@ -209,9 +215,14 @@ def _between(q, k, normaliser, marks, settings: Settings) -> tuple[jax.Array, ja
     """The sums of weights (b, h, t) that come from before each token's chunk, and the normaliser (b, h, features) after the last one."""
     b, t, h, key_dim = q.shape
     n = t // CHUNK
-    q, k = (jnp.concatenate([jnp.ones_like(x[..., :1]), x], axis=-1).reshape(b, n, CHUNK, h, key_dim + 1) for x in (settings.scale * q, k))
+    q, k = (
+        jnp.concatenate([jnp.ones_like(x[..., :1]), x], axis=-1).reshape(b, n, CHUNK, h, key_dim + 1)
+        for x in (settings.scale * q, k)
+    )
     reads, writes, keeps = (
-        (None, None, None) if marks is None else (marks[:, row].reshape(b, n, CHUNK, 1, 1) for row in (READS, WRITES, KEEPS))
+        (None, None, None)
+        if marks is None
+        else (marks[:, row].reshape(b, n, CHUNK, 1, 1) for row in (READS, WRITES, KEEPS))
     )
     product = functools.partial(jnp.einsum, precision="highest")
     moments = product("bnchi,bnchj->bnhij", k if writes is None else k * writes, k)

@@ -176,7 +176,9 @@ class _Block:
         kept = tuple(state * here["marks"][KEEP, 0] for state in states) if self.plan.marked else states
         plgpu.commit_smem()
         values_ = gpu.transposed(here[values])
-        states = tuple(gpu.mm(values_, self.work(keys, piece), state) for piece, state in zip(self.plan.pieces, kept, strict=True))
+        states = tuple(
+            gpu.mm(values_, self.work(keys, piece), state) for piece, state in zip(self.plan.pieces, kept, strict=True)
+        )
 
         @pl.when(step + 2 < self.count)
         def _() -> None:
@@ -311,7 +313,9 @@ class _Block:
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         self.work("out")[...] = out.astype(jnp.bfloat16)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(self.work("out"), self.target[name].at[self.batch, pl.ds(at * CHUNK, CHUNK), self.head, self.columns])
+        plgpu.copy_smem_to_gmem(
+            self.work("out"), self.target[name].at[self.batch, pl.ds(at * CHUNK, CHUNK), self.head, self.columns]
+        )
 
     def part(self, x: jax.Array, name: str, at: jax.Array) -> None:
         self.target[name].at[self.split + self.zero, self.batch, pl.ds(at * CHUNK, CHUNK), self.head][...] = x

@@ -82,7 +82,9 @@ class Plan:
         keys = gpu.tiled((2, CHUNK, KEY_COLUMNS), jnp.bfloat16, 2 * KEY_COLUMNS)
         values = gpu.tiled((2, CHUNK, COLUMNS), jnp.bfloat16, SWIZZLE)
         copied = {"q": keys, "k": keys, "v": values, "do": values}
-        read = {"forward": ("q", "k", "v"), "key_states": ("k", "v"), "query_states": ("q", "do")}.get(self.walk, tuple(copied))
+        read = {"forward": ("q", "k", "v"), "key_states": ("k", "v"), "query_states": ("q", "do")}.get(
+            self.walk, tuple(copied)
+        )
         copied = {name: copied[name] for name in read}
         if self.rows:
             copied["rows"] = gpu.plain((2, self.rows, CHUNK), jnp.float32)
@@ -118,7 +120,9 @@ class Plan:
             return {"state": jax.ShapeDtypeStruct((b, self.spans - 1, h, self.value_dim, self.features), jnp.float32)}
         by_value = jax.ShapeDtypeStruct((b, t, h, self.value_dim), jnp.bfloat16)
         by_key = jax.ShapeDtypeStruct((self.splits, b, t, h, KEY_COLUMNS), jnp.float32)
-        made = {"forward": {"o": by_value}, "queries": {"dq": by_key}, "keys_values": {"dk": by_key, "dv": by_value}}[self.walk]
+        made = {"forward": {"o": by_value}, "queries": {"dq": by_key}, "keys_values": {"dk": by_key, "dv": by_value}}[
+            self.walk
+        ]
         if self.walk == "forward" and self.rows:
             made["sums"] = jax.ShapeDtypeStruct((self.splits, b, h, t), jnp.float32)
         if self.leaves:

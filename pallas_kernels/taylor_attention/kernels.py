@@ -45,7 +45,13 @@ class Passes(Protocol):
     """The walks that a kernel module (tpu.py, gpu.py) provides; q, k (b, t, h, k), v, o, do (b, t, h, v), the state as the front door's."""
 
     def forward(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, state: jax.Array | None, marks: jax.Array | None, settings: Settings
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        state: jax.Array | None,
+        marks: jax.Array | None,
+        settings: Settings,
     ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
         """o in v's dtype, the sums of weights with epsilon (b, h, t) fp32 or None, the last state or None."""
 
@@ -92,7 +98,9 @@ def run(
     marks = None
     if segment_ids is not None or padded:
         ids = jnp.ones((b, t), jnp.int32) if segment_ids is None else segment_ids.astype(jnp.int32)
-        first = jnp.ones(b, jnp.int32) if segment_ids is None else initial_segment  # without documents, the state's is theirs
+        first = (
+            jnp.ones(b, jnp.int32) if segment_ids is None else initial_segment
+        )  # without documents, the state's is theirs
         marks = _marks(jnp.pad(ids, ((0, 0), (0, padded))), first, chunk)
     q, k, v = (jnp.pad(x, ((0, 0), (0, padded), (0, 0), (0, 0))) if padded else x for x in (q, k, v))
     state = None if initial_state is None else initial_state.astype(jnp.float32)

@@ -46,13 +46,17 @@ def over_devices(
         if first is not None:
             keeps = jnp.where(last == first, 1, 0).astype(own.dtype)[:, None, None, None]
         states = entering(sequence_collectives.stacked(own), sequence_collectives.stacked(keeps))
-        return run(q, k, v, initial_state=sequence_collectives.own(states), segment_ids=segment_ids, initial_segment=first)[0]
+        return run(
+            q, k, v, initial_state=sequence_collectives.own(states), segment_ids=segment_ids, initial_segment=first
+        )[0]
 
     names = ("q", "k", "v", "segment_ids")
     return over_sequence(part, {name: dimensions[name] for name in names}, "b t h v")(q, k, v, segment_ids)
 
 
-def written(k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, last: jax.Array | None, normalise: bool) -> jax.Array:
+def written(
+    k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, last: jax.Array | None, normalise: bool
+) -> jax.Array:
     """What tokens add to a state, of the document `last` (b,) alone where there are several: (b, h, features, v + 1 or v) fp32.
 
     Features are made again for the gradient: those of more than one chunk never exist at once.

@@ -50,7 +50,11 @@ class Body:
         precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
         dimensions = (((over[0],), (over[1],)), ((), ()))
         return jax.lax.dot_general(
-            a.astype(self.dtype), b.astype(self.dtype), dimensions, precision=precision, preferred_element_type=jnp.float32
+            a.astype(self.dtype),
+            b.astype(self.dtype),
+            dimensions,
+            precision=precision,
+            preferred_element_type=jnp.float32,
         )
 
     def head(self, ref: Any, head: int, size: int) -> jax.Array:
@@ -60,7 +64,9 @@ class Body:
         """The two factors (chunk, features) whose product is phi(factor x)."""
         left, right, rows = maps
         weight, left_one, right_one = rows[0:1], rows[1:2], rows[2:3]
-        return self.dot(x, left[...]) * (weight * factor) + left_one, self.dot(x, right[...]) * self._right(right_one, factor) + right_one
+        return self.dot(x, left[...]) * (weight * factor) + left_one, self.dot(x, right[...]) * self._right(
+            right_one, factor
+        ) + right_one
 
     def features(self, x: jax.Array, maps: Any, factor: float) -> jax.Array:
         left, right = self.factors(x, maps, factor)
@@ -126,7 +132,14 @@ def _finish(last: Any, states: Any, left: Any) -> None:
 
 
 def _advance(
-    body: Body, states: Any, head: int, features: jax.Array, v: jax.Array, weight: jax.Array | None, keep: Any, columns: Any
+    body: Body,
+    states: Any,
+    head: int,
+    features: jax.Array,
+    v: jax.Array,
+    weight: jax.Array | None,
+    keep: Any,
+    columns: Any,
 ) -> None:
     """states <- keep states + sum_j weight_j phi_j [v_j, columns_j]^T; columns (chunk, 1) or None for ones."""
     features = _times(features, weight)
@@ -153,7 +166,9 @@ def _forward_kernel(*references: Any, body: Body) -> None:
         queries = _times(body.features(q, maps, body.query_factor), reads)
         o = body.dot(weights, v) + body.dot(queries, states[0][head])
         if sums_ is not None:
-            sums = jnp.sum(weights.astype(jnp.float32), axis=1, keepdims=True) + jnp.sum(queries * states[1][head], axis=1, keepdims=True)
+            sums = jnp.sum(weights.astype(jnp.float32), axis=1, keepdims=True) + jnp.sum(
+                queries * states[1][head], axis=1, keepdims=True
+            )
             sums = sums + body.settings.epsilon
             o = o / sums
             sums_[0, 0, head : head + 1] = sums.reshape(1, body.shape.chunk)
@@ -241,7 +256,11 @@ class _Passes:
 
     def forward(self, q, k, v, state, marks, settings):
         body = _body(q, v, state, marks, settings)
-        outputs = [("tokens", body.shape.value_dim)] + [("row", 0)] * settings.normalise + [("states", 0)] * settings.return_state
+        outputs = (
+            [("tokens", body.shape.value_dim)]
+            + [("row", 0)] * settings.normalise
+            + [("states", 0)] * settings.return_state
+        )
         o, *rest = _walk(_forward_kernel, body, False, q, k, v, marks, state, None, outputs, "taylor_attention_forward")
         sums = rest.pop(0).reshape(v.shape[0], v.shape[2], v.shape[1]) if settings.normalise else None
         return o.reshape(v.shape), sums, joined(rest, count(q.shape[3])) if settings.return_state else None
@@ -251,7 +270,9 @@ class _Passes:
         given, key, value = (do, inverses, dots), ("tokens", body.shape.key_dim), ("tokens", body.shape.value_dim)
         (dq,) = _walk(_query_kernel, body, False, q, k, v, marks, state, given, [key], "taylor_attention_queries")
         outputs = [key, value] + [("states", 0)] * body.state
-        dk, dv, *rest = _walk(_key_value_kernel, body, True, q, k, v, marks, d_state, given, outputs, "taylor_attention_keys_values")
+        dk, dv, *rest = _walk(
+            _key_value_kernel, body, True, q, k, v, marks, d_state, given, outputs, "taylor_attention_keys_values"
+        )
         first = joined(rest, count(q.shape[3])) if body.state else None
         return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape), first
 

@@ -89,7 +89,10 @@ class Blocks:
 def walk(kernel, shape: Shape, settings: Settings, dtype, reverse, q, k, v, marks, states, cotangents, outputs, name):
     """One walk. outputs: "tokens" sizes with dtypes, then "row" or "states", as (kind, size, dtype)."""
     blocks = Blocks(shape, reverse)
-    flat = {size: lambda x, size=size: x.reshape(shape.b, shape.t, shape.h * size) for size in (shape.key_dim, shape.value_dim)}
+    flat = {
+        size: lambda x, size=size: x.reshape(shape.b, shape.t, shape.h * size)
+        for size in (shape.key_dim, shape.value_dim)
+    }
     key, value = shape.key_dim, shape.value_dim
     maps = _maps(key, shape.features, dtype)
     arrays = [flat[key](q), flat[key](k), flat[value](v), *maps]
@@ -97,7 +100,10 @@ def walk(kernel, shape: Shape, settings: Settings, dtype, reverse, q, k, v, mark
     if marks is not None:
         arrays, specs = [*arrays, marks], [*specs, blocks.marks()]
     if states is not None:
-        arrays, specs = [*arrays, *apart(states, shape.features, settings.normalise)], [*specs, *blocks.states(settings.normalise)]
+        arrays, specs = (
+            [*arrays, *apart(states, shape.features, settings.normalise)],
+            [*specs, *blocks.states(settings.normalise)],
+        )
     if cotangents is not None:
         do, *rows = cotangents
         rows = [x.reshape(shape.b, shape.groups, shape.group, shape.t) for x in rows if x is not None]
@@ -152,5 +158,9 @@ def joined(parts, features: int) -> jax.Array:
 
 def _cost(shape: Shape, dtype, arrays, outputs) -> pl.CostEstimate:
     tokens, scored = shape.b * shape.h * shape.t, shape.chunk * (shape.key_dim + shape.value_dim)
-    flops = 2 * tokens * (scored + shape.features * (2 * shape.value_dim + 4 * shape.key_dim)) * max(1, len(outputs) - 1)
-    return pl.CostEstimate(flops=flops, bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *outputs)), transcendentals=0)
+    flops = (
+        2 * tokens * (scored + shape.features * (2 * shape.value_dim + 4 * shape.key_dim)) * max(1, len(outputs) - 1)
+    )
+    return pl.CostEstimate(
+        flops=flops, bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *outputs)), transcendentals=0
+    )

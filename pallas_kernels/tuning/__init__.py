@@ -44,7 +44,9 @@ def block_sizes(operation: str, heuristic: Callable[..., Sizes], **key: str | in
     if sizes is None:
         return reckoned
     if sizes.keys() != reckoned.keys():
-        raise ValueError(f"{operation}: the table of {dispatch.device().kind} names {sorted(sizes)}; the kernel takes {sorted(reckoned)}")
+        raise ValueError(
+            f"{operation}: the table of {dispatch.device().kind} names {sorted(sizes)}; the kernel takes {sorted(reckoned)}"
+        )
     return dict(sizes)
 
 

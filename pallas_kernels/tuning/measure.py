@@ -117,23 +117,42 @@ def _median_seconds(function: Callable[..., Any], arguments: tuple[Any, ...], re
     return statistics.median(run(calls) for _ in range(repeats))
 
 
-def main(arguments: Sequence[str] | None = None, tunables: Sequence[Tunable] | None = None, say: Callable[[str], None] = print) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    tunables: Sequence[Tunable] | None = None,
+    say: Callable[[str], None] = print,
+) -> int:
     """The command line. Exit code 2 and one line where this device is not measured on, or a name is unknown."""
-    parser = argparse.ArgumentParser(prog="python -m recollect.pallas_kernels.tuning.measure", description="Measures block sizes on this device.")
-    parser.add_argument("kernels", nargs="*", metavar="KERNEL", help="names, or operations (default: all of this platform)")
+    parser = argparse.ArgumentParser(
+        prog="python -m recollect.pallas_kernels.tuning.measure", description="Measures block sizes on this device."
+    )
+    parser.add_argument(
+        "kernels", nargs="*", metavar="KERNEL", help="names, or operations (default: all of this platform)"
+    )
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--dry", action="store_true", help="measure, and leave the table as it is")
     given = parser.parse_args(arguments)
     device = dispatch.device()
     if device.platform == "cpu":
-        print("error: block sizes are measured on the device they are for; this machine has a CPU only", file=sys.stderr)
+        print(
+            "error: block sizes are measured on the device they are for; this machine has a CPU only", file=sys.stderr
+        )
         return 2
     known = [one for one in (all_tunables() if tunables is None else tunables) if one.platform == device.platform]
-    wanted = [one for one in known if not given.kernels or any(name in (one.kernel, one.kernel.split(".")[0]) for name in given.kernels)]
-    unknown = [name for name in given.kernels if not any(name in (one.kernel, one.kernel.split(".")[0]) for one in known)]
+    wanted = [
+        one
+        for one in known
+        if not given.kernels or any(name in (one.kernel, one.kernel.split(".")[0]) for name in given.kernels)
+    ]
+    unknown = [
+        name for name in given.kernels if not any(name in (one.kernel, one.kernel.split(".")[0]) for one in known)
+    ]
     if unknown or not wanted:
         names = ", ".join(one.kernel for one in known) or "none"
-        print(f"error: no kernel of this platform is called {', '.join(unknown) or 'anything'}; measurable are: {names}", file=sys.stderr)
+        print(
+            f"error: no kernel of this platform is called {', '.join(unknown) or 'anything'}; measurable are: {names}",
+            file=sys.stderr,
+        )
         return 2
     for tunable in wanted:
         entries = []

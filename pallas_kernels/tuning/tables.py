@@ -64,7 +64,9 @@ def _read(path: Path, device: str) -> dict[str, list[dict[str, Any]]]:
             raise ValueError(f"it is of {table['device']!r}")
         for entries in table["operations"].values():
             for entry in entries:
-                if not all(isinstance(size, int) for size in entry["sizes"].values()) or not isinstance(entry["key"], dict):
+                if not all(isinstance(size, int) for size in entry["sizes"].values()) or not isinstance(
+                    entry["key"], dict
+                ):
                     raise ValueError(f"not an entry: {entry}")
         return table["operations"]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:

@@ -29,7 +29,12 @@ def ended(child: Child) -> None:
 
 
 def step(name: str, text: str, seconds: float = 20.0) -> Step:
-    return Step(name, python(f"from recollect.benchmarks.first_contact import records\n{text}"), seconds, {"PYTHONPATH": str(steps.REPOSITORY)})
+    return Step(
+        name,
+        python(f"from recollect.benchmarks.first_contact import records\n{text}"),
+        seconds,
+        {"PYTHONPATH": str(steps.REPOSITORY)},
+    )
 
 
 def test_lines_are_on_disk_and_a_torn_one_is_left_out(tmp_path):
@@ -130,19 +135,30 @@ def test_the_parent_names_the_families_and_every_timing_is_a_case():
 
 def test_the_tests_log_is_read_as_far_as_it_goes(tmp_path):
     log = tmp_path / "log"
-    log.write_text("8 workers [94 items]\n\n[gw0] [  1%] PASSED tests/a.py::test_x[1 2] \n[gw1] [  2%] FAILED tests/a.py::test_y \n")
-    assert steps.tests_summary(log) == {"summary": "1 passed, 1 failed, 0 skipped, 92 not reached", "failed": ["tests/a.py::test_y"]}
+    log.write_text(
+        "8 workers [94 items]\n\n[gw0] [  1%] PASSED tests/a.py::test_x[1 2] \n[gw1] [  2%] FAILED tests/a.py::test_y \n"
+    )
+    assert steps.tests_summary(log) == {
+        "summary": "1 passed, 1 failed, 0 skipped, 92 not reached",
+        "failed": ["tests/a.py::test_y"],
+    }
     log.write_text("collected 8 items / 7 deselected / 1 selected\n\ntests/a.py::test_x PASSED                [100%]\n")
     assert steps.tests_summary(log)["summary"] == "1 passed, 0 failed, 0 skipped, 0 not reached"
 
 
 def test_a_rehearsal_says_what_it_lost(tmp_path, capsys):
     plan = steps.Plan(tmp_path, tmp_path, True, ["landmark", "Taylor"], ["tests"], tmp_path)
-    lines = [{"kind": "check", "step": "check: Taylor", "what": "x"}, {"kind": "time", "step": "time: Taylor", "what": "x"}]
+    lines = [
+        {"kind": "check", "step": "check: Taylor", "what": "x"},
+        {"kind": "time", "step": "time: Taylor", "what": "x"},
+    ]
     plan.faults = {"check: landmark": "abort"}
     lost = steps.lost(lines, plan, ("checks", "timings"))
     assert len(lost) == 3 and all("landmark" in line for line in lost)
-    lines += [{"kind": "started", "step": "check: landmark", "what": "y"}, {"kind": "ended", "step": "check: landmark", "code": -6}]
+    lines += [
+        {"kind": "started", "step": "check: landmark", "what": "y"},
+        {"kind": "ended", "step": "check: landmark", "code": -6},
+    ]
     assert records.dead(lines) == {"time: landmark"} and len(steps.lost(lines, plan, ("checks", "timings"))) == 1
     lines += [{"kind": "ended", "step": "time: landmark", "code": -9, "why": "the family's check died"}]
     assert steps.lost(lines, plan, ("checks", "timings")) == []
@@ -176,7 +192,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
             cwd=steps.REPOSITORY,
             timeout=60,
         )
-        assert done.returncode == 2 and done.stderr.startswith(f"error: first_contact: --out {out}: cannot be written: ")
+        assert done.returncode == 2 and done.stderr.startswith(
+            f"error: first_contact: --out {out}: cannot be written: "
+        )
         assert len(done.stderr.splitlines()) == 1
 
 
@@ -251,10 +269,20 @@ def test_the_page_compares_measured_predicted_peer_and_what_was_before(tmp_path,
     assert any(line.startswith(f"| {NAME} | 0.450 | 1.12 | 0.500 |") for line in page.splitlines())
     assert any(NAME in line and "| 0.500 | right |" in line for line in page.splitlines())  # the first kernel answers
     with (first / records.FILE).open("a") as file:  # a block size that was not timed again
-        line = {"kind": "time", "step": "s", "what": NAME, "form": "pallas_gpu", "note": "2 pieces", "sizes": {}, "forward": 0.0007}
+        line = {
+            "kind": "time",
+            "step": "s",
+            "what": NAME,
+            "form": "pallas_gpu",
+            "note": "2 pieces",
+            "sizes": {},
+            "forward": 0.0007,
+        }
         file.write(json.dumps(line) + "\n")
     assert device.main(["--from", str(first)]) == 0 and f"| {NAME} 2 pieces | 0.700 |" in capsys.readouterr().out
-    assert device.main(["--from", str(first), str(second)]) == 0 and f"| {NAME} 2 pieces |" not in capsys.readouterr().out
+    assert (
+        device.main(["--from", str(first), str(second)]) == 0 and f"| {NAME} 2 pieces |" not in capsys.readouterr().out
+    )
 
 
 def test_the_first_folder_may_lack_the_machine(tmp_path, capsys):

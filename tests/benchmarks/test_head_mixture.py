@@ -44,4 +44,6 @@ def test_it_checks_times_and_writes(tmp_path, monkeypatch, capsys):
     assert "1 + 1 of 4, 0.500" in capsys.readouterr().out
     (path,) = tmp_path.glob("*/head_mixture.json")
     (row,) = json.loads(path.read_text())["rows"]
-    assert row["error"] < 1e-4 and all(row[part][form] > 0 for part in ("forward", "training_step") for form in head_mixture.FORMS)
+    assert row["error"] < 1e-4 and all(
+        row[part][form] > 0 for part in ("forward", "training_step") for form in head_mixture.FORMS
+    )

@@ -64,7 +64,18 @@ def results(folder):
 
 def test_results_are_checked_printed_and_written(small, tmp_path, capsys):
     assert (
-        kernels.main(["--operations", "linear_recurrence", "short_convolution", "--backends", "pallas_tpu", "xla", "--out", str(tmp_path)])
+        kernels.main(
+            [
+                "--operations",
+                "linear_recurrence",
+                "short_convolution",
+                "--backends",
+                "pallas_tpu",
+                "xla",
+                "--out",
+                str(tmp_path),
+            ]
+        )
         == 0
     )
     rows = results(tmp_path)["rows"]
@@ -105,7 +116,10 @@ def test_a_fault_of_a_form_is_no_refusal(only, tmp_path):
     case = kernel_cases.CASES["linear_recurrence", "no decay"]()
     assert kernels.main(["--operations", "linear_recurrence", "--backends", "pallas_tpu", "--out", str(tmp_path)]) == 1
     rows = {row["form"]: row for row in results(tmp_path)["rows"]}
-    assert rows["broken"]["error"] == "ValueError: block of 48 rows" and rows["backward"]["error"] == "ValueError: no layout"
+    assert (
+        rows["broken"]["error"] == "ValueError: block of 48 rows"
+        and rows["backward"]["error"] == "ValueError: no layout"
+    )
     assert not any("refused" in rows[form] for form in ("broken", "backward", "last"))
     assert "it runs on TPUs" in rows["pallas_tpu"]["refused"] and rows["last"]["both"] == 0.002
 
@@ -158,7 +172,8 @@ def peer_python(folder, body):
     counter = folder / "processes"
     path.write_text(
         f"#!{sys.executable}\nimport json, os, sys, time\nbefore = os.path.getsize({str(counter)!r}) if os.path.exists({str(counter)!r}) else 0\n"
-        f"open({str(counter)!r}, 'a').write('x')\nfor line in sys.stdin:\n" + textwrap.indent(textwrap.dedent(body), "    ")
+        f"open({str(counter)!r}, 'a').write('x')\nfor line in sys.stdin:\n"
+        + textwrap.indent(textwrap.dedent(body), "    ")
     )
     path.chmod(0o755)
     return str(path)
@@ -239,7 +254,10 @@ def test_peers_answer_forward_when_backward_fails(monkeypatch, capsys):
 
     torch.cuda.synchronize = fails
     kernel_peers.main()
-    assert [json.loads(line.removeprefix("RESULT "))["broken"] for line in capsys.readouterr().out.splitlines()] == [True, True]
+    assert [json.loads(line.removeprefix("RESULT "))["broken"] for line in capsys.readouterr().out.splitlines()] == [
+        True,
+        True,
+    ]
 
 
 def test_floors_come_from_the_arrays():
@@ -276,7 +294,9 @@ SOFTMAX = [
 ]
 
 
-@pytest.mark.parametrize(("operation", "variant", "more", "form"), SOFTMAX, ids=[f"{case[0]}, {case[1]}" for case in SOFTMAX])
+@pytest.mark.parametrize(
+    ("operation", "variant", "more", "form"), SOFTMAX, ids=[f"{case[0]}, {case[1]}" for case in SOFTMAX]
+)
 def test_plain_forms_of_softmax_attention_compute_the_same(operation, variant, more, form):
     case = kernel_cases.CASES[operation, variant](**{**SMALL, "t": 45, **more})
     errors = kernel_checks.Check(case, jnp.float32).errors(case.plain[form])
@@ -301,7 +321,11 @@ def test_work_of_softmax_attention_is_that_of_the_pairs_seen():
 
 def test_only_what_gpu_kernels_refuse_is_not_compiled_for_them():
     everything = kernel_cases.cases("gpu", list(kernel_cases.OPERATIONS))
-    compiled = {program.name.replace(" bench forward", ",", 1) for program in benchmark.PROGRAMS if " bench forward " in program.name}
+    compiled = {
+        program.name.replace(" bench forward", ",", 1)
+        for program in benchmark.PROGRAMS
+        if " bench forward " in program.name
+    }
     assert compiled == {case.name for case in everything} - benchmark.REFUSED
     for case in everything:
         if case.name in benchmark.REFUSED:
@@ -315,7 +339,12 @@ def test_gradients_are_checked_at_sizes_that_keep_the_case():
     for platform in ("cpu", "gpu"):
         for case in kernel_cases.cases(platform, ["softmax_attention", "landmark_attention", "head_mixture_attention"]):
             small = kernel_cases.smaller(case).sizes
-            assert small["b"] == 1 and small["t"] == min(320, case.sizes["t"]) and small["h"] <= 4 and small["k"] == case.sizes["k"]
+            assert (
+                small["b"] == 1
+                and small["t"] == min(320, case.sizes["t"])
+                and small["h"] <= 4
+                and small["k"] == case.sizes["k"]
+            )
             if "w" in small:
                 assert small["w"] < small["t"] / 2
             for name in {"g", "a"} & small.keys():

@@ -35,7 +35,13 @@ def test_a_whole_run(tiny, tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr("recollect.experiments.registry.load", lambda name, kind: asked.append(name) or tiny)
     interpreter = tmp_path / "python"
-    answer = {"tokens_per_second": 100.0, "step_seconds": 1.28, "seconds": [1.28], "parameters": 7, "version": "fla 1, torch 2"}
+    answer = {
+        "tokens_per_second": 100.0,
+        "step_seconds": 1.28,
+        "seconds": [1.28],
+        "parameters": 7,
+        "version": "fla 1, torch 2",
+    }
     interpreter.write_text(f"#!/bin/sh\ncat > {tmp_path}/case.json\necho noise\necho 'RESULT {json.dumps(answer)}'\n")
     interpreter.chmod(interpreter.stat().st_mode | stat.S_IXUSR)
     out = ["--out", str(tmp_path / "results"), "--peer-python", str(interpreter)]
@@ -48,7 +54,13 @@ def test_a_whole_run(tiny, tmp_path, monkeypatch, capsys):
     assert row["peer"] == answer
     case = json.loads((tmp_path / "case.json").read_text())
     assert case["layers"] == 2 * [{"kind": "attention", "heads": 2}]
-    assert (case["rows"], case["pieces"], case["length"], case["steps"], case["optimizer"]["learning_rate"]) == (4, 2, 32, 2, 1e-4)
+    assert (case["rows"], case["pieces"], case["length"], case["steps"], case["optimizer"]["learning_rate"]) == (
+        4,
+        2,
+        32,
+        2,
+        1e-4,
+    )
     said = capsys.readouterr().out
     assert "pretrain.attention_30m" in said and "times as fast" in said
 
@@ -72,7 +84,9 @@ def test_what_the_peer_cannot_do(tiny, tmp_path):
     assert broken["error"].startswith("exit code 1")
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "0"], ["--unknown"], ["--models", "attention_31m"], ["attention_30m"]])
+@pytest.mark.parametrize(
+    "arguments", [["--steps", "0"], ["--unknown"], ["--models", "attention_31m"], ["attention_30m"]]
+)
 def test_wrong_options(arguments):
     with pytest.raises(UserError):
         pretraining.main(arguments)

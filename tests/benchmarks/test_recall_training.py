@@ -55,7 +55,8 @@ def test_alone_has_no_ratio_and_the_table_says_whether_the_aim_is_met():
     assert not any(name.startswith(("ratio", "zoology")) for name in alone)
     assert "aim" not in recall_training.table([{"case": "a", "vocabulary": 256, **alone}])
     rows = [
-        {"case": "a", "vocabulary": vocabulary, **recall_training.summarise([turn(0.01, 0.025, 0.005)] * 3)} for vocabulary in (256, 8192)
+        {"case": "a", "vocabulary": vocabulary, **recall_training.summarise([turn(0.01, 0.025, 0.005)] * 3)}
+        for vocabulary in (256, 8192)
     ]
     text = recall_training.table(rows)
     assert "aim 2 times, data included: met" in text
@@ -111,7 +112,10 @@ def test_the_runner_answers_errors_and_goes_on_and_keeps_prints_out_of_its_repli
     replies = io.StringIO()
     requests = [json.dumps({"op": "train", "steps": steps}) for steps in (-1, 2)]
     zoology_runner.serve(requests, replies, Loud())
-    assert [json.loads(line) for line in replies.getvalue().splitlines()] == [{"error": "ValueError: negative"}, {"done": 2}]
+    assert [json.loads(line) for line in replies.getvalue().splitlines()] == [
+        {"error": "ValueError: negative"},
+        {"done": 2},
+    ]
 
 
 def test_step_clock_notes_a_time_a_step_and_the_loss():
@@ -164,7 +168,9 @@ def test_what_goes_wrong_with_zoology_is_said_in_one_line(tmp_path, checkout):
     with pytest.raises(UserError, match=r"--zoology-python .*nowhere cannot be run: No such file"):
         recall_training.Zoology(checkout, str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="Zoology cannot be run: ModuleNotFoundError: No module named 'torch'"):
-        recall_training.Zoology(checkout, interpreter(tmp_path, [{"error": "ModuleNotFoundError: No module named 'torch'"}]))
+        recall_training.Zoology(
+            checkout, interpreter(tmp_path, [{"error": "ModuleNotFoundError: No module named 'torch'"}])
+        )
     with pytest.raises(UserError, match="ended with exit code 0"):
         recall_training.Zoology(checkout, interpreter(tmp_path, []))
 
@@ -201,8 +207,12 @@ def test_the_gradient_piece_takes_a_step_along_each_batch(program):
     assert len(np.unique(metrics["loss"])) == recall_breakdown.STEPS
     batches = recall_breakdown._batches(program)
     slope = jax.jit(lambda batch: program.gradients(start, batch, None)[0]["embedding"])
-    total = sum(np.asarray(slope(jax.tree.map(lambda leaf, i=i: leaf[i], batches))) for i in range(recall_breakdown.STEPS))
-    moved = (np.asarray(start["embedding"], np.float64) - np.asarray(after["embedding"], np.float64)) / recall_breakdown.TINY
+    total = sum(
+        np.asarray(slope(jax.tree.map(lambda leaf, i=i: leaf[i], batches))) for i in range(recall_breakdown.STEPS)
+    )
+    moved = (
+        np.asarray(start["embedding"], np.float64) - np.asarray(after["embedding"], np.float64)
+    ) / recall_breakdown.TINY
     # A step of 1e-6 * gradient is rounded to the parameters' last bit, 2e-9 near 0.02: a few percent of the sum.
     assert np.sqrt(np.mean((moved - total) ** 2)) < 0.1 * np.sqrt(np.mean(total**2))
 
@@ -214,7 +224,9 @@ def test_the_optimizer_piece_updates_with_a_gradient_that_changes(program):
     for step in (0, recall_breakdown.STEPS - 1):
         expected = np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64) * tiny + step * tiny)) for leaf in start))
         assert float(norms[step]) == pytest.approx(expected, rel=1e-5)
-    assert all(np.all(np.asarray(new) != np.asarray(old)) for new, old in zip(jax.tree.leaves(params), start, strict=True))
+    assert all(
+        np.all(np.asarray(new) != np.asarray(old)) for new, old in zip(jax.tree.leaves(params), start, strict=True)
+    )
 
 
 def test_differences_give_the_parts_and_the_table_names_the_largest(program, monkeypatch):

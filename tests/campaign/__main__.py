@@ -57,7 +57,9 @@ def main() -> int:
         else:
             shutil.rmtree(work, ignore_errors=True)
     bad = [row for row in rows if row["lost"]]
-    print(f"{len(rows)} faults, {len(rows) - len(bad)} lost nothing, {len(bad)} lost something; {time.monotonic() - begun:.0f} s")
+    print(
+        f"{len(rows)} faults, {len(rows) - len(bad)} lost nothing, {len(bad)} lost something; {time.monotonic() - begun:.0f} s"
+    )
     return 1 if bad or len(rows) < len(faults) else 0
 
 
@@ -120,7 +122,13 @@ def share_out(work: Path, faults: list[tuple[str, str]], seed: int, jobs: int) -
                         row = vars(course(work, number, kind, run, seed))
                     except BaseException:
                         error = " ".join(traceback.format_exc().split())[-300:]
-                        row = {"fault": kind, "run": run, "moment": "", "said": "", "lost": f"the campaign failed: {error}"}
+                        row = {
+                            "fault": kind,
+                            "run": run,
+                            "moment": "",
+                            "said": "",
+                            "lost": f"the campaign failed: {error}",
+                        }
                     (work / f"row-{number}.new").write_text(json.dumps(row))
                     os.replace(work / f"row-{number}.new", work / f"row-{number}")
             os._exit(0)
@@ -134,7 +142,9 @@ def share_out(work: Path, faults: list[tuple[str, str]], seed: int, jobs: int) -
         while (path := work / f"row-{len(rows)}").exists():
             rows.append(json.loads(path.read_text()))
             row = rows[-1]
-            print(f"{len(rows):3} {row['run']:6} {row['fault']:24} {'LOST: ' + row['lost'] if row['lost'] else 'nothing lost'}")
+            print(
+                f"{len(rows):3} {row['run']:6} {row['fault']:24} {'LOST: ' + row['lost'] if row['lost'] else 'nothing lost'}"
+            )
             print(f"{'':11}{row['moment']}")
             print(f"{'':11}{row['said'][:260]}", flush=True)
         time.sleep(0.05)

@@ -19,12 +19,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.data.text.rows.by_number import Batches
 from recollect.data.synthetics import MQAR
-from tests.campaign.runs import Process, experiment_of, lost, remains
+from recollect.data.text.rows.by_number import Batches
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.recovery.replay import replay
 from recollect.training.run_folder import RunFolder
+from tests.campaign.runs import Process, experiment_of, lost, remains
 
 KINDS = (
     "kill",
@@ -82,7 +82,9 @@ class Course:
         """Starts it again and lets it end."""
         found = self.start(prepare, **settings).wait()
         if found != code:
-            self.wrong = self.wrong or f"the rerun ended with code {found}: {self.starts[-1].output.strip().splitlines()[-1:]}"
+            self.wrong = (
+                self.wrong or f"the rerun ended with code {found}: {self.starts[-1].output.strip().splitlines()[-1:]}"
+            )
 
     def checkpoints(self) -> list[int]:
         """Steps that have a checkpoint."""
@@ -194,7 +196,11 @@ def _terminate(self: Course) -> None:
     process.send(signal.SIGTERM)
     code = process.wait()
     took = time.monotonic() - sent
-    status = json.loads((self.folder / "result.json").read_text())["status"] if (self.folder / "result.json").exists() else "no result"
+    status = (
+        json.loads((self.folder / "result.json").read_text())["status"]
+        if (self.folder / "result.json").exists()
+        else "no result"
+    )
     self.moment = f"{sent - process.begun:.2f} s; ended in {took:.2f} s, code {code}, {status}"
     if code != 0 or status not in ("preempted", "finished"):
         self.wrong = f"SIGTERM ended it with code {code}, {status}"
@@ -249,7 +255,9 @@ def _fill(self: Course, full: Callable[[bool], None], policy: str) -> None:
     code = self.start(prepare, on_disk_full=policy).wait()
     full(False)
     text = self.starts[-1].output
-    self.moment = f"{what} {at if what == 'checkpoint' else 10 * at}, {_DISK}; code {code}, checkpoints {self.checkpoints()}"
+    self.moment = (
+        f"{what} {at if what == 'checkpoint' else 10 * at}, {_DISK}; code {code}, checkpoints {self.checkpoints()}"
+    )
     # A disk that is still full at the end leaves the last checkpoint or lines unwritten: no run may call that finished.
     if "space" not in text or code != (0 if policy == "continue" and freed.exists() else 2):
         self.wrong = f"code {code} under {policy!r}: {text.strip().splitlines()[-1:]}"
@@ -278,7 +286,9 @@ def _small_disk(folder: Path) -> Iterator[Callable[[bool], None]]:
     folder.mkdir()
     mounted = (
         os.geteuid() == 0
-        and not subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True).returncode
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True
+        ).returncode
     )
     _DISK = "a tmpfs" if mounted else "RLIMIT_FSIZE"
     # Beside the run's own files, which a folder without config.json may not hold.

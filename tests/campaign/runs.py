@@ -24,10 +24,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from recollect.configuration import Preempted, UserError
-from tests.training.tiny import tiny, tiny_text
+from recollect.training.checkpoint.integrity import damage
 from recollect.training.experiment import Experiment
 from recollect.training.train import train
-from recollect.training.checkpoint.integrity import damage
+from tests.training.tiny import tiny, tiny_text
 
 LIMIT = 300
 """Seconds after which a run counts as hanging."""
@@ -36,8 +36,13 @@ LIMIT = 300
 def experiment_of(kind: str, folder: Path, corpus: Path, **run: Any) -> Experiment:
     """The campaign's two runs: "recall" and "text", with checkpoints often."""
     if kind == "recall":
-        return tiny(folder, **{"steps": 80, "steps_per_call": 5, "evaluate_every": 40, "checkpoint_every": 10, "log_every": 1, **run})
-    return tiny_text(folder, corpus, **{"steps": 48, "steps_per_call": 4, "evaluate_every": 24, "checkpoint_every": 8, **run})
+        return tiny(
+            folder,
+            **{"steps": 80, "steps_per_call": 5, "evaluate_every": 40, "checkpoint_every": 10, "log_every": 1, **run},
+        )
+    return tiny_text(
+        folder, corpus, **{"steps": 48, "steps_per_call": 4, "evaluate_every": 24, "checkpoint_every": 8, **run}
+    )
 
 
 class Process:
@@ -150,12 +155,22 @@ def _remains(folder: Path) -> dict[str, Any]:
     timed = ("seconds", "throughput")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     result = json.loads((folder / "result.json").read_text())
-    timed_result = (*timed, "examples_per_second", "tokens_per_second", "step_seconds", "waiting_for_data", "mfu", "failure")
+    timed_result = (
+        *timed,
+        "examples_per_second",
+        "tokens_per_second",
+        "step_seconds",
+        "waiting_for_data",
+        "mfu",
+        "failure",
+    )
     return {
         "step": step,
         "state": digest.hexdigest(),
         "metrics": [json.dumps({name: value for name, value in line.items() if name not in timed}) for line in lines],
-        "result": json.dumps({name: value for name, value in result.items() if name not in timed_result}, sort_keys=True),
+        "result": json.dumps(
+            {name: value for name, value in result.items() if name not in timed_result}, sort_keys=True
+        ),
     }
 
 

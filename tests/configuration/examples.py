@@ -30,10 +30,18 @@ EXAMPLES = {
             width=48,
             stages=repeat(
                 LinearAttention(
-                    heads=3, feature_dim=5, feature_map=Identity(), normalise=False, decay="retnet", output_norm=True, positions=Rotary()
+                    heads=3,
+                    feature_dim=5,
+                    feature_map=Identity(),
+                    normalise=False,
+                    decay="retnet",
+                    output_norm=True,
+                    positions=Rotary(),
                 ),
                 LinearAttention(feature_map=Hedgehog()),
-                Landmark(heads=4, key_heads=2, positions=Rotary(fraction=0.5, layout="interleaved", base=500.0), retrieve=3),
+                Landmark(
+                    heads=4, key_heads=2, positions=Rotary(fraction=0.5, layout="interleaved", base=500.0), retrieve=3
+                ),
                 depth=5,
             ),
             norm=LayerNorm(bias=False, epsilon=1e-3),
@@ -45,7 +53,9 @@ EXAMPLES = {
             remat="dots",
             unroll=True,
         ),
-        data=MQAR(mixture=(RecallSlice(length=64, pairs=4, weight=0.25), RecallSlice(length=128, pairs=8)), filler="zero"),
+        data=MQAR(
+            mixture=(RecallSlice(length=64, pairs=4, weight=0.25), RecallSlice(length=128, pairs=8)), filler="zero"
+        ),
         optimizer=AdamW(clip=1.0, warmup=3, schedule="constant", groups=(GroupRate(group="default", factor=1e-300),)),
         run=Run(directory="runs/a b", stop_at_accuracy=0.99, mesh=Mesh(data=2), seed=2**31 - 1, tensorboard=True),
     ),

@@ -64,7 +64,9 @@ def test_later_ones_win_and_several_apply():
 
 
 def test_wildcards_reach_every_field_of_the_name():
-    assert changed("...heads=4") == {f"model.stages.{place}.heads": 4 for place in ("0.pattern.0", "0.pattern.1", "1.pattern.0")}
+    assert changed("...heads=4") == {
+        f"model.stages.{place}.heads": 4 for place in ("0.pattern.0", "0.pattern.1", "1.pattern.0")
+    }
     assert changed("...heads=4", "model.stages.0.pattern.0.heads=8")["model.stages.0.pattern.0.heads"] == 8
     assert changed("...mlp=None")["model.mlp.class"] is None
     after = apply_overrides(mixed(), ["...pattern.0=Landmark", "...block=4"])
@@ -83,7 +85,9 @@ def test_a_swapped_class_loses_the_old_ones_fields():
 def test_none_removes_a_part_and_a_class_adds_it():
     assert apply_overrides(mixed(), ["model.mlp=None"]).model.mlp is None
     assert apply_overrides(mixed(), ["model.positions=LearnedPositions"]).model.positions == LearnedPositions()
-    after = apply_overrides(mixed(), ["model.stages.0.pattern.1.positions=Rotary", "model.stages.0.pattern.1.positions.base=100"])
+    after = apply_overrides(
+        mixed(), ["model.stages.0.pattern.1.positions=Rotary", "model.stages.0.pattern.1.positions.base=100"]
+    )
     assert after.model.stages[0].pattern[1].positions == Rotary(base=100.0)
 
 
@@ -98,11 +102,14 @@ def test_tuple_elements_can_be_added():
 
 def test_values_of_a_sweep_are_python_objects():
     after = apply_values(
-        mixed(), {"model.stages.0.pattern.0": LinearAttention(heads=8), "optimizer.learning_rate": 0.5, "run.directory": None}
+        mixed(),
+        {"model.stages.0.pattern.0": LinearAttention(heads=8), "optimizer.learning_rate": 0.5, "run.directory": None},
     )
     assert after.model.stages[0].pattern[0] == LinearAttention(heads=8)  # not the old feature_map
     assert after.optimizer.learning_rate == 0.5
-    assert apply_values(mixed(), {"...feature_map": Relu(epsilon=2.0)}).model.stages[1].pattern[0].feature_map == Relu(epsilon=2.0)
+    assert apply_values(mixed(), {"...feature_map": Relu(epsilon=2.0)}).model.stages[1].pattern[0].feature_map == Relu(
+        epsilon=2.0
+    )
     with pytest.raises(UserError, match="width"):
         apply_values(mixed(), {"model.width": "64"})
 
@@ -183,7 +190,8 @@ PATHS = (
 
 
 @pytest.mark.parametrize(
-    "value", ["{}:boom", "{}.boom", "{}:boom[x]", "{}:boom()", "lambda:__import__('{}')", "lambda x: __import__('{}')", "{}:"]
+    "value",
+    ["{}:boom", "{}.boom", "{}:boom[x]", "{}:boom()", "lambda:__import__('{}')", "lambda x: __import__('{}')", "{}:"],
 )
 def test_a_value_never_imports_or_runs_code(value, tmp_path, monkeypatch):
     trap = "recollect_trap"
@@ -205,7 +213,9 @@ def test_class_names_with_a_module_are_refused(name):
 
 def test_functions_are_not_classes():
     with pytest.raises(UserError, match=r"model\.positions=normal"):
-        apply_overrides(mixed(), ["model.positions=normal"])  # a function of the module that the field's class stands in
+        apply_overrides(
+            mixed(), ["model.positions=normal"]
+        )  # a function of the module that the field's class stands in
 
 
 def test_get_field():

@@ -98,7 +98,14 @@ def test_missing_fields_are_named():
 
 @pytest.mark.parametrize(
     "name",
-    ["recollect_trap:boom", "recollect_trap.boom", "lambda: __import__('recollect_trap')", "__import__('recollect_trap')", "object", ""],
+    [
+        "recollect_trap:boom",
+        "recollect_trap.boom",
+        "lambda: __import__('recollect_trap')",
+        "__import__('recollect_trap')",
+        "object",
+        "",
+    ],
 )
 def test_hostile_class_names_run_nothing(name, tmp_path, monkeypatch):
     (tmp_path / "recollect_trap.py").write_text("raise SystemExit('imported by a config file')\n")
@@ -112,14 +119,21 @@ def test_hostile_class_names_run_nothing(name, tmp_path, monkeypatch):
 def test_differences_are_dotted_paths():
     before = mixed()
     assert differences(before, before) == {}
-    after = chz.replace(before, model=chz.replace(before.model, width=64, mlp=None), optimizer=chz.replace(before.optimizer, clip=1.0))
+    after = chz.replace(
+        before, model=chz.replace(before.model, width=64, mlp=None), optimizer=chz.replace(before.optimizer, clip=1.0)
+    )
     found = differences(before, after)
     assert found["model.width"] == (32, 64) and found["optimizer.clip"] == (None, 1.0)
     assert found["model.mlp.class"] == ("SwiGLU", None) and found["model.mlp.hidden"] == (8, None)
-    assert set(found) == {"model.width", "optimizer.clip"} | {f"model.mlp.{name}" for name in ("class", *chz.chz_fields(SwiGLU))}
+    assert set(found) == {"model.width", "optimizer.clip"} | {
+        f"model.mlp.{name}" for name in ("class", *chz.chz_fields(SwiGLU))
+    }
     assert differences(after, before) == {path: (b, a) for path, (a, b) in found.items()}
     longer = chz.replace(before, model=chz.replace(before.model, stages=(*before.model.stages, before.model.stages[1])))
-    assert {path.rsplit(".", 1)[0] for path in differences(before, longer)} >= {"model.stages.2", "model.stages.2.pattern.0"}
+    assert {path.rsplit(".", 1)[0] for path in differences(before, longer)} >= {
+        "model.stages.2",
+        "model.stages.2.pattern.0",
+    }
 
 
 def test_two_classes_of_one_name_are_an_error():

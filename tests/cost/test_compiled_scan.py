@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from recollect.pallas_kernels import compile_ahead, compilers
 from recollect.cost.hlo_cost import work_of
+from recollect.pallas_kernels import compile_ahead, compilers
 
 
 def test_stacks_of_a_scan_count_a_row_a_turn():

@@ -7,17 +7,21 @@ import jax
 import pytest
 
 from recollect.configuration import UserError
+from recollect.cost.describe import describe
 from recollect.layers import LinearAttention, SlidingWindow
 from recollect.models import LanguageModel, Stage
 from recollect.pallas_kernels import compilers, dispatch
-from tests.training.tiny import tiny
-from recollect.cost.describe import describe
 from recollect.training.experiment import Mesh
 from recollect.training.monitoring.backends_used import abstract_batch, operations_by_mixer
 from recollect.training.step import Program
+from tests.training.tiny import tiny
 
 MODEL = LanguageModel(
-    width=16, stages=(Stage(pattern=(LinearAttention(), SlidingWindow(window=4)), repeats=2), Stage(pattern=(LinearAttention(),)))
+    width=16,
+    stages=(
+        Stage(pattern=(LinearAttention(), SlidingWindow(window=4)), repeats=2),
+        Stage(pattern=(LinearAttention(),)),
+    ),
 )
 
 
@@ -30,7 +34,10 @@ def test_one_line_a_kind_of_mixer_and_operation():
     assert lines[0].startswith("LinearAttention in 3 layers: ") and lines[0].endswith(" on xla")
     assert lines[1] == "SlidingWindow in 2 layers: softmax_attention on xla"
     with dispatch.preferred_backend("reference"):
-        assert operations_by_mixer(MODEL, abstract_batch(EXPERIMENT))[1] == "SlidingWindow in 2 layers: softmax_attention on reference"
+        assert (
+            operations_by_mixer(MODEL, abstract_batch(EXPERIMENT))[1]
+            == "SlidingWindow in 2 layers: softmax_attention on reference"
+        )
 
 
 def test_repeats_are_counted_and_only_this_platforms_kernel_is_explained(monkeypatch):
@@ -45,7 +52,10 @@ def test_repeats_are_counted_and_only_this_platforms_kernel_is_explained(monkeyp
     monkeypatch.setattr("recollect.models.language_model.LanguageModelModule.hidden", hidden)
     model = chz.replace(MODEL, stages=MODEL.stages[1:])
     batch = abstract_batch(chz.replace(EXPERIMENT, model=model))
-    assert operations_by_mixer(model, batch) == ["LinearAttention: toy on xla, 2 times", "LinearAttention: other on pallas_tpu"]
+    assert operations_by_mixer(model, batch) == [
+        "LinearAttention: toy on xla, 2 times",
+        "LinearAttention: other on pallas_tpu",
+    ]
     with dispatch.aimed_at("tpu", "TPU v5 lite"):
         first, _ = operations_by_mixer(model, batch)
     assert first == "LinearAttention: toy on xla, 2 times (not pallas_tpu: k=7 is odd)"
@@ -67,7 +77,9 @@ def test_describe_for_a_slice_of_tpus():
     place = said.index("operations on TPU v6 lite")
     assert said[place + 1].startswith("  SlidingWindow: softmax_attention on ") or "in 3 layers" in said[place + 1]
     assert any(line.startswith("training step of batch 16 compiles for tpu:v6e:2x2, 4 devices (") for line in said)
-    assert any("memory a device: arguments" in line and line.endswith("of the 32.0 GiB of a TPU v6e: fits") for line in said)
+    assert any(
+        "memory a device: arguments" in line and line.endswith("of the 32.0 GiB of a TPU v6e: fits") for line in said
+    )
     gathered = next(line.split() for line in said if line.startswith("    all-gather "))
     assert int(gathered[1]) >= 3  # parameters of every layer at least
     assert any(line.startswith("  roofline (data-sheet peaks, not measured): products ") for line in said)

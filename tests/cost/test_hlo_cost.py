@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from recollect.training.monitoring.chips import chip_of
+from recollect.cost.compile_target import memory_line, time_lines, work_lines
 from recollect.cost.hlo_cost import Traffic, Work, work_of
 from recollect.cost.hlo_parser import bytes_of
-from recollect.cost.compile_target import memory_line, time_lines, work_lines
+from recollect.training.monitoring.chips import chip_of
 
 
 def compiled(function, *arguments):
@@ -203,7 +203,8 @@ def test_what_is_said_of_memory_and_time():
     work = Work(197e12, 819e9 / 2, 3e9, {"all-reduce": Traffic(2, 1e9, 4e9)}, 3, 1)
     lines = work_lines(work, 98.5e12)
     assert (
-        lines[0] == "products: 197.000 TFLOP beside 3 calls of kernels that do not tell theirs; the model's own (3 x forward) 98.500 TFLOP"
+        lines[0]
+        == "products: 197.000 TFLOP beside 3 calls of kernels that do not tell theirs; the model's own (3 x forward) 98.500 TFLOP"
     )
     assert lines[2] == "1 loops of unknown length are counted as one turn" and " ".join(lines[4].split()) == (
         "all-reduce 2 calls 953.7 MiB, 3,814.7 MiB sent as rings"

@@ -27,7 +27,10 @@ def write_run(folder: Path, name: str = "mqar.based", rate: float = 1e-3, seed: 
     with (folder / "metrics.jsonl").open("w") as file:
         for step, accuracy in curve:
             file.write(json.dumps({"step": step, "loss": 2.0, "accuracy": 0.9, "seconds": 1.0}) + "\n")
-            file.write(json.dumps({"step": step, "evaluation": {"accuracy": accuracy, "loss": 1 - accuracy}, "seconds": 1.0}) + "\n")
+            file.write(
+                json.dumps({"step": step, "evaluation": {"accuracy": accuracy, "loss": 1 - accuracy}, "seconds": 1.0})
+                + "\n"
+            )
     accuracy = changes.get("accuracy", 0.5)
     by_slice = {} if accuracy is None else {"128x8": accuracy / 2, "64x16": accuracy, "64x4": accuracy}
     result = {
@@ -60,5 +63,9 @@ def study(root: Path, scores: dict[str, float]) -> list[RunResult]:
         for rate, factor in ((1e-3, 0.5), (3e-3, 1.0)):
             for seed in (0, 1):
                 state = {"64": 700 * 2**index, "128": 800 * 2**index}
-                folders.append(write_run(root / f"{name}-{rate}-{seed}", name, rate, seed, accuracy=score * factor, state_bytes=state))
+                folders.append(
+                    write_run(
+                        root / f"{name}-{rate}-{seed}", name, rate, seed, accuracy=score * factor, state_bytes=state
+                    )
+                )
     return load_runs(folders)

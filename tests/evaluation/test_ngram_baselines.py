@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from recollect.evaluation import ngram_baselines
+from recollect.data.tokenizers import START
 from recollect.evaluation.ngram_baselines import (
     CONTEXT,
     Bigram,
@@ -16,7 +16,6 @@ from recollect.evaluation.ngram_baselines import (
     recall_bigrams,
     recall_slice,
 )
-from recollect.data.tokenizers import START
 from tests.data.text.documents import CountedDocuments
 
 

@@ -19,7 +19,9 @@ NAMES = ("attention", "based", "window", "convolution", "hyena", "landmark", "mi
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     scores = (1.0, 0.99, 0.4, 0.13, 0.02, 1.0, 0.998)
-    return study(tmp_path_factory.mktemp("study"), {f"mqar.{name}": score for name, score in zip(NAMES, scores, strict=True)})
+    return study(
+        tmp_path_factory.mktemp("study"), {f"mqar.{name}": score for name, score in zip(NAMES, scores, strict=True)}
+    )
 
 
 @pytest.fixture
@@ -29,7 +31,9 @@ def figures(monkeypatch):
 
     kept = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (kept.append(self), save(self, *args, **kwargs))[1])
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **kwargs: (kept.append(self), save(self, *args, **kwargs))[1]
+    )
     return kept
 
 
@@ -49,7 +53,10 @@ def test_figures_are_a_column_wide_at_300_dpi(tmp_path, runs):
 
 def test_recall_labels_do_not_cover_each_other_or_leave_the_figure(tmp_path, runs, figures):
     # Six architectures solve the task with nearly the same state.
-    crowd = [dataclasses.replace(s, best=1 - 0.002 * i, state_bytes={128: 14_000 + 900 * i}) for i, s in enumerate(summarise(runs)[:6])]
+    crowd = [
+        dataclasses.replace(s, best=1 - 0.002 * i, state_bytes={128: 14_000 + 900 * i})
+        for i, s in enumerate(summarise(runs)[:6])
+    ]
     recall_vs_state([*crowd, summarise(runs)[-1]], tmp_path / "x.png")
     (figure,) = figures
     (axes,) = figure.axes
@@ -105,7 +112,9 @@ def test_legend_lies_outside_the_axes(tmp_path, runs, figures):
 
 
 def test_one_slice_is_bars(tmp_path, runs, figures):
-    one = [dataclasses.replace(s, by_slice={"64x4": s.best}, spread_by_slice={"64x4": s.spread}) for s in summarise(runs)]
+    one = [
+        dataclasses.replace(s, by_slice={"64x4": s.best}, spread_by_slice={"64x4": s.spread}) for s in summarise(runs)
+    ]
     accuracy_by_slice(one, tmp_path / "x.png")
     axes = figures[0].axes[0]
     assert sorted(round(bar.get_width(), 6) for bar in axes.patches) == sorted(round(100 * s.best, 6) for s in one)
@@ -113,7 +122,10 @@ def test_one_slice_is_bars(tmp_path, runs, figures):
 
 
 def test_spread_never_reaches_beyond_what_accuracy_can_be(tmp_path, runs, figures):
-    wide = [dataclasses.replace(s, spread=0.5, by_slice={"64x4": s.best}, spread_by_slice={"64x4": 0.5}) for s in summarise(runs)]
+    wide = [
+        dataclasses.replace(s, spread=0.5, by_slice={"64x4": s.best}, spread_by_slice={"64x4": 0.5})
+        for s in summarise(runs)
+    ]
     recall_vs_state(wide, tmp_path / "x.png")
     accuracy_by_slice(wide, tmp_path / "y.png")
     for figure, axis in zip(figures, (1, 0), strict=True):
@@ -150,7 +162,10 @@ def test_mean_curve_holds_the_last_value_of_a_run_that_stopped():
 
 
 def test_text_has_bits_per_byte(tmp_path, runs, figures):
-    text = [dataclasses.replace(s, metric="bits_per_byte", by_slice={"all": 1.5, "rest": 1.75}, chance=None) for s in summarise(runs)]
+    text = [
+        dataclasses.replace(s, metric="bits_per_byte", by_slice={"all": 1.5, "rest": 1.75}, chance=None)
+        for s in summarise(runs)
+    ]
     accuracy_by_slice(text, tmp_path / "x.png")
     assert figures[0].axes[0].get_ylabel() == "Bits per byte"
     np.testing.assert_allclose(figures[0].axes[0].lines[0].get_ydata(), [1.5, 1.75])

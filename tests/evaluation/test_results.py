@@ -33,7 +33,12 @@ def test_text_runs_are_scored_by_bits_and_lower_is_better(tmp_path):
         for rate, bits in ((1e-3, 1.25), (3e-3, 1.5))
     ]
     (summary,) = summarise(load_runs(folders))
-    assert (summary.metric, summary.best, summary.learning_rate, summary.by_slice) == ("bits_per_byte", 1.25, 1e-3, {"rest": 1.25})
+    assert (summary.metric, summary.best, summary.learning_rate, summary.by_slice) == (
+        "bits_per_byte",
+        1.25,
+        1e-3,
+        {"rest": 1.25},
+    )
 
 
 def test_missing_files_are_named(tmp_path):
@@ -118,9 +123,18 @@ def test_learning_curve_without_evaluations_or_file(tmp_path):
 def test_summary_averages_seeds_before_it_picks_the_rate(tmp_path):
     # The single best run (0.9) is at 1e-3, whose mean over seeds is worse.
     scores = {(1e-3, 0): 0.9, (1e-3, 1): 0.1, (2e-3, 0): 0.6, (2e-3, 1): 0.8, (1e-2, 0): 0.2, (1e-2, 1): 0.3}
-    folders = [write_run(tmp_path / f"{rate}-{seed}", rate=rate, seed=seed, accuracy=score) for (rate, seed), score in scores.items()]
+    folders = [
+        write_run(tmp_path / f"{rate}-{seed}", rate=rate, seed=seed, accuracy=score)
+        for (rate, seed), score in scores.items()
+    ]
     (summary,) = summarise(load_runs(folders))
-    assert (summary.label, summary.learning_rate, summary.seeds, summary.settings, summary.runs) == ("mqar.based", 2e-3, 2, 3, 6)
+    assert (summary.label, summary.learning_rate, summary.seeds, summary.settings, summary.runs) == (
+        "mqar.based",
+        2e-3,
+        2,
+        3,
+        6,
+    )
     assert summary.best == pytest.approx(0.7)
     assert summary.median == pytest.approx(0.5)
     assert summary.spread == pytest.approx(0.2 / math.sqrt(2))
@@ -156,7 +170,11 @@ def test_other_optimizer_fields_are_settings_not_seeds(tmp_path):
 def test_runs_with_another_model_are_another_architecture(tmp_path):
     folders = [write_run(tmp_path / f"{width}", model={"width": width, "depth": 2}) for width in (64, 128)]
     folders.append(write_run(tmp_path / "other", "mqar.window"))
-    assert list(group_by_label(load_runs(folders))) == ["mqar.based [width=64]", "mqar.based [width=128]", "mqar.window"]
+    assert list(group_by_label(load_runs(folders))) == [
+        "mqar.based [width=64]",
+        "mqar.based [width=128]",
+        "mqar.window",
+    ]
 
 
 def test_labels_stay_apart_when_field_names_repeat(tmp_path):
@@ -167,13 +185,19 @@ def test_labels_stay_apart_when_field_names_repeat(tmp_path):
 
 
 def test_diverged_runs_count_and_are_shown(tmp_path):
-    folders = [write_run(tmp_path / "a", accuracy=0.75), write_run(tmp_path / "b", seed=1, accuracy=0.25, status="diverged", loss=math.nan)]
+    folders = [
+        write_run(tmp_path / "a", accuracy=0.75),
+        write_run(tmp_path / "b", seed=1, accuracy=0.25, status="diverged", loss=math.nan),
+    ]
     (summary,) = summarise(load_runs(folders))
     assert (summary.best, summary.diverged) == (0.5, 1)
 
 
 def test_nan_scores_are_the_worst_setting(tmp_path):
-    folders = [write_run(tmp_path / "a", rate=1e-2, accuracy=math.nan), write_run(tmp_path / "b", rate=1e-3, accuracy=0.0)]
+    folders = [
+        write_run(tmp_path / "a", rate=1e-2, accuracy=math.nan),
+        write_run(tmp_path / "b", rate=1e-3, accuracy=0.0),
+    ]
     (summary,) = summarise(load_runs(folders))
     assert (summary.best, summary.median, summary.learning_rate) == (0.0, 0.0, 1e-3)
 

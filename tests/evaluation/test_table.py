@@ -28,7 +28,13 @@ def test_numbers_are_written_as_people_write_them():
         "1.3G",
         "-",
     ]
-    assert [format_seconds(seconds) for seconds in (0.04, 59.97, 60, 3599.6, 12_010)] == ["0.0s", "1m 00s", "1m 00s", "1h 00m", "3h 20m"]
+    assert [format_seconds(seconds) for seconds in (0.04, 59.97, 60, 3599.6, 12_010)] == [
+        "0.0s",
+        "1m 00s",
+        "1m 00s",
+        "1h 00m",
+        "3h 20m",
+    ]
 
 
 def test_table_is_sorted_aligned_and_fits(tmp_path):
@@ -47,7 +53,13 @@ def test_table_is_sorted_aligned_and_fits(tmp_path):
 def test_the_widest_table_fits_120_columns(tmp_path):
     runs = study(tmp_path, {"mqar." + "long_" * 12 + "first": 0.4, "mqar." + "long_" * 12 + "second": 1.0})
     slices = {f"{2**i}x{i}": 1.0 for i in range(6, 30)}
-    wide = {"parameters": 9_999_999, "tokens_per_second": 9_999_999.0, "seconds": 3599.0, "diverged": 1, "learning_rate": 1.2e-5}
+    wide = {
+        "parameters": 9_999_999,
+        "tokens_per_second": 9_999_999.0,
+        "seconds": 3599.0,
+        "diverged": 1,
+        "learning_rate": 1.2e-5,
+    }
     big = [dataclasses.replace(s, by_slice=slices, state_bytes={128: 1023 * 2**20}, **wide) for s in summarise(runs)]
     lines = format_table(big).splitlines()
     assert max(map(len, lines)) <= 120
@@ -59,7 +71,10 @@ def test_the_widest_table_fits_120_columns(tmp_path):
 
 def test_recall_and_text_get_a_table_each(tmp_path):
     recall = summarise(study(tmp_path, {"mqar.based": 0.5}))
-    text = [dataclasses.replace(recall[0], label=f"text.{bits}", metric="bits_per_byte", best=bits, by_slice={}) for bits in (1.5, 1.25)]
+    text = [
+        dataclasses.replace(recall[0], label=f"text.{bits}", metric="bits_per_byte", best=bits, by_slice={})
+        for bits in (1.5, 1.25)
+    ]
     parts = format_table([*recall, *text]).split("\n\n")
     assert "accuracy %" in parts[0] and "bits/byte" in parts[-1]
     assert [line.split()[1] for line in parts[-1].splitlines()[2:]] == ["1.250", "1.500"]
@@ -75,7 +90,9 @@ def test_csv_reads_back_the_same_numbers(tmp_path):
     runs = load_runs(
         [
             write_run(tmp_path / "a", accuracy=1 / 3, loss=math.nan),
-            write_run(tmp_path / "b", "mqar.window", rate=0.1 + 0.2, state_bytes={"2048": 5}, overrides={"model.width": 3}),
+            write_run(
+                tmp_path / "b", "mqar.window", rate=0.1 + 0.2, state_bytes={"2048": 5}, overrides={"model.width": 3}
+            ),
         ]
     )
     path = tmp_path / "out" / "results.csv"
@@ -84,8 +101,16 @@ def test_csv_reads_back_the_same_numbers(tmp_path):
         rows = list(csv.DictReader(file))
     assert float(rows[0]["accuracy"]) == 1 / 3 and float(rows[0]["accuracy[128x8]"]) == 1 / 6
     assert float(rows[1]["learning_rate"]) == 0.1 + 0.2 and math.isnan(float(rows[0]["loss"]))
-    assert (rows[0]["state_bytes[64]"], rows[0]["state_bytes[2048]"], rows[1]["state_bytes[2048]"]) == ("12468", "", "5")
-    assert rows[0]["bits_per_byte"] == "" and rows[1]["override[model.width]"] == "3" and rows[0]["override[run.seed]"] == "0"
+    assert (rows[0]["state_bytes[64]"], rows[0]["state_bytes[2048]"], rows[1]["state_bytes[2048]"]) == (
+        "12468",
+        "",
+        "5",
+    )
+    assert (
+        rows[0]["bits_per_byte"] == ""
+        and rows[1]["override[model.width]"] == "3"
+        and rows[0]["override[run.seed]"] == "0"
+    )
     columns = list(rows[0])
     assert columns[:4] == ["folder", "name", "label", "status"]
     wanted = [

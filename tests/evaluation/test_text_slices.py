@@ -38,7 +38,9 @@ def test_bits_a_byte_are_of_the_text_whatever_the_tokenizer(corpus, tokenizer):
     held_out = data.prepared().held_out
     size, targets = int(held_out.byte_lengths.sum()), int(held_out.lengths.sum()) - len(held_out)
     assert found["bytes"] == size and found["targets"] == targets and (targets < size / 2) == (tokenizer != "bytes")
-    assert found["loss"] == pytest.approx(2) and found["bits_per_byte"] == pytest.approx(2 * targets / size / math.log(2))
+    assert found["loss"] == pytest.approx(2) and found["bits_per_byte"] == pytest.approx(
+        2 * targets / size / math.log(2)
+    )
     shares = found["share_by_slice"]
     assert sum(shares.values()) == pytest.approx(1) and found["baseline_tokens"] == data.prepared().train.lengths.sum()
     assert 0 < found["bigram_bits_per_byte"] < 5
@@ -49,7 +51,9 @@ def test_a_byte_model_and_a_bpe_model_of_the_same_bigrams_are_on_one_scale(corpu
     found = {}
     for tokenizer in ("bytes", "bpe:300"):
         data = text(corpus, tokenizer=tokenizer)
-        found[tokenizer] = evaluate_text(lambda batch, data=data: data.bigram().loss(batch.tokens, batch.targets), data, 4, final=True)
+        found[tokenizer] = evaluate_text(
+            lambda batch, data=data: data.bigram().loss(batch.tokens, batch.targets), data, 4, final=True
+        )
         assert found[tokenizer]["bits_per_byte"] == pytest.approx(found[tokenizer]["bigram_bits_per_byte"])
     assert found["bpe:300"]["bits_per_byte"] < 0.8 * found["bytes"]["bits_per_byte"]
 

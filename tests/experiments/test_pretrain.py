@@ -46,10 +46,16 @@ def test_products_of_a_size_are_near_each_other():
 
 def test_published_layer_maps():
     """Arora et al. 2024, reference configurations: which of the layers are Taylor attention and windows."""
-    maps = {"360m": (27, (1, 6, 11, 16, 21), (2, 7, 12, 17, 22)), "1b": (36, (1, 6, 11, 16, 21, 27, 33), (2, 7, 12, 17, 22, 28, 34))}
+    maps = {
+        "360m": (27, (1, 6, 11, 16, 21), (2, 7, 12, 17, 22)),
+        "1b": (36, (1, 6, 11, 16, 21, 27, 33), (2, 7, 12, 17, 22, 28, 34)),
+    }
     for size, (depth, taylor, windows) in maps.items():
         mixers = experiment("based", size).model.mixers
-        kinds = [LinearAttention if i in taylor else SlidingWindow if i in windows else GatedConvolution for i in range(depth)]
+        kinds = [
+            LinearAttention if i in taylor else SlidingWindow if i in windows else GatedConvolution
+            for i in range(depth)
+        ]
         assert [type(mixer) for mixer in mixers] == kinds
 
 

@@ -26,7 +26,9 @@ def accuracy(tmp_path, experiment, *, goal: float | None = None) -> dict[int, fl
             if goal is not None and history[step] >= goal:
                 raise Reached
 
-    experiment = chz.replace(experiment, run=chz.replace(experiment.run, directory=str(tmp_path / "run"), checkpoint_every=1900))
+    experiment = chz.replace(
+        experiment, run=chz.replace(experiment.run, directory=str(tmp_path / "run"), checkpoint_every=1900)
+    )
     with contextlib.suppress(Reached):
         train(experiment, say=say)
     print(history)

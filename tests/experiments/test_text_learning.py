@@ -12,13 +12,24 @@ pytestmark = pytest.mark.slow
 def test_text_based_ends_far_below_a_bigram_model(capsys, tmp_path):
     folder = tmp_path / "run"
     assert (
-        main.main(["train", "text.based", "run.steps=120", "run.sample_every=60", f"run.directory={folder}", "data.held_out_batches=20"])
+        main.main(
+            [
+                "train",
+                "text.based",
+                "run.steps=120",
+                "run.sample_every=60",
+                f"run.directory={folder}",
+                "data.held_out_batches=20",
+            ]
+        )
         == 0
     )
     out = capsys.readouterr().out
     assert "sample: " in out and "sha256" in out
     result = json.loads((folder / "result.json").read_text())
-    print(f"{result['bits_per_byte']:.3f} bits a byte, bigram {result['bigram_bits_per_byte']:.3f}, {result['seconds']:.0f} s")
+    print(
+        f"{result['bits_per_byte']:.3f} bits a byte, bigram {result['bigram_bits_per_byte']:.3f}, {result['seconds']:.0f} s"
+    )
     assert result["bits_per_byte"] <= result["bigram_bits_per_byte"] - 0.7
     assert set(result["bits_by_slice"]) == {"recall", "rest"}
     capsys.readouterr()

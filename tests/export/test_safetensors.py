@@ -54,7 +54,9 @@ def folder(tmp_path):
 
 def _leaves(params, prefix=""):
     for name, value in params.items():
-        yield from _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, np.asarray(value))]
+        yield from (
+            _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, np.asarray(value))]
+        )
 
 
 def _resign(folder):
@@ -190,13 +192,15 @@ def test_a_truncated_file_is_named_with_both_sizes(folder):
     data = path.read_bytes()
     path.write_bytes(data[:-5])
     with pytest.raises(
-        UserError, match=rf"model.safetensors has {len(data) - 5:,} bytes where manifest.json says {len(data):,}: it was cut off"
+        UserError,
+        match=rf"model.safetensors has {len(data) - 5:,} bytes where manifest.json says {len(data):,}: it was cut off",
     ):
         load_safetensors(folder)
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[:-5], lambda data: b"", lambda data: b"\xff" * 8 + data, lambda data: pickle.dumps(print)]
+    "damage",
+    [lambda data: data[:-5], lambda data: b"", lambda data: b"\xff" * 8 + data, lambda data: pickle.dumps(print)],
 )
 def test_a_bad_weights_file_with_a_fitting_digest_is_refused(folder, damage):
     path = folder / "model.safetensors"
@@ -230,7 +234,8 @@ def test_broken_json_is_named(folder, name, text):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("format", 2), ("sha256", None), ("bytes", "3"), ("arrays", []), ("extra", 1), ("parameters", None)]
+    ("field", "value"),
+    [("format", 2), ("sha256", None), ("bytes", "3"), ("arrays", []), ("extra", 1), ("parameters", None)],
 )
 def test_a_manifest_of_another_kind_is_refused(folder, field, value):
     path = folder / "manifest.json"

@@ -15,8 +15,8 @@ from flax import nnx
 from recollect import layers
 from recollect.configuration import UserError
 from recollect.export.safetensors_format import export_safetensors, load_safetensors
-from recollect.layers.modules import feature_maps
 from recollect.layers.mixer import Context, MixerConfig, Place
+from recollect.layers.modules import feature_maps
 from recollect.layers.modules.positions import LearnedPositions, Rotary
 from recollect.models import FunctionalModel, LanguageModel, repeat
 from recollect.models.language_model import state_bytes
@@ -33,7 +33,9 @@ VARIANTS: dict[str, list[MixerConfig]] = {
     "SlidingWindow": [
         layers.SlidingWindow(window=7, heads=4, key_heads=2, positions=Rotary()),
         layers.SlidingWindow(window=5, heads=2, sinks="learned"),
-        layers.SlidingWindow(window=5, heads=2, sinks="first", first=3, positions=Rotary(fraction=0.5, layout="interleaved")),
+        layers.SlidingWindow(
+            window=5, heads=2, sinks="first", first=3, positions=Rotary(fraction=0.5, layout="interleaved")
+        ),
     ],
     "LinearAttention": [
         layers.LinearAttention(heads=2, feature_dim=3, chunk=16),
@@ -41,9 +43,14 @@ VARIANTS: dict[str, list[MixerConfig]] = {
         layers.LinearAttention(heads=2, feature_map=feature_maps.Relu(), chunk=16, decay="retnet"),
         layers.LinearAttention(heads=2, feature_map=feature_maps.Exp(), chunk=64),
         layers.LinearAttention(heads=2, feature_map=feature_maps.Hedgehog(), chunk=16),
-        layers.LinearAttention(heads=4, feature_map=feature_maps.Identity(), normalise=False, decay="retnet", output_norm=True, chunk=16),
+        layers.LinearAttention(
+            heads=4, feature_map=feature_maps.Identity(), normalise=False, decay="retnet", output_norm=True, chunk=16
+        ),
     ],
-    "ShortConvolution": [layers.ShortConvolution(kernel=3, bias=True, activation="silu"), layers.ShortConvolution(kernel=1)],
+    "ShortConvolution": [
+        layers.ShortConvolution(kernel=3, bias=True, activation="silu"),
+        layers.ShortConvolution(kernel=1),
+    ],
     "BaseConvolution": [
         layers.BaseConvolution(kernel=None, maximum_length=300),
         layers.BaseConvolution(kernel=None, filter="explicit", maximum_length=300),
@@ -251,7 +258,9 @@ def test_5_and_9_implementations_agree_at_odd_lengths(case, t):
     fast = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
     (_, out), grads = fast(weights, x)
     with preferred_backend("reference"):
-        (_, expected), expected_grads = jax.jit(jax.value_and_grad(lambda w, x: run(w, x), argnums=(0, 1), has_aux=True))(weights, x)
+        (_, expected), expected_grads = jax.jit(
+            jax.value_and_grad(lambda w, x: run(w, x), argnums=(0, 1), has_aux=True)
+        )(weights, x)
     assert out.shape == x.shape and np.isfinite(np.asarray(out)).all()
     assert error(out, expected) < FP32
     size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected_grads))
@@ -285,7 +294,9 @@ def test_7_bf16(case):
     if getattr(CASES[case], "retrieve", None) is None:
         assert error(low, high) < BF16
         return
-    wrong = np.sqrt(np.mean((np.asarray(low, np.float32) - high) ** 2, axis=-1)) > BF16 * float(jnp.sqrt(jnp.mean(high**2)))
+    wrong = np.sqrt(np.mean((np.asarray(low, np.float32) - high) ** 2, axis=-1)) > BF16 * float(
+        jnp.sqrt(jnp.mean(high**2))
+    )
     print(f"{case}: {wrong.mean():.1%} of queries retrieve other blocks in bf16")
     assert wrong.mean() < 0.1
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from recollect.layers.modules.linear import parameter
 from recollect.layers.mixer import Context, Mixer, MixerConfig, MixerOutput, Place, Traits
+from recollect.layers.modules.linear import parameter
 from recollect.models import FunctionalModel, LanguageModel
 from recollect.models.functional import flatten, nest
 

@@ -51,7 +51,10 @@ def test_state_bytes_are_those_of_the_arrays(dtype):
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model.abstract_params())
     init = jax.jit(lambda params, length: model.bind(params).init_state(1, length).layers, static_argnums=1)
     lengths = [5, 40, 64]
-    measured = {str(length): sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(init(params, length))) for length in lengths}
+    measured = {
+        str(length): sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(init(params, length)))
+        for length in lengths
+    }
     assert state_bytes_at(config, 23, [*lengths, 65, 1000]) == measured  # 64 positions: longer ones are left out
     assert state_elements_at(config, 23, 40) == sum(leaf.size for leaf in jax.tree.leaves(init(params, 40)))
 
@@ -62,7 +65,9 @@ def test_what_grows_with_length_and_what_does_not():
 
     linear, window, full = at(LinearAttention(heads=2)), at(SlidingWindow(window=16)), at(Attention(heads=2))
     assert len(set(linear.values())) == len(set(window.values())) == 1
-    assert full["256"] - full["128"] == 2 * (full["128"] - full["64"]) == 2 * 128 * (2 * 16 * 4 + 8)  # keys, values, position, segment
+    assert (
+        full["256"] - full["128"] == 2 * (full["128"] - full["64"]) == 2 * 128 * (2 * 16 * 4 + 8)
+    )  # keys, values, position, segment
 
 
 def test_flops_are_those_of_the_products():
@@ -70,7 +75,9 @@ def test_flops_are_those_of_the_products():
 
     def cost(repeats):
         stages = (Stage(pattern=(ShortConvolution(kernel=3),), repeats=repeats),)
-        return flops_per_token(FunctionalModel(LanguageModel(width=width, stages=stages, mlp=SwiGLU(hidden=hidden)), vocabulary), 32)
+        return flops_per_token(
+            FunctionalModel(LanguageModel(width=width, stages=stages, mlp=SwiGLU(hidden=hidden)), vocabulary), 32
+        )
 
     layer, head = 2 * 3 * width * hidden + 2 * 3 * width, 2 * width * vocabulary
     assert cost(2) == pytest.approx(2 * layer + head, rel=0.1)
@@ -79,7 +86,10 @@ def test_flops_are_those_of_the_products():
 
 def test_flops_do_not_depend_on_how_the_stack_runs():
     base = LanguageModel(width=16, stages=repeat(ShortConvolution(), depth=3))
-    costs = {flops_per_token(FunctionalModel(chz.replace(base, **fields), 23), 8) for fields in ({}, {"remat": "full"}, {"unroll": True})}
+    costs = {
+        flops_per_token(FunctionalModel(chz.replace(base, **fields), 23), 8)
+        for fields in ({}, {"remat": "full"}, {"unroll": True})
+    }
     assert len(costs) == 1
 
 

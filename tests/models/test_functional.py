@@ -27,9 +27,14 @@ MODEL = FunctionalModel(LanguageModel(**FIELDS), 11)
 def test_parameters_are_plain_named_fp32_arrays():
     params = jax.jit(MODEL.init)(jax.random.key(0))
     flat = flatten(params)
-    assert {"embedding", "landmark", "positions.table", "head.kernel", "final_norm.gain", "stack.stages.0.0.mixer.query.kernel"} <= set(
-        flat
-    )
+    assert {
+        "embedding",
+        "landmark",
+        "positions.table",
+        "head.kernel",
+        "final_norm.gain",
+        "stack.stages.0.0.mixer.query.kernel",
+    } <= set(flat)
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in flat.values())
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in flatten(MODEL.abstract_params()).items()} == {
         name: (leaf.shape, leaf.dtype) for name, leaf in flat.items()
@@ -37,7 +42,9 @@ def test_parameters_are_plain_named_fp32_arrays():
     assert nest({tuple(name.split(".")): leaf for name, leaf in flat.items()}) == params
     assert count(params) == sum(leaf.size for leaf in flat.values())
     assert flat["embedding"].shape == flat["head.kernel"].shape[::-1] == (11, 8)
-    assert "head.kernel" not in flatten(FunctionalModel(LanguageModel(width=8, stages=FIELDS["stages"]), 11).abstract_params())
+    assert "head.kernel" not in flatten(
+        FunctionalModel(LanguageModel(width=8, stages=FIELDS["stages"]), 11).abstract_params()
+    )
 
 
 def test_initialisation_is_a_function_of_the_key():
@@ -58,7 +65,12 @@ def test_bound_modules_have_the_parameters_given():
     for name, leaf in flatten(params).items():
         if "stages.0.2.mixer" in name:  # the probe's, which only reports
             continue
-        changed = nest({tuple(path.split(".")): 1.1 * leaf + 0.1 if path == name else value for path, value in flatten(params).items()})
+        changed = nest(
+            {
+                tuple(path.split(".")): 1.1 * leaf + 0.1 if path == name else value
+                for path, value in flatten(params).items()
+            }
+        )
         assert error(run(changed), base) > 1e-5, name
     np.testing.assert_array_equal(run(params), base)  # nothing stuck to the module
 

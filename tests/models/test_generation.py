@@ -25,7 +25,9 @@ def test_greedy_is_the_likeliest_token_each_time():
     found = generate(MODEL, PARAMS, PROMPTS, 12, temperature=0.0)
     assert found.shape == (2, 12) and found.dtype == np.int32
     full = jax.jit(lambda tokens: MODEL.bind(PARAMS)(tokens))
-    text = np.concatenate([PROMPTS, np.zeros((2, 12), np.int32)], axis=1)  # causal: what stands after a token does not matter
+    text = np.concatenate(
+        [PROMPTS, np.zeros((2, 12), np.int32)], axis=1
+    )  # causal: what stands after a token does not matter
     for i in range(5, 17):
         logits = np.asarray(full(text))[:, i - 1]
         gap = np.sort(logits, axis=-1)
@@ -54,10 +56,14 @@ def test_samples_follow_the_probabilities_kept():
     logits = jnp.broadcast_to(jnp.log(probabilities), (4000, 5))
 
     def shares(top_p):
-        return np.bincount(np.asarray(jax.jit(_sample)(jax.random.key(0), logits, jnp.float32(top_p))), minlength=5) / 4000
+        return (
+            np.bincount(np.asarray(jax.jit(_sample)(jax.random.key(0), logits, jnp.float32(top_p))), minlength=5) / 4000
+        )
 
     np.testing.assert_allclose(shares(1.0), probabilities, atol=0.03)
-    np.testing.assert_allclose(shares(0.6), np.array([0, 0.4, 0, 0.3, 0]) / 0.7, atol=0.03)  # .4 does not reach .6, .4 + .3 does
+    np.testing.assert_allclose(
+        shares(0.6), np.array([0, 0.4, 0, 0.3, 0]) / 0.7, atol=0.03
+    )  # .4 does not reach .6, .4 + .3 does
     np.testing.assert_allclose(shares(0.8), np.array([0, 0.4, 0, 0.3, 0.15]) / 0.85, atol=0.03)
 
 

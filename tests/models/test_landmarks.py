@@ -83,7 +83,9 @@ def test_the_plain_layout_is_the_general_one(t, block):
     ordinary = np.asarray(plain.context.token_types) == ORDINARY
     np.testing.assert_array_equal(np.asarray(plain.source)[ordinary], np.asarray(general.source)[ordinary])
     assert plain.source.shape == (2, expanded_length(t, block)) == general.source.shape
-    np.testing.assert_array_equal(general.context.positions, np.broadcast_to(np.arange(expanded_length(t, block)), plain.source.shape))
+    np.testing.assert_array_equal(
+        general.context.positions, np.broadcast_to(np.arange(expanded_length(t, block)), plain.source.shape)
+    )
 
 
 def test_inserting_and_removing():
@@ -96,4 +98,6 @@ def test_inserting_and_removing():
     assert landmark.sum() == (1 + 2) + (3 + 1) + 5  # whole blocks of each document
     np.testing.assert_array_equal(np.asarray(longer)[landmark], np.broadcast_to(vector, (12, 5)))
     np.testing.assert_array_equal(remove(longer, place), x)
-    np.testing.assert_array_equal(remove(jnp.where(landmark[..., None], jnp.nan, longer), place), x)  # nothing of a landmark comes out
+    np.testing.assert_array_equal(
+        remove(jnp.where(landmark[..., None], jnp.nan, longer), place), x
+    )  # nothing of a landmark comes out

@@ -68,14 +68,18 @@ def test_layers_run_in_order_with_weights_of_their_own():
 @pytest.mark.parametrize("unroll", [False, True])
 def test_every_layer_knows_its_place(unroll):
     pattern = (PlaceProbe(), PlaceProbe(loses=True))
-    config = LanguageModel(width=4, stages=(Stage(pattern=pattern, repeats=3), Stage(pattern=(PlaceProbe(),))), unroll=unroll)
+    config = LanguageModel(
+        width=4, stages=(Stage(pattern=pattern, repeats=3), Stage(pattern=(PlaceProbe(),))), unroll=unroll
+    )
     model = FunctionalModel(config, 5)
     params = jax.jit(model.init)(jax.random.key(0))
     stages = params["stack"]["stages"]
     np.testing.assert_array_equal(stages["0"]["0"]["mixer"]["index"], [0, 2, 4])
     np.testing.assert_array_equal(stages["0"]["1"]["mixer"]["index"], [1, 3, 5])
     np.testing.assert_array_equal(stages["1"]["0"]["mixer"]["index"], [6])
-    noise = np.concatenate([np.asarray(stages[s][p]["mixer"]["noise"]).reshape(-1) for s, p in (("0", "0"), ("0", "1"), ("1", "0"))])
+    noise = np.concatenate(
+        [np.asarray(stages[s][p]["mixer"]["noise"]).reshape(-1) for s, p in (("0", "0"), ("0", "1"), ("1", "0"))]
+    )
     assert len(set(noise)) == 21  # no two layers start alike
     out = jax.jit(lambda params: model.bind(params).hidden(jnp.zeros((1, 2), jnp.int32)))(params)
     assert float(out.metrics["index"]) == pytest.approx(3.0)  # the mean of 0 to 6
@@ -86,7 +90,9 @@ def test_repeat_cycles_through_a_pattern():
     assert repeat(A, B, depth=4) == (Stage(pattern=(A, B), repeats=2),)
     assert repeat(A, B, depth=5) == (Stage(pattern=(A, B), repeats=2), Stage(pattern=(A,)))
     assert repeat(A, B, depth=1) == (Stage(pattern=(A,)),)
-    assert [type(mixer) for mixer in LanguageModel(stages=repeat(A, B, depth=5)).mixers] == [type(m) for m in (A, B, A, B, A)]
+    assert [type(mixer) for mixer in LanguageModel(stages=repeat(A, B, depth=5)).mixers] == [
+        type(m) for m in (A, B, A, B, A)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,18 @@ def walk(
 
     def run(q, k, v, scale, initial_state, strict, dot_with):
         dtype = jnp.promote_types(v.dtype, jnp.float32)
-        return _walk(q, k, v, None, None, chunks, heads, scale, initial_state, reverse, strict, dot_with, checkpoint_every, dtype)
+        return _walk(
+            q, k, v, None, None, chunks, heads, scale, initial_state, reverse, strict, dot_with, checkpoint_every, dtype
+        )
 
     found = run(q, k, v, scale, initial_state, strict, dot_with)
     if second is not None:
         other = run(q, *second, scale * second_scale, None, False, dot_with)
-        sums = {name: getattr(found, name) + getattr(other, name) for name in ("o", "dots") if getattr(found, name) is not None}
+        sums = {
+            name: getattr(found, name) + getattr(other, name)
+            for name in ("o", "dots")
+            if getattr(found, name) is not None
+        }
         states = {name: getattr(found, name) + second_scale * getattr(other, name) for name in ("state",)}
         found = dataclasses.replace(found, **sums, **states)
     if second_q is not None:
@@ -62,7 +68,9 @@ def delta_walk(
     keeps_y=True,
 ) -> Walked:
     """See walks.DeltaWalk."""
-    walked = _walk(q, k, u, w, second, chunks, heads, scale, initial_state, reverse, False, None, checkpoint_every, u.dtype)
+    walked = _walk(
+        q, k, u, w, second, chunks, heads, scale, initial_state, reverse, False, None, checkpoint_every, u.dtype
+    )
     return walked if keeps_y else dataclasses.replace(walked, y=None)
 
 
@@ -81,7 +89,9 @@ def solve(e, k, v, chunks: Chunks, *, heads, strength=None, log_decay=None, keep
         w.append(jnp.einsum("bhij,bjhk->bihk", inverse, reads * e[:, here]))
         u.append(jnp.einsum("bhij,bjhv->bihv", inverse, written))
         inverses.append(inverse)
-    return Solved(jnp.concatenate(w, axis=1), jnp.concatenate(u, axis=1), jnp.stack(inverses, axis=2) if keeps else None, total)
+    return Solved(
+        jnp.concatenate(w, axis=1), jnp.concatenate(u, axis=1), jnp.stack(inverses, axis=2) if keeps else None, total
+    )
 
 
 def solve_transposed(inverse, q, k, do, chunks: Chunks, *, heads, scale=1.0) -> Solved:
@@ -109,7 +119,9 @@ def _each_chunk(chunks, k):
         yield here, pairs, reads, writes
 
 
-def _walk(q, k, v, w, second, chunks, heads, scale, initial_state, reverse, strict, dot_with, checkpoint_every, out_dtype):
+def _walk(
+    q, k, v, w, second, chunks, heads, scale, initial_state, reverse, strict, dot_with, checkpoint_every, out_dtype
+):
     wide = jnp.promote_types(v.dtype, jnp.float32)
     q, k, v, w, dot_with = (_spread(x, heads, wide) for x in (q, k, v, w, dot_with))
     second = None if second is None else tuple(_spread(x, heads, wide) for x in second)
@@ -123,7 +135,9 @@ def _walk(q, k, v, w, second, chunks, heads, scale, initial_state, reverse, stri
         if checkpoint_every is not None and step_enters(at, n, checkpoint_every, reverse):
             entered[at // checkpoint_every] = state
         here = slice(at * c, (at + 1) * c)
-        key, value, reads, writes, keep = _weights(chunks, here, at, reverse, strict, b, heads, key_dim, value_dim, wide)
+        key, value, reads, writes, keep = _weights(
+            chunks, here, at, reverse, strict, b, heads, key_dim, value_dim, wide
+        )
         written = v[:, here]
         if w is not None:
             written = written - jnp.einsum("bihk,bhkv->bihv", w[:, here], state)
@@ -171,7 +185,11 @@ def _weights(chunks, here, at, reverse, strict, b, h, key_dim, value_dim, wide):
     c = chunks.size
     index = jnp.arange(c)
     later, earlier = index[:, None], index
-    seen = (later < earlier if strict else later <= earlier) if reverse else (later > earlier if strict else later >= earlier)
+    seen = (
+        (later < earlier if strict else later <= earlier)
+        if reverse
+        else (later > earlier if strict else later >= earlier)
+    )
     seen = jnp.broadcast_to(seen, (b, c, c))
     if chunks.total is None:
         total = jnp.zeros((b, c, h, 1), wide)
@@ -194,7 +212,13 @@ def _weights(chunks, here, at, reverse, strict, b, h, key_dim, value_dim, wide):
     keep = jnp.exp(last[:, 0])[:, :, :, None] * keeps
     if chunks.decay == "value":
         keep = jnp.swapaxes(keep, 2, 3)
-        return jnp.ones((b, c, c, h, key_dim), wide), jnp.broadcast_to(pair, (b, c, c, h, value_dim)), reads, writes, keep
+        return (
+            jnp.ones((b, c, c, h, key_dim), wide),
+            jnp.broadcast_to(pair, (b, c, c, h, value_dim)),
+            reads,
+            writes,
+            keep,
+        )
     return jnp.broadcast_to(pair, (b, c, c, h, key_dim)), _mask_only(b, c, h, value_dim, wide), reads, writes, keep
 
 

@@ -23,7 +23,9 @@ def rotate(x: np.ndarray, position: float, base: float = 10_000.0) -> np.ndarray
     return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
 
 
-def grouped(scores: dict[int, dict[int, float]], own: dict[int, float], landmarks: dict[int, float]) -> dict[int, float]:
+def grouped(
+    scores: dict[int, dict[int, float]], own: dict[int, float], landmarks: dict[int, float]
+) -> dict[int, float]:
     """Weights of keys: `own` and `landmarks` by key and by block share one softmax; each block's `scores` have their own."""
     main = softmax({**{("own", j): s for j, s in own.items()}, **{("block", n): s for n, s in landmarks.items()}})
     weights = {j: main["own", j] for j in own} if own else {}

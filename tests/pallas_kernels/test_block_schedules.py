@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recollect.layers.mixer import LANDMARK, document_positions
 from recollect.pallas_kernels.masks import (
     Causal,
     EarlierBlock,
@@ -19,9 +20,7 @@ from recollect.pallas_kernels.masks import (
     TokenFields,
     Window,
 )
-from recollect.layers.mixer import LANDMARK, document_positions
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
-from recollect.pallas_kernels.scheduled_attention.mask_rules import Before, EarlierBlocks, OwnBlock
 from recollect.pallas_kernels.scheduled_attention.block_schedule import (
     EMPTY,
     FULL,
@@ -30,6 +29,7 @@ from recollect.pallas_kernels.scheduled_attention.block_schedule import (
     block_schedule,
     needed,
 )
+from recollect.pallas_kernels.scheduled_attention.mask_rules import Before, EarlierBlocks, OwnBlock
 from recollect.pallas_kernels.softmax_attention import merge, softmax_attention
 from tests.pallas_kernels import tiles_by_einsum
 
@@ -38,7 +38,9 @@ leaves = st.one_of(st.sampled_from(LEAVES), st.builds(Window, st.integers(1, 20)
 masks = st.recursive(
     leaves,
     lambda inner: st.one_of(
-        st.builds(lambda a, b: a & b, inner, inner), st.builds(lambda a, b: a | b, inner, inner), st.builds(lambda a: ~a, inner)
+        st.builds(lambda a, b: a & b, inner, inner),
+        st.builds(lambda a, b: a | b, inner, inner),
+        st.builds(lambda a: ~a, inner),
     ),
     max_leaves=5,
 )
@@ -81,13 +83,23 @@ def test_no_tile_is_called_empty_or_full_wrongly(mask: Mask, seed, orderly, quer
     assert_right(schedule.kinds, dense, *sizes)
     # Segments alone unknown, and everything unknown, at trace time: the same on the device, and never fewer tiles than there can be.
     for unknown in (("segments",), tuple(query.present())):
-        sides = [{name: jnp.asarray(x) if name in unknown else x for name, x in side.present().items()} for side in (query, key)]
+        sides = [
+            {name: jnp.asarray(x) if name in unknown else x for name, x in side.present().items()}
+            for side in (query, key)
+        ]
         traced = block_schedule(mask, *sides, (32, 48), sizes)
         np.testing.assert_array_equal(np.broadcast_to(np.asarray(traced.kinds), schedule.kinds.shape), schedule.kinds)
         assert traced.most[(schedule.kinds != EMPTY).any(axis=0)].all()
 
 
-RULES = [Before(5), Before(None, True), Before(6, True, ordered=True), OwnBlock(True), OwnBlock(True, ordered=True), EarlierBlocks(True)]
+RULES = [
+    Before(5),
+    Before(None, True),
+    Before(6, True, ordered=True),
+    OwnBlock(True),
+    OwnBlock(True, ordered=True),
+    EarlierBlocks(True),
+]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -95,9 +107,14 @@ def test_the_operations_own_rules_are_right_too(rule):
     """With fields known and unknown; `ordered` promises that what is stored after a query is hidden from it."""
     for seed in range(10):
         tokens = fields(seed, 2, 48, True).present()
-        tokens |= {"landmarks": (tokens["token_types"] == LANDMARK).astype(np.int32), "order": np.arange(48, dtype=np.int32)[None]}
+        tokens |= {
+            "landmarks": (tokens["token_types"] == LANDMARK).astype(np.int32),
+            "order": np.arange(48, dtype=np.int32)[None],
+        }
         real = tokens["segments"] != 0
-        rows, columns = ({name: x[..., None] if side else x[:, None, :] for name, x in tokens.items()} for side in (1, 0))
+        rows, columns = (
+            {name: x[..., None] if side else x[:, None, :] for name, x in tokens.items()} for side in (1, 0)
+        )
         dense = rule.allows(Tokens(**rows), Tokens(**columns)) & real[:, :, None] & real[:, None, :]
         given_tokens = {name: tokens[name] for name in (*rule.fields, "segments")}
         schedule = block_schedule(rule, given_tokens, given_tokens, (48, 48), (8, 4))
@@ -139,7 +156,11 @@ def test_visits_are_the_tiles_that_are_not_empty_in_order(mask: Mask, seed, trac
 
 def arrays(t: int, s: int):
     keys = jax.random.split(jax.random.key(t), 3)
-    return jax.random.normal(keys[0], (2, t, 4, 8)), jax.random.normal(keys[1], (2, s, 2, 8)), jax.random.normal(keys[2], (2, s, 2, 6))
+    return (
+        jax.random.normal(keys[0], (2, t, 4, 8)),
+        jax.random.normal(keys[1], (2, s, 2, 8)),
+        jax.random.normal(keys[2], (2, s, 2, 6)),
+    )
 
 
 def close(found, expected) -> None:
@@ -187,12 +208,16 @@ def test_forms_by_rule_equal_the_dense_form(name, orderly):
 
     def by_tiles(q, k, v, sinks):
         sides = {f"{side}_fields": needed(mask, tokens.present()) for side, tokens in (("query", query), ("key", key))}
-        return flash_vjp.attend(tiles_by_einsum, q, k, v, rule=mask, scale=8**-0.5, query_tile=16, key_tile=32, sinks=sinks, **sides)
+        return flash_vjp.attend(
+            tiles_by_einsum, q, k, v, rule=mask, scale=8**-0.5, query_tile=16, key_tile=32, sinks=sinks, **sides
+        )
 
     def both(f):
         def loss(*x):
             out, lse = f(*x)
-            return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.cos(jnp.where(lse > -jnp.inf, lse, 0)) * (query.segments != 0)[..., None]), out
+            return jnp.sum(jnp.sin(out)) + jnp.sum(
+                jnp.cos(jnp.where(lse > -jnp.inf, lse, 0)) * (query.segments != 0)[..., None]
+            ), out
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(q, k, v, sinks)
 
@@ -207,7 +232,9 @@ def test_a_rule_known_at_trace_time_visits_few_tiles_in_xla():
 
     def flops(t):
         q, k, v = (jax.ShapeDtypeStruct((1, t, 2, 16), jnp.float32),) * 3
-        attend = jax.jit(lambda q, k, v: softmax_attention(q, k, v, mask=Causal() & (Window(64) | Sinks(4)), backend="xla"))
+        attend = jax.jit(
+            lambda q, k, v: softmax_attention(q, k, v, mask=Causal() & (Window(64) | Sinks(4)), backend="xla")
+        )
         return attend.lower(q, k, v).compile().cost_analysis()["flops"]
 
     assert flops(2048) < 2.2 * flops(1024)
@@ -222,12 +249,17 @@ def test_merge_is_exact_over_any_partition_of_the_keys():
         return softmax_attention(q, k, v, mask=parts < 3, sinks=sinks, return_lse=True)
 
     def merged(q, k, v, sinks):
-        each = [softmax_attention(q, k, v, mask=parts == i, sinks=sinks if i == 1 else None, return_lse=True) for i in range(3)]
+        each = [
+            softmax_attention(q, k, v, mask=parts == i, sinks=sinks if i == 1 else None, return_lse=True)
+            for i in range(3)
+        ]
         nothing = softmax_attention(q, k, v, mask=parts > 3, return_lse=True)
         return merge(nothing, *each)
 
     def both(f):
-        return jax.jit(jax.grad(lambda *x: jnp.sum(jnp.sin(f(*x)[0])) + jnp.sum(jnp.cos(f(*x)[1])), argnums=(0, 1, 2, 3)))(q, k, v, sinks)
+        return jax.jit(
+            jax.grad(lambda *x: jnp.sum(jnp.sin(f(*x)[0])) + jnp.sum(jnp.cos(f(*x)[1])), argnums=(0, 1, 2, 3))
+        )(q, k, v, sinks)
 
     close(jax.jit(merged)(q, k, v, sinks), jax.jit(whole)(q, k, v, sinks))
     close(both(merged), both(whole))

@@ -72,7 +72,11 @@ def test_each_chip_gets_what_was_chosen_for_it():
     for chip in ("v5e", "v6e"):
         compile_ahead.report(chip, helper, SHAPE, kernels=False)
     helper(jnp.ones(SHAPE.shape))
-    assert [(device.platform, device.kind) for device in seen] == [("tpu", "TPU v5 lite"), ("tpu", "TPU v6 lite"), ("cpu", "cpu")]
+    assert [(device.platform, device.kind) for device in seen] == [
+        ("tpu", "TPU v5 lite"),
+        ("tpu", "TPU v6 lite"),
+        ("cpu", "cpu"),
+    ]
 
 
 @needs_libtpu
@@ -123,7 +127,13 @@ ptxas info    : Used 199 registers, used 2 barriers
 
 def test_spills_and_serialised_products_are_complaints():
     walk, prepare = compile_ahead._kernels(PTXAS)
-    assert (walk.name, walk.registers, walk.spill_stores, walk.spill_loads, len(walk.serialised)) == ("walk", 255, 440, 628, 1)
+    assert (walk.name, walk.registers, walk.spill_stores, walk.spill_loads, len(walk.serialised)) == (
+        "walk",
+        255,
+        440,
+        628,
+        1,
+    )
     assert prepare == compile_ahead.Kernel("prepare", 199, 0, 0, special=2)
     assert walk.special == 0
     report = compile_ahead.Report("h100", 1.0, 0, (walk, prepare, prepare), None)
@@ -131,7 +141,9 @@ def test_spills_and_serialised_products_are_complaints():
     assert spilled == "walk spills: 440 bytes stored, 628 bytes loaded" and "wgmma" in serialised
     assert "walk 255 registers, 440+628 bytes spilled; 2x prepare 199 registers" in report.line()
     assert Program("both", "pallas_gpu", jnp.sin, (), special=2).complaints(report) == report.complaints()
-    *_, over = Program("both", "pallas_gpu", jnp.sin, (), special=1).complaints(compile_ahead.Report("h100", 1.0, 0, (walk, prepare), None))
+    *_, over = Program("both", "pallas_gpu", jnp.sin, (), special=1).complaints(
+        compile_ahead.Report("h100", 1.0, 0, (walk, prepare), None)
+    )
     assert over == "prepare holds 2 instructions for special functions, more than 1"
     with pytest.raises(ValueError, match="nothing known of odd"):
         list(compile_ahead._kernels("Compiling entry function 'odd' for 'sm_90a'\n"))
@@ -196,7 +208,11 @@ def test_the_tools_of_both_cudas_are_found(cuda, tools, tmp_path, monkeypatch):
 
 
 def test_an_install_that_fails_says_why(tmp_path, monkeypatch, capfd):
-    for name, value in {"RECOLLECT_CUDA": str(tmp_path / "there"), "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}.items():
+    for name, value in {
+        "RECOLLECT_CUDA": str(tmp_path / "there"),
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_INDEX": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     assert compilers.main(["cuda"]) == 1
@@ -211,11 +227,15 @@ def test_programs_are_complete():
     assert all(isinstance(program, Program) and program.backend in CHIPS_OF for program in programs)
     for operation in {program.name.split()[0] for program in programs}:
         for backend in {program.backend for program in programs if program.name.split()[0] == operation}:
-            own = [program for program in programs if program.name.split()[0] == operation and program.backend == backend]
+            own = [
+                program for program in programs if program.name.split()[0] == operation and program.backend == backend
+            ]
             assert any(program.quick for program in own), f"{operation} has no quick program for {backend}"
 
 
-QUICK = [(program, chip) for program in all_programs(quick=True) if program.backend == "pallas_tpu" for chip in program.chips]
+QUICK = [
+    (program, chip) for program in all_programs(quick=True) if program.backend == "pallas_tpu" for chip in program.chips
+]
 
 
 @needs_libtpu

@@ -177,11 +177,14 @@ def test_of_libraries_only_splash_is_simulated():
 
 
 @pytest.mark.parametrize(
-    ("capability", "serves"), [("7.5", False), ("8.0", True), ("9.0", True), ("12.0", True), ("gfx942", False), (None, False)]
+    ("capability", "serves"),
+    [("7.5", False), ("8.0", True), ("9.0", True), ("12.0", True), ("gfx942", False), (None, False)],
 )
 def test_cudnn_is_for_gpus_from_ampere_on(monkeypatch, capability, serves):
     """On the device itself, which says what it can do."""
-    found = types.SimpleNamespace(device_kind="a GPU", **({} if capability is None else {"compute_capability": capability}))
+    found = types.SimpleNamespace(
+        device_kind="a GPU", **({} if capability is None else {"compute_capability": capability})
+    )
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [found])
     monkeypatch.setattr(dispatch, "has_cudnn", lambda: True)
@@ -208,7 +211,10 @@ def test_choices_are_recorded_with_what_was_passed_over():
             choose("three", None, FORMS, 3)
     choose("four", None, FORMS, 2)
     assert [choice.operation for choice in choices] == ["one", "two", "two"]
-    assert choices[0].backend == "xla" and [backend for backend, _ in choices[0].passed_over] == ["pallas_gpu", "pallas_tpu"]
+    assert choices[0].backend == "xla" and [backend for backend, _ in choices[0].passed_over] == [
+        "pallas_gpu",
+        "pallas_tpu",
+    ]
     assert dict(choices[0].passed_over)["pallas_tpu"] == "it runs on TPUs; this is cpu"
     assert choices[1].backend == "pallas_tpu" and choices[2] == Choice("two", "xla")
     assert inner == [Choice("three", "reference", (("xla", "3 is odd"),))]

@@ -99,7 +99,10 @@ def short_arguments(t, *, b=2, d=5, taps=4, gates="in out", bias=True, state=Tru
 def long_arguments(t, *, b=2, d=3, length=None, gates="in out", skip=True, dtype=jnp.float32):
     """As `short_arguments`."""
     length = t if length is None else length
-    given = {"x": normal(0, b, t, d).astype(dtype), "filter": normal(1, length, d) * jnp.exp(-jnp.arange(length) / 50)[:, None]}
+    given = {
+        "x": normal(0, b, t, d).astype(dtype),
+        "filter": normal(1, length, d) * jnp.exp(-jnp.arange(length) / 50)[:, None],
+    }
     given |= {name + "_gate": normal(seed, b, t, d).astype(dtype) for seed, name in enumerate(gates.split(), start=2)}
     return given | ({"skip": normal(4, d)} if skip else {}), {}
 
@@ -136,7 +139,13 @@ def exactly(form, given, fixed):
 
 
 exact_short = functools.partial(
-    reference.short_convolution, bias=None, in_gate=None, out_gate=None, initial_state=None, segment_ids=None, initial_segment=None
+    reference.short_convolution,
+    bias=None,
+    in_gate=None,
+    out_gate=None,
+    initial_state=None,
+    segment_ids=None,
+    initial_segment=None,
 )
 
 
@@ -149,7 +158,10 @@ def errors(found, expected):
     """Relative rms of each output and gradient by name; absolute where 0 is expected."""
     names = [*(f"output {n}" for n in range(len(expected[0]))), *expected[1]]
     pairs = zip(names, [*found[0], *found[1].values()], [*expected[0], *expected[1].values()], strict=True)
-    return {name: error(got, wanted) if np.any(wanted) else float(np.max(np.abs(got), initial=0.0)) for name, got, wanted in pairs}
+    return {
+        name: error(got, wanted) if np.any(wanted) else float(np.max(np.abs(got), initial=0.0))
+        for name, got, wanted in pairs
+    }
 
 
 def compare(found, expected, close):
@@ -234,7 +246,9 @@ def test_short_xla_is_the_sum_in_any_setting(t, activation, return_state, **size
     compare(found, exactly(functools.partial(exact_short, **how), given, fixed), 1e-5)
 
 
-@pytest.mark.parametrize(("t", "length"), [(1, "long"), (64, "short"), pytest.param(65, "long", marks=pytest.mark.slow), (257, "short")])
+@pytest.mark.parametrize(
+    ("t", "length"), [(1, "long"), (64, "short"), pytest.param(65, "long", marks=pytest.mark.slow), (257, "short")]
+)
 def test_long_xla_equals_reference_with_segments(t, length):
     b, d = 2, 3
     filter = normal(1, max(1, t // 3) if length == "short" else t + 5, d)
@@ -246,14 +260,16 @@ def test_long_xla_equals_reference_with_segments(t, length):
         return jnp.sum(y * cotangent), y
 
     results = {
-        name: jax.jit(jax.value_and_grad(lambda *a, name=name: run(name, *a), argnums=(0, 1), has_aux=True))(normal(0, b, t, d), filter)
+        name: jax.jit(jax.value_and_grad(lambda *a, name=name: run(name, *a), argnums=(0, 1), has_aux=True))(
+            normal(0, b, t, d), filter
+        )
         for name in ("xla", "reference")
     }
     for got, wanted in zip(jax.tree.leaves(results["xla"][1:]), jax.tree.leaves(results["reference"][1:]), strict=True):
         assert error(got, wanted) < TOLERANCE
-    assert abs(results["xla"][0][0] - results["reference"][0][0]) < TOLERANCE * jnp.linalg.norm(cotangent) * jnp.linalg.norm(
-        results["xla"][0][1]
-    )
+    assert abs(results["xla"][0][0] - results["reference"][0][0]) < TOLERANCE * jnp.linalg.norm(
+        cotangent
+    ) * jnp.linalg.norm(results["xla"][0][1])
 
 
 @pytest.mark.parametrize("backend", ["xla", "reference"])
@@ -268,7 +284,13 @@ def test_state_hands_over_across_padding_and_documents(backend, kernel):
     @jax.jit
     def run(x, state, segments, segment):
         return short_convolution(
-            x, taps, initial_state=state, segment_ids=segments, initial_segment=segment, return_state=True, backend=backend
+            x,
+            taps,
+            initial_state=state,
+            segment_ids=segments,
+            initial_segment=segment,
+            return_state=True,
+            backend=backend,
         )
 
     for start in range(0, t, 10):

@@ -33,7 +33,9 @@ SHORT_CASES = [
     (20, "none", False, {"taps": 1, "gates": "", "state": False, "bias": False}),
     pytest.param((63, "silu", True, {"segments": "ragged"}), marks=pytest.mark.slow),
     pytest.param((257, "silu", True, {"taps": 8, "b": 1}), marks=pytest.mark.slow),
-    pytest.param((70, "silu", True, {"segments": "packed", "taps": 6, "d": 130, "gates": "", "b": 1}), marks=pytest.mark.slow),
+    pytest.param(
+        (70, "silu", True, {"segments": "packed", "taps": 6, "d": 130, "gates": "", "b": 1}), marks=pytest.mark.slow
+    ),
 ]
 LONG_CASES = [
     # t, what else
@@ -78,9 +80,14 @@ def test_short_kernels_in_half_precision():
 
 def near(found, given, form, exact, fixed) -> None:
     """bf16 results against fp64, and against the plain form on bf16."""
-    assert found[0][0].dtype == jnp.bfloat16 and {name: x.dtype for name, x in found[1].items()} == {n: x.dtype for n, x in given.items()}
+    assert found[0][0].dtype == jnp.bfloat16 and {name: x.dtype for name, x in found[1].items()} == {
+        n: x.dtype for n, x in given.items()
+    }
     expected = exactly(exact, given, fixed)
-    kernel, plain = errors(found, expected), errors(results(functools.partial(form, backend="xla"), given, fixed), expected)
+    kernel, plain = (
+        errors(found, expected),
+        errors(results(functools.partial(form, backend="xla"), given, fixed), expected),
+    )
     for name, value in kernel.items():
         assert value < (0.005 if name.startswith("output") else 0.01), (name, value)
         # The state and the gradients of taps are exact sums in the plain form; products of the long kernels round their factors.
@@ -107,7 +114,9 @@ def test_states_join_cuts():
     how = {"taps": given["taps"], "bias": given["bias"], "activation": "silu", "return_state": True}
 
     def part(tokens, state):
-        return short(**{name: given[name][:, tokens] for name in ("x", "in_gate", "out_gate")}, **how, initial_state=state)
+        return short(
+            **{name: given[name][:, tokens] for name in ("x", "in_gate", "out_gate")}, **how, initial_state=state
+        )
 
     with dispatch.interpreted():
         whole, last = part(slice(None), given["initial_state"])

@@ -77,9 +77,14 @@ def test_half_precision_is_near_the_plain_form(which):
         (given, fixed), form, exact = long_arguments(130, dtype=jnp.bfloat16), long_convolution, exact_long
     with dispatch.interpreted():
         found = results(functools.partial(form, backend="pallas_tpu"), given, fixed)
-    assert found[0][0].dtype == jnp.bfloat16 and {name: x.dtype for name, x in found[1].items()} == {n: x.dtype for n, x in given.items()}
+    assert found[0][0].dtype == jnp.bfloat16 and {name: x.dtype for name, x in found[1].items()} == {
+        n: x.dtype for n, x in given.items()
+    }
     expected = exactly(exact, given, fixed)
-    kernel, plain = errors(found, expected), errors(results(functools.partial(form, backend="xla"), given, fixed), expected)
+    kernel, plain = (
+        errors(found, expected),
+        errors(results(functools.partial(form, backend="xla"), given, fixed), expected),
+    )
     for name, value in kernel.items():
         assert value < (0.005 if name.startswith("output") else 0.01), (name, value)
         # The state and the gradients of taps are exact sums in the plain form; products of the long kernels round their factors.
@@ -180,5 +185,8 @@ def test_what_kernels_refuse():
     assert "float16" in str(tpu.refuses(x.astype(jnp.float16), jnp.zeros((3, 2))))
     assert "4096" in str(tpu_long.refuses(jnp.zeros((1, 4097, 1)), jnp.zeros((5, 1))))
     assert "segments" in str(tpu_long.refuses(x, jnp.zeros((4, 2)), segment_ids=ragged_segments(0, 1, 4)))
-    with dispatch.interpreted(), pytest.raises(ValueError, match="pallas_tpu cannot serve this call: it has up to 8 taps"):
+    with (
+        dispatch.interpreted(),
+        pytest.raises(ValueError, match="pallas_tpu cannot serve this call: it has up to 8 taps"),
+    ):
         short(x, jnp.zeros((9, 2)))

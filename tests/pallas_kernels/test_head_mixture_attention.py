@@ -81,7 +81,9 @@ def exactly(inputs, fixed, **more):
     """By the specification in fp64."""
     with jax.enable_x64(True):
         wide = {name: jnp.asarray(np.asarray(x, np.float64)) for name, x in inputs.items()}
-        return jax.tree.map(np.asarray, results(functools.partial(head_mixture_attention, backend="reference", **more), wide, fixed))
+        return jax.tree.map(
+            np.asarray, results(functools.partial(head_mixture_attention, backend="reference", **more), wide, fixed)
+        )
 
 
 def compare(found, expected, close=CLOSE):
@@ -111,7 +113,12 @@ def planned(chosen, active, tile):
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.data())
 def test_a_plan_holds_every_choice_once(data):
-    b, t, h, tile = 2, data.draw(st.sampled_from([1, 2, 13, 40])), data.draw(st.integers(1, 5)), data.draw(st.sampled_from([1, 4, 16]))
+    b, t, h, tile = (
+        2,
+        data.draw(st.sampled_from([1, 2, 13, 40])),
+        data.draw(st.integers(1, 5)),
+        data.draw(st.sampled_from([1, 4, 16])),
+    )
     active = data.draw(st.integers(1, h))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     # Favourites make crowds; fewer than `active` choices are allowed.
@@ -129,9 +136,13 @@ def test_a_plan_holds_every_choice_once(data):
         for index, (tokens, head) in enumerate(zip(plan.tokens[row], plan.heads[row], strict=True)):
             real = tokens < t
             assert 0 <= head < h and np.all(tokens[~real] == t)
-            assert np.all(np.diff(tokens[real]) > 0) and np.all(np.diff(real.astype(int)) >= 0), "filler first, then by position"
+            assert np.all(np.diff(tokens[real]) > 0) and np.all(np.diff(real.astype(int)) >= 0), (
+                "filler first, then by position"
+            )
             pairs += [(head, token, index * tile + place) for place, token in enumerate(tokens) if token < t]
-        assert [pair[:2] for pair in pairs] == [(head, token) for head in range(h) for token in range(t) if chosen[row, token, head]]
+        assert [pair[:2] for pair in pairs] == [
+            (head, token) for head in range(h) for token in range(t) if chosen[row, token, head]
+        ]
         rows = np.full((t, h), n * tile)
         for head, token, place in pairs:
             rows[token, head] = place
@@ -198,7 +209,9 @@ def test_forms_are_the_specification(case):
     inputs, fixed = arguments(t, **sizes)
     active = sizes.get("active", 3)
     with taking(form, tile):
-        found = results(functools.partial(head_mixture_attention, active=active, scale=0.3, backend="xla"), inputs, fixed)
+        found = results(
+            functools.partial(head_mixture_attention, active=active, scale=0.3, backend="xla"), inputs, fixed
+        )
     compare(found, exactly(inputs, fixed, active=active, scale=0.3))
 
 
@@ -209,7 +222,9 @@ def test_new_queries_on_a_cache(t, form):
     shuffle = np.random.default_rng(0).permutation(40)
     chosen = routing(2, t, 6, 2)
     segments, positions = fixed["query_segments"], fixed["query_positions"]
-    inputs |= {name: inputs[name][:, :t] for name in ("q", "gates")} | {name: inputs[name][:, shuffle] for name in ("k", "v")}
+    inputs |= {name: inputs[name][:, :t] for name in ("q", "gates")} | {
+        name: inputs[name][:, shuffle] for name in ("k", "v")
+    }
     fixed = {
         "chosen": chosen,
         "query_positions": positions[:, 20 : 20 + t],
@@ -222,7 +237,9 @@ def test_new_queries_on_a_cache(t, form):
     compare(found, exactly(inputs, fixed, active=2))
 
 
-@pytest.mark.parametrize("form", ["rows", *(pytest.param(form, marks=pytest.mark.slow) for form in ("dense", "reference"))])
+@pytest.mark.parametrize(
+    "form", ["rows", *(pytest.param(form, marks=pytest.mark.slow) for form in ("dense", "reference"))]
+)
 def test_padding_full_of_nan_touches_nothing(form):
     inputs, fixed = arguments(50, segmented=True)
     real = fixed["query_segments"] != 0
@@ -238,7 +255,9 @@ def test_padding_full_of_nan_touches_nothing(form):
 def test_the_same_bits_twice():
     inputs, fixed = arguments(90)
     with taking("rows", 16):
-        first, second = (results(functools.partial(head_mixture_attention, active=3, backend="xla"), inputs, fixed) for _ in range(2))
+        first, second = (
+            results(functools.partial(head_mixture_attention, active=3, backend="xla"), inputs, fixed) for _ in range(2)
+        )
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
@@ -247,13 +266,17 @@ def test_half_precision_stays_near():
     with taking("rows", 16):
         (out, _), gradients = results(functools.partial(head_mixture_attention, active=3, backend="xla"), inputs, fixed)
     with taking("dense"):
-        (plain, _), plain_gradients = results(functools.partial(head_mixture_attention, active=3, backend="xla"), inputs, fixed)
+        (plain, _), plain_gradients = results(
+            functools.partial(head_mixture_attention, active=3, backend="xla"), inputs, fixed
+        )
     (out_, _), gradients_ = exactly(inputs, fixed, active=3)
     assert out.dtype == jnp.bfloat16
     assert error(out, out_) < min(0.005, max(0.003, 2 * error(plain, out_)))
     for name in gradients_:
         assert gradients[name].dtype == inputs[name].dtype
-        assert error(gradients[name], gradients_[name]) < min(0.01, max(0.005, 2 * error(plain_gradients[name], gradients_[name]))), name
+        assert error(gradients[name], gradients_[name]) < min(
+            0.01, max(0.005, 2 * error(plain_gradients[name], gradients_[name]))
+        ), name
 
 
 @pytest.mark.slow
@@ -314,7 +337,11 @@ def arguments_for_counting(active):
         ({"gates": jnp.zeros((2, 6, 3))}, "gates must be"),
         ({"query_positions": jnp.zeros((6,), jnp.int32)}, "query_positions must be"),
         (
-            {"key_segments": jnp.zeros((2, 6), jnp.int32), "q": jnp.zeros((2, 4, 4, 8)), "chosen": jnp.zeros((2, 4, 4), bool)},
+            {
+                "key_segments": jnp.zeros((2, 6), jnp.int32),
+                "q": jnp.zeros((2, 4, 4, 8)),
+                "chosen": jnp.zeros((2, 4, 4), bool),
+            },
             "given together",
         ),
         ({"q": jnp.zeros((2, 4, 4, 8)), "chosen": jnp.zeros((2, 4, 4), bool)}, "need query_positions"),
@@ -339,4 +366,6 @@ def test_what_is_not_chosen_is_zero():
     inputs, fixed = arguments(20)
     run = jax.jit(functools.partial(head_mixture_attention, active=3, return_lse=True, backend="reference"))
     out, lse = run(**inputs, **fixed)
-    assert np.array_equal(np.any(np.asarray(out) != 0, axis=-1), fixed["chosen"]) and np.array_equal(np.isfinite(lse), fixed["chosen"])
+    assert np.array_equal(np.any(np.asarray(out) != 0, axis=-1), fixed["chosen"]) and np.array_equal(
+        np.isfinite(lse), fixed["chosen"]
+    )

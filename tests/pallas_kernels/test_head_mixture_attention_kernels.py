@@ -67,7 +67,9 @@ SIZES = {
 QUICK = ("one head takes everything, uneven groups",)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SIZES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SIZES]
+)
 def test_the_plan_on_plain_tiles_is_the_specification(name):
     t, sizes = SIZES[name]
     inputs, fixed = arguments(t, **sizes)
@@ -88,7 +90,9 @@ TPU = [
 def test_tpu_kernels_are_the_specification(t, sizes, how):
     inputs, fixed = arguments(t, **sizes)
     with dispatch.interpreted(how):
-        found = results(functools.partial(head_mixture_attention, active=sizes["active"], backend="pallas_tpu"), inputs, fixed)
+        found = results(
+            functools.partial(head_mixture_attention, active=sizes["active"], backend="pallas_tpu"), inputs, fixed
+        )
     compare(found, exactly(inputs, fixed, active=sizes["active"]), 1e-4)
     if how == "races":
         from jax._src.pallas.mosaic.interpret import interpret_pallas_call
@@ -134,7 +138,9 @@ def test_gpu_kernels_are_the_specification(t, sizes):
 
 
 def test_each_device_of_a_mesh_takes_its_part():
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = jax.sharding.Mesh(
+        np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
     inputs, fixed = arguments(20, h=4, g=2, active=3, segmented=True)
     form = functools.partial(plain, active=3, scale=0.3)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -155,5 +161,8 @@ def test_each_device_of_a_mesh_takes_its_part():
 def test_what_kernels_refuse_they_explain(backend, sizes, dtype, reason):
     t, k = sizes.get("t", 64), sizes.get("k", 8)
     q, chosen = jax.ShapeDtypeStruct((1, t, 4, k), dtype), jax.ShapeDtypeStruct((1, t, 4), jnp.bool_)
-    with dispatch.interpreted(), pytest.raises(ValueError, match=f"head_mixture_attention: {backend} cannot serve this call: .*{reason}"):
+    with (
+        dispatch.interpreted(),
+        pytest.raises(ValueError, match=f"head_mixture_attention: {backend} cannot serve this call: .*{reason}"),
+    ):
         jax.eval_shape(functools.partial(head_mixture_attention, active=2, backend=backend), q, q, q, chosen)

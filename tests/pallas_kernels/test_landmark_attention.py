@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.pallas_kernels.landmark_attention import (
-    previous_blocks,
     landmark_attention,
     reference,
     retrieve_blocks,
@@ -27,7 +26,9 @@ def rotate(x, positions):
     half = x.shape[-1] // 2
     angles = positions[..., None, None].astype(jnp.float32) * 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
     a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * jnp.cos(angles) - b * jnp.sin(angles), b * jnp.cos(angles) + a * jnp.sin(angles)], axis=-1)
+    return jnp.concatenate(
+        [a * jnp.cos(angles) - b * jnp.sin(angles), b * jnp.cos(angles) + a * jnp.sin(angles)], axis=-1
+    )
 
 
 def document_positions(segments) -> jax.Array:
@@ -52,7 +53,10 @@ def arrays(b, t, h, g, s=None, k=8, v=6):
 
 def rows(*documents: list[int]) -> jax.Array:
     """Segments from lists of (length, minus length for padding); documents number 3, 4, ..."""
-    found = [np.concatenate([np.full(abs(n), 0 if n < 0 else 3 + index, np.int32) for index, n in enumerate(row)]) for row in documents]
+    found = [
+        np.concatenate([np.full(abs(n), 0 if n < 0 else 3 + index, np.int32) for index, n in enumerate(row)])
+        for row in documents
+    ]
     return jnp.asarray(np.stack(found))
 
 
@@ -83,7 +87,14 @@ def plain(b, t):
 def oracle_weights(q, k, block, f):
     f = {name: np.asarray(x) for name, x in f.items()}
     return landmark_oracle.training_weights(
-        q, k, block, q.shape[-1] ** -0.5, f["query_positions"], f["key_positions"], f["query_segments"], f["key_segments"]
+        q,
+        k,
+        block,
+        q.shape[-1] ** -0.5,
+        f["query_positions"],
+        f["key_positions"],
+        f["query_segments"],
+        f["key_segments"],
     )
 
 
@@ -173,9 +184,13 @@ def test_xla_is_the_specification_in_one_document(t, block):
 def test_xla_is_the_specification_over_documents():
     q, k, v = arrays(3, 27, 4, 2)
     f = fields(PACKED)
-    banded, expected = (self_results(q, k, v, f["key_positions"], PACKED, block=4, backend=backend) for backend in ("xla", "reference"))
+    banded, expected = (
+        self_results(q, k, v, f["key_positions"], PACKED, block=4, backend=backend) for backend in ("xla", "reference")
+    )
     assert_agree(banded, expected)
-    assert_agree(results(q, k, v, f, block=4, backend="xla"), expected)  # separate arrays: another path, the one for caches
+    assert_agree(
+        results(q, k, v, f, block=4, backend="xla"), expected
+    )  # separate arrays: another path, the one for caches
 
 
 @pytest.mark.parametrize(("queries", "heads"), [(1, 4), (6, 4)])
@@ -235,11 +250,15 @@ def test_xla_is_the_specification_anywhere(b, t, g, r, block, data):
             row[start : start + size] = number * data.draw(st.integers(0, 3).map(bool))
             start, number = start + size, number + 1
     f = packed_fields(jnp.asarray(segments))
-    found, expected = (results(*arrays(b, t, g * r, g), f, block=block, backend=backend) for backend in ("xla", "reference"))
+    found, expected = (
+        results(*arrays(b, t, g * r, g), f, block=block, backend=backend) for backend in ("xla", "reference")
+    )
     for name, a, c in zip(("out", "lse", "q", "k", "v"), found, expected, strict=True):
         np.testing.assert_array_equal(np.isfinite(a), np.isfinite(c))
         a, c = (np.where(np.isfinite(c), x, 0) for x in (a, c))
-        assert error(a, c) < 1e-5 or np.sqrt(np.mean((a - c) ** 2)) < 1e-6, name  # of single tokens gradients are rounding alone
+        assert error(a, c) < 1e-5 or np.sqrt(np.mean((a - c) ** 2)) < 1e-6, (
+            name
+        )  # of single tokens gradients are rounding alone
 
 
 @pytest.mark.parametrize("backend", ["xla", "reference"])
@@ -250,7 +269,9 @@ def test_padding_full_of_nan_touches_nothing(backend):
     dirty = tuple(jnp.where(real, x, jnp.nan) for x in clean)
     expected, found = (self_results(*x, f["key_positions"], PACKED, block=4, backend=backend) for x in (clean, dirty))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert np.all(np.asarray(found[0])[np.asarray(PACKED) == 0] == 0) and np.all(np.asarray(found[1])[np.asarray(PACKED) == 0] == -np.inf)
+    assert np.all(np.asarray(found[0])[np.asarray(PACKED) == 0] == 0) and np.all(
+        np.asarray(found[1])[np.asarray(PACKED) == 0] == -np.inf
+    )
 
 
 def test_half_precision_stays_near():
@@ -268,7 +289,9 @@ def retrieved(q, k, v, f, *, block, top, query_chunk=16):
 
 @functools.partial(jax.jit, static_argnames="block")
 def trained(q, k, v, f, block):
-    return landmark_attention(rotate(q, f["query_positions"]), rotate(k, f["key_positions"]), v, block=block, backend="reference", **f)
+    return landmark_attention(
+        rotate(q, f["query_positions"]), rotate(k, f["key_positions"]), v, block=block, backend="reference", **f
+    )
 
 
 def test_reading_all_blocks_is_the_training_form():
@@ -292,7 +315,13 @@ def test_retrieval_is_the_oracles(top, queries):
     f = fields(segments, queries)
     numbers = {name: np.asarray(x) for name, x in f.items()}
     expected, furthest = landmark_oracle.retrieval(
-        q, k, v, 4, top, 8**-0.5, *(numbers[name] for name in ("query_positions", "key_positions", "query_segments", "key_segments"))
+        q,
+        k,
+        v,
+        4,
+        top,
+        8**-0.5,
+        *(numbers[name] for name in ("query_positions", "key_positions", "query_segments", "key_segments")),
     )
     assert furthest < (top + 2) * 5
     assert error(retrieved(q, k, v, f, block=4, top=top), expected) < 1e-5
@@ -303,7 +332,9 @@ def test_no_position_past_the_trained_range_counts():
     q, k, v = arrays(1, 61, 2, 2)
     f, top, c = plain(1, 61), 2, 5
     limit, start = (top + 2) * c, (top + 1) * c
-    late = {name: x[:, start:] if name.startswith("query") else x for name, x in f.items()}  # more than `top` earlier blocks
+    late = {
+        name: x[:, start:] if name.startswith("query") else x for name, x in f.items()
+    }  # more than `top` earlier blocks
 
     def run(q):
         seen = []
@@ -317,7 +348,9 @@ def test_no_position_past_the_trained_range_counts():
 
     out, gathered, queries = jax.jit(run)(q[:, start:])
     assert gathered and max(int(positions.max()) for positions in gathered) < limit
-    assert len(queries) == 2 and min(int(positions.max()) for positions in queries) < limit  # a true one and a stingy one
+    assert (
+        len(queries) == 2 and min(int(positions.max()) for positions in queries) < limit
+    )  # a true one and a stingy one
 
     # The last query's scores with keys whose true position is neither near it nor in the trained range never count.
     def spoiling(x, positions):
@@ -332,7 +365,12 @@ def test_no_position_past_the_trained_range_counts():
     def moved(x, positions):
         return rotate(x, positions + 100)
 
-    assert error(jax.jit(lambda q: retrieve_blocks(q, k, v, block=4, top=top, rotate=moved, **last))(q[:, -1:]), out[:, -1:]) < 1e-4
+    assert (
+        error(
+            jax.jit(lambda q: retrieve_blocks(q, k, v, block=4, top=top, rotate=moved, **last))(q[:, -1:]), out[:, -1:]
+        )
+        < 1e-4
+    )
 
 
 def test_the_number_of_queries_at_once_does_not_matter():
@@ -376,7 +414,13 @@ def test_retrieval_has_finite_gradients_and_ignores_padding():
     ],
 )
 def test_arguments_that_do_not_fit_are_named(changes, message):
-    given = {"q": jnp.zeros((2, 6, 4, 8)), "k": jnp.zeros((2, 6, 2, 8)), "v": jnp.zeros((2, 6, 2, 5)), "block": 2, **changes}
+    given = {
+        "q": jnp.zeros((2, 6, 4, 8)),
+        "k": jnp.zeros((2, 6, 2, 8)),
+        "v": jnp.zeros((2, 6, 2, 5)),
+        "block": 2,
+        **changes,
+    }
     with pytest.raises(ValueError, match=message):
         landmark_attention(given.pop("q"), given.pop("k"), given.pop("v"), **given)
 

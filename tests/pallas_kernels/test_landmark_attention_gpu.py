@@ -33,7 +33,9 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gpu_kernels_are_the_specification(case):
     documents, t, h, g, dim, block = case
-    half = tuple(x.astype(jnp.bfloat16) for x in arrays(1 if documents is None else len(documents), t, h, g, k=dim, v=dim))
+    half = tuple(
+        x.astype(jnp.bfloat16) for x in arrays(1 if documents is None else len(documents), t, h, g, k=dim, v=dim)
+    )
     f = {} if documents is None else packed(rows(*documents))
     with dispatch.interpreted("races"):
         found = results(on_gpu, *half, f, block)
@@ -42,7 +44,9 @@ def test_gpu_kernels_are_the_specification(case):
     plain = results(xla.attention, *half, f, block)
     for name, a, b, c in zip(NAMES, found, expected, plain, strict=True):
         assert a.dtype == (jnp.float32 if name == "lse" else jnp.bfloat16)
-        assert np.all(np.asarray(b) == 0) or off(a, b) < min(0.005 if name in ("out", "lse") else 0.01, max(0.005, 2 * off(c, b))), name
+        assert np.all(np.asarray(b) == 0) or off(a, b) < min(
+            0.005 if name in ("out", "lse") else 0.01, max(0.005, 2 * off(c, b))
+        ), name
 
 
 @pytest.mark.gpu_interpreter

@@ -58,7 +58,8 @@ def results(form, q, k, v, f, block):
         out, lse = form(q, k, v, **given, **how)
         counts = (jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape) for x in (out, lse))
         weighted = [
-            jnp.sum(jnp.where(jnp.isfinite(x), x, 0) * jnp.cos(i)) for x, i in zip((out.astype(jnp.float32), lse), counts, strict=True)
+            jnp.sum(jnp.where(jnp.isfinite(x), x, 0) * jnp.cos(i))
+            for x, i in zip((out.astype(jnp.float32), lse), counts, strict=True)
         ]
         return weighted[0] + 0.3 * weighted[1], (out, lse)
 
@@ -83,7 +84,8 @@ def packed(segments):
 
 
 @pytest.mark.parametrize(
-    ("t", "h", "g", "block"), [(1, 2, 1, 4), (63, 4, 2, 7), (40, 2, 2, 50), pytest.param(33, 2, 1, 1, marks=pytest.mark.slow)]
+    ("t", "h", "g", "block"),
+    [(1, 2, 1, 4), (63, 4, 2, 7), (40, 2, 2, 50), pytest.param(33, 2, 1, 1, marks=pytest.mark.slow)],
 )
 def test_tiles_are_the_specification_in_one_document(t, h, g, block):
     inputs = arrays(2, t, h, g)
@@ -104,7 +106,10 @@ def test_tiles_are_the_specification_against_a_cache():
 def test_positions_without_segments():
     """Queries that go on where other keys end: no segments, positions known at run time only."""
     q, k, v = arrays(2, 9, 2, 1, s=30)
-    f = {"query_positions": jnp.broadcast_to(jnp.arange(21, 30), (2, 9)), "key_positions": jnp.broadcast_to(jnp.arange(30), (2, 30))}
+    f = {
+        "query_positions": jnp.broadcast_to(jnp.arange(21, 30), (2, 9)),
+        "key_positions": jnp.broadcast_to(jnp.arange(30), (2, 30)),
+    }
     assert_near(*(results(form, q, k, v, f, 4) for form in (by_einsum, exact)), 1e-6)
 
 
@@ -128,7 +133,9 @@ def test_what_is_known_of_tiles_before_a_program_runs(monkeypatch):
     q, k, v = arrays(1, 64, 1, 1)
     call = functools.partial(by_einsum, block=7, scale=1.0, self_attention=True)
     none = dict.fromkeys(FIELDS)
-    (own, may, do), (blocks, may_blocks, do_blocks) = visits_of(lambda: jax.eval_shape(lambda q: call(q, k, v, **none), q), monkeypatch)
+    (own, may, do), (blocks, may_blocks, do_blocks) = visits_of(
+        lambda: jax.eval_shape(lambda q: call(q, k, v, **none), q), monkeypatch
+    )
     # Tiles of 16 queries and of 8 keys, which are a block: each tile of queries meets two of its own, and 1, 3, 5, 7 before its last row's.
     assert (own, may, do) == ("NearOwnBlock", 8, 8)
     assert (blocks, may_blocks, do_blocks) == ("EarlierBlocks", 16, 16)
@@ -172,7 +179,9 @@ def test_tiles_are_the_specification_anywhere(data):
     inputs = arrays(b, t, g * r, g)
     found, expected = (results(form, *inputs, packed(rows(*documents)), block) for form in (by_einsum, exact))
     for name, a, c in zip(NAMES, found, expected, strict=True):
-        assert off(a, c) < 3e-6 or np.sqrt(np.mean(np.square(a - c))) < 1e-6, name  # a row of single tokens has no gradient but rounding
+        assert off(a, c) < 3e-6 or np.sqrt(np.mean(np.square(a - c))) < 1e-6, (
+            name
+        )  # a row of single tokens has no gradient but rounding
 
 
 def test_each_device_of_a_mesh_does_its_part():
@@ -244,7 +253,8 @@ def test_tpu_kernels_ignore_padding_and_repeat_themselves():
     clean = tuple(jnp.where(real, x, 0.0) for x in arrays(2, 63, 2, 1, k=16, v=16))
     with dispatch.interpreted():
         first, again, dirty = (
-            results(on_tpu, *x, packed(segments), 8) for x in (clean, clean, tuple(jnp.where(real, x, jnp.nan) for x in clean))
+            results(on_tpu, *x, packed(segments), 8)
+            for x in (clean, clean, tuple(jnp.where(real, x, jnp.nan) for x in clean))
         )
     for other in (again, dirty):
         jax.tree.map(np.testing.assert_array_equal, first, other)

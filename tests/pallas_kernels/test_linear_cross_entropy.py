@@ -40,7 +40,8 @@ def assert_near(found, expected, bound):
 
 
 @pytest.mark.parametrize(
-    ("shape", "chunk", "z_loss"), [((2, 8, 6, 11), 4, 0.1), ((1, 7, 5, 257), 3, 0.0), ((3, 5, 4, 2), 100, 0.1), ((2, 3, 8, 33), 1, 1e-4)]
+    ("shape", "chunk", "z_loss"),
+    [((2, 8, 6, 11), 4, 0.1), ((1, 7, 5, 257), 3, 0.0), ((3, 5, 4, 2), 100, 0.1), ((2, 3, 8, 33), 1, 1e-4)],
 )
 def test_values_and_gradients_are_the_definition_s(shape, chunk, z_loss):
     with jax.enable_x64(True):
@@ -68,7 +69,11 @@ def test_ties_are_wrong_and_weightless_targets_have_losses_but_no_slopes():
     found, slopes = all_of(jnp.zeros_like(hidden), kernel, targets, weights, chunk=3)
     assert not found.correct.any() and np.allclose(found.loss, np.log(9))
     found, slopes = all_of(hidden, kernel, targets, weights, chunk=3)
-    assert float(jnp.abs(slopes[0][0, 0]).max()) == 0 and float(found.loss[0, 0]) > 0 and float(jnp.abs(slopes[0][0, 1]).max()) > 0
+    assert (
+        float(jnp.abs(slopes[0][0, 0]).max()) == 0
+        and float(found.loss[0, 0]) > 0
+        and float(jnp.abs(slopes[0][0, 1]).max()) > 0
+    )
     best = jnp.argmax(hidden @ kernel, axis=-1)
     assert linear_cross_entropy(hidden, kernel, best, weights, chunk=3).correct.all()
 
@@ -88,7 +93,14 @@ def test_bf16_stays_near_fp32():
     """Products of bf16 operands; logits, sums and the kernel's gradient in fp32: 2^-8 an operand, rounded once more in the slopes."""
     hidden, kernel, targets, weights = arrays(2, 32, 64, 500, jnp.bfloat16)
     found = all_of(hidden, kernel, targets, weights, z_loss=1e-4, chunk=16)
-    expected = all_of(hidden.astype(jnp.float32), kernel.astype(jnp.bfloat16).astype(jnp.float32), targets, weights, z_loss=1e-4, chunk=16)
+    expected = all_of(
+        hidden.astype(jnp.float32),
+        kernel.astype(jnp.bfloat16).astype(jnp.float32),
+        targets,
+        weights,
+        z_loss=1e-4,
+        chunk=16,
+    )
     assert_near(found[0][:3], expected[0][:3], 1e-5)
     assert_near(found[1], expected[1], 2**-8)
     assert [slope.dtype for slope in found[1]] == [jnp.bfloat16, jnp.float32, jnp.float32]
@@ -101,7 +113,9 @@ def test_memory_does_not_grow_with_the_logits():
             jax.ShapeDtypeStruct(shape, dtype)
             for shape, dtype in zip(shapes, (jnp.float32, jnp.float32, jnp.int32, jnp.float32), strict=True)
         ]
-        return jax.jit(functools.partial(all_of, **settings)).lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+        return (
+            jax.jit(functools.partial(all_of, **settings)).lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+        )
 
     logits = 4 * 1024 * 4096
     assert temporary(1024, 4096, backend="reference") >= logits
@@ -113,7 +127,9 @@ def test_memory_does_not_grow_with_the_logits():
 @pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "sequence": 4}, {"tensor": 8}])
 def test_under_a_mesh_every_device_takes_its_own_targets(sizes):
     axes = ("data", "fsdp", "tensor", "sequence")
-    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape([sizes.get(axis, 1) for axis in axes]), axes, axis_types=(AxisType.Auto,) * 4)
+    mesh = jax.sharding.Mesh(
+        np.array(jax.devices()).reshape([sizes.get(axis, 1) for axis in axes]), axes, axis_types=(AxisType.Auto,) * 4
+    )
     inputs = arrays(4, 8, 14, 40, jnp.float32)
     expected = all_of(*inputs, z_loss=0.01, chunk=3)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -132,7 +148,9 @@ def test_a_mesh_that_divides_nothing_still_computes():
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 4), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
     inputs = arrays(3, 5, 6, 40, jnp.float32)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        found = jax.jit(functools.partial(all_of, chunk=4))(*jax.device_put(inputs, NamedSharding(mesh, PartitionSpec())))
+        found = jax.jit(functools.partial(all_of, chunk=4))(
+            *jax.device_put(inputs, NamedSharding(mesh, PartitionSpec()))
+        )
     assert_near(found, all_of(*inputs, chunk=4), 1e-6)
 
 
@@ -140,7 +158,10 @@ def test_the_kernel_is_gathered_in_bf16():
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(8), ("fsdp",), axis_types=(AxisType.Auto,))
     hidden, kernel, targets, weights = arrays(8, 4, 16, 40, jnp.bfloat16)
     rows, split = NamedSharding(mesh, PartitionSpec("fsdp")), NamedSharding(mesh, PartitionSpec("fsdp"))
-    placed = [jax.device_put(x, place) for x, place in zip((hidden, kernel, targets, weights), (rows, split, rows, rows), strict=True)]
+    placed = [
+        jax.device_put(x, place)
+        for x, place in zip((hidden, kernel, targets, weights), (rows, split, rows, rows), strict=True)
+    ]
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         text = jax.jit(functools.partial(all_of, chunk=4)).lower(*placed).as_text()
     gathers = [line for line in text.splitlines() if "all_gather" in line]

@@ -29,7 +29,11 @@ def by_loops(q, k, v, *, log_decay=None, scale=1.0, initial_state=None, segment_
     o, states = np.zeros(v.shape), np.zeros((b, h, key_dim, v.shape[3]))
     for row in range(b):
         for head in range(h):
-            s = np.zeros((key_dim, v.shape[3])) if initial_state is None else np.asarray(initial_state[row, head], np.float64)
+            s = (
+                np.zeros((key_dim, v.shape[3]))
+                if initial_state is None
+                else np.asarray(initial_state[row, head], np.float64)
+            )
             current = 0 if initial_segment is None else int(initial_segment[row])
             for i in range(t):
                 segment = 1 if segment_ids is None else int(segment_ids[row, i])
@@ -60,7 +64,9 @@ def documents(b: int, t: int) -> np.ndarray:
 def arguments(t, decay, with_state, with_segments, b=2, h=2, k=5, v=4):
     """Random numpy inputs; `decay` is None, a number for all tokens and heads, "head" or "token"."""
     rng = np.random.default_rng(t)
-    given: dict = {name: rng.normal(size=(b, t, h, size)).astype(np.float32) for name, size in (("q", k), ("k", k), ("v", v))}
+    given: dict = {
+        name: rng.normal(size=(b, t, h, size)).astype(np.float32) for name, size in (("q", k), ("k", k), ("v", v))
+    }
     if decay == "head":
         given["log_decay"] = np.array([0.0, -0.5], np.float32)
     elif decay == "token":
@@ -74,7 +80,9 @@ def arguments(t, decay, with_state, with_segments, b=2, h=2, k=5, v=4):
         fixed["segment_ids"] = documents(b, t)
         if with_state:
             first = [row[row != 0][0] for row in fixed["segment_ids"]]
-            fixed["initial_segment"] = np.array([first[0], *[2] * (b - 1)], np.int32)  # row 0 continues its document, others start one
+            fixed["initial_segment"] = np.array(
+                [first[0], *[2] * (b - 1)], np.int32
+            )  # row 0 continues its document, others start one
     return given, fixed
 
 
@@ -120,9 +128,13 @@ def test_xla_is_the_recurrence(case):
     t, chunk, *kind = case
     given, fixed = arguments(t, *kind)
     (o, state), gradients = results(
-        functools.partial(linear_recurrence, scale=0.7, return_state=True, chunk_size=chunk, backend="xla"), given, fixed
+        functools.partial(linear_recurrence, scale=0.7, return_state=True, chunk_size=chunk, backend="xla"),
+        given,
+        fixed,
     )
-    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=0.7, return_state=True), given, fixed)
+    (o_, state_), gradients_ = exactly(
+        functools.partial(reference.recurrent, scale=0.7, return_state=True), given, fixed
+    )
     expected, expected_state = by_loops(**given, scale=0.7, **fixed)
     assert error(o_, expected) < 1e-12 and error(state_, expected_state) < 1e-12
     assert o.dtype == jnp.float32 and state.dtype == jnp.float32
@@ -180,7 +192,8 @@ def test_two_calls_are_one(backend, with_segments):
             parts.append(o)
             if segments is not None:
                 first = np.array(
-                    [([start] + [s for s in row[span] if s])[-1] for start, row in zip(first, segments, strict=True)], np.int32
+                    [([start] + [s for s in row[span] if s])[-1] for start, row in zip(first, segments, strict=True)],
+                    np.int32,
                 )
         assert error(np.concatenate(parts, axis=1), whole) < CLOSE and error(state, last) < CLOSE
 
@@ -217,7 +230,11 @@ def test_memory_grows_with_length_not_its_square():
 
     def flops(t):
         x = jax.ShapeDtypeStruct((1, t, 1, 16), jnp.float32)
-        return jax.jit(lambda q, k, v: linear_recurrence(q, k, v, chunk_size=64)[0]).lower(x, x, x).cost_analysis()["flops"]
+        return (
+            jax.jit(lambda q, k, v: linear_recurrence(q, k, v, chunk_size=64)[0])
+            .lower(x, x, x)
+            .cost_analysis()["flops"]
+        )
 
     assert flops(4096) < 2.2 * flops(2048)
 
@@ -243,7 +260,10 @@ def test_any_documents_states_and_decays(data):
     size = data.draw(st.sampled_from([0.0, 0.1, 8.0, 60.0]))
     rng = np.random.default_rng(data.draw(st.integers(0, 100)))
     q, k, v = (rng.normal(size=(2, t, 2, 3)).astype(np.float32) for _ in range(3))
-    given = {"log_decay": -size * rng.random((2, t, 2), np.float32), "initial_state": rng.normal(size=(2, 2, 3, 3)).astype(np.float32)}
+    given = {
+        "log_decay": -size * rng.random((2, t, 2), np.float32),
+        "initial_state": rng.normal(size=(2, 2, 3, 3)).astype(np.float32),
+    }
     fixed = {"segment_ids": segments, "initial_segment": first}
     o, state = _compiled(chunk)(q, k, v, **given, **fixed)
     expected, expected_state = by_loops(q, k, v, **given, **fixed)

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.pallas_kernels.linear_recurrence import (
+    chunk_matrices,
     column_packing,
+    kernel_vjp,
     linear_recurrence,
     linear_recurrence_step,
-    kernel_vjp,
     reference,
-    chunk_matrices,
 )
 from recollect.pallas_kernels.linear_recurrence.reduced_precision import reduced
 from tests.pallas_kernels import chunk_scan_by_einsum
@@ -74,7 +74,9 @@ def arguments(t, decay, erase, with_state, with_segments, columns=None, before=F
 
 def compare(form, given, fixed, close):
     (o, state), gradients = results(functools.partial(form, scale=0.7, return_state=True), given, fixed)
-    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=0.7, return_state=True), given, fixed)
+    (o_, state_), gradients_ = exactly(
+        functools.partial(reference.recurrent, scale=0.7, return_state=True), given, fixed
+    )
     assert error(o, o_) < close and error(state, state_) < close
     assert set(gradients) == set(gradients_) == set(given)
     for name in gradients_:
@@ -134,7 +136,9 @@ def test_xla_is_the_recurrence(case):
 
 @pytest.mark.parametrize("backend", ["xla", "reference"])
 @pytest.mark.parametrize(
-    "kind", [("channel", None, True, True, "channel"), ("channel", "apart", True, True, None, True)], ids=["columns", "erase before decay"]
+    "kind",
+    [("channel", None, True, True, "channel"), ("channel", "apart", True, True, None, True)],
+    ids=["columns", "erase before decay"],
 )
 def test_padding_full_of_nan_touches_nothing(backend, kind):
     given, fixed = arguments(63, *kind, hk=2)
@@ -142,7 +146,10 @@ def test_padding_full_of_nan_touches_nothing(backend, kind):
     form = functools.partial(linear_recurrence, return_state=True, chunk_size=16, backend=backend)
 
     def filled(value):
-        return {name: x if name == "initial_state" else np.where(real[:, :, None, None], x, value) for name, x in given.items()}
+        return {
+            name: x if name == "initial_state" else np.where(real[:, :, None, None], x, value)
+            for name, x in given.items()
+        }
 
     clean, dirty = (results(form, filled(np.float32(value)), fixed) for value in (0, np.nan))
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
@@ -156,7 +163,8 @@ def test_erasing_after_the_decay_is_another_recurrence():
     given, fixed = arguments(21, "token", "scalar", True, True)
     divided = given | {"erase_read": given["erase_read"] * np.exp(-given["log_decay"])[..., None]}
     o, after, divided_o = (
-        linear_recurrence(**x, **fixed, erase_before_decay=before)[0] for x, before in ((given, True), (given, False), (divided, False))
+        linear_recurrence(**x, **fixed, erase_before_decay=before)[0]
+        for x, before in ((given, True), (given, False), (divided, False))
     )
     assert error(divided_o, o) < CLOSE and error(after, o) > 0.01
 
@@ -173,7 +181,12 @@ def test_columns_that_decay_and_are_erased_are_served_by_the_reference():
 
 def walks_of_16(joined=None):
     """Walks in plain jnp over chunks of 16 tokens."""
-    forms = chunk_scan_by_einsum.walk, chunk_scan_by_einsum.delta_walk, chunk_scan_by_einsum.solve, chunk_scan_by_einsum.solve_transposed
+    forms = (
+        chunk_scan_by_einsum.walk,
+        chunk_scan_by_einsum.delta_walk,
+        chunk_scan_by_einsum.solve,
+        chunk_scan_by_einsum.solve_transposed,
+    )
     return kernel_vjp.Walks(*forms, lambda *_: 16, joined)
 
 
@@ -197,8 +210,8 @@ def walks_of_16(joined=None):
 )
 def test_gradients_are_walks(case, joined, monkeypatch):
     """The mathematics that kernel backends share, on walks in plain jnp; the decay's gradient starts afresh every 32 tokens."""
-    monkeypatch.setattr(passes, "GROUP", 32)
-    monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
+    monkeypatch.setattr(kernel_vjp, "GROUP", 32)
+    monkeypatch.setattr(kernel_vjp, "CHANNEL_GROUP", 32)
     run = functools.partial(kernel_vjp.by_walks, walks_of_16(joined))
     absent = dict.fromkeys(("log_decay", "write_strength", "segment_ids"))
     compare(lambda *given, **named: reduced(run, *given, **(absent | named)), *arguments(*case), CLOSE)
@@ -206,7 +219,7 @@ def test_gradients_are_walks(case, joined, monkeypatch):
 
 @pytest.mark.parametrize("case", [(100, True, True), (63, False, False)], ids=str)
 def test_gradients_of_decays_of_columns_are_walks(case, monkeypatch):
-    monkeypatch.setattr(passes, "CHANNEL_GROUP", 32)
+    monkeypatch.setattr(kernel_vjp, "CHANNEL_GROUP", 32)
     t, *kind = case
     given, fixed = arguments(t, None, None, *kind, "channel")
     given["write_strength"] = np.random.default_rng(1).random(given["v"].shape[:3], np.float32)
@@ -272,7 +285,9 @@ def test_any_documents_and_gates(data):
     first = np.array([data.draw(st.integers(0, 3)) for _ in range(2)], np.int32)
     first = np.minimum(first, np.where(segments == 0, 9, segments).min(axis=1)).astype(np.int32)
     rng = np.random.default_rng(data.draw(st.integers(0, 100)))
-    q, k, v, state = (rng.normal(size=size).astype(np.float32) for size in ((2, t, 1, 3), (2, t, 1, 3), (2, t, 2, 4), (2, 2, 3, 4)))
+    q, k, v, state = (
+        rng.normal(size=size).astype(np.float32) for size in ((2, t, 1, 3), (2, t, 1, 3), (2, t, 2, 4), (2, 2, 3, 4))
+    )
     k = unit(k).astype(np.float32)
     g = -data.draw(st.sampled_from([0.0, 0.1, 8.0, 60.0])) * rng.random((2, t, 2, 3), np.float32)
     beta = data.draw(st.sampled_from([0.0, 0.5, 1.0, 2.0]))
@@ -282,7 +297,12 @@ def test_any_documents_and_gates(data):
         kind, {"erase_read": jnp.asarray(e), "write_strength": jnp.asarray(w)}
     )
     o, after = _compiled(chunk, kind)(q, k, v, g, state, extra, segments, first)
-    more = {"initial_state": state, "segment_ids": segments, "initial_segment": first, "erase_before_decay": kind == "erase before decay"}
+    more = {
+        "initial_state": state,
+        "segment_ids": segments,
+        "initial_segment": first,
+        "erase_before_decay": kind == "erase before decay",
+    }
     o_, after_ = reference.recurrent(q, k, v, log_decay=jnp.asarray(g), return_state=True, **extra, **more)
     assert error(o, o_) < CLOSE and error(after, after_) < CLOSE
 

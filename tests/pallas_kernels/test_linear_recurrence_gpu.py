@@ -11,19 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recollect.cost.hlo_cost import work_of
 from recollect.pallas_kernels import compile_ahead, compilers, dispatch
 from recollect.pallas_kernels.linear_recurrence import gpu, gpu_body, linear_recurrence
 from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks
 from recollect.pallas_kernels.tuning import forced
-from tests.pallas_kernels import simulator, chunk_scan_by_einsum
+from tests.pallas_kernels import chunk_scan_by_einsum, simulator
 from tests.pallas_kernels.programs import all_programs
 from tests.pallas_kernels.programs import linear_recurrence_gpu as programs
 from tests.pallas_kernels.test_linear_recurrence import error
-from recollect.cost.hlo_cost import work_of
 
 C = gpu.CHUNK
 # bf16 products: each rounded factor is off by 2^-9 at most, 0.0017 rms; scores, weights and the entering state are rounded once more.
-CLOSE = {"o": 0.005, "y": 0.005, "dots": 0.005, "second_o": 0.005, "second_dots": 0.005, "state": 0.003, "checkpoints": 0.003}
+CLOSE = {
+    "o": 0.005,
+    "y": 0.005,
+    "dots": 0.005,
+    "second_o": 0.005,
+    "second_dots": 0.005,
+    "state": 0.003,
+    "checkpoints": 0.003,
+}
 
 
 def some_chunks(t: int, heads: int, channels: int, decay: str, documents: bool, strength: float) -> Chunks:
@@ -42,7 +50,11 @@ def some_chunks(t: int, heads: int, channels: int, decay: str, documents: bool, 
     before = np.concatenate([np.ones((1, 1), np.int32), last[:, :-1]], axis=1)
     starts, ends, keeps = rows == before[:, :, None], rows == last[:, :, None], last == before
     return Chunks(
-        C, decay, total, jnp.asarray(segments), *(jnp.asarray(x, jnp.float32) for x in (starts.reshape(1, t), ends.reshape(1, t), keeps))
+        C,
+        decay,
+        total,
+        jnp.asarray(segments),
+        *(jnp.asarray(x, jnp.float32) for x in (starts.reshape(1, t), ends.reshape(1, t), keeps)),
     )
 
 
@@ -123,14 +135,26 @@ SLOW = pytest.mark.slow
 def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
     few, many = heads
     chunks = some_chunks(t, many, key_dim if decay == "key" else value_dim, decay, "documents" in more, strength)
-    state = jnp.asarray(np.random.default_rng(9).normal(size=(1, many, key_dim, value_dim)), jnp.float32) if "state" in more else None
+    state = (
+        jnp.asarray(np.random.default_rng(9).normal(size=(1, many, key_dim, value_dim)), jnp.float32)
+        if "state" in more
+        else None
+    )
     dot_with = rows(t, many, value_dim, 4) if "dots" in more else None
     given = (rows(t, few, key_dim, 1), rows(t, many, key_dim, 2), rows(t, many, value_dim, 3), chunks, state, dot_with)
     settings = {"heads": many, "scale": 0.7, "reverse": "reverse" in more, "strict": "strict" in more}
-    settings |= {"checkpoint_every": 2 if "checkpoints" in more else None, "out_dtype": jnp.float32 if "wide" in more else None}
+    settings |= {
+        "checkpoint_every": 2 if "checkpoints" in more else None,
+        "out_dtype": jnp.float32 if "wide" in more else None,
+    }
     found = simulated(functools.partial(walk_with, gpu.walk), *given, pieces=3 if "pieces" in more else 1, **settings)
     assert found.o.dtype == (jnp.float32 if "wide" in more else jnp.bfloat16)
-    compare(found, exactly(functools.partial(walk_with, chunk_scan_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64}))
+    compare(
+        found,
+        exactly(
+            functools.partial(walk_with, chunk_scan_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64}
+        ),
+    )
 
 
 def extreme_decays(t: int) -> np.ndarray:
@@ -143,7 +167,9 @@ def extreme_decays(t: int) -> np.ndarray:
         np.where(token % 2, -10.0, 0.0),
         np.where(token % 16 < 8, -10.0, 0.0),
         np.where(token % 16 < 8, 0.0, -10.0),
-        np.where(token % 64 < 16, np.where(token % 16 < 8, 0.0, -10.0), -0.46),  # e^-80 to a block's border, e^-7.4 on to the middle
+        np.where(
+            token % 64 < 16, np.where(token % 16 < 8, 0.0, -10.0), -0.46
+        ),  # e^-80 to a block's border, e^-7.4 on to the middle
         np.where(token % 64 >= 48, np.where(token % 16 < 8, -10.0, 0.0), -0.46),
     ]
     return np.stack(patterns)
@@ -166,7 +192,9 @@ def test_extreme_decays(decay, more):
     given = (*(jnp.abs(rows(t, heads, size, seed)) + jnp.bfloat16(0.01) for seed in range(3)), chunks, state, None)
     settings = {"heads": heads, "reverse": "reverse" in more, "strict": "strict" in more, "out_dtype": jnp.float32}
     found = simulated(functools.partial(walk_with, gpu.walk), *given, **settings)
-    expected = exactly(functools.partial(walk_with, chunk_scan_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64})
+    expected = exactly(
+        functools.partial(walk_with, chunk_scan_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64}
+    )
     for head in range(heads):
         assert error(found.o[:, :, head], expected.o[:, :, head]) < CLOSE["o"], head
         assert error(found.state[:, head], expected.state[:, head]) < CLOSE["state"], head
@@ -209,12 +237,24 @@ def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
     if "second" in more:
         given["second"] = (rows(t, few, key_dim, 6), rows(t, many, value_dim, 7))
     if "state" in more:
-        given["initial_state"] = jnp.asarray(np.random.default_rng(9).normal(size=(1, many, key_dim, value_dim)), jnp.float32)
-    small = key_dim**-0.5  # keys of length 1, and little erased of them, as in trained models: else the state grows without bound
-    arrays = (rows(t, many, key_dim, 1, 0.3 * small), rows(t, many, value_dim, 2), rows(t, few, key_dim, 3, small), chunks, given)
+        given["initial_state"] = jnp.asarray(
+            np.random.default_rng(9).normal(size=(1, many, key_dim, value_dim)), jnp.float32
+        )
+    small = (
+        key_dim**-0.5
+    )  # keys of length 1, and little erased of them, as in trained models: else the state grows without bound
+    arrays = (
+        rows(t, many, key_dim, 1, 0.3 * small),
+        rows(t, many, value_dim, 2),
+        rows(t, few, key_dim, 3, small),
+        chunks,
+        given,
+    )
     settings = {"heads": many, "reverse": "reverse" in more, "checkpoint_every": 2 if "checkpoints" in more else None}
     settings |= {"scale": 0.0 if "scale 0" in more else 0.7, "keeps_y": "state" in more or "second" in more}
-    found = simulated(functools.partial(delta_walk_with, gpu.delta_walk), *arrays, pieces=3 if "pieces" in more else 1, **settings)
+    found = simulated(
+        functools.partial(delta_walk_with, gpu.delta_walk), *arrays, pieces=3 if "pieces" in more else 1, **settings
+    )
     compare(found, exactly(functools.partial(delta_walk_with, chunk_scan_by_einsum.delta_walk), *arrays, **settings))
 
 
@@ -245,7 +285,9 @@ def test_two_walks_in_one(decay, t, key_dim, value_dim, heads, more):
     else:
         given["second"] = (rows(t, few, key_dim, 6), rows(t, many, value_dim, 7))
     if "state" in more:
-        given["initial_state"] = jnp.asarray(np.random.default_rng(9).normal(size=(1, many, key_dim, value_dim)), jnp.float32)
+        given["initial_state"] = jnp.asarray(
+            np.random.default_rng(9).normal(size=(1, many, key_dim, value_dim)), jnp.float32
+        )
     if "dots" in more:
         given["dot_with"] = rows(t, few, value_dim, 4)
     if "dots" in more and "queries" in more:
@@ -286,7 +328,9 @@ def test_solve_and_its_transpose(decay, t, key_dim, value_dim, heads, strength, 
     v, strengths = rows(t, many, value_dim, 3), jnp.asarray(np.random.default_rng(5).random((1, t, many)), jnp.float32)
     decay_steps, summed = None, chunks
     if "sums" in more:
-        decay_steps = jnp.diff(chunks.total.reshape(1, -1, C, many, key_dim), axis=2, prepend=0).reshape(chunks.total.shape)
+        decay_steps = jnp.diff(chunks.total.reshape(1, -1, C, many, key_dim), axis=2, prepend=0).reshape(
+            chunks.total.shape
+        )
         decay_steps = decay_steps.at[:, 3].add(-9)  # some beyond what is clamped
         chunks = dataclasses.replace(chunks, total=None)
     given = (e, k, v, chunks, strengths if "strength" in more else None, decay_steps)
@@ -299,14 +343,20 @@ def test_solve_and_its_transpose(decay, t, key_dim, value_dim, heads, strength, 
     bar = 0.005 if decay == "key" else 0.002  # of a decay by channel the triangle is rounded, and e times its decay
     for name in ("w", "u", "inverse"):
         assert getattr(found, name).shape == getattr(exact, name).shape, name
-        assert error(getattr(found, name), getattr(exact, name)) < bar, (name, error(getattr(found, name), getattr(exact, name)))
+        assert error(getattr(found, name), getattr(exact, name)) < bar, (
+            name,
+            error(getattr(found, name), getattr(exact, name)),
+        )
     assert simulated(functools.partial(solve_with, gpu.solve), *given, heads=many, keeps=False).inverse is None
     given = (found.inverse, rows(t, few, key_dim, 4), k, v, chunks)
     found = simulated(gpu.solve_transposed, *given, heads=many, scale=0.7)
     exact = exactly(chunk_scan_by_einsum.solve_transposed, *given, heads=many, scale=0.7)
     for name in ("w", "u"):
         assert getattr(found, name).shape == getattr(exact, name).shape, name
-        assert error(getattr(found, name), getattr(exact, name)) < bar, (name, error(getattr(found, name), getattr(exact, name)))
+        assert error(getattr(found, name), getattr(exact, name)) < bar, (
+            name,
+            error(getattr(found, name), getattr(exact, name)),
+        )
 
 
 @pytest.mark.gpu_interpreter
@@ -350,11 +400,16 @@ def test_pieces_fill_the_device_and_read_only_what_they_must(monkeypatch):
     row = jax.ShapeDtypeStruct((2, 16384, 16, 128), jnp.bfloat16)
     with dispatch.aimed_at("gpu", "NVIDIA H100 80GB HBM3"):
         jax.eval_shape(functools.partial(linear_recurrence, backend="pallas_gpu"), row, row, row)
-        jax.eval_shape(lambda q, k, v, e: linear_recurrence(q, k, v, erase_read=e, backend="pallas_gpu"), row, row, row, row)
+        jax.eval_shape(
+            lambda q, k, v, e: linear_recurrence(q, k, v, erase_read=e, backend="pallas_gpu"), row, row, row, row
+        )
     read = [inputs for _, inputs in launched]
     assert read == [{"k", "v"}, {"q", "k", "v", "initial"}, {"w", "k", "v"}, {"q", "w", "k", "v", "initial"}]
     assert [plan.states_only for plan, _ in launched] == [True, False, True, False]
-    assert all(plan.pieces == 2 and plan.splits == (4 if "q" not in inputs and "w" in inputs else 2) for plan, inputs in launched)
+    assert all(
+        plan.pieces == 2 and plan.splits == (4 if "q" not in inputs and "w" in inputs else 2)
+        for plan, inputs in launched
+    )
 
 
 def test_bytes_of_a_long_call_in_pieces():
@@ -363,7 +418,9 @@ def test_bytes_of_a_long_call_in_pieces():
         compilers.files("cuda")
     except compilers.NotInstalled as error:
         pytest.skip(str(error))
-    (program,) = [one for one in all_programs(only="recurrence no decay forward b2 t16384") if one.backend == "pallas_gpu"]
+    (program,) = [
+        one for one in all_programs(only="recurrence no decay forward b2 t16384") if one.backend == "pallas_gpu"
+    ]
     report = compile_ahead.report("h100", program.function, *program.arguments)
     assert not report.complaints()
     assert 0.7e9 < work_of(report.compiled.as_text()).bytes < 0.85e9
@@ -388,7 +445,8 @@ def test_refuses_with_a_reason():
 
 
 @pytest.mark.parametrize(
-    ("version", "refused"), [(12060, False), (12080, True), (12090, True), (12091, False), (13000, False), (None, False)]
+    ("version", "refused"),
+    [(12060, False), (12080, True), (12090, True), (12091, False), (13000, False), (None, False)],
 )
 def test_refuses_cuda_versions_that_miscompile_masks(version, refused, monkeypatch):
     import jax._src.lib
@@ -396,4 +454,6 @@ def test_refuses_cuda_versions_that_miscompile_masks(version, refused, monkeypat
     library = None if version is None else types.SimpleNamespace(cuda_runtime_get_version=lambda: version)
     monkeypatch.setattr(jax._src.lib, "cuda_versions", library)
     reason = gpu.refuses(64, 64, jnp.bfloat16, "none", False)
-    assert reason == (f"ptxas of CUDA 12.8.0 to 12.9.0 miscompiles masks; this is CUDA 12.{version // 10 % 100}" if refused else None)
+    assert reason == (
+        f"ptxas of CUDA 12.8.0 to 12.9.0 miscompiles masks; this is CUDA 12.{version // 10 % 100}" if refused else None
+    )

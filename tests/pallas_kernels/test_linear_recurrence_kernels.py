@@ -27,7 +27,9 @@ SCALE = 0.2
 
 def on_kernels(backend, given, fixed, how="values", scale=SCALE):
     with interpreted(how):
-        return results(functools.partial(linear_recurrence, scale=scale, return_state=True, backend=backend), given, fixed)
+        return results(
+            functools.partial(linear_recurrence, scale=scale, return_state=True, backend=backend), given, fixed
+        )
 
 
 def rounded(given):
@@ -38,7 +40,9 @@ def rounded(given):
 
 def check_fp32(backend, given, fixed):
     (o, state), gradients = on_kernels(backend, given, fixed)
-    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=SCALE, return_state=True), given, fixed)
+    (o_, state_), gradients_ = exactly(
+        functools.partial(reference.recurrent, scale=SCALE, return_state=True), given, fixed
+    )
     assert error(o, o_) < FP32 and error(state, state_) < FP32
     assert set(gradients) == set(given)
     for name in given:
@@ -47,9 +51,13 @@ def check_fp32(backend, given, fixed):
 
 def check_bf16(backend, given, fixed, how="values"):
     given, exact = rounded(given)
-    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=SCALE, return_state=True), exact, fixed)
+    (o_, state_), gradients_ = exactly(
+        functools.partial(reference.recurrent, scale=SCALE, return_state=True), exact, fixed
+    )
     (o, state), gradients = on_kernels(backend, given, fixed, how)
-    (o_xla, _), xla = results(functools.partial(linear_recurrence, scale=SCALE, return_state=True, backend="xla"), given, fixed)
+    (o_xla, _), xla = results(
+        functools.partial(linear_recurrence, scale=SCALE, return_state=True, backend="xla"), given, fixed
+    )
     assert o.dtype == jnp.bfloat16 and state.dtype == jnp.float32
     assert error(o, o_) < min(FORWARD, 2 * error(o_xla, o_)) and error(state, state_) < FORWARD
     for name in given:
@@ -102,7 +110,9 @@ def case_arguments(case):
 
 
 @pytest.mark.parametrize(
-    "case", [*TPU, *(pytest.param(case, marks=pytest.mark.slow) for case in TPU_WIDE)], ids=lambda case: " ".join(map(str, case))
+    "case",
+    [*TPU, *(pytest.param(case, marks=pytest.mark.slow) for case in TPU_WIDE)],
+    ids=lambda case: " ".join(map(str, case)),
 )
 def test_tpu_kernels_are_the_recurrence(case):
     given, fixed = case_arguments(case)
@@ -116,7 +126,9 @@ def test_tpu_kernels_are_the_recurrence(case):
 def test_tpu_kernels_under_strong_decays():
     given, fixed = strong(130, k=32, v=32)
     (o, state), gradients = on_kernels("pallas_tpu", given, fixed)
-    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=SCALE, return_state=True), given, fixed)
+    (o_, state_), gradients_ = exactly(
+        functools.partial(reference.recurrent, scale=SCALE, return_state=True), given, fixed
+    )
     assert error(o, o_) < FP32 and error(state, state_) < FP32
     for name in given:
         assert error(gradients[name], gradients_[name]) < FP32, name
@@ -135,7 +147,9 @@ def test_tpu_kernels_in_bf16(case):
     check_bf16("pallas_tpu", *case_arguments(case))
 
 
-@pytest.mark.parametrize("backend", ["xla", "pallas_tpu", pytest.param("pallas_gpu", marks=pytest.mark.gpu_interpreter)])
+@pytest.mark.parametrize(
+    "backend", ["xla", "pallas_tpu", pytest.param("pallas_gpu", marks=pytest.mark.gpu_interpreter)]
+)
 @pytest.mark.parametrize(
     "case",
     [
@@ -153,7 +167,9 @@ def test_at_scale_0_the_state_alone_has_gradients(backend, case):
         # of early tokens is left, nearly all of it cancels at those tokens, and what rounding leaves is held against the last few.
         (given, exact), bar, decay_bar = rounded(given), GATE, 0.05
     (o, state), gradients = on_kernels(backend, given, fixed, scale=0.0)
-    (_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=0.0, return_state=True), exact, fixed)
+    (_, state_), gradients_ = exactly(
+        functools.partial(reference.recurrent, scale=0.0, return_state=True), exact, fixed
+    )
     assert not np.any(np.asarray(o)) and not np.any(np.asarray(gradients["q"]))
     assert error(state, state_) < bar
     assert set(gradients) == set(given)
@@ -207,7 +223,9 @@ def test_padding_full_of_nan_touches_nothing(before):
     padding = fixed["segment_ids"] == 0
     ruined = dict(given)
     for name in ("q", "k", "v", "log_decay", "erase_read", "write_strength"):
-        ruined[name] = np.where(padding.reshape(*padding.shape, *[1] * (given[name].ndim - 2)), np.nan, given[name]).astype(np.float32)
+        ruined[name] = np.where(
+            padding.reshape(*padding.shape, *[1] * (given[name].ndim - 2)), np.nan, given[name]
+        ).astype(np.float32)
     clean = np.where(padding[..., None, None], 0, 1)
     (o, state), gradients = on_kernels("pallas_tpu", ruined, fixed)
     (o_, state_), gradients_ = on_kernels("pallas_tpu", given, fixed)
@@ -238,7 +256,9 @@ def test_what_kernels_refuse_is_said():
         with pytest.raises(ValueError, match=r"its columns .value_log_decay., not both"):
             linear_recurrence(**given, backend="pallas_tpu")
         with pytest.raises(ValueError, match="do not erase"):
-            linear_recurrence(**arguments(9, None, "scalar", False, False, "channel", k=32, v=32)[0], backend="pallas_tpu")
+            linear_recurrence(
+                **arguments(9, None, "scalar", False, False, "channel", k=32, v=32)[0], backend="pallas_tpu"
+            )
         given, _ = arguments(9, None, None, False, False, k=300, v=32)
         with pytest.raises(ValueError, match="head sizes up to 256; these are 300 and 32"):
             linear_recurrence(**given, backend="pallas_tpu")

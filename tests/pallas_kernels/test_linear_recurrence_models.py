@@ -79,7 +79,11 @@ def delta(gate: str):
     """DeltaNet and its gated kin: what is stored under k moves towards v by the share beta, after the decay."""
     rng, q, k, v = rows()
     k, beta = unit(k), sigmoid(rng.normal(size=(B, T, H)))
-    g = {"none": np.zeros((B, T, H, 1)), "head": -rng.exponential(0.3, (B, T, H, 1)), "channel": -rng.exponential(0.3, (B, T, H, K))}[gate]
+    g = {
+        "none": np.zeros((B, T, H, 1)),
+        "head": -rng.exponential(0.3, (B, T, H, 1)),
+        "channel": -rng.exponential(0.3, (B, T, H, K)),
+    }[gate]
 
     def step(s, b, t, h):
         s = np.exp(g[b, t, h])[:, None] * s
@@ -101,7 +105,9 @@ def gated_delta_net_2():
         s = np.exp(g[b, t, h])[:, None] * s
         return s + np.outer(k[b, t, h], w_write[b, t, h] * v[b, t, h] - s.T @ (b_erase[b, t, h] * k[b, t, h]))
 
-    return {"q": q, "k": k, "v": v, "log_decay": g, "erase_read": b_erase * k, "write_strength": w_write}, walk_tokens(step, q, v)
+    return {"q": q, "k": k, "v": v, "log_decay": g, "erase_read": b_erase * k, "write_strength": w_write}, walk_tokens(
+        step, q, v
+    )
 
 
 def rwkv7():
@@ -113,7 +119,15 @@ def rwkv7():
         transition = np.diag(w[b, t, h]) - np.outer(a[b, t, h] * kk[b, t, h], kk[b, t, h])
         return transition @ s + np.outer(k[b, t, h], v[b, t, h])
 
-    given = {"q": r, "k": k, "v": v, "log_decay": np.log(w), "erase_read": kk, "erase_write": a * kk, "erase_before_decay": True}
+    given = {
+        "q": r,
+        "k": k,
+        "v": v,
+        "log_decay": np.log(w),
+        "erase_read": kk,
+        "erase_write": a * kk,
+        "erase_before_decay": True,
+    }
     return given, walk_tokens(step, r, v)
 
 
@@ -205,4 +219,6 @@ def test_slots_are_two_calls(model):
 
     with jax.enable_x64(True):
         assert error(run(*(jnp.asarray(x) for x in (f, q, k, v)), backend="reference"), expected) < 1e-12
-    assert error(run(*(jnp.asarray(x, jnp.float32) for x in (f, q, k, v)), backend="xla", chunk_size=8), expected) < CLOSE
+    assert (
+        error(run(*(jnp.asarray(x, jnp.float32) for x in (f, q, k, v)), backend="xla", chunk_size=8), expected) < CLOSE
+    )

@@ -45,7 +45,10 @@ def test_joined_states_are_those_of_the_whole(case):
         rows = {name: jnp.asarray(x[:, start : start + length]) for name, x in given.items()}
         shared = {"segment_ids": None, "initial_segment": None}
         if packed:
-            shared = {"segment_ids": jnp.asarray(fixed["segment_ids"][:, start : start + length]), "initial_segment": jnp.asarray(before)}
+            shared = {
+                "segment_ids": jnp.asarray(fixed["segment_ids"][:, start : start + length]),
+                "initial_segment": jnp.asarray(before),
+            }
             before = xla.carried(shared["segment_ids"], shared["initial_segment"])[:, -1]
         state, keep, column = alone(rows, shared)
         states.append(state)
@@ -53,7 +56,9 @@ def test_joined_states_are_those_of_the_whole(case):
         columns.append(column)
         expected.append(after(rows, shared, expected[-1]))
     columns = None if columns[0] is None else jnp.stack(columns, axis=1)
-    joined = sequence_parallel.entering(jnp.stack(states, axis=1), jnp.stack(keeps, axis=1), jnp.asarray(first), columns)
+    joined = sequence_parallel.entering(
+        jnp.stack(states, axis=1), jnp.stack(keeps, axis=1), jnp.asarray(first), columns
+    )
     assert error(joined, jnp.stack(expected, axis=1)) < 1e-5
 
 
@@ -85,5 +90,7 @@ def test_padding_full_of_nan_adds_nothing():
 
     gradient = jax.value_and_grad(total)
     clean = gradient(given)
-    ruined = gradient({name: np.where(real.reshape(2, 31, *[1] * (x.ndim - 2)), x, np.nan) for name, x in given.items()})
+    ruined = gradient(
+        {name: np.where(real.reshape(2, 31, *[1] * (x.ndim - 2)), x, np.nan) for name, x in given.items()}
+    )
     jax.tree.map(np.testing.assert_array_equal, clean, ruined)

@@ -21,7 +21,9 @@ B, KEY, VALUE = 2, 24, 12  # four heads share lanes where no operand has fewer
 CLOSE = {"float32": 1e-5, "bfloat16": 0.005}
 
 
-def some_chunks(c: int, t: int, h: int, decay: str, documents: bool, strength: float | None = None, keys: int = KEY) -> Chunks:
+def some_chunks(
+    c: int, t: int, h: int, decay: str, documents: bool, strength: float | None = None, keys: int = KEY
+) -> Chunks:
     """Random decays of mean `strength`, by default weak ones with a few that forget everything; rows of up to four documents."""
     rng = np.random.default_rng(c + t)
     channels = {"none": None, "head": 1, "key": keys, "value": VALUE}[decay]
@@ -52,8 +54,12 @@ def exactly(form, *arrays, **settings):
     moving = {name: x for name, x in settings.items() if any(map(is_float, jax.tree.leaves(x)))}
     fixed = {name: x for name, x in settings.items() if name not in moving}
     with jax.enable_x64(True):
-        arrays, moving = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)) if is_float(x) else x, (arrays, moving))
-        return jax.tree.map(np.asarray, jax.jit(lambda arrays, moving: form(*arrays, **moving, **fixed))(arrays, moving))
+        arrays, moving = jax.tree.map(
+            lambda x: jnp.asarray(np.asarray(x, np.float64)) if is_float(x) else x, (arrays, moving)
+        )
+        return jax.tree.map(
+            np.asarray, jax.jit(lambda arrays, moving: form(*arrays, **moving, **fixed))(arrays, moving)
+        )
 
 
 def is_float(x) -> bool:
@@ -85,7 +91,14 @@ def walked(how, rows, chunks, **settings):
 
 def walk_settings(h: int, t: int, dtype: str, **more):
     state = jnp.asarray(np.random.default_rng(9).normal(size=(B, h, KEY, VALUE)), jnp.float32)
-    return {"heads": h, "scale": 0.7, "initial_state": state, "dot_with": some_rows(t, h, VALUE, dtype, 4), "checkpoint_every": 2, **more}
+    return {
+        "heads": h,
+        "scale": 0.7,
+        "initial_state": state,
+        "dot_with": some_rows(t, h, VALUE, dtype, 4),
+        "checkpoint_every": 2,
+        **more,
+    }
 
 
 # decay, tokens a chunk, chunks, documents, reverse, strict, dtype, heads of q, k, v out of 4, simulation
@@ -112,10 +125,15 @@ WIDER = [
 @pytest.mark.parametrize("case", WALKS + [pytest.param(case, marks=pytest.mark.slow) for case in WIDER], ids=str)
 def test_a_walk_is_what_it_is_defined_to_be(case):
     decay, c, n, documents, reverse, strict, dtype, counts, how = case
-    rows = [some_rows(c * n, count, d, dtype, i) for i, (count, d) in enumerate(zip(counts, (KEY, KEY, VALUE), strict=True))]
+    rows = [
+        some_rows(c * n, count, d, dtype, i) for i, (count, d) in enumerate(zip(counts, (KEY, KEY, VALUE), strict=True))
+    ]
     settings = walk_settings(4, c * n, dtype, reverse=reverse, strict=strict)
     found, expected = walked(how, rows, some_chunks(c, c * n, 4, decay, documents), **settings)
-    assert found.o.dtype == jnp.dtype(dtype) and found.state.dtype == found.dots.dtype == found.checkpoints.dtype == jnp.float32
+    assert (
+        found.o.dtype == jnp.dtype(dtype)
+        and found.state.dtype == found.dots.dtype == found.checkpoints.dtype == jnp.float32
+    )
     compare(found, expected, {}, CLOSE[dtype])
     if how == "races":
         assert not races_found()
@@ -164,7 +182,9 @@ WIDER_DELTAS = [
 ]
 
 
-@pytest.mark.parametrize("case", DELTAS + [pytest.param(case, marks=pytest.mark.slow) for case in WIDER_DELTAS], ids=str)
+@pytest.mark.parametrize(
+    "case", DELTAS + [pytest.param(case, marks=pytest.mark.slow) for case in WIDER_DELTAS], ids=str
+)
 def test_a_delta_walk_is_what_it_is_defined_to_be(case):
     decay, c, n, documents, reverse, reads, twice, count, dtype, how = case
     t, small = c * n, KEY**-0.5
@@ -202,7 +222,9 @@ WIDER_SYSTEMS = [
 ]
 
 
-@pytest.mark.parametrize("case", SYSTEMS + [pytest.param(case, marks=pytest.mark.slow) for case in WIDER_SYSTEMS], ids=str)
+@pytest.mark.parametrize(
+    "case", SYSTEMS + [pytest.param(case, marks=pytest.mark.slow) for case in WIDER_SYSTEMS], ids=str
+)
 def test_systems_are_solved(case):
     decay, c, n, documents, count, d, has_strength, dtype, how = case
     t, small = c * n, d**-0.5
@@ -212,7 +234,9 @@ def test_systems_are_solved(case):
     strength = jnp.asarray(np.random.default_rng(6).random((B, t, 4)), jnp.float32) if has_strength else None
     with dispatch.interpreted(how):
         found = jax.jit(functools.partial(tpu_inverse.solve, heads=4))(e, k, v, chunks, strength=strength)
-        again = jax.jit(functools.partial(tpu_inverse.solve_transposed, heads=4, scale=0.7))(found.inverse, q, k, do, chunks)
+        again = jax.jit(functools.partial(tpu_inverse.solve_transposed, heads=4, scale=0.7))(
+            found.inverse, q, k, do, chunks
+        )
     expected = exactly(chunk_scan_by_einsum.solve, e, k, v, chunks, heads=4, strength=strength)
     turned = exactly(chunk_scan_by_einsum.solve_transposed, found.inverse, q, k, do, chunks, heads=4, scale=0.7)
     for one, other in ((found, expected), (again, turned)):
@@ -226,7 +250,10 @@ def test_systems_are_solved(case):
 
 def test_heads_that_do_not_fit_together_are_transposed(monkeypatch):
     """Three heads of 24 and 12 channels fill no whole lanes: all together, or one at a time where that would be too much."""
-    rows = [some_rows(32, count, d, "float32", i) for i, (count, d) in enumerate(zip((3, 1, 3), (KEY, KEY, VALUE), strict=True))]
+    rows = [
+        some_rows(32, count, d, "float32", i)
+        for i, (count, d) in enumerate(zip((3, 1, 3), (KEY, KEY, VALUE), strict=True))
+    ]
     chunks, settings = some_chunks(16, 32, 3, "key", True), walk_settings(3, 32, "float32", reverse=True)
     together, expected = walked("values", rows, chunks, **settings)
     monkeypatch.setattr(tpu_blocks, "BLOCK_BYTES", 0)
@@ -242,7 +269,10 @@ def test_several_groups_of_heads(monkeypatch, key_heads):
     b, t, c, h, d = 1, 16, 8, 8, 64
     rng = np.random.default_rng(1)
     rows = [jnp.asarray(rng.normal(size=(b, t, count, d)), jnp.float32) for count in (8, key_heads, 8)]
-    assert tpu_blocks.plan_heads({"q": rows[0], "k": rows[1], "v": rows[2]}, {"o": jnp.dtype("float32")}, h, d, d, c).group == 4
+    assert (
+        tpu_blocks.plan_heads({"q": rows[0], "k": rows[1], "v": rows[2]}, {"o": jnp.dtype("float32")}, h, d, d, c).group
+        == 4
+    )
     total = jnp.cumsum(-jnp.abs(jnp.asarray(rng.normal(size=(b, h, t // c, c)), jnp.float32)), axis=3).reshape(b, h, t)
     state = jnp.asarray(rng.normal(size=(b, h, d, d)), jnp.float32)
     found, expected = walked("values", rows, Chunks(c, "head", total), heads=h, initial_state=state, dot_with=rows[2])
@@ -292,7 +322,10 @@ def test_how_many_heads_a_program_holds(heads, counts, key_dim, value_dim, group
 
 
 def test_what_is_refused():
-    assert tpu.refuses(64, 256, jnp.bfloat16, "key", True) is None and tpu.refuses(5, 7, jnp.float32, "none", False) is None
+    assert (
+        tpu.refuses(64, 256, jnp.bfloat16, "key", True) is None
+        and tpu.refuses(5, 7, jnp.float32, "none", False) is None
+    )
     assert "float16" in tpu.refuses(64, 64, jnp.float16, "none", False)
     assert "256" in tpu.refuses(64, 320, jnp.bfloat16, "none", False)
     rows = [some_rows(24, 2, d, "float32", i) for i, d in enumerate((KEY, KEY, VALUE))]

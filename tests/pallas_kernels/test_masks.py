@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recollect.layers.mixer import LANDMARK
 from recollect.pallas_kernels.masks import (
     Causal,
     EarlierBlock,
@@ -17,7 +18,6 @@ from recollect.pallas_kernels.masks import (
     TokenFields,
     Window,
 )
-from recollect.layers.mixer import LANDMARK
 
 BLOCK = 3
 
@@ -67,7 +67,8 @@ def test_every_leaf(mask):
 def test_expressions():
     window = Causal() & Window(4) & SameSegment()
     np.testing.assert_array_equal(
-        window.dense(QUERY, KEY), by_loops(lambda q, k: 0 <= q["positions"] - k["positions"] < 4 and q["segments"] == k["segments"])
+        window.dense(QUERY, KEY),
+        by_loops(lambda q, k: 0 <= q["positions"] - k["positions"] < 4 and q["segments"] == k["segments"]),
     )
     sinks = Causal() & SameSegment() & (Window(2) | Sinks(1))
     np.testing.assert_array_equal(
@@ -94,11 +95,19 @@ def test_expressions():
 
 def test_the_algebras_laws():
     a, b = Causal(), Window(3)
-    for left, right in ((~(a & b), ~a | ~b), (~(a | b), ~a & ~b), (~~a, a), (a & Everything(), a), (a | ~a, Everything())):
+    for left, right in (
+        (~(a & b), ~a | ~b),
+        (~(a | b), ~a & ~b),
+        (~~a, a),
+        (a & Everything(), a),
+        (a | ~a, Everything()),
+    ):
         np.testing.assert_array_equal(left.dense(QUERY, KEY), right.dense(QUERY, KEY))
 
 
-@pytest.mark.parametrize("mask", [Everything(), ~Causal(), ~SameSegment(), SameSegment(), ~(Causal() & Sinks(1))], ids=str)
+@pytest.mark.parametrize(
+    "mask", [Everything(), ~Causal(), ~SameSegment(), SameSegment(), ~(Causal() & Sinks(1))], ids=str
+)
 def test_padding_neither_sees_nor_is_seen(mask):
     found = np.asarray(mask.dense(QUERY, KEY))
     assert not found[np.asarray(QUERY.segments) == 0].any()

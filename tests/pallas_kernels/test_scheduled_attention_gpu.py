@@ -30,14 +30,22 @@ CASES = {
     "63, window, sinks, documents": (plain, {**SMALL, **ONE, "t": 63, "window": 20, "sinks": True}, "races"),
     "more tiles than stages, two warpgroups": (plain, {**ONE, "t": 330, "tiles": (128, 64), "packed": False}, "values"),
     "gathered": (gathered, {**SMALL, **WIDE, "n": 128, "s": 70, "g": 2}, "races"),
-    "landmark blocks 13": (landmarks, {**ONE, "t": 63, "blocks": 3, "block": 13, "slots": 64, "query_tile": 64}, "races"),
+    "landmark blocks 13": (
+        landmarks,
+        {**ONE, "t": 63, "blocks": 3, "block": 13, "slots": 64, "query_tile": 64},
+        "races",
+    ),
 }
 MORE = {
     "one token": (plain, {**SMALL, **ONE, "t": 1}, "races"),
     "no mask": (plain, {**SMALL, **ONE, "t": 128, "packed": False}, "values"),
     "any expression": (plain, {**LARGE, **ONE, "t": 130, "rule": "odd"}, "races"),
     "own blocks": (plain, {**LARGE, **WIDE, "t": 200, "h": 2, "g": 1, "rule": "own"}, "races"),
-    "257, grouped heads, odd sizes": (plain, {**LARGE, "b": 2, "t": 257, "h": 4, "g": 2, "k": 40, "v": 72, "sinks": True}, "races"),
+    "257, grouped heads, odd sizes": (
+        plain,
+        {**LARGE, "b": 2, "t": 257, "h": 4, "g": 2, "k": 40, "v": 72, "sinks": True},
+        "races",
+    ),
     "128 channels": (plain, {**LARGE, **ONE, "t": 300, "k": 128, "v": 128, "window": 90}, "races"),
     "128 and 64 channels": (plain, {**LARGE, **ONE, "t": 130, "k": 128, "v": 64}, "races"),
     "64 and 128 channels, 64 rows": (plain, {**SMALL, **ONE, "t": 100, "k": 64, "v": 128}, "races"),
@@ -49,10 +57,25 @@ MORE = {
         {**WIDE, "t": 257, "h": 2, "g": 1, "blocks": 5, "block": 50, "slots": 64, "query_tile": 128},
         "races",
     ),
-    "landmark blocks 63": (landmarks, {**ONE, "t": 130, "blocks": 6, "block": 63, "slots": 64, "query_tile": 64, "packed": False}, "races"),
+    "landmark blocks 63": (
+        landmarks,
+        {**ONE, "t": 130, "blocks": 6, "block": 63, "slots": 64, "query_tile": 64, "packed": False},
+        "races",
+    ),
     "landmark blocks 50, 128 channels": (
         landmarks,
-        {"b": 1, "k": 128, "v": 128, "t": 257, "h": 1, "g": 1, "blocks": 5, "block": 50, "slots": 64, "query_tile": 128},
+        {
+            "b": 1,
+            "k": 128,
+            "v": 128,
+            "t": 257,
+            "h": 1,
+            "g": 1,
+            "blocks": 5,
+            "block": 50,
+            "slots": 64,
+            "query_tile": 128,
+        },
         "races",
     ),
 }
@@ -128,7 +151,9 @@ def test_the_same_bits_twice():
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.parametrize("program", [pytest.param(x, marks=() if x.quick else pytest.mark.slow) for x in PROGRAMS], ids=lambda x: x.name)
+@pytest.mark.parametrize(
+    "program", [pytest.param(x, marks=() if x.quick else pytest.mark.slow) for x in PROGRAMS], ids=lambda x: x.name
+)
 def test_programs_lower_for_cuda(program):
     """Layouts and shared memory, on either version of jax."""
     if mosaic.plgpu is None:
@@ -164,7 +189,10 @@ def test_what_it_refuses_others_serve():
     with dispatch.aimed_at("gpu", "NVIDIA H100 80GB HBM3"), dispatch.recorded_choices() as choices:
         jax.eval_shape(lambda q, s: softmax_attention(q, q, q, query_segments=s), wide, segments)
         jax.eval_shape(lambda q: landmark_attention(q, q, q, block=64), narrow)
-    assert [(choice.operation, choice.backend) for choice in choices] == [("softmax_attention", "xla"), ("landmark_attention", "xla")]
+    assert [(choice.operation, choice.backend) for choice in choices] == [
+        ("softmax_attention", "xla"),
+        ("landmark_attention", "xla"),
+    ]
     assert "a key size above 128" in dict(choices[0].passed_over)["pallas_gpu"]
     assert "a landmark block of more than 63 keys" in dict(choices[1].passed_over)["pallas_gpu"]
 

@@ -45,7 +45,9 @@ class Odd:
 
     def allows(self, query: Any, key: Any) -> Any:
         far = query.positions - key.positions >= 9
-        return ((key.positions <= query.positions) & ~(far & (key.kinds == 1))) | ((key.kinds == 2) & (query.kinds != 0))
+        return ((key.positions <= query.positions) & ~(far & (key.kinds == 1))) | (
+            (key.kinds == 2) & (query.kinds != 0)
+        )
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
         return np.True_, np.False_
@@ -116,7 +118,12 @@ def gathered(n, s, g=3, k=8, v=12, tiles=(16, 16), b=2):
         "segments": jnp.ones((b, n), jnp.int32).at[:, -3:].set(0),
     }
     key = {"positions": np.arange(s)[None], "segments": np.ones((1, s), np.int32)}
-    rest = {"query_tile": tiles[0], "key_tile": tiles[1], "scale": k**-0.5, "key_heads": jnp.asarray(key_heads, jnp.int32)}
+    rest = {
+        "query_tile": tiles[0],
+        "key_tile": tiles[1],
+        "scale": k**-0.5,
+        "key_heads": jnp.asarray(key_heads, jnp.int32),
+    }
     return arrays, {"rule": Before(None, True), "query_fields": query, "key_fields": key, **rest}
 
 
@@ -128,7 +135,9 @@ def landmarks(t, blocks, block, slots, h=4, g=2, k=8, v=12, query_tile=16, packe
     key: dict[str, Any] = {"blocks": np.repeat(np.arange(blocks), slots)[None]}
     if packed:
         query["segments"] = jnp.asarray(documents(b, t))
-        key["segments"] = jnp.asarray(np.repeat(np.sort(np.random.default_rng(3).integers(1, 4, (b, blocks)), axis=1), slots, axis=1))
+        key["segments"] = jnp.asarray(
+            np.repeat(np.sort(np.random.default_rng(3).integers(1, 4, (b, blocks)), axis=1), slots, axis=1)
+        )
     rest = {"query_tile": query_tile, "key_tile": slots, "scale": k**-0.5, "block": block}
     arrays = {"q": normal(1, b, t, h, k), "k": keys, "v": values}
     return arrays, {"rule": EarlierBlocks(packed), "query_fields": query, "key_fields": key, **rest}
@@ -155,8 +164,16 @@ MORE = {
     "own blocks of one document": (plain, {"t": 100, "rule": "own", "packed": False}, "races"),
     "gathered 257": (gathered, {"n": 257, "s": 100, "tiles": (32, 16)}, "values"),
     "gathered narrow": (gathered, {"n": 64, "s": 33, "k": 128, "v": 128}, "values"),
-    "landmark blocks 8": (landmarks, {"t": 257, "blocks": 37, "block": 8, "slots": 16, "query_tile": 64, "b": 1}, "values"),
-    "landmark blocks 8, one document": (landmarks, {"t": 100, "blocks": 7, "block": 8, "slots": 16, "packed": False}, "races"),
+    "landmark blocks 8": (
+        landmarks,
+        {"t": 257, "blocks": 37, "block": 8, "slots": 16, "query_tile": 64, "b": 1},
+        "values",
+    ),
+    "landmark blocks 8, one document": (
+        landmarks,
+        {"t": 100, "blocks": 7, "block": 8, "slots": 16, "packed": False},
+        "races",
+    ),
     "landmark blocks 50": (landmarks, {"t": 257, "blocks": 11, "block": 50, "slots": 64, "query_tile": 128}, "values"),
     "landmark blocks 255": (landmarks, {"t": 63, "blocks": 3, "block": 255, "slots": 256}, "values"),
 }
@@ -175,7 +192,9 @@ def test_the_kernels_are_their_plain_form(name):
         assert error(found[name], x) < CLOSE, name
 
 
-@pytest.mark.parametrize("together", [32, pytest.param(16, marks=pytest.mark.slow), pytest.param(48, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "together", [32, pytest.param(16, marks=pytest.mark.slow), pytest.param(48, marks=pytest.mark.slow)]
+)
 def test_landmark_blocks_taken_together_are_those_taken_one_by_one(together, monkeypatch):
     """Also where the last blocks of a tile are not there: 5 blocks in tiles of 1, 2 and 3."""
     monkeypatch.setattr(tpu, "ROWS_TOGETHER", together)
@@ -215,7 +234,9 @@ def test_half_precision_is_as_close_as_the_plain_form():
 
     def run(arrays):
         segments, positions = call["query_fields"]["segments"], jnp.broadcast_to(jnp.arange(257), (2, 257))
-        o, lse = softmax_attention(**arrays, window=100, query_segments=segments, query_positions=positions, return_lse=True, backend="xla")
+        o, lse = softmax_attention(
+            **arrays, window=100, query_segments=segments, query_positions=positions, return_lse=True, backend="xla"
+        )
         weights = jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)
         return jnp.sum(o * weights) + jnp.sum(jnp.where(jnp.isfinite(lse), lse, 0) * weights[..., 0]), o
 
@@ -267,22 +288,70 @@ def test_members_of_a_population_are_calls_of_their_own(packed):
 
 def test_tiles_fit_lengths_windows_and_types():
     sizes = functools.partial(tpu.tile_sizes, k=64, v=64, dtype=jnp.bfloat16)
-    assert sizes(1, 1) == (16, 16) and sizes(64, 64) == (64, 64) and sizes(257, 257) == (384, 384) and sizes(1000, 1000) == (512, 512)
+    assert (
+        sizes(1, 1) == (16, 16)
+        and sizes(64, 64) == (64, 64)
+        and sizes(257, 257) == (384, 384)
+        and sizes(1000, 1000) == (512, 512)
+    )
     assert sizes(600, 2048) == (384, 512) and sizes(8192, 2048) == (256, 512)
-    assert sizes(8192, 8192) == (1024, 512) and sizes(8192, 8192, window=1024) == (512, 512) and sizes(8192, 8192, window=64) == (512, 256)
-    assert tpu.tile_sizes(8192, 8192, 256, 64, jnp.bfloat16) == (512, 512) and tpu.tile_sizes(2048, 2048, 64, 64, jnp.float32) == (256, 256)
-    assert [sizes(2048, 2048, block=block) for block in (8, 15, 50, 63, 255)] == [(512, x) for x in (16, 16, 64, 64, 256)]
+    assert (
+        sizes(8192, 8192) == (1024, 512)
+        and sizes(8192, 8192, window=1024) == (512, 512)
+        and sizes(8192, 8192, window=64) == (512, 256)
+    )
+    assert tpu.tile_sizes(8192, 8192, 256, 64, jnp.bfloat16) == (512, 512) and tpu.tile_sizes(
+        2048, 2048, 64, 64, jnp.float32
+    ) == (256, 256)
+    assert [sizes(2048, 2048, block=block) for block in (8, 15, 50, 63, 255)] == [
+        (512, x) for x in (16, 16, 64, 64, 256)
+    ]
 
 
 @pytest.mark.parametrize(
     ("q", "k", "v", "dtypes", "more", "reason"),
     [
-        ((1, 64, 2, 16), (1, 64, 2, 16), (1, 64, 2, 16), ("float16",) * 3, {}, "all be bfloat16 or all float32; got float16"),
-        ((1, 64, 2, 16), (1, 64, 2, 16), (1, 64, 2, 16), ("float32", "float32", "bfloat16"), {}, "got float32, float32, bfloat16"),
-        ((1, 64, 2, 257), (1, 64, 2, 257), (1, 64, 2, 16), ("float32",) * 3, {}, "at most 256 dimensions; got 257 and 16"),
-        ((1, 2048, 2, 16), (1, 2048, 2, 16), (1, 2048, 2, 16), ("float32",) * 3, {"block": 512}, "at most 511 keys; got 512"),
+        (
+            (1, 64, 2, 16),
+            (1, 64, 2, 16),
+            (1, 64, 2, 16),
+            ("float16",) * 3,
+            {},
+            "all be bfloat16 or all float32; got float16",
+        ),
+        (
+            (1, 64, 2, 16),
+            (1, 64, 2, 16),
+            (1, 64, 2, 16),
+            ("float32", "float32", "bfloat16"),
+            {},
+            "got float32, float32, bfloat16",
+        ),
+        (
+            (1, 64, 2, 257),
+            (1, 64, 2, 257),
+            (1, 64, 2, 16),
+            ("float32",) * 3,
+            {},
+            "at most 256 dimensions; got 257 and 16",
+        ),
+        (
+            (1, 2048, 2, 16),
+            (1, 2048, 2, 16),
+            (1, 2048, 2, 16),
+            ("float32",) * 3,
+            {"block": 512},
+            "at most 511 keys; got 512",
+        ),
         ((1, 2**18, 2, 256), (1, 2**18, 2, 256), (1, 2**18, 2, 256), ("bfloat16",) * 3, {}, "bytes of scalar memory"),
-        ((1, 2**17, 1, 16), (1, 2**17, 33, 16), (1, 2**17, 33, 16), ("float32",) * 3, {"gathered": True}, "more than the 8192"),
+        (
+            (1, 2**17, 1, 16),
+            (1, 2**17, 33, 16),
+            (1, 2**17, 33, 16),
+            ("float32",) * 3,
+            {"gathered": True},
+            "more than the 8192",
+        ),
     ],
 )
 def test_what_it_refuses_it_explains(q, k, v, dtypes, more, reason):
@@ -290,7 +359,9 @@ def test_what_it_refuses_it_explains(q, k, v, dtypes, more, reason):
     assert reason in tpu.refuses(*arrays, **more)
 
 
-@pytest.mark.parametrize(("b", "t", "h", "d", "more"), [(64, 64, 1, 64, {}), (8, 16384, 16, 128, {}), (4, 4096, 16, 64, {"block": 8})])
+@pytest.mark.parametrize(
+    ("b", "t", "h", "d", "more"), [(64, 64, 1, 64, {}), (8, 16384, 16, 128, {}), (4, 4096, 16, 64, {"block": 8})]
+)
 def test_it_serves_the_rest(b, t, h, d, more):
     x = jax.ShapeDtypeStruct((b, t, h, d), jnp.bfloat16)
     assert tpu.refuses(x, x, x, **more) is None
@@ -303,7 +374,9 @@ def test_visits_that_do_not_fit_are_told():
         jax.eval_shape(lambda arrays: flash_vjp.attend(tpu, **arrays, **call), shapes)
 
 
-@pytest.mark.parametrize("make", [functools.partial(plain, 32, h=2, g=1, sinks=True, b=4), functools.partial(gathered, 40, 32, b=4)])
+@pytest.mark.parametrize(
+    "make", [functools.partial(plain, 32, h=2, g=1, sinks=True, b=4), functools.partial(gathered, 40, 32, b=4)]
+)
 @pytest.mark.slow
 def test_sequences_go_apart_where_their_visits_do_not_fit_together(make, monkeypatch):
     arrays, call = make()

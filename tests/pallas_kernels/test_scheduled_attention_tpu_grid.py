@@ -22,7 +22,9 @@ SHAPES = [(1, 1, 1), (2, 3, 4), (1, 4, 2), (3, 2, 5)]
 def any_kinds(draw, shapes=tuple(SHAPES)):
     """(b', tiles, others) of kinds."""
     shape = draw(st.sampled_from(shapes))
-    numbers = draw(st.lists(st.sampled_from([EMPTY, PARTIAL, FULL]), min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
+    numbers = draw(
+        st.lists(st.sampled_from([EMPTY, PARTIAL, FULL]), min_size=int(np.prod(shape)), max_size=int(np.prod(shape)))
+    )
     return np.array(numbers, np.int8).reshape(shape)
 
 
@@ -54,14 +56,19 @@ def check_walk(walk: tpu_grid.Walk, expected: list[list[tuple[int, int | None, i
 
 
 def as_schedule(kinds) -> BlockSchedule:
-    return BlockSchedule(kinds, (kinds != EMPTY).any(axis=0) if isinstance(kinds, np.ndarray) else np.ones(kinds.shape[1:], bool))
+    return BlockSchedule(
+        kinds, (kinds != EMPTY).any(axis=0) if isinstance(kinds, np.ndarray) else np.ones(kinds.shape[1:], bool)
+    )
 
 
 def walks(kinds, group: int) -> tuple[tpu_grid.Walk, ...]:
     """Over keys and over queries, and so with `group` tiles of keys as one."""
     schedule = as_schedule(kinds)
     visits, transposed = schedule.visits(), schedule.transposed()
-    grouped = tpu_grid.by_groups(visits, kinds.shape[2], group, False), tpu_grid.by_groups(transposed, kinds.shape[1], group, True)
+    grouped = (
+        tpu_grid.by_groups(visits, kinds.shape[2], group, False),
+        tpu_grid.by_groups(transposed, kinds.shape[1], group, True),
+    )
     return tuple(tpu_grid.walk(x, 5) for x in (visits, transposed, *grouped))
 
 
@@ -81,9 +88,13 @@ def on_the_device(group: int):
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(any_kinds(), st.integers(1, 3))
 def test_a_walk_is_all_visits_one_after_another(kinds, group):
-    padded = np.pad(kinds, ((0, 0), (0, 0), (0, -kinds.shape[2] % group)), constant_values=EMPTY).reshape(*kinds.shape[:2], -1, group)
+    padded = np.pad(kinds, ((0, 0), (0, 0), (0, -kinds.shape[2] % group)), constant_values=EMPTY).reshape(
+        *kinds.shape[:2], -1, group
+    )
     joined = np.where((padded == EMPTY).all(axis=3), EMPTY, np.where((padded == FULL).all(axis=3), FULL, PARTIAL))
-    for walk, wanted in zip(walks(kinds, group), (kinds, kinds.swapaxes(1, 2), joined, joined.swapaxes(1, 2)), strict=True):
+    for walk, wanted in zip(
+        walks(kinds, group), (kinds, kinds.swapaxes(1, 2), joined, joined.swapaxes(1, 2)), strict=True
+    ):
         check_walk(walk, steps_of(wanted))
         assert (walk.masked, walk.unmasked) == ((wanted == PARTIAL).any(), (wanted == FULL).any())
 
@@ -127,5 +138,7 @@ def test_a_walk_over_gathered_queries_takes_key_head_after_key_head(kinds, data)
 def test_more_tiles_than_a_step_can_name_are_told():
     for tiles, others in ((8193, 1), (1, 16385)):
         visits = as_schedule(np.ones((1, tiles, 1), np.int8)).visits()
-        with pytest.raises(ValueError, match=f"{max(tiles, others)} tiles are more than the {max(tiles, others) - 1} that"):
+        with pytest.raises(
+            ValueError, match=f"{max(tiles, others)} tiles are more than the {max(tiles, others) - 1} that"
+        ):
             tpu_grid.walk(visits, others)

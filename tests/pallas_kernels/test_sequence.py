@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from recollect.pallas_kernels.masks import Causal, SameSegment, Sinks, Window
 from recollect.layers.mixer import document_positions
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.gated_convolution import long_convolution, short_convolution
 from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention
 from recollect.pallas_kernels.landmark_attention import landmark_attention
 from recollect.pallas_kernels.linear_recurrence import linear_recurrence
-from recollect.pallas_kernels.taylor_attention import taylor_attention
+from recollect.pallas_kernels.masks import Causal, SameSegment, Sinks, Window
 from recollect.pallas_kernels.softmax_attention import softmax_attention
+from recollect.pallas_kernels.taylor_attention import taylor_attention
 from tests.pallas_kernels.test_sharding import mesh_of
 
 # Three documents of which one spans four parts of eight tokens and more, padding between, at the end and over a whole part; another row.
@@ -45,7 +45,11 @@ def same_as_on_one_device(operation, arrays, sizes, tolerance=1e-5, backend=None
 
     def run(floats, rest, backend):
         out = operation(**floats, **rest, backend=backend)
-        out = jnp.where(rest["segment_ids"].reshape(*rest["segment_ids"].shape, *(1,) * (out.ndim - 2)) != 0, out, 0) if rest else out
+        out = (
+            jnp.where(rest["segment_ids"].reshape(*rest["segment_ids"].shape, *(1,) * (out.ndim - 2)) != 0, out, 0)
+            if rest
+            else out
+        )
         return jnp.sum(out * weights), out
 
     slope = jax.value_and_grad(run, has_aux=True)
@@ -53,7 +57,10 @@ def same_as_on_one_device(operation, arrays, sizes, tolerance=1e-5, backend=None
     weights = jax.random.normal(jax.random.key(9), shape)
     (_, wanted), wanted_gradients = jax.jit(functools.partial(slope, backend=None))(floats, rest)
     mesh = mesh_of(**sizes)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), dispatch.interpreted() if interpret else dispatch.preferred_backend("xla"):
+    with (
+        jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+        dispatch.interpreted() if interpret else dispatch.preferred_backend("xla"),
+    ):
         floats, rest = jax.device_put((floats, rest), NamedSharding(mesh, PartitionSpec()))
         compiled = jax.jit(functools.partial(slope, backend=backend)).lower(floats, rest)
         assert "shard_map" in compiled.as_text() or "manual" in compiled.as_text()
@@ -102,14 +109,17 @@ def test_linear_recurrence(sizes, decay, write, erase, packed):
 
 @pytest.mark.parametrize("packed", [True, pytest.param(False, marks=SLOW)])
 @pytest.mark.parametrize(
-    ("decay", "erase", "columns"), [("channel", "apart", False), ("channel", "none", True), pytest.param("none", "none", True, marks=SLOW)]
+    ("decay", "erase", "columns"),
+    [("channel", "apart", False), ("channel", "none", True), pytest.param("none", "none", True, marks=SLOW)],
 )
 def test_linear_recurrence_that_erases_before_its_decay_or_decays_columns(decay, erase, columns, packed):
     arrays = recurrence_arrays(decay, "none", erase, columns)
     if packed:
         arrays["segment_ids"] = jnp.asarray(SEGMENTS)
     before = erase != "none"
-    same_as_on_one_device(lambda **given: linear_recurrence(**given, erase_before_decay=before)[0], arrays, {"tensor": 2, "sequence": 4})
+    same_as_on_one_device(
+        lambda **given: linear_recurrence(**given, erase_before_decay=before)[0], arrays, {"tensor": 2, "sequence": 4}
+    )
 
 
 def attention_arrays(b=2, t=64, h=4, g=2, d=8, packed=True):
@@ -163,7 +173,9 @@ def test_masks_read_true_positions():
     mask = Causal() & (Window(6) | Sinks(2)) & SameSegment()
     same_as_on_one_device(attending(softmax_attention, mask=mask), attention_arrays(), {"sequence": 8})
     dense = jax.random.bernoulli(jax.random.key(5), 0.5, (1, 64, 64)) | jnp.eye(64, dtype=bool)
-    same_as_on_one_device(attending(softmax_attention, mask=dense), attention_arrays(packed=False), {"sequence": 4, "tensor": 2})
+    same_as_on_one_device(
+        attending(softmax_attention, mask=dense), attention_arrays(packed=False), {"sequence": 4, "tensor": 2}
+    )
 
 
 @pytest.mark.parametrize("sizes", MESHES)
@@ -219,9 +231,13 @@ def test_kernels_on_parts(operation):
     sizes, tolerance = {"sequence": 2}, 1e-4  # as kernels without a mesh
     if operation == "linear recurrence":
         arrays = recurrence_arrays("constant", "none", "none") | {"segment_ids": jnp.asarray(SEGMENTS)}
-        same_as_on_one_device(lambda **given: linear_recurrence(**given)[0], arrays, sizes, tolerance, "pallas_tpu", interpret=True)
+        same_as_on_one_device(
+            lambda **given: linear_recurrence(**given)[0], arrays, sizes, tolerance, "pallas_tpu", interpret=True
+        )
     else:
         arrays = dict(zip(["x", "taps", "in_gate"], numbers((2, 64, 6), (3, 6), (2, 64, 6)), strict=True)) | {
             "segment_ids": jnp.asarray(SEGMENTS)
         }
-        same_as_on_one_device(lambda **given: short_convolution(**given)[0], arrays, sizes, tolerance, "pallas_tpu", interpret=True)
+        same_as_on_one_device(
+            lambda **given: short_convolution(**given)[0], arrays, sizes, tolerance, "pallas_tpu", interpret=True
+        )

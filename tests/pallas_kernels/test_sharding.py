@@ -20,7 +20,9 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 def mesh_of(devices=None, **sizes):
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     devices = jax.devices() if devices is None else devices
-    return jax.sharding.Mesh(np.array(devices[: int(np.prod(shape))]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 4)
+    return jax.sharding.Mesh(
+        np.array(devices[: int(np.prod(shape))]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 4
+    )
 
 
 def multiply(x, gain, shift):
@@ -76,7 +78,11 @@ split = over_mesh(operation, {"x": "b t h d", "gain": "b h d", "shift": ("h", "b
 
 def inputs(b=8, t=6, h=4, hg=2, d=8):
     keys = jax.random.split(jax.random.key(0), 3)
-    return jax.random.normal(keys[0], (b, t, h, d)), jax.random.normal(keys[1], (b, hg, d)), jax.random.normal(keys[2], (h,))
+    return (
+        jax.random.normal(keys[0], (b, t, h, d)),
+        jax.random.normal(keys[1], (b, hg, d)),
+        jax.random.normal(keys[2], (h,)),
+    )
 
 
 def expected(x, gain, shift):
@@ -113,7 +119,9 @@ def test_values_and_gradients_under_a_mesh(sizes, shape, part):
     assert part in seen
     wanted = jax.jit(functools.partial(values_and_gradients, expected))(*arrays)
     for found, right in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(found, right, rtol=2e-5, atol=2e-5)  # sums of up to 200 fp32 products in another order
+        np.testing.assert_allclose(
+            found, right, rtol=2e-5, atol=2e-5
+        )  # sums of up to 200 fp32 products in another order
 
 
 def test_each_device_holds_its_part():
@@ -121,7 +129,11 @@ def test_each_device_holds_its_part():
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     x, gain, shift = inputs()
     with dispatch.interpreted(), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        placed = jax.device_put(x, rows), jax.device_put(gain, rows), jax.device_put(shift, NamedSharding(mesh, PartitionSpec()))
+        placed = (
+            jax.device_put(x, rows),
+            jax.device_put(gain, rows),
+            jax.device_put(shift, NamedSharding(mesh, PartitionSpec())),
+        )
         out, total = jax.jit(split)(*placed)
     assert out.addressable_shards[0].data.shape == (2, 6, 2, 8) and total.addressable_shards[0].data.shape == (2, 2, 8)
 
@@ -164,9 +176,9 @@ def test_inside_a_shard_map_it_is_the_function():
     rows = PartitionSpec(("data", "fsdp"))
     seen.clear()
     with dispatch.interpreted():
-        out, _ = jax.shard_map(split, mesh=mesh, in_specs=(rows, rows, PartitionSpec()), out_specs=(rows, rows), check_vma=False)(
-            x, gain, shift
-        )
+        out, _ = jax.shard_map(
+            split, mesh=mesh, in_specs=(rows, rows, PartitionSpec()), out_specs=(rows, rows), check_vma=False
+        )(x, gain, shift)
     assert set(seen) == {(1, 6, 4, 8)}
     np.testing.assert_allclose(out, expected(x, gain, shift)[0], rtol=1e-6, atol=1e-6)
 
@@ -194,7 +206,8 @@ def test_it_compiles_for_a_slice_of_tpus_without_collectives():
     specs = PartitionSpec("data", None, "tensor"), PartitionSpec("data", "tensor"), PartitionSpec("tensor")
     shapes = (8, 64, 4, 128), (8, 2, 128), (4,)
     arrays = [
-        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec)) for shape, spec in zip(shapes, specs, strict=True)
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+        for shape, spec in zip(shapes, specs, strict=True)
     ]
     with compile_ahead.aimed_at_devices(mesh):
         compiled = jax.jit(split).lower(*arrays).compile()

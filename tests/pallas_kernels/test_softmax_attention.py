@@ -178,7 +178,9 @@ def test_half_precision_stays_near():
 def test_work_grows_with_the_window():
     def flops(t, window):
         inputs = [jax.ShapeDtypeStruct((1, t, 1, 32), jnp.float32)] * 3
-        return jax.jit(lambda q, k, v: softmax_attention(q, k, v, window=window)).lower(*inputs).cost_analysis()["flops"]
+        return (
+            jax.jit(lambda q, k, v: softmax_attention(q, k, v, window=window)).lower(*inputs).cost_analysis()["flops"]
+        )
 
     assert flops(4096, 64) < 2.2 * flops(2048, 64)  # twice the tokens, twice the work
     assert flops(4096, 64) < 0.1 * flops(4096, None)

@@ -57,7 +57,10 @@ def results(q, k, v, sinks, backend, how="values", **call):
 def errors(found, expected) -> list[float]:
     for one, two in zip(found, expected, strict=True):
         np.testing.assert_array_equal(np.isfinite(one), np.isfinite(two))
-    pairs = [(np.where(np.isfinite(one), one, 0), np.where(np.isfinite(two), two, 0)) for one, two in zip(found, expected, strict=True)]
+    pairs = [
+        (np.where(np.isfinite(one), one, 0), np.where(np.isfinite(two), two, 0))
+        for one, two in zip(found, expected, strict=True)
+    ]
     return [float(np.sqrt(np.mean((one - two) ** 2)) / max(np.sqrt(np.mean(two**2)), 1e-6)) for one, two in pairs]
 
 
@@ -139,7 +142,9 @@ def test_two_calls_are_one():
         cut = 37
         before, _ = jax.jit(attend)(q[:, :cut], k[:, :cut], v[:, :cut])
         after = [
-            jax.jit(attend)(q[:, cut:], k[:, part], v[:, part], query_positions=positions[:, cut:], key_positions=positions[:, part])
+            jax.jit(attend)(
+                q[:, cut:], k[:, part], v[:, part], query_positions=positions[:, cut:], key_positions=positions[:, part]
+            )
             for part in (slice(0, cut), slice(cut, 60))
         ]
     out, merged = merge(*after)

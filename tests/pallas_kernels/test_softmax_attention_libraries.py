@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 
 from recollect.pallas_kernels import dispatch
-from recollect.pallas_kernels.softmax_attention import cudnn, splash, softmax_attention
+from recollect.pallas_kernels.softmax_attention import cudnn, softmax_attention, splash
 
 H100 = ("gpu", "NVIDIA H100 80GB HBM3")
 NOTHING = {
@@ -45,7 +45,10 @@ def error(found, expected) -> float:
 
 def arrays(t, h, g, k=32, v=32, b=2, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(t), 4)
-    q, k, v = (jax.random.normal(key, shape) for key, shape in zip(keys, ((b, t, h, k), (b, t, g, k), (b, t, g, v)), strict=False))
+    q, k, v = (
+        jax.random.normal(key, shape)
+        for key, shape in zip(keys, ((b, t, h, k), (b, t, g, k), (b, t, g, v)), strict=False)
+    )
     return [x.astype(dtype) for x in (q, k, v)] + [jax.random.normal(keys[3], (h,))]
 
 
@@ -71,7 +74,12 @@ def by_form(backend, *, segments=None, window=None, **rest):
 
 def by_splash(*, segments=None, window=None):
     def run(q, k, v, sinks=None):
-        call = NOTHING | {"window": window, "query_segments": segments, "key_segments": segments, "scale": q.shape[-1] ** -0.5}
+        call = NOTHING | {
+            "window": window,
+            "query_segments": segments,
+            "key_segments": segments,
+            "scale": q.shape[-1] ** -0.5,
+        }
         return splash.attention(q, k, v, **call | {"sinks": sinks})[0]
 
     return run
@@ -113,7 +121,9 @@ def cudnn_calls(lowered) -> list[tuple[str, dict]]:
 
 def gradient_of_cudnn(window):
     def run(q, k, v, cotangent):
-        return jax.vjp(lambda q, k, v: cudnn.attention(q, k, v, **NOTHING | {"window": window})[0], q, k, v)[1](cotangent)
+        return jax.vjp(lambda q, k, v: cudnn.attention(q, k, v, **NOTHING | {"window": window})[0], q, k, v)[1](
+            cotangent
+        )
 
     return run
 
@@ -129,7 +139,12 @@ def test_cudnn_is_asked_for_causal_windows(installed, window, asked):
     assert [name for name, _ in calls] == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
     for _, config in calls:
         assert config["mask_type"] == "CAUSAL" and config["sliding_window_length"] == asked
-        assert config["fmha_scale"] == pytest.approx(0.1) and config["intermediate_tensor_shape"]["dimensions"] == ["2", "8", "300", "300"]
+        assert config["fmha_scale"] == pytest.approx(0.1) and config["intermediate_tensor_shape"]["dimensions"] == [
+            "2",
+            "8",
+            "300",
+            "300",
+        ]
 
 
 def test_cudnn_runs_on_each_device_of_a_mesh(installed):
@@ -146,7 +161,11 @@ def test_cudnn_runs_on_each_device_of_a_mesh(installed):
 def test_what_cudnn_is_asked_for_is_what_the_front_door_means(monkeypatch, t, window):
     """The same call by jax's own form of it, which documents its arguments to mean the same."""
     asked = jax.nn.dot_product_attention
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *args, implementation, **rest: asked(*args, **rest, implementation="xla"))
+    monkeypatch.setattr(
+        jax.nn,
+        "dot_product_attention",
+        lambda *args, implementation, **rest: asked(*args, **rest, implementation="xla"),
+    )
     *inputs, _ = arrays(t, 4, 2)
     found = results(lambda q, k, v: cudnn.attention(q, k, v, **NOTHING | {"window": window, "scale": 0.2})[0], *inputs)
     expected = results(by_form("reference", window=window, scale=0.2), *inputs)
@@ -159,7 +178,11 @@ def test_what_cudnn_is_asked_for_is_what_the_front_door_means(monkeypatch, t, wi
         (BF16, {"mask": jax.ShapeDtypeStruct((1, 256, 256), jnp.bool_)}, "no masks"),
         (BF16, {"sinks": jax.ShapeDtypeStruct((4,), jnp.float32)}, "no sinks"),
         (BF16, {"query_segments": IDS, "key_segments": IDS}, "one document a row"),
-        (BF16, {"query_positions": IDS, "key_positions": jax.ShapeDtypeStruct((2, 256), jnp.int32)}, "one sequence only"),
+        (
+            BF16,
+            {"query_positions": IDS, "key_positions": jax.ShapeDtypeStruct((2, 256), jnp.int32)},
+            "one sequence only",
+        ),
         (BF16, {"query_positions": IDS, "key_positions": IDS, "window": 9}, "in stored tokens, not in positions"),
         (BF16, {"query_positions": IDS, "key_positions": IDS}, None),
         (BF16, {"return_lse": True}, "no gradient"),
@@ -225,7 +248,10 @@ def test_the_front_door_takes_no_library_whose_gradients_may_differ(installed, m
     monkeypatch.setenv("XLA_FLAGS", "")
     with dispatch.aimed_at(*H100), dispatch.recorded_choices() as choices:
         jax.eval_shape(functools.partial(softmax_attention, deterministic=True), BF16, BF16, BF16)
-    assert choices[0].backend in ("pallas_gpu", "xla") and "may differ from run to run" in dict(choices[0].passed_over)["cudnn"]
+    assert (
+        choices[0].backend in ("pallas_gpu", "xla")
+        and "may differ from run to run" in dict(choices[0].passed_over)["cudnn"]
+    )
 
 
 # splash attention
@@ -246,7 +272,8 @@ SLOW_CASES = [
 
 
 @pytest.mark.parametrize(
-    ("t", "h", "g", "window", "packed", "with_sinks"), CASES + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES]
+    ("t", "h", "g", "window", "packed", "with_sinks"),
+    CASES + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES],
 )
 def test_splash_is_the_reference(t, h, g, window, packed, with_sinks):
     *inputs, sinks = arrays(t, h, g, k=32, v=24)
@@ -269,7 +296,9 @@ def test_splash_in_half_precision_is_as_close_as_xla(window):
     with dispatch.interpreted():
         found = results(by_splash(segments=segments, window=window), *inputs, sinks)
     plain = results(by_form("xla", segments=segments, window=window), *inputs, sinks)
-    expected = results(by_form("reference", segments=segments, window=window), *(x.astype(jnp.float32) for x in inputs), sinks)
+    expected = results(
+        by_form("reference", segments=segments, window=window), *(x.astype(jnp.float32) for x in inputs), sinks
+    )
     for index, (own, xla, exact) in enumerate(zip(found, plain, expected, strict=True)):
         assert error(own, exact) < min(0.01 if index else 0.005, max(2 * error(xla, exact), 0.005)), index
 
@@ -308,7 +337,11 @@ def test_splash_on_a_mesh():
     ("shape", "call", "reason"),
     [
         (BF16, {}, None),
-        (BF16, {"sinks": jax.ShapeDtypeStruct((4,), jnp.float32), "window": 9, "query_segments": IDS, "key_segments": IDS}, None),
+        (
+            BF16,
+            {"sinks": jax.ShapeDtypeStruct((4,), jnp.float32), "window": 9, "query_segments": IDS, "key_segments": IDS},
+            None,
+        ),
         (BF16, {"mask": jax.ShapeDtypeStruct((1, 256, 256), jnp.bool_)}, "no masks"),
         (BF16, {"query_segments": IDS, "key_segments": jax.ShapeDtypeStruct((2, 256), jnp.int32)}, "one sequence only"),
         (BF16, {"query_positions": IDS, "key_positions": IDS, "window": 9}, "in stored tokens, not in positions"),

@@ -40,14 +40,19 @@ def arguments(t, with_state, with_segments, normalise=True, b=2, h=2, hk=2, k=5,
     shapes = {"q": (b, t, hk, k), "k": (b, t, hk, k), "v": (b, t, h, v)}
     given: dict = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     if with_state:
-        keys, values = rng.normal(size=(b, 9, h, k)).astype(np.float32), rng.normal(size=(b, 9, h, v)).astype(np.float32)
+        keys, values = (
+            rng.normal(size=(b, 9, h, k)).astype(np.float32),
+            rng.normal(size=(b, 9, h, v)).astype(np.float32),
+        )
         given["initial_state"] = by_loops(keys, keys, values, scale=1.0, normalise=normalise)[1].astype(np.float32)
     fixed: dict = {}
     if with_segments:
         fixed["segment_ids"] = documents(b, t)
         if with_state:
             first = [row[row != 0][0] for row in fixed["segment_ids"]]
-            fixed["initial_segment"] = np.array([first[0], *[2] * (b - 1)], np.int32)  # row 0 continues its document, others start one
+            fixed["initial_segment"] = np.array(
+                [first[0], *[2] * (b - 1)], np.int32
+            )  # row 0 continues its document, others start one
     return given, fixed
 
 
@@ -59,7 +64,17 @@ def features(x):
 
 
 def by_loops(
-    q, k, v, *, scale=None, normalise=True, epsilon=1e-12, initial_state=None, segment_ids=None, initial_segment=None, return_state=True
+    q,
+    k,
+    v,
+    *,
+    scale=None,
+    normalise=True,
+    epsilon=1e-12,
+    initial_state=None,
+    segment_ids=None,
+    initial_segment=None,
+    return_state=True,
 ):
     """Outputs and last state in numpy float64: the weights of a document's pairs from the series, states from the features."""
     b, t, h, _ = v.shape
@@ -70,7 +85,11 @@ def by_loops(
     o, states = np.zeros(v.shape), np.zeros((b, h, count(size), v.shape[3] + normalise))
     for row in range(b):
         for head in range(h):
-            start = np.zeros(states.shape[2:]) if initial_state is None else np.asarray(initial_state[row, head], np.float64)
+            start = (
+                np.zeros(states.shape[2:])
+                if initial_state is None
+                else np.asarray(initial_state[row, head], np.float64)
+            )
             current, seen = (0 if initial_segment is None else int(initial_segment[row])), []
             for i in range(t):
                 segment = 1 if segment_ids is None else int(segment_ids[row, i])
@@ -103,7 +122,9 @@ def results(form, given, fixed):
         o_ = o.astype(jnp.promote_types(o.dtype, jnp.float32))
         total = jnp.sum(o_ * jnp.cos(jnp.arange(o.size, dtype=o_.dtype)).reshape(o.shape))
         if state is not None:
-            total = total + 0.1 * jnp.sum(state * jnp.sin(1 + jnp.arange(state.size, dtype=state.dtype)).reshape(state.shape))
+            total = total + 0.1 * jnp.sum(
+                state * jnp.sin(1 + jnp.arange(state.size, dtype=state.dtype)).reshape(state.shape)
+            )
         return total, (o, state)
 
     gradients, outputs = jax.jit(jax.grad(loss, has_aux=True))(given)
@@ -213,7 +234,10 @@ def padding_is_inert(form, given, fixed):
     real = fixed["segment_ids"] != 0
 
     def filled(value):
-        return {name: x if name == "initial_state" else np.where(real[:, :, None, None], x, value) for name, x in given.items()}
+        return {
+            name: x if name == "initial_state" else np.where(real[:, :, None, None], x, value)
+            for name, x in given.items()
+        }
 
     clean, dirty = (results(form, filled(np.float32(value)), fixed) for value in (0, np.nan))
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
@@ -227,7 +251,9 @@ def padding_is_inert(form, given, fixed):
 @pytest.mark.parametrize("with_segments", [False, True])
 def test_two_calls_are_one(backend, with_segments):
     form = jax.jit(functools.partial(taylor_attention, return_state=True, chunk_size=16, backend=backend))
-    cuts_are_joined(form, arguments(63, True, with_segments), (1, 40) if backend == "xla" and with_segments else (40,), CLOSE)
+    cuts_are_joined(
+        form, arguments(63, True, with_segments), (1, 40) if backend == "xla" and with_segments else (40,), CLOSE
+    )
 
 
 def cuts_are_joined(form, inputs, cuts, close):
@@ -244,7 +270,8 @@ def cuts_are_joined(form, inputs, cuts, close):
             parts.append(o)
             if segments is not None:
                 first = np.array(
-                    [([start] + [s for s in row[span] if s])[-1] for start, row in zip(first, segments, strict=True)], np.int32
+                    [([start] + [s for s in row[span] if s])[-1] for start, row in zip(first, segments, strict=True)],
+                    np.int32,
                 )
         assert error(np.concatenate(parts, axis=1), whole) < close and error(state, last) < close
 
@@ -290,7 +317,9 @@ def test_half_precision_keeps_its_state_in_fp32():
     given, fixed = arguments(257, True, True, k=16, v=32)
     given = halved(given)
     (o, state), gradients = results(functools.partial(taylor_attention, return_state=True, backend="xla"), given, fixed)
-    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=0.25, return_state=True), given, fixed)
+    (o_, state_), gradients_ = exactly(
+        functools.partial(reference.recurrent, scale=0.25, return_state=True), given, fixed
+    )
     assert o.dtype == jnp.bfloat16 and state.dtype == jnp.float32
     assert error(o, o_) < 0.005 and error(state, state_) < 0.005
     for name in gradients_:
@@ -308,7 +337,11 @@ def test_features_of_a_whole_sequence_never_exist():
 
     def flops(t):
         x = jax.ShapeDtypeStruct((1, t, 1, 16), jnp.float32)
-        return jax.jit(lambda q, k, v: taylor_attention(q, k, v, chunk_size=64, backend="xla")[0]).lower(x, x, x).cost_analysis()["flops"]
+        return (
+            jax.jit(lambda q, k, v: taylor_attention(q, k, v, chunk_size=64, backend="xla")[0])
+            .lower(x, x, x)
+            .cost_analysis()["flops"]
+        )
 
     assert flops(4096) < 2.2 * flops(2048)
 

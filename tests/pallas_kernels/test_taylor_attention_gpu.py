@@ -71,7 +71,13 @@ def test_padding_full_of_nan_touches_nothing():
     inputs, fixed = arguments(70, True, True, **ONE)
 
     def form(q, k, v, initial_state, **fixed):
-        return kernel(*(x.astype(jnp.bfloat16) for x in (q, k, v)), initial_state=initial_state, **fixed, return_state=True, epsilon=0.0)
+        return kernel(
+            *(x.astype(jnp.bfloat16) for x in (q, k, v)),
+            initial_state=initial_state,
+            **fixed,
+            return_state=True,
+            epsilon=0.0,
+        )
 
     with dispatch.interpreted():
         padding_is_inert(form, inputs, fixed)
@@ -88,7 +94,9 @@ def test_two_calls_are_one():
 def test_the_same_bits_twice():
     inputs, _ = arguments(70, False, False, **ONE)
     inputs = halved(inputs)
-    gradient = jax.jit(jax.value_and_grad(lambda q, k, v: jnp.sum(jnp.sin(kernel(q, k, v)[0].astype(jnp.float32))), (0, 1, 2)))
+    gradient = jax.jit(
+        jax.value_and_grad(lambda q, k, v: jnp.sum(jnp.sin(kernel(q, k, v)[0].astype(jnp.float32))), (0, 1, 2))
+    )
     with dispatch.interpreted():
         first, second = gradient(*inputs.values()), gradient(*inputs.values())
     jax.tree.map(np.testing.assert_array_equal, first, second)

@@ -38,7 +38,9 @@ CASES = [
     pytest.param((257, False, True, False, True, {}, "races"), marks=pytest.mark.slow),
     pytest.param((1000, True, True, True, True, {"k": 16, "v": 32}, "values"), marks=pytest.mark.slow),
     # Two groups of heads: blocks of 128 and 256 lanes.
-    pytest.param((130, True, True, True, True, {"k": 16, "v": 32, "h": 16, "hk": 16, "b": 1}, "values"), marks=pytest.mark.slow),
+    pytest.param(
+        (130, True, True, True, True, {"k": 16, "v": 32, "h": 16, "hk": 16, "b": 1}, "values"), marks=pytest.mark.slow
+    ),
 ]
 
 
@@ -67,7 +69,9 @@ def test_half_precision_is_as_close_as_the_plain_form():
     form = functools.partial(taylor_attention, return_state=True)
     with dispatch.interpreted():
         (o, state), gradients = results(functools.partial(form, backend="pallas_tpu"), inputs, fixed)
-    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, scale=0.25, return_state=True), inputs, fixed)
+    (o_, state_), gradients_ = exactly(
+        functools.partial(reference.recurrent, scale=0.25, return_state=True), inputs, fixed
+    )
     (plain, _), plain_gradients = results(functools.partial(form, backend="xla"), inputs, fixed)
     assert o.dtype == jnp.bfloat16 and state.dtype == jnp.float32
     assert error(o, o_) < min(0.005, 2 * error(plain, o_)) and error(state, state_) < 0.005
@@ -129,7 +133,10 @@ def test_any_documents_and_states(data):
 def test_what_it_refuses_it_explains(sizes, dtype, reason):
     k, v, h = (sizes.get(name, 4) for name in "kvh")
     q = jax.ShapeDtypeStruct((1, 256, h, k), dtype)
-    with dispatch.interpreted(), pytest.raises(ValueError, match=f"taylor_attention: pallas_tpu cannot serve this call: .*{reason}"):
+    with (
+        dispatch.interpreted(),
+        pytest.raises(ValueError, match=f"taylor_attention: pallas_tpu cannot serve this call: .*{reason}"),
+    ):
         jax.eval_shape(kernel, q, q, jax.ShapeDtypeStruct((1, 256, h, v), dtype))
 
 
@@ -142,11 +149,19 @@ def test_heads_come_in_blocks_of_whole_lanes():
 
 
 def test_chunks_are_of_whole_lanes_or_everything():
-    assert [tpu_scan.chunk_of(*given) for given in [(1, None), (63, 16), (257, None), (257, 64), (1000, 200)]] == [16, 64, 128, 128, 256]
+    assert [tpu_scan.chunk_of(*given) for given in [(1, None), (63, 16), (257, None), (257, 64), (1000, 200)]] == [
+        16,
+        64,
+        128,
+        128,
+        256,
+    ]
 
 
 def test_each_device_of_a_mesh_takes_its_part():
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = jax.sharding.Mesh(
+        np.array(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
     inputs, fixed = arguments(20, True, True)
     with dispatch.interpreted(), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         form = functools.partial(kernel, scale=0.3, return_state=True)

@@ -30,7 +30,12 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def table(folder):
-    entries = [entry(32, k=64, t=1024), entry(64, k=64, t=4096), entry(128, k=128, t=1024), entry(256, k=128, t=1024, exact=True)]
+    entries = [
+        entry(32, k=64, t=1024),
+        entry(64, k=64, t=4096),
+        entry(128, k=128, t=1024),
+        entry(256, k=128, t=1024, exact=True),
+    ]
     assert tables.write(H100, "op.walk", entries) == folder / "nvidia_h100_80gb_hbm3.json"
 
 
@@ -68,12 +73,21 @@ def test_the_nearest_count_of_what_is_equal_otherwise(table, key, chunk):
 
 
 def test_a_table_of_other_sizes_is_an_error(table):
-    with dispatch.aimed_at("gpu", H100), pytest.raises(ValueError, match=r"op.walk: the table of NVIDIA H100 80GB HBM3 names \['chunk'\]"):
+    with (
+        dispatch.aimed_at("gpu", H100),
+        pytest.raises(ValueError, match=r"op.walk: the table of NVIDIA H100 80GB HBM3 names \['chunk'\]"),
+    ):
         block_sizes("op.walk", lambda **key: {"rows": 8}, k=64, t=1024)
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", json.dumps({"device": "NVIDIA H800"}), json.dumps({"device": H100, "operations": {"op": [{"key": {}}]}})]
+    "text",
+    [
+        "{",
+        "[]",
+        json.dumps({"device": "NVIDIA H800"}),
+        json.dumps({"device": H100, "operations": {"op": [{"key": {}}]}}),
+    ],
 )
 def test_a_damaged_table_is_an_error_that_names_the_file(folder, text):
     tables.path_of(H100).write_text(text)
@@ -160,7 +174,10 @@ def test_a_dry_run_writes_nothing(folder, monkeypatch):
 
 def test_a_cpu_and_unknown_names_are_one_line(folder, capsys):
     assert measuring.main([], [toy()]) == 2
-    assert capsys.readouterr().err == "error: block sizes are measured on the device they are for; this machine has a CPU only\n"
+    assert (
+        capsys.readouterr().err
+        == "error: block sizes are measured on the device they are for; this machine has a CPU only\n"
+    )
     with dispatch.aimed_at("gpu", H100):
         assert measuring.main(["tay"], [toy()]) == 2
     assert capsys.readouterr().err == "error: no kernel of this platform is called tay; measurable are: toy.sum\n"

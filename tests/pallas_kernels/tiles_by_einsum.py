@@ -59,7 +59,9 @@ def forward(q, k, v, sinks, visits, key_heads, query_fields, key_fields, setting
     if settings.block is not None:
         gates, inner = _in_blocks(scores, settings)
         some, lse = _log_sum_exp(gates)
-        weights = (jnp.where(some[..., None], jnp.exp(gates - lse[..., None]), 0)[..., None] * inner).reshape(scores.shape)
+        weights = (jnp.where(some[..., None], jnp.exp(gates - lse[..., None]), 0)[..., None] * inner).reshape(
+            scores.shape
+        )
     else:
         if sinks is not None:
             scores = jnp.concatenate([scores, jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:3], 1))], axis=-1)

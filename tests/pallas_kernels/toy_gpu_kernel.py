@@ -12,7 +12,11 @@ def doubling(x, out, staged):
     i = jax.lax.axis_index("i")
     block = pl.ds(i * BLOCK, BLOCK)
     layout = plgpu.Layout.WG_STRIDED((BLOCK,), 1)
-    value = plgpu.load(x.at[block], (), layout=layout) if jax.version.__version_info__ < (0, 11) else plgpu.load(x.at[block], layout=layout)
+    value = (
+        plgpu.load(x.at[block], (), layout=layout)
+        if jax.version.__version_info__ < (0, 11)
+        else plgpu.load(x.at[block], layout=layout)
+    )
     staged[...] = value * 2
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(staged, out.at[block])

@@ -20,7 +20,11 @@ def of(text: str) -> tuple[int, float]:
             continue
         if found.opcode in ("while", "conditional", "call"):
             raise ValueError(f"{found.name} is a {found.opcode}, which is not read")
-        taken = {entry.behind_bitcasts(entry.instructions[name]).name for name in found.operands if name in entry.instructions}
+        taken = {
+            entry.behind_bitcasts(entry.instructions[name]).name
+            for name in found.operands
+            if name in entry.instructions
+        }
         given = found.parts[len(found.operands) :] if found.opcode.endswith("-start") else found.parts
         launches += 1
         moved += sum(bytes_of(entry.shape(name)) for name in taken) + sum(map(bytes_of, given))

@@ -17,5 +17,8 @@ def assert_same_run(one: Path, two: Path, steps: int) -> None:
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_array_equal(a, b)
     for name in ("loss", "step"):
-        rows = [[json.loads(line).get(name) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two)]
+        rows = [
+            [json.loads(line).get(name) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            for run in (one, two)
+        ]
         assert rows[0] == rows[1], "every step is logged once, with the same numbers"

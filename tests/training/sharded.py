@@ -54,7 +54,9 @@ def on_one_device(mixer: MixerConfig) -> Any:
 
 def five_steps(mixer: MixerConfig, mesh: Mesh | None) -> tuple[Any, Any, Any]:
     """Losses (5,), gradients of the first step, and parameters after five steps of plain SGD on packed documents."""
-    model = FunctionalModel(LanguageModel(width=WIDTH, stages=repeat(mixer, depth=1), mlp=SwiGLU(expansion=2)), VOCABULARY)
+    model = FunctionalModel(
+        LanguageModel(width=WIDTH, stages=repeat(mixer, depth=1), mlp=SwiGLU(expansion=2)), VOCABULARY
+    )
     params = jax.jit(model.init)(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
     tokens = jax.random.randint(jax.random.key(1), (ROWS, LENGTH + 1), 0, VOCABULARY)
@@ -88,11 +90,16 @@ def five_steps(mixer: MixerConfig, mesh: Mesh | None) -> tuple[Any, Any, Any]:
 
 def assert_same_as_on_one_device(mixer: MixerConfig, mesh: Mesh) -> None:
     """Losses to 1e-5; gradients, and parameters after five steps, to 1e-5 of a leaf's largest."""
-    (losses, gradients, params), (wanted_losses, wanted_gradients, wanted_params) = five_steps(mixer, mesh), on_one_device(mixer)
+    (losses, gradients, params), (wanted_losses, wanted_gradients, wanted_params) = (
+        five_steps(mixer, mesh),
+        on_one_device(mixer),
+    )
     np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(wanted_gradients))
     for found, wanted in ((gradients, wanted_gradients), (params, wanted_params)):
         for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
             # A gradient that is zero in exact arithmetic is rounding in both.
             allowed = 1e-5 * max(float(np.abs(b).max()), 1e-3 * largest)
-            assert float(np.abs(a - b).max()) <= allowed, f"{jax.tree_util.keystr(path)}: {np.abs(a - b).max():.1e} > {allowed:.1e}"
+            assert float(np.abs(a - b).max()) <= allowed, (
+                f"{jax.tree_util.keystr(path)}: {np.abs(a - b).max():.1e} > {allowed:.1e}"
+            )

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from recollect.configuration import UserError, to_json
-from recollect.data.text.rows.curriculum import Chunked, Decomposed, Packed
 from recollect.data.text.dataset import Text
+from recollect.data.text.rows.curriculum import Chunked, Decomposed, Packed
 from recollect.layers import Attention
 from recollect.layers.modules.positions import Rotary
 from recollect.models import LanguageModel, repeat
+from recollect.training.batches import local_rows, make_feed, place_batches
+from recollect.training.experiment import Experiment, Mesh, Run
+from recollect.training.optimizer import AdamW
+from recollect.training.sharding import make_mesh
+from recollect.training.step import member_values, program_for
 from tests.training.distributed.feeding_together import few_steps
 from tests.training.distributed.processes import Together
 from tests.training.tiny import tiny
-from recollect.training.experiment import Experiment, Mesh, Run
-from recollect.training.batches import local_rows, make_feed, place_batches
-from recollect.training.optimizer import AdamW
-from recollect.training.step import member_values, program_for
-from recollect.training.sharding import make_mesh
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,9 @@ def corpus(tmp_path, monkeypatch):
     folder = tmp_path / "corpus"
     folder.mkdir()
     for index in range(40):
-        (folder / f"{index}.txt").write_bytes(random.integers(97, 123, int(random.integers(1, 400)), np.uint8).tobytes())
+        (folder / f"{index}.txt").write_bytes(
+            random.integers(97, 123, int(random.integers(1, 400)), np.uint8).tobytes()
+        )
     return folder
 
 
@@ -54,7 +56,9 @@ class Recorder:
         return state, {}
 
 
-@pytest.mark.parametrize("sequences", [Packed(), Chunked(document_mask=False), Decomposed(shortest=8, cycles=2)], ids=repr)
+@pytest.mark.parametrize(
+    "sequences", [Packed(), Chunked(document_mask=False), Decomposed(shortest=8, cycles=2)], ids=repr
+)
 def test_a_step_gets_its_batch_after_any_restart_and_skip(corpus, sequences):
     one = experiment(corpus, sequences)
     wanted = one.data.batches(0, 8)
@@ -143,7 +147,9 @@ def test_what_cannot_be_is_refused(corpus, tmp_path):
     assert jax.tree.leaves(recall.state()) == []
 
 
-@pytest.mark.parametrize("sequences", [Packed(), pytest.param(Decomposed(shortest=8), marks=pytest.mark.slow)], ids=repr)
+@pytest.mark.parametrize(
+    "sequences", [Packed(), pytest.param(Decomposed(shortest=8), marks=pytest.mark.slow)], ids=repr
+)
 def test_two_processes_read_a_half_each_and_train_as_one_does(corpus, tmp_path, sequences):
     expected = few_steps(experiment(corpus, sequences))
     one = experiment(corpus, sequences, Mesh(data=2))

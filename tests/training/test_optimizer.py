@@ -12,11 +12,11 @@ from recollect.layers import Attention, Hyena
 from recollect.layers.modules.mlp import SwiGLU
 from recollect.models import FunctionalModel, LanguageModel, repeat
 from recollect.models.functional import flatten
-from tests.training.tiny import tiny
 from recollect.training.checkpoint.orbax_folder import load_params
 from recollect.training.experiment import program_of
-from recollect.training.train import train
 from recollect.training.optimizer import AdamW, Muon, Optimizer
+from recollect.training.train import train
+from tests.training.tiny import tiny
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,10 @@ def test_muon_orthogonalises_each_layers_matrix_by_itself(model):
     labels = flatten(optimizer.labels(model))
     matrices = {name for name, label in labels.items() if label == "matrix"}
     assert "stack.stages.0.0.mixer.query.kernel" in matrices and "stack.stages.0.1.mlp.down.kernel" in matrices
-    assert not {name for name in matrices if "filter" in name or not name.endswith(".kernel")} and "head.kernel" not in matrices
+    assert (
+        not {name for name in matrices if "filter" in name or not name.endswith(".kernel")}
+        and "head.kernel" not in matrices
+    )
     for name, grad in flatten(grads).items():
         if name not in matrices:
             np.testing.assert_allclose(updates[name], -np.sign(grad), rtol=1e-4, err_msg=name)  # Adam's first step
@@ -118,7 +121,9 @@ def test_old_configs_swaps_and_mistakes(tmp_path, model):
     assert from_json(old) == experiment
     swapped = apply_overrides(experiment, ["optimizer=Muon", "optimizer.momentum=0.9"])
     assert swapped.optimizer == Muon(momentum=0.9) and from_json(to_json(swapped)) == swapped
-    assert program_of(swapped) == program_of(apply_overrides(swapped, ["optimizer.momentum=0.5", "optimizer.learning_rate=1.0"]))
+    assert program_of(swapped) == program_of(
+        apply_overrides(swapped, ["optimizer.momentum=0.5", "optimizer.learning_rate=1.0"])
+    )
     assert program_of(swapped) != program_of(experiment)
     for bad, message in (("ema=1.5", "ema=1.5"), ("decay_share=0.0", "decay_share=0.0"), ("schedule=wds", "schedule")):
         with pytest.raises(UserError, match=message):

@@ -14,20 +14,20 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from recollect.configuration import UserError
+from recollect.cost.hlo_cost import group_size
+from recollect.cost.hlo_parser import bytes_of
 from recollect.data.batch import Batch
 from recollect.layers.mixer import document_positions
 from recollect.models.functional import flatten, nest
 from recollect.pallas_kernels.gated_convolution import short_convolution
 from recollect.pallas_kernels.linear_recurrence import linear_recurrence
-from recollect.pallas_kernels.taylor_attention import taylor_attention
 from recollect.pallas_kernels.softmax_attention import softmax_attention
+from recollect.pallas_kernels.taylor_attention import taylor_attention
+from recollect.training.experiment import Mesh
+from recollect.training.sharding import batch_shardings, make_mesh, spec_of, state_sharding
+from recollect.training.step import Program, member_values
 from tests.training.sharded import documents
 from tests.training.tiny import tiny
-from recollect.cost.hlo_cost import group_size
-from recollect.training.experiment import Mesh
-from recollect.cost.hlo_parser import bytes_of
-from recollect.training.step import Program, member_values
-from recollect.training.sharding import batch_shardings, make_mesh, spec_of, state_sharding
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,19 @@ def test_more_devices_than_there_are_is_an_error():
 
 
 def test_a_length_that_the_axis_does_not_divide_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"run\.mesh\.sequence=3 does not divide the data's length of 16 tokens.* is 15"):
+    with pytest.raises(
+        UserError, match=r"run\.mesh\.sequence=3 does not divide the data's length of 16 tokens.* is 15"
+    ):
         tiny(tmp_path, mesh=Mesh(sequence=3))
 
 
 def test_batches_are_split_by_rows_and_tokens():
     mesh = make_mesh(Mesh(data=2, fsdp=2, sequence=2))
-    batch = Batch(*(jax.ShapeDtypeStruct((8, size), jnp.int32) for size in (16, 3)), None, jax.ShapeDtypeStruct((8, 3), jnp.float32))
+    batch = Batch(
+        *(jax.ShapeDtypeStruct((8, size), jnp.int32) for size in (16, 3)),
+        None,
+        jax.ShapeDtypeStruct((8, 3), jnp.float32),
+    )
     found = batch_shardings(batch, mesh)
     assert found.tokens.spec == P(("data", "fsdp"), "sequence")
     assert found.targets.spec == found.weights.spec == P(("data", "fsdp"), None)  # three labelled positions stay whole
@@ -76,7 +82,13 @@ def test_batches_are_split_by_rows_and_tokens():
 
 def test_any_optimizers_state_is_split_like_the_parameters():
     """Also one that leaves parameters out (a label a parameter), and a running average."""
-    params = nest({("embedding",): jnp.zeros((8, 8)), ("mixer", "query", "kernel"): jnp.zeros((8, 8)), ("norm", "gain"): jnp.zeros(8)})
+    params = nest(
+        {
+            ("embedding",): jnp.zeros((8, 8)),
+            ("mixer", "query", "kernel"): jnp.zeros((8, 8)),
+            ("norm", "gain"): jnp.zeros(8),
+        }
+    )
     labels = nest({("embedding",): "a", ("mixer", "query", "kernel"): "b", ("norm", "gain"): "a"})
     transform = optax.partition({"a": optax.adamw(1e-3), "b": optax.sgd(1e-3, momentum=0.9)}, labels)
     mesh = make_mesh(Mesh(fsdp=2, tensor=2))
@@ -84,9 +96,13 @@ def test_any_optimizers_state_is_split_like_the_parameters():
     found = state_sharding(jax.eval_shape(lambda: state), params, mesh)
     kernels, others = [], []
     for path, sharding in jax.tree_util.tree_leaves_with_path(found):
-        (kernels if jax.tree_util.keystr(path).endswith("['mixer']['query']['kernel']") else others).append(sharding.spec)
+        (kernels if jax.tree_util.keystr(path).endswith("['mixer']['query']['kernel']") else others).append(
+            sharding.spec
+        )
     assert kernels == [P("fsdp", "tensor")] * 3  # the parameter, its momentum and its average
-    assert others.count(P("tensor", "fsdp")) == 4 and P() in others  # the embedding, its two moments and its average; counts
+    assert (
+        others.count(P("tensor", "fsdp")) == 4 and P() in others
+    )  # the embedding, its two moments and its average; counts
     assert jax.tree.structure(found) == jax.tree.structure(state)
 
 
@@ -108,11 +124,15 @@ def test_steps_on_packed_text_equal_those_on_one_device(tmp_path, accumulate):
         ends.append(jax.device_get((state["params"], metrics["loss"], metrics["gradient_norm"])))
         if mesh.devices > 1:
             kernel = flatten(state["params"])["stack.stages.0.1.mixer.query.kernel"]
-            assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 4}, "fsdp and tensor split it"
+            assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 4}, (
+                "fsdp and tensor split it"
+            )
     (params, *numbers), (found, *found_numbers) = ends
     np.testing.assert_allclose(found_numbers, numbers, rtol=1e-4)
     # Adam turns a gradient that is rounding into a full step of 1e-3 of either sign: most parameters agree far better.
-    errors = np.concatenate([np.ravel(np.abs(a - b)) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True)])
+    errors = np.concatenate(
+        [np.ravel(np.abs(a - b)) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True)]
+    )
     assert np.quantile(errors, 0.99) < 1e-5
 
 
@@ -136,7 +156,9 @@ class Exchanged:
         return sum(self.kinds.values())
 
 
-COLLECTIVE = re.compile(r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\((.*)")
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\((.*)"
+)
 
 
 def exchanged(text: str) -> Exchanged:
@@ -168,7 +190,9 @@ def of_window(q, k, v, segments):
 
 def of_channels(q, k, v, segments):
     x, gate = (y.reshape(*y.shape[:2], -1) for y in (q, k))
-    return short_convolution(x, jnp.ones((3, x.shape[2])), in_gate=gate, out_gate=v.reshape(x.shape), segment_ids=segments)[0]
+    return short_convolution(
+        x, jnp.ones((3, x.shape[2])), in_gate=gate, out_gate=v.reshape(x.shape), segment_ids=segments
+    )[0]
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,19 @@ from recollect.configuration import UserError
 from recollect.layers import Hyena
 from recollect.models import FunctionalModel, repeat
 from recollect.models.functional import flatten
-from tests.training.tiny import tiny
 from recollect.training.loss import Loss
 from recollect.training.optimizer import AdamW, GroupRate
 from recollect.training.step import Program, member_values
+from tests.training.tiny import tiny
 
 
 def test_adamw_is_its_definition(tmp_path):
     """Three steps by hand in float64 on the program's own gradients; decay on everything, then on tagged parameters only."""
     for everything in (True, False):
         experiment = tiny(tmp_path, steps=10)
-        experiment = chz.replace(experiment, optimizer=AdamW(learning_rate=0.1, weight_decay=0.5, decay_everything=everything))
+        experiment = chz.replace(
+            experiment, optimizer=AdamW(learning_rate=0.1, weight_decay=0.5, decay_everything=everything)
+        )
         program = Program(experiment)
         state = program.init(0)
         values = member_values([experiment], False)
@@ -69,7 +71,9 @@ def test_a_chunked_loss_is_the_whole_one(tmp_path):
     whole, chunked = (Program(chz.replace(base, loss=Loss(z_loss=1e-2, chunk=chunk))) for chunk in (None, 7))
     data = base.data
     batch = data.train_batch(0, 0, data.train_slices()[0], 16)
-    members = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(jax.jit(whole.model.init)(jax.random.key(seed)) for seed in (0, 1)))
+    members = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(jax.jit(whole.model.init)(jax.random.key(seed)) for seed in (0, 1))
+    )
 
     def found(program):
         return jax.jit(jax.vmap(lambda params: program.gradients(params, batch, None)))(members)
@@ -134,7 +138,8 @@ def test_clipping_bounds_the_update(tmp_path):
 def test_learning_rate_groups(tmp_path):
     experiment = tiny(tmp_path)
     experiment = chz.replace(
-        experiment, model=chz.replace(experiment.model, stages=repeat(Hyena(maximum_length=16, filter_order=8), depth=1))
+        experiment,
+        model=chz.replace(experiment.model, stages=repeat(Hyena(maximum_length=16, filter_order=8), depth=1)),
     )
     model = FunctionalModel(experiment.model, 32)
     groups = flatten(model.tags("group"))

@@ -93,7 +93,9 @@ def damage(folder: Path) -> str | None:
 
 def _digests(folder: Path, *, flush: bool, names: list[str] | None = None) -> dict[str, tuple[int, str]]:
     if names is None:
-        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS)
+        names = sorted(
+            str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != DIGESTS
+        )
 
     def one(name: str) -> tuple[int, str]:
         with (folder / name).open("rb") as file:

@@ -12,9 +12,9 @@ from recollect.configuration import UserError, apply_overrides
 from recollect.data.text.dataset import Text
 from recollect.models.functional import FunctionalModel, Params, flatten
 from recollect.models.generation import generate
+from recollect.training.batches import make_feed
 from recollect.training.checkpoint.orbax_folder import load_params
 from recollect.training.experiment import Experiment
-from recollect.training.batches import make_feed
 from recollect.training.step import program_for
 
 
@@ -50,7 +50,9 @@ def open_run(path: Path, overrides: list[str] | None = None) -> SavedRun:
     for name in sorted(expected.keys() | found.keys()):
         there, wanted = found.get(name), expected.get(name)
         if there is None or wanted is None or there.shape != wanted.shape:
-            shapes = f"{None if there is None else there.shape} there, {None if wanted is None else wanted.shape} asked for"
+            shapes = (
+                f"{None if there is None else there.shape} there, {None if wanted is None else wanted.shape} asked for"
+            )
             raise UserError(f"{path}: the parameters do not fit this config: {name} ({shapes})")
     return SavedRun(experiment, params, step)
 
@@ -64,7 +66,9 @@ def evaluate_run(path: Path, overrides: list[str]) -> dict[str, Any]:
     return {"name": run.experiment.name, "step": run.step, **found}
 
 
-def continue_prompt(path: Path, overrides: list[str], prompt: str, length: int, temperature: float, top_p: float, seed: int) -> str:
+def continue_prompt(
+    path: Path, overrides: list[str], prompt: str, length: int, temperature: float, top_p: float, seed: int
+) -> str:
     """Prompt and continuation as text.
 
     Raises:
@@ -75,5 +79,7 @@ def continue_prompt(path: Path, overrides: list[str], prompt: str, length: int, 
     if not isinstance(data, Text):
         raise UserError(f"{path} is a {type(data).__name__} run; generate needs a text model")
     model = FunctionalModel(run.experiment.model, data.vocabulary)
-    tokens = generate(model, run.params, np.array([data.encode(prompt)]), length, temperature=temperature, top_p=top_p, seed=seed)
+    tokens = generate(
+        model, run.params, np.array([data.encode(prompt)]), length, temperature=temperature, top_p=top_p, seed=seed
+    )
     return prompt + data.decode(tokens[0])

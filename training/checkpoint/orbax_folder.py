@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 
 from recollect.configuration import Config, UserError, from_json, to_json
+from recollect.training.checkpoint.integrity import DiskFull, damage, is_disk_full, seal, write_json
 from recollect.training.distributed.collectives import from_main, largest
 from recollect.training.distributed.processes import is_main
-from recollect.training.checkpoint.integrity import DiskFull, damage, is_disk_full, seal, write_json
 
 Say = Callable[[str], None]
 
@@ -138,7 +138,9 @@ class Checkpoints:
             shapes = jax.tree.map(_placed, abstract)
             arguments = ocp.checkpoint_utils.construct_restore_args(shapes)
             with _reader() as reader:
-                state = reader.restore(where / "state", args=ocp.args.PyTreeRestore(item=shapes, restore_args=arguments))
+                state = reader.restore(
+                    where / "state", args=ocp.args.PyTreeRestore(item=shapes, restore_args=arguments)
+                )
             extra = json.loads((where / "meta.json").read_text())["extra"]
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise _unreadable(where, error) from error
@@ -167,7 +169,9 @@ class Checkpoints:
             for path in self.directory.glob("*.retired"):
                 shutil.rmtree(path, ignore_errors=True)
             for path in sorted(self.directory.glob("*.writing")):
-                say(f"checkpoint {self.directory / path.stem} was cut off while it was written: what there is of it is taken away")
+                say(
+                    f"checkpoint {self.directory / path.stem} was cut off while it was written: what there is of it is taken away"
+                )
                 shutil.rmtree(path, ignore_errors=True)
         largest(0)
 
@@ -195,7 +199,9 @@ class Checkpoints:
         folder = self.directory / "damaged"
         if not self.steps() and folder.is_dir() and any(folder.iterdir()):
             names = ", ".join(sorted(path.name for path in folder.iterdir()))
-            raise UserError(f"every checkpoint of {self.directory} is damaged ({names}); delete {folder} to start again from step 0")
+            raise UserError(
+                f"every checkpoint of {self.directory} is damaged ({names}); delete {folder} to start again from step 0"
+            )
 
     def drop_after(self, step: int) -> None:
         """Deletes checkpoints of later steps: a run that goes on from `step` makes them again."""
@@ -234,7 +240,11 @@ class Checkpoints:
         steps = self.steps()
         keep = set(steps[-self.keep :])
         if self.keep_every is not None:
-            keep |= {step for last, step in zip([0, *steps], steps, strict=False) if step // self.keep_every > last // self.keep_every}
+            keep |= {
+                step
+                for last, step in zip([0, *steps], steps, strict=False)
+                if step // self.keep_every > last // self.keep_every
+            }
         for step in steps:
             if step not in keep:
                 # Renamed first: a process that dies while deleting must not leave half a checkpoint under a good name.
@@ -278,7 +288,8 @@ def load_params(directory: Path, *, ema: bool = False, say: Say | None = None) -
                 shapes = jax.tree.map(_on_first_device, {name: tree[name]})
                 arguments = ocp.checkpoint_utils.construct_restore_args(shapes)
                 state = reader.restore(
-                    where / "state", args=ocp.args.PyTreeRestore(item=shapes, restore_args=arguments, partial_restore=True)
+                    where / "state",
+                    args=ocp.args.PyTreeRestore(item=shapes, restore_args=arguments, partial_restore=True),
                 )
             return jax.device_get(state[name]), from_json(meta["config"]), step
         except UserError:
@@ -330,7 +341,9 @@ class _LoopClosed:
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None)
-    return _on_first_device(leaf) if sharding is None else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return (
+        _on_first_device(leaf) if sharding is None else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    )
 
 
 def _on_first_device(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from recollect.training.run_folder import environment, same_bits_possible
 from recollect.training.run_state import Member
 from recollect.training.step import Program
-from recollect.training.run_folder import environment, same_bits_possible
 
 Say = Callable[[str], None]
 

@@ -22,7 +22,9 @@ def check_start(experiments: list[Experiment]) -> None:
     """
     if processes.process_count() == 1:
         return
-    packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")}
+    packages = {
+        name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    }
     platform = jax.local_devices()[0]
     facts = {"packages": packages, "device": platform.device_kind, "local devices": jax.local_device_count()}
     processes.agree({**facts, "config": [to_json(experiment) for experiment in experiments]})

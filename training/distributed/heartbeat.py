@@ -91,7 +91,10 @@ class Watch(threading.Thread):
     def _look(self, beat: str) -> None:
         self.client.key_value_set(f"{ROOT}/beat/{self.index}", beat, allow_overwrite=True)
         rows = {int(key.rpartition("/")[2]): value for key, value in self.client.key_value_dir_get(f"{ROOT}/beat")}
-        notes = {int(key.rpartition("/")[2]): json.loads(value) for key, value in self.client.key_value_dir_get(f"{ROOT}/note")}
+        notes = {
+            int(key.rpartition("/")[2]): json.loads(value)
+            for key, value in self.client.key_value_dir_get(f"{ROOT}/note")
+        }
         now = self._answered = time.monotonic()
         self._notes = {index: note for index, note in notes.items() if index != self.index}
         for index, value in rows.items():
@@ -125,7 +128,9 @@ class Watch(threading.Thread):
             time.sleep(self.interval / 2)
             lost = self._lost(5 * self.interval)
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        self.end(*(lost or (self.index, f"an operation across processes failed in {self.name_of(self.index)}: {first}")))
+        self.end(
+            *(lost or (self.index, f"an operation across processes failed in {self.name_of(self.index)}: {first}"))
+        )
 
     def leave(self, why: str) -> None:
         """Tells the others that this process ends with an error, so that they need not wait for its silence."""
@@ -134,7 +139,9 @@ class Watch(threading.Thread):
 
     def _note(self, who: int, why: str) -> None:
         try:
-            self.client.key_value_set(f"{ROOT}/note/{self.index}", json.dumps({"who": who, "why": why}), allow_overwrite=True)
+            self.client.key_value_set(
+                f"{ROOT}/note/{self.index}", json.dumps({"who": who, "why": why}), allow_overwrite=True
+            )
         except Exception:  # nobody is left to be told
             return
         if self.index == 0:
@@ -149,7 +156,9 @@ class Watch(threading.Thread):
         os._exit(PEER_LOST)
 
     def _say(self, why: str) -> None:
-        again = f"start all {self.count} processes again with the same command: the run goes on from its last checkpoint"
+        again = (
+            f"start all {self.count} processes again with the same command: the run goes on from its last checkpoint"
+        )
         sys.stdout.flush()
         os.write(2, f"error: {why}; process {self.index} stops too; {again}\n".encode())
 

@@ -31,7 +31,9 @@ much again, so that at the latest after 45 s a run without one of its processes 
 START_TIMEOUT = 300.0
 """Seconds that a process waits for the others at the start (RECOLLECT_START_TIMEOUT)."""
 
-_COMMUNICATION = re.compile(r"gloo|nccl|collective|connection|socket|unavailable|deadline_exceeded|barrier|coordination|heartbeat", re.I)
+_COMMUNICATION = re.compile(
+    r"gloo|nccl|collective|connection|socket|unavailable|deadline_exceeded|barrier|coordination|heartbeat", re.I
+)
 
 _watch: Watch | None = None
 _uses = itertools.count()
@@ -84,7 +86,9 @@ def place(coordinator: str | None = None, processes: int | None = None, index: i
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"--coordinator {coordinator}: must be HOST:PORT of process 0, for example 10.0.0.1:9876")
     if processes < 1 or not 0 <= index < processes:
-        raise UserError(f"--process {index} of --processes {processes}: processes are numbered from 0 to {max(processes, 1) - 1}")
+        raise UserError(
+            f"--process {index} of --processes {processes}: processes are numbered from 0 to {max(processes, 1) - 1}"
+        )
     return Place(coordinator, processes, index)
 
 
@@ -127,7 +131,9 @@ def initialise(coordinator: str | None = None, processes: int | None = None, ind
     try:
         client.key_value_set(f"{ROOT}/host/{where.index}", f"{socket.gethostname()}, pid {os.getpid()}")
     except Exception as error:
-        raise UserError(f"two processes were started as --process {where.index}; each needs a number of its own") from error
+        raise UserError(
+            f"two processes were started as --process {where.index}; each needs a number of its own"
+        ) from error
     _watch = watch
     watch.hosts = {
         other: client.blocking_key_value_get(f"{ROOT}/host/{other}", int(1000 * patience)).partition(",")[0]
@@ -155,7 +161,12 @@ def joined(coordinator: str | None = None, processes: int | None = None, index: 
         line = " ".join(str(error).split())
         _leave(watch, line, f"error: process {watch.index} of {watch.count}: {line}", 2)
     except KeyboardInterrupt:
-        _leave(watch, "stopped by its user", f"process {watch.index} stopped; the same commands go on from the last checkpoint", 130)
+        _leave(
+            watch,
+            "stopped by its user",
+            f"process {watch.index} stopped; the same commands go on from the last checkpoint",
+            130,
+        )
     except BaseException as error:
         if _COMMUNICATION.search(f"{type(error).__name__} {error}"):
             watch.failed(error)
@@ -297,13 +308,20 @@ def _seconds(variable: str, default: float) -> float:
 def _detected() -> bool:
     """Whether jax.distributed knows this environment and it has several processes. Cheap: asks no server."""
     here = os.environ
-    if "SLURM_STEP_NODELIST" in here and "SLURM_JOB_ID" in here and "SLURM_PROCID" in here and int(here.get("SLURM_NTASKS", 1)) > 1:
+    if (
+        "SLURM_STEP_NODELIST" in here
+        and "SLURM_JOB_ID" in here
+        and "SLURM_PROCID" in here
+        and int(here.get("SLURM_NTASKS", 1)) > 1
+    ):
         return True
     if "OMPI_MCA_orte_hnp_uri" in here and int(here.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return True
     if here.get("JAX_PLATFORMS", "tpu").partition(",")[0] != "tpu":
         return False
-    from jax._src import cloud_tpu_init  # jax decides at import whether TPU chips are here; it has no public name for that
+    from jax._src import (
+        cloud_tpu_init,  # jax decides at import whether TPU chips are here; it has no public name for that
+    )
 
     return bool(cloud_tpu_init.running_in_cloud_tpu_vm)
 
@@ -315,7 +333,9 @@ def _found_by_jax(patience: float) -> Place:
     try:
         found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(patience))
     except Exception as error:
-        raise UserError(f"jax could not read the processes of this cluster: {str(error) or type(error).__name__}") from error
+        raise UserError(
+            f"jax could not read the processes of this cluster: {str(error) or type(error).__name__}"
+        ) from error
     coordinator, processes, index = found[:3]
     if coordinator is None or processes is None or index is None:
         return Place("", 1, 0)
@@ -333,7 +353,9 @@ def _check_port(coordinator: str) -> None:
     except OSError as error:
         if error.errno == errno.EAFNOSUPPORT:  # a machine without IPv6
             return
-        raise UserError(f"--coordinator {coordinator}: port {port} cannot be opened here ({error.strerror}); choose another one") from error
+        raise UserError(
+            f"--coordinator {coordinator}: port {port} cannot be opened here ({error.strerror}); choose another one"
+        ) from error
 
 
 def _client() -> Any:

@@ -56,5 +56,7 @@ def _choice(choice: dispatch.Choice, times: int) -> str:
     own = KERNELS.get(dispatch.device().platform)
     reasons = [f"{backend}: {reason}" for backend, reason in choice.passed_over if backend == own]
     return (
-        f"{choice.operation} on {choice.backend}" + (f", {times} times" if times > 1 else "") + "".join(f" (not {one})" for one in reasons)
+        f"{choice.operation} on {choice.backend}"
+        + (f", {times} times" if times > 1 else "")
+        + "".join(f" (not {one})" for one in reasons)
     )

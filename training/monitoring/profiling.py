@@ -19,7 +19,9 @@ def parse_window(text: str) -> tuple[int, int]:
     """
     found = re.fullmatch(r"(\d+):(\d+)", text)
     if found is None or int(found[1]) >= int(found[2]):
-        raise UserError(f"run.profile={text!r}: the form is FIRST:LAST, for example 10:15 for the steps after step 10 up to step 15")
+        raise UserError(
+            f"run.profile={text!r}: the form is FIRST:LAST, for example 10:15 for the steps after step 10 up to step 15"
+        )
     return int(found[1]), int(found[2])
 
 
@@ -57,7 +59,9 @@ class Profile:
     def _stop(self, what: str) -> None:
         jax.profiler.stop_trace()
         self.window = None
-        self.say(f"  trace of {what}: {self.folder}; to look at it: pip install xprof, then xprof --port 8791 {self.folder}")
+        self.say(
+            f"  trace of {what}: {self.folder}; to look at it: pip install xprof, then xprof --port 8791 {self.folder}"
+        )
 
 
 def keep_compiled_programs(folder: str | None) -> Path | None:

@@ -11,14 +11,16 @@ import numpy as np
 
 from recollect.configuration import UserError
 from recollect.training.experiment import Experiment
-from recollect.training.run_folder import RunFolder
 from recollect.training.monitoring.throughput import Meter
+from recollect.training.run_folder import RunFolder
 
 
 class Reporter:
     """Reports for the members of one session; with a meter, also how fast they go."""
 
-    def __init__(self, folders: list[RunFolder], experiment: Experiment, say: Callable[[str], None], meter: Meter | None = None):
+    def __init__(
+        self, folders: list[RunFolder], experiment: Experiment, say: Callable[[str], None], meter: Meter | None = None
+    ):
         self.folders = folders
         self.experiment = experiment
         self.say = say
@@ -55,13 +57,20 @@ class Reporter:
                     values = {name: float(row[offset]) for name, row in rows.items()}
                     folder.log({"step": at, **values, "seconds": round(seconds[index], 3), **speed})
                     self._board(
-                        index, at, {**values, **{f"throughput/{name}": value for name, value in speed.get("throughput", {}).items()}}
+                        index,
+                        at,
+                        {
+                            **values,
+                            **{f"throughput/{name}": value for name, value in speed.get("throughput", {}).items()},
+                        },
                     )
         self._progress(step, metrics)
 
     def evaluation(self, index: int, step: int, found: dict[str, Any], seconds: float) -> None:
         self.folders[index].log({"step": step, "evaluation": found, "seconds": round(seconds, 3)})
-        self._board(index, step, {f"evaluation/{name}": value for name, value in found.items() if isinstance(value, float)})
+        self._board(
+            index, step, {f"evaluation/{name}": value for name, value in found.items() if isinstance(value, float)}
+        )
         shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
         self._line(f"  {self.folders[index].path.name} step {step:,}: {shown}")
 

@@ -22,8 +22,8 @@ import jax
 from recollect.models.accounting import products_per_token
 from recollect.models.functional import FunctionalModel
 from recollect.pallas_kernels import dispatch
-from recollect.training.monitoring.chips import chip_of
 from recollect.training.experiment import Experiment
+from recollect.training.monitoring.chips import chip_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,12 @@ class _Sums:
     waited: float = 0.0
 
     def minus(self, other: _Sums) -> _Sums:
-        return _Sums(self.steps - other.steps, self.tokens - other.tokens, self.seconds - other.seconds, self.waited - other.waited)
+        return _Sums(
+            self.steps - other.steps,
+            self.tokens - other.tokens,
+            self.seconds - other.seconds,
+            self.waited - other.waited,
+        )
 
 
 class Meter:
@@ -97,7 +102,9 @@ class Meter:
         total = self._total
         compiling = min(_compiled_between(max(end - seconds, self._told), end), seconds - waited)
         self._told = end
-        self._total = _Sums(total.steps + steps, total.tokens + tokens, total.seconds + seconds - compiling, total.waited + waited)
+        self._total = _Sums(
+            total.steps + steps, total.tokens + tokens, total.seconds + seconds - compiling, total.waited + waited
+        )
 
     def since(self, reader: str) -> Rates | None:
         """Rates since this reader last asked (at first: since the beginning); None when no step was added."""

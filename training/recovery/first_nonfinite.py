@@ -91,7 +91,9 @@ def diagnose(
     largest = {name: float(max(row[0][index][0] for row in rows)) for index, name in enumerate(names)}
     broken = {name: int(sum(row[0][index][1] for row in rows)) for index, name in enumerate(names)}
     gradients = {name: sum(row[1][name] for row in rows) for name in rows[0][1]}
-    found = jax.device_get(jax.jit(lambda params: {name: _broken(name, leaf) for name, leaf in flatten(params).items()})(params))
+    found = jax.device_get(
+        jax.jit(lambda params: {name: _broken(name, leaf) for name, leaf in flatten(params).items()})(params)
+    )
     wrong_parameters, wrong_gradients = _in_order(model, found), _in_order(model, gradients)
     return Diagnosis(
         batch=_bad_field(batch, model.vocabulary),
@@ -115,7 +117,9 @@ def _compiled(model: FunctionalModel, loss: Loss, pieces: int) -> tuple[list[str
 
         def mean(params: Params) -> tuple[jax.Array, jax.Array]:
             found, out = losses(model.bind(params), piece, piece.weights, loss, key)
-            return found.total / weight + sum(out.losses.values(), jnp.zeros(())) / pieces, jnp.sum(found.loss * piece.weights) / weight
+            return found.total / weight + sum(out.losses.values(), jnp.zeros(())) / pieces, jnp.sum(
+                found.loss * piece.weights
+            ) / weight
 
         grads, own = jax.grad(mean, has_aux=True)(params)
         return [_health(x) for _, x in parts], {name: _broken(name, leaf) for name, leaf in flatten(grads).items()}, own

@@ -16,11 +16,11 @@ import numpy as np
 
 from recollect.configuration import UserError
 from recollect.training.checkpoint import resume
-from recollect.training.step_pipeline import Call, Calls
 from recollect.training.experiment import Experiment
+from recollect.training.recovery.replay import diagnose_step, save_failure
 from recollect.training.run_state import Member
 from recollect.training.step import Program
-from recollect.training.recovery.replay import diagnose_step, save_failure
+from recollect.training.step_pipeline import Call, Calls
 
 Say = Callable[[str], None]
 
@@ -28,7 +28,9 @@ Say = Callable[[str], None]
 def check(experiment: Experiment) -> None:
     """Raises UserError where `run.spikes` asks for what the data cannot do."""
     if experiment.run.spikes is not None and hasattr(experiment.data, "train_batch"):
-        raise UserError("run.spikes needs data that can be skipped: a recall task's batches are drawn anew at each step")
+        raise UserError(
+            "run.spikes needs data that can be skipped: a recall task's batches are drawn anew at each step"
+        )
 
 
 def observe(member: Member, index: int, call: Call, say: Say) -> int | None:
@@ -46,7 +48,9 @@ def observe(member: Member, index: int, call: Call, say: Say) -> int | None:
         if rows["skipped"][offset]:
             member.skipped += 1
             member.in_row += 1
-            say(f"  step {step:,} skipped: its loss or gradient is not finite ({member.in_row} in a row, {member.skipped} in all)")
+            say(
+                f"  step {step:,} skipped: its loss or gradient is not finite ({member.in_row} in a row, {member.skipped} in all)"
+            )
             if member.in_row == limit:
                 member.failed_at = step
                 return None

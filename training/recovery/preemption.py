@@ -60,4 +60,7 @@ class StopRequests:
         signal.signal(number, self._old[number])
         when = "once the steps are compiled" if self.seconds_left is None else f"in about {self.seconds_left:.1f} s"
         name = "SIGTERM: " if number == signal.SIGTERM else ""
-        print(f"{name}stopping after the calls of steps in flight and a checkpoint, {when}; once more stops at once", file=sys.stderr)
+        print(
+            f"{name}stopping after the calls of steps in flight and a checkpoint, {when}; once more stops at once",
+            file=sys.stderr,
+        )

@@ -18,16 +18,21 @@ import numpy as np
 from recollect.configuration import UserError, from_json, to_json
 from recollect.data.batch import Batch
 from recollect.models.functional import Params, flatten, nest
-from recollect.training.recovery.first_nonfinite import Diagnosis, diagnose
 from recollect.training.experiment import Experiment, Mesh
-from recollect.training.step import Program, program_for
+from recollect.training.recovery.first_nonfinite import Diagnosis, diagnose
 from recollect.training.run_folder import read_json, write_json
+from recollect.training.step import Program, program_for
 
 FIELDS = ("tokens", "targets", "target_positions", "weights", "segments")
 
 
 def save_failure(
-    folder: Path, experiment: Experiment, params: Params, batch: Batch, step: int, found: Diagnosis | dict[str, Any] | None = None
+    folder: Path,
+    experiment: Experiment,
+    params: Params,
+    batch: Batch,
+    step: int,
+    found: Diagnosis | dict[str, Any] | None = None,
 ) -> None:
     """Writes what reproduces a step that is not finite.
 
@@ -54,7 +59,9 @@ def save_failure(
         for name, arrays in (("params", values), ("batch", fields)):
             np.savez(folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub takes the dict for an option
         # Last: a folder with it is whole.
-        write_json(folder / "failure.json", {"step": step, "found": found.to_json() if isinstance(found, Diagnosis) else found})
+        write_json(
+            folder / "failure.json", {"step": step, "found": found.to_json() if isinstance(found, Diagnosis) else found}
+        )
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 
@@ -120,7 +127,12 @@ def load_failure(path: Path) -> tuple[Experiment, Params, Batch, dict[str, Any]]
         if name not in flat or name not in expected or flat[name].shape != expected[name].shape:
             raise UserError(f"{path}/params.npz does not fit its config.json: {name}")
     # The order of the parameters is the model's.
-    return experiment, nest({tuple(name.split(".")): flat[name] for name in expected}), batch, read_json(path / "failure.json")
+    return (
+        experiment,
+        nest({tuple(name.split(".")): flat[name] for name in expected}),
+        batch,
+        read_json(path / "failure.json"),
+    )
 
 
 def _program(experiment: Experiment) -> Program:
@@ -132,7 +144,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        raise UserError(
+            f"cannot read {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
 
 
 def _host(leaf: Any) -> np.ndarray:

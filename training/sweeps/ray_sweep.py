@@ -99,7 +99,9 @@ def run_study_on_ray(
 class _Driver:
     """Keeps all tasks submitted, starts failed ones again, and tells how far they are."""
 
-    def __init__(self, ray: Any, tasks: list[_Task], folder: Path, cpus: float, gpus: float, definitions: list[Path], say: Any):
+    def __init__(
+        self, ray: Any, tasks: list[_Task], folder: Path, cpus: float, gpus: float, definitions: list[Path], say: Any
+    ):
         self.ray, self.tasks, self.folder, self.say = ray, tasks, folder, say
         environment = {} if gpus else {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
         self.remote = ray.remote(_train_group).options(
@@ -204,7 +206,9 @@ def _train_group(texts: list[str], folder: str, definitions: list[str], here: st
     from recollect.training.train import train_members
 
     if not any(Path(folder).glob(f"{_TOKEN}*")):
-        raise UserError(f"the worker on {socket.gethostname()} does not see {folder}: give --out on a file system that all machines share")
+        raise UserError(
+            f"the worker on {socket.gethostname()} does not see {folder}: give --out on a file system that all machines share"
+        )
     if os.path.isdir(here):
         os.chdir(here)  # relative paths in configs mean what they meant to the caller
     for path in definitions:
@@ -293,7 +297,11 @@ def _connect(ray: Any, address: str | None) -> None:
             path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
             ray.init(address="local", include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}}, **quiet)
         else:  # its machines get a copy of this project's files
-            ray.init(address=address, runtime_env={"working_dir": str(PROJECT), "excludes": [".git", ".venv*", "runs"]}, **quiet)
+            ray.init(
+                address=address,
+                runtime_env={"working_dir": str(PROJECT), "excludes": [".git", ".venv*", "runs"]},
+                **quiet,
+            )
     except Exception as error:
         where = f"at {address}" if address else "on this machine"
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -311,7 +319,9 @@ def _shown(ray: Any) -> str:
 
 def _check_room(ray: Any, cpus: float, gpus: float) -> None:
     """A task that no machine can hold would wait for ever."""
-    sizes = [(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    sizes = [
+        (node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]
+    ]
     if not any(have_cpus >= cpus and have_gpus >= gpus for have_cpus, have_gpus in sizes):
         largest = max(sizes, key=lambda size: (size[1], size[0]), default=(0, 0))
         raise UserError(

@@ -77,7 +77,9 @@ def read_unit(unit: Unit) -> Iterator[Document]:
     try:
         yield from _READERS[unit.kind](unit)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{unit.path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from error
+        raise UserError(
+            f"{unit.path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
+        ) from error
 
 
 def is_utf8(path: str | Path, begin: int = 0, end: int | None = None) -> bool:

@@ -93,13 +93,18 @@ def read_facts(folder: Path, number: int) -> dict[str, Any] | None:
     return facts if all(path.exists() and file_digest(path) == digest for path, digest in files.items()) else None
 
 
-def write_manifest(folder: Path, plan: dict[str, Any], facts: list[dict[str, Any]], tokenizer: Tokenizer, name: str) -> dict[str, Any]:
+def write_manifest(
+    folder: Path, plan: dict[str, Any], facts: list[dict[str, Any]], tokenizer: Tokenizer, name: str
+) -> dict[str, Any]:
     """Writes the manifest of a folder whose files are all there; returns it."""
     contents = [[part[split]["content"] for part in facts] for split in SPLITS]
     digest = hashlib.sha256(json.dumps([FORMAT, tokenizer.digest, contents]).encode("utf-8")).hexdigest()
     splits = {
         split: {
-            **{count: sum(part[split][count] for part in facts) for count in ("documents", "tokens", "bytes", "records")},
+            **{
+                count: sum(part[split][count] for part in facts)
+                for count in ("documents", "tokens", "bytes", "records")
+            },
             "shards": [part[split] for part in facts],
             "lengths": {array: file_digest(folder / f"{split}-{array}.npy") for array in ARRAYS},
         }
@@ -118,7 +123,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
       UserError: the folder is unfinished or its manifest damaged.
     """
     if not (folder / MANIFEST).exists():
-        raise UserError(f"{folder}: its preparation was not finished; the same `python main.py prepare` goes on with it")
+        raise UserError(
+            f"{folder}: its preparation was not finished; the same `python main.py prepare` goes on with it"
+        )
     manifest = read_sealed(folder / MANIFEST)
     if manifest is None or manifest["kind"] != _KIND:
         raise UserError(f"{folder / MANIFEST}: is not as it was written; {_REMEDY}")
@@ -146,7 +153,11 @@ def check_files(folder: Path, manifest: dict[str, Any], *, contents: bool) -> No
                 raise UserError(f"{path}: is missing or not as it was written; {_REMEDY}")
         for shard in manifest["splits"][split]["shards"]:
             path = folder / shard["file"]
-            if not path.exists() or path.stat().st_size != shard["size"] or (contents and file_digest(path) != shard["sha256"]):
+            if (
+                not path.exists()
+                or path.stat().st_size != shard["size"]
+                or (contents and file_digest(path) != shard["sha256"])
+            ):
                 raise UserError(f"{path}: is missing or not as it was written; {_REMEDY}")
 
 

@@ -47,8 +47,8 @@ from recollect.data.text.preparation.manifest import (
 )
 from recollect.data.text.preparation.shards import Job, PreparedText
 from recollect.data.text.preparation.sources import Division, Source, open_source, rank
-from recollect.data.tokenizers import Tokenizer, bpe_size, open_tokenizer, tokenizer_file
 from recollect.data.text.preparation.worker_pool import Progress, work
+from recollect.data.tokenizers import Tokenizer, bpe_size, open_tokenizer, tokenizer_file
 
 BPE_BYTES = 1 << 30
 """A BPE is fitted to at most about this much text: all training documents, or a share of them chosen by their names."""
@@ -69,7 +69,13 @@ class Preparation:
 
     @classmethod
     def of(
-        cls, source: str, tokenizer: str = "bytes", *, field: str = "text", start: str | None = None, shard_bytes: int | None = None
+        cls,
+        source: str,
+        tokenizer: str = "bytes",
+        *,
+        field: str = "text",
+        start: str | None = None,
+        shard_bytes: int | None = None,
     ) -> Preparation:
         """Looks at source and tokenizer.
 
@@ -116,7 +122,9 @@ class Preparation:
         if processes < 1:
             raise UserError(f"processes={processes}: must be at least 1")
         if self.source.has(out):
-            raise UserError(f"{out}: lies in the source {self.source.name}, and would be text of it; choose a folder outside")
+            raise UserError(
+                f"{out}: lies in the source {self.source.name}, and would be text of it; choose a folder outside"
+            )
         with _claimed(out, self.plan, say) as plan:
             _sweep(out)
             name = "bytes" if self.tokenizer == "bytes" else str(out / TOKENIZER_FILE)
@@ -128,12 +136,21 @@ class Preparation:
             division = self.source.division
             count = len(division.tasks)
             jobs = [
-                Job(out, number, count, units, division.held_out_bound, name, self.start) for number, units in enumerate(division.tasks)
+                Job(out, number, count, units, division.held_out_bound, name, self.start)
+                for number, units in enumerate(division.tasks)
             ]
             return _finish(out, plan, _work(jobs, own.digest, processes, say), own, self.tokenizer, say)
 
 
-def run(source: str, out: Path, tokenizer: str, processes: int | None, field: str, start: str | None, shard_bytes: int | None) -> int:
+def run(
+    source: str,
+    out: Path,
+    tokenizer: str,
+    processes: int | None,
+    field: str,
+    start: str | None,
+    shard_bytes: int | None,
+) -> int:
     """`python main.py prepare`: prepares and prints what came out; 0. The arguments are `Preparation`'s; processes None: one a core.
 
     Raises:
@@ -146,7 +163,9 @@ def run(source: str, out: Path, tokenizer: str, processes: int | None, field: st
         print(
             f"{split}: {facts['tokens']:,} tokens, {facts['bytes']:,} bytes, {facts['documents']:,} documents, {len(facts['shards'])} shards"
         )
-    print(f"tokenizer {manifest['tokenizer']['name']} of {manifest['tokenizer']['vocabulary']:,}; corpus sha256 {manifest['digest'][:16]}")
+    print(
+        f"tokenizer {manifest['tokenizer']['name']} of {manifest['tokenizer']['vocabulary']:,}; corpus sha256 {manifest['digest'][:16]}"
+    )
     print(f"prepared: {out}; train with data.source={out}")
     return 0
 
@@ -159,22 +178,30 @@ def _claimed(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> Ite
             out.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(open(out / LOCK, "w"))
         except OSError as error:
-            raise UserError(f"cannot write to {out}: {error.strerror or error}; a cache can be elsewhere: set RECOLLECT_CACHE") from error
+            raise UserError(
+                f"cannot write to {out}: {error.strerror or error}; a cache can be elsewhere: set RECOLLECT_CACHE"
+            ) from error
         _lock(lock, out, say)
         found = read_plan(out)
         others = [path.name for path in out.iterdir() if path.name != LOCK and not path.name.startswith(TEMPORARY)]
         if found is None and others:
             raise UserError(f"{out}: holds {sorted(others)[0]} and is no prepared text; choose a new or empty folder")
         if found is not None and found["key"] != plan["key"]:
-            differing = ", ".join(f"{field} {found[field]!r}" for field in plan if field != "key" and found[field] != plan[field])
-            raise UserError(f"{out}: was prepared from something else ({differing}); choose another folder, or remove this one")
+            differing = ", ".join(
+                f"{field} {found[field]!r}" for field in plan if field != "key" and found[field] != plan[field]
+            )
+            raise UserError(
+                f"{out}: was prepared from something else ({differing}); choose another folder, or remove this one"
+            )
         try:
             if found is None:
                 found = write_sealed(out / PLAN, plan)
             (out / PARTS).mkdir(exist_ok=True)
             yield {field: found[field] for field in plan}
         except OSError as error:
-            raise UserError(f"{out}: cannot be written ({error.strerror or error}); the same command goes on from here") from error
+            raise UserError(
+                f"{out}: cannot be written ({error.strerror or error}); the same command goes on from here"
+            ) from error
 
 
 def _lock(file: Any, out: Path, say: Callable[[str], None]) -> None:
@@ -246,7 +273,12 @@ def _work(jobs: list[Job], digest: str, processes: int, say: Callable[[str], Non
 
 
 def _finish(
-    out: Path, plan: dict[str, Any], facts: list[dict[str, Any]], tokenizer: Tokenizer, name: str, say: Callable[[str], None]
+    out: Path,
+    plan: dict[str, Any],
+    facts: list[dict[str, Any]],
+    tokenizer: Tokenizer,
+    name: str,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Joins what the tasks left: lengths, TFDS's metadata and, last, the manifest; again when they are there already."""
     for split in SPLITS:

@@ -149,7 +149,11 @@ def open_prepared(source: str, tokenizer: str | None = None) -> Prepared:
 def _check_tokenizer(folder: Path, own: dict[str, Any], wanted: str | None) -> None:
     if wanted is None or wanted == own["name"]:
         return
-    if wanted == "bytes" or wanted.startswith("bpe:") or open_tokenizer(wanted, own["start_token"]).digest != own["digest"]:
+    if (
+        wanted == "bytes"
+        or wanted.startswith("bpe:")
+        or open_tokenizer(wanted, own["start_token"]).digest != own["digest"]
+    ):
         raise UserError(f"tokenizer={wanted!r}: {folder} was prepared with {own['name']!r}; leave the tokenizer out")
 
 

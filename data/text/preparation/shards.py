@@ -53,10 +53,14 @@ class PreparedText(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(features=features(self._vocabulary), description=type(self).__doc__)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        raise NotImplementedError("shards are written by recollect.data.text.preparation.shards.write_part, in parallel")
+        raise NotImplementedError(
+            "shards are written by recollect.data.text.preparation.shards.write_part, in parallel"
+        )
 
     def _generate_examples(self) -> Iterator[Any]:
-        raise NotImplementedError("shards are written by recollect.data.text.preparation.shards.write_part, in parallel")
+        raise NotImplementedError(
+            "shards are written by recollect.data.text.preparation.shards.write_part, in parallel"
+        )
 
     def write_metadata(self, folder: Path, shard_lengths: dict[str, list[int]], sizes: dict[str, int]) -> None:
         """Writes features.json and dataset_info.json for shards that are there: records of each shard, and bytes, by split."""
@@ -64,7 +68,10 @@ class PreparedText(tfds.core.GeneratorBasedBuilder):
             tfds.core.splits.SplitDict(
                 [
                     tfds.core.SplitInfo(
-                        name=split, shard_lengths=lengths, num_bytes=sizes[split], filename_template=_template(folder, split)
+                        name=split,
+                        shard_lengths=lengths,
+                        num_bytes=sizes[split],
+                        filename_template=_template(folder, split),
                     )
                     for split, lengths in shard_lengths.items()
                 ]
@@ -74,7 +81,9 @@ class PreparedText(tfds.core.GeneratorBasedBuilder):
 
 
 def _template(folder: Path, split: str) -> Any:
-    return tfds.core.ShardedFileTemplate(data_dir=folder, dataset_name=PreparedText.name, split=split, filetype_suffix="array_record")
+    return tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=PreparedText.name, split=split, filetype_suffix="array_record"
+    )
 
 
 def shard_name(split: str, number: int, count: int) -> str:

@@ -68,7 +68,14 @@ class Source:
       root: the folder below which all files are text of it; None when there is none.
     """
 
-    def __init__(self, name: str, fingerprint: str, units: Callable[[], list[Unit]], shard_bytes: int | None, root: Path | None = None):
+    def __init__(
+        self,
+        name: str,
+        fingerprint: str,
+        units: Callable[[], list[Unit]],
+        shard_bytes: int | None,
+        root: Path | None = None,
+    ):
         self.name = name
         self.fingerprint = fingerprint
         self.root = root
@@ -231,7 +238,9 @@ def _divide(source: str, units: list[Unit]) -> tuple[list[Unit], float]:
         return units, HELD_OUT_SHARE
     found: list[tuple[Unit, str]] = []
     for unit in units:
-        found += [(unit, document.name) for document in itertools.islice(read_unit(unit), _FEW) if not document.continues]
+        found += [
+            (unit, document.name) for document in itertools.islice(read_unit(unit), _FEW) if not document.continues
+        ]
         if len(found) >= _FEW:  # none of 1,000 is held out once in 10^22 times
             return units, HELD_OUT_SHARE
     if not found:
@@ -252,7 +261,9 @@ def _halves(unit: Unit, units: Sequence[Unit]) -> list[Unit]:
     mark = int(size * (1 - HELD_OUT_SHARE))
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         # A line break at or before the mark; else any byte that begins a character.
-        at = view.rfind(b"\n", 0, mark) + 1 or next((place for place in range(mark, 0, -1) if view[place] & 0xC0 != 0x80), 0)
+        at = view.rfind(b"\n", 0, mark) + 1 or next(
+            (place for place in range(mark, 0, -1) if view[place] & 0xC0 != 0x80), 0
+        )
     if at == 0:
         raise UserError(f"{path.name}: {size} bytes are too few to hold a part out")
     step = max(part.end - part.begin for part in units)

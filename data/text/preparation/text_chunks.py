@@ -42,6 +42,16 @@ def character_border(text: bytes, at: int) -> int:
         byte = text[at - back]
         if byte & 0xC0 == 0x80:
             continue
-        length = 1 if byte < 0x80 else 2 if byte >> 5 == 0b110 else 3 if byte >> 4 == 0b1110 else 4 if byte >> 3 == 0b11110 else back
+        length = (
+            1
+            if byte < 0x80
+            else 2
+            if byte >> 5 == 0b110
+            else 3
+            if byte >> 4 == 0b1110
+            else 4
+            if byte >> 3 == 0b11110
+            else back
+        )
         return at if length <= back or at == back else at - back
     return at

@@ -59,7 +59,11 @@ def tfds_units(source: str, field: str, shard_bytes: Callable[[int], int]) -> tu
         for part in range(parts):
             begin, end = count * part // parts, count * (part + 1) // parts
             units.append(Unit("tfds", str(builder.data_dir), split, begin, end, size // parts, begin, feature, side))
-    facts = [builder.info.full_name, feature, *(f"{split} {splits[split].num_examples} {splits[split].num_bytes}" for split in used)]
+    facts = [
+        builder.info.full_name,
+        feature,
+        *(f"{split} {splits[split].num_examples} {splits[split].num_bytes}" for split in used),
+    ]
     return units, hashlib.sha256("\n".join(facts).encode("utf-8")).hexdigest()
 
 
@@ -70,7 +74,9 @@ def _text_feature(source: str, features: Any, field: str) -> str:
     if not texts:
         raise UserError(f"source={source!r}: the data set has no text feature, only {', '.join(features)}")
     if field != "text" or len(texts) > 1:
-        raise UserError(f"source={source!r}: has no text feature {field!r}, only {', '.join(texts)}; prepare it with --field")
+        raise UserError(
+            f"source={source!r}: has no text feature {field!r}, only {', '.join(texts)}; prepare it with --field"
+        )
     return texts[0]
 
 
@@ -94,11 +100,19 @@ def _named_builder(source: str, name: str) -> Any:
     try:
         builder = tfds.builder(name, data_dir=folder, file_format=_FORMAT)
     except Exception as error:
-        raise UserError(f"source={source!r}: TFDS has no such data set for use without TensorFlow ({_first_line(error)})") from error
+        raise UserError(
+            f"source={source!r}: TFDS has no such data set for use without TensorFlow ({_first_line(error)})"
+        ) from error
     if not any(isinstance(feature, tfds.features.Text) for feature in (builder.info.features or {}).values()):
-        raise UserError(f"source={source!r}: the data set has no text feature, only {', '.join(builder.info.features or ())}")
+        raise UserError(
+            f"source={source!r}: the data set has no text feature, only {', '.join(builder.info.features or ())}"
+        )
     prepared = (Path(builder.data_dir) / "dataset_info.json").exists()
-    if isinstance(builder, tfds.core.BeamBasedBuilder) and not prepared and importlib.util.find_spec("apache_beam") is None:
+    if (
+        isinstance(builder, tfds.core.BeamBasedBuilder)
+        and not prepared
+        and importlib.util.find_spec("apache_beam") is None
+    ):
         raise UserError(
             f"source={source!r}: TFDS makes this data set with Apache Beam: `pip install apache-beam`, or bring a folder of it "
             f"prepared as {_FORMAT} and give tfds:FOLDER"

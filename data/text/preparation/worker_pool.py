@@ -47,7 +47,9 @@ def work(jobs: list[Job], processes: int) -> Iterator[dict[str, Any]]:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         except BrokenProcessPool as error:
-            raise UserError("a worker process was killed (out of memory?); the same command goes on, with fewer --processes") from error
+            raise UserError(
+                "a worker process was killed (out of memory?); the same command goes on, with fewer --processes"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -80,7 +82,9 @@ class Progress:
         self._size = sum(unit.size for job in missing for unit in job.units)
         self._done, self._tokens = 0, 0
         self._began = self._told = time.monotonic()
-        self._bar = tqdm(total=self._size, unit="B", unit_scale=True, desc="prepare", disable=not sys.stderr.isatty(), leave=False)
+        self._bar = tqdm(
+            total=self._size, unit="B", unit_scale=True, desc="prepare", disable=not sys.stderr.isatty(), leave=False
+        )
 
     def add(self, facts: dict[str, Any]) -> None:
         """Counts a job that is done."""
@@ -90,7 +94,9 @@ class Progress:
         self._bar.update(facts["source_bytes"])
         if self._bar.disable and time.monotonic() - self._told > _LINE_SECONDS:
             self._told = time.monotonic()
-            self._say(f"{self._shards} of {self._count} shards, {self._done / 1e6:,.0f} of {self._size / 1e6:,.0f} MB, {self._speed()}")
+            self._say(
+                f"{self._shards} of {self._count} shards, {self._done / 1e6:,.0f} of {self._size / 1e6:,.0f} MB, {self._speed()}"
+            )
 
     def _speed(self) -> str:
         return f"{self._tokens / max(time.monotonic() - self._began, 1e-9):,.0f} tokens a second"

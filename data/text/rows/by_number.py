@@ -17,8 +17,8 @@ from __future__ import annotations
 from recollect.configuration import UserError
 from recollect.data.batch import Batch
 from recollect.data.text.rows.base import Documents, Plan, RowArrays
-from recollect.data.text.rows.stable_random import seed_of
 from recollect.data.text.rows.curriculum import Schedule, Sequences
+from recollect.data.text.rows.stable_random import seed_of
 
 _EPOCHS = 4
 _ROUNDS = 4
@@ -41,7 +41,15 @@ class Batches:
     """
 
     def __init__(
-        self, documents: Documents, plan: Plan, sequences: Sequences, *, length: int, batch_size: int, seed: int, shuffle: bool = True
+        self,
+        documents: Documents,
+        plan: Plan,
+        sequences: Sequences,
+        *,
+        length: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
     ):
         if not any(plan.counts):
             raise UserError("the corpus has no training documents, so there are no rows to train on")

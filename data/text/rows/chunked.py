@@ -54,4 +54,8 @@ class ChunkedPlan(Plan):
         """Rows, and documents that lie in more than one of them."""
         length = self.lengths[0]
         begin, last = self._begin[:-1], np.maximum(self._begin[1:] - 1, self._begin[:-1])
-        return {**super().facts(), "documents_cut": int(np.count_nonzero(begin // length != last // length)), "documents": self._documents}
+        return {
+            **super().facts(),
+            "documents_cut": int(np.count_nonzero(begin // length != last // length)),
+            "documents": self._documents,
+        }

@@ -19,10 +19,10 @@ import chz
 import numpy as np
 
 from recollect.configuration import Config, UserError
+from recollect.data.text.rows.base import Plan
 from recollect.data.text.rows.chunked import ChunkedPlan
 from recollect.data.text.rows.decomposed import DecomposedPlan
 from recollect.data.text.rows.packed import PackedPlan
-from recollect.data.text.rows.base import Plan
 from recollect.data.text.rows.stable_random import uniforms
 
 Curriculum = Literal["uniform", "grow_linear", "grow_p2", "grow_p100"]
@@ -86,7 +86,9 @@ class Decomposed(Sequences):
     @chz.validate
     def _ranges(self) -> None:
         if self.shortest < 2 or self.shortest & (self.shortest - 1):
-            raise UserError(f"shortest={self.shortest}: must be a power of two, at least 2; the nearest is {_nearest_power(self.shortest)}")
+            raise UserError(
+                f"shortest={self.shortest}: must be a power of two, at least 2; the nearest is {_nearest_power(self.shortest)}"
+            )
         if self.cycles < 1:
             raise UserError(f"cycles={self.cycles}: must be at least 1")
 
@@ -97,7 +99,9 @@ class Decomposed(Sequences):
                 f"length={length}: Decomposed has buckets of powers of two, and the longest is `length`; the nearest is {_nearest_power(length)}"
             )
         if length < self.shortest:
-            raise UserError(f"length={length}: the longest bucket is shorter than the shortest, sequences.shortest={self.shortest}")
+            raise UserError(
+                f"length={length}: the longest bucket is shorter than the shortest, sequences.shortest={self.shortest}"
+            )
 
     def plan(self, lengths: np.ndarray, length: int, seed: int) -> Plan:
         plan = DecomposedPlan(lengths, self.shortest, length, seed, randomise=self.randomise)
@@ -115,7 +119,11 @@ class Decomposed(Sequences):
             "grow_p2": lambda place: 2.0 ** (last - place),
             "grow_p100": lambda place: 100.0 ** (last - place),
         }[self.curriculum]
-        weights = [1] * len(plan.lengths) if self.odds == "raw" else [a * b for a, b in zip(plan.lengths, plan.counts, strict=True)]
+        weights = (
+            [1] * len(plan.lengths)
+            if self.odds == "raw"
+            else [a * b for a, b in zip(plan.lengths, plan.counts, strict=True)]
+        )
         return self.cycles, tuple(raw(place) * weight for place, weight in enumerate(weights))
 
 

@@ -71,7 +71,9 @@ class DecomposedPlan(Plan):
         }
 
 
-def decompose(lengths: np.ndarray, low: int, high: int, seed: int, *, randomise: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def decompose(
+    lengths: np.ndarray, low: int, high: int, seed: int, *, randomise: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cuts documents into pieces of 2^k + 1 tokens, low <= k <= high.
 
     Returns:
@@ -85,7 +87,9 @@ def decompose(lengths: np.ndarray, low: int, high: int, seed: int, *, randomise:
     bounds = np.cumsum(shares / shares.sum())
     rounds = 0
     while True:
-        excess = lengths - at - (2 << high)  # a document is drawn for while floor(log2(n - 1)) > high: while n > 2^(high + 1)
+        excess = (
+            lengths - at - (2 << high)
+        )  # a document is drawn for while floor(log2(n - 1)) > high: while n > 2^(high + 1)
         active = np.flatnonzero(excess > 0)
         if not active.size:
             break

@@ -112,7 +112,9 @@ def test_selections_without_replacement_are_uniform(choices):
     drawn = np.asarray(jax.jit(_distinct, static_argnums=(1, 2, 3))(jax.random.key(1), rows, choices, count))
     counts = np.bincount((drawn[:, 0] * choices + drawn[:, 1]) * choices + drawn[:, 2], minlength=choices**3)
     cells = choices * (choices - 1) * (choices - 2)
-    observed = np.array([counts[(a * choices + b) * choices + c] for a, b, c in itertools.permutations(range(choices), 3)])
+    observed = np.array(
+        [counts[(a * choices + b) * choices + c] for a, b, c in itertools.permutations(range(choices), 3)]
+    )
     assert observed.sum() == rows  # nothing outside the ordered selections
     chi_square = ((observed - rows / cells) ** 2 / (rows / cells)).sum()
     assert abs(chi_square - (cells - 1)) < 5 * np.sqrt(2 * cells)
@@ -170,7 +172,10 @@ def test_calls_take_slices_by_weight():
         ({"power": 0.0}, "power=0.0"),
         ({"passes": 0}, "passes=0"),
         ({"evaluation": (RecallSlice(length=64, pairs=33),)}, "at most 16 pairs fit"),
-        ({"mixture": (RecallSlice(length=64, pairs=4), RecallSlice(length=64, pairs=4, weight=2.0))}, "slice 64x4 twice"),
+        (
+            {"mixture": (RecallSlice(length=64, pairs=4), RecallSlice(length=64, pairs=4, weight=2.0))},
+            "slice 64x4 twice",
+        ),
         ({"evaluation_examples": 0}, "evaluation_examples=0"),
     ],
 )

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from recollect.configuration import UserError, from_json, to_json
-from recollect.data.text.rows.curriculum import Chunked, Decomposed, Packed
 from recollect.data.text.dataset import Text
+from recollect.data.text.rows.curriculum import Chunked, Decomposed, Packed
 from recollect.data.tokenizers import START, ByteTokenizer
 
 
@@ -40,7 +40,9 @@ def test_rows_are_full_and_targets_stay_in_their_document(folder):
     batches = text.batches(seed=3, batch_size=32)
     assert batches.plan.facts()["fill"] > 0.95
     batch = batches.read(0, 0, 32)
-    assert {a.dtype.name for a in (batch.tokens, batch.targets, batch.segments)} == {"int32"} and batch.weights.dtype == np.float32
+    assert {a.dtype.name for a in (batch.tokens, batch.targets, batch.segments)} == {
+        "int32"
+    } and batch.weights.dtype == np.float32
     assert batch.tokens.shape == batch.targets.shape == batch.weights.shape == batch.segments.shape == (32, 128)
     assert batch.target_positions is None and (batch.segments.max(axis=1) > 1).any()
     documents = text.prepared().train
@@ -71,7 +73,9 @@ def test_held_out_batches_are_fixed_and_disjoint_from_training(folder):
     small = list(text.evaluation_batches(1, 1000))
     size = next(size for size in range(5, 100) if len(small) % size)
     large = list(text.evaluation_batches(size, 1000))
-    order = [[tokens.tobytes() for batch in batches for tokens in batch.tokens if tokens.any()] for batches in (small, large)]
+    order = [
+        [tokens.tobytes() for batch in batches for tokens in batch.tokens if tokens.any()] for batches in (small, large)
+    ]
     assert order[0] == order[1]  # whatever the batch size
     assert all(batch.tokens.shape == (size, 64) for batch in large)
     tail = large[-1].segments.max(axis=1) == 0
@@ -81,8 +85,12 @@ def test_held_out_batches_are_fixed_and_disjoint_from_training(folder):
     # Every byte is a target, those whose context lies in the row before among them.
     assert sum(batch.weights.sum() for batch in large) == prepared.held_out.byte_lengths.sum()
     sizes = prepared.train.lengths.tolist()
-    train = b"\0".join(prepared.tokenizer.to_bytes(prepared.train.tokens(number, 0, size)) for number, size in enumerate(sizes))
-    held_out = [bytes(piece[1:]) for batch in large for piece in segments_of(batch) if len(piece) > 12 and piece[0] == START]
+    train = b"\0".join(
+        prepared.tokenizer.to_bytes(prepared.train.tokens(number, 0, size)) for number, size in enumerate(sizes)
+    )
+    held_out = [
+        bytes(piece[1:]) for batch in large for piece in segments_of(batch) if len(piece) > 12 and piece[0] == START
+    ]
     assert held_out and not any(piece in train for piece in held_out)
     assert len(list(text.evaluation_batches(3, 2))) == 2
     assert len(list(Text(source=str(folder), length=64, held_out_batches=1).evaluation_batches(3))) == 1

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from recollect.configuration import UserError
 from recollect.data.text.preparation import text_chunks as stretching
-from recollect.data.tokenizers import huggingface
-from recollect.data.tokenizers import START, ByteTokenizer, bpe_size, open_tokenizer
+from recollect.data.tokenizers import START, ByteTokenizer, bpe_size, huggingface, open_tokenizer
 from recollect.data.tokenizers.huggingface import START_TOKENS, FileTokenizer, train_bpe
 
 TEXT = "naïve ☃ text\n\n    def f(x):\n        return x  # <|endoftext|> and <s>\n\t𝄞 1234 ... " * 5
@@ -40,7 +39,9 @@ def test_a_bpe_joins_pairs_of_its_text_and_knows_no_unknown(bpe):
     assert bpe.vocabulary == 310 and bpe.token_bytes.shape == (310,) and bpe.token_bytes.max() > 1
     assert len(bpe.encode(TEXT)) < len(TEXT) / 2
     assert bpe.start_token == "<|endoftext|>" and bpe.token_bytes[bpe.start] == 0
-    assert train_bpe(iter([TEXT, "other words <s> <s> <s>"]), 310) == train_bpe(iter([TEXT, "other words <s> <s> <s>"]), 310)
+    assert train_bpe(iter([TEXT, "other words <s> <s> <s>"]), 310) == train_bpe(
+        iter([TEXT, "other words <s> <s> <s>"]), 310
+    )
 
 
 def test_text_is_never_a_special_token(bpe):
@@ -71,12 +72,18 @@ def word_pieces():
 
 
 def sentence_pieces():
-    pieces = {"<unk>": 0, "<s>": 1, "▁a": 2, "▁": 3, "b": 4, "a": 5} | {f"<0x{byte:02X}>": 6 + byte for byte in range(256)}
+    pieces = {"<unk>": 0, "<s>": 1, "▁a": 2, "▁": 3, "b": 4, "a": 5} | {
+        f"<0x{byte:02X}>": 6 + byte for byte in range(256)
+    }
     model = tokenizers.models.BPE(pieces, [("▁", "a")], unk_token="<unk>", byte_fallback=True)
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="never")
     tokenizer.decoder = tokenizers.decoders.Sequence(
-        [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Metaspace(prepend_scheme="never"), tokenizers.decoders.Fuse()]
+        [
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Metaspace(prepend_scheme="never"),
+            tokenizers.decoders.Fuse(),
+        ]
     )
     tokenizer.add_special_tokens(["<unk>", "<s>"])
     return tokenizer
@@ -120,7 +127,9 @@ def test_settings_for_batches_of_texts_are_left_out(tmp_path, bpe):
     tokenizer = word_pieces()
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=9)
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [CLS]", special_tokens=[("[CLS]", 1)])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [CLS]", special_tokens=[("[CLS]", 1)]
+    )
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert FileTokenizer(tmp_path / "tokenizer.json").encode("ab ab ab ab").tolist() == [1, 2, 2, 2, 2]
 

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from recollect.configuration import UserError
-from recollect.layers.mixers.attention import Attention
 from recollect.layers.mixer import Context, Mixer, MixerConfig, Place
+from recollect.layers.mixers.attention import Attention
 from recollect.layers.modules.positions import LearnedPositions, Rotary
 
 WIDTH = 16
@@ -31,7 +31,9 @@ def build(config: MixerConfig) -> Mixer:
     mixer = config.build(WIDTH, Place(), nnx.Rngs(params=jax.random.key(0)))
     leaves, tree = jax.tree.flatten(mixer)
     keys = jax.random.split(jax.random.key(7), len(leaves))
-    return jax.tree.unflatten(tree, [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
+    return jax.tree.unflatten(
+        tree, [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    )
 
 
 def tokens(b: int, t: int) -> jax.Array:
@@ -85,13 +87,17 @@ def assert_streams(config: MixerConfig, sizes: tuple[int, ...] = (4, 4, 9, 4, 3)
     """A row fed in chunks gives the full call: documents end and begin inside chunks, padding stands anywhere."""
     mixer = build(config)
     segments = jnp.array([ROW, ROW[::-1]])
-    segments = segments.at[1].set(jnp.where(segments[1] == 0, 0, 4 - segments[1]))  # the reversed row counts its documents up
+    segments = segments.at[1].set(
+        jnp.where(segments[1] == 0, 0, 4 - segments[1])
+    )  # the reversed row counts its documents up
     x = jnp.where(segments[..., None] != 0, tokens(2, len(ROW)), jnp.nan)
     expected = full(mixer, x, Context(segments=segments))
     state, parts, start = mixer.init_state(2, len(ROW)), [], 0
     assert sum(sizes) == len(ROW)
     for size in sizes:
-        hidden, state = extend(mixer, x[:, start : start + size], state, Context(segments=segments[:, start : start + size]))
+        hidden, state = extend(
+            mixer, x[:, start : start + size], state, Context(segments=segments[:, start : start + size])
+        )
         parts.append(hidden)
         start += size
     real = segments != 0
@@ -105,7 +111,9 @@ def by_formula(mixer, x: np.ndarray, seen: np.ndarray, key_heads: int) -> np.nda
         return x @ np.asarray(linear.kernel[...], np.float64) + np.asarray(linear.bias[...], np.float64)
 
     def place(heads, norm):
-        heads = heads / np.sqrt(np.mean(heads**2, axis=-1, keepdims=True) + 1e-6) * np.asarray(norm.gain[...], np.float64)
+        heads = (
+            heads / np.sqrt(np.mean(heads**2, axis=-1, keepdims=True) + 1e-6) * np.asarray(norm.gain[...], np.float64)
+        )
         half = heads.shape[-1] // 2
         turn = np.exp(1j * np.arange(len(x))[:, None] * 100.0 ** (-np.arange(half) / half))[:, None, :]
         turned = (heads[..., :half] + 1j * heads[..., half:]) * turn
@@ -120,11 +128,15 @@ def by_formula(mixer, x: np.ndarray, seen: np.ndarray, key_heads: int) -> np.nda
         shared = head // (q.shape[1] // key_heads)
         weights = np.where(seen, np.exp(q[:, head] @ k[:, shared].T / np.sqrt(dim)), 0)
         outs.append(weights / weights.sum(axis=1, keepdims=True) @ v[:, shared])
-    return np.concatenate(outs, axis=1) @ np.asarray(mixer.output.kernel[...], np.float64) + np.asarray(mixer.output.bias[...])
+    return np.concatenate(outs, axis=1) @ np.asarray(mixer.output.kernel[...], np.float64) + np.asarray(
+        mixer.output.bias[...]
+    )
 
 
 def test_follows_the_formula():
-    mixer = build(Attention(heads=4, key_heads=2, head_dim=6, positions=Rotary(base=100.0), query_key_norm=True, bias=True))
+    mixer = build(
+        Attention(heads=4, key_heads=2, head_dim=6, positions=Rotary(base=100.0), query_key_norm=True, bias=True)
+    )
     x = tokens(1, 9)
     expected = by_formula(mixer, np.asarray(x[0], np.float64), np.tril(np.ones((9, 9), bool)), 2)
     assert error(full(mixer, x)[0], expected) < CLOSE
@@ -174,7 +186,9 @@ def test_learned_positions_reach_queries_and_keys_only():
     mixer = build(Attention(heads=2, positions=LearnedPositions(maximum=4)))
     x = tokens(1, 4)
     places = jnp.array([[2]])
-    assert error(full(mixer, x[:, :1], Context(positions=places)), full(mixer, x[:, :1])) == 0  # one key: its value, whatever the scores
+    assert (
+        error(full(mixer, x[:, :1], Context(positions=places)), full(mixer, x[:, :1])) == 0
+    )  # one key: its value, whatever the scores
     swapped = full(mixer, x, Context(positions=jnp.array([[0, 1, 3, 3]])))
     assert error(swapped[:, 3], full(mixer, x)[:, 3]) > 1e-3
 

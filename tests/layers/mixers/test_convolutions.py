@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from recollect.configuration import UserError, from_json, to_json
+from recollect.layers.mixer import Context, Place
 from recollect.layers.mixers.base_convolution import BaseConvolution
 from recollect.layers.mixers.gated_convolution import GatedConvolution
 from recollect.layers.mixers.hyena import Hyena
 from recollect.layers.modules.implicit_filter import ReluFilter, SineFilter
-from recollect.layers.mixer import Context, Place
 from recollect.layers.modules.short_convolution import ShortConvolution
 from recollect.pallas_kernels.dispatch import interpreted, preferred_backend, recorded_choices
 
@@ -174,7 +174,9 @@ def test_base_convolution_with_a_long_filter_by_hand():
     w, u = weights_of(mixer), np.asarray(x[0], np.float64)
     time = np.arange(9)[:, None] / 50
     phase = np.exp(-1j * 1e-4 * 2 * np.pi * time)
-    hidden = np.concatenate([time, phase.real, phase.imag], axis=1) @ w["filter", "up", "kernel"] + w["filter", "up", "bias"]
+    hidden = (
+        np.concatenate([time, phase.real, phase.imag], axis=1) @ w["filter", "up", "kernel"] + w["filter", "up", "bias"]
+    )
     filter = np.maximum(hidden, 0) @ w["filter", "down", "kernel"] + w["filter", "down", "bias"]
     wanted = (conv_by_hand(u, filter) + u) * (u @ w["projection", "kernel"] + w["projection", "bias"]) + u
     assert error(mixer(x).hidden[0], wanted) < TOLERANCE
@@ -204,10 +206,15 @@ def test_hyena_by_hand():
     phase = np.exp(-1j * 1e-4 * 2 * np.pi * time)
     z = np.concatenate([time, phase.real, phase.imag], axis=1)
     for layer in range(3):
-        z = np.sin(w["filter", "frequency"] * (z @ w["filter", "layers", layer, "kernel"] + w["filter", "layers", layer, "bias"]))
+        z = np.sin(
+            w["filter", "frequency"]
+            * (z @ w["filter", "layers", layer, "kernel"] + w["filter", "layers", layer, "bias"])
+        )
     decay = np.abs(np.linspace(np.log(0.01) / 1.5, np.log(0.01) / 0.3, WIDTH))
     filter = z @ w["filter", "output"] * np.exp(-time * decay)
-    projected = conv_by_hand(u @ w["input", "kernel"] + w["input", "bias"], w["convolution", "taps"]) + w["convolution", "bias"]
+    projected = (
+        conv_by_hand(u @ w["input", "kernel"] + w["input", "bias"], w["convolution", "taps"]) + w["convolution", "bias"]
+    )
     x1, x2, v = np.split(projected, 3, axis=1)
     v = v * x1
     v = conv_by_hand(v, filter) + w["skip",] * v
@@ -223,9 +230,9 @@ def test_filter_is_the_same_for_any_input_length(kind):
     for length in (1, 17, 99):
         assert error(filter(length), whole[:length]) < 1e-6
     if kind == "sine":
-        assert {(v.get_metadata()["group"], v.get_metadata()["decay"]) for _, v in nnx.to_flat_state(nnx.state(filter))} == {
-            ("filter", False)
-        }
+        assert {
+            (v.get_metadata()["group"], v.get_metadata()["decay"]) for _, v in nnx.to_flat_state(nnx.state(filter))
+        } == {("filter", False)}
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -254,7 +261,10 @@ def test_stream_past_its_capacity_reads_nan(name, chunk):
 
 
 def test_state_sizes():
-    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(build(config).init_state(1, 32))) for name, config in CONFIGS.items()}
+    sizes = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(build(config).init_state(1, 32)))
+        for name, config in CONFIGS.items()
+    }
     cursor, long = 2, 32 + 1  # position and segment; segments of the slots, and their count
     assert sizes == {
         "short": 3 * WIDTH + cursor,
@@ -270,8 +280,13 @@ def test_state_sizes():
 def test_initialisation():
     taps = ShortConvolution(kernel=4).build(500, Place(0, 1), nnx.Rngs(params=jax.random.key(0))).convolution.taps[...]
     assert float(jnp.max(jnp.abs(taps))) <= 0.5
-    assert abs(float(jnp.std(taps)) - 0.5 / 3**0.5) < 0.02  # uniform on (-1/2, 1/2) times 2/2: standard deviation bound / sqrt(3)
-    out = {depth: GatedConvolution().build(64, Place(0, depth), nnx.Rngs(params=jax.random.key(0))).output.kernel[...] for depth in (1, 8)}
+    assert (
+        abs(float(jnp.std(taps)) - 0.5 / 3**0.5) < 0.02
+    )  # uniform on (-1/2, 1/2) times 2/2: standard deviation bound / sqrt(3)
+    out = {
+        depth: GatedConvolution().build(64, Place(0, depth), nnx.Rngs(params=jax.random.key(0))).output.kernel[...]
+        for depth in (1, 8)
+    }
     assert abs(float(jnp.std(out[1]) / jnp.std(out[8])) - 8**0.5) < 1e-4
 
 

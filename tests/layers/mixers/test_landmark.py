@@ -37,7 +37,8 @@ def inputs(b=1):
 def projections(mixer, x):
     """q (b, t, 4, 4), k and v (b, t, 2, 4) in float64."""
     return tuple(
-        np.asarray(x @ linear.kernel[...], np.float64).reshape(*x.shape[:2], -1, 4) for linear in (mixer.query, mixer.key, mixer.value)
+        np.asarray(x @ linear.kernel[...], np.float64).reshape(*x.shape[:2], -1, 4)
+        for linear in (mixer.query, mixer.key, mixer.value)
     )
 
 
@@ -49,7 +50,10 @@ def plain():
 def test_the_layer_is_the_oracle():
     mixer, x = build(), inputs()
     q, k, v = projections(mixer, x)
-    q, k = (np.stack([[[landmark_oracle.rotate(y, i) for y in token] for i, token in enumerate(row)] for row in z]) for z in (q, k))
+    q, k = (
+        np.stack([[[landmark_oracle.rotate(y, i) for y in token] for i, token in enumerate(row)] for row in z])
+        for z in (q, k)
+    )
     weights = landmark_oracle.training_weights(q, k, 4, 4**-0.5, *plain())
     o = np.einsum("bhts,bshv->bthv", weights, np.repeat(v, 2, axis=2)).reshape(1, T, WIDTH)
     expected = o @ np.asarray(mixer.output.kernel[...], np.float64)

@@ -8,8 +8,8 @@ from flax import nnx
 
 from recollect.configuration import UserError
 from recollect.layers import LinearAttention
-from recollect.layers.modules.feature_maps import EluPlusOne, Exp, Hedgehog, Identity, Relu, Taylor
 from recollect.layers.mixer import Context, Place
+from recollect.layers.modules.feature_maps import EluPlusOne, Exp, Hedgehog, Identity, Relu, Taylor
 from recollect.layers.modules.positions import LearnedPositions, Rotary
 from recollect.pallas_kernels.dispatch import recorded_choices
 from recollect.pallas_kernels.taylor_attention.features import count, packed
@@ -53,7 +53,11 @@ def test_the_kernels_pack_features_as_the_map_does(k):
 
 def test_simple_maps():
     x, y = np.asarray(X, np.float64), np.asarray(Y, np.float64)
-    phi = {EluPlusOne(): np.where(x > 0, x + 1, np.exp(x)), Relu(epsilon=0.25): np.maximum(x, 0) + 0.25, Exp(): np.exp(x)}
+    phi = {
+        EluPlusOne(): np.where(x > 0, x + 1, np.exp(x)),
+        Relu(epsilon=0.25): np.maximum(x, 0) + 0.25,
+        Exp(): np.exp(x),
+    }
     for config, expected in phi.items():
         assert error(config.build(3, 16)(X), expected) < 1e-6 and config.features(16) == 16 and config.positive
     assert error(dots(Identity(), X, Y), np.sum(x * y, axis=-1) / 4) < 1e-6  # softmax's 1/sqrt(16)
@@ -125,8 +129,14 @@ def test_the_mixer_is_its_definition(name):
     q, k, v = heads(mixer.query), heads(mixer.key), heads(mixer.value)
     assert q.shape[-1] == (config.feature_dim or width // config.heads)
     if config.positions is not None:
-        q, k = (np.asarray(config.positions(jnp.asarray(y, jnp.float32), jnp.broadcast_to(jnp.arange(t), (2, t)))) for y in (q, k))
-    q, k = (np.asarray(phi(jnp.asarray(y, jnp.float32)), np.float64) for phi, y in ((mixer.query_features, q), (mixer.key_features, k)))
+        q, k = (
+            np.asarray(config.positions(jnp.asarray(y, jnp.float32), jnp.broadcast_to(jnp.arange(t), (2, t))))
+            for y in (q, k)
+        )
+    q, k = (
+        np.asarray(phi(jnp.asarray(y, jnp.float32)), np.float64)
+        for phi, y in ((mixer.query_features, q), (mixer.key_features, k))
+    )
     weights = np.einsum("bihk,bjhk->bhij", q, k) * np.tril(np.ones((t, t)))
     if config.decay == "retnet":
         gamma = 1 - 2.0 ** (-5 - np.arange(config.heads))
@@ -151,7 +161,11 @@ def test_the_state_is_packed_and_of_one_size():
 
 def test_taylor_features_without_decay_have_their_operation():
     x = jnp.ones((1, 3, 12))
-    for name, operation in {"taylor": "taylor_attention", "taylor retnet": "linear_recurrence", "hedgehog": "linear_recurrence"}.items():
+    for name, operation in {
+        "taylor": "taylor_attention",
+        "taylor retnet": "linear_recurrence",
+        "hedgehog": "linear_recurrence",
+    }.items():
         with recorded_choices() as choices:
             jax.eval_shape(lambda x, mixer=build(CONFIGS[name]): mixer(x).hidden, x)
         assert [choice.operation for choice in choices] == [operation]
@@ -163,7 +177,10 @@ def test_taylor_decodes_by_steps():
     x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 9, 12)), jnp.float32)
     segments = jnp.asarray([[1, 1, 0, 1, 1, 2, 2, 2, 0], [3, 3, 3, 3, 4, 4, 0, 0, 4]], jnp.int32)
     expected = mixer(x, Context(segments=segments)).hidden
-    step, state = jax.jit(lambda x, state, segments: mixer.extend(x, state, Context(segments=segments))), mixer.init_state(2, 9)
+    step, state = (
+        jax.jit(lambda x, state, segments: mixer.extend(x, state, Context(segments=segments))),
+        mixer.init_state(2, 9),
+    )
     with recorded_choices() as choices:
         for i in range(9):
             output, state = step(x[:, i : i + 1], state, segments[:, i : i + 1])

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from recollect.configuration import UserError
+from recollect.layers.mixer import Context
 from recollect.layers.mixers import mixture_of_heads
 from recollect.layers.mixers.attention import Attention
-from recollect.layers.mixer import Context
 from recollect.layers.mixers.mixture_of_heads import MixtureOfHeads
 from recollect.layers.modules.positions import Rotary
 from recollect.models import FunctionalModel, LanguageModel, repeat
@@ -79,7 +79,12 @@ def test_gates_follow_the_equations(gates, shared, active):
         expected *= kinds
         expected[..., :shared] *= shared
         # Each part's gates average 1 over its active heads, up to a.
-        assert error(found.sum(-1), kinds * (a[..., 0] * shared + a[..., 1] * active) if active else np.full((2, 11), shared)) < 1e-6
+        assert (
+            error(
+                found.sum(-1), kinds * (a[..., 0] * shared + a[..., 1] * active) if active else np.full((2, 11), shared)
+            )
+            < 1e-6
+        )
     assert error(found, expected) < 1e-6
     absent = [getattr(mixer, name) is None for name in ROUTERS]
     assert absent == [active == 0, shared < 2, not (shared and active)]
@@ -122,7 +127,9 @@ def test_balance_loss_and_shares_by_count_without_padding():
     for balance, scale in (("paper", 1), ("code", 6)):
         out = whole(rescaled(mixer, config, balance), x, Context(segments=segments))
         assert np.isclose(out.losses["head_balance"], scale * (probabilities.mean(0) * shares).sum(), rtol=1e-5)
-    assert np.isclose(out.metrics["head_share_min"], shares.min()) and np.isclose(out.metrics["head_share_max"], shares.max())
+    assert np.isclose(out.metrics["head_share_min"], shares.min()) and np.isclose(
+        out.metrics["head_share_max"], shares.max()
+    )
     assert np.isclose(out.metrics["active_heads"], 5 / 8)
     nothing = whole(mixer, x, Context(segments=jnp.zeros_like(segments)))
     assert nothing.losses["head_balance"] == 0
@@ -146,7 +153,9 @@ def test_the_loss_pulls_probability_from_crowded_heads():
     # By the gradient through P alone: sum_i f_i dP_i.
     _, _, chosen = route(mixer, x)
     shares = jnp.mean(chosen, axis=(0, 1))
-    expected = jax.grad(lambda kernel: jnp.sum(shares * jnp.mean(jax.nn.softmax(x @ kernel), axis=(0, 1))))(mixer.routed_router.kernel[...])
+    expected = jax.grad(lambda kernel: jnp.sum(shares * jnp.mean(jax.nn.softmax(x @ kernel), axis=(0, 1))))(
+        mixer.routed_router.kernel[...]
+    )
     assert error(gradient.routed_router.kernel[...], expected) < 1e-5
 
 
@@ -210,7 +219,9 @@ def both(graph, weights, x, context, skip, monkeypatch):
 
     def run(weights, x):
         out = nnx.merge(graph, weights)(x, context)
-        hidden = out.hidden if context.segments is None else jnp.where((context.segments != 0)[..., None], out.hidden, 0)
+        hidden = (
+            out.hidden if context.segments is None else jnp.where((context.segments != 0)[..., None], out.hidden, 0)
+        )
         return jnp.sum(jnp.sin(hidden)) + sum(out.losses.values()), (hidden, out.losses, out.metrics)
 
     gradients, outputs = jax.jit(jax.grad(run, (0, 1), has_aux=True))(weights, x)
@@ -228,7 +239,9 @@ def both(graph, weights, x, context, skip, monkeypatch):
 @pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_gathered_heads_are_the_dense_layer(config, packed, monkeypatch):
     graph, weights, x = long(config)
-    segments = jnp.sort(jax.random.randint(jax.random.key(0), (2, 300), 1, 4), axis=1).at[0, :5].set(0).at[1, 280:].set(0)
+    segments = (
+        jnp.sort(jax.random.randint(jax.random.key(0), (2, 300), 1, 4), axis=1).at[0, :5].set(0).at[1, 280:].set(0)
+    )
     context = Context(segments=segments if packed else None)
     found = both(graph, weights, x, context, True, monkeypatch)
     expected = both(graph, weights, x, context, False, monkeypatch)
@@ -250,7 +263,9 @@ def test_gathered_heads_are_causal():
 
 @pytest.mark.slow
 def test_a_stack_of_gathered_layers_trains_under_scan_and_vmap():
-    model = FunctionalModel(LanguageModel(width=16, stages=repeat(MixtureOfHeads(heads=4, shared=1, active=1, head_dim=8), depth=2)), 24)
+    model = FunctionalModel(
+        LanguageModel(width=16, stages=repeat(MixtureOfHeads(heads=4, shared=1, active=1, head_dim=8), depth=2)), 24
+    )
     params = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 2))
     text = jax.random.randint(jax.random.key(1), (2, 1, 260), 0, 24)
     slope = jax.grad(lambda params, text: jnp.mean(jnp.square(model.bind(params)(text))))

@@ -10,8 +10,8 @@ from flax import nnx
 
 from recollect.configuration import UserError
 from recollect.layers.mixer import Context, Place
-from recollect.layers.modules.positions import Rotary
 from recollect.layers.mixers.sliding_window import SlidingWindow
+from recollect.layers.modules.positions import Rotary
 from tests.layers.mixers.test_attention import (
     CLOSE,
     WIDTH,
@@ -61,7 +61,16 @@ def test_first_tokens_stay_visible(t):
 
 def test_follows_the_formula():
     mixer = build(
-        SlidingWindow(window=3, heads=4, key_heads=2, positions=Rotary(base=100.0), query_key_norm=True, bias=True, sinks="first", first=2)
+        SlidingWindow(
+            window=3,
+            heads=4,
+            key_heads=2,
+            positions=Rotary(base=100.0),
+            query_key_norm=True,
+            bias=True,
+            sinks="first",
+            first=2,
+        )
     )
     i, j = np.arange(9)[:, None], np.arange(9)
     x = tokens(1, 9)
@@ -120,7 +129,9 @@ def test_state_does_not_grow_with_the_stream():
     assert size(SlidingWindow(window=64), 8) < size(SlidingWindow(window=64), 64)
 
 
-@pytest.mark.parametrize(("fields", "message"), [({"window": 0}, "window=0"), ({"first": 0}, "first=0"), ({"heads": 0}, "heads=0")])
+@pytest.mark.parametrize(
+    ("fields", "message"), [({"window": 0}, "window=0"), ({"first": 0}, "first=0"), ({"heads": 0}, "heads=0")]
+)
 def test_impossible_configs_are_named(fields, message):
     with pytest.raises(UserError, match=message):
         SlidingWindow(**fields)

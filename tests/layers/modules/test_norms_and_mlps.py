@@ -20,7 +20,9 @@ def randomised(module):
     graph, state = nnx.split(module)
     leaves, tree = jax.tree.flatten(state)
     rng = np.random.default_rng(1)
-    return nnx.merge(graph, jax.tree.unflatten(tree, [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]))
+    return nnx.merge(
+        graph, jax.tree.unflatten(tree, [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves])
+    )
 
 
 def value(parameter):
@@ -30,18 +32,24 @@ def value(parameter):
 def test_norms():
     x = X.astype(np.float64)
     rms = randomised(RMSNorm(epsilon=0.1).build(8))
-    np.testing.assert_allclose(rms(X), x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * value(rms.gain), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        rms(X), x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * value(rms.gain), rtol=1e-5, atol=1e-6
+    )
     layer = randomised(LayerNorm(epsilon=0.1).build(8))
     centred = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 0.1)
     np.testing.assert_allclose(layer(X), centred * value(layer.gain) + value(layer.bias), rtol=1e-5, atol=1e-6)
     assert LayerNorm(bias=False).build(8).bias is None
-    np.testing.assert_allclose(RMSNorm().build(8)(X), x / np.sqrt((x**2).mean(-1, keepdims=True)), rtol=1e-5)  # gain starts at 1
+    np.testing.assert_allclose(
+        RMSNorm().build(8)(X), x / np.sqrt((x**2).mean(-1, keepdims=True)), rtol=1e-5
+    )  # gain starts at 1
 
 
 @pytest.mark.parametrize("config", [RMSNorm(), LayerNorm()], ids=["rms", "layer"])
 def test_statistics_are_fp32(config):
     norm = config.build(4096)
-    large = (300 + np.random.default_rng(2).normal(size=(1, 4096))).astype(jnp.bfloat16)  # a bf16 sum of squares would be off by percents
+    large = (300 + np.random.default_rng(2).normal(size=(1, 4096))).astype(
+        jnp.bfloat16
+    )  # a bf16 sum of squares would be off by percents
     out = norm(jnp.asarray(large))
     assert out.dtype == jnp.bfloat16
     wanted = norm(jnp.asarray(large, jnp.float32))
@@ -54,12 +62,18 @@ def test_mlps():
     assert gelu.up.kernel.shape == (8, 32)
     u = x @ value(gelu.up.kernel) + value(gelu.up.bias)
     np.testing.assert_allclose(
-        gelu(X), (u * 0.5 * (1 + erf(u / 2**0.5))) @ value(gelu.down.kernel) + value(gelu.down.bias), rtol=1e-4, atol=1e-4
+        gelu(X),
+        (u * 0.5 * (1 + erf(u / 2**0.5))) @ value(gelu.down.kernel) + value(gelu.down.bias),
+        rtol=1e-4,
+        atol=1e-4,
     )
     swiglu = randomised(SwiGLU(hidden=5).build(8, Place(), nnx.Rngs(params=jax.random.key(0))))
     g = x @ value(swiglu.gate.kernel)
     np.testing.assert_allclose(
-        swiglu(X), (g / (1 + np.exp(-g)) * (x @ value(swiglu.up.kernel))) @ value(swiglu.down.kernel), rtol=1e-4, atol=1e-4
+        swiglu(X),
+        (g / (1 + np.exp(-g)) * (x @ value(swiglu.up.kernel))) @ value(swiglu.down.kernel),
+        rtol=1e-4,
+        atol=1e-4,
     )
     assert SwiGLU().inner(768) == 2048 and SwiGLU(hidden=7).inner(768) == 7
 

@@ -23,7 +23,9 @@ def turned(x, positions, base=10_000.0):
 
 def test_rotary_is_a_complex_product():
     for base in (10_000.0, 50.0):
-        np.testing.assert_allclose(Rotary(base=base)(X, POSITIONS), turned(X, POSITIONS, base), atol=2e-4)  # angles of 500 in fp32
+        np.testing.assert_allclose(
+            Rotary(base=base)(X, POSITIONS), turned(X, POSITIONS, base), atol=2e-4
+        )  # angles of 500 in fp32
     np.testing.assert_allclose(Rotary()(X, POSITIONS % 4), turned(X, POSITIONS % 4), atol=2e-6)
 
 
@@ -51,12 +53,16 @@ def test_layouts_differ_by_the_order_of_dimensions():
     assert np.abs(interleaved - Rotary()(X, POSITIONS)).max() > 0.1
 
 
-@pytest.mark.parametrize(("fraction", "dimensions"), [(0.5, 4), (0.4, 4), (0.99, 8), (0.1, 0)])  # of 10, rounded down to even
+@pytest.mark.parametrize(
+    ("fraction", "dimensions"), [(0.5, 4), (0.4, 4), (0.99, 8), (0.1, 0)]
+)  # of 10, rounded down to even
 def test_a_fraction_leaves_the_rest(fraction, dimensions):
     for layout in ("half", "interleaved"):
         out = Rotary(fraction=fraction, layout=layout)(X, POSITIONS)
         np.testing.assert_array_equal(out[..., dimensions:], X[..., dimensions:])
-        np.testing.assert_allclose(out[..., :dimensions], Rotary(layout=layout)(X[..., :dimensions], POSITIONS), atol=1e-6)
+        np.testing.assert_allclose(
+            out[..., :dimensions], Rotary(layout=layout)(X[..., :dimensions], POSITIONS), atol=1e-6
+        )
 
 
 def test_angles_are_fp32_for_half_precision():

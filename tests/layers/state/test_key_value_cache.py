@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.layers.mixer import Context
+from recollect.layers.state.key_value_cache import KeyValueCache
 
 APPEND = jax.jit(lambda cache, keys, values, segments: _append(cache, keys, values, segments))
 
@@ -57,7 +57,10 @@ def test_everything_is_kept_in_order(seed):
     for row, expected in enumerate(appended):
         assert stored(cache, row) == expected  # ragged rows leave no gaps
         assert int(cache.count[row]) == len(expected)
-        assert (int(cache.cursor.segment[row]), int(cache.cursor.position[row])) == (expected[-1][1], expected[-1][2] + 1)
+        assert (int(cache.cursor.segment[row]), int(cache.cursor.position[row])) == (
+            expected[-1][1],
+            expected[-1][2] + 1,
+        )
     assert np.isfinite(np.asarray(cache.keys)).all()  # NaN in padding was not written
 
 
@@ -77,7 +80,9 @@ def test_a_ring_keeps_the_newest(slots, t):
 @pytest.mark.parametrize(("kept", "t"), [(2, 1), (2, 5), (1, 11)])
 def test_kept_slots_hold_the_documents_first_tokens(kept, t):
     slots = 3
-    cache, appended = filled(KeyValueCache.create(3, slots, 1, 1, 1, jnp.float32, ring=True, kept=kept), stream(3, 22 // t, t, 3))
+    cache, appended = filled(
+        KeyValueCache.create(3, slots, 1, 1, 1, jnp.float32, ring=True, kept=kept), stream(3, 22 // t, t, 3)
+    )
     assert cache.keys.shape[1] == kept + slots
     for row, expected in enumerate(appended):
         now = expected[-1][1]

@@ -40,7 +40,10 @@ class Program:
     def complaints(self, report: Report) -> list[str]:
         """What is wrong with the program, compiled."""
         over = [kernel for kernel in report.kernels if self.special is not None and kernel.special > self.special]
-        said = [f"{kernel.name} holds {kernel.special} instructions for special functions, more than {self.special}" for kernel in over]
+        said = [
+            f"{kernel.name} holds {kernel.special} instructions for special functions, more than {self.special}"
+            for kernel in over
+        ]
         return report.complaints() + said
 
 

@@ -23,7 +23,9 @@ LIMIT = 120.0  # seconds to trace and lower one program in
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.pallas_kernels.programs", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m tests.pallas_kernels.programs",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--chip", action="append", choices=compile_ahead.CHIPS)
     parser.add_argument("--quick", action="store_true")
@@ -40,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             line, wrong = _lowered(program) if given.lower else _compiled(program, chip)
             print(f"{program.name:64} {line}", flush=True)
             failures += [f"{program.name} for {chip}: {what}" for what in wrong]
-    print(f"{count} programs, {len(failures)} failures, {time.perf_counter() - begun:.0f} s (jax {jax.__version__}, {', '.join(chips)})")
+    print(
+        f"{count} programs, {len(failures)} failures, {time.perf_counter() - begun:.0f} s (jax {jax.__version__}, {', '.join(chips)})"
+    )
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -15,7 +15,10 @@ from tests.pallas_kernels.programs import Program
 REFUSED = {"long_convolution, explicit filter, b16 t8192 d768"}
 """Cases that no kernel serves on GPUs."""
 
-QUICK = {"linear_recurrence, decay a head, b2 t16384 h16 k128 v128", "softmax_attention, window, sinks, b4 t4096 h16 k128 v128 w512 g4"}
+QUICK = {
+    "linear_recurrence, decay a head, b2 t16384 h16 k128 v128",
+    "softmax_attention, window, sinks, b4 t4096 h16 k128 v128 w512 g4",
+}
 """Cases of which every change compiles the gradient: a sequence cut in pieces, shared key heads with sinks."""
 
 
@@ -29,7 +32,10 @@ def _programs() -> Iterator[Program]:
         if case.name in REFUSED:
             continue
         shapes = jax.eval_shape(functools.partial(case.inputs, dtype=jnp.bfloat16), jax.random.key(0))
-        kinds = {"forward": functools.partial(case.run, backend="pallas_gpu"), "gradient": functools.partial(_gradients, case)}
+        kinds = {
+            "forward": functools.partial(case.run, backend="pallas_gpu"),
+            "gradient": functools.partial(_gradients, case),
+        }
         for kind, function in kinds.items():
             name = case.name.replace(",", f" bench {kind}", 1)
             yield Program(name, "pallas_gpu", function, (shapes,), quick=kind == "gradient" and case.name in QUICK)

@@ -69,7 +69,9 @@ def short_programs(backend: str, shape: tuple[Any, ...], quick: bool) -> list[Pr
     names, returns, activation = list(given), "state" in more, "silu" if "silu" in more else "none"
 
     def forward(x, *rest):
-        return short_convolution(x, **dict(zip(names, rest, strict=True)), activation=activation, return_state=returns, backend=backend)
+        return short_convolution(
+            x, **dict(zip(names, rest, strict=True)), activation=activation, return_state=returns, backend=backend
+        )
 
     name = f"short_convolution b{b} t{t} d{d} taps{taps} {dtype}" + (f" {more}" if more else "")
     return _pair(name, backend, forward, (x, state if returns else None), (x, *given.values()), quick)
@@ -92,6 +94,8 @@ PROGRAMS = [
     for backend in ("pallas_tpu", "pallas_gpu")
     for programs, shapes, quick in ((short_programs, SHORT, QUICK_SHORT), (long_programs, LONG, QUICK_LONG))
     for shape in shapes
-    if not (programs is long_programs and backend == "pallas_gpu" and shape[-1] == "float32")  # refused: its products take bf16
+    if not (
+        programs is long_programs and backend == "pallas_gpu" and shape[-1] == "float32"
+    )  # refused: its products take bf16
     for program in programs(backend, shape, shape in quick)
 ]

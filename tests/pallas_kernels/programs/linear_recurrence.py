@@ -24,7 +24,10 @@ QUICK = {
         ("decay a head", (2, 2048, 16, 64, 64), "forward"),
         ("no decay", BENCHMARK, "forward"),
     },
-    "pallas_tpu": {("gated delta", (2, 2048, 16, 64, 64), "forward"), ("decay a head", (2, 2048, 16, 128, 128), "gradient")},
+    "pallas_tpu": {
+        ("gated delta", (2, 2048, 16, 64, 64), "forward"),
+        ("decay a head", (2, 2048, 16, 128, 128), "gradient"),
+    },
 }
 
 
@@ -32,7 +35,12 @@ def _arguments(kind: str, b: int, t: int, h: int, k: int, v: int) -> dict[str, j
     def array(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    given = {"q": array(b, t, h, k), "k": array(b, t, h, k), "v": array(b, t, h, v), "initial_state": array(b, h, k, v, dtype=jnp.float32)}
+    given = {
+        "q": array(b, t, h, k),
+        "k": array(b, t, h, k),
+        "v": array(b, t, h, v),
+        "initial_state": array(b, h, k, v, dtype=jnp.float32),
+    }
     if kind in ("decay a head", "gated delta", "gated delta before its decay"):
         given["log_decay"] = array(b, t, h, dtype=jnp.float32)
     if kind == "decay of columns":

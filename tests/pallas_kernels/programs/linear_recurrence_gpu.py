@@ -122,7 +122,9 @@ def _chunks(decay: Decay, key_dim: int, value_dim: int, documents: bool) -> Any:
     }[decay]
     more = {}
     if documents:
-        more = {name: _array(B, T, **wide) for name in ("starts", "ends")} | {"keeps": _array(B, T // gpu.CHUNK, **wide)}
+        more = {name: _array(B, T, **wide) for name in ("starts", "ends")} | {
+            "keeps": _array(B, T // gpu.CHUNK, **wide)
+        }
         more["segments"] = _array(B, T, dtype=jnp.int32)
     return Chunks(gpu.CHUNK, decay, total, **more)  # type: ignore[arg-type]
 
@@ -165,12 +167,18 @@ def _joined(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -
     given |= {"initial_state": _array(B, HEADS, key_dim, value_dim, dtype=jnp.float32)} if "state" in more else {}
 
     def function(q, k, v, chunks, given):
-        settings = {"reverse": "reverse" in more, "strict": "strict" in more, "checkpoint_every": EVERY if "checkpoints" in more else None}
+        settings = {
+            "reverse": "reverse" in more,
+            "strict": "strict" in more,
+            "checkpoint_every": EVERY if "checkpoints" in more else None,
+        }
         return gpu.walk(q, k, v, chunks, heads=HEADS, scale=0.5, second_scale=-0.5, **settings, **given)
 
     arguments = (keyed, shared, valued, _chunks(decay, key_dim, value_dim, "documents" in more), given)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
-    return Program(_name("joined walk", decay, key_dim, value_dim, sharing, more), "pallas_gpu", function, arguments, quick)
+    return Program(
+        _name("joined walk", decay, key_dim, value_dim, sharing, more), "pallas_gpu", function, arguments, quick
+    )
 
 
 def _delta(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
@@ -183,18 +191,26 @@ def _delta(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) ->
     def function(w, u, k, chunks, given):
         every = EVERY if "checkpoints" in more else None
         with _pieces(more):
-            return gpu.delta_walk(w, u, k, chunks, heads=HEADS, reverse="reverse" in more, checkpoint_every=every, **given)
+            return gpu.delta_walk(
+                w, u, k, chunks, heads=HEADS, reverse="reverse" in more, checkpoint_every=every, **given
+            )
 
     arguments = (keyed, valued, shared, _chunks(decay, key_dim, value_dim, "documents" in more), given)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
-    name, special = _name("delta_walk", decay, key_dim, value_dim, sharing, more), EXPONENTIALS if key_dim <= 128 else None
+    name, special = (
+        _name("delta_walk", decay, key_dim, value_dim, sharing, more),
+        EXPONENTIALS if key_dim <= 128 else None,
+    )
     return Program(name, "pallas_gpu", function, arguments, quick, special)
 
 
 def _solve(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
     keyed, valued, shared = _array(B, T, HEADS, key_dim), _array(B, T, HEADS, value_dim), _array(B, T, sharing, key_dim)
     chunks = _chunks(decay, key_dim, value_dim, "documents" in more)
-    name, quick = _name("solve", decay, key_dim, value_dim, sharing, more), (decay, key_dim, value_dim, sharing, more) in QUICK
+    name, quick = (
+        _name("solve", decay, key_dim, value_dim, sharing, more),
+        (decay, key_dim, value_dim, sharing, more) in QUICK,
+    )
     if "transposed" in more:
 
         def transposed(inverse, q, k, do, chunks):

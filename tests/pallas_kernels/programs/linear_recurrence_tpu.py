@@ -62,7 +62,9 @@ class _Call:
             return plain
         token = fp32(self.b, self.t)
         segments = jax.ShapeDtypeStruct((self.b, self.t), jnp.int32)
-        return dataclasses.replace(plain, segments=segments, starts=token, ends=token, keeps=fp32(self.b, self.t // size))
+        return dataclasses.replace(
+            plain, segments=segments, starts=token, ends=token, keeps=fp32(self.b, self.t // size)
+        )
 
 
 def _turned(state: jax.Array) -> jax.Array:
@@ -83,9 +85,15 @@ def _gradient(heads: int, decay: str) -> Callable[..., tuple[Walked, ...]]:
         wide = {"out_dtype": jnp.float32} if decay == "key" else {}
         dots = (lambda x: {"dot_with": x}) if decay == "head" else (lambda x: {})
         every = None if decay == "none" else EVERY
-        to_q = tpu.walk(do, v, k, turned, initial_state=_turned(state), checkpoint_every=every, **dots(q), **wide, **more)
+        to_q = tpu.walk(
+            do, v, k, turned, initial_state=_turned(state), checkpoint_every=every, **dots(q), **wide, **more
+        )
         to_k = tpu.walk(v, do, q, turned, initial_state=_turned(dstate), reverse=True, **dots(k), **wide, **more)
-        return to_q, to_k, tpu.walk(k, q, do, chunks, initial_state=dstate, reverse=True, checkpoint_every=every, **more)
+        return (
+            to_q,
+            to_k,
+            tpu.walk(k, q, do, chunks, initial_state=dstate, reverse=True, checkpoint_every=every, **more),
+        )
 
     return gradient
 
@@ -100,9 +108,16 @@ def _erase_forward(heads: int) -> Callable[..., Walked]:
 def _erase_gradient(heads: int, decay: str) -> Callable[..., tuple[Walked, ...]]:
     def gradient(w, u, q, k, e, y, do, chunks, state, dstate):
         turned = dataclasses.replace(chunks, decay="value" if decay == "key" else decay)
-        dual = tpu.delta_walk(w, u, e, chunks, heads=heads, second=(q, do), initial_state=dstate, reverse=True, checkpoint_every=EVERY)
+        dual = tpu.delta_walk(
+            w, u, e, chunks, heads=heads, second=(q, do), initial_state=dstate, reverse=True, checkpoint_every=EVERY
+        )
         assert dual.y is not None
-        more: dict[str, Any] = {"heads": heads, "scale": -1.0, "strict": True, "dot_with": e if decay == "head" else None}
+        more: dict[str, Any] = {
+            "heads": heads,
+            "scale": -1.0,
+            "strict": True,
+            "dot_with": e if decay == "head" else None,
+        }
         to_e = tpu.walk(dual.y, y, k, turned, initial_state=_turned(state), **more)
         return dual, to_e, tpu.walk(y, dual.y, e, turned, reverse=True, **more)
 
@@ -115,12 +130,18 @@ def programs_at(shape: tuple[Any, ...], decay: str) -> list[Program]:
     b, t, _, heads, key_dim, value_dim, dtype, documents = shape
     q, v = call.rows(call.sharing, key_dim), call.rows(heads, value_dim)
     w = call.rows(heads, key_dim)
-    name = f"{decay} b{b} t{t} h{call.sharing}/{heads} k{key_dim} v{value_dim} {dtype}" + (" documents" if documents else "")
+    name = f"{decay} b{b} t{t} h{call.sharing}/{heads} k{key_dim} v{value_dim} {dtype}" + (
+        " documents" if documents else ""
+    )
 
-    def program(what: str, function: Callable[..., Any], erase: bool, *rows: jax.ShapeDtypeStruct, states: int) -> Program:
+    def program(
+        what: str, function: Callable[..., Any], erase: bool, *rows: jax.ShapeDtypeStruct, states: int
+    ) -> Program:
         size = tpu.chunk_size(decay, erase, key_dim, value_dim, dtype)  # type: ignore[arg-type]
         arguments = (*rows, call.chunks(decay, size), *[call.state()] * states)
-        return Program(f"linear_recurrence walks {what} {name}", "pallas_tpu", function, arguments, (decay, shape, erase) in QUICK)
+        return Program(
+            f"linear_recurrence walks {what} {name}", "pallas_tpu", function, arguments, (decay, shape, erase) in QUICK
+        )
 
     return [
         program("forward", _forward(heads), False, q, q, v, states=1),
@@ -131,7 +152,12 @@ def programs_at(shape: tuple[Any, ...], decay: str) -> list[Program]:
 
 
 PROGRAMS = [
-    *(program for shape in (*SHAPES, ODD) for decay in ("none", "head", "key") for program in programs_at(shape, decay)),
+    *(
+        program
+        for shape in (*SHAPES, ODD)
+        for decay in ("none", "head", "key")
+        for program in programs_at(shape, decay)
+    ),
     *(program for decay in ("head", "key") for program in programs_at(GROUPED, decay)),
     *programs_at(LARGEST, "key"),
 ]

@@ -91,7 +91,13 @@ def _gathered(n: int, s: int, g: int, d: int, more: str) -> Program:
 
     arrays = {"q": _array(2, n, 1, d), "k": _array(2, s, g, d), "v": _array(2, s, g, d)}
     fields = tuple(_array(2, size, dtype=jnp.int32) for size in (n // tiles[0], n, n, s))
-    return _program(f"scheduled_attention gpu gathered n{n} s{s} g{g} d{d} {more}".rstrip(), attend, arrays, fields, (n, s, g, d, more))
+    return _program(
+        f"scheduled_attention gpu gathered n{n} s{s} g{g} d{d} {more}".rstrip(),
+        attend,
+        arrays,
+        fields,
+        (n, s, g, d, more),
+    )
 
 
 def _landmarks(t: int, h: int, g: int, d: int, block: int, more: str) -> Program:
@@ -105,7 +111,13 @@ def _landmarks(t: int, h: int, g: int, d: int, block: int, more: str) -> Program
         key = {"blocks": np.repeat(np.arange(blocks, dtype=np.int32), tiles[1])[None]}
         if packed:
             query, key = ({**fields, "segments": x} for fields, x in zip((query, key), segments, strict=True))
-        call = {"rule": EarlierBlocks(packed), "query_fields": query, "key_fields": key, "scale": d**-0.5, "block": block}
+        call = {
+            "rule": EarlierBlocks(packed),
+            "query_fields": query,
+            "key_fields": key,
+            "scale": d**-0.5,
+            "block": block,
+        }
         return flash_vjp.attend(gpu, **arrays, **call, query_tile=tiles[0], key_tile=tiles[1])
 
     arrays = {"q": _array(2, t, h, d), "k": _array(2, s, g, d), "v": _array(2, s, g, d)}

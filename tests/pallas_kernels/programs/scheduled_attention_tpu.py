@@ -51,7 +51,9 @@ def abstract(dtype: str, *shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def both(what: str, shape: tuple[Any, ...], forward: Callable[..., Any], arrays: list[Any], fixed: list[Any]) -> list[Program]:
+def both(
+    what: str, shape: tuple[Any, ...], forward: Callable[..., Any], arrays: list[Any], fixed: list[Any]
+) -> list[Program]:
     """forward(*arrays, *fixed) alone, and with its gradient by arrays. Of the quick shapes the gradient is quick, as it holds the forward pass."""
 
     def gradient(cotangent, *given):
@@ -62,7 +64,9 @@ def both(what: str, shape: tuple[Any, ...], forward: Callable[..., Any], arrays:
     cotangent = abstract(q.dtype, *q.shape[:3], v.shape[3])
     return [
         Program(f"scheduled_attention forward {what}", "pallas_tpu", forward, (*arrays, *fixed)),
-        Program(f"scheduled_attention gradient {what}", "pallas_tpu", gradient, (cotangent, *arrays, *fixed), shape in QUICK),
+        Program(
+            f"scheduled_attention gradient {what}", "pallas_tpu", gradient, (cotangent, *arrays, *fixed), shape in QUICK
+        ),
     ]
 
 
@@ -77,7 +81,9 @@ def window_programs(shape: tuple[Any, ...]) -> list[Program]:
         if documents:
             fields |= {"positions": positions, "segments": segments}
         sizes: dict[str, Any] = {"scale": k**-0.5, "query_tile": query_tile, "key_tile": key_tile, "sinks": sinks}
-        return flash_vjp.attend(tpu, q, k_, v_, rule=Before(window, documents, True), query_fields=fields, key_fields=fields, **sizes)
+        return flash_vjp.attend(
+            tpu, q, k_, v_, rule=Before(window, documents, True), query_fields=fields, key_fields=fields, **sizes
+        )
 
     arrays = [abstract(dtype, b, t, h, k), abstract(dtype, b, t, g, k), abstract(dtype, b, t, g, v)]
     arrays += [abstract("float32", h)] if "sinks" in more else []
@@ -92,7 +98,12 @@ def gathered_programs(shape: tuple[Any, ...]) -> list[Program]:
     def forward(q, k, v, key_heads, segments, positions):
         query = {"positions": positions, "segments": segments}
         key = {"positions": np.arange(s)[None], "segments": np.ones((1, s), np.int32)}
-        rest: dict[str, Any] = {"scale": d**-0.5, "query_tile": query_tile, "key_tile": key_tile, "key_heads": key_heads}
+        rest: dict[str, Any] = {
+            "scale": d**-0.5,
+            "query_tile": query_tile,
+            "key_tile": key_tile,
+            "key_heads": key_heads,
+        }
         return flash_vjp.attend(tpu, q, k, v, rule=Before(), query_fields=query, key_fields=key, **rest)
 
     arrays = [abstract(dtype, b, n, 1, d), *[abstract(dtype, b, s, g, d)] * 2]

@@ -11,16 +11,20 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from recollect.configuration import UserError
-from tests.training.tiny import tiny
 from recollect.training.checkpoint import integrity
+from recollect.training.checkpoint.integrity import DiskFull, damage
 from recollect.training.checkpoint.orbax_folder import Checkpoints, load_params
 from recollect.training.experiment import Mesh
 from recollect.training.train import train
-from recollect.training.checkpoint.integrity import DiskFull, damage
+from tests.training.tiny import tiny
 
 
 def state(value=1.0):
-    return {"params": {"a": jnp.full((8, 4), value), "b": {"c": jnp.arange(6.0)}}, "step": jnp.int32(value), "seed": jnp.uint32(3)}
+    return {
+        "params": {"a": jnp.full((8, 4), value), "b": {"c": jnp.arange(6.0)}},
+        "step": jnp.int32(value),
+        "seed": jnp.uint32(3),
+    }
 
 
 @pytest.fixture
@@ -122,7 +126,9 @@ def test_a_full_disk_keeps_the_last_good_one(saved, tmp_path, monkeypatch):
 
     monkeypatch.setattr("recollect.training.checkpoint.orbax_folder.seal", full)
     saved.save(60, state(60), tiny(tmp_path), {})
-    with pytest.raises(DiskFull, match=r"60 could not be written: no space is left on the disk; the last good one is of step 40"):
+    with pytest.raises(
+        DiskFull, match=r"60 could not be written: no space is left on the disk; the last good one is of step 40"
+    ):
         saved.wait()
     assert sorted(path.name for path in saved.directory.iterdir()) == ["20", "40"]
     monkeypatch.undo()
@@ -135,7 +141,9 @@ def test_half_a_checkpoint_is_no_checkpoint(saved):
     shutil.copytree(saved.directory / "40", saved.directory / "60.writing")
     lines = []
     saved.recover(lines.append)
-    assert lines == [f"checkpoint {saved.directory}/60 was cut off while it was written: what there is of it is taken away"]
+    assert lines == [
+        f"checkpoint {saved.directory}/60 was cut off while it was written: what there is of it is taken away"
+    ]
     assert sorted(path.name for path in saved.directory.iterdir()) == ["20", "40"]
 
 
@@ -161,18 +169,25 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_one_and_never_starts_again_
     (checkpoints / "40" / "meta.json").unlink()
     lines = []
     train(tiny(tmp_path / "run"), say=lines.append)
-    assert any("40 is damaged: meta.json is missing" in line for line in lines) and any("resumed at step 20" in line for line in lines)
-    for one, two in zip(*(jax.tree.leaves(load_params(tmp_path / name / "checkpoints")[0]) for name in ("alone", "run")), strict=True):
+    assert any("40 is damaged: meta.json is missing" in line for line in lines) and any(
+        "resumed at step 20" in line for line in lines
+    )
+    for one, two in zip(
+        *(jax.tree.leaves(load_params(tmp_path / name / "checkpoints")[0]) for name in ("alone", "run")), strict=True
+    ):
         np.testing.assert_array_equal(one, two)
     steps = [
-        [json.loads(line)["step"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("alone", "run")
+        [json.loads(line)["step"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("alone", "run")
     ]
     assert steps[0] == steps[1]
     (tmp_path / "run" / "result.json").unlink()
     for step in (40, 60):
         (checkpoints / str(step) / "digests.json").unlink()
     for _ in range(2):
-        with pytest.raises(UserError, match=r"every checkpoint of .* is damaged .*; delete .*damaged to start again from step 0"):
+        with pytest.raises(
+            UserError, match=r"every checkpoint of .* is damaged .*; delete .*damaged to start again from step 0"
+        ):
             train(tiny(tmp_path / "run"), say=lambda text: None)
 
 
@@ -190,7 +205,10 @@ def test_a_run_on_a_full_disk_stops_or_goes_on_as_configured(tmp_path, monkeypat
     monkeypatch.setattr("recollect.training.checkpoint.orbax_folder.seal", full_once)
     lines = []
     if policy == "stop":
-        with pytest.raises(UserError, match=r"checkpoints/40 could not be written: no space is left on the disk; the last good one is of"):
+        with pytest.raises(
+            UserError,
+            match=r"checkpoints/40 could not be written: no space is left on the disk; the last good one is of",
+        ):
             train(experiment, say=lines.append)
         assert not (tmp_path / "run" / "result.json").exists()
         assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [20]
@@ -208,6 +226,9 @@ def test_another_mesh_is_noted_and_goes_on(tmp_path):
     wider = tiny(tmp_path / "run", mesh=Mesh(data=4))
     lines = []
     result = train(wider, say=lines.append)
-    assert any("resumed at step 40; on another mesh (data 1 -> 4); not promised to be bit-exact: mesh changed" in line for line in lines)
+    assert any(
+        "resumed at step 40; on another mesh (data 1 -> 4); not promised to be bit-exact: mesh changed" in line
+        for line in lines
+    )
     # Twenty steps of sums in another order.
     assert result["loss"] == pytest.approx(alone["loss"], rel=1e-3)

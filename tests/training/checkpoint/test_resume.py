@@ -14,12 +14,12 @@ import pytest
 
 from recollect.configuration import UserError
 from recollect.evaluation.results import load_run
+from recollect.training.checkpoint.orbax_folder import Checkpoints
+from recollect.training.run_folder import RunFolder
+from recollect.training.train import train
 from tests.quick_compilation import XLA_FLAGS
 from tests.training.same_run import assert_same_run
 from tests.training.tiny import tiny
-from recollect.training.checkpoint.orbax_folder import Checkpoints
-from recollect.training.train import train
-from recollect.training.run_folder import RunFolder
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -35,10 +35,15 @@ train(tiny(Path({folder!r}), steps=240, checkpoint_every=20, evaluate_every=120)
 
 def run_process(folder):
     # One compilation serves all processes of a test.
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": XLA_FLAGS, **cache}
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(project=str(PROJECT), folder=str(folder))], env=environment, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", SCRIPT.format(project=str(PROJECT), folder=str(folder))],
+        env=environment,
+        stdout=subprocess.DEVNULL,
     )
 
 
@@ -51,7 +56,11 @@ def test_sigkill_at_random_moments_changes_no_bit(tmp_path):
         process = run_process(tmp_path / "killed")
         # A third of the way into training at most, so that more than one kill lands inside it.
         before = set(checkpoints.iterdir()) if checkpoints.exists() else set()
-        while process.poll() is None and kills < 3 and (set(checkpoints.iterdir()) if checkpoints.exists() else set()) == before:
+        while (
+            process.poll() is None
+            and kills < 3
+            and (set(checkpoints.iterdir()) if checkpoints.exists() else set()) == before
+        ):
             time.sleep(0.02)
         if kills < 3 and process.poll() is None:
             time.sleep(rng.uniform(0, 0.5))
@@ -105,7 +114,18 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
     }
     stored = json.loads((tmp_path / "run" / "result.json").read_text())
     assert stored == json.loads(json.dumps(result))
-    for name in ("accuracy", "accuracy_by_slice", "loss", "steps", "seconds", "examples_per_second", "parameters", "state_bytes"):
+    for name in (
+        "accuracy",
+        "accuracy_by_slice",
+        "loss",
+        "steps",
+        "seconds",
+        "examples_per_second",
+        "parameters",
+        "state_bytes",
+    ):
         assert name in stored
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert environment["packages"]["jax"] == jax.__version__ and environment["device_kind"] and "git_commit" in environment
+    assert (
+        environment["packages"]["jax"] == jax.__version__ and environment["device_kind"] and "git_commit" in environment
+    )

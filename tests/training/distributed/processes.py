@@ -22,7 +22,13 @@ class Together:
     """
 
     def __init__(
-        self, folder: Path, command: list[str], count: int = 2, devices: int = 1, only: tuple[int, ...] | None = None, **variables
+        self,
+        folder: Path,
+        command: list[str],
+        count: int = 2,
+        devices: int = 1,
+        only: tuple[int, ...] | None = None,
+        **variables,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.address = f"127.0.0.1:{free_port()}"
@@ -63,7 +69,9 @@ class Together:
         """Exit codes, once all have ended; past `seconds` they are killed and the test fails."""
         deadline = time.monotonic() + seconds
         try:
-            return {index: process.wait(max(0.1, deadline - time.monotonic())) for index, process in self.processes.items()}
+            return {
+                index: process.wait(max(0.1, deadline - time.monotonic())) for index, process in self.processes.items()
+            }
         finally:
             self.kill()
 

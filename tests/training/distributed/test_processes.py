@@ -7,14 +7,16 @@ import time
 import pytest
 
 from recollect.configuration import UserError
-from tests.training.distributed.processes import Together, free_port
-from recollect.training.distributed.processes import Place, _detected, _found_by_jax, initialise, place, process_count
 from recollect.training.distributed.heartbeat import PEER_LOST
+from recollect.training.distributed.processes import Place, _detected, _found_by_jax, initialise, place, process_count
+from tests.training.distributed.processes import Together, free_port
 
 SCRIPT = ["-m", "tests.training.distributed.together"]
 
 
-@pytest.mark.parametrize("what", ["loop", pytest.param("wait", marks=pytest.mark.slow)], ids=["in a collective", "outside one"])
+@pytest.mark.parametrize(
+    "what", ["loop", pytest.param("wait", marks=pytest.mark.slow)], ids=["in a collective", "outside one"]
+)
 @pytest.mark.parametrize("dead", [0, 1], ids=["coordinator", "other"])
 def test_a_process_that_dies_ends_the_other_with_a_clear_line(tmp_path, dead, what):
     with Together(tmp_path, [*SCRIPT, what, str(tmp_path)]) as run:
@@ -62,7 +64,9 @@ def test_processes_that_do_not_run_the_same_thing_say_so(tmp_path):
     with Together(tmp_path, [*SCRIPT, "differ", str(tmp_path)]) as run:
         assert run.codes() == {0: 2, 1: 2}
         for index in (0, 1):
-            assert "config.steps.1 is 20 in process 0 of 2" in run.output(index) and "and 21 in process 1 of 2" in run.output(index)
+            assert "config.steps.1 is 20 in process 0 of 2" in run.output(
+                index
+            ) and "and 21 in process 1 of 2" in run.output(index)
 
 
 def test_a_run_folder_that_is_not_shared_is_found(tmp_path):
@@ -109,7 +113,13 @@ def test_where_a_process_stands(monkeypatch):
         place()
 
 
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[03-04]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[03-04]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
 OPEN_MPI = {
     "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
     "OMPI_COMM_WORLD_SIZE": "4",
@@ -119,7 +129,9 @@ OPEN_MPI = {
 
 
 @pytest.mark.parametrize(
-    "variables, host, processes, index", [(SLURM, "node03", 2, 1), (OPEN_MPI, "10.96.0.1", 4, 3)], ids=["Slurm", "Open MPI"]
+    "variables, host, processes, index",
+    [(SLURM, "node03", 2, 1), (OPEN_MPI, "10.96.0.1", 4, 3)],
+    ids=["Slurm", "Open MPI"],
 )
 def test_a_cluster_that_jax_knows_needs_no_arguments(monkeypatch, variables, host, processes, index):
     assert not _detected(), "this machine is none"

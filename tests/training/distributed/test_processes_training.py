@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import recollect.data.text.dataset  # noqa: F401  (config classes that checkpoints name)
+import recollect.data.text.dataset
 import recollect.training.experiment  # noqa: F401
+from recollect.training.distributed.heartbeat import PEER_LOST
 from tests.training.distributed.processes import Together
 from tests.training.same_run import assert_same_run
-from recollect.training.distributed.heartbeat import PEER_LOST
 
 STEPS = 40
 
@@ -56,15 +56,25 @@ class Runs:
             **settings,
         }
         command = ["main.py", "train", "text.attention", *(f"{path}={value}" for path, value in values.items())]
-        cache = {"XDG_CACHE_HOME": str(self.tmp_path / "cache"), "JAX_COMPILATION_CACHE_DIR": str(self.tmp_path / "compiled")}
+        cache = {
+            "XDG_CACHE_HOME": str(self.tmp_path / "cache"),
+            "JAX_COMPILATION_CACHE_DIR": str(self.tmp_path / "compiled"),
+        }
         quick = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none"}
         return Together(
-            self.tmp_path / f"output-{name}-{time.monotonic_ns()}", command, processes, self.devices // processes, **cache, **quick
+            self.tmp_path / f"output-{name}-{time.monotonic_ns()}",
+            command,
+            processes,
+            self.devices // processes,
+            **cache,
+            **quick,
         )
 
     def finish(self, name: str, processes: int, **settings) -> Together:
         with self.start(name, processes, **settings) as run:
-            assert run.codes(300) == dict.fromkeys(range(processes), 0), "\n".join(run.output(index)[-3000:] for index in range(processes))
+            assert run.codes(300) == dict.fromkeys(range(processes), 0), "\n".join(
+                run.output(index)[-3000:] for index in range(processes)
+            )
         return run
 
     def result(self, name: str) -> dict:
@@ -136,4 +146,7 @@ def test_other_configs_and_a_mesh_without_all_devices_are_refused(tmp_path, corp
     runs = Runs(tmp_path, corpus, devices=2)
     with runs.start("small", 2, **{"run.mesh.data": 1}) as run:
         assert run.codes(120) == {0: 2, 1: 2}
-        assert "run.mesh uses 1 of the 2 devices of 2 processes" in run.output(0) and not (tmp_path / "small" / "config.json").exists()
+        assert (
+            "run.mesh uses 1 of the 2 devices of 2 processes" in run.output(0)
+            and not (tmp_path / "small" / "config.json").exists()
+        )

@@ -14,10 +14,10 @@ from recollect.layers.modules.feature_maps import EluPlusOne
 from recollect.layers.modules.mlp import SwiGLU
 from recollect.models import FunctionalModel, LanguageModel, repeat
 from recollect.models.accounting import products_per_token
-from tests.training.tiny import tiny
 from recollect.training.monitoring.chips import chip_of
-from recollect.training.train import train
 from recollect.training.monitoring.throughput import Meter, Rates, training_flops_per_token
+from recollect.training.train import train
+from tests.training.tiny import tiny
 
 
 def test_rates_are_sums_over_calls():
@@ -77,7 +77,9 @@ def test_products_of_transforms_and_convolutions():
     def count(function, *shapes):
         from recollect.models.accounting import _products
 
-        return _products(jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).jaxpr)
+        return _products(
+            jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).jaxpr
+        )
 
     assert count(lambda x: jnp.fft.rfft(x), (3, 64)) == 3 * 2.5 * 64 * 6
     convolve = lambda x, k: jax.lax.conv_general_dilated(x, k, (1,), "SAME", feature_group_count=2)  # noqa: E731
@@ -115,7 +117,9 @@ def test_chips_by_jax_names(kind, name):
 def test_a_run_tells_its_rates_and_leaves_a_trace(tmp_path):
     said = []
     begun = time.perf_counter()
-    result = train(tiny(tmp_path / "run", steps=30, profile="10:12", evaluate_every=30, checkpoint_every=30), say=said.append)
+    result = train(
+        tiny(tmp_path / "run", steps=30, profile="10:12", evaluate_every=30, checkpoint_every=30), say=said.append
+    )
     wall = time.perf_counter() - begun
     assert result["tokens_per_second"] == pytest.approx(16 * 16 / result["step_seconds"])
     assert 0 < result["step_seconds"] * 30 < wall
@@ -138,7 +142,9 @@ def test_the_line_on_the_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: False)
     meter.step(10, 20_000, 2.0, 0.001)
     reporter.steps(10, {"loss": np.full(10, 2.5), "gradient_norm": np.full(10, 0.25)}, [True], [2.0])
-    assert said == ["  step 10/60 loss 2.5000, gradient norm 0.25, 10,000 tokens/s, 200 ms a step, MFU 10.0%, 0.1% waiting for data"]
+    assert said == [
+        "  step 10/60 loss 2.5000, gradient norm 0.25, 10,000 tokens/s, 200 ms a step, MFU 10.0%, 0.1% waiting for data"
+    ]
 
 
 def test_values_only_fields_do_not_change_the_program(tmp_path):

@@ -9,11 +9,11 @@ import pytest
 
 from recollect.configuration import UserError
 from recollect.data.text.rows.by_number import Batches
-from tests.training.tiny import tiny, tiny_text, write_corpus
 from recollect.training.checkpoint.orbax_folder import load_params
 from recollect.training.recovery.loss_spikes import Spikes
-from recollect.training.train import train, train_members
 from recollect.training.recovery.replay import replay
+from recollect.training.train import train, train_members
+from tests.training.tiny import tiny, tiny_text, write_corpus
 
 
 class Stop(Exception):
@@ -36,7 +36,9 @@ def poison(monkeypatch):
             batch = read(self, number, begin, end)
             if number not in numbers:
                 return batch
-            return dataclasses.replace(batch, **{name: np.full_like(getattr(batch, name), value) for name, value in fields.items()})
+            return dataclasses.replace(
+                batch, **{name: np.full_like(getattr(batch, name), value) for name, value in fields.items()}
+            )
 
         monkeypatch.setattr(Batches, "read", poisoned)
 
@@ -94,7 +96,9 @@ def test_a_spike_sends_the_run_back_past_its_data_and_a_kill_changes_nothing(tmp
     said = []
     result = train(tiny_text(tmp_path / "whole", corpus, spikes=spikes), say=said.append)
     assert (result["status"], result["rollbacks"], result["steps"]) == ("finished", 1, 24)
-    assert any("step 14: the loss jumped" in line for line in said) and any("resumed at step 8" in line for line in said)
+    assert any("step 14: the loss jumped" in line for line in said) and any(
+        "resumed at step 8" in line for line in said
+    )
     assert any("6 batches after step 8 are left out" in line for line in said)
     extra = json.loads((tmp_path / "whole" / "checkpoints" / "24" / "meta.json").read_text())["extra"]
     assert extra["data_state"]["offset"] == 6

@@ -12,16 +12,19 @@ from recollect.configuration import UserError
 from recollect.layers import Attention, LinearAttention
 from recollect.layers.modules.mlp import SwiGLU
 from recollect.models import LanguageModel, Stage
-from tests.training.tiny import tiny
-from recollect.training.step import program_for
 from recollect.training.recovery.replay import diagnose_step, replay, save_failure
+from recollect.training.step import program_for
+from tests.training.tiny import tiny
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     """Five layers in two stages, so that a layer's index, stage, repeat and place in the pattern all differ."""
     experiment = tiny(tmp_path_factory.mktemp("run"), batch_size=4)
-    stages = (Stage(pattern=(Attention(heads=2), LinearAttention(feature_dim=4)), repeats=2), Stage(pattern=(Attention(heads=2),)))
+    stages = (
+        Stage(pattern=(Attention(heads=2), LinearAttention(feature_dim=4)), repeats=2),
+        Stage(pattern=(Attention(heads=2),)),
+    )
     return program_for(chz.replace(experiment, model=LanguageModel(width=16, stages=stages, mlp=SwiGLU(hidden=16))))
 
 
@@ -64,7 +67,10 @@ def test_a_poisoned_parameter_is_named_with_its_layer(program, params, batch, tm
     assert f"first broken activations: layer {layer} LinearAttention mlp" in lines[-1]
     healthy = lines[: next(index for index, line in enumerate(lines) if "not finite" in line)]
     assert f"layer {layer} LinearAttention mixer" in healthy[-1]
-    assert json.loads((tmp_path / "failure" / "failure.json").read_text())["found"]["activation"] == f"layer {layer} LinearAttention mlp"
+    assert (
+        json.loads((tmp_path / "failure" / "failure.json").read_text())["found"]["activation"]
+        == f"layer {layer} LinearAttention mlp"
+    )
     assert main.main(["replay", str(tmp_path / "failure")]) == 0
     assert lines[-1] in capsys.readouterr().out
 
@@ -73,7 +79,11 @@ def test_activations_that_overflow_name_the_layer_without_a_bad_parameter(progra
     params["stack"]["stages"]["0"]["0"]["mlp"]["down"]["kernel"][1] *= 1e38
     params["stack"]["stages"]["0"]["0"]["mlp"]["gate"]["kernel"][1] *= 1e20
     found = diagnose_step(program, params, batch, 7)
-    assert (found.parameter, found.activation, found.batch) == (None, "layer 2 Attention mlp", None) and not found.finite
+    assert (found.parameter, found.activation, found.batch) == (
+        None,
+        "layer 2 Attention mlp",
+        None,
+    ) and not found.finite
 
 
 def test_a_poisoned_embedding_breaks_only_batches_that_read_it(program, params, batch):
@@ -99,7 +109,11 @@ def test_a_poisoned_batch_is_told_from_a_poisoned_model(program, params, batch):
 def test_a_batch_in_pieces_gives_the_same(program, params, batch):
     split = program_for(chz.replace(program.experiment, run=chz.replace(program.experiment.run, accumulate=2)))
     whole, found = (diagnose_step(each, params, batch, 7) for each in (program, split))
-    assert found.finite and found.loss == pytest.approx(whole.loss, rel=1e-5) and found.largest == pytest.approx(whole.largest, rel=1e-4)
+    assert (
+        found.finite
+        and found.loss == pytest.approx(whole.loss, rel=1e-5)
+        and found.largest == pytest.approx(whole.largest, rel=1e-4)
+    )
 
 
 def test_folders_that_are_none_are_told(program, params, batch, tmp_path):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.tiny import tiny
 from recollect.training.step import Program, member_values
+from tests.training.tiny import tiny
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,11 @@ def test_a_gradient_that_overflows_is_skipped_though_the_loss_is_finite(program)
     state["params"]["final_norm"]["gain"] *= 1e25  # logits of 1e24; the norm of the embedding's gradient squares 1e25
     before = jax.device_get(state["params"])
     state, metrics = program.train_on(state, member_values([program.experiment], False), batch(program, 0))
-    assert np.isfinite(metrics["loss"]).all() and np.isinf(metrics["gradient_norm"]).all() and metrics["skipped"].tolist() == [1]
+    assert (
+        np.isfinite(metrics["loss"]).all()
+        and np.isinf(metrics["gradient_norm"]).all()
+        and metrics["skipped"].tolist() == [1]
+    )
     assert_same(jax.device_get(state["params"]), before)
 
 

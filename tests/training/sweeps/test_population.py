@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.tiny import tiny
 from recollect.training.checkpoint.orbax_folder import load_params
 from recollect.training.experiment import program_of
-from recollect.training.train import train, train_members
 from recollect.training.step import Program, member_values
+from recollect.training.train import train, train_members
+from tests.training.tiny import tiny
 
 POINTS = [(1e-3, 0), (1e-3, 1), (1e-2, 0), (1e-2, 1)]
 
@@ -85,7 +85,10 @@ def test_a_frozen_member_keeps_its_parameters_while_others_go_on(tmp_path):
         assert step == results[index]["steps"] < 60
         program = Program(experiments[0])
         alone, _ = program.train(
-            program.init(POINTS[index][1]), member_values([experiments[index]], False), step, experiments[0].data.train_slices()[0]
+            program.init(POINTS[index][1]),
+            member_values([experiments[index]], False),
+            step,
+            experiments[0].data.train_slices()[0],
         )
         for found, expected in zip(jax.tree.leaves(params), jax.tree.leaves(alone["params"]), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)

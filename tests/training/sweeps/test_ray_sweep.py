@@ -21,15 +21,17 @@ from recollect.configuration import UserError
 from recollect.evaluation.results import load_runs
 from recollect.evaluation.table import write_csv
 from recollect.main import main
-from tests.training.distributed.processes import free_port
-from tests.training.tiny import tiny
 from recollect.training.checkpoint.orbax_folder import load_params
 from recollect.training.experiment import Mesh
 from recollect.training.sweeps.ray_sweep import run_study_on_ray
 from recollect.training.sweeps.study import run_study
+from tests.training.distributed.processes import free_port
+from tests.training.tiny import tiny
 
 # Ray is imported by the first test that needs it: it reads the token that the cluster here asks for when it is imported.
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'ray>=2.40'")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'ray>=2.40'"
+)
 
 SWEEP = ({"optimizer.learning_rate": 1e-2}, {"optimizer.learning_rate": 3e-2})
 
@@ -40,9 +42,20 @@ def address(tmp_path_factory):
     os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     port = next(port for port in iter(free_port, None) if port >= 20000)
     program = Path(sys.executable).with_name("ray")
-    command = [str(program), "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--num-gpus=0", "--include-dashboard=false"]
+    command = [
+        str(program),
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        "--num-cpus=2",
+        "--num-gpus=0",
+        "--include-dashboard=false",
+    ]
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     yield f"127.0.0.1:{port}"
     os.killpg(process.pid, signal.SIGKILL)  # all that the cluster started; SIGTERM takes it half a minute
     process.wait()
@@ -51,7 +64,10 @@ def address(tmp_path_factory):
 def numbers(path: Path) -> list[dict[str, str]]:
     """Rows of a results.csv without what a clock or a place gives."""
     with path.open() as file:
-        return [{name: value for name, value in row.items() if "second" not in name and name != "folder"} for row in csv.DictReader(file)]
+        return [
+            {name: value for name, value in row.items() if "second" not in name and name != "folder"}
+            for row in csv.DictReader(file)
+        ]
 
 
 def silent(_: str) -> None:
@@ -67,7 +83,9 @@ def test_a_study_gives_the_same_table_and_one_that_cannot_run_stops_no_other(tmp
     assert [folder.relative_to(tmp_path / "ray") for folder in swept.folders] == [
         folder.relative_to(tmp_path / "alone") for folder in alone
     ]
-    assert len(swept.failures) == 2 and all("run.mesh asks for 64 devices; here there are 8" in line for line in swept.failures)
+    assert len(swept.failures) == 2 and all(
+        "run.mesh asks for 64 devices; here there are 8" in line for line in swept.failures
+    )
     assert not any("started again" in line for line in said), "a user's mistake is not tried again"
     write_csv(tmp_path / "alone.csv", load_runs(alone))
     write_csv(tmp_path / "ray.csv", load_runs(swept.folders))

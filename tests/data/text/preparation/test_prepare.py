@@ -58,10 +58,17 @@ def test_documents_come_back(folder, tmp_path, tokenizer):
     for split, part in (("train", found.train), ("held_out", found.held_out)):
         assert part.byte_lengths.tolist() == [len(text) for text in texts(part)] and part.lengths.dtype == np.int64
         assert part.lengths.tolist() == [len(found.tokenizer.encode(text)) for text in texts(part)]
-        assert all(part.tokens(number).tolist() == found.tokenizer.encode(text).tolist() for number, text in enumerate(texts(part)))
-        assert manifest["splits"][split]["tokens"] == part.lengths.sum() and len(manifest["splits"][split]["shards"]) > 3
+        assert all(
+            part.tokens(number).tolist() == found.tokenizer.encode(text).tolist()
+            for number, text in enumerate(texts(part))
+        )
+        assert (
+            manifest["splits"][split]["tokens"] == part.lengths.sum() and len(manifest["splits"][split]["shards"]) > 3
+        )
     facts = json.loads(json.dumps(found.describe()))
-    assert facts["tokenizer"] == tokenizer and facts["train"]["bytes"] + facts["held_out"]["bytes"] == sum(map(len, expected))
+    assert facts["tokenizer"] == tokenizer and facts["train"]["bytes"] + facts["held_out"]["bytes"] == sum(
+        map(len, expected)
+    )
 
 
 def test_pieces_of_long_documents_read_little(tmp_path, monkeypatch):
@@ -75,7 +82,9 @@ def test_pieces_of_long_documents_read_little(tmp_path, monkeypatch):
         (root / f"{name}.txt").write_bytes(raw[name])
     prepared(root, tmp_path / "out", shard_bytes=4 * RECORD + 33)
     found = open_prepared(str(tmp_path / "out"))
-    by_text = {bytes(text): (part, number) for part in (found.train, found.held_out) for number, text in enumerate(texts(part))}
+    by_text = {
+        bytes(text): (part, number) for part in (found.train, found.held_out) for number, text in enumerate(texts(part))
+    }
     assert set(by_text) == set(raw.values())
     records = tfds.builder_from_directory(tmp_path / "out").as_data_source(split="train")
     assert max(len(record["tokens"]) for record in records) == RECORD
@@ -87,7 +96,9 @@ def test_pieces_of_long_documents_read_little(tmp_path, monkeypatch):
         reads = []
         record = part._source.__class__.__getitem__
         monkeypatch.setattr(
-            part._source.__class__, "__getitem__", lambda self, key, record=record, reads=reads: (reads.append(key), record(self, key))[1]
+            part._source.__class__,
+            "__getitem__",
+            lambda self, key, record=record, reads=reads: (reads.append(key), record(self, key))[1],
         )
         for start in [0, 1, RECORD - 3, RECORD, len(whole) - 40, *np.random.default_rng(1).integers(0, len(whole), 10)]:
             start = max(int(start), 0)
@@ -112,7 +123,9 @@ def test_tokens_are_stored_in_two_bytes_where_they_fit(folder, tmp_path):
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     words.add_special_tokens(["<s>", "<unk>"])
     words.save(str(tokenizer))
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"w{number} w{69_999 - number}"}) + "\n" for number in range(2, 40)))
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"w{number} w{69_999 - number}"}) + "\n" for number in range(2, 40))
+    )
     prepared(tmp_path / "a.jsonl", tmp_path / "large", str(tokenizer))
     prepared(folder, tmp_path / "small")
     for name, dtype in (("large", np.int32), ("small", np.uint16)):
@@ -143,7 +156,9 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(folder, tmp_path, proc
     moments = random.Random(int(processes))
     out, done = tmp_path / "out", 0
     for upto in (0, tasks // 3, 2 * tasks // 3):
-        child = subprocess.Popen(command(folder, out, *options), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            command(folder, out, *options), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 120
         while not (out / PLAN).exists() or len(list((out / "parts").glob("0*.json"))) < upto:
             assert child.poll() is None and time.monotonic() < deadline
@@ -192,8 +207,12 @@ def test_a_full_disk_is_told_and_the_rest_is_done_later(folder, tmp_path):
     prepared(folder, tmp_path / "whole", shard_bytes=int(0.002 * 2**20))
     limited = "ulimit -f 100; trap '' XFSZ; exec \"$@\""
     call = ["bash", "-c", limited, "bash", *command(folder, tmp_path / "out", "--processes", "1")]
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "File too large" in done.stderr.splitlines()[0], done.stderr
+    done = subprocess.run(
+        call, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    )
+    assert (
+        done.returncode == 2 and done.stderr.startswith("error: ") and "File too large" in done.stderr.splitlines()[0]
+    ), done.stderr
     with pytest.raises(UserError, match="its preparation was not finished"):
         open_prepared(str(tmp_path / "out"))
     prepared(folder, tmp_path / "out", shard_bytes=int(0.002 * 2**20))
@@ -290,7 +309,11 @@ def test_the_cache_follows_the_source(folder, cache):
     first = open_prepared(str(folder))
     stamp = (first.folder / MANIFEST).stat().st_mtime_ns
     again = open_prepared(str(folder), "bytes")
-    assert again.folder == first.folder and again.digest == first.digest and (first.folder / MANIFEST).stat().st_mtime_ns == stamp
+    assert (
+        again.folder == first.folder
+        and again.digest == first.digest
+        and (first.folder / MANIFEST).stat().st_mtime_ns == stamp
+    )
     (folder / "new.txt").write_text("something new")
     assert open_prepared(str(folder)).digest != first.digest
     shutil.move(folder, folder.with_name("moved"))
@@ -335,10 +358,16 @@ def test_neither_tensorflow_nor_jax_is_imported(tmp_path, folder):
     (tmp_path / "program.py").write_text(program)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, tmp_path / "program.py"], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120
+        [sys.executable, tmp_path / "program.py"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert not list(tmp_path.glob("imported-*")) and "Unknown size" not in done.stdout and "tokens a second" in done.stdout
+    assert (
+        not list(tmp_path.glob("imported-*")) and "Unknown size" not in done.stdout and "tokens a second" in done.stdout
+    )
 
 
 def test_the_command_prints_counts_and_mistakes(folder, tmp_path, capsys):
@@ -359,4 +388,7 @@ def test_the_command_prints_counts_and_mistakes(folder, tmp_path, capsys):
 def test_standard_library_in_the_cache():
     found = open_prepared("stdlib")
     assert found.train.lengths.sum() + found.held_out.lengths.sum() > 8e6
-    assert found.tokenizer.name == "bytes" and found.train.text(3) == found.tokenizer.decode(found.train.tokens(3)).encode()
+    assert (
+        found.tokenizer.name == "bytes"
+        and found.train.text(3) == found.tokenizer.decode(found.train.tokens(3)).encode()
+    )

@@ -42,7 +42,9 @@ def test_every_file_is_on_one_side_wherever_tasks_are_cut(folder):
     assert whole["train"] | whole["held_out"] == texts and 1 <= len(whole["held_out"]) <= 10
     for shard_bytes in (20, 500, 5000):
         assert documents_of(folder, shard_bytes=shard_bytes) == whole
-    assert len(open_source(str(folder), shard_bytes=5000).division.tasks) == pytest.approx(sum(map(len, texts.values())) / 5000, abs=3)
+    assert len(open_source(str(folder), shard_bytes=5000).division.tasks) == pytest.approx(
+        sum(map(len, texts.values())) / 5000, abs=3
+    )
 
 
 def test_a_new_file_moves_no_other_to_the_other_side(folder):
@@ -86,7 +88,9 @@ def test_a_text_without_lines_is_cut_between_characters(tmp_path, shard_bytes):
 
 def test_long_texts_stream_in_whole_characters_and_lines():
     random = np.random.default_rng(0)
-    lines = "\n".join("ü☃𝄞a"[k] * int(n) for k, n in zip(random.integers(0, 4, 4000), random.integers(1, 900, 4000), strict=True))
+    lines = "\n".join(
+        "ü☃𝄞a"[k] * int(n) for k, n in zip(random.integers(0, 4, 4000), random.integers(1, 900, 4000), strict=True)
+    )
     for text in (lines, lines.replace("\n", "")):
         parts = list(stretches(text))
         assert len(parts) > 1 and max(map(len, parts)) <= STRETCH
@@ -107,7 +111,9 @@ def write_formats(root):
     (root / "deep").mkdir(parents=True)
     (root / "a.txt").write_text("plain ☃")
     (root / "deep" / "b.md").write_text("# mark")
-    (root / "c.jsonl").write_text('{"text": "first"}\n\n{"text": "zweite Ü", "id": 3}\n{"text": ""}\n{"text": "broken \\ud800"}')
+    (root / "c.jsonl").write_text(
+        '{"text": "first"}\n\n{"text": "zweite Ü", "id": 3}\n{"text": ""}\n{"text": "broken \\ud800"}'
+    )
     with gzip.open(root / "deep" / "d.jsonl.gz", "wt") as file:
         file.write('{"text": "packed"}\n{"text": "again"}\n')
     table = pa.table({"text": ["row one", None, "", "row four", "row five"], "other": [1, 2, 3, 4, 5]})

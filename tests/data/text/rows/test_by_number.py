@@ -13,7 +13,13 @@ from recollect.data.text.rows.curriculum import Chunked, Decomposed, Packed
 from tests.data.text.documents import CountedDocuments
 
 LENGTH = 16
-WAYS = [Packed(), Chunked(), Chunked(document_mask=False), Decomposed(shortest=4, cycles=2), Decomposed(shortest=4, odds="by_tokens")]
+WAYS = [
+    Packed(),
+    Chunked(),
+    Chunked(document_mask=False),
+    Decomposed(shortest=4, cycles=2),
+    Decomposed(shortest=4, odds="by_tokens"),
+]
 
 
 def make(lengths, way, *, batch_size=3, seed=0, shuffle=True, length=LENGTH):
@@ -83,7 +89,10 @@ def test_a_batch_is_the_same_from_any_number_of_processes_and_starts(way):
                 if getattr(whole, name) is not None:
                     joined = np.concatenate([getattr(part, name) for part in parts])
                     assert (joined == getattr(whole, name)).all() and joined.shape == (rows, batches.row_length(number))
-        if other.row_length(number) != batches.row_length(number) or not (other.read(number, 0, rows).tokens == whole.tokens).all():
+        if (
+            other.row_length(number) != batches.row_length(number)
+            or not (other.read(number, 0, rows).tokens == whole.tokens).all()
+        ):
             differ += 1
     assert differ >= 4
     with pytest.raises(ValueError, match="rows 0 to"):
@@ -95,7 +104,9 @@ def test_epochs_differ_in_order_alone_and_without_shuffling_not_at_all():
     for shuffle in (True, False):
         batches = make(lengths, Packed(), batch_size=1, shuffle=shuffle)
         rows = batches.plan.counts[0]
-        epochs = [[batches.read(epoch * rows + row, 0, 1).tokens.tobytes() for row in range(rows)] for epoch in range(3)]
+        epochs = [
+            [batches.read(epoch * rows + row, 0, 1).tokens.tobytes() for row in range(rows)] for epoch in range(3)
+        ]
         assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
         assert (epochs[0] != epochs[1] != epochs[2]) == shuffle
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.configuration import UserError
-from recollect.data.text.rows.decomposed import DecomposedPlan, decompose
 from recollect.data.text.rows.curriculum import Decomposed, Schedule
+from recollect.data.text.rows.decomposed import DecomposedPlan, decompose
 from tests.data.text.documents import CountedDocuments
 
 
@@ -32,7 +32,9 @@ def test_pieces_are_those_of_the_published_procedure(lengths, low, more):
     documents, starts, powers = decompose(np.array(lengths), low, low + more, 0, randomise=False)
     for document, length in enumerate(lengths):
         own = documents == document
-        assert list(zip(starts[own].tolist(), powers[own].tolist(), strict=True)) == cut_one_by_one(length, low, low + more)
+        assert list(zip(starts[own].tolist(), powers[own].tolist(), strict=True)) == cut_one_by_one(
+            length, low, low + more
+        )
 
 
 @settings(deadline=None, max_examples=40)
@@ -65,7 +67,9 @@ def test_what_is_kept_is_told():
     facts = plan.facts()
     rows = facts["rows_by_length"]
     kept = sum((int(length) + 1) * count for length, count in rows.items())
-    assert facts["retained_share"] == kept / 72 and facts["target_share"] == sum(int(a) * b for a, b in rows.items()) / 68
+    assert (
+        facts["retained_share"] == kept / 72 and facts["target_share"] == sum(int(a) * b for a, b in rows.items()) / 68
+    )
     assert plan.spans(0, 0) == [(0, 0, 8)] and (1, 0, 16) in [plan.spans(1, row)[0] for row in range(plan.counts[1])]
     with pytest.raises(ValueError, match="powers of two"):
         DecomposedPlan(np.array([10]), 8, 12, 0)
@@ -104,7 +108,8 @@ def test_odds_hold_until_a_bucket_is_empty_then_among_the_others():
 
 
 @pytest.mark.parametrize(
-    ("curriculum", "odds"), [("uniform", (1, 1, 1)), ("grow_linear", (3, 2, 1)), ("grow_p2", (4, 2, 1)), ("grow_p100", (10000, 100, 1))]
+    ("curriculum", "odds"),
+    [("uniform", (1, 1, 1)), ("grow_linear", (3, 2, 1)), ("grow_p2", (4, 2, 1)), ("grow_p100", (10000, 100, 1))],
 )
 def test_curricula(curriculum, odds):
     plan = DecomposedPlan(np.array([9, 9, 17, 33]), 8, 32, 0)

@@ -1,10 +1,12 @@
-"""Makes results and documents of what a first contact with a GPU brought back: predicted, measured, peer and floor, one line per case.
+"""Makes results and documents of what a first contact with a GPU brought back: predicted, measured, peer and floor, one
+line per case.
 
     python main.py bench device --from FOLDER [FOLDER ...]          # print the comparison
     python main.py bench device --from FOLDER [FOLDER ...] --out    # also benchmarks/results/DEVICE/first_contact.json and docs/gpu_measured.md
 
-FOLDERs hold first_contact.jsonl, as `python3 -m recollect.benchmarks.first_contact` writes it, from one kind of device; of a case in several, the last
-counts, and the kernel's first time is kept beside it as `before`. Nothing here runs on a device.
+FOLDERs hold first_contact.jsonl, as `python3 -m recollect.benchmarks.first_contact` writes it, from one kind of device;
+of a case in several, the last counts, and the kernel's first time is kept beside it as `before`. Nothing here runs on a
+device.
 """
 
 from __future__ import annotations
@@ -175,7 +177,8 @@ def document(result: dict[str, Any]) -> str:
 
 
 def _is_stale(row: dict[str, Any], result: dict[str, Any]) -> bool:
-    """Returns whether a row of forced block sizes is older than another of its case: it may be of a kernel that has been replaced."""
+    """Returns whether a row of forced block sizes is older than another of its case: it may be of a kernel that has
+    been replaced."""
     same = [other for other in result["times"] if (other["what"], other["form"]) == (row["what"], row["form"])]
     return bool(row.get("note")) and any(other["contact"] > row["contact"] for other in same)
 

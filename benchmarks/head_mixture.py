@@ -1,14 +1,18 @@
-"""Times mixture-of-heads attention as it runs against the same layer with every head computed, by the share of heads that are active.
+"""Times mixture-of-heads attention as it runs against the same layer with every head computed, by the share of heads
+that are active.
 
     python main.py bench head-mixture                          # 8 heads of 64, 1,024 tokens, batch 2
     python main.py bench head-mixture --out                    # and keep the results under benchmarks/results/DEVICE/head_mixture.json
     python main.py bench head-mixture --length 2048 --head-dim 32 --batch 4
 
-"dense" is the layer as the authors' code computes it: attention of all heads for all tokens, then gates of which most are zero. "gathered" computes
-routed heads for the tokens that chose them (pallas_kernels/head_mixture_attention). Both hold the same weights, and the layer's output and gradients are
-compared before anything is timed. Times are of the mixer (forward; forward and backward, by weights and input) and of the training step of a language
-model of two such layers (with --mlp, each with a SwiGLU MLP; loss, gradients and AdamW's update): medians of turns in which both take theirs one after the other, so that
-whatever else the machine does meets both. Routers are freshly initialised and inputs random: choices are spread nearly evenly over heads.
+"dense" is the layer as the authors' code computes it: attention of all heads for all tokens, then gates of which most
+are zero. "gathered" computes routed heads for the tokens that chose them (pallas_kernels/head_mixture_attention). Both
+hold the same weights, and the layer's output and gradients are compared before anything is timed. Times are of the
+mixer (forward; forward and backward, by weights and input) and of the training step of a language model of two such
+layers (with --mlp, each with a SwiGLU MLP; loss, gradients and AdamW's update): medians of turns in which both take
+theirs one after the other, so that
+whatever else the machine does meets both. Routers are freshly initialised and inputs random: choices are spread nearly
+evenly over heads.
 """
 
 from __future__ import annotations
@@ -68,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _routings(heads: int) -> list[tuple[int, int]]:
-    """(shared, active routed): all heads routed, at eighths of them; then a quarter of the heads shared and half of the others active."""
+    """(shared, active routed): all heads routed, at eighths of them; then a quarter of the heads shared and half of
+    the others active."""
     shares = sorted({max(1, round(heads * eighth / 8)) for eighth in (1, 2, 3, 4, 6, 8)})
     shared = heads // 4
     return [(0, active) for active in shares] + [(shared, max(1, (heads - shared) // 2))]

@@ -1,7 +1,8 @@
 """The softmax family in `bench kernels`: windows, sinks and grouped heads; landmark blocks; heads that tokens choose.
 
-Plain forms are what one writes in jnp: a masked softmax over all pairs, or jax.nn.dot_product_attention. For heads that tokens choose they are
-attention of every head, multiplied by gates of which some are zero, as the public code has it; also on cuDNN, which routing has to beat.
+Plain forms are what one writes in jnp: a masked softmax over all pairs, or jax.nn.dot_product_attention. For heads that
+tokens choose they are attention of every head, multiplied by gates of which some are zero, as the public code has it;
+also on cuDNN, which routing has to beat.
 
 Work counts the pairs of query and key that are seen, as products with keys and with values.
 """
@@ -91,7 +92,8 @@ def _landmark(b: int, t: int, h: int, k: int, v: int, block: int = 63) -> Case:
         return landmark_attention(x["q"], x["k"], x["v"], block=block, backend=backend)
 
     def dense(x: Arrays) -> jax.Array:
-        """Over all pairs: a softmax inside each block, times the weight of its landmark in one over landmarks and the own block."""
+        """Over all pairs: a softmax inside each block, times the weight of its landmark in one over landmarks and
+        the own block."""
         s = jnp.einsum("bihk,bjhk->bhij", x["q"], x["k"], preferred_element_type=jnp.float32) * k**-0.5
         i, j = jnp.arange(t)[:, None], jnp.arange(t)[None]
         landmark, own, earlier = j % c == block, i // c == j // c, j // c < i // c
@@ -127,7 +129,8 @@ def _landmark(b: int, t: int, h: int, k: int, v: int, block: int = 63) -> Case:
 
 
 def _mixture(b: int, t: int, h: int, k: int, v: int, a: int) -> Case:
-    """a: heads that a token chooses of its h routed ones, the likeliest by a router's logits; gates are h times their probabilities."""
+    """a: heads that a token chooses of its h routed ones, the likeliest by a router's logits; gates are h times
+    their probabilities."""
     draw = _qkv(b, t, h, h, k, v)
 
     def inputs(key, dtype) -> Arrays:

@@ -1,4 +1,5 @@
-"""What `bench kernels` holds every form to before it is timed: the reference in fp32 (highest precision) on the same device, at a small shape."""
+"""What `bench kernels` holds every form to before it is timed: the reference in fp32 (highest precision) on the same
+device, at a small shape."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def drawn(case: Case, seed: int, dtype: Any) -> Arrays:
 
 
 def cotangent(form: Form, inputs: Arrays) -> jax.Array:
-    """What a form's output is multiplied by in its gradients: a cosine over the last dimension, in the output's shape and dtype."""
+    """What a form's output is multiplied by in its gradients: a cosine over the last dimension, in the output's
+    shape and dtype."""
     output = jax.eval_shape(form, inputs)
     return jax.jit(lambda: jnp.broadcast_to(jnp.cos(jnp.arange(output.shape[-1])), output.shape).astype(output.dtype))()
 
@@ -60,8 +62,8 @@ class Check:
             return jax.jit(with_gradients(form))(exact, cotangent(form, self.inputs).astype(jnp.float32))
 
     def errors(self, form: Form) -> dict[str, tuple[float, float]]:
-        """rms(error) / rms(reference) and its bar, for the output and each gradient. Forms run as users run them: bf16 at default precision, fp32
-        at the highest."""
+        """rms(error) / rms(reference) and its bar, for the output and each gradient. Forms run as users run them: bf16
+        at default precision, fp32 at the highest."""
         low = self.dtype == jnp.bfloat16
         with jax.default_matmul_precision("default" if low else "highest"):
             output, gradients = jax.jit(with_gradients(form))(self.inputs, cotangent(form, self.inputs))

@@ -1,12 +1,15 @@
-"""Times the peers of `bench kernels` in a process of its own: flash-linear-attention's Triton kernels and torch, on the GPU.
+"""Times the peers of `bench kernels` in a process of its own: flash-linear-attention's Triton kernels and torch, on the
+GPU.
 
     PYTHON benchmarks/kernel_peers.py < cases.jsonl
 
-Reads one JSON line a case ({"peer", "sizes"}) and answers one a case: {"forward", "both", "version"} in seconds, with "backward_error" in place of "both"
-where only the forward pass works, or {"error"} with the reason there is nothing. "broken" is in an answer after which this process is of no more use.
-Nothing of this project is imported, so any interpreter with torch and fla serves.
+Reads one JSON line a case ({"peer", "sizes"}) and answers one a case: {"forward", "both", "version"} in seconds, with
+"backward_error" in place of "both" where only the forward pass works, or {"error"} with the reason there is nothing.
+"broken" is in an answer after which this process is of no more use. Nothing of this project is imported, so any
+interpreter with torch and fla serves.
 
-fla's functions take (b, t, h, d) and fp32 gates, as they are called in its own benchmarks. torch's attention takes heads before tokens, and is given
+fla's functions take (b, t, h, d) and fp32 gates, as they are called in its own benchmarks. torch's attention takes
+heads before tokens, and is given
 arrays laid out so: scaled_dot_product_attention where it is causal, flex_attention for windows and sinks.
 """
 
@@ -211,7 +214,8 @@ def sliding_attention(b, t, h, k, v, w, g=None):
 
 
 def sink_attention(b, t, h, k, v, w, g=None):
-    """The same, and a logit a head that joins the denominator: outputs shrink by the sigmoid of the log-sum-exp less the logit."""
+    """The same, and a logit a head that joins the denominator: outputs shrink by the sigmoid of the log-sum-exp less
+    the logit."""
     import torch
     from torch.nn.attention.flex_attention import AuxRequest
 
@@ -226,7 +230,8 @@ def sink_attention(b, t, h, k, v, w, g=None):
 
 
 def gated_heads(b, t, h, k, v, a):
-    """What public mixtures of heads do: every head's attention, multiplied by gates of which all but `a` a token are zero."""
+    """What public mixtures of heads do: every head's attention, multiplied by gates of which all but `a` a token are
+    zero."""
     import torch
 
     attend, attended = causal_attention(b, t, h, k, v)[0], _heads_first(b, t, h, k, v)

@@ -17,10 +17,12 @@ TURN = 0.01
 
 
 def timed(run: Callable[..., Any], *arguments: Any, turns: int = 20, turn: float = TURN) -> tuple[float, float]:
-    """Returns the median seconds per call of a compiled function, and the spread of the turns, (longest - shortest) / median.
+    """Returns the median seconds per call of a compiled function, and the spread of the turns, (longest - shortest) /
+    median.
 
     Args:
-      turns: how often; each has as many calls as fill `turn` seconds, at least one, and the device is synchronised at its end.
+      turns: how often; each has as many calls as fill `turn` seconds, at least one, and the device is synchronised at
+        its end.
     """
     jax.block_until_ready(run(*arguments))
     begun = time.perf_counter()
@@ -38,9 +40,11 @@ def timed(run: Callable[..., Any], *arguments: Any, turns: int = 20, turn: float
 
 
 def floors(case: Case, inputs: Arrays, device_kind: str) -> dict[str, float] | None:
-    """Returns the seconds that no form can beat by the device's data sheet, "forward" and "both"; None where it is not known.
+    """Returns the seconds that no form can beat by the device's data sheet, "forward" and "both"; None where it is not
+    known.
 
-    Bytes: forward, each input and the output once; with gradients the inputs twice, output, cotangent, and each gradient.
+    Bytes: forward, each input and the output once; with gradients the inputs twice, output, cotangent, and each
+    gradient.
     """
     chip = chip_of(device_kind)
     if chip is None:

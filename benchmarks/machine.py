@@ -1,7 +1,7 @@
 """What a timing depends on beside the program: processor, cores, and what else the machine was doing.
 
-Easy to get wrong: the load average lags by a minute and counts the benchmark itself. What others did while a piece was timed is
-the processors' busy time less that of the benchmark's own processes, which Linux tells in /proc to 10 ms.
+Easy to get wrong: the load average lags by a minute and counts the benchmark itself. What others did while a piece was
+timed is the processors' busy time less that of the benchmark's own processes, which Linux tells in /proc to 10 ms.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""kernel_peers.py in a process of its own, which may hang or die: its cases then have rows that say so, and the next case gets a new process."""
+"""kernel_peers.py in a process of its own, which may hang or die: its cases then have rows that say so, and the next
+case gets a new process."""
 
 from __future__ import annotations
 

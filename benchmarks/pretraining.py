@@ -1,18 +1,19 @@
-"""Times pretraining as it runs, data included: tokens a second, and on devices whose peak is known MFU, beside torch with flash-linear-attention.
+"""Times pretraining as it runs, data included: tokens a second, and on devices whose peak is known MFU, beside torch
+with flash-linear-attention.
 
     python main.py bench pretraining                               # on a CPU: every pretrain.*_30m; on a GPU or TPU: attention_360m and based_360m
     python main.py bench pretraining --out                         # and keep the results under benchmarks/results/DEVICE/pretraining.json
     python main.py bench pretraining --models based_125m --steps 10 data.source=FOLDER run.accumulate=4
 
-On an H100 this one command times both 360M models at length 2,048 and, in turn, torch models of the same shapes (PYTHON is one that has torch and
-flash-linear-attention; see benchmarks/pretraining_peer.py):
+On an H100 this one command times both 360M models at length 2,048 and, in turn, torch models of the same shapes (PYTHON
+is one that has torch and flash-linear-attention; see benchmarks/pretraining_peer.py):
 
     python main.py bench pretraining --peer-python PYTHON --out
 
-A step is what training does: rows read and packed by the data pipeline, gradients in `run.accumulate` pieces, clipping and the optimizer. The
-median over `--steps` steps is told, after two that compile and warm up; evaluation and checkpoints are no part of it. MFU counts three
-times the forward products (training/monitoring/throughput.py), for the peer too. The peer trains on one batch that lies on the device, so no
-data are in its time.
+A step is what training does: rows read and packed by the data pipeline, gradients in `run.accumulate` pieces, clipping
+and the optimizer. The median over `--steps` steps is told, after two that compile and warm up; evaluation and
+checkpoints are no part of it. MFU counts three times the forward products (training/monitoring/throughput.py), for the
+peer too. The peer trains on one batch that lies on the device, so no data are in its time.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark.
 
     Raises:
-      UserError: an option that does not fit, an experiment that there is not, or a peer's interpreter that does not run.
+      UserError: an option that does not fit, an experiment that there is not, or a peer's interpreter that does not
+        run.
     """
     options = _options(arguments)
     import jax

@@ -1,13 +1,16 @@
-"""Trains the peer of `bench pretraining` in a process of its own: a torch model of the same layers and sizes, with flash-linear-attention's kernels.
+"""Trains the peer of `bench pretraining` in a process of its own: a torch model of the same layers and sizes, with
+flash-linear-attention's kernels.
 
     PYTHON benchmarks/pretraining_peer.py < case.json
 
-Reads one JSON object (layers, sizes, optimizer, "steps") and answers {"tokens_per_second", "step_seconds", "seconds", "parameters", "version"}, or
-{"error"} with the reason. Nothing of this project is imported, so any interpreter with torch serves; Taylor layers need fla.
+Reads one JSON object (layers, sizes, optimizer, "steps") and answers {"tokens_per_second", "step_seconds", "seconds",
+"parameters", "version"}, or {"error"} with the reason. Nothing of this project is imported, so any interpreter with
+torch serves; Taylor layers need fla.
 
-Written as a user of torch would: parameters fp32 under bfloat16 autocast, torch.compile, scaled_dot_product_attention (FlashAttention or cuDNN) for
-full attention, compiled flex_attention for windows, fla's parallel_based or fused_chunk_based (whichever is faster here) for Taylor layers, fla's fused linear cross-entropy for
-vocabularies of 4,096 and more, fused AdamW, clipping. On a CPU it runs in fp32 without compiling, to check shapes and parameter counts.
+Written as a user of torch would: parameters fp32 under bfloat16 autocast, torch.compile, scaled_dot_product_attention
+(FlashAttention or cuDNN) for full attention, compiled flex_attention for windows, fla's parallel_based or
+fused_chunk_based (whichever is faster here) for Taylor layers, fla's fused linear cross-entropy for vocabularies of
+4,096 and more, fused AdamW, clipping. On a CPU it runs in fp32 without compiling, to check shapes and parameter counts.
 """
 
 from __future__ import annotations

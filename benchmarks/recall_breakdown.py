@@ -1,11 +1,13 @@
 """Where the time of a recall training step goes: its pieces, each compiled alone and timed over a scan of 20 steps.
 
 A step is data, forward and backward, optimizer. Forward and backward are split by leaving something out and taking the
-difference: the embedding's dropout; the vocabulary, put at the smallest that the task allows (what is left is head and loss); the
-layers are the rest, less the embedding's lookup and its gradient, which are timed alone.
+difference: the embedding's dropout; the vocabulary, put at the smallest that the task allows (what is left is head and
+loss); the layers are the rest, less the embedding's lookup and its gradient, which are timed alone.
 
-Easy to get wrong: XLA moves what does not change out of a scan and drops what nobody reads, so every piece here depends on its
-carry or its step, and everything it makes is read. Pieces run alone overlap differently: they need not add up to the step.
+Easy to get wrong: XLA moves what does not change out of a scan and drops what nobody reads, so every piece here depends
+on its
+carry or its step, and everything it makes is read. Pieces run alone overlap differently: they need not add up to the
+step.
 """
 
 from __future__ import annotations

@@ -3,20 +3,23 @@
     python -m recollect.benchmarks.recall_training
     python -m recollect.benchmarks.recall_training --zoology PATH --zoology-python PYTHON --out
 
-Both sides train the model of experiments/mqar.py: a convolution of width 3, then the mixer, 2 layers of width 64, no MLP, no
-positions, embedding dropout 0.1, batches of 64 examples of 64 tokens in fp32, AdamW at 3e-3 with weight decay 0.1 on everything;
-vocabulary 256 with 8 pairs, and 8,192 with 4. They take turns, and a ratio compares turns that follow each other, so that a
-change in the machine's load meets both.
+Both sides train the model of experiments/mqar.py: a convolution of width 3, then the mixer, 2 layers of width 64, no
+MLP, no positions, embedding dropout 0.1, batches of 64 examples of 64 tokens in fp32, AdamW at 3e-3 with weight decay
+0.1 on everything; vocabulary 256 with 8 pairs, and 8,192 with 4. They take turns, and a ratio compares turns that
+follow each other, so that a change in the machine's load meets both.
 
-Ours makes its batches inside the compiled step; there is no rate without data. Zoology makes a set beforehand and repeats it every
-epoch: its rate is given without the data, and with its generator's time per example added, as if each example were seen once.
-How Zoology is run at all is told in benchmarks/zoology_runner.py.
+Ours makes its batches inside the compiled step; there is no rate without data. Zoology makes a set beforehand and
+repeats it every
+epoch: its rate is given without the data, and with its generator's time per example added, as if each example were seen
+once. How Zoology is run at all is told in benchmarks/zoology_runner.py.
 
-What ours does not do: project positions without a label to the vocabulary (7 of 8 at 8 pairs). What Zoology does beside: two
-more layer norms, which its blocks always have. Neither evaluates, logs to disk or writes checkpoints while timed.
+What ours does not do: project positions without a label to the vocabulary (7 of 8 at 8 pairs). What Zoology does
+beside: two more layer norms, which its blocks always have. Neither evaluates, logs to disk or writes checkpoints while
+timed.
 
-Easy to get wrong: PyTorch's threads wait for each other at every operation, so one other busy process can slow it tenfold and
-ours twofold. So what other programs did is measured during each turn, and turns with other load are left out.
+Easy to get wrong: PyTorch's threads wait for each other at every operation, so one other busy process can slow it
+tenfold and ours twofold. So what other programs did is measured during each turn, and turns with other load are left
+out.
 """
 
 from __future__ import annotations
@@ -211,10 +214,11 @@ def run_case(case: Case, zoology: Zoology | None, dropout: float, rounds: int, s
 
 
 def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over turns, in ms a step and examples a second; ratios are ours to Zoology's of the same turn, with their range.
+    """Medians over turns, in ms a step and examples a second; ratios are ours to Zoology's of the same turn, with their
+    range.
 
-    Turns during which other programs kept more than `QUIET` cores busy are left out; where that leaves fewer than `QUIET_TURNS`, all
-    are taken, and "quotable" is False.
+    Turns during which other programs kept more than `QUIET` cores busy are left out; where that leaves fewer than
+    `QUIET_TURNS`, all are taken, and "quotable" is False.
     """
     every = turns
     turns = [turn for turn in every if not turn["others"] > QUIET]

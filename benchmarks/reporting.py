@@ -63,11 +63,12 @@ def keep(
     *,
     unfinished: str | None = None,
 ) -> None:
-    """Writes `facts`, with the day, the command `bench name arguments`, device, machine and versions, to OUT/DEVICE/file; `out` None: nothing.
+    """Writes `facts`, with the day, the command `bench name arguments`, device, machine and versions, to
+    OUT/DEVICE/file; `out` None: nothing.
 
     Args:
-      unfinished: what is being measured when results are kept on the way, so that a crash loses none and is known by its place. The file
-        is replaced as a whole each time.
+      unfinished: what is being measured when results are kept on the way, so that a crash loses none and is known by
+        its place. The file is replaced as a whole each time.
     """
     if out is None:
         return

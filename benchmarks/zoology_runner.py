@@ -1,21 +1,24 @@
 """Times Zoology's own training loop, in a process of its own, for benchmarks/recall_training.py.
 
-Runs under the interpreter that has PyTorch (`--zoology-python`), imports `zoology` from the checkout it is given, and speaks one
+Runs under the interpreter that has PyTorch (`--zoology-python`), imports `zoology` from the checkout it is given, and
+speaks one
 JSON object a line: requests on standard input, replies on standard output.
 
     {"op": "build", "case": {...}}      -> {"parameters": n}
     {"op": "train", "steps": n}         -> {"step_seconds": [...], "data_seconds": s, "examples": n, "loss": x}
     {"op": "facts"}                     -> {"versions": {...}, "threads": n, "patches": [...], "stubs": [...]}
 
-Zoology's snapshot d88d6f5 (2026-01-11) does not train a recall task out of the box. Two faults are worked around when it runs,
-by changing default arguments, never its files:
+Zoology's snapshot d88d6f5 (2026-01-11) does not train a recall task out of the box. Two faults are worked around when
+it runs, by changing default arguments, never its files:
 1. `TokenEmbeddings` makes its weights on device "cuda" and nothing passes another device on: the default becomes "cpu".
-2. `LanguageModel.forward` returns hidden vectors by default, and the trainer takes their cross-entropy as if they were logits:
-   the default becomes logits.
-Packages it imports without using them here (torchvision, wandb, ...) are replaced by empty stand-ins where they are missing.
+2. `LanguageModel.forward` returns hidden vectors by default, and the trainer takes their cross-entropy as if they were
+   logits: the default becomes logits.
+Packages it imports without using them here (torchvision, wandb, ...) are replaced by empty stand-ins where they are
+missing.
 
-What is timed is its Trainer on its own batches: slicing the batch, forward, backward, AdamW and loss.item(), from one call of
-its logger to the next. Its data are made before training; that is timed apart, and fresh examples are made for every call.
+What is timed is its Trainer on its own batches: slicing the batch, forward, backward, AdamW and loss.item(), from one
+call of its logger to the next. Its data are made before training; that is timed apart, and fresh examples are made for
+every call.
 
 Easy to get wrong: Zoology prints to standard output while it is imported, so replies go to a copy of that descriptor.
 """

@@ -13,15 +13,17 @@ class UserError(ValueError):
 
 
 class Preempted(Exception):
-    """The process was asked to end (SIGTERM) and has saved what it did: the same command goes on. `main.py` exits with code 0."""
+    """The process was asked to end (SIGTERM) and has saved what it did: the same command goes on. `main.py` exits
+    with code 0."""
 
 
 @chz.chz(typecheck=True)
 class Config:
     """Base of all config classes.
 
-    Subclasses are decorated with `@chz.chz(typecheck=True)`: frozen, keyword-only, every field checked against its annotation.
-    They are found by class name (on the command line and in `config.json`), so names are unique in the project.
+    Subclasses are decorated with `@chz.chz(typecheck=True)`: frozen, keyword-only, every field checked against its
+    annotation. They are found by class name (on the command line and in `config.json`), so names are unique in the
+    project.
     """
 
 
@@ -29,7 +31,8 @@ def known_configs() -> dict[str, type[Config]]:
     """Config classes that have been imported, by name.
 
     Raises:
-      UserError: two imported config classes have the same name (a file given with `--with` may clash with the project's).
+      UserError: two imported config classes have the same name (a file given with `--with` may clash with the
+        project's).
     """
     found: dict[str, type[Config]] = {}
     pending = list(Config.__subclasses__())
@@ -49,7 +52,8 @@ def config_class(name: str) -> type[Config]:
     """The config class called `name`.
 
     Raises:
-      UserError: there is none; the nearest names are given. A name with ':' is refused: it would import and call anything.
+      UserError: there is none; the nearest names are given. A name with ':' is refused: it would import and call
+        anything.
     """
     classes = known_configs()
     if name in classes:

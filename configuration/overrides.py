@@ -1,7 +1,7 @@
 """`path=value` overrides on a finished config, for the command line and for sweeps.
 
-Paths are dotted (`model.stages.0.pattern.1.window=32`), `...name=value` sets every field of that name, and a value that names a
-config class swaps the class at that path (`model.stages.0.pattern.1=SlidingWindow`).
+Paths are dotted (`model.stages.0.pattern.1.window=32`), `...name=value` sets every field of that name, and a value that
+names a config class swaps the class at that path (`model.stages.0.pattern.1=SlidingWindow`).
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ def _named_class(path: str, text: str) -> type[Config]:
 
 
 def _may_name_code(text: str) -> bool:
-    """Whether chz might take `text` for `module:name`, `module.name` or a lambda. Numbers, and tuples of them, may have a point."""
+    """Whether chz might take `text` for `module:name`, `module.name` or a lambda. Numbers, and tuples of them, may
+    have a point."""
     return ":" in text or any("." in part and not _is_number(part) for part in text.strip("()[]").split(","))
 
 

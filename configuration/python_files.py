@@ -1,4 +1,5 @@
-"""Python files of the user's own, given by path: the one place where code from outside the project is run, because it was asked for."""
+"""Python files of the user's own, given by path: the one place where code from outside the project is run, because
+it was asked for."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ SCHEMA_VERSION = 1
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """A JSON-ready dict: every config is `{"class": name, field: value, ...}`, the outermost one carries `schema_version`."""
+    """A JSON-ready dict: every config is `{"class": name, field: value, ...}`, the outermost one carries
+    `schema_version`."""
     return {"schema_version": SCHEMA_VERSION, **_encode(config)}
 
 

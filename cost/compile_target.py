@@ -1,11 +1,13 @@
-"""Training steps compiled for devices that are not here: what they need and what they would do, before anyone rents them.
+"""Training steps compiled for devices that are not here: what they need and what they would do, before anyone rents
+them.
 
     tpu:v5p:2x2x2   a slice of v5e, v5p or v6e, by libtpu, for the whole mesh that run.mesh asks for
     h100            one H100, by XLA's CUDA plugin and ptxas
 
-The program is the one that training runs: `Program.step` under the same mesh and shardings, the state donated. Times are not measured: they
-follow from what the program does and the data sheets' peaks, and, on TPUs, from the compiler's estimates. On a GPU XLA chooses between
-matrix products by timing them; compiled ahead of time it cannot, so memory and traffic may differ a little from what runs.
+The program is the one that training runs: `Program.step` under the same mesh and shardings, the state donated. Times
+are not measured: they follow from what the program does and the data sheets' peaks, and, on TPUs, from the compiler's
+estimates. On a GPU XLA chooses between matrix products by timing them; compiled ahead of time it cannot, so memory and
+traffic may differ a little from what runs.
 """
 
 from __future__ import annotations
@@ -67,8 +69,8 @@ def mesh_of(experiment: Experiment, devices: Sequence[jax.Device]) -> jax.shardi
 def compile_step(
     experiment: Experiment, program: Program, mesh: jax.sharding.Mesh
 ) -> tuple[Any, tuple[compile_ahead.Kernel, ...]]:
-    """The training step, compiled for a mesh of compile-only devices inside `compile_ahead.aimed_at_devices(mesh)`; and what ptxas said of each GPU
-    kernel. `program` gets the mesh."""
+    """The training step, compiled for a mesh of compile-only devices inside `compile_ahead.aimed_at_devices(mesh)`; and
+    what ptxas said of each GPU kernel. `program` gets the mesh."""
     state = jax.eval_shape(program.init, 0)
     program.mesh = mesh if mesh.size > 1 else None
     batch = abstract_batch(experiment)
@@ -134,7 +136,8 @@ def memory_line(memory: Any, chip: Chip | None) -> str:
 
 
 def work_lines(work: Work, own: float) -> list[str]:
-    """Products, bytes and collectives of one device and step. own: the model's products, three times the forward pass."""
+    """Products, bytes and collectives of one device and step. own: the model's products, three times the forward
+    pass."""
     silent = (
         f" beside {work.silent_kernels:,.0f} calls of kernels that do not tell theirs" if work.silent_kernels else ""
     )

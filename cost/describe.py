@@ -1,4 +1,5 @@
-"""What an experiment costs, told without data: parameters, FLOPs, state bytes, what serves its operations, whether its step compiles."""
+"""What an experiment costs, told without data: parameters, FLOPs, state bytes, what serves its operations, whether
+its step compiles."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def describe(experiment: Experiment, *, target: str | None = None, say: Callable
     """Prints the description.
 
     Args:
-      target: None compiles here; "tpu:v5e:2x2" or "h100" compiles ahead of time for what is not here (see cost/compile_target.py).
+      target: None compiles here; "tpu:v5e:2x2" or "h100" compiles ahead of time for what is not here (see
+        cost/compile_target.py).
 
     Raises:
       UserError: the target is unknown, its compiler is not installed, or it has fewer devices than run.mesh.

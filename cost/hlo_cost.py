@@ -1,12 +1,16 @@
-"""What one call of a compiled program does, read from the text of its HLO: products, bytes, collectives, cycles; a loop's body as often as it runs.
+"""What one call of a compiled program does, read from the text of its HLO: products, bytes, collectives, cycles; a
+loop's body as often as it runs.
 
-XLA's own cost analysis counts every loop's body once, and says nothing at all for GPUs that are only compiled for. Counts are of one device.
+XLA's own cost analysis counts every loop's body once, and says nothing at all for GPUs that are only compiled for.
+Counts are of one device.
 
-- Products: dot, convolution (without what falls on padding), cuBLAS calls, and what TPU kernels say of themselves. GPU kernels say nothing: their
-  calls are counted instead.
-- Bytes: what instructions outside of fusions read and write in the chip's main memory; a slice of an array counts as its slice, an update in
-  place as the update. Arrays that the TPU compiler keeps in the chip's fast memory (S(1) and above in a layout) do not count.
-- Collectives: kind, calls, bytes of their results (of a reduce-scatter: of what it reduces), and the bytes that a ring sends for them.
+- Products: dot, convolution (without what falls on padding), cuBLAS calls, and what TPU kernels say of themselves. GPU
+  kernels say nothing: their calls are counted instead.
+- Bytes: what instructions outside of fusions read and write in the chip's main memory; a slice of an array counts as
+  its slice, an update in place as the update. Arrays that the TPU compiler keeps in the chip's fast memory (S(1) and
+  above in a layout) do not count.
+- Collectives: kind, calls, bytes of their results (of a reduce-scatter: of what it reduces), and the bytes that a ring
+sends for them.
 - Cycles: the TPU compiler's own estimates of its fusions and copies. It gives none for kernels and collectives.
 """
 
@@ -229,8 +233,8 @@ class _Reader:
 
 
 def _waited_for(found: Instruction) -> Instruction:
-    """Of a fusion that is started here and waited for elsewhere, as jax 0.11's compiler for GPUs has them, the fusion: `fusion-start` has the shape
-    ((operands), result, context)."""
+    """Of a fusion that is started here and waited for elsewhere, as jax 0.11's compiler for GPUs has them, the fusion:
+    `fusion-start` has the shape ((operands), result, context)."""
     if found.opcode != "fusion-start":
         return found
     return dataclasses.replace(found, opcode="fusion", shape=f"({', '.join(found.parts[len(found.operands) : -1])})")
@@ -255,7 +259,8 @@ def _traffic(kind: str, found: Instruction, inside: Computation) -> dict[str, Tr
 
 
 def group_size(attributes: str) -> int:
-    """Devices that take part in one collective; groups are listed, counted ([groups, devices]) or axes of a mesh, or parts of axes."""
+    """Devices that take part in one collective; groups are listed, counted ([groups, devices]) or axes of a mesh, or
+    parts of axes."""
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     if listed:
         return len(listed[1].split(","))

@@ -1,17 +1,19 @@
 """N-gram models of training text: a baseline, and the slice of targets that ask for recall.
 
-Zoology (Arora, Eyuboglu et al., arXiv 2312.04927, section 3) splits a language model's loss by associative recall: a token counts as a
-recall hit when it completes an n-gram seen earlier in the context which training data alone doesn't teach. They take
-    hit: the last token of a bigram that stands earlier in the context, and is not among the 1,250 most frequent in training
+Zoology (Arora, Eyuboglu et al., arXiv 2312.04927, section 3) splits a language model's loss by associative recall: a
+token counts as a recall hit when it completes an n-gram seen earlier in the context which training data alone doesn't
+teach. They take
+    hit: the last token of a bigram that stands earlier in the context, and is not among the 1,250 most frequent in
+      training
 (`recall_bigrams`, for tokenizers of words and parts of words). For bytes, where bigrams say nothing, this project takes
-    hit: the byte completes an 8-gram that stands earlier in its segment, and it is not the most frequent successor, in the
-    training documents, of the 7 bytes before it
+    hit: the byte completes an 8-gram that stands earlier in its segment, and it is not the most frequent successor, in
+    the training documents, of the 7 bytes before it
 (`recall_slice`).
 
 Models are fitted to `FIT_TOKENS` tokens at most, of documents spread over the corpus; results say to how many.
 
-Easy to get wrong: "earlier" is within the same segment of the same row, as that is all the model sees; seven bytes that training never had
-predict nothing, so their successors can be hits.
+Easy to get wrong: "earlier" is within the same segment of the same row, as that is all the model sees; seven bytes that
+training never had predict nothing, so their successors can be hits.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _BLOCK = 1 << 22
 
 
 def documents_to_fit(documents: Documents, limit: int = FIT_TOKENS) -> Iterator[np.ndarray]:
-    """Tokens of documents, each (n,) int32 with the opening one first: of all, or of every k-th so that about `limit` tokens come.
+    """Tokens of documents, each (n,) int32 with the opening one first: of all, or of every k-th so that about `limit`
+    tokens come.
 
     A document is cut short where it would pass the limit.
     """
@@ -49,8 +52,9 @@ def documents_to_fit(documents: Documents, limit: int = FIT_TOKENS) -> Iterator[
 class Bigram:
     """p(next token | token before it), smoothed as Witten and Bell (1991) do.
 
-    p(b | a) = (c(a, b) + s(a) p(b)) / (c(a) + s(a)), with s(a) the number of different successors of a (at least 1) and p(b) the share of b among
-    all successors, one added to each count. A document's first token follows the opening one, which itself follows nothing.
+    p(b | a) = (c(a, b) + s(a) p(b)) / (c(a) + s(a)), with s(a) the number of different successors of a (at least 1) and
+    p(b) the share of b among all successors, one added to each count. A document's first token follows the opening one,
+    which itself follows nothing.
 
     Attributes:
       pairs, counts: (n,) a * vocabulary + b in ascending order, and how often.
@@ -95,7 +99,8 @@ class Bigram:
         )
 
     def loss(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Cross-entropy of each target in nats, shape of `targets`; for targets of weight 0 the number means nothing."""
+        """Cross-entropy of each target in nats, shape of `targets`; for targets of weight 0 the number means
+        nothing."""
         wanted = np.asarray(tokens, np.int64) * len(self.alone) + targets
         count = np.zeros(wanted.shape)
         if self.pairs.size:
@@ -107,7 +112,8 @@ class Bigram:
         return -np.log((count + kinds * share) / (self.before[tokens] + kinds))
 
     def frequent(self, count: int = FREQUENT) -> np.ndarray:
-        """The most frequent pairs, (count,) a * vocabulary + b in ascending order; among equally frequent ones the smallest."""
+        """The most frequent pairs, (count,) a * vocabulary + b in ascending order; among equally frequent ones the
+        smallest."""
         return np.sort(self.pairs[np.argsort(-self.counts, kind="stable")[:count]])
 
 
@@ -120,7 +126,8 @@ class NgramTable:
 
     @classmethod
     def fit(cls, documents: Iterable[np.ndarray]) -> NgramTable:
-        """Counts 8-grams within documents, each given as byte tokens with START first; among equally frequent successors the smallest wins."""
+        """Counts 8-grams within documents, each given as byte tokens with START first; among equally frequent
+        successors the smallest wins."""
         found = [_grams(np.asarray(document[1:], np.uint8)[None])[0] for document in documents]
         grams = np.concatenate([np.zeros(0, np.uint64), *found])
         del found
@@ -132,14 +139,16 @@ class NgramTable:
         distinct = grams[first]
         del grams
         contexts = distinct >> np.uint64(8)
-        # By context, then most frequent first; the sort is stable and `distinct` ascending, so the smallest byte wins ties.
+        # By context, then most frequent first; the sort is stable and `distinct` ascending, so the smallest byte wins
+        # ties.
         order = np.lexsort((-counts, contexts))
         contexts, distinct = contexts[order], distinct[order]
         best = np.concatenate([[True], contexts[1:] != contexts[:-1]]) if contexts.size else np.zeros(0, bool)
         return cls(contexts[best], (distinct[best] & np.uint64(255)).astype(np.uint8))
 
     def predict(self, contexts: np.ndarray) -> np.ndarray:
-        """Most frequent next byte of packed 7-byte contexts, int16 in their shape; -1 where training never had the context."""
+        """Most frequent next byte of packed 7-byte contexts, int16 in their shape; -1 where training never had the
+        context."""
         if not self.contexts.size:
             return np.full(contexts.shape, -1, np.int16)
         place = np.minimum(np.searchsorted(self.contexts, contexts), len(self.contexts) - 1)
@@ -197,7 +206,8 @@ def recall_slice(tokens: np.ndarray, segments: np.ndarray | None, table: NgramTa
     hits = np.zeros(tokens.shape, bool)
     if tokens.shape[1] <= CONTEXT:
         return hits
-    # Window i covers tokens i .. i + 7: it counts when all of them are bytes of one segment, and segments don't come back.
+    # Window i covers tokens i .. i + 7: it counts when all of them are bytes of one segment, and segments don't come
+    # back.
     plain = (tokens < START) & (segments != 0)
     whole = np.lib.stride_tricks.sliding_window_view(plain, CONTEXT + 1, axis=1).all(axis=-1)
     whole &= segments[:, CONTEXT:] == segments[:, :-CONTEXT]

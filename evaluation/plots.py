@@ -1,10 +1,13 @@
-"""Figures of a study, one column of a paper wide (3.3 inches at 300 dots an inch), drawn from summaries and run folders.
+"""Figures of a study, one column of a paper wide (3.3 inches at 300 dots an inch), drawn from summaries and run
+folders.
 
-Colours are those of Okabe and Ito (2008, "Color Universal Design"), which stay apart for colour-blind readers; every architecture has a
-marker too, so that the figures survive a grey print. The same set of labels gets the same colours in every figure.
+Colours are those of Okabe and Ito (2008, "Color Universal Design"), which stay apart for colour-blind readers; every
+architecture has a marker too, so that the figures survive a grey print. The same set of labels gets the same colours in
+every figure.
 
-Easy to get wrong: pyplot keeps global state and a backend, so figures are made without it, under a pinned style that ignores the
-user's matplotlibrc; `bbox_inches="tight"` would change the width, so legends are placed by the constrained layout instead.
+Easy to get wrong: pyplot keeps global state and a backend, so figures are made without it, under a pinned style that
+ignores the user's matplotlibrc; `bbox_inches="tight"` would change the width, so legends are placed by the constrained
+layout instead.
 matplotlib is imported inside the functions: importing this module costs nothing.
 """
 
@@ -70,9 +73,11 @@ STYLE = {
 
 
 def recall_vs_state(summaries: Sequence[Summary], path: Path | str) -> None:
-    """Accuracy against bytes of state at the longest evaluated length, with standard deviation over seeds and the Pareto front.
+    """Accuracy against bytes of state at the longest evaluated length, with standard deviation over seeds and the
+    Pareto front.
 
-    Architectures without accuracy or without a state cannot be placed and are left out; a line under the figure names them.
+    Architectures without accuracy or without a state cannot be placed and are left out; a line under the figure names
+    them.
 
     Raises:
       UserError: nothing to draw, or the file cannot be written.
@@ -143,7 +148,8 @@ def recall_vs_state(summaries: Sequence[Summary], path: Path | str) -> None:
 
 
 def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
-    """Accuracy (or bits per byte) by slice at the best learning rate: lines over the slices, or bars where there is one slice.
+    """Accuracy (or bits per byte) by slice at the best learning rate: lines over the slices, or bars where there is one
+    slice.
 
     Raises:
       UserError: nothing to draw, summaries of both metrics, or the file cannot be written.
@@ -193,8 +199,8 @@ def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
 
 
 def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
-    """Evaluations over steps, of text over tokens: a thin line a run, a bold one for the mean over seeds at each architecture's best learning
-    rate.
+    """Evaluations over steps, of text over tokens: a thin line a run, a bold one for the mean over seeds at each
+    architecture's best learning rate.
 
     A run that stopped early keeps its last value in the mean.
 
@@ -388,7 +394,8 @@ def _pareto(sizes: np.ndarray, scores: np.ndarray) -> list[int]:
 
 
 def _mean_curve(curves: Sequence[LearningCurve]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over runs at every step that any of them was evaluated at; before a run's first evaluation there is no mean."""
+    """Mean over runs at every step that any of them was evaluated at; before a run's first evaluation there is no
+    mean."""
     steps = np.unique(np.concatenate([curve.steps for curve in curves]))
     rows = [np.interp(steps, curve.steps, curve.score, left=math.nan) for curve in curves]
     return steps, np.mean(rows, axis=0)
@@ -397,10 +404,11 @@ def _mean_curve(curves: Sequence[LearningCurve]) -> tuple[np.ndarray, np.ndarray
 def _place_labels(
     axes: Axes, names: list[str], colours: list[str], xs: np.ndarray, ys: np.ndarray, lines: list[tuple[Any, Any]]
 ) -> None:
-    """Puts each name at the cheapest free place near its point, the most crowded points first; a thin line joins them in a crowd.
+    """Puts each name at the cheapest free place near its point, the most crowded points first; a thin line joins them
+    in a crowd.
 
-    The cost, in points of length: the distance, and fines for covering a marker, a name, a leader or one of `lines`, and for
-    leaving the axes.
+    The cost, in points of length: the distance, and fines for covering a marker, a name, a leader or one of `lines`,
+    and for leaving the axes.
     """
     from matplotlib.patheffects import withStroke
 

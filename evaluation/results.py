@@ -4,13 +4,14 @@ A study is a set of runs that differ in architecture, learning rate and seed. An
 
     score(architecture) = max over settings of mean over seeds of score(run)
 
-where a setting is the learning rate with everything else that was swept in `optimizer`, `run.steps` and `run.batch_size`. Papers on
-recall report the maximum over runs instead (Based, arXiv 2402.18668, figure 2), which grows with the number of seeds; here seeds are
-averaged first and their spread is kept. The best is still a choice made on the evaluation data, so the median over settings stands beside it.
+where a setting is the learning rate with everything else that was swept in `optimizer`, `run.steps` and
+`run.batch_size`. Papers on recall report the maximum over runs instead (Based, arXiv 2402.18668, figure 2), which grows
+with the number of seeds; here seeds are averaged first and their spread is kept. The best is still a choice made on the
+evaluation data, so the median over settings stands beside it.
 
-Easy to get wrong: runs of one experiment whose `model` or `data` was overridden are other architectures, not seeds (they are told
-apart by config.json, and the label says what differs); a run that diverged counts with the accuracy that it had; bits per byte are
-better when lower.
+Easy to get wrong: runs of one experiment whose `model` or `data` was overridden are other architectures, not seeds
+(they are told apart by config.json, and the label says what differs); a run that diverged counts with the accuracy that
+it had; bits per byte are better when lower.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class RunResult:
       accuracy_by_slice, loss_by_slice, bits_by_slice: by slice name, for example "64x4"; empty where the run has none.
       loss: of the last evaluation, nats a labelled token; None where the run has none.
       chance: accuracy of a guess; None where unknown.
-      steps, seconds, examples_per_second, tokens_per_second: of training; examples and tokens are NaN in folders without them.
+      steps, seconds, examples_per_second, tokens_per_second: of training; examples and tokens are NaN in folders
+        without them.
       parameters: how many.
       state_bytes: bytes of the decoding state by sequence length.
       learning_rate, seed: of this member.
@@ -86,7 +88,8 @@ class RunResult:
 
     @property
     def tokens_per_step(self) -> float:
-        """Of text, rows times their length (all ways of making rows keep it constant); NaN where config.json does not tell."""
+        """Of text, rows times their length (all ways of making rows keep it constant); NaN where config.json does
+        not tell."""
         run, data = self.config.get("run", {}), self.config.get("data", {})
         return float(run.get("batch_size", math.nan)) * float(data.get("length", math.nan))
 
@@ -97,7 +100,8 @@ class RunResult:
 
 
 class LearningCurve(NamedTuple):
-    """One array entry an evaluation: steps (int), score (accuracy, or bits per byte of text) and loss, NaN where a line has none."""
+    """One array entry an evaluation: steps (int), score (accuracy, or bits per byte of text) and loss, NaN where a
+    line has none."""
 
     steps: np.ndarray
     score: np.ndarray
@@ -154,7 +158,8 @@ def load_run(folder: Path | str) -> RunResult:
     """Reads one finished run.
 
     Raises:
-      UserError: there is no such folder, it is not a run's, the run is not finished, or a file in it is broken (file and line named).
+      UserError: there is no such folder, it is not a run's, the run is not finished, or a file in it is broken (file
+        and line named).
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -266,7 +271,8 @@ def group_by_label(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
 
 
 def best_setting(runs: Sequence[RunResult]) -> list[RunResult]:
-    """The seeds of the setting with the best mean, of runs of one architecture; the smallest learning rate wins a tie."""
+    """The seeds of the setting with the best mean, of runs of one architecture; the smallest learning rate wins a
+    tie."""
     return max(_settings(runs), key=lambda members: _rank(_mean(members), members[0].metric))
 
 
@@ -277,7 +283,8 @@ def summarise(runs: Iterable[RunResult]) -> list[Summary]:
 
 
 def slice_order(names: Iterable[str]) -> list[str]:
-    """Slice names in increasing difficulty: "64x8" by length, then pairs; other names in the order given. Repeats are dropped."""
+    """Slice names in increasing difficulty: "64x8" by length, then pairs; other names in the order given. Repeats
+    are dropped."""
     unique = list(dict.fromkeys(names))
     sizes = {name: re.fullmatch(r"(\d+)x(\d+)", name) for name in unique}
     if all(sizes.values()):

@@ -1,8 +1,8 @@
 """The terminal's table of a study, and results.csv.
 
-The table has one line an architecture, best first: mean over seeds at the best learning rate, its standard deviation, and the median
-over learning rates (see evaluation/results.py). The csv has one line a run with every number as Python's shortest text that reads
-back as the same float.
+The table has one line an architecture, best first: mean over seeds at the best learning rate, its standard deviation,
+and the median over learning rates (see evaluation/results.py). The csv has one line a run with every number as Python's
+shortest text that reads back as the same float.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ Column = tuple[str, Callable[[Summary], str]]
 
 
 def format_table(summaries: Sequence[Summary], width: int = WIDTH) -> str:
-    """The table as text, no line longer than `width` (at least 110; long labels lose their middle); slices in a second block, where there are several.
+    """The table as text, no line longer than `width` (at least 110; long labels lose their middle); slices in a second
+    block, where there are several.
 
     Recall and text architectures get a table each, because their scores cannot be compared.
 
@@ -51,8 +52,8 @@ def print_table(summaries: Sequence[Summary], say: Callable[[str], Any] = print)
 def write_csv(path: Path | str, runs: Sequence[RunResult]) -> None:
     """Writes one row a run, in the order given; replaces the file as a whole.
 
-    Columns: what every run has first, then state_bytes[LENGTH], accuracy[SLICE], bits[SLICE], loss[SLICE] and override[PATH], each for
-    all that any run has; an empty cell where a run has none.
+    Columns: what every run has first, then state_bytes[LENGTH], accuracy[SLICE], bits[SLICE], loss[SLICE] and
+    override[PATH], each for all that any run has; an empty cell where a run has none.
 
     Raises:
       UserError: there are no runs, or the file cannot be written.

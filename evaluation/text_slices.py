@@ -1,9 +1,9 @@
 """Bits a byte on held-out text, whole and by slice.
 
-Bits a byte: cross-entropy in nats / ln 2, summed over targets and divided by the bytes of text that the targets stand for, so that numbers compare
-between tokenizers. `loss` is nats a target, which doesn't. Recall hits are targets that a model must read off its own context
-(evaluation/ngram_baselines.py says which, for bytes and for other tokenizers). A bigram model fitted to the training documents is measured on the
-same targets.
+Bits a byte: cross-entropy in nats / ln 2, summed over targets and divided by the bytes of text that the targets stand
+for, so that numbers compare between tokenizers. `loss` is nats a target, which doesn't. Recall hits are targets that a
+model must read off its own context (evaluation/ngram_baselines.py says which, for bytes and for other tokenizers). A
+bigram model fitted to the training documents is measured on the same targets.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def evaluate_text(losses: Callable[[Batch], np.ndarray], data: Text, batch_size:
       final: also the slices and the bigram model (fitting them reads training documents).
 
     Returns:
-      "bits_per_byte" and "loss" (nats a target); with `final` also "bits_by_slice" ("recall", "rest"), "share_by_slice" (of targets),
-      "bigram_bits_per_byte", "bytes" and "targets" (how many were measured) and "baseline_tokens" (training tokens that the bigram model and the
-      slices' n-gram model were fitted to).
+      "bits_per_byte" and "loss" (nats a target); with `final` also "bits_by_slice" ("recall", "rest"), "share_by_slice"
+      (of targets), "bigram_bits_per_byte", "bytes" and "targets" (how many were measured) and "baseline_tokens"
+      (training tokens that the bigram model and the slices' n-gram model were fitted to).
     """
     sizes = data.open_tokenizer().token_bytes
     total: dict[str, np.ndarray] = {}

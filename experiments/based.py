@@ -1,8 +1,9 @@
-"""Based's Figure 2 (Arora et al., ICML 2024): recall against state size. Trained on a mixture of lengths up to (256, 64), evaluated up to
-(1024, 256); vocabulary 8,192, random filler, a convolution of width 3 and then the mixer, two layers without MLP, no positions.
+"""Based's Figure 2 (Arora et al., ICML 2024): recall against state size. Trained on a mixture of lengths up to (256,
+64), evaluated up to (1024, 256); vocabulary 8,192, random filler, a convolution of width 3 and then the mixer, two
+layers without MLP, no positions.
 
-Published: 180,000 examples a pass, 32 passes, batch 256, learning rates 1e-3 to 10^-1.5, the best one reported. Here batches are
-fresh, and filler never contradicts a pair; `data.contradictions=True` gives the published filler.
+Published: 180,000 examples a pass, 32 passes, batch 256, learning rates 1e-3 to 10^-1.5, the best one reported. Here
+batches are fresh, and filler never contradicts a pair; `data.contradictions=True` gives the published filler.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def taylor() -> Experiment:
 
 
 def figure2() -> Study:
-    """Figure 2's mixers of this project: attention, Based (widths x feature dimensions), windows, Hyena; four learning rates (not yet run)."""
+    """Figure 2's mixers of this project: attention, Based (widths x feature dimensions), windows, Hyena; four
+    learning rates (not yet run)."""
     experiments = [_recall(f"based.attention_d{width}", Attention(), width) for width in (64, 128)]
     experiments += [
         _recall(

@@ -1,7 +1,8 @@
-"""Multi-query associative recall at a size for two CPU cores: a convolution of width 3, then the mixer, no MLP, no positions.
+"""Multi-query associative recall at a size for two CPU cores: a convolution of width 3, then the mixer, no MLP, no
+positions.
 
-Setting of all experiments here: vocabulary 256, length 64, 8 pairs, random filler, width 64, 2 layers, batch 64, AdamW at 3e-3 with
-weight decay 0.1 on everything, cosine to 0 over 1,900 steps.
+Setting of all experiments here: vocabulary 256, length 64, 8 pairs, random filler, width 64, 2 layers, batch 64, AdamW
+at 3e-3 with weight decay 0.1 on everything, cosine to 0 over 1,900 steps.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def mixture_of_heads_paper() -> Experiment:
 
 
 def fixed() -> Study:
-    """The fixed setting with every mixer, one learning rate and one seed: the README's table (about 10 minutes on two cores).
+    """The fixed setting with every mixer, one learning rate and one seed: the README's table (about 10 minutes on two
+    cores).
 
     python main.py compare mqar.fixed
     """

@@ -3,13 +3,14 @@
     python main.py train pretrain.attention_30m                                       # two CPU cores
     python main.py train pretrain.based_360m data.source=PREPARED_FOLDER              # one H100; `main.py prepare` makes the folder
     python main.py train pretrain.based_1b data.source=FOLDER run.mesh.fsdp=8 run.accumulate=4
-    python main.py describe pretrain.based_1b run.mesh.fsdp=2 run.mesh.tensor=2 run.mesh.sequence=2 --target tpu:v5p:2x2x2
-    python main.py compare pretrain.curves
+    python main.py describe pretrain.based_1b run.mesh.fsdp=2 run.mesh.tensor=2 run.mesh.sequence=2 --target
+    tpu:v5p:2x2x2 python main.py compare pretrain.curves
 
-Sizes are the numbers of parameters that the attention model has, in round numbers: 30M, 85M and its embedding (GPT-2 small's 125M), 310M and its
-embedding (360M), 1.2B; the other patterns have as many within 10%, the embedding apart. Steps of 125m and above are 256 rows of 2,048 tokens,
-20,000 of them are 10 billion tokens. The default source, the standard library as bytes, is for trying things: real runs name a prepared
-folder. `describe --target h100` and `--target tpu:...` say beforehand what fits.
+Sizes are the numbers of parameters that the attention model has, in round numbers: 30M, 85M and its embedding (GPT-2
+small's 125M), 310M and its embedding (360M), 1.2B; the other patterns have as many within 10%, the embedding apart.
+Steps of 125m and above are 256 rows of 2,048 tokens,
+20,000 of them are 10 billion tokens. The default source, the standard library as bytes, is for trying things: real runs
+name a prepared folder. `describe --target h100` and `--target tpu:...` say beforehand what fits.
 
 Losses and hours are given where a run was made; everything else says "not yet run".
 """
@@ -26,8 +27,8 @@ def curves() -> Study:
 
     python main.py compare pretrain.curves
 
-    1.6 million bytes each; learning_curves.png shows bits a byte on held-out files over tokens. On two cores 4 to 11 minutes a pattern
-    (2026-11-23): 1.99 bits a byte (Based) to 2.55 (mixture of heads).
+    1.6 million bytes each; learning_curves.png shows bits a byte on held-out files over tokens. On two cores 4 to 11
+    minutes a pattern (2026-11-23): 1.99 bits a byte (Based) to 2.55 (mixture of heads).
     """
     return Study(tuple(small_of(pattern) for pattern in PATTERNS), template=small)
 
@@ -36,7 +37,8 @@ def attention_30m() -> Experiment:
     """Softmax attention in every layer, rotary positions on half of each head, 30M.
 
     python main.py train pretrain.attention_30m
-    Hardware: two CPU cores. Hours: 2.6 at the 430 tokens a second of `bench pretraining` (2026-11-23). Loss: not yet run.
+    Hardware: two CPU cores. Hours: 2.6 at the 430 tokens a second of `bench pretraining` (2026-11-23). Loss: not yet
+    run.
     """
     return experiment("attention", "30m")
 
@@ -54,7 +56,8 @@ def attention_360m() -> Experiment:
     """Softmax attention in every layer, rotary positions on half of each head, 360M. Published shape.
 
     python main.py train pretrain.attention_360m data.source=FOLDER
-    Hardware: one H100; of its memory the step takes 40.3 GiB (bytes, `describe --target h100`). Hours and loss: not yet run.
+    Hardware: one H100; of its memory the step takes 40.3 GiB (bytes, `describe --target h100`). Hours and loss: not yet
+    run.
     """
     return experiment("attention", "360m")
 
@@ -72,7 +75,8 @@ def based_30m() -> Experiment:
     """Based: gated convolutions, Taylor linear attention, windows of 64 tokens before the query, 30M.
 
     python main.py train pretrain.based_30m
-    Hardware: two CPU cores. Hours: 2.2 at the 511 tokens a second of `bench pretraining` (2026-11-23). Loss: not yet run.
+    Hardware: two CPU cores. Hours: 2.2 at the 511 tokens a second of `bench pretraining` (2026-11-23). Loss: not yet
+    run.
     """
     return experiment("based", "30m")
 
@@ -87,16 +91,19 @@ def based_125m() -> Experiment:
 
 
 def based_360m() -> Experiment:
-    """Based: gated convolutions, Taylor linear attention, windows of 128 tokens before the query, 360M. Published shape.
+    """Based: gated convolutions, Taylor linear attention, windows of 128 tokens before the query, 360M. Published
+    shape.
 
     python main.py train pretrain.based_360m data.source=FOLDER
-    Hardware: one H100; of its memory the step takes 46.1 GiB (bytes, `describe --target h100`). Hours and loss: not yet run.
+    Hardware: one H100; of its memory the step takes 46.1 GiB (bytes, `describe --target h100`). Hours and loss: not yet
+    run.
     """
     return experiment("based", "360m")
 
 
 def based_1b() -> Experiment:
-    """Based: gated convolutions, Taylor linear attention, windows of 128 tokens before the query, 1B. Published shape (1.3B).
+    """Based: gated convolutions, Taylor linear attention, windows of 128 tokens before the query, 1B. Published shape
+    (1.3B).
 
     python main.py train pretrain.based_1b data.source=FOLDER
     Hardware: eight H100 or a TPU slice. Hours and loss: not yet run.
@@ -108,7 +115,8 @@ def window_30m() -> Experiment:
     """Sliding windows of 128 tokens in every layer, 30M.
 
     python main.py train pretrain.window_30m
-    Hardware: two CPU cores. Hours: 2.5 at the 459 tokens a second of `bench pretraining` (2026-11-23). Loss: not yet run.
+    Hardware: two CPU cores. Hours: 2.5 at the 459 tokens a second of `bench pretraining` (2026-11-23). Loss: not yet
+    run.
     """
     return experiment("window", "30m")
 
@@ -144,7 +152,8 @@ def landmark_30m() -> Experiment:
     """Landmark attention in blocks of 63 tokens in every layer, 30M.
 
     python main.py train pretrain.landmark_30m
-    Hardware: two CPU cores. Hours: 3.6 at the 317 tokens a second of `bench pretraining` (2026-11-23). Loss: not yet run.
+    Hardware: two CPU cores. Hours: 3.6 at the 317 tokens a second of `bench pretraining` (2026-11-23). Loss: not yet
+    run.
     """
     return experiment("landmark", "30m")
 
@@ -180,13 +189,15 @@ def mixture_of_heads_30m() -> Experiment:
     """Mixture of heads in every layer: half shared, half of the rest active, 75 % in all, 30M.
 
     python main.py train pretrain.mixture_of_heads_30m
-    Hardware: two CPU cores. Hours: 2.7 at the 429 tokens a second of `bench pretraining` (2026-11-23). Loss: not yet run.
+    Hardware: two CPU cores. Hours: 2.7 at the 429 tokens a second of `bench pretraining` (2026-11-23). Loss: not yet
+    run.
     """
     return experiment("mixture_of_heads", "30m")
 
 
 def mixture_of_heads_125m() -> Experiment:
-    """Mixture of heads in every layer: half shared, half of the rest active, 75 % in all, 125M. Published shape and learning rate.
+    """Mixture of heads in every layer: half shared, half of the rest active, 75 % in all, 125M. Published shape and
+    learning rate.
 
     python main.py train pretrain.mixture_of_heads_125m data.source=FOLDER
     Hardware: one H100. Hours and loss: not yet run.
@@ -216,7 +227,8 @@ def hyena_30m() -> Experiment:
     """Hyena in every layer, filters as long as a row, 30M.
 
     python main.py train pretrain.hyena_30m
-    Hardware: two CPU cores. Hours: 3.0 at the 377 tokens a second of `bench pretraining` (2026-11-23). Loss: not yet run.
+    Hardware: two CPU cores. Hours: 3.0 at the 377 tokens a second of `bench pretraining` (2026-11-23). Loss: not yet
+    run.
     """
     return experiment("hyena", "30m")
 

@@ -1,9 +1,10 @@
 """Models, optimizers and budgets of `experiments/pretrain.py`, by mixer and size.
 
-Published shapes: Based at 360M and 1.3B with its layer map, and attention at 360M (Arora et al. 2024, reference configurations); mixture of
-heads at 125m (Jin et al. 2024, appendix B.3: 12 layers of width 768, 2,048 hidden units, 12 heads). The others have the attention
-model's shape at that size, so that parameters outside the embedding agree within 10% (tests/test_pretrain_experiments.py holds them to it).
-Initialisation is the layers' own: N(0, 0.02), and N(0, 0.02 / sqrt(2 layers)) into the residual stream, as in the references.
+Published shapes: Based at 360M and 1.3B with its layer map, and attention at 360M (Arora et al. 2024, reference
+configurations); mixture of heads at 125m (Jin et al. 2024, appendix B.3: 12 layers of width 768, 2,048 hidden units, 12
+heads). The others have the attention model's shape at that size, so that parameters outside the embedding agree within
+10% (tests/test_pretrain_experiments.py holds them to it). Initialisation is the layers' own: N(0, 0.02), and N(0, 0.02
+/ sqrt(2 layers)) into the residual stream, as in the references.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def experiment(pattern: str, size: str) -> Experiment:
     small = size == "30m"
     model = _based(size) if pattern == "based" else _uniform(_mixer(pattern, of), of)
     if not small:
-        # On an H100 "dots" moves a quarter less through main memory than keeping everything ("none"), by `describe --target h100`.
+        # On an H100 "dots" moves a quarter less through main memory than keeping everything ("none"), by `describe
+        # --target h100`.
         model = chz.replace(model, dtype="bfloat16", remat="full" if size == "1b" else "dots")
     run = Run(
         steps=of.steps,
@@ -102,7 +104,8 @@ def experiment(pattern: str, size: str) -> Experiment:
 
 
 def small(label: str, mixer: MixerConfig | None) -> Experiment:
-    """A model of 1.2M parameters: 6 layers of width 128, 1.6 million bytes of the standard library in 400 steps; `mixer` None is Based's pattern."""
+    """A model of 1.2M parameters: 6 layers of width 128, 1.6 million bytes of the standard library in 400 steps;
+    `mixer` None is Based's pattern."""
     model = (
         _uniform(mixer, CURVES)
         if mixer is not None
@@ -140,7 +143,8 @@ def _mixer(pattern: str, of: Size) -> MixerConfig:
     if pattern == "window":
         return SlidingWindow(heads=of.heads, window=of.window, positions=half)
     if pattern == "landmark":
-        # 63 tokens and their landmark fill the tile of 64 of the authors' and of our kernels; they pair neighbouring dimensions.
+        # 63 tokens and their landmark fill the tile of 64 of the authors' and of our kernels; they pair neighbouring
+        # dimensions.
         return Landmark(heads=of.heads, block=63, positions=Rotary(layout="interleaved"))
     if pattern == "mixture_of_heads":
         # Half of the heads shared and half of the routed ones active: 75 % in all, the authors' LLaMA3-8B.
@@ -167,7 +171,8 @@ def _based(size: str) -> LanguageModel:
 
 
 def _based_model(width: int, heads: int, window: int, layer_map: Callable[..., tuple[Stage, ...]]) -> LanguageModel:
-    """Gated convolutions (C), Taylor attention of 16 features (T) and windows that see `window` keys (W), mapped to layers."""
+    """Gated convolutions (C), Taylor attention of 16 features (T) and windows that see `window` keys (W), mapped to
+    layers."""
     c = GatedConvolution(kernel=3, expansion=4)
     t = LinearAttention(heads=heads, feature_dim=16, feature_map=Taylor())
     w = SlidingWindow(heads=heads, window=window, positions=Rotary())

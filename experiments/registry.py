@@ -1,4 +1,5 @@
-"""Finds experiments and studies by name. Listing reads source files without importing them: it must not wait for jax."""
+"""Finds experiments and studies by name. Listing reads source files without importing them: it must not wait for
+jax."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ def grid(axes: dict[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
 def add_mixers(study: Study, name: str, files: list[ModuleType]) -> list[Experiment]:
     """An experiment for every mixer config that the user's files define.
 
-    A file gives either instances at module level (labelled by their variable), or classes with defaults for every field.
+    A file gives either instances at module level (labelled by their variable), or classes with defaults for every
+    field.
 
     Raises:
       UserError: the study takes no mixers, a file defines none, or a class needs arguments.

@@ -1,7 +1,8 @@
-"""Byte-level language models on the interpreter's own standard library source (about 12 MB, no download), for two CPU cores.
+"""Byte-level language models on the interpreter's own standard library source (about 12 MB, no download), for two CPU
+cores.
 
-Setting: 4 layers of width 128 with SwiGLU, length 512, documents packed; held-out files are evaluated. A bigram model fitted to the
-same training files has about 3.5 bits a byte there; the experiments are held to at least 0.7 less.
+Setting: 4 layers of width 128 with SwiGLU, length 512, documents packed; held-out files are evaluated. A bigram model
+fitted to the same training files has about 3.5 bits a byte there; the experiments are held to at least 0.7 less.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def attention() -> Experiment:
 
 
 def landmark() -> Experiment:
-    """Landmark attention in blocks of 32 in every layer; evaluate with `...retrieve=2 data.length=4096` to read further than trained.
+    """Landmark attention in blocks of 32 in every layer; evaluate with `...retrieve=2 data.length=4096` to read further
+    than trained.
 
     python main.py train text.landmark
     """

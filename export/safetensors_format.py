@@ -1,15 +1,19 @@
-"""Checkpoints for others to read: `model.safetensors`, `config.json` and `manifest.json` in one folder, and reading them back.
+"""Checkpoints for others to read: `model.safetensors`, `config.json` and `manifest.json` in one folder, and reading
+them back.
 
-    model.safetensors  arrays by flat name ("stack.stages.0.weight"), in the safetensors format: a JSON header, then raw bytes
+    model.safetensors  arrays by flat name ("stack.stages.0.weight"), in the safetensors format: a JSON header, then raw
+    bytes
     config.json        configuration.to_json: class names and values
     manifest.json      {"format": 1, "sha256", "bytes", "parameters", "arrays": {name: {"shape", "dtype"}}, "extra"}
 
-Source: the safetensors format, https://github.com/huggingface/safetensors (format section of its README). Nothing here pickles, and
-reading never imports or calls what a file names: classes are looked up among the config classes that the caller has imported.
+Source: the safetensors format, https://github.com/huggingface/safetensors (format section of its README). Nothing here
+pickles, and
+reading never imports or calls what a file names: classes are looked up among the config classes that the caller has
+imported.
 
-Easy to get wrong: the library stores the memory of an array as it lies, so arrays are made C-contiguous first (`ascontiguousarray`
-would turn a scalar into a vector); a name with a '.' could not be told from nesting; a folder must never be seen half-written, so it
-is filled under another name and renamed.
+Easy to get wrong: the library stores the memory of an array as it lies, so arrays are made C-contiguous first
+(`ascontiguousarray` would turn a scalar into a vector); a name with a '.' could not be told from nesting; a folder must
+never be seen half-written, so it is filled under another name and renamed.
 """
 
 from __future__ import annotations
@@ -96,8 +100,8 @@ def load_safetensors(directory: Path | str) -> tuple[Params, Config]:
     The config's class must have been imported by the caller; names in the file import nothing.
 
     Raises:
-      UserError: a file is missing, damaged, or does not fit the others (file and reason named); or config.json names an unknown class
-        or a value that its class refuses.
+      UserError: a file is missing, damaged, or does not fit the others (file and reason named); or config.json names an
+        unknown class or a value that its class refuses.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

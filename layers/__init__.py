@@ -1,5 +1,5 @@
-"""Mixers and the parts they are made of. A mixer imported here can be named in configs and is held to every law of the contract
-suite (tests/layers/test_mixer_laws.py)."""
+"""Mixers and the parts they are made of. A mixer imported here can be named in configs and is held to every law of the
+contract suite (tests/layers/test_mixer_laws.py)."""
 
 from recollect.layers.mixer import MixerConfig
 from recollect.layers.mixers.attention import Attention

@@ -5,12 +5,12 @@
     state = mixer.init_state(batch_size, max_length)    # a pytree of arrays; its bytes are the state size
     out, state = mixer.extend(x, state, context)        # any number of new tokens: prefill and decode in one method
 
-What a mixer may know about tokens beside their vectors is in the `Context`. A field that is None stands for the plain case
-(positions that count up, one document, no padding, ordinary tokens only), known when the program is traced, so that the plain
-case pays for nothing.
+What a mixer may know about tokens beside their vectors is in the `Context`. A field that is None stands for the plain
+case (positions that count up, one document, no padding, ordinary tokens only), known when the program is traced, so
+that the plain case pays for nothing.
 
-Dimension letters, used everywhere: b batch, t query time, s key time, h heads, k key dim, v value dim, d model width, c chunk,
-w window, n blocks.
+Dimension letters, used everywhere: b batch, t query time, s key time, h heads, k key dim, v value dim, d model width, c
+chunk, w window, n blocks.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Context:
 
     Attributes:
       positions: index of the token within its document, landmarks counted. None: counted up from the state (or from 0).
-      segments: document of the token; 0 is padding. Tokens of a document are contiguous, and no document returns after it
-        ended. None: one document, no padding.
+      segments: document of the token; 0 is padding. Tokens of a document are contiguous, and no document returns after
+        it ended. None: one document, no padding.
       token_types: ORDINARY or LANDMARK. None: all ordinary.
     """
 
@@ -51,7 +51,8 @@ class Context:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MixerOutput:
-    """hidden (b, t, d); auxiliary losses and metrics by name, scalars in fp32 (losses already carry their coefficient)."""
+    """hidden (b, t, d); auxiliary losses and metrics by name, scalars in fp32 (losses already carry their
+    coefficient)."""
 
     hidden: jax.Array
     losses: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
@@ -72,7 +73,8 @@ class Cursor:
         return cls(jnp.zeros(batch_size, jnp.int32), jnp.zeros(batch_size, jnp.int32))
 
     def read(self, context: Context, batch_size: int, length: int) -> tuple[Context, Cursor]:
-        """Fills in the fields that `context` leaves out, continuing this stream; returns them and the cursor after the tokens.
+        """Fills in the fields that `context` leaves out, continuing this stream; returns them and the cursor after the
+        tokens.
 
         Without segments the tokens continue the row's document (segment 1 when none was given so far).
         """
@@ -94,8 +96,8 @@ class Cursor:
 def document_positions(segments: jax.Array, cursor: Cursor | None = None) -> jax.Array:
     """Index of each token within its document, (b, t) int32; padding gets the index of the next token of its row.
 
-    Counts valid tokens, so that padding between or before documents shifts nothing. With a cursor, tokens of the cursor's
-    segment continue at its position.
+    Counts valid tokens, so that padding between or before documents shifts nothing. With a cursor, tokens of the
+    cursor's segment continue at its position.
     """
     valid = segments != 0
     count = jnp.cumsum(valid, axis=1) - valid  # valid tokens before each one
@@ -146,7 +148,8 @@ def zero_padding(x: jax.Array, context: Context) -> jax.Array:
 
 
 def lay_out(x: jax.Array) -> jax.Array:
-    """`x` (b, t, d) between layers, said to be split over the ambient mesh by rows and by tokens (the axis sequence); itself without a mesh."""
+    """`x` (b, t, d) between layers, said to be split over the ambient mesh by rows and by tokens (the axis
+    sequence); itself without a mesh."""
     return constrained(x, "b t d")
 
 
@@ -157,10 +160,11 @@ class Traits:
     Attributes:
       causal: no output depends on a later input.
       streams: has `init_state` and `extend`.
-      exact_causality: causal bit for bit; False where a Fourier transform spreads rounding, or where what later tokens choose may group a query
-        with others and so round its sums otherwise (then 1e-5).
+      exact_causality: causal bit for bit; False where a Fourier transform spreads rounding, or where what later tokens
+        choose may group a query with others and so round its sums otherwise (then 1e-5).
       maximum_length: longest input the configuration allows; None for any.
-      landmark_block: ordinary tokens before each landmark the model must insert for this mixer; None for a mixer that needs none.
+      landmark_block: ordinary tokens before each landmark the model must insert for this mixer; None for a mixer that
+        needs none.
     """
 
     causal: bool = True
@@ -172,8 +176,8 @@ class Traits:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where in the stack a layer stands. `index` may be a traced scalar (layers of a stage are built under vmap): use it in
-    array arithmetic only. `depth` is the number of layers."""
+    """Where in the stack a layer stands. `index` may be a traced scalar (layers of a stage are built under vmap): use
+    it in array arithmetic only. `depth` is the number of layers."""
 
     index: int | jax.Array = 0
     depth: int = 1

@@ -1,4 +1,5 @@
-"""What a model costs: parameters by part, FLOPs a token, state bytes. All taken from the real parameters, program and state."""
+"""What a model costs: parameters by part, FLOPs a token, state bytes. All taken from the real parameters, program
+and state."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ def _part(path: str, config: LanguageModel) -> str:
 
 
 def flops_per_token(model: FunctionalModel, length: int) -> float:
-    """Floating-point operations of the forward pass over one sequence of `length`, a token, as XLA counts the lowered program: bodies of
-    scans as often as they run, and of loops without a known length once."""
+    """Floating-point operations of the forward pass over one sequence of `length`, a token, as XLA counts the lowered
+    program: bodies of scans as often as they run, and of loops without a known length once."""
     flat = FunctionalModel(chz.replace(model.config, unroll=False, remat="none"), model.vocabulary)
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     jaxpr = jax.make_jaxpr(lambda params, tokens: flat.bind(params)(tokens))(flat.abstract_params(), tokens)
@@ -65,10 +66,12 @@ def _scans(jaxpr: Any) -> Iterator[Any]:
 
 
 def products_per_token(model: FunctionalModel, length: int) -> float:
-    """Floating-point operations of the forward pass's matrix products, convolutions and Fourier transforms over one sequence of `length`,
+    """Floating-point operations of the forward pass's matrix products, convolutions and Fourier transforms over one
+    sequence of `length`,
     a token: 2 for a multiplication with its addition, 5 n log2 n for a complex transform of n numbers.
 
-    Counted in the traced program, scans as often as they run, so it holds for operations that say their products: XLA's forms.
+    Counted in the traced program, scans as often as they run, so it holds for operations that say their products: XLA's
+    forms.
     """
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     jaxpr = jax.make_jaxpr(lambda params, tokens: model.bind(params)(tokens))(model.abstract_params(), tokens)
@@ -113,7 +116,8 @@ def _inner(params: dict[str, Any]) -> list[Jaxpr]:
 
 
 def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -> dict[str, int]:
-    """Bytes of the decoding state of one sequence, for streams of the given lengths; the model's own cursor is left out.
+    """Bytes of the decoding state of one sequence, for streams of the given lengths; the model's own cursor is left
+    out.
 
     Keys are strings, as JSON has them. Lengths that the model cannot take are left out.
     """

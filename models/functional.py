@@ -1,7 +1,8 @@
-"""A model as pure functions of plain nested dicts of arrays: what training, populations, checkpoints and export work with.
+"""A model as pure functions of plain nested dicts of arrays: what training, populations, checkpoints and export work
+with.
 
-NNX defines the modules; outside of them parameters are `{"embedding": ..., "stack": {"stages": {"0": ...}}}` with string keys, whose
-paths are the names in checkpoints and exported files.
+NNX defines the modules; outside of them parameters are `{"embedding": ..., "stack": {"stages": {"0": ...}}}` with
+string keys, whose paths are the names in checkpoints and exported files.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class FunctionalModel:
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def tags(self, name: str) -> Params:
-        """One tag of every parameter: "decay" (bool), "group" (str) or "trainable" (bool); see recollect.layers.modules.linear.parameter."""
+        """One tag of every parameter: "decay" (bool), "group" (str) or "trainable" (bool); see
+        recollect.layers.modules.linear.parameter."""
         return nest({path: variable.get_metadata()[name] for path, variable in self._leaves.items()})
 
 

@@ -1,7 +1,7 @@
 """The decoder language model: embedding, stack, final norm, head.
 
-The vocabulary is the data's, so it is an argument of `build`, not a field. Parameters are fp32; activations have `dtype`; logits
-and losses are fp32.
+The vocabulary is the data's, so it is an argument of `build`, not a field. Parameters are fp32; activations have
+`dtype`; logits and losses are fp32.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class LanguageModel(Config):
       tied: the head is the embedding's transpose, else a matrix of its own.
       embedding_dropout: share of the embedding's elements zeroed in training.
       dtype: of activations.
-      remat: what a layer's backward pass recomputes: "none" nothing, "dots" all but products with parameters and kernels, "full" everything.
+      remat: what a layer's backward pass recomputes: "none" nothing, "dots" all but products with parameters and
+        kernels, "full" everything.
       unroll: write repeated layers out instead of scanning over them (slower to compile, easier to debug).
     """
 
@@ -143,8 +144,9 @@ class LanguageModelModule(nnx.Module):
     def activations(
         self, tokens: jax.Array, context: Context = Context(), key: jax.Array | None = None
     ) -> Iterator[tuple[str, jax.Array]]:
-        """What each part gives, in the order of `hidden`: ("embedding", (b, t, d)), ("layer 0 Attention mixer", ...), ("layer 0 Attention
-        mlp", ...), ..., ("final norm", (b, t, d)). A mixer and an MLP give what they add to the stream. Arguments as for `hidden`."""
+        """What each part gives, in the order of `hidden`: ("embedding", (b, t, d)), ("layer 0 Attention mixer", ...),
+        ("layer 0 Attention mlp", ...), ..., ("final norm", (b, t, d)). A mixer and an MLP give what they add to the
+        stream. Arguments as for `hidden`."""
         x, context, place = self._enter(tokens, context, key)
         yield "embedding", x
         last = x
@@ -179,7 +181,8 @@ class LanguageModelModule(nnx.Module):
     def extend(
         self, tokens: jax.Array, state: ModelState, context: Context = Context()
     ) -> tuple[jax.Array, ModelState]:
-        """Hidden vectors (b, t, d) of the next tokens (b, t), and the state after them. Tokens of segment 0 are padding."""
+        """Hidden vectors (b, t, d) of the next tokens (b, t), and the state after them. Tokens of segment 0 are
+        padding."""
         b, t = tokens.shape
         fields, cursor = state.cursor.read(context, b, t)
         x = self._embed(tokens, fields, None)
@@ -196,7 +199,8 @@ class LanguageModelModule(nnx.Module):
     def _enter(
         self, tokens: jax.Array, context: Context, key: jax.Array | None
     ) -> tuple[jax.Array, Context, landmarks.Layout | None]:
-        """What the stack takes: vectors and context, landmarks among them when the model has some, and where those stand."""
+        """What the stack takes: vectors and context, landmarks among them when the model has some, and where those
+        stand."""
         b, t = tokens.shape
         limit = self.config.maximum_length()
         if limit is not None:

@@ -1,7 +1,7 @@
 """Depth: stages of repeated patterns. The one place that knows vmap-initialisation, scan and rematerialisation.
 
-A stage's pattern (its period) is built once under `vmap` over its repeats, so every parameter of the period has a leading axis of
-that size, whether the stack then scans or unrolls.
+A stage's pattern (its period) is built once under `vmap` over its repeats, so every parameter of the period has a
+leading axis of that size, whether the stack then scans or unrolls.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class Stack(nnx.Module):
         return tuple(block.mixer.init_state(batch_size, max_length, dtype) for block in blocks)
 
     def extend(self, x: jax.Array, states: tuple[State, ...], context: Context) -> tuple[jax.Array, tuple[State, ...]]:
-        """x (b, t, d) through all layers, unrolled: a scan that carries caches in and out copies them at every token."""
+        """x (b, t, d) through all layers, unrolled: a scan that carries caches in and out copies them at every
+        token."""
         after = []
         for (_, block), state in zip(self._layers(), states, strict=True):
             out, state = block.extend(x, state, context)
@@ -141,8 +142,8 @@ class Stack(nnx.Module):
 
 
 def _keeps_products_and_kernels(primitive: Any, *args: Any, **params: Any) -> bool:
-    """What "dots" keeps: the results of matrix products with parameters, and of kernels, Pallas' and cuDNN's. A kernel's results are as small as its
-    inputs, and computing them again costs as much as the first time."""
+    """What "dots" keeps: the results of matrix products with parameters, and of kernels, Pallas' and cuDNN's. A
+    kernel's results are as small as its inputs, and computing them again costs as much as the first time."""
     kernel = primitive.name == "pallas_call" or primitive.name.startswith("dot_product_attention_fwd")
     return kernel or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
 

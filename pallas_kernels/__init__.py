@@ -1,1 +1,2 @@
-"""Operations on arrays, each a folder with a front door, a naive reference, and faster forms. Knows nothing of Flax or configs."""
+"""Operations on arrays, each a folder with a front door, a naive reference, and faster forms. Knows nothing of Flax
+or configs."""

@@ -23,7 +23,8 @@ def over_gathered_keys(
     heads: str = "h",
     **rows: jax.Array | None,
 ) -> Any:
-    """Self-attention, tokens split over the ambient mesh's axis sequence: `run`'s outputs (b, t, h, v), with `return_lse` also log-sum-exps (b, t, h).
+    """Self-attention, tokens split over the ambient mesh's axis sequence: `run`'s outputs (b, t, h, v), with
+    `return_lse` also log-sum-exps (b, t, h).
 
     Args:
       run: the operation's front door with its settings bound, called with queries' and keys' positions and segments.

@@ -1,4 +1,5 @@
-"""Rows of tokens (b, t, ...) cut into chunks, put together again, and compacted: what several operations' plain forms do."""
+"""Rows of tokens (b, t, ...) cut into chunks, put together again, and compacted: what several operations' plain
+forms do."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def with_previous(x: jax.Array) -> jax.Array:
 
 
 def in_parts(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
-    """function of a tree of (b, t, ...) arrays, `size` of t at a time; of results (b, t, ...), each independent of the others."""
+    """function of a tree of (b, t, ...) arrays, `size` of t at a time; of results (b, t, ...), each independent of
+    the others."""
     t = jax.tree.leaves(arrays)[0].shape[1]
     if t <= size:
         return function(arrays)
@@ -47,7 +49,8 @@ def in_parts_with_sums(
 
 
 def compaction(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Per row the storage order (b, t) with valid tokens (segment not 0) first, as they come, and where each token then stands (b, t)."""
+    """Per row the storage order (b, t) with valid tokens (segment not 0) first, as they come, and where each token
+    then stands (b, t)."""
     # Counted: a TPU's compiler takes half a minute for a sort.
     valid = segments != 0
     before = jnp.cumsum(valid, axis=1) - valid
@@ -63,7 +66,8 @@ def taken(x: jax.Array, index: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def permuted(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
-    """Token i of a row is x's token index[i], for a permutation (b, t) and its inverse. The gradient gathers too: a scatter is slow, and slow to compile."""
+    """Token i of a row is x's token index[i], for a permutation (b, t) and its inverse. The gradient gathers too: a
+    scatter is slow, and slow to compile."""
     return taken(x, index)
 
 

@@ -1,4 +1,5 @@
-"""Compiles for TPUs and for an H100 on a machine that has neither, by the compilers those devices use: libtpu, and XLA's CUDA plugin with ptxas.
+"""Compiles for TPUs and for an H100 on a machine that has neither, by the compilers those devices use: libtpu, and
+XLA's CUDA plugin with ptxas.
 
 One function, for one chip (v5e, v5p, v6e, h100), from Python:
 
@@ -41,7 +42,8 @@ from recollect.pallas_kernels import compilers, dispatch
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 CHIPS = (*TOPOLOGIES, "h100")
 
-# NVIDIA's published numbers of the H100 SXM, as XLA's GpuTargetConfigProto. ACCELERATED_FEATURES selects sm_90a, which wgmma needs.
+# NVIDIA's published numbers of the H100 SXM, as XLA's GpuTargetConfigProto. ACCELERATED_FEATURES selects sm_90a, which
+# wgmma needs.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
@@ -58,8 +60,10 @@ dnn_version_info { major: 9 minor: 10 } runtime_version { major: 12 minor: 9 }
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """What ptxas says of one GPU kernel: registers a thread, bytes spilled, and its warnings that wgmma are serialised; and how many
-    instructions in its PTX are for special functions: exponentials, reciprocals and the like, a quarter or less as fast as others."""
+    """What ptxas says of one GPU kernel: registers a thread, bytes spilled, and its warnings that wgmma are serialised;
+    and how many
+    instructions in its PTX are for special functions: exponentials, reciprocals and the like, a quarter or less as fast
+    as others."""
 
     name: str
     registers: int
@@ -163,7 +167,8 @@ def device(chip: str) -> jax.Device:
 
 
 def lower_for(target: jax.Device, function: Callable[..., Any], *arguments: Any) -> Any:
-    """function, traced and lowered for a compile-only device with its kernels chosen for it. arguments: trees of ShapeDtypeStruct."""
+    """function, traced and lowered for a compile-only device with its kernels chosen for it. arguments: trees of
+    ShapeDtypeStruct."""
     placement = jax.sharding.SingleDeviceSharding(target)
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), arguments)
     mesh = jax.sharding.Mesh(np.array([target]), ("chip",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -175,7 +180,8 @@ def lower_for(target: jax.Device, function: Callable[..., Any], *arguments: Any)
 def aimed_at_devices(mesh: jax.sharding.Mesh) -> Iterator[None]:
     """Programs traced and lowered inside are for a mesh of compile-only devices.
 
-    The mesh is the ambient one, in its abstract form: Pallas asks it which TPU it lowers for, and asks the machine's own device otherwise.
+    The mesh is the ambient one, in its abstract form: Pallas asks it which TPU it lowers for, and asks the machine's
+    own device otherwise.
     """
     target = mesh.devices.flat[0]
     with (
@@ -191,7 +197,8 @@ def compile_for(target: jax.Device, function: Callable[..., Any], *arguments: An
 
 
 def finish(lowered: Any, platform: str) -> tuple[Any, tuple[Kernel, ...]]:
-    """Compiles what was lowered for a compile-only device of this platform ("tpu" or "gpu"); and what ptxas said of its GPU kernels."""
+    """Compiles what was lowered for a compile-only device of this platform ("tpu" or "gpu"); and what ptxas said of
+    its GPU kernels."""
     with _captured() as said:
         compiled = lowered.compile(compiler_options=compiler_options(platform))
     return compiled, tuple(_kernels(said[0])) if platform == "gpu" else ()
@@ -246,7 +253,8 @@ def lower_for_cuda(function: Callable[..., Any], *arguments: Any, limit: float =
 
 
 def _kernels(text: str) -> Iterator[Kernel]:
-    """The kernels of ptxas' verbose output; a kernel's warnings may come before or after its numbers, so they are looked for by name.
+    """The kernels of ptxas' verbose output; a kernel's warnings may come before or after its numbers, so they are
+    looked for by name.
 
     So is the PTX of those whose PTX comes with it.
     """
@@ -271,7 +279,8 @@ _SPECIAL = re.compile(r"\b(?:ex2|lg2|rcp|rsqrt|sqrt|sin|cos|tanh)\.approx")
 
 @contextlib.contextmanager
 def _captured() -> Iterator[list[str]]:
-    """What is written to standard output and error inside, C++ included; on an exception it is passed on to standard error."""
+    """What is written to standard output and error inside, C++ included; on an exception it is passed on to standard
+    error."""
     said: list[str] = []
     sys.stdout.flush()
     sys.stderr.flush()

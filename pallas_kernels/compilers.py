@@ -1,8 +1,10 @@
-"""Where the compilers of TPUs and of NVIDIA GPUs are, and how they get there: `python -m recollect.pallas_kernels.compilers tpu` (or cuda).
+"""Where the compilers of TPUs and of NVIDIA GPUs are, and how they get there: `python -m
+recollect.pallas_kernels.compilers tpu` (or cuda).
 
-They are kept out of the environment that trains, which would otherwise look for devices on every start. Each jax version needs its own:
-libtpu refuses the modules of a newer jax. jax has plugins for CUDA 12 and for CUDA 13: up to 0.10 we compile with the former, from 0.11 on with the latter,
-so that CI, which runs both versions, has both.
+They are kept out of the environment that trains, which would otherwise look for devices on every start. Each jax
+version needs its own:
+libtpu refuses the modules of a newer jax. jax has plugins for CUDA 12 and for CUDA 13: up to 0.10 we compile with the
+former, from 0.11 on with the latter, so that CI, which runs both versions, has both.
 """
 
 from __future__ import annotations
@@ -75,8 +77,8 @@ def files(compiler: Compiler) -> list[Path]:
 def packages(compiler: Compiler) -> list[str]:
     """What pip installs into the folder: of libtpu the version that this jax names, of the CUDA plugin this jax's own.
 
-    Kernels are compiled by what the plugin holds of ptxas; jax asks the program for its version. XLA needs libdevice, which is in a package of its own
-    from CUDA 13 on.
+    Kernels are compiled by what the plugin holds of ptxas; jax asks the program for its version. XLA needs libdevice,
+    which is in a package of its own from CUDA 13 on.
     """
     if compiler == "cuda":
         tools = ["nvidia-cuda-nvcc-cu12"] if _CUDA == 12 else ["nvidia-cuda-nvcc==13.0.*", "nvidia-nvvm==13.0.*"]

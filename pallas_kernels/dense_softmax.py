@@ -1,7 +1,7 @@
 """Softmax attention over all keys that are given: what the plain forms of the softmax family multiply.
 
-Matrix products run in the inputs' dtype and accumulate in fp32 (fp64 for fp64); the softmax is fp32, and divides after the product with the
-values (v columns instead of s), so that one (t, s) array is kept for the backward pass.
+Matrix products run in the inputs' dtype and accumulate in fp32 (fp64 for fp64); the softmax is fp32, and divides after
+the product with the values (v columns instead of s), so that one (t, s) array is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array, scale: float, sinks: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of grouped queries. Scores are laid out (..., g, t, r, s) with r query heads a key head, the order in which the product yields them.
+    """Attention of grouped queries. Scores are laid out (..., g, t, r, s) with r query heads a key head, the order in
+    which the product yields them.
 
     Args:
       q: (..., t, g, r, k).
@@ -35,7 +36,8 @@ def attend(
 
 
 def undivided(scores: jax.Array, sinks: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The softmax over the last axis before its division: weights (..., s), the sums (...) that divide them, and log-sum-exps (...).
+    """The softmax over the last axis before its division: weights (..., s), the sums (...) that divide them, and
+    log-sum-exps (...).
 
     A row of -inf has weights 0, sum 1 and log-sum-exp -inf.
 

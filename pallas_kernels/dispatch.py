@@ -1,14 +1,15 @@
 """Which implementation of an operation runs.
 
-An operation's front door hands `choose` its implementations in order of preference, each with a function that says why it cannot
-serve a call (or None when it can). `backend=None` takes the first that can; naming one that cannot raises with its reason.
+An operation's front door hands `choose` its implementations in order of preference, each with a function that says why
+it cannot serve a call (or None when it can). `backend=None` takes the first that can; naming one that cannot raises
+with its reason.
 
-Kernels are chosen for the device a program is traced for: the default one, or another inside `aimed_at` (compiling ahead of time).
-Inside `interpreted` they run on any machine, simulated.
+Kernels are chosen for the device a program is traced for: the default one, or another inside `aimed_at` (compiling
+ahead of time). Inside `interpreted` they run on any machine, simulated.
 
-Beside this project's kernels, pallas_gpu and pallas_tpu, libraries are backends: two of jax's, cudnn (NVIDIA's, through jax.nn) and splash
-(Pallas' splash attention for TPUs, which is simulated as the kernels are), and jla, the package jax-linear-attention (an optional requirement;
-where kernels are simulated, its plain-JAX forms serve).
+Beside this project's kernels, pallas_gpu and pallas_tpu, libraries are backends: two of jax's, cudnn (NVIDIA's, through
+jax.nn) and splash (Pallas' splash attention for TPUs, which is simulated as the kernels are), and jla, the package
+jax-linear-attention (an optional requirement; where kernels are simulated, its plain-JAX forms serve).
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Device:
 
 
 class Refused(ValueError):
-    """A backend that was named does not serve a call: what `supports` says, before anything is traced. Other errors of a kernel are faults."""
+    """A backend that was named does not serve a call: what `supports` says, before anything is traced. Other errors
+    of a kernel are faults."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Choice:
     passed_over: tuple[tuple[str, str], ...] = ()
 
 
-# jax keeps traces by function and shapes: what an operation was chosen for has to be part of that key, or a jitted function
-# would run elsewhere with what was chosen here.
+# jax keeps traces by function and shapes: what an operation was chosen for has to be part of that key, or a jitted
+# function would run elsewhere with what was chosen here.
 _circumstances: Any = jax.make_user_context(None)
 _preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar("preferred_backend", default=None)
 _aim: contextvars.ContextVar[Device | None] = contextvars.ContextVar("aim", default=None)
@@ -66,7 +68,8 @@ _record: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("r
 
 
 def preferred_backend(backend: str) -> contextlib.AbstractContextManager[None]:
-    """Operations traced inside, of those that leave `backend` open, run on this one if it serves them (tests compare whole models so)."""
+    """Operations traced inside, of those that leave `backend` open, run on this one if it serves them (tests compare
+    whole models so)."""
     return _holding(_preferred, backend)
 
 
@@ -76,9 +79,11 @@ def aimed_at(platform: str, kind: str) -> contextlib.AbstractContextManager[None
 
 
 def interpreted(how: Interpretation = "values") -> contextlib.AbstractContextManager[None]:
-    """Kernels traced inside are simulated, on any machine: "values" for what they compute, "races" to look for races too.
+    """Kernels traced inside are simulated, on any machine: "values" for what they compute, "races" to look for races
+    too.
 
-    With RECOLLECT_ON_DEVICE set in the environment they run on the device as they are: so the tests of simulated kernels test the real ones.
+    With RECOLLECT_ON_DEVICE set in the environment they run on the device as they are: so the tests of simulated
+    kernels test the real ones.
     """
     return contextlib.nullcontext() if os.environ.get("RECOLLECT_ON_DEVICE") else _holding(_interpretation, how)
 
@@ -154,7 +159,8 @@ def _cudnn_runs_here() -> Refusal:
 
 
 def has_cudnn() -> bool:
-    """Whether jax finds cuDNN. Its functions ask the library for its version while they are traced, so without it they cannot even be lowered."""
+    """Whether jax finds cuDNN. Its functions ask the library for its version while they are traced, so without it
+    they cannot even be lowered."""
     try:
         from jax._src.lib import cuda_versions  # no public function tells
 
@@ -174,7 +180,8 @@ def choose(
     """The implementation to call.
 
     Args:
-      implementations: backend name -> (function, refuses), best first; `refuses(*args, **kwargs)` returns a reason or None.
+      implementations: backend name -> (function, refuses), best first; `refuses(*args, **kwargs)` returns a reason or
+        None.
 
     Raises:
       ValueError: unknown backend.
@@ -202,7 +209,8 @@ def choose(
 
 
 def supports(backend: str, implementations: Mapping[str, Implementation], *args: Any, **kwargs: Any) -> Refusal:
-    """Why this backend cannot serve a call: where kernels cannot run at all, that; else what the implementation says."""
+    """Why this backend cannot serve a call: where kernels cannot run at all, that; else what the implementation
+    says."""
     return kernels_run_here(backend) or implementations[backend][1](*args, **kwargs)
 
 

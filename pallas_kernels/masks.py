@@ -4,12 +4,15 @@
     allowed = mask.dense(query_fields, key_fields)          # (b, t, s) bool
     softmax_attention(q, k, v, mask=mask, query_fields=query_fields.present(), key_fields=key_fields.present())
 
-Leaves compare one field of the query with one of the key by intervals (a difference in a range, an equality, a key below a bound);
-nothing refers to storage order. So an expression also tells, from the least and greatest values of fields in two tiles of tokens, whether
-none or all of their pairs are allowed: that is a rule of recollect.pallas_kernels.scheduled_attention.block_schedule, and kernels skip what it calls
-empty. Padding (segment 0) is never seen by anyone: `dense` and kernels add that to every expression.
+Leaves compare one field of the query with one of the key by intervals (a difference in a range, an equality, a key
+below a bound); nothing refers to storage order. So an expression also tells, from the least and greatest values of
+fields in two tiles of tokens, whether
+none or all of their pairs are allowed: that is a rule of recollect.pallas_kernels.scheduled_attention.block_schedule,
+and kernels skip what it calls empty. Padding (segment 0) is never seen by anyone: `dense` and kernels add that to every
+expression.
 
-Easy to get wrong: what all pairs of an `Or` satisfy may be known of neither side, and what some pair of an `And` satisfies may need different
+Easy to get wrong: what all pairs of an `Or` satisfy may be known of neither side, and what some pair of an `And`
+satisfies may need different
 pairs: both then count as unknown, which costs time and never a wrong mask.
 """
 
@@ -43,7 +46,8 @@ class TokenFields:
 
 
 class Mask:
-    """An expression; combine with `&`, `|` and `~`. Every mask is a `recollect.pallas_kernels.scheduled_attention.block_schedule.Rule`."""
+    """An expression; combine with `&`, `|` and `~`. Every mask is a
+    `recollect.pallas_kernels.scheduled_attention.block_schedule.Rule`."""
 
     @property
     def fields(self) -> frozenset[str]:
@@ -55,7 +59,8 @@ class Mask:
         raise NotImplementedError
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        """(may some pair be allowed, are all pairs allowed) from fields whose attributes low and high bound the tokens of a tile."""
+        """(may some pair be allowed, are all pairs allowed) from fields whose attributes low and high bound the
+        tokens of a tile."""
         raise NotImplementedError
 
     def dense(self, query: TokenFields, key: TokenFields) -> jax.Array:
@@ -167,7 +172,8 @@ class Causal(_OfPositions):
 
 @dataclasses.dataclass(frozen=True)
 class Window(_OfPositions):
-    """Keys less than `window` positions before the query (and any after it): with `Causal`, `window` keys, itself included."""
+    """Keys less than `window` positions before the query (and any after it): with `Causal`, `window` keys, itself
+    included."""
 
     window: int
 

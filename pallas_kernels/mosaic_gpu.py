@@ -1,7 +1,9 @@
-"""What Mosaic GPU kernels (Pallas for NVIDIA Hopper) share: one place for what differs between jax versions and for what the simulator lacks.
+"""What Mosaic GPU kernels (Pallas for NVIDIA Hopper) share: one place for what differs between jax versions and for
+what the simulator lacks.
 
-`plgpu` is jax.experimental.pallas.mosaic_gpu, or None where it cannot be imported (it needs absl-py, which jax does not declare);
-`unavailable()` says why. Kernels start by `kernel(...)`, load by `load`, turn a reference by `transposed`, multiply by `mm`.
+`plgpu` is jax.experimental.pallas.mosaic_gpu, or None where it cannot be imported (it needs absl-py, which jax does not
+declare); `unavailable()` says why. Kernels start by `kernel(...)`, load by `load`, turn a reference by `transposed`,
+multiply by `mm`.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ def kernel(
       threads: warpgroups a block, whose index is axis_index("warpgroup"); None is one, without a name.
       approximate: exp and division by the hardware's approximations (relative error about 2^-22).
     """
-    # Lane semantics: under the other kind jax 0.11's layout inference does not end on kernels that broadcast along rows and columns.
+    # Lane semantics: under the other kind jax 0.11's layout inference does not end on kernels that broadcast along rows
+    # and columns.
     parameters = plgpu.CompilerParams(approx_math=approximate, lowering_semantics=plgpu.LoweringSemantics.Lane)
     how = dispatch.interpretation()
     interpret = None if how is None else plgpu.InterpretGPUParams(detect_races=how == "races")
@@ -95,7 +98,8 @@ def kernel(
 
 
 def tiled(shape: Sequence[int], dtype: jax.typing.DTypeLike, swizzle: int = SWIZZLE_BYTES) -> Any:
-    """Shared memory for matrices that products read or registers of a product are stored to: the last two axes in swizzled tiles.
+    """Shared memory for matrices that products read or registers of a product are stored to: the last two axes in
+    swizzled tiles.
 
     swizzle: bytes, 128, 64 or 32; the columns must fill them, and both operands of a product must have the same.
     """
@@ -147,13 +151,15 @@ def along_rows(per_column: jax.Array, rows: int) -> jax.Array:
 def row_and_column(shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     """The int32 index of the row, and of the column, at each place of a product's result."""
     rows, columns = shape
-    # A row's index that the compiler cannot see through keeps masks made of it inside their loop; lifted out, they fill registers.
+    # A row's index that the compiler cannot see through keeps masks made of it inside their loop; lifted out, they fill
+    # registers.
     row = jax.lax.optimization_barrier(_row_index(rows))
     return along_columns(row, columns), along_rows(_column_index(columns), rows)
 
 
 def block_of_row(shape: tuple[int, int]) -> jax.Array:
-    """The int32 index of the row's block of 16, at each place of a product's result: the same in all threads of a warp."""
+    """The int32 index of the row's block of 16, at each place of a product's result: the same in all threads of a
+    warp."""
     return along_columns(_row_index(shape[0]) >> 4, shape[1])
 
 
@@ -196,8 +202,8 @@ def mm(
     """acc + a @ b (+ the products of `more`), fp32, waited for.
 
     Args:
-      a: (m, k) and b: (k, n), references to `tiled` shared memory, maybe `transposed`; m divisible by 64, n by 8, k by 16.
-        Values stored there from registers must have been committed (plgpu.commit_smem) first.
+      a: (m, k) and b: (k, n), references to `tiled` shared memory, maybe `transposed`; m divisible by 64, n by 8, k by
+        16. Values stored there from registers must have been committed (plgpu.commit_smem) first.
       acc: (m, n) fp32 in registers, or None for 0.
       meanwhile: called while the products run.
     """
@@ -237,7 +243,8 @@ def mm_while(first: tuple[Any, Any], second: tuple[Any, Any], use: Callable[[jax
 def mm_registers(
     a: jax.Array, b: Any, acc: jax.Array, place: Any = None, meanwhile: Callable[[], None] = lambda: None
 ) -> jax.Array:
-    """acc + a @ b, fp32, with a (m, k) bf16 in registers, in the layout of a product's result, and b in `tiled` shared memory.
+    """acc + a @ b, fp32, with a (m, k) bf16 in registers, in the layout of a product's result, and b in `tiled` shared
+    memory.
 
     Args:
       place: (m, k) `tiled` shared memory, which the simulator stages `a` in; else unused.

@@ -1,8 +1,9 @@
-"""What the parts of one sequence tell each other. Each function is called on every device of the mesh axis `sequence`, inside of
-recollect.pallas_kernels.sharding.over_sequence, with the device's own consecutive part of the tokens, (b, t, ...).
+"""What the parts of one sequence tell each other. Each function is called on every device of the mesh axis `sequence`,
+inside of recollect.pallas_kernels.sharding.over_sequence, with the device's own consecutive part of the tokens, (b, t,
+...).
 
-Bytes that a device receives: `gathered` the whole sequence, `before` as much as is asked for, the others a few numbers a part. Gradients go the
-opposite way with as many bytes.
+Bytes that a device receives: `gathered` the whole sequence, `before` as much as is asked for, the others a few numbers
+a part. Gradients go the opposite way with as many bytes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def own(x: jax.Array) -> jax.Array:
 
 
 def before(x: jax.Array, size: int) -> jax.Array:
-    """The `size` tokens just before this part's, (b, size, ...), from as many parts as hold them; zeros before the sequence."""
+    """The `size` tokens just before this part's, (b, size, ...), from as many parts as hold them; zeros before the
+    sequence."""
     t, n = x.shape[1], parts()
     found = []
     for hop in range(1, -(-size // t) + 1):
@@ -55,7 +57,8 @@ def before(x: jax.Array, size: int) -> jax.Array:
 
 
 def channels_apart(x: jax.Array) -> jax.Array:
-    """From this part's tokens with all channels, (b, t, d), to all tokens with this part's channels, (b, n t, d / n)."""
+    """From this part's tokens with all channels, (b, t, d), to all tokens with this part's channels, (b, n t, d /
+    n)."""
     return jax.lax.all_to_all(x, SEQUENCE, split_axis=2, concat_axis=1, tiled=True)
 
 
@@ -72,7 +75,8 @@ def segment_before(segment_ids: jax.Array) -> jax.Array:
 
 
 def last_where(chosen: jax.Array, size: int) -> jax.Array:
-    """Indices (b, size) of the last `size` true entries of (b, t), in order; -1, at the front, where there are fewer."""
+    """Indices (b, size) of the last `size` true entries of (b, t), in order; -1, at the front, where there are
+    fewer."""
     indices = jnp.where(chosen, jnp.arange(chosen.shape[1], dtype=jnp.int32), -1)
     short = max(0, size - chosen.shape[1])
     indices = jnp.pad(indices, ((0, 0), (short, 0)), constant_values=-1)
@@ -86,7 +90,8 @@ def last_inputs(x: jax.Array, segment_ids: jax.Array, size: int) -> tuple[jax.Ar
       x: (b, t, d), segment_ids: (b, t).
 
     Returns:
-      (b, size, d), oldest first, zeros for tokens of other documents than the last one's; and that document's segment (b,), 0 if there is none.
+      (b, size, d), oldest first, zeros for tokens of other documents than the last one's; and that document's segment
+      (b,), 0 if there is none.
     """
     index = last_where(segment_ids != 0, size)
     own = jnp.where((index >= 0)[..., None], jnp.take_along_axis(x, jnp.maximum(index, 0)[..., None], axis=1), 0)
@@ -100,8 +105,8 @@ def last_inputs(x: jax.Array, segment_ids: jax.Array, size: int) -> tuple[jax.Ar
 
 
 def _last_of_earlier(segments: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Of all parts' segments (b, n m), m a part, the last `size` that are not 0 and of earlier parts, (b, size), 0 where there are fewer; and their
-    indices."""
+    """Of all parts' segments (b, n m), m a part, the last `size` that are not 0 and of earlier parts, (b, size), 0
+    where there are fewer; and their indices."""
     count = segments.shape[1]
     earlier = jnp.arange(count) < jax.lax.axis_index(SEQUENCE) * (count // parts())
     index = last_where((segments != 0) & earlier, size)

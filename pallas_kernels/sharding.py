@@ -1,15 +1,19 @@
-"""Kernels under a mesh. XLA cannot partition them ("Mosaic kernels cannot be automatically partitioned"), so each device runs its own part.
+"""Kernels under a mesh. XLA cannot partition them ("Mosaic kernels cannot be automatically partitioned"), so each
+device runs its own part.
 
 An operation declares the dimensions of its arrays by letters and wraps the form that holds kernels:
 
-    forward = over_mesh(tpu.forward, {"q": "b t h k", "v": "b t h v", "log_decay": ("h", "b t h", "b t h k")}, ("b t h v", "b h k v"))
+    forward = over_mesh(tpu.forward, {"q": "b t h k", "v": "b t h v", "log_decay": ("h", "b t h", "b t h k")}, ("b t h
+    v", "b h k v"))
 
-`forward` then is a shard_map wherever the ambient mesh (jax.set_mesh, jax.sharding.use_abstract_mesh) has axes larger than 1: sequences (b)
-split over data and fsdp, heads (h) over tensor. The other dimensions stay whole, so every device works on all tokens of its sequences.
-Elsewhere it is the function itself. Gradients pass through; the function's own custom_vjp is used on each device.
+`forward` then is a shard_map wherever the ambient mesh (jax.set_mesh, jax.sharding.use_abstract_mesh) has axes larger
+than 1: sequences (b) split over data and fsdp, heads (h) over tensor. The other dimensions stay whole, so every device
+works on all tokens of its sequences. Elsewhere it is the function itself. Gradients pass through; the function's own
+custom_vjp is used on each device.
 
-Tokens (t) are split too, over the axis sequence, by operations that know what one part of a sequence has to learn of the parts before it. Such
-an operation asks `sequence_parts` first, and hands `over_sequence` what a device does with its tokens, exchanges (exchange.py) included:
+Tokens (t) are split too, over the axis sequence, by operations that know what one part of a sequence has to learn of
+the parts before it. Such an operation asks `sequence_parts` first, and hands `over_sequence` what a device does with
+its tokens, exchanges (exchange.py) included:
 
     if sequence_parts(q.shape[1]) > 1:
         return over_sequence(part, {"q": "b t h k", "v": "b t h v"}, "b t h v")(q, v)
@@ -51,17 +55,21 @@ def over_mesh(
     """`function`, run by each device of the ambient mesh on its part.
 
     Args:
-      function: takes and returns arrays. On a part it must compute that part of the whole: each split letter is a batch dimension.
-      arguments: parameter's name -> letters. An array may be None, or a tree of arrays of the same letters; parameters not named here hold no
-        arrays that are traced. Arrays may have different sizes under one letter (grouped heads): part i of one meets part i of the others. Size 1
-        serves all parts.
+      function: takes and returns arrays. On a part it must compute that part of the whole: each split letter is a batch
+        dimension.
+      arguments: parameter's name -> letters. An array may be None, or a tree of arrays of the same letters; parameters
+        not named here hold no arrays that are traced. Arrays may have different sizes under one letter (grouped heads):
+        part i of one meets part i of the others. Size 1 serves all parts.
       results: letters of the result (Dimensions), or a tuple of them for a tuple of results, of which any may be None.
-      split: letter -> mesh axes. An axis that does not divide a letter's sizes is not used: its devices repeat the work.
-      exchanges: whether `function` exchanges data over axes, and so cannot be traced outside of them. Its results then are as `results` says, none
-        of them None or of several ranks, and each letter that is split among arguments is split there.
+      split: letter -> mesh axes. An axis that does not divide a letter's sizes is not used: its devices repeat the
+        work.
+      exchanges: whether `function` exchanges data over axes, and so cannot be traced outside of them. Its results then
+        are as `results` says, none of them None or of several ranks, and each letter that is split among arguments is
+        split there.
 
     Raises:
-      ValueError: `function` has no parameter of a name in `arguments`; when called, that an array's rank is none of those declared.
+      ValueError: `function` has no parameter of a name in `arguments`; when called, that an array's rank is none of
+        those declared.
     """
     signature = inspect.signature(function)
     unknown = arguments.keys() - signature.parameters.keys()
@@ -114,7 +122,8 @@ def over_mesh(
 def over_sequence(
     function: Callable[..., Any], arguments: Mapping[str, Dimensions], results: Any
 ) -> Callable[..., Any]:
-    """`function`, run by each device of the ambient mesh on its sequences, heads and tokens (t); it exchanges what tokens need of earlier ones.
+    """`function`, run by each device of the ambient mesh on its sequences, heads and tokens (t); it exchanges what
+    tokens need of earlier ones.
 
     Arguments as those of `over_mesh` with `exchanges`. To be called where `sequence_parts` is more than 1.
     """
@@ -122,15 +131,16 @@ def over_sequence(
 
 
 def sequence_parts(length: int) -> int:
-    """Parts that the ambient mesh splits `length` tokens into: 1 without a mesh, inside of a shard_map over it, and where its axis sequence does not
-    divide the length."""
+    """Parts that the ambient mesh splits `length` tokens into: 1 without a mesh, inside of a shard_map over it, and
+    where its axis sequence does not divide the length."""
     parts = _free_axes().get(SEQUENCE, 1)
     return parts if length % parts == 0 else 1
 
 
 def constrained(x: jax.Array, dimensions: str) -> jax.Array:
-    """x, said to be laid out over the ambient mesh as its letters say ("b t d": sequences over data and fsdp, tokens over sequence, the rest whole on
-    each device); itself without a mesh. An axis that does not divide a dimension is left out."""
+    """x, said to be laid out over the ambient mesh as its letters say ("b t d": sequences over data and fsdp, tokens
+    over sequence, the rest whole on each device); itself without a mesh. An axis that does not divide a dimension is
+    left out."""
     free = _free_axes()
     if all(size == 1 for size in free.values()):
         return x
@@ -173,7 +183,8 @@ def _letters(name: str, dimensions: Dimensions, rank: int) -> list[str]:
 def _axes(
     sizes: Mapping[str, set[int]], split: Mapping[str, tuple[str, ...]], free: Mapping[str, int]
 ) -> dict[str, tuple[str, ...]]:
-    """Letter -> the axes that its dimension is split over: as many of its mesh axes, in order, as divide all of its sizes."""
+    """Letter -> the axes that its dimension is split over: as many of its mesh axes, in order, as divide all of its
+    sizes."""
     chosen = {}
     for letter, candidates in split.items():
         used: tuple[str, ...] = ()

@@ -1,4 +1,5 @@
-"""Settings shared by all tests: eight fake CPU devices, and quick compilation (code runs slower for it, so `make test-slow` sets XLA_FLAGS itself)."""
+"""Settings shared by all tests: eight fake CPU devices, and quick compilation (code runs slower for it, so `make
+test-slow` sets XLA_FLAGS itself)."""
 
 import os
 

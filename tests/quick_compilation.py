@@ -1,4 +1,5 @@
-"""Flags of XLA under which programs for a CPU compile in a third of the time. Most of the tests' time is compiling; the code runs slower for it."""
+"""Flags of XLA under which programs for a CPU compile in a third of the time. Most of the tests' time is compiling;
+the code runs slower for it."""
 
 XLA_FLAGS = " ".join(
     [

@@ -1,4 +1,5 @@
-"""The command line as a user meets it: every mistake is one `error:` line and exit code 2; the whole path runs from clone to export."""
+"""The command line as a user meets it: every mistake is one `error:` line and exit code 2; the whole path runs from
+clone to export."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ def make_feed(experiment: Experiment, program: Program, data_state: Any) -> Reca
 
 
 class RecallFeed:
-    """Batches are a pure function of (seed, step), made on the device: there is no data state, and nothing to wait for."""
+    """Batches are a pure function of (seed, step), made on the device: there is no data state, and nothing to wait
+    for."""
 
     waited = 0.0
 
@@ -46,7 +47,8 @@ class RecallFeed:
 
     def train(self, state: Any, values: Any, length: int, step: int) -> tuple[Any, Any]:
         call = step // self.experiment.run.steps_per_call
-        # One slice a call, so that one compiled program serves it; the draw is the same for all members of a population.
+        # One slice a call, so that one compiled program serves it; the draw is the same for all members of a
+        # population.
         return self.program.train(state, values, length, self.data.slice_for(0, call))
 
     def evaluate(self, params: Any, seeds: list[int], final: bool = False) -> list[dict[str, Any]]:
@@ -104,7 +106,8 @@ class TextFeed:
     Grain reads batches ahead in threads. Each process reads the rows that its own devices hold.
 
     Attributes:
-      waited: seconds that steps have waited for data so far: reading that was not done in time, and handing over to devices.
+      waited: seconds that steps have waited for data so far: reading that was not done in time, and handing over to
+        devices.
 
     Raises:
       UserError: the data state belongs to another corpus, or rows cannot be split over the mesh's sequence axis.
@@ -134,8 +137,8 @@ class TextFeed:
     def steps_ahead(self, step: int, at_most: int) -> int:
         """Steps that the next device call should make, 1 to `at_most`.
 
-        A call's batches have one shape, and each number of steps and shape is a program of its own: with rows of several lengths a call is one step, so
-        that there is one program a length.
+        A call's batches have one shape, and each number of steps and shape is a program of its own: with rows of
+        several lengths a call is one step, so that there is one program a length.
         """
         return min(at_most, self.experiment.run.steps_per_call) if len(self.batches.row_lengths) == 1 else 1
 
@@ -219,7 +222,8 @@ class TextFeed:
         self._reader = iter(grain.MapDataset.range(number, number + _ENDLESS).map(read).to_iter_dataset(options))
 
     def _on_mesh(self, batch: Batch) -> Batch:
-        """A batch that every process has whole, split over the mesh as the step's are: each device evaluates its own part."""
+        """A batch that every process has whole, split over the mesh as the step's are: each device evaluates its own
+        part."""
         mesh = self.program.mesh
         if mesh is None:
             return batch

@@ -49,17 +49,20 @@ class Run(Config):
       log_every, evaluate_every, checkpoint_every: steps; rounded up to whole calls.
       keep_checkpoints: how many of the newest stay.
       keep_every: the first checkpoint at or after each multiple of this many steps stays for ever; None: none does.
-      on_disk_full: what a run does when a checkpoint or its metrics cannot be written: "stop" ends it (exit code 2), "continue" trains on
-        and tries again at the next checkpoint. The last good checkpoint stays either way.
+      on_disk_full: what a run does when a checkpoint or its metrics cannot be written: "stop" ends it (exit code 2),
+        "continue" trains on and tries again at the next checkpoint. The last good checkpoint stays either way.
       stop_at_accuracy: end the run once the evaluation's accuracy is at least this; None never does.
       precision: of fp32 matrix products; "highest" makes CPU and GPU tables agree.
       mesh: devices.
       sample_every: steps between printed samples of a text model; 0 prints none.
       tensorboard: write event files too (needs tensorboardX).
-      stop_after_nonfinite: steps in a row that are skipped because their loss or gradient is not finite; then the run stops.
+      stop_after_nonfinite: steps in a row that are skipped because their loss or gradient is not finite; then the run
+        stops.
       spikes: go back to the last good checkpoint when the loss jumps; None lets it jump.
-      profile: "10:15" traces the steps after step 10 up to step 15, rounded out to whole calls, into the run's folder profile/.
-      compile_cache: folder where compiled programs are kept for the next start; "off"; None: the cache folder on accelerators, none on a CPU.
+      profile: "10:15" traces the steps after step 10 up to step 15, rounded out to whole calls, into the run's folder
+        profile/.
+      compile_cache: folder where compiled programs are kept for the next start; "off"; None: the cache folder on
+        accelerators, none on a CPU.
     """
 
     steps: int = 1000

@@ -18,8 +18,10 @@ class Loss(Config):
     """Cross-entropy with options.
 
     Attributes:
-      z_loss: weight of the squared log-sum-exp of the logits, which keeps them from drifting (PaLM, Chowdhery et al. 2022, section 5: 1e-4).
-      chunk: targets whose logits are in memory at once; None: all where they are few, else as many as fit 256 MiB (pallas_kernels/linear_cross_entropy).
+      z_loss: weight of the squared log-sum-exp of the logits, which keeps them from drifting (PaLM, Chowdhery et al.
+        2022, section 5: 1e-4).
+      chunk: targets whose logits are in memory at once; None: all where they are few, else as many as fit 256 MiB
+        (pallas_kernels/linear_cross_entropy).
     """
 
     z_loss: float = 0.0

@@ -1,7 +1,7 @@
 """AdamW and Muon with the published settings as options.
 
-Numbers that can differ between members of a population (learning rate, weight decay, betas, epsilon, momentum) come as traced scalars, so
-that one compiled program serves every value.
+Numbers that can differ between members of a population (learning rate, weight decay, betas, epsilon, momentum) come as
+traced scalars, so that one compiled program serves every value.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ class Optimizer(Config):
 
     Attributes:
       learning_rate: at its highest.
-      schedule: "cosine" and "linear" fall from there, each step, to `final_fraction` of it at the last step; "constant" stays; "wsd" (warmup, stable,
-        decay: Hu et al. 2024, MiniCPM, section 4.2) stays, then falls on a line over the last `decay_share` of the steps.
+      schedule: "cosine" and "linear" fall from there, each step, to `final_fraction` of it at the last step; "constant"
+        stays; "wsd" (warmup, stable, decay: Hu et al. 2024, MiniCPM, section 4.2) stays, then falls on a line over the
+        last `decay_share` of the steps.
       warmup: steps of linear rise before that.
       weight_decay: decoupled, scaled by the learning rate (as in PyTorch and optax).
       decay_everything: decay all parameters (Zoology), else those tagged for it (matrices, not norms and biases).
       beta1, beta2, epsilon: Adam's.
       clip: largest global norm of the gradient; None leaves it.
       groups: learning-rate factors by parameter group (Hyena's filters are tagged "filter").
-      ema: decay of a running average of the parameters, which evaluation, generation and export then use; None keeps none. Its first steps
-        average less far back: the decay at step s is at most (1 + s) / (10 + s).
+      ema: decay of a running average of the parameters, which evaluation, generation and export then use; None keeps
+        none. Its first steps average less far back: the decay at step s is at most (1 + s) / (10 + s).
     """
 
     learning_rate: float = 1e-3
@@ -165,10 +166,12 @@ class AdamW(Optimizer):
 
 @chz.chz(typecheck=True)
 class Muon(Optimizer):
-    """Muon (Jordan et al. 2024): the momentum of each matrix of the layers is made orthogonal, by Newton-Schulz, before it is a step.
+    """Muon (Jordan et al. 2024): the momentum of each matrix of the layers is made orthogonal, by Newton-Schulz, before
+    it is a step.
 
-    Matrices are the kernels of linear maps in the stack, each layer's (and each head's, where a head has one) by itself. Embedding, head, norms, biases,
-    convolutions' taps, routers and long filters take AdamW's step. Steps of matrices are scaled by `matrix_rms` sqrt(max(inputs, outputs)), so that their root mean square is about AdamW's and
+    Matrices are the kernels of linear maps in the stack, each layer's (and each head's, where a head has one) by
+    itself. Embedding, head, norms, biases, convolutions' taps, routers and long filters take AdamW's step. Steps of
+    matrices are scaled by `matrix_rms` sqrt(max(inputs, outputs)), so that their root mean square is about AdamW's and
     both share a learning rate and a weight decay (Liu et al. 2025, Muon is scalable, section 2.2).
 
     Attributes:

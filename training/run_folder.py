@@ -21,7 +21,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def is_done(result: dict[str, Any] | None, steps: int) -> bool:
-    """Whether a run's result.json (None: there is none) says that nothing of `steps` steps is left to do; a preempted run goes on."""
+    """Whether a run's result.json (None: there is none) says that nothing of `steps` steps is left to do; a
+    preempted run goes on."""
     return (
         result is not None
         and result["status"] != "preempted"
@@ -153,8 +154,8 @@ class RunFolder:
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """Versions, device and commit: what a run's bits depend on beside its config. Asked once a process: it runs git, and every
-    checkpoint holds it."""
+    """Versions, device and commit: what a run's bits depend on beside its config. Asked once a process: it runs git,
+    and every checkpoint holds it."""
     import importlib.metadata
 
     import jax

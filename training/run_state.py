@@ -33,7 +33,8 @@ class Member:
         self.experiment = experiment
         run = experiment.run
         self.folder = RunFolder(run_directory(experiment), experiment)
-        # The members' checkpoints of one step are not renamed at one moment: with one each, a kill between could leave none in common.
+        # The members' checkpoints of one step are not renamed at one moment: with one each, a kill between could leave
+        # none in common.
         keep = max(2, run.keep_checkpoints) if population else run.keep_checkpoints
         self.checkpoints = Checkpoints(self.folder.checkpoints, keep, run.keep_every)
         found = self.folder.result()

@@ -1,7 +1,9 @@
 """One table from parameter paths to PartitionSpecs. Layers carry no sharding annotations.
 
-Mesh axes: data (replicas), fsdp (parameters split, gathered for use), tensor (heads, MLP columns and words), sequence (tokens). A batch's rows are
-split over data and fsdp, its tokens over sequence. What operations exchange when tokens are split is theirs to know: pallas_kernels/sharding.py.
+Mesh axes: data (replicas), fsdp (parameters split, gathered for use), tensor (heads, MLP columns and words), sequence
+(tokens). A batch's rows are
+split over data and fsdp, its tokens over sequence. What operations exchange when tokens are split is theirs to know:
+pallas_kernels/sharding.py.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from recollect.training.experiment import Mesh
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
-# First match wins. Specs count from the last dimension, so that a leading axis of repeated layers stays whole. Projections into
-# heads split their outputs over tensor, projections back split their inputs; what is as wide as the heads or the MLP follows them.
+# First match wins. Specs count from the last dimension, so that a leading axis of repeated layers stays whole.
+# Projections into heads split their outputs over tensor, projections back split their inputs; what is as wide as the
+# heads or the MLP follows them.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"^embedding$", ("tensor", "fsdp")),  # by words, as the head's columns are
     (r"(^|\.)table$", (None, "fsdp")),
@@ -75,8 +78,9 @@ def params_sharding(params: Params, mesh: jax.sharding.Mesh) -> Params:
 
 
 def state_sharding(state: Any, params: Params, mesh: jax.sharding.Mesh) -> Any:
-    """Shardings for a whole train state: what has a parameter's path at the end of its own, and its shape, is split like it (moments of any
-    optimizer, with parameters left out or not; running averages); the rest is replicated. Trees of arrays or of their shapes."""
+    """Shardings for a whole train state: what has a parameter's path at the end of its own, and its shape, is split
+    like it (moments of any optimizer, with parameters left out or not; running averages); the rest is replicated. Trees
+    of arrays or of their shapes."""
     shardings = flatten(params_sharding(params, mesh))
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -99,8 +103,8 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def batch_shardings(batch: Any, mesh: jax.sharding.Mesh) -> Any:
-    """`batch_sharding` for each array (b, p) of a batch, or of its shapes, without what does not divide it: a recall task's few labelled positions
-    stay whole."""
+    """`batch_sharding` for each array (b, p) of a batch, or of its shapes, without what does not divide it: a recall
+    task's few labelled positions stay whole."""
     rows = batch_sharding(mesh).spec
 
     def of(leaf: Any) -> NamedSharding:

@@ -1,7 +1,7 @@
 """The compiled functions of one program: initialise, train for several steps, evaluate.
 
-A program serves every experiment that differs from its own in values only (learning rate, weight decay, betas, seed): those are
-arguments. With `population` it trains that many members at once, stacked along a leading axis and vmapped.
+A program serves every experiment that differs from its own in values only (learning rate, weight decay, betas, seed):
+those are arguments. With `population` it trains that many members at once, stacked along a leading axis and vmapped.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from recollect.training.loss import losses
 from recollect.training.sharding import batch_shardings, make_mesh, state_sharding
 
 State = dict[str, Any]
-"""Everything a run's future depends on, beside its config and data: {"params", "opt_state", "step" () int32, "seed" () uint32,
-"skipped": {"total", "in_row"} () int32}, and with `optimizer.ema` "ema", shaped like the parameters."""
+"""Everything a run's future depends on, beside its config and data: {"params", "opt_state", "step" () int32, "seed" ()
+uint32, "skipped": {"total", "in_row"} () int32}, and with `optimizer.ema` "ema", shaped like the parameters."""
 
 
 def program_for(experiment: Experiment, population: int | None = None) -> Program:
@@ -129,11 +129,13 @@ class Program:
     def step(self, state: State, values: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         """One optimizer step (not jitted, not vmapped).
 
-        A step whose loss or gradient norm is not finite is skipped: parameters, average and optimizer stay what they were, `step` goes on. After
-        `run.stop_after_nonfinite` such steps in a row all later ones are skipped too, so that the parameters stay those that fail.
+        A step whose loss or gradient norm is not finite is skipped: parameters, average and optimizer stay what they
+        were, `step` goes on. After `run.stop_after_nonfinite` such steps in a row all later ones are skipped too, so
+        that the parameters stay those that fail.
 
         Returns:
-          the state, and metrics: "loss", "accuracy", "gradient_norm", "skipped" (1.0 or 0.0), with a z-loss "z_loss", and the mixers' own.
+          the state, and metrics: "loss", "accuracy", "gradient_norm", "skipped" (1.0 or 0.0), with a z-loss "z_loss",
+            and the mixers' own.
         """
         experiment = self.experiment
         if self.mesh is not None:
@@ -160,7 +162,8 @@ class Program:
         return jax.random.fold_in(jax.random.key(seed), step)
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[Params, dict[str, jax.Array]]:
-        """Gradient of the mean loss over labelled positions plus auxiliary losses, in `run.accumulate` pieces, and metrics."""
+        """Gradient of the mean loss over labelled positions plus auxiliary losses, in `run.accumulate` pieces, and
+        metrics."""
         pieces = self.experiment.run.accumulate
         weight = jnp.maximum(jnp.sum(batch.weights), 1.0)
 
@@ -226,7 +229,8 @@ class Program:
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
-        """What this program's functions are traced and run in: its precision, and its mesh, for operations that XLA cannot partition."""
+        """What this program's functions are traced and run in: its precision, and its mesh, for operations that XLA
+        cannot partition."""
         precision = "highest" if self.experiment.run.precision == "highest" else None
         mesh = (
             contextlib.nullcontext() if self.mesh is None else jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)

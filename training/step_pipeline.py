@@ -1,4 +1,5 @@
-"""Calls of steps, sent to the devices one ahead of what has been fetched, so that they never wait for the host to read numbers."""
+"""Calls of steps, sent to the devices one ahead of what has been fetched, so that they never wait for the host to
+read numbers."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ from recollect.training.monitoring.throughput import meter_of
 
 @dataclasses.dataclass
 class Call:
-    """One device call: `length` steps, of which the last is step `end`; `metrics` are (length,) or (members, length) by name, on the devices
-    until `Calls.fetch` has them as NumPy arrays. `seconds` is its share of the run's time, known then."""
+    """One device call: `length` steps, of which the last is step `end`; `metrics` are (length,) or (members, length) by
+    name, on the devices until `Calls.fetch` has them as NumPy arrays. `seconds` is its share of the run's time, known
+    then."""
 
     end: int
     length: int

@@ -1,4 +1,5 @@
-"""Training runs from config to result.json. The same call resumes a run that was cut off, and skips one that is done."""
+"""Training runs from config to result.json. The same call resumes a run that was cut off, and skips one that is
+done."""
 
 from __future__ import annotations
 
@@ -37,10 +38,12 @@ Print = Callable[[str], None]
 def train(experiment: Experiment, say: Print = print) -> dict[str, Any]:
     """Trains one experiment in its folder and returns what result.json holds. Its "status":
 
-    "finished"; "stopped early" (`run.stop_at_accuracy`); "diverged"; "preempted" (SIGTERM: saved, and the same call goes on).
+    "finished"; "stopped early" (`run.stop_at_accuracy`); "diverged"; "preempted" (SIGTERM: saved, and the same call
+    goes on).
 
     Raises:
-      UserError: the folder holds another config, all checkpoints are damaged, the devices asked for are not here, or the disk is full.
+      UserError: the folder holds another config, all checkpoints are damaged, the devices asked for are not here, or
+        the disk is full.
       KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
     """
     return train_members([experiment], together=False, say=say)[0]
@@ -49,8 +52,8 @@ def train(experiment: Experiment, say: Print = print) -> dict[str, Any]:
 def train_members(experiments: list[Experiment], *, together: bool, say: Print = print) -> list[dict[str, Any]]:
     """Trains members of a sweep: at once in one program (`together`; they may differ in values only), or in turn.
 
-    Finished members are not trained again. Members trained together that finish early are frozen: their parameters stay what
-    they were, while the others go on. After SIGTERM the results end with the preempted one.
+    Finished members are not trained again. Members trained together that finish early are frozen: their parameters stay
+    what they were, while the others go on. After SIGTERM the results end with the preempted one.
     """
     if together:
         return _Session(experiments, len(experiments), say).run()

@@ -1,12 +1,14 @@
-"""Checks, times and explains every kernel on a GPU that is there for minutes. Needs Python 3.12 with jax 0.11.2 and its CUDA plugin.
+"""Checks, times and explains every kernel on a GPU that is there for minutes. Needs Python 3.12 with jax 0.11.2 and its
+CUDA plugin.
 
     python3 -m recollect.benchmarks.first_contact --seconds 420 --out "$OUT"             # probe, checks, the kernels' tests for real, timings
     python3 -m recollect.benchmarks.first_contact --second --seconds 260 --out "$OUT"    # pretraining, peers, hardware counters, memory checker
     python3 -m recollect.benchmarks.first_contact --rehearse --out FOLDER                # both, simulated at tiny sizes, with faults put in
 
-This process never imports jax: whatever a kernel does to its process, the rest goes on. Everything is a line in OUT/first_contact.jsonl the
-moment it is known (records.py); the table at the end is also OUT/first_contact.txt. `python main.py bench device --from FOLDER` makes
-results and documents of the lines. `--only` and `--families` choose parts, for what is left of a lease.
+This process never imports jax: whatever a kernel does to its process, the rest goes on. Everything is a line in
+OUT/first_contact.jsonl the moment it is known (records.py); the table at the end is also OUT/first_contact.txt. `python
+main.py bench device --from FOLDER` makes results and documents of the lines. `--only` and `--families` choose parts,
+for what is left of a lease.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ TURN = 45.0  # seconds a family may take for its timings
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the parts; 1 where a kernel was wrong or, in a rehearsal, something was lost; 128 and a signal's number where that ended it."""
+    """Runs the parts; 1 where a kernel was wrong or, in a rehearsal, something was lost; 128 and a signal's number
+    where that ended it."""
     parser = _Parser(prog="python3 -m recollect.benchmarks.first_contact", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--seconds", type=float, default=420.0, help="everything ends by then")
@@ -141,7 +144,8 @@ class Contact:
 
 
 def _unpacked(folder: Path) -> Path:
-    """Unpacks the wheels that were carried along (make gpu-wheels), as nothing can be installed where no registry is reached."""
+    """Unpacks the wheels that were carried along (make gpu-wheels), as nothing can be installed where no registry is
+    reached."""
     folder.mkdir()
     for wheel in sorted(WHEELS.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:

@@ -1,9 +1,12 @@
-"""Compares a family's kernels with float64 on the CPU: outputs and gradients, odd lengths and packed documents, then rows at full size.
+"""Compares a family's kernels with float64 on the CPU: outputs and gradients, odd lengths and packed documents, then
+rows at full size.
 
     python -m recollect.benchmarks.first_contact.checks FAMILY [--full]
 
-Inputs are drawn and references computed on the CPU; the device runs only what is being tested. Every program runs on one set of
-inputs, then on another, then on the first again: the bits must repeat, and memory that the kernel did not write cannot pass for right.
+Inputs are drawn and references computed on the CPU; the device runs only what is being tested. Every program runs on
+one set of
+inputs, then on another, then on the first again: the bits must repeat, and memory that the kernel did not write cannot
+pass for right.
 """
 
 from __future__ import annotations
@@ -103,7 +106,8 @@ def _exactly(case: Case, x: dict[str, Any], cotangent: Any, fixed: dict[str, Any
 
 
 def full(family: Family) -> None:
-    """Compares the last rows of one sequence and head (or eight channels) at the size that is timed, and the bits of two runs."""
+    """Compares the last rows of one sequence and head (or eight channels) at the size that is timed, and the bits of
+    two runs."""
     for timing in [family.timings[index] for index in family.full]:
         case = case_of(timing)
         label, channels = f"{case.name}, full size", "convolution" in timing.operation
@@ -130,7 +134,8 @@ def full(family: Family) -> None:
 
 
 def _one(x: np.ndarray, channels: bool) -> np.ndarray:
-    """The first sequence and head of (b, t, h, d), (b, t, h) or (h,); of a convolution's arrays the first sequence and eight channels."""
+    """The first sequence and head of (b, t, h, d), (b, t, h) or (h,); of a convolution's arrays the first sequence
+    and eight channels."""
     if channels:
         return x[:1, :, :8] if x.ndim == 3 else x[:, :8]
     return x[:1] if x.ndim == 1 else x[:1, :, :1]

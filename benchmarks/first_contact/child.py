@@ -1,4 +1,5 @@
-"""What every child of a first contact does around its own work: says what it launches, waits for its turn, runs simulated in a rehearsal."""
+"""What every child of a first contact does around its own work: says what it launches, waits for its turn, runs
+simulated in a rehearsal."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ JLA_KINDS = {
 
 
 def case_of(timing: Timing, **sizes: int) -> Case:
-    """Returns the timing's case, in a rehearsal at the sizes at which the simulator takes seconds, changed by `sizes`."""
+    """Returns the timing's case, in a rehearsal at the sizes at which the simulator takes seconds, changed by
+    `sizes`."""
     wanted = tiny(timing.sizes) if records.rehearsing() else dict(timing.sizes)
     return CASES[timing.operation, timing.variant](**{**wanted, **sizes})
 

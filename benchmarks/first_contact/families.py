@@ -1,4 +1,5 @@
-"""What is checked and timed, by family of kernels, in order of value; and the tiny sizes at which a rehearsal runs the same without a GPU."""
+"""What is checked and timed, by family of kernels, in order of value; and the tiny sizes at which a rehearsal runs
+the same without a GPU."""
 
 from __future__ import annotations
 
@@ -37,8 +38,9 @@ class Timing:
 class Family:
     """Kernels that stand or fall together.
 
-    timings: in order of value. documents: whether the operation is also checked on packed documents. odd: tokens of the second
-    check, which no block size divides; None where the kernel takes none such. full: indices of the timings whose outputs are checked
+    timings: in order of value. documents: whether the operation is also checked on packed documents. odd: tokens of the
+    second check, which no block size divides; None where the kernel takes none such. full: indices of the timings whose
+    outputs are checked
     at full size too. rehearsed: tokens of the check in a rehearsal, where the simulator sets the time.
     """
 

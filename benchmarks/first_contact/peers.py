@@ -1,9 +1,10 @@
-"""Times one peer of kernel_peers.py (flash-linear-attention or torch) at the size of this project's first timing of the same operation.
+"""Times one peer of kernel_peers.py (flash-linear-attention or torch) at the size of this project's first timing of the
+same operation.
 
     python -m recollect.benchmarks.first_contact.peers NAME --gate FILE --seconds N
 
-It compiles and tunes at once, and is timed when its turn comes. Nothing of jax is imported. Where a peer refuses its backward pass on this machine, its forward pass counts all the same, and the refusal is
-recorded beside it.
+It compiles and tunes at once, and is timed when its turn comes. Nothing of jax is imported. Where a peer refuses its
+backward pass on this machine, its forward pass counts all the same, and the refusal is recorded beside it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main() -> None:
     sizes = SIZES.get(name, WIDE)
     what = f"{name} " + " ".join(f"{key}{size}" for key, size in sizes.items())
     if records.rehearsing():
-        # The parts that need a GPU are left out; what is rehearsed is that a peer which cannot run takes nothing with it.
+        # The parts that need a GPU are left out; what is rehearsed is that a peer which cannot run takes nothing with
+        # it.
         records.write("failed", what=what, error="rehearsal: torch and a GPU are not here")
         return
     try:

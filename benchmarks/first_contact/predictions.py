@@ -1,7 +1,9 @@
-"""Times that were predicted before any kernel had run on a GPU, from compiled programs and published numbers, and why each was off.
+"""Times that were predicted before any kernel had run on a GPU, from compiled programs and published numbers, and why
+each was off.
 
-Predicted on 2026-11-26 for an H100 at 3.0 TB/s of copying, bf16, of the kernels as they were then (commit 1a41889). `why` was written after the
-first measurement. Where a kernel has been replaced since, the row of the first measurement is the one that answers.
+Predicted on 2026-11-26 for an H100 at 3.0 TB/s of copying, bf16, of the kernels as they were then (commit 1a41889).
+`why` was written after the first measurement. Where a kernel has been replaced since, the row of the first measurement
+is the one that answers.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ HEADS = "b4 t4096 h16 k128 v128"
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """what: a case's name. low, high: milliseconds. part: "forward", or "both" with the gradients. why: of what was measured. replaced:
-    whether the kernel was replaced before it was ever timed, so that no measurement answers."""
+    """what: a case's name. low, high: milliseconds. part: "forward", or "both" with the gradients. why: of what was
+    measured. replaced: whether the kernel was replaced before it was ever timed, so that no measurement answers."""
 
     what: str
     part: str

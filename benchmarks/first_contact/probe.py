@@ -1,4 +1,5 @@
-"""What machine this is, and whether its parts work: versions, un-jitted operations, copies, products, cuDNN, the smallest Mosaic kernel.
+"""What machine this is, and whether its parts work: versions, un-jitted operations, copies, products, cuDNN, the
+smallest Mosaic kernel.
 
 python -m recollect.benchmarks.first_contact.probe
 """

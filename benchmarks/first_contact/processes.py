@@ -52,7 +52,8 @@ def _raise_if_interrupted() -> None:
 class Step:
     """A child to run.
 
-    name: in the records. command: its arguments. seconds: its deadline from its start. environment: beside the parent's.
+    name: in the records. command: its arguments. seconds: its deadline from its start. environment: beside the
+    parent's.
     """
 
     name: str
@@ -161,7 +162,8 @@ class Turns:
     """Children that get ready beside each other, at most `at_once` of them, and have the GPU one at a time.
 
     Args:
-      gated: steps, and for each the file that lets it begin what needs the GPU alone; it records "ready" before it waits for that.
+      gated: steps, and for each the file that lets it begin what needs the GPU alone; it records "ready" before it
+        waits for that.
     """
 
     def __init__(self, gated: Sequence[tuple[Step, Path]], at_once: int, folder: Path, file: Path):
@@ -175,7 +177,8 @@ class Turns:
             self.waiting[step.name] = (Child(step, self.folder, self.file), gate)
 
     def take(self, end: float, seconds: float) -> None:
-        """Opens the gates one after another, first of those that are ready, until `end` (time.monotonic); a turn takes `seconds` at most."""
+        """Opens the gates one after another, first of those that are ready, until `end` (time.monotonic); a turn
+        takes `seconds` at most."""
         while self.waiting and time.monotonic() < end:
             lines = records.read_call(self.file)
             for name in records.dead(lines) & self.waiting.keys():

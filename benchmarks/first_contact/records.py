@@ -1,7 +1,8 @@
 """The file of results: one JSON line per event, on disk before anything else happens.
 
-The parent and all its children append to one file. A line is one write of less than 4 KiB to a file opened for appending, and is synced
-before `write` returns, so a child that hangs, aborts or is killed loses nothing that it had written. `started` is written before each
+The parent and all its children append to one file. A line is one write of less than 4 KiB to a file opened for
+appending, and is synced before `write` returns, so a child that hangs, aborts or is killed loses nothing that it had
+written. `started` is written before each
 launch: the last one without a result names what hung.
 """
 
@@ -52,7 +53,8 @@ def write(kind: str, *, path: Path | None = None, step: str | None = None, **fac
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of the file, in order; a line cut off by a full disk or a crash, or of another kind of file, is left out."""
+    """Returns the lines of the file, in order; a line cut off by a full disk or a crash, or of another kind of file,
+    is left out."""
     found = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
@@ -65,14 +67,16 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def read_call(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of the call that began last: several calls may share a folder, and what ended in one runs anew in the next."""
+    """Returns the lines of the call that began last: several calls may share a folder, and what ended in one runs
+    anew in the next."""
     lines = read(path)
     first = max((index for index, line in enumerate(lines) if line["kind"] == "begun"), default=0)
     return lines[first:]
 
 
 def dead(lines: list[dict[str, Any]]) -> set[str]:
-    """Returns the timings of families whose check ended by a signal that the parent did not send: a launch that aborts would do so again."""
+    """Returns the timings of families whose check ended by a signal that the parent did not send: a launch that
+    aborts would do so again."""
     ends = [line for line in lines if line["kind"] == "ended" and line["step"].startswith("check: ")]
     return {
         line["step"].replace("check: ", "time: ") for line in ends if (line["code"] or 0) < 0 and not line.get("why")

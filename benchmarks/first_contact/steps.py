@@ -111,7 +111,8 @@ class Plan:
         return self._module(step, module, seconds, name, "--gate", str(gate), "--seconds", "45"), gate
 
     def again(self, missing: list[str]) -> list[Step]:
-        """Returns these checks and timings once more, without gates or faults: starved of processors the simulator can hang."""
+        """Returns these checks and timings once more, without gates or faults: starved of processors the simulator
+        can hang."""
         found = [step for step in self.steps("checks") if step.name in missing]
         for step, gate in self.timings(75):
             if step.name in missing:
@@ -151,7 +152,8 @@ class Plan:
         )
 
     def _tests(self) -> Step:
-        """The tests that are simulated elsewhere, on the device itself; the log has a line for each the moment it ends."""
+        """The tests that are simulated elsewhere, on the device itself; the log has a line for each the moment it
+        ends."""
         command = [
             sys.executable,
             "-m",
@@ -226,7 +228,8 @@ class Plan:
 
 
 def keep_caches(out: Path) -> None:
-    """Packs the caches of compiled programs and of autotuning into `out`, for a later call; what is too large to come back is left."""
+    """Packs the caches of compiled programs and of autotuning into `out`, for a later call; what is too large to
+    come back is left."""
     for name in ("programs", "autotune"):
         folder, archive = CACHE / name, out / f"{name}.tar.gz"
         if folder.exists() and any(folder.iterdir()):
@@ -268,7 +271,8 @@ def lost(lines: list[dict[str, Any]], plan: Plan, parts: Sequence[str]) -> list[
 
 
 def tests_summary(log: Path) -> dict[str, Any]:
-    """Returns how many of the device's tests passed, failed and were left when time was over, and the names of those that failed."""
+    """Returns how many of the device's tests passed, failed and were left when time was over, and the names of those
+    that failed."""
     text = log.read_text(errors="replace") if log.exists() else ""
     line = r"(?m)^\[gw\d+\] \[ *\d+%\] (PASSED|FAILED|SKIPPED|ERROR) (\S.*?) *$|^(\S+::.*?) (PASSED|FAILED|SKIPPED|ERROR) +\[ *\d+%\]$"
     ends = {name or alone: how or how_alone for how, name, alone, how_alone in re.findall(line, text)}

@@ -1,9 +1,10 @@
-"""Times a family's kernels and the libraries beside them: compiles everything first, then waits for its turn alone on the GPU.
+"""Times a family's kernels and the libraries beside them: compiles everything first, then waits for its turn alone on
+the GPU.
 
     python -m recollect.benchmarks.first_contact.timings FAMILY --gate FILE --seconds N
 
-Medians of 10 turns of at least 10 ms, the device synchronised at the end of each. The gradient is timed as jax.vjp with a cotangent that is
-there already, so no loss is in it.
+Medians of 10 turns of at least 10 ms, the device synchronised at the end of each. The gradient is timed as jax.vjp with
+a cotangent that is there already, so no loss is in it.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def programs(family: str) -> Iterator[tuple[Timing, Case, str, dict[str, Callabl
 
 
 def compile_ahead_of_time(family: str) -> None:
-    """Compiles the family's first program at full size for an H100 that is not here: what the simulator cannot see, registers and spills."""
+    """Compiles the family's first program at full size for an H100 that is not here: what the simulator cannot see,
+    registers and spills."""
     timing = FAMILIES[family].timings[0]
     x = jax.eval_shape(lambda key: timing.case.inputs(key, jnp.bfloat16), jax.random.key(0))
     try:

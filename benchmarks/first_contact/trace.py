@@ -1,4 +1,5 @@
-"""Traces a few launches with jax's profiler: the last thing done, in a process of its own, as it has crashed others (jax#40260).
+"""Traces a few launches with jax's profiler: the last thing done, in a process of its own, as it has crashed others
+(jax#40260).
 
 python -m recollect.benchmarks.first_contact.trace OUT
 """

@@ -9,7 +9,8 @@ from pathlib import Path
 
 
 def wait(gate: Path, seconds: float) -> None:
-    """Waits until the parent creates `gate`; from then on this process ends itself, whatever it is stuck in, after `seconds`."""
+    """Waits until the parent creates `gate`; from then on this process ends itself, whatever it is stuck in, after
+    `seconds`."""
     while not gate.exists():
         if os.getppid() == 1:
             raise SystemExit("the parent ended")

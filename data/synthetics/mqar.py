@@ -3,20 +3,21 @@
     tokens   k1 v1 k2 v2 ... kD vD | ...... k2 f ...... k1 f ...        (context, then queries among filler f)
     label                                   v2          v1               at the query's own position
 
-A context of D pairs, then each key once more, on an even position; asked there, the model should say the key's value, which
-the input doesn't repeat. Query j stands at 2 D passes + 2 gap_j, gaps drawn without replacement with p(i) ~ a i^(a-1) over the
-(length - 2 D passes) / 2 slots: a = 0.01 puts most queries close behind the context.
+A context of D pairs, then each key once more, on an even position; asked there, the model should say the key's value,
+which the input doesn't repeat. Query j stands at 2 D passes + 2 gap_j, gaps drawn without replacement with p(i) ~ a
+i^(a-1) over the (length - 2 D passes) / 2 slots: a = 0.01 puts most queries close behind the context.
 
 Source: Arora, Eyuboglu et al., Zoology (arXiv 2312.04927), section 4 and appendix; its generator, HazyResearch/zoology,
 `zoology/data/multiquery_ar.py`.
 
 Easy to get wrong:
-- The value of a key is not in the input after the query: its place holds filler. A model that copies the next token fails.
-- The first drawn gap belongs to the first key, so early keys tend to be asked early. Top-k of log p + Gumbel noise gives
-  the gaps in the order in which successive draws without replacement give them.
-- The published random filler may repeat a key of the context, followed by something else: a contradiction without a label
-  (at vocabulary 256, length 64 and 8 pairs more than one an example). Here filler avoids the example's keys; `contradictions=True`
-  gives the published behaviour.
+- The value of a key is not in the input after the query: its place holds filler. A model that copies the next token
+fails.
+- The first drawn gap belongs to the first key, so early keys tend to be asked early. Top-k of log p + Gumbel noise
+  gives the gaps in the order in which successive draws without replacement give them.
+- The published random filler may repeat a key of the context, followed by something else: a contradiction without a
+  label (at vocabulary 256, length 64 and 8 pairs more than one an example). Here filler avoids the example's keys;
+  `contradictions=True` gives the published behaviour.
 - A batch is a pure function of (seed, step, slice): nothing is stored, and resuming needs no data state.
 """
 
@@ -34,12 +35,14 @@ from recollect.configuration import Config, UserError
 from recollect.data.batch import Batch, DataConfig
 
 _TRAIN, _EVALUATION = 0x6D716100, 0x6D716101
-"""Folded into the seed: two streams that share nothing with each other, nor with parameters or dropout of the same seed."""
+"""Folded into the seed: two streams that share nothing with each other, nor with parameters or dropout of the same
+seed."""
 
 
 @chz.chz(typecheck=True)
 class RecallSlice(Config):
-    """Examples of one size: `length` tokens with `pairs` key-value pairs; `weight` is the share of training calls it gets."""
+    """Examples of one size: `length` tokens with `pairs` key-value pairs; `weight` is the share of training calls it
+    gets."""
 
     length: int
     pairs: int
@@ -153,7 +156,8 @@ class MQAR(DataConfig):
     def evaluation_batch(
         self, seed: int | jax.Array, index: int | jax.Array, slice: RecallSlice | None = None, batch_size: int = 64
     ) -> Batch:
-        """Evaluation batch number `index`, never one of the training stream; `slice` None is the first evaluation slice."""
+        """Evaluation batch number `index`, never one of the training stream; `slice` None is the first evaluation
+        slice."""
         return self._stream(_EVALUATION, seed, index, slice or self.evaluation_slices()[0], batch_size)
 
     def batch(self, key: jax.Array, step: int | jax.Array, slice: RecallSlice, batch_size: int) -> Batch:
@@ -212,8 +216,9 @@ def _distinct(key: jax.Array, batch_size: int, choices: int, count: int) -> jax.
     if choices < 4 * count:
         # Redrawing would take long when few choices are left; a random number a choice is cheap then.
         return jax.lax.top_k(jax.random.uniform(key, (batch_size, choices)), count)[1].astype(jnp.int32)
-    # Numbers that repeat an earlier one of their row are drawn again until none does. Nothing here tells one number from another,
-    # so every ordered selection is as likely as every other. It takes a few rounds of `count` draws instead of `choices` draws.
+    # Numbers that repeat an earlier one of their row are drawn again until none does. Nothing here tells one number
+    # from another, so every ordered selection is as likely as every other. It takes a few rounds of `count` draws
+    # instead of `choices` draws.
     earlier = jnp.tri(count, k=-1, dtype=bool)
 
     def draw(round: jax.Array) -> jax.Array:
@@ -233,13 +238,15 @@ def _distinct(key: jax.Array, batch_size: int, choices: int, count: int) -> jax.
 
 def _remaining(rank: jax.Array, taken: jax.Array) -> jax.Array:
     """The number at `rank` (b, t) among 0, 1, 2, ... without `taken` (b, k), which is sorted and without repeats."""
-    # taken[i] - i numbers before taken[i] are free, so taken[i] comes before the free number of this rank iff that is <= rank.
+    # taken[i] - i numbers before taken[i] are free, so taken[i] comes before the free number of this rank iff that is
+    # <= rank.
     free_before = taken - jnp.arange(taken.shape[1], dtype=taken.dtype)
     return rank + jnp.sum(free_before[:, None, :] <= rank[:, :, None], axis=-1, dtype=rank.dtype)
 
 
 def _gaps(key: jax.Array, batch_size: int, space: int, count: int, power: float) -> jax.Array:
-    """`count` slots of 0 .. space - 1 a row, drawn one after the other without replacement with p(i) ~ (i + 1)^(power - 1)."""
+    """`count` slots of 0 .. space - 1 a row, drawn one after the other without replacement with p(i) ~ (i +
+    1)^(power - 1)."""
     log_weight = (power - 1) * np.log(np.arange(1, space + 1))
     noise = jax.random.gumbel(key, (batch_size, space)) + jnp.asarray(log_weight, jnp.float32)
     return jax.lax.top_k(noise, count)[1].astype(jnp.int32)

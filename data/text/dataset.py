@@ -1,15 +1,15 @@
 """Text as rows of tokens: the config `Text`, its training batches by number and its held-out batches.
 
-Documents come tokenised from `data/text/preparation/reader.py`, `data/text/rows/curriculum.py` makes rows of them in one of three ways, and `data/text/rows/by_number.py` makes every
-global batch a function of (seed, number). Held-out rows are always packed whole documents of `length` tokens, however the training rows are
-made, so that runs compare.
+Documents come tokenised from `data/text/preparation/reader.py`, `data/text/rows/curriculum.py` makes rows of them in
+one of three ways, and `data/text/rows/by_number.py` makes every global batch a function of (seed, number). Held-out
+rows are always packed whole documents of `length` tokens, however the training rows are made, so that runs compare.
 
-Targets of an evaluation are all tokens of held-out documents but the opening ones: each exactly once, predicted from what stands before it in its row.
-Every method is measured on the same targets, so numbers compare at equal corpus digest and equal `length`; a longer `length` gives
-longer contexts and with them lower numbers.
+Targets of an evaluation are all tokens of held-out documents but the opening ones: each exactly once, predicted from
+what stands before it in its row. Every method is measured on the same targets, so numbers compare at equal corpus
+digest and equal `length`; a longer `length` gives longer contexts and with them lower numbers.
 
-Easy to get wrong: the held-out rows of one evaluation are the same whatever the batch size; the last batch is filled with padding
-(segment 0, weight 0).
+Easy to get wrong: the held-out rows of one evaluation are the same whatever the batch size; the last batch is filled
+with padding (segment 0, weight 0).
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ class Text(DataConfig):
     """Next-token prediction on text.
 
     Attributes:
-      source: "stdlib" (the interpreter's own source code), a file or folder of text, "tfds:NAME", or a folder that `main.py prepare` made.
-      tokenizer: "bytes", "bpe:SIZE" (trained on the source), or the path of a tokenizer.json; None: the prepared folder's own, else bytes.
+      source: "stdlib" (the interpreter's own source code), a file or folder of text, "tfds:NAME", or a folder that
+        `main.py prepare` made.
+      tokenizer: "bytes", "bpe:SIZE" (trained on the source), or the path of a tokenizer.json; None: the prepared
+        folder's own, else bytes.
       length: tokens a row; of the longest rows where they differ.
       sequences: how rows are made of documents: Packed, Chunked or Decomposed.
       shuffle: rows in an order drawn anew each epoch, or as planned.
@@ -125,7 +127,8 @@ class Text(DataConfig):
         )
 
     def evaluation_batches(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
-        """Held-out batches, in one fixed order spread over the documents; at most `max_batches` (None: `held_out_batches`)."""
+        """Held-out batches, in one fixed order spread over the documents; at most `max_batches` (None:
+        `held_out_batches`)."""
         documents = self.prepared().held_out
         plan = _held_out(self.prepared(), self.length)
         order = permutation(_HELD_OUT_ORDER, plan.counts[0])

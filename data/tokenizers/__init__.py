@@ -3,10 +3,13 @@
     tokenizer = open_tokenizer("bytes")              # or the path of a tokenizer.json; data/tokenizers/huggingface.py has those
     tokenizer.encode("naïve")                        # ids, the opening one first
 
-Bytes need no training, no download and no vocabulary file, and any text of any language can be written with them. The one token
-beside the 256 bytes, START, opens every document: from it the model predicts the first byte, and generation begins there.
+Bytes need no training, no download and no vocabulary file, and any text of any language can be written with them. The
+one token
+beside the 256 bytes, START, opens every document: from it the model predicts the first byte, and generation begins
+there.
 
-Easy to get wrong: a cut in the middle of a text may split a character of several bytes, so decoding replaces what is not UTF-8.
+Easy to get wrong: a cut in the middle of a text may split a character of several bytes, so decoding replaces what is
+not UTF-8.
 """
 
 from __future__ import annotations

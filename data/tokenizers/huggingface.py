@@ -1,10 +1,12 @@
 """Tokenizers from a tokenizer.json (the format of the `tokenizers` library), and training a byte-level BPE.
 
-Text is never matched against special tokens: a document that has "<|endoftext|>" in it gets the ids of those characters.
+Text is never matched against special tokens: a document that has "<|endoftext|>" in it gets the ids of those
+characters.
 
-A byte-level vocabulary (GPT-2's alphabet of 256 characters for bytes; Radford et al. 2019, section 2.2) writes any bytes exactly,
-and `token_bytes` is exact. Of others (SentencePiece-like with "▁", word pieces) the bytes of an id are those of its piece, "▁" a
-space and "<0x0A>" one byte: exact as far as the tokenizer gives a text back; a space that it sets before a text counts too.
+A byte-level vocabulary (GPT-2's alphabet of 256 characters for bytes; Radford et al. 2019, section 2.2) writes any
+bytes exactly, and `token_bytes` is exact. Of others (SentencePiece-like with "▁", word pieces) the bytes of an id are
+those of its piece, "▁" a space and "<0x0A>" one byte: exact as far as the tokenizer gives a text back; a space that it
+sets before a text counts too.
 """
 
 from __future__ import annotations
@@ -83,7 +85,8 @@ class FileTokenizer:
         self._byte_ids = {piece[0]: number for number, piece in enumerate(self._pieces or ()) if len(piece) == 1}
 
     def _find_start(self, wanted: str | None, added: dict[str, bool]) -> tuple[str, int]:
-        # A piece of a text may look like such a name ("<s>" in a page's source): only what was added beside the pieces counts.
+        # A piece of a text may look like such a name ("<s>" in a page's source): only what was added beside the pieces
+        # counts.
         for token in [token for token in START_TOKENS if token in added] if wanted is None else [wanted]:
             number = self._tokenizer.token_to_id(token)
             if number is not None:
@@ -99,7 +102,8 @@ class FileTokenizer:
         return np.concatenate([np.array([self.start], np.int32), *(self.ids(stretch) for stretch in stretches(raw))])
 
     def ids(self, text: bytes) -> np.ndarray:
-        """Ids of a stretch from within a document, (n,) int32, without `start`; byte-level ones of any bytes, others of UTF-8."""
+        """Ids of a stretch from within a document, (n,) int32, without `start`; byte-level ones of any bytes, others
+        of UTF-8."""
         try:
             return self._text_ids(text.decode("utf-8"))
         except UnicodeDecodeError:
@@ -135,7 +139,8 @@ def _is_byte_level(facts: dict[str, Any]) -> bool:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Character -> byte: printable characters of Latin-1 stand for themselves, the others for 256, 257, ... in order."""
+    """Character -> byte: printable characters of Latin-1 stand for themselves, the others for 256, 257, ... in
+    order."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = sorted(set(range(256)) - set(plain))
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
@@ -170,8 +175,8 @@ def _text_pieces(vocabulary: dict[str, int], added: dict[str, bool], size: int) 
 def train_bpe(texts: Iterator[str], size: int) -> str:
     """A byte-level BPE fitted to texts (Sennrich et al. 2016; on bytes as GPT-2): its tokenizer.json.
 
-    The vocabulary has all 256 bytes and `START_TOKEN`, so no text is unknown. Equal texts give an equal file. It has fewer than
-    `size` entries when the texts have too few pairs to join.
+    The vocabulary has all 256 bytes and `START_TOKEN`, so no text is unknown. Equal texts give an equal file. It has
+    fewer than `size` entries when the texts have too few pairs to join.
     """
     trained = tokenizers.Tokenizer(tokenizers.models.BPE())
     trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

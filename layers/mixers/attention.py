@@ -2,12 +2,13 @@
 
     o_i = sum_{j <= i} softmax_j(q_i . k_j / sqrt(k)) v_j  a head,   y = [o_1 ... o_h] W_o
 
-Vaswani et al. 2017, section 3.2; grouped key heads: Ainslie et al. 2023; queries and keys normalised a head before they turn: Dehghani
-et al. 2023, section 2. A member of the family is a config that gives the mask, and where its streaming keeps less than everything,
-a module that says what it keeps.
+Vaswani et al. 2017, section 3.2; grouped key heads: Ainslie et al. 2023; queries and keys normalised a head before they
+turn: Dehghani et al. 2023, section 2. A member of the family is a config that gives the mask, and where its streaming
+keeps less than everything, a module that says what it keeps.
 
-Easy to get wrong: the head's width is independent of the model's when `head_dim` is set, and so is the scale; keys are cached after
-rotation, which is right only while no policy moves them; padded positions may lie past a position table, whose NaN must not enter.
+Easy to get wrong: the head's width is independent of the model's when `head_dim` is set, and so is the scale; keys are
+cached after rotation, which is right only while no policy moves them; padded positions may lie past a position table,
+whose NaN must not enter.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class SoftmaxConfig(MixerConfig):
       heads: query heads.
       key_heads: key and value heads, a divisor of `heads`; None: as many.
       head_dim: dimensions a head, of queries, keys and values; None: model width // heads, which must divide.
-      positions: None; Rotary on queries and keys; or LearnedPositions, added to what queries and keys are projected from.
+      positions: None; Rotary on queries and keys; or LearnedPositions, added to what queries and keys are projected
+        from.
       query_key_norm: RMS norm of each query and key head before rotation.
       bias: biases on the four projections.
     """
@@ -150,7 +152,8 @@ class SoftmaxAttention(Mixer):
     def _project(
         self, x: jax.Array, positions: jax.Array | None, context: Context
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries (b, t, h, k), keys (b, t, g, k) and values (b, t, g, v). No positions stand for 0, 1, ... in every row."""
+        """Queries (b, t, h, k), keys (b, t, g, k) and values (b, t, g, v). No positions stand for 0, 1, ... in every
+        row."""
         b, t, _ = x.shape
         indices = jnp.arange(t, dtype=jnp.int32)[None] if positions is None else positions
         placed = x if self.positions is None else zero_padding(x + self.positions(indices).astype(x.dtype), context)
@@ -163,8 +166,8 @@ class SoftmaxAttention(Mixer):
         return q, k, self.value(x).reshape(b, t, self.key_heads, self.head_dim)
 
     def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
-        """From the mixer's input, queries, keys and values and their fields to its output: over one whole sequence, or, where `fields` has those
-        of keys, with keys and values of a cache."""
+        """From the mixer's input, queries, keys and values and their fields to its output: over one whole sequence, or,
+        where `fields` has those of keys, with keys and values of a cache."""
         if "key_positions" in fields:
             o = softmax_attention(q, k, v, mask=self.config.mask(), sinks=self._sink_logits(), **fields)
         else:
@@ -174,7 +177,8 @@ class SoftmaxAttention(Mixer):
     def _attend(
         self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array | None, segments: jax.Array | None
     ) -> jax.Array:
-        """Heads' outputs (b, t, h, v) over one whole sequence, as `config.mask()` says. No positions: one document from its start."""
+        """Heads' outputs (b, t, h, v) over one whole sequence, as `config.mask()` says. No positions: one document
+        from its start."""
         return softmax_attention(q, k, v, query_positions=positions, query_segments=segments)
 
     def _remember(

@@ -2,9 +2,9 @@
 
     y = (conv(u) + b) * (W u + b') + u
 
-with a short depthwise convolution, or a long one without b. The residual u is the layer's own, on top of the block's. An implicit
-long filter adds the convolution's input to its output (a skip of weight 1: conv(u) = filter * u + u); an explicit one, a
-table N(0, 1) of one tap a position, does not.
+with a short depthwise convolution, or a long one without b. The residual u is the layer's own, on top of the block's.
+An implicit long filter adds the convolution's input to its output (a skip of weight 1: conv(u) = filter * u + u); an
+explicit one, a table N(0, 1) of one tap a position, does not.
 
 State: the last kernel - 1 inputs, or with a long filter all of them.
 """

@@ -3,8 +3,8 @@
     [u1, u2] = W_in x + b_in        each of width expansion * d / 2
     y = W_out (silu(conv(u1)) * u2) + b_out
 
-Called BaseConv there too, but unlike Zoology's (`base_convolution.py`) it expands the width, applies SiLU to the convolution,
-and has no residual of its own. The convolution has no bias.
+Called BaseConv there too, but unlike Zoology's (`base_convolution.py`) it expands the width, applies SiLU to the
+convolution, and has no residual of its own. The convolution has no bias.
 
 State: the last kernel - 1 values of u1.
 """

@@ -5,8 +5,8 @@
     y = W_out (x2 * (filter * z + D z)) + b_out
 
 with an implicit long filter (`implicit_filter.py`) and a skip D ~ N(0, 1) a channel. D is kept out of the filter: at
-initialisation it is thousands of times larger than the filter's taps, and a Fourier transform of both would drown the taps in the
-rounding of the skip.
+initialisation it is thousands of times larger than the filter's taps, and a Fourier transform of both would drown the
+taps in the rounding of the skip.
 
 State: the last kernel - 1 inputs of the short convolution, and all inputs z of the long one.
 """

@@ -1,15 +1,18 @@
-"""Landmark attention (Mohtashami & Jaggi 2023): the attention to a block's landmark token gates the attention into that block.
+"""Landmark attention (Mohtashami & Jaggi 2023): the attention to a block's landmark token gates the attention into that
+block.
 
-    main_i = softmax over {own block, up to i} and {landmarks of earlier blocks};  w_ij = main_i(landmark of b) softmax_b(s_ij)
+    main_i = softmax over {own block, up to i} and {landmarks of earlier blocks};  w_ij = main_i(landmark of b)
+    softmax_b(s_ij)
 
-(the full definition is in recollect.pallas_kernels.landmark_attention). The model inserts the landmarks, one after every `block` ordinary tokens
+(the full definition is in recollect.pallas_kernels.landmark_attention). The model inserts the landmarks, one after
+every `block` ordinary tokens
 of a document: see models/landmarks.py. They pass through every layer as tokens of their own.
 
-Training and prompts run on kernels where there are any. A token against the cache reads keys where they lie (all blocks), or landmarks, the
-retrieved blocks and its own (retrieve).
+Training and prompts run on kernels where there are any. A token against the cache reads keys where they lie (all
+blocks), or landmarks, the retrieved blocks and its own (retrieve).
 
-Easy to get wrong: a query never sees its own block's landmark (not even the landmark itself); a landmark's value is never read;
-keys are stored unrotated, since with retrieval a block's position depends on the query.
+Easy to get wrong: a query never sees its own block's landmark (not even the landmark itself); a landmark's value is
+never read; keys are stored unrotated, since with retrieval a block's position depends on the query.
 """
 
 from __future__ import annotations
@@ -47,8 +50,9 @@ class Landmark(MixerConfig):
       heads: query heads; each has width // heads dimensions.
       key_heads: key and value heads, a divisor of `heads`; None: as many.
       positions: None, or Rotary (positions count landmarks).
-      retrieve: None reads all earlier blocks (training); k reads the k best for each query and head, with stingy positions, so that
-        a model trained at one length reads one many times longer. Set it on a trained model: parameters are the same.
+      retrieve: None reads all earlier blocks (training); k reads the k best for each query and head, with stingy
+        positions, so that a model trained at one length reads one many times longer. Set it on a trained model:
+        parameters are the same.
     """
 
     block: int = 8

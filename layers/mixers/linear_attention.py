@@ -3,8 +3,9 @@
     S_t = gamma S_{t-1} + phi(k_t) v_t^T,   z_t = gamma z_{t-1} + phi(k_t)
     o_t = phi(q_t) S_t / (phi(q_t) . z_t + epsilon)              without a normaliser: o_t = phi(q_t) S_t
 
-Katharopoulos et al. 2020 (equations 16 to 20); Based's Taylor features (Arora et al. 2024, section 4.1); RetNet's decay gamma_h =
-1 - 2^(-5-h) (Sun et al. 2023, equation 8). The normaliser is one more value column of ones, so numerator and denominator share
+Katharopoulos et al. 2020 (equations 16 to 20); Based's Taylor features (Arora et al. 2024, section 4.1); RetNet's decay
+gamma_h = 1 - 2^(-5-h) (Sun et al. 2023, equation 8). The normaliser is one more value column of ones, so numerator and
+denominator share
 one recurrence, its decay and its precision. State: (features x (v + 1)) fp32 a head, whatever the length.
 """
 
@@ -184,7 +185,8 @@ class LinearAttentionMixer(Mixer):
 
     @staticmethod
     def _one_token(run, q, k, v, past):
-        """One token by the operation's step: a state of another document is not read, padding leaves the state as it is."""
+        """One token by the operation's step: a state of another document is not read, padding leaves the state as it
+        is."""
         memory, segments = past["initial_state"], past["segment_ids"]
         kept = jnp.where((segments == past["initial_segment"][:, None])[:, :, None, None], memory, 0)
         o, after = run(q[:, 0], k[:, 0], v[:, 0], step=True, initial_state=kept)

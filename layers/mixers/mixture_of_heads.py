@@ -1,6 +1,8 @@
-"""Mixture of heads: shared heads that always count, and routed heads of which each token picks a few (Jin et al. 2024, MoH).
+"""Mixture of heads: shared heads that always count, and routed heads of which each token picks a few (Jin et al. 2024,
+MoH).
 
-With p = softmax(W_r x) over the routed heads, m the top-K of p, s = softmax(W_s x) over the shared ones and a = softmax(W_h x),
+With p = softmax(W_r x) over the routed heads, m the top-K of p, s = softmax(W_s x) over the shared ones and a =
+softmax(W_h x),
 
     y = W_o [g_1 o_1 ... g_h o_h],    shared heads first
     gates="paper"   g = [a_1 s, a_2 p m]                                        (equations 5 and 6)
@@ -9,17 +11,19 @@ With p = softmax(W_r x) over the routed heads, m the top-K of p, s = softmax(W_s
     head_balance = balance_weight * sum_i P_i f_i             balance="paper" (equation 7)
                  = balance_weight * (h - h_s) sum_i P_i f_i   balance="code"
 
-P_i is the mean over tokens of p_i and f_i the share of tokens that pick routed head i, so that sum_i P_i = 1 and sum_i f_i = K: under
-uniform routing sum_i P_i f_i = K / (h - h_s), and K on the code's scale. Padding enters neither; the gradient passes through P only.
+P_i is the mean over tokens of p_i and f_i the share of tokens that pick routed head i, so that sum_i P_i = 1 and sum_i
+f_i = K: under uniform routing sum_i P_i f_i = K / (h - h_s), and K on the code's scale. Padding enters neither; the
+gradient passes through P only.
 
-The authors' code computes every head for every token and multiplies by the gates. Here attention of routed heads is computed for the tokens that
-chose them (pallas_kernels/head_mixture_attention), wherever that takes less time than all heads; when decoding, keys and values of the chosen
-heads alone are read. Projections are dense, and the cache keeps all keys, since a later token may choose any head.
+The authors' code computes every head for every token and multiplies by the gates. Here attention of routed heads is
+computed for the tokens that chose them (pallas_kernels/head_mixture_attention), wherever that takes less time than all
+heads; when decoding, keys and values of the chosen heads alone are read. Projections are dense, and the cache keeps all
+keys, since a later token may choose any head.
 
-Easy to get wrong: paper gates start the output near 1/h of plain attention's, which slows learning; ties must still pick exactly K
-heads, so the choice comes from indices, not from a threshold; routers run in fp32; W_s is absent for one shared head (its gate is 1),
-W_h without shared or without routed heads (then a = 1, and 1 for "code" too). A gathered query's place among others, and with it the last bits of
-its output, may depend on later tokens' choices.
+Easy to get wrong: paper gates start the output near 1/h of plain attention's, which slows learning; ties must still
+pick exactly K heads, so the choice comes from indices, not from a threshold; routers run in fp32; W_s is absent for one
+shared head (its gate is 1), W_h without shared or without routed heads (then a = 1, and 1 for "code" too). A gathered
+query's place among others, and with it the last bits of its output, may depend on later tokens' choices.
 """
 
 from __future__ import annotations
@@ -95,7 +99,8 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
         self.kind_router = Linear(width, 2, rngs) if config.shared and config.routed else None
 
     def route(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Gates of all heads (b, t, h), and for the routed heads (b, t, h - h_s) probabilities and whether each was picked.
+        """Gates of all heads (b, t, h), and for the routed heads (b, t, h - h_s) probabilities and whether each was
+        picked.
 
         Gates and probabilities are fp32, the choice bool; x is (b, t, d).
         """
@@ -144,7 +149,8 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
     def _attend_chosen(
         self, q: jax.Array, k: jax.Array, v: jax.Array, gates: jax.Array, chosen: jax.Array, fields: dict[str, Any]
     ) -> jax.Array:
-        """Heads' outputs times their gates (b, t, h, v): shared heads for all tokens, routed ones for those that chose them."""
+        """Heads' outputs times their gates (b, t, h, v): shared heads for all tokens, routed ones for those that
+        chose them."""
         shared, per = self.config.shared, self.config.heads // self.key_heads
         first = shared // per  # the first key head that routed heads use
         key_heads = tuple(head // per - first for head in range(shared, self.config.heads))

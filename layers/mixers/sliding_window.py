@@ -2,12 +2,13 @@
 
     o_i = sum_{i - window < j <= i} w_ij v_j,   w_ij = exp(s_ij) / (exp(z_h) + sum over seen j' of exp(s_ij'))
 
-Child et al. 2019 and Beltagy et al. 2020 (section 3.1). Two kinds of sinks: "learned", a logit z_h a head in the denominator
-(gpt-oss, Agarwal et al. 2025; exp(z_h) is absent without it), and "first", the first tokens of each document stay visible
-(Xiao et al. 2023, section 3.2).
+Child et al. 2019 and Beltagy et al. 2020 (section 3.1). Two kinds of sinks: "learned", a logit z_h a head in the
+denominator (gpt-oss, Agarwal et al. 2025; exp(z_h) is absent without it), and "first", the first tokens of each
+document stay visible (Xiao et al. 2023, section 3.2).
 
-Easy to get wrong, the count: here a window of w sees w keys, the query's own included. Zoology's sliding attention keeps w before the
-query and so sees w + 1; Based's configs say 256 and its module halves that, to 128 before the query and so 129 keys.
+Easy to get wrong, the count: here a window of w sees w keys, the query's own included. Zoology's sliding attention
+keeps w before the query and so sees w + 1; Based's configs say 256 and its module halves that, to 128 before the query
+and so 129 keys.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ class SlidingWindow(SoftmaxConfig):
 
     Attributes:
       window: keys a query sees, itself included.
-      sinks: "none"; "learned", a logit a head, 0 at the start; "first", the first tokens of the document are seen too. With "first" the
-        work over packed documents grows with the length squared; over one document it grows with the window.
+      sinks: "none"; "learned", a logit a head, 0 at the start; "first", the first tokens of the document are seen too.
+        With "first" the work over packed documents grows with the length squared; over one document it grows with the
+        window.
       first: how many tokens `sinks="first"` keeps.
     """
 

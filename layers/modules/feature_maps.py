@@ -34,7 +34,8 @@ class FeatureMap(Config):
 
 @chz.chz(typecheck=True)
 class Identity(FeatureMap):
-    """phi(x) = x / k^(1/4), so that the product carries softmax's 1/sqrt(k) (RetNet and its kin). Its sign is free: no normaliser."""
+    """phi(x) = x / k^(1/4), so that the product carries softmax's 1/sqrt(k) (RetNet and its kin). Its sign is free:
+    no normaliser."""
 
     def apply(self, x: jax.Array) -> jax.Array:
         return x * x.shape[-1] ** -0.25
@@ -81,8 +82,9 @@ class Taylor(FeatureMap):
 
         phi(q) . phi(k) = 1 + s + s^2 / 2 >= 1/2.
 
-    phi(x) = [1, x / k^(1/4), x_i^2 / sqrt(2 k), x_i x_j / sqrt(k) for i < j]: the square is symmetric, so its upper triangle is
-    enough, 1 + k + k (k + 1) / 2 features in place of 1 + k + k^2 (153 in place of 273 at k = 16), with the same products.
+    phi(x) = [1, x / k^(1/4), x_i^2 / sqrt(2 k), x_i x_j / sqrt(k) for i < j]: the square is symmetric, so its upper
+    triangle is enough, 1 + k + k (k + 1) / 2 features in place of 1 + k + k^2 (153 in place of 273 at k = 16), with the
+    same products.
     """
 
     def features(self, head_dim: int) -> int:
@@ -92,7 +94,8 @@ class Taylor(FeatureMap):
         k = x.shape[-1]
         rows, columns = np.triu_indices(k)
         weights = np.where(rows == columns, (2 * k) ** -0.5, k**-0.5).astype(np.float32)
-        # Selection as products with one-hot matrices: gathers along the lane are slow on every backend, in the gradient above all.
+        # Selection as products with one-hot matrices: gathers along the lane are slow on every backend, in the gradient
+        # above all.
         select = np.eye(k, dtype=np.float32)
         pairs = (x @ jnp.asarray(select[:, rows] * weights)) * (x @ jnp.asarray(select[:, columns]))
         return jnp.concatenate([jnp.ones_like(x[..., :1]), x * k**-0.25, pairs], axis=-1)
@@ -100,8 +103,8 @@ class Taylor(FeatureMap):
 
 @chz.chz(typecheck=True)
 class Hedgehog(FeatureMap):
-    """phi(x) = softmax([2 (W x + b), -2 (W x + b)]), W (k, k) a head, started at the identity (Zhang et al. 2024, section 4;
-    the factor 2 and the softmax over both halves are flash-linear-attention's form)."""
+    """phi(x) = softmax([2 (W x + b), -2 (W x + b)]), W (k, k) a head, started at the identity (Zhang et al. 2024,
+    section 4; the factor 2 and the softmax over both halves are flash-linear-attention's form)."""
 
     def build(self, heads: int, head_dim: int) -> HedgehogFeatures:
         return HedgehogFeatures(heads, head_dim)

@@ -1,15 +1,15 @@
 """Long filters written as functions of time, so that their parameter count does not grow with their length.
 
-Time of tap i is i / maximum, with the *configured* maximum length: dividing by the input's length instead would give a prompt
-another filter than its continuation. (Zoology's positions are linspace(0, 1, maximum), i / (maximum - 1).)
+Time of tap i is i / maximum, with the *configured* maximum length: dividing by the input's length instead would give a
+prompt another filter than its continuation. (Zoology's positions are linspace(0, 1, maximum), i / (maximum - 1).)
 
     e(time) = [time, cos(2 pi f time), -sin(2 pi f time)],    f = 1e-4, the one band of an embedding of 3 dimensions
 
 BaseConv's (Zoology, Arora et al. 2024):    filter = W2 relu(W1 e + b1) + b2, 16 hidden units.
 Hyena's (Poli et al. 2023, section 3):    filter = W4 sin(w (W3 sin(w (W2 sin(w (W1 e + b1)) + b2)) + b3)) * exp(-time |delta|)
-with one learned frequency w a hidden unit, shared by the layers, and decays delta a channel, spread linearly from log(0.01)/1.5 to
-log(0.01)/0.3, so that channels fall to 1 % after 1.5 down to 0.3 of the maximum. Their embedding is constant here; Hyena also offers
-training it at a learning rate of 1e-5.
+with one learned frequency w a hidden unit, shared by the layers, and decays delta a channel, spread linearly from
+log(0.01)/1.5 to log(0.01)/0.3, so that channels fall to 1 % after 1.5 down to 0.3 of the maximum. Their embedding is
+constant here; Hyena also offers training it at a learning rate of 1e-5.
 """
 
 from __future__ import annotations

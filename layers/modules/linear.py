@@ -18,7 +18,8 @@ def normal(stddev: float = 0.02) -> Initializer:
 
 
 def output_init(depth: int) -> Initializer:
-    """N(0, 0.02 / sqrt(2 depth)) for projections that write to the residual stream (Radford et al. 2019, section 2.3)."""
+    """N(0, 0.02 / sqrt(2 depth)) for projections that write to the residual stream (Radford et al. 2019, section
+    2.3)."""
     return normal(0.02 / (2 * depth) ** 0.5)
 
 

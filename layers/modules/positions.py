@@ -22,8 +22,8 @@ class PositionsConfig(Config):
 class Rotary(PositionsConfig):
     """Rotary positions (Su et al. 2021, equation 34): pairs of dimensions of q and k turn by position * base^(-2i/r).
 
-    `fraction` of each head's dimensions turn (rounded down to an even number); `layout` says which dimensions pair up: "half"
-    (i with i + r/2) or "interleaved" (2i with 2i + 1).
+    `fraction` of each head's dimensions turn (rounded down to an even number); `layout` says which dimensions pair up:
+    "half" (i with i + r/2) or "interleaved" (2i with 2i + 1).
     """
 
     base: float = 10_000.0
@@ -55,8 +55,8 @@ class Rotary(PositionsConfig):
 
 @chz.chz(typecheck=True)
 class LearnedPositions(PositionsConfig):
-    """A learned vector a position, up to `maximum` of them. On the model it is added to the embedding (Radford et al. 2019); on a
-    mixer, to the input of the query and key projections only (Press, Smith & Lewis 2021, section 3.1)."""
+    """A learned vector a position, up to `maximum` of them. On the model it is added to the embedding (Radford et al.
+    2019); on a mixer, to the input of the query and key projections only (Press, Smith & Lewis 2021, section 3.1)."""
 
     maximum: int = 2048
 

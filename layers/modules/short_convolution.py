@@ -2,9 +2,10 @@
 
     y_i = bias + sum_{j < kernel} taps[j] x_{i-j}        a channel at a time, within the document
 
-It gives a token sight of its few predecessors, which recall needs before any linear recurrence can pair a key with the value
-that follows it (Arora et al. 2024, Zoology): say whether one precedes a mixer when you compare mixers. Initialised
-as torch's Conv1d, uniform on (-1/sqrt(kernel), 1/sqrt(kernel)); taps are stored current token first, torch's last.
+It gives a token sight of its few predecessors, which recall needs before any linear recurrence can pair a key with the
+value that follows it (Arora et al. 2024, Zoology): say whether one precedes a mixer when you compare mixers.
+Initialised as torch's Conv1d, uniform on (-1/sqrt(kernel), 1/sqrt(kernel)); taps are stored current token first,
+torch's last.
 
 State: the last kernel - 1 inputs.
 """
@@ -56,7 +57,8 @@ class ShortConvolution(MixerConfig):
 class CausalConvolution(nnx.Module):
     """The part: no cursor of its own. Padding in x may hold anything; it reads 0.
 
-    Gates and the activation are recollect.pallas_kernels.gated_convolution's, which computes them in one pass with the convolution.
+    Gates and the activation are recollect.pallas_kernels.gated_convolution's, which computes them in one pass with the
+    convolution.
     """
 
     def __init__(self, channels: int, kernel: int, rngs: nnx.Rngs, *, bias: bool = False):
@@ -110,7 +112,8 @@ class CausalConvolution(nnx.Module):
         out_gate: jax.Array | None = None,
         activation: Activation = "none",
     ) -> tuple[jax.Array, jax.Array]:
-        """x (b, t, channels), the next tokens; `tokens` from `Cursor.read`, `cursor_before` the cursor that read them."""
+        """x (b, t, channels), the next tokens; `tokens` from `Cursor.read`, `cursor_before` the cursor that read
+        them."""
         y, after = short_convolution(
             x,
             self.taps[...],

@@ -22,8 +22,8 @@ class KeyValueCache:
       positions, segments: (b, s) int32; segment 0 marks a free slot.
       count: (b,) int32, tokens appended so far, kept ones apart.
       cursor: where the stream stands.
-      ring: whether the newest token overwrites the oldest once all slots are taken (a window), or slots past the end drop
-        tokens (then `init_state` was asked for too short a stream).
+      ring: whether the newest token overwrites the oldest once all slots are taken (a window), or slots past the end
+        drop tokens (then `init_state` was asked for too short a stream).
     """
 
     keys: jax.Array
@@ -48,8 +48,8 @@ class KeyValueCache:
         ring: bool = False,
         kept: int = 0,
     ) -> KeyValueCache:
-        """An empty cache of `slots` slots. It may keep the first `kept` tokens of the current document in slots of their own, before
-        the others."""
+        """An empty cache of `slots` slots. It may keep the first `kept` tokens of the current document in slots of
+        their own, before the others."""
         return cls(
             keys=jnp.zeros((batch_size, kept + slots, heads, key_dim), dtype),
             values=jnp.zeros((batch_size, kept + slots, heads, value_dim), dtype),
@@ -62,7 +62,8 @@ class KeyValueCache:
         )
 
     def append(self, keys: jax.Array, values: jax.Array, tokens: Context, cursor: Cursor) -> KeyValueCache:
-        """The cache after new tokens, keys (b, t, h, k); `tokens` and `cursor` come from `Cursor.read`. Padding takes no slot."""
+        """The cache after new tokens, keys (b, t, h, k); `tokens` and `cursor` come from `Cursor.read`. Padding
+        takes no slot."""
         assert tokens.segments is not None and tokens.positions is not None
         slots = self.keys.shape[1] - self.kept
         real = tokens.segments != 0

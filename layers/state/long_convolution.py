@@ -2,9 +2,10 @@
 
     y_i = sum_{j <= i, same document} filter[i-j] x_j
 
-A filter that is no sum of exponentials has no smaller exact state. Inputs lie in order of arrival, padding takes no slot; so the
-lag between two tokens of a document is the distance of their slots, and no position needs to be stored. A few new tokens multiply
-the cache by filter taps directly, O(s d) each; many convolve the whole cache at once, O(s d log^2 s).
+A filter that is no sum of exponentials has no smaller exact state. Inputs lie in order of arrival, padding takes no
+slot; so the lag between two tokens of a document is the distance of their slots, and no position needs to be stored. A
+few new tokens multiply the cache by filter taps directly, O(s d) each; many convolve the whole cache at once, O(s d
+log^2 s).
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     long:   y_i = out_gate_i * (skip u_i + sum_{j <= i} filter[i-j] u_j),        u = in_gate * x
             a filter as long as the input
 
-Each channel by itself; tap j multiplies the input j tokens back, so taps[0] is the current token's (torch's Conv1d stores them the
-other way round). With segments, i - j counts the valid tokens between two tokens of one document: taps never cross documents, and
-padding (segment 0), wherever it stands, takes no part and reads 0.
+Each channel by itself; tap j multiplies the input j tokens back, so taps[0] is the current token's (torch's Conv1d
+stores them the other way round). With segments, i - j counts the valid tokens between two tokens of one document: taps
+never cross documents, and padding (segment 0), wherever it stands, takes no part and reads 0.
 
 What published layers pass:
 
@@ -55,7 +55,8 @@ _SHORT = {
 }
 _LONG = {"x": "b t h", "filter": "k h"}
 
-# Kernels take blocks of 64 (GPU) and 128 (TPU) tokens: with fewer than half of the smaller, as when generating, xla's fused sum comes first.
+# Kernels take blocks of 64 (GPU) and 128 (TPU) tokens: with fewer than half of the smaller, as when generating, xla's
+# fused sum comes first.
 _KERNELS_FROM = 32
 
 
@@ -73,7 +74,8 @@ def short_convolution(
     return_state: bool = False,
     backend: str | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Convolves with a few taps: out_gate * activation(bias + sum_j taps[j] (in_gate * x)_{i-j}), all in fp32, rounded once.
+    """Convolves with a few taps: out_gate * activation(bias + sum_j taps[j] (in_gate * x)_{i-j}), all in fp32, rounded
+    once.
 
     Args:
       x: (b, t, d).
@@ -82,14 +84,15 @@ def short_convolution(
       in_gate: (b, t, d), multiplies the inputs; None is 1.
       out_gate: (b, t, d), multiplies the activated outputs; None is 1.
       activation: "none" or "silu".
-      initial_state: (b, k - 1, d), the last k - 1 valid inputs in_gate * x, oldest first, zeros before their document; None is zeros.
+      initial_state: (b, k - 1, d), the last k - 1 valid inputs in_gate * x, oldest first, zeros before their document;
+        None is zeros.
       segment_ids: (b, t) int, 0 is padding; None is one document, which `initial_state` precedes.
       initial_segment: (b,) segment that `initial_state` belongs to; needed when both it and `segment_ids` are given.
       backend: see recollect.pallas_kernels.dispatch.
 
     Returns:
-      y (b, t, d) in x's dtype, 0 at padding; and the state after the last valid token, in `initial_state`'s dtype (x's without
-      one), or None.
+      y (b, t, d) in x's dtype, 0 at padding; and the state after the last valid token, in `initial_state`'s dtype (x's
+      without one), or None.
 
     Raises:
       ValueError: an argument's shape does not fit, or `backend` cannot serve the call.
@@ -184,16 +187,18 @@ def long_convolution(
 ) -> jax.Array:
     """Convolves with a long filter: out_gate * (skip u + filter * u), u = in_gate * x; sums in fp32.
 
-    A Fourier transform (xla's, beyond a length that depends on the platform) spreads rounding errors over the whole sequence (1e-7 of
-    its size), earlier tokens included. With segments documents are convolved apart: neither the values of later tokens nor those
-    of other documents change a bit. The kernels multiply blocked Toeplitz matrices, in x's dtype: causal to the bit.
+    A Fourier transform (xla's, beyond a length that depends on the platform) spreads rounding errors over the whole
+    sequence (1e-7 of its size), earlier tokens included. With segments documents are convolved apart: neither the
+    values of later tokens nor those of other documents change a bit. The kernels multiply blocked Toeplitz matrices, in
+    x's dtype: causal to the bit.
 
     Args:
       x: (b, t, d).
       filter: (length, d), any length; taps past t are unused, taps it lacks are 0.
       in_gate: (b, t, d), multiplies the inputs; None is 1.
       out_gate: (b, t, d), multiplies the outputs; None is 1.
-      skip: (d,), the weight of the input in the output, kept out of the filter so that its size costs the taps no precision.
+      skip: (d,), the weight of the input in the output, kept out of the filter so that its size costs the taps no
+        precision.
       segment_ids: (b, t) int, 0 is padding; None is one document.
       backend: see recollect.pallas_kernels.dispatch.
 

@@ -1,9 +1,12 @@
-"""The short convolution for Hopper GPUs, in Mosaic GPU: one pass over the tokens forward, one backward, bound by memory.
+"""The short convolution for Hopper GPUs, in Mosaic GPU: one pass over the tokens forward, one backward, bound by
+memory.
 
-A block of threads copies a tile of tokens and channels to shared memory, with the few tokens around it that taps reach, and walks it
-token by token; each thread keeps a channel or two of the window in registers, results replace their inputs, and a copy takes the tile
-back. Backward walks twice: forwards for the gradients before the activation (a few tokens further than the tile, which the inputs' gradients
-need), backwards for those of the inputs. Gradients of the taps are sums a tile, which XLA adds up.
+A block of threads copies a tile of tokens and channels to shared memory, with the few tokens around it that taps reach,
+and walks it token by token; each thread keeps a channel or two of the window in registers, results replace their
+inputs, and a copy takes the tile
+back. Backward walks twice: forwards for the gradients before the activation (a few tokens further than the tile, which
+the inputs' gradients need), backwards for those of the inputs. Gradients of the taps are sums a tile, which XLA adds
+up.
 
 Copies clip what lies past the end of a row: reading gives zeros, writing nothing.
 """
@@ -305,7 +308,8 @@ class _Tile:
         return jnp.where(holds(self.ref["links_tile"][row]), values, jnp.zeros_like(values))
 
     def give(self, results: dict[str, str], *, sums: bool = False) -> None:
-        """Copies tiles out; with `sums` also the gradients of taps and those before the activation of the first tokens."""
+        """Copies tiles out; with `sums` also the gradients of taps and those before the activation of the first
+        tokens."""
         plan, ref, plgpu = self.plan, self.ref, mosaic_gpu.plgpu
         plgpu.commit_smem()
         for name, result in results.items():

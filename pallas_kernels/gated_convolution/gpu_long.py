@@ -1,10 +1,13 @@
-"""The long convolution for Hopper GPUs, in Mosaic GPU: products of bf16 blocks with Toeplitz matrices on the tensor cores.
+"""The long convolution for Hopper GPUs, in Mosaic GPU: products of bf16 blocks with Toeplitz matrices on the tensor
+cores.
 
-XLA writes the matrices, 64 x 64 for each channel and 64 lags: 128 bytes a lag and channel, written and read, against 2 bytes a row
-of the batch for each input. (Copies cannot build them from the filter: in swizzled shared memory they start at multiples of a tile.)
-Convolving, a block of threads makes 128 rows of blocks of the output: it loads all inputs they depend on once, then loops over the
-matrices, 8 KiB each for a product of 1 MFLOP. Correlating, it makes the products of one lag of blocks, loops over the rows, 32 KiB each
-for 1 MFLOP, and XLA sums their diagonals (256 bytes a lag and channel). Copies run ahead of the products, of which two are under way.
+XLA writes the matrices, 64 x 64 for each channel and 64 lags: 128 bytes a lag and channel, written and read, against 2
+bytes a row of the batch for each input. (Copies cannot build them from the filter: in swizzled shared memory they start
+at multiples of a tile.)
+Convolving, a block of threads makes 128 rows of blocks of the output: it loads all inputs they depend on once, then
+loops over the matrices, 8 KiB each for a product of 1 MFLOP. Correlating, it makes the products of one lag of blocks,
+loops over the rows, 32 KiB each for 1 MFLOP, and XLA sums their diagonals (256 bytes a lag and channel). Copies run
+ahead of the products, of which two are under way.
 """
 
 from __future__ import annotations
@@ -141,7 +144,8 @@ def _correlate(x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def _pipeline(steps, sources, arrived, multiply, before=lambda: None) -> None:
-    """multiply(step, slot) starts a product for each step, after the copies of `sources(step)`, pairs (from, to), which run ahead.
+    """multiply(step, slot) starts a product for each step, after the copies of `sources(step)`, pairs (from, to), which
+    run ahead.
 
     before: called when the first copies are under way.
     """

@@ -1,14 +1,18 @@
-"""What all forms of the long convolution share: its gates, and the convolution as products of blocked Toeplitz matrices.
+"""What all forms of the long convolution share: its gates, and the convolution as products of blocked Toeplitz
+matrices.
 
-Time in blocks of c tokens, n of them. Block J of the output is a sum over r of block J - r of the input times a (c, c) matrix T_r
-whose entry (j, i) is filter[c r + i - j]: Toeplitz, one a lag of blocks and channel. Work O(b t^2 d / 2), all of it matrix products;
-bit for bit causal. With channels first and blocks before rows of the batch, (d, n, b, c), all rows of blocks meet one T_r in one product.
+Time in blocks of c tokens, n of them. Block J of the output is a sum over r of block J - r of the input times a (c, c)
+matrix T_r whose entry (j, i) is filter[c r + i - j]: Toeplitz, one a lag of blocks and channel. Work O(b t^2 d / 2),
+all of it matrix products; bit for bit causal. With channels first and blocks before rows of the batch, (d, n, b, c),
+all rows of blocks meet one T_r in one product.
 
     gradient of x:       the same sum run backwards in time: reverse dy, convolve, reverse
-    gradient of filter:  C_r = sum over J and rows of x_{J-r}^T dy_J, whose diagonals are the lags: entry (j, i) is lag c r + i - j
+    gradient of filter:  C_r = sum over J and rows of x_{J-r}^T dy_J, whose diagonals are the lags: entry (j, i) is lag
+      c r + i - j
 
-Bytes beside the kernels' own reading and writing: a transposition of x in and of y out (of dy in, dx out and x again backward), which
-gates, casts and padding fuse into; and 2 c values a block and channel for the filter, from which matrices are built on the chip.
+Bytes beside the kernels' own reading and writing: a transposition of x in and of y out (of dy in, dx out and x again
+backward), which gates, casts and padding fuse into; and 2 c values a block and channel for the filter, from which
+matrices are built on the chip.
 """
 
 from __future__ import annotations
@@ -32,8 +36,8 @@ class Products:
       block: c, tokens a block.
       rows: the batch is padded to a multiple of it.
       convolve: (x (d, n, b, c), windows (d, n, 2 c) fp32) -> y (d, n, b, c) fp32; see `filter_windows`.
-      correlate: (x reversed within blocks, dy; (d, n, b, c) each) -> (d, n, 2 c) fp32, entry m of block r the gradient of lag
-        c r + m - (c - 1), the last entry anything.
+      correlate: (x reversed within blocks, dy; (d, n, b, c) each) -> (d, n, 2 c) fp32, entry m of block r the gradient
+        of lag c r + m - (c - 1), the last entry anything.
     """
 
     block: int
@@ -98,7 +102,8 @@ by_blocks.defvjp(_forward, _backward)
 
 
 def filter_windows(filter: jax.Array, block: int, count: int) -> jax.Array:
-    """The lags that T_r is made of, (d, count, 2 c) fp32: first lags c r to c r + c - 1, then c (r - 1) to c r - 1; those below 0 are 0.
+    """The lags that T_r is made of, (d, count, 2 c) fp32: first lags c r to c r + c - 1, then c (r - 1) to c r - 1;
+    those below 0 are 0.
 
     Turning a window to the right by j, its first c entries are row j of T_r.
     """
@@ -120,7 +125,8 @@ def toeplitz(windows: jax.Array) -> jax.Array:
 
 
 def diagonal_sums(products: jax.Array) -> jax.Array:
-    """Sums of (..., c, c) along diagonals, (..., 2 c): entry m is the sum over j of [j, m - j] (what `correlate` gives)."""
+    """Sums of (..., c, c) along diagonals, (..., 2 c): entry m is the sum over j of [j, m - j] (what `correlate`
+    gives)."""
     size = products.shape[-1]
     # Rows one shorter than they are move each row by one more to the right: diagonals become columns.
     wide = jnp.pad(products, [(0, 0)] * (products.ndim - 1) + [(0, size)]).reshape(*products.shape[:-2], -1)

@@ -1,5 +1,7 @@
-"""Tokens split over devices. A short convolution needs the last few inputs before a part, which are the state it starts from. A long one
-is done on whole sequences, each device on its share of the channels: two exchanges of all activations, which is less than gathering them."""
+"""Tokens split over devices. A short convolution needs the last few inputs before a part, which are the state it starts
+from. A long one
+is done on whole sequences, each device on its share of the channels: two exchanges of all activations, which is less
+than gathering them."""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def short_over_devices(
 def long_over_devices(
     run: Callable[..., jax.Array], x: jax.Array, filter: jax.Array, segment_ids: jax.Array | None
 ) -> jax.Array:
-    """filter * x by `run(x, filter, segment_ids)` on whole sequences, tokens split over the ambient mesh's axis sequence; (b, t, d) as run's."""
+    """filter * x by `run(x, filter, segment_ids)` on whole sequences, tokens split over the ambient mesh's axis
+    sequence; (b, t, d) as run's."""
 
     def part(x, filter, segment_ids):
         d, n = x.shape[2], sequence_collectives.parts()

@@ -1,8 +1,8 @@
 """What the kernels of the short convolution share: everything around the pass over the tokens.
 
-A kernel is two functions, `forward` and `backward`, on rows whose documents have no holes. Here stand the operation's gradient
-(`jax.custom_vjp`), the masks as one integer a token, padding inside documents, the state that comes out and the gradient of the one
-that goes in (both touch k - 1 tokens a row).
+A kernel is two functions, `forward` and `backward`, on rows whose documents have no holes. Here stand the operation's
+gradient (`jax.custom_vjp`), the masks as one integer a token, padding inside documents, the state that comes out and
+the gradient of the one that goes in (both touch k - 1 tokens a row).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Operands:
       in_gate, out_gate: (b, t, d).
       weights: (16, d) fp32: rows 0 to k - 1 the taps, row 8 the bias, zeros.
       state: (b, 8, d) fp32, the inputs before the row, the newest last.
-      links: (b, t) int32: how many of the tokens just before a token its taps reach, plus 16 times how many of those just after it
-        reach it; -1 at padding. None is one document.
+      links: (b, t) int32: how many of the tokens just before a token its taps reach, plus 16 times how many of those
+        just after it reach it; -1 at padding. None is one document.
     """
 
     x: jax.Array
@@ -63,7 +63,8 @@ class Gradients:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """forward(operands, taps, activation) gives y (b, t, d) in x's dtype; backward(operands, dy, taps, activation) the gradients."""
+    """forward(operands, taps, activation) gives y (b, t, d) in x's dtype; backward(operands, dy, taps, activation)
+    the gradients."""
 
     forward: Callable[[Operands, int, str], jax.Array]
     backward: Callable[[Operands, jax.Array, int, str], Gradients]
@@ -104,7 +105,8 @@ def short_convolution(
     if segment_ids is None:
         y = convolved(x, in_gate, out_gate, None)
     else:
-        # Only padding before valid tokens can lie inside a document. Moving tokens costs several passes: rows packed without gaps skip it.
+        # Only padding before valid tokens can lie inside a document. Moving tokens costs several passes: rows packed
+        # without gaps skip it.
         gaps = jnp.any((segment_ids[:, 1:] != 0) & (segment_ids[:, :-1] == 0))
 
         def moved(x, in_gate, out_gate, segments):
@@ -156,7 +158,8 @@ def _state_gradient(first: jax.Array, operands: Operands, taps: int) -> jax.Arra
 
 
 def document_links(segments: jax.Array, old_segment: jax.Array | None, taps: int) -> jax.Array:
-    """`Operands.links` of segments (b, t) whose documents have no holes; `old_segment` (b,) owns the state, 0 nobody."""
+    """`Operands.links` of segments (b, t) whose documents have no holes; `old_segment` (b,) owns the state, 0
+    nobody."""
     b, t = segments.shape
     past = taps - 1
     old = jnp.zeros(b, segments.dtype) if old_segment is None else old_segment

@@ -1,8 +1,10 @@
-"""The short convolution for TPUs: one pass over the tokens forward, one backward, each reading and writing every array once.
+"""The short convolution for TPUs: one pass over the tokens forward, one backward, each reading and writing every array
+once.
 
-A program holds a block of tokens and channels; programs of a row run one after another. Shifts are loads at other rows of a scratch
-window, which keeps the 8 inputs before the block. Backward runs from the end: the window then keeps the 8 gradients after the block,
-and inputs are gated and convolved again instead of stored.
+A program holds a block of tokens and channels; programs of a row run one after another. Shifts are loads at other rows
+of a scratch
+window, which keeps the 8 inputs before the block. Backward runs from the end: the window then keeps the 8 gradients
+after the block, and inputs are gated and convolved again instead of stored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The long convolution for TPUs: products with Toeplitz matrices that are built in VMEM, a channel a program.
 
-A matrix is a window of the filter, one copy a row, each turned by one more: a strided rotation. For each channel all of them are built
-once; then rows of blocks are multiplied, some 256 at a time, by every matrix that reaches them.
+A matrix is a window of the filter, one copy a row, each turned by one more: a strided rotation. For each channel all of
+them are built once; then rows of blocks are multiplied, some 256 at a time, by every matrix that reaches them.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Convolutions for XLA.
 
-Short: one shifted multiply-add a tap, which XLA fuses into a single pass. Long, one document: a Toeplitz matrix a channel for short
-inputs, else a Fourier transform over at least 2t - 1 points, so that nothing wraps around.
+Short: one shifted multiply-add a tap, which XLA fuses into a single pass. Long, one document: a Toeplitz matrix a
+channel for short inputs, else a Fourier transform over at least 2t - 1 points, so that nothing wraps around.
 
-Long, with segments: documents are contiguous, so of two neighbouring blocks only one document, the one that holds the last token of
-the left block, can reach into the right one. Mask both blocks by it and the plain transform is exact; blocks of 1, 2, 4, ...
-tokens (each pair once) then cover all pairs of tokens: O(b t d log^2 t) work, O(b t d) memory, no matter how many documents there are.
+Long, with segments: documents are contiguous, so of two neighbouring blocks only one document, the one that holds the
+last token of the left block, can reach into the right one. Mask both blocks by it and the plain transform is exact;
+blocks of 1, 2, 4, ... tokens (each pair once) then cover all pairs of tokens: O(b t d log^2 t) work, O(b t d) memory,
+no matter how many documents there are.
 
-With segments, valid tokens are first moved to the front of their row and put back at the end. That alone makes padding in the middle
-of a document harmless; masking would leave holes in the count of lags.
+With segments, valid tokens are first moved to the front of their row and put back at the end. That alone makes padding
+in the middle of a document harmless; masking would leave holes in the count of lags.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.chunking import compaction, permuted, taken
 from recollect.pallas_kernels.gated_convolution import long
 
-# Up to these lengths the matrix beats the transform: forward and backward on two CPU cores at b = 64, d = 64, the matrix takes 1.6 ms
-# against 3.9 at t = 64, and 7.2 against 8.8 at t = 128; with b = 16 it loses from t = 128 on.
+# Up to these lengths the matrix beats the transform: forward and backward on two CPU cores at b = 64, d = 64, the
+# matrix takes 1.6 ms against 3.9 at t = 64, and 7.2 against 8.8 at t = 128; with b = 16 it loses from t = 128 on.
 TOEPLITZ_UP_TO = 64
 TOEPLITZ_BLOCKS_UP_TO = 32
 
@@ -52,7 +53,8 @@ def short_convolution(
         inputs = jnp.concatenate([old.astype(jnp.float32), gated.astype(jnp.float32)], axis=1)
         y = jnp.zeros((b, t, d), jnp.float32)
         for lag in range(past + 1):
-            # Without a state, shifts of x itself: XLA on CPU is several times slower where a gradient flows into a concatenation.
+            # Without a state, shifts of x itself: XLA on CPU is several times slower where a gradient flows into a
+            # concatenation.
             past_inputs = _delayed(gated, lag) if initial_state is None else _shifted(inputs, past, lag, t)
             y = y + taps[lag].astype(jnp.float32) * past_inputs
         y = _activated(y, bias, activation)
@@ -83,7 +85,8 @@ def short_convolution(
     if not return_state:
         return y, None
 
-    # `inputs` holds the old state, then the valid tokens: the newest `past` of them start at the number of valid tokens.
+    # `inputs` holds the old state, then the valid tokens: the newest `past` of them start at the number of valid
+    # tokens.
     rows = jnp.arange(b)[:, None]
     newest = jnp.sum(segment_ids != 0, axis=1)[:, None] + jnp.arange(past)
     state, state_segments = inputs[rows, newest], segments[rows, newest]
@@ -107,8 +110,9 @@ def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: jax.Array 
 
 def blocks_up_to() -> int:
     """The length up to which blocked Toeplitz products, rather than a Fourier transform, convolve one document here."""
-    # A TPU has matrix units and no fast transform (not measured). On a CPU the transform wins: forward and gradient on two busy cores
-    # (2026-11-23) take 18.6 ms against 48.4 at b = 16, t = 512, d = 64, and 29.5 against 128.0 at b = 4, t = 2048, d = 64.
+    # A TPU has matrix units and no fast transform (not measured). On a CPU the transform wins: forward and gradient on
+    # two busy cores (2026-11-23) take 18.6 ms against 48.4 at b = 16, t = 512, d = 64, and 29.5 against 128.0 at b = 4,
+    # t = 2048, d = 64.
     return long.TOEPLITZ_UP_TO if dispatch.device().platform == "tpu" else 0
 
 
@@ -172,8 +176,8 @@ def _one_document(x: jax.Array, filter: jax.Array) -> jax.Array:
 def _toeplitz_product(x: jax.Array, taps: jax.Array) -> jax.Array:
     """y_i = sum_j taps[n - 1 - i + j] x_j: x (..., n, d) and taps (2n - 1, d) give y (..., n, d)."""
     n = x.shape[-2]
-    # Rows of a Toeplitz matrix are windows of one vector. Repeating the vector at a period one longer than a row skews it by one
-    # a row, which gives all windows without a gather.
+    # Rows of a Toeplitz matrix are windows of one vector. Repeating the vector at a period one longer than a row skews
+    # it by one a row, which gives all windows without a gather.
     period = jnp.pad(taps.T, ((0, 0), (0, 1)))
     d = period.shape[0]
     skewed = (
@@ -212,7 +216,8 @@ def _left_to_right(x: jax.Array, filter: jax.Array, segments: jax.Array, block: 
     if block <= TOEPLITZ_BLOCKS_UP_TO:
         y = _toeplitz_product(left, taps[:0:-1])
     else:
-        # Lags run from 1 to 2 * block - 1: over 2 * block points the half that is read holds nothing that wrapped around.
+        # Lags run from 1 to 2 * block - 1: over 2 * block points the half that is read holds nothing that wrapped
+        # around.
         product = jnp.fft.rfft(left, 2 * block, axis=2) * jnp.fft.rfft(taps, axis=0)
         y = jnp.fft.irfft(product, 2 * block, axis=2)[:, :, block:]
     y = jnp.where(within[:, :, 1], y, 0)

@@ -1,14 +1,17 @@
-"""Causal softmax attention of heads that tokens choose: only the chosen (token, head) pairs are computed (Jin et al. 2024, MoH, equation 4).
+"""Causal softmax attention of heads that tokens choose: only the chosen (token, head) pairs are computed (Jin et al.
+2024, MoH, equation 4).
 
     o_ih = g_ih [i chose h] sum_{j <= i} softmax_j(scale q_ih . k_j,kappa(h)) v_j,kappa(h),
 
-kappa(h) the key head of head h, g its gates. Public implementations compute every head for every token and multiply by zeros. Here the
-queries of a head's tokens are gathered, sorted by position, into tiles of one head each (plan.py), a list whose static length holds every
-routing: at most `active` choices a token, none ever dropped. Causal bounds of tiles come from their tokens' positions; keys and values are those of
-all tokens, shared, since a later token may choose any head. Putting results back is a gather too, as each pair has one row.
+kappa(h) the key head of head h, g its gates. Public implementations compute every head for every token and multiply by
+zeros. Here the queries of a head's tokens are gathered, sorted by position, into tiles of one head each (plan.py), a
+list whose static length holds every
+routing: at most `active` choices a token, none ever dropped. Causal bounds of tiles come from their tokens' positions;
+keys and values are those of all tokens, shared, since a later token may choose any head. Putting results back is a
+gather too, as each pair has one row.
 
-Easy to get wrong: a padded token takes no row; what a query sees does not depend on who chose what, so keys are never skipped by routing; an
-output's last bits may depend on which tile its query fell into, and so on later tokens' choices.
+Easy to get wrong: a padded token takes no row; what a query sees does not depend on who chose what, so keys are never
+skipped by routing; an output's last bits may depend on which tile its query fell into, and so on later tokens' choices.
 """
 
 from __future__ import annotations
@@ -44,7 +47,8 @@ def head_mixture_attention(
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Any:
-    """Attention of the chosen heads, sequence first. Self-attention is recognised, and what it promises, as in `softmax_attention`.
+    """Attention of the chosen heads, sequence first. Self-attention is recognised, and what it promises, as in
+    `softmax_attention`.
 
     Args:
       q: (b, t, h, k), the routed heads. k: (b, s, g, k) and v: (b, s, g, v).
@@ -58,8 +62,8 @@ def head_mixture_attention(
       backend: see recollect.pallas_kernels.dispatch.
 
     Returns:
-      (b, t, h, v) in q's dtype, zeros for pairs that are not chosen and for padding; with `return_lse` also the logarithm of the softmax
-      denominator (b, t, h) fp32, -inf there.
+      (b, t, h, v) in q's dtype, zeros for pairs that are not chosen and for padding; with `return_lse` also the
+      logarithm of the softmax denominator (b, t, h) fp32, -inf there.
 
     Raises:
       ValueError: an argument's shape, type or value does not fit, or the backend cannot serve the call.
@@ -123,10 +127,12 @@ def head_mixture_attention(
 
 
 def skips(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> bool:
-    """Whether anything is skipped, so that it pays to compute shared heads apart: decided from static sizes, see xla.form.
+    """Whether anything is skipped, so that it pays to compute shared heads apart: decided from static sizes, see
+    xla.form.
 
     Args:
-      t, s: queries and keys. heads, active: routed heads, and how many a token chooses. self_attention: as `head_mixture_attention` recognises it.
+      t, s: queries and keys. heads, active: routed heads, and how many a token chooses. self_attention: as
+        `head_mixture_attention` recognises it.
     """
     return xla.form(t, s, heads, active, self_attention=self_attention) != "dense"
 

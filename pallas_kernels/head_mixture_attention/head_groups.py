@@ -1,8 +1,11 @@
-"""The list of queries that are computed: for each head the tokens that chose it, by position, in tiles that belong to one head each.
+"""The list of queries that are computed: for each head the tokens that chose it, by position, in tiles that belong to
+one head each.
 
-A choice is a pair (token, head). A head's group of rows is filled up to whole tiles at its front, so that its last tile ends with its last
-token and all tiles but the first are full: then the last tokens of tiles lie as far apart as they can, which bounds what tiles see of the past
-(`ends`). With at most A choices a token, no choice is ever dropped: `tile_count` tiles suffice for every routing.
+A choice is a pair (token, head). A head's group of rows is filled up to whole tiles at its front, so that its last tile
+ends with its last
+token and all tiles but the first are full: then the last tokens of tiles lie as far apart as they can, which bounds
+what tiles see of the past (`ends`). With at most A choices a token, no choice is ever dropped: `tile_count` tiles
+suffice for every routing.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ class Plan:
     """Which query stands where.
 
     Attributes:
-      tokens: (b, n, tile) int32, the token of each row; t for filler. Within a tile filler comes first, then tokens in order.
+      tokens: (b, n, tile) int32, the token of each row; t for filler. Within a tile filler comes first, then tokens in
+        order.
       heads: (b, n) int32, the head of each tile; any head for tiles of filler alone.
       rows: (b, t, h) int32, the row of each pair in the flattened list; n * tile for pairs that are not chosen.
     """
@@ -41,7 +45,8 @@ class Plan:
         return _taken(x.reshape(x.shape[0], -1, x.shape[3]), self.sources, self._flat_rows())
 
     def combine(self, x: jax.Array) -> jax.Array:
-        """From rows (b, n * tile, d) to (b, t, h, d), zeros for pairs that are not chosen. A gather, as its gradient is: no two rows meet."""
+        """From rows (b, n * tile, d) to (b, t, h, d), zeros for pairs that are not chosen. A gather, as its gradient
+        is: no two rows meet."""
         return _taken(x, self._flat_rows(), self.sources).reshape(*self.rows.shape, x.shape[-1])
 
     def field(self, values: jax.Array, filler: int = 0) -> jax.Array:
@@ -51,7 +56,8 @@ class Plan:
         return jnp.where(self.tokens < t, jnp.take_along_axis(values, index, axis=1).reshape(self.tokens.shape), filler)
 
     def latest_first(self) -> Plan:
-        """The same tiles, ordered by their last token, the latest first: the i-th then sees at most the first `ends(...)[i]` tokens."""
+        """The same tiles, ordered by their last token, the latest first: the i-th then sees at most the first
+        `ends(...)[i]` tokens."""
         (b, n, tile), t = self.tokens.shape, self.rows.shape[1]
         last = jnp.max(jnp.where(self.tokens < t, self.tokens, -1), axis=2)
         order = jnp.argsort(-last, axis=1, stable=True)
@@ -72,7 +78,8 @@ jax.tree_util.register_dataclass(Plan, data_fields=["tokens", "heads", "rows"], 
 
 
 def tile_count(tokens: int, heads: int, active: int, tile: int) -> int:
-    """Tiles that suffice, however tokens choose at most `active` heads each: a head's rows leave less than a tile empty."""
+    """Tiles that suffice, however tokens choose at most `active` heads each: a head's rows leave less than a tile
+    empty."""
     return max(1, min((tokens * active + heads * (tile - 1)) // tile, heads * -(-tokens // tile)))
 
 
@@ -80,8 +87,9 @@ def tile_count(tokens: int, heads: int, active: int, tile: int) -> int:
 def ends(tokens: int, heads: int, active: int, tile: int) -> tuple[int, ...]:
     """For each tile of `latest_first`, a bound on the tokens before and including its last one, whatever the routing.
 
-    Of the last y tokens at most active * y rows come, of at most that many heads. A tile that reaches into them is full of such rows but
-    for one a head, so there are at most `reaching(y)` such tiles, and the tile of rank reaching(y) ends before those y tokens.
+    Of the last y tokens at most active * y rows come, of at most that many heads. A tile that reaches into them is full
+    of such rows but for one a head, so there are at most `reaching(y)` such tiles, and the tile of rank reaching(y)
+    ends before those y tokens.
     """
 
     def reaching(y: int) -> int:
@@ -100,7 +108,8 @@ def make_plan(chosen: jax.Array, active: int, tile: int) -> Plan:
     """The plan of a routing.
 
     Args:
-      chosen: (b, t, h) bool, at most `active` true a token (a choice beyond the static bound that this gives would be lost).
+      chosen: (b, t, h) bool, at most `active` true a token (a choice beyond the static bound that this gives would be
+        lost).
       tile: rows a tile.
     """
     t, h = chosen.shape[1:]
@@ -123,7 +132,8 @@ def make_plan(chosen: jax.Array, active: int, tile: int) -> Plan:
 
 
 def _places(counted: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Where a count that never falls, (b, n, t), first reaches each of `wanted` (b, n, tile): a binary search, no scatter."""
+    """Where a count that never falls, (b, n, t), first reaches each of `wanted` (b, n, tile): a binary search, no
+    scatter."""
     t = counted.shape[2]
     low = jnp.zeros(wanted.shape, jnp.int32)
     for step in _halves(t):
@@ -139,7 +149,8 @@ def _halves(t: int) -> list[int]:
 
 @jax.custom_vjp
 def _taken(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
-    """x (b, m, d) at index (b, n), zeros where it is m. `inverse` (b, m) says for each of the m where it went, n for nowhere."""
+    """x (b, m, d) at index (b, n), zeros where it is m. `inverse` (b, m) says for each of the m where it went, n for
+    nowhere."""
     m = x.shape[1]
     batch = jnp.arange(x.shape[0])[:, None]
     found = x.at[batch, jnp.minimum(index, m - 1)].get(mode="promise_in_bounds")

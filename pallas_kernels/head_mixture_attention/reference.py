@@ -1,4 +1,5 @@
-"""The specification, dense: every head for every token by softmax attention's specification, then what is not chosen set to zero."""
+"""The specification, dense: every head for every token by softmax attention's specification, then what is not chosen
+set to zero."""
 
 from __future__ import annotations
 

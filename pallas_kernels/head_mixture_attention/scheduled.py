@@ -1,5 +1,6 @@
-"""Head-mixture attention on scheduled tiles (recollect.pallas_kernels.scheduled_attention): each tile of the plan has one key head, and its block
-schedule, made on the device from its rows' positions and documents, leaves out keys that come after its last row."""
+"""Head-mixture attention on scheduled tiles (recollect.pallas_kernels.scheduled_attention): each tile of the plan has
+one key head, and its block schedule, made on the device from its rows' positions and documents, leaves out keys that
+come after its last row."""
 
 from __future__ import annotations
 

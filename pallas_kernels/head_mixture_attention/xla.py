@@ -1,8 +1,9 @@
 """What is chosen in dense products of static sizes, in three forms, of which static sizes decide (`form`):
 
-- "rows": queries gathered into the tiles of a plan. Ordered by their last tokens, the i-th tile sees at most a number of keys that is known
-  when the program is traced (plan.ends), so groups of tiles are batched products against the first so many keys, and about half of
-  the square is left out as in dense causal attention. Each tile's head's keys are copied beside it, which costs 1 / tile of the products.
+- "rows": queries gathered into the tiles of a plan. Ordered by their last tokens, the i-th tile sees at most a number
+  of keys that is known when the program is traced (plan.ends), so groups of tiles are batched products against the
+  first so many keys, and about half of the square is left out as in dense causal attention. Each tile's head's keys are
+  copied beside it, which costs 1 / tile of the products.
 - "pairs": for decoding, the keys and values of the chosen heads alone.
 - "dense": all heads, and zeros for what is not chosen, where too little would be skipped.
 
@@ -38,7 +39,8 @@ Cuts = tuple[tuple[int, int, int], ...]
 
 
 def form(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> Literal["rows", "pairs", "dense"]:
-    """The form that computes least for t queries on s keys: a score costs no more in gathered tiles than in softmax attention's blocks."""
+    """The form that computes least for t queries on s keys: a score costs no more in gathered tiles than in softmax
+    attention's blocks."""
     if t * active < heads:
         return "pairs"
     if active >= heads or max(t, s) < FEWEST_TOKENS:
@@ -153,8 +155,8 @@ def by_rows(
 def _tiles(
     cuts: Cuts, scale: float, q: jax.Array, k: jax.Array, v: jax.Array, heads: jax.Array, fields: dict[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Tiles of queries (b, n, tile, k) with keys (b, g, s, k) and values (b, g, s, v) of `heads` (b, n): outputs (b, n, tile, v) and
-    log-sum-exps (b, n, tile), fp32.
+    """Tiles of queries (b, n, tile, k) with keys (b, g, s, k) and values (b, g, s, v) of `heads` (b, n): outputs (b, n,
+    tile, v) and log-sum-exps (b, n, tile), fp32.
 
     Weights before their division are kept for the way back, as dense attention's are; keys' copies and masks are not.
     """
@@ -210,7 +212,8 @@ def _copies(x: jax.Array, heads: jax.Array, cuts: Cuts) -> list[jax.Array]:
 
 
 def _summed(total: jax.Array | None, own: jax.Array, parts: jax.Array) -> jax.Array:
-    """A sum by key head (b, g, keys, d), of fewer keys or None, and to it a head's tiles of (b, tiles, keys, d): as a product with zeros and ones."""
+    """A sum by key head (b, g, keys, d), of fewer keys or None, and to it a head's tiles of (b, tiles, keys, d): as
+    a product with zeros and ones."""
     new = jnp.einsum("bgn,bnsd->bgsd", own, parts)
     return new if total is None else new + jnp.pad(total, ((0, 0), (0, 0), (0, new.shape[2] - total.shape[2]), (0, 0)))
 
@@ -221,8 +224,8 @@ def _whole(total: jax.Array | None, like: jax.Array) -> jax.Array:
 
 
 def _attend(q, k, v, allowed, scale) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """q (..., t, k), k (..., s, k), v (..., s, v), allowed (..., t, s): fp32 outputs (..., t, v) and log-sum-exps (..., t); then the sums
-    (..., t) that weights (..., t, s), in v's dtype, are to be divided by."""
+    """q (..., t, k), k (..., s, k), v (..., s, v), allowed (..., t, s): fp32 outputs (..., t, v) and log-sum-exps (...,
+    t); then the sums (..., t) that weights (..., t, s), in v's dtype, are to be divided by."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("...tk,...sk->...ts", q, k, preferred_element_type=wide) * scale
     scores = jnp.where(allowed, scores, -jnp.inf)

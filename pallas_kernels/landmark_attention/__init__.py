@@ -1,13 +1,14 @@
 """Landmark attention's grouped softmax (Mohtashami & Jaggi 2023, section 3.1).
 
-A landmark token closes every block of `block` ordinary tokens; a stored block is block + 1 tokens. With s_ij = scale q_i . k_j, and B
-the block of query i (a landmark belongs to the block it closes),
+A landmark token closes every block of `block` ordinary tokens; a stored block is block + 1 tokens. With s_ij = scale
+q_i . k_j, and B the block of query i (a landmark belongs to the block it closes),
 
     w_ij = softmax over {ordinary j of block B, j <= i} and {landmarks of blocks b < B}                       (main group)
     w_ij = main(landmark of b) * softmax over the ordinary tokens of b                    for ordinary j of a block b < B
     o_i  = sum over ordinary j of w_ij v_j
 
-Weights of a row sum to 1. No query sees the landmark of its own block, itself included, and no landmark's value is ever read.
+Weights of a row sum to 1. No query sees the landmark of its own block, itself included, and no landmark's value is ever
+read.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ def landmark_attention(
 ) -> Any:
     """Grouped-softmax attention.
 
-    Positions count within a document with landmarks included: a token stands in block position // (block + 1), and is a landmark
-    when position % (block + 1) == block. Keys of one document must be stored in order, without gaps.
+    Positions count within a document with landmarks included: a token stands in block position // (block + 1), and is a
+    landmark when position % (block + 1) == block. Keys of one document must be stored in order, without gaps.
 
-    Self-attention is recognised when t == s and the key fields are left out (they are then the queries') or are the very arrays given
+    Self-attention is recognised when t == s and the key fields are left out (they are then the queries') or are the
+    very arrays given
     for the queries: then keys stored after a query are taken to be hidden from it, which saves half of the work.
 
     Args:
@@ -57,8 +59,8 @@ def landmark_attention(
       backend: see recollect.pallas_kernels.dispatch.
 
     Returns:
-      (b, t, h, v) in q's dtype, zeros for padded queries; with `return_lse` also the logarithm of the main group's softmax denominator,
-      (b, t, h) fp32 (wider for wider inputs), -inf for padded queries.
+      (b, t, h, v) in q's dtype, zeros for padded queries; with `return_lse` also the logarithm of the main group's
+      softmax denominator, (b, t, h) fp32 (wider for wider inputs), -inf for padded queries.
 
     Raises:
       ValueError: an argument's shape or value does not fit, or the backend cannot serve the call.

@@ -1,7 +1,9 @@
-"""Where landmark blocks lie among stored tokens. With c = block + 1, a token stands in block position // c of its document, at position % c.
+"""Where landmark blocks lie among stored tokens. With c = block + 1, a token stands in block position // c of its
+document, at position % c.
 
-Keys of one document are stored in order and without gaps, so two landmarks are at least c tokens apart, and no c consecutive tokens hold two:
-of each window of c stored tokens the landmark, if there is one, names at most one complete block.
+Keys of one document are stored in order and without gaps, so two landmarks are at least c tokens apart, and no c
+consecutive tokens hold two: of each window of c stored tokens the landmark, if there is one, names at most one complete
+block.
 """
 
 from __future__ import annotations
@@ -53,8 +55,8 @@ def complete_blocks(positions: jax.Array, segments: jax.Array, block: int) -> Bl
 
 
 def slices(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    """`size` consecutive rows from each start: x (b, s, ...) and start (b, ...) int to (b, ..., size, ...). Slices that would end behind the last
-    row are moved forward to end there."""
+    """`size` consecutive rows from each start: x (b, s, ...) and start (b, ...) int to (b, ..., size, ...). Slices that
+    would end behind the last row are moved forward to end there."""
 
     def row(x: jax.Array, start: jax.Array) -> jax.Array:
         return jax.vmap(lambda first: jax.lax.dynamic_slice_in_dim(x, first, size))(start)

@@ -1,5 +1,6 @@
-"""A query's own landmark block: softmax over its ordinary tokens up to the query. Each form returns fp32 (wider for fp64) outputs
-(b, t, g, r, v) and log-sum-exps (b, t, g, r), -inf where nothing is seen, for queries (b, t, g, r, k), r query heads a key head.
+"""A query's own landmark block: softmax over its ordinary tokens up to the query. Each form returns fp32 (wider for
+fp64) outputs (b, t, g, r, v) and log-sum-exps (b, t, g, r), -inf where nothing is seen, for queries (b, t, g, r, k), r
+query heads a key head.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ QUERIES = 32
 
 
 def banded(q, k, v, positions, segments, *, block, scale) -> tuple[jax.Array, jax.Array]:
-    """Self-attention: chunks of queries against the keys stored with them and, unless `positions` is None, one chunk before. None: one document
-    from its start, whose blocks begin where chunks do."""
+    """Self-attention: chunks of queries against the keys stored with them and, unless `positions` is None, one chunk
+    before. None: one document from its start, whose blocks begin where chunks do."""
     t = q.shape[1]
     c = block + 1
     size = c * -(-SMALLEST_BAND // c)
@@ -58,8 +59,8 @@ def gathered(
 def own_block(
     k, v, key_positions, key_segments, positions, segments, *, block
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Of each query, with positions and segments (b, t), its block's ordinary keys (b, t, m, g, k) and values, their positions (b, t, m) and
-    whether it sees them (b, t, m); m is `block`, or s if there are fewer."""
+    """Of each query, with positions and segments (b, t), its block's ordinary keys (b, t, m, g, k) and values, their
+    positions (b, t, m) and whether it sees them (b, t, m); m is `block`, or s if there are fewer."""
     s, c = k.shape[1], block + 1
     size = min(block, s)
     first = (positions // c * c)[:, :, None]

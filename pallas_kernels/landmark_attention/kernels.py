@@ -1,8 +1,10 @@
-"""Landmark attention on scheduled tiles: the query's own block is attention under a rule, the earlier ones are landmark blocks, a tile each; the two
-are over disjoint keys, and merge by their log-sum-exps (pallas_kernels/scheduled_attention). Gradients follow, as nothing here is but
+"""Landmark attention on scheduled tiles: the query's own block is attention under a rule, the earlier ones are landmark
+blocks, a tile each; the two are over disjoint keys, and merge by their log-sum-exps
+(pallas_kernels/scheduled_attention). Gradients follow, as nothing here is but
 arrangement: blocks are laid out with their unused slots 0.
 
-In one document from its start all fields are known when the program is traced, and so are the tiles to visit. Elsewhere self-attention still tells
+In one document from its start all fields are known when the program is traced, and so are the tiles to visit. Elsewhere
+self-attention still tells
 that what is stored late is hidden: `NearOwnBlock` and `StoredEarlierBlocks` bound tiles by place of storage.
 """
 
@@ -24,12 +26,14 @@ from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 from recollect.pallas_kernels.sharding import over_mesh
 
 FEWEST_QUERIES = 8
-"""Against a cache; fewer would have all of it laid out in blocks for a tile that is mostly padding, where xla reads it in place."""
+"""Against a cache; fewer would have all of it laid out in blocks for a tile that is mostly padding, where xla reads
+it in place."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NearOwnBlock(OwnBlock):
-    """OwnBlock in self-attention (`ordered`), where a block's tokens are stored together: keys are fewer than `reach` places before the query.
+    """OwnBlock in self-attention (`ordered`), where a block's tokens are stored together: keys are fewer than `reach`
+    places before the query.
 
     Attributes:
       reach: None elsewhere.
@@ -46,7 +50,8 @@ class NearOwnBlock(OwnBlock):
 
 @dataclasses.dataclass(frozen=True)
 class StoredEarlierBlocks(EarlierBlocks):
-    """EarlierBlocks in self-attention: a block's landmark is stored before the query (field order, of blocks a lower bound)."""
+    """EarlierBlocks in self-attention: a block's landmark is stored before the query (field order, of blocks a lower
+    bound)."""
 
     @property
     def fields(self) -> frozenset[str]:

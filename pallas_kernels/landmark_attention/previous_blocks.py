@@ -1,12 +1,14 @@
-"""Earlier landmark blocks as super-tokens, in plain jnp. With P_b the share of block b's landmark among the landmarks a query sees, and n_j the softmax
-over the ordinary tokens of a block alone,
+"""Earlier landmark blocks as super-tokens, in plain jnp. With P_b the share of block b's landmark among the landmarks a
+query sees, and n_j the softmax over the ordinary tokens of a block alone,
 
     o = sum_b P_b sum_j n_j v_j,     D_b = sum_j n_j g . v_j,     ds_j = P_b n_j (g . v_j - D_b),     ds_landmark = P_b (D_b - delta)
 
-with g the cotangent of o and delta = g . o - dlse (the derivation of pallas_kernels/scheduled_attention/flash_vjp.py). Scores are made again for the gradient.
+with g the cotangent of o and delta = g . o - dlse (the derivation of pallas_kernels/scheduled_attention/flash_vjp.py).
+Scores are made again for the gradient.
 
-In self-attention a query sees blocks stored before it only: pieces of queries meet as many blocks as may lie before their end. A piece longer than
-`QUERIES` is walked through, so that memory grows with the length and not with its square.
+In self-attention a query sees blocks stored before it only: pieces of queries meet as many blocks as may lie before
+their end. A piece longer than `QUERIES` is walked through, so that memory grows with the length and not with its
+square.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ def earlier_blocks(
     """Attention to blocks before the query's, of its document.
 
     Args:
-      first: in self-attention, that the landmark of block m of `k` is stored at m (block + 1) + first or later, and so hidden from queries stored
-        before; None elsewhere.
+      first: in self-attention, that the landmark of block m of `k` is stored at m (block + 1) + first or later, and so
+        hidden from queries stored before; None elsewhere.
       q: (b, t, g, r, k). k: (b, n, block + 1, g, k) and v (b, n, block + 1, g, v), complete blocks.
       own, numbers: (b or 1, t) and (b or 1, n), numbers of blocks in their documents.
       segments, block_segments: (b, t) and (b, n), 0 for padding and where there is no block; None for one document.
@@ -109,7 +111,8 @@ def _allowed(own, segments, numbers, block_segments) -> jax.Array:
 
 
 def _scores(block, scale, q, k):
-    """Landmarks' scores (b, g, t, r, n), and for ordinary tokens (b, g, t, r, n, c) exp(s - greatest) and its sum; 0 for the landmark."""
+    """Landmarks' scores (b, g, t, r, n), and for ordinary tokens (b, g, t, r, n, c) exp(s - greatest) and its sum; 0
+    for the landmark."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("btgrk,bncgk->bgtrnc", q, k, preferred_element_type=wide) * scale
     ordinary = jnp.arange(block + 1) < block

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 def weights(
     q, k, *, block, query_positions, key_positions, query_segments, key_segments, scale
 ) -> tuple[jax.Array, jax.Array]:
-    """(b, h, t, s) attention weights; rows sum to 1 (0 for padded queries), landmark columns are 0. And the log-sum-exp (b, h, t)."""
+    """(b, h, t, s) attention weights; rows sum to 1 (0 for padded queries), landmark columns are 0. And the
+    log-sum-exp (b, h, t)."""
     b, t, h, _ = q.shape
     s, groups = k.shape[1:3]
     wide = jnp.promote_types(q.dtype, jnp.float32)
@@ -55,7 +56,8 @@ def dense(
 
 
 def _softmax(scores: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Softmax over the masked-in entries of the last axis, and the logarithm of its denominator; zeros and -inf where there are none."""
+    """Softmax over the masked-in entries of the last axis, and the logarithm of its denominator; zeros and -inf
+    where there are none."""
     low = jnp.max(jnp.where(mask, scores, -jnp.inf), axis=-1, keepdims=True)
     low = jax.lax.stop_gradient(jnp.where(jnp.isfinite(low), low, 0))
     weights = jnp.where(mask, jnp.exp(jnp.where(mask, scores - low, 0)), 0)

@@ -1,7 +1,9 @@
-"""Landmark attention with retrieval: each query and head reads its own block and the top k of the earlier ones, by landmark score.
+"""Landmark attention with retrieval: each query and head reads its own block and the top k of the earlier ones, by
+landmark score.
 
-Which blocks are read is defined a query, so it does not depend on how a prompt was split. Keys come unrotated, because a block's
-position depends on the query (stingy positions; Mohtashami & Jaggi 2023, section 3.2): with c = block + 1 and B earlier blocks,
+Which blocks are read is defined a query, so it does not depend on how a prompt was split. Keys come unrotated, because
+a block's position depends on the query (stingy positions; Mohtashami & Jaggi 2023, section 3.2): with c = block + 1 and
+B earlier blocks,
 
 - the query and its own block stand in slot min(B, k + 1), so no position beyond (k + 2) c is ever used;
 - for ranking, the newest k blocks stand where they are relative to the query, all older ones in slot 0;
@@ -42,7 +44,8 @@ def retrieve_blocks(
     query_chunk: int = 16,
     backend: str | None = None,
 ) -> jax.Array:
-    """Grouped softmax over the query's block and its `top` best earlier blocks. Of the keys it reads landmarks, the chosen blocks and the query's own.
+    """Grouped softmax over the query's block and its `top` best earlier blocks. Of the keys it reads landmarks, the
+    chosen blocks and the query's own.
 
     Args:
       q: (b, t, h, k) and k (b, s, g, k), both unrotated; v (b, s, g, v). h a multiple of g.

@@ -1,7 +1,9 @@
-"""A few queries against many keys (decoding): keys and values are read once, where they are stored, as in plain attention.
+"""A few queries against many keys (decoding): keys and values are read once, where they are stored, as in plain
+attention.
 
-What landmark blocks need is done to scores: they are gathered block by block for the inner softmaxes, and each key's weight is
-exp(s + a), with a = -lse for the query's own block and log P_b - (log-sum-exp within b) for an earlier block b.
+What landmark blocks need is done to scores: they are gathered block by block for the inner softmaxes, and each key's
+weight is exp(s + a), with a = -lse for the query's own block and log P_b - (log-sum-exp within b) for an earlier block
+b.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from recollect.pallas_kernels.landmark_attention.blocks import Blocks, complete_
 def few_queries(
     q, k, v, query_positions, query_segments, key_positions, key_segments, *, block, scale
 ) -> tuple[jax.Array, jax.Array]:
-    """q (b, t, g, r, k) against k (b, s, g, k) and v (b, s, g, v), fields (b, t) and (b, s): o (b, t, g, r, v) and lse (b, t, g, r), fp32 or wider."""
+    """q (b, t, g, r, k) against k (b, s, g, k) and v (b, s, g, v), fields (b, t) and (b, s): o (b, t, g, r, v) and
+    lse (b, t, g, r), fp32 or wider."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     b, s = key_positions.shape
     c = block + 1
@@ -53,7 +56,8 @@ def few_queries(
 
 
 def _block_of(positions: jax.Array, blocks: Blocks, block: int) -> tuple[jax.Array, jax.Array]:
-    """Of each key the window of the landmark that closes its block, and whether it is an ordinary token of that block; (b, s) both."""
+    """Of each key the window of the landmark that closes its block, and whether it is an ordinary token of that
+    block; (b, s) both."""
     s, c = positions.shape[1], block + 1
     place = jnp.arange(s, dtype=jnp.int32)
     window = jnp.minimum((place + block - positions % c) // c, blocks.start.shape[1] - 1)

@@ -1,5 +1,5 @@
-"""The query's own block and the earlier ones apart, each over no more keys than it may see, merged by their log-sum-exps; or, for a few queries
-against many keys, both at once without moving keys.
+"""The query's own block and the earlier ones apart, each over no more keys than it may see, merged by their
+log-sum-exps; or, for a few queries against many keys, both at once without moving keys.
 
 In one document from its start the blocks are a reshape of the keys; else they are gathered.
 """

@@ -2,9 +2,9 @@
 
     s = h W,   lse = log sum_v exp(s_v),   loss = lse - s_target,   total = sum over targets of w (loss + z lse^2)
 
-z is the weight of the z-loss (Chowdhery et al. 2022, section 5). Where gradients are asked for they are made in the forward pass, chunk by chunk, while
-the logits are there, and scaled in the backward pass (Hsu et al. 2024, Liger Kernel, section 3.2): three products instead of the four of
-recomputing the logits.
+z is the weight of the z-loss (Chowdhery et al. 2022, section 5). Where gradients are asked for they are made in the
+forward pass, chunk by chunk, while the logits are there, and scaled in the backward pass (Hsu et al. 2024, Liger
+Kernel, section 3.2): three products instead of the four of recomputing the logits.
 
 Easy to get wrong: an answer is right when no other logit is as large, so ties are wrong; `total` alone has gradients.
 """
@@ -21,7 +21,8 @@ from recollect.pallas_kernels.linear_cross_entropy import reference, xla
 
 
 class CrossEntropy(NamedTuple):
-    """total () has gradients; loss, lse (b, t), in nats, and correct (b, t) bool have none. fp32 (fp64 for fp64 inputs)."""
+    """total () has gradients; loss, lse (b, t), in nats, and correct (b, t) bool have none. fp32 (fp64 for fp64
+    inputs)."""
 
     total: jax.Array
     loss: jax.Array
@@ -44,8 +45,9 @@ def linear_cross_entropy(
 ) -> CrossEntropy:
     """Losses of targets, and their weighted sum.
 
-    Products take operands of hidden's dtype; logits, their log-sum-exp and the gradient of the kernel are fp32. Under a mesh the targets are
-    split over data and fsdp (b), sequence and tensor (t), where those divide them; the kernel is gathered in hidden's dtype.
+    Products take operands of hidden's dtype; logits, their log-sum-exp and the gradient of the kernel are fp32. Under a
+    mesh the targets are split over data and fsdp (b), sequence and tensor (t), where those divide them; the kernel is
+    gathered in hidden's dtype.
 
     Args:
       hidden: (b, t, d).
@@ -53,7 +55,8 @@ def linear_cross_entropy(
       targets: (b, t) int, below v.
       weights: (b, t).
       z_loss: weight of the squared log-sum-exp.
-      chunk: targets whose logits are in memory at once, on each device; None: all where they are few, else as many as fit 256 MiB.
+      chunk: targets whose logits are in memory at once, on each device; None: all where they are few, else as many as
+        fit 256 MiB.
       backend: see recollect.pallas_kernels.dispatch.
 
     Raises:

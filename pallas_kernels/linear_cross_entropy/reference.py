@@ -15,7 +15,8 @@ def cross_entropy(
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     lse = jax.nn.logsumexp(logits, axis=-1)
     loss = lse - chosen
-    # Right when no other logit is as large: argmax without its cost on a CPU, and ties (a collapsed model) count as wrong.
+    # Right when no other logit is as large: argmax without its cost on a CPU, and ties (a collapsed model) count as
+    # wrong.
     correct = jnp.sum(logits >= chosen[..., None], axis=-1) == 1
     penalised = loss + z_loss * lse * lse if z_loss else loss
     return jnp.sum(penalised * weights), loss, lse, correct

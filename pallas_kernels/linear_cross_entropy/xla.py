@@ -1,4 +1,5 @@
-"""Chunks of targets, one after another: the logits of one chunk are all that is in memory, and gradients are made from them there."""
+"""Chunks of targets, one after another: the logits of one chunk are all that is in memory, and gradients are made
+from them there."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ WHOLE = 2**25
 """Logits (a device) up to which one array of them is cheaper than a loop."""
 
 CHUNK = 2**26
-"""Logits of a chunk: 256 MiB in fp32. Each chunk reads and writes the kernel's gradient, 8 bytes against 6 FLOPs a target, so that it takes
-some 400 targets until an H100's or a TPU's matrix units are what limits; a vocabulary of 50,000 gets 1,024."""
+"""Logits of a chunk: 256 MiB in fp32. Each chunk reads and writes the kernel's gradient, 8 bytes against 6 FLOPs a
+target, so that it takes some 400 targets until an H100's or a TPU's matrix units are what limits; a vocabulary of
+50,000 gets 1,024."""
 
 
 def cross_entropy(
@@ -62,8 +64,8 @@ _chunked.defvjp(_forward, _backward)
 
 
 def _over_mesh(hidden, kernel, targets, weights, z_loss: float, chunk: int | None, with_slopes: bool) -> Any:
-    """`_all_chunks`, each device of the ambient mesh on its own targets. Devices of tensor axes, which hold the same hidden vectors, take
-    different targets, so that none repeats another's work."""
+    """`_all_chunks`, each device of the ambient mesh on its own targets. Devices of tensor axes, which hold the same
+    hidden vectors, take different targets, so that none repeats another's work."""
     mesh = jax.sharding.get_abstract_mesh()
     free = {
         name: mesh.shape[name]
@@ -78,7 +80,8 @@ def _over_mesh(hidden, kernel, targets, weights, z_loss: float, chunk: int | Non
     run = functools.partial(_all_chunks, z_loss=z_loss, chunk=chunk, with_slopes=with_slopes)
     if not used:
         return run(hidden, kernel.astype(hidden.dtype), targets, weights)
-    # Parameters are split over fsdp and tensor: the kernel is gathered here, in hidden's dtype, and its gradient scattered.
+    # Parameters are split over fsdp and tensor: the kernel is gathered here, in hidden's dtype, and its gradient
+    # scattered.
     split = {
         axis: index
         for index, axis in enumerate(("fsdp", "tensor"))
@@ -151,7 +154,8 @@ def _all_chunks(hidden, kernel, targets, weights, *, z_loss: float, chunk: int |
 
 
 def _one_chunk(hidden, targets, weights, kernel, z_loss: float, with_slopes: bool) -> Any:
-    """Weighted losses, losses, log-sum-exps and correctness (c,) of a chunk, and the slopes of its total: (c, d), (d, v)."""
+    """Weighted losses, losses, log-sum-exps and correctness (c,) of a chunk, and the slopes of its total: (c, d),
+    (d, v)."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     logits = jnp.matmul(hidden, kernel, preferred_element_type=wide)
     chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)

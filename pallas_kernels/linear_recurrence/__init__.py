@@ -1,13 +1,14 @@
-"""Linear recurrences over matrix-valued states, one equation per head. A token decays the state, erases from it, writes to it, reads it:
+"""Linear recurrences over matrix-valued states, one equation per head. A token decays the state, erases from it, writes
+to it, reads it:
 
     S'_t = Diag(exp g_t) S_{t-1} Diag(exp c_t)                   S in R^{k x v}
     S_t = S'_t + k_t (w_t * v_t)^T - u_t (S'_t^T e_t)^T
     o_t = S_t^T (scale q_t)
 
-g is the logarithm of the decay: none, a constant per head, a scalar per head and token, or one per channel of the key; c, mostly none, that of
-the state's columns. e is what is read out of the state to be erased (none: nothing is erased) and u the key it is erased with, k itself
-if not given; with `erase_before_decay` it reads S_{t-1} in place of S'_t. A token whose segment differs from the one before it starts
-from S = 0. Padding (segment 0) leaves S as it is and reads 0.
+g is the logarithm of the decay: none, a constant per head, a scalar per head and token, or one per channel of the key;
+c, mostly none, that of the state's columns. e is what is read out of the state to be erased (none: nothing is erased)
+and u the key it is erased with, k itself if not given; with `erase_before_decay` it reads S_{t-1} in place of S'_t. A
+token whose segment differs from the one before it starts from S = 0. Padding (segment 0) leaves S as it is and reads 0.
 
 What the published models hand over; beta is a strength in (0, 1), k of the delta rules has unit length:
 
@@ -62,14 +63,17 @@ def linear_recurrence(
     """Reads the recurrence at every token. The letters are those of the equation above.
 
     Args:
-      q, k: (b, t, hk, k) queries and keys (features); hk divides h, and head i of v goes with head i // (h / hk) of these.
+      q, k: (b, t, hk, k) queries and keys (features); hk divides h, and head i of v goes with head i // (h / hk) of
+        these.
       v: (b, t, h, v).
       log_decay: g, None, (h,), (b, t, h) or (b, t, h, k); at most 0 for a state that stays bounded.
-      value_log_decay: c, None or (b, t, h, v): decay of the state's columns, S'_t = Diag(exp g_t) S_{t-1} Diag(exp c_t).
+      value_log_decay: c, None or (b, t, h, v): decay of the state's columns, S'_t = Diag(exp g_t) S_{t-1} Diag(exp
+        c_t).
       write_strength: w, None (1), (b, t, h) or (b, t, h, v).
       erase_read: e, None or (b, t, h, k).
       erase_write: u, None (k itself) or (b, t, h, k); only with erase_read.
-      erase_before_decay: the erase reads S_{t-1}^T e_t, the state before this token's decay, in place of S'_t^T e_t; only with erase_read.
+      erase_before_decay: the erase reads S_{t-1}^T e_t, the state before this token's decay, in place of S'_t^T e_t;
+        only with erase_read.
       initial_state: (b, h, k, v) fp32; None is zero.
       segment_ids: (b, t) int, 0 is padding; None is one document.
       initial_segment: (b,) segment that `initial_state` belongs to; needed when both it and `segment_ids` are given.
@@ -95,7 +99,8 @@ def linear_recurrence(
     _check(q, k, v, given, chunk_size)
     if erase_before_decay and erase_read is None:
         raise ValueError("linear_recurrence: erase_before_decay without erase_read: there is nothing to erase")
-    # Where columns decay and are erased from, what is left of a state that enters differs from column to column: k x k for each of them.
+    # Where columns decay and are erased from, what is left of a state that enters differs from column to column: k x k
+    # for each of them.
     splits = value_log_decay is None or erase_read is None
     if splits and sequence_parts(q.shape[1]) > 1 and initial_state is None and not return_state:
         rows = {"q": q, "k": k, "v": v, **{name: x for name, x in given.items() if not name.startswith("initial")}}

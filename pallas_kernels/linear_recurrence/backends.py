@@ -45,8 +45,8 @@ class Backend(Protocol):
 
 
 def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -> Implementation:
-    """The implementation and what it refuses. name: "gpu" or "tpu", for the tuning tables: `linear_recurrence.NAME_chunk`. joined: the
-    backend's, if it has one."""
+    """The implementation and what it refuses. name: "gpu" or "tpu", for the tuning tables:
+    `linear_recurrence.NAME_chunk`. joined: the backend's, if it has one."""
     walks = Walks(backend.walk, backend.delta_walk, backend.solve, backend.solve_transposed, backend.chunk_size, joined)
 
     def chunk(decay: str, erase: bool, k: int, v: int, dtype: Any) -> int:

@@ -1,7 +1,7 @@
 """Lower triangular matrices of a chunk: decayed products of its tokens, and the inverse of a unit triangular one.
 
-Both are put together from halves: of a block of tokens, the later half against the earlier one is a full square, and each half by
-itself is a block half as long. Everything is a matrix product, so nothing walks the rows one by one.
+Both are put together from halves: of a block of tokens, the later half against the earlier one is a full square, and
+each half by itself is a block half as long. Everything is a matrix product, so nothing walks the rows one by one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from recollect.pallas_kernels.linear_recurrence.chunk_scan import STRONGEST_CHANNEL_DECAY
 
 SMALL = 8
-"""Squares below this size are sums of products, not matrix products: on CPU a product of 2 x 2 costs a hundred times its arithmetic."""
+"""Squares below this size are sums of products, not matrix products: on CPU a product of 2 x 2 costs a hundred times
+its arithmetic."""
 
 
 def decayed_products(
@@ -20,10 +21,11 @@ def decayed_products(
 ) -> jax.Array:
     """sum_c rows_ic exp(g_{j+1,c} + ... + g_ic) columns_jc for j <= i, else 0.
 
-    A decay per channel cannot be taken out of the sum, and exp(-g) by itself overflows. Between the later and the earlier half of
-    a block both factors, the decay since the later half began and the decay to the earlier half's end, are at most 1, and where one
-    underflows the product would have. Sums are taken between the two tokens alone: the difference of two running sums would be
-    as wrong as their rounding, which a strong decay anywhere before makes large.
+    A decay per channel cannot be taken out of the sum, and exp(-g) by itself overflows. Between the later and the
+    earlier half of a block both factors, the decay since the later half began and the decay to the earlier half's end,
+    are at most 1, and where one
+    underflows the product would have. Sums are taken between the two tokens alone: the difference of two running sums
+    would be as wrong as their rounding, which a strong decay anywhere before makes large.
 
     Args:
       rows, columns: (b, n, c, h, k). With a decay c is a power of two.
@@ -46,7 +48,8 @@ def decayed_products(
 
 
 def products_before_decay(rows: jax.Array, columns: jax.Array, g: jax.Array, seen: jax.Array, wide) -> jax.Array:
-    """sum_c rows_ic exp(g_{j+1,c} + ... + g_{i-1,c}) columns_jc for j < i, else 0: token i reads what it has not decayed yet.
+    """sum_c rows_ic exp(g_{j+1,c} + ... + g_{i-1,c}) columns_jc for j < i, else 0: token i reads what it has not
+    decayed yet.
 
     Those are the `decayed_products` of row i in the place of the token before it. Arguments and result as there.
     """
@@ -56,7 +59,8 @@ def products_before_decay(rows: jax.Array, columns: jax.Array, g: jax.Array, see
 
 
 def decayed_sums(matrix: jax.Array, x: jax.Array, g: jax.Array, wide) -> jax.Array:
-    """sum_{j<=i} matrix_ij exp(g_{j+1,c} + ... + g_ic) x_jc: a matrix (b, n, h, i, j) applied to x (b, n, j, h, c), whose channels decay.
+    """sum_{j<=i} matrix_ij exp(g_{j+1,c} + ... + g_ic) x_jc: a matrix (b, n, h, i, j) applied to x (b, n, j, h, c),
+    whose channels decay.
 
     By halves, as in `decayed_products`: both factors of a pair's decay are at most 1.
 
@@ -84,7 +88,8 @@ def decayed_sums(matrix: jax.Array, x: jax.Array, g: jax.Array, wide) -> jax.Arr
 
 
 def before_decay(g: jax.Array) -> jax.Array:
-    """Each token's log decay moved to the token after it in its chunk: running sums of it leave a token's own decay out."""
+    """Each token's log decay moved to the token after it in its chunk: running sums of it leave a token's own decay
+    out."""
     return jnp.pad(g[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))
 
 
@@ -137,8 +142,8 @@ def unit_inverse(lower: jax.Array) -> jax.Array:
 def unit_inverse_by_ladder(lower: jax.Array) -> jax.Array:
     """`unit_inverse` in products of whole matrices, without a gradient: X <- X - X L' X, L' the squares of one size, from 1 up.
 
-    Twice log2(c) products of c x c are what matrix units do in no time; the halves' many small ones take their compilers minutes.
-    On two CPU cores it is the slower one, by five.
+    Twice log2(c) products of c x c are what matrix units do in no time; the halves' many small ones take their
+    compilers minutes. On two CPU cores it is the slower one, by five.
     """
     c = lower.shape[-1]
     row, column = (jax.lax.broadcasted_iota(jnp.int32, (c, c), axis) for axis in (0, 1))

@@ -7,7 +7,8 @@ With lambda_ij the decay from j to i, a factor for each channel of v,
     dv_j = sum_{i>=j} (q_i . k_j) lambda_ij * do_i            that of (k, q, do), from the end, decay "value"
     dc_t = sum_{i>=t} (o_i * do_i - v_i * dv_i)               as passes.py has it of q, dq, k and dk for a decay of the state's rows.
 
-As there, that sum is taken within groups of tokens, at whose ends <S, dS> stands for the rest, and leaves out what a token has of itself.
+As there, that sum is taken within groups of tokens, at whose ends <S, dS> stands for the rest, and leaves out what a
+token has of itself.
 """
 
 from __future__ import annotations

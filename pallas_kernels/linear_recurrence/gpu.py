@@ -1,12 +1,15 @@
 """The walks of walks.py as Mosaic GPU kernels, for NVIDIA Hopper.
 
-A thread block walks over all chunks of one batch row and head, for 64 or 32 of the state's columns; blocks that differ in columns alone are
-neighbours in the grid, so that they share q and k in the second-level cache. How they work is said in gpu_body.py.
+A thread block walks over all chunks of one batch row and head, for 64 or 32 of the state's columns; blocks that differ
+in columns alone are neighbours in the grid, so that they share q and k in the second-level cache. How they work is said
+in gpu_body.py.
 
-Few rows and heads would leave most cores idle: then time is cut in pieces. A first launch finds the state that each piece adds, reading
-neither q nor what enters; those are combined (splitting.entering), and a second launch walks all pieces side by side from true states.
+Few rows and heads would leave most cores idle: then time is cut in pieces. A first launch finds the state that each
+piece adds, reading neither q nor what enters; those are combined (splitting.entering), and a second launch walks all
+pieces side by side from true states.
 
-Not served: fp32 (tensor cores of Hopper transpose 16-bit operands only), and sizes above `LARGEST`, whose work does not fit on chip.
+Not served: fp32 (tensor cores of Hopper transpose 16-bit operands only), and sizes above `LARGEST`, whose work does not
+fit on chip.
 """
 
 from __future__ import annotations
@@ -90,7 +93,8 @@ def walk(
     """See walks.JoinedWalk. q, k, v, second, second_q and what dots are taken with bf16; out_dtype bf16 or fp32.
 
     Raises:
-      ValueError: a dtype, head size or chunk size that is not served, or second and second_q together or with a decay by channel.
+      ValueError: a dtype, head size or chunk size that is not served, or second and second_q together or with a decay
+        by channel.
     """
     tokens = {"q": q, "k": k, "v": v}
     if second is not None and second_scale != 0:
@@ -200,7 +204,8 @@ def _walk(
 
 
 def pieces_to_fill(blocks: int, t: int) -> int:
-    """Into how many pieces of time a walk of t tokens with so many thread blocks is cut: as many as the cores can take at once."""
+    """Into how many pieces of time a walk of t tokens with so many thread blocks is cut: as many as the cores can
+    take at once."""
     return max(1, min(CORES // blocks, t // SHORTEST_PIECE))
 
 
@@ -358,7 +363,8 @@ def _decays(chunks: Chunks, weighted: bool, reverse: bool, channels: int) -> dic
 
 @functools.partial(jax.jit, static_argnames="reverse")
 def weight_rows(chunks: Chunks, reverse: bool) -> jax.Array:
-    """(b, h | 1, n, 4, c) fp32, for each chunk and token: the running total (0 where it has channels), reads, writes, and the chunk's keep.
+    """(b, h | 1, n, 4, c) fp32, for each chunk and token: the running total (0 where it has channels), reads, writes,
+    and the chunk's keep.
 
     Decays by channel are left out of all four.
     """

@@ -1,25 +1,28 @@
 """The kernel behind gpu.py: one thread block of one or two warpgroups, walking from chunk to chunk.
 
-The state stays in registers in fp32; products read its bf16 copy in shared memory. While a chunk is computed, the copies of the next one
-fly into the other stage, if there is one. In a chunk, with S the copy:
+The state stays in registers in fp32; products read its bf16 copy in shared memory. While a chunk is computed, the
+copies of the next one fly into the other stage, if there is one. In a chunk, with S the copy:
 
     y = v - w S                                       delta rule alone; else y = v
     P = mask(q k^T) weighted by pairs                 gpu_chunk.py, or gpu_channels.py where the decay has channels
     o = scale (reads . q S + P y)                     q S runs while P is weighted
     state = keep . state + k^T (writes . y)           writes . y takes the place of v in its stage; second pairs likewise
 
-Shared memory is filled from registers in three batches a chunk, each made visible to the tensor cores (committed) before it is read:
-S; P; and writes . y together with o, which takes the place of P where they have one size. Decays by channel take more (gpu_channels.py):
-there queries and keys are weighted in their stages, most of the work, which two warpgroups with columns of their own share at size 128.
+Shared memory is filled from registers in three batches a chunk, each made visible to the tensor cores (committed)
+before it is read: S; P; and writes . y together with o, which takes the place of P where they have one size. Decays by
+channel take more (gpu_channels.py): there queries and keys are weighted in their stages, most of the work, which two
+warpgroups with columns of their own share at size 128.
 
-Time may be cut in pieces, each with thread blocks of its own. Where pieces end, states are found first, by the same steps with neither
-q nor o (`states_only`), of all pieces but the last, from S = 0. With the delta rule a piece's last state is linear in its first, S' = T S + ...:
-more blocks of columns, which start from the identity and write no v, leave T.
+Time may be cut in pieces, each with thread blocks of its own. Where pieces end, states are found first, by the same
+steps with neither q nor o (`states_only`), of all pieces but the last, from S = 0. With the delta rule a piece's last
+state is linear in its first, S' = T S + ...: more blocks of columns, which start from the identity and write no v,
+leave T.
 
-Registers are what binds (255 a thread). A product's operands are named by descriptors, which the compiler makes outside the loop and
-keeps, two registers each, wherever an address does not vary: so work space is indexed by a zero read from memory (`nought`). At size
-128 shared memory holds two blocks a core in plain walks with no decay or one per head, in joined ones with one stage (`Plan.stage_count`),
-and under decays by value channel; else one. Times: docs/gpu_measured.md.
+Registers are what binds (255 a thread). A product's operands are named by descriptors, which the compiler makes outside
+the loop and
+keeps, two registers each, wherever an address does not vary: so work space is indexed by a zero read from memory
+(`nought`). At size 128 shared memory holds two blocks a core in plain walks with no decay or one per head, in joined
+ones with one stage (`Plan.stage_count`), and under decays by value channel; else one. Times: docs/gpu_measured.md.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ class Chunk:
         return gpu.mm(scores, y, old)
 
     def writes(self, y: Any) -> list[tuple[Any, Any]]:
-        """Lays out what is written to the state, weighted values in their stages: pairs of factors to multiply once committed."""
+        """Lays out what is written to the state, weighted values in their stages: pairs of factors to multiply once
+        committed."""
         pairs = []
         for key, value, place in self.written(y):
             if self.plan.has_rows:

@@ -1,21 +1,23 @@
 """Decays by channel in products of 64 tokens, without overflow and with one exponential a side.
 
-A pair's weight exp(G_i - G_j), G the running sum of the log decay, is split into a factor a row and a factor a column, exp(G_i - r) and
-exp(r - G_j). No reference r serves a whole chunk: with a decay of -10 a token either factor could reach exp(640). So pairs are taken in
-three levels, each a product of its own, out of which its pairs are picked:
+A pair's weight exp(G_i - G_j), G the running sum of the log decay, is split into a factor a row and a factor a column,
+exp(G_i - r) and exp(r - G_j). No reference r serves a whole chunk: with a decay of -10 a token either factor could
+reach exp(640). So pairs are taken in three levels, each a product of its own, out of which its pairs are picked:
 
     0  both in one block of 16: r is G at the block's eighth token; exponents stay within 80, short of fp32's 88
     1  in neighbouring blocks: r is G at their border, and both exponents are at most 0
     2  farther apart: r is G at the middle of the chunk, and both exponents are at most 0
 
-and a token is read from, or written to, a border of its chunk. From level to level and on to the border a token's reference moves away from
-it, so its factor shrinks by exp(difference of two marks), a mark being every eighth token's G. That difference is the same for a channel of a
-block; in base 2 and with references rounded to integers it is a power of 2, by which bf16 is multiplied without rounding. So exponentials
-are taken for level 0 alone, and the operands of the farther levels are made of its operands in place. Nothing that matters underflows on
-the way: factors shrink monotonically, to less than 2^-126 only where the exact one is. What rounding the border at the chunk's last token
-leaves, a power of 2 between -1 and 0, is multiplied to the state in fp32 (`rest`).
+and a token is read from, or written to, a border of its chunk. From level to level and on to the border a token's
+reference moves away from it, so its factor shrinks by exp(difference of two marks), a mark being every eighth token's
+G. That difference is the same for a channel of a block; in base 2 and with references rounded to integers it is a power
+of 2, by which bf16 is multiplied without rounding. So exponentials are taken for level 0 alone, and the operands of the
+farther levels are made of its operands in place. Nothing that matters underflows on
+the way: factors shrink monotonically, to less than 2^-126 only where the exact one is. What rounding the border at the
+chunk's last token leaves, a power of 2 between -1 and 0, is multiplied to the state in fp32 (`rest`).
 
-The smallest factor, e^-80, leaves fp32 with all its bits for numbers from 6e-4 on alone: where 8 tokens in a row decay by e^-10 each.
+The smallest factor, e^-80, leaves fp32 with all its bits for numbers from 6e-4 on alone: where 8 tokens in a row decay
+by e^-10 each.
 
 In reverse the exponents change sign, and pairs run from earlier rows to later columns.
 The caller clamps log decays at -10 a token, 4.5e-5, below what bf16 resolves beside 1.
@@ -45,7 +47,8 @@ LAST = MARKS - 1
 
 
 def reference_shape(columns: int) -> tuple[int, int]:
-    """Of the references of so many channels, fp32 in plain shared memory: row m + 1 is mark m's in base 2, an integer."""
+    """Of the references of so many channels, fp32 in plain shared memory: row m + 1 is mark m's in base 2, an
+    integer."""
     return (MARKS + 1, columns)
 
 
@@ -69,7 +72,8 @@ def lay_references(references: Any, ratios: Any, marks: Any) -> None:
 
 
 def keep(marks: Any, references: Any, shape: tuple[int, int], by_row: bool, rounded: bool) -> jax.Array:
-    """The decay of the state (k, columns) over a chunk, by its rows or by its columns; rounded: but for what `rest` holds."""
+    """The decay of the state (k, columns) over a chunk, by its rows or by its columns; rounded: but for what `rest`
+    holds."""
     return _over(
         jnp.exp2(_load(references.at[LAST + 1], by_row)) if rounded else jnp.exp(_load(marks.at[LAST], by_row)),
         shape,
@@ -120,11 +124,12 @@ def scores_by_key(
     part: Any = None,
     meet: Callable[[], None] = lambda: None,
 ) -> None:
-    """scores (c, c) = sum over channels of q_i k_j times the pair's weight, where i and j are a pair in this direction; else anything.
+    """scores (c, c) = sum over channels of q_i k_j times the pair's weight, where i and j are a pair in this direction;
+    else anything.
 
-    All but total, references and ratios bf16. scaled_q, scaled_k: q and k themselves or work space; left with the operands of the last
-    level (`step`). meanwhile: called during the first product, when total has been read. part: the columns which this warpgroup makes
-    operands of; meet: waits for the one that makes the others.
+    All but total, references and ratios bf16. scaled_q, scaled_k: q and k themselves or work space; left with the
+    operands of the last level (`step`). meanwhile: called during the first product, when total has been read. part: the
+    columns which this warpgroup makes operands of; meet: waits for the one that makes the others.
     """
     for columns in _slices(q, part):
         later = _exponents(total.at[:, columns], references.at[:, columns])
@@ -147,7 +152,8 @@ def scores_by_key(
 
 
 def step(scaled: Any, ratios: Any, level: int, later: bool, per_token: Any = None, part: Any = None) -> None:
-    """Takes operands (c, columns) from the level before to this one, or BORDER, in place (* a scalar per token, 0 or 1).
+    """Takes operands (c, columns) from the level before to this one, or BORDER, in place (* a scalar per token, 0 or
+    1).
 
     later: whether the tokens are the later of their pairs. part: which columns, if not all.
     """
@@ -159,7 +165,8 @@ def step(scaled: Any, ratios: Any, level: int, later: bool, per_token: Any = Non
 
 
 def lay_by_level(places: Sequence[Any], scores: jax.Array) -> None:
-    """scores (c, c), masked to the pairs of this direction, to shared memory as each level takes them, the nearest first."""
+    """scores (c, c), masked to the pairs of this direction, to shared memory as each level takes them, the nearest
+    first."""
     rounded, zero = scores.astype(jnp.bfloat16), jnp.bfloat16(0)
     for level, place in enumerate(places):
         own = rounded if level == LEVELS - 1 else jnp.where(_nearer_than(level + 1), rounded, zero)
@@ -178,7 +185,8 @@ def read_by_value(
     reverse: bool,
     meanwhile: Callable[[], None],
 ) -> jax.Array:
-    """(c, columns): scores, as laid by level, times v with the pairs' weights on v's columns, and old(the weights to the border).
+    """(c, columns): scores, as laid by level, times v with the pairs' weights on v's columns, and old(the weights to
+    the border).
 
     scaled_v: work space, left with v as of the last level (`step`). meanwhile: called when v and total have been read.
     """
@@ -229,7 +237,8 @@ def _marks(level: int, later: bool) -> list[int]:
 
 
 def _exponents(total: Any, references: Any) -> jax.Array:
-    """(c, columns): level 0's exponents, in base 2, of tokens that are the later of their pairs; the earlier ones' are minus these."""
+    """(c, columns): level 0's exponents, in base 2, of tokens that are the later of their pairs; the earlier ones'
+    are minus these."""
     own = [gpu.load_per_column(references.at[mark + 1]) for mark in _marks(0, True)]
     return gpu.load(total) * LOG2_E - _by_block(own, total.shape)
 

@@ -1,15 +1,19 @@
-"""The delta rule's triangular systems, of every chunk at once: one thread block, one warpgroup, for each chunk and head.
+"""The delta rule's triangular systems, of every chunk at once: one thread block, one warpgroup, for each chunk and
+head.
 
 Forwards, with L the strict triangle of e k^T weighted by pairs, and backwards, with P the triangle of q k^T:
 
     A = (I + L)^-1        w = A (reads . e)        u = A (strength . v)
                           w = A^T (writes . k)     u = scale (P A)^T do
 
-A is put together from blocks of 1, 2, 4, ... tokens: with L' the squares that join the blocks of one size to those twice as long,
+A is put together from blocks of 1, 2, 4, ... tokens: with L' the squares that join the blocks of one size to those
+twice as long,
 A <- A - A L' A, two products of 64 x 64 a size. No power of L is formed: those can overflow where the inverse does not. Factors are the
-sums of two bf16 numbers, high and low, and the product of the two low ones is left out: an error of about 2^-16 a product.
+sums of two bf16 numbers, high and low, and the product of the two low ones is left out: an error of about 2^-16 a
+product.
 
-Weights per token multiply rows or columns of A, so that tokens' arrays enter products as they were copied; what is made takes the place of
+Weights per token multiply rows or columns of A, so that tokens' arrays enter products as they were copied; what is made
+takes the place of
 what is no longer read. Times: docs/gpu_measured.md.
 """
 
@@ -38,9 +42,9 @@ Halves = tuple[Any, Any]  # references whose sum is a matrix: high, low
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a kernel is built for. key_dim, value_dim: padded. tokens: e, k and v forwards, q, k and do backwards. weighted: whether tokens
-    have scalar weights (gpu.weight_rows). has_strength: whether v is multiplied by a number per token. sums: whether the
-    decay's running total is made here, and stored. keeps: whether A is stored."""
+    """What a kernel is built for. key_dim, value_dim: padded. tokens: e, k and v forwards, q, k and do backwards.
+    weighted: whether tokens have scalar weights (gpu.weight_rows). has_strength: whether v is multiplied by a number
+    per token. sums: whether the decay's running total is made here, and stored. keeps: whether A is stored."""
 
     b: int
     t: int
@@ -281,7 +285,8 @@ class _Chunk:
         found = jnp.where(row == column, 1.0, jnp.where(row ^ column == 1, -lower, 0.0))
         for level in range(1, (CHUNK - 1).bit_length()):
             row, column = gpu.row_and_column(SQUARE)
-            # Where the highest bit that differs is this one, the two are in neighbouring blocks of one block twice as long.
+            # Where the highest bit that differs is this one, the two are in neighbouring blocks of one block twice as
+            # long.
             _lay(self.left, jnp.where((row ^ column) >> level == 1, lower, 0.0))
             _lay(self.right, found)
             plgpu.commit_smem()

@@ -1,7 +1,7 @@
 """What the kernel of gpu_body.py is built for, and what follows from it: sizes, shared memory, stages, results.
 
-A block holds as many columns of the state as fit registers. What is copied has one stage or two; what one stage lets be read early is
-copied again early, in a group of its own.
+A block holds as many columns of the state as fit registers. What is copied has one stage or two; what one stage lets be
+read early is copied again early, in a group of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ TOTAL, READS, WRITES, KEEP = range(4)  # rows of gpu.weight_rows
 class Plan:
     """What a kernel is built for. key_dim, value_dim: padded. tokens: names of the arrays (b, t, h, k | v) it reads.
 
-    pieces: of time, of `piece` chunks each in the order of the walk, the last maybe of fewer. states_only: see gpu_body.py.
+    pieces: of time, of `piece` chunks each in the order of the walk, the last maybe of fewer. states_only: see
+    gpu_body.py.
     """
 
     b: int
@@ -75,8 +76,8 @@ class Plan:
 
     @property
     def warpgroups(self) -> int:
-        """2 where two blocks of the state's columns share what is made of queries and keys, most of the work beside a decay by key channel;
-        each then makes half of the channels, 64, a tile's width."""
+        """2 where two blocks of the state's columns share what is made of queries and keys, most of the work beside a
+        decay by key channel; each then makes half of the channels, 64, a tile's width."""
         shares = (
             self.decay == "key"
             and not self.states_only
@@ -113,7 +114,8 @@ class Plan:
 
     @property
     def stepped(self) -> bool:
-        """Whether operands that products of pairs have read are stepped on to the borders, whose last one is rounded (gpu_decay.rest)."""
+        """Whether operands that products of pairs have read are stepped on to the borders, whose last one is rounded
+        (gpu_decay.rest)."""
         return self.by_channel and "q" in self.tokens
 
     @property
@@ -123,7 +125,8 @@ class Plan:
 
     @property
     def writes_rest(self) -> bool:
-        """Whether the state takes the rest once it is written, the weights of what is written being to the chunk's last token."""
+        """Whether the state takes the rest once it is written, the weights of what is written being to the chunk's
+        last token."""
         return self.stepped and not self.reverse
 
     @property
@@ -183,7 +186,8 @@ class Plan:
     def stage_count(self) -> int:
         """2 where shared memory holds them, else 1: then copies and computing alternate, but for what is copied early.
 
-        Also 1 beside a decay by channel where a core then holds a second block, which computes while the first one waits.
+        Also 1 beside a decay by channel where a core then holds a second block, which computes while the first one
+        waits.
         """
         if self.decay == "value" and self.key_dim > 192:
             return 1  # the addresses of two cost registers that this one lacks: 4 to 8 bytes were spilled
@@ -214,8 +218,8 @@ class Plan:
         )
 
     def groups(self) -> list[tuple[tuple[str, ...], int]]:
-        """What is copied with each chunk and to how many stages, in groups that are waited for apart: at its end, and early, as soon as the
-        one stage is read."""
+        """What is copied with each chunk and to how many stages, in groups that are waited for apart: at its end, and
+        early, as soon as the one stage is read."""
         stages = self.stage_count()
         early = tuple(name for name in self.stages() if self.early(name, stages))
         late = tuple(name for name in self.stages() if name not in early)
@@ -226,7 +230,8 @@ class Plan:
         return (self.warpgroups,) if self.warpgroups > 1 and name in ("v", "second_v", "state", "scores", "y") else ()
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The kernel's outputs. dots: a part for each block of columns. states_only: (b, pieces - 1, h, k, v + k of T) alone."""
+        """The kernel's outputs. dots: a part for each block of columns. states_only: (b, pieces - 1, h, k, v + k of
+        T) alone."""
         b, t, h, keys, values = self.b, self.t, self.heads, self.key_dim, self.value_dim
         if self.states_only:
             return {

@@ -10,17 +10,18 @@ so no state is stored for the way back. Every pair (i, j) grows with the log dec
 
     dg_t = sum_{i>=t} (q_i . dq_i - k_i . dk_i)     (a channel at a time for a decay per channel).
 
-That sum is taken within groups of tokens, at whose ends <S, dS> stands for the rest: over a long sequence the rounding of products
-that cancel would outgrow it. The dots come from the walks in fp32. A decay per head rounds the same products on both sides, so that
-groups can be long; one per channel does not.
+That sum is taken within groups of tokens, at whose ends <S, dS> stands for the rest: over a long sequence the rounding
+of products that cancel would outgrow it. The dots come from the walks in fp32. A decay per head rounds the same
+products on both sides, so that groups can be long; one per channel does not.
 
-With erasing (u = k), y_i = v_i - S'_i^T e_i is what is written in place of v_i. Its gradient x_i = dL/dv_i obeys the same kind of
-recurrence from the end, in which q_i do_i^T is written and e_i x_i^T erased; then
+With erasing (u = k), y_i = v_i - S'_i^T e_i is what is written in place of v_i. Its gradient x_i = dL/dv_i obeys the
+same kind of recurrence from the end, in which q_i do_i^T is written and e_i x_i^T erased; then
 
     dv = x,    dq_i = S_i do_i,    de_i = -S'_i x_i,    dk_j = dS_j y_j
 
-are again plain walks over y and x, and dg_t sums q_i . dq_i + e_i . de_i - k_i . dk_i. The inverse of (I + L) needs no gradient.
-Walks that share operands, that for dq with that for de and the two for dk, run as one where a backend has `Walks.joined`.
+are again plain walks over y and x, and dg_t sums q_i . dq_i + e_i . de_i - k_i . dk_i. The inverse of (I + L) needs no
+gradient. Walks that share operands, that for dq with that for de and the two for dk, run as one where a backend has
+`Walks.joined`.
 """
 
 from __future__ import annotations
@@ -49,14 +50,15 @@ from recollect.pallas_kernels.linear_recurrence.chunk_scan import (
 from recollect.pallas_kernels.linear_recurrence.xla import by_channel, carried
 
 GROUP = 1024
-# At 1,000 tokens in bf16 the gradient of a decay per channel is off by 0.009 with groups of 64, 0.013 with 128, 0.018 with 256 and
-# 0.037 with 1024 (interpreted GPU kernels, 2026-11-23); a group costs two states' traffic.
+# At 1,000 tokens in bf16 the gradient of a decay per channel is off by 0.009 with groups of 64, 0.013 with 128, 0.018
+# with 256 and 0.037 with 1024 (interpreted GPU kernels, 2026-11-23); a group costs two states' traffic.
 CHANNEL_GROUP = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Walks:
-    """A backend's walks and systems, and its choice of chunk: chunk_size(decay, erase, key_dim, value_dim, dtype) in tokens.
+    """A backend's walks and systems, and its choice of chunk: chunk_size(decay, erase, key_dim, value_dim, dtype) in
+    tokens.
 
     joined: the walk that is two in one, which read less; None where there is none."""
 
@@ -217,7 +219,8 @@ def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
     heads, scale, decay = v.shape[2], setting.scale, setting.decay
     every = None if decay == "none" else max(1, (CHANNEL_GROUP if decay == "key" else GROUP) // setting.size)
     turned = dataclasses.replace(chunks, decay="value" if decay == "key" else decay)
-    # A decay per channel rounds q and k apart, so what a token has of itself would not cancel: it is left out of the sums and added after.
+    # A decay per channel rounds q and k apart, so what a token has of itself would not cancel: it is left out of the
+    # sums and added after.
     wide = {"out_dtype": jnp.float32, "strict": True} if decay == "key" else {}
     dots = (lambda x: {"dot_with": x}) if decay == "head" else (lambda x: {})
     walk = functools.partial(setting.walks.walk, heads=heads)
@@ -286,7 +289,8 @@ def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
 
 
 def _decay_gradient(setting, rows, found, dotted, states, after, gradients, every, chunks):
-    """dg (b, t, h, 1 or k), see the module; states are turned, (b, h, m, v, k), and gradients those of states, (b, h, m, k, v)."""
+    """dg (b, t, h, 1 or k), see the module; states are turned, (b, h, m, v, k), and gradients those of states, (b,
+    h, m, k, v)."""
     if setting.decay == "head":
         total = dotted["q"] - dotted["k"] + dotted.get("e", 0)
         total = jnp.moveaxis(total, 1, 2)[..., None]
@@ -310,7 +314,8 @@ def sums_to_ends(dots: jax.Array, rest: jax.Array, group: int, segments: jax.Arr
     """A decay's gradient (b, t, h, d): the sum of dots, likewise, from a token to its group's end, and the rest.
 
     Args:
-      rest: (b, h, m, d), what later tokens have of the state at the end of each of m groups of `group` tokens, the last maybe of fewer.
+      rest: (b, h, m, d), what later tokens have of the state at the end of each of m groups of `group` tokens, the last
+        maybe of fewer.
       segments: (b, t), padding taking the segment before it; None is one document.
     """
     b, t, h, channels = dots.shape
@@ -339,7 +344,8 @@ def _chunks(setting, rows, segments, first) -> Chunks:
 
 
 def chunks_of(c: int, decay: Decay, total, segments, first) -> Chunks:
-    """Chunks of c tokens. segments: (b, t), padding taking the segment before it, or None; first: (b,) the one before the row."""
+    """Chunks of c tokens. segments: (b, t), padding taking the segment before it, or None; first: (b,) the one
+    before the row."""
     if segments is None:
         return Chunks(c, decay, total)
     b, t = segments.shape

@@ -1,12 +1,14 @@
-"""Calls that the kernels' walks do not know, as calls that they do: one decay; erasing from the decayed state, with the key that is
-written; a scale other than 0.
+"""Calls that the kernels' walks do not know, as calls that they do: one decay; erasing from the decayed state, with the
+key that is written; a scale other than 0.
 
-The undecayed state S_{t-1} read by e is the decayed one read by e exp(-g). That factor is bounded: decays stop at `STRONGEST_DECAY` a token,
-of which nothing is left beside what fp32 resolves (at walks.STRONGEST_CHANNEL_DECAY a channel, as for all kernels). Every product that
-holds it holds exp(g) too, so that none is larger or less exact than with e alone.
+The undecayed state S_{t-1} read by e is the decayed one read by e exp(-g). That factor is bounded: decays stop at
+`STRONGEST_DECAY` a token, of which nothing is left beside what fp32 resolves (at walks.STRONGEST_CHANNEL_DECAY a
+channel, as for all kernels). Every product that holds it holds exp(g) too, so that none is larger or less exact than
+with e alone.
 
-A key u apart takes two tokens in place of one: the first decays and erases with u, the second writes v under k and is read by q. A decay per
-head beside one of the state's columns is added to it. Gradients divide by the scale, so at 0 queries of 0 take its place.
+A key u apart takes two tokens in place of one: the first decays and erases with u, the second writes v under k and is
+read by q. A decay per head beside one of the state's columns is added to it. Gradients divide by the scale, so at 0
+queries of 0 take its place.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ Run = Callable[..., tuple[jax.Array, jax.Array | None]]
 def reduced(
     run: Run, q, k, v, *, value_log_decay=None, erase_read=None, erase_write=None, erase_before_decay=False, **given
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The front door's call by `run`, an implementation of it without erase_write, erase_before_decay and a scale of 0."""
+    """The front door's call by `run`, an implementation of it without erase_write, erase_before_decay and a scale of
+    0."""
     if given["scale"] == 0:
         q, given["scale"] = jnp.zeros_like(q), 1.0
     if erase_read is not None and erase_before_decay and given["log_decay"] is not None:
@@ -42,7 +45,8 @@ def reduced(
 
 def _of_decayed(e, log_decay, segment_ids):
     strongest = STRONGEST_CHANNEL_DECAY if log_decay.ndim == 4 else STRONGEST_DECAY
-    # Not `maximum`, whose gradient is halved where both are equal, here and once more in by_walks: parts that cancel would not.
+    # Not `maximum`, whose gradient is halved where both are equal, here and once more in by_walks: parts that cancel
+    # would not.
     g = jnp.where(log_decay > strongest, log_decay, strongest).astype(jnp.float32)
     wide, exponent = e.astype(jnp.float32), -by_channel(g, jnp.float32)
     if segment_ids is not None:

@@ -1,4 +1,5 @@
-"""The specification: one token after another, and the same sum written as a masked square. Both in fp32 (fp64 for fp64 inputs)."""
+"""The specification: one token after another, and the same sum written as a masked square. Both in fp32 (fp64 for
+fp64 inputs)."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def recurrent(
 
 
 def advanced(state: jax.Array, x: dict[str, jax.Array], erase_before_decay: bool = False) -> jax.Array:
-    """The state (b, h, k, v) after one token: k, v (b, h, k | v), optionally g (b, h, k), c (b, h, v), and e with u (b, h, k)."""
+    """The state (b, h, k, v) after one token: k, v (b, h, k | v), optionally g (b, h, k), c (b, h, v), and e with u
+    (b, h, k)."""
     before = state
     if "g" in x:
         state = jnp.exp(x["g"])[..., None] * state
@@ -79,7 +81,8 @@ def advanced(state: jax.Array, x: dict[str, jax.Array], erase_before_decay: bool
 
 
 def by_channel(x: jax.Array, wide) -> jax.Array:
-    """A number per head (h,), per head and token (b, t, h), or per channel (b, t, h, d), as something that broadcasts over (b, t, h, d)."""
+    """A number per head (h,), per head and token (b, t, h), or per channel (b, t, h, d), as something that
+    broadcasts over (b, t, h, d)."""
     return (x if x.ndim == 4 else x[..., None]).astype(wide)
 
 

@@ -1,15 +1,17 @@
-"""Long sequences split along time: what each piece adds to the state is found first, for all pieces side by side; then all run side by side
-from the states that truly enter them.
+"""Long sequences split along time: what each piece adds to the state is found first, for all pieces side by side; then
+all run side by side from the states that truly enter them.
 
 A piece's last state is linear in the state S it starts from,
 
     S_end = S_end(0) + T S.
 
-Nothing erased, S_end(0) is one product, sum_j exp(G_end - G_j) k_j v_j^T, and T = exp(G) with G the piece's whole log decay. Where something
-is erased, both come from the recurrence itself, run with the identity beside the state: k more columns of values, all 0.
+Nothing erased, S_end(0) is one product, sum_j exp(G_end - G_j) k_j v_j^T, and T = exp(G) with G the piece's whole log
+decay. Where something
+is erased, both come from the recurrence itself, run with the identity beside the state: k more columns of values, all
+0.
 
-`over_devices` does this over devices that each hold a piece: they exchange one state and one T per piece, whatever its length. GPU
-kernels do it inside of one device (gpu.py).
+`over_devices` does this over devices that each hold a piece: they exchange one state and one T per piece, whatever its
+length. GPU kernels do it inside of one device (gpu.py).
 """
 
 from __future__ import annotations
@@ -71,8 +73,8 @@ def over_devices(
 
 
 def added(rows, segments, first) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """A piece's last state (b, h, k, v) from S = 0, nothing erased, and what it leaves of S: (b, h or 1, k or 1, 1) factors, and
-    where columns decay (b, h, 1, v) factors, else None.
+    """A piece's last state (b, h, k, v) from S = 0, nothing erased, and what it leaves of S: (b, h or 1, k or 1, 1)
+    factors, and where columns decay (b, h, 1, v) factors, else None.
 
     Args:
       segments, first: (b, t) and, of the token before, (b,); or None.

@@ -22,7 +22,8 @@ def linear_recurrence_step(
     erase_before_decay: bool = False,
     scale: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Advances the state by one token and reads it; XLA makes one pass over the state of it, which is all the traffic there is.
+    """Advances the state by one token and reads it; XLA makes one pass over the state of it, which is all the traffic
+    there is.
 
     Args: as `linear_recurrence`'s without the token axis.
       state: (b, h, k, v) fp32, S_{t-1}.

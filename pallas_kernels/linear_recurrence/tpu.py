@@ -1,10 +1,10 @@
 """The walks of walks.py as Mosaic TPU kernels.
 
-One program walks the chunks of a few heads, with their states (k, v) fp32 in vector memory; batch rows and groups of heads run in any
-order. Rows stay as the layers have them, (b, t, h, d), read as (b, t, h d): a block is the rows of one chunk and of as many heads as
-fill whole lanes, so nothing is transposed or padded in memory. Where only all heads together would do and those do not fit, rows are
-transposed to (b, h, t, d) first. What there is one of a token, (b, h, t), is stored as rows of c lanes; a column would
-take 128 times its size.
+One program walks the chunks of a few heads, with their states (k, v) fp32 in vector memory; batch rows and groups of
+heads run in any order. Rows stay as the layers have them, (b, t, h, d), read as (b, t, h d): a block is the rows of one
+chunk and of as many heads as fill whole lanes, so nothing is transposed or padded in memory. Where only all heads
+together would do and those do not fit, rows are transposed to (b, h, t, d) first. What there is one of a token, (b, h,
+t), is stored as rows of c lanes; a column would take 128 times its size.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def delta_walk(
     """See walks.DeltaWalk.
 
     Raises:
-      ValueError: a decay on the channels of v, chunks of a size these kernels do not have, or an operand's shape does not fit.
+      ValueError: a decay on the channels of v, chunks of a size these kernels do not have, or an operand's shape does
+        not fit.
     """
     if chunks.decay == "value":
         raise ValueError("delta_walk: a decay on the channels of v is not served")

@@ -1,4 +1,5 @@
-"""Where TPU kernels of the recurrence find their arrays: blocks of the rows of one chunk and of as many heads as fill whole lanes."""
+"""Where TPU kernels of the recurrence find their arrays: blocks of the rows of one chunk and of as many heads as
+fill whole lanes."""
 
 from __future__ import annotations
 
@@ -18,14 +19,16 @@ from recollect.pallas_kernels.linear_recurrence.tpu_chunk import Documents
 LANES, SUBLANES = 128, 8
 # Of the 16 MiB a program may take on v5e; the other half is for what it computes.
 BLOCK_BYTES = 8 * 2**20
-# Lanes of q and v together that a program should hold. The steps of one head wait for each other: in libtpu's schedule for v5e, four
-# heads of 128 channels take six tenths of the instructions that they take one by one. More heads leave too few programs for two cores.
+# Lanes of q and v together that a program should hold. The steps of one head wait for each other: in libtpu's schedule
+# for v5e, four heads of 128 channels take six tenths of the instructions that they take one by one. More heads leave
+# too few programs for two cores.
 ENOUGH_LANES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a call is cut: `group` heads a program; flat: rows as (b, t, h d), else as (b h, t, d) of one head a program."""
+    """How a call is cut: `group` heads a program; flat: rows as (b, t, h d), else as (b h, t, d) of one head a
+    program."""
 
     heads: int
     group: int
@@ -49,7 +52,8 @@ def documents(ref) -> Documents:
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """Arrays and the blocks of them that a program sees: grid (b, groups of heads, chunks in the order they are walked)."""
+    """Arrays and the blocks of them that a program sees: grid (b, groups of heads, chunks in the order they are
+    walked)."""
 
     plan: Plan
     b: int
@@ -124,7 +128,8 @@ class Placed:
 def plan_heads(
     given: Mapping[str, Any], produced: dict[str, Any], heads: int, key_dim: int, value_dim: int, c: int
 ) -> Plan:
-    """The fewest heads a program that fill whole lanes and are enough, else the most that fit; one transposed head where none fit."""
+    """The fewest heads a program that fill whole lanes and are enough, else the most that fit; one transposed head
+    where none fit."""
     shapes = [(x.shape[2], x.shape[3], x.dtype.itemsize) for x in given.values()]
     shapes += [(heads, value_dim, dtype.itemsize) for dtype in produced.values()]
     fitting = [
@@ -155,7 +160,8 @@ def _whole_lanes(group: int, heads: int, operand_heads: int, d: int) -> bool:
 
 
 def _block_bytes(group: int, heads: int, shapes, key_dim: int, value_dim: int, c: int) -> int:
-    """Vector memory of a program's blocks: each is held twice, while the next is fetched; lanes are padded to whole ones."""
+    """Vector memory of a program's blocks: each is held twice, while the next is fetched; lanes are padded to whole
+    ones."""
     rows = sum(2 * c * _up(max(1, group * hx // heads) * d, LANES) * itemsize for hx, d, itemsize in shapes)
     # The state at work, and twice each: the initial one, the last one and a checkpoint.
     return rows + 7 * group * _up(key_dim, SUBLANES) * _up(value_dim, LANES) * 4

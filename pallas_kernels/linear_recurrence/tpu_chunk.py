@@ -1,18 +1,19 @@
 """One chunk of a few heads of a walk (see walks.py), on values that are in a TPU's vector memory.
 
-Heads of less than 128 channels lie side by side in its 128 lanes, (c, heads d), and stay there: the state is block diagonal,
-(heads k, heads v), so that one product reads or writes the states of all; where heads must not mix, `only` clears the others' lanes.
-Cutting a head out of its lanes would cost more than these zeros.
+Heads of less than 128 channels lie side by side in its 128 lanes, (c, heads d), and stay there: the state is block
+diagonal, (heads k, heads v), so that one product reads or writes the states of all; where heads must not mix, `only`
+clears the others' lanes. Cutting a head out of its lanes would cost more than these zeros.
 
-Everything is a matrix product of at most c x c. A decay per head multiplies the scores of a chunk. A decay per channel k acts inside
+Everything is a matrix product of at most c x c. A decay per head multiplies the scores of a chunk. A decay per channel
+k acts inside
 
     q_i . k_j weighted = sum_k q_ik exp(G_ik - G_jk) k_jk
 
-where exp(-G) by itself overflows. So pairs are sorted by how far apart they are: i and j in neighbouring blocks of 16, 32, ... tokens of
-one block twice as long take the boundary R between the two as reference, and both exp(G_i - R) and exp(R - G_j) are at most 1;
-pairs inside a block of 16 take its middle, from which no token is further than 8. One product a level, masked to its pairs, and
-nothing else is needed (Yang et al. 2023, "Gated Linear Attention", section 4.3, has two such levels). A decay on the channels of v
-weighs the other product of the chunk in the same way.
+where exp(-G) by itself overflows. So pairs are sorted by how far apart they are: i and j in neighbouring blocks of 16,
+32, ... tokens of one block twice as long take the boundary R between the two as reference, and both exp(G_i - R) and
+exp(R - G_j) are at most 1; pairs inside a block of 16 take its middle, from which no token is further than 8. One
+product a level, masked to its pairs, and nothing else is needed (Yang et al. 2023, "Gated Linear Attention", section
+4.3, has two such levels). A decay on the channels of v weighs the other product of the chunk in the same way.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ LARGEST_EXPONENT = 80.0  # e^80 = 5.5e34: times a value below 6,000 it is finite
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What kind of walk: c tokens a chunk, where the decay acts, its direction, whether j = i is left out, the factor of what is read;
+    """What kind of walk: c tokens a chunk, where the decay acts, its direction, whether j = i is left out, the factor
+    of what is read;
     heads: how many lie side by side."""
 
     size: int
@@ -83,7 +85,8 @@ class Level:
 
 
 def weights(kind: Kind, total: Sequence[jax.Array], documents: Documents | None, value_dim: int) -> Weights:
-    """total: nothing without decay, (1, c) per head for a decay per head, one (c, channels) for one per channel; sums inside the chunk."""
+    """total: nothing without decay, (1, c) per head for a decay per head, one (c, channels) for one per channel;
+    sums inside the chunk."""
     starts, ends, keeps = (
         (None, None, None) if documents is None else (documents.starts, documents.ends, documents.keeps)
     )
@@ -123,7 +126,8 @@ def read(
     state: jax.Array,
     raw: list[jax.Array] | None,
 ) -> jax.Array:
-    """o (c, v) fp32: scale (reads_i . q_i S + sum_j pair_ij (q_i . k_j) written_j). raw: `products` of q and k, not for decay "key"."""
+    """o (c, v) fp32: scale (reads_i . q_i S + sum_j pair_ij (q_i . k_j) written_j). raw: `products` of q and k, not
+    for decay "key"."""
     dtype, heads = q.dtype, range(kind.heads)
     if kind.decay == "key":
         out = from_state(_times(q, weights.reads).astype(dtype), state)
@@ -147,20 +151,23 @@ def read(
             weighed = jnp.where(pairs, raw[head], 0) if kind.decay == "none" else raw[head] * pairs
             out = out + plain(weighed.astype(dtype), only(written, head, kind.heads))
     if weights.levels and not kind.strict:
-        # Levels leave j = i out: its weight is exactly 1, and in the decay's gradient what it adds to dq and to dk must cancel.
+        # Levels leave j = i out: its weight is exactly 1, and in the decay's gradient what it adds to dq and to dk must
+        # cancel.
         own = row_sums(q.astype(jnp.float32) * k.astype(jnp.float32), kind.heads)
         out = out + side_by_side(own, written.shape[1] // kind.heads) * written.astype(jnp.float32)
     return out if kind.scale == 1.0 else out * kind.scale
 
 
 def outer(kind: Kind, weights: Weights, k: jax.Array, written: jax.Array) -> jax.Array:
-    """sum_j writes_j . k_j written_j^T, (k, v) fp32. What is weighted, or fp32 already, enters with fp32's precision."""
+    """sum_j writes_j . k_j written_j^T, (k, v) fp32. What is weighted, or fp32 already, enters with fp32's
+    precision."""
     dtype = k.dtype
     if kind.decay == "key":
         keys, values = in_parts(_times(k, weights.writes), dtype), in_parts(written, dtype)
         update = _sum(product(a, b, 0, 0) for i, a in enumerate(keys) for j, b in enumerate(values) if i + j < 2)
     elif weights.writes is None and kind.heads == 1:
-        # libtpu 0.0.42 fails for v6e where this product has the same right operand as that of the scores, and a transposed left one.
+        # libtpu 0.0.42 fails for v6e where this product has the same right operand as that of the scores, and a
+        # transposed left one.
         update = _sum(product(part, k, 0, 0) for part in in_parts(written, dtype)).T
     else:
         update = _sum(product(k, part, 0, 0) for part in in_parts(_times(written, weights.writes), dtype))
@@ -257,7 +264,8 @@ def _levels(kind: Kind, total, documents):
         reference = _spread(total, 2 * half, half - 1)
         shift = half.bit_length() - 1
         later = lax.shift_right_logical(lax.broadcasted_iota(jnp.int32, total.shape, 0), shift) & 1 == 1
-        # Of the later half only its distance from the boundary is asked for, of the earlier half only that to the boundary.
+        # Of the later half only its distance from the boundary is asked for, of the earlier half only that to the
+        # boundary.
         factor = _exp(jnp.where(later, total - reference, reference - total))
         far, near = (column, row) if kind.reverse else (row, column)
         far, near = lax.shift_right_logical(far, shift), lax.shift_right_logical(near, shift)

@@ -1,7 +1,9 @@
-"""The delta rule's triangular systems (walks.Solve) as Mosaic TPU kernels: a program for each chunk and a few heads, in any order.
+"""The delta rule's triangular systems (walks.Solve) as Mosaic TPU kernels: a program for each chunk and a few heads, in
+any order.
 
-A chunk's inverse is put together by `unit_inverse_by_ladder` in vector memory, fp32; it and what it is multiplied with enter products
-as sums of two bf16 numbers where the arrays are bf16. Heads lie side by side in the lanes, as tpu_chunk.py says.
+A chunk's inverse is put together by `unit_inverse_by_ladder` in vector memory, fp32; it and what it is multiplied with
+enter products as sums of two bf16 numbers where the arrays are bf16. Heads lie side by side in the lanes, as
+tpu_chunk.py says.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What of the recurrence is measured on a device: tokens a chunk on TPUs, pieces of time on GPUs (their chunk is fixed)."""
+"""What of the recurrence is measured on a device: tokens a chunk on TPUs, pieces of time on GPUs (their chunk is
+fixed)."""
 
 from __future__ import annotations
 

@@ -6,18 +6,19 @@ With G the running sum of log decay inside a chunk, S the state before it, and n
 
     o_i = exp(G_i) q_i S + sum_{j<=i} exp(G_i - G_j) (q_i . k_j) v_j,      S' = exp(G_c) S + sum_j exp(G_c - G_j) k_j v_j^T.
 
-What is erased, n_i = S'_i^T e_i, obeys a triangular system inside the chunk (the WY form of Yang et al. 2024, "Parallelizing linear
-transformers with the delta rule", with e and u apart):
+What is erased, n_i = S'_i^T e_i, obeys a triangular system inside the chunk (the WY form of Yang et al. 2024,
+"Parallelizing linear transformers with the delta rule", with e and u apart):
 
     (I + L_eu) n = exp(G) e S + L_ek v,      (L_xy)_ij = x_i . exp(G_i - G_j) y_j  for j < i, else 0,
 
 and -n^T is written with u as v^T is with k. For u = k this is one write, of v - n = (I + L)^-1 (v - exp(G) e S).
 
-Exponents are at most 0 when decays are: exp(-G_j) is never formed alone. Documents inside a chunk: a pair needs equal segments, the
-state is read by tokens of its own segment only, and only the last segment's tokens enter the next state.
+Exponents are at most 0 when decays are: exp(-G_j) is never formed alone. Documents inside a chunk: a pair needs equal
+segments, the state is read by tokens of its own segment only, and only the last segment's tokens enter the next state.
 
-Where the erase reads the undecayed state, exp(G_i) becomes exp(G_{i-1}) in the system. A decay C of the state's columns multiplies v_j
-by exp(C_i - C_j), a channel at a time; with erasing, each column would have a system of its own, which is refused.
+Where the erase reads the undecayed state, exp(G_i) becomes exp(G_{i-1}) in the system. A decay C of the state's columns
+multiplies v_j by exp(C_i - C_j), a channel at a time; with erasing, each column would have a system of its own, which
+is refused.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ def chunked(
     reads = n > 1 or initial_state is not None
     carries = reads or return_state
     if n > 1 and device().platform == "cpu":
-        # One chunk at a time, which stays in the processor's caches, and again in the backward pass: with all at once, more than
-        # a third of the time goes into pages of fresh memory.
+        # One chunk at a time, which stays in the processor's caches, and again in the backward pass: with all at once,
+        # more than a third of the time goes into pages of fresh memory.
         def one(state, chunk):
             rows, segments, before = jax.tree.map(lambda x: x[:, None], chunk)
             o, state = _outputs(state, rows, segments, before, reads, carries, erase_before_decay, wide)
@@ -132,7 +133,8 @@ def refuses(q, k, v, *, value_log_decay=None, erase_read=None, **_) -> str | Non
 
 
 def _outputs(state, rows, segments, before, reads, carries, erase_before_decay, wide):
-    """Outputs (b, n, c, h, v) and the last state of chunks in order. before (b, n): the segment of the state before each chunk.
+    """Outputs (b, n, c, h, v) and the last state of chunks in order. before (b, n): the segment of the state before
+    each chunk.
     reads, carries: whether there is a state before them, and whether the one after them matters."""
     rows = dict(rows)
     g, by_value = rows.pop("g", None), rows.pop("c", None)
@@ -155,7 +157,8 @@ def _outputs(state, rows, segments, before, reads, carries, erase_before_decay, 
 
 
 def _value_decayed(rows, scores, by_value, weights, state, wide):
-    """Outputs (b, n, c, h, v) and last state where the state's columns decay and nothing is erased. by_value: (b, n, c, h, v)."""
+    """Outputs (b, n, c, h, v) and last state where the state's columns decay and nothing is erased. by_value: (b, n,
+    c, h, v)."""
     reads, writes, keeps = weights
     since = since_start(by_value)
     kept = jnp.exp(since[:, :, -1])[:, :, :, None]
@@ -166,8 +169,8 @@ def _value_decayed(rows, scores, by_value, weights, state, wide):
 
 
 def _erasing(rows, scores, g, same, weights, early, state, wide):
-    """Outputs (b, n, c, h, v) and last state where something is erased. early: weights of the erase's reads where it reads the undecayed
-    state; None where it reads as q does."""
+    """Outputs (b, n, c, h, v) and last state where something is erased. early: weights of the erase's reads where it
+    reads the undecayed state; None where it reads as q does."""
     reads, writes, keeps = weights
     products = decayed_products if early is None else products_before_decay
     strict = jnp.tril(jnp.ones((rows["q"].shape[2],) * 2, bool), -1)
@@ -203,7 +206,8 @@ def _erasing(rows, scores, g, same, weights, early, state, wide):
 
 
 def by_channel(x: jax.Array, wide) -> jax.Array:
-    """A number per head (h,), per head and token (b, t, h), or per channel (b, t, h, d), as something that broadcasts over (b, t, h, d)."""
+    """A number per head (h,), per head and token (b, t, h), or per channel (b, t, h, d), as something that
+    broadcasts over (b, t, h, d)."""
     return (x if x.ndim == 4 else x[..., None]).astype(wide)
 
 
@@ -223,15 +227,15 @@ def _weighed(x, weights, wide):
     if weights is None:
         return x.astype(wide)
     if weights.shape[-1] == 1:
-        # Spread over channels by a product with ones, so that its gradient is one too: XLA's CPU backend takes ten times as long
-        # for a sum over channels of products.
+        # Spread over channels by a product with ones, so that its gradient is one too: XLA's CPU backend takes ten
+        # times as long for a sum over channels of products.
         weights = jnp.matmul(weights, jnp.ones((1, x.shape[-1]), weights.dtype), precision="highest")
     return x.astype(wide) * weights
 
 
 def _weights(g, segments, before):
-    """Per token the weight of its read of the state before the chunk and of its write to the chunk's end (b, n, c, h, k or 1), and
-    per chunk the share of that state that is kept (b, n, h, k or 1, 1); None stands for ones."""
+    """Per token the weight of its read of the state before the chunk and of its write to the chunk's end (b, n, c, h, k
+    or 1), and per chunk the share of that state that is kept (b, n, h, k or 1, 1); None stands for ones."""
     writes = reads = keeps = None
     if g is not None:
         since = since_start(g)

@@ -1,1 +1,2 @@
-"""Softmax attention whose tiles follow a block schedule: what window, landmark and head-mixture attention have in common."""
+"""Softmax attention whose tiles follow a block schedule: what window, landmark and head-mixture attention have in
+common."""

@@ -1,11 +1,13 @@
 """Block schedules: which tiles of keys each tile of queries has to visit, and which of those need their mask looked at.
 
-A rule says which query may see which key, by fields of the two tokens (positions, segments, ...; never by place in storage unless a field
-says it). From the least and the greatest value of each field in a tile, interval arithmetic tells whether a tile of pairs is EMPTY (no pair is
-allowed), FULL (all are) or PARTIAL (it may be either, pair by pair). It errs towards PARTIAL, never towards the others.
+A rule says which query may see which key, by fields of the two tokens (positions, segments, ...; never by place in
+storage unless a field says it). From the least and the greatest value of each field in a tile, interval arithmetic
+tells whether a tile of pairs is EMPTY (no pair is allowed), FULL (all are) or PARTIAL (it may be either, pair by pair).
+It errs towards PARTIAL, never towards the others.
 
-Rules are any hashable objects with the two methods of `Rule`; the mask algebra of pallas_kernels/masks.py is one family. Fields that are numpy arrays
-are known when a program is traced, and so is what follows from them alone; fields that are jax arrays make a schedule on the device.
+Rules are any hashable objects with the two methods of `Rule`; the mask algebra of pallas_kernels/masks.py is one
+family. Fields that are numpy arrays are known when a program is traced, and so is what follows from them alone; fields
+that are jax arrays make a schedule on the device.
 """
 
 from __future__ import annotations
@@ -34,11 +36,12 @@ class Rule(Protocol):
         """Names of the fields it reads."""
 
     def allows(self, query: Any, key: Any) -> Any:
-        """bool, from int32 fields query.NAME and key.NAME that broadcast against each other. Used inside kernels: comparisons, + and -,
-        and &, | and ~ of comparisons only."""
+        """bool, from int32 fields query.NAME and key.NAME that broadcast against each other. Used inside kernels:
+        comparisons, + and -, and &, | and ~ of comparisons only."""
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        """Whether some pair may be, and whether every pair is, allowed, from Range fields query.NAME and key.NAME that broadcast."""
+        """Whether some pair may be, and whether every pair is, allowed, from Range fields query.NAME and key.NAME
+        that broadcast."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,8 @@ class Tokens:
 
 
 def tile_allows(rule: Rule, query: Mapping[str, Any], key: Mapping[str, Any]) -> Any:
-    """The mask of pairs: the rule, and where segments are given that neither is padding (segment 0). Fields must broadcast."""
+    """The mask of pairs: the rule, and where segments are given that neither is padding (segment 0). Fields must
+    broadcast."""
     allowed = rule.allows(Tokens(**query), Tokens(**key))
     if SEGMENTS in query:
         allowed = allowed & (query[SEGMENTS] != 0) & (key[SEGMENTS] != 0)
@@ -67,7 +71,8 @@ def tile_allows(rule: Rule, query: Mapping[str, Any], key: Mapping[str, Any]) ->
 def padded_fields(
     query: Fields, key: Fields, lengths: tuple[int, int], padded: tuple[int, int]
 ) -> tuple[Fields, Fields]:
-    """Both sides' fields at the padded lengths (t, s), zeros at the end; with segments if there is padding or either side has them."""
+    """Both sides' fields at the padded lengths (t, s), zeros at the end; with segments if there is padding or either
+    side has them."""
     if SEGMENTS in query or SEGMENTS in key or lengths != padded:
         query, key = (
             {SEGMENTS: np.ones((1, n), np.int32), **fields} for n, fields in zip(lengths, (query, key), strict=True)
@@ -93,9 +98,10 @@ def needed(rule: Rule, fields: Fields) -> dict[str, Array]:
 class Visits:
     """For each tile of one side the tiles of the other side to visit, in order.
 
-    count (b', g', tiles) int32; index (b', g', tiles, m) int32, of which the first `count` count and the others repeat the last of them (0 if
-    there is none), so that a pipeline fetches nothing new for them; partial (b', g', tiles, m) int32, 1 where the mask must be looked at.
-    b' and g' are the number of sequences and of key heads, or 1 where the schedule is the same for all.
+    count (b', g', tiles) int32; index (b', g', tiles, m) int32, of which the first `count` count and the others repeat
+    the last of them (0 if there is none), so that a pipeline fetches nothing new for them; partial (b', g', tiles, m)
+    int32, 1 where the mask must be looked at. b' and g' are the number of sequences and of key heads, or 1 where the
+    schedule is the same for all.
     """
 
     count: Array
@@ -104,7 +110,8 @@ class Visits:
 
     @property
     def longest(self) -> int | jax.Array:
-        """The greatest count; an int where the schedule is known at trace time (0 is given as 1, as grids are never empty)."""
+        """The greatest count; an int where the schedule is known at trace time (0 is given as 1, as grids are never
+        empty)."""
         if isinstance(self.count, np.ndarray):
             return max(1, int(self.count.max()))
         return jnp.maximum(1, jnp.max(self.count))
@@ -115,8 +122,8 @@ jax.tree_util.register_dataclass(Visits, data_fields=["count", "index", "partial
 
 @dataclasses.dataclass(frozen=True)
 class BlockSchedule:
-    """kinds: (b', nq, nk) int8 of EMPTY, PARTIAL, FULL; numpy if known at trace time. most: (nq, nk) numpy bool, tiles that are not EMPTY
-    for what is known at trace time."""
+    """kinds: (b', nq, nk) int8 of EMPTY, PARTIAL, FULL; numpy if known at trace time. most: (nq, nk) numpy bool, tiles
+    that are not EMPTY for what is known at trace time."""
 
     kinds: Array
     most: np.ndarray

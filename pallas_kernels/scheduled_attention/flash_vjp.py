@@ -7,12 +7,14 @@ With g and dlse the cotangents of o and lse and delta_i = g_i . o_i - dlse_i,
     ds_ij = w_ij (g_i . v_j - delta_i)    dq_i = scale sum_j ds_ij k_j    dk_j = scale sum_i ds_ij q_i    dv_j = sum_i w_ij g_i
     dz_h = -sum_i exp(z_h - lse_i) delta_i
 
-(FlashAttention-2, Dao 2023, section 3.1, whose backward takes a sink, or anything else that went into lse, without knowing). Nothing of size (t, s)
-is stored. dq is summed by walking over keys, dk and dv by walking over queries, so that no sum is shared by two cores.
+(FlashAttention-2, Dao 2023, section 3.1, whose backward takes a sink, or anything else that went into lse, without
+knowing). Nothing of size (t, s) is stored. dq is summed by walking over keys, dk and dv by walking over queries, so
+that no sum is shared by two cores.
 
-With `block`, keys come in landmark blocks, one a tile: `block` ordinary keys, their landmark, and slots that nothing reads. A block then is one
-super-token (Mohtashami & Jaggi 2023, section 3.1), whose score is its landmark's and whose value is an inner softmax's average: with n_j the
-softmax over the block's ordinary scores, P = exp(s_landmark - lse) and D = sum_j n_j g . v_j,
+With `block`, keys come in landmark blocks, one a tile: `block` ordinary keys, their landmark, and slots that nothing
+reads. A block then is one super-token (Mohtashami & Jaggi 2023, section 3.1), whose score is its landmark's and whose
+value is an inner softmax's average: with n_j the softmax over the block's ordinary scores, P = exp(s_landmark - lse)
+and D = sum_j n_j g . v_j,
 
     w_j = P n_j,   lse over landmarks alone,   ds_j = P n_j (g . v_j - D),   ds_landmark = P (D - delta),
 
@@ -46,7 +48,8 @@ MASKED_LSE = 1e30
 class Settings:
     """What is constant in a call. Lengths are multiples of the tiles.
 
-    block: None, or ordinary keys a landmark block; a tile of keys then is one block: slots 0 .. block - 1 hold them, slot `block` the landmark, and
+    block: None, or ordinary keys a landmark block; a tile of keys then is one block: slots 0 .. block - 1 hold them,
+    slot `block` the landmark, and
     the others zeros. A tile is allowed or not as a whole a query: all its slots have the same fields.
     """
 
@@ -60,9 +63,10 @@ class Settings:
 class Kernels(Protocol):
     """What tpu.py and gpu.py provide.
 
-    q (b, n, h, k), k (b, s, g, k), v (b, s, g, v), h a multiple of g: query head i attends with key head i // (h / g), unless `key_heads` (b, n / query_tile)
-    int32 names one for each tile of queries (then h is 1). Fields: name -> (b or 1, n) and (b or 1, s) int32, those that
-    `schedule.tile_allows` reads; it is asked on tiles that `visits` calls partial, and on no other. lse and delta: (b, h, n) fp32.
+    q (b, n, h, k), k (b, s, g, k), v (b, s, g, v), h a multiple of g: query head i attends with key head i // (h / g),
+    unless `key_heads` (b, n / query_tile) int32 names one for each tile of queries (then h is 1). Fields: name -> (b or
+    1, n) and (b or 1, s) int32, those that `schedule.tile_allows` reads; it is asked on tiles that `visits` calls
+    partial, and on no other. lse and delta: (b, h, n) fp32.
     """
 
     def forward(
@@ -77,7 +81,8 @@ class Kernels(Protocol):
         key_fields: Fields,
         settings: Settings,
     ) -> tuple[jax.Array, jax.Array]:
-        """o (b, n, h, v) in q's dtype and lse (b, h, n); zeros and -inf for a query that sees nothing. sinks: (h,) fp32."""
+        """o (b, n, h, v) in q's dtype and lse (b, h, n); zeros and -inf for a query that sees nothing. sinks: (h,)
+        fp32."""
 
     def query_gradient(
         self,
@@ -109,7 +114,8 @@ class Kernels(Protocol):
         key_fields: Fields,
         settings: Settings,
     ) -> tuple[jax.Array, jax.Array]:
-        """dk, dv in the dtypes of k and v. visits: those of the transposed schedule, for each tile of keys its tiles of queries."""
+        """dk, dv in the dtypes of k and v. visits: those of the transposed schedule, for each tile of keys its tiles
+        of queries."""
 
 
 class KernelModule(Kernels, Protocol):
@@ -118,13 +124,14 @@ class KernelModule(Kernels, Protocol):
     def refuses(
         self, q: Any, k: Any, v: Any, *, block: int | None = None, window: int | None = None, gathered: bool = False
     ) -> str | None:
-        """Why it cannot serve a call of these shapes and dtypes; None if it can. gathered: whether tiles of queries name their key heads."""
+        """Why it cannot serve a call of these shapes and dtypes; None if it can. gathered: whether tiles of queries
+        name their key heads."""
 
     def tile_sizes(
         self, n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None, block: int | None = None
     ) -> tuple[int, int]:
-        """Queries and keys a tile, for n queries and s keys of k and v dimensions. window: keys that a query sees near it, if so few. block: as
-        in Settings; the tile of keys then has room for it."""
+        """Queries and keys a tile, for n queries and s keys of k and v dimensions. window: keys that a query sees near
+        it, if so few. block: as in Settings; the tile of keys then has room for it."""
 
 
 def attend(
@@ -147,7 +154,8 @@ def attend(
 
     Args:
       q, k, v, key_heads, sinks: see Kernels; any n and s. Padding must hold finite numbers.
-      query_fields, key_fields: name -> (b or 1, n) and (b or 1, s) int; numpy arrays are known at trace time. Segment 0 is padding.
+      query_fields, key_fields: name -> (b or 1, n) and (b or 1, s) int; numpy arrays are known at trace time. Segment 0
+        is padding.
       block: see Settings; s is then a multiple of key_tile, and there are no sinks.
 
     Returns:

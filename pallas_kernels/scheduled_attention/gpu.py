@@ -1,10 +1,11 @@
-"""Mosaic GPU kernels of scheduled attention, for NVIDIA Hopper: forward, dq walking over keys, dk and dv walking over queries.
+"""Mosaic GPU kernels of scheduled attention, for NVIDIA Hopper: forward, dq walking over keys, dk and dv walking over
+queries.
 
-gpu_walk.py tells how a thread block walks, gpu_tiles.py and gpu_blocks.py what it computes. Nothing is summed by two blocks: results have
-the same bits every time.
+gpu_walk.py tells how a thread block walks, gpu_tiles.py and gpu_blocks.py what it computes. Nothing is summed by two
+blocks: results have the same bits every time.
 
-Not served: fp32 (Hopper's tensor cores transpose 16-bit operands only), head sizes above `LARGEST_HEAD` and landmark blocks
-above `LARGEST_BLOCK`, whose sums two warpgroups would have to share.
+Not served: fp32 (Hopper's tensor cores transpose 16-bit operands only), head sizes above `LARGEST_HEAD` and landmark
+blocks above `LARGEST_BLOCK`, whose sums two warpgroups would have to share.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def refuses(q: Any, k: Any, v: Any, *, block: int | None = None, **rest: Any) ->
 def tile_sizes(
     n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None, block: int | None = None
 ) -> tuple[int, int]:
-    """Queries and keys a tile: two warpgroups' rows of each, or one's where there are no more, or a window so short that most of two would
-    be masked."""
+    """Queries and keys a tile: two warpgroups' rows of each, or one's where there are no more, or a window so short
+    that most of two would be masked."""
     short = window is not None and window <= SHORT_WINDOW
     query_tile = ROWS if n <= ROWS or short else 2 * ROWS
     if block is not None:

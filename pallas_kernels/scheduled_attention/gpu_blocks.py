@@ -1,7 +1,8 @@
-"""The bodies of the three Mosaic GPU kernels where keys come in landmark blocks, one a tile (core.py's docstring has the equations).
+"""The bodies of the three Mosaic GPU kernels where keys come in landmark blocks, one a tile (core.py's docstring has
+the equations).
 
-A block's inner softmax is a matter of rows: of its ordinary columns' maximum and sum, and of its landmark's column. So scores keep a row a
-query in the gradients of keys too, where weights are turned on their way through shared memory.
+A block's inner softmax is a matter of rows: of its ordinary columns' maximum and sum, and of its landmark's column. So
+scores keep a row a query in the gradients of keys too, where weights are turned on their way through shared memory.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ def key_gradients(walk: Walk) -> None:
 
 
 def _inner(plan: Plan, scores: jax.Array) -> tuple[jax.Array, ...]:
-    """Of scores (64, slots): whether a slot is the landmark's, the landmark's score per row, the exponentials of the ordinary
-    slots less their maximum per row (0 elsewhere), and their sums."""
+    """Of scores (64, slots): whether a slot is the landmark's, the landmark's score per row, the exponentials of the
+    ordinary slots less their maximum per row (0 elsewhere), and their sums."""
     block = plan.settings.block
     assert block is not None
     column = gpu.row_and_column((ROWS, scores.shape[1]))[1]

@@ -1,10 +1,14 @@
-"""What the three Mosaic GPU kernels of scheduled attention share: a thread block's walk over the tiles that its own tile visits.
+"""What the three Mosaic GPU kernels of scheduled attention share: a thread block's walk over the tiles that its own
+tile visits.
 
-The own side (queries in the forward pass and for dq, keys for dk and dv) is split into 64 rows a warpgroup. The other side passes through
-stages of shared memory that all warpgroups read: copies of the next tiles fly while one is computed. Which tiles those are, the first
-warpgroup reads from device memory when it starts their copies; whether a tile's mask must be looked at is read one step ahead.
+The own side (queries in the forward pass and for dq, keys for dk and dv) is split into 64 rows a warpgroup. The other
+side passes through
+stages of shared memory that all warpgroups read: copies of the next tiles fly while one is computed. Which tiles those
+are, the first warpgroup reads from device memory when it starts their copies; whether a tile's mask must be looked at
+is read one step ahead.
 
-A stage is filled again in the middle of the next step, when the other warpgroup has most likely left it too: that wait costs nothing then.
+A stage is filled again in the middle of the next step, when the other warpgroup has most likely left it too: that wait
+costs nothing then.
 """
 
 from __future__ import annotations
@@ -26,9 +30,9 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], No
     """Runs `run` on every thread block.
 
     Args:
-      inputs: q (b, n, h, k), k, v and do, bf16; count, index and partial of the visits; key_heads (b, tiles) where gathered;
-        sinks (h,) fp32; rows (b, h, 2, n) fp32, log-sum-exps times log2(e) and deltas; query_fields (b | 1, fields, n) and key_fields
-        int32.
+      inputs: q (b, n, h, k), k, v and do, bf16; count, index and partial of the visits; key_heads (b, tiles) where
+        gathered; sinks (h,) fp32; rows (b, h, 2, n) fp32, log-sum-exps times log2(e) and deltas; query_fields (b | 1,
+        fields, n) and key_fields int32.
     """
     stages = plan.stage_count()
     staged = {name: _memory((stages, *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()}
@@ -89,7 +93,8 @@ class Walk:
         self.filled, self.emptied, self.owned = filled, emptied, owned
         self.meeting = meeting
         self.head, tile, self.batch = (jax.lax.axis_index(name) for name in ("head", "tile", "batch"))
-        # The last queries may see the most keys, and the first keys be seen by the most queries: the longest walks start first.
+        # The last queries may see the most keys, and the first keys be seen by the most queries: the longest walks
+        # start first.
         self.tile = tile if plan.over_queries else plan.grid[1] - 1 - tile
         self.warpgroup = jax.lax.axis_index("warpgroup")
         self.tokens = pl.ds((self.tile * plan.warpgroups + self.warpgroup) * ROWS, ROWS)
@@ -142,8 +147,8 @@ class Walk:
             following = self.partial(number + 1)
             plgpu.barrier_wait(self.filled.at[slot])
             if plan.walk != "forward":
-                # By a number that the compiler does not know: it would else work out the addresses of all operands before the first step,
-                # and keep them in registers that are lacking here.
+                # By a number that the compiler does not know: it would else work out the addresses of all operands
+                # before the first step, and keep them in registers that are lacking here.
                 self.place_at(self.numbers[self.warpgroup])
             carry = step(Here(self, number, slot, partial), carry)
 
@@ -224,7 +229,8 @@ class Walk:
         plgpu.barrier_wait(self.meeting)
 
     def turn(self, carry: Any = ()) -> Any:
-        """The end of a warpgroup's turn at the tensor cores, or of its softmax, with what must be done by then; where turns are taken."""
+        """The end of a warpgroup's turn at the tensor cores, or of its softmax, with what must be done by then;
+        where turns are taken."""
         if not self.plan.takes_turns:
             return carry
         if carry:

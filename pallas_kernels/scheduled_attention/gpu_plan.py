@@ -22,8 +22,10 @@ KEEP_FREE = 6144  # bytes of shared memory left for barriers and what the compil
 class Plan:
     """What a kernel is built for.
 
-    heads, key_heads: of queries and of keys. key_dim, value_dim: padded to 64s. fields: names of what masks read, empty if no tile is
-    masked. visits: the first two sizes of the schedule's arrays. gathered: whether each tile of queries names its key head.
+    heads, key_heads: of queries and of keys. key_dim, value_dim: padded to 64s. fields: names of what masks read, empty
+    if no tile is
+    masked. visits: the first two sizes of the schedule's arrays. gathered: whether each tile of queries names its key
+    head.
     """
 
     walk: Literal["forward", "query_gradient", "key_gradients"]
@@ -75,8 +77,9 @@ class Plan:
 
     @property
     def takes_turns(self) -> bool:
-        """Whether two warpgroups make exponentials in turns, each while the other has the tensor cores (FlashAttention-3, Shah et al. 2024,
-        section 3.1). Of head sizes to 64 a core holds two thread blocks, which do so by themselves."""
+        """Whether two warpgroups make exponentials in turns, each while the other has the tensor cores
+        (FlashAttention-3, Shah et al. 2024, section 3.1). Of head sizes to 64 a core holds two thread blocks, which do
+        so by themselves."""
         return self.walk == "forward" and self.warpgroups == 2 and max(self.key_dim, self.value_dim) > 64
 
     @property
@@ -129,7 +132,8 @@ class Plan:
         if self.walk == "forward" and self.key_dim != self.value_dim:
             laid["out"] = ((self.warpgroups, ROWS, self.value_dim), jnp.bfloat16, True)
         if (self.over_queries and self.in_blocks) or dispatch.interpretation() is not None:
-            # The simulator's products take no operand from registers; and blocks' weights are turned on their way through shared memory.
+            # The simulator's products take no operand from registers; and blocks' weights are turned on their way
+            # through shared memory.
             laid["weights"] = ((self.warpgroups, ROWS, self.piece), jnp.bfloat16, True)
             if self.over_queries and not self.in_blocks:
                 laid["d_scores"] = laid["weights"]

@@ -1,9 +1,11 @@
 """The bodies of the three Mosaic GPU kernels of scheduled attention, over gpu_walk.py's pieces.
 
-Scores are in units of log 2 once scaled, so that weights are powers of two. Weights go into their product from registers.
+Scores are in units of log 2 once scaled, so that weights are powers of two. Weights go into their product from
+registers.
 
-Tensor cores and exponentials should be busy at once. At head sizes to 64 the forward pass and dq as a rule take no more than 128 registers,
-so that a core holds two thread blocks of two warpgroups; above, the forward pass' two warpgroups take turns (gpu_plan.py). Times: docs/gpu_measured.md.
+Tensor cores and exponentials should be busy at once. At head sizes to 64 the forward pass and dq as a rule take no more
+than 128 registers, so that a core holds two thread blocks of two warpgroups; above, the forward pass' two warpgroups
+take turns (gpu_plan.py). Times: docs/gpu_measured.md.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import Here, Walk
 from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS
 
 LOWEST = -1e30
-"""In place of -inf where a maximum is subtracted: finite, so that what is masked everywhere gets weights of 0 and not NaN."""
+"""In place of -inf where a maximum is subtracted: finite, so that what is masked everywhere gets weights of 0 and
+not NaN."""
 
 
 def forward(walk: Walk) -> None:
@@ -35,7 +38,8 @@ def forward(walk: Walk) -> None:
     left: list[Any] = []
 
     def load() -> None:
-        # Products of 64 keys with both operands in shared memory take all that it gives; queries in registers halve that.
+        # Products of 64 keys with both operands in shared memory take all that it gives; queries in registers halve
+        # that.
         registers = max(plan.key_dim, plan.value_dim) > 64 and dispatch.interpretation() is None
         left.append(gpu.load(walk.own["q"]) if registers else walk.own["q"])
 

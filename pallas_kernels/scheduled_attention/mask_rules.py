@@ -1,4 +1,5 @@
-"""The rules that operations here make of their own arguments; other masks come as rules from outside (pallas_kernels/masks.py)."""
+"""The rules that operations here make of their own arguments; other masks come as rules from outside
+(pallas_kernels/masks.py)."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ class Before:
     Attributes:
       window: None for all that is before.
       segmented: whether documents are told apart by the field segments.
-      ordered: whether tokens also have the field order, their place in storage: then keys stored after the query are known to be hidden,
-        which tells at trace time that half of the tiles are empty, whatever positions are.
+      ordered: whether tokens also have the field order, their place in storage: then keys stored after the query are
+        known to be hidden, which tells at trace time that half of the tiles are empty, whatever positions are.
     """
 
     window: int | None = None
@@ -53,7 +54,8 @@ class Before:
 class OwnBlock:
     """Ordinary keys at or before the query, of its document and landmark block.
 
-    Fields: positions, segments (where segmented), blocks (the block's number within the document) and landmarks (1 for a landmark).
+    Fields: positions, segments (where segmented), blocks (the block's number within the document) and landmarks (1 for
+    a landmark).
     """
 
     segmented: bool = False

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 
 def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """What attention over all the keys at once gives, from its results over disjoint parts of them (FlashAttention, Dao et al. 2022, section 3.1).
+    """What attention over all the keys at once gives, from its results over disjoint parts of them (FlashAttention, Dao
+    et al. 2022, section 3.1).
 
     Args:
-      parts: outputs (b, t, h, v) and log-sum-exps (b, t, h), -inf where a part has nothing that the query sees. A sink may have counted in one
-        part only.
+      parts: outputs (b, t, h, v) and log-sum-exps (b, t, h), -inf where a part has nothing that the query sees. A sink
+        may have counted in one part only.
 
     Returns:
       The output in the first part's dtype and the log-sum-exp fp32; zeros and -inf where no part sees anything.

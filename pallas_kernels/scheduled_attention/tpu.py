@@ -1,8 +1,9 @@
 """Mosaic TPU kernels of scheduled attention: forward, dq walking over keys, dk and dv walking over queries.
 
-A program walks one list of visits (tpu_walk.py): all its sequence's tiles of queries, or of keys, one after another, each with the tiles of the
-other side that the schedule names. What is fetched next is known from scalar memory, so that transfers run ahead; tiles that are not visited are
-neither fetched nor stepped over. Each sum has one program, hence the same bits every time.
+A program walks one list of visits (tpu_walk.py): all its sequence's tiles of queries, or of keys, one after another,
+each with the tiles of the other side that the schedule names. What is fetched next is known from scalar memory, so that
+transfers run ahead; tiles that are not visited are neither fetched nor stepped over. Each sum has one program, hence
+the same bits every time.
 """
 
 from __future__ import annotations
@@ -81,16 +82,17 @@ def tile_sizes(
 ) -> tuple[int, int]:
     """Queries and keys a tile, by reasoning (no TPU has timed them).
 
-    libtpu's schedule for v5e has about 1,750 instructions for a forward step of 512 x 512 pairs of 128 dimensions in bf16, where the products alone take
-    1,024, and 750 for 256 x 256; a step's own cost is some hundreds more. So tiles are large, but for narrow windows, of which large tiles
-    of keys would hold mostly what is masked. In fp32 products take six passes, and small tiles are enough. The tiles of one side are about equal,
-    so that little is padded. Where queries outnumber keys they are taken for gathered ones, of which each head is padded to whole tiles.
+    libtpu's schedule for v5e has about 1,750 instructions for a forward step of 512 x 512 pairs of 128 dimensions in
+    bf16, where the products alone take 1,024, and 750 for 256 x 256; a step's own cost is some hundreds more. So tiles
+    are large, but for narrow windows, of which large tiles of keys would hold mostly what is masked. In fp32 products
+    take six passes, and small tiles are enough. The tiles of one side are about equal, so that little is padded. Where
+    queries outnumber keys they are taken for gathered ones, of which each head is padded to whole tiles.
 
     Args:
       n, s, k, v: queries, keys, and dimensions of keys and of values.
       window: keys that a query sees, if few.
-      block: see core.Settings; the tile of keys then holds one block and its landmark, rounded up to whole registers of bf16. Kernels take several
-        such tiles together.
+      block: see core.Settings; the tile of keys then holds one block and its landmark, rounded up to whole registers of
+        bf16. Kernels take several such tiles together.
     """
     queries, keys = (256, 256) if jnp.dtype(dtype) == jnp.float32 else (512, 512)
     if window is not None and window <= 256:
@@ -227,7 +229,8 @@ def key_gradients(
 
 
 class _Call:
-    """What the three walks have in common: the arrays that all read, and how they are cut. Small landmark blocks are taken several a tile."""
+    """What the three walks have in common: the arrays that all read, and how they are cut. Small landmark blocks are
+    taken several a tile."""
 
     def __init__(self, q, k, v, visits, key_heads, query_fields, key_fields, settings, *, over_queries: bool):
         b, n, h, _ = q.shape
@@ -303,7 +306,8 @@ def _to_multiple(x: Any, size: int) -> Any:
 
 
 def _opened(references: Any, plan: Plan, body: Body) -> tuple[Any, Any, list[Any]]:
-    """The step of this program, a function that gives the mask, and the references but for fields and prefetched arrays: q, k, v first."""
+    """The step of this program, a function that gives the mask, and the references but for fields and prefetched
+    arrays: q, k, v first."""
     refs = list(references)
     memory = [refs.pop(0) for _ in range(1 + plan.gathered)]
     step = plan.step([pl.program_id(i) for i in range(3)], memory)

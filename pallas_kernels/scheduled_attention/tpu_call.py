@@ -18,7 +18,8 @@ from recollect.pallas_kernels.scheduled_attention.tpu_grid import Walk, other_ti
 
 LANES = 128
 SCALAR_BYTES = 2**20 - 2**16
-"""Of the 1 MiB of scalar memory that each generation has (libtpu says so of v5e, v5p and v6e), what lists of visits may take."""
+"""Of the 1 MiB of scalar memory that each generation has (libtpu says so of v5e, v5p and v6e), what lists of visits
+may take."""
 
 Where = Callable[..., tuple[Any, Any, Any]]
 """From a grid position and the scalars in memory: a block's sequence, head and tile."""
@@ -33,7 +34,8 @@ class Placed:
 
 
 def rows_shape(b: int, t: int, h: int, d: int) -> tuple[int, int, int]:
-    """How heads' rows (b, t, h, d) lie in memory: as they are, (b, t, h d), where one head is whole lanes or all, else (b h, t, d).
+    """How heads' rows (b, t, h, d) lie in memory: as they are, (b, t, h d), where one head is whole lanes or all, else
+    (b h, t, d).
 
     Blocks need lanes in multiples of 128 or all there are: narrower heads are transposed to be on their own.
     """
@@ -111,9 +113,11 @@ def scalars(x: jax.Array) -> Placed:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What each program of a walk is about. Grid: sequences, heads, steps and, for the walk over queries, the query heads of a key head.
+    """What each program of a walk is about. Grid: sequences, heads, steps and, for the walk over queries, the query
+    heads of a key head.
 
-    gathered: whether each tile of queries has one key head of its own, which the second prefetched array names; over queries, heads are then part
+    gathered: whether each tile of queries has one key head of its own, which the second prefetched array names; over
+    queries, heads are then part
     of the steps. over_queries: whether a program's own tile is one of keys.
     """
 

@@ -1,6 +1,7 @@
 """The visits of all tiles of one side as one list, which a TPU kernel's grid walks.
 
-A grid of tiles x longest count would step idly where counts differ, half of the time under a causal mask; the list has as many steps as there are
+A grid of tiles x longest count would step idly where counts differ, half of the time under a causal mask; the list has
+as many steps as there are
 visits. A step is one int32 in scalar memory: the own tile, the other tile, and what is to be done.
 """
 
@@ -16,15 +17,17 @@ import numpy as np
 from recollect.pallas_kernels.scheduled_attention.block_schedule import EMPTY, FULL, PARTIAL, BlockSchedule, Visits
 
 FIRST, LAST, VISITED, MASKED = 1, 2, 4, 8
-"""What a step does: it is the first or the last of its own tile; the other tile is looked at (not so where a tile has none); by its mask."""
+"""What a step does: it is the first or the last of its own tile; the other tile is looked at (not so where a tile
+has none); by its mask."""
 FLAG_BITS, OTHER_BITS, OWN_BITS = 4, 14, 13
 MOST_OWN, MOST_OTHERS = 2**OWN_BITS, 2**OTHER_BITS
 
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """steps (b' most,) int32, of which for each sequence the first ones count and the others do nothing; all stop at `longest`, the greatest number that
-    counts, which may be traced. b', here `sequences`, is as for Visits. masked, unmasked: whether there may be visits of either kind."""
+    """steps (b' most,) int32, of which for each sequence the first ones count and the others do nothing; all stop at
+    `longest`, the greatest number that counts, which may be traced. b', here `sequences`, is as for Visits. masked,
+    unmasked: whether there may be visits of either kind."""
 
     steps: Any
     sequences: int
@@ -53,15 +56,17 @@ def most_steps(visits: Visits) -> int:
     if isinstance(visits.count, np.ndarray):
         return int(np.maximum(visits.count, 1).sum(axis=(1, 2)).max())
     _, heads, tiles, m = visits.index.shape
-    # A tile of queries has one key head: all heads together visit no more than one could, and each tile without visits has its one step.
+    # A tile of queries has one key head: all heads together visit no more than one could, and each tile without visits
+    # has its one step.
     return tiles * m + heads * tiles if heads > 1 else tiles * m
 
 
 def walk(visits: Visits, others: int) -> Walk:
-    """The list of visits, tile after tile, to `others` tiles of the other side; a tile without visits has one step, which only starts and ends it.
+    """The list of visits, tile after tile, to `others` tiles of the other side; a tile without visits has one step,
+    which only starts and ends it.
 
-    Visits that differ by key head, as gathered queries have, become those of g' x tiles tiles, key head after key head: a tile of queries
-    has one key head, so that all heads together take as many visits as one schedule's.
+    Visits that differ by key head, as gathered queries have, become those of g' x tiles tiles, key head after key head:
+    a tile of queries has one key head, so that all heads together take as many visits as one schedule's.
 
     Raises:
       ValueError: more tiles than a step can name.
@@ -113,7 +118,8 @@ def kinds_of(visits: Visits, others: int) -> Any:
 
 
 def by_groups(visits: Visits, others: int, group: int, transposed: bool) -> Visits:
-    """The same visits with `group` neighbouring tiles of keys taken as one: visited where one of them is, by the mask unless all are full.
+    """The same visits with `group` neighbouring tiles of keys taken as one: visited where one of them is, by the mask
+    unless all are full.
 
     Args:
       others: tiles of the other side.

@@ -1,8 +1,9 @@
 """What a TPU kernel does with a tile of queries and a tile of keys.
 
-Scores lie transposed, keys down and queries across: whatever there is one of a query (maximum, sum, log-sum-exp, delta) is a row, sums over
-keys go down the sublanes, which takes additions of whole registers where sums along lanes take shuffles, and a landmark block's softmax is one over
-consecutive sublanes. The output and dq are collected transposed as well, so that narrow heads waste no lanes, and are turned once, at the end.
+Scores lie transposed, keys down and queries across: whatever there is one of a query (maximum, sum, log-sum-exp, delta)
+is a row, sums over keys go down the sublanes, which takes additions of whole registers where sums along lanes take
+shuffles, and a landmark block's softmax is one over consecutive sublanes. The output and dq are collected transposed as
+well, so that narrow heads waste no lanes, and are turned once, at the end.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ LOWEST = -1e30
 class Body:
     """What kernels know when they are traced.
 
-    names: of the fields, in the order of the rows that hold them. blocks: where keys come in landmark blocks, how many a tile of keys holds (one
-    with settings.key_tile slots each); of_blocks: how many there are in all, beyond which a tile holds nothing.
+    names: of the fields, in the order of the rows that hold them. blocks: where keys come in landmark blocks, how many
+    a tile of keys holds (one with settings.key_tile slots each); of_blocks: how many there are in all, beyond which a
+    tile holds nothing.
     """
 
     settings: Settings
@@ -59,7 +61,8 @@ class Body:
         return self.settings.scale * self.dot(k, q, (1, 1))
 
     def allowed(self, query_fields: Any, key_fields: Any, number: Any) -> jax.Array:
-        """(keys, queries) bool or, of landmark blocks, (blocks, 1, queries). The rule is asked with queries across and keys down: fields only have
+        """(keys, queries) bool or, of landmark blocks, (blocks, 1, queries). The rule is asked with queries across and
+        keys down: fields only have
         to broadcast. number: the tile's of keys."""
         query = {name: query_fields[0, 0, i : i + 1] for i, name in enumerate(self.names)}
         key = {name: _column(key_fields[0, 0, i : i + 1]) for i, name in enumerate(self.names)}
@@ -100,7 +103,8 @@ def ends(step: Any) -> Any:
 
 
 class Online:
-    """The softmax over the keys seen so far, of every query of a tile: maximum and sum (1, queries), and the weighted sum of values (v, queries)."""
+    """The softmax over the keys seen so far, of every query of a tile: maximum and sum (1, queries), and the
+    weighted sum of values (v, queries)."""
 
     def __init__(self, maximum: Any, total: Any, output: Any):
         self.maximum, self.total, self.output = maximum, total, output
@@ -177,8 +181,9 @@ def weights_and_slopes(
 
 
 class Blocks:
-    """Scores (keys, queries) by landmark block: the landmarks' `gates` (blocks, 1, queries), and inside each block a softmax over its ordinary keys
-    as `raw` (blocks, slots, queries), 0 elsewhere, by `sums` (blocks, 1, queries). slots: the number of each slot."""
+    """Scores (keys, queries) by landmark block: the landmarks' `gates` (blocks, 1, queries), and inside each block a
+    softmax over its ordinary keys as `raw` (blocks, slots, queries), 0 elsewhere, by `sums` (blocks, 1, queries).
+    slots: the number of each slot."""
 
     def __init__(self, body: Body, s: jax.Array):
         block = body.settings.block

@@ -2,12 +2,12 @@
 
     o_i = sum_j w_ij v_j,   w_ij = [j seen by i] exp(s_ij) / (exp(z_h) + sum over seen j' of exp(s_ij')),   s_ij = scale q_i . k_j
 
-Vaswani et al. 2017, equation 1. z_h is a sink: a learned logit a head that takes weight and gives no value, so that a head may
-attend to little (gpt-oss; Agarwal et al. 2025); without sinks exp(z_h) is absent. Query i sees key j when, by positions, j <= i and i - j <
-window, and both are of one document.
+Vaswani et al. 2017, equation 1. z_h is a sink: a learned logit a head that takes weight and gives no value, so that a
+head may attend to little (gpt-oss; Agarwal et al. 2025); without sinks exp(z_h) is absent. Query i sees key j when, by
+positions, j <= i and i - j < window, and both are of one document.
 
-Easy to get wrong: a window of w sees w keys, the query's own included; query head i uses key head i // (h / g); a query that sees no
-key gives zeros; the log-sum-exp includes the sink, so that parts with sinks cannot be merged by it twice.
+Easy to get wrong: a window of w sees w keys, the query's own included; query head i uses key head i // (h / g); a query
+that sees no key gives zeros; the log-sum-exp includes the sink, so that parts with sinks cannot be merged by it twice.
 """
 
 from __future__ import annotations
@@ -47,17 +47,20 @@ def softmax_attention(
 ) -> Any:
     """Softmax attention, sequence first.
 
-    Self-attention is recognised when t == s and the key fields are left out (they are then the queries') or are the very arrays given
-    for the queries. In self-attention without a mask a document's tokens are contiguous but for padding, and their positions increase: keys stored
-    after a query are taken to be hidden from it, which saves half of the work, or all but the window's. Use `mask` for anything else. Where a mesh splits tokens, a window's keys are also taken to stand fewer than `window`
+    Self-attention is recognised when t == s and the key fields are left out (they are then the queries') or are the
+    very arrays given for the queries. In self-attention without a mask a document's tokens are contiguous but for
+    padding, and their positions increase: keys stored after a query are taken to be hidden from it, which saves half of
+    the work, or all but the window's. Use `mask` for anything else. Where a mesh splits tokens, a window's keys are
+    also taken to stand fewer than `window`
     places before the query: no padding inside of a document.
 
     Args:
       q: (b, t, h, k). k: (b, s, g, k) and v: (b, s, g, v), h a multiple of g.
       window: keys a query sees, itself included; None is all before it.
-      mask: what takes the place of the rule by positions, window and segments: a rule over token fields (an expression of pallas_kernels/masks.py;
-        recollect.pallas_kernels.scheduled_attention.block_schedule.Rule), of which only tiles that it does not rule out are worked on; or (b or 1, t, s) bool, True
-        where seen. Padding is seen by nobody.
+      mask: what takes the place of the rule by positions, window and segments: a rule over token fields (an expression
+        of pallas_kernels/masks.py; recollect.pallas_kernels.scheduled_attention.block_schedule.Rule), of which only
+        tiles that it does not rule out are worked on; or (b or 1, t, s) bool, True where seen. Padding is seen by
+        nobody.
       sinks: (h,) logits.
       query_positions, key_positions: (b, t) and (b, s) int; None counts from 0, and needs t == s.
       query_segments, key_segments: (b, t) and (b, s) int, 0 is padding, which may hold NaN; None is one document.
@@ -67,8 +70,9 @@ def softmax_attention(
       backend: see recollect.pallas_kernels.dispatch.
 
     Returns:
-      (b, t, h, v) in q's dtype, zeros for padded queries and for those that see no key; with `return_lse` also the logarithm of the
-      softmax denominator (b, t, h) fp32, -inf where nothing is seen (the sink counts as seen, except by padded queries).
+      (b, t, h, v) in q's dtype, zeros for padded queries and for those that see no key; with `return_lse` also the
+      logarithm of the softmax denominator (b, t, h) fp32, -inf where nothing is seen (the sink counts as seen, except
+      by padded queries).
 
     Raises:
       ValueError: an argument's shape, type or value does not fit; the backend cannot serve the call.

@@ -1,6 +1,7 @@
 """What serves softmax attention on each backend, best first.
 
-A library where one does: cuDNN on NVIDIA GPUs, jax's splash attention on TPUs (their modules say what they refuse); the scheduled kernels for all
+A library where one does: cuDNN on NVIDIA GPUs, jax's splash attention on TPUs (their modules say what they refuse); the
+scheduled kernels for all
 the rest: sinks on Hopper, any mask that is a rule, positions, log-sum-exps with gradients, the same bits every run.
 """
 

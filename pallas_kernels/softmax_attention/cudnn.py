@@ -1,19 +1,24 @@
-"""cuDNN's flash attention, through jax.nn: causal or windowed self-attention of whole sequences in bf16 or fp16, on NVIDIA GPUs.
+"""cuDNN's flash attention, through jax.nn: causal or windowed self-attention of whole sequences in bf16 or fp16, on
+NVIDIA GPUs.
 
-What it does not do, read in the sources of jax 0.10.2 and 0.11.2 (jax/_src/cudnn/fused_attention_stablehlo.py) and of XLA:
+What it does not do, read in the sources of jax 0.10.2 and 0.11.2 (jax/_src/cudnn/fused_attention_stablehlo.py) and of
+XLA:
 
-- jax hands cuDNN the length of the window and whether the mask is causal; without the latter cuDNN also attends to what comes after
-  (jax pull request 39576). Hence is_causal=True, always. A window of w keys is local_window_size=(w - 1, 0), as jax counts those before.
+- jax hands cuDNN the length of the window and whether the mask is causal; without the latter cuDNN also attends to what
+  comes after (jax pull request 39576). Hence is_causal=True, always. A window of w keys is local_window_size=(w - 1,
+  0), as jax counts those before.
 - The log-sum-exp can be had, rounded to the inputs' dtype, but its cotangent is dropped on the way back: it is refused.
-- Sinks and masks would have to be biases of (t, s) numbers, which cost more than they save; documents packed in a row need their lengths on the
-  host, or jax's private form: refused.
-- The backward pass adds up dq in no fixed order. XLA asks cuDNN for the deterministic algorithm when it is told to be deterministic as a
-  whole (RequireDeterminism in xla/service/gpu/stream_executor_util.cc, used by transforms/cudnn_custom_call_compiler.cc): by the flag
-  --xla_gpu_deterministic_ops, which also makes scatters serial, or --xla_gpu_exclude_nondeterministic_ops, which refuses programs that hold
-  other operations without a deterministic form. There is no switch for one call, so `deterministic` is refused unless XLA_FLAGS has either.
+- Sinks and masks would have to be biases of (t, s) numbers, which cost more than they save; documents packed in a row
+  need their lengths on the host, or jax's private form: refused.
+- The backward pass adds up dq in no fixed order. XLA asks cuDNN for the deterministic algorithm when it is told to be
+  deterministic as a whole (RequireDeterminism in xla/service/gpu/stream_executor_util.cc, used by
+  transforms/cudnn_custom_call_compiler.cc): by the flag --xla_gpu_deterministic_ops, which also makes scatters serial,
+  or --xla_gpu_exclude_nondeterministic_ops, which refuses programs that hold other operations without a deterministic
+  form. There is no switch for one call, so `deterministic` is refused unless XLA_FLAGS has either.
 
-Without a GPU only the call itself can be looked at: XLA builds cuDNN's graph on the device, and compiling ahead of time leaves it out. What cuDNN makes
-of it, `python main.py bench kernels` compares with the reference before it times anything.
+Without a GPU only the call itself can be looked at: XLA builds cuDNN's graph on the device, and compiling ahead of time
+leaves it out. What cuDNN makes of it, `python main.py bench kernels` compares with the reference before it times
+anything.
 """
 
 from __future__ import annotations

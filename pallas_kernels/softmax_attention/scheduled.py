@@ -1,4 +1,5 @@
-"""Window attention on scheduled tiles: from a call of the front door to the rule and fields that recollect.pallas_kernels.scheduled_attention takes."""
+"""Window attention on scheduled tiles: from a call of the front door to the rule and fields that
+recollect.pallas_kernels.scheduled_attention takes."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ def reckoned(kernels: flash_vjp.KernelModule) -> Callable[..., Sizes]:
 
 
 def form(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[..., Any], Callable[..., str | None]]:
-    """The operation on a kernel module, and what it refuses; arguments as the front door's. name: of its tiles in the tuning tables."""
+    """The operation on a kernel module, and what it refuses; arguments as the front door's. name: of its tiles in
+    the tuning tables."""
 
     def attention(q, k, v, *, sinks, scale, return_lse, deterministic, **rest):
         rule, query_fields, key_fields = rule_and_fields(q, k, **rest)

@@ -1,7 +1,9 @@
-"""jax's splash attention (jax.experimental.pallas.ops.tpu.splash_attention): causal or windowed self-attention on TPUs, documents and sinks too.
+"""jax's splash attention (jax.experimental.pallas.ops.tpu.splash_attention): causal or windowed self-attention on TPUs,
+documents and sinks too.
 
-It walks over those blocks of the mask that hold something, both ways, with dk and dv apart from dq, so the work grows with the window; all sums are in
-fixed order. It wants heads before tokens, whole blocks and scaled queries, which this module sees to. What is refused, and why:
+It walks over those blocks of the mask that hold something, both ways, with dk and dv apart from dq, so the work grows
+with the window; all sums are in fixed order. It wants heads before tokens, whole blocks and scaled queries, which this
+module sees to. What is refused, and why:
 
 - fp32: no precision can be asked of its products, which on a TPU round fp32 operands to bf16;
 - masks, and windows counted in positions: its masks are made of places in storage when the program is traced;
@@ -23,7 +25,8 @@ from recollect.pallas_kernels.sharding import over_mesh
 
 LANES = 128
 FEWEST_TOKENS, MOST_TOKENS = 256, 16384
-"""The library looks at every number of the mask, t * t, when it makes a kernel: 1 to 3 s at 16,384 tokens, once a process and shape."""
+"""The library looks at every number of the mask, t * t, when it makes a kernel: 1 to 3 s at 16,384 tokens, once a
+process and shape."""
 
 LARGEST_HEAD = 256
 BLOCKS = (512, 256, 128)
@@ -114,7 +117,8 @@ def _on_device(q, k, v, sinks, segments, *, window, scale, interpret) -> jax.Arr
 
 @jax.custom_vjp
 def _of_wide_gradient(sinks: jax.Array) -> jax.Array:
-    """fp32 logits as they are; the library gives their gradient in the outputs' dtype, which jax does not always take for theirs."""
+    """fp32 logits as they are; the library gives their gradient in the outputs' dtype, which jax does not always
+    take for theirs."""
     return sinks
 
 
@@ -123,7 +127,8 @@ _of_wide_gradient.defvjp(lambda sinks: (sinks, None), lambda _, gradient: (gradi
 
 @functools.lru_cache(maxsize=64)
 def _kernel(h: int, t: int, window: int | None, block: int, interpret: Any) -> Any:
-    """Kept, as each new one would be traced and compiled anew; its arrays are numpy's, so that they belong to no device and no trace."""
+    """Kept, as each new one would be traced and compiled anew; its arrays are numpy's, so that they belong to no
+    device and no trace."""
     kernels, masks = _library()
     if window is None:
         mask: Any = masks.CausalMask((t, t))

@@ -19,7 +19,8 @@ SIZES = {"gpu": (64, 128, 256), "tpu": (128, 256, 512, 1024)}
 
 
 def _build(key: Key, backend: str) -> Any:
-    """Forward and gradient at this key, on the scheduled kernels and on xla; few heads, as time is the same for each."""
+    """Forward and gradient at this key, on the scheduled kernels and on xla; few heads, as time is the same for
+    each."""
     t, s, k, v, window = (int(key[name]) for name in ("t", "s", "k", "v", "window"))
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = ((1, t, 8, k), (1, s, 8, k), (1, s, 8, v))

@@ -1,7 +1,8 @@
-"""Dense products over what can be seen, in four forms: all keys; for self-attention blocks of queries against the keys stored up to
-their end; for windowed self-attention blocks of queries against their own and the previous block of keys, so that the work grows with
-the window and not with the square of the length; for masks given as rules blocks of queries against the tiles of keys that the
-rule's schedule may have them visit, where it is known at trace time that these are few.
+"""Dense products over what can be seen, in four forms: all keys; for self-attention blocks of queries against the keys
+stored up to their end; for windowed self-attention blocks of queries against their own and the previous block of keys,
+so that the work grows with the window and not with the square of the length; for masks given as rules blocks of queries
+against the tiles of keys that the rule's schedule may have them visit, where it is known at trace time that these are
+few.
 
 Padding inside a document would put keys of a window further away than the window in storage: rows are compacted first.
 """
@@ -18,7 +19,8 @@ from recollect.pallas_kernels.scheduled_attention.block_schedule import block_sc
 from recollect.pallas_kernels.softmax_attention.scheduled import is_rule, rule_and_fields
 
 QUERY_BLOCK = 128
-"""Queries a block of the causal form, at least; two CPU cores at (8, 512, 4, 32) take 42 ms for value and gradient against 63 in one block."""
+"""Queries a block of the causal form, at least; two CPU cores at (8, 512, 4, 32) take 42 ms for value and gradient
+against 63 in one block."""
 
 MOST_BLOCKS = 16
 """Blocks are unrolled in the program: longer sequences get longer blocks."""

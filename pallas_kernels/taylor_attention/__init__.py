@@ -1,12 +1,15 @@
-"""Attention with exp replaced by its second-order Taylor series (Based, Arora et al. 2024, section 4.1). With s_ij = scale q_i . k_j,
+"""Attention with exp replaced by its second-order Taylor series (Based, Arora et al. 2024, section 4.1). With s_ij =
+scale q_i . k_j,
 
     w_ij = 1 + s_ij + s_ij^2 / 2 >= 1/2,      o_i = sum_{j<=i} w_ij v_j / (sum_{j<=i} w_ij + epsilon)
 
-or the numerator alone. Since w_ij = phi(q_i) . phi(k_j) for packed features phi (features.py), a fixed state stands for all past keys:
+or the numerator alone. Since w_ij = phi(q_i) . phi(k_j) for packed features phi (features.py), a fixed state stands for
+all past keys:
 
     S_t = S_{t-1} + phi(k_t) [v_t, 1]^T      (features x (v + 1)), the last column, the normaliser, in fp32 like the rest.
 
-A token whose segment differs from the one before it starts from S = 0. Padding (segment 0) leaves S as it is and reads 0.
+A token whose segment differs from the one before it starts from S = 0. Padding (segment 0) leaves S as it is and reads
+0.
 """
 
 from __future__ import annotations
@@ -40,12 +43,14 @@ def taylor_attention(
     """Causal attention with weights 1 + s + s^2 / 2.
 
     Args:
-      q, k: (b, t, hk, k) queries and keys before the feature map; hk divides h, and head i of v goes with head i // (h / hk) of these.
+      q, k: (b, t, hk, k) queries and keys before the feature map; hk divides h, and head i of v goes with head i // (h
+        / hk) of these.
       v: (b, t, h, v).
       scale: s = scale q . k; None is 1 / sqrt(k).
       normalise: divide by the sum of weights.
       epsilon: added to that sum.
-      initial_state: (b, h, 1 + k + k (k + 1) / 2, v + 1) fp32, without the last column if not `normalise`; None is zero.
+      initial_state: (b, h, 1 + k + k (k + 1) / 2, v + 1) fp32, without the last column if not `normalise`; None is
+        zero.
       segment_ids: (b, t) int, 0 is padding; None is one document.
       initial_segment: (b,) segment that `initial_state` belongs to; needed when both it and `segment_ids` are given.
       chunk_size: tokens a chunk in the chunked forms; None leaves it to them.

@@ -1,10 +1,11 @@
 """Packed second-order Taylor features: phi(q) . phi(k) = 1 + s + s^2 / 2 with s = scale q . k.
 
-phi(x) = [1, x_i / k^(1/4), x_i^2 / sqrt(2 k), x_i x_j / sqrt(k) for i < j], the pairs row by row: 1 + k + k (k + 1) / 2 numbers, 153 at
-k = 16 (Based, Arora et al. 2024, section 4.1; the square is symmetric, so its upper triangle is enough). Queries are multiplied by
-scale sqrt(k) first: a state, which is made of keys, means the same at every scale.
+phi(x) = [1, x_i / k^(1/4), x_i^2 / sqrt(2 k), x_i x_j / sqrt(k) for i < j], the pairs row by row: 1 + k + k (k + 1) / 2
+numbers, 153 at k = 16 (Based, Arora et al. 2024, section 4.1; the square is symmetric, so its upper triangle is
+enough). Queries are multiplied by scale sqrt(k) first: a state, which is made of keys, means the same at every scale.
 
-Each feature is a product of two numbers that are linear in x, phi = (x left + left_one) * (x right + right_one), which is how kernels
+Each feature is a product of two numbers that are linear in x, phi = (x left + left_one) * (x right + right_one), which
+is how kernels
 make them: two products with constant matrices, no gathers and nothing put together along lanes.
 """
 
@@ -39,7 +40,8 @@ def packed(x: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Selections:
-    """phi = (weight * (x left) + left_one) * (x right + right_one); left and right (k, features) hold zeros and ones, the rest (features,)."""
+    """phi = (weight * (x left) + left_one) * (x right + right_one); left and right (k, features) hold zeros and
+    ones, the rest (features,)."""
 
     left: np.ndarray
     right: np.ndarray

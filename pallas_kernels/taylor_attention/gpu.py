@@ -1,11 +1,14 @@
 """Mosaic GPU kernels, for NVIDIA Hopper; gpu_body.py says how they work.
 
-The part of the normaliser that comes from before a chunk is a quadratic form of the query, [1, q] M [1, q]^T with M the moments
-sum_j [1, k_j] [1, k_j]^T: (k + 1)^2 numbers a chunk, which XLA sums and reads in fp32, and differentiates. Kernels get it a row a chunk.
+The part of the normaliser that comes from before a chunk is a quadratic form of the query, [1, q] M [1, q]^T with M the
+moments sum_j [1, k_j] [1, k_j]^T: (k + 1)^2 numbers a chunk, which XLA sums and reads in fp32, and differentiates.
+Kernels get it a row a chunk.
 
-Few rows and heads would leave most cores idle: then time is cut in pieces, as the recurrence's is (pallas_kernels/linear_recurrence/gpu.py).
+Few rows and heads would leave most cores idle: then time is cut in pieces, as the recurrence's is
+(pallas_kernels/linear_recurrence/gpu.py).
 
-Not served: fp32 (Hopper's tensor cores transpose 16-bit operands only), and more than 16 key dimensions, whose state spills registers.
+Not served: fp32 (Hopper's tensor cores transpose 16-bit operands only), and more than 16 key dimensions, whose state
+spills registers.
 """
 
 from __future__ import annotations
@@ -162,7 +165,8 @@ def _entering(plan: Plan, inputs: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def _marks(marks: jax.Array) -> jax.Array:
-    """The kernels' marks (b, n, 5, 64). Documents are numbered within a chunk: small numbers, which fp32 holds exactly."""
+    """The kernels' marks (b, n, 5, 64). Documents are numbered within a chunk: small numbers, which fp32 holds
+    exactly."""
     b, _, t = marks.shape
     rows = marks.reshape(b, -1, t // CHUNK, CHUNK)
     segments = rows[:, SEGMENT]
@@ -212,7 +216,8 @@ def _joined(columns: jax.Array, normaliser: jax.Array | None, key_dim: int, valu
 
 
 def _between(q, k, normaliser, marks, settings: Settings) -> tuple[jax.Array, jax.Array]:
-    """The sums of weights (b, h, t) that come from before each token's chunk, and the normaliser (b, h, features) after the last one."""
+    """The sums of weights (b, h, t) that come from before each token's chunk, and the normaliser (b, h, features)
+    after the last one."""
     b, t, h, key_dim = q.shape
     n = t // CHUNK
     q, k = (

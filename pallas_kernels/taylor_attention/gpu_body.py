@@ -1,14 +1,18 @@
-"""The kernels behind gpu.py: one thread block, one warpgroup, walking the chunks of a row and head for 64 of the value columns.
+"""The kernels behind gpu.py: one thread block, one warpgroup, walking the chunks of a row and head for 64 of the value
+columns.
 
-The state stays in registers in fp32, transposed, in pieces of 64 features, the last of 32 or 64; products read its bf16 copy in shared
-memory. Features are made in shared memory, chunk by chunk, out of products with matrices of zeros and ones (in queries' left one a half
-for squares), exact in bf16. They lack the weights of packed ones, which are applied to the state outside, in fp32: with
-f_k = (k left)(k right) and f_q = (scale q left')(scale q right), ones of constant and linear features added, f_q . f_k = 1 + s + s^2 / 2.
+The state stays in registers in fp32, transposed, in pieces of 64 features, the last of 32 or 64; products read its bf16
+copy in shared memory. Features are made in shared memory, chunk by chunk, out of products with matrices of zeros and
+ones (in queries' left one a half for squares), exact in bf16. They lack the weights of packed ones, which are applied
+to the state outside, in fp32: with f_k = (k left)(k right) and f_q = (scale q left')(scale q right), ones of constant
+and linear features added, f_q . f_k = 1 + s + s^2 / 2.
 
-Copies of the next chunk fly while one is computed. What is summed over value columns (dq, dk) leaves in parts, one a block of columns.
+Copies of the next chunk fly while one is computed. What is summed over value columns (dq, dk) leaves in parts, one a
+block of columns.
 
-Time may be cut in spans, each with thread blocks of its own. Walks for states alone find first what every span but the last adds to the
-state that the forward walk and the one for dq carry (key_states), or the one for dk and dv (query_states).
+Time may be cut in spans, each with thread blocks of its own. Walks for states alone find first what every span but the
+last adds to the state that the forward walk and the one for dq carry (key_states), or the one for dk and dv
+(query_states).
 """
 
 from __future__ import annotations
@@ -42,10 +46,11 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Runs the kernel.
 
     Args:
-      inputs: q, k, v, do by the names and sizes of the plan, bf16; the three matrices of MAPS, each (1, features, KEY_COLUMNS) bf16, the
-        ones added to left and right factors (2, features) fp32, and 0 to 63 (1, 64) int32; rows (b, h, n, rows, 64)
-        fp32; marks (b, n, 5, 64) fp32 if marked, rows READ to KEY_DOCUMENT; initial (b, h, v, features) fp32 if one enters, or
-        (b, spans, h, v, features) for several spans. What a walk for states does not read is left out.
+      inputs: q, k, v, do by the names and sizes of the plan, bf16; the three matrices of MAPS, each (1, features,
+        KEY_COLUMNS) bf16, the ones added to left and right factors (2, features) fp32, and 0 to 63 (1, 64) int32; rows
+        (b, h, n, rows, 64) fp32; marks (b, n, 5, 64) fp32 if marked, rows READ to KEY_DOCUMENT; initial (b, h, v,
+        features) fp32 if one enters, or (b, spans, h, v, features) for several spans. What a walk for states does not
+        read is left out.
     """
     staged, space, results = plan.stages(), plan.space(), plan.results()
     names = (list(inputs), list(results), list(staged), list(space))
@@ -133,8 +138,8 @@ class _Block:
     def work(self, name: str, piece: Any = slice(None)) -> Any:
         """A matrix of the work space, or a piece of it.
 
-        Indexed by a zero that the compiler does not know: where each thread stores would else be worked out for every matrix before
-        the first chunk, and kept in a hundred registers.
+        Indexed by a zero that the compiler does not know: where each thread stores would else be worked out for every
+        matrix before the first chunk, and kept in a hundred registers.
         """
         return self.space[name].at[(self.zero, piece) if name in MAPS else (self.zero, slice(None), piece)]
 
@@ -191,8 +196,8 @@ class _Block:
         self.features(here["k"], "key_left", 1.0, "keys", self.per_token(here, WRITE))
 
     def query_features(self, here: dict[str, Any]) -> jax.Array | None:
-        """Lays out those that are written to the state's gradient, to be committed: divided by their sums, which is easier than dividing
-        do. Returns 1 / sums."""
+        """Lays out those that are written to the state's gradient, to be committed: divided by their sums, which is
+        easier than dividing do. Returns 1 / sums."""
         inverse = gpu.load_per_row(here["rows"].at[0]) if self.plan.rows else None
         reads = self.per_token(here, READ)
         weight = inverse if reads is None else reads if inverse is None else reads * inverse
@@ -295,7 +300,8 @@ class _Block:
 
     def masked(self, pairs: jax.Array, here: dict[str, Any]) -> jax.Array:
         """(c, c): zero where a query does not see a key."""
-        # From shared memory, not counted in registers: the compiler would keep what is the same for all chunks there, and spill.
+        # From shared memory, not counted in registers: the compiler would keep what is the same for all chunks there,
+        # and spill.
         order = self.space["order"].at[self.zero]
         earlier = gpu.along_rows(gpu.load_per_column(order), CHUNK) <= gpu.along_columns(gpu.load_per_row(order), CHUNK)
         pairs = jnp.where(earlier, pairs, 0.0)

@@ -14,15 +14,16 @@ from recollect.pallas_kernels import mosaic_gpu as gpu
 CHUNK = COLUMNS = PIECE = gpu.ROWS
 SWIZZLE = 64  # bytes: pieces are of multiples of 32 features
 KEY_COLUMNS = 16  # key dimensions, padded: 32 bytes, what rows of the narrow tiles have
-# Of a token: whether it reads the state, whether it is written to it, whether its chunk keeps it (0 or 1); its document's number in the
-# chunk, as a query and as a key (-1 for padding).
+# Of a token: whether it reads the state, whether it is written to it, whether its chunk keeps it (0 or 1); its
+# document's number in the chunk, as a query and as a key (-1 for padding).
 READ, WRITE, KEEP, DOCUMENT, KEY_DOCUMENT = range(5)
 MAPS = ("query_left", "key_left", "right", "ones", "order")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a kernel is built for: the forward pass, or the walk for dq, or the one in reverse for dk and dv, or states of one of these.
+    """What a kernel is built for: the forward pass, or the walk for dq, or the one in reverse for dk and dv, or states
+    of one of these.
 
     value_dim: padded to 64s; features: to 32s. rows: numbers a token; marked: whether there are documents or padding.
     spans: of time, of `span` chunks each in the order of the walk, the last maybe of fewer.

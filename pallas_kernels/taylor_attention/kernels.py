@@ -5,9 +5,10 @@ With a_i = sum_j w_ij + epsilon, o_i = sum_j w_ij v_j / a_i, and g the cotangent
     dw_ij = (g_i . v_j - g_i . o_i) / a_i        (without a normaliser: g_i . v_j)        ds_ij = dw_ij (1 + s_ij)
     dq_i = scale sum_j ds_ij k_j                 dk_j = scale sum_i ds_ij q_i             dv_j = sum_i w_ij g_i / a_i
 
-as for softmax, with a_i in place of the log-sum-exp: walks read the rows 1 / a and g . o. Across chunks the sums go through the state:
-forwards, dphi(q_i) = (S g_i - z (g_i . o_i)) / a_i gives dq, S and z (the normaliser's column) made again on the way; in reverse,
-dphi(k_j) = dS v_j + dz and dv_j = dS^T phi(k_j), with dS collecting phi(q_i) g_i^T / a_i and dz -phi(q_i) (g_i . o_i) / a_i. No state is stored.
+as for softmax, with a_i in place of the log-sum-exp: walks read the rows 1 / a and g . o. Across chunks the sums go
+through the state: forwards, dphi(q_i) = (S g_i - z (g_i . o_i)) / a_i gives dq, S and z (the normaliser's column) made
+again on the way; in reverse, dphi(k_j) = dS v_j + dz and dv_j = dS^T phi(k_j), with dS collecting phi(q_i) g_i^T / a_i
+and dz -phi(q_i) (g_i . o_i) / a_i. No state is stored.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ class Settings:
 
 # Rows of `marks` (b, 8, t) int32, which is None for one document without padding. Padding takes the segment before it.
 SEGMENT, KEY_SEGMENT, READS, WRITES, KEEPS = range(5)
-# SEGMENT: as a query; KEY_SEGMENT: as a key, -1 for padding, so that a pair counts where the two are equal. 0 or 1: READS, it belongs to
-# the segment of the state before its chunk; WRITES, it is no padding and belongs to the segment of its chunk's last token; KEEPS, these
-# two segments of its chunk are one.
+# SEGMENT: as a query; KEY_SEGMENT: as a key, -1 for padding, so that a pair counts where the two are equal. 0 or 1:
+# READS, it belongs to the segment of the state before its chunk; WRITES, it is no padding and belongs to the segment of
+# its chunk's last token; KEEPS, these two segments of its chunk are one.
 
 
 class Passes(Protocol):
-    """The walks that a kernel module (tpu.py, gpu.py) provides; q, k (b, t, h, k), v, o, do (b, t, h, v), the state as the front door's."""
+    """The walks that a kernel module (tpu.py, gpu.py) provides; q, k (b, t, h, k), v, o, do (b, t, h, v), the state
+    as the front door's."""
 
     def forward(
         self,
@@ -68,7 +70,8 @@ class Passes(Protocol):
         d_state: jax.Array | None,
         settings: Settings,
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-        """dq, dk, dv in the dtypes of q, k, v, and the first state's gradient if there is one. inverses and dots: 1 / a and g . o, (b, h, t)
+        """dq, dk, dv in the dtypes of q, k, v, and the first state's gradient if there is one. inverses and dots: 1 / a
+        and g . o, (b, h, t)
         fp32, None without a normaliser. d_state: the last state's cotangent, None if none was returned."""
 
 

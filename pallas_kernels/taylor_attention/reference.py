@@ -1,4 +1,5 @@
-"""The specification: one token after another with packed features, and the series itself as a masked square. In fp32 (fp64 for fp64)."""
+"""The specification: one token after another with packed features, and the series itself as a masked square. In fp32
+(fp64 for fp64)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Tokens split over devices. What a part adds to the state does not depend on the state it starts from, so each part first sums that up
-alone; one state a part is exchanged, and the operation then runs from the state that enters."""
+"""Tokens split over devices. What a part adds to the state does not depend on the state it starts from, so each part
+first sums that up alone; one state a part is exchanged, and the operation then runs from the state that enters."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def over_devices(
 def written(
     k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, last: jax.Array | None, normalise: bool
 ) -> jax.Array:
-    """What tokens add to a state, of the document `last` (b,) alone where there are several: (b, h, features, v + 1 or v) fp32.
+    """What tokens add to a state, of the document `last` (b,) alone where there are several: (b, h, features, v + 1 or
+    v) fp32.
 
     Features are made again for the gradient: those of more than one chunk never exist at once.
     """

@@ -19,7 +19,8 @@ def taylor_attention_step(
     normalise: bool = True,
     epsilon: float = 1e-12,
 ) -> tuple[jax.Array, jax.Array]:
-    """Advances the state by one token and reads it; XLA makes one pass over the state of it, which is all the traffic there is.
+    """Advances the state by one token and reads it; XLA makes one pass over the state of it, which is all the traffic
+    there is.
 
     Args: as `taylor_attention`'s without the token axis.
       state: (b, h, features, v + 1) fp32, v columns without a normaliser.

@@ -1,7 +1,9 @@
-"""Mosaic TPU kernels: a program walks the chunks of a few heads with their states in VMEM; the gradient is two such walks.
+"""Mosaic TPU kernels: a program walks the chunks of a few heads with their states in VMEM; the gradient is two such
+walks.
 
-Arrays stay (b, t, heads x dimensions): a block holds as many heads as make its lanes a multiple of 128 (or all of them). Numbers a token
-are rows, never columns, whose lanes would be padded to 128. Features are made in VMEM, chunk by chunk.
+Arrays stay (b, t, heads x dimensions): a block holds as many heads as make its lanes a multiple of 128 (or all of
+them). Numbers a token are rows, never columns, whose lanes would be padded to 128. Features are made in VMEM, chunk by
+chunk.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ CHUNK = 128
 
 
 def chunk_of(t: int, chunk_size: int | None) -> int:
-    """Tokens a chunk for t of them: rows of numbers a token lie along lanes, so that blocks are of 128 tokens or of all."""
+    """Tokens a chunk for t of them: rows of numbers a token lie along lanes, so that blocks are of 128 tokens or of
+    all."""
     return min(-(-(chunk_size or CHUNK) // 128) * 128, -(-t // 16) * 16)
 
 
@@ -48,7 +49,8 @@ class Shape:
 
     @property
     def vmem_bytes(self) -> int:
-        """About what the larger walk holds: blocks twice (they are fetched ahead), states three times, and one head's chunk in work."""
+        """About what the larger walk holds: blocks twice (they are fetched ahead), states three times, and one
+        head's chunk in work."""
 
         def lanes(size: int) -> int:
             return -(-size // 128) * 128
@@ -151,7 +153,8 @@ def apart(state: jax.Array, features: int, normalise: bool) -> list[jax.Array]:
 
 
 def joined(parts, features: int) -> jax.Array:
-    """A state as the front door has it, (b, h, features, v + 1), of a walk's parts: its values, and its normaliser as rows if it has one."""
+    """A state as the front door has it, (b, h, features, v + 1), of a walk's parts: its values, and its normaliser
+    as rows if it has one."""
     state = parts[0] if len(parts) == 1 else jnp.concatenate([parts[0], jnp.swapaxes(parts[1], 2, 3)], axis=3)
     return state[:, :, :features]
 

@@ -1,7 +1,8 @@
-"""The chunked form: inside a chunk 1 + s + s^2 / 2 of scores, as written; packed features only for reading and writing the state.
+"""The chunked form: inside a chunk 1 + s + s^2 / 2 of scores, as written; packed features only for reading and writing
+the state.
 
-A scan over chunks carries the state (features x columns). Its body is recomputed in the gradient, which keeps one state a chunk: the
-features of more than one chunk never exist at once, and memory is linear in length.
+A scan over chunks carries the state (features x columns). Its body is recomputed in the gradient, which keeps one state
+a chunk: the features of more than one chunk never exist at once, and memory is linear in length.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def chunked(
 
 
 def _step(carry, chunk, *, scale, wide, writes=True):
-    """One chunk: the carry (state | None, segment it belongs to) after it, and the weighted sums of values (b, h, c, columns)."""
+    """One chunk: the carry (state | None, segment it belongs to) after it, and the weighted sums of values (b, h, c,
+    columns)."""
     state, current = carry
     q, k, v, segments = chunk
     index = jnp.arange(q.shape[2])

@@ -1,14 +1,16 @@
-"""Block sizes of kernels: measured ones from this folder's tables, one JSON file a kind of device, else what the operation reckons.
+"""Block sizes of kernels: measured ones from this folder's tables, one JSON file a kind of device, else what the
+operation reckons.
 
 A kernel asks when it is traced:
 
     sizes = block_sizes("linear_recurrence.gpu_walk", reckon, dtype="bfloat16", decay="head", k=64, v=64, t=4096)
 
-where `reckon(dtype=..., decay=..., ...)` is its cheap heuristic. A table's entry serves where all of its key is equal, but for counts of
-sequences, tokens and heads (b, t, h): among entries that differ in those alone the nearest serves, by the sum of |log2(ratio)|, the
-first of equals. A kernel whose sizes a count limits must bound what it gets.
+where `reckon(dtype=..., decay=..., ...)` is its cheap heuristic. A table's entry serves where all of its key is equal,
+but for counts of sequences, tokens and heads (b, t, h): among entries that differ in those alone the nearest serves, by
+the sum of |log2(ratio)|, the first of equals. A kernel whose sizes a count limits must bound what it gets.
 
-Tables hold only what `python -m recollect.pallas_kernels.tuning.measure` measured on that device; it rewrites the table of the device it runs on.
+Tables hold only what `python -m recollect.pallas_kernels.tuning.measure` measured on that device; it rewrites the table
+of the device it runs on.
 """
 
 from __future__ import annotations

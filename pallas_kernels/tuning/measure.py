@@ -2,9 +2,10 @@
 
     python -m recollect.pallas_kernels.tuning.measure [KERNEL ...] [--repeats 20] [--dry]
 
-Kernels are named in pallas_kernels/OPERATION/tunables.py, each a `Tunable` in TUNABLES. Every candidate is first checked against the
-operation's other form; one that does not compile or is wrong is told of and left out. A time is the median, over repeats, of runs that
-end when the device is done, after a warm-up. The table gets the fastest candidate of each key.
+Kernels are named in pallas_kernels/OPERATION/tunables.py, each a `Tunable` in TUNABLES. Every candidate is first
+checked against the operation's other form; one that does not compile or is wrong is told of and left out. A time is the
+median, over repeats, of runs that end when the device is done, after a warm-up. The table gets the fastest candidate of
+each key.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Tunable:
     keys: what is measured.
     heuristic: as handed to `block_sizes`.
     candidates: candidates(key) -> sizes to try; the heuristic's are tried without being named.
-    build: build(key) -> (function, other, arguments): the function that runs the kernel, one that computes the same without it, and arrays
-      for both.
+    build: build(key) -> (function, other, arguments): the function that runs the kernel, one that computes the same
+      without it, and arrays for both.
     tolerance: of rms(error) / rms(other's), for each array of the result.
     """
 

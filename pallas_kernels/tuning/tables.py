@@ -35,7 +35,8 @@ def find(device: str, operation: str, key: Key) -> Sizes | None:
 
 
 def read(device: str) -> dict[str, list[dict[str, Any]]]:
-    """Operation -> entries of one device, each {"key", "sizes", "milliseconds", "heuristic_milliseconds", "jax", "date"}; {} without a table.
+    """Operation -> entries of one device, each {"key", "sizes", "milliseconds", "heuristic_milliseconds", "jax",
+    "date"}; {} without a table.
 
     Raises:
       ValueError: the file is no table of this device.

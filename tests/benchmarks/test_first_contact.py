@@ -1,4 +1,5 @@
-"""A first contact with a GPU: what children write is not lost, deadlines hold, and the page made of it says what was measured."""
+"""A first contact with a GPU: what children write is not lost, deadlines hold, and the page made of it says what was
+measured."""
 
 from __future__ import annotations
 

@@ -99,7 +99,8 @@ def test_a_wrong_form_is_reported_and_not_timed(only, capsys):
 
 
 def test_a_fault_of_a_form_is_no_refusal(only, tmp_path):
-    """A ValueError while a kernel is traced, in its gradient or for its memory; the forms after it are measured, and the exit code says so."""
+    """A ValueError while a kernel is traced, in its gradient or for its memory; the forms after it are measured, and
+    the exit code says so."""
 
     def broken(x):
         raise ValueError("block of 48 rows")
@@ -167,7 +168,8 @@ def test_rows_are_kept_when_the_process_is_killed(tmp_path):
 
 
 def peer_python(folder, body):
-    """An interpreter for --peer-python that runs this instead of the script it is given. `line` is a case; `before` counts the processes before it."""
+    """An interpreter for --peer-python that runs this instead of the script it is given. `line` is a case; `before`
+    counts the processes before it."""
     path = folder / "python"
     counter = folder / "processes"
     path.write_text(
@@ -311,7 +313,8 @@ def test_work_of_softmax_attention_is_that_of_the_pairs_seen():
     assert make["softmax_attention", "causal"]().work == 2 * 3 * 2 * len(causal) * (8 + 5)
     assert make["softmax_attention", "window"](w=10).work == 2 * 3 * 2 * len(windowed) * (8 + 5)
     assert make["head_mixture_attention", "routed heads"](a=1).work == 2 * 3 * 1 * len(causal) * (8 + 5)
-    # Landmarks stand at 7, 15, ...: a query reads its own block's ordinary tokens, and all keys of earlier blocks but the landmarks' values.
+    # Landmarks stand at 7, 15, ...: a query reads its own block's ordinary tokens, and all keys of earlier blocks but
+    # the landmarks' values.
     earlier = [(i, j) for i, j in causal if j // 8 < i // 8]
     own = [(i, j) for i, j in causal if j // 8 == i // 8 and j % 8 != 7]
     valued = [(i, j) for i, j in earlier if j % 8 != 7]
@@ -335,7 +338,8 @@ def test_only_what_gpu_kernels_refuse_is_not_compiled_for_them():
 
 
 def test_gradients_are_checked_at_sizes_that_keep_the_case():
-    """The window is still shorter than the sequence, query heads still share key heads, and as large a share of the heads is active."""
+    """The window is still shorter than the sequence, query heads still share key heads, and as large a share of the
+    heads is active."""
     for platform in ("cpu", "gpu"):
         for case in kernel_cases.cases(platform, ["softmax_attention", "landmark_attention", "head_mixture_attention"]):
             small = kernel_cases.smaller(case).sizes

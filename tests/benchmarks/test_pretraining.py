@@ -1,4 +1,5 @@
-"""The pretraining benchmark at a tiny size: a real run of it, what it hands to its peer, and what it says when it cannot."""
+"""The pretraining benchmark at a tiny size: a real run of it, what it hands to its peer, and what it says when it
+cannot."""
 
 import json
 import os

@@ -27,7 +27,8 @@ def turn(ours, step, data, others=0.0):
 
 
 def test_ratios_compare_turns_that_follow_each_other():
-    # The machine slows tenfold in the middle turn: the medians' ratio would be 0.04 / 0.02, each turn's own is 3 with data.
+    # The machine slows tenfold in the middle turn: the medians' ratio would be 0.04 / 0.02, each turn's own is 3 with
+    # data.
     row = recall_training.summarise([turn(0.01, 0.02, 0.01), turn(0.2, 0.4, 0.2), turn(0.02, 0.04, 0.02)])
     assert row["ratio_with_data"] == pytest.approx(3.0)
     assert row["ratio_without_data"] == pytest.approx(2.0)
@@ -200,7 +201,8 @@ def test_the_data_piece_makes_every_field_of_every_batch(program):
 
 
 def test_the_gradient_piece_takes_a_step_along_each_batch(program):
-    # 20 steps of length 1e-6 from the same place: their sum is the gradients' sum at the start, but for second-order terms.
+    # 20 steps of length 1e-6 from the same place: their sum is the gradients' sum at the start, but for second-order
+    # terms.
     start = program.init(0)["params"]
     after, metrics = recall_breakdown.gradients(program, dropout=False)()
     assert metrics["loss"].shape == (recall_breakdown.STEPS,)

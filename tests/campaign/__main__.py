@@ -1,8 +1,10 @@
-"""The fault campaign: runs are killed, damaged, starved of disk and fed NaN, started again, and compared with undisturbed ones.
+"""The fault campaign: runs are killed, damaged, starved of disk and fed NaN, started again, and compared with
+undisturbed ones.
 
     python -m tests.campaign [--faults 60] [--seed 0] [--short]
 
-Prints a line a fault, and exits with code 1 if anything was lost: a bit of the parameters, of the optimizer's state, or of a line of metrics.
+Prints a line a fault, and exits with code 1 if anything was lost: a bit of the parameters, of the optimizer's state, or
+of a line of metrics.
 """
 
 from __future__ import annotations
@@ -64,8 +66,8 @@ def main() -> int:
 
 
 def plan(kinds: tuple[str, ...], shares: tuple[int, ...], count: int, seed: int) -> list[tuple[str, str]]:
-    """(kind, run) of each fault: every kind once, the others by their shares, both runs in turn (too many NaN batches: text, whose batches come
-    from outside of the program)."""
+    """(kind, run) of each fault: every kind once, the others by their shares, both runs in turn (too many NaN batches:
+    text, whose batches come from outside of the program)."""
     order = random.Random(seed)
     more = [kind for kind, share in zip(kinds, shares, strict=True) for _ in range(share - 1)]
     order.shuffle(more)
@@ -80,13 +82,15 @@ def plan(kinds: tuple[str, ...], shares: tuple[int, ...], count: int, seed: int)
 
 
 def references(work: Path) -> None:
-    """The undisturbed runs: plain, with a NaN batch, and with too many of them; and how long a run takes to start and to train."""
+    """The undisturbed runs: plain, with a NaN batch, and with too many of them; and how long a run takes to start
+    and to train."""
     from tests.campaign.faults import poison
     from tests.campaign.runs import Process, experiment_of, remains
 
     folder = work / "references"
     folder.mkdir()
-    # The last one of each finds its programs compiled, as runs with faults do: NaN comes to text from outside of the program.
+    # The last one of each finds its programs compiled, as runs with faults do: NaN comes to text from outside of the
+    # program.
     wanted = {
         "recall": (("recall", 0), ("recall-nan", 1), ("recall-again", 0)),
         "text": (("text", 0), ("text-diverged", 3), ("text-nan", 1)),

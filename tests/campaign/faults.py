@@ -280,8 +280,8 @@ _DISK = "a tmpfs" if os.geteuid() == 0 else "RLIMIT_FSIZE"
 
 @contextlib.contextmanager
 def _small_disk(folder: Path) -> Iterator[Callable[[bool], None]]:
-    """A disk of 8 MB at `folder` and what fills it (True) or frees it (False) from within the run; where none may be mounted, a limit on file
-    sizes that ends writes likewise."""
+    """A disk of 8 MB at `folder` and what fills it (True) or frees it (False) from within the run; where none may be
+    mounted, a limit on file sizes that ends writes likewise."""
     global _DISK
     folder.mkdir()
     mounted = (

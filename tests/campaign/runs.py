@@ -1,6 +1,7 @@
 """Runs of the campaign as forked processes, and what they left, compared bit for bit.
 
-Everything is imported before the fork, and no device is used in the process that forks, so that a run costs its tracing and its steps.
+Everything is imported before the fork, and no device is used in the process that forks, so that a run costs its tracing
+and its steps.
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ def _run(experiment: Experiment, output: Path, prepare: Callable[[], None] | Non
 
 
 def remains(folder: Path) -> dict[str, Any]:
-    """What a run left that must not depend on what happened to it: the newest checkpoint's arrays, the lines of metrics without
-    times, and the result without times. Read in a forked process, as reading takes a device."""
+    """What a run left that must not depend on what happened to it: the newest checkpoint's arrays, the lines of metrics
+    without times, and the result without times. Read in a forked process, as reading takes a device."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -1,5 +1,5 @@
-"""What a compiled program does, counted from its text: against products by hand, loops, collectives of eight fake devices, and lines as TPU and GPU
-compilers write them."""
+"""What a compiled program does, counted from its text: against products by hand, loops, collectives of eight fake
+devices, and lines as TPU and GPU compilers write them."""
 
 import jax
 import jax.numpy as jnp
@@ -164,12 +164,14 @@ ENTRY %main (x: f32[10,4,8], y: f32[10,8,8], i: s32[]) -> (f32[10,8,8], f32[8,8]
 def test_fusions_that_are_started_and_waited_for():
     work = work_of(GPU)
     assert work.products == 2 * 8 * 8 * 4
-    # A slice of 128 bytes and a place of 4, read and written; then that slice and a place read, 256 written into the stack and 256 beside it.
+    # A slice of 128 bytes and a place of 4, read and written; then that slice and a place read, 256 written into the
+    # stack and 256 beside it.
     assert work.bytes == (128 + 4 + 128) + (128 + 4 + 256 + 256)
 
 
 def test_convolutions_that_stand_for_batched_products():
-    """A product for each of 4 heads, as TPUs write it: padding all around one input place, and a window that meets it once an output."""
+    """A product for each of 4 heads, as TPUs write it: padding all around one input place, and a window that meets
+    it once an output."""
     lines = """HloModule m
 
 ENTRY %main (a: bf16[2,1,512,64], b: bf16[4,64,32,1]) -> f32[2,512,4,32] {

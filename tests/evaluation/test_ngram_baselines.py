@@ -30,7 +30,7 @@ def document(raw):
 
 @pytest.mark.parametrize("block", [1 << 22, 50])
 def test_bigram_against_counting(block, monkeypatch):
-    monkeypatch.setattr(ngrams, "_BLOCK", block)
+    monkeypatch.setattr(ngram_baselines, "_BLOCK", block)
     train, held_out = random_documents(0), random_documents(1)
     pairs = collections.Counter(pair for tokens in train for pair in itertools.pairwise(tokens.tolist()))
     before, kinds, after = collections.Counter(), collections.Counter(), collections.Counter()

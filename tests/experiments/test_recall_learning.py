@@ -56,7 +56,8 @@ def test_mixture_of_heads_recalls(tmp_path):
 
 
 def test_a_window_answers_what_is_in_reach(tmp_path):
-    """46.6% of queries have their key within 19 tokens: 17 of the window and two more through the convolution before it."""
+    """46.6% of queries have their key within 19 tokens: 17 of the window and two more through the convolution before
+    it."""
     assert 0.37 <= accuracy(tmp_path, mqar.window())[1900] <= 0.49
 
 

@@ -1,4 +1,5 @@
-"""The README's claim on text, in a shorter run: well below a bigram model of the same files, and the tools that use the run."""
+"""The README's claim on text, in a shorter run: well below a bigram model of the same files, and the tools that use
+the run."""
 
 import json
 

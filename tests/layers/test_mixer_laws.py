@@ -1,5 +1,5 @@
-"""Every mixer obeys one contract. A mixer exported by `layers` is held to all laws, in its default configuration and in the variants
-listed here; a law that cannot hold is listed by name with its reason, which pytest prints."""
+"""Every mixer obeys one contract. A mixer exported by `layers` is held to all laws, in its default configuration and in
+the variants listed here; a law that cannot hold is listed by name with its reason, which pytest prints."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ VARIANTS: dict[str, list[MixerConfig]] = {
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 """(law, case) -> reason."""
 
-# Tolerances on rms(error)/rms(reference). fp32 sums in another order differ by a few 1e-7 times the root of their length.
+# Tolerances on rms(error)/rms(reference). fp32 sums in another order differ by a few 1e-7 times the root of their
+# length.
 FP32 = 2e-5
 # Products of bf16 inputs carry 2^-9 each; a mixer chains three to five of them.
 BF16 = 0.03
@@ -179,7 +180,8 @@ def test_2_streaming(case):
 
 @law
 def test_2_streaming_ragged(case):
-    """Rows advance by different numbers of tokens a call; padding stands left, right and between; documents end inside calls."""
+    """Rows advance by different numbers of tokens a call; padding stands left, right and between; documents end
+    inside calls."""
     x = inputs(63)
     segments = DOCUMENTS
     expected = np.asarray(call(case, x, Context(segments=jnp.asarray(segments))))
@@ -286,7 +288,8 @@ def test_6_state_size(case):
 
 @law
 def test_7_bf16(case):
-    """Inputs are exactly representable, so routers (fp32) choose alike; retrieval scores are products in bf16 and may flip."""
+    """Inputs are exactly representable, so routers (fp32) choose alike; retrieval scores are products in bf16 and
+    may flip."""
     x = inputs(63, dtype=jnp.bfloat16)
     low = call(case, x)
     assert low.dtype == jnp.bfloat16

@@ -41,7 +41,8 @@ class PlaceProbeMixer(Mixer):
 
 
 def functional(vocabulary: int = 23, **fields) -> tuple[FunctionalModel, dict]:
-    """A model and parameters large enough that every path matters (drawn in numpy: compiling an initialisation takes longer)."""
+    """A model and parameters large enough that every path matters (drawn in numpy: compiling an initialisation takes
+    longer)."""
     model = FunctionalModel(LanguageModel(**fields), vocabulary)
     rng = np.random.default_rng(0)
     drawn = {

@@ -1,4 +1,5 @@
-"""Based's published models (Arora et al. 2024, reference configurations): layer maps, and parameters counted by arithmetic."""
+"""Based's published models (Arora et al. 2024, reference configurations): layer maps, and parameters counted by
+arithmetic."""
 
 import pytest
 

@@ -10,7 +10,8 @@ from recollect.models.landmarks import Layout, expanded_length, insert, layout, 
 
 
 def walk(segments, positions, block):
-    """(ordinary index or None, segment, position with landmarks counted, type) of each token the layers see, a row at a time."""
+    """(ordinary index or None, segment, position with landmarks counted, type) of each token the layers see, a row
+    at a time."""
     found = []
     for index, (segment, position) in enumerate(zip(segments, positions, strict=True)):
         longer = position + position // block

@@ -1,4 +1,5 @@
-"""The walks of pallas_kernels/linear_recurrence/chunk_scan.py, chunk by chunk in plain jnp: what the kernels must equal."""
+"""The walks of pallas_kernels/linear_recurrence/chunk_scan.py, chunk by chunk in plain jnp: what the kernels must
+equal."""
 
 from __future__ import annotations
 
@@ -181,7 +182,8 @@ def _outer(k, v, writes, decay):
 
 
 def _weights(chunks, here, at, reverse, strict, b, h, key_dim, value_dim, wide):
-    """Pair weights on keys' and on values' channels (b, c, c, h, k | v), reads and writes (b, c, h, k | v | 1), keep (b, h, k | 1, v | 1)."""
+    """Pair weights on keys' and on values' channels (b, c, c, h, k | v), reads and writes (b, c, h, k | v | 1), keep
+    (b, h, k | 1, v | 1)."""
     c = chunks.size
     index = jnp.arange(c)
     later, earlier = index[:, None], index

@@ -1,4 +1,5 @@
-"""Landmark attention written a query at a time in numpy float64, from the paper's description: an oracle for the kernels.
+"""Landmark attention written a query at a time in numpy float64, from the paper's description: an oracle for the
+kernels.
 
 Independent of `pallas_kernels`: no code is shared, and groups are dicts of blocks, not masks.
 """
@@ -26,7 +27,8 @@ def rotate(x: np.ndarray, position: float, base: float = 10_000.0) -> np.ndarray
 def grouped(
     scores: dict[int, dict[int, float]], own: dict[int, float], landmarks: dict[int, float]
 ) -> dict[int, float]:
-    """Weights of keys: `own` and `landmarks` by key and by block share one softmax; each block's `scores` have their own."""
+    """Weights of keys: `own` and `landmarks` by key and by block share one softmax; each block's `scores` have their
+    own."""
     main = softmax({**{("own", j): s for j, s in own.items()}, **{("block", n): s for n, s in landmarks.items()}})
     weights = {j: main["own", j] for j in own} if own else {}
     for n, inside in scores.items():
@@ -69,8 +71,8 @@ def training_weights(q, k, block, scale, q_positions, k_positions, q_segments, k
 
 
 def retrieval(q, k, v, block, top, scale, q_positions, k_positions, q_segments, k_segments):
-    """(b, t, h, v) outputs with stingy positions, unrotated q and k, and the largest position that any vector was turned by for
-    queries with more than `top` earlier blocks."""
+    """(b, t, h, v) outputs with stingy positions, unrotated q and k, and the largest position that any vector was
+    turned by for queries with more than `top` earlier blocks."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     b, t, h, _ = q.shape
     g, c, furthest = k.shape[2], block + 1, 0

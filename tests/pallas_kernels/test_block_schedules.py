@@ -1,4 +1,5 @@
-"""Block schedules of random mask expressions over random fields: no tile that holds an allowed pair is called empty, none that holds a forbidden one full."""
+"""Block schedules of random mask expressions over random fields: no tile that holds an allowed pair is called empty,
+none that holds a forbidden one full."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,8 @@ masks = st.recursive(
 
 
 def fields(seed: int, b: int, t: int, orderly: bool, block: int = 3) -> TokenFields:
-    """Documents in a row with padding among them; or tokens with fields of any value, as a cache that was evicted from may have them."""
+    """Documents in a row with padding among them; or tokens with fields of any value, as a cache that was evicted
+    from may have them."""
     rng = np.random.default_rng(seed)
     if orderly:
         segments = np.sort(rng.integers(0, 4, (b, t)), axis=1).astype(np.int32)
@@ -81,7 +83,8 @@ def test_no_tile_is_called_empty_or_full_wrongly(mask: Mask, seed, orderly, quer
     schedule = block_schedule(mask, query.present(), key.present(), (32, 48), sizes)
     assert isinstance(schedule.kinds, np.ndarray)
     assert_right(schedule.kinds, dense, *sizes)
-    # Segments alone unknown, and everything unknown, at trace time: the same on the device, and never fewer tiles than there can be.
+    # Segments alone unknown, and everything unknown, at trace time: the same on the device, and never fewer tiles than
+    # there can be.
     for unknown in (("segments",), tuple(query.present())):
         sides = [
             {name: jnp.asarray(x) if name in unknown else x for name, x in side.present().items()}
@@ -183,7 +186,8 @@ EXPRESSIONS = {
 
 @pytest.mark.parametrize(("name", "orderly"), [(name, i % 2 == 0) for i, name in enumerate(EXPRESSIONS)])
 def test_forms_by_rule_equal_the_dense_form(name, orderly):
-    """Values, log-sum-exps and gradients; the scheduled kernels' own too, by their specification, which trusts full tiles."""
+    """Values, log-sum-exps and gradients; the scheduled kernels' own too, by their specification, which trusts full
+    tiles."""
     mask, t, s = EXPRESSIONS[name], 77, 130
     q, k, v = arrays(t, s)
     sinks = jnp.array([0.5, -1.0, 2.0, 0.0])
@@ -222,7 +226,8 @@ def test_forms_by_rule_equal_the_dense_form(name, orderly):
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(q, k, v, sinks)
 
     expected = both(by_array)
-    # A padded query sees the sink in none of the forms but the array's, which knows no segments: its log-sum-exp is left out of the loss.
+    # A padded query sees the sink in none of the forms but the array's, which knows no segments: its log-sum-exp is
+    # left out of the loss.
     for form in (lambda *x: by_rule(*x, "xla"), lambda *x: by_rule(*x, "reference"), by_tiles):
         close(both(form), expected)
 

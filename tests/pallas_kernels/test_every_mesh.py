@@ -1,5 +1,5 @@
-"""Every mixer over every mesh equals one device: losses, gradients, parameters after five steps. One mesh a mixer is law 8 of tests/layers/test_mixer_laws.py;
-all of them (`make test-all`) take a quarter of an hour and more."""
+"""Every mixer over every mesh equals one device: losses, gradients, parameters after five steps. One mesh a mixer is
+law 8 of tests/layers/test_mixer_laws.py; all of them (`make test-all`) take a quarter of an hour and more."""
 
 import pytest
 

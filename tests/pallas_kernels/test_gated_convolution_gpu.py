@@ -1,4 +1,5 @@
-"""The convolutions' GPU kernels, simulated with race detection: values and all gradients against the specification in fp64."""
+"""The convolutions' GPU kernels, simulated with race detection: values and all gradients against the specification
+in fp64."""
 
 import functools
 
@@ -90,13 +91,15 @@ def near(found, given, form, exact, fixed) -> None:
     )
     for name, value in kernel.items():
         assert value < (0.005 if name.startswith("output") else 0.01), (name, value)
-        # The state and the gradients of taps are exact sums in the plain form; products of the long kernels round their factors.
+        # The state and the gradients of taps are exact sums in the plain form; products of the long kernels round their
+        # factors.
         assert value < max(2 * plain[name], 0.005), (name, value, plain[name])
 
 
 @pytest.mark.gpu_interpreter
 def test_padding_may_hold_anything_and_runs_repeat():
-    """NaN in x and both gates at padding changes no bit of outputs, state and gradients; a second run gives the same bits."""
+    """NaN in x and both gates at padding changes no bit of outputs, state and gradients; a second run gives the same
+    bits."""
     given, fixed = short_arguments(12, segments="ragged", b=1)
     hole = (fixed["segment_ids"] == 0)[..., None]
     poisoned = given | {name: jnp.where(hole, jnp.nan, given[name]) for name in ("x", "in_gate", "out_gate")}

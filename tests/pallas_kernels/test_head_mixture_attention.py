@@ -175,7 +175,8 @@ def test_rows_go_out_and_come_back(sort):
 
 
 def test_an_even_routing_is_bounded_closely():
-    """Four heads of which each token takes one, 1,024 tokens: tiles see little more than half of the square, a head's first tiles least."""
+    """Four heads of which each token takes one, 1,024 tokens: tiles see little more than half of the square, a
+    head's first tiles least."""
     t, tile = 1024, 64
     work = sum((last - first) * tile * seen for first, last, seen in xla.groups(t, 4, 1, tile))
     assert 0.5 * t * t < work < 0.85 * t * t

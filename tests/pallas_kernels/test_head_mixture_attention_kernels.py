@@ -1,4 +1,5 @@
-"""Head-mixture attention on scheduled tiles: in plain form, and on the TPU's and the GPU's kernels, simulated, against the specification in fp64."""
+"""Head-mixture attention on scheduled tiles: in plain form, and on the TPU's and the GPU's kernels, simulated,
+against the specification in fp64."""
 
 from __future__ import annotations
 

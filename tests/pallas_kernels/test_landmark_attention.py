@@ -140,7 +140,8 @@ def test_what_the_weights_are():
 
 
 def test_a_landmark_gates_its_block_and_nothing_else():
-    """Raising one landmark's key towards the query moves weight into its block; inside the block shares stay; its own block never asks it."""
+    """Raising one landmark's key towards the query moves weight into its block; inside the block shares stay; its
+    own block never asks it."""
     q, k, _ = arrays(1, 15, 1, 1)
     before, after = (weights_of(q, keys, plain(1, 15))[0, 0] for keys in (k, k.at[0, 4].add(0.5 * q[0, 12])))
     assert after[12, :4].sum() > before[12, :4].sum()
@@ -195,7 +196,8 @@ def test_xla_is_the_specification_over_documents():
 
 @pytest.mark.parametrize(("queries", "heads"), [(1, 4), (6, 4)])
 def test_xla_is_the_specification_against_a_cache(queries, heads):
-    """A few queries, the last of their rows, against all keys and some slots that are free; one alone reads keys where they lie."""
+    """A few queries, the last of their rows, against all keys and some slots that are free; one alone reads keys
+    where they lie."""
     q, k, v = arrays(3, queries, heads, 1, s=32)
     f = fields(PACKED, queries=queries)
     f = {name: jnp.pad(x, ((0, 0), (0, 5))) if name.startswith("key") else x for name, x in f.items()}
@@ -225,8 +227,8 @@ def test_pieces_and_walks_change_nothing(monkeypatch, documents):
     inputs = arrays(1, 45, 2, 1)
     f = packed_fields(rows([24, -3, 18])) if documents else {}
     expected = results(*inputs, f, block=4, backend="reference")
-    monkeypatch.setattr(earlier, "QUERIES", 13)
-    monkeypatch.setattr(earlier, "SMALLEST_PIECE", 24)
+    monkeypatch.setattr(previous_blocks, "QUERIES", 13)
+    monkeypatch.setattr(previous_blocks, "SMALLEST_PIECE", 24)
     fresh = jax.jit(results.__wrapped__, static_argnames=("block", "backend"))
     assert_agree(fresh(*inputs, f, block=4, backend="xla"), expected)
 
@@ -328,7 +330,8 @@ def test_retrieval_is_the_oracles(top, queries):
 
 
 def test_no_position_past_the_trained_range_counts():
-    """Gathered keys and the queries that meet them are turned by stingy positions; true positions matter for near pairs only."""
+    """Gathered keys and the queries that meet them are turned by stingy positions; true positions matter for near
+    pairs only."""
     q, k, v = arrays(1, 61, 2, 2)
     f, top, c = plain(1, 61), 2, 5
     limit, start = (top + 2) * c, (top + 1) * c
@@ -361,7 +364,8 @@ def test_no_position_past_the_trained_range_counts():
     spoiled = jax.jit(lambda q: retrieve_blocks(q, k, v, block=4, top=top, rotate=spoiling, **last))(q[:, -1:])
     assert error(spoiled, out[:, -1:]) < 1e-6
 
-    # And those near it see relative positions only: moving all rotations alike changes nothing (but rounding of larger angles).
+    # And those near it see relative positions only: moving all rotations alike changes nothing (but rounding of larger
+    # angles).
     def moved(x, positions):
         return rotate(x, positions + 100)
 

@@ -1,4 +1,5 @@
-"""Landmark attention's GPU kernels, simulated with race detection: values and all gradients against the specification."""
+"""Landmark attention's GPU kernels, simulated with race detection: values and all gradients against the
+specification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Landmark attention on scheduled tiles: by tiles in plain jnp, and by the TPU kernels, simulated; values and all gradients against the specification."""
+"""Landmark attention on scheduled tiles: by tiles in plain jnp, and by the TPU kernels, simulated; values and all
+gradients against the specification."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ exact = reference.dense
 
 
 def results(form, q, k, v, f, block):
-    """Outputs, log-sum-exps and gradients of a loss that reads both. f: fields of queries and keys, or of both at once if `key_...` is absent."""
+    """Outputs, log-sum-exps and gradients of a loss that reads both. f: fields of queries and keys, or of both at
+    once if `key_...` is absent."""
     given = {name: f.get(name, f.get(name.replace("key", "query"))) for name in FIELDS}
     how = {"block": block, "scale": q.shape[-1] ** -0.5, "self_attention": "key_positions" not in f}
 
@@ -123,20 +125,22 @@ def visits_of(run, monkeypatch):
         seen.append((type(rule).__name__, int(schedule.most.sum()), kinds))
         return schedule
 
-    monkeypatch.setattr(core, "block_schedule", noting)
+    monkeypatch.setattr(flash_vjp, "block_schedule", noting)
     run()
     return seen
 
 
 def test_what_is_known_of_tiles_before_a_program_runs(monkeypatch):
-    """One document from its start: exactly the own block's tiles and the earlier blocks. Documents: a band and a triangle."""
+    """One document from its start: exactly the own block's tiles and the earlier blocks. Documents: a band and a
+    triangle."""
     q, k, v = arrays(1, 64, 1, 1)
     call = functools.partial(by_einsum, block=7, scale=1.0, self_attention=True)
     none = dict.fromkeys(FIELDS)
     (own, may, do), (blocks, may_blocks, do_blocks) = visits_of(
         lambda: jax.eval_shape(lambda q: call(q, k, v, **none), q), monkeypatch
     )
-    # Tiles of 16 queries and of 8 keys, which are a block: each tile of queries meets two of its own, and 1, 3, 5, 7 before its last row's.
+    # Tiles of 16 queries and of 8 keys, which are a block: each tile of queries meets two of its own, and 1, 3, 5, 7
+    # before its last row's.
     assert (own, may, do) == ("NearOwnBlock", 8, 8)
     assert (blocks, may_blocks, do_blocks) == ("EarlierBlocks", 16, 16)
     segments = rows([20, 44])

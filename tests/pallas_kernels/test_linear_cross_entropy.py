@@ -90,7 +90,8 @@ def test_only_the_total_has_gradients():
 
 
 def test_bf16_stays_near_fp32():
-    """Products of bf16 operands; logits, sums and the kernel's gradient in fp32: 2^-8 an operand, rounded once more in the slopes."""
+    """Products of bf16 operands; logits, sums and the kernel's gradient in fp32: 2^-8 an operand, rounded once more
+    in the slopes."""
     hidden, kernel, targets, weights = arrays(2, 32, 64, 500, jnp.bfloat16)
     found = all_of(hidden, kernel, targets, weights, z_loss=1e-4, chunk=16)
     expected = all_of(

@@ -87,7 +87,8 @@ def arguments(t, decay, with_state, with_segments, b=2, h=2, k=5, v=4):
 
 
 def results(form, given, fixed, with_state_loss=True):
-    """Outputs, state and the gradients by all float inputs of a sum that weighs every output and state element differently."""
+    """Outputs, state and the gradients by all float inputs of a sum that weighs every output and state element
+    differently."""
 
     def loss(given):
         o, state = form(**given, **fixed)

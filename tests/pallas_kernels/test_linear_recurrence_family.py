@@ -1,4 +1,5 @@
-"""The whole family: decays per channel and of columns, erasing and grouped heads against the specification, forwards and backwards."""
+"""The whole family: decays per channel and of columns, erasing and grouped heads against the specification, forwards
+and backwards."""
 
 from __future__ import annotations
 
@@ -34,9 +35,10 @@ def mixed(rng, shape):
 
 
 def arguments(t, decay, erase, with_state, with_segments, columns=None, before=False, b=2, h=2, hk=1, k=6, v=5):
-    """decay: None, "token", "channel", or "mixed", channels of which some lose everything at once and some nothing; "strong", tokens like
-    that. erase: None, "scalar" strengths, "vector" ones, or "apart", with a key of its own. columns: the same as decay for value_log_decay,
-    None, "channel" or "mixed". before: whether the erase reads the undecayed state."""
+    """decay: None, "token", "channel", or "mixed", channels of which some lose everything at once and some nothing;
+    "strong", tokens like
+    that. erase: None, "scalar" strengths, "vector" ones, or "apart", with a key of its own. columns: the same as decay
+    for value_log_decay, None, "channel" or "mixed". before: whether the erase reads the undecayed state."""
     rng = np.random.default_rng(t)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     keys = unit(normal(b, t, hk, k)).astype(np.float32)
@@ -209,7 +211,8 @@ def walks_of_16(joined=None):
     ids=lambda case: " ".join(map(str, case)) if isinstance(case, tuple) else "joined" if case else "apart",
 )
 def test_gradients_are_walks(case, joined, monkeypatch):
-    """The mathematics that kernel backends share, on walks in plain jnp; the decay's gradient starts afresh every 32 tokens."""
+    """The mathematics that kernel backends share, on walks in plain jnp; the decay's gradient starts afresh every 32
+    tokens."""
     monkeypatch.setattr(kernel_vjp, "GROUP", 32)
     monkeypatch.setattr(kernel_vjp, "CHANNEL_GROUP", 32)
     run = functools.partial(kernel_vjp.by_walks, walks_of_16(joined))

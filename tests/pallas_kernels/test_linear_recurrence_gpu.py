@@ -1,4 +1,5 @@
-"""The recurrence's walks as GPU kernels, simulated with race detection, against their plain form in fp64 (walks_by_einsum); what they refuse."""
+"""The recurrence's walks as GPU kernels, simulated with race detection, against their plain form in fp64
+(walks_by_einsum); what they refuse."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from tests.pallas_kernels.programs import linear_recurrence_gpu as programs
 from tests.pallas_kernels.test_linear_recurrence import error
 
 C = gpu.CHUNK
-# bf16 products: each rounded factor is off by 2^-9 at most, 0.0017 rms; scores, weights and the entering state are rounded once more.
+# bf16 products: each rounded factor is off by 2^-9 at most, 0.0017 rms; scores, weights and the entering state are
+# rounded once more.
 CLOSE = {
     "o": 0.005,
     "y": 0.005,
@@ -158,7 +160,8 @@ def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
 
 
 def extreme_decays(t: int) -> np.ndarray:
-    """(patterns, t) log decays: those at which a factor that is a product of others might overflow, vanish or be rounded."""
+    """(patterns, t) log decays: those at which a factor that is a product of others might overflow, vanish or be
+    rounded."""
     token = np.arange(t)
     patterns = [
         np.zeros(t),
@@ -179,7 +182,8 @@ def extreme_decays(t: int) -> np.ndarray:
 @pytest.mark.parametrize("more", ["", "strict", "reverse", "reverse strict"])
 @pytest.mark.parametrize("decay", ["key", "value"])
 def test_extreme_decays(decay, more):
-    """A pattern a head and every number positive, so that nothing cancels and each can be held to what bf16 rounds away.
+    """A pattern a head and every number positive, so that nothing cancels and each can be held to what bf16 rounds
+    away.
 
     None is below 0.01: times e^-80, level 0's smallest factor, a number below 6e-4 is none that fp32 holds in full.
     """

@@ -1,7 +1,7 @@
 """The front door on its kernels, simulated: values and all gradients against the specification in float64.
 
-bf16 is also held against the xla form in bf16, except where that computes in fp32 what tensor cores of a GPU take in bf16: what is
-written to the state (hence the last state) and the decay's gradient have bars alone.
+bf16 is also held against the xla form in bf16, except where that computes in fp32 what tensor cores of a GPU take in
+bf16: what is written to the state (hence the last state) and the decay's gradient have bars alone.
 """
 
 from __future__ import annotations
@@ -163,8 +163,9 @@ def test_at_scale_0_the_state_alone_has_gradients(backend, case):
     given, fixed = case_arguments(case)
     exact, bar, decay_bar = given, FP32, FP32
     if backend == "pallas_gpu":
-        # A decay's gradient is <S, dS> at the end of a group less sums of products rounded apart. Of a last state alone, in which little
-        # of early tokens is left, nearly all of it cancels at those tokens, and what rounding leaves is held against the last few.
+        # A decay's gradient is <S, dS> at the end of a group less sums of products rounded apart. Of a last state
+        # alone, in which little of early tokens is left, nearly all of it cancels at those tokens, and what rounding
+        # leaves is held against the last few.
         (given, exact), bar, decay_bar = rounded(given), GATE, 0.05
     (o, state), gradients = on_kernels(backend, given, fixed, scale=0.0)
     (_, state_), gradients_ = exactly(
@@ -267,7 +268,8 @@ def test_what_kernels_refuse_is_said():
 
 
 def test_a_table_decides_chunks():
-    """What is forced on them is what they run: other chunks round otherwise, and a kernel's chunk is refused no more."""
+    """What is forced on them is what they run: other chunks round otherwise, and a kernel's chunk is refused no
+    more."""
     given, _ = case_arguments((70, "token", None, False, False, 32, 32))
     o = {}
     for chunk in (128, 16):

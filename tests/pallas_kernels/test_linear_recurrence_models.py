@@ -132,7 +132,8 @@ def rwkv7():
 
 
 def comba():
-    """A scalar decay plus low rank, S_t = (exp(g) - beta k p^T) S_{t-1} + beta k v^T, gates strong enough that exp(-g) would overflow."""
+    """A scalar decay plus low rank, S_t = (exp(g) - beta k p^T) S_{t-1} + beta k v^T, gates strong enough that
+    exp(-g) would overflow."""
     rng, q, k, v = rows()
     k, beta = unit(k), sigmoid(rng.normal(size=(B, T, H)))
     p, g = sigmoid(1.0) * k, -np.where(rng.random((B, T, H)) < 0.2, 800, rng.exponential(0.3, (B, T, H)))
@@ -179,7 +180,8 @@ def test_published_models_are_arguments(model):
 
 
 def slots(f, q, k, v):
-    """Two passes over m slots that are overwritten by the share 1 - exp f, K~ (m, k) and V~ (m, v): o_t = V~_t^T softmax(K~_t q_t)."""
+    """Two passes over m slots that are overwritten by the share 1 - exp f, K~ (m, k) and V~ (m, v): o_t = V~_t^T
+    softmax(K~_t q_t)."""
     o = np.zeros(v.shape)
     for b in range(B):
         for h in range(H):

@@ -1,4 +1,5 @@
-"""The recurrence's walks as TPU kernels, simulated, against their plain form in fp64 (walks_by_einsum); refusals; how a call is cut."""
+"""The recurrence's walks as TPU kernels, simulated, against their plain form in fp64 (walks_by_einsum); refusals;
+how a call is cut."""
 
 from __future__ import annotations
 
@@ -16,15 +17,16 @@ from tests.pallas_kernels import chunk_scan_by_einsum
 from tests.pallas_kernels.test_linear_recurrence import error
 
 B, KEY, VALUE = 2, 24, 12  # four heads share lanes where no operand has fewer
-# fp32 products of up to 64 terms. In bf16, o and y carry their own rounding (2e-3) and that of the scores; what only adds up
-# products of bf16 values in fp32 (states, without erasing) is closer, see test_the_state_keeps_its_precision.
+# fp32 products of up to 64 terms. In bf16, o and y carry their own rounding (2e-3) and that of the scores; what only
+# adds up products of bf16 values in fp32 (states, without erasing) is closer, see test_the_state_keeps_its_precision.
 CLOSE = {"float32": 1e-5, "bfloat16": 0.005}
 
 
 def some_chunks(
     c: int, t: int, h: int, decay: str, documents: bool, strength: float | None = None, keys: int = KEY
 ) -> Chunks:
-    """Random decays of mean `strength`, by default weak ones with a few that forget everything; rows of up to four documents."""
+    """Random decays of mean `strength`, by default weak ones with a few that forget everything; rows of up to four
+    documents."""
     rng = np.random.default_rng(c + t)
     channels = {"none": None, "head": 1, "key": keys, "value": VALUE}[decay]
     total = None
@@ -153,7 +155,8 @@ def test_the_state_keeps_its_precision(decay):
 @pytest.mark.parametrize("decay", ["key", "value"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_decays_a_channel_at_their_bounds(decay, reverse):
-    """One row decays by e^-10 at every token, the strongest that callers hand over, and nothing overflows; the other in half its chunks."""
+    """One row decays by e^-10 at every token, the strongest that callers hand over, and nothing overflows; the other
+    in half its chunks."""
     c, t = 32, 64
     rows = [some_rows(t, 2, d, "float32", i) for i, d in enumerate((KEY, KEY, VALUE))]
     some = some_chunks(c, t, 2, decay, False, strength=2.5).total
@@ -164,7 +167,8 @@ def test_decays_a_channel_at_their_bounds(decay, reverse):
         compare(*(jax.tree.map(lambda x, row=row: x[row], form) for form in (found, expected)), {}, 1e-5)
 
 
-# decay, tokens a chunk, chunks, documents, reverse, reads, writes a second time, heads of keys out of 4, dtype, simulation
+# decay, tokens a chunk, chunks, documents, reverse, reads, writes a second time, heads of keys out of 4, dtype,
+# simulation
 DELTAS = [
     ("none", 8, 3, True, False, True, False, 4, "bfloat16", "races"),
     ("head", 16, 3, True, False, True, False, 1, "float32", "values"),
@@ -249,7 +253,8 @@ def test_systems_are_solved(case):
 
 
 def test_heads_that_do_not_fit_together_are_transposed(monkeypatch):
-    """Three heads of 24 and 12 channels fill no whole lanes: all together, or one at a time where that would be too much."""
+    """Three heads of 24 and 12 channels fill no whole lanes: all together, or one at a time where that would be too
+    much."""
     rows = [
         some_rows(32, count, d, "float32", i)
         for i, (count, d) in enumerate(zip((3, 1, 3), (KEY, KEY, VALUE), strict=True))

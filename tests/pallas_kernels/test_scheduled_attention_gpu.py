@@ -1,4 +1,5 @@
-"""Scheduled attention's GPU kernels, simulated: values and all gradients against their plain form (tiles_by_einsum); refusals."""
+"""Scheduled attention's GPU kernels, simulated: values and all gradients against their plain form (tiles_by_einsum);
+refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Scheduled attention's TPU kernels, simulated: values and all gradients against their plain form (tiles_by_einsum); refusals."""
+"""Scheduled attention's TPU kernels, simulated: values and all gradients against their plain form (tiles_by_einsum);
+refusals."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ class All:
 
 
 def attended(kernels, arrays, dtype=None, times=1, **call):
-    """Output, log-sum-exp, and gradients by all of `arrays` of a sum that weighs both unevenly; of several runs, one after another."""
+    """Output, log-sum-exp, and gradients by all of `arrays` of a sum that weighs both unevenly; of several runs, one
+    after another."""
     arrays = {name: x if dtype is None or name == "sinks" else x.astype(dtype) for name, x in arrays.items()}
 
     def run(arrays):

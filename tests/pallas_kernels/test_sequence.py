@@ -1,5 +1,5 @@
-"""Operations whose tokens are split over a mesh: values and gradients equal one device's, and what devices exchange does not grow with the length
-where a state or a window's worth suffices."""
+"""Operations whose tokens are split over a mesh: values and gradients equal one device's, and what devices exchange
+does not grow with the length where a state or a window's worth suffices."""
 
 import functools
 
@@ -20,7 +20,8 @@ from recollect.pallas_kernels.softmax_attention import softmax_attention
 from recollect.pallas_kernels.taylor_attention import taylor_attention
 from tests.pallas_kernels.test_sharding import mesh_of
 
-# Three documents of which one spans four parts of eight tokens and more, padding between, at the end and over a whole part; another row.
+# Three documents of which one spans four parts of eight tokens and more, padding between, at the end and over a whole
+# part; another row.
 SEGMENTS = np.array([[1] * 5 + [0] * 2 + [2] * 41 + [0] * 10 + [3] * 6, [4] * 9 + [5] * 33 + [0] * 22])
 MESHES = [
     {"tensor": 2, "sequence": 4},
@@ -38,7 +39,8 @@ def numbers(*shapes, seed=0):
 
 
 def same_as_on_one_device(operation, arrays, sizes, tolerance=1e-5, backend=None, interpret=False):
-    """operation(arrays) and the gradients of all floating arrays, with the mesh and without: errors relative to each array's largest."""
+    """operation(arrays) and the gradients of all floating arrays, with the mesh and without: errors relative to each
+    array's largest."""
     floats = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     rest = {name: x for name, x in arrays.items() if name not in floats}
     weights = None

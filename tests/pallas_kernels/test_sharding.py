@@ -1,4 +1,5 @@
-"""Kernels under a mesh: the same numbers as on one device, each device its part, gradients too, and compiled for a slice of TPUs."""
+"""Kernels under a mesh: the same numbers as on one device, each device its part, gradients too, and compiled for a
+slice of TPUs."""
 
 import functools
 import re
@@ -26,7 +27,8 @@ def mesh_of(devices=None, **sizes):
 
 
 def multiply(x, gain, shift):
-    """(b, t, h, d), (b, hg, d), (h,) -> gain x + shift (b, t, h, d) and its sum over t (b, h, d). One kernel cell a sequence and head."""
+    """(b, t, h, d), (b, hg, d), (h,) -> gain x + shift (b, t, h, d) and its sum over t (b, h, d). One kernel cell a
+    sequence and head."""
     b, t, h, d = x.shape
     group = h // gain.shape[1]
 

@@ -144,7 +144,8 @@ def test_padding_full_of_nan_touches_nothing(backend):
 
 
 def test_by_hand():
-    """Scores are zero, so seen keys weigh alike: means over the last two tokens, and a sink of log 2 that counts as two more keys."""
+    """Scores are zero, so seen keys weigh alike: means over the last two tokens, and a sink of log 2 that counts as
+    two more keys."""
     q = k = jnp.zeros((1, 4, 1, 3))
     v = jnp.array([1.0, 2.0, 4.0, 8.0]).reshape(1, 4, 1, 1)
     for backend in ("xla", "reference"):

@@ -1,4 +1,5 @@
-"""Window attention by libraries: what cuDNN is asked for, as it cannot run here, and jax's splash attention simulated."""
+"""Window attention by libraries: what cuDNN is asked for, as it cannot run here, and jax's splash attention
+simulated."""
 
 from __future__ import annotations
 
@@ -360,7 +361,8 @@ def test_what_splash_refuses(shape, call, reason):
 
 
 def test_splash_visits_what_the_window_holds():
-    """Steps of its grids for a block of queries (of keys, for their gradients): 2 blocks of 256 keys hold a window of 256."""
+    """Steps of its grids for a block of queries (of keys, for their gradients): 2 blocks of 256 keys hold a window
+    of 256."""
     windowed, causal = (splash._kernel(4, 2048, window, 256, False) for window in (256, None))
     for kernel, most in ((windowed, 2), (causal, 8)):
         assert kernel.fwd_mask_info.block_mask.shape[1:] == kernel.dq_mask_info.block_mask.shape[1:] == (8, most)

@@ -35,7 +35,8 @@ def documents(b: int, t: int) -> np.ndarray:
 
 
 def arguments(t, with_state, with_segments, normalise=True, b=2, h=2, hk=2, k=5, v=4):
-    """Random numpy inputs, those with gradients apart. The state is one that keys and values make: its normaliser is positive."""
+    """Random numpy inputs, those with gradients apart. The state is one that keys and values make: its normaliser is
+    positive."""
     rng = np.random.default_rng(t)
     shapes = {"q": (b, t, hk, k), "k": (b, t, hk, k), "v": (b, t, h, v)}
     given: dict = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
@@ -76,7 +77,8 @@ def by_loops(
     initial_segment=None,
     return_state=True,
 ):
-    """Outputs and last state in numpy float64: the weights of a document's pairs from the series, states from the features."""
+    """Outputs and last state in numpy float64: the weights of a document's pairs from the series, states from the
+    features."""
     b, t, h, _ = v.shape
     size = q.shape[3]
     scale = size**-0.5 if scale is None else scale
@@ -115,7 +117,8 @@ def by_loops(
 
 
 def results(form, given, fixed):
-    """Outputs, state and the gradients by all float inputs of a sum that weighs every output and state element differently."""
+    """Outputs, state and the gradients by all float inputs of a sum that weighs every output and state element
+    differently."""
 
     def loss(given):
         o, state = form(**given, **fixed)
@@ -327,7 +330,8 @@ def test_half_precision_keeps_its_state_in_fp32():
 
 
 def test_features_of_a_whole_sequence_never_exist():
-    """Between the passes one state a chunk is kept; features of all tokens at once would be four times what is found here."""
+    """Between the passes one state a chunk is kept; features of all tokens at once would be four times what is found
+    here."""
     t, k, v = 4096, 16, 64
     x, y = (jax.ShapeDtypeStruct((1, t, 1, size), jnp.float32) for size in (k, v))
     gradient = jax.jit(jax.grad(lambda q, k, v: jnp.sum(taylor_attention(q, k, v, backend="xla")[0]), (0, 1, 2)))
@@ -354,7 +358,8 @@ def _compiled(chunk: int):
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_documents_and_states(data):
-    """Shapes are few, so that programs are: what varies is where documents and padding fall, and how large scores are."""
+    """Shapes are few, so that programs are: what varies is where documents and padding fall, and how large scores
+    are."""
     t, chunk = data.draw(st.sampled_from([1, 11])), data.draw(st.sampled_from([4, 11]))
     segments, first = any_segments(data, t)
     size = data.draw(st.sampled_from([0.0, 0.1, 8.0]))

@@ -1,4 +1,5 @@
-"""Taylor attention's GPU kernels, simulated with race detection: values and all gradients against the specification in fp64."""
+"""Taylor attention's GPU kernels, simulated with race detection: values and all gradients against the specification
+in fp64."""
 
 from __future__ import annotations
 
@@ -60,8 +61,8 @@ def test_the_kernels_are_the_sum(case):
     if return_state:
         assert state.dtype == jnp.float32 and error(state, state_) < 0.005
     for name in gradients_:
-        # Features and states are rounded to bf16 before products, which the plain form leaves in fp32: of one token's dq, which comes
-        # from the state alone, that shows (0.004 against 0.0016), hence the floor.
+        # Features and states are rounded to bf16 before products, which the plain form leaves in fp32: of one token's
+        # dq, which comes from the state alone, that shows (0.004 against 0.0016), hence the floor.
         allowed = min(0.01, max(0.005, 2 * error(plain_gradients[name], gradients_[name])))
         assert gradients[name].dtype == inputs[name].dtype and error(gradients[name], gradients_[name]) < allowed, name
 

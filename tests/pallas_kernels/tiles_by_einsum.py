@@ -1,4 +1,5 @@
-"""The kernels of pallas_kernels/scheduled_attention/flash_vjp.py in plain jnp: what those of tpu.py and gpu.py must equal.
+"""The kernels of pallas_kernels/scheduled_attention/flash_vjp.py in plain jnp: what those of tpu.py and gpu.py must
+equal.
 
 A mask is asked for on partial tiles alone, as there, so that a schedule that calls a tile full or empty wrongly shows.
 """
@@ -81,7 +82,8 @@ def _log_sum_exp(scores):
 
 
 def _in_blocks(scores, settings):
-    """Landmarks' scores (..., blocks), and softmaxes over ordinary ones (..., blocks, slots), 0 where a block is not seen."""
+    """Landmarks' scores (..., blocks), and softmaxes over ordinary ones (..., blocks, slots), 0 where a block is not
+    seen."""
     scores = scores.reshape(*scores.shape[:-1], -1, settings.key_tile)
     ordinary = jnp.arange(settings.key_tile) < settings.block
     inner = jnp.where(ordinary & (scores > -jnp.inf), scores, -jnp.inf)

@@ -1,4 +1,5 @@
-"""The smallest GPU kernel that reads, computes and writes: what tests of the tools compile, so that they need no operation's."""
+"""The smallest GPU kernel that reads, computes and writes: what tests of the tools compile, so that they need no
+operation's."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,5 @@
-"""What a compiled GPU program moves: the launches of its entry computation, and the bytes of what they take and give."""
+"""What a compiled GPU program moves: the launches of its entry computation, and the bytes of what they take and
+give."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after
 
 
 def of(text: str) -> tuple[int, float]:
-    """Launches and bytes of a module's text. An array that one launch takes twice, under another shape too, counts once.
+    """Launches and bytes of a module's text. An array that one launch takes twice, under another shape too, counts
+    once.
 
     Raises:
       ValueError: a loop or a branch, whose body this does not read.

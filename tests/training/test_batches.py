@@ -1,4 +1,5 @@
-"""How text reaches the step: by batch number whatever was restarted, over any mesh, and no more programs than row lengths."""
+"""How text reaches the step: by batch number whatever was restarted, over any mesh, and no more programs than row
+lengths."""
 
 import json
 

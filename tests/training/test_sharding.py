@@ -1,5 +1,6 @@
-"""Shardings: the table of rules, states of any optimizer, a text step from end to end, and what devices exchange. Every mixer over a mesh is law 8 of
-tests/layers/test_mixer_laws.py, over every mesh tests/pallas_kernels/test_every_mesh.py."""
+"""Shardings: the table of rules, states of any optimizer, a text step from end to end, and what devices exchange. Every
+mixer over a mesh is law 8 of tests/layers/test_mixer_laws.py, over every mesh
+tests/pallas_kernels/test_every_mesh.py."""
 
 import dataclasses
 import re
@@ -115,7 +116,8 @@ def host_batch(length=16, rows=16, vocabulary=32, steps=4):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_steps_on_packed_text_equal_those_on_one_device(tmp_path, accumulate):
-    """The program's own steps, its optimizer's too: losses of four AdamW steps, and the parameters that have a gradient to speak of."""
+    """The program's own steps, its optimizer's too: losses of four AdamW steps, and the parameters that have a
+    gradient to speak of."""
     ends = []
     for mesh in (Mesh(), Mesh(fsdp=2, tensor=2, sequence=2)):
         experiment = tiny(tmp_path, mesh=mesh, accumulate=accumulate, learning_rate=1e-3)
@@ -211,7 +213,8 @@ def test_what_devices_exchange_does_not_grow_with_the_length(operation):
 
 
 def test_full_attention_exchanges_keys_and_values_once():
-    """Gathered forwards, their gradients summed into parts on the way back: nothing else that grows with the length but segments and positions."""
+    """Gathered forwards, their gradients summed into parts on the way back: nothing else that grows with the length
+    but segments and positions."""
 
     def operation(q, k, v, segments):
         return softmax_attention(q, k, v, query_segments=segments, query_positions=document_positions(segments))

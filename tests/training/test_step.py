@@ -19,7 +19,8 @@ from tests.training.tiny import tiny
 
 
 def test_adamw_is_its_definition(tmp_path):
-    """Three steps by hand in float64 on the program's own gradients; decay on everything, then on tagged parameters only."""
+    """Three steps by hand in float64 on the program's own gradients; decay on everything, then on tagged parameters
+    only."""
     for everything in (True, False):
         experiment = tiny(tmp_path, steps=10)
         experiment = chz.replace(

@@ -1,4 +1,5 @@
-"""Files that must be whole: atomic writes, SHA-256 of every file of a folder, and telling a full disk from other errors."""
+"""Files that must be whole: atomic writes, SHA-256 of every file of a folder, and telling a full disk from other
+errors."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ class DiskFull(UserError):
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that no space is left. Storage libraries wrap the operating system's error in
-    kinds of their own, so the text counts too."""
+    """Whether an error, or one that it came from, says that no space is left. Storage libraries wrap the operating
+    system's error in kinds of their own, so the text counts too."""
     while error is not None:
         if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in _FULL):
             return True
@@ -63,7 +64,8 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Writes size and SHA-256 of every file below `folder` into its digests.json, last, after flushing the files to the disk."""
+    """Writes size and SHA-256 of every file below `folder` into its digests.json, last, after flushing the files to
+    the disk."""
     write_json(folder / DIGESTS, {"sha256": _digests(folder, flush=True)})
 
 
@@ -100,7 +102,8 @@ def _digests(folder: Path, *, flush: bool, names: list[str] | None = None) -> di
     def one(name: str) -> tuple[int, str]:
         with (folder / name).open("rb") as file:
             if flush:
-                # What another process wrote on a shared disk is flushed too: the page cache is the file's, not the writer's.
+                # What another process wrote on a shared disk is flushed too: the page cache is the file's, not the
+                # writer's.
                 os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -31,7 +31,8 @@ def open_run(path: Path, overrides: list[str] | None = None) -> SavedRun:
     """Loads the newest checkpoint of the run in `path`.
 
     Args:
-      overrides: changes for this use; they must leave the parameters' shapes as they are (data, `retrieve`, ... may change).
+      overrides: changes for this use; they must leave the parameters' shapes as they are (data, `retrieve`, ... may
+        change).
 
     Raises:
       UserError: no run there, a damaged checkpoint, or overrides that need other parameters.

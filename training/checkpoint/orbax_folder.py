@@ -1,4 +1,5 @@
-"""Checkpoints: Orbax writes the arrays on its own threads while training goes on; a folder counts once it is whole, sealed and renamed.
+"""Checkpoints: Orbax writes the arrays on its own threads while training goes on; a folder counts once it is whole,
+sealed and renamed.
 
     checkpoints/STEP/state/        arrays, as Orbax lays them out
                      meta.json     the config, and what a run must know beside its arrays
@@ -6,8 +7,9 @@
     checkpoints/STEP.writing/      one that is being written; after a crash it is half a checkpoint, and is taken away
     checkpoints/damaged/STEP-N/    one that was found damaged
 
-Orbax loads a flipped byte without a word, hence the digests. They are of files, so that finding damage takes no decoding and no device, and
-that Orbax's own metadata is covered too. Every process of a run calls `save`, `wait` and `load`; the first alone seals, renames and deletes.
+Orbax loads a flipped byte without a word, hence the digests. They are of files, so that finding damage takes no
+decoding and no device, and that Orbax's own metadata is covered too. Every process of a run calls `save`, `wait` and
+`load`; the first alone seals, renames and deletes.
 """
 
 from __future__ import annotations
@@ -121,11 +123,13 @@ class Checkpoints:
         return self._error is not None and (self._thread is None or not self._thread.is_alive())
 
     def load(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        """The state of a step, every array placed as `abstract` asks, and `extra`. Files are not verified here: see `problem`.
+        """The state of a step, every array placed as `abstract` asks, and `extra`. Files are not verified here: see
+        `problem`.
 
         Args:
-          abstract: a tree like the state saved, of arrays or ShapeDtypeStructs whose `sharding` says where each goes: another mesh,
-            another number of devices or processes than the state was saved from. Without one it goes onto the first device.
+          abstract: a tree like the state saved, of arrays or ShapeDtypeStructs whose `sharding` says where each goes:
+            another mesh, another number of devices or processes than the state was saved from. Without one it goes onto
+            the first device.
 
         Raises:
           UserError: the checkpoint is of another structure, or cannot be read.
@@ -147,7 +151,8 @@ class Checkpoints:
         return state, extra
 
     def problem(self, step: int) -> str | None:
-        """What is wrong with a checkpoint's files, or None. Reads them all; the main process reads for every process."""
+        """What is wrong with a checkpoint's files, or None. Reads them all; the main process reads for every
+        process."""
         found = damage(self.directory / str(step)) if is_main() else None
         if not from_main(int(found is not None)):
             return None
@@ -164,7 +169,8 @@ class Checkpoints:
         largest(0)
 
     def recover(self, say: Say) -> None:
-        """Takes away what a process that died while saving has left, and says so. To be called before the first save."""
+        """Takes away what a process that died while saving has left, and says so. To be called before the first
+        save."""
         if is_main() and self.directory.is_dir():
             for path in self.directory.glob("*.retired"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -176,7 +182,8 @@ class Checkpoints:
         largest(0)
 
     def newest_good(self, say: Say = print, before: int | None = None) -> int | None:
-        """The newest step (less than `before`, if given) whose files are whole; damaged ones on the way are named and set aside.
+        """The newest step (less than `before`, if given) whose files are whole; damaged ones on the way are named and
+        set aside.
 
         Returns:
           None where no checkpoint was ever saved.
@@ -195,7 +202,8 @@ class Checkpoints:
         return None
 
     def refuse_if_all_damaged(self) -> None:
-        """Raises UserError when nothing but damaged checkpoints is left: starting again from step 0 must be the user's choice."""
+        """Raises UserError when nothing but damaged checkpoints is left: starting again from step 0 must be the
+        user's choice."""
         folder = self.directory / "damaged"
         if not self.steps() and folder.is_dir() and any(folder.iterdir()):
             names = ", ".join(sorted(path.name for path in folder.iterdir()))
@@ -254,10 +262,11 @@ class Checkpoints:
 
 
 def load_params(directory: Path, *, ema: bool = False, say: Say | None = None) -> tuple[dict[str, Any], Config, int]:
-    """Parameters (numpy), config and step of the newest good checkpoint in `directory`, structure read from the file itself.
+    """Parameters (numpy), config and step of the newest good checkpoint in `directory`, structure read from the file
+    itself.
 
-    Every file of the checkpoint is verified; optimizer state is not read. A damaged checkpoint is named (`say`, by default on stderr)
-    and left where it is, since a run may be using the folder; the one before it is taken.
+    Every file of the checkpoint is verified; optimizer state is not read. A damaged checkpoint is named (`say`, by
+    default on stderr) and left where it is, since a run may be using the folder; the one before it is taken.
 
     Args:
       ema: take the moving average of the parameters where the run kept one.
@@ -320,7 +329,8 @@ def _reader() -> Any:
 
 
 def _quiet() -> None:
-    """Orbax logs every file it touches, and after a failed write its and TensorStore's threads print tracebacks of what `wait` tells in
+    """Orbax logs every file it touches, and after a failed write its and TensorStore's threads print tracebacks of what
+    `wait` tells in
     one line: of arrays whose writing nobody waits for any more."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -16,9 +16,11 @@ Say = Callable[[str], None]
 
 
 def start(members: list[Member], program: Program, say: Say) -> tuple[Any, int]:
-    """State and step to go on from; the members take over what their checkpoints say, and their folders forget what came later.
+    """State and step to go on from; the members take over what their checkpoints say, and their folders forget what
+    came later.
 
-    The state's arrays are loaded onto the devices that `program` keeps them on, whatever mesh, devices or processes saved them.
+    The state's arrays are loaded onto the devices that `program` keeps them on, whatever mesh, devices or processes
+    saved them.
 
     Raises:
       UserError: all checkpoints of a member are damaged, or hold a state of another structure.
@@ -68,7 +70,8 @@ def load(member: Member, step: int, wanted: Any, say: Say) -> Any:
 
 
 def newest_common(members: list[Member], say: Say) -> int | None:
-    """The newest step at which all members have a whole checkpoint, None when they never had one. Damaged ones are set aside."""
+    """The newest step at which all members have a whole checkpoint, None when they never had one. Damaged ones are
+    set aside."""
     while True:
         common: set[int] = set.intersection(*(_resumable(member, members) for member in members))
         for member in members:

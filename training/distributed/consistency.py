@@ -14,8 +14,8 @@ from recollect.training.run_state import run_directory
 
 
 def check_start(experiments: list[Experiment]) -> None:
-    """Refuses a run whose processes would not do the same: other configs or versions, a mesh without some of the devices, or a run folder
-    that only some see. Does nothing where there is one process.
+    """Refuses a run whose processes would not do the same: other configs or versions, a mesh without some of the
+    devices, or a run folder that only some see. Does nothing where there is one process.
 
     Raises:
       UserError: the same one in every process.
@@ -39,7 +39,8 @@ def check_start(experiments: list[Experiment]) -> None:
 
 
 def prepare_data(data: Any) -> None:
-    """Prepares a run's data, in the main process first, so that others on its file system find it made; then compares what they hold.
+    """Prepares a run's data, in the main process first, so that others on its file system find it made; then compares
+    what they hold.
 
     Raises:
       UserError: the data cannot be had, or the processes hold different texts.

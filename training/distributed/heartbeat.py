@@ -1,10 +1,10 @@
 """Watching the other processes of a run: one that dies ends the rest with one clear line, never with a hang.
 
-Four things can tell that a process is gone, and whichever is first counts. Every process counts up a beat of its own in the key-value
-store of jax's coordination service (it lives in process 0) and reads the others'; a process that ends with an error leaves a note there;
-collectives fail in the main thread (Gloo at once, others hang); and jax's runtime has heartbeats of its own, upon which it aborts the
-process from a thread of C++. The abort is caught by a handler of SIGABRT, because jax offers no working callback (jaxlib 0.10.2 ends in
-`std::bad_cast` when it is given one).
+Four things can tell that a process is gone, and whichever is first counts. Every process counts up a beat of its own in
+the key-value store of jax's coordination service (it lives in process 0) and reads the others'; a process that ends
+with an error leaves a note there; collectives fail in the main thread (Gloo at once, others hang); and jax's runtime
+has heartbeats of its own, upon which it aborts the process from a thread of C++. The abort is caught by a handler of
+SIGABRT, because jax offers no working callback (jaxlib 0.10.2 ends in `std::bad_cast` when it is given one).
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import time
 from typing import Any
 
 PEER_LOST = 75
-"""Exit code of a process that ends because another one is gone or never came (EX_TEMPFAIL: the same command may be tried again)."""
+"""Exit code of a process that ends because another one is gone or never came (EX_TEMPFAIL: the same command may be
+tried again)."""
 
 ROOT = "recollect"
 """Where this project's keys begin in the store."""
 _GRACE = 3.0
-"""Seconds that process 0 stays after an error so that others read its note, and that a process's own error may take to come up."""
+"""Seconds that process 0 stays after an error so that others read its note, and that a process's own error may take
+to come up."""
 
 
 class Watch(threading.Thread):
@@ -121,7 +123,8 @@ class Watch(threading.Thread):
         return f"process {index} of {self.count}{host}"
 
     def failed(self, error: BaseException) -> None:
-        """Ends this process after a failed operation across processes: names the process that is gone, once that is known."""
+        """Ends this process after a failed operation across processes: names the process that is gone, once that is
+        known."""
         deadline = time.monotonic() + self.timeout
         lost = None
         while lost is None and time.monotonic() < deadline:

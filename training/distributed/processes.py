@@ -1,7 +1,7 @@
 """One run over several processes: joining them, what they must agree on, and stopping together.
 
-The engine is jax.distributed. Processes run the same program over the devices of all; process 0 alone prints and writes the run's files
-(arrays of checkpoints are written by all). See docs/clusters.md.
+The engine is jax.distributed. Processes run the same program over the devices of all; process 0 alone prints and writes
+the run's files (arrays of checkpoints are written by all). See docs/clusters.md.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from recollect.configuration import UserError
 from recollect.training.distributed.heartbeat import ROOT, Watch
 
 PEER_TIMEOUT = 30.0
-"""Seconds of silence after which a process counts as dead (RECOLLECT_PEER_TIMEOUT changes it); jax's own heartbeats are given half as
-much again, so that at the latest after 45 s a run without one of its processes has ended."""
+"""Seconds of silence after which a process counts as dead (RECOLLECT_PEER_TIMEOUT changes it); jax's own heartbeats are
+given half as much again, so that at the latest after 45 s a run without one of its processes has ended."""
 START_TIMEOUT = 300.0
 """Seconds that a process waits for the others at the start (RECOLLECT_START_TIMEOUT)."""
 
@@ -65,7 +65,8 @@ def is_main() -> bool:
 
 
 def place(coordinator: str | None = None, processes: int | None = None, index: int | None = None) -> Place | None:
-    """What was asked for by arguments, else by RECOLLECT_COORDINATOR, RECOLLECT_PROCESSES and RECOLLECT_PROCESS; None: nothing.
+    """What was asked for by arguments, else by RECOLLECT_COORDINATOR, RECOLLECT_PROCESSES and RECOLLECT_PROCESS; None:
+    nothing.
 
     Raises:
       UserError: some are missing, or are impossible.
@@ -95,7 +96,8 @@ def place(coordinator: str | None = None, processes: int | None = None, index: i
 def initialise(coordinator: str | None = None, processes: int | None = None, index: int | None = None) -> None:
     """Joins the other processes, before any device is used; does nothing where there are no others.
 
-    Others there are when arguments or environment variables say so (see `place`), in a step of Slurm or Open MPI with several tasks, and
+    Others there are when arguments or environment variables say so (see `place`), in a step of Slurm or Open MPI with
+    several tasks, and
     on the hosts of a TPU slice: there jax finds everything itself.
 
     Raises:
@@ -146,8 +148,9 @@ def initialise(coordinator: str | None = None, processes: int | None = None, ind
 def joined(coordinator: str | None = None, processes: int | None = None, index: int | None = None) -> Iterator[None]:
     """`initialise`, then whatever is done inside, then an orderly end of all processes.
 
-    An error inside ends this process at once (Python's own way out would wait for the others) and tells the others why: exit code 2
-    after a UserError, 130 after Ctrl-C, 75 when another process is gone, 1 otherwise. Alone, errors go their usual way.
+    An error inside ends this process at once (Python's own way out would wait for the others) and tells the others why:
+    exit code 2 after a UserError, 130 after Ctrl-C, 75 when another process is gone, 1 otherwise. Alone, errors go
+    their usual way.
     """
     initialise(coordinator, processes, index)
     watch = _watch
@@ -208,7 +211,8 @@ def gather(what: Any) -> list[Any]:
 
 
 def agree(what: dict[str, Any]) -> None:
-    """Checks that all processes hold the same `what` (JSON): configs, versions, digests. Every process raises the same error.
+    """Checks that all processes hold the same `what` (JSON): configs, versions, digests. Every process raises the same
+    error.
 
     Raises:
       UserError: names the first differing field, with both values.
@@ -256,9 +260,9 @@ def check_shared(folder: Path) -> None:
 def stop_together(step: int, wanted: bool, name: str = "run") -> bool:
     """Whether all processes stop now, because one of them wants to (it was sent SIGTERM).
 
-    Called by every process after each call of steps, once its results have been fetched and before the next call begins. A process that
-    wants to stop writes down its step and goes on for one more call; the others cannot finish that call without it, so at its end all
-    have seen the note, and all stop there.
+    Called by every process after each call of steps, once its results have been fetched and before the next call
+    begins. A process that wants to stop writes down its step and goes on for one more call; the others cannot finish
+    that call without it, so at its end all have seen the note, and all stop there.
 
     Args:
       step: steps done so far.

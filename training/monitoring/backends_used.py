@@ -36,7 +36,8 @@ def abstract_batch(experiment: Experiment) -> Batch:
 def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
     """One line a kind of mixer and operation: what it runs on, and why this platform's kernel was passed over.
 
-    Each kind of mixer is traced alone, forwards, for the device that is traced for now. batch: of shapes, as `abstract_batch` gives.
+    Each kind of mixer is traced alone, forwards, for the device that is traced for now. batch: of shapes, as
+    `abstract_batch` gives.
     """
     lines = []
     for mixer, layers in Counter(config.mixers).items():

@@ -26,7 +26,8 @@ def parse_window(text: str) -> tuple[int, int]:
 
 
 class Profile:
-    """Traces the device calls that hold steps of the window; written to FOLDER, for xprof (or TensorBoard with its profile plugin).
+    """Traces the device calls that hold steps of the window; written to FOLDER, for xprof (or TensorBoard with its
+    profile plugin).
 
     Call `before` and `after` around every device call; `close` at the end of the run, however it ends.
     """
@@ -68,9 +69,9 @@ def keep_compiled_programs(folder: str | None) -> Path | None:
     """Tells jax where to keep compiled programs, before the first is compiled.
 
     Args:
-      folder: `run.compile_cache`: a folder, "off", or None: compiled/ in the cache folder on GPUs and TPUs, none on a CPU (a program compiled
-        there may hold instructions that another machine with the same home folder lacks, and it compiles in seconds). What
-        JAX_COMPILATION_CACHE_DIR says goes before None.
+      folder: `run.compile_cache`: a folder, "off", or None: compiled/ in the cache folder on GPUs and TPUs, none on a
+        CPU (a program compiled there may hold instructions that another machine with the same home folder lacks, and it
+        compiles in seconds). What JAX_COMPILATION_CACHE_DIR says goes before None.
 
     Returns:
       the folder in use, or None.

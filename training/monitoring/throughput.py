@@ -1,14 +1,17 @@
-"""How fast a run goes: tokens a second, seconds a step, the share of a device's peak that the model's products are (MFU), and the share of
-time spent waiting for data.
+"""How fast a run goes: tokens a second, seconds a step, the share of a device's peak that the model's products are
+(MFU), and the share of time spent waiting for data.
 
     MFU = 3 * forward products a token * tokens a second / (devices * dense bf16 peak of one)
 
-as in PaLM (Chowdhery et al. 2022, appendix B): the backward pass has two products for each of the forward pass; what rematerialisation
-computes again does not count. Forward products are those of `recollect.models.accounting.products_per_token`, taken from XLA's forms of the
-operations: causal attention counts the blocks up to the diagonal, not the whole square. CPUs and unknown chips have no MFU.
+as in PaLM (Chowdhery et al. 2022, appendix B): the backward pass has two products for each of the forward pass; what
+rematerialisation computes again does not count. Forward products are those of
+`recollect.models.accounting.products_per_token`, taken from XLA's forms of the
+operations: causal attention counts the blocks up to the diagonal, not the whole square. CPUs and unknown chips have no
+MFU.
 
-The loop makes one `Meter`, calls `step` right after each device call whose results have arrived, and hands the meter to the `Reporter`. Evaluation,
-checkpoints and samples are not told to it, so they do not count; neither do seconds of those calls in which XLA compiled.
+The loop makes one `Meter`, calls `step` right after each device call whose results have arrived, and hands the meter to
+the `Reporter`. Evaluation, checkpoints and samples are not told to it, so they do not count; neither do seconds of
+those calls in which XLA compiled.
 """
 
 from __future__ import annotations
@@ -94,8 +97,8 @@ class Meter:
         Args:
           steps: optimizer steps in it.
           tokens: trained on in it, all rows (and members) together.
-          seconds: it took, from before its data were asked for (or the last call's metrics had arrived, if that was later) until its metrics had
-            arrived.
+          seconds: it took, from before its data were asked for (or the last call's metrics had arrived, if that was
+            later) until its metrics had arrived.
           waited: of these, seconds spent waiting for data.
         """
         end = time.perf_counter()
@@ -134,8 +137,8 @@ def meter_of(experiment: Experiment) -> Meter:
 
 
 def training_flops_per_token(experiment: Experiment) -> float:
-    """Three times the forward products of one token, at the data's length; the head's among them, at every token of a text and at labelled ones
-    of a recall task."""
+    """Three times the forward products of one token, at the data's length; the head's among them, at every token of a
+    text and at labelled ones of a recall task."""
     data: Any = experiment.data
     model = FunctionalModel(experiment.model, data.vocabulary)
     with dispatch.aimed_at("cpu", "cpu"):  # kernels and libraries do not tell their products
@@ -147,7 +150,8 @@ _listening = False
 
 
 def _listen() -> None:
-    """Notes from now on when this process traces, lowers and compiles. jax keeps listeners for good, so there is one."""
+    """Notes from now on when this process traces, lowers and compiles. jax keeps listeners for good, so there is
+    one."""
     global _listening
     if not _listening:
         _listening = True

@@ -108,7 +108,8 @@ def diagnose(
 
 @functools.lru_cache(maxsize=2)
 def _compiled(model: FunctionalModel, loss: Loss, pieces: int) -> tuple[list[str], Any]:
-    """Names of the parts (filled by tracing: a compiled function returns no strings, and sorts dicts), and the function that looks at them."""
+    """Names of the parts (filled by tracing: a compiled function returns no strings, and sorts dicts), and the
+    function that looks at them."""
     names: list[str] = []
 
     def look(params: Params, piece: Batch, key: jax.Array | None, weight: jax.Array) -> Any:

@@ -1,7 +1,8 @@
 """Tells a loss that has jumped from one that wanders, so that the run can go back to its last good checkpoint.
 
-A loss is a spike when it lies more than `threshold` deviations above the median of the last `window` losses. The deviation is the median
-absolute one times 1.4826 (the standard deviation of a normal sample; Rousseeuw & Croux 1993), at least 1% of the median, so that neither an earlier
+A loss is a spike when it lies more than `threshold` deviations above the median of the last `window` losses. The
+deviation is the median absolute one times 1.4826 (the standard deviation of a normal sample; Rousseeuw & Croux 1993),
+at least 1% of the median, so that neither an earlier
 spike nor a very steady loss distorts it. Plain Python numbers: the same losses give the same verdicts everywhere.
 """
 
@@ -52,8 +53,9 @@ class Spikes(Config):
 class SpikeGuard:
     """Watches the losses of one run. config None never sees a spike.
 
-    After a rollback the losses of the steps that are done again take the place of the old ones: `observe` forgets those at and after its step.
-    The count of rollbacks is kept, so a guard lives on through rollbacks and its state belongs into the checkpoints.
+    After a rollback the losses of the steps that are done again take the place of the old ones: `observe` forgets those
+    at and after its step. The count of rollbacks is kept, so a guard lives on through rollbacks and its state belongs
+    into the checkpoints.
     """
 
     def __init__(self, config: Spikes | None):
@@ -62,7 +64,8 @@ class SpikeGuard:
         self._seen: list[tuple[int, float]] = []
 
     def observe(self, step: int, loss: float) -> bool:
-        """Takes in the loss of a step; True: it is a spike, and the run should roll back (this counts as one of the rollbacks).
+        """Takes in the loss of a step; True: it is a spike, and the run should roll back (this counts as one of the
+        rollbacks).
 
         Losses that are not finite are left to the step, which skips them.
         """

@@ -1,8 +1,8 @@
 """What goes wrong inside a run: steps that are not finite, and a loss that jumps.
 
-The step itself skips what is not finite (training/step.py); here the skipped ones are counted, and the run's end after too many in a row
-is written down so that `python main.py replay DIR` can take the step again. A jump of the loss (training/recovery/loss_spikes.py) sends the run back to its
-last good checkpoint, past the data in between.
+The step itself skips what is not finite (training/step.py); here the skipped ones are counted, and the run's end after
+too many in a row is written down so that `python main.py replay DIR` can take the step again. A jump of the loss
+(training/recovery/loss_spikes.py) sends the run back to its last good checkpoint, past the data in between.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def check(experiment: Experiment) -> None:
 def observe(member: Member, index: int, call: Call, say: Say) -> int | None:
     """Takes in one member's metrics of a call, step by step.
 
-    `member.failed_at` becomes the step that was one too many in a row that could not be taken; what comes after it changed nothing.
+    `member.failed_at` becomes the step that was one too many in a row that could not be taken; what comes after it
+    changed nothing.
 
     Returns:
       the step of a spike that the run must go back from, or None.
@@ -82,7 +83,8 @@ def keep_failure(member: Member, index: int, program: Program, feed: Any, state:
 
 
 def roll_back(member: Member, spike: int, calls: Calls, program: Program, wanted: Any, say: Say) -> None:
-    """Goes back to the newest good checkpoint before the step of a spike, or to the beginning, and leaves out the batches since."""
+    """Goes back to the newest good checkpoint before the step of a spike, or to the beginning, and leaves out the
+    batches since."""
     seconds, rollbacks = member.seconds, member.guard.rollbacks
     say(f"  step {spike:,}: the loss jumped above {member.guard.limit():.4g} (rollback {rollbacks})")
     calls.state = None  # what is loaded takes its place on the devices

@@ -16,7 +16,8 @@ class StopRequests:
     """While entered, SIGTERM and SIGINT are noted instead of ending the process; a second one ends it at once.
 
     Attributes:
-      seconds_left: how long a stop takes from now by what was measured so far (calls of steps in flight, one save); the loop keeps it.
+      seconds_left: how long a stop takes from now by what was measured so far (calls of steps in flight, one save); the
+        loop keeps it.
       since: time.monotonic() of the request, None before there is one.
     """
 
@@ -27,11 +28,13 @@ class StopRequests:
         self._old: dict[int, Any] = {}
 
     def decision(self, settled: int, sent: int, name: str) -> int:
-        """GO_ON, INTERRUPTED or TERMINATED: whether no further call of steps is to be sent. Every process of a run must ask, after each call.
+        """GO_ON, INTERRUPTED or TERMINATED: whether no further call of steps is to be sent. Every process of a run must
+        ask, after each call.
 
         Args:
-          settled: steps whose results have been fetched. A process that got a signal notes `sent`, and all stop once they have settled
-            more than that: they could not without a call that it sent after its note, so by then all have seen it.
+          settled: steps whose results have been fetched. A process that got a signal notes `sent`, and all stop once
+            they have settled more than that: they could not without a call that it sent after its note, so by then all
+            have seen it.
           sent: steps given to the device.
           name: of the run.
         """

@@ -1,7 +1,8 @@
 """A study over the machines of a Ray cluster: `python main.py compare STUDY --on ray[:ADDRESS]`.
 
-A task trains one group of members (all that compile to one program where they train at once, on accelerators; one member otherwise) with
-the same calls as without Ray, in the same folders, so the results are the same. What is lost with a worker is what it did since its
+A task trains one group of members (all that compile to one program where they train at once, on accelerators; one
+member otherwise) with the same calls as without Ray, in the same folders, so the results are the same. What is lost
+with a worker is what it did since its
 last checkpoint: the task is started again and its runs go on from there.
 """
 
@@ -31,7 +32,8 @@ _LINE_EVERY = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Swept:
-    """What became of a study: the folders of runs that are done, in the study's order, and one line for each that failed."""
+    """What became of a study: the folders of runs that are done, in the study's order, and one line for each that
+    failed."""
 
     folders: list[Path]
     failures: list[str]
@@ -65,9 +67,11 @@ def run_study_on_ray(
 
     Args:
       folder: of the study, on a file system that all workers share.
-      address: of a running cluster ("auto", HOST:PORT or ray://HOST:PORT); None starts one on this machine and ends it afterwards.
+      address: of a running cluster ("auto", HOST:PORT or ray://HOST:PORT); None starts one on this machine and ends it
+        afterwards.
       together: as in `run_study`; None: where the cluster has GPUs.
-      cpus, gpus: asked for by each task; by default one GPU where the cluster has GPUs, else its CPUs shared out among the tasks.
+      cpus, gpus: asked for by each task; by default one GPU where the cluster has GPUs, else its CPUs shared out among
+        the tasks.
       definitions: files that define mixers (`--with`), which workers read too.
 
     Raises:

@@ -45,8 +45,8 @@ def run_study(
     """Trains what is not finished.
 
     Args:
-      together: train members that differ in values only at once, in one compiled program; None: on accelerators (on a CPU, members
-        in turn are faster).
+      together: train members that differ in values only at once, in one compiled program; None: on accelerators (on a
+        CPU, members in turn are faster).
 
     Returns:
       all members' folders.

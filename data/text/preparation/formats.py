@@ -1,8 +1,9 @@
 """Reading documents out of files, a unit at a time.
 
-A unit is a part of a source that any process can read on its own: a file, a range of lines of a .jsonl file, of row groups of a
-.parquet file, of examples of a TFDS data set, or of a text file that is one long document. Its documents stream: none but the
-lines of .jsonl and the rows of a .parquet file are ever whole in memory.
+A unit is a part of a source that any process can read on its own: a file, a range of lines of a .jsonl file, of row
+groups of a
+.parquet file, of examples of a TFDS data set, or of a text file that is one long document. Its documents stream: none
+but the lines of .jsonl and the rows of a .parquet file are ever whole in memory.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A document, or a part of one: its text in stretches of bytes, to be read before the next document is asked for."""
+    """A document, or a part of one: its text in stretches of bytes, to be read before the next document is asked
+    for."""
 
     name: str
     stretches: Iterator[bytes]

@@ -9,8 +9,8 @@
     plan.json                          what the folder is becoming: source and settings
     parts/00000.json, 00000.npz        facts and lengths of each task: with them a shard that is lost can be made again
 
-Easy to get wrong: the corpus digest is of tokens and names, not of files, so that another version of the compression does not make
-another corpus of the same text.
+Easy to get wrong: the corpus digest is of tokens and names, not of files, so that another version of the compression
+does not make another corpus of the same text.
 """
 
 from __future__ import annotations

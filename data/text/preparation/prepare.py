@@ -2,12 +2,14 @@
 
     python main.py prepare SOURCE OUT --tokenizer bpe:32768
 
-The work is cut into tasks that depend on nothing but the source and the settings (data/text/preparation/sources.py); processes do them in any order, and
-each leaves its shards and, last, its facts (data/text/preparation/shards.py). Killed at any moment, the same command goes on with the tasks that
-lack facts, and the folder ends with the same bytes. manifest.json is written last, and is what makes
-a folder a prepared one. The same command on a prepared folder checks every byte, and makes again what is damaged.
+The work is cut into tasks that depend on nothing but the source and the settings (data/text/preparation/sources.py);
+processes do them in any order, and each leaves its shards and, last, its facts (data/text/preparation/shards.py).
+Killed at any moment, the same command goes on with the tasks that lack facts, and the folder ends with the same bytes.
+manifest.json is written last, and is what makes a folder a prepared one. The same command on a prepared folder checks
+every byte, and makes again what is damaged.
 
-Easy to get wrong: nothing in the folder may tell of time, host or number of processes, as reruns are compared byte for byte.
+Easy to get wrong: nothing in the folder may tell of time, host or number of processes, as reruns are compared byte for
+byte.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ BPE_BYTES = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """A source and how it is to be prepared; `key` (sha256, hexadecimal) changes with whatever changes the bytes of the result."""
+    """A source and how it is to be prepared; `key` (sha256, hexadecimal) changes with whatever changes the bytes of
+    the result."""
 
     source: Source
     tokenizer: str
@@ -151,7 +154,8 @@ def run(
     start: str | None,
     shard_bytes: int | None,
 ) -> int:
-    """`python main.py prepare`: prepares and prints what came out; 0. The arguments are `Preparation`'s; processes None: one a core.
+    """`python main.py prepare`: prepares and prints what came out; 0. The arguments are `Preparation`'s; processes
+    None: one a core.
 
     Raises:
       UserError: it can't be done.
@@ -172,7 +176,8 @@ def run(
 
 @contextlib.contextmanager
 def _claimed(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """Holds the folder, which is new or holds what the same plan left, against other processes of this machine; gives its plan."""
+    """Holds the folder, which is new or holds what the same plan left, against other processes of this machine;
+    gives its plan."""
     with contextlib.ExitStack() as stack:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -280,7 +285,8 @@ def _finish(
     name: str,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Joins what the tasks left: lengths, TFDS's metadata and, last, the manifest; again when they are there already."""
+    """Joins what the tasks left: lengths, TFDS's metadata and, last, the manifest; again when they are there
+    already."""
     for split in SPLITS:
         if not sum(part[split]["documents"] for part in facts):
             raise UserError(f"source={plan['source']!r}: has no text for the {split} split")
@@ -297,7 +303,8 @@ def _finish(
 
 
 def _join_lengths(out: Path, tasks: int) -> None:
-    """{split}-documents.npy, (2, documents) tokens and bytes of each, and {split}-records.npy, tokens of each record."""
+    """{split}-documents.npy, (2, documents) tokens and bytes of each, and {split}-records.npy, tokens of each
+    record."""
     parts = []
     for number in range(tasks):
         with np.load(part_file(out, number, ".npz")) as part:

@@ -4,11 +4,11 @@
     prepared.train.lengths[0]                        # tokens of the first document, the opening one included
     prepared.train.tokens(0, 0, 512)                 # its first 512 tokens at most
 
-What is not a prepared folder is prepared into the cache folder on first use, in this process: `python main.py prepare` does the same in
-several, with a tokenizer of its own.
+What is not a prepared folder is prepared into the cache folder on first use, in this process: `python main.py prepare`
+does the same in several, with a tokenizer of its own.
 
-Easy to get wrong: a split is one stream of tokens, cut into records; a document of over 65,536 tokens lies in several, and any document
-of a text file whose tasks cut it may.
+Easy to get wrong: a split is one stream of tokens, cut into records; a document of over 65,536 tokens lies in several,
+and any document of a text file whose tasks cut it may.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ __all__ = ["Prepared", "TokenDocuments", "cache_folder", "open_prepared"]
 
 KEPT_BYTES = 1 << 28
 CHECKED_BYTES = 1 << 28
-"""Shards of up to this many bytes in all are compared with their digests whenever they are opened; larger ones by size."""
+"""Shards of up to this many bytes in all are compared with their digests whenever they are opened; larger ones by
+size."""
 
 
 class TokenDocuments:
@@ -136,7 +137,8 @@ def open_prepared(source: str, tokenizer: str | None = None) -> Prepared:
       tokenizer: "bytes", "bpe:SIZE" or the path of a tokenizer.json; None takes the folder's own, else "bytes".
 
     Raises:
-      UserError: no such source or tokenizer, nothing in it, a folder that is unfinished, damaged or of another tokenizer.
+      UserError: no such source or tokenizer, nothing in it, a folder that is unfinished, damaged or of another
+        tokenizer.
     """
     folder = Path(source).expanduser()
     if is_prepared(folder):

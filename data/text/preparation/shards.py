@@ -1,13 +1,15 @@
 """Writing prepared text: one task's documents as tokens, into one array_record shard a split.
 
-A record holds up to `RECORD` tokens of one document, so that a piece of a long one is read without the rest. Records are what TFDS's
-feature connectors make of {"name", "tokens"}, tokens as raw bytes of uint16, or int32 from 65,536 ids on (a Sequence feature takes 15
-times longer), and the folder has TFDS's own metadata: `tfds.builder_from_directory(folder).as_data_source(split=...)` reads it.
+A record holds up to `RECORD` tokens of one document, so that a piece of a long one is read without the rest. Records
+are what TFDS's feature connectors make of {"name", "tokens"}, tokens as raw bytes of uint16, or int32 from 65,536 ids
+on (a Sequence feature takes 15 times longer), and the folder has TFDS's own metadata:
+`tfds.builder_from_directory(folder).as_data_source(split=...)` reads it.
 
-A task's files are written under other names and renamed, its facts last: a task whose facts are there is done. What it writes
-follows from the task alone, so who works on it, when, and how often doesn't show.
+A task's files are written under other names and renamed, its facts last: a task whose facts are there is done. What it
+writes follows from the task alone, so who works on it, when, and how often doesn't show.
 
-Easy to get wrong: a tf.Example is a map, which protobuf writes in an order that differs from process to process unless told otherwise.
+Easy to get wrong: a tf.Example is a map, which protobuf writes in an order that differs from process to process unless
+told otherwise.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ class PreparedText(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (the base class's convention)
     skip_registration = True
-    # Nothing is downloaded, so there are no checksums beside the code to look for; the search would import importlib_resources,
-    # which TFDS 4.9.10 uses without requiring it.
+    # Nothing is downloaded, so there are no checksums beside the code to look for; the search would import
+    # importlib_resources, which TFDS 4.9.10 uses without requiring it.
     code_path = None
 
     def __init__(self, vocabulary: int, **options: Any):
@@ -63,7 +65,8 @@ class PreparedText(tfds.core.GeneratorBasedBuilder):
         )
 
     def write_metadata(self, folder: Path, shard_lengths: dict[str, list[int]], sizes: dict[str, int]) -> None:
-        """Writes features.json and dataset_info.json for shards that are there: records of each shard, and bytes, by split."""
+        """Writes features.json and dataset_info.json for shards that are there: records of each shard, and bytes, by
+        split."""
         self.info.set_splits(
             tfds.core.splits.SplitDict(
                 [

@@ -3,12 +3,13 @@
     source = open_source("stdlib")           # or a file, a folder, "tfds:NAME", "tfds:NAME/CONFIG", "tfds:FOLDER"
     for task in source.division.tasks: ...            # each a tuple of units that any process can read (data/text/preparation/formats.py)
 
-"stdlib" is the source code of the running interpreter's standard library: some 11 MB of text that every machine has. Its bytes
-differ between Python versions.
+"stdlib" is the source code of the running interpreter's standard library: some 11 MB of text that every machine has.
+Its bytes differ between Python versions.
 
-A twentieth of the documents is held out, chosen by a hash of the document's name, so that adding files moves no other file
-from one side to the other. One text file is divided at a line break instead: its last twentieth is held out. A TFDS data set that has
-a validation or test split has that held out.
+A twentieth of the documents is held out, chosen by a hash of the document's name, so that adding files moves no other
+file
+from one side to the other. One text file is divided at a line break instead: its last twentieth is held out. A TFDS
+data set that has a validation or test split has that held out.
 
 Easy to get wrong: tasks must not depend on who works on them, so they follow from the source and `shard_bytes` alone.
 """
@@ -109,7 +110,8 @@ def open_source(name: str, field: str = "text", shard_bytes: int | None = None) 
     """The source called `name`.
 
     Args:
-      name: "stdlib", "tfds:NAME", or the path of a text file, a .jsonl, .jsonl.gz or .parquet file, or a folder of files.
+      name: "stdlib", "tfds:NAME", or the path of a text file, a .jsonl, .jsonl.gz or .parquet file, or a folder of
+        files.
       field: key of .jsonl objects, column of .parquet files, feature of a TFDS data set that holds the text.
       shard_bytes: text of a task, about; None: 4 MiB, more where that made over 512 tasks.
 

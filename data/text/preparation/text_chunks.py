@@ -1,6 +1,7 @@
 """Long texts in stretches that fit in memory, each of whole characters and, where there are line breaks, whole lines.
 
-Where a text is cut is a function of the text alone, so that a tokenizer that works on stretches gives the same ids each time.
+Where a text is cut is a function of the text alone, so that a tokenizer that works on stretches gives the same ids each
+time.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ def file_stretches(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def character_border(text: bytes, at: int) -> int:
-    """The last place at or before `at` where a character may begin or the text ends, if the last character may be cut off.
+    """The last place at or before `at` where a character may begin or the text ends, if the last character may be cut
+    off.
 
-    A place is taken for a border only when what begins before it is whole: the one or more bytes of the last character that begins
-    before `at` are given back unless they are all there. Bytes that are not UTF-8 are cut anywhere, but never at 0.
+    A place is taken for a border only when what begins before it is whole: the one or more bytes of the last character
+    that begins before `at` are given back unless they are all there. Bytes that are not UTF-8 are cut anywhere, but
+    never at 0.
     """
     for back in range(1, min(4, at) + 1):
         byte = text[at - back]

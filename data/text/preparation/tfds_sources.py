@@ -1,14 +1,16 @@
 """Texts of TFDS data sets by name, as array_record and without TensorFlow.
 
-Data sets are looked for, and downloaded to, the folder TFDS_DATA_DIR, else tfds/ in the cache folder. "tfds:FOLDER" reads a folder that
-holds a prepared data set.
+Data sets are looked for, and downloaded to, the folder TFDS_DATA_DIR, else tfds/ in the cache folder. "tfds:FOLDER"
+reads a folder that holds a prepared data set.
 
 Easy to get wrong:
-- `tfds.builder("c4")` says that there is no such data set where TensorFlow is missing: TFDS stops importing its older packages at the
-  first that needs it. Importing the text packages themselves registers c4, wikipedia, wiki40b and the like.
-- `tfds.data_source(name)` does not find local data sets that `builder.as_data_source()` finds (tensorflow/datasets issue 5665), and the
-  default file format needs TensorFlow: hence builders, always with file_format="array_record".
-- Of c4 and wikipedia TFDS has recipes, which run on Apache Beam: without apache-beam installed they can be read, not made.
+- `tfds.builder("c4")` says that there is no such data set where TensorFlow is missing: TFDS stops importing its older
+  packages at the first that needs it. Importing the text packages themselves registers c4, wikipedia, wiki40b and the
+  like.
+- `tfds.data_source(name)` does not find local data sets that `builder.as_data_source()` finds (tensorflow/datasets
+  issue 5665), and the default file format needs TensorFlow: hence builders, always with file_format="array_record".
+- Of c4 and wikipedia TFDS has recipes, which run on Apache Beam: without apache-beam installed they can be read, not
+made.
 """
 
 from __future__ import annotations

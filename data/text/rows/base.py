@@ -1,11 +1,11 @@
 """What a plan of training rows is: rows by number, each a list of spans of documents, in groups of one row length.
 
-A plan is made once from (seed, document lengths). Reading row i of a group is random access, so any process can read any row, and
-nothing but the row's number has to be remembered between runs.
+A plan is made once from (seed, document lengths). Reading row i of a group is random access, so any process can read
+any row, and nothing but the row's number has to be remembered between runs.
 
-Targets are the same for every plan: a token's target is the next token of its document, inside the row or not, so a row holds the last
-token's target without holding that token as an input. The token that opens a document is never a target, nor is anything beyond a
-document's end. Each byte of text is a target at most once an epoch.
+Targets are the same for every plan: a token's target is the next token of its document, inside the row or not, so a row
+holds the last token's target without holding that token as an input. The token that opens a document is never a target,
+nor is anything beyond a document's end. Each byte of text is a target at most once an epoch.
 """
 
 from __future__ import annotations

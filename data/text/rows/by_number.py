@@ -3,13 +3,15 @@
     batches = Batches(documents, plan, sequences, length=512, batch_size=8, seed=0, shuffle=True)
     batches.read(1000, 0, batches.rows(1000))       # batch 1000, whole; or any range of its rows
 
-A batch is a function of (seed, number): which bucket it takes, which rows, and in which order. So a run goes on from a number alone,
-after any number of restarts, and any process reads just the rows that its devices hold, whatever the number of processes.
+A batch is a function of (seed, number): which bucket it takes, which rows, and in which order. So a run goes on from a
+number alone, after any number of restarts, and any process reads just the rows that its devices hold, whatever the
+number of processes.
 
-A batch has `batch_size * length` tokens: rows of a shorter bucket are so many more. Rows are taken in an order drawn anew for each epoch; a batch
-that an epoch's end meets takes its other rows from the next one.
+A batch has `batch_size * length` tokens: rows of a shorter bucket are so many more. Rows are taken in an order drawn
+anew for each epoch; a batch that an epoch's end meets takes its other rows from the next one.
 
-Easy to get wrong: an epoch's order is Grain's `index_shuffle`, which gives any place of a permutation without making the whole of it.
+Easy to get wrong: an epoch's order is Grain's `index_shuffle`, which gives any place of a permutation without making
+the whole of it.
 """
 
 from __future__ import annotations

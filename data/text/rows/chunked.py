@@ -1,7 +1,8 @@
 """Concatenate and chunk: all documents one after the other in a random order, cut into rows of one length.
 
-Every token but the last of all has a successor, and a row's last target is the next row's first token: nothing is wasted but the end of the last row.
-A document that a cut divides goes on in another row without what came before. In memory stay 16 bytes a document.
+Every token but the last of all has a successor, and a row's last target is the next row's first token: nothing is
+wasted but the end of the last row. A document that a cut divides goes on in another row without what came before. In
+memory stay 16 bytes a document.
 """
 
 from __future__ import annotations

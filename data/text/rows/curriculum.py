@@ -1,13 +1,15 @@
-"""How documents become training rows: the configs of the three ways, and which buckets of rows a training run draws when.
+"""How documents become training rows: the configs of the three ways, and which buckets of rows a training run draws
+when.
 
     Packed()        whole documents share rows, each a segment that attends to itself alone (data/text/rows/packed.py)
     Chunked()       all documents in one stream, cut into rows (data/text/rows/chunked.py)
     Decomposed()    each document cut into power-of-two pieces, batches of one length at a time (data/text/rows/decomposed.py)
 
-Rows that all have one length are drawn in an order of their own each epoch. Buckets are drawn as Pouransari et al. (arXiv 2405.13226,
-Algorithm 1) do: each bucket's batches are shared out equally over cycles, and within a cycle a bucket is drawn with probability proportional to its odds
-among the buckets that the cycle has not emptied yet. Odds don't change in a cycle, so short buckets that have high odds empty first and
-long ones fill its end, and every cycle begins anew with short sequences.
+Rows that all have one length are drawn in an order of their own each epoch. Buckets are drawn as Pouransari et al.
+(arXiv 2405.13226, Algorithm 1) do: each bucket's batches are shared out equally over cycles, and within a cycle a
+bucket is drawn with probability proportional to its odds among the buckets that the cycle has not emptied yet. Odds
+don't change in a cycle, so short buckets that have high odds empty first and long ones fill its end, and every cycle
+begins anew with short sequences.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class Packed(Sequences):
 
 @chz.chz(typecheck=True)
 class Chunked(Sequences):
-    """Documents in one stream, cut into rows. `document_mask` keeps documents within a row apart; without it they attend to each other."""
+    """Documents in one stream, cut into rows. `document_mask` keeps documents within a row apart; without it they
+    attend to each other."""
 
     document_mask: bool = True
 
@@ -69,11 +72,12 @@ class Decomposed(Sequences):
 
     Attributes:
       shortest: inputs of the shortest bucket, a power of two; rests of documents that are shorter are dropped.
-      curriculum: odds from the shortest to the longest of n buckets: "uniform" 1:1:...:1, "grow_linear" n:...:2:1, "grow_p2" 2^(n-1):...:2:1,
-        "grow_p100" 100^(n-1):...:100:1 (powers of 100, as its name says).
-      cycles: cycles in an epoch. The paper counts them in a whole run: a run of a tenth of an epoch sees eight of them with cycles=80.
-      odds: "raw" as the paper's Algorithm 1; "by_tokens" multiplies by each bucket's tokens as the authors' code does. (They agree where all buckets
-        hold the same number of tokens.)
+      curriculum: odds from the shortest to the longest of n buckets: "uniform" 1:1:...:1, "grow_linear" n:...:2:1,
+        "grow_p2" 2^(n-1):...:2:1, "grow_p100" 100^(n-1):...:100:1 (powers of 100, as its name says).
+      cycles: cycles in an epoch. The paper counts them in a whole run: a run of a tenth of an epoch sees eight of them
+        with cycles=80.
+      odds: "raw" as the paper's Algorithm 1; "by_tokens" multiplies by each bucket's tokens as the authors' code does.
+        (They agree where all buckets hold the same number of tokens.)
       randomise: cut documents beyond the longest bucket into pieces of random length, not into longest ones.
     """
 
@@ -130,8 +134,9 @@ class Decomposed(Sequences):
 class Schedule:
     """Which group of rows each batch takes, for ever.
 
-    By the end of cycle j, group g has given floor(j x) batches, x = rows / (rows a batch x cycles): each row once an epoch, shares of
-    cycles equal up to one batch, nothing left over. A group's batches follow one another through its rows, epoch after epoch.
+    By the end of cycle j, group g has given floor(j x) batches, x = rows / (rows a batch x cycles): each row once an
+    epoch, shares of cycles equal up to one batch, nothing left over. A group's batches follow one another through its
+    rows, epoch after epoch.
 
     Args:
       counts: rows of each group.

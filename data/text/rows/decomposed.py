@@ -1,16 +1,20 @@
-"""Dataset Decomposition: documents cut into pieces of 2^k tokens, each a training sequence by itself, kept in a bucket a length.
+"""Dataset Decomposition: documents cut into pieces of 2^k tokens, each a training sequence by itself, kept in a bucket
+a length.
 
-Pouransari et al., Dataset Decomposition: Faster LLM Training with Variable Sequence Length Curriculum, arXiv 2405.13226 (NeurIPS 2024),
-section 3, with the details of their released code: while a document has n > 1 tokens left, it gives the next 2^k + 1 of them to
-bucket k = floor(log2(n - 1)): 2^k inputs and their targets, the last of which is no input of the next piece. Where k would pass the longest
-bucket, it is drawn from all buckets with probability proportional to 2^-k, that is, equal expected tokens for each (or the longest one
-is taken, `randomise=False`). A rest too short for the shortest bucket is dropped.
+Pouransari et al., Dataset Decomposition: Faster LLM Training with Variable Sequence Length Curriculum, arXiv 2405.13226
+(NeurIPS 2024),
+section 3, with the details of their released code: while a document has n > 1 tokens left, it gives the next 2^k + 1 of
+them to bucket k = floor(log2(n - 1)): 2^k inputs and their targets, the last of which is no input of the next piece.
+Where k would pass the longest bucket, it is drawn from all buckets with probability proportional to 2^-k, that is,
+equal expected tokens for each (or the longest one is taken, `randomise=False`). A rest too short for the shortest
+bucket is dropped.
 
-A sequence is one document's, so no mask is needed, nothing is padded, and a short document costs short attention. What is dropped matters on corpora of
+A sequence is one document's, so no mask is needed, nothing is padded, and a short document costs short attention. What
+is dropped matters on corpora of
 short documents: `facts()` tells the share that is kept.
 
-Easy to get wrong: long documents are cut in rounds over all of them at once, each round drawing as many pieces as are certain to fit,
-so time is linear in pieces; in memory stay 8 bytes a piece.
+Easy to get wrong: long documents are cut in rounds over all of them at once, each round drawing as many pieces as are
+certain to fit, so time is linear in pieces; in memory stay 8 bytes a piece.
 """
 
 from __future__ import annotations
@@ -59,7 +63,8 @@ class DecomposedPlan(Plan):
         return [(int(self._documents[group][row]), start, start + self.lengths[group])]
 
     def facts(self) -> dict[str, Any]:
-        """Rows of each bucket, the share of all tokens that lie in some sequence, and the share of all targets that are trained on."""
+        """Rows of each bucket, the share of all tokens that lie in some sequence, and the share of all targets that
+        are trained on."""
         pairs = list(zip(self.lengths, self.counts, strict=True))
         kept = sum((length + 1) * count for length, count in pairs)
         targets = sum(length * count for length, count in pairs)

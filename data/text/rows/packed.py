@@ -1,16 +1,18 @@
 """Whole documents packed into rows of one length, each a segment of its own.
 
-Each document is cut into pieces of at most `length` tokens, one after the other from its start, and pieces that fill a row only
-partly share rows: a row takes the longest piece left, then again and again the longest that still fits ("best fit, longest
-first"; Ding et al., Fewer Truncations Improve Language Modeling, arXiv 2404.10830, pack so too). Pieces are numbered 1, 2, ... within
-their row as segments, 0 is padding, and attention does not cross from one to the next.
+Each document is cut into pieces of at most `length` tokens, one after the other from its start, and pieces that fill a
+row only
+partly share rows: a row takes the longest piece left, then again and again the longest that still fits ("best fit,
+longest first"; Ding et al., Fewer Truncations Improve Language Modeling, arXiv 2404.10830, pack so too). Pieces are
+numbered 1, 2, ... within their row as segments, 0 is padding, and attention does not cross from one to the next.
 
-What a row takes depends only on how many pieces of each size are left. So a row's pattern of sizes repeats until one of these sizes runs short, and
-is laid out at once for all its repetitions: the loop is over patterns (a few times `length`), not over pieces, and 30 million
-documents take seconds. In memory stay 8 bytes a document and about 6 a piece.
+What a row takes depends only on how many pieces of each size are left. So a row's pattern of sizes repeats until one of
+these sizes runs short, and
+is laid out at once for all its repetitions: the loop is over patterns (a few times `length`), not over pieces, and 30
+million documents take seconds. In memory stay 8 bytes a document and about 6 a piece.
 
-Easy to get wrong: pieces of one document are separate segments, wherever they lie. Who shares a row doesn't matter to a model that
-keeps segments apart, so the rows stay the same from epoch to epoch and only their order changes.
+Easy to get wrong: pieces of one document are separate segments, wherever they lie. Who shares a row doesn't matter to a
+model that keeps segments apart, so the rows stay the same from epoch to epoch and only their order changes.
 """
 
 from __future__ import annotations

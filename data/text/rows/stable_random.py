@@ -1,7 +1,8 @@
 """Random numbers that a key and a position decide, the same in every version of NumPy.
 
-A run continued years later, or on another host, must draw what it drew before. NumPy promises that for its bit generators' raw output
-and for SeedSequence, but not for the methods of `Generator` (NEP 19), so plans and orders are made from raw bits here.
+A run continued years later, or on another host, must draw what it drew before. NumPy promises that for its bit
+generators' raw output and for SeedSequence, but not for the methods of `Generator` (NEP 19), so plans and orders are
+made from raw bits here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""MQAR: every example has the published structure, gaps and selections follow their laws, streams are pure functions."""
+"""MQAR: every example has the published structure, gaps and selections follow their laws, streams are pure
+functions."""
 
 import functools
 import itertools

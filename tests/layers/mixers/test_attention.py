@@ -1,4 +1,5 @@
-"""Softmax attention against the formula, and over documents, padding and streams. Helpers here serve the family's other tests too."""
+"""Softmax attention against the formula, and over documents, padding and streams. Helpers here serve the family's
+other tests too."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def weight_gradients(mixer: Mixer, x: jax.Array, context: Context):
 
 
 def assert_documents_stand_alone(config: MixerConfig) -> None:
-    """Documents packed with padding that is NaN give what they give alone; padding leaves weight gradients as they are."""
+    """Documents packed with padding that is NaN give what they give alone; padding leaves weight gradients as they
+    are."""
     mixer, segments = build(config), jnp.array([ROW])
     x = jnp.where(segments[..., None] != 0, tokens(1, len(ROW)), jnp.nan)
     packed = full(mixer, x, Context(segments=segments))
@@ -105,7 +107,8 @@ def assert_streams(config: MixerConfig, sizes: tuple[int, ...] = (4, 4, 9, 4, 3)
 
 
 def by_formula(mixer, x: np.ndarray, seen: np.ndarray, key_heads: int) -> np.ndarray:
-    """One row (t, d) in float64: heads of rotated, normalised queries and keys; Rotary(base=100) over all dimensions, in halves."""
+    """One row (t, d) in float64: heads of rotated, normalised queries and keys; Rotary(base=100) over all
+    dimensions, in halves."""
 
     def project(linear):
         return x @ np.asarray(linear.kernel[...], np.float64) + np.asarray(linear.bias[...], np.float64)

@@ -172,7 +172,8 @@ def test_taylor_features_without_decay_have_their_operation():
 
 
 def test_taylor_decodes_by_steps():
-    """A token at a time, with padding and a new document on the way, equals the whole; and no chunked form runs for it."""
+    """A token at a time, with padding and a new document on the way, equals the whole; and no chunked form runs for
+    it."""
     mixer = build(CONFIGS["taylor"])
     x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 9, 12)), jnp.float32)
     segments = jnp.asarray([[1, 1, 0, 1, 1, 2, 2, 2, 0], [3, 3, 3, 3, 4, 4, 0, 0, 4]], jnp.int32)

@@ -1,4 +1,5 @@
-"""Softmax mixers on simulated TPU kernels against the same mixers on xla: outputs and gradients, packed documents with padding."""
+"""Softmax mixers on simulated TPU kernels against the same mixers on xla: outputs and gradients, packed documents
+with padding."""
 
 from unittest import mock
 

@@ -277,9 +277,11 @@ def test_a_stack_of_gathered_layers_trains_under_scan_and_vmap():
 
 @pytest.mark.slow
 def test_half_of_the_routed_heads_take_less_work():
-    """FLOPs of the training step of one layer at 1,024 tokens, by XLA's count, gathered against dense; times: `main.py bench head-mixture`.
+    """FLOPs of the training step of one layer at 1,024 tokens, by XLA's count, gathered against dense; times: `main.py
+    bench head-mixture`.
 
-    Two of eight heads are dense in both, the other six take 0.63 of the scores (half, and what tiles add); projections and copies come on top.
+    Two of eight heads are dense in both, the other six take 0.63 of the scores (half, and what tiles add); projections
+    and copies come on top.
     """
 
     def flops(skip):

@@ -90,7 +90,8 @@ def test_streams(config, sizes):
 
 
 def test_first_tokens_cost_no_square_and_change_nothing():
-    """One document takes two merged softmaxes; the same document with its segments spelled out takes one under a mask."""
+    """One document takes two merged softmaxes; the same document with its segments spelled out takes one under a
+    mask."""
     mixer, x = build(CONFIGS[2]), tokens(2, 80)
     spelled = Context(segments=jnp.ones((2, 80), jnp.int32))
     assert error(full(mixer, x), full(mixer, x, spelled)) < CLOSE

@@ -25,7 +25,8 @@ def stream(b: int, chunks: int, t: int, seed: int) -> np.ndarray:
 
 
 def filled(cache: KeyValueCache, segments: np.ndarray):
-    """Appends all chunks; a token's key is its number, its value minus that. Also per row the tokens in order: (number, segment, position)."""
+    """Appends all chunks; a token's key is its number, its value minus that. Also per row the tokens in order:
+    (number, segment, position)."""
     appended: list[list[tuple[int, int, int]]] = [[] for _ in range(segments.shape[1])]
     number = 0
     for chunk in segments:
@@ -93,7 +94,8 @@ def test_kept_slots_hold_the_documents_first_tokens(kept, t):
 
 
 def test_no_slot_is_written_twice_in_a_call(monkeypatch):
-    """The order of a scatter's writes is not defined (on CPU the last one happens to win), so each slot must get one token."""
+    """The order of a scatter's writes is not defined (on CPU the last one happens to win), so each slot must get one
+    token."""
     written, write = [], KeyValueCache._write
 
     def recording(self, index, *rest):

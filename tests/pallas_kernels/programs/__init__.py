@@ -1,4 +1,5 @@
-"""What must compile ahead of time: one module an operation, each with PROGRAMS. `python -m tests.pallas_kernels.programs` compiles them."""
+"""What must compile ahead of time: one module an operation, each with PROGRAMS. `python -m
+tests.pallas_kernels.programs` compiles them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ CHIPS_OF = {"pallas_gpu": ("h100",), "pallas_tpu": tuple(TOPOLOGIES)}
 class Program:
     """A function that holds kernels, at one shape.
 
-    name: what it is and its sizes, for messages ("linear_recurrence gated gradient b2 t2048 h16 k64 v64"), unique with its backend.
+    name: what it is and its sizes, for messages ("linear_recurrence gated gradient b2 t2048 h16 k64 v64"), unique with
+    its backend.
     backend: "pallas_gpu" or "pallas_tpu"; the function names it too, so that nothing else serves.
     function: called as function(*arguments); forward and gradient are programs apart.
     arguments: trees of jax.ShapeDtypeStruct.

@@ -1,9 +1,10 @@
-"""Compiles every program for every chip it must compile for, and prints a table: program, chip, seconds, memory, registers, spills.
+"""Compiles every program for every chip it must compile for, and prints a table: program, chip, seconds, memory,
+registers, spills.
 
     python -m tests.pallas_kernels.programs [--quick] [--only PART_OF_NAME] [--chip h100] [--lower]
 
-It fails where lowering or compiling fails, on any spilled byte, on serialised wgmma and on more instructions for special functions than a
-program may hold; --lower stops after lowering.
+It fails where lowering or compiling fails, on any spilled byte, on serialised wgmma and on more instructions for
+special functions than a program may hold; --lower stops after lowering.
 """
 
 from __future__ import annotations

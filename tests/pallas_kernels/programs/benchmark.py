@@ -1,4 +1,5 @@
-"""What `bench kernels` runs on an H100, case by case as benchmarks/kernel_cases.py lists them: forward, and forward with the gradients of all inputs."""
+"""What `bench kernels` runs on an H100, case by case as benchmarks/kernel_cases.py lists them: forward, and forward
+with the gradients of all inputs."""
 
 from __future__ import annotations
 

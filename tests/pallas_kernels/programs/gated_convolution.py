@@ -1,4 +1,5 @@
-"""Short and long convolutions at the shapes that experiments train: recall tasks, text, Based's published 360M and 1.3B models."""
+"""Short and long convolutions at the shapes that experiments train: recall tasks, text, Based's published 360M and
+1.3B models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Head-mixture attention at the shapes that experiments and published models have: a recall model's, MoH's LLM-S and LLM-B, LLaMA3-8B as MoH."""
+"""Head-mixture attention at the shapes that experiments and published models have: a recall model's, MoH's LLM-S and
+LLM-B, LLaMA3-8B as MoH."""
 
 from __future__ import annotations
 

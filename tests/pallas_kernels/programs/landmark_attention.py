@@ -1,4 +1,5 @@
-"""Landmark attention at the shapes that experiments train: recall tasks with short blocks, text with the published blocks of 50 and 63."""
+"""Landmark attention at the shapes that experiments train: recall tasks with short blocks, text with the published
+blocks of 50 and 63."""
 
 from __future__ import annotations
 

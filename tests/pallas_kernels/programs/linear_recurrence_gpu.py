@@ -1,4 +1,5 @@
-"""The recurrence's walks on Hopper, each kernel alone with everything that can be asked of it, so that its registers can be read off."""
+"""The recurrence's walks on Hopper, each kernel alone with everything that can be asked of it, so that its registers
+can be read off."""
 
 from __future__ import annotations
 

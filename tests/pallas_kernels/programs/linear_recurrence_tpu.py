@@ -1,4 +1,5 @@
-"""The recurrence's walks on TPUs as its forward pass and its gradients use them (pallas_kernels/linear_recurrence/kernel_vjp.py)."""
+"""The recurrence's walks on TPUs as its forward pass and its gradients use them
+(pallas_kernels/linear_recurrence/kernel_vjp.py)."""
 
 from __future__ import annotations
 

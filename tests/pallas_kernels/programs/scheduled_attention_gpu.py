@@ -1,4 +1,5 @@
-"""Scheduled attention on Hopper at the shapes that experiments train, forward and all gradients: windows, gathered queries, landmark blocks."""
+"""Scheduled attention on Hopper at the shapes that experiments train, forward and all gradients: windows, gathered
+queries, landmark blocks."""
 
 from __future__ import annotations
 

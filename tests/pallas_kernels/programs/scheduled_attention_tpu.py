@@ -1,4 +1,5 @@
-"""Scheduled attention on TPUs at the shapes that experiments train: windows, gathered queries, landmark blocks; forward, and with its gradient."""
+"""Scheduled attention on TPUs at the shapes that experiments train: windows, gathered queries, landmark blocks;
+forward, and with its gradient."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def abstract(dtype: str, *shape: int) -> jax.ShapeDtypeStruct:
 def both(
     what: str, shape: tuple[Any, ...], forward: Callable[..., Any], arrays: list[Any], fixed: list[Any]
 ) -> list[Program]:
-    """forward(*arrays, *fixed) alone, and with its gradient by arrays. Of the quick shapes the gradient is quick, as it holds the forward pass."""
+    """forward(*arrays, *fixed) alone, and with its gradient by arrays. Of the quick shapes the gradient is quick, as
+    it holds the forward pass."""
 
     def gradient(cotangent, *given):
         (o, lse), pull = jax.vjp(lambda *xs: forward(*xs, *given[len(arrays) :]), *given[: len(arrays)])

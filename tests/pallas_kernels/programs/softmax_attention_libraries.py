@@ -1,4 +1,5 @@
-"""Window attention by jax's splash attention, at the shapes of text experiments and of the long windows that benchmarks time."""
+"""Window attention by jax's splash attention, at the shapes of text experiments and of the long windows that
+benchmarks time."""
 
 from __future__ import annotations
 

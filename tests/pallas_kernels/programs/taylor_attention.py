@@ -1,4 +1,5 @@
-"""Taylor attention at the shapes that experiments train: recall tasks with one head, text, Based's published 360M and 1.3B models."""
+"""Taylor attention at the shapes that experiments train: recall tasks with one head, text, Based's published 360M
+and 1.3B models."""
 
 from __future__ import annotations
 

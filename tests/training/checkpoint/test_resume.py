@@ -1,4 +1,5 @@
-"""Killed with SIGKILL at a random moment and started again, a run ends with the parameters of one that was left alone, bit for bit."""
+"""Killed with SIGKILL at a random moment and started again, a run ends with the parameters of one that was left
+alone, bit for bit."""
 
 import json
 import os

@@ -22,7 +22,8 @@ def main() -> None:
 
 
 def few_steps(experiment) -> dict:
-    """Losses of four steps (two calls and a skipped batch between), held-out bits a byte, and rows that this process read."""
+    """Losses of four steps (two calls and a skipped batch between), held-out bits a byte, and rows that this process
+    read."""
     from recollect.training.batches import local_rows, make_feed
     from recollect.training.step import member_values, program_for
 

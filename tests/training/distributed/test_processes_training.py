@@ -1,4 +1,5 @@
-"""Several real processes train one model: whatever dies, stops or moves, the run ends with the bits of an undisturbed one."""
+"""Several real processes train one model: whatever dies, stops or moves, the run ends with the bits of an
+undisturbed one."""
 
 import json
 import shutil
@@ -91,7 +92,8 @@ class Runs:
 
 
 def lose_one(runs: Runs, processes: int, dead: int) -> None:
-    """Trains with one process killed after the first checkpoint, then again with all, and compares with a run left alone."""
+    """Trains with one process killed after the first checkpoint, then again with all, and compares with a run left
+    alone."""
     undisturbed = runs.finish("alone", processes)
     assert "result:" in undisturbed.output(0) and "result:" not in undisturbed.output(1), "process 0 alone prints"
     assert "sample: " in undisturbed.output(0)

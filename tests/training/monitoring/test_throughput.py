@@ -1,4 +1,5 @@
-"""Rates of a run: what counts as a step's time, the FLOPs of MFU against formulas, chips by name, and what a real run's files hold."""
+"""Rates of a run: what counts as a step's time, the FLOPs of MFU against formulas, chips by name, and what a real
+run's files hold."""
 
 import json
 import time

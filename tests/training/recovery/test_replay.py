@@ -100,7 +100,8 @@ def test_a_poisoned_batch_is_told_from_a_poisoned_model(program, params, batch):
     batch.weights[0, 0] = np.nan
     found = diagnose_step(program, params, batch, 7)
     assert (found.batch, found.parameter, found.activation) == ("weights", None, None)
-    # Every gradient is broken: the way back begins at the head, which is the embedding, and first leaves it at the last norm.
+    # Every gradient is broken: the way back begins at the head, which is the embedding, and first leaves it at the last
+    # norm.
     assert found.gradient == "final_norm.gain" and not np.isfinite(found.loss)
     batch.weights[0, 0], batch.tokens[0, 0] = 1, 99
     assert diagnose_step(program, params, batch, 7).batch == "tokens"

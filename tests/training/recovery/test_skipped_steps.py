@@ -1,4 +1,5 @@
-"""A step that is not finite leaves everything as it was, is counted, and stops the run's parameters after so many in a row."""
+"""A step that is not finite leaves everything as it was, is counted, and stops the run's parameters after so many in
+a row."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,5 @@
-"""Members trained at once equal members trained alone: a step's gradients to 1e-6, and the ends of runs within rounding's reach."""
+"""Members trained at once equal members trained alone: a step's gradients to 1e-6, and the ends of runs within
+rounding's reach."""
 
 import chz
 import jax

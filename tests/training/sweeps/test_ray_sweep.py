@@ -28,7 +28,8 @@ from recollect.training.sweeps.study import run_study
 from tests.training.distributed.processes import free_port
 from tests.training.tiny import tiny
 
-# Ray is imported by the first test that needs it: it reads the token that the cluster here asks for when it is imported.
+# Ray is imported by the first test that needs it: it reads the token that the cluster here asks for when it is
+# imported.
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'ray>=2.40'"
 )
@@ -38,7 +39,8 @@ SWEEP = ({"optimizer.learning_rate": 1e-2}, {"optimizer.learning_rate": 3e-2})
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """One cluster of two CPUs for all tests here, with a token of its own, that is not on the ports of Ray's workers."""
+    """One cluster of two CPUs for all tests here, with a token of its own, that is not on the ports of Ray's
+    workers."""
     os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
     port = next(port for port in iter(free_port, None) if port >= 20000)
     program = Path(sys.executable).with_name("ray")

@@ -1,4 +1,5 @@
-"""Preparing: same bytes whatever happens on the way, damage is found and mended, and the result reads as TFDS data and by pieces."""
+"""Preparing: same bytes whatever happens on the way, damage is found and mended, and the result reads as TFDS data
+and by pieces."""
 
 import contextlib
 import filecmp

@@ -223,7 +223,8 @@ def test_fingerprint_covers_names_and_bytes(tmp_path):
 
 
 class RecollectTestReviews(tfds.core.GeneratorBasedBuilder):
-    """Twenty short reviews, found by name as TFDS's own data sets are; its configuration "tested" has a test split too."""
+    """Twenty short reviews, found by name as TFDS's own data sets are; its configuration "tested" has a test split
+    too."""
 
     VERSION = tfds.core.Version("1.0.0")
     code_path = None

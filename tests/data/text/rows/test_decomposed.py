@@ -1,4 +1,5 @@
-"""Dataset Decomposition: pieces as the published procedure cuts them, the draw of lengths, what is kept, and Algorithm 1's order."""
+"""Dataset Decomposition: pieces as the published procedure cuts them, the draw of lengths, what is kept, and
+Algorithm 1's order."""
 
 import math
 
@@ -63,7 +64,8 @@ def test_beyond_the_longest_bucket_every_length_gets_the_same_tokens():
 
 def test_what_is_kept_is_told():
     plan = DecomposedPlan(np.array([10, 17, 5, 40]), 8, 16, 0)
-    # 10: 8 + 1; 17: 16 + 1; 5: nothing; 40: too long for the buckets, so drawn for once or twice, then 16 or 8 as the rest allows
+    # 10: 8 + 1; 17: 16 + 1; 5: nothing; 40: too long for the buckets, so drawn for once or twice, then 16 or 8 as the
+    # rest allows
     facts = plan.facts()
     rows = facts["rows_by_length"]
     kept = sum((int(length) + 1) * count for length, count in rows.items())

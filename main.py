@@ -342,6 +342,7 @@ def _definitions(given: argparse.Namespace) -> None:
     """Config classes that a saved run may name: the project's, and those of `--with` files."""
     import recollect.training.experiment  # noqa: F401
     from recollect.configuration.python_files import load_definitions
+    from recollect.data import synthetics  # noqa: F401
     from recollect.data.text import dataset  # noqa: F401
 
     for path in given.extra:

@@ -37,6 +37,7 @@ import jax
 import numpy as np
 
 from recollect.pallas_kernels import compilers, dispatch
+from recollect.pallas_kernels.compilers import NotInstalled as NotInstalled
 
 # The topologies are the smallest that libtpu makes of each generation.
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}

@@ -24,6 +24,8 @@ from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.linear_recurrence import tpu_blocks, tpu_chunk
 from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Decay, Walked
 from recollect.pallas_kernels.linear_recurrence.tpu_chunk import BASE, Kind
+from recollect.pallas_kernels.linear_recurrence.tpu_inverse import solve as solve
+from recollect.pallas_kernels.linear_recurrence.tpu_inverse import solve_transposed as solve_transposed
 
 LARGEST_HEAD = 256
 

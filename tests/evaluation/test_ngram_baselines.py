@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recollect.data.tokenizers import START
+from recollect.evaluation import ngram_baselines
 from recollect.evaluation.ngram_baselines import (
     CONTEXT,
     Bigram,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from recollect.pallas_kernels.landmark_attention import (
     landmark_attention,
+    previous_blocks,
     reference,
     retrieve_blocks,
 )

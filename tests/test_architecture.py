@@ -1,9 +1,8 @@
-"""The plan of the house: which room imports which, how long files are, and that what is public is documented."""
+"""The plan of the code: which package imports which, how long files are, and that what is public is documented."""
 
 import ast
 import functools
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,73 +18,79 @@ ALLOWED = {
     "evaluation": {"configuration", "models", "data"},
     # layers: the context that a model is called with; pallas_kernels: what its operations run on
     "training": {"configuration", "pallas_kernels", "layers", "models", "data", "evaluation"},
+    "cost": {"configuration", "pallas_kernels", "layers", "models", "data", "training"},
     "export": {"configuration", "models"},
     "experiments": {"configuration", "layers", "models", "data", "evaluation", "training"},
 }
-"""Rooms that each room may import, beside itself. `main.py`, `benchmarks/` and `tests/` may import everything."""
+"""Packages that each package may import, beside itself. `main.py`, `benchmarks/` and `tests/` may import everything."""
 
 DOCUMENTED = ("pallas_kernels", "layers", "models", "training")
 
 
 @functools.cache
 def sources() -> dict[str, ast.Module]:
-    """Path from the root -> parsed file, for every Python file that git knows or would."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split()
-    return {path: ast.parse((ROOT / path).read_text()) for path in listed if (ROOT / path).exists()}
+    """Path from the root -> parsed file, for every Python file that git knows or would (not through links)."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    paths = [path for path in listed if (ROOT / path).exists() and not (ROOT / path).is_symlink()]
+    return {path: ast.parse((ROOT / path).read_text()) for path in paths}
 
 
 def imports(tree: ast.Module) -> set[str]:
     """Absolute names of modules that a file imports, anywhere in it."""
-    found = set()
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            found.add(node.module or "")
-    return found
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names if node.module == "recollect")
+    return names
 
 
-def room_files(room: str) -> list[str]:
-    return [path for path in sources() if path.startswith(f"{room}/")]
+def imported_packages(tree: ast.Module) -> set[str]:
+    """Names of this project's packages that a file imports."""
+    return {name.split(".")[1] for name in imports(tree) if name.startswith("recollect.")}
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_imports_point_up_the_table(room):
-    assert room_files(room), "a room without files is not checked"
-    others = set(ALLOWED) | {"main", "benchmarks", "tests"}
-    for path in room_files(room):
-        crossed = {name for name in imports(sources()[path]) if name.split(".")[0] in others - {room} - ALLOWED[room]}
-        assert not crossed, (
-            f"{path} imports {', '.join(sorted(crossed))}; {room} may import {', '.join(sorted(ALLOWED[room])) or 'no other room'}"
-        )
+def package_files(package: str) -> list[str]:
+    return [path for path in sources() if path.startswith(f"{package}/")]
 
 
-def test_every_package_is_a_room():
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_point_up_the_table(package):
+    assert package_files(package), "a package without files is not checked"
+    for path in package_files(package):
+        crossed = imported_packages(sources()[path]) - {package} - ALLOWED[package]
+        allowed = ", ".join(sorted(ALLOWED[package])) or "no other package"
+        assert not crossed, f"{path} imports {', '.join(sorted(crossed))}; {package} may import {allowed}"
+
+
+def test_all_code_imports_recollect():
+    """A package imported by its folder's name would exist twice, and would be somebody else's outside the checkout."""
+    for path, tree in sources().items():
+        assert not {name.split(".")[0] for name in imports(tree)} & {*ALLOWED, "benchmarks", "main"}, path
+
+
+def test_every_package_is_in_the_table():
     packages = {path.split("/")[0] for path in sources() if path.count("/") and path.endswith("__init__.py")}
-    assert packages - {"tests", "benchmarks"} == set(ALLOWED)
+    assert packages - {"tests", "benchmarks", "recollect"} == set(ALLOWED)
 
 
-def test_every_package_is_installed():
+def test_every_package_is_linked():
+    links = {path.name: str(path.readlink()) for path in (ROOT / "recollect").iterdir() if path.is_symlink()}
+    assert links == {name: f"../{name}" for name in (*ALLOWED, "benchmarks", "main.py")}
     folders = {
-        path.rsplit("/", 1)[0].replace("/", ".")
+        path.rsplit("/", 1)[0]
         for path in sources()
-        if path.count("/") and path.endswith("/__init__.py")
+        if path.count("/") and not path.startswith(("tests/", "recollect/"))
     }
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert {folder for folder in folders if folder.split(".")[0] not in ("tests", "benchmarks")} == set(listed) - {
-        "benchmarks"
-    }
+    assert not [folder for folder in folders if not (ROOT / folder / "__init__.py").exists()]
 
 
 def test_kernels_know_nothing_of_flax_or_configs():
-    for path in room_files("pallas_kernels"):
+    for path in package_files("pallas_kernels"):
         assert not {name.split(".")[0] for name in imports(sources()[path])} & {"flax", "chz", "optax"}, path
 
 
@@ -102,10 +107,10 @@ def test_files_are_small():
     assert not {path: length for path, length in lengths.items() if length > 400}
 
 
-@pytest.mark.parametrize("room", DOCUMENTED)
-def test_what_is_public_is_documented(room):
+@pytest.mark.parametrize("package", DOCUMENTED)
+def test_what_is_public_is_documented(package):
     missing = []
-    for path in room_files(room):
+    for path in package_files(package):
         tree = sources()[path]
         if tree.body and ast.get_docstring(tree) is None:
             missing.append(path)

@@ -20,14 +20,14 @@ def test_the_four_steps(tmp_path):
     ignored = shutil.ignore_patterns(
         ".git", ".venv*", "runs", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", "results"
     )
-    shutil.copytree(PROJECT, copy, ignore=ignored)
+    shutil.copytree(PROJECT, copy, ignore=ignored, symlinks=True)
     mixer, line, experiment, test = blocks()
-    (copy / "layers" / "moving_average.py").write_text(mixer)
+    (copy / "layers" / "mixers" / "moving_average.py").write_text(mixer)
     init = copy / "layers" / "__init__.py"
     anchor = "from recollect.layers.mixer import MixerConfig\n"
     init.write_text(init.read_text().replace(anchor, anchor + line))
     (copy / "experiments" / "averages.py").write_text(experiment)
-    (copy / "tests" / "layers" / "test_moving_average.py").write_text(test)
+    (copy / "tests" / "layers" / "mixers" / "test_moving_average.py").write_text(test)
     environment = {**os.environ, "PYTHONPATH": str(copy), "JAX_PLATFORMS": "cpu"}
 
     def run(*arguments):
@@ -42,7 +42,7 @@ def test_the_four_steps(tmp_path):
         "-p",
         "no:cacheprovider",
         "tests/layers/test_mixer_laws.py",
-        "tests/layers/test_moving_average.py",
+        "tests/layers/mixers/test_moving_average.py",
         "-k",
         "MovingAverage or impulse",
     )

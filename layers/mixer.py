@@ -26,8 +26,6 @@ from flax import nnx
 from recollect.configuration import Config, UserError
 from recollect.pallas_kernels.sharding import constrained
 
-ORDINARY, LANDMARK = 0, 1
-
 State = Any
 
 

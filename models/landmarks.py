@@ -11,7 +11,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from recollect.layers.mixer import LANDMARK, ORDINARY, Context
+from recollect.layers.mixer import Context
+from recollect.pallas_kernels.masks import LANDMARK, ORDINARY
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from recollect.layers.mixer import LANDMARK
+ORDINARY, LANDMARK = 0, 1
+"""Types of tokens."""
 
 
 @jax.tree_util.register_dataclass

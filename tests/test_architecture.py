@@ -13,7 +13,7 @@ ALLOWED = {
     "configuration": set(),
     "pallas_kernels": set(),
     "layers": {"configuration", "pallas_kernels"},
-    "models": {"configuration", "layers"},
+    "models": {"configuration", "layers", "pallas_kernels"},
     "data": {"configuration"},
     "evaluation": {"configuration", "models", "data"},
     # layers: the context that a model is called with; pallas_kernels: what its operations run on

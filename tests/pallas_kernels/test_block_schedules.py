@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recollect.layers.mixer import LANDMARK, document_positions
+from recollect.layers.mixer import document_positions
 from recollect.pallas_kernels.masks import (
+    LANDMARK,
     Causal,
     EarlierBlock,
     Everything,

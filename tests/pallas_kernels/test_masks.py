@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recollect.layers.mixer import LANDMARK
 from recollect.pallas_kernels.masks import (
+    LANDMARK,
     Causal,
     EarlierBlock,
     Everything,

@@ -22,7 +22,7 @@ from tests.quick_compilation import XLA_FLAGS
 from tests.training.same_run import assert_same_run
 from tests.training.tiny import tiny
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 
 SCRIPT = """
 import sys

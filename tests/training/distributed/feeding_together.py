@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from recollect.configuration import from_json
-from recollect.training.distributed import processes
+from recollect.training.distributed.host import joined
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int)
     given = parser.parse_args()
-    with processes.joined(given.coordinator, given.processes, given.process), open(given.experiment) as file:
+    with joined(given.coordinator, given.processes, given.process), open(given.experiment) as file:
         print("found " + json.dumps(few_steps(from_json(json.load(file)))), flush=True)
 
 

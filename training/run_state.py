@@ -15,7 +15,9 @@ from recollect.training.experiment import Experiment
 from recollect.training.run_folder import RunFolder, environment, same_bits_possible
 
 if TYPE_CHECKING:
-    from recollect.training.batches import Batches
+    from recollect.training.batches import DeviceBatches
+    from recollect.training.host_batches import HostBatches
+    from recollect.training.monitoring.throughput import Meter
     from recollect.training.recovery.loss_spikes import LossSpikeDetector
     from recollect.training.step import Program
     from recollect.training.step_pipeline import StepPipeline
@@ -37,7 +39,7 @@ class RunProgress:
       seconds: time spent in steps and evaluation.
       done: "finished", "stopped early" or "diverged" once the run no longer trains.
       evaluation: metrics of the last evaluation.
-      data_state: where the data stand (see `Batches.state`).
+      data_state: where the data stand (see `DeviceBatches.state`).
       skipped, in_row: steps skipped because they were not finite: in total, and in a row up to now.
       failed_at: the last of `run.stop_after_nonfinite` such steps in a row.
       failure: entry of result.json about it.
@@ -62,20 +64,24 @@ class RunState:
       progress: how far it is.
       spikes: the detector of loss spikes; None where `run.spikes` is.
       state: the train state after the last call sent (see `step.State`); its arrays may still be computed.
-      program, batches, pipeline: what trains it, once it has begun.
+      shapes: of the state (see `shapes_of`), once it has begun.
+      program, batches, pipeline, meter: what trains it and measures its rates.
       stop_signal: "SIGTERM" or "SIGINT" once it was asked to stop.
     """
 
     program: Program
-    batches: Batches
+    batches: DeviceBatches | HostBatches
     pipeline: StepPipeline
+    meter: Meter
 
     def __init__(self, experiment: Experiment, log: Log, keep_checkpoints: int | None = None):
         self.experiment = experiment
         self.log = log
         run = experiment.run
         self.folder = RunFolder(run_directory(experiment), experiment)
-        self.checkpoints = Checkpoints(self.folder.checkpoints, keep_checkpoints or run.keep_checkpoints, run.keep_every)
+        self.checkpoints = Checkpoints(
+            self.folder.checkpoints, keep_checkpoints or run.keep_checkpoints, run.keep_every
+        )
         result = self.folder.result()
         self.result = None if result is None or result["status"] == "preempted" else result
         self.progress = RunProgress()
@@ -85,6 +91,7 @@ class RunState:
 
             self.spikes = LossSpikeDetector(run.spikes)
         self.state: Any = None
+        self.shapes: Any = None
         self.stop_signal: str | None = None
 
     def start(self, fresh: Callable[[], Any]) -> None:
@@ -99,13 +106,13 @@ class RunState:
         self.checkpoints.recover(self.log)
         step = self.checkpoints.newest_good(self.log)
         state = fresh()
+        self.shapes = shapes_of(state)
         if step is None:
             self.rewind(0)
             self.state = state
-            return
-        shapes = shapes_of(state)
-        del state  # what is loaded takes its place on the devices
-        self.state = self.load(step, shapes)
+        else:
+            del state  # what is loaded takes its place on the devices
+            self.state = self.load(step, self.shapes)
 
     def load(self, step: int, shapes: Any) -> Any:
         """Returns the train state of a checkpoint, takes over its progress, and deletes what came after it.

@@ -195,6 +195,8 @@ class _Trainee:
 
     def evaluate(self) -> None:
         """Adds a point to the curve."""
+        from recollect.training.evaluator import evaluate
+
         found = evaluate(self.program, self.state["params"], self.experiment.run.seed)
         self.curve.append({"step": self.step, "seconds": self.seconds, "bits_per_byte": found["bits_per_byte"]})
 

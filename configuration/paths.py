@@ -33,7 +33,7 @@ def keep_compiled_programs(folder: str | None) -> Path | None:
     """
     import jax
 
-    before: str | None = jax.config.read("jax_compilation_cache_dir")
+    before: str | None = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009 - unknown to type checkers
     chosen = None if folder == "off" else folder or before
     if folder is None and before in (None, _default_folder):
         chosen = _compiled_folder(jax.default_backend(), jax.__version__)

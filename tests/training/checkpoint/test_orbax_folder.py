@@ -90,7 +90,7 @@ def test_parameters_are_read_from_the_newest_good_one(saved):
     target = next(path for path in files(saved.directory / "40") if path.parent.name == "d")
     target.write_bytes(target.read_bytes()[:-3])
     lines = []
-    params, config, step = load_params(saved.directory, say=lines.append)
+    params, config, step = load_params(saved.directory, log=lines.append)
     assert step == 20 and params["a"][0, 0] == 20 and config.name == "tiny" and isinstance(params["a"], np.ndarray)
     assert len(lines) == 1 and target.name in lines[0] and "taking step 20" in lines[0]
     assert saved.steps() == [20, 40], "reading moves nothing: a run may be using the folder"
@@ -138,11 +138,13 @@ def test_a_full_disk_keeps_the_last_good_one(saved, tmp_path, monkeypatch):
 
 
 def test_half_a_checkpoint_is_no_checkpoint(saved):
-    shutil.copytree(saved.directory / "40", saved.directory / "60.writing")
+    for name in ("60.orbax-checkpoint-tmp", "80.writing", "20.retired"):
+        shutil.copytree(saved.directory / "40", saved.directory / name)
     lines = []
     saved.recover(lines.append)
     assert lines == [
-        f"checkpoint {saved.directory}/60 was cut off while it was written: what there is of it is taken away"
+        f"checkpoint {saved.directory}/{step} was cut off while it was written: incomplete; deleted"
+        for step in (60, 80)
     ]
     assert sorted(path.name for path in saved.directory.iterdir()) == ["20", "40"]
 

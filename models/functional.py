@@ -40,7 +40,7 @@ class FunctionalModel:
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes, as jax.ShapeDtypeStruct."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
     def tags(self, name: str) -> Params:
         """One tag of every parameter: "decay" (bool), "group" (str) or "trainable" (bool); see

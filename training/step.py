@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,10 +57,10 @@ class Program:
 
     def init(self, seeds: Any) -> State:
         """Fresh state for a seed (or one for each of a population's seeds)."""
-        seeds = jnp.asarray(seeds, jnp.uint32)
+        seeds = np.asarray(seeds, np.uint32)
         function = self._vectorised(self._init)
         if self.mesh is None:
-            return self._jit("init", function)(seeds)
+            return self._jit("init", function, **_quick_to_compile())(seeds)
         shapes = jax.eval_shape(function, seeds)
         # Made in parts: no device ever holds the whole model.
         return self._jit("init", function, out_shardings=state_sharding(shapes, shapes["params"], self.mesh))(seeds)
@@ -105,7 +106,7 @@ class Program:
             return jax.lax.scan(body, zero, jnp.arange(count))[0]
 
         return self._jit(("evaluate", examples, data_slice), self._vectorised(run))(
-            params, jnp.asarray(seeds, jnp.uint32)
+            params, np.asarray(seeds, np.uint32)
         )
 
     def evaluate_on(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
@@ -247,3 +248,10 @@ def member_values(experiments: list[Experiment], population: bool) -> Any:
     if not population:
         return {name: np.float32(value) for name, value in rows[0].items()}
     return {name: np.array([row[name] for row in rows], np.float32) for name in rows[0]}
+
+
+def _quick_to_compile() -> dict[str, Any]:
+    """Returns jit's options for a program that runs once: on a CPU it compiles in half the time, with the same bits."""
+    if jax.default_backend() != "cpu" or "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    return {"compiler_options": {"xla_backend_optimization_level": 1}}

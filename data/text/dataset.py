@@ -25,7 +25,7 @@ import numpy as np
 from recollect.configuration import UserError
 from recollect.data.batch import Batch, DataConfig
 from recollect.data.text.rows.base import Plan, RowArrays
-from recollect.data.text.rows.by_number import Batches
+from recollect.data.text.rows.by_number import GlobalBatches
 from recollect.data.text.rows.curriculum import Packed, Sequences
 from recollect.data.text.rows.packed import PackedPlan
 from recollect.data.text.rows.stable_random import permutation
@@ -108,7 +108,14 @@ class Text(DataConfig):
         """Source, digest, tokenizer, and documents, tokens and bytes of both splits."""
         return self.prepared().describe()
 
-    def batches(self, seed: int, batch_size: int) -> Batches:
+    def corpus_digest(self) -> str:
+        return self.prepared().digest
+
+    def result_entries(self) -> dict[str, Any]:
+        """`corpus`: source, digest, tokenizer, and documents, tokens and bytes of both splits."""
+        return {"corpus": self.describe()}
+
+    def batches(self, seed: int, batch_size: int) -> GlobalBatches:
         """Training batches by number; equal for equal arguments.
 
         Raises:
@@ -116,7 +123,7 @@ class Text(DataConfig):
         """
         prepared = self.prepared()
         plan = _plan(prepared, self.sequences, self.length, seed)
-        return Batches(
+        return GlobalBatches(
             prepared.train,
             plan,
             self.sequences,

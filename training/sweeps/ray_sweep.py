@@ -126,14 +126,17 @@ class _Driver:
                     task = pending.pop(reference)
                     if self._again(task, reference):
                         pending[self._submit(task)] = task
-                status = f"{self.finished} tasks done, {len(pending)} running or waiting, {len(self.failures)} failed"
-                self.progress.update(sum(_steps(member) for member in self.members), lambda text=status: text)
+                self._show(len(pending))
         finally:
             for reference in pending:
                 self.ray.cancel(reference)
             folder_token.unlink(missing_ok=True)
             self.progress.close()
         return self.failures
+
+    def _show(self, pending: int) -> None:
+        status = f"{self.finished} tasks done, {pending} running or waiting, {len(self.failures)} failed"
+        self.progress.update(sum(_steps(member) for member in self.members), lambda: status)
 
     def _submit(self, task: _Task) -> Any:
         texts = [json.dumps(to_json(member)) for member in task.members]
@@ -174,7 +177,7 @@ def _train_group(texts: list[str], folder: str, definitions: list[str], here: st
     import recollect.data.synthetics
     import recollect.data.text.dataset  # noqa: F401  (config classes that the JSON names)
     from recollect.configuration.python_files import load_definitions
-    from recollect.training.train import train_members
+    from recollect.training.sweeps.population import train_members
 
     if not any(Path(folder).glob(f"{_TOKEN}*")):
         raise UserError(
@@ -194,7 +197,7 @@ def _train_group(texts: list[str], folder: str, definitions: list[str], here: st
         def write(line: str) -> None:
             file.write(line + "\n")
 
-        return [result["status"] for result in train_members(group, together=len(group) > 1, say=write)]
+        return [result["status"] for result in train_members(group, together=len(group) > 1, log=write)]
 
 
 def _experiment(data: Any) -> Experiment:

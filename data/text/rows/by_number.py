@@ -1,6 +1,6 @@
 """Every global batch of a training run by number.
 
-    batches = Batches(documents, plan, sequences, length=512, batch_size=8, seed=0, shuffle=True)
+    batches = GlobalBatches(documents, plan, sequences, length=512, batch_size=8, seed=0, shuffle=True)
     batches.read(1000, 0, batches.rows(1000))       # batch 1000, whole; or any range of its rows
 
 A batch is a function of (seed, number): which bucket it takes, which rows, and in which order. So a run goes on from a
@@ -26,7 +26,7 @@ _EPOCHS = 4
 _ROUNDS = 4
 
 
-class Batches:
+class GlobalBatches:
     """See the module.
 
     Args:
@@ -105,3 +105,6 @@ class Batches:
 
         seed = seed_of((self.seed, _EPOCHS, group, epoch))
         return int(index_shuffle(index=place, max_index=self.plan.counts[group] - 1, seed=seed, rounds=_ROUNDS))
+
+
+Batches = GlobalBatches

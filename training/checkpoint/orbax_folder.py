@@ -3,24 +3,23 @@
     checkpoints/STEP/state/        arrays, as Orbax lays them out
                      meta.json     the config, and what a run must know beside its arrays
                      digests.json  size and SHA-256 of every other file
-    checkpoints/STEP.orbax-checkpoint-tmp/   being written; half a checkpoint after a crash, deleted at the next start
+    checkpoints/STEP.orbax-checkpoint-tmp/  being written; after a crash it is incomplete and deleted at the next start
     checkpoints/damaged/STEP-N/    one that was found damaged
 
-Orbax's CheckpointManager copies the arrays to the host, writes them on threads of its own while training goes on, renames
-the folder once it is complete, and then deletes what the policy does not keep. Orbax loads a flipped byte without a word,
-hence the digests; they are of files, so that finding damage takes no decoding and no device, and that Orbax's own
-metadata is covered too. Every process of a run calls `save`, `wait` and `load`.
+Orbax's CheckpointManager copies the arrays to the host, writes them on threads of its own while training goes on,
+renames the folder once it is complete, and then deletes what the policy does not keep. Orbax loads a flipped byte
+without an error, hence the digests; they are of files, so that finding damage takes no decoding and no device, and
+Orbax's own metadata is covered too. Every process of a run calls `save`, `wait` and `load`.
 
-Easy to get wrong: `AtomicRenameTemporaryPath.finalize` still writes two files when every callback has been called, and no
-digest could cover them, so `_commit` takes that method's place: it seals the folder, renames it and flushes the rename.
-Orbax deletes an old checkpoint file by file, and a process that dies meanwhile leaves half of it under its name. No run
-goes on from one: newer ones are taken first, digests find it damaged, and the next save deletes the rest.
+Easy to get wrong: `AtomicRenameTemporaryPath.finalize` writes two files after the last callback, and no digest could
+cover them, so `_commit` takes that method's place: it seals the folder, renames it and flushes the rename to the disk.
+Orbax deletes an old checkpoint file by file, so a process that dies meanwhile leaves half of it under its name. No run
+resumes from that: newer ones are taken first, the digests show the damage, and the next save deletes the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import shutil
@@ -33,7 +32,8 @@ from typing import Any
 import jax
 
 from recollect.configuration import Config, UserError, from_json, to_json
-from recollect.training.checkpoint.integrity import DiskFull, damage, is_disk_full, seal, write_json
+from recollect.configuration.io import DiskFull, first_line, is_disk_full, read_json, write_json
+from recollect.training.checkpoint.integrity import damage, seal
 from recollect.training.distributed.host import current_host
 
 Log = Callable[[str], None]
@@ -64,11 +64,11 @@ class Checkpoints:
         self._begun = 0.0
 
     def steps(self) -> list[int]:
-        """Returns the steps saved and sealed, oldest first. Whether their files are still whole is for `problem` to say."""
+        """Returns the steps saved and sealed, oldest first; `problem` says whether their files are still whole."""
         return _steps(self.directory)
 
     def save(self, step: int, state: Any, config: Config, extra: dict[str, Any]) -> None:
-        """Starts to save `state`, the config and JSON-ready `extra`; returns once the arrays are copied to the host.
+        """Starts to save `state`, the config and JSON-ready `extra`; returns once the arrays are on the host.
 
         A step that is there already stays as it is. An earlier save that still runs is waited for.
 
@@ -138,7 +138,7 @@ class Checkpoints:
                 state = reader.restore(
                     folder / "state", args=ocp.args.PyTreeRestore(item=shapes, restore_args=arguments)
                 )
-            extra = json.loads((folder / "meta.json").read_text())["extra"]
+            extra = read_json(folder / "meta.json")["extra"]
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise _unreadable(folder, error) from error
         return state, extra
@@ -170,8 +170,9 @@ class Checkpoints:
         self._changed()
 
     def newest_good(self, log: Log = print, before: int | None = None) -> int | None:
-        """Returns the newest step (less than `before`, if given) whose files are whole; names damaged ones on the way and
-        sets them aside. None: no checkpoint was ever saved.
+        """Returns the newest step (less than `before`, if given) whose files are whole; None: none was ever saved.
+
+        Damaged ones on the way are named and set aside.
 
         Raises:
           UserError: there were checkpoints and all are damaged.
@@ -250,7 +251,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
         steps = self.steps()
         kept = f"the last good one is of step {steps[-1]}" if steps else "there is none before it"
-        why = "another process could not write its part" if error is None else _first_line(error)
+        why = "another process could not write its part" if error is None else first_line(error)
         why, kind = ("no space is left on the disk", DiskFull) if full else (why, UserError)
         raise kind(f"checkpoint {self.directory / str(step)} could not be written: {why}; {kept}") from error
 
@@ -275,7 +276,7 @@ class _FirstOfEvery:
 
 
 def _committed_by(commit: Callable[[Path, Path], None], directory: Path) -> Any:
-    """Returns Orbax's class of a folder that is written under another name; its last step is `commit` in `directory`."""
+    """Returns Orbax's class of a folder that is renamed once it is written; in `directory`, `commit` does that."""
     from orbax.checkpoint.path import atomicity
 
     class Sealed(atomicity.AtomicRenameTemporaryPath):
@@ -291,11 +292,11 @@ def _committed_by(commit: Callable[[Path, Path], None], directory: Path) -> Any:
 
 
 def load_params(directory: Path, *, ema: bool = False, log: Log | None = None) -> tuple[dict[str, Any], Config, int]:
-    """Returns parameters (numpy), config and step of the newest good checkpoint in `directory`, structure read from the file
-    itself.
+    """Returns parameters (numpy), config and step of the newest good checkpoint in `directory`.
 
-    Every file of the checkpoint is verified; optimizer state is not read. A damaged checkpoint is named (`log`, by default
-    on stderr) and left where it is, since a run may be using the folder; the one before it is taken.
+    Every file of the checkpoint is verified; the structure is read from the file itself, optimizer state is not read. A
+    damaged checkpoint is named (`log`, by default on stderr) and left where it is, since a run may be using the folder;
+    the one before it is taken.
 
     Args:
       ema: take the moving average of the parameters where the run kept one.
@@ -319,7 +320,7 @@ def load_params(directory: Path, *, ema: bool = False, log: Log | None = None) -
         for line in problems:
             (log or _to_stderr)(f"{line}; taking step {step}")
         try:
-            meta = json.loads((folder / "meta.json").read_text())
+            meta = read_json(folder / "meta.json")
             with _reader() as reader:
                 tree = dict(reader.metadata(folder / "state").item_metadata.tree)
                 name = "ema" if ema and "ema" in tree else "params"
@@ -366,13 +367,8 @@ def _on_first_device(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
-def _first_line(error: BaseException) -> str:
-    message = str(error).strip() or type(error).__name__
-    return message.splitlines()[0][:200]
-
-
 def _unreadable(folder: Path, error: Exception) -> UserError:
-    return UserError(f"checkpoint {folder} cannot be read: {_first_line(error)}")
+    return UserError(f"checkpoint {folder} cannot be read: {first_line(error)}")
 
 
 def _to_stderr(text: str) -> None:

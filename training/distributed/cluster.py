@@ -32,7 +32,7 @@ def find_place(
     else the cluster that jax finds itself in (Slurm, Open MPI, a TPU slice). None: there are no other processes.
 
     Args:
-      timeout: seconds that a coordinator may take to show up in jax's own detection; by default RECOLLECT_START_TIMEOUT.
+      timeout: seconds that jax's detection may wait for a coordinator; by default RECOLLECT_START_TIMEOUT.
 
     Raises:
       UserError: some of the three are missing or impossible, or jax cannot read its cluster.
@@ -101,7 +101,7 @@ def _whole_number(name: str, argument: int | None) -> int | None:
 
 
 def _detect(timeout: int) -> Place | None:
-    """Returns what `jax.distributed.initialize()` would find without arguments; it tells nobody before it has joined."""
+    """Returns what `jax.distributed.initialize()` finds without arguments; it has no public name before joining."""
     from jax._src.clusters import ClusterEnv
 
     try:

@@ -45,7 +45,7 @@ class Watch(threading.Thread):
     def __init__(self, place: Place, timeout: float):
         super().__init__(name="recollect-peers", daemon=True)
         self.place, self.timeout = place, timeout
-        # The store holds one key per process: it is kept to some fifty reads and writes a second however many there are.
+        # One key per process: some fifty reads and writes per second however many there are.
         self.interval = max(min(1.0, timeout / 10), place.processes / 50)
         self._client: Any = None
         self._hosts: list[str] = []

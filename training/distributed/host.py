@@ -6,9 +6,9 @@
     if host.is_main: ...                  # prints, writes metrics.jsonl and result.json
     step = host.broadcast(step)           # what the main process found
 
-Every method but `is_main`, `index` and `count` is collective: all processes call it, in the same order. Decisions that
-change what a process does next (stop, save, roll back) go through here, so that all take them at the same step: one that
-left the loop alone would leave the others waiting in a collective. See docs/clusters.md.
+Every method is collective: all processes call it, in the same order. Decisions that change what a process does next
+(stop, save, roll back) go through here, so that all take them at the same step: one that left the loop alone would
+leave the others waiting in a collective. See docs/clusters.md.
 """
 
 from __future__ import annotations

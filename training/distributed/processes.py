@@ -3,9 +3,9 @@
 The engine is jax.distributed. Processes run the same program over the devices of all; process 0 alone prints and writes
 the run's files (arrays of checkpoints are written by all). See docs/clusters.md.
 
-Small values go through the key-value store of jax's coordination service, because multihost_utils' broadcast and
-assert_equal are collectives of the devices: Gloo gives up on a process that comes half a minute late (one that prepares
-data or reads a checkpoint's digests), and a question about stopping would wait for the steps in flight.
+Small values go through the key-value store of jax's coordination service: multihost_utils' broadcast and allgather are
+programs of the devices, which hold arrays of one shape, have no timeout, and would wait for the steps in flight, where
+`stop_together` must not. Its assert_equal raises in some processes only, and does not name what differs.
 """
 
 from __future__ import annotations

@@ -178,12 +178,12 @@ def _describe(given: argparse.Namespace) -> int:
 
 def _train(given: argparse.Namespace) -> int:
     from recollect.configuration import apply_overrides
-    from recollect.training.distributed.processes import is_main, joined
+    from recollect.training.distributed.host import joined
     from recollect.training.train import run_directory, train
 
     experiment, _ = _load(given, "experiment", given.experiment)
     experiment = apply_overrides(experiment, given.overrides)
-    with joined(given.coordinator, given.processes, given.process):
+    with joined(given.coordinator, given.processes, given.process) as host:
         result = train(experiment)
         shown = {
             name: result[name]
@@ -201,7 +201,7 @@ def _train(given: argparse.Namespace) -> int:
             )
             if name in result
         }
-        if is_main():
+        if host.is_main:
             print(
                 ", ".join(
                     f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}"

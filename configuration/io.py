@@ -87,8 +87,10 @@ def read_json(path: Path) -> Any:
         raise UserError(f"there is no {path}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({type(error).__name__})") from None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import chz
@@ -10,7 +11,6 @@ from recollect.configuration import Config, UserError
 from recollect.data.batch import DataConfig
 from recollect.models.language_model import LanguageModel
 from recollect.training.loss import Loss
-from recollect.training.monitoring.profiling import parse_window
 from recollect.training.optimizer import AdamW, Muon, Optimizer
 from recollect.training.recovery.loss_spikes import Spikes
 
@@ -33,6 +33,20 @@ class Mesh(Config):
     @property
     def devices(self) -> int:
         return self.data * self.fsdp * self.tensor * self.sequence
+
+
+def parse_window(text: str) -> tuple[int, int]:
+    """Returns (10, 15) for "10:15": the steps after step 10, up to step 15.
+
+    Raises:
+      UserError: it is no such pair, or an empty one.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise UserError(
+            f"run.profile={text!r}: the form is FIRST:LAST, for example 10:15 for the steps after step 10 up to step 15"
+        )
+    return int(match[1]), int(match[2])
 
 
 @chz.chz(typecheck=True)
@@ -135,13 +149,18 @@ class Experiment(Config):
         longest = self.data.longest
         if limit is not None and longest > limit:
             raise UserError(
-                f"the data has sequences of {longest} tokens, this model takes at most {limit} (see the mixers' maximum_length)"
+                f"the data has sequences of {longest} tokens, "
+                f"this model takes at most {limit} (see the mixers' maximum_length)"
             )
         parts = self.run.mesh.sequence
         if longest % parts:
             raise UserError(
-                f"run.mesh.sequence={parts} does not divide the data's length of {longest} tokens; the nearest length that it divides is "
-                f"{max(1, round(longest / parts)) * parts}"
+                f"run.mesh.sequence={parts} does not divide the data's length of {longest} tokens; "
+                f"the nearest length that it divides is {max(1, round(longest / parts)) * parts}"
+            )
+        if self.run.spikes is not None and self.data.made_on_device:
+            raise UserError(
+                "run.spikes needs data that can be skipped: a recall task's batches are drawn anew at each step"
             )
 
 

@@ -162,35 +162,37 @@ class Program:
         return jax.random.fold_in(jax.random.key(seed), step)
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[Params, dict[str, jax.Array]]:
-        """Gradient of the mean loss over labelled positions plus auxiliary losses, in `run.accumulate` pieces, and
-        metrics."""
-        pieces = self.experiment.run.accumulate
+        """Returns the gradient of the mean loss over labelled positions plus auxiliary losses, and metrics.
+
+        The batch is split into `run.accumulate` parts, whose gradients are added up.
+        """
+        count = self.experiment.run.accumulate
         weight = jnp.maximum(jnp.sum(batch.weights), 1.0)
 
-        def loss_of(params: Params, piece: Batch, key: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
-            found, out = self._losses(params, piece, piece.weights, key)
-            auxiliary = sum(out.losses.values(), jnp.zeros(())) / pieces
+        def loss_of(params: Params, part: Batch, key: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+            entropy, out = self._losses(params, part, part.weights, key)
+            auxiliary = sum(out.losses.values(), jnp.zeros(())) / count
             metrics = {
-                "loss": jnp.sum(found.loss * piece.weights) / weight,
-                "accuracy": jnp.sum(found.correct * piece.weights) / weight,
+                "loss": jnp.sum(entropy.loss * part.weights) / weight,
+                "accuracy": jnp.sum(entropy.correct * part.weights) / weight,
             }
             if self.experiment.loss.z_loss:
-                metrics["z_loss"] = self.experiment.loss.z_loss * jnp.sum(found.lse**2 * piece.weights) / weight
-            metrics |= {name: value / pieces for name, value in {**out.losses, **out.metrics}.items()}
-            return found.total / weight + auxiliary, metrics
+                metrics["z_loss"] = self.experiment.loss.z_loss * jnp.sum(entropy.lse**2 * part.weights) / weight
+            metrics |= {name: value / count for name, value in {**out.losses, **out.metrics}.items()}
+            return entropy.total / weight + auxiliary, metrics
 
-        slope = jax.grad(loss_of, has_aux=True)
-        if pieces == 1:
-            return slope(params, batch, key)
-        split = jax.tree.map(lambda leaf: leaf.reshape(pieces, -1, *leaf.shape[1:]), batch)
-        keys = None if key is None else jax.random.split(key, pieces)
+        gradient = jax.grad(loss_of, has_aux=True)
+        if count == 1:
+            return gradient(params, batch, key)
+        parts = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
+        keys = None if key is None else jax.random.split(key, count)
 
-        def body(total: Any, piece: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, slope(params, *piece)), None
+        def body(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, *part)), None
 
-        first = slope(params, jax.tree.map(lambda leaf: leaf[0], split), None if keys is None else keys[0])
-        rest = jax.tree.map(lambda leaf: leaf[1:], (split, keys))
-        return jax.lax.scan(body, first, rest)[0]
+        first = jax.tree.map(lambda leaf: leaf[0], (parts, keys))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, params, *first))
+        return jax.lax.scan(body, zeros, (parts, keys))[0]
 
     def _losses(
         self, params: Params, batch: Batch, weights: jax.Array, key: jax.Array | None

@@ -101,7 +101,7 @@ def _run(experiment: Experiment, output: Path, prepare: Callable[[], None] | Non
     try:
         if prepare is not None:
             prepare()
-        result = train(experiment, say=lambda text: print(text, flush=True))
+        result = train(experiment, log=lambda text: print(text, flush=True))
         print(f"status {result['status']}, steps {result['steps']}", flush=True)
         code = 0
     except UserError as error:

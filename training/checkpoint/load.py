@@ -12,8 +12,8 @@ from recollect.configuration import UserError, apply_overrides
 from recollect.data.text.dataset import Text
 from recollect.models.functional import FunctionalModel, Params, flatten
 from recollect.models.generation import generate
-from recollect.training.batches import make_feed
 from recollect.training.checkpoint.orbax_folder import load_params
+from recollect.training.evaluator import evaluate
 from recollect.training.experiment import Experiment
 from recollect.training.step import program_for
 
@@ -61,10 +61,8 @@ def open_run(path: Path, overrides: list[str] | None = None) -> SavedRun:
 def evaluate_run(path: Path, overrides: list[str]) -> dict[str, Any]:
     """Evaluates the newest checkpoint on its (or the overridden) evaluation data."""
     run = open_run(path, overrides)
-    program = program_for(run.experiment)
-    feed = make_feed(run.experiment, program, None)
-    found = feed.evaluate(run.params, [run.experiment.run.seed], final=True)[0]
-    return {"name": run.experiment.name, "step": run.step, **found}
+    metrics = evaluate(program_for(run.experiment), run.params, run.experiment.run.seed, final=True)
+    return {"name": run.experiment.name, "step": run.step, **metrics}
 
 
 def continue_prompt(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import chz
 import jax
-import jax.numpy as jnp
 
 from recollect.data.batch import Batch
 from recollect.layers.mixer import Context
@@ -15,29 +13,16 @@ from recollect.models.functional import FunctionalModel, Params
 from recollect.models.language_model import LanguageModel
 from recollect.models.stack import Stage
 from recollect.pallas_kernels import dispatch
-from recollect.training.experiment import Experiment
 
 # The kernels of the other platform are no news.
 KERNELS = {"gpu": "pallas_gpu", "tpu": "pallas_tpu"}
 
 
-def abstract_batch(experiment: Experiment) -> Batch:
-    """The shapes of an experiment's training batch, of the longest sequences that it trains on."""
-    data: Any = experiment.data
-    size = experiment.run.batch_size
-    if hasattr(data, "train_batch"):
-        longest = max(data.train_slices(), key=lambda part: part.length)
-        return jax.eval_shape(lambda: data.train_batch(0, 0, longest, size))
-    tokens: Any = jax.ShapeDtypeStruct((size, data.longest), jnp.int32)
-    weights: Any = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
-    return Batch(tokens, tokens, None, weights, tokens)
-
-
 def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
     """One line a kind of mixer and operation: what it runs on, and why this platform's kernel was passed over.
 
-    Each kind of mixer is traced alone, forwards, for the device that is traced for now. batch: of shapes, as
-    `abstract_batch` gives.
+    Each kind of mixer is traced alone, forwards, for the device that is traced for now. batch: shapes, as
+    `DataConfig.batch_shapes` returns.
     """
     lines = []
     for mixer, layers in Counter(config.mixers).items():

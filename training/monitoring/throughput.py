@@ -1,17 +1,16 @@
-"""How fast a run goes: tokens a second, seconds a step, the share of a device's peak that the model's products are
-(MFU), and the share of time spent waiting for data.
+"""Rates of a run: tokens per second, seconds per step, MFU (its products as a share of the devices' peak), and the
+share of time spent waiting for data.
 
-    MFU = 3 * forward products a token * tokens a second / (devices * dense bf16 peak of one)
+    MFU = 3 * forward products per token * tokens per second / (devices * dense bf16 peak of one)
 
 as in PaLM (Chowdhery et al. 2022, appendix B): the backward pass has two products for each of the forward pass; what
 rematerialisation computes again does not count. Forward products are those of
-`recollect.models.accounting.products_per_token`, taken from XLA's forms of the
-operations: causal attention counts the blocks up to the diagonal, not the whole square. CPUs and unknown chips have no
+`recollect.models.accounting.products_per_token`, taken from the operations' XLA
+backends: causal attention counts the blocks up to the diagonal, not the whole square. CPUs and unknown chips have no
 MFU.
 
-The loop makes one `Meter`, calls `step` right after each device call whose results have arrived, and hands the meter to
-the `Reporter`. Evaluation, checkpoints and samples are not told to it, so they do not count; neither do seconds of
-those calls in which XLA compiled.
+A run has one `Meter`, which is a hook of its calls of steps. Evaluation, checkpoints and samples do not count; neither
+do seconds of those calls in which XLA compiled.
 """
 
 from __future__ import annotations
@@ -26,7 +25,10 @@ from recollect.models.accounting import products_per_token
 from recollect.models.functional import FunctionalModel
 from recollect.pallas_kernels import dispatch
 from recollect.training.experiment import Experiment
+from recollect.training.hooks import Hook
 from recollect.training.monitoring.chips import chip_of
+from recollect.training.run_state import RunState
+from recollect.training.step_pipeline import Call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +77,12 @@ class _Sums:
         )
 
 
-class Meter:
-    """Adds up device calls and tells rates, of the whole session and since a reader last asked.
+class Meter(Hook):
+    """Adds up device calls and returns rates, of the whole session and since a reader last asked.
 
     Args:
-      flops_per_token: of one training step, a token (see the module); None: no MFU.
-      peak: floating-point operations a second of all devices together; None: no MFU.
+      flops_per_token: of one training step, per token (see the module); None: no MFU.
+      peak: floating-point operations per second of all devices together; None: no MFU.
     """
 
     def __init__(self, flops_per_token: float | None = None, peak: float | None = None):
@@ -88,8 +90,13 @@ class Meter:
         self.peak = peak
         self._total = _Sums()
         self._read: dict[str, _Sums] = {}
-        self._told = time.perf_counter()
+        self._reported = time.perf_counter()
         _listen()
+
+    def after_call(self, run: RunState, call: Call) -> None:
+        examples = call.length * run.experiment.run.batch_size * (run.program.population or 1)
+        tokens = examples * run.experiment.data.tokens_per_example
+        self.step(call.length, tokens, call.seconds, min(call.waited, call.seconds))
 
     def step(self, steps: int, tokens: float, seconds: float, waited: float = 0.0) -> None:
         """Adds the device call that has just ended.
@@ -103,8 +110,8 @@ class Meter:
         """
         end = time.perf_counter()
         total = self._total
-        compiling = min(_compiled_between(max(end - seconds, self._told), end), seconds - waited)
-        self._told = end
+        compiling = min(_compiled_between(max(end - seconds, self._reported), end), seconds - waited)
+        self._reported = end
         self._total = _Sums(
             total.steps + steps, total.tokens + tokens, total.seconds + seconds - compiling, total.waited + waited
         )

@@ -74,7 +74,7 @@ def diagnose_step(program: Program, params: Params, batch: Batch, step: int) -> 
         return diagnose(program.model, params, batch, key, loss=experiment.loss, pieces=experiment.run.accumulate)
 
 
-def replay(path: Path, say: Callable[[str], None] = print) -> bool:
+def replay(path: Path, log: Callable[[str], None] = print) -> bool:
     """Runs a kept step again, on one device, and tells what breaks first.
 
     Returns:
@@ -86,18 +86,18 @@ def replay(path: Path, say: Callable[[str], None] = print) -> bool:
     experiment, params, batch, failure = load_failure(path)
     program = _program(experiment)
     then = failure["found"]
-    say(
+    log(
         f"step {failure['step']:,} of {experiment.name}, batch of {batch.tokens.shape[0]} x {batch.tokens.shape[1]} tokens; loss then: {then['loss']:.6g}"
     )
     found = diagnose_step(program, params, batch, failure["step"])
     widest = max(map(len, found.largest))
     for name, largest in found.largest.items():
         note = f"   {found.broken[name]:,} not finite" if found.broken[name] else ""
-        say(f"  {name:{widest}}  largest {largest:10.4g}{note}")
+        log(f"  {name:{widest}}  largest {largest:10.4g}{note}")
     if found.finite:
-        say(f"not reproduced on {jax.devices()[0].device_kind}: {found.sentence()}, loss {found.loss:.6g}")
+        log(f"not reproduced on {jax.devices()[0].device_kind}: {found.sentence()}, loss {found.loss:.6g}")
         return False
-    say(f"reproduced: {found.sentence()}")
+    log(f"reproduced: {found.sentence()}")
     return True
 
 

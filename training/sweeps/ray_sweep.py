@@ -207,7 +207,7 @@ def _train_group(texts: list[str], folder: str, definitions: list[str], here: st
     import recollect.data.synthetics
     import recollect.data.text.dataset  # noqa: F401  (config classes that the JSON names)
     from recollect.configuration.python_files import load_definitions
-    from recollect.training.train import train_members
+    from recollect.training.sweeps.population import train_members
 
     if not any(Path(folder).glob(f"{_TOKEN}*")):
         raise UserError(
@@ -226,7 +226,7 @@ def _train_group(texts: list[str], folder: str, definitions: list[str], here: st
         def say(line: str) -> None:
             file.write(line + "\n")
 
-        return [result["status"] for result in train_members(group, together=len(group) > 1, say=say)]
+        return [result["status"] for result in train_members(group, together=len(group) > 1, log=say)]
 
 
 def _experiment(data: Any) -> Experiment:

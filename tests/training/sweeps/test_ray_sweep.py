@@ -79,7 +79,7 @@ def silent(_: str) -> None:
 def test_a_study_gives_the_same_table_and_one_that_cannot_run_stops_no_other(tmp_path, address):
     good = tiny(tmp_path / "unused")
     bad = chz.replace(good, name="too_many_devices", run=chz.replace(good.run, batch_size=64, mesh=Mesh(data=64)))
-    alone = run_study([good], SWEEP, tmp_path / "alone", together=False, say=silent)
+    alone = run_study([good], SWEEP, tmp_path / "alone", together=False, log=silent)
     said: list[str] = []
     swept = run_study_on_ray([bad, good], SWEEP, tmp_path / "ray", address=address, say=said.append)
     assert [folder.relative_to(tmp_path / "ray") for folder in swept.folders] == [
@@ -100,7 +100,7 @@ def test_a_study_gives_the_same_table_and_one_that_cannot_run_stops_no_other(tmp
 
 def test_a_killed_worker_loses_nothing(tmp_path, address):
     experiment = tiny(tmp_path / "unused", steps=400)
-    (alone,) = run_study([experiment], ({},), tmp_path / "alone", together=False, say=silent)
+    (alone,) = run_study([experiment], ({},), tmp_path / "alone", together=False, log=silent)
     killed: list[int] = []
 
     def kill() -> None:

@@ -215,7 +215,8 @@ def _train(given: argparse.Namespace) -> int:
 def _compare(given: argparse.Namespace) -> int:
     from recollect.configuration import apply_overrides
     from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
-    from recollect.evaluation.results import load_runs, summarise
+    from recollect.evaluation.results import load_runs
+    from recollect.evaluation.summaries import summarise
     from recollect.evaluation.table import format_table, write_csv
     from recollect.experiments.study import add_mixers
     from recollect.training.sweeps.study import run_study

@@ -35,8 +35,8 @@ import functools
 
 import jax
 
-from recollect.pallas_kernels.dispatch import always, choose
-from recollect.pallas_kernels.linear_recurrence import backends, jla, reference, sequence_parallel, xla
+from recollect.pallas_kernels.dispatch import choose
+from recollect.pallas_kernels.linear_recurrence import sequence_parallel
 from recollect.pallas_kernels.linear_recurrence.step import linear_recurrence_step
 from recollect.pallas_kernels.sharding import sequence_parts
 
@@ -105,21 +105,35 @@ def linear_recurrence(
     if splits and sequence_parts(q.shape[1]) > 1 and initial_state is None and not return_state:
         rows = {"q": q, "k": k, "v": v, **{name: x for name, x in given.items() if not name.startswith("initial")}}
         part = functools.partial(linear_recurrence, erase_before_decay=erase_before_decay, backend=backend)
-        return sequence_parallel.over_devices(part, rows, backends.DIMENSIONS, scale, chunk_size), None
+        return sequence_parallel.over_devices(part, rows, DIMENSIONS, scale, chunk_size), None
     arguments = dict(
         given, erase_before_decay=erase_before_decay, scale=scale, return_state=return_state, chunk_size=chunk_size
     )
-    run = choose("linear_recurrence", backend, IMPLEMENTATIONS, q, k, v, **arguments)
+    run = choose("linear_recurrence", backend, BACKENDS, q, k, v, **arguments)
     return run(q, k, v, **arguments)
 
 
-IMPLEMENTATIONS = {
-    "pallas_gpu": backends.GPU,
-    "pallas_tpu": backends.TPU,
-    "xla": (xla.chunked, xla.refuses),
-    "reference": (reference.recurrent, always),
+BACKENDS = {
+    "pallas_gpu": "recollect.pallas_kernels.linear_recurrence.pallas_gpu",
+    "pallas_tpu": "recollect.pallas_kernels.linear_recurrence.pallas_tpu",
+    "xla": "recollect.pallas_kernels.linear_recurrence.xla",
+    "reference": "recollect.pallas_kernels.linear_recurrence.reference",
     # After those that serve every call, so by name alone, until a measurement says where it is the fastest.
-    "jla": jla.JLA,
+    "jla": "recollect.pallas_kernels.linear_recurrence.jla",
+}
+# Letters of the arrays' dimensions, by which a mesh splits them.
+DIMENSIONS = {
+    "q": "b t h k",
+    "k": "b t h k",
+    "v": "b t h v",
+    "log_decay": ("h", "b t h", "b t h k"),
+    "value_log_decay": "b t h v",
+    "write_strength": ("b t h", "b t h v"),
+    "erase_read": "b t h k",
+    "erase_write": "b t h k",
+    "initial_state": "b h k v",
+    "segment_ids": "b t",
+    "initial_segment": "b",
 }
 
 
@@ -157,4 +171,4 @@ def _check(q, k, v, given, chunk_size) -> None:
         raise ValueError(f"linear_recurrence: chunk_size must be at least 1; got {chunk_size}")
 
 
-__all__ = ["IMPLEMENTATIONS", "linear_recurrence", "linear_recurrence_step"]
+__all__ = ["BACKENDS", "linear_recurrence", "linear_recurrence_step"]

@@ -1,34 +1,21 @@
-"""The front door's implementations on kernels: passes.py over a backend's walks, split over a mesh."""
+"""linear_recurrence on a backend's kernels: passes.py over a backend's walks, split over a mesh."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.dispatch import Implementation, Refusal
-from recollect.pallas_kernels.linear_recurrence import gpu, tpu
+from recollect.pallas_kernels.dispatch import Refusal
+from recollect.pallas_kernels.linear_recurrence import DIMENSIONS
 from recollect.pallas_kernels.linear_recurrence.chunk_scan import DeltaWalk, JoinedWalk, Solve, SolveTransposed, Walk
 from recollect.pallas_kernels.linear_recurrence.column_packing import by_walks_of_columns
 from recollect.pallas_kernels.linear_recurrence.kernel_vjp import Walks, by_walks
 from recollect.pallas_kernels.linear_recurrence.reduced_precision import reduced
 from recollect.pallas_kernels.sharding import over_mesh
 from recollect.pallas_kernels.tuning import Sizes, block_sizes
-
-DIMENSIONS = {
-    "q": "b t h k",
-    "k": "b t h k",
-    "v": "b t h v",
-    "log_decay": ("h", "b t h", "b t h k"),
-    "value_log_decay": "b t h v",
-    "write_strength": ("b t h", "b t h v"),
-    "erase_read": "b t h k",
-    "erase_write": "b t h k",
-    "initial_state": "b h k v",
-    "segment_ids": "b t",
-    "initial_segment": "b",
-}
 
 
 class Backend(Protocol):
@@ -44,8 +31,10 @@ class Backend(Protocol):
     def refuses(self, key_dim: int, value_dim: int, dtype: Any, decay: str, erase: bool) -> Refusal: ...
 
 
-def kernel_form(name: str, backend: Backend, joined: JoinedWalk | None = None) -> Implementation:
-    """The implementation and what it refuses. name: "gpu" or "tpu", for the tuning tables:
+def on_kernels(
+    name: str, backend: Backend, joined: JoinedWalk | None = None
+) -> tuple[Callable[..., Any], Callable[..., Refusal]]:
+    """Returns the operation on the backend's kernels, and its `refuses`. name: "gpu" or "tpu", for the tuning tables:
     `linear_recurrence.NAME_chunk`. joined: the backend's, if it has one."""
     walks = Walks(backend.walk, backend.delta_walk, backend.solve, backend.solve_transposed, backend.chunk_size, joined)
 
@@ -123,7 +112,3 @@ def _decay(log_decay, value_log_decay) -> str:
     if value_log_decay is not None:
         return "value"
     return "none" if log_decay is None else "key" if log_decay.ndim == 4 else "head"
-
-
-GPU = kernel_form("gpu", gpu, gpu.walk)  # type: ignore[arg-type]
-TPU = kernel_form("tpu", tpu)  # type: ignore[arg-type]

@@ -11,11 +11,13 @@ the segment before it, and a state of another document is zeroed.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.dispatch import Refusal, interpretation
-from recollect.pallas_kernels.linear_recurrence.backends import DIMENSIONS
+from recollect.pallas_kernels.linear_recurrence import DIMENSIONS
 from recollect.pallas_kernels.linear_recurrence.xla import by_channel, carried
 from recollect.pallas_kernels.sharding import over_mesh
 
@@ -23,7 +25,8 @@ HEAD_SIZES = (64, 128)
 COLUMNS = 128
 
 
-def recurrence(
+@functools.partial(over_mesh, arguments=DIMENSIONS, results=("b t h v", "b h k v"))
+def linear_recurrence(
     q,
     k,
     v,
@@ -101,6 +104,3 @@ def refuses(q, k, v, *, log_decay=None, value_log_decay=None, erase_read=None, c
     if erase_read is None and per_channel and v.shape[2] * k.shape[3] % COLUMNS:
         return f"with decays per channel its kernels take multiples of 128 channels in all heads; these are {v.shape[2] * k.shape[3]}"
     return None
-
-
-JLA = (over_mesh(recurrence, DIMENSIONS, ("b t h v", "b h k v")), refuses)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 
-def recurrent(
+def linear_recurrence(
     q,
     k,
     v,

@@ -40,7 +40,7 @@ from recollect.pallas_kernels.linear_recurrence.chunk_matrices import (
 CHUNK = 64
 
 
-def chunked(
+def linear_recurrence(
     q,
     k,
     v,

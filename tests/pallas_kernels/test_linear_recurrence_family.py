@@ -77,7 +77,7 @@ def arguments(t, decay, erase, with_state, with_segments, columns=None, before=F
 def compare(form, given, fixed, close):
     (o, state), gradients = results(functools.partial(form, scale=0.7, return_state=True), given, fixed)
     (o_, state_), gradients_ = exactly(
-        functools.partial(reference.recurrent, scale=0.7, return_state=True), given, fixed
+        functools.partial(reference.linear_recurrence, scale=0.7, return_state=True), given, fixed
     )
     assert error(o, o_) < close and error(state, state_) < close
     assert set(gradients) == set(gradients_) == set(given)
@@ -175,7 +175,7 @@ def test_columns_that_decay_and_are_erased_are_served_by_the_reference():
     given, fixed = arguments(21, "channel", "apart", True, True, "channel")
     o, state = linear_recurrence(**given, **fixed, return_state=True)
     after = given.pop("initial_state")
-    o_, state_ = reference.recurrent(**given, **fixed, initial_state=jnp.asarray(after), return_state=True)
+    o_, state_ = reference.linear_recurrence(**given, **fixed, initial_state=jnp.asarray(after), return_state=True)
     assert error(o, o_) < CLOSE and error(state, state_) < CLOSE
     with pytest.raises(ValueError, match=r"linear_recurrence.*xla.*value_log_decay.*erase_read"):
         linear_recurrence(**given, **fixed, backend="xla")
@@ -306,7 +306,7 @@ def test_any_documents_and_gates(data):
         "initial_segment": first,
         "erase_before_decay": kind == "erase before decay",
     }
-    o_, after_ = reference.recurrent(q, k, v, log_decay=jnp.asarray(g), return_state=True, **extra, **more)
+    o_, after_ = reference.linear_recurrence(q, k, v, log_decay=jnp.asarray(g), return_state=True, **extra, **more)
     assert error(o, o_) < CLOSE and error(after, after_) < CLOSE
 
 

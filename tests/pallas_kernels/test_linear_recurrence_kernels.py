@@ -41,7 +41,7 @@ def rounded(given):
 def check_fp32(backend, given, fixed):
     (o, state), gradients = on_kernels(backend, given, fixed)
     (o_, state_), gradients_ = exactly(
-        functools.partial(reference.recurrent, scale=SCALE, return_state=True), given, fixed
+        functools.partial(reference.linear_recurrence, scale=SCALE, return_state=True), given, fixed
     )
     assert error(o, o_) < FP32 and error(state, state_) < FP32
     assert set(gradients) == set(given)
@@ -52,7 +52,7 @@ def check_fp32(backend, given, fixed):
 def check_bf16(backend, given, fixed, how="values"):
     given, exact = rounded(given)
     (o_, state_), gradients_ = exactly(
-        functools.partial(reference.recurrent, scale=SCALE, return_state=True), exact, fixed
+        functools.partial(reference.linear_recurrence, scale=SCALE, return_state=True), exact, fixed
     )
     (o, state), gradients = on_kernels(backend, given, fixed, how)
     (o_xla, _), xla = results(
@@ -127,7 +127,7 @@ def test_tpu_kernels_under_strong_decays():
     given, fixed = strong(130, k=32, v=32)
     (o, state), gradients = on_kernels("pallas_tpu", given, fixed)
     (o_, state_), gradients_ = exactly(
-        functools.partial(reference.recurrent, scale=SCALE, return_state=True), given, fixed
+        functools.partial(reference.linear_recurrence, scale=SCALE, return_state=True), given, fixed
     )
     assert error(o, o_) < FP32 and error(state, state_) < FP32
     for name in given:
@@ -169,7 +169,7 @@ def test_at_scale_0_the_state_alone_has_gradients(backend, case):
         (given, exact), bar, decay_bar = rounded(given), GATE, 0.05
     (o, state), gradients = on_kernels(backend, given, fixed, scale=0.0)
     (_, state_), gradients_ = exactly(
-        functools.partial(reference.recurrent, scale=0.0, return_state=True), exact, fixed
+        functools.partial(reference.linear_recurrence, scale=0.0, return_state=True), exact, fixed
     )
     assert not np.any(np.asarray(o)) and not np.any(np.asarray(gradients["q"]))
     assert error(state, state_) < bar

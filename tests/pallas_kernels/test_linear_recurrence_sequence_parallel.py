@@ -34,11 +34,11 @@ def test_joined_states_are_those_of_the_whole(case):
     def alone(rows, shared):
         if erase is None:
             return sequence_parallel.added(rows, shared["segment_ids"], shared["initial_segment"])
-        return *sequence_parallel.through_erasing(xla.chunked, rows, shared), None
+        return *sequence_parallel.through_erasing(xla.linear_recurrence, rows, shared), None
 
     @jax.jit
     def after(rows, shared, state):
-        return xla.chunked(**rows, **shared, initial_state=state, return_state=True)[1]
+        return xla.linear_recurrence(**rows, **shared, initial_state=state, return_state=True)[1]
 
     states, keeps, columns, expected, before = [], [], [], [jnp.asarray(first)], fixed.get("initial_segment")
     for start in range(0, pieces * length, length):

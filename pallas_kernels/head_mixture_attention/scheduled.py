@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.pallas_kernels.head_mixture_attention.head_groups import make_plan, tile_count
+from recollect.pallas_kernels.masks import causal
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
-from recollect.pallas_kernels.scheduled_attention.mask_rules import Before
 from recollect.pallas_kernels.sharding import over_mesh
 
 FEWEST_QUERIES = 8
@@ -41,7 +41,7 @@ def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Cal
             plan.gather(q)[:, :, None],
             k,
             v,
-            rule=Before(None, segmented=query_segments is not None),
+            mask=causal(segmented=query_segments is not None),
             query_fields={"positions": _rows(plan.field(positions)), "segments": _rows(plan.field(segments))},
             key_fields={
                 "positions": np.arange(s, dtype=np.int32)[None] if key_positions is None else key_positions,

@@ -31,9 +31,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recollect.pallas_kernels.masks import Mask
 from recollect.pallas_kernels.scheduled_attention.block_schedule import (
     Fields,
-    Rule,
     Visits,
     block_schedule,
     needed,
@@ -53,7 +53,7 @@ class Settings:
     the others zeros. A tile is allowed or not as a whole a query: all its slots have the same fields.
     """
 
-    rule: Rule
+    mask: Mask
     scale: float
     query_tile: int
     key_tile: int
@@ -140,7 +140,7 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     *,
-    rule: Rule,
+    mask: Mask,
     query_fields: Fields,
     key_fields: Fields,
     scale: float,
@@ -162,14 +162,14 @@ def attend(
       o (b, n, h, v) in q's dtype, and lse (b, n, h) fp32, -inf for queries that see nothing.
 
     Raises:
-      ValueError: the rule reads a field that is missing.
+      ValueError: the mask reads a field that is missing.
     """
     n, s = q.shape[1], k.shape[1]
     sizes = (n + -n % query_tile, s + -s % key_tile)
     query_fields, key_fields = padded_fields(query_fields, key_fields, (n, s), sizes)
     q = _padded(q, -n % query_tile)
     k, v = (_padded(x, -s % key_tile) for x in (k, v))
-    settings = Settings(rule, float(scale), query_tile, key_tile, block)
+    settings = Settings(mask, float(scale), query_tile, key_tile, block)
     static = [_Known(fields) for fields in (query_fields, key_fields)]
     traced = [
         {name: x for name, x in fields.items() if not isinstance(x, np.ndarray)}
@@ -235,5 +235,5 @@ _attention.defvjp(_forward, _backward)
 
 def _scheduled(settings, known_query, known_key, query_fields, key_fields, lengths):
     sides = ((known_query, query_fields), (known_key, key_fields))
-    query, key = (needed(settings.rule, {**known.fields, **fields}) for known, fields in sides)
-    return query, key, block_schedule(settings.rule, query, key, lengths, (settings.query_tile, settings.key_tile))
+    query, key = (needed(settings.mask, {**known.fields, **fields}) for known, fields in sides)
+    return query, key, block_schedule(settings.mask, query, key, lengths, (settings.query_tile, settings.key_tile))

@@ -286,7 +286,7 @@ class Here:
                 own[name] = gpu.along_columns(gpu.load_per_row(walk.own[plan.own_fields].at[row]), columns)
                 other[name] = gpu.along_rows(gpu.load_per_column(self[plan.other_fields].at[row]), rows)
             query, key = (other, own) if plan.over_queries else (own, other)
-            return jnp.where(tile_allows(plan.settings.rule, query, key), scores, -jnp.inf)
+            return jnp.where(tile_allows(plan.settings.mask, query, key), scores, -jnp.inf)
 
         return self._looked_at(look, scores)
 
@@ -300,7 +300,7 @@ class Here:
             for row, name in enumerate(plan.fields):
                 query[name] = gpu.load_per_row((self if plan.over_queries else walk.own)["query_fields"].at[row])
                 key[name] = (walk.own if plan.over_queries else self)["key_fields"][row, 0]
-            return jnp.where(tile_allows(plan.settings.rule, query, key), gates, -jnp.inf)
+            return jnp.where(tile_allows(plan.settings.mask, query, key), gates, -jnp.inf)
 
         return self._looked_at(look, gates)
 

@@ -61,18 +61,18 @@ class Body:
         return self.settings.scale * self.dot(k, q, (1, 1))
 
     def allowed(self, query_fields: Any, key_fields: Any, number: Any) -> jax.Array:
-        """(keys, queries) bool or, of landmark blocks, (blocks, 1, queries). The rule is asked with queries across and
+        """(keys, queries) bool or, of landmark blocks, (blocks, 1, queries). The mask is asked with queries across and
         keys down: fields only have
         to broadcast. number: the tile's of keys."""
         query = {name: query_fields[0, 0, i : i + 1] for i, name in enumerate(self.names)}
         key = {name: _column(key_fields[0, 0, i : i + 1]) for i, name in enumerate(self.names)}
         if self.settings.block is None:
             return jnp.broadcast_to(
-                tile_allows(self.settings.rule, query, key), (self.key_rows, self.settings.query_tile)
+                tile_allows(self.settings.mask, query, key), (self.key_rows, self.settings.query_tile)
             )
         query, key = ({name: x.reshape(x.shape[0], 1, x.shape[1]) for name, x in side.items()} for side in (query, key))
         allowed = jnp.broadcast_to(
-            tile_allows(self.settings.rule, query, key), (self.blocks, 1, self.settings.query_tile)
+            tile_allows(self.settings.mask, query, key), (self.blocks, 1, self.settings.query_tile)
         )
         if self.of_blocks is not None:
             allowed &= lax.broadcasted_iota(jnp.int32, allowed.shape, 0) < self.of_blocks - number * self.blocks

@@ -42,7 +42,7 @@ def over_devices(
     Of documents with padding inside of them, a window sees no further than w - 1 places back, padding counted.
     """
     t = q.shape[1] // sequence_parts(q.shape[1])
-    rule = None if isinstance(mask, jax.Array) else mask
+    expression = None if isinstance(mask, jax.Array) else mask
     dense = mask if isinstance(mask, jax.Array) else None
 
     def part(q, k, v, sinks, dense, positions, segments, fields):
@@ -61,7 +61,7 @@ def over_devices(
             seen(k),
             seen(v),
             window=window,
-            mask=rule if dense is None else dense,
+            mask=expression if dense is None else dense,
             sinks=sinks,
             query_positions=counted,
             key_positions=key_positions,

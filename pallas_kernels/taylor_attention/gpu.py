@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
-from recollect.pallas_kernels.linear_recurrence.gpu import pieces_to_fill
-from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering
+from recollect.pallas_kernels.linear_recurrence.gpu import spans_to_fill
+from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering_states
 from recollect.pallas_kernels.taylor_attention import gpu_body, kernels
 from recollect.pallas_kernels.taylor_attention.features import count, selections
 from recollect.pallas_kernels.taylor_attention.gpu_plan import CHUNK, COLUMNS, KEEP, KEY_COLUMNS, MAPS, SWIZZLE, Plan
@@ -134,8 +134,8 @@ def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: boo
 def _cut(plan: Plan, value_dim: int) -> Plan:
     """The plan, in as many pieces of time as a tuning table says or fill the device; none is empty."""
     sizes = block_sizes(
-        "taylor_attention.gpu_pieces",
-        lambda **_: {"pieces": pieces_to_fill(plan.b * plan.heads * plan.splits, plan.t)},
+        "taylor_attention.gpu_spans",
+        lambda **_: {"pieces": spans_to_fill(plan.b * plan.heads * plan.splits, plan.t)},
         b=plan.b,
         t=plan.t,
         h=plan.heads,
@@ -161,7 +161,7 @@ def _entering(plan: Plan, inputs: Mapping[str, jax.Array]) -> jax.Array:
         keeps = inputs["marks"][:, :, KEEP, 0]
         keeps = (jnp.flip(keeps, axis=1) if plan.reverse else keeps)[:, : (plan.spans - 1) * plan.span]
         keeps = jnp.prod(keeps.reshape(plan.b, plan.spans - 1, plan.span), axis=2)
-    return entering(states, keeps[:, :, None, None, None], inputs.get("initial"))
+    return entering_states(states, keeps[:, :, None, None, None], inputs.get("initial"))
 
 
 def _marks(marks: jax.Array) -> jax.Array:

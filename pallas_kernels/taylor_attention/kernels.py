@@ -21,7 +21,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.linear_recurrence.xla import carried
+from recollect.pallas_kernels.segments import carry_segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ def run(
 def _marks(segment_ids: jax.Array, initial_segment: jax.Array | None, chunk: int) -> jax.Array:
     b = segment_ids.shape[0]
     first = jnp.zeros(b, jnp.int32) if initial_segment is None else initial_segment.astype(jnp.int32)
-    segments, real = carried(segment_ids, first), segment_ids != 0
+    segments, real = carry_segments(segment_ids, first), segment_ids != 0
     last = segments[:, chunk - 1 :: chunk]
     before = jnp.concatenate([first[:, None], last[:, :-1]], axis=1)
     last, before = (jnp.repeat(x, chunk, axis=1) for x in (last, before))

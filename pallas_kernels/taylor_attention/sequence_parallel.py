@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels import sequence_collectives
-from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering
-from recollect.pallas_kernels.linear_recurrence.xla import carried
+from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering_states
+from recollect.pallas_kernels.segments import carry_segments
 from recollect.pallas_kernels.sharding import Dimensions, over_sequence
 from recollect.pallas_kernels.taylor_attention.features import count, packed
 
@@ -40,12 +40,12 @@ def over_devices(
         first = last = None
         if segment_ids is not None:
             first = sequence_collectives.segment_before(segment_ids)
-            last = carried(segment_ids, first)[:, -1]
+            last = carry_segments(segment_ids, first)[:, -1]
         own = written(k, v, segment_ids, last, normalise)
         keeps = jnp.ones((b, 1, 1, 1), own.dtype)
         if first is not None:
             keeps = jnp.where(last == first, 1, 0).astype(own.dtype)[:, None, None, None]
-        states = entering(sequence_collectives.stacked(own), sequence_collectives.stacked(keeps))
+        states = entering_states(sequence_collectives.stacked(own), sequence_collectives.stacked(keeps))
         return run(
             q, k, v, initial_state=sequence_collectives.own(states), segment_ids=segment_ids, initial_segment=first
         )[0]

@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.linear_recurrence.xla import carried
+from recollect.pallas_kernels.segments import carry_segments
 from recollect.pallas_kernels.taylor_attention.features import count, packed, query_factor
 
 CHUNK = 64  # where, on CPUs, a chunk's scores cost what its reading and writing of the state cost
@@ -44,7 +44,7 @@ def chunked(
         # A key of zeros still weighs 1: padding is kept out by its values, the normaliser's among them.
         real = (segment_ids != 0)[:, :, None, None]
         q, k, v = (jnp.where(real, x, 0) for x in (q, k, v))
-        segments = carried(segment_ids, first)
+        segments = carry_segments(segment_ids, first)
     c = min(chunk_size or CHUNK, t)
     n = -(-t // c)
     if n * c > t:

@@ -51,7 +51,7 @@ def test_the_kernels_are_the_sum(case):
     inputs, fixed = arguments(t, with_state, with_segments, normalise, **sizes)
     inputs = halved(inputs)
     how = {"scale": 0.3, "normalise": normalise, "return_state": return_state}
-    with dispatch.interpreted("races"), forced(**{"taylor_attention.gpu_pieces": {"pieces": pieces}}):
+    with dispatch.interpreted("races"), forced(**{"taylor_attention.gpu_spans": {"pieces": pieces}}):
         (o, state), gradients = results(functools.partial(kernel, **how), inputs, fixed)
         assert not races_found()
     (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, **how), inputs, fixed)

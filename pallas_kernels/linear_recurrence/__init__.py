@@ -36,19 +36,19 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int
 
-from recollect.pallas_kernels.dispatch import always, choose
-from recollect.pallas_kernels.linear_recurrence import backends, jla, reference, sequence_parallel, xla
+from recollect.pallas_kernels.dispatch import choose
+from recollect.pallas_kernels.linear_recurrence import reference, sequence_parallel
 from recollect.pallas_kernels.linear_recurrence.recurrence import Recurrence, check
 from recollect.pallas_kernels.linear_recurrence.step import linear_recurrence_step
 from recollect.pallas_kernels.sharding import sequence_parts
 
-IMPLEMENTATIONS = {
-    "pallas_gpu": backends.GPU,
-    "pallas_tpu": backends.TPU,
-    "xla": (xla.chunked, xla.refuses),
-    "reference": (reference.recurrent, always),
+BACKENDS = {
+    "pallas_gpu": "recollect.pallas_kernels.linear_recurrence.pallas_gpu",
+    "pallas_tpu": "recollect.pallas_kernels.linear_recurrence.pallas_tpu",
+    "xla": "recollect.pallas_kernels.linear_recurrence.xla",
+    "reference": "recollect.pallas_kernels.linear_recurrence.reference",
     # After those that serve every call, so by name alone, until a measurement says where it is the fastest.
-    "jla": jla.JLA,
+    "jla": "recollect.pallas_kernels.linear_recurrence.jla",
 }
 
 
@@ -129,7 +129,7 @@ def run_recurrence(
     check(inputs, chunk_size)
     t, starts_from_zero = inputs.q.shape[1], inputs.initial_state is None
     if t == 1 and backend is None and not starts_from_zero:
-        return reference.recurrent(inputs, return_state=return_state)
+        return reference.linear_recurrence(inputs, return_state=return_state)
     # Where columns decay and are erased from, what is left of a state that enters differs from column to column: k x k
     # for each of them.
     splits = inputs.value_log_decay is None or inputs.erase_read is None
@@ -137,7 +137,7 @@ def run_recurrence(
         run = functools.partial(run_recurrence, chunk_size=chunk_size, backend=backend)
         return sequence_parallel.over_devices(run, inputs), None
     settings: dict[str, Any] = {"return_state": return_state, "chunk_size": chunk_size}
-    return choose("linear_recurrence", backend, IMPLEMENTATIONS, inputs, **settings)(inputs, **settings)
+    return choose("linear_recurrence", backend, BACKENDS, inputs, **settings)(inputs, **settings)
 
 
-__all__ = ["IMPLEMENTATIONS", "Recurrence", "linear_recurrence", "linear_recurrence_step", "run_recurrence"]
+__all__ = ["BACKENDS", "Recurrence", "linear_recurrence", "linear_recurrence_step", "run_recurrence"]

@@ -1,14 +1,15 @@
-"""The backends that run on kernels: any call, rewritten for chunk scans and split over a mesh."""
+"""linear_recurrence on a backend's kernels: any call, rewritten for chunk scans and split over a mesh."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.dispatch import Implementation, Refusal
-from recollect.pallas_kernels.linear_recurrence import column_decay_vjp, gpu, kernel_vjp, tpu
+from recollect.pallas_kernels.dispatch import Refusal
+from recollect.pallas_kernels.linear_recurrence import column_decay_vjp, kernel_vjp
 from recollect.pallas_kernels.linear_recurrence.canonical import run_canonical
 from recollect.pallas_kernels.linear_recurrence.chunk_scan import ScanKernels
 from recollect.pallas_kernels.linear_recurrence.recurrence import DIMENSIONS, Decay, Recurrence
@@ -16,8 +17,8 @@ from recollect.pallas_kernels.sharding import over_mesh
 from recollect.pallas_kernels.tuning import Sizes, block_sizes
 
 
-def on_kernels(name: str, kernels: ScanKernels) -> Implementation:
-    """Returns the backend on these kernels and what it refuses. name: "gpu" or "tpu", for the tuning tables:
+def on_kernels(name: str, kernels: ScanKernels) -> tuple[Callable[..., Any], Callable[..., Refusal]]:
+    """Returns the operation on these kernels, and its `refuses`. name: "gpu" or "tpu", for the tuning tables:
     `linear_recurrence.NAME_chunk`."""
 
     def chunk(decay: Decay, erase: bool, k: int, v: int, dtype: Any) -> int:
@@ -54,7 +55,3 @@ def on_kernels(name: str, kernels: ScanKernels) -> Implementation:
 def _heads(inputs: Recurrence) -> tuple[Decay, bool, int, int, Any]:
     """What a chunk size is chosen by."""
     return inputs.decay, inputs.erase_read is not None, inputs.k.shape[3], inputs.v.shape[3], inputs.v.dtype
-
-
-GPU = on_kernels("gpu", gpu.KERNELS)
-TPU = on_kernels("tpu", tpu.KERNELS)

@@ -11,6 +11,8 @@ So padding takes the segment before it, and a state of another document is zeroe
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -29,7 +31,8 @@ HEAD_SIZES = (64, 128)
 COLUMNS = 128
 
 
-def recurrence(
+@functools.partial(over_mesh, arguments={"inputs": DIMENSIONS}, results=("b t h v", "b h k v"))
+def linear_recurrence(
     inputs: Recurrence, *, return_state: bool = False, chunk_size: None = None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Computes `linear_recurrence` where `refuses` returns None."""
@@ -88,6 +91,3 @@ def refuses(inputs: Recurrence, *, chunk_size: int | None = None, **_) -> Refusa
     if inputs.decay == "key" and inputs.erase_read is None and channels % COLUMNS:
         return f"with decays per channel its kernels take multiples of 128 channels in all heads; these are {channels}"
     return None
-
-
-JLA = (over_mesh(recurrence, {"inputs": DIMENSIONS}, ("b t h v", "b h k v")), refuses)

@@ -17,7 +17,7 @@ from recollect.pallas_kernels.linear_recurrence.recurrence import (
 )
 
 
-def recurrent(
+def linear_recurrence(
     inputs: Recurrence, *, return_state: bool = False, chunk_size: int | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Scans over the tokens, by the definition; one token is a step without a scan. `chunk_size` is not used."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Array, Float
 
 from recollect.pallas_kernels.linear_recurrence.recurrence import Recurrence
-from recollect.pallas_kernels.linear_recurrence.reference import recurrent
+from recollect.pallas_kernels.linear_recurrence.reference import linear_recurrence
 
 
 def linear_recurrence_step(
@@ -51,6 +51,6 @@ def linear_recurrence_step(
     }
     rows = {name: x if x is None or x.ndim == 1 else x[:, None] for name, x in per_token.items()}
     inputs = Recurrence(**rows, initial_state=state, erase_before_decay=erase_before_decay, scale=scale)
-    o, after = recurrent(inputs, return_state=True)
+    o, after = linear_recurrence(inputs, return_state=True)
     assert after is not None
     return o[:, 0], after

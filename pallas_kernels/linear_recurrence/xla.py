@@ -51,7 +51,7 @@ from recollect.pallas_kernels.linear_recurrence.recurrence import (
 CHUNK = 64
 
 
-def chunked(
+def linear_recurrence(
     inputs: Recurrence, *, return_state: bool = False, chunk_size: int | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Computes the recurrence chunk by chunk; see `linear_recurrence`."""

@@ -18,9 +18,9 @@ import functools
 
 import jax
 
-from recollect.pallas_kernels.dispatch import always, choose
-from recollect.pallas_kernels.sharding import over_mesh, sequence_parts
-from recollect.pallas_kernels.taylor_attention import gpu, reference, sequence_parallel, tpu, xla
+from recollect.pallas_kernels.dispatch import choose
+from recollect.pallas_kernels.sharding import sequence_parts
+from recollect.pallas_kernels.taylor_attention import sequence_parallel
 from recollect.pallas_kernels.taylor_attention.features import count
 from recollect.pallas_kernels.taylor_attention.step import taylor_attention_step
 
@@ -69,15 +69,16 @@ def taylor_attention(
         part = functools.partial(
             taylor_attention, scale=scale, normalise=normalise, epsilon=epsilon, chunk_size=chunk_size, backend=backend
         )
-        return sequence_parallel.over_devices(part, q, k, v, segment_ids, _DIMENSIONS, normalise), None
+        return sequence_parallel.over_devices(part, q, k, v, segment_ids, DIMENSIONS, normalise), None
     arguments = dict(
         given, scale=scale, normalise=normalise, epsilon=epsilon, return_state=return_state, chunk_size=chunk_size
     )
-    run = choose("taylor_attention", backend, IMPLEMENTATIONS, q, k, v, **arguments)
+    run = choose("taylor_attention", backend, BACKENDS, q, k, v, **arguments)
     return run(q, k, v, **arguments)
 
 
-_DIMENSIONS = {
+# Letters of the arrays' dimensions, by which a mesh splits them.
+DIMENSIONS = {
     "q": "b t h k",
     "k": "b t h k",
     "v": "b t h v",
@@ -85,11 +86,11 @@ _DIMENSIONS = {
     "segment_ids": "b t",
     "initial_segment": "b",
 }
-IMPLEMENTATIONS = {
-    "pallas_gpu": (over_mesh(gpu.taylor_attention, _DIMENSIONS, ("b t h v", "b h f v")), gpu.refuses),
-    "pallas_tpu": (over_mesh(tpu.taylor_attention, _DIMENSIONS, ("b t h v", "b h f v")), tpu.refuses),
-    "xla": (xla.chunked, always),
-    "reference": (reference.recurrent, always),
+BACKENDS = {
+    "pallas_gpu": "recollect.pallas_kernels.taylor_attention.gpu",
+    "pallas_tpu": "recollect.pallas_kernels.taylor_attention.tpu",
+    "xla": "recollect.pallas_kernels.taylor_attention.xla",
+    "reference": "recollect.pallas_kernels.taylor_attention.reference",
 }
 
 
@@ -120,4 +121,4 @@ def _check(q, k, v, given, normalise, epsilon, chunk_size) -> None:
         raise ValueError(f"taylor_attention: chunk_size must be at least 1; got {chunk_size}")
 
 
-__all__ = ["IMPLEMENTATIONS", "taylor_attention", "taylor_attention_step"]
+__all__ = ["BACKENDS", "taylor_attention", "taylor_attention_step"]

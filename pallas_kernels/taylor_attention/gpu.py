@@ -24,7 +24,8 @@ import numpy as np
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.linear_recurrence.gpu import spans_to_fill
 from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering_states
-from recollect.pallas_kernels.taylor_attention import gpu_body, kernels
+from recollect.pallas_kernels.sharding import over_mesh
+from recollect.pallas_kernels.taylor_attention import DIMENSIONS, gpu_body, kernels
 from recollect.pallas_kernels.taylor_attention.features import count, selections
 from recollect.pallas_kernels.taylor_attention.gpu_plan import CHUNK, COLUMNS, KEEP, KEY_COLUMNS, MAPS, SWIZZLE, Plan
 from recollect.pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, Settings
@@ -92,7 +93,7 @@ def _chunk_of(t: int, chunk_size: int | None) -> int:
     return CHUNK
 
 
-taylor_attention = functools.partial(kernels.run, _Passes(), _chunk_of)
+taylor_attention = over_mesh(functools.partial(kernels.run, _Passes(), _chunk_of), DIMENSIONS, ("b t h v", "b h f v"))
 
 
 def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: bool) -> dict[str, jax.Array]:

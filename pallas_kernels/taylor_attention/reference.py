@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from recollect.pallas_kernels.taylor_attention.features import count, packed, query_factor
 
 
-def recurrent(
+def taylor_attention(
     q,
     k,
     v,

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from recollect.pallas_kernels.taylor_attention import kernels
+from recollect.pallas_kernels.sharding import over_mesh
+from recollect.pallas_kernels.taylor_attention import DIMENSIONS, kernels
 from recollect.pallas_kernels.taylor_attention.features import count, query_factor
 from recollect.pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, Settings
 from recollect.pallas_kernels.taylor_attention.tpu_scan import Shape, chunk_of, joined, walk
@@ -283,7 +284,7 @@ def _walk(kernel, body: Body, reverse: bool, *rest):
     return walk(functools.partial(kernel, body=body), body.shape, body.settings, body.dtype, reverse, *rest)
 
 
-taylor_attention = functools.partial(kernels.run, _Passes(), chunk_of)
+taylor_attention = over_mesh(functools.partial(kernels.run, _Passes(), chunk_of), DIMENSIONS, ("b t h v", "b h f v"))
 
 
 def _body(q, v, state, marks, settings) -> Body:

@@ -18,7 +18,7 @@ from recollect.pallas_kernels.taylor_attention.features import count, packed, qu
 CHUNK = 64  # where, on CPUs, a chunk's scores cost what its reading and writing of the state cost
 
 
-def chunked(
+def taylor_attention(
     q,
     k,
     v,

@@ -37,11 +37,11 @@ def test_joined_states_are_those_of_the_whole(case):
     def alone(inputs):
         if erase is None:
             return sequence_parallel.state_from_zero(inputs)
-        return *sequence_parallel.state_and_transition(xla.chunked, inputs), None
+        return *sequence_parallel.state_and_transition(xla.linear_recurrence, inputs), None
 
     @jax.jit
     def after(inputs, state):
-        return xla.chunked(dataclasses.replace(inputs, initial_state=state), return_state=True)[1]
+        return xla.linear_recurrence(dataclasses.replace(inputs, initial_state=state), return_state=True)[1]
 
     states, keeps, columns, expected, before = [], [], [], [jnp.asarray(first)], fixed.get("initial_segment")
     for start in range(0, spans * length, length):

@@ -54,7 +54,7 @@ def test_the_kernels_are_the_sum(case):
     with dispatch.interpreted("races"), forced(**{"taylor_attention.gpu_spans": {"pieces": pieces}}):
         (o, state), gradients = results(functools.partial(kernel, **how), inputs, fixed)
         assert not races_found()
-    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, **how), inputs, fixed)
+    (o_, state_), gradients_ = exactly(functools.partial(reference.taylor_attention, **how), inputs, fixed)
     (plain, _), plain_gradients = results(functools.partial(taylor_attention, **how, backend="xla"), inputs, fixed)
     assert o.dtype == jnp.bfloat16 and error(o, o_) < min(0.005, max(0.003, 2 * error(plain, o_)))
     assert (state is None) == (not return_state)

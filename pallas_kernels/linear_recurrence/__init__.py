@@ -126,7 +126,7 @@ def run_recurrence(
     Raises:
       ValueError: an input's shape does not fit, or the backend cannot serve the call.
     """
-    check(inputs, chunk_size)
+    check("linear_recurrence", inputs, chunk_size)
     t, starts_from_zero = inputs.q.shape[1], inputs.initial_state is None
     if t == 1 and backend is None and not starts_from_zero:
         return reference.linear_recurrence(inputs, return_state=return_state)

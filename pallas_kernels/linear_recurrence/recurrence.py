@@ -31,23 +31,15 @@ DIMENSIONS: Mapping[str, str | tuple[str, ...]] = {
 }
 """Field of `Recurrence` -> its dimensions, several where its rank may differ; q and k may have fewer heads."""
 
-PER_TOKEN = (
-    "q",
-    "k",
-    "v",
-    "log_decay",
-    "value_log_decay",
-    "write_strength",
-    "erase_read",
-    "erase_write",
-)
-"""Fields that have a token axis, log_decay (h,) excepted, without the segments."""
+PER_TOKEN = tuple(name for name in DIMENSIONS if name.split("_")[-1] not in ("state", "ids", "segment"))
+"""Fields with a token axis, of which log_decay (h,) lacks it, without the segments."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Recurrence:
-    """The inputs of `linear_recurrence`, whose docstring has the equation and what published models pass.
+    """The inputs of `linear_recurrence`, whose module has the equation and what published models pass. The backends of
+    `taylor_attention` take the same, q and k before the feature map.
 
     Attributes:
       q, k: (b, t, g, k) queries and keys; g divides h, and head i of v goes with head i // (h / g) of these.
@@ -86,35 +78,16 @@ class Recurrence:
         return "none" if self.log_decay is None else "key" if self.log_decay.ndim == 4 else "head"
 
 
-def check(inputs: Recurrence, chunk_size: int | None) -> None:
-    """Checks shapes.
+def check(
+    operation: str, inputs: Recurrence, chunk_size: int | None, state_dims: tuple[int, int] | None = None
+) -> None:
+    """Checks the inputs of `operation`, whose state is (b, h, *state_dims), (b, h, k, v) if None.
 
     Raises:
-      ValueError: an input does not fit the others.
+      ValueError: an input does not fit the others, a state comes without the segment that it belongs to, or the chunk
+        size is impossible.
     """
     q, k, v = inputs.q, inputs.k, inputs.v
-    check_heads("linear_recurrence", q, k, v)
-    sizes = dict(zip("bthvk", (*v.shape, q.shape[3]), strict=True))
-    for name in (*PER_TOKEN[3:], "initial_state", "segment_ids", "initial_segment"):
-        choices = DIMENSIONS[name]
-        choices = (choices,) if isinstance(choices, str) else choices
-        shapes = [tuple(sizes[letter] for letter in choice.split()) for choice in choices]
-        array = getattr(inputs, name)
-        if array is not None and array.shape not in shapes:
-            raise ValueError(f"linear_recurrence: {name} must be {' or '.join(map(str, shapes))}; got {array.shape}")
-    needs_erase = {"erase_write": inputs.erase_write is not None, "erase_before_decay": inputs.erase_before_decay}
-    for name, present in needs_erase.items():
-        if present and inputs.erase_read is None:
-            raise ValueError(f"linear_recurrence: {name} without erase_read: there is nothing to erase")
-    check_state("linear_recurrence", inputs, chunk_size)
-
-
-def check_heads(operation: str, q: Array, k: Array, v: Array) -> None:
-    """Checks the shapes of queries, keys and values for `operation`.
-
-    Raises:
-      ValueError: one is not (b, t, heads, channels), or they do not fit each other.
-    """
     if q.ndim != 4 or q.shape[1] < 1:
         raise ValueError(f"{operation}: q must be (b, t, heads, k) with t at least 1; got {q.shape}")
     if k.shape != q.shape:
@@ -123,14 +96,21 @@ def check_heads(operation: str, q: Array, k: Array, v: Array) -> None:
         raise ValueError(f"{operation}: v must be {q.shape[:2]} + (h, v); got {v.shape}")
     if q.shape[2] < 1 or v.shape[2] % q.shape[2]:
         raise ValueError(f"{operation}: q and k have {q.shape[2]} heads, which must divide the {v.shape[2]} of v")
-
-
-def check_state(operation: str, inputs: Recurrence, chunk_size: int | None) -> None:
-    """Checks what concerns the state and the chunks.
-
-    Raises:
-      ValueError: a state without the segment that it belongs to, or an impossible chunk size.
-    """
+    sizes = dict(zip("bthvk", (*v.shape, q.shape[3]), strict=True))
+    for name, choices in DIMENSIONS.items():
+        array = getattr(inputs, name)
+        if name in ("q", "k", "v") or array is None:
+            continue
+        choices = (choices,) if isinstance(choices, str) else choices
+        shapes = [tuple(sizes[letter] for letter in choice.split()) for choice in choices]
+        if name == "initial_state" and state_dims is not None:
+            shapes = [(sizes["b"], sizes["h"], *state_dims)]
+        if array.shape not in shapes:
+            raise ValueError(f"{operation}: {name} must be {' or '.join(map(str, shapes))}; got {array.shape}")
+    needs_erase = {"erase_write": inputs.erase_write is not None, "erase_before_decay": inputs.erase_before_decay}
+    for name, present in needs_erase.items():
+        if present and inputs.erase_read is None:
+            raise ValueError(f"{operation}: {name} without erase_read: there is nothing to erase")
     if inputs.segment_ids is not None and inputs.initial_state is not None and inputs.initial_segment is None:
         raise ValueError(f"{operation}: initial_state together with segment_ids needs initial_segment (b,)")
     if chunk_size is not None and chunk_size < 1:

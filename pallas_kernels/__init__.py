@@ -9,11 +9,17 @@ from recollect.pallas_kernels.gated_convolution import long_convolution, short_c
 from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention
 from recollect.pallas_kernels.landmark_attention import landmark_attention, retrieve_blocks
 from recollect.pallas_kernels.linear_cross_entropy import linear_cross_entropy
-from recollect.pallas_kernels.linear_recurrence import linear_recurrence, linear_recurrence_step
+from recollect.pallas_kernels.linear_recurrence import (
+    Recurrence,
+    linear_recurrence,
+    linear_recurrence_step,
+    run_recurrence,
+)
 from recollect.pallas_kernels.softmax_attention import merge, softmax_attention
 from recollect.pallas_kernels.taylor_attention import taylor_attention, taylor_attention_step
 
 __all__ = [
+    "Recurrence",
     "head_mixture_attention",
     "landmark_attention",
     "linear_cross_entropy",
@@ -22,6 +28,7 @@ __all__ = [
     "long_convolution",
     "merge",
     "retrieve_blocks",
+    "run_recurrence",
     "short_convolution",
     "short_convolution_step",
     "softmax_attention",

@@ -24,8 +24,8 @@ from recollect.pallas_kernels.gated_convolution.short_kernels import (
     EDGE,
     WEIGHT_ROWS,
     Gradients,
-    Kernel,
     Operands,
+    ShortKernel,
 )
 from recollect.pallas_kernels.sharding import over_mesh
 
@@ -259,7 +259,7 @@ def _interpret() -> Any:
 
 
 short_convolution = over_mesh(
-    functools.partial(short_kernels.short_convolution, Kernel(_forward, _backward)),
+    functools.partial(short_kernels.short_convolution, ShortKernel(_forward, _backward)),
     SHORT_DIMENSIONS,
     ("b t h", "b s h"),
 )

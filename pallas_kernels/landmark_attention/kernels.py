@@ -46,14 +46,14 @@ def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Cal
         if query_segments is not None:
             q = jnp.where((query_segments != 0)[:, :, None, None], q, 0)
             k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
-        call = _Call(kernels, block, scale, self_attention)
+        call = _LandmarkCall(kernels, block, scale, self_attention)
         query, key = (
             _fields(x.shape[1], positions, segments, block)
             for x, positions, segments in ((q, query_positions, query_segments), (k, key_positions, key_segments))
         )
-        parts = [call.own(q, k, v, query, key)]
-        earlier = call.earlier(q, k, v, query, key)
-        return merge(*parts, *([] if earlier is None else [earlier]))
+        parts = [call.current_block(q, k, v, query, key)]
+        previous = call.previous_blocks(q, k, v, query, key)
+        return merge(*parts, *([] if previous is None else [previous]))
 
     def refuses(q, k, v, *, block, self_attention, **rest) -> str | None:
         if not self_attention and q.shape[1] < FEWEST_QUERIES:
@@ -66,13 +66,13 @@ def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Cal
 
 
 @dataclasses.dataclass(frozen=True)
-class _Call:
+class _LandmarkCall:
     kernels: flash_vjp.KernelModule
     block: int
     scale: float
     self_attention: bool
 
-    def own(self, q, k, v, query: Fields, key: Fields) -> tuple[jax.Array, jax.Array]:
+    def current_block(self, q, k, v, query: Fields, key: Fields) -> tuple[jax.Array, jax.Array]:
         """Attention to the query's own block."""
         mask = causal(segmented=SEGMENTS in query) & SameBlock() & IsOrdinary()
         if self.self_attention and not isinstance(query["positions"], np.ndarray):
@@ -80,7 +80,7 @@ class _Call:
         tiles = self.kernels.tile_sizes(q.shape[1], k.shape[1], q.shape[3], v.shape[3], q.dtype, window=self.block + 1)
         return self._attend(q, k, v, mask, query, key, tiles, None)
 
-    def earlier(self, q, k, v, query: Fields, key: Fields) -> tuple[jax.Array, jax.Array] | None:
+    def previous_blocks(self, q, k, v, query: Fields, key: Fields) -> tuple[jax.Array, jax.Array] | None:
         """Attention to earlier blocks; None if there can be none."""
         c = self.block + 1
         # In self-attention no query is left of a block that ends with the last token.
@@ -144,6 +144,6 @@ def _fields(length: int, positions, segments, block: int) -> dict[str, Any]:
 
 
 def _laid_out(x: jax.Array, slots: int) -> jax.Array:
-    """Blocks (b, n, c, g, d) in tiles of slots: (b, n slots, g, d)."""
+    """LandmarkBlocks (b, n, c, g, d) in tiles of slots: (b, n slots, g, d)."""
     b, n, c, groups, dim = x.shape
     return jnp.pad(x, ((0, 0), (0, 0), (0, slots - c), (0, 0), (0, 0))).reshape(b, n * slots, groups, dim)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.chunking import in_parts
-from recollect.pallas_kernels.landmark_attention.blocks import Blocks, complete_blocks
-from recollect.pallas_kernels.landmark_attention.current_block import own_block
+from recollect.pallas_kernels.landmark_attention.blocks import LandmarkBlocks, complete_blocks
+from recollect.pallas_kernels.landmark_attention.current_block import gather_current_block
 
 
 def landmark_retrieval(q, k, v, queries, key_fields, *, block, top, rotate, scale, query_chunk) -> jax.Array:
@@ -29,7 +29,7 @@ def landmark_retrieval(q, k, v, queries, key_fields, *, block, top, rotate, scal
     return in_parts(some, (q, *queries), query_chunk)
 
 
-def _attend(q, positions, segments, k, v, key_fields, blocks: Blocks, landmarks, block, top, rotate):
+def _attend(q, positions, segments, k, v, key_fields, blocks: LandmarkBlocks, landmarks, block, top, rotate):
     b, t, h, _ = q.shape
     groups = k.shape[2]
     c = block + 1
@@ -76,9 +76,11 @@ def _attend(q, positions, segments, k, v, key_fields, blocks: Blocks, landmarks,
     gates = jnp.where(valid, scores[..., block], -jnp.inf)
 
     # The own block: relative positions are true ones.
-    own_k, own_v, own_positions, seen = own_block(k, v, key_fields[0], key_fields[1], positions, segments, block=block)
-    own_k, own_v = (jnp.where(seen[..., None, None], x, 0) for x in (own_k, own_v))
-    own = jnp.einsum("btgrk,btmgk->btgrm", q_true, rotate(own_k, own_positions), preferred_element_type=wide)
+    block_k, block_v, block_positions, seen = gather_current_block(
+        k, v, key_fields[0], key_fields[1], positions, segments, block=block
+    )
+    block_k, block_v = (jnp.where(seen[..., None, None], x, 0) for x in (block_k, block_v))
+    own = jnp.einsum("btgrk,btmgk->btgrm", q_true, rotate(block_k, block_positions), preferred_element_type=wide)
     own = jnp.where(seen[:, :, None, None, :], own, -jnp.inf)
 
     high = jnp.maximum(jnp.max(gates, axis=-1), jnp.max(own, axis=-1))[..., None]
@@ -88,7 +90,7 @@ def _attend(q, positions, segments, k, v, key_fields, blocks: Blocks, landmarks,
     total = jnp.where(total > 0, total, 1)
     cross = (gates / total)[..., None] * inner
     o = jnp.einsum("btgrnc,btgrncv->btgrv", cross, picked_v[..., :block, :], preferred_element_type=wide)
-    o = o + jnp.einsum("btgrm,btmgv->btgrv", own / total, own_v, preferred_element_type=wide)
+    o = o + jnp.einsum("btgrm,btmgv->btgrv", own / total, block_v, preferred_element_type=wide)
     return o.reshape(b, t, h, -1).astype(q.dtype)
 
 

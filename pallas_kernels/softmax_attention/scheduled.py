@@ -43,14 +43,14 @@ def mask_and_fields(
     return mask, sides[0], sides[1]
 
 
-def reckoned(kernels: flash_vjp.KernelModule) -> Callable[..., Sizes]:
+def default_tiles(kernels: flash_vjp.KernelModule) -> Callable[..., Sizes]:
     """A module's own tiles, as `tuning.block_sizes` asks for them; window 0 is none."""
 
-    def reckon(t: int, s: int, k: int, v: int, dtype: str, window: int) -> Sizes:
+    def heuristic(t: int, s: int, k: int, v: int, dtype: str, window: int) -> Sizes:
         query_tile, key_tile = kernels.tile_sizes(t, s, k, v, jnp.dtype(dtype), window=window or None)
         return {"query_tile": query_tile, "key_tile": key_tile}
 
-    return reckon
+    return heuristic
 
 
 def on_kernels(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[..., Any], Callable[..., str | None]]:
@@ -64,7 +64,7 @@ def on_kernels(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[...
             k, v = (jnp.where((rest["key_segments"] != 0)[:, :, None, None], x, 0) for x in (k, v))
         sizes = block_sizes(
             name,
-            reckoned(kernels),
+            default_tiles(kernels),
             t=q.shape[1],
             s=k.shape[1],
             k=q.shape[3],

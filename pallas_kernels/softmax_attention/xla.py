@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.pallas_kernels.chunking import chunked, compaction, joined, permuted, taken, with_previous
+from recollect.pallas_kernels.chunking import chunked, compaction, permuted, taken, unchunked, with_previous
 from recollect.pallas_kernels.dense_softmax import attend
 from recollect.pallas_kernels.masks import is_expression
 from recollect.pallas_kernels.scheduled_attention.block_schedule import block_schedule, padded_fields, tile_allows
@@ -147,7 +147,7 @@ def _banded(q, k, v, window, positions, segments, sinks, scale):
         i, segments = (chunked(x, c) for x in (i, jnp.ones((b, t), jnp.int32) if segments is None else segments))
         allowed = _allowed(i, segments, with_previous(i), with_previous(segments), window)
     out, lse = attend(q, with_previous(k), with_previous(v), allowed, scale, sinks)
-    out, lse = (joined(x, t) for x in (out, lse))
+    out, lse = (unchunked(x, t) for x in (out, lse))
     return (out, lse) if back is None else (permuted(out, back, order), permuted(lse, back, order))
 
 
@@ -189,4 +189,4 @@ def _by_schedule(q, k, v, mask, query_fields, key_fields, sinks, scale):
     key = {name: visited(x)[:, :, None, :] for name, x in key.items()}
     allowed = tile_allows(mask, query, key) & jnp.repeat(within, TILE, axis=-1)[:, :, None, :]
     out, lse = attend(chunked(q, TILE), visited(k), visited(v), allowed, scale, sinks)
-    return tuple(joined(x, t) for x in (out, lse))
+    return tuple(unchunked(x, t) for x in (out, lse))

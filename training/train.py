@@ -66,9 +66,9 @@ def prepare(experiments: list[Experiment]) -> None:
         return
     keep_compiled_programs(first.run.compile_cache)
     program_for(first, len(experiments) if len(experiments) > 1 else None)
-    if host.count == 1:
+    if host.count == 1 and not first.data.made_on_device:
         first.data.prepare()
-    else:
+    elif host.count > 1:
         from recollect.training.distributed.consistency import prepare_data
 
         prepare_data(first.data)

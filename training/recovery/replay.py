@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.configuration import UserError, from_json, to_json
+from recollect.configuration.io import read_json, write_json
 from recollect.data.batch import Batch
 from recollect.models.functional import Params, flatten, nest
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.recovery.first_nonfinite import Diagnosis, diagnose
-from recollect.training.run_folder import read_json, write_json
 from recollect.training.step import Program, program_for
 
 FIELDS = ("tokens", "targets", "target_positions", "weights", "segments")

@@ -308,6 +308,7 @@ BENCHMARKS = {
     "device": "device",
     "head-mixture": "head_mixture",
     "recall": "recall_training",
+    "cold-start": "cold_start",
     "decomposition": "decomposition",
     "pretraining": "pretraining",
     "recurrences": "recurrences",

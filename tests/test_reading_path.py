@@ -61,7 +61,8 @@ def lines(file: str) -> int:
 def listed(heading: str) -> dict[str, int]:
     """Files and line counts of the table under a heading of CONTRIBUTING.md."""
     section = (PROJECT / "CONTRIBUTING.md").read_text().partition(f"\n### {heading}\n")[2].partition("\n#")[0]
-    return {file: int(count.replace(",", "")) for file, count in re.findall(r"^\| `(\S+\.py)` \| ([\d,]+) \|", section, re.M)}
+    rows = re.findall(r"^\| `(\S+\.py)` \| ([\d,]+) \|", section, re.M)
+    return {file: int(count.replace(",", "")) for file, count in rows}
 
 
 def test_the_lists_are_true(traced):

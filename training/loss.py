@@ -38,7 +38,9 @@ class Loss(Config):
 def losses(
     module: LanguageModelModule, batch: Batch, weights: jax.Array, config: Loss, key: jax.Array | None = None
 ) -> tuple[CrossEntropy, ModelOutput]:
-    """Runs the model on a batch; returns the losses and the model's output. Only labelled positions are projected to the vocabulary.
+    """Runs the model on a batch; returns the losses and the model's output.
+
+    Only labelled positions are projected to the vocabulary.
 
     Args:
       weights: (b, p) of the targets.

@@ -59,6 +59,6 @@ _CHIPS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """Returns the chip of a jax device kind ("NVIDIA H100 80GB HBM3", "TPU v5 lite"), None for CPUs and unlisted chips."""
+    """Returns the chip of a jax device kind ("NVIDIA H100 80GB HBM3", "TPU v5 lite"), None for unlisted ones."""
     fitting = [kind for kind in _CHIPS if device_kind.startswith(kind)]
     return _CHIPS[max(fitting, key=len)] if fitting else None

@@ -148,6 +148,9 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
         "loss": loss,
         "others": load.cores(),
     }
+    memory = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in memory:  # GPUs and TPUs tell it
+        row["peak_bytes"] = memory["peak_bytes_in_use"]
     if like.flops_per_token is not None and like.peak is not None:
         row |= {
             "mfu": tokens / median * like.flops_per_token / like.peak,

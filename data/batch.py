@@ -44,17 +44,14 @@ class TaskSlice(Protocol):
     @property
     def name(self) -> str:
         """Name in metrics and tables."""
-        ...
 
     @property
     def length(self) -> int:
         """Tokens per example."""
-        ...
 
     @property
     def weight(self) -> float:
         """Share of training calls, relative to the other slices."""
-        ...
 
 
 @chz.chz(typecheck=True)

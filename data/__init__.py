@@ -1,1 +1,1 @@
-"""Recall tasks (`synthetics/`) and text (`text.py`): configs that give batches to training and evaluation."""
+"""Data sets: recall tasks made on the device (`synthetics/`) and text (`text/`), as configs that return batches."""

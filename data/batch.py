@@ -44,17 +44,14 @@ class TaskSlice(Protocol):
     @property
     def name(self) -> str:
         """Name in metrics and tables."""
-        ...
 
     @property
     def length(self) -> int:
         """Tokens per example."""
-        ...
 
     @property
     def weight(self) -> float:
         """Share of training calls, relative to the other slices."""
-        ...
 
 
 @chz.chz(typecheck=True)
@@ -98,15 +95,15 @@ class DataConfig(Config):
         """
 
     def corpus_digest(self) -> str | None:
-        """sha256 of the corpus, hexadecimal; None where no corpus is read."""
+        """Returns the sha256 of the corpus, hexadecimal; None where no corpus is read."""
         return None
 
     def result_entries(self) -> dict[str, Any]:
-        """Entries of result.json that describe the data, JSON-ready."""
+        """Returns the entries of result.json that describe the data, JSON-ready."""
         return {}
 
     def batch_shapes(self, batch_size: int) -> Batch:
-        """The longest training batch, as shapes and dtypes."""
+        """Returns the longest training batch, as shapes and dtypes."""
         tokens: Any = jax.ShapeDtypeStruct((batch_size, self.longest), jnp.int32)
         weights: Any = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
         return Batch(tokens, tokens, None, weights, tokens)
@@ -119,49 +116,49 @@ class DataConfig(Config):
         raise NotImplementedError
 
     def train_slices(self) -> Sequence[TaskSlice]:
-        """Slices of the training mixture."""
+        """Returns the slices of the training mixture."""
         raise NotImplementedError
 
     def evaluation_slices(self) -> Sequence[TaskSlice]:
-        """Slices that are evaluated, each on `examples_per_slice` examples."""
+        """Returns the slices that are evaluated, each on `examples_per_slice` examples."""
         raise NotImplementedError
 
     def slice_for(self, seed: int, call_index: int) -> TaskSlice:
-        """The training slice of one device call (several steps of one shape); the same for the same arguments."""
+        """Returns the training slice of one device call (steps of one shape); the same for the same arguments."""
         raise NotImplementedError
 
     def train_batch(self, seed: int | jax.Array, step: int | jax.Array, slice: Any, batch_size: int) -> Batch:
-        """The training batch of one step; `slice` is one of `train_slices()`. Seed and step may be traced."""
+        """Returns the training batch of one step; `slice` is one of `train_slices()`. Seed and step may be traced."""
         raise NotImplementedError
 
     def evaluation_batch(self, seed: int | jax.Array, index: int | jax.Array, slice: Any, batch_size: int) -> Batch:
-        """Evaluation batch number `index` of a slice, independent of all training batches."""
+        """Returns evaluation batch number `index` of a slice, independent of all training batches."""
         raise NotImplementedError
 
     # Data that the host reads.
 
     def batches(self, seed: int, batch_size: int) -> GlobalBatches:
-        """Training batches by number; equal for equal arguments."""
+        """Returns the training batches by number; equal for equal arguments."""
         raise NotImplementedError
 
     def evaluation_batches(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
-        """Held-out batches in one fixed order, at most `max_batches` (None: as many as the config says)."""
+        """Yields held-out batches in one fixed order, at most `max_batches` (None: as many as the config says)."""
         raise NotImplementedError
 
     # Text.
 
     def open_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer; None where tokens are not text."""
+        """Returns the tokenizer; None where tokens are not text."""
         return None
 
     def prompt(self, seed: int, length: int = 64) -> list[int]:
-        """At most `length` first tokens of a held-out document."""
+        """Returns the first tokens of a held-out document, at most `length`; raises UserError where none are text."""
         raise UserError(f"{type(self).__name__} has no text to prompt a model with")
 
     def encode(self, text: str | bytes) -> list[int]:
-        """Token ids of the beginning of a document."""
+        """Returns the token ids of the beginning of a document; raises UserError where tokens are not text."""
         raise UserError(f"{type(self).__name__} is not text: there is no tokenizer to encode a prompt with")
 
     def decode(self, tokens: Any) -> str:
-        """Text of token ids, up to where another document begins."""
+        """Returns the text of token ids, up to where another document begins; raises UserError where they are none."""
         raise UserError(f"{type(self).__name__} is not text: there is no tokenizer to decode tokens with")

@@ -3,20 +3,20 @@
     tokens   k1 v1 k2 v2 ... kD vD | ...... k2 f ...... k1 f ...        (context, then queries among filler f)
     label                                   v2          v1               at the query's own position
 
-A context of D pairs, then each key once more, on an even position; asked there, the model should say the key's value,
+A context of D pairs, then each key once more, on an even position; there the model should predict the key's value,
 which the input doesn't repeat. Query j stands at 2 D passes + 2 gap_j, gaps drawn without replacement with p(i) ~ a
-i^(a-1) over the (length - 2 D passes) / 2 slots: a = 0.01 puts most queries close behind the context.
+i^(a-1) over the (length - 2 D passes) / 2 slots: a = 0.01 puts most queries shortly after the context.
 
 Source: Arora, Eyuboglu et al., Zoology (arXiv 2312.04927), section 4 and appendix; its generator, HazyResearch/zoology,
 `zoology/data/multiquery_ar.py`.
 
 Easy to get wrong:
 - The value of a key is not in the input after the query: its place holds filler. A model that copies the next token
-fails.
+  fails.
 - The first drawn gap belongs to the first key, so early keys tend to be asked early. Top-k of log p + Gumbel noise
   gives the gaps in the order in which successive draws without replacement give them.
 - The published random filler may repeat a key of the context, followed by something else: a contradiction without a
-  label (at vocabulary 256, length 64 and 8 pairs more than one an example). Here filler avoids the example's keys;
+  label (at vocabulary 256, length 64 and 8 pairs more than one per example). Here filler avoids the example's keys;
   `contradictions=True` gives the published behaviour.
 - A batch is a pure function of (seed, step, slice): nothing is stored, and resuming needs no data state.
 """
@@ -30,19 +30,18 @@ import chz
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int, Key
 
 from recollect.configuration import Config, UserError
 from recollect.data.batch import Batch, DataConfig
 
 _TRAIN, _EVALUATION = 0x6D716100, 0x6D716101
-"""Folded into the seed: two streams that share nothing with each other, nor with parameters or dropout of the same
-seed."""
+"""Folded into the seed: two streams independent of each other, and of parameters and dropout of the same seed."""
 
 
 @chz.chz(typecheck=True)
 class RecallSlice(Config):
-    """Examples of one size: `length` tokens with `pairs` key-value pairs; `weight` is the share of training calls it
-    gets."""
+    """Examples of one size: `length` tokens with `pairs` key-value pairs, and `weight`, its share of training calls."""
 
     length: int
     pairs: int
@@ -59,7 +58,7 @@ class RecallSlice(Config):
 
     @property
     def name(self) -> str:
-        """For metrics and tables: LENGTHxPAIRS."""
+        """Name in metrics and tables: LENGTHxPAIRS."""
         return f"{self.length}x{self.pairs}"
 
 
@@ -73,13 +72,13 @@ class MQAR(DataConfig):
     Attributes:
       vocab_size: token ids; 0 is the zero filler, keys are 1 .. V/2 - 1, values V/2 .. V - 1.
       length, pairs: the one slice that is trained and evaluated where `mixture` and `evaluation` are empty.
-      power: a of the gaps' law p(i) ~ a i^(a-1); 1 is uniform.
-      filler: what stands between queries: uniformly drawn tokens, or 0.
-      passes: how often the context is repeated.
+      power: a of the gaps' distribution p(i) ~ a i^(a-1); 1 is uniform.
+      filler: tokens between queries: uniformly drawn, or 0.
+      passes: how often the context appears.
       contradictions: random filler may repeat a key of the context, as in the published generator.
-      mixture: training slices; each call of steps draws one by weight.
-      evaluation: evaluation slices; empty: the training slices.
-      evaluation_examples: examples a slice.
+      mixture: training slices; each device call draws one by weight.
+      evaluation: evaluation slices; empty for the training slices.
+      evaluation_examples: examples per slice.
     """
 
     vocab_size: int = 8192
@@ -120,8 +119,8 @@ class MQAR(DataConfig):
         if needed > part.length:
             most = part.length // (2 * self.passes + 2)
             raise UserError(
-                f"pairs={part.pairs} need {needed} tokens (2 pairs passes + 2 pairs, passes={self.passes}) and the length is "
-                f"{part.length}: at most {most} pairs fit"
+                f"pairs={part.pairs} need {needed} tokens (2 pairs passes + 2 pairs, passes={self.passes}) and the "
+                f"length is {part.length}: at most {most} pairs fit"
             )
 
     @property
@@ -150,7 +149,7 @@ class MQAR(DataConfig):
         return self.evaluation_examples
 
     def result_entries(self) -> dict[str, Any]:
-        """`chance`: accuracy of a guess among the values."""
+        """Returns `chance`: accuracy of a guess among the values."""
         return {"chance": 1 / (self.vocab_size - self.vocab_size // 2)}
 
     def batch_shapes(self, batch_size: int) -> Batch:
@@ -158,15 +157,15 @@ class MQAR(DataConfig):
         return jax.eval_shape(lambda: self.train_batch(0, 0, longest, batch_size))
 
     def train_slices(self) -> tuple[RecallSlice, ...]:
-        """Slices of the training mixture."""
+        """Returns the slices of the training mixture."""
         return self.mixture or (RecallSlice(length=self.length, pairs=self.pairs),)
 
     def evaluation_slices(self) -> tuple[RecallSlice, ...]:
-        """Slices that are evaluated, each on `evaluation_examples` examples."""
+        """Returns the slices that are evaluated, each on `evaluation_examples` examples."""
         return self.evaluation or self.train_slices()
 
     def slice_for(self, seed: int, call_index: int) -> RecallSlice:
-        """The training slice of one call of steps, drawn by weight; the same for the same arguments. Host side."""
+        """Returns the training slice of one device call, drawn by weight; the same for the same arguments."""
         slices = self.train_slices()
         ends = np.cumsum([part.weight for part in slices])
         drawn = np.random.default_rng([seed, call_index]).random() * ends[-1]
@@ -175,31 +174,26 @@ class MQAR(DataConfig):
     def train_batch(
         self, seed: int | jax.Array, step: int | jax.Array, slice: RecallSlice | None = None, batch_size: int = 64
     ) -> Batch:
-        """The training batch of one step; `slice` None is the first training slice. Seed and step may be traced."""
+        """Returns the training batch of one step; `slice` None is the first one. Seed and step may be traced."""
         return self._stream(_TRAIN, seed, step, slice or self.train_slices()[0], batch_size)
 
     def evaluation_batch(
         self, seed: int | jax.Array, index: int | jax.Array, slice: RecallSlice | None = None, batch_size: int = 64
     ) -> Batch:
-        """Evaluation batch number `index`, never one of the training stream; `slice` None is the first evaluation
-        slice."""
+        """Returns evaluation batch number `index`, never one of the training stream; `slice` None is the first one."""
         return self._stream(_EVALUATION, seed, index, slice or self.evaluation_slices()[0], batch_size)
-
-    def batch(self, key: jax.Array, step: int | jax.Array, slice: RecallSlice, batch_size: int) -> Batch:
-        """`sample` at number `step` of the stream that `key` starts."""
-        return self.sample(jax.random.fold_in(key, step), slice, batch_size)
 
     def _stream(
         self, role: int, seed: int | jax.Array, number: int | jax.Array, part: RecallSlice, batch_size: int
     ) -> Batch:
         key = jax.random.key(seed)
         # With the size folded in, slices that are evaluated at the same numbers are independent.
-        for fold in (role, part.length, part.pairs):
+        for fold in (role, part.length, part.pairs, number):
             key = jax.random.fold_in(key, fold)
-        return self.batch(key, number, part, batch_size)
+        return self.sample(key, part, batch_size)
 
-    def sample(self, key: jax.Array, slice: RecallSlice, batch_size: int) -> Batch:
-        """A batch of `slice.length` tokens and `slice.pairs` targets a row; jit with `slice` and `batch_size` static.
+    def sample(self, key: Key[Array, ""], slice: RecallSlice, batch_size: int) -> Batch:
+        """Returns a batch of `slice.length` tokens and `slice.pairs` targets per row; both arguments are static in jit.
 
         Targets are in the order of the pairs, so `target_positions` are not sorted.
 
@@ -226,7 +220,7 @@ class MQAR(DataConfig):
             weights=jnp.ones((batch_size, pairs), jnp.float32),
         )
 
-    def _filler(self, key: jax.Array, keys: jax.Array, length: int) -> jax.Array:
+    def _filler(self, key: Key[Array, ""], keys: Int[Array, "b n"], length: int) -> Int[Array, "b t"]:
         b, pairs = keys.shape
         if self.filler == "zero":
             return jnp.zeros((b, length), jnp.int32)
@@ -236,14 +230,14 @@ class MQAR(DataConfig):
         return _remaining(rank, jnp.sort(keys, axis=1))
 
 
-def _distinct(key: jax.Array, batch_size: int, choices: int, count: int) -> jax.Array:
-    """`count` different numbers of 0 .. choices - 1 a row, every ordered selection equally likely, (b, count) int32."""
+def _distinct(key: Key[Array, ""], batch_size: int, choices: int, count: int) -> Int[Array, "b n"]:
+    """Returns `count` different numbers of 0 .. choices - 1 per row, every ordered selection equally likely."""
     if choices < 4 * count:
-        # Redrawing would take long when few choices are left; a random number a choice is cheap then.
+        # Redrawing would take long when few choices are left; a random number per choice is cheap then.
         return jax.lax.top_k(jax.random.uniform(key, (batch_size, choices)), count)[1].astype(jnp.int32)
-    # Numbers that repeat an earlier one of their row are drawn again until none does. Nothing here tells one number
-    # from another, so every ordered selection is as likely as every other. It takes a few rounds of `count` draws
-    # instead of `choices` draws.
+    # Numbers that repeat an earlier one of their row are drawn again until none does. Nothing here distinguishes one
+    # number from another, so all ordered selections are equally likely. It takes a few rounds of `count` draws instead
+    # of `choices` draws.
     earlier = jnp.tri(count, k=-1, dtype=bool)
 
     def draw(round: jax.Array) -> jax.Array:
@@ -261,17 +255,16 @@ def _distinct(key: jax.Array, batch_size: int, choices: int, count: int) -> jax.
     return jax.lax.while_loop(lambda carry: jnp.any(carry[1]), redraw, (first, repeats(first), jnp.uint32(1)))[0]
 
 
-def _remaining(rank: jax.Array, taken: jax.Array) -> jax.Array:
-    """The number at `rank` (b, t) among 0, 1, 2, ... without `taken` (b, k), which is sorted and without repeats."""
+def _remaining(rank: Int[Array, "b t"], taken: Int[Array, "b n"]) -> Int[Array, "b t"]:
+    """Returns the number at `rank` among 0, 1, 2, ... without `taken`, which is sorted and without repeats."""
     # taken[i] - i numbers before taken[i] are free, so taken[i] comes before the free number of this rank iff that is
     # <= rank.
     free_before = taken - jnp.arange(taken.shape[1], dtype=taken.dtype)
     return rank + jnp.sum(free_before[:, None, :] <= rank[:, :, None], axis=-1, dtype=rank.dtype)
 
 
-def _gaps(key: jax.Array, batch_size: int, space: int, count: int, power: float) -> jax.Array:
-    """`count` slots of 0 .. space - 1 a row, drawn one after the other without replacement with p(i) ~ (i +
-    1)^(power - 1)."""
+def _gaps(key: Key[Array, ""], batch_size: int, space: int, count: int, power: float) -> Int[Array, "b n"]:
+    """Returns `count` slots of 0 .. space - 1 per row, drawn in turn without replacement, p(i) ~ (i+1)^(power-1)."""
     log_weight = (power - 1) * np.log(np.arange(1, space + 1))
     noise = jax.random.gumbel(key, (batch_size, space)) + jnp.asarray(log_weight, jnp.float32)
     return jax.lax.top_k(noise, count)[1].astype(jnp.int32)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from recollect.data.text.preparation.reader import Prepared, TokenDocuments
 
 _HELD_OUT_ORDER = (0, 5)
+_tokenizer = functools.lru_cache(maxsize=4)(open_tokenizer)
 
 
 @chz.chz(typecheck=True)
@@ -43,10 +44,10 @@ class Text(DataConfig):
         `main.py prepare` made.
       tokenizer: "bytes", "bpe:SIZE" (trained on the source), or the path of a tokenizer.json; None: the prepared
         folder's own, else bytes.
-      length: tokens a row; of the longest rows where they differ.
-      sequences: how rows are made of documents: Packed, Chunked or Decomposed.
+      length: tokens per row; of the longest rows where they differ.
+      sequences: how documents become rows: Packed, Chunked or Decomposed.
       shuffle: rows in an order drawn anew each epoch, or as planned.
-      held_out_batches: most batches an evaluation takes, unless it asks for another number.
+      held_out_batches: most batches of an evaluation, unless it asks for another number.
     """
 
     source: str = "stdlib"
@@ -75,7 +76,7 @@ class Text(DataConfig):
         return self.length
 
     def open_tokenizer(self) -> Tokenizer:
-        """What ids mean. Nothing is prepared for it, but for a tokenizer that is trained on the source ("bpe:SIZE").
+        """Returns the tokenizer, without preparing anything unless it is trained on the source ("bpe:SIZE").
 
         Raises:
           UserError: there is no such tokenizer.
@@ -87,7 +88,7 @@ class Text(DataConfig):
         return _tokenizer(self.tokenizer or "bytes")
 
     def prepared(self) -> Prepared:
-        """The tokenised documents, prepared on first use.
+        """Returns the tokenised documents, prepared on first use.
 
         Raises:
           UserError: they can't be had; see `recollect.data.text.preparation.reader.open_prepared`.
@@ -100,19 +101,15 @@ class Text(DataConfig):
     def prepare(self) -> None:
         self.prepared()
 
-    def describe(self) -> dict[str, Any]:
-        """Source, digest, tokenizer, and documents, tokens and bytes of both splits."""
-        return self.prepared().describe()
-
     def corpus_digest(self) -> str:
         return self.prepared().digest
 
     def result_entries(self) -> dict[str, Any]:
-        """`corpus`: source, digest, tokenizer, and documents, tokens and bytes of both splits."""
-        return {"corpus": self.describe()}
+        """Returns `corpus`: source, digest, tokenizer, and documents, tokens and bytes of both splits."""
+        return {"corpus": self.prepared().describe()}
 
     def batches(self, seed: int, batch_size: int) -> GlobalBatches:
-        """Training batches by number; equal for equal arguments.
+        """Returns the training batches by number; equal for equal arguments.
 
         Raises:
           UserError: the corpus can't be had or gives no rows.
@@ -130,8 +127,12 @@ class Text(DataConfig):
         )
 
     def evaluation_batches(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
-        """Held-out batches, in one fixed order spread over the documents; at most `max_batches` (None:
-        `held_out_batches`)."""
+        """Yields held-out batches in one fixed order spread over the documents.
+
+        Args:
+          batch_size: rows per batch.
+          max_batches: at most so many; None for `held_out_batches`.
+        """
         documents = self.prepared().held_out
         plan = _rows(documents, Packed(), self.length, 0)
         order = permutation(_HELD_OUT_ORDER, plan.counts[0])
@@ -143,26 +144,21 @@ class Text(DataConfig):
             yield arrays.batch()
 
     def prompt(self, seed: int, length: int = 64) -> list[int]:
-        """The opening token and the first tokens of a held-out document, `length` in all at most."""
+        """Returns the first tokens of a held-out document, the opening one included, at most `length`."""
         documents = self.prepared().held_out
         number = seed % len(documents)
         return documents.tokens(number, 0, min(length, int(documents.lengths[number]))).tolist()
 
     def encode(self, text: str | bytes) -> list[int]:
-        """Tokens of the beginning of a document."""
-        return np.asarray(self.open_tokenizer().encode(text)).tolist()
+        """Returns the tokens of the beginning of a document."""
+        return self.open_tokenizer().encode(text).tolist()
 
     def decode(self, tokens: Any) -> str:
-        """Text of tokens, up to where another document begins."""
+        """Returns the text of tokens, up to where another document begins."""
         tokenizer = self.open_tokenizer()
         ids = [int(token) for token in np.asarray(tokens).reshape(-1)]
         end = ids.index(tokenizer.start, 1) if tokenizer.start in ids[1:] else len(ids)
         return tokenizer.decode(ids[:end])
-
-
-@functools.lru_cache(maxsize=4)
-def _tokenizer(name: str) -> Tokenizer:
-    return open_tokenizer(name)
 
 
 @functools.lru_cache(maxsize=4)

@@ -54,12 +54,11 @@ class Tokenizer(abc.ABC):
 class ByteTokenizer(Tokenizer):
     """UTF-8 bytes as ids 0 .. 255, and START = 256."""
 
-    def __init__(self) -> None:
-        self.name = "bytes"
-        self.digest = hashlib.sha256(b"bytes 0-255, start 256").hexdigest()
-        self.vocabulary = 257
-        self.start = START
-        self.token_bytes = np.array([1] * 256 + [0], np.int32)
+    name = "bytes"
+    digest = hashlib.sha256(b"bytes 0-255, start 256").hexdigest()
+    vocabulary = 257
+    start = START
+    token_bytes = np.array([1] * 256 + [0], np.int32)
 
     def ids(self, text: bytes) -> Int[np.ndarray, " n"]:
         """Returns the bytes themselves."""

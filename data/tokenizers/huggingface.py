@@ -3,8 +3,8 @@
 Text is never matched against special tokens: a document that contains "<|endoftext|>" gets the ids of those characters.
 
 A byte-level vocabulary (GPT-2's alphabet of 256 characters for bytes; Radford et al. 2019, section 2.2) writes any
-bytes exactly, and `token_bytes` is exact. In other vocabularies (SentencePiece-like with "▁", WordPiece) the bytes of an
-id are those of its token, with "▁" for a space and "<0x0A>" for one byte: exact as far as the tokenizer gives a text
+bytes exactly, and `token_bytes` is exact. In other vocabularies (SentencePiece-like with "▁", WordPiece) the bytes of
+an id are those of its token, with "▁" for a space and "<0x0A>" for one byte: exact as far as the tokenizer gives a text
 back; a space that it adds before a text counts too.
 """
 
@@ -93,12 +93,12 @@ class FileTokenizer(Tokenizer):
                 return token, number
         looked = ", ".join(START_TOKENS) if name is None else repr(name)
         raise UserError(
-            f"tokenizer={self.name!r}: has no token to open a document with (looked for {looked}); name one with --start"
+            f"tokenizer={self.name!r}: has no token to open a document with (looked for {looked}); "
+            "name one with --start"
         )
 
     def ids(self, text: bytes) -> Int[np.ndarray, " n"]:
-        """Returns the ids of a chunk, without `start`; what is not UTF-8 is replaced unless the tokenizer is
-        byte-level."""
+        """Returns the ids of a chunk, without `start`; exact for any bytes if byte-level, else for UTF-8."""
         exact = self._byte_level and len(self._byte_ids) == 256
         parts = [np.zeros(0, np.int32)]
         for part in _SURROGATES.split(text.decode("utf-8", errors="surrogateescape" if exact else "replace")):

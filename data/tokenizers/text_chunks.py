@@ -44,7 +44,7 @@ def is_utf8(path: str | Path, begin: int, end: int) -> bool:
 def character_border(text: bytes, at: int) -> int:
     """Returns the last position at or before `at` that does not split a character; never 0.
 
-    The bytes of a character that may go on after `at` are excluded. Bytes that are not UTF-8 are cut anywhere.
+    The bytes of a character that may continue after `at` are excluded. Bytes that are not UTF-8 are cut anywhere.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(text[max(at - 4, 0) : at])

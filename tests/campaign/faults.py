@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.data.synthetics import MQAR
-from recollect.data.text.rows.by_number import Batches
+from recollect.data.text.rows.by_number import GlobalBatches
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.recovery.replay import replay
 from recollect.training.run_folder import RunFolder
@@ -141,14 +141,14 @@ def poison(run: str, count: int) -> Callable[[], None]:
 
     def prepare() -> None:
         if run == "text":
-            read = Batches.read
+            read = GlobalBatches.read
 
             def poisoned(self, number, begin, end):
                 batch = read(self, number, begin, end)
                 bad = first <= number < first + count
                 return dataclasses.replace(batch, weights=np.full_like(batch.weights, np.nan)) if bad else batch
 
-            Batches.read = poisoned  # type: ignore[method-assign]
+            GlobalBatches.read = poisoned  # type: ignore[method-assign]
             return
         make = MQAR.train_batch
 

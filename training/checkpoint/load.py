@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from recollect.configuration import UserError, apply_overrides
-from recollect.data.text.dataset import Text
 from recollect.models.functional import FunctionalModel, Params, flatten
 from recollect.models.generation import generate
 from recollect.training.checkpoint.orbax_folder import load_params
@@ -76,7 +75,7 @@ def continue_prompt(
     """
     run = open_run(path, overrides)
     data = run.experiment.data
-    if not isinstance(data, Text):
+    if data.open_tokenizer() is None:
         raise UserError(f"{path} is a {type(data).__name__} run; generate needs a text model")
     model = FunctionalModel(run.experiment.model, data.vocabulary)
     tokens = generate(

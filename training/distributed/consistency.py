@@ -52,5 +52,5 @@ def prepare_data(data: Any) -> None:
     host.wait_for_all()
     if not host.is_main:
         data.prepare()
-    if host.count > 1 and hasattr(data, "prepared"):
-        host.check_equal({"corpus": data.prepared().digest})
+    if host.count > 1 and (digest := data.corpus_digest()) is not None:
+        host.check_equal({"corpus": digest})

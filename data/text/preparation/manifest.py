@@ -9,8 +9,8 @@
     plan.json                          source and settings, written first
     parts/00000.json, 00000.npz        summary and lengths of each task, by which a lost shard can be made again
 
-Easy to get wrong: the corpus digest is of tokens and names, not of files, so another version of the compression does not
-make another corpus of the same text.
+Easy to get wrong: the corpus digest is of tokens and names, not of files, so another version of the compression does
+not make another corpus of the same text.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from recollect.configuration import UserError
-from recollect.configuration.io import TEMPORARY, cpu_count, first_line, is_disk_full, replacing
+from recollect.configuration.io import TEMPORARY, cpu_count, first_line, is_disk_full, replace_text, replacing
 from recollect.configuration.progress import Progress
 from recollect.data.text.preparation.formats import read_documents
 from recollect.data.text.preparation.manifest import (
@@ -139,7 +139,8 @@ class Preparation:
         if self._bpe_size:
             _fit_tokenizer(division, out, self._bpe_size, log)
         elif name != "bytes":
-            _replace_bytes(out / TOKENIZER_FILE, tokenizer_file(self.tokenizer).read_bytes())
+            with replacing(out / TOKENIZER_FILE) as path:
+                shutil.copyfile(tokenizer_file(self.tokenizer), path)
         tokenizer = open_tokenizer(name, self.start)
         if self._bpe_size and tokenizer.vocabulary < self._bpe_size:
             log(f"the text has pairs for {tokenizer.vocabulary:,} tokens only")
@@ -263,7 +264,7 @@ def _fit_tokenizer(division: Division, out: Path, size: int, log: Log) -> None:
                     yield from (chunk.decode("utf-8") for chunk in chunks)
 
     log(f"fitting a BPE of {size:,} to {min(division.size, BPE_BYTES) / 1e6:,.0f} MB of text")
-    _replace_bytes(out / TOKENIZER_FILE, train_bpe(texts(), size).encode("utf-8"))
+    replace_text(out / TOKENIZER_FILE, train_bpe(texts(), size))
 
 
 def _do(tasks: list[ShardTask], digest: str, processes: int, log: Log) -> list[dict[str, Any]]:
@@ -312,8 +313,3 @@ def _join_lengths(out: Path, count: int) -> None:
         for name, array in zip(ARRAYS, (lengths, records), strict=True):
             with replacing(out / f"{split}-{name}.npy") as path:
                 np.save(path, array)
-
-
-def _replace_bytes(target: Path, content: bytes) -> None:
-    with replacing(target) as path:
-        path.write_bytes(content)

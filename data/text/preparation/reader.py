@@ -151,12 +151,14 @@ def open_prepared(source: str, tokenizer: str | None = None) -> Prepared:
     return _open(source, folder)
 
 
-def _check_tokenizer(folder: Path, own: dict[str, Any], name: str | None) -> None:
-    if name is None or name == own["name"]:
+def _check_tokenizer(folder: Path, described: dict[str, Any], name: str | None) -> None:
+    if name is None or name == described["name"]:
         return
     is_file = name != "bytes" and not name.startswith("bpe:")
-    if not is_file or open_tokenizer(name, own["start_token"]).digest != own["digest"]:
-        raise UserError(f"tokenizer={name!r}: {folder} was prepared with {own['name']!r}; leave the tokenizer out")
+    if not is_file or open_tokenizer(name, described["start_token"]).digest != described["digest"]:
+        raise UserError(
+            f"tokenizer={name!r}: {folder} was prepared with {described['name']!r}; leave the tokenizer out"
+        )
 
 
 def _open(name: str, folder: Path) -> Prepared:

@@ -37,6 +37,7 @@ from recollect.data.tokenizers import Tokenizer, open_tokenizer
 RECORD = 1 << 16
 _NAME = "prepared_text"
 _WRITER_OPTIONS = "group_size:1"
+_tokenizer = functools.lru_cache(maxsize=2)(open_tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +133,6 @@ def features(vocabulary: int) -> Any:
     """Returns TFDS's feature connectors of a record."""
     tokens = tfds.features.Tensor(shape=(None,), dtype=dtype_for(vocabulary).type, encoding="bytes")
     return tfds.features.FeaturesDict({"name": tfds.features.Text(), "tokens": tokens})
-
-
-@functools.lru_cache(maxsize=2)
-def _tokenizer(name: str, start: str | None) -> Tokenizer:
-    return open_tokenizer(name, start)
 
 
 class _ShardWriter:

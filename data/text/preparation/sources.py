@@ -1,7 +1,7 @@
 """Sources of text, and how the work on one is divided into tasks.
 
     source = open_source("stdlib")           # or a file, a folder, "tfds:NAME", "tfds:NAME/CONFIG", "tfds:FOLDER"
-    for parts in source.division.tasks: ...  # tuples of parts that any process can read (data/text/preparation/formats.py)
+    source.division.tasks                    # of each, the parts to read, which any process can (see formats.py)
 
 "stdlib" is the source code of the running interpreter's standard library: some 11 MB of text that every machine has.
 Its bytes differ between Python versions.

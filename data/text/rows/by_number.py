@@ -104,6 +104,3 @@ class GlobalBatches:
 
         seed = seed_of((self.seed, _EPOCHS, group, epoch))
         return int(index_shuffle(index=place, max_index=self.plan.counts[group] - 1, seed=seed, rounds=_ROUNDS))
-
-
-Batches = GlobalBatches

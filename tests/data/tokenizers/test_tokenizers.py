@@ -91,17 +91,17 @@ def sentence_pieces():
 
 def test_bytes_of_pieces_of_other_kinds(tmp_path):
     sentence_pieces().save(str(tmp_path / "sentence.json"))
-    found = open_tokenizer(str(tmp_path / "sentence.json"))
+    tokenizer = open_tokenizer(str(tmp_path / "sentence.json"))
     text = "a b ab ☃ a"
-    ids = found.encode(text)
-    assert found.start_token == "<s>" and found.decode(ids) == text and found.to_bytes(ids) == text.encode()
-    assert found.token_bytes[ids].sum() == len(text.encode()) and found.token_bytes[:2].tolist() == [0, 0]
+    ids = tokenizer.encode(text)
+    assert tokenizer.start_token == "<s>" and tokenizer.decode(ids) == text and tokenizer.to_bytes(ids) == text.encode()
+    assert tokenizer.token_bytes[ids].sum() == len(text.encode()) and tokenizer.token_bytes[:2].tolist() == [0, 0]
     word_pieces().save(str(tmp_path / "words.json"))
-    found = open_tokenizer(str(tmp_path / "words.json"))
-    ids = found.encode("abc ☃")
-    assert found.start_token == "[CLS]" and ids.tolist() == [1, 2, 3, 4]
-    assert found.token_bytes.tolist() == [0, 0, 2, 1, 3]  # a space between words has no token
-    assert found.encode(b"ab \xff")[1] == 2  # not byte-level: what is not UTF-8 is replaced
+    tokenizer = open_tokenizer(str(tmp_path / "words.json"))
+    ids = tokenizer.encode("abc ☃")
+    assert tokenizer.start_token == "[CLS]" and ids.tolist() == [1, 2, 3, 4]
+    assert tokenizer.token_bytes.tolist() == [0, 0, 2, 1, 3]  # a space between words has no token
+    assert tokenizer.encode(b"ab \xff")[1] == 2  # not byte-level: what is not UTF-8 is replaced
 
 
 def test_the_token_that_opens_documents(tmp_path, bpe):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recollect.configuration import UserError
-from recollect.data.text.rows.by_number import Batches
+from recollect.data.text.rows.by_number import GlobalBatches
 from recollect.training.checkpoint.orbax_folder import load_params
 from recollect.training.recovery.loss_spikes import Spikes
 from recollect.training.recovery.replay import replay
@@ -30,7 +30,7 @@ def corpus(tmp_path, monkeypatch):
 @pytest.fixture
 def poison(monkeypatch):
     """poison(numbers, **fields): batches of these numbers get other values in these fields."""
-    read = Batches.read
+    read = GlobalBatches.read
 
     def put(numbers, **fields):
         def poisoned(self, number, begin, end):
@@ -41,7 +41,7 @@ def poison(monkeypatch):
                 batch, **{name: np.full_like(getattr(batch, name), value) for name, value in fields.items()}
             )
 
-        monkeypatch.setattr(Batches, "read", poisoned)
+        monkeypatch.setattr(GlobalBatches, "read", poisoned)
 
     return put
 

@@ -53,20 +53,20 @@ def texts(part):
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
 def test_documents_come_back(folder, tmp_path, tokenizer):
     manifest = prepared(folder, tmp_path / "out", tokenizer, shard_bytes=5000)
-    found = open_prepared(str(tmp_path / "out"))
+    opened = open_prepared(str(tmp_path / "out"))
     expected = sorted(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    assert sorted(texts(found.train) + texts(found.held_out)) == expected and len(found.held_out) >= 1
-    for split, part in (("train", found.train), ("held_out", found.held_out)):
+    assert sorted(texts(opened.train) + texts(opened.held_out)) == expected and len(opened.held_out) >= 1
+    for split, part in (("train", opened.train), ("held_out", opened.held_out)):
         assert part.byte_lengths.tolist() == [len(text) for text in texts(part)] and part.lengths.dtype == np.int64
-        assert part.lengths.tolist() == [len(found.tokenizer.encode(text)) for text in texts(part)]
+        assert part.lengths.tolist() == [len(opened.tokenizer.encode(text)) for text in texts(part)]
         assert all(
-            part.tokens(number).tolist() == found.tokenizer.encode(text).tolist()
+            part.tokens(number).tolist() == opened.tokenizer.encode(text).tolist()
             for number, text in enumerate(texts(part))
         )
         assert (
             manifest["splits"][split]["tokens"] == part.lengths.sum() and len(manifest["splits"][split]["shards"]) > 3
         )
-    facts = json.loads(json.dumps(found.describe()))
+    facts = json.loads(json.dumps(opened.describe()))
     assert facts["tokenizer"] == tokenizer and facts["train"]["bytes"] + facts["held_out"]["bytes"] == sum(
         map(len, expected)
     )
@@ -82,17 +82,21 @@ def test_pieces_of_long_documents_read_little(tmp_path, monkeypatch):
         raw[name] = random_bytes.integers(97, 122, size, np.uint8).tobytes().replace(b"m", b"\n")
         (root / f"{name}.txt").write_bytes(raw[name])
     prepared(root, tmp_path / "out", shard_bytes=4 * RECORD + 33)
-    found = open_prepared(str(tmp_path / "out"))
+    opened = open_prepared(str(tmp_path / "out"))
     by_text = {
-        bytes(text): (part, number) for part in (found.train, found.held_out) for number, text in enumerate(texts(part))
+        bytes(text): (part, number)
+        for part in (opened.train, opened.held_out)
+        for number, text in enumerate(texts(part))
     }
     assert set(by_text) == set(raw.values())
     records = tfds.builder_from_directory(tmp_path / "out").as_data_source(split="train")
     assert max(len(record["tokens"]) for record in records) == RECORD
     monkeypatch.setattr(reading, "KEPT_BYTES", 0)
-    found = open_prepared(str(tmp_path / "out"))
+    opened = open_prepared(str(tmp_path / "out"))
     for text, (_, number) in by_text.items():
-        part = next(part for part in (found.train, found.held_out) if number < len(part) and part.text(number) == text)
+        part = next(
+            part for part in (opened.train, opened.held_out) if number < len(part) and part.text(number) == text
+        )
         whole = np.array([START, *text], np.int32)
         reads = []
         record = part._source.__class__.__getitem__
@@ -109,9 +113,9 @@ def test_pieces_of_long_documents_read_little(tmp_path, monkeypatch):
             assert len(reads) <= 3
         monkeypatch.undo()
         monkeypatch.setattr(reading, "KEPT_BYTES", 0)
-    assert found.train.tokens(0, 3, 3).tolist() == found.train.tokens(0, 10**9, 10**9 + 1).tolist() == []
+    assert opened.train.tokens(0, 3, 3).tolist() == opened.train.tokens(0, 10**9, 10**9 + 1).tolist() == []
     with pytest.raises(IndexError, match="document 9 of"):
-        found.train.tokens(9)
+        opened.train.tokens(9)
 
 
 def test_tokens_are_stored_in_two_bytes_where_they_fit(folder, tmp_path):
@@ -134,8 +138,8 @@ def test_tokens_are_stored_in_two_bytes_where_they_fit(folder, tmp_path):
         record = builder.as_data_source(split="train")[0]
         assert record["tokens"].dtype == dtype and isinstance(record["name"], bytes)
         assert set(builder.info.splits) == {"train", "held_out"} and builder.info.splits["train"].num_examples > 10
-    found = open_prepared(str(tmp_path / "large"))
-    assert found.train.tokens(0).max() > 1 << 16 and found.tokenizer.vocabulary == 70_000
+    opened = open_prepared(str(tmp_path / "large"))
+    assert opened.train.tokens(0).max() > 1 << 16 and opened.tokenizer.vocabulary == 70_000
 
 
 def test_any_number_of_processes_writes_the_same_bytes(folder, tmp_path):
@@ -262,9 +266,9 @@ def test_large_folders_tell_of_damage_when_it_is_read(folder, tmp_path, monkeypa
     for at in range(300, 20_000):
         raw[at] ^= 255
     path.write_bytes(raw)
-    found = open_prepared(str(tmp_path / "out"))
+    opened = open_prepared(str(tmp_path / "out"))
     with pytest.raises(UserError, match=r"record \d+ cannot be read"):
-        texts(found.train)
+        texts(opened.train)
 
 
 def test_folders_of_something_else_are_refused(folder, tmp_path):
@@ -337,9 +341,9 @@ def test_two_processes_may_prepare_at_once(folder, cache):
     digests = {queue.get(timeout=120) for _ in workers}
     for worker in workers:
         worker.join()
-    found = open_prepared(str(folder))
-    assert digests == {found.digest} and list((cache / "prepared").iterdir()) == [found.folder]
-    assert not [name for name in files(found.folder) if "writing" in name]
+    opened = open_prepared(str(folder))
+    assert digests == {opened.digest} and list((cache / "prepared").iterdir()) == [opened.folder]
+    assert not [name for name in files(opened.folder) if "writing" in name]
 
 
 def test_neither_tensorflow_nor_jax_is_imported(tmp_path, folder):
@@ -389,9 +393,9 @@ def test_the_command_prints_counts_and_mistakes(folder, tmp_path, capsys):
 
 
 def test_standard_library_in_the_cache():
-    found = open_prepared("stdlib")
-    assert found.train.lengths.sum() + found.held_out.lengths.sum() > 8e6
+    opened = open_prepared("stdlib")
+    assert opened.train.lengths.sum() + opened.held_out.lengths.sum() > 8e6
     assert (
-        found.tokenizer.name == "bytes"
-        and found.train.text(3) == found.tokenizer.decode(found.train.tokens(3)).encode()
+        opened.tokenizer.name == "bytes"
+        and opened.train.text(3) == opened.tokenizer.decode(opened.train.tokens(3)).encode()
     )

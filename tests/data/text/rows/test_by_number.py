@@ -1,4 +1,4 @@
-"""GlobalBatches by number: each row once an epoch, constant tokens, any split over processes, no target across documents."""
+"""Batches by number: each row once per epoch, constant tokens, any split over processes, targets within documents."""
 
 import collections
 

@@ -166,7 +166,7 @@ def _describe(options: argparse.Namespace) -> int:
     experiment = _experiment(options)
     from recollect.cost.describe import describe
 
-    describe(experiment, target=options.target, say=print)
+    describe(experiment, target=options.target, log=print)
     return 0
 
 

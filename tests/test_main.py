@@ -148,12 +148,12 @@ def test_describe(capsys):
         "mixers: BaseConvolution",
         "mixers: LinearAttention",
         "total",
-        "FLOPs a token",
+        "FLOPs per token",
         "bytes",
         "operations on cpu",
         "LinearAttention: taylor_attention on xla",
         "compiles here",
-        "memory a device",
+        "memory per device",
     ):
         assert part in out
     code, out, _ = run(capsys, "describe", "mqar.hyena", "run.batch_size=4")

@@ -206,14 +206,14 @@ def test_what_is_said_of_memory_and_time():
     lines = work_lines(work, 98.5e12)
     assert (
         lines[0]
-        == "products: 197.000 TFLOP beside 3 calls of kernels that do not tell theirs; the model's own (3 x forward) 98.500 TFLOP"
+        == "products: 197.000 TFLOP beside 3 calls of kernels that do not report theirs; the model's own (3 x forward) 98.500 TFLOP"
     )
     assert lines[2] == "1 loops of unknown length are counted as one turn" and " ".join(lines[4].split()) == (
         "all-reduce 2 calls 953.7 MiB, 3,814.7 MiB sent as rings"
     )
     assert time_lines(work, 98.5e12, v5e, 1000, 4) == [
         "roofline (data-sheet peaks, not measured): products 1.00 s, main memory 500.00 ms, links 20.00 ms",
-        "  bound by products: 1.00 s a step, 1,000 tokens/s on 4 devices, MFU 50%",
+        "  bound by products: 1.00 s per step, 1,000 tokens/s on 4 devices, MFU 50%",
         "the compiler's estimate: 2.00 s (3,000,000,000 cycles at 1.5 GHz; kernels and collectives are not in it)",
     ]
 

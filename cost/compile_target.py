@@ -95,9 +95,8 @@ def report(
     compiled, kernels = compile_step(experiment, program, mesh)
     chip = chip_of(mesh.devices.flat[0].device_kind)
     many = f", {mesh.size} devices" if mesh.size > 1 else ""
-    log(
-        f"training step of batch {experiment.run.batch_size} compiles for {target}{many} ({time.perf_counter() - begun:.1f} s)"
-    )
+    seconds = time.perf_counter() - begun
+    log(f"training step of batch {experiment.run.batch_size} compiles for {target}{many} ({seconds:.1f} s)")
     log("  memory per device: " + memory_line(compiled.memory_analysis(), chip))
     work = work_of(compiled.as_text())
     tokens = experiment.run.batch_size * experiment.data.longest
@@ -109,9 +108,8 @@ def report(
             log("  " + line)
     for kernel in kernels:
         if kernel.spill_stores or kernel.spill_loads:
-            log(
-                f"  kernel {kernel.name} spills registers: {kernel.spill_stores} bytes stored, {kernel.spill_loads} loaded"
-            )
+            spilled = f"{kernel.spill_stores} bytes stored, {kernel.spill_loads} loaded"
+            log(f"  kernel {kernel.name} spills registers: {spilled}")
 
 
 def memory_line(memory: Any, chip: Chip | None) -> str:
@@ -137,12 +135,13 @@ def memory_line(memory: Any, chip: Chip | None) -> str:
 
 
 def work_lines(work: Work, model_flops: float) -> list[str]:
-    """Describes products, bytes and collectives of one device and step; `model_flops`: three times the forward FLOPs."""
+    """Describes products, bytes and collectives per device and step; `model_flops` is three times the forward FLOPs."""
     silent = (
         f" beside {work.silent_kernels:,.0f} calls of kernels that do not report theirs" if work.silent_kernels else ""
     )
     lines = [
-        f"products: {work.products / 1e12:,.3f} TFLOP{silent}; the model's own (3 x forward) {model_flops / 1e12:,.3f} TFLOP",
+        f"products: {work.products / 1e12:,.3f} TFLOP{silent}; "
+        f"the model's own (3 x forward) {model_flops / 1e12:,.3f} TFLOP",
         f"main memory read and written: {work.bytes / 2**30:,.2f} GiB",
     ]
     if work.unknown_loops:
@@ -169,13 +168,14 @@ def time_lines(work: Work, model_flops: float, chip: Chip, tokens: int, devices:
     shown = ", ".join(f"{name} {_time(value)}" for name, value in parts.items())
     lines = [
         f"roofline (data-sheet peaks, not measured): {shown}",
-        f"  bound by {longest}: {_time(seconds)} per step, {tokens / seconds:,.0f} tokens/s on {devices} device{'s' if devices > 1 else ''}, "
+        f"  bound by {longest}: {_time(seconds)} per step, {tokens / seconds:,.0f} tokens/s "
+        f"on {devices} device{'s' if devices > 1 else ''}, "
         f"MFU {model_flops / seconds / chip.flops:.0%}",
     ]
     if work.cycles and chip.clock:
         lines.append(
-            f"the compiler's estimate: {_time(work.cycles / chip.clock)} ({work.cycles:,.0f} cycles at {chip.clock / 1e9:g} GHz; "
-            "kernels and collectives are not in it)"
+            f"the compiler's estimate: {_time(work.cycles / chip.clock)} "
+            f"({work.cycles:,.0f} cycles at {chip.clock / 1e9:g} GHz; kernels and collectives are not in it)"
         )
     return lines
 

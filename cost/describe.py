@@ -37,7 +37,8 @@ def describe(experiment: Experiment, *, target: str | None = None, log: Callable
     program = Program(local)
     config = experiment.model
     log(
-        f"{experiment.name}: width {config.width}, {len(config.mixers)} layers, vocabulary {experiment.data.vocabulary:,}, {config.dtype}"
+        f"{experiment.name}: width {config.width}, {len(config.mixers)} layers, "
+        f"vocabulary {experiment.data.vocabulary:,}, {config.dtype}"
     )
     for index, mixer in enumerate(config.mixers):
         log(f"  layer {index}: {mixer}")
@@ -53,9 +54,8 @@ def describe(experiment: Experiment, *, target: str | None = None, log: Callable
             log(f"  {at:>8,} tokens: longer than this model's maximum of {limit:,}")
             continue
         size = state_bytes_at(config, experiment.data.vocabulary, [at])[str(at)]
-        log(
-            f"  {at:>8,} tokens: {size:>14,} bytes in {state_elements_at(config, experiment.data.vocabulary, at):,} elements"
-        )
+        elements = state_elements_at(config, experiment.data.vocabulary, at)
+        log(f"  {at:>8,} tokens: {size:>14,} bytes in {elements:,} elements")
     batch = abstract_batch(experiment)
     with contextlib.nullcontext() if mesh is None else compile_ahead.aimed_at_devices(mesh):
         log(f"operations on {dispatch.device().kind}")

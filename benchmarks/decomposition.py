@@ -6,8 +6,8 @@ time to a held-out loss.
     python main.py bench decomposition --length 1024 --shortest 64 --minutes 5
 
 Both see the same documents, take the same number of tokens per step, start from the same parameters, use rotary
-positions of base 100,000 and, in chunked rows, a mask that keeps documents apart (as Pouransari et al., arXiv 2405.13226, compare
-them). The learning rate is constant after its warm-up, so that a loss reached at some moment doesn't depend on how long
+positions of base 100,000 and, in chunked rows, a mask that keeps documents apart (as Pouransari et al., arXiv
+2405.13226, compare them). The learning rate is constant after its warm-up, so that a loss reached at some moment doesn't depend on how long
 the run was to be. They train in turns of a few steps, so that whatever else the machine does meets both, and are
 evaluated after each turn on the same packed held-out rows. Seconds are of training alone: reading data is in them,
 compiling and evaluating are not. A loss that lies between two evaluations is taken to fall in a straight line.

@@ -3,7 +3,7 @@ GPU.
 
     PYTHON benchmarks/kernel_peers.py < cases.jsonl
 
-Reads one JSON line a case ({"peer", "sizes"}) and answers one a case: {"forward", "both", "version"} in seconds, with
+Reads one JSON line per case ({"peer", "sizes"}) and answers one per case: {"forward", "both", "version"} in seconds, with
 "backward_error" in place of "both" where only the forward pass works, or {"error"} with the reason there is nothing.
 "broken" is in an answer after which this process is of no more use. Of this project only peer_side.py is
 imported, so any interpreter with torch and fla serves.
@@ -78,7 +78,7 @@ def measure(case: dict) -> dict:
 
 
 def timed(call, torch) -> float:
-    """Median seconds a call, each of 20 turns long enough to hide a launch."""
+    """Returns the median seconds per call, each of 20 turns long enough to hide a launch."""
     for _ in range(5):  # compiles and tunes
         call()
     torch.cuda.synchronize()
@@ -216,7 +216,7 @@ def sliding_attention(b, t, h, k, v, w, g=None):
 
 
 def sink_attention(b, t, h, k, v, w, g=None):
-    """The same, and a logit a head that joins the denominator: outputs shrink by the sigmoid of the log-sum-exp less
+    """The same, and a logit per head that joins the denominator: outputs shrink by the sigmoid of the log-sum-exp less
     the logit."""
     import torch
     from torch.nn.attention.flex_attention import AuxRequest
@@ -232,7 +232,7 @@ def sink_attention(b, t, h, k, v, w, g=None):
 
 
 def gated_heads(b, t, h, k, v, a):
-    """What public mixtures of heads do: every head's attention, multiplied by gates of which all but `a` a token are
+    """What public mixtures of heads do: every head's attention, multiplied by gates of which all but `a` per token are
     zero."""
     import torch
 

@@ -11,7 +11,7 @@ are compared on this device with the reference in fp32 (highest precision): a fo
 timed. The bars are those of
 the tests: fp32 1e-4; bf16 0.005 forward, 0.01 gradients, 0.02 gradients of gates, strengths and sinks, which are sums
 over all tokens. A backend that says beforehand that it does not serve a case is "refused"; whatever else a form raises
-is its "error". The exit code is 1 if a form was wrong or had an error; what a peer cannot do is told in its row alone.
+is its "error". The exit code is 1 if a form was wrong or had an error; what a peer cannot do is in its row alone.
 
 With --out, rows are on disk as soon as they are known, and "unfinished" names what is being measured: a process that
 dies loses that one.
@@ -46,7 +46,7 @@ from recollect.benchmarks.reporting import Parser, keep, print_device
 from recollect.pallas_kernels.dispatch import BACKENDS, Refused
 
 LENGTHS = tuple(1024 * 2**i for i in range(7))
-SLOWEST = 2.0  # seconds a call, after which --lengths tries no longer sequences
+SLOWEST = 2.0  # seconds per call, after which --lengths tries no longer sequences
 
 Save = Callable[[str | None], None]
 """Called with what is measured next, or with None at the end."""

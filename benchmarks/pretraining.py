@@ -102,7 +102,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def measure(experiment: Any, steps: int) -> dict[str, Any]:
-    """Trains for `steps` timed steps, one a call: medians, and every step's seconds.
+    """Trains for `steps` timed steps, one per call: medians, and every step's seconds.
 
     Raises:
       UserError: the corpus or the devices asked for are not here.

@@ -11,7 +11,7 @@ follow each other, so that a change in the machine's load meets both.
 Ours makes its batches inside the compiled step; there is no rate without data. Zoology makes a set beforehand and
 repeats it every
 epoch: its rate is given without the data, and with its generator's time per example added, as if each example were seen
-once. How Zoology is run at all is told in benchmarks/zoology_runner.py.
+once. benchmarks/zoology_runner.py describes how Zoology is run at all.
 
 What ours does not do: project positions without a label to the vocabulary (7 of 8 at 8 pairs). What Zoology does
 beside: two more layer norms, which its blocks always have. Neither evaluates, logs to disk or writes checkpoints while
@@ -187,8 +187,8 @@ def run_case(case: Case, zoology: Zoology | None, dropout: float, rounds: int, s
 
 
 def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns medians over turns, in ms per step and examples per second, and ratios with their range: ours to Zoology's
-    of the same turn.
+    """Returns medians over turns, in ms per step and examples per second, and ratios with their range: ours to
+    Zoology's of the same turn.
 
     Turns during which other programs kept more than `QUIET` cores busy are left out; where that leaves fewer than
     `QUIET_TURNS`, all are taken, and "quotable" is False.

@@ -36,7 +36,7 @@ _DEFAULT_SHARE = 0.75
 
 
 def devices_of(target: str) -> Sequence[jax.Device]:
-    """Compile-only devices of a target.
+    """Returns the compile-only devices of a target.
 
     Raises:
       UserError: the target is none, or its compiler is not here.
@@ -51,7 +51,7 @@ def devices_of(target: str) -> Sequence[jax.Device]:
 
 
 def mesh_of(experiment: Experiment, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
-    """The run's mesh on a target's devices; a run of one device uses one of them.
+    """Returns the run's mesh on a target's devices; a run of one device uses one of them.
 
     Raises:
       UserError: the run asks for more devices than the target has.

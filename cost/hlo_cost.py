@@ -53,7 +53,7 @@ _KERNELS = ("tpu_custom_call", "mosaic_gpu", "__gpu$xla.gpu.triton")
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Collectives of one kind. sent: bytes that leave a device when they run as rings."""
+    """Counts collectives of one kind. sent: bytes that leave a device when they run as rings."""
 
     calls: float = 0
     bytes: float = 0
@@ -68,7 +68,7 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a call of a program does on one device.
+    """Counts what a call of a program does on one device.
 
     Attributes:
       products: floating-point operations.
@@ -104,7 +104,7 @@ class Work:
 
 
 def work_of(text: str) -> Work:
-    """The work of one call of the program with this HLO (`compiled.as_text()`)."""
+    """Returns the work of one call of the program with this HLO (`compiled.as_text()`)."""
     return _Reader(parse(text)).entry()
 
 

@@ -111,7 +111,7 @@ class Computation:
 
 
 def parse(text: str) -> dict[str, Computation]:
-    """All computations of a module by name."""
+    """Returns all computations of a module by name."""
     computations: dict[str, Computation] = {}
     current: Computation | None = None
     for line in text.splitlines():
@@ -128,7 +128,7 @@ def parse(text: str) -> dict[str, Computation]:
 
 
 def bytes_of(shape: str, *, everywhere: bool = False) -> float:
-    """Bytes of a shape (of a tuple: of all elements) in main memory; `everywhere`: arrays in fast memory too."""
+    """Returns the bytes of a shape (of a tuple: of all elements) in main memory; `everywhere`: arrays in fast memory too."""
     total = 0.0
     for kind, dims, layout in _ARRAY.findall(shape):
         if not everywhere and re.search(r"S\([1-9]", layout):

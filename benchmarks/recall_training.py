@@ -145,6 +145,7 @@ class Zoology:
         """
         answer = self.peer.ask({"op": operation, **arguments})
         if "error" in answer:
+            self.peer.close()
             raise UserError(f"Zoology cannot be run: {answer['error']}")
         return answer
 

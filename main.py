@@ -6,9 +6,10 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from recollect.configuration.base import Preempted, UserError
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rest:
         options.overrides += rest  # argparse gives up on trailing positionals that an option separates
     try:
-        return COMMANDS[options.command](options)
+        return COMMANDS[options.command][0](options)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -52,97 +53,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="main.py", description="Efficient attention architectures: recall, state size, speed, pretraining, export."
     )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="command")
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
-        if name != "list":
-            added.add_argument(
-                "--with",
-                dest="extra",
-                action="append",
-                default=[],
-                metavar="FILE.py",
-                help="a file of yours that defines mixers (it is run)",
-            )
-        return added
-
-    command("list", "names of all experiments and studies")
-    describe = command("describe", "parameters, FLOPs, state bytes and a compile check, without data")
-    describe.add_argument("experiment")
-    describe.add_argument(
-        "--target",
-        metavar="tpu:v5e:2x2|h100",
-        help="compile ahead of time for this slice or GPU (needs libtpu or XLA's CUDA plugin): memory, collectives, "
-        "traffic and times per device",
-    )
-    train = command("train", "train one experiment; the same command resumes it")
-    train.add_argument("experiment")
-    train.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="of process 0, when several processes train together (docs/clusters.md)",
-    )
-    train.add_argument("--processes", type=int, metavar="N", help="how many processes train together")
-    train.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
-    compare = command("compare", "train what a study lacks, then table and plots")
-    compare.add_argument("study")
-    compare.add_argument("--out", type=Path, metavar="DIR", help="where runs, table and plots go (default: runs/STUDY)")
-    compare.add_argument(
-        "--together",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="train members that differ in values only at once (default: on accelerators)",
-    )
-    compare.add_argument(
-        "--on",
-        metavar="ray[:ADDRESS]",
-        help="train on a Ray cluster: the one at ADDRESS, else one started here (docs/clusters.md)",
-    )
-    compare.add_argument(
-        "--cpus-per-task", type=float, metavar="N", help="with --on ray (default: CPUs shared out among the tasks)"
-    )
-    compare.add_argument(
-        "--gpus-per-task", type=float, metavar="N", help="with --on ray (default: 1 where the cluster has GPUs)"
-    )
-    compare.add_argument(
-        "--only", action="append", default=[], metavar="EXPERIMENT", help="only these experiments of the study"
-    )
-    evaluate = command("evaluate", "evaluate a run's newest checkpoint")
-    evaluate.add_argument("run", type=Path)
-    generate = command("generate", "continue a prompt with a text model")
-    generate.add_argument("run", type=Path)
-    generate.add_argument("--prompt", default="def ")
-    generate.add_argument("--length", type=int, default=200, help="tokens to generate")
-    generate.add_argument("--temperature", type=float, default=0.8)
-    generate.add_argument("--top-p", type=float, default=0.95)
-    generate.add_argument("--seed", type=int, default=0)
-    replay = command("replay", "run a step again that was not finite, and name the layer that broke first")
-    replay.add_argument("failure", type=Path, metavar="DIR", help="the folder that the stopped run names")
-    export = command("export", "write a run's newest checkpoint as safetensors + config.json")
-    export.add_argument("run", type=Path)
-    export.add_argument("out", type=Path)
-    prepare = command("prepare", "tokenise a text source once, into a folder that training reads")
-    prepare.add_argument("source", help="stdlib, a text, .jsonl(.gz) or .parquet file, a folder of them, or tfds:NAME")
-    prepare.add_argument("out", type=Path, help="a new folder, or one that the same command left unfinished")
-    prepare.add_argument(
-        "--tokenizer", default="bytes", metavar="NAME", help="bytes, bpe:SIZE (trained here) or a tokenizer.json"
-    )
-    prepare.add_argument(
-        "--start", metavar="TOKEN", help="the token of a tokenizer.json that opens documents, if it has an unusual name"
-    )
-    prepare.add_argument(
-        "--field", default="text", metavar="NAME", help="key, column or feature that holds the text (default: text)"
-    )
-    prepare.add_argument("--processes", type=int, metavar="N", help="how many work at once (default: one per core)")
-    prepare.add_argument(
-        "--shard-mib", type=float, metavar="N", help="text of a shard (default: 4, more from 2 GiB on)"
-    )
-    # Its options are the benchmark's own: `bench kernels --help`.
-    commands.add_parser("bench", help="time this project's parts, beside peers where they can be had", add_help=False)
-    for added in (describe, train, compare, evaluate, generate):
-        added.add_argument(
-            "overrides", nargs="*", metavar="path=value", help="for example optimizer.learning_rate=3e-4"
-        )
+    for name, (_, text, arguments) in COMMANDS.items():
+        # The options of `bench NAME` are the benchmark's own.
+        command = commands.add_parser(name, help=text, description=text, add_help=name != "bench")
+        for flag, options in arguments:
+            command.add_argument(flag, **options)
     return parser
 
 
@@ -166,7 +81,7 @@ def _describe(options: argparse.Namespace) -> int:
     experiment = _experiment(options)
     from recollect.cost.describe import describe
 
-    describe(experiment, target=options.target, say=print)
+    describe(experiment, target=options.target, log=print)
     return 0
 
 
@@ -291,18 +206,134 @@ SHOWN = (
 )
 """Entries of result.json that `train` prints."""
 
-COMMANDS = {
-    "list": _list,
-    "describe": _describe,
-    "train": _train,
-    "compare": _compare,
-    "evaluate": _evaluate,
-    "generate": _generate,
-    "export": _export,
-    "replay": _replay,
-    "prepare": _prepare,
-    "bench": _bench,
+Argument = tuple[str, dict[str, Any]]
+Command = tuple[Callable[[argparse.Namespace], int], str, tuple[Argument, ...]]
+
+
+def _option(flag: str, **options: Any) -> Argument:
+    return flag, options
+
+
+def _command(run: Callable[[argparse.Namespace], int], text: str, *arguments: Argument) -> Command:
+    return run, text, arguments
+
+
+WITH = _option(
+    "--with",
+    dest="extra",
+    action="append",
+    default=[],
+    metavar="FILE.py",
+    help="a file of yours that defines mixers (it is run)",
+)
+OVERRIDES = _option("overrides", nargs="*", metavar="path=value", help="for example optimizer.learning_rate=3e-4")
+COMMANDS: dict[str, Command] = {
+    "list": _command(_list, "names of all experiments and studies"),
+    "describe": _command(
+        _describe,
+        "parameters, FLOPs, state bytes and a compile check, without data",
+        WITH,
+        _option("experiment"),
+        _option(
+            "--target",
+            metavar="tpu:v5e:2x2|h100",
+            help="compile ahead of time for this slice or GPU (needs libtpu or XLA's CUDA plugin): "
+            "memory, collectives, traffic and times per device",
+        ),
+        OVERRIDES,
+    ),
+    "train": _command(
+        _train,
+        "train one experiment; the same command resumes it",
+        WITH,
+        _option("experiment"),
+        _option(
+            "--coordinator",
+            metavar="HOST:PORT",
+            help="of process 0, when several processes train together (docs/clusters.md)",
+        ),
+        _option("--processes", type=int, metavar="N", help="how many processes train together"),
+        _option("--process", type=int, metavar="I", help="which of them this is, from 0"),
+        OVERRIDES,
+    ),
+    "compare": _command(
+        _compare,
+        "train what a study lacks, then table and plots",
+        WITH,
+        _option("study"),
+        _option("--out", type=Path, metavar="DIR", help="where runs, table and plots go (default: runs/STUDY)"),
+        _option(
+            "--together",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help="train members that differ in values only at once (default: on accelerators)",
+        ),
+        _option(
+            "--on",
+            metavar="ray[:ADDRESS]",
+            help="train on a Ray cluster: the one at ADDRESS, else one started here (docs/clusters.md)",
+        ),
+        _option(
+            "--cpus-per-task", type=float, metavar="N", help="with --on ray (default: CPUs shared out among the tasks)"
+        ),
+        _option(
+            "--gpus-per-task", type=float, metavar="N", help="with --on ray (default: 1 where the cluster has GPUs)"
+        ),
+        _option(
+            "--only", action="append", default=[], metavar="EXPERIMENT", help="only these experiments of the study"
+        ),
+        OVERRIDES,
+    ),
+    "evaluate": _command(_evaluate, "evaluate a run's newest checkpoint", WITH, _option("run", type=Path), OVERRIDES),
+    "generate": _command(
+        _generate,
+        "continue a prompt with a text model",
+        WITH,
+        _option("run", type=Path),
+        _option("--prompt", default="def "),
+        _option("--length", type=int, default=200, help="tokens to generate"),
+        _option("--temperature", type=float, default=0.8),
+        _option("--top-p", type=float, default=0.95),
+        _option("--seed", type=int, default=0),
+        OVERRIDES,
+    ),
+    "replay": _command(
+        _replay,
+        "run a step again that was not finite, and name the layer that broke first",
+        WITH,
+        _option("failure", type=Path, metavar="DIR", help="the folder that the stopped run names"),
+    ),
+    "export": _command(
+        _export,
+        "write a run's newest checkpoint as safetensors + config.json",
+        WITH,
+        _option("run", type=Path),
+        _option("out", type=Path),
+    ),
+    "prepare": _command(
+        _prepare,
+        "tokenise a text source once, into a folder that training reads",
+        WITH,
+        _option("source", help="stdlib, a text, .jsonl(.gz) or .parquet file, a folder of them, or tfds:NAME"),
+        _option("out", type=Path, help="a new folder, or one that the same command left unfinished"),
+        _option(
+            "--tokenizer", default="bytes", metavar="NAME", help="bytes, bpe:SIZE (trained here) or a tokenizer.json"
+        ),
+        _option(
+            "--start",
+            metavar="TOKEN",
+            help="the token of a tokenizer.json that opens documents, if it has an unusual name",
+        ),
+        _option(
+            "--field", default="text", metavar="NAME", help="key, column or feature that holds the text (default: text)"
+        ),
+        _option("--processes", type=int, metavar="N", help="how many work at once (default: one per core)"),
+        _option("--shard-mib", type=float, metavar="N", help="text of a shard (default: 4, more from 2 GiB on)"),
+    ),
+    "bench": _command(_bench, "time this project's parts, beside peers where they can be had"),
 }
+"""Name of each command: its function, what it does, and its arguments as argparse takes them."""
+
 BENCHMARKS = {
     "kernels": "kernels",
     "device": "device",

@@ -1,7 +1,7 @@
 """What `bench kernels` times: operations at shapes that people train, and how each is called (softmax attention:
 kernel_cases_softmax.py).
 
-A case draws its inputs, calls the operation's front door on a named backend and, where there is one, a plain form that
+A case draws its inputs, calls the operation's public function on a named backend and, where there is one, a plain form that
 somebody without this project would write in jnp. Gradients are those of every array the case hands over.
 """
 
@@ -51,7 +51,7 @@ def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Case:
     def square(x: Arrays) -> jax.Array:
         return quadratic(x["q"], x["k"], x["v"], log_decay=x.get("log_decay"), scale=k**-0.5).astype(x["v"].dtype)
 
-    # The square form of a decay a channel holds a (t, t, k) array a head; the delta rule has none.
+    # The square form of a decay per channel holds a (t, t, k) array per head; the delta rule has none.
     plain = {"square form": square} if variant in ("no decay", "decay a head") else {}
     peer = {
         "no decay": "linear_attention",

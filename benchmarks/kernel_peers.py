@@ -3,10 +3,10 @@ GPU.
 
     PYTHON benchmarks/kernel_peers.py < cases.jsonl
 
-Reads one JSON line a case ({"peer", "sizes"}) and answers one a case: {"forward", "both", "version"} in seconds, with
+Reads one JSON line per case ({"peer", "sizes"}) and answers one per case: {"forward", "both", "version"} in seconds, with
 "backward_error" in place of "both" where only the forward pass works, or {"error"} with the reason there is nothing.
-"broken" is in an answer after which this process is of no more use. Nothing of this project is imported, so any
-interpreter with torch and fla serves.
+"broken" is in an answer after which this process is of no more use. Of this project only peer_side.py is
+imported, so any interpreter with torch and fla serves.
 
 fla's functions take (b, t, h, d) and fp32 gates, as they are called in its own benchmarks. torch's attention takes
 heads before tokens, and is given
@@ -16,23 +16,29 @@ arrays laid out so: scaled_dot_product_attention where it is causal, flex_attent
 from __future__ import annotations
 
 import gc
-import json
 import statistics
 import sys
 import time
 
+from recollect.benchmarks.peer_side import one_line, serve
+
 
 def main() -> None:
-    for line in sys.stdin:
-        try:
-            answer = measure(json.loads(line))
-        except Exception as error:  # whatever a peer's library raises is an answer here, not the end of the benchmark
-            answer = {"error": _said(error)}
-        try:
-            _free()
-        except Exception:  # after a fault on the GPU every further call fails
-            answer["broken"] = True
-        print("RESULT " + json.dumps(answer), flush=True)
+    """Answers cases until there are no more."""
+    serve(answer)
+
+
+def answer(case: dict) -> dict:
+    """Returns a case's times or error, and "broken" where the GPU is of no more use to this process."""
+    try:
+        times = measure(case)
+    except Exception as error:  # whatever a peer's library raises is an answer here
+        times = {"error": one_line(error)}
+    try:
+        _free()
+    except Exception:  # after a fault on the GPU every further call fails
+        times["broken"] = True
+    return times
 
 
 def _free() -> None:
@@ -42,10 +48,6 @@ def _free() -> None:
     if torch is not None and torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def measure(case: dict) -> dict:
@@ -71,12 +73,12 @@ def measure(case: dict) -> dict:
     try:
         answer["both"] = timed(both, torch)
     except Exception as error:
-        answer["backward_error"] = _said(error)
+        answer["backward_error"] = one_line(error)
     return answer
 
 
 def timed(call, torch) -> float:
-    """Median seconds a call, each of 20 turns long enough to hide a launch."""
+    """Returns the median seconds per call, each of 20 turns long enough to hide a launch."""
     for _ in range(5):  # compiles and tunes
         call()
     torch.cuda.synchronize()
@@ -214,7 +216,7 @@ def sliding_attention(b, t, h, k, v, w, g=None):
 
 
 def sink_attention(b, t, h, k, v, w, g=None):
-    """The same, and a logit a head that joins the denominator: outputs shrink by the sigmoid of the log-sum-exp less
+    """The same, and a logit per head that joins the denominator: outputs shrink by the sigmoid of the log-sum-exp less
     the logit."""
     import torch
     from torch.nn.attention.flex_attention import AuxRequest
@@ -230,7 +232,7 @@ def sink_attention(b, t, h, k, v, w, g=None):
 
 
 def gated_heads(b, t, h, k, v, a):
-    """What public mixtures of heads do: every head's attention, multiplied by gates of which all but `a` a token are
+    """What public mixtures of heads do: every head's attention, multiplied by gates of which all but `a` per token are
     zero."""
     import torch
 

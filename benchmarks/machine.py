@@ -1,7 +1,7 @@
 """What a timing depends on beside the program: processor, cores, and what else the machine was doing.
 
 Easy to get wrong: the load average lags by a minute and counts the benchmark itself. What others did while a piece was
-timed is the processors' busy time less that of the benchmark's own processes, which Linux tells in /proc to 10 ms.
+timed is the processors' busy time less that of the benchmark's own processes, which Linux gives in /proc to 10 ms.
 """
 
 from __future__ import annotations
@@ -11,34 +11,33 @@ import time
 from pathlib import Path
 from typing import Any
 
+from recollect.configuration.io import cpu_count
+
 QUIET = 0.1
 """Cores kept busy by others, up to which a timing may be quoted."""
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores and load average of the last minute."""
-    model = "unknown processor"
+    """Returns processor, cores and load average of the last minute."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    return {"cpu_model": model, "cores": len(os.sched_getaffinity(0)), "load_average": os.getloadavg()[0]}
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    model = models[0] if models else "unknown processor"
+    return {"cpu_model": model, "cores": cpu_count(), "load_average": os.getloadavg()[0]}
 
 
 def device_folder(machine: dict[str, Any], backend: str, device_kind: str) -> str:
-    """Name of the folder of results: the accelerator's kind, or the processor's model and cores."""
+    """Returns the name of the folder of results: the accelerator's kind, or the processor's model and cores."""
     return folder_name(f"cpu {machine['cpu_model']} {machine['cores']} cores" if backend == "cpu" else device_kind)
 
 
 def folder_name(name: str) -> str:
-    """A device's name as a folder has it: lower case, words joined by hyphens."""
+    """Returns a device's name as a folder has it: lower case, words joined by hyphens."""
     return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
 
 
 class OtherLoad:
-    """Cores kept busy by other programs since it was made, or since `cores` was last called.
+    """Measures cores kept busy by other programs since it was made, or since `cores` was last called.
 
     Args:
       processes: ids of the benchmark's own processes; this one is always among them.
@@ -49,7 +48,7 @@ class OtherLoad:
         self.before = self._now()
 
     def cores(self) -> float:
-        """Not a number where the system does not tell."""
+        """Returns the number; NaN where the system does not give it."""
         before, self.before = self.before, self._now()
         wall, busy, own = (after - old for after, old in zip(self.before, before, strict=True))
         others = (busy - own) / max(wall, 1e-9)

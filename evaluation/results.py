@@ -73,7 +73,7 @@ class RunResult:
 
     @property
     def tokens_per_step(self) -> float:
-        """Rows times their length, of text (it is constant however rows are made); NaN where config.json lacks either."""
+        """Rows times their length, of text (constant however rows are made); NaN where config.json lacks either."""
         run, data = self.config.get("run", {}), self.config.get("data", {})
         return float(run.get("batch_size", math.nan)) * float(data.get("length", math.nan))
 

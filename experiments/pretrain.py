@@ -120,13 +120,14 @@ VARIANTS = {
     Hardware: two CPU cores. Hours: 2.7 at the 429 tokens per second of `bench pretraining` (2026-11-23). Loss: not
     yet run.
     """,
-    "mixture_of_heads_125m": """Mixture of heads in every layer: half shared, half of the rest active, 75 % in all, 125M.
-    Published shape and learning rate.
+    "mixture_of_heads_125m": """Mixture of heads in every layer: half shared, half of the rest active,
+    75 % in all, 125M. Published shape and learning rate.
 
     python main.py train pretrain.mixture_of_heads_125m data.source=FOLDER
     Hardware: one H100. Hours and loss: not yet run.
     """,
-    "mixture_of_heads_360m": """Mixture of heads in every layer: half shared, half of the rest active, 75 % in all, 360M.
+    "mixture_of_heads_360m": """Mixture of heads in every layer: half shared, half of the rest active,
+    75 % in all, 360M.
 
     python main.py train pretrain.mixture_of_heads_360m data.source=FOLDER
     Hardware: one H100. Hours and loss: not yet run.

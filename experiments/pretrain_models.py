@@ -3,7 +3,7 @@
 Published shapes: Based at 360M and 1.3B with its layer map, and attention at 360M (Arora et al. 2024, reference
 configurations); mixture of heads at 125m (Jin et al. 2024, appendix B.3: 12 layers of width 768, 2,048 hidden units, 12
 heads). The others have the attention model's shape at that size, so that parameters outside the embedding agree within
-10% (tests/test_pretrain_experiments.py holds them to it). Initialisation is the layers' own: N(0, 0.02), and N(0, 0.02
+10% (tests/experiments/test_pretrain.py holds them to it). Initialisation is the layers' own: N(0, 0.02), and N(0, 0.02
 / sqrt(2 layers)) into the residual stream, as in the references.
 """
 
@@ -40,9 +40,9 @@ class Size:
 
     Attributes:
       hidden: of its SwiGLU, about 8/3 widths.
-      length: tokens a row.
-      rows, pieces: rows a step, and pieces that they are split into to fit one device.
-      steps: 20,000 steps of 256 rows of 2,048 tokens are the sheets' 10 billion tokens.
+      length: tokens per row.
+      rows, pieces: rows per step, and microbatches that they are split into to fit one device.
+      steps: 20,000 steps of 256 rows of 2,048 tokens are 10 billion tokens.
     """
 
     width: int
@@ -72,7 +72,7 @@ PATTERNS = ("attention", "based", "window", "landmark", "mixture_of_heads", "hye
 
 
 def experiment(pattern: str, size: str) -> Experiment:
-    """`pretrain.PATTERN_SIZE`.
+    """Returns `pretrain.PATTERN_SIZE`.
 
     Raises:
       UserError: there is no such pattern or size.
@@ -104,7 +104,7 @@ def experiment(pattern: str, size: str) -> Experiment:
 
 
 def small(label: str, mixer: MixerConfig | None) -> Experiment:
-    """A model of 1.2M parameters: 6 layers of width 128, 1.6 million bytes of the standard library in 400 steps;
+    """Returns a model of 1.2M parameters: 6 layers of width 128, 1.6 million bytes of the standard library in 400 steps;
     `mixer` None is Based's pattern."""
     model = (
         _uniform(mixer, CURVES)
@@ -129,12 +129,12 @@ def small(label: str, mixer: MixerConfig | None) -> Experiment:
 
 
 def small_of(pattern: str) -> Experiment:
-    """One pattern's small model, `pretrain.PATTERN`."""
+    """Returns one pattern's small model, `pretrain.PATTERN`."""
     return small(f"pretrain.{pattern}", None if pattern == "based" else _mixer(pattern, CURVES))
 
 
 def _uniform(mixer: MixerConfig, of: Size) -> LanguageModel:
-    """The same mixer in every layer."""
+    """Returns a model with the same mixer in every layer."""
     return LanguageModel(width=of.width, stages=repeat(mixer, depth=of.depth), mlp=SwiGLU(hidden=of.hidden))
 
 
@@ -180,7 +180,7 @@ def _based_model(width: int, heads: int, window: int, layer_map: Callable[..., t
 
 
 def _optimizer(pattern: str, size: str) -> AdamW:
-    """Based's reference setting, but for what other sheets publish of their own mixer at that size."""
+    """Returns Based's reference setting, or what was published for the mixer at that size."""
     common = AdamW(
         learning_rate=1e-3 if size == "30m" else 8e-4,
         final_fraction=0.1,

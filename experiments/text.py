@@ -2,7 +2,7 @@
 cores.
 
 Setting: 4 layers of width 128 with SwiGLU, length 512, documents packed; held-out files are evaluated. A bigram model
-fitted to the same training files has about 3.5 bits a byte there; the experiments are held to at least 0.7 less.
+fitted to the same training files has about 3.5 bits per byte there; the experiments are held to at least 0.7 less.
 """
 
 from __future__ import annotations

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
-import chz
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from recollect.models.functional import FunctionalModel, flatten
 from recollect.models.language_model import LanguageModel
@@ -34,54 +32,22 @@ def _part(path: str, config: LanguageModel) -> str:
 
 
 def flops_per_token(model: FunctionalModel, length: int) -> float:
-    """Floating-point operations of the forward pass over one sequence of `length`, a token, as XLA counts the lowered
-    program: bodies of scans as often as they run, and of loops without a known length once."""
-    flat = FunctionalModel(chz.replace(model.config, unroll=False, remat="none"), model.vocabulary)
-    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    jaxpr = jax.make_jaxpr(lambda params, tokens: flat.bind(params)(tokens))(flat.abstract_params(), tokens)
-    return _flops(jaxpr)[0] / length
+    """Returns FLOPs per token of the forward pass over one sequence of `length`: those of its matrix products,
+    convolutions and Fourier transforms.
 
-
-def _flops(jaxpr: ClosedJaxpr) -> tuple[float, float]:
-    """Operations with scans run to their end, and as XLA counts, which takes each loop's body once."""
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jaxpr.in_avals]
-    cost: Any = jax.jit(jaxpr_as_fun(jaxpr)).lower(*shapes).cost_analysis()
-    counted = float(cost.get("flops", 0.0))
-    total = counted
-    for scan in _scans(jaxpr.jaxpr):
-        whole, once = _flops(scan.params["jaxpr"])
-        total += scan.params["length"] * whole - once
-    return total, counted
-
-
-def _scans(jaxpr: Any) -> Iterator[Any]:
-    """The scans of a program, those within other scans left out."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan":
-            yield equation
-            continue
-        for inner in _inner(equation.params):
-            yield from _scans(inner)
-
-
-def products_per_token(model: FunctionalModel, length: int) -> float:
-    """Floating-point operations of the forward pass's matrix products, convolutions and Fourier transforms over one
-    sequence of `length`,
-    a token: 2 for a multiplication with its addition, 5 n log2 n for a complex transform of n numbers.
-
-    Counted in the traced program, scans as often as they run, so it holds for operations that say their products: XLA's
-    forms.
+    A multiplication with its addition counts as 2, a complex transform of n numbers as 5 n log2 n. Counted in the traced
+    program, where scans count as often as they run; kernels do not report their products, so trace with XLA's backends.
     """
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     jaxpr = jax.make_jaxpr(lambda params, tokens: model.bind(params)(tokens))(model.abstract_params(), tokens)
-    return _products(jaxpr.jaxpr) / length
+    return _flops(jaxpr.jaxpr) / length
 
 
-def _products(jaxpr: Jaxpr) -> float:
-    return sum((_products_of(equation) for equation in jaxpr.eqns), 0.0)
+def _flops(jaxpr: Jaxpr) -> float:
+    return sum((_flops_of(equation) for equation in jaxpr.eqns), 0.0)
 
 
-def _products_of(equation: Any) -> float:
+def _flops_of(equation: Any) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         contracted = math.prod(equation.invars[0].aval.shape[axis] for axis in params["dimension_numbers"][0][0])
@@ -98,7 +64,7 @@ def _products_of(equation: Any) -> float:
             * longer
             * math.log2(max(size, 2))
         )
-    inner = [_products(found) for found in _inner(params)]
+    inner = [_flops(found) for found in _inner(params)]
     if name == "scan":
         return params["length"] * sum(inner)
     return max(inner, default=0.0) if name == "cond" else sum(inner)

@@ -1,10 +1,11 @@
 """Checks, times and explains every kernel on a GPU that is there for minutes. Needs Python 3.12 with jax 0.11.2 and its
 CUDA plugin.
 
-    python3 -m recollect.benchmarks.first_contact --seconds 420 --out "$OUT"             # probe, checks, the kernels' tests for real, timings
-    python3 -m recollect.benchmarks.first_contact --second --seconds 260 --out "$OUT"    # pretraining, peers, hardware counters, memory checker
-    python3 -m recollect.benchmarks.first_contact --rehearse --out FOLDER                # both, simulated at tiny sizes, with faults put in
+    python3 -m recollect.benchmarks.first_contact --seconds 420 --out "$OUT"            # probe, checks, tests, timings
+    python3 -m recollect.benchmarks.first_contact --second --seconds 260 --out "$OUT"   # pretraining, peers, profilers
+    python3 -m recollect.benchmarks.first_contact --rehearse --out FOLDER               # both, simulated, with faults
 
+The tests are those that are simulated elsewhere; profilers: hardware counters and the memory checker.
 This process never imports jax: whatever a kernel does to its process, the rest goes on. Everything is a line in
 OUT/first_contact.jsonl the moment it is known (records.py); the table at the end is also OUT/first_contact.txt. `python
 main.py bench device --from FOLDER` makes results and documents of the lines. `--only` and `--families` choose parts,
@@ -44,29 +45,34 @@ def main(arguments: list[str] | None = None) -> int:
         "--tests", nargs="+", metavar="FILE", default=["tests/pallas_kernels"], help="of the tests to run on the device"
     )
     parser.add_argument("--rehearse", action="store_true", help="both calls without a GPU, with faults")
-    given = parser.parse_args(arguments)
-    if not given.seconds >= 3 * LEAVE:
-        parser.error(f"--seconds {given.seconds:g}: at least {3 * LEAVE:g} are needed")
-    for name in given.families or ():
+    options = parser.parse_args(arguments)
+    if not options.seconds >= 3 * LEAVE:
+        parser.error(f"--seconds {options.seconds:g}: at least {3 * LEAVE:g} are needed")
+    for name in options.families or ():
         if not any(name in family for family in steps.FAMILIES):
             parser.error(f"--families {name}: no family's name contains it; there are {'; '.join(steps.FAMILIES)}")
-    for name in given.tests:
+    for name in options.tests:
         if not Path(name.partition("::")[0]).exists():
             parser.error(f"--tests {name}: it is not here")
-    end = time.monotonic() + given.seconds - LEAVE
+    end = time.monotonic() + options.seconds - LEAVE
     try:
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / records.FILE).open("a").close()
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / records.FILE).open("a").close()
     except OSError as error:
-        parser.error(f"--out {given.out}: cannot be written: {error.strerror}")
+        parser.error(f"--out {options.out}: cannot be written: {error.strerror}")
     processes.listen()
     stopped: processes.Interrupted | None = None
-    parts = given.only or (steps.PARTS if given.rehearse else steps.SECOND if given.second else steps.FIRST)
+    parts = options.only or (steps.PARTS if options.rehearse else steps.SECOND if options.second else steps.FIRST)
     with tempfile.TemporaryDirectory() as scratch:
         plan = steps.Plan(
-            Path(scratch), given.out, given.rehearse, given.families, given.tests, _unpacked(Path(scratch) / "site")
+            Path(scratch),
+            options.out,
+            options.rehearse,
+            options.families,
+            options.tests,
+            _unpacked(Path(scratch) / "site"),
         )
-        contact = Contact(plan, given.out / records.FILE, end)
+        contact = Contact(plan, options.out / records.FILE, end)
         records.write(
             "begun", path=contact.file, command=" ".join(sys.argv[1:]), parts=parts, date=time.strftime("%Y-%m-%d")
         )
@@ -77,16 +83,16 @@ def main(arguments: list[str] | None = None) -> int:
         finally:
             processes.end_all(f"the parent was interrupted by {stopped}" if stopped else "the parent failed")
             text = table(records.read(contact.file))
-            (given.out / "first_contact.txt").write_text(text)
-            steps.keep_caches(given.out)
+            (options.out / "first_contact.txt").write_text(text)
+            steps.keep_caches(options.out)
             print(text, flush=True)
     if stopped:
-        print(f"interrupted by {stopped}; what was known by then is in {given.out}", file=sys.stderr)
+        print(f"interrupted by {stopped}; what was known by then is in {options.out}", file=sys.stderr)
         return 128 + stopped.number
     lines = records.read_call(contact.file)
     bad = any(line.get("wrong") or (line["kind"] == "tests" and line["failed"]) for line in lines)
     unchecked = "checks" in parts and not any(line["kind"] == "check" for line in lines)
-    return 1 if bad or unchecked or (given.rehearse and steps.lost(lines, plan, parts)) else 0
+    return 1 if bad or unchecked or (options.rehearse and steps.lost(lines, plan, parts)) else 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -120,11 +126,8 @@ class Contact:
             self._all(self.plan.steps("pretraining"), 1, self._left())
         if "peers" in parts:
             self._turns(self.plan.peers(self._left())).take(self.end, TURN)
-        self._all(
-            [step for part in ("counters", "memory", "trace") if part in parts for step in self.plan.steps(part)],
-            1,
-            self._left(),
-        )
+        last = [step for part in ("counters", "memory", "trace") if part in parts for step in self.plan.steps(part)]
+        self._all(last, 1, self._left())
 
     def _left(self) -> float:
         return self.end - time.monotonic()
@@ -132,9 +135,9 @@ class Contact:
     def _turns(self, gated: list[tuple[Step, Path]]) -> Turns:
         return Turns(gated, self.plan.at_once if self.plan.rehearsing else len(gated), self.plan.scratch, self.file)
 
-    def _all(self, wanted: list[Step], at_once: int, seconds: float) -> None:
+    def _all(self, steps: list[Step], at_once: int, seconds: float) -> None:
         end = time.monotonic() + min(seconds, self._left())
-        group = Group(wanted, at_once, self.plan.scratch, self.file)
+        group = Group(steps, at_once, self.plan.scratch, self.file)
         while group.advance():
             self.plan.disturb(group.children, self.file)
             if time.monotonic() > end:

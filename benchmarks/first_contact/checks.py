@@ -68,9 +68,7 @@ def _checked(case: Case, timing: Timing, documents: bool) -> None:
         errors = {"output": (relative_error(first[0], expected), FORWARD)}
         for name, x in expected_gradients.items():
             errors[name] = (relative_error(first[1][name], x), GATE if name in GATES else GRADIENT)
-        same = all(
-            a.tobytes() == b.tobytes() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True)
-        )
+        same = jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), first, again))
         wrong = [name for name, (error, bar) in errors.items() if not error <= bar]
         _record(label, timing, errors, wrong, same, begun)
     except Exception as error:
@@ -145,9 +143,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("family", choices=list(FAMILIES))
     parser.add_argument("--full", action="store_true")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with jax.default_matmul_precision("default"):
-        (full if given.full else small)(FAMILIES[given.family])
+        (full if options.full else small)(FAMILIES[options.family])
     records.write("done")
 
 

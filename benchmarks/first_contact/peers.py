@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("name", choices=list(kernel_peers.PEERS))
     parser.add_argument("--gate", type=Path, required=True)
     parser.add_argument("--seconds", type=float, required=True)
-    given = parser.parse_args()
-    name = given.name
+    options = parser.parse_args()
+    name = options.name
     sizes = SIZES.get(name, WIDE)
     what = f"{name} " + " ".join(f"{key}{size}" for key, size in sizes.items())
     if records.rehearsing():
@@ -42,7 +42,7 @@ def main() -> None:
         case = {"peer": name, "sizes": sizes}
         kernel_peers.measure(case)
         records.write("ready")
-        turns.wait(given.gate, given.seconds)
+        turns.wait(options.gate, options.seconds)
         records.write("started", what=what)
         answer = kernel_peers.measure(case)
         records.write("peer", what=what, sizes=sizes, **answer)

@@ -77,12 +77,12 @@ def main() -> None:
     parser.add_argument("family", choices=list(FAMILIES))
     parser.add_argument("--gate", type=Path, required=True)
     parser.add_argument("--seconds", type=float, required=True)
-    given = parser.parse_args()
+    options = parser.parse_args()
     if records.rehearsing():
-        compile_ahead_of_time(given.family)
-    ready = list(programs(given.family))
+        compile_ahead_of_time(options.family)
+    ready = list(programs(options.family))
     records.write("ready")
-    turns.wait(given.gate, given.seconds)
+    turns.wait(options.gate, options.seconds)
     count = 1 if records.rehearsing() else TURNS
     for timing, case, name, runs in ready:
         facts = {

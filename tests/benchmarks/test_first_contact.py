@@ -69,7 +69,8 @@ def test_the_end_of_a_child_is_recorded_beside_what_it_launched(tmp_path, text, 
 
 
 def test_a_childs_own_children_end_with_it(tmp_path):
-    text = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); print(p.pid, flush=True); p.wait()"
+    text = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+    text += "print(p.pid, flush=True); p.wait()"
     child = Child(Step("x", python(text), 3), tmp_path, tmp_path / records.FILE)
     ended(child)
     grandchild = int(child.log.read_text())
@@ -137,7 +138,8 @@ def test_the_parent_names_the_families_and_every_timing_is_a_case():
 def test_the_tests_log_is_read_as_far_as_it_goes(tmp_path):
     log = tmp_path / "log"
     log.write_text(
-        "8 workers [94 items]\n\n[gw0] [  1%] PASSED tests/a.py::test_x[1 2] \n[gw1] [  2%] FAILED tests/a.py::test_y \n"
+        "8 workers [94 items]\n\n[gw0] [  1%] PASSED tests/a.py::test_x[1 2] \n"
+        "[gw1] [  2%] FAILED tests/a.py::test_y \n"
     )
     assert steps.tests_summary(log) == {
         "summary": "1 passed, 1 failed, 0 skipped, 92 not reached",

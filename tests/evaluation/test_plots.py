@@ -215,6 +215,9 @@ def test_drawing_leaves_the_users_settings_alone(tmp_path, runs):
 
 
 def test_importing_costs_neither_matplotlib_nor_jax():
-    code = "import sys, recollect.evaluation.plots, recollect.evaluation.table; print([name for name in ('matplotlib', 'jax', 'flax') if name in sys.modules])"
+    code = (
+        "import sys, recollect.evaluation.plots, recollect.evaluation.table; "
+        "print([name for name in ('matplotlib', 'jax', 'flax') if name in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

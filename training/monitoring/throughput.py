@@ -5,7 +5,7 @@ share of time spent waiting for data.
 
 as in PaLM (Chowdhery et al. 2022, appendix B): the backward pass has two products for each of the forward pass; what
 rematerialisation computes again does not count. Forward products are those of
-`recollect.models.accounting.products_per_token`, taken from the operations' XLA
+`recollect.models.accounting.flops_per_token`, taken from the operations' XLA
 backends: causal attention counts the blocks up to the diagonal, not the whole square. CPUs and unknown chips have no
 MFU.
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from recollect.models.accounting import products_per_token
+from recollect.models.accounting import flops_per_token
 from recollect.models.functional import FunctionalModel
 from recollect.pallas_kernels import dispatch
 from recollect.training.experiment import Experiment
@@ -151,7 +151,7 @@ def training_flops_per_token(experiment: Experiment) -> float:
     data: Any = experiment.data
     model = FunctionalModel(experiment.model, data.vocabulary)
     with dispatch.aimed_at("cpu", "cpu"):  # products of kernels and libraries cannot be counted
-        return 3 * products_per_token(model, data.longest)
+        return 3 * flops_per_token(model, data.longest)
 
 
 _compilations: list[tuple[float, float]] = []

@@ -22,13 +22,12 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
-from recollect.pallas_kernels.linear_recurrence import gpu_body, gpu_inverse
+from recollect.pallas_kernels.linear_recurrence import gpu_body, gpu_inverse, gpu_spans
 from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, ScanKernels, ScanResult, Solution
 from recollect.pallas_kernels.linear_recurrence.gpu_decay import MARKED
 from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, READS, TOTAL, WRITES, ScanPlan
 from recollect.pallas_kernels.linear_recurrence.recurrence import Decay
 from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering_states
-from recollect.pallas_kernels.tuning import block_sizes
 
 LARGEST = {
     "none": 256,
@@ -36,10 +35,6 @@ LARGEST = {
     "key": 192,
     "value": 256,
 }  # key size of a walk, by decay; values may be of any size
-
-SHORTEST_SPAN = 1024
-"""Tokens: below, a span's own work does not hide what combining the spans costs."""
-CORES = 132
 
 
 def chunk_size(decay: Decay, erase: bool, key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike) -> int:
@@ -183,7 +178,7 @@ def _scan(
         out_dtype=jnp.dtype(out_dtype),
         second_scale=second_scale,
     )
-    plan = _cut(plan, value_dim)
+    plan = gpu_spans.cut("linear_recurrence.gpu_spans", plan, value_dim)
     inputs = {name: gpu.pad_last(array, keys if name in KEYED else values) for name, array in tokens.items()}
     inputs |= _decays(chunks, plan.has_rows, reverse, keys if chunks.decay == "key" else values)
     if initial_state is not None:
@@ -202,26 +197,6 @@ def _scan(
         second_o=out["second_o"][value] if "second_o" in out else None,
         second_dots=jnp.sum(out["second_dots"], axis=0) if "second_dots" in out else None,
     )
-
-
-def spans_to_fill(blocks: int, t: int) -> int:
-    """Into how many spans of time a walk of t tokens with so many thread blocks is cut: as many as the cores can
-    take at once."""
-    return max(1, min(CORES // blocks, t // SHORTEST_SPAN))
-
-
-def _cut(plan: ScanPlan, value_dim: int) -> ScanPlan:
-    """The plan, in as many spans as a tuning table says or fill the device; none is empty."""
-    sizes = block_sizes(
-        "linear_recurrence.gpu_spans",
-        lambda **_: {"spans": spans_to_fill(plan.b * plan.heads * plan.splits, plan.t)},
-        b=plan.b,
-        t=plan.t,
-        h=plan.heads,
-        v=value_dim,
-    )
-    span = -(-plan.n // min(sizes["spans"], plan.n))
-    return dataclasses.replace(plan, spans=-(-plan.n // span))
 
 
 def _entering(plan: ScanPlan, inputs: Mapping[str, jax.Array], chunks: Chunks) -> jax.Array:
@@ -251,21 +226,17 @@ def _keeps(plan: ScanPlan, total: jax.Array | None, chunks: Chunks) -> jax.Array
       total: chunks.total with padded channels, if it has any.
     """
 
-    def by_span(x: jax.Array) -> jax.Array:
-        x = jnp.flip(x, axis=1) if plan.reverse else x
-        return x[:, : (plan.spans - 1) * plan.span].reshape(x.shape[0], plan.spans - 1, plan.span, *x.shape[2:])
-
     keeps = jnp.ones((plan.b, plan.spans - 1, 1, 1, 1), jnp.float32)
     if plan.decay == "head":
         assert chunks.total is not None
-        keeps = jnp.exp(jnp.sum(by_span(jnp.moveaxis(chunks.total[:, :, CHUNK - 1 :: CHUNK], 1, 2)), axis=2))[
-            ..., None, None
-        ]
+        keeps = jnp.exp(
+            jnp.sum(gpu_spans.by_span(plan, jnp.moveaxis(chunks.total[:, :, CHUNK - 1 :: CHUNK], 1, 2)), axis=2)
+        )[..., None, None]
     elif total is not None:
-        keeps = jnp.exp(jnp.sum(by_span(total[:, CHUNK - 1 :: CHUNK]), axis=2))
+        keeps = jnp.exp(jnp.sum(gpu_spans.by_span(plan, total[:, CHUNK - 1 :: CHUNK]), axis=2))
         keeps = keeps[..., None] if plan.decay == "key" else keeps[..., None, :]
     if chunks.keeps is not None:
-        keeps = keeps * jnp.prod(by_span(chunks.keeps), axis=2)[..., None, None, None]
+        keeps = keeps * jnp.prod(gpu_spans.by_span(plan, chunks.keeps), axis=2)[..., None, None, None]
     return keeps
 
 

@@ -1,4 +1,4 @@
-"""How the TPU kernels' arrays are cut into blocks and a walk over the chunks is called."""
+"""How the TPU kernels' arrays are cut into blocks, and the call of a scan over the chunks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CHUNK = 128
 
 
 def chunk_of(t: int, chunk_size: int | None) -> int:
-    """Tokens a chunk for t of them: rows of numbers a token lie along lanes, so that blocks are of 128 tokens or of
-    all."""
+    """Returns the tokens per chunk for t of them: rows of one number per token lie along lanes, so that blocks are of 128
+    tokens or of all."""
     return min(-(-(chunk_size or CHUNK) // 128) * 128, -(-t // 16) * 16)
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """Sizes of a call: b rows of t tokens and h heads, `group` of them a program; `features` as padded."""
+class TaylorShape:
+    """Sizes of a call: b rows of t tokens and h heads, `group` of them per program; `features` as padded."""
 
     b: int
     t: int
@@ -38,10 +38,10 @@ class Shape:
     features: int
 
     @staticmethod
-    def of(b: int, t: int, h: int, key_dim: int, value_dim: int, chunk: int) -> Shape:
+    def of(b: int, t: int, h: int, key_dim: int, value_dim: int, chunk: int) -> TaylorShape:
         fitting = [g for g in range(1, h) if h % g == 0 and g * key_dim % 128 == 0 and g * value_dim % 128 == 0]
         features = -(-count(key_dim) // 16) * 16
-        return Shape(b, t, h, key_dim, value_dim, chunk, min(fitting, default=h), features)
+        return TaylorShape(b, t, h, key_dim, value_dim, chunk, min(fitting, default=h), features)
 
     @property
     def groups(self) -> int:
@@ -49,23 +49,23 @@ class Shape:
 
     @property
     def vmem_bytes(self) -> int:
-        """About what the larger walk holds: blocks twice (they are fetched ahead), states three times, and one
+        """About what the larger scan holds: blocks twice (they are fetched ahead), states three times, and one
         head's chunk in work."""
 
         def lanes(size: int) -> int:
             return -(-size // 128) * 128
 
-        wide, chunk = lanes(self.group * self.value_dim), self.chunk
-        blocks = 2 * 4 * chunk * (4 * wide + 3 * lanes(self.group * self.key_dim))
+        value_lanes, chunk = lanes(self.group * self.value_dim), self.chunk
+        blocks = 2 * 4 * chunk * (4 * value_lanes + 3 * lanes(self.group * self.key_dim))
         states = 3 * 4 * self.group * self.features * (lanes(self.value_dim) + 8)
         return blocks + states + 4 * chunk * (6 * lanes(self.features) + 5 * lanes(chunk))
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class TaylorBlocks:
     """Which block of each kind of array the program (row, group of heads, step) works on."""
 
-    shape: Shape
+    shape: TaylorShape
     reverse: bool
 
     def at(self, step: Any) -> Any:
@@ -88,11 +88,23 @@ class Blocks:
         return pl.BlockSpec(shape, lambda b, g, n: (0,) * len(shape))
 
 
-def walk(
-    kernel, shape: Shape, settings: TaylorSettings, dtype, reverse, q, k, v, marks, states, cotangents, outputs, name
+def scan(
+    kernel,
+    shape: TaylorShape,
+    settings: TaylorSettings,
+    dtype,
+    reverse,
+    q,
+    k,
+    v,
+    marks,
+    states,
+    cotangents,
+    outputs,
+    name,
 ):
-    """One walk. outputs: "tokens" sizes with dtypes, then "row" or "states", as (kind, size, dtype)."""
-    blocks = Blocks(shape, reverse)
+    """Runs one scan. outputs: "tokens" sizes with dtypes, then "row" or "states", as (kind, size, dtype)."""
+    blocks = TaylorBlocks(shape, reverse)
     flat = {
         size: lambda x, size=size: x.reshape(shape.b, shape.t, shape.h * size)
         for size in (shape.key_dim, shape.value_dim)
@@ -105,7 +117,7 @@ def walk(
         arrays, specs = [*arrays, marks], [*specs, blocks.marks()]
     if states is not None:
         arrays, specs = (
-            [*arrays, *apart(states, shape.features, settings.normalise)],
+            [*arrays, *split_state(states, shape.features, settings.normalise)],
             [*specs, *blocks.states(settings.normalise)],
         )
     if cotangents is not None:
@@ -148,20 +160,20 @@ def _maps(key_dim: int, features: int, dtype) -> list[jax.Array]:
     return [jnp.asarray(constants.left, dtype), jnp.asarray(constants.right, dtype), jnp.asarray(rows)]
 
 
-def apart(state: jax.Array, features: int, normalise: bool) -> list[jax.Array]:
-    """(b, h, f, v + 1) as the columns (b, h, features, v) and the normaliser's row (b, h, 1, features)."""
+def split_state(state: jax.Array, features: int, normalise: bool) -> list[jax.Array]:
+    """Returns (b, h, f, v + 1) as the columns (b, h, features, v) and the normaliser's row (b, h, 1, features)."""
     state = jnp.pad(state, ((0, 0), (0, 0), (0, features - state.shape[2]), (0, 0)))
     return [state[..., :-1], state[..., -1][:, :, None]] if normalise else [state]
 
 
-def joined(parts, features: int) -> jax.Array:
-    """A state as the front door has it, (b, h, features, v + 1), of a walk's parts: its values, and its normaliser
+def join_state(parts, features: int) -> jax.Array:
+    """Returns a state as the operation has it, (b, h, features, v + 1), of a scan's parts: its values, and its normaliser
     as rows if it has one."""
     state = parts[0] if len(parts) == 1 else jnp.concatenate([parts[0], jnp.swapaxes(parts[1], 2, 3)], axis=3)
     return state[:, :, :features]
 
 
-def _cost(shape: Shape, dtype, arrays, outputs) -> pl.CostEstimate:
+def _cost(shape: TaylorShape, dtype, arrays, outputs) -> pl.CostEstimate:
     tokens, scored = shape.b * shape.h * shape.t, shape.chunk * (shape.key_dim + shape.value_dim)
     flops = (
         2 * tokens * (scored + shape.features * (2 * shape.value_dim + 4 * shape.key_dim)) * max(1, len(outputs) - 1)

@@ -275,7 +275,7 @@ def test_several_groups_of_heads(monkeypatch, key_heads):
     rng = np.random.default_rng(1)
     rows = [jnp.asarray(rng.normal(size=(b, t, count, d)), jnp.float32) for count in (8, key_heads, 8)]
     assert (
-        tpu_blocks.plan_heads({"q": rows[0], "k": rows[1], "v": rows[2]}, {"o": jnp.dtype("float32")}, h, d, d, c).group
+        tpu_blocks.plan_heads({"q": rows[0], "k": rows[1], "v": rows[2]}, {"o": (d, jnp.float32)}, h, d, d, c).group
         == 4
     )
     total = jnp.cumsum(-jnp.abs(jnp.asarray(rng.normal(size=(b, h, t // c, c)), jnp.float32)), axis=3).reshape(b, h, t)
@@ -321,7 +321,7 @@ def test_how_many_heads_a_program_holds(heads, counts, key_dim, value_dim, group
         name: jax.ShapeDtypeStruct((1, 2048, count, d), jnp.bfloat16)
         for name, count, d in zip("qkv", counts, (key_dim, key_dim, value_dim), strict=True)
     }
-    plan = tpu_blocks.plan_heads(rows, {"o": jnp.dtype(jnp.bfloat16)}, heads, key_dim, value_dim, 128)
+    plan = tpu_blocks.plan_heads(rows, {"o": (value_dim, jnp.bfloat16)}, heads, key_dim, value_dim, 128)
     assert plan == tpu_blocks.HeadGroups(heads, group, True)
     assert tpu_blocks.side_by_side(group, [plan.held(count) for count in counts], key_dim, value_dim) == together
 

@@ -29,12 +29,12 @@ kernel = functools.partial(taylor_attention, backend="pallas_gpu")
 ONE = {"b": 1, "h": 1, "hk": 1}
 
 CASES = [
-    # t, state, segments, normalise, state returned, sizes; pieces: of time
+    # t, state, segments, normalise, state returned, sizes; spans: of time
     (1, True, True, True, True, {**ONE, "b": 2, "k": 16, "v": 64}),
     (63, False, False, True, False, {**ONE, "k": 16, "v": 64}),
     (130, True, True, True, True, {**ONE, "k": 8, "v": 72}),
-    (257, True, True, True, True, {**ONE, "k": 8, "v": 64, "pieces": 3}),  # 2, 2 and 1 chunks
-    pytest.param((256, False, False, False, False, {**ONE, "k": 16, "v": 64, "pieces": 2}), marks=pytest.mark.slow),
+    (257, True, True, True, True, {**ONE, "k": 8, "v": 64, "spans": 3}),  # 2, 2 and 1 chunks
+    pytest.param((256, False, False, False, False, {**ONE, "k": 16, "v": 64, "spans": 2}), marks=pytest.mark.slow),
     pytest.param((128, True, False, False, True, {**ONE, "k": 16, "v": 32}), marks=pytest.mark.slow),
     pytest.param((257, True, True, True, True, {"h": 4, "k": 16, "v": 32}), marks=pytest.mark.slow),
     pytest.param((257, False, True, False, False, {"k": 16, "v": 130}), marks=pytest.mark.slow),
@@ -46,12 +46,12 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_kernels_are_the_sum(case):
     t, with_state, with_segments, normalise, return_state, sizes = case
-    pieces = sizes.get("pieces", 1)
-    sizes = {name: size for name, size in sizes.items() if name != "pieces"}
+    spans = sizes.get("spans", 1)
+    sizes = {name: size for name, size in sizes.items() if name != "spans"}
     inputs, fixed = arguments(t, with_state, with_segments, normalise, **sizes)
     inputs = halved(inputs)
     how = {"scale": 0.3, "normalise": normalise, "return_state": return_state}
-    with dispatch.interpreted("races"), forced(**{"taylor_attention.gpu_spans": {"pieces": pieces}}):
+    with dispatch.interpreted("races"), forced(**{"taylor_attention.gpu_spans": {"spans": spans}}):
         (o, state), gradients = results(functools.partial(kernel, **how), inputs, fixed)
         assert not races_found()
     (o_, state_), gradients_ = exactly(functools.partial(taylor_attention, **how, backend="reference"), inputs, fixed)

@@ -142,7 +142,7 @@ def test_what_it_refuses_it_explains(sizes, dtype, reason):
 
 def test_heads_come_in_blocks_of_whole_lanes():
     groups = {
-        shape: tpu_scan.Shape.of(1, 256, *shape, 128).group
+        shape: tpu_scan.TaylorShape.of(1, 256, *shape, 128).group
         for shape in [(16, 16, 64), (1, 16, 64), (12, 16, 64), (16, 8, 128), (32, 16, 64)]
     }
     assert groups == {(16, 16, 64): 8, (1, 16, 64): 1, (12, 16, 64): 12, (16, 8, 128): 16, (32, 16, 64): 8}

@@ -2,8 +2,8 @@
 once.
 
 A program holds a block of tokens and channels; programs of a row run one after another. Shifts are loads at other rows
-of a scratch window, which keeps the 8 inputs before the block. Backward runs from the end: the window then keeps the 8 gradients
-after the block, and inputs are gated and convolved again instead of stored.
+of a scratch window, which keeps the 8 inputs before the block. Backward runs from the end: the window then keeps the 8
+gradients after the block, and inputs are gated and convolved again instead of stored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The long convolution for TPUs: products with Toeplitz matrices that are built in VMEM, one channel per program.
 
-A matrix is a window of the filter, one copy per row, each rotated by one more: a strided rotation. For each channel all of
-them are built once; then rows of blocks are multiplied, some 256 at a time, by every matrix that reaches them.
+A matrix is a window of the filter, one copy per row, each rotated by one more: a strided rotation. For each channel all
+of them are built once; then rows of blocks are multiplied, some 256 at a time, by every matrix that reaches them.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def rotate_rows(rows: jax.Array) -> jax.Array:
     """Returns (c, 2 c) with row j rotated to the right by j."""
     if dispatch.interpretation() is None:
         return pltpu.roll(rows, 0, 1, stride=1, stride_axis=0)
-    # Simulated, a strided rotation is one operation per row, which takes seconds to compile: rotate by powers of 2 instead.
+    # Simulated, a strided rotation is one operation per row, which takes seconds to compile: rotate by powers of 2
+    # instead.
     row = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0)
     for bit in range(rows.shape[0].bit_length() - 1):
         rows = jnp.where((row >> bit) & 1 == 1, jnp.roll(rows, 1 << bit, axis=1), rows)

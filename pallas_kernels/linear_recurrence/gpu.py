@@ -1,12 +1,10 @@
-"""The walks of chunk_scan.py as Mosaic GPU kernels, for NVIDIA Hopper.
+"""The scans of chunk_scan.py as Mosaic GPU kernels, for NVIDIA Hopper.
 
-A thread block walks over all chunks of one batch row and head, for 64 or 32 of the state's columns; blocks that differ
-in columns alone are neighbours in the grid, so that they share q and k in the second-level cache. How they work is said
-in gpu_body.py.
+A thread block goes through all chunks of one batch row and head, for 64 or 32 of the state's columns; blocks that
+differ in columns alone are neighbours in the grid, so that they share q and k in the second-level cache. gpu_body.py
+explains the kernel.
 
-Few rows and heads would leave most cores idle: then time is cut in spans. A first launch finds the state that each
-span adds, reading neither q nor what enters; those are combined (sequence_parallel.entering_states), and a second launch walks all
-spans side by side from true states.
+Where rows and heads are few, time is cut in spans (gpu_spans.py), each with thread blocks of its own.
 
 Not served: fp32 (tensor cores of Hopper transpose 16-bit operands only), and sizes above `LARGEST`, whose work does not
 fit on chip.
@@ -34,16 +32,17 @@ LARGEST = {
     "head": 256,
     "key": 192,
     "value": 256,
-}  # key size of a walk, by decay; values may be of any size
+}  # key size of a scan, by decay; values may be of any size
 
 
 def chunk_size(decay: Decay, erase: bool, key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike) -> int:
-    """Tokens a chunk, the only count these kernels are written for: the rows of a tensor core instruction."""
+    """Returns the tokens per chunk, the only count these kernels are written for: the rows of a tensor core
+    instruction."""
     return CHUNK
 
 
 def refuses(key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike, decay: Decay, erase: bool) -> str | None:
-    """Why these kernels cannot serve a recurrence of such heads, forwards and backwards; None if they can."""
+    """Returns why these kernels cannot serve a recurrence of such heads, with gradients; None if they can."""
     missing = gpu.unavailable()
     if missing:
         return missing
@@ -51,9 +50,9 @@ def refuses(key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike, decay: De
         return f"its products take bfloat16; this is {jnp.dtype(dtype)}"
     if erase and decay == "value":
         return "the delta rule decays by head or by key channel"
-    # The gradients walk with keys in place of values and the other way round.
-    turned: dict[Decay, Decay] = {"key": "value", "value": "key"}
-    for name, size, acts in (("key", key_dim, decay), ("value", value_dim, turned.get(decay, decay))):
+    # The scans for gradients take keys in place of values and the other way round.
+    transposed: dict[Decay, Decay] = {"key": "value", "value": "key"}
+    for name, size, acts in (("key", key_dim, decay), ("value", value_dim, transposed.get(decay, decay))):
         reason = _too_large(name, size, acts)
         if reason:
             return reason
@@ -63,7 +62,7 @@ def refuses(key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike, decay: De
 def _too_large(name: str, size: int, decay: Decay) -> str | None:
     if size <= LARGEST[decay]:
         return None
-    decays = f" beside a decay by {decay} channel" if decay in ("key", "value") else ""
+    decays = f" with a decay by {decay} channel" if decay in ("key", "value") else ""
     return f"a {name} size above {LARGEST[decay]} does not fit on chip{decays}; this one is {size}"
 
 
@@ -200,7 +199,7 @@ def _scan(
 
 
 def _entering(plan: ScanPlan, inputs: Mapping[str, jax.Array], chunks: Chunks) -> jax.Array:
-    """The states (b, spans, h, k, v) that enter the spans, in the order of the walk."""
+    """The states (b, spans, h, k, v) that enter the spans, in the order of the scan."""
     unread = ("q", "dot_with", "second_q", "second_dot_with")
     alone = dataclasses.replace(
         plan,
@@ -317,11 +316,11 @@ def _check(tokens: Mapping[str, jax.Array], chunks: Chunks, key_dim: int, value_
         if reason:
             raise ValueError(f"linear_recurrence: pallas_gpu cannot serve {name}: {reason}")
     if chunks.size != CHUNK:
-        raise ValueError(f"linear_recurrence: pallas_gpu walks in chunks of {CHUNK}; these are of {chunks.size}")
+        raise ValueError(f"linear_recurrence: pallas_gpu scans in chunks of {CHUNK}; these are of {chunks.size}")
 
 
 def _decays(chunks: Chunks, weighted: bool, reverse: bool, channels: int) -> dict[str, jax.Array]:
-    """Inputs that say how tokens weigh on each other; channels: of a decay by channel, padded."""
+    """Inputs that weight tokens; channels: of a decay by channel, padded."""
     inputs = {"rows": weight_rows(chunks, reverse)} if weighted else {}
     if chunks.segments is not None:
         inputs["segments"] = chunks.segments

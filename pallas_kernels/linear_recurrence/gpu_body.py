@@ -6,16 +6,16 @@ copies of the next one are in flight to the other stage, if there is one. In a c
     y = v - w S                                       delta rule alone; else y = v
     P = mask(q k^T) weighted by pairs                 gpu_chunk.py, or gpu_channels.py where the decay has channels
     o = scale (reads . q S + P y)                     q S runs while P is weighted
-    state = keep . state + k^T (writes . y)           writes . y takes the place of v in its stage; second pairs likewise
+    state = keep . state + k^T (writes . y)           writes . y replaces v in its stage; second pairs likewise
 
 Shared memory is filled from registers in three batches per chunk, each made visible to the tensor cores (committed)
 before it is read: S; P; and writes . y together with o, which takes the place of P where they have one size. Decays by
 channel take more (gpu_channels.py): there queries and keys are weighted in their stages, most of the work, which two
 warpgroups with columns of their own share at size 128.
 
-Time may be cut in spans (gpu_spans.py). The launch that finds what spans add to the state (`states_only`) takes the same
-steps with neither q nor o, of all spans but the last, from S = 0. With the delta rule a span's last state is linear in
-its first, S' = T S + ...: more blocks of columns, which start from the identity and write no v, leave T.
+Time may be cut in spans (gpu_spans.py). The launch that finds what spans add to the state (`states_only`) takes the
+same steps with neither q nor o, of all spans but the last, from S = 0. With the delta rule a span's last state is
+linear in its first, S' = T S + ...: more blocks of columns, which start from the identity and write no v, leave T.
 
 Registers are the scarce resource (255 per thread). A product's operands are named by descriptors, which the compiler
 makes outside the loop and keeps, two registers each, wherever an address does not vary: so work space is indexed by a

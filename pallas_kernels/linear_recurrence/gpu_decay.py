@@ -185,8 +185,8 @@ def read_by_value(
     reverse: bool,
     meanwhile: Callable[[], None],
 ) -> jax.Array:
-    """(c, columns): scores, as laid by level, times v with the pairs' weights on v's columns, and from_state(the weights to
-    the border).
+    """(c, columns): scores, as laid by level, times v with the pairs' weights on v's columns, and from_state(the
+    weights to the border).
 
     scaled_v: work space, left with v as of the last level (`step`). meanwhile: called when v and total have been read.
     """

@@ -1,7 +1,7 @@
 """What the scan kernel of gpu_body.py is built for, and what follows from it: sizes, shared memory, stages, results.
 
-A block holds as many columns of the state as fit registers. What is copied has one stage or two; what is read early from
-its one stage is copied again early, in a group of its own.
+A block holds as many columns of the state as fit registers. What is copied has one stage or two; what is read early
+from its one stage is copied again early, in a group of its own.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ CORES = 132
 
 class InSpans:
     """A mixin for what kernels are built for: t tokens in `spans` spans, the last maybe of fewer chunks. Functions here
-    also read its b, heads, splits (of columns), reverse, and states_only: whether this is the first launch, of all spans
-    but the last."""
+    also read its b, heads, splits (of columns), reverse, and states_only: whether this is the first launch, of all
+    spans but the last."""
 
     t: int
     spans: int
@@ -72,7 +72,8 @@ def cut(kernel: str, plan: Any, value_dim: int) -> Any:
 
 
 def by_span(plan: Any, x: jax.Array) -> jax.Array:
-    """Returns a value per chunk (b, n, ...) as (b, spans - 1, span, ...), without the last span, in the scan's order."""
+    """Returns a value per chunk (b, n, ...) as (b, spans - 1, span, ...), without the last span, in the scan's
+    order."""
     x = jnp.flip(x, axis=1) if plan.reverse else x
     return x[:, : (plan.spans - 1) * plan.span].reshape(x.shape[0], plan.spans - 1, plan.span, *x.shape[2:])
 

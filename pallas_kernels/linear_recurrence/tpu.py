@@ -39,7 +39,8 @@ def refuses(key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike, decay: De
 
 
 def chunk_size(decay: Decay, erase: bool, key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike) -> int:
-    """Returns the tokens per chunk: 128 fill the matrix unit; erasing also takes an inverse c x c, c^2 work per token."""
+    """Returns the tokens per chunk: 128 fill the matrix unit; erasing also takes an inverse c x c, c^2 work per
+    token."""
     return 64 if erase else 128
 
 

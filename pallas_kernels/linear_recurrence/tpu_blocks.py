@@ -27,8 +27,8 @@ ENOUGH_LANES = 1024
 
 @dataclasses.dataclass(frozen=True)
 class HeadGroups:
-    """How the heads of a call are cut: `group` of them per program; flat: rows as (b, t, h d), else as (b h, t, d) of one
-    head per program."""
+    """How the heads of a call are cut: `group` of them per program; flat: rows as (b, t, h d), else as (b h, t, d) of
+    one head per program."""
 
     heads: int
     group: int
@@ -196,8 +196,8 @@ def plan_heads(
 
 
 def side_by_side(group: int, held: Iterable[int], key_dim: int, value_dim: int) -> int:
-    """Returns how many heads of a program share lanes in the kernel: as many as fill them, where every operand has a head
-    for each."""
+    """Returns how many heads of a program share lanes in the kernel: as many as fill them, where every operand has a
+    head for each."""
     if any(heads != group for heads in held) or key_dim % SUBLANES:
         return 1
     return max(
@@ -235,7 +235,8 @@ def check(rows: Mapping[str, jax.Array], chunks: Chunks, heads: int) -> None:
     c = chunks.size
     if c % SUBLANES or t % c:
         raise ValueError(
-            f"linear_recurrence: the TPU kernels take chunks of a multiple of {SUBLANES} tokens that divides {t}; this is {c}"
+            f"linear_recurrence: the TPU kernels take chunks of a multiple of {SUBLANES} tokens that divides {t}; "
+            f"this is {c}"
         )
     if chunks.decay in ("key", "value") and c & (c - 1):
         raise ValueError(

@@ -9,7 +9,7 @@ k acts inside
 
     q_i . k_j weighted = sum_k q_ik exp(G_ik - G_jk) k_jk
 
-where exp(-G) by itself overflows. So pairs are sorted by how far by_level they are: i and j in neighbouring blocks of 16,
+where exp(-G) by itself overflows. So pairs are sorted by how far apart they are: i and j in neighbouring blocks of 16,
 32, ... tokens of one block twice as long take the boundary R between the two as reference, and both exp(G_i - R) and
 exp(R - G_j) are at most 1; pairs inside a block of 16 take its middle, from which no token is further than 8. One
 product a level, masked to its pairs, and nothing else is needed (Yang et al. 2023, "Gated Linear Attention", section
@@ -93,8 +93,8 @@ class Level:
 
 
 def weights(kind: ScanKind, total: Sequence[jax.Array], documents: Documents | None, value_dim: int) -> Weights:
-    """Returns the weights of a chunk. total: sums of log decays inside the chunk, none without a decay, (1, c) per head for
-    a decay per head, one (c, channels) for one per channel."""
+    """Returns the weights of a chunk. total: sums of log decays inside the chunk, none without a decay, (1, c) per head
+    for a decay per head, one (c, channels) for one per channel."""
     starts, ends, keeps = (
         (None, None, None) if documents is None else (documents.starts, documents.ends, documents.keeps)
     )

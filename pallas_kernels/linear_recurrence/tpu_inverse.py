@@ -2,7 +2,8 @@
 heads, in any order.
 
 A chunk's inverse is put together by `unit_inverse_by_ladder` in vector memory, fp32; it and what it is multiplied with
-enter products as sums of two bf16 numbers where the arrays are bf16. Heads lie side by side in the lanes (tpu_chunk.py).
+enter products as sums of two bf16 numbers where the arrays are bf16. Heads lie side by side in the lanes
+(tpu_chunk.py).
 """
 
 from __future__ import annotations

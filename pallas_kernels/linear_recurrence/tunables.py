@@ -1,5 +1,5 @@
-"""Sizes of the recurrence that are measured on a device: tokens per chunk on TPUs, spans of time on GPUs, whose chunk is
-fixed."""
+"""Sizes of the recurrence that are measured on a device: tokens per chunk on TPUs, spans of time on GPUs, whose chunk
+is fixed."""
 
 from __future__ import annotations
 

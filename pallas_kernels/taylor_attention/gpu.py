@@ -1,8 +1,8 @@
 """Mosaic GPU kernels, for NVIDIA Hopper; gpu_body.py says how they work.
 
 The part of the normaliser that comes from before a chunk is a quadratic form of the query, [1, q] M [1, q]^T with M the
-moments sum_j [1, k_j] [1, k_j]^T: (k + 1)^2 numbers a chunk, which XLA sums and reads in fp32, and differentiates.
-Kernels get it a row a chunk.
+moments sum_j [1, k_j] [1, k_j]^T: (k + 1)^2 numbers per chunk, which XLA sums, reads in fp32
+and differentiates. Kernels get one row per chunk of it.
 
 Where rows and heads are few, time is cut in spans (linear_recurrence/gpu_spans.py).
 
@@ -44,7 +44,7 @@ def refuses(inputs: Recurrence, *, chunk_size: int | None = None, **_) -> str | 
         if x.dtype != jnp.bfloat16:
             return f"its products take bfloat16; {name} is {x.dtype}"
     if q.shape[3] > KEY_COLUMNS:
-        return f"it takes at most {KEY_COLUMNS} key dimensions, whose features a warpgroup's registers hold; got {q.shape[3]}"
+        return f"it takes at most {KEY_COLUMNS} key dimensions, whose features fit registers; got {q.shape[3]}"
     if v.shape[3] > LARGEST_VALUE_DIM:
         return f"it takes at most {LARGEST_VALUE_DIM} value dimensions; got {v.shape[3]}"
     return None

@@ -109,11 +109,11 @@ class _ScanBlock:
         self.warpgroup = jax.lax.axis_index("warpgroup") if self.shares else 0
         self.zero = zero.at[self.warpgroup]
         self.columns = self.columns_of(self.warpgroup)
-        self.span, self.batch, self.first, self.count = gpu_spans.place(plan, self.batch)
         if plan.transition:
             blocks = plan.value_dim // plan.columns
             self.columns = pl.ds(jnp.minimum(self.split, blocks - 1) * plan.columns, plan.columns)
             self.writes = jnp.where(self.split < blocks, 1.0, 0.0)  # what v and second_v are multiplied by
+        self.span, self.batch, self.first, self.count = gpu_spans.place(plan, self.batch)
 
     def columns_of(self, warpgroup: Any) -> Any:
         """A warpgroup's columns of the state."""
@@ -124,7 +124,7 @@ class _ScanBlock:
         return pl.ds(self.warpgroup * gpu_decay.SLICE, gpu_decay.SLICE) if self.shares else None
 
     def meet(self) -> None:
-        """Waits until all warpgroups are copied."""
+        """Waits for all warpgroups."""
         if self.shares:
             plgpu.barrier_arrive(self.meeting)
             plgpu.barrier_wait(self.meeting)

@@ -49,9 +49,7 @@ PREDICTIONS = (
         0.75,
         "the product that patched spans set the time; without it, 0.28",
     ),
-    Prediction(
-        f"linear_recurrence, no decay, {LONG}", "forward", 0.30, 0.35, "half of the cores idle", note="1 spans"
-    ),
+    Prediction(f"linear_recurrence, no decay, {LONG}", "forward", 0.30, 0.35, "half of the cores idle", note="1 spans"),
     Prediction(f"linear_recurrence, no decay, {NARROW}", "forward", 0.09, 0.12, ""),
     Prediction(
         f"linear_recurrence, decay per channel, {WIDE}",

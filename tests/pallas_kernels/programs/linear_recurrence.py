@@ -12,7 +12,11 @@ from tests.pallas_kernels.programs import Program
 
 KINDS = ("no decay", "decay per head", "decay per channel", "delta", "gated delta", "gated delta per channel")
 # Each at one shape: the other kinds' kernels, otherwise combined.
-MORE_KINDS = ("decay of columns", "gated delta before its decay", "gated delta per channel before its decay, a key apart")
+MORE_KINDS = (
+    "decay of columns",
+    "gated delta before its decay",
+    "gated delta per channel before its decay, a key apart",
+)
 # b, t, h, key and value size. The last is text.based's, the one before few heads and a long sequence, cut in spans on
 # a GPU.
 SHAPES = ((2, 2048, 16, 64, 64), (2, 2048, 16, 128, 128), (1, 8192, 2, 64, 64), (8, 256, 4, 32, 32))

@@ -298,7 +298,7 @@ def causal(window: int | None = None, *, segmented: bool = False, ordered: bool 
 
     Args:
       window: keys that a query sees, itself included; None is all before it.
-      segmented: whether documents are told apart by the field segments.
+      segmented: whether documents are separated by the field segments.
       ordered: whether keys stored after a query are known to be hidden from it (`StoredNear`; needs the field order).
     """
     mask: Mask = Causal()

@@ -139,7 +139,7 @@ def short_convolution_step(
     out_gate: jax.Array | None = None,
     activation: Activation = "none",
 ) -> tuple[jax.Array, jax.Array]:
-    """One token of `short_convolution`, O(k d) a row.
+    """Computes one token of `short_convolution`, O(k d) per row.
 
     Args:
       state: (b, k - 1, d), as `short_convolution` returns it; zeros start a document.
@@ -187,7 +187,7 @@ def long_convolution(
     """Convolves with a long filter: out_gate * (skip u + filter * u), u = in_gate * x; sums in fp32.
 
     A Fourier transform (xla's, beyond a length that depends on the platform) spreads rounding errors over the whole
-    sequence (1e-7 of its size), earlier tokens included. With segments documents are convolved apart: neither the
+    sequence (1e-7 of its size), earlier tokens included. With segments documents are convolved separately: neither the
     values of later tokens nor those of other documents change a bit. The kernels multiply blocked Toeplitz matrices, in
     x's dtype: causal to the bit.
 

@@ -1,4 +1,4 @@
-"""The naive forms: every pair of tokens, with the number of valid tokens between them as the lag. Memory O(b t^2 d)."""
+"""The specification: every pair of tokens, with the number of valid tokens between them as the lag. Memory O(b t^2 d)."""
 
 from __future__ import annotations
 
@@ -76,5 +76,5 @@ def _ranks(segments: jax.Array) -> jax.Array:
 
 
 def _zeroed(x: jax.Array, segments: jax.Array) -> jax.Array:
-    """x without its padding, in fp32 (float64 stays: tests measure errors against it)."""
+    """Returns x without its padding, in fp32 (float64 stays: tests measure errors against it)."""
     return jnp.where((segments != 0)[:, :, None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))

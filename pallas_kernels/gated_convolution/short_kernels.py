@@ -2,7 +2,7 @@
 
 A kernel is two functions, `forward` and `backward`, on rows whose documents have no holes. Here stand the operation's
 gradient (`jax.custom_vjp`), the masks as one integer a token, padding inside documents, the state that comes out and
-the gradient of the one that goes in (both touch k - 1 tokens a row).
+the gradient of the one that goes in (both touch k - 1 tokens per row).
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ def document_links(segments: jax.Array, old_segment: jax.Array | None, taps: int
 
 
 def final_state(x, in_gate, state, segments, old_segment, taps: int) -> jax.Array:
-    """The newest k - 1 valid inputs (b, k - 1, d) in fp32, zeros where they are of another document than the newest."""
+    """Returns the newest k - 1 valid inputs (b, k - 1, d) in fp32, zeros where they are of another document than the
+    newest."""
     b, t, d = x.shape
     past = taps - 1
     if past == 0:

@@ -2,9 +2,8 @@
 once.
 
 A program holds a block of tokens and channels; programs of a row run one after another. Shifts are loads at other rows
-of a scratch
-window, which keeps the 8 inputs before the block. Backward runs from the end: the window then keeps the 8 gradients
-after the block, and inputs are gated and convolved again instead of stored.
+of a scratch window, which keeps the 8 inputs before the block. Backward runs from the end: the window then keeps the 8
+gradients after the block, and inputs are gated and convolved again instead of stored.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ HALO = 16  # rows of the block before that backward reads: a tile of bf16
 
 
 def refuses(x, taps, bias=None, **settings: Any) -> dispatch.Refusal:
-    """Why these kernels cannot serve a call; None if they can."""
+    """Returns why these kernels cannot serve a call; None if they can."""
     if taps.shape[0] > short_kernels.MAXIMUM_TAPS:
         return f"it has up to {short_kernels.MAXIMUM_TAPS} taps; this call {taps.shape[0]}"
     if x.dtype not in (jnp.bfloat16, jnp.float32):
@@ -183,7 +182,7 @@ def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> 
 
 
 def _masks(ref, rows: int):
-    """How far back taps reach and what is valid, (rows, 1) each; None without segments."""
+    """Returns how far back taps reach and what is valid, (rows, 1) each; None without segments."""
     if "links" not in ref:
         return None, None
     links = ref["links"][0, 0].reshape(rows, 1)
@@ -202,7 +201,7 @@ def _gated(x_ref, gate_ref, valid):
 
 
 def _before_activation(window, weights, reach, taps: int, rows: int):
-    """The convolution with its bias, and the function lag -> inputs that many tokens back."""
+    """Returns the convolution with its bias, and the function lag -> inputs that many tokens back."""
 
     def shifted(lag: int):
         inputs = window[EDGE - lag : EDGE - lag + rows]
@@ -215,7 +214,7 @@ def _before_activation(window, weights, reach, taps: int, rows: int):
 
 
 def _grid(b: int, t: int, d: int) -> tuple[tuple[int, int, int], int, int]:
-    """The grid (rows, channel blocks, token blocks) and a block's tokens and channels."""
+    """Returns the grid (rows, channel blocks, token blocks) and a block's tokens and channels."""
     rows = min(TOKENS, -(-t // 128) * 128)
     channels = min(CHANNELS, -(-d // 128) * 128)
     return (b, pl.cdiv(d, channels), pl.cdiv(t, rows)), rows, channels

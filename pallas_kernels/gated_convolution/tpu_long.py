@@ -25,7 +25,7 @@ ROWS = 256  # of a product
 
 
 def refuses(x, filter, *, segment_ids=None, **settings: Any) -> dispatch.Refusal:
-    """Why these kernels cannot serve a call; None if they can."""
+    """Returns why these kernels cannot serve a call; None if they can."""
     if x.dtype not in (jnp.bfloat16, jnp.float32):
         return f"it takes bfloat16 and float32; this is {x.dtype}"
     return long.refuses(x, filter, segment_ids=segment_ids)

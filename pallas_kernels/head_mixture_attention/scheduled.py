@@ -1,6 +1,6 @@
-"""Head-mixture attention on scheduled tiles (recollect.pallas_kernels.scheduled_attention): each tile of the head_tiles has
-one key head, and its block schedule, made on the device from its rows' positions and documents, leaves out keys that
-come after its last row."""
+"""Head-mixture attention on scheduled tiles (recollect.pallas_kernels.scheduled_attention): each tile of the head_tiles
+has one key head, and its block schedule, made on the device from its rows' positions and documents, leaves out keys
+that come after its last row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recollect.pallas_kernels.sharding import over_mesh
 
 FEWEST_QUERIES = 8
 LARGEST_TILE = 256
-"""Rows: half a tile a head is filler."""
+"""Rows: half a tile per head is filler."""
 
 
 def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
@@ -88,7 +88,7 @@ def _letters(heads: str) -> dict[str, str]:
 
 
 def _tiles(kernels: flash_vjp.KernelModule, q: Any, k: Any, v: Any, active: int) -> tuple[int, int]:
-    """Rows and keys a tile: a kernel's own choice for a head's share of the queries."""
+    """Rows and keys per tile: a kernel's own choice for a head's share of the queries."""
     t, h = q.shape[1:3]
     query_tile, key_tile = kernels.tile_sizes(max(1, t * active // h), k.shape[1], q.shape[3], v.shape[3], q.dtype)
     return min(query_tile, LARGEST_TILE), key_tile

@@ -1,4 +1,5 @@
-"""What is chosen in dense products of static sizes, in three forms, of which static sizes decide (`form`):
+"""What is chosen in dense products of static sizes, by three strategies, between which static sizes decide
+(`strategy`):
 
 - "rows": queries gathered into the tiles of a head_tiles. Ordered by their last tokens, the i-th tile sees at most a number
   of keys that is known when the program is traced (head_tiles.ends), so groups of tiles are batched products against the
@@ -7,7 +8,7 @@
 - "pairs": for decoding, the keys and values of the chosen heads alone.
 - "dense": all heads, and zeros for what is not chosen, where too little would be skipped.
 
-Numerics are those of softmax attention's xla form: products in the inputs' dtype, sums and softmax in fp32.
+Numerics are those of softmax attention's xla backend: products in the inputs' dtype, sums and softmax in fp32.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from recollect.pallas_kernels.head_mixture_attention.head_groups import ends, gr
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 TILE = 128
-"""Rows a tile in long sequences."""
+"""Rows per tile in long sequences."""
 
 MOST_GROUPS = 16
 """Groups of tiles are unrolled in the program."""
@@ -38,9 +39,9 @@ Cuts = tuple[tuple[int, int, int], ...]
 """(first, last + 1, keys seen) of groups of tiles."""
 
 
-def form(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> Literal["rows", "pairs", "dense"]:
-    """The form that computes least for t queries on s keys: a score costs no more in gathered tiles than in softmax
-    attention's blocks."""
+def strategy(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> Literal["rows", "pairs", "dense"]:
+    """Returns the strategy that computes least for t queries on s keys: a score costs no more in gathered tiles than in
+    softmax attention's blocks."""
     if t * active < heads:
         return "pairs"
     if active >= heads or max(t, s) < FEWEST_TOKENS:
@@ -49,13 +50,13 @@ def form(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> Li
     if not self_attention:
         return "rows" if tile_count(t, heads, active, tile) * tile < heads * t else "dense"
     gathered = sum((last - first) * tile * seen for first, last, seen in groups(t, heads, active, tile))
-    block = max(128, -(-t // 16))  # as softmax attention's xla form goes
+    block = max(128, -(-t // 16))  # as softmax attention's xla backend goes
     dense = heads * sum(min(block, t - start) * min(start + block, t) for start in range(0, t, block))
     return "rows" if gathered < dense else "dense"
 
 
 def tile_of(t: int, heads: int, active: int) -> int:
-    """Rows a tile: at least two tiles a head under even routing, as half a tile a head is filler."""
+    """Rows per tile: at least two tiles per head under even routing, as half a tile per head is filler."""
     tile = TILE
     while tile > 16 and tile * heads * 2 > t * active:
         tile //= 2
@@ -75,9 +76,9 @@ def groups(t: int, heads: int, active: int, tile: int) -> Cuts:
 def head_mixture_attention(
     q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
 ) -> tuple[jax.Array, jax.Array]:
-    """See the front door for the arguments; returns the output and the log-sum-exp."""
+    """Returns the output and the log-sum-exp; arguments as those of the public function."""
     self_attention = k.shape[1] == q.shape[1] and query_positions is key_positions and query_segments is key_segments
-    which = form(q.shape[1], k.shape[1], q.shape[2], active, self_attention=self_attention)
+    which = strategy(q.shape[1], k.shape[1], q.shape[2], active, self_attention=self_attention)
     run = {"rows": by_rows, "pairs": by_pairs, "dense": by_all}[which]
     return run(
         q,
@@ -183,11 +184,11 @@ def _tiles_backward(cuts, scale, kept, cotangents):
         list(copies)
     ):  # those that see least first, so that sums grow once
         queries, g = q[:, first:last], g_out[:, first:last]
-        slopes = jnp.einsum("bntv,bnsv->bnts", g, values, preferred_element_type=wide)
-        slopes = (weights * (slopes - delta[:, first:last]) * scale).astype(q.dtype)
-        dq.append(jnp.einsum("bnts,bnsk->bntk", slopes, keys, preferred_element_type=wide))
+        d_scores = jnp.einsum("bntv,bnsv->bnts", g, values, preferred_element_type=wide)
+        d_scores = (weights * (d_scores - delta[:, first:last]) * scale).astype(q.dtype)
+        dq.append(jnp.einsum("bnts,bnsk->bntk", d_scores, keys, preferred_element_type=wide))
         own = (heads[:, None, first:last] == jnp.arange(k.shape[1])[:, None]).astype(wide)
-        dk = _summed(dk, own, jnp.einsum("bnts,bntk->bnsk", slopes, queries, preferred_element_type=wide))
+        dk = _summed(dk, own, jnp.einsum("bnts,bntk->bnsk", d_scores, queries, preferred_element_type=wide))
         dv = _summed(dv, own, jnp.einsum("bnts,bntv->bnsv", weights, g, preferred_element_type=wide))
     return jnp.concatenate(dq[::-1], axis=1).astype(q.dtype), _whole(dk, k), _whole(dv, v), None, None
 
@@ -212,8 +213,8 @@ def _copies(x: jax.Array, heads: jax.Array, cuts: Cuts) -> list[jax.Array]:
 
 
 def _summed(total: jax.Array | None, own: jax.Array, parts: jax.Array) -> jax.Array:
-    """A sum by key head (b, g, keys, d), of fewer keys or None, and to it a head's tiles of (b, tiles, keys, d): as
-    a product with zeros and ones."""
+    """Returns a sum by key head (b, g, keys, d), of fewer keys or None, and to it a head's tiles of (b, tiles, keys,
+    d): as a product with zeros and ones."""
     new = jnp.einsum("bgn,bnsd->bgsd", own, parts)
     return new if total is None else new + jnp.pad(total, ((0, 0), (0, 0), (0, new.shape[2] - total.shape[2]), (0, 0)))
 

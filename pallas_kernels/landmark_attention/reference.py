@@ -9,7 +9,7 @@ import jax.numpy as jnp
 def weights(
     q, k, *, block, query_positions, key_positions, query_segments, key_segments, scale
 ) -> tuple[jax.Array, jax.Array]:
-    """(b, h, t, s) attention weights; rows sum to 1 (0 for padded queries), landmark columns are 0. And the
+    """Returns (b, h, t, s) attention weights; rows sum to 1 (0 for padded queries), landmark columns are 0. And the
     log-sum-exp (b, h, t)."""
     b, t, h, _ = q.shape
     s, groups = k.shape[1:3]
@@ -37,7 +37,7 @@ def weights(
 def landmark_attention(
     q, k, v, *, block, query_positions, key_positions, query_segments, key_segments, scale, self_attention=False
 ) -> tuple[jax.Array, jax.Array]:
-    """See the front door for the arguments; returns the output and the log-sum-exp of the main group."""
+    """Returns the output and the log-sum-exp of the main group; arguments as those of the public function."""
     if query_segments is not None:
         q = jnp.where((query_segments != 0)[:, :, None, None], q, 0)
         k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))

@@ -1,9 +1,9 @@
-"""Landmark attention with retrieval: each query and head reads its own block and the top k of the earlier ones, by
-landmark score.
+"""Landmark attention with retrieval: each query and head reads its current block and the top k of the previous ones,
+by landmark score.
 
-Which blocks are read is defined a query, so it does not depend on how a prompt was split. Keys come unrotated, because
-a block's position depends on the query (stingy positions; Mohtashami & Jaggi 2023, section 3.2): with c = block + 1 and
-B earlier blocks,
+Which blocks are read is defined per query, so it does not depend on how a prompt was split. Keys come unrotated,
+because a block's position depends on the query (stingy positions; Mohtashami & Jaggi 2023, section 3.2): with c = block
++ 1 and B earlier blocks,
 
 - the query and its own block stand in slot min(B, k + 1), so no position beyond (k + 2) c is ever used;
 - for ranking, the newest k blocks stand where they are relative to the query, all older ones in slot 0;
@@ -21,7 +21,7 @@ import jax
 from recollect.pallas_kernels.dispatch import choose
 
 Rotate = Callable[[jax.Array, jax.Array], jax.Array]
-"""Turns x (..., t, h, k) by positions (..., t)."""
+"""Rotates x (..., t, h, k) by positions (..., t)."""
 
 RETRIEVAL_BACKENDS = {"xla": "recollect.pallas_kernels.landmark_attention.retrieval_xla"}
 
@@ -42,15 +42,15 @@ def retrieve_blocks(
     query_chunk: int = 16,
     backend: str | None = None,
 ) -> jax.Array:
-    """Grouped softmax over the query's block and its `top` best earlier blocks. Of the keys it reads landmarks, the
-    chosen blocks and the query's own.
+    """Computes the grouped softmax over the query's block and its `top` best previous blocks. Of the keys it reads
+    landmarks, the chosen blocks and the query's current one.
 
     Args:
       q: (b, t, h, k) and k (b, s, g, k), both unrotated; v (b, s, g, v). h a multiple of g.
-      top: blocks read beside the own one.
+      top: blocks read besides the current one.
       query_positions, query_segments: (b, t); key_positions, key_segments: (b, s); as in landmark_attention.
       query_chunk: queries worked on at once (memory grows with it).
-      backend: see recollect.pallas_kernels.dispatch; there is an xla form.
+      backend: see recollect.pallas_kernels.dispatch; there is only xla.
 
     Returns:
       (b, t, h, v) in q's dtype; zeros for padded queries.

@@ -1,5 +1,5 @@
-"""The query's own block and the earlier ones apart, each over no more keys than it may see, merged by their
-log-sum-exps; or, for a few queries against many keys, both at once without moving keys.
+"""Attends to the query's current block and to the previous ones separately, each over no more keys than it may see, and
+merges them by their log-sum-exps; or, for a few queries against many keys, both at once without moving keys.
 
 In one document from its start the blocks are a reshape of the keys; else they are gathered.
 """
@@ -19,7 +19,7 @@ from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 def landmark_attention(
     q, k, v, *, block, query_positions, key_positions, query_segments, key_segments, scale, self_attention
 ) -> tuple[jax.Array, jax.Array]:
-    """See the front door for the arguments; returns the output and the log-sum-exp of the main group."""
+    """Returns the output and the log-sum-exp of the main group; arguments as those of the public function."""
     b, t, h, dim = q.shape
     s, groups = k.shape[1:3]
     c = block + 1

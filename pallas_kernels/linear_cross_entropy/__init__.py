@@ -45,7 +45,7 @@ def linear_cross_entropy(
     chunk: int | None = None,
     backend: str | None = None,
 ) -> CrossEntropy:
-    """Losses of targets, and their weighted sum.
+    """Returns the losses of targets, and their weighted sum.
 
     Products take operands of hidden's dtype; logits, their log-sum-exp and the gradient of the kernel are fp32. Under a
     mesh the targets are split over data and fsdp (b), sequence and tensor (t), where those divide them; the kernel is

@@ -28,7 +28,7 @@ def with_previous(x: jax.Array) -> jax.Array:
 
 
 def in_parts(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
-    """Returns function(arrays), a tree of (b, t, ...) arrays, computed `size` tokens at a time; tokens are independent."""
+    """Returns function(arrays), a tree of (b, t, ...) arrays, `size` tokens at a time; tokens are independent."""
     t = jax.tree.leaves(arrays)[0].shape[1]
     if t <= size:
         return function(arrays)
@@ -38,7 +38,7 @@ def in_parts(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
 def in_parts_with_sums(
     step: Callable[[Any, Any], tuple[Any, jax.Array]], sums: Any, arrays: Any, size: int
 ) -> tuple[Any, jax.Array]:
-    """Returns sums and results as `in_parts`, in order: step(sums, part) returns the next sums and the part's result."""
+    """Returns sums and results as `in_parts`, in order: step(sums, part) returns new sums and the part's result."""
     t = jax.tree.leaves(arrays)[0].shape[1]
     if t <= size:
         return step(sums, arrays)

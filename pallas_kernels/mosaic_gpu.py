@@ -46,7 +46,7 @@ def unavailable() -> str | None:
 
 
 def _miscompiled_masks() -> str | None:
-    """Returns why CUDA's ptxas cannot be trusted; jax's own attention kernel refuses these versions for causal masks."""
+    """Returns why this ptxas cannot be trusted; jax's attention kernel refuses the same versions for causal masks."""
     from jax._src.lib import cuda_versions
 
     try:

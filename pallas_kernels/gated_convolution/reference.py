@@ -1,4 +1,4 @@
-"""The specification: every pair of tokens, with the number of valid tokens between them as the lag. Memory O(b t^2 d)."""
+"""The specification: every pair of tokens, the lag being the valid tokens between them. Memory O(b t^2 d)."""
 
 from __future__ import annotations
 

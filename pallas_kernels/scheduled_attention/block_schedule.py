@@ -148,7 +148,8 @@ def block_schedule(
         missing = sorted(mask.fields - fields.keys())
         if missing:
             raise ValueError(
-                f"the mask reads the field {missing[0]}, which the {side} tokens lack; they have {', '.join(sorted(fields)) or 'none'}"
+                f"the mask reads the field {missing[0]}, which the {side} tokens lack; "
+                f"they have {', '.join(sorted(fields)) or 'none'}"
             )
     query, key = needed(mask, query), needed(mask, key)
     counts = (lengths[0] // tiles[0], lengths[1] // tiles[1])

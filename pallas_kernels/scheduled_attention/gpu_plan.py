@@ -139,7 +139,7 @@ class GpuPlan:
         return laid
 
     def stage_count(self) -> int:
-        """Returns as many stages as shared memory holds, at most 4. Of blocks of one warpgroup, two should fit a core."""
+        """Returns how many stages shared memory holds, at most 4. Of blocks of one warpgroup, two should fit a core."""
         fixed = gpu.shared_bytes(
             [(shape, dtype) for shape, dtype, _ in (*self.resident_arrays().values(), *self.scratch_arrays().values())]
         )

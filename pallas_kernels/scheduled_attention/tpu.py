@@ -74,7 +74,10 @@ def refuses(
         return f"{own} tiles are more than the {MOST_RESIDENT} that a kernel's step can name"
     most = 4 * (query_tiles * key_tiles + own)
     if most > SCALAR_BYTES:
-        return f"visits of {query_tiles} x {key_tiles} tiles can take {most} bytes of scalar memory; {SCALAR_BYTES} are left for them"
+        return (
+            f"visits of {query_tiles} x {key_tiles} tiles can take {most} bytes of scalar memory; "
+            f"{SCALAR_BYTES} are left for them"
+        )
     return None
 
 

@@ -165,7 +165,8 @@ def _check(
         raise ValueError(f"softmax_attention: sinks must be {(h,)}; got {sinks.shape}")
     if mask is not None and window is not None:
         raise ValueError(
-            f"softmax_attention: window={window} is given besides a mask, which takes its place: make it part of the mask"
+            f"softmax_attention: window={window} is given besides a mask, which takes its place: "
+            "make it part of the mask"
         )
     is_mask_expression = is_expression(mask)
     if (
@@ -205,7 +206,8 @@ def _check(
             missing = sorted(mask.fields - had)
             if missing:
                 raise ValueError(
-                    f"softmax_attention: the mask reads {missing[0]}, which neither {side}_fields nor another argument gives"
+                    f"softmax_attention: the mask reads {missing[0]}, "
+                    f"which neither {side}_fields nor another argument gives"
                 )
     elif more:
         raise ValueError(f"softmax_attention: {more[0][0]} is given, but no mask expression that would read it")

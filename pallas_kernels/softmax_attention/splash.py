@@ -157,7 +157,7 @@ def _kernel(h: int, t: int, window: int | None, block: int, interpret: Any) -> A
 
 @functools.cache
 def _library() -> Any:
-    """Returns its modules of kernels and of masks; None where this jax has none. Imported late, as only TPUs need them."""
+    """Imports and returns its modules of kernels and of masks; None where this jax has none."""
     try:
         from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
     except ImportError:

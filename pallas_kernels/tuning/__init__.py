@@ -47,7 +47,8 @@ def block_sizes(operation: str, heuristic: Callable[..., Sizes], **key: str | in
         return defaults
     if sizes.keys() != defaults.keys():
         raise ValueError(
-            f"{operation}: the table of {dispatch.device().kind} names {sorted(sizes)}; the kernel takes {sorted(defaults)}"
+            f"{operation}: the table of {dispatch.device().kind} names {sorted(sizes)}; "
+            f"the kernel takes {sorted(defaults)}"
         )
     return dict(sizes)
 

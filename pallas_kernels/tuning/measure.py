@@ -28,7 +28,8 @@ from recollect import pallas_kernels
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.tuning import Key, Sizes, forced, tables
 
-ENOUGH = 0.01  # seconds that a timed run lasts at least, in as many calls as it takes: a launch costs the host some 50 microseconds
+ENOUGH = 0.01
+"""Seconds that a timed run lasts at least, in as many calls as needed: a launch costs the host some 50 microseconds."""
 
 
 @dataclasses.dataclass(frozen=True)

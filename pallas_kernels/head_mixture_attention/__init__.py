@@ -19,8 +19,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
 from recollect.pallas_kernels.dispatch import choose
@@ -28,18 +28,18 @@ from recollect.pallas_kernels.sharding import sequence_parts
 
 
 def head_mixture_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    chosen: jax.Array,
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g v"],
+    chosen: Bool[Array, "b t h"],
     *,
     active: int,
-    gates: jax.Array | None = None,
+    gates: Float[Array, "b t h"] | None = None,
     key_heads: Sequence[int] | None = None,
-    query_positions: jax.Array | None = None,
-    key_positions: jax.Array | None = None,
-    query_segments: jax.Array | None = None,
-    key_segments: jax.Array | None = None,
+    query_positions: Int[Array, "b t"] | None = None,
+    key_positions: Int[Array, "b s"] | None = None,
+    query_segments: Int[Array, "b t"] | None = None,
+    key_segments: Int[Array, "b s"] | None = None,
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,

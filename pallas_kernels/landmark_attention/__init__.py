@@ -18,8 +18,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
 from recollect.pallas_kernels.dispatch import choose
@@ -28,15 +28,15 @@ from recollect.pallas_kernels.sharding import sequence_parts
 
 
 def landmark_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g v"],
     *,
     block: int,
-    query_positions: jax.Array | None = None,
-    key_positions: jax.Array | None = None,
-    query_segments: jax.Array | None = None,
-    key_segments: jax.Array | None = None,
+    query_positions: Int[Array, "b t"] | None = None,
+    key_positions: Int[Array, "b s"] | None = None,
+    query_segments: Int[Array, "b t"] | None = None,
+    key_segments: Int[Array, "b s"] | None = None,
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,

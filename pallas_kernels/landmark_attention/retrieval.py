@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+from jaxtyping import Array, Float, Int
 
 from recollect.pallas_kernels.dispatch import choose
 
@@ -27,21 +28,21 @@ RETRIEVAL_BACKENDS = {"xla": "recollect.pallas_kernels.landmark_attention.retrie
 
 
 def retrieve_blocks(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g v"],
     *,
     block: int,
     top: int,
     rotate: Rotate,
-    query_positions: jax.Array,
-    key_positions: jax.Array,
-    query_segments: jax.Array,
-    key_segments: jax.Array,
+    query_positions: Int[Array, "b t"],
+    key_positions: Int[Array, "b s"],
+    query_segments: Int[Array, "b t"],
+    key_segments: Int[Array, "b s"],
     scale: float | None = None,
     query_chunk: int = 16,
     backend: str | None = None,
-) -> jax.Array:
+) -> Float[Array, "b t h v"]:
     """Computes the grouped softmax over the query's block and its `top` best previous blocks. Of the keys it reads
     landmarks, the chosen blocks and the query's current one.
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
-def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def merge(
+    *parts: tuple[Float[Array, "b t h v"], Float[Array, "b t h"]],
+) -> tuple[Float[Array, "b t h v"], Float[Array, "b t h"]]:
     """Returns attention over all keys from its results over disjoint parts of them (FlashAttention, Dao et al. 2022,
     section 3.1).
 

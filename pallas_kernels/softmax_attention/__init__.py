@@ -17,8 +17,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from recollect.pallas_kernels.dispatch import choose
 from recollect.pallas_kernels.masks import Mask, is_expression
@@ -41,17 +41,17 @@ BACKENDS = {
 
 
 def softmax_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g v"],
     *,
     window: int | None = None,
-    mask: jax.Array | Mask | None = None,
-    sinks: jax.Array | None = None,
-    query_positions: jax.Array | None = None,
-    key_positions: jax.Array | None = None,
-    query_segments: jax.Array | None = None,
-    key_segments: jax.Array | None = None,
+    mask: Bool[Array, "#b t s"] | Mask | None = None,
+    sinks: Float[Array, " h"] | None = None,
+    query_positions: Int[Array, "b t"] | None = None,
+    key_positions: Int[Array, "b s"] | None = None,
+    query_segments: Int[Array, "b t"] | None = None,
+    key_segments: Int[Array, "b s"] | None = None,
     query_fields: Fields | None = None,
     key_fields: Fields | None = None,
     scale: float | None = None,

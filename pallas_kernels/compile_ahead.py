@@ -86,14 +86,14 @@ class Report:
 
     def complaints(self) -> list[str]:
         """Returns what a tuned kernel must not do: spill registers, or wait for each wgmma."""
-        found = []
+        complaints = []
         for kernel in self.kernels:
             if kernel.spill_stores or kernel.spill_loads:
-                found.append(
+                complaints.append(
                     f"{kernel.name} spills: {kernel.spill_stores} bytes stored, {kernel.spill_loads} bytes loaded"
                 )
-            found += [f"{kernel.name}: {warning}" for warning in kernel.serialised]
-        return found
+            complaints += [f"{kernel.name}: {warning}" for warning in kernel.serialised]
+        return complaints
 
     def line(self) -> str:
         """Seconds, temporary memory and kernels, for one line of a table."""
@@ -218,7 +218,7 @@ def report(
     Args:
       arguments: trees of ShapeDtypeStruct.
       kernels: whether it must hold a Pallas kernel.
-      limit: seconds after which tracing or lowering is given up (layout inference of GPU kernels can run for ever).
+      limit: seconds after which tracing or lowering is abandoned (layout inference of GPU kernels can run for ever).
 
     Raises:
       NotInstalled: the chip's compiler is not here.
@@ -232,11 +232,13 @@ def report(
         lowered = lower_for(target, function, *arguments)
     if kernels and not re.search(r"tpu_custom_call|mosaic_gpu", lowered.as_text()):
         raise AssertionError(f"no kernel in what was lowered for {chip}")
-    compiled, found = finish(lowered, target.platform)
+    compiled, kernel_reports = finish(lowered, target.platform)
     memory = compiled.memory_analysis()
-    if kernels and target.platform == "gpu" and not found:
+    if kernels and target.platform == "gpu" and not kernel_reports:
         raise AssertionError("ptxas reported no kernel")
-    return Report(chip, time.perf_counter() - begun, memory.temp_size_in_bytes if memory else 0, found, compiled)
+    return Report(
+        chip, time.perf_counter() - begun, memory.temp_size_in_bytes if memory else 0, kernel_reports, compiled
+    )
 
 
 def lower_for_cuda(function: Callable[..., Any], *arguments: Any, limit: float = 60) -> Any:
@@ -338,18 +340,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", help="a Python file whose programs() returns (name, function, arguments) triples")
     parser.add_argument("--chip", action="append", choices=CHIPS, help="for these chips (default: all)")
     parser.add_argument("--only", default="", metavar="PART", help="programs whose name holds this")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     failed = 0
-    for name, function, shapes in runpy.run_path(given.file)["programs"]():
-        for chip in (given.chip or CHIPS) if given.only in name else ():
+    for name, function, shapes in runpy.run_path(options.file)["programs"]():
+        for chip in (options.chip or CHIPS) if options.only in name else ():
             try:
-                found = report(chip, function, *shapes)
+                result = report(chip, function, *shapes)
             except Exception as error:
                 failed += 1
                 print(f"{name:40} {chip:4} {type(error).__name__}: {error}", flush=True)
                 continue
-            failed += bool(found.complaints())
-            print(f"{name:40} {found.line()}", *found.complaints(), sep="\n    ", flush=True)
+            failed += bool(result.complaints())
+            print(f"{name:40} {result.line()}", *result.complaints(), sep="\n    ", flush=True)
     return 1 if failed else 0
 
 

@@ -97,7 +97,7 @@ def over_mesh(
                 *(axes.get(letter) if size > 1 else None for letter, size in zip(letters, shape, strict=True))
             )
 
-        given = jax.tree.map(lambda array, letters: spec(letters, array.shape), arrays, letters)
+        specs = jax.tree.map(lambda array, letters: spec(letters, array.shape), arrays, letters)
         out: Any
         if exchanges:
             out = jax.tree.map(lambda declared: PartitionSpec(*map(axes.get, declared.split())), results)
@@ -112,7 +112,7 @@ def over_mesh(
             ]
             out = tuple(made) if several else made[0]
         # check_vma: kernels do not say over which axes their results vary.
-        return jax.shard_map(part, in_specs=(given,), out_specs=out, axis_names=set(free), check_vma=False)(arrays)
+        return jax.shard_map(part, in_specs=(specs,), out_specs=out, axis_names=set(free), check_vma=False)(arrays)
 
     return wrapped
 

@@ -145,9 +145,9 @@ def short_convolution_step(
     Args:
       state: (b, k - 1, d), as `short_convolution` returns it; zeros start a document.
       x: (b, d).
-      taps, bias: as there.
+      taps, bias: as of `short_convolution`.
       in_gate, out_gate: (b, d) or None.
-      activation: as there.
+      activation: as of `short_convolution`.
 
     Returns:
       y (b, d) in x's dtype, and the state after it, in `state`'s dtype.

@@ -146,12 +146,12 @@ def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> 
     parts = jax.ShapeDtypeStruct((plan.batch, plan.count, WEIGHT_ROWS, plan.channels), jnp.float32)
     first = jax.ShapeDtypeStruct((plan.batch, EDGE, plan.channels), jnp.float32)
     results = plan.launch(body, [*(plan.like_x() for _ in gated), parts, first], "short_convolution_backward")
-    found = dict(zip([*gated, "weights", "first"], results, strict=True))
-    sums = jnp.sum(found["weights"], axis=(0, 1))[None, :, : plan.width]
+    gradients = dict(zip([*gated, "weights", "first"], results, strict=True))
+    sums = jnp.sum(gradients["weights"], axis=(0, 1))[None, :, : plan.width]
     used = [*range(taps), BIAS_ROW]
     weights = jnp.zeros_like(sums).at[:, jnp.array(used)].set(sums[:, jnp.array(used)])
-    cut = {name: plan.cut(found[name]) for name in gated}
-    return Gradients(cut["x"], cut.get("in_gate"), cut.get("out_gate"), weights, found["first"][:, :, : plan.width])
+    cut = {name: plan.cut(gradients[name]) for name in gated}
+    return Gradients(cut["x"], cut.get("in_gate"), cut.get("out_gate"), weights, gradients["first"][:, :, : plan.width])
 
 
 class _TilePlan:

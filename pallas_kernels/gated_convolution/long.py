@@ -10,7 +10,7 @@ all rows of blocks meet one T_r in one product.
     gradient of filter:  C_r = sum over J and rows of x_{J-r}^T dy_J, whose diagonals are the lags: entry (j, i) is lag
       c r + i - j
 
-Bytes beside the kernels' own reading and writing: a transposition of x in and of y out (of dy in, dx out and x again
+Bytes besides what the kernels read and write: a transposition of x in and of y out (of dy in, dx out and x again
 backward), which gates, casts and padding fuse into; and 2 c values a block and channel for the filter, from which
 matrices are built on the chip.
 """

@@ -95,12 +95,12 @@ def ends(tokens: int, heads: int, active: int, tile: int) -> tuple[int, ...]:
         rows = active * y
         return min((rows + min(heads, rows) * (tile - 1)) // tile, heads * -(-y // tile))
 
-    found, y = [], 0
+    bounds, y = [], 0
     for rank in range(tile_count(tokens, heads, active, tile)):
         while y < tokens and reaching(y + 1) <= rank:
             y += 1
-        found.append(tokens - y)
-    return tuple(found)
+        bounds.append(tokens - y)
+    return tuple(bounds)
 
 
 def group_by_head(chosen: jax.Array, active: int, tile: int) -> HeadTiles:
@@ -130,14 +130,14 @@ def group_by_head(chosen: jax.Array, active: int, tile: int) -> HeadTiles:
     return HeadTiles(tokens.astype(jnp.int32), heads, rows.astype(jnp.int32))
 
 
-def _places(counted: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Returns where a count that never falls, (b, n, t), first reaches each of `wanted` (b, n, tile): a binary search,
+def _places(counted: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns where a count that never falls, (b, n, t), first reaches each of `targets` (b, n, tile): a binary search,
     no scatter."""
     t = counted.shape[2]
-    low = jnp.zeros(wanted.shape, jnp.int32)
+    low = jnp.zeros(targets.shape, jnp.int32)
     for step in _halves(t):
         probe = low + step
-        below = jnp.take_along_axis(counted, jnp.minimum(probe, t) - 1, axis=2) < wanted
+        below = jnp.take_along_axis(counted, jnp.minimum(probe, t) - 1, axis=2) < targets
         low = jnp.where((probe <= t) & below, probe, low)
     return low
 
@@ -152,8 +152,8 @@ def _taken(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
     nowhere."""
     m = x.shape[1]
     batch = jnp.arange(x.shape[0])[:, None]
-    found = x.at[batch, jnp.minimum(index, m - 1)].get(mode="promise_in_bounds")
-    return jnp.where((index < m)[..., None], found, 0)
+    rows = x.at[batch, jnp.minimum(index, m - 1)].get(mode="promise_in_bounds")
+    return jnp.where((index < m)[..., None], rows, 0)
 
 
 def _taken_forward(x, index, inverse):

@@ -1,10 +1,10 @@
-"""What is chosen in dense products of static sizes, by three strategies, between which static sizes decide
-(`strategy`):
+"""Attention of the chosen pairs by dense products of static sizes, by one of three strategies; static sizes decide
+between them (`strategy`):
 
-- "rows": queries gathered into tiles of one head each (head_groups.py). Ordered by their last tokens, the i-th tile sees at
-  most a number of keys that is known when the program is traced (`ends`), so groups of tiles are batched products against the
-  first so many keys, and about half of the square is left out as in dense causal attention. Each tile's head's keys are
-  copied beside it, which costs 1 / tile of the products.
+- "rows": queries gathered into tiles of one head each (head_groups.py). Ordered by their last tokens, the i-th tile sees
+  at most a number of keys that is known when the program is traced (`ends`), so groups of tiles are batched products
+  against the first so many keys, and about half of the square is left out as in dense causal attention. Each tile's
+  head's keys are copied beside it, which costs 1 / tile of the products.
 - "pairs": for decoding, the keys and values of the chosen heads alone.
 - "dense": all heads, and zeros for what is not chosen, where too little would be skipped.
 
@@ -36,7 +36,7 @@ FEWEST_TOKENS = 256
 """In shorter sequences tiles would be small, and scores are little of a layer's work."""
 
 Cuts = tuple[tuple[int, int, int], ...]
-"""(first, last + 1, keys seen) of groups of tiles."""
+"""Returns (first, last + 1, keys seen) of groups of tiles."""
 
 
 def strategy(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> Literal["rows", "pairs", "dense"]:
@@ -64,7 +64,7 @@ def tile_of(t: int, heads: int, active: int) -> int:
 
 
 def groups(t: int, heads: int, active: int, tile: int) -> Cuts:
-    """(first, last + 1, keys seen) of groups of tiles, the latest first."""
+    """Returns (first, last + 1, keys seen) of groups of tiles, the latest first."""
     bounds = ends(t, heads, active, tile)
     size = -(-len(bounds) // max(1, min(MOST_GROUPS, t // GROUP_KEYS)))
     firsts = range(0, len(bounds), size)
@@ -98,7 +98,7 @@ def head_mixture_attention(
 def by_all(
     q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
 ) -> tuple[jax.Array, jax.Array]:
-    """All heads for all tokens."""
+    """Computes all heads for all tokens."""
     if key_heads != tuple(head // max(1, q.shape[2] // k.shape[2]) for head in range(q.shape[2])):
         k, v = (x[:, :, list(key_heads)] for x in (k, v))
     out, lse = softmax_attention(
@@ -146,7 +146,7 @@ def by_rows(
     fields = {"i": head_tiles.tokens if query_positions is None else head_tiles.field(query_positions)}
     fields["j"] = jnp.arange(s)[None] if key_positions is None else key_positions
     if query_segments is not None:
-        fields |= {"own": head_tiles.field(query_segments), "others": key_segments}
+        fields |= {"query_segments": head_tiles.field(query_segments), "key_segments": key_segments}
     out, lse = _tiles(cuts, scale, rows, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), heads, fields)
     out, lse = out.reshape(b, -1, out.shape[3]).astype(q.dtype), lse.reshape(b, -1, 1)
     return head_tiles.combine(out), jnp.where(chosen, head_tiles.combine(lse)[..., 0], -jnp.inf)
@@ -187,9 +187,9 @@ def _tiles_backward(cuts, scale, kept, cotangents):
         d_scores = jnp.einsum("bntv,bnsv->bnts", g, values, preferred_element_type=wide)
         d_scores = (weights * (d_scores - delta[:, first:last]) * scale).astype(q.dtype)
         dq.append(jnp.einsum("bnts,bnsk->bntk", d_scores, keys, preferred_element_type=wide))
-        own = (heads[:, None, first:last] == jnp.arange(k.shape[1])[:, None]).astype(wide)
-        dk = _summed(dk, own, jnp.einsum("bnts,bntk->bnsk", d_scores, queries, preferred_element_type=wide))
-        dv = _summed(dv, own, jnp.einsum("bnts,bntv->bnsv", weights, g, preferred_element_type=wide))
+        is_of_head = (heads[:, None, first:last] == jnp.arange(k.shape[1])[:, None]).astype(wide)
+        dk = _summed(dk, is_of_head, jnp.einsum("bnts,bntk->bnsk", d_scores, queries, preferred_element_type=wide))
+        dv = _summed(dv, is_of_head, jnp.einsum("bnts,bntv->bnsv", weights, g, preferred_element_type=wide))
     return jnp.concatenate(dq[::-1], axis=1).astype(q.dtype), _whole(dk, k), _whole(dv, v), None, None
 
 
@@ -197,25 +197,25 @@ _tiles.defvjp(_tiles_forward, _tiles_backward)
 
 
 def _allowed(fields: dict[str, jax.Array], cut: tuple[int, int, int]) -> jax.Array:
-    """bool (b, tiles, tile, keys seen)."""
+    """Returns bool (b, tiles, tile, keys seen)."""
     first, last, seen = cut
     allowed = fields["i"][:, first:last, :, None] >= fields["j"][:, None, None, :seen]
-    if "own" in fields:
-        own = fields["own"][:, first:last, :, None]
-        allowed &= (own == fields["others"][:, None, None, :seen]) & (own != 0)
+    if "query_segments" in fields:
+        segments = fields["query_segments"][:, first:last, :, None]
+        allowed &= (segments == fields["key_segments"][:, None, None, :seen]) & (segments != 0)
     return allowed
 
 
 def _copies(x: jax.Array, heads: jax.Array, cuts: Cuts) -> list[jax.Array]:
-    """For each cut what its tiles see: (b, tiles, keys seen, d) of x (b, g, s, d)."""
+    """Returns for each cut what its tiles see: (b, tiles, keys seen, d) of x (b, g, s, d)."""
     batch = jnp.arange(x.shape[0])[:, None]
     return [x[:, :, :seen].at[batch, heads[:, first:last]].get(mode="promise_in_bounds") for first, last, seen in cuts]
 
 
-def _summed(total: jax.Array | None, own: jax.Array, parts: jax.Array) -> jax.Array:
+def _summed(total: jax.Array | None, is_of_head: jax.Array, parts: jax.Array) -> jax.Array:
     """Returns a sum by key head (b, g, keys, d), of fewer keys or None, and to it a head's tiles of (b, tiles, keys,
     d): as a product with zeros and ones."""
-    new = jnp.einsum("bgn,bnsd->bgsd", own, parts)
+    new = jnp.einsum("bgn,bnsd->bgsd", is_of_head, parts)
     return new if total is None else new + jnp.pad(total, ((0, 0), (0, 0), (0, new.shape[2] - total.shape[2]), (0, 0)))
 
 
@@ -239,10 +239,10 @@ def _attend(q, k, v, allowed, scale) -> tuple[jax.Array, jax.Array, jax.Array, j
 def by_pairs(
     q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
 ) -> tuple[jax.Array, jax.Array]:
-    """Each pair with its own head's keys."""
+    """Attends from each pair to the keys of its head."""
     (b, t, h, _), s = q.shape, k.shape[1]
     heads = jnp.argsort(~chosen, axis=2, stable=True)[..., : min(active, h)]
-    own = jnp.take_along_axis(q, heads[..., None], axis=2)[..., None, :]
+    queries = jnp.take_along_axis(q, heads[..., None], axis=2)[..., None, :]
     batch = jnp.arange(b)[:, None, None]
     keys, values = (
         x.at[batch, :, jnp.asarray(key_heads, jnp.int32)[heads]].get(mode="promise_in_bounds") for x in (k, v)
@@ -252,7 +252,7 @@ def by_pairs(
     allowed = i[:, :, None] >= j[:, None]
     if query_segments is not None:
         allowed &= (query_segments[:, :, None] == key_segments[:, None]) & (query_segments != 0)[:, :, None]
-    out, lse, *_ = _attend(own, keys, values, allowed[:, :, None, None], scale)
+    out, lse, *_ = _attend(queries, keys, values, allowed[:, :, None, None], scale)
     place = jnp.maximum(jnp.cumsum(chosen, axis=2) - 1, 0)
     out = jnp.take_along_axis(out[..., 0, :], place[..., None], axis=2)
     lse = jnp.take_along_axis(lse[..., 0], place, axis=2)

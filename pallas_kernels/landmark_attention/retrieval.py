@@ -5,7 +5,7 @@ Which blocks are read is defined per query, so it does not depend on how a promp
 because a block's position depends on the query (stingy positions; Mohtashami & Jaggi 2023, section 3.2): with c = block
 + 1 and B earlier blocks,
 
-- the query and its own block stand in slot min(B, k + 1), so no position beyond (k + 2) c is ever used;
+- the query and its current block stand in slot min(B, k + 1), so no position beyond (k + 2) c is ever used;
 - for ranking, the newest k blocks stand where they are relative to the query, all older ones in slot 0;
 - the chosen blocks, oldest first, stand in slots 0 .. k - 1, one slot later if they are among the newest k.
 

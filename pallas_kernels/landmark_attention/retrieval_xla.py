@@ -1,5 +1,5 @@
 """Retrieval of landmark blocks in plain JAX: ranks blocks by their landmarks, gathers the chosen ones, and attends to
-them and to the query's own block."""
+them and to the query's current block."""
 
 from __future__ import annotations
 

@@ -41,22 +41,30 @@ def landmark_attention(
             )
     else:
         i, j = (_positions(x, b, length) for x, length in ((query_positions, t), (key_positions, s)))
-        mine, theirs = (
+        query_ids, key_ids = (
             jnp.ones(x.shape, jnp.int32) if y is None else y for x, y in ((i, query_segments), (j, key_segments))
         )
         if not self_attention and 2 * t * (h // groups) <= dim + v.shape[3]:
-            o, lse = few_queries(q, k, v, i, mine, j, theirs, block=block, scale=scale)
+            o, lse = few_queries(q, k, v, i, query_ids, j, key_ids, block=block, scale=scale)
             return o.reshape(b, t, h, -1).astype(dtype), lse.reshape(b, t, h)
         if self_attention:
-            parts = [current_block.banded(q, k, v, i, mine, block=block, scale=scale)]
+            parts = [current_block.banded(q, k, v, i, query_ids, block=block, scale=scale)]
         else:
-            parts = [current_block.gathered(q, k, v, i, mine, j, theirs, block=block, scale=scale)]
+            parts = [current_block.gathered(q, k, v, i, query_ids, j, key_ids, block=block, scale=scale)]
         if s >= c:
-            found = complete_blocks(j, theirs, block)
-            blocks = (slices(x, found.start, c) for x in (k, v))
+            landmark_blocks = complete_blocks(j, key_ids, block)
+            blocks = (slices(x, landmark_blocks.start, c) for x in (k, v))
             parts.append(
                 previous_blocks(
-                    block, scale, 0 if self_attention else None, q, *blocks, i // c, mine, found.number, found.segment
+                    block,
+                    scale,
+                    0 if self_attention else None,
+                    q,
+                    *blocks,
+                    i // c,
+                    query_ids,
+                    landmark_blocks.number,
+                    landmark_blocks.segment,
                 )
             )
     o, lse = merge(*((o.reshape(b, t, h, -1), lse.reshape(b, t, h)) for o, lse in parts))

@@ -1,4 +1,4 @@
-"""Mosaic GPU kernels of scheduled attention, for NVIDIA Hopper: forward, dq walking over keys, dk and dv walking over
+"""Mosaic GPU kernels of scheduled attention, for NVIDIA Hopper: forward, dq summed over keys, dk and dv summed over
 queries.
 
 gpu_pipeline.py moves tiles through a thread block, gpu_tiles.py and gpu_blocks.py compute on them. Nothing is summed by

@@ -117,7 +117,7 @@ class TilePipeline:
         self.steps = self.count * (self.parts * plan.repeats)
 
     def point_to(self, warpgroup: jax.Array) -> None:
-        """Points `own` and `space` to the arrays of a warpgroup."""
+        """Points `resident` and `scratch` to the arrays of a warpgroup."""
         self.resident, self.scratch = (
             {name: ref.at[warpgroup] for name, ref in group.items()} for group in self.all_warpgroups
         )

@@ -99,8 +99,8 @@ class GpuPlan:
     @property
     def grid(self) -> tuple[int, int, int]:
         """Heads vary fastest: query heads of one key head, then, share it in the second-level cache."""
-        own = (self.s if self.over_queries else self.n) // self.resident_tile
-        return self.key_heads if self.over_queries else self.heads, own, self.b
+        tiles = (self.s if self.over_queries else self.n) // self.resident_tile
+        return self.key_heads if self.over_queries else self.heads, tiles, self.b
 
     def stages(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
         """Returns what is copied with each part: shape, dtype, and whether it is tiled."""

@@ -69,10 +69,10 @@ def refuses(
         # Of keys before they are laid out there are `block` a tile, and one more that holds what is left.
         key_tiles = 1 + -(-s // block)
         key_tiles = -(-key_tiles // together(key_tiles, key_tile))
-    own = max(query_tiles, key_tiles * (groups if gathered else 1))
-    if own > MOST_RESIDENT:
-        return f"{own} tiles are more than the {MOST_RESIDENT} that a kernel's step can name"
-    most = 4 * (query_tiles * key_tiles + own)
+    resident = max(query_tiles, key_tiles * (groups if gathered else 1))
+    if resident > MOST_RESIDENT:
+        return f"{resident} tiles are more than the {MOST_RESIDENT} that a kernel's step can name"
+    most = 4 * (query_tiles * key_tiles + resident)
     if most > SCALAR_BYTES:
         return (
             f"visits of {query_tiles} x {key_tiles} tiles can take {most} bytes of scalar memory; "
@@ -87,7 +87,7 @@ def tile_sizes(
     """Returns the queries and keys per tile, by reasoning (no TPU has timed them).
 
     libtpu's schedule for v5e has about 1,750 instructions for a forward step of 512 x 512 pairs of 128 dimensions in
-    bf16, where the products alone take 1,024, and 750 for 256 x 256; a step's own cost is some hundreds more. So tiles
+    bf16, where the products alone take 1,024, and 750 for 256 x 256; a step itself costs some hundreds more. So tiles
     are large, but for narrow windows, of which large tiles of keys would hold mostly what is masked. In fp32 products
     take six passes, and small tiles are enough. The tiles of one side are about equal, so that little is padded. Where
     queries outnumber keys they are taken for gathered ones, of which each head is padded to whole tiles.

@@ -37,7 +37,7 @@ def rows_shape(b: int, t: int, h: int, d: int) -> tuple[int, int, int]:
     """Returns how heads' rows (b, t, h, d) lie in memory: as they are, (b, t, h d), where one head is whole lanes or
     all, else (b h, t, d).
 
-    BlockSoftmax need lanes in multiples of 128 or all there are: narrower heads are transposed to be on their own.
+    Blocks need lanes in multiples of 128 or all there are: narrower heads are transposed to be on their own.
     """
     return (b, t, h * d) if _flat(h, d) else (b * h, t, d)
 
@@ -92,11 +92,11 @@ def _per_query_spec(tile: int, where: Where) -> pl.BlockSpec:
     return pl.BlockSpec((1, 1, 1, 1, tile), index)
 
 
-def fields(given: Fields, names: Sequence[str], tile: int, where: Where) -> BlockedArray:
+def fields(named: Fields, names: Sequence[str], tile: int, where: Where) -> BlockedArray:
     """Returns token fields (b or 1, t) together, in blocks (1, 1, fields, tile): one transfer for all of them."""
-    xp = np if all(isinstance(x, np.ndarray) for x in given.values()) else jnp
-    sequences, t = np.broadcast_shapes(*(given[name].shape for name in names))
-    stacked = xp.stack([xp.broadcast_to(given[name], (sequences, t)) for name in names], axis=1).astype(xp.int32)
+    xp = np if all(isinstance(x, np.ndarray) for x in named.values()) else jnp
+    sequences, t = np.broadcast_shapes(*(named[name].shape for name in names))
+    stacked = xp.stack([xp.broadcast_to(named[name], (sequences, t)) for name in names], axis=1).astype(xp.int32)
     tiles = jnp.asarray(xp.swapaxes(stacked.reshape(sequences, len(names), t // tile, tile), 1, 2))
 
     def index(*at: Any) -> tuple[Any, ...]:
@@ -143,29 +143,29 @@ class TpuPlan:
     def step(self, at: Sequence[Any], memory: Sequence[Any]) -> Any:
         return self.visit_list.at(memory[0], at[0], at[2])
 
-    def queries(self, *given: Any) -> tuple[Any, Any, Any]:
-        at, memory = self._apart(given)
+    def queries(self, *indices_and_memory: Any) -> tuple[Any, Any, Any]:
+        at, memory = self._split(indices_and_memory)
         step = self.step(at, memory)
         if not self.over_queries:
             return at[0], at[1], resident_tile(step)
         return at[0], 0 if self.gathered else at[1] * self.sharing + at[3], visited_tile(step)
 
-    def keys(self, *given: Any) -> tuple[Any, Any, Any]:
-        at, memory = self._apart(given)
+    def keys(self, *indices_and_memory: Any) -> tuple[Any, Any, Any]:
+        at, memory = self._split(indices_and_memory)
         step = self.step(at, memory)
         if self.over_queries:
-            own = resident_tile(step)
+            tile = resident_tile(step)
             return (
-                (at[0], jax.lax.div(own, self.key_tiles), jax.lax.rem(own, self.key_tiles))
+                (at[0], jax.lax.div(tile, self.key_tiles), jax.lax.rem(tile, self.key_tiles))
                 if self.gathered
-                else (at[0], at[1], own)
+                else (at[0], at[1], tile)
             )
         if self.gathered:
             return at[0], memory[1][at[0] * self.query_tiles + resident_tile(step)], visited_tile(step)
         return at[0], jax.lax.div(at[1], self.sharing) if self.sharing > 1 else at[1], visited_tile(step)
 
-    def _apart(self, given: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-        return given[: len(self.grid)], given[len(self.grid) :]
+    def _split(self, arguments: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        return arguments[: len(self.grid)], arguments[len(self.grid) :]
 
 
 def run(

@@ -85,17 +85,17 @@ def visit_list(visits: Visits, others: int) -> VisitList:
     ends = xp.cumsum(each, axis=-1)
     total = ends[..., -1]
     step = xp.arange(most)
-    own = xp.minimum(xp.sum(ends[..., None, :] <= step[:, None], axis=-1), tiles - 1)
-    place = step - xp.take_along_axis(ends - each, own, axis=-1)
+    resident = xp.minimum(xp.sum(ends[..., None, :] <= step[:, None], axis=-1), tiles - 1)
+    place = step - xp.take_along_axis(ends - each, resident, axis=-1)
     within = step < total[..., None]
-    entry = own * m + xp.minimum(place, m - 1)
-    other, partial = (
+    entry = resident * m + xp.minimum(place, m - 1)
+    target, partial = (
         xp.take_along_axis(x.reshape(sequences, tiles * m), entry, axis=-1) for x in (visits.index, visits.partial)
     )
-    visited = within & (xp.take_along_axis(count, own, axis=-1) > 0)
-    last = within & (place == xp.take_along_axis(each, own, axis=-1) - 1)
+    visited = within & (xp.take_along_axis(count, resident, axis=-1) > 0)
+    last = within & (place == xp.take_along_axis(each, resident, axis=-1) - 1)
     flags = FIRST * (within & (place == 0)) + LAST * last + VISITED * visited + MASKED * (visited & (partial == 1))
-    steps = (((own << VISITED_BITS) | other) << FLAG_BITS) + flags
+    steps = (((resident << VISITED_BITS) | target) << FLAG_BITS) + flags
     masked = unmasked = True
     if xp is np:
         masked, unmasked = bool((visited & (partial == 1)).any()), bool((visited & (partial == 0)).any())

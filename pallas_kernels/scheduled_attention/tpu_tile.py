@@ -1,9 +1,9 @@
 """The mathematics of a TPU kernel on a tile of queries and a tile of keys.
 
-Scores lie transposed, keys down and queries across: whatever there is one of per query (maximum, sum, log-sum-exp,
-delta) is a row, sums over keys go down the sublanes, which takes additions of whole registers where sums along lanes
-take shuffles, and a landmark block's softmax is one over consecutive sublanes. The output and dq are collected
-transposed as well, so that narrow heads waste no lanes, and are transposed back once, at the end.
+Scores lie transposed, keys down and queries across: what each query has one of (maximum, sum, log-sum-exp, delta) is a
+row, sums over keys go down the sublanes, which takes additions of whole registers where sums along lanes take shuffles,
+and a landmark block's softmax is one over consecutive sublanes. The output and dq are collected transposed as well, so
+that narrow heads waste no lanes, and are transposed back once, at the end.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Tokens split over devices: every device keeps its queries, and fetches the keys and values they see.
 
-With a window of w keys these are its own and the w - 1 before them. While these are no more than a part holds, a part
-with them in front is a sequence of its own, and any backend of self-attention serves it; the queries in front are
-dropped. Of a longer window, and without one or with a mask, queries attend to keys with their positions in the whole
-sequence.
+With a window of w keys these are the part itself and the w - 1 before them. While these are no more than a part holds,
+a part with them in front is a sequence of its own, and any backend of self-attention serves it; the queries in front
+are dropped. Of a longer window, and without one or with a mask, queries attend to keys with their positions in the
+whole sequence.
 """
 
 from __future__ import annotations

@@ -116,13 +116,13 @@ def results(run, given, fixed):
 def measured(run, fixed):
     """`results` as a compiled function of what is given."""
 
-    def run(given):
+    def outputs_of(given):
         outputs = run(**given, **fixed)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return tuple(y for y in outputs if y is not None)
 
     def total(given):
-        outputs = run(given)
+        outputs = outputs_of(given)
         return sum(jnp.sum(y * normal(90 + n, *y.shape)) for n, y in enumerate(outputs)), outputs
 
     def outputs_and_gradients(given):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recollect.pallas_kernels.linear_recurrence import linear_recurrence, reference
+import recollect.pallas_kernels.linear_recurrence as operation
+from recollect.pallas_kernels.linear_recurrence import reference
 
 CLOSE = 1e-5  # fp32 sums of up to 257 products, against fp64
 NAMES = ("q", "k", "v", "log_decay", "initial_state")
+
+
+def as_arrays(tree):
+    """The tree with jax's arrays in place of numpy's, which the annotations of operations exclude."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
+
+
+def linear_recurrence(*inputs, **settings):
+    """The operation, of numpy's arrays too."""
+    return operation.linear_recurrence(*as_arrays(inputs), **as_arrays(settings))
 
 
 def error(found, expected) -> float:
@@ -301,4 +313,4 @@ def test_any_documents_states_and_decays(data):
 def test_arguments_that_do_not_fit_are_named(changes, message):
     given = {"q": np.zeros((2, 6, 3, 8)), "k": np.zeros((2, 6, 3, 8)), "v": np.zeros((2, 6, 3, 4)), **changes}
     with pytest.raises(ValueError, match=f"^linear_recurrence.*{message}"):
-        linear_recurrence(given.pop("q"), given.pop("k"), given.pop("v"), **given)
+        inspect.unwrap(operation.linear_recurrence)(**given)

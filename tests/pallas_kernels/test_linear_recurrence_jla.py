@@ -14,8 +14,8 @@ import pytest
 
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.dispatch import aimed_at, interpreted, recorded_choices
-from recollect.pallas_kernels.linear_recurrence import Recurrence, jla, linear_recurrence
-from tests.pallas_kernels.test_linear_recurrence import CLOSE, error
+from recollect.pallas_kernels.linear_recurrence import Recurrence, jla
+from tests.pallas_kernels.test_linear_recurrence import CLOSE, error, linear_recurrence
 from tests.pallas_kernels.test_linear_recurrence_family import arguments, compare
 from tests.pallas_kernels.test_linear_recurrence_models import PUBLISHED
 

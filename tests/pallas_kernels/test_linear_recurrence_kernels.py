@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from recollect.pallas_kernels.dispatch import interpreted
-from recollect.pallas_kernels.linear_recurrence import gpu_spans, linear_recurrence, tunables
+from recollect.pallas_kernels.linear_recurrence import gpu_spans, tunables
 from recollect.pallas_kernels.tuning import forced
-from tests.pallas_kernels.test_linear_recurrence import error, exactly, results
+from tests.pallas_kernels.test_linear_recurrence import error, exactly, linear_recurrence, results
 from tests.pallas_kernels.test_linear_recurrence_family import arguments
 
 FP32 = 1e-4

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recollect.pallas_kernels.linear_recurrence import linear_recurrence
-from tests.pallas_kernels.test_linear_recurrence import CLOSE, error
+from tests.pallas_kernels.test_linear_recurrence import CLOSE, error, linear_recurrence
 from tests.pallas_kernels.test_linear_recurrence_family import unit
 
 B, T, H, K, V = 2, 21, 2, 6, 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recollect.pallas_kernels.taylor_attention import reference, taylor_attention, taylor_attention_step
+import recollect.pallas_kernels.taylor_attention as operation
+from recollect.pallas_kernels.taylor_attention import reference, taylor_attention_step
 from recollect.pallas_kernels.taylor_attention.features import count, packed, selections
+from tests.pallas_kernels.test_linear_recurrence import as_arrays
 
 CLOSE = 1e-5  # fp32 sums of up to a thousand products, against fp64
+
+
+def taylor_attention(*inputs, **settings):
+    """The operation, of numpy's arrays too."""
+    return operation.taylor_attention(*as_arrays(inputs), **as_arrays(settings))
 
 
 def error(found, expected) -> float:
@@ -294,7 +302,7 @@ def test_steps_are_one_call(normalise):
         assert error(o, expected[:, i]) < CLOSE
     assert error(state, last) < CLOSE and state.dtype == jnp.float32
     with pytest.raises(ValueError, match=r"taylor_attention_step: state must be \(2, 4, 21, "):
-        taylor_attention_step(state[:, :2], *(given[name][:, 0] for name in "qkv"), **how)
+        inspect.unwrap(taylor_attention_step)(state[:, :2], *(given[name][:, 0] for name in "qkv"), **how)
 
 
 def test_a_state_of_another_document_is_not_read():
@@ -408,4 +416,4 @@ def any_segments(data, t):
 def test_arguments_that_do_not_fit_are_named(changes, message):
     given = {"q": np.zeros((2, 6, 3, 8)), "k": np.zeros((2, 6, 3, 8)), "v": np.zeros((2, 6, 3, 4)), **changes}
     with pytest.raises(ValueError, match=f"^taylor_attention.*{message}"):
-        taylor_attention(given.pop("q"), given.pop("k"), given.pop("v"), **given)
+        inspect.unwrap(operation.taylor_attention)(**given)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recollect.pallas_kernels import dispatch
-from recollect.pallas_kernels.taylor_attention import gpu, gpu_body, kernels, taylor_attention
+from recollect.pallas_kernels.taylor_attention import gpu, gpu_body, kernels
 from recollect.pallas_kernels.taylor_attention.features import count, packed
 from recollect.pallas_kernels.tuning import forced
 from tests.pallas_kernels.simulator import races_found
@@ -23,6 +23,7 @@ from tests.pallas_kernels.test_taylor_attention import (
     halved,
     padding_is_inert,
     results,
+    taylor_attention,
 )
 
 kernel = functools.partial(taylor_attention, backend="pallas_gpu")

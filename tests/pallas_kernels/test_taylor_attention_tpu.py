@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.pallas_kernels import dispatch
-from recollect.pallas_kernels.taylor_attention import taylor_attention, tpu_scan
+from recollect.pallas_kernels.taylor_attention import tpu_scan
 from tests.pallas_kernels.test_taylor_attention import (
     any_segments,
     arguments,
@@ -24,6 +24,7 @@ from tests.pallas_kernels.test_taylor_attention import (
     halved,
     padding_is_inert,
     results,
+    taylor_attention,
 )
 
 CLOSE = 1e-4

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import recollect.pallas_kernels.linear_recurrence as operation
+from recollect.pallas_kernels import linear_recurrence as operation
 from recollect.pallas_kernels.linear_recurrence import reference
 
 CLOSE = 1e-5  # fp32 sums of up to 257 products, against fp64
@@ -26,7 +26,7 @@ def as_arrays(tree):
 
 def linear_recurrence(*inputs, **settings):
     """The operation, of numpy's arrays too."""
-    return operation.linear_recurrence(*as_arrays(inputs), **as_arrays(settings))
+    return operation(*as_arrays(inputs), **as_arrays(settings))
 
 
 def error(found, expected) -> float:
@@ -313,4 +313,4 @@ def test_any_documents_states_and_decays(data):
 def test_arguments_that_do_not_fit_are_named(changes, message):
     given = {"q": np.zeros((2, 6, 3, 8)), "k": np.zeros((2, 6, 3, 8)), "v": np.zeros((2, 6, 3, 4)), **changes}
     with pytest.raises(ValueError, match=f"^linear_recurrence.*{message}"):
-        inspect.unwrap(operation.linear_recurrence)(**given)
+        inspect.unwrap(operation)(**given)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import recollect.pallas_kernels.taylor_attention as operation
+from recollect.pallas_kernels import taylor_attention as operation
 from recollect.pallas_kernels.taylor_attention import reference, taylor_attention_step
 from recollect.pallas_kernels.taylor_attention.features import count, packed, selections
 from tests.pallas_kernels.test_linear_recurrence import as_arrays
@@ -22,7 +22,7 @@ CLOSE = 1e-5  # fp32 sums of up to a thousand products, against fp64
 
 def taylor_attention(*inputs, **settings):
     """The operation, of numpy's arrays too."""
-    return operation.taylor_attention(*as_arrays(inputs), **as_arrays(settings))
+    return operation(*as_arrays(inputs), **as_arrays(settings))
 
 
 def error(found, expected) -> float:
@@ -416,4 +416,4 @@ def any_segments(data, t):
 def test_arguments_that_do_not_fit_are_named(changes, message):
     given = {"q": np.zeros((2, 6, 3, 8)), "k": np.zeros((2, 6, 3, 8)), "v": np.zeros((2, 6, 3, 4)), **changes}
     with pytest.raises(ValueError, match=f"^taylor_attention.*{message}"):
-        inspect.unwrap(operation.taylor_attention)(**given)
+        inspect.unwrap(operation)(**given)

@@ -13,7 +13,7 @@ READY := $(VENV)/ready
 # Compiling kernels for chips that are not here; the list of programs is tests/pallas_kernels/programs/. QUICK=1 takes the few of every change.
 COMPILE := JAX_PLATFORMS=cpu $(BIN)/python -m tests.pallas_kernels.programs $(if $(QUICK),--quick)
 
-.PHONY: demo test test-slow test-all test-tpu-compile test-gpu-compile test-gpu-interpreter test-campaign gpu-wheels gpu-rehearsal libtpu cuda-compiler lint format clean
+.PHONY: demo test test-slow test-all test-tpu-compile test-gpu-compile test-gpu-interpreter test-campaign gpu-wheels gpu-rehearsal libtpu cuda-compiler docs lint format clean
 
 demo: $(READY)
 	$(BIN)/python main.py compare mqar.small
@@ -58,6 +58,10 @@ libtpu: $(READY)
 
 cuda-compiler: $(READY)
 	$(BIN)/python -m recollect.pallas_kernels.compilers cuda
+
+# The pages of docs/ and the API, as a site in build/site; a broken link or reference is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(READY)
 	$(BIN)/ruff check .

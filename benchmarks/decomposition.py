@@ -107,7 +107,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def experiment_of(name: str, options: argparse.Namespace) -> Any:
     """The experiment that trains on rows made in the way called `name`."""
     from recollect.data.text.dataset import Text
-    from recollect.data.text.rows.curriculum import Chunked, Decomposed
+    from recollect.data.text.rows import Chunked, Decomposed
     from recollect.layers import Attention
     from recollect.layers.modules.mlp import SwiGLU
     from recollect.layers.modules.positions import Rotary
@@ -149,13 +149,13 @@ class _Trainee:
 
     def __init__(self, name: str, options: argparse.Namespace):
         from recollect.models.functional import count
-        from recollect.training.batches import make_feed
+        from recollect.training.batches import open_batches
         from recollect.training.step import member_values, program_for
 
         self.name = name
         self.experiment = experiment_of(name, options)
         self.program = program_for(self.experiment)
-        self.feed: Any = make_feed(self.experiment, self.program, None)
+        self.feed: Any = open_batches(self.experiment, self.program)
         self.state = self.program.init(options.seed)
         self.values = member_values([self.experiment], False)
         self.parameters = count(self.state["params"])
@@ -195,7 +195,9 @@ class _Trainee:
 
     def evaluate(self) -> None:
         """Adds a point to the curve."""
-        found = self.feed.evaluate(self.state["params"], [self.experiment.run.seed])[0]
+        from recollect.training.evaluator import evaluate
+
+        found = evaluate(self.program, self.state["params"], self.experiment.run.seed)
         self.curve.append({"step": self.step, "seconds": self.seconds, "bits_per_byte": found["bits_per_byte"]})
 
     def result(self) -> dict[str, Any]:

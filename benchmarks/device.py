@@ -3,10 +3,11 @@ line per case.
 
     python main.py bench device --from FOLDER [FOLDER ...]          # print the comparison
     python main.py bench device --from FOLDER [FOLDER ...] --out    # also benchmarks/results/DEVICE/first_contact.json and docs/gpu_measured.md
+    python main.py bench device --from benchmarks/results/DEVICE/first_contact.json FOLDER [FOLDER ...] --out    # adds to what is kept
 
 FOLDERs hold first_contact.jsonl, as `python3 -m recollect.benchmarks.first_contact` writes it, from one kind of device;
-of a case in several, the last counts, and the kernel's first time is kept beside it as `before`. Nothing here runs on a
-device.
+of a case in several, the last counts, and the kernel's first time is kept beside it as `before`. A first_contact.json
+in front stands for the folders that it was made of. Nothing here runs on a device.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from recollect.benchmarks.reporting import REPOSITORY, Parser
 from recollect.configuration import UserError
 
 DOCUMENT = "gpu_measured.md"
+HELP = "with first_contact.jsonl; in front of them maybe a first_contact.json, to add to"
 PEERS = {  # of kernel_peers.py: the case whose arrays it is given
     "linear_attention": "linear_recurrence, no decay",
     "simple_gla": "linear_recurrence, decay per head",
@@ -41,6 +43,7 @@ NEEDED = {  # of a line of each kind
     "pretraining": ("what", "tokens_per_second", "step_seconds", "rows", "length", "waiting_for_data"),
     "tests": ("summary",),
 }
+KEPT = ("tests", "peers", "pretraining", "failed", "contacts", "checks", "times")  # of a result, beside "device"
 LIBRARIES = ("cudnn", "jla", "lax.conv", "jnp.fft", "all heads, cudnn")
 
 
@@ -51,9 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
       UserError: a folder without records, or records of two kinds of device.
     """
     parser = Parser("device", __doc__)
-    parser.add_argument(
-        "--from", dest="folders", nargs="+", type=Path, required=True, metavar="FOLDER", help="with first_contact.jsonl"
-    )
+    parser.add_argument("--from", dest="folders", nargs="+", type=Path, required=True, metavar="FOLDER", help=HELP)
     parser.add_out("first_contact.json, and docs/gpu_measured.md beside the README")
     options = parser.parse_args(arguments)
     result = gathered(options.folders)
@@ -70,15 +71,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def gathered(folders: list[Path]) -> dict[str, Any]:
-    """Returns what the folders' records say, by kind.
+    """Returns what the folders' records say, by kind; the first of `folders` may be a file of such a result, which they
+    add to.
 
     Raises:
-      UserError: a folder without records, or records of two kinds of device.
+      UserError: a folder without records, a file of something else, or records of two kinds of device.
     """
-    checks: dict[str, Any] = {}
-    times: dict[tuple[str, ...], dict[str, Any]] = {}
-    found: dict[str, Any] = {"tests": [], "peers": {}, "pretraining": {}, "failed": [], "contacts": []}
-    devices = []
+    kept = (
+        _kept(folders[0])
+        if folders[0].is_file()
+        else {"contacts": [], "tests": [], "failed": [], "peers": {}, "pretraining": {}}
+    )
+    folders = folders[1:] if folders[0].is_file() else folders
+    found = {name: kept[name] for name in ("tests", "peers", "pretraining", "failed", "contacts")}
+    checks: dict[str, Any] = {check["what"]: check for check in kept.get("checks", ())}
+    times: dict[tuple[str, ...], dict[str, Any]] = {
+        (x["what"], x["form"], x.get("note", "")): x for x in kept.get("times", ())
+    }
+    devices = [kept["device"] for contact in kept["contacts"] if "machine" in contact]
     for folder in folders:
         lines = records.read(folder / records.FILE) if (folder / records.FILE).is_file() else []
         if not lines:
@@ -90,9 +100,13 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
                     f"bench device: {folder / records.FILE}: a line of kind {line['kind']!r} lacks {', '.join(lacking)}"
                 )
         devices += [line["device"] for line in lines if line["kind"] == "probe" and line["what"] == "machine"]
-        begun = next((line for line in lines if line["kind"] == "begun"), {})
+        begun = [line for line in lines if line["kind"] == "begun"]
+        date, commands = (
+            next((line.get("date") for line in begun), None),
+            "; ".join(str(line.get("command")) for line in begun),
+        )
         probes = {line["what"]: _facts(line) for line in lines if line["kind"] == "probe"}
-        found["contacts"].append({"date": begun.get("date"), "command": begun.get("command"), **probes})
+        found["contacts"].append({"date": date, "command": commands, **probes})
         checks |= {line["what"]: _facts(line) for line in lines if line["kind"] == "check"}
         for line in lines:
             if line["kind"] == "time":
@@ -105,8 +119,11 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
                 times[key] = {**_facts(line), "contact": len(devices)}
                 if before and not (same_contact and "before" not in earlier):
                     times[key]["before"] = before
-            if line["kind"] in ("peer", "pretraining"):
-                found["peers" if line["kind"] == "peer" else "pretraining"][line["what"]] = _facts(line)
+            if line["kind"] == "peer":
+                found["peers"][line["what"]] = _facts(line)
+            if line["kind"] == "pretraining":
+                settings = [x for x in line.get("overrides", ()) if "=" in x]
+                found["pretraining"][" ".join([line["what"], *settings])] = _facts(line)
             if line["kind"] == "tests":
                 found["tests"].append(_facts(line))
             if line["kind"] == "failed":
@@ -116,6 +133,16 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
             f"bench device: the folders are of {', '.join(sorted(set(devices))) or 'no device'}; one kind is needed"
         )
     return {"device": devices[0], **found, "checks": list(checks.values()), "times": list(times.values())}
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text())
+        return {"device": result["device"], **{name: result[name] for name in KEPT}}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"bench device: {path} is no result of bench device ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _needed(line: dict[str, Any]) -> tuple[str, ...]:
@@ -148,10 +175,7 @@ def document(result: dict[str, Any]) -> str:
         f"{len(result['checks']) - len(wrong)} within their bars. "
         f"{sum(check['same_bits'] for check in result['checks'])} gave the same bits twice.",
         *(f"- WRONG: {check['what']}: {', '.join(check['wrong'])}" for check in wrong),
-        *(
-            f"\nThe tests that are simulated elsewhere, run on the device: {tests['summary']}."
-            for tests in result["tests"]
-        ),
+        *(line for tests in result["tests"] for line in _tests(tests)),
         "",
         "## Times",
         "",
@@ -214,22 +238,51 @@ def _peer(row: dict[str, Any], part: str, result: dict[str, Any]) -> str:
     return ""
 
 
+def _tests(tests: dict[str, Any]) -> list[str]:
+    failed: dict[str, int] = {}
+    for name in tests.get("failed", ()):
+        test = name.removeprefix("tests/pallas_kernels/").partition("[")[0]
+        failed[test] = failed.get(test, 0) + 1
+    return [
+        f"\nThe tests that are simulated elsewhere, run on the device: {tests['summary']}.",
+        *(f"- failed: {test}" + (f" ({times} cases)" if times > 1 else "") for test, times in failed.items()),
+    ]
+
+
 def _pretraining(result: dict[str, Any]) -> list[str]:
     if not result["pretraining"]:
         return []
-    rows = [
-        f"| {name} | {row['tokens_per_second']:,.0f} | {row.get('mfu', 0):.1%} | {row['step_seconds']:.3f} | {row['rows']} x {row['length']} | "
-        f"{row['waiting_for_data']:.2%} |"
-        for name, row in result["pretraining"].items()
-    ]
     return [
         "## Pretraining",
         "",
-        "| experiment | tokens/s | MFU | s per step | tokens per step | waiting for data |",
-        "|---|---|---|---|---|---|",
-        *rows,
+        "`bench pretraining`, data included, medians of three steps. Peer: torch on the same shapes (benchmarks/pretraining_peer.py), without data.",
+        "",
+        "| experiment | vocabulary | tokens per step, in pieces | tokens per second | MFU | s per step | peak memory, GiB | waiting for data | peer |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_trained(row) for row in result["pretraining"].values()),
         "",
     ]
+
+
+def _trained(row: dict[str, Any]) -> str:
+    peer = row.get("peer", {})
+    told = [f"error: {peer['error']}"] if "error" in peer else []
+    if "tokens_per_second" in peer:
+        told.append(f"{peer['version']}: {peer['tokens_per_second']:,.0f} tokens per second")
+    if "mfu" in peer:
+        told.append(f"MFU {peer['mfu']:.1%}")
+    cells = [
+        row["what"],
+        f"{row['vocabulary']:,}" if "vocabulary" in row else "",
+        f"{row['rows']} x {row['length']}" + (f", {row['pieces']}" if "pieces" in row else ""),
+        f"{row['tokens_per_second']:,.0f}",
+        f"{row['mfu']:.1%}" if "mfu" in row else "",
+        f"{row['step_seconds']:.3f}",
+        f"{row['peak_bytes'] / 2**30:.1f}" if row.get("peak_bytes") else "",
+        f"{row['waiting_for_data']:.2%}",
+        ", ".join(told),
+    ]
+    return "| " + " | ".join(cells) + " |"
 
 
 def _answer(prediction: Any, result: dict[str, Any]) -> str:

@@ -105,9 +105,9 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
     import chz
     import jax
 
+    from recollect.configuration.paths import keep_compiled_programs
     from recollect.models.functional import count
-    from recollect.training.batches import make_feed
-    from recollect.training.monitoring.profiling import keep_compiled_programs
+    from recollect.training.batches import open_batches
     from recollect.training.monitoring.throughput import Meter, meter_of
     from recollect.training.step import Program, member_values
 
@@ -115,7 +115,7 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
     experiment = chz.replace(experiment, run=chz.replace(experiment.run, steps_per_call=1))
     experiment.data.prepare()
     program = Program(experiment)
-    feed = make_feed(experiment, program, None)
+    batches = open_batches(experiment, program)
     values = member_values([experiment], False)
     state = program.init(experiment.run.seed)
     like = meter_of(experiment)
@@ -124,11 +124,11 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
             meter, seconds, load = Meter(like.flops_per_token, like.peak), [], OtherLoad()
-        begun, waited = time.perf_counter(), feed.waited
-        state, metrics = feed.train(state, values, 1, step)
+        begun, waited = time.perf_counter(), batches.waited
+        state, metrics = batches.train(state, values, 1, step)
         loss = float(jax.device_get(metrics["loss"])[-1])
         seconds.append(time.perf_counter() - begun)
-        meter.step(1, tokens, seconds[-1], feed.waited - waited)
+        meter.step(1, tokens, seconds[-1], batches.waited - waited)
     rates = meter.total()
     assert rates is not None
     median = statistics.median(seconds)
@@ -148,6 +148,9 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
         "loss": loss,
         "others": load.cores(),
     }
+    memory = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in memory:  # GPUs and TPUs tell it
+        row["peak_bytes"] = memory["peak_bytes_in_use"]
     if like.flops_per_token is not None and like.peak is not None:
         row |= {
             "mfu": tokens / median * like.flops_per_token / like.peak,

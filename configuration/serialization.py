@@ -9,6 +9,7 @@ from typing import Any
 import chz
 
 from recollect.configuration.base import Config, UserError, config_class, nearest
+from recollect.configuration.io import flatten
 
 SCHEMA_VERSION = 1
 
@@ -36,7 +37,7 @@ def from_json(data: dict[str, Any]) -> Config:
 
 def differences(left: Config, right: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted paths at which two configs differ, with both values; an absent field shows as None."""
-    a, b = _flatten(_encode(left)), _flatten(_encode(right))
+    a, b = flatten(_encode(left)), flatten(_encode(right))
     return {path: (a.get(path), b.get(path)) for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path)}
 
 
@@ -83,16 +84,3 @@ def _is_float(annotation: Any) -> bool:
         members = typing.get_args(annotation)
         return float in members and int not in members
     return annotation is float
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        items: Any = value.items()
-    elif isinstance(value, list):
-        items = ((str(index), item) for index, item in enumerate(value))
-    else:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in items:
-        flat.update(_flatten(item, f"{prefix}.{key}" if prefix else str(key)))
-    return flat

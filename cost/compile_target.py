@@ -25,7 +25,6 @@ from recollect.configuration import UserError
 from recollect.cost.hlo_cost import Work, work_of
 from recollect.pallas_kernels import compile_ahead, compilers
 from recollect.training.experiment import Experiment
-from recollect.training.monitoring.backends_used import abstract_batch
 from recollect.training.monitoring.chips import Chip, chip_of
 from recollect.training.monitoring.throughput import training_flops_per_token
 from recollect.training.sharding import AXES, batch_shardings, state_sharding
@@ -73,7 +72,7 @@ def compile_step(
     what ptxas said of each GPU kernel. `program` gets the mesh."""
     state = jax.eval_shape(program.init, 0)
     program.mesh = mesh if mesh.size > 1 else None
-    batch = abstract_batch(experiment)
+    batch = experiment.data.batch_shapes(experiment.run.batch_size)
     whole = NamedSharding(mesh, PartitionSpec())
     arguments = (
         _place(state, state_sharding(state, state["params"], mesh)),

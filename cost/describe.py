@@ -12,10 +12,11 @@ import jax
 
 from recollect.cost import compile_target
 from recollect.data.batch import Batch
-from recollect.models.accounting import flops_per_token, parameters_by_part, state_bytes_at, state_elements_at
+from recollect.models.accounting import flops_per_token, parameters_by_part
+from recollect.models.functional import state_bytes_at, state_elements_at
 from recollect.pallas_kernels import compile_ahead, dispatch
 from recollect.training.experiment import Experiment, Mesh
-from recollect.training.monitoring.backends_used import abstract_batch, operations_by_mixer
+from recollect.training.monitoring.backends_used import operations_by_mixer
 from recollect.training.step import Program, member_values
 
 LENGTHS = (64, 256, 1024, 4096, 16384)
@@ -56,7 +57,7 @@ def describe(experiment: Experiment, *, target: str | None = None, say: Callable
         say(
             f"  {at:>8,} tokens: {size:>14,} bytes in {state_elements_at(config, experiment.data.vocabulary, at):,} elements"
         )
-    batch = abstract_batch(experiment)
+    batch = experiment.data.batch_shapes(experiment.run.batch_size)
     with contextlib.nullcontext() if mesh is None else compile_ahead.aimed_at_devices(mesh):
         say(f"operations on {dispatch.device().kind}")
         for line in operations_by_mixer(config, batch):

@@ -1,13 +1,21 @@
-"""What a training step sees of any data set."""
+"""The batch that a training step takes, and the config that every data set derives from."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import chz
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from recollect.configuration import Config
+from recollect.configuration import Config, UserError
+
+if TYPE_CHECKING:
+    from recollect.data.text.rows.by_number import GlobalBatches
+    from recollect.data.tokenizers import Tokenizer
 
 
 @jax.tree_util.register_dataclass
@@ -16,37 +24,144 @@ class Batch:
     """One batch.
 
     Attributes:
-      tokens: (b, t) int32.
-      targets: (b, p) int32, what the model should say at the labelled positions.
-      target_positions: (b, p) int32, the labelled positions; None when every position is labelled (p = t).
-      weights: (b, p) float32, weight of each target in loss and accuracy; 0 leaves it out.
-      segments: (b, t) int32, document of each token, 0 padding; None for one document without padding.
+      tokens: token ids.
+      targets: ids that the model should predict at the labelled positions.
+      target_positions: the labelled positions; None when every position is labelled (p = t).
+      weights: weight of each target in loss and accuracy; 0 leaves it out.
+      segments: document of each token, 0 for padding; None for one document without padding.
     """
 
-    tokens: jax.Array
-    targets: jax.Array
-    target_positions: jax.Array | None
-    weights: jax.Array
-    segments: jax.Array | None = None
+    tokens: Int[Array, "b t"]
+    targets: Int[Array, "b p"]
+    target_positions: Int[Array, "b p"] | None
+    weights: Float[Array, "b p"]
+    segments: Int[Array, "b t"] | None = None
+
+
+class TaskSlice(Protocol):
+    """Examples of one size; a task's own slice class adds what else decides their shape or difficulty. Hashable."""
+
+    @property
+    def name(self) -> str:
+        """Name in metrics and tables."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Tokens per example."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Share of training calls, relative to the other slices."""
+        ...
 
 
 @chz.chz(typecheck=True)
 class DataConfig(Config):
-    """Base of all data sets' configs. `longest` is the length of the longest sequence in training and evaluation."""
+    """Base of all data sets' configs: everything that training and evaluation ask of a data set.
+
+    There are two kinds. Tasks with `made_on_device` draw their batches inside the compiled step (`train_batch`,
+    `evaluation_batch`), by slices. All others give batches of NumPy arrays by number (`batches`, `evaluation_batches`).
+    """
+
+    @property
+    def made_on_device(self) -> bool:
+        """Whether batches are a pure function of (seed, step), drawn inside the step; then none can be skipped."""
+        return False
 
     @property
     def vocabulary(self) -> int:
         """Number of token ids."""
         raise NotImplementedError
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence in training or evaluation."""
+        raise NotImplementedError
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of the sequences in training and evaluation, ascending."""
+        return [self.longest]
+
+    @property
+    def tokens_per_example(self) -> float:
+        """Mean tokens of a training example."""
+        return float(self.longest)
+
     def prepare(self) -> None:
-        """Fetches or builds what the data needs, if anything.
+        """Downloads or builds what the data needs, if anything.
 
         Raises:
           UserError: it can't be had.
         """
 
+    def corpus_digest(self) -> str | None:
+        """sha256 of the corpus, hexadecimal; None where no corpus is read."""
+        return None
+
+    def result_entries(self) -> dict[str, Any]:
+        """Entries of result.json that describe the data, JSON-ready."""
+        return {}
+
+    def batch_shapes(self, batch_size: int) -> Batch:
+        """The longest training batch, as shapes and dtypes."""
+        tokens: Any = jax.ShapeDtypeStruct((batch_size, self.longest), jnp.int32)
+        weights: Any = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
+        return Batch(tokens, tokens, None, weights, tokens)
+
+    # Tasks that are made on the device.
+
     @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence the data gives, in training or evaluation."""
+    def examples_per_slice(self) -> int:
+        """Evaluation examples of each slice."""
         raise NotImplementedError
+
+    def train_slices(self) -> Sequence[TaskSlice]:
+        """Slices of the training mixture."""
+        raise NotImplementedError
+
+    def evaluation_slices(self) -> Sequence[TaskSlice]:
+        """Slices that are evaluated, each on `examples_per_slice` examples."""
+        raise NotImplementedError
+
+    def slice_for(self, seed: int, call_index: int) -> TaskSlice:
+        """The training slice of one device call (several steps of one shape); the same for the same arguments."""
+        raise NotImplementedError
+
+    def train_batch(self, seed: int | jax.Array, step: int | jax.Array, slice: Any, batch_size: int) -> Batch:
+        """The training batch of one step; `slice` is one of `train_slices()`. Seed and step may be traced."""
+        raise NotImplementedError
+
+    def evaluation_batch(self, seed: int | jax.Array, index: int | jax.Array, slice: Any, batch_size: int) -> Batch:
+        """Evaluation batch number `index` of a slice, independent of all training batches."""
+        raise NotImplementedError
+
+    # Data that the host reads.
+
+    def batches(self, seed: int, batch_size: int) -> GlobalBatches:
+        """Training batches by number; equal for equal arguments."""
+        raise NotImplementedError
+
+    def evaluation_batches(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
+        """Held-out batches in one fixed order, at most `max_batches` (None: as many as the config says)."""
+        raise NotImplementedError
+
+    # Text.
+
+    def open_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None where tokens are not text."""
+        return None
+
+    def prompt(self, seed: int, length: int = 64) -> list[int]:
+        """At most `length` first tokens of a held-out document."""
+        raise UserError(f"{type(self).__name__} has no text to prompt a model with")
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """Token ids of the beginning of a document."""
+        raise UserError(f"{type(self).__name__} is not text: there is no tokenizer to encode a prompt with")
+
+    def decode(self, tokens: Any) -> str:
+        """Text of token ids, up to where another document begins."""
+        raise UserError(f"{type(self).__name__} is not text: there is no tokenizer to decode tokens with")

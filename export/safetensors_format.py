@@ -1,24 +1,20 @@
-"""Checkpoints for others to read: `model.safetensors`, `config.json` and `manifest.json` in one folder, and reading
-them back.
+"""Exports parameters for other programs: `model.safetensors`, `config.json` and `manifest.json` in one folder.
 
-    model.safetensors  arrays by flat name ("stack.stages.0.weight"), in the safetensors format: a JSON header, then raw
-    bytes
+    model.safetensors  arrays by dotted name ("stack.stages.0.weight"): a JSON header, then raw bytes
     config.json        configuration.to_json: class names and values
     manifest.json      {"format": 1, "sha256", "bytes", "parameters", "arrays": {name: {"shape", "dtype"}}, "extra"}
 
 Source: the safetensors format, https://github.com/huggingface/safetensors (format section of its README). Nothing here
-pickles, and
-reading never imports or calls what a file names: classes are looked up among the config classes that the caller has
-imported.
+pickles, and reading never imports or calls what a file names: classes are looked up among the config classes that the
+caller has imported.
 
-Easy to get wrong: the library stores the memory of an array as it lies, so arrays are made C-contiguous first
-(`ascontiguousarray` would turn a scalar into a vector); a name with a '.' could not be told from nesting; a folder must
-never be seen half-written, so it is filled under another name and renamed.
+Easy to get wrong: the library stores the memory of an array as it is laid out, so arrays are made C-contiguous first
+(`ascontiguousarray` would turn a scalar into a vector); a name with a '.' would be ambiguous with nesting; a folder
+must never be seen half-written, so it is filled under another name and renamed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -29,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from recollect.configuration import Config, UserError, from_json, to_json
+from recollect.configuration.io import file_sha256, read_json_object, write_json
 
 FORMAT = 1
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
@@ -55,7 +52,7 @@ def export_safetensors(
 
     Args:
       params: nested dicts with text keys, arrays (numpy or jax) at the leaves.
-      extra: facts to keep in the manifest, JSON-ready: the step, the accuracy.
+      extra: JSON-ready values for the manifest: the step, the accuracy.
       overwrite: replaces an export that is there. A folder with other files in it is never replaced.
 
     Raises:
@@ -67,7 +64,7 @@ def export_safetensors(
     directory = Path(directory).resolve()
     arrays = _flatten(params)
     try:
-        facts = json.dumps(extra or {}, allow_nan=True)
+        extra = json.loads(json.dumps(extra or {}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"extra cannot be written as JSON: {error}") from error
     _check_free(directory, overwrite)
@@ -79,14 +76,14 @@ def export_safetensors(
         (temporary / WEIGHTS).chmod(0o644)
         manifest = {
             "format": FORMAT,
-            "sha256": _digest(temporary / WEIGHTS),
+            "sha256": file_sha256(temporary / WEIGHTS),
             "bytes": (temporary / WEIGHTS).stat().st_size,
             "parameters": sum(array.size for array in arrays.values()),
-            "arrays": {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in arrays.items()},
-            "extra": json.loads(facts),
+            "arrays": _summary(arrays),
+            "extra": extra,
         }
-        for name, data in ((CONFIG, to_json(config)), (MANIFEST, manifest)):
-            (temporary / name).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        write_json(temporary / CONFIG, to_json(config))
+        write_json(temporary / MANIFEST, manifest)
         _move_in(temporary, directory)
     except OSError as error:
         raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
@@ -95,7 +92,7 @@ def export_safetensors(
 
 
 def load_safetensors(directory: Path | str) -> tuple[Params, Config]:
-    """Reads what `export_safetensors` wrote: nested dicts of numpy arrays, and the config.
+    """Returns what `export_safetensors` wrote: nested dicts of numpy arrays, and the config.
 
     The config's class must have been imported by the caller; names in the file import nothing.
 
@@ -115,7 +112,7 @@ def load_safetensors(directory: Path | str) -> tuple[Params, Config]:
         if size != manifest["bytes"]:
             cut = "it was cut off" if size < manifest["bytes"] else "it was changed"
             raise UserError(f"{path} has {size:,} bytes where {MANIFEST} says {manifest['bytes']:,}: {cut}")
-        if _digest(path) != manifest["sha256"]:
+        if file_sha256(path) != manifest["sha256"]:
             raise UserError(f"{path} does not match its digest in {MANIFEST}: it is damaged or was changed")
         arrays = load_file(path)
     except FileNotFoundError:
@@ -126,20 +123,17 @@ def load_safetensors(directory: Path | str) -> tuple[Params, Config]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is not a safetensors file that can be read: {error}") from None
-    found = {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in arrays.items()}
-    wrong = sorted(
-        name for name in found.keys() | manifest["arrays"].keys() if found.get(name) != manifest["arrays"].get(name)
-    )
-    if wrong:
-        name = wrong[0]
-        raise UserError(
-            f"{path}: {name} is {found.get(name, 'missing')} where {MANIFEST} says {manifest['arrays'].get(name, 'nothing')}"
-        )
+    stored, listed = _summary(arrays), manifest["arrays"]
+    for name in sorted(stored.keys() | listed.keys()):
+        if stored.get(name) != listed.get(name):
+            raise UserError(
+                f"{path}: {name} is {stored.get(name, 'missing')} where {MANIFEST} says {listed.get(name, 'nothing')}"
+            )
     return _nest(arrays, path), config
 
 
 def read_manifest(directory: Path | str) -> dict[str, Any]:
-    """The manifest of an export: "sha256", "bytes", "parameters", "arrays" and the "extra" it was written with.
+    """Returns the manifest of an export: "sha256", "bytes", "parameters", "arrays" and the "extra" it was written with.
 
     Raises:
       UserError: it is missing, broken, or of another format version.
@@ -148,13 +142,17 @@ def read_manifest(directory: Path | str) -> dict[str, Any]:
     if not directory.is_dir():
         raise UserError(f"there is no folder {directory}")
     path = directory / MANIFEST
-    manifest = _read_json(path)
+    manifest = read_json_object(path)
     if manifest.get("format") != FORMAT:
         raise UserError(f"{path} has format {manifest.get('format')!r}; this version of Recollect reads {FORMAT}")
     for name, kind in (("sha256", str), ("bytes", int), ("parameters", int), ("arrays", dict), ("extra", dict)):
         if not isinstance(manifest.get(name), kind):
             raise UserError(f"{path}: {name!r} is {manifest.get(name)!r}, not {kind.__name__}")
     return manifest
+
+
+def _summary(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in arrays.items()}
 
 
 def _flatten(params: Params, prefix: str = "") -> dict[str, np.ndarray]:
@@ -196,12 +194,12 @@ def _check_free(directory: Path, overwrite: bool) -> None:
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; an export needs a folder")
     try:
-        there = {path.name for path in directory.iterdir()} if directory.exists() else set()
+        names = {path.name for path in directory.iterdir()} if directory.exists() else set()
     except OSError as error:
         raise UserError(f"cannot read {directory}: {error.strerror}") from error
-    if there and not overwrite:
+    if names and not overwrite:
         raise UserError(f"{directory} is not empty; choose another folder, or overwrite=True to replace an export")
-    foreign = sorted(there - {WEIGHTS, CONFIG, MANIFEST})
+    foreign = sorted(names - {WEIGHTS, CONFIG, MANIFEST})
     if foreign:
         raise UserError(
             f"{directory} holds files that no export wrote ({', '.join(foreign[:3])}), so it is not replaced"
@@ -225,7 +223,7 @@ def _move_in(temporary: Path, directory: Path) -> None:
 
 
 def _config(path: Path) -> Config:
-    data = _read_json(path)
+    data = read_json_object(path)
     try:
         return from_json(data)
     except UserError as error:
@@ -233,25 +231,3 @@ def _config(path: Path) -> Config:
     except (AttributeError, KeyError, RecursionError) as error:
         # Validators of a class may trip over values of a kind that they never meet otherwise.
         raise UserError(f"{path} cannot be read as a config: {type(error).__name__}: {error}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no {path}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} must hold one JSON object, not {type(data).__name__}")
-    return data
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-__all__ = ["export_safetensors", "load_safetensors", "read_manifest"]

@@ -1,103 +1,187 @@
-"""One run of a session: its folder, what happened in it, and whether it still trains."""
+"""The state of one run: its folder and checkpoints, how far it is, and what happened in it."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from recollect.models.accounting import state_bytes_at
+import jax
+
+from recollect.models.functional import state_bytes_at
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.experiment import Experiment
-from recollect.training.recovery.loss_spikes import SpikeGuard
-from recollect.training.run_folder import RunFolder, environment
+from recollect.training.run_folder import RunFolder, environment, same_bits_possible
+
+if TYPE_CHECKING:
+    from recollect.training.batches import DeviceBatches
+    from recollect.training.host_batches import HostBatches
+    from recollect.training.monitoring.throughput import Meter
+    from recollect.training.recovery.loss_spikes import LossSpikeDetector
+    from recollect.training.step import Program
+    from recollect.training.step_pipeline import StepPipeline
+
+Log = Callable[[str], None]
 
 
 def run_directory(experiment: Experiment) -> Path:
-    """The run's folder: `run.directory`, or runs/NAME."""
+    """Returns the run's folder: `run.directory`, or runs/NAME."""
     return Path(experiment.run.directory or f"runs/{experiment.name}")
 
 
-class Member:
-    """One run of a session. A lone run is a session's only member; the members of a population train in one program.
+@dataclasses.dataclass
+class RunProgress:
+    """How far a run is; every checkpoint holds it.
 
     Attributes:
-      result: what result.json held when the session began, None for a run that has to go on (a preempted one too).
-      done: "finished", "stopped early" or "diverged" once it no longer trains.
-      steps, seconds, evaluation, data_state: where it stands.
-      skipped, in_row: steps that could not be taken, in all and just now one after the other.
-      failed_at, failure: the step that was one too many of them, and what result.json is to say of it.
-      guard: sees spikes of the loss, and counts the rollbacks.
+      step: steps done.
+      seconds: time spent in steps and evaluation.
+      done: "finished", "stopped early" or "diverged" once the run no longer trains.
+      evaluation: metrics of the last evaluation.
+      data_state: where the data stand (see `DeviceBatches.state`).
+      skipped, in_row: steps skipped because they were not finite: in total, and in a row up to now.
+      failed_at: the last of `run.stop_after_nonfinite` such steps in a row.
+      failure: entry of result.json about it.
     """
 
-    def __init__(self, experiment: Experiment, population: bool):
+    step: int = 0
+    seconds: float = 0.0
+    done: str | None = None
+    evaluation: dict[str, Any] | None = None
+    data_state: Any = None
+    skipped: int = 0
+    in_row: int = 0
+    failed_at: int | None = None
+    failure: dict[str, Any] | None = None
+
+
+class RunState:
+    """One run, which hooks read and change.
+
+    Attributes:
+      result: what result.json held at the start; None for a run that has to go on (a preempted one too).
+      progress: how far it is.
+      spikes: the detector of loss spikes; None where `run.spikes` is.
+      state: the train state after the last call sent (see `step.State`); its arrays may still be computed.
+      shapes: of the state (see `shapes_of`), once it has begun.
+      program, batches, pipeline, meter: what trains it and measures its rates.
+      stop_signal: "SIGTERM" or "SIGINT" once it was asked to stop.
+    """
+
+    program: Program
+    batches: DeviceBatches | HostBatches
+    pipeline: StepPipeline
+    meter: Meter
+
+    def __init__(self, experiment: Experiment, log: Log, keep_checkpoints: int | None = None):
         self.experiment = experiment
+        self.log = log
         run = experiment.run
         self.folder = RunFolder(run_directory(experiment), experiment)
-        # The members' checkpoints of one step are not renamed at one moment: with one each, a kill between could leave
-        # none in common.
-        keep = max(2, run.keep_checkpoints) if population else run.keep_checkpoints
-        self.checkpoints = Checkpoints(self.folder.checkpoints, keep, run.keep_every)
-        found = self.folder.result()
-        self.result = None if found is None or found["status"] == "preempted" else found
-        self.done: str | None = None
-        self.seconds = 0.0
-        self.guard = SpikeGuard(run.spikes)
-        self.failed_at: int | None = None
-        self.failure: dict[str, Any] | None = None
-        self.reset()
+        self.checkpoints = Checkpoints(
+            self.folder.checkpoints, keep_checkpoints or run.keep_checkpoints, run.keep_every
+        )
+        result = self.folder.result()
+        self.result = None if result is None or result["status"] == "preempted" else result
+        self.progress = RunProgress()
+        self.spikes: LossSpikeDetector | None = None
+        if run.spikes is not None:
+            from recollect.training.recovery.loss_spikes import LossSpikeDetector
 
-    def reset(self) -> None:
-        """Stands at step 0."""
-        self.steps = self.skipped = self.in_row = 0
-        self.evaluation: dict[str, Any] | None = None
-        self.data_state: Any = None
+            self.spikes = LossSpikeDetector(run.spikes)
+        self.state: Any = None
+        self.shapes: Any = None
+        self.stop_signal: str | None = None
+
+    def start(self, fresh: Callable[[], Any]) -> None:
+        """Goes on from the newest good checkpoint, or from `fresh()` at step 0.
+
+        The state's arrays are loaded onto the devices that hold a fresh one, whatever mesh saved them.
+
+        Raises:
+          UserError: all checkpoints are damaged, or hold a state of another structure.
+        """
+        self.folder.write_environment()
+        self.checkpoints.recover(self.log)
+        step = self.checkpoints.newest_good(self.log)
+        state = fresh()
+        self.shapes = shapes_of(state)
+        if step is None:
+            self.rewind(0)
+            self.state = state
+        else:
+            del state  # what is loaded takes its place on the devices
+            self.state = self.load(step, self.shapes)
+
+    def load(self, step: int, shapes: Any) -> Any:
+        """Returns the train state of a checkpoint, takes over its progress, and deletes what came after it.
+
+        Args:
+          shapes: structure, shapes and shardings of the state (see `shapes_of`).
+        """
+        state, extra = self.checkpoints.load(step, shapes)
+        self._take_over(extra)
+        self.rewind(step)
+        differing = same_bits_possible(extra["environment"], environment())
+        axes = self._mesh_axes()
+        moved = [f"{axis} {extra['mesh'][axis]} -> {axes[axis]}" for axis in axes if extra["mesh"][axis] != axes[axis]]
+        note = f"; on another mesh ({', '.join(moved)})" if moved else ""
+        differing += ["mesh"] if moved else []
+        note += f"; not promised to be bit-exact: {', '.join(differing)} changed" if differing else ""
+        self.log(f"{self.folder.path}: resumed at step {step}{note}")
+        return state
+
+    def rewind(self, step: int) -> None:
+        """Deletes metrics and checkpoints after `step`."""
+        self.folder.truncate_metrics(step)
+        self.checkpoints.drop_after(step if step else -1)
 
     def extra(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the arrays."""
-        mesh = self.experiment.run.mesh
+        """Returns what a checkpoint holds beside the arrays, JSON-ready."""
         return {
-            "step": self.steps,
-            "seconds": self.seconds,
-            "done": self.done,
-            "evaluation": self.evaluation,
-            "data_state": self.data_state,
-            "skipped": self.skipped,
-            "in_row": self.in_row,
-            "failed_at": self.failed_at,
-            "failure": self.failure,
-            "guard": self.guard.state(),
-            "mesh": {name: getattr(mesh, name) for name in ("data", "fsdp", "tensor", "sequence")},
+            **dataclasses.asdict(self.progress),
+            "guard": None if self.spikes is None else self.spikes.state(),
+            "mesh": self._mesh_axes(),
             "environment": environment(),
         }
 
-    def restore(self, extra: dict[str, Any]) -> None:
-        """Takes over what a checkpoint holds beside the arrays."""
-        self.steps, self.seconds, self.evaluation = extra["step"], extra["seconds"], extra["evaluation"]
-        self.done, self.data_state = extra["done"], extra["data_state"]
-        self.skipped, self.in_row = extra["skipped"], extra["in_row"]
-        self.failed_at, self.failure = extra["failed_at"], extra["failure"]
-        self.guard.set_state(extra["guard"])
-        if self.done == "finished" and self.steps < self.experiment.run.steps:
-            self.done = None
-
-    def summary(self, status: str, parameters: int, feed: Any) -> dict[str, Any]:
-        """What result.json is to hold."""
-        experiment = self.experiment
-        examples = self.steps * experiment.run.batch_size
+    def summary(self, status: str, parameters: int) -> dict[str, Any]:
+        """Returns the entries of result.json."""
+        experiment, progress = self.experiment, self.progress
+        data: Any = experiment.data
+        examples = progress.step * experiment.run.batch_size
+        seconds = max(progress.seconds, 1e-9)
         return {
             "name": experiment.name,
-            **(self.evaluation or {}),
+            **(progress.evaluation or {}),
             "status": status,
-            "steps": self.steps,
-            "skipped_steps": self.skipped,
-            **({} if experiment.run.spikes is None else {"rollbacks": self.guard.rollbacks}),
-            **({} if self.failure is None else {"failure": self.failure}),
-            "seconds": round(self.seconds, 3),
-            "examples_per_second": examples / max(self.seconds, 1e-9),
-            "tokens_per_second": examples * feed.tokens_per_example() / max(self.seconds, 1e-9),
+            "steps": progress.step,
+            "skipped_steps": progress.skipped,
+            **({} if self.spikes is None else {"rollbacks": self.spikes.rollbacks}),
+            **({} if progress.failure is None else {"failure": progress.failure}),
+            "seconds": round(progress.seconds, 3),
+            "examples_per_second": examples / seconds,
+            "tokens_per_second": examples * data.tokens_per_example / seconds,
             "parameters": parameters,
-            "state_bytes": state_bytes_at(experiment.model, experiment.data.vocabulary, feed.lengths()),
+            "state_bytes": state_bytes_at(experiment.model, data.vocabulary, data.lengths),
             "learning_rate": experiment.optimizer.learning_rate,
             "seed": experiment.run.seed,
-            **feed.facts(),
+            **self.batches.result_entries(),
         }
+
+    def _take_over(self, extra: dict[str, Any]) -> None:
+        self.progress = RunProgress(**{field.name: extra[field.name] for field in dataclasses.fields(RunProgress)})
+        if self.spikes is not None:
+            self.spikes.set_state(extra["guard"])
+        if self.progress.done == "finished" and self.progress.step < self.experiment.run.steps:
+            self.progress.done = None
+
+    def _mesh_axes(self) -> dict[str, int]:
+        mesh = self.experiment.run.mesh
+        return {name: getattr(mesh, name) for name in ("data", "fsdp", "tensor", "sequence")}
+
+
+def shapes_of(state: Any) -> Any:
+    """Returns shapes, dtypes and shardings of a state: what a checkpoint is loaded into."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)

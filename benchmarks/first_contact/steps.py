@@ -171,7 +171,7 @@ class Plan:
             environment = self.environment
             command[-len(self.tests) :] = ["tests/pallas_kernels/test_landmark_attention_gpu.py", "-k", "serve"]
         else:
-            command += ["-n", "7", "--timeout", "60", "--timeout-method", "thread", "--max-worker-restart", "50"]
+            command += ["-n", "7", "--timeout", "120", "--timeout-method", "thread", "--max-worker-restart", "50"]
         return Step("tests", ["bash", "-c", 'exec "$@" >"$0" 2>&1', str(log), *command], 170, environment)
 
     def _pretraining(self) -> list[Step]:
@@ -179,7 +179,7 @@ class Plan:
         if self.rehearsing:
             overrides = ["run.batch_size=2", "data.length=32", "model.width=32", "model.stages.0.repeats=1"]
         names = ("attention_30m",) if self.rehearsing else PRETRAINING
-        found = [self._module(f"pretraining: {name}", "pretraining", 110, name, *overrides) for name in names]
+        found = [self._module(f"pretraining: {name}", "pretraining", 180, name, *overrides) for name in names]
         if (
             self.rehearsing
         ):  # kernels are simulated by an environment that has jax alone; models train in the project's own
@@ -201,13 +201,17 @@ class Plan:
             "--section",
             "ComputeWorkloadAnalysis",
         ]
-        command = ["ncu", *options, "-k", KERNELS, "--launch-count", "4", *inner.command]
+        command = ["ncu", *options, "-k", KERNELS, "--launch-count", "8", *inner.command]
         return self._logged(Step(inner.name, command, inner.seconds, inner.environment), "counters.txt")
 
     def _memory(self, name: str) -> Step:
         inner = self._module(f"memory: {name}", "checks", 75, name)
         command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *inner.command]
-        return self._logged(Step(inner.name, command, inner.seconds, inner.environment), "memory.txt")
+        environment = {
+            **inner.environment,
+            "XLA_PYTHON_CLIENT_ALLOCATOR": "platform",
+        }  # an allocation an array, whose ends are seen
+        return self._logged(Step(inner.name, command, inner.seconds, environment), "memory.txt")
 
     def _logged(self, step: Step, file: str) -> Step:
         """The step with its output appended to a file that comes back."""

@@ -24,7 +24,7 @@ fails.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import chz
 import jax
@@ -129,8 +129,33 @@ class MQAR(DataConfig):
         return self.vocab_size
 
     @property
+    def made_on_device(self) -> bool:
+        return True
+
+    @property
     def longest(self) -> int:
-        return max(part.length for part in (*self.train_slices(), *self.evaluation_slices()))
+        return max(self.lengths)
+
+    @property
+    def lengths(self) -> list[int]:
+        return sorted({part.length for part in (*self.train_slices(), *self.evaluation_slices())})
+
+    @property
+    def tokens_per_example(self) -> float:
+        slices = self.train_slices()
+        return sum(part.length * part.weight for part in slices) / sum(part.weight for part in slices)
+
+    @property
+    def examples_per_slice(self) -> int:
+        return self.evaluation_examples
+
+    def result_entries(self) -> dict[str, Any]:
+        """`chance`: accuracy of a guess among the values."""
+        return {"chance": 1 / (self.vocab_size - self.vocab_size // 2)}
+
+    def batch_shapes(self, batch_size: int) -> Batch:
+        longest = max(self.train_slices(), key=lambda part: part.length)
+        return jax.eval_shape(lambda: self.train_batch(0, 0, longest, batch_size))
 
     def train_slices(self) -> tuple[RecallSlice, ...]:
         """Slices of the training mixture."""

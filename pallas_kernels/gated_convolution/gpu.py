@@ -7,7 +7,9 @@ inputs, and a copy takes the tile back. Backward scans twice: forwards for the g
 tokens further than the tile, which the inputs' gradients need), backwards for those of the inputs. Gradients of the
 taps are sums a tile, which XLA adds up.
 
-Copies clip what lies past the end of a row: reading gives zeros, writing nothing.
+Copies clip what lies past the end of a row: reading gives zeros, writing nothing. But where a tile's rows are one piece
+of device memory (all channels in one tile), Mosaic GPU writes it as such and clips at the end of the whole array:
+results have whole tiles then.
 """
 
 from __future__ import annotations
@@ -177,7 +179,7 @@ class _TilePlan:
         # Copies need rows of whole 16 bytes, and arrays not smaller than what they slice.
         self.channels = max(mosaic_gpu.round_up(self.width, 16 // x.dtype.itemsize), self.lanes)
         self.tiles = {name: self._padded(array, least) for name, array in present.items()}
-        self.padded_tokens = least
+        self.written_tokens = self.count * self.length if self.channels == self.lanes else least
         self.around = [name for name in ("x", "in_gate") if name in present]
         self.inputs = dict(self.tiles)
         self.inputs["weights"] = mosaic_gpu.pad_last(operands.weights, self.channels)
@@ -207,7 +209,7 @@ class _TilePlan:
         return jnp.pad(array, missing) if any(after for _, after in missing) else array
 
     def like_x(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((self.batch, self.padded_tokens, self.channels), self.dtype)
+        return jax.ShapeDtypeStruct((self.batch, self.written_tokens, self.channels), self.dtype)
 
     def cut(self, array: jax.Array) -> jax.Array:
         return array[:, : self.tokens, : self.width]

@@ -304,6 +304,48 @@ def test_results_are_written_and_wrong_kernels_fail(tmp_path, monkeypatch, capsy
     assert f"WRONG: {NAME}: q" in (tmp_path / "docs" / device.DOCUMENT).read_text()
 
 
+def test_a_kept_result_stands_for_its_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "REPOSITORY", tmp_path)
+    (tmp_path / "docs").mkdir()
+    first, second = contact(tmp_path / "1"), contact(tmp_path / "2", seconds=0.00045)
+    trained = {
+        "tokens_per_second": 1e5,
+        "step_seconds": 1.3,
+        "rows": 64,
+        "length": 2048,
+        "waiting_for_data": 0.0,
+        "peak_bytes": 2**34,
+    }
+    peer = {"version": "torch", "tokens_per_second": 2e5}
+    for vocabulary, overrides in (
+        (257, ["run.batch_size=64", "--peer-python", "p"]),
+        (50304, ["data.tokenizer=bpe:50304"]),
+    ):
+        row = {**trained, "vocabulary": vocabulary, "overrides": overrides, "peer": peer}
+        records.write("pretraining", path=second / records.FILE, what="pretrain.based_360m", **row)
+    records.write(
+        "tests",
+        path=second / records.FILE,
+        summary="1 passed, 2 failed",
+        failed=["tests/pallas_kernels/test_x.py::y[1]", "z"],
+    )
+    assert device.main(["--from", str(first), "--out", str(tmp_path / "results")]) == 0
+    kept = tmp_path / "results" / "nvidia-h100-80gb-hbm3" / "first_contact.json"
+    assert device.gathered([kept]) == json.loads(kept.read_text())
+    assert device.gathered([kept, second]) == device.gathered([first, second])
+    page = device.document(device.gathered([kept, second]))
+    assert (
+        "| pretrain.based_360m | 257 | 64 x 2048 | 100,000 |  | 1.300 | 16.0 | 0.00% | torch: 200,000 tokens per second |"
+        in page
+    )
+    assert "| pretrain.based_360m | 50,304 | " in page and "- failed: test_x.py::y\n- failed: z\n" in page
+    with pytest.raises(UserError, match="H100 80GB HBM3, NVIDIA H200; one kind is needed"):
+        device.gathered([kept, contact(tmp_path / "3", name="NVIDIA H200")])
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(UserError, match=r"other.json is no result of bench device \(KeyError: 'device'\)"):
+        device.gathered([tmp_path / "other.json"])
+
+
 def test_folders_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(UserError, match=r"bench device: .*nothing.* has no first_contact.jsonl"):
         device.main(["--from", str(tmp_path / "nothing")])

@@ -60,7 +60,8 @@ def main() -> int:
             shutil.rmtree(work, ignore_errors=True)
     bad = [row for row in rows if row["lost"]]
     print(
-        f"{len(rows)} faults, {len(rows) - len(bad)} lost nothing, {len(bad)} lost something; {time.monotonic() - begun:.0f} s"
+        f"{len(rows)} faults, {len(rows) - len(bad)} lost nothing, {len(bad)} lost something; "
+        f"{time.monotonic() - begun:.0f} s"
     )
     return 1 if bad or len(rows) < len(faults) else 0
 
@@ -146,9 +147,8 @@ def share_out(work: Path, faults: list[tuple[str, str]], seed: int, jobs: int) -
         while (path := work / f"row-{len(rows)}").exists():
             rows.append(json.loads(path.read_text()))
             row = rows[-1]
-            print(
-                f"{len(rows):3} {row['run']:6} {row['fault']:24} {'LOST: ' + row['lost'] if row['lost'] else 'nothing lost'}"
-            )
+            outcome = f"LOST: {row['lost']}" if row["lost"] else "nothing lost"
+            print(f"{len(rows):3} {row['run']:6} {row['fault']:24} {outcome}")
             print(f"{'':11}{row['moment']}")
             print(f"{'':11}{row['said'][:260]}", flush=True)
         time.sleep(0.05)

@@ -178,7 +178,7 @@ def _kill_at_random(self: Course, prepare: Callable[[], None] | None) -> None:
 def _kill_in_save(self: Course) -> None:
     process = self.start()
     steps = 10 if self.run == "recall" else 8
-    target = self.folder / "checkpoints" / f"{steps * self.random.randint(1, 5)}.writing"
+    target = self.folder / "checkpoints" / f"{steps * self.random.randint(1, 5)}.orbax-checkpoint-tmp"
     delay = self.random.choice([0, 0.005, 0.02, 0.05, 0.1])
     if self.until(process, target.exists):
         time.sleep(delay)

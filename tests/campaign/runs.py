@@ -101,7 +101,7 @@ def _run(experiment: Experiment, output: Path, prepare: Callable[[], None] | Non
     try:
         if prepare is not None:
             prepare()
-        result = train(experiment, say=lambda text: print(text, flush=True))
+        result = train(experiment, log=lambda text: print(text, flush=True))
         print(f"status {result['status']}, steps {result['steps']}", flush=True)
         code = 0
     except UserError as error:
@@ -185,5 +185,6 @@ def lost(expected: dict[str, Any], found: dict[str, Any]) -> str:
     if expected["metrics"] != found["metrics"]:
         pairs = zip(expected["metrics"], found["metrics"], strict=False)
         first = next((number for number, (one, two) in enumerate(pairs, 1) if one != two), None)
-        return f"metrics differ: {len(found['metrics'])} lines instead of {len(expected['metrics'])}, the first other one is {first}"
+        counts = f"{len(found['metrics'])} lines instead of {len(expected['metrics'])}"
+        return f"metrics differ: {counts}, the first other one is {first}"
     return ""

@@ -12,7 +12,7 @@ from recollect.layers import LinearAttention, SlidingWindow
 from recollect.models import LanguageModel, Stage
 from recollect.pallas_kernels import compilers, dispatch
 from recollect.training.experiment import Mesh
-from recollect.training.monitoring.backends_used import abstract_batch, operations_by_mixer
+from recollect.training.monitoring.backends_used import operations_by_mixer
 from recollect.training.step import Program
 from tests.training.tiny import tiny
 
@@ -29,13 +29,13 @@ EXPERIMENT = chz.replace(tiny(Path("not-made")), model=MODEL)
 
 
 def test_one_line_a_kind_of_mixer_and_operation():
-    lines = operations_by_mixer(MODEL, abstract_batch(EXPERIMENT))
+    lines = operations_by_mixer(MODEL, EXPERIMENT.data.batch_shapes(EXPERIMENT.run.batch_size))
     assert len(lines) == 2
     assert lines[0].startswith("LinearAttention in 3 layers: ") and lines[0].endswith(" on xla")
     assert lines[1] == "SlidingWindow in 2 layers: softmax_attention on xla"
     with dispatch.preferred_backend("reference"):
         assert (
-            operations_by_mixer(MODEL, abstract_batch(EXPERIMENT))[1]
+            operations_by_mixer(MODEL, EXPERIMENT.data.batch_shapes(EXPERIMENT.run.batch_size))[1]
             == "SlidingWindow in 2 layers: softmax_attention on reference"
         )
 
@@ -51,7 +51,7 @@ def test_repeats_are_counted_and_only_this_platforms_kernel_is_explained(monkeyp
 
     monkeypatch.setattr("recollect.models.language_model.LanguageModelModule.hidden", hidden)
     model = chz.replace(MODEL, stages=MODEL.stages[1:])
-    batch = abstract_batch(chz.replace(EXPERIMENT, model=model))
+    batch = EXPERIMENT.data.batch_shapes(EXPERIMENT.run.batch_size)
     assert operations_by_mixer(model, batch) == [
         "LinearAttention: toy on xla, 2 times",
         "LinearAttention: other on pallas_tpu",

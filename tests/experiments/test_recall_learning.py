@@ -30,7 +30,7 @@ def accuracy(tmp_path, experiment, *, goal: float | None = None) -> dict[int, fl
         experiment, run=chz.replace(experiment.run, directory=str(tmp_path / "run"), checkpoint_every=1900)
     )
     with contextlib.suppress(Reached):
-        train(experiment, say=say)
+        train(experiment, log=say)
     print(history)
     return history
 

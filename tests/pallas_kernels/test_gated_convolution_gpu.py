@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels import dispatch, mosaic_gpu
 from recollect.pallas_kernels.gated_convolution import gpu, gpu_long, long_convolution, short_convolution
+from recollect.pallas_kernels.gated_convolution.short_kernels import Operands
 from tests.pallas_kernels.simulator import races_found
 from tests.pallas_kernels.test_gated_convolution import (
     compare,
@@ -57,6 +58,20 @@ def test_short_kernels_are_the_sum(case):
         found = results(functools.partial(short, **how), given, fixed)
         assert not races_found()
     compare(found, exactly(functools.partial(exact_short, **how), given, fixed), 1e-4)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 5), (63, 5), (64, 128), (65, 2048)])
+def test_no_tile_is_written_past_the_end_of_its_row(tokens, width, backward):
+    """With all channels in one tile a copy out is one piece of memory, clipped at the end of the array alone: on an
+    H100 rows began with zeros that belonged past the end of the row before. The simulator clips."""
+    if mosaic_gpu.plgpu is None:
+        pytest.skip(str(mosaic_gpu.unavailable()))
+    x = jnp.zeros((2, tokens, width))
+    operands = Operands(x, x, x, jnp.zeros((16, width)), jnp.zeros((2, 8, width)), None)
+    plan = gpu._Plan(operands, 4, backward=backward, dy=x if backward else None)
+    assert plan.channels > plan.lanes or plan.like_x().shape[1] >= plan.count * plan.length
+    assert plan.cut(jnp.zeros(plan.like_x().shape)).shape == x.shape
 
 
 @pytest.mark.gpu_interpreter

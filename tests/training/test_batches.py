@@ -9,12 +9,14 @@ import pytest
 
 from recollect.configuration import UserError, to_json
 from recollect.data.text.dataset import Text
-from recollect.data.text.rows.curriculum import Chunked, Decomposed, Packed
+from recollect.data.text.rows import Chunked, Decomposed, Packed
 from recollect.layers import Attention
 from recollect.layers.modules.positions import Rotary
 from recollect.models import LanguageModel, repeat
-from recollect.training.batches import local_rows, make_feed, place_batches
+from recollect.training.batches import open_batches
+from recollect.training.evaluator import evaluate
 from recollect.training.experiment import Experiment, Mesh, Run
+from recollect.training.host_batches import local_rows, place_batches
 from recollect.training.optimizer import AdamW
 from recollect.training.sharding import make_mesh
 from recollect.training.step import member_values, program_for
@@ -76,7 +78,7 @@ def test_a_step_gets_its_batch_after_any_restart_and_skip(corpus, sequences):
                     np.testing.assert_array_equal(found[place], getattr(expected, name))
 
     program = Recorder()
-    feed = make_feed(one, program, None)
+    feed = open_batches(one, program, None)
     step = 0
     while step < 12:
         length = feed.steps_ahead(step, min(5, 12 - step))
@@ -87,13 +89,13 @@ def test_a_step_gets_its_batch_after_any_restart_and_skip(corpus, sequences):
     check(feed, program, 12, 1, 7)
     state = json.loads(json.dumps(feed.state()))
     assert state == {"corpus": one.data.prepared().digest, "offset": 7} and feed.waited > 0
-    again = make_feed(one, program, state)
+    again = open_batches(one, program, state)
     check(again, program, 13, 1, 7)
     check(again, program, 3, 1, 7)  # rolled back
     with pytest.raises(UserError, match="was trained on corpus 000000000000"):
-        make_feed(one, program, {**state, "corpus": "0" * 64})
+        open_batches(one, program, {**state, "corpus": "0" * 64})
     with pytest.raises(UserError, match="ordered batches otherwise"):
-        make_feed(one, program, {"corpus": state["corpus"], "grain": {}})
+        open_batches(one, program, {"corpus": state["corpus"], "grain": {}})
 
 
 @pytest.mark.parametrize("sequences", [Packed(), Decomposed(shortest=8)], ids=repr)
@@ -118,7 +120,7 @@ def test_devices_hold_the_rows_of_the_whole_batch(corpus, sequences):
 def test_decomposition_trains_with_one_program_a_length_and_evaluates_on_packed_rows(corpus):
     one = experiment(corpus, Decomposed(shortest=8, cycles=3))
     program = program_for(one)
-    feed = make_feed(one, program, None)
+    feed = open_batches(one, program, None)
     state = program.init(0)
     values = member_values([one], False)
     compiled = []
@@ -130,18 +132,18 @@ def test_decomposition_trains_with_one_program_a_length_and_evaluates_on_packed_
     assert set(lengths) == {8, 16, 32} and compiled[-1] == 3
     assert compiled == [len(set(lengths[: step + 1])) for step in range(len(lengths))]
     assert np.isfinite(np.asarray(metrics["loss"])).all()
-    found = feed.evaluate(state["params"], [0], final=True)[0]
+    found = evaluate(program, state["params"], 0, final=True)
     assert found["bits_per_byte"] == pytest.approx(found["loss"] / np.log(2))
-    facts = feed.facts()
+    facts = feed.result_entries()
     assert facts["rows"]["rows_by_length"].keys() == {"8", "16", "32"} and 0 < facts["rows"]["retained_share"] < 1
     assert json.loads(json.dumps(facts)) == facts
 
 
 def test_what_cannot_be_is_refused(corpus, tmp_path):
-    feed = make_feed(experiment(corpus, Decomposed(shortest=2), Mesh(sequence=4)), Recorder(), None)
+    feed = open_batches(experiment(corpus, Decomposed(shortest=2), Mesh(sequence=4)), Recorder(), None)
     with pytest.raises(UserError, match=r"run\.mesh\.sequence=4: does not divide rows of 2 tokens"):
         feed.steps_ahead(0, 1)
-    recall = make_feed(tiny(tmp_path), Recorder(), None)
+    recall = open_batches(tiny(tmp_path), Recorder(), None)
     assert recall.steps_ahead(0, 100) == 10 and recall.waited == 0
     with pytest.raises(UserError, match="no data to skip"):
         recall.skip(1)

@@ -139,10 +139,10 @@ def test_a_run_with_muon_and_an_average_resumes_and_is_evaluated_by_the_average(
         made = tiny(tmp_path / folder, steps=steps, batch_size=4, checkpoint_every=10, evaluate_every=20)
         return chz.replace(made, optimizer=Muon(learning_rate=1e-2, schedule="constant", ema=0.8))
 
-    whole = train(experiment("whole", 20), say=lambda text: None)
-    train(experiment("parts", 10), say=lambda text: None)
+    whole = train(experiment("whole", 20), log=lambda text: None)
+    train(experiment("parts", 10), log=lambda text: None)
     lines: list[str] = []
-    parts = train(experiment("parts", 20), say=lines.append)
+    parts = train(experiment("parts", 20), log=lines.append)
     assert any("resumed at step 10" in line for line in lines) and parts["loss"] == whole["loss"]
     average, _, _ = load_params(tmp_path / "parts" / "checkpoints", ema=True)
     params, _, _ = load_params(tmp_path / "parts" / "checkpoints")

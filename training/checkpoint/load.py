@@ -1,4 +1,4 @@
-"""Using a finished or unfinished run: its newest checkpoint, its config, and what can be asked of them."""
+"""Opens the newest checkpoint of a run, finished or not: its parameters and config, evaluated or generated from."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from recollect.configuration import UserError, apply_overrides
 from recollect.data.text.dataset import Text
 from recollect.models.functional import FunctionalModel, Params, flatten
 from recollect.models.generation import generate
-from recollect.training.batches import make_feed
 from recollect.training.checkpoint.orbax_folder import load_params
+from recollect.training.evaluator import evaluate
 from recollect.training.experiment import Experiment
 from recollect.training.step import program_for
 
@@ -28,7 +28,7 @@ class SavedRun:
 
 
 def open_run(path: Path, overrides: list[str] | None = None) -> SavedRun:
-    """Loads the newest checkpoint of the run in `path`.
+    """Returns the newest checkpoint of the run in `path`.
 
     Args:
       overrides: changes for this use; they must leave the parameters' shapes as they are (data, `retrieve`, ... may
@@ -46,31 +46,30 @@ def open_run(path: Path, overrides: list[str] | None = None) -> SavedRun:
     if not isinstance(config, Experiment):
         raise UserError(f"{path}: its checkpoint holds a {type(config).__name__}, not an Experiment")
     experiment = apply_overrides(config, overrides or [])
-    expected = flatten(FunctionalModel(experiment.model, experiment.data.vocabulary).abstract_params())
-    found = flatten(params)
-    for name in sorted(expected.keys() | found.keys()):
-        there, wanted = found.get(name), expected.get(name)
-        if there is None or wanted is None or there.shape != wanted.shape:
-            shapes = (
-                f"{None if there is None else there.shape} there, {None if wanted is None else wanted.shape} asked for"
+    model = FunctionalModel(experiment.model, experiment.data.vocabulary)
+    saved, expected = (
+        {name: leaf.shape for name, leaf in flatten(tree).items()} for tree in (params, model.abstract_params())
+    )
+    for name in sorted(saved.keys() | expected.keys()):
+        if saved.get(name) != expected.get(name):
+            raise UserError(
+                f"{path}: the parameters do not fit this config: {name} "
+                f"({saved.get(name)} there, {expected.get(name)} asked for)"
             )
-            raise UserError(f"{path}: the parameters do not fit this config: {name} ({shapes})")
     return SavedRun(experiment, params, step)
 
 
 def evaluate_run(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """Evaluates the newest checkpoint on its (or the overridden) evaluation data."""
+    """Returns metrics of the newest checkpoint on its (or the overridden) evaluation data."""
     run = open_run(path, overrides)
-    program = program_for(run.experiment)
-    feed = make_feed(run.experiment, program, None)
-    found = feed.evaluate(run.params, [run.experiment.run.seed], final=True)[0]
-    return {"name": run.experiment.name, "step": run.step, **found}
+    metrics = evaluate(program_for(run.experiment), run.params, run.experiment.run.seed, final=True)
+    return {"name": run.experiment.name, "step": run.step, **metrics}
 
 
 def continue_prompt(
     path: Path, overrides: list[str], prompt: str, length: int, temperature: float, top_p: float, seed: int
 ) -> str:
-    """Prompt and continuation as text.
+    """Returns the prompt and its continuation as text.
 
     Raises:
       UserError: the run is no text model's, or an impossible setting.

@@ -1,4 +1,4 @@
-"""What is checked before several processes begin a run together."""
+"""Checks before several processes begin a run together: same program, same devices, same folder, same data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from recollect.configuration import UserError, to_json
-from recollect.training.distributed import processes
+from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
 from recollect.training.run_state import run_directory
 
@@ -20,22 +20,23 @@ def check_start(experiments: list[Experiment]) -> None:
     Raises:
       UserError: the same one in every process.
     """
-    if processes.process_count() == 1:
+    host = current_host()
+    if host.count == 1:
         return
     packages = {
         name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
     }
-    platform = jax.local_devices()[0]
-    facts = {"packages": packages, "device": platform.device_kind, "local devices": jax.local_device_count()}
-    processes.agree({**facts, "config": [to_json(experiment) for experiment in experiments]})
+    device = jax.local_devices()[0].device_kind
+    facts = {"packages": packages, "device": device, "local devices": jax.local_device_count()}
+    host.check_equal({**facts, "config": [to_json(experiment) for experiment in experiments]})
     for experiment in experiments:
-        used, there = experiment.run.mesh.devices, jax.device_count()
-        if used != there:
+        used, available = experiment.run.mesh.devices, jax.device_count()
+        if used != available:
             raise UserError(
-                f"run.mesh uses {used} of the {there} devices of {processes.process_count()} processes; it must use all, for example "
-                f"run.mesh.data={there}"
+                f"run.mesh uses {used} of the {available} devices of {host.count} processes; it must use all, "
+                f"for example run.mesh.data={available}"
             )
-        processes.check_shared(run_directory(experiment))
+        host.check_shared(run_directory(experiment))
 
 
 def prepare_data(data: Any) -> None:
@@ -45,10 +46,11 @@ def prepare_data(data: Any) -> None:
     Raises:
       UserError: the data cannot be had, or the processes hold different texts.
     """
-    if processes.is_main():
+    host = current_host()
+    if host.is_main:
         data.prepare()
-    processes.gather(0)
-    if not processes.is_main():
+    host.wait_for_all()
+    if not host.is_main:
         data.prepare()
-    if processes.process_count() > 1 and hasattr(data, "prepared"):
-        processes.agree({"corpus": data.prepared().digest})
+    if host.count > 1 and hasattr(data, "prepared"):
+        host.check_equal({"corpus": data.prepared().digest})

@@ -1,14 +1,16 @@
-"""Watching the other processes of a run: one that dies ends the rest with one clear line, never with a hang.
+"""Ends a process of a run with one clear line when another one is gone; without this it would hang or abort.
 
-Four things can tell that a process is gone, and whichever is first counts. Every process counts up a beat of its own in
-the key-value store of jax's coordination service (it lives in process 0) and reads the others'; a process that ends
-with an error leaves a note there; collectives fail in the main thread (Gloo at once, others hang); and jax's runtime
-has heartbeats of its own, upon which it aborts the process from a thread of C++. The abort is caught by a handler of
-SIGABRT, because jax offers no working callback (jaxlib 0.10.2 ends in `std::bad_cast` when it is given one).
+jax ends all processes of a run when one dies, but does not name it, exits with SIGABRT, and where heartbeats alone show
+the death it names no reason. Here every process counts up a beat in the key-value store of jax's coordination service
+(it lives in process 0) and reads the others', and one that ends with an error leaves a note there. Whichever shows
+first counts: a note, a silent beat, a collective that fails in the main thread (Gloo's do at once, others hang), or
+jax's own heartbeats, upon which its runtime calls abort() from a thread of C++. The abort is caught by a handler of
+SIGABRT in C: Python's handlers run too late, and jaxlib 0.10.2 ends in `std::bad_cast` when it is given a callback.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -17,7 +19,9 @@ import socket
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
+
+from recollect.training.distributed.cluster import Place
 
 PEER_LOST = 75
 """Exit code of a process that ends because another one is gone or never came (EX_TEMPFAIL: the same command may be
@@ -31,164 +35,156 @@ to come up."""
 
 
 class Watch(threading.Thread):
-    """Watches the peers of this process from a thread.
+    """Watches the other processes of a run from a thread, once `begin` was called.
 
     Args:
-      client: of jax's coordination service; None until this process has joined.
-      address: HOST:PORT of process 0.
-      count, index: processes, and which one this is.
+      place: where this process stands.
       timeout: seconds of silence after which a process counts as dead.
     """
 
-    def __init__(self, address: str, count: int, index: int, timeout: float):
+    def __init__(self, place: Place, timeout: float):
         super().__init__(name="recollect-peers", daemon=True)
-        self.client: Any = None
-        self.address, self.count, self.index, self.timeout = address, count, index, timeout
-        # A store of one key a process: kept to some fifty reads and writes a second however many there are.
-        self.interval = max(min(1.0, timeout / 10), count / 50)
-        self.hosts: dict[int, str] = {}
+        self.place, self.timeout = place, timeout
+        # One key per process: some fifty reads and writes per second however many there are.
+        self.interval = max(min(1.0, timeout / 10), place.processes / 50)
+        self._client: Any = None
+        self._hosts: list[str] = []
         self._seen: dict[int, tuple[str, float]] = {}
-        self._notes: dict[int, dict[str, Any]] = {}
+        self._notes: list[str] = []
         self._answered = time.monotonic()
         self._done = threading.Event()
         self._ending = threading.Lock()
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)  # kept: C holds a bare pointer to it
-        if sys.platform != "win32":
-            ctypes.CDLL(None).signal(ctypes.c_int(signal.SIGABRT), self._handler)
+        ctypes.CDLL(None).signal(ctypes.c_int(signal.SIGABRT), self._handler)
 
-    def joined(self, client: Any) -> None:
-        """Starts watching, over `client`."""
-        self.client = client
-        now = time.monotonic()
-        self._answered = now
-        self._seen = {index: ("", now) for index in range(self.count) if index != self.index}
+    def begin(self, client: Any, hosts: list[str]) -> None:
+        """Starts watching over `client`, of jax's coordination service; `hosts` are the processes' host names."""
+        self._client, self._hosts = client, hosts
+        self._answered = time.monotonic()
+        others = set(range(self.place.processes)) - {self.place.index}
+        self._seen = dict.fromkeys(others, ("", self._answered))
         self.start()
 
     def close(self) -> None:
         """Ends watching: the run is over, and processes may go."""
         self._done.set()
-        if sys.platform != "win32":
-            ctypes.CDLL(None).signal(ctypes.c_int(signal.SIGABRT), ctypes.c_void_p(0))
-        if self.is_alive():
-            self.join(timeout=5)
+        ctypes.CDLL(None).signal(ctypes.c_int(signal.SIGABRT), ctypes.c_void_p(0))
+        self.join(timeout=5)
 
     def run(self) -> None:
         beat = 0
         while not self._done.wait(self.interval):
             beat += 1
-            try:
-                self._look(str(beat))
-            except Exception:  # the store does not answer: that is what is being watched
-                if time.monotonic() - self._answered > self.timeout and not self._done.is_set():
-                    self.end(0, self._silent(0))
-                continue
-            if self._done.is_set():
-                return
-            lost = self._lost(self.timeout)
-            if lost is not None:
-                if lost[0] in self._notes:
+            with contextlib.suppress(Exception):  # the store does not answer: `_lost` sees that once it has lasted
+                self._exchange(str(beat))
+            reason = self._lost(self.timeout)
+            if reason is not None and not self._done.is_set():
+                if self._notes:
                     time.sleep(_GRACE)  # this process's own error may say more
-                self.end(*lost)
-
-    def _look(self, beat: str) -> None:
-        self.client.key_value_set(f"{ROOT}/beat/{self.index}", beat, allow_overwrite=True)
-        rows = {int(key.rpartition("/")[2]): value for key, value in self.client.key_value_dir_get(f"{ROOT}/beat")}
-        notes = {
-            int(key.rpartition("/")[2]): json.loads(value)
-            for key, value in self.client.key_value_dir_get(f"{ROOT}/note")
-        }
-        now = self._answered = time.monotonic()
-        self._notes = {index: note for index, note in notes.items() if index != self.index}
-        for index, value in rows.items():
-            if index in self._seen and self._seen[index][0] != value:
-                self._seen[index] = (value, now)
-
-    def _lost(self, silence: float) -> tuple[int, str] | None:
-        """Who is gone and why: from the notes of others first, else a process silent for `silence` seconds."""
-        for note in self._notes.values():
-            return note["who"], note["why"]
-        now = time.monotonic()
-        if now - self._answered > silence:
-            return 0, self._silent(0)
-        late = [index for index, (_, when) in self._seen.items() if now - when > silence]
-        return (late[0], self._silent(late[0])) if late else None
-
-    def _silent(self, index: int) -> str:
-        when = self._answered if index == 0 and self.index != 0 else self._seen.get(index, ("", self._answered))[1]
-        return f"{self.name_of(index)} stopped answering (last heard of {time.monotonic() - when:.0f} s ago)"
+                self._end(reason)
 
     def name_of(self, index: int) -> str:
-        """`process 1 of 4 (host-b)`."""
-        host = f" ({self.hosts[index]})" if index in self.hosts else ""
-        return f"process {index} of {self.count}{host}"
+        """Returns `process 1 of 4 (host-b)`."""
+        host = f" ({self._hosts[index]})" if self._hosts else ""
+        return f"process {index} of {self.place.processes}{host}"
 
-    def failed(self, error: BaseException) -> None:
-        """Ends this process after a failed operation across processes: names the process that is gone, once that is
-        known."""
+    def failed(self, error: BaseException) -> NoReturn:
+        """Ends this process after a failed operation across processes; names the one that is gone, once that shows."""
         deadline = time.monotonic() + self.timeout
-        lost = None
-        while lost is None and time.monotonic() < deadline:
+        reason = None
+        while reason is None and time.monotonic() < deadline:
             time.sleep(self.interval / 2)
-            lost = self._lost(5 * self.interval)
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        self.end(
-            *(lost or (self.index, f"an operation across processes failed in {self.name_of(self.index)}: {first}"))
+            reason = self._lost(5 * self.interval)
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        self._end(reason or f"an operation across processes failed in {self.name_of(self.place.index)}: {line}")
+
+    def leave(self, code: int, why: str, line: str = "") -> NoReturn:
+        """Ends this process with `code` after printing `line`; the others learn `why` and need not wait for silence."""
+        self._done.set()
+        _print(line)
+        self._note(f"{self.name_of(self.place.index)} ended: {why[:500]}")
+        os._exit(code)
+
+    def _exchange(self, beat: str) -> None:
+        self._client.key_value_set(f"{ROOT}/beat/{self.place.index}", beat, allow_overwrite=True)
+        beats, notes = (
+            {int(key.rpartition("/")[2]): value for key, value in self._client.key_value_dir_get(f"{ROOT}/{name}")}
+            for name in ("beat", "note")
+        )
+        self._answered = time.monotonic()
+        self._notes = [json.loads(note) for index, note in notes.items() if index != self.place.index]
+        for index, (last, _) in self._seen.items():
+            if beats.get(index, last) != last:
+                self._seen[index] = (beats[index], self._answered)
+
+    def _lost(self, silence: float) -> str | None:
+        """Returns which process is gone and why: from others' notes first, else one silent for `silence` seconds."""
+        if self._notes:
+            return self._notes[0]
+        now = time.monotonic()
+        heard = {0: self._answered} if now - self._answered > silence else {i: at for i, (_, at) in self._seen.items()}
+        late = [index for index, at in heard.items() if now - at > silence]
+        return (
+            f"{self.name_of(late[0])} stopped answering (last heard of {now - heard[late[0]]:.0f} s ago)"
+            if late
+            else None
         )
 
-    def leave(self, why: str) -> None:
-        """Tells the others that this process ends with an error, so that they need not wait for its silence."""
-        self._done.set()
-        self._note(self.index, f"{self.name_of(self.index)} ended: {why}")
-
-    def _note(self, who: int, why: str) -> None:
+    def _note(self, why: str) -> None:
         try:
-            self.client.key_value_set(
-                f"{ROOT}/note/{self.index}", json.dumps({"who": who, "why": why}), allow_overwrite=True
-            )
-        except Exception:  # nobody is left to be told
+            self._client.key_value_set(f"{ROOT}/note/{self.place.index}", json.dumps(why), allow_overwrite=True)
+        except Exception:  # nobody is left to read it
             return
-        if self.index == 0:
+        if self.place.index == 0:
             time.sleep(_GRACE + 2 * self.interval)
 
-    def end(self, who: int, why: str) -> None:
-        """Prints why this process ends, tells the others, and ends it with exit code 75."""
+    def _end(self, reason: str) -> NoReturn:
+        """Prints why this process ends, leaves it to the others, and ends it with exit code 75."""
         if not self._ending.acquire(blocking=False):
             time.sleep(60)  # another thread is about to end this process
-        self._say(why)
-        self._note(who, why)
+        _print(self._line(reason))
+        self._note(reason)
         os._exit(PEER_LOST)
 
-    def _say(self, why: str) -> None:
-        again = (
-            f"start all {self.count} processes again with the same command: the run goes on from its last checkpoint"
+    def _line(self, reason: str) -> str:
+        return (
+            f"error: {reason}; process {self.place.index} stops too; start all {self.place.processes} processes again "
+            "with the same command: the run goes on from its last checkpoint"
         )
-        sys.stdout.flush()
-        os.write(2, f"error: {why}; process {self.index} stops too; {again}\n".encode())
 
     def _aborted(self, _: int) -> None:
         """Called in place of the process's end by abort(); runs on whatever thread aborted."""
         if self._ending.acquire(blocking=False):
-            if self.client is None:
-                os.write(2, f"error: {self._not_joined()}\n".encode())
+            here, coordinator = self.place.index, self.place.coordinator
+            reachable = here == 0 or self._reachable()
+            if self._client is not None:
+                reason = self._lost(3 * self.interval) or "another process stopped answering (jax's runtime says which)"
+                if not reachable:
+                    reason = f"{self.name_of(0)}, the coordinator at {coordinator}, stopped answering"
+                line = self._line(reason)
+            elif reachable:
+                line = (
+                    f"error: {self.name_of(here)}: not all {self.place.processes} processes joined at {coordinator} in "
+                    "time; each needs the same --coordinator and --processes, and a --process of its own from 0"
+                )
             else:
-                lost = self._lost(3 * self.interval)
-                if self.index != 0 and not self._reachable():
-                    lost = 0, f"{self.name_of(0)}, the coordinator at {self.address}, stopped answering"
-                self._say(lost[1] if lost else "another process stopped answering (jax's runtime says which above)")
+                line = (
+                    f"error: {self.name_of(here)}: no coordinator answers at {coordinator}; is process 0 started there?"
+                )
+            _print(line)
         os._exit(PEER_LOST)
 
-    def _not_joined(self) -> str:
-        if self.index != 0 and not self._reachable():
-            return f"process {self.index} of {self.count}: no coordinator answers at {self.address}; is process 0 started there?"
-        return (
-            f"process {self.index} of {self.count}: not all {self.count} processes joined at {self.address} in time; each needs the same "
-            "--coordinator and --processes, and a --process of its own from 0"
-        )
-
     def _reachable(self) -> bool:
-        host, _, port = self.address.rpartition(":")
+        host, _, port = self.place.coordinator.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
         except OSError:
             return False
         return True
+
+
+def _print(line: str) -> None:
+    """Writes to stderr past Python's buffers, which another thread may hold."""
+    sys.stdout.flush()
+    if line:
+        os.write(2, f"{line}\n".encode())

@@ -1,13 +1,11 @@
-"""Which implementations a model's mixers run on, told before training starts."""
+"""The backends that a model's mixers run on, logged before training starts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import chz
 import jax
-import jax.numpy as jnp
 
 from recollect.data.batch import Batch
 from recollect.layers.mixer import Context
@@ -15,29 +13,18 @@ from recollect.models.functional import FunctionalModel, Params
 from recollect.models.language_model import LanguageModel
 from recollect.models.stack import Stage
 from recollect.pallas_kernels import dispatch
-from recollect.training.experiment import Experiment
 
-# The kernels of the other platform are no news.
+# Only this platform's kernels are reported.
 KERNELS = {"gpu": "pallas_gpu", "tpu": "pallas_tpu"}
 
 
-def abstract_batch(experiment: Experiment) -> Batch:
-    """The shapes of an experiment's training batch, of the longest sequences that it trains on."""
-    data: Any = experiment.data
-    size = experiment.run.batch_size
-    if hasattr(data, "train_batch"):
-        longest = max(data.train_slices(), key=lambda part: part.length)
-        return jax.eval_shape(lambda: data.train_batch(0, 0, longest, size))
-    tokens: Any = jax.ShapeDtypeStruct((size, data.longest), jnp.int32)
-    weights: Any = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
-    return Batch(tokens, tokens, None, weights, tokens)
-
-
 def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
-    """One line a kind of mixer and operation: what it runs on, and why this platform's kernel was passed over.
+    """Returns a line per kind of mixer and operation: its backend, and why this platform's kernel was passed over.
 
-    Each kind of mixer is traced alone, forwards, for the device that is traced for now. batch: of shapes, as
-    `abstract_batch` gives.
+    Each kind of mixer is traced alone, forward only, for the device that is traced for now.
+
+    Args:
+      batch: shapes, as `DataConfig.batch_shapes` returns.
     """
     lines = []
     for mixer, layers in Counter(config.mixers).items():
@@ -54,8 +41,8 @@ def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
 
 
 def _choice(choice: dispatch.Choice, times: int) -> str:
-    own = KERNELS.get(dispatch.device().platform)
-    reasons = [f"{backend}: {reason}" for backend, reason in choice.passed_over if backend == own]
+    kernel = KERNELS.get(dispatch.device().platform)
+    reasons = [f"{backend}: {reason}" for backend, reason in choice.passed_over if backend == kernel]
     return (
         f"{choice.operation} on {choice.backend}"
         + (f", {times} times" if times > 1 else "")

@@ -1,122 +1,106 @@
-"""What a run tells: metrics.jsonl always, TensorBoard when asked, and lines on the terminal."""
+"""The log of a run: metrics.jsonl always, TensorBoard where asked for, and lines on the terminal."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from recollect.configuration import UserError
-from recollect.training.experiment import Experiment
-from recollect.training.monitoring.throughput import Meter
+from recollect.configuration.progress import Progress
+from recollect.models.functional import count
+from recollect.training.hooks import Hook
+from recollect.training.monitoring.backends_used import operations_by_mixer
 from recollect.training.run_folder import RunFolder
+from recollect.training.run_state import RunState
+from recollect.training.step_pipeline import Call
 
 
-class Reporter:
-    """Reports for the members of one session; with a meter, also how fast they go."""
+class RunLog(Hook):
+    """Logs a run's steps on `run.log_every`, with the rates since the record before, and its evaluations."""
 
-    def __init__(
-        self, folders: list[RunFolder], experiment: Experiment, say: Callable[[str], None], meter: Meter | None = None
-    ):
-        self.folders = folders
-        self.experiment = experiment
-        self.say = say
-        self.meter = meter
-        self._last_line = 0.0
-        self._bar: Any = None
-        self._boards = [_tensorboard(folder) for folder in folders] if experiment.run.tensorboard else []
+    def __init__(self, run: RunState):
+        self.board = _tensorboard(run.folder) if run.experiment.run.tensorboard else None
+        self.progress = Progress(run.experiment.run.steps, "step", run.log)
 
-    def banner(self, parameters: int, device: Any, population: int | None, operations: list[str]) -> None:
-        many = f", {population} members at once" if population else ""
-        self.say(
-            f"{self.experiment.name}: {parameters:,} parameters on {device.device_kind}{many}, {self.experiment.run.steps:,} steps -> {self.folders[0].path}"
+    def begin(self, run: RunState) -> None:
+        self.banner(run, count(run.state["params"]))
+
+    def banner(self, run: RunState, parameters: int, population: int | None = None) -> None:
+        """Logs what is trained, on what device and by which operations."""
+        experiment = run.experiment
+        together = f", {population} members at once" if population else ""
+        run.log(
+            f"{experiment.name}: {parameters:,} parameters on {jax.devices()[0].device_kind}{together}, "
+            f"{experiment.run.steps:,} steps -> {run.folder.path}"
         )
-        for line in operations:
-            self.say(f"  {line}")
+        for line in operations_by_mixer(experiment.model, experiment.data.batch_shapes(experiment.run.batch_size)):
+            run.log(f"  {line}")
+        if "corpus" in (entries := experiment.data.result_entries()):
+            corpus = entries["corpus"]
+            size, digest = corpus["train"]["bytes"], corpus["digest"][:16]
+            run.log(f"  corpus {corpus['source']}: {size:,} bytes to train on, sha256 {digest}")
 
-    def steps(self, step: int, metrics: dict[str, np.ndarray], active: list[bool], seconds: list[float]) -> None:
-        """Logs the steps of one call that fall on `log_every`; metrics are (steps,) or (members, steps).
+    def after_call(self, run: RunState, call: Call) -> None:
+        self.steps(run, call)
+        self.show(run, call)
 
-        A record's "throughput" is over the calls since the record before it.
+    def steps(self, run: RunState, call: Call, rates: Mapping[str, float] | None = None) -> None:
+        """Logs those steps of a call that fall on `log_every`.
+
+        Args:
+          rates: since the last record, from `rates_since_log`; None: from the run's meter.
         """
-        length = np.asarray(metrics["loss"]).shape[-1]
-        every = self.experiment.run.log_every
-        logs = step // every > (step - length) // every
-        rates = self.meter.since("log") if self.meter is not None and logs else None
-        speed = {} if rates is None else {"throughput": rates.facts()}
-        for index, folder in enumerate(self.folders):
-            if not active[index]:
-                continue
-            rows = {name: np.asarray(value).reshape(-1, length)[index] for name, value in metrics.items()}
-            for offset in range(length):
-                at = step - length + offset + 1
-                if at % every == 0:
-                    values = {name: float(row[offset]) for name, row in rows.items()}
-                    folder.log({"step": at, **values, "seconds": round(seconds[index], 3), **speed})
-                    self._board(
-                        index,
-                        at,
-                        {
-                            **values,
-                            **{f"throughput/{name}": value for name, value in speed.get("throughput", {}).items()},
-                        },
-                    )
-        self._progress(step, metrics)
+        every = run.experiment.run.log_every
+        if not call.crosses(every):
+            return
+        speed = {"throughput": dict(rates_since_log(run) if rates is None else rates)}
+        for offset in range(call.length):
+            step = call.end - call.length + offset + 1
+            if step % every == 0:
+                values = {name: float(row[offset]) for name, row in call.metrics.items()}
+                run.folder.log({"step": step, **values, "seconds": round(run.progress.seconds, 3), **speed})
+                self._write_board(step, values)
+                self._write_board(step, speed["throughput"], "throughput/")
 
-    def evaluation(self, index: int, step: int, found: dict[str, Any], seconds: float) -> None:
-        self.folders[index].log({"step": step, "evaluation": found, "seconds": round(seconds, 3)})
-        self._board(
-            index, step, {f"evaluation/{name}": value for name, value in found.items() if isinstance(value, float)}
-        )
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
-        self._line(f"  {self.folders[index].path.name} step {step:,}: {shown}")
+    def show(self, run: RunState, call: Call) -> None:
+        """Shows on the terminal how far the run is, with the last step's loss (the mean over members)."""
 
-    def sample(self, text: str) -> None:
-        self._line("  sample: " + text)
+        def status() -> str:
+            parts = [f"loss {np.mean(call.metrics['loss'][..., -1]):.4f}"]
+            if "gradient_norm" in call.metrics:
+                parts.append(f"gradient norm {np.mean(call.metrics['gradient_norm'][..., -1]):.3g}")
+            rates = run.meter.since("line")
+            return ", ".join(parts if rates is None else [*parts, rates.text()])
 
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        for board in self._boards:
-            board.close()
+        self.progress.update(call.end, status)
 
-    def _progress(self, step: int, metrics: dict[str, np.ndarray]) -> None:
-        shown: list[str] = [name for name in ("loss", "gradient_norm") if name in metrics]
-        last = {name: float(np.mean(np.asarray(metrics[name])[..., -1])) for name in shown}
-        if sys.stderr.isatty():
-            import tqdm
+    def evaluation(self, run: RunState, metrics: dict[str, Any]) -> None:
+        """Logs an evaluation."""
+        step = run.progress.step
+        run.folder.log({"step": step, "evaluation": metrics, "seconds": round(run.progress.seconds, 3)})
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        self._write_board(step, numbers, "evaluation/")
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        self.progress.log(f"  {run.folder.path.name} step {step:,}: {shown}")
 
-            if self._bar is None:
-                self._bar = tqdm.tqdm(total=self.experiment.run.steps, unit="step", leave=False)
-            self._bar.update(step - self._bar.n)
-            if time.monotonic() - self._last_line > 1:
-                self._last_line = time.monotonic()
-                self._bar.set_postfix_str(self._status(last))
-        elif time.monotonic() - self._last_line > 10:
-            self._last_line = time.monotonic()
-            self.say(f"  step {step:,}/{self.experiment.run.steps:,} {self._status(last)}")
+    def close(self, run: RunState) -> None:
+        self.progress.close()
+        if self.board is not None:
+            self.board.close()
 
-    def _status(self, last: dict[str, float]) -> str:
-        """ "loss 1.2345, gradient norm 0.51, 12,345 tokens/s, ..."; rates since the line before it."""
-        parts = [f"loss {last['loss']:.4f}"]
-        if "gradient_norm" in last:
-            parts.append(f"gradient norm {last['gradient_norm']:.3g}")
-        rates = None if self.meter is None else self.meter.since("line")
-        return ", ".join(parts if rates is None else [*parts, rates.text()])
+    def _write_board(self, step: int, values: Mapping[str, float], prefix: str = "") -> None:
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(prefix + name, value, step)
 
-    def _line(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-        self.say(text)
 
-    def _board(self, index: int, step: int, record: dict[str, Any]) -> None:
-        if self._boards:
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self._boards[index].add_scalar(name, value, step)
+def rates_since_log(run: RunState) -> dict[str, float]:
+    """Returns the run's rates since this was last called."""
+    rates = run.meter.since("log")
+    return {} if rates is None else rates.facts()
 
 
 def _tensorboard(folder: RunFolder) -> Any:

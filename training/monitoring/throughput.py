@@ -1,17 +1,16 @@
-"""How fast a run goes: tokens a second, seconds a step, the share of a device's peak that the model's products are
-(MFU), and the share of time spent waiting for data.
+"""Rates of a run: tokens per second, seconds per step, MFU (its products as a share of the devices' peak), and the
+share of time spent waiting for data.
 
-    MFU = 3 * forward products a token * tokens a second / (devices * dense bf16 peak of one)
+    MFU = 3 * forward products per token * tokens per second / (devices * dense bf16 peak of one)
 
 as in PaLM (Chowdhery et al. 2022, appendix B): the backward pass has two products for each of the forward pass; what
 rematerialisation computes again does not count. Forward products are those of
-`recollect.models.accounting.products_per_token`, taken from XLA's forms of the
-operations: causal attention counts the blocks up to the diagonal, not the whole square. CPUs and unknown chips have no
+`recollect.models.accounting.products_per_token`, taken from the operations' XLA
+backends: causal attention counts the blocks up to the diagonal, not the whole square. CPUs and unknown chips have no
 MFU.
 
-The loop makes one `Meter`, calls `step` right after each device call whose results have arrived, and hands the meter to
-the `Reporter`. Evaluation, checkpoints and samples are not told to it, so they do not count; neither do seconds of
-those calls in which XLA compiled.
+A run has one `Meter`, which is a hook of its calls of steps. Evaluation, checkpoints and samples do not count; neither
+do seconds of those calls in which XLA compiled.
 """
 
 from __future__ import annotations
@@ -26,7 +25,10 @@ from recollect.models.accounting import products_per_token
 from recollect.models.functional import FunctionalModel
 from recollect.pallas_kernels import dispatch
 from recollect.training.experiment import Experiment
+from recollect.training.hooks import Hook
 from recollect.training.monitoring.chips import chip_of
+from recollect.training.run_state import RunState
+from recollect.training.step_pipeline import Call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +48,12 @@ class Rates:
     mfu: float | None
 
     def facts(self) -> dict[str, float]:
-        """For JSON; without "mfu" where there is none."""
-        found = {name: getattr(self, name) for name in ("tokens_per_second", "step_seconds", "waiting_for_data")}
-        return found if self.mfu is None else {**found, "mfu": self.mfu}
+        """Returns the rates by name, JSON-ready; without "mfu" where there is none."""
+        rates = {name: getattr(self, name) for name in ("tokens_per_second", "step_seconds", "waiting_for_data")}
+        return rates if self.mfu is None else {**rates, "mfu": self.mfu}
 
     def text(self) -> str:
-        """For the terminal: "12,345 tokens/s, 1.66 s a step, MFU 41.0%, 0.1% waiting for data"."""
+        """Returns "12,345 tokens/s, 1.66 s a step, MFU 41.0%, 0.1% waiting for data"."""
         step = f"{self.step_seconds:.3g} s" if self.step_seconds >= 1 else f"{1e3 * self.step_seconds:.3g} ms"
         parts = [f"{self.tokens_per_second:,.0f} tokens/s", f"{step} a step"]
         if self.mfu is not None:
@@ -75,12 +77,12 @@ class _Sums:
         )
 
 
-class Meter:
-    """Adds up device calls and tells rates, of the whole session and since a reader last asked.
+class Meter(Hook):
+    """Adds up device calls and returns rates, of the whole session and since a reader last asked.
 
     Args:
-      flops_per_token: of one training step, a token (see the module); None: no MFU.
-      peak: floating-point operations a second of all devices together; None: no MFU.
+      flops_per_token: of one training step, per token (see the module); None: no MFU.
+      peak: floating-point operations per second of all devices together; None: no MFU.
     """
 
     def __init__(self, flops_per_token: float | None = None, peak: float | None = None):
@@ -88,8 +90,13 @@ class Meter:
         self.peak = peak
         self._total = _Sums()
         self._read: dict[str, _Sums] = {}
-        self._told = time.perf_counter()
+        self._reported = time.perf_counter()
         _listen()
+
+    def after_call(self, run: RunState, call: Call) -> None:
+        examples = call.length * run.experiment.run.batch_size * (run.program.population or 1)
+        tokens = examples * run.experiment.data.tokens_per_example
+        self.step(call.length, tokens, call.seconds, min(call.waited, call.seconds))
 
     def step(self, steps: int, tokens: float, seconds: float, waited: float = 0.0) -> None:
         """Adds the device call that has just ended.
@@ -103,20 +110,20 @@ class Meter:
         """
         end = time.perf_counter()
         total = self._total
-        compiling = min(_compiled_between(max(end - seconds, self._told), end), seconds - waited)
-        self._told = end
+        compiling = min(_compiled_between(max(end - seconds, self._reported), end), seconds - waited)
+        self._reported = end
         self._total = _Sums(
             total.steps + steps, total.tokens + tokens, total.seconds + seconds - compiling, total.waited + waited
         )
 
     def since(self, reader: str) -> Rates | None:
-        """Rates since this reader last asked (at first: since the beginning); None when no step was added."""
+        """Returns rates since this reader last asked (at first: since the beginning); None when no step was added."""
         before = self._read.get(reader, _Sums())
         self._read[reader] = self._total
         return self._rates(self._total.minus(before))
 
     def total(self) -> Rates | None:
-        """Rates over all calls; None when there was none."""
+        """Returns rates over all calls; None when there was none."""
         return self._rates(self._total)
 
     def _rates(self, sums: _Sums) -> Rates | None:
@@ -129,7 +136,9 @@ class Meter:
 
 
 def meter_of(experiment: Experiment) -> Meter:
-    """The meter of a run on this machine's devices."""
+    """Returns the meter of a run on this machine's devices."""
+    if jax.default_backend() == "cpu":
+        return Meter()
     chip = chip_of(jax.devices()[0].device_kind)
     if chip is None:
         return Meter()
@@ -137,11 +146,11 @@ def meter_of(experiment: Experiment) -> Meter:
 
 
 def training_flops_per_token(experiment: Experiment) -> float:
-    """Three times the forward products of one token, at the data's length; the head's among them, at every token of a
-    text and at labelled ones of a recall task."""
+    """Returns three times the forward products per token at the data's length, the head's included: at every token of
+    a text, at labelled ones of a recall task."""
     data: Any = experiment.data
     model = FunctionalModel(experiment.model, data.vocabulary)
-    with dispatch.aimed_at("cpu", "cpu"):  # kernels and libraries do not tell their products
+    with dispatch.aimed_at("cpu", "cpu"):  # products of kernels and libraries cannot be counted
         return 3 * products_per_token(model, data.longest)
 
 
@@ -150,8 +159,7 @@ _listening = False
 
 
 def _listen() -> None:
-    """Notes from now on when this process traces, lowers and compiles. jax keeps listeners for good, so there is
-    one."""
+    """Notes from now on when this process compiles; jax keeps listeners for good, so there is one."""
     global _listening
     if not _listening:
         _listening = True
@@ -163,7 +171,7 @@ def _note(event: str, duration_secs: float, **_: Any) -> None:
         return
     end = time.perf_counter()
     begin = end - duration_secs
-    # What lies within what was noted just now (an inner function's trace) is told once.
+    # What lies within what was noted just now (an inner function's trace) counts once.
     while _compilations and _compilations[-1][0] >= begin:
         _compilations.pop()
     if _compilations and _compilations[-1][1] > begin:
@@ -173,5 +181,5 @@ def _note(event: str, duration_secs: float, **_: Any) -> None:
 
 
 def _compiled_between(begin: float, end: float) -> float:
-    """Seconds of compilation in a stretch of time.perf_counter()."""
+    """Returns the seconds of compilation in an interval of time.perf_counter()."""
     return sum(max(0.0, min(end, stop) - max(begin, start)) for start, stop in _compilations)

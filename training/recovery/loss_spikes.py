@@ -1,9 +1,9 @@
-"""Tells a loss that has jumped from one that wanders, so that the run can go back to its last good checkpoint.
+"""Loss-spike detection, after which a run goes back to its last good checkpoint.
 
 A loss is a spike when it lies more than `threshold` deviations above the median of the last `window` losses. The
 deviation is the median absolute one times 1.4826 (the standard deviation of a normal sample; Rousseeuw & Croux 1993),
-at least 1% of the median, so that neither an earlier
-spike nor a very steady loss distorts it. Plain Python numbers: the same losses give the same verdicts everywhere.
+at least 1% of the median, so that neither an earlier spike nor a very steady loss distorts it. Plain Python numbers:
+the same losses give the same answers everywhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NORMAL = 1.4826
 """Standard deviation of a normal sample over its median absolute deviation."""
 
 LEAST_DEVIATION = 0.01
-"""Smallest deviation counted with, as a share of the median."""
+"""Smallest deviation, as a share of the median."""
 
 
 @chz.chz(typecheck=True)
@@ -28,10 +28,10 @@ class Spikes(Config):
     """When a jump of the loss sends a run back to its last good checkpoint, past the data that caused it.
 
     Attributes:
-      window: losses looked back at; no verdict before there are so many.
+      window: how many of the last losses are compared with; no loss is a spike before there are so many.
       threshold: deviations above their median that make a spike.
       warmup: first step at which there may be a spike (the first losses of a run fall and jump).
-      most: rollbacks of one run; later spikes are let pass.
+      most: rollbacks of one run; later spikes are ignored.
     """
 
     window: int = 50
@@ -50,26 +50,25 @@ class Spikes(Config):
                 raise UserError(f"spikes.{name}={getattr(self, name)}: must not be negative")
 
 
-class SpikeGuard:
-    """Watches the losses of one run. config None never sees a spike.
+class LossSpikeDetector:
+    """Watches the losses of one run.
 
     After a rollback the losses of the steps that are done again take the place of the old ones: `observe` forgets those
     at and after its step. The count of rollbacks is kept, so a guard lives on through rollbacks and its state belongs
     into the checkpoints.
     """
 
-    def __init__(self, config: Spikes | None):
+    def __init__(self, config: Spikes):
         self.config = config
         self.rollbacks = 0
         self._seen: list[tuple[int, float]] = []
 
     def observe(self, step: int, loss: float) -> bool:
-        """Takes in the loss of a step; True: it is a spike, and the run should roll back (this counts as one of the
-        rollbacks).
+        """Returns whether the loss of a step is a spike, so that the run should roll back; counts the rollback.
 
         Losses that are not finite are left to the step, which skips them.
         """
-        if self.config is None or not math.isfinite(loss):
+        if not math.isfinite(loss):
             return False
         while self._seen and self._seen[-1][0] >= step:
             self._seen.pop()
@@ -81,8 +80,8 @@ class SpikeGuard:
         return False
 
     def limit(self) -> float:
-        """The loss above which the next one is a spike; infinite while there is too little to judge by."""
-        if self.config is None or len(self._seen) < self.config.window:
+        """Returns the loss above which the next one is a spike; infinite while there are too few before it."""
+        if len(self._seen) < self.config.window:
             return math.inf
         losses = [loss for _, loss in self._seen]
         median = statistics.median(losses)
@@ -90,11 +89,11 @@ class SpikeGuard:
         return median + self.config.threshold * max(NORMAL * spread, LEAST_DEVIATION * abs(median))
 
     def state(self) -> dict[str, Any]:
-        """JSON-ready; `set_state` takes it back."""
+        """Returns what `set_state` takes, JSON-ready."""
         return {"rollbacks": self.rollbacks, "seen": [[step, loss] for step, loss in self._seen]}
 
     def set_state(self, state: dict[str, Any] | None) -> None:
-        """Goes on from what `state` gave; None (a checkpoint without one) starts afresh."""
+        """Goes on from what `state` returned; None (a checkpoint without one) starts afresh."""
         state = state or {"rollbacks": 0, "seen": []}
         self.rollbacks = int(state["rollbacks"])
         self._seen = [(int(step), float(loss)) for step, loss in state["seen"]]

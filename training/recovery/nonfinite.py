@@ -1,104 +1,83 @@
-"""What goes wrong inside a run: steps that are not finite, and a loss that jumps.
+"""Steps that are not finite, and losses that spike: counted, kept for replay, or rolled back from.
 
-The step itself skips what is not finite (training/step.py); here the skipped ones are counted, and the run's end after
-too many in a row is written down so that `python main.py replay DIR` can take the step again. A jump of the loss
-(training/recovery/loss_spikes.py) sends the run back to its last good checkpoint, past the data in between.
+The step itself skips what is not finite (training/step.py). Here the skipped steps are counted, and the step that was
+one too many in a row is kept, so that `python main.py replay DIR` can run it again. A spike of the loss
+(loss_spikes.py) sends the run back to its last good checkpoint, past the data in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import jax
-import numpy as np
-
-from recollect.configuration import UserError
-from recollect.training.checkpoint import resume
-from recollect.training.experiment import Experiment
+from recollect.models.functional import Params
 from recollect.training.recovery.replay import diagnose_step, save_failure
-from recollect.training.run_state import Member
-from recollect.training.step import Program
-from recollect.training.step_pipeline import Call, Calls
-
-Say = Callable[[str], None]
+from recollect.training.run_state import RunProgress, RunState
+from recollect.training.step_pipeline import Call
 
 
-def check(experiment: Experiment) -> None:
-    """Raises UserError where `run.spikes` asks for what the data cannot do."""
-    if experiment.run.spikes is not None and hasattr(experiment.data, "train_batch"):
-        raise UserError(
-            "run.spikes needs data that can be skipped: a recall task's batches are drawn anew at each step"
-        )
+def observe(run: RunState, call: Call) -> None:
+    """Goes through a call's steps: counts those skipped, and rolls the run back at a loss spike.
 
-
-def observe(member: Member, index: int, call: Call, say: Say) -> int | None:
-    """Takes in one member's metrics of a call, step by step.
-
-    `member.failed_at` becomes the step that was one too many in a row that could not be taken; what comes after it
-    changed nothing.
-
-    Returns:
-      the step of a spike that the run must go back from, or None.
+    `failed_at` becomes the step that was one too many in a row that could not be taken; later ones changed nothing.
     """
-    rows = {name: np.asarray(call.metrics[name]).reshape(-1, call.length)[index] for name in ("loss", "skipped")}
-    limit = member.experiment.run.stop_after_nonfinite
+    progress = run.progress
     for offset in range(call.length):
         step = call.end - call.length + offset + 1
-        if rows["skipped"][offset]:
-            member.skipped += 1
-            member.in_row += 1
-            say(
-                f"  step {step:,} skipped: its loss or gradient is not finite ({member.in_row} in a row, {member.skipped} in all)"
+        if call.metrics["skipped"][offset]:
+            progress.skipped += 1
+            progress.in_row += 1
+            run.log(
+                f"  step {step:,} skipped: its loss or gradient is not finite "
+                f"({progress.in_row} in a row, {progress.skipped} in all)"
             )
-            if member.in_row == limit:
-                member.failed_at = step
-                return None
+            if progress.in_row == run.experiment.run.stop_after_nonfinite:
+                progress.failed_at = step
+                return
         else:
-            member.in_row = 0
-            if member.guard.observe(step, float(rows["loss"][offset])):
-                return step
-    return None
+            progress.in_row = 0
+            if run.spikes is not None and run.spikes.observe(step, float(call.metrics["loss"][offset])):
+                roll_back(run, step)
+                return
 
 
-def keep_failure(member: Member, index: int, program: Program, feed: Any, state: Any, say: Say) -> None:
-    """Writes the step that failed into the run's folder failures/STEP, and says which layer broke first.
+def keep_failure(run: RunState, params: Params) -> None:
+    """Writes the step that failed into the run's folder failures/STEP, and logs which layer broke first.
 
-    The parameters of `state` are those that the step was taken from: no later one changed them.
+    Args:
+      params: those that the step was taken from; no later step changed them.
     """
-    assert member.failed_at is not None
-    before = member.failed_at - 1
-    own = state["params"] if program.population is None else jax.tree.map(lambda leaf: leaf[index], state["params"])
-    experiment = member.experiment
-    batch = feed.batch(before, experiment.run.seed)
-    found = diagnose_step(program, own, batch, before)
-    folder: Path = member.folder.path / "failures" / str(member.failed_at)
-    save_failure(folder, experiment, own, batch, before, found)
-    member.failure = {"step": member.failed_at, "found": found.sentence(), "folder": str(folder)}
-    say(
-        f"  stopped: {experiment.run.stop_after_nonfinite} steps in a row, up to step {member.failed_at:,}, are not finite: {found.sentence()}"
+    progress, experiment = run.progress, run.experiment
+    assert progress.failed_at is not None
+    before = progress.failed_at - 1
+    batch = run.batches.batch(before, experiment.run.seed)
+    diagnosis = diagnose_step(run.program, params, batch, before)
+    folder = run.folder.path / "failures" / str(progress.failed_at)
+    save_failure(folder, experiment, params, batch, before, diagnosis)
+    sentence = diagnosis.sentence()
+    progress.failure = {"step": progress.failed_at, "found": sentence, "folder": str(folder)}
+    run.log(
+        f"  stopped: {experiment.run.stop_after_nonfinite} steps in a row, "
+        f"up to step {progress.failed_at:,}, are not finite: {sentence}"
     )
-    say(f"  to take that step again: python main.py replay {folder}")
+    run.log(f"  to take that step again: python main.py replay {folder}")
 
 
-def roll_back(member: Member, spike: int, calls: Calls, program: Program, wanted: Any, say: Say) -> None:
+def roll_back(run: RunState, spike: int) -> None:
     """Goes back to the newest good checkpoint before the step of a spike, or to the beginning, and leaves out the
     batches since."""
-    seconds, rollbacks = member.seconds, member.guard.rollbacks
-    say(f"  step {spike:,}: the loss jumped above {member.guard.limit():.4g} (rollback {rollbacks})")
-    calls.state = None  # what is loaded takes its place on the devices
-    member.checkpoints.wait()
-    step = member.checkpoints.newest_good(say, before=spike)
-    guard = member.guard.state()
+    detector = run.spikes
+    assert detector is not None
+    seconds, kept = run.progress.seconds, detector.state()
+    run.log(f"  step {spike:,}: the loss jumped above {detector.limit():.4g} (rollback {detector.rollbacks})")
+    run.state = None  # what is loaded takes its place on the devices
+    run.checkpoints.wait()
+    step = run.checkpoints.newest_good(run.log, before=spike)
     if step is None:
-        state, step = program.init(member.experiment.run.seed), 0
-        member.reset()
-        member.folder.truncate_metrics(0)
+        run.state, step = run.program.init(run.experiment.run.seed), 0
+        run.progress = RunProgress()
+        run.folder.truncate_metrics(0)
     else:
-        state = resume.load(member, step, wanted, say)
-    member.seconds = seconds
-    member.guard.set_state(guard)
-    calls.feed.skip(spike - step)
-    say(f"  {spike - step:,} batches after step {step:,} are left out")
-    calls.restart(state, step)
+        run.state = run.load(step, run.shapes)
+    run.progress.seconds = seconds
+    detector.set_state(kept)
+    run.batches.skip(spike - step)
+    run.log(f"  {spike - step:,} batches after step {step:,} are left out")
+    run.pipeline.restart(step)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as requests that the loop answers between two calls of steps."""
+"""SIGTERM and Ctrl-C as requests, answered between two calls of steps."""
 
 from __future__ import annotations
 
@@ -7,61 +7,61 @@ import sys
 import time
 from typing import Any
 
-from recollect.training.distributed.processes import process_count, stop_together
+from recollect.training.distributed.host import current_host
+from recollect.training.hooks import Hook
+from recollect.training.run_state import RunState
+from recollect.training.step_pipeline import Call
 
-GO_ON, INTERRUPTED, TERMINATED = 0, 1, 2
 
-
-class StopRequests:
-    """While entered, SIGTERM and SIGINT are noted instead of ending the process; a second one ends it at once.
-
-    Attributes:
-      seconds_left: how long a stop takes from now by what was measured so far (calls of steps in flight, one save); the
-        loop keeps it.
-      since: time.monotonic() of the request, None before there is one.
-    """
+class StopOnSignal(Hook):
+    """From its making to `close`, notes SIGTERM and SIGINT instead of ending the process; a second one ends it."""
 
     def __init__(self) -> None:
-        self.seconds_left: float | None = None
-        self.since: float | None = None
-        self._request = GO_ON
-        self._old: dict[int, Any] = {}
-
-    def decision(self, settled: int, sent: int, name: str) -> int:
-        """GO_ON, INTERRUPTED or TERMINATED: whether no further call of steps is to be sent. Every process of a run must
-        ask, after each call.
-
-        Args:
-          settled: steps whose results have been fetched. A process that got a signal notes `sent`, and all stop once
-            they have settled more than that: they could not without a call that it sent after its note, so by then all
-            have seen it.
-          sent: steps given to the device.
-          name: of the run.
-        """
-        if self._request != GO_ON:
-            stop_together(sent, True, name)
-        if process_count() == 1:
-            return self._request
-        stop = stop_together(settled, False, name)
-        return (self._request or TERMINATED) if stop else GO_ON
-
-    def __enter__(self) -> StopRequests:
+        self._signal: str | None = None
+        self._since = 0.0
+        self._seconds_left: float | None = None
+        self._lengths: set[int] = set()
+        self._handlers: dict[int, Any] = {}
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._handle)
+                self._handlers[number] = signal.signal(number, self._handle)
         except ValueError:  # not the main thread: whoever runs us there handles signals
-            self._old = {}
-        return self
+            self._handlers = {}
 
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._old.items():
+    def before_call(self, run: RunState, length: int) -> None:
+        """Sets `run.stop_signal` where no further call is to be sent; every process of a run asks after each call.
+
+        A process that got a signal notes the steps it has sent, and all stop once they have fetched more than that:
+        they could not without a call that it sent after its note, so by then all have seen it.
+        """
+        host, name, pipeline = current_host(), str(run.folder.path), run.pipeline
+        if self._signal is not None:
+            host.stop_together(pipeline.sent, True, name)
+        if host.count == 1:
+            run.stop_signal = self._signal
+        elif host.stop_together(pipeline.fetched, False, name):
+            run.stop_signal = self._signal or "SIGTERM"
+
+    def after_call(self, run: RunState, call: Call) -> None:
+        if call.length in self._lengths:  # an earlier call had this length, so this one's time holds no compilation
+            self._seconds_left = 2 * call.seconds + run.checkpoints.seconds
+        self._lengths.add(call.length)
+
+    def end(self, run: RunState) -> None:
+        if self._signal == "SIGTERM" and run.stop_signal is not None:
+            seconds = time.monotonic() - self._since
+            run.log(f"preempted at step {run.progress.step:,}, saved {seconds:.1f} s after SIGTERM")
+
+    def close(self, run: RunState) -> None:
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
-        self._request = TERMINATED if number == signal.SIGTERM else INTERRUPTED
-        self.since = time.monotonic()
-        signal.signal(number, self._old[number])
-        when = "once the steps are compiled" if self.seconds_left is None else f"in about {self.seconds_left:.1f} s"
+        self._signal = signal.Signals(number).name
+        self._since = time.monotonic()
+        signal.signal(number, self._handlers[number])
+        left = self._seconds_left
+        when = "once the steps are compiled" if left is None else f"in about {left:.1f} s"
         name = "SIGTERM: " if number == signal.SIGTERM else ""
         print(
             f"{name}stopping after the calls of steps in flight and a checkpoint, {when}; once more stops at once",

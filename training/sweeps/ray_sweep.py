@@ -1,9 +1,8 @@
-"""A study over the machines of a Ray cluster: `python main.py compare STUDY --on ray[:ADDRESS]`.
+"""Trains a study over the machines of a Ray cluster: `python main.py compare STUDY --on ray[:ADDRESS]`.
 
 A task trains one group of members (all that compile to one program where they train at once, on accelerators; one
 member otherwise) with the same calls as without Ray, in the same folders, so the results are the same. What is lost
-with a worker is what it did since its
-last checkpoint: the task is started again and its runs go on from there.
+with a worker is what it did since its last checkpoint: the task is started again and its runs go on from there.
 """
 
 from __future__ import annotations
@@ -13,21 +12,20 @@ import json
 import os
 import secrets
 import socket
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from recollect.configuration import UserError, from_json, to_json
+from recollect.configuration.io import first_line, read_json
+from recollect.configuration.progress import Progress
 from recollect.training.experiment import Experiment
-from recollect.training.run_folder import PROJECT, is_done, read_json
+from recollect.training.run_folder import PROJECT, is_done
 from recollect.training.sweeps.study import groups, members
 
 RETRIES = 3
 """Times that a task is started again after its worker was lost or it ended with an error that is not the user's."""
-_LINE_EVERY = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +59,7 @@ def run_study_on_ray(
     cpus: float | None = None,
     gpus: float | None = None,
     definitions: list[Path] | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Swept:
     """Trains what is not finished, as tasks of a Ray cluster.
 
@@ -89,10 +87,10 @@ def run_study_on_ray(
         together = gpus > 0 if together is None else together
         tasks = [_Task(group) for row in rows for group in (groups(row) if together else [[member] for member in row])]
         todo = [task for task in tasks if not all(_finished(member) for member in task.members)]
-        say(f"{len(tasks)} tasks on {_shown(ray)}; {len(tasks) - len(todo)} finished before")
+        log(f"{len(tasks)} tasks on {_shown(ray)}; {len(tasks) - len(todo)} finished before")
         cpus = cpus if cpus is not None else max(1.0, have.get("CPU", 1) // max(len(todo), 1)) if not gpus else 1.0
         _check_room(ray, cpus, gpus)
-        failures = _Driver(ray, todo, folder, cpus, gpus, definitions or [], say).run() if todo else []
+        failures = _Driver(ray, todo, folder, cpus, gpus, definitions or [], log).run() if todo else []
     finally:
         if started_here:
             ray.shutdown()
@@ -101,12 +99,12 @@ def run_study_on_ray(
 
 
 class _Driver:
-    """Keeps all tasks submitted, starts failed ones again, and tells how far they are."""
+    """Keeps all tasks submitted, starts failed ones again, and shows how far they are."""
 
     def __init__(
-        self, ray: Any, tasks: list[_Task], folder: Path, cpus: float, gpus: float, definitions: list[Path], say: Any
+        self, ray: Any, tasks: list[_Task], folder: Path, cpus: float, gpus: float, definitions: list[Path], log: Any
     ):
-        self.ray, self.tasks, self.folder, self.say = ray, tasks, folder, say
+        self.ray, self.tasks, self.folder = ray, tasks, folder
         environment = {} if gpus else {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
         self.remote = ray.remote(_train_group).options(
             num_cpus=cpus, num_gpus=gpus, max_retries=0, runtime_env={"env_vars": environment}, name="recollect"
@@ -114,32 +112,38 @@ class _Driver:
         self.definitions = [str(path.absolute()) for path in definitions]
         self.failures: list[str] = []
         self.finished = 0
-        self.view = _View(tasks, say)
+        self.members = [member for task in tasks for member in task.members]
+        total = sum(member.run.steps for member in self.members)
+        self.progress = Progress(total, "step", log, "  {status}, {done:,}/{total:,} steps")
 
     def run(self) -> list[str]:
         folder_token = _write_token(self.folder)
         pending = {self._submit(task): task for task in self.tasks}
         try:
             while pending:
-                ready, _ = self.ray.wait(list(pending), timeout=1.0)
+                ready, _ = self.ray.wait(list(pending), timeout=5.0)
                 for reference in ready:
                     task = pending.pop(reference)
                     if self._again(task, reference):
                         pending[self._submit(task)] = task
-                self.view.show(self.finished, len(pending), len(self.failures))
+                self._show(len(pending))
         finally:
             for reference in pending:
                 self.ray.cancel(reference)
             folder_token.unlink(missing_ok=True)
-            self.view.close()
+            self.progress.close()
         return self.failures
+
+    def _show(self, pending: int) -> None:
+        status = f"{self.finished} tasks done, {pending} running or waiting, {len(self.failures)} failed"
+        self.progress.update(sum(_steps(member) for member in self.members), lambda: status)
 
     def _submit(self, task: _Task) -> Any:
         texts = [json.dumps(to_json(member)) for member in task.members]
         return self.remote.remote(texts, str(self.folder), self.definitions, os.getcwd())
 
     def _again(self, task: _Task, reference: Any) -> bool:
-        """What became of a task; whether it is to be started again."""
+        """Takes in what became of a task; returns whether it is to be started again."""
         try:
             statuses = self.ray.get(reference)
             why = "stopped by a signal" if "preempted" in statuses else None
@@ -158,48 +162,14 @@ class _Driver:
         if task.attempts > RETRIES:
             self._fail(task, f"{why}, {task.attempts} times")
             return False
-        self.view.line(f"  {task.name}: {why}; started again from its last checkpoint ({task.attempts} of {RETRIES})")
+        self.progress.log(
+            f"  {task.name}: {why}; started again from its last checkpoint ({task.attempts} of {RETRIES})"
+        )
         return True
 
     def _fail(self, task: _Task, why: str) -> None:
         self.failures.append(f"{task.name}: {why}")
-        self.view.line(f"  failed: {self.failures[-1]}")
-
-
-class _View:
-    """One line for the whole study: tasks finished, running and failed, and steps done, read from the runs' folders."""
-
-    def __init__(self, tasks: list[_Task], say: Callable[[str], None]):
-        self.say = say
-        self.members = [member for task in tasks for member in task.members]
-        self.total = sum(member.run.steps for member in self.members)
-        self._last = 0.0
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            import tqdm
-
-            self._bar = tqdm.tqdm(total=self.total, unit="step", leave=False)
-
-    def show(self, finished: int, pending: int, failed: int) -> None:
-        if self._bar is None and time.monotonic() - self._last < _LINE_EVERY:
-            return
-        self._last = time.monotonic()
-        steps = sum(_steps(member) for member in self.members)
-        text = f"{finished} tasks done, {pending} running or waiting, {failed} failed"
-        if self._bar is None:
-            self.say(f"  {text}, {steps:,}/{self.total:,} steps")
-        else:
-            self._bar.update(steps - self._bar.n)
-            self._bar.set_postfix_str(text)
-
-    def line(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-        self.say(text)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self.progress.log(f"  failed: {self.failures[-1]}")
 
 
 def _train_group(texts: list[str], folder: str, definitions: list[str], here: str) -> list[str]:
@@ -207,38 +177,35 @@ def _train_group(texts: list[str], folder: str, definitions: list[str], here: st
     import recollect.data.synthetics
     import recollect.data.text.dataset  # noqa: F401  (config classes that the JSON names)
     from recollect.configuration.python_files import load_definitions
-    from recollect.training.train import train_members
+    from recollect.training.sweeps.population import train_members
 
     if not any(Path(folder).glob(f"{_TOKEN}*")):
         raise UserError(
-            f"the worker on {socket.gethostname()} does not see {folder}: give --out on a file system that all machines share"
+            f"the worker on {socket.gethostname()} does not see {folder}: "
+            "give --out on a file system that all machines share"
         )
     if os.path.isdir(here):
         os.chdir(here)  # relative paths in configs mean what they meant to the caller
-    for path in definitions:
-        load_definitions(Path(path))
+    for definition in definitions:
+        load_definitions(Path(definition))
     group: list[Experiment] = [_experiment(json.loads(text)) for text in texts]
-    log = Path(folder) / "logs" / f"{group[0].name}-{Path(group[0].run.directory or '').name}.txt"
-    log.parent.mkdir(exist_ok=True)
-    with log.open("a", buffering=1) as file:
+    path = Path(folder) / "logs" / f"{group[0].name}-{Path(group[0].run.directory or '').name}.txt"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", buffering=1) as file:
         file.write(f"on {socket.gethostname()}, pid {os.getpid()}\n")
 
-        def say(line: str) -> None:
+        def write(line: str) -> None:
             file.write(line + "\n")
 
-        return [result["status"] for result in train_members(group, together=len(group) > 1, say=say)]
+        return [result["status"] for result in train_members(group, together=len(group) > 1, log=write)]
 
 
 def _experiment(data: Any) -> Experiment:
-    """An experiment from its JSON.
-
-    Raises:
-      UserError: it is another class's.
-    """
-    found = from_json(data)
-    if not isinstance(found, Experiment):
-        raise UserError(f"a {type(found).__name__} is not an experiment")
-    return found
+    """Returns an experiment from its JSON; raises UserError where it is of another class."""
+    experiment = from_json(data)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"a {type(experiment).__name__} is not an experiment")
+    return experiment
 
 
 def _finished(member: Experiment) -> bool:
@@ -247,7 +214,7 @@ def _finished(member: Experiment) -> bool:
 
 
 def _steps(member: Experiment) -> int:
-    """Steps that a run has logged, from the end of its metrics.jsonl."""
+    """Returns how many steps a run has logged, from the end of its metrics.jsonl."""
     path = Path(member.run.directory or "") / "metrics.jsonl"
     try:
         with path.open("rb") as file:
@@ -307,10 +274,9 @@ def _connect(ray: Any, address: str | None) -> None:
                 **quiet,
             )
     except Exception as error:
-        where = f"at {address}" if address else "on this machine"
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        place = f"at {address}" if address else "on this machine"
         token = "" if os.environ.get("RAY_AUTH_MODE") else "; a cluster with a token needs RAY_AUTH_MODE=token here too"
-        raise UserError(f"no Ray cluster {where}: {first}{token}") from error
+        raise UserError(f"no Ray cluster {place}: {first_line(error)}{token}") from error
 
 
 def _shown(ray: Any) -> str:
@@ -322,13 +288,13 @@ def _shown(ray: Any) -> str:
 
 
 def _check_room(ray: Any, cpus: float, gpus: float) -> None:
-    """A task that no machine can hold would wait for ever."""
+    """Refuses tasks that no machine can hold; they would wait without end."""
     sizes = [
         (node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]
     ]
     if not any(have_cpus >= cpus and have_gpus >= gpus for have_cpus, have_gpus in sizes):
         largest = max(sizes, key=lambda size: (size[1], size[0]), default=(0, 0))
         raise UserError(
-            f"a task asks for {cpus:g} CPUs and {gpus:g} GPUs, which no machine of the cluster has; the largest has {largest[0]:g} CPUs and "
-            f"{largest[1]:g} GPUs (--cpus-per-task, --gpus-per-task)"
+            f"a task asks for {cpus:g} CPUs and {gpus:g} GPUs, which no machine of the cluster has; the largest has "
+            f"{largest[0]:g} CPUs and {largest[1]:g} GPUs (--cpus-per-task, --gpus-per-task)"
         )

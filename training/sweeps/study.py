@@ -1,4 +1,4 @@
-"""Running a study: every experiment at every point, finished members skipped, one folder a member."""
+"""Training of a study: every experiment at every point, finished members skipped, one folder per member."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import jax
 
 from recollect.configuration import Preempted, apply_values, to_json
 from recollect.training.experiment import Experiment, program_of
-from recollect.training.train import train_members
+from recollect.training.sweeps.population import train_members
 
 
 def members(experiments: list[Experiment], sweep: tuple[dict[str, Any], ...], folder: Path) -> list[list[Experiment]]:
-    """The members of each experiment, with their folders below `folder`/EXPERIMENT."""
-    found = []
+    """Returns the members of each experiment, with their folders below `folder`/EXPERIMENT."""
+    rows = []
     for experiment in experiments:
         row = []
         for point in sweep:
             path = folder / experiment.name / member_name(point)
             member = apply_values(experiment, point)
             row.append(chz.replace(member, run=chz.replace(member.run, directory=str(path))))
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def member_name(point: dict[str, Any]) -> str:
-    """A folder name for a point: `learning_rate=0.003,seed=1`."""
+    """Returns a folder name for a point: `learning_rate=0.003,seed=1`."""
     parts = [f"{path.rpartition('.')[2]}={value}" for path, value in point.items()]
     return re.sub(r"[^\w.=,+-]", "_", ",".join(parts)) or "only"
 
@@ -40,16 +40,13 @@ def run_study(
     folder: Path,
     *,
     together: bool | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Trains what is not finished.
+    """Trains what is not finished; returns all members' folders.
 
     Args:
       together: train members that differ in values only at once, in one compiled program; None: on accelerators (on a
         CPU, members in turn are faster).
-
-    Returns:
-      all members' folders.
 
     Raises:
       Preempted: SIGTERM came, and the members in training were saved.
@@ -59,9 +56,9 @@ def run_study(
     folders = []
     rows = members(experiments, sweep, folder)
     for number, row in enumerate(rows, 1):
-        say(f"[{number}/{len(rows)}] {row[0].name}: {len(row)} runs")
+        log(f"[{number}/{len(rows)}] {row[0].name}: {len(row)} runs")
         for group in groups(row) if together else [[member] for member in row]:
-            results = train_members(group, together=together and len(group) > 1, say=say)
+            results = train_members(group, together=together and len(group) > 1, log=log)
             if any(result["status"] == "preempted" for result in results):
                 raise Preempted(f"{folder}: preempted")
         folders += [Path(member.run.directory or "") for member in row]
@@ -69,10 +66,9 @@ def run_study(
 
 
 def groups(row: list[Experiment]) -> list[list[Experiment]]:
-    """Members that compile to one program and take device-made data, in order of appearance."""
-
+    """Returns groups of members that compile to one program and draw their data on the device, in order."""
     groups: dict[str, list[Experiment]] = {}
     for member in row:
-        key = str(to_json(program_of(member))) if hasattr(member.data, "train_batch") else f"alone {len(groups)}"
+        key = str(to_json(program_of(member))) if member.data.made_on_device else f"alone {len(groups)}"
         groups.setdefault(key, []).append(member)
     return list(groups.values())

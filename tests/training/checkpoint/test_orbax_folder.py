@@ -90,7 +90,7 @@ def test_parameters_are_read_from_the_newest_good_one(saved):
     target = next(path for path in files(saved.directory / "40") if path.parent.name == "d")
     target.write_bytes(target.read_bytes()[:-3])
     lines = []
-    params, config, step = load_params(saved.directory, say=lines.append)
+    params, config, step = load_params(saved.directory, log=lines.append)
     assert step == 20 and params["a"][0, 0] == 20 and config.name == "tiny" and isinstance(params["a"], np.ndarray)
     assert len(lines) == 1 and target.name in lines[0] and "taking step 20" in lines[0]
     assert saved.steps() == [20, 40], "reading moves nothing: a run may be using the folder"
@@ -138,11 +138,13 @@ def test_a_full_disk_keeps_the_last_good_one(saved, tmp_path, monkeypatch):
 
 
 def test_half_a_checkpoint_is_no_checkpoint(saved):
-    shutil.copytree(saved.directory / "40", saved.directory / "60.writing")
+    for name in ("60.orbax-checkpoint-tmp", "80.writing", "20.retired"):
+        shutil.copytree(saved.directory / "40", saved.directory / name)
     lines = []
     saved.recover(lines.append)
     assert lines == [
-        f"checkpoint {saved.directory}/60 was cut off while it was written: what there is of it is taken away"
+        f"checkpoint {saved.directory}/{step} was cut off while it was written: incomplete; deleted"
+        for step in (60, 80)
     ]
     assert sorted(path.name for path in saved.directory.iterdir()) == ["20", "40"]
 
@@ -159,16 +161,16 @@ def train_until(experiment, text):
             raise Stop
 
     with pytest.raises(Stop):
-        train(experiment, say=say)
+        train(experiment, log=say)
 
 
 def test_a_run_goes_on_from_the_one_before_a_damaged_one_and_never_starts_again_in_silence(tmp_path):
-    train(tiny(tmp_path / "alone"), say=lambda text: None)
+    train(tiny(tmp_path / "alone"), log=lambda text: None)
     train_until(tiny(tmp_path / "run"), "step 60")
     checkpoints = tmp_path / "run" / "checkpoints"
     (checkpoints / "40" / "meta.json").unlink()
     lines = []
-    train(tiny(tmp_path / "run"), say=lines.append)
+    train(tiny(tmp_path / "run"), log=lines.append)
     assert any("40 is damaged: meta.json is missing" in line for line in lines) and any(
         "resumed at step 20" in line for line in lines
     )
@@ -188,7 +190,7 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_one_and_never_starts_again_
         with pytest.raises(
             UserError, match=r"every checkpoint of .* is damaged .*; delete .*damaged to start again from step 0"
         ):
-            train(tiny(tmp_path / "run"), say=lambda text: None)
+            train(tiny(tmp_path / "run"), log=lambda text: None)
 
 
 @pytest.mark.parametrize("policy", ["stop", "continue"])
@@ -209,23 +211,23 @@ def test_a_run_on_a_full_disk_stops_or_goes_on_as_configured(tmp_path, monkeypat
             UserError,
             match=r"checkpoints/40 could not be written: no space is left on the disk; the last good one is of",
         ):
-            train(experiment, say=lines.append)
+            train(experiment, log=lines.append)
         assert not (tmp_path / "run" / "result.json").exists()
         assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [20]
-        train(experiment, say=lines.append)
+        train(experiment, log=lines.append)
         assert any("resumed at step 20" in line for line in lines)
     else:
-        assert train(experiment, say=lines.append)["status"] == "finished"
+        assert train(experiment, log=lines.append)["status"] == "finished"
         assert any("could not be written" in line and "going on" in line for line in lines)
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == 60
 
 
 def test_another_mesh_is_noted_and_goes_on(tmp_path):
-    alone = train(tiny(tmp_path / "alone"), say=lambda text: None)
+    alone = train(tiny(tmp_path / "alone"), log=lambda text: None)
     train_until(tiny(tmp_path / "run"), "step 60")
     wider = tiny(tmp_path / "run", mesh=Mesh(data=4))
     lines = []
-    result = train(wider, say=lines.append)
+    result = train(wider, log=lines.append)
     assert any(
         "resumed at step 40; on another mesh (data 1 -> 4); not promised to be bit-exact: mesh changed" in line
         for line in lines

@@ -22,7 +22,7 @@ from tests.quick_compilation import XLA_FLAGS
 from tests.training.same_run import assert_same_run
 from tests.training.tiny import tiny
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 
 SCRIPT = """
 import sys
@@ -109,7 +109,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 
 def test_a_run_folder_holds_what_it_promises(tmp_path):
-    result = train(tiny(tmp_path / "run"), say=lambda text: None)
+    result = train(tiny(tmp_path / "run"), log=lambda text: None)
     assert {"config.json", "environment.json", "metrics.jsonl", "result.json", "checkpoints"} <= {
         path.name for path in (tmp_path / "run").iterdir()
     }

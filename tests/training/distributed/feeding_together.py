@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from recollect.configuration import from_json
-from recollect.training.distributed import processes
+from recollect.training.distributed.host import joined
 
 
 def main() -> None:
@@ -17,18 +17,21 @@ def main() -> None:
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int)
     given = parser.parse_args()
-    with processes.joined(given.coordinator, given.processes, given.process), open(given.experiment) as file:
+    with joined(given.coordinator, given.processes, given.process), open(given.experiment) as file:
         print("found " + json.dumps(few_steps(from_json(json.load(file)))), flush=True)
 
 
 def few_steps(experiment) -> dict:
     """Losses of four steps (two calls and a skipped batch between), held-out bits a byte, and rows that this process
     read."""
-    from recollect.training.batches import local_rows, make_feed
+    from recollect.training.batches import open_batches
+    from recollect.training.evaluator import evaluate
+    from recollect.training.host_batches import local_rows
+    from recollect.training.monitoring.samples import sample
     from recollect.training.step import member_values, program_for
 
     program = program_for(experiment)
-    feed = make_feed(experiment, program, None)
+    feed = open_batches(experiment, program)
     state, values = program.init(0), member_values([experiment], False)
     losses = []
     for step in (0, 2):
@@ -36,9 +39,14 @@ def few_steps(experiment) -> dict:
             state, metrics = feed.train(state, values, length, step + place)
             losses += np.asarray(metrics["loss"]).tolist()
         feed.skip(1)
-    found = feed.evaluate(state["params"], [0])[0]
+    found = evaluate(program, state["params"], 0)
     rows = local_rows(feed.batches.rows(0), feed.batches.row_length(0), program.mesh)
-    return {"losses": losses, "bits": found["bits_per_byte"], "rows": rows, "sample": feed.sample(state["params"], 1)}
+    return {
+        "losses": losses,
+        "bits": found["bits_per_byte"],
+        "rows": rows,
+        "sample": sample(program, state["params"], 1),
+    }
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.quick_compilation import XLA_FLAGS
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 
 
 class Together:

@@ -7,8 +7,9 @@ import time
 import pytest
 
 from recollect.configuration import UserError
+from recollect.training.distributed.cluster import Place, find_place
 from recollect.training.distributed.heartbeat import PEER_LOST
-from recollect.training.distributed.processes import Place, _detected, _found_by_jax, initialise, place, process_count
+from recollect.training.distributed.host import _in_cluster, current_host, joined
 from tests.training.distributed.processes import Together, free_port
 
 SCRIPT = ["-m", "tests.training.distributed.together"]
@@ -86,31 +87,32 @@ def test_a_process_that_never_comes_is_waited_for_as_long_as_stated(tmp_path, he
 
 def test_a_taken_port_is_refused(tmp_path):
     port = free_port()
-    with socket.create_server(("", port)), pytest.raises(UserError, match=rf"port {port} cannot be opened"):
-        initialise(f"127.0.0.1:{port}", 2, 0)
+    refusal = pytest.raises(UserError, match=rf"port {port} cannot be opened")
+    with socket.create_server(("", port)), refusal, joined(f"127.0.0.1:{port}", 2, 0):
+        pass
 
 
 def test_where_a_process_stands(monkeypatch):
     for name in ("COORDINATOR", "PROCESSES", "PROCESS"):
         monkeypatch.delenv(f"RECOLLECT_{name}", raising=False)
-    assert place() is None
-    assert place(processes=1) is None
-    assert place("host:1234", 4, 3) == Place("host:1234", 4, 3)
+    assert find_place() is None
+    assert find_place(processes=1) is None
+    assert find_place("host:1234", 4, 3) == Place("host:1234", 4, 3)
     monkeypatch.setenv("RECOLLECT_COORDINATOR", "10.0.0.1:9876")
     monkeypatch.setenv("RECOLLECT_PROCESSES", "2")
     monkeypatch.setenv("RECOLLECT_PROCESS", "0")
-    assert place() == Place("10.0.0.1:9876", 2, 0)
-    assert place(index=1) == Place("10.0.0.1:9876", 2, 1), "an argument goes before a variable"
+    assert find_place() == Place("10.0.0.1:9876", 2, 0)
+    assert find_place(index=1) == Place("10.0.0.1:9876", 2, 1), "an argument goes before a variable"
     with pytest.raises(UserError, match="numbered from 0 to 1"):
-        place(index=2)
+        find_place(index=2)
     with pytest.raises(UserError, match="must be HOST:PORT"):
-        place(coordinator="10.0.0.1")
+        find_place(coordinator="10.0.0.1")
     monkeypatch.setenv("RECOLLECT_PROCESS", "one")
     with pytest.raises(UserError, match="RECOLLECT_PROCESS=one"):
-        place()
+        find_place()
     monkeypatch.delenv("RECOLLECT_PROCESS")
     with pytest.raises(UserError, match="--process I is missing"):
-        place()
+        find_place()
 
 
 SLURM = {
@@ -134,12 +136,12 @@ OPEN_MPI = {
     ids=["Slurm", "Open MPI"],
 )
 def test_a_cluster_that_jax_knows_needs_no_arguments(monkeypatch, variables, host, processes, index):
-    assert not _detected(), "this machine is none"
+    assert not _in_cluster() and find_place() is None, "this machine is none"
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert _detected()
-    found = _found_by_jax(5)
+    assert _in_cluster()
+    found = find_place(timeout=5)
     assert (found.coordinator.rpartition(":")[0], found.processes, found.index) == (host, processes, index)
     monkeypatch.setenv("RECOLLECT_PROCESSES", "1")
-    initialise()  # alone, where asked to be
-    assert process_count() == 1
+    with joined() as host:  # alone, where asked to be
+        assert host.count == 1 and host is current_host()

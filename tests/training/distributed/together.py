@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from recollect.configuration import UserError
-from recollect.training.distributed import processes
+from recollect.training.distributed.host import Host, joined
 
 
 def main() -> None:
@@ -21,24 +21,24 @@ def main() -> None:
     asked_to_stop = []
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(True))
     try:
-        with processes.joined(given.coordinator, given.processes, given.process):
-            act(given.what, given.folder, asked_to_stop)
+        with joined(given.coordinator, given.processes, given.process) as host:
+            act(host, given.what, given.folder, asked_to_stop)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def act(what: str, folder: Path, asked_to_stop: list) -> None:
+def act(host: Host, what: str, folder: Path, asked_to_stop: list) -> None:
     import jax.numpy as jnp
     from jax.experimental.multihost_utils import process_allgather
 
-    index = processes.process_index()
+    index = host.index
     if what == "differ":
-        processes.agree({"config": {"steps": [10, 20 + index]}})
+        host.check_equal({"config": {"steps": [10, 20 + index]}})
     if what == "blind":
-        processes.check_shared(folder / str(index))
-    processes.agree({"config": {"steps": [10, 20]}})
-    processes.check_shared(folder / "shared")
+        host.check_shared(folder / str(index))
+    host.check_equal({"config": {"steps": [10, 20]}})
+    host.check_shared(folder / "shared")
     gathered = process_allgather(jnp.array([index]))
     print(f"ready, gathered {gathered.ravel().tolist()}", flush=True)
     if what == "wait":
@@ -50,7 +50,7 @@ def act(what: str, folder: Path, asked_to_stop: list) -> None:
         process_allgather(jnp.arange(2))
         time.sleep(0.02)
         step += 10
-        if processes.stop_together(step, bool(asked_to_stop)):
+        if host.stop_together(step, bool(asked_to_stop)):
             print(f"stopped at step {step}", flush=True)
             break
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from recollect.configuration import UserError
-from recollect.training.experiment import Run
-from recollect.training.monitoring.profiling import Profile, keep_compiled_programs, parse_window
+from recollect.configuration.paths import cpu_features, keep_compiled_programs
+from recollect.training.experiment import Run, parse_window
+from recollect.training.monitoring.profiling import Profile
 
 
 def test_windows():
@@ -41,7 +42,9 @@ def test_compiled_programs_are_kept_where_asked(tmp_path, monkeypatch):
     least = jax.config.jax_persistent_cache_min_compile_time_secs
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        assert keep_compiled_programs(None) is None  # a CPU
+        monkeypatch.setenv("RECOLLECT_CACHE", str(tmp_path / "cpu"))
+        by_features = keep_compiled_programs(None)  # a CPU's code belongs to its features
+        assert by_features == tmp_path / "cpu" / "compiled" / f"cpu-{cpu_features()}-jax-{jax.__version__}"
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         folder = tmp_path / "compiled"
         assert keep_compiled_programs(str(folder)) == folder
@@ -50,6 +53,7 @@ def test_compiled_programs_are_kept_where_asked(tmp_path, monkeypatch):
         assert keep_compiled_programs(None) == folder  # what jax was told otherwise stays
         assert keep_compiled_programs("off") is None and jax.config.jax_compilation_cache_dir is None
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        jax.config.update("jax_compilation_cache_dir", None)
         monkeypatch.setenv("RECOLLECT_CACHE", str(tmp_path / "cache"))
         assert keep_compiled_programs(None) == tmp_path / "cache" / "compiled"
         (tmp_path / "file").touch()

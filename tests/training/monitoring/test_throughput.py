@@ -119,7 +119,7 @@ def test_a_run_tells_its_rates_and_leaves_a_trace(tmp_path):
     said = []
     begun = time.perf_counter()
     result = train(
-        tiny(tmp_path / "run", steps=30, profile="10:12", evaluate_every=30, checkpoint_every=30), say=said.append
+        tiny(tmp_path / "run", steps=30, profile="10:12", evaluate_every=30, checkpoint_every=30), log=said.append
     )
     wall = time.perf_counter() - begun
     assert result["tokens_per_second"] == pytest.approx(16 * 16 / result["step_seconds"])
@@ -134,15 +134,17 @@ def test_a_run_tells_its_rates_and_leaves_a_trace(tmp_path):
 
 
 def test_the_line_on_the_terminal(tmp_path, monkeypatch):
-    from recollect.training.monitoring.run_log import Reporter
-    from recollect.training.run_folder import RunFolder
+    from recollect.training.monitoring.run_log import RunLog
+    from recollect.training.run_state import RunState
+    from recollect.training.step_pipeline import Call
 
-    experiment = tiny(tmp_path / "run")
-    said, meter = [], Meter(10.0, 1e6)
-    reporter = Reporter([RunFolder(tmp_path / "run", experiment)], experiment, said.append, meter)
+    said = []
+    run = RunState(tiny(tmp_path / "run"), said.append)
+    run.meter = Meter(10.0, 1e6)
     monkeypatch.setattr("sys.stderr.isatty", lambda: False)
-    meter.step(10, 20_000, 2.0, 0.001)
-    reporter.steps(10, {"loss": np.full(10, 2.5), "gradient_norm": np.full(10, 0.25)}, [True], [2.0])
+    run.meter.step(10, 20_000, 2.0, 0.001)
+    metrics = {"loss": np.full(10, 2.5), "gradient_norm": np.full(10, 0.25)}
+    RunLog(run).after_call(run, Call(10, 10, metrics, None, 0.0, 0.0, 2.0))
     assert said == [
         "  step 10/60 loss 2.5000, gradient norm 0.25, 10,000 tokens/s, 200 ms a step, MFU 10.0%, 0.1% waiting for data"
     ]

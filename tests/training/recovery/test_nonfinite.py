@@ -12,7 +12,8 @@ from recollect.data.text.rows.by_number import Batches
 from recollect.training.checkpoint.orbax_folder import load_params
 from recollect.training.recovery.loss_spikes import Spikes
 from recollect.training.recovery.replay import replay
-from recollect.training.train import train, train_members
+from recollect.training.sweeps.population import train_members
+from recollect.training.train import train
 from tests.training.tiny import tiny, tiny_text, write_corpus
 
 
@@ -56,7 +57,7 @@ def params(folder):
 
 def test_a_poisoned_batch_is_skipped_and_counted_once(tmp_path, corpus, poison):
     poison({5, 17}, weights=np.nan)
-    result = train(tiny_text(tmp_path / "run", corpus), say=lambda text: None)
+    result = train(tiny_text(tmp_path / "run", corpus), log=lambda text: None)
     assert (result["status"], result["skipped_steps"], result["steps"]) == ("finished", 2, 24)
     skipped = [record["step"] for record in lines(tmp_path / "run", "step", "skipped") if record.get("skipped")]
     assert skipped == [6, 18]
@@ -67,7 +68,7 @@ def test_a_poisoned_batch_is_skipped_and_counted_once(tmp_path, corpus, poison):
 def test_too_many_in_a_row_end_the_run_with_what_reproduces_them(tmp_path, corpus, poison, first):
     poison({3, first, first + 1, first + 2}, weights=np.nan)
     said = []
-    result = train(tiny_text(tmp_path / "run", corpus), say=said.append)
+    result = train(tiny_text(tmp_path / "run", corpus), log=said.append)
     assert (result["status"], result["skipped_steps"]) == ("diverged", 4)
     assert result["failure"]["step"] == first + 3 and "weights" in result["failure"]["found"]
     assert any(f"python main.py replay {result['failure']['folder']}" in line for line in said)
@@ -75,7 +76,7 @@ def test_too_many_in_a_row_end_the_run_with_what_reproduces_them(tmp_path, corpu
     assert replay(result["failure"]["folder"], found.append)
     assert any(line.startswith("reproduced") for line in found)
     again = []
-    assert train(tiny_text(tmp_path / "run", corpus), say=again.append)["status"] == "diverged"
+    assert train(tiny_text(tmp_path / "run", corpus), log=again.append)["status"] == "diverged"
     assert "already finished" in again[-1]
 
 
@@ -83,7 +84,7 @@ def test_members_of_a_population_diverge_alone(tmp_path):
     # Adam's first steps are as long as the learning rate: one of 1e38 leaves no finite parameter.
     rates = [1e-2, 1e38]
     members = [tiny(tmp_path / str(rate), learning_rate=rate) for rate in rates]
-    results = train_members(members, together=True, say=lambda text: None)
+    results = train_members(members, together=True, log=lambda text: None)
     assert [result["status"] for result in results] == ["finished", "diverged"]
     assert results[0]["steps"] == 60 and results[1]["skipped_steps"] == 3
     assert replay(results[1]["failure"]["folder"], lambda text: None)
@@ -94,7 +95,7 @@ def test_a_spike_sends_the_run_back_past_its_data_and_a_kill_changes_nothing(tmp
     poison({13}, targets=0)
     spikes = Spikes(window=5, threshold=10.0, warmup=10)
     said = []
-    result = train(tiny_text(tmp_path / "whole", corpus, spikes=spikes), say=said.append)
+    result = train(tiny_text(tmp_path / "whole", corpus, spikes=spikes), log=said.append)
     assert (result["status"], result["rollbacks"], result["steps"]) == ("finished", 1, 24)
     assert any("step 14: the loss jumped" in line for line in said) and any(
         "resumed at step 8" in line for line in said
@@ -102,7 +103,7 @@ def test_a_spike_sends_the_run_back_past_its_data_and_a_kill_changes_nothing(tmp
     assert any("6 batches after step 8 are left out" in line for line in said)
     extra = json.loads((tmp_path / "whole" / "checkpoints" / "24" / "meta.json").read_text())["extra"]
     assert extra["data_state"]["offset"] == 6
-    calm = train(tiny_text(tmp_path / "calm", corpus), say=lambda text: None)
+    calm = train(tiny_text(tmp_path / "calm", corpus), log=lambda text: None)
     assert "rollbacks" not in calm and max(record.get("loss", 0) for record in lines(tmp_path / "calm", "loss")) > 5
     assert [record["step"] for record in lines(tmp_path / "whole", "step")] == [
         record["step"] for record in lines(tmp_path / "calm", "step")
@@ -115,8 +116,8 @@ def test_a_spike_sends_the_run_back_past_its_data_and_a_kill_changes_nothing(tmp
                 raise Stop
 
         with pytest.raises(Stop):
-            train(tiny_text(cut, corpus, spikes=spikes), say=say)
-        again = train(tiny_text(cut, corpus, spikes=spikes), say=lambda text: None)
+            train(tiny_text(cut, corpus, spikes=spikes), log=say)
+        again = train(tiny_text(cut, corpus, spikes=spikes), log=lambda text: None)
         assert again["rollbacks"] == 1
         for one, two in zip(params(tmp_path / "whole"), params(cut), strict=True):
             np.testing.assert_array_equal(one, two)
@@ -125,5 +126,5 @@ def test_a_spike_sends_the_run_back_past_its_data_and_a_kill_changes_nothing(tmp
 
 def test_recall_has_no_data_to_leave_out(tmp_path):
     with pytest.raises(UserError, match="a recall task's batches are drawn anew"):
-        train(tiny(tmp_path / "run", spikes=Spikes()), say=lambda text: None)
+        train(tiny(tmp_path / "run", spikes=Spikes()), log=lambda text: None)
     assert not (tmp_path / "run").exists()

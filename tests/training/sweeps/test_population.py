@@ -10,7 +10,8 @@ import pytest
 from recollect.training.checkpoint.orbax_folder import load_params
 from recollect.training.experiment import program_of
 from recollect.training.step import Program, member_values
-from recollect.training.train import train, train_members
+from recollect.training.sweeps.population import train_members
+from recollect.training.train import train
 from tests.training.tiny import tiny
 
 POINTS = [(1e-3, 0), (1e-3, 1), (1e-2, 0), (1e-2, 1)]
@@ -60,8 +61,8 @@ def test_a_members_bits_do_not_depend_on_its_mates(tmp_path):
 
 
 def test_together_ends_where_runs_in_turn_end(tmp_path):
-    together = train_members(members(tmp_path / "together"), together=True, say=lambda text: None)
-    in_turn = train_members(members(tmp_path / "in_turn"), together=False, say=lambda text: None)
+    together = train_members(members(tmp_path / "together"), together=True, log=lambda text: None)
+    in_turn = train_members(members(tmp_path / "in_turn"), together=False, log=lambda text: None)
     for a, b in zip(together, in_turn, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
         assert abs(a["accuracy"] - b["accuracy"]) <= 0.02
@@ -71,13 +72,13 @@ def test_together_ends_where_runs_in_turn_end(tmp_path):
 def test_members_that_stop_early_are_frozen(tmp_path):
     lines: list[str] = []
     # Accuracy 0 is reached at the first evaluation by everyone; none can reach 2.
-    first = train_members(members(tmp_path, stop_at_accuracy=0.0), together=True, say=lines.append)
+    first = train_members(members(tmp_path, stop_at_accuracy=0.0), together=True, log=lines.append)
     assert all(result["status"] == "stopped early" and result["steps"] == 20 for result in first)
 
 
 def test_a_frozen_member_keeps_its_parameters_while_others_go_on(tmp_path):
     experiments = members(tmp_path, stop_at_accuracy=0.05)
-    results = train_members(experiments, together=True, say=lambda text: None)
+    results = train_members(experiments, together=True, log=lambda text: None)
     stopped = [index for index, result in enumerate(results) if result["status"] == "stopped early"]
     going = [index for index, result in enumerate(results) if result["status"] == "finished"]
     assert stopped and going, "the setting must have both kinds of members"
@@ -96,7 +97,7 @@ def test_a_frozen_member_keeps_its_parameters_while_others_go_on(tmp_path):
 
 
 def test_a_population_resumes_with_the_same_bits_and_skips_what_is_done(tmp_path):
-    whole = train_members(members(tmp_path / "whole"), together=True, say=lambda text: None)
+    whole = train_members(members(tmp_path / "whole"), together=True, log=lambda text: None)
     half = members(tmp_path / "half")
     stopped = [chz.replace(member, run=chz.replace(member.run, steps=60)) for member in half]
 
@@ -108,9 +109,9 @@ def test_a_population_resumes_with_the_same_bits_and_skips_what_is_done(tmp_path
             raise Stop
 
     with pytest.raises(Stop):
-        train_members(stopped, together=True, say=stop_at_40)
+        train_members(stopped, together=True, log=stop_at_40)
     lines: list[str] = []
-    resumed = train_members(half, together=True, say=lines.append)
+    resumed = train_members(half, together=True, log=lines.append)
     assert any("resumed at step 20" in line for line in lines)
     for a, b in zip(whole, resumed, strict=True):
         assert (a["loss"], a["accuracy"]) == (b["loss"], b["accuracy"])
@@ -120,14 +121,14 @@ def test_a_population_resumes_with_the_same_bits_and_skips_what_is_done(tmp_path
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
             np.testing.assert_array_equal(a, b)
     lines.clear()
-    train_members(half, together=True, say=lines.append)
+    train_members(half, together=True, log=lines.append)
     assert len([line for line in lines if "already finished" in line]) == 4
 
 
 def test_a_lone_run_is_skipped_when_done_and_goes_on_when_asked_for_more(tmp_path):
     lines: list[str] = []
-    train(tiny(tmp_path / "run"), say=lines.append)
-    again = train(tiny(tmp_path / "run"), say=lines.append)
+    train(tiny(tmp_path / "run"), log=lines.append)
+    again = train(tiny(tmp_path / "run"), log=lines.append)
     assert "already finished" in lines[-1] and again["steps"] == 60
-    more = train(tiny(tmp_path / "run", steps=80), say=lines.append)
+    more = train(tiny(tmp_path / "run", steps=80), log=lines.append)
     assert more["steps"] == 80 and any("resumed at step 60" in line for line in lines)

@@ -79,9 +79,9 @@ def silent(_: str) -> None:
 def test_a_study_gives_the_same_table_and_one_that_cannot_run_stops_no_other(tmp_path, address):
     good = tiny(tmp_path / "unused")
     bad = chz.replace(good, name="too_many_devices", run=chz.replace(good.run, batch_size=64, mesh=Mesh(data=64)))
-    alone = run_study([good], SWEEP, tmp_path / "alone", together=False, say=silent)
+    alone = run_study([good], SWEEP, tmp_path / "alone", together=False, log=silent)
     said: list[str] = []
-    swept = run_study_on_ray([bad, good], SWEEP, tmp_path / "ray", address=address, say=said.append)
+    swept = run_study_on_ray([bad, good], SWEEP, tmp_path / "ray", address=address, log=said.append)
     assert [folder.relative_to(tmp_path / "ray") for folder in swept.folders] == [
         folder.relative_to(tmp_path / "alone") for folder in alone
     ]
@@ -93,14 +93,14 @@ def test_a_study_gives_the_same_table_and_one_that_cannot_run_stops_no_other(tmp
     write_csv(tmp_path / "ray.csv", load_runs(swept.folders))
     assert numbers(tmp_path / "alone.csv") == numbers(tmp_path / "ray.csv")
     before = [(folder / "result.json").stat().st_mtime_ns for folder in swept.folders]
-    again = run_study_on_ray([good], SWEEP, tmp_path / "ray", address=address, say=said.append)
+    again = run_study_on_ray([good], SWEEP, tmp_path / "ray", address=address, log=said.append)
     assert again.folders == swept.folders and "2 finished before" in said[-1]
     assert [(folder / "result.json").stat().st_mtime_ns for folder in again.folders] == before
 
 
 def test_a_killed_worker_loses_nothing(tmp_path, address):
     experiment = tiny(tmp_path / "unused", steps=400)
-    (alone,) = run_study([experiment], ({},), tmp_path / "alone", together=False, say=silent)
+    (alone,) = run_study([experiment], ({},), tmp_path / "alone", together=False, log=silent)
     killed: list[int] = []
 
     def kill() -> None:
@@ -114,7 +114,7 @@ def test_a_killed_worker_loses_nothing(tmp_path, address):
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     said: list[str] = []
-    swept = run_study_on_ray([experiment], ({},), tmp_path / "ray", address=address, say=said.append)
+    swept = run_study_on_ray([experiment], ({},), tmp_path / "ray", address=address, log=said.append)
     thread.join(5)
     assert killed and not swept.failures
     assert any("lost its worker" in line and "started again from its last checkpoint (1 of 3)" in line for line in said)
@@ -128,7 +128,7 @@ def test_a_killed_worker_loses_nothing(tmp_path, address):
 
 def test_a_task_that_no_machine_can_hold_is_refused(tmp_path, address):
     with pytest.raises(UserError, match="1000 CPUs and 0 GPUs, which no machine of the cluster has"):
-        run_study_on_ray([tiny(tmp_path / "unused")], SWEEP, tmp_path, address=address, cpus=1000, say=silent)
+        run_study_on_ray([tiny(tmp_path / "unused")], SWEEP, tmp_path, address=address, cpus=1000, log=silent)
 
 
 def test_a_folder_that_a_worker_does_not_see_is_named(tmp_path):
@@ -141,7 +141,7 @@ def test_a_folder_that_a_worker_does_not_see_is_named(tmp_path):
 def test_without_ray_the_command_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'ray>=2\.40'"):
-        run_study_on_ray([tiny(tmp_path / "unused")], SWEEP, tmp_path, say=silent)
+        run_study_on_ray([tiny(tmp_path / "unused")], SWEEP, tmp_path, log=silent)
 
 
 def test_what_a_study_can_run_on(capsys):

@@ -1,4 +1,4 @@
-"""Batches by number: each row once an epoch, constant tokens, any split over processes, no target across documents."""
+"""GlobalBatches by number: each row once an epoch, constant tokens, any split over processes, no target across documents."""
 
 import collections
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.configuration import UserError
-from recollect.data.text.rows.by_number import Batches
-from recollect.data.text.rows.curriculum import Chunked, Decomposed, Packed
+from recollect.data.text.rows import Chunked, Decomposed, Packed
+from recollect.data.text.rows.by_number import GlobalBatches
 from tests.data.text.documents import CountedDocuments
 
 LENGTH = 16
@@ -25,7 +25,7 @@ WAYS = [
 def make(lengths, way, *, batch_size=3, seed=0, shuffle=True, length=LENGTH):
     documents = CountedDocuments(lengths)
     plan = way.plan(documents.lengths, length, seed)
-    return Batches(documents, plan, way, length=length, batch_size=batch_size, seed=seed, shuffle=shuffle)
+    return GlobalBatches(documents, plan, way, length=length, batch_size=batch_size, seed=seed, shuffle=shuffle)
 
 
 lengths_of_documents = st.lists(st.integers(1, 90), min_size=1, max_size=25).filter(lambda lengths: max(lengths) > 4)

@@ -1,0 +1,131 @@
+"""Files and small facts of the machine: writing as a whole, JSON, digests, dotted names, error lines, CPU cores.
+
+The one copy of each. Nothing here imports more than the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from recollect.configuration.base import UserError
+
+TEMPORARY = ".writing-"
+"""What the name of a file starts with until it is whole; a process that was killed may leave one."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXT = ("No space left on device", "Disk quota exceeded", "File too large")
+
+
+class DiskFull(UserError):
+    """A file could not be written because the disk (or the quota) is full."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Returns whether an error, or one that caused it, says that no space is left.
+
+    Storage libraries wrap the operating system's error in types of their own, so the text counts too.
+    """
+    while error is not None:
+        if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in _FULL):
+            return True
+        if any(text in str(error) for text in _FULL_TEXT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the folder of `path`; what is written there replaces `path` as a whole, or not at all.
+
+    The file is flushed to the disk before it is renamed.
+
+    Raises:
+      DiskFull: no space is left; the file that was at `path` stays.
+    """
+    temporary = path.with_name(TEMPORARY + path.name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise DiskFull(f"{path} could not be written: {error.strerror}") from error
+        raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a whole file (UTF-8) or nothing; raises as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any, indent: int = 2) -> None:
+    """Writes a whole JSON file or nothing; raises as `replacing` does."""
+    replace_text(Path(path), json.dumps(data, indent=indent) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Returns what a JSON file holds.
+
+    Raises:
+      UserError: the file is missing, cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({type(error).__name__})") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Returns the object that a JSON file holds.
+
+    Raises:
+      UserError: as `read_json`, or it holds something else.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must hold one JSON object, not {type(data).__name__}")
+    return data
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flatten(tree: Any, prefix: str = "", leaf: Callable[[Any], Any] = lambda value: value) -> dict[str, Any]:
+    """Returns {"a.b.0": value} for nested dicts and lists, in their order, with `leaf` applied to each value."""
+    if not isinstance(tree, dict | list):
+        return {prefix: leaf(tree)}
+    flat: dict[str, Any] = {}
+    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        flat |= flatten(value, f"{prefix}.{name}" if prefix else str(name), leaf)
+    return flat
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Returns the first line of an error's message, cut to `limit` characters; its type where it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
+
+
+def cpu_count() -> int:
+    """Returns how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,78 @@
+"""Links of the README and of the documents lead somewhere, and the code of the workflow pages runs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").rglob("*.md"))]
+TINY = ["data.vocab_size=32", "data.length=16", "data.pairs=2", "data.evaluation_examples=32", "run.batch_size=16"]
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub and MkDocs make them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    broken = []
+    for target in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue  # nothing may be downloaded
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        if not linked.exists() or (anchor and anchor not in anchors(linked)):
+            broken.append(target)
+    assert not broken
+
+
+def test_papers_are_linked_by_number():
+    links = re.findall(r"https://\S+?(?=\))", (PROJECT / "README.md").read_text())
+    assert len(links) >= 15
+    assert all(re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", link) for link in links)
+
+
+def test_the_readme_takes_five_minutes():
+    assert 150 <= len((PROJECT / "README.md").read_text().splitlines()) <= 180
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (PROJECT / "mkdocs.yml").read_text()
+    pages = [str(page.relative_to(PROJECT / "docs")) for page in PAGES if page.is_relative_to(PROJECT / "docs")]
+    assert not [page for page in pages if f": {page}\n" not in navigation]
+
+
+def code_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "workflows" / page).read_text(), re.S)
+
+
+def run(folder: Path, *command: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_workflows_run(tmp_path):
+    """In a folder outside the checkout, in the order in which a user would come to them."""
+    command = ["-m", "recollect.main"]
+    (tmp_path / "my_mixer.py").write_text(code_of("compare.md")[0])
+    small = [*TINY, "run.steps=4", "run.steps_per_call=2"]
+    out = run(tmp_path, *command, "compare", "mqar.small", "--with", "my_mixer.py", "--only", "small_based", *small)
+    assert "small_based" in out
+    run(tmp_path, *command, "train", "mqar.attention", *small)
+    assert "finished" in run(tmp_path, "-c", code_of("read_a_run.md")[0])
+    losses = run(tmp_path, "-c", code_of("fine_tune.md")[0].replace("data.pairs=4", "data.pairs=1"))
+    assert [line.split()[0] for line in losses.splitlines()[-2:]] == ["10", "20"]
+    for code in code_of("library.md"):
+        run(tmp_path, "-c", code)
+    study = code_of("sweep.md")[0] + "\nassert len(windows().experiments) == 4 and len(windows().sweep) == 9\n"
+    run(tmp_path, "-c", study)

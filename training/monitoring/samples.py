@@ -1,0 +1,44 @@
+"""Samples of a text model, printed while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from recollect.configuration import UserError
+from recollect.models.functional import Params
+from recollect.models.generation import generate
+from recollect.training.distributed.host import current_host
+from recollect.training.hooks import Hook
+from recollect.training.monitoring.run_log import RunLog
+from recollect.training.run_state import RunState
+from recollect.training.step import Program, evaluated
+from recollect.training.step_pipeline import Call
+
+
+class PrintSamples(Hook):
+    """Continues a held-out document each `run.sample_every` steps."""
+
+    def __init__(self, run_log: RunLog):
+        self.run_log = run_log
+
+    def due(self, run: RunState, call: Call) -> bool:
+        return call.crosses(run.experiment.run.sample_every)
+
+    def act(self, run: RunState, call: Call) -> None:
+        host = current_host()
+        params = host.whole(evaluated(run.state))
+        if host.is_main:
+            self.run_log.progress.log("  sample: " + sample(run.program, params, run.progress.step))
+
+
+def sample(program: Program, params: Params, step: int) -> str:
+    """Returns the beginning of a held-out document and its continuation; `step` picks the document."""
+    data: Any = program.data
+    try:
+        prompt = data.prompt(seed=step)
+    except UserError as error:
+        return str(error)
+    tokens = generate(program.model, params, np.array([prompt]), 120, temperature=0.8, top_p=0.95, seed=step)
+    return repr(data.decode(prompt)) + " -> " + repr(data.decode(tokens[0]))

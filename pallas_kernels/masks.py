@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from jaxtyping import Array, Bool
 
 ORDINARY, LANDMARK = 0, 1
 """Types of tokens."""
@@ -70,7 +71,7 @@ class Mask:
         whose fields query.NAME and key.NAME have the attributes low and high."""
         raise NotImplementedError
 
-    def dense(self, query: TokenFields, key: TokenFields) -> jax.Array:
+    def dense(self, query: TokenFields, key: TokenFields) -> Bool[Array, "b t s"]:
         """Returns the (b, t, s) bool mask of all pairs, False where either is padding."""
         for fields in (query.present(), key.present()):
             missing = sorted(self.fields - fields.keys())
@@ -298,7 +299,7 @@ def causal(window: int | None = None, *, segmented: bool = False, ordered: bool 
 
     Args:
       window: keys that a query sees, itself included; None is all before it.
-      segmented: whether documents are told apart by the field segments.
+      segmented: whether documents are separated by the field segments.
       ordered: whether keys stored after a query are known to be hidden from it (`StoredNear`; needs the field order).
     """
     mask: Mask = Causal()

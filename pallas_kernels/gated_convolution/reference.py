@@ -1,4 +1,4 @@
-"""The naive forms: every pair of tokens, with the number of valid tokens between them as the lag. Memory O(b t^2 d)."""
+"""The specification: every pair of tokens, the lag being the valid tokens between them. Memory O(b t^2 d)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from recollect.pallas_kernels.segments import zero_padding
 
 
 def short_convolution(
@@ -48,8 +50,10 @@ def short_convolution(
     total = jnp.sum(segments != 0, axis=1)
     known = jnp.concatenate([jnp.ones((b, k - 1), bool), segments != 0], axis=1)
     last = jnp.sum(jnp.where(known & (value_ranks == total[:, None] - 1), value_segments, 0), axis=1)
-    wanted = total[:, None] + jnp.arange(1 - k, 0)
-    chosen = (wanted[:, :, None] == value_ranks[:, None, :]) & (known & (value_segments == last[:, None]))[:, None, :]
+    ranks_of_state = total[:, None] + jnp.arange(1 - k, 0)
+    chosen = (ranks_of_state[:, :, None] == value_ranks[:, None, :]) & (known & (value_segments == last[:, None]))[
+        :, None, :
+    ]
     state = jnp.einsum("bms,bsd->bmd", chosen.astype(values.dtype), values, precision="highest")
     return y.astype(x.dtype), state.astype(old.dtype)
 
@@ -76,5 +80,5 @@ def _ranks(segments: jax.Array) -> jax.Array:
 
 
 def _zeroed(x: jax.Array, segments: jax.Array) -> jax.Array:
-    """x without its padding, in fp32 (float64 stays: tests measure errors against it)."""
-    return jnp.where((segments != 0)[:, :, None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
+    """Returns x without its padding, in fp32 (float64 stays: tests measure errors against it)."""
+    return zero_padding(x, segments).astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,6 +1,6 @@
-"""Head-mixture attention on scheduled tiles (recollect.pallas_kernels.scheduled_attention): each tile of the head_tiles has
-one key head, and its block schedule, made on the device from its rows' positions and documents, leaves out keys that
-come after its last row."""
+"""Head-mixture attention on scheduled tiles (recollect.pallas_kernels.scheduled_attention): each tile of the head_tiles
+has one key head, and its block schedule, made on the device from its rows' positions and documents, leaves out keys
+that come after its last row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recollect.pallas_kernels.sharding import over_mesh
 
 FEWEST_QUERIES = 8
 LARGEST_TILE = 256
-"""Rows: half a tile a head is filler."""
+"""Rows: half a tile per head is filler."""
 
 
 def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
@@ -29,7 +29,7 @@ def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Cal
     ) -> tuple[jax.Array, jax.Array]:
         (b, t, h, _), s = q.shape, k.shape[1]
         active = min(active, h)  # on a mesh a device has a part of the heads
-        own = [head * k.shape[2] // h for head in range(h)] if key_heads is None else key_heads
+        heads = [head * k.shape[2] // h for head in range(h)] if key_heads is None else key_heads
         query_tile, key_tile = _tiles(kernels, q, k, v, active)
         head_tiles = group_by_head(chosen, active, query_tile)
         positions = (
@@ -53,7 +53,7 @@ def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Cal
             scale=scale,
             query_tile=query_tile,
             key_tile=key_tile,
-            key_heads=jnp.asarray(own, jnp.int32)[head_tiles.heads],
+            key_heads=jnp.asarray(heads, jnp.int32)[head_tiles.heads],
         )
         return head_tiles.combine(out[:, :, 0]), jnp.where(chosen, head_tiles.combine(lse)[..., 0], -jnp.inf)
 
@@ -88,7 +88,7 @@ def _letters(heads: str) -> dict[str, str]:
 
 
 def _tiles(kernels: flash_vjp.KernelModule, q: Any, k: Any, v: Any, active: int) -> tuple[int, int]:
-    """Rows and keys a tile: a kernel's own choice for a head's share of the queries."""
+    """Returns rows and keys per tile: a kernel's default for a head's share of the queries."""
     t, h = q.shape[1:3]
     query_tile, key_tile = kernels.tile_sizes(max(1, t * active // h), k.shape[1], q.shape[3], v.shape[3], q.dtype)
     return min(query_tile, LARGEST_TILE), key_tile

@@ -1,4 +1,4 @@
-"""Where landmark blocks lie among stored tokens. With c = block + 1, a token stands in block position // c of its
+"""Finds landmark blocks among stored tokens. With c = block + 1, a token stands in block position // c of its
 document, at position % c.
 
 Keys of one document are stored in order and without gaps, so two landmarks are at least c tokens apart, and no c
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class LandmarkBlocks:
-    """The complete landmark blocks of stored keys, one a window of c = block + 1 of them, in order of storage.
+    """The complete landmark blocks of stored keys, one per window of c = block + 1 of them, in order of storage.
 
     Attributes:
       exists: (b, n) bool, whether a block closes in this window; if not, the others are of no meaning.
@@ -35,7 +35,7 @@ jax.tree_util.register_dataclass(LandmarkBlocks, data_fields=["exists", "start",
 
 
 def complete_blocks(positions: jax.Array, segments: jax.Array, block: int) -> LandmarkBlocks:
-    """The blocks of keys with positions and segments (b, s) int; n is s / c, rounded up."""
+    """Returns the blocks of keys with positions and segments (b, s) int; n is s / c, rounded up."""
     b, s = positions.shape
     c = block + 1
     n = -(-s // c)
@@ -55,8 +55,8 @@ def complete_blocks(positions: jax.Array, segments: jax.Array, block: int) -> La
 
 
 def slices(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    """`size` consecutive rows from each start: x (b, s, ...) and start (b, ...) int to (b, ..., size, ...). Slices that
-    would end behind the last row are moved forward to end there."""
+    """Returns `size` consecutive rows from each start: x (b, s, ...) and start (b, ...) int to (b, ..., size, ...).
+    Slices that would end behind the last row are moved forward to end there."""
 
     def row(x: jax.Array, start: jax.Array) -> jax.Array:
         return jax.vmap(lambda first: jax.lax.dynamic_slice_in_dim(x, first, size))(start)

@@ -1,7 +1,7 @@
-"""Landmark attention on scheduled tiles: the query's own block is masked attention, the earlier ones are landmark
-blocks, a tile each; the two are over disjoint keys, and merge by their log-sum-exps
-(pallas_kernels/scheduled_attention). Gradients follow, as nothing here is but
-arrangement: blocks are laid out with their unused slots 0.
+"""Landmark attention on scheduled tiles: the query's current block is masked attention, the previous ones are landmark
+blocks, one tile each; the two are over disjoint keys, and merge by their log-sum-exps
+(pallas_kernels/scheduled_attention). Gradients follow by themselves, as this module only rearranges arrays: blocks are
+laid out with their unused slots 0.
 
 In one document from its start all fields are known when the program is traced, and so are the tiles to visit. In other
 self-attention it is still known that what is stored late is hidden: `StoredNear` bounds tiles by place of storage.
@@ -73,7 +73,7 @@ class _LandmarkCall:
     self_attention: bool
 
     def current_block(self, q, k, v, query: Fields, key: Fields) -> tuple[jax.Array, jax.Array]:
-        """Attention to the query's own block."""
+        """Returns attention to the query's current block."""
         mask = causal(segmented=SEGMENTS in query) & SameBlock() & IsOrdinary()
         if self.self_attention and not isinstance(query["positions"], np.ndarray):
             mask = mask & StoredNear(reach=self.block + 1)
@@ -81,7 +81,7 @@ class _LandmarkCall:
         return self._attend(q, k, v, mask, query, key, tiles, None)
 
     def previous_blocks(self, q, k, v, query: Fields, key: Fields) -> tuple[jax.Array, jax.Array] | None:
-        """Attention to earlier blocks; None if there can be none."""
+        """Returns attention to previous blocks; None if there can be none."""
         c = self.block + 1
         # In self-attention no query is left of a block that ends with the last token.
         s = k.shape[1] - 1 if self.self_attention else k.shape[1]
@@ -98,15 +98,15 @@ class _LandmarkCall:
         else:
             positions = jnp.broadcast_to(key["positions"], k.shape[:2])
             segments = jnp.broadcast_to(key.get(SEGMENTS, np.ones((1, 1), np.int32)), k.shape[:2])
-            found = complete_blocks(positions, segments, self.block)
-            laid_k, laid_v = (_laid_out(slices(x, found.start, c), slots) for x in (k, v))
-            of_blocks = {"blocks": found.number, SEGMENTS: found.segment}
+            blocks = complete_blocks(positions, segments, self.block)
+            laid_k, laid_v = (_laid_out(slices(x, blocks.start, c), slots) for x in (k, v))
+            of_blocks = {"blocks": blocks.number, SEGMENTS: blocks.segment}
             of_queries = {"blocks": query["blocks"], SEGMENTS: query.get(SEGMENTS, np.ones((1, q.shape[1]), np.int32))}
             mask = EarlierBlock() & SameSegment()
             if self.self_attention:
                 mask = mask & StoredNear()
                 # At most the place of the block's landmark.
-                of_blocks["order"] = np.arange(found.start.shape[1], dtype=np.int32)[None] * c + 1
+                of_blocks["order"] = np.arange(blocks.start.shape[1], dtype=np.int32)[None] * c + 1
                 of_queries["order"] = query["order"]
         repeated = {
             name: (np if isinstance(x, np.ndarray) else jnp).repeat(x, slots, axis=1) for name, x in of_blocks.items()
@@ -130,7 +130,7 @@ class _LandmarkCall:
 
 
 def _fields(length: int, positions, segments, block: int) -> dict[str, Any]:
-    """All that masks may read of tokens: numpy where known at trace time."""
+    """Returns all fields that masks may read of tokens: numpy where known at trace time."""
     order = np.arange(length, dtype=np.int32)[None]
     positions = order if positions is None else positions.astype(jnp.int32)
     c = block + 1
@@ -144,6 +144,6 @@ def _fields(length: int, positions, segments, block: int) -> dict[str, Any]:
 
 
 def _laid_out(x: jax.Array, slots: int) -> jax.Array:
-    """LandmarkBlocks (b, n, c, g, d) in tiles of slots: (b, n slots, g, d)."""
+    """Returns blocks (b, n, c, g, d) in tiles of slots: (b, n slots, g, d)."""
     b, n, c, groups, dim = x.shape
     return jnp.pad(x, ((0, 0), (0, 0), (0, slots - c), (0, 0), (0, 0))).reshape(b, n * slots, groups, dim)

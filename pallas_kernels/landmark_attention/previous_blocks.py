@@ -1,14 +1,14 @@
-"""Earlier landmark blocks as super-tokens, in plain jnp. With P_b the share of block b's landmark among the landmarks a
-query sees, and n_j the softmax over the ordinary tokens of a block alone,
+"""Attention to previous landmark blocks as super-tokens, in plain jnp. With P_b the share of block b's landmark among
+the landmarks a query sees, and n_j the softmax over the ordinary tokens of a block alone,
 
-    o = sum_b P_b sum_j n_j v_j,     D_b = sum_j n_j g . v_j,     ds_j = P_b n_j (g . v_j - D_b),     ds_landmark = P_b (D_b - delta)
+    o = sum_b P_b sum_j n_j v_j,     D_b = sum_j n_j g . v_j,     ds_j = P_b n_j (g . v_j - D_b),     ds_landmark = P_b
+      (D_b - delta)
 
 with g the cotangent of o and delta = g . o - dlse (the derivation of pallas_kernels/scheduled_attention/flash_vjp.py).
-Scores are made again for the gradient.
+Scores are recomputed for the gradient.
 
-In self-attention a query sees blocks stored before it only: pieces of queries meet as many blocks as may lie before
-their end. A piece longer than `QUERIES` is walked through, so that memory grows with the length and not with its
-square.
+In self-attention a query sees blocks stored before it only: parts of queries meet as many blocks as may lie before
+their end. A part longer than `QUERIES` is scanned, so that memory grows with the length and not with its square.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ QUERIES = 256
 
 SMALLEST_PART = 128
 MOST_PARTS = 16
-"""Pieces are unrolled in the program: longer sequences get longer ones."""
+"""Parts are unrolled in the program: longer sequences get longer ones."""
 
 MASKED = 1e30
 """In place of the log-sum-exp of a query that sees no block: exp(s - 1e30) is 0."""
@@ -36,7 +36,7 @@ MASKED = 1e30
 def previous_blocks(
     block: int, scale: float, first: int | None, q, k, v, query_blocks, segments, numbers, block_segments
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention to blocks before the query's, of its document.
+    """Returns attention to blocks before the query's, of its document.
 
     Args:
       first: in self-attention, that the landmark of block m of `k` is stored at m (block + 1) + first or later, and so
@@ -96,7 +96,7 @@ previous_blocks.defvjp(_forward, _backward)
 
 
 def _parts(t: int, n: int, c: int, first: int | None) -> list[tuple[slice, int]]:
-    """Rows of queries, and how many blocks they may see: at least one, as arrays of nothing need care everywhere."""
+    """Returns slices of queries, and how many blocks each may see: at least one, as empty arrays need care."""
     if first is None:
         return [(slice(0, t), n)]
     size = max(SMALLEST_PART, -(-t // MOST_PARTS))
@@ -105,7 +105,7 @@ def _parts(t: int, n: int, c: int, first: int | None) -> list[tuple[slice, int]]
 
 
 def _allowed(query_blocks, segments, numbers, block_segments) -> jax.Array:
-    """(b or 1, t, n)"""
+    """Returns the pairs of queries and blocks that are visible, (b or 1, t, n) bool."""
     allowed = numbers[:, None, :] < query_blocks[:, :, None]
     if segments is not None:
         allowed &= (segments[:, :, None] == block_segments[:, None, :]) & (segments != 0)[:, :, None]
@@ -113,8 +113,8 @@ def _allowed(query_blocks, segments, numbers, block_segments) -> jax.Array:
 
 
 def _scores(block, scale, q, k):
-    """Landmarks' scores (b, g, t, r, n), and for ordinary tokens (b, g, t, r, n, c) exp(s - greatest) and its sum; 0
-    for the landmark."""
+    """Returns landmarks' scores (b, g, t, r, n), and for ordinary tokens (b, g, t, r, n, c) exp(s - greatest) and its
+    sum; 0 for the landmark."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("btgrk,bncgk->bgtrnc", q, k, preferred_element_type=wide) * scale
     ordinary = jnp.arange(block + 1) < block

@@ -45,8 +45,8 @@ class Tokens:
 
 
 def tile_allows(mask: Mask, query: Mapping[str, Any], key: Mapping[str, Any]) -> Any:
-    """Returns the mask of pairs (..., t, s): the expression, and where segments are given that neither is padding (segment 0). Fields must
-    broadcast."""
+    """Returns the mask of pairs (..., t, s): the expression, and where segments are given that neither is padding
+    (segment 0). Fields must broadcast."""
     allowed = mask.allows(Tokens(**query), Tokens(**key))
     if SEGMENTS in query:
         allowed = allowed & (query[SEGMENTS] != 0) & (key[SEGMENTS] != 0)
@@ -56,8 +56,8 @@ def tile_allows(mask: Mask, query: Mapping[str, Any], key: Mapping[str, Any]) ->
 def padded_fields(
     query: Fields, key: Fields, lengths: tuple[int, int], padded: tuple[int, int]
 ) -> tuple[Fields, Fields]:
-    """Both sides' fields at the padded lengths (t, s), zeros at the end; with segments if there is padding or either
-    side has them."""
+    """Returns both sides' fields at the padded lengths (t, s), zeros at the end; with segments if there is padding or
+    either side has them."""
     if SEGMENTS in query or SEGMENTS in key or lengths != padded:
         query, key = (
             {SEGMENTS: np.ones((1, n), np.int32), **fields} for n, fields in zip(lengths, (query, key), strict=True)
@@ -75,7 +75,7 @@ def padded_fields(
 
 
 def needed(mask: Mask, fields: Fields) -> dict[str, Array]:
-    """Of `fields` those that `tile_allows` reads, sorted by name."""
+    """Returns those of `fields` that `tile_allows` reads, sorted by name."""
     return {name: fields[name] for name in sorted(fields) if name in mask.fields or name == SEGMENTS}
 
 
@@ -85,7 +85,7 @@ class Visits:
 
     count (b', g', tiles) int32; index (b', g', tiles, m) int32, of which the first `count` count and the others repeat
     the last of them (0 if there is none), so that a pipeline fetches nothing new for them; partial (b', g', tiles, m)
-    int32, 1 where the mask must be looked at. b' and g' are the number of sequences and of key heads, or 1 where the
+    int32, 1 where the mask must be evaluated. b' and g' are the number of sequences and of key heads, or 1 where the
     schedule is the same for all.
     """
 
@@ -114,11 +114,12 @@ class BlockSchedule:
     most: np.ndarray
 
     def visits(self) -> Visits:
-        """For each tile of queries its tiles of keys, (b', 1, nq, m)."""
+        """Returns for each tile of queries its tiles of keys, (b', 1, nq, m)."""
         return _visits(self.kinds[:, None], int(self.most.sum(axis=1).max(initial=0)))
 
     def transposed(self, key_heads: jax.Array | None = None, heads: int = 1) -> Visits:
-        """For each tile of keys its tiles of queries: (b', 1, nk, m), what the gradients of keys and values walk over.
+        """Returns for each tile of keys its tiles of queries: (b', 1, nk, m), over which the gradients of keys and
+        values are summed.
 
         key_heads: (b, nq), the one key head of `heads` that a tile of queries attends with; then (b, heads, nk, m).
         """
@@ -126,8 +127,8 @@ class BlockSchedule:
         most = int(self.most.sum(axis=0).max(initial=0))
         if key_heads is None:
             return _visits(kinds[:, None], most)
-        own = key_heads[:, None, None, :] == jnp.arange(heads)[:, None, None]
-        return _visits(jnp.where(own, jnp.asarray(kinds)[:, None], EMPTY), most)
+        of_head = key_heads[:, None, None, :] == jnp.arange(heads)[:, None, None]
+        return _visits(jnp.where(of_head, jnp.asarray(kinds)[:, None], EMPTY), most)
 
 
 def block_schedule(
@@ -136,7 +137,8 @@ def block_schedule(
     """Returns the schedule of a mask over tiles.
 
     Args:
-      query, key: the fields that the mask reads and, where tokens may be padding, segments: (b or 1, t) and (b or 1, s).
+      query, key: the fields that the mask reads and, where tokens may be padding, segments: (b or 1, t) and (b or 1,
+        s).
       lengths, tiles: (t, s), and the sizes of tiles of queries and of keys, which divide them.
 
     Raises:
@@ -146,7 +148,8 @@ def block_schedule(
         missing = sorted(mask.fields - fields.keys())
         if missing:
             raise ValueError(
-                f"the mask reads the field {missing[0]}, which the {side} tokens lack; they have {', '.join(sorted(fields)) or 'none'}"
+                f"the mask reads the field {missing[0]}, which the {side} tokens lack; "
+                f"they have {', '.join(sorted(fields)) or 'none'}"
             )
     query, key = needed(mask, query), needed(mask, key)
     counts = (lengths[0] // tiles[0], lengths[1] // tiles[1])
@@ -159,14 +162,15 @@ def block_schedule(
 
 
 def _known(field: Array) -> Array:
-    """A field as far as it is known at trace time: itself, or its shape."""
+    """Returns a field as far as it is known at trace time: itself, or its shape."""
     return field if isinstance(field, np.ndarray) else jax.ShapeDtypeStruct((1, field.shape[1]), np.int32)
 
 
 def _bounds(
     mask: Mask, query: Fields, key: Fields, tiles: tuple[int, int], counts: tuple[int, int]
 ) -> tuple[Array, Array]:
-    """Whether some pair may be, and every pair is, allowed: (b', nq, nk) each, numpy if all fields are known."""
+    """Returns whether some pair may be, and every pair is, allowed: (b', nq, nk) each, numpy if all fields are
+    known."""
     query_ranges, key_ranges = (
         {name: _range(x, fields.get(SEGMENTS), tile, axis) for name, x in fields.items()}
         for fields, tile, axis in ((query, tiles[0], 2), (key, tiles[1], 1))
@@ -191,7 +195,8 @@ LEAST, GREATEST = (
 
 
 def _range(field: Array, segments: Array | None, tile: int, axis: int) -> Range:
-    """Of tokens that are no padding. axis: where a dimension of 1 is inserted, 2 for queries and 1 for keys."""
+    """Returns the range of tokens that are no padding. axis: where a dimension of 1 is inserted, 2 for queries and 1
+    for keys."""
     if isinstance(field, jax.ShapeDtypeStruct):
         shape = (1, field.shape[1] // tile)
         return Range(np.expand_dims(np.full(shape, LEAST), axis), np.expand_dims(np.full(shape, GREATEST), axis))
@@ -214,7 +219,7 @@ def _inserted(x: Array, axis: int) -> Array:
 
 
 def _visits(kinds: Array, most: int) -> Visits:
-    """kinds (b', g', tiles, others); most: the greatest count that can be."""
+    """Returns the visits of kinds (b', g', tiles, others). most: the greatest count that can be."""
     xp = np if isinstance(kinds, np.ndarray) else jnp
     present = kinds != EMPTY
     count = present.sum(axis=-1).astype(np.int32)

@@ -1,8 +1,8 @@
-"""Mosaic GPU kernels of scheduled attention, for NVIDIA Hopper: forward, dq walking over keys, dk and dv walking over
+"""Mosaic GPU kernels of scheduled attention, for NVIDIA Hopper: forward, dq summed over keys, dk and dv summed over
 queries.
 
-gpu_walk.py tells how a thread block walks, gpu_tiles.py and gpu_blocks.py what it computes. Nothing is summed by two
-blocks: results have the same bits every time.
+gpu_pipeline.py moves tiles through a thread block, gpu_tiles.py and gpu_blocks.py compute on them. Nothing is summed by
+two blocks: results have the same bits every time.
 
 Not served: fp32 (Hopper's tensor cores transpose 16-bit operands only), head sizes above `LARGEST_HEAD` and landmark
 blocks
@@ -34,7 +34,7 @@ TINY = 1e-30  # a scale that is as good as 0
 
 
 def refuses(q: Any, k: Any, v: Any, *, block: int | None = None, **rest: Any) -> str | None:
-    """Why the kernels cannot serve a call, forwards and backwards; None if they can."""
+    """Returns why the kernels cannot serve a call, forwards and backwards; None if they can."""
     missing = gpu.unavailable()
     if missing:
         return missing
@@ -54,8 +54,8 @@ def refuses(q: Any, k: Any, v: Any, *, block: int | None = None, **rest: Any) ->
 def tile_sizes(
     n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None, block: int | None = None
 ) -> tuple[int, int]:
-    """Queries and keys a tile: two warpgroups' rows of each, or one's where there are no more, or a window so short
-    that most of two would be masked."""
+    """Returns the queries and keys per tile: two warpgroups' rows of each, or one's where there are no more, or a
+    window so short that most of two would be masked."""
     short = window is not None and window <= SHORT_WINDOW
     query_tile = ROWS if n <= ROWS or short else 2 * ROWS
     if block is not None:
@@ -74,7 +74,7 @@ def forward(
     key_fields: Fields,
     settings: AttentionSettings,
 ) -> tuple[jax.Array, jax.Array]:
-    """See core.Kernels."""
+    """Implements flash_vjp.Kernels."""
     call = _GpuCall("forward", q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks)
     out = launch(call.plan, call.inputs(), call.bodies.forward)
     return out["o"][..., : v.shape[3]], out["lse"]
@@ -93,7 +93,7 @@ def query_gradient(
     key_fields: Fields,
     settings: AttentionSettings,
 ) -> jax.Array:
-    """See core.Kernels."""
+    """Implements flash_vjp.Kernels."""
     call = _GpuCall("query_gradient", q, k, v, visits, key_heads, query_fields, key_fields, settings)
     dq = launch(call.plan, call.inputs(do, lse, delta), call.bodies.query_gradient)["dq"][..., : q.shape[3]]
     return -dq if settings.scale < 0 else dq
@@ -112,14 +112,14 @@ def key_gradients(
     key_fields: Fields,
     settings: AttentionSettings,
 ) -> tuple[jax.Array, jax.Array]:
-    """See core.Kernels."""
+    """Implements flash_vjp.Kernels."""
     call = _GpuCall("key_gradients", q, k, v, visits, key_heads, query_fields, key_fields, settings)
     out = launch(call.plan, call.inputs(do, lse, delta), call.bodies.key_gradients)
     return out["dk"][..., : k.shape[3]], out["dv"][..., : v.shape[3]]
 
 
 class _GpuCall:
-    """What a kernel is built for and given."""
+    """The plan and the inputs of one kernel call."""
 
     def __init__(self, kernel, q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks=None):
         if settings.scale <= 0:  # masked scores are -inf, which must stay so once scaled
@@ -171,7 +171,7 @@ class _GpuCall:
 
 
 def _stacked(fields: Fields, names: tuple[str, ...]) -> jax.Array:
-    """(b | 1, fields, tokens) int32."""
+    """Returns the fields as one array, (b | 1, fields, tokens) int32."""
     rows = max(x.shape[0] for x in fields.values())
     return jnp.stack(
         [jnp.broadcast_to(jnp.asarray(fields[name]), (rows, fields[name].shape[1])) for name in names], axis=1

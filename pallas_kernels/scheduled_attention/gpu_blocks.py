@@ -1,8 +1,8 @@
-"""The bodies of the three Mosaic GPU kernels where keys come in landmark blocks, one a tile (core.py's docstring has
-the equations).
+"""The bodies of the three Mosaic GPU kernels where keys come in landmark blocks, one per tile (the docstring of
+flash_vjp.py has the equations).
 
-A block's inner softmax is a matter of rows: of its ordinary columns' maximum and sum, and of its landmark's column. So
-scores keep a row a query in the gradients of keys too, where weights are turned on their way through shared memory.
+A block's inner softmax reduces rows: the maximum and sum of its ordinary columns, and its landmark's column. So scores
+keep one row per query in the gradients of keys too, where weights are transposed on their way through shared memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from recollect.pallas_kernels.scheduled_attention.gpu_tiles import LOWEST
 
 
 def forward(pipeline: TilePipeline) -> None:
-    """o and lse, by the online softmax over landmarks."""
+    """Computes o and lse, by the online softmax over landmarks."""
     plan = pipeline.plan
 
     def accumulate(step: PipelineStep, carry):
@@ -42,7 +42,7 @@ def forward(pipeline: TilePipeline) -> None:
 
 
 def query_gradient(pipeline: TilePipeline) -> None:
-    """dq."""
+    """Computes dq."""
     plan = pipeline.plan
     lse, delta = (pipeline.rows(row) for row in (0, 1))
 
@@ -65,7 +65,7 @@ def query_gradient(pipeline: TilePipeline) -> None:
 
 
 def key_gradients(pipeline: TilePipeline) -> None:
-    """dk and dv."""
+    """Computes dk and dv."""
     plan = pipeline.plan
 
     def accumulate(step: PipelineStep, carry):
@@ -95,8 +95,8 @@ def key_gradients(pipeline: TilePipeline) -> None:
 
 
 def _inner(plan: GpuPlan, scores: jax.Array) -> tuple[jax.Array, ...]:
-    """Of scores (64, slots): whether a slot is the landmark's, the landmark's score per row, the exponentials of the
-    ordinary slots less their maximum per row (0 elsewhere), and their sums."""
+    """Returns, of scores (64, slots): whether a slot is the landmark's, the landmark's score per row, the exponentials
+    of the ordinary slots less their maximum per row (0 elsewhere), and their sums."""
     block = plan.settings.block
     assert block is not None
     column = gpu.row_and_column((ROWS, scores.shape[1]))[1]
@@ -109,7 +109,7 @@ def _inner(plan: GpuPlan, scores: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _d_scores(is_landmark, inner_weights, dots, shares, averages, delta) -> jax.Array:
-    """ds: P n (g . v - D) of ordinary slots, P (D - delta) of the landmark."""
+    """Returns ds: P n (g . v - D) of ordinary slots, P (D - delta) of the landmark."""
     columns = dots.shape[1]
     ordinary = inner_weights * (dots - gpu.along_columns(averages, columns))
     landmark = jnp.where(is_landmark, gpu.along_columns(averages - delta, columns), 0.0)

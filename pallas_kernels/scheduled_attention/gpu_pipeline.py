@@ -1,11 +1,10 @@
-"""What the three Mosaic GPU kernels of scheduled attention share: a thread block's walk over the tiles that its own
-tile visits.
+"""The pipeline of the three Mosaic GPU kernels of scheduled attention: a thread block keeps its resident tile and
+streams the tiles that it visits through shared memory.
 
-The own side (queries in the forward pass and for dq, keys for dk and dv) is split into 64 rows a warpgroup. The other
-side passes through
-stages of shared memory that all warpgroups read: copies of the next tiles fly while one is computed. Which tiles those
-are, the first warpgroup reads from device memory when it starts their copies; whether a tile's mask must be looked at
-is read one step ahead.
+The resident side (queries in the forward pass and for dq, keys for dk and dv) is split into 64 rows per warpgroup. The
+streamed side passes through stages of shared memory that all warpgroups read: copies of the next tiles are in flight
+while one is computed. The first warpgroup reads from device memory which tiles those are when it starts their copies;
+whether a tile's mask must be evaluated is read one step ahead.
 
 A stage is filled again in the middle of the next step, when the other warpgroup has most likely left it too: that wait
 costs nothing then.
@@ -96,7 +95,7 @@ class TilePipeline:
         self.filled, self.emptied, self.resident_ready = filled, emptied, resident_ready
         self.meeting = meeting
         self.head, tile, self.batch = (jax.lax.axis_index(name) for name in ("head", "tile", "batch"))
-        # The last queries may see the most keys, and the first keys be seen by the most queries: the longest walks
+        # The last queries may see the most keys, and the first keys be seen by the most queries: the longest lists
         # start first.
         self.tile = tile if plan.over_queries else plan.grid[1] - 1 - tile
         self.warpgroup = jax.lax.axis_index("warpgroup")
@@ -118,7 +117,7 @@ class TilePipeline:
         self.steps = self.count * (self.parts * plan.repeats)
 
     def point_to(self, warpgroup: jax.Array) -> None:
-        """Points `own` and `space` to what is a warpgroup's."""
+        """Points `resident` and `scratch` to the arrays of a warpgroup."""
         self.resident, self.scratch = (
             {name: ref.at[warpgroup] for name, ref in group.items()} for group in self.all_warpgroups
         )
@@ -126,7 +125,8 @@ class TilePipeline:
     def run(
         self, accumulate: Callable[[PipelineStep, Any], Any], carry: Any, once: Callable[[], None] = lambda: None
     ) -> Any:
-        """Folds `accumulate` over all parts, in order. once: called before the first, when the own rows are there."""
+        """Folds `accumulate` over all parts, in order. once: called before the first, when the resident rows have
+        arrived."""
         plan = self.plan
 
         for name, ref in self.resident.items():
@@ -155,7 +155,7 @@ class TilePipeline:
             plgpu.barrier_wait(self.filled.at[slot])
             if plan.kernel != "forward":
                 # By a number that the compiler does not know: it would else work out the addresses of all operands
-                # before the first step, and keep them in registers that are lacking step.
+                # before the first step, and keep them in registers that are lacking here.
                 self.point_to(self.numbers[self.warpgroup])
             carry = accumulate(PipelineStep(self, number, slot, partial), carry)
 
@@ -177,7 +177,7 @@ class TilePipeline:
         return carry
 
     def place(self, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Of a step: the repeat, the visit and the piece of its tile."""
+        """Returns the repeat, the visit and the part of its tile of a step."""
         plan = self.plan
         repeat = jnp.int32(0)
         if plan.repeats > 1:
@@ -188,14 +188,14 @@ class TilePipeline:
         return repeat, visit, number - visit * self.parts
 
     def partial(self, number: jax.Array) -> jax.Array:
-        """1 where a step's mask must be looked at."""
+        """Returns 1 where a step's mask must be evaluated."""
         if not self.plan.masked:
             return jnp.int32(0)
         _, visit, _ = self.place(jnp.minimum(number, jnp.maximum(self.steps, 1) - 1))
         return self.source["partial"][(*self.list, visit)]
 
     def fetch(self, number: jax.Array, slot: Any) -> None:
-        """Starts the copies of a step's piece."""
+        """Starts the copies of a step's part."""
         plan = self.plan
         repeat, visit, part = self.place(number)
         start = self.source["index"][(*self.list, visit)] * plan.streamed_tile + part * plan.part_rows
@@ -226,18 +226,18 @@ class TilePipeline:
             self.fetch(number, slot)
 
     def rows(self, row: int) -> jax.Array:
-        """A row of `rows` for the own side, from device memory."""
+        """Loads a row of `rows` for the resident side, from device memory."""
         region = self.source["rows"].at[self.batch, self.head, row, self.tokens]
         return gpu.load(region, plgpu.Layout.WGMMA.reduce(1), optimized=False)
 
     def sync_warpgroups(self) -> None:
-        """Waits until both warpgroups are step."""
+        """Waits until both warpgroups arrive."""
         plgpu.barrier_arrive(self.meeting)
         plgpu.barrier_wait(self.meeting)
 
     def turn(self, carry: Any = ()) -> Any:
-        """The end of a warpgroup's turn at the tensor cores, or of its softmax, with what must be done by then;
-        where turns are taken."""
+        """Ends a warpgroup's turn at the tensor cores, or of its softmax, with what must be done by then; where turns
+        are taken."""
         if not self.plan.takes_turns:
             return carry
         if carry:
@@ -246,17 +246,17 @@ class TilePipeline:
         return carry
 
     def staged(self, name: str = "weights") -> Any:
-        """Where the simulator lays out what products take from registers; None for real."""
+        """Returns the shared memory that stages register operands in the simulator; None on a device."""
         return self.scratch.get(name)
 
     def store(self, x: jax.Array, name: str, place: Any, head: Any) -> None:
-        """Starts the copy of the own rows' result."""
+        """Starts the copy of the resident rows' result."""
         place[...] = x.astype(jnp.bfloat16)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(place, self.target[name].at[self.batch, self.tokens, head])
 
     def store_forward(self, acc: jax.Array, high: jax.Array, total: jax.Array) -> None:
-        """o and lse out of weights' sums: `acc` times values and `total`, both relative to 2^high."""
+        """Stores o and lse from weights' sums: `acc` times values and `total`, both relative to 2^high."""
         seen = total > 0
         total = jnp.where(seen, total, 1.0)
         inverse = jnp.where(seen, 1.0, 0.0) / total
@@ -282,7 +282,7 @@ class PipelineStep:
         self.pipeline.refill(self.number)
 
     def masked(self, scores: jax.Array) -> jax.Array:
-        """Scores (own rows, part_rows), -inf where a query does not see a key."""
+        """Returns scores (resident rows, part_rows), -inf where a query does not see a key."""
         pipeline = self.pipeline
         plan = pipeline.plan
 
@@ -300,7 +300,7 @@ class PipelineStep:
         return self._where_partial(apply_mask, scores)
 
     def masked_gates(self, gates: jax.Array) -> jax.Array:
-        """Scores (64,) of a landmark, one a query, -inf where the query does not see the block."""
+        """Returns scores (64,) of a landmark, one per query, -inf where the query does not see the block."""
         pipeline = self.pipeline
         plan = pipeline.plan
 

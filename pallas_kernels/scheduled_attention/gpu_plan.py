@@ -1,4 +1,4 @@
-"""What a Mosaic GPU kernel of scheduled attention is built for, and what it lays out in shared memory."""
+"""The sizes that a Mosaic GPU kernel of scheduled attention is built for, and its layout of shared memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.scheduled_attention.flash_vjp import AttentionSettings
 
-ROWS = gpu.ROWS  # of the own side, a warpgroup
+ROWS = gpu.ROWS  # of the resident side, a warpgroup
 LOG2_E = 1.4426950408889634
 HALF_A_CORE = 228 * 1024 // 2 - 3072  # bytes of shared memory, less what the hardware takes and what is kept free
 KEEP_FREE = 6144  # bytes of shared memory left for barriers and what the compiler lays out
@@ -20,12 +20,11 @@ KEEP_FREE = 6144  # bytes of shared memory left for barriers and what the compil
 
 @dataclasses.dataclass(frozen=True)
 class GpuPlan:
-    """What a kernel is built for.
+    """The sizes and options that a kernel is built for.
 
     heads, key_heads: of queries and of keys. key_dim, value_dim: padded to 64s. fields: names of what masks read, empty
-    if no tile is
-    masked. visits: the first two sizes of the schedule's arrays. gathered: whether each tile of queries names its key
-    head.
+    if no tile is masked. visits: the first two sizes of the schedule's arrays. gathered: whether each tile of queries
+    names its key head.
     """
 
     kernel: Literal["forward", "query_gradient", "key_gradients"]
@@ -43,11 +42,11 @@ class GpuPlan:
     sinks: bool
     gathered: bool
     part_rows: int
-    """Rows of the other side that are copied and computed at once: they divide its tiles."""
+    """Rows of the streamed side that are copied and computed at once: they divide its tiles."""
 
     @property
     def over_queries(self) -> bool:
-        """Whether the other side is the queries'."""
+        """Whether queries are the streamed side."""
         return self.kernel == "key_gradients"
 
     @property
@@ -68,7 +67,7 @@ class GpuPlan:
 
     @property
     def unit(self) -> float:
-        """What scores are multiplied by to be in units of log 2: above 0, as gpu.py sees to."""
+        """The factor that brings scores to units of log 2: above 0, as gpu.py ensures."""
         return self.settings.scale * LOG2_E
 
     @property
@@ -84,27 +83,27 @@ class GpuPlan:
 
     @property
     def warpgroups(self) -> int:
-        """Of a thread block: one for each 64 of its own rows."""
+        """Of a thread block: one for each 64 of its resident rows."""
         return self.resident_tile // ROWS
 
     @property
     def sharing(self) -> int:
-        """Query heads a key head, which a walk over queries visits in turn."""
+        """Query heads per key head, which a sum over queries visits in turn."""
         return 1 if self.gathered else self.heads // self.key_heads
 
     @property
     def repeats(self) -> int:
-        """How often the visited tiles are walked over."""
+        """How often the visited tiles are streamed."""
         return self.sharing if self.over_queries else 1
 
     @property
     def grid(self) -> tuple[int, int, int]:
         """Heads vary fastest: query heads of one key head, then, share it in the second-level cache."""
-        own = (self.s if self.over_queries else self.n) // self.resident_tile
-        return self.key_heads if self.over_queries else self.heads, own, self.b
+        tiles = (self.s if self.over_queries else self.n) // self.resident_tile
+        return self.key_heads if self.over_queries else self.heads, tiles, self.b
 
     def stages(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
-        """What is copied with each part_rows: shape, dtype, and whether it is tiled."""
+        """Returns what is copied with each part: shape, dtype, and whether it is tiled."""
         keyed, valued = (((self.part_rows, size), jnp.bfloat16, True) for size in (self.key_dim, self.value_dim))
         copied: dict[str, tuple[tuple[int, ...], Any, bool]]
         if self.over_queries:
@@ -116,7 +115,7 @@ class GpuPlan:
         return copied
 
     def resident_arrays(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
-        """What is copied once, the own rows in 64s; as in `stages`."""
+        """Returns what is copied once, the resident rows in 64s; as in `stages`."""
         names = {"forward": ("q",), "query_gradient": ("q", "do"), "key_gradients": ("k", "v")}[self.kernel]
         copied: dict[str, tuple[tuple[int, ...], Any, bool]] = {
             name: ((self.warpgroups, ROWS, self.key_dim if name in ("q", "k") else self.value_dim), jnp.bfloat16, True)
@@ -127,12 +126,12 @@ class GpuPlan:
         return copied
 
     def scratch_arrays(self) -> dict[str, tuple[tuple[int, ...], Any, bool]]:
-        """What else is laid out in shared memory, for each 64 of the own rows; as in `stages`."""
+        """Returns what else is laid out in shared memory, for each 64 of the resident rows; as in `stages`."""
         laid: dict[str, tuple[tuple[int, ...], Any, bool]] = {}
         if self.kernel == "forward" and self.key_dim != self.value_dim:
             laid["out"] = ((self.warpgroups, ROWS, self.value_dim), jnp.bfloat16, True)
         if (self.over_queries and self.in_blocks) or dispatch.interpretation() is not None:
-            # The simulator's products take no operand from registers; and blocks' weights are turned on their way
+            # The simulator's products take no operand from registers; and blocks' weights are transposed on their way
             # through shared memory.
             laid["weights"] = ((self.warpgroups, ROWS, self.part_rows), jnp.bfloat16, True)
             if self.over_queries and not self.in_blocks:
@@ -140,7 +139,7 @@ class GpuPlan:
         return laid
 
     def stage_count(self) -> int:
-        """As many as shared memory holds, at most 4. Of thread blocks of one warpgroup, two should fit a core."""
+        """Returns how many stages shared memory holds, at most 4. Of blocks of one warpgroup, two should fit a core."""
         fixed = gpu.shared_bytes(
             [(shape, dtype) for shape, dtype, _ in (*self.resident_arrays().values(), *self.scratch_arrays().values())]
         )
@@ -152,7 +151,7 @@ class GpuPlan:
         return max(1, min(4, (gpu.SHARED_MEMORY_BYTES - KEEP_FREE - fixed) // stage))
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The kernel's outputs."""
+        """Returns the shapes of the kernel's outputs."""
         queries, keys = (self.b, self.n, self.heads), (self.b, self.s, self.key_heads)
         if self.kernel == "forward":
             return {

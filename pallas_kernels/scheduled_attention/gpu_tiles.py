@@ -1,4 +1,4 @@
-"""The bodies of the three Mosaic GPU kernels of scheduled attention, over gpu_walk.py's pieces.
+"""The bodies of the three Mosaic GPU kernels of scheduled attention, run by gpu_pipeline.py.
 
 Scores are in units of log 2 once scaled, so that weights are powers of two. Weights go into their product from
 registers.
@@ -27,7 +27,7 @@ not NaN."""
 
 
 def forward(pipeline: TilePipeline) -> None:
-    """o and lse, by the online softmax."""
+    """Computes o and lse, by the online softmax."""
     plan = pipeline.plan
     unit = plan.unit
     low = jnp.float32(LOWEST)
@@ -60,7 +60,7 @@ def forward(pipeline: TilePipeline) -> None:
 
 
 def query_gradient(pipeline: TilePipeline) -> None:
-    """dq."""
+    """Computes dq."""
     plan = pipeline.plan
     lse, delta = (pipeline.rows(row) for row in (0, 1))
 
@@ -85,13 +85,13 @@ def query_gradient(pipeline: TilePipeline) -> None:
 
 
 def key_gradients(pipeline: TilePipeline) -> None:
-    """dk and dv; scores are turned, a row a key."""
+    """Computes dk and dv; scores are transposed, one row per key."""
     plan = pipeline.plan
 
     def accumulate(step: PipelineStep, carry):
         dk, dv = carry
         # Both products at once would fill the registers that masks need.
-        weights = _turned_weights(step, gpu.mm(pipeline.resident["k"], gpu.transposed(step["q"])))
+        weights = _transposed_weights(step, gpu.mm(pipeline.resident["k"], gpu.transposed(step["q"])))
         values = (pipeline.resident["v"], gpu.transposed(step["do"]))
         dv, dots = gpu.mm_beside(weights.astype(jnp.bfloat16), step["do"], dv, values, pipeline.staged(), step.refill)
         d_scores = weights * (dots - gpu.along_rows(gpu.load_per_column(step["rows"].at[1]), ROWS))
@@ -105,7 +105,7 @@ def key_gradients(pipeline: TilePipeline) -> None:
     plgpu.wait_smem_to_gmem(0)
 
 
-def _turned_weights(step: PipelineStep, scores: jax.Array) -> jax.Array:
-    """exp(s - lse) from products (keys, queries)."""
+def _transposed_weights(step: PipelineStep, scores: jax.Array) -> jax.Array:
+    """Returns exp(s - lse) from products (keys, queries)."""
     lse = gpu.along_rows(gpu.load_per_column(step["rows"].at[0]), ROWS)
     return jnp.exp2(step.masked(scores) * step.pipeline.plan.unit - lse)

@@ -1,9 +1,9 @@
-"""Mosaic TPU kernels of scheduled attention: forward, dq walking over keys, dk and dv walking over queries.
+"""Mosaic TPU kernels of scheduled attention: forward, dq summed over keys, dk and dv summed over queries.
 
-A program walks one list of visits (tpu_walk.py): all its sequence's tiles of queries, or of keys, one after another,
-each with the tiles of the other side that the schedule names. What is fetched next is known from scalar memory, so that
-transfers run ahead; tiles that are not visited are neither fetched nor stepped over. Each sum has one program, hence
-the same bits every time.
+A program goes through one list of visits (tpu_grid.py): all its sequence's tiles of queries, or of keys, one after
+another, each with the tiles of the other side that the schedule names. What is fetched next is known from scalar
+memory, so that transfers run ahead; tiles that are not visited are neither fetched nor stepped over. Each sum has one
+program, hence the same bits every time.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ def refuses(
     gathered: bool = False,
     **rest: Any,
 ) -> str | None:
-    """Why the kernels cannot serve a call; None if they can.
+    """Returns why the kernels cannot serve a call; None if they can.
 
     Args:
-      q, k, v: as `core.attend` takes them; k and v of landmark blocks may also be the keys before they are laid out.
+      q, k, v: as `flash_vjp.attend` takes them; k and v of landmark blocks may also be the keys before they are laid
+        out.
       block, window: as for `tile_sizes`. gathered: whether tiles of queries have key heads of their own.
     """
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.bfloat16, jnp.float32):
@@ -61,29 +62,32 @@ def refuses(
         return f"heads have at most {LARGEST_HEAD} dimensions; got {key_dim} and {v.shape[3]}"
     if block is not None and block > LARGEST_BLOCK:
         return f"landmark blocks have at most {LARGEST_BLOCK} keys; got {block}"
-    # Without a window the smallest tiles there are, as callers may choose others than they would get here.
+    # Without a window the smallest tiles there are, as callers may choose others than they would get.
     query_tile, key_tile = tile_sizes(n, s, key_dim, v.shape[3], q.dtype, window=window or 1, block=block)
     query_tiles, key_tiles = -(-n // query_tile), -(-s // key_tile)
     if block is not None:
         # Of keys before they are laid out there are `block` a tile, and one more that holds what is left.
         key_tiles = 1 + -(-s // block)
         key_tiles = -(-key_tiles // together(key_tiles, key_tile))
-    own = max(query_tiles, key_tiles * (groups if gathered else 1))
-    if own > MOST_RESIDENT:
-        return f"{own} tiles are more than the {MOST_RESIDENT} that a kernel's step can name"
-    most = 4 * (query_tiles * key_tiles + own)
+    resident = max(query_tiles, key_tiles * (groups if gathered else 1))
+    if resident > MOST_RESIDENT:
+        return f"{resident} tiles are more than the {MOST_RESIDENT} that a kernel's step can name"
+    most = 4 * (query_tiles * key_tiles + resident)
     if most > SCALAR_BYTES:
-        return f"visits of {query_tiles} x {key_tiles} tiles can take {most} bytes of scalar memory; {SCALAR_BYTES} are left for them"
+        return (
+            f"visits of {query_tiles} x {key_tiles} tiles can take {most} bytes of scalar memory; "
+            f"{SCALAR_BYTES} are left for them"
+        )
     return None
 
 
 def tile_sizes(
     n: int, s: int, k: int, v: int, dtype: jax.typing.DTypeLike, *, window: int | None = None, block: int | None = None
 ) -> tuple[int, int]:
-    """Queries and keys a tile, by reasoning (no TPU has timed them).
+    """Returns the queries and keys per tile, by reasoning (no TPU has timed them).
 
     libtpu's schedule for v5e has about 1,750 instructions for a forward step of 512 x 512 pairs of 128 dimensions in
-    bf16, where the products alone take 1,024, and 750 for 256 x 256; a step's own cost is some hundreds more. So tiles
+    bf16, where the products alone take 1,024, and 750 for 256 x 256; a step itself costs some hundreds more. So tiles
     are large, but for narrow windows, of which large tiles of keys would hold mostly what is masked. In fp32 products
     take six passes, and small tiles are enough. The tiles of one side are about equal, so that little is padded. Where
     queries outnumber keys they are taken for gathered ones, of which each head is padded to whole tiles.
@@ -91,8 +95,8 @@ def tile_sizes(
     Args:
       n, s, k, v: queries, keys, and dimensions of keys and of values.
       window: keys that a query sees, if few.
-      block: see core.AttentionSettings; the tile of keys then holds one block and its landmark, rounded up to whole registers of
-        bf16. Kernels take several such tiles together.
+      block: see flash_vjp.AttentionSettings; the tile of keys then holds one block and its landmark, rounded up to
+        whole registers of bf16. Kernels take several such tiles together.
     """
     queries, keys = (256, 256) if jnp.dtype(dtype) == jnp.float32 else (512, 512)
     if window is not None and window <= 256:
@@ -110,7 +114,7 @@ def tile_sizes(
 
 
 def _even_tile(length: int, most: int) -> int:
-    """Whole lanes, or whole registers of bf16 where one tile of less than 128 holds all."""
+    """Returns whole lanes, or whole registers of bf16 where one tile of less than 128 holds all."""
     share = -(-length // -(-max(1, length) // most))
     unit = SUBLANES if share <= LANES else LANES
     return max(SUBLANES, -(-share // unit) * unit)
@@ -163,14 +167,14 @@ def forward(
     key_fields: Fields,
     settings: AttentionSettings,
 ) -> tuple[jax.Array, jax.Array]:
-    """See core.Kernels."""
+    """Implements flash_vjp.Kernels."""
     call = _TpuCall(q, k, v, visits, key_heads, query_fields, key_fields, settings, over_queries=False)
     b, n, h, _ = q.shape
     tile, value_dim = settings.query_tile, v.shape[3]
     inputs = [*call.inputs(), *([] if sinks is None else [tpu_call.scalars(sinks)])]
     outputs = [
         tpu_call.new_rows((b, n, h, value_dim), q.dtype, tile, call.plan.queries),
-        tpu_call.new_a_query(b, h, n, tile, call.plan.queries),
+        tpu_call.new_per_query(b, h, n, tile, call.plan.queries),
     ]
     kernel = functools.partial(_forward_kernel, plan=call.plan, context=call.context, with_sinks=sinks is not None)
     scratch = [(1, tile), (1, tile), (value_dim, tile)]
@@ -192,7 +196,7 @@ def query_gradient(
     key_fields: Fields,
     settings: AttentionSettings,
 ) -> jax.Array:
-    """See core.Kernels."""
+    """Implements flash_vjp.Kernels."""
     call = _TpuCall(q, k, v, visits, key_heads, query_fields, key_fields, settings, over_queries=False)
     outputs = [tpu_call.new_rows(q.shape, q.dtype, settings.query_tile, call.plan.queries)]
     kernel = functools.partial(_query_kernel, plan=call.plan, context=call.context)
@@ -216,7 +220,7 @@ def key_gradients(
     key_fields: Fields,
     settings: AttentionSettings,
 ) -> tuple[jax.Array, jax.Array]:
-    """See core.Kernels."""
+    """Implements flash_vjp.Kernels."""
     call = _TpuCall(q, k, v, visits, key_heads, query_fields, key_fields, settings, over_queries=True)
     made = call.arrays[1:]  # as padded
     outputs = [tpu_call.new_rows(x.shape, x.dtype, call.context.key_rows, call.plan.keys) for x in made]
@@ -229,8 +233,8 @@ def key_gradients(
 
 
 class _TpuCall:
-    """What the three walks have in common: the arrays that all read, and how they are cut. Small landmark blocks are
-    taken several a tile."""
+    """What the three kernels share: the arrays that all read, and how they are split into blocks. Small landmark blocks
+    are taken several per tile."""
 
     def __init__(self, q, k, v, visits, key_heads, query_fields, key_fields, settings, *, over_queries: bool):
         b, n, h, _ = q.shape
@@ -255,7 +259,7 @@ class _TpuCall:
         )
 
     def inputs(self) -> list[BlockedArray]:
-        """q, k, v and, where masks are looked at, the fields of queries and of keys."""
+        """Returns q, k, v and, where masks are evaluated, the fields of queries and of keys."""
         q, k, v = self.arrays
         plan, tiles = self.plan, (self.settings.query_tile, self.context.key_rows)
         placed = [tpu_call.rows(q, tiles[0], plan.queries), *(tpu_call.rows(x, tiles[1], plan.keys) for x in (k, v))]
@@ -270,12 +274,12 @@ class _TpuCall:
         tile, where = self.settings.query_tile, self.plan.queries
         return [
             tpu_call.rows(do, tile, where),
-            tpu_call.a_query(lse, tile, where),
-            tpu_call.a_query(delta, tile, where),
+            tpu_call.per_query(lse, tile, where),
+            tpu_call.per_query(delta, tile, where),
         ]
 
     def run(self, kernel, inputs, outputs, scratch, *, products: tuple[int, int], name: str) -> list[jax.Array]:
-        """products: how many of a tile have the keys' width, and how many the values'."""
+        """Calls the kernel. products: how many of a tile have the keys' width, and how many the values'."""
         q, _, v = self.arrays
         pairs = self.settings.query_tile * self.context.key_rows
         flops = 2 * pairs * (products[0] * q.shape[3] + products[1] * v.shape[3])
@@ -286,28 +290,28 @@ class _TpuCall:
             inputs,
             outputs,
             scratch,
-            flops_a_step=flops,
-            exponentials_a_step=pairs,
+            flops_per_step=flops,
+            exponentials_per_step=pairs,
             name=name,
         )
 
 
 def together(tiles: int, key_tile: int) -> int:
-    """How many of so many landmark blocks a tile of keys takes: evenly, up to ROWS_TOGETHER slots."""
+    """Returns how many of so many landmark blocks a tile of keys takes: evenly, up to ROWS_TOGETHER slots."""
     groups = -(-tiles // max(1, ROWS_TOGETHER // key_tile))
     return -(-tiles // groups)
 
 
 def _to_multiple(x: Any, size: int) -> Any:
-    """With zeros after the last of the second axis."""
+    """Returns x with zeros appended on its second axis."""
     widths = [(0, 0)] * x.ndim
     widths[1] = (0, -x.shape[1] % size)
     return (np if isinstance(x, np.ndarray) else jnp).pad(x, widths) if widths[1][1] else x
 
 
 def _opened(references: Any, plan: TpuPlan, context: TileContext) -> tuple[Any, Any, list[Any]]:
-    """The step of this program, a function that gives the mask, and the references but for fields and prefetched
-    arrays: q, k, v first."""
+    """Returns the step of this program, a function that gives the mask, and the references but for fields and
+    prefetched arrays: q, k, v first."""
     refs = list(references)
     memory = [refs.pop(0) for _ in range(1 + plan.gathered)]
     step = plan.step([pl.program_id(i) for i in range(3)], memory)

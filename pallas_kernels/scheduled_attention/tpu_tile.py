@@ -1,9 +1,9 @@
-"""What a TPU kernel does with a tile of queries and a tile of keys.
+"""The mathematics of a TPU kernel on a tile of queries and a tile of keys.
 
-Scores lie transposed, keys down and queries across: whatever there is one of a query (maximum, sum, log-sum-exp, delta)
-is a row, sums over keys go down the sublanes, which takes additions of whole registers where sums along lanes take
-shuffles, and a landmark block's softmax is one over consecutive sublanes. The output and dq are collected transposed as
-well, so that narrow heads waste no lanes, and are turned once, at the end.
+Scores lie transposed, keys down and queries across: what each query has one of (maximum, sum, log-sum-exp, delta) is a
+row, sums over keys go down the sublanes, which takes additions of whole registers where sums along lanes take shuffles,
+and a landmark block's softmax is one over consecutive sublanes. The output and dq are collected transposed as well, so
+that narrow heads waste no lanes, and are transposed back once, at the end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOWEST = -1e30
 
 @dataclasses.dataclass(frozen=True)
 class TileContext:
-    """What kernels know when they are traced.
+    """The constants of a kernel when it is traced.
 
     names: of the fields, in the order of the rows that hold them. blocks: where keys come in landmark blocks, how many
     a tile of keys holds (one with settings.key_tile slots each); of_blocks: how many there are in all, beyond which a
@@ -45,7 +45,7 @@ class TileContext:
         return self.blocks * self.settings.key_tile
 
     def dot(self, a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
-        """The product of two matrices over the given axes, fp32; operands rounded to the inputs' dtype."""
+        """Returns the product of two matrices over the given axes, fp32; operands rounded to the inputs' dtype."""
         precision = lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
         dimensions = (((over[0],), (over[1],)), ((), ()))
         return lax.dot_general(
@@ -57,13 +57,12 @@ class TileContext:
         )
 
     def scores(self, q: jax.Array, k: jax.Array) -> jax.Array:
-        """(keys, queries) fp32."""
+        """Returns scores (keys, queries) fp32."""
         return self.settings.scale * self.dot(k, q, (1, 1))
 
     def allowed(self, query_fields: Any, key_fields: Any, number: Any) -> jax.Array:
-        """(keys, queries) bool or, of landmark blocks, (blocks, 1, queries). The mask is asked with queries across and
-        keys down: fields only have
-        to broadcast. number: the tile's of keys."""
+        """Returns (keys, queries) bool or, of landmark blocks, (blocks, 1, queries). The mask is evaluated with queries
+        across and keys down: fields only have to broadcast. number: the tile's of keys."""
         query = {name: query_fields[0, 0, i : i + 1] for i, name in enumerate(self.names)}
         key = {name: _column(key_fields[0, 0, i : i + 1]) for i, name in enumerate(self.names)}
         if self.settings.block is None:
@@ -93,12 +92,12 @@ def _column(row: jax.Array) -> jax.Array:
 
 
 def starts(step: Any) -> Any:
-    """Whether it is the first of its own tile's steps."""
+    """Returns whether it is the first of its resident tile's steps."""
     return step & FIRST != 0
 
 
 def ends(step: Any) -> Any:
-    """Whether it is the last of its own tile's steps."""
+    """Returns whether it is the last of its resident tile's steps."""
     return step & LAST != 0
 
 
@@ -110,7 +109,7 @@ class OnlineSoftmax:
         self.maximum, self.total, self.output = maximum, total, output
 
     def start(self, sink: Any) -> None:
-        """sink: a logit, or None."""
+        """Starts from no key, or from a sink, a logit."""
         shape = self.maximum.shape
         first = (
             jnp.full(shape, LOWEST, jnp.float32)
@@ -122,7 +121,7 @@ class OnlineSoftmax:
         self.output[...] = jnp.zeros(self.output.shape, jnp.float32)
 
     def raise_maximum(self, highest: jax.Array) -> jax.Array:
-        """Takes the maximum to at least `highest`, what was summed with it; returns the maximum."""
+        """Raises the maximum to at least `highest`, rescales the sums, and returns the maximum."""
         before = self.maximum[...]
         maximum = jnp.maximum(before, highest)
         keep = jnp.exp(before - maximum)
@@ -132,7 +131,7 @@ class OnlineSoftmax:
         return maximum
 
     def result(self) -> tuple[jax.Array, jax.Array]:
-        """(queries, v) and the log-sum-exp (1, queries); 0 and -inf where nothing was seen."""
+        """Returns (queries, v) and the log-sum-exp (1, queries); 0 and -inf where nothing was seen."""
         total = self.total[...]
         some = total > 0
         total = jnp.where(some, total, 1)
@@ -143,7 +142,7 @@ class OnlineSoftmax:
 def update(
     context: TileContext, state: OnlineSoftmax, q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None
 ) -> None:
-    """Takes a tile of keys into the softmax."""
+    """Adds a tile of keys to the softmax."""
     s = context.scores(q, k)
     if context.settings.block is None:
         s = _masked(s, allowed)
@@ -168,7 +167,7 @@ def weights_and_score_gradients(
     delta: jax.Array,
     allowed: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Weights and the gradient by scores, (keys, queries) fp32."""
+    """Returns weights and the gradient of scores, (keys, queries) fp32."""
     s, dots = context.scores(q, k), context.dot(v, do, (1, 1))
     if context.settings.block is None:
         weights = jnp.exp(_masked(s, allowed) - lse)

@@ -27,7 +27,7 @@ def softmax_attention(
     scale,
     **rest,
 ) -> tuple[jax.Array, jax.Array]:
-    """See the front door for the arguments; returns the output and the log-sum-exp."""
+    """Returns the output and the log-sum-exp; arguments as those of the public function."""
     b, t, h, _ = q.shape
     s, groups = k.shape[1:3]
     wide = jnp.promote_types(q.dtype, jnp.float32)

@@ -1,4 +1,4 @@
-"""Window attention on scheduled tiles: from a call of the front door to the rule and fields that
+"""Softmax attention on scheduled tiles: turns a call of the public function into the mask and fields that
 recollect.pallas_kernels.scheduled_attention takes."""
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ FEWEST_QUERIES = 8
 def mask_and_fields(
     q, k, *, window, mask, query_positions, key_positions, query_segments, key_segments, query_fields, key_fields
 ) -> tuple[Mask, Fields, Fields]:
-    """Returns the mask expression of a call whose mask is no array, and the fields that it reads of queries and of keys."""
+    """Returns the mask expression of a call whose mask is no array, and the fields that it reads of queries and of
+    keys."""
     t, s = q.shape[1], k.shape[1]
     ordered = t == s and query_positions is key_positions and query_segments is key_segments
     if mask is None:
@@ -44,7 +45,7 @@ def mask_and_fields(
 
 
 def default_tiles(kernels: flash_vjp.KernelModule) -> Callable[..., Sizes]:
-    """A module's own tiles, as `tuning.block_sizes` asks for them; window 0 is none."""
+    """Returns a module's resident tiles, as `tuning.block_sizes` asks for them; window 0 is none."""
 
     def heuristic(t: int, s: int, k: int, v: int, dtype: str, window: int) -> Sizes:
         query_tile, key_tile = kernels.tile_sizes(t, s, k, v, jnp.dtype(dtype), window=window or None)
@@ -54,8 +55,8 @@ def default_tiles(kernels: flash_vjp.KernelModule) -> Callable[..., Sizes]:
 
 
 def on_kernels(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[..., Any], Callable[..., str | None]]:
-    """The operation on a kernel module, and what it refuses; arguments as the front door's. name: of its tiles in
-    the tuning tables."""
+    """Returns the operation on a kernel module, and its `refuses`; arguments as the public function's. name: of its
+    tiles in the tuning tables."""
 
     def attention(q, k, v, *, sinks, scale, return_lse, deterministic, **rest):
         mask, query_fields, key_fields = mask_and_fields(q, k, **rest)
@@ -111,13 +112,13 @@ def on_kernels(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[...
 
 
 def _split(fields: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields known at trace time, and the others."""
+    """Returns the fields known at trace time, and the others."""
     known = {name: x for name, x in fields.items() if isinstance(x, np.ndarray)}
     return known, {name: x for name, x in fields.items() if name not in known}
 
 
 def _stacked(fields: dict[str, jax.Array]) -> jax.Array | None:
-    """(b, fields, tokens) int32, so that a mesh splits them all alike."""
+    """Returns the fields as one array (b, fields, tokens) int32, so that a mesh splits them all alike."""
     if not fields:
         return None
     rows = max(x.shape[0] for x in fields.values())
@@ -127,8 +128,8 @@ def _stacked(fields: dict[str, jax.Array]) -> jax.Array | None:
 def _on_device(q, k, v, sinks, query_fields, key_fields, *, kernels, known, names, mask, scale, tiles):
     stacks = (query_fields, key_fields)
     fields = [
-        {**static, **{name: stack[:, index] for index, name in enumerate(own)}}
-        for static, own, stack in zip(known, names, stacks, strict=True)
+        {**static, **{name: stack[:, index] for index, name in enumerate(traced)}}
+        for static, traced, stack in zip(known, names, stacks, strict=True)
     ]
     return flash_vjp.attend(
         kernels,

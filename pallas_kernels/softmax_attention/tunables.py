@@ -1,4 +1,4 @@
-"""What of softmax attention is measured on a device: the tiles of its scheduled kernels."""
+"""The block sizes of softmax attention that are measured on a device: the tiles of its scheduled kernels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SIZES = {"gpu": (64, 128, 256), "tpu": (128, 256, 512, 1024)}
 
 
 def _build(key: Key, backend: str) -> Any:
-    """Forward and gradient at this key, on the scheduled kernels and on xla; few heads, as time is the same for
+    """Returns forward and gradient at this key, on the scheduled kernels and on xla; few heads, as time is the same for
     each."""
     t, s, k, v, window = (int(key[name]) for name in ("t", "s", "k", "v", "window"))
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = ((1, t, 8, k), (1, s, 8, k), (1, s, 8, v))
-    given = tuple(
+    arrays = tuple(
         jax.random.normal(each, shape).astype(str(key["dtype"])) for each, shape in zip(keys, shapes, strict=True)
     )
 
@@ -36,7 +36,7 @@ def _build(key: Key, backend: str) -> Any:
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2))
 
-    return on(backend), on("xla"), given
+    return on(backend), on("xla"), arrays
 
 
 def _candidates(platform: str) -> Any:

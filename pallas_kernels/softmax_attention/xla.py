@@ -1,8 +1,8 @@
-"""Dense products over what can be seen, in four forms: all keys; for self-attention blocks of queries against the keys
-stored up to their end; for windowed self-attention blocks of queries against their own and the previous block of keys,
-so that the work grows with the window and not with the square of the length; for mask expressions blocks of queries
-against the tiles of keys that the mask's schedule may have them visit, where it is known at trace time that these are
-few.
+"""Dense products over visible keys, by one of four methods: all keys; for self-attention blocks of queries against the
+keys stored up to their end; for windowed self-attention blocks of queries against the current and the previous block of
+keys, so that the work grows with the window and not with the square of the length; for mask expressions blocks of
+queries against the tiles of keys that the mask's schedule may have them visit, where it is known at trace time that
+these are few.
 
 Padding inside a document would put keys of a window further away than the window in storage: rows are compacted first.
 """
@@ -20,17 +20,17 @@ from recollect.pallas_kernels.scheduled_attention.block_schedule import block_sc
 from recollect.pallas_kernels.softmax_attention.scheduled import mask_and_fields
 
 QUERY_BLOCK = 128
-"""Queries a block of the causal form, at least; two CPU cores at (8, 512, 4, 32) take 42 ms for value and gradient
+"""Queries per block of the causal method, at least; two CPU cores at (8, 512, 4, 32) take 42 ms for value and gradient
 against 63 in one block."""
 
 MOST_BLOCKS = 16
 """Blocks are unrolled in the program: longer sequences get longer blocks."""
 
 SMALLEST_BAND = 32
-"""Queries a block of the banded form, at least: smaller windows make products too small to be fast."""
+"""Queries per block of the banded method, at least: smaller windows make products too small to be fast."""
 
 TILE = 64
-"""Queries and keys a tile of a mask's schedule."""
+"""Queries and keys per tile of a mask's schedule."""
 
 
 def softmax_attention(
@@ -50,7 +50,7 @@ def softmax_attention(
     scale,
     **rest,
 ) -> tuple[jax.Array, jax.Array]:
-    """See the front door for the arguments; returns the output and the log-sum-exp."""
+    """Returns the output and the log-sum-exp; arguments as those of the public function."""
     b, t, h, _ = q.shape
     groups = k.shape[2]
     self_attention = k.shape[1] == t and query_positions is key_positions and query_segments is key_segments
@@ -116,8 +116,8 @@ def _triangular(q, k, v, window, positions, segments, sinks, scale):
     parts = []
     for start in range(0, t, size):
         end = min(start + size, t)
-        own, others = (None, None) if segments is None else (segments[:, start:end], segments[:, :end])
-        allowed = _allowed(i[:, start:end], own, i[:, :end], others, window)
+        of_queries, of_keys = (None, None) if segments is None else (segments[:, start:end], segments[:, :end])
+        allowed = _allowed(i[:, start:end], of_queries, i[:, :end], of_keys, window)
         parts.append(attend(q[:, start:end], k[:, :end], v[:, :end], allowed, scale, sinks))
     if len(parts) == 1:
         return parts[0]
@@ -126,7 +126,7 @@ def _triangular(q, k, v, window, positions, segments, sinks, scale):
 
 
 def _banded(q, k, v, window, positions, segments, sinks, scale):
-    """Blocks of c >= window queries, each against its own and the previous block of keys."""
+    """Blocks of c >= window queries, each against the current and the previous block of keys."""
     b, t = q.shape[:2]
     back = None
     if segments is not None:
@@ -152,7 +152,7 @@ def _banded(q, k, v, window, positions, segments, sinks, scale):
 
 
 def _by_schedule(q, k, v, mask, query_fields, key_fields, sinks, scale):
-    """The tiles of keys that each tile of queries may visit, gathered; or all keys, where most would be."""
+    """Returns the tiles of keys that each tile of queries may visit, gathered; or all keys, where most would be."""
     b, t = q.shape[:2]
     n, s = -(-t // TILE), -(-k.shape[1] // TILE) * TILE
     padded = padded_fields(query_fields, key_fields, (t, k.shape[1]), (n * TILE, s))

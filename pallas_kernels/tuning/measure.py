@@ -3,9 +3,9 @@
     python -m recollect.pallas_kernels.tuning.measure [KERNEL ...] [--repeats 20] [--dry]
 
 Kernels are named in pallas_kernels/OPERATION/tunables.py, each a `Tunable` in TUNABLES. Every candidate is first
-checked against the operation's other form; one that does not compile or is wrong is told of and left out. A time is the
-median, over repeats, of runs that end when the device is done, after a warm-up. The table gets the fastest candidate of
-each key.
+checked against the operation without kernels; one that does not compile or is wrong is reported and left out. A time is
+the median, over repeats, of runs that end when the device is done, after a warm-up. The table gets the fastest
+candidate of each key.
 """
 
 from __future__ import annotations
@@ -28,21 +28,18 @@ from recollect import pallas_kernels
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.tuning import Key, Sizes, forced, tables
 
-ENOUGH = 0.01  # seconds that a timed run lasts at least, in as many calls as it takes: a launch costs the host some 50 microseconds
+ENOUGH = 0.01
+"""Seconds that a timed run lasts at least, in as many calls as needed: a launch costs the host some 50 microseconds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tunable:
     """A kernel whose block sizes are measured.
 
-    kernel: the name that it asks `block_sizes` for.
-    platform: "gpu" or "tpu".
-    keys: what is measured.
-    heuristic: as handed to `block_sizes`.
-    candidates: candidates(key) -> sizes to try; the heuristic's are tried without being named.
+    kernel: the name that it asks `block_sizes` for. platform: "gpu" or "tpu". keys: what is measured. heuristic: as
+    handed to `block_sizes`. candidates: candidates(key) -> sizes to try; the heuristic's are tried without being named.
     build: build(key) -> (function, other, arguments): the function that runs the kernel, one that computes the same
-      without it, and arrays for both.
-    tolerance: of rms(error) / rms(other's), for each array of the result.
+    without it, and arrays for both. tolerance: of rms(error) / rms(other's), for each array of the result.
     """
 
     kernel: str
@@ -55,15 +52,15 @@ class Tunable:
 
 
 def all_tunables() -> list[Tunable]:
-    """Those of all operations."""
-    found: list[Tunable] = []
+    """Returns the tunables of all operations."""
+    tunables: list[Tunable] = []
     for path in sorted(Path(pallas_kernels.__path__[0]).glob("*/tunables.py")):
-        found += importlib.import_module(f"recollect.pallas_kernels.{path.parent.name}.tunables").TUNABLES
-    return found
+        tunables += importlib.import_module(f"recollect.pallas_kernels.{path.parent.name}.tunables").TUNABLES
+    return tunables
 
 
 def measure(tunable: Tunable, key: Key, repeats: int, log: Callable[[str], None] = print) -> dict[str, Any] | None:
-    """The table's entry for one key, or None where no candidate is right."""
+    """Returns the table's entry for one key, or None where no candidate is right."""
     function, other, arguments = tunable.build(key)
     with jax.default_matmul_precision("highest"):
         expected = jax.jit(other)(*arguments)
@@ -123,7 +120,7 @@ def main(
     tunables: Sequence[Tunable] | None = None,
     log: Callable[[str], None] = print,
 ) -> int:
-    """The command line. Exit code 2 and one line where this device is not measured on, or a name is unknown."""
+    """Runs the command line. Exit code 2 and one line where this device is not measured on, or a name is unknown."""
     parser = argparse.ArgumentParser(
         prog="python -m recollect.pallas_kernels.tuning.measure", description="Measures block sizes on this device."
     )

@@ -25,6 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Shaped
 
 from recollect.configuration import Config, UserError
+from recollect.pallas_kernels.segments import carry_segments
 from recollect.pallas_kernels.sharding import constrained
 
 State = Any
@@ -118,16 +119,8 @@ def token_positions(context: Context, batch_size: int, length: int) -> jax.Array
 
 def previous_segment(segments: jax.Array, cursor: Cursor | None = None) -> jax.Array:
     """Segment of the valid token before each token, (b, t); before the first it is the cursor's, else 0."""
-    first = jnp.zeros_like(segments[:, :1]) if cursor is None else cursor.segment[:, None]
-    return jnp.concatenate([first, carry_segments(segments, cursor)[:, :-1]], axis=1)
-
-
-def carry_segments(segments: jax.Array, cursor: Cursor | None = None) -> jax.Array:
-    """Segments in which padding takes the segment of the valid token before it, (b, t)."""
-    b, t = segments.shape
-    index = jax.lax.cummax(jnp.where(segments != 0, jnp.arange(t), -1), axis=1)
-    first = jnp.zeros((b, 1), segments.dtype) if cursor is None else cursor.segment[:, None]
-    return jnp.where(index >= 0, jnp.take_along_axis(segments, jnp.maximum(index, 0), axis=1), first)
+    first = jnp.zeros_like(segments[:, 0]) if cursor is None else cursor.segment
+    return jnp.concatenate([first[:, None], carry_segments(segments, first)[:, :-1]], axis=1)
 
 
 def last_valid(values: jax.Array, segments: jax.Array, otherwise: jax.Array) -> jax.Array:

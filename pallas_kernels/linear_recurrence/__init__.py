@@ -16,17 +16,21 @@ What published models pass; beta is a strength in (0, 1), the k of delta rules h
     RetNet (Sun et al. 2023, equations 5-7)          log_decay (h,) = log(1 - 2^(-5-h))
     TransNormerLLM, Lightning (Qin et al. 2023)      log_decay (h,) = -slopes of the layer
     GLA (Yang et al. 2023, section 4)                log_decay (b, t, h, k) = logsigmoid(.) / 16
-    Mamba-2, SSD (Dao and Gu 2024, equation 16)      log_decay (b, t, h) = -A dt; write_strength = dt; q = C, k = B in one head, v = x
+    Mamba-2, SSD (Dao and Gu 2024, equation 16)      log_decay (b, t, h) = -A dt; write_strength = dt; q = C, k = B in
+                                                     one head, v = x
     DeltaNet (Yang et al. 2024a)                     erase_read = beta k; write_strength = beta
     Gated DeltaNet (Yang et al. 2024b, equation 10)  as DeltaNet, and log_decay (b, t, h)
     KDA (Kimi Linear, 2025)                          as DeltaNet, and log_decay (b, t, h, k)
-    Gated DeltaNet 2 (2026)                          log_decay (b, t, h, k); erase_read = b k with b (b, t, h, k); write_strength (b, t, h, v)
-    RWKV-7 (Peng et al. 2025)                        log_decay (b, t, h, k) = log w; erase_read = kk; erase_write = a kk; erase_before_decay
-    Comba (Hu et al. 2025)                           q = q - D p; log_decay (b, t, h); erase_read = beta p with p = k sigmoid(d);
-                                                     write_strength = beta; erase_before_decay
-    GSA (Zhang et al. 2024), two calls, m slots      v = s = 1 - exp f; value_log_decay (b, t, h, m) = f = logsigmoid(.) / 8; then
-                                                     q = softmax(o), k = s, log_decay (b, t, h, m) = f
-    Raven (Afzal and Bick 2026)                      as GSA, f = -A dt r; weights r (b, t, h, m) of a token's top slots, 0 in others
+    Gated DeltaNet 2 (2026)                          log_decay (b, t, h, k); erase_read = b k with b (b, t, h, k);
+                                                     write_strength (b, t, h, v)
+    RWKV-7 (Peng et al. 2025)                        log_decay (b, t, h, k) = log w; erase_read = kk;
+                                                     erase_write = a kk; erase_before_decay
+    Comba (Hu et al. 2025)                           q = q - D p; log_decay (b, t, h); erase_read = beta p with
+                                                     p = k sigmoid(d); write_strength = beta; erase_before_decay
+    GSA (Zhang et al. 2024), two calls, m slots      v = s = 1 - exp f; value_log_decay (b, t, h, m) = f =
+                                                     logsigmoid(.) / 8; then q = softmax(o), k = s, log_decay = f
+    Raven (Afzal and Bick 2026)                      as GSA, f = -A dt r; weights r (b, t, h, m) of a token's top
+                                                     slots, 0 in others
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Calls that chunk scans do not serve, rewritten as calls that they do serve: one decay; erasing from the decayed state,
-with the key that is written; a scale other than 0.
+"""Calls that chunk scans do not serve, rewritten as calls that they do serve: one decay; erasing from the decayed
+state, with the key that is written; a scale other than 0.
 
 The undecayed state S_{t-1} read by e is the decayed one read by e exp(-g). That factor is bounded: decays stop at
 `STRONGEST_DECAY` per token, after which nothing is left that fp32 resolves (at chunk_scan.STRONGEST_CHANNEL_DECAY per

@@ -2,7 +2,8 @@
 
 `ChunkScan` is causal attention without softmax. Forward, with S (k, v) the state before a chunk of c tokens,
 
-    o_i = scale (reads_i . q_i S + sum_{j <= i} pair_ij (q_i . k_j) v_j)          S' = keep . S + sum_j writes_j . k_j v_j^T
+    o_i = scale (reads_i . q_i S + sum_{j <= i} pair_ij (q_i . k_j) v_j)
+    S'  = keep . S + sum_j writes_j . k_j v_j^T
 
 and in reverse, from the last chunk to the first, with j >= i in the sum. The gradients of such a product are such
 products:
@@ -159,8 +160,8 @@ class PairedScan(Protocol):
 class DeltaScan(Protocol):
     """y_i = u_i - w_i S and S' = keep . S + sum_j writes_j . (k_j y_j^T + scale second_k_j second_v_j^T), w and u (b,
     t, heads, k or v) holding their weights already. With q, o_i = scale (reads_i . q_i S + sum pair_ij (q_i . k_j) y_j)
-    as in `ChunkScan`; without, o is None. y, None without keeps_y, and o have u's dtype. k, q, second_k, second_v have head
-    counts that divide `heads`. decay "value" does not occur."""
+    as in `ChunkScan`; without, o is None. y, None without keeps_y, and o have u's dtype. k, q, second_k, second_v have
+    head counts that divide `heads`. decay "value" does not occur."""
 
     def __call__(
         self,

@@ -3,9 +3,9 @@
 With lambda_ij the decay from j to i, a factor for each channel of v,
 
     o_i = sum_{j<=i} (q_i . k_j) lambda_ij * v_j              the scan of (q, k, v), decay "value"
-    dq_i = sum_{j<=i} k_j (do_i . (lambda_ij * v_j))          that of (do, v, k), decay "key"; dk that of (v, do, q), in reverse
+    dq_i = sum_{j<=i} k_j (do_i . (lambda_ij * v_j))          of (do, v, k), decay "key"; dk of (v, do, q), in reverse
     dv_j = sum_{i>=j} (q_i . k_j) lambda_ij * do_i            that of (k, q, do), in reverse, decay "value"
-    dc_t = sum_{i>=t} (o_i * do_i - v_i * dv_i)               as kernel_vjp.py has it of q, dq, k and dk for a decay of the rows
+    dc_t = sum_{i>=t} (o_i * do_i - v_i * dv_i)               as in kernel_vjp.py of q, dq, k, dk for a decay of rows
 
 As there, that sum is taken within groups of tokens, at whose ends <S, dS> stands for the rest, and leaves out the
 products of a token with itself.

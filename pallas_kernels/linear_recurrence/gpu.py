@@ -1,12 +1,10 @@
-"""The walks of chunk_scan.py as Mosaic GPU kernels, for NVIDIA Hopper.
+"""The scans of chunk_scan.py as Mosaic GPU kernels, for NVIDIA Hopper.
 
-A thread block walks over all chunks of one batch row and head, for 64 or 32 of the state's columns; blocks that differ
-in columns alone are neighbours in the grid, so that they share q and k in the second-level cache. How they work is said
-in gpu_body.py.
+A thread block goes through all chunks of one batch row and head, for 64 or 32 of the state's columns; blocks that
+differ in columns alone are neighbours in the grid, so that they share q and k in the second-level cache. gpu_body.py
+explains the kernel.
 
-Few rows and heads would leave most cores idle: then time is cut in spans. A first launch finds the state that each
-span adds, reading neither q nor what enters; those are combined (sequence_parallel.entering_states), and a second launch walks all
-spans side by side from true states.
+Where rows and heads are few, time is cut in spans (gpu_spans.py), each with thread blocks of its own.
 
 Not served: fp32 (tensor cores of Hopper transpose 16-bit operands only), and sizes above `LARGEST`, whose work does not
 fit on chip.
@@ -22,33 +20,29 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
-from recollect.pallas_kernels.linear_recurrence import gpu_body, gpu_inverse
+from recollect.pallas_kernels.linear_recurrence import gpu_body, gpu_inverse, gpu_spans
 from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, ScanKernels, ScanResult, Solution
 from recollect.pallas_kernels.linear_recurrence.gpu_decay import MARKED
 from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, READS, TOTAL, WRITES, ScanPlan
 from recollect.pallas_kernels.linear_recurrence.recurrence import Decay
 from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering_states
-from recollect.pallas_kernels.tuning import block_sizes
 
 LARGEST = {
     "none": 256,
     "head": 256,
     "key": 192,
     "value": 256,
-}  # key size of a walk, by decay; values may be of any size
-
-SHORTEST_SPAN = 1024
-"""Tokens: below, a span's own work does not hide what combining the spans costs."""
-CORES = 132
+}  # key size of a scan, by decay; values may be of any size
 
 
 def chunk_size(decay: Decay, erase: bool, key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike) -> int:
-    """Tokens a chunk, the only count these kernels are written for: the rows of a tensor core instruction."""
+    """Returns the tokens per chunk, the only count these kernels are written for: the rows of a tensor core
+    instruction."""
     return CHUNK
 
 
 def refuses(key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike, decay: Decay, erase: bool) -> str | None:
-    """Why these kernels cannot serve a recurrence of such heads, forwards and backwards; None if they can."""
+    """Returns why these kernels cannot serve a recurrence of such heads, with gradients; None if they can."""
     missing = gpu.unavailable()
     if missing:
         return missing
@@ -56,9 +50,9 @@ def refuses(key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike, decay: De
         return f"its products take bfloat16; this is {jnp.dtype(dtype)}"
     if erase and decay == "value":
         return "the delta rule decays by head or by key channel"
-    # The gradients walk with keys in place of values and the other way round.
-    turned: dict[Decay, Decay] = {"key": "value", "value": "key"}
-    for name, size, acts in (("key", key_dim, decay), ("value", value_dim, turned.get(decay, decay))):
+    # The scans for gradients take keys in place of values and the other way round.
+    transposed: dict[Decay, Decay] = {"key": "value", "value": "key"}
+    for name, size, acts in (("key", key_dim, decay), ("value", value_dim, transposed.get(decay, decay))):
         reason = _too_large(name, size, acts)
         if reason:
             return reason
@@ -68,7 +62,7 @@ def refuses(key_dim: int, value_dim: int, dtype: jax.typing.DTypeLike, decay: De
 def _too_large(name: str, size: int, decay: Decay) -> str | None:
     if size <= LARGEST[decay]:
         return None
-    decays = f" beside a decay by {decay} channel" if decay in ("key", "value") else ""
+    decays = f" with a decay by {decay} channel" if decay in ("key", "value") else ""
     return f"a {name} size above {LARGEST[decay]} does not fit on chip{decays}; this one is {size}"
 
 
@@ -183,7 +177,7 @@ def _scan(
         out_dtype=jnp.dtype(out_dtype),
         second_scale=second_scale,
     )
-    plan = _cut(plan, value_dim)
+    plan = gpu_spans.cut("linear_recurrence.gpu_spans", plan, value_dim)
     inputs = {name: gpu.pad_last(array, keys if name in KEYED else values) for name, array in tokens.items()}
     inputs |= _decays(chunks, plan.has_rows, reverse, keys if chunks.decay == "key" else values)
     if initial_state is not None:
@@ -204,28 +198,8 @@ def _scan(
     )
 
 
-def spans_to_fill(blocks: int, t: int) -> int:
-    """Into how many spans of time a walk of t tokens with so many thread blocks is cut: as many as the cores can
-    take at once."""
-    return max(1, min(CORES // blocks, t // SHORTEST_SPAN))
-
-
-def _cut(plan: ScanPlan, value_dim: int) -> ScanPlan:
-    """The plan, in as many spans as a tuning table says or fill the device; none is empty."""
-    sizes = block_sizes(
-        "linear_recurrence.gpu_spans",
-        lambda **_: {"spans": spans_to_fill(plan.b * plan.heads * plan.splits, plan.t)},
-        b=plan.b,
-        t=plan.t,
-        h=plan.heads,
-        v=value_dim,
-    )
-    span = -(-plan.n // min(sizes["spans"], plan.n))
-    return dataclasses.replace(plan, spans=-(-plan.n // span))
-
-
 def _entering(plan: ScanPlan, inputs: Mapping[str, jax.Array], chunks: Chunks) -> jax.Array:
-    """The states (b, spans, h, k, v) that enter the spans, in the order of the walk."""
+    """The states (b, spans, h, k, v) that enter the spans, in the order of the scan."""
     unread = ("q", "dot_with", "second_q", "second_dot_with")
     alone = dataclasses.replace(
         plan,
@@ -251,21 +225,17 @@ def _keeps(plan: ScanPlan, total: jax.Array | None, chunks: Chunks) -> jax.Array
       total: chunks.total with padded channels, if it has any.
     """
 
-    def by_span(x: jax.Array) -> jax.Array:
-        x = jnp.flip(x, axis=1) if plan.reverse else x
-        return x[:, : (plan.spans - 1) * plan.span].reshape(x.shape[0], plan.spans - 1, plan.span, *x.shape[2:])
-
     keeps = jnp.ones((plan.b, plan.spans - 1, 1, 1, 1), jnp.float32)
     if plan.decay == "head":
         assert chunks.total is not None
-        keeps = jnp.exp(jnp.sum(by_span(jnp.moveaxis(chunks.total[:, :, CHUNK - 1 :: CHUNK], 1, 2)), axis=2))[
-            ..., None, None
-        ]
+        keeps = jnp.exp(
+            jnp.sum(gpu_spans.by_span(plan, jnp.moveaxis(chunks.total[:, :, CHUNK - 1 :: CHUNK], 1, 2)), axis=2)
+        )[..., None, None]
     elif total is not None:
-        keeps = jnp.exp(jnp.sum(by_span(total[:, CHUNK - 1 :: CHUNK]), axis=2))
+        keeps = jnp.exp(jnp.sum(gpu_spans.by_span(plan, total[:, CHUNK - 1 :: CHUNK]), axis=2))
         keeps = keeps[..., None] if plan.decay == "key" else keeps[..., None, :]
     if chunks.keeps is not None:
-        keeps = keeps * jnp.prod(by_span(chunks.keeps), axis=2)[..., None, None, None]
+        keeps = keeps * jnp.prod(gpu_spans.by_span(plan, chunks.keeps), axis=2)[..., None, None, None]
     return keeps
 
 
@@ -346,11 +316,11 @@ def _check(tokens: Mapping[str, jax.Array], chunks: Chunks, key_dim: int, value_
         if reason:
             raise ValueError(f"linear_recurrence: pallas_gpu cannot serve {name}: {reason}")
     if chunks.size != CHUNK:
-        raise ValueError(f"linear_recurrence: pallas_gpu walks in chunks of {CHUNK}; these are of {chunks.size}")
+        raise ValueError(f"linear_recurrence: pallas_gpu scans in chunks of {CHUNK}; these are of {chunks.size}")
 
 
 def _decays(chunks: Chunks, weighted: bool, reverse: bool, channels: int) -> dict[str, jax.Array]:
-    """Inputs that say how tokens weigh on each other; channels: of a decay by channel, padded."""
+    """Inputs that weight tokens; channels: of a decay by channel, padded."""
     inputs = {"rows": weight_rows(chunks, reverse)} if weighted else {}
     if chunks.segments is not None:
         inputs["segments"] = chunks.segments

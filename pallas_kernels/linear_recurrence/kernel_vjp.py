@@ -308,7 +308,8 @@ def _decay_gradient(settings, inputs: Recurrence, dots, states, after, every, ch
 
 
 def sums_to_ends(dots: jax.Array, rest: jax.Array, group: int, segments: jax.Array | None) -> jax.Array:
-    """Returns a decay's gradient (b, t, h, d): the sum of dots, likewise, from a token to its group's end, and the rest.
+    """Returns a decay's gradient (b, t, h, d): the sum of dots, likewise, from a token to its group's end, and the
+    rest.
 
     Args:
       rest: (b, h, m, d), what later tokens contribute by the state at the end of each of m groups of `group` tokens, of

@@ -61,8 +61,8 @@ def over_devices(run: Run, inputs: Recurrence) -> jax.Array:
 
 
 def state_from_zero(inputs: Recurrence) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Returns a part's last state (b, h, k, v) from S = 0, nothing erased, and what it leaves of S: (b, h or 1, k or 1, 1)
-    factors, and where columns decay (b, h, 1, v) factors, else None."""
+    """Returns a part's last state (b, h, k, v) from S = 0, nothing erased, and what it leaves of S: (b, h or 1, k or 1,
+    1) factors, and where columns decay (b, h, 1, v) factors, else None."""
     first, dtype = inputs.initial_segment, jnp.promote_types(inputs.v.dtype, jnp.float32)
     inputs = with_strength(with_decay_per_token(without_padding(inputs)))
     v, segments = inputs.v, inputs.segment_ids

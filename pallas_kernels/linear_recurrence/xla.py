@@ -1,11 +1,12 @@
-"""The recurrence in chunks: masked products inside chunks of c tokens, one state per chunk between them; memory linear in
-length.
+"""The recurrence in chunks: masked products inside chunks of c tokens, one state per chunk between them; memory linear
+in length.
 
 On CPUs chunks are computed one after the other, elsewhere all at once except for their states.
 
 With G the running sum of log decay inside a chunk, S the state before it, and nothing erased,
 
-    o_i = exp(G_i) q_i S + sum_{j<=i} exp(G_i - G_j) (q_i . k_j) v_j,      S' = exp(G_c) S + sum_j exp(G_c - G_j) k_j v_j^T.
+    o_i = exp(G_i) q_i S + sum_{j<=i} exp(G_i - G_j) (q_i . k_j) v_j,
+    S'  = exp(G_c) S + sum_j exp(G_c - G_j) k_j v_j^T.
 
 What is erased, n_i = S'_i^T e_i, obeys a triangular system inside the chunk (the WY form of Yang et al. 2024,
 "Parallelizing linear transformers with the delta rule", with different e and u):
@@ -90,7 +91,8 @@ def linear_recurrence(
 
 
 def _chunks(inputs: Recurrence, c: int, dtype: Any) -> dict[str, jax.Array]:
-    """What there is of q, k, v, e, u and the log decays g and c, (b, n, c, h, channels or 1), with a head for each of v's."""
+    """The inputs q, k, v, e, u and log decays g and c that there are, (b, n, c, h, channels or 1), all with v's
+    heads."""
     b, _, h, _ = inputs.v.shape
     q = inputs.q * jnp.asarray(inputs.scale, inputs.q.dtype)
     rows = {"q": q, "k": inputs.k, "v": inputs.v, "e": inputs.erase_read, "u": inputs.erase_write}
@@ -105,15 +107,15 @@ def _chunks(inputs: Recurrence, c: int, dtype: Any) -> dict[str, jax.Array]:
 def refuses(inputs: Recurrence, **_) -> str | None:
     """Returns why this backend cannot serve a call, None if it can."""
     if inputs.value_log_decay is not None and inputs.erase_read is not None:
-        return "it does not erase (erase_read) where the state's columns decay (value_log_decay); the reference does"
+        return "where the state's columns decay (value_log_decay) it does not erase (erase_read); the reference does"
     return None
 
 
 def _outputs(state, rows, segments, before, reads, carries, erase_before_decay, dtype):
     """Outputs (b, n, c, h, v) and the last state of chunks in order.
 
-    before: (b, n), the segment of the state before each chunk. reads, carries: whether there is a state before them, and
-    whether the one after them matters.
+    before: (b, n), the segment of the state before each chunk. reads, carries: whether there is a state before them,
+    and whether the one after them matters.
     """
     rows = dict(rows)
     g, c = rows.pop("g", None), rows.pop("c", None)

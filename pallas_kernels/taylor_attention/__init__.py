@@ -6,7 +6,7 @@ scale q_i . k_j,
 or the numerator alone. Since w_ij = phi(q_i) . phi(k_j) for packed features phi (features.py), a fixed state stands for
 all past keys:
 
-    S_t = S_{t-1} + phi(k_t) [v_t, 1]^T      (features x (v + 1)), the last column, the normaliser, in fp32 like the rest.
+    S_t = S_{t-1} + phi(k_t) [v_t, 1]^T      (features x (v + 1)) fp32, the last column the normaliser.
 
 A token whose segment differs from the one before it starts from S = 0. Padding (segment 0) leaves S as it is and reads
 0.

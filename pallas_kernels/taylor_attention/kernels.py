@@ -1,4 +1,5 @@
-"""What the kernel backends share: preparing a call for them, and the gradient, which is made of two scans over the chunks.
+"""What the kernel backends share: preparing a call for them, and the gradient, which is made of two scans over the
+chunks.
 
 With a_i = sum_j w_ij + epsilon, o_i = sum_j w_ij v_j / a_i, and g the cotangent of o (a_i = 1 without a normaliser),
 

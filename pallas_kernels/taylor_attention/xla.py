@@ -1,5 +1,5 @@
-"""Taylor attention in chunks: inside a chunk 1 + s + s^2 / 2 of scores, as update; packed features only for reading and
-writing the state.
+"""Taylor attention in chunks: inside a chunk 1 + s + s^2 / 2 of scores, as written; packed features only for reading
+and writing the state.
 
 A scan over chunks carries the state (features x columns). Its body is recomputed in the gradient, which keeps one state
 per chunk: the features of more than one chunk never exist at once, and memory is linear in length.
@@ -63,8 +63,8 @@ def taylor_attention(
 
 
 def _step(carry, chunk, *, scale, dtype, writes=True):
-    """One chunk: the carry (state, segment it belongs to; each may be None) after it, and the weighted sums of values (b,
-    h, c, columns)."""
+    """One chunk: the carry (state, segment it belongs to; each may be None) after it, and the weighted sums of values
+    (b, h, c, columns)."""
     state, current = carry
     q, k, v, segments = chunk
     index = jnp.arange(q.shape[2])

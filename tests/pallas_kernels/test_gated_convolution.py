@@ -108,16 +108,16 @@ def long_arguments(t, *, b=2, d=3, length=None, gates="in out", skip=True, dtype
     return given | ({"skip": normal(4, d)} if skip else {}), {}
 
 
-def results(form, given, fixed):
+def results(run, given, fixed):
     """Outputs, a tuple, and the gradients of what is given for a random cotangent of each."""
-    return measured(form, fixed)(given)
+    return measured(run, fixed)(given)
 
 
-def measured(form, fixed):
+def measured(run, fixed):
     """`results` as a compiled function of what is given."""
 
     def run(given):
-        outputs = form(**given, **fixed)
+        outputs = run(**given, **fixed)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return tuple(y for y in outputs if y is not None)
 
@@ -132,11 +132,11 @@ def measured(form, fixed):
     return jax.jit(outputs_and_gradients)
 
 
-def exactly(form, given, fixed):
+def exactly(run, given, fixed):
     """`results` of a specification in fp64."""
     with jax.enable_x64(True):
         given = {name: jnp.asarray(np.asarray(x, np.float64)) for name, x in given.items()}
-        return jax.tree.map(np.asarray, results(form, given, fixed))
+        return jax.tree.map(np.asarray, results(run, given, fixed))
 
 
 exact_short = functools.partial(

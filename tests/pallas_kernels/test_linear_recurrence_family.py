@@ -75,8 +75,8 @@ def arguments(t, decay, erase, with_state, with_segments, columns=None, before=F
     return given, fixed
 
 
-def compare(form, given, fixed, close):
-    (o, state), gradients = results(functools.partial(form, scale=0.7, return_state=True), given, fixed)
+def compare(run, given, fixed, close):
+    (o, state), gradients = results(functools.partial(run, scale=0.7, return_state=True), given, fixed)
     (o_, state_), gradients_ = exactly(
         functools.partial(linear_recurrence, scale=0.7, return_state=True, backend="reference"), given, fixed
     )
@@ -146,7 +146,7 @@ def test_xla_is_the_recurrence(case):
 def test_padding_full_of_nan_touches_nothing(backend, kind):
     given, fixed = arguments(63, *kind, hk=2)
     real = fixed["segment_ids"] != 0
-    form = functools.partial(linear_recurrence, return_state=True, chunk_size=16, backend=backend)
+    run = functools.partial(linear_recurrence, return_state=True, chunk_size=16, backend=backend)
 
     def filled(value):
         return {
@@ -154,7 +154,7 @@ def test_padding_full_of_nan_touches_nothing(backend, kind):
             for name, x in given.items()
         }
 
-    clean, dirty = (results(form, filled(np.float32(value)), fixed) for value in (0, np.nan))
+    clean, dirty = (results(run, filled(np.float32(value)), fixed) for value in (0, np.nan))
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
     assert np.all(np.isfinite(dirty[0][1]))
     for name in given.keys() - {"initial_state"}:

@@ -29,12 +29,12 @@ kernel = functools.partial(taylor_attention, backend="pallas_gpu")
 ONE = {"b": 1, "h": 1, "hk": 1}
 
 CASES = [
-    # t, state, segments, normalise, state returned, sizes; pieces: of time
+    # t, state, segments, normalise, state returned, sizes; spans: of time
     (1, True, True, True, True, {**ONE, "b": 2, "k": 16, "v": 64}),
     (63, False, False, True, False, {**ONE, "k": 16, "v": 64}),
     (130, True, True, True, True, {**ONE, "k": 8, "v": 72}),
-    (257, True, True, True, True, {**ONE, "k": 8, "v": 64, "pieces": 3}),  # 2, 2 and 1 chunks
-    pytest.param((256, False, False, False, False, {**ONE, "k": 16, "v": 64, "pieces": 2}), marks=pytest.mark.slow),
+    (257, True, True, True, True, {**ONE, "k": 8, "v": 64, "spans": 3}),  # 2, 2 and 1 chunks
+    pytest.param((256, False, False, False, False, {**ONE, "k": 16, "v": 64, "spans": 2}), marks=pytest.mark.slow),
     pytest.param((128, True, False, False, True, {**ONE, "k": 16, "v": 32}), marks=pytest.mark.slow),
     pytest.param((257, True, True, True, True, {"h": 4, "k": 16, "v": 32}), marks=pytest.mark.slow),
     pytest.param((257, False, True, False, False, {"k": 16, "v": 130}), marks=pytest.mark.slow),
@@ -46,12 +46,12 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_kernels_are_the_sum(case):
     t, with_state, with_segments, normalise, return_state, sizes = case
-    pieces = sizes.get("pieces", 1)
-    sizes = {name: size for name, size in sizes.items() if name != "pieces"}
+    spans = sizes.get("spans", 1)
+    sizes = {name: size for name, size in sizes.items() if name != "spans"}
     inputs, fixed = arguments(t, with_state, with_segments, normalise, **sizes)
     inputs = halved(inputs)
     how = {"scale": 0.3, "normalise": normalise, "return_state": return_state}
-    with dispatch.interpreted("races"), forced(**{"taylor_attention.gpu_spans": {"pieces": pieces}}):
+    with dispatch.interpreted("races"), forced(**{"taylor_attention.gpu_spans": {"spans": spans}}):
         (o, state), gradients = results(functools.partial(kernel, **how), inputs, fixed)
         assert not races_found()
     (o_, state_), gradients_ = exactly(functools.partial(taylor_attention, **how, backend="reference"), inputs, fixed)
@@ -61,7 +61,7 @@ def test_the_kernels_are_the_sum(case):
     if return_state:
         assert state.dtype == jnp.float32 and error(state, state_) < 0.005
     for name in gradients_:
-        # Features and states are rounded to bf16 before products, which the plain form leaves in fp32: of one token's
+        # Features and states are rounded to bf16 before products, which xla leaves in fp32: of one token's
         # dq, which comes from the state alone, that shows (0.004 against 0.0016), hence the floor.
         allowed = min(0.01, max(0.005, 2 * error(plain_gradients[name], gradients_[name])))
         assert gradients[name].dtype == inputs[name].dtype and error(gradients[name], gradients_[name]) < allowed, name
@@ -71,7 +71,7 @@ def test_the_kernels_are_the_sum(case):
 def test_padding_full_of_nan_touches_nothing():
     inputs, fixed = arguments(70, True, True, **ONE)
 
-    def form(q, k, v, initial_state, **fixed):
+    def run(q, k, v, initial_state, **fixed):
         return kernel(
             *(x.astype(jnp.bfloat16) for x in (q, k, v)),
             initial_state=initial_state,
@@ -81,7 +81,7 @@ def test_padding_full_of_nan_touches_nothing():
         )
 
     with dispatch.interpreted():
-        padding_is_inert(form, inputs, fixed)
+        padding_is_inert(run, inputs, fixed)
 
 
 @pytest.mark.gpu_interpreter
@@ -114,8 +114,8 @@ def test_long_sequences_fill_the_device(monkeypatch):
     key, value = (jax.ShapeDtypeStruct((2, 8192, 16, size), jnp.bfloat16) for size in (16, 64))
     with dispatch.aimed_at("gpu", "NVIDIA H100 80GB HBM3"):
         jax.eval_shape(lambda q, k, v, do: jax.vjp(lambda *x: kernel(*x)[0], q, k, v)[1](do), key, key, value, value)
-    walks = ["key_states", "forward", "key_states", "queries", "query_states", "keys_values"]
-    assert [plan.walk for plan in launched] == walks
+    scans = ["key_states", "forward", "key_states", "queries", "query_states", "keys_values"]
+    assert [plan.scan for plan in launched] == scans
     assert all(plan.splits * plan.heads * plan.b * plan.spans == 128 for plan in launched)
 
 

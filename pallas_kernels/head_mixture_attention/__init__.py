@@ -23,9 +23,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
-from recollect.pallas_kernels.attention_arguments import check_attention, is_self_attention, with_key_fields
+from recollect.pallas_kernels.attention_arguments import (
+    check_attention,
+    is_self_attention,
+    with_key_fields,
+)
 from recollect.pallas_kernels.dispatch import choose
-from recollect.pallas_kernels.segments import zero_padding
+from recollect.pallas_kernels.segments import KnownArray, zero_padding
 from recollect.pallas_kernels.sharding import sequence_parts
 
 
@@ -38,10 +42,10 @@ def head_mixture_attention(
     active: int,
     gates: Float[Array, "b t h"] | None = None,
     key_heads: Sequence[int] | None = None,
-    query_positions: Int[Array, "b t"] | None = None,
-    key_positions: Int[Array, "b s"] | None = None,
-    query_segments: Int[Array, "b t"] | None = None,
-    key_segments: Int[Array, "b s"] | None = None,
+    query_positions: Int[KnownArray, "b t"] | None = None,
+    key_positions: Int[KnownArray, "b s"] | None = None,
+    query_segments: Int[KnownArray, "b t"] | None = None,
+    key_segments: Int[KnownArray, "b s"] | None = None,
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,

@@ -22,9 +22,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
-from recollect.pallas_kernels.attention_arguments import check_attention, is_self_attention, with_key_fields
+from recollect.pallas_kernels.attention_arguments import (
+    check_attention,
+    is_self_attention,
+    with_key_fields,
+)
 from recollect.pallas_kernels.dispatch import choose
 from recollect.pallas_kernels.landmark_attention.retrieval import retrieve_blocks
+from recollect.pallas_kernels.segments import KnownArray
 from recollect.pallas_kernels.sharding import sequence_parts
 
 
@@ -34,10 +39,10 @@ def landmark_attention(
     v: Float[Array, "b s g v"],
     *,
     block: int,
-    query_positions: Int[Array, "b t"] | None = None,
-    key_positions: Int[Array, "b s"] | None = None,
-    query_segments: Int[Array, "b t"] | None = None,
-    key_segments: Int[Array, "b s"] | None = None,
+    query_positions: Int[KnownArray, "b t"] | None = None,
+    key_positions: Int[KnownArray, "b s"] | None = None,
+    query_segments: Int[KnownArray, "b t"] | None = None,
+    key_segments: Int[KnownArray, "b s"] | None = None,
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,

@@ -20,11 +20,16 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from recollect.pallas_kernels.attention_arguments import check_attention, is_self_attention, with_key_fields
+from recollect.pallas_kernels.attention_arguments import (
+    check_attention,
+    is_self_attention,
+    with_key_fields,
+)
 from recollect.pallas_kernels.dispatch import choose
 from recollect.pallas_kernels.masks import Mask, is_expression
 from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
+from recollect.pallas_kernels.segments import KnownArray
 from recollect.pallas_kernels.sharding import sequence_parts
 from recollect.pallas_kernels.softmax_attention import sequence_parallel
 
@@ -49,10 +54,10 @@ def softmax_attention(
     window: int | None = None,
     mask: Bool[Array, "#b t s"] | Mask | None = None,
     sinks: Float[Array, " h"] | None = None,
-    query_positions: Int[Array, "b t"] | None = None,
-    key_positions: Int[Array, "b s"] | None = None,
-    query_segments: Int[Array, "b t"] | None = None,
-    key_segments: Int[Array, "b s"] | None = None,
+    query_positions: Int[KnownArray, "b t"] | None = None,
+    key_positions: Int[KnownArray, "b s"] | None = None,
+    query_segments: Int[KnownArray, "b t"] | None = None,
+    key_segments: Int[KnownArray, "b s"] | None = None,
     query_fields: Fields | None = None,
     key_fields: Fields | None = None,
     scale: float | None = None,

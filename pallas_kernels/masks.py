@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool
 
 ORDINARY, LANDMARK = 0, 1
 """Types of tokens."""
@@ -71,7 +70,7 @@ class Mask:
         whose fields query.NAME and key.NAME have the attributes low and high."""
         raise NotImplementedError
 
-    def dense(self, query: TokenFields, key: TokenFields) -> Bool[Array, "b t s"]:
+    def dense(self, query: TokenFields, key: TokenFields) -> jax.Array:
         """Returns the (b, t, s) bool mask of all pairs, False where either is padding."""
         for fields in (query.present(), key.present()):
             missing = sorted(self.fields - fields.keys())

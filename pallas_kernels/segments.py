@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Shaped
+
+if TYPE_CHECKING:
+    KnownArray = jax.Array
+else:
+    KnownArray = jax.Array | np.ndarray
+    """Fields of tokens may be numpy's: what follows from them is then known when a program is traced."""
 
 
 def carry_segments(segment_ids: Int[Array, "b t"], first: Int[Array, " b"]) -> Int[Array, "b t"]:
@@ -13,7 +22,7 @@ def carry_segments(segment_ids: Int[Array, "b t"], first: Int[Array, " b"]) -> I
     return jnp.where(index >= 0, jnp.take_along_axis(segment_ids, jnp.maximum(index, 0), axis=1), first[:, None])
 
 
-def zero_padding(x: Shaped[Array, "b t ..."], segment_ids: Int[Array, "b t"] | None) -> Shaped[Array, "b t ..."]:
+def zero_padding(x: Shaped[Array, "b t ..."], segment_ids: Int[KnownArray, "b t"] | None) -> Shaped[Array, "b t ..."]:
     """Returns x with zeros at padding. By `where`, so that NaN in padding stops here, in gradients too."""
     if segment_ids is None:
         return x

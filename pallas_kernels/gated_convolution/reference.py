@@ -1,4 +1,4 @@
-"""The specification: every pair of tokens, the lag being the valid tokens between them. Memory O(b t^2 d)."""
+"""The specification: every pair of tokens, the number of valid tokens between them as the lag. Memory O(b t^2 d)."""
 
 from __future__ import annotations
 
@@ -50,10 +50,8 @@ def short_convolution(
     total = jnp.sum(segments != 0, axis=1)
     known = jnp.concatenate([jnp.ones((b, k - 1), bool), segments != 0], axis=1)
     last = jnp.sum(jnp.where(known & (value_ranks == total[:, None] - 1), value_segments, 0), axis=1)
-    ranks_of_state = total[:, None] + jnp.arange(1 - k, 0)
-    chosen = (ranks_of_state[:, :, None] == value_ranks[:, None, :]) & (known & (value_segments == last[:, None]))[
-        :, None, :
-    ]
+    newest = total[:, None] + jnp.arange(1 - k, 0)
+    chosen = (newest[:, :, None] == value_ranks[:, None, :]) & (known & (value_segments == last[:, None]))[:, None, :]
     state = jnp.einsum("bms,bsd->bmd", chosen.astype(values.dtype), values, precision="highest")
     return y.astype(x.dtype), state.astype(old.dtype)
 

@@ -23,7 +23,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
+from recollect.pallas_kernels.attention_arguments import (
+    check_attention,
+    is_self_attention,
+    with_key_fields,
+)
 from recollect.pallas_kernels.dispatch import choose
+from recollect.pallas_kernels.segments import KnownArray, zero_padding
 from recollect.pallas_kernels.sharding import sequence_parts
 
 
@@ -36,10 +42,10 @@ def head_mixture_attention(
     active: int,
     gates: Float[Array, "b t h"] | None = None,
     key_heads: Sequence[int] | None = None,
-    query_positions: Int[Array, "b t"] | None = None,
-    key_positions: Int[Array, "b s"] | None = None,
-    query_segments: Int[Array, "b t"] | None = None,
-    key_segments: Int[Array, "b s"] | None = None,
+    query_positions: Int[KnownArray, "b t"] | None = None,
+    key_positions: Int[KnownArray, "b s"] | None = None,
+    query_segments: Int[KnownArray, "b t"] | None = None,
+    key_segments: Int[KnownArray, "b s"] | None = None,
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,
@@ -65,20 +71,22 @@ def head_mixture_attention(
     Raises:
       ValueError: an argument's shape, type or value does not fit, or the backend cannot serve the call.
     """
-    same_length = k.ndim == 4 and q.ndim == 4 and k.shape[1] == q.shape[1]
-    if same_length and key_positions is None:
-        key_positions = query_positions
-    if same_length and key_segments is None:
-        key_segments = query_segments
-    _check(q, k, v, chosen, active, gates, key_heads, query_positions, key_positions, query_segments, key_segments)
+    fields = with_key_fields(
+        q,
+        k,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        query_segments=query_segments,
+        key_segments=key_segments,
+    )
+    _check(q, k, v, chosen, active, gates, key_heads, fields)
     h, dim = q.shape[2:]
     kappa = (
         tuple(head // (h // k.shape[2]) for head in range(h))
         if key_heads is None
         else tuple(int(head) for head in key_heads)
     )
-    shared = key_positions is query_positions and key_segments is query_segments
-    if same_length and shared and sequence_parts(q.shape[1]) > 1:
+    if is_self_attention(q, k, fields) and sequence_parts(q.shape[1]) > 1:
         regular = h % k.shape[2] == 0 and kappa == tuple(head // (h // k.shape[2]) for head in range(h))
         part: Any = functools.partial(
             head_mixture_attention,
@@ -101,18 +109,13 @@ def head_mixture_attention(
             gates=gates,
         )
     if query_segments is not None:
-        assert key_segments is not None
-        real = query_segments != 0
-        chosen = chosen & real[:, :, None]
-        q = jnp.where(real[:, :, None, None], q, 0)
-        k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
+        chosen = chosen & (query_segments != 0)[:, :, None]
+        q = zero_padding(q, query_segments)
+        k, v = (zero_padding(x, fields["key_segments"]) for x in (k, v))
     arguments = {
         "active": min(active, h),
         "key_heads": kappa,
-        "query_positions": query_positions,
-        "key_positions": key_positions,
-        "query_segments": query_segments,
-        "key_segments": key_segments,
+        **fields,
         "scale": dim**-0.5 if scale is None else float(scale),
     }
     run = choose("head_mixture_attention", backend, BACKENDS, q, k, v, chosen, **arguments)
@@ -144,21 +147,12 @@ BACKENDS = {
 }
 
 
-def _check(
-    q, k, v, chosen, active, gates, key_heads, query_positions, key_positions, query_segments, key_segments
-) -> None:
+def _check(q, k, v, chosen, active, gates, key_heads, fields) -> None:
     name = "head_mixture_attention"
-    for label, array in (("q", q), ("k", k), ("v", v)):
-        if array.ndim != 4:
-            raise ValueError(f"{name}: {label} must have four dimensions; got {array.shape}")
-    b, t, h, dim = q.shape
-    s, groups = k.shape[1:3]
+    check_attention(name, q, k, v, fields, grouped=False)
+    (b, t, h, _), (s, groups) = q.shape, k.shape[1:3]
     if t < 1 or s < 1 or h < 1:
         raise ValueError(f"{name}: q and k must hold tokens, and q heads; got {q.shape} and {k.shape}")
-    if k.shape[0] != b or k.shape[3] != dim:
-        raise ValueError(f"{name}: k must be ({b}, s, g, {dim}) to fit q {q.shape}; got {k.shape}")
-    if v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"{name}: v must be {k.shape[:3]} + (v,); got {v.shape}")
     if key_heads is None and (groups < 1 or h % groups):
         raise ValueError(f"{name}: q has {h} heads, which is no multiple of the {groups} heads of k; name key_heads")
     if key_heads is not None and (len(key_heads) != h or not all(0 <= head < groups for head in key_heads)):
@@ -169,17 +163,7 @@ def _check(
         raise ValueError(f"{name}: active must be at least 1; got {active}")
     if gates is not None and gates.shape != (b, t, h):
         raise ValueError(f"{name}: gates must be {(b, t, h)}; got {gates.shape}")
-    for label, field, shape in (
-        ("query_positions", query_positions, (b, t)),
-        ("key_positions", key_positions, (b, s)),
-        ("query_segments", query_segments, (b, t)),
-        ("key_segments", key_segments, (b, s)),
-    ):
-        if field is not None and field.shape != shape:
-            raise ValueError(f"{name}: {label} must be {shape}; got {field.shape}")
-    if (query_segments is None) != (key_segments is None):
-        raise ValueError(f"{name}: query_segments and key_segments must be given together")
-    if t != s and (query_positions is None or key_positions is None):
+    if t != s and (fields["query_positions"] is None or fields["key_positions"] is None):
         raise ValueError(f"{name}: {t} queries and {s} keys need query_positions and key_positions")
 
 

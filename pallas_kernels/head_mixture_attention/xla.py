@@ -1,8 +1,8 @@
 """Attention of the chosen pairs by dense products of static sizes, by one of three strategies; static sizes decide
 between them (`strategy`):
 
-- "rows": queries gathered into tiles of one head each (head_groups.py). Ordered by their last tokens, the i-th tile sees
-  at most a number of keys that is known when the program is traced (`ends`), so groups of tiles are batched products
+- "rows": queries gathered into tiles of one head each (head_groups.py). Ordered by their last tokens, the i-th tile
+  sees at most a number of keys that is known when the program is traced (`ends`), so groups of tiles are batched products
   against the first so many keys, and about half of the square is left out as in dense causal attention. Each tile's
   head's keys are copied beside it, which costs 1 / tile of the products.
 - "pairs": for decoding, the keys and values of the chosen heads alone.

@@ -22,8 +22,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
+from recollect.pallas_kernels.attention_arguments import (
+    check_attention,
+    is_self_attention,
+    with_key_fields,
+)
 from recollect.pallas_kernels.dispatch import choose
 from recollect.pallas_kernels.landmark_attention.retrieval import retrieve_blocks
+from recollect.pallas_kernels.segments import KnownArray
 from recollect.pallas_kernels.sharding import sequence_parts
 
 
@@ -33,10 +39,10 @@ def landmark_attention(
     v: Float[Array, "b s g v"],
     *,
     block: int,
-    query_positions: Int[Array, "b t"] | None = None,
-    key_positions: Int[Array, "b s"] | None = None,
-    query_segments: Int[Array, "b t"] | None = None,
-    key_segments: Int[Array, "b s"] | None = None,
+    query_positions: Int[KnownArray, "b t"] | None = None,
+    key_positions: Int[KnownArray, "b s"] | None = None,
+    query_segments: Int[KnownArray, "b t"] | None = None,
+    key_segments: Int[KnownArray, "b s"] | None = None,
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,
@@ -65,17 +71,16 @@ def landmark_attention(
     Raises:
       ValueError: an argument's shape or value does not fit, or the backend cannot serve the call.
     """
-    if q.ndim == k.ndim == 4 and q.shape[1] == k.shape[1]:
-        key_positions = query_positions if key_positions is None else key_positions
-        key_segments = query_segments if key_segments is None else key_segments
-    fields = {
-        "query_positions": query_positions,
-        "key_positions": key_positions,
-        "query_segments": query_segments,
-        "key_segments": key_segments,
-    }
+    fields = with_key_fields(
+        q,
+        k,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        query_segments=query_segments,
+        key_segments=key_segments,
+    )
     _check(q, k, v, block, fields)
-    self_attention = q.shape[1] == k.shape[1] and query_positions is key_positions and query_segments is key_segments
+    self_attention = is_self_attention(q, k, fields)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if self_attention and sequence_parts(q.shape[1]) > 1:
         part = functools.partial(landmark_attention, block=block, scale=scale, return_lse=return_lse, backend=backend)
@@ -96,29 +101,14 @@ BACKENDS = {
 
 
 def _check(q, k, v, block, fields) -> None:
-    for name, array in (("q", q), ("k", k), ("v", v)):
-        if array.ndim != 4:
-            raise ValueError(f"landmark_attention: {name} must have four dimensions; got {array.shape}")
-    b, t, h, dim = q.shape
-    s, groups = k.shape[1:3]
-    if t < 1 or s < 1:
+    check_attention("landmark_attention", q, k, v, fields)
+    if q.shape[1] < 1 or k.shape[1] < 1:
         raise ValueError(f"landmark_attention: q and k must hold at least one token; got {q.shape}, {k.shape}")
-    if k.shape[0] != b or k.shape[3] != dim:
-        raise ValueError(f"landmark_attention: k must be ({b}, s, g, {dim}) to fit q {q.shape}; got {k.shape}")
-    if v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"landmark_attention: v must be {k.shape[:3]} + (v,); got {v.shape}")
-    if groups < 1 or h % groups:
-        raise ValueError(f"landmark_attention: q has {h} heads, which is no multiple of the {groups} heads of k")
     if block < 1:
         raise ValueError(f"landmark_attention: block must be at least 1; got {block}")
     for name, field in fields.items():
-        shape = (b, t if name.startswith("query") else s)
-        if field is not None and field.shape != shape:
-            raise ValueError(f"landmark_attention: {name} must be {shape}; got {field.shape}")
         if field is not None and not jnp.issubdtype(field.dtype, jnp.integer):
             raise ValueError(f"landmark_attention: {name} must be integers; got {field.dtype}")
-    if (fields["query_segments"] is None) != (fields["key_segments"] is None):
-        raise ValueError("landmark_attention: query_segments and key_segments must be given together")
 
 
 __all__ = ["BACKENDS", "landmark_attention", "retrieve_blocks"]

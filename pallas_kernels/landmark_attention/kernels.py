@@ -30,6 +30,7 @@ from recollect.pallas_kernels.masks import (
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
 from recollect.pallas_kernels.scheduled_attention.block_schedule import SEGMENTS, Fields
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
+from recollect.pallas_kernels.segments import zero_padding
 from recollect.pallas_kernels.sharding import over_mesh
 
 FEWEST_QUERIES = 8
@@ -43,9 +44,8 @@ def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Cal
     def attention(
         q, k, v, query_positions, key_positions, query_segments, key_segments, *, block, scale, self_attention
     ) -> tuple[jax.Array, jax.Array]:
-        if query_segments is not None:
-            q = jnp.where((query_segments != 0)[:, :, None, None], q, 0)
-            k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
+        q = zero_padding(q, query_segments)
+        k, v = (zero_padding(x, key_segments) for x in (k, v))
         call = _LandmarkCall(kernels, block, scale, self_attention)
         query, key = (
             _fields(x.shape[1], positions, segments, block)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from recollect.pallas_kernels.segments import zero_padding
+
 
 def weights(
     q, k, *, block, query_positions, key_positions, query_segments, key_segments, scale
@@ -38,9 +40,8 @@ def landmark_attention(
     q, k, v, *, block, query_positions, key_positions, query_segments, key_segments, scale, self_attention=False
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the output and the log-sum-exp of the main group; arguments as those of the public function."""
-    if query_segments is not None:
-        q = jnp.where((query_segments != 0)[:, :, None, None], q, 0)
-        k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
+    q = zero_padding(q, query_segments)
+    k, v = (zero_padding(x, key_segments) for x in (k, v))
     w, lse = weights(
         q,
         k,

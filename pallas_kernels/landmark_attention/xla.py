@@ -14,6 +14,7 @@ from recollect.pallas_kernels.landmark_attention.blocks import complete_blocks, 
 from recollect.pallas_kernels.landmark_attention.previous_blocks import previous_blocks
 from recollect.pallas_kernels.landmark_attention.step import few_queries
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
+from recollect.pallas_kernels.segments import zero_padding
 
 
 def landmark_attention(
@@ -23,9 +24,8 @@ def landmark_attention(
     b, t, h, dim = q.shape
     s, groups = k.shape[1:3]
     c = block + 1
-    if query_segments is not None:
-        q = jnp.where((query_segments != 0)[:, :, None, None], q, 0)
-        k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
+    q = zero_padding(q, query_segments)
+    k, v = (zero_padding(x, key_segments) for x in (k, v))
     dtype, scale = q.dtype, float(scale)
     q = q.reshape(b, t, groups, h // groups, dim)
     if self_attention and query_positions is None and query_segments is None:

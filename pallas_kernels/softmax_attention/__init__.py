@@ -20,10 +20,16 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from recollect.pallas_kernels.attention_arguments import (
+    check_attention,
+    is_self_attention,
+    with_key_fields,
+)
 from recollect.pallas_kernels.dispatch import choose
 from recollect.pallas_kernels.masks import Mask, is_expression
 from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
+from recollect.pallas_kernels.segments import KnownArray
 from recollect.pallas_kernels.sharding import sequence_parts
 from recollect.pallas_kernels.softmax_attention import sequence_parallel
 
@@ -48,10 +54,10 @@ def softmax_attention(
     window: int | None = None,
     mask: Bool[Array, "#b t s"] | Mask | None = None,
     sinks: Float[Array, " h"] | None = None,
-    query_positions: Int[Array, "b t"] | None = None,
-    key_positions: Int[Array, "b s"] | None = None,
-    query_segments: Int[Array, "b t"] | None = None,
-    key_segments: Int[Array, "b s"] | None = None,
+    query_positions: Int[KnownArray, "b t"] | None = None,
+    key_positions: Int[KnownArray, "b s"] | None = None,
+    query_segments: Int[KnownArray, "b t"] | None = None,
+    key_segments: Int[KnownArray, "b s"] | None = None,
     query_fields: Fields | None = None,
     key_fields: Fields | None = None,
     scale: float | None = None,
@@ -89,29 +95,18 @@ def softmax_attention(
     Raises:
       ValueError: an argument's shape, type or value does not fit; the backend cannot serve the call.
     """
-    same_length = k.ndim == 4 and q.ndim == 4 and k.shape[1] == q.shape[1]
-    if same_length and key_positions is None:
-        key_positions = query_positions
-    if same_length and key_segments is None:
-        key_segments = query_segments
-    if same_length and key_fields is None:
-        key_fields = query_fields
-    _check(
+    fields = with_key_fields(
         q,
         k,
-        v,
-        window,
-        mask,
-        sinks,
-        query_positions,
-        key_positions,
-        query_segments,
-        key_segments,
-        query_fields,
-        key_fields,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        query_segments=query_segments,
+        key_segments=key_segments,
+        query_fields=query_fields,
+        key_fields=key_fields,
     )
-    shared = key_positions is query_positions and key_segments is query_segments and key_fields is query_fields
-    if same_length and shared and sequence_parts(q.shape[1]) > 1:
+    _check(q, k, v, window, mask, sinks, **fields)
+    if is_self_attention(q, k, fields) and sequence_parts(q.shape[1]) > 1:
         return sequence_parallel.over_devices(
             functools.partial(
                 softmax_attention, scale=scale, return_lse=return_lse, deterministic=deterministic, backend=backend
@@ -131,12 +126,7 @@ def softmax_attention(
         "window": window,
         "mask": mask,
         "sinks": sinks,
-        "query_positions": query_positions,
-        "key_positions": key_positions,
-        "query_segments": query_segments,
-        "key_segments": key_segments,
-        "query_fields": query_fields,
-        "key_fields": key_fields,
+        **fields,
         "scale": q.shape[-1] ** -0.5 if scale is None else scale,
         "return_lse": return_lse,
         "deterministic": deterministic,
@@ -148,17 +138,14 @@ def softmax_attention(
 def _check(
     q, k, v, window, mask, sinks, query_positions, key_positions, query_segments, key_segments, query_fields, key_fields
 ) -> None:
-    for name, array in (("q", q), ("k", k), ("v", v)):
-        if array.ndim != 4:
-            raise ValueError(f"softmax_attention: {name} must have four dimensions; got {array.shape}")
-    b, t, h, dim = q.shape
-    s, groups = k.shape[1:3]
-    if k.shape[0] != b or k.shape[3] != dim:
-        raise ValueError(f"softmax_attention: k must be ({b}, s, g, {dim}) to fit q {q.shape}; got {k.shape}")
-    if v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"softmax_attention: v must be {k.shape[:3]} + (v,); got {v.shape}")
-    if groups < 1 or h % groups:
-        raise ValueError(f"softmax_attention: q has {h} heads, which is no multiple of the {groups} heads of k")
+    fields = {
+        "query_positions": query_positions,
+        "key_positions": key_positions,
+        "query_segments": query_segments,
+        "key_segments": key_segments,
+    }
+    check_attention("softmax_attention", q, k, v, fields)
+    (b, t, h, _), s = q.shape, k.shape[1]
     if window is not None and window < 1:
         raise ValueError(f"softmax_attention: window must be at least 1, or None; got {window}")
     if sinks is not None and sinks.shape != (h,):
@@ -178,32 +165,24 @@ def _check(
             f"softmax_attention: mask must be bool {(b, t, s)} or {(1, t, s)}; got {mask.dtype} {mask.shape}"
         )
     more = [
-        (f"{side}_fields[{name!r}]", field, ((b, length), (1, length)))
+        (f"{side}_fields[{name!r}]", field, length)
         for side, fields, length in (("query", query_fields, t), ("key", key_fields, s))
         for name, field in (fields or {}).items()
     ]
-    for name, field, shapes in [
-        ("query_positions", query_positions, ((b, t),)),
-        ("key_positions", key_positions, ((b, s),)),
-        ("query_segments", query_segments, ((b, t),)),
-        ("key_segments", key_segments, ((b, s),)),
-        *more,
-    ]:
-        if field is not None and field.shape not in shapes:
-            raise ValueError(f"softmax_attention: {name} must be {' or '.join(map(str, shapes))}; got {field.shape}")
-    if (query_segments is None) != (key_segments is None):
-        raise ValueError("softmax_attention: query_segments and key_segments must be given together")
+    for name, field, length in more:
+        if field is not None and field.shape not in ((b, length), (1, length)):
+            raise ValueError(f"softmax_attention: {name} must be {(b, length)} or {(1, length)}; got {field.shape}")
     if is_mask_expression:
         for side, fields, positions, segments in (
             ("query", query_fields, query_positions, query_segments),
             ("key", key_fields, key_positions, key_segments),
         ):
-            had = {
+            present = {
                 *(fields or {}),
                 *(["segments"] if segments is not None else []),
                 *(["positions"] if positions is not None or t == s else []),
             }
-            missing = sorted(mask.fields - had)
+            missing = sorted(mask.fields - present)
             if missing:
                 raise ValueError(
                     f"softmax_attention: the mask reads {missing[0]}, "

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from recollect.pallas_kernels.masks import is_expression
 from recollect.pallas_kernels.scheduled_attention.block_schedule import tile_allows
+from recollect.pallas_kernels.segments import zero_padding
 from recollect.pallas_kernels.softmax_attention.scheduled import mask_and_fields
 
 
@@ -31,11 +32,9 @@ def softmax_attention(
     b, t, h, _ = q.shape
     s, groups = k.shape[1:3]
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    real = jnp.ones((b, t), bool)
-    if query_segments is not None:
-        real = query_segments != 0
-        q = jnp.where(real[:, :, None, None], q, 0)
-        k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
+    real = jnp.ones((b, t), bool) if query_segments is None else query_segments != 0
+    q = zero_padding(q, query_segments)
+    k, v = (zero_padding(x, key_segments) for x in (k, v))
     if is_expression(mask):
         expression, query, key = mask_and_fields(
             q,

@@ -14,6 +14,7 @@ import numpy as np
 from recollect.pallas_kernels.masks import Mask, causal, is_expression
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
 from recollect.pallas_kernels.scheduled_attention.block_schedule import SEGMENTS, Fields, needed
+from recollect.pallas_kernels.segments import zero_padding
 from recollect.pallas_kernels.sharding import over_mesh
 from recollect.pallas_kernels.tuning import Sizes, block_sizes
 
@@ -60,9 +61,8 @@ def on_kernels(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[...
 
     def attention(q, k, v, *, sinks, scale, return_lse, deterministic, **rest):
         mask, query_fields, key_fields = mask_and_fields(q, k, **rest)
-        if rest["query_segments"] is not None:
-            q = jnp.where((rest["query_segments"] != 0)[:, :, None, None], q, 0)
-            k, v = (jnp.where((rest["key_segments"] != 0)[:, :, None, None], x, 0) for x in (k, v))
+        q = zero_padding(q, rest["query_segments"])
+        k, v = (zero_padding(x, rest["key_segments"]) for x in (k, v))
         sizes = block_sizes(
             name,
             default_tiles(kernels),

@@ -17,6 +17,7 @@ from recollect.pallas_kernels.chunking import chunked, compaction, permuted, tak
 from recollect.pallas_kernels.dense_softmax import attend
 from recollect.pallas_kernels.masks import is_expression
 from recollect.pallas_kernels.scheduled_attention.block_schedule import block_schedule, padded_fields, tile_allows
+from recollect.pallas_kernels.segments import zero_padding
 from recollect.pallas_kernels.softmax_attention.scheduled import mask_and_fields
 
 QUERY_BLOCK = 128
@@ -54,9 +55,8 @@ def softmax_attention(
     b, t, h, _ = q.shape
     groups = k.shape[2]
     self_attention = k.shape[1] == t and query_positions is key_positions and query_segments is key_segments
-    if query_segments is not None:
-        q = jnp.where((query_segments != 0)[:, :, None, None], q, 0)
-        k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
+    q = zero_padding(q, query_segments)
+    k, v = (zero_padding(x, key_segments) for x in (k, v))
     dtype = q.dtype
     q = q.reshape(b, t, groups, h // groups, -1)
     if sinks is not None:

@@ -101,7 +101,7 @@ def compare(found, expected, close=CLOSE):
 def taking(form: str, tile: int | None = None):
     """Inside, the xla form goes this way, whatever would pay."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(xla, "form", lambda *sizes, **more: form)
+        patch.setattr(xla, "strategy", lambda *sizes, **more: form)
         if tile is not None:
             patch.setattr(xla, "tile_of", lambda *sizes: tile)
         yield
@@ -307,13 +307,13 @@ def test_members_of_a_population_are_batched():
 
 def test_the_form_is_what_computes_least():
     def form(*sizes):
-        return xla.form(*sizes, self_attention=True)
+        return xla.strategy(*sizes, self_attention=True)
 
     assert {form(1024, 1024, 6, active) for active in range(1, 6)} == {form(4096, 4096, 8, 4)} == {"rows"}
     assert form(1024, 1024, 6, 6) == form(64, 64, 6, 3) == "dense"
-    assert xla.form(1, 512, 6, 3, self_attention=False) == "pairs"
-    assert xla.form(256, 512, 6, 3, self_attention=False) == "rows"
-    assert xla.form(2, 512, 6, 3, self_attention=False) == "dense"
+    assert xla.strategy(1, 512, 6, 3, self_attention=False) == "pairs"
+    assert xla.strategy(256, 512, 6, 3, self_attention=False) == "rows"
+    assert xla.strategy(2, 512, 6, 3, self_attention=False) == "dense"
 
 
 def test_work_falls_with_the_share_of_active_heads():

@@ -221,9 +221,9 @@ def test_cudnn_takes_smaller_heads_before_hopper():
         ("--xla_gpu_deterministic_ops_no=true", False),
     ],
 )
-def test_xla_can_be_told_to_be_deterministic(monkeypatch, flags, told):
+def test_xla_can_be_is_deterministic(monkeypatch, flags, told):
     monkeypatch.setenv("XLA_FLAGS", flags)
-    assert cudnn.told_to_be_deterministic() is told
+    assert cudnn.is_deterministic() is told
     with dispatch.aimed_at(*H100):
         assert (cudnn.refuses(BF16, BF16, BF16, **NOTHING | {"deterministic": True}) is None) is told
 

@@ -5,8 +5,10 @@ project.
 """
 
 from recollect.configuration.base import Config, Preempted, UserError, config_class, known_configs
+from recollect.configuration.exports import exported_names
 from recollect.configuration.overrides import apply_overrides, apply_values, get_field
 from recollect.configuration.serialization import differences, from_json, to_json
+from recollect.configuration.validators import at_least, requires
 
 __all__ = [
     "Config",
@@ -14,10 +16,13 @@ __all__ = [
     "UserError",
     "apply_overrides",
     "apply_values",
+    "at_least",
     "config_class",
     "differences",
+    "exported_names",
     "from_json",
     "get_field",
     "known_configs",
+    "requires",
     "to_json",
 ]

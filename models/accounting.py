@@ -1,23 +1,20 @@
-"""What a model costs: parameters by part, FLOPs a token, state bytes. All taken from the real parameters, program
-and state."""
+"""Counts parameters by part, FLOPs per token and state bytes, from the real parameters, program and state."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
-import chz
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from recollect.models.functional import FunctionalModel, flatten
 from recollect.models.language_model import LanguageModel, state_bytes
 
 
 def parameters_by_part(model: FunctionalModel) -> dict[str, int]:
-    """Parameter counts: embedding, positions, landmark, each kind of mixer, mlp, norms, head; and their total."""
+    """Returns parameter counts by part: embedding, positions, landmark, each kind of mixer, mlp, norms, head; total."""
     parts: dict[str, int] = {}
     for path, leaf in flatten(model.abstract_params()).items():
         parts[_part(path, model.config)] = parts.get(_part(path, model.config), 0) + int(leaf.size)
@@ -35,43 +32,12 @@ def _part(path: str, config: LanguageModel) -> str:
 
 
 def flops_per_token(model: FunctionalModel, length: int) -> float:
-    """Floating-point operations of the forward pass over one sequence of `length`, a token, as XLA counts the lowered
-    program: bodies of scans as often as they run, and of loops without a known length once."""
-    flat = FunctionalModel(chz.replace(model.config, unroll=False, remat="none"), model.vocabulary)
-    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    jaxpr = jax.make_jaxpr(lambda params, tokens: flat.bind(params)(tokens))(flat.abstract_params(), tokens)
-    return _flops(jaxpr)[0] / length
+    """Returns the floating-point operations per token of the forward pass over one sequence of `length`: of its matrix
+    products, convolutions and Fourier transforms, 2 for a multiplication with its addition, 5 n log2 n for a complex
+    transform of n numbers.
 
-
-def _flops(jaxpr: ClosedJaxpr) -> tuple[float, float]:
-    """Operations with scans run to their end, and as XLA counts, which takes each loop's body once."""
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jaxpr.in_avals]
-    cost: Any = jax.jit(jaxpr_as_fun(jaxpr)).lower(*shapes).cost_analysis()
-    counted = float(cost.get("flops", 0.0))
-    total = counted
-    for scan in _scans(jaxpr.jaxpr):
-        whole, once = _flops(scan.params["jaxpr"])
-        total += scan.params["length"] * whole - once
-    return total, counted
-
-
-def _scans(jaxpr: Any) -> Iterator[Any]:
-    """The scans of a program, those within other scans left out."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan":
-            yield equation
-            continue
-        for inner in _inner(equation.params):
-            yield from _scans(inner)
-
-
-def products_per_token(model: FunctionalModel, length: int) -> float:
-    """Floating-point operations of the forward pass's matrix products, convolutions and Fourier transforms over one
-    sequence of `length`,
-    a token: 2 for a multiplication with its addition, 5 n log2 n for a complex transform of n numbers.
-
-    Counted in the traced program, scans as often as they run, so it holds for operations that say their products: XLA's
-    forms.
+    They are counted in the traced program, bodies of scans as often as they run, so the number holds where operations
+    run on their XLA backends: kernels' products are not in the program.
     """
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     jaxpr = jax.make_jaxpr(lambda params, tokens: model.bind(params)(tokens))(model.abstract_params(), tokens)
@@ -94,19 +60,16 @@ def _products_of(equation: Any) -> float:
         size = math.prod(params["fft_lengths"])
         longer = max(equation.invars[0].aval.size, equation.outvars[0].aval.size)
         # A transform from or to real numbers takes half of the operations.
-        return (
-            (5.0 if equation.invars[0].aval.dtype == equation.outvars[0].aval.dtype else 2.5)
-            * longer
-            * math.log2(max(size, 2))
-        )
-    inner = [_products(found) for found in _inner(params)]
+        factor = 5.0 if equation.invars[0].aval.dtype == equation.outvars[0].aval.dtype else 2.5
+        return factor * longer * math.log2(max(size, 2))
+    inner = [_products(program) for program in _inner(params)]
     if name == "scan":
         return params["length"] * sum(inner)
     return max(inner, default=0.0) if name == "cond" else sum(inner)
 
 
 def _inner(params: dict[str, Any]) -> list[Jaxpr]:
-    """The programs within an equation."""
+    """Returns the programs within an equation."""
     values = jax.tree.leaves(list(params.values()), is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr))
     return [
         value.jaxpr if isinstance(value, ClosedJaxpr) else value
@@ -116,26 +79,18 @@ def _inner(params: dict[str, Any]) -> list[Jaxpr]:
 
 
 def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -> dict[str, int]:
-    """Bytes of the decoding state of one sequence, for streams of the given lengths; the model's own cursor is left
-    out.
-
-    Keys are strings, as JSON has them. Lengths that the model cannot take are left out.
-    """
-    model = FunctionalModel(config, vocabulary)
+    """Returns the bytes of the decoding state of one sequence, for streams of the given lengths, without the model's
+    own cursor. Keys are strings, as in JSON; lengths that the model cannot take are left out."""
     limit = config.maximum_length()
-    found = {}
-    for length in lengths:
-        if limit is not None and length > limit:
-            continue
-        state = jax.eval_shape(
-            lambda params, length=length: model.bind(params).init_state(1, length).layers, model.abstract_params()
-        )
-        found[str(length)] = state_bytes(state)
-    return found
+    fitting = [length for length in lengths if limit is None or length <= limit]
+    return {str(length): state_bytes(_state(config, vocabulary, length)) for length in fitting}
 
 
 def state_elements_at(config: LanguageModel, vocabulary: int, length: int) -> int:
-    """Number of array elements in that state."""
+    """Returns the number of array elements in that state."""
+    return sum(leaf.size for leaf in jax.tree.leaves(_state(config, vocabulary, length)))
+
+
+def _state(config: LanguageModel, vocabulary: int, length: int) -> Any:
     model = FunctionalModel(config, vocabulary)
-    state = jax.eval_shape(lambda params: model.bind(params).init_state(1, length).layers, model.abstract_params())
-    return sum(leaf.size for leaf in jax.tree.leaves(state))
+    return jax.eval_shape(lambda params: model.bind(params).init_state(1, length).layers, model.abstract_params())

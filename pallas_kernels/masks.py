@@ -19,10 +19,13 @@ pairs: both then count as unknown, which costs time and never a wrong mask.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import operator
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 ORDINARY, LANDMARK = 0, 1
 """Types of tokens."""
@@ -44,6 +47,13 @@ class TokenFields:
     def present(self) -> dict[str, jax.Array]:
         """The fields that are there, by name."""
         return {name: x for name, x in vars(self).items() if x is not None}
+
+
+def carry_segments(segments: Int[Array, "b t"], first: Int[Array, " b"]) -> Int[Array, "b t"]:
+    """Returns `segments` in which padding takes the segment of the valid token before it, `first` where there is
+    none."""
+    index = jax.lax.cummax(jnp.where(segments != 0, jnp.arange(segments.shape[1]), -1), axis=1)
+    return jnp.where(index >= 0, jnp.take_along_axis(segments, jnp.maximum(index, 0), axis=1), first[:, None])
 
 
 class Mask:
@@ -84,41 +94,38 @@ class Mask:
 
 
 @dataclasses.dataclass(frozen=True)
-class And(Mask):
-    """Both."""
+class _Pair(Mask):
+    """Two expressions, combined by an operator on bools."""
 
     left: Mask
     right: Mask
+
+    combine: ClassVar[Any]
 
     @property
     def fields(self) -> frozenset[str]:
         return self.left.fields | self.right.fields
 
     def allows(self, query: Any, key: Any) -> Any:
-        return self.left.allows(query, key) & self.right.allows(query, key)
+        return self.combine(self.left.allows(query, key), self.right.allows(query, key))
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
         (left_some, left_all), (right_some, right_all) = self.left.bounds(query, key), self.right.bounds(query, key)
-        return left_some & right_some, left_all & right_all
+        return self.combine(left_some, right_some), self.combine(left_all, right_all)
 
 
 @dataclasses.dataclass(frozen=True)
-class Or(Mask):
+class And(_Pair):
+    """Both."""
+
+    combine = staticmethod(operator.and_)
+
+
+@dataclasses.dataclass(frozen=True)
+class Or(_Pair):
     """Either."""
 
-    left: Mask
-    right: Mask
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return self.left.fields | self.right.fields
-
-    def allows(self, query: Any, key: Any) -> Any:
-        return self.left.allows(query, key) | self.right.allows(query, key)
-
-    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        (left_some, left_all), (right_some, right_all) = self.left.bounds(query, key), self.right.bounds(query, key)
-        return left_some | right_some, left_all | right_all
+    combine = staticmethod(operator.or_)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,7 @@ from recollect.pallas_kernels.linear_recurrence.chunk_matrices import (
     to_end,
     unit_inverse,
 )
+from recollect.pallas_kernels.masks import carry_segments as carried
 
 CHUNK = 64
 
@@ -264,9 +265,3 @@ def _states(state, updates, keeps):
     xs = (jnp.moveaxis(updates, 1, 0), None if keeps is None else jnp.moveaxis(keeps, 1, 0))
     state, before = jax.lax.scan(step, state, xs)
     return jnp.moveaxis(before, 0, 1), state
-
-
-def carried(segment_ids: jax.Array, first: jax.Array) -> jax.Array:
-    """Segments (b, t) in which padding takes the segment before it; `first` (b,) stands before the row."""
-    index = jax.lax.cummax(jnp.where(segment_ids != 0, jnp.arange(segment_ids.shape[1]), -1), axis=1)
-    return jnp.where(index >= 0, jnp.take_along_axis(segment_ids, jnp.maximum(index, 0), axis=1), first[:, None])

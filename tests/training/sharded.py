@@ -64,7 +64,7 @@ def five_steps(mixer: MixerConfig, mesh: Mesh | None) -> tuple[Any, Any, Any]:
     around: Any = contextlib.nullcontext()
     if mesh is not None:
         devices = make_mesh(mesh)
-        params = jax.device_put(params, params_sharding(params, devices))
+        params = jax.device_put(params, params_sharding(params, model.tags("dims"), devices))
         batch = jax.device_put(batch, batch_sharding(devices))
         around = jax.sharding.use_abstract_mesh(devices.abstract_mesh)
 

@@ -5,7 +5,7 @@
 
 as in PaLM (Chowdhery et al. 2022, appendix B): the backward pass has two products for each of the forward pass; what
 rematerialisation computes again does not count. Forward products are those of
-`recollect.models.accounting.products_per_token`, taken from XLA's forms of the
+`recollect.models.accounting.flops_per_token`, taken from XLA's forms of the
 operations: causal attention counts the blocks up to the diagonal, not the whole square. CPUs and unknown chips have no
 MFU.
 
@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from recollect.models.accounting import products_per_token
+from recollect.models.accounting import flops_per_token
 from recollect.models.functional import FunctionalModel
 from recollect.pallas_kernels import dispatch
 from recollect.training.experiment import Experiment
@@ -142,7 +142,7 @@ def training_flops_per_token(experiment: Experiment) -> float:
     data: Any = experiment.data
     model = FunctionalModel(experiment.model, data.vocabulary)
     with dispatch.aimed_at("cpu", "cpu"):  # kernels and libraries do not tell their products
-        return 3 * products_per_token(model, data.longest)
+        return 3 * flops_per_token(model, data.longest)
 
 
 _compilations: list[tuple[float, float]] = []

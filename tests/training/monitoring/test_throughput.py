@@ -14,7 +14,7 @@ from recollect.layers import Attention, Hyena, LinearAttention
 from recollect.layers.modules.feature_maps import EluPlusOne
 from recollect.layers.modules.mlp import SwiGLU
 from recollect.models import FunctionalModel, LanguageModel, repeat
-from recollect.models.accounting import products_per_token
+from recollect.models.accounting import flops_per_token
 from recollect.training.monitoring.chips import chip_of
 from recollect.training.monitoring.throughput import Meter, Rates, training_flops_per_token
 from recollect.training.train import train
@@ -62,7 +62,7 @@ def test_products_by_formula():
 
     def cost(mixer, depth=3, **fields):
         model = LanguageModel(width=d, stages=repeat(mixer, depth=depth), mlp=SwiGLU(hidden=hidden), **fields)
-        return products_per_token(FunctionalModel(model, vocabulary), t)
+        return flops_per_token(FunctionalModel(model, vocabulary), t)
 
     rest = 3 * (2 * 4 * d * d + 2 * 3 * d * hidden) + 2 * d * vocabulary
     # Two blocks of 128 queries against 128 and 256 keys, scores and values: three quarters of the square.
@@ -87,12 +87,12 @@ def test_products_of_transforms_and_convolutions():
     assert count(convolve, (1, 8, 10), (6, 4, 3)) == 2 * (6 * 10) * 4 * 3
     assert count(lambda x: jax.lax.cond(x[0, 0] > 0, lambda y: y @ y, lambda y: y, x), (4, 4)) == 2 * 4**3
     model = LanguageModel(width=16, stages=repeat(Hyena(maximum_length=64), depth=1))
-    assert products_per_token(FunctionalModel(model, 16), 64) > 2 * 16 * (3 * 16 + 16 + 16)
+    assert flops_per_token(FunctionalModel(model, 16), 64) > 2 * 16 * (3 * 16 + 16 + 16)
 
 
 def test_training_takes_three_times_the_forward_products(tmp_path):
     experiment = tiny(tmp_path)
-    forward = products_per_token(FunctionalModel(experiment.model, 32), 16)
+    forward = flops_per_token(FunctionalModel(experiment.model, 32), 16)
     assert training_flops_per_token(experiment) == 3 * forward > 0
 
 

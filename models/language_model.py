@@ -172,9 +172,7 @@ class LanguageModelModule(nnx.Module):
         Raises:
           UserError: a part of the model cannot take streams that long.
         """
-        limit = self.config.maximum_length()
-        if limit is not None:
-            check_length(max_length, limit, "this model's maximum length")
+        check_length(max_length, self.config.maximum_length(), "this model's maximum length")
         block = self.config.landmark_block
         longer = max_length if block is None else landmarks.expanded_length(max_length, block)
         layers = self.stack.init_state(batch_size, longer, DTYPES[self.config.dtype])
@@ -202,9 +200,7 @@ class LanguageModelModule(nnx.Module):
     ) -> tuple[Float[Array, "b longer d"], Context, landmarks.Layout | None]:
         """Returns what the stack takes: vectors and context, with landmarks if the model has them, and their layout."""
         b, t = tokens.shape
-        limit = self.config.maximum_length()
-        if limit is not None:
-            check_length(t, limit, "this model's maximum length")
+        check_length(t, self.config.maximum_length(), "this model's maximum length")
         positions = document_positions(context.segments) if context.segments is not None else context.positions
         context = dataclasses.replace(context, positions=positions, token_types=None)
         x = self._embed(tokens, context, key)

@@ -185,18 +185,17 @@ class Muon(Optimizer):
     VALUES: ClassVar[tuple[str, ...]] = (*Optimizer.VALUES, "momentum")
 
     def direction(self, model: FunctionalModel, values: Hyperparameters) -> optax.GradientTransformation:
-        def places(updates: Any) -> Any:
-            return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(-2, -1), updates)
-
-        def scale(updates: Any, params: Any = None) -> Any:
-            return jax.tree.map(lambda update: update * (self.matrix_rms * max(update.shape[-2:]) ** 0.5), updates)
-
         muon = optax.contrib.scale_by_muon(
-            ns_steps=self.iterations, beta=values["momentum"], weight_dimension_numbers=places
+            ns_steps=self.iterations,
+            beta=values["momentum"],
+            weight_dimension_numbers=lambda updates: jax.tree.map(
+                lambda _: optax.contrib.MuonDimensionNumbers(-2, -1), updates
+            ),
         )
-        return optax.partition(
-            {"matrix": optax.chain(muon, optax.stateless(scale)), "other": _adam(values)}, self.labels(model)
+        scale = optax.stateless_with_tree_map(
+            lambda update, _: update * (self.matrix_rms * max(update.shape[-2:]) ** 0.5)
         )
+        return optax.partition({"matrix": optax.chain(muon, scale), "other": _adam(values)}, self.labels(model))
 
     def labels(self, model: FunctionalModel) -> Any:
         """Returns "matrix" or "other" for every parameter."""

@@ -216,5 +216,4 @@ class SoftmaxAttention(Mixer):
         return MixerOutput(self.output(merge_heads(o)))
 
     def _check_length(self, length: int) -> None:
-        if isinstance(self.config.positions, LearnedPositions):
-            check_length(length, self.config.positions.maximum, "the position table's maximum")
+        check_length(length, self.config.traits.maximum_length, "the position table's maximum")

@@ -16,6 +16,7 @@ constant here; Hyena also offers training it at a learning rate of 1e-5.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,13 +60,11 @@ class SineFilter(nnx.Module):
     def __init__(self, channels: int, maximum: int, order: int, rngs: nnx.Rngs):
         self.channels = channels
         self.maximum = maximum
-        self.frequency = _filter_parameter(jnp.ones(order), "u")
-        layers = [
-            _FilterLayer(EMBEDDING, order, "e u", rngs),
-            *(_FilterLayer(order, order, "u u", rngs) for _ in range(2)),
-        ]
-        self.layers = nnx.List(layers)
-        self.output = _filter_parameter(normal()(rngs.params(), (order, channels), jnp.float32), "u f")
+        tags: dict[str, Any] = {"decay": False, "group": "filter"}
+        self.frequency = parameter(jnp.ones(order), "u", **tags)
+        sizes = ((EMBEDDING, "e u"), (order, "u u"), (order, "u u"))
+        self.layers = nnx.List([Linear(size, order, dims, rngs, bias=True, **tags) for size, dims in sizes])
+        self.output = parameter(normal()(rngs.params(), (order, channels), jnp.float32), "u f", **tags)
 
     def __call__(self, length: int) -> Float[Array, "t f"]:
         """Returns the first `length` taps, fp32."""
@@ -75,16 +74,3 @@ class SineFilter(nnx.Module):
             z = jnp.sin(self.frequency[...] * layer(z))
         decay = jnp.abs(jnp.linspace(SLOWEST, FASTEST, self.channels))
         return (z @ self.output[...]) * jnp.exp(-time[:, None] * decay)
-
-
-class _FilterLayer(nnx.Module):
-    def __init__(self, inputs: int, outputs: int, dims: str, rngs: nnx.Rngs):
-        self.kernel = _filter_parameter(normal()(rngs.params(), (inputs, outputs), jnp.float32), dims)
-        self.bias = _filter_parameter(jnp.zeros(outputs), "u")
-
-    def __call__(self, z: Float[Array, "t i"]) -> Float[Array, "t u"]:
-        return z @ self.kernel[...] + self.bias[...]
-
-
-def _filter_parameter(value: Float[Array, "..."], dims: str) -> nnx.Param:
-    return parameter(value, dims, decay=False, group="filter")

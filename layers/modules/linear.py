@@ -65,13 +65,22 @@ def merge_heads(x: Float[Array, "b t h k"]) -> Float[Array, "b t hk"]:
 
 
 class Linear(nnx.Module):
-    """y = x W + b, W (in, out): parameters fp32, computed in x's dtype. `dims` are the letters of W."""
+    """y = x W + b, W (in, out): parameters fp32, computed in x's dtype. `dims` are the letters of W; `tags` are those
+    of `parameter`."""
 
     def __init__(
-        self, inputs: int, outputs: int, dims: str, rngs: nnx.Rngs, *, bias: bool = False, init: Initializer = normal()
+        self,
+        inputs: int,
+        outputs: int,
+        dims: str,
+        rngs: nnx.Rngs,
+        *,
+        bias: bool = False,
+        init: Initializer = normal(),
+        **tags: Any,
     ):
-        self.kernel = parameter(init(rngs.params(), (inputs, outputs), jnp.float32), dims)
-        self.bias = parameter(jnp.zeros(outputs), dims.split()[1]) if bias else None
+        self.kernel = parameter(init(rngs.params(), (inputs, outputs), jnp.float32), dims, **tags)
+        self.bias = parameter(jnp.zeros(outputs), dims.split()[1], **tags) if bias else None
 
     def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
         y = x @ self.kernel[...].astype(x.dtype)

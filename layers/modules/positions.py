@@ -70,7 +70,7 @@ class PositionTable(nnx.Module):
         return self.table[...].at[positions].get(mode="fill", fill_value=jnp.nan)
 
 
-def check_length(length: int, maximum: int, what: str) -> None:
-    """Raises UserError when an input is longer than a configured maximum."""
-    if length > maximum:
+def check_length(length: int, maximum: int | None, what: str) -> None:
+    """Raises UserError when an input is longer than a configured maximum; None allows any length."""
+    if maximum is not None and length > maximum:
         raise UserError(f"an input of {length} tokens is longer than {what} of {maximum}")

@@ -24,10 +24,10 @@ from recollect.configuration import UserError
 DOCUMENT = "gpu_measured.md"
 PEERS = {  # of kernel_peers.py: the case whose arrays it is given
     "linear_attention": "linear_recurrence, no decay",
-    "simple_gla": "linear_recurrence, decay a head",
-    "gla": "linear_recurrence, decay a channel",
-    "gated_delta_rule": "linear_recurrence, gated delta, decay a head",
-    "kda": "linear_recurrence, gated delta, decay a channel",
+    "simple_gla": "linear_recurrence, decay per head",
+    "gla": "linear_recurrence, decay per channel",
+    "gated_delta_rule": "linear_recurrence, gated delta, decay per head",
+    "kda": "linear_recurrence, gated delta, decay per channel",
     "causal_attention": "softmax_attention, causal",
     "sliding_attention": "softmax_attention, window",
     "based": "taylor_attention, normalised",
@@ -157,7 +157,7 @@ def document(result: dict[str, Any]) -> str:
         "",
         "x floor: over the time that the arrays' bytes take at 3.35 TB/s, or the products at 989 TFLOP/s, whichever is more. Library: the same call on",
         "cuDNN, jax-linear-attention, lax.conv or jnp.fft. Peer: flash-linear-attention or torch. Before: the kernel's first time, where it has been replaced.",
-        "N pieces: of time, chosen by hand; rows without a note take the kernel's own choice.",
+        "N spans: of time, chosen by hand; rows without a note take the kernel's own choice.",
         "",
         "| case | forward, ms | x floor | before | library | peer | with gradients, ms | x floor | before | library | peer |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

@@ -34,9 +34,9 @@ def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Case:
             beta = jax.nn.sigmoid(jax.random.normal(keys[4], (b, t, h)))
             found |= {"beta": beta}
         found = {name: x if name == "beta" else x.astype(dtype) for name, x in found.items()}
-        if "decay a head" in variant:
+        if "decay per head" in variant:
             found["log_decay"] = jax.nn.log_sigmoid(jax.random.normal(keys[3], (b, t, h)) + 3)
-        if "decay a channel" in variant:
+        if "decay per channel" in variant:
             found["log_decay"] = jax.nn.log_sigmoid(jax.random.normal(keys[3], (b, t, h, k)) + 3)
         return found
 
@@ -51,14 +51,14 @@ def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Case:
     def square(x: Arrays) -> jax.Array:
         return quadratic(x["q"], x["k"], x["v"], log_decay=x.get("log_decay"), scale=k**-0.5).astype(x["v"].dtype)
 
-    # The square form of a decay a channel holds a (t, t, k) array a head; the delta rule has none.
-    plain = {"square form": square} if variant in ("no decay", "decay a head") else {}
+    # The square form of a decay per channel holds a (t, t, k) array per head; the delta rule has none.
+    plain = {"square form": square} if variant in ("no decay", "decay per head") else {}
     peer = {
         "no decay": "linear_attention",
-        "decay a head": "simple_gla",
-        "decay a channel": "gla",
-        "gated delta, decay a head": "gated_delta_rule",
-        "gated delta, decay a channel": "kda",
+        "decay per head": "simple_gla",
+        "decay per channel": "gla",
+        "gated delta, decay per head": "gated_delta_rule",
+        "gated delta, decay per channel": "kda",
     }[variant]
     sizes = {"b": b, "t": t, "h": h, "k": k, "v": v}
     products = 3 if "delta" in variant else 2
@@ -157,10 +157,10 @@ def _long(b: int, t: int, d: int) -> Case:
 
 RECURRENCES = (
     "no decay",
-    "decay a head",
-    "decay a channel",
-    "gated delta, decay a head",
-    "gated delta, decay a channel",
+    "decay per head",
+    "decay per channel",
+    "gated delta, decay per head",
+    "gated delta, decay per channel",
 )
 
 CASES: dict[tuple[str, str], Callable[..., Case]] = {

@@ -25,7 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
 from recollect.configuration import Config, UserError
-from recollect.pallas_kernels.masks import carry_segments
+from recollect.pallas_kernels.segments import carry_segments
 from recollect.pallas_kernels.sharding import constrained
 
 State = Any

@@ -23,9 +23,7 @@ import operator
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
 ORDINARY, LANDMARK = 0, 1
 """Types of tokens."""
@@ -47,13 +45,6 @@ class TokenFields:
     def present(self) -> dict[str, jax.Array]:
         """The fields that are there, by name."""
         return {name: x for name, x in vars(self).items() if x is not None}
-
-
-def carry_segments(segments: Int[Array, "b t"], first: Int[Array, " b"]) -> Int[Array, "b t"]:
-    """Returns `segments` in which padding takes the segment of the valid token before it, `first` where there is
-    none."""
-    index = jax.lax.cummax(jnp.where(segments != 0, jnp.arange(segments.shape[1]), -1), axis=1)
-    return jnp.where(index >= 0, jnp.take_along_axis(segments, jnp.maximum(index, 0), axis=1), first[:, None])
 
 
 class Mask:

@@ -19,10 +19,10 @@ from recollect.benchmarks.kernel_cases import CASES
 from recollect.pallas_kernels import dispatch
 
 JLA_KINDS = {
-    "decay a head": "simple_gla",
-    "decay a channel": "gla",
-    "gated delta, decay a head": "gated_deltanet",
-    "gated delta, decay a channel": "kda",
+    "decay per head": "simple_gla",
+    "decay per channel": "gla",
+    "gated delta, decay per head": "gated_deltanet",
+    "gated delta, decay per channel": "kda",
 }
 """Names of the recurrences in jax-linear-attention."""
 

@@ -67,9 +67,9 @@ def _recurrence(variant: str, *shapes: Sizes) -> tuple[Timing, ...]:
     return tuple(Timing(RECURRENCE, variant, sizes, forms) for sizes in shapes)
 
 
-def _pieces(operation: str, variant: str, sizes: Sizes, *counts: int) -> tuple[Timing, ...]:
-    kernel = f"{operation}.gpu_pieces"
-    return tuple(Timing(operation, variant, sizes, forced={kernel: {"pieces": n}}, note=f"{n} pieces") for n in counts)
+def _spans(operation: str, variant: str, sizes: Sizes, *counts: int) -> tuple[Timing, ...]:
+    kernel = f"{operation}.gpu_spans"
+    return tuple(Timing(operation, variant, sizes, forced={kernel: {"spans": n}}, note=f"{n} spans") for n in counts)
 
 
 def _attention(d: Sizes) -> tuple[Timing, ...]:
@@ -86,17 +86,17 @@ FAMILIES: dict[str, Family] = {
     "attention d128": Family(_attention(D128), full=(0, 1)),
     "attention d64": Family(_attention(D64)),
     "recurrence, no decay": Family(
-        (*_recurrence("no decay", WIDE, LONG, NARROW), *_pieces(RECURRENCE, "no decay", LONG, 1, 4)), full=(0, 1)
+        (*_recurrence("no decay", WIDE, LONG, NARROW), *_spans(RECURRENCE, "no decay", LONG, 1, 4)), full=(0, 1)
     ),
-    "recurrence, decay per head": Family(_recurrence("decay a head", WIDE, LONG, NARROW), full=()),
-    "delta rule, decay per head": Family(_recurrence("gated delta, decay a head", WIDE, LONG)),
-    "recurrence, decay per channel": Family(_recurrence("decay a channel", WIDE, NARROW)),
-    "delta rule, decay per channel": Family(_recurrence("gated delta, decay a channel", WIDE)),
+    "recurrence, decay per head": Family(_recurrence("decay per head", WIDE, LONG, NARROW), full=()),
+    "delta rule, decay per head": Family(_recurrence("gated delta, decay per head", WIDE, LONG)),
+    "recurrence, decay per channel": Family(_recurrence("decay per channel", WIDE, NARROW)),
+    "delta rule, decay per channel": Family(_recurrence("gated delta, decay per channel", WIDE)),
     "Taylor": Family(
         (
             Timing("taylor_attention", "normalised", {"b": 8, "t": 2048, "h": 16, "k": 16, "v": 64}),
             Timing("taylor_attention", "normalised", TAYLOR_LONG),
-            *_pieces("taylor_attention", "normalised", TAYLOR_LONG, 1, 8),
+            *_spans("taylor_attention", "normalised", TAYLOR_LONG, 1, 8),
         )
     ),
     "short convolution": Family(

@@ -38,32 +38,30 @@ PREDICTIONS = (
         "1.5 times its bytes at the measured 2.8 TB/s, so not bytes alone; counters not taken",
     ),
     Prediction(f"linear_recurrence, no decay, {WIDE}", "both", 1.8, 2.7, ""),
-    Prediction(f"linear_recurrence, decay a head, {WIDE}", "forward", 0.40, 0.55, "as without decay"),
+    Prediction(f"linear_recurrence, decay per head, {WIDE}", "forward", 0.40, 0.55, "as without decay"),
     Prediction(
-        f"linear_recurrence, decay a head, {WIDE}", "both", 1.8, 2.7, "more bytes (6.1 GB) than the range allowed for"
+        f"linear_recurrence, decay per head, {WIDE}", "both", 1.8, 2.7, "more bytes (6.1 GB) than the range allowed for"
     ),
     Prediction(
         f"linear_recurrence, no decay, {LONG}",
         "forward",
         0.65,
         0.75,
-        "the product that patched pieces set the time; without it, 0.28",
+        "the product that patched spans set the time; without it, 0.28",
     ),
-    Prediction(
-        f"linear_recurrence, no decay, {LONG}", "forward", 0.30, 0.35, "half of the cores idle", note="1 pieces"
-    ),
+    Prediction(f"linear_recurrence, no decay, {LONG}", "forward", 0.30, 0.35, "half of the cores idle", note="1 spans"),
     Prediction(f"linear_recurrence, no decay, {NARROW}", "forward", 0.09, 0.12, ""),
     Prediction(
-        f"linear_recurrence, decay a channel, {WIDE}",
+        f"linear_recurrence, decay per channel, {WIDE}",
         "forward",
         1.9,
         2.8,
         "fewer exponentials and a second warpgroup brought it to 1.85",
     ),
-    Prediction(f"linear_recurrence, decay a channel, {WIDE}", "both", 11.0, 15.0, ""),
-    Prediction(f"linear_recurrence, gated delta, decay a head, {WIDE}", "forward", 8.5, 9.5, "26.2 GB at 2.5 TB/s"),
-    Prediction(f"linear_recurrence, gated delta, decay a head, {WIDE}", "both", 15.0, 17.0, "44.7 GB at 2.4 TB/s"),
-    Prediction(f"linear_recurrence, gated delta, decay a channel, {WIDE}", "forward", 13.0, 16.0, "", replaced=True),
+    Prediction(f"linear_recurrence, decay per channel, {WIDE}", "both", 11.0, 15.0, ""),
+    Prediction(f"linear_recurrence, gated delta, decay per head, {WIDE}", "forward", 8.5, 9.5, "26.2 GB at 2.5 TB/s"),
+    Prediction(f"linear_recurrence, gated delta, decay per head, {WIDE}", "both", 15.0, 17.0, "44.7 GB at 2.4 TB/s"),
+    Prediction(f"linear_recurrence, gated delta, decay per channel, {WIDE}", "forward", 13.0, 16.0, "", replaced=True),
     Prediction(
         "taylor_attention, normalised, b8 t2048 h16 k16 v64",
         "forward",

@@ -35,8 +35,8 @@ from recollect.layers.modules.feature_maps import FeatureMap, Taylor
 from recollect.layers.modules.linear import Linear, merge_heads, output_init, split_heads
 from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, Rotary
-from recollect.pallas_kernels.linear_recurrence import linear_recurrence, linear_recurrence_step
-from recollect.pallas_kernels.taylor_attention import taylor_attention, taylor_attention_step
+from recollect.pallas_kernels.linear_recurrence import linear_recurrence
+from recollect.pallas_kernels.taylor_attention import taylor_attention
 
 
 @chz.chz(typecheck=True)
@@ -138,46 +138,23 @@ class LinearAttentionMixer(Mixer):
         }
         # Taylor features without a decay have an operation of their own, which makes them for the state only.
         run = self._series if isinstance(config.feature_map, Taylor) and config.decay == "none" else self._recurrence
-        if x.shape[1] > 1 or memory is None:
-            o, memory = run(q, k, v, **past)
-        else:
-            o, memory = self._one_token(run, q, k, v, past)
+        o, memory = run(q, k, v, **past)
         if self.output_norm is not None:
             o = self.output_norm(o)
         return self.output(merge_heads(o).astype(x.dtype)), memory
 
-    def _series(self, q, k, v, *, step=False, **past):
-        settings = {"normalise": self.config.normalise, "epsilon": self.config.epsilon}
-        if step:
-            return taylor_attention_step(past["initial_state"], q, k, v, **settings)
-        return taylor_attention(q, k, v, **settings, **past)
+    def _series(self, q, k, v, **past):
+        return taylor_attention(q, k, v, normalise=self.config.normalise, epsilon=self.config.epsilon, **past)
 
-    def _recurrence(self, q, k, v, *, step=False, **past):
+    def _recurrence(self, q, k, v, **past):
         config = self.config
         if config.normalise:
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
         # Kernels multiply in one dtype; the maps compute in fp32.
-        q, k = (
-            features(x if not step else x[:, None]).astype(v.dtype)
-            for features, x in ((self.query_features, q), (self.key_features, k))
-        )
-        memory: jax.Array | None
-        if step:
-            o, memory = linear_recurrence_step(past["initial_state"], q[:, 0], k[:, 0], v, log_decay=self._log_decay())
-        else:
-            o, memory = linear_recurrence(q, k, v, log_decay=self._log_decay(), **past)
+        q, k = self.query_features(q).astype(v.dtype), self.key_features(k).astype(v.dtype)
+        o, memory = linear_recurrence(q, k, v, log_decay=self._log_decay(), **past)
         o = o.astype(jnp.float32)
         return o[..., :-1] / (o[..., -1:] + config.epsilon) if config.normalise else o, memory
-
-    @staticmethod
-    def _one_token(run, q, k, v, past):
-        """Mixes one token by the operation's step: a state of another document is not read, padding leaves the state
-        as it is."""
-        memory, segments = past["initial_state"], past["segment_ids"]
-        kept = jnp.where((segments == past["initial_segment"][:, None])[:, :, None, None], memory, 0)
-        o, after = run(q[:, 0], k[:, 0], v[:, 0], step=True, initial_state=kept)
-        real = (segments != 0)[:, :, None, None]
-        return jnp.where(real, o[:, None], 0), jnp.where(real, after, memory)
 
     def _log_decay(self) -> Float[Array, " h"] | None:
         if self.config.decay == "none":

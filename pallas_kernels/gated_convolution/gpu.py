@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from recollect.pallas_kernels import dispatch, mosaic_gpu
-from recollect.pallas_kernels.gated_convolution import short_kernels
+from recollect.pallas_kernels.gated_convolution import SHORT_DIMENSIONS, short_kernels
 from recollect.pallas_kernels.gated_convolution.short_kernels import (
     BIAS_ROW,
     EDGE,
@@ -30,6 +30,7 @@ from recollect.pallas_kernels.gated_convolution.short_kernels import (
     Kernel,
     Operands,
 )
+from recollect.pallas_kernels.sharding import over_mesh
 
 THREADS = 128
 LONGEST_TILE = 64
@@ -342,4 +343,8 @@ def _walk(length: int, step, carry):
     return jax.lax.fori_loop(0, length // UNROLLED, some, carry)
 
 
-short_convolution = functools.partial(short_kernels.short_convolution, Kernel(_forward, _backward))
+short_convolution = over_mesh(
+    functools.partial(short_kernels.short_convolution, Kernel(_forward, _backward)),
+    SHORT_DIMENSIONS,
+    ("b t h", "b s h"),
+)

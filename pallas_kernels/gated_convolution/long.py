@@ -71,7 +71,8 @@ def refuses(x, filter, *, segment_ids=None, **settings: Any) -> str | None:
     if segment_ids is not None:
         return "it convolves whole rows; segments need documents convolved apart"
     if x.shape[1] > TOEPLITZ_UP_TO:
-        return f"blocked products serve up to {TOEPLITZ_UP_TO} tokens, beyond which Fourier transforms do less; this is {x.shape[1]}"
+        limit = f"blocked products serve up to {TOEPLITZ_UP_TO} tokens, beyond which Fourier transforms do less"
+        return f"{limit}; this is {x.shape[1]}"
     return None
 
 

@@ -2,9 +2,8 @@
 once.
 
 A program holds a block of tokens and channels; programs of a row run one after another. Shifts are loads at other rows
-of a scratch
-window, which keeps the 8 inputs before the block. Backward runs from the end: the window then keeps the 8 gradients
-after the block, and inputs are gated and convolved again instead of stored.
+of a scratch window, which keeps the 8 inputs before the block. Backward runs from the end: the window then keeps the 8
+gradients after the block, and inputs are gated and convolved again instead of stored.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from recollect.pallas_kernels import dispatch
-from recollect.pallas_kernels.gated_convolution import short_kernels
+from recollect.pallas_kernels import dispatch, mosaic_tpu
+from recollect.pallas_kernels.gated_convolution import SHORT_DIMENSIONS, short_kernels
 from recollect.pallas_kernels.gated_convolution.short_kernels import (
     BIAS_ROW,
     EDGE,
@@ -27,14 +26,17 @@ from recollect.pallas_kernels.gated_convolution.short_kernels import (
     Kernel,
     Operands,
 )
+from recollect.pallas_kernels.mosaic_tpu import Semantics
+from recollect.pallas_kernels.sharding import over_mesh
 
 TOKENS = 256
 CHANNELS = 256
+SEMANTICS: Semantics = ("parallel", "parallel", "arbitrary")
 HALO = 16  # rows of the block before that backward reads: a tile of bf16
 
 
 def refuses(x, taps, bias=None, **settings: Any) -> dispatch.Refusal:
-    """Why these kernels cannot serve a call; None if they can."""
+    """Returns why these kernels cannot serve a call; None if they can."""
     if taps.shape[0] > short_kernels.MAXIMUM_TAPS:
         return f"it has up to {short_kernels.MAXIMUM_TAPS} taps; this call {taps.shape[0]}"
     if x.dtype not in (jnp.bfloat16, jnp.float32):
@@ -46,13 +48,8 @@ def _forward(operands: Operands, taps: int, activation: str) -> jax.Array:
     b, t, d = operands.x.shape
     grid, rows, channels = _grid(b, t, d)
     tokens = _token_spec(rows, channels, lambda i: i)
-    arrays, specs = _inputs(operands, tokens, rows, channels, lambda i: i)
-    names = list(arrays)
 
-    def kernel(*refs):
-        y_ref, window = refs[-2:]
-        ref = dict(zip(names, refs, strict=False))
-
+    def kernel(ref, window):
         @pl.when(pl.program_id(2) == 0)
         def _():
             window[:EDGE] = ref["state"][0]
@@ -63,22 +60,21 @@ def _forward(operands: Operands, taps: int, activation: str) -> jax.Array:
         y = jax.nn.silu(y) if activation == "silu" else y
         if "out_gate" in ref:
             y = y * ref["out_gate"][0].astype(jnp.float32)
-        y_ref[0] = (y if valid is None else jnp.where(valid, y, 0)).astype(y_ref.dtype)
+        ref["y"][0] = _masked(y, valid).astype(ref["y"].dtype)
         if grid[2] > 1:
             window[:EDGE] = window[rows : rows + EDGE]
 
-    return pl.pallas_call(
+    return mosaic_tpu.call(
         kernel,
+        _inputs(operands, tokens, rows, channels, lambda i: i),
+        [("y", jax.ShapeDtypeStruct((b, t, d), operands.x.dtype), tokens)],
         grid=grid,
-        in_specs=specs,
-        out_specs=tokens,
-        out_shape=jax.ShapeDtypeStruct((b, t, d), operands.x.dtype),
-        scratch_shapes=[pltpu.VMEM((EDGE + rows, channels), jnp.float32)],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-        cost_estimate=_cost(operands, 1, 2 * taps),
-        interpret=_interpret(),
+        dimension_semantics=SEMANTICS,
+        flops=2 * taps * operands.x.size,
+        transcendentals=operands.x.size,
+        scratch=[pltpu.VMEM((EDGE + rows, channels), jnp.float32)],
         name="short_convolution_forward",
-    )(*arrays.values())
+    )["y"]
 
 
 def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> Gradients:
@@ -86,33 +82,25 @@ def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> 
     grid, rows, channels = _grid(b, t, d)
     last = grid[2] - 1
     tokens = _token_spec(rows, channels, lambda i: last - i)
-    arrays, specs = _inputs(operands, tokens, rows, channels, lambda i: last - i)
-    arrays["dy"] = dy
-    specs.append(tokens)
+    inputs = [*_inputs(operands, tokens, rows, channels, lambda i: last - i), ("dy", dy, tokens)]
+    arrays = {name: array for name, array, _ in inputs}
     if last:
         step = rows // HALO
         before = pl.BlockSpec((1, HALO, channels), lambda b, c, i: (b, jnp.maximum((last - i) * step - 1, 0), c))
-        for name in ("x", "in_gate"):
-            if name in arrays:
-                arrays[name + "_before"] = arrays[name]
-                specs.append(before)
-    names = list(arrays)
+        inputs += [(name + "_before", arrays[name], before) for name in ("x", "in_gate") if name in arrays]
     gated = [name for name in ("x", "in_gate", "out_gate") if name in arrays]
-    outputs = [jax.ShapeDtypeStruct((b, t, d), arrays[name].dtype) for name in gated]
-    outputs += [jax.ShapeDtypeStruct((b, WEIGHT_ROWS, d), jnp.float32), jax.ShapeDtypeStruct((b, EDGE, d), jnp.float32)]
-    output_specs = [tokens] * len(gated)
-    output_specs += [pl.BlockSpec((1, n, channels), lambda b, c, i: (b, 0, c)) for n in (WEIGHT_ROWS, EDGE)]
+    outputs = [("d_" + name, jax.ShapeDtypeStruct((b, t, d), arrays[name].dtype), tokens) for name in gated]
+    for name, size in (("d_weights", WEIGHT_ROWS), ("first", EDGE)):
+        spec = pl.BlockSpec((1, size, channels), lambda b, c, i: (b, 0, c))
+        outputs.append((name, jax.ShapeDtypeStruct((b, size, d), jnp.float32), spec))
 
-    def kernel(*refs):
-        window, ahead = refs[-2:]
-        ref = dict(zip(names, refs, strict=False))
-        out = dict(zip([*gated, "weights", "first"], refs[len(names) :], strict=False))
+    def kernel(ref, window, ahead):
         step = pl.program_id(2)
 
         @pl.when(step == 0)
         def _():
             ahead[rows:] = jnp.zeros((EDGE, channels), jnp.float32)
-            out["weights"][0] = jnp.zeros((WEIGHT_ROWS, channels), jnp.float32)
+            ref["d_weights"][0] = jnp.zeros((WEIGHT_ROWS, channels), jnp.float32)
 
         @pl.when(step == last)
         def _():
@@ -133,12 +121,15 @@ def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> 
         if t % rows:  # what lies past the end is anything
             inside = jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0) < t - (last - step) * rows
             valid = inside if valid is None else valid & inside
+
+        def store(name, values):
+            ref[name][0] = _masked(values, valid).astype(ref[name].dtype)
+
         window[EDGE:] = _gated(ref["x"], ref.get("in_gate"), valid)
         before, shifted = _before_activation(window, ref["weights"], reach, taps, rows)
         gradient = ref["dy"][0].astype(jnp.float32)
         if "out_gate" in ref:
-            y = jax.nn.silu(before) if activation == "silu" else before
-            out["out_gate"][0] = _masked(gradient * y, valid).astype(out["out_gate"].dtype)
+            store("d_out_gate", gradient * (jax.nn.silu(before) if activation == "silu" else before))
             gradient = gradient * ref["out_gate"][0].astype(jnp.float32)
         if activation == "silu":
             gate = jax.nn.sigmoid(before)
@@ -146,39 +137,35 @@ def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> 
         gradient = _masked(gradient, valid)
         ahead[:rows] = gradient
         for lag in range(taps):
-            out["weights"][0, lag : lag + 1] += jnp.sum(gradient * shifted(lag), axis=0, keepdims=True)
-        out["weights"][0, BIAS_ROW : BIAS_ROW + 1] += jnp.sum(gradient, axis=0, keepdims=True)
+            ref["d_weights"][0, lag : lag + 1] += jnp.sum(gradient * shifted(lag), axis=0, keepdims=True)
+        ref["d_weights"][0, BIAS_ROW : BIAS_ROW + 1] += jnp.sum(gradient, axis=0, keepdims=True)
 
         inputs = ref["weights"][0:1] * gradient
         for lag in range(1, taps):
             part = ahead[lag : lag + rows]
             inputs += ref["weights"][lag : lag + 1] * (part if follow is None else jnp.where(follow >= lag, part, 0))
         if "in_gate" in ref:
-            out["in_gate"][0] = _masked(inputs * ref["x"][0].astype(jnp.float32), valid).astype(out["in_gate"].dtype)
+            store("d_in_gate", inputs * ref["x"][0].astype(jnp.float32))
             inputs = inputs * ref["in_gate"][0].astype(jnp.float32)
-        out["x"][0] = _masked(inputs, valid).astype(out["x"].dtype)
+        store("d_x", inputs)
 
         @pl.when(step == last)
         def _():
-            out["first"][0] = ahead[:EDGE]
+            ref["first"][0] = ahead[:EDGE]
 
-    results = pl.pallas_call(
+    results = mosaic_tpu.call(
         kernel,
+        inputs,
+        outputs,
         grid=grid,
-        in_specs=specs,
-        out_specs=output_specs,
-        out_shape=outputs,
-        scratch_shapes=[
-            pltpu.VMEM((EDGE + rows, channels), jnp.float32),
-            pltpu.VMEM((rows + EDGE, channels), jnp.float32),
-        ],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-        cost_estimate=_cost(operands, 2 + len(gated), 6 * taps),
-        interpret=_interpret(),
+        dimension_semantics=SEMANTICS,
+        flops=6 * taps * operands.x.size,
+        transcendentals=operands.x.size,
+        scratch=[pltpu.VMEM((EDGE + rows, channels), jnp.float32), pltpu.VMEM((rows + EDGE, channels), jnp.float32)],
         name="short_convolution_backward",
-    )(*arrays.values())
-    found = dict(zip([*gated, "weights", "first"], results, strict=True))
-    return Gradients(found["x"], found.get("in_gate"), found.get("out_gate"), found["weights"], found["first"])
+    )
+    in_gate, out_gate = (results.get("d_" + name) for name in ("in_gate", "out_gate"))
+    return Gradients(results["d_x"], in_gate, out_gate, results["d_weights"], results["first"])
 
 
 def _masks(ref, rows: int):
@@ -224,37 +211,21 @@ def _token_spec(rows: int, channels: int, place) -> pl.BlockSpec:
     return pl.BlockSpec((1, rows, channels), lambda b, c, i: (b, place(i), c))
 
 
-def _inputs(
-    operands: Operands, tokens, rows: int, channels: int, place
-) -> tuple[dict[str, jax.Array], list[pl.BlockSpec]]:
+def _inputs(operands: Operands, tokens: pl.BlockSpec, rows: int, channels: int, place) -> list[mosaic_tpu.Input]:
     t = operands.x.shape[1]
     gated = {"x": operands.x, "in_gate": operands.in_gate, "out_gate": operands.out_gate}
-    arrays = {name: array for name, array in gated.items() if array is not None}
-    specs = [tokens] * len(arrays)
-    arrays["weights"] = operands.weights
-    specs.append(pl.BlockSpec((WEIGHT_ROWS, channels), lambda b, c, i: (0, c)))
-    arrays["state"] = operands.state
-    specs.append(pl.BlockSpec((1, EDGE, channels), lambda b, c, i: (b, 0, c)))
+    inputs = [(name, array, tokens) for name, array in gated.items() if array is not None]
+    inputs.append(("weights", operands.weights, pl.BlockSpec((WEIGHT_ROWS, channels), lambda b, c, i: (0, c))))
+    inputs.append(("state", operands.state, pl.BlockSpec((1, EDGE, channels), lambda b, c, i: (b, 0, c))))
     if operands.links is not None:
         links = jnp.pad(operands.links, ((0, 0), (0, -t % rows)), constant_values=-1)
-        arrays["links"] = links.reshape(
-            links.shape[0], -1, 1, rows
-        )  # tokens along lanes: a column would be padded to 128
-        specs.append(pl.BlockSpec((1, 1, 1, rows), lambda b, c, i: (b, place(i), 0, 0)))
-    return arrays, specs
+        links = links.reshape(links.shape[0], -1, 1, rows)  # tokens along lanes: a column would be padded to 128
+        inputs.append(("links", links, pl.BlockSpec((1, 1, 1, rows), lambda b, c, i: (b, place(i), 0, 0))))
+    return inputs
 
 
-def _cost(operands: Operands, passes: int, flops: int) -> pl.CostEstimate:
-    x = operands.x
-    read = sum(array is not None for array in (operands.x, operands.in_gate, operands.out_gate))
-    return pl.CostEstimate(
-        flops=flops * x.size, transcendentals=x.size, bytes_accessed=(read + passes) * x.size * x.dtype.itemsize
-    )
-
-
-def _interpret() -> Any:
-    how = dispatch.interpretation()
-    return pltpu.InterpretParams(detect_races=True) if how == "races" else how == "values"
-
-
-short_convolution = functools.partial(short_kernels.short_convolution, Kernel(_forward, _backward))
+short_convolution = over_mesh(
+    functools.partial(short_kernels.short_convolution, Kernel(_forward, _backward)),
+    SHORT_DIMENSIONS,
+    ("b t h", "b s h"),
+)

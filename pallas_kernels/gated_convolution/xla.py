@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.chunking import compaction, permuted, taken
 from recollect.pallas_kernels.gated_convolution import long
+from recollect.pallas_kernels.segments import zero_padding
 
 # Up to these lengths the matrix beats the transform: forward and backward on two CPU cores at b = 64, d = 64, the
 # matrix takes 1.6 ms against 3.9 at t = 64, and 7.2 against 8.8 at t = 128; with b = 16 it loses from t = 128 on.
@@ -65,9 +66,9 @@ def short_convolution(
 
     order, place = compaction(segment_ids)
     packed = taken(segment_ids, order)
-    gated = _zeroed(x, segment_ids)
+    gated = zero_padding(x, segment_ids)
     if in_gate is not None:
-        gated = gated.astype(jnp.float32) * _zeroed(in_gate, segment_ids).astype(jnp.float32)
+        gated = gated.astype(jnp.float32) * zero_padding(in_gate, segment_ids).astype(jnp.float32)
     moved = permuted(gated, order, place)
     old_segment = jnp.zeros(b, packed.dtype) if initial_segment is None else initial_segment.astype(packed.dtype)
     inputs = jnp.concatenate([old.astype(jnp.float32), moved.astype(jnp.float32)], axis=1)
@@ -78,9 +79,11 @@ def short_convolution(
         y = y + taps[lag].astype(jnp.float32) * jnp.where(same[:, :, None], _shifted(inputs, past, lag, t), 0)
     y = _activated(y, bias, activation)
     if out_gate is None:
-        y = _zeroed(permuted(y.astype(x.dtype), place, order), segment_ids)
+        y = zero_padding(permuted(y.astype(x.dtype), place, order), segment_ids)
     else:
-        y = _zeroed(permuted(y, place, order), segment_ids) * _zeroed(out_gate, segment_ids).astype(jnp.float32)
+        y = zero_padding(permuted(y, place, order), segment_ids) * zero_padding(out_gate, segment_ids).astype(
+            jnp.float32
+        )
     y = y.astype(x.dtype)
     if not return_state:
         return y, None
@@ -103,9 +106,9 @@ def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: jax.Array 
     if segment_ids is None:
         return _one_document(x.astype(jnp.float32), jnp.pad(filter, ((0, t - filter.shape[0]), (0, 0))))
     order, place = compaction(segment_ids)
-    moved = permuted(_zeroed(x, segment_ids), order, place).astype(jnp.float32)
+    moved = permuted(zero_padding(x, segment_ids), order, place).astype(jnp.float32)
     y = _documents_apart(moved, filter, taken(segment_ids, order))
-    return _zeroed(permuted(y, place, order), segment_ids)
+    return zero_padding(permuted(y, place, order), segment_ids)
 
 
 def blocks_up_to() -> int:
@@ -156,10 +159,6 @@ def _delayed(x: jax.Array, lag: int) -> jax.Array:
     t = x.shape[1]
     lag = min(lag, t)
     return jnp.pad(x[:, : t - lag].astype(jnp.float32), ((0, 0), (lag, 0), (0, 0)))
-
-
-def _zeroed(x: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    return jnp.where((segment_ids != 0)[:, :, None], x, 0)
 
 
 def _one_document(x: jax.Array, filter: jax.Array) -> jax.Array:

@@ -21,8 +21,8 @@ LARGEST_TILE = 256
 """Rows: half a tile a head is filler."""
 
 
-def form(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
-    """The operation on a kernel module, and what it refuses; arguments as `attention` of xla.py takes them."""
+def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    """Returns the operation on a kernel module, and its `refuses`; both take the arguments that xla.py takes."""
 
     def on_device(
         q, k, v, chosen, query_positions, key_positions, query_segments, key_segments, *, active, key_heads, scale

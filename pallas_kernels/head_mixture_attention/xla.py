@@ -72,7 +72,7 @@ def groups(t: int, heads: int, active: int, tile: int) -> Cuts:
     )
 
 
-def attention(
+def head_mixture_attention(
     q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
 ) -> tuple[jax.Array, jax.Array]:
     """See the front door for the arguments; returns the output and the log-sum-exp."""

@@ -62,8 +62,8 @@ class StoredEarlierBlocks(EarlierBlocks):
         return some & (key.order.low < query.order.high), every
 
 
-def form(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
-    """The operation on a kernel module, and what it refuses; arguments as `xla.attention`."""
+def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    """Returns the operation on a kernel module, and its `refuses`; both take the arguments that xla.py takes."""
 
     def attention(
         q, k, v, query_positions, key_positions, query_segments, key_segments, *, block, scale, self_attention

@@ -16,7 +16,7 @@ from recollect.pallas_kernels.landmark_attention.step import few_queries
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 
 
-def attention(
+def landmark_attention(
     q, k, v, *, block, query_positions, key_positions, query_segments, key_segments, scale, self_attention
 ) -> tuple[jax.Array, jax.Array]:
     """See the front door for the arguments; returns the output and the log-sum-exp of the main group."""

@@ -140,7 +140,8 @@ def unit_inverse(lower: jax.Array) -> jax.Array:
 
 
 def unit_inverse_by_ladder(lower: jax.Array) -> jax.Array:
-    """`unit_inverse` in products of whole matrices, without a gradient: X <- X - X L' X, L' the squares of one size, from 1 up.
+    """`unit_inverse` in products of whole matrices, without a gradient: X <- X - X L' X, L' the squares of one size,
+    from 1 up.
 
     Twice log2(c) products of c x c are what matrix units do in no time; the halves' many small ones take their
     compilers minutes. On two CPU cores it is the slower one, by five.

@@ -1,7 +1,7 @@
-"""Chunks of GPU walks whose decay has channels: of the keys, the state's rows, or of the values, its columns.
+"""Chunks of GPU scans whose decay has channels: of the keys, the state's rows, or of the values, its columns.
 
 See gpu_decay.py for the levels. By key channel, queries and keys are weighted in their stages, level by level. By value
-channel, the scores are laid out once for each level, and the values are weighted in `scaled_v`.
+channel, the scores are stored once for each level, and the values are weighted in `scaled_v`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class _ChunkByChannel(Chunk):
     def keep(self) -> jax.Array:
         """See Chunk.keep."""
         kept = super().keep()
-        decay = gpu_decay.keep(self.here["marks"], self.space["references"], *self._state(), self.plan.writes_rest)
+        decay = gpu_decay.keep(self.copied["marks"], self.work["references"], *self._state(), self.plan.writes_rest)
         return decay if kept is None else decay * kept
 
     def rest(self) -> jax.Array:
         """See Chunk.rest."""
-        return gpu_decay.rest(self.here["marks"], self.space["references"], *self._state())
+        return gpu_decay.rest(self.copied["marks"], self.work["references"], *self._state())
 
     def _state(self) -> tuple[tuple[int, int], bool]:
         """The state's shape, and whether its rows are the decay's channels; else its columns are."""
@@ -40,28 +40,28 @@ class ChunkByKey(_ChunkByChannel):
 
     def read(self, y: Any, early: Callable[[], None]) -> jax.Array:
         """See Chunk.read."""
-        plan, space, scores, part = self.plan, self.space, self.space["scores"], self.part
-        q, k, ratios, reads = self.here["q"], self.here["k"], space["ratios"], self.per_token(READS)
-        given = (self.here["total"], space["references"], ratios, plan.reverse)
-        gpu_decay.scores_by_key(scores, q, k, q, k, *given, early, part, self.meet)
-        scores[...] = jnp.where(self.seen(plan.strict), gpu.load(scores), jnp.bfloat16(0))
+        plan, work, scores, part = self.plan, self.work, self.work["scores"], self.part
+        q, k, ratios, reads = self.copied["q"], self.copied["k"], work["ratios"], self.per_token(READS)
+        decay = (self.copied["total"], work["references"], ratios, plan.reverse)
+        gpu_decay.scores_by_key(scores, q, k, q, k, *decay, early, part, self.meet)
+        scores[...] = jnp.where(self.mask(plan.strict), gpu.load(scores), jnp.bfloat16(0))
         self.meet()
         gpu_decay.step(q, ratios, gpu_decay.BORDER, not plan.reverse, reads, part)
         plgpu.commit_smem()
         self.meet()
-        return gpu.mm(q, space["state"], None, (scores, y))
+        return gpu.mm(q, work["state"], None, (scores, y))
 
     def writes(self, y: Any) -> list[tuple[Any, Any]]:
         """See Chunk.writes; here keys are weighted."""
-        plan, references, weights = self.plan, self.space["references"], self.per_token(WRITES)
+        plan, references, weights = self.plan, self.work["references"], self.per_token(WRITES)
         pairs = []
         for name, value, _ in self.written(y):
-            key = self.here[name]
+            key = self.copied[name]
             if plan.stepped and name == "k":
-                gpu_decay.step(key, self.space["ratios"], gpu_decay.BORDER, plan.reverse, weights, self.part)
+                gpu_decay.step(key, self.work["ratios"], gpu_decay.BORDER, plan.reverse, weights, self.part)
             else:
-                given = (self.here["total"], self.here["marks"], references)
-                gpu_decay.scale_to_border(key, *given, plan.reverse, plan.stepped, weights, self.part)
+                decay = (self.copied["total"], self.copied["marks"], references)
+                gpu_decay.scale_to_border(key, *decay, plan.reverse, plan.stepped, weights, self.part)
             pairs.append((gpu.transposed(key), value))
         return pairs
 
@@ -71,29 +71,37 @@ class ChunkByValue(_ChunkByChannel):
 
     def read(self, y: Any, early: Callable[[], None]) -> jax.Array:
         """See Chunk.read."""
-        plan, here, space = self.plan, self.here, self.space
-        levels = [space[name] for name in SCORES_BY_LEVEL]
+        plan, copied, work = self.plan, self.copied, self.work
+        levels = [work[name] for name in SCORES_BY_LEVEL]
 
-        def lay(products: jax.Array) -> None:
-            gpu_decay.lay_by_level(levels, self.weigh(products, plan.strict))
+        def store(products: jax.Array) -> None:
+            gpu_decay.store_by_level(levels, self.weighted(products, plan.strict))
 
         if plan.key_dim > 128:  # no registers for both products at once
-            lay(gpu.mm(here["q"], gpu.transposed(here["k"])))
-            old = gpu.mm(here["q"], space["state"])
+            store(gpu.mm(copied["q"], gpu.transposed(copied["k"])))
+            from_state = gpu.mm(copied["q"], work["state"])
         else:
-            _, old = gpu.mm_while((here["q"], gpu.transposed(here["k"])), (here["q"], space["state"]), lay)
-        given = (here["total"], here["marks"], space["references"], space["ratios"])
+            _, from_state = gpu.mm_while(
+                (copied["q"], gpu.transposed(copied["k"])), (copied["q"], work["state"]), store
+            )
+        decay = (copied["total"], copied["marks"], work["references"], work["ratios"])
         return gpu_decay.read_by_value(
-            lambda factors: self.times(old * factors, READS), levels, space["scaled_v"], y, *given, plan.reverse, early
+            lambda factors: self.times(from_state * factors, READS),
+            levels,
+            work["scaled_v"],
+            y,
+            *decay,
+            plan.reverse,
+            early,
         )
 
     def writes(self, y: Any) -> list[tuple[Any, Any]]:
-        """See Chunk.writes; what was read as the last level has it is stepped on."""
-        plan, here, space, weights = self.plan, self.here, self.space, self.per_token(WRITES)
+        """See Chunk.writes; what was read with the last level's weights is stepped on."""
+        plan, copied, work, weights = self.plan, self.copied, self.work, self.per_token(WRITES)
         if plan.stepped:
-            value = space["scaled_v"]
-            gpu_decay.step(value, space["ratios"], gpu_decay.BORDER, plan.reverse, weights)
+            value = work["scaled_v"]
+            gpu_decay.step(value, work["ratios"], gpu_decay.BORDER, plan.reverse, weights)
         else:
-            value, given = y, (here["total"], here["marks"], space["references"])
-            gpu_decay.scale_to_border(value, *given, plan.reverse, False, weights)
-        return [(gpu.transposed(here["k"]), value)]
+            value, decay = y, (copied["total"], copied["marks"], work["references"])
+            gpu_decay.scale_to_border(value, *decay, plan.reverse, False, weights)
+        return [(gpu.transposed(copied["k"]), value)]

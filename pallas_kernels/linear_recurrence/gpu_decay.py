@@ -52,17 +52,17 @@ def reference_shape(columns: int) -> tuple[int, int]:
     return (MARKS + 1, columns)
 
 
-def lay_start(references: Any) -> None:
+def store_start(references: Any) -> None:
     """Fills the row of references that is the same in every chunk, its start's."""
     start = references.at[0]
     start[...] = gpu.per_column(jnp.zeros(start.shape, jnp.float32))
 
 
-def lay_references(references: Any, ratios: Any, marks: Any) -> None:
+def store_references(references: Any, ratios: Any, marks: Any) -> None:
     """Fills references, and ratios (MARKS, columns) bf16: 2^(a mark's reference - that of the mark before).
 
     Args:
-      marks: (MARKS, columns) fp32. All in plain shared memory, references with its start (`lay_start`).
+      marks: (MARKS, columns) fp32. All in plain shared memory, references with its start (`store_start`).
     """
     layout = plgpu.Layout.WG_STRIDED(marks.shape, vec_size=1)  # an entry in one thread alone
     own = references.at[pl.ds(1, MARKS)]
@@ -164,7 +164,7 @@ def step(scaled: Any, ratios: Any, level: int, later: bool, per_token: Any = Non
         scaled.at[:, columns][...] = x
 
 
-def lay_by_level(places: Sequence[Any], scores: jax.Array) -> None:
+def store_by_level(places: Sequence[Any], scores: jax.Array) -> None:
     """scores (c, c), masked to the pairs of this direction, to shared memory as each level takes them, the nearest
     first."""
     rounded, zero = scores.astype(jnp.bfloat16), jnp.bfloat16(0)
@@ -174,7 +174,7 @@ def lay_by_level(places: Sequence[Any], scores: jax.Array) -> None:
 
 
 def read_by_value(
-    old: Callable[[jax.Array], jax.Array],
+    from_state: Callable[[jax.Array], jax.Array],
     scores: Sequence[Any],
     scaled_v: Any,
     v: Any,
@@ -185,8 +185,8 @@ def read_by_value(
     reverse: bool,
     meanwhile: Callable[[], None],
 ) -> jax.Array:
-    """(c, columns): scores, as laid by level, times v with the pairs' weights on v's columns, and old(the weights to
-    the border).
+    """(c, columns): scores, as laid by level, times v with the pairs' weights on v's columns, and from_state(the
+    weights to the border).
 
     scaled_v: work space, left with v as of the last level (`step`). meanwhile: called when v and total have been read.
     """
@@ -203,7 +203,7 @@ def read_by_value(
     factors = factors * _ratio(ratios, BORDER, not reverse).astype(jnp.float32)
     if reverse:
         factors = factors * rest(marks, references, (gpu.ROWS, total.shape[1]), by_row=False)
-    return out + old(factors)
+    return out + from_state(factors)
 
 
 def _times(factors: jax.Array, x: Any) -> jax.Array:
@@ -259,11 +259,11 @@ def _by_block(numbers: Sequence[jax.Array | None], shape: tuple[int, int]) -> ja
     """Each block's own number a column; None is 1."""
     block = gpu.block_of_row(shape)
     spread = {id(one): jnp.bfloat16(1) if one is None else gpu.along_rows(one, shape[0]) for one in numbers}
-    found = spread[id(numbers[-1])]
+    result = spread[id(numbers[-1])]
     for index in reversed(range(len(numbers) - 1)):
         if numbers[index] is not numbers[index + 1]:
-            found = jnp.where(block <= index, spread[id(numbers[index])], found)
-    return found
+            result = jnp.where(block <= index, spread[id(numbers[index])], result)
+    return result
 
 
 def _nearer_than(level: int) -> jax.Array:

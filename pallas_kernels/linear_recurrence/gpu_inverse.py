@@ -1,20 +1,17 @@
-"""The delta rule's triangular systems, of every chunk at once: one thread block, one warpgroup, for each chunk and
-head.
+"""The delta rule's triangular systems, of all chunks at once: one thread block, one warpgroup, for each chunk and head.
 
-Forwards, with L the strict triangle of e k^T weighted by pairs, and backwards, with P the triangle of q k^T:
+Forward, with L the strict triangle of e k^T weighted by pairs, and transposed, with P the triangle of q k^T:
 
     A = (I + L)^-1        w = A (reads . e)        u = A (strength . v)
                           w = A^T (writes . k)     u = scale (P A)^T do
 
 A is put together from blocks of 1, 2, 4, ... tokens: with L' the squares that join the blocks of one size to those
-twice as long,
-A <- A - A L' A, two products of 64 x 64 a size. No power of L is formed: those can overflow where the inverse does not. Factors are the
-sums of two bf16 numbers, high and low, and the product of the two low ones is left out: an error of about 2^-16 a
-product.
+twice as long, A <- A - A L' A, two products of 64 x 64 per size. No power of L is formed: those can overflow where the
+inverse does not. Factors are the sums of two bf16 numbers, high and low, and the product of the two low ones is left
+out: an error of about 2^-16 per product.
 
-Weights per token multiply rows or columns of A, so that tokens' arrays enter products as they were copied; what is made
-takes the place of
-what is no longer read. Times: docs/gpu_measured.md.
+Weights per token multiply rows or columns of A, so that tokens' arrays enter products as they were copied; results take
+the place of what is no longer read. Times: docs/gpu_measured.md.
 """
 
 from __future__ import annotations
@@ -29,10 +26,12 @@ from jax.experimental import pallas as pl
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.linear_recurrence import gpu_decay
-from recollect.pallas_kernels.linear_recurrence.chunk_scan import STRONGEST_CHANNEL_DECAY, Decay
-from recollect.pallas_kernels.linear_recurrence.gpu_chunk import seen, weighted
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import STRONGEST_CHANNEL_DECAY
+from recollect.pallas_kernels.linear_recurrence.gpu_chunk import pair_mask, weight_pairs
 from recollect.pallas_kernels.linear_recurrence.gpu_decay import MARKED, MARKS
-from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, READS, TOTAL, WRITES
+from recollect.pallas_kernels.linear_recurrence.gpu_plan import KEYED, READS, TOTAL, WRITES
+from recollect.pallas_kernels.linear_recurrence.gpu_spans import CHUNK
+from recollect.pallas_kernels.linear_recurrence.recurrence import Decay
 from recollect.pallas_kernels.mosaic_gpu import plgpu
 
 KEYS = (*KEYED, "e")  # arrays with the key size; others have the value size
@@ -41,10 +40,10 @@ Halves = tuple[Any, Any]  # references whose sum is a matrix: high, low
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a kernel is built for. key_dim, value_dim: padded. tokens: e, k and v forwards, q, k and do backwards.
+class InversePlan:
+    """What a kernel is built for. key_dim, value_dim: padded. tokens: e, k and v forward, q, k and do transposed.
     weighted: whether tokens have scalar weights (gpu.weight_rows). has_strength: whether v is multiplied by a number
-    per token. sums: whether the decay's running total is made here, and stored. keeps: whether A is stored."""
+    per token. sums: whether the decay's running total is made copied, and stored. keeps: whether A is stored."""
 
     b: int
     t: int
@@ -61,7 +60,7 @@ class Plan:
     scale: float = 1.0
 
     @property
-    def backwards(self) -> bool:
+    def transposed(self) -> bool:
         """Whether A is given."""
         return "do" in self.tokens
 
@@ -71,7 +70,7 @@ class Plan:
             name: gpu.tiled((CHUNK, self.key_dim if name in KEYS else self.value_dim), jnp.bfloat16)
             for name in self.tokens
         }
-        if self.backwards:
+        if self.transposed:
             space["inverse"] = gpu.tiled(SQUARE, jnp.bfloat16)
         if self.weighted:
             space["rows"] = gpu.plain((4, CHUNK), jnp.float32)
@@ -112,15 +111,15 @@ class Plan:
         return made
 
 
-def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Runs the kernel: inputs as gpu.py prepares them, results as `Plan.results` names them."""
+def launch(plan: InversePlan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Runs the kernel: inputs as gpu.py prepares them, results as `InversePlan.results` names them."""
     copied, space, results = plan.copied(), plan.space(), plan.results()
     names = (list(inputs), list(results), list(copied), list(space))
 
     def body(*refs: Any) -> None:
         rest = iter(refs)
-        source, target, here, laid = ({name: next(rest) for name in group} for group in names)
-        _Chunk(plan, source, target, here, laid).solve(next(rest), next(rest))
+        source, target, copied, space = ({name: next(rest) for name in group} for group in names)
+        _InverseBlock(plan, source, target, copied, space).run(next(rest), next(rest))
 
     made = gpu.kernel(
         body,
@@ -133,26 +132,31 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         ],
         grid=(plan.heads, plan.t // CHUNK, plan.b),
         grid_names=("head", "chunk", "batch"),
-        name="linear_recurrence_solve" + ("_transposed" if plan.backwards else ""),
+        name="linear_recurrence_solve" + ("_transposed" if plan.transposed else ""),
     )(*inputs.values())
     return dict(zip(results, made, strict=True))
 
 
-class _Chunk:
+class _InverseBlock:
     """One thread block."""
 
     def __init__(
-        self, plan: Plan, source: dict[str, Any], target: dict[str, Any], here: dict[str, Any], space: dict[str, Any]
+        self,
+        plan: InversePlan,
+        source: dict[str, Any],
+        target: dict[str, Any],
+        copied: dict[str, Any],
+        space: dict[str, Any],
     ) -> None:
-        self.plan, self.source, self.target, self.here = plan, source, target, here
+        self.plan, self.source, self.target, self.copied = plan, source, target, copied
         self.head, self.at, self.batch = (jax.lax.axis_index(name) for name in ("head", "chunk", "batch"))
         self.space = space
         self.left: Halves = (space["left_high"], space["left_low"])
         self.right: Halves = (space["right_high"], space["right_low"])
 
-    def solve(self, barrier: Any, marked: Any) -> None:
+    def run(self, barrier: Any, marked: Any) -> None:
         """Reads a chunk, makes w and u, and stores them."""
-        for name, place in self.here.items():
+        for name, place in self.copied.items():
             plgpu.copy_gmem_to_smem(self.chunk_of(name), place, barrier)
         if self.plan.has_strength:
             # Of one head a token has 4 bytes, of which copies make nothing.
@@ -162,13 +166,13 @@ class _Chunk:
         if self.plan.sums:
             self.sum_decays(marked)
         if self.plan.decay == "key":
-            gpu_decay.lay_start(self.space["references"])
-            gpu_decay.lay_references(self.space["references"], self.space["ratios"], self.here["marks"])
+            gpu_decay.store_start(self.space["references"])
+            gpu_decay.store_references(self.space["references"], self.space["ratios"], self.copied["marks"])
             plgpu.commit_smem()
-        if self.plan.backwards:
-            self.transposed()
+        if self.plan.transposed:
+            self.solve_transposed()
         else:
-            self.forwards()
+            self.solve_forward()
         plgpu.wait_smem_to_gmem(0)
 
     def chunk_of(self, name: str) -> Any:
@@ -194,7 +198,7 @@ class _Chunk:
 
     def sum_decays(self, barrier: Any) -> None:
         """Makes the running total in the place of the log decay, stores it, and reads its marks back."""
-        place, (ones, *parts) = self.here["log_decay"], (*self.left, *self.right)
+        place, (ones, *parts) = self.copied["log_decay"], (*self.left, *self.right)
         row, column = gpu.row_and_column(SQUARE)
         ones[...] = jnp.where(column <= row, 1.0, 0.0).astype(jnp.bfloat16)
         for start in range(0, self.plan.key_dim, CHUNK):
@@ -211,93 +215,93 @@ class _Chunk:
         tokens = self.at * CHUNK
         plgpu.copy_smem_to_gmem(place, self.target["total"].at[self.batch, pl.ds(tokens, CHUNK), self.head])
         plgpu.wait_smem_to_gmem(0)
-        self.here["total"], self.here["marks"] = place, self.space["marks"]
+        self.copied["total"], self.copied["marks"] = place, self.space["marks"]
         for mark in range(MARKS):
             row = self.target["total"].at[self.batch, tokens + mark * MARKED + MARKED - 1, self.head]
             plgpu.copy_gmem_to_smem(row, self.space["marks"].at[mark], barrier)
         plgpu.barrier_wait(barrier)
 
-    def forwards(self) -> None:
+    def solve_forward(self) -> None:
         """w = A (reads . e) and u = A (strength . v)."""
-        plan, here = self.plan, self.here
-        inverse = self.inverse(self.weighed("e", strict=True))
-        _lay(self.right, inverse)
-        reads = here["rows"].at[READS] if plan.weighted else None
+        plan, copied = self.plan, self.copied
+        inverse = self.inverse(self.scores("e", strict=True))
+        _store(self.right, inverse)
+        reads = copied["rows"].at[READS] if plan.weighted else None
         factor = self.right if reads is None else self.left
         if reads is not None:
-            _lay(factor, inverse * gpu.along_rows(gpu.load_per_column(reads), CHUNK))
-        e = here["e"]
+            _store(factor, inverse * gpu.along_rows(gpu.load_per_column(reads), CHUNK))
+        e = copied["e"]
         if plan.decay == "key":
             gpu_decay.scale_to_border(
-                e, here["total"], here["marks"], self.space["references"], later=True, rounded=False
+                e, copied["total"], copied["marks"], self.space["references"], later=True, rounded=False
             )
         plgpu.commit_smem()
         if plan.keeps:
             plgpu.copy_smem_to_gmem(self.right[0], self.target["inverse"].at[self.batch, self.head, self.at])
-        self.store("w", here["k"], gpu.mm(factor[0], e, None, (factor[1], e)))
+        self.store("w", copied["k"], gpu.mm(factor[0], e, None, (factor[1], e)))
         factor = self.right
         if plan.has_strength:
             factor = self.left
-            _lay(factor, inverse * gpu.along_rows(gpu.load_per_column(self.space["strength"]), CHUNK))
+            _store(factor, inverse * gpu.along_rows(gpu.load_per_column(self.space["strength"]), CHUNK))
             plgpu.commit_smem()
-        self.store("u", here["v"], gpu.mm(factor[0], here["v"], None, (factor[1], here["v"])))
+        self.store("u", copied["v"], gpu.mm(factor[0], copied["v"], None, (factor[1], copied["v"])))
 
-    def transposed(self) -> None:
+    def solve_transposed(self) -> None:
         """w = A^T (writes . k) and u = scale (P A)^T do."""
-        plan, here = self.plan, self.here
-        _lay(self.left, self.weighed("q", strict=False))
+        plan, copied = self.plan, self.copied
+        _store(self.left, self.scores("q", strict=False))
         if plan.weighted:
-            writes = gpu.along_columns(gpu.load_per_row(here["rows"].at[WRITES]), CHUNK)
-            _lay(self.right, gpu.load(here["inverse"]).astype(jnp.float32) * writes)
-        k = here["k"]
+            writes = gpu.along_columns(gpu.load_per_row(copied["rows"].at[WRITES]), CHUNK)
+            _store(self.right, gpu.load(copied["inverse"]).astype(jnp.float32) * writes)
+        k = copied["k"]
         if plan.decay == "key":
             gpu_decay.scale_to_border(
-                k, here["total"], here["marks"], self.space["references"], later=False, rounded=False
+                k, copied["total"], copied["marks"], self.space["references"], later=False, rounded=False
             )
         plgpu.commit_smem()
-        read = gpu.mm(self.left[0], here["inverse"], None, (self.left[1], here["inverse"])) * plan.scale
-        factors = self.right if plan.weighted else (here["inverse"],)
+        read = gpu.mm(self.left[0], copied["inverse"], None, (self.left[1], copied["inverse"])) * plan.scale
+        factors = self.right if plan.weighted else (copied["inverse"],)
         (first, *more) = [(gpu.transposed(factor), k) for factor in factors]
-        self.store("w", here["k"], gpu.mm(*first, None, *more))
-        _lay(self.left, read)
+        self.store("w", copied["k"], gpu.mm(*first, None, *more))
+        _store(self.left, read)
         plgpu.commit_smem()
         high, low = (gpu.transposed(half) for half in self.left)
-        self.store("u", here["do"], gpu.mm(high, here["do"], None, (low, here["do"])))
+        self.store("u", copied["do"], gpu.mm(high, copied["do"], None, (low, copied["do"])))
 
-    def weighed(self, rows: str, strict: bool) -> jax.Array:
+    def scores(self, rows: str, strict: bool) -> jax.Array:
         """(c, c) fp32: products of these rows with k, masked, weighted by pairs."""
-        plan, here = self.plan, self.here
+        plan, copied = self.plan, self.copied
         if plan.decay == "key":
-            scores, space = self.left[0], self.space
-            # Of the two only e forwards and k backwards are read again.
-            places = (here[rows], space["scaled"]) if plan.backwards else (space["scaled"], here["k"])
-            operands = (here[rows], here["k"], *places)
-            gpu_decay.scores_by_key(scores, *operands, here["total"], space["references"], space["ratios"], False)
-            products = gpu.load(scores).astype(jnp.float32)
+            target, space = self.left[0], self.space
+            # Of the two only e forward and k transposed are read again.
+            places = (copied[rows], space["scaled"]) if plan.transposed else (space["scaled"], copied["k"])
+            operands = (copied[rows], copied["k"], *places)
+            gpu_decay.scores_by_key(target, *operands, copied["total"], space["references"], space["ratios"], False)
+            products = gpu.load(target).astype(jnp.float32)
         else:
-            products = gpu.mm(here[rows], gpu.transposed(here["k"]))
-        total = here["rows"].at[TOTAL] if plan.decay == "head" else None
-        return weighted(products, seen(here.get("segments"), False, strict), total, False)
+            products = gpu.mm(copied[rows], gpu.transposed(copied["k"]))
+        total = copied["rows"].at[TOTAL] if plan.decay == "head" else None
+        return weight_pairs(products, pair_mask(copied.get("segments"), False, strict), total, False)
 
     def inverse(self, lower: jax.Array) -> jax.Array:
         """(I + L)^-1, fp32."""
         row, column = gpu.row_and_column(SQUARE)
-        found = jnp.where(row == column, 1.0, jnp.where(row ^ column == 1, -lower, 0.0))
+        inverse = jnp.where(row == column, 1.0, jnp.where(row ^ column == 1, -lower, 0.0))
         for level in range(1, (CHUNK - 1).bit_length()):
             row, column = gpu.row_and_column(SQUARE)
             # Where the highest bit that differs is this one, the two are in neighbouring blocks of one block twice as
             # long.
-            _lay(self.left, jnp.where((row ^ column) >> level == 1, lower, 0.0))
-            _lay(self.right, found)
+            _store(self.left, jnp.where((row ^ column) >> level == 1, lower, 0.0))
+            _store(self.right, inverse)
             plgpu.commit_smem()
             product = _times(self.left, self.right)
-            _lay(self.left, product)
+            _store(self.left, product)
             plgpu.commit_smem()
-            found = found - _times(self.right, self.left)
-        return found
+            inverse = inverse - _times(self.right, self.left)
+        return inverse
 
 
-def _lay(halves: Halves, matrix: jax.Array) -> None:
+def _store(halves: Halves, matrix: jax.Array) -> None:
     high = matrix.astype(jnp.bfloat16)
     halves[0][...] = high
     halves[1][...] = (matrix - high.astype(jnp.float32)).astype(jnp.bfloat16)

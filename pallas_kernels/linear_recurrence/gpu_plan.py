@@ -1,7 +1,7 @@
-"""What the kernel of gpu_body.py is built for, and what follows from it: sizes, shared memory, stages, results.
+"""What the scan kernel of gpu_body.py is built for, and what follows from it: sizes, shared memory, stages, results.
 
-A block holds as many columns of the state as fit registers. What is copied has one stage or two; what one stage lets be
-read early is copied again early, in a group of its own.
+A block holds as many columns of the state as fit registers. What is copied has one stage or two; what is read early
+from its one stage is copied again early, in a group of its own.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ import jax.numpy as jnp
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.linear_recurrence import gpu_decay
-from recollect.pallas_kernels.linear_recurrence.chunk_scan import Decay
+from recollect.pallas_kernels.linear_recurrence.gpu_spans import CHUNK, InSpans
+from recollect.pallas_kernels.linear_recurrence.recurrence import Decay
 
-CHUNK = gpu.ROWS
 KEYED = ("q", "k", "w", "second_k", "second_q")  # arrays with the key size; others have the value size
 SCORES_BY_LEVEL = ("scores_in_blocks", "scores_in_halves", "scores")
 TOTAL, READS, WRITES, KEEP = range(4)  # rows of gpu.weight_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ScanPlan(InSpans):
     """What a kernel is built for. key_dim, value_dim: padded. tokens: names of the arrays (b, t, h, k | v) it reads.
 
-    pieces: of time, of `piece` chunks each in the order of the walk, the last maybe of fewer. states_only: see
-    gpu_body.py.
+    spans: see gpu_spans.py. states_only: see gpu_body.py.
     """
 
     b: int
@@ -46,18 +45,8 @@ class Plan:
     checkpoint_every: int | None
     out_dtype: jnp.dtype
     second_scale: float = 1.0
-    pieces: int = 1
+    spans: int = 1
     states_only: bool = False
-
-    @property
-    def n(self) -> int:
-        """Chunks."""
-        return self.t // CHUNK
-
-    @property
-    def piece(self) -> int:
-        """Chunks of a piece."""
-        return -(-self.n // self.pieces)
 
     @property
     def transition(self) -> bool:
@@ -71,12 +60,12 @@ class Plan:
 
     @property
     def columns(self) -> int:
-        """Columns of the state that a block walks with: what registers hold."""
+        """Columns of the state that a block keeps: what registers hold."""
         return 32 if self.decay == "value" or self.key_dim > 128 else 64
 
     @property
     def warpgroups(self) -> int:
-        """2 where two blocks of the state's columns share what is made of queries and keys, most of the work beside a
+        """2 where two blocks of the state's columns share what is made of queries and keys, most of the work with a
         decay by key channel; each then makes half of the channels, 64, a tile's width."""
         shares = (
             self.decay == "key"
@@ -186,7 +175,7 @@ class Plan:
     def stage_count(self) -> int:
         """2 where shared memory holds them, else 1: then copies and computing alternate, but for what is copied early.
 
-        Also 1 beside a decay by channel where a core then holds a second block, which computes while the first one
+        Also 1 with a decay by channel where a core then holds a second block, which computes while the first one
         waits.
         """
         if self.decay == "value" and self.key_dim > 192:
@@ -202,10 +191,10 @@ class Plan:
         return 2 if self.bytes_taken(2) <= gpu.SHARED_MEMORY_BYTES - 2048 else 1
 
     def bytes_taken(self, stages: int) -> int:
-        """Shared memory with so many stages."""
-        laid = [((*self.own(name), *shape), dtype) for name, (shape, dtype) in self.space().items()]
+        """Returns the bytes of shared memory with so many stages."""
+        laid = [((*self.per_warpgroup(name), *shape), dtype) for name, (shape, dtype) in self.space().items()]
         staged = [
-            ((1 if self.early(name, stages) else stages, *self.own(name), *shape), dtype)
+            ((1 if self.early(name, stages) else stages, *self.per_warpgroup(name), *shape), dtype)
             for name, (shape, dtype, _) in self.stages().items()
         ]
         return gpu.shared_bytes([*laid, *self.plain_space().values(), *staged])
@@ -225,17 +214,17 @@ class Plan:
         late = tuple(name for name in self.stages() if name not in early)
         return [(late, stages)] + ([(early, 1)] if early else [])
 
-    def own(self, name: str) -> tuple[int, ...]:
-        """The axis of warpgroups of what each has a place of its own for."""
+    def per_warpgroup(self, name: str) -> tuple[int, ...]:
+        """The axis of warpgroups of an array that each holds for itself, else ()."""
         return (self.warpgroups,) if self.warpgroups > 1 and name in ("v", "second_v", "state", "scores", "y") else ()
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The kernel's outputs. dots: a part for each block of columns. states_only: (b, pieces - 1, h, k, v + k of
+        """The kernel's outputs. dots: a part for each block of columns. states_only: (b, spans - 1, h, k, v + k of
         T) alone."""
         b, t, h, keys, values = self.b, self.t, self.heads, self.key_dim, self.value_dim
         if self.states_only:
             return {
-                "state": jax.ShapeDtypeStruct((b, self.pieces - 1, h, keys, self.splits * self.columns), jnp.float32)
+                "state": jax.ShapeDtypeStruct((b, self.spans - 1, h, keys, self.splits * self.columns), jnp.float32)
             }
         made = {"state": jax.ShapeDtypeStruct((b, h, keys, values), jnp.float32)}
         made |= {name: jax.ShapeDtypeStruct((b, t, h, values), self.out_dtype) for name in self.outputs}

@@ -26,21 +26,21 @@ ENOUGH_LANES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """How a call is cut: `group` heads a program; flat: rows as (b, t, h d), else as (b h, t, d) of one head a
-    program."""
+class HeadGroups:
+    """How the heads of a call are cut: `group` of them per program; flat: rows as (b, t, h d), else as (b h, t, d) of
+    one head per program."""
 
     heads: int
     group: int
     flat: bool
 
     def held(self, heads: int) -> int:
-        """Heads of an operand with that many that a program holds."""
+        """Returns how many heads of an operand with that many a program holds."""
         return max(1, self.group * heads // self.heads)
 
 
 def documents(ref) -> Documents:
-    """Reads the chunk's documents from a kernel's inputs, as `Placed.weights` names them."""
+    """Reads the chunk's documents from a kernel's inputs, as `BlockLayout.inputs` names them."""
     segments, reach = ref["segments"][0, 0], ref["reach"][0, 0]
     return Documents(
         same=tpu_chunk.as_column(segments) == segments,
@@ -51,42 +51,42 @@ def documents(ref) -> Documents:
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
-    """Arrays and the blocks of them that a program sees: grid (b, groups of heads, chunks in the order they are
-    walked)."""
+class BlockLayout:
+    """The arrays of a call, and the blocks of them that a program sees: grid (b, groups of heads, chunks in the scan's
+    order)."""
 
-    plan: Plan
+    groups: HeadGroups
+    arrays: Mapping[str, jax.Array]
     b: int
     n: int
     c: int
     reverse: bool
 
-    def rows(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
-        b, t, heads, d = x.shape
-        spec = self._row_spec(heads, d)
-        return (x.reshape(b, t, heads * d) if self.plan.flat else jnp.swapaxes(x, 1, 2).reshape(b * heads, t, d)), spec
+    @staticmethod
+    def of(
+        rows: Mapping[str, jax.Array], outputs: Mapping[str, tuple[int, Any]], chunks: Chunks, heads: int, reverse: bool
+    ) -> BlockLayout:
+        """Returns the layout of rows (b, t, heads, d), all cast to bf16 if all are and else to fp32, of a decay by
+        channel, and of outputs (b, t, h, d), given as d and dtype.
 
-    def new_rows(self, d: int, dtype) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
-        b, t, h = self.b, self.n * self.c, self.plan.heads
-        return jax.ShapeDtypeStruct((b, t, h * d) if self.plan.flat else (b * h, t, d), dtype), self._row_spec(h, d)
+        Raises:
+          ValueError: see `check`.
+        """
+        check(rows, chunks, heads)
+        half = all(x.dtype == jnp.bfloat16 for x in rows.values())
+        arrays = {name: x.astype(jnp.bfloat16 if half else jnp.float32) for name, x in rows.items()}
+        if chunks.total is not None and chunks.decay in ("key", "value"):
+            arrays["total"] = chunks.total
+        b, t, _, key_dim = rows["k"].shape
+        value_dim = rows["v" if "v" in rows else "do"].shape[3]
+        groups = plan_heads(arrays, outputs, heads, key_dim, value_dim, chunks.size)
+        return BlockLayout(groups, arrays, b, t // chunks.size, chunks.size, reverse)
 
-    def as_rows(self, x: jax.Array, d: int) -> jax.Array:
-        """(b, t, h, d) of what was made as `new_rows`."""
-        b, t, h = self.b, self.n * self.c, self.plan.heads
-        return x.reshape(b, t, h, d) if self.plan.flat else jnp.swapaxes(x.reshape(b, h, t, d), 1, 2)
-
-    def a_token(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
-        return x.reshape(self.b, self.plan.heads, self.n, 1, self.c), self.new_a_token()[1]
-
-    def new_a_token(self) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
-        shape = jax.ShapeDtypeStruct((self.b, self.plan.heads, self.n, 1, self.c), jnp.float32)
-        return shape, pl.BlockSpec((1, self.plan.group, 1, 1, self.c), lambda b, h, j: (b, h, self._chunk(j), 0, 0))
-
-    def weights(self, chunks: Chunks) -> list[tuple[str, jax.Array, pl.BlockSpec]]:
-        """Inputs: totals of a decay per head, and documents."""
-        inputs = []
+    def inputs(self, chunks: Chunks) -> list[tuple[str, jax.Array, pl.BlockSpec]]:
+        """Returns the rows, totals of a decay per head, and documents, as a kernel takes them."""
+        inputs = [(name, *self.rows(x)) for name, x in self.arrays.items()]
         if chunks.total is not None and chunks.decay == "head":
-            inputs.append(("total", *self.a_token(chunks.total)))
+            inputs.append(("total", *self.per_token(chunks.total)))
         if chunks.segments is not None:
             b, n, c = self.b, self.n, self.c
             inputs += [("segments", *self.of_chunk(chunks.segments.reshape(b, n, 1, c)))]
@@ -98,6 +98,50 @@ class Placed:
             inputs += [("reach", *self.of_chunk(jnp.stack(reach, axis=2)))]
         return inputs
 
+    def side_by_side(self, key_dim: int, value_dim: int) -> int:
+        """Returns how many heads of a program share lanes in the kernel."""
+        held = [self.groups.held(x.shape[2]) for x in self.arrays.values()]
+        return side_by_side(self.groups.group, held, key_dim, value_dim)
+
+    def position(self, name: str, head: int) -> int:
+        """Returns which of the operand's heads in a program's block the program's `head` reads."""
+        return head * self.groups.held(self.arrays[name].shape[2]) // self.groups.group
+
+    def heads_of(self, ref: Mapping[str, Any], name: str, *, first: int, count: int) -> jax.Array:
+        """Returns the operand's rows (c, count d) for `count` of a program's heads from `first` on."""
+        width = self.arrays[name].shape[3]
+        at = self.position(name, first)
+        return ref[name][0, :, at * width : (at + count) * width]
+
+    def totals(self, ref: Mapping[str, Any], first: int, kind: tpu_chunk.ScanKind) -> list[jax.Array]:
+        """Returns what `tpu_chunk.weights` takes as total, for kind.heads heads from `first` on."""
+        if kind.decay == "head":
+            return [ref["total"][0, head, 0] for head in range(first, first + kind.heads)]
+        return [] if kind.decay == "none" else [self.heads_of(ref, "total", first=first, count=kind.heads)]
+
+    def rows(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
+        b, t, heads, d = x.shape
+        spec = self._row_spec(heads, d)
+        return (
+            x.reshape(b, t, heads * d) if self.groups.flat else jnp.swapaxes(x, 1, 2).reshape(b * heads, t, d)
+        ), spec
+
+    def new_rows(self, d: int, dtype) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        b, t, h = self.b, self.n * self.c, self.groups.heads
+        return jax.ShapeDtypeStruct((b, t, h * d) if self.groups.flat else (b * h, t, d), dtype), self._row_spec(h, d)
+
+    def as_rows(self, x: jax.Array, d: int) -> jax.Array:
+        """Returns (b, t, h, d) of an output of `new_rows`."""
+        b, t, h = self.b, self.n * self.c, self.groups.heads
+        return x.reshape(b, t, h, d) if self.groups.flat else jnp.swapaxes(x.reshape(b, h, t, d), 1, 2)
+
+    def per_token(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
+        return x.reshape(self.b, self.groups.heads, self.n, 1, self.c), self.new_per_token()[1]
+
+    def new_per_token(self) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        shape = jax.ShapeDtypeStruct((self.b, self.groups.heads, self.n, 1, self.c), jnp.float32)
+        return shape, pl.BlockSpec((1, self.groups.group, 1, 1, self.c), lambda b, h, j: (b, h, self._chunk(j), 0, 0))
+
     def of_chunk(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
         return x, pl.BlockSpec((1, 1, *x.shape[2:]), lambda b, h, j: (b, self._chunk(j), 0, 0))
 
@@ -105,19 +149,19 @@ class Placed:
         return x, self.new_state(*x.shape[2:])[1]
 
     def new_state(self, key_dim: int, value_dim: int) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
-        shape = jax.ShapeDtypeStruct((self.b, self.plan.heads, key_dim, value_dim), jnp.float32)
-        return shape, pl.BlockSpec((1, self.plan.group, key_dim, value_dim), lambda b, h, j: (b, h, 0, 0))
+        shape = jax.ShapeDtypeStruct((self.b, self.groups.heads, key_dim, value_dim), jnp.float32)
+        return shape, pl.BlockSpec((1, self.groups.group, key_dim, value_dim), lambda b, h, j: (b, h, 0, 0))
 
     def new_checkpoints(self, key_dim: int, value_dim: int, groups, every) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
-        shape = jax.ShapeDtypeStruct((self.b, self.plan.heads, groups, key_dim, value_dim), jnp.float32)
-        block = (1, self.plan.group, 1, key_dim, value_dim)
+        shape = jax.ShapeDtypeStruct((self.b, self.groups.heads, groups, key_dim, value_dim), jnp.float32)
+        block = (1, self.groups.group, 1, key_dim, value_dim)
         return shape, pl.BlockSpec(block, lambda b, h, j: (b, h, lax.div(self._chunk(j), every), 0, 0))
 
     def _row_spec(self, heads: int, d: int) -> pl.BlockSpec:
-        sharing = self.plan.heads // heads
-        if self.plan.flat:
-            programs = max(1, sharing // self.plan.group)
-            block = (1, self.c, self.plan.held(heads) * d)
+        sharing = self.groups.heads // heads
+        if self.groups.flat:
+            programs = max(1, sharing // self.groups.group)
+            block = (1, self.c, self.groups.held(heads) * d)
             return pl.BlockSpec(block, lambda b, h, j: (b, self._chunk(j), lax.div(h, programs)))
         return pl.BlockSpec((1, self.c, d), lambda b, h, j: (b * heads + lax.div(h, sharing), self._chunk(j), 0))
 
@@ -126,24 +170,34 @@ class Placed:
 
 
 def plan_heads(
-    given: Mapping[str, Any], produced: dict[str, Any], heads: int, key_dim: int, value_dim: int, c: int
-) -> Plan:
-    """The fewest heads a program that fill whole lanes and are enough, else the most that fit; one transposed head
-    where none fit."""
-    shapes = [(x.shape[2], x.shape[3], x.dtype.itemsize) for x in given.values()]
-    shapes += [(heads, value_dim, dtype.itemsize) for dtype in produced.values()]
+    rows: Mapping[str, Any],
+    outputs: Mapping[str, tuple[int, Any]],
+    heads: int,
+    key_dim: int,
+    value_dim: int,
+    c: int,
+) -> HeadGroups:
+    """Returns the fewest heads per program that fill whole lanes and are enough, else the most that fit; one transposed
+    head where none fit.
+
+    Args:
+      rows: arrays (b, t, heads, d). outputs: d and dtype of those with `heads` heads.
+    """
+    shapes = [(x.shape[2], x.shape[3], x.dtype.itemsize) for x in rows.values()]
+    shapes += [(heads, d, jnp.dtype(dtype).itemsize) for d, dtype in outputs.values()]
     fitting = [
         g for g in range(1, heads + 1) if heads % g == 0 and all(_whole_lanes(g, heads, hx, d) for hx, d, _ in shapes)
     ]
     fitting = [g for g in fitting if _block_bytes(g, heads, shapes, key_dim, value_dim, c) <= BLOCK_BYTES]
     if not fitting:
-        return Plan(heads, 1, False)
+        return HeadGroups(heads, 1, False)
     enough = [g for g in fitting if g * (key_dim + value_dim) >= ENOUGH_LANES]
-    return Plan(heads, enough[0] if enough else fitting[-1], True)
+    return HeadGroups(heads, enough[0] if enough else fitting[-1], True)
 
 
 def side_by_side(group: int, held: Iterable[int], key_dim: int, value_dim: int) -> int:
-    """How many heads of a program share lanes in the kernel: as fill them, where every operand has a head for each."""
+    """Returns how many heads of a program share lanes in the kernel: as many as fill them, where every operand has a
+    head for each."""
     if any(heads != group for heads in held) or key_dim % SUBLANES:
         return 1
     return max(
@@ -171,17 +225,18 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def check(rows: dict[str, jax.Array], chunks: Chunks, heads: int) -> None:
+def check(rows: Mapping[str, jax.Array], chunks: Chunks, heads: int) -> None:
     """Checks rows, (b, t, heads, d) by name, and the size of chunks.
 
     Raises:
-      ValueError: a chunk size that the TPU kernels do not take, or rows that do not fit v's or the heads.
+      ValueError: a chunk size that the TPU kernels do not take, or rows that do not fit k's or the heads.
     """
-    b, t = rows["v"].shape[:2]
+    b, t = rows["k"].shape[:2]
     c = chunks.size
     if c % SUBLANES or t % c:
         raise ValueError(
-            f"linear_recurrence: the TPU kernels take chunks of a multiple of {SUBLANES} tokens that divides {t}; this is {c}"
+            f"linear_recurrence: the TPU kernels take chunks of a multiple of {SUBLANES} tokens that divides {t}; "
+            f"this is {c}"
         )
     if chunks.decay in ("key", "value") and c & (c - 1):
         raise ValueError(

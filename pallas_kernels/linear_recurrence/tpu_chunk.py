@@ -1,4 +1,4 @@
-"""One chunk of a few heads of a walk (see walks.py), on values that are in a TPU's vector memory.
+"""One chunk of a few heads of a scan (see chunk_scan.py), on values that are in a TPU's vector memory.
 
 Heads of less than 128 channels lie side by side in its 128 lanes, (c, heads d), and stay there: the state is block
 diagonal, (heads k, heads v), so that one product reads or writes the states of all; where heads must not mix, `only`
@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from recollect.pallas_kernels.linear_recurrence.chunk_scan import Decay
+from recollect.pallas_kernels.linear_recurrence.recurrence import Decay
+from recollect.pallas_kernels.mosaic_tpu import product
 
 BASE = (
     16  # tokens of the smallest block: 8 on either side of its middle, each decaying by at most e^-10, stay within fp32
@@ -36,10 +37,17 @@ LARGEST_EXPONENT = 80.0  # e^80 = 5.5e34: times a value below 6,000 it is finite
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """What kind of walk: c tokens a chunk, where the decay acts, its direction, whether j = i is left out, the factor
-    of what is read;
-    heads: how many lie side by side."""
+class ScanKind:
+    """A kind of scan.
+
+    Attributes:
+      size: c, tokens per chunk.
+      decay: where the decay acts.
+      reverse: from the last chunk to the first.
+      strict: j = i is left out.
+      scale: multiplies what is read.
+      heads: how many lie side by side.
+    """
 
     size: int
     decay: Decay
@@ -51,7 +59,7 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """same (c, c): pairs of one document; starts, ends (c, 1) and keeps (1, 1) as walks.Chunks has them."""
+    """same (c, c): pairs of one document; starts, ends (c, 1) and keeps (1, 1) as chunk_scan.Chunks has them."""
 
     same: jax.Array
     starts: jax.Array
@@ -84,9 +92,9 @@ class Level:
     column: jax.Array
 
 
-def weights(kind: Kind, total: Sequence[jax.Array], documents: Documents | None, value_dim: int) -> Weights:
-    """total: nothing without decay, (1, c) per head for a decay per head, one (c, channels) for one per channel;
-    sums inside the chunk."""
+def weights(kind: ScanKind, total: Sequence[jax.Array], documents: Documents | None, value_dim: int) -> Weights:
+    """Returns the weights of a chunk. total: sums of log decays inside the chunk, none without a decay, (1, c) per head
+    for a decay per head, one (c, channels) for one per channel."""
     starts, ends, keeps = (
         (None, None, None) if documents is None else (documents.starts, documents.ends, documents.keeps)
     )
@@ -97,28 +105,28 @@ def weights(kind: Kind, total: Sequence[jax.Array], documents: Documents | None,
     levels: tuple[Level, ...] = ()
     if kind.decay == "head":
         columns = [as_column(row) for row in total]
-        seen = _both(_ordered(kind), documents)
+        mask = _both(_ordered(kind), documents)
         between = [row - column if kind.reverse else column - row for row, column in zip(total, columns, strict=True)]
-        pairs = tuple(jnp.exp(jnp.where(seen, x, -jnp.inf)) for x in between)
+        pairs = tuple(jnp.exp(jnp.where(mask, x, -jnp.inf)) for x in between)
         since_start = side_by_side(columns, value_dim)
         last = side_by_side([row[:, kind.size - 1 :] for row in total], value_dim)
     else:
         (since_start,) = total
         last = since_start[kind.size - 1 :]
         levels = tuple(_levels(kind, since_start, documents))
-    to_start, to_end = _times(jnp.exp(since_start), starts), _times(jnp.exp(last - since_start), ends)
+    to_start, to_end = times(jnp.exp(since_start), starts), times(jnp.exp(last - since_start), ends)
     reads, writes = (to_end, to_start) if kind.reverse else (to_start, to_end)
-    keep = _times(jnp.exp(last), keeps)
+    keep = times(jnp.exp(last), keeps)
     return Weights(pairs, levels, reads, writes, as_column(keep) if kind.decay == "key" else keep)
 
 
-def products(kind: Kind, q: jax.Array, k: jax.Array) -> list[jax.Array]:
+def products(kind: ScanKind, q: jax.Array, k: jax.Array) -> list[jax.Array]:
     """q k^T of every head, (c, c) fp32."""
     return [by_rows(only(q, head, kind.heads), k) for head in range(kind.heads)]
 
 
 def read(
-    kind: Kind,
+    kind: ScanKind,
     weights: Weights,
     q: jax.Array,
     k: jax.Array,
@@ -130,59 +138,59 @@ def read(
     for decay "key"."""
     dtype, heads = q.dtype, range(kind.heads)
     if kind.decay == "key":
-        out = from_state(_times(q, weights.reads).astype(dtype), state)
-        apart = [
+        out = from_state(times(q, weights.reads).astype(dtype), state)
+        by_level = [
             (level.pairs, products(kind, (q * level.row).astype(dtype), (k * level.column).astype(dtype)))
             for level in weights.levels
         ]
         for head in heads:
-            scores = _sum(jnp.where(pairs, found[head], 0) for pairs, found in apart)
-            out = out + plain(scores.astype(dtype), only(written, head, kind.heads))
+            scores = add_up(jnp.where(pairs, level_products[head], 0) for pairs, level_products in by_level)
+            out = out + product(scores.astype(dtype), only(written, head, kind.heads))
     else:
-        out = _times(from_state(q, state), weights.reads)
+        out = times(from_state(q, state), weights.reads)
         raw = products(kind, q, k) if raw is None else raw
         for level in weights.levels:
             parts = in_parts(written * level.column, dtype)
             masked = [jnp.where(level.pairs, raw[head], 0).astype(dtype) for head in heads]
-            out = out + level.row * _sum(
-                plain(masked[head], only(part, head, kind.heads)) for head in heads for part in parts
+            out = out + level.row * add_up(
+                product(masked[head], only(part, head, kind.heads)) for head in heads for part in parts
             )
         for head, pairs in enumerate(weights.pairs):
-            weighed = jnp.where(pairs, raw[head], 0) if kind.decay == "none" else raw[head] * pairs
-            out = out + plain(weighed.astype(dtype), only(written, head, kind.heads))
+            weighted = jnp.where(pairs, raw[head], 0) if kind.decay == "none" else raw[head] * pairs
+            out = out + product(weighted.astype(dtype), only(written, head, kind.heads))
     if weights.levels and not kind.strict:
         # Levels leave j = i out: its weight is exactly 1, and in the decay's gradient what it adds to dq and to dk must
         # cancel.
-        own = row_sums(q.astype(jnp.float32) * k.astype(jnp.float32), kind.heads)
-        out = out + side_by_side(own, written.shape[1] // kind.heads) * written.astype(jnp.float32)
+        diagonal = row_sums(q.astype(jnp.float32) * k.astype(jnp.float32), kind.heads)
+        out = out + side_by_side(diagonal, written.shape[1] // kind.heads) * written.astype(jnp.float32)
     return out if kind.scale == 1.0 else out * kind.scale
 
 
-def outer(kind: Kind, weights: Weights, k: jax.Array, written: jax.Array) -> jax.Array:
+def outer(kind: ScanKind, weights: Weights, k: jax.Array, written: jax.Array) -> jax.Array:
     """sum_j writes_j . k_j written_j^T, (k, v) fp32. What is weighted, or fp32 already, enters with fp32's
     precision."""
     dtype = k.dtype
     if kind.decay == "key":
-        keys, values = in_parts(_times(k, weights.writes), dtype), in_parts(written, dtype)
-        update = _sum(product(a, b, 0, 0) for i, a in enumerate(keys) for j, b in enumerate(values) if i + j < 2)
+        keys, values = in_parts(times(k, weights.writes), dtype), in_parts(written, dtype)
+        update = add_up(product(a, b, 0, 0) for i, a in enumerate(keys) for j, b in enumerate(values) if i + j < 2)
     elif weights.writes is None and kind.heads == 1:
         # libtpu 0.0.42 fails for v6e where this product has the same right operand as that of the scores, and a
         # transposed left one.
-        update = _sum(product(part, k, 0, 0) for part in in_parts(written, dtype)).T
+        update = add_up(product(part, k, 0, 0) for part in in_parts(written, dtype)).T
     else:
-        update = _sum(product(k, part, 0, 0) for part in in_parts(_times(written, weights.writes), dtype))
+        update = add_up(product(k, part, 0, 0) for part in in_parts(times(written, weights.writes), dtype))
     if kind.heads == 1:
         return update
-    own = [
+    blocks = [
         _lanes(update.shape, 0, head, kind.heads) & _lanes(update.shape, 1, head, kind.heads)
         for head in range(kind.heads)
     ]
-    return jnp.where(functools.reduce(operator.or_, own), update, 0)
+    return jnp.where(functools.reduce(operator.or_, blocks), update, 0)
 
 
 def from_state(x: jax.Array, state: jax.Array) -> jax.Array:
     """x S: (c, v) fp32 of x (c, k). The state keeps fp32's precision."""
-    return _sum(plain(x, part) for part in in_parts(state, x.dtype))
+    return add_up(product(x, part) for part in in_parts(state, x.dtype))
 
 
 def in_parts(x: jax.Array, dtype) -> tuple[jax.Array, ...]:
@@ -193,13 +201,8 @@ def in_parts(x: jax.Array, dtype) -> tuple[jax.Array, ...]:
     return high, (x - high.astype(x.dtype)).astype(dtype)
 
 
-def plain(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a b, fp32."""
-    return product(a, b, 1, 0)
-
-
 def by_rows(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a b^T, fp32."""
+    """Returns a b^T, fp32."""
     return product(a, b, 1, 1)
 
 
@@ -210,11 +213,11 @@ def only(x: jax.Array, head: int, heads: int) -> jax.Array:
 
 def side_by_side(columns: Sequence[jax.Array], width: int) -> jax.Array:
     """(n, 1) of every head in that head's lanes, (n, heads width); of one head as it is."""
-    found = columns[0]
-    shape = found.shape[0], len(columns) * width
+    spread = columns[0]
+    shape = spread.shape[0], len(columns) * width
     for head in range(1, len(columns)):
-        found = jnp.where(lax.broadcasted_iota(jnp.int32, shape, 1) < head * width, found, columns[head])
-    return found
+        spread = jnp.where(lax.broadcasted_iota(jnp.int32, shape, 1) < head * width, spread, columns[head])
+    return spread
 
 
 def row_sums(x: jax.Array, heads: int) -> list[jax.Array]:
@@ -232,24 +235,17 @@ def as_row(column: jax.Array) -> jax.Array:
     return column.reshape(1, column.shape[0])
 
 
-def product(a: jax.Array, b: jax.Array, of_a: int, of_b: int) -> jax.Array:
-    """Sums products of two matrices over axis of_a of a and of_b of b: fp32, of fp32 with all its bits."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(
-        a, b, (((of_a,), (of_b,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
-    )
-
-
 def _lanes(shape: tuple[int, ...], axis: int, head: int, heads: int):
     index, width = lax.broadcasted_iota(jnp.int32, shape, axis), shape[axis] // heads
     return (index >= head * width) & (index < (head + 1) * width)
 
 
-def _sum(terms: Iterable[jax.Array]) -> jax.Array:
+def add_up(terms: Iterable[jax.Array]) -> jax.Array:
+    """Returns the sum of the terms."""
     return functools.reduce(operator.add, terms)
 
 
-def _levels(kind: Kind, total, documents):
+def _levels(kind: ScanKind, total, documents):
     c = kind.size
     base = min(BASE, c)
     row, column = _indices(c)
@@ -290,7 +286,7 @@ def _indices(c: int):
     return lax.broadcasted_iota(jnp.int32, (c, c), 0), lax.broadcasted_iota(jnp.int32, (c, c), 1)
 
 
-def _ordered(kind: Kind):
+def _ordered(kind: ScanKind):
     row, column = _indices(kind.size)
     if kind.reverse:
         return row < column if kind.strict else row <= column
@@ -301,5 +297,6 @@ def _both(pairs, documents: Documents | None):
     return pairs if documents is None else pairs & documents.same
 
 
-def _times(x, factor):
+def times(x: jax.Array, factor: jax.Array | None) -> jax.Array:
+    """Returns x times factor, which None stands for 1 of."""
     return x if factor is None else x * factor

@@ -1,15 +1,14 @@
-"""What of the recurrence is measured on a device: tokens a chunk on TPUs, pieces of time on GPUs (their chunk is
-fixed)."""
+"""Sizes of the recurrence that are measured on a device: tokens per chunk on TPUs, spans of time on GPUs, whose chunk
+is fixed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.linear_recurrence import gpu, linear_recurrence, tpu
+from recollect.pallas_kernels.linear_recurrence import gpu_spans, linear_recurrence, tpu
 from recollect.pallas_kernels.tuning import Key, Sizes
 from recollect.pallas_kernels.tuning.measure import Tunable
 
@@ -17,23 +16,23 @@ from recollect.pallas_kernels.tuning.measure import Tunable
 def _build(key: Key, backend: str):
     """Forward and gradient of a recurrence of this key, on kernels and without."""
     b, t, h, k, v = (
-        int(key.get(name, given)) for name, given in (("b", 4), ("t", 4096), ("h", 16), ("k", 64), ("v", 64))
+        int(key.get(name, default)) for name, default in (("b", 4), ("t", 4096), ("h", 16), ("k", 64), ("v", 64))
     )
     k = k if "k" in key else v
     dtype = jnp.dtype(str(key.get("dtype", "bfloat16")))
     keys = jax.random.split(jax.random.key(0), 5)
-    given: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         "q": jax.random.normal(keys[0], (b, t, h, k)),
         "k": jax.random.normal(keys[1], (b, t, h, k)),
         "v": jax.random.normal(keys[2], (b, t, h, v)),
     }
-    given["k"] /= jnp.linalg.norm(given["k"], axis=-1, keepdims=True)
+    inputs["k"] /= jnp.linalg.norm(inputs["k"], axis=-1, keepdims=True)
     if key.get("erase"):
-        given["erase_read"] = jax.nn.sigmoid(jax.random.normal(keys[4], (b, t, h, 1))) * given["k"]
-    given = {name: x.astype(dtype) for name, x in given.items()}
+        inputs["erase_read"] = jax.nn.sigmoid(jax.random.normal(keys[4], (b, t, h, 1))) * inputs["k"]
+    inputs = {name: x.astype(dtype) for name, x in inputs.items()}
     if key.get("decay", "none") != "none":
         shape = (b, t, h) if key["decay"] == "head" else (b, t, h, k)
-        given["log_decay"] = jax.nn.log_sigmoid(jax.random.normal(keys[3], shape) + 3)
+        inputs["log_decay"] = jax.nn.log_sigmoid(jax.random.normal(keys[3], shape) + 3)
 
     def on(name: str):
         def loss(x):
@@ -41,19 +40,11 @@ def _build(key: Key, backend: str):
 
         return jax.value_and_grad(loss)
 
-    return on(backend), on("xla"), (given,)
+    return on(backend), on("xla"), (inputs,)
 
 
 def _chunk(decay: str, erase: bool, k: int, v: int, dtype: str) -> Sizes:
     return {"chunk": tpu.chunk_size(decay, erase, k, v, dtype)}  # type: ignore[arg-type]
-
-
-def _pieces(b: int, t: int, h: int, v: int) -> Sizes:
-    return {"pieces": gpu.pieces_to_fill(b * h * -(-v // 64), t)}
-
-
-def _piece_candidates(key: Key) -> Iterable[Sizes]:
-    return [{"pieces": count} for count in (1, 2, 4, 8, 16, 32) if count * 512 <= int(key["t"])]
 
 
 TUNABLES = [
@@ -71,11 +62,11 @@ TUNABLES = [
         build=lambda key: _build(key, "pallas_tpu"),
     ),
     Tunable(
-        kernel="linear_recurrence.gpu_pieces",
+        kernel="linear_recurrence.gpu_spans",
         platform="gpu",
         keys=[{"b": 1, "t": t, "h": h, "v": v} for t in (4096, 16384, 65536) for h in (1, 4, 16) for v in (64, 128)],
-        heuristic=_pieces,
-        candidates=_piece_candidates,
+        heuristic=gpu_spans.default_spans,
+        candidates=gpu_spans.candidates,
         build=lambda key: _build(key, "pallas_gpu"),
     ),
 ]

@@ -44,6 +44,11 @@ class Rule(Protocol):
         that broadcast."""
 
 
+def is_rule(mask: Any) -> bool:
+    """Returns whether a mask is a rule over fields, not an array."""
+    return hasattr(mask, "allows")
+
+
 @dataclasses.dataclass(frozen=True)
 class Range:
     """The least and the greatest value of a field in a tile."""

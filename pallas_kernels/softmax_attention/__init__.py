@@ -19,11 +19,22 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.dispatch import choose
-from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields, Rule
+from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields, Rule, is_rule
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 from recollect.pallas_kernels.sharding import sequence_parts
-from recollect.pallas_kernels.softmax_attention import scheduled, sequence_parallel
-from recollect.pallas_kernels.softmax_attention.backends import FORMS
+from recollect.pallas_kernels.softmax_attention import sequence_parallel
+
+# A library where one serves: cuDNN on NVIDIA GPUs, jax's splash attention on TPUs (their modules say what they refuse).
+# The scheduled kernels serve the rest: sinks on Hopper, masks over token fields, positions, log-sum-exps with
+# gradients, the same bits in every run.
+BACKENDS = {
+    "cudnn": "recollect.pallas_kernels.softmax_attention.cudnn",
+    "pallas_gpu": "recollect.pallas_kernels.softmax_attention.gpu",
+    "splash": "recollect.pallas_kernels.softmax_attention.splash",
+    "pallas_tpu": "recollect.pallas_kernels.softmax_attention.tpu",
+    "xla": "recollect.pallas_kernels.softmax_attention.xla",
+    "reference": "recollect.pallas_kernels.softmax_attention.reference",
+}
 
 
 def softmax_attention(
@@ -129,7 +140,7 @@ def softmax_attention(
         "return_lse": return_lse,
         "deterministic": deterministic,
     }
-    out, lse = choose("softmax_attention", backend, FORMS, q, k, v, **call)(q, k, v, **call)
+    out, lse = choose("softmax_attention", backend, BACKENDS, q, k, v, **call)(q, k, v, **call)
     return (out, lse) if return_lse else out
 
 
@@ -155,7 +166,7 @@ def _check(
         raise ValueError(
             f"softmax_attention: window={window} is given beside a mask, which takes its place: make it part of the mask"
         )
-    by_rule = scheduled.is_rule(mask)
+    by_rule = is_rule(mask)
     if mask is not None and not by_rule and (mask.shape not in ((b, t, s), (1, t, s)) or mask.dtype != jnp.bool_):
         raise ValueError(
             f"softmax_attention: mask must be bool {(b, t, s)} or {(1, t, s)}; got {mask.dtype} {mask.shape}"
@@ -199,4 +210,4 @@ def _check(
         )
 
 
-__all__ = ["merge", "softmax_attention"]
+__all__ = ["BACKENDS", "merge", "softmax_attention"]

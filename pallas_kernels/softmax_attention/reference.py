@@ -9,7 +9,7 @@ from recollect.pallas_kernels.scheduled_attention.block_schedule import tile_all
 from recollect.pallas_kernels.softmax_attention.scheduled import is_rule, rule_and_fields
 
 
-def attention(
+def softmax_attention(
     q,
     k,
     v,

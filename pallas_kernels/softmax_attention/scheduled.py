@@ -12,18 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
-from recollect.pallas_kernels.scheduled_attention.block_schedule import SEGMENTS, Fields, Rule, needed
+from recollect.pallas_kernels.scheduled_attention.block_schedule import SEGMENTS, Fields, Rule, is_rule, needed
 from recollect.pallas_kernels.scheduled_attention.mask_rules import Before
 from recollect.pallas_kernels.sharding import over_mesh
 from recollect.pallas_kernels.tuning import Sizes, block_sizes
 
 FEWEST_QUERIES = 8
 """With fewer a tile would be mostly padding: xla's products read the cache once as well."""
-
-
-def is_rule(mask: Any) -> bool:
-    """Whether a mask is a rule over fields, not an array."""
-    return hasattr(mask, "allows")
 
 
 def rule_and_fields(
@@ -61,7 +56,7 @@ def reckoned(kernels: flash_vjp.KernelModule) -> Callable[..., Sizes]:
     return reckon
 
 
-def form(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+def on_kernels(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[..., Any], Callable[..., str | None]]:
     """The operation on a kernel module, and what it refuses; arguments as the front door's. name: of its tiles in
     the tuning tables."""
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from recollect.pallas_kernels.scheduled_attention import gpu, tpu
 from recollect.pallas_kernels.softmax_attention import softmax_attention
-from recollect.pallas_kernels.softmax_attention.backends import SCHEDULED
 from recollect.pallas_kernels.softmax_attention.scheduled import reckoned
 from recollect.pallas_kernels.tuning import Key, Sizes
 from recollect.pallas_kernels.tuning.measure import Tunable
@@ -60,5 +60,5 @@ TUNABLES = [
         candidates=_candidates(platform),
         build=functools.partial(_build, backend=f"pallas_{platform}"),
     )
-    for platform, kernels in SCHEDULED.items()
+    for platform, kernels in (("gpu", gpu), ("tpu", tpu))
 ]

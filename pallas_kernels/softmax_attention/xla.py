@@ -32,7 +32,7 @@ TILE = 64
 """Queries and keys a tile of a rule's schedule."""
 
 
-def attention(
+def softmax_attention(
     q,
     k,
     v,

@@ -1,11 +1,10 @@
 """Mosaic GPU kernels, for NVIDIA Hopper; gpu_body.py says how they work.
 
 The part of the normaliser that comes from before a chunk is a quadratic form of the query, [1, q] M [1, q]^T with M the
-moments sum_j [1, k_j] [1, k_j]^T: (k + 1)^2 numbers a chunk, which XLA sums and reads in fp32, and differentiates.
-Kernels get it a row a chunk.
+moments sum_j [1, k_j] [1, k_j]^T: (k + 1)^2 numbers per chunk, which XLA sums, reads in fp32
+and differentiates. Kernels get one row per chunk of it.
 
-Few rows and heads would leave most cores idle: then time is cut in pieces, as the recurrence's is
-(pallas_kernels/linear_recurrence/gpu.py).
+Where rows and heads are few, time is cut in spans (linear_recurrence/gpu_spans.py).
 
 Not served: fp32 (Hopper's tensor cores transpose 16-bit operands only), and more than 16 key dimensions, whose state
 spills registers.
@@ -22,19 +21,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
-from recollect.pallas_kernels.linear_recurrence.gpu import pieces_to_fill
-from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering
+from recollect.pallas_kernels.linear_recurrence import gpu_spans
+from recollect.pallas_kernels.linear_recurrence.gpu_spans import CHUNK
+from recollect.pallas_kernels.linear_recurrence.recurrence import DIMENSIONS, Recurrence
+from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering_states
+from recollect.pallas_kernels.sharding import over_mesh
 from recollect.pallas_kernels.taylor_attention import gpu_body, kernels
 from recollect.pallas_kernels.taylor_attention.features import count, selections
-from recollect.pallas_kernels.taylor_attention.gpu_plan import CHUNK, COLUMNS, KEEP, KEY_COLUMNS, MAPS, SWIZZLE, Plan
-from recollect.pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, Settings
-from recollect.pallas_kernels.tuning import block_sizes
+from recollect.pallas_kernels.taylor_attention.gpu_plan import COLUMNS, KEEP, KEY_COLUMNS, MAPS, SWIZZLE, TaylorPlan
+from recollect.pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, TaylorSettings
 
 LARGEST_VALUE_DIM = 256
 
 
-def refuses(q, k, v, *, chunk_size=None, **rest) -> str | None:
-    """Why the kernels cannot serve a call."""
+def refuses(inputs: Recurrence, *, chunk_size: int | None = None, **_) -> str | None:
+    """Returns why the kernels cannot serve a call; None if they can."""
+    q, k, v = inputs.q, inputs.k, inputs.v
     missing = gpu.unavailable()
     if missing:
         return missing
@@ -42,38 +44,38 @@ def refuses(q, k, v, *, chunk_size=None, **rest) -> str | None:
         if x.dtype != jnp.bfloat16:
             return f"its products take bfloat16; {name} is {x.dtype}"
     if q.shape[3] > KEY_COLUMNS:
-        return f"it takes at most {KEY_COLUMNS} key dimensions, whose features a warpgroup's registers hold; got {q.shape[3]}"
+        return f"it takes at most {KEY_COLUMNS} key dimensions, whose features fit registers; got {q.shape[3]}"
     if v.shape[3] > LARGEST_VALUE_DIM:
         return f"it takes at most {LARGEST_VALUE_DIM} value dimensions; got {v.shape[3]}"
     return None
 
 
-class _Passes:
-    """See kernels.Passes."""
+class _GPUKernels:
+    """See kernels.TaylorKernels."""
 
     def forward(self, q, k, v, state, marks, settings):
-        columns, moments = _apart(state, settings.normalise)
+        columns, moments = _split_state(state, settings.normalise)
         rows, last = None, None
         if settings.normalise:
             before, last = _between(q.astype(jnp.float32), k.astype(jnp.float32), moments, marks, settings)
             rows = before[..., None] + settings.epsilon
-        out = _walk("forward", q, k, v, None, rows, columns, marks, settings, settings.return_state)
+        out = _scan("forward", q, k, v, None, rows, columns, marks, settings, settings.return_state)
         sums = out["sums"][0] if settings.normalise else None
-        state = _joined(out["state"], last, q.shape[3], v.shape[3]) if settings.return_state else None
+        state = _join_state(out["state"], last, q.shape[3], v.shape[3]) if settings.return_state else None
         return out["o"][..., : v.shape[3]], sums, state
 
     def gradients(self, q, k, v, state, marks, do, inverses, dots, d_state, settings):
         key_dim, value_dim = q.shape[3], v.shape[3]
-        columns, moments = _apart(state, settings.normalise)
+        columns, moments = _split_state(state, settings.normalise)
         rows = jnp.stack([inverses, dots], axis=-1) if settings.normalise else None
-        out = _walk("queries", q, k, v, do, rows, columns, marks, settings, False)
+        out = _scan("queries", q, k, v, do, rows, columns, marks, settings, False)
         dq = jnp.sum(out["dq"], axis=0)[..., :key_dim]
         weights = _weights(key_dim)[:, None]
         d_columns = d_moments = None
         if d_state is not None:
             d_columns = d_state[..., :value_dim] * weights
             d_moments = d_state[..., value_dim] if settings.normalise else None
-        out = _walk("keys_values", q, k, v, do, rows, d_columns, marks, settings, state is not None)
+        out = _scan("keys_values", q, k, v, do, rows, d_columns, marks, settings, state is not None)
         dk, dv = jnp.sum(out["dk"], axis=0)[..., :key_dim], out["dv"][..., :value_dim]
         d_first = out["state"][:, :, : count(key_dim), :value_dim] / weights if state is not None else None
         if settings.normalise:
@@ -92,10 +94,12 @@ def _chunk_of(t: int, chunk_size: int | None) -> int:
     return CHUNK
 
 
-taylor_attention = functools.partial(kernels.run, _Passes(), _chunk_of)
+taylor_attention = over_mesh(
+    functools.partial(kernels.run_on_kernels, _GPUKernels(), _chunk_of), {"inputs": DIMENSIONS}, ("b t h v", "b h k v")
+)
 
 
-def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: bool) -> dict[str, jax.Array]:
+def _scan(scan, q, k, v, do, rows, state, marks, settings: TaylorSettings, leaves: bool) -> dict[str, jax.Array]:
     b, t, h, key_dim = q.shape
     value_dim = gpu.round_up(v.shape[3], COLUMNS)
     n, features = t // CHUNK, gpu.round_up(count(key_dim), SWIZZLE // 2)
@@ -106,12 +110,12 @@ def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: boo
     if rows is not None:
         inputs["rows"] = jnp.swapaxes(rows.reshape(b, h, n, CHUNK, -1), 3, 4)
     if marks is not None:
-        inputs["marks"] = _marks(marks)
+        inputs["marks"] = _kernel_marks(marks)
     if state is not None:
         state = jnp.pad(state, ((0, 0), (0, 0), (0, features - state.shape[2]), (0, value_dim - state.shape[3])))
         inputs["initial"] = jnp.swapaxes(state, 2, 3)
-    plan = Plan(
-        walk=walk,
+    plan = TaylorPlan(
+        scan=scan,
         b=b,
         t=t,
         heads=h,
@@ -123,7 +127,7 @@ def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: boo
         enters=state is not None,
         leaves=leaves,
     )
-    plan = _cut(plan, v.shape[3])
+    plan = gpu_spans.cut("taylor_attention.gpu_spans", plan, v.shape[3])
     if plan.spans > 1:
         inputs["initial"] = _entering(plan, inputs)
         plan = dataclasses.replace(plan, enters=True)
@@ -131,25 +135,11 @@ def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: boo
     return out | ({"state": jnp.swapaxes(out["state"], 2, 3)} if leaves else {})
 
 
-def _cut(plan: Plan, value_dim: int) -> Plan:
-    """The plan, in as many pieces of time as a tuning table says or fill the device; none is empty."""
-    sizes = block_sizes(
-        "taylor_attention.gpu_pieces",
-        lambda **_: {"pieces": pieces_to_fill(plan.b * plan.heads * plan.splits, plan.t)},
-        b=plan.b,
-        t=plan.t,
-        h=plan.heads,
-        v=value_dim,
-    )
-    span = -(-plan.n // min(sizes["pieces"], plan.n))
-    return dataclasses.replace(plan, spans=-(-plan.n // span))
-
-
-def _entering(plan: Plan, inputs: Mapping[str, jax.Array]) -> jax.Array:
-    """The states (b, spans, h, v, features) that enter the spans, in the order of the walk."""
+def _entering(plan: TaylorPlan, inputs: Mapping[str, jax.Array]) -> jax.Array:
+    """The states (b, spans, h, v, features) that enter the spans, in the order of the scan."""
     alone = dataclasses.replace(
         plan,
-        walk="query_states" if plan.reverse else "key_states",
+        scan="query_states" if plan.reverse else "key_states",
         rows=plan.rows if plan.reverse else 0,
         enters=False,
         leaves=True,
@@ -158,13 +148,11 @@ def _entering(plan: Plan, inputs: Mapping[str, jax.Array]) -> jax.Array:
     states = gpu_body.launch(alone, {name: x for name, x in inputs.items() if name in read})["state"]
     keeps = jnp.ones((plan.b, plan.spans - 1), jnp.float32)
     if plan.marked:
-        keeps = inputs["marks"][:, :, KEEP, 0]
-        keeps = (jnp.flip(keeps, axis=1) if plan.reverse else keeps)[:, : (plan.spans - 1) * plan.span]
-        keeps = jnp.prod(keeps.reshape(plan.b, plan.spans - 1, plan.span), axis=2)
-    return entering(states, keeps[:, :, None, None, None], inputs.get("initial"))
+        keeps = jnp.prod(gpu_spans.by_span(plan, inputs["marks"][:, :, KEEP, 0]), axis=2)
+    return entering_states(states, keeps[:, :, None, None, None], inputs.get("initial"))
 
 
-def _marks(marks: jax.Array) -> jax.Array:
+def _kernel_marks(marks: jax.Array) -> jax.Array:
     """The kernels' marks (b, n, 5, 64). Documents are numbered within a chunk: small numbers, which fp32 holds
     exactly."""
     b, _, t = marks.shape
@@ -198,7 +186,7 @@ def _weights(key_dim: int) -> np.ndarray:
     return weights
 
 
-def _apart(state: jax.Array | None, normalise: bool) -> tuple[jax.Array | None, jax.Array | None]:
+def _split_state(state: jax.Array | None, normalise: bool) -> tuple[jax.Array | None, jax.Array | None]:
     """The value columns as the kernels have them, and the normaliser's (b, h, features)."""
     if state is None:
         return None, None
@@ -210,12 +198,12 @@ def _key_dim(features: int) -> int:
     return next(size for size in range(1, features) if count(size) == features)
 
 
-def _joined(columns: jax.Array, normaliser: jax.Array | None, key_dim: int, value_dim: int) -> jax.Array:
+def _join_state(columns: jax.Array, normaliser: jax.Array | None, key_dim: int, value_dim: int) -> jax.Array:
     state = columns[:, :, : count(key_dim), :value_dim] * _weights(key_dim)[:, None]
     return state if normaliser is None else jnp.concatenate([state, normaliser[..., None]], axis=-1)
 
 
-def _between(q, k, normaliser, marks, settings: Settings) -> tuple[jax.Array, jax.Array]:
+def _between(q, k, normaliser, marks, settings: TaylorSettings) -> tuple[jax.Array, jax.Array]:
     """The sums of weights (b, h, t) that come from before each token's chunk, and the normaliser (b, h, features)
     after the last one."""
     b, t, h, key_dim = q.shape

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
+from recollect.pallas_kernels.linear_recurrence.gpu_spans import CHUNK, InSpans
 
-CHUNK = COLUMNS = PIECE = gpu.ROWS
-SWIZZLE = 64  # bytes: pieces are of multiples of 32 features
+COLUMNS = FEATURE_BLOCK = gpu.ROWS
+SWIZZLE = 64  # bytes: feature blocks are of multiples of 32 features
 KEY_COLUMNS = 16  # key dimensions, padded: 32 bytes, what rows of the narrow tiles have
 # Of a token: whether it reads the state, whether it is written to it, whether its chunk keeps it (0 or 1); its
 # document's number in the chunk, as a query and as a key (-1 for padding).
@@ -21,15 +22,15 @@ MAPS = ("query_left", "key_left", "right", "ones", "order")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a kernel is built for: the forward pass, or the walk for dq, or the one in reverse for dk and dv, or states
-    of one of these.
+class TaylorPlan(InSpans):
+    """What a kernel is built for: the forward pass, the scan for dq, the one in reverse for dk and dv, or the states of
+    one of these.
 
-    value_dim: padded to 64s; features: to 32s. rows: numbers a token; marked: whether there are documents or padding.
-    spans: of time, of `span` chunks each in the order of the walk, the last maybe of fewer.
+    value_dim: padded to 64s; features: to 32s. rows: numbers per token; marked: whether there are documents or padding.
+    spans: see linear_recurrence/gpu_spans.py.
     """
 
-    walk: Literal["forward", "queries", "keys_values", "key_states", "query_states"]
+    scan: Literal["forward", "queries", "keys_values", "key_states", "query_states"]
     b: int
     t: int
     heads: int
@@ -43,29 +44,19 @@ class Plan:
     spans: int = 1
 
     @property
-    def n(self) -> int:
-        """Chunks."""
-        return self.t // CHUNK
-
-    @property
-    def span(self) -> int:
-        """Chunks of a span."""
-        return -(-self.n // self.spans)
-
-    @property
     def reverse(self) -> bool:
-        """Whether the walk begins at the last chunk."""
-        return self.walk in ("keys_values", "query_states")
+        """Whether the scan begins at the last chunk."""
+        return self.scan in ("keys_values", "query_states")
 
     @property
     def states_only(self) -> bool:
         """Whether it finds states and nothing else."""
-        return self.walk.endswith("states")
+        return self.scan.endswith("states")
 
     @property
     def maps(self) -> tuple[str, ...]:
         """Which of MAPS are read."""
-        unread = {"key_states": "query_left", "query_states": "key_left"}.get(self.walk)
+        unread = {"key_states": "query_left", "query_states": "key_left"}.get(self.scan)
         return tuple(name for name in MAPS if name != unread)
 
     @property
@@ -74,9 +65,10 @@ class Plan:
         return self.value_dim // COLUMNS
 
     @property
-    def pieces(self) -> list[Any]:
-        """Where pieces of the features lie."""
-        return [pl.ds(start, min(PIECE, self.features - start)) for start in range(0, self.features, PIECE)]
+    def feature_blocks(self) -> list[Any]:
+        """Where blocks of the features lie."""
+        starts = range(0, self.features, FEATURE_BLOCK)
+        return [pl.ds(start, min(FEATURE_BLOCK, self.features - start)) for start in starts]
 
     def stages(self) -> dict[str, Any]:
         """What is copied with each chunk; two of each."""
@@ -84,7 +76,7 @@ class Plan:
         values = gpu.tiled((2, CHUNK, COLUMNS), jnp.bfloat16, SWIZZLE)
         copied = {"q": keys, "k": keys, "v": values, "do": values}
         read = {"forward": ("q", "k", "v"), "key_states": ("k", "v"), "query_states": ("q", "do")}.get(
-            self.walk, tuple(copied)
+            self.scan, tuple(copied)
         )
         copied = {name: copied[name] for name in read}
         if self.rows:
@@ -103,9 +95,9 @@ class Plan:
         if self.states_only:
             return laid | {self.written[0]: features}
         laid |= {"state": features, "keys": features}
-        if self.walk != "queries":
+        if self.scan != "queries":
             laid |= {"queries": features, "scores": square, "out": square}
-        if self.walk != "forward":
+        if self.scan != "forward":
             laid |= {"d_scores": narrow, "by_left": narrow, "by_right": narrow}
         return laid
 
@@ -122,9 +114,9 @@ class Plan:
         by_value = jax.ShapeDtypeStruct((b, t, h, self.value_dim), jnp.bfloat16)
         by_key = jax.ShapeDtypeStruct((self.splits, b, t, h, KEY_COLUMNS), jnp.float32)
         made = {"forward": {"o": by_value}, "queries": {"dq": by_key}, "keys_values": {"dk": by_key, "dv": by_value}}[
-            self.walk
+            self.scan
         ]
-        if self.walk == "forward" and self.rows:
+        if self.scan == "forward" and self.rows:
             made["sums"] = jax.ShapeDtypeStruct((self.splits, b, h, t), jnp.float32)
         if self.leaves:
             made["state"] = jax.ShapeDtypeStruct((b, h, self.value_dim, self.features), jnp.float32)

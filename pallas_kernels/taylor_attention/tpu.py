@@ -1,9 +1,9 @@
-"""Mosaic TPU kernels: a program walks the chunks of a few heads with their states in VMEM; the gradient is two such
-walks.
+"""Mosaic TPU kernels: a program goes through the chunks of a few heads with their states in VMEM; the gradient is two
+such scans.
 
 Arrays stay (b, t, heads x dimensions): a block holds as many heads as make its lanes a multiple of 128 (or all of
-them). Numbers a token are rows, never columns, whose lanes would be padded to 128. Features are made in VMEM, chunk by
-chunk.
+them). One number per token is stored as rows, never as columns, whose lanes would be padded to 128. Features are made
+in VMEM, chunk by chunk.
 """
 
 from __future__ import annotations
@@ -16,39 +16,42 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from recollect.pallas_kernels.linear_recurrence.recurrence import DIMENSIONS, Recurrence
+from recollect.pallas_kernels.sharding import over_mesh
 from recollect.pallas_kernels.taylor_attention import kernels
 from recollect.pallas_kernels.taylor_attention.features import count, query_factor
-from recollect.pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, Settings
-from recollect.pallas_kernels.taylor_attention.tpu_scan import Shape, chunk_of, joined, walk
+from recollect.pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, TaylorSettings
+from recollect.pallas_kernels.taylor_attention.tpu_scan import TaylorBlocks, TaylorShape, chunk_of, join_state, scan
 
 MOST_KEY_DIM = 32  # 561 features; a chunk's take 300 kB, and several such arrays live at once
+STATES = ("", "_normaliser")  # suffixes of the names of states
 VMEM_BYTES = 12 * 2**20  # of the 16 MiB that a program gets by default
 
 
-def refuses(q, k, v, *, chunk_size=None, **rest) -> str | None:
-    """Why the kernels cannot serve a call."""
+def refuses(inputs: Recurrence, *, chunk_size: int | None = None, **_) -> str | None:
+    """Returns why the kernels cannot serve a call; None if they can."""
+    q, k, v = inputs.q, inputs.k, inputs.v
     if q.shape[3] > MOST_KEY_DIM:
         return f"it takes at most {MOST_KEY_DIM} key dimensions; got {q.shape[3]}"
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.bfloat16, jnp.float32):
         return f"q, k and v must all be bfloat16 or all float32; got {q.dtype}, {k.dtype}, {v.dtype}"
-    shape = Shape.of(q.shape[0], q.shape[1], v.shape[2], q.shape[3], v.shape[3], chunk_of(q.shape[1], chunk_size))
+    shape = TaylorShape.of(q.shape[0], q.shape[1], v.shape[2], q.shape[3], v.shape[3], chunk_of(q.shape[1], chunk_size))
     if shape.vmem_bytes > VMEM_BYTES:
-        return f"{shape.group} heads of {q.shape[3]} and {v.shape[3]} dimensions at {shape.chunk} tokens a chunk do not fit into VMEM"
+        sizes = f"{shape.group} heads of {q.shape[3]} and {v.shape[3]} dimensions at {shape.chunk} tokens per chunk"
+        return f"{sizes} do not fit into VMEM"
     return None
 
 
 @dataclasses.dataclass(frozen=True)
-class Body:
+class TaylorBody:
     """What kernels know when they are traced."""
 
-    shape: Shape
-    settings: Settings
+    shape: TaylorShape
+    settings: TaylorSettings
     dtype: Any
-    marked: bool
-    state: bool
 
     def dot(self, a: jax.Array, b: jax.Array, over: tuple[int, int] = (1, 0)) -> jax.Array:
-        """The product of two matrices over the given axes, fp32; operands rounded to the inputs' dtype."""
+        """The product of two matrices over these axes, fp32; operands rounded to the inputs' dtype."""
         precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
         dimensions = (((over[0],), (over[1],)), ((), ()))
         return jax.lax.dot_general(
@@ -62,45 +65,43 @@ class Body:
     def head(self, ref: Any, head: int, size: int) -> jax.Array:
         return ref[0, :, head * size : (head + 1) * size]
 
-    def factors(self, x: jax.Array, maps: Any, factor: float) -> tuple[jax.Array, jax.Array]:
+    def factors(self, x: jax.Array, ref: Any, factor: float) -> tuple[jax.Array, jax.Array]:
         """The two factors (chunk, features) whose product is phi(factor x)."""
-        left, right, rows = maps
-        weight, left_one, right_one = rows[0:1], rows[1:2], rows[2:3]
-        return self.dot(x, left[...]) * (weight * factor) + left_one, self.dot(x, right[...]) * self._right(
-            right_one, factor
-        ) + right_one
+        weight, left_one, right_one = (ref["rows"][row : row + 1] for row in range(3))
+        left = self.dot(x, ref["left"][...]) * (weight * factor) + left_one
+        return left, self.dot(x, ref["right"][...]) * self._right(right_one, factor) + right_one
 
-    def features(self, x: jax.Array, maps: Any, factor: float) -> jax.Array:
-        left, right = self.factors(x, maps, factor)
+    def features(self, x: jax.Array, ref: Any, factor: float) -> jax.Array:
+        left, right = self.factors(x, ref, factor)
         return left * right
 
     def _right(self, right_one: jax.Array, factor: float) -> jax.Array:
         return jnp.where(right_one > 0, 0.0, factor)
 
-    def into(self, d_features: jax.Array, factors: tuple[jax.Array, jax.Array], maps: Any, factor: float) -> jax.Array:
-        """The gradient by x of phi(factor x) whose own is d_features."""
-        left, right, rows = maps
-        by_left = d_features * factors[1] * (rows[0:1] * factor)
-        by_right = d_features * factors[0] * self._right(rows[2:3], factor)
-        return self.dot(by_left, left[...], (1, 1)) + self.dot(by_right, right[...], (1, 1))
+    def into(self, d_features: jax.Array, factors: tuple[jax.Array, jax.Array], ref: Any, factor: float) -> jax.Array:
+        """The gradient by x of phi(factor x), of the gradient d_features by phi."""
+        by_left = d_features * factors[1] * (ref["rows"][0:1] * factor)
+        by_right = d_features * factors[0] * self._right(ref["rows"][2:3], factor)
+        return self.dot(by_left, ref["left"][...], (1, 1)) + self.dot(by_right, ref["right"][...], (1, 1))
 
     @property
     def query_factor(self) -> float:
         return query_factor(self.settings.scale, self.shape.key_dim)
 
-    def seen(self, marks: Any) -> jax.Array:
+    def mask(self, ref: Any) -> jax.Array:
         """(chunk, chunk): which keys a query sees."""
         size = (self.shape.chunk, self.shape.chunk)
         causal = jax.lax.broadcasted_iota(jnp.int32, size, 0) >= jax.lax.broadcasted_iota(jnp.int32, size, 1)
-        if not self.marked:
+        if "marks" not in ref:
             return causal
+        marks = ref["marks"]
         return causal & (_column(marks[0, SEGMENT : SEGMENT + 1]) == marks[0, KEY_SEGMENT : KEY_SEGMENT + 1])
 
-    def weights(self, marks: Any) -> tuple[Any, Any, Any]:
+    def weights(self, ref: Any) -> tuple[Any, Any, Any]:
         """Of each token's read and write (chunk, 1), and of the state (1, 1), fp32; None stands for ones."""
-        if not self.marked:
+        if "marks" not in ref:
             return None, None, None
-        reads, writes, keeps = (marks[0, row : row + 1].astype(jnp.float32) for row in (READS, WRITES, KEEPS))
+        reads, writes, keeps = (ref["marks"][0, row : row + 1].astype(jnp.float32) for row in (READS, WRITES, KEEPS))
         return _column(reads), _column(writes), keeps[:, :1]
 
     def scores(self, q: jax.Array, k: jax.Array) -> jax.Array:
@@ -115,26 +116,27 @@ def _times(x: jax.Array, weight: jax.Array | None) -> jax.Array:
     return x if weight is None else x * weight
 
 
-def _start(body: Body, first: Any, states: Any, entered: Any, walked: bool) -> None:
-    """Before the first chunk of a walk: states from what is given (walked) or zero."""
+def _start(ref: Any, states: Any) -> None:
+    """Before the first chunk of a scan: the states that enter, or zeros."""
 
-    @pl.when(first)
+    @pl.when(pl.program_id(2) == 0)
     def _():
-        for i, state in enumerate(states):
-            state[...] = entered[i][0] if walked else jnp.zeros(state.shape, jnp.float32)
+        for name, state in zip(STATES, states, strict=False):
+            state[...] = ref["first" + name][0] if "first" + name in ref else jnp.zeros(state.shape, jnp.float32)
 
 
-def _finish(last: Any, states: Any, left: Any) -> None:
-    """After the last chunk of a walk: the states to where they are left, if anywhere."""
+def _finish(ref: Any, states: Any) -> None:
+    """After the last chunk of a scan: stores the states, if they are asked for."""
 
-    @pl.when(last)
+    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
-        for state, out in zip(states, left, strict=False):
-            out[0] = state[...]
+        for name, state in zip(STATES, states, strict=False):
+            if "last" + name in ref:
+                ref["last" + name][0] = state[...]
 
 
 def _advance(
-    body: Body,
+    body: TaylorBody,
     states: Any,
     head: int,
     features: jax.Array,
@@ -150,143 +152,128 @@ def _advance(
         states[1][head] = _times(states[1][head], keep) + jnp.sum(_times(features, columns), axis=0, keepdims=True)
 
 
-def _forward_kernel(*references: Any, body: Body) -> None:
+def _forward_kernel(ref: Any, *states: Any, body: TaylorBody) -> None:
     """o, sums of weights, last states."""
-    refs = list(references)
-    q_, k_, v_, maps, marks, entered = _inputs(refs, body)
-    o_, sums_ = refs.pop(0), refs.pop(0) if body.settings.normalise else None
-    count_ = _state_count(body)
-    left, states = (refs[:count_] if body.settings.return_state else []), refs[-count_:]
-    step, key_dim, value_dim = pl.program_id(2), body.shape.key_dim, body.shape.value_dim
-    _start(body, step == 0, states, entered, body.state)
-    seen, (reads, writes, keep) = body.seen(marks), body.weights(marks)
+    key_dim, value_dim = body.shape.key_dim, body.shape.value_dim
+    _start(ref, states)
+    mask, (reads, writes, keep) = body.mask(ref), body.weights(ref)
     for head in range(body.shape.group):
-        q, k, v = body.head(q_, head, key_dim), body.head(k_, head, key_dim), body.head(v_, head, value_dim)
+        q, k, v = (
+            body.head(ref[name], head, size) for name, size in (("q", key_dim), ("k", key_dim), ("v", value_dim))
+        )
         s = body.scores(q, k)
         # Rounded before they are summed: outputs are true averages, of one value that value.
-        weights = jnp.where(seen, 1 + s + 0.5 * s * s, 0).astype(body.dtype)
-        queries = _times(body.features(q, maps, body.query_factor), reads)
+        weights = jnp.where(mask, 1 + s + 0.5 * s * s, 0).astype(body.dtype)
+        queries = _times(body.features(q, ref, body.query_factor), reads)
         o = body.dot(weights, v) + body.dot(queries, states[0][head])
-        if sums_ is not None:
+        if body.settings.normalise:
             sums = jnp.sum(weights.astype(jnp.float32), axis=1, keepdims=True) + jnp.sum(
                 queries * states[1][head], axis=1, keepdims=True
             )
             sums = sums + body.settings.epsilon
             o = o / sums
-            sums_[0, 0, head : head + 1] = sums.reshape(1, body.shape.chunk)
-        o_[0, :, head * value_dim : (head + 1) * value_dim] = o.astype(o_.dtype)
-        _advance(body, states, head, body.features(k, maps, 1.0), v, writes, keep, None)
-    _finish(step == pl.num_programs(2) - 1, states, left)
+            ref["sums"][0, 0, head : head + 1] = sums.reshape(1, body.shape.chunk)
+        ref["o"][0, :, head * value_dim : (head + 1) * value_dim] = o.astype(ref["o"].dtype)
+        _advance(body, states, head, body.features(k, ref, 1.0), v, writes, keep, None)
+    _finish(ref, states)
 
 
-def _query_kernel(*references: Any, body: Body) -> None:
-    """dq, walking forwards with the states of the forward pass."""
-    refs = list(references)
-    q_, k_, v_, maps, marks, entered = _inputs(refs, body)
-    do_, inverses_, dots_ = _cotangents(refs, body)
-    dq_, states = refs[0], refs[1:]
+def _query_kernel(ref: Any, *states: Any, body: TaylorBody) -> None:
+    """dq, a scan with the states of the forward one."""
     key_dim, value_dim = body.shape.key_dim, body.shape.value_dim
-    _start(body, pl.program_id(2) == 0, states, entered, body.state)
-    seen, (reads, writes, keep) = body.seen(marks), body.weights(marks)
+    _start(ref, states)
+    mask, (reads, writes, keep) = body.mask(ref), body.weights(ref)
     for head in range(body.shape.group):
-        q, k, v = body.head(q_, head, key_dim), body.head(k_, head, key_dim), body.head(v_, head, value_dim)
-        do = body.head(do_, head, value_dim)
+        q, k = (body.head(ref[name], head, key_dim) for name in "qk")
+        v, do = (body.head(ref[name], head, value_dim) for name in ("v", "do"))
         ds = body.dot(do, v, (1, 1))
         d_queries = body.dot(do, states[0][head], (1, 1))
         if body.settings.normalise:
-            inverse, dot = (_column(x[0, 0, head : head + 1]) for x in (inverses_, dots_))
+            inverse, dot = (_column(ref[name][0, 0, head : head + 1]) for name in ("inverses", "dots"))
             ds = (ds - dot) * inverse
             d_queries = (d_queries - dot * states[1][head]) * inverse
-        ds = jnp.where(seen, ds * (1 + body.scores(q, k)), 0)
+        ds = jnp.where(mask, ds * (1 + body.scores(q, k)), 0)
         dq = body.settings.scale * body.dot(ds, k)
-        dq = dq + body.into(_times(d_queries, reads), body.factors(q, maps, body.query_factor), maps, body.query_factor)
-        dq_[0, :, head * key_dim : (head + 1) * key_dim] = dq.astype(dq_.dtype)
-        _advance(body, states, head, body.features(k, maps, 1.0), v, writes, keep, None)
+        dq = dq + body.into(_times(d_queries, reads), body.factors(q, ref, body.query_factor), ref, body.query_factor)
+        ref["dq"][0, :, head * key_dim : (head + 1) * key_dim] = dq.astype(ref["dq"].dtype)
+        _advance(body, states, head, body.features(k, ref, 1.0), v, writes, keep, None)
 
 
-def _key_value_kernel(*references: Any, body: Body) -> None:
-    """dk, dv and the first state's gradient, walking in reverse with the states' gradients."""
-    refs = list(references)
-    q_, k_, v_, maps, marks, entered = _inputs(refs, body, states=body.settings.return_state)
-    do_, inverses_, dots_ = _cotangents(refs, body)
-    dk_, dv_, count_ = refs.pop(0), refs.pop(0), _state_count(body)
-    left, states = (refs[:count_] if body.state else []), refs[-count_:]
-    step, key_dim, value_dim = pl.program_id(2), body.shape.key_dim, body.shape.value_dim
-    _start(body, step == 0, states, entered, body.settings.return_state)
-    seen, (reads, writes, keep) = body.seen(marks), body.weights(marks)
+def _key_value_kernel(ref: Any, *states: Any, body: TaylorBody) -> None:
+    """dk, dv and the first state's gradient, a scan in reverse with the states' gradients."""
+    key_dim, value_dim = body.shape.key_dim, body.shape.value_dim
+    _start(ref, states)
+    mask, (reads, writes, keep) = body.mask(ref), body.weights(ref)
     for head in range(body.shape.group):
-        q, k, v = body.head(q_, head, key_dim), body.head(k_, head, key_dim), body.head(v_, head, value_dim)
-        do = body.head(do_, head, value_dim)
+        q, k = (body.head(ref[name], head, key_dim) for name in "qk")
+        v, do = (body.head(ref[name], head, value_dim) for name in ("v", "do"))
         s, ds, dot = body.scores(q, k), body.dot(do, v, (1, 1)), None
-        weights = jnp.where(seen, 1 + s + 0.5 * s * s, 0)
+        weights = jnp.where(mask, 1 + s + 0.5 * s * s, 0)
         if body.settings.normalise:
-            inverse, dot = (_column(x[0, 0, head : head + 1]) for x in (inverses_, dots_))
+            inverse, dot = (_column(ref[name][0, 0, head : head + 1]) for name in ("inverses", "dots"))
             ds = (ds - dot) * inverse
             do = (do.astype(jnp.float32) * inverse).astype(do.dtype)
             dot = -dot * inverse
-        ds = jnp.where(seen, ds * (1 + s), 0)
-        factors = body.factors(k, maps, 1.0)
+        ds = jnp.where(mask, ds * (1 + s), 0)
+        factors = body.factors(k, ref, 1.0)
         dv = body.dot(weights, do, (0, 0)) + _times(body.dot(factors[0] * factors[1], states[0][head]), writes)
         d_keys = body.dot(v, states[0][head], (1, 1))
         if body.settings.normalise:
             d_keys = d_keys + states[1][head]
-        dk = body.settings.scale * body.dot(ds, q, (0, 0)) + body.into(_times(d_keys, writes), factors, maps, 1.0)
-        dk_[0, :, head * key_dim : (head + 1) * key_dim] = dk.astype(dk_.dtype)
-        dv_[0, :, head * value_dim : (head + 1) * value_dim] = dv.astype(dv_.dtype)
-        _advance(body, states, head, body.features(q, maps, body.query_factor), do, reads, keep, dot)
-    _finish(step == pl.num_programs(2) - 1, states, left)
+        dk = body.settings.scale * body.dot(ds, q, (0, 0)) + body.into(_times(d_keys, writes), factors, ref, 1.0)
+        ref["dk"][0, :, head * key_dim : (head + 1) * key_dim] = dk.astype(ref["dk"].dtype)
+        ref["dv"][0, :, head * value_dim : (head + 1) * value_dim] = dv.astype(ref["dv"].dtype)
+        _advance(body, states, head, body.features(q, ref, body.query_factor), do, reads, keep, dot)
+    _finish(ref, states)
 
 
-def _state_count(body: Body) -> int:
-    return 2 if body.settings.normalise else 1
-
-
-def _inputs(refs: list[Any], body: Body, states: bool | None = None) -> tuple[Any, ...]:
-    """Takes q, k, v, the feature maps, marks and entering states off the front of a kernel's references."""
-    q, k, v, *maps = (refs.pop(0) for _ in range(6))
-    marks = refs.pop(0) if body.marked else None
-    given = body.state if states is None else states
-    return q, k, v, maps, marks, [refs.pop(0) for _ in range(_state_count(body) if given else 0)]
-
-
-def _cotangents(refs: list[Any], body: Body) -> tuple[Any, Any, Any]:
-    return (refs.pop(0), refs.pop(0), refs.pop(0)) if body.settings.normalise else (refs.pop(0), None, None)
-
-
-class _Passes:
-    """See kernels.Passes."""
+class _TPUKernels:
+    """See kernels.TaylorKernels."""
 
     def forward(self, q, k, v, state, marks, settings):
-        body = _body(q, v, state, marks, settings)
-        outputs = (
-            [("tokens", body.shape.value_dim)]
-            + [("row", 0)] * settings.normalise
-            + [("states", 0)] * settings.return_state
-        )
-        o, *rest = _walk(_forward_kernel, body, False, q, k, v, marks, state, None, outputs, "taylor_attention_forward")
-        sums = rest.pop(0).reshape(v.shape[0], v.shape[2], v.shape[1]) if settings.normalise else None
-        return o.reshape(v.shape), sums, joined(rest, count(q.shape[3])) if settings.return_state else None
+        body, blocks, inputs = _prepare(q, k, v, state, marks, settings)
+        outputs = [blocks.tokens("o", jax.ShapeDtypeStruct(v.shape, body.dtype))]
+        if settings.normalise:
+            outputs.append(blocks.row("sums", jax.ShapeDtypeStruct(v.shape[:3], jnp.float32)))
+        if settings.return_state:
+            outputs += blocks.states("last")
+        kernel = functools.partial(_forward_kernel, body=body)
+        results = scan(kernel, blocks, inputs, outputs, "taylor_attention_forward")
+        sums = results["sums"].reshape(v.shape[0], v.shape[2], v.shape[1]) if settings.normalise else None
+        last = join_state(results, "last", count(q.shape[3])) if settings.return_state else None
+        return results["o"].reshape(v.shape), sums, last
 
     def gradients(self, q, k, v, state, marks, do, inverses, dots, d_state, settings):
-        body = _body(q, v, state, marks, settings)
-        given, key, value = (do, inverses, dots), ("tokens", body.shape.key_dim), ("tokens", body.shape.value_dim)
-        (dq,) = _walk(_query_kernel, body, False, q, k, v, marks, state, given, [key], "taylor_attention_queries")
-        outputs = [key, value] + [("states", 0)] * body.state
-        dk, dv, *rest = _walk(
-            _key_value_kernel, body, True, q, k, v, marks, d_state, given, outputs, "taylor_attention_keys_values"
-        )
-        first = joined(rest, count(q.shape[3])) if body.state else None
-        return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape), first
+        cotangents = {"do": do} | ({"inverses": inverses, "dots": dots} if settings.normalise else {})
+        body, blocks, inputs = _prepare(q, k, v, state, marks, settings, cotangents)
+        like_q, like_v = (jax.ShapeDtypeStruct(x.shape, body.dtype) for x in (q, v))
+        kernel = functools.partial(_query_kernel, body=body)
+        dq = scan(kernel, blocks, inputs, [blocks.tokens("dq", like_q)], "taylor_attention_queries")["dq"]
+        body, blocks, inputs = _prepare(q, k, v, d_state, marks, settings, cotangents, reverse=True)
+        outputs = [blocks.tokens("dk", like_q), blocks.tokens("dv", like_v)]
+        if state is not None:
+            outputs += blocks.states("last")
+        kernel = functools.partial(_key_value_kernel, body=body)
+        results = scan(kernel, blocks, inputs, outputs, "taylor_attention_keys_values")
+        d_first = join_state(results, "last", count(q.shape[3])) if state is not None else None
+        return dq.reshape(q.shape), results["dk"].reshape(k.shape), results["dv"].reshape(v.shape), d_first
 
 
-def _walk(kernel, body: Body, reverse: bool, *rest):
-    return walk(functools.partial(kernel, body=body), body.shape, body.settings, body.dtype, reverse, *rest)
-
-
-taylor_attention = functools.partial(kernels.run, _Passes(), chunk_of)
-
-
-def _body(q, v, state, marks, settings) -> Body:
+def _prepare(q, k, v, first, marks, settings, cotangents=None, reverse=False):
+    """What is constant, the blocks, and the inputs of a scan that `first` enters (None: zeros)."""
     b, t, h, value_dim = v.shape
-    shape = Shape.of(b, t, h, q.shape[3], value_dim, settings.chunk)
-    return Body(shape, settings, jnp.dtype(v.dtype), marks is not None, state is not None)
+    shape = TaylorShape.of(b, t, h, q.shape[3], value_dim, settings.chunk)
+    body, blocks = TaylorBody(shape, settings, jnp.dtype(v.dtype)), TaylorBlocks(shape, settings.normalise, reverse)
+    inputs = [blocks.tokens(name, x) for name, x in zip("qkv", (q, k, v), strict=True)] + blocks.maps(body.dtype)
+    if marks is not None:
+        inputs.append(blocks.marks(marks))
+    if first is not None:
+        inputs += blocks.entering("first", first)
+    for name, x in (cotangents or {}).items():
+        inputs.append(blocks.tokens(name, x) if name == "do" else blocks.row(name, x))
+    return body, blocks, inputs
+
+
+taylor_attention = over_mesh(
+    functools.partial(kernels.run_on_kernels, _TPUKernels(), chunk_of), {"inputs": DIMENSIONS}, ("b t h v", "b h k v")
+)

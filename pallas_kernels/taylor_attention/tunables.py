@@ -1,13 +1,13 @@
-"""What of Taylor attention is measured on a device: pieces of time on GPUs."""
+"""Sizes of Taylor attention that are measured on a device: spans of time on GPUs."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.linear_recurrence.gpu import pieces_to_fill
+from recollect.pallas_kernels.linear_recurrence import gpu_spans
 from recollect.pallas_kernels.taylor_attention import taylor_attention
-from recollect.pallas_kernels.tuning import Key, Sizes
+from recollect.pallas_kernels.tuning import Key
 from recollect.pallas_kernels.tuning.measure import Tunable
 
 KEY_DIM = 16
@@ -29,17 +29,13 @@ def _build(key: Key):
     return on("pallas_gpu"), on("xla"), arrays
 
 
-def _pieces(b: int, t: int, h: int, v: int) -> Sizes:
-    return {"pieces": pieces_to_fill(b * h * -(-v // 64), t)}
-
-
 TUNABLES = [
     Tunable(
-        kernel="taylor_attention.gpu_pieces",
+        kernel="taylor_attention.gpu_spans",
         platform="gpu",
         keys=[{"b": b, "t": t, "h": 16, "v": v} for b, t in ((1, 4096), (2, 8192), (1, 16384)) for v in (64, 128)],
-        heuristic=_pieces,
-        candidates=lambda key: [{"pieces": count} for count in (1, 2, 4, 8, 16) if count * 512 <= int(key["t"])],
+        heuristic=gpu_spans.default_spans,
+        candidates=gpu_spans.candidates,
         build=_build,
     ),
 ]

@@ -275,14 +275,14 @@ def test_the_page_compares_measured_predicted_peer_and_what_was_before(tmp_path,
             "step": "s",
             "what": NAME,
             "form": "pallas_gpu",
-            "note": "2 pieces",
+            "note": "2 spans",
             "sizes": {},
             "forward": 0.0007,
         }
         file.write(json.dumps(line) + "\n")
-    assert device.main(["--from", str(first)]) == 0 and f"| {NAME} 2 pieces | 0.700 |" in capsys.readouterr().out
+    assert device.main(["--from", str(first)]) == 0 and f"| {NAME} 2 spans | 0.700 |" in capsys.readouterr().out
     assert (
-        device.main(["--from", str(first), str(second)]) == 0 and f"| {NAME} 2 pieces |" not in capsys.readouterr().out
+        device.main(["--from", str(first), str(second)]) == 0 and f"| {NAME} 2 spans |" not in capsys.readouterr().out
     )
 
 

@@ -35,7 +35,7 @@ def small(monkeypatch):
     monkeypatch.setattr(kernel_cases, "CPU_SHAPES", shapes)
     # A variant that has everything, and an operation of another shape: the others are held to the reference elsewhere.
     few = (
-        ("linear_recurrence", "gated delta, decay a head"),
+        ("linear_recurrence", "gated delta, decay per head"),
         ("short_convolution", "4 taps, silu, gate"),
         ("taylor_attention", "normalised"),
     )
@@ -80,7 +80,7 @@ def test_results_are_checked_printed_and_written(small, tmp_path, capsys):
     )
     rows = results(tmp_path)["rows"]
     assert "unfinished" not in results(tmp_path)
-    assert {row["variant"] for row in rows} == {"gated delta, decay a head", "4 taps, silu, gate"}
+    assert {row["variant"] for row in rows} == {"gated delta, decay per head", "4 taps, silu, gate"}
     for row in rows:
         if row["form"] == "pallas_tpu":
             assert "it runs on TPUs; this is cpu" in row["refused"]

@@ -17,7 +17,7 @@ REFUSED = {"long_convolution, explicit filter, b16 t8192 d768"}
 """Cases that no kernel serves on GPUs."""
 
 QUICK = {
-    "linear_recurrence, decay a head, b2 t16384 h16 k128 v128",
+    "linear_recurrence, decay per head, b2 t16384 h16 k128 v128",
     "softmax_attention, window, sinks, b4 t4096 h16 k128 v128 w512 g4",
 }
 """Cases of which every change compiles the gradient: a sequence cut in pieces, shared key heads with sinks."""

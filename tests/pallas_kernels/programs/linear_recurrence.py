@@ -10,24 +10,28 @@ import jax.numpy as jnp
 from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 from tests.pallas_kernels.programs import Program
 
-KINDS = ("no decay", "decay a head", "decay a channel", "delta", "gated delta", "gated delta a channel")
+KINDS = ("no decay", "decay per head", "decay per channel", "delta", "gated delta", "gated delta per channel")
 # Each at one shape: the other kinds' kernels, otherwise combined.
-MORE_KINDS = ("decay of columns", "gated delta before its decay", "gated delta a channel before its decay, a key apart")
-# b, t, h, key and value size. The last is text.based's, the one before few heads and a long sequence, cut in pieces on
+MORE_KINDS = (
+    "decay of columns",
+    "gated delta before its decay",
+    "gated delta per channel before its decay, a key apart",
+)
+# b, t, h, key and value size. The last is text.based's, the one before few heads and a long sequence, cut in spans on
 # a GPU.
 SHAPES = ((2, 2048, 16, 64, 64), (2, 2048, 16, 128, 128), (1, 8192, 2, 64, 64), (8, 256, 4, 32, 32))
-# The benchmark's long case: few rows, so that a GPU cuts it in pieces; nothing is asked for but o.
+# The benchmark's long case: few rows, so that a GPU cuts it in spans; nothing is asked for but o.
 BENCHMARK = (2, 16384, 16, 128, 128)
 # The inverse makes the delta rule's gradient half a minute's work for TPU compilers.
 QUICK = {
     "pallas_gpu": {
         ("gated delta", (2, 2048, 16, 128, 128), "gradient"),
-        ("decay a head", (2, 2048, 16, 64, 64), "forward"),
+        ("decay per head", (2, 2048, 16, 64, 64), "forward"),
         ("no decay", BENCHMARK, "forward"),
     },
     "pallas_tpu": {
         ("gated delta", (2, 2048, 16, 64, 64), "forward"),
-        ("decay a head", (2, 2048, 16, 128, 128), "gradient"),
+        ("decay per head", (2, 2048, 16, 128, 128), "gradient"),
     },
 }
 
@@ -42,11 +46,11 @@ def _arguments(kind: str, b: int, t: int, h: int, k: int, v: int) -> dict[str, j
         "v": array(b, t, h, v),
         "initial_state": array(b, h, k, v, dtype=jnp.float32),
     }
-    if kind in ("decay a head", "gated delta", "gated delta before its decay"):
+    if kind in ("decay per head", "gated delta", "gated delta before its decay"):
         given["log_decay"] = array(b, t, h, dtype=jnp.float32)
     if kind == "decay of columns":
         given["value_log_decay"] = array(b, t, h, v, dtype=jnp.float32)
-    if "a channel" in kind:
+    if "per channel" in kind:
         given["log_decay"] = array(b, t, h, k, dtype=jnp.float32)
     if "delta" in kind:
         given |= {"erase_read": array(b, t, h, k), "write_strength": array(b, t, h, dtype=jnp.float32)}

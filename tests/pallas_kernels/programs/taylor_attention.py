@@ -35,8 +35,8 @@ GPU_SHAPES = [
     (2, 2048, 16, 16, 64, "bfloat16", "state, segments"),
     (1, 4096, 16, 16, 112, "bfloat16", "segments"),
     (2, 1000, 3, 11, 24, "bfloat16", "state"),
-    (2, 8192, 16, 16, 64, "bfloat16", ""),  # the benchmark's, in four pieces of time
-    (1, 5000, 16, 16, 64, "bfloat16", "state, segments"),  # pieces of 20, 20, 20 and 19 chunks
+    (2, 8192, 16, 16, 64, "bfloat16", ""),  # the benchmark's, in four spans of time
+    (1, 5000, 16, 16, 64, "bfloat16", "state, segments"),  # spans of 20, 20, 20 and 19 chunks
 ]
 QUICK = {"pallas_tpu": {TPU_SHAPES[2], TPU_SHAPES[8]}, "pallas_gpu": {GPU_SHAPES[0], GPU_SHAPES[5]}}
 

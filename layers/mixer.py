@@ -25,7 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
 from recollect.configuration import Config, UserError
-from recollect.pallas_kernels.segments import carry_segments
+from recollect.pallas_kernels import segments as packed_rows
 from recollect.pallas_kernels.sharding import constrained
 
 State = Any
@@ -121,7 +121,7 @@ def token_positions(context: Context, batch_size: int, length: int) -> Int[Array
 def previous_segment(segments: Int[Array, "b t"], cursor: Cursor | None = None) -> Int[Array, "b t"]:
     """Returns the segment of the valid token before each token; before the first it is the cursor's, else 0."""
     first = jnp.zeros_like(segments[:, 0]) if cursor is None else cursor.segment
-    return jnp.concatenate([first[:, None], carry_segments(segments, first)[:, :-1]], axis=1)
+    return jnp.concatenate([first[:, None], packed_rows.carry_segments(segments, first)[:, :-1]], axis=1)
 
 
 def last_valid(
@@ -137,9 +137,7 @@ def last_valid(
 
 def zero_padding(x: Shaped[Array, "b t *rest"], context: Context) -> Shaped[Array, "b t *rest"]:
     """Returns `x` with padded positions zeroed. By `where`, so that NaN in padding stops here, in gradients too."""
-    if context.segments is None:
-        return x
-    return jnp.where((context.segments != 0).reshape(*context.segments.shape, *(1,) * (x.ndim - 2)), x, 0)
+    return packed_rows.zero_padding(x, context.segments)
 
 
 def constrain_activations(x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:

@@ -1,12 +1,12 @@
-"""Trains one small model on rows made by concatenate-and-chunk and by Dataset Decomposition: time a step, and time to a
-held-out loss.
+"""Trains one small model on rows made by concatenate-and-chunk and by Dataset Decomposition: time per step, and
+time to a held-out loss.
 
     python main.py bench decomposition                  # the standard library, length 4,096, 12 minutes of training
-    python main.py bench decomposition --out            # and keep the results under benchmarks/results/DEVICE/decomposition.json
+    python main.py bench decomposition --out            # also writes benchmarks/results/DEVICE/decomposition.json
     python main.py bench decomposition --length 1024 --shortest 64 --minutes 5
 
-Both see the same documents, take the same number of tokens a step, start from the same parameters, use rotary positions
-of base 100,000 and, in chunked rows, a mask that keeps documents apart (as Pouransari et al., arXiv 2405.13226, compare
+Both see the same documents, take the same number of tokens per step, start from the same parameters, use rotary
+positions of base 100,000 and, in chunked rows, a mask that keeps documents apart (as Pouransari et al., arXiv 2405.13226, compare
 them). The learning rate is constant after its warm-up, so that a loss reached at some moment doesn't depend on how long
 the run was to be. They train in turns of a few steps, so that whatever else the machine does meets both, and are
 evaluated after each turn on the same packed held-out rows. Seconds are of training alone: reading data is in them,
@@ -18,13 +18,26 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 import time
 from typing import Any
 
+import jax
+import numpy as np
+
 from recollect.benchmarks.machine import OtherLoad
-from recollect.benchmarks.reporting import Parser, keep, say_device
-from recollect.configuration import UserError
+from recollect.benchmarks.reporting import Parser, keep, print_device
+from recollect.data.text.dataset import Text
+from recollect.data.text.rows.base import RowArrays
+from recollect.data.text.rows.curriculum import Chunked, Decomposed
+from recollect.layers import Attention
+from recollect.layers.modules.mlp import SwiGLU
+from recollect.layers.modules.positions import Rotary
+from recollect.models import LanguageModel, repeat
+from recollect.models.functional import count
+from recollect.training.batches import make_feed
+from recollect.training.experiment import Experiment, Run
+from recollect.training.optimizer import AdamW
+from recollect.training.step import member_values, program_for
 
 ABOVE = (1.0, 0.5, 0.25, 0.1, 0.0)
 _ENDLESS = 1_000_000
@@ -37,12 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
       UserError: an option that does not fit.
     """
     options = _options(arguments)
-    say_device()
+    print_device()
     load = OtherLoad()
     trainees = [_Trainee(name, options) for name in ("chunked", "decomposed")]
     for trainee in trainees:
         trainee.compile()
-    print(f"{trainees[0].parameters:,} parameters, {options.length * options.batch:,} tokens a step")
+    print(f"{trainees[0].parameters:,} parameters, {options.length * options.batch:,} tokens per step")
     _train(trainees, options)
     result = {name: trainee.result() for name, trainee in zip(("chunked", "decomposed"), trainees, strict=True)}
     reached = times_to_losses(result["chunked"]["curve"], result["decomposed"]["curve"])
@@ -63,7 +76,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     for name, default, text in (
         ("length", 4096, "tokens of a chunked row and of the longest bucket, a power of two"),
         ("shortest", 256, "tokens of the shortest bucket, a power of two"),
-        ("batch", 1, "rows of `length` tokens a step"),
+        ("batch", 1, "rows of `length` tokens per step"),
         ("width", 128, "of the model"),
         ("depth", 2, "layers"),
         ("heads", 4, "attention heads"),
@@ -82,38 +95,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--curriculum", default="grow_p2", choices=["uniform", "grow_linear", "grow_p2", "grow_p100"])
     parser.add_argument("--source", default="stdlib", help="as data.source")
     parser.add_out("decomposition.json")
-    options = parser.parse_args(arguments)
-    for name in (
-        "length",
-        "shortest",
-        "batch",
-        "width",
-        "depth",
-        "heads",
-        "steps",
-        "turn",
-        "cycle",
-        "held_out",
-        "minutes",
-        "learning_rate",
-    ):
-        if getattr(options, name) <= 0:
-            raise UserError(
-                f"bench decomposition: --{name.replace('_', '-')} {getattr(options, name)}: must be positive"
-            )
-    return options
+    model = ("length", "shortest", "batch", "width", "depth", "heads")
+    return parser.parse(arguments, (*model, "steps", "turn", "cycle", "held_out", "minutes", "learning_rate"))
 
 
 def experiment_of(name: str, options: argparse.Namespace) -> Any:
     """The experiment that trains on rows made in the way called `name`."""
-    from recollect.data.text.dataset import Text
-    from recollect.data.text.rows.curriculum import Chunked, Decomposed
-    from recollect.layers import Attention
-    from recollect.layers.modules.mlp import SwiGLU
-    from recollect.layers.modules.positions import Rotary
-    from recollect.models import LanguageModel, repeat
-    from recollect.training.experiment import Experiment, Run
-    from recollect.training.optimizer import AdamW
 
     def text(way: Any) -> Text:
         batches = -(-options.held_out // options.batch)
@@ -148,10 +135,6 @@ class _Trainee:
     """One of the two: its state, and what was measured."""
 
     def __init__(self, name: str, options: argparse.Namespace):
-        from recollect.models.functional import count
-        from recollect.training.batches import make_feed
-        from recollect.training.step import member_values, program_for
-
         self.name = name
         self.experiment = experiment_of(name, options)
         self.program = program_for(self.experiment)
@@ -166,11 +149,6 @@ class _Trainee:
 
     def compile(self) -> None:
         """Compiles the step of each length and the evaluation; nothing that it trains is kept."""
-        import jax
-        import numpy as np
-
-        from recollect.data.text.rows.base import RowArrays
-
         for length in self.times:
             rows = self.experiment.run.batch_size * self.experiment.data.length // length
             batch = RowArrays(rows, length).batch(segmented=self.feed.batches.plan.segmented)
@@ -182,8 +160,6 @@ class _Trainee:
 
     def turn(self, steps: int) -> None:
         """Trains for `steps` steps, each timed."""
-        import jax
-
         for _ in range(steps):
             length = self.feed.batches.row_length(self.step)
             begun = time.perf_counter()
@@ -219,7 +195,7 @@ class _Trainee:
 def _train(trainees: list[_Trainee], options: argparse.Namespace) -> None:
     """Turns until the steps or the minutes are used up; no fewer than one."""
     begun = time.perf_counter()
-    print(f"{'step':>6} " + " ".join(f"{trainee.name + ': seconds, bits a byte':>34}" for trainee in trainees))
+    print(f"{'step':>6} " + " ".join(f"{trainee.name + ': seconds, bits per byte':>34}" for trainee in trainees))
     while trainees[0].step < options.steps and (
         trainees[0].step == 0 or time.perf_counter() - begun < 60 * options.minutes
     ):
@@ -257,24 +233,20 @@ def times_to_losses(one: list[dict[str, float]], two: list[dict[str, float]]) ->
 def _print(result: dict[str, Any], reached: list[dict[str, float]]) -> None:
     for name, found in result.items():
         print(
-            f"{name}: {found['steps']} steps, {found['tokens']:,} tokens in {found['seconds']:.1f} s, {found['tokens'] / found['seconds']:,.0f} a second, "
-            f"{100 * found['share_waiting_for_data']:.2f}% of it waiting for data, {found['curve'][-1]['bits_per_byte']:.3f} bits a byte"
+            f"{name}: {found['steps']} steps, {found['tokens']:,} tokens in {found['seconds']:.1f} s, "
+            f"{found['tokens'] / found['seconds']:,.0f} per second, {100 * found['share_waiting_for_data']:.2f}% of it "
+            f"waiting for data, {found['curve'][-1]['bits_per_byte']:.3f} bits per byte"
         )
-    print("tokens a row, steps, ms a step:")
+    print("tokens per row, steps, ms per step:")
     for name, found in result.items():
         for length, row in found["by_length"].items():
             took = "not taken" if row["seconds_a_step"] is None else f"{1e3 * row['seconds_a_step']:10.1f}"
             print(f"  {name:12} {length:>6} {row['steps']:6} {took}")
     rows = result["decomposed"]["rows"]
-    print(
-        f"kept by decomposition: {100 * rows['retained_share']:.1f}% of all tokens, {100 * rows['target_share']:.1f}% of all targets"
-    )
-    print("seconds to a held-out loss: bits a byte, chunked, decomposed, chunked / decomposed")
+    retained, targets = 100 * rows["retained_share"], 100 * rows["target_share"]
+    print(f"kept by decomposition: {retained:.1f}% of all tokens, {targets:.1f}% of all targets")
+    print("seconds to a held-out loss: bits per byte, chunked, decomposed, chunked / decomposed")
     for row in reached:
         print(f"  {row['bits_per_byte']:6.2f} {row['chunked']:8.1f} {row['decomposed']:8.1f} {row['ratio']:6.2f}")
     if not reached:
         print("  none that both reached")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,7 @@
 that are active.
 
     python main.py bench head-mixture                          # 8 heads of 64, 1,024 tokens, batch 2
-    python main.py bench head-mixture --out                    # and keep the results under benchmarks/results/DEVICE/head_mixture.json
+    python main.py bench head-mixture --out                    # also writes benchmarks/results/DEVICE/head_mixture.json
     python main.py bench head-mixture --length 2048 --head-dim 32 --batch 4
 
 "dense" is the layer as the authors' code computes it: attention of all heads for all tokens, then gates of which most
@@ -19,16 +19,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
+
+from recollect.benchmarks.kernel_checks import relative_error
 from recollect.benchmarks.machine import OtherLoad
-from recollect.benchmarks.reporting import Parser, keep, say_device
-from recollect.configuration import UserError
+from recollect.benchmarks.reporting import Parser, keep, print_device
+from recollect.benchmarks.timing import time_in_turns
+from recollect.layers.mixer import Place
+from recollect.layers.mixers.mixture_of_heads import MixtureOfHeads
+from recollect.layers.modules.mlp import SwiGLU
+from recollect.models import FunctionalModel, LanguageModel, repeat
+from recollect.training.optimizer import AdamW
 
 VOCABULARY = 256
 CLOSE = 1e-4
@@ -46,21 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
         ("length", 1024, "tokens"),
         ("batch", 2, "sequences"),
         ("heads", 8, "heads in all"),
-        ("head-dim", 64, "dimensions a head; the width is heads times this"),
+        ("head-dim", 64, "dimensions per head; the width is heads times this"),
         ("turns", 9, "turns of which the median is taken"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
     parser.add_argument("--mlp", action="store_true", help="an MLP after each mixer of the model that is trained")
     parser.add_out("head_mixture.json")
-    options = parser.parse_args(arguments)
-    for name in ("length", "batch", "heads", "head_dim", "turns"):
-        if getattr(options, name) < 1:
-            raise UserError(
-                f"bench head-mixture: --{name.replace('_', '-')} {getattr(options, name)}: must be at least 1"
-            )
-    say_device()
+    options = parser.parse(arguments, positive=("length", "batch", "heads", "head_dim", "turns"))
+    print_device()
     print(
-        f"batch {options.batch}, {options.length} tokens, {options.heads} heads of {options.head_dim}, fp32; ms dense, ms gathered, gathered / dense"
+        f"batch {options.batch}, {options.length} tokens, {options.heads} heads of {options.head_dim}, fp32; "
+        "ms dense, ms gathered, gathered / dense"
     )
     print(f"{'shared + routed active, share':32} {'forward':>24} {'forward + backward':>24} {'training step':>24}")
     rows = []
@@ -90,10 +92,6 @@ def computed(form: str) -> Iterator[None]:
 
 
 def _row(options: argparse.Namespace, shared: int, active: int) -> dict[str, Any]:
-    import jax
-
-    from recollect.layers.mixers.mixture_of_heads import MixtureOfHeads
-
     config = MixtureOfHeads(heads=options.heads, shared=shared, active=active, head_dim=options.head_dim)
     pieces = {form: _pieces(config, options, form) for form in FORMS}
     row: dict[str, Any] = {
@@ -104,24 +102,21 @@ def _row(options: argparse.Namespace, shared: int, active: int) -> dict[str, Any
     }
     row |= {"length": options.length, "batch": options.batch, "head_dim": options.head_dim}
     found, expected = (jax.tree.leaves(pieces[form]["forward_backward"]()) for form in ("gathered", "dense"))
-    row["error"] = max(_error(a, b) for a, b in zip(found, expected, strict=True))
+    # A router's gradient may be all but zero: rounding there is no error of the whole.
+    row["error"] = max(relative_error(a, b, least=1e-8) for a, b in zip(found, expected, strict=True))
     row["wrong"] = not row["error"] <= CLOSE
     if row["wrong"]:
         return row
     load = OtherLoad()
     for part in ("forward", "forward_backward", "training_step"):
-        row[part] = alternating({form: pieces[form][part] for form in FORMS}, options.turns)
+        row[part] = time_in_turns({form: pieces[form][part] for form in FORMS}, options.turns)
     row["cores_kept_busy_by_others"] = round(load.cores(), 2)
     return row
 
 
 def _pieces(config: Any, options: argparse.Namespace, form: str) -> dict[str, Callable[[], Any]]:
     """What is timed, by name: functions without arguments, compiled when first called."""
-    import jax
-    import jax.numpy as jnp
     from flax import nnx
-
-    from recollect.layers.mixer import Place
 
     width = options.heads * options.head_dim
     graph, weights = nnx.split(config.build(width, Place(0, 2), nnx.Rngs(params=jax.random.key(0))))
@@ -136,7 +131,7 @@ def _pieces(config: Any, options: argparse.Namespace, form: str) -> dict[str, Ca
         out = forward(weights, x)
         return jnp.mean(out * target), out
 
-    run, slope = jax.jit(forward), jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+    run, with_gradients = jax.jit(forward), jax.jit(jax.grad(loss, (0, 1), has_aux=True))
     step, state, tokens = _training(config, width, options, form)
     kept = [state]
 
@@ -144,18 +139,15 @@ def _pieces(config: Any, options: argparse.Namespace, form: str) -> dict[str, Ca
         kept[0], value = step(kept[0], tokens)
         return value
 
-    return {"forward": lambda: run(weights, x), "forward_backward": lambda: slope(weights, x), "training_step": train}
+    return {
+        "forward": lambda: run(weights, x),
+        "forward_backward": lambda: with_gradients(weights, x),
+        "training_step": train,
+    }
 
 
 def _training(config: Any, width: int, options: argparse.Namespace, form: str) -> tuple[Any, Any, Any]:
     """A training step (state, tokens) -> (state, loss), its first state, and a batch of tokens."""
-    import jax
-    import jax.numpy as jnp
-
-    from recollect.layers.modules.mlp import SwiGLU
-    from recollect.models import FunctionalModel, LanguageModel, repeat
-    from recollect.training.optimizer import AdamW
-
     model = FunctionalModel(
         LanguageModel(width=width, stages=repeat(config, depth=2), mlp=SwiGLU() if options.mlp else None), VOCABULARY
     )
@@ -181,29 +173,6 @@ def _training(config: Any, width: int, options: argparse.Namespace, form: str) -
     return jax.jit(step, donate_argnums=0), (params, transform.init(params)), tokens
 
 
-def alternating(functions: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:
-    """Median seconds a call of each, turn and turn about; each is called once before."""
-    import jax
-
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        jax.block_until_ready(function())
-    for _ in range(turns):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _error(found: Any, expected: Any) -> float:
-    import numpy as np
-
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    # A router's gradient may be all but zero: rounding there is no error of the whole.
-    return float(np.sqrt(np.mean((found - expected) ** 2)) / max(np.sqrt(np.mean(expected**2)), 1e-8))
-
-
 def _print(row: dict[str, Any], heads: int) -> None:
     label = f"{row['shared']} + {row['active']} of {heads}, {row['share']:.3f}"
     if row["wrong"]:
@@ -214,7 +183,3 @@ def _print(row: dict[str, Any], heads: int) -> None:
         dense, gathered = (1e3 * row[part][form] for form in FORMS)
         cells.append(f"{dense:9.1f} {gathered:9.1f} {gathered / dense:.2f}")
     print(f"{label:32} " + " ".join(f"{cell:>24}" for cell in cells), flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

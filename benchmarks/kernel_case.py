@@ -15,9 +15,9 @@ Arrays = dict[str, jax.Array]
 class Case:
     """One operation at one shape.
 
-    operation, variant: what it is, in the words of the tables. sizes: the shape. inputs(key, dtype) -> arrays. run(arrays, backend) ->
-    output; where the operation takes documents, arrays may hold `segment_ids` (b, t) besides. work: FLOPs of the
-    forward pass that no form can avoid (products with the state; a chunk's own products come on top; for softmax
+    operation, variant: what it is, in the words of the tables. sizes: the shape. inputs(key, dtype) -> arrays.
+    run(arrays, backend) -> output; where the operation takes documents, arrays may hold `segment_ids` (b, t) besides.
+    work: FLOPs of the forward pass that no form can avoid (products with the state; a chunk's own products come on top; for softmax
     attention, products of the pairs that are seen). plain: name -> function of the arrays to the same output without
     this project's operation.
     peer: its name in kernel_peers.py, or None. small: sizes, beside few sequences, heads and tokens, that errors are

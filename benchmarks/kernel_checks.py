@@ -73,7 +73,7 @@ class Check:
         return errors if low else {name: (error, FULL) for name, (error, _) in errors.items()}
 
 
-def relative_error(found: Any, expected: Any) -> float:
-    """Returns rms(found - expected) / rms(expected); NaN where anything found is."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    return float(np.sqrt(np.mean((found - expected) ** 2)) / max(np.sqrt(np.mean(expected**2)), 1e-30))
+def relative_error(output: Any, expected: Any, least: float = 1e-30) -> float:
+    """Returns rms(output - expected) / rms(expected), the latter at least `least`; NaN where any output is."""
+    output, expected = np.asarray(output, np.float64), np.asarray(expected, np.float64)
+    return float(np.sqrt(np.mean((output - expected) ** 2)) / max(np.sqrt(np.mean(expected**2)), least))

@@ -5,8 +5,8 @@ GPU.
 
 Reads one JSON line a case ({"peer", "sizes"}) and answers one a case: {"forward", "both", "version"} in seconds, with
 "backward_error" in place of "both" where only the forward pass works, or {"error"} with the reason there is nothing.
-"broken" is in an answer after which this process is of no more use. Nothing of this project is imported, so any
-interpreter with torch and fla serves.
+"broken" is in an answer after which this process is of no more use. Of this project only peer_side.py is
+imported, so any interpreter with torch and fla serves.
 
 fla's functions take (b, t, h, d) and fp32 gates, as they are called in its own benchmarks. torch's attention takes
 heads before tokens, and is given
@@ -16,23 +16,29 @@ arrays laid out so: scaled_dot_product_attention where it is causal, flex_attent
 from __future__ import annotations
 
 import gc
-import json
 import statistics
 import sys
 import time
 
+from recollect.benchmarks.peer_side import one_line, serve
+
 
 def main() -> None:
-    for line in sys.stdin:
-        try:
-            answer = measure(json.loads(line))
-        except Exception as error:  # whatever a peer's library raises is an answer here, not the end of the benchmark
-            answer = {"error": _said(error)}
-        try:
-            _free()
-        except Exception:  # after a fault on the GPU every further call fails
-            answer["broken"] = True
-        print("RESULT " + json.dumps(answer), flush=True)
+    """Answers cases until there are no more."""
+    serve(answer)
+
+
+def answer(case: dict) -> dict:
+    """Returns a case's times or error, and "broken" where the GPU is of no more use to this process."""
+    try:
+        times = measure(case)
+    except Exception as error:  # whatever a peer's library raises is an answer here
+        times = {"error": one_line(error)}
+    try:
+        _free()
+    except Exception:  # after a fault on the GPU every further call fails
+        times["broken"] = True
+    return times
 
 
 def _free() -> None:
@@ -42,10 +48,6 @@ def _free() -> None:
     if torch is not None and torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def measure(case: dict) -> dict:
@@ -71,7 +73,7 @@ def measure(case: dict) -> dict:
     try:
         answer["both"] = timed(both, torch)
     except Exception as error:
-        answer["backward_error"] = _said(error)
+        answer["backward_error"] = one_line(error)
     return answer
 
 

@@ -2,9 +2,9 @@
 flash-linear-attention and torch.
 
     python main.py bench kernels                              # on whatever device jax finds
-    python main.py bench kernels --out                        # and keep the results under benchmarks/results/DEVICE/kernels.json
+    python main.py bench kernels --out                        # also writes benchmarks/results/DEVICE/kernels.json
     python main.py bench kernels --peer-python PYTHON --out   # PYTHON has torch and flash-linear-attention
-    python main.py bench kernels --lengths                    # time and memory of the xla forms at 1k to 64k tokens, as far as a call takes 2 s
+    python main.py bench kernels --lengths                    # time and memory of xla at 1k to 64k tokens
 
 Before a backend is timed at a shape, its outputs and gradients at the same head sizes (one row, two heads, 320 tokens)
 are compared on this device with the reference in fp32 (highest precision): a form that is wrong is reported and not
@@ -29,15 +29,21 @@ import argparse
 import contextlib
 import functools
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from recollect.benchmarks import kernel_cases, kernel_checks, kernel_timing
 from recollect.benchmarks.kernel_case import LIBRARIES
+from recollect.benchmarks.kernel_cases import OPERATIONS, cases, shapes_of, smaller
+from recollect.benchmarks.kernel_checks import Check, cotangent, drawn
+from recollect.benchmarks.kernel_timing import floors
 from recollect.benchmarks.machine import OtherLoad
-from recollect.benchmarks.peer_process import Peers
-from recollect.benchmarks.reporting import Parser, keep, say_device
-from recollect.configuration import UserError
+from recollect.benchmarks.peer_process import PeerProcess
+from recollect.benchmarks.reporting import Parser, keep, print_device
+from recollect.pallas_kernels.dispatch import BACKENDS, Refused
 
 LENGTHS = tuple(1024 * 2**i for i in range(7))
 SLOWEST = 2.0  # seconds a call, after which --lengths tries no longer sequences
@@ -52,9 +58,6 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       UserError: an operation or backend that does not exist, or a peer's interpreter that does not run.
     """
-    from recollect.benchmarks.kernel_cases import OPERATIONS
-    from recollect.pallas_kernels.dispatch import BACKENDS
-
     parser = Parser("kernels", __doc__)
     parser.add_argument(
         "--operations", nargs="+", default=list(OPERATIONS), metavar="NAME", help=f"of {', '.join(OPERATIONS)}"
@@ -82,10 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name, given, known in (("operation", options.operations, OPERATIONS), ("backend", options.backends, BACKENDS)):
         for each in given:
             if each not in known:
-                raise UserError(f"bench kernels: no {name} {each!r}; there are {', '.join(known)}")
+                parser.error(f"no {name} {each!r}; there are {', '.join(known)}")
     # Peers share the GPU with this process.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    say_device()
+    print_device()
     rows: list[dict[str, Any]] = []
     file = "kernel_lengths.json" if options.lengths else "kernels.json"
 
@@ -98,22 +101,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _times(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save) -> None:
-    import jax
-    import jax.numpy as jnp
-
-    from recollect.benchmarks.kernel_cases import cases, smaller
-    from recollect.benchmarks.kernel_checks import Check, drawn
-    from recollect.benchmarks.kernel_timing import floors
-
     platform = jax.default_backend()
     dtype = jnp.dtype(options.dtype or ("float32" if platform == "cpu" else "bfloat16"))
-    peers = None if options.peer_python is None else Peers(options.peer_python, options.peer_seconds)
-    with contextlib.ExitStack() as stack:
-        if peers is not None:
-            stack.callback(peers.close)
-        print(
-            f"{'':74} {'forward':>24} {'forward + backward':>24}\n{'':74} {'ms':>10} {'x floor':>6} {'x peer':>6} {'ms':>10} {'x floor':>6} {'x peer':>6}"
-        )
+    with contextlib.closing(_Peers(options.peer_python, options.peer_seconds)) as peers:
+        columns = f"{'ms':>10} {'x floor':>6} {'x peer':>6}"
+        print(f"{'':74} {'forward':>24} {'forward + backward':>24}\n{'':74} {columns} {columns}")
         for case in cases(platform, options.operations):
             print(f"{case.name} {dtype}")
             inputs, check = drawn(case, 0, dtype), Check(smaller(case), dtype)
@@ -130,7 +122,7 @@ def _times(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save) 
                 form: functools.partial(_row, function, inputs, small[form], check)
                 for form, function in _forms(case, options.backends)
             }
-            if peers is not None and case.peer is not None:
+            if options.peer_python is not None and case.peer is not None:
                 measure = {"peer": functools.partial(peers.measure, case), **measure}
             peer: dict[str, Any] = {}
             for form, measured in measure.items():
@@ -141,14 +133,30 @@ def _times(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save) 
                 rows.append(row)
 
 
+class _Peers:
+    """kernel_peers.py, started again for the next case where it died or is of no more use."""
+
+    def __init__(self, python: str | None, seconds: float):
+        self.start = functools.partial(PeerProcess, "--peer-python", python or "", ["kernel_peers.py"], seconds)
+        self.process = None if python is None else self.start()
+
+    def measure(self, case: Any) -> dict[str, Any]:
+        """Returns its times for a case, or {"error"} with the reason there are none."""
+        if self.process is None or not self.process.alive:
+            self.process = self.start()
+        answer = self.process.ask({"peer": case.peer, "sizes": case.sizes})
+        if answer.pop("broken", False):
+            self.close()
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self.process is not None:
+            self.process.close()
+
+
 def _row(function: Callable[..., Any], inputs: dict[str, Any], small: Callable[..., Any], check: Any) -> dict[str, Any]:
     """What is found out of one form: refused, wrong, an error, or its times."""
-    import jax
-
-    from recollect.benchmarks.kernel_checks import cotangent, with_gradients
-    from recollect.benchmarks.kernel_timing import timed
-    from recollect.pallas_kernels.dispatch import Refused
-
     row: dict[str, Any] = {}
     try:
         jax.eval_shape(function, inputs)  # a backend that refuses does so here, before anything is compiled
@@ -156,8 +164,8 @@ def _row(function: Callable[..., Any], inputs: dict[str, Any], small: Callable[.
         row |= {"errors": errors, "wrong": [name for name, (error, bar) in errors.items() if not error <= bar]}
         if not row["wrong"]:
             load, given = OtherLoad(), cotangent(function, inputs)
-            row["forward"] = timed(jax.jit(function), inputs)[0]
-            row["both"] = timed(jax.jit(with_gradients(function)), inputs, given)[0]
+            row["forward"] = kernel_timing.timed(jax.jit(function), inputs)[0]
+            row["both"] = kernel_timing.timed(jax.jit(kernel_checks.with_gradients(function)), inputs, given)[0]
             row["cores_kept_busy_by_others"] = round(load.cores(), 2)
     except Refused as error:
         row["refused"] = " ".join(str(error).split())
@@ -191,16 +199,9 @@ def _print(row: dict[str, Any], peer: dict[str, Any]) -> None:
 
 def _lengths(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save) -> None:
     """Time and temporary memory of the xla forms, forward and gradient, as the sequence grows."""
-    import jax
-    import jax.numpy as jnp
-
-    from recollect.benchmarks.kernel_cases import CASES, GROWTH, shapes_of
-    from recollect.benchmarks.kernel_checks import cotangent, drawn, with_gradients
-    from recollect.benchmarks.kernel_timing import timed
-
     print(f"{'xla forms, b1, fp32':62} {'tokens':>8} {'ms':>10} {'x before':>8} {'MiB temporary':>14} {'x before':>8}")
-    for key, make in CASES.items():
-        for sizes in shapes_of(GROWTH, *key) if key[0] in options.operations else ():
+    for key, make in kernel_cases.CASES.items():
+        for sizes in shapes_of(kernel_cases.GROWTH, *key) if key[0] in options.operations else ():
             before: dict[str, Any] | None = None
             for t in (length for length in LENGTHS if length <= options.longest):
                 case = make(t=t, **sizes)
@@ -213,29 +214,21 @@ def _lengths(options: argparse.Namespace, rows: list[dict[str, Any]], save: Save
                 save(case.name)
                 inputs, form = drawn(case, 0, jnp.float32), functools.partial(case.run, backend="xla")
                 given = cotangent(form, inputs)
-                run = jax.jit(with_gradients(form)).lower(inputs, given).compile()
+                run = jax.jit(kernel_checks.with_gradients(form)).lower(inputs, given).compile()
                 memory = run.memory_analysis().temp_size_in_bytes
                 row = {
                     "case": case.name,
                     "operation": key[0],
                     "variant": key[1],
                     "t": t,
-                    "both": timed(run, inputs, given)[0],
+                    "both": kernel_timing.timed(run, inputs, given)[0],
                 }
                 row["temporary_bytes"] = memory
-                growth = ("", "")
+                slower, larger = "", ""
                 if before is not None:
-                    growth = (
-                        f"{row['both'] / before['both']:.2f}",
-                        f"{memory / max(before['temporary_bytes'], 1):.2f}",
-                    )
-                print(
-                    f"{label:62} {t:>8,} {1e3 * row['both']:10.2f} {growth[0]:>8} {memory / 2**20:14.2f} {growth[1]:>8}",
-                    flush=True,
-                )
+                    slower = f"{row['both'] / before['both']:.2f}"
+                    larger = f"{memory / max(before['temporary_bytes'], 1):.2f}"
+                times = f"{1e3 * row['both']:10.2f} {slower:>8} {memory / 2**20:14.2f} {larger:>8}"
+                print(f"{label:62} {t:>8,} {times}", flush=True)
                 before = row
                 rows.append(row)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

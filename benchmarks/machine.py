@@ -11,20 +11,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from recollect.configuration.io import cpu_count
+
 QUIET = 0.1
 """Cores kept busy by others, up to which a timing may be quoted."""
 
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores and load average of the last minute."""
-    model = "unknown processor"
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    return {"cpu_model": model, "cores": len(os.sched_getaffinity(0)), "load_average": os.getloadavg()[0]}
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    model = models[0] if models else "unknown processor"
+    return {"cpu_model": model, "cores": cpu_count(), "load_average": os.getloadavg()[0]}
 
 
 def device_folder(machine: dict[str, Any], backend: str, device_kind: str) -> str:

@@ -1,5 +1,4 @@
-"""kernel_peers.py in a process of its own, which may hang or die: its cases then have rows that say so, and the next
-case gets a new process."""
+"""A peer in a process of its own, under its own interpreter, which may hang or die: it then answers with the reason."""
 
 from __future__ import annotations
 
@@ -9,86 +8,96 @@ import os
 import queue
 import signal
 import subprocess
+import tempfile
 import threading
-from typing import IO, Any
+from collections.abc import Sequence
+from typing import Any
 
 from recollect.benchmarks.reporting import REPOSITORY
 from recollect.configuration import UserError
 
 
-class Peers:
-    """Answers of the peers, one case after another.
+class PeerProcess:
+    """A script of benchmarks/ that answers requests with `peer_side.serve`.
 
     Args:
-      python: an interpreter with torch and flash-linear-attention.
-      seconds: that one case may take, compiling and tuning included.
+      option: of the command line, that named the interpreter, for the error.
+      python: the interpreter.
+      script: its file name, and arguments.
+      seconds: that an answer may take, compiling and tuning included; None: as long as it likes.
 
     Raises:
       UserError: the interpreter does not start.
     """
 
-    def __init__(self, python: str, seconds: float):
-        self.python, self.seconds = python, seconds
-        self._start()
+    def __init__(self, option: str, python: str, script: Sequence[str], seconds: float | None = None):
+        self.seconds = seconds
+        self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  closed with the process
+        paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        try:
+            self.process = subprocess.Popen(
+                [python, str(REPOSITORY / "benchmarks" / script[0]), *script[1:]],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                text=True,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise UserError(f"{option} {python} cannot be run: {error.strerror}") from error
+        self.answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
 
-    def measure(self, case: Any) -> dict[str, Any]:
-        """Its times for this case, or {"error"} with the reason there are none."""
-        if self.process.poll() is not None:
-            self._start()
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self.process.poll() is None
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Returns the answer, or {"error"} with what became of the process, which is then dead."""
         assert self.process.stdin is not None
         answer = None
         try:
-            self.process.stdin.write(json.dumps({"peer": case.peer, "sizes": case.sizes}) + "\n")
+            self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
             answer = self.answers.get(timeout=self.seconds)
-        except BrokenPipeError:
+        except OSError:
             pass
         except queue.Empty:
-            self.close()
+            self._kill()
             return {"error": f"no answer in {self.seconds:g} s: killed"}
-        if answer is None:
-            # Its pipes close shortly before it ends.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1)
-            code = self.process.returncode
-            self.close()
-            return {"error": f"the peer's process ended: {_end(code)}"}
-        if answer.pop("broken", False):
-            self.close()
-        return answer
+        return {"error": f"the process ended: {self._end()}"} if answer is None else json.loads(answer)
 
     def close(self) -> None:
-        """Kills the process, and those that it started to compile."""
-        assert self.process.stdin is not None
+        """Ends the process, by force where it does not end by itself, and those that it started."""
+        with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
+            self.process.stdin.close()  # type: ignore[union-attr]
+            self.process.wait(1)
+        self._kill()
+        self.errors.close()
+
+    def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
 
-    def _start(self) -> None:
-        command = [self.python, str(REPOSITORY / "benchmarks" / "kernel_peers.py")]
-        try:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-            )
-        except OSError as error:
-            raise UserError(f"--peer-python {self.python!r} does not run: {error.strerror}") from error
-        self.answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        threading.Thread(target=_pass_on, args=(self.process.stdout, self.answers), daemon=True).start()
+    def _end(self) -> str:
+        """Ends the process and returns how it ended: signal or exit code, and the last line of its errors."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1)  # its pipes close shortly before it ends
+        code = self.process.poll()
+        self._kill()
+        if code is None:
+            return "it reads no more cases"
+        self.errors.seek(0)
+        last = self.errors.read().strip().rsplit("\n", 1)[-1][:200]
+        end = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"{end}: {last}" if last else end
 
-
-def _pass_on(lines: IO[str], answers: queue.SimpleQueue[dict[str, Any] | None]) -> None:
-    """The process's answers as they come, and None when there will be no more."""
-    try:
-        for line in lines:
+    def _read(self) -> None:
+        """Passes the answers on as they come, and None when there will be no more."""
+        for line in self.process.stdout or ():
             if line.startswith("RESULT "):
-                answers.put(json.loads(line.removeprefix("RESULT ")))
-    finally:
-        answers.put(None)
-
-
-def _end(code: int | None) -> str:
-    if code is None:
-        return "it reads no more cases"
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                self.answers.put(line.removeprefix("RESULT "))
+        self.answers.put(None)

@@ -1,8 +1,8 @@
-"""Times pretraining as it runs, data included: tokens a second, and on devices whose peak is known MFU, beside torch
+"""Times pretraining as it runs, data included: tokens per second, and on devices whose peak is known MFU, beside torch
 with flash-linear-attention.
 
-    python main.py bench pretraining                               # on a CPU: every pretrain.*_30m; on a GPU or TPU: attention_360m and based_360m
-    python main.py bench pretraining --out                         # and keep the results under benchmarks/results/DEVICE/pretraining.json
+    python main.py bench pretraining         # on a CPU: every pretrain.*_30m; else attention_360m and based_360m
+    python main.py bench pretraining --out   # also writes benchmarks/results/DEVICE/pretraining.json
     python main.py bench pretraining --models based_125m --steps 10 data.source=FOLDER run.accumulate=4
 
 On an H100 this one command times both 360M models at length 2,048 and, in turn, torch models of the same shapes (PYTHON
@@ -11,7 +11,7 @@ is one that has torch and flash-linear-attention; see benchmarks/pretraining_pee
     python main.py bench pretraining --peer-python PYTHON --out
 
 A step is what training does: rows read and packed by the data pipeline, gradients in `run.accumulate` pieces, clipping
-and the optimizer. The median over `--steps` steps is told, after two that compile and warm up; evaluation and
+and the optimizer. The median over `--steps` steps is reported, after two that compile and warm up; evaluation and
 checkpoints are no part of it. MFU counts three times the forward products (training/monitoring/throughput.py), for the
 peer too. The peer trains on one batch that lies on the device, so no data are in its time.
 """
@@ -19,16 +19,26 @@ peer too. The peer trains on one batch that lies on the device, so no data are i
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any
 
+import chz
+import jax
+
 from recollect.benchmarks.machine import QUIET, OtherLoad
-from recollect.benchmarks.reporting import REPOSITORY, Parser, keep, say_device
-from recollect.configuration import UserError
+from recollect.benchmarks.peer_process import PeerProcess
+from recollect.benchmarks.reporting import Parser, keep, print_device
+from recollect.configuration import UserError, apply_overrides
+from recollect.experiments import registry
+from recollect.layers import Attention, GatedConvolution, LinearAttention, SlidingWindow
+from recollect.layers.modules.positions import Rotary
+from recollect.models.functional import count
+from recollect.training.batches import make_feed
+from recollect.training.monitoring.profiling import keep_compiled_programs
+from recollect.training.monitoring.throughput import Meter, meter_of
+from recollect.training.step import Program, member_values
 
 ON_CPU = tuple(
     f"{pattern}_30m" for pattern in ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena")
@@ -45,18 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
         run.
     """
     options = _options(arguments)
-    import jax
-
-    from recollect.configuration import apply_overrides
-    from recollect.experiments.registry import load
-
     device = jax.devices()[0]
     names = options.models or (ON_ACCELERATORS if options.accelerator or device.platform != "cpu" else ON_CPU)
     experiments = [
-        apply_overrides(load(f"pretrain.{name.removeprefix('pretrain.')}", "experiment"), options.overrides)
+        apply_overrides(registry.load(f"pretrain.{name.removeprefix('pretrain.')}", "experiment"), options.overrides)
         for name in names
     ]
-    say_device()
+    print_device()
     print(f"{'':32}{'parameters':>14}{'tokens/s':>12}{'s a step':>10}{'waiting':>9}{'MFU':>8}")
     rows = []
     for experiment in experiments:
@@ -102,15 +107,6 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
     Raises:
       UserError: the corpus or the devices asked for are not here.
     """
-    import chz
-    import jax
-
-    from recollect.models.functional import count
-    from recollect.training.batches import make_feed
-    from recollect.training.monitoring.profiling import keep_compiled_programs
-    from recollect.training.monitoring.throughput import Meter, meter_of
-    from recollect.training.step import Program, member_values
-
     keep_compiled_programs(experiment.run.compile_cache)
     experiment = chz.replace(experiment, run=chz.replace(experiment.run, steps_per_call=1))
     experiment.data.prepare()
@@ -163,17 +159,8 @@ def peer(experiment: Any, python: str, steps: int, ours: dict[str, Any]) -> dict
     Raises:
       UserError: the interpreter cannot be run.
     """
-    command = [python, str(REPOSITORY / "benchmarks" / "pretraining_peer.py")]
-    try:
-        done = subprocess.run(
-            command, input=json.dumps({**peer_case(experiment), "steps": steps}), capture_output=True, text=True
-        )
-    except OSError as error:
-        raise UserError(f"--peer-python {python} cannot be run: {error.strerror}") from None
-    answers = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not answers:
-        return {"error": f"exit code {done.returncode}: {' '.join(done.stderr.split())[-300:]}"}
-    answer = json.loads(answers[-1])
+    with contextlib.closing(PeerProcess("--peer-python", python, ["pretraining_peer.py"])) as process:
+        answer = process.ask({**peer_case(experiment), "steps": steps})
     if "mfu" in ours and "tokens_per_second" in answer:
         answer["mfu"] = answer["tokens_per_second"] * ours["flops_per_token"] / ours["peak"]
     return answer
@@ -185,9 +172,6 @@ def peer_case(experiment: Any) -> dict[str, Any]:
     Raises:
       UserError: a mixer that the peer does not have.
     """
-    from recollect.layers import Attention, GatedConvolution, LinearAttention, SlidingWindow
-    from recollect.layers.modules.positions import Rotary
-
     kinds = {
         Attention: "attention",
         SlidingWindow: "window",
@@ -198,7 +182,7 @@ def peer_case(experiment: Any) -> dict[str, Any]:
     for mixer in experiment.model.mixers:
         if type(mixer) not in kinds:
             raise UserError(
-                f"{experiment.name}: the peer has no {type(mixer).__name__}; it has attention, window, convolution and taylor layers"
+                f"{experiment.name}: the peer has no {type(mixer).__name__}; it has {', '.join(kinds.values())} layers"
             )
         found: dict[str, Any] = {"kind": kinds[type(mixer)]}
         for name in ("heads", "window", "feature_dim", "kernel", "expansion"):
@@ -215,21 +199,17 @@ def peer_case(experiment: Any) -> dict[str, Any]:
         "rows": run.batch_size,
         "pieces": run.accumulate,
         "length": experiment.data.length,
-        **_optimizer(experiment),
+        "optimizer": {
+            name: getattr(experiment.optimizer, name, None)
+            for name in ("learning_rate", "weight_decay", "beta1", "beta2", "clip")
+        },
     }
-
-
-def _optimizer(experiment: Any) -> dict[str, Any]:
-    known = {
-        name: getattr(experiment.optimizer, name, None)
-        for name in ("learning_rate", "weight_decay", "beta1", "beta2", "clip")
-    }
-    return {"optimizer": known}
 
 
 def _line(row: dict[str, Any]) -> str:
     mfu = f"{row['mfu']:8.1%}" if "mfu" in row else f"{'-':>8}"
-    return f"{row['name']:32}{row['parameters']:14,}{row['tokens_per_second']:12,.0f}{row['step_seconds']:10.3f}{row['waiting_for_data']:9.2%}{mfu}"
+    rates = f"{row['tokens_per_second']:12,.0f}{row['step_seconds']:10.3f}{row['waiting_for_data']:9.2%}{mfu}"
+    return f"{row['name']:32}{row['parameters']:14,}{rates}"
 
 
 def _peer_line(row: dict[str, Any]) -> str:
@@ -239,10 +219,7 @@ def _peer_line(row: dict[str, Any]) -> str:
         return f"{label:32} {found['error']}"
     mfu = f"{found['mfu']:8.1%}" if "mfu" in found else f"{'-':>8}"
     return (
-        f"{label:32}{found['parameters']:14,}{found['tokens_per_second']:12,.0f}{found['step_seconds']:10.3f}{'':9}{mfu}  "
+        f"{label:32}{found['parameters']:14,}{found['tokens_per_second']:12,.0f}{found['step_seconds']:10.3f}"
+        f"{'':9}{mfu}  "
         f"ours is {row['tokens_per_second'] / found['tokens_per_second']:.2f} times as fast"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,8 +4,8 @@ flash-linear-attention's kernels.
     PYTHON benchmarks/pretraining_peer.py < case.json
 
 Reads one JSON object (layers, sizes, optimizer, "steps") and answers {"tokens_per_second", "step_seconds", "seconds",
-"parameters", "version"}, or {"error"} with the reason. Nothing of this project is imported, so any interpreter with
-torch serves; Taylor layers need fla.
+"parameters", "version"}, or {"error"} with the reason. Of this project only peer_side.py is imported, so any
+interpreter with torch serves; Taylor layers need fla.
 
 Written as a user of torch would: parameters fp32 under bfloat16 autocast, torch.compile, scaled_dot_product_attention
 (FlashAttention or cuDNN) for full attention, compiled flex_attention for windows, fla's parallel_based or
@@ -15,26 +15,19 @@ fused_chunk_based (whichever is faster here) for Taylor layers, fla's fused line
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import time
+
+import torch
+from torch import nn
+
+from recollect.benchmarks.peer_side import serve
 
 WARM_UP = 3
 
 
-def main() -> None:
-    try:
-        answer = measure(json.load(sys.stdin))
-    except Exception as error:  # whatever a peer's library raises is an answer here
-        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-    print("RESULT " + json.dumps(answer), flush=True)
-
-
 def measure(case: dict) -> dict:
     """Median seconds of a training step, its gradients added up over `pieces`."""
-    import torch
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
@@ -82,8 +75,6 @@ def measure(case: dict) -> dict:
 
 
 def _version(case: dict) -> str:
-    import torch
-
     if not torch.cuda.is_available() or all(layer["kind"] != "taylor" for layer in case["layers"]):
         return f"torch {torch.__version__}"
     import fla
@@ -93,9 +84,6 @@ def _version(case: dict) -> str:
 
 def build(case: dict):
     """The model: (tokens, targets) -> mean cross-entropy."""
-    import torch
-    from torch import nn
-
     width, hidden = case["width"], case["hidden"]
 
     def linear(inputs, outputs, bias=False):
@@ -146,8 +134,6 @@ def build(case: dict):
 
 def _fused_loss(case: dict):
     """fla's cross-entropy that never holds all logits; None for small vocabularies, and where there is no GPU."""
-    import torch
-
     if case["vocabulary"] < 4096 or not torch.cuda.is_available():
         return None
     from fla.modules import FusedLinearCrossEntropyLoss
@@ -157,9 +143,6 @@ def _fused_loss(case: dict):
 
 def _softmax(layer, width, length, linear):
     """Causal attention over everything or over the last `window` keys, rotary positions on a share of each head."""
-    import torch
-    from torch import nn
-
     heads, window = layer["heads"], layer.get("window")
     dim = width // heads
     turned = int(dim * layer.get("rotary", 0.0)) // 2 * 2
@@ -198,7 +181,6 @@ def _softmax(layer, width, length, linear):
 
 
 def _flex(length, window):
-    import torch
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     seen = create_block_mask(lambda b, h, i, j: (j <= i) & (i - j < window), None, None, length, length, device="cuda")
@@ -208,8 +190,6 @@ def _flex(length, window):
 
 def _convolution(layer, width, length, linear):
     """Based's gated convolution: W_out (silu(conv(u1)) * u2)."""
-    from torch import nn
-
     inner = layer["expansion"] * width // 2
 
     class Convolution(nn.Module):
@@ -228,9 +208,6 @@ def _convolution(layer, width, length, linear):
 
 def _taylor(layer, width, length, linear):
     """Based's linear attention by fla, normalised; on a CPU by all pairs."""
-    import torch
-    from torch import nn
-
     heads, features = layer["heads"], layer["feature_dim"]
 
     class Taylor(nn.Module):
@@ -260,7 +237,6 @@ _CHOSEN: dict = {}
 
 def _based(features, values, heads, length):
     """The faster of fla's two forms at this shape, timed once: the square one, and the one that carries a state."""
-    import torch
     from fla.ops.based import fused_chunk_based, parallel_based
 
     key = (features, values, heads, length)
@@ -283,4 +259,4 @@ def _based(features, values, heads, length):
 _MIXERS = {"attention": _softmax, "window": _softmax, "convolution": _convolution, "taylor": _taylor}
 
 if __name__ == "__main__":
-    main()
+    serve(measure)

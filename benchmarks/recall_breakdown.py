@@ -13,8 +13,6 @@ step.
 from __future__ import annotations
 
 import functools
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +20,7 @@ import chz
 import jax
 import jax.numpy as jnp
 
+from recollect.benchmarks.timing import time_in_turns
 from recollect.training.step import Program, member_values
 
 STEPS = 20
@@ -32,7 +31,7 @@ Piece = Callable[[], Any]
 
 
 def breakdown(experiment: Any, seconds: float) -> dict[str, float]:
-    """ms a step of each piece of `experiment`'s training step; a piece is repeated for about `seconds`."""
+    """ms per step of each piece of `experiment`'s training step; a piece is repeated for about `seconds`."""
     small = chz.replace(experiment, data=chz.replace(experiment.data, vocab_size=experiment.data.longest + 2))
     program, small_program = Program(experiment), Program(small)
     pieces = {
@@ -44,7 +43,7 @@ def breakdown(experiment: Any, seconds: float) -> dict[str, float]:
         "embedding": embedding(program),
         "optimizer": optimizer(program),
     }
-    times = {name: 1e3 * value / STEPS for name, value in time_in_turns(pieces, seconds * len(pieces)).items()}
+    times = {name: 1e3 * value / STEPS for name, value in time_in_turns(pieces, seconds=seconds * len(pieces)).items()}
     return {
         "whole step": times["whole step"],
         "data": times["data"],
@@ -64,8 +63,8 @@ def largest(row: dict[str, float]) -> str:
 
 
 def breakdown_table(rows: dict[str, dict[str, float]]) -> str:
-    """One column a case, ms a step and share of the whole step."""
-    lines = ["", "where our step's time goes, ms a step (share of the whole step)"]
+    """Formats one column per case, ms per step and share of the whole step."""
+    lines = ["", "where our step's time goes, ms per step (share of the whole step)"]
     for case, row in rows.items():
         lines.append(f"{case}: {largest(row)} takes most")
         lines += [f"  {name:34}{value:9.2f}{value / row['whole step']:8.0%}" for name, value in row.items()]
@@ -115,16 +114,16 @@ def gradients(program: Program, dropout: bool) -> Piece:
 def embedding(program: Program) -> Piece:
     """Looking the tokens up, and adding the rows' gradients to the table's."""
 
-    def run(table: jax.Array, tokens: jax.Array, slopes: jax.Array) -> Any:
+    def run(table: jax.Array, tokens: jax.Array, cotangents: jax.Array) -> Any:
         def body(table: jax.Array, inputs: Any) -> Any:
             vectors, backward = jax.vjp(lambda table: table[inputs[0]], table)
             return _nudge(table, backward(inputs[1])[0]), vectors
 
-        return jax.lax.scan(body, table, (tokens, slopes))
+        return jax.lax.scan(body, table, (tokens, cotangents))
 
     tokens, table = _batches(program).tokens, program.init(0)["params"]["embedding"]
-    slopes = jax.random.normal(jax.random.key(1), (*tokens.shape, table.shape[1]))
-    return functools.partial(_compile(program, run), table, tokens, slopes)
+    cotangents = jax.random.normal(jax.random.key(1), (*tokens.shape, table.shape[1]))
+    return functools.partial(_compile(program, run), table, tokens, cotangents)
 
 
 def optimizer(program: Program) -> Piece:
@@ -137,9 +136,9 @@ def optimizer(program: Program) -> Piece:
 
         def body(carry: Any, step: jax.Array) -> Any:
             params, opt_state = carry
-            slopes = jax.tree.map(lambda leaf: leaf + step * TINY, grads)
-            updates, opt_state = transform.update(slopes, opt_state, params)
-            norm = jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(slopes)))
+            moved = jax.tree.map(lambda leaf: leaf + step * TINY, grads)
+            updates, opt_state = transform.update(moved, opt_state, params)
+            norm = jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(moved)))
             return (jax.tree.map(jnp.add, params, updates), opt_state), norm
 
         return jax.lax.scan(body, (state["params"], state["opt_state"]), jnp.arange(STEPS, dtype=jnp.float32))
@@ -160,7 +159,7 @@ def _batches(program: Program) -> Any:
 
 
 def _nudge(params: Any, grads: Any) -> Any:
-    return jax.tree.map(lambda leaf, slope: leaf - TINY * slope, params, grads)
+    return jax.tree.map(lambda leaf, gradient: leaf - TINY * gradient, params, grads)
 
 
 def _compile(program: Program, function: Any) -> Any:
@@ -168,25 +167,7 @@ def _compile(program: Program, function: Any) -> Any:
     compiled = jax.jit(function)
 
     def call(*arguments: Any) -> Any:
-        with jax.default_matmul_precision("highest" if program.experiment.run.precision == "highest" else None):
+        with program.context():
             return compiled(*arguments)
 
     return call
-
-
-def time_in_turns(pieces: dict[str, Piece], seconds: float) -> dict[str, float]:
-    """Median seconds of a call of each piece, over about `seconds` for all and at least 5 calls each.
-
-    Pieces take turns, so that a change in the machine's load meets all of them.
-    """
-    for piece in pieces.values():
-        jax.block_until_ready(piece())  # compiles
-    times: dict[str, list[float]] = {name: [] for name in pieces}
-    end, rounds = time.perf_counter() + seconds, 0
-    while rounds < 5 or time.perf_counter() < end:
-        for name, piece in pieces.items():
-            start = time.perf_counter()
-            jax.block_until_ready(piece())
-            times[name].append(time.perf_counter() - start)
-        rounds += 1
-    return {name: statistics.median(values) for name, values in times.items()}

@@ -1,7 +1,7 @@
 """Times recall training, side by side with Zoology when a checkout of it is given.
 
-    python -m recollect.benchmarks.recall_training
-    python -m recollect.benchmarks.recall_training --zoology PATH --zoology-python PYTHON --out
+    python main.py bench recall
+    python main.py bench recall --zoology PATH --zoology-python PYTHON --out
 
 Both sides train the model of experiments/mqar.py: a convolution of width 3, then the mixer, 2 layers of width 64, no
 MLP, no positions, embedding dropout 0.1, batches of 64 examples of 64 tokens in fp32, AdamW at 3e-3 with weight decay
@@ -24,10 +24,7 @@ out.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import datetime
-import json
 import statistics
 import subprocess
 import sys
@@ -35,12 +32,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-if str(REPOSITORY) not in sys.path:
-    sys.path.insert(0, str(REPOSITORY))  # for `python benchmarks/recall_training.py`
+import chz
+import jax
 
-from recollect.benchmarks.machine import QUIET, OtherLoad, describe_machine, device_folder  # noqa: E402
-from recollect.configuration import UserError  # noqa: E402
+from recollect.benchmarks.machine import QUIET, OtherLoad, describe_machine
+from recollect.benchmarks.peer_process import PeerProcess
+from recollect.benchmarks.reporting import Parser, keep
+from recollect.configuration import UserError
+from recollect.data.synthetics import MQAR
+from recollect.experiments.mqar import recall
+from recollect.layers import Attention, LinearAttention
+from recollect.layers.modules.feature_maps import Taylor
+from recollect.models.functional import count
+from recollect.training.step import member_values, program_for
 
 BATCH, LENGTH, WIDTH = 64, 64, 64
 PAIRS = {256: 8, 8192: 4}
@@ -48,7 +52,7 @@ STEPS_PER_CALL = 20
 QUIET_TURNS = 3
 """Fewest turns without other load that a result is quoted from."""
 AIMS = {256: 2.0, 8192: 4.0}
-"""Examples a second, data included, as a multiple of Zoology's."""
+"""Examples per second, data included, as a multiple of Zoology's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +82,6 @@ class Case:
 
     def experiment(self, dropout: float) -> Any:
         """The same for this project."""
-        import chz
-
-        from recollect.data.synthetics import MQAR
-        from recollect.experiments.mqar import recall
-        from recollect.layers import Attention, LinearAttention
-        from recollect.layers.modules.feature_maps import Taylor
-
         mixer = {"attention": Attention, "based": lambda: LinearAttention(feature_dim=8, feature_map=Taylor())}[
             self.mixer
         ]()
@@ -101,11 +98,6 @@ class Ours:
     """This project's training program for one experiment."""
 
     def __init__(self, experiment: Any):
-        import jax
-
-        from recollect.models.functional import count
-        from recollect.training.step import member_values, program_for
-
         self.experiment = experiment
         self.program = program_for(self.experiment)
         self.values = member_values([self.experiment], False)
@@ -115,7 +107,7 @@ class Ours:
         self.block = jax.block_until_ready
 
     def call(self) -> float:
-        """Seconds a step of one call of steps."""
+        """Returns seconds per step of one call of steps."""
         start = time.perf_counter()
         self.state, metrics = self.program.train(self.state, self.values, STEPS_PER_CALL, self.data_slice)
         self.block((self.state, metrics))
@@ -137,54 +129,35 @@ class Zoology:
     """
 
     def __init__(self, checkout: str, python: str):
-        self.checkout = Path(checkout)
-        if not (self.checkout / "zoology" / "train.py").exists():
+        if not (Path(checkout) / "zoology" / "train.py").exists():
             raise UserError(f"--zoology {checkout} is not a checkout of Zoology: it has no zoology/train.py")
-        command = [python, str(REPOSITORY / "benchmarks" / "zoology_runner.py"), str(self.checkout)]
-        try:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
-        except OSError as error:
-            raise UserError(f"--zoology-python {python} cannot be run: {error.strerror}") from None
-        self._read()
-        self.facts = {**self.ask("facts"), "commit": self._commit()}
+        self.peer = PeerProcess("--zoology-python", python, ["zoology_runner.py", checkout])
+        git = subprocess.run(
+            ["git", "--git-dir", f"{checkout}/.git", "rev-parse", "HEAD"], capture_output=True, text=True
+        )
+        self.facts = {**self.ask("facts"), "commit": git.stdout.strip() or None}
 
     def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"op": operation, **arguments}) + "\n")
-        self.process.stdin.flush()
-        return self._read()
+        """Returns the answer.
 
-    def build(self, settings: dict[str, Any]) -> None:
-        self.parameters = self.ask("build", case=settings)["parameters"]
-        self.step_seconds = statistics.median(self.ask("train", steps=6)["step_seconds"][2:])
-
-    def turn(self, seconds: float) -> dict[str, float]:
-        """Steps for about `seconds`; the median time of a step, and that of making one batch of examples."""
-        answer = self.ask("train", steps=max(4, round(seconds / self.step_seconds)))
-        self.step_seconds = statistics.median(answer["step_seconds"])
-        return {"step": self.step_seconds, "data": answer["data_seconds"] / answer["examples"] * BATCH}
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise UserError(f"Zoology's process ended with exit code {self.process.wait()} and said nothing")
-        answer = json.loads(line)
+        Raises:
+          UserError: it is an error, or the process ended.
+        """
+        answer = self.peer.ask({"op": operation, **arguments})
         if "error" in answer:
             raise UserError(f"Zoology cannot be run: {answer['error']}")
         return answer
 
-    def _commit(self) -> str | None:
-        command = ["git", "--git-dir", str(self.checkout / ".git"), "rev-parse", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True)
-        return found.stdout.strip() if found.returncode == 0 else None
+    def build(self, settings: dict[str, Any]) -> None:
+        """Makes a model, and measures about how long its step takes."""
+        self.parameters = self.ask("build", case=settings)["parameters"]
+        self.step_seconds = statistics.median(self.ask("train", steps=6)["step_seconds"][2:])
+
+    def turn(self, seconds: float) -> dict[str, float]:
+        """Trains for about `seconds`; returns the median time of a step, and that of making one batch of examples."""
+        answer = self.ask("train", steps=max(4, round(seconds / self.step_seconds)))
+        self.step_seconds = statistics.median(answer["step_seconds"])
+        return {"step": self.step_seconds, "data": answer["data_seconds"] / answer["examples"] * BATCH}
 
 
 def run_case(case: Case, zoology: Zoology | None, dropout: float, rounds: int, seconds: float) -> dict[str, Any]:
@@ -194,7 +167,7 @@ def run_case(case: Case, zoology: Zoology | None, dropout: float, rounds: int, s
     if zoology is not None:
         zoology.build(case.settings(dropout))
     turns: list[dict[str, Any]] = []
-    load = OtherLoad(() if zoology is None else (zoology.process.pid,))
+    load = OtherLoad(() if zoology is None else (zoology.peer.process.pid,))
     for _ in range(rounds):
         turn: dict[str, Any] = {
             "ours": ours.turn(seconds),
@@ -214,8 +187,8 @@ def run_case(case: Case, zoology: Zoology | None, dropout: float, rounds: int, s
 
 
 def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over turns, in ms a step and examples a second; ratios are ours to Zoology's of the same turn, with their
-    range.
+    """Returns medians over turns, in ms per step and examples per second, and ratios with their range: ours to Zoology's
+    of the same turn.
 
     Turns during which other programs kept more than `QUIET` cores busy are left out; where that leaves fewer than
     `QUIET_TURNS`, all are taken, and "quotable" is False.
@@ -243,8 +216,8 @@ def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as text: ms a step and examples a second; ratios in examples a second, with their range over turns."""
-    lines = [f"{'':34}{'ms a step':>12}{'examples/s':>12}{'ratio':>8}   range over turns"]
+    """Rows as text: ms per step and examples per second; ratios in examples per second, with their range over turns."""
+    lines = [f"{'':34}{'ms per step':>12}{'examples/s':>12}{'ratio':>8}   range over turns"]
     for row in rows:
         note = (
             f"{row['turns_used']} of {len(row['turns'])} turns"
@@ -271,10 +244,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m recollect.benchmarks.recall_training",
-        description="Times recall training, beside Zoology if given.",
-    )
+    """Runs the benchmark.
+
+    Raises:
+      UserError: an option that does not fit, or Zoology cannot be run.
+    """
+    parser = Parser("recall", __doc__)
     parser.add_argument("--zoology", metavar="PATH", help="a checkout of HazyResearch/zoology; without it, ours alone")
     parser.add_argument(
         "--zoology-python",
@@ -290,41 +265,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     parser.add_argument("--seconds", type=float, default=2.5, help="of a turn")
     parser.add_argument("--no-breakdown", action="store_true", help="leave out where our step's time goes")
-    parser.add_argument(
-        "--out",
-        nargs="?",
-        const=str(REPOSITORY / "benchmarks" / "results"),
-        help="write OUT/DEVICE/recall_training.json",
-    )
-    options = parser.parse_args(arguments)
-    try:
-        if options.rounds < 1 or options.seconds <= 0 or not 0 <= options.dropout < 1:
-            raise UserError("--rounds must be at least 1, --seconds positive and --dropout in [0, 1)")
-        return _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _run(options: argparse.Namespace) -> int:
+    parser.add_out("recall_training.json")
+    options = parser.parse(arguments, positive=("rounds", "seconds"))
+    if not 0 <= options.dropout < 1:
+        parser.error(f"--dropout {options.dropout}: must be in [0, 1)")
     machine = describe_machine()
     print(f"{machine['cpu_model']}, {machine['cores']} cores, load {machine['load_average']:.2f}")
     zoology = None if options.zoology is None else Zoology(options.zoology, options.zoology_python)
     if zoology is not None:
         facts = zoology.facts
-        print(
-            f"Zoology {facts['commit'] or '(commit unknown)'}, PyTorch {facts['versions']['torch']}, {facts['threads']} threads"
-        )
+        versions = f"{facts['commit'] or '(commit unknown)'}, PyTorch {facts['versions']['torch']}"
+        print(f"Zoology {versions}, {facts['threads']} threads")
         for patch in facts["patches"]:
             print(f"  patched: {patch}")
         print(f"  stand-ins for missing packages: {', '.join(facts['stubs']) or 'none'}")
 
-    from recollect.training.run_folder import environment
-
     cases = [Case(mixer, vocabulary) for vocabulary in options.vocabularies for mixer in options.mixers]
     rows = [run_case(case, zoology, options.dropout, options.rounds, options.seconds) for case in cases]
     if zoology is not None:
-        zoology.close()
+        zoology.peer.close()
     print(table(rows))
     pieces, others = {}, 0.0
     if not options.no_breakdown:
@@ -336,32 +295,13 @@ def _run(options: argparse.Namespace) -> int:
         others = load.cores()
         if others > QUIET:
             print(f"meanwhile other programs kept {others:.2f} cores busy: these pieces are NOT TO BE QUOTED")
-    if options.out is not None:
-        here = environment()
-        result = {
-            "benchmark": "recall_training",
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": " ".join(["python -m recollect.benchmarks.recall_training", *sys.argv[1:]]),
-            "machine": machine,
-            "environment": here,
-            "settings": {
-                **vars(options),
-                "batch_size": BATCH,
-                "length": LENGTH,
-                "width": WIDTH,
-                "steps_per_call": STEPS_PER_CALL,
-            },
-            "zoology": None if zoology is None else zoology.facts,
-            "cases": rows,
-            "breakdown_ms": pieces,
-            "breakdown_others_cores": others,
-        }
-        path = Path(options.out) / device_folder(machine, here["backend"], here["device_kind"]) / "recall_training.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"written: {path}")
+    sizes = {"batch_size": BATCH, "length": LENGTH, "width": WIDTH, "steps_per_call": STEPS_PER_CALL}
+    facts = {
+        "settings": {**vars(options), **sizes},
+        "zoology": None if zoology is None else zoology.facts,
+        "cases": rows,
+        "breakdown_ms": pieces,
+        "breakdown_others_cores": others,
+    }
+    keep(options.out, "recall_training.json", "recall", arguments, facts)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

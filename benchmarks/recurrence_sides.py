@@ -9,7 +9,7 @@ Reads one JSON line per command and answers each with a line "RESULT {...}".
 - {"part": "forward" or "both", "seconds"}: calls it for about that long. The answer has seconds per call, by the clock
   and of the process's CPU time.
 
-A command that fails is answered {"error"}. The peer's side imports nothing of this project, ours nothing but jax and
+A command that fails is answered {"error"}. Of this project the peer's side imports peer_side.py alone, ours also
 pallas_kernels: any interpreter with jax serves ours.
 """
 
@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import json
 import platform
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from recollect.benchmarks.peer_side import serve
 
 GATES = {
     "simple_gla": {"g": "head"},
@@ -40,14 +40,14 @@ def ours(case: str, q, k, v, **gates):
     """o of recollect.pallas_kernels.linear_recurrence on backend "xla"."""
     from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 
-    given: dict[str, Any] = {"log_decay": gates.get("g"), "scale": q.shape[-1] ** -0.5}
+    terms: dict[str, Any] = {"log_decay": gates.get("g"), "scale": q.shape[-1] ** -0.5}
     if "beta" in gates:
-        given |= {"erase_read": gates["beta"][..., None] * k, "write_strength": gates["beta"]}
+        terms |= {"erase_read": gates["beta"][..., None] * k, "write_strength": gates["beta"]}
     if case == "gdn2":
-        given |= {"erase_read": gates["b"] * k, "write_strength": gates["w"]}
+        terms |= {"erase_read": gates["b"] * k, "write_strength": gates["w"]}
     if case == "rwkv7":
-        given |= {"erase_read": -gates["a"], "erase_write": gates["b"], "erase_before_decay": True}
-    return linear_recurrence(q, k, v, **given, backend="xla")[0]
+        terms |= {"erase_read": -gates["a"], "erase_write": gates["b"], "erase_before_decay": True}
+    return linear_recurrence(q, k, v, **terms, backend="xla")[0]
 
 
 def peer(case: str, q, k, v, **gates):
@@ -114,21 +114,12 @@ def _versions() -> dict[str, str]:
 
 def main() -> None:
     """Answers commands until there are no more."""
-    if sys.argv[1] == "ours":
-        sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    function, library = {"ours": (ours, "recollect.pallas_kernels.linear_recurrence"), "peer": (peer, "jla.ops")}[
-        sys.argv[1]
-    ]
+    sides = {"ours": (ours, "recollect.pallas_kernels.linear_recurrence"), "peer": (peer, "jla.ops")}
+    function, library = sides[sys.argv[1]]
     # Before anything is traced: pallas_kernels adds to what jax keys programs by, and would have them compiled again.
     importlib.import_module(library)
     side = Side(function)
-    for line in sys.stdin:
-        command = json.loads(line)
-        try:
-            answer = side.prepare(**command) if "case" in command else side.turn(**command)
-        except Exception as error:  # whatever a library raises is an answer here, not the end of the benchmark
-            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-        print("RESULT " + json.dumps(answer), flush=True)
+    serve(lambda command: side.prepare(**command) if "case" in command else side.turn(**command))
 
 
 if __name__ == "__main__":

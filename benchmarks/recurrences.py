@@ -15,23 +15,19 @@ reported in its row, and the other rows and the other side go on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import queue
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recollect.benchmarks.machine import OtherLoad
+from recollect.benchmarks.peer_process import PeerProcess
 from recollect.benchmarks.recurrence_sides import GATES
-from recollect.benchmarks.reporting import REPOSITORY, Parser, keep, say_device
-from recollect.configuration import UserError
+from recollect.benchmarks.reporting import Parser, keep, print_device
 
 SHAPES = ((2, 1024, 4, 64), (1, 2048, 4, 128))
 SAME = 1e-5
@@ -57,20 +53,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0.3, help="of a turn of one call or more (default: 0.3)")
     parser.add_argument("--patience", type=float, default=300, help="seconds to wait for an answer (default: 300)")
     parser.add_out("recurrences.json")
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments, positive=("turns",))
     for case in options.cases:
         if case not in GATES:
-            raise UserError(f"bench recurrences: no case {case!r}; there are {', '.join(GATES)}")
+            parser.error(f"no case {case!r}; there are {', '.join(GATES)}")
     if options.same_python and options.peer_python is None:
-        raise UserError("bench recurrences: --same-python needs --peer-python")
-    if options.turns < 1:
-        raise UserError("bench recurrences: --turns must be at least 1")
+        parser.error("--same-python needs --peer-python")
     for name in ("seconds", "patience"):
         if not getattr(options, name) >= 0:
-            raise UserError(f"bench recurrences: --{name} must be at least 0; got {getattr(options, name):g}")
+            parser.error(f"--{name} must be at least 0; got {getattr(options, name):g}")
     # Both sides share a GPU with this process.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    say_device()
+    print_device()
     pythons = {"ours": options.peer_python if options.same_python else sys.executable, "peer": options.peer_python}
     columns = " ".join(f"{'ours':>8} {'theirs':>8} {'times':>6} {'in CPU':>7}" for _ in PARTS)
     print(f"{'fp32, ms per call; times: theirs over ours':42} {'forward':>26} {'forward + backward':>32}")
@@ -103,36 +97,39 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs.npz"
         np.savez(inputs, **draw(case, shape))  # type: ignore[arg-type]
-        sides = {name: Process(name, python) for name, python in pythons.items() if python is not None}
+        script = "recurrence_sides.py"
+        sides = {
+            name: PeerProcess("--peer-python", python, [script, name], patience)
+            for name, python in pythons.items()
+            if python is not None
+        }
         try:
             for name, side in sides.items():
                 outputs = str(Path(folder) / f"{name}.npz")
-                row[name] = side.ask({"case": case, "inputs": str(inputs), "outputs": outputs}, patience)
+                row[name] = side.ask({"case": case, "inputs": str(inputs), "outputs": outputs})
             if not any("error" in row[name] for name in sides) and len(sides) == 2:
                 row["differs"] = _differences(*(np.load(Path(folder) / f"{name}.npz") for name in SIDES))
                 row["wrong"] = [name for name, error in row["differs"].items() if not error <= SAME]
             if not row["wrong"]:
-                load = OtherLoad(tuple(side.process.pid for side in sides.values() if side.process.poll() is None))
-                _take_turns(row, sides, turns, seconds, patience)
-                if all(side.process.poll() is None for side in sides.values()):
+                load = OtherLoad(tuple(side.process.pid for side in sides.values() if side.alive))
+                _take_turns(row, sides, turns, seconds)
+                if all(side.alive for side in sides.values()):
                     row["cores_kept_busy_by_others"] = round(load.cores(), 2)
         finally:
             for side in sides.values():
-                side.end()
+                side.close()
     return row
 
 
-def _take_turns(row: dict[str, Any], sides: dict[str, Process], turns: int, seconds: float, patience: float) -> None:
+def _take_turns(row: dict[str, Any], sides: dict[str, PeerProcess], turns: int, seconds: float) -> None:
     taken: dict[tuple[str, str], list[dict[str, float]]] = {(name, part): [] for name in sides for part in PARTS}
     for _ in range(turns):
         for part in PARTS:
             for name, side in sides.items():
                 if "error" not in row[name]:
-                    answer = side.ask({"part": part, "seconds": seconds}, patience)
-                    if "error" in answer:
-                        row[name]["error"] = answer["error"]
-                    else:
-                        taken[name, part].append(answer)
+                    answer = side.ask({"part": part, "seconds": seconds})
+                    taken[name, part].append(answer)
+                    row[name] |= {key: text for key, text in answer.items() if key == "error"}
     for (name, part), times in taken.items():
         if "error" not in row[name]:
             medians = {kind: statistics.median(time[kind] for time in times) for kind in ("clock", "cpu")}
@@ -163,58 +160,6 @@ def _differences(ours: Any, theirs: Any) -> dict[str, float]:
     return {name: size(ours[name].astype(np.float64) - theirs[name]) / max(size(ours[name]), 1e-30) for name in ours}
 
 
-class Process:
-    """recurrence_sides.py in a process of its own.
-
-    Raises:
-      UserError: the interpreter does not start.
-    """
-
-    def __init__(self, side: str, python: str):
-        self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  closed by `end`
-        script = str(REPOSITORY / "benchmarks" / "recurrence_sides.py")
-        try:
-            self.process = subprocess.Popen(
-                [python, script, side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
-            )
-        except OSError as error:
-            raise UserError(f"--peer-python {python!r} does not run: {error.strerror}") from error
-        self.answers: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("RESULT "):
-                self.answers.put(line[len("RESULT ") :])
-        self.answers.put(None)
-
-    def ask(self, command: dict[str, Any], patience: float) -> dict[str, Any]:
-        """The answer, or {"error"} with what became of the process; one that does not answer in time is killed."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(command) + "\n")
-            self.process.stdin.flush()
-            answer = self.answers.get(timeout=patience)
-        except queue.Empty:
-            self.process.kill()
-            return {"error": f"no answer in {patience:g} s: killed"}
-        except OSError:
-            answer = None
-        if answer is not None:
-            return json.loads(answer)
-        code = self.process.wait()
-        self.errors.seek(0)
-        last = self.errors.read().strip().rsplit("\n", 1)[-1][:200]
-        return {"error": f"the process ended with code {code}" + (f": {last}" if last else "")}
-
-    def end(self) -> None:
-        """Kills it if it still runs."""
-        self.process.kill()
-        self.process.communicate()
-        self.errors.close()
-
-
 def _print(row: dict[str, Any]) -> None:
     b, t, h, d = row["shape"]
     label = f"{row['case']:18} b{b} t{t} h{h} d{d}"
@@ -237,7 +182,3 @@ def _cells(row: dict[str, Any]) -> str:
         gradients = max(error for name, error in row["differs"].items() if name != "o")
         cells.append(f"{row['differs']['o']:12.1e} {gradients:11.1e}")
     return " ".join(cells)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

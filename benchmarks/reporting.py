@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from recollect.benchmarks.machine import describe_machine, device_folder
 from recollect.configuration import UserError
+from recollect.configuration.io import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 class Parser(argparse.ArgumentParser):
-    """Options of `python main.py bench NAME`; what does not fit is a UserError.
+    """Reads the options of `python main.py bench NAME`; what does not fit raises UserError.
 
     Args:
       name: of the benchmark.
@@ -31,25 +34,31 @@ class Parser(argparse.ArgumentParser):
         """Raises UserError."""
         raise UserError(f"{self.prog.removeprefix('main.py ')}: {message} (see --help)")
 
+    def parse(self, arguments: list[str] | None, positive: Sequence[str] = ()) -> argparse.Namespace:
+        """Returns the options, of which those in `positive` must be so."""
+        options = self.parse_args(arguments)
+        for name in positive:
+            if not getattr(options, name) > 0:
+                self.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be positive")
+        return options
+
     def add_out(self, file: str) -> None:
-        """The option --out: the folder in which `keep` makes DEVICE/`file`, by default this repository's."""
-        own = str(REPOSITORY / "benchmarks" / "results")
-        self.add_argument("--out", nargs="?", type=_folder, const=own, help=f"write OUT/DEVICE/{file}")
+        """Adds the option --out: the folder in which `keep` makes DEVICE/`file`, by default this repository's."""
+        default = str(REPOSITORY / "benchmarks" / "results")
+        self.add_argument("--out", nargs="?", type=_folder, const=default, help=f"write OUT/DEVICE/{file}")
 
 
 def _folder(text: str) -> str:
-    """The name of a folder that is there or can be made, looked at before anything is measured."""
+    """Returns the name of a folder that exists or can be made; checked before anything is measured."""
     path = Path(text).absolute()
-    there = next(each for each in (path, *path.parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{there} is no folder that can be written to")
+    existing = next(each for each in (path, *path.parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{existing} is no folder that can be written to")
     return text
 
 
-def say_device() -> None:
+def print_device() -> None:
     """Prints the device, jax and the day."""
-    import jax
-
     device = jax.devices()[0]
     print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {datetime.date.today()}")
 
@@ -72,8 +81,6 @@ def keep(
     """
     if out is None:
         return
-    import jax
-
     device, machine = jax.devices()[0], describe_machine()
     result = {
         "date": datetime.date.today().isoformat(),
@@ -87,8 +94,6 @@ def keep(
     }
     path = Path(out) / device_folder(machine, jax.default_backend(), device.device_kind) / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(path.name + ".new")
-    written.write_text(json.dumps(result, indent=1) + "\n")
-    written.replace(path)
+    write_json(path, result, indent=1)
     if unfinished is None:
         print(f"written: {path}")

@@ -1,12 +1,11 @@
 """Times Zoology's own training loop, in a process of its own, for benchmarks/recall_training.py.
 
 Runs under the interpreter that has PyTorch (`--zoology-python`), imports `zoology` from the checkout it is given, and
-speaks one
-JSON object a line: requests on standard input, replies on standard output.
+answers requests (peer_side.py):
 
+    {"op": "facts"}                     -> {"versions": {...}, "threads": n, "patches": [...], "stubs": [...]}
     {"op": "build", "case": {...}}      -> {"parameters": n}
     {"op": "train", "steps": n}         -> {"step_seconds": [...], "data_seconds": s, "examples": n, "loss": x}
-    {"op": "facts"}                     -> {"versions": {...}, "threads": n, "patches": [...], "stubs": [...]}
 
 Zoology's snapshot d88d6f5 (2026-01-11) does not train a recall task out of the box. Two faults are worked around when
 it runs, by changing default arguments, never its files:
@@ -19,24 +18,24 @@ missing.
 What is timed is its Trainer on its own batches: slicing the batch, forward, backward, AdamW and loss.item(), from one
 call of its logger to the next. Its data are made before training; that is timed apart, and fresh examples are made for
 every call.
-
-Easy to get wrong: Zoology prints to standard output while it is imported, so replies go to a copy of that descriptor.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import inspect
 import io
-import json
-import os
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import Any
+
+from recollect.benchmarks.peer_side import serve
 
 NAMES = ("torchvision", "wandb", "opt_einsum", "causal_conv1d", "fla")
 """What Zoology may import at the top of modules used here, none of it called on a CPU with these mixers."""
@@ -56,7 +55,8 @@ def set_default(function: Any, name: str, value: Any) -> bool:
     names = [parameter.name for parameter in optional]
     if name not in names:
         raise ValueError(
-            f"{function.__qualname__} has no optional argument {name}: this is not the Zoology that the patches were written for"
+            f"{function.__qualname__} has no optional argument {name}: "
+            "this is not the Zoology that the patches were written for"
         )
     defaults = [parameter.default for parameter in optional]
     if defaults[names.index(name)] == value:
@@ -210,34 +210,19 @@ class Runner:
         return DataConfig(train_configs=segments, test_configs=[], batch_size=self.case["batch_size"], seed=self.turn)
 
 
-def serve(requests: Any, replies: Any, runner: Runner) -> None:
-    """Answers requests until standard input ends; a failed request is answered with its error."""
-    for line in requests:
-        request = json.loads(line)
-        operation = request.pop("op")
-        try:
-            # Its progress bar and prints go nowhere: the time to format them stays in, as in its normal use.
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                answer = getattr(runner, operation)(**request)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        replies.write(json.dumps(answer) + "\n")
-        replies.flush()
+def answer(runner: Callable[[], Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Returns the runner's answer to one request.
+
+    Its progress bar and prints go nowhere: the time to format them stays in, as in its normal use.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return getattr(runner(), request.pop("op"))(**request)
 
 
 def main() -> None:
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    """Answers requests until there are no more; the first one imports Zoology."""
     sys.path.insert(0, sys.argv[1])
-    try:
-        runner = Runner()
-    except Exception as error:
-        replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-        replies.flush()
-        return
-    replies.write(json.dumps({"ready": True}) + "\n")
-    replies.flush()
-    serve(sys.stdin, replies, runner)
+    serve(functools.partial(answer, functools.cache(Runner)))
 
 
 if __name__ == "__main__":

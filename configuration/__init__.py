@@ -1,7 +1,6 @@
 """Typed, frozen configuration: the base class, overrides from the command line, and JSON.
 
-Every room's config classes derive from `Config`. This is the lowest room of the house: it imports nothing of the
-project.
+The config classes of every package derive from `Config`. This package imports nothing of the project.
 """
 
 from recollect.configuration.base import Config, Preempted, UserError, config_class, known_configs

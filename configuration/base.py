@@ -13,8 +13,10 @@ class UserError(ValueError):
 
 
 class Preempted(Exception):
-    """The process was asked to end (SIGTERM) and has saved what it did: the same command goes on. `main.py` exits
-    with code 0."""
+    """The process was asked to end (SIGTERM) and has saved its work, which the same command continues.
+
+    `main.py` exits with code 0.
+    """
 
 
 @chz.chz(typecheck=True)
@@ -28,28 +30,29 @@ class Config:
 
 
 def known_configs() -> dict[str, type[Config]]:
-    """Config classes that have been imported, by name.
+    """Returns the config classes that have been imported, by name.
 
     Raises:
       UserError: two imported config classes have the same name (a file given with `--with` may clash with the
         project's).
     """
-    found: dict[str, type[Config]] = {}
+    classes: dict[str, type[Config]] = {}
     pending = list(Config.__subclasses__())
     while pending:
         cls = pending.pop()
         pending.extend(cls.__subclasses__())
-        other = found.get(cls.__name__)
+        other = classes.get(cls.__name__)
         if other is not None and other is not cls:
             raise UserError(
-                f"two config classes are named {cls.__name__}: in {other.__module__} and in {cls.__module__}; rename one of them"
+                f"two config classes are named {cls.__name__}: in {other.__module__} and in {cls.__module__}; "
+                "rename one of them"
             )
-        found[cls.__name__] = cls
-    return found
+        classes[cls.__name__] = cls
+    return classes
 
 
 def config_class(name: str) -> type[Config]:
-    """The config class called `name`.
+    """Returns the config class called `name`.
 
     Raises:
       UserError: there is none; the nearest names are given. A name with ':' is refused: it would import and call
@@ -66,7 +69,7 @@ def config_class(name: str) -> type[Config]:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """A did-you-mean ending for an error message, empty when nothing is close."""
+    """Returns a did-you-mean ending for an error message, empty when nothing is close."""
     names = sorted(candidates)
     lowered = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.5)

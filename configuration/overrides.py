@@ -28,7 +28,8 @@ def apply_overrides(config: T, arguments: list[str]) -> T:
         path, equals, value = argument.partition("=")
         if not equals or not path or path.startswith("-"):
             raise UserError(
-                f"cannot read {argument!r}: an override has the form path=value, for example optimizer.learning_rate=1e-3"
+                f"cannot read {argument!r}: an override has the form path=value, "
+                "for example optimizer.learning_rate=1e-3"
             )
         values[path] = Castable(value)
     return apply_values(config, values)
@@ -51,7 +52,9 @@ def apply_values(config: T, values: dict[str, Any]) -> T:
             ):
                 value = _named_class(path, text)
             elif _may_name_code(text):
-                value = text  # a plain string: chz would import the module it names, or evaluate it; only text fields take one
+                value = (
+                    text  # chz would import the module it names, or evaluate it; only text fields take a plain string
+                )
         if isinstance(value, Config):
             swapped.update(
                 {f"{path}.{key}" if key else path: item for key, item in chz.beta_to_blueprint_values(value).items()}
@@ -83,13 +86,13 @@ def apply_values(config: T, values: dict[str, Any]) -> T:
 
 
 def get_field(config: Config, path: str) -> Any:
-    """The value at a dotted path.
+    """Returns the value at a dotted path.
 
     Raises:
       UserError: there is no such field.
     """
     value: Any = config
-    walked: list[str] = []
+    seen: list[str] = []
     for name in path.split("."):
         fields = chz.chz_fields(value) if chz.is_chz(value) else {}
         if isinstance(value, tuple) and name.isdigit() and int(name) < len(value):
@@ -97,9 +100,9 @@ def get_field(config: Config, path: str) -> Any:
         elif name in fields:
             value = getattr(value, name)
         else:
-            where = ".".join(walked) or "the experiment"
+            where = ".".join(seen) or "the experiment"
             raise UserError(f"{path}: {where} has no field {name!r}{nearest(name, fields)}")
-        walked.append(name)
+        seen.append(name)
     return value
 
 
@@ -163,10 +166,11 @@ def _explain(config: Config, error: Exception, values: dict[str, Any]) -> str:
             shown = _shown(value)
             parent, _, name = path.rpartition(".")
             if isinstance(error, chz.blueprint.ExtraneousBlueprintArg):
-                owner = _deepest(config, parent)
-                fields = chz.chz_fields(owner[1]) if chz.is_chz(owner[1]) else {}
-                missing = path[len(owner[0]) :].lstrip(".").split(".")[0] or name
-                return f"{path}={shown}: {owner[0] or 'the experiment'} ({type(owner[1]).__name__}) has no field {missing!r}{nearest(missing, fields)}"
+                prefix, owner = _deepest(config, parent)
+                fields = chz.chz_fields(owner) if chz.is_chz(owner) else {}
+                missing = path[len(prefix) :].lstrip(".").split(".")[0] or name
+                where = f"{prefix or 'the experiment'} ({type(owner).__name__})"
+                return f"{path}={shown}: {where} has no field {missing!r}{nearest(missing, fields)}"
             cast = re.search(r"Could not cast .*", str(error))
             return f"{path}={shown}: {cast.group(0) if cast else str(error).splitlines()[0]}"
         if path.startswith("...") and f"'{path}'" in str(error):
@@ -179,10 +183,10 @@ def _explain(config: Config, error: Exception, values: dict[str, Any]) -> str:
 
 def _blame(message: str, values: dict[str, Any]) -> str:
     """A type error names a field only: adds the override that set it."""
-    found = re.match(r"Expected '?([\w.]+)'? to be", message)
+    field = re.match(r"Expected '?([\w.]+)'? to be", message)
     for path, value in values.items():
         names = [name for name in path.split(".") if name and not name.isdigit()]
-        if found and names and (_matches(path, found.group(1)) or names[-1] == found.group(1)):
+        if field and names and (_matches(path, field[1]) or names[-1] == field[1]):
             refused = isinstance(value, Castable) and _may_name_code(value.value)
             return f"{path}={_shown(value)}: {message}" + ("; a value that names code is refused" if refused else "")
     return message

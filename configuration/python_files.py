@@ -1,5 +1,4 @@
-"""Python files of the user's own, given by path: the one place where code from outside the project is run, because
-it was asked for."""
+"""Python files of the user's own, given by path: the only code from outside the project that is ever run."""
 
 from __future__ import annotations
 

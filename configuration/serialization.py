@@ -15,8 +15,7 @@ SCHEMA_VERSION = 1
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """A JSON-ready dict: every config is `{"class": name, field: value, ...}`, the outermost one carries
-    `schema_version`."""
+    """Returns a JSON-ready dict: `{"class": name, field: value, ...}` per config, `schema_version` in the outermost."""
     return {"schema_version": SCHEMA_VERSION, **_encode(config)}
 
 
@@ -36,7 +35,7 @@ def from_json(data: dict[str, Any]) -> Config:
 
 
 def differences(left: Config, right: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted paths at which two configs differ, with both values; an absent field shows as None."""
+    """Returns the dotted paths at which two configs differ, with both values; None for an absent field."""
     a, b = flatten(_encode(left)), flatten(_encode(right))
     return {path: (a.get(path), b.get(path)) for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path)}
 
@@ -65,14 +64,14 @@ def _decode(value: Any, path: str) -> Any:
     if cls is None:
         raise UserError(f"{path}: 'class' is not a name")
     fields = chz.chz_fields(cls)
-    given = {name: _decode(item, f"{path}.{name}") for name, item in value.items() if name != "class"}
-    for name in given:
+    values = {name: _decode(item, f"{path}.{name}") for name, item in value.items() if name != "class"}
+    for name in values:
         if name not in fields:
             raise UserError(f"{path}: {cls.__name__} has no field {name!r}{nearest(name, fields)}")
-        if isinstance(given[name], int) and not isinstance(given[name], bool) and _is_float(fields[name].final_type):
-            given[name] = float(given[name])  # JSON writes 1.0 as 1 in other tools
+        if isinstance(values[name], int) and not isinstance(values[name], bool) and _is_float(fields[name].final_type):
+            values[name] = float(values[name])  # JSON writes 1.0 as 1 in other tools
     try:
-        return cls(**given)
+        return cls(**values)
     except UserError:
         raise
     except (TypeError, ValueError) as error:

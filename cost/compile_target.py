@@ -1,5 +1,4 @@
-"""Training steps compiled for devices that are not here: what they need and what they would do, before anyone rents
-them.
+"""Compiles training steps for devices that are not here: what they need and how fast they could be.
 
     tpu:v5p:2x2x2   a slice of v5e, v5p or v6e, by libtpu, for the whole mesh that run.mesh asks for
     h100            one H100, by XLA's CUDA plugin and ptxas
@@ -32,7 +31,7 @@ from recollect.training.sharding import AXES, batch_shardings, state_sharding
 from recollect.training.step import Program, member_values
 
 _FORM = "the form is tpu:GENERATION:TOPOLOGY, for example tpu:v5e:2x2, or h100"
-_OWN_SHARE = 0.75
+_DEFAULT_SHARE = 0.75
 """Of a GPU's memory, jax takes so much unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
 
 
@@ -69,8 +68,10 @@ def mesh_of(experiment: Experiment, devices: Sequence[jax.Device]) -> jax.shardi
 def compile_step(
     experiment: Experiment, program: Program, mesh: jax.sharding.Mesh
 ) -> tuple[Any, tuple[compile_ahead.Kernel, ...]]:
-    """The training step, compiled for a mesh of compile-only devices inside `compile_ahead.aimed_at_devices(mesh)`; and
-    what ptxas said of each GPU kernel. `program` gets the mesh."""
+    """Returns the training step compiled for a mesh of compile-only devices, and ptxas's report of each GPU kernel.
+
+    Call it inside `compile_ahead.aimed_at_devices(mesh)`; `program` gets the mesh.
+    """
     state = jax.eval_shape(program.init, 0)
     program.mesh = mesh if mesh.size > 1 else None
     batch = abstract_batch(experiment)
@@ -87,30 +88,28 @@ def compile_step(
 
 
 def report(
-    experiment: Experiment, program: Program, mesh: jax.sharding.Mesh, target: str, say: Callable[[str], None]
+    experiment: Experiment, program: Program, mesh: jax.sharding.Mesh, target: str, log: Callable[[str], None]
 ) -> None:
     """Compiles the step and prints memory, products, traffic, collectives and times of one device."""
     begun = time.perf_counter()
     compiled, kernels = compile_step(experiment, program, mesh)
     chip = chip_of(mesh.devices.flat[0].device_kind)
     many = f", {mesh.size} devices" if mesh.size > 1 else ""
-    say(
-        f"training step of batch {experiment.run.batch_size} compiles for {target}{many} ({time.perf_counter() - begun:.1f} s)"
-    )
-    say("  memory a device: " + memory_line(compiled.memory_analysis(), chip))
+    seconds = time.perf_counter() - begun
+    log(f"training step of batch {experiment.run.batch_size} compiles for {target}{many} ({seconds:.1f} s)")
+    log("  memory per device: " + memory_line(compiled.memory_analysis(), chip))
     work = work_of(compiled.as_text())
     tokens = experiment.run.batch_size * experiment.data.longest
-    own = training_flops_per_token(experiment) * tokens / mesh.size
-    for line in work_lines(work, own):
-        say("  " + line)
+    model_flops = training_flops_per_token(experiment) * tokens / mesh.size
+    for line in work_lines(work, model_flops):
+        log("  " + line)
     if chip is not None:
-        for line in time_lines(work, own, chip, tokens, mesh.size):
-            say("  " + line)
+        for line in time_lines(work, model_flops, chip, tokens, mesh.size):
+            log("  " + line)
     for kernel in kernels:
         if kernel.spill_stores or kernel.spill_loads:
-            say(
-                f"  kernel {kernel.name} spills registers: {kernel.spill_stores} bytes stored, {kernel.spill_loads} loaded"
-            )
+            spilled = f"{kernel.spill_stores} bytes stored, {kernel.spill_loads} loaded"
+            log(f"  kernel {kernel.name} spills registers: {spilled}")
 
 
 def memory_line(memory: Any, chip: Chip | None) -> str:
@@ -130,19 +129,19 @@ def memory_line(memory: Any, chip: Chip | None) -> str:
     verdict = f"does not fit, it lacks {(total - chip.memory) / 2**30:,.2f} GiB"
     if total <= chip.memory:
         verdict = "fits"
-        if chip.name.startswith(("H", "A", "B", "G", "L")) and total > _OWN_SHARE * chip.memory:
-            verdict = f"fits with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 (jax takes {_OWN_SHARE:.0%} by itself)"
+        if chip.name.startswith(("H", "A", "B", "G", "L")) and total > _DEFAULT_SHARE * chip.memory:
+            verdict = f"fits with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 (jax takes {_DEFAULT_SHARE:.0%} by itself)"
     return f"{shown} of the {chip.memory / 2**30:,.1f} GiB of a {chip.name}: {verdict}"
 
 
-def work_lines(work: Work, own: float) -> list[str]:
-    """Products, bytes and collectives of one device and step. own: the model's products, three times the forward
-    pass."""
+def work_lines(work: Work, model_flops: float) -> list[str]:
+    """Describes products, bytes and collectives per device and step; `model_flops` is three times the forward FLOPs."""
     silent = (
-        f" beside {work.silent_kernels:,.0f} calls of kernels that do not tell theirs" if work.silent_kernels else ""
+        f" beside {work.silent_kernels:,.0f} calls of kernels that do not report theirs" if work.silent_kernels else ""
     )
     lines = [
-        f"products: {work.products / 1e12:,.3f} TFLOP{silent}; the model's own (3 x forward) {own / 1e12:,.3f} TFLOP",
+        f"products: {work.products / 1e12:,.3f} TFLOP{silent}; "
+        f"the model's own (3 x forward) {model_flops / 1e12:,.3f} TFLOP",
         f"main memory read and written: {work.bytes / 2**30:,.2f} GiB",
     ]
     if work.unknown_loops:
@@ -158,9 +157,9 @@ def work_lines(work: Work, own: float) -> list[str]:
     return lines
 
 
-def time_lines(work: Work, own: float, chip: Chip, tokens: int, devices: int) -> list[str]:
+def time_lines(work: Work, model_flops: float, chip: Chip, tokens: int, devices: int) -> list[str]:
     """What the data sheet's peaks allow, and the compiler's estimate where it gives one. Nothing here is measured."""
-    parts = {"products": max(work.products, own) / chip.flops, "main memory": work.bytes / chip.bandwidth}
+    parts = {"products": max(work.products, model_flops) / chip.flops, "main memory": work.bytes / chip.bandwidth}
     sent = sum(traffic.sent for traffic in work.collectives.values())
     if chip.link and sent:
         parts["links"] = sent / chip.link
@@ -169,13 +168,14 @@ def time_lines(work: Work, own: float, chip: Chip, tokens: int, devices: int) ->
     shown = ", ".join(f"{name} {_time(value)}" for name, value in parts.items())
     lines = [
         f"roofline (data-sheet peaks, not measured): {shown}",
-        f"  bound by {longest}: {_time(seconds)} a step, {tokens / seconds:,.0f} tokens/s on {devices} device{'s' if devices > 1 else ''}, "
-        f"MFU {own / seconds / chip.flops:.0%}",
+        f"  bound by {longest}: {_time(seconds)} per step, {tokens / seconds:,.0f} tokens/s "
+        f"on {devices} device{'s' if devices > 1 else ''}, "
+        f"MFU {model_flops / seconds / chip.flops:.0%}",
     ]
     if work.cycles and chip.clock:
         lines.append(
-            f"the compiler's estimate: {_time(work.cycles / chip.clock)} ({work.cycles:,.0f} cycles at {chip.clock / 1e9:g} GHz; "
-            "kernels and collectives are not in it)"
+            f"the compiler's estimate: {_time(work.cycles / chip.clock)} "
+            f"({work.cycles:,.0f} cycles at {chip.clock / 1e9:g} GHz; kernels and collectives are not in it)"
         )
     return lines
 

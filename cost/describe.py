@@ -1,5 +1,4 @@
-"""What an experiment costs, told without data: parameters, FLOPs, state bytes, what serves its operations, whether
-its step compiles."""
+"""What an experiment costs, without data: parameters, FLOPs, state bytes, backends, and whether its step compiles."""
 
 from __future__ import annotations
 
@@ -12,16 +11,17 @@ import jax
 
 from recollect.cost import compile_target
 from recollect.data.batch import Batch
-from recollect.models.accounting import flops_per_token, parameters_by_part, state_bytes_at, state_elements_at
+from recollect.models.accounting import parameters_by_part, state_bytes_at, state_elements_at
 from recollect.pallas_kernels import compile_ahead, dispatch
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.monitoring.backends_used import abstract_batch, operations_by_mixer
+from recollect.training.monitoring.throughput import training_flops_per_token
 from recollect.training.step import Program, member_values
 
 LENGTHS = (64, 256, 1024, 4096, 16384)
 
 
-def describe(experiment: Experiment, *, target: str | None = None, say: Callable[[str], None] = print) -> None:
+def describe(experiment: Experiment, *, target: str | None = None, log: Callable[[str], None] = print) -> None:
     """Prints the description.
 
     Args:
@@ -33,49 +33,47 @@ def describe(experiment: Experiment, *, target: str | None = None, say: Callable
     """
     mesh = None if target is None else compile_target.mesh_of(experiment, compile_target.devices_of(target))
     # A target's devices are not here: the program gets its mesh when it is compiled.
-    here = experiment if mesh is None else chz.replace(experiment, run=chz.replace(experiment.run, mesh=Mesh()))
-    program = Program(here)
+    local = experiment if mesh is None else chz.replace(experiment, run=chz.replace(experiment.run, mesh=Mesh()))
+    program = Program(local)
     config = experiment.model
-    say(
-        f"{experiment.name}: width {config.width}, {len(config.mixers)} layers, vocabulary {experiment.data.vocabulary:,}, {config.dtype}"
+    log(
+        f"{experiment.name}: width {config.width}, {len(config.mixers)} layers, "
+        f"vocabulary {experiment.data.vocabulary:,}, {config.dtype}"
     )
     for index, mixer in enumerate(config.mixers):
-        say(f"  layer {index}: {mixer}")
-    say("parameters")
+        log(f"  layer {index}: {mixer}")
+    log("parameters")
     for part, size in parameters_by_part(program.model).items():
-        say(f"  {part:32} {size:>14,}")
+        log(f"  {part:32} {size:>14,}")
     length = experiment.data.longest
-    say(f"forward FLOPs a token at length {length:,}: {flops_per_token(program.model, length):,.0f}")
-    say("decoding state of one sequence")
+    log(f"forward FLOPs per token at length {length:,}: {training_flops_per_token(experiment) / 3:,.0f}")
+    log("decoding state of one sequence")
     limit = config.maximum_length()
     for at in sorted({length, *LENGTHS}):
         if limit is not None and at > limit:
-            say(f"  {at:>8,} tokens: longer than this model's maximum of {limit:,}")
+            log(f"  {at:>8,} tokens: longer than this model's maximum of {limit:,}")
             continue
         size = state_bytes_at(config, experiment.data.vocabulary, [at])[str(at)]
-        say(
-            f"  {at:>8,} tokens: {size:>14,} bytes in {state_elements_at(config, experiment.data.vocabulary, at):,} elements"
-        )
+        elements = state_elements_at(config, experiment.data.vocabulary, at)
+        log(f"  {at:>8,} tokens: {size:>14,} bytes in {elements:,} elements")
     batch = abstract_batch(experiment)
     with contextlib.nullcontext() if mesh is None else compile_ahead.aimed_at_devices(mesh):
-        say(f"operations on {dispatch.device().kind}")
+        log(f"operations on {dispatch.device().kind}")
         for line in operations_by_mixer(config, batch):
-            say(f"  {line}")
+            log(f"  {line}")
         if mesh is None or target is None:
-            _compile(experiment, program, batch, say)
+            _compile(experiment, program, batch, log)
         else:
-            compile_target.report(experiment, program, mesh, target, say)
+            compile_target.report(experiment, program, mesh, target, log)
 
 
-def _compile(experiment: Experiment, program: Program, batch: Batch, say: Callable[[str], None]) -> None:
+def _compile(experiment: Experiment, program: Program, batch: Batch, log: Callable[[str], None]) -> None:
     begun = time.perf_counter()
     state = jax.eval_shape(program.init, 0)
-    precision = "highest" if experiment.run.precision == "highest" else None
-    with jax.default_matmul_precision(precision):
-        compiled = (
-            jax.jit(program.step, donate_argnums=0).lower(state, member_values([experiment], False), batch).compile()
-        )
-    say(f"training step of batch {experiment.run.batch_size} compiles here ({time.perf_counter() - begun:.1f} s)")
+    with program.context():
+        lowered = jax.jit(program.step, donate_argnums=0).lower(state, member_values([experiment], False), batch)
+        compiled = lowered.compile()
+    log(f"training step of batch {experiment.run.batch_size} compiles here ({time.perf_counter() - begun:.1f} s)")
     memory = compiled.memory_analysis()
     if memory is not None:
-        say("  memory a device: " + compile_target.memory_line(memory, None))
+        log("  memory per device: " + compile_target.memory_line(memory, None))

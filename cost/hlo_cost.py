@@ -1,11 +1,11 @@
 """What one call of a compiled program does, read from the text of its HLO: products, bytes, collectives, cycles; a
 loop's body as often as it runs.
 
-XLA's own cost analysis counts every loop's body once, and says nothing at all for GPUs that are only compiled for.
+XLA's own cost analysis counts every loop's body once, and reports nothing at all for GPUs that are only compiled for.
 Counts are of one device.
 
-- Products: dot, convolution (without what falls on padding), cuBLAS calls, and what TPU kernels say of themselves. GPU
-  kernels say nothing: their calls are counted instead.
+- Products: dot, convolution (without what falls on padding), cuBLAS calls, and what TPU kernels report. GPU kernels
+  report nothing: their calls are counted instead.
 - Bytes: what instructions outside of fusions read and write in the chip's main memory; a slice of an array counts as
   its slice, an update in place as the update. Arrays that the TPU compiler keeps in the chip's fast memory (S(1) and
   above in a layout) do not count.
@@ -60,7 +60,7 @@ class Traffic:
     sent: float = 0
 
     def plus(self, other: Traffic, times: float = 1) -> Traffic:
-        """Both, the other one `times` times."""
+        """Returns the sum of both, the other one counted `times` times."""
         return Traffic(
             self.calls + times * other.calls, self.bytes + times * other.bytes, self.sent + times * other.sent
         )
@@ -87,7 +87,7 @@ class Work:
     unknown_loops: float = 0
 
     def plus(self, other: Work, times: float = 1) -> Work:
-        """Both, the other one `times` times."""
+        """Returns the sum of both, the other one counted `times` times."""
         kinds = {*self.collectives, *other.collectives}
         none = Traffic()
         return Work(
@@ -114,7 +114,9 @@ class _Reader:
         self._known: dict[tuple[str, bool], Work] = {}
 
     def entry(self) -> Work:
-        return self._work(next(name for name, found in self.computations.items() if found.entry), fused=False)
+        return self._work(
+            next(name for name, computation in self.computations.items() if computation.entry), fused=False
+        )
 
     def _work(self, name: str, fused: bool) -> Work:
         if (name, fused) not in self._known:
@@ -124,51 +126,57 @@ class _Reader:
             self._known[name, fused] = total
         return self._known[name, fused]
 
-    def _of(self, found: Instruction, inside: Computation, fused: bool) -> Work:
-        found = _waited_for(found)
-        opcode = found.opcode
+    def _of(self, instruction: Instruction, inside: Computation, fused: bool) -> Work:
+        instruction = _waited_for(instruction)
+        opcode = instruction.opcode
         if opcode == "while":
-            return self._loop(found)
+            return self._loop(instruction)
         if opcode == "conditional":
             branches = [
                 self._work(name, fused)
-                for name in found.called("branch_computations", "true_computation", "false_computation")
+                for name in instruction.called("branch_computations", "true_computation", "false_computation")
             ]
             return max(branches, key=lambda work: (work.products, work.bytes), default=Work())
         if opcode in ("call", "async-start"):
             return functools.reduce(
                 Work.plus,
-                (self._work(name, fused) for name in found.called("to_apply", "calls", "called_computation")),
+                (self._work(name, fused) for name in instruction.called("to_apply", "calls", "called_computation")),
                 Work(),
             )
         inner = Work()
         if opcode == "fusion":
-            inner = functools.reduce(Work.plus, (self._work(name, True) for name in found.called("calls")), inner)
+            inner = functools.reduce(Work.plus, (self._work(name, True) for name in instruction.called("calls")), inner)
         kind = opcode.removesuffix("-start")
         if kind in _COLLECTIVES:
-            inner = inner.plus(Work(collectives=_traffic(kind, found, inside)))
+            inner = inner.plus(Work(collectives=_traffic(kind, instruction, inside)))
         silent = 0.0
         products = (
-            _dot(found, inside) if opcode == "dot" else _convolution(found, inside) if opcode == "convolution" else 0.0
+            _dot(instruction, inside)
+            if opcode == "dot"
+            else _convolution(instruction, inside)
+            if opcode == "convolution"
+            else 0.0
         )
         if opcode == "custom-call":
-            told = re.search(r'"cost_estimate":\{"flops":"(\d+)"', found.attributes)
-            target = found.text_of("custom_call_target")
-            products = float(told[1]) if told else _library_product(found, inside) if "gemm" in target else 0.0
-            silent = float(not told and target.startswith(_KERNELS))
-        cycles = re.search(r'"estimated_cycles":"(\d+)"', found.attributes)
+            estimate = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes)
+            target = instruction.text_of("custom_call_target")
+            products = (
+                float(estimate[1]) if estimate else _library_product(instruction, inside) if "gemm" in target else 0.0
+            )
+            silent = float(not estimate and target.startswith(_KERNELS))
+        cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
         alone = Work(
             products,
-            0.0 if fused else self._bytes(found, inside),
+            0.0 if fused else self._bytes(instruction, inside),
             float(cycles[1]) if cycles and not fused else 0.0,
             {},
             silent,
         )
         return inner.plus(alone)
 
-    def _loop(self, found: Instruction) -> Work:
-        (body,), (condition,) = found.called("body"), found.called("condition")
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', found.attributes)
+    def _loop(self, instruction: Instruction) -> Work:
+        (body,), (condition,) = instruction.called("body"), instruction.called("condition")
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes)
         turns = float(known[1]) if known else self._turns(self.computations[condition])
         each = self._work(body, False).plus(self._work(condition, False))
         return Work(unknown_loops=float(turns is None)).plus(each, 1.0 if turns is None else turns)
@@ -186,23 +194,23 @@ class _Reader:
         constants = [limit.argument for limit in limits if limit.opcode == "constant"]
         return float(constants[0]) if len(constants) == 1 and constants[0].isdigit() else None
 
-    def _bytes(self, found: Instruction, inside: Computation) -> float:
-        opcode = found.opcode
+    def _bytes(self, instruction: Instruction, inside: Computation) -> float:
+        opcode = instruction.opcode
         if opcode in _FREE or opcode.endswith("-done"):
             return 0.0
-        shapes = [inside.shape(name) for name in found.operands]
+        shapes = [inside.shape(name) for name in instruction.operands]
         if opcode in ("dynamic-slice", "slice", "gather"):
-            return 2.0 * bytes_of(found.shape)
+            return 2.0 * bytes_of(instruction.shape)
         if opcode == "dynamic-update-slice":
             return 2.0 * bytes_of(shapes[1])
         if opcode == "copy-start":
-            return bytes_of(found.parts[0]) + bytes_of(shapes[0])
+            return bytes_of(instruction.parts[0]) + bytes_of(shapes[0])
         if opcode == "fusion":
-            return self._fusion_bytes(found, shapes)
-        return bytes_of(found.shape) + sum(bytes_of(shape) for shape in shapes)
+            return self._fusion_bytes(instruction, shapes)
+        return bytes_of(instruction.shape) + sum(bytes_of(shape) for shape in shapes)
 
-    def _fusion_bytes(self, found: Instruction, shapes: list[str]) -> float:
-        inner = self.computations[found.called("calls")[0]]
+    def _fusion_bytes(self, instruction: Instruction, shapes: list[str]) -> float:
+        inner = self.computations[instruction.called("calls")[0]]
         total = 0.0
         for index, shape in enumerate(shapes):
             users = inner.users_of_parameter(index)
@@ -214,7 +222,7 @@ class _Reader:
                 total += bytes_of(shape)
         return total + sum(
             min(bytes_of(part), written)
-            for part, written in zip(found.parts, self._written(inner, found.parts), strict=True)
+            for part, written in zip(instruction.parts, self._written(inner, instruction.parts), strict=True)
         )
 
     @staticmethod
@@ -225,35 +233,37 @@ class _Reader:
         )
         if len(roots) != len(parts):
             return [bytes_of(part) for part in parts]
-        found = [inner.behind_bitcasts(root) for root in roots]
+        updates = [inner.behind_bitcasts(root) for root in roots]
         return [
             bytes_of(inner.shape(root.operands[1])) if root.opcode == "dynamic-update-slice" else math.inf
-            for root in found
+            for root in updates
         ]
 
 
-def _waited_for(found: Instruction) -> Instruction:
+def _waited_for(instruction: Instruction) -> Instruction:
     """Of a fusion that is started here and waited for elsewhere, as jax 0.11's compiler for GPUs has them, the fusion:
     `fusion-start` has the shape ((operands), result, context)."""
-    if found.opcode != "fusion-start":
-        return found
-    return dataclasses.replace(found, opcode="fusion", shape=f"({', '.join(found.parts[len(found.operands) : -1])})")
+    if instruction.opcode != "fusion-start":
+        return instruction
+    return dataclasses.replace(
+        instruction, opcode="fusion", shape=f"({', '.join(instruction.parts[len(instruction.operands) : -1])})"
+    )
 
 
-def _traffic(kind: str, found: Instruction, inside: Computation) -> dict[str, Traffic]:
-    count = len(found.operands)
-    if found.opcode == "all-gather-start":
-        parts = found.parts[count : 2 * count] or found.parts
-    elif found.opcode == "collective-permute-start":
-        parts = found.parts[1:2]
+def _traffic(kind: str, instruction: Instruction, inside: Computation) -> dict[str, Traffic]:
+    count = len(instruction.operands)
+    if instruction.opcode == "all-gather-start":
+        parts = instruction.parts[count : 2 * count] or instruction.parts
+    elif instruction.opcode == "collective-permute-start":
+        parts = instruction.parts[1:2]
     elif kind == "reduce-scatter":
-        parts = [inside.shape(name) for name in found.operands]
+        parts = [inside.shape(name) for name in instruction.operands]
     else:
-        parts = found.parts
+        parts = instruction.parts
     if kind == "all-reduce" and inside.name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"  # as TPUs fuse it
     size = sum(bytes_of(part, everywhere=True) for part in parts)
-    group = group_size(found.attributes)
+    group = group_size(instruction.attributes)
     share = 1.0 if kind.startswith("collective") else (group - 1) / group * (2.0 if kind == "all-reduce" else 1.0)
     return {kind: Traffic(1, size, share * size)}
 
@@ -279,36 +289,36 @@ def _dims(shape: str) -> list[int]:
     return [int(size) for size in inside[1].split(",") if size] if inside else []
 
 
-def _dot(found: Instruction, inside: Computation) -> float:
-    left = _dims(inside.shape(found.operands[0]))
-    contracted = found.numbers("lhs_contracting_dims")
-    return 2.0 * math.prod(_dims(found.shape)) * math.prod(left[axis] for axis in contracted)
+def _dot(instruction: Instruction, inside: Computation) -> float:
+    left = _dims(inside.shape(instruction.operands[0]))
+    contracted = instruction.numbers("lhs_contracting_dims")
+    return 2.0 * math.prod(_dims(instruction.shape)) * math.prod(left[axis] for axis in contracted)
 
 
-def _library_product(found: Instruction, inside: Computation) -> float:
-    contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', found.attributes)
+def _library_product(instruction: Instruction, inside: Computation) -> float:
+    contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
     if contracted is None:
         return 0.0
-    left = _dims(inside.shape(found.operands[0]))
+    left = _dims(inside.shape(instruction.operands[0]))
     axes = [int(axis) for axis in re.findall(r"\d+", contracted[1])]
-    return 2.0 * math.prod(_dims(found.parts[0])) * math.prod(left[axis] for axis in axes)
+    return 2.0 * math.prod(_dims(instruction.parts[0])) * math.prod(left[axis] for axis in axes)
 
 
-def _convolution(found: Instruction, inside: Computation) -> float:
+def _convolution(instruction: Instruction, inside: Computation) -> float:
     """Twice the products that fall on input: TPUs write batched products as convolutions over padding."""
-    layout = found.text_of("dim_labels")
+    layout = instruction.text_of("dim_labels")
     (inputs, kernel), result = layout.split("->")[0].split("_"), layout.split("->")[1]
-    x, k = (_dims(inside.shape(name)) for name in found.operands[:2])
-    y = _dims(found.shape)
-    window = found.text_of("window", braces=True)
+    x, k = (_dims(inside.shape(name)) for name in instruction.operands[:2])
+    y = _dims(instruction.shape)
+    window = instruction.text_of("window", braces=True)
     spatial = sorted(set(kernel) - set("io"))
     settings = {
         name: re.search(rf"\b{name}=([\w\-x]+)", window) for name in ("stride", "pad", "lhs_dilate", "rhs_dilate")
     }
 
     def setting(name: str, axis: int, default: str) -> str:
-        given = settings[name]
-        return given[1].split("x")[axis] if given else default
+        match = settings[name]
+        return match[1].split("x")[axis] if match else default
 
     pairs = 1.0
     for axis, label in enumerate(spatial):

@@ -38,20 +38,20 @@ class Instruction:
         """Computations that it names under any of these attributes."""
         found = []
         for name in names:
-            given = re.search(rf"\b{name}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
-            found += re.findall(r"%?([\w.\-]+)", given[1]) if given else []
+            match = re.search(rf"\b{name}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.attributes)
+            found += re.findall(r"%?([\w.\-]+)", match[1]) if match else []
         return found
 
     def numbers(self, name: str) -> list[int]:
         """An attribute like lhs_contracting_dims={1,2}."""
-        given = re.search(rf"\b{name}=\{{([\d,]*)\}}", self.attributes)
-        return [int(number) for number in given[1].split(",") if number] if given else []
+        match = re.search(rf"\b{name}=\{{([\d,]*)\}}", self.attributes)
+        return [int(number) for number in match[1].split(",") if number] if match else []
 
     def text_of(self, name: str, *, braces: bool = False) -> str:
         """An attribute's text: up to the next comma, of a quoted one what is quoted, or within braces."""
         pattern = rf"\b{name}=\{{([^}}]*)\}}" if braces else rf'\b{name}="?([^",\s]+)'
-        given = re.search(pattern, self.attributes)
-        return given[1] if given else ""
+        match = re.search(pattern, self.attributes)
+        return match[1] if match else ""
 
 
 @dataclasses.dataclass

@@ -32,23 +32,22 @@ def _part(path: str, config: LanguageModel) -> str:
 
 
 def flops_per_token(model: FunctionalModel, length: int) -> float:
-    """Returns the floating-point operations per token of the forward pass over one sequence of `length`: of its matrix
-    products, convolutions and Fourier transforms, 2 for a multiplication with its addition, 5 n log2 n for a complex
-    transform of n numbers.
+    """Returns FLOPs per token of the forward pass over one sequence of `length`: those of its matrix products,
+    convolutions and Fourier transforms.
 
-    They are counted in the traced program, bodies of scans as often as they run, so the number holds where operations
-    run on their XLA backends: kernels' products are not in the program.
+    A multiplication with its addition counts as 2, a complex transform of n numbers as 5 n log2 n. Counted in the traced
+    program, where scans count as often as they run; kernels do not report their products, so trace with XLA's backends.
     """
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     jaxpr = jax.make_jaxpr(lambda params, tokens: model.bind(params)(tokens))(model.abstract_params(), tokens)
-    return _products(jaxpr.jaxpr) / length
+    return _flops(jaxpr.jaxpr) / length
 
 
-def _products(jaxpr: Jaxpr) -> float:
-    return sum((_products_of(equation) for equation in jaxpr.eqns), 0.0)
+def _flops(jaxpr: Jaxpr) -> float:
+    return sum((_flops_of(equation) for equation in jaxpr.eqns), 0.0)
 
 
-def _products_of(equation: Any) -> float:
+def _flops_of(equation: Any) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         contracted = math.prod(equation.invars[0].aval.shape[axis] for axis in params["dimension_numbers"][0][0])
@@ -62,7 +61,7 @@ def _products_of(equation: Any) -> float:
         # A transform from or to real numbers takes half of the operations.
         factor = 5.0 if equation.invars[0].aval.dtype == equation.outvars[0].aval.dtype else 2.5
         return factor * longer * math.log2(max(size, 2))
-    inner = [_products(program) for program in _inner(params)]
+    inner = [_flops(program) for program in _inner(params)]
     if name == "scan":
         return params["length"] * sum(inner)
     return max(inner, default=0.0) if name == "cond" else sum(inner)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from recollect.benchmarks import head_mixture
+from recollect.benchmarks.timing import time_in_turns
 from recollect.configuration import UserError
 from recollect.layers.mixers import mixture_of_heads
 from recollect.pallas_kernels.head_mixture_attention import xla
@@ -25,7 +26,7 @@ def test_forms_are_told_apart_while_they_are_traced():
 
 def test_turns_alternate():
     calls = []
-    times = head_mixture.alternating({name: lambda name=name: calls.append(name) for name in "ab"}, 2)
+    times = time_in_turns({name: lambda name=name: calls.append(name) for name in "ab"}, turns=2)
     assert calls == list("ababab") and set(times) == {"a", "b"}
 
 

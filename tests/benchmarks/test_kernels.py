@@ -153,7 +153,8 @@ import dataclasses
 make = kernel_cases.CASES["linear_recurrence", "no decay"]
 plain = {"fine": lambda x: make(**SMALL).run(x, "xla"), "fatal": lambda x: os.kill(os.getpid(), signal.SIGKILL)}
 kernel_cases.CPU_SHAPES = {"linear_recurrence": [SMALL]}
-kernel_cases.CASES = {("linear_recurrence", "no decay"): lambda **sizes: dataclasses.replace(make(**SMALL), plain=plain)}
+case = dataclasses.replace(make(**SMALL), plain=plain)
+kernel_cases.CASES = {("linear_recurrence", "no decay"): lambda **sizes: case}
 kernel_timing.timed = lambda run, *arguments: (0.002, 0.0)
 kernels.main(["--operations", "linear_recurrence", "--backends", "xla", "--out", sys.argv[1]])
 """
@@ -173,7 +174,8 @@ def peer_python(folder, body):
     path = folder / "python"
     counter = folder / "processes"
     path.write_text(
-        f"#!{sys.executable}\nimport json, os, sys, time\nbefore = os.path.getsize({str(counter)!r}) if os.path.exists({str(counter)!r}) else 0\n"
+        f"#!{sys.executable}\nimport json, os, sys, time\n"
+        f"before = os.path.getsize({str(counter)!r}) if os.path.exists({str(counter)!r}) else 0\n"
         f"open({str(counter)!r}, 'a').write('x')\nfor line in sys.stdin:\n"
         + textwrap.indent(textwrap.dedent(body), "    ")
     )
@@ -187,8 +189,8 @@ ANSWER = """print('RESULT ' + json.dumps({"forward": 0.001, "both": 0.004, "vers
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("os.kill(os.getpid(), 9)", "the peer's process ended: signal SIGKILL"),
-        ("sys.exit(3)", "the peer's process ended: exit code 3"),
+        ("os.kill(os.getpid(), 9)", "the process ended: signal SIGKILL"),
+        ("sys.exit(3)", "the process ended: exit code 3"),
         ("time.sleep(600)", "no answer in 2 s: killed"),
     ],
     ids=["killed", "ended", "hung"],
@@ -209,7 +211,7 @@ def test_a_peer_that_closed_its_input_does_not_end_the_benchmark(small, tmp_path
     arguments = ["--operations", "short_convolution", "taylor_attention", "--backends", "xla", "--peer-python", python]
     assert kernels.main([*arguments, "--out", str(tmp_path)]) == 0
     first, second = (row for row in results(tmp_path)["rows"] if row["form"] == "peer")
-    assert first["both"] == 0.004 and second["error"] == "the peer's process ended: it reads no more cases"
+    assert first["both"] == 0.004 and second["error"] == "the process ended: it reads no more cases"
 
 
 def test_a_peer_without_a_backward_pass_keeps_its_forward_time(small, tmp_path, capsys):

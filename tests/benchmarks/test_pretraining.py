@@ -43,7 +43,9 @@ def test_a_whole_run(tiny, tmp_path, monkeypatch, capsys):
         "parameters": 7,
         "version": "fla 1, torch 2",
     }
-    interpreter.write_text(f"#!/bin/sh\ncat > {tmp_path}/case.json\necho noise\necho 'RESULT {json.dumps(answer)}'\n")
+    interpreter.write_text(
+        f"#!/bin/sh\nhead -n 1 > {tmp_path}/case.json\necho noise\necho 'RESULT {json.dumps(answer)}'\n"
+    )
     interpreter.chmod(interpreter.stat().st_mode | stat.S_IXUSR)
     out = ["--out", str(tmp_path / "results"), "--peer-python", str(interpreter)]
     assert pretraining.main(["--models", "attention_30m", "optimizer.learning_rate=1e-4", "--steps", "2", *out]) == 0
@@ -82,7 +84,7 @@ def test_what_the_peer_cannot_do(tiny, tmp_path):
     with pytest.raises(UserError, match="cannot be run"):
         pretraining.peer(tiny, str(tmp_path / "none"), 1, {})
     broken = pretraining.peer(tiny, "/bin/false" if os.path.exists("/bin/false") else "/usr/bin/false", 1, {})
-    assert broken["error"].startswith("exit code 1")
+    assert broken["error"] == "the process ended: exit code 1"
 
 
 @pytest.mark.parametrize(

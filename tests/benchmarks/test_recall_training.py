@@ -1,6 +1,6 @@
 """The benchmark's arithmetic, its talk with Zoology's process, and that its pieces do the work they are timed for."""
 
-import io
+import functools
 import json
 import os
 import subprocess
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recollect.benchmarks import machine, recall_breakdown, recall_training, zoology_runner
+from recollect.benchmarks import machine, peer_side, recall_breakdown, recall_training, timing, zoology_runner
 from recollect.configuration import UserError
 from recollect.data.synthetics import MQAR
 from recollect.layers.mixers.linear_attention import LinearAttention
@@ -102,7 +102,7 @@ def test_set_default_changes_one_default_and_knows_when_there_is_nothing_to_chan
         zoology_runner.set_default(build, "size", 1)
 
 
-def test_the_runner_answers_errors_and_goes_on_and_keeps_prints_out_of_its_replies():
+def test_the_runner_answers_errors_and_goes_on_and_keeps_prints_out_of_its_replies(capsys):
     class Loud:
         def train(self, steps):
             print("not a reply")
@@ -110,10 +110,10 @@ def test_the_runner_answers_errors_and_goes_on_and_keeps_prints_out_of_its_repli
                 raise ValueError("negative")
             return {"done": steps}
 
-    replies = io.StringIO()
     requests = [json.dumps({"op": "train", "steps": steps}) for steps in (-1, 2)]
-    zoology_runner.serve(requests, replies, Loud())
-    assert [json.loads(line) for line in replies.getvalue().splitlines()] == [
+    peer_side.serve(functools.partial(zoology_runner.answer, Loud), requests)
+    replies = capsys.readouterr().out.splitlines()
+    assert [json.loads(line.removeprefix("RESULT ")) for line in replies] == [
         {"error": "ValueError: negative"},
         {"done": 2},
     ]
@@ -135,15 +135,14 @@ def checkout(tmp_path):
 
 
 def interpreter(tmp_path: Path, answers: list[dict]) -> str:
-    """A program in the place of Zoology's interpreter: says it is ready, then gives these answers in turn."""
+    """A program in the place of Zoology's interpreter, which gives these answers in turn."""
     path = tmp_path / "interpreter"
     lines = [
         f"#!{sys.executable}",
         "import json, sys",
         f"answers = {answers!r}",
-        "print(json.dumps({'ready': True}), flush=True)",
         "for request, answer in zip(sys.stdin, answers):",
-        "    print(json.dumps({**answer, 'request': json.loads(request)}), flush=True)",
+        "    print('RESULT ' + json.dumps({**answer, 'request': json.loads(request)}), flush=True)",
     ]
     path.write_text("\n".join(lines))
     path.chmod(0o755)
@@ -159,8 +158,8 @@ def test_a_turn_of_zoology_gives_time_a_step_and_time_of_one_batch_of_data(tmp_p
     assert peer.parameters == 7
     assert peer.step_seconds == pytest.approx(0.5)  # the two warm-up steps don't count
     assert peer.turn(4.0) == {"step": pytest.approx(0.3), "data": pytest.approx(0.5)}
-    peer.close()
-    assert peer.process.returncode == 0
+    peer.peer.close()
+    assert peer.peer.process.returncode == 0
 
 
 def test_what_goes_wrong_with_zoology_is_said_in_one_line(tmp_path, checkout):
@@ -172,13 +171,14 @@ def test_what_goes_wrong_with_zoology_is_said_in_one_line(tmp_path, checkout):
         recall_training.Zoology(
             checkout, interpreter(tmp_path, [{"error": "ModuleNotFoundError: No module named 'torch'"}])
         )
-    with pytest.raises(UserError, match="ended with exit code 0"):
+    with pytest.raises(UserError, match="Zoology cannot be run: the process ended: exit code 0"):
         recall_training.Zoology(checkout, interpreter(tmp_path, []))
 
 
-def test_bad_arguments_end_with_exit_code_2(capsys):
-    assert recall_training.main(["--rounds", "0"]) == 2
-    assert capsys.readouterr().err.startswith("error: --rounds")
+def test_options_that_do_not_fit_are_named():
+    for arguments, message in ((["--rounds", "0"], "--rounds 0"), (["--dropout", "1"], r"--dropout 1.0: must be in")):
+        with pytest.raises(UserError, match=message):
+            recall_training.main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def test_differences_give_the_parts_and_the_table_names_the_largest(program, mon
 
 def test_pieces_take_turns_and_the_median_is_reported(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(recall_breakdown.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
     order = []
 
     def piece(name, seconds):
@@ -271,6 +271,6 @@ def test_pieces_take_turns_and_the_median_is_reported(monkeypatch):
 
         return call
 
-    times = recall_breakdown.time_in_turns({"a": piece("a", 1.0), "b": piece("b", 3.0)}, 0.0)
+    times = timing.time_in_turns({"a": piece("a", 1.0), "b": piece("b", 3.0)})
     assert order == ["a", "b"] * 6
     assert times == {"a": 1.0, "b": 3.0}

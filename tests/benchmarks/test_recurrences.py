@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from recollect.benchmarks import recurrences
+from recollect.benchmarks.peer_process import PeerProcess
 from recollect.configuration import UserError
 
 SIZES = ["--cases", "simple_gla", "--shapes", "1,20,2,4", "--turns", "1", "--seconds", "0"]
@@ -67,13 +68,13 @@ def test_a_mistake_is_said_before_anything_is_measured(arguments, message, capsy
 def test_a_dead_peer_leaves_our_times(tmp_path, capsys, interpreter):
     code, row = _run(["--peer-python", interpreter("echo lost >&2", "exit 3")], tmp_path)
     assert code == 0 and row["ours"]["both"]["clock"] > 0
-    assert row["peer"]["error"] == "the process ended with code 3: lost" in capsys.readouterr().out
+    assert row["peer"]["error"] == "the process ended: exit code 3: lost" in capsys.readouterr().out
 
 
 def test_a_hung_side_is_killed(interpreter):
-    process = recurrences.Process("peer", interpreter("exec sleep 100"))
-    assert process.ask({"part": "forward", "seconds": 0.0}, patience=0.1) == {"error": "no answer in 0.1 s: killed"}
-    process.end()
+    process = PeerProcess("--peer-python", interpreter("exec sleep 100"), ["recurrence_sides.py", "peer"], 0.1)
+    assert process.ask({"part": "forward", "seconds": 0.0}) == {"error": "no answer in 0.1 s: killed"}
+    process.close()
     assert process.process.returncode == -9
 
 

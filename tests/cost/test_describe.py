@@ -73,12 +73,12 @@ def test_describe_for_a_slice_of_tpus():
     said = []
     model = LanguageModel(width=16, stages=(Stage(pattern=(SlidingWindow(window=4),), repeats=3),))
     run = chz.replace(EXPERIMENT.run, mesh=Mesh(data=2, fsdp=2))
-    describe(chz.replace(EXPERIMENT, model=model, run=run), target="tpu:v6e:2x2", say=said.append)
+    describe(chz.replace(EXPERIMENT, model=model, run=run), target="tpu:v6e:2x2", log=said.append)
     place = said.index("operations on TPU v6 lite")
     assert said[place + 1].startswith("  SlidingWindow: softmax_attention on ") or "in 3 layers" in said[place + 1]
     assert any(line.startswith("training step of batch 16 compiles for tpu:v6e:2x2, 4 devices (") for line in said)
     assert any(
-        "memory a device: arguments" in line and line.endswith("of the 32.0 GiB of a TPU v6e: fits") for line in said
+        "memory per device: arguments" in line and line.endswith("of the 32.0 GiB of a TPU v6e: fits") for line in said
     )
     gathered = next(line.split() for line in said if line.startswith("    all-gather "))
     assert int(gathered[1]) >= 3  # parameters of every layer at least
@@ -88,14 +88,14 @@ def test_describe_for_a_slice_of_tpus():
         describe(EXPERIMENT, target="tpu:v6e:3x7")
     eight = chz.replace(EXPERIMENT, run=chz.replace(EXPERIMENT.run, mesh=Mesh(data=8)))
     with pytest.raises(UserError, match=r"run\.mesh asks for 8 devices; the target has 4"):
-        describe(eight, target="tpu:v6e:2x2", say=said.append)
+        describe(eight, target="tpu:v6e:2x2", log=said.append)
 
 
 def test_describe_for_an_h100():
     _there("cuda")
     said = []
     model = LanguageModel(width=64, stages=(Stage(pattern=(SlidingWindow(window=4),)),), dtype="bfloat16")
-    describe(chz.replace(EXPERIMENT, model=model), target="h100", say=said.append)
+    describe(chz.replace(EXPERIMENT, model=model), target="h100", log=said.append)
     assert "operations on NVIDIA H100 80GB HBM3" in said
     assert any(line.startswith("training step of batch 16 compiles for h100 (") for line in said)
     assert any("of the 79.1 GiB of a H100: fits" in line for line in said)

@@ -102,8 +102,10 @@ TPU = """HloModule m, is_scheduled=true
   %t = (s32[]{:T(128)}, f32[10,4,8]{2,1,0}) parameter(0)
   %j = s32[]{:T(128)} get-tuple-element(%t), index=0
   %all = f32[10,4,8]{2,1,0} get-tuple-element(%t), index=1
-  %one = f32[4,8]{1,0:S(1)} fusion(%all, %j), kind=kLoop, calls=%fused, backend_config={"window_config":{"estimated_cycles":"100"}}
-  %kernel = f32[4,8]{1,0} custom-call(%one), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"flops":"500"}}}
+  %one = f32[4,8]{1,0:S(1)} fusion(%all, %j), kind=kLoop, calls=%fused, \
+backend_config={"window_config":{"estimated_cycles":"100"}}
+  %kernel = f32[4,8]{1,0} custom-call(%one), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"cost_estimate":{"flops":"500"}}}
   ROOT %next = (s32[]{:T(128)}, f32[10,4,8]{2,1,0}) tuple(%j, /*index=1*/%all)
 }
 
@@ -155,7 +157,8 @@ ENTRY %main (x: f32[10,4,8], y: f32[10,8,8], i: s32[]) -> (f32[10,8,8], f32[8,8]
   %begun = ((f32[10,4,8]{2,1,0}, s32[]), f32[1,4,8]{2,1,0}, u32[]) fusion-start(%x, %i), kind=kLoop, calls=%slice
   %one = f32[1,4,8]{2,1,0} fusion-done(%begun)
   %flat = f32[4,8]{1,0} bitcast(%one)
-  %more = ((f32[10,8,8]{2,1,0}, f32[4,8]{1,0}, s32[]), (f32[10,8,8]{2,1,0}, f32[8,8]{1,0}), u32[]) fusion-start(%y, %flat, %i), kind=kLoop, calls=%put
+  %more = ((f32[10,8,8]{2,1,0}, f32[4,8]{1,0}, s32[]), (f32[10,8,8]{2,1,0}, f32[8,8]{1,0}), u32[]) \
+fusion-start(%y, %flat, %i), kind=kLoop, calls=%put
   ROOT %end = (f32[10,8,8]{2,1,0}, f32[8,8]{1,0}) fusion-done(%more)
 }
 """
@@ -177,7 +180,8 @@ def test_convolutions_that_stand_for_batched_products():
 ENTRY %main (a: bf16[2,1,512,64], b: bf16[4,64,32,1]) -> f32[2,512,4,32] {
   %a = f32[2,1,512,64]{3,2,1,0} parameter(0)
   %b = bf16[4,1,64,32]{3,2,1,0} parameter(1)
-  ROOT %c = f32[2,4,512,32]{3,2,1,0} convolution(%a, %b), window={size=4x1 pad=3_3x0_0 rhs_reversal=1x0}, dim_labels=b01f_01io->b01f
+  ROOT %c = f32[2,4,512,32]{3,2,1,0} convolution(%a, %b), window={size=4x1 pad=3_3x0_0 rhs_reversal=1x0}, \
+dim_labels=b01f_01io->b01f
 }
 """
     assert work_of(lines).products == 2 * 2 * 4 * 512 * 32 * 64
@@ -186,7 +190,8 @@ ENTRY %main (a: bf16[2,1,512,64], b: bf16[4,64,32,1]) -> f32[2,512,4,32] {
 ENTRY %main (x: f32[1,4,9], k: f32[6,2,3]) -> f32[1,6,5] {
   %x = f32[1,4,9]{2,1,0} parameter(0)
   %k = f32[6,2,3]{2,1,0} parameter(1)
-  ROOT %c = f32[1,6,5]{2,1,0} convolution(%x, %k), window={size=3 stride=2 pad=1_1}, dim_labels=bf0_oi0->bf0, feature_group_count=2
+  ROOT %c = f32[1,6,5]{2,1,0} convolution(%x, %k), window={size=3 stride=2 pad=1_1}, \
+dim_labels=bf0_oi0->bf0, feature_group_count=2
 }
 """
     # Outputs at 0, 2, 4, 6, 8 under taps at -1, 0, 1: the first and the last miss one tap each.
@@ -204,16 +209,16 @@ def test_what_is_said_of_memory_and_time():
     assert memory_line(Memory, None).endswith("outputs kept apart 1.0 MiB; together 64.00 GiB")
     work = Work(197e12, 819e9 / 2, 3e9, {"all-reduce": Traffic(2, 1e9, 4e9)}, 3, 1)
     lines = work_lines(work, 98.5e12)
-    assert (
-        lines[0]
-        == "products: 197.000 TFLOP beside 3 calls of kernels that do not tell theirs; the model's own (3 x forward) 98.500 TFLOP"
+    assert lines[0] == (
+        "products: 197.000 TFLOP beside 3 calls of kernels that do not report theirs; "
+        "the model's own (3 x forward) 98.500 TFLOP"
     )
     assert lines[2] == "1 loops of unknown length are counted as one turn" and " ".join(lines[4].split()) == (
         "all-reduce 2 calls 953.7 MiB, 3,814.7 MiB sent as rings"
     )
     assert time_lines(work, 98.5e12, v5e, 1000, 4) == [
         "roofline (data-sheet peaks, not measured): products 1.00 s, main memory 500.00 ms, links 20.00 ms",
-        "  bound by products: 1.00 s a step, 1,000 tokens/s on 4 devices, MFU 50%",
+        "  bound by products: 1.00 s per step, 1,000 tokens/s on 4 devices, MFU 50%",
         "the compiler's estimate: 2.00 s (3,000,000,000 cycles at 1.5 GHz; kernels and collectives are not in it)",
     ]
 

@@ -29,7 +29,8 @@ def test_text_based_ends_far_below_a_bigram_model(capsys, tmp_path):
     assert "sample: " in out and "sha256" in out
     result = json.loads((folder / "result.json").read_text())
     print(
-        f"{result['bits_per_byte']:.3f} bits a byte, bigram {result['bigram_bits_per_byte']:.3f}, {result['seconds']:.0f} s"
+        f"{result['bits_per_byte']:.3f} bits per byte, bigram {result['bigram_bits_per_byte']:.3f}, "
+        f"{result['seconds']:.0f} s"
     )
     assert result["bits_per_byte"] <= result["bigram_bits_per_byte"] - 0.7
     assert set(result["bits_by_slice"]) == {"recall", "rest"}

@@ -76,11 +76,9 @@ def test_products_by_formula():
 
 def test_products_of_transforms_and_convolutions():
     def count(function, *shapes):
-        from recollect.models.accounting import _products
+        from recollect.models.accounting import _flops
 
-        return _products(
-            jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).jaxpr
-        )
+        return _flops(jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).jaxpr)
 
     assert count(lambda x: jnp.fft.rfft(x), (3, 64)) == 3 * 2.5 * 64 * 6
     convolve = lambda x, k: jax.lax.conv_general_dilated(x, k, (1,), "SAME", feature_group_count=2)  # noqa: E731
@@ -90,7 +88,7 @@ def test_products_of_transforms_and_convolutions():
     assert flops_per_token(FunctionalModel(model, 16), 64) > 2 * 16 * (3 * 16 + 16 + 16)
 
 
-def test_training_takes_three_times_the_forward_products(tmp_path):
+def test_training_takes_three_times_the_forward_flops(tmp_path):
     experiment = tiny(tmp_path)
     forward = flops_per_token(FunctionalModel(experiment.model, 32), 16)
     assert training_flops_per_token(experiment) == 3 * forward > 0

@@ -3,11 +3,18 @@
 The config classes of every package derive from `Config`. This package imports nothing of the project.
 """
 
-from recollect.configuration.base import Config, Preempted, UserError, config_class, known_configs
-from recollect.configuration.exports import exported_names
+from recollect.configuration.base import (
+    Config,
+    Preempted,
+    UserError,
+    at_least,
+    config_class,
+    exported_names,
+    known_configs,
+    requires,
+)
 from recollect.configuration.overrides import apply_overrides, apply_values, get_field
 from recollect.configuration.serialization import differences, from_json, to_json
-from recollect.configuration.validators import at_least, requires
 
 __all__ = [
     "Config",

@@ -1,4 +1,4 @@
-"""Counts parameters by part, FLOPs per token and state bytes, from the real parameters, program and state."""
+"""Counts parameters by part and FLOPs per token, from the real parameters and program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from recollect.models.functional import FunctionalModel, flatten
-from recollect.models.language_model import LanguageModel, state_bytes
+from recollect.models.language_model import LanguageModel
 
 
 def parameters_by_part(model: FunctionalModel) -> dict[str, int]:
@@ -75,21 +75,3 @@ def _inner(params: dict[str, Any]) -> list[Jaxpr]:
         for value in values
         if isinstance(value, Jaxpr | ClosedJaxpr)
     ]
-
-
-def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -> dict[str, int]:
-    """Returns the bytes of the decoding state of one sequence, for streams of the given lengths, without the model's
-    own cursor. Keys are strings, as in JSON; lengths that the model cannot take are left out."""
-    limit = config.maximum_length()
-    fitting = [length for length in lengths if limit is None or length <= limit]
-    return {str(length): state_bytes(_state(config, vocabulary, length)) for length in fitting}
-
-
-def state_elements_at(config: LanguageModel, vocabulary: int, length: int) -> int:
-    """Returns the number of array elements in that state."""
-    return sum(leaf.size for leaf in jax.tree.leaves(_state(config, vocabulary, length)))
-
-
-def _state(config: LanguageModel, vocabulary: int, length: int) -> Any:
-    model = FunctionalModel(config, vocabulary)
-    return jax.eval_shape(lambda params: model.bind(params).init_state(1, length).layers, model.abstract_params())

@@ -13,7 +13,7 @@ from flax import nnx, traverse_util
 from jaxtyping import Array, Key
 
 from recollect.configuration.io import flatten
-from recollect.models.language_model import LanguageModel, LanguageModelModule
+from recollect.models.language_model import LanguageModel, LanguageModelModule, state_bytes
 
 Params = dict[str, Any]
 
@@ -57,3 +57,21 @@ def nest(flat: dict[tuple[Any, ...], Any]) -> Params:
 def count(params: Params) -> int:
     """Returns the number of parameters."""
     return sum(int(leaf.size) for leaf in jax.tree.leaves(params))
+
+
+def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -> dict[str, int]:
+    """Returns the bytes of the decoding state of one sequence, for streams of the given lengths, without the model's
+    own cursor. Keys are strings, as in JSON; lengths that the model cannot take are left out."""
+    limit = config.maximum_length()
+    fitting = [length for length in lengths if limit is None or length <= limit]
+    return {str(length): state_bytes(_abstract_state(config, vocabulary, length)) for length in fitting}
+
+
+def state_elements_at(config: LanguageModel, vocabulary: int, length: int) -> int:
+    """Returns the number of array elements in that state."""
+    return sum(leaf.size for leaf in jax.tree.leaves(_abstract_state(config, vocabulary, length)))
+
+
+def _abstract_state(config: LanguageModel, vocabulary: int, length: int) -> Any:
+    model = FunctionalModel(config, vocabulary)
+    return jax.eval_shape(lambda params: model.bind(params).init_state(1, length).layers, model.abstract_params())

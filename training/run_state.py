@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recollect.models.accounting import state_bytes_at
+from recollect.models.functional import state_bytes_at
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.experiment import Experiment
 from recollect.training.recovery.loss_spikes import SpikeGuard

@@ -17,6 +17,6 @@ from recollect.layers.modules.linear import Linear, merge_heads, normal, output_
 from recollect.layers.modules.mlp import GELU, GELUNetwork, MlpConfig, SwiGLU, SwiGLUNetwork
 from recollect.layers.modules.norms import LayerNorm, LayerNormalization, NormConfig, RMSNorm, RMSNormalization
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, PositionTable, Rotary, check_length
-from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
+from recollect.layers.modules.short_convolution import CausalConvolution, DepthwiseConvolution, ShortConvolution
 
 __all__ = exported_names(globals())

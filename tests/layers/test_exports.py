@@ -23,7 +23,7 @@ def test_everything_public_is_exported_and_documented(name):
         module = importlib.import_module(info.name)
         for value in vars(module).values():
             if getattr(value, "__module__", None) != info.name or info.name.endswith(".landmarks"):
-                continue  # defined elsewhere; landmarks are the model's own affair
+                continue  # defined elsewhere; landmarks are internal to the model
             if inspect.isclass(value) and not value.__name__.startswith("_"):
                 assert value in exported, f"{info.name}.{value.__name__}"
 

@@ -35,8 +35,9 @@ def flops_per_token(model: FunctionalModel, length: int) -> float:
     """Returns FLOPs per token of the forward pass over one sequence of `length`: those of its matrix products,
     convolutions and Fourier transforms.
 
-    A multiplication with its addition counts as 2, a complex transform of n numbers as 5 n log2 n. Counted in the traced
-    program, where scans count as often as they run; kernels do not report their products, so trace with XLA's backends.
+    A multiplication with its addition counts as 2, a complex transform of n numbers as 5 n log2 n. They are counted in
+    the traced program, bodies of scans as often as they run; kernels do not report their products, so trace with XLA's
+    backends.
     """
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     jaxpr = jax.make_jaxpr(lambda params, tokens: model.bind(params)(tokens))(model.abstract_params(), tokens)

@@ -67,7 +67,7 @@ def mesh_of(experiment: Experiment, devices: Sequence[jax.Device]) -> jax.shardi
 
 def compile_step(
     experiment: Experiment, program: Program, mesh: jax.sharding.Mesh
-) -> tuple[Any, tuple[compile_ahead.Kernel, ...]]:
+) -> tuple[Any, tuple[compile_ahead.KernelReport, ...]]:
     """Returns the training step compiled for a mesh of compile-only devices, and ptxas's report of each GPU kernel.
 
     Call it inside `compile_ahead.aimed_at_devices(mesh)`; `program` gets the mesh.

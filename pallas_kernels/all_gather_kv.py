@@ -23,18 +23,19 @@ def over_gathered_keys(
     heads: str = "h",
     **rows: jax.Array | None,
 ) -> Any:
-    """Self-attention, tokens split over the ambient mesh's axis sequence: `run`'s outputs (b, t, h, v), with
+    """Returns self-attention of tokens split over the mesh axis sequence: `run`'s outputs (b, t, h, v), with
     `return_lse` also log-sum-exps (b, t, h).
 
     Args:
-      run: the operation's front door with its settings bound, called with queries' and keys' positions and segments.
+      run: the operation's public function with its settings bound, called with queries' and keys' positions and
+        segments.
       positions, segments: (b, t), or None: one document, counted from 0.
       heads: the letter of heads; not "h" where queries' heads do not go with keys' in order, which then are not split.
-      rows: what else queries have, (b, t, h) each; passed on by name.
+      rows: further arrays of the queries, (b, t, h) each; passed on by name.
     """
 
     def part(q, k, v, positions, segments, rows):
-        counted = sequence_collectives.places(*q.shape[:2]) if positions is None else positions
+        counted = sequence_collectives.global_positions(*q.shape[:2]) if positions is None else positions
         return run(
             q,
             sequence_collectives.gathered(k),

@@ -5,7 +5,8 @@ One function, for one chip (v5e, v5p, v6e, h100), from Python:
 
     shape = jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16)
     report = compile_ahead.report("h100", function, shape, shape)
-    print(report.line())                     # seconds, temporary memory, and of each GPU kernel: registers, spilled bytes
+    print(report.line())                     # seconds, temporary memory, and of each GPU kernel: registers, spilled
+      bytes
     assert not report.complaints()
 
 and from a shell, where `programs()` in FILE.py returns such (name, function, arguments) triples:
@@ -60,11 +61,10 @@ dnn_version_info { major: 9 minor: 10 } runtime_version { major: 12 minor: 9 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
-    """What ptxas says of one GPU kernel: registers a thread, bytes spilled, and its warnings that wgmma are serialised;
-    and how many
-    instructions in its PTX are for special functions: exponentials, reciprocals and the like, a quarter or less as fast
-    as others."""
+class KernelReport:
+    """What ptxas says of one GPU kernel: registers per thread, bytes spilled, and its warnings that wgmma are
+    serialised; and how many instructions in its PTX are for special functions: exponentials, reciprocals and the like,
+    a quarter or less as fast as others."""
 
     name: str
     registers: int
@@ -81,19 +81,19 @@ class Report:
     chip: str
     seconds: float
     temporary_bytes: int
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[KernelReport, ...]
     compiled: Any = dataclasses.field(repr=False, compare=False)
 
     def complaints(self) -> list[str]:
-        """What a tuned kernel must not do: spill registers, or wait for each wgmma."""
-        found = []
+        """Returns what a tuned kernel must not do: spill registers, or wait for each wgmma."""
+        complaints = []
         for kernel in self.kernels:
             if kernel.spill_stores or kernel.spill_loads:
-                found.append(
+                complaints.append(
                     f"{kernel.name} spills: {kernel.spill_stores} bytes stored, {kernel.spill_loads} bytes loaded"
                 )
-            found += [f"{kernel.name}: {warning}" for warning in kernel.serialised]
-        return found
+            complaints += [f"{kernel.name}: {warning}" for warning in kernel.serialised]
+        return complaints
 
     def line(self) -> str:
         """Seconds, temporary memory and kernels, for one line of a table."""
@@ -106,12 +106,12 @@ class Report:
 
 
 def tpu(generation: str) -> jax.Device:
-    """A device of a TPU generation ("v5e", "v5p", "v6e") that can be compiled for only."""
+    """Returns a device of a TPU generation ("v5e", "v5p", "v6e") that can be compiled for only."""
     return tpu_slice(TOPOLOGIES[generation])[0]
 
 
 def tpu_slice(topology: str) -> Sequence[jax.Device]:
-    """The devices of a slice ("v5e:2x2") that can be compiled for only.
+    """Returns the devices of a slice ("v5e:2x2") that can be compiled for only.
 
     Raises:
       NotInstalled: no libtpu here.
@@ -119,7 +119,7 @@ def tpu_slice(topology: str) -> Sequence[jax.Device]:
     """
     from jax.experimental import topologies
 
-    # libtpu asks a metadata server, which only Google's machines have, for what it is told here.
+    # libtpu asks a metadata server, which only Google's machines have, for settings that are given here.
     settings = {
         "TPU_LIBRARY_PATH": str(compilers.files("tpu")[0]),
         "TPU_SKIP_MDS_QUERY": "1",
@@ -136,7 +136,7 @@ def tpu_slice(topology: str) -> Sequence[jax.Device]:
 
 @functools.cache
 def h100() -> jax.Device:
-    """An H100 that can be compiled for only.
+    """Returns an H100 that can be compiled for only.
 
     Raises:
       NotInstalled: no CUDA plugin of this jax version here, or no ptxas.
@@ -156,7 +156,7 @@ def h100() -> jax.Device:
 
 
 def device(chip: str) -> jax.Device:
-    """The compile-only device of one of CHIPS.
+    """Returns the compile-only device of one of CHIPS.
 
     Raises:
       NotInstalled: its compiler is not here.
@@ -168,8 +168,8 @@ def device(chip: str) -> jax.Device:
 
 
 def lower_for(target: jax.Device, function: Callable[..., Any], *arguments: Any) -> Any:
-    """function, traced and lowered for a compile-only device with its kernels chosen for it. arguments: trees of
-    ShapeDtypeStruct."""
+    """Returns function, traced and lowered for a compile-only device with its kernels chosen for it. arguments: trees
+    of ShapeDtypeStruct."""
     placement = jax.sharding.SingleDeviceSharding(target)
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement), arguments)
     mesh = jax.sharding.Mesh(np.array([target]), ("chip",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -193,11 +193,11 @@ def aimed_at_devices(mesh: jax.sharding.Mesh) -> Iterator[None]:
 
 
 def compile_for(target: jax.Device, function: Callable[..., Any], *arguments: Any) -> Any:
-    """function, compiled for a compile-only device. arguments: trees of ShapeDtypeStruct."""
+    """Returns function, compiled for a compile-only device. arguments: trees of ShapeDtypeStruct."""
     return lower_for(target, function, *arguments).compile(compiler_options=compiler_options(target.platform))
 
 
-def finish(lowered: Any, platform: str) -> tuple[Any, tuple[Kernel, ...]]:
+def finish(lowered: Any, platform: str) -> tuple[Any, tuple[KernelReport, ...]]:
     """Compiles what was lowered for a compile-only device of this platform ("tpu" or "gpu"); and what ptxas said of
     its GPU kernels."""
     with _captured() as said:
@@ -206,19 +206,19 @@ def finish(lowered: Any, platform: str) -> tuple[Any, tuple[Kernel, ...]]:
 
 
 def compiler_options(platform: str) -> dict[str, str]:
-    """What `.compile()` of a program lowered for a compile-only device must be given."""
+    """Returns what `.compile()` of a program lowered for a compile-only device must be given."""
     return {"xla_gpu_cuda_data_dir": str(compilers.files("cuda")[2].parents[1])} if platform == "gpu" else {}
 
 
 def report(
     chip: str, function: Callable[..., Any], *arguments: Any, kernels: bool = True, limit: float = 120
 ) -> Report:
-    """Compiles a function for a chip and tells what that took.
+    """Compiles a function for a chip and reports what that took.
 
     Args:
       arguments: trees of ShapeDtypeStruct.
       kernels: whether it must hold a Pallas kernel.
-      limit: seconds after which tracing or lowering is given up (layout inference of GPU kernels can run for ever).
+      limit: seconds after which tracing or lowering is abandoned (layout inference of GPU kernels can run for ever).
 
     Raises:
       NotInstalled: the chip's compiler is not here.
@@ -232,15 +232,17 @@ def report(
         lowered = lower_for(target, function, *arguments)
     if kernels and not re.search(r"tpu_custom_call|mosaic_gpu", lowered.as_text()):
         raise AssertionError(f"no kernel in what was lowered for {chip}")
-    compiled, found = finish(lowered, target.platform)
+    compiled, kernel_reports = finish(lowered, target.platform)
     memory = compiled.memory_analysis()
-    if kernels and target.platform == "gpu" and not found:
-        raise AssertionError("ptxas told of no kernel")
-    return Report(chip, time.perf_counter() - begun, memory.temp_size_in_bytes if memory else 0, found, compiled)
+    if kernels and target.platform == "gpu" and not kernel_reports:
+        raise AssertionError("ptxas reported no kernel")
+    return Report(
+        chip, time.perf_counter() - begun, memory.temp_size_in_bytes if memory else 0, kernel_reports, compiled
+    )
 
 
 def lower_for_cuda(function: Callable[..., Any], *arguments: Any, limit: float = 60) -> Any:
-    """function, lowered for an H100 without the CUDA plugin: checks layouts and shared memory, not registers.
+    """Returns function, lowered for an H100 without the CUDA plugin: checks layouts and shared memory, not registers.
 
     Raises:
       TimeoutError, AssertionError: as `report`.
@@ -253,9 +255,9 @@ def lower_for_cuda(function: Callable[..., Any], *arguments: Any, limit: float =
     return lowered
 
 
-def _kernels(text: str) -> Iterator[Kernel]:
-    """The kernels of ptxas' verbose output; a kernel's warnings may come before or after its numbers, so they are
-    looked for by name.
+def _kernels(text: str) -> Iterator[KernelReport]:
+    """Returns the kernels of ptxas' verbose output; a kernel's warnings may come before or after its numbers, so they
+    are looked for by name.
 
     So is the PTX of those whose PTX comes with it.
     """
@@ -270,7 +272,7 @@ def _kernels(text: str) -> Iterator[Kernel]:
             raise ValueError(f"ptxas says nothing known of {name}: {body[:300]}")
         warnings = tuple(line for line in serialised if f"'{name}'" in line or len(parts) == 2)
         stored, loaded = int(spills[1]), int(spills[2])
-        yield Kernel(
+        yield KernelReport(
             name.removesuffix("_mosaic_gpu_kernel"), int(registers[1]), stored, loaded, warnings, special.get(name, 0)
         )
 
@@ -280,8 +282,8 @@ _SPECIAL = re.compile(r"\b(?:ex2|lg2|rcp|rsqrt|sqrt|sin|cos|tanh)\.approx")
 
 @contextlib.contextmanager
 def _captured() -> Iterator[list[str]]:
-    """What is written to standard output and error inside, C++ included; on an exception it is passed on to standard
-    error."""
+    """Returns what is written to standard output and error inside, C++ included; on an exception it is passed on to
+    standard error."""
     said: list[str] = []
     sys.stdout.flush()
     sys.stderr.flush()
@@ -333,23 +335,23 @@ def _limited(seconds: float) -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: compiles what a file's `programs()` returns."""
+    """Returns the command line: compiles what a file's `programs()` returns."""
     parser = argparse.ArgumentParser(prog="python -m recollect.pallas_kernels.compile_ahead", description=main.__doc__)
     parser.add_argument("file", help="a Python file whose programs() returns (name, function, arguments) triples")
     parser.add_argument("--chip", action="append", choices=CHIPS, help="for these chips (default: all)")
     parser.add_argument("--only", default="", metavar="PART", help="programs whose name holds this")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     failed = 0
-    for name, function, shapes in runpy.run_path(given.file)["programs"]():
-        for chip in (given.chip or CHIPS) if given.only in name else ():
+    for name, function, shapes in runpy.run_path(options.file)["programs"]():
+        for chip in (options.chip or CHIPS) if options.only in name else ():
             try:
-                found = report(chip, function, *shapes)
+                result = report(chip, function, *shapes)
             except Exception as error:
                 failed += 1
                 print(f"{name:40} {chip:4} {type(error).__name__}: {error}", flush=True)
                 continue
-            failed += bool(found.complaints())
-            print(f"{name:40} {found.line()}", *found.complaints(), sep="\n    ", flush=True)
+            failed += bool(result.complaints())
+            print(f"{name:40} {result.line()}", *result.complaints(), sep="\n    ", flush=True)
     return 1 if failed else 0
 
 

@@ -1,10 +1,9 @@
-"""Where the compilers of TPUs and of NVIDIA GPUs are, and how they get there: `python -m
-recollect.pallas_kernels.compilers tpu` (or cuda).
+"""Finds and installs the compilers of TPUs and of NVIDIA GPUs: `python -m recollect.pallas_kernels.compilers tpu` (or
+cuda).
 
 They are kept out of the environment that trains, which would otherwise look for devices on every start. Each jax
-version needs its own:
-libtpu refuses the modules of a newer jax. jax has plugins for CUDA 12 and for CUDA 13: up to 0.10 we compile with the
-former, from 0.11 on with the latter, so that CI, which runs both versions, has both.
+version needs its own: libtpu refuses the modules of a newer jax. jax has plugins for CUDA 12 and for CUDA 13: up to
+0.10 we compile with the former, from 0.11 on with the latter, so that CI, which runs both versions, has both.
 """
 
 from __future__ import annotations
@@ -47,35 +46,34 @@ class NotInstalled(RuntimeError):
 
 
 def folder(compiler: Compiler) -> Path:
-    """Where it is, installed or not."""
+    """Returns the folder of a compiler, installed or not."""
     named = os.environ.get(VARIABLES[compiler])
     name = {"tpu": "libtpu", "cuda": "cuda" if _CUDA == 12 else f"cuda{_CUDA}"}[compiler]
     return Path(named) if named else Path(__file__).resolve().parents[1] / ".accelerators" / f"{name}-{jax.__version__}"
 
 
 def files(compiler: Compiler) -> list[Path]:
-    """The compiler's files, in its folder (or, of libtpu, in this environment).
+    """Returns the compiler's files, in its folder (or, of libtpu, in this environment).
 
     "tpu" is the library; "cuda" is XLA's plugin, the runtime of Mosaic GPU and ptxas.
 
     Raises:
       NotInstalled: one is missing; the message says what installs it.
     """
-    found = [next(iter(folder(compiler).glob(pattern)), None) for pattern in _FILES[compiler]]
-    environments_own = (
-        importlib.util.find_spec("libtpu") if compiler == "tpu" and VARIABLES["tpu"] not in os.environ else None
-    )
-    if found == [None] and environments_own is not None and environments_own.origin is not None:
-        found = [Path(environments_own.origin).with_name("libtpu.so")]
-    present = [path for path in found if path is not None]
-    if len(present) < len(found):
-        what = {"tpu": "libtpu", "cuda": "XLA's CUDA plugin with ptxas"}[compiler]
-        raise NotInstalled(f"{what} is not in {folder(compiler)}: `{TARGETS[compiler]}` installs it")
+    paths: list[Path | None] = [next(iter(folder(compiler).glob(pattern)), None) for pattern in _FILES[compiler]]
+    installed = importlib.util.find_spec("libtpu") if compiler == "tpu" and VARIABLES["tpu"] not in os.environ else None
+    if paths == [None] and installed is not None and installed.origin is not None:
+        paths = [Path(installed.origin).with_name("libtpu.so")]
+    present = [path for path in paths if path is not None]
+    if len(present) < len(paths):
+        name = {"tpu": "libtpu", "cuda": "XLA's CUDA plugin with ptxas"}[compiler]
+        raise NotInstalled(f"{name} is not in {folder(compiler)}: `{TARGETS[compiler]}` installs it")
     return present
 
 
 def packages(compiler: Compiler) -> list[str]:
-    """What pip installs into the folder: of libtpu the version that this jax names, of the CUDA plugin this jax's own.
+    """Returns what pip installs into the folder: of libtpu the version that this jax names, of the CUDA plugin this
+    jax's own.
 
     Kernels are compiled by what the plugin holds of ptxas; jax asks the program for its version. XLA needs libdevice,
     which is in a package of its own from CUDA 13 on.
@@ -83,15 +81,15 @@ def packages(compiler: Compiler) -> list[str]:
     if compiler == "cuda":
         tools = ["nvidia-cuda-nvcc-cu12"] if _CUDA == 12 else ["nvidia-cuda-nvcc==13.0.*", "nvidia-nvvm==13.0.*"]
         return [f"jax-cuda{_CUDA}-plugin=={jax.__version__}", f"jax-cuda{_CUDA}-pjrt=={jax.__version__}", *tools]
-    wanted = [line for line in importlib.metadata.requires("jax") or [] if re.match(r"libtpu\b", line)]
-    return [wanted[0].split(";")[0].strip() if wanted else "libtpu"]
+    requirements = [line for line in importlib.metadata.requires("jax") or [] if re.match(r"libtpu\b", line)]
+    return [requirements[0].split(";")[0].strip() if requirements else "libtpu"]
 
 
 def install(compiler: Compiler) -> None:
     """Installs it unless it is there.
 
     Raises:
-      NotInstalled: pip could not; the message holds pip's last words.
+      NotInstalled: pip could not; the message holds pip's errors.
     """
     try:
         files(compiler)
@@ -121,19 +119,19 @@ def install(compiler: Compiler) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; the exit code is 1 where the compiler could not be installed, unless --optional."""
+    """Runs the command line; the exit code is 1 where the compiler could not be installed, unless --optional."""
     parser = argparse.ArgumentParser(
         prog="python -m recollect.pallas_kernels.compilers",
-        description="Installs the compiler of a chip where it lacks.",
+        description="Installs the compiler of a chip where it is missing.",
     )
     parser.add_argument("compiler", choices=tuple(TARGETS))
     parser.add_argument("--optional", action="store_true", help="say why it could not be installed, and succeed")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        install(given.compiler)
+        install(options.compiler)
     except NotInstalled as error:
-        print(f"{'note' if given.optional else 'error'}: {error}", file=sys.stderr)
-        return 0 if given.optional else 1
+        print(f"{'note' if options.optional else 'error'}: {error}", file=sys.stderr)
+        return 0 if options.optional else 1
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Softmax attention over all keys that are given: what the plain forms of the softmax family multiply.
+"""Dense softmax attention, which the xla backends of the softmax family call on their blocks.
 
 Matrix products run in the inputs' dtype and accumulate in fp32 (fp64 for fp64); the softmax is fp32, and divides after
 the product with the values (v columns instead of s), so that one (t, s) array is kept for the backward pass.
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array, scale: float, sinks: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of grouped queries. Scores are laid out (..., g, t, r, s) with r query heads a key head, the order in
-    which the product yields them.
+    """Returns the attention of grouped queries. Scores are laid out (..., g, t, r, s) with r query heads per key head,
+    the order in which the product yields them.
 
     Args:
       q: (..., t, g, r, k).
@@ -23,11 +23,11 @@ def attend(
       sinks: (g, 1, r) logits that take weight and give no value, or None.
 
     Returns:
-      outputs (..., t, g, r, v) and log-sum-exps (..., t, g, r), fp32 or wider; 0 and -inf where nothing is seen.
+      outputs (..., t, g, r, v) and log-sum-exps (..., t, g, r), fp32 or wider; 0 and -inf where a query sees no key.
     """
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("...tgrk,...sgk->...gtrs", q, k, preferred_element_type=wide) * scale
-    weights, total, lse = undivided(jnp.where(allowed[..., None, :, None, :], scores, -jnp.inf), sinks)
+    weights, total, lse = unnormalised_softmax(jnp.where(allowed[..., None, :, None, :], scores, -jnp.inf), sinks)
     out = (
         jnp.einsum("...gtrs,...sgv->...gtrv", weights.astype(v.dtype), v, preferred_element_type=wide)
         / total[..., None]
@@ -35,17 +35,17 @@ def attend(
     return jnp.swapaxes(out, -4, -3), jnp.swapaxes(lse, -3, -2)
 
 
-def undivided(scores: jax.Array, sinks: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The softmax over the last axis before its division: weights (..., s), the sums (...) that divide them, and
-    log-sum-exps (...).
+def unnormalised_softmax(scores: jax.Array, sinks: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the softmax over the last axis before its division: weights (..., s), the sums (...) that divide them,
+    and log-sum-exps (...).
 
     A row of -inf has weights 0, sum 1 and log-sum-exp -inf.
 
     Args:
-      scores: (..., s), -inf where nothing is seen.
+      scores: (..., s), -inf where a query sees no key.
       sinks: logits that broadcast to (...) and count in the sums, or None.
     """
-    # The shift cancels, so no gradient need pass through it; it is finite also where nothing is seen.
+    # The shift cancels, so no gradient need pass through it; it is finite also where a query sees no key.
     high = jnp.maximum(jnp.max(scores, axis=-1), jnp.finfo(scores.dtype).min)
     if sinks is not None:
         high = jnp.maximum(high, sinks.astype(scores.dtype))

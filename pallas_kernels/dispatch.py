@@ -14,7 +14,7 @@ ahead of time). Inside `interpreted` they run on any machine, simulated.
 
 Beside this project's kernels, pallas_gpu and pallas_tpu, libraries are backends: two of jax's, cudnn (NVIDIA's, through
 jax.nn) and splash (Pallas' splash attention for TPUs, which is simulated as the kernels are), and jla, the package
-jax-linear-attention (an optional requirement; where kernels are simulated, its plain-JAX forms serve).
+jax-linear-attention (an optional requirement; where kernels are simulated, its plain-JAX functions serve).
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Device:
 
 
 class Refused(ValueError):
-    """A backend that was named does not serve a call: what `supports` says, before anything is traced. Other errors
-    of a kernel are faults."""
+    """Raised where a named backend does not support a call, with the reason that `supports` returns, before anything
+    is traced. Other errors of a kernel are faults."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What serves an operation, and for each preferred backend passed over, why."""
+    """The backend that an operation runs on, and for each preferred backend passed over, why."""
 
     operation: str
     backend: str
@@ -73,19 +73,18 @@ _record: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("r
 
 
 def preferred_backend(backend: str) -> contextlib.AbstractContextManager[None]:
-    """Operations traced inside, of those that leave `backend` open, run on this one if it serves them (tests compare
-    whole models so)."""
+    """Makes operations traced inside that leave `backend` open run on this one where it supports them; tests compare
+    whole models so."""
     return _holding(_preferred, backend)
 
 
 def aimed_at(platform: str, kind: str) -> contextlib.AbstractContextManager[None]:
-    """Operations traced inside are for this kind of device, whatever the machine has."""
+    """Traces operations inside for this kind of device, whatever the machine has."""
     return _holding(_aim, Device(platform, kind))
 
 
 def interpreted(how: Interpretation = "values") -> contextlib.AbstractContextManager[None]:
-    """Kernels traced inside are simulated, on any machine: "values" for what they compute, "races" to look for races
-    too.
+    """Simulates kernels traced inside, on any machine: "values" for what they compute, "races" to look for races too.
 
     With RECOLLECT_ON_DEVICE set in the environment they run on the device as they are: so the tests of simulated
     kernels test the real ones.
@@ -95,14 +94,14 @@ def interpreted(how: Interpretation = "values") -> contextlib.AbstractContextMan
 
 @contextlib.contextmanager
 def recorded_choices() -> Iterator[list[Choice]]:
-    """The choices that operations traced inside make, in the order they are made, repeats included."""
+    """Yields the choices that operations traced inside make, in order, repeats included."""
     choices: list[Choice] = []
     with _holding(_record, choices):
         yield choices
 
 
 def device() -> Device:
-    """What is being traced for."""
+    """Returns the device that is being traced for."""
     aim = _aim.get()
     if aim is not None:
         return aim
@@ -111,12 +110,13 @@ def device() -> Device:
 
 
 def interpretation() -> Interpretation | None:
-    """How kernels are to be simulated; None is for real."""
+    """Returns how kernels are to be simulated; None if they run for real."""
     return _interpretation.get()
 
 
 def kernels_run_here(backend: str) -> Refusal:
-    """Why kernels of this backend cannot run on what is being traced for; None if they can, or if it has none."""
+    """Returns why kernels of this backend cannot run on what is being traced for; None if they can, or if it has
+    none."""
     if backend in ("xla", "reference"):
         return None
     if backend == "cudnn":
@@ -129,11 +129,12 @@ def kernels_run_here(backend: str) -> Refusal:
         return f"Mosaic GPU kernels run from jax 0.11 on; this is {jax.__version__}"
     if interpretation() is not None:
         return None
-    here = device()
-    if backend in ("pallas_tpu", "splash") and here.platform != "tpu":
-        return f"it runs on TPUs; this is {here.platform}"
-    if backend in ("pallas_gpu", "jla") and (here.platform != "gpu" or not is_hopper(here.kind)):
-        return f"it runs on NVIDIA Hopper GPUs; this is {here.kind if here.platform == 'gpu' else here.platform}"
+    traced_for = device()
+    if backend in ("pallas_tpu", "splash") and traced_for.platform != "tpu":
+        return f"it runs on TPUs; this is {traced_for.platform}"
+    if backend in ("pallas_gpu", "jla") and (traced_for.platform != "gpu" or not is_hopper(traced_for.kind)):
+        name = traced_for.kind if traced_for.platform == "gpu" else traced_for.platform
+        return f"it runs on NVIDIA Hopper GPUs; this is {name}"
     return None
 
 
@@ -151,23 +152,23 @@ def _jla_is_here() -> Refusal:
 def _cudnn_runs_here() -> Refusal:
     if interpretation() is not None:
         return "cuDNN is no kernel that could be simulated"
-    here = device()
-    if here.platform != "gpu":
-        return f"it runs on NVIDIA GPUs; this is {here.platform}"
+    traced_for = device()
+    if traced_for.platform != "gpu":
+        return f"it runs on NVIDIA GPUs; this is {traced_for.platform}"
     if _aim.get() is None:
         capability = getattr(jax.devices()[0], "compute_capability", "")
         if not re.fullmatch(r"\d+\.\d+", capability) or tuple(int(x) for x in capability.split(".")) < (8, 0):
-            return f"it runs on NVIDIA GPUs from Ampere on; this is {here.kind}"
+            return f"it runs on NVIDIA GPUs from Ampere on; this is {traced_for.kind}"
     if not has_cudnn():
         return "jax finds no cuDNN on this machine"
     return None
 
 
 def has_cudnn() -> bool:
-    """Whether jax finds cuDNN. Its functions ask the library for its version while they are traced, so without it
-    they cannot even be lowered."""
+    """Returns whether jax finds cuDNN. Its functions ask the library for its version while they are traced, so without
+    it they cannot even be lowered."""
     try:
-        from jax._src.lib import cuda_versions  # no public function tells
+        from jax._src.lib import cuda_versions  # there is no public function
 
         return cuda_versions is not None and cuda_versions.cudnn_get_version() > 0
     except Exception:  # whatever a missing or broken library raises
@@ -175,7 +176,7 @@ def has_cudnn() -> bool:
 
 
 def is_hopper(kind: str) -> bool:
-    """Whether a device of this name has Hopper's tensor cores (compute capability 9.0)."""
+    """Returns whether a device of this name has Hopper's tensor cores (compute capability 9.0)."""
     return any(name in kind for name in ("H100", "H200", "H800", "H20", "GH200"))
 
 

@@ -1,9 +1,9 @@
-"""What Mosaic GPU kernels (Pallas for NVIDIA Hopper) share: one place for what differs between jax versions and for
-what the simulator lacks.
+"""Primitives of Mosaic GPU kernels (Pallas for NVIDIA Hopper), in one place for what differs between jax versions and
+for what the simulator lacks.
 
 `plgpu` is jax.experimental.pallas.mosaic_gpu, or None where it cannot be imported (it needs absl-py, which jax does not
-declare); `unavailable()` says why. Kernels start by `kernel(...)`, load by `load`, turn a reference by `transposed`,
-multiply by `mm`.
+declare); `unavailable()` says why. Kernels start by `kernel(...)`, load by `load`, transpose a reference by
+`transposed`, multiply by `mm`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REFERENCES_CARRY_INDICES = jax.version.__version_info__ >= (0, 11)
 
 
 def unavailable() -> str | None:
-    """Why no Mosaic GPU kernel can be traced, or be trusted, with what is installed; None if it can."""
+    """Returns why no Mosaic GPU kernel can be traced, or be trusted, with what is installed; None if it can."""
     if plgpu is None:
         return f"jax.experimental.pallas.mosaic_gpu cannot be imported ({_import_error}); it needs absl-py"
     if dispatch.interpretation() is None:
@@ -46,7 +46,7 @@ def unavailable() -> str | None:
 
 
 def _miscompiled_masks() -> str | None:
-    """jax's own attention kernel refuses these versions for its causal masks, which those of other kernels resemble."""
+    """Returns why this ptxas cannot be trusted; jax's attention kernel refuses the same versions for causal masks."""
     from jax._src.lib import cuda_versions
 
     try:
@@ -71,7 +71,7 @@ def kernel(
     threads: int | None = None,
     approximate: bool = True,
 ) -> Callable[..., Sequence[jax.Array]]:
-    """A launch of `body(*inputs, *outputs, *scratch)`, simulated inside `dispatch.interpreted`.
+    """Returns a launch of `body(*inputs, *outputs, *scratch)`, simulated inside `dispatch.interpreted`.
 
     Args:
       grid, grid_names: thread blocks; the first axis varies fastest. Indices are jax.lax.axis_index(name).
@@ -119,7 +119,8 @@ def plain(shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Any:
 
 
 def load(ref: Any, layout: Any = None, optimized: bool = True) -> jax.Array:
-    """A whole reference (index it with .at first) into registers; by default in the layout that products take and give.
+    """Loads a whole reference (index it with .at first) into registers; by default in the layout that products take and
+    give.
 
     optimized=False allows what is slow: matrices from `plain` shared memory or straight from device memory.
     """
@@ -129,27 +130,27 @@ def load(ref: Any, layout: Any = None, optimized: bool = True) -> jax.Array:
 
 
 def load_per_row(ref: Any) -> jax.Array:
-    """A vector with an entry for each row of a product's result; see `along_columns`."""
+    """Loads a vector with an entry for each row of a product's result; see `along_columns`."""
     return load(ref, plgpu.Layout.WGMMA.reduce(1))
 
 
 def load_per_column(ref: Any) -> jax.Array:
-    """A vector with an entry for each column of a product's result; see `along_rows`."""
+    """Loads a vector with an entry for each column of a product's result; see `along_rows`."""
     return load(ref, plgpu.Layout.WGMMA.reduce(0))
 
 
 def along_columns(per_row: jax.Array, columns: int) -> jax.Array:
-    """(m,) -> (m, columns): an entry for each row, the same in all its columns."""
+    """Broadcasts (m,) to (m, columns): an entry for each row, the same in all its columns."""
     return jax.lax.broadcast_in_dim(per_row, (per_row.shape[0], columns), (0,))
 
 
 def along_rows(per_column: jax.Array, rows: int) -> jax.Array:
-    """(n,) -> (rows, n): an entry for each column, the same in all its rows."""
+    """Broadcasts (n,) to (rows, n): an entry for each column, the same in all its rows."""
     return jax.lax.broadcast_in_dim(per_column, (rows, per_column.shape[0]), (1,))
 
 
 def row_and_column(shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """The int32 index of the row, and of the column, at each place of a product's result."""
+    """Returns the int32 index of the row, and of the column, at each place of a product's result."""
     rows, columns = shape
     # A row's index that the compiler cannot see through keeps masks made of it inside their loop; lifted out, they fill
     # registers.
@@ -158,13 +159,13 @@ def row_and_column(shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
 
 
 def block_of_row(shape: tuple[int, int]) -> jax.Array:
-    """The int32 index of the row's block of 16, at each place of a product's result: the same in all threads of a
-    warp."""
+    """Returns the int32 index of the row's block of 16, at each place of a product's result: the same in all threads of
+    a warp."""
     return along_columns(_row_index(shape[0]) >> 4, shape[1])
 
 
 def block_of_column(shape: tuple[int, int]) -> jax.Array:
-    """The int32 index of the column's block of 16, at each place of a product's result."""
+    """Returns the int32 index of the column's block of 16, at each place of a product's result."""
     return along_rows(_column_index(shape[1]) >> 4, shape[0])
 
 
@@ -177,29 +178,29 @@ def _column_index(columns: int) -> jax.Array:
 
 
 def filled(shape: tuple[int, ...], value: float) -> jax.Array:
-    """An fp32 matrix in the layout of a product's result."""
+    """Returns an fp32 matrix in the layout of a product's result."""
     return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), plgpu.Layout.WGMMA)
 
 
 def per_row(x: jax.Array) -> jax.Array:
-    """A vector of one number, (m,), as `load_per_row` gives them."""
+    """Returns a vector of one number, (m,), as `load_per_row` gives them."""
     return plgpu.layout_cast(x, plgpu.Layout.WGMMA.reduce(1))
 
 
 def per_column(x: jax.Array) -> jax.Array:
-    """A vector of one number, (n,), as `load_per_column` gives them."""
+    """Returns a vector of one number, (n,), as `load_per_column` gives them."""
     return plgpu.layout_cast(x, plgpu.Layout.WGMMA.reduce(0))
 
 
 def transposed(ref: Any) -> Any:
-    """A matrix in `tiled` shared memory as its transpose, for a product; nothing moves. bf16 and fp16 only."""
+    """Returns a matrix in `tiled` shared memory as its transpose, for a product; nothing moves. bf16 and fp16 only."""
     return ref.transpose((1, 0)) if _REFERENCES_CARRY_INDICES else plgpu.transpose_ref(ref, (1, 0))
 
 
 def mm(
     a: Any, b: Any, acc: jax.Array | None = None, *more: tuple[Any, Any], meanwhile: Callable[[], None] = lambda: None
 ) -> jax.Array:
-    """acc + a @ b (+ the products of `more`), fp32, waited for.
+    """Returns acc + a @ b (+ the products of `more`), fp32, waited for.
 
     Args:
       a: (m, k) and b: (k, n), references to `tiled` shared memory, maybe `transposed`; m divisible by 64, n by 8, k by
@@ -226,7 +227,8 @@ def mm(
 
 
 def mm_while(first: tuple[Any, Any], second: tuple[Any, Any], use: Callable[[jax.Array], Any]) -> tuple[Any, jax.Array]:
-    """use(product of `first`), which runs while `second` is still being multiplied, and the product of `second`.
+    """Returns use(product of `first`), which runs while `second` is still being multiplied, and the product of
+    `second`.
 
     Operands as in `mm`. use may write to shared memory that neither product reads.
     """
@@ -243,8 +245,8 @@ def mm_while(first: tuple[Any, Any], second: tuple[Any, Any], use: Callable[[jax
 def mm_registers(
     a: jax.Array, b: Any, acc: jax.Array, place: Any = None, meanwhile: Callable[[], None] = lambda: None
 ) -> jax.Array:
-    """acc + a @ b, fp32, with a (m, k) bf16 in registers, in the layout of a product's result, and b in `tiled` shared
-    memory.
+    """Returns acc + a @ b, fp32, with a (m, k) bf16 in registers, in the layout of a product's result, and b in `tiled`
+    shared memory.
 
     Args:
       place: (m, k) `tiled` shared memory, which the simulator stages `a` in; else unused.
@@ -271,7 +273,7 @@ def mm_beside(
     place: Any = None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[jax.Array, jax.Array]:
-    """acc + a @ b, and the product of `other`, two references; waited for at once.
+    """Returns acc + a @ b, and the product of `other`, two references; waited for at once.
 
     Args:
       a, b: as `mm` takes them, or where `place` is given as `mm_registers` does.
@@ -293,16 +295,17 @@ def mm_beside(
 
 
 def round_up(size: int, to: int) -> int:
-    """The smallest multiple of `to` that is at least `size`."""
+    """Returns the smallest multiple of `to` that is at least `size`."""
     return -(-size // to) * to
 
 
 def pad_last(x: jax.Array, size: int) -> jax.Array:
-    """x with zeros appended on its last axis up to `size`."""
+    """Returns x with zeros appended on its last axis up to `size`."""
     missing = size - x.shape[-1]
     return x if missing == 0 else jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
 
 
 def shared_bytes(shapes: Sequence[tuple[Sequence[int], jax.typing.DTypeLike]]) -> int:
-    """Bytes of shared memory that arrays of these shapes and dtypes take, each from a multiple of 1,024 bytes on."""
+    """Returns the bytes of shared memory that arrays of these shapes and dtypes take, each from a multiple of 1,024
+    bytes on."""
     return sum(round_up(math.prod(shape) * jnp.dtype(dtype).itemsize, 1024) for shape, dtype in shapes)

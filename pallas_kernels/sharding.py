@@ -1,7 +1,7 @@
 """Kernels under a mesh. XLA cannot partition them ("Mosaic kernels cannot be automatically partitioned"), so each
 device runs its own part.
 
-An operation declares the dimensions of its arrays by letters and wraps the form that holds kernels:
+An operation declares the dimensions of its arrays by letters and wraps the function that calls kernels:
 
     forward = over_mesh(tpu.forward, {"q": "b t h k", "v": "b t h v", "log_decay": ("h", "b t h", "b t h k")}, ("b t h
     v", "b h k v"))
@@ -13,7 +13,7 @@ custom_vjp is used on each device.
 
 Tokens (t) are split too, over the axis sequence, by operations that know what one part of a sequence has to learn of
 the parts before it. Such an operation asks `sequence_parts` first, and hands `over_sequence` what a device does with
-its tokens, exchanges (exchange.py) included:
+its tokens, collectives (sequence_collectives.py) included:
 
     if sequence_parts(q.shape[1]) > 1:
         return over_sequence(part, {"q": "b t h k", "v": "b t h v"}, "b t h v")(q, v)
@@ -52,14 +52,15 @@ def over_mesh(
     split: Mapping[str, tuple[str, ...]] = SPLIT,
     exchanges: bool = False,
 ) -> Callable[..., Any]:
-    """`function`, run by each device of the ambient mesh on its part.
+    """Returns `function` as each device of the ambient mesh runs it on its part.
 
     Args:
       function: takes and returns arrays. On a part it must compute that part of the whole: each split letter is a batch
         dimension.
-      arguments: parameter's name -> letters. An array may be None, or a tree of arrays of the same letters, or a dataclass
-        of arrays whose letters are given by field; parameters not named here hold no arrays that are traced. Arrays may have different sizes under one letter (grouped heads):
-        part i of one meets part i of the others. Size 1 serves all parts.
+      arguments: parameter's name -> letters. An array may be None, or a tree of arrays of the same letters, or a
+        dataclass of arrays whose letters are given by field; parameters not named here hold no arrays that are traced.
+        Arrays may have different sizes under one letter (grouped heads): part i of one meets part i of the others. Size
+        1 serves all parts.
       results: letters of the result (Dimensions), or a tuple of them for a tuple of results, of which any may be None.
       split: letter -> mesh axes. An axis that does not divide a letter's sizes is not used: its devices repeat the
         work.
@@ -96,7 +97,7 @@ def over_mesh(
                 *(axes.get(letter) if size > 1 else None for letter, size in zip(letters, shape, strict=True))
             )
 
-        given = jax.tree.map(lambda array, letters: spec(letters, array.shape), arrays, letters)
+        specs = jax.tree.map(lambda array, letters: spec(letters, array.shape), arrays, letters)
         out: Any
         if exchanges:
             out = jax.tree.map(lambda declared: PartitionSpec(*map(axes.get, declared.split())), results)
@@ -111,7 +112,7 @@ def over_mesh(
             ]
             out = tuple(made) if several else made[0]
         # check_vma: kernels do not say over which axes their results vary.
-        return jax.shard_map(part, in_specs=(given,), out_specs=out, axis_names=set(free), check_vma=False)(arrays)
+        return jax.shard_map(part, in_specs=(specs,), out_specs=out, axis_names=set(free), check_vma=False)(arrays)
 
     return wrapped
 
@@ -119,8 +120,8 @@ def over_mesh(
 def over_sequence(
     function: Callable[..., Any], arguments: Mapping[str, Dimensions | Mapping[str, Dimensions]], results: Any
 ) -> Callable[..., Any]:
-    """`function`, run by each device of the ambient mesh on its sequences, heads and tokens (t); it exchanges what
-    tokens need of earlier ones.
+    """Returns `function` as each device of the ambient mesh runs it on its sequences, heads and tokens (t); it
+    exchanges what tokens need of earlier parts.
 
     Arguments as those of `over_mesh` with `exchanges`. To be called where `sequence_parts` is more than 1.
     """
@@ -128,16 +129,16 @@ def over_sequence(
 
 
 def sequence_parts(length: int) -> int:
-    """Parts that the ambient mesh splits `length` tokens into: 1 without a mesh, inside of a shard_map over it, and
-    where its axis sequence does not divide the length."""
+    """Returns the number of parts that the ambient mesh splits `length` tokens into: 1 without a mesh, inside of a
+    shard_map over it, and where its axis sequence does not divide the length."""
     parts = _free_axes().get(SEQUENCE, 1)
     return parts if length % parts == 0 else 1
 
 
 def constrained(x: jax.Array, dimensions: str) -> jax.Array:
-    """x, said to be laid out over the ambient mesh as its letters say ("b t d": sequences over data and fsdp, tokens
-    over sequence, the rest whole on each device); itself without a mesh. An axis that does not divide a dimension is
-    left out."""
+    """Returns x, constrained to a layout over the ambient mesh by its letters ("b t d": sequences over data and fsdp,
+    tokens over sequence, the rest whole on each device); itself without a mesh. An axis that does not divide a
+    dimension is left out."""
     free = _free_axes()
     if all(size == 1 for size in free.values()):
         return x
@@ -158,15 +159,15 @@ def _free_axes() -> dict[str, int]:
 
 def _sizes(arrays: Mapping[str, Any], letters: Mapping[str, Any]) -> dict[str, set[int]]:
     """Letter -> the sizes of its dimensions, without 1."""
-    found: dict[str, set[int]] = {}
+    sizes: dict[str, set[int]] = {}
 
-    def add(array: Any, own: Sequence[str]) -> None:
-        for letter, size in zip(own, array.shape, strict=True):
+    def add(array: Any, names: Sequence[str]) -> None:
+        for letter, size in zip(names, array.shape, strict=True):
             if size > 1:
-                found.setdefault(letter, set()).add(size)
+                sizes.setdefault(letter, set()).add(size)
 
     jax.tree.map(add, arrays, letters)
-    return found
+    return sizes
 
 
 def _tree_letters(name: str, declared: Dimensions | Mapping[str, Dimensions], tree: Any) -> Any:

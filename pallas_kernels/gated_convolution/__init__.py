@@ -26,6 +26,7 @@ import functools
 from typing import Any, Literal, get_args
 
 import jax
+from jaxtyping import Array, Float, Int
 
 from recollect.pallas_kernels.dispatch import choose
 from recollect.pallas_kernels.gated_convolution import long, sequence_parallel, xla
@@ -65,19 +66,19 @@ _KERNELS_FROM = 32
 
 
 def short_convolution(
-    x: jax.Array,
-    taps: jax.Array,
-    bias: jax.Array | None = None,
+    x: Float[Array, "b t d"],
+    taps: Float[Array, "k d"],
+    bias: Float[Array, " d"] | None = None,
     *,
-    in_gate: jax.Array | None = None,
-    out_gate: jax.Array | None = None,
+    in_gate: Float[Array, "b t d"] | None = None,
+    out_gate: Float[Array, "b t d"] | None = None,
     activation: Activation = "none",
-    initial_state: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    initial_segment: jax.Array | None = None,
+    initial_state: Float[Array, "b k-1 d"] | None = None,
+    segment_ids: Int[Array, "b t"] | None = None,
+    initial_segment: Int[Array, " b"] | None = None,
     return_state: bool = False,
     backend: str | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
+) -> tuple[Float[Array, "b t d"], Float[Array, "b k-1 d"] | None]:
     """Convolves with a few taps: out_gate * activation(bias + sum_j taps[j] (in_gate * x)_{i-j}), all in fp32, rounded
     once.
 
@@ -130,23 +131,23 @@ def short_convolution(
 
 
 def short_convolution_step(
-    state: jax.Array,
-    x: jax.Array,
-    taps: jax.Array,
-    bias: jax.Array | None = None,
+    state: Float[Array, "b past d"],
+    x: Float[Array, "b d"],
+    taps: Float[Array, "past+1 d"],
+    bias: Float[Array, " d"] | None = None,
     *,
-    in_gate: jax.Array | None = None,
-    out_gate: jax.Array | None = None,
+    in_gate: Float[Array, "b d"] | None = None,
+    out_gate: Float[Array, "b d"] | None = None,
     activation: Activation = "none",
-) -> tuple[jax.Array, jax.Array]:
-    """One token of `short_convolution`, O(k d) a row.
+) -> tuple[Float[Array, "b d"], Float[Array, "b past d"]]:
+    """Computes one token of `short_convolution`, O(k d) per row.
 
     Args:
       state: (b, k - 1, d), as `short_convolution` returns it; zeros start a document.
       x: (b, d).
-      taps, bias: as there.
+      taps, bias: as of `short_convolution`.
       in_gate, out_gate: (b, d) or None.
-      activation: as there.
+      activation: as of `short_convolution`.
 
     Returns:
       y (b, d) in x's dtype, and the state after it, in `state`'s dtype.
@@ -175,19 +176,19 @@ def short_convolution_step(
 
 
 def long_convolution(
-    x: jax.Array,
-    filter: jax.Array,
+    x: Float[Array, "b t d"],
+    filter: Float[Array, "length d"],
     *,
-    in_gate: jax.Array | None = None,
-    out_gate: jax.Array | None = None,
-    skip: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
+    in_gate: Float[Array, "b t d"] | None = None,
+    out_gate: Float[Array, "b t d"] | None = None,
+    skip: Float[Array, " d"] | None = None,
+    segment_ids: Int[Array, "b t"] | None = None,
     backend: str | None = None,
-) -> jax.Array:
+) -> Float[Array, "b t d"]:
     """Convolves with a long filter: out_gate * (skip u + filter * u), u = in_gate * x; sums in fp32.
 
     A Fourier transform (xla's, beyond a length that depends on the platform) spreads rounding errors over the whole
-    sequence (1e-7 of its size), earlier tokens included. With segments documents are convolved apart: neither the
+    sequence (1e-7 of its size), earlier tokens included. With segments documents are convolved separately: neither the
     values of later tokens nor those of other documents change a bit. The kernels multiply blocked Toeplitz matrices, in
     x's dtype: causal to the bit.
 

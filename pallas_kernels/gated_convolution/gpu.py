@@ -2,11 +2,10 @@
 memory.
 
 A block of threads copies a tile of tokens and channels to shared memory, with the few tokens around it that taps reach,
-and walks it token by token; each thread keeps a channel or two of the window in registers, results replace their
-inputs, and a copy takes the tile
-back. Backward walks twice: forwards for the gradients before the activation (a few tokens further than the tile, which
-the inputs' gradients need), backwards for those of the inputs. Gradients of the taps are sums a tile, which XLA adds
-up.
+and scans it token by token; each thread keeps a channel or two of the window in registers, results replace their
+inputs, and a copy takes the tile back. Backward scans twice: forwards for the gradients before the activation (a few
+tokens further than the tile, which the inputs' gradients need), backwards for those of the inputs. Gradients of the
+taps are sums a tile, which XLA adds up.
 
 Copies clip what lies past the end of a row: reading gives zeros, writing nothing.
 """
@@ -27,8 +26,8 @@ from recollect.pallas_kernels.gated_convolution.short_kernels import (
     EDGE,
     WEIGHT_ROWS,
     Gradients,
-    Kernel,
     Operands,
+    ShortKernel,
 )
 from recollect.pallas_kernels.sharding import over_mesh
 
@@ -42,7 +41,7 @@ LINKS = 32  # copies are of whole 128 bytes
 
 
 def refuses(x, taps, bias=None, **settings: Any) -> dispatch.Refusal:
-    """Why these kernels cannot serve a call; None if they can."""
+    """Returns why these kernels cannot serve a call; None if they can."""
     if taps.shape[0] > short_kernels.MAXIMUM_TAPS:
         return f"it has up to {short_kernels.MAXIMUM_TAPS} taps; this call {taps.shape[0]}"
     if x.dtype not in (jnp.bfloat16, jnp.float32):
@@ -55,7 +54,7 @@ def refuses(x, taps, bias=None, **settings: Any) -> dispatch.Refusal:
 
 
 def _forward(operands: Operands, taps: int, activation: str) -> jax.Array:
-    plan = _Plan(operands, taps, backward=False)
+    plan = _TilePlan(operands, taps, backward=False)
     names = list(plan.tiles)
 
     def body(*refs):
@@ -74,15 +73,15 @@ def _forward(operands: Operands, taps: int, activation: str) -> jax.Array:
             tile.put("x", row, tile.masked(y, row))
             return (u, *window[:-1])[: taps - 1]
 
-        _walk(plan.length, step, window)
-        tile.give({"x": "y"})
+        _for_rows(plan.length, step, window)
+        tile.store({"x": "y"})
 
     (y,) = plan.launch(body, [plan.like_x()], "short_convolution_forward")
     return plan.cut(y)
 
 
 def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> Gradients:
-    plan = _Plan(operands, taps, backward=True, dy=dy)
+    plan = _TilePlan(operands, taps, backward=True, dy=dy)
     gated = [name for name in ("x", "in_gate", "out_gate") if name in plan.tiles]
 
     def body(*refs):
@@ -118,7 +117,7 @@ def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> 
             sums = tuple(total + part for total, part in zip(sums, parts, strict=True))
             return (u, *window[:-1])[: taps - 1], sums
 
-        window, sums = _walk(plan.length, forwards, (tile.past(), (zero,) * (taps + 1)))
+        window, sums = _for_rows(plan.length, forwards, (tile.past(), (zero,) * (taps + 1)))
         for row in range(plan.length, plan.length + taps - 1):
             u, _, _ = before_activation(row, window)
             window = (u, *window[:-1])[: taps - 1]
@@ -139,23 +138,23 @@ def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> 
             return (gradient, *after[:-1])[: taps - 1]
 
         after = tuple(tile.vector(ref["gradients"].at[plan.length + ahead]) for ahead in range(taps - 1))
-        _walk(plan.length, backwards, after)
+        _for_rows(plan.length, backwards, after)
         for row, total in zip((*range(taps), BIAS_ROW), sums, strict=True):
             ref["weights_tile"].at[row][...] = total
-        tile.give({name: "d_" + name for name in gated}, sums=True)
+        tile.store({name: "d_" + name for name in gated}, sums=True)
 
     parts = jax.ShapeDtypeStruct((plan.batch, plan.count, WEIGHT_ROWS, plan.channels), jnp.float32)
     first = jax.ShapeDtypeStruct((plan.batch, EDGE, plan.channels), jnp.float32)
     results = plan.launch(body, [*(plan.like_x() for _ in gated), parts, first], "short_convolution_backward")
-    found = dict(zip([*gated, "weights", "first"], results, strict=True))
-    sums = jnp.sum(found["weights"], axis=(0, 1))[None, :, : plan.width]
+    gradients = dict(zip([*gated, "weights", "first"], results, strict=True))
+    sums = jnp.sum(gradients["weights"], axis=(0, 1))[None, :, : plan.width]
     used = [*range(taps), BIAS_ROW]
     weights = jnp.zeros_like(sums).at[:, jnp.array(used)].set(sums[:, jnp.array(used)])
-    cut = {name: plan.cut(found[name]) for name in gated}
-    return Gradients(cut["x"], cut.get("in_gate"), cut.get("out_gate"), weights, found["first"][:, :, : plan.width])
+    cut = {name: plan.cut(gradients[name]) for name in gated}
+    return Gradients(cut["x"], cut.get("in_gate"), cut.get("out_gate"), weights, gradients["first"][:, :, : plan.width])
 
 
-class _Plan:
+class _TilePlan:
     """Sizes of a launch, its arrays padded to what copies can slice, and its shared memory."""
 
     def __init__(self, operands: Operands, taps: int, *, backward: bool, dy: jax.Array | None = None):
@@ -228,7 +227,7 @@ class _Plan:
 class _Tile:
     """What one block of threads does with its tile."""
 
-    def __init__(self, plan: _Plan, ref: dict[str, Any], after: int):
+    def __init__(self, plan: _TilePlan, ref: dict[str, Any], after: int):
         self.plan, self.ref = plan, ref
         self.batch = jax.lax.axis_index("row")
         self.index = jax.lax.axis_index("tile")
@@ -268,7 +267,7 @@ class _Tile:
         plgpu.barrier_wait(ref["arrived"])
 
     def past(self) -> tuple[jax.Array, ...]:
-        """The inputs before the tile, newest first."""
+        """Returns the inputs before the tile, newest first."""
         return tuple(self.vector(self.ref["past"].at[self.plan.halo - lag]) for lag in range(1, self.plan.taps))
 
     def vector(self, ref: Any) -> jax.Array:
@@ -284,7 +283,7 @@ class _Tile:
         self.ref[name + "_tile"].at[row][...] = values.astype(self.plan.dtype)
 
     def convolved(self, row, window, weights) -> tuple[jax.Array, jax.Array]:
-        """The input of a token and its output before the activation."""
+        """Returns the input of a token and its output before the activation."""
         u = self.row("x", row)
         if "in_gate" in self.plan.tiles:
             u = u * self.row("in_gate", row)
@@ -308,7 +307,7 @@ class _Tile:
             return values
         return jnp.where(holds(self.ref["links_tile"][row]), values, jnp.zeros_like(values))
 
-    def give(self, results: dict[str, str], *, sums: bool = False) -> None:
+    def store(self, results: dict[str, str], *, sums: bool = False) -> None:
         """Copies tiles out; with `sums` also the gradients of taps and those before the activation of the first
         tokens."""
         plan, ref, plgpu = self.plan, self.ref, mosaic_gpu.plgpu
@@ -332,7 +331,7 @@ def _sigmoid(x: jax.Array) -> jax.Array:
     return 1 / (1 + jnp.exp(-x))
 
 
-def _walk(length: int, step, carry):
+def _for_rows(length: int, step, carry):
     """carry = step(row, carry) for rows 0 to length - 1, a few at a time."""
 
     def some(group, carry):
@@ -344,7 +343,7 @@ def _walk(length: int, step, carry):
 
 
 short_convolution = over_mesh(
-    functools.partial(short_kernels.short_convolution, Kernel(_forward, _backward)),
+    functools.partial(short_kernels.short_convolution, ShortKernel(_forward, _backward)),
     SHORT_DIMENSIONS,
     ("b t h", "b s h"),
 )

@@ -3,11 +3,10 @@ cores.
 
 XLA writes the matrices, 64 x 64 for each channel and 64 lags: 128 bytes a lag and channel, written and read, against 2
 bytes a row of the batch for each input. (Copies cannot build them from the filter: in swizzled shared memory they start
-at multiples of a tile.)
-Convolving, a block of threads makes 128 rows of blocks of the output: it loads all inputs they depend on once, then
-loops over the matrices, 8 KiB each for a product of 1 MFLOP. Correlating, it makes the products of one lag of blocks,
-loops over the rows, 32 KiB each for 1 MFLOP, and XLA sums their diagonals (256 bytes a lag and channel). Copies run
-ahead of the products, of which two are under way.
+at multiples of a tile.) Convolving, a block of threads makes 128 rows of blocks of the output: it loads all inputs they
+depend on once, then loops over the matrices, 8 KiB each for a product of 1 MFLOP. Correlating, it makes the products of
+one lag of blocks, loops over the rows, 32 KiB each for 1 MFLOP, and XLA sums their diagonals (256 bytes a lag and
+channel). Copies run ahead of the products, of which two are under way.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ AHEAD = 3
 
 
 def refuses(x, filter, *, segment_ids=None, **settings: Any) -> dispatch.Refusal:
-    """Why these kernels cannot serve a call; None if they can."""
+    """Returns why these kernels cannot serve a call; None if they can."""
     if x.dtype != jnp.bfloat16:
         return f"its products take bfloat16; this is {x.dtype}"
     return long.refuses(x, filter, segment_ids=segment_ids) or mosaic_gpu.unavailable()

@@ -1,8 +1,8 @@
-"""What all forms of the long convolution share: its gates, and the convolution as products of blocked Toeplitz
+"""What the backends of the long convolution share: its gates, and the convolution as products of blocked Toeplitz
 matrices.
 
 Time in blocks of c tokens, n of them. Block J of the output is a sum over r of block J - r of the input times a (c, c)
-matrix T_r whose entry (j, i) is filter[c r + i - j]: Toeplitz, one a lag of blocks and channel. Work O(b t^2 d / 2),
+matrix T_r whose entry (j, i) is filter[c r + i - j]: Toeplitz, one per lag of blocks and channel. Work O(b t^2 d / 2),
 all of it matrix products; bit for bit causal. With channels first and blocks before rows of the batch, (d, n, b, c),
 all rows of blocks meet one T_r in one product.
 
@@ -10,7 +10,7 @@ all rows of blocks meet one T_r in one product.
     gradient of filter:  C_r = sum over J and rows of x_{J-r}^T dy_J, whose diagonals are the lags: entry (j, i) is lag
       c r + i - j
 
-Bytes beside the kernels' own reading and writing: a transposition of x in and of y out (of dy in, dx out and x again
+Bytes besides what the kernels read and write: a transposition of x in and of y out (of dy in, dx out and x again
 backward), which gates, casts and padding fuse into; and 2 c values a block and channel for the filter, from which
 matrices are built on the chip.
 """
@@ -33,7 +33,7 @@ class Products:
     """Matrix products of one backend.
 
     Attributes:
-      block: c, tokens a block.
+      block: c, tokens per block.
       rows: the batch is padded to a multiple of it.
       convolve: (x (d, n, b, c), windows (d, n, 2 c) fp32) -> y (d, n, b, c) fp32; see `filter_windows`.
       correlate: (x reversed within blocks, dy; (d, n, b, c) each) -> (d, n, 2 c) fp32, entry m of block r the gradient
@@ -47,7 +47,8 @@ class Products:
 
 
 def gated(run: Callable[..., jax.Array], x, filter, in_gate, out_gate, skip, segment_ids) -> jax.Array:
-    """The whole operation by `run(u, filter, segment_ids=, dtype=)`, which convolves alone and answers in fp32.
+    """Returns the gated long convolution by `run(u, filter, segment_ids=, dtype=)`, which convolves without gates and
+    returns fp32.
 
     dtype: x's, what `run` may round factors to.
     """
@@ -67,18 +68,21 @@ def gated(run: Callable[..., jax.Array], x, filter, in_gate, out_gate, skip, seg
 
 
 def refuses(x, filter, *, segment_ids=None, **settings: Any) -> str | None:
-    """What no kernel of blocked products serves; None if this call is not of that kind."""
+    """Returns why no kernel of blocked products serves a call; None if one may."""
     if segment_ids is not None:
         return "it convolves whole rows; segments need documents convolved apart"
     if x.shape[1] > TOEPLITZ_UP_TO:
-        limit = f"blocked products serve up to {TOEPLITZ_UP_TO} tokens, beyond which Fourier transforms do less"
-        return f"{limit}; this is {x.shape[1]}"
+        return (
+            f"blocked products serve up to {TOEPLITZ_UP_TO} tokens, beyond which Fourier transforms do less; "
+            f"this is {x.shape[1]}"
+        )
     return None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def by_blocks(products: Products, dtype: Any, x: jax.Array, filter: jax.Array) -> jax.Array:
-    """filter * x: x (b, t, d), filter (any length, d) give (b, t, d) fp32; factors rounded to dtype, sums in fp32."""
+    """Returns filter * x: x (b, t, d), filter (any length, d) give (b, t, d) fp32; factors rounded to dtype, sums in
+    fp32."""
     b, t, _ = x.shape
     windows = filter_windows(filter, products.block, -(-t // products.block))
     return _from_blocks(products.convolve(_to_blocks(products, dtype, x), windows), b, t)
@@ -103,10 +107,10 @@ by_blocks.defvjp(_forward, _backward)
 
 
 def filter_windows(filter: jax.Array, block: int, count: int) -> jax.Array:
-    """The lags that T_r is made of, (d, count, 2 c) fp32: first lags c r to c r + c - 1, then c (r - 1) to c r - 1;
-    those below 0 are 0.
+    """Returns the lags that T_r is made of, (d, count, 2 c) fp32: first lags c r to c r + c - 1, then c (r - 1) to c r
+    - 1; those below 0 are 0.
 
-    Turning a window to the right by j, its first c entries are row j of T_r.
+    Rotated to the right by j, a window's first c entries are row j of T_r.
     """
     length, d = filter.shape
     taps = filter[: count * block].astype(jnp.float32).T
@@ -115,9 +119,9 @@ def filter_windows(filter: jax.Array, block: int, count: int) -> jax.Array:
 
 
 def toeplitz(windows: jax.Array) -> jax.Array:
-    """T_r (..., c, c) of windows (..., 2 c), without a gather."""
+    """Returns T_r (..., c, c) of windows (..., 2 c), without a gather."""
     size = windows.shape[-1]
-    # Repeated at a period one longer than a row, a vector is turned by one more each row.
+    # Repeated at a period one longer than a row, a vector is rotated by one more each row.
     repeated = jnp.broadcast_to(windows[..., None, :], (*windows.shape[:-1], size // 2, size)).reshape(
         *windows.shape[:-1], -1
     )
@@ -126,8 +130,8 @@ def toeplitz(windows: jax.Array) -> jax.Array:
 
 
 def diagonal_sums(products: jax.Array) -> jax.Array:
-    """Sums of (..., c, c) along diagonals, (..., 2 c): entry m is the sum over j of [j, m - j] (what `correlate`
-    gives)."""
+    """Returns sums of (..., c, c) along diagonals, (..., 2 c): entry m is the sum over j of [j, m - j] (what
+    `correlate` gives)."""
     size = products.shape[-1]
     # Rows one shorter than they are move each row by one more to the right: diagonals become columns.
     wide = jnp.pad(products, [(0, 0)] * (products.ndim - 1) + [(0, size)]).reshape(*products.shape[:-2], -1)

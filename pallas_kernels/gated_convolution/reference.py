@@ -1,4 +1,4 @@
-"""The specification: every pair of tokens, the number of valid tokens between them as the lag. Memory O(b t^2 d)."""
+"""The specification: every pair of tokens, the lag being the valid tokens between them. Memory O(b t^2 d)."""
 
 from __future__ import annotations
 
@@ -50,8 +50,10 @@ def short_convolution(
     total = jnp.sum(segments != 0, axis=1)
     known = jnp.concatenate([jnp.ones((b, k - 1), bool), segments != 0], axis=1)
     last = jnp.sum(jnp.where(known & (value_ranks == total[:, None] - 1), value_segments, 0), axis=1)
-    newest = total[:, None] + jnp.arange(1 - k, 0)
-    chosen = (newest[:, :, None] == value_ranks[:, None, :]) & (known & (value_segments == last[:, None]))[:, None, :]
+    ranks_of_state = total[:, None] + jnp.arange(1 - k, 0)
+    chosen = (ranks_of_state[:, :, None] == value_ranks[:, None, :]) & (known & (value_segments == last[:, None]))[
+        :, None, :
+    ]
     state = jnp.einsum("bms,bsd->bmd", chosen.astype(values.dtype), values, precision="highest")
     return y.astype(x.dtype), state.astype(old.dtype)
 
@@ -66,8 +68,8 @@ def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: jax.Array 
 def _pairs(values, taps, query_ranks, key_ranks, query_segments, key_segments) -> jax.Array:
     lag = query_ranks[:, :, None] - key_ranks[:, None, :]
     reached = (lag >= 0) & (lag < taps.shape[0])
-    mask = reached & (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments != 0)[:, :, None]
-    weights = jnp.where(mask[..., None], taps.astype(values.dtype)[jnp.where(mask, lag, 0)], 0)
+    seen = reached & (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments != 0)[:, :, None]
+    weights = jnp.where(seen[..., None], taps.astype(values.dtype)[jnp.where(seen, lag, 0)], 0)
     return jnp.einsum("btsd,bsd->btd", weights, values, precision="highest")
 
 
@@ -78,5 +80,5 @@ def _ranks(segments: jax.Array) -> jax.Array:
 
 
 def _zeroed(x: jax.Array, segments: jax.Array) -> jax.Array:
-    """x without its padding, in fp32 (float64 stays: tests measure errors against it)."""
+    """Returns x without its padding, in fp32 (float64 stays: tests measure errors against it)."""
     return zero_padding(x, segments).astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,7 +1,6 @@
-"""Tokens split over devices. A short convolution needs the last few inputs before a part, which are the state it starts
-from. A long one
-is done on whole sequences, each device on its share of the channels: two exchanges of all activations, which is less
-than gathering them."""
+"""Convolutions whose tokens are split over devices. A short convolution needs the last few inputs before a part, which
+are the state it starts from. A long one runs on whole sequences, each device on its share of the channels: two
+exchanges of all activations, which is less than gathering them."""
 
 from __future__ import annotations
 
@@ -19,10 +18,10 @@ def short_over_devices(
     arrays: Mapping[str, jax.Array | None],
     dimensions: Mapping[str, Dimensions],
 ) -> jax.Array:
-    """The short convolution's outputs from a zero state, tokens split over the ambient mesh's axis sequence.
+    """Returns the short convolution's outputs from a zero state, tokens split over the ambient mesh's axis sequence.
 
     Args:
-      run: the front door, its settings bound.
+      run: the public function, its settings bound.
       arrays: those of its arguments that are arrays, without an initial state; dimensions: their letters.
     """
 
@@ -47,7 +46,7 @@ def short_over_devices(
 def long_over_devices(
     run: Callable[..., jax.Array], x: jax.Array, filter: jax.Array, segment_ids: jax.Array | None
 ) -> jax.Array:
-    """filter * x by `run(x, filter, segment_ids)` on whole sequences, tokens split over the ambient mesh's axis
+    """Returns filter * x by `run(x, filter, segment_ids)` on whole sequences, tokens split over the ambient mesh's axis
     sequence; (b, t, d) as run's."""
 
     def part(x, filter, segment_ids):
@@ -56,6 +55,6 @@ def long_over_devices(
         share = filter.shape[1] // n
         filter = jax.lax.dynamic_slice_in_dim(filter, jax.lax.axis_index(SEQUENCE) * share, share, axis=1)
         whole = None if segment_ids is None else sequence_collectives.gathered(segment_ids)
-        return sequence_collectives.tokens_apart(run(sequence_collectives.channels_apart(x), filter, whole))[:, :, :d]
+        return sequence_collectives.split_tokens(run(sequence_collectives.split_channels(x), filter, whole))[:, :, :d]
 
     return over_sequence(part, {"x": "b t h", "filter": "k h", "segment_ids": "b t"}, "b t h")(x, filter, segment_ids)

@@ -2,7 +2,7 @@
 
 A kernel is two functions, `forward` and `backward`, on rows whose documents have no holes. Here stand the operation's
 gradient (`jax.custom_vjp`), the masks as one integer a token, padding inside documents, the state that comes out and
-the gradient of the one that goes in (both touch k - 1 tokens a row).
+the gradient of the one that goes in (both touch k - 1 tokens per row).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Gradients:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class ShortKernel:
     """forward(operands, taps, activation) gives y (b, t, d) in x's dtype; backward(operands, dy, taps, activation)
     the gradients."""
 
@@ -71,7 +71,7 @@ class Kernel:
 
 
 def short_convolution(
-    kernel: Kernel,
+    kernel: ShortKernel,
     x: jax.Array,
     taps: jax.Array,
     bias: jax.Array | None,
@@ -124,15 +124,15 @@ def short_convolution(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _convolved(kernel: Kernel, taps: int, activation: str, operands: Operands) -> jax.Array:
+def _convolved(kernel: ShortKernel, taps: int, activation: str, operands: Operands) -> jax.Array:
     return kernel.forward(operands, taps, activation)
 
 
-def _forward(kernel: Kernel, taps: int, activation: str, operands: Operands) -> tuple[jax.Array, Operands]:
+def _forward(kernel: ShortKernel, taps: int, activation: str, operands: Operands) -> tuple[jax.Array, Operands]:
     return kernel.forward(operands, taps, activation), operands
 
 
-def _backward(kernel: Kernel, taps: int, activation: str, operands: Operands, dy: jax.Array) -> tuple[Operands]:
+def _backward(kernel: ShortKernel, taps: int, activation: str, operands: Operands, dy: jax.Array) -> tuple[Operands]:
     gradients = kernel.backward(operands, dy, taps, activation)
     state = _state_gradient(gradients.first, operands, taps)
     return (
@@ -179,24 +179,29 @@ def document_links(segments: jax.Array, old_segment: jax.Array | None, taps: int
 
 
 def final_state(x, in_gate, state, segments, old_segment, taps: int) -> jax.Array:
-    """The newest k - 1 valid inputs (b, k - 1, d) in fp32, zeros where they are of another document than the newest."""
+    """Returns the newest k - 1 valid inputs (b, k - 1, d) in fp32, zeros where they are of another document than the
+    newest."""
     b, t, d = x.shape
     past = taps - 1
     if past == 0:
         return jnp.zeros((b, 0, d), jnp.float32)
     valid = jnp.ones((b, t), bool) if segments is None else segments != 0
     rank = jnp.cumsum(valid, axis=1) - 1
-    wanted = rank[:, -1:] + 1 + jnp.arange(-past, 0)
+    ranks_of_state = rank[:, -1:] + 1 + jnp.arange(-past, 0)
     # Without holes the rank is the place.
-    place = wanted if segments is None else jnp.argmax(valid[:, None] & (rank[:, None] == wanted[:, :, None]), axis=2)
-    place = jnp.where(wanted >= 0, place, 0)
-    new = _inputs_at(x, in_gate, place, wanted >= 0)
-    old_place = jnp.clip(wanted + past, 0, past - 1)
+    place = (
+        ranks_of_state
+        if segments is None
+        else jnp.argmax(valid[:, None] & (rank[:, None] == ranks_of_state[:, :, None]), axis=2)
+    )
+    place = jnp.where(ranks_of_state >= 0, place, 0)
+    new = _inputs_at(x, in_gate, place, ranks_of_state >= 0)
+    old_place = jnp.clip(ranks_of_state + past, 0, past - 1)
     old = jnp.take_along_axis(state[:, EDGE - past :], old_place[:, :, None], axis=1)
-    newest = jnp.where((wanted >= 0)[:, :, None], new, old)
+    newest = jnp.where((ranks_of_state >= 0)[:, :, None], new, old)
     if segments is None:
         return newest
-    owners = jnp.where(wanted >= 0, jnp.take_along_axis(segments, place, axis=1), old_segment[:, None])
+    owners = jnp.where(ranks_of_state >= 0, jnp.take_along_axis(segments, place, axis=1), old_segment[:, None])
     return jnp.where((owners == owners[:, -1:])[:, :, None], newest, 0)
 
 

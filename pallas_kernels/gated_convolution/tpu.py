@@ -23,8 +23,8 @@ from recollect.pallas_kernels.gated_convolution.short_kernels import (
     EDGE,
     WEIGHT_ROWS,
     Gradients,
-    Kernel,
     Operands,
+    ShortKernel,
 )
 from recollect.pallas_kernels.mosaic_tpu import Semantics
 from recollect.pallas_kernels.sharding import over_mesh
@@ -169,7 +169,7 @@ def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> 
 
 
 def _masks(ref, rows: int):
-    """How far back taps reach and what is valid, (rows, 1) each; None without segments."""
+    """Returns how far back taps reach and what is valid, (rows, 1) each; None without segments."""
     if "links" not in ref:
         return None, None
     links = ref["links"][0, 0].reshape(rows, 1)
@@ -188,7 +188,7 @@ def _gated(x_ref, gate_ref, valid):
 
 
 def _before_activation(window, weights, reach, taps: int, rows: int):
-    """The convolution with its bias, and the function lag -> inputs that many tokens back."""
+    """Returns the convolution with its bias, and the function lag -> inputs that many tokens back."""
 
     def shifted(lag: int):
         inputs = window[EDGE - lag : EDGE - lag + rows]
@@ -201,7 +201,7 @@ def _before_activation(window, weights, reach, taps: int, rows: int):
 
 
 def _grid(b: int, t: int, d: int) -> tuple[tuple[int, int, int], int, int]:
-    """The grid (rows, channel blocks, token blocks) and a block's tokens and channels."""
+    """Returns the grid (rows, channel blocks, token blocks) and a block's tokens and channels."""
     rows = min(TOKENS, -(-t // 128) * 128)
     channels = min(CHANNELS, -(-d // 128) * 128)
     return (b, pl.cdiv(d, channels), pl.cdiv(t, rows)), rows, channels
@@ -225,7 +225,7 @@ def _inputs(operands: Operands, tokens: pl.BlockSpec, rows: int, channels: int, 
 
 
 short_convolution = over_mesh(
-    functools.partial(short_kernels.short_convolution, Kernel(_forward, _backward)),
+    functools.partial(short_kernels.short_convolution, ShortKernel(_forward, _backward)),
     SHORT_DIMENSIONS,
     ("b t h", "b s h"),
 )

@@ -112,7 +112,8 @@ def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: jax.Array 
 
 
 def blocks_up_to() -> int:
-    """The length up to which blocked Toeplitz products, rather than a Fourier transform, convolve one document here."""
+    """Returns the length up to which blocked Toeplitz products, rather than a Fourier transform, convolve one document
+    here."""
     # A TPU has matrix units and no fast transform (not measured). On a CPU the transform wins: forward and gradient on
     # two busy cores (2026-11-23) take 18.6 ms against 48.4 at b = 16, t = 512, d = 64, and 29.5 against 128.0 at b = 4,
     # t = 2048, d = 64.
@@ -201,7 +202,7 @@ def _documents_apart(x: jax.Array, filter: jax.Array, segments: jax.Array) -> ja
     jax.checkpoint, static_argnums=(3,)
 )  # else the backward pass keeps a masked copy of x for each block size
 def _left_to_right(x: jax.Array, filter: jax.Array, segments: jax.Array, block: int) -> jax.Array:
-    """What the first `block` tokens of every 2 * block contribute to the other half of them."""
+    """Returns what the first `block` tokens of every 2 * block contribute to the other half of them."""
     b, t, d = x.shape
     pairs = -(-t // (2 * block))
     end = 2 * block * pairs - t
@@ -224,5 +225,6 @@ def _left_to_right(x: jax.Array, filter: jax.Array, segments: jax.Array, block: 
 
 
 def _transform_length(least: int) -> int:
-    """The smallest 2^a, 3 * 2^a or 5 * 2^a that is at least `least`: lengths with large prime factors are slow."""
+    """Returns the smallest 2^a, 3 * 2^a or 5 * 2^a that is at least `least`: lengths with large prime factors are
+    slow."""
     return min(factor << max(0, (-(-least // factor) - 1).bit_length()) for factor in (1, 3, 5))

@@ -4,11 +4,10 @@
     o_ih = g_ih [i chose h] sum_{j <= i} softmax_j(scale q_ih . k_j,kappa(h)) v_j,kappa(h),
 
 kappa(h) the key head of head h, g its gates. Public implementations compute every head for every token and multiply by
-zeros. Here the queries of a head's tokens are gathered, sorted by position, into tiles of one head each (plan.py), a
-list whose static length holds every
-routing: at most `active` choices a token, none ever dropped. Causal bounds of tiles come from their tokens' positions;
-keys and values are those of all tokens, shared, since a later token may choose any head. Putting results back is a
-gather too, as each pair has one row.
+zeros. Here the queries of a head's tokens are gathered, sorted by position, into tiles of one head each
+(head_groups.py), a list whose static length holds every routing: at most `active` choices per token, none ever dropped.
+Causal bounds of tiles come from their tokens' positions; keys and values are those of all tokens, shared, since a later
+token may choose any head. Putting results back is a gather too, as each pair has one row.
 
 Easy to get wrong: a padded token takes no row; what a query sees does not depend on who chose what, so keys are never
 skipped by routing; an output's last bits may depend on which tile its query fell into, and so on later tokens' choices.
@@ -20,8 +19,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
 from recollect.pallas_kernels.dispatch import choose
@@ -29,29 +28,29 @@ from recollect.pallas_kernels.sharding import sequence_parts
 
 
 def head_mixture_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    chosen: jax.Array,
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g v"],
+    chosen: Bool[Array, "b t h"],
     *,
     active: int,
-    gates: jax.Array | None = None,
+    gates: Float[Array, "b t h"] | None = None,
     key_heads: Sequence[int] | None = None,
-    query_positions: jax.Array | None = None,
-    key_positions: jax.Array | None = None,
-    query_segments: jax.Array | None = None,
-    key_segments: jax.Array | None = None,
+    query_positions: Int[Array, "b t"] | None = None,
+    key_positions: Int[Array, "b s"] | None = None,
+    query_segments: Int[Array, "b t"] | None = None,
+    key_segments: Int[Array, "b s"] | None = None,
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Any:
-    """Attention of the chosen heads, sequence first. Self-attention is recognised, and what it promises, as in
-    `softmax_attention`.
+    """Computes attention of the chosen heads, sequence first. Self-attention is recognised, with the same promises, as
+    in `softmax_attention`.
 
     Args:
       q: (b, t, h, k), the routed heads. k: (b, s, g, k) and v: (b, s, g, v).
       chosen: (b, t, h) bool, at most `active` true a token. It carries no gradient.
-      active: the most heads a token chooses, known when the program is traced.
+      active: the most heads that a token chooses, known when the program is traced.
       gates: (b, t, h), what outputs are multiplied by; None is 1.
       key_heads: for each head of q the head of k and v it attends with; None: head // (h / g), h a multiple of g.
       query_positions, key_positions: (b, t) and (b, s) int; None counts from 0, and needs t == s.
@@ -78,8 +77,8 @@ def head_mixture_attention(
         if key_heads is None
         else tuple(int(head) for head in key_heads)
     )
-    own = key_positions is query_positions and key_segments is query_segments
-    if same_length and own and sequence_parts(q.shape[1]) > 1:
+    shared = key_positions is query_positions and key_segments is query_segments
+    if same_length and shared and sequence_parts(q.shape[1]) > 1:
         regular = h % k.shape[2] == 0 and kappa == tuple(head // (h // k.shape[2]) for head in range(h))
         part: Any = functools.partial(
             head_mixture_attention,
@@ -125,8 +124,8 @@ def head_mixture_attention(
 
 
 def skips(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> bool:
-    """Whether anything is skipped, so that it pays to compute shared heads apart: decided from static sizes, see
-    xla.form.
+    """Returns whether anything is skipped, so that it pays to compute shared heads separately: decided from static
+    sizes, see xla.strategy.
 
     Args:
       t, s: queries and keys. heads, active: routed heads, and how many a token chooses. self_attention: as
@@ -134,7 +133,7 @@ def skips(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> b
     """
     from recollect.pallas_kernels.head_mixture_attention import xla
 
-    return xla.form(t, s, heads, active, self_attention=self_attention) != "dense"
+    return xla.strategy(t, s, heads, active, self_attention=self_attention) != "dense"
 
 
 BACKENDS = {

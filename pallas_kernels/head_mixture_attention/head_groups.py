@@ -2,10 +2,9 @@
 one head each.
 
 A choice is a pair (token, head). A head's group of rows is filled up to whole tiles at its front, so that its last tile
-ends with its last
-token and all tiles but the first are full: then the last tokens of tiles lie as far apart as they can, which bounds
-what tiles see of the past (`ends`). With at most A choices a token, no choice is ever dropped: `tile_count` tiles
-suffice for every routing.
+ends with its last token and all tiles but the first are full: then the last tokens of tiles lie as far apart as they
+can, which bounds what tiles see of the past (`ends`). With at most A choices per token, no choice is ever dropped:
+`tile_count` tiles suffice for every routing.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class HeadTiles:
     """Which query stands where.
 
     Attributes:
@@ -50,13 +49,13 @@ class Plan:
         return _taken(x, self._flat_rows(), self.sources).reshape(*self.rows.shape, x.shape[-1])
 
     def field(self, values: jax.Array, filler: int = 0) -> jax.Array:
-        """A field of tokens (b, t) int, by row: (b, n, tile)."""
+        """Returns a field of tokens (b, t) int, by row: (b, n, tile)."""
         t = values.shape[1]
         index = jnp.minimum(self.tokens, t - 1).reshape(values.shape[0], -1)
         return jnp.where(self.tokens < t, jnp.take_along_axis(values, index, axis=1).reshape(self.tokens.shape), filler)
 
-    def latest_first(self) -> Plan:
-        """The same tiles, ordered by their last token, the latest first: the i-th then sees at most the first
+    def latest_first(self) -> HeadTiles:
+        """Returns the same tiles, ordered by their last token, the latest first: the i-th then sees at most the first
         `ends(...)[i]` tokens."""
         (b, n, tile), t = self.tokens.shape, self.rows.shape[1]
         last = jnp.max(jnp.where(self.tokens < t, self.tokens, -1), axis=2)
@@ -64,7 +63,7 @@ class Plan:
         place = jnp.argsort(order, axis=1)
         of_tile = jnp.minimum(self.rows // tile, n - 1).reshape(b, -1)
         moved = jnp.take_along_axis(place, of_tile, axis=1).reshape(self.rows.shape) * tile + self.rows % tile
-        return Plan(
+        return HeadTiles(
             jnp.take_along_axis(self.tokens, order[:, :, None], axis=1),
             jnp.take_along_axis(self.heads, order, axis=1),
             jnp.where(self.rows < n * tile, moved, n * tile).astype(jnp.int32),
@@ -74,7 +73,7 @@ class Plan:
         return self.rows.reshape(self.rows.shape[0], -1)
 
 
-jax.tree_util.register_dataclass(Plan, data_fields=["tokens", "heads", "rows"], meta_fields=[])
+jax.tree_util.register_dataclass(HeadTiles, data_fields=["tokens", "heads", "rows"], meta_fields=[])
 
 
 def tile_count(tokens: int, heads: int, active: int, tile: int) -> int:
@@ -88,7 +87,7 @@ def ends(tokens: int, heads: int, active: int, tile: int) -> tuple[int, ...]:
     """For each tile of `latest_first`, a bound on the tokens before and including its last one, whatever the routing.
 
     Of the last y tokens at most active * y rows come, of at most that many heads. A tile that reaches into them is full
-    of such rows but for one a head, so there are at most `reaching(y)` such tiles, and the tile of rank reaching(y)
+    of such rows but for one per head, so there are at most `reaching(y)` such tiles, and the tile of rank reaching(y)
     ends before those y tokens.
     """
 
@@ -96,21 +95,21 @@ def ends(tokens: int, heads: int, active: int, tile: int) -> tuple[int, ...]:
         rows = active * y
         return min((rows + min(heads, rows) * (tile - 1)) // tile, heads * -(-y // tile))
 
-    found, y = [], 0
+    bounds, y = [], 0
     for rank in range(tile_count(tokens, heads, active, tile)):
         while y < tokens and reaching(y + 1) <= rank:
             y += 1
-        found.append(tokens - y)
-    return tuple(found)
+        bounds.append(tokens - y)
+    return tuple(bounds)
 
 
-def make_plan(chosen: jax.Array, active: int, tile: int) -> Plan:
-    """The plan of a routing.
+def group_by_head(chosen: jax.Array, active: int, tile: int) -> HeadTiles:
+    """Returns the head_tiles of a routing.
 
     Args:
       chosen: (b, t, h) bool, at most `active` true a token (a choice beyond the static bound that this gives would be
         lost).
-      tile: rows a tile.
+      tile: rows per tile.
     """
     t, h = chosen.shape[1:]
     n = tile_count(t, h, active, tile)
@@ -128,17 +127,17 @@ def make_plan(chosen: jax.Array, active: int, tile: int) -> Plan:
     )
     tokens = _places(jnp.take_along_axis(jnp.swapaxes(counted, 1, 2), heads[:, :, None], axis=1), within + 1)
     tokens = jnp.where(used[:, :, None] & (within >= 0), tokens, t)
-    return Plan(tokens.astype(jnp.int32), heads, rows.astype(jnp.int32))
+    return HeadTiles(tokens.astype(jnp.int32), heads, rows.astype(jnp.int32))
 
 
-def _places(counted: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Where a count that never falls, (b, n, t), first reaches each of `wanted` (b, n, tile): a binary search, no
-    scatter."""
+def _places(counted: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns where a count that never falls, (b, n, t), first reaches each of `targets` (b, n, tile): a binary search,
+    no scatter."""
     t = counted.shape[2]
-    low = jnp.zeros(wanted.shape, jnp.int32)
+    low = jnp.zeros(targets.shape, jnp.int32)
     for step in _halves(t):
         probe = low + step
-        below = jnp.take_along_axis(counted, jnp.minimum(probe, t) - 1, axis=2) < wanted
+        below = jnp.take_along_axis(counted, jnp.minimum(probe, t) - 1, axis=2) < targets
         low = jnp.where((probe <= t) & below, probe, low)
     return low
 
@@ -153,8 +152,8 @@ def _taken(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
     nowhere."""
     m = x.shape[1]
     batch = jnp.arange(x.shape[0])[:, None]
-    found = x.at[batch, jnp.minimum(index, m - 1)].get(mode="promise_in_bounds")
-    return jnp.where((index < m)[..., None], found, 0)
+    rows = x.at[batch, jnp.minimum(index, m - 1)].get(mode="promise_in_bounds")
+    return jnp.where((index < m)[..., None], rows, 0)
 
 
 def _taken_forward(x, index, inverse):

@@ -11,7 +11,7 @@ from recollect.pallas_kernels.softmax_attention import softmax_attention
 def head_mixture_attention(
     q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
 ):
-    """See the front door for the arguments; returns the output and the log-sum-exp."""
+    """Returns the output and the log-sum-exp; arguments as those of the public function."""
     k, v = (x[:, :, list(key_heads)] for x in (k, v))
     out, lse = softmax_attention(
         q,

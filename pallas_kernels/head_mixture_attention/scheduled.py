@@ -1,6 +1,6 @@
-"""Head-mixture attention on scheduled tiles (recollect.pallas_kernels.scheduled_attention): each tile of the plan has
-one key head, and its block schedule, made on the device from its rows' positions and documents, leaves out keys that
-come after its last row."""
+"""Head-mixture attention on scheduled tiles (recollect.pallas_kernels.scheduled_attention): each tile of the head_tiles
+has one key head, and its block schedule, made on the device from its rows' positions and documents, leaves out keys
+that come after its last row."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.pallas_kernels.head_mixture_attention.head_groups import make_plan, tile_count
+from recollect.pallas_kernels.head_mixture_attention.head_groups import group_by_head, tile_count
+from recollect.pallas_kernels.masks import causal
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
-from recollect.pallas_kernels.scheduled_attention.mask_rules import Before
 from recollect.pallas_kernels.sharding import over_mesh
 
 FEWEST_QUERIES = 8
 LARGEST_TILE = 256
-"""Rows: half a tile a head is filler."""
+"""Rows: half a tile per head is filler."""
 
 
 def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
@@ -29,20 +29,23 @@ def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Cal
     ) -> tuple[jax.Array, jax.Array]:
         (b, t, h, _), s = q.shape, k.shape[1]
         active = min(active, h)  # on a mesh a device has a part of the heads
-        own = [head * k.shape[2] // h for head in range(h)] if key_heads is None else key_heads
+        heads = [head * k.shape[2] // h for head in range(h)] if key_heads is None else key_heads
         query_tile, key_tile = _tiles(kernels, q, k, v, active)
-        plan = make_plan(chosen, active, query_tile)
+        head_tiles = group_by_head(chosen, active, query_tile)
         positions = (
             jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t)) if query_positions is None else query_positions
         )
         segments = jnp.ones((b, t), jnp.int32) if query_segments is None else query_segments
         out, lse = flash_vjp.attend(
             kernels,
-            plan.gather(q)[:, :, None],
+            head_tiles.gather(q)[:, :, None],
             k,
             v,
-            rule=Before(None, segmented=query_segments is not None),
-            query_fields={"positions": _rows(plan.field(positions)), "segments": _rows(plan.field(segments))},
+            mask=causal(segmented=query_segments is not None),
+            query_fields={
+                "positions": _rows(head_tiles.field(positions)),
+                "segments": _rows(head_tiles.field(segments)),
+            },
             key_fields={
                 "positions": np.arange(s, dtype=np.int32)[None] if key_positions is None else key_positions,
                 "segments": np.ones((1, s), np.int32) if key_segments is None else key_segments,
@@ -50,9 +53,9 @@ def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Cal
             scale=scale,
             query_tile=query_tile,
             key_tile=key_tile,
-            key_heads=jnp.asarray(own, jnp.int32)[plan.heads],
+            key_heads=jnp.asarray(heads, jnp.int32)[head_tiles.heads],
         )
-        return plan.combine(out[:, :, 0]), jnp.where(chosen, plan.combine(lse)[..., 0], -jnp.inf)
+        return head_tiles.combine(out[:, :, 0]), jnp.where(chosen, head_tiles.combine(lse)[..., 0], -jnp.inf)
 
     regular = over_mesh(on_device, _letters("h"), ("b t h v", "b t h"))
     irregular = over_mesh(on_device, _letters("r"), ("b t r v", "b t r"))
@@ -85,7 +88,7 @@ def _letters(heads: str) -> dict[str, str]:
 
 
 def _tiles(kernels: flash_vjp.KernelModule, q: Any, k: Any, v: Any, active: int) -> tuple[int, int]:
-    """Rows and keys a tile: a kernel's own choice for a head's share of the queries."""
+    """Returns rows and keys per tile: a kernel's default for a head's share of the queries."""
     t, h = q.shape[1:3]
     query_tile, key_tile = kernels.tile_sizes(max(1, t * active // h), k.shape[1], q.shape[3], v.shape[3], q.dtype)
     return min(query_tile, LARGEST_TILE), key_tile

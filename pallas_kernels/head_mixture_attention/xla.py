@@ -1,13 +1,14 @@
-"""What is chosen in dense products of static sizes, in three forms, of which static sizes decide (`form`):
+"""Attention of the chosen pairs by dense products of static sizes, by one of three strategies; static sizes decide
+between them (`strategy`):
 
-- "rows": queries gathered into the tiles of a plan. Ordered by their last tokens, the i-th tile sees at most a number
-  of keys that is known when the program is traced (plan.ends), so groups of tiles are batched products against the
-  first so many keys, and about half of the square is left out as in dense causal attention. Each tile's head's keys are
-  copied beside it, which costs 1 / tile of the products.
+- "rows": queries gathered into tiles of one head each (head_groups.py). Ordered by their last tokens, the i-th tile sees
+  at most a number of keys that is known when the program is traced (`ends`), so groups of tiles are batched products
+  against the first so many keys, and about half of the square is left out as in dense causal attention. Each tile's
+  head's keys are copied beside it, which costs 1 / tile of the products.
 - "pairs": for decoding, the keys and values of the chosen heads alone.
 - "dense": all heads, and zeros for what is not chosen, where too little would be skipped.
 
-Numerics are those of softmax attention's xla form: products in the inputs' dtype, sums and softmax in fp32.
+Numerics are those of softmax attention's xla backend: products in the inputs' dtype, sums and softmax in fp32.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.dense_softmax import undivided
-from recollect.pallas_kernels.head_mixture_attention.head_groups import ends, make_plan, tile_count
+from recollect.pallas_kernels.dense_softmax import unnormalised_softmax
+from recollect.pallas_kernels.head_mixture_attention.head_groups import ends, group_by_head, tile_count
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 TILE = 128
-"""Rows a tile in long sequences."""
+"""Rows per tile in long sequences."""
 
 MOST_GROUPS = 16
 """Groups of tiles are unrolled in the program."""
@@ -35,12 +36,12 @@ FEWEST_TOKENS = 256
 """In shorter sequences tiles would be small, and scores are little of a layer's work."""
 
 Cuts = tuple[tuple[int, int, int], ...]
-"""(first, last + 1, keys seen) of groups of tiles."""
+"""Returns (first, last + 1, keys seen) of groups of tiles."""
 
 
-def form(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> Literal["rows", "pairs", "dense"]:
-    """The form that computes least for t queries on s keys: a score costs no more in gathered tiles than in softmax
-    attention's blocks."""
+def strategy(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> Literal["rows", "pairs", "dense"]:
+    """Returns the strategy that computes least for t queries on s keys: a score costs no more in gathered tiles than in
+    softmax attention's blocks."""
     if t * active < heads:
         return "pairs"
     if active >= heads or max(t, s) < FEWEST_TOKENS:
@@ -49,13 +50,13 @@ def form(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> Li
     if not self_attention:
         return "rows" if tile_count(t, heads, active, tile) * tile < heads * t else "dense"
     gathered = sum((last - first) * tile * seen for first, last, seen in groups(t, heads, active, tile))
-    block = max(128, -(-t // 16))  # as softmax attention's xla form goes
+    block = max(128, -(-t // 16))  # as softmax attention's xla backend goes
     dense = heads * sum(min(block, t - start) * min(start + block, t) for start in range(0, t, block))
     return "rows" if gathered < dense else "dense"
 
 
 def tile_of(t: int, heads: int, active: int) -> int:
-    """Rows a tile: at least two tiles a head under even routing, as half a tile a head is filler."""
+    """Rows per tile: at least two tiles per head under even routing, as half a tile per head is filler."""
     tile = TILE
     while tile > 16 and tile * heads * 2 > t * active:
         tile //= 2
@@ -63,7 +64,7 @@ def tile_of(t: int, heads: int, active: int) -> int:
 
 
 def groups(t: int, heads: int, active: int, tile: int) -> Cuts:
-    """(first, last + 1, keys seen) of groups of tiles, the latest first."""
+    """Returns (first, last + 1, keys seen) of groups of tiles, the latest first."""
     bounds = ends(t, heads, active, tile)
     size = -(-len(bounds) // max(1, min(MOST_GROUPS, t // GROUP_KEYS)))
     firsts = range(0, len(bounds), size)
@@ -75,9 +76,9 @@ def groups(t: int, heads: int, active: int, tile: int) -> Cuts:
 def head_mixture_attention(
     q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
 ) -> tuple[jax.Array, jax.Array]:
-    """See the front door for the arguments; returns the output and the log-sum-exp."""
+    """Returns the output and the log-sum-exp; arguments as those of the public function."""
     self_attention = k.shape[1] == q.shape[1] and query_positions is key_positions and query_segments is key_segments
-    which = form(q.shape[1], k.shape[1], q.shape[2], active, self_attention=self_attention)
+    which = strategy(q.shape[1], k.shape[1], q.shape[2], active, self_attention=self_attention)
     run = {"rows": by_rows, "pairs": by_pairs, "dense": by_all}[which]
     return run(
         q,
@@ -97,7 +98,7 @@ def head_mixture_attention(
 def by_all(
     q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
 ) -> tuple[jax.Array, jax.Array]:
-    """All heads for all tokens."""
+    """Computes all heads for all tokens."""
     if key_heads != tuple(head // max(1, q.shape[2] // k.shape[2]) for head in range(q.shape[2])):
         k, v = (x[:, :, list(key_heads)] for x in (k, v))
     out, lse = softmax_attention(
@@ -134,21 +135,21 @@ def by_rows(
     (b, t, h, _), s = q.shape, k.shape[1]
     self_attention = s == t and query_positions is key_positions and query_segments is key_segments
     tile = tile_of(t, h, active) if tile is None else tile
-    plan = make_plan(chosen, active, tile)
+    head_tiles = group_by_head(chosen, active, tile)
     if self_attention:
-        plan = plan.latest_first()
+        head_tiles = head_tiles.latest_first()
         cuts = groups(t, h, active, tile)
     else:
-        cuts = ((0, plan.tokens.shape[1], s),)
-    rows = plan.gather(q).reshape(*plan.tokens.shape, -1)
-    heads = jnp.asarray(key_heads, jnp.int32)[plan.heads]
-    fields = {"i": plan.tokens if query_positions is None else plan.field(query_positions)}
+        cuts = ((0, head_tiles.tokens.shape[1], s),)
+    rows = head_tiles.gather(q).reshape(*head_tiles.tokens.shape, -1)
+    heads = jnp.asarray(key_heads, jnp.int32)[head_tiles.heads]
+    fields = {"i": head_tiles.tokens if query_positions is None else head_tiles.field(query_positions)}
     fields["j"] = jnp.arange(s)[None] if key_positions is None else key_positions
     if query_segments is not None:
-        fields |= {"own": plan.field(query_segments), "others": key_segments}
+        fields |= {"query_segments": head_tiles.field(query_segments), "key_segments": key_segments}
     out, lse = _tiles(cuts, scale, rows, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), heads, fields)
     out, lse = out.reshape(b, -1, out.shape[3]).astype(q.dtype), lse.reshape(b, -1, 1)
-    return plan.combine(out), jnp.where(chosen, plan.combine(lse)[..., 0], -jnp.inf)
+    return head_tiles.combine(out), jnp.where(chosen, head_tiles.combine(lse)[..., 0], -jnp.inf)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -183,12 +184,12 @@ def _tiles_backward(cuts, scale, kept, cotangents):
         list(copies)
     ):  # those that see least first, so that sums grow once
         queries, g = q[:, first:last], g_out[:, first:last]
-        slopes = jnp.einsum("bntv,bnsv->bnts", g, values, preferred_element_type=wide)
-        slopes = (weights * (slopes - delta[:, first:last]) * scale).astype(q.dtype)
-        dq.append(jnp.einsum("bnts,bnsk->bntk", slopes, keys, preferred_element_type=wide))
-        own = (heads[:, None, first:last] == jnp.arange(k.shape[1])[:, None]).astype(wide)
-        dk = _summed(dk, own, jnp.einsum("bnts,bntk->bnsk", slopes, queries, preferred_element_type=wide))
-        dv = _summed(dv, own, jnp.einsum("bnts,bntv->bnsv", weights, g, preferred_element_type=wide))
+        d_scores = jnp.einsum("bntv,bnsv->bnts", g, values, preferred_element_type=wide)
+        d_scores = (weights * (d_scores - delta[:, first:last]) * scale).astype(q.dtype)
+        dq.append(jnp.einsum("bnts,bnsk->bntk", d_scores, keys, preferred_element_type=wide))
+        is_of_head = (heads[:, None, first:last] == jnp.arange(k.shape[1])[:, None]).astype(wide)
+        dk = _summed(dk, is_of_head, jnp.einsum("bnts,bntk->bnsk", d_scores, queries, preferred_element_type=wide))
+        dv = _summed(dv, is_of_head, jnp.einsum("bnts,bntv->bnsv", weights, g, preferred_element_type=wide))
     return jnp.concatenate(dq[::-1], axis=1).astype(q.dtype), _whole(dk, k), _whole(dv, v), None, None
 
 
@@ -196,25 +197,25 @@ _tiles.defvjp(_tiles_forward, _tiles_backward)
 
 
 def _allowed(fields: dict[str, jax.Array], cut: tuple[int, int, int]) -> jax.Array:
-    """bool (b, tiles, tile, keys seen)."""
+    """Returns bool (b, tiles, tile, keys seen)."""
     first, last, seen = cut
     allowed = fields["i"][:, first:last, :, None] >= fields["j"][:, None, None, :seen]
-    if "own" in fields:
-        own = fields["own"][:, first:last, :, None]
-        allowed &= (own == fields["others"][:, None, None, :seen]) & (own != 0)
+    if "query_segments" in fields:
+        segments = fields["query_segments"][:, first:last, :, None]
+        allowed &= (segments == fields["key_segments"][:, None, None, :seen]) & (segments != 0)
     return allowed
 
 
 def _copies(x: jax.Array, heads: jax.Array, cuts: Cuts) -> list[jax.Array]:
-    """For each cut what its tiles see: (b, tiles, keys seen, d) of x (b, g, s, d)."""
+    """Returns for each cut what its tiles see: (b, tiles, keys seen, d) of x (b, g, s, d)."""
     batch = jnp.arange(x.shape[0])[:, None]
     return [x[:, :, :seen].at[batch, heads[:, first:last]].get(mode="promise_in_bounds") for first, last, seen in cuts]
 
 
-def _summed(total: jax.Array | None, own: jax.Array, parts: jax.Array) -> jax.Array:
-    """A sum by key head (b, g, keys, d), of fewer keys or None, and to it a head's tiles of (b, tiles, keys, d): as
-    a product with zeros and ones."""
-    new = jnp.einsum("bgn,bnsd->bgsd", own, parts)
+def _summed(total: jax.Array | None, is_of_head: jax.Array, parts: jax.Array) -> jax.Array:
+    """Returns a sum by key head (b, g, keys, d), of fewer keys or None, and to it a head's tiles of (b, tiles, keys,
+    d): as a product with zeros and ones."""
+    new = jnp.einsum("bgn,bnsd->bgsd", is_of_head, parts)
     return new if total is None else new + jnp.pad(total, ((0, 0), (0, 0), (0, new.shape[2] - total.shape[2]), (0, 0)))
 
 
@@ -229,7 +230,7 @@ def _attend(q, k, v, allowed, scale) -> tuple[jax.Array, jax.Array, jax.Array, j
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("...tk,...sk->...ts", q, k, preferred_element_type=wide) * scale
     scores = jnp.where(allowed, scores, -jnp.inf)
-    weights, total, lse = undivided(scores)
+    weights, total, lse = unnormalised_softmax(scores)
     weights = weights.astype(v.dtype)
     out = jnp.einsum("...ts,...sv->...tv", weights, v, preferred_element_type=wide) / total[..., None]
     return out, lse, total, weights
@@ -238,10 +239,10 @@ def _attend(q, k, v, allowed, scale) -> tuple[jax.Array, jax.Array, jax.Array, j
 def by_pairs(
     q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
 ) -> tuple[jax.Array, jax.Array]:
-    """Each pair with its own head's keys."""
+    """Attends from each pair to the keys of its head."""
     (b, t, h, _), s = q.shape, k.shape[1]
     heads = jnp.argsort(~chosen, axis=2, stable=True)[..., : min(active, h)]
-    own = jnp.take_along_axis(q, heads[..., None], axis=2)[..., None, :]
+    queries = jnp.take_along_axis(q, heads[..., None], axis=2)[..., None, :]
     batch = jnp.arange(b)[:, None, None]
     keys, values = (
         x.at[batch, :, jnp.asarray(key_heads, jnp.int32)[heads]].get(mode="promise_in_bounds") for x in (k, v)
@@ -251,7 +252,7 @@ def by_pairs(
     allowed = i[:, :, None] >= j[:, None]
     if query_segments is not None:
         allowed &= (query_segments[:, :, None] == key_segments[:, None]) & (query_segments != 0)[:, :, None]
-    out, lse, *_ = _attend(own, keys, values, allowed[:, :, None, None], scale)
+    out, lse, *_ = _attend(queries, keys, values, allowed[:, :, None, None], scale)
     place = jnp.maximum(jnp.cumsum(chosen, axis=2) - 1, 0)
     out = jnp.take_along_axis(out[..., 0, :], place[..., None], axis=2)
     lse = jnp.take_along_axis(lse[..., 0], place, axis=2)

@@ -3,8 +3,10 @@
 A landmark token closes every block of `block` ordinary tokens; a stored block is block + 1 tokens. With s_ij = scale
 q_i . k_j, and B the block of query i (a landmark belongs to the block it closes),
 
-    w_ij = softmax over {ordinary j of block B, j <= i} and {landmarks of blocks b < B}                       (main group)
-    w_ij = main(landmark of b) * softmax over the ordinary tokens of b                    for ordinary j of a block b < B
+    w_ij = softmax over {ordinary j of block B, j <= i} and {landmarks of blocks b < B}                       (main
+      group)
+    w_ij = main(landmark of b) * softmax over the ordinary tokens of b                    for ordinary j of a block b <
+      B
     o_i  = sum over ordinary j of w_ij v_j
 
 Weights of a row sum to 1. No query sees the landmark of its own block, itself included, and no landmark's value is ever
@@ -16,8 +18,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
 from recollect.pallas_kernels.dispatch import choose
@@ -26,31 +28,31 @@ from recollect.pallas_kernels.sharding import sequence_parts
 
 
 def landmark_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g v"],
     *,
     block: int,
-    query_positions: jax.Array | None = None,
-    key_positions: jax.Array | None = None,
-    query_segments: jax.Array | None = None,
-    key_segments: jax.Array | None = None,
+    query_positions: Int[Array, "b t"] | None = None,
+    key_positions: Int[Array, "b s"] | None = None,
+    query_segments: Int[Array, "b t"] | None = None,
+    key_segments: Int[Array, "b s"] | None = None,
     scale: float | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Any:
-    """Grouped-softmax attention.
+    """Computes grouped-softmax attention.
 
     Positions count within a document with landmarks included: a token stands in block position // (block + 1), and is a
     landmark when position % (block + 1) == block. Keys of one document must be stored in order, without gaps.
 
     Self-attention is recognised when t == s and the key fields are left out (they are then the queries') or are the
-    very arrays given
-    for the queries: then keys stored after a query are taken to be hidden from it, which saves half of the work.
+    very arrays given for the queries: then keys stored after a query are taken to be hidden from it, which saves half
+    of the work.
 
     Args:
       q: (b, t, h, k). k: (b, s, g, k) and v: (b, s, g, v), h a multiple of g.
-      block: ordinary tokens a block, at least 1.
+      block: ordinary tokens per block, at least 1.
       query_positions, key_positions: (b, t) and (b, s) int; None counts from 0.
       query_segments, key_segments: (b, t) and (b, s) int, 0 is padding, which may hold NaN; None is one document.
       scale: of the scores; None is k^(-1/2).

@@ -1,4 +1,4 @@
-"""Where landmark blocks lie among stored tokens. With c = block + 1, a token stands in block position // c of its
+"""Finds landmark blocks among stored tokens. With c = block + 1, a token stands in block position // c of its
 document, at position % c.
 
 Keys of one document are stored in order and without gaps, so two landmarks are at least c tokens apart, and no c
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
-    """The complete landmark blocks of stored keys, one a window of c = block + 1 of them, in order of storage.
+class LandmarkBlocks:
+    """The complete landmark blocks of stored keys, one per window of c = block + 1 of them, in order of storage.
 
     Attributes:
       exists: (b, n) bool, whether a block closes in this window; if not, the others are of no meaning.
@@ -31,11 +31,11 @@ class Blocks:
     segment: jax.Array
 
 
-jax.tree_util.register_dataclass(Blocks, data_fields=["exists", "start", "number", "segment"], meta_fields=[])
+jax.tree_util.register_dataclass(LandmarkBlocks, data_fields=["exists", "start", "number", "segment"], meta_fields=[])
 
 
-def complete_blocks(positions: jax.Array, segments: jax.Array, block: int) -> Blocks:
-    """The blocks of keys with positions and segments (b, s) int; n is s / c, rounded up."""
+def complete_blocks(positions: jax.Array, segments: jax.Array, block: int) -> LandmarkBlocks:
+    """Returns the blocks of keys with positions and segments (b, s) int; n is s / c, rounded up."""
     b, s = positions.shape
     c = block + 1
     n = -(-s // c)
@@ -51,12 +51,12 @@ def complete_blocks(positions: jax.Array, segments: jax.Array, block: int) -> Bl
     # A document cut off in front (a cache that dropped its start) has no whole block there.
     exists = jnp.any(closes, axis=2) & (start >= 0)
     segment = jnp.max(jnp.where(closes, segments, 0), axis=2)
-    return Blocks(exists, jnp.where(exists, start, 0), number, jnp.where(exists, segment, 0))
+    return LandmarkBlocks(exists, jnp.where(exists, start, 0), number, jnp.where(exists, segment, 0))
 
 
 def slices(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    """`size` consecutive rows from each start: x (b, s, ...) and start (b, ...) int to (b, ..., size, ...). Slices that
-    would end behind the last row are moved forward to end there."""
+    """Returns `size` consecutive rows from each start: x (b, s, ...) and start (b, ...) int to (b, ..., size, ...).
+    Slices that would end behind the last row are moved forward to end there."""
 
     def row(x: jax.Array, start: jax.Array) -> jax.Array:
         return jax.vmap(lambda first: jax.lax.dynamic_slice_in_dim(x, first, size))(start)

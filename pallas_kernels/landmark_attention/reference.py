@@ -9,7 +9,7 @@ import jax.numpy as jnp
 def weights(
     q, k, *, block, query_positions, key_positions, query_segments, key_segments, scale
 ) -> tuple[jax.Array, jax.Array]:
-    """(b, h, t, s) attention weights; rows sum to 1 (0 for padded queries), landmark columns are 0. And the
+    """Returns (b, h, t, s) attention weights; rows sum to 1 (0 for padded queries), landmark columns are 0. And the
     log-sum-exp (b, h, t)."""
     b, t, h, _ = q.shape
     s, groups = k.shape[1:3]
@@ -18,18 +18,18 @@ def weights(
     scores = jnp.einsum("bthk,bshk->bhts", q.astype(wide), k.astype(wide)) * scale
     i = jnp.broadcast_to(jnp.arange(t), (b, t)) if query_positions is None else query_positions
     j = jnp.broadcast_to(jnp.arange(s), (b, s)) if key_positions is None else key_positions
-    own, theirs = (i // (block + 1))[:, :, None], (j // (block + 1))[:, None, :]
+    query_block, key_block = (i // (block + 1))[:, :, None], (j // (block + 1))[:, None, :]
     is_landmark = (j % (block + 1) == block)[:, None, :]
     seen = j[:, None, :] <= i[:, :, None]
     if query_segments is not None:
         seen &= (query_segments[:, :, None] == key_segments[:, None, :]) & (query_segments != 0)[:, :, None]
-    main = seen & jnp.where(is_landmark, theirs < own, theirs == own)
+    main = seen & jnp.where(is_landmark, key_block < query_block, key_block == query_block)
     p_main, lse = _softmax(scores, main[:, None])
     total = jnp.where(main & ~is_landmark, 1.0, 0.0)[:, None] * p_main
     # One earlier block after another: block number n of the query's document.
     for n in range((s - 1) // (block + 1) + 1):
-        ordinary = seen & ~is_landmark & (theirs == n) & (theirs < own)
-        gate = jnp.sum(jnp.where((main & is_landmark & (theirs == n))[:, None], p_main, 0), axis=-1, keepdims=True)
+        ordinary = seen & ~is_landmark & (key_block == n) & (key_block < query_block)
+        gate = jnp.sum(jnp.where((main & is_landmark & (key_block == n))[:, None], p_main, 0), axis=-1, keepdims=True)
         total = total + gate * _softmax(scores, ordinary[:, None])[0]
     return total, lse
 
@@ -37,7 +37,7 @@ def weights(
 def landmark_attention(
     q, k, v, *, block, query_positions, key_positions, query_segments, key_segments, scale, self_attention=False
 ) -> tuple[jax.Array, jax.Array]:
-    """See the front door for the arguments; returns the output and the log-sum-exp of the main group."""
+    """Returns the output and the log-sum-exp of the main group; arguments as those of the public function."""
     if query_segments is not None:
         q = jnp.where((query_segments != 0)[:, :, None, None], q, 0)
         k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))

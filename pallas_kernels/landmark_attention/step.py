@@ -2,8 +2,8 @@
 attention.
 
 What landmark blocks need is done to scores: they are gathered block by block for the inner softmaxes, and each key's
-weight is exp(s + a), with a = -lse for the query's own block and log P_b - (log-sum-exp within b) for an earlier block
-b.
+weight is exp(s + a), with a = -lse for the query's current block and log P_b - (log-sum-exp within b) for a previous
+block b.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.landmark_attention.blocks import Blocks, complete_blocks
+from recollect.pallas_kernels.landmark_attention.blocks import LandmarkBlocks, complete_blocks
 
 
 def few_queries(
     q, k, v, query_positions, query_segments, key_positions, key_segments, *, block, scale
 ) -> tuple[jax.Array, jax.Array]:
-    """q (b, t, g, r, k) against k (b, s, g, k) and v (b, s, g, v), fields (b, t) and (b, s): o (b, t, g, r, v) and
-    lse (b, t, g, r), fp32 or wider."""
+    """Attends from q (b, t, g, r, k) to k (b, s, g, k) and v (b, s, g, v), fields (b, t) and (b, s): o (b, t, g, r, v)
+    and lse (b, t, g, r), fp32 or wider."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     b, s = key_positions.shape
     c = block + 1
@@ -28,7 +28,7 @@ def few_queries(
     real = (query_segments != 0)[:, :, None]
     same = (query_segments[:, :, None] == key_segments[:, None, :]) & real
     i, j = query_positions[:, :, None], key_positions[:, None, :]
-    own = same & (j <= i) & (i // c == j // c) & (j % c != block)
+    current = same & (j <= i) & (i // c == j // c) & (j % c != block)
     seen = (
         blocks.exists[:, None]
         & (query_segments[:, :, None] == blocks.segment[:, None, :])
@@ -40,7 +40,7 @@ def few_queries(
     by_block = _take(scores, inside.reshape(b, -1)).reshape(*scores.shape[:-1], -1, c)
     inner = jax.nn.logsumexp(by_block[..., :block], axis=-1)
     gates = jnp.where(_spread(seen), by_block[..., block], -jnp.inf)
-    parts = (gates, jnp.where(_spread(own), scores, -jnp.inf))
+    parts = (gates, jnp.where(_spread(current), scores, -jnp.inf))
     high = jnp.maximum(jnp.maximum(*(jnp.max(x, axis=-1) for x in parts)), jnp.finfo(wide).min)
     high = jax.lax.stop_gradient(high)
     total = sum(jnp.sum(jnp.exp(x - high[..., None]), axis=-1) for x in parts)
@@ -49,15 +49,15 @@ def few_queries(
 
     window, ordinary = _block_of(key_positions, blocks, block)
     factors = _take(gates - lse - inner, window)
-    added = jnp.where(_spread(own), -lse, jnp.where(ordinary[:, None, None, None], factors, -jnp.inf))
+    added = jnp.where(_spread(current), -lse, jnp.where(ordinary[:, None, None, None], factors, -jnp.inf))
     weights = jnp.exp(jnp.where(added > -jnp.inf, scores, 0) + added)
     o = jnp.einsum("bgrts,bsgv->btgrv", weights.astype(v.dtype), v, preferred_element_type=wide)
     return o, jnp.moveaxis(jnp.where(some, lse[..., 0], -jnp.inf), 3, 1)
 
 
-def _block_of(positions: jax.Array, blocks: Blocks, block: int) -> tuple[jax.Array, jax.Array]:
-    """Of each key the window of the landmark that closes its block, and whether it is an ordinary token of that
-    block; (b, s) both."""
+def _block_of(positions: jax.Array, blocks: LandmarkBlocks, block: int) -> tuple[jax.Array, jax.Array]:
+    """Returns for each key the window of the landmark that closes its block, and whether it is an ordinary token of
+    that block; (b, s) both."""
     s, c = positions.shape[1], block + 1
     place = jnp.arange(s, dtype=jnp.int32)
     window = jnp.minimum((place + block - positions % c) // c, blocks.start.shape[1] - 1)
@@ -66,10 +66,10 @@ def _block_of(positions: jax.Array, blocks: Blocks, block: int) -> tuple[jax.Arr
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
-    """x (b, g, r, t, m) at index (b, l) of the last dimension."""
+    """Returns x (b, g, r, t, m) at index (b, l) of the last dimension."""
     return jnp.take_along_axis(x, index[:, None, None, None], axis=-1, mode="promise_in_bounds")
 
 
 def _spread(x: jax.Array) -> jax.Array:
-    """(b, t, m) to (b, 1, 1, t, m)."""
+    """Returns (b, 1, 1, t, m) of (b, t, m)."""
     return x[:, None, None]

@@ -1,5 +1,5 @@
-"""The query's own block and the earlier ones apart, each over no more keys than it may see, merged by their
-log-sum-exps; or, for a few queries against many keys, both at once without moving keys.
+"""Attends to the query's current block and to the previous ones separately, each over no more keys than it may see, and
+merges them by their log-sum-exps; or, for a few queries against many keys, both at once without moving keys.
 
 In one document from its start the blocks are a reshape of the keys; else they are gathered.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from recollect.pallas_kernels.landmark_attention import current_block
 from recollect.pallas_kernels.landmark_attention.blocks import complete_blocks, slices
-from recollect.pallas_kernels.landmark_attention.previous_blocks import earlier_blocks
+from recollect.pallas_kernels.landmark_attention.previous_blocks import previous_blocks
 from recollect.pallas_kernels.landmark_attention.step import few_queries
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 
@@ -19,7 +19,7 @@ from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 def landmark_attention(
     q, k, v, *, block, query_positions, key_positions, query_segments, key_segments, scale, self_attention
 ) -> tuple[jax.Array, jax.Array]:
-    """See the front door for the arguments; returns the output and the log-sum-exp of the main group."""
+    """Returns the output and the log-sum-exp of the main group; arguments as those of the public function."""
     b, t, h, dim = q.shape
     s, groups = k.shape[1:3]
     c = block + 1
@@ -35,28 +35,36 @@ def landmark_attention(
             blocks = (x[:, : n * c].reshape(b, n, c, *x.shape[2:]) for x in (k, v))
             numbers = jnp.arange(n, dtype=jnp.int32)[None]
             parts.append(
-                earlier_blocks(
+                previous_blocks(
                     block, scale, block, q, *blocks, jnp.arange(t, dtype=jnp.int32)[None] // c, None, numbers, None
                 )
             )
     else:
         i, j = (_positions(x, b, length) for x, length in ((query_positions, t), (key_positions, s)))
-        mine, theirs = (
+        query_ids, key_ids = (
             jnp.ones(x.shape, jnp.int32) if y is None else y for x, y in ((i, query_segments), (j, key_segments))
         )
         if not self_attention and 2 * t * (h // groups) <= dim + v.shape[3]:
-            o, lse = few_queries(q, k, v, i, mine, j, theirs, block=block, scale=scale)
+            o, lse = few_queries(q, k, v, i, query_ids, j, key_ids, block=block, scale=scale)
             return o.reshape(b, t, h, -1).astype(dtype), lse.reshape(b, t, h)
         if self_attention:
-            parts = [current_block.banded(q, k, v, i, mine, block=block, scale=scale)]
+            parts = [current_block.banded(q, k, v, i, query_ids, block=block, scale=scale)]
         else:
-            parts = [current_block.gathered(q, k, v, i, mine, j, theirs, block=block, scale=scale)]
+            parts = [current_block.gathered(q, k, v, i, query_ids, j, key_ids, block=block, scale=scale)]
         if s >= c:
-            found = complete_blocks(j, theirs, block)
-            blocks = (slices(x, found.start, c) for x in (k, v))
+            landmark_blocks = complete_blocks(j, key_ids, block)
+            blocks = (slices(x, landmark_blocks.start, c) for x in (k, v))
             parts.append(
-                earlier_blocks(
-                    block, scale, 0 if self_attention else None, q, *blocks, i // c, mine, found.number, found.segment
+                previous_blocks(
+                    block,
+                    scale,
+                    0 if self_attention else None,
+                    q,
+                    *blocks,
+                    i // c,
+                    query_ids,
+                    landmark_blocks.number,
+                    landmark_blocks.segment,
                 )
             )
     o, lse = merge(*((o.reshape(b, t, h, -1), lse.reshape(b, t, h)) for o, lse in parts))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from recollect.pallas_kernels.dispatch import choose
 
@@ -23,10 +24,10 @@ class CrossEntropy(NamedTuple):
     """total () has gradients; loss, lse (b, t), in nats, and correct (b, t) bool have none. fp32 (fp64 for fp64
     inputs)."""
 
-    total: jax.Array
-    loss: jax.Array
-    lse: jax.Array
-    correct: jax.Array
+    total: Float[Array, ""]
+    loss: Float[Array, "b t"]
+    lse: Float[Array, "b t"]
+    correct: Bool[Array, "b t"]
 
 
 BACKENDS = {
@@ -36,16 +37,16 @@ BACKENDS = {
 
 
 def linear_cross_entropy(
-    hidden: jax.Array,
-    kernel: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
+    hidden: Float[Array, "b t d"],
+    kernel: Float[Array, "d v"],
+    targets: Int[Array, "b t"],
+    weights: Float[Array, "b t"],
     *,
     z_loss: float = 0.0,
     chunk: int | None = None,
     backend: str | None = None,
 ) -> CrossEntropy:
-    """Losses of targets, and their weighted sum.
+    """Returns the losses of targets, and their weighted sum.
 
     Products take operands of hidden's dtype; logits, their log-sum-exp and the gradient of the kernel are fp32. Under a
     mesh the targets are split over data and fsdp (b), sequence and tensor (t), where those divide them; the kernel is

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 def linear_cross_entropy(
     hidden, kernel, targets, weights, *, z_loss, **rest
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """See the front door; returns total, loss, lse and correct."""
+    """Returns total, loss, lse and correct; arguments as those of the public function."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     logits = jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=wide)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

@@ -25,7 +25,7 @@ target, so that it takes some 400 targets until an H100's or a TPU's matrix unit
 def linear_cross_entropy(
     hidden, kernel, targets, weights, *, z_loss, chunk
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """See the front door; returns total, loss, lse and correct."""
+    """Returns total, loss, lse and correct; arguments as those of the public function."""
     if chunk is None and targets.size * kernel.shape[1] <= WHOLE:
         return reference.linear_cross_entropy(hidden, kernel, targets, weights, z_loss=z_loss)
     return _chunked(hidden, kernel, targets, weights, float(z_loss), chunk)
@@ -43,27 +43,32 @@ def _chunked(hidden, kernel, targets, weights, z_loss, chunk):
 
 
 def _forward(hidden, kernel, targets, weights, z_loss, chunk):
-    values, slopes = _over_mesh(hidden, kernel, targets, weights, z_loss, chunk, True)
+    values, gradients = _over_mesh(hidden, kernel, targets, weights, z_loss, chunk, True)
     _, loss, lse, _ = values
-    # The slope of the total to a target's weight is that target's part.
-    return values, (*slopes, loss + z_loss * lse * lse, jnp.zeros((0,), kernel.dtype), jnp.zeros((0,), weights.dtype))
+    # The gradient of the total by a target's weight is that target's part.
+    return values, (
+        *gradients,
+        loss + z_loss * lse * lse,
+        jnp.zeros((0,), kernel.dtype),
+        jnp.zeros((0,), weights.dtype),
+    )
 
 
 def _backward(z_loss, chunk, kept, cotangents):
     d_hidden, d_kernel, d_weights, kernel, weights = kept
-    slope = cotangents[0]
+    cotangent = cotangents[0]
     return (
-        (d_hidden * slope).astype(d_hidden.dtype),
-        (d_kernel * slope).astype(kernel.dtype),
+        (d_hidden * cotangent).astype(d_hidden.dtype),
+        (d_kernel * cotangent).astype(kernel.dtype),
         None,
-        (d_weights * slope).astype(weights.dtype),
+        (d_weights * cotangent).astype(weights.dtype),
     )
 
 
 _chunked.defvjp(_forward, _backward)
 
 
-def _over_mesh(hidden, kernel, targets, weights, z_loss: float, chunk: int | None, with_slopes: bool) -> Any:
+def _over_mesh(hidden, kernel, targets, weights, z_loss: float, chunk: int | None, with_gradients: bool) -> Any:
     """`_all_chunks`, each device of the ambient mesh on its own targets. Devices of tensor axes, which hold the same
     hidden vectors, take different targets, so that none repeats another's work."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -77,7 +82,7 @@ def _over_mesh(hidden, kernel, targets, weights, z_loss: float, chunk: int | Non
         _dividing(hidden.shape[1], ("sequence", "tensor"), free),
     )
     used = rows + columns
-    run = functools.partial(_all_chunks, z_loss=z_loss, chunk=chunk, with_slopes=with_slopes)
+    run = functools.partial(_all_chunks, z_loss=z_loss, chunk=chunk, with_gradients=with_gradients)
     if not used:
         return run(hidden, kernel.astype(hidden.dtype), targets, weights)
     # Parameters are split over fsdp and tensor: the kernel is gathered here, in hidden's dtype, and its gradient
@@ -92,29 +97,29 @@ def _over_mesh(hidden, kernel, targets, weights, z_loss: float, chunk: int | Non
         kernel = kernel.astype(hidden.dtype)
         for axis, index in split.items():
             kernel = jax.lax.all_gather(kernel, axis, axis=index, tiled=True)
-        (total, *rest), slopes = run(hidden, kernel, targets, weights)
-        if slopes:
-            d_hidden, d_kernel = slopes
+        (total, *rest), gradients = run(hidden, kernel, targets, weights)
+        if gradients:
+            d_hidden, d_kernel = gradients
             for axis, index in split.items():
                 d_kernel = jax.lax.psum_scatter(d_kernel, axis, scatter_dimension=index, tiled=True)
             others = tuple(axis for axis in used if axis not in split)
-            slopes = (d_hidden, jax.lax.psum(d_kernel, others) if others else d_kernel)
-        return (jax.lax.psum(total, used), *rest), slopes
+            gradients = (d_hidden, jax.lax.psum(d_kernel, others) if others else d_kernel)
+        return (jax.lax.psum(total, used), *rest), gradients
 
     place = PartitionSpec(rows or None, columns or None)
     placed_kernel = PartitionSpec(*(axis if axis in split else None for axis in ("fsdp", "tensor")))
-    slopes = (place, placed_kernel) if with_slopes else ()
+    gradients = (place, placed_kernel) if with_gradients else ()
     return jax.shard_map(
         part,
         in_specs=(place, placed_kernel, place, place),
-        out_specs=((PartitionSpec(), place, place, place), slopes),
+        out_specs=((PartitionSpec(), place, place, place), gradients),
         axis_names=set(free),
         check_vma=False,  # the sums over devices are made by hand, in both directions
     )(hidden, kernel, targets, weights)
 
 
 def _dividing(size: int, axes: tuple[str, ...], free: Mapping[str, int]) -> tuple[str, ...]:
-    """As many of these mesh axes, in order, as divide a dimension."""
+    """Returns as many of these mesh axes, in order, as divide a dimension."""
     used: tuple[str, ...] = ()
     parts = 1
     for axis in axes:
@@ -123,7 +128,7 @@ def _dividing(size: int, axes: tuple[str, ...], free: Mapping[str, int]) -> tupl
     return used
 
 
-def _all_chunks(hidden, kernel, targets, weights, *, z_loss: float, chunk: int | None, with_slopes: bool) -> Any:
+def _all_chunks(hidden, kernel, targets, weights, *, z_loss: float, chunk: int | None, with_gradients: bool) -> Any:
     """(total, loss, lse, correct), and (d_hidden, d_kernel in fp32) of the total, or ()."""
     b, t = targets.shape
     count = b * t
@@ -136,25 +141,25 @@ def _all_chunks(hidden, kernel, targets, weights, *, z_loss: float, chunk: int |
         flat = x.reshape(count, *x.shape[2:])
         return jnp.pad(flat, [(0, padding)] + [(0, 0)] * (flat.ndim - 1)).reshape(chunks, size, *x.shape[2:])
 
-    def body(d_kernel: Any, piece: Any) -> Any:
-        hidden, targets, weights = piece
-        values, slopes = _one_chunk(hidden, targets, weights, kernel, z_loss, with_slopes)
-        d_hidden, own = slopes if with_slopes else (None, None)
-        return (d_kernel + own if with_slopes else None), (values, d_hidden)
+    def body(d_kernel: Any, chunk: Any) -> Any:
+        hidden, targets, weights = chunk
+        values, gradients = _one_chunk(hidden, targets, weights, kernel, z_loss, with_gradients)
+        d_hidden, d_kernel_of_chunk = gradients if with_gradients else (None, None)
+        return (d_kernel + d_kernel_of_chunk if with_gradients else None), (values, d_hidden)
 
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    start = jnp.zeros(kernel.shape, wide) if with_slopes else None
+    start = jnp.zeros(kernel.shape, wide) if with_gradients else None
     d_kernel, ((penalised, *rest), d_hidden) = jax.lax.scan(body, start, tuple(map(split, (hidden, targets, weights))))
 
     def joined(x: jax.Array) -> jax.Array:
         return x.reshape(chunks * size, *x.shape[2:])[:count].reshape(b, t, *x.shape[2:])
 
     values = (jnp.sum(penalised), *map(joined, rest))
-    return values, ((joined(d_hidden), d_kernel) if with_slopes else ())
+    return values, ((joined(d_hidden), d_kernel) if with_gradients else ())
 
 
-def _one_chunk(hidden, targets, weights, kernel, z_loss: float, with_slopes: bool) -> Any:
-    """Weighted losses, losses, log-sum-exps and correctness (c,) of a chunk, and the slopes of its total: (c, d),
+def _one_chunk(hidden, targets, weights, kernel, z_loss: float, with_gradients: bool) -> Any:
+    """Weighted losses, losses, log-sum-exps and correctness (c,) of a chunk, and the gradients of its total: (c, d),
     (d, v)."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     logits = jnp.matmul(hidden, kernel, preferred_element_type=wide)
@@ -165,11 +170,11 @@ def _one_chunk(hidden, targets, weights, kernel, z_loss: float, with_slopes: boo
     weights = weights[:, None].astype(wide)
     penalised = weights * (loss + z_loss * lse * lse)
     values = (penalised[:, 0], loss[:, 0], lse[:, 0], correct)
-    if not with_slopes:
+    if not with_gradients:
         return values, ()
     # d total / d logit = w ((1 + 2 z lse) softmax - [is the target])
     is_target = jnp.arange(kernel.shape[1])[None] == targets[:, None]
-    slope = weights * (jnp.exp(logits - lse) * (1 + 2 * z_loss * lse) - is_target)
-    slope = slope.astype(hidden.dtype)
-    d_hidden = jnp.matmul(slope, kernel.T, preferred_element_type=wide).astype(hidden.dtype)
-    return values, (d_hidden, jnp.matmul(hidden.T, slope, preferred_element_type=wide))
+    d_logits = weights * (jnp.exp(logits - lse) * (1 + 2 * z_loss * lse) - is_target)
+    d_logits = d_logits.astype(hidden.dtype)
+    d_hidden = jnp.matmul(d_logits, kernel.T, preferred_element_type=wide).astype(hidden.dtype)
+    return values, (d_hidden, jnp.matmul(hidden.T, d_logits, preferred_element_type=wide))

@@ -1,7 +1,7 @@
 """Lower triangular matrices of a chunk: decayed products of its tokens, and the inverse of a unit triangular one.
 
 Both are put together from halves: of a block of tokens, the later half against the earlier one is a full square, and
-each half by itself is a block half as long. Everything is a matrix product, so nothing walks the rows one by one.
+each half by itself is a block half as long. Everything is a matrix product, so nothing loops over the rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ its arithmetic."""
 
 
 def decayed_products(
-    rows: jax.Array, columns: jax.Array, g: jax.Array | None, seen: jax.Array | None, wide
+    rows: jax.Array, columns: jax.Array, g: jax.Array | None, mask: jax.Array | None, dtype
 ) -> jax.Array:
     """sum_c rows_ic exp(g_{j+1,c} + ... + g_ic) columns_jc for j <= i, else 0.
 
@@ -30,35 +30,35 @@ def decayed_products(
     Args:
       rows, columns: (b, n, c, h, k). With a decay c is a power of two.
       g: log decay, (b, n, c, h, 1) or (b, n, c, h, k); None is none.
-      seen: what to keep besides j <= i, broadcasts to (b, n, h, c, c); None keeps all.
+      mask: what to keep besides j <= i, broadcasts to (b, n, h, c, c); None keeps all.
 
     Returns:
-      (b, n, h, c, c), in `wide`.
+      (b, n, h, c, c), in `dtype`.
     """
     c = rows.shape[2]
     index = jnp.arange(c)
     causal = index[:, None] >= index
-    seen = causal if seen is None else seen & causal
+    mask = causal if mask is None else mask & causal
     if g is not None and g.shape[-1] > 1:
-        return jnp.where(seen, _by_channel(rows, columns, g, wide), 0)
-    scores = jnp.einsum("bnihk,bnjhk->bnhij", rows, columns, preferred_element_type=wide)
+        return jnp.where(mask, _products_by_channel(rows, columns, g, dtype), 0)
+    scores = jnp.einsum("bnihk,bnjhk->bnhij", rows, columns, preferred_element_type=dtype)
     if g is None:
-        return jnp.where(seen, scores, 0)
-    return scores * jnp.exp(jnp.where(seen, _between(jnp.moveaxis(g[..., 0], 3, 2)), -jnp.inf))
+        return jnp.where(mask, scores, 0)
+    return scores * jnp.exp(jnp.where(mask, _between(jnp.moveaxis(g[..., 0], 3, 2)), -jnp.inf))
 
 
-def products_before_decay(rows: jax.Array, columns: jax.Array, g: jax.Array, seen: jax.Array, wide) -> jax.Array:
+def products_before_decay(rows: jax.Array, columns: jax.Array, g: jax.Array, mask: jax.Array, dtype) -> jax.Array:
     """sum_c rows_ic exp(g_{j+1,c} + ... + g_{i-1,c}) columns_jc for j < i, else 0: token i reads what it has not
     decayed yet.
 
     Those are the `decayed_products` of row i in the place of the token before it. Arguments and result as there.
     """
     following = jnp.pad(rows[:, :, 1:], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
-    products = decayed_products(following, columns, g, None, wide)
-    return jnp.where(seen, jnp.pad(products[..., :-1, :], [(0, 0)] * (products.ndim - 2) + [(1, 0), (0, 0)]), 0)
+    products = decayed_products(following, columns, g, None, dtype)
+    return jnp.where(mask, jnp.pad(products[..., :-1, :], [(0, 0)] * (products.ndim - 2) + [(1, 0), (0, 0)]), 0)
 
 
-def decayed_sums(matrix: jax.Array, x: jax.Array, g: jax.Array, wide) -> jax.Array:
+def decayed_sums(matrix: jax.Array, x: jax.Array, g: jax.Array, dtype) -> jax.Array:
     """sum_{j<=i} matrix_ij exp(g_{j+1,c} + ... + g_ic) x_jc: a matrix (b, n, h, i, j) applied to x (b, n, j, h, c),
     whose channels decay.
 
@@ -68,18 +68,18 @@ def decayed_sums(matrix: jax.Array, x: jax.Array, g: jax.Array, wide) -> jax.Arr
       g: log decay, (b, n, c, h, channels) as x; c is a power of two.
 
     Returns:
-      (b, n, i, h, c), in `wide`.
+      (b, n, i, h, c), in `dtype`.
     """
     b, n, c, h, _ = x.shape
     diagonal = jnp.moveaxis(jnp.diagonal(matrix, axis1=3, axis2=4), 3, 2)[..., None]
-    total = diagonal.astype(wide) * x.astype(wide)
+    total = diagonal.astype(dtype) * x.astype(dtype)
     half = 1
     while half < c:
         m = c // (2 * half)
         decay, early = (y.reshape(b, n, m, 2, half, h, -1) for y in (g, x))
         early = (early[:, :, :, 0] * jnp.exp(_to_end(decay[:, :, :, 0], 3))).astype(x.dtype)
         squares = _squares(matrix, half).astype(x.dtype)
-        late = jnp.einsum("bnhmij,bnmjhv->bnmihv", squares, early, preferred_element_type=wide)
+        late = jnp.einsum("bnhmij,bnmjhv->bnmihv", squares, early, preferred_element_type=dtype)
         late = late * jnp.exp(jnp.cumsum(decay[:, :, :, 1], axis=3))
         blocks = total.reshape(b, n, m, 2, half, h, -1)
         total = jnp.stack([blocks[:, :, :, 0], blocks[:, :, :, 1] + late], axis=3).reshape(total.shape)
@@ -158,46 +158,45 @@ def unit_inverse_by_ladder(lower: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, (c - 1).bit_length(), level, start)
 
 
-def _unit_inverse_forwards(lower):
+def _unit_inverse_forward(lower):
     inverse = unit_inverse(lower)
     return inverse, inverse
 
 
-def _unit_inverse_backwards(inverse, gradient):
+def _unit_inverse_backward(inverse, gradient):
     # Of X = (I + L)^-1: dL = -X^T dX X^T, where L has entries.
-    turned = jnp.swapaxes(inverse, -1, -2)
-    return (jnp.tril(-_matmul(_matmul(turned, gradient), turned), -1),)
+    transposed = jnp.swapaxes(inverse, -1, -2)
+    return (jnp.tril(-_matmul(_matmul(transposed, gradient), transposed), -1),)
 
 
-unit_inverse.defvjp(_unit_inverse_forwards, _unit_inverse_backwards)
+unit_inverse.defvjp(_unit_inverse_forward, _unit_inverse_backward)
 
 
-def _by_channel(rows, columns, g, wide):
+def _products_by_channel(rows, columns, g, dtype):
     b, n, c, h, _ = rows.shape
-    dtype = rows.dtype
-    triangle = jnp.einsum("bnihk,bnihk->bnhi", rows, columns, preferred_element_type=wide)[..., None, None]
+    lower = jnp.einsum("bnihk,bnihk->bnhi", rows, columns, preferred_element_type=dtype)[..., None, None]
     half = 1
     while half < c:
         m = c // (2 * half)
         row, column, decay = (x.reshape(b, n * m, 2, half, h, -1) for x in (rows, columns, g))
-        row = (row[:, :, 1] * jnp.exp(since_start(decay[:, :, 1]))).astype(dtype)
-        column = (column[:, :, 0] * jnp.exp(to_end(decay[:, :, 0]))).astype(dtype)
+        row = (row[:, :, 1] * jnp.exp(since_start(decay[:, :, 1]))).astype(rows.dtype)
+        column = (column[:, :, 0] * jnp.exp(to_end(decay[:, :, 0]))).astype(rows.dtype)
         if half < SMALL:
-            square = jnp.moveaxis(jnp.sum((row[:, :, :, None] * column[:, :, None]).astype(wide), axis=-1), 4, 2)
+            square = jnp.moveaxis(jnp.sum((row[:, :, :, None] * column[:, :, None]).astype(dtype), axis=-1), 4, 2)
         else:
-            square = jnp.einsum("bmihk,bmjhk->bmhij", row, column, preferred_element_type=wide)
+            square = jnp.einsum("bmihk,bmjhk->bmhij", row, column, preferred_element_type=dtype)
         square = jnp.moveaxis(square.reshape(b, n, m, h, half, half), 3, 2)
-        blocks = triangle.reshape(b, n, h, m, 2, half, half)
-        triangle = _joined(blocks[..., 0, :, :], square, blocks[..., 1, :, :])
+        blocks = lower.reshape(b, n, h, m, 2, half, half)
+        lower = _joined(blocks[..., 0, :, :], square, blocks[..., 1, :, :])
         half *= 2
-    return triangle.reshape(b, n, h, c, c)
+    return lower.reshape(b, n, h, c, c)
 
 
 def _between(g: jax.Array) -> jax.Array:
     """g_{j+1} + ... + g_i for j < i, else 0: g (b, n, h, c) gives (b, n, h, c, c)."""
     c = g.shape[-1]
     lead = g.shape[:-1]
-    triangle = jnp.zeros((*lead, c, 1, 1), g.dtype)
+    lower = jnp.zeros((*lead, c, 1, 1), g.dtype)
     half = 1
     while half < c:
         m = c // (2 * half)
@@ -205,10 +204,10 @@ def _between(g: jax.Array) -> jax.Array:
         row = jnp.cumsum(halves[..., 1, :], axis=-1)
         later = jnp.concatenate([halves[..., 0, 1:], jnp.zeros((*lead, m, 1), g.dtype)], axis=-1)
         column = jax.lax.cumsum(later, axis=later.ndim - 1, reverse=True)
-        blocks = triangle.reshape(*lead, m, 2, half, half)
-        triangle = _joined(blocks[..., 0, :, :], row[..., :, None] + column[..., None, :], blocks[..., 1, :, :])
+        blocks = lower.reshape(*lead, m, 2, half, half)
+        lower = _joined(blocks[..., 0, :, :], row[..., :, None] + column[..., None, :], blocks[..., 1, :, :])
         half *= 2
-    return triangle.reshape(*lead, c, c)
+    return lower.reshape(*lead, c, c)
 
 
 def _squares(matrix: jax.Array, half: int) -> jax.Array:

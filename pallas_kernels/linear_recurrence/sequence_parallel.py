@@ -46,14 +46,14 @@ def over_devices(run: Run, inputs: Recurrence) -> jax.Array:
 
     def part(inputs: Recurrence) -> jax.Array:
         if inputs.segment_ids is not None:
-            before = sequence_collectives.segment_before(inputs.segment_ids)
+            before = sequence_collectives.previous_segment(inputs.segment_ids)
             inputs = dataclasses.replace(inputs, initial_segment=before)
         if inputs.erase_read is None:
             states, keeps, columns = state_from_zero(inputs)
         else:
             (states, keeps), columns = state_and_transition(run, inputs), None
         states, keeps, columns = jax.tree.map(sequence_collectives.stacked, (states, keeps, columns))
-        state = sequence_collectives.own(entering_states(states, keeps, columns=columns))
+        state = sequence_collectives.this_part(entering_states(states, keeps, columns=columns))
         return run(dataclasses.replace(inputs, initial_state=state))[0]
 
     inputs = dataclasses.replace(inputs, initial_segment=None)

@@ -1,24 +1,25 @@
-"""Block schedules: which tiles of keys each tile of queries has to visit, and which of those need their mask looked at.
+"""Block schedules: the tiles of keys that each tile of queries has to visit, and which of those need their mask.
 
-A rule says which query may see which key, by fields of the two tokens (positions, segments, ...; never by place in
-storage unless a field says it). From the least and the greatest value of each field in a tile, interval arithmetic
-tells whether a tile of pairs is EMPTY (no pair is allowed), FULL (all are) or PARTIAL (it may be either, pair by pair).
-It errs towards PARTIAL, never towards the others.
+A mask (pallas_kernels/masks.py) says which query may see which key, by fields of the two tokens (positions, segments,
+...). From the least and the greatest value of each field in a tile, its interval arithmetic finds whether a tile of
+pairs is EMPTY (no pair is allowed), FULL (all are) or PARTIAL (it may be either, pair by pair). It errs towards
+PARTIAL, never towards the others.
 
-Rules are any hashable objects with the two methods of `Rule`; the mask algebra of pallas_kernels/masks.py is one
-family. Fields that are numpy arrays are known when a program is traced, and so is what follows from them alone; fields
-that are jax arrays make a schedule on the device.
+Fields that are numpy arrays are known when a program is traced, and so is what follows from them alone; fields that
+are jax arrays make a schedule on the device.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from recollect.pallas_kernels.masks import Mask
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 SEGMENTS = "segments"
@@ -26,27 +27,6 @@ SEGMENTS = "segments"
 Array = Any  # numpy's or jax's
 Fields = Mapping[str, Array]
 """Name -> (b or 1, tokens) int32."""
-
-
-class Rule(Protocol):
-    """Which pairs of tokens are allowed; padding is no matter of rules."""
-
-    @property
-    def fields(self) -> frozenset[str]:
-        """Names of the fields it reads."""
-
-    def allows(self, query: Any, key: Any) -> Any:
-        """bool, from int32 fields query.NAME and key.NAME that broadcast against each other. Used inside kernels:
-        comparisons, + and -, and &, | and ~ of comparisons only."""
-
-    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        """Whether some pair may be, and whether every pair is, allowed, from Range fields query.NAME and key.NAME
-        that broadcast."""
-
-
-def is_rule(mask: Any) -> bool:
-    """Returns whether a mask is a rule over fields, not an array."""
-    return hasattr(mask, "allows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +44,10 @@ class Tokens:
         self.__dict__.update(fields)
 
 
-def tile_allows(rule: Rule, query: Mapping[str, Any], key: Mapping[str, Any]) -> Any:
-    """The mask of pairs: the rule, and where segments are given that neither is padding (segment 0). Fields must
-    broadcast."""
-    allowed = rule.allows(Tokens(**query), Tokens(**key))
+def tile_allows(mask: Mask, query: Mapping[str, Any], key: Mapping[str, Any]) -> Any:
+    """Returns the mask of pairs (..., t, s): the expression, and where segments are given that neither is padding
+    (segment 0). Fields must broadcast."""
+    allowed = mask.allows(Tokens(**query), Tokens(**key))
     if SEGMENTS in query:
         allowed = allowed & (query[SEGMENTS] != 0) & (key[SEGMENTS] != 0)
     return allowed
@@ -76,8 +56,8 @@ def tile_allows(rule: Rule, query: Mapping[str, Any], key: Mapping[str, Any]) ->
 def padded_fields(
     query: Fields, key: Fields, lengths: tuple[int, int], padded: tuple[int, int]
 ) -> tuple[Fields, Fields]:
-    """Both sides' fields at the padded lengths (t, s), zeros at the end; with segments if there is padding or either
-    side has them."""
+    """Returns both sides' fields at the padded lengths (t, s), zeros at the end; with segments if there is padding or
+    either side has them."""
     if SEGMENTS in query or SEGMENTS in key or lengths != padded:
         query, key = (
             {SEGMENTS: np.ones((1, n), np.int32), **fields} for n, fields in zip(lengths, (query, key), strict=True)
@@ -94,9 +74,9 @@ def padded_fields(
     return sides[0], sides[1]
 
 
-def needed(rule: Rule, fields: Fields) -> dict[str, Array]:
-    """Of `fields` those that `tile_allows` reads, sorted by name."""
-    return {name: fields[name] for name in sorted(fields) if name in rule.fields or name == SEGMENTS}
+def needed(mask: Mask, fields: Fields) -> dict[str, Array]:
+    """Returns those of `fields` that `tile_allows` reads, sorted by name."""
+    return {name: fields[name] for name in sorted(fields) if name in mask.fields or name == SEGMENTS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +85,7 @@ class Visits:
 
     count (b', g', tiles) int32; index (b', g', tiles, m) int32, of which the first `count` count and the others repeat
     the last of them (0 if there is none), so that a pipeline fetches nothing new for them; partial (b', g', tiles, m)
-    int32, 1 where the mask must be looked at. b' and g' are the number of sequences and of key heads, or 1 where the
+    int32, 1 where the mask must be evaluated. b' and g' are the number of sequences and of key heads, or 1 where the
     schedule is the same for all.
     """
 
@@ -134,11 +114,12 @@ class BlockSchedule:
     most: np.ndarray
 
     def visits(self) -> Visits:
-        """For each tile of queries its tiles of keys, (b', 1, nq, m)."""
+        """Returns for each tile of queries its tiles of keys, (b', 1, nq, m)."""
         return _visits(self.kinds[:, None], int(self.most.sum(axis=1).max(initial=0)))
 
     def transposed(self, key_heads: jax.Array | None = None, heads: int = 1) -> Visits:
-        """For each tile of keys its tiles of queries: (b', 1, nk, m), what the gradients of keys and values walk over.
+        """Returns for each tile of keys its tiles of queries: (b', 1, nk, m), over which the gradients of keys and
+        values are summed.
 
         key_heads: (b, nq), the one key head of `heads` that a tile of queries attends with; then (b, heads, nk, m).
         """
@@ -146,52 +127,55 @@ class BlockSchedule:
         most = int(self.most.sum(axis=0).max(initial=0))
         if key_heads is None:
             return _visits(kinds[:, None], most)
-        own = key_heads[:, None, None, :] == jnp.arange(heads)[:, None, None]
-        return _visits(jnp.where(own, jnp.asarray(kinds)[:, None], EMPTY), most)
+        of_head = key_heads[:, None, None, :] == jnp.arange(heads)[:, None, None]
+        return _visits(jnp.where(of_head, jnp.asarray(kinds)[:, None], EMPTY), most)
 
 
 def block_schedule(
-    rule: Rule, query: Fields, key: Fields, lengths: tuple[int, int], tiles: tuple[int, int]
+    mask: Mask, query: Fields, key: Fields, lengths: tuple[int, int], tiles: tuple[int, int]
 ) -> BlockSchedule:
-    """The schedule of a rule over tiles.
+    """Returns the schedule of a mask over tiles.
 
     Args:
-      query, key: what the rule reads and, where tokens may be padding, segments: (b or 1, t) and (b or 1, s).
+      query, key: the fields that the mask reads and, where tokens may be padding, segments: (b or 1, t) and (b or 1,
+        s).
       lengths, tiles: (t, s), and the sizes of tiles of queries and of keys, which divide them.
 
     Raises:
-      ValueError: the rule reads a field that is missing.
+      ValueError: the mask reads a field that is missing.
     """
     for side, fields in (("query", query), ("key", key)):
-        missing = sorted(rule.fields - fields.keys())
+        missing = sorted(mask.fields - fields.keys())
         if missing:
             raise ValueError(
-                f"the mask reads the field {missing[0]}, which the {side} tokens lack; they have {', '.join(sorted(fields)) or 'none'}"
+                f"the mask reads the field {missing[0]}, which the {side} tokens lack; "
+                f"they have {', '.join(sorted(fields)) or 'none'}"
             )
-    query, key = needed(rule, query), needed(rule, key)
+    query, key = needed(mask, query), needed(mask, key)
     counts = (lengths[0] // tiles[0], lengths[1] // tiles[1])
-    some, every = _bounds(rule, query, key, tiles, counts)
+    some, every = _bounds(mask, query, key, tiles, counts)
     kinds = some.astype(np.int8) + (some & every).astype(np.int8)
     if isinstance(kinds, np.ndarray):
         return BlockSchedule(kinds, (kinds != EMPTY).any(axis=0))
     query, key = ({name: _known(x) for name, x in fields.items()} for fields in (query, key))
-    return BlockSchedule(kinds, _bounds(rule, query, key, tiles, counts)[0].any(axis=0))
+    return BlockSchedule(kinds, _bounds(mask, query, key, tiles, counts)[0].any(axis=0))
 
 
 def _known(field: Array) -> Array:
-    """A field as far as it is known at trace time: itself, or its shape."""
+    """Returns a field as far as it is known at trace time: itself, or its shape."""
     return field if isinstance(field, np.ndarray) else jax.ShapeDtypeStruct((1, field.shape[1]), np.int32)
 
 
 def _bounds(
-    rule: Rule, query: Fields, key: Fields, tiles: tuple[int, int], counts: tuple[int, int]
+    mask: Mask, query: Fields, key: Fields, tiles: tuple[int, int], counts: tuple[int, int]
 ) -> tuple[Array, Array]:
-    """Whether some pair may be, and every pair is, allowed: (b', nq, nk) each, numpy if all fields are known."""
+    """Returns whether some pair may be, and every pair is, allowed: (b', nq, nk) each, numpy if all fields are
+    known."""
     query_ranges, key_ranges = (
         {name: _range(x, fields.get(SEGMENTS), tile, axis) for name, x in fields.items()}
         for fields, tile, axis in ((query, tiles[0], 2), (key, tiles[1], 1))
     )
-    some, every = rule.bounds(Tokens(**query_ranges), Tokens(**key_ranges))
+    some, every = mask.bounds(Tokens(**query_ranges), Tokens(**key_ranges))
     for ranges, fields, tile, axis in ((query_ranges, query, tiles[0], 2), (key_ranges, key, tiles[1], 1)):
         if SEGMENTS in fields:
             # A tile of nothing but padding has an empty range.
@@ -211,7 +195,8 @@ LEAST, GREATEST = (
 
 
 def _range(field: Array, segments: Array | None, tile: int, axis: int) -> Range:
-    """Of tokens that are no padding. axis: where a dimension of 1 is inserted, 2 for queries and 1 for keys."""
+    """Returns the range of tokens that are no padding. axis: where a dimension of 1 is inserted, 2 for queries and 1
+    for keys."""
     if isinstance(field, jax.ShapeDtypeStruct):
         shape = (1, field.shape[1] // tile)
         return Range(np.expand_dims(np.full(shape, LEAST), axis), np.expand_dims(np.full(shape, GREATEST), axis))
@@ -234,7 +219,7 @@ def _inserted(x: Array, axis: int) -> Array:
 
 
 def _visits(kinds: Array, most: int) -> Visits:
-    """kinds (b', g', tiles, others); most: the greatest count that can be."""
+    """Returns the visits of kinds (b', g', tiles, others). most: the greatest count that can be."""
     xp = np if isinstance(kinds, np.ndarray) else jnp
     present = kinds != EMPTY
     count = present.sum(axis=-1).astype(np.int32)

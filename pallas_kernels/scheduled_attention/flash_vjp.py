@@ -1,17 +1,19 @@
-"""Softmax attention over scheduled tiles: what the kernel forms share, gradients and padding included.
+"""Softmax attention over scheduled tiles with its VJP: gradients and padding, shared by the kernels of TPUs and GPUs.
 
-    o_i = sum_j w_ij v_j,   w_ij = exp(s_ij - lse_i),   lse_i = log(exp(z_h) + sum over allowed j of exp(s_ij)),   s_ij = scale q_i . k_j
+    o_i = sum_j w_ij v_j,   w_ij = exp(s_ij - lse_i),   lse_i = log(exp(z_h) + sum over allowed j of exp(s_ij)),   s_ij
+      = scale q_i . k_j
 
 With g and dlse the cotangents of o and lse and delta_i = g_i . o_i - dlse_i,
 
-    ds_ij = w_ij (g_i . v_j - delta_i)    dq_i = scale sum_j ds_ij k_j    dk_j = scale sum_i ds_ij q_i    dv_j = sum_i w_ij g_i
+    ds_ij = w_ij (g_i . v_j - delta_i)    dq_i = scale sum_j ds_ij k_j    dk_j = scale sum_i ds_ij q_i    dv_j = sum_i
+      w_ij g_i
     dz_h = -sum_i exp(z_h - lse_i) delta_i
 
 (FlashAttention-2, Dao 2023, section 3.1, whose backward takes a sink, or anything else that went into lse, without
-knowing). Nothing of size (t, s) is stored. dq is summed by walking over keys, dk and dv by walking over queries, so
+knowing). Nothing of size (t, s) is stored. dq is summed over keys, dk and dv over queries, each by one program, so
 that no sum is shared by two cores.
 
-With `block`, keys come in landmark blocks, one a tile: `block` ordinary keys, their landmark, and slots that nothing
+With `block`, keys come in landmark blocks, one per tile: `block` ordinary keys, their landmark, and slots that nothing
 reads. A block then is one super-token (Mohtashami & Jaggi 2023, section 3.1), whose score is its landmark's and whose
 value is an inner softmax's average: with n_j the softmax over the block's ordinary scores, P = exp(s_landmark - lse)
 and D = sum_j n_j g . v_j,
@@ -31,9 +33,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recollect.pallas_kernels.masks import Mask
 from recollect.pallas_kernels.scheduled_attention.block_schedule import (
     Fields,
-    Rule,
     Visits,
     block_schedule,
     needed,
@@ -45,15 +47,15 @@ MASKED_LSE = 1e30
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is constant in a call. Lengths are multiples of the tiles.
+class AttentionSettings:
+    """The constants of a call. Lengths are multiples of the tiles.
 
-    block: None, or ordinary keys a landmark block; a tile of keys then is one block: slots 0 .. block - 1 hold them,
-    slot `block` the landmark, and
-    the others zeros. A tile is allowed or not as a whole a query: all its slots have the same fields.
+    block: None, or ordinary keys per landmark block; a tile of keys then is one block: slots 0 .. block - 1 hold them,
+    slot `block` the landmark, and the others zeros. A tile is allowed or not as a whole, query by query: all its slots
+    have the same fields.
     """
 
-    rule: Rule
+    mask: Mask
     scale: float
     query_tile: int
     key_tile: int
@@ -61,12 +63,12 @@ class Settings:
 
 
 class Kernels(Protocol):
-    """What tpu.py and gpu.py provide.
+    """The three kernels that tpu.py and gpu.py provide.
 
     q (b, n, h, k), k (b, s, g, k), v (b, s, g, v), h a multiple of g: query head i attends with key head i // (h / g),
     unless `key_heads` (b, n / query_tile) int32 names one for each tile of queries (then h is 1). Fields: name -> (b or
-    1, n) and (b or 1, s) int32, those that `schedule.tile_allows` reads; it is asked on tiles that `visits` calls
-    partial, and on no other. lse and delta: (b, h, n) fp32.
+    1, n) and (b or 1, s) int32, those that `block_schedule.tile_allows` reads; it is evaluated on tiles that `visits`
+    calls partial, and on no other. lse and delta: (b, h, n) fp32.
     """
 
     def forward(
@@ -79,10 +81,10 @@ class Kernels(Protocol):
         key_heads: jax.Array | None,
         query_fields: Fields,
         key_fields: Fields,
-        settings: Settings,
+        settings: AttentionSettings,
     ) -> tuple[jax.Array, jax.Array]:
-        """o (b, n, h, v) in q's dtype and lse (b, h, n); zeros and -inf for a query that sees nothing. sinks: (h,)
-        fp32."""
+        """Returns o (b, n, h, v) in q's dtype and lse (b, h, n); zeros and -inf for a query that sees nothing. sinks:
+        (h,) fp32."""
 
     def query_gradient(
         self,
@@ -96,9 +98,9 @@ class Kernels(Protocol):
         key_heads: jax.Array | None,
         query_fields: Fields,
         key_fields: Fields,
-        settings: Settings,
+        settings: AttentionSettings,
     ) -> jax.Array:
-        """dq in q's dtype. lse is finite: MASKED_LSE where nothing is seen. do is in q's dtype."""
+        """Returns dq in q's dtype. lse is finite: MASKED_LSE where nothing is seen. do is in q's dtype."""
 
     def key_gradients(
         self,
@@ -112,26 +114,26 @@ class Kernels(Protocol):
         key_heads: jax.Array | None,
         query_fields: Fields,
         key_fields: Fields,
-        settings: Settings,
+        settings: AttentionSettings,
     ) -> tuple[jax.Array, jax.Array]:
-        """dk, dv in the dtypes of k and v. visits: those of the transposed schedule, for each tile of keys its tiles
-        of queries."""
+        """Returns dk and dv in the dtypes of k and v. visits: those of the transposed schedule, for each tile of keys
+        its tiles of queries."""
 
 
 class KernelModule(Kernels, Protocol):
-    """All that a module of kernels provides to the operations."""
+    """Everything that a module of kernels provides to the operations."""
 
     def refuses(
         self, q: Any, k: Any, v: Any, *, block: int | None = None, window: int | None = None, gathered: bool = False
     ) -> str | None:
-        """Why it cannot serve a call of these shapes and dtypes; None if it can. gathered: whether tiles of queries
-        name their key heads."""
+        """Returns why it cannot serve a call of these shapes and dtypes; None if it can. gathered: whether tiles of
+        queries name their key heads."""
 
     def tile_sizes(
         self, n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None, block: int | None = None
     ) -> tuple[int, int]:
-        """Queries and keys a tile, for n queries and s keys of k and v dimensions. window: keys that a query sees near
-        it, if so few. block: as in Settings; the tile of keys then has room for it."""
+        """Returns the queries and keys per tile, for n queries and s keys of k and v dimensions. window: keys that a
+        query sees near it, if so few. block: as in AttentionSettings; the tile of keys then has room for it."""
 
 
 def attend(
@@ -140,7 +142,7 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     *,
-    rule: Rule,
+    mask: Mask,
     query_fields: Fields,
     key_fields: Fields,
     scale: float,
@@ -150,26 +152,26 @@ def attend(
     key_heads: jax.Array | None = None,
     block: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The operation by a module's kernels.
+    """Returns attention by a module's kernels.
 
     Args:
       q, k, v, key_heads, sinks: see Kernels; any n and s. Padding must hold finite numbers.
       query_fields, key_fields: name -> (b or 1, n) and (b or 1, s) int; numpy arrays are known at trace time. Segment 0
         is padding.
-      block: see Settings; s is then a multiple of key_tile, and there are no sinks.
+      block: see AttentionSettings; s is then a multiple of key_tile, and there are no sinks.
 
     Returns:
       o (b, n, h, v) in q's dtype, and lse (b, n, h) fp32, -inf for queries that see nothing.
 
     Raises:
-      ValueError: the rule reads a field that is missing.
+      ValueError: the mask reads a field that is missing.
     """
     n, s = q.shape[1], k.shape[1]
     sizes = (n + -n % query_tile, s + -s % key_tile)
     query_fields, key_fields = padded_fields(query_fields, key_fields, (n, s), sizes)
     q = _padded(q, -n % query_tile)
     k, v = (_padded(x, -s % key_tile) for x in (k, v))
-    settings = Settings(rule, float(scale), query_tile, key_tile, block)
+    settings = AttentionSettings(mask, float(scale), query_tile, key_tile, block)
     static = [_Known(fields) for fields in (query_fields, key_fields)]
     traced = [
         {name: x for name, x in fields.items() if not isinstance(x, np.ndarray)}
@@ -235,5 +237,5 @@ _attention.defvjp(_forward, _backward)
 
 def _scheduled(settings, known_query, known_key, query_fields, key_fields, lengths):
     sides = ((known_query, query_fields), (known_key, key_fields))
-    query, key = (needed(settings.rule, {**known.fields, **fields}) for known, fields in sides)
-    return query, key, block_schedule(settings.rule, query, key, lengths, (settings.query_tile, settings.key_tile))
+    query, key = (needed(settings.mask, {**known.fields, **fields}) for known, fields in sides)
+    return query, key, block_schedule(settings.mask, query, key, lengths, (settings.query_tile, settings.key_tile))

@@ -1,8 +1,8 @@
-"""Mosaic GPU kernels of scheduled attention, for NVIDIA Hopper: forward, dq walking over keys, dk and dv walking over
+"""Mosaic GPU kernels of scheduled attention, for NVIDIA Hopper: forward, dq summed over keys, dk and dv summed over
 queries.
 
-gpu_walk.py tells how a thread block walks, gpu_tiles.py and gpu_blocks.py what it computes. Nothing is summed by two
-blocks: results have the same bits every time.
+gpu_pipeline.py moves tiles through a thread block, gpu_tiles.py and gpu_blocks.py compute on them. Nothing is summed by
+two blocks: results have the same bits every time.
 
 Not served: fp32 (Hopper's tensor cores transpose 16-bit operands only), head sizes above `LARGEST_HEAD` and landmark
 blocks above `LARGEST_BLOCK`, whose sums two warpgroups would have to share.
@@ -20,9 +20,9 @@ import numpy as np
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.scheduled_attention import gpu_blocks, gpu_tiles
 from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields, Visits
-from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
+from recollect.pallas_kernels.scheduled_attention.flash_vjp import AttentionSettings
 from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import launch
-from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, Plan
+from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, GpuPlan
 
 LARGEST_HEAD = 128
 LARGEST_BLOCK = ROWS - 1
@@ -31,7 +31,7 @@ TINY = 1e-30  # a scale that is as good as 0
 
 
 def refuses(q: Any, k: Any, v: Any, *, block: int | None = None, **rest: Any) -> str | None:
-    """Why the kernels cannot serve a call, forwards and backwards; None if they can."""
+    """Returns why the kernels cannot serve a call, forwards and backwards; None if they can."""
     missing = gpu.unavailable()
     if missing:
         return missing
@@ -49,8 +49,8 @@ def refuses(q: Any, k: Any, v: Any, *, block: int | None = None, **rest: Any) ->
 def tile_sizes(
     n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None, block: int | None = None
 ) -> tuple[int, int]:
-    """Queries and keys a tile: two warpgroups' rows of each, or one's where there are no more, or a window so short
-    that most of two would be masked."""
+    """Returns the queries and keys per tile: two warpgroups' rows of each, or one's where there are no more, or a
+    window so short that most of two would be masked."""
     short = window is not None and window <= SHORT_WINDOW
     query_tile = ROWS if n <= ROWS or short else 2 * ROWS
     if block is not None:
@@ -67,10 +67,10 @@ def forward(
     key_heads: jax.Array | None,
     query_fields: Fields,
     key_fields: Fields,
-    settings: Settings,
+    settings: AttentionSettings,
 ) -> tuple[jax.Array, jax.Array]:
-    """See core.Kernels."""
-    call = _Call("forward", q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks)
+    """Implements flash_vjp.Kernels."""
+    call = _GpuCall("forward", q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks)
     out = launch(call.plan, call.inputs(), call.bodies.forward)
     return out["o"][..., : v.shape[3]], out["lse"]
 
@@ -86,10 +86,10 @@ def query_gradient(
     key_heads: jax.Array | None,
     query_fields: Fields,
     key_fields: Fields,
-    settings: Settings,
+    settings: AttentionSettings,
 ) -> jax.Array:
-    """See core.Kernels."""
-    call = _Call("query_gradient", q, k, v, visits, key_heads, query_fields, key_fields, settings)
+    """Implements flash_vjp.Kernels."""
+    call = _GpuCall("query_gradient", q, k, v, visits, key_heads, query_fields, key_fields, settings)
     dq = launch(call.plan, call.inputs(do, lse, delta), call.bodies.query_gradient)["dq"][..., : q.shape[3]]
     return -dq if settings.scale < 0 else dq
 
@@ -105,18 +105,18 @@ def key_gradients(
     key_heads: jax.Array | None,
     query_fields: Fields,
     key_fields: Fields,
-    settings: Settings,
+    settings: AttentionSettings,
 ) -> tuple[jax.Array, jax.Array]:
-    """See core.Kernels."""
-    call = _Call("key_gradients", q, k, v, visits, key_heads, query_fields, key_fields, settings)
+    """Implements flash_vjp.Kernels."""
+    call = _GpuCall("key_gradients", q, k, v, visits, key_heads, query_fields, key_fields, settings)
     out = launch(call.plan, call.inputs(do, lse, delta), call.bodies.key_gradients)
     return out["dk"][..., : k.shape[3]], out["dv"][..., : v.shape[3]]
 
 
-class _Call:
-    """What a kernel is built for and given."""
+class _GpuCall:
+    """The plan and the inputs of one kernel call."""
 
-    def __init__(self, walk, q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks=None):
+    def __init__(self, kernel, q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks=None):
         if settings.scale <= 0:  # masked scores are -inf, which must stay so once scaled
             q = -q if settings.scale < 0 else q
             settings = dataclasses.replace(settings, scale=max(-settings.scale, TINY))
@@ -126,8 +126,8 @@ class _Call:
         self.fields = {"query_fields": query_fields, "key_fields": key_fields}
         self.bodies: Any = gpu_tiles if settings.block is None else gpu_blocks
         b, n, h, key_dim = q.shape
-        self.plan = Plan(
-            walk=walk,
+        self.plan = GpuPlan(
+            kernel=kernel,
             settings=settings,
             b=b,
             n=n,
@@ -141,7 +141,7 @@ class _Call:
             fields=names,
             sinks=sinks is not None,
             gathered=key_heads is not None,
-            piece=ROWS,  # products take 64 at least, and registers hold no more beside the sums
+            part_rows=ROWS,  # products take 64 at least, and registers hold no more beside the sums
         )
 
     def inputs(self, do=None, lse=None, delta=None) -> dict[str, jax.Array]:
@@ -166,7 +166,7 @@ class _Call:
 
 
 def _stacked(fields: Fields, names: tuple[str, ...]) -> jax.Array:
-    """(b | 1, fields, tokens) int32."""
+    """Returns the fields as one array, (b | 1, fields, tokens) int32."""
     rows = max(x.shape[0] for x in fields.values())
     return jnp.stack(
         [jnp.broadcast_to(jnp.asarray(fields[name]), (rows, fields[name].shape[1])) for name in names], axis=1

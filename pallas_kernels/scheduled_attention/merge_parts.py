@@ -1,14 +1,17 @@
-"""Results of attention over disjoint sets of keys, put together exactly."""
+"""Merges results of attention over disjoint sets of keys, exactly."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
-def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """What attention over all the keys at once gives, from its results over disjoint parts of them (FlashAttention, Dao
-    et al. 2022, section 3.1).
+def merge(
+    *parts: tuple[Float[Array, "b t h v"], Float[Array, "b t h"]],
+) -> tuple[Float[Array, "b t h v"], Float[Array, "b t h"]]:
+    """Returns attention over all keys from its results over disjoint parts of them (FlashAttention, Dao et al. 2022,
+    section 3.1).
 
     Args:
       parts: outputs (b, t, h, v) and log-sum-exps (b, t, h), -inf where a part has nothing that the query sees. A sink

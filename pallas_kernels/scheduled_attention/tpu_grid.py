@@ -1,8 +1,8 @@
-"""The visits of all tiles of one side as one list, which a TPU kernel's grid walks.
+"""The visits of all tiles of one side as one list, which is a TPU kernel's grid.
 
 A grid of tiles x longest count would step idly where counts differ, half of the time under a causal mask; the list has
-as many steps as there are
-visits. A step is one int32 in scalar memory: the own tile, the other tile, and what is to be done.
+as many steps as there are visits. A step is one int32 in scalar memory: the resident tile, the visited tile, and what
+is to be done.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 from recollect.pallas_kernels.scheduled_attention.block_schedule import EMPTY, FULL, PARTIAL, BlockSchedule, Visits
 
 FIRST, LAST, VISITED, MASKED = 1, 2, 4, 8
-"""What a step does: it is the first or the last of its own tile; the other tile is looked at (not so where a tile
-has none); by its mask."""
-FLAG_BITS, OTHER_BITS, OWN_BITS = 4, 14, 13
-MOST_OWN, MOST_OTHERS = 2**OWN_BITS, 2**OTHER_BITS
+"""What a step does: it is the first or the last of its resident tile; the other tile is visited (not so where a tile
+has none); its mask is evaluated."""
+FLAG_BITS, VISITED_BITS, RESIDENT_BITS = 4, 14, 13
+MOST_RESIDENT, MOST_VISITED = 2**RESIDENT_BITS, 2**VISITED_BITS
 
 
 @dataclasses.dataclass(frozen=True)
-class Walk:
+class VisitList:
     """steps (b' most,) int32, of which for each sequence the first ones count and the others do nothing; all stop at
     `longest`, the greatest number that counts, which may be traced. b', here `sequences`, is as for Visits. masked,
     unmasked: whether there may be visits of either kind."""
@@ -41,18 +41,18 @@ class Walk:
         return steps[(sequence if self.sequences > 1 else 0) * self.most + step]
 
 
-def own_tile(step: Any) -> Any:
-    """The number of the step's tile of the own side."""
-    return step >> (FLAG_BITS + OTHER_BITS)
+def resident_tile(step: Any) -> Any:
+    """Returns the number of the step's tile of the resident side."""
+    return step >> (FLAG_BITS + VISITED_BITS)
 
 
-def other_tile(step: Any) -> Any:
-    """The number of the tile that the step visits."""
-    return (step >> FLAG_BITS) & (MOST_OTHERS - 1)
+def visited_tile(step: Any) -> Any:
+    """Returns the number of the tile that the step visits."""
+    return (step >> FLAG_BITS) & (MOST_VISITED - 1)
 
 
 def most_steps(visits: Visits) -> int:
-    """The most steps that a sequence's walk can have, or has where visits are known."""
+    """Returns the most steps that a sequence's list can have, or has where visits are known."""
     if isinstance(visits.count, np.ndarray):
         return int(np.maximum(visits.count, 1).sum(axis=(1, 2)).max())
     _, heads, tiles, m = visits.index.shape
@@ -61,9 +61,9 @@ def most_steps(visits: Visits) -> int:
     return tiles * m + heads * tiles if heads > 1 else tiles * m
 
 
-def walk(visits: Visits, others: int) -> Walk:
-    """The list of visits, tile after tile, to `others` tiles of the other side; a tile without visits has one step,
-    which only starts and ends it.
+def visit_list(visits: Visits, others: int) -> VisitList:
+    """Returns the list of visits, tile after tile, to `others` tiles of the visited side; a tile without visits has one
+    step, which only starts and ends it.
 
     Visits that differ by key head, as gathered queries have, become those of g' x tiles tiles, key head after key head:
     a tile of queries has one key head, so that all heads together take as many visits as one schedule's.
@@ -75,7 +75,7 @@ def walk(visits: Visits, others: int) -> Walk:
     sequences, heads, tiles, m = visits.index.shape
     most = most_steps(visits)
     tiles = heads * tiles
-    for named, bound in ((tiles, MOST_OWN), (others, MOST_OTHERS)):
+    for named, bound in ((tiles, MOST_RESIDENT), (others, MOST_VISITED)):
         if named > bound:
             raise ValueError(
                 f"scheduled attention: {named} tiles are more than the {bound} that a TPU kernel's step can name"
@@ -85,22 +85,22 @@ def walk(visits: Visits, others: int) -> Walk:
     ends = xp.cumsum(each, axis=-1)
     total = ends[..., -1]
     step = xp.arange(most)
-    own = xp.minimum(xp.sum(ends[..., None, :] <= step[:, None], axis=-1), tiles - 1)
-    place = step - xp.take_along_axis(ends - each, own, axis=-1)
+    resident = xp.minimum(xp.sum(ends[..., None, :] <= step[:, None], axis=-1), tiles - 1)
+    place = step - xp.take_along_axis(ends - each, resident, axis=-1)
     within = step < total[..., None]
-    entry = own * m + xp.minimum(place, m - 1)
-    other, partial = (
+    entry = resident * m + xp.minimum(place, m - 1)
+    target, partial = (
         xp.take_along_axis(x.reshape(sequences, tiles * m), entry, axis=-1) for x in (visits.index, visits.partial)
     )
-    visited = within & (xp.take_along_axis(count, own, axis=-1) > 0)
-    last = within & (place == xp.take_along_axis(each, own, axis=-1) - 1)
+    visited = within & (xp.take_along_axis(count, resident, axis=-1) > 0)
+    last = within & (place == xp.take_along_axis(each, resident, axis=-1) - 1)
     flags = FIRST * (within & (place == 0)) + LAST * last + VISITED * visited + MASKED * (visited & (partial == 1))
-    steps = (((own << OTHER_BITS) | other) << FLAG_BITS) + flags
+    steps = (((resident << VISITED_BITS) | target) << FLAG_BITS) + flags
     masked = unmasked = True
     if xp is np:
         masked, unmasked = bool((visited & (partial == 1)).any()), bool((visited & (partial == 0)).any())
     longest = int(total.max()) if xp is np else jnp.max(total)
-    return Walk(steps.reshape(-1).astype(xp.int32), sequences, most, longest, masked, unmasked)
+    return VisitList(steps.reshape(-1).astype(xp.int32), sequences, most, longest, masked, unmasked)
 
 
 def kinds_of(visits: Visits, others: int) -> Any:
@@ -111,18 +111,18 @@ def kinds_of(visits: Visits, others: int) -> Any:
     rows = np.ix_(range(sequences), range(heads), range(tiles))
     at = (*(x[..., None] for x in rows), visits.index)
     if isinstance(visits.index, np.ndarray):
-        found = np.full((sequences, heads, tiles, others), EMPTY, np.int8)
-        np.maximum.at(found, at, np.where(within, kinds, np.int8(EMPTY)))
-        return found
+        kinds_of_tiles = np.full((sequences, heads, tiles, others), EMPTY, np.int8)
+        np.maximum.at(kinds_of_tiles, at, np.where(within, kinds, np.int8(EMPTY)))
+        return kinds_of_tiles
     return jnp.full((sequences, heads, tiles, others), EMPTY, jnp.int8).at[at].max(jnp.where(within, kinds, EMPTY))
 
 
 def by_groups(visits: Visits, others: int, group: int, transposed: bool) -> Visits:
-    """The same visits with `group` neighbouring tiles of keys taken as one: visited where one of them is, by the mask
-    unless all are full.
+    """Returns the same visits with `group` neighbouring tiles of keys taken as one: visited where one of them is, by
+    the mask unless all are full.
 
     Args:
-      others: tiles of the other side.
+      others: tiles of the visited side.
       transposed: whether the other side is that of queries. Visits of one key head only.
     """
     kinds = kinds_of(visits, others)[:, 0]

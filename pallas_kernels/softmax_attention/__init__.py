@@ -1,8 +1,10 @@
-"""Softmax attention that is causal, windowed, kept inside documents, or masked at will.
+"""Softmax attention of every kind: full causal, windowed, inside documents, with sinks, or with any mask; queries may
+share key heads (GQA) and read a cache.
 
-    o_i = sum_j w_ij v_j,   w_ij = [j seen by i] exp(s_ij) / (exp(z_h) + sum over seen j' of exp(s_ij')),   s_ij = scale q_i . k_j
+    o_i = sum_j w_ij v_j,   w_ij = [j seen by i] exp(s_ij) / (exp(z_h) + sum over seen j' of exp(s_ij')),   s_ij = scale
+      q_i . k_j
 
-Vaswani et al. 2017, equation 1. z_h is a sink: a learned logit a head that takes weight and gives no value, so that a
+Vaswani et al. 2017, equation 1. z_h is a sink: a learned logit per head that takes weight and gives no value, so that a
 head may attend to little (gpt-oss; Agarwal et al. 2025); without sinks exp(z_h) is absent. Query i sees key j when, by
 positions, j <= i and i - j < window, and both are of one document.
 
@@ -15,11 +17,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from recollect.pallas_kernels.dispatch import choose
-from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields, Rule, is_rule
+from recollect.pallas_kernels.masks import Mask, is_expression
+from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 from recollect.pallas_kernels.sharding import sequence_parts
 from recollect.pallas_kernels.softmax_attention import sequence_parallel
@@ -38,17 +41,17 @@ BACKENDS = {
 
 
 def softmax_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g v"],
     *,
     window: int | None = None,
-    mask: jax.Array | Rule | None = None,
-    sinks: jax.Array | None = None,
-    query_positions: jax.Array | None = None,
-    key_positions: jax.Array | None = None,
-    query_segments: jax.Array | None = None,
-    key_segments: jax.Array | None = None,
+    mask: Bool[Array, "#b t s"] | Mask | None = None,
+    sinks: Float[Array, " h"] | None = None,
+    query_positions: Int[Array, "b t"] | None = None,
+    key_positions: Int[Array, "b s"] | None = None,
+    query_segments: Int[Array, "b t"] | None = None,
+    key_segments: Int[Array, "b s"] | None = None,
     query_fields: Fields | None = None,
     key_fields: Fields | None = None,
     scale: float | None = None,
@@ -56,28 +59,26 @@ def softmax_attention(
     deterministic: bool = False,
     backend: str | None = None,
 ) -> Any:
-    """Softmax attention, sequence first.
+    """Computes softmax attention, sequence first.
 
     Self-attention is recognised when t == s and the key fields are left out (they are then the queries') or are the
     very arrays given for the queries. In self-attention without a mask a document's tokens are contiguous but for
     padding, and their positions increase: keys stored after a query are taken to be hidden from it, which saves half of
     the work, or all but the window's. Use `mask` for anything else. Where a mesh splits tokens, a window's keys are
-    also taken to stand fewer than `window`
-    places before the query: no padding inside of a document.
+    also taken to stand fewer than `window` places before the query: no padding inside of a document.
 
     Args:
       q: (b, t, h, k). k: (b, s, g, k) and v: (b, s, g, v), h a multiple of g.
-      window: keys a query sees, itself included; None is all before it.
-      mask: what takes the place of the rule by positions, window and segments: a rule over token fields (an expression
-        of pallas_kernels/masks.py; recollect.pallas_kernels.scheduled_attention.block_schedule.Rule), of which only
-        tiles that it does not rule out are worked on; or (b or 1, t, s) bool, True where seen. Padding is seen by
-        nobody.
+      window: keys that a query sees, itself included; None is all before it.
+      mask: takes the place of causality, window and segments: an expression over token fields
+        (pallas_kernels/masks.py), of which only tiles that may hold a visible pair are computed; or (b or 1, t, s)
+        bool, True where seen. Padding is seen by nobody.
       sinks: (h,) logits.
       query_positions, key_positions: (b, t) and (b, s) int; None counts from 0, and needs t == s.
       query_segments, key_segments: (b, t) and (b, s) int, 0 is padding, which may hold NaN; None is one document.
-      query_fields, key_fields: what else a rule reads, name -> (b or 1, t) and (b or 1, s) int.
+      query_fields, key_fields: what else a mask expression reads, name -> (b or 1, t) and (b or 1, s) int.
       scale: of the scores; None is k^(-1/2).
-      deterministic: refuse forms whose gradients may differ from run to run in their last bits (cuDNN's).
+      deterministic: refuse backends whose gradients may differ from run to run in their last bits (cuDNN's).
       backend: see recollect.pallas_kernels.dispatch.
 
     Returns:
@@ -109,8 +110,8 @@ def softmax_attention(
         query_fields,
         key_fields,
     )
-    own = key_positions is query_positions and key_segments is query_segments and key_fields is query_fields
-    if same_length and own and sequence_parts(q.shape[1]) > 1:
+    shared = key_positions is query_positions and key_segments is query_segments and key_fields is query_fields
+    if same_length and shared and sequence_parts(q.shape[1]) > 1:
         return sequence_parallel.over_devices(
             functools.partial(
                 softmax_attention, scale=scale, return_lse=return_lse, deterministic=deterministic, backend=backend
@@ -164,10 +165,15 @@ def _check(
         raise ValueError(f"softmax_attention: sinks must be {(h,)}; got {sinks.shape}")
     if mask is not None and window is not None:
         raise ValueError(
-            f"softmax_attention: window={window} is given beside a mask, which takes its place: make it part of the mask"
+            f"softmax_attention: window={window} is given besides a mask, which takes its place: "
+            "make it part of the mask"
         )
-    by_rule = is_rule(mask)
-    if mask is not None and not by_rule and (mask.shape not in ((b, t, s), (1, t, s)) or mask.dtype != jnp.bool_):
+    is_mask_expression = is_expression(mask)
+    if (
+        mask is not None
+        and not is_mask_expression
+        and (mask.shape not in ((b, t, s), (1, t, s)) or mask.dtype != jnp.bool_)
+    ):
         raise ValueError(
             f"softmax_attention: mask must be bool {(b, t, s)} or {(1, t, s)}; got {mask.dtype} {mask.shape}"
         )
@@ -187,7 +193,7 @@ def _check(
             raise ValueError(f"softmax_attention: {name} must be {' or '.join(map(str, shapes))}; got {field.shape}")
     if (query_segments is None) != (key_segments is None):
         raise ValueError("softmax_attention: query_segments and key_segments must be given together")
-    if by_rule:
+    if is_mask_expression:
         for side, fields, positions, segments in (
             ("query", query_fields, query_positions, query_segments),
             ("key", key_fields, key_positions, key_segments),
@@ -200,10 +206,11 @@ def _check(
             missing = sorted(mask.fields - had)
             if missing:
                 raise ValueError(
-                    f"softmax_attention: the mask reads {missing[0]}, which neither {side}_fields nor another argument gives"
+                    f"softmax_attention: the mask reads {missing[0]}, "
+                    f"which neither {side}_fields nor another argument gives"
                 )
     elif more:
-        raise ValueError(f"softmax_attention: {more[0][0]} is given, but no rule as a mask that would read it")
+        raise ValueError(f"softmax_attention: {more[0][0]} is given, but no mask expression that would read it")
     elif mask is None and t != s and (query_positions is None or key_positions is None):
         raise ValueError(
             f"softmax_attention: {t} queries and {s} keys need query_positions and key_positions, or a mask"

@@ -9,12 +9,12 @@ XLA:
   0), as jax counts those before.
 - The log-sum-exp can be had, rounded to the inputs' dtype, but its cotangent is dropped on the way back: it is refused.
 - Sinks and masks would have to be biases of (t, s) numbers, which cost more than they save; documents packed in a row
-  need their lengths on the host, or jax's private form: refused.
-- The backward pass adds up dq in no fixed order. XLA asks cuDNN for the deterministic algorithm when it is told to be
+  need their lengths on the host, or jax's private interface: refused.
+- The backward pass sums dq in no fixed order. XLA asks cuDNN for the deterministic algorithm when it is set to be
   deterministic as a whole (RequireDeterminism in xla/service/gpu/stream_executor_util.cc, used by
   transforms/cudnn_custom_call_compiler.cc): by the flag --xla_gpu_deterministic_ops, which also makes scatters serial,
   or --xla_gpu_exclude_nondeterministic_ops, which refuses programs that hold other operations without a deterministic
-  form. There is no switch for one call, so `deterministic` is refused unless XLA_FLAGS has either.
+  variant. There is no switch for one call, so `deterministic` is refused unless XLA_FLAGS has either.
 
 Without a GPU only the call itself can be looked at: XLA builds cuDNN's graph on the device, and compiling ahead of time
 leaves it out. What cuDNN makes of it, `python main.py bench kernels` compares with the reference before it times
@@ -40,12 +40,12 @@ FEWEST_TOKENS = 128
 
 
 def softmax_attention(q, k, v, *, window, scale, **rest) -> tuple[jax.Array, None]:
-    """See the front door for the arguments; returns the output and no log-sum-exp."""
-    before = None if window is None or window >= q.shape[1] else (window - 1, 0)
+    """Returns the output and no log-sum-exp; arguments as those of the public function."""
+    window_size = None if window is None or window >= q.shape[1] else (window - 1, 0)
 
     def run(q, k, v):
         return jax.nn.dot_product_attention(
-            q, k, v, scale=float(scale), is_causal=True, local_window_size=before, implementation="cudnn"
+            q, k, v, scale=float(scale), is_causal=True, local_window_size=window_size, implementation="cudnn"
         )
 
     return over_mesh(run, {"q": "b t h k", "k": "b s h k", "v": "b s h k"}, "b t h k")(q, k, v), None
@@ -67,7 +67,7 @@ def refuses(
     deterministic,
     **rest,
 ) -> str | None:
-    """Why it cannot serve a call, or None."""
+    """Returns why it cannot serve a call, or None."""
     if mask is not None:
         return "it takes no masks"
     if sinks is not None:
@@ -87,12 +87,12 @@ def refuses(
         return f"it takes keys and values of one size, a multiple of 8 to {most}; got {q.shape[3]} and {v.shape[3]}"
     if q.shape[1] < FEWEST_TOKENS:
         return f"it takes at least {FEWEST_TOKENS} tokens; got {q.shape[1]}"
-    if deterministic and not told_to_be_deterministic():
+    if deterministic and not is_deterministic():
         return f"its gradients may differ from run to run, unless XLA_FLAGS has {DETERMINISTIC_FLAGS[0]}=true"
     return None
 
 
-def told_to_be_deterministic() -> bool:
-    """Whether XLA_FLAGS makes XLA ask cuDNN for its deterministic algorithm."""
-    given = dict(flag.partition("=")[::2] for flag in os.environ.get("XLA_FLAGS", "").split())
-    return any(given.get(flag, "false").lower() in ("", "true", "1") for flag in DETERMINISTIC_FLAGS)
+def is_deterministic() -> bool:
+    """Returns whether XLA_FLAGS makes XLA ask cuDNN for its deterministic algorithm."""
+    flags = dict(flag.partition("=")[::2] for flag in os.environ.get("XLA_FLAGS", "").split())
+    return any(flags.get(flag, "false").lower() in ("", "true", "1") for flag in DETERMINISTIC_FLAGS)

@@ -1,9 +1,9 @@
 """Tokens split over devices: every device keeps its queries, and fetches the keys and values they see.
 
-With a window of w keys these are its own and the w - 1 before them. While these are no more than a part holds, a part
-with them in front is a sequence of its own, and any form that knows self-attention serves it; the queries in front are
-dropped. Of a longer window, and without one or with a mask, queries attend to keys with their positions in the whole
-sequence.
+With a window of w keys these are the part itself and the w - 1 before them. While these are no more than a part holds,
+a part with them in front is a sequence of its own, and any backend of self-attention serves it; the queries in front
+are dropped. Of a longer window, and without one or with a mask, queries attend to keys with their positions in the
+whole sequence.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ def over_devices(
     fields: Any,
     return_lse: bool,
 ) -> Any:
-    """Self-attention by the front door `run`, its settings bound, tokens split over the ambient mesh's axis sequence;
-    returns as it does.
+    """Returns self-attention by the public function `run`, its settings bound, tokens split over the ambient mesh's
+    axis sequence; returns as it does.
 
     Of documents with padding inside of them, a window sees no further than w - 1 places back, padding counted.
     """
     t = q.shape[1] // sequence_parts(q.shape[1])
-    rule = None if isinstance(mask, jax.Array) else mask
+    expression = None if isinstance(mask, jax.Array) else mask
     dense = mask if isinstance(mask, jax.Array) else None
 
     def part(q, k, v, sinks, dense, positions, segments, fields):
         if window is not None and window - 1 <= t:
-            return _near(run, q, k, v, window, sinks, positions, segments)
-        counted = sequence_collectives.places(*q.shape[:2]) if positions is None else positions
+            return _within_window(run, q, k, v, window, sinks, positions, segments)
+        query_positions = sequence_collectives.global_positions(*q.shape[:2]) if positions is None else positions
         seen: Callable[[jax.Array], jax.Array]
         if window is not None and window - 1 < (sequence_collectives.parts() - 1) * t:
             seen = functools.partial(_with_before, size=window - 1)
-            there = sequence_collectives.first_token(t) - (window - 1) + jnp.arange(window - 1 + t) >= 0
-            key_positions = jnp.where(there, seen(counted), UNSEEN)
+            exists = sequence_collectives.first_position(t) - (window - 1) + jnp.arange(window - 1 + t) >= 0
+            key_positions = jnp.where(exists, seen(query_positions), UNSEEN)
         else:
-            seen, key_positions = sequence_collectives.gathered, sequence_collectives.gathered(counted)
+            seen, key_positions = sequence_collectives.gathered, sequence_collectives.gathered(query_positions)
         return run(
             q,
             seen(k),
             seen(v),
             window=window,
-            mask=rule if dense is None else dense,
+            mask=expression if dense is None else dense,
             sinks=sinks,
-            query_positions=counted,
+            query_positions=query_positions,
             key_positions=key_positions,
             query_segments=segments,
             key_segments=None if segments is None else seen(segments),
@@ -78,19 +78,21 @@ def over_devices(
     )
 
 
-def _near(run, q, k, v, window, sinks, positions, segments):
-    """A part and the window - 1 tokens before it as a sequence of its own."""
+def _within_window(run, q, k, v, window, sinks, positions, segments):
+    """Runs a part and the window - 1 tokens before it as a sequence of its own."""
     (b, t), front = q.shape[:2], window - 1
 
     seen = functools.partial(_with_before, size=front)
-    there = sequence_collectives.first_token(t) - front + jnp.arange(front + t) >= 0
-    own = jnp.broadcast_to(there.astype(jnp.int32), (b, front + t)) if segments is None else seen(segments)
+    exists = sequence_collectives.first_position(t) - front + jnp.arange(front + t) >= 0
+    segments = jnp.broadcast_to(exists.astype(jnp.int32), (b, front + t)) if segments is None else seen(segments)
     positions = None if positions is None else seen(positions)
     queries = jnp.pad(q, ((0, 0), (front, 0), (0, 0), (0, 0)))
-    found = run(queries, seen(k), seen(v), window=window, sinks=sinks, query_positions=positions, query_segments=own)
-    return jax.tree.map(lambda x: x[:, front:], found)
+    outputs = run(
+        queries, seen(k), seen(v), window=window, sinks=sinks, query_positions=positions, query_segments=segments
+    )
+    return jax.tree.map(lambda x: x[:, front:], outputs)
 
 
 def _with_before(x: jax.Array, size: int) -> jax.Array:
-    """Of a part (b, t, ...) also the `size` tokens before it: (b, size + t, ...)."""
-    return jnp.concatenate([sequence_collectives.before(x, size), x], axis=1)
+    """Returns a part (b, t, ...) with the `size` tokens before it: (b, size + t, ...)."""
+    return jnp.concatenate([sequence_collectives.previous_tokens(x, size), x], axis=1)

@@ -1,9 +1,9 @@
 """jax's splash attention (jax.experimental.pallas.ops.tpu.splash_attention): causal or windowed self-attention on TPUs,
 documents and sinks too.
 
-It walks over those blocks of the mask that hold something, both ways, with dk and dv apart from dq, so the work grows
-with the window; all sums are in fixed order. It wants heads before tokens, whole blocks and scaled queries, which this
-module sees to. What is refused, and why:
+It visits those blocks of the mask that are not empty, forward and backward, dk and dv separately from dq, so the work
+grows with the window; all sums are in fixed order. It takes heads before tokens, whole blocks and scaled queries, which
+this module prepares. What is refused, and why:
 
 - fp32: no precision can be asked of its products, which on a TPU round fp32 operands to bf16;
 - masks, and windows counted in positions: its masks are made of places in storage when the program is traced;
@@ -35,7 +35,7 @@ MOST_PADDING = 1 / 8
 
 
 def softmax_attention(q, k, v, *, window, sinks, query_segments, scale, **rest) -> tuple[jax.Array, None]:
-    """See the front door for the arguments; returns the output and no log-sum-exp."""
+    """Returns the output and no log-sum-exp; arguments as those of the public function."""
     interpret = _interpret()
 
     def run(q, k, v, sinks, segments):
@@ -60,7 +60,7 @@ def refuses(
     return_lse,
     **rest,
 ) -> str | None:
-    """Why it cannot serve a call, or None."""
+    """Returns why it cannot serve a call, or None."""
     if _library() is None:
         return f"jax {jax.__version__} has no splash attention where it was until 0.11"
     if mask is not None:
@@ -157,7 +157,7 @@ def _kernel(h: int, t: int, window: int | None, block: int, interpret: Any) -> A
 
 @functools.cache
 def _library() -> Any:
-    """Its modules of kernels and of masks; None where this jax has none. Imported late, as only TPUs need them."""
+    """Imports and returns its modules of kernels and of masks; None where this jax has none."""
     try:
         from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
     except ImportError:

@@ -1,4 +1,4 @@
-"""What of softmax attention is measured on a device: the tiles of its scheduled kernels."""
+"""The block sizes of softmax attention that are measured on a device: the tiles of its scheduled kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from recollect.pallas_kernels.scheduled_attention import gpu, tpu
 from recollect.pallas_kernels.softmax_attention import softmax_attention
-from recollect.pallas_kernels.softmax_attention.scheduled import reckoned
+from recollect.pallas_kernels.softmax_attention.scheduled import default_tiles
 from recollect.pallas_kernels.tuning import Key, Sizes
 from recollect.pallas_kernels.tuning.measure import Tunable
 
@@ -19,12 +19,12 @@ SIZES = {"gpu": (64, 128, 256), "tpu": (128, 256, 512, 1024)}
 
 
 def _build(key: Key, backend: str) -> Any:
-    """Forward and gradient at this key, on the scheduled kernels and on xla; few heads, as time is the same for
+    """Returns forward and gradient at this key, on the scheduled kernels and on xla; few heads, as time is the same for
     each."""
     t, s, k, v, window = (int(key[name]) for name in ("t", "s", "k", "v", "window"))
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = ((1, t, 8, k), (1, s, 8, k), (1, s, 8, v))
-    given = tuple(
+    arrays = tuple(
         jax.random.normal(each, shape).astype(str(key["dtype"])) for each, shape in zip(keys, shapes, strict=True)
     )
 
@@ -36,7 +36,7 @@ def _build(key: Key, backend: str) -> Any:
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2))
 
-    return on(backend), on("xla"), given
+    return on(backend), on("xla"), arrays
 
 
 def _candidates(platform: str) -> Any:
@@ -56,7 +56,7 @@ TUNABLES = [
             for t, window in ((2048, 0), (4096, 0), (4096, 512), (16384, 512))
             for d in (64, 128)
         ],
-        heuristic=reckoned(kernels),
+        heuristic=default_tiles(kernels),
         candidates=_candidates(platform),
         build=functools.partial(_build, backend=f"pallas_{platform}"),
     )

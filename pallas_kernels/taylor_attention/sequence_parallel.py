@@ -34,10 +34,10 @@ def over_devices(
 
     def part(inputs: Recurrence) -> jax.Array:
         if inputs.segment_ids is not None:
-            before = sequence_collectives.segment_before(inputs.segment_ids)
+            before = sequence_collectives.previous_segment(inputs.segment_ids)
             inputs = dataclasses.replace(inputs, initial_segment=before)
         states, keeps = jax.tree.map(sequence_collectives.stacked, state_from_zero(inputs, normalise))
-        state = sequence_collectives.own(entering_states(states, keeps))
+        state = sequence_collectives.this_part(entering_states(states, keeps))
         return run(dataclasses.replace(inputs, initial_state=state))[0]
 
     inputs = dataclasses.replace(inputs, initial_segment=None)

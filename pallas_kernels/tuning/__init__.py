@@ -1,13 +1,13 @@
-"""Block sizes of kernels: measured ones from this folder's tables, one JSON file a kind of device, else what the
-operation reckons.
+"""Block sizes of kernels: measured ones from this folder's tables, one JSON file per kind of device, else the
+operation's heuristic.
 
 A kernel asks when it is traced:
 
-    sizes = block_sizes("linear_recurrence.gpu_walk", reckon, dtype="bfloat16", decay="head", k=64, v=64, t=4096)
+    sizes = block_sizes("linear_recurrence.gpu_chunk", heuristic, dtype="bfloat16", decay="head", k=64, v=64, t=4096)
 
-where `reckon(dtype=..., decay=..., ...)` is its cheap heuristic. A table's entry serves where all of its key is equal,
-but for counts of sequences, tokens and heads (b, t, h): among entries that differ in those alone the nearest serves, by
-the sum of |log2(ratio)|, the first of equals. A kernel whose sizes a count limits must bound what it gets.
+where `heuristic(dtype=..., decay=..., ...)` is its cheap heuristic. A table's entry serves where all of its key is
+equal, but for counts of sequences, tokens and heads (b, t, h): among entries that differ in those alone the nearest
+serves, by the sum of |log2(ratio)|, the first of equals. A kernel whose sizes a count limits must bound what it gets.
 
 Tables hold only what `python -m recollect.pallas_kernels.tuning.measure` measured on that device; it rewrites the table
 of the device it runs on.
@@ -31,7 +31,7 @@ _in_force: dict[tuple[tuple[str, Any], ...], Mapping[str, Sizes]] = {}
 
 
 def block_sizes(operation: str, heuristic: Callable[..., Sizes], **key: str | int | bool) -> Sizes:
-    """The sizes to run a kernel with on the device that is traced for.
+    """Returns the sizes to run a kernel with on the device that is traced for.
 
     Args:
       operation: which kernel, "OPERATION.KERNEL".
@@ -41,20 +41,21 @@ def block_sizes(operation: str, heuristic: Callable[..., Sizes], **key: str | in
     Raises:
       ValueError: a table's entry and the heuristic do not name the same sizes.
     """
-    reckoned = heuristic(**key)
+    defaults = heuristic(**key)
     sizes = _now().get(operation) or tables.find(dispatch.device().kind, operation, key)
     if sizes is None:
-        return reckoned
-    if sizes.keys() != reckoned.keys():
+        return defaults
+    if sizes.keys() != defaults.keys():
         raise ValueError(
-            f"{operation}: the table of {dispatch.device().kind} names {sorted(sizes)}; the kernel takes {sorted(reckoned)}"
+            f"{operation}: the table of {dispatch.device().kind} names {sorted(sizes)}; "
+            f"the kernel takes {sorted(defaults)}"
         )
     return dict(sizes)
 
 
 @contextlib.contextmanager
 def forced(**sizes: Sizes) -> Iterator[None]:
-    """Kernels traced inside run with these sizes: forced(**{"linear_recurrence.gpu_walk": {"chunk": 64}})."""
+    """Kernels traced inside run with these sizes: forced(**{"linear_recurrence.gpu_chunk": {"chunk": 64}})."""
     key = tuple((operation, tuple(sorted(named.items()))) for operation, named in sorted(sizes.items()))
     _in_force[key] = sizes
     with _forced(key):

@@ -3,9 +3,9 @@
     python -m recollect.pallas_kernels.tuning.measure [KERNEL ...] [--repeats 20] [--dry]
 
 Kernels are named in pallas_kernels/OPERATION/tunables.py, each a `Tunable` in TUNABLES. Every candidate is first
-checked against the operation's other form; one that does not compile or is wrong is told of and left out. A time is the
-median, over repeats, of runs that end when the device is done, after a warm-up. The table gets the fastest candidate of
-each key.
+checked against the operation without kernels; one that does not compile or is wrong is reported and left out. A time is
+the median, over repeats, of runs that end when the device is done, after a warm-up. The table gets the fastest
+candidate of each key.
 """
 
 from __future__ import annotations
@@ -28,21 +28,18 @@ from recollect import pallas_kernels
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.tuning import Key, Sizes, forced, tables
 
-ENOUGH = 0.01  # seconds that a timed run lasts at least, in as many calls as it takes: a launch costs the host some 50 microseconds
+ENOUGH = 0.01
+"""Seconds that a timed run lasts at least, in as many calls as needed: a launch costs the host some 50 microseconds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tunable:
     """A kernel whose block sizes are measured.
 
-    kernel: the name that it asks `block_sizes` for.
-    platform: "gpu" or "tpu".
-    keys: what is measured.
-    heuristic: as handed to `block_sizes`.
-    candidates: candidates(key) -> sizes to try; the heuristic's are tried without being named.
+    kernel: the name that it asks `block_sizes` for. platform: "gpu" or "tpu". keys: what is measured. heuristic: as
+    handed to `block_sizes`. candidates: candidates(key) -> sizes to try; the heuristic's are tried without being named.
     build: build(key) -> (function, other, arguments): the function that runs the kernel, one that computes the same
-      without it, and arrays for both.
-    tolerance: of rms(error) / rms(other's), for each array of the result.
+    without it, and arrays for both. tolerance: of rms(error) / rms(other's), for each array of the result.
     """
 
     kernel: str
@@ -55,37 +52,37 @@ class Tunable:
 
 
 def all_tunables() -> list[Tunable]:
-    """Those of all operations."""
-    found: list[Tunable] = []
+    """Returns the tunables of all operations."""
+    tunables: list[Tunable] = []
     for path in sorted(Path(pallas_kernels.__path__[0]).glob("*/tunables.py")):
-        found += importlib.import_module(f"recollect.pallas_kernels.{path.parent.name}.tunables").TUNABLES
-    return found
+        tunables += importlib.import_module(f"recollect.pallas_kernels.{path.parent.name}.tunables").TUNABLES
+    return tunables
 
 
-def measure(tunable: Tunable, key: Key, repeats: int, say: Callable[[str], None] = print) -> dict[str, Any] | None:
-    """The table's entry for one key, or None where no candidate is right."""
+def measure(tunable: Tunable, key: Key, repeats: int, log: Callable[[str], None] = print) -> dict[str, Any] | None:
+    """Returns the table's entry for one key, or None where no candidate is right."""
     function, other, arguments = tunable.build(key)
     with jax.default_matmul_precision("highest"):
         expected = jax.jit(other)(*arguments)
-    reckoned = tunable.heuristic(**key)
+    defaults = tunable.heuristic(**key)
     times: list[tuple[float, Sizes]] = []
-    for sizes in [reckoned] + [sizes for sizes in tunable.candidates(key) if sizes != reckoned]:
+    for sizes in [defaults] + [sizes for sizes in tunable.candidates(key) if sizes != defaults]:
         try:
             with forced(**{tunable.kernel: sizes}):
                 compiled = jax.jit(lambda *args: function(*args)).lower(*arguments).compile()
             wrong = _error(compiled(*arguments), expected)
         except Exception as error:  # compilers raise their own kinds
-            say(f"  {sizes}: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}")
+            log(f"  {sizes}: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}")
             continue
         if not wrong <= tunable.tolerance:  # NaN is wrong too
-            say(f"  {sizes}: wrong by {wrong:.3g}, more than {tunable.tolerance:g}")
+            log(f"  {sizes}: wrong by {wrong:.3g}, more than {tunable.tolerance:g}")
             continue
         times.append((_median_seconds(compiled, arguments, repeats), sizes))
-        say(f"  {sizes}: {times[-1][0] * 1e3:.3f} ms")
+        log(f"  {sizes}: {times[-1][0] * 1e3:.3f} ms")
     if not times:
         return None
     best, sizes = min(times, key=lambda timed: timed[0])
-    by_heuristic = next((seconds for seconds, tried in times if tried == reckoned), None)
+    by_heuristic = next((seconds for seconds, tried in times if tried == defaults), None)
     return {
         "key": dict(key),
         "sizes": dict(sizes),
@@ -121,9 +118,9 @@ def _median_seconds(function: Callable[..., Any], arguments: tuple[Any, ...], re
 def main(
     arguments: Sequence[str] | None = None,
     tunables: Sequence[Tunable] | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> int:
-    """The command line. Exit code 2 and one line where this device is not measured on, or a name is unknown."""
+    """Runs the command line. Exit code 2 and one line where this device is not measured on, or a name is unknown."""
     parser = argparse.ArgumentParser(
         prog="python -m recollect.pallas_kernels.tuning.measure", description="Measures block sizes on this device."
     )
@@ -158,14 +155,14 @@ def main(
     for tunable in wanted:
         entries = []
         for key in tunable.keys:
-            say(f"{tunable.kernel} {dict(key)}")
-            entry = measure(tunable, key, given.repeats, say)
+            log(f"{tunable.kernel} {dict(key)}")
+            entry = measure(tunable, key, given.repeats, log)
             if entry is None:
-                say("  no candidate is right: no entry")
+                log("  no candidate is right: no entry")
             else:
                 entries.append(entry)
         if entries and not given.dry:
-            say(f"written: {tables.write(device.kind, tunable.kernel, entries)}")
+            log(f"written: {tables.write(device.kind, tunable.kernel, entries)}")
     return 0
 
 

@@ -20,12 +20,12 @@ COUNTS = ("b", "t", "h")
 
 
 def path_of(device: str) -> Path:
-    """The file of a kind of device: "NVIDIA H100 80GB HBM3" has nvidia_h100_80gb_hbm3.json."""
+    """Returns the file of a kind of device: "NVIDIA H100 80GB HBM3" has nvidia_h100_80gb_hbm3.json."""
     return FOLDER / (re.sub(r"[^a-z0-9]+", "_", device.lower()).strip("_") + ".json")
 
 
 def find(device: str, operation: str, key: Key) -> Sizes | None:
-    """The sizes of the entry that serves a key (see the package), or None.
+    """Returns the sizes of the entry that serves a key (see the package), or None.
 
     Raises:
       ValueError: the table cannot be read.
@@ -75,7 +75,7 @@ def _read(path: Path, device: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def _same_but_counts(entry: Key, key: Key) -> bool:
-    """Types too: JSON tells true from 1, Python's == does not."""
+    """Returns whether two keys are equal but for counts, by type too: JSON distinguishes true from 1, == does not."""
     return entry.keys() == key.keys() and all(
         name in COUNTS or (type(entry[name]) is type(value) and entry[name] == value) for name, value in key.items()
     )

@@ -1,4 +1,4 @@
-"""The walks of pallas_kernels/linear_recurrence/chunk_scan.py, chunk by chunk in plain jnp: what the kernels must
+"""The scans of pallas_kernels/linear_recurrence/chunk_scan.py, chunk by chunk in plain jnp: what the kernels must
 equal."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def scan(
     second_dot_with=None,
     second_scale=1.0,
 ) -> ScanResult:
-    """See chunk_scan.PairedScan. Walks are linear in what is written: the two of one are taken apart and summed."""
+    """See chunk_scan.PairedScan. Scans are linear in what is written: the two of one are separated and summed."""
 
     def run(q, k, v, scale, initial_state, strict, dot_with):
         dtype = jnp.promote_types(v.dtype, jnp.float32)
@@ -100,10 +100,10 @@ def solve_transposed(inverse, q, k, do, chunks: Chunks, *, heads, scale=1.0) -> 
     w, u = [], []
     q, k, do = _by_head(heads, q, k, do)
     for at, (here, pairs, _, writes) in enumerate(_each_chunk(chunks, k)):
-        turned = jnp.swapaxes(inverse[:, :, at].astype(k.dtype), -1, -2)
+        transposed = jnp.swapaxes(inverse[:, :, at].astype(k.dtype), -1, -2)
         scores = jnp.einsum("bihk,bjhk,bijhk->bhij", q[:, here], k[:, here], pairs)
-        w.append(jnp.einsum("bhij,bjhk->bihk", turned, writes * k[:, here]))
-        u.append(scale * jnp.einsum("bhij,bhlj,blhv->bihv", turned, scores, do[:, here]))
+        w.append(jnp.einsum("bhij,bjhk->bihk", transposed, writes * k[:, here]))
+        u.append(scale * jnp.einsum("bhij,bhlj,blhv->bihv", transposed, scores, do[:, here]))
     return Solution(jnp.concatenate(w, axis=1), jnp.concatenate(u, axis=1))
 
 
@@ -167,7 +167,7 @@ def _scan(
 
 
 def step_enters(at: int, n: int, every: int, reverse: bool) -> bool:
-    """Whether the walk enters a group of `every` chunks at chunk `at` of n."""
+    """Whether the scan enters a group of `every` chunks at chunk `at` of n."""
     return at == n - 1 or at % every == every - 1 if reverse else at % every == 0
 
 

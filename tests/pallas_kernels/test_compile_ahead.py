@@ -111,8 +111,8 @@ PTXAS = """.visible .entry prepare_mosaic_gpu_kernel(
 	ex2.approx.ftz.f32 %r134, %r135;
 	rcp.approx.ftz.f32 %r136, %r134;
 	wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16
-ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to insufficient register \
-resources for the wgmma pipeline in the function 'walk_mosaic_gpu_kernel'
+ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to insufficient \
+register resources for the wgmma pipeline in the function 'walk_mosaic_gpu_kernel'
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'walk_mosaic_gpu_kernel' for 'sm_90a'
 ptxas info    : Function properties for walk_mosaic_gpu_kernel
@@ -134,7 +134,7 @@ def test_spills_and_serialised_products_are_complaints():
         628,
         1,
     )
-    assert prepare == compile_ahead.Kernel("prepare", 199, 0, 0, special=2)
+    assert prepare == compile_ahead.KernelReport("prepare", 199, 0, 0, special=2)
     assert walk.special == 0
     report = compile_ahead.Report("h100", 1.0, 0, (walk, prepare, prepare), None)
     spilled, serialised = report.complaints()

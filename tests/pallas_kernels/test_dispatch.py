@@ -147,7 +147,8 @@ def test_named_kernels_on_a_cpu_say_where_they_run():
         choose("op", "pallas_tpu", KERNELS, 2)
     with pytest.raises(
         ValueError,
-        match=r"op: pallas_gpu cannot serve this call: (Mosaic GPU kernels run from jax 0.11|it runs on NVIDIA Hopper GPUs; this is cpu)",
+        match=r"op: pallas_gpu cannot serve this call: "
+        "(Mosaic GPU kernels run from jax 0.11|it runs on NVIDIA Hopper GPUs; this is cpu)",
     ):
         choose("op", "pallas_gpu", KERNELS, 2)
 

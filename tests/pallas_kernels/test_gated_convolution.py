@@ -4,6 +4,7 @@ What the tests of the kernels (test_gated_convolution_tpu.py, _gpu.py) share sta
 """
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -107,21 +108,21 @@ def long_arguments(t, *, b=2, d=3, length=None, gates="in out", skip=True, dtype
     return given | ({"skip": normal(4, d)} if skip else {}), {}
 
 
-def results(form, given, fixed):
+def results(run, given, fixed):
     """Outputs, a tuple, and the gradients of what is given for a random cotangent of each."""
-    return measured(form, fixed)(given)
+    return measured(run, fixed)(given)
 
 
-def measured(form, fixed):
+def measured(run, fixed):
     """`results` as a compiled function of what is given."""
 
-    def run(given):
-        outputs = form(**given, **fixed)
+    def outputs_of(given):
+        outputs = run(**given, **fixed)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return tuple(y for y in outputs if y is not None)
 
     def total(given):
-        outputs = run(given)
+        outputs = outputs_of(given)
         return sum(jnp.sum(y * normal(90 + n, *y.shape)) for n, y in enumerate(outputs)), outputs
 
     def outputs_and_gradients(given):
@@ -131,11 +132,11 @@ def measured(form, fixed):
     return jax.jit(outputs_and_gradients)
 
 
-def exactly(form, given, fixed):
+def exactly(run, given, fixed):
     """`results` of a specification in fp64."""
     with jax.enable_x64(True):
         given = {name: jnp.asarray(np.asarray(x, np.float64)) for name, x in given.items()}
-        return jax.tree.map(np.asarray, results(form, given, fixed))
+        return jax.tree.map(np.asarray, results(run, given, fixed))
 
 
 exact_short = functools.partial(
@@ -224,7 +225,7 @@ def test_a_step_is_a_convolution_of_one_token():
     np.testing.assert_array_equal(state, last)
     assert error(jnp.stack(outputs, axis=1), whole) < 1e-3  # an fp32 sum in another order may round to the next bf16
     with pytest.raises(ValueError, match=r"short_convolution_step: x must be \(b, d\)"):
-        short_convolution_step(state, given["x"], given["taps"])
+        inspect.unwrap(short_convolution_step)(state, given["x"], given["taps"])
 
 
 @settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
@@ -380,9 +381,9 @@ def test_bfloat16_sums_in_float32():
 def test_wrong_arguments_are_named(name, change):
     arguments = {"x": jnp.zeros((2, 4, 5)), "taps": jnp.zeros((3, 5)), "bias": None} | change
     with pytest.raises(ValueError, match=name if name != "backend" else "pallas_tpu"):
-        short_convolution(arguments.pop("x"), arguments.pop("taps"), arguments.pop("bias"), **arguments)
+        inspect.unwrap(short_convolution)(arguments.pop("x"), arguments.pop("taps"), arguments.pop("bias"), **arguments)
 
 
 def test_wrong_filter_is_named():
     with pytest.raises(ValueError, match="filter"):
-        long_convolution(jnp.zeros((2, 4, 5)), jnp.zeros((4, 6)))
+        inspect.unwrap(long_convolution)(jnp.zeros((2, 4, 5)), jnp.zeros((4, 6)))

@@ -79,19 +79,19 @@ def test_short_kernels_in_half_precision():
     near(found, given, functools.partial(short_convolution, **how), functools.partial(exact_short, **how), fixed)
 
 
-def near(found, given, form, exact, fixed) -> None:
-    """bf16 results against fp64, and against the plain form on bf16."""
+def near(found, given, run, exact, fixed) -> None:
+    """bf16 results against fp64, and against xla on bf16."""
     assert found[0][0].dtype == jnp.bfloat16 and {name: x.dtype for name, x in found[1].items()} == {
         n: x.dtype for n, x in given.items()
     }
     expected = exactly(exact, given, fixed)
     kernel, plain = (
         errors(found, expected),
-        errors(results(functools.partial(form, backend="xla"), given, fixed), expected),
+        errors(results(functools.partial(run, backend="xla"), given, fixed), expected),
     )
     for name, value in kernel.items():
         assert value < (0.005 if name.startswith("output") else 0.01), (name, value)
-        # The state and the gradients of taps are exact sums in the plain form; products of the long kernels round their
+        # The state and the gradients of taps are exact sums in xla; products of the long kernels round their
         # factors.
         assert value < max(2 * plain[name], 0.005), (name, value, plain[name])
 

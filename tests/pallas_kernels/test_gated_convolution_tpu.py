@@ -68,26 +68,26 @@ def test_long_kernels_are_the_sum(case):
 
 
 @pytest.mark.parametrize("which", ["short", "long"])
-def test_half_precision_is_near_the_plain_form(which):
+def test_half_precision_is_near_xla(which):
     if which == "short":
         given, fixed = short_arguments(130, dtype=jnp.bfloat16)
-        form = functools.partial(short_convolution, activation="silu", return_state=True)
+        run = functools.partial(short_convolution, activation="silu", return_state=True)
         exact = functools.partial(exact_short, activation="silu", return_state=True)
     else:
-        (given, fixed), form, exact = long_arguments(130, dtype=jnp.bfloat16), long_convolution, exact_long
+        (given, fixed), run, exact = long_arguments(130, dtype=jnp.bfloat16), long_convolution, exact_long
     with dispatch.interpreted():
-        found = results(functools.partial(form, backend="pallas_tpu"), given, fixed)
+        found = results(functools.partial(run, backend="pallas_tpu"), given, fixed)
     assert found[0][0].dtype == jnp.bfloat16 and {name: x.dtype for name, x in found[1].items()} == {
         n: x.dtype for n, x in given.items()
     }
     expected = exactly(exact, given, fixed)
     kernel, plain = (
         errors(found, expected),
-        errors(results(functools.partial(form, backend="xla"), given, fixed), expected),
+        errors(results(functools.partial(run, backend="xla"), given, fixed), expected),
     )
     for name, value in kernel.items():
         assert value < (0.005 if name.startswith("output") else 0.01), (name, value)
-        # The state and the gradients of taps are exact sums in the plain form; products of the long kernels round their
+        # The state and the gradients of taps are exact sums in xla; products of the long kernels round their
         # factors.
         assert value < max(2 * plain[name], 0.005), (name, value, plain[name])
 
@@ -167,18 +167,18 @@ def test_each_device_of_a_mesh_convolves_its_part():
         assert error(one, other) < 1e-6
 
 
-def test_turned_rows():
+def test_rotated_rows():
     """The strided rotation that kernels build matrices by, and the one that stands for it where they are simulated."""
     rows = normal(0, 8, 16)
     wanted = np.stack([np.roll(row, j) for j, row in enumerate(np.asarray(rows))])
     with dispatch.interpreted():
-        np.testing.assert_array_equal(tpu_long.turned(rows), wanted)
+        np.testing.assert_array_equal(tpu_long.rotate_rows(rows), wanted)
 
     def kernel(x, y):
         y[...] = pltpu.roll(x[...], 0, 1, stride=1, stride_axis=0)
 
-    turned = pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(rows.shape, rows.dtype), interpret=True)(rows)
-    np.testing.assert_array_equal(turned, wanted)
+    transposed = pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct(rows.shape, rows.dtype), interpret=True)(rows)
+    np.testing.assert_array_equal(transposed, wanted)
 
 
 def test_what_kernels_refuse():

@@ -1,8 +1,9 @@
-"""The recurrence: its xla form against the specification in fp64, and the specification against loops in numpy."""
+"""The recurrence: its xla backend against the specification in fp64, and the specification against loops in numpy."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recollect.pallas_kernels.linear_recurrence import linear_recurrence, reference
+from recollect.pallas_kernels import linear_recurrence as operation
+from recollect.pallas_kernels.linear_recurrence import reference
 
 CLOSE = 1e-5  # fp32 sums of up to 257 products, against fp64
 NAMES = ("q", "k", "v", "log_decay", "initial_state")
+
+
+def as_arrays(tree):
+    """The tree with jax's arrays in place of numpy's, which the annotations of operations exclude."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
+
+
+def linear_recurrence(*inputs, **settings):
+    """The operation, of numpy's arrays too."""
+    return operation(*as_arrays(inputs), **as_arrays(settings))
 
 
 def error(found, expected) -> float:
@@ -24,7 +36,7 @@ def error(found, expected) -> float:
 
 
 def by_loops(q, k, v, *, log_decay=None, scale=1.0, initial_state=None, segment_ids=None, initial_segment=None):
-    """Outputs and last state in numpy float64, a token and a head at a time, straight from the equation."""
+    """Outputs and last state in numpy float64, token by token and head by head, straight from the equation."""
     b, t, h, key_dim = q.shape
     o, states = np.zeros(v.shape), np.zeros((b, h, key_dim, v.shape[3]))
     for row in range(b):
@@ -86,12 +98,12 @@ def arguments(t, decay, with_state, with_segments, b=2, h=2, k=5, v=4):
     return given, fixed
 
 
-def results(form, given, fixed, with_state_loss=True):
+def results(run, given, fixed, with_state_loss=True):
     """Outputs, state and the gradients by all float inputs of a sum that weighs every output and state element
     differently."""
 
     def loss(given):
-        o, state = form(**given, **fixed)
+        o, state = run(**given, **fixed)
         wide = jnp.promote_types(o.dtype, jnp.float32)
         total = jnp.sum(o.astype(wide) * jnp.cos(jnp.arange(o.size, dtype=wide)).reshape(o.shape))
         if state is not None and with_state_loss:
@@ -102,10 +114,10 @@ def results(form, given, fixed, with_state_loss=True):
     return outputs, gradients
 
 
-def exactly(form, given, fixed):
+def exactly(run, given, fixed):
     """`results` of a specification in fp64."""
     with jax.enable_x64(True):
-        outputs, gradients = results(form, {name: jnp.asarray(x, jnp.float64) for name, x in given.items()}, fixed)
+        outputs, gradients = results(run, {name: jnp.asarray(x, jnp.float64) for name, x in given.items()}, fixed)
         return jax.tree.map(np.asarray, (outputs, gradients))
 
 
@@ -161,7 +173,7 @@ def test_the_square_form_is_the_recurrence(decay, with_segments):
 def test_padding_full_of_nan_touches_nothing(backend):
     given, fixed = arguments(63, "token", True, True)
     real = fixed["segment_ids"] != 0
-    form = functools.partial(linear_recurrence, return_state=True, chunk_size=16, backend=backend)
+    run = functools.partial(linear_recurrence, return_state=True, chunk_size=16, backend=backend)
 
     def filled(value):
         return {
@@ -169,7 +181,7 @@ def test_padding_full_of_nan_touches_nothing(backend):
             for name, x in given.items()
         }
 
-    clean, dirty = (results(form, filled(np.float32(value)), fixed) for value in (0, np.nan))
+    clean, dirty = (results(run, filled(np.float32(value)), fixed) for value in (0, np.nan))
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
     assert np.all(np.isfinite(dirty[0][1]))
     assert np.all(np.asarray(dirty[0][0])[~real] == 0)
@@ -182,14 +194,14 @@ def test_padding_full_of_nan_touches_nothing(backend):
 def test_two_calls_are_one(backend, with_segments):
     given, fixed = arguments(63, "token", True, with_segments)
     segments = fixed.get("segment_ids")
-    form = jax.jit(functools.partial(linear_recurrence, return_state=True, chunk_size=16, backend=backend))
-    whole, last = form(**given, **fixed)
+    run = jax.jit(functools.partial(linear_recurrence, return_state=True, chunk_size=16, backend=backend))
+    whole, last = run(**given, **fixed)
     for cut in (1, 40) if backend == "xla" and with_segments else (40,):  # inside documents
         parts, state, first = [], given["initial_state"], fixed.get("initial_segment")
         for span in (slice(0, cut), slice(cut, 63)):
             part = {name: x[:, span] for name, x in given.items() if name != "initial_state"}
             more = {} if segments is None else {"segment_ids": segments[:, span], "initial_segment": first}
-            o, state = form(**part, initial_state=state, **more)
+            o, state = run(**part, initial_state=state, **more)
             parts.append(o)
             if segments is not None:
                 first = np.array(
@@ -203,10 +215,10 @@ def test_a_state_of_another_document_is_not_read():
     given, _ = arguments(20, "head", True, False)
     ones = np.ones((2, 20), np.int32)
     without = {name: x for name, x in given.items() if name != "initial_state"}
-    form = jax.jit(functools.partial(linear_recurrence, return_state=True, chunk_size=8))
-    o, state = form(**given, segment_ids=ones, initial_segment=np.array([9, 1], np.int32))
-    alone, state_alone = form(**without)
-    continued, _ = form(**given)
+    run = jax.jit(functools.partial(linear_recurrence, return_state=True, chunk_size=8))
+    o, state = run(**given, segment_ids=ones, initial_segment=np.array([9, 1], np.int32))
+    alone, state_alone = run(**without)
+    continued, _ = run(**given)
     assert error(o[0], alone[0]) < CLOSE and error(state[0], state_alone[0]) < CLOSE
     assert error(o[1], continued[1]) < CLOSE and error(o[1], alone[1]) > 0.1
 
@@ -227,7 +239,7 @@ def test_half_precision_keeps_its_state_in_fp32():
 
 
 def test_memory_grows_with_length_not_its_square():
-    """A work count stands for it: the chunked form's grows by the length."""
+    """A work count stands for it: that of chunks grows by the length."""
 
     def flops(t):
         x = jax.ShapeDtypeStruct((1, t, 1, 16), jnp.float32)
@@ -301,4 +313,4 @@ def test_any_documents_states_and_decays(data):
 def test_arguments_that_do_not_fit_are_named(changes, message):
     given = {"q": np.zeros((2, 6, 3, 8)), "k": np.zeros((2, 6, 3, 8)), "v": np.zeros((2, 6, 3, 4)), **changes}
     with pytest.raises(ValueError, match=f"^linear_recurrence.*{message}"):
-        linear_recurrence(given.pop("q"), given.pop("k"), given.pop("v"), **given)
+        inspect.unwrap(operation)(**given)

@@ -4,6 +4,7 @@ and backwards."""
 from __future__ import annotations
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +13,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recollect.pallas_kernels.dispatch import recorded_choices
 from recollect.pallas_kernels.linear_recurrence import (
     Recurrence,
     chunk_matrices,
     column_decay_vjp,
     kernel_vjp,
-    linear_recurrence,
     linear_recurrence_step,
 )
 from recollect.pallas_kernels.linear_recurrence.canonical import run_canonical
 from recollect.pallas_kernels.linear_recurrence.chunk_scan import ScanKernels
 from tests.pallas_kernels import chunk_scan_by_einsum
-from tests.pallas_kernels.test_linear_recurrence import CLOSE, documents, error, exactly, results
+from tests.pallas_kernels.test_linear_recurrence import (
+    CLOSE,
+    as_arrays,
+    documents,
+    error,
+    exactly,
+    linear_recurrence,
+    results,
+)
 
 
 def unit(x):
@@ -75,8 +84,8 @@ def arguments(t, decay, erase, with_state, with_segments, columns=None, before=F
     return given, fixed
 
 
-def compare(form, given, fixed, close):
-    (o, state), gradients = results(functools.partial(form, scale=0.7, return_state=True), given, fixed)
+def compare(run, given, fixed, close):
+    (o, state), gradients = results(functools.partial(run, scale=0.7, return_state=True), given, fixed)
     (o_, state_), gradients_ = exactly(
         functools.partial(linear_recurrence, scale=0.7, return_state=True, backend="reference"), given, fixed
     )
@@ -146,7 +155,7 @@ def test_xla_is_the_recurrence(case):
 def test_padding_full_of_nan_touches_nothing(backend, kind):
     given, fixed = arguments(63, *kind, hk=2)
     real = fixed["segment_ids"] != 0
-    form = functools.partial(linear_recurrence, return_state=True, chunk_size=16, backend=backend)
+    run = functools.partial(linear_recurrence, return_state=True, chunk_size=16, backend=backend)
 
     def filled(value):
         return {
@@ -154,7 +163,7 @@ def test_padding_full_of_nan_touches_nothing(backend, kind):
             for name, x in given.items()
         }
 
-    clean, dirty = (results(form, filled(np.float32(value)), fixed) for value in (0, np.nan))
+    clean, dirty = (results(run, filled(np.float32(value)), fixed) for value in (0, np.nan))
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
     assert np.all(np.isfinite(dirty[0][1]))
     for name in given.keys() - {"initial_state"}:
@@ -194,7 +203,7 @@ def kernels_of_16(paired_scan=None):
 
 
 def by_scans(run, return_state=False, **inputs):
-    return run_canonical(functools.partial(run, return_state=return_state), Recurrence(**inputs))
+    return run_canonical(functools.partial(run, return_state=return_state), Recurrence(**as_arrays(inputs)))
 
 
 @pytest.mark.parametrize(
@@ -253,11 +262,26 @@ def test_steps_are_the_recurrence(kind):
     o, state = linear_recurrence(**given, **fixed, scale=0.7, return_state=True, backend="reference")
     after = given.pop("initial_state")
     for t in range(9):
-        o_t, after = linear_recurrence_step(after, **{name: x[:, t] for name, x in given.items()}, **fixed, scale=0.7)
+        rows = as_arrays({name: x[:, t] for name, x in given.items()})
+        o_t, after = linear_recurrence_step(as_arrays(after), **rows, **fixed, scale=0.7)
         assert error(o_t, o[:, t]) < CLOSE
     assert error(after, state) < CLOSE
     with pytest.raises(ValueError, match="linear_recurrence_step: state must be"):
-        linear_recurrence_step(after[:, :1], **{name: x[:, 0] for name, x in given.items()})
+        inspect.unwrap(linear_recurrence_step)(after[:, :1], **{name: x[:, 0] for name, x in given.items()})
+
+
+def test_one_token_with_a_state_is_a_step():
+    """It is advanced without a choice of backends; a state of another document is not read, and padding keeps it."""
+    given, fixed = arguments(1, "token", "scalar", True, False, b=3)
+    fixed |= {"segment_ids": np.array([[1], [2], [0]], np.int32), "initial_segment": np.ones(3, np.int32)}
+    with recorded_choices() as choices:
+        step = results(functools.partial(linear_recurrence, scale=0.7, return_state=True), given, fixed)
+    assert not choices
+    chunks = results(functools.partial(linear_recurrence, scale=0.7, return_state=True, backend="xla"), given, fixed)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), step, chunks)
+    (o, state), _ = step
+    assert not np.any(o[2])
+    np.testing.assert_array_equal(state[2], given["initial_state"][2])
 
 
 @functools.cache

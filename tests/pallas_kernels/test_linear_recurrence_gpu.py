@@ -1,5 +1,5 @@
-"""The recurrence's walks as GPU kernels, simulated with race detection, against their plain form in fp64
-(walks_by_einsum); what they refuse."""
+"""The recurrence's scans as GPU kernels, simulated with race detection, against plain jnp in fp64
+(chunk_scan_by_einsum); what they refuse."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CLOSE = {
 
 
 def some_chunks(t: int, heads: int, channels: int, decay: str, documents: bool, strength: float) -> Chunks:
-    """Decays of mean `strength`, none beyond the 10 a token that callers clamp at; up to four documents."""
+    """Decays of mean `strength`, none beyond the 10 per token that callers clamp at; up to four documents."""
     rng = np.random.default_rng(t + channels)
     total = None
     if decay != "none":
@@ -64,26 +64,26 @@ def rows(t: int, heads: int, channels: int, seed: int, size: float = 1.0) -> jax
     return jnp.asarray(np.random.default_rng(seed).normal(size=(1, t, heads, channels)) * size, jnp.bfloat16)
 
 
-def simulated(form, *arrays, spans=1, **settings):
+def simulated(run, *arrays, spans=1, **settings):
     """The kernel's results, time cut in spans; fails on a race."""
     try:
         with dispatch.interpreted("races"), forced(**{"linear_recurrence.gpu_spans": {"spans": spans}}):
-            found = jax.block_until_ready(jax.jit(functools.partial(form, **settings))(*arrays))
+            found = jax.block_until_ready(jax.jit(functools.partial(run, **settings))(*arrays))
         assert not simulator.races_found()
     finally:
         simulator.reset()
     return found
 
 
-def exactly(form, *arrays, **settings):
-    """The form of walks_by_einsum in fp64."""
+def exactly(run, *arrays, **settings):
+    """Results of chunk_scan_by_einsum in fp64."""
 
     def widened(x):
         return jnp.asarray(np.asarray(x, np.float64)) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x)
 
     with jax.enable_x64(True):
         arrays = jax.tree.map(widened, arrays)
-        return jax.tree.map(np.asarray, jax.jit(functools.partial(form, **settings))(*arrays))
+        return jax.tree.map(np.asarray, jax.jit(functools.partial(run, **settings))(*arrays))
 
 
 def compare(found, expected) -> None:
@@ -95,12 +95,12 @@ def compare(found, expected) -> None:
             assert error(one, other) < allowed, (name, error(one, other))
 
 
-def scan_with(form, q, k, v, chunks, state, dot_with, **settings):
-    return form(q, k, v, chunks, initial_state=state, dot_with=dot_with, **settings)
+def scan_with(run, q, k, v, chunks, state, dot_with, **settings):
+    return run(q, k, v, chunks, initial_state=state, dot_with=dot_with, **settings)
 
 
-def delta_scan_with(form, w, u, k, chunks, given, **settings):
-    return form(w, u, k, chunks, **given, **settings)
+def delta_scan_with(run, w, u, k, chunks, given, **settings):
+    return run(w, u, k, chunks, **given, **settings)
 
 
 SLOW = pytest.mark.slow
@@ -134,7 +134,7 @@ SLOW = pytest.mark.slow
         pytest.param("value", 320, 64, 128, (1, 1), 0.01, "reverse state checkpoints spans", marks=SLOW),
     ],
 )
-def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
+def test_chunk_scan(decay, t, key_dim, value_dim, heads, strength, more):
     few, many = heads
     chunks = some_chunks(t, many, key_dim if decay == "key" else value_dim, decay, "documents" in more, strength)
     state = (
@@ -182,7 +182,7 @@ def extreme_decays(t: int) -> np.ndarray:
 @pytest.mark.parametrize("more", ["", "strict", "reverse", "reverse strict"])
 @pytest.mark.parametrize("decay", ["key", "value"])
 def test_extreme_decays(decay, more):
-    """A pattern a head and every number positive, so that nothing cancels and each can be held to what bf16 rounds
+    """A pattern per head and every number positive, so that nothing cancels and each can be held to what bf16 rounds
     away.
 
     None is below 0.01: times e^-80, level 0's smallest factor, a number below 6e-4 is none that fp32 holds in full.
@@ -232,7 +232,7 @@ def test_extreme_decays(decay, more):
         pytest.param("key", 128, 128, 128, (1, 1), 0.1, "queries second reverse state", marks=SLOW),
     ],
 )
-def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
+def test_delta_scan(decay, t, key_dim, value_dim, heads, strength, more):
     few, many = heads
     chunks = some_chunks(t, many, key_dim, decay, "documents" in more, strength)
     given = {}
@@ -262,8 +262,8 @@ def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
     compare(found, exactly(functools.partial(delta_scan_with, chunk_scan_by_einsum.delta_scan), *arrays, **settings))
 
 
-def joined_with(form, q, k, v, chunks, given, **settings):
-    return form(q, k, v, chunks, **given, **settings)
+def paired_with(run, q, k, v, chunks, given, **settings):
+    return run(q, k, v, chunks, **given, **settings)
 
 
 @pytest.mark.gpu_interpreter
@@ -280,7 +280,7 @@ def joined_with(form, q, k, v, chunks, given, **settings):
         pytest.param("head", 128, 192, 64, (1, 1), "second documents state dots", marks=SLOW),
     ],
 )
-def test_two_walks_in_one(decay, t, key_dim, value_dim, heads, more):
+def test_two_scans_in_one(decay, t, key_dim, value_dim, heads, more):
     few, many = heads
     chunks = some_chunks(t, many, key_dim, decay, "documents" in more, 0.1)
     given = {}
@@ -300,12 +300,12 @@ def test_two_walks_in_one(decay, t, key_dim, value_dim, heads, more):
     settings = {"heads": many, "scale": -0.7, "second_scale": 0.0 if "scale 0" in more else -0.6}
     settings |= {"reverse": "reverse" in more, "strict": "strict" in more}
     settings |= {"checkpoint_every": 2 if "checkpoints" in more else None}
-    found = simulated(functools.partial(joined_with, gpu.scan), *arrays, **settings)
-    compare(found, exactly(functools.partial(joined_with, chunk_scan_by_einsum.scan), *arrays, **settings))
+    found = simulated(functools.partial(paired_with, gpu.scan), *arrays, **settings)
+    compare(found, exactly(functools.partial(paired_with, chunk_scan_by_einsum.scan), *arrays, **settings))
 
 
-def solve_with(form, *arrays, **settings):
-    return form(*arrays[:-2], strength=arrays[-2], log_decay=arrays[-1], **settings)
+def solve_with(run, *arrays, **settings):
+    return run(*arrays[:-2], strength=arrays[-2], log_decay=arrays[-1], **settings)
 
 
 @pytest.mark.gpu_interpreter
@@ -383,8 +383,8 @@ def test_lowers_for_cuda(program):
 
 
 def test_exponentials_are_taken_once_a_side():
-    """Two a channel and token, of 64 x 64 in a warpgroup of 128 threads, and a few for the state and for marks."""
-    (program,) = [p for p in programs.PROGRAMS if p.name == "linear_recurrence gpu walk key k128 v128 h16"]
+    """Two per channel and token, of 64 x 64 in a warpgroup of 128 threads, and a few for the state and for marks."""
+    (program,) = [p for p in programs.PROGRAMS if p.name == "linear_recurrence gpu scan key k128 v128 h16"]
     try:
         report = compile_ahead.report("h100", program.function, *program.arguments)
     except compile_ahead.NotInstalled as missing:
@@ -393,7 +393,7 @@ def test_exponentials_are_taken_once_a_side():
     assert 64 <= report.kernels[0].special <= programs.EXPONENTIALS
 
 
-def test_pieces_fill_the_device_and_read_only_what_they_must(monkeypatch):
+def test_spans_fill_the_device_and_read_only_what_they_must(monkeypatch):
     launched = []
 
     def launch(plan, inputs):

@@ -1,4 +1,4 @@
-"""Backend jla: jax-linear-attention's plain-JAX forms in our arguments, held to the specification; what it refuses.
+"""Backend jla: jax-linear-attention's plain JAX in our arguments, held to the specification; what it refuses.
 
 Where the package is missing, its tests are skipped: .ci/gpu-interpreter makes an environment that has it.
 """
@@ -14,8 +14,8 @@ import pytest
 
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.dispatch import aimed_at, interpreted, recorded_choices
-from recollect.pallas_kernels.linear_recurrence import Recurrence, jla, linear_recurrence
-from tests.pallas_kernels.test_linear_recurrence import CLOSE, error
+from recollect.pallas_kernels.linear_recurrence import Recurrence, jla
+from tests.pallas_kernels.test_linear_recurrence import CLOSE, error, linear_recurrence
 from tests.pallas_kernels.test_linear_recurrence_family import arguments, compare
 from tests.pallas_kernels.test_linear_recurrence_models import PUBLISHED
 
@@ -44,8 +44,8 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, case)))
 def test_it_is_the_recurrence(case):
     with interpreted():
-        form = functools.partial(linear_recurrence, backend="jla")
-        compare(form, *arguments(*case), ABRUPT if case[1] == "mixed" else CLOSE)
+        run = functools.partial(linear_recurrence, backend="jla")
+        compare(run, *arguments(*case), ABRUPT if case[1] == "mixed" else CLOSE)
 
 
 @pytest.mark.gpu_interpreter

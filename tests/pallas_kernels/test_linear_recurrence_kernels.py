@@ -1,6 +1,6 @@
-"""The front door on its kernels, simulated: values and all gradients against the specification in float64.
+"""linear_recurrence on its kernels, simulated: values and all gradients against the specification in float64.
 
-bf16 is also held against the xla form in bf16, except where that computes in fp32 what tensor cores of a GPU take in
+bf16 is also held against xla in bf16, except where that computes in fp32 what tensor cores of a GPU take in
 bf16: what is written to the state (hence the last state) and the decay's gradient have bars alone.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from recollect.pallas_kernels.dispatch import interpreted
-from recollect.pallas_kernels.linear_recurrence import gpu, linear_recurrence, tunables
+from recollect.pallas_kernels.linear_recurrence import gpu_spans, tunables
 from recollect.pallas_kernels.tuning import forced
-from tests.pallas_kernels.test_linear_recurrence import error, exactly, results
+from tests.pallas_kernels.test_linear_recurrence import error, exactly, linear_recurrence, results
 from tests.pallas_kernels.test_linear_recurrence_family import arguments
 
 FP32 = 1e-4
@@ -69,7 +69,7 @@ def check_bf16(backend, given, fixed, how="values"):
 
 
 def strong(t, **sizes):
-    """Decays a token from none at all to nothing left, 8 and 30 in log terms."""
+    """Decays per token from none at all to nothing left, 8 and 30 in log terms."""
     given, fixed = arguments(t, "token", None, True, False, **sizes)
     kind = np.random.default_rng(t).random(given["log_decay"].shape)
     given["log_decay"] = np.select([kind < 0.25, kind < 0.5, kind < 0.75], [-8.0, -30.0, -1e-4], 0.0).astype(np.float32)
@@ -116,7 +116,7 @@ def case_arguments(case):
 )
 def test_tpu_kernels_are_the_recurrence(case):
     given, fixed = case_arguments(case)
-    # Kernels stop at e^-10 a token and channel, 4.5e-5, which is what 1e-4 allows.
+    # Kernels stop at e^-10 per token and channel, 4.5e-5, which is what 1e-4 allows.
     for name, kind in (("log_decay", case[1]), ("value_log_decay", case[7] if len(case) > 7 else None)):
         if kind == "mixed":
             given[name] = np.maximum(given[name], -10)
@@ -163,7 +163,7 @@ def test_at_scale_0_the_state_alone_has_gradients(backend, case):
     given, fixed = case_arguments(case)
     exact, bar, decay_bar = given, FP32, FP32
     if backend == "pallas_gpu":
-        # A decay's gradient is <S, dS> at the end of a group less sums of products rounded apart. Of a last state
+        # A decay's gradient is <S, dS> at the end of a group less sums of products rounded separately. Of a last state
         # alone, in which little of early tokens is left, nearly all of it cancels at those tokens, and what rounding
         # leaves is held against the last few.
         (given, exact), bar, decay_bar = rounded(given), GATE, 0.05
@@ -239,12 +239,12 @@ def test_padding_full_of_nan_touches_nothing(before):
 
 def test_two_calls_are_one():
     given, _ = case_arguments((70, "token", "scalar", True, False, 32, 32))
-    form = functools.partial(linear_recurrence, scale=SCALE, return_state=True, backend="pallas_tpu")
+    run = functools.partial(linear_recurrence, scale=SCALE, return_state=True, backend="pallas_tpu")
     with interpreted():
-        o, state = form(**given)
+        o, state = run(**given)
         parts, after = [], given.pop("initial_state")
         for here in (slice(0, 33), slice(33, 70)):
-            part, after = form(**{name: x[:, here] for name, x in given.items()}, initial_state=after)
+            part, after = run(**{name: x[:, here] for name, x in given.items()}, initial_state=after)
             parts.append(part)
     assert error(jnp.concatenate(parts, axis=1), o) < 1e-6 and error(after, state) < 1e-6
 
@@ -291,7 +291,7 @@ def test_a_table_decides_chunks():
     ],
     ids=lambda case: " ".join(map(str, case)),
 )
-def test_gpu_kernels_run_pieces_of_time_side_by_side(case):
+def test_gpu_kernels_run_spans_of_time_at_once(case):
     t, decay, erase, state, segments, k, v = case
     with forced(**{"linear_recurrence.gpu_spans": {"spans": 3}}):  # 5 chunks: 2, 2 and 1
         check_bf16("pallas_gpu", *arguments(t, decay, erase, state, segments, b=1, k=k, v=v), how="races")
@@ -304,7 +304,7 @@ def test_what_is_tuned_is_built_and_right():
 
 
 def test_long_sequences_of_few_heads_fill_a_hopper_gpu():
-    assert gpu.spans_to_fill(1, 65536) == 64
-    assert gpu.spans_to_fill(32, 65536) == 4
-    assert gpu.spans_to_fill(256, 65536) == 1
-    assert gpu.spans_to_fill(1, 1000) == 1
+    assert gpu_spans.spans_to_fill(1, 65536) == 64
+    assert gpu_spans.spans_to_fill(32, 65536) == 4
+    assert gpu_spans.spans_to_fill(256, 65536) == 1
+    assert gpu_spans.spans_to_fill(1, 1000) == 1

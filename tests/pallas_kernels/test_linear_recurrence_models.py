@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recollect.pallas_kernels.linear_recurrence import linear_recurrence
-from tests.pallas_kernels.test_linear_recurrence import CLOSE, error
+from tests.pallas_kernels.test_linear_recurrence import CLOSE, error, linear_recurrence
 from tests.pallas_kernels.test_linear_recurrence_family import unit
 
 B, T, H, K, V = 2, 21, 2, 6, 4
@@ -26,7 +25,7 @@ def rows(seed=0):
     return rng, normal(B, T, H, K), normal(B, T, H, K), normal(B, T, H, V)
 
 
-def walk_tokens(step, q, v):
+def scan_tokens(step, q, v):
     """o_t = S_t^T q_t for a state (k, v) that `step(state, b, t, h)` advances."""
     o = np.zeros((B, T, H, V))
     for b in range(B):
@@ -55,14 +54,14 @@ def retnet():
 def lightning():
     _, q, k, v = rows()
     slopes = 2.0 ** (-8 * (np.arange(H) + 1) / H) * (1 - 1 / 3 + 1e-5)
-    o = walk_tokens(lambda s, b, t, h: np.exp(-slopes[h]) * s + np.outer(k[b, t, h], v[b, t, h]), q, v)
+    o = scan_tokens(lambda s, b, t, h: np.exp(-slopes[h]) * s + np.outer(k[b, t, h], v[b, t, h]), q, v)
     return {"q": q, "k": k, "v": v, "log_decay": -slopes}, o
 
 
 def gla():
     rng, q, k, v = rows()
     alpha = sigmoid(rng.normal(size=(B, T, H, K))) ** (1 / 16)
-    o = walk_tokens(lambda s, b, t, h: alpha[b, t, h][:, None] * s + np.outer(k[b, t, h], v[b, t, h]), q, v)
+    o = scan_tokens(lambda s, b, t, h: alpha[b, t, h][:, None] * s + np.outer(k[b, t, h], v[b, t, h]), q, v)
     return {"q": q, "k": k, "v": v, "log_decay": np.log(alpha)}, o
 
 
@@ -71,7 +70,7 @@ def mamba2():
     dt, a = np.log1p(np.exp(rng.normal(size=(B, T, H)) - 3)), rng.uniform(1, 16, H)
     one_b, one_c = rng.normal(size=(B, T, 1, K)), rng.normal(size=(B, T, 1, K))
     step = lambda s, b, t, h: np.exp(-a[h] * dt[b, t, h]) * s + dt[b, t, h] * np.outer(one_b[b, t, 0], x[b, t, h])  # noqa: E731
-    o = walk_tokens(step, np.repeat(one_c, H, 2), x)
+    o = scan_tokens(step, np.repeat(one_c, H, 2), x)
     return {"q": one_c, "k": one_b, "v": x, "log_decay": -a * dt, "write_strength": dt}, o
 
 
@@ -93,7 +92,7 @@ def delta(gate: str):
     given = {"q": q, "k": k, "v": v, "erase_read": beta[..., None] * k, "write_strength": beta}
     if gate != "none":
         given["log_decay"] = g[..., 0] if gate == "head" else g
-    return given, walk_tokens(step, q, v)
+    return given, scan_tokens(step, q, v)
 
 
 def gated_delta_net_2():
@@ -105,7 +104,7 @@ def gated_delta_net_2():
         s = np.exp(g[b, t, h])[:, None] * s
         return s + np.outer(k[b, t, h], w_write[b, t, h] * v[b, t, h] - s.T @ (b_erase[b, t, h] * k[b, t, h]))
 
-    return {"q": q, "k": k, "v": v, "log_decay": g, "erase_read": b_erase * k, "write_strength": w_write}, walk_tokens(
+    return {"q": q, "k": k, "v": v, "log_decay": g, "erase_read": b_erase * k, "write_strength": w_write}, scan_tokens(
         step, q, v
     )
 
@@ -128,7 +127,7 @@ def rwkv7():
         "erase_write": a * kk,
         "erase_before_decay": True,
     }
-    return given, walk_tokens(step, r, v)
+    return given, scan_tokens(step, r, v)
 
 
 def comba():
@@ -144,7 +143,7 @@ def comba():
         return transition @ s + beta[b, t, h] * np.outer(k[b, t, h], v[b, t, h])
 
     erase = {"erase_read": beta[..., None] * p, "erase_before_decay": True}
-    return {"q": q, "k": k, "v": v, "log_decay": g, "write_strength": beta, **erase}, walk_tokens(step, q, v)
+    return {"q": q, "k": k, "v": v, "log_decay": g, "write_strength": beta, **erase}, scan_tokens(step, q, v)
 
 
 PUBLISHED = {

@@ -70,7 +70,7 @@ def test_entering_with_every_kind_of_factor(spans):
     for shape in ((1, 1, 1), (h, 1, 1), (h, k, 1), (h, 1, v), (h, k, k)):
         keeps = rng.random((b, spans, *shape)).astype(np.float32) / 2
         state = rng.normal(size=(b, h, k, v)).astype(np.float32)
-        joined = jax.jit(sequence_parallel.entering)(states, keeps, state)
+        joined = jax.jit(sequence_parallel.entering_states)(states, keeps, state)
         for span in range(spans + 1):
             np.testing.assert_allclose(joined[:, span], state, rtol=1e-5, atol=1e-5)
             if span < spans:

@@ -1,4 +1,4 @@
-"""The recurrence's walks as TPU kernels, simulated, against their plain form in fp64 (walks_by_einsum); refusals;
+"""The recurrence's scans as TPU kernels, simulated, against plain jnp in fp64 (chunk_scan_by_einsum); refusals;
 how a call is cut."""
 
 from __future__ import annotations
@@ -51,17 +51,15 @@ def some_rows(t: int, heads: int, channels: int, dtype: str, seed: int, size: fl
     return jnp.asarray(np.random.default_rng(seed).normal(size=(B, t, heads, channels)) * size, dtype)
 
 
-def exactly(form, *arrays, **settings):
-    """The form of walks_by_einsum in fp64."""
+def exactly(run, *arrays, **settings):
+    """Results of chunk_scan_by_einsum in fp64."""
     moving = {name: x for name, x in settings.items() if any(map(is_float, jax.tree.leaves(x)))}
     fixed = {name: x for name, x in settings.items() if name not in moving}
     with jax.enable_x64(True):
         arrays, moving = jax.tree.map(
             lambda x: jnp.asarray(np.asarray(x, np.float64)) if is_float(x) else x, (arrays, moving)
         )
-        return jax.tree.map(
-            np.asarray, jax.jit(lambda arrays, moving: form(*arrays, **moving, **fixed))(arrays, moving)
-        )
+        return jax.tree.map(np.asarray, jax.jit(lambda arrays, moving: run(*arrays, **moving, **fixed))(arrays, moving))
 
 
 def is_float(x) -> bool:
@@ -91,7 +89,7 @@ def result(how, rows, chunks, **settings):
     return found, exactly(chunk_scan_by_einsum.scan, *rows, chunks, **settings)
 
 
-def walk_settings(h: int, t: int, dtype: str, **more):
+def scan_settings(h: int, t: int, dtype: str, **more):
     state = jnp.asarray(np.random.default_rng(9).normal(size=(B, h, KEY, VALUE)), jnp.float32)
     return {
         "heads": h,
@@ -125,12 +123,12 @@ WIDER = [
 
 
 @pytest.mark.parametrize("case", WALKS + [pytest.param(case, marks=pytest.mark.slow) for case in WIDER], ids=str)
-def test_a_walk_is_what_it_is_defined_to_be(case):
+def test_a_chunk_scan_is_what_it_is_defined_to_be(case):
     decay, c, n, documents, reverse, strict, dtype, counts, how = case
     rows = [
         some_rows(c * n, count, d, dtype, i) for i, (count, d) in enumerate(zip(counts, (KEY, KEY, VALUE), strict=True))
     ]
-    settings = walk_settings(4, c * n, dtype, reverse=reverse, strict=strict)
+    settings = scan_settings(4, c * n, dtype, reverse=reverse, strict=strict)
     found, expected = result(how, rows, some_chunks(c, c * n, 4, decay, documents), **settings)
     assert (
         found.o.dtype == jnp.dtype(dtype)
@@ -145,7 +143,7 @@ def test_a_walk_is_what_it_is_defined_to_be(case):
 def test_the_state_keeps_its_precision(decay):
     """And dots are taken before o is rounded; out_dtype says what o is rounded to."""
     rows = [some_rows(64, 2, d, "bfloat16", i) for i, d in enumerate((KEY, KEY, VALUE))]
-    settings = walk_settings(2, 64, "bfloat16", out_dtype=jnp.float32)
+    settings = scan_settings(2, 64, "bfloat16", out_dtype=jnp.float32)
     found, expected = result("values", rows, some_chunks(32, 64, 2, decay, False), **settings)
     assert found.o.dtype == jnp.float32
     compare(found, expected, {"state": 1e-4, "checkpoints": 1e-4}, 0.004)
@@ -162,9 +160,9 @@ def test_decays_a_channel_at_their_bounds(decay, reverse):
     some = some_chunks(c, t, 2, decay, False, strength=2.5).total
     all_ = -10.0 * (1.0 + jnp.arange(t) % c)[:, None, None]
     total = jnp.stack([jnp.broadcast_to(all_, some.shape[1:]), some[1].at[:c].set(0)])
-    found, expected = result("values", rows, Chunks(c, decay, total), **walk_settings(2, t, "float32", reverse=reverse))
+    found, expected = result("values", rows, Chunks(c, decay, total), **scan_settings(2, t, "float32", reverse=reverse))
     for row in range(B):
-        compare(*(jax.tree.map(lambda x, row=row: x[row], form) for form in (found, expected)), {}, 1e-5)
+        compare(*(jax.tree.map(lambda x, row=row: x[row], outcome) for outcome in (found, expected)), {}, 1e-5)
 
 
 # decay, tokens a chunk, chunks, documents, reverse, reads, writes a second time, heads of keys out of 4, dtype,
@@ -189,13 +187,13 @@ WIDER_DELTAS = [
 @pytest.mark.parametrize(
     "case", DELTAS + [pytest.param(case, marks=pytest.mark.slow) for case in WIDER_DELTAS], ids=str
 )
-def test_a_delta_walk_is_what_it_is_defined_to_be(case):
+def test_a_delta_scan_is_what_it_is_defined_to_be(case):
     decay, c, n, documents, reverse, reads, twice, count, dtype, how = case
     t, small = c * n, KEY**-0.5
     # w as small as the inverse of a chunk leaves it, or states would grow from chunk to chunk.
     w, u = some_rows(t, 4, KEY, dtype, 1, small * c**-0.5), some_rows(t, 4, VALUE, dtype, 2)
     k, q = some_rows(t, count, KEY, dtype, 3, small), some_rows(t, count, KEY, dtype, 4)
-    settings = walk_settings(4, t, dtype, reverse=reverse, q=q if reads else None)
+    settings = scan_settings(4, t, dtype, reverse=reverse, q=q if reads else None)
     del settings["dot_with"]
     if twice:
         settings["second"] = some_rows(t, count, KEY, dtype, 5, small), some_rows(t, 4, VALUE, dtype, 6)
@@ -242,8 +240,8 @@ def test_systems_are_solved(case):
             found.inverse, q, k, do, chunks
         )
     expected = exactly(chunk_scan_by_einsum.solve, e, k, v, chunks, heads=4, strength=strength)
-    turned = exactly(chunk_scan_by_einsum.solve_transposed, found.inverse, q, k, do, chunks, heads=4, scale=0.7)
-    for one, other in ((found, expected), (again, turned)):
+    transposed = exactly(chunk_scan_by_einsum.solve_transposed, found.inverse, q, k, do, chunks, heads=4, scale=0.7)
+    for one, other in ((found, expected), (again, transposed)):
         assert one.w.dtype == one.u.dtype == jnp.dtype(dtype)
         for name in ("w", "u"):
             assert error(getattr(one, name), getattr(other, name)) < (1e-5 if dtype == "float32" else 0.004), name
@@ -259,7 +257,7 @@ def test_heads_that_do_not_fit_together_are_transposed(monkeypatch):
         some_rows(32, count, d, "float32", i)
         for i, (count, d) in enumerate(zip((3, 1, 3), (KEY, KEY, VALUE), strict=True))
     ]
-    chunks, settings = some_chunks(16, 32, 3, "key", True), walk_settings(3, 32, "float32", reverse=True)
+    chunks, settings = some_chunks(16, 32, 3, "key", True), scan_settings(3, 32, "float32", reverse=True)
     together, expected = result("values", rows, chunks, **settings)
     monkeypatch.setattr(tpu_blocks, "BLOCK_BYTES", 0)
     one_by_one, _ = result("values", rows, chunks, **settings)
@@ -293,7 +291,7 @@ def test_odd_head_sizes():
 
 def test_the_same_bits_twice():
     rows = [some_rows(32, 2, d, "bfloat16", i) for i, d in enumerate((KEY, KEY, VALUE))]
-    chunks, settings = some_chunks(16, 32, 2, "key", True), walk_settings(2, 32, "bfloat16")
+    chunks, settings = some_chunks(16, 32, 2, "key", True), scan_settings(2, 32, "bfloat16")
     with dispatch.interpreted():
         run = jax.jit(functools.partial(tpu.scan, **settings))
         one, other = run(*rows, chunks), run(*rows, chunks)

@@ -1,6 +1,6 @@
 """What the delta rule moves through an H100's memory at b4 t4096 h64 d128 in bf16, read from compiled programs.
 
-The arrays that any form of it must move, q, k, v and o, are 1.07 GB forwards.
+The arrays that any kernel of it must move, q, k, v and o, are 1.07 GB in the forward pass.
 """
 
 from __future__ import annotations

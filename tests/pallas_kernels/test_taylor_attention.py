@@ -1,8 +1,9 @@
-"""Taylor attention: its xla form against the specification in fp64, and the specification against loops in numpy."""
+"""Taylor attention: its xla backend against the specification in fp64, and the specification against loops in numpy."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recollect.pallas_kernels.taylor_attention import reference, taylor_attention, taylor_attention_step
+from recollect.pallas_kernels import taylor_attention as operation
+from recollect.pallas_kernels.taylor_attention import reference, taylor_attention_step
 from recollect.pallas_kernels.taylor_attention.features import count, packed, selections
+from tests.pallas_kernels.test_linear_recurrence import as_arrays
 
 CLOSE = 1e-5  # fp32 sums of up to a thousand products, against fp64
+
+
+def taylor_attention(*inputs, **settings):
+    """The operation, of numpy's arrays too."""
+    return operation(*as_arrays(inputs), **as_arrays(settings))
 
 
 def error(found, expected) -> float:
@@ -35,7 +43,7 @@ def documents(b: int, t: int) -> np.ndarray:
 
 
 def arguments(t, with_state, with_segments, normalise=True, b=2, h=2, hk=2, k=5, v=4):
-    """Random numpy inputs, those with gradients apart. The state is one that keys and values make: its normaliser is
+    """Random numpy inputs, those with gradients separately. The state is one that keys and values make: its normaliser is
     positive."""
     rng = np.random.default_rng(t)
     shapes = {"q": (b, t, hk, k), "k": (b, t, hk, k), "v": (b, t, h, v)}
@@ -116,12 +124,12 @@ def by_loops(
     return o, states
 
 
-def results(form, given, fixed):
+def results(run, given, fixed):
     """Outputs, state and the gradients by all float inputs of a sum that weighs every output and state element
     differently."""
 
     def loss(given):
-        o, state = form(**given, **fixed)
+        o, state = run(**given, **fixed)
         o_ = o.astype(jnp.promote_types(o.dtype, jnp.float32))
         total = jnp.sum(o_ * jnp.cos(jnp.arange(o.size, dtype=o_.dtype)).reshape(o.shape))
         if state is not None:
@@ -134,11 +142,11 @@ def results(form, given, fixed):
     return outputs, gradients
 
 
-def exactly(form, given, fixed):
+def exactly(run, given, fixed):
     """`results` of a specification in fp64."""
     with jax.enable_x64(True):
         given = {name: jnp.asarray(np.asarray(x, np.float64)) for name, x in given.items()}
-        return jax.tree.map(np.asarray, results(form, given, fixed))
+        return jax.tree.map(np.asarray, results(run, given, fixed))
 
 
 def compare(found, expected, close):
@@ -232,11 +240,11 @@ def test_the_default_scale_and_shared_keys():
 @pytest.mark.parametrize("backend", ["xla", "reference"])
 def test_padding_full_of_nan_touches_nothing(backend):
     given, fixed = arguments(63, True, True)
-    form = functools.partial(taylor_attention, return_state=True, chunk_size=16, backend=backend)
-    padding_is_inert(form, given, fixed)
+    run = functools.partial(taylor_attention, return_state=True, chunk_size=16, backend=backend)
+    padding_is_inert(run, given, fixed)
 
 
-def padding_is_inert(form, given, fixed):
+def padding_is_inert(run, given, fixed):
     """Outputs, state and gradients are the same bits with NaN in padding as with zeros, and zero there."""
     real = fixed["segment_ids"] != 0
 
@@ -246,7 +254,7 @@ def padding_is_inert(form, given, fixed):
             for name, x in given.items()
         }
 
-    clean, dirty = (results(form, filled(np.float32(value)), fixed) for value in (0, np.nan))
+    clean, dirty = (results(run, filled(np.float32(value)), fixed) for value in (0, np.nan))
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
     assert np.all(np.isfinite(dirty[0][1]))
     assert np.all(np.asarray(dirty[0][0])[~real] == 0)
@@ -257,23 +265,23 @@ def padding_is_inert(form, given, fixed):
 @pytest.mark.parametrize("backend", ["xla", "reference"])
 @pytest.mark.parametrize("with_segments", [False, True])
 def test_two_calls_are_one(backend, with_segments):
-    form = jax.jit(functools.partial(taylor_attention, return_state=True, chunk_size=16, backend=backend))
+    run = jax.jit(functools.partial(taylor_attention, return_state=True, chunk_size=16, backend=backend))
     cuts_are_joined(
-        form, arguments(63, True, with_segments), (1, 40) if backend == "xla" and with_segments else (40,), CLOSE
+        run, arguments(63, True, with_segments), (1, 40) if backend == "xla" and with_segments else (40,), CLOSE
     )
 
 
-def cuts_are_joined(form, inputs, cuts, close):
+def cuts_are_joined(run, inputs, cuts, close):
     """A sequence in two calls, the state handed over, is one call."""
     given, fixed = inputs
     t, segments = given["q"].shape[1], fixed.get("segment_ids")
-    whole, last = form(**given, **fixed)
+    whole, last = run(**given, **fixed)
     for cut in cuts:
         parts, state, first = [], given["initial_state"], fixed.get("initial_segment")
         for span in (slice(0, cut), slice(cut, t)):
             piece = {name: x[:, span] for name, x in given.items() if name != "initial_state"}
             more = {} if segments is None else {"segment_ids": segments[:, span], "initial_segment": first}
-            o, state = form(**piece, initial_state=state, **more)
+            o, state = run(**piece, initial_state=state, **more)
             parts.append(o)
             if segments is not None:
                 first = np.array(
@@ -294,17 +302,17 @@ def test_steps_are_one_call(normalise):
         assert error(o, expected[:, i]) < CLOSE
     assert error(state, last) < CLOSE and state.dtype == jnp.float32
     with pytest.raises(ValueError, match=r"taylor_attention_step: state must be \(2, 4, 21, "):
-        taylor_attention_step(state[:, :2], *(given[name][:, 0] for name in "qkv"), **how)
+        inspect.unwrap(taylor_attention_step)(state[:, :2], *(given[name][:, 0] for name in "qkv"), **how)
 
 
 def test_a_state_of_another_document_is_not_read():
     given, _ = arguments(20, True, False)
     ones = np.ones((2, 20), np.int32)
     without = {name: x for name, x in given.items() if name != "initial_state"}
-    form = jax.jit(functools.partial(taylor_attention, return_state=True, chunk_size=8))
-    o, state = form(**given, segment_ids=ones, initial_segment=np.array([9, 1], np.int32))
-    alone, state_alone = form(**without)
-    continued, _ = form(**given)
+    run = jax.jit(functools.partial(taylor_attention, return_state=True, chunk_size=8))
+    o, state = run(**given, segment_ids=ones, initial_segment=np.array([9, 1], np.int32))
+    alone, state_alone = run(**without)
+    continued, _ = run(**given)
     assert error(o[0], alone[0]) < CLOSE and error(state[0], state_alone[0]) < CLOSE
     assert error(o[1], continued[1]) < CLOSE and error(o[1], alone[1]) > 0.05
 
@@ -408,4 +416,4 @@ def any_segments(data, t):
 def test_arguments_that_do_not_fit_are_named(changes, message):
     given = {"q": np.zeros((2, 6, 3, 8)), "k": np.zeros((2, 6, 3, 8)), "v": np.zeros((2, 6, 3, 4)), **changes}
     with pytest.raises(ValueError, match=f"^taylor_attention.*{message}"):
-        taylor_attention(given.pop("q"), given.pop("k"), given.pop("v"), **given)
+        inspect.unwrap(operation)(**given)

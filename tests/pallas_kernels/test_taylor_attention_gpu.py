@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recollect.pallas_kernels import dispatch
-from recollect.pallas_kernels.taylor_attention import gpu, gpu_body, kernels, taylor_attention
+from recollect.pallas_kernels.taylor_attention import gpu, gpu_body, kernels
 from recollect.pallas_kernels.taylor_attention.features import count, packed
 from recollect.pallas_kernels.tuning import forced
 from tests.pallas_kernels.simulator import races_found
@@ -23,6 +23,7 @@ from tests.pallas_kernels.test_taylor_attention import (
     halved,
     padding_is_inert,
     results,
+    taylor_attention,
 )
 
 kernel = functools.partial(taylor_attention, backend="pallas_gpu")
@@ -61,7 +62,7 @@ def test_the_kernels_are_the_sum(case):
     if return_state:
         assert state.dtype == jnp.float32 and error(state, state_) < 0.005
     for name in gradients_:
-        # Features and states are rounded to bf16 before products, which the plain form leaves in fp32: of one token's
+        # Features and states are rounded to bf16 before products, which xla leaves in fp32: of one token's
         # dq, which comes from the state alone, that shows (0.004 against 0.0016), hence the floor.
         allowed = min(0.01, max(0.005, 2 * error(plain_gradients[name], gradients_[name])))
         assert gradients[name].dtype == inputs[name].dtype and error(gradients[name], gradients_[name]) < allowed, name
@@ -71,7 +72,7 @@ def test_the_kernels_are_the_sum(case):
 def test_padding_full_of_nan_touches_nothing():
     inputs, fixed = arguments(70, True, True, **ONE)
 
-    def form(q, k, v, initial_state, **fixed):
+    def run(q, k, v, initial_state, **fixed):
         return kernel(
             *(x.astype(jnp.bfloat16) for x in (q, k, v)),
             initial_state=initial_state,
@@ -81,7 +82,7 @@ def test_padding_full_of_nan_touches_nothing():
         )
 
     with dispatch.interpreted():
-        padding_is_inert(form, inputs, fixed)
+        padding_is_inert(run, inputs, fixed)
 
 
 @pytest.mark.gpu_interpreter
@@ -114,8 +115,8 @@ def test_long_sequences_fill_the_device(monkeypatch):
     key, value = (jax.ShapeDtypeStruct((2, 8192, 16, size), jnp.bfloat16) for size in (16, 64))
     with dispatch.aimed_at("gpu", "NVIDIA H100 80GB HBM3"):
         jax.eval_shape(lambda q, k, v, do: jax.vjp(lambda *x: kernel(*x)[0], q, k, v)[1](do), key, key, value, value)
-    walks = ["key_states", "forward", "key_states", "queries", "query_states", "keys_values"]
-    assert [plan.walk for plan in launched] == walks
+    scans = ["key_states", "forward", "key_states", "queries", "query_states", "keys_values"]
+    assert [plan.scan for plan in launched] == scans
     assert all(plan.splits * plan.heads * plan.b * plan.spans == 128 for plan in launched)
 
 

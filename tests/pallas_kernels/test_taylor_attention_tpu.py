@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.pallas_kernels import dispatch
-from recollect.pallas_kernels.taylor_attention import taylor_attention, tpu_scan
+from recollect.pallas_kernels.taylor_attention import tpu_scan
 from tests.pallas_kernels.test_taylor_attention import (
     any_segments,
     arguments,
@@ -24,6 +24,7 @@ from tests.pallas_kernels.test_taylor_attention import (
     halved,
     padding_is_inert,
     results,
+    taylor_attention,
 )
 
 CLOSE = 1e-4
@@ -63,21 +64,21 @@ def races_found() -> bool:
     return interpret_pallas_call.races.races_found
 
 
-def test_half_precision_is_as_close_as_the_plain_form():
+def test_half_precision_is_as_close_as_xla():
     inputs, fixed = arguments(257, True, True, k=16, v=32, b=1, h=1, hk=1)
     inputs = halved(inputs)
-    form = functools.partial(taylor_attention, return_state=True)
+    run = functools.partial(taylor_attention, return_state=True)
     with dispatch.interpreted():
-        (o, state), gradients = results(functools.partial(form, backend="pallas_tpu"), inputs, fixed)
+        (o, state), gradients = results(functools.partial(run, backend="pallas_tpu"), inputs, fixed)
     (o_, state_), gradients_ = exactly(
         functools.partial(taylor_attention, scale=0.25, return_state=True, backend="reference"), inputs, fixed
     )
-    (plain, _), plain_gradients = results(functools.partial(form, backend="xla"), inputs, fixed)
+    (plain, _), plain_gradients = results(functools.partial(run, backend="xla"), inputs, fixed)
     assert o.dtype == jnp.bfloat16 and state.dtype == jnp.float32
     assert error(o, o_) < min(0.005, 2 * error(plain, o_)) and error(state, state_) < 0.005
     for name in gradients_:
         assert gradients[name].dtype == inputs[name].dtype
-        # Features and states are rounded to bf16 before products, which the plain form leaves in fp32: hence the floor.
+        # Features and states are rounded to bf16 before products, which xla leaves in fp32: hence the floor.
         allowed = min(0.01, max(0.005, 2 * error(plain_gradients[name], gradients_[name])))
         assert error(gradients[name], gradients_[name]) < allowed, name
 
@@ -91,8 +92,8 @@ def test_padding_full_of_nan_touches_nothing():
 @pytest.mark.parametrize("with_segments", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_calls_are_one(with_segments):
     with dispatch.interpreted():
-        form = jax.jit(functools.partial(kernel, return_state=True))
-        cuts_are_joined(form, arguments(140, True, with_segments, h=1, hk=1), (40,), CLOSE)
+        run = jax.jit(functools.partial(kernel, return_state=True))
+        cuts_are_joined(run, arguments(140, True, with_segments, h=1, hk=1), (40,), CLOSE)
 
 
 def test_the_same_bits_twice():
@@ -164,10 +165,10 @@ def test_each_device_of_a_mesh_takes_its_part():
     )
     inputs, fixed = arguments(20, True, True)
     with dispatch.interpreted(), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        form = functools.partial(kernel, scale=0.3, return_state=True)
-        assert "shard_map" in str(jax.make_jaxpr(form)(**inputs, **fixed))
+        run = functools.partial(kernel, scale=0.3, return_state=True)
+        assert "shard_map" in str(jax.make_jaxpr(run)(**inputs, **fixed))
         placed = jax.device_put((inputs, fixed), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-        found = results(form, *placed)
+        found = results(run, *placed)
     compare(
         found,
         exactly(functools.partial(taylor_attention, scale=0.3, return_state=True, backend="reference"), inputs, fixed),

@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{program.name:64} {line}", flush=True)
             failures += [f"{program.name} for {chip}: {what}" for what in wrong]
     print(
-        f"{count} programs, {len(failures)} failures, {time.perf_counter() - begun:.0f} s (jax {jax.__version__}, {', '.join(chips)})"
+        f"{count} programs, {len(failures)} failures, {time.perf_counter() - begun:.0f} s "
+        f"(jax {jax.__version__}, {', '.join(chips)})"
     )
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)

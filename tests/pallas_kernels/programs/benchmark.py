@@ -20,7 +20,7 @@ QUICK = {
     "linear_recurrence, decay per head, b2 t16384 h16 k128 v128",
     "softmax_attention, window, sinks, b4 t4096 h16 k128 v128 w512 g4",
 }
-"""Cases of which every change compiles the gradient: a sequence cut in pieces, shared key heads with sinks."""
+"""Cases of which every change compiles the gradient: a sequence cut in spans, shared key heads with sinks."""
 
 
 def _gradients(case: Case, x: Arrays) -> tuple[jax.Array, Arrays]:

@@ -1,4 +1,4 @@
-"""The recurrence's walks on Hopper, each kernel alone with everything that can be asked of it, so that its registers
+"""The recurrence's scans on Hopper, each kernel alone with everything that can be asked of it, so that its registers
 can be read off."""
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ DELTA += [
     for decay, size in (("none", 128), ("head", 256), ("key", 128), ("key", 192))
     for more in ("queries ", "second reverse ")
 ]
-# Two walks in one, as gradients have them: decay, key size, value size, heads of k and v, what is asked for besides.
-JOINED = [
+# Two scans in one, as gradients have them: decay, key size, value size, heads of k and v, what is asked for besides.
+PAIRED = [
     (decay, size, size, HEADS, more)
     for decay in ("none", "head")
     for size in (64, 128)
@@ -83,7 +83,7 @@ JOINED = [
         "second reverse strict documents state dots",
     )
 ]
-JOINED += [
+PAIRED += [
     ("head", 256, 256, 1, "queries documents state dots checkpoints"),
     ("head", 256, 256, 1, "second reverse strict documents state dots"),
 ]
@@ -102,7 +102,7 @@ SOLVE += [
     ("key", 128, 128, HEADS, "documents sums"),
     ("key", 192, 256, HEADS, "transposed documents"),
 ]
-QUICK = {PLAIN[8], PLAIN[12], PLAIN[15], DELTA[10], SOLVE[13], SOLVE[20], JOINED[5]}
+QUICK = {PLAIN[8], PLAIN[12], PLAIN[15], DELTA[10], SOLVE[13], SOLVE[20], PAIRED[5]}
 
 
 def _spans(more: str) -> Any:
@@ -155,11 +155,11 @@ def _scan(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> 
     chunks = _chunks(decay, key_dim, value_dim, "documents" in more)
     arguments = (keyed, keyed, _array(B, T, HEADS, value_dim), chunks, state, dot_with)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
-    name, special = _name("walk", decay, key_dim, value_dim, sharing, more), EXPONENTIALS if key_dim <= 128 else None
+    name, special = _name("scan", decay, key_dim, value_dim, sharing, more), EXPONENTIALS if key_dim <= 128 else None
     return Program(name, "pallas_gpu", function, arguments, quick, special)
 
 
-def _joined(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
+def _paired(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
     keyed, valued = _array(B, T, HEADS, key_dim), _array(B, T, HEADS, value_dim)
     shared, shared_value = _array(B, T, sharing, key_dim), _array(B, T, sharing, value_dim)
     given: dict[str, Any] = {"second_q": keyed} if "queries" in more else {"second": (keyed, shared_value)}
@@ -178,7 +178,7 @@ def _joined(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -
     arguments = (keyed, shared, valued, _chunks(decay, key_dim, value_dim, "documents" in more), given)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
     return Program(
-        _name("joined walk", decay, key_dim, value_dim, sharing, more), "pallas_gpu", function, arguments, quick
+        _name("paired scan", decay, key_dim, value_dim, sharing, more), "pallas_gpu", function, arguments, quick
     )
 
 
@@ -237,7 +237,7 @@ def _name(which: str, decay: str, key_dim: int, value_dim: int, sharing: int, mo
 
 PROGRAMS = (
     [_scan(*case) for case in PLAIN]
-    + [_joined(*case) for case in JOINED]
+    + [_paired(*case) for case in PAIRED]
     + [_delta(*case) for case in DELTA]
     + [_solve(*case) for case in SOLVE]
 )

@@ -1,4 +1,4 @@
-"""The recurrence's walks on TPUs as its forward pass and its gradients use them
+"""The recurrence's scans on TPUs as its forward pass and its gradients use them
 (pallas_kernels/linear_recurrence/kernel_vjp.py)."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHAPES = [
 GROUPED = (2, 2048, 1, 16, 128, 64, "bfloat16", False)  # Mamba-2's: one head of q and k
 LARGEST = (1, 4096, 4, 4, 256, 256, "float32", True)
 ODD = (2, 256, 3, 3, 60, 40, "float32", True)
-# The last did not compile for v6e in another form, see tpu_chunk.outer.
+# The last did not compile for v6e in another run, see tpu_chunk.outer.
 QUICK = {("key", SHAPES[3], True), ("head", SHAPES[1], False), ("none", SHAPES[2], False)}
 EVERY = 8  # chunks a checkpoint
 
@@ -68,7 +68,7 @@ class _Call:
         )
 
 
-def _turned(state: jax.Array) -> jax.Array:
+def _transposed(state: jax.Array) -> jax.Array:
     return jnp.swapaxes(state, -1, -2)
 
 
@@ -81,15 +81,17 @@ def _forward(heads: int) -> Callable[..., ScanResult]:
 
 def _gradient(heads: int, decay: str) -> Callable[..., tuple[ScanResult, ...]]:
     def gradient(q, k, v, do, chunks, state, dstate):
-        turned = dataclasses.replace(chunks, decay="value" if decay == "key" else decay)
+        transposed = dataclasses.replace(chunks, decay="value" if decay == "key" else decay)
         more: dict[str, Any] = {"heads": heads, "scale": 0.5}
         wide = {"out_dtype": jnp.float32} if decay == "key" else {}
         dots = (lambda x: {"dot_with": x}) if decay == "head" else (lambda x: {})
         every = None if decay == "none" else EVERY
         to_q = tpu.scan(
-            do, v, k, turned, initial_state=_turned(state), checkpoint_every=every, **dots(q), **wide, **more
+            do, v, k, transposed, initial_state=_transposed(state), checkpoint_every=every, **dots(q), **wide, **more
         )
-        to_k = tpu.scan(v, do, q, turned, initial_state=_turned(dstate), reverse=True, **dots(k), **wide, **more)
+        to_k = tpu.scan(
+            v, do, q, transposed, initial_state=_transposed(dstate), reverse=True, **dots(k), **wide, **more
+        )
         return (
             to_q,
             to_k,
@@ -108,7 +110,7 @@ def _erase_forward(heads: int) -> Callable[..., ScanResult]:
 
 def _erase_gradient(heads: int, decay: str) -> Callable[..., tuple[ScanResult, ...]]:
     def gradient(w, u, q, k, e, y, do, chunks, state, dstate):
-        turned = dataclasses.replace(chunks, decay="value" if decay == "key" else decay)
+        transposed = dataclasses.replace(chunks, decay="value" if decay == "key" else decay)
         dual = tpu.delta_scan(
             w, u, e, chunks, heads=heads, second=(q, do), initial_state=dstate, reverse=True, checkpoint_every=EVERY
         )
@@ -119,8 +121,8 @@ def _erase_gradient(heads: int, decay: str) -> Callable[..., tuple[ScanResult, .
             "strict": True,
             "dot_with": e if decay == "head" else None,
         }
-        to_e = tpu.scan(dual.y, y, k, turned, initial_state=_turned(state), **more)
-        return dual, to_e, tpu.scan(y, dual.y, e, turned, reverse=True, **more)
+        to_e = tpu.scan(dual.y, y, k, transposed, initial_state=_transposed(state), **more)
+        return dual, to_e, tpu.scan(y, dual.y, e, transposed, reverse=True, **more)
 
     return gradient
 
@@ -141,7 +143,7 @@ def programs_at(shape: tuple[Any, ...], decay: str) -> list[Program]:
         size = tpu.chunk_size(decay, erase, key_dim, value_dim, dtype)  # type: ignore[arg-type]
         arguments = (*rows, call.chunks(decay, size), *[call.state()] * states)
         return Program(
-            f"linear_recurrence walks {what} {name}", "pallas_tpu", function, arguments, (decay, shape, erase) in QUICK
+            f"linear_recurrence scans {what} {name}", "pallas_tpu", function, arguments, (decay, shape, erase) in QUICK
         )
 
     return [

@@ -3,7 +3,16 @@
 The config classes of every package derive from `Config`. This package imports nothing of the project.
 """
 
-from recollect.configuration.base import Config, Preempted, UserError, config_class, known_configs
+from recollect.configuration.base import (
+    Config,
+    Preempted,
+    UserError,
+    at_least,
+    config_class,
+    exported_names,
+    known_configs,
+    requires,
+)
 from recollect.configuration.overrides import apply_overrides, apply_values, get_field
 from recollect.configuration.serialization import differences, from_json, to_json
 
@@ -13,10 +22,13 @@ __all__ = [
     "UserError",
     "apply_overrides",
     "apply_values",
+    "at_least",
     "config_class",
     "differences",
+    "exported_names",
     "from_json",
     "get_field",
     "known_configs",
+    "requires",
     "to_json",
 ]

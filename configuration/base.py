@@ -1,11 +1,15 @@
-"""The base of every config class, and the one error type a user's mistake raises."""
+"""The base of every config class, validators of its fields, and the one error type a user's mistake raises."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import chz
+
+Validator = Callable[[Any, str], None]
+"""A check of one field, for `chz.field(default=..., validator=...)`."""
 
 
 class UserError(ValueError):
@@ -74,3 +78,27 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     lowered = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.5)
     return "; did you mean " + " or ".join(lowered[match] for match in close) + "?" if close else ""
+
+
+def requires(holds: Callable[[Any], bool], reason: str) -> Validator:
+    """Returns a validator that raises UserError ("name=value: reason") unless `holds(value)`; None is always valid."""
+
+    def validate(config: Any, name: str) -> None:
+        value = getattr(config, name)
+        if value is not None and not holds(value):
+            raise UserError(f"{name}={value}: {reason}")
+
+    return validate
+
+
+def at_least(minimum: int) -> Validator:
+    """Returns a validator of numbers that must be at least `minimum`."""
+    return requires(lambda value: value >= minimum, f"must be at least {minimum}")
+
+
+def exported_names(namespace: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the classes and functions in a package's `globals()` that its own modules define:
+    `__all__` of a package to which one import line adds a name."""
+    modules = f"{namespace['__name__']}."
+    names = (name for name, value in namespace.items() if getattr(value, "__module__", "").startswith(modules))
+    return sorted(name for name in names if not name.startswith("_"))

@@ -76,7 +76,7 @@ def compile_step(
     batch = experiment.data.batch_shapes(experiment.run.batch_size)
     whole = NamedSharding(mesh, PartitionSpec())
     arguments = (
-        _place(state, state_sharding(state, state["params"], mesh)),
+        _place(state, state_sharding(state, program.model.tags("dims"), mesh)),
         {name: jax.ShapeDtypeStruct((), jnp.float32, sharding=whole) for name in member_values([experiment], False)},
         _place(batch, batch_shardings(batch, mesh)),
     )

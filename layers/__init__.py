@@ -1,34 +1,37 @@
 """Mixers and the parts they are made of. A mixer imported here can be named in configs and is held to every law of the
-contract suite (tests/layers/test_mixer_laws.py)."""
+contract suite (tests/layers/test_mixer_laws.py). Parts are in `layers.modules`, decoding states in `layers.state`."""
 
-from recollect.layers.mixer import MixerConfig
-from recollect.layers.mixers.attention import Attention
-from recollect.layers.mixers.base_convolution import BaseConvolution
-from recollect.layers.mixers.gated_convolution import GatedConvolution
-from recollect.layers.mixers.hyena import Hyena
-from recollect.layers.mixers.landmark import Landmark
-from recollect.layers.mixers.linear_attention import LinearAttention
-from recollect.layers.mixers.mixture_of_heads import MixtureOfHeads
-from recollect.layers.mixers.sliding_window import SlidingWindow
-from recollect.layers.modules.short_convolution import ShortConvolution
+from recollect.configuration import exported_names
+from recollect.layers.mixer import (
+    Context,
+    Cursor,
+    Mixer,
+    MixerConfig,
+    MixerOutput,
+    Place,
+    Traits,
+    constrain_activations,
+    document_positions,
+    last_valid,
+    previous_segment,
+    token_positions,
+    zero_padding,
+)
+from recollect.layers.mixers.attention import Attention, SoftmaxAttention, SoftmaxConfig
+from recollect.layers.mixers.base_convolution import BaseConvolution, BaseConvolutionMixer, ExplicitFilter
+from recollect.layers.mixers.gated_convolution import GatedConvolution, GatedConvolutionMixer
+from recollect.layers.mixers.hyena import Hyena, HyenaMixer, HyenaState
+from recollect.layers.mixers.landmark import Landmark, LandmarkMixer
+from recollect.layers.mixers.linear_attention import LinearAttention, LinearAttentionMixer, LinearAttentionState
+from recollect.layers.mixers.mixture_of_heads import MixtureOfHeads, MixtureOfHeadsAttention
+from recollect.layers.mixers.sliding_window import SlidingWindow, SlidingWindowAttention
+from recollect.layers.modules.short_convolution import DepthwiseConvolution, ShortConvolution
 
 MIXERS = tuple(
-    found
-    for found in list(globals().values())
-    if isinstance(found, type) and issubclass(found, MixerConfig) and found is not MixerConfig
+    value
+    for value in list(globals().values())
+    if isinstance(value, type) and issubclass(value, MixerConfig) and value.build is not MixerConfig.build
 )
 """Config classes of all mixers."""
 
-__all__ = [
-    "MIXERS",
-    "Attention",
-    "BaseConvolution",
-    "GatedConvolution",
-    "Hyena",
-    "Landmark",
-    "LinearAttention",
-    "MixerConfig",
-    "MixtureOfHeads",
-    "ShortConvolution",
-    "SlidingWindow",
-]
+__all__ = [*exported_names(globals()), "MIXERS"]

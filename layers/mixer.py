@@ -9,8 +9,8 @@ What a mixer may know about tokens beside their vectors is in the `Context`. A f
 case (positions that count up, one document, no padding, ordinary tokens only), known when the program is traced, so
 that the plain case pays for nothing.
 
-Dimension letters, used everywhere: b batch, t query time, s key time, h heads, k key dim, v value dim, d model width, c
-chunk, w window, n blocks.
+Dimension letters, used everywhere: b batch, t query time, s key time, h heads, g key heads, k key dim, v value dim, d
+model width, c chunk, w window, n blocks. Parameters have a few more: layers/modules/linear.py.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from recollect.configuration import Config, UserError
-from recollect.pallas_kernels.segments import carry_segments
+from recollect.pallas_kernels import segments as packed_rows
 from recollect.pallas_kernels.sharding import constrained
 
 State = Any
@@ -34,7 +34,7 @@ State = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Facts about the tokens of one call, each (b, t) int32 or None.
+    """What a mixer may know about the tokens of one call beside their vectors. Change one with `dataclasses.replace`.
 
     Attributes:
       positions: index of the token within its document, landmarks counted. None: counted up from the state (or from 0).
@@ -43,40 +43,40 @@ class Context:
       token_types: ORDINARY or LANDMARK. None: all ordinary.
     """
 
-    positions: jax.Array | None = None
-    segments: jax.Array | None = None
-    token_types: jax.Array | None = None
+    positions: Int[Array, "b t"] | None = None
+    segments: Int[Array, "b t"] | None = None
+    token_types: Int[Array, "b t"] | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MixerOutput:
-    """hidden (b, t, d); auxiliary losses and metrics by name, scalars in fp32 (losses already carry their
-    coefficient)."""
+    """What a mixer adds to the residual stream; auxiliary losses and metrics by name, fp32 scalars (losses already
+    carry their coefficient)."""
 
-    hidden: jax.Array
-    losses: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
-    metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    hidden: Float[Array, "b t d"]
+    losses: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cursor:
-    """Where each row of a stream stands: the next position and the last segment, both (b,) int32."""
+    """Where each row of a stream stands: the next position and the last segment."""
 
-    position: jax.Array
-    segment: jax.Array
+    position: Int[Array, " b"]
+    segment: Int[Array, " b"]
 
     @classmethod
     def start(cls, batch_size: int) -> Cursor:
+        """Returns the cursor before any token."""
         # Segment 0 is padding, which no token can continue: the first token starts a document whatever its segment is.
         return cls(jnp.zeros(batch_size, jnp.int32), jnp.zeros(batch_size, jnp.int32))
 
     def read(self, context: Context, batch_size: int, length: int) -> tuple[Context, Cursor]:
-        """Fills in the fields that `context` leaves out, continuing this stream; returns them and the cursor after the
-        tokens.
+        """Returns the context with every field filled in, continuing this stream, and the cursor after the tokens.
 
-        Without segments the tokens continue the row's document (segment 1 when none was given so far).
+        Without segments the tokens continue the row's document (segment 1 when there was none so far).
         """
         segments = context.segments
         if segments is None:
@@ -90,11 +90,12 @@ class Cursor:
         positions = counted if context.positions is None else context.positions
         types = jnp.zeros_like(segments) if context.token_types is None else context.token_types
         after = Cursor(last_valid(positions + 1, segments, self.position), last_segment)
-        return Context(positions, segments, types), after
+        tokens = dataclasses.replace(context, positions=positions, segments=segments, token_types=types)
+        return tokens, after
 
 
-def document_positions(segments: jax.Array, cursor: Cursor | None = None) -> jax.Array:
-    """Index of each token within its document, (b, t) int32; padding gets the index of the next token of its row.
+def document_positions(segments: Int[Array, "b t"], cursor: Cursor | None = None) -> Int[Array, "b t"]:
+    """Returns the index of each token within its document; padding gets the index of the next token of its row.
 
     Counts valid tokens, so that padding between or before documents shifts nothing. With a cursor, tokens of the
     cursor's segment continue at its position.
@@ -108,8 +109,8 @@ def document_positions(segments: jax.Array, cursor: Cursor | None = None) -> jax
     return jnp.where(start_count >= 0, count - start_count, count + offset).astype(jnp.int32)
 
 
-def token_positions(context: Context, batch_size: int, length: int) -> jax.Array:
-    """The context's positions (b, t), counted within documents where it has none."""
+def token_positions(context: Context, batch_size: int, length: int) -> Int[Array, "b t"]:
+    """Returns the context's positions, counted within documents where it has none."""
     if context.positions is not None:
         return context.positions
     if context.segments is not None:
@@ -117,14 +118,16 @@ def token_positions(context: Context, batch_size: int, length: int) -> jax.Array
     return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch_size, length))
 
 
-def previous_segment(segments: jax.Array, cursor: Cursor | None = None) -> jax.Array:
-    """Segment of the valid token before each token, (b, t); before the first it is the cursor's, else 0."""
+def previous_segment(segments: Int[Array, "b t"], cursor: Cursor | None = None) -> Int[Array, "b t"]:
+    """Returns the segment of the valid token before each token; before the first it is the cursor's, else 0."""
     first = jnp.zeros_like(segments[:, 0]) if cursor is None else cursor.segment
-    return jnp.concatenate([first[:, None], carry_segments(segments, first)[:, :-1]], axis=1)
+    return jnp.concatenate([first[:, None], packed_rows.carry_segments(segments, first)[:, :-1]], axis=1)
 
 
-def last_valid(values: jax.Array, segments: jax.Array, otherwise: jax.Array) -> jax.Array:
-    """Value (b, t, ...) at the last valid token of each row, `otherwise` (b, ...) for rows of padding only."""
+def last_valid(
+    values: Shaped[Array, "b t *rest"], segments: Int[Array, "b t"], otherwise: Shaped[Array, " b *rest"]
+) -> Shaped[Array, " b *rest"]:
+    """Returns the value at the last valid token of each row, `otherwise` for rows of padding only."""
     valid = segments != 0
     index = jnp.max(jnp.where(valid, jnp.arange(segments.shape[1]), -1), axis=1)
     extra = (1,) * (values.ndim - 2)
@@ -133,27 +136,25 @@ def last_valid(values: jax.Array, segments: jax.Array, otherwise: jax.Array) -> 
 
 
 def zero_padding(x: Shaped[Array, "b t *rest"], context: Context) -> Shaped[Array, "b t *rest"]:
-    """`x` (b, t, ...) with padded positions zeroed. By `where`, so that NaN in padding stops here, in gradients too."""
-    if context.segments is None:
-        return x
-    return jnp.where((context.segments != 0).reshape(*context.segments.shape, *(1,) * (x.ndim - 2)), x, 0)
+    """Returns `x` with padded positions zeroed. By `where`, so that NaN in padding stops here, in gradients too."""
+    return packed_rows.zero_padding(x, context.segments)
 
 
-def lay_out(x: jax.Array) -> jax.Array:
-    """`x` (b, t, d) between layers, said to be split over the ambient mesh by rows and by tokens (the axis
-    sequence); itself without a mesh."""
+def constrain_activations(x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    """Returns `x` constrained to be split over the ambient mesh by rows and by tokens (its axis sequence); itself
+    without a mesh."""
     return constrained(x, "b t d")
 
 
 @dataclasses.dataclass(frozen=True)
 class Traits:
-    """What laws a mixer can be held to.
+    """States which laws a mixer can be held to.
 
     Attributes:
       causal: no output depends on a later input.
       streams: has `init_state` and `extend`.
-      exact_causality: causal bit for bit; False where a Fourier transform spreads rounding, or where what later tokens
-        choose may group a query with others and so round its sums otherwise (then 1e-5).
+      exact_causality: causal bit for bit; False where a Fourier transform spreads rounding, or where later tokens'
+        choices may change how a query is grouped and so how its sums round (then to 1e-5).
       maximum_length: longest input the configuration allows; None for any.
       landmark_block: ordinary tokens before each landmark the model must insert for this mixer; None for a mixer that
         needs none.
@@ -168,10 +169,10 @@ class Traits:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where in the stack a layer stands. `index` may be a traced scalar (layers of a stage are built under vmap): use
+    """Position of a layer in the stack. `index` may be a traced scalar (layers of a stage are built under vmap): use
     it in array arithmetic only. `depth` is the number of layers."""
 
-    index: int | jax.Array = 0
+    index: int | Int[Array, ""] = 0
     depth: int = 1
 
 
@@ -180,12 +181,18 @@ class MixerConfig(Config):
     """Base of all mixers' configs."""
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> Mixer:
+        """Returns the module for a model of this width.
+
+        Raises:
+          UserError: the config does not fit the width; or this is the base class.
+        """
         raise UserError(
             f"{type(self).__name__} is no mixer of its own: name one of those that layers/__init__.py exports"
         )
 
     @property
     def traits(self) -> Traits:
+        """Traits of the module that `build` returns."""
         return Traits()
 
 
@@ -194,14 +201,15 @@ class Mixer(nnx.Module):
 
     config: Any
 
-    def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
-        """Mixes a whole sequence, x (b, t, d)."""
+    def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
+        """Mixes whole sequences."""
         raise NotImplementedError
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> State:
-        """The state before any token, for streams of at most `max_length` tokens; activations are stored in `dtype`."""
+        """Returns the state before any token, for streams of at most `max_length` tokens; activations are stored in
+        `dtype`."""
         raise NotImplementedError
 
-    def extend(self, x: jax.Array, state: State, context: Context = Context()) -> tuple[MixerOutput, State]:
-        """Mixes the next tokens of each row, x (b, t, d). Padded tokens (segment 0) never advance the state."""
+    def extend(self, x: Float[Array, "b t d"], state: State, context: Context = Context()) -> tuple[MixerOutput, State]:
+        """Mixes the next tokens of each row. Padded tokens (segment 0) never advance the state."""
         raise NotImplementedError

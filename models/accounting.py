@@ -1,4 +1,4 @@
-"""What a model costs: parameters by part and FLOPs per token, taken from the real parameters and program."""
+"""Counts parameters by part and FLOPs per token, from the real parameters and program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recollect.models.language_model import LanguageModel
 
 
 def parameters_by_part(model: FunctionalModel) -> dict[str, int]:
-    """Parameter counts: embedding, positions, landmark, each kind of mixer, mlp, norms, head; and their total."""
+    """Returns parameter counts by part: embedding, positions, landmark, each kind of mixer, mlp, norms, head; total."""
     parts: dict[str, int] = {}
     for path, leaf in flatten(model.abstract_params()).items():
         parts[_part(path, model.config)] = parts.get(_part(path, model.config), 0) + int(leaf.size)
@@ -35,8 +35,9 @@ def flops_per_token(model: FunctionalModel, length: int) -> float:
     """Returns FLOPs per token of the forward pass over one sequence of `length`: those of its matrix products,
     convolutions and Fourier transforms.
 
-    A multiplication with its addition counts as 2, a complex transform of n numbers as 5 n log2 n. Counted in the traced
-    program, where scans count as often as they run; kernels do not report their products, so trace with XLA's backends.
+    A multiplication with its addition counts as 2, a complex transform of n numbers as 5 n log2 n. They are counted in
+    the traced program, bodies of scans as often as they run; kernels do not report their products, so trace with XLA's
+    backends.
     """
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     jaxpr = jax.make_jaxpr(lambda params, tokens: model.bind(params)(tokens))(model.abstract_params(), tokens)
@@ -59,19 +60,16 @@ def _flops_of(equation: Any) -> float:
         size = math.prod(params["fft_lengths"])
         longer = max(equation.invars[0].aval.size, equation.outvars[0].aval.size)
         # A transform from or to real numbers takes half of the operations.
-        return (
-            (5.0 if equation.invars[0].aval.dtype == equation.outvars[0].aval.dtype else 2.5)
-            * longer
-            * math.log2(max(size, 2))
-        )
-    inner = [_flops(found) for found in _inner(params)]
+        factor = 5.0 if equation.invars[0].aval.dtype == equation.outvars[0].aval.dtype else 2.5
+        return factor * longer * math.log2(max(size, 2))
+    inner = [_flops(program) for program in _inner(params)]
     if name == "scan":
         return params["length"] * sum(inner)
     return max(inner, default=0.0) if name == "cond" else sum(inner)
 
 
 def _inner(params: dict[str, Any]) -> list[Jaxpr]:
-    """The programs within an equation."""
+    """Returns the programs within an equation."""
     values = jax.tree.leaves(list(params.values()), is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr))
     return [
         value.jaxpr if isinstance(value, ClosedJaxpr) else value

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import jax
+import dataclasses
+from typing import ClassVar
+
 from flax import nnx
+from jaxtyping import Array, Float
 
 from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, State
 from recollect.layers.modules.mlp import MlpConfig
@@ -13,6 +16,9 @@ from recollect.layers.modules.norms import NormConfig
 class Block(nnx.Module):
     """x = x + mixer(norm(x));  x = x + mlp(norm(x))."""
 
+    PARTS: ClassVar[tuple[str, ...]] = ("mixer_norm", "mixer", "mlp_norm", "mlp")
+    """Attributes that hold parameters, in the order of the forward pass."""
+
     def __init__(
         self, mixer: MixerConfig, norm: NormConfig, mlp: MlpConfig | None, width: int, place: Place, rngs: nnx.Rngs
     ):
@@ -21,24 +27,26 @@ class Block(nnx.Module):
         self.mlp_norm = None if mlp is None else norm.build(width)
         self.mlp = None if mlp is None else mlp.build(width, place, rngs)
 
-    def __call__(self, x: jax.Array, context: Context) -> MixerOutput:
+    def __call__(self, x: Float[Array, "b t d"], context: Context) -> MixerOutput:
+        """Returns the stream after the layer, and the mixer's losses and metrics."""
         return self._rest(x, self.mixer(self.mixer_norm(x), context))
 
-    def branches(self, x: jax.Array, context: Context) -> dict[str, jax.Array]:
-        """What the parts add to x, "mixer" and "mlp" (b, t, d), and their "sum" with it."""
-        found = {"mixer": self.mixer(self.mixer_norm(x), context).hidden}
-        x = x + found["mixer"]
+    def branches(self, x: Float[Array, "b t d"], context: Context) -> dict[str, Float[Array, "b t d"]]:
+        """Returns what the parts add to x, "mixer" and "mlp", and their "sum" with it."""
+        parts = {"mixer": self.mixer(self.mixer_norm(x), context).hidden}
+        x = x + parts["mixer"]
         if self.mlp is not None and self.mlp_norm is not None:
-            found["mlp"] = self.mlp(self.mlp_norm(x))
-            x = x + found["mlp"]
-        return {**found, "sum": x}
+            parts["mlp"] = self.mlp(self.mlp_norm(x))
+            x = x + parts["mlp"]
+        return {**parts, "sum": x}
 
-    def extend(self, x: jax.Array, state: State, context: Context) -> tuple[MixerOutput, State]:
+    def extend(self, x: Float[Array, "b t d"], state: State, context: Context) -> tuple[MixerOutput, State]:
+        """Returns the stream after the layer at the next tokens, and the mixer's state after them."""
         out, state = self.mixer.extend(self.mixer_norm(x), state, context)
         return self._rest(x, out), state
 
-    def _rest(self, x: jax.Array, out: MixerOutput) -> MixerOutput:
+    def _rest(self, x: Float[Array, "b t d"], out: MixerOutput) -> MixerOutput:
         x = x + out.hidden
         if self.mlp is not None and self.mlp_norm is not None:
             x = x + self.mlp(self.mlp_norm(x))
-        return MixerOutput(x, out.losses, out.metrics)
+        return dataclasses.replace(out, hidden=x)

@@ -1,4 +1,4 @@
-"""Continuing prompts from the decoding state: one prefill, then one token at a time inside a compiled loop."""
+"""Continues prompts from the decoding state: one prefill, then one token at a time inside a compiled loop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from recollect.configuration import UserError
 from recollect.models.functional import FunctionalModel, Params
@@ -22,16 +23,13 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Samples `length` tokens after each prompt.
+    """Returns `length` sampled tokens after each prompt, (b, length) int32.
 
     Args:
       prompts: (b, t) int, at least one token each.
       temperature: 0 takes the likeliest token.
       top_p: samples from the smallest set of tokens whose probabilities reach this sum (Holtzman et al. 2020).
       seed: same seed, same text.
-
-    Returns:
-      (b, length) int32, the new tokens only.
 
     Raises:
       UserError: an empty prompt, an impossible setting, or more tokens than the model can take.
@@ -50,14 +48,19 @@ def generate(
     if limit is not None and total > limit:
         raise UserError(f"prompt and continuation are {total} tokens; this model takes at most {limit}")
     run = _compiled(model, prompts.shape[1], length, temperature == 0)
-    return np.asarray(
-        run(params, prompts, jax.random.key(seed), jnp.float32(max(temperature, 1e-6)), jnp.float32(top_p))
-    )
+    settings = (jnp.float32(max(temperature, 1e-6)), jnp.float32(top_p))
+    return np.asarray(run(params, prompts, jax.random.key(seed), *settings))
 
 
 @functools.lru_cache(maxsize=8)
 def _compiled(model: FunctionalModel, prompt_length: int, length: int, greedy: bool):
-    def run(params: Params, prompts: jax.Array, key: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
+    def run(
+        params: Params,
+        prompts: Int[Array, "b t"],
+        key: Key[Array, ""],
+        temperature: Float[Array, ""],
+        top_p: Float[Array, ""],
+    ) -> Int[Array, "b length"]:
         module = model.bind(params)
         state = module.init_state(prompts.shape[0], prompt_length + length)
         hidden, state = module.extend(prompts, state)
@@ -75,7 +78,7 @@ def _compiled(model: FunctionalModel, prompt_length: int, length: int, greedy: b
     return jax.jit(run)
 
 
-def _sample(key: jax.Array, logits: jax.Array, top_p: jax.Array) -> jax.Array:
+def _sample(key: Key[Array, ""], logits: Float[Array, "b z"], top_p: Float[Array, ""]) -> Int[Array, " b"]:
     order = jnp.argsort(-logits, axis=-1)
     ranked = jnp.take_along_axis(logits, order, axis=-1)
     probabilities = jax.nn.softmax(ranked, axis=-1)

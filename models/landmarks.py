@@ -1,4 +1,4 @@
-"""Landmark tokens inside the model: one after every `block` ordinary tokens of a document, gone again before the head.
+"""Landmark tokens inside the model: one after every `block` ordinary tokens of a document, removed before the head.
 
 Data, labels and loss never see them. Blocks restart with each document, so a landmark's place follows from the document
 positions alone, and a stream inserts it in the same call as the token that fills its block.
@@ -10,6 +10,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from recollect.layers.mixer import Context
 from recollect.pallas_kernels.masks import LANDMARK, ORDINARY
@@ -17,26 +18,26 @@ from recollect.pallas_kernels.masks import LANDMARK, ORDINARY
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where t ordinary tokens stand among the t' tokens the layers see.
+    """Where t ordinary tokens stand among the t' tokens that the layers see.
 
     Attributes:
-      slots: (b, t) int32, the place of each ordinary token in the longer sequence.
-      source: (b, t') int32, the ordinary token at each place; meaningless elsewhere.
+      slots: index of each ordinary token in the longer sequence.
+      source: the ordinary token at each index of the longer sequence; meaningless at landmarks.
       context: fields of the longer sequence.
     """
 
-    slots: jax.Array
-    source: jax.Array
+    slots: Int[Array, "b t"]
+    source: Int[Array, "b longer"]
     context: Context
 
 
 def expanded_length(length: int, block: int) -> int:
-    """Tokens the layers see for `length` ordinary tokens from the start of a stream."""
+    """Returns how many tokens the layers see for `length` ordinary tokens from the start of a stream."""
     return length + length // block
 
 
 def plain_layout(batch_size: int, length: int, block: int) -> Layout:
-    """One document from its start: everything is known when the program is traced, and segments stay None."""
+    """Returns the layout of one document from its start, known when the program is traced; segments stay None."""
     index = jnp.arange(expanded_length(length, block), dtype=jnp.int32)
     is_landmark = index % (block + 1) == block
     rows = (batch_size, index.shape[0])
@@ -49,11 +50,12 @@ def plain_layout(batch_size: int, length: int, block: int) -> Layout:
     )
 
 
-def layout(positions: jax.Array, segments: jax.Array, block: int, *, from_start: bool) -> Layout:
-    """Any rows: documents (b, t) with `positions` in ordinary tokens. Places that stay free are padding at the end.
+def layout(positions: Int[Array, "b t"], segments: Int[Array, "b t"], block: int, *, from_start: bool) -> Layout:
+    """Returns the layout of any rows of documents, with `positions` in ordinary tokens. Free slots are padding at the
+    end.
 
     Args:
-      from_start: documents start in this call (fewer landmarks can occur), else a stream goes on mid-block.
+      from_start: documents start in this call (fewer landmarks can occur), else a stream may continue mid-block.
     """
     b, t = positions.shape
     most = t // block if from_start else -(-t // block)
@@ -77,13 +79,13 @@ def layout(positions: jax.Array, segments: jax.Array, block: int, *, from_start:
     return Layout(slots, place(index, index, 0), context)
 
 
-def insert(x: jax.Array, landmark: jax.Array, layout: Layout) -> jax.Array:
-    """x (b, t, d) to (b, t', d), with the vector `landmark` (d,) at landmark places."""
+def insert(x: Float[Array, "b t d"], landmark: Float[Array, " d"], layout: Layout) -> Float[Array, "b longer d"]:
+    """Returns the longer sequence, with the vector `landmark` at landmarks."""
     longer = jnp.take_along_axis(x, layout.source[..., None], axis=1)
     assert layout.context.token_types is not None
     return jnp.where((layout.context.token_types == LANDMARK)[..., None], landmark.astype(x.dtype), longer)
 
 
-def remove(x: jax.Array, layout: Layout) -> jax.Array:
-    """The ordinary tokens of x (b, t', d), (b, t, d)."""
+def remove(x: Float[Array, "b longer d"], layout: Layout) -> Float[Array, "b t d"]:
+    """Returns the ordinary tokens of the longer sequence."""
     return jnp.take_along_axis(x, layout.slots[..., None], axis=1)

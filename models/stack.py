@@ -1,4 +1,4 @@
-"""Depth: stages of repeated patterns. The one place that knows vmap-initialisation, scan and rematerialisation.
+"""Depth: stages of repeated patterns. Initialisation under vmap, scan and rematerialisation are handled here only.
 
 A stage's pattern (its period) is built once under `vmap` over its repeats, so every parameter of the period has a
 leading axis of that size, whether the stack then scans or unrolls.
@@ -13,9 +13,10 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int, Key
 
-from recollect.configuration import Config, UserError
-from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, State, lay_out
+from recollect.configuration import Config, UserError, requires
+from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, State, constrain_activations
 from recollect.layers.modules.mlp import MlpConfig
 from recollect.layers.modules.norms import NormConfig
 from recollect.models.block import Block
@@ -28,22 +29,21 @@ class Stage(Config):
     """`repeats` copies of a pattern of mixers, one after another."""
 
     pattern: tuple[MixerConfig, ...]
-    repeats: int = 1
+    repeats: int = chz.field(default=1, validator=requires(lambda value: value >= 1, "a stage is there at least once"))
 
     @chz.validate
     def _not_empty(self) -> None:
         if not self.pattern:
             raise UserError("a stage needs at least one mixer in its pattern")
-        if self.repeats < 1:
-            raise UserError(f"repeats={self.repeats}: a stage is there at least once")
 
     @property
     def depth(self) -> int:
+        """Number of layers."""
         return len(self.pattern) * self.repeats
 
 
 def repeat(*mixers: MixerConfig, depth: int) -> tuple[Stage, ...]:
-    """Stages for `depth` layers that cycle through `mixers`; a remainder becomes a stage of its own."""
+    """Returns stages for `depth` layers that cycle through `mixers`; a remainder becomes another stage."""
     if not mixers or depth < 1:
         raise UserError(f"depth={depth} with {len(mixers)} mixers: both must be at least 1")
     whole, rest = divmod(depth, len(mixers))
@@ -76,8 +76,8 @@ class Stack(nnx.Module):
             first += stage.depth
         self.stages = nnx.List(periods)
 
-    def __call__(self, x: jax.Array, context: Context) -> MixerOutput:
-        """x (b, t, d) through all layers; losses and metrics averaged over the layers that give them."""
+    def __call__(self, x: Float[Array, "b t d"], context: Context) -> MixerOutput:
+        """Returns the stream after all layers; losses and metrics averaged over the layers that have them."""
         totals: list[dict[str, Any]] = []
         for period, repeats in zip(self.stages, self.repeats, strict=True):
             run = self._checkpointed(context)
@@ -91,41 +91,39 @@ class Stack(nnx.Module):
         losses, metrics = _averages(totals)
         return MixerOutput(x, losses, metrics)
 
-    def branches(self, x: jax.Array, context: Context) -> Iterator[tuple[int, str, jax.Array]]:
-        """Layer by layer, unrolled: its index, "mixer" or "mlp" or "sum", and what that is (see Block.branches)."""
-        for index, block in self._layers():
-            found = block.branches(x, context)
-            yield from ((index, part, value) for part, value in found.items())
-            x = found["sum"]
+    def branches(self, x: Float[Array, "b t d"], context: Context) -> Iterator[tuple[int, str, Float[Array, "b t d"]]]:
+        """Yields (layer index, "mixer" or "mlp" or "sum", its value), unrolled; see `Block.branches`."""
+        for index, block in enumerate(self._layers()):
+            parts = block.branches(x, context)
+            yield from ((index, part, value) for part, value in parts.items())
+            x = parts["sum"]
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any) -> tuple[State, ...]:
-        """One entry a layer."""
-        blocks = [block for _, block in self._layers()]
-        return tuple(block.mixer.init_state(batch_size, max_length, dtype) for block in blocks)
+        """Returns one state per layer."""
+        return tuple(block.mixer.init_state(batch_size, max_length, dtype) for block in self._layers())
 
-    def extend(self, x: jax.Array, states: tuple[State, ...], context: Context) -> tuple[jax.Array, tuple[State, ...]]:
-        """x (b, t, d) through all layers, unrolled: a scan that carries caches in and out copies them at every
-        token."""
+    def extend(
+        self, x: Float[Array, "b t d"], states: tuple[State, ...], context: Context
+    ) -> tuple[Float[Array, "b t d"], tuple[State, ...]]:
+        """Returns the stream after all layers at the next tokens, and the states after them. Unrolled: a scan that
+        carries caches in and out copies them at every token."""
         after = []
-        for (_, block), state in zip(self._layers(), states, strict=True):
+        for block, state in zip(self._layers(), states, strict=True):
             out, state = block.extend(x, state, context)
             x = out.hidden
             after.append(state)
         return x, tuple(after)
 
-    def _layers(self) -> list[tuple[int, Block]]:
-        layers: list[tuple[int, Block]] = []
+    def _layers(self) -> Iterator[Block]:
         for period, repeats in zip(self.stages, self.repeats, strict=True):
             for index in range(repeats):
-                first = len(layers)
-                layers.extend((first + offset, block) for offset, block in enumerate(take(period, index)))
-        return layers
+                yield from take(period, index)
 
     def _checkpointed(self, context: Context):
         def run(x, period):
             sums: list[dict[str, Any]] = []
             for block in period:
-                out = block(lay_out(x), context)
+                out = block(constrain_activations(x), context)
                 x = out.hidden
                 sums.append(
                     {
@@ -142,27 +140,27 @@ class Stack(nnx.Module):
 
 
 def _keeps_products_and_kernels(primitive: Any, *args: Any, **params: Any) -> bool:
-    """What "dots" keeps: the results of matrix products with parameters, and of kernels, Pallas' and cuDNN's. A
-    kernel's results are as small as its inputs, and computing them again costs as much as the first time."""
+    """Returns what the policy "dots" keeps: results of matrix products with parameters, and of kernels, Pallas' and
+    cuDNN's. A kernel's results are as small as its inputs, and recomputing them costs as much as the first time."""
     kernel = primitive.name == "pallas_call" or primitive.name.startswith("dot_product_attention_fwd")
     return kernel or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
 
 
 def take(period: Any, index: int) -> Any:
-    """One repeat of a stacked period."""
+    """Returns one repeat of a stacked period."""
     return jax.tree.map(lambda leaf: leaf[index], period)
 
 
 def _build_period(
     stage: Stage, norm: NormConfig, mlp: MlpConfig | None, width: int, first: int, depth: int, rngs: nnx.Rngs
 ):
-    def build(key: jax.Array, start: jax.Array):
-        own = nnx.Rngs(params=key)
-        blocks = [
-            Block(mixer, norm, mlp, width, Place(start + offset, depth), own)
-            for offset, mixer in enumerate(stage.pattern)
-        ]
-        return nnx.List(blocks)
+    def build(key: Key[Array, ""], start: Int[Array, ""]) -> nnx.List:
+        layer_rngs = nnx.Rngs(params=key)
+        places = (Place(start + offset, depth) for offset in range(len(stage.pattern)))
+        return nnx.List(
+            Block(mixer, norm, mlp, width, place, layer_rngs)
+            for mixer, place in zip(stage.pattern, places, strict=True)
+        )
 
     keys = jax.random.split(rngs.params(), stage.repeats)
     starts = first + len(stage.pattern) * jnp.arange(stage.repeats)
@@ -170,7 +168,7 @@ def _build_period(
 
 
 def _add(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Adds (value, count) pairs by name."""
+    """Returns the sums of (value, count) pairs by name."""
     total: dict[str, Any] = {"losses": {}, "metrics": {}}
     for part in parts:
         for kind, values in part.items():

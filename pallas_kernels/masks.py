@@ -17,6 +17,7 @@ satisfies may need different pairs: both then count as unknown, which costs time
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any, ClassVar
 
 import jax
@@ -90,22 +91,24 @@ class Mask:
 
 
 @dataclasses.dataclass(frozen=True)
-class And(Mask):
-    """Pairs that both sides allow."""
+class _Pair(Mask):
+    """Two expressions, combined by an operator on bools."""
 
     left: Mask
     right: Mask
+
+    combine: ClassVar[Any]
 
     @property
     def fields(self) -> frozenset[str]:
         return self.left.fields | self.right.fields
 
     def allows(self, query: Any, key: Any) -> Any:
-        return _and(self.left.allows(query, key), self.right.allows(query, key))
+        return self.combine(self.left.allows(query, key), self.right.allows(query, key))
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
         (left_some, left_all), (right_some, right_all) = self.left.bounds(query, key), self.right.bounds(query, key)
-        return _and(left_some, right_some), _and(left_all, right_all)
+        return self.combine(left_some, right_some), self.combine(left_all, right_all)
 
 
 def _and(left: Any, right: Any) -> Any:
@@ -116,22 +119,17 @@ def _and(left: Any, right: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Or(Mask):
+class And(_Pair):
+    """Pairs that both sides allow."""
+
+    combine = staticmethod(_and)
+
+
+@dataclasses.dataclass(frozen=True)
+class Or(_Pair):
     """Pairs that either side allows."""
 
-    left: Mask
-    right: Mask
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return self.left.fields | self.right.fields
-
-    def allows(self, query: Any, key: Any) -> Any:
-        return self.left.allows(query, key) | self.right.allows(query, key)
-
-    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        (left_some, left_all), (right_some, right_all) = self.left.bounds(query, key), self.right.bounds(query, key)
-        return left_some | right_some, left_all | right_all
+    combine = staticmethod(operator.or_)
 
 
 @dataclasses.dataclass(frozen=True)

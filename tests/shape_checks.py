@@ -5,6 +5,7 @@ Functions and methods at the top of a module are wrapped once the module has run
 in it. What a decorator has turned into another object (jax.jit, jax.custom_vjp) is left as it is, as is what carries no
 jaxtyping annotation."""
 
+import dataclasses
 import importlib.abc
 import importlib.machinery
 import inspect
@@ -31,6 +32,8 @@ def check(module: ModuleType) -> None:
 
 def _wrap(owner: ModuleType | type, module: str) -> None:
     for name, value in list(vars(owner).items()):
+        if name == "__init__" and dataclasses.is_dataclass(owner):
+            continue  # trees of shapes or shardings are built of the same classes
         function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         if isinstance(function, FunctionType) and function.__module__ == module and _is_annotated(function):
             setattr(owner, name, jaxtyped(value, typechecker=_typechecker))

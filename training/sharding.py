@@ -1,15 +1,12 @@
-"""One table from parameter paths to PartitionSpecs. Layers carry no sharding annotations.
+"""One table from parameters' dimension letters to mesh axes: how parameters, train states and batches are split.
 
-Mesh axes: data (replicas), fsdp (parameters split, gathered for use), tensor (heads, MLP columns and words), sequence
-(tokens). A batch's rows are
-split over data and fsdp, its tokens over sequence. What operations exchange when tokens are split is theirs to know:
-pallas_kernels/sharding.py.
+Mesh axes: data (replicas), fsdp (parameters split, gathered for use), tensor (heads, hidden units and the vocabulary),
+sequence (tokens). A batch's rows are split over data and fsdp, its tokens over sequence. What operations exchange when
+tokens are split: pallas_kernels/sharding.py.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from typing import Any
 
 import jax
@@ -22,25 +19,28 @@ from recollect.training.experiment import Mesh
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
-# First match wins. Specs count from the last dimension, so that a leading axis of repeated layers stays whole.
-# Projections into heads split their outputs over tensor, projections back split their inputs; what is as wide as the
-# heads or the MLP follows them.
-RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"^embedding$", ("tensor", "fsdp")),  # by words, as the head's columns are
-    (r"(^|\.)table$", (None, "fsdp")),
-    (r"_router\.kernel$", ("fsdp", None)),  # every device routes for all heads
-    (r"_features\.kernel$", ("tensor", None, None)),  # a matrix a head
-    (r"\.filter\.(output|taps|down\.kernel)$", ("fsdp", "tensor")),  # a long filter's channels
-    (r"\.filter\.", ()),
-    (r"\.convolution\.taps$", (None, "tensor")),
-    (r"\.(output|down)\.kernel$", ("tensor", "fsdp")),
-    (r"\.kernel$", ("fsdp", "tensor")),
-    (r"", ()),  # norms, biases, and other vectors
-)
+SPLIT: dict[str, str | None] = {
+    "d": "fsdp",
+    "h": "tensor",
+    "g": "tensor",
+    "f": "tensor",
+    "z": "tensor",
+    "k": None,
+    "v": None,
+    "w": None,
+    "e": None,
+    "r": None,  # every device routes for all heads
+}
+"""Letter (see layers/modules/linear.py) -> mesh axis. Projections into heads split their outputs over tensor,
+projections back their inputs; a word of several letters ("hk") is split by its first."""
+
+SPLIT_BESIDE: dict[str, str] = {"t": "fsdp", "u": "fsdp"}
+"""Letters that are split only where another dimension is, over an axis that it leaves free: the taps and hidden units
+of a long filter, not a table of positions."""
 
 
 def make_mesh(config: Mesh) -> jax.sharding.Mesh:
-    """The mesh of a run.
+    """Returns the mesh of a run.
 
     Raises:
       UserError: fewer devices here than it names.
@@ -56,33 +56,46 @@ def make_mesh(config: Mesh) -> jax.sharding.Mesh:
     )
 
 
-def spec_of(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
-    """The PartitionSpec of one array: the table's, less the axes that do not divide its dimensions."""
-    tail = next(spec for pattern, spec in RULES if re.search(pattern, path))
-    if len(tail) > len(shape):
-        tail = ()
-    full = (None,) * (len(shape) - len(tail)) + tuple(tail)
+def spec_of(dims: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
+    """Returns the PartitionSpec of one parameter, without the axes that do not divide its dimensions. Vectors (gains,
+    biases) stay whole, and so do leading dimensions without letters: repeats of a layer, members of a population.
+
+    Raises:
+      ValueError: a letter is in neither table.
+    """
+    letters = [word[0] for word in dims.split()]
+    unknown = [letter for letter in letters if letter not in SPLIT | SPLIT_BESIDE]
+    if unknown:
+        raise ValueError(
+            f"a parameter with dimensions {dims!r}: there is no sharding rule for {unknown[0]!r}; "
+            "add one to SPLIT in training/sharding.py"
+        )
+    axes: list[str | None] = [None] * len(shape)
+    if len(letters) > 1:
+        first = len(shape) - len(letters)
+        for table in (SPLIT, SPLIT_BESIDE if any(SPLIT.get(letter) for letter in letters) else {}):
+            for dimension, letter in enumerate(letters, first):
+                axis = table.get(letter)
+                if axis is not None and axis not in axes:  # an axis splits one dimension
+                    axes[dimension] = axis
     return PartitionSpec(
-        *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(full, shape, strict=True))
+        *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=True))
     )
 
 
-def params_sharding(params: Params, mesh: jax.sharding.Mesh) -> Params:
-    """A NamedSharding for every parameter."""
-    flat = flatten(params)
-    specs = {path: NamedSharding(mesh, spec_of(path, tuple(leaf.shape), mesh)) for path, leaf in flat.items()}
-    structure = jax.tree.structure(params)
-    return jax.tree.unflatten(
-        structure, [specs[_path(path)] for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+def params_sharding(params: Params, dims: Params, mesh: jax.sharding.Mesh) -> Params:
+    """Returns a NamedSharding for every parameter; `dims` are their letters, `FunctionalModel.tags("dims")`."""
+    return jax.tree.map(
+        lambda leaf, letters: NamedSharding(mesh, spec_of(letters, tuple(leaf.shape), mesh)), params, dims
     )
 
 
-def state_sharding(state: Any, params: Params, mesh: jax.sharding.Mesh) -> Any:
-    """Shardings for a whole train state: what has a parameter's path at the end of its own, and its shape, is split
-    like it (moments of any optimizer, with parameters left out or not; running averages); the rest is replicated. Trees
-    of arrays or of their shapes."""
-    shardings = flatten(params_sharding(params, mesh))
-    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
+def state_sharding(state: Any, dims: Params, mesh: jax.sharding.Mesh) -> Any:
+    """Returns shardings for a whole train state, a tree of arrays or of their shapes: leaves whose path ends in that of
+    a parameter in `state["params"]`, and that have its shape, are split like it (moments of any optimizer, whether or
+    not it leaves parameters out; running averages); the rest is replicated."""
+    shardings = flatten(params_sharding(state["params"], dims, mesh))
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(state["params"]).items()}
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def assign(entries: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -98,29 +111,18 @@ def state_sharding(state: Any, params: Params, mesh: jax.sharding.Mesh) -> Any:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Rows of a batch over data and fsdp, tokens over sequence: of arrays (b, t)."""
+    """Returns the sharding of arrays (b, t): rows of a batch over data and fsdp, tokens over sequence."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "sequence"))
 
 
 def batch_shardings(batch: Any, mesh: jax.sharding.Mesh) -> Any:
-    """`batch_sharding` for each array (b, p) of a batch, or of its shapes, without what does not divide it: a recall
-    task's few labelled positions stay whole."""
-    rows = batch_sharding(mesh).spec
+    """Returns `batch_sharding` for each array (b, p) of a batch, or of its shapes, without the axes that do not divide
+    it: a recall task's few labelled positions stay whole."""
+    axes = batch_sharding(mesh).spec
+    parts = (mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["sequence"])
 
     def of(leaf: Any) -> NamedSharding:
-        sizes = (math.prod(mesh.shape[axis] for axis in ("data", "fsdp")), mesh.shape["sequence"])
-        return NamedSharding(
-            mesh,
-            PartitionSpec(
-                *(
-                    axes if size % parts == 0 else None
-                    for axes, size, parts in zip(rows, leaf.shape, sizes, strict=True)
-                )
-            ),
-        )
+        spec = (axis if size % n == 0 else None for axis, size, n in zip(axes, leaf.shape, parts, strict=True))
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(of, batch)
-
-
-def _path(entries: tuple[Any, ...]) -> str:
-    return ".".join(str(entry.key) for entry in entries)

@@ -63,7 +63,9 @@ class Program:
             return self._jit("init", function, **_quick_to_compile())(seeds)
         shapes = jax.eval_shape(function, seeds)
         # Made sharded: no device ever holds the whole model.
-        return self._jit("init", function, out_shardings=state_sharding(shapes, shapes["params"], self.mesh))(seeds)
+        return self._jit("init", function, out_shardings=state_sharding(shapes, self.model.tags("dims"), self.mesh))(
+            seeds
+        )
 
     def train(self, state: State, values: Any, steps: int, data_slice: Any) -> tuple[State, dict[str, jax.Array]]:
         """Trains `steps` steps on batches drawn on the device from (seed, step); the state given is consumed.

@@ -1,1 +1,1 @@
-"""One mechanism per file: config, module, equation."""
+"""One mechanism per file: config, module, equation. `recollect.layers` exports them."""

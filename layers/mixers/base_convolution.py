@@ -2,29 +2,29 @@
 
     y = (conv(u) + b) * (W u + b') + u
 
-with a short depthwise convolution, or a long one without b. The residual u is the layer's own, on top of the block's.
+with a short depthwise convolution, or a long one without b. The layer adds the residual u itself, besides the block's.
 An implicit long filter adds the convolution's input to its output (a skip of weight 1: conv(u) = filter * u + u); an
-explicit one, a table N(0, 1) of one tap a position, does not.
+explicit one, a table N(0, 1) of one tap per position, does not.
 
 State: the last kernel - 1 inputs, or with a long filter all of them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal
 
 import chz
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from recollect.configuration import UserError
+from recollect.configuration import at_least
 from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, Traits, zero_padding
 from recollect.layers.modules.implicit_filter import ReluFilter
 from recollect.layers.modules.linear import Linear, normal, parameter
 from recollect.layers.modules.positions import check_length
-from recollect.layers.modules.short_convolution import CausalConvolution, check_kernel
+from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
+from recollect.layers.state.convolution import ConvolutionState
 from recollect.layers.state.long_convolution import LongConvolutionCache
 from recollect.pallas_kernels.gated_convolution import long_convolution
 
@@ -39,15 +39,9 @@ class BaseConvolution(MixerConfig):
       maximum_length: longest input of a long filter, and the length that its time is measured in.
     """
 
-    kernel: int | None = 3
+    kernel: int | None = chz.field(default=3, validator=has_taps)
     filter: Literal["implicit", "explicit"] = "implicit"
-    maximum_length: int = 2048
-
-    @chz.validate
-    def _possible(self) -> None:
-        check_kernel(self.kernel)
-        if self.maximum_length < 1:
-            raise UserError(f"maximum_length={self.maximum_length}: must be at least 1")
+    maximum_length: int = chz.field(default=2048, validator=at_least(1))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> BaseConvolutionMixer:
         return BaseConvolutionMixer(self, width, place, rngs)
@@ -60,38 +54,30 @@ class BaseConvolution(MixerConfig):
 
 
 class ExplicitFilter(nnx.Module):
-    """A table of one tap a position and channel, N(0, 1) at the start."""
+    """A table of one tap per position and channel, initialised N(0, 1)."""
 
     def __init__(self, channels: int, maximum: int, rngs: nnx.Rngs):
-        self.taps = parameter(normal(1.0)(rngs.params(), (maximum, channels), jnp.float32))
+        self.taps = parameter(normal(1.0)(rngs.params(), (maximum, channels), jnp.float32), "t f")
 
-    def __call__(self, length: int) -> jax.Array:
+    def __call__(self, length: int) -> Float[Array, "t f"]:
+        """Returns the first `length` taps."""
         return self.taps[...][:length]
 
 
 _FILTERS = {"implicit": ReluFilter, "explicit": ExplicitFilter}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class BaseConvolutionState:
-    """inputs: (b, kernel - 1, d), oldest first; or a LongConvolutionCache."""
-
-    inputs: Any
-    cursor: Cursor
-
-
 class BaseConvolutionMixer(Mixer):
-    """What `BaseConvolution` builds."""
+    """The module of `BaseConvolution`."""
 
     def __init__(self, config: BaseConvolution, width: int, place: Place, rngs: nnx.Rngs):
         self.config = config
         self.width = width
-        self.projection = Linear(width, width, rngs, bias=True)
+        self.projection = Linear(width, width, "d f", rngs, bias=True)
         self.convolution = None if config.kernel is None else CausalConvolution(width, config.kernel, rngs, bias=True)
         self.filter = None if config.kernel is not None else _FILTERS[config.filter](width, config.maximum_length, rngs)
 
-    def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
+    def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
         x = zero_padding(x, context)
         gate = self.projection(x)
         if self.convolution is not None:
@@ -102,30 +88,28 @@ class BaseConvolutionMixer(Mixer):
         y = long_convolution(x, self.filter(x.shape[1]), out_gate=gate, skip=skip, segment_ids=context.segments)
         return MixerOutput(y + x)
 
-    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> BaseConvolutionState:
-        inputs: Any
+    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> ConvolutionState:
+        cursor = Cursor.start(batch_size)
         if self.convolution is not None:
-            inputs = self.convolution.init_state(batch_size, dtype)
-        else:
-            inputs = LongConvolutionCache.create(
-                batch_size, min(max_length, self.config.maximum_length), self.width, dtype
-            )
-        return BaseConvolutionState(inputs, Cursor.start(batch_size))
+            return ConvolutionState(self.convolution.init_state(batch_size, dtype), cursor)
+        slots = min(max_length, self.config.maximum_length)
+        return ConvolutionState(LongConvolutionCache.create(batch_size, slots, self.width, dtype), cursor)
 
     def extend(
-        self, x: jax.Array, state: BaseConvolutionState, context: Context = Context()
-    ) -> tuple[MixerOutput, BaseConvolutionState]:
+        self, x: Float[Array, "b t d"], state: ConvolutionState, context: Context = Context()
+    ) -> tuple[MixerOutput, ConvolutionState]:
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
         x = zero_padding(x, tokens)
         gate = self.projection(x)
+        inputs: Any = state.inputs
         if self.convolution is not None:
-            y, inputs = self.convolution.extend(x, state.inputs, tokens, state.cursor, out_gate=gate)
+            y, inputs = self.convolution.extend(x, inputs, tokens, state.cursor, out_gate=gate)
         else:
-            assert self.filter is not None and tokens.segments is not None
+            assert self.filter is not None
             self._check_length(x)
-            y, inputs = state.inputs.extend(x, self.filter(state.inputs.slots), tokens.segments)
+            y, inputs = inputs.extend(x, self.filter(inputs.slots), tokens.segments)
             y = (y + x if self.config.filter == "implicit" else y) * gate
-        return MixerOutput(y + x), BaseConvolutionState(inputs, cursor)
+        return MixerOutput(y + x), ConvolutionState(inputs, cursor)
 
-    def _check_length(self, x: jax.Array) -> None:
+    def _check_length(self, x: Float[Array, "b t d"]) -> None:
         check_length(x.shape[1], self.config.maximum_length, "BaseConvolution's maximum_length")

@@ -4,7 +4,7 @@
     z = x1 * v
     y = W_out (x2 * (filter * z + D z)) + b_out
 
-with an implicit long filter (`implicit_filter.py`) and a skip D ~ N(0, 1) a channel. D is kept out of the filter: at
+with an implicit long filter (`implicit_filter.py`) and a skip D ~ N(0, 1) per channel. D is kept out of the filter: at
 initialisation it is thousands of times larger than the filter's taps, and a Fourier transform of both would drown the
 taps in the rounding of the skip.
 
@@ -20,13 +20,14 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from recollect.configuration import UserError
+from recollect.configuration import at_least
 from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, Traits, zero_padding
 from recollect.layers.modules.implicit_filter import SineFilter
 from recollect.layers.modules.linear import Linear, output_init, parameter
 from recollect.layers.modules.positions import check_length
-from recollect.layers.modules.short_convolution import CausalConvolution, check_kernel
+from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
 from recollect.layers.state.long_convolution import LongConvolutionCache
 from recollect.pallas_kernels.gated_convolution import long_convolution
 
@@ -41,16 +42,9 @@ class Hyena(MixerConfig):
       kernel: taps of the short convolution.
     """
 
-    maximum_length: int = 2048
-    filter_order: int = 64
-    kernel: int = 3
-
-    @chz.validate
-    def _possible(self) -> None:
-        check_kernel(self.kernel)
-        for name in ("maximum_length", "filter_order"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+    maximum_length: int = chz.field(default=2048, validator=at_least(1))
+    filter_order: int = chz.field(default=64, validator=at_least(1))
+    kernel: int = chz.field(default=3, validator=has_taps)
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> HyenaMixer:
         return HyenaMixer(self, width, place, rngs)
@@ -63,51 +57,51 @@ class Hyena(MixerConfig):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HyenaState:
-    """short: (b, kernel - 1, 3 d), oldest first; long: the long convolution's inputs (b, s, d)."""
+    """Past inputs of the short convolution, the last kernel - 1, oldest first, and of the long one."""
 
-    short: jax.Array
+    short: Float[Array, "b w f"]
     long: LongConvolutionCache
     cursor: Cursor
 
 
 class HyenaMixer(Mixer):
-    """What `Hyena` builds."""
+    """The module of `Hyena`."""
 
     def __init__(self, config: Hyena, width: int, place: Place, rngs: nnx.Rngs):
         self.config = config
         self.width = width
-        self.input = Linear(width, 3 * width, rngs, bias=True)
+        self.input = Linear(width, 3 * width, "d f", rngs, bias=True)
         self.convolution = CausalConvolution(3 * width, config.kernel, rngs, bias=True)
         self.filter = SineFilter(width, config.maximum_length, config.filter_order, rngs)
-        self.skip = parameter(jax.random.normal(rngs.params(), (width,)), decay=False)
-        self.output = Linear(width, width, rngs, bias=True, init=output_init(place.depth))
+        self.skip = parameter(jax.random.normal(rngs.params(), (width,)), "f")
+        self.output = Linear(width, width, "f d", rngs, bias=True, init=output_init(place.depth))
 
-    def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
+    def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
         self._check_length(x)
         parts = jnp.split(self.input(zero_padding(x, context)), 3, axis=-1)
-        x1, x2 = (self.convolution.piece(parts[index], context, index, 3) for index in (0, 1))
-        z = self.convolution.piece(parts[2], context, 2, 3, out_gate=x1)
-        filter = self.filter(x.shape[1])
-        return MixerOutput(
-            self.output(long_convolution(z, filter, out_gate=x2, skip=self.skip[...], segment_ids=context.segments))
-        )
+        x1, x2 = (self.convolution(parts[index], context, part=(index, 3)) for index in (0, 1))
+        z = self.convolution(parts[2], context, part=(2, 3), out_gate=x1)
+        taps = self.filter(x.shape[1])
+        y = long_convolution(z, taps, out_gate=x2, skip=self.skip[...], segment_ids=context.segments)
+        return MixerOutput(self.output(y))
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> HyenaState:
         long = LongConvolutionCache.create(batch_size, min(max_length, self.config.maximum_length), self.width, dtype)
         return HyenaState(self.convolution.init_state(batch_size, dtype), long, Cursor.start(batch_size))
 
-    def extend(self, x: jax.Array, state: HyenaState, context: Context = Context()) -> tuple[MixerOutput, HyenaState]:
+    def extend(
+        self, x: Float[Array, "b t d"], state: HyenaState, context: Context = Context()
+    ) -> tuple[MixerOutput, HyenaState]:
         self._check_length(x)
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
         assert tokens.segments is not None
-        projected, short = self.convolution.extend(
-            self.input(zero_padding(x, tokens)), state.short, tokens, state.cursor
-        )
+        inputs = self.input(zero_padding(x, tokens))
+        projected, short = self.convolution.extend(inputs, state.short, tokens, state.cursor)
         x1, x2, v = jnp.split(projected, 3, axis=-1)
         z = x1 * v
         y, long = state.long.extend(z, self.filter(state.long.slots), tokens.segments)
         y = x2 * (y + self.skip[...].astype(z.dtype) * z)
         return MixerOutput(self.output(y)), HyenaState(short, long, cursor)
 
-    def _check_length(self, x: jax.Array) -> None:
+    def _check_length(self, x: Float[Array, "b t d"]) -> None:
         check_length(x.shape[1], self.config.maximum_length, "Hyena's maximum_length")

@@ -1,12 +1,12 @@
-"""Linear attention: softmax's exp(q . k) replaced by phi(q) . phi(k), so that a fixed state stands for all past keys.
+"""Linear attention: softmax's exp(q . k) replaced by phi(q) . phi(k), so that a state of fixed size stands for all past
+keys.
 
     S_t = gamma S_{t-1} + phi(k_t) v_t^T,   z_t = gamma z_{t-1} + phi(k_t)
     o_t = phi(q_t) S_t / (phi(q_t) . z_t + epsilon)              without a normaliser: o_t = phi(q_t) S_t
 
 Katharopoulos et al. 2020 (equations 16 to 20); Based's Taylor features (Arora et al. 2024, section 4.1); RetNet's decay
 gamma_h = 1 - 2^(-5-h) (Sun et al. 2023, equation 8). The normaliser is one more value column of ones, so numerator and
-denominator share
-one recurrence, its decay and its precision. State: (features x (v + 1)) fp32 a head, whatever the length.
+denominator share one recurrence, its decay and its precision. State: (features x (v + 1)) fp32 per head at any length.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
-from recollect.configuration import UserError
+from recollect.configuration import UserError, at_least, requires
 from recollect.layers.mixer import (
     Context,
     Cursor,
@@ -27,12 +28,11 @@ from recollect.layers.mixer import (
     MixerConfig,
     MixerOutput,
     Place,
-    Traits,
     token_positions,
     zero_padding,
 )
 from recollect.layers.modules.feature_maps import FeatureMap, Taylor
-from recollect.layers.modules.linear import Linear, output_init
+from recollect.layers.modules.linear import Linear, merge_heads, output_init, split_heads
 from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, Rotary
 from recollect.pallas_kernels.linear_recurrence import linear_recurrence
@@ -44,39 +44,34 @@ class LinearAttention(MixerConfig):
     """Linear attention.
 
     Attributes:
-      heads: heads; each reads values of width // heads dimensions.
-      feature_dim: query and key dimensions a head before the feature map (Based: 16); None: width // heads.
+      heads: number of heads, each with width // heads value dimensions.
+      feature_dim: query and key dimensions per head before the feature map (Based: 16); None: width // heads.
       feature_map: phi.
-      normalise: divide by the sum of weights; maps of free sign refuse it.
+      normalise: divide by the sum of weights; not with maps whose products can be negative.
       epsilon: added to that sum.
       decay: "none", or "retnet" for 1 - 2^(-5-h) on head h.
       positions: None, or Rotary on queries and keys before the map.
       output_norm: RMS norm of each head's output (RetNet), for states that are read without a normaliser.
-      chunk: tokens a chunk; None leaves it to what serves (a number may be one that a kernel does not have).
+      chunk: tokens per chunk; None leaves the choice to the backend (which may not support every number).
     """
 
-    heads: int = 1
-    feature_dim: int | None = None
+    heads: int = chz.field(default=1, validator=at_least(1))
+    feature_dim: int | None = chz.field(default=None, validator=at_least(1))
     feature_map: FeatureMap = Taylor()
     normalise: bool = True
-    epsilon: float = 1e-6
+    epsilon: float = chz.field(default=1e-6, validator=requires(lambda value: value > 0, "must be positive"))
     decay: Literal["none", "retnet"] = "none"
     positions: PositionsConfig | None = None
     output_norm: bool = False
-    chunk: int | None = None
+    chunk: int | None = chz.field(default=None, validator=at_least(1))
 
     @chz.validate
     def _possible(self) -> None:
-        for name in ("heads", "chunk", "feature_dim"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise UserError(f"{name}={size}: must be at least 1")
         if self.normalise and not self.feature_map.positive:
             raise UserError(
-                f"{type(self.feature_map).__name__} features may have any sign: set normalise=False (output_norm=True keeps the scale)"
+                f"{type(self.feature_map).__name__} features may have any sign: set normalise=False "
+                "(output_norm=True keeps the scale)"
             )
-        if self.epsilon <= 0:
-            raise UserError(f"epsilon={self.epsilon}: must be positive")
         if isinstance(self.positions, LearnedPositions):
             raise UserError(
                 "LinearAttention takes Rotary positions or none; learned ones belong to the model's embedding"
@@ -87,61 +82,52 @@ class LinearAttention(MixerConfig):
             raise UserError(f"heads={self.heads} does not divide the model width {width}")
         return LinearAttentionMixer(self, width, place, rngs)
 
-    @property
-    def traits(self) -> Traits:
-        return Traits()
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearAttentionState:
-    """memory: (b, h, features, v + 1) fp32, the last column the normaliser (absent without one)."""
+    """Sum of products of key features and values, fp32; the last value column is the normaliser's, if there is one."""
 
-    memory: jax.Array
+    memory: Float[Array, "b h features columns"]
     cursor: Cursor
 
 
 class LinearAttentionMixer(Mixer):
-    """What `LinearAttention` builds."""
+    """The module of `LinearAttention`."""
 
     def __init__(self, config: LinearAttention, width: int, place: Place, rngs: nnx.Rngs):
         self.config = config
         self.value_dim = width // config.heads
         self.key_dim = config.feature_dim or self.value_dim
-        self.query = Linear(width, config.heads * self.key_dim, rngs)
-        self.key = Linear(width, config.heads * self.key_dim, rngs)
-        self.value = Linear(width, width, rngs)
+        self.query = Linear(width, config.heads * self.key_dim, "d hk", rngs)
+        self.key = Linear(width, config.heads * self.key_dim, "d hk", rngs)
+        self.value = Linear(width, width, "d hv", rngs)
         self.query_features = config.feature_map.build(config.heads, self.key_dim)
         self.key_features = config.feature_map.build(config.heads, self.key_dim)
         self.output_norm = RMSNormalization(self.value_dim) if config.output_norm else None
-        self.output = Linear(width, width, rngs, init=output_init(place.depth))
+        self.output = Linear(width, width, "hv d", rngs, init=output_init(place.depth))
 
-    def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
+    def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
         hidden, _ = self._mix(zero_padding(x, context), context, None, None, False)
         return MixerOutput(hidden)
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> LinearAttentionState:
         config = self.config
-        columns = self.value_dim + (1 if config.normalise else 0)
-        shape = (batch_size, config.heads, config.feature_map.features(self.key_dim), columns)
+        shape = (batch_size, config.heads, config.feature_map.features(self.key_dim), self.value_dim + config.normalise)
         return LinearAttentionState(jnp.zeros(shape, jnp.float32), Cursor.start(batch_size))
 
     def extend(
-        self, x: jax.Array, state: LinearAttentionState, context: Context = Context()
+        self, x: Float[Array, "b t d"], state: LinearAttentionState, context: Context = Context()
     ) -> tuple[MixerOutput, LinearAttentionState]:
-        b, t, _ = x.shape
-        tokens, cursor = state.cursor.read(context, b, t)
+        tokens, cursor = state.cursor.read(context, *x.shape[:2])
         hidden, memory = self._mix(zero_padding(x, tokens), tokens, state.memory, state.cursor.segment, True)
         return MixerOutput(hidden), LinearAttentionState(memory, cursor)
 
     def _mix(self, x, context, memory, segment, return_state):
         config = self.config
-        b, t, width = x.shape
-        q = self.query(x).reshape(b, t, config.heads, self.key_dim)
-        k = self.key(x).reshape(b, t, config.heads, self.key_dim)
-        v = self.value(x).reshape(b, t, config.heads, self.value_dim)
+        q, k, v = (split_heads(projection(x), config.heads) for projection in (self.query, self.key, self.value))
         if isinstance(config.positions, Rotary):
-            positions = token_positions(context, b, t)
+            positions = token_positions(context, *x.shape[:2])
             q, k = config.positions(q, positions), config.positions(k, positions)
         past = {
             "initial_state": memory,
@@ -150,12 +136,12 @@ class LinearAttentionMixer(Mixer):
             "return_state": return_state,
             "chunk_size": config.chunk,
         }
-        # Taylor features without a decay have an operation of their own, which forms them for the state alone.
+        # Taylor features without a decay have an operation of their own, which makes them for the state only.
         run = self._series if isinstance(config.feature_map, Taylor) and config.decay == "none" else self._recurrence
         o, memory = run(q, k, v, **past)
         if self.output_norm is not None:
             o = self.output_norm(o)
-        return self.output(o.reshape(b, t, width).astype(x.dtype)), memory
+        return self.output(merge_heads(o).astype(x.dtype)), memory
 
     def _series(self, q, k, v, **past):
         return taylor_attention(q, k, v, normalise=self.config.normalise, epsilon=self.config.epsilon, **past)
@@ -164,13 +150,13 @@ class LinearAttentionMixer(Mixer):
         config = self.config
         if config.normalise:
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
-        # Kernels multiply in one type; the maps compute in fp32.
+        # Kernels multiply in one dtype; the maps compute in fp32.
         q, k = self.query_features(q).astype(v.dtype), self.key_features(k).astype(v.dtype)
         o, memory = linear_recurrence(q, k, v, log_decay=self._log_decay(), **past)
         o = o.astype(jnp.float32)
         return o[..., :-1] / (o[..., -1:] + config.epsilon) if config.normalise else o, memory
 
-    def _log_decay(self) -> jax.Array | None:
+    def _log_decay(self) -> Float[Array, " h"] | None:
         if self.config.decay == "none":
             return None
         return jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(self.config.heads, dtype=jnp.float32))))

@@ -6,7 +6,7 @@ softmax(W_h x),
 
     y = W_o [g_1 o_1 ... g_h o_h],    shared heads first
     gates="paper"   g = [a_1 s, a_2 p m]                                        (equations 5 and 6)
-    gates="code"    g = [2 a_1 h_s s, 2 a_2 K p m / sum(p m)]                   (the authors' code: the gates of each part average 1)
+    gates="code"    g = [2 a_1 h_s s, 2 a_2 K p m / sum(p m)]                   (the authors' code: mean 1 in each part)
 
     head_balance = balance_weight * sum_i P_i f_i             balance="paper" (equation 7)
                  = balance_weight * (h - h_s) sum_i P_i f_i   balance="code"
@@ -16,9 +16,9 @@ f_i = K: under uniform routing sum_i P_i f_i = K / (h - h_s), and K on the code'
 gradient passes through P only.
 
 The authors' code computes every head for every token and multiplies by the gates. Here attention of routed heads is
-computed for the tokens that chose them (pallas_kernels/head_mixture_attention), wherever that takes less time than all
-heads; when decoding, keys and values of the chosen heads alone are read. Projections are dense, and the cache keeps all
-keys, since a later token may choose any head.
+computed for the tokens that chose them (pallas_kernels/head_mixture_attention) wherever that takes less time than all
+heads; decoding reads keys and values of the chosen heads only. Projections are dense, and the cache keeps all keys,
+since a later token may choose any head.
 
 Easy to get wrong: paper gates start the output near 1/h of plain attention's, which slows learning; ties must still
 pick exactly K heads, so the choice comes from indices, not from a threshold; routers run in fp32; W_s is absent for one
@@ -28,14 +28,16 @@ query's place among others, and with it the last bits of its output, may depend 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from recollect.configuration import UserError
+from recollect.configuration import UserError, at_least, requires
 from recollect.layers.mixer import MixerOutput, Place, Traits
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.linear import Linear
@@ -48,19 +50,19 @@ class MixtureOfHeads(SoftmaxConfig):
     """Mixture-of-head attention, causal.
 
     Attributes:
-      shared: the first heads, used by every token.
-      active: routed heads each token uses, of the `heads - shared`; 0 when all heads are shared.
-      gates: how heads' outputs are weighed, see the module's equations.
+      shared: number of heads that every token uses, the first ones.
+      active: routed heads per token, of the `heads - shared`; 0 when all heads are shared.
+      gates: how heads' outputs are weighted, see the module's equations.
       balance: scale of the balance loss, see there.
       balance_weight: its coefficient; 0 for none.
     """
 
-    heads: int = 8
+    heads: int = chz.field(default=8, validator=at_least(1))
     shared: int = 2
     active: int = 3
     gates: Literal["paper", "code"] = "code"
     balance: Literal["paper", "code"] = "paper"
-    balance_weight: float = 0.01
+    balance_weight: float = chz.field(default=0.01, validator=requires(lambda value: value >= 0, "must be 0 or more"))
 
     @chz.validate
     def _possible_routing(self) -> None:
@@ -70,69 +72,71 @@ class MixtureOfHeads(SoftmaxConfig):
             raise UserError(f"active={self.active}: must be from 1 to the {self.routed} routed heads (heads - shared)")
         if not self.routed and self.active:
             raise UserError(f"active={self.active}: must be 0 when all {self.heads} heads are shared")
-        if self.balance_weight < 0:
-            raise UserError(f"balance_weight={self.balance_weight}: must be 0 or more")
 
     @property
     def routed(self) -> int:
-        """Heads among which tokens choose."""
+        """Number of heads among which tokens choose."""
         return self.heads - self.shared
 
     @property
     def traits(self) -> Traits:
-        maximum = SoftmaxConfig.traits.fget(self).maximum_length  # type: ignore[attr-defined]
-        return Traits(maximum_length=maximum, exact_causality=self.active == self.routed)
+        return dataclasses.replace(super().traits, exact_causality=self.active == self.routed)
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> MixtureOfHeadsAttention:
         return MixtureOfHeadsAttention(self, width, place, rngs)
 
 
 class MixtureOfHeadsAttention(SoftmaxAttention):
-    """What `MixtureOfHeads` builds."""
+    """The module of `MixtureOfHeads`."""
 
     config: MixtureOfHeads
 
     def __init__(self, config: MixtureOfHeads, width: int, place: Place, rngs: nnx.Rngs):
         super().__init__(config, width, place, rngs)
-        self.routed_router = Linear(width, config.routed, rngs) if config.routed else None
-        self.shared_router = Linear(width, config.shared, rngs) if config.shared > 1 else None
-        self.kind_router = Linear(width, 2, rngs) if config.shared and config.routed else None
+        self.routed_router = Linear(width, config.routed, "d r", rngs) if config.routed else None
+        self.shared_router = Linear(width, config.shared, "d r", rngs) if config.shared > 1 else None
+        self.kind_router = Linear(width, 2, "d r", rngs) if config.shared and config.routed else None
 
-    def route(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Gates of all heads (b, t, h), and for the routed heads (b, t, h - h_s) probabilities and whether each was
-        picked.
-
-        Gates and probabilities are fp32, the choice bool; x is (b, t, d).
-        """
+    def route(
+        self, x: Float[Array, "b t d"]
+    ) -> tuple[Float[Array, "b t h"], Float[Array, "b t routed"], Bool[Array, "b t routed"]]:
+        """Returns the gates of all heads, and for the routed heads probabilities and whether each was chosen, all in
+        fp32."""
         config = self.config
         x = x.astype(jnp.float32)
         b, t, _ = x.shape
-        counted = config.gates == "code"
+        averages_one = config.gates == "code"
         shared, routed = jnp.ones((b, t, config.shared)), jnp.zeros((b, t, config.routed))
         probabilities, chosen = routed, routed > 0
         if self.shared_router is not None:
-            shared = jax.nn.softmax(self.shared_router(x), axis=-1) * (config.shared if counted else 1)
+            shared = jax.nn.softmax(self.shared_router(x), axis=-1) * (config.shared if averages_one else 1)
         if self.routed_router is not None:
             logits = self.routed_router(x)
             probabilities = jax.nn.softmax(logits, axis=-1)
-            # Of the logits, since probabilities that underflow to 0 would tie.
-            picked = jax.lax.top_k(logits, config.active)[1]
-            chosen = jnp.any(picked[..., None] == jnp.arange(config.routed), axis=-2)
+            # The top of the logits, since probabilities that underflow to 0 would tie.
+            indices = jax.lax.top_k(logits, config.active)[1]
+            chosen = jnp.any(indices[..., None] == jnp.arange(config.routed), axis=-2)
             routed = jnp.where(chosen, probabilities, 0)
-            if counted:
+            if averages_one:
                 total = jnp.sum(routed, axis=-1, keepdims=True)
                 routed = config.active * routed / jnp.maximum(total, jnp.finfo(jnp.float32).eps)
         if self.kind_router is not None:
-            kinds = jax.nn.softmax(self.kind_router(x), axis=-1) * (2 if counted else 1)
+            kinds = jax.nn.softmax(self.kind_router(x), axis=-1) * (2 if averages_one else 1)
             shared, routed = kinds[..., :1] * shared, kinds[..., 1:] * routed
         return jnp.concatenate([shared, routed], axis=-1), probabilities, chosen
 
-    def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
+    def _mix(
+        self,
+        x: Float[Array, "b t d"],
+        q: Float[Array, "b t h k"],
+        k: Float[Array, "b s g k"],
+        v: Float[Array, "b s g v"],
+        fields: dict[str, Any],
+    ) -> MixerOutput:
         config, segments = self.config, fields["query_segments"]
         gates, probabilities, chosen = self.route(x)
-        if config.routed and skips(
-            q.shape[1], k.shape[1], config.routed, config.active, self_attention="key_positions" not in fields
-        ):
+        whole = "key_positions" not in fields
+        if config.routed and skips(q.shape[1], k.shape[1], config.routed, config.active, self_attention=whole):
             o = self._attend_chosen(q, k, v, gates, chosen, fields)
         else:
             o = (softmax_attention(q, k, v, **fields) * gates[..., None]).astype(q.dtype)
@@ -147,10 +151,16 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
         return MixerOutput(out.hidden, {"head_balance": loss}, metrics)
 
     def _attend_chosen(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, gates: jax.Array, chosen: jax.Array, fields: dict[str, Any]
-    ) -> jax.Array:
-        """Heads' outputs times their gates (b, t, h, v): shared heads for all tokens, routed ones for those that
-        chose them."""
+        self,
+        q: Float[Array, "b t h k"],
+        k: Float[Array, "b s g k"],
+        v: Float[Array, "b s g v"],
+        gates: Float[Array, "b t h"],
+        chosen: Bool[Array, "b t routed"],
+        fields: dict[str, Any],
+    ) -> Float[Array, "b t h v"]:
+        """Returns heads' outputs times their gates: shared heads for all tokens, routed ones for those that chose
+        them."""
         shared, per = self.config.shared, self.config.heads // self.key_heads
         first = shared // per  # the first key head that routed heads use
         key_heads = tuple(head // per - first for head in range(shared, self.config.heads))
@@ -166,15 +176,16 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
         )
         if not shared:
             return routed
-        whole = shared % per == 0  # else a key head is also a routed head's, and each shared head takes its own copy
-        own = slice(first) if whole else [head // per for head in range(shared)]
-        kept = softmax_attention(q[:, :, :shared], k[:, :, own], v[:, :, own], **fields)
-        kept = (kept * gates[..., :shared, None]).astype(q.dtype)
-        return jnp.concatenate([kept, routed], axis=2)
+        # A key head that is also a routed head's is copied for each shared head.
+        used = slice(first) if shared % per == 0 else [head // per for head in range(shared)]
+        o = softmax_attention(q[:, :, :shared], k[:, :, used], v[:, :, used], **fields)
+        return jnp.concatenate([(o * gates[..., :shared, None]).astype(q.dtype), routed], axis=2)
 
 
-def _mean_over_tokens(values: jax.Array, segments: jax.Array | None) -> jax.Array:
-    """Mean of (b, t, n) over the tokens that are not padding, (n,) fp32; 0 when there are none."""
+def _mean_over_tokens(
+    values: Shaped[Array, "b t routed"], segments: Int[Array, "b t"] | None
+) -> Float[Array, " routed"]:
+    """Returns the mean over the tokens that are not padding, fp32; 0 when there are none."""
     values = values.astype(jnp.float32)
     if segments is None:
         return jnp.mean(values, axis=(0, 1))

@@ -2,7 +2,7 @@
 
     o_i = sum_{i - window < j <= i} w_ij v_j,   w_ij = exp(s_ij) / (exp(z_h) + sum over seen j' of exp(s_ij'))
 
-Child et al. 2019 and Beltagy et al. 2020 (section 3.1). Two kinds of sinks: "learned", a logit z_h a head in the
+Child et al. 2019 and Beltagy et al. 2020 (section 3.1). Two kinds of sinks: "learned", a logit z_h per head in the
 denominator (gpt-oss, Agarwal et al. 2025; exp(z_h) is absent without it), and "first", the first tokens of each
 document stay visible (Xiao et al. 2023, section 3.2).
 
@@ -16,11 +16,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import chz
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
-from recollect.configuration import UserError
+from recollect.configuration import at_least
 from recollect.layers.mixer import Context, Cursor, Place
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.linear import parameter
@@ -34,26 +34,20 @@ class SlidingWindow(SoftmaxConfig):
     """Sliding-window attention; its state holds `window` tokens (and the first ones), however long the stream.
 
     Attributes:
-      window: keys a query sees, itself included.
-      sinks: "none"; "learned", a logit a head, 0 at the start; "first", the first tokens of the document are seen too.
+      window: keys that a query sees, itself included.
+      sinks: "none"; "learned", a logit per head, initialised to 0; "first", the document's first tokens are seen too.
         With "first" the work over packed documents grows with the length squared; over one document it grows with the
         window.
-      first: how many tokens `sinks="first"` keeps.
+      first: number of tokens that `sinks="first"` keeps.
     """
 
-    window: int = 64
+    window: int = chz.field(default=64, validator=at_least(1))
     sinks: Literal["none", "learned", "first"] = "none"
-    first: int = 4
-
-    @chz.validate
-    def _possible_window(self) -> None:
-        for name in ("window", "first"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+    first: int = chz.field(default=4, validator=at_least(1))
 
     @property
     def kept(self) -> int:
-        """First tokens of a document that stay visible."""
+        """Number of first tokens of a document that stay visible."""
         return self.first if self.sinks == "first" else 0
 
     def mask(self) -> Mask:
@@ -65,16 +59,16 @@ class SlidingWindow(SoftmaxConfig):
 
 
 class SlidingWindowAttention(SoftmaxAttention):
-    """What `SlidingWindow` builds."""
+    """The module of `SlidingWindow`."""
 
     config: SlidingWindow
 
     def __init__(self, config: SlidingWindow, width: int, place: Place, rngs: nnx.Rngs):
         super().__init__(config, width, place, rngs)
-        self.sinks = parameter(jnp.zeros(config.heads), decay=False) if config.sinks == "learned" else None
+        self.sinks = parameter(jnp.zeros(config.heads), "h") if config.sinks == "learned" else None
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> KeyValueCache:
-        """`window` slots in a ring, and slots for the first tokens."""
+        """Returns a cache of `window` slots in a ring, and slots for the first tokens."""
         self._check_length(max_length)
         slots, kept = min(self.config.window, max_length), self.config.kept
         return KeyValueCache.create(
@@ -82,8 +76,13 @@ class SlidingWindowAttention(SoftmaxAttention):
         )
 
     def _attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array | None, segments: jax.Array | None
-    ) -> jax.Array:
+        self,
+        q: Float[Array, "b t h k"],
+        k: Float[Array, "b t g k"],
+        v: Float[Array, "b t g v"],
+        positions: Int[Array, "b t"] | None,
+        segments: Int[Array, "b t"] | None,
+    ) -> Float[Array, "b t h v"]:
         window, kept = self.config.window, self.config.kept
         if not kept:
             return softmax_attention(
@@ -93,8 +92,13 @@ class SlidingWindowAttention(SoftmaxAttention):
         return softmax_attention(q, k, v, mask=mask, query_positions=positions, query_segments=segments)
 
     def _remember(
-        self, k: jax.Array, v: jax.Array, tokens: Context, state: KeyValueCache, cursor: Cursor
-    ) -> tuple[jax.Array, jax.Array, TokenFields, KeyValueCache]:
+        self,
+        k: Float[Array, "b t g k"],
+        v: Float[Array, "b t g v"],
+        tokens: Context,
+        state: KeyValueCache,
+        cursor: Cursor,
+    ) -> tuple[Float[Array, "b s g k"], Float[Array, "b s g v"], TokenFields, KeyValueCache]:
         # Attend first, append after: a chunk longer than the ring would push out what its first tokens still see.
         assert tokens.positions is not None and tokens.segments is not None
         old = state.fields()
@@ -106,5 +110,5 @@ class SlidingWindowAttention(SoftmaxAttention):
         values = jnp.concatenate([state.values.astype(v.dtype), v], axis=1)
         return keys, values, fields, state.append(k, v, tokens, cursor)
 
-    def _sink_logits(self) -> jax.Array | None:
+    def _sink_logits(self) -> Float[Array, " h"] | None:
         return None if self.sinks is None else self.sinks[...]

@@ -1,1 +1,22 @@
 """Parts that mixers and models call: linear maps, norms, positions, feature maps, short convolution, MLPs."""
+
+from recollect.configuration import exported_names
+from recollect.layers.modules.feature_maps import (
+    EluPlusOne,
+    Exp,
+    FeatureMap,
+    Hedgehog,
+    HedgehogFeatures,
+    Identity,
+    Pointwise,
+    Relu,
+    Taylor,
+)
+from recollect.layers.modules.implicit_filter import ReluFilter, SineFilter, embed_times, times
+from recollect.layers.modules.linear import Linear, merge_heads, normal, output_init, parameter, split_heads
+from recollect.layers.modules.mlp import GELU, GELUNetwork, MlpConfig, SwiGLU, SwiGLUNetwork
+from recollect.layers.modules.norms import LayerNorm, LayerNormalization, NormConfig, RMSNorm, RMSNormalization
+from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, PositionTable, Rotary, check_length
+from recollect.layers.modules.short_convolution import CausalConvolution, DepthwiseConvolution, ShortConvolution
+
+__all__ = exported_names(globals())

@@ -5,39 +5,42 @@ from __future__ import annotations
 import chz
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
-from recollect.configuration import Config, UserError
+from recollect.configuration import Config, requires
 from recollect.layers.modules.linear import parameter
+from recollect.pallas_kernels.taylor_attention import features as taylor_features
 
 
 @chz.chz(typecheck=True)
 class FeatureMap(Config):
-    """Base of the feature maps. `build(heads, head_dim)` gives a module x (b, t, h, k) -> (b, t, h, features)."""
+    """Base of the feature maps. `build(heads, head_dim)` returns a module x (b, t, h, k) -> (b, t, h, features)."""
 
     def build(self, heads: int, head_dim: int) -> nnx.Module:
+        """Returns the module of the map."""
         return Pointwise(self)
 
     def features(self, head_dim: int) -> int:
-        """How many features a head's vector becomes."""
+        """Returns the number of features per head."""
         return head_dim
 
-    def apply(self, x: jax.Array) -> jax.Array:
+    def apply(self, x: Float[Array, "*rows k"]) -> Float[Array, "*rows features"]:
+        """Returns the features of `x`, for maps without parameters."""
         raise NotImplementedError
 
     @property
     def positive(self) -> bool:
-        """Whether phi(q) . phi(k) >= 0 always, so that a normaliser makes sense."""
+        """True when phi(q) . phi(k) >= 0 always, so that a normaliser makes sense."""
         return True
 
 
 @chz.chz(typecheck=True)
 class Identity(FeatureMap):
-    """phi(x) = x / k^(1/4), so that the product carries softmax's 1/sqrt(k) (RetNet and its kin). Its sign is free:
-    no normaliser."""
+    """phi(x) = x / k^(1/4), so that the product carries softmax's 1/sqrt(k) (RetNet and others). It can be
+    negative: no normaliser."""
 
-    def apply(self, x: jax.Array) -> jax.Array:
+    def apply(self, x: Float[Array, "*rows k"]) -> Float[Array, "*rows features"]:
         return x * x.shape[-1] ** -0.25
 
     @property
@@ -49,7 +52,7 @@ class Identity(FeatureMap):
 class EluPlusOne(FeatureMap):
     """phi(x) = elu(x) + 1 (Katharopoulos et al. 2020, equation 7)."""
 
-    def apply(self, x: jax.Array) -> jax.Array:
+    def apply(self, x: Float[Array, "*rows k"]) -> Float[Array, "*rows features"]:
         return jax.nn.elu(x) + 1
 
 
@@ -57,22 +60,19 @@ class EluPlusOne(FeatureMap):
 class Relu(FeatureMap):
     """phi(x) = relu(x) + epsilon. Without epsilon a query can be orthogonal to every key, and the normaliser zero."""
 
-    epsilon: float = 1e-6
+    epsilon: float = chz.field(
+        default=1e-6, validator=requires(lambda value: value > 0, "relu features need a positive epsilon")
+    )
 
-    @chz.validate
-    def _positive(self) -> None:
-        if self.epsilon <= 0:
-            raise UserError(f"epsilon={self.epsilon}: relu features need a positive epsilon")
-
-    def apply(self, x: jax.Array) -> jax.Array:
+    def apply(self, x: Float[Array, "*rows k"]) -> Float[Array, "*rows features"]:
         return jax.nn.relu(x) + self.epsilon
 
 
 @chz.chz(typecheck=True)
 class Exp(FeatureMap):
-    """phi(x) = exp(x), a feature apiece, not normalised; in fp32 it holds to |x| = 44 (a product of two must fit)."""
+    """phi(x) = exp(x) elementwise, not normalised; in fp32 it is finite up to |x| = 44 (a product of two must fit)."""
 
-    def apply(self, x: jax.Array) -> jax.Array:
+    def apply(self, x: Float[Array, "*rows k"]) -> Float[Array, "*rows features"]:
         return jnp.exp(x)
 
 
@@ -82,29 +82,21 @@ class Taylor(FeatureMap):
 
         phi(q) . phi(k) = 1 + s + s^2 / 2 >= 1/2.
 
-    phi(x) = [1, x / k^(1/4), x_i^2 / sqrt(2 k), x_i x_j / sqrt(k) for i < j]: the square is symmetric, so its upper
-    triangle is enough, 1 + k + k (k + 1) / 2 features in place of 1 + k + k^2 (153 in place of 273 at k = 16), with the
-    same products.
+    The square is symmetric, so its upper triangle is enough: 153 features in place of 273 at k = 16, with the same
+    products (recollect.pallas_kernels.taylor_attention.features, which states phi).
     """
 
     def features(self, head_dim: int) -> int:
-        return 1 + head_dim + head_dim * (head_dim + 1) // 2
+        return taylor_features.count(head_dim)
 
-    def apply(self, x: jax.Array) -> jax.Array:
-        k = x.shape[-1]
-        rows, columns = np.triu_indices(k)
-        weights = np.where(rows == columns, (2 * k) ** -0.5, k**-0.5).astype(np.float32)
-        # Selection as products with one-hot matrices: gathers along the lane are slow on every backend, in the gradient
-        # above all.
-        select = np.eye(k, dtype=np.float32)
-        pairs = (x @ jnp.asarray(select[:, rows] * weights)) * (x @ jnp.asarray(select[:, columns]))
-        return jnp.concatenate([jnp.ones_like(x[..., :1]), x * k**-0.25, pairs], axis=-1)
+    def apply(self, x: Float[Array, "*rows k"]) -> Float[Array, "*rows features"]:
+        return taylor_features.packed(x)
 
 
 @chz.chz(typecheck=True)
 class Hedgehog(FeatureMap):
-    """phi(x) = softmax([2 (W x + b), -2 (W x + b)]), W (k, k) a head, started at the identity (Zhang et al. 2024,
-    section 4; the factor 2 and the softmax over both halves are flash-linear-attention's form)."""
+    """phi(x) = softmax([2 (W x + b), -2 (W x + b)]), W (k, k) per head, initialised to the identity (Zhang et
+    al. 2024, section 4; the factor 2 and the softmax over both halves as in flash-linear-attention)."""
 
     def build(self, heads: int, head_dim: int) -> HedgehogFeatures:
         return HedgehogFeatures(heads, head_dim)
@@ -119,17 +111,17 @@ class Pointwise(nnx.Module):
     def __init__(self, config: FeatureMap):
         self.config = config
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b t h k"]) -> Float[Array, "b t h features"]:
         return self.config.apply(x.astype(jnp.float32))
 
 
 class HedgehogFeatures(nnx.Module):
-    """Hedgehog's learned map, x (b, t, h, k) to (b, t, h, 2 k) fp32."""
+    """Hedgehog's learned map, computed in fp32."""
 
     def __init__(self, heads: int, head_dim: int):
-        self.kernel = parameter(jnp.broadcast_to(jnp.eye(head_dim), (heads, head_dim, head_dim)))
-        self.bias = parameter(jnp.zeros((heads, head_dim)), decay=False)
+        self.kernel = parameter(jnp.broadcast_to(jnp.eye(head_dim), (heads, head_dim, head_dim)), "h k k")
+        self.bias = parameter(jnp.zeros((heads, head_dim)), "h k", decay=False)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b t h k"]) -> Float[Array, "b t h 2*k"]:
         y = 2 * (jnp.einsum("bthk,hkl->bthl", x.astype(jnp.float32), self.kernel[...]) + self.bias[...])
         return jax.nn.softmax(jnp.concatenate([y, -y], axis=-1), axis=-1)

@@ -6,8 +6,9 @@ prompt another filter than its continuation. (Zoology's positions are linspace(0
     e(time) = [time, cos(2 pi f time), -sin(2 pi f time)],    f = 1e-4, the one band of an embedding of 3 dimensions
 
 BaseConv's (Zoology, Arora et al. 2024):    filter = W2 relu(W1 e + b1) + b2, 16 hidden units.
-Hyena's (Poli et al. 2023, section 3):    filter = W4 sin(w (W3 sin(w (W2 sin(w (W1 e + b1)) + b2)) + b3)) * exp(-time |delta|)
-with one learned frequency w a hidden unit, shared by the layers, and decays delta a channel, spread linearly from
+Hyena's (Poli et al. 2023, section 3):
+    filter = W4 sin(w (W3 sin(w (W2 sin(w (W1 e + b1)) + b2)) + b3)) * exp(-time |delta|)
+with one learned frequency w per hidden unit, shared by the layers, and decays delta per channel, spread linearly from
 log(0.01)/1.5 to log(0.01)/0.3, so that channels fall to 1 % after 1.5 down to 0.3 of the maximum. Their embedding is
 constant here; Hyena also offers training it at a learning rate of 1e-5.
 """
@@ -15,10 +16,12 @@ constant here; Hyena also offers training it at a learning rate of 1e-5.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from recollect.layers.modules.linear import Linear, normal, parameter
 
@@ -27,13 +30,13 @@ BAND = 1e-4
 SLOWEST, FASTEST = math.log(0.01) / 1.5, math.log(0.01) / 0.3
 
 
-def times(length: int, maximum: int) -> jax.Array:
-    """Times (length,) of the first taps, fp32."""
+def times(length: int, maximum: int) -> Float[Array, " t"]:
+    """Returns the times of the first taps."""
     return jnp.arange(length, dtype=jnp.float32) / maximum
 
 
-def embed_times(time: jax.Array) -> jax.Array:
-    """(length, 3)."""
+def embed_times(time: Float[Array, " t"]) -> Float[Array, "t 3"]:
+    """Returns the features of time that the filters' networks take."""
     angle = 2 * math.pi * BAND * time
     return jnp.stack([time, jnp.cos(angle), -jnp.sin(angle)], axis=-1)
 
@@ -43,11 +46,11 @@ class ReluFilter(nnx.Module):
 
     def __init__(self, channels: int, maximum: int, rngs: nnx.Rngs, *, hidden: int = 16):
         self.maximum = maximum
-        self.up = Linear(EMBEDDING, hidden, rngs, bias=True)
-        self.down = Linear(hidden, channels, rngs, bias=True)
+        self.up = Linear(EMBEDDING, hidden, "e u", rngs, bias=True)
+        self.down = Linear(hidden, channels, "u f", rngs, bias=True)
 
-    def __call__(self, length: int) -> jax.Array:
-        """The first `length` taps, (length, channels) fp32."""
+    def __call__(self, length: int) -> Float[Array, "t f"]:
+        """Returns the first `length` taps, fp32."""
         return self.down(jax.nn.relu(self.up(embed_times(times(length, self.maximum)))))
 
 
@@ -57,28 +60,17 @@ class SineFilter(nnx.Module):
     def __init__(self, channels: int, maximum: int, order: int, rngs: nnx.Rngs):
         self.channels = channels
         self.maximum = maximum
-        self.frequency = _filter_parameter(jnp.ones(order))
-        self.layers = nnx.List([_FilterLayer(size, order, rngs) for size in (EMBEDDING, order, order)])
-        self.output = _filter_parameter(normal()(rngs.params(), (order, channels), jnp.float32))
+        tags: dict[str, Any] = {"decay": False, "group": "filter"}
+        self.frequency = parameter(jnp.ones(order), "u", **tags)
+        sizes = ((EMBEDDING, "e u"), (order, "u u"), (order, "u u"))
+        self.layers = nnx.List([Linear(size, order, dims, rngs, bias=True, **tags) for size, dims in sizes])
+        self.output = parameter(normal()(rngs.params(), (order, channels), jnp.float32), "u f", **tags)
 
-    def __call__(self, length: int) -> jax.Array:
-        """The first `length` taps, (length, channels) fp32."""
+    def __call__(self, length: int) -> Float[Array, "t f"]:
+        """Returns the first `length` taps, fp32."""
         time = times(length, self.maximum)
         z = embed_times(time)
         for layer in self.layers:
             z = jnp.sin(self.frequency[...] * layer(z))
         decay = jnp.abs(jnp.linspace(SLOWEST, FASTEST, self.channels))
         return (z @ self.output[...]) * jnp.exp(-time[:, None] * decay)
-
-
-class _FilterLayer(nnx.Module):
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
-        self.kernel = _filter_parameter(normal()(rngs.params(), (inputs, outputs), jnp.float32))
-        self.bias = _filter_parameter(jnp.zeros(outputs))
-
-    def __call__(self, z: jax.Array) -> jax.Array:
-        return z @ self.kernel[...] + self.bias[...]
-
-
-def _filter_parameter(value: jax.Array) -> nnx.Param:
-    return parameter(value, decay=False, group="filter")

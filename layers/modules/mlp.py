@@ -1,12 +1,13 @@
-"""Position-wise networks between mixers. A model without one sets `mlp=None`."""
+"""Position-wise networks (MLPs) between mixers. A model without one sets `mlp=None`."""
 
 from __future__ import annotations
 
 import chz
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
-from recollect.configuration import Config, UserError
+from recollect.configuration import Config, at_least, requires
 from recollect.layers.mixer import Place
 from recollect.layers.modules.linear import Linear, output_init
 
@@ -15,21 +16,16 @@ from recollect.layers.modules.linear import Linear, output_init
 class MlpConfig(Config):
     """Base of the MLPs' configs. `hidden` is the inner width; None takes `expansion` times the model width."""
 
-    hidden: int | None = None
-    expansion: float = 4.0
+    hidden: int | None = chz.field(default=None, validator=at_least(1))
+    expansion: float = chz.field(default=4.0, validator=requires(lambda value: value > 0, "must be positive"))
     bias: bool = False
 
-    @chz.validate
-    def _sizes(self) -> None:
-        if self.hidden is not None and self.hidden < 1:
-            raise UserError(f"hidden={self.hidden}: an MLP needs at least one hidden unit")
-        if self.expansion <= 0:
-            raise UserError(f"expansion={self.expansion}: must be positive")
-
     def inner(self, width: int) -> int:
+        """Returns the inner width in a model of this width."""
         return self.hidden if self.hidden is not None else max(1, round(self.expansion * width))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> nnx.Module:
+        """Returns the network for a model of this width."""
         raise NotImplementedError
 
 
@@ -45,32 +41,32 @@ class GELU(MlpConfig):
 class SwiGLU(MlpConfig):
     """W3 (silu(W1 x) * W2 x) (Shazeer 2020, equation 6)."""
 
-    expansion: float = 8 / 3
+    expansion: float = chz.field(default=8 / 3, validator=requires(lambda value: value > 0, "must be positive"))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> SwiGLUNetwork:
         return SwiGLUNetwork(self, width, place, rngs)
 
 
 class GELUNetwork(nnx.Module):
-    """What `GELU` builds, x (..., d) -> (..., d)."""
+    """The module of `GELU`."""
 
     def __init__(self, config: MlpConfig, width: int, place: Place, rngs: nnx.Rngs):
         inner = config.inner(width)
-        self.up = Linear(width, inner, rngs, bias=config.bias)
-        self.down = Linear(inner, width, rngs, bias=config.bias, init=output_init(place.depth))
+        self.up = Linear(width, inner, "d f", rngs, bias=config.bias)
+        self.down = Linear(inner, width, "f d", rngs, bias=config.bias, init=output_init(place.depth))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
 
 class SwiGLUNetwork(nnx.Module):
-    """What `SwiGLU` builds, x (..., d) -> (..., d)."""
+    """The module of `SwiGLU`."""
 
     def __init__(self, config: MlpConfig, width: int, place: Place, rngs: nnx.Rngs):
         inner = config.inner(width)
-        self.gate = Linear(width, inner, rngs, bias=config.bias)
-        self.up = Linear(width, inner, rngs, bias=config.bias)
-        self.down = Linear(inner, width, rngs, bias=config.bias, init=output_init(place.depth))
+        self.gate = Linear(width, inner, "d f", rngs, bias=config.bias)
+        self.up = Linear(width, inner, "d f", rngs, bias=config.bias)
+        self.down = Linear(inner, width, "f d", rngs, bias=config.bias, init=output_init(place.depth))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))

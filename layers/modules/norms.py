@@ -6,6 +6,7 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from recollect.configuration import Config
 from recollect.layers.modules.linear import parameter
@@ -18,6 +19,7 @@ class NormConfig(Config):
     epsilon: float = 1e-5
 
     def build(self, width: int) -> nnx.Module:
+        """Returns the norm over vectors of this width."""
         raise NotImplementedError
 
 
@@ -42,27 +44,27 @@ class LayerNorm(NormConfig):
 
 
 class RMSNormalization(nnx.Module):
-    """What `RMSNorm` builds, x (..., d) -> (..., d)."""
+    """The module of `RMSNorm`."""
 
     def __init__(self, width: int, epsilon: float = 1e-6):
-        self.gain = parameter(jnp.ones(width), decay=False)
+        self.gain = parameter(jnp.ones(width), "d")
         self.epsilon = epsilon
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
         return (y * self.gain[...]).astype(x.dtype)
 
 
 class LayerNormalization(nnx.Module):
-    """What `LayerNorm` builds, x (..., d) -> (..., d)."""
+    """The module of `LayerNorm`."""
 
     def __init__(self, width: int, epsilon: float = 1e-5, bias: bool = True):
-        self.gain = parameter(jnp.ones(width), decay=False)
-        self.bias = parameter(jnp.zeros(width), decay=False) if bias else None
+        self.gain = parameter(jnp.ones(width), "d")
+        self.bias = parameter(jnp.zeros(width), "d") if bias else None
         self.epsilon = epsilon
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon) * self.gain[...]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import chz
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
-from recollect.configuration import Config, UserError
+from recollect.configuration import Config, UserError, requires
 from recollect.layers.modules.linear import normal, parameter
 
 
@@ -20,30 +20,24 @@ class PositionsConfig(Config):
 
 @chz.chz(typecheck=True)
 class Rotary(PositionsConfig):
-    """Rotary positions (Su et al. 2021, equation 34): pairs of dimensions of q and k turn by position * base^(-2i/r).
+    """Rotary positions (Su et al. 2021, equation 34): pairs of dimensions of q and k are rotated by the
+    angle position * base^(-2i/r).
 
-    `fraction` of each head's dimensions turn (rounded down to an even number); `layout` says which dimensions pair up:
-    "half" (i with i + r/2) or "interleaved" (2i with 2i + 1).
+    `fraction` of each head's dimensions are rotated (rounded down to an even number); `layout` states which dimensions
+    form a pair: "half" (i with i + r/2) or "interleaved" (2i with 2i + 1).
     """
 
-    base: float = 10_000.0
-    fraction: float = 1.0
+    base: float = chz.field(default=10_000.0, validator=requires(lambda value: value > 1, "must be above 1"))
+    fraction: float = chz.field(default=1.0, validator=requires(lambda value: 0 < value <= 1, "must be in (0, 1]"))
     layout: Literal["half", "interleaved"] = "half"
 
-    @chz.validate
-    def _ranges(self) -> None:
-        if self.base <= 1:
-            raise UserError(f"base={self.base}: must be above 1")
-        if not 0 < self.fraction <= 1:
-            raise UserError(f"fraction={self.fraction}: must be in (0, 1]")
-
-    def __call__(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """Turns x (..., t, h, k) by positions (..., t); angles in fp32."""
-        turned = int(x.shape[-1] * self.fraction) // 2 * 2
-        rates = self.base ** (-jnp.arange(0, turned, 2, dtype=jnp.float32) / turned)
+    def __call__(self, x: Float[Array, "*b t h k"], positions: Int[Array, "*#b t"]) -> Float[Array, "*b t h k"]:
+        """Returns x rotated by its positions; angles in fp32."""
+        rotated = int(x.shape[-1] * self.fraction) // 2 * 2
+        rates = self.base ** (-jnp.arange(0, rotated, 2, dtype=jnp.float32) / rotated)
         angles = positions[..., None, None].astype(jnp.float32) * rates
         cos, sin = jnp.cos(angles), jnp.sin(angles)
-        head, rest = x[..., :turned].astype(jnp.float32), x[..., turned:]
+        head, rest = x[..., :rotated].astype(jnp.float32), x[..., rotated:]
         if self.layout == "half":
             a, b = jnp.split(head, 2, axis=-1)
             head = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -55,32 +49,28 @@ class Rotary(PositionsConfig):
 
 @chz.chz(typecheck=True)
 class LearnedPositions(PositionsConfig):
-    """A learned vector a position, up to `maximum` of them. On the model it is added to the embedding (Radford et al.
+    """A learned vector per position, up to `maximum` of them. On the model it is added to the embedding (Radford et al.
     2019); on a mixer, to the input of the query and key projections only (Press, Smith & Lewis 2021, section 3.1)."""
 
-    maximum: int = 2048
-
-    @chz.validate
-    def _positive(self) -> None:
-        if self.maximum < 1:
-            raise UserError(f"maximum={self.maximum}: needs at least one position")
+    maximum: int = chz.field(default=2048, validator=requires(lambda value: value >= 1, "needs at least one position"))
 
     def build(self, width: int, rngs: nnx.Rngs) -> PositionTable:
+        """Returns the table for vectors of this width."""
         return PositionTable(self.maximum, width, rngs)
 
 
 class PositionTable(nnx.Module):
-    """What `LearnedPositions` builds: vectors by position."""
+    """The module of `LearnedPositions`: vectors by position."""
 
     def __init__(self, maximum: int, width: int, rngs: nnx.Rngs):
-        self.table = parameter(normal()(rngs.params(), (maximum, width), jnp.float32))
+        self.table = parameter(normal()(rngs.params(), (maximum, width), jnp.float32), "t d")
 
-    def __call__(self, positions: jax.Array) -> jax.Array:
-        """Vectors (..., d) at positions (...); NaN past the table, so that a stream that runs over it is seen."""
+    def __call__(self, positions: Int[Array, "*rows"]) -> Float[Array, "*rows d"]:
+        """Returns the vectors at `positions`; NaN past the table, so that a stream that runs over it is noticed."""
         return self.table[...].at[positions].get(mode="fill", fill_value=jnp.nan)
 
 
-def check_length(length: int, maximum: int, what: str) -> None:
-    """Raises UserError when an input is longer than a configured maximum."""
-    if length > maximum:
+def check_length(length: int, maximum: int | None, what: str) -> None:
+    """Raises UserError when an input is longer than a configured maximum; None allows any length."""
+    if maximum is not None and length > maximum:
         raise UserError(f"an input of {length} tokens is longer than {what} of {maximum}")

@@ -1,4 +1,4 @@
-"""The softmax family's decode cache: append new tokens, then view keys and values with the fields of each slot."""
+"""The softmax family's decode cache: append new tokens, then read keys and values with the fields of each slot."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from recollect.layers.mixer import Context, Cursor
 from recollect.pallas_kernels.masks import TokenFields
@@ -18,19 +19,20 @@ class KeyValueCache:
     """Keys and values in order of arrival.
 
     Attributes:
-      keys, values: (b, s, h, k) and (b, s, h, v). Mixers that rotate after retrieval store keys unrotated.
-      positions, segments: (b, s) int32; segment 0 marks a free slot.
-      count: (b,) int32, tokens appended so far, kept ones apart.
+      keys, values: of each slot. Mixers that rotate after retrieval store keys unrotated.
+      positions, segments: fields of each slot; segment 0 marks a free one.
+      count: tokens appended so far, without kept ones.
       cursor: where the stream stands.
-      ring: whether the newest token overwrites the oldest once all slots are taken (a window), or slots past the end
-        drop tokens (then `init_state` was asked for too short a stream).
+      kept: slots of the first tokens of the current document, before the others.
+      ring: whether the newest token overwrites the oldest once all slots are taken (a window); else tokens past the
+        last slot are dropped (`init_state` was asked for too short a stream).
     """
 
-    keys: jax.Array
-    values: jax.Array
-    positions: jax.Array
-    segments: jax.Array
-    count: jax.Array
+    keys: Float[Array, "b s g k"]
+    values: Float[Array, "b s g v"]
+    positions: Int[Array, "b s"]
+    segments: Int[Array, "b s"]
+    count: Int[Array, " b"]
     cursor: Cursor
     kept: int = dataclasses.field(default=0, metadata={"static": True})
     ring: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -48,22 +50,23 @@ class KeyValueCache:
         ring: bool = False,
         kept: int = 0,
     ) -> KeyValueCache:
-        """An empty cache of `slots` slots. It may keep the first `kept` tokens of the current document in slots of
-        their own, before the others."""
+        """Returns an empty cache of `slots` slots and `kept` more for the first tokens of the current document."""
+        rows = (batch_size, kept + slots)
         return cls(
-            keys=jnp.zeros((batch_size, kept + slots, heads, key_dim), dtype),
-            values=jnp.zeros((batch_size, kept + slots, heads, value_dim), dtype),
-            positions=jnp.zeros((batch_size, kept + slots), jnp.int32),
-            segments=jnp.zeros((batch_size, kept + slots), jnp.int32),
+            keys=jnp.zeros((*rows, heads, key_dim), dtype),
+            values=jnp.zeros((*rows, heads, value_dim), dtype),
+            positions=jnp.zeros(rows, jnp.int32),
+            segments=jnp.zeros(rows, jnp.int32),
             count=jnp.zeros(batch_size, jnp.int32),
             cursor=Cursor.start(batch_size),
             kept=kept,
             ring=ring,
         )
 
-    def append(self, keys: jax.Array, values: jax.Array, tokens: Context, cursor: Cursor) -> KeyValueCache:
-        """The cache after new tokens, keys (b, t, h, k); `tokens` and `cursor` come from `Cursor.read`. Padding
-        takes no slot."""
+    def append(
+        self, keys: Float[Array, "b t g k"], values: Float[Array, "b t g v"], tokens: Context, cursor: Cursor
+    ) -> KeyValueCache:
+        """Returns the cache after new tokens; `tokens` and `cursor` are from `Cursor.read`. Padding takes no slot."""
         assert tokens.segments is not None and tokens.positions is not None
         slots = self.keys.shape[1] - self.kept
         real = tokens.segments != 0
@@ -98,5 +101,5 @@ class KeyValueCache:
         )
 
     def fields(self) -> TokenFields:
-        """Fields of each slot; free slots have segment 0."""
+        """Returns the fields of each slot; free slots have segment 0."""
         return TokenFields(self.positions, self.segments)

@@ -1,11 +1,11 @@
-"""Streaming a long convolution: a cache of all past inputs, shared by the mixers that have one.
+"""The decode cache of long convolutions: all past inputs.
 
     y_i = sum_{j <= i, same document} filter[i-j] x_j
 
-A filter that is no sum of exponentials has no smaller exact state. Inputs lie in order of arrival, padding takes no
-slot; so the lag between two tokens of a document is the distance of their slots, and no position needs to be stored. A
-few new tokens multiply the cache by filter taps directly, O(s d) each; many convolve the whole cache at once, O(s d
-log^2 s).
+A filter that is no sum of exponentials has no smaller exact state. Inputs are stored in order of arrival and padding
+takes no slot, so the lag between two tokens of a document is the distance of their slots, and no position needs to be
+stored. A few new tokens multiply the cache by filter taps directly, O(s d) each; many convolve the whole cache at once,
+O(s d log^2 s).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from recollect.pallas_kernels.gated_convolution import long_convolution
 
@@ -27,18 +28,18 @@ class LongConvolutionCache:
     """Past inputs of a long convolution.
 
     Attributes:
-      inputs: (b, s, d), in order of arrival.
-      segments: (b, s) int32; 0 marks a free slot.
-      count: (b,) int32, valid tokens seen so far, of all documents together.
+      inputs: of each slot, in order of arrival.
+      segments: of each slot; 0 marks a free one.
+      count: valid tokens seen so far, of all documents together.
     """
 
-    inputs: jax.Array
-    segments: jax.Array
-    count: jax.Array
+    inputs: Float[Array, "b s f"]
+    segments: Int[Array, "b s"]
+    count: Int[Array, " b"]
 
     @classmethod
     def create(cls, batch_size: int, slots: int, channels: int, dtype: Any) -> LongConvolutionCache:
-        """An empty cache for streams of at most `slots` valid tokens."""
+        """Returns an empty cache for streams of at most `slots` valid tokens."""
         return cls(
             inputs=jnp.zeros((batch_size, slots, channels), dtype),
             segments=jnp.zeros((batch_size, slots), jnp.int32),
@@ -47,16 +48,19 @@ class LongConvolutionCache:
 
     @property
     def slots(self) -> int:
+        """Number of slots."""
         return self.inputs.shape[1]
 
-    def extend(self, x: jax.Array, filter: jax.Array, segments: jax.Array) -> tuple[jax.Array, LongConvolutionCache]:
-        """Outputs (b, t, d) at new inputs x (b, t, d), and the cache with them.
+    def extend(
+        self, x: Float[Array, "b t f"], filter: Float[Array, "s f"], segments: Int[Array, "b t"]
+    ) -> tuple[Float[Array, "b t f"], LongConvolutionCache]:
+        """Returns the outputs at new inputs x, and the cache with them.
 
         Args:
-          filter: (s, d), one tap a slot.
-          segments: (b, t), 0 is padding, which reads 0.
+          filter: one tap per slot.
+          segments: 0 is padding, which reads 0.
 
-        Tokens that find no free slot read NaN, so that a stream longer than `init_state` was asked for is seen.
+        Tokens without a free slot read NaN, so that a stream longer than `init_state` was asked for is noticed.
         """
         valid = segments != 0
         x = jnp.where(valid[:, :, None], x, 0)
@@ -77,8 +81,8 @@ class LongConvolutionCache:
         y = jnp.where((slot < self.slots)[:, :, None], y, jnp.nan)
         return jnp.where(valid[:, :, None], y, 0).astype(x.dtype), after
 
-    def _direct(self, filter: jax.Array, slot: jax.Array) -> jax.Array:
-        """Outputs (b, t, d) in fp32 at slots (b, t), one token after another so that memory stays O(b s d)."""
+    def _direct(self, filter: Float[Array, "s f"], slot: Int[Array, "b t"]) -> Float[Array, "b t f"]:
+        """Returns the outputs at `slot` in fp32, one token after another so that memory stays O(b s f)."""
         # Entry s - 1 - i + j holds the tap of slot j for a query in slot i; it is 0 for later slots.
         reversed_taps = jnp.concatenate([filter[::-1], jnp.zeros_like(filter)])
 

@@ -216,16 +216,16 @@ def test_3_packing(case):
     packed = np.asarray(call(case, x, Context(segments=jnp.asarray(DOCUMENTS))))
     for row in range(2):
         for segment in set(DOCUMENTS[row]) - {0}:
-            own = np.flatnonzero(DOCUMENTS[row] == segment)
+            tokens = np.flatnonzero(DOCUMENTS[row] == segment)
             alone = np.zeros((2, 63, WIDTH), np.float32)
-            alone[0, : len(own)] = np.asarray(x)[row, own]
+            alone[0, : len(tokens)] = np.asarray(x)[row, tokens]
             segments = np.zeros((2, 63), np.int32)
-            segments[0, : len(own)] = 1
+            segments[0, : len(tokens)] = 1
             found = np.asarray(call(case, jnp.asarray(alone), Context(segments=jnp.asarray(segments))))
-            assert error(packed[row, own], found[0, : len(own)]) < FP32
+            assert error(packed[row, tokens], found[0, : len(tokens)]) < FP32
     # And alone without any segments at all, which takes another path.
-    own = np.flatnonzero(DOCUMENTS[1] == 7)
-    assert error(packed[1, own], call(case, x[1:, own])[0]) < FP32
+    tokens = np.flatnonzero(DOCUMENTS[1] == 7)
+    assert error(packed[1, tokens], call(case, x[1:, tokens])[0]) < FP32
 
 
 @law
@@ -239,9 +239,9 @@ def test_4_padding(case):
         out = nnx.merge(graph, weights)(x, Context(segments=segments)).hidden
         return jnp.sum(jnp.where(real, jnp.sin(out), 0))
 
-    slope = jax.jit(jax.value_and_grad(loss))
-    value, clean = slope(weights, jnp.where(real, x, 0))
-    poisoned, grads = slope(weights, jnp.where(real, x, jnp.nan))
+    grad_fn = jax.jit(jax.value_and_grad(loss))
+    value, clean = grad_fn(weights, jnp.where(real, x, 0))
+    poisoned, grads = grad_fn(weights, jnp.where(real, x, jnp.nan))
     assert np.isfinite(float(value)) and float(value) == float(poisoned)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(clean), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
@@ -266,9 +266,9 @@ def test_5_and_9_implementations_agree_at_odd_lengths(case, t):
     assert out.shape == x.shape and np.isfinite(np.asarray(out)).all()
     assert error(out, expected) < FP32
     size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected_grads))
-    for found, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+    for grad, expected_grad in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
         # Gradients that are zero in exact arithmetic (a key bias, say) are rounding in both.
-        assert float(jnp.max(jnp.abs(found - wanted))) < 1e-4 * size
+        assert float(jnp.max(jnp.abs(grad - expected_grad))) < 1e-4 * size
 
 
 @law

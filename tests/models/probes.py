@@ -1,4 +1,4 @@
-"""Small models and mixers that the tests of this room share."""
+"""Small models and mixers that the tests of models share."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class PlaceProbe(MixerConfig):
 class PlaceProbeMixer(Mixer):
     def __init__(self, config: PlaceProbe, place: Place, rngs: nnx.Rngs):
         self.config = config
-        self.index = parameter(jnp.asarray(place.index, jnp.float32), decay=False, group="places", trainable=False)
-        self.noise = parameter(jax.random.normal(rngs.params(), (3,)))
+        self.index = parameter(jnp.asarray(place.index, jnp.float32), "", group="places", trainable=False)
+        self.noise = parameter(jax.random.normal(rngs.params(), (3,)), "f", decay=True)
 
     def __call__(self, x: jax.Array, context: Context = Context()) -> MixerOutput:
         losses = {"probe": 10 * self.index[...]} if self.config.loses else {}

@@ -1,15 +1,16 @@
-"""Where landmarks stand, against a walk over the tokens in Python."""
+"""Where landmarks stand, against a loop over the tokens in Python."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recollect.layers.mixer import LANDMARK, ORDINARY, Cursor, document_positions
+from recollect.layers.mixer import Cursor, document_positions
 from recollect.models.landmarks import Layout, expanded_length, insert, layout, plain_layout, remove
+from recollect.pallas_kernels.masks import LANDMARK, ORDINARY
 
 
-def walk(segments, positions, block):
+def layout_by_hand(segments, positions, block):
     """(ordinary index or None, segment, position with landmarks counted, type) of each token the layers see, a row
     at a time."""
     found = []
@@ -23,7 +24,7 @@ def walk(segments, positions, block):
 
 def assert_is_the_walk(place, segments, positions, block):
     for row in range(segments.shape[0]):
-        tokens = walk(segments[row].tolist(), positions[row].tolist(), block)
+        tokens = layout_by_hand(segments[row].tolist(), positions[row].tolist(), block)
         length = place.context.segments.shape[1]
         assert len(tokens) <= length
         for slot in range(length):

@@ -95,10 +95,10 @@ def test_documents_packed_are_documents_alone():
     packed = np.asarray(FULL(PARAMS, TOKENS, Context(segments=jnp.asarray(SEGMENTS))))
     for row in range(2):
         for segment in sorted(set(SEGMENTS[row]) - {0}):
-            own = np.flatnonzero(SEGMENTS[row] == segment)
-            tokens = jnp.zeros_like(TOKENS).at[0, : len(own)].set(TOKENS[row, own])
+            indices = np.flatnonzero(SEGMENTS[row] == segment)
+            tokens = jnp.zeros_like(TOKENS).at[0, : len(indices)].set(TOKENS[row, indices])
             alone = FULL(PARAMS, tokens, Context())  # what follows in the row does not matter
-            assert error(packed[row, own], alone[0, : len(own)]) < 1e-5
+            assert error(packed[row, indices], alone[0, : len(indices)]) < 1e-5
     # What padding holds does not matter either.
     other = FULL(PARAMS, jnp.where(SEGMENTS != 0, TOKENS, 22 - TOKENS), Context(segments=jnp.asarray(SEGMENTS)))
     np.testing.assert_array_equal(np.asarray(other)[SEGMENTS != 0], packed[SEGMENTS != 0])

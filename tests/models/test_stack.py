@@ -35,9 +35,9 @@ def test_scan_unroll_and_remat_agree(fields):
     (_, logits), gradients = value_and_gradients(BASE.config)
     (_, found), found_gradients = value_and_gradients(chz.replace(BASE.config, **fields))
     assert error(found, logits) < 1e-6
-    for (name, wanted), leaf in zip(flatten(gradients).items(), flatten(found_gradients).values(), strict=True):
-        assert error(leaf, wanted) < 1e-5, name
-        assert float(jnp.max(jnp.abs(wanted))) > 0, name
+    for (name, expected), leaf in zip(flatten(gradients).items(), flatten(found_gradients).values(), strict=True):
+        assert error(leaf, expected) < 1e-5, name
+        assert float(jnp.max(jnp.abs(expected))) > 0, name
 
 
 def test_remat_recomputes():

@@ -64,7 +64,7 @@ def five_steps(mixer: MixerConfig, mesh: Mesh | None) -> tuple[Any, Any, Any]:
     around: Any = contextlib.nullcontext()
     if mesh is not None:
         devices = make_mesh(mesh)
-        params = jax.device_put(params, params_sharding(params, devices))
+        params = jax.device_put(params, params_sharding(params, model.tags("dims"), devices))
         batch = jax.device_put(batch, batch_sharding(devices))
         around = jax.sharding.use_abstract_mesh(devices.abstract_mesh)
 
@@ -90,14 +90,14 @@ def five_steps(mixer: MixerConfig, mesh: Mesh | None) -> tuple[Any, Any, Any]:
 
 def assert_same_as_on_one_device(mixer: MixerConfig, mesh: Mesh) -> None:
     """Losses to 1e-5; gradients, and parameters after five steps, to 1e-5 of a leaf's largest."""
-    (losses, gradients, params), (wanted_losses, wanted_gradients, wanted_params) = (
+    (losses, gradients, params), (expected_losses, expected_gradients, expected_params) = (
         five_steps(mixer, mesh),
         on_one_device(mixer),
     )
-    np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
-    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(wanted_gradients))
-    for found, wanted in ((gradients, wanted_gradients), (params, wanted_params)):
-        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected_gradients))
+    for found, expected in ((gradients, expected_gradients), (params, expected_params)):
+        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
             # A gradient that is zero in exact arithmetic is rounding in both.
             allowed = 1e-5 * max(float(np.abs(b).max()), 1e-3 * largest)
             assert float(np.abs(a - b).max()) <= allowed, (

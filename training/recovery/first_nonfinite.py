@@ -13,11 +13,9 @@ import numpy as np
 
 from recollect.data.batch import Batch
 from recollect.layers.mixer import Context
+from recollect.models.block import Block
 from recollect.models.functional import FunctionalModel, Params, flatten
 from recollect.training.loss import Loss, losses
-
-_ORDER = ("mixer_norm", "mixer", "mlp_norm", "mlp")
-"""Parts of a layer in the order of the forward pass."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +159,7 @@ def _in_order(model: FunctionalModel, counts: dict[str, Any]) -> list[str]:
         kind = type(stages[stage].pattern[position]).__name__
         for repeat in np.flatnonzero(count):
             layer = int(first[stage] + repeat * len(stages[stage].pattern) + position)
-            wrong.append(((layer, _ORDER.index(match[4])), f"layer {layer} {kind} {match[3]}"))
+            wrong.append(((layer, Block.PARTS.index(match[4])), f"layer {layer} {kind} {match[3]}"))
     return [name for _, name in sorted(wrong, key=lambda pair: pair[0])]
 
 

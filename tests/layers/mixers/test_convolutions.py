@@ -32,9 +32,9 @@ WIDTH = 6
 TOLERANCE = 3e-6  # fp32, a few matrix products and a Fourier transform
 
 
-def error(got, wanted) -> float:
-    got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
-    return float(np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2)))
+def error(got, expected) -> float:
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    return float(np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)))
 
 
 def build(config, width=WIDTH):
@@ -62,13 +62,13 @@ def documents(seed, b, t):
 def test_one_token_at_a_time(name, segmented):
     mixer, x = build(CONFIGS[name]), inputs(0, 2, 37)
     segments = jnp.asarray(documents(1, 2, 37)) if segmented else None
-    wanted = jax.jit(lambda x: mixer(x, Context(segments=segments)).hidden)(x)
+    expected = jax.jit(lambda x: mixer(x, Context(segments=segments)).hidden)(x)
     extend = jax.jit(lambda x, state, segment: mixer.extend(x, state, Context(segments=segment)))
     state, out = mixer.init_state(2, 37), []
     for i in range(37):
         y, state = extend(x[:, i : i + 1], state, None if segments is None else segments[:, i : i + 1])
         out.append(y.hidden)
-    assert error(jnp.concatenate(out, axis=1), wanted) < TOLERANCE
+    assert error(jnp.concatenate(out, axis=1), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -77,10 +77,10 @@ def test_ragged_chunks_with_padding_anywhere(name, chunk):
     """Each row advances at its own pace; NaN padding stands left, right and between; documents end inside chunks."""
     b, t = 3, 70
     mixer, x, segments = build(CONFIGS[name]), inputs(0, b, t), documents(2, b, t)
-    wanted = np.asarray(jax.jit(lambda x: mixer(x, Context(segments=jnp.asarray(segments))).hidden)(x))
+    expected = np.asarray(jax.jit(lambda x: mixer(x, Context(segments=jnp.asarray(segments))).hidden)(x))
     extend = jax.jit(lambda x, state, segments: mixer.extend(x, state, Context(segments=segments)))
     random = np.random.default_rng(3)
-    state, got, done = mixer.init_state(b, t), np.full_like(wanted, np.nan), np.zeros(b, int)
+    state, got, done = mixer.init_state(b, t), np.full_like(expected, np.nan), np.zeros(b, int)
     while (done < t).any():
         part, part_segments = np.full((b, chunk, WIDTH), np.nan, np.float32), np.zeros((b, chunk), np.int32)
         places = []
@@ -93,7 +93,7 @@ def test_ragged_chunks_with_padding_anywhere(name, chunk):
         for row in range(b):
             got[row, done[row] : done[row] + len(places[row])] = np.asarray(y.hidden)[row, places[row]]
             done[row] += len(places[row])
-    assert error(got, wanted) < TOLERANCE
+    assert error(got, expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -123,10 +123,10 @@ def test_padding_changes_neither_outputs_nor_weight_gradients(name):
         (_, hidden), gradients = jax.value_and_grad(total, has_aux=True)(weights)
         return hidden, gradients
 
-    wanted, wanted_gradients = run(weights, x, segments)
+    expected, expected_gradients = run(weights, x, segments)
     got, got_gradients = run(weights, padded, valid.astype(jnp.int32))
-    assert error(got[valid].reshape(wanted.shape), wanted) < TOLERANCE
-    for a, b in zip(jax.tree.leaves(got_gradients), jax.tree.leaves(wanted_gradients), strict=True):
+    assert error(got[valid].reshape(expected.shape), expected) < TOLERANCE
+    for a, b in zip(jax.tree.leaves(got_gradients), jax.tree.leaves(expected_gradients), strict=True):
         assert float(jnp.linalg.norm(a - b)) <= 1e-5 * float(jnp.linalg.norm(b))
 
 
@@ -141,11 +141,11 @@ def test_bfloat16_is_near_float32(name):
 @pytest.mark.parametrize("name", ["short", "base", "base implicit", "gated", "hyena"])
 def test_kernels_serve_the_layers(name):
     mixer, x = build(CONFIGS[name]), inputs(0, 2, 40)
-    wanted = mixer(x).hidden
+    expected = mixer(x).hidden
     with interpreted(), preferred_backend("pallas_tpu"), recorded_choices() as choices:
         got = jax.jit(lambda x: mixer(x).hidden)(x)
     assert {choice.backend for choice in choices} == {"pallas_tpu"}
-    assert error(got, wanted) < TOLERANCE
+    assert error(got, expected) < TOLERANCE
 
 
 def conv_by_hand(x, taps):
@@ -165,8 +165,8 @@ def test_base_convolution_by_hand():
     mixer, x = build(BaseConvolution()), inputs(0, 1, 9)
     w, u = weights_of(mixer), np.asarray(x[0], np.float64)
     convolved = conv_by_hand(u, w["convolution", "taps"]) + w["convolution", "bias"]
-    wanted = convolved * (u @ w["projection", "kernel"] + w["projection", "bias"]) + u
-    assert error(mixer(x).hidden[0], wanted) < TOLERANCE
+    expected = convolved * (u @ w["projection", "kernel"] + w["projection", "bias"]) + u
+    assert error(mixer(x).hidden[0], expected) < TOLERANCE
 
 
 def test_base_convolution_with_a_long_filter_by_hand():
@@ -178,16 +178,16 @@ def test_base_convolution_with_a_long_filter_by_hand():
         np.concatenate([time, phase.real, phase.imag], axis=1) @ w["filter", "up", "kernel"] + w["filter", "up", "bias"]
     )
     filter = np.maximum(hidden, 0) @ w["filter", "down", "kernel"] + w["filter", "down", "bias"]
-    wanted = (conv_by_hand(u, filter) + u) * (u @ w["projection", "kernel"] + w["projection", "bias"]) + u
-    assert error(mixer(x).hidden[0], wanted) < TOLERANCE
+    expected = (conv_by_hand(u, filter) + u) * (u @ w["projection", "kernel"] + w["projection", "bias"]) + u
+    assert error(mixer(x).hidden[0], expected) < TOLERANCE
 
 
 def test_explicit_filter_by_hand():
     mixer, x = build(CONFIGS["base explicit"]), inputs(0, 1, 9)
     w, u = weights_of(mixer), np.asarray(x[0], np.float64)
     assert w["filter", "taps"].shape == (MAXIMUM, WIDTH)
-    wanted = conv_by_hand(u, w["filter", "taps"]) * (u @ w["projection", "kernel"] + w["projection", "bias"]) + u
-    assert error(mixer(x).hidden[0], wanted) < TOLERANCE
+    expected = conv_by_hand(u, w["filter", "taps"]) * (u @ w["projection", "kernel"] + w["projection", "bias"]) + u
+    assert error(mixer(x).hidden[0], expected) < TOLERANCE
 
 
 def test_gated_convolution_by_hand():
@@ -195,8 +195,10 @@ def test_gated_convolution_by_hand():
     w, u = weights_of(mixer), np.asarray(x[0], np.float64)
     left, right = np.split(u @ w["input", "kernel"] + w["input", "bias"], 2, axis=1)
     assert left.shape[1] == 2 * WIDTH
-    wanted = (silu(conv_by_hand(left, w["convolution", "taps"])) * right) @ w["output", "kernel"] + w["output", "bias"]
-    assert error(mixer(x).hidden[0], wanted) < TOLERANCE
+    expected = (silu(conv_by_hand(left, w["convolution", "taps"])) * right) @ w["output", "kernel"] + w[
+        "output", "bias"
+    ]
+    assert error(mixer(x).hidden[0], expected) < TOLERANCE
 
 
 def test_hyena_by_hand():
@@ -250,13 +252,13 @@ def test_longer_than_the_maximum_is_a_user_error(name):
 @pytest.mark.parametrize("chunk", [1, 20])
 def test_stream_past_its_capacity_reads_nan(name, chunk):
     mixer, x = build(CONFIGS[name]), inputs(0, 1, 40)
-    wanted, state, out = mixer(x).hidden, mixer.init_state(1, 30), []
+    expected, state, out = mixer(x).hidden, mixer.init_state(1, 30), []
     extend = jax.jit(mixer.extend)
     for start in range(0, 40, chunk):
         y, state = extend(x[:, start : start + chunk], state)
         out.append(y.hidden)
     got = jnp.concatenate(out, axis=1)
-    assert error(got[:, :30], wanted[:, :30]) < TOLERANCE
+    assert error(got[:, :30], expected[:, :30]) < TOLERANCE
     assert jnp.all(jnp.isnan(got[:, 30:]))
 
 

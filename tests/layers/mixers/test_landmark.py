@@ -132,7 +132,7 @@ def test_tokens_one_by_one_are_the_whole(retrieve):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("settings", "message"),
     [
         ({"block": 0}, "block=0"),
         ({"heads": 0}, "heads=0"),
@@ -142,9 +142,9 @@ def test_tokens_one_by_one_are_the_whole(retrieve):
         ({"positions": LearnedPositions()}, "Rotary positions or none"),
     ],
 )
-def test_impossible_settings(given, message):
+def test_impossible_settings(settings, message):
     with pytest.raises(UserError, match=message):
-        Landmark(**given)
+        Landmark(**settings)
 
 
 def test_heads_must_divide_the_width():

@@ -190,7 +190,7 @@ def test_taylor_decodes_by_steps():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("settings", "message"),
     [
         ({"heads": 0}, "heads=0"),
         ({"chunk": 0}, "chunk=0"),
@@ -199,9 +199,9 @@ def test_taylor_decodes_by_steps():
         ({"positions": LearnedPositions()}, "Rotary positions or none"),
     ],
 )
-def test_impossible_settings(given, message):
+def test_impossible_settings(settings, message):
     with pytest.raises(UserError, match=message):
-        LinearAttention(**given)
+        LinearAttention(**settings)
 
 
 def test_heads_must_divide_the_width():

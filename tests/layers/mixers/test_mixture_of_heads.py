@@ -268,9 +268,9 @@ def test_a_stack_of_gathered_layers_trains_under_scan_and_vmap():
     )
     params = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 2))
     text = jax.random.randint(jax.random.key(1), (2, 1, 260), 0, 24)
-    slope = jax.grad(lambda params, text: jnp.mean(jnp.square(model.bind(params)(text))))
-    together = jax.jit(jax.vmap(slope))(params, text)
-    alone = jax.jit(slope)(jax.tree.map(lambda leaf: leaf[1], params), text[1])
+    grad_fn = jax.grad(lambda params, text: jnp.mean(jnp.square(model.bind(params)(text))))
+    together = jax.jit(jax.vmap(grad_fn))(params, text)
+    alone = jax.jit(grad_fn)(jax.tree.map(lambda leaf: leaf[1], params), text[1])
     for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
         assert np.max(np.abs(a[1] - b)) <= 1e-5 * max(float(np.max(np.abs(b))), 1e-6)
 
@@ -289,7 +289,7 @@ def test_half_of_the_routed_heads_take_less_work():
             patch.setattr(mixture_of_heads, "skips", lambda *sizes, **more: skip)
             mixer = build(MixtureOfHeads(heads=8, shared=2, active=3, head_dim=32))
             graph, weights = nnx.split(mixer)
-            slope = jax.jit(jax.grad(lambda weights, x: jnp.sum(nnx.merge(graph, weights)(x).hidden)))
-            return slope.lower(weights, tokens(1, 1024)).cost_analysis()["flops"]
+            grad_fn = jax.jit(jax.grad(lambda weights, x: jnp.sum(nnx.merge(graph, weights)(x).hidden)))
+            return grad_fn.lower(weights, tokens(1, 1024)).cost_analysis()["flops"]
 
     assert flops(True) < 0.8 * flops(False)

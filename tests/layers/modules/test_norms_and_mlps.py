@@ -52,8 +52,8 @@ def test_statistics_are_fp32(config):
     )  # a bf16 sum of squares would be off by percents
     out = norm(jnp.asarray(large))
     assert out.dtype == jnp.bfloat16
-    wanted = norm(jnp.asarray(large, jnp.float32))
-    np.testing.assert_allclose(np.asarray(out, np.float32), wanted, rtol=0.004, atol=1e-6)
+    expected = norm(jnp.asarray(large, jnp.float32))
+    np.testing.assert_allclose(np.asarray(out, np.float32), expected, rtol=0.004, atol=1e-6)
 
 
 def test_mlps():
@@ -84,7 +84,9 @@ def test_the_residual_write_starts_small_in_deep_models():
     assert np.std(value(deep.down.kernel)) == pytest.approx(0.002, rel=0.02)
 
 
-@pytest.mark.parametrize(("given", "message"), [({"hidden": 0}, "hidden=0"), ({"expansion": 0.0}, r"expansion=0\.0")])
-def test_impossible_settings(given, message):
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"hidden": 0}, "hidden=0"), ({"expansion": 0.0}, r"expansion=0\.0")]
+)
+def test_impossible_settings(settings, message):
     with pytest.raises(UserError, match=message):
-        GELU(**given)
+        GELU(**settings)

@@ -19,7 +19,7 @@ import numpy as np
 from recollect.benchmarks.first_contact import records
 from recollect.benchmarks.first_contact.child import failed, launching, on_device
 from recollect.benchmarks.kernel_checks import relative_error
-from recollect.benchmarks.kernel_timing import timed
+from recollect.benchmarks.timing import timed
 
 PACKAGES = (
     "jax",

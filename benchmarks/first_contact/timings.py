@@ -25,7 +25,7 @@ from recollect.benchmarks.first_contact.child import case_of, failed, form, laun
 from recollect.benchmarks.first_contact.families import FAMILIES, Timing
 from recollect.benchmarks.kernel_case import Case
 from recollect.benchmarks.kernel_checks import cotangent, drawn, with_gradients
-from recollect.benchmarks.kernel_timing import floors, timed
+from recollect.benchmarks.timing import floors, timed
 from recollect.pallas_kernels import compile_ahead
 from recollect.pallas_kernels.tuning import forced
 

@@ -10,7 +10,6 @@ write cannot pass for right.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.benchmarks.first_contact import records
+from recollect.benchmarks.first_contact import records, turns
 from recollect.benchmarks.first_contact.child import case_of, compiled, launching, recording_failure
 from recollect.benchmarks.first_contact.families import FAMILIES, Family, Timing
 from recollect.benchmarks.kernel_case import Case
@@ -137,12 +136,9 @@ def _one(x: np.ndarray, channels: bool) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("family", choices=list(FAMILIES))
-    parser.add_argument("--full", action="store_true")
-    options = parser.parse_args()
+    options = turns.arguments(FAMILIES)
     with jax.default_matmul_precision("default"):
-        (full if options.full else small)(FAMILIES[options.family])
+        (full if options.full else small)(FAMILIES[options.name])
     records.write("done")
 
 

@@ -9,9 +9,6 @@ backward pass on this machine, its forward pass counts all the same, and the ref
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 from recollect.benchmarks import kernel_peers
 from recollect.benchmarks.first_contact import records, turns
 from recollect.benchmarks.peer_side import one_line
@@ -26,11 +23,7 @@ SIZES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=list(kernel_peers.PEERS))
-    parser.add_argument("--gate", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, required=True)
-    options = parser.parse_args()
+    options = turns.arguments(kernel_peers.PEERS)
     sizes = SIZES.get(options.name, WIDE)
     what = f"{options.name} " + " ".join(f"{key}{size}" for key, size in sizes.items())
     if records.rehearsing():

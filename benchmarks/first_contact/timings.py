@@ -9,12 +9,10 @@ a cotangent that is there already, so no loss is in it.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -63,14 +61,10 @@ def compile_ahead_of_time(family: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("family", choices=list(FAMILIES))
-    parser.add_argument("--gate", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, required=True)
-    options = parser.parse_args()
+    options = turns.arguments(FAMILIES)
     if records.rehearsing():
-        compile_ahead_of_time(options.family)
-    ready = list(programs(options.family))
+        compile_ahead_of_time(options.name)
+    ready = list(programs(options.name))
     records.write("ready")
     turns.wait(options.gate, options.seconds)
     count = 1 if records.rehearsing() else TURNS

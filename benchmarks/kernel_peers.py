@@ -35,20 +35,15 @@ def answer(case: dict) -> dict:
         times = measure(case)
     except Exception as error:  # whatever a peer's library raises is an answer here
         times = {"error": one_line(error)}
-    try:
-        _free()
+    try:  # memory that no tensor uses any more goes back to the GPU, for the process beside this one
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
     except Exception:  # after a fault on the GPU every further call fails
         times["broken"] = True
     return times
-
-
-def _free() -> None:
-    """Gives memory that no tensor uses any more back to the GPU, for the process beside this one."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
 
 
 def measure(case: dict) -> dict:

@@ -59,22 +59,20 @@ def measure(case: dict) -> dict:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    for _ in range(WARM_UP if device == "cuda" else 1):
-        step()
     seconds = []
-    for _ in range(case["steps"]):
+    for _ in range((WARM_UP if device == "cuda" else 1) + case["steps"]):
         begun = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - begun)
-    median = statistics.median(seconds)
+    seconds = seconds[-case["steps"] :]
+    median, version = statistics.median(seconds), f"torch {torch.__version__}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
         "tokens_per_second": rows * length / median,
         "step_seconds": median,
         "seconds": seconds,
         "parameters": parameters,
-        "version": (f"fla {fla.__version__}, " if (fla := sys.modules.get("fla")) else "")
-        + f"torch {torch.__version__}",
+        "version": f"fla {fla.__version__}, {version}" if (fla := sys.modules.get("fla")) else version,
     }
 
 
@@ -87,38 +85,33 @@ def build(case: dict):
         nn.init.normal_(layer.weight, std=0.02)
         return layer
 
-    class MLP(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.gate, self.up, self.down = linear(width, hidden), linear(width, hidden), linear(hidden, width)
-
-        def forward(self, x):
-            return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
-
     class Block(nn.Module):
         def __init__(self, layer):
             super().__init__()
             self.mixer = _MIXERS[layer["kind"]](layer, width, case["length"], linear)
-            self.mixer_norm, self.mlp_norm, self.mlp = nn.RMSNorm(width, 1e-6), nn.RMSNorm(width, 1e-6), MLP()
+            self.mixer_norm, self.mlp_norm = nn.RMSNorm(width, 1e-6), nn.RMSNorm(width, 1e-6)
+            self.gate, self.up, self.down = linear(width, hidden), linear(width, hidden), linear(hidden, width)
 
         def forward(self, x):
             x = x + self.mixer(self.mixer_norm(x))
-            return x + self.mlp(self.mlp_norm(x))
+            y = self.mlp_norm(x)
+            return x + self.down(nn.functional.silu(self.gate(y)) * self.up(y))
 
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
             self.embedding = nn.Embedding(case["vocabulary"], width)
             nn.init.normal_(self.embedding.weight, std=0.02)
-            self.blocks = nn.ModuleList(Block(layer) for layer in case["layers"])
+            self.blocks = nn.Sequential(*map(Block, case["layers"]))
             self.norm = nn.RMSNorm(width, 1e-6)
-            self.fused = _fused_loss(case)
+            self.fused = None
+            if case["vocabulary"] >= 4096 and torch.cuda.is_available():
+                from fla.modules import FusedLinearCrossEntropyLoss
+
+                self.fused = FusedLinearCrossEntropyLoss()  # never holds all logits
 
         def forward(self, tokens, targets):
-            x = self.embedding(tokens)
-            for block in self.blocks:
-                x = block(x)
-            x = self.norm(x)
+            x = self.norm(self.blocks(self.embedding(tokens)))
             if self.fused is not None:
                 return self.fused(x.reshape(-1, width), targets.reshape(-1), self.embedding.weight.to(x.dtype))
             logits = nn.functional.linear(x, self.embedding.weight).float()
@@ -126,15 +119,6 @@ def build(case: dict):
 
     assert case["rows"] % case["pieces"] == 0
     return Model().to(torch.float32)
-
-
-def _fused_loss(case: dict):
-    """fla's cross-entropy that never holds all logits; None for small vocabularies, and where there is no GPU."""
-    if case["vocabulary"] < 4096 or not torch.cuda.is_available():
-        return None
-    from fla.modules import FusedLinearCrossEntropyLoss
-
-    return FusedLinearCrossEntropyLoss()
 
 
 def _softmax(layer, width, length, linear):

@@ -159,7 +159,8 @@ class Zoology:
 def run_case(case: Case, zoology: Zoology | None, rounds: int, seconds: float) -> dict[str, Any]:
     """Returns the turns of both sides, and what they come to."""
     ours = Ours(case.experiment())
-    ours.turn(0.0)  # compiles
+    for _ in range(2):
+        ours.turn(0.0)  # compiles, for the first state and for those that follow
     if zoology is not None:
         zoology.build(case.settings())
     turns: list[dict[str, Any]] = []

@@ -5,8 +5,6 @@ empty folder of compiled programs, then with the filled one, and prints where th
 machine at rest; user seconds say how much work it is on a busy one.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -13,8 +13,6 @@ evaluated after each turn on the same packed held-out rows. Seconds are of train
 compiling and evaluating are not. A loss that lies between two evaluations is taken to fall in a straight line.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import statistics

@@ -11,8 +11,6 @@ of a case in several, the last counts, and the kernel's first time is kept besid
 in front stands for the folders that it was made of. Nothing here runs on a device.
 """
 
-from __future__ import annotations
-
 import collections
 import copy
 import json

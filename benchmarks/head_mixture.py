@@ -14,8 +14,6 @@ theirs one after the other, so that whatever else the machine does meets both. R
 evenly over heads.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

@@ -1,7 +1,5 @@
 """A case of `bench kernels`: an operation at a shape, how it is called and what it is compared with."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any

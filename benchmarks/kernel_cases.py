@@ -5,8 +5,6 @@ A case draws its inputs, calls the operation's public function on a named backen
 somebody without this project would write in jnp. Gradients are those of every array the case hands over.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

@@ -7,8 +7,6 @@ also on cuDNN, which routing has to beat.
 Work counts the pairs of query and key that are seen, as products with keys and with values.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

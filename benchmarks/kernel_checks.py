@@ -1,8 +1,6 @@
 """What `bench kernels` holds every form to before it is timed: the reference in fp32 (highest precision) on the same
 device, at a small shape."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any

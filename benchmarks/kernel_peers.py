@@ -12,8 +12,6 @@ fla's functions take (b, t, h, d) and fp32 gates, as they are called in its own 
 heads before tokens, and is given arrays laid out so: scaled_dot_product_attention where it is causal, flex_attention for windows and sinks.
 """
 
-from __future__ import annotations
-
 import functools
 import gc
 import importlib

@@ -21,8 +21,6 @@ at the device's memory bandwidth (forward: inputs and output; forward and backwa
 cotangent, all gradients), or the unavoidable FLOPs at its peak, whichever is more.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

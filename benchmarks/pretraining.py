@@ -16,8 +16,6 @@ checkpoints are no part of it. MFU counts three times the forward products (trai
 peer too. The peer trains on one batch that lies on the device, so no data are in its time.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import statistics

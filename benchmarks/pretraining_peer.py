@@ -13,8 +13,6 @@ fused_chunk_based (whichever is faster here) for Taylor layers, fla's fused line
 4,096 and more, fused AdamW, clipping. On a CPU it runs in fp32 without compiling, to check shapes and parameter counts.
 """
 
-from __future__ import annotations
-
 import functools
 import statistics
 import sys

@@ -9,8 +9,6 @@ on its carry or its step, and everything it makes is read. Pieces run alone over
 the step.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

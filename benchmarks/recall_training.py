@@ -21,8 +21,6 @@ tenfold and ours twofold. So what other programs did is measured during each tur
 out.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 import subprocess

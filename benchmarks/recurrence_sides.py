@@ -13,8 +13,6 @@ A command that fails is answered {"error"}. Of this project the peer's side impo
 pallas_kernels: any interpreter with jax serves ours.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import platform

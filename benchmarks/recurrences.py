@@ -12,8 +12,6 @@ programs on the machine distort less. A side that fails, dies or takes longer th
 reported in its row, and the other rows and the other side go on.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import itertools

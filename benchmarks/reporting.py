@@ -1,7 +1,5 @@
 """What benchmarks share: how their options are read, the line they begin with, and how results are kept."""
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import os

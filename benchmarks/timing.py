@@ -1,7 +1,5 @@
 """Times of compiled functions, one by one and in turns, and the times that no kernel can beat."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Mapping

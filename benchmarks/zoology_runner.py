@@ -20,8 +20,6 @@ call of its logger to the next. Its data are made before training; that is timed
 every call.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib

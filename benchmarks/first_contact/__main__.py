@@ -12,8 +12,6 @@ main.py bench device --from FOLDER` makes results and documents of the lines. `-
 for what is left of a lease.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys

@@ -8,8 +8,6 @@ one set of inputs, then on another, then on the first again: the bits must repea
 write cannot pass for right.
 """
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable

@@ -1,8 +1,6 @@
 """What every child of a first contact does around its own work: records what it launches and what failed, is
 simulated in a rehearsal."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

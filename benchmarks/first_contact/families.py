@@ -1,8 +1,6 @@
 """What is checked and timed, by family of kernels, in order of value; and the tiny sizes at which a rehearsal runs
 the same without a GPU."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -29,7 +27,7 @@ class Timing:
     note: str = ""
 
     @property
-    def case(self) -> Case:
+    def case(self) -> "Case":
         """The case at full size."""
         from recollect.benchmarks.kernel_cases import CASES
 

@@ -7,8 +7,6 @@ It compiles and tunes at once, and is timed when its turn comes. Nothing of jax 
 backward pass on this machine, its forward pass counts all the same, and the refusal is recorded beside it.
 """
 
-from __future__ import annotations
-
 from recollect.benchmarks import kernel_peers
 from recollect.benchmarks.first_contact import records, turns
 from recollect.benchmarks.peer_side import one_line

@@ -4,8 +4,6 @@ smallest Mosaic kernel.
 python -m recollect.benchmarks.first_contact.probe
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import shutil
 import subprocess

@@ -3,8 +3,6 @@
 In a session of its own a child does not hear what ends the parent, so the parent ends it: see `listen` and `end_all`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os
@@ -18,7 +16,7 @@ from pathlib import Path
 from recollect.benchmarks.first_contact import records
 
 TAIL = 1500  # characters of a child's output kept with an end that was not a success
-_ALIVE: list[Child] = []
+_ALIVE: list["Child"] = []
 _HEARD: list[int] = []
 
 

@@ -6,8 +6,6 @@
 The trace is the last thing done, in a process of its own, as it has crashed others (jax#40260).
 """
 
-from __future__ import annotations
-
 import sys
 import tarfile
 import tempfile

@@ -5,8 +5,6 @@ appending, and is synced before `write` returns, so a child that hangs, aborts o
 written. `started` is written before each launch: the last one without a result names what hung.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

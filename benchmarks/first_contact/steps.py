@@ -1,7 +1,5 @@
 """Which children a first contact runs, with their deadlines, on a GPU and in a rehearsal."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import random

@@ -1,7 +1,5 @@
 """The table printed last: what machine, what was right, what took how long, what died and of what."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -7,8 +7,6 @@ Medians of 10 turns of at least 10 ms, the device synchronised at the end of eac
 a cotangent that is there already, so no loss is in it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import time

@@ -1,7 +1,5 @@
 """A child's turn on the GPU: it gets ready beside others, and is alone when it is timed. Imports no jax."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

@@ -8,9 +8,10 @@ time to a held-out loss.
 Both see the same documents, take the same number of tokens per step, start from the same parameters, use rotary
 positions of base 100,000 and, in chunked rows, a mask that keeps documents apart (as Pouransari et al., arXiv
 2405.13226, compare them). The learning rate is constant after its warm-up, so that a loss reached at some moment does
-not depend on how long the run was to be. They train in turns of a few steps, so that whatever else the machine does meets both, and are
-evaluated after each turn on the same packed held-out rows. Seconds are of training alone: reading data is in them,
-compiling and evaluating are not. A loss that lies between two evaluations is taken to fall in a straight line.
+not depend on how long the run was to be. They train in turns of a few steps, so that whatever else the machine does
+meets both, and are evaluated after each turn on the same packed held-out rows. Seconds are of training alone: reading
+data is in them, compiling and evaluating are not. A loss that lies between two evaluations is taken to fall in a
+straight line.
 """
 
 import argparse
@@ -193,7 +194,7 @@ def _train(trainees: list[_Trainee], options: argparse.Namespace) -> None:
 
 
 def time_to(curve: list[dict[str, float]], bits: float) -> float | None:
-    """Returns the seconds of training until the held-out loss first was `bits`; None where no evaluation saw it so low."""
+    """Returns the seconds of training until the held-out loss first was `bits`; None where it never was so low."""
     for before, after in zip([curve[0], *curve[:-1]], curve, strict=True):
         if after["bits_per_byte"] <= bits:
             fall = before["bits_per_byte"] - after["bits_per_byte"]
@@ -203,7 +204,7 @@ def time_to(curve: list[dict[str, float]], bits: float) -> float | None:
 
 
 def times_to_losses(one: list[dict[str, float]], two: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Returns seconds of both to losses that both reached: the lowest such one (rounded up to 0.05), and some above it."""
+    """Returns seconds of both to losses that both reached: the lowest (rounded up to 0.05), and some above it."""
     lowest = math.ceil(20 * max(min(point["bits_per_byte"] for point in curve) for curve in (one, two)) - 1e-9) / 20
     rows = []
     for bits in sorted({round(lowest + above, 2) for above in ABOVE}, reverse=True):

@@ -143,7 +143,8 @@ def _facts(line: dict[str, Any]) -> dict[str, Any]:
     return {name: x for name, x in line.items() if name not in ("kind", "step", "at")}
 
 
-HEADER = "| case | forward, ms | x floor | before | library | peer | with gradients, ms | x floor | before | library | peer |"
+BESIDE = "x floor | before | library | peer"
+HEADER = f"| case | forward, ms | {BESIDE} | with gradients, ms | {BESIDE} |"
 EXPLANATION = """
 x floor: over the time that the arrays' bytes take at 3.35 TB/s, or the products at 989 TFLOP/s, whichever is more. \
 Library: the same call on
@@ -162,10 +163,10 @@ def document(result: dict[str, Any]) -> str:
     lines = [
         f"# Measured on one {result['device']}",
         "",
-        "Made by `python main.py bench device` from what `python3 -m recollect.benchmarks.first_contact` brought back on "
-        f"{dates}. jax {versions.get('jax')},",
-        f"cuDNN {versions.get('nvidia-cudnn-cu13', 'not here')}, torch {versions.get('torch', 'not here')}. A large copy "
-        f"moves {rates.get('copy_bytes_per_second', 0) / 1e12:.2f} TB/s (read and written), an 8,192^3",
+        "Made by `python main.py bench device` from what `python3 -m recollect.benchmarks.first_contact` brought back "
+        f"on {dates}. jax {versions.get('jax')},",
+        f"cuDNN {versions.get('nvidia-cudnn-cu13', 'not here')}, torch {versions.get('torch', 'not here')}. A large "
+        f"copy moves {rates.get('copy_bytes_per_second', 0) / 1e12:.2f} TB/s (read and written), an 8,192^3",
         f"product in bf16 runs at {rates.get('product_flops_per_second', 0) / 1e12:.0f} TFLOP/s. Everything is bf16; "
         "times are medians of 10 turns.",
         "",

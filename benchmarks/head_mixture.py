@@ -10,8 +10,8 @@ are zero. "gathered" computes routed heads for the tokens that chose them (palla
 hold the same weights, and the layer's output and gradients are compared before anything is timed. Times are of the
 mixer (forward; forward and backward, by weights and input) and of the training step of a language model of two such
 layers (with --mlp, each with a SwiGLU MLP; loss, gradients and AdamW's update): medians of turns in which both take
-theirs one after the other, so that whatever else the machine does meets both. Routers are freshly initialised and inputs random: choices are spread nearly
-evenly over heads.
+theirs one after the other, so that whatever else the machine does meets both. Routers are freshly initialised and
+inputs random: choices are spread nearly evenly over heads.
 """
 
 import argparse
@@ -74,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _routings(heads: int) -> list[tuple[int, int]]:
-    """Returns (shared, active routed): all heads routed, at eighths of them; then a quarter of the heads shared and half of
+    """Returns (shared, active routed): all heads routed, at eighths of them; then a quarter of the heads shared and
+    half of
     the others active."""
     shares = sorted({max(1, round(heads * eighth / 8)) for eighth in (1, 2, 3, 4, 6, 8)})
     shared = heads // 4

@@ -1,8 +1,8 @@
 """What `bench kernels` times: operations at shapes that people train, and how each is called (softmax attention:
 kernel_cases_softmax.py).
 
-A case draws its inputs, calls the operation's public function on a named backend and, where there is one, a plain form that
-somebody without this project would write in jnp. Gradients are those of every array the case hands over.
+A case draws its inputs, calls the operation's public function on a named backend and, where there is one, a plain form
+that somebody without this project would write in jnp. Gradients are those of every array the case hands over.
 """
 
 import functools

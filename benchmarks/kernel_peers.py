@@ -4,12 +4,13 @@ GPU.
     PYTHON benchmarks/kernel_peers.py < cases.jsonl
 
 Reads one JSON line per case ({"peer", "sizes"}) and answers one per case: {"forward", "both", "version"} in seconds,
-with "backward_error" in place of "both" where only the forward pass works, or {"error"} with the reason there is nothing.
+with "backward_error" in place of "both" where only the forward pass works, or {"error"} with the reason.
 "broken" is in an answer after which this process is of no more use. Of this project only peer_side.py
 is imported, so any interpreter with torch and fla serves.
 
 fla's functions take (b, t, h, d) and fp32 gates, as they are called in its own benchmarks. torch's attention takes
-heads before tokens, and is given arrays laid out so: scaled_dot_product_attention where it is causal, flex_attention for windows and sinks.
+heads before tokens, and is given arrays laid out so: scaled_dot_product_attention where it is causal, flex_attention
+for windows and sinks.
 """
 
 import functools

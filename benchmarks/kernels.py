@@ -8,17 +8,18 @@ flash-linear-attention and torch.
 
 Before a backend is timed at a shape, its outputs and gradients at the same head sizes (one row, two heads, 320 tokens)
 are compared on this device with the reference in fp32 (highest precision): a form that is wrong is reported and not
-timed. The bars are those of the tests: fp32 1e-4; bf16 0.005 forward, 0.01 gradients, 0.02 gradients of gates, strengths and sinks, which are sums
-over all tokens. A backend that says beforehand that it does not serve a case is "refused"; whatever else a form raises
-is its "error". The exit code is 1 if a form was wrong or had an error; what a peer cannot do is in its row alone.
+timed. The bars are those of the tests: fp32 1e-4; bf16 0.005 forward, 0.01 gradients, 0.02 gradients of gates,
+strengths and sinks, which are sums over all tokens. A backend that says beforehand that it does not serve a case is
+"refused"; whatever else a form raises is its "error". The exit code is 1 if a form was wrong or had an error; what a
+peer cannot do is in its row alone.
 
 With --out, rows are on disk as soon as they are known, and "unfinished" names what is being measured: a process that
 dies loses that one.
 
 Times are medians of 20 turns after warm-up, each turn long enough (10 ms) that a launch does not count, the device
-synchronised at its end. Backward passes are given a cotangent that is ready: no loss is timed. The floor is what the arrays' bytes take
-at the device's memory bandwidth (forward: inputs and output; forward and backward: the inputs twice, output, its
-cotangent, all gradients), or the unavoidable FLOPs at its peak, whichever is more.
+synchronised at its end. Backward passes are given a cotangent that is ready: no loss is timed. The floor is what the
+arrays' bytes take at the device's memory bandwidth (forward: inputs and output; forward and backward: the inputs twice,
+output, its cotangent, all gradients), or the unavoidable FLOPs at its peak, whichever is more.
 """
 
 import argparse

@@ -147,7 +147,7 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
 
 
 def peer(experiment: Any, python: str, steps: int, ours: dict[str, Any]) -> dict[str, Any]:
-    """Returns the times of the same shape in torch, in a process of its own: what pretraining_peer.py answers, or {"error"}.
+    """Returns what pretraining_peer.py answers for the same shape, in a process of its own, or {"error"}.
 
     Raises:
       UserError: the interpreter cannot be run.

@@ -9,8 +9,8 @@ MLP, no positions, embedding dropout 0.1, batches of 64 examples of 64 tokens in
 follow each other, so that a change in the machine's load meets both.
 
 Ours makes its batches inside the compiled step; there is no rate without data. Zoology makes a set beforehand and
-repeats it every epoch: its rate is given without the data, and with its generator's time per example added, as if each example were seen
-once. benchmarks/zoology_runner.py describes how Zoology is run at all.
+repeats it every epoch: its rate is given without the data, and with its generator's time per example added, as if each
+example were seen once. benchmarks/zoology_runner.py describes how Zoology is run at all.
 
 What ours does not do: project positions without a label to the vocabulary (7 of 8 at 8 pairs). What Zoology does
 beside: two more layer norms, which its blocks always have. Neither evaluates, logs to disk or writes checkpoints while

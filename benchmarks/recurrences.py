@@ -125,7 +125,7 @@ def _take_turns(row: dict[str, Any], sides: dict[str, PeerProcess], turns: int, 
 
 
 def draw(case: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Returns inputs and a cotangent, fp32: keys of unit length, gates as trained ones are: most decays are close to 1."""
+    """Returns inputs and a cotangent, fp32: keys of unit length, gates as if trained: most decays are close to 1."""
     b, t, h, d = shape
     random = np.random.default_rng(0)
     normal = lambda *sizes: random.standard_normal(sizes, np.float32)  # noqa: E731

@@ -40,7 +40,8 @@ class Family:
 
     timings: in order of value. documents: whether the operation is also checked on packed documents. odd: tokens of the
     second check, which no block size divides; None where the kernel takes none such. full: indices of the timings whose
-    outputs are checked at full size too. rehearsed: tokens of the check in a rehearsal, where the simulator sets the time.
+    outputs are checked at full size too. rehearsed: tokens of the check in a rehearsal, where the simulator sets the
+    time.
     """
 
     timings: tuple[Timing, ...]

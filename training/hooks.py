@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from recollect.configuration import UserError
-from recollect.training.checkpoint.integrity import DiskFull
+from recollect.configuration.io import DiskFull
 from recollect.training.distributed.host import current_host
 from recollect.training.evaluator import evaluate
 from recollect.training.run_state import RunState
@@ -130,7 +130,7 @@ class SaveCheckpoints(Hook):
 
     def after_call(self, run: RunState, call: Call) -> None:
         """Reports a full disk as soon as it shows, and again only after there was space in between."""
-        if current_host().count == 1 and run.checkpoints.failed():
+        if current_host().count == 1 and run.checkpoints.ended():
             with disk_full_ends(run, False):
                 run.checkpoints.wait()
         if not run.folder.held_back:

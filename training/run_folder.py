@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from recollect.configuration import UserError, differences, from_json, to_json
-from recollect.training.checkpoint.integrity import DiskFull, is_disk_full, replace_text, write_json
-from recollect.training.distributed.processes import is_main
+from recollect.configuration.io import DiskFull, is_disk_full, read_json, replace_text, write_json
+from recollect.training.distributed.host import current_host
 from recollect.training.experiment import CHANGEABLE, Experiment
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -45,13 +45,13 @@ class RunFolder:
         if config_path.exists():
             self._check(config_path, experiment)
         elif (
-            is_main() and self.path.exists() and any(self.path.iterdir())
+            current_host().is_main and self.path.exists() and any(self.path.iterdir())
         ):  # others may see the main process' first file half written
             raise UserError(
                 f"{self.path} is not empty and holds no config.json: not a run's folder, so nothing is written there"
             )
         self._unwritten: list[str] = []
-        if not is_main():
+        if not current_host().is_main:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -69,23 +69,23 @@ class RunFolder:
         return read_json(path) if path.exists() else None
 
     def write_environment(self) -> None:
-        if is_main():
+        if current_host().is_main:
             write_json(self.path / "environment.json", environment())
 
     def write_result(self, result: dict[str, Any]) -> None:
-        if is_main():
+        if current_host().is_main:
             write_json(self.path / "result.json", result)
 
     def unfinish(self) -> None:
         """Takes result.json away, for a run that is to go on."""
-        if is_main():
+        if current_host().is_main:
             (self.path / "result.json").unlink(missing_ok=True)
 
     def truncate_metrics(self, step: int) -> None:
         """Drops lines after `step` and a half-written last one: what a resumed run will write again."""
         path = self.path / "metrics.jsonl"
         self._unwritten = []
-        if not is_main() or not path.exists():
+        if not current_host().is_main or not path.exists():
             return
         kept = []
         for line in path.read_text().splitlines():
@@ -105,7 +105,7 @@ class RunFolder:
     @property
     def held_back(self) -> bool:
         """Whether lines wait for space on the disk."""
-        return bool(self._unwritten) and is_main()
+        return bool(self._unwritten) and current_host().is_main
 
     def flush(self, *, to_disk: bool = False) -> None:
         """Writes the lines that a full disk held back; `to_disk` also makes all lines outlive a loss of power.
@@ -115,12 +115,12 @@ class RunFolder:
         """
         self._write_lines()
         path = self.path / "metrics.jsonl"
-        if to_disk and is_main() and path.exists():
+        if to_disk and current_host().is_main and path.exists():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def _write_lines(self) -> None:
-        if not self._unwritten or not is_main():
+        if not self._unwritten or not current_host().is_main:
             return
         path = self.path / "metrics.jsonl"
         size = path.stat().st_size if path.exists() else 0
@@ -185,18 +185,6 @@ def same_bits_possible(there: dict[str, Any], here: dict[str, Any]) -> list[str]
     """What differs between two environments in ways that can change bits."""
     names = ("packages", "device_kind", "backend", "devices", "processes", "cpu_count", "xla_flags")
     return [name for name in names if there.get(name) != here.get(name)]
-
-
-def read_json(path: Path) -> Any:
-    """Raises UserError when the file is missing or is not JSON."""
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise UserError(f"there is no {path}") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _git_commit() -> str | None:

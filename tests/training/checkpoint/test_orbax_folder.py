@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from recollect.configuration import UserError
+from recollect.configuration.io import DiskFull
 from recollect.training.checkpoint import integrity
-from recollect.training.checkpoint.integrity import DiskFull, damage
+from recollect.training.checkpoint.integrity import damage
 from recollect.training.checkpoint.orbax_folder import Checkpoints, load_params
 from recollect.training.experiment import Mesh
 from recollect.training.train import train

@@ -14,7 +14,8 @@ from recollect.configuration import UserError
 from recollect.configuration.io import DiskFull
 from recollect.training.checkpoint import integrity
 from recollect.training.checkpoint.integrity import damage
-from recollect.training.checkpoint.orbax_folder import Checkpoints, load_params
+from recollect.training.checkpoint.load import load_params
+from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.experiment import Mesh
 from recollect.training.train import train
 from tests.training.tiny import tiny

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from recollect.configuration.base import Preempted, UserError
 
@@ -14,15 +16,15 @@ from recollect.configuration.base import Preempted, UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code (2 for a user's mistake, 130 for a stopped run)."""
     parser = _parser()
-    given, rest = parser.parse_known_args(arguments)
-    if given.command == "bench":
-        given.overrides = rest
-    elif rest and (any(argument.startswith("-") for argument in rest) or not hasattr(given, "overrides")):
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "bench":
+        options.overrides = rest
+    elif rest and (any(argument.startswith("-") for argument in rest) or not hasattr(options, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     elif rest:
-        given.overrides += rest  # argparse gives up on trailing positionals that an option separates
+        options.overrides += rest  # argparse gives up on trailing positionals that an option separates
     try:
-        return COMMANDS[given.command](given)
+        return COMMANDS[options.command](options)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -70,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     describe.add_argument(
         "--target",
         metavar="tpu:v5e:2x2|h100",
-        help="compile ahead of time for this slice or GPU (needs libtpu or XLA's CUDA plugin): memory, collectives, traffic and times of a device",
+        help="compile ahead of time for this slice or GPU (needs libtpu or XLA's CUDA plugin): memory, collectives, "
+        "traffic and times per device",
     )
     train = command("train", "train one experiment; the same command resumes it")
     train.add_argument("experiment")
@@ -113,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=0.8)
     generate.add_argument("--top-p", type=float, default=0.95)
     generate.add_argument("--seed", type=int, default=0)
-    replay = command("replay", "run a step again that was not finite, and tell which layer broke first")
+    replay = command("replay", "run a step again that was not finite, and name the layer that broke first")
     replay.add_argument("failure", type=Path, metavar="DIR", help="the folder that the stopped run names")
     export = command("export", "write a run's newest checkpoint as safetensors + config.json")
     export.add_argument("run", type=Path)
@@ -130,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--field", default="text", metavar="NAME", help="key, column or feature that holds the text (default: text)"
     )
-    prepare.add_argument("--processes", type=int, metavar="N", help="how many work at once (default: one a core)")
+    prepare.add_argument("--processes", type=int, metavar="N", help="how many work at once (default: one per core)")
     prepare.add_argument(
         "--shard-mib", type=float, metavar="N", help="text of a shard (default: 4, more from 2 GiB on)"
     )
@@ -143,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _list(given: argparse.Namespace) -> int:
+def _list(options: argparse.Namespace) -> int:
     from recollect.experiments.registry import entries
 
     for kind, title in (("experiment", "Experiments (train, describe):"), ("study", "Studies (compare):")):
@@ -154,200 +157,139 @@ def _list(given: argparse.Namespace) -> int:
     return 0
 
 
-def _load(given: argparse.Namespace, kind: str, name: str):
-    from recollect.configuration.python_files import load_definitions
-    from recollect.experiments.registry import load
-
-    definitions = [load_definitions(Path(path)) for path in given.extra]
-    return load(name, kind), definitions
-
-
-def _describe(given: argparse.Namespace) -> int:
-    if given.target is not None:
+def _describe(options: argparse.Namespace) -> int:
+    if options.target is not None:
         # Read when jax is imported: libtpu would otherwise ask a metadata server that only Google's machines have.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from recollect.configuration import apply_overrides
+    experiment = _experiment(options)
     from recollect.cost.describe import describe
 
-    experiment, _ = _load(given, "experiment", given.experiment)
-    describe(apply_overrides(experiment, given.overrides), target=given.target, say=print)
+    describe(experiment, target=options.target, say=print)
     return 0
 
 
-def _train(given: argparse.Namespace) -> int:
-    from recollect.configuration import apply_overrides
+def _train(options: argparse.Namespace) -> int:
+    experiment = _experiment(options)
     from recollect.training.distributed.host import joined
     from recollect.training.train import run_directory, train
 
-    experiment, _ = _load(given, "experiment", given.experiment)
-    experiment = apply_overrides(experiment, given.overrides)
-    with joined(given.coordinator, given.processes, given.process) as host:
+    with joined(options.coordinator, options.processes, options.process) as host:
         result = train(experiment)
-        shown = {
-            name: result[name]
-            for name in (
-                "accuracy",
-                "bits_per_byte",
-                "loss",
-                "status",
-                "steps",
-                "seconds",
-                "examples_per_second",
-                "tokens_per_second",
-                "mfu",
-                "waiting_for_data",
-            )
-            if name in result
-        }
         if host.is_main:
-            print(
-                ", ".join(
-                    f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}"
-                    for name, value in shown.items()
-                )
-            )
+            shown = {name: result[name] for name in SHOWN if name in result}
+            texts = {name: f"{value:,.4g}" if isinstance(value, float) else value for name, value in shown.items()}
+            print(", ".join(f"{name} {text}" for name, text in texts.items()))
             print(f"result: {run_directory(experiment) / 'result.json'}")
     return 0
 
 
-def _compare(given: argparse.Namespace) -> int:
-    from recollect.configuration import apply_overrides
-    from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
-    from recollect.evaluation.results import load_runs, summarise
-    from recollect.evaluation.table import format_table, write_csv
-    from recollect.experiments.study import add_mixers
-    from recollect.training.sweeps.study import run_study
+def _compare(options: argparse.Namespace) -> int:
+    from recollect.experiments.registry import load
 
-    study, definitions = _load(given, "study", given.study)
-    experiments = list(study.experiments) + add_mixers(study, given.study, definitions)
-    if given.only:
-        names = [experiment.name for experiment in experiments]
-        for name in given.only:
-            if name not in names:
-                raise UserError(f"{given.study} has no experiment {name!r}; it has {', '.join(names)}")
-        experiments = [experiment for experiment in experiments if experiment.name in given.only]
-    experiments = [apply_overrides(experiment, given.overrides) for experiment in experiments]
-    out = given.out or Path("runs") / given.study
-    failures: list[str] = []
-    if given.on is None:
-        folders = run_study(experiments, study.sweep, out, together=given.together)
-    else:
-        folders, failures = _on_ray(given, experiments, study.sweep, out)
-    if failures and not folders:
-        raise UserError(f"no run of {given.study} finished; {failures[0]}")
-    runs = load_runs(folders)
-    summaries = summarise(runs)
-    print(format_table(summaries))
-    write_csv(out / "results.csv", runs)
-    recall = [summary for summary in summaries if summary.metric == "accuracy"]
-    # Accuracy and bits a byte share no axis: a study that mixes them is drawn for recall.
-    accuracy_by_slice(recall or summaries, out / "accuracy_by_slice.png")
-    learning_curves([run for run in runs if not recall or run.metric == "accuracy"], out / "learning_curves.png")
-    print(f"table: {out / 'results.csv'}; plots: {out / 'accuracy_by_slice.png'}, {out / 'learning_curves.png'}")
-    if recall:
-        recall_vs_state(recall, out / "recall_vs_state.png")
-        print(f"recall against state size: {out / 'recall_vs_state.png'}")
-    if failures:
-        raise UserError(
-            f"{len(failures)} of the study's tasks failed ({'; '.join(failures)}); the table and plots are without them"
-        )
+    files = _files(options)
+    study = load(options.study, "study")
+    from recollect.experiments.compare import compare
+
+    compare(
+        study,
+        options.study,
+        options.out or Path("runs") / options.study,
+        files=files,
+        only=options.only,
+        overrides=options.overrides,
+        together=options.together,
+        on=options.on,
+        cpus=options.cpus_per_task,
+        gpus=options.gpus_per_task,
+    )
     return 0
 
 
-def _on_ray(given: argparse.Namespace, experiments: list, sweep: tuple, out: Path) -> tuple[list[Path], list[str]]:
-    """The folders of runs that are done, and what failed."""
-    from recollect.training.sweeps.ray_sweep import run_study_on_ray
-
-    system, _, address = given.on.partition(":")
-    if system != "ray":
-        raise UserError(f"--on {given.on}: there is ray, or ray:ADDRESS of a running cluster")
-    for name in ("cpus_per_task", "gpus_per_task"):
-        if getattr(given, name) is not None and getattr(given, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(given, name):g}: must not be negative")
-    swept = run_study_on_ray(
-        experiments,
-        sweep,
-        out,
-        address=address or None,
-        together=given.together,
-        cpus=given.cpus_per_task,
-        gpus=given.gpus_per_task,
-        definitions=[Path(path) for path in given.extra],
-    )
-    return swept.folders, swept.failures
-
-
-def _evaluate(given: argparse.Namespace) -> int:
-    from recollect.training.checkpoint.load import evaluate_run
-
-    _definitions(given)
-    found = evaluate_run(given.run, given.overrides)
+def _evaluate(options: argparse.Namespace) -> int:
     import json
 
-    print(json.dumps(found, indent=2))
+    from recollect.training.checkpoint.load import evaluate_run
+
+    _definitions(options)
+    print(json.dumps(evaluate_run(options.run, options.overrides), indent=2))
     return 0
 
 
-def _generate(given: argparse.Namespace) -> int:
+def _generate(options: argparse.Namespace) -> int:
     from recollect.training.checkpoint.load import continue_prompt
 
-    _definitions(given)
-    print(
-        continue_prompt(
-            given.run, given.overrides, given.prompt, given.length, given.temperature, given.top_p, given.seed
-        )
-    )
+    _definitions(options)
+    sampling = options.length, options.temperature, options.top_p, options.seed
+    print(continue_prompt(options.run, options.overrides, options.prompt, *sampling))
     return 0
 
 
-def _export(given: argparse.Namespace) -> int:
+def _export(options: argparse.Namespace) -> int:
     from recollect.export.safetensors_format import export_safetensors
     from recollect.training.checkpoint.load import open_run
 
-    _definitions(given)
-    run = open_run(given.run)
-    export_safetensors(run.params, run.experiment, given.out, extra={"step": run.step})
-    print(f"exported: {given.out / 'model.safetensors'}, {given.out / 'config.json'}")
+    _definitions(options)
+    run = open_run(options.run)
+    export_safetensors(run.params, run.experiment, options.out, extra={"step": run.step})
+    print(f"exported: {options.out / 'model.safetensors'}, {options.out / 'config.json'}")
     return 0
 
 
-def _replay(given: argparse.Namespace) -> int:
+def _replay(options: argparse.Namespace) -> int:
     from recollect.training.recovery.replay import replay
 
-    _definitions(given)
-    return 0 if replay(given.failure) else 1
+    _definitions(options)
+    return 0 if replay(options.failure) else 1
 
 
-def _prepare(given: argparse.Namespace) -> int:
+def _prepare(options: argparse.Namespace) -> int:
     from recollect.data.text.preparation.prepare import run
 
-    shard_bytes = None if given.shard_mib is None else int(given.shard_mib * 2**20)
-    return run(given.source, given.out, given.tokenizer, given.processes, given.field, given.start, shard_bytes)
+    shard_bytes = None if options.shard_mib is None else int(options.shard_mib * 2**20)
+    source = options.source, options.out, options.tokenizer
+    return run(*source, options.processes, options.field, options.start, shard_bytes)
 
 
-def _bench(given: argparse.Namespace) -> int:
-    if not given.overrides or given.overrides[0] not in BENCHMARKS:
-        what = repr(given.overrides[0]) if given.overrides else "nothing"
+def _bench(options: argparse.Namespace) -> int:
+    name, *arguments = options.overrides or [None]
+    if name not in BENCHMARKS:
+        what = "nothing" if name is None else repr(name)
         raise UserError(
             f"bench {what}: there are {', '.join(BENCHMARKS)}; `bench NAME --help` lists a benchmark's options"
         )
-    import importlib
-
-    return importlib.import_module(f"recollect.benchmarks.{BENCHMARKS[given.overrides[0]]}").main(given.overrides[1:])
+    return importlib.import_module(f"recollect.benchmarks.{BENCHMARKS[name]}").main(arguments)
 
 
-def _definitions(given: argparse.Namespace) -> None:
-    """Config classes that a saved run may name: the project's, and those of `--with` files."""
-    import recollect.training.experiment  # noqa: F401
+def _definitions(options: argparse.Namespace) -> list[ModuleType]:
+    """Imports the config classes that a saved run may name: the project's, and those of `--with` files."""
+    for module in ("training.experiment", "data.synthetics", "data.text.dataset"):
+        importlib.import_module(f"recollect.{module}")
+    return _files(options)
+
+
+def _files(options: argparse.Namespace) -> list[ModuleType]:
+    """Runs the `--with` files."""
     from recollect.configuration.python_files import load_definitions
-    from recollect.data import synthetics  # noqa: F401
-    from recollect.data.text import dataset  # noqa: F401
 
-    for path in given.extra:
-        load_definitions(Path(path))
+    return [load_definitions(Path(path)) for path in options.extra]
 
+
+def _experiment(options: argparse.Namespace):
+    """Returns the experiment that was named, with its overrides."""
+    from recollect.configuration import apply_overrides
+    from recollect.experiments.registry import load
+
+    _files(options)
+    return apply_overrides(load(options.experiment, "experiment"), options.overrides)
+
+
+SHOWN = (
+    *("accuracy", "bits_per_byte", "loss", "status", "steps", "seconds", "examples_per_second", "tokens_per_second"),
+    *("mfu", "waiting_for_data"),
+)
+"""Entries of result.json that `train` prints."""
 
 COMMANDS = {
     "list": _list,
@@ -366,6 +308,7 @@ BENCHMARKS = {
     "device": "device",
     "head-mixture": "head_mixture",
     "recall": "recall_training",
+    "cold-start": "cold_start",
     "decomposition": "decomposition",
     "pretraining": "pretraining",
     "recurrences": "recurrences",

@@ -107,7 +107,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def experiment_of(name: str, options: argparse.Namespace) -> Any:
     """The experiment that trains on rows made in the way called `name`."""
     from recollect.data.text.dataset import Text
-    from recollect.data.text.rows.curriculum import Chunked, Decomposed
+    from recollect.data.text.rows import Chunked, Decomposed
     from recollect.layers import Attention
     from recollect.layers.modules.mlp import SwiGLU
     from recollect.layers.modules.positions import Rotary

@@ -48,6 +48,8 @@ def keep_compiled_programs(folder: str | None) -> Path | None:
 
         jax.config.update("jax_compilation_cache_dir", chosen)
         compilation_cache.reset_cache()  # jax looks at the folder once, at its first compilation
+    if chosen is not None and chosen == _default_folder and jax.default_backend() == "cpu":
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # by jax's default only from 1 s on
     return None if chosen is None else Path(chosen)
 
 

@@ -67,7 +67,7 @@ def mesh_of(experiment: Experiment, devices: Sequence[jax.Device]) -> jax.shardi
 
 def compile_step(
     experiment: Experiment, program: Program, mesh: jax.sharding.Mesh
-) -> tuple[Any, tuple[compile_ahead.Kernel, ...]]:
+) -> tuple[Any, tuple[compile_ahead.KernelReport, ...]]:
     """The training step, compiled for a mesh of compile-only devices inside `compile_ahead.aimed_at_devices(mesh)`; and
     what ptxas said of each GPU kernel. `program` gets the mesh."""
     state = jax.eval_shape(program.init, 0)

@@ -1,30 +1,38 @@
 """N-gram models of training text: a baseline, and the slice of targets that ask for recall.
 
 Zoology (Arora, Eyuboglu et al., arXiv 2312.04927, section 3) splits a language model's loss by associative recall: a
-token counts as a recall hit when it completes an n-gram seen earlier in the context which training data alone doesn't
-teach. They take
+token is a recall hit when it completes an n-gram seen earlier in the context which training data alone doesn't teach.
+They take
     hit: the last token of a bigram that stands earlier in the context, and is not among the 1,250 most frequent in
       training
-(`recall_bigrams`, for tokenizers of words and parts of words). For bytes, where bigrams say nothing, this project takes
+(`recall_bigrams`, for tokenizers of words and parts of words). For bytes, where bigrams carry little, this project
+takes
     hit: the byte completes an 8-gram that stands earlier in its segment, and it is not the most frequent successor, in
-    the training documents, of the 7 bytes before it
+      the training documents, of the 7 bytes before it
 (`recall_slice`).
 
-Models are fitted to `FIT_TOKENS` tokens at most, of documents spread over the corpus; results say to how many.
+Models are fitted to at most `FIT_TOKENS` tokens, of documents spread over the corpus; results record how many.
 
 Easy to get wrong: "earlier" is within the same segment of the same row, as that is all the model sees; seven bytes that
-training never had predict nothing, so their successors can be hits.
+never occurred in training predict nothing, so their successors can be hits.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, UInt
 
+from recollect.data.batch import Batch
 from recollect.data.text.rows.base import Documents
-from recollect.data.tokenizers import START
+from recollect.data.tokenizers import START, ByteTokenizer
+
+if TYPE_CHECKING:
+    from recollect.data.text.preparation.reader import Prepared
 
 CONTEXT = 7
 FREQUENT = 1250
@@ -32,9 +40,36 @@ FIT_TOKENS = 1 << 25
 _BLOCK = 1 << 22
 
 
-def documents_to_fit(documents: Documents, limit: int = FIT_TOKENS) -> Iterator[np.ndarray]:
-    """Tokens of documents, each (n,) int32 with the opening one first: of all, or of every k-th so that about `limit`
-    tokens come.
+@functools.lru_cache(maxsize=2)
+def fit_bigram(prepared: Prepared) -> Bigram:
+    """Returns the bigram model of the training documents: the baseline that every model should beat."""
+    tokenizer = prepared.tokenizer
+    return Bigram.fit(documents_to_fit(prepared.train), tokenizer.vocabulary, tokenizer.start)
+
+
+@functools.lru_cache(maxsize=2)
+def _frequent_pairs(prepared: Prepared) -> np.ndarray:
+    return fit_bigram(prepared).frequent()
+
+
+@functools.lru_cache(maxsize=2)
+def _ngram_table(prepared: Prepared) -> NgramTable:
+    return NgramTable.fit(documents_to_fit(prepared.train))
+
+
+def recall_hits(prepared: Prepared, batch: Batch) -> Bool[np.ndarray, "b t"]:
+    """Returns which targets of a held-out batch are recall hits (see the module)."""
+    tokens, targets, weights, segments = (
+        np.asarray(leaf) for leaf in (batch.tokens, batch.targets, batch.weights, batch.segments)
+    )
+    if isinstance(prepared.tokenizer, ByteTokenizer):
+        return recall_slice(tokens, segments, _ngram_table(prepared))
+    frequent = _frequent_pairs(prepared)
+    return recall_bigrams(tokens, targets, weights, segments, frequent, prepared.tokenizer.vocabulary)
+
+
+def documents_to_fit(documents: Documents, limit: int = FIT_TOKENS) -> Iterator[Int[np.ndarray, " n"]]:
+    """Yields the tokens of documents, the opening one first: of all, or of every k-th so that about `limit` come.
 
     A document is cut short where it would pass the limit.
     """
@@ -57,22 +92,22 @@ class Bigram:
     which itself follows nothing.
 
     Attributes:
-      pairs, counts: (n,) a * vocabulary + b in ascending order, and how often.
-      before, kinds: (vocabulary,) c(a) and s(a).
-      alone: (vocabulary,) p(b).
-      tokens: how many tokens it was fitted to, opening ones among them.
+      pairs, counts: a * vocabulary + b in ascending order, and how often.
+      before, successors: c(a) and s(a).
+      alone: p(b).
+      tokens: how many tokens it was fitted to, opening ones included.
     """
 
-    pairs: np.ndarray
-    counts: np.ndarray
-    before: np.ndarray
-    kinds: np.ndarray
-    alone: np.ndarray
+    pairs: Int[np.ndarray, " n"]
+    counts: Int[np.ndarray, " n"]
+    before: Float[np.ndarray, " vocabulary"]
+    successors: Int[np.ndarray, " vocabulary"]
+    alone: Float[np.ndarray, " vocabulary"]
     tokens: int
 
     @classmethod
     def fit(cls, documents: Iterable[np.ndarray], vocabulary: int, start: int) -> Bigram:
-        """Counts pairs within documents, each given as tokens with `start` first."""
+        """Returns the model of documents, each given as tokens with `start` first."""
         pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
         waiting: list[np.ndarray] = []
         tokens = 0
@@ -94,61 +129,48 @@ class Bigram:
         alone = np.bincount(right, counts, vocabulary) + 1.0
         alone[start] = 0.0
         before = np.bincount(left, counts, vocabulary)
-        return cls(
-            pairs, counts, before, np.maximum(np.bincount(left, minlength=vocabulary), 1), alone / alone.sum(), tokens
-        )
+        successors = np.maximum(np.bincount(left, minlength=vocabulary), 1)
+        return cls(pairs, counts, before, successors, alone / alone.sum(), tokens)
 
-    def loss(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Cross-entropy of each target in nats, shape of `targets`; for targets of weight 0 the number means
-        nothing."""
-        wanted = np.asarray(tokens, np.int64) * len(self.alone) + targets
-        count = np.zeros(wanted.shape)
+    def loss(self, tokens: Int[np.ndarray, "*b"], targets: Int[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
+        """Returns the cross-entropy of each target in nats; without meaning for targets of weight 0."""
+        pairs = np.asarray(tokens, np.int64) * len(self.alone) + targets
+        count = np.zeros(pairs.shape)
         if self.pairs.size:
-            place = np.minimum(np.searchsorted(self.pairs, wanted), len(self.pairs) - 1)
-            count = np.where(self.pairs[place] == wanted, self.counts[place], 0)
-        kinds = self.kinds[tokens]
+            place = np.minimum(np.searchsorted(self.pairs, pairs), len(self.pairs) - 1)
+            count = np.where(self.pairs[place] == pairs, self.counts[place], 0)
+        successors = self.successors[tokens]
         # The opening token is a target in padding only.
         share = np.maximum(self.alone[targets], np.finfo(np.float64).tiny)
-        return -np.log((count + kinds * share) / (self.before[tokens] + kinds))
+        return -np.log((count + successors * share) / (self.before[tokens] + successors))
 
-    def frequent(self, count: int = FREQUENT) -> np.ndarray:
-        """The most frequent pairs, (count,) a * vocabulary + b in ascending order; among equally frequent ones the
-        smallest."""
+    def frequent(self, count: int = FREQUENT) -> Int[np.ndarray, " pairs"]:
+        """Returns the `count` most frequent pairs, a * vocabulary + b, ascending; the smaller of equally frequent."""
         return np.sort(self.pairs[np.argsort(-self.counts, kind="stable")[:count]])
 
 
 @dataclasses.dataclass(frozen=True)
 class NgramTable:
-    """The most frequent next byte of each 7 bytes: contexts (n,) uint64 in ascending order, successors (n,) uint8."""
+    """The most frequent next byte of each 7 bytes; contexts are packed and ascending."""
 
-    contexts: np.ndarray
-    successors: np.ndarray
+    contexts: UInt[np.ndarray, " n"]
+    successors: UInt[np.ndarray, " n"]
 
     @classmethod
     def fit(cls, documents: Iterable[np.ndarray]) -> NgramTable:
-        """Counts 8-grams within documents, each given as byte tokens with START first; among equally frequent
-        successors the smallest wins."""
-        found = [_grams(np.asarray(document[1:], np.uint8)[None])[0] for document in documents]
-        grams = np.concatenate([np.zeros(0, np.uint64), *found])
-        del found
-        grams.sort()
-        first = (
-            np.flatnonzero(np.concatenate([[True], grams[1:] != grams[:-1]])) if grams.size else np.zeros(0, np.int64)
-        )
-        counts = np.diff(np.append(first, grams.size))
-        distinct = grams[first]
-        del grams
-        contexts = distinct >> np.uint64(8)
-        # By context, then most frequent first; the sort is stable and `distinct` ascending, so the smallest byte wins
-        # ties.
-        order = np.lexsort((-counts, contexts))
-        contexts, distinct = contexts[order], distinct[order]
-        best = np.concatenate([[True], contexts[1:] != contexts[:-1]]) if contexts.size else np.zeros(0, bool)
-        return cls(contexts[best], (distinct[best] & np.uint64(255)).astype(np.uint8))
+        """Returns the table of documents, each given as byte tokens with START first.
 
-    def predict(self, contexts: np.ndarray) -> np.ndarray:
-        """Most frequent next byte of packed 7-byte contexts, int16 in their shape; -1 where training never had the
-        context."""
+        Among equally frequent successors the smallest wins.
+        """
+        grams = [_grams(np.asarray(document[1:], np.uint8)[None])[0] for document in documents]
+        distinct, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *grams]), return_counts=True)
+        # By context, then most frequent first; the sort is stable and `distinct` ascending, so the smallest byte wins.
+        distinct = distinct[np.lexsort((-counts, distinct >> np.uint64(8)))]
+        contexts, best = np.unique(distinct >> np.uint64(8), return_index=True)
+        return cls(contexts, (distinct[best] & np.uint64(255)).astype(np.uint8))
+
+    def predict(self, contexts: UInt[np.ndarray, "*b"]) -> Int[np.ndarray, "*b"]:
+        """Returns the most frequent next byte of packed 7-byte contexts; -1 where training never had the context."""
         if not self.contexts.size:
             return np.full(contexts.shape, -1, np.int16)
         place = np.minimum(np.searchsorted(self.contexts, contexts), len(self.contexts) - 1)
@@ -156,39 +178,36 @@ class NgramTable:
 
 
 def recall_bigrams(
-    tokens: np.ndarray,
-    targets: np.ndarray,
-    weights: np.ndarray,
-    segments: np.ndarray,
-    frequent: np.ndarray,
+    tokens: Int[np.ndarray, "b t"],
+    targets: Int[np.ndarray, "b t"],
+    weights: Float[np.ndarray, "b t"],
+    segments: Int[np.ndarray, "b t"],
+    frequent: Int[np.ndarray, " pairs"],
     vocabulary: int,
-) -> np.ndarray:
-    """Which targets are recall hits by bigrams (see the module), (b, t) bool.
+) -> Bool[np.ndarray, "b t"]:
+    """Returns which targets are recall hits by bigrams (see the module).
 
     Args:
-      tokens, targets, weights, segments: (b, t) of a batch; targets of weight 0 are neither hits nor seen.
+      tokens, targets, weights, segments: of a batch; targets of weight 0 are neither hits nor seen.
       frequent: pairs that are no hits, a * vocabulary + b in ascending order.
       vocabulary: number of ids.
     """
-    hits = np.zeros(np.shape(tokens), bool)
-    row, at = np.nonzero((np.asarray(weights) > 0) & (np.asarray(segments) != 0))
-    pair = np.asarray(tokens, np.int64)[row, at] * vocabulary + np.asarray(targets)[row, at]
-    segment = np.asarray(segments)[row, at]
-    order = np.lexsort((at, pair, segment, row))
-    row, at, pair, segment = row[order], at[order], pair[order], segment[order]
-    seen = np.zeros(len(pair), bool)
-    seen[1:] = (pair[1:] == pair[:-1]) & (segment[1:] == segment[:-1]) & (row[1:] == row[:-1])
-    seen &= ~np.isin(pair, frequent)
+    hits = np.zeros(tokens.shape, bool)
+    row, at = np.nonzero((weights > 0) & (segments != 0))
+    pair = np.asarray(tokens, np.int64)[row, at] * vocabulary + targets[row, at]
+    seen = _seen_before(pair, at, segments[row, at], row) & ~np.isin(pair, frequent)
     hits[row[seen], at[seen]] = True
     return hits
 
 
-def recall_slice(tokens: np.ndarray, segments: np.ndarray | None, table: NgramTable) -> np.ndarray:
-    """Which targets are recall hits (see the module), (b, t) bool.
+def recall_slice(
+    tokens: Int[np.ndarray, "b t"], segments: Int[np.ndarray, "b s"] | None, table: NgramTable
+) -> Bool[np.ndarray, "b t"]:
+    """Returns which targets are recall hits by 8-grams of bytes (see the module).
 
     Args:
-      tokens: (b, t) byte ids, START among them.
-      segments: (b, t), 0 padding; None: one segment a row.
+      tokens: byte ids, START among them.
+      segments: 0 for padding, t long; None for one segment per row.
       table: of the training documents.
 
     Returns:
@@ -206,26 +225,35 @@ def recall_slice(tokens: np.ndarray, segments: np.ndarray | None, table: NgramTa
     hits = np.zeros(tokens.shape, bool)
     if tokens.shape[1] <= CONTEXT:
         return hits
-    # Window i covers tokens i .. i + 7: it counts when all of them are bytes of one segment, and segments don't come
-    # back.
+    # Window i covers tokens i .. i + 7: it counts when all are bytes of one segment; a segment's tokens are contiguous.
     plain = (tokens < START) & (segments != 0)
     whole = np.lib.stride_tricks.sliding_window_view(plain, CONTEXT + 1, axis=1).all(axis=-1)
     whole &= segments[:, CONTEXT:] == segments[:, :-CONTEXT]
     grams = _grams(np.where(plain, tokens, 0).astype(np.uint8))
     row, start = np.nonzero(whole)
     gram = grams[row, start]
-    order = np.lexsort((start, gram, segments[row, start], row))
-    row, start, gram = row[order], start[order], gram[order]
-    segment = segments[row, start]
-    seen = np.zeros(len(gram), bool)
-    seen[1:] = (gram[1:] == gram[:-1]) & (segment[1:] == segment[:-1]) & (row[1:] == row[:-1])
+    seen = _seen_before(gram, start, segments[row, start], row)
     seen &= table.predict(gram >> np.uint64(8)) != (gram & np.uint64(255)).astype(np.int16)
     hits[row[seen], start[seen] + CONTEXT - 1] = True
     return hits
 
 
-def _grams(raw: np.ndarray) -> np.ndarray:
-    """The 8 bytes from each place on as one number, first byte highest: (b, t) uint8 to (b, max(t - 7, 0)) uint64."""
+def _seen_before(
+    gram: UInt[np.ndarray, " n"] | Int[np.ndarray, " n"],
+    at: Int[np.ndarray, " n"],
+    segment: Int[np.ndarray, " n"],
+    row: Int[np.ndarray, " n"],
+) -> Bool[np.ndarray, " n"]:
+    """Returns which n-grams stand earlier in the same segment of the same row."""
+    order = np.lexsort((at, gram, segment, row))
+    seen = np.zeros(len(gram), bool)
+    same = [key[order][1:] == key[order][:-1] for key in (gram, segment, row)]
+    seen[order[1:]] = np.logical_and.reduce(same)
+    return seen
+
+
+def _grams(raw: UInt[np.ndarray, "b t"]) -> UInt[np.ndarray, "b n"]:
+    """Returns the 8 bytes from each place on as one number, the first byte highest."""
     count = max(raw.shape[1] - CONTEXT, 0)
     packed = np.zeros((raw.shape[0], count), np.uint64)
     for offset in range(CONTEXT + 1 if count else 0):

@@ -1,11 +1,17 @@
-"""Finds experiments and studies by name. Listing reads source files without importing them: it must not wait for
-jax."""
+"""Finds experiments and studies by name.
+
+Listing reads source files without importing them: it must not wait for jax. A module of this folder offers its public
+functions without arguments that return an Experiment or a Study, and the experiments in its VARIANTS, a literal dict of
+name -> docstring, which its function `variant(name)` returns.
+"""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import importlib
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +22,37 @@ FOLDER = Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A public function of experiments/MODULE.py that returns an Experiment or a Study."""
+    """Describes one experiment or study: its name is MODULE.FUNCTION or MODULE.VARIANT."""
 
     name: str
     kind: str
-    summary: str
     docstring: str
+    variant: bool = False
+
+    @property
+    def summary(self) -> str:
+        """Returns the docstring's first paragraph as one line."""
+        return self.docstring.split("\n\n")[0].replace("\n", " ")
 
 
 def entries() -> dict[str, Entry]:
-    """All experiments and studies by name, in the order of their files."""
-    found = {}
-    for path in sorted(FOLDER.glob("*.py")):
-        for node in ast.parse(path.read_text()).body:
-            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_") or node.args.args:
-                continue
+    """Returns all experiments and studies by name, in the order of their files."""
+    return {entry.name: entry for path in sorted(FOLDER.glob("*.py")) for entry in _entries_of(path)}
+
+
+def _entries_of(path: Path) -> Iterator[Entry]:
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VARIANTS":
+            for name, text in ast.literal_eval(node.value).items():
+                yield Entry(f"{path.stem}.{name}", "experiment", inspect.cleandoc(text), variant=True)
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not node.args.args:
             kind = node.returns.id if isinstance(node.returns, ast.Name) else None
             if kind in ("Experiment", "Study"):
-                name = f"{path.stem}.{node.name}"
-                text = ast.get_docstring(node) or ""
-                found[name] = Entry(name, kind.lower(), text.split("\n\n")[0].replace("\n", " "), text)
-    return found
+                yield Entry(f"{path.stem}.{node.name}", kind.lower(), ast.get_docstring(node) or "")
 
 
 def load(name: str, kind: str) -> Any:
-    """Calls the function called `name`.
+    """Returns the experiment or study called `name`.
 
     Args:
       kind: "experiment" or "study".
@@ -51,13 +63,11 @@ def load(name: str, kind: str) -> Any:
     known = entries()
     entry = known.get(name)
     if entry is None:
-        raise UserError(
-            f"there is no {kind} named {name!r}{nearest(name, [e.name for e in known.values() if e.kind == kind])}; `python main.py list` shows all"
-        )
+        hint = nearest(name, [other.name for other in known.values() if other.kind == kind])
+        raise UserError(f"there is no {kind} named {name!r}{hint}; `python main.py list` shows all")
     if entry.kind != kind:
-        command = "compare" if entry.kind == "study" else "train"
-        raise UserError(
-            f"{name} is {'a study' if entry.kind == 'study' else 'an experiment'}: use `python main.py {command} {name}`"
-        )
-    module, function = name.split(".")
-    return getattr(importlib.import_module(f"recollect.experiments.{module}"), function)()
+        what, command = ("a study", "compare") if entry.kind == "study" else ("an experiment", "train")
+        raise UserError(f"{name} is {what}: use `python main.py {command} {name}`")
+    module_name, attribute = name.split(".")
+    module = importlib.import_module(f"recollect.experiments.{module_name}")
+    return module.variant(attribute) if entry.variant else getattr(module, attribute)()

@@ -16,10 +16,10 @@ from recollect.training.experiment import Experiment
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What `main.py compare` runs: every experiment at every point of the sweep.
+    """Holds what `main.py compare` runs: every experiment at every point of the sweep.
 
     Attributes:
-      experiments: one an architecture; names are labels in tables and plots.
+      experiments: one per architecture; names are labels in tables and plots.
       sweep: points, each a dict of dotted overrides.
       template: (label, mixer) -> experiment, for mixers that a user adds with `--with`; None if the study takes none.
     """
@@ -30,12 +30,12 @@ class Study:
 
 
 def grid(axes: dict[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
-    """All combinations of the axes' values, the last axis fastest."""
+    """Returns all combinations of the axes' values, the last axis fastest."""
     return tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
 
 
 def add_mixers(study: Study, name: str, files: list[ModuleType]) -> list[Experiment]:
-    """An experiment for every mixer config that the user's files define.
+    """Returns an experiment for every mixer config that the user's files define.
 
     A file gives either instances at module level (labelled by their variable), or classes with defaults for every
     field.
@@ -45,26 +45,24 @@ def add_mixers(study: Study, name: str, files: list[ModuleType]) -> list[Experim
     """
     if files and study.template is None:
         raise UserError(f"{name} takes no mixers of your own")
-    added = []
-    for file in files:
-        found = {
-            label: value
-            for label, value in vars(file).items()
-            if isinstance(value, MixerConfig) and not label.startswith("_")
-        }
-        if not found:
-            for label, value in vars(file).items():
-                if inspect.isclass(value) and issubclass(value, MixerConfig) and value.__module__ == file.__name__:
-                    try:
-                        found[label] = value()
-                    except TypeError as error:
-                        raise UserError(
-                            f"{label} in {file.__file__} has fields without a default; make an instance of it in the file"
-                        ) from error
-        if not found:
-            raise UserError(
-                f"{file.__file__} defines no mixer config: an instance or a subclass of recollect.layers.mixer.MixerConfig"
-            )
-        assert study.template is not None
-        added += [study.template(label, mixer) for label, mixer in found.items()]
-    return added
+    return [study.template(label, mixer) for file in files for label, mixer in _mixers(file).items()]  # type: ignore[misc]
+
+
+def _mixers(file: ModuleType) -> dict[str, MixerConfig]:
+    """Returns the mixer configs that a file of the user's defines, by label."""
+    names = {name: value for name, value in vars(file).items() if not name.startswith("_")}
+    mixers = {name: value for name, value in names.items() if isinstance(value, MixerConfig)}
+    classes = {} if mixers else {name: value for name, value in names.items() if inspect.isclass(value)}
+    for name, value in classes.items():
+        if issubclass(value, MixerConfig) and value.__module__ == file.__name__:
+            try:
+                mixers[name] = value()
+            except TypeError as error:
+                raise UserError(
+                    f"{name} in {file.__file__} has fields without a default; make an instance of it in the file"
+                ) from error
+    if not mixers:
+        raise UserError(
+            f"{file.__file__} defines no mixer config: an instance or a subclass of recollect.layers.mixer.MixerConfig"
+        )
+    return mixers

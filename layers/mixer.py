@@ -22,6 +22,7 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Shaped
 
 from recollect.configuration import Config, UserError
 from recollect.pallas_kernels.sharding import constrained
@@ -138,7 +139,7 @@ def last_valid(values: jax.Array, segments: jax.Array, otherwise: jax.Array) -> 
     return jnp.where((index >= 0).reshape(-1, *extra), taken, otherwise)
 
 
-def zero_padding(x: jax.Array, context: Context) -> jax.Array:
+def zero_padding(x: Shaped[Array, "b t *rest"], context: Context) -> Shaped[Array, "b t *rest"]:
     """`x` (b, t, ...) with padded positions zeroed. By `where`, so that NaN in padding stops here, in gradients too."""
     if context.segments is None:
         return x

@@ -1,5 +1,4 @@
-"""What a model costs: parameters by part, FLOPs a token, state bytes. All taken from the real parameters, program
-and state."""
+"""What a model costs: parameters by part and FLOPs per token, taken from the real parameters and program."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from recollect.models.functional import FunctionalModel, flatten
-from recollect.models.language_model import LanguageModel, state_bytes
+from recollect.models.language_model import LanguageModel
 
 
 def parameters_by_part(model: FunctionalModel) -> dict[str, int]:
@@ -113,29 +112,3 @@ def _inner(params: dict[str, Any]) -> list[Jaxpr]:
         for value in values
         if isinstance(value, Jaxpr | ClosedJaxpr)
     ]
-
-
-def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -> dict[str, int]:
-    """Bytes of the decoding state of one sequence, for streams of the given lengths; the model's own cursor is left
-    out.
-
-    Keys are strings, as JSON has them. Lengths that the model cannot take are left out.
-    """
-    model = FunctionalModel(config, vocabulary)
-    limit = config.maximum_length()
-    found = {}
-    for length in lengths:
-        if limit is not None and length > limit:
-            continue
-        state = jax.eval_shape(
-            lambda params, length=length: model.bind(params).init_state(1, length).layers, model.abstract_params()
-        )
-        found[str(length)] = state_bytes(state)
-    return found
-
-
-def state_elements_at(config: LanguageModel, vocabulary: int, length: int) -> int:
-    """Number of array elements in that state."""
-    model = FunctionalModel(config, vocabulary)
-    state = jax.eval_shape(lambda params: model.bind(params).init_state(1, length).layers, model.abstract_params())
-    return sum(leaf.size for leaf in jax.tree.leaves(state))

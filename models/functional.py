@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from recollect.models.language_model import LanguageModel, LanguageModelModule
+from recollect.models.language_model import LanguageModel, LanguageModelModule, state_bytes
 
 Params = dict[str, Any]
 
@@ -40,7 +40,7 @@ class FunctionalModel:
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes, as jax.ShapeDtypeStruct."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
     def tags(self, name: str) -> Params:
         """One tag of every parameter: "decay" (bool), "group" (str) or "trainable" (bool); see
@@ -81,3 +81,23 @@ def _get(params: Params, path: tuple[Any, ...]) -> Any:
     for name in path:
         value = value[str(name)]
     return value
+
+
+def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -> dict[str, int]:
+    """Returns the bytes of one sequence's decoding state by length of the stream, without the model's own cursor.
+
+    Keys are strings, as JSON has them. Lengths that the model cannot take are left out.
+    """
+    limit = config.maximum_length()
+    possible = [length for length in lengths if limit is None or length <= limit]
+    return {str(length): state_bytes(_abstract_state(config, vocabulary, length)) for length in possible}
+
+
+def state_elements_at(config: LanguageModel, vocabulary: int, length: int) -> int:
+    """Returns the number of array elements in that state."""
+    return sum(leaf.size for leaf in jax.tree.leaves(_abstract_state(config, vocabulary, length)))
+
+
+def _abstract_state(config: LanguageModel, vocabulary: int, length: int) -> Any:
+    model = FunctionalModel(config, vocabulary)
+    return jax.eval_shape(lambda params: model.bind(params).init_state(1, length).layers, model.abstract_params())

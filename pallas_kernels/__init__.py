@@ -1,2 +1,37 @@
-"""Operations on arrays, each a folder with a front door, a naive reference, and faster forms. Knows nothing of Flax
-or configs."""
+"""Operations on arrays, each a folder with a public function, a naive reference and faster backends. Knows nothing of
+Flax or configs.
+
+The functions below are the public API; each names its backends in `BACKENDS`, of which `dispatch` imports the one that
+a call runs on.
+"""
+
+from recollect.pallas_kernels.gated_convolution import long_convolution, short_convolution, short_convolution_step
+from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention
+from recollect.pallas_kernels.landmark_attention import landmark_attention, retrieve_blocks
+from recollect.pallas_kernels.linear_cross_entropy import linear_cross_entropy
+from recollect.pallas_kernels.linear_recurrence import (
+    Recurrence,
+    linear_recurrence,
+    linear_recurrence_step,
+    run_recurrence,
+)
+from recollect.pallas_kernels.softmax_attention import merge, softmax_attention
+from recollect.pallas_kernels.taylor_attention import taylor_attention, taylor_attention_step
+
+__all__ = [
+    "Recurrence",
+    "head_mixture_attention",
+    "landmark_attention",
+    "linear_cross_entropy",
+    "linear_recurrence",
+    "linear_recurrence_step",
+    "long_convolution",
+    "merge",
+    "retrieve_blocks",
+    "run_recurrence",
+    "short_convolution",
+    "short_convolution_step",
+    "softmax_attention",
+    "taylor_attention",
+    "taylor_attention_step",
+]

@@ -34,7 +34,7 @@ def over_gathered_keys(
     """
 
     def part(q, k, v, positions, segments, rows):
-        counted = sequence_collectives.places(*q.shape[:2]) if positions is None else positions
+        counted = sequence_collectives.global_positions(*q.shape[:2]) if positions is None else positions
         return run(
             q,
             sequence_collectives.gathered(k),

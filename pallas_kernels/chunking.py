@@ -17,7 +17,7 @@ def chunked(x: jax.Array, size: int) -> jax.Array:
     return x.reshape(x.shape[0], n, size, *x.shape[2:])
 
 
-def joined(x: jax.Array, t: int) -> jax.Array:
+def unchunked(x: jax.Array, t: int) -> jax.Array:
     """Chunks (b, n, size, ...) to (b, t, ...): the inverse of `chunked`."""
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :t]
 
@@ -83,4 +83,4 @@ def _to_parts(arrays: Any, size: int) -> Any:
 
 
 def _from_parts(x: jax.Array, t: int) -> jax.Array:
-    return joined(jnp.moveaxis(x, 0, 1), t)
+    return unchunked(jnp.moveaxis(x, 0, 1), t)

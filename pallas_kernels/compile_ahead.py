@@ -60,7 +60,7 @@ dnn_version_info { major: 9 minor: 10 } runtime_version { major: 12 minor: 9 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class KernelReport:
     """What ptxas says of one GPU kernel: registers a thread, bytes spilled, and its warnings that wgmma are serialised;
     and how many
     instructions in its PTX are for special functions: exponentials, reciprocals and the like, a quarter or less as fast
@@ -81,7 +81,7 @@ class Report:
     chip: str
     seconds: float
     temporary_bytes: int
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[KernelReport, ...]
     compiled: Any = dataclasses.field(repr=False, compare=False)
 
     def complaints(self) -> list[str]:
@@ -197,7 +197,7 @@ def compile_for(target: jax.Device, function: Callable[..., Any], *arguments: An
     return lower_for(target, function, *arguments).compile(compiler_options=compiler_options(target.platform))
 
 
-def finish(lowered: Any, platform: str) -> tuple[Any, tuple[Kernel, ...]]:
+def finish(lowered: Any, platform: str) -> tuple[Any, tuple[KernelReport, ...]]:
     """Compiles what was lowered for a compile-only device of this platform ("tpu" or "gpu"); and what ptxas said of
     its GPU kernels."""
     with _captured() as said:
@@ -253,7 +253,7 @@ def lower_for_cuda(function: Callable[..., Any], *arguments: Any, limit: float =
     return lowered
 
 
-def _kernels(text: str) -> Iterator[Kernel]:
+def _kernels(text: str) -> Iterator[KernelReport]:
     """The kernels of ptxas' verbose output; a kernel's warnings may come before or after its numbers, so they are
     looked for by name.
 
@@ -270,7 +270,7 @@ def _kernels(text: str) -> Iterator[Kernel]:
             raise ValueError(f"ptxas says nothing known of {name}: {body[:300]}")
         warnings = tuple(line for line in serialised if f"'{name}'" in line or len(parts) == 2)
         stored, loaded = int(spills[1]), int(spills[2])
-        yield Kernel(
+        yield KernelReport(
             name.removesuffix("_mosaic_gpu_kernel"), int(registers[1]), stored, loaded, warnings, special.get(name, 0)
         )
 

@@ -27,7 +27,7 @@ def attend(
     """
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("...tgrk,...sgk->...gtrs", q, k, preferred_element_type=wide) * scale
-    weights, total, lse = undivided(jnp.where(allowed[..., None, :, None, :], scores, -jnp.inf), sinks)
+    weights, total, lse = unnormalised_softmax(jnp.where(allowed[..., None, :, None, :], scores, -jnp.inf), sinks)
     out = (
         jnp.einsum("...gtrs,...sgv->...gtrv", weights.astype(v.dtype), v, preferred_element_type=wide)
         / total[..., None]
@@ -35,7 +35,7 @@ def attend(
     return jnp.swapaxes(out, -4, -3), jnp.swapaxes(lse, -3, -2)
 
 
-def undivided(scores: jax.Array, sinks: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+def unnormalised_softmax(scores: jax.Array, sinks: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The softmax over the last axis before its division: weights (..., s), the sums (...) that divide them, and
     log-sum-exps (...).
 

@@ -1,8 +1,13 @@
-"""Which implementation of an operation runs.
+"""Choice of the backend that an operation runs on.
 
-An operation's front door hands `choose` its implementations in order of preference, each with a function that says why
-it cannot serve a call (or None when it can). `backend=None` takes the first that can; naming one that cannot raises
-with its reason.
+An operation declares its backends once, best first, as the paths of their modules:
+
+    BACKENDS = {"pallas_tpu": "recollect.pallas_kernels.OPERATION.tpu", "xla": "recollect.pallas_kernels.OPERATION.xla"}
+
+A backend's module has a function of the operation's name and, unless it serves every valid call, `refuses`, which takes
+the same arguments and returns why it cannot serve them (None: it can). `choose` imports a module only when it asks for
+that reason or returns the function, and asks only where the backend's kernels run at all: no kernel is imported on a
+CPU. `backend=None` takes the first that serves; naming one that does not raises with its reason.
 
 Kernels are chosen for the device a program is traced for: the default one, or another inside `aimed_at` (compiling
 ahead of time). Inside `interpreted` they run on any machine, simulated.
@@ -18,6 +23,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import importlib
 import importlib.metadata
 import logging
 import os
@@ -32,7 +38,6 @@ JLA_JAX = "0.11.2"
 """The one version of jax that jax-linear-attention 0.1.0 runs on."""
 
 Refusal = str | None
-Implementation = tuple[Callable[..., Any], Callable[..., Refusal]]
 Interpretation = Literal["values", "races"]
 
 
@@ -175,13 +180,14 @@ def is_hopper(kind: str) -> bool:
 
 
 def choose(
-    operation: str, backend: str | None, implementations: Mapping[str, Implementation], *args: Any, **kwargs: Any
+    operation: str, backend: str | None, backends: Mapping[str, str], *args: Any, **kwargs: Any
 ) -> Callable[..., Any]:
-    """The implementation to call.
+    """Returns the backend's function to call with `args` and `kwargs`.
 
     Args:
-      implementations: backend name -> (function, refuses), best first; `refuses(*args, **kwargs)` returns a reason or
-        None.
+      operation: its name, which the function has in the backend's module.
+      backend: the one to take; None takes the first that serves the call.
+      backends: name -> path of the module, best first.
 
     Raises:
       ValueError: unknown backend.
@@ -190,33 +196,32 @@ def choose(
     if backend is not None:
         if backend not in BACKENDS:
             raise ValueError(f"{operation}: backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
-        if backend not in implementations:
-            raise Refused(f"{operation}: has no {backend} form; it has {', '.join(implementations)}")
-        reason = supports(backend, implementations, *args, **kwargs)
+        if backend not in backends:
+            raise Refused(f"{operation}: has no backend {backend}; it has {', '.join(backends)}")
+        reason = supports(backend, backends, *args, **kwargs)
         if reason:
             raise Refused(f"{operation}: {backend} cannot serve this call: {reason}")
         _note(Choice(operation, backend))
-        return implementations[backend][0]
+        return getattr(importlib.import_module(backends[backend]), operation)
     preferred = _preferred.get()
     passed_over: list[tuple[str, str]] = []
-    for name in sorted(implementations, key=lambda name: name != preferred):
-        reason = supports(name, implementations, *args, **kwargs)
+    for name in sorted(backends, key=lambda name: name != preferred):
+        reason = supports(name, backends, *args, **kwargs)
         if reason is None:
             _note(Choice(operation, name, tuple(passed_over)))
-            return implementations[name][0]
+            return getattr(importlib.import_module(backends[name]), operation)
         passed_over.append((name, reason))
-    raise ValueError(f"{operation}: no implementation serves this call")
+    raise ValueError(f"{operation}: no backend serves this call")
 
 
-def supports(backend: str, implementations: Mapping[str, Implementation], *args: Any, **kwargs: Any) -> Refusal:
-    """Why this backend cannot serve a call: where kernels cannot run at all, that; else what the implementation
-    says."""
-    return kernels_run_here(backend) or implementations[backend][1](*args, **kwargs)
-
-
-def always(*args: Any, **kwargs: Any) -> Refusal:
-    """For implementations that serve every valid call."""
-    return None
+def supports(backend: str, backends: Mapping[str, str], *args: Any, **kwargs: Any) -> Refusal:
+    """Returns why this backend cannot serve a call, or None: where its kernels cannot run at all, that; else what its
+    module's `refuses` says."""
+    reason = kernels_run_here(backend)
+    if reason is not None:
+        return reason
+    refuses = getattr(importlib.import_module(backends[backend]), "refuses", None)
+    return None if refuses is None else refuses(*args, **kwargs)
 
 
 def _note(choice: Choice) -> None:

@@ -5,21 +5,19 @@
     softmax_attention(q, k, v, mask=mask, query_fields=query_fields.present(), key_fields=key_fields.present())
 
 Leaves compare one field of the query with one of the key by intervals (a difference in a range, an equality, a key
-below a bound); nothing refers to storage order. So an expression also tells, from the least and greatest values of
-fields in two tiles of tokens, whether
-none or all of their pairs are allowed: that is a rule of recollect.pallas_kernels.scheduled_attention.block_schedule,
-and kernels skip what it calls empty. Padding (segment 0) is never seen by anyone: `dense` and kernels add that to every
-expression.
+below a bound); what is allowed never depends on storage order. So an expression also bounds, from the least and
+greatest values of fields in two tiles of tokens, whether none or all of their pairs are allowed: block schedules
+(scheduled_attention/block_schedule.py) use that, and kernels skip empty tiles. Padding (segment 0) is never seen by
+anyone: `dense` and kernels add that to every expression.
 
 Easy to get wrong: what all pairs of an `Or` satisfy may be known of neither side, and what some pair of an `And`
-satisfies may need different
-pairs: both then count as unknown, which costs time and never a wrong mask.
+satisfies may need different pairs: both then count as unknown, which costs time and never gives a wrong mask.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -31,7 +29,7 @@ ORDINARY, LANDMARK = 0, 1
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenFields:
-    """What masks may read of tokens: positions, segments, token_types, blocks; each (b, time) int32.
+    """The fields of tokens that masks may read: positions, segments, token_types, blocks; each (b, time) int32.
 
     `blocks` numbers the landmark blocks within a document: position // (block + 1).
     """
@@ -42,30 +40,38 @@ class TokenFields:
     blocks: jax.Array | None = None
 
     def present(self) -> dict[str, jax.Array]:
-        """The fields that are there, by name."""
+        """Returns the fields that are not None, by name."""
         return {name: x for name, x in vars(self).items() if x is not None}
 
 
 class Mask:
-    """An expression; combine with `&`, `|` and `~`. Every mask is a
-    `recollect.pallas_kernels.scheduled_attention.block_schedule.Rule`."""
+    """An expression over token fields; combine with `&`, `|` and `~`.
+
+    Masks are hashable, and constants of a traced program. `reads` names the fields that a leaf reads.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ()
 
     @property
     def fields(self) -> frozenset[str]:
         """Names of the fields it reads."""
-        raise NotImplementedError
+        return frozenset(self.reads)
 
     def allows(self, query: Any, key: Any) -> Any:
-        """bool, from fields of query and key (attributes) that broadcast against each other; padding not considered."""
+        """Returns bool, from int32 fields query.NAME and key.NAME that broadcast against each other.
+
+        Padding is not considered. It is called inside kernels too: comparisons, + and -, and &, | and ~ of comparisons
+        only.
+        """
         raise NotImplementedError
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        """(may some pair be allowed, are all pairs allowed) from fields whose attributes low and high bound the
-        tokens of a tile."""
+        """Returns whether some pair may be, and whether every pair is, allowed in a tile of queries and one of keys,
+        whose fields query.NAME and key.NAME have the attributes low and high."""
         raise NotImplementedError
 
     def dense(self, query: TokenFields, key: TokenFields) -> jax.Array:
-        """(b, t, s) bool: the expression, and neither side is padding."""
+        """Returns the (b, t, s) bool mask of all pairs, False where either is padding."""
         for fields in (query.present(), key.present()):
             missing = sorted(self.fields - fields.keys())
             assert not missing, f"the mask reads the field {missing[0]}, which is not given"
@@ -85,7 +91,7 @@ class Mask:
 
 @dataclasses.dataclass(frozen=True)
 class And(Mask):
-    """Both."""
+    """Pairs that both sides allow."""
 
     left: Mask
     right: Mask
@@ -95,16 +101,23 @@ class And(Mask):
         return self.left.fields | self.right.fields
 
     def allows(self, query: Any, key: Any) -> Any:
-        return self.left.allows(query, key) & self.right.allows(query, key)
+        return _and(self.left.allows(query, key), self.right.allows(query, key))
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
         (left_some, left_all), (right_some, right_all) = self.left.bounds(query, key), self.right.bounds(query, key)
-        return left_some & right_some, left_all & right_all
+        return _and(left_some, right_some), _and(left_all, right_all)
+
+
+def _and(left: Any, right: Any) -> Any:
+    """Returns left & right, without an operation where one is the constant True (kernels compute what is written)."""
+    if left is np.True_:
+        return right
+    return left if right is np.True_ else left & right
 
 
 @dataclasses.dataclass(frozen=True)
 class Or(Mask):
-    """Either."""
+    """Pairs that either side allows."""
 
     left: Mask
     right: Mask
@@ -123,7 +136,7 @@ class Or(Mask):
 
 @dataclasses.dataclass(frozen=True)
 class Not(Mask):
-    """What `inner` does not allow (padding stays unseen)."""
+    """Pairs that `inner` does not allow (padding stays unseen)."""
 
     inner: Mask
 
@@ -143,10 +156,6 @@ class Not(Mask):
 class Everything(Mask):
     """Every key: full, non-causal attention."""
 
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset()
-
     def allows(self, query: Any, key: Any) -> Any:
         return np.True_
 
@@ -154,15 +163,11 @@ class Everything(Mask):
         return np.True_, np.True_
 
 
-class _OfPositions(Mask):
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({"positions"})
-
-
 @dataclasses.dataclass(frozen=True)
-class Causal(_OfPositions):
+class Causal(Mask):
     """Keys at or before the query's position."""
+
+    reads = ("positions",)
 
     def allows(self, query: Any, key: Any) -> Any:
         return key.positions <= query.positions
@@ -172,11 +177,12 @@ class Causal(_OfPositions):
 
 
 @dataclasses.dataclass(frozen=True)
-class Window(_OfPositions):
+class Window(Mask):
     """Keys less than `window` positions before the query (and any after it): with `Causal`, `window` keys, itself
     included."""
 
     window: int
+    reads = ("positions",)
 
     def allows(self, query: Any, key: Any) -> Any:
         return query.positions - key.positions < self.window
@@ -187,10 +193,11 @@ class Window(_OfPositions):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sinks(_OfPositions):
+class Sinks(Mask):
     """The first `count` tokens of a document."""
 
     count: int
+    reads = ("positions",)
 
     def allows(self, query: Any, key: Any) -> Any:
         return key.positions < self.count
@@ -199,48 +206,36 @@ class Sinks(_OfPositions):
         return key.positions.low < self.count, key.positions.high < self.count
 
 
-@dataclasses.dataclass(frozen=True)
 class _SameField(Mask):
-    """Keys whose field equals the query's."""
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({self.field})
-
-    @property
-    def field(self) -> str:
-        raise NotImplementedError
+    """Keys whose field, the one of `reads`, equals the query's."""
 
     def allows(self, query: Any, key: Any) -> Any:
-        return getattr(query, self.field) == getattr(key, self.field)
+        return getattr(query, self.reads[0]) == getattr(key, self.reads[0])
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        own, theirs = getattr(query, self.field), getattr(key, self.field)
-        meet = (own.low <= theirs.high) & (theirs.low <= own.high)
-        return meet, (own.low == theirs.high) & (theirs.low == own.high)
+        x, y = getattr(query, self.reads[0]), getattr(key, self.reads[0])
+        return (y.low <= x.high) & (x.low <= y.high), (y.low == x.high) & (x.low == y.high)
 
 
 @dataclasses.dataclass(frozen=True)
 class SameSegment(_SameField):
     """Keys of the query's document."""
 
-    field = "segments"
+    reads = ("segments",)
 
 
 @dataclasses.dataclass(frozen=True)
 class SameBlock(_SameField):
     """Keys of the query's landmark block."""
 
-    field = "blocks"
+    reads = ("blocks",)
 
 
 @dataclasses.dataclass(frozen=True)
 class EarlierBlock(Mask):
     """Keys of landmark blocks before the query's."""
 
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({"blocks"})
+    reads = ("blocks",)
 
     def allows(self, query: Any, key: Any) -> Any:
         return key.blocks < query.blocks
@@ -249,17 +244,71 @@ class EarlierBlock(Mask):
         return key.blocks.low < query.blocks.high, key.blocks.high < query.blocks.low
 
 
-@dataclasses.dataclass(frozen=True)
-class IsLandmark(Mask):
-    """Keys that are landmarks."""
+class _OfType(Mask):
+    """Keys whose token type is `token_type`."""
 
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({"token_types"})
+    token_type: ClassVar[int]
+    reads = ("token_types",)
 
     def allows(self, query: Any, key: Any) -> Any:
-        return key.token_types == LANDMARK
+        return key.token_types == self.token_type
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        types = key.token_types
-        return (types.low <= LANDMARK) & (types.high >= LANDMARK), (types.low == LANDMARK) & (types.high == LANDMARK)
+        low, high, kind = key.token_types.low, key.token_types.high, self.token_type
+        return (low <= kind) & (high >= kind), (low == kind) & (high == kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class IsOrdinary(_OfType):
+    """Keys that are ordinary tokens."""
+
+    token_type = ORDINARY
+
+
+@dataclasses.dataclass(frozen=True)
+class IsLandmark(_OfType):
+    """Keys that are landmarks."""
+
+    token_type = LANDMARK
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredNear(Mask):
+    """Every key, with what the caller knows of storage (field order, a token's place in storage): the rest of the
+    expression hides keys stored after the query and, if `reach` is set, keys stored `reach` or more places before it.
+
+    It hides nothing itself. Tiles that it calls empty are known when a program is traced, whatever positions are.
+    """
+
+    reach: int | None = None
+    reads = ("order",)
+
+    def allows(self, query: Any, key: Any) -> Any:
+        return np.True_
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        some = key.order.low <= query.order.high
+        if self.reach is not None:
+            some = some & (query.order.low - key.order.high < self.reach)
+        return some, np.True_
+
+
+def causal(window: int | None = None, *, segmented: bool = False, ordered: bool = False) -> Mask:
+    """Returns the mask of causal softmax attention: keys at or before the query, in its window and of its document.
+
+    Args:
+      window: keys that a query sees, itself included; None is all before it.
+      segmented: whether documents are told apart by the field segments.
+      ordered: whether keys stored after a query are known to be hidden from it (`StoredNear`; needs the field order).
+    """
+    mask: Mask = Causal()
+    if window is not None:
+        mask = mask & Window(window)
+    if segmented:
+        mask = mask & SameSegment()
+    return mask & StoredNear() if ordered else mask
+
+
+def is_expression(mask: Any) -> bool:
+    """Returns whether a mask is an expression over token fields, not an array of pairs."""
+    return hasattr(mask, "allows")

@@ -19,14 +19,14 @@ def parts() -> int:
     return jax.lax.axis_size(SEQUENCE)
 
 
-def first_token(length: int) -> jax.Array:
+def first_position(length: int) -> jax.Array:
     """The place in the whole sequence, () int32, of the first of this part's `length` tokens."""
     return jax.lax.axis_index(SEQUENCE).astype(jnp.int32) * length
 
 
-def places(batch_size: int, length: int) -> jax.Array:
+def global_positions(batch_size: int, length: int) -> jax.Array:
     """The places in the whole sequence of this part's tokens, (batch_size, length) int32."""
-    return jnp.broadcast_to(first_token(length) + jnp.arange(length, dtype=jnp.int32), (batch_size, length))
+    return jnp.broadcast_to(first_position(length) + jnp.arange(length, dtype=jnp.int32), (batch_size, length))
 
 
 def gathered(x: jax.Array) -> jax.Array:
@@ -39,39 +39,39 @@ def stacked(x: jax.Array) -> jax.Array:
     return jax.lax.all_gather(x, SEQUENCE, axis=1)
 
 
-def own(x: jax.Array) -> jax.Array:
+def this_part(x: jax.Array) -> jax.Array:
     """This part's (b, ...) of what `stacked` gave, (b, n, ...)."""
     return jax.lax.dynamic_index_in_dim(x, jax.lax.axis_index(SEQUENCE), axis=1, keepdims=False)
 
 
-def before(x: jax.Array, size: int) -> jax.Array:
+def previous_tokens(x: jax.Array, size: int) -> jax.Array:
     """The `size` tokens just before this part's, (b, size, ...), from as many parts as hold them; zeros before the
     sequence."""
     t, n = x.shape[1], parts()
-    found = []
+    received = []
     for hop in range(1, -(-size // t) + 1):
-        own = x[:, t - min(t, size - (hop - 1) * t) :]
+        local = x[:, t - min(t, size - (hop - 1) * t) :]
         # Parts that nobody sends to get zeros.
-        found.append(jax.lax.ppermute(own, SEQUENCE, [(part, part + hop) for part in range(n - hop)]))
-    return jnp.concatenate(found[::-1], axis=1) if found else x[:, :0]
+        received.append(jax.lax.ppermute(local, SEQUENCE, [(part, part + hop) for part in range(n - hop)]))
+    return jnp.concatenate(received[::-1], axis=1) if received else x[:, :0]
 
 
-def channels_apart(x: jax.Array) -> jax.Array:
+def split_channels(x: jax.Array) -> jax.Array:
     """From this part's tokens with all channels, (b, t, d), to all tokens with this part's channels, (b, n t, d /
     n)."""
     return jax.lax.all_to_all(x, SEQUENCE, split_axis=2, concat_axis=1, tiled=True)
 
 
-def tokens_apart(x: jax.Array) -> jax.Array:
-    """The way back from `channels_apart`."""
+def split_tokens(x: jax.Array) -> jax.Array:
+    """The way back from `split_channels`."""
     return jax.lax.all_to_all(x, SEQUENCE, split_axis=1, concat_axis=2, tiled=True)
 
 
-def segment_before(segment_ids: jax.Array) -> jax.Array:
+def previous_segment(segment_ids: jax.Array) -> jax.Array:
     """The segment (b,) of the last token before this part that is no padding (segment 0); 0 if there is none."""
     last = last_where(segment_ids != 0, 1)
-    own = jnp.where(last[:, 0] >= 0, jnp.take_along_axis(segment_ids, jnp.maximum(last, 0), axis=1)[:, 0], 0)
-    return _last_of_earlier(stacked(own), 1)[0][:, 0]
+    local = jnp.where(last[:, 0] >= 0, jnp.take_along_axis(segment_ids, jnp.maximum(last, 0), axis=1)[:, 0], 0)
+    return _last_of_previous_parts(stacked(local), 1)[0][:, 0]
 
 
 def last_where(chosen: jax.Array, size: int) -> jax.Array:
@@ -94,20 +94,20 @@ def last_inputs(x: jax.Array, segment_ids: jax.Array, size: int) -> tuple[jax.Ar
       (b,), 0 if there is none.
     """
     index = last_where(segment_ids != 0, size)
-    own = jnp.where((index >= 0)[..., None], jnp.take_along_axis(x, jnp.maximum(index, 0)[..., None], axis=1), 0)
-    own_segments = jnp.where(index >= 0, jnp.take_along_axis(segment_ids, jnp.maximum(index, 0), axis=1), 0)
+    local = jnp.where((index >= 0)[..., None], jnp.take_along_axis(x, jnp.maximum(index, 0)[..., None], axis=1), 0)
+    local_segments = jnp.where(index >= 0, jnp.take_along_axis(segment_ids, jnp.maximum(index, 0), axis=1), 0)
     b, d = x.shape[0], x.shape[2]
-    segments, index = _last_of_earlier(stacked(own_segments).reshape(b, -1), size)
-    everything = stacked(own).reshape(b, -1, d)
+    segments, index = _last_of_previous_parts(stacked(local_segments).reshape(b, -1), size)
+    everything = stacked(local).reshape(b, -1, d)
     inputs = jnp.take_along_axis(everything, jnp.maximum(index, 0)[..., None], axis=1)
     last = segments[:, -1]
     return jnp.where(((segments == last[:, None]) & (segments != 0))[..., None], inputs, 0), last
 
 
-def _last_of_earlier(segments: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+def _last_of_previous_parts(segments: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
     """Of all parts' segments (b, n m), m a part, the last `size` that are not 0 and of earlier parts, (b, size), 0
     where there are fewer; and their indices."""
     count = segments.shape[1]
-    earlier = jnp.arange(count) < jax.lax.axis_index(SEQUENCE) * (count // parts())
-    index = last_where((segments != 0) & earlier, size)
+    is_previous = jnp.arange(count) < jax.lax.axis_index(SEQUENCE) * (count // parts())
+    index = last_where((segments != 0) & is_previous, size)
     return jnp.where(index >= 0, jnp.take_along_axis(segments, jnp.maximum(index, 0), axis=1), 0), index

@@ -46,7 +46,7 @@ SPLIT_TOKENS: Mapping[str, tuple[str, ...]] = {**SPLIT, "t": (SEQUENCE,)}
 
 def over_mesh(
     function: Callable[..., Any],
-    arguments: Mapping[str, Dimensions],
+    arguments: Mapping[str, Dimensions | Mapping[str, Dimensions]],
     results: Any,
     *,
     split: Mapping[str, tuple[str, ...]] = SPLIT,
@@ -57,8 +57,8 @@ def over_mesh(
     Args:
       function: takes and returns arrays. On a part it must compute that part of the whole: each split letter is a batch
         dimension.
-      arguments: parameter's name -> letters. An array may be None, or a tree of arrays of the same letters; parameters
-        not named here hold no arrays that are traced. Arrays may have different sizes under one letter (grouped heads):
+      arguments: parameter's name -> letters. An array may be None, or a tree of arrays of the same letters, or a dataclass
+        of arrays whose letters are given by field; parameters not named here hold no arrays that are traced. Arrays may have different sizes under one letter (grouped heads):
         part i of one meets part i of the others. Size 1 serves all parts.
       results: letters of the result (Dimensions), or a tuple of them for a tuple of results, of which any may be None.
       split: letter -> mesh axes. An axis that does not divide a letter's sizes is not used: its devices repeat the
@@ -83,10 +83,7 @@ def over_mesh(
             return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs).arguments
         arrays = {name: bound[name] for name in arguments if bound.get(name) is not None}
-        letters = {
-            name: jax.tree.map(lambda array, name=name: tuple(_letters(name, arguments[name], array.ndim)), tree)
-            for name, tree in arrays.items()
-        }
+        letters = {name: _tree_letters(name, arguments[name], tree) for name, tree in arrays.items()}
         axes = _axes(_sizes(arrays, letters), split, free)
 
         def part(arrays: dict[str, Any]) -> Any:
@@ -120,7 +117,7 @@ def over_mesh(
 
 
 def over_sequence(
-    function: Callable[..., Any], arguments: Mapping[str, Dimensions], results: Any
+    function: Callable[..., Any], arguments: Mapping[str, Dimensions | Mapping[str, Dimensions]], results: Any
 ) -> Callable[..., Any]:
     """`function`, run by each device of the ambient mesh on its sequences, heads and tokens (t); it exchanges what
     tokens need of earlier ones.
@@ -170,6 +167,17 @@ def _sizes(arrays: Mapping[str, Any], letters: Mapping[str, Any]) -> dict[str, s
 
     jax.tree.map(add, arrays, letters)
     return found
+
+
+def _tree_letters(name: str, declared: Dimensions | Mapping[str, Dimensions], tree: Any) -> Any:
+    """Letters of each array of an argument, by the name of its field where they are declared by field."""
+
+    def letters(path: Any, array: Any) -> tuple[str, ...]:
+        if isinstance(declared, Mapping):
+            return tuple(_letters(path[-1].name, declared[path[-1].name], array.ndim))
+        return tuple(_letters(name, declared, array.ndim))
+
+    return jax.tree_util.tree_map_with_path(letters, tree)
 
 
 def _letters(name: str, dimensions: Dimensions, rank: int) -> list[str]:

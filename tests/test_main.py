@@ -226,7 +226,12 @@ print(float(m["loss"][0]))
 
 def test_recall_data_in_three_lines_from_anywhere(tmp_path):
     """The README's library use, from a script outside the repository."""
-    script = "from recollect.data.synthetics import MQAR\ntask = MQAR(vocab_size=256, length=64, pairs=8)\nbatch = task.train_batch(seed=0, step=0, batch_size=4)\nprint(batch.tokens.shape)\n"
+    script = """
+from recollect.data.synthetics import MQAR
+task = MQAR(vocab_size=256, length=64, pairs=8)
+batch = task.train_batch(seed=0, step=0, batch_size=4)
+print(batch.tokens.shape)
+"""
     (tmp_path / "script.py").write_text(script)
     done = subprocess.run(
         [sys.executable, "script.py"],

@@ -1,4 +1,4 @@
-"""What is run: a model, data, an optimizer and how long. Functions in experiments/ return one."""
+"""The config of a run: a model, data, an optimizer and how long. Functions in experiments/ return one."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ class Run(Config):
 
     Attributes:
       steps: optimizer steps.
-      batch_size: sequences a step.
-      accumulate: pieces a batch is split into, gradients added up, to fit memory.
-      seed: of parameters and data.
+      batch_size: sequences per step.
+      accumulate: parts that a batch is split into, whose gradients are added up, to fit memory.
+      seed: seed of parameters and data.
       directory: run folder; None: runs/NAME.
       steps_per_call: steps in one device call.
       log_every, evaluate_every, checkpoint_every: steps; rounded up to whole calls.
       keep_checkpoints: how many of the newest stay.
-      keep_every: the first checkpoint at or after each multiple of this many steps stays for ever; None: none does.
+      keep_every: the first checkpoint at or after each multiple of this many steps is kept permanently; None: none.
       on_disk_full: what a run does when a checkpoint or its metrics cannot be written: "stop" ends it (exit code 2),
         "continue" trains on and tries again at the next checkpoint. The last good checkpoint stays either way.
       stop_at_accuracy: end the run once the evaluation's accuracy is at least this; None never does.
-      precision: of fp32 matrix products; "highest" makes CPU and GPU tables agree.
+      precision: precision of fp32 matrix products; "highest" makes CPU and GPU tables agree.
       mesh: devices.
       sample_every: steps between printed samples of a text model; 0 prints none.
       tensorboard: write event files too (needs tensorboardX).
@@ -75,8 +75,7 @@ class Run(Config):
       spikes: go back to the last good checkpoint when the loss jumps; None lets it jump.
       profile: "10:15" traces the steps after step 10 up to step 15, rounded out to whole calls, into the run's folder
         profile/.
-      compile_cache: folder where compiled programs are kept for the next start; "off"; None: the cache folder on
-        accelerators, none on a CPU.
+      compile_cache: folder that keeps compiled programs for the next start; "off"; None: one in the cache folder.
     """
 
     steps: int = 1000
@@ -188,7 +187,7 @@ CHANGEABLE = (
 
 
 def program_of(experiment: Experiment) -> Experiment:
-    """`experiment` with all values-only fields at fixed numbers: equal for experiments that compile to one program."""
+    """Returns `experiment` with its values-only fields at fixed numbers: equal for those that compile to one program."""
     optimizer = chz.replace(experiment.optimizer, **type(experiment.optimizer)().values())
     run = chz.replace(
         experiment.run,

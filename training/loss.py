@@ -1,4 +1,4 @@
-"""What training minimises and evaluation reports: cross-entropy at labelled positions, and its z-loss."""
+"""The loss: cross-entropy at labelled positions, and its z-loss."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class Loss(Config):
 def losses(
     module: LanguageModelModule, batch: Batch, weights: jax.Array, config: Loss, key: jax.Array | None = None
 ) -> tuple[CrossEntropy, ModelOutput]:
-    """Runs the model on a batch. Only labelled positions are projected to the vocabulary.
+    """Runs the model on a batch; returns the losses and the model's output.
+
+    Only labelled positions are projected to the vocabulary.
 
     Args:
       weights: (b, p) of the targets.
@@ -48,7 +50,7 @@ def losses(
     hidden = out.hidden
     if batch.target_positions is not None:
         hidden = jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)
-    found = linear_cross_entropy(
+    entropy = linear_cross_entropy(
         hidden, module.head_kernel(), batch.targets, weights, z_loss=config.z_loss, chunk=config.chunk
     )
-    return found, out
+    return entropy, out

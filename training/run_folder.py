@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import json
 import os
 import platform
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recollect.configuration import UserError, differences, from_json, to_json
-from recollect.configuration.io import DiskFull, is_disk_full, read_json, replace_text, write_json
+from recollect.configuration.io import DiskFull, cpu_count, is_disk_full, read_json, replace_text, write_json
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import CHANGEABLE, Experiment
 
@@ -21,17 +22,17 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def is_done(result: dict[str, Any] | None, steps: int) -> bool:
-    """Whether a run's result.json (None: there is none) says that nothing of `steps` steps is left to do; a
-    preempted run goes on."""
-    return (
-        result is not None
-        and result["status"] != "preempted"
-        and (result["steps"] >= steps or result["status"] != "finished")
-    )
+    """Returns whether a run's result.json (None: there is none) says that nothing of `steps` steps is left to do.
+
+    A preempted run goes on.
+    """
+    if result is None or result["status"] == "preempted":
+        return False
+    return result["steps"] >= steps or result["status"] != "finished"
 
 
 class RunFolder:
-    """Opens (or makes) the folder of one run. Every process of a run reads it, the main one alone writes.
+    """Opens (or makes) the folder of one run. Every process of a run reads it; the main one alone writes.
 
     Raises:
       UserError: the folder belongs to another config (the differing fields are listed), or is not a run's folder.
@@ -39,73 +40,68 @@ class RunFolder:
 
     def __init__(self, path: Path, experiment: Experiment):
         self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self._metrics = self.path / "metrics.jsonl"
+        self._unwritten: list[str] = []
+        self._writes = current_host().is_main
         config_path = self.path / "config.json"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; a run needs a folder")
         if config_path.exists():
             self._check(config_path, experiment)
-        elif (
-            current_host().is_main and self.path.exists() and any(self.path.iterdir())
-        ):  # others may see the main process' first file half written
+        elif self._writes and self.path.exists() and any(self.path.iterdir()):
             raise UserError(
                 f"{self.path} is not empty and holds no config.json: not a run's folder, so nothing is written there"
             )
-        self._unwritten: list[str] = []
-        if not current_host().is_main:
-            return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(config_path, to_json(experiment))
-        except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        if self._writes:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_json(config_path, to_json(experiment))
+            except OSError as error:
+                raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
 
     def result(self) -> dict[str, Any] | None:
-        """result.json, or None while the run is not done."""
+        """Returns what result.json holds, None while the run is not done."""
         path = self.path / "result.json"
         return read_json(path) if path.exists() else None
 
     def write_environment(self) -> None:
-        if current_host().is_main:
+        """Writes environment.json."""
+        if self._writes:
             write_json(self.path / "environment.json", environment())
 
     def write_result(self, result: dict[str, Any]) -> None:
-        if current_host().is_main:
+        """Writes result.json."""
+        if self._writes:
             write_json(self.path / "result.json", result)
 
     def unfinish(self) -> None:
-        """Takes result.json away, for a run that is to go on."""
-        if current_host().is_main:
+        """Deletes result.json, for a run that is to go on."""
+        if self._writes:
             (self.path / "result.json").unlink(missing_ok=True)
 
     def truncate_metrics(self, step: int) -> None:
-        """Drops lines after `step` and a half-written last one: what a resumed run will write again."""
-        path = self.path / "metrics.jsonl"
+        """Deletes lines after `step` and a half-written last one: a resumed run writes them again."""
         self._unwritten = []
-        if not current_host().is_main or not path.exists():
+        if not self._writes or not self._metrics.exists():
             return
         kept = []
-        for line in path.read_text().splitlines():
-            try:
+        for line in self._metrics.read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):
-                continue
-        replace_text(path, "".join(line + "\n" for line in kept))
+                    kept.append(line + "\n")
+        replace_text(self._metrics, "".join(kept))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl. On a full disk it is kept, and written with a later one or by `flush`."""
+        """Adds a line to metrics.jsonl. On a full disk it is held back, and written with a later one or by `flush`."""
         self._unwritten.append(json.dumps(record) + "\n")
-        with contextlib.suppress(DiskFull):  # the loop asks `flush` before it goes on
+        with contextlib.suppress(DiskFull):  # see `held_back`
             self._write_lines()
 
     @property
     def held_back(self) -> bool:
         """Whether lines wait for space on the disk."""
-        return bool(self._unwritten) and current_host().is_main
+        return bool(self._unwritten) and self._writes
 
     def flush(self, *, to_disk: bool = False) -> None:
         """Writes the lines that a full disk held back; `to_disk` also makes all lines outlive a loss of power.
@@ -114,38 +110,34 @@ class RunFolder:
           DiskFull: there is still no space. The file holds whole lines only, and the others are kept.
         """
         self._write_lines()
-        path = self.path / "metrics.jsonl"
-        if to_disk and current_host().is_main and path.exists():
-            with path.open("rb") as file:
+        if to_disk and self._writes and self._metrics.exists():
+            with self._metrics.open("rb") as file:
                 os.fsync(file.fileno())
 
     def _write_lines(self) -> None:
-        if not self._unwritten or not current_host().is_main:
+        if not self.held_back:
             return
-        path = self.path / "metrics.jsonl"
-        size = path.stat().st_size if path.exists() else 0
+        size = self._metrics.stat().st_size if self._metrics.exists() else 0
         try:
-            with path.open("a") as file:
+            with self._metrics.open("a") as file:
                 file.write("".join(self._unwritten))
         except OSError as error:
             if not is_disk_full(error):
                 raise
-            if path.exists():
-                os.truncate(path, size)
-            raise DiskFull(f"{path} could not be written: no space is left on the disk") from error
+            if self._metrics.exists():
+                os.truncate(self._metrics, size)
+            raise DiskFull(f"{self._metrics} could not be written: no space is left on the disk") from error
         self._unwritten = []
 
     def _check(self, config_path: Path, experiment: Experiment) -> None:
-        if not any((self.path / name).exists() for name in ("metrics.jsonl", "result.json")) and not any(
-            self.checkpoints.glob("[0-9]*")
-        ):
+        trained = any((self.path / name).exists() for name in ("metrics.jsonl", "result.json"))
+        if not trained and not any(self.checkpoints.glob("[0-9]*")):
             return  # nothing was trained there: the new config takes its place
-        old = from_json(read_json(config_path))
-        changed = {path: values for path, values in differences(old, experiment).items() if path not in CHANGEABLE}
+        before = from_json(read_json(config_path))
+        changed = {path: pair for path, pair in differences(before, experiment).items() if path not in CHANGEABLE}
         if changed:
-            shown = "; ".join(
-                f"{path}: {before!r} there, {now!r} now" for path, (before, now) in list(changed.items())[:6]
-            )
+            pairs = list(changed.items())[:6]
+            shown = "; ".join(f"{path}: {there!r} there, {now!r} now" for path, (there, now) in pairs)
             more = f" (and {len(changed) - 6} more)" if len(changed) > 6 else ""
             raise UserError(
                 f"{self.path} holds a run with another config ({shown}{more}); choose another run.directory"
@@ -154,49 +146,47 @@ class RunFolder:
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """Versions, device and commit: what a run's bits depend on beside its config. Asked once a process: it runs git,
-    and every checkpoint holds it."""
-    import importlib.metadata
+    """Returns versions, device and commit: what a run's bits depend on beside its config.
 
+    Computed once per process: it runs git, and every checkpoint holds it.
+    """
     import jax
 
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "chz")
-    versions: dict[str, str | None] = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     return {
         "python": sys.version.split()[0],
-        "packages": versions,
+        "packages": {package: _version(package) for package in packages},
         "platform": platform.platform(),
         "device_kind": jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_count": cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git_commit": _git_commit(),
     }
 
 
-def same_bits_possible(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """What differs between two environments in ways that can change bits."""
+def same_bits_possible(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Returns what differs between two environments in ways that can change bits."""
     names = ("packages", "device_kind", "backend", "devices", "processes", "cpu_count", "xla_flags")
-    return [name for name in names if there.get(name) != here.get(name)]
+    return [name for name in names if before.get(name) != now.get(name)]
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
 
 
 def _git_commit() -> str | None:
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=10)
+
     try:
-        found = subprocess.run(
-            ["git", "-C", str(PROJECT), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
-        )
-        changed = subprocess.run(
-            ["git", "-C", str(PROJECT), "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
-        )
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if found.returncode:
+    if commit.returncode:
         return None
-    return found.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from recollect.models.accounting import state_bytes_at
+from recollect.models.functional import state_bytes_at
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.experiment import Experiment
 from recollect.training.run_folder import RunFolder, environment, same_bits_possible

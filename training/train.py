@@ -38,9 +38,10 @@ def train(experiment: Experiment, log: Callable[[str], None] = print) -> dict[st
     host = current_host()
     prepare([experiment])
     run = RunState(experiment, log if host.is_main else ignore)
-    if run.result is not None and host.broadcast(is_done(run.result, experiment.run.steps)):
+    result = host.broadcast(run.result if is_done(run.result, experiment.run.steps) else None)
+    if result is not None:
         run.log(f"{run.folder.path}: already finished, not trained again")
-        return run.result
+        return result
     run.folder.unfinish()
     run.program = program_for(experiment)
     hooks = make_hooks(run)
@@ -66,9 +67,9 @@ def prepare(experiments: list[Experiment]) -> None:
         return
     keep_compiled_programs(first.run.compile_cache)
     program_for(first, len(experiments) if len(experiments) > 1 else None)
-    if host.count == 1:
+    if host.count == 1 and not first.data.made_on_device:
         first.data.prepare()
-    else:
+    elif host.count > 1:
         from recollect.training.distributed.consistency import prepare_data
 
         prepare_data(first.data)

@@ -1,7 +1,7 @@
 """Text as rows of tokens: the config `Text`, its training batches by number and its held-out batches.
 
-Documents come tokenised from `data/text/preparation/reader.py`, `data/text/rows/curriculum.py` makes rows of them in
-one of three ways, and `data/text/rows/by_number.py` makes every global batch a function of (seed, number). Held-out
+Documents come tokenised from `data/text/preparation/reader.py`, `data/text/rows/` makes rows of them in one of
+three ways, and `data/text/rows/by_number.py` makes every global batch a function of (seed, number). Held-out
 rows are always packed whole documents of `length` tokens, however the training rows are made, so that runs compare.
 
 Targets of an evaluation are all tokens of held-out documents but the opening ones: each exactly once, predicted from
@@ -24,16 +24,12 @@ import numpy as np
 
 from recollect.configuration import UserError
 from recollect.data.batch import Batch, DataConfig
-from recollect.data.text.rows.base import Plan, RowArrays
-from recollect.data.text.rows.by_number import GlobalBatches
-from recollect.data.text.rows.curriculum import Packed, Sequences
-from recollect.data.text.rows.packed import PackedPlan
+from recollect.data.text.rows import GlobalBatches, Packed, RowArrays, RowPlan, Sequences
 from recollect.data.text.rows.stable_random import permutation
-from recollect.data.tokenizers import ByteTokenizer, Tokenizer, open_tokenizer
+from recollect.data.tokenizers import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
-    from recollect.data.text.preparation.reader import Prepared
-    from recollect.evaluation.ngram_baselines import Bigram, NgramTable
+    from recollect.data.text.preparation.reader import Prepared, TokenDocuments
 
 _HELD_OUT_ORDER = (0, 5)
 
@@ -122,7 +118,7 @@ class Text(DataConfig):
           UserError: the corpus can't be had or gives no rows.
         """
         prepared = self.prepared()
-        plan = _plan(prepared, self.sequences, self.length, seed)
+        plan = _rows(prepared.train, self.sequences, self.length, seed)
         return GlobalBatches(
             prepared.train,
             plan,
@@ -137,7 +133,7 @@ class Text(DataConfig):
         """Held-out batches, in one fixed order spread over the documents; at most `max_batches` (None:
         `held_out_batches`)."""
         documents = self.prepared().held_out
-        plan = _held_out(self.prepared(), self.length)
+        plan = _rows(documents, Packed(), self.length, 0)
         order = permutation(_HELD_OUT_ORDER, plan.counts[0])
         limit = self.held_out_batches if max_batches is None else max_batches
         for begin in range(0, min(len(order), limit * batch_size), batch_size):
@@ -145,21 +141,6 @@ class Text(DataConfig):
             for place, row in enumerate(order[begin : begin + batch_size].tolist()):
                 arrays.fill(place, documents, plan.spans(0, row))
             yield arrays.batch()
-
-    def bigram(self) -> Bigram:
-        """Token pairs of the training documents: the baseline every model should beat."""
-        return _bigram(self.prepared())
-
-    def recall_hits(self, batch: Batch) -> np.ndarray:
-        """Which targets of a held-out batch ask for recall, (b, t) bool; see `recollect.evaluation.ngram_baselines`."""
-        from recollect.evaluation.ngram_baselines import recall_bigrams, recall_slice
-
-        tokens, targets, weights, segments = (
-            np.asarray(leaf) for leaf in (batch.tokens, batch.targets, batch.weights, batch.segments)
-        )
-        if isinstance(self.prepared().tokenizer, ByteTokenizer):
-            return recall_slice(tokens, segments, _ngram_table(self.prepared()))
-        return recall_bigrams(tokens, targets, weights, segments, _frequent(self.prepared()), self.vocabulary)
 
     def prompt(self, seed: int, length: int = 64) -> list[int]:
         """The opening token and the first tokens of a held-out document, `length` in all at most."""
@@ -191,30 +172,6 @@ def _prepared(source: str, tokenizer: str | None, cache: str) -> Prepared:
     return open_prepared(source, tokenizer)
 
 
-@functools.lru_cache(maxsize=2)
-def _plan(prepared: Prepared, sequences: Sequences, length: int, seed: int) -> Plan:
-    return sequences.plan(prepared.train.lengths, length, seed)
-
-
-@functools.lru_cache(maxsize=2)
-def _held_out(prepared: Prepared, length: int) -> PackedPlan:
-    return PackedPlan(prepared.held_out.lengths, length)
-
-
-@functools.lru_cache(maxsize=2)
-def _bigram(prepared: Prepared) -> Bigram:
-    from recollect.evaluation.ngram_baselines import Bigram, documents_to_fit
-
-    return Bigram.fit(documents_to_fit(prepared.train), prepared.tokenizer.vocabulary, prepared.tokenizer.start)
-
-
-@functools.lru_cache(maxsize=2)
-def _frequent(prepared: Prepared) -> np.ndarray:
-    return _bigram(prepared).frequent()
-
-
-@functools.lru_cache(maxsize=2)
-def _ngram_table(prepared: Prepared) -> NgramTable:
-    from recollect.evaluation.ngram_baselines import NgramTable, documents_to_fit
-
-    return NgramTable.fit(documents_to_fit(prepared.train))
+@functools.lru_cache(maxsize=4)
+def _rows(documents: TokenDocuments, sequences: Sequences, length: int, seed: int) -> RowPlan:
+    return sequences.plan(documents.lengths, length, seed)

@@ -27,23 +27,27 @@ from typing import Any, Literal, get_args
 
 import jax
 
-from recollect.pallas_kernels.dispatch import Implementation, always, choose
-from recollect.pallas_kernels.gated_convolution import (
-    gpu,
-    gpu_long,
-    long,
-    reference,
-    sequence_parallel,
-    tpu,
-    tpu_long,
-    xla,
-)
-from recollect.pallas_kernels.sharding import over_mesh, sequence_parts
+from recollect.pallas_kernels.dispatch import choose
+from recollect.pallas_kernels.gated_convolution import long, sequence_parallel, xla
+from recollect.pallas_kernels.sharding import sequence_parts
+
+SHORT_BACKENDS = {
+    "pallas_gpu": "recollect.pallas_kernels.gated_convolution.gpu",
+    "pallas_tpu": "recollect.pallas_kernels.gated_convolution.tpu",
+    "xla": "recollect.pallas_kernels.gated_convolution.xla",
+    "reference": "recollect.pallas_kernels.gated_convolution.reference",
+}
+LONG_BACKENDS = {
+    "pallas_gpu": "recollect.pallas_kernels.gated_convolution.gpu_long",
+    "pallas_tpu": "recollect.pallas_kernels.gated_convolution.tpu_long",
+    "xla": "recollect.pallas_kernels.gated_convolution.xla",
+    "reference": "recollect.pallas_kernels.gated_convolution.reference",
+}
 
 Activation = Literal["none", "silu"]
 
-# Kernels run on each device's sequences and channels; channels go by the letter of heads.
-_SHORT = {
+# Letters of the arrays' dimensions, by which a mesh splits them: channels go by the letter of heads.
+SHORT_DIMENSIONS = {
     "x": "b t h",
     "taps": "k h",
     "bias": "h",
@@ -53,7 +57,7 @@ _SHORT = {
     "segment_ids": "b t",
     "initial_segment": "b",
 }
-_LONG = {"x": "b t h", "filter": "k h"}
+LONG_DIMENSIONS = {"x": "b t h", "filter": "k h"}
 
 # Kernels take blocks of 64 (GPU) and 128 (TPU) tokens: with fewer than half of the smaller, as when generating, xla's
 # fused sum comes first.
@@ -108,15 +112,10 @@ def short_convolution(
             "segment_ids": segment_ids,
         }
         part: Any = functools.partial(short_convolution, activation=activation, backend=backend)
-        return sequence_parallel.short_over_devices(part, arrays, _SHORT), None
-    implementations: dict[str, Implementation] = {
-        "pallas_gpu": (over_mesh(gpu.short_convolution, _SHORT, ("b t h", "b s h")), gpu.refuses),
-        "pallas_tpu": (over_mesh(tpu.short_convolution, _SHORT, ("b t h", "b s h")), tpu.refuses),
-        "xla": (xla.short_convolution, always),
-        "reference": (reference.short_convolution, always),
-    }
+        return sequence_parallel.short_over_devices(part, arrays, SHORT_DIMENSIONS), None
+    backends = SHORT_BACKENDS
     if x.shape[1] < _KERNELS_FROM:
-        implementations = {"xla": implementations["xla"], **implementations}
+        backends = {"xla": backends["xla"], **backends}
     settings = {
         "in_gate": in_gate,
         "out_gate": out_gate,
@@ -126,7 +125,7 @@ def short_convolution(
         "initial_segment": initial_segment,
         "return_state": return_state,
     }
-    run = choose("short_convolution", backend, implementations, x, taps, bias, **settings)
+    run = choose("short_convolution", backend, backends, x, taps, bias, **settings)
     return run(x, taps, bias, **settings)
 
 
@@ -214,18 +213,12 @@ def long_convolution(
         raise ValueError(f"long_convolution: filter must be (length, {d}); got {filter.shape}")
     if skip is not None and skip.shape != (d,):
         raise ValueError(f"long_convolution: skip must be {(d,)}; got {skip.shape}")
-    implementations: dict[str, Implementation] = {
-        "pallas_gpu": (over_mesh(gpu_long.long_convolution, _LONG, "b t h"), gpu_long.refuses),
-        "pallas_tpu": (over_mesh(tpu_long.long_convolution, _LONG, "b t h"), tpu_long.refuses),
-        "xla": (xla.long_convolution, always),
-        "reference": (reference.long_convolution, always),
-    }
 
     def convolve(u, filter, *, segment_ids, dtype) -> jax.Array:
         run = choose(
             "long_convolution",
             backend,
-            implementations,
+            LONG_BACKENDS,
             jax.ShapeDtypeStruct(u.shape, dtype),
             filter,
             segment_ids=segment_ids,

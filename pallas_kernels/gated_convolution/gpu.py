@@ -21,15 +21,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from recollect.pallas_kernels import dispatch, mosaic_gpu
-from recollect.pallas_kernels.gated_convolution import short_kernels
+from recollect.pallas_kernels.gated_convolution import SHORT_DIMENSIONS, short_kernels
 from recollect.pallas_kernels.gated_convolution.short_kernels import (
     BIAS_ROW,
     EDGE,
     WEIGHT_ROWS,
     Gradients,
-    Kernel,
     Operands,
+    ShortKernel,
 )
+from recollect.pallas_kernels.sharding import over_mesh
 
 THREADS = 128
 LONGEST_TILE = 64
@@ -54,7 +55,7 @@ def refuses(x, taps, bias=None, **settings: Any) -> dispatch.Refusal:
 
 
 def _forward(operands: Operands, taps: int, activation: str) -> jax.Array:
-    plan = _Plan(operands, taps, backward=False)
+    plan = _TilePlan(operands, taps, backward=False)
     names = list(plan.tiles)
 
     def body(*refs):
@@ -81,7 +82,7 @@ def _forward(operands: Operands, taps: int, activation: str) -> jax.Array:
 
 
 def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> Gradients:
-    plan = _Plan(operands, taps, backward=True, dy=dy)
+    plan = _TilePlan(operands, taps, backward=True, dy=dy)
     gated = [name for name in ("x", "in_gate", "out_gate") if name in plan.tiles]
 
     def body(*refs):
@@ -154,7 +155,7 @@ def _backward(operands: Operands, dy: jax.Array, taps: int, activation: str) -> 
     return Gradients(cut["x"], cut.get("in_gate"), cut.get("out_gate"), weights, found["first"][:, :, : plan.width])
 
 
-class _Plan:
+class _TilePlan:
     """Sizes of a launch, its arrays padded to what copies can slice, and its shared memory."""
 
     def __init__(self, operands: Operands, taps: int, *, backward: bool, dy: jax.Array | None = None):
@@ -227,7 +228,7 @@ class _Plan:
 class _Tile:
     """What one block of threads does with its tile."""
 
-    def __init__(self, plan: _Plan, ref: dict[str, Any], after: int):
+    def __init__(self, plan: _TilePlan, ref: dict[str, Any], after: int):
         self.plan, self.ref = plan, ref
         self.batch = jax.lax.axis_index("row")
         self.index = jax.lax.axis_index("tile")
@@ -342,4 +343,8 @@ def _walk(length: int, step, carry):
     return jax.lax.fori_loop(0, length // UNROLLED, some, carry)
 
 
-short_convolution = functools.partial(short_kernels.short_convolution, Kernel(_forward, _backward))
+short_convolution = over_mesh(
+    functools.partial(short_kernels.short_convolution, ShortKernel(_forward, _backward)),
+    SHORT_DIMENSIONS,
+    ("b t h", "b s h"),
+)

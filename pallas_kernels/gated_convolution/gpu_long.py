@@ -12,6 +12,7 @@ ahead of the products, of which two are under way.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from recollect.pallas_kernels import dispatch, mosaic_gpu
-from recollect.pallas_kernels.gated_convolution import long
+from recollect.pallas_kernels.gated_convolution import LONG_DIMENSIONS, long
+from recollect.pallas_kernels.sharding import over_mesh
 
 BLOCK = 64
 BATCH = 8  # rows are shifted by multiples of the batch, and tiles of shared memory have 8 of them
@@ -35,6 +37,7 @@ def refuses(x, filter, *, segment_ids=None, **settings: Any) -> dispatch.Refusal
     return long.refuses(x, filter, segment_ids=segment_ids) or mosaic_gpu.unavailable()
 
 
+@functools.partial(over_mesh, arguments=LONG_DIMENSIONS, results="b t h")
 def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: None = None, dtype: Any) -> jax.Array:
     """See recollect.pallas_kernels.gated_convolution.long.gated."""
     return long.by_blocks(long.Products(BLOCK, BATCH, _convolve, _correlate), dtype, x, filter)

@@ -56,6 +56,6 @@ def long_over_devices(
         share = filter.shape[1] // n
         filter = jax.lax.dynamic_slice_in_dim(filter, jax.lax.axis_index(SEQUENCE) * share, share, axis=1)
         whole = None if segment_ids is None else sequence_collectives.gathered(segment_ids)
-        return sequence_collectives.tokens_apart(run(sequence_collectives.channels_apart(x), filter, whole))[:, :, :d]
+        return sequence_collectives.split_tokens(run(sequence_collectives.split_channels(x), filter, whole))[:, :, :d]
 
     return over_sequence(part, {"x": "b t h", "filter": "k h", "segment_ids": "b t"}, "b t h")(x, filter, segment_ids)

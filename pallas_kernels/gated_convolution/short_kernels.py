@@ -62,7 +62,7 @@ class Gradients:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class ShortKernel:
     """forward(operands, taps, activation) gives y (b, t, d) in x's dtype; backward(operands, dy, taps, activation)
     the gradients."""
 
@@ -71,7 +71,7 @@ class Kernel:
 
 
 def short_convolution(
-    kernel: Kernel,
+    kernel: ShortKernel,
     x: jax.Array,
     taps: jax.Array,
     bias: jax.Array | None,
@@ -124,15 +124,15 @@ def short_convolution(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _convolved(kernel: Kernel, taps: int, activation: str, operands: Operands) -> jax.Array:
+def _convolved(kernel: ShortKernel, taps: int, activation: str, operands: Operands) -> jax.Array:
     return kernel.forward(operands, taps, activation)
 
 
-def _forward(kernel: Kernel, taps: int, activation: str, operands: Operands) -> tuple[jax.Array, Operands]:
+def _forward(kernel: ShortKernel, taps: int, activation: str, operands: Operands) -> tuple[jax.Array, Operands]:
     return kernel.forward(operands, taps, activation), operands
 
 
-def _backward(kernel: Kernel, taps: int, activation: str, operands: Operands, dy: jax.Array) -> tuple[Operands]:
+def _backward(kernel: ShortKernel, taps: int, activation: str, operands: Operands, dy: jax.Array) -> tuple[Operands]:
     gradients = kernel.backward(operands, dy, taps, activation)
     state = _state_gradient(gradients.first, operands, taps)
     return (

@@ -18,15 +18,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from recollect.pallas_kernels import dispatch
-from recollect.pallas_kernels.gated_convolution import short_kernels
+from recollect.pallas_kernels.gated_convolution import SHORT_DIMENSIONS, short_kernels
 from recollect.pallas_kernels.gated_convolution.short_kernels import (
     BIAS_ROW,
     EDGE,
     WEIGHT_ROWS,
     Gradients,
-    Kernel,
     Operands,
+    ShortKernel,
 )
+from recollect.pallas_kernels.sharding import over_mesh
 
 TOKENS = 256
 CHANNELS = 256
@@ -257,4 +258,8 @@ def _interpret() -> Any:
     return pltpu.InterpretParams(detect_races=True) if how == "races" else how == "values"
 
 
-short_convolution = functools.partial(short_kernels.short_convolution, Kernel(_forward, _backward))
+short_convolution = over_mesh(
+    functools.partial(short_kernels.short_convolution, ShortKernel(_forward, _backward)),
+    SHORT_DIMENSIONS,
+    ("b t h", "b s h"),
+)

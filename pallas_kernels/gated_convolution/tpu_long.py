@@ -6,6 +6,7 @@ them are built once; then rows of blocks are multiplied, some 256 at a time, by 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from recollect.pallas_kernels import dispatch
-from recollect.pallas_kernels.gated_convolution import long
+from recollect.pallas_kernels.gated_convolution import LONG_DIMENSIONS, long
+from recollect.pallas_kernels.sharding import over_mesh
 
 BLOCK = 128
 BATCH = 16  # a tile of bf16 rows
@@ -29,6 +31,7 @@ def refuses(x, filter, *, segment_ids=None, **settings: Any) -> dispatch.Refusal
     return long.refuses(x, filter, segment_ids=segment_ids)
 
 
+@functools.partial(over_mesh, arguments=LONG_DIMENSIONS, results="b t h")
 def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: None = None, dtype: Any) -> jax.Array:
     """See recollect.pallas_kernels.gated_convolution.long.gated."""
     return long.by_blocks(long.Products(BLOCK, BATCH, _convolve, _correlate), dtype, x, filter)

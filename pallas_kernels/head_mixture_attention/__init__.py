@@ -24,9 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
-from recollect.pallas_kernels.dispatch import always, choose
-from recollect.pallas_kernels.head_mixture_attention import reference, scheduled, xla
-from recollect.pallas_kernels.scheduled_attention import gpu, tpu
+from recollect.pallas_kernels.dispatch import choose
 from recollect.pallas_kernels.sharding import sequence_parts
 
 
@@ -118,7 +116,7 @@ def head_mixture_attention(
         "key_segments": key_segments,
         "scale": dim**-0.5 if scale is None else float(scale),
     }
-    run = choose("head_mixture_attention", backend, IMPLEMENTATIONS, q, k, v, chosen, **arguments)
+    run = choose("head_mixture_attention", backend, BACKENDS, q, k, v, chosen, **arguments)
     out, lse = run(q, k, v, chosen, **arguments)
     if gates is not None:
         # By where: a gate of padding may be anything.
@@ -134,14 +132,16 @@ def skips(t: int, s: int, heads: int, active: int, *, self_attention: bool) -> b
       t, s: queries and keys. heads, active: routed heads, and how many a token chooses. self_attention: as
         `head_mixture_attention` recognises it.
     """
+    from recollect.pallas_kernels.head_mixture_attention import xla
+
     return xla.form(t, s, heads, active, self_attention=self_attention) != "dense"
 
 
-IMPLEMENTATIONS = {
-    "pallas_gpu": scheduled.form(gpu),
-    "pallas_tpu": scheduled.form(tpu),
-    "xla": (xla.attention, always),
-    "reference": (reference.attention, always),
+BACKENDS = {
+    "pallas_gpu": "recollect.pallas_kernels.head_mixture_attention.gpu",
+    "pallas_tpu": "recollect.pallas_kernels.head_mixture_attention.tpu",
+    "xla": "recollect.pallas_kernels.head_mixture_attention.xla",
+    "reference": "recollect.pallas_kernels.head_mixture_attention.reference",
 }
 
 
@@ -184,4 +184,4 @@ def _check(
         raise ValueError(f"{name}: {t} queries and {s} keys need query_positions and key_positions")
 
 
-__all__ = ["IMPLEMENTATIONS", "head_mixture_attention", "skips"]
+__all__ = ["BACKENDS", "head_mixture_attention", "skips"]

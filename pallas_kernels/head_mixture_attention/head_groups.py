@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class HeadTiles:
     """Which query stands where.
 
     Attributes:
@@ -55,7 +55,7 @@ class Plan:
         index = jnp.minimum(self.tokens, t - 1).reshape(values.shape[0], -1)
         return jnp.where(self.tokens < t, jnp.take_along_axis(values, index, axis=1).reshape(self.tokens.shape), filler)
 
-    def latest_first(self) -> Plan:
+    def latest_first(self) -> HeadTiles:
         """The same tiles, ordered by their last token, the latest first: the i-th then sees at most the first
         `ends(...)[i]` tokens."""
         (b, n, tile), t = self.tokens.shape, self.rows.shape[1]
@@ -64,7 +64,7 @@ class Plan:
         place = jnp.argsort(order, axis=1)
         of_tile = jnp.minimum(self.rows // tile, n - 1).reshape(b, -1)
         moved = jnp.take_along_axis(place, of_tile, axis=1).reshape(self.rows.shape) * tile + self.rows % tile
-        return Plan(
+        return HeadTiles(
             jnp.take_along_axis(self.tokens, order[:, :, None], axis=1),
             jnp.take_along_axis(self.heads, order, axis=1),
             jnp.where(self.rows < n * tile, moved, n * tile).astype(jnp.int32),
@@ -74,7 +74,7 @@ class Plan:
         return self.rows.reshape(self.rows.shape[0], -1)
 
 
-jax.tree_util.register_dataclass(Plan, data_fields=["tokens", "heads", "rows"], meta_fields=[])
+jax.tree_util.register_dataclass(HeadTiles, data_fields=["tokens", "heads", "rows"], meta_fields=[])
 
 
 def tile_count(tokens: int, heads: int, active: int, tile: int) -> int:
@@ -104,8 +104,8 @@ def ends(tokens: int, heads: int, active: int, tile: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def make_plan(chosen: jax.Array, active: int, tile: int) -> Plan:
-    """The plan of a routing.
+def group_by_head(chosen: jax.Array, active: int, tile: int) -> HeadTiles:
+    """The head_tiles of a routing.
 
     Args:
       chosen: (b, t, h) bool, at most `active` true a token (a choice beyond the static bound that this gives would be
@@ -128,7 +128,7 @@ def make_plan(chosen: jax.Array, active: int, tile: int) -> Plan:
     )
     tokens = _places(jnp.take_along_axis(jnp.swapaxes(counted, 1, 2), heads[:, :, None], axis=1), within + 1)
     tokens = jnp.where(used[:, :, None] & (within >= 0), tokens, t)
-    return Plan(tokens.astype(jnp.int32), heads, rows.astype(jnp.int32))
+    return HeadTiles(tokens.astype(jnp.int32), heads, rows.astype(jnp.int32))
 
 
 def _places(counted: jax.Array, wanted: jax.Array) -> jax.Array:

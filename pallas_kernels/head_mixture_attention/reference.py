@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
-def attention(
+def head_mixture_attention(
     q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
 ):
     """See the front door for the arguments; returns the output and the log-sum-exp."""

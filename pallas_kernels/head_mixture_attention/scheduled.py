@@ -1,4 +1,4 @@
-"""Head-mixture attention on scheduled tiles (recollect.pallas_kernels.scheduled_attention): each tile of the plan has
+"""Head-mixture attention on scheduled tiles (recollect.pallas_kernels.scheduled_attention): each tile of the head_tiles has
 one key head, and its block schedule, made on the device from its rows' positions and documents, leaves out keys that
 come after its last row."""
 
@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.pallas_kernels.head_mixture_attention.head_groups import make_plan, tile_count
+from recollect.pallas_kernels.head_mixture_attention.head_groups import group_by_head, tile_count
+from recollect.pallas_kernels.masks import causal
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
-from recollect.pallas_kernels.scheduled_attention.mask_rules import Before
 from recollect.pallas_kernels.sharding import over_mesh
 
 FEWEST_QUERIES = 8
@@ -21,8 +21,8 @@ LARGEST_TILE = 256
 """Rows: half a tile a head is filler."""
 
 
-def form(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
-    """The operation on a kernel module, and what it refuses; arguments as `attention` of xla.py takes them."""
+def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    """Returns the operation on a kernel module, and its `refuses`; both take the arguments that xla.py takes."""
 
     def on_device(
         q, k, v, chosen, query_positions, key_positions, query_segments, key_segments, *, active, key_heads, scale
@@ -31,18 +31,21 @@ def form(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[
         active = min(active, h)  # on a mesh a device has a part of the heads
         own = [head * k.shape[2] // h for head in range(h)] if key_heads is None else key_heads
         query_tile, key_tile = _tiles(kernels, q, k, v, active)
-        plan = make_plan(chosen, active, query_tile)
+        head_tiles = group_by_head(chosen, active, query_tile)
         positions = (
             jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t)) if query_positions is None else query_positions
         )
         segments = jnp.ones((b, t), jnp.int32) if query_segments is None else query_segments
         out, lse = flash_vjp.attend(
             kernels,
-            plan.gather(q)[:, :, None],
+            head_tiles.gather(q)[:, :, None],
             k,
             v,
-            rule=Before(None, segmented=query_segments is not None),
-            query_fields={"positions": _rows(plan.field(positions)), "segments": _rows(plan.field(segments))},
+            mask=causal(segmented=query_segments is not None),
+            query_fields={
+                "positions": _rows(head_tiles.field(positions)),
+                "segments": _rows(head_tiles.field(segments)),
+            },
             key_fields={
                 "positions": np.arange(s, dtype=np.int32)[None] if key_positions is None else key_positions,
                 "segments": np.ones((1, s), np.int32) if key_segments is None else key_segments,
@@ -50,9 +53,9 @@ def form(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[
             scale=scale,
             query_tile=query_tile,
             key_tile=key_tile,
-            key_heads=jnp.asarray(own, jnp.int32)[plan.heads],
+            key_heads=jnp.asarray(own, jnp.int32)[head_tiles.heads],
         )
-        return plan.combine(out[:, :, 0]), jnp.where(chosen, plan.combine(lse)[..., 0], -jnp.inf)
+        return head_tiles.combine(out[:, :, 0]), jnp.where(chosen, head_tiles.combine(lse)[..., 0], -jnp.inf)
 
     regular = over_mesh(on_device, _letters("h"), ("b t h v", "b t h"))
     irregular = over_mesh(on_device, _letters("r"), ("b t r v", "b t r"))

@@ -1,7 +1,7 @@
 """What is chosen in dense products of static sizes, in three forms, of which static sizes decide (`form`):
 
-- "rows": queries gathered into the tiles of a plan. Ordered by their last tokens, the i-th tile sees at most a number
-  of keys that is known when the program is traced (plan.ends), so groups of tiles are batched products against the
+- "rows": queries gathered into the tiles of a head_tiles. Ordered by their last tokens, the i-th tile sees at most a number
+  of keys that is known when the program is traced (head_tiles.ends), so groups of tiles are batched products against the
   first so many keys, and about half of the square is left out as in dense causal attention. Each tile's head's keys are
   copied beside it, which costs 1 / tile of the products.
 - "pairs": for decoding, the keys and values of the chosen heads alone.
@@ -18,8 +18,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.dense_softmax import undivided
-from recollect.pallas_kernels.head_mixture_attention.head_groups import ends, make_plan, tile_count
+from recollect.pallas_kernels.dense_softmax import unnormalised_softmax
+from recollect.pallas_kernels.head_mixture_attention.head_groups import ends, group_by_head, tile_count
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 TILE = 128
@@ -72,7 +72,7 @@ def groups(t: int, heads: int, active: int, tile: int) -> Cuts:
     )
 
 
-def attention(
+def head_mixture_attention(
     q, k, v, chosen, *, active, key_heads, query_positions, key_positions, query_segments, key_segments, scale
 ) -> tuple[jax.Array, jax.Array]:
     """See the front door for the arguments; returns the output and the log-sum-exp."""
@@ -134,21 +134,21 @@ def by_rows(
     (b, t, h, _), s = q.shape, k.shape[1]
     self_attention = s == t and query_positions is key_positions and query_segments is key_segments
     tile = tile_of(t, h, active) if tile is None else tile
-    plan = make_plan(chosen, active, tile)
+    head_tiles = group_by_head(chosen, active, tile)
     if self_attention:
-        plan = plan.latest_first()
+        head_tiles = head_tiles.latest_first()
         cuts = groups(t, h, active, tile)
     else:
-        cuts = ((0, plan.tokens.shape[1], s),)
-    rows = plan.gather(q).reshape(*plan.tokens.shape, -1)
-    heads = jnp.asarray(key_heads, jnp.int32)[plan.heads]
-    fields = {"i": plan.tokens if query_positions is None else plan.field(query_positions)}
+        cuts = ((0, head_tiles.tokens.shape[1], s),)
+    rows = head_tiles.gather(q).reshape(*head_tiles.tokens.shape, -1)
+    heads = jnp.asarray(key_heads, jnp.int32)[head_tiles.heads]
+    fields = {"i": head_tiles.tokens if query_positions is None else head_tiles.field(query_positions)}
     fields["j"] = jnp.arange(s)[None] if key_positions is None else key_positions
     if query_segments is not None:
-        fields |= {"own": plan.field(query_segments), "others": key_segments}
+        fields |= {"own": head_tiles.field(query_segments), "others": key_segments}
     out, lse = _tiles(cuts, scale, rows, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), heads, fields)
     out, lse = out.reshape(b, -1, out.shape[3]).astype(q.dtype), lse.reshape(b, -1, 1)
-    return plan.combine(out), jnp.where(chosen, plan.combine(lse)[..., 0], -jnp.inf)
+    return head_tiles.combine(out), jnp.where(chosen, head_tiles.combine(lse)[..., 0], -jnp.inf)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -229,7 +229,7 @@ def _attend(q, k, v, allowed, scale) -> tuple[jax.Array, jax.Array, jax.Array, j
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("...tk,...sk->...ts", q, k, preferred_element_type=wide) * scale
     scores = jnp.where(allowed, scores, -jnp.inf)
-    weights, total, lse = undivided(scores)
+    weights, total, lse = unnormalised_softmax(scores)
     weights = weights.astype(v.dtype)
     out = jnp.einsum("...ts,...sv->...tv", weights, v, preferred_element_type=wide) / total[..., None]
     return out, lse, total, weights

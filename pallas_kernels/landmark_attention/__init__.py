@@ -20,10 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
-from recollect.pallas_kernels.dispatch import always, choose
-from recollect.pallas_kernels.landmark_attention import kernels, reference, xla
+from recollect.pallas_kernels.dispatch import choose
 from recollect.pallas_kernels.landmark_attention.retrieval import retrieve_blocks
-from recollect.pallas_kernels.scheduled_attention import gpu, tpu
 from recollect.pallas_kernels.sharding import sequence_parts
 
 
@@ -83,15 +81,15 @@ def landmark_attention(
             part, q, k, v, positions=query_positions, segments=query_segments, return_lse=return_lse
         )
     arguments = {**fields, "block": block, "scale": scale, "self_attention": self_attention}
-    out, lse = choose("landmark_attention", backend, IMPLEMENTATIONS, q, k, v, **arguments)(q, k, v, **arguments)
+    out, lse = choose("landmark_attention", backend, BACKENDS, q, k, v, **arguments)(q, k, v, **arguments)
     return (out, lse) if return_lse else out
 
 
-IMPLEMENTATIONS: dict[str, Any] = {
-    "pallas_gpu": kernels.form(gpu),
-    "pallas_tpu": kernels.form(tpu),
-    "xla": (xla.attention, always),
-    "reference": (reference.dense, always),
+BACKENDS = {
+    "pallas_gpu": "recollect.pallas_kernels.landmark_attention.gpu",
+    "pallas_tpu": "recollect.pallas_kernels.landmark_attention.tpu",
+    "xla": "recollect.pallas_kernels.landmark_attention.xla",
+    "reference": "recollect.pallas_kernels.landmark_attention.reference",
 }
 
 
@@ -121,4 +119,4 @@ def _check(q, k, v, block, fields) -> None:
         raise ValueError("landmark_attention: query_segments and key_segments must be given together")
 
 
-__all__ = ["IMPLEMENTATIONS", "landmark_attention", "retrieve_blocks"]
+__all__ = ["BACKENDS", "landmark_attention", "retrieve_blocks"]

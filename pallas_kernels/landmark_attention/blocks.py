@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class LandmarkBlocks:
     """The complete landmark blocks of stored keys, one a window of c = block + 1 of them, in order of storage.
 
     Attributes:
@@ -31,10 +31,10 @@ class Blocks:
     segment: jax.Array
 
 
-jax.tree_util.register_dataclass(Blocks, data_fields=["exists", "start", "number", "segment"], meta_fields=[])
+jax.tree_util.register_dataclass(LandmarkBlocks, data_fields=["exists", "start", "number", "segment"], meta_fields=[])
 
 
-def complete_blocks(positions: jax.Array, segments: jax.Array, block: int) -> Blocks:
+def complete_blocks(positions: jax.Array, segments: jax.Array, block: int) -> LandmarkBlocks:
     """The blocks of keys with positions and segments (b, s) int; n is s / c, rounded up."""
     b, s = positions.shape
     c = block + 1
@@ -51,7 +51,7 @@ def complete_blocks(positions: jax.Array, segments: jax.Array, block: int) -> Bl
     # A document cut off in front (a cache that dropped its start) has no whole block there.
     exists = jnp.any(closes, axis=2) & (start >= 0)
     segment = jnp.max(jnp.where(closes, segments, 0), axis=2)
-    return Blocks(exists, jnp.where(exists, start, 0), number, jnp.where(exists, segment, 0))
+    return LandmarkBlocks(exists, jnp.where(exists, start, 0), number, jnp.where(exists, segment, 0))
 
 
 def slices(x: jax.Array, start: jax.Array, size: int) -> jax.Array:

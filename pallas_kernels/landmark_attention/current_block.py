@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.pallas_kernels.chunking import chunked, in_parts, joined, with_previous
+from recollect.pallas_kernels.chunking import chunked, in_parts, unchunked, with_previous
 from recollect.pallas_kernels.dense_softmax import attend
 from recollect.pallas_kernels.landmark_attention.blocks import slices
 
@@ -31,14 +31,14 @@ def banded(q, k, v, positions, segments, *, block, scale) -> tuple[jax.Array, ja
         places = np.arange(size)
         seen = _seen(places, places, c)[None, None]
         out, lse = attend(chunked(q, size), chunked(k, size), chunked(v, size), seen, scale)
-        return joined(out, t), joined(lse, t)
+        return unchunked(out, t), unchunked(lse, t)
     segments = jnp.ones(positions.shape, jnp.int32) if segments is None else segments
     i, own = chunked(positions, size), chunked(segments, size)
     j, others = with_previous(i), with_previous(own)
     seen = _seen(i, j, c) & (own[..., :, None] == others[..., None, :]) & (own != 0)[..., :, None]
     k, v = (with_previous(chunked(x, size)) for x in (k, v))
     out, lse = attend(chunked(q, size), k, v, seen, scale)
-    return joined(out, t), joined(lse, t)
+    return unchunked(out, t), unchunked(lse, t)
 
 
 def gathered(
@@ -49,14 +49,14 @@ def gathered(
 
     def some(part):
         q, positions, segments = part
-        own_k, own_v, _, seen = own_block(k, v, *fields, positions, segments, block=block)
-        out, lse = attend(q[:, :, None], own_k, own_v, seen[:, :, None], scale)
+        block_k, block_v, _, seen = gather_current_block(k, v, *fields, positions, segments, block=block)
+        out, lse = attend(q[:, :, None], block_k, block_v, seen[:, :, None], scale)
         return out[:, :, 0], lse[:, :, 0]
 
     return in_parts(some, (q, query_positions, query_segments), QUERIES)
 
 
-def own_block(
+def gather_current_block(
     k, v, key_positions, key_segments, positions, segments, *, block
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Of each query, with positions and segments (b, t), its block's ordinary keys (b, t, m, g, k) and values, their
@@ -66,10 +66,12 @@ def own_block(
     first = (positions // c * c)[:, :, None]
     here = (key_segments[:, None, :] == segments[:, :, None]) & (key_positions[:, None, :] == first)
     start = jnp.min(jnp.where(here, jnp.arange(s, dtype=jnp.int32), s - size), axis=2)
-    own_positions, own_segments, own_k, own_v = (slices(x, start, size) for x in (key_positions, key_segments, k, v))
-    seen = _seen(positions[..., None], own_positions, c)[:, :, 0]
-    seen &= (own_segments == segments[:, :, None]) & (segments != 0)[:, :, None]
-    return own_k, own_v, own_positions, seen
+    block_positions, block_segments, block_k, block_v = (
+        slices(x, start, size) for x in (key_positions, key_segments, k, v)
+    )
+    seen = _seen(positions[..., None], block_positions, c)[:, :, 0]
+    seen &= (block_segments == segments[:, :, None]) & (segments != 0)[:, :, None]
+    return block_k, block_v, block_positions, seen
 
 
 def _seen(i, j, c):

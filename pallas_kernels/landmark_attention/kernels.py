@@ -1,11 +1,10 @@
-"""Landmark attention on scheduled tiles: the query's own block is attention under a rule, the earlier ones are landmark
+"""Landmark attention on scheduled tiles: the query's own block is masked attention, the earlier ones are landmark
 blocks, a tile each; the two are over disjoint keys, and merge by their log-sum-exps
 (pallas_kernels/scheduled_attention). Gradients follow, as nothing here is but
 arrangement: blocks are laid out with their unused slots 0.
 
-In one document from its start all fields are known when the program is traced, and so are the tiles to visit. Elsewhere
-self-attention still tells
-that what is stored late is hidden: `NearOwnBlock` and `StoredEarlierBlocks` bound tiles by place of storage.
+In one document from its start all fields are known when the program is traced, and so are the tiles to visit. In other
+self-attention it is still known that what is stored late is hidden: `StoredNear` bounds tiles by place of storage.
 """
 
 from __future__ import annotations
@@ -19,9 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.pallas_kernels.landmark_attention.blocks import complete_blocks, slices
+from recollect.pallas_kernels.masks import (
+    EarlierBlock,
+    IsOrdinary,
+    Mask,
+    SameBlock,
+    SameSegment,
+    StoredNear,
+    causal,
+)
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
 from recollect.pallas_kernels.scheduled_attention.block_schedule import SEGMENTS, Fields
-from recollect.pallas_kernels.scheduled_attention.mask_rules import EarlierBlocks, OwnBlock
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 from recollect.pallas_kernels.sharding import over_mesh
 
@@ -30,40 +37,8 @@ FEWEST_QUERIES = 8
 it in place."""
 
 
-@dataclasses.dataclass(frozen=True)
-class NearOwnBlock(OwnBlock):
-    """OwnBlock in self-attention (`ordered`), where a block's tokens are stored together: keys are fewer than `reach`
-    places before the query.
-
-    Attributes:
-      reach: None elsewhere.
-    """
-
-    reach: int | None = None
-
-    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        some, every = super().bounds(query, key)
-        if self.reach is not None:
-            some = some & (query.order.low - key.order.high < self.reach)
-        return some, every
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredEarlierBlocks(EarlierBlocks):
-    """EarlierBlocks in self-attention: a block's landmark is stored before the query (field order, of blocks a lower
-    bound)."""
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return super().fields | {"order"}
-
-    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        some, every = super().bounds(query, key)
-        return some & (key.order.low < query.order.high), every
-
-
-def form(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
-    """The operation on a kernel module, and what it refuses; arguments as `xla.attention`."""
+def on_kernels(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    """Returns the operation on a kernel module, and its `refuses`; both take the arguments that xla.py takes."""
 
     def attention(
         q, k, v, query_positions, key_positions, query_segments, key_segments, *, block, scale, self_attention
@@ -71,14 +46,14 @@ def form(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[
         if query_segments is not None:
             q = jnp.where((query_segments != 0)[:, :, None, None], q, 0)
             k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
-        call = _Call(kernels, block, scale, self_attention)
+        call = _LandmarkCall(kernels, block, scale, self_attention)
         query, key = (
             _fields(x.shape[1], positions, segments, block)
             for x, positions, segments in ((q, query_positions, query_segments), (k, key_positions, key_segments))
         )
-        parts = [call.own(q, k, v, query, key)]
-        earlier = call.earlier(q, k, v, query, key)
-        return merge(*parts, *([] if earlier is None else [earlier]))
+        parts = [call.current_block(q, k, v, query, key)]
+        previous = call.previous_blocks(q, k, v, query, key)
+        return merge(*parts, *([] if previous is None else [previous]))
 
     def refuses(q, k, v, *, block, self_attention, **rest) -> str | None:
         if not self_attention and q.shape[1] < FEWEST_QUERIES:
@@ -91,22 +66,21 @@ def form(kernels: flash_vjp.KernelModule) -> tuple[Callable[..., Any], Callable[
 
 
 @dataclasses.dataclass(frozen=True)
-class _Call:
+class _LandmarkCall:
     kernels: flash_vjp.KernelModule
     block: int
     scale: float
     self_attention: bool
 
-    def own(self, q, k, v, query: Fields, key: Fields) -> tuple[jax.Array, jax.Array]:
+    def current_block(self, q, k, v, query: Fields, key: Fields) -> tuple[jax.Array, jax.Array]:
         """Attention to the query's own block."""
-        segmented = SEGMENTS in query
-        rule = NearOwnBlock(segmented)
+        mask = causal(segmented=SEGMENTS in query) & SameBlock() & IsOrdinary()
         if self.self_attention and not isinstance(query["positions"], np.ndarray):
-            rule = NearOwnBlock(segmented, ordered=True, reach=self.block + 1)
+            mask = mask & StoredNear(reach=self.block + 1)
         tiles = self.kernels.tile_sizes(q.shape[1], k.shape[1], q.shape[3], v.shape[3], q.dtype, window=self.block + 1)
-        return self._attend(q, k, v, rule, query, key, tiles, None)
+        return self._attend(q, k, v, mask, query, key, tiles, None)
 
-    def earlier(self, q, k, v, query: Fields, key: Fields) -> tuple[jax.Array, jax.Array] | None:
+    def previous_blocks(self, q, k, v, query: Fields, key: Fields) -> tuple[jax.Array, jax.Array] | None:
         """Attention to earlier blocks; None if there can be none."""
         c = self.block + 1
         # In self-attention no query is left of a block that ends with the last token.
@@ -120,7 +94,7 @@ class _Call:
             laid_k, laid_v = (_laid_out(x[:, : n * c].reshape(x.shape[0], n, c, *x.shape[2:]), slots) for x in (k, v))
             of_blocks: dict[str, Any] = {"blocks": np.arange(n, dtype=np.int32)[None]}
             of_queries = {"blocks": query["blocks"]}
-            rule = EarlierBlocks()
+            mask: Mask = EarlierBlock()
         else:
             positions = jnp.broadcast_to(key["positions"], k.shape[:2])
             segments = jnp.broadcast_to(key.get(SEGMENTS, np.ones((1, 1), np.int32)), k.shape[:2])
@@ -128,23 +102,24 @@ class _Call:
             laid_k, laid_v = (_laid_out(slices(x, found.start, c), slots) for x in (k, v))
             of_blocks = {"blocks": found.number, SEGMENTS: found.segment}
             of_queries = {"blocks": query["blocks"], SEGMENTS: query.get(SEGMENTS, np.ones((1, q.shape[1]), np.int32))}
-            rule = EarlierBlocks(segmented=True)
+            mask = EarlierBlock() & SameSegment()
             if self.self_attention:
-                rule = StoredEarlierBlocks(segmented=True)
-                of_blocks["order"] = np.arange(found.start.shape[1], dtype=np.int32)[None] * c
+                mask = mask & StoredNear()
+                # At most the place of the block's landmark.
+                of_blocks["order"] = np.arange(found.start.shape[1], dtype=np.int32)[None] * c + 1
                 of_queries["order"] = query["order"]
         repeated = {
             name: (np if isinstance(x, np.ndarray) else jnp).repeat(x, slots, axis=1) for name, x in of_blocks.items()
         }
-        return self._attend(q, laid_k, laid_v, rule, of_queries, repeated, tiles, self.block)
+        return self._attend(q, laid_k, laid_v, mask, of_queries, repeated, tiles, self.block)
 
-    def _attend(self, q, k, v, rule, query, key, tiles, block):
+    def _attend(self, q, k, v, mask, query, key, tiles, block):
         return flash_vjp.attend(
             self.kernels,
             q,
             k,
             v,
-            rule=rule,
+            mask=mask,
             query_fields=query,
             key_fields=key,
             scale=self.scale,
@@ -155,20 +130,20 @@ class _Call:
 
 
 def _fields(length: int, positions, segments, block: int) -> dict[str, Any]:
-    """All that rules may read of tokens: numpy where known at trace time."""
+    """All that masks may read of tokens: numpy where known at trace time."""
     order = np.arange(length, dtype=np.int32)[None]
     positions = order if positions is None else positions.astype(jnp.int32)
     c = block + 1
     fields: dict[str, Any] = {
         "positions": positions,
         "blocks": positions // c,
-        "landmarks": (positions % c == block).astype(np.int32),
+        "token_types": (positions % c == block).astype(np.int32),
         "order": order,
     }
     return fields if segments is None else {**fields, SEGMENTS: segments.astype(jnp.int32)}
 
 
 def _laid_out(x: jax.Array, slots: int) -> jax.Array:
-    """Blocks (b, n, c, g, d) in tiles of slots: (b, n slots, g, d)."""
+    """LandmarkBlocks (b, n, c, g, d) in tiles of slots: (b, n slots, g, d)."""
     b, n, c, groups, dim = x.shape
     return jnp.pad(x, ((0, 0), (0, 0), (0, slots - c), (0, 0), (0, 0))).reshape(b, n * slots, groups, dim)

@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.chunking import in_parts, in_parts_with_sums
-from recollect.pallas_kernels.dense_softmax import undivided
+from recollect.pallas_kernels.dense_softmax import unnormalised_softmax
 
 QUERIES = 256
 """Queries whose scores are held at once."""
 
-SMALLEST_PIECE = 128
-MOST_PIECES = 16
+SMALLEST_PART = 128
+MOST_PARTS = 16
 """Pieces are unrolled in the program: longer sequences get longer ones."""
 
 MASKED = 1e30
@@ -33,8 +33,8 @@ MASKED = 1e30
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def earlier_blocks(
-    block: int, scale: float, first: int | None, q, k, v, own, segments, numbers, block_segments
+def previous_blocks(
+    block: int, scale: float, first: int | None, q, k, v, query_blocks, segments, numbers, block_segments
 ) -> tuple[jax.Array, jax.Array]:
     """Attention to blocks before the query's, of its document.
 
@@ -42,44 +42,46 @@ def earlier_blocks(
       first: in self-attention, that the landmark of block m of `k` is stored at m (block + 1) + first or later, and so
         hidden from queries stored before; None elsewhere.
       q: (b, t, g, r, k). k: (b, n, block + 1, g, k) and v (b, n, block + 1, g, v), complete blocks.
-      own, numbers: (b or 1, t) and (b or 1, n), numbers of blocks in their documents.
+      query_blocks, numbers: (b or 1, t) and (b or 1, n), numbers of blocks in their documents.
       segments, block_segments: (b, t) and (b, n), 0 for padding and where there is no block; None for one document.
 
     Returns:
       o (b, t, g, r, v) and lse (b, t, g, r), fp32 or wider; 0 and -inf where no block is seen.
     """
-    return _forward(block, scale, first, q, k, v, own, segments, numbers, block_segments)[0]
+    return _forward(block, scale, first, q, k, v, query_blocks, segments, numbers, block_segments)[0]
 
 
-def _forward(block, scale, first, q, k, v, own, segments, numbers, block_segments):
+def _forward(block, scale, first, q, k, v, query_blocks, segments, numbers, block_segments):
     outs = []
-    for rows, count in _pieces(q.shape[1], k.shape[1], k.shape[2], first):
-        part_q, part_own, part_segments = (None if x is None else x[:, rows] for x in (q, own, segments))
+    for rows, count in _parts(q.shape[1], k.shape[1], k.shape[2], first):
+        part_q, part_blocks, part_segments = (None if x is None else x[:, rows] for x in (q, query_blocks, segments))
         part_k, part_v, *blocks = (None if x is None else x[:, :count] for x in (k, v, numbers, block_segments))
 
         def some(part, k=part_k, v=part_v, blocks=blocks):
-            q, own, segments = part
-            return _rows(block, scale, q, k, v, _allowed(own, segments, *blocks))
+            q, query_blocks, segments = part
+            return _rows(block, scale, q, k, v, _allowed(query_blocks, segments, *blocks))
 
-        outs.append(in_parts(some, (part_q, part_own, part_segments), QUERIES))
+        outs.append(in_parts(some, (part_q, part_blocks, part_segments), QUERIES))
     o, lse = (jnp.concatenate(x, axis=1) for x in zip(*outs, strict=True))
-    return (o, lse), (q, k, v, own, segments, numbers, block_segments, o, lse)
+    return (o, lse), (q, k, v, query_blocks, segments, numbers, block_segments, o, lse)
 
 
 def _backward(block, scale, first, kept, cotangents):
-    q, k, v, own, segments, numbers, block_segments, o, lse = kept
+    q, k, v, query_blocks, segments, numbers, block_segments, o, lse = kept
     do, d_lse = cotangents
     some = jnp.isfinite(lse)
     delta = jnp.sum(do * o, axis=-1) - jnp.where(some, d_lse, 0)
     lse = jnp.where(some, lse, MASKED)
     dqs, dk, dv = [], jnp.zeros(k.shape, o.dtype), jnp.zeros(v.shape, o.dtype)
-    for rows, count in _pieces(q.shape[1], k.shape[1], k.shape[2], first):
-        part = tuple(None if x is None else x[:, rows] for x in (q, own, segments, do, delta, lse))
+    for rows, count in _parts(q.shape[1], k.shape[1], k.shape[2], first):
+        part = tuple(None if x is None else x[:, rows] for x in (q, query_blocks, segments, do, delta, lse))
         part_k, part_v, *blocks = (None if x is None else x[:, :count] for x in (k, v, numbers, block_segments))
 
         def step(sums, part, k=part_k, v=part_v, blocks=blocks):
-            q, own, segments, do, delta, lse = part
-            dq, dk, dv = _row_gradients(block, scale, q, k, v, _allowed(own, segments, *blocks), do, delta, lse)
+            q, query_blocks, segments, do, delta, lse = part
+            dq, dk, dv = _row_gradients(
+                block, scale, q, k, v, _allowed(query_blocks, segments, *blocks), do, delta, lse
+            )
             return (sums[0] + dk, sums[1] + dv), dq
 
         sums = (jnp.zeros(k[:, :count].shape, o.dtype), jnp.zeros(v[:, :count].shape, o.dtype))
@@ -90,21 +92,21 @@ def _backward(block, scale, first, kept, cotangents):
     return jnp.concatenate(dqs, axis=1).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None, None, None
 
 
-earlier_blocks.defvjp(_forward, _backward)
+previous_blocks.defvjp(_forward, _backward)
 
 
-def _pieces(t: int, n: int, c: int, first: int | None) -> list[tuple[slice, int]]:
+def _parts(t: int, n: int, c: int, first: int | None) -> list[tuple[slice, int]]:
     """Rows of queries, and how many blocks they may see: at least one, as arrays of nothing need care everywhere."""
     if first is None:
         return [(slice(0, t), n)]
-    size = max(SMALLEST_PIECE, -(-t // MOST_PIECES))
+    size = max(SMALLEST_PART, -(-t // MOST_PARTS))
     ends = [(start, min(start + size, t)) for start in range(0, t, size)]
     return [(slice(start, end), max(1, min(n, -(-(end - 1 - first) // c)))) for start, end in ends]
 
 
-def _allowed(own, segments, numbers, block_segments) -> jax.Array:
+def _allowed(query_blocks, segments, numbers, block_segments) -> jax.Array:
     """(b or 1, t, n)"""
-    allowed = numbers[:, None, :] < own[:, :, None]
+    allowed = numbers[:, None, :] < query_blocks[:, :, None]
     if segments is not None:
         allowed &= (segments[:, :, None] == block_segments[:, None, :]) & (segments != 0)[:, :, None]
     return allowed
@@ -123,7 +125,7 @@ def _scores(block, scale, q, k):
 
 def _rows(block, scale, q, k, v, allowed):
     gates, weights, sums = _scores(block, scale, q, k)
-    shares, total, lse = undivided(jnp.where(allowed[:, None, :, None], gates, -jnp.inf))
+    shares, total, lse = unnormalised_softmax(jnp.where(allowed[:, None, :, None], gates, -jnp.inf))
     weights = weights * (shares / (sums * total[..., None]))[..., None]
     o = jnp.einsum("bgtrnc,bncgv->bgtrv", weights.astype(v.dtype), v, preferred_element_type=gates.dtype)
     return jnp.swapaxes(o, 1, 2), jnp.swapaxes(lse, 1, 2)

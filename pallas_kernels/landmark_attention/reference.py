@@ -34,7 +34,7 @@ def weights(
     return total, lse
 
 
-def dense(
+def landmark_attention(
     q, k, v, *, block, query_positions, key_positions, query_segments, key_segments, scale, self_attention=False
 ) -> tuple[jax.Array, jax.Array]:
     """See the front door for the arguments; returns the output and the log-sum-exp of the main group."""

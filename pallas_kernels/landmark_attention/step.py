@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.landmark_attention.blocks import Blocks, complete_blocks
+from recollect.pallas_kernels.landmark_attention.blocks import LandmarkBlocks, complete_blocks
 
 
 def few_queries(
@@ -55,7 +55,7 @@ def few_queries(
     return o, jnp.moveaxis(jnp.where(some, lse[..., 0], -jnp.inf), 3, 1)
 
 
-def _block_of(positions: jax.Array, blocks: Blocks, block: int) -> tuple[jax.Array, jax.Array]:
+def _block_of(positions: jax.Array, blocks: LandmarkBlocks, block: int) -> tuple[jax.Array, jax.Array]:
     """Of each key the window of the landmark that closes its block, and whether it is an ordinary token of that
     block; (b, s) both."""
     s, c = positions.shape[1], block + 1

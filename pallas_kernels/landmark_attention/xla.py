@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from recollect.pallas_kernels.landmark_attention import current_block
 from recollect.pallas_kernels.landmark_attention.blocks import complete_blocks, slices
-from recollect.pallas_kernels.landmark_attention.previous_blocks import earlier_blocks
+from recollect.pallas_kernels.landmark_attention.previous_blocks import previous_blocks
 from recollect.pallas_kernels.landmark_attention.step import few_queries
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 
 
-def attention(
+def landmark_attention(
     q, k, v, *, block, query_positions, key_positions, query_segments, key_segments, scale, self_attention
 ) -> tuple[jax.Array, jax.Array]:
     """See the front door for the arguments; returns the output and the log-sum-exp of the main group."""
@@ -35,7 +35,7 @@ def attention(
             blocks = (x[:, : n * c].reshape(b, n, c, *x.shape[2:]) for x in (k, v))
             numbers = jnp.arange(n, dtype=jnp.int32)[None]
             parts.append(
-                earlier_blocks(
+                previous_blocks(
                     block, scale, block, q, *blocks, jnp.arange(t, dtype=jnp.int32)[None] // c, None, numbers, None
                 )
             )
@@ -55,7 +55,7 @@ def attention(
             found = complete_blocks(j, theirs, block)
             blocks = (slices(x, found.start, c) for x in (k, v))
             parts.append(
-                earlier_blocks(
+                previous_blocks(
                     block, scale, 0 if self_attention else None, q, *blocks, i // c, mine, found.number, found.segment
                 )
             )

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.dispatch import Implementation, always, choose
-from recollect.pallas_kernels.linear_cross_entropy import reference, xla
+from recollect.pallas_kernels.dispatch import choose
 
 
 class CrossEntropy(NamedTuple):
@@ -30,7 +29,10 @@ class CrossEntropy(NamedTuple):
     correct: jax.Array
 
 
-FORMS: dict[str, Implementation] = {"xla": (xla.cross_entropy, always), "reference": (reference.cross_entropy, always)}
+BACKENDS = {
+    "xla": "recollect.pallas_kernels.linear_cross_entropy.xla",
+    "reference": "recollect.pallas_kernels.linear_cross_entropy.reference",
+}
 
 
 def linear_cross_entropy(
@@ -79,9 +81,8 @@ def linear_cross_entropy(
     if z_loss < 0:
         raise ValueError(f"linear_cross_entropy: z_loss must not be negative; got {z_loss}")
     arrays = (hidden, kernel, targets, weights)
-    total, *rest = choose("linear_cross_entropy", backend, FORMS, *arrays, z_loss=z_loss, chunk=chunk)(
-        *arrays, z_loss=z_loss, chunk=chunk
-    )
+    run = choose("linear_cross_entropy", backend, BACKENDS, *arrays, z_loss=z_loss, chunk=chunk)
+    total, *rest = run(*arrays, z_loss=z_loss, chunk=chunk)
     return CrossEntropy(total, *map(jax.lax.stop_gradient, rest))
 
 

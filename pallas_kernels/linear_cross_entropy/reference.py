@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def cross_entropy(
+def linear_cross_entropy(
     hidden, kernel, targets, weights, *, z_loss, **rest
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """See the front door; returns total, loss, lse and correct."""

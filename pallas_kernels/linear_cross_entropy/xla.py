@@ -22,12 +22,12 @@ target, so that it takes some 400 targets until an H100's or a TPU's matrix unit
 50,000 gets 1,024."""
 
 
-def cross_entropy(
+def linear_cross_entropy(
     hidden, kernel, targets, weights, *, z_loss, chunk
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """See the front door; returns total, loss, lse and correct."""
     if chunk is None and targets.size * kernel.shape[1] <= WHOLE:
-        return reference.cross_entropy(hidden, kernel, targets, weights, z_loss=z_loss)
+        return reference.linear_cross_entropy(hidden, kernel, targets, weights, z_loss=z_loss)
     return _chunked(hidden, kernel, targets, weights, float(z_loss), chunk)
 
 

@@ -1,12 +1,12 @@
-"""The walks of walks.py as Mosaic GPU kernels, for NVIDIA Hopper.
+"""The walks of chunk_scan.py as Mosaic GPU kernels, for NVIDIA Hopper.
 
 A thread block walks over all chunks of one batch row and head, for 64 or 32 of the state's columns; blocks that differ
 in columns alone are neighbours in the grid, so that they share q and k in the second-level cache. How they work is said
 in gpu_body.py.
 
-Few rows and heads would leave most cores idle: then time is cut in pieces. A first launch finds the state that each
-piece adds, reading neither q nor what enters; those are combined (splitting.entering), and a second launch walks all
-pieces side by side from true states.
+Few rows and heads would leave most cores idle: then time is cut in spans. A first launch finds the state that each
+span adds, reading neither q nor what enters; those are combined (sequence_parallel.entering_states), and a second launch walks all
+spans side by side from true states.
 
 Not served: fp32 (tensor cores of Hopper transpose 16-bit operands only), and sizes above `LARGEST`, whose work does not
 fit on chip.
@@ -23,10 +23,11 @@ import jax.numpy as jnp
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.linear_recurrence import gpu_body, gpu_inverse
-from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Decay, Solved, Walked
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, ScanKernels, ScanResult, Solution
 from recollect.pallas_kernels.linear_recurrence.gpu_decay import MARKED
-from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, READS, TOTAL, WRITES, Plan
-from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering
+from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, READS, TOTAL, WRITES, ScanPlan
+from recollect.pallas_kernels.linear_recurrence.recurrence import Decay
+from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering_states
 from recollect.pallas_kernels.tuning import block_sizes
 
 LARGEST = {
@@ -36,8 +37,8 @@ LARGEST = {
     "value": 256,
 }  # key size of a walk, by decay; values may be of any size
 
-SHORTEST_PIECE = 1024
-"""Tokens: below, a piece's own work does not hide what combining the pieces costs."""
+SHORTEST_SPAN = 1024
+"""Tokens: below, a span's own work does not hide what combining the spans costs."""
 CORES = 132
 
 
@@ -71,7 +72,7 @@ def _too_large(name: str, size: int, decay: Decay) -> str | None:
     return f"a {name} size above {LARGEST[decay]} does not fit on chip{decays}; this one is {size}"
 
 
-def walk(
+def scan(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -89,8 +90,8 @@ def walk(
     second_q: jax.Array | None = None,
     second_dot_with: jax.Array | None = None,
     second_scale: float = 1.0,
-) -> Walked:
-    """See walks.JoinedWalk. q, k, v, second, second_q and what dots are taken with bf16; out_dtype bf16 or fp32.
+) -> ScanResult:
+    """See chunk_scan.PairedScan. q, k, v, second, second_q and what dots are taken with bf16; out_dtype bf16 or fp32.
 
     Raises:
       ValueError: a dtype, head size or chunk size that is not served, or second and second_q together or with a decay
@@ -104,7 +105,7 @@ def walk(
     joins = second is not None or second_q is not None
     if (joins and chunks.decay not in ("none", "head")) or (second is not None and second_q is not None):
         raise ValueError("linear_recurrence: pallas_gpu takes second or second_q, without a decay by channel")
-    return _walk(
+    return _scan(
         tokens,
         chunks,
         heads,
@@ -119,7 +120,7 @@ def walk(
     )
 
 
-def delta_walk(
+def delta_scan(
     w: jax.Array,
     u: jax.Array,
     k: jax.Array,
@@ -133,8 +134,8 @@ def delta_walk(
     reverse: bool = False,
     checkpoint_every: int | None = None,
     keeps_y: bool = True,
-) -> Walked:
-    """See walks.DeltaWalk. All of w, u, k, q and second bf16.
+) -> ScanResult:
+    """See chunk_scan.DeltaScan. All of w, u, k, q and second bf16.
 
     Raises:
       ValueError: a dtype, head size or chunk size that is not served.
@@ -144,10 +145,10 @@ def delta_walk(
         tokens["q"] = q
     if second is not None and scale != 0:
         tokens["second_k"], tokens["second_v"] = second
-    return _walk(tokens, chunks, heads, scale, initial_state, reverse, False, checkpoint_every, u.dtype, keeps_y, scale)
+    return _scan(tokens, chunks, heads, scale, initial_state, reverse, False, checkpoint_every, u.dtype, keeps_y, scale)
 
 
-def _walk(
+def _scan(
     tokens: Mapping[str, jax.Array],
     chunks: Chunks,
     heads: int,
@@ -159,12 +160,12 @@ def _walk(
     out_dtype: jax.typing.DTypeLike,
     keeps_y: bool,
     second_scale: float,
-) -> Walked:
+) -> ScanResult:
     b, t, _, key_dim = tokens["k"].shape
     value_dim = tokens["v"].shape[3]
     _check(tokens, chunks, key_dim)
     keys, values = gpu.round_up(key_dim, 64), gpu.round_up(value_dim, 64)
-    plan = Plan(
+    plan = ScanPlan(
         b=b,
         t=t,
         heads=heads,
@@ -187,12 +188,12 @@ def _walk(
     inputs |= _decays(chunks, plan.has_rows, reverse, keys if chunks.decay == "key" else values)
     if initial_state is not None:
         inputs["initial"] = jnp.pad(initial_state, ((0, 0), (0, 0), (0, keys - key_dim), (0, values - value_dim)))
-    if plan.pieces > 1:
+    if plan.spans > 1:
         inputs["initial"] = _entering(plan, inputs, chunks)
         plan = dataclasses.replace(plan, enters=True)
     out = gpu_body.launch(plan, inputs)
     state, value = (..., slice(key_dim), slice(value_dim)), (..., slice(value_dim))
-    return Walked(
+    return ScanResult(
         o=out["o"][value] if "o" in out else None,
         state=out["state"][state],
         dots=jnp.sum(out["dots"], axis=0) if "dots" in out else None,
@@ -203,28 +204,28 @@ def _walk(
     )
 
 
-def pieces_to_fill(blocks: int, t: int) -> int:
-    """Into how many pieces of time a walk of t tokens with so many thread blocks is cut: as many as the cores can
+def spans_to_fill(blocks: int, t: int) -> int:
+    """Into how many spans of time a walk of t tokens with so many thread blocks is cut: as many as the cores can
     take at once."""
-    return max(1, min(CORES // blocks, t // SHORTEST_PIECE))
+    return max(1, min(CORES // blocks, t // SHORTEST_SPAN))
 
 
-def _cut(plan: Plan, value_dim: int) -> Plan:
-    """The plan, in as many pieces as a tuning table says or fill the device; none is empty."""
+def _cut(plan: ScanPlan, value_dim: int) -> ScanPlan:
+    """The plan, in as many spans as a tuning table says or fill the device; none is empty."""
     sizes = block_sizes(
-        "linear_recurrence.gpu_pieces",
-        lambda **_: {"pieces": pieces_to_fill(plan.b * plan.heads * plan.splits, plan.t)},
+        "linear_recurrence.gpu_spans",
+        lambda **_: {"spans": spans_to_fill(plan.b * plan.heads * plan.splits, plan.t)},
         b=plan.b,
         t=plan.t,
         h=plan.heads,
         v=value_dim,
     )
-    piece = -(-plan.n // min(sizes["pieces"], plan.n))
-    return dataclasses.replace(plan, pieces=-(-plan.n // piece))
+    span = -(-plan.n // min(sizes["spans"], plan.n))
+    return dataclasses.replace(plan, spans=-(-plan.n // span))
 
 
-def _entering(plan: Plan, inputs: Mapping[str, jax.Array], chunks: Chunks) -> jax.Array:
-    """The states (b, pieces, h, k, v) that enter the pieces, in the order of the walk."""
+def _entering(plan: ScanPlan, inputs: Mapping[str, jax.Array], chunks: Chunks) -> jax.Array:
+    """The states (b, spans, h, k, v) that enter the spans, in the order of the walk."""
     unread = ("q", "dot_with", "second_q", "second_dot_with")
     alone = dataclasses.replace(
         plan,
@@ -240,31 +241,31 @@ def _entering(plan: Plan, inputs: Mapping[str, jax.Array], chunks: Chunks) -> ja
     states, keeps = states[..., : plan.value_dim], states[..., plan.value_dim :]
     if not alone.transition:
         keeps = _keeps(plan, inputs.get("total"), chunks)
-    return entering(states, keeps, inputs.get("initial"))
+    return entering_states(states, keeps, inputs.get("initial"))
 
 
-def _keeps(plan: Plan, total: jax.Array | None, chunks: Chunks) -> jax.Array:
-    """What pieces but the last leave of a state that enters them: factors (b, pieces - 1, h | 1, k | 1, v | 1).
+def _keeps(plan: ScanPlan, total: jax.Array | None, chunks: Chunks) -> jax.Array:
+    """What spans but the last leave of a state that enters them: factors (b, spans - 1, h | 1, k | 1, v | 1).
 
     Args:
       total: chunks.total with padded channels, if it has any.
     """
 
-    def by_piece(x: jax.Array) -> jax.Array:
+    def by_span(x: jax.Array) -> jax.Array:
         x = jnp.flip(x, axis=1) if plan.reverse else x
-        return x[:, : (plan.pieces - 1) * plan.piece].reshape(x.shape[0], plan.pieces - 1, plan.piece, *x.shape[2:])
+        return x[:, : (plan.spans - 1) * plan.span].reshape(x.shape[0], plan.spans - 1, plan.span, *x.shape[2:])
 
-    keeps = jnp.ones((plan.b, plan.pieces - 1, 1, 1, 1), jnp.float32)
+    keeps = jnp.ones((plan.b, plan.spans - 1, 1, 1, 1), jnp.float32)
     if plan.decay == "head":
         assert chunks.total is not None
-        keeps = jnp.exp(jnp.sum(by_piece(jnp.moveaxis(chunks.total[:, :, CHUNK - 1 :: CHUNK], 1, 2)), axis=2))[
+        keeps = jnp.exp(jnp.sum(by_span(jnp.moveaxis(chunks.total[:, :, CHUNK - 1 :: CHUNK], 1, 2)), axis=2))[
             ..., None, None
         ]
     elif total is not None:
-        keeps = jnp.exp(jnp.sum(by_piece(total[:, CHUNK - 1 :: CHUNK]), axis=2))
+        keeps = jnp.exp(jnp.sum(by_span(total[:, CHUNK - 1 :: CHUNK]), axis=2))
         keeps = keeps[..., None] if plan.decay == "key" else keeps[..., None, :]
     if chunks.keeps is not None:
-        keeps = keeps * jnp.prod(by_piece(chunks.keeps), axis=2)[..., None, None, None]
+        keeps = keeps * jnp.prod(by_span(chunks.keeps), axis=2)[..., None, None, None]
     return keeps
 
 
@@ -278,8 +279,8 @@ def solve(
     strength: jax.Array | None = None,
     log_decay: jax.Array | None = None,
     keeps: bool = True,
-) -> Solved:
-    """See walks.Solve. e, k, v bf16; the inverse is (b, heads, t / c, c, c) bf16.
+) -> Solution:
+    """See chunk_scan.Solve. e, k, v bf16; the inverse is (b, heads, t / c, c, c) bf16.
 
     Raises:
       ValueError: a dtype, head size or chunk size that is not served.
@@ -292,8 +293,8 @@ def solve(
 
 def solve_transposed(
     inverse: jax.Array, q: jax.Array, k: jax.Array, do: jax.Array, chunks: Chunks, *, heads: int, scale: float = 1.0
-) -> Solved:
-    """See walks.SolveTransposed. All bf16.
+) -> Solution:
+    """See chunk_scan.SolveTransposed. All bf16.
 
     Raises:
       ValueError: a dtype, head size or chunk size that is not served.
@@ -309,13 +310,13 @@ def _solve(
     *,
     keeps: bool = False,
     scale: float = 1.0,
-) -> Solved:
+) -> Solution:
     b, t, _, key_dim = tokens["k"].shape
     value_dim = tokens["do" if "do" in tokens else "v"].shape[3]
     _check(tokens, chunks, key_dim, value_dim)
     keys, values = gpu.round_up(key_dim, 64), gpu.round_up(value_dim, 64)
     weighted = chunks.decay == "head" or chunks.segments is not None
-    plan = gpu_inverse.Plan(
+    plan = gpu_inverse.InversePlan(
         b=b,
         t=t,
         heads=heads,
@@ -334,7 +335,7 @@ def _solve(
     inputs |= {**more} | _decays(chunks, weighted, False, keys)
     made = gpu_inverse.launch(plan, inputs)
     total = made["total"][..., :key_dim] if "total" in made else None
-    return Solved(made["w"][..., :key_dim], made["u"][..., :value_dim], made.get("inverse"), total)
+    return Solution(made["w"][..., :key_dim], made["u"][..., :value_dim], made.get("inverse"), total)
 
 
 def _check(tokens: Mapping[str, jax.Array], chunks: Chunks, key_dim: int, value_dim: int = 1) -> None:
@@ -387,3 +388,6 @@ def weight_rows(chunks: Chunks, reverse: bool) -> jax.Array:
             row == READS, starts, jnp.where(row == WRITES, ends, chunks.keeps.reshape(b, 1, n, 1, 1))
         )
     return jnp.where(row == TOTAL, total, weights)
+
+
+KERNELS = ScanKernels(scan, delta_scan, solve, solve_transposed, chunk_size, refuses, paired_scan=scan)

@@ -13,8 +13,8 @@ before it is read: S; P; and writes . y together with o, which takes the place o
 channel take more (gpu_channels.py): there queries and keys are weighted in their stages, most of the work, which two
 warpgroups with columns of their own share at size 128.
 
-Time may be cut in pieces, each with thread blocks of its own. Where pieces end, states are found first, by the same
-steps with neither q nor o (`states_only`), of all pieces but the last, from S = 0. With the delta rule a piece's last
+Time may be cut in spans, each with thread blocks of its own. Where spans end, states are found first, by the same
+steps with neither q nor o (`states_only`), of all spans but the last, from S = 0. With the delta rule a span's last
 state is linear in its first, S' = T S + ...: more blocks of columns, which start from the identity and write no v,
 leave T.
 
@@ -22,7 +22,7 @@ Registers are what binds (255 a thread). A product's operands are named by descr
 the loop and
 keeps, two registers each, wherever an address does not vary: so work space is indexed by a zero read from memory
 (`nought`). At size 128 shared memory holds two blocks a core in plain walks with no decay or one per head, in joined
-ones with one stage (`Plan.stage_count`), and under decays by value channel; else one. Times: docs/gpu_measured.md.
+ones with one stage (`ScanPlan.stage_count`), and under decays by value channel; else one. Times: docs/gpu_measured.md.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from recollect.pallas_kernels.linear_recurrence.chunk_scan import Decay
 from recollect.pallas_kernels.linear_recurrence.gpu_channels import ChunkByKey, ChunkByValue
 from recollect.pallas_kernels.linear_recurrence.gpu_chunk import Chunk
 from recollect.pallas_kernels.linear_recurrence.gpu_decay import MARKED, MARKS
-from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, Plan
+from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEYED, ScanPlan
 from recollect.pallas_kernels.mosaic_gpu import plgpu
 
 KINDS: dict[Decay, type[Chunk]] = {"none": Chunk, "head": Chunk, "key": ChunkByKey, "value": ChunkByValue}
 
 
-def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Runs the kernel: inputs as gpu.py prepares them, results as `Plan.results` names them."""
+def launch(plan: ScanPlan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Runs the kernel: inputs as gpu.py prepares them, results as `ScanPlan.results` names them."""
     groups, warpgroups = plan.groups(), plan.warpgroups
     stages = {name: count for names, count in groups for name in names}
     staged = {
@@ -68,28 +68,28 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     def body(*refs: Any) -> None:
         rest = iter(refs)
         source, target, stage, laid = ({name: next(rest) for name in group} for group in names)
-        _Block(plan, source, target, stage, laid, next(rest), list(rest)).walk()
+        _ScanBlock(plan, source, target, stage, laid, next(rest), list(rest)).walk()
 
     made = gpu.kernel(
         body,
         out_type=list(results.values()),
         scratch_types=[*staged.values(), *space.values(), gpu.plain((warpgroups,), jnp.int32), *barriers, *meeting],
-        grid=(plan.splits // warpgroups, plan.heads, plan.b * (plan.pieces - plan.states_only)),
+        grid=(plan.splits // warpgroups, plan.heads, plan.b * (plan.spans - plan.states_only)),
         grid_names=("columns", "head", "batch"),
         name="linear_recurrence_"
-        + ("delta_walk" if "w" in plan.tokens else "walk")
+        + ("delta_scan" if "w" in plan.tokens else "walk")
         + ("_states" if plan.states_only else ""),
         threads=warpgroups if warpgroups > 1 else None,
     )(*inputs.values())
     return dict(zip(results, made, strict=True))
 
 
-class _Block:
+class _ScanBlock:
     """One thread block, as one of its warpgroups sees it."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ScanPlan,
         source: dict[str, Any],
         target: dict[str, Any],
         stage: dict[str, Any],
@@ -106,18 +106,18 @@ class _Block:
         self.warpgroup = jax.lax.axis_index("warpgroup") if self.shares else 0
         self.nought = nought.at[self.warpgroup]
         self.columns = self.columns_of(self.warpgroup)
-        self.first: Any = 0  # step of the whole walk with which this piece begins
-        self.count: Any = plan.piece
+        self.first: Any = 0  # step of the whole walk with which this span begins
+        self.count: Any = plan.span
         if plan.transition:
             blocks = plan.value_dim // plan.columns
             self.columns = pl.ds(jnp.minimum(self.split, blocks - 1) * plan.columns, plan.columns)
             self.writes = jnp.where(self.split < blocks, 1.0, 0.0)  # what v and second_v are multiplied by
-        if plan.pieces > 1:
-            run = jnp.int32(plan.pieces - plan.states_only)
-            self.piece, self.batch = jax.lax.rem(self.batch, run), jax.lax.div(self.batch, run)
-            self.first = self.piece * plan.piece
-            if not plan.states_only and plan.n % plan.piece:
-                self.count = jnp.minimum(plan.n - self.first, plan.piece)
+        if plan.spans > 1:
+            run = jnp.int32(plan.spans - plan.states_only)
+            self.span, self.batch = jax.lax.rem(self.batch, run), jax.lax.div(self.batch, run)
+            self.first = self.span * plan.span
+            if not plan.states_only and plan.n % plan.span:
+                self.count = jnp.minimum(plan.n - self.first, plan.span)
 
     def columns_of(self, warpgroup: Any) -> Any:
         """A warpgroup's columns of the state."""
@@ -141,7 +141,7 @@ class _Block:
             action()
 
     def walk(self) -> None:
-        """All chunks of the piece."""
+        """All chunks of the span."""
         plan = self.plan
         self.nought[...] = jnp.int32(0)
         self.alone(self.start)
@@ -150,7 +150,7 @@ class _Block:
             first = self.split * plan.columns - plan.value_dim  # negative for values, which start from 0
             state = jnp.where((row == column + first) & (column + first >= 0), 1.0, 0.0)
         elif plan.enters:
-            place = (self.batch, self.head) if plan.pieces == 1 else (self.batch, self.piece, self.head)
+            place = (self.batch, self.head) if plan.spans == 1 else (self.batch, self.span, self.head)
             state = gpu.load(self.source["initial"].at[(*place, slice(None), self.columns)], optimized=False)
         else:
             state = gpu.filled((plan.key_dim, plan.columns), 0.0)
@@ -159,7 +159,7 @@ class _Block:
         head = self.head + self.nought[...]
         if plan.states_only:
             columns = pl.ds(self.split * plan.columns, plan.columns)
-            self.target["state"].at[self.batch, self.piece, head, :, columns][...] = state
+            self.target["state"].at[self.batch, self.span, head, :, columns][...] = state
         else:
 
             @pl.when(self.first + self.count == plan.n)
@@ -173,11 +173,11 @@ class _Block:
         if self.plan.by_channel:
             gpu_decay.lay_start(self.laid["references"].at[0])
         for group in range(len(self.groups)):
-            for step in range(min(self.groups[group][1], self.plan.piece)):
+            for step in range(min(self.groups[group][1], self.plan.span)):
                 pl.when(step < self.count)(functools.partial(self.fetch, jnp.int32(step), step, group))
 
     def at(self, step: jax.Array) -> jax.Array:
-        """The chunk that is walked over in a step of the piece."""
+        """The chunk that is result over in a step of the span."""
         step = self.first + step
         return self.plan.n - 1 - step if self.plan.reverse else step
 

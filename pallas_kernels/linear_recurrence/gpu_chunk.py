@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
-from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEEP, READS, TOTAL, WRITES, Plan
+from recollect.pallas_kernels.linear_recurrence.gpu_plan import CHUNK, KEEP, READS, TOTAL, WRITES, ScanPlan
 from recollect.pallas_kernels.mosaic_gpu import plgpu
 
 
@@ -24,7 +24,7 @@ class Chunk:
     """
 
     def __init__(
-        self, plan: Plan, here: dict[str, Any], space: dict[str, Any], part: Any, meet: Callable[[], None]
+        self, plan: ScanPlan, here: dict[str, Any], space: dict[str, Any], part: Any, meet: Callable[[], None]
     ) -> None:
         self.plan, self.here, self.space, self.part, self.meet = plan, here, space, part, meet
 

@@ -41,7 +41,7 @@ Halves = tuple[Any, Any]  # references whose sum is a matrix: high, low
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class InversePlan:
     """What a kernel is built for. key_dim, value_dim: padded. tokens: e, k and v forwards, q, k and do backwards.
     weighted: whether tokens have scalar weights (gpu.weight_rows). has_strength: whether v is multiplied by a number
     per token. sums: whether the decay's running total is made here, and stored. keeps: whether A is stored."""
@@ -112,15 +112,15 @@ class Plan:
         return made
 
 
-def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Runs the kernel: inputs as gpu.py prepares them, results as `Plan.results` names them."""
+def launch(plan: InversePlan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Runs the kernel: inputs as gpu.py prepares them, results as `InversePlan.results` names them."""
     copied, space, results = plan.copied(), plan.space(), plan.results()
     names = (list(inputs), list(results), list(copied), list(space))
 
     def body(*refs: Any) -> None:
         rest = iter(refs)
         source, target, here, laid = ({name: next(rest) for name in group} for group in names)
-        _Chunk(plan, source, target, here, laid).solve(next(rest), next(rest))
+        _InverseBlock(plan, source, target, here, laid).solve(next(rest), next(rest))
 
     made = gpu.kernel(
         body,
@@ -138,11 +138,16 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return dict(zip(results, made, strict=True))
 
 
-class _Chunk:
+class _InverseBlock:
     """One thread block."""
 
     def __init__(
-        self, plan: Plan, source: dict[str, Any], target: dict[str, Any], here: dict[str, Any], space: dict[str, Any]
+        self,
+        plan: InversePlan,
+        source: dict[str, Any],
+        target: dict[str, Any],
+        here: dict[str, Any],
+        space: dict[str, Any],
     ) -> None:
         self.plan, self.source, self.target, self.here = plan, source, target, here
         self.head, self.at, self.batch = (jax.lax.axis_index(name) for name in ("head", "chunk", "batch"))

@@ -23,10 +23,10 @@ TOTAL, READS, WRITES, KEEP = range(4)  # rows of gpu.weight_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ScanPlan:
     """What a kernel is built for. key_dim, value_dim: padded. tokens: names of the arrays (b, t, h, k | v) it reads.
 
-    pieces: of time, of `piece` chunks each in the order of the walk, the last maybe of fewer. states_only: see
+    spans: of time, of `span` chunks each in the order of the walk, the last maybe of fewer. states_only: see
     gpu_body.py.
     """
 
@@ -46,7 +46,7 @@ class Plan:
     checkpoint_every: int | None
     out_dtype: jnp.dtype
     second_scale: float = 1.0
-    pieces: int = 1
+    spans: int = 1
     states_only: bool = False
 
     @property
@@ -55,9 +55,9 @@ class Plan:
         return self.t // CHUNK
 
     @property
-    def piece(self) -> int:
-        """Chunks of a piece."""
-        return -(-self.n // self.pieces)
+    def span(self) -> int:
+        """Chunks of a span."""
+        return -(-self.n // self.spans)
 
     @property
     def transition(self) -> bool:
@@ -230,12 +230,12 @@ class Plan:
         return (self.warpgroups,) if self.warpgroups > 1 and name in ("v", "second_v", "state", "scores", "y") else ()
 
     def results(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The kernel's outputs. dots: a part for each block of columns. states_only: (b, pieces - 1, h, k, v + k of
+        """The kernel's outputs. dots: a part for each block of columns. states_only: (b, spans - 1, h, k, v + k of
         T) alone."""
         b, t, h, keys, values = self.b, self.t, self.heads, self.key_dim, self.value_dim
         if self.states_only:
             return {
-                "state": jax.ShapeDtypeStruct((b, self.pieces - 1, h, keys, self.splits * self.columns), jnp.float32)
+                "state": jax.ShapeDtypeStruct((b, self.spans - 1, h, keys, self.splits * self.columns), jnp.float32)
             }
         made = {"state": jax.ShapeDtypeStruct((b, h, keys, values), jnp.float32)}
         made |= {name: jax.ShapeDtypeStruct((b, t, h, values), self.out_dtype) for name in self.outputs}

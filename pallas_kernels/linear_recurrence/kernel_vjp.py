@@ -1,34 +1,34 @@
-"""The recurrence and all its gradients as walks (see walks.py): what the kernel backends share.
+"""The recurrence and all its gradients as chunk scans (chunk_scan.py): what the kernel backends share.
 
 Nothing erased, with lambda_ij the decay from j to i and S, dS the state and its gradient,
 
     dq_i = sum_{j<=i} lambda_ij (do_i . v_j) k_j + lambda_i S do_i        the recurrence of (do, v, k)
-    dk_j = sum_{i>=j} lambda_ij (v_j . do_i) q_i + ... dS v_j             that of (v, do, q), from the end
-    dv_j = sum_{i>=j} lambda_ij (k_j . q_i) do_i + ... dS^T k_j           that of (k, q, do), from the end
+    dk_j = sum_{i>=j} lambda_ij (v_j . do_i) q_i + ... dS v_j             that of (v, do, q), in reverse
+    dv_j = sum_{i>=j} lambda_ij (k_j . q_i) do_i + ... dS^T k_j           that of (k, q, do), in reverse
 
-so no state is stored for the way back. Every pair (i, j) grows with the log decay of the tokens after j up to i, hence
+so no state is stored for the backward pass. Every pair (i, j) grows with the log decay of the tokens after j up to i,
+hence
 
-    dg_t = sum_{i>=t} (q_i . dq_i - k_i . dk_i)     (a channel at a time for a decay per channel).
+    dg_t = sum_{i>=t} (q_i . dq_i - k_i . dk_i)     (per channel for a decay per channel).
 
 That sum is taken within groups of tokens, at whose ends <S, dS> stands for the rest: over a long sequence the rounding
-of products that cancel would outgrow it. The dots come from the walks in fp32. A decay per head rounds the same
+of products that cancel would outgrow it. The dots come from the scans in fp32. A decay per head rounds the same
 products on both sides, so that groups can be long; one per channel does not.
 
 With erasing (u = k), y_i = v_i - S'_i^T e_i is what is written in place of v_i. Its gradient x_i = dL/dv_i obeys the
-same kind of recurrence from the end, in which q_i do_i^T is written and e_i x_i^T erased; then
+same kind of recurrence in reverse, in which q_i do_i^T is written and e_i x_i^T erased; then
 
     dv = x,    dq_i = S_i do_i,    de_i = -S'_i x_i,    dk_j = dS_j y_j
 
-are again plain walks over y and x, and dg_t sums q_i . dq_i + e_i . de_i - k_i . dk_i. The inverse of (I + L) needs no
-gradient. Walks that share operands, that for dq with that for de and the two for dk, run as one where a backend has
-`Walks.joined`.
+are again plain scans over y and x, and dg_t sums q_i . dq_i + e_i . de_i - k_i . dk_i. The inverse of (I + L) needs no
+gradient. Scans that share operands, that for dq with that for de and the two for dk, run as one where a backend has
+`ScanKernels.paired_scan`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,15 +39,19 @@ from recollect.pallas_kernels.linear_recurrence.chunk_scan import (
     STRONGEST_CHANNEL_DECAY,
     Chunks,
     Decay,
-    DeltaWalk,
-    JoinedWalk,
-    Solve,
-    Solved,
-    SolveTransposed,
-    Walk,
-    Walked,
+    ScanKernels,
+    ScanResult,
+    Solution,
 )
-from recollect.pallas_kernels.linear_recurrence.xla import by_channel, carried
+from recollect.pallas_kernels.linear_recurrence.recurrence import (
+    Recurrence,
+    in_whole_chunks,
+    repeat_heads,
+    with_decay_per_token,
+    with_strength,
+    without_padding,
+)
+from recollect.pallas_kernels.segments import zero_padding
 
 GROUP = 1024
 # At 1,000 tokens in bf16 the gradient of a decay per channel is off by 0.009 with groups of 64, 0.013 with 128, 0.018
@@ -56,295 +60,287 @@ CHANNEL_GROUP = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class Walks:
-    """A backend's walks and systems, and its choice of chunk: chunk_size(decay, erase, key_dim, value_dim, dtype) in
-    tokens.
+class ScanSettings:
+    """What does not vary with the values: the backend, where the decay acts, c, and whether the state is returned."""
 
-    joined: the walk that is two in one, which read less; None where there is none."""
-
-    walk: Walk
-    delta_walk: DeltaWalk
-    solve: Solve
-    solve_transposed: SolveTransposed
-    chunk_size: Callable[[str, bool, int, int, Any], int]
-    joined: JoinedWalk | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Setting:
-    """What does not vary with the values."""
-
-    walks: Walks
-    decay: str
+    kernels: ScanKernels
+    decay: Decay
     size: int
-    scale: float
     returns_state: bool
 
 
-def by_walks(
-    walks: Walks,
-    q,
-    k,
-    v,
-    *,
-    log_decay=None,
-    write_strength=None,
-    erase_read=None,
-    erase_write=None,
-    scale=1.0,
-    initial_state=None,
-    segment_ids=None,
-    initial_segment=None,
-    return_state=False,
-    chunk_size=None,
+def recurrence_by_scans(
+    kernels: ScanKernels, inputs: Recurrence, *, return_state: bool = False, chunk_size: int | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The front door's call on a backend's walks; erase_write must be None."""
-    b, t, h, value_dim = v.shape
-    key_dim = q.shape[3]
-    dtype = v.dtype
-    strength = None
-    real = None if segment_ids is None else (segment_ids != 0)[:, :, None, None]
-    if write_strength is not None:
-        strength = by_channel(write_strength, jnp.float32)
-        if real is not None:
-            # Before the product: what padding holds, NaN included, must not reach a gradient either.
-            strength, v = jnp.where(real, strength, 0), jnp.where(real, v, 0)
-        if erase_read is None or strength.shape[-1] > 1:
-            v, strength = (strength * v).astype(dtype), None
-    decay = "none" if log_decay is None else "key" if log_decay.ndim == 4 else "head"
-    rows = {"q": q.astype(dtype), "k": k.astype(dtype), "v": v}
-    if decay != "none":
-        g = log_decay.astype(jnp.float32)
-        rows["g"] = g if decay == "key" else jnp.broadcast_to(g, (b, t, h))[..., None]
-    if erase_read is not None:
-        rows["e"] = erase_read.astype(dtype)
-    if strength is not None:
-        rows["strength"] = jnp.broadcast_to(strength, (b, t, h, 1))
-    segments = first = None
-    if real is not None:
-        rows = {name: jnp.where(real, x, 0) for name, x in rows.items()}
-        first = jnp.zeros(b, jnp.int32) if initial_segment is None else initial_segment
-        segments = carried(segment_ids, first)
-    c = chunk_size or walks.chunk_size(decay, erase_read is not None, key_dim, value_dim, dtype)
-    padded = -t % c
-    if padded:
-        # Trailing zeros write nothing and decay nothing; their segment is the last one, so the final state is right.
-        rows = {name: jnp.pad(x, ((0, 0), (0, padded), (0, 0), (0, 0))) for name, x in rows.items()}
-        segments = None if segments is None else jnp.pad(segments, ((0, 0), (0, padded)), mode="edge")
-    state = None if initial_state is None else initial_state.astype(jnp.float32)
-    o, state = _recurrence(_Setting(walks, decay, c, float(scale), return_state), rows, state, segments, first)
-    o = o[:, :t]
-    return o if real is None else jnp.where(real, o, 0), state
+    """Computes `linear_recurrence` on a backend's kernels; columns do not decay, erase_write is None."""
+    settings, prepared = prepare(kernels, inputs, return_state, chunk_size)
+    o, state = _recurrence(settings, prepared)
+    return zero_padding(o[:, : inputs.v.shape[1]], inputs.segment_ids), state
+
+
+def prepare(
+    kernels: ScanKernels, inputs: Recurrence, return_state: bool, chunk_size: int | None
+) -> tuple[ScanSettings, Recurrence]:
+    """Returns the inputs as scans take them: whole chunks without padding, rows in v's dtype, decays in fp32 per token.
+
+    A write strength per head stays where something is erased (`Solve` takes it); otherwise it is in v.
+    """
+    dtype, decay, key_dim, value_dim = inputs.v.dtype, inputs.decay, inputs.q.shape[3], inputs.v.shape[3]
+    erases, strength = inputs.erase_read is not None, inputs.write_strength
+    size = chunk_size or kernels.chunk_size(decay, erases, key_dim, value_dim, dtype)
+    inputs = with_decay_per_token(without_padding(inputs))
+    if not erases or (strength is not None and strength.ndim == 4):
+        inputs = with_strength(inputs)
+    dtypes = {"q": dtype, "k": dtype, "erase_read": dtype} | dict.fromkeys(
+        ("log_decay", "value_log_decay", "write_strength", "initial_state"), jnp.float32
+    )
+    present = {name: getattr(inputs, name) for name in dtypes}
+    cast = {name: x.astype(dtypes[name]) for name, x in present.items() if x is not None}
+    inputs = in_whole_chunks(dataclasses.replace(inputs, **cast), size)
+    return ScanSettings(kernels, decay, size, return_state), inputs
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recurrence(setting, rows, state, segments, first):
-    return _run(setting, rows, state, segments, first, keeps=False)[0]
+def _recurrence(settings: ScanSettings, inputs: Recurrence):
+    return _run(settings, inputs, keep=False)[0]
 
 
-def _forwards(setting, rows, state, segments, first):
-    return _run(setting, rows, state, segments, first, keeps=True)
+def _forward(settings: ScanSettings, inputs: Recurrence):
+    return _run(settings, inputs, keep=True)
 
 
-def _run(setting, rows, state, segments, first, keeps):
+def _run(settings: ScanSettings, inputs: Recurrence, keep: bool):
     """Outputs and last state, and what is kept for the gradients."""
-    chunks, solved = _chunks(setting, rows, segments, first), None
-    if "e" not in rows:
-        walked = setting.walks.walk(
-            rows["q"], rows["k"], rows["v"], chunks, heads=rows["v"].shape[2], scale=setting.scale, initial_state=state
+    chunks, solution = _chunks(settings, inputs), None
+    if inputs.erase_read is None:
+        result = settings.kernels.scan(
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            chunks,
+            heads=inputs.v.shape[2],
+            scale=inputs.scale,
+            initial_state=inputs.initial_state,
         )
     else:
-        walked, solved = _erase_forwards(setting, rows, state, chunks, keeps)
-    found = (walked.o, walked.state if setting.returns_state else None)
-    return found, (rows, state, segments, first, walked.y, solved and (solved.inverse, solved.total), walked.state)
+        result, solution = _erasing_scan(settings, inputs, chunks, keep)
+    returned = (result.o, result.state if settings.returns_state else None)
+    return returned, (inputs, result.y, solution and (solution.inverse, solution.total), result.state)
 
 
-def _backwards(setting, kept, cotangents):
-    rows, state, segments, first, y, solved, after = kept
-    do, dstate = cotangents
-    do = do.astype(rows["v"].dtype)
-    chunks, inverse = _chunks(setting, rows, segments, first), None
-    if solved is not None:
-        inverse, total = solved
+def _backward(settings, kept, cotangents):
+    inputs, y, solution, after = kept
+    do, d_state = cotangents
+    chunks, inverse = _chunks(settings, inputs), None
+    if solution is not None:
+        inverse, total = solution
         chunks = chunks if total is None else dataclasses.replace(chunks, total=total)
-    gradients, dstate = _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate)
-    return gradients, dstate, None, None
+    return (_gradients(settings, inputs, chunks, y, inverse, after, do.astype(inputs.v.dtype), d_state),)
 
 
-_recurrence.defvjp(_forwards, _backwards)
+_recurrence.defvjp(_forward, _backward)
 
 
-def _erase_forwards(setting, rows, state, chunks, keeps) -> tuple[Walked, Solved | None]:
-    heads = rows["v"].shape[2]
-    strength = rows["strength"][..., 0] if "strength" in rows else None
-    decay = rows["g"] if setting.decay == "key" else None
-    solved = setting.walks.solve(
-        rows["e"], rows["k"], rows["v"], chunks, heads=heads, strength=strength, log_decay=decay, keeps=keeps
-    )
-    chunks = chunks if solved.total is None else dataclasses.replace(chunks, total=solved.total)
-    walked = setting.walks.delta_walk(
-        solved.w,
-        solved.u,
-        rows["k"],
+def _erasing_scan(
+    settings: ScanSettings, inputs: Recurrence, chunks: Chunks, keep: bool
+) -> tuple[ScanResult, Solution | None]:
+    heads = inputs.v.shape[2]
+    solution = settings.kernels.solve(
+        inputs.erase_read,
+        inputs.k,
+        inputs.v,
         chunks,
         heads=heads,
-        q=rows["q"],
-        scale=setting.scale,
-        initial_state=state,
-        keeps_y=keeps,
+        strength=inputs.write_strength,
+        log_decay=inputs.log_decay if settings.decay == "key" else None,
+        keeps=keep,
     )
-    return walked, solved if keeps else None
-
-
-def _dual(setting, rows, chunks, inverse, do, dstate, every) -> Walked:
-    """y is x; the walk's state is -dS, which is written -scale q do^T and e x^T."""
-    heads, scale = rows["v"].shape[2], setting.scale
-    solved = setting.walks.solve_transposed(inverse, rows["q"], rows["k"], do, chunks, heads=heads, scale=scale)
-    return setting.walks.delta_walk(
-        solved.w,
-        solved.u,
-        rows["e"],
+    chunks = chunks if solution.total is None else dataclasses.replace(chunks, total=solution.total)
+    result = settings.kernels.delta_scan(
+        solution.w,
+        solution.u,
+        inputs.k,
         chunks,
         heads=heads,
-        second=(rows["q"], do),
+        q=inputs.q,
+        scale=inputs.scale,
+        initial_state=inputs.initial_state,
+        keeps_y=keep,
+    )
+    return result, solution if keep else None
+
+
+def _dual_scan(settings, inputs, chunks, inverse, do, d_state, every) -> ScanResult:
+    """The scan whose y is x; its state is -dS, to which -scale q do^T and e x^T are written."""
+    heads, scale = inputs.v.shape[2], inputs.scale
+    solution = settings.kernels.solve_transposed(inverse, inputs.q, inputs.k, do, chunks, heads=heads, scale=scale)
+    return settings.kernels.delta_scan(
+        solution.w,
+        solution.u,
+        inputs.erase_read,
+        chunks,
+        heads=heads,
+        second=(inputs.q, do),
         scale=-scale,
-        initial_state=None if dstate is None else -dstate,
+        initial_state=None if d_state is None else -d_state,
         reverse=True,
         checkpoint_every=every,
     )
 
 
-def _gradients(setting, rows, state, chunks, y, inverse, after, do, dstate):
-    q, k, v = rows["q"], rows["k"], rows["v"]
-    heads, scale, decay = v.shape[2], setting.scale, setting.decay
-    every = None if decay == "none" else max(1, (CHANNEL_GROUP if decay == "key" else GROUP) // setting.size)
-    turned = dataclasses.replace(chunks, decay="value" if decay == "key" else decay)
-    # A decay per channel rounds q and k apart, so what a token has of itself would not cancel: it is left out of the
-    # sums and added after.
-    wide = {"out_dtype": jnp.float32, "strict": True} if decay == "key" else {}
+def _gradients(settings, inputs, chunks, y, inverse, after, do, d_state):
+    q, k, v, state = inputs.q, inputs.k, inputs.v, inputs.initial_state
+    heads, scale, decay = v.shape[2], inputs.scale, settings.decay
+    every = None if decay == "none" else max(1, (CHANNEL_GROUP if decay == "key" else GROUP) // settings.size)
+    transposed = dataclasses.replace(chunks, decay="value" if decay == "key" else decay)
+    # A decay per channel rounds q and k separately, so that the products of a token with itself would not cancel: they
+    # are left out of the sums and added after.
+    exact: dict[str, Any] = {"out_dtype": jnp.float32, "strict": True} if decay == "key" else {}
     dots = (lambda x: {"dot_with": x}) if decay == "head" else (lambda x: {})
-    walk = functools.partial(setting.walks.walk, heads=heads)
+    scan = functools.partial(settings.kernels.scan, heads=heads)
+    paired_scan = settings.kernels.paired_scan if y is not None and decay != "key" else None
     written = v if y is None else y
-    scaled = None if dstate is None else dstate.astype(jnp.float32) / scale
-    joined = (
-        functools.partial(setting.walks.joined, heads=heads)
-        if y is not None and decay != "key" and setting.walks.joined
-        else None
-    )
-    found: dict[str, Any] = {}
+    first = transpose(state)
+    last = None if d_state is None else d_state.astype(jnp.float32) / scale
+    gradients: dict[str, Any] = {}
     dotted: dict[str, Any] = {}
     if y is None:
-        back, of_state = (
-            walk(k, q, do, chunks, scale=scale, initial_state=scaled, reverse=True, checkpoint_every=every),
-            scale,
-        )
-        found["v"] = back.o
+        back = scan(k, q, do, chunks, scale=scale, initial_state=last, reverse=True, checkpoint_every=every)
+        state_scale, gradients["v"] = scale, back.o
     else:
-        e = rows["e"]
-        back, of_state = _dual(setting, rows, chunks, inverse, do, dstate, every), -1.0
-        x = back.y
+        e = inputs.erase_read
+        back = _dual_scan(settings, inputs, chunks, inverse, do, d_state, every)
+        state_scale, x = -1.0, back.y
         assert x is not None
-        found["v"] = x
-        if "strength" in rows:
-            wide_x = x.astype(jnp.float32)
-            found["v"] = rows["strength"] * wide_x
-            found["strength"] = jnp.sum(wide_x * v.astype(jnp.float32), axis=-1, keepdims=True)
-    if joined is not None:
+        gradients["v"] = x
+        if inputs.write_strength is not None:
+            x_fp32 = x.astype(jnp.float32)
+            gradients["v"] = inputs.write_strength[..., None] * x_fp32
+            gradients["write_strength"] = jnp.sum(x_fp32 * v.astype(jnp.float32), axis=-1)
+    to_q: dict[str, Any] = {"scale": scale, "initial_state": first, "checkpoint_every": every, **dots(q)}
+    if paired_scan is not None:
         second = {"second_q": x, "second_scale": -1.0} | ({"second_dot_with": e} if decay == "head" else {})
-        to_q = joined(
-            do, written, k, turned, scale=scale, initial_state=_turn(state), checkpoint_every=every, **dots(q), **second
+        dq = functools.partial(paired_scan, heads=heads)(do, written, k, transposed, **to_q, **second)
+        dk = paired_scan(
+            written,
+            x,
+            e,
+            transposed,
+            heads=heads,
+            scale=-1.0,
+            initial_state=None if d_state is None else -transpose(d_state),  # -dS, as in `_dual_scan`
+            reverse=True,
+            strict=True,
+            second=(do, q),
+            second_scale=-scale,
+            **dots(k),
         )
-        # Its state is -dS, as in `_dual`.
-        start = None if dstate is None else -_turn(dstate)
-        second = {"second": (do, q), "second_scale": -scale}
-        to_k = joined(
-            written, x, e, turned, scale=-1.0, initial_state=start, reverse=True, strict=True, **dots(k), **second
-        )
-        found |= {"e": to_q.second_o}
-        dotted |= {"e": to_q.second_dots}
+        gradients |= {"e": dq.second_o}
+        dotted |= {"e": dq.second_dots}
     else:
-        to_q = walk(
-            do, written, k, turned, scale=scale, initial_state=_turn(state), checkpoint_every=every, **dots(q), **wide
+        dq = scan(do, written, k, transposed, **to_q, **exact)
+        dk = scan(
+            written, do, q, transposed, scale=scale, initial_state=transpose(last), reverse=True, **dots(k), **exact
         )
-        to_k = walk(written, do, q, turned, scale=scale, initial_state=_turn(scaled), reverse=True, **dots(k), **wide)
-    found |= {"q": to_q.o, "k": to_k.o}
-    dotted |= {"q": to_q.dots, "k": to_k.dots}
-    if y is not None and joined is None:
-        erased = walk(y, x, e, turned, scale=-1.0, reverse=True, **dots(k), **(wide | {"strict": True}))
-        to_e = walk(x, y, k, turned, scale=-1.0, initial_state=_turn(state), **dots(e), **(wide | {"strict": True}))
-        found |= {"e": to_e.o, "k": found["k"].astype(jnp.float32) + erased.o.astype(jnp.float32)}
+    gradients |= {"q": dq.o, "k": dk.o}
+    dotted |= {"q": dq.dots, "k": dk.dots}
+    if y is not None and paired_scan is None:
+        exact = exact | {"strict": True}
+        erased = scan(y, x, e, transposed, scale=-1.0, reverse=True, **dots(k), **exact)
+        de = scan(x, y, k, transposed, scale=-1.0, initial_state=first, **dots(e), **exact)
+        gradients |= {"e": de.o, "k": gradients["k"].astype(jnp.float32) + erased.o.astype(jnp.float32)}
         if decay == "head":
-            dotted |= {"e": to_e.dots, "k": dotted["k"] + erased.dots}
-    gradients = dict(found)
-    if decay == "key":
-        itself = scale * jnp.sum(do.astype(jnp.float32) * written.astype(jnp.float32), axis=-1, keepdims=True)
-        gradients["q"] = found["q"] + itself * jnp.repeat(k, heads // k.shape[2], axis=2).astype(jnp.float32)
-        gradients["k"] = found["k"] + itself * jnp.repeat(q, heads // q.shape[2], axis=2).astype(jnp.float32)
-    gradients = {name: gathered(x, rows[name]) for name, x in gradients.items()}
+            dotted |= {"e": de.dots, "k": dotted["k"] + erased.dots}
+    log_decay = None
     if decay != "none":
-        gradients["g"] = _decay_gradient(
-            setting, rows, found, dotted, to_q.checkpoints, after, of_state * back.checkpoints, every, chunks
-        )
-    return gradients, None if state is None else of_state * back.state
+        sums = _dots_per_token(settings, inputs, gradients, dotted)
+        states = transpose(dq.checkpoints), state_scale * back.checkpoints
+        log_decay = _decay_gradient(settings, inputs, sums, states, after, every, chunks)
+    if decay == "key":
+        diagonal = scale * jnp.sum(do.astype(jnp.float32) * written.astype(jnp.float32), axis=-1, keepdims=True)
+        for name, x in (("q", k), ("k", q)):
+            gradients[name] = gradients[name] + diagonal * repeat_heads(x, heads).astype(jnp.float32)
+    fields = {"q": "q", "k": "k", "v": "v", "e": "erase_read"}
+    summed = {
+        field: sum_heads(gradients[name], getattr(inputs, field)) for name, field in fields.items() if name in gradients
+    }
+    return dataclasses.replace(
+        inputs,
+        **summed,
+        log_decay=log_decay,
+        write_strength=gradients.get("write_strength"),
+        initial_state=None if state is None else state_scale * back.state,
+        segment_ids=None,
+        initial_segment=None,
+    )
 
 
-def _decay_gradient(setting, rows, found, dotted, states, after, gradients, every, chunks):
-    """dg (b, t, h, 1 or k), see the module; states are turned, (b, h, m, v, k), and gradients those of states, (b,
-    h, m, k, v)."""
-    if setting.decay == "head":
+def _dots_per_token(settings, inputs: Recurrence, gradients, dotted) -> jax.Array:
+    """q . dq + e . de - k . dk of every token, (b, t, h, 1), or per channel (b, t, h, k)."""
+    if settings.decay == "head":
         total = dotted["q"] - dotted["k"] + dotted.get("e", 0)
-        total = jnp.moveaxis(total, 1, 2)[..., None]
-    else:
-        h = rows["v"].shape[2]
-        parts = {
-            name: jnp.repeat(rows[name], h // rows[name].shape[2], axis=2).astype(jnp.float32) * found[name]
-            for name in "qke"
-            if name in found
-        }
-        total = parts["q"] - parts["k"] + parts.get("e", 0)
-    at_ends = jnp.concatenate([_turn(states)[:, :, 1:], after[:, :, None]], axis=2)
-    rest = jnp.sum(at_ends * gradients, axis=-1)  # (b, h, m, k)
-    if total.shape[3] == 1:
+        return jnp.moveaxis(total, 1, 2)[..., None]
+    rows = {"q": inputs.q, "k": inputs.k, "e": inputs.erase_read}
+    products = {
+        name: repeat_heads(x, inputs.v.shape[2]).astype(jnp.float32) * gradients[name]
+        for name, x in rows.items()
+        if name in gradients
+    }
+    return products["q"] - products["k"] + products.get("e", 0)
+
+
+def _decay_gradient(settings, inputs: Recurrence, dots, states, after, every, chunks) -> jax.Array:
+    """dg, in log_decay's shape; see the module.
+
+    Args:
+      dots: `_dots_per_token`.
+      states: the states with which groups of chunks begin and the gradients of those with which they end, each (b, h,
+        m, k, v).
+      after: (b, h, k, v), the last state.
+    """
+    starts, end_gradients = states
+    ends = jnp.concatenate([starts[:, :, 1:], after[:, :, None]], axis=2)
+    rest = jnp.sum(ends * end_gradients, axis=-1)  # (b, h, m, k)
+    if dots.shape[3] == 1:
         rest = jnp.sum(rest, axis=-1, keepdims=True)
-    dg = sums_to_ends(total, rest, every * setting.size, chunks.segments)
-    return jnp.where(rows["g"] < STRONGEST_CHANNEL_DECAY, 0, dg) if setting.decay == "key" else dg
+    dg = sums_to_ends(dots, rest, every * settings.size, chunks.segments)
+    return jnp.where(inputs.log_decay < STRONGEST_CHANNEL_DECAY, 0, dg) if settings.decay == "key" else dg[..., 0]
 
 
 def sums_to_ends(dots: jax.Array, rest: jax.Array, group: int, segments: jax.Array | None) -> jax.Array:
-    """A decay's gradient (b, t, h, d): the sum of dots, likewise, from a token to its group's end, and the rest.
+    """Returns a decay's gradient (b, t, h, d): the sum of dots, likewise, from a token to its group's end, and the rest.
 
     Args:
-      rest: (b, h, m, d), what later tokens have of the state at the end of each of m groups of `group` tokens, the last
-        maybe of fewer.
+      rest: (b, h, m, d), what later tokens contribute by the state at the end of each of m groups of `group` tokens, of
+        which the last may have fewer.
       segments: (b, t), padding taking the segment before it; None is one document.
     """
     b, t, h, channels = dots.shape
     m = rest.shape[2]
     dots = jnp.pad(dots, ((0, 0), (0, m * group - t), (0, 0), (0, 0))).reshape(b, m, group, h, channels)
-    found = jax.lax.cumsum(dots, axis=2, reverse=True) + jnp.moveaxis(rest, 1, 2)[:, :, None]
-    found = found.reshape(b, m * group, h, channels)[:, :t]
+    sums = jax.lax.cumsum(dots, axis=2, reverse=True) + jnp.moveaxis(rest, 1, 2)[:, :, None]
+    sums = sums.reshape(b, m * group, h, channels)[:, :t]
     if segments is None:
-        return found
+        return sums
     # A document's first token decays nothing; what the sum leaves there is rounding.
     first = jnp.concatenate([jnp.zeros((b, 1), bool), segments[:, 1:] != segments[:, :-1]], axis=1)
-    return jnp.where(first[:, :, None, None], 0, found)
+    return jnp.where(first[:, :, None, None], 0, sums)
 
 
-def _chunks(setting, rows, segments, first) -> Chunks:
-    b, t = rows["v"].shape[:2]
-    c = setting.size
-    total = None
-    if setting.decay == "head":
-        g = jnp.moveaxis(rows["g"][..., 0], 1, 2).reshape(b, -1, t // c, 1, c)
+def _chunks(settings: ScanSettings, inputs: Recurrence) -> Chunks:
+    c, total = settings.size, None
+    if settings.decay == "head":
+        b, t, h = inputs.log_decay.shape
+        g = jnp.moveaxis(inputs.log_decay, 1, 2).reshape(b, h, t // c, 1, c)
         # A masked sum is one launch; of a running sum XLA makes three.
-        total = jnp.sum(jnp.where(jnp.tril(jnp.ones((c, c), bool)), g, 0), axis=-1).reshape(b, -1, t)
-    elif setting.decay == "key" and "e" not in rows:  # else `solve` makes it
-        total = running_total(rows["g"], c)
-    return chunks_of(c, setting.decay, total, segments, first)
+        total = jnp.sum(jnp.where(jnp.tril(jnp.ones((c, c), bool)), g, 0), axis=-1).reshape(b, h, t)
+    elif settings.decay == "key" and inputs.erase_read is None:  # else `solve` makes it
+        total = running_total(inputs.log_decay, c)
+    return chunks_of(c, settings.decay, total, inputs.segment_ids, inputs.initial_segment)
 
 
 def chunks_of(c: int, decay: Decay, total, segments, first) -> Chunks:
-    """Chunks of c tokens. segments: (b, t), padding taking the segment before it, or None; first: (b,) the one
+    """Returns chunks of c tokens; segments (b, t), padding taking the segment before it, or None; first (b,) the one
     before the row."""
     if segments is None:
         return Chunks(c, decay, total)
@@ -357,12 +353,13 @@ def chunks_of(c: int, decay: Decay, total, segments, first) -> Chunks:
     return Chunks(c, decay, total, segments, starts, ends, (last == before).astype(jnp.float32))
 
 
-def _turn(state):
+def transpose(state):
+    """Returns states (..., k, v) as (..., v, k)."""
     return None if state is None else jnp.swapaxes(state, -1, -2)
 
 
-def gathered(gradient, like):
-    """Summed over the heads that read the same head of `like`, in its dtype."""
+def sum_heads(gradient: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns the gradient summed over the heads that read the same head of `like`, in its dtype."""
     b, t, h, d = gradient.shape
     heads = like.shape[2]
     if heads != h:

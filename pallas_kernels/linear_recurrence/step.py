@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from recollect.pallas_kernels.linear_recurrence.reference import advanced
+from recollect.pallas_kernels.linear_recurrence.recurrence import Recurrence
+from recollect.pallas_kernels.linear_recurrence.reference import linear_recurrence
 
 
 def linear_recurrence_step(
-    state: jax.Array,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    state: Float[Array, "b h k v"],
+    q: Float[Array, "b g k"],
+    k: Float[Array, "b g k"],
+    v: Float[Array, "b h v"],
     *,
-    log_decay: jax.Array | None = None,
-    value_log_decay: jax.Array | None = None,
-    write_strength: jax.Array | None = None,
-    erase_read: jax.Array | None = None,
-    erase_write: jax.Array | None = None,
+    log_decay: Float[Array, " h"] | Float[Array, "b h"] | Float[Array, "b h k"] | None = None,
+    value_log_decay: Float[Array, "b h v"] | None = None,
+    write_strength: Float[Array, "b h"] | Float[Array, "b h v"] | None = None,
+    erase_read: Float[Array, "b h k"] | None = None,
+    erase_write: Float[Array, "b h k"] | None = None,
     erase_before_decay: bool = False,
     scale: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Advances the state by one token and reads it; XLA makes one pass over the state of it, which is all the traffic
-    there is.
+) -> tuple[Float[Array, "b h v"], Float[Array, "b h k v"]]:
+    """Advances the state by one token and reads it; XLA makes one pass over the state, which is all the memory traffic.
 
-    Args: as `linear_recurrence`'s without the token axis.
+    `linear_recurrence` does the same for one token that comes with a state.
+
+    Args:
       state: (b, h, k, v) fp32, S_{t-1}.
-      q, k: (b, hk, k); v: (b, h, v).
-      log_decay: None, (h,), (b, h) or (b, h, k). value_log_decay: None or (b, h, v).
-      write_strength: None, (b, h) or (b, h, v).
-      erase_read, erase_write: None or (b, h, k).
+      q, k: (b, g, k); v: (b, h, v). The rest as `linear_recurrence`'s, without the token axis.
 
     Returns:
       o (b, h, v) in v's dtype, and S_t.
@@ -38,22 +36,21 @@ def linear_recurrence_step(
     Raises:
       ValueError: the state's shape does not fit the rest.
     """
-    b, h, value_dim = v.shape
-    key_dim = k.shape[2]
-    if state.shape != (b, h, key_dim, value_dim):
-        raise ValueError(f"linear_recurrence_step: state must be {(b, h, key_dim, value_dim)}; got {state.shape}")
-    q, k = (jnp.repeat(x, h // x.shape[1], axis=1) for x in (q, k))
-    x = {"k": k, "v": v if write_strength is None else _by_channel(write_strength, 3) * v}
-    if log_decay is not None:
-        x["g"] = jnp.broadcast_to(_by_channel(log_decay, 3), (b, h, key_dim))
-    if value_log_decay is not None:
-        x["c"] = value_log_decay
-    if erase_read is not None:
-        x |= {"e": erase_read, "u": k if erase_write is None else erase_write}
-    state = advanced(state, {name: y.astype(state.dtype) for name, y in x.items()}, erase_before_decay)
-    o = jnp.einsum("bhk,bhkv->bhv", q.astype(state.dtype) * scale, state)
-    return o.astype(v.dtype), state
-
-
-def _by_channel(x: jax.Array, rank: int) -> jax.Array:
-    return x if x.ndim == rank else x[..., None]
+    expected = (*v.shape[:2], k.shape[2], v.shape[2])
+    if state.shape != expected:
+        raise ValueError(f"linear_recurrence_step: state must be {expected}; got {state.shape}")
+    per_token = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "log_decay": log_decay,
+        "value_log_decay": value_log_decay,
+        "write_strength": write_strength,
+        "erase_read": erase_read,
+        "erase_write": erase_write,
+    }
+    rows = {name: x if x is None or x.ndim == 1 else x[:, None] for name, x in per_token.items()}
+    inputs = Recurrence(**rows, initial_state=state, erase_before_decay=erase_before_decay, scale=scale)
+    o, after = linear_recurrence(inputs, return_state=True)
+    assert after is not None
+    return o[:, 0], after

@@ -1,4 +1,4 @@
-"""The walks of walks.py as Mosaic TPU kernels.
+"""The walks of chunk_scan.py as Mosaic TPU kernels.
 
 One program walks the chunks of a few heads, with their states (k, v) fp32 in vector memory; batch rows and groups of
 heads run in any order. Rows stay as the layers have them, (b, t, h, d), read as (b, t, h d): a block is the rows of one
@@ -22,10 +22,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.linear_recurrence import tpu_blocks, tpu_chunk
-from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Decay, Walked
-from recollect.pallas_kernels.linear_recurrence.tpu_chunk import BASE, Kind
-from recollect.pallas_kernels.linear_recurrence.tpu_inverse import solve as solve
-from recollect.pallas_kernels.linear_recurrence.tpu_inverse import solve_transposed as solve_transposed
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, ScanKernels, ScanResult
+from recollect.pallas_kernels.linear_recurrence.recurrence import Decay
+from recollect.pallas_kernels.linear_recurrence.tpu_chunk import BASE, ScanKind
+from recollect.pallas_kernels.linear_recurrence.tpu_inverse import solve, solve_transposed
 
 LARGEST_HEAD = 256
 
@@ -44,7 +44,7 @@ def chunk_size(decay: Decay, erase: bool, key_dim: int, value_dim: int, dtype: j
     return 64 if erase else 128
 
 
-def walk(
+def scan(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -58,8 +58,8 @@ def walk(
     dot_with: jax.Array | None = None,
     checkpoint_every: int | None = None,
     out_dtype: jax.typing.DTypeLike | None = None,
-) -> Walked:
-    """See walks.Walk.
+) -> ScanResult:
+    """See chunk_scan.ChunkScan.
 
     Raises:
       ValueError: chunks of a size these kernels do not have, or an operand's shape does not fit.
@@ -67,11 +67,11 @@ def walk(
     rows = {"q": q, "k": k, "v": v}
     if dot_with is not None:
         rows["dot_with"] = dot_with
-    kind = Kind(chunks.size, chunks.decay, reverse, strict, float(scale))
-    return _walk(rows, chunks, kind, heads, initial_state, checkpoint_every, jnp.dtype(out_dtype or v.dtype))
+    kind = ScanKind(chunks.size, chunks.decay, reverse, strict, float(scale))
+    return _scan(rows, chunks, kind, heads, initial_state, checkpoint_every, jnp.dtype(out_dtype or v.dtype))
 
 
-def delta_walk(
+def delta_scan(
     w: jax.Array,
     u: jax.Array,
     k: jax.Array,
@@ -85,34 +85,34 @@ def delta_walk(
     reverse: bool = False,
     checkpoint_every: int | None = None,
     keeps_y: bool = True,
-) -> Walked:
-    """See walks.DeltaWalk.
+) -> ScanResult:
+    """See chunk_scan.DeltaScan.
 
     Raises:
       ValueError: a decay on the channels of v, chunks of a size these kernels do not have, or an operand's shape does
         not fit.
     """
     if chunks.decay == "value":
-        raise ValueError("delta_walk: a decay on the channels of v is not served")
+        raise ValueError("delta_scan: a decay on the channels of v is not served")
     rows = {"w": w, "k": k, "v": u}
     if q is not None:
         rows["q"] = q
     if second is not None:
         rows |= {"second_k": second[0], "second_v": second[1]}
-    kind = Kind(chunks.size, chunks.decay, reverse, False, float(scale))
-    return _walk(rows, chunks, kind, heads, initial_state, checkpoint_every, jnp.dtype(u.dtype), keeps_y)
+    kind = ScanKind(chunks.size, chunks.decay, reverse, False, float(scale))
+    return _scan(rows, chunks, kind, heads, initial_state, checkpoint_every, jnp.dtype(u.dtype), keeps_y)
 
 
-def _walk(
+def _scan(
     rows: dict[str, jax.Array],
     chunks: Chunks,
-    kind: Kind,
+    kind: ScanKind,
     heads: int,
     initial_state,
     every: int | None,
     out_dtype,
     keeps_y=False,
-) -> Walked:
+) -> ScanResult:
     b, t, _, value_dim = rows["v"].shape
     key_dim, c = rows["k"].shape[3], chunks.size
     tpu_blocks.check(rows, chunks, heads)
@@ -125,7 +125,7 @@ def _walk(
         given["total"] = chunks.total
     produced: dict[str, Any] = dict.fromkeys((["o"] if "q" in rows else []) + (["y"] if keeps_y else []), out_dtype)
     plan = tpu_blocks.plan_heads(given, produced, heads, key_dim, value_dim, c)
-    placed = tpu_blocks.Placed(plan, b, n, c, kind.reverse)
+    placed = tpu_blocks.BlockLayout(plan, b, n, c, kind.reverse)
     inputs = [(name, *placed.rows(x)) for name, x in given.items()]
     inputs += placed.weights(chunks)
     if initial_state is not None:
@@ -159,10 +159,10 @@ def _walk(
     results |= {name: placed.as_rows(results[name], value_dim) for name in produced}
     if "dots" in results:
         results["dots"] = results["dots"].reshape(b, heads, t)
-    return Walked(**{"o": None, **results})
+    return ScanResult(**{"o": None, **results})
 
 
-def _kernel(*refs, names, kind: Kind, group: int, held: dict[str, int], every: int | None) -> None:
+def _kernel(*refs, names, kind: ScanKind, group: int, held: dict[str, int], every: int | None) -> None:
     *blocks, state = refs
     ref = dict(zip(names, blocks, strict=True))
     step, n = pl.program_id(2), pl.num_programs(2)
@@ -202,7 +202,7 @@ def _state_of(state, head: int, heads: int) -> tuple[int, slice, slice]:
     return pack, slice(at * key_dim, (at + 1) * key_dim), slice(at * value_dim, (at + 1) * value_dim)
 
 
-def _some_heads(ref, state, pack: int, kind: Kind, group: int, held, documents, raw) -> None:
+def _some_heads(ref, state, pack: int, kind: ScanKind, group: int, held, documents, raw) -> None:
     first = pack * kind.heads
 
     def held_at(name: str) -> int:
@@ -240,7 +240,7 @@ def _some_heads(ref, state, pack: int, kind: Kind, group: int, held, documents, 
     state[pack] = update + (entered if weights.keep is None else weights.keep * entered)
 
 
-def _cost(inputs, outputs, programs: int, kind: Kind, rows, key_dim: int, value_dim: int) -> pl.CostEstimate:
+def _cost(inputs, outputs, programs: int, kind: ScanKind, rows, key_dim: int, value_dim: int) -> pl.CostEstimate:
     c = kind.size
     levels = 1 + int(math.log2(max(c, BASE) // BASE)) if kind.decay in ("key", "value") else 1
     products = 2 * c * key_dim * value_dim * (1 + ("w" in rows) + ("second_k" in rows) + ("q" in rows))
@@ -254,3 +254,6 @@ def _cost(inputs, outputs, programs: int, kind: Kind, rows, key_dim: int, value_
     channels = {"none": 0, "head": c, "key": (levels + 3) * key_dim, "value": (levels + 3) * value_dim}[kind.decay]
     moved = sum(x.size * x.dtype.itemsize for _, x, _ in (*inputs, *outputs))
     return pl.CostEstimate(flops=programs * products, transcendentals=programs * c * channels, bytes_accessed=moved)
+
+
+KERNELS = ScanKernels(scan, delta_scan, solve, solve_transposed, chunk_size, refuses)

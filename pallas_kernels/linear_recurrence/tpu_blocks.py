@@ -26,7 +26,7 @@ ENOUGH_LANES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class HeadGroups:
     """How a call is cut: `group` heads a program; flat: rows as (b, t, h d), else as (b h, t, d) of one head a
     program."""
 
@@ -40,7 +40,7 @@ class Plan:
 
 
 def documents(ref) -> Documents:
-    """Reads the chunk's documents from a kernel's inputs, as `Placed.weights` names them."""
+    """Reads the chunk's documents from a kernel's inputs, as `BlockLayout.weights` names them."""
     segments, reach = ref["segments"][0, 0], ref["reach"][0, 0]
     return Documents(
         same=tpu_chunk.as_column(segments) == segments,
@@ -51,11 +51,11 @@ def documents(ref) -> Documents:
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
+class BlockLayout:
     """Arrays and the blocks of them that a program sees: grid (b, groups of heads, chunks in the order they are
-    walked)."""
+    result)."""
 
-    plan: Plan
+    plan: HeadGroups
     b: int
     n: int
     c: int
@@ -127,7 +127,7 @@ class Placed:
 
 def plan_heads(
     given: Mapping[str, Any], produced: dict[str, Any], heads: int, key_dim: int, value_dim: int, c: int
-) -> Plan:
+) -> HeadGroups:
     """The fewest heads a program that fill whole lanes and are enough, else the most that fit; one transposed head
     where none fit."""
     shapes = [(x.shape[2], x.shape[3], x.dtype.itemsize) for x in given.values()]
@@ -137,9 +137,9 @@ def plan_heads(
     ]
     fitting = [g for g in fitting if _block_bytes(g, heads, shapes, key_dim, value_dim, c) <= BLOCK_BYTES]
     if not fitting:
-        return Plan(heads, 1, False)
+        return HeadGroups(heads, 1, False)
     enough = [g for g in fitting if g * (key_dim + value_dim) >= ENOUGH_LANES]
-    return Plan(heads, enough[0] if enough else fitting[-1], True)
+    return HeadGroups(heads, enough[0] if enough else fitting[-1], True)
 
 
 def side_by_side(group: int, held: Iterable[int], key_dim: int, value_dim: int) -> int:

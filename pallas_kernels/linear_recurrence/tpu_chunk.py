@@ -1,4 +1,4 @@
-"""One chunk of a few heads of a walk (see walks.py), on values that are in a TPU's vector memory.
+"""One chunk of a few heads of a walk (see chunk_scan.py), on values that are in a TPU's vector memory.
 
 Heads of less than 128 channels lie side by side in its 128 lanes, (c, heads d), and stay there: the state is block
 diagonal, (heads k, heads v), so that one product reads or writes the states of all; where heads must not mix, `only`
@@ -36,7 +36,7 @@ LARGEST_EXPONENT = 80.0  # e^80 = 5.5e34: times a value below 6,000 it is finite
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class ScanKind:
     """What kind of walk: c tokens a chunk, where the decay acts, its direction, whether j = i is left out, the factor
     of what is read;
     heads: how many lie side by side."""
@@ -51,7 +51,7 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """same (c, c): pairs of one document; starts, ends (c, 1) and keeps (1, 1) as walks.Chunks has them."""
+    """same (c, c): pairs of one document; starts, ends (c, 1) and keeps (1, 1) as chunk_scan.Chunks has them."""
 
     same: jax.Array
     starts: jax.Array
@@ -84,7 +84,7 @@ class Level:
     column: jax.Array
 
 
-def weights(kind: Kind, total: Sequence[jax.Array], documents: Documents | None, value_dim: int) -> Weights:
+def weights(kind: ScanKind, total: Sequence[jax.Array], documents: Documents | None, value_dim: int) -> Weights:
     """total: nothing without decay, (1, c) per head for a decay per head, one (c, channels) for one per channel;
     sums inside the chunk."""
     starts, ends, keeps = (
@@ -112,13 +112,13 @@ def weights(kind: Kind, total: Sequence[jax.Array], documents: Documents | None,
     return Weights(pairs, levels, reads, writes, as_column(keep) if kind.decay == "key" else keep)
 
 
-def products(kind: Kind, q: jax.Array, k: jax.Array) -> list[jax.Array]:
+def products(kind: ScanKind, q: jax.Array, k: jax.Array) -> list[jax.Array]:
     """q k^T of every head, (c, c) fp32."""
     return [by_rows(only(q, head, kind.heads), k) for head in range(kind.heads)]
 
 
 def read(
-    kind: Kind,
+    kind: ScanKind,
     weights: Weights,
     q: jax.Array,
     k: jax.Array,
@@ -158,7 +158,7 @@ def read(
     return out if kind.scale == 1.0 else out * kind.scale
 
 
-def outer(kind: Kind, weights: Weights, k: jax.Array, written: jax.Array) -> jax.Array:
+def outer(kind: ScanKind, weights: Weights, k: jax.Array, written: jax.Array) -> jax.Array:
     """sum_j writes_j . k_j written_j^T, (k, v) fp32. What is weighted, or fp32 already, enters with fp32's
     precision."""
     dtype = k.dtype
@@ -249,7 +249,7 @@ def _sum(terms: Iterable[jax.Array]) -> jax.Array:
     return functools.reduce(operator.add, terms)
 
 
-def _levels(kind: Kind, total, documents):
+def _levels(kind: ScanKind, total, documents):
     c = kind.size
     base = min(BASE, c)
     row, column = _indices(c)
@@ -290,7 +290,7 @@ def _indices(c: int):
     return lax.broadcasted_iota(jnp.int32, (c, c), 0), lax.broadcasted_iota(jnp.int32, (c, c), 1)
 
 
-def _ordered(kind: Kind):
+def _ordered(kind: ScanKind):
     row, column = _indices(kind.size)
     if kind.reverse:
         return row < column if kind.strict else row <= column

@@ -1,4 +1,4 @@
-"""The delta rule's triangular systems (walks.Solve) as Mosaic TPU kernels: a program for each chunk and a few heads, in
+"""The delta rule's triangular systems (chunk_scan.Solve) as Mosaic TPU kernels: a program for each chunk and a few heads, in
 any order.
 
 A chunk's inverse is put together by `unit_inverse_by_ladder` in vector memory, fp32; it and what it is multiplied with
@@ -21,32 +21,32 @@ from jax.experimental.pallas import tpu as pltpu
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.linear_recurrence import tpu_blocks, tpu_chunk
 from recollect.pallas_kernels.linear_recurrence.chunk_matrices import running_total, unit_inverse_by_ladder
-from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Solved
-from recollect.pallas_kernels.linear_recurrence.tpu_chunk import Kind, Weights
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Solution
+from recollect.pallas_kernels.linear_recurrence.tpu_chunk import ScanKind, Weights
 
 
-def solve(e, k, v, chunks: Chunks, *, heads: int, strength=None, log_decay=None, keeps: bool = True) -> Solved:
-    """See walks.Solve; the inverse is (b, heads, t / c, c, c), in bf16 where all arrays are.
+def solve(e, k, v, chunks: Chunks, *, heads: int, strength=None, log_decay=None, keeps: bool = True) -> Solution:
+    """See chunk_scan.Solve; the inverse is (b, heads, t / c, c, c), in bf16 where all arrays are.
 
     Raises:
-      ValueError: as tpu.walk.
+      ValueError: as tpu.scan.
     """
     total = None
     if log_decay is not None:
         total = running_total(log_decay, chunks.size)
         chunks = dataclasses.replace(chunks, total=total)
     made = _launch({"e": e, "k": k, "v": v}, chunks, heads, v.shape[3], 1.0, strength=strength, keeps=keeps)
-    return Solved(made["w"], made["u"], made.get("inverse"), total)
+    return Solution(made["w"], made["u"], made.get("inverse"), total)
 
 
-def solve_transposed(inverse, q, k, do, chunks: Chunks, *, heads: int, scale: float = 1.0) -> Solved:
-    """See walks.SolveTransposed.
+def solve_transposed(inverse, q, k, do, chunks: Chunks, *, heads: int, scale: float = 1.0) -> Solution:
+    """See chunk_scan.SolveTransposed.
 
     Raises:
-      ValueError: as tpu.walk.
+      ValueError: as tpu.scan.
     """
     made = _launch({"q": q, "k": k, "do": do}, chunks, heads, do.shape[3], scale, inverse=inverse)
-    return Solved(made["w"], made["u"])
+    return Solution(made["w"], made["u"])
 
 
 def _launch(
@@ -74,7 +74,7 @@ def _launch(
         "u": jax.ShapeDtypeStruct((b, t, heads, value_dim), compute),
     }
     plan = tpu_blocks.plan_heads(given | like, {}, heads, key_dim, value_dim, c)
-    placed = tpu_blocks.Placed(plan, b, t // c, c, False)
+    placed = tpu_blocks.BlockLayout(plan, b, t // c, c, False)
     inputs = [(name, *placed.rows(x)) for name, x in given.items()]
     inputs += placed.weights(chunks)
     if strength is not None:
@@ -88,7 +88,7 @@ def _launch(
         outputs.append(("inverse", square, squares))
     held = {name: plan.held(x.shape[2]) for name, x in given.items()}
     together = tpu_blocks.side_by_side(plan.group, held.values(), key_dim, value_dim)
-    kind = Kind(c, chunks.decay, False, inverse is None, float(scale), together)
+    kind = ScanKind(c, chunks.decay, False, inverse is None, float(scale), together)
     sizes = key_dim, value_dim
     how = dispatch.interpretation()
     found = pl.pallas_call(
@@ -113,7 +113,7 @@ def _launch(
     return made | {name: placed.as_rows(made[name], x.shape[3]).astype(value.dtype) for name, x in like.items()}
 
 
-def _kernel(*refs, names, kind: Kind, group: int, held: dict[str, int], sizes: tuple[int, int]) -> None:
+def _kernel(*refs, names, kind: ScanKind, group: int, held: dict[str, int], sizes: tuple[int, int]) -> None:
     given, made = names
     ref = dict(zip(given, refs[: len(given)], strict=True))
     target = dict(zip(made, refs[len(given) :], strict=True))
@@ -158,7 +158,7 @@ def _kernel(*refs, names, kind: Kind, group: int, held: dict[str, int], sizes: t
         target["u"][0, :, value_lanes] = _apply(inverses, of("v"), kind, k.dtype, 0).astype(k.dtype)
 
 
-def _scores(kind: Kind, weights: Weights, rows: jax.Array, k: jax.Array) -> list[jax.Array]:
+def _scores(kind: ScanKind, weights: Weights, rows: jax.Array, k: jax.Array) -> list[jax.Array]:
     """Of each head (c, c) fp32: products of rows with k, masked, weighted by pairs."""
     if kind.decay != "key":
         raw = tpu_chunk.products(kind, rows, k)
@@ -178,7 +178,7 @@ def _scores(kind: Kind, weights: Weights, rows: jax.Array, k: jax.Array) -> list
     return [x + jnp.where(diagonal, products, 0) for x, products in zip(found, own, strict=True)]
 
 
-def _apply(matrices: list[jax.Array], x: jax.Array, kind: Kind, dtype: Any, transposed: int) -> jax.Array:
+def _apply(matrices: list[jax.Array], x: jax.Array, kind: ScanKind, dtype: Any, transposed: int) -> jax.Array:
     """Each head's (c, c) matrix, or its transpose, times that head's lanes of x."""
     parts = [
         _exact(matrix, tpu_chunk.only(x, head, kind.heads), dtype, transposed) for head, matrix in enumerate(matrices)

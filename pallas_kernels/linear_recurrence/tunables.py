@@ -1,4 +1,4 @@
-"""What of the recurrence is measured on a device: tokens a chunk on TPUs, pieces of time on GPUs (their chunk is
+"""What of the recurrence is measured on a device: tokens a chunk on TPUs, spans of time on GPUs (their chunk is
 fixed)."""
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def _chunk(decay: str, erase: bool, k: int, v: int, dtype: str) -> Sizes:
     return {"chunk": tpu.chunk_size(decay, erase, k, v, dtype)}  # type: ignore[arg-type]
 
 
-def _pieces(b: int, t: int, h: int, v: int) -> Sizes:
-    return {"pieces": gpu.pieces_to_fill(b * h * -(-v // 64), t)}
+def _spans(b: int, t: int, h: int, v: int) -> Sizes:
+    return {"spans": gpu.spans_to_fill(b * h * -(-v // 64), t)}
 
 
-def _piece_candidates(key: Key) -> Iterable[Sizes]:
-    return [{"pieces": count} for count in (1, 2, 4, 8, 16, 32) if count * 512 <= int(key["t"])]
+def _span_candidates(key: Key) -> Iterable[Sizes]:
+    return [{"spans": count} for count in (1, 2, 4, 8, 16, 32) if count * 512 <= int(key["t"])]
 
 
 TUNABLES = [
@@ -71,11 +71,11 @@ TUNABLES = [
         build=lambda key: _build(key, "pallas_tpu"),
     ),
     Tunable(
-        kernel="linear_recurrence.gpu_pieces",
+        kernel="linear_recurrence.gpu_spans",
         platform="gpu",
         keys=[{"b": 1, "t": t, "h": h, "v": v} for t in (4096, 16384, 65536) for h in (1, 4, 16) for v in (64, 128)],
-        heuristic=_pieces,
-        candidates=_piece_candidates,
+        heuristic=_spans,
+        candidates=_span_candidates,
         build=lambda key: _build(key, "pallas_gpu"),
     ),
 ]

@@ -1,13 +1,14 @@
-"""The chunked form: masked products inside chunks of c tokens, one state a chunk between them; memory linear in length.
+"""The recurrence in chunks: masked products inside chunks of c tokens, one state per chunk between them; memory linear in
+length.
 
-On CPUs chunks are computed one after the other, elsewhere all at once but for their states.
+On CPUs chunks are computed one after the other, elsewhere all at once except for their states.
 
 With G the running sum of log decay inside a chunk, S the state before it, and nothing erased,
 
     o_i = exp(G_i) q_i S + sum_{j<=i} exp(G_i - G_j) (q_i . k_j) v_j,      S' = exp(G_c) S + sum_j exp(G_c - G_j) k_j v_j^T.
 
 What is erased, n_i = S'_i^T e_i, obeys a triangular system inside the chunk (the WY form of Yang et al. 2024,
-"Parallelizing linear transformers with the delta rule", with e and u apart):
+"Parallelizing linear transformers with the delta rule", with different e and u):
 
     (I + L_eu) n = exp(G) e S + L_ek v,      (L_xy)_ij = x_i . exp(G_i - G_j) y_j  for j < i, else 0,
 
@@ -17,11 +18,13 @@ Exponents are at most 0 when decays are: exp(-G_j) is never formed alone. Docume
 segments, the state is read by tokens of its own segment only, and only the last segment's tokens enter the next state.
 
 Where the erase reads the undecayed state, exp(G_i) becomes exp(G_{i-1}) in the system. A decay C of the state's columns
-multiplies v_j by exp(C_i - C_j), a channel at a time; with erasing, each column would have a system of its own, which
-is refused.
+multiplies v_j by exp(C_i - C_j), channel by channel; with erasing, each column would have a system of its own, which is
+refused.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,206 +39,178 @@ from recollect.pallas_kernels.linear_recurrence.chunk_matrices import (
     to_end,
     unit_inverse,
 )
+from recollect.pallas_kernels.linear_recurrence.recurrence import (
+    Recurrence,
+    by_channel,
+    in_whole_chunks,
+    repeat_heads,
+    with_strength,
+    without_padding,
+)
 
 CHUNK = 64
 
 
-def chunked(
-    q,
-    k,
-    v,
-    *,
-    log_decay=None,
-    value_log_decay=None,
-    write_strength=None,
-    erase_read=None,
-    erase_write=None,
-    erase_before_decay=False,
-    scale=1.0,
-    initial_state=None,
-    segment_ids=None,
-    initial_segment=None,
-    return_state=False,
-    chunk_size=None,
+def linear_recurrence(
+    inputs: Recurrence, *, return_state: bool = False, chunk_size: int | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """See the front door for the arguments."""
-    b, t, h, value_dim = v.shape
-    key_dim = q.shape[3]
-    dtype, wide = v.dtype, jnp.promote_types(q.dtype, jnp.float32)
-    if write_strength is not None:
-        strength = by_channel(write_strength, wide)
-        if segment_ids is not None:
-            # Before the product: what padding holds, NaN included, must not reach a gradient either.
-            real = (segment_ids != 0)[:, :, None, None]
-            strength, v = jnp.where(real, strength, 0), jnp.where(real, v, 0)
-        v = (strength * v).astype(dtype)
-    q = q * jnp.asarray(scale, q.dtype)
-    rows = {"q": q, "k": k, "v": v, "e": erase_read, "u": erase_write}
-    rows = {
-        name: x if name == "v" else jnp.repeat(x, h // x.shape[2], axis=2) for name, x in rows.items() if x is not None
-    }
-    if log_decay is not None:
-        rows["g"] = jnp.broadcast_to(
-            by_channel(log_decay, wide), (b, t, h, log_decay.shape[3] if log_decay.ndim == 4 else 1)
-        )
-    if value_log_decay is not None:
-        rows["c"] = value_log_decay.astype(wide)
-    segments = None
-    if segment_ids is not None:
-        real = (segment_ids != 0)[:, :, None, None]
-        rows = {name: jnp.where(real, x, 0) for name, x in rows.items()}
-        segments = carried(segment_ids, jnp.zeros(b, jnp.int32) if initial_segment is None else initial_segment)
-
+    """Computes the recurrence chunk by chunk; see `linear_recurrence`."""
+    b, t, h, value_dim = inputs.v.shape
+    out_dtype, dtype = inputs.v.dtype, jnp.promote_types(inputs.q.dtype, jnp.float32)
     c = min(CHUNK if chunk_size is None else chunk_size, t)
-    if "g" in rows or "c" in rows:
+    if inputs.decay != "none":
         c = 1 << (c - 1).bit_length()  # decays are summed over halves of chunks
     n = -(-t // c)
-    padded = n * c - t
-    if padded:
-        # Trailing zeros write nothing and decay nothing; their segment is the last one, so the final state is right.
-        rows = {name: jnp.pad(x, ((0, 0), (0, padded), (0, 0), (0, 0))) for name, x in rows.items()}
-        segments = None if segments is None else jnp.pad(segments, ((0, 0), (0, padded)), mode="edge")
-    rows = {name: x.reshape(b, n, c, h, -1) for name, x in rows.items()}
-    before = None
-    if segments is not None:
-        segments = segments.reshape(b, n, c)
-        first = (
-            initial_segment
-            if initial_segment is not None and initial_state is not None
-            else jnp.zeros(b, segments.dtype)
-        )
-        before = jnp.concatenate([first[:, None], segments[:, :-1, -1]], axis=1)
-    state = jnp.zeros((b, h, key_dim, value_dim), wide) if initial_state is None else initial_state.astype(wide)
-    reads = n > 1 or initial_state is not None
+    inputs = in_whole_chunks(with_strength(without_padding(inputs)), c)
+    rows = _chunks(inputs, c, dtype)
+    segments = before = None
+    if inputs.segment_ids is not None:
+        segments = inputs.segment_ids.reshape(b, n, c)
+        before = jnp.concatenate([inputs.initial_segment[:, None], segments[:, :-1, -1]], axis=1)
+    state = inputs.initial_state
+    reads = n > 1 or state is not None
     carries = reads or return_state
+    state = jnp.zeros((b, h, inputs.q.shape[3], value_dim), dtype) if state is None else state.astype(dtype)
+    settings = (reads, carries, inputs.erase_before_decay, dtype)
     if n > 1 and device().platform == "cpu":
         # One chunk at a time, which stays in the processor's caches, and again in the backward pass: with all at once,
         # more than a third of the time goes into pages of fresh memory.
-        def one(state, chunk):
+        def one_chunk(state, chunk):
             rows, segments, before = jax.tree.map(lambda x: x[:, None], chunk)
-            o, state = _outputs(state, rows, segments, before, reads, carries, erase_before_decay, wide)
+            o, state = _outputs(state, rows, segments, before, *settings)
             return state, o[:, 0]
 
         chunks = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (rows, segments, before))
-        state, o = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), state, chunks)
+        state, o = jax.lax.scan(jax.checkpoint(one_chunk, prevent_cse=False), state, chunks)
         o = jnp.moveaxis(o, 0, 1)
     else:
-        o, state = _outputs(state, rows, segments, before, reads, carries, erase_before_decay, wide)
-    o = o.reshape(b, n * c, h, value_dim)[:, :t].astype(dtype)
+        o, state = _outputs(state, rows, segments, before, *settings)
+    o = o.reshape(b, n * c, h, value_dim)[:, :t].astype(out_dtype)
     return o, state if return_state else None
 
 
-def refuses(q, k, v, *, value_log_decay=None, erase_read=None, **_) -> str | None:
-    """Why the chunked form cannot serve a call; None if it can."""
-    if value_log_decay is not None and erase_read is not None:
-        return "beside a decay of its columns (value_log_decay) a state is erased from (erase_read) one token at a time only"
+def _chunks(inputs: Recurrence, c: int, dtype: Any) -> dict[str, jax.Array]:
+    """What there is of q, k, v, e, u and the log decays g and c, (b, n, c, h, channels or 1), with a head for each of v's."""
+    b, _, h, _ = inputs.v.shape
+    q = inputs.q * jnp.asarray(inputs.scale, inputs.q.dtype)
+    rows = {"q": q, "k": inputs.k, "v": inputs.v, "e": inputs.erase_read, "u": inputs.erase_write}
+    if inputs.log_decay is not None:
+        g = by_channel(inputs.log_decay, dtype)
+        rows["g"] = jnp.broadcast_to(g, (*inputs.v.shape[:3], g.shape[-1]))
+    if inputs.value_log_decay is not None:
+        rows["c"] = inputs.value_log_decay.astype(dtype)
+    return {name: repeat_heads(x, h).reshape(b, -1, c, h, x.shape[-1]) for name, x in rows.items() if x is not None}
+
+
+def refuses(inputs: Recurrence, **_) -> str | None:
+    """Returns why this backend cannot serve a call, None if it can."""
+    if inputs.value_log_decay is not None and inputs.erase_read is not None:
+        return "it does not erase (erase_read) where the state's columns decay (value_log_decay); the reference does"
     return None
 
 
-def _outputs(state, rows, segments, before, reads, carries, erase_before_decay, wide):
-    """Outputs (b, n, c, h, v) and the last state of chunks in order. before (b, n): the segment of the state before
-    each chunk.
-    reads, carries: whether there is a state before them, and whether the one after them matters."""
+def _outputs(state, rows, segments, before, reads, carries, erase_before_decay, dtype):
+    """Outputs (b, n, c, h, v) and the last state of chunks in order.
+
+    before: (b, n), the segment of the state before each chunk. reads, carries: whether there is a state before them, and
+    whether the one after them matters.
+    """
     rows = dict(rows)
-    g, by_value = rows.pop("g", None), rows.pop("c", None)
+    g, c = rows.pop("g", None), rows.pop("c", None)
     same = None if segments is None else (segments[:, :, :, None] == segments[:, :, None, :])[:, :, None]
-    scores = decayed_products(rows["q"], rows["k"], g, same, wide)
+    scores = decayed_products(rows["q"], rows["k"], g, same, dtype)
     weights = _weights(g, segments, before) if carries or "e" in rows else (None, None, None)
-    if by_value is not None:
-        return _value_decayed(rows, scores, by_value, weights, state, wide)
+    if c is not None:
+        return _value_decayed(rows, scores, c, weights, state, dtype)
     if "e" in rows:
         undecayed = erase_before_decay and g is not None
-        early = _weights(before_decay(g), segments, before)[0] if undecayed else None
-        return _erasing(rows, scores, g, same, weights, early, state, wide)
-    o = _product(scores, rows["v"], wide)
+        erase_reads = _weights(before_decay(g), segments, before)[0] if undecayed else None
+        return _erasing(rows, scores, g, same, weights, erase_reads, state, dtype)
+    o = _product(scores, rows["v"], dtype)
     if carries:
         to_read, to_write, keeps = weights
-        states, state = _states(state, _outer(_weighed(rows["k"], to_write, wide), rows["v"], wide), keeps)
+        states, state = _states(state, _outer(_weighted(rows["k"], to_write, dtype), rows["v"], dtype), keeps)
         if reads:
-            o = o + _read(_weighed(rows["q"], to_read, wide), states)
+            o = o + _read(_weighted(rows["q"], to_read, dtype), states)
     return o, state
 
 
-def _value_decayed(rows, scores, by_value, weights, state, wide):
-    """Outputs (b, n, c, h, v) and last state where the state's columns decay and nothing is erased. by_value: (b, n,
-    c, h, v)."""
+def _value_decayed(rows, scores, c, weights, state, dtype):
+    """Outputs (b, n, c, h, v) and last state where the state's columns decay, by c (b, n, c, h, v), and nothing is
+    erased."""
     reads, writes, keeps = weights
-    since = since_start(by_value)
-    kept = jnp.exp(since[:, :, -1])[:, :, :, None]
-    updates = _outer(_weighed(rows["k"], writes, wide), rows["v"] * jnp.exp(to_end(by_value)), wide)
-    before, state = _states(state, updates, kept if keeps is None else keeps * kept)
-    o = jnp.exp(since) * _read(_weighed(rows["q"], reads, wide), before)
-    return o + decayed_sums(scores, rows["v"], by_value, wide), state
+    since = since_start(c)
+    decayed = jnp.exp(since[:, :, -1])[:, :, :, None]
+    updates = _outer(_weighted(rows["k"], writes, dtype), rows["v"] * jnp.exp(to_end(c)), dtype)
+    before, state = _states(state, updates, decayed if keeps is None else keeps * decayed)
+    o = jnp.exp(since) * _read(_weighted(rows["q"], reads, dtype), before)
+    return o + decayed_sums(scores, rows["v"], c, dtype), state
 
 
-def _erasing(rows, scores, g, same, weights, early, state, wide):
-    """Outputs (b, n, c, h, v) and last state where something is erased. early: weights of the erase's reads where it
-    reads the undecayed state; None where it reads as q does."""
+def _erasing(rows, scores, g, same, weights, erase_reads, state, dtype):
+    """Outputs (b, n, c, h, v) and last state where something is erased.
+
+    erase_reads: weights of the erase's reads where it reads the undecayed state; None where it reads as q does.
+    """
     reads, writes, keeps = weights
-    products = decayed_products if early is None else products_before_decay
+    products = decayed_products if erase_reads is None else products_before_decay
     strict = jnp.tril(jnp.ones((rows["q"].shape[2],) * 2, bool), -1)
     earlier = strict if same is None else same & strict
     u = rows.get("u", rows["k"])
-    inverse = unit_inverse(products(rows["e"], u, g, earlier, wide))
-    readers = _product(inverse, _weighed(rows["e"], reads if early is None else early, wide), wide)
-    keys = _weighed(rows["k"], writes, wide)
+    inverse = unit_inverse(products(rows["e"], u, g, earlier, dtype))
+    readers = _product(inverse, _weighted(rows["e"], reads if erase_reads is None else erase_reads, dtype), dtype)
+    keys = _weighted(rows["k"], writes, dtype)
     if "u" not in rows:
         # Of v - n, the part that does not depend on the state.
-        own = _product(inverse, rows["v"].astype(wide), wide)
-        apart = None
+        independent = _product(inverse, rows["v"].astype(dtype), dtype)
+        write_terms = None
     else:
-        # n alone, in own and readers' sign; v enters by itself.
-        between = products(rows["e"], rows["k"], g, earlier, wide)
-        own = -_product(inverse, _product(between, rows["v"].astype(wide), wide), wide)
-        apart = (_outer(keys, rows["v"], wide), _product(scores, rows["v"].astype(wide), wide))
-        keys = _weighed(u, writes, wide)
+        # n alone, with the sign of v - n; v is written by terms of its own.
+        between = products(rows["e"], rows["k"], g, earlier, dtype)
+        independent = -_product(inverse, _product(between, rows["v"].astype(dtype), dtype), dtype)
+        write_terms = (_outer(keys, rows["v"], dtype), _product(scores, rows["v"].astype(dtype), dtype))
+        keys = _weighted(u, writes, dtype)
 
     def step(state, chunk):
-        own, readers, keys, keep, update = chunk
-        written = own - jnp.einsum("bihk,bhkv->bihv", readers, state)
+        independent, readers, keys, keep, update = chunk
+        written = independent - jnp.einsum("bihk,bhkv->bihv", readers, state)
         after = (state if keep is None else keep * state) + jnp.einsum("bihk,bihv->bhkv", keys, written)
         return after if update is None else after + update, (state, written)
 
-    xs = (own, readers, keys, keeps, None if apart is None else apart[0])
+    xs = (independent, readers, keys, keeps, None if write_terms is None else write_terms[0])
     state, (before, written) = jax.lax.scan(step, state, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs))
     before, written = jnp.moveaxis(before, 0, 1), jnp.moveaxis(written, 0, 1)
-    o = _read(_weighed(rows["q"], reads, wide), before)
-    if apart is None:
-        return o + _product(scores, written, wide), state
-    return o + apart[1] + _product(decayed_products(rows["q"], u, g, same, wide), written, wide), state
+    o = _read(_weighted(rows["q"], reads, dtype), before)
+    if write_terms is None:
+        return o + _product(scores, written, dtype), state
+    return o + write_terms[1] + _product(decayed_products(rows["q"], u, g, same, dtype), written, dtype), state
 
 
-def by_channel(x: jax.Array, wide) -> jax.Array:
-    """A number per head (h,), per head and token (b, t, h), or per channel (b, t, h, d), as something that
-    broadcasts over (b, t, h, d)."""
-    return (x if x.ndim == 4 else x[..., None]).astype(wide)
+def _product(matrix, x, dtype):
+    return jnp.moveaxis(jnp.einsum("bnhij,bnjhv->bnhiv", matrix.astype(x.dtype), x, preferred_element_type=dtype), 2, 3)
 
 
-def _product(matrix, x, wide):
-    return jnp.moveaxis(jnp.einsum("bnhij,bnjhv->bnhiv", matrix.astype(x.dtype), x, preferred_element_type=wide), 2, 3)
-
-
-def _outer(keys, values, wide):
-    return jnp.einsum("bnjhk,bnjhv->bnhkv", keys, values.astype(wide), preferred_element_type=wide)
+def _outer(keys, values, dtype):
+    return jnp.einsum("bnjhk,bnjhv->bnhkv", keys, values.astype(dtype), preferred_element_type=dtype)
 
 
 def _read(queries, states):
     return jnp.moveaxis(jnp.einsum("bnihk,bnhkv->bnhiv", queries, states, preferred_element_type=states.dtype), 2, 3)
 
 
-def _weighed(x, weights, wide):
+def _weighted(x, weights, dtype):
     if weights is None:
-        return x.astype(wide)
+        return x.astype(dtype)
     if weights.shape[-1] == 1:
         # Spread over channels by a product with ones, so that its gradient is one too: XLA's CPU backend takes ten
         # times as long for a sum over channels of products.
         weights = jnp.matmul(weights, jnp.ones((1, x.shape[-1]), weights.dtype), precision="highest")
-    return x.astype(wide) * weights
+    return x.astype(dtype) * weights
 
 
 def _weights(g, segments, before):
     """Per token the weight of its read of the state before the chunk and of its write to the chunk's end (b, n, c, h, k
-    or 1), and per chunk the share of that state that is kept (b, n, h, k or 1, 1); None stands for ones."""
+    or 1), and per chunk the share of that state that is decayed (b, n, h, k or 1, 1); None stands for ones."""
     writes = reads = keeps = None
     if g is not None:
         since = since_start(g)
@@ -253,20 +228,14 @@ def _weights(g, segments, before):
 def _states(state, updates, keeps):
     """States before each chunk (b, n, h, k, v), and the one after the last."""
     if updates.shape[1] == 1:
-        kept = state if keeps is None else keeps[:, 0] * state
-        return state[:, None], kept + updates[:, 0]
+        decayed = state if keeps is None else keeps[:, 0] * state
+        return state[:, None], decayed + updates[:, 0]
 
     def step(state, chunk):
         update, keep = chunk
-        kept = state if keep is None else keep * state
-        return kept + update, state
+        decayed = state if keep is None else keep * state
+        return decayed + update, state
 
     xs = (jnp.moveaxis(updates, 1, 0), None if keeps is None else jnp.moveaxis(keeps, 1, 0))
     state, before = jax.lax.scan(step, state, xs)
     return jnp.moveaxis(before, 0, 1), state
-
-
-def carried(segment_ids: jax.Array, first: jax.Array) -> jax.Array:
-    """Segments (b, t) in which padding takes the segment before it; `first` (b,) stands before the row."""
-    index = jax.lax.cummax(jnp.where(segment_ids != 0, jnp.arange(segment_ids.shape[1]), -1), axis=1)
-    return jnp.where(index >= 0, jnp.take_along_axis(segment_ids, jnp.maximum(index, 0), axis=1), first[:, None])

@@ -1,24 +1,25 @@
-"""Block schedules: which tiles of keys each tile of queries has to visit, and which of those need their mask looked at.
+"""Block schedules: the tiles of keys that each tile of queries has to visit, and which of those need their mask.
 
-A rule says which query may see which key, by fields of the two tokens (positions, segments, ...; never by place in
-storage unless a field says it). From the least and the greatest value of each field in a tile, interval arithmetic
-tells whether a tile of pairs is EMPTY (no pair is allowed), FULL (all are) or PARTIAL (it may be either, pair by pair).
-It errs towards PARTIAL, never towards the others.
+A mask (pallas_kernels/masks.py) says which query may see which key, by fields of the two tokens (positions, segments,
+...). From the least and the greatest value of each field in a tile, its interval arithmetic finds whether a tile of
+pairs is EMPTY (no pair is allowed), FULL (all are) or PARTIAL (it may be either, pair by pair). It errs towards
+PARTIAL, never towards the others.
 
-Rules are any hashable objects with the two methods of `Rule`; the mask algebra of pallas_kernels/masks.py is one
-family. Fields that are numpy arrays are known when a program is traced, and so is what follows from them alone; fields
-that are jax arrays make a schedule on the device.
+Fields that are numpy arrays are known when a program is traced, and so is what follows from them alone; fields that
+are jax arrays make a schedule on the device.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from recollect.pallas_kernels.masks import Mask
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 SEGMENTS = "segments"
@@ -26,22 +27,6 @@ SEGMENTS = "segments"
 Array = Any  # numpy's or jax's
 Fields = Mapping[str, Array]
 """Name -> (b or 1, tokens) int32."""
-
-
-class Rule(Protocol):
-    """Which pairs of tokens are allowed; padding is no matter of rules."""
-
-    @property
-    def fields(self) -> frozenset[str]:
-        """Names of the fields it reads."""
-
-    def allows(self, query: Any, key: Any) -> Any:
-        """bool, from int32 fields query.NAME and key.NAME that broadcast against each other. Used inside kernels:
-        comparisons, + and -, and &, | and ~ of comparisons only."""
-
-    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        """Whether some pair may be, and whether every pair is, allowed, from Range fields query.NAME and key.NAME
-        that broadcast."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +44,10 @@ class Tokens:
         self.__dict__.update(fields)
 
 
-def tile_allows(rule: Rule, query: Mapping[str, Any], key: Mapping[str, Any]) -> Any:
-    """The mask of pairs: the rule, and where segments are given that neither is padding (segment 0). Fields must
+def tile_allows(mask: Mask, query: Mapping[str, Any], key: Mapping[str, Any]) -> Any:
+    """Returns the mask of pairs (..., t, s): the expression, and where segments are given that neither is padding (segment 0). Fields must
     broadcast."""
-    allowed = rule.allows(Tokens(**query), Tokens(**key))
+    allowed = mask.allows(Tokens(**query), Tokens(**key))
     if SEGMENTS in query:
         allowed = allowed & (query[SEGMENTS] != 0) & (key[SEGMENTS] != 0)
     return allowed
@@ -89,9 +74,9 @@ def padded_fields(
     return sides[0], sides[1]
 
 
-def needed(rule: Rule, fields: Fields) -> dict[str, Array]:
+def needed(mask: Mask, fields: Fields) -> dict[str, Array]:
     """Of `fields` those that `tile_allows` reads, sorted by name."""
-    return {name: fields[name] for name in sorted(fields) if name in rule.fields or name == SEGMENTS}
+    return {name: fields[name] for name in sorted(fields) if name in mask.fields or name == SEGMENTS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,31 +131,31 @@ class BlockSchedule:
 
 
 def block_schedule(
-    rule: Rule, query: Fields, key: Fields, lengths: tuple[int, int], tiles: tuple[int, int]
+    mask: Mask, query: Fields, key: Fields, lengths: tuple[int, int], tiles: tuple[int, int]
 ) -> BlockSchedule:
-    """The schedule of a rule over tiles.
+    """Returns the schedule of a mask over tiles.
 
     Args:
-      query, key: what the rule reads and, where tokens may be padding, segments: (b or 1, t) and (b or 1, s).
+      query, key: the fields that the mask reads and, where tokens may be padding, segments: (b or 1, t) and (b or 1, s).
       lengths, tiles: (t, s), and the sizes of tiles of queries and of keys, which divide them.
 
     Raises:
-      ValueError: the rule reads a field that is missing.
+      ValueError: the mask reads a field that is missing.
     """
     for side, fields in (("query", query), ("key", key)):
-        missing = sorted(rule.fields - fields.keys())
+        missing = sorted(mask.fields - fields.keys())
         if missing:
             raise ValueError(
                 f"the mask reads the field {missing[0]}, which the {side} tokens lack; they have {', '.join(sorted(fields)) or 'none'}"
             )
-    query, key = needed(rule, query), needed(rule, key)
+    query, key = needed(mask, query), needed(mask, key)
     counts = (lengths[0] // tiles[0], lengths[1] // tiles[1])
-    some, every = _bounds(rule, query, key, tiles, counts)
+    some, every = _bounds(mask, query, key, tiles, counts)
     kinds = some.astype(np.int8) + (some & every).astype(np.int8)
     if isinstance(kinds, np.ndarray):
         return BlockSchedule(kinds, (kinds != EMPTY).any(axis=0))
     query, key = ({name: _known(x) for name, x in fields.items()} for fields in (query, key))
-    return BlockSchedule(kinds, _bounds(rule, query, key, tiles, counts)[0].any(axis=0))
+    return BlockSchedule(kinds, _bounds(mask, query, key, tiles, counts)[0].any(axis=0))
 
 
 def _known(field: Array) -> Array:
@@ -179,14 +164,14 @@ def _known(field: Array) -> Array:
 
 
 def _bounds(
-    rule: Rule, query: Fields, key: Fields, tiles: tuple[int, int], counts: tuple[int, int]
+    mask: Mask, query: Fields, key: Fields, tiles: tuple[int, int], counts: tuple[int, int]
 ) -> tuple[Array, Array]:
     """Whether some pair may be, and every pair is, allowed: (b', nq, nk) each, numpy if all fields are known."""
     query_ranges, key_ranges = (
         {name: _range(x, fields.get(SEGMENTS), tile, axis) for name, x in fields.items()}
         for fields, tile, axis in ((query, tiles[0], 2), (key, tiles[1], 1))
     )
-    some, every = rule.bounds(Tokens(**query_ranges), Tokens(**key_ranges))
+    some, every = mask.bounds(Tokens(**query_ranges), Tokens(**key_ranges))
     for ranges, fields, tile, axis in ((query_ranges, query, tiles[0], 2), (key_ranges, key, tiles[1], 1)):
         if SEGMENTS in fields:
             # A tile of nothing but padding has an empty range.

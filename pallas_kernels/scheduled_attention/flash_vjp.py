@@ -31,9 +31,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recollect.pallas_kernels.masks import Mask
 from recollect.pallas_kernels.scheduled_attention.block_schedule import (
     Fields,
-    Rule,
     Visits,
     block_schedule,
     needed,
@@ -45,7 +45,7 @@ MASKED_LSE = 1e30
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class AttentionSettings:
     """What is constant in a call. Lengths are multiples of the tiles.
 
     block: None, or ordinary keys a landmark block; a tile of keys then is one block: slots 0 .. block - 1 hold them,
@@ -53,7 +53,7 @@ class Settings:
     the others zeros. A tile is allowed or not as a whole a query: all its slots have the same fields.
     """
 
-    rule: Rule
+    mask: Mask
     scale: float
     query_tile: int
     key_tile: int
@@ -79,7 +79,7 @@ class Kernels(Protocol):
         key_heads: jax.Array | None,
         query_fields: Fields,
         key_fields: Fields,
-        settings: Settings,
+        settings: AttentionSettings,
     ) -> tuple[jax.Array, jax.Array]:
         """o (b, n, h, v) in q's dtype and lse (b, h, n); zeros and -inf for a query that sees nothing. sinks: (h,)
         fp32."""
@@ -96,7 +96,7 @@ class Kernels(Protocol):
         key_heads: jax.Array | None,
         query_fields: Fields,
         key_fields: Fields,
-        settings: Settings,
+        settings: AttentionSettings,
     ) -> jax.Array:
         """dq in q's dtype. lse is finite: MASKED_LSE where nothing is seen. do is in q's dtype."""
 
@@ -112,7 +112,7 @@ class Kernels(Protocol):
         key_heads: jax.Array | None,
         query_fields: Fields,
         key_fields: Fields,
-        settings: Settings,
+        settings: AttentionSettings,
     ) -> tuple[jax.Array, jax.Array]:
         """dk, dv in the dtypes of k and v. visits: those of the transposed schedule, for each tile of keys its tiles
         of queries."""
@@ -131,7 +131,7 @@ class KernelModule(Kernels, Protocol):
         self, n: int, s: int, k: int, v: int, dtype: Any, *, window: int | None = None, block: int | None = None
     ) -> tuple[int, int]:
         """Queries and keys a tile, for n queries and s keys of k and v dimensions. window: keys that a query sees near
-        it, if so few. block: as in Settings; the tile of keys then has room for it."""
+        it, if so few. block: as in AttentionSettings; the tile of keys then has room for it."""
 
 
 def attend(
@@ -140,7 +140,7 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     *,
-    rule: Rule,
+    mask: Mask,
     query_fields: Fields,
     key_fields: Fields,
     scale: float,
@@ -156,20 +156,20 @@ def attend(
       q, k, v, key_heads, sinks: see Kernels; any n and s. Padding must hold finite numbers.
       query_fields, key_fields: name -> (b or 1, n) and (b or 1, s) int; numpy arrays are known at trace time. Segment 0
         is padding.
-      block: see Settings; s is then a multiple of key_tile, and there are no sinks.
+      block: see AttentionSettings; s is then a multiple of key_tile, and there are no sinks.
 
     Returns:
       o (b, n, h, v) in q's dtype, and lse (b, n, h) fp32, -inf for queries that see nothing.
 
     Raises:
-      ValueError: the rule reads a field that is missing.
+      ValueError: the mask reads a field that is missing.
     """
     n, s = q.shape[1], k.shape[1]
     sizes = (n + -n % query_tile, s + -s % key_tile)
     query_fields, key_fields = padded_fields(query_fields, key_fields, (n, s), sizes)
     q = _padded(q, -n % query_tile)
     k, v = (_padded(x, -s % key_tile) for x in (k, v))
-    settings = Settings(rule, float(scale), query_tile, key_tile, block)
+    settings = AttentionSettings(mask, float(scale), query_tile, key_tile, block)
     static = [_Known(fields) for fields in (query_fields, key_fields)]
     traced = [
         {name: x for name, x in fields.items() if not isinstance(x, np.ndarray)}
@@ -235,5 +235,5 @@ _attention.defvjp(_forward, _backward)
 
 def _scheduled(settings, known_query, known_key, query_fields, key_fields, lengths):
     sides = ((known_query, query_fields), (known_key, key_fields))
-    query, key = (needed(settings.rule, {**known.fields, **fields}) for known, fields in sides)
-    return query, key, block_schedule(settings.rule, query, key, lengths, (settings.query_tile, settings.key_tile))
+    query, key = (needed(settings.mask, {**known.fields, **fields}) for known, fields in sides)
+    return query, key, block_schedule(settings.mask, query, key, lengths, (settings.query_tile, settings.key_tile))

@@ -20,9 +20,9 @@ import numpy as np
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.scheduled_attention import gpu_blocks, gpu_tiles
 from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields, Visits
-from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
+from recollect.pallas_kernels.scheduled_attention.flash_vjp import AttentionSettings
 from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import launch
-from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, Plan
+from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, GpuPlan
 
 LARGEST_HEAD = 128
 LARGEST_BLOCK = ROWS - 1
@@ -67,10 +67,10 @@ def forward(
     key_heads: jax.Array | None,
     query_fields: Fields,
     key_fields: Fields,
-    settings: Settings,
+    settings: AttentionSettings,
 ) -> tuple[jax.Array, jax.Array]:
     """See core.Kernels."""
-    call = _Call("forward", q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks)
+    call = _GpuCall("forward", q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks)
     out = launch(call.plan, call.inputs(), call.bodies.forward)
     return out["o"][..., : v.shape[3]], out["lse"]
 
@@ -86,10 +86,10 @@ def query_gradient(
     key_heads: jax.Array | None,
     query_fields: Fields,
     key_fields: Fields,
-    settings: Settings,
+    settings: AttentionSettings,
 ) -> jax.Array:
     """See core.Kernels."""
-    call = _Call("query_gradient", q, k, v, visits, key_heads, query_fields, key_fields, settings)
+    call = _GpuCall("query_gradient", q, k, v, visits, key_heads, query_fields, key_fields, settings)
     dq = launch(call.plan, call.inputs(do, lse, delta), call.bodies.query_gradient)["dq"][..., : q.shape[3]]
     return -dq if settings.scale < 0 else dq
 
@@ -105,18 +105,18 @@ def key_gradients(
     key_heads: jax.Array | None,
     query_fields: Fields,
     key_fields: Fields,
-    settings: Settings,
+    settings: AttentionSettings,
 ) -> tuple[jax.Array, jax.Array]:
     """See core.Kernels."""
-    call = _Call("key_gradients", q, k, v, visits, key_heads, query_fields, key_fields, settings)
+    call = _GpuCall("key_gradients", q, k, v, visits, key_heads, query_fields, key_fields, settings)
     out = launch(call.plan, call.inputs(do, lse, delta), call.bodies.key_gradients)
     return out["dk"][..., : k.shape[3]], out["dv"][..., : v.shape[3]]
 
 
-class _Call:
+class _GpuCall:
     """What a kernel is built for and given."""
 
-    def __init__(self, walk, q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks=None):
+    def __init__(self, kernel, q, k, v, visits, key_heads, query_fields, key_fields, settings, sinks=None):
         if settings.scale <= 0:  # masked scores are -inf, which must stay so once scaled
             q = -q if settings.scale < 0 else q
             settings = dataclasses.replace(settings, scale=max(-settings.scale, TINY))
@@ -126,8 +126,8 @@ class _Call:
         self.fields = {"query_fields": query_fields, "key_fields": key_fields}
         self.bodies: Any = gpu_tiles if settings.block is None else gpu_blocks
         b, n, h, key_dim = q.shape
-        self.plan = Plan(
-            walk=walk,
+        self.plan = GpuPlan(
+            kernel=kernel,
             settings=settings,
             b=b,
             n=n,
@@ -141,7 +141,7 @@ class _Call:
             fields=names,
             sinks=sinks is not None,
             gathered=key_heads is not None,
-            piece=ROWS,  # products take 64 at least, and registers hold no more beside the sums
+            part_rows=ROWS,  # products take 64 at least, and registers hold no more beside the sums
         )
 
     def inputs(self, do=None, lse=None, delta=None) -> dict[str, jax.Array]:

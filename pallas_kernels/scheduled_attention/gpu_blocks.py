@@ -12,83 +12,89 @@ import jax.numpy as jnp
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.mosaic_gpu import plgpu
-from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import Here, Walk
-from recollect.pallas_kernels.scheduled_attention.gpu_plan import ROWS, Plan
+from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import PipelineStep, TilePipeline
+from recollect.pallas_kernels.scheduled_attention.gpu_plan import ROWS, GpuPlan
 from recollect.pallas_kernels.scheduled_attention.gpu_tiles import LOWEST
 
 
-def forward(walk: Walk) -> None:
+def forward(pipeline: TilePipeline) -> None:
     """o and lse, by the online softmax over landmarks."""
-    plan = walk.plan
+    plan = pipeline.plan
 
-    def step(here: Here, carry):
+    def accumulate(step: PipelineStep, carry):
         acc, high, total = carry
         _, gates, exponentials, sums = _inner(
-            plan, gpu.mm(walk.own["q"], gpu.transposed(here["k"]), meanwhile=walk.turn)
+            plan, gpu.mm(pipeline.resident["q"], gpu.transposed(step["k"]), meanwhile=pipeline.turn)
         )
-        gates = here.masked_gates(gates)
+        gates = step.masked_gates(gates)
         higher = jnp.maximum(high, gates)
         shares, shrink = jnp.exp2(gates - higher), jnp.exp2(high - higher)
-        weights = exponentials * gpu.along_columns(shares / sums, plan.piece)
+        weights = exponentials * gpu.along_columns(shares / sums, plan.part_rows)
         acc = acc * gpu.along_columns(shrink, plan.value_dim)
         total = total * shrink + shares
-        acc, higher, total, weights = walk.turn((acc, higher, total, weights.astype(jnp.bfloat16)))
-        acc = gpu.mm_registers(weights, here["v"], acc, walk.staged(), here.refill)
+        acc, higher, total, weights = pipeline.turn((acc, higher, total, weights.astype(jnp.bfloat16)))
+        acc = gpu.mm_registers(weights, step["v"], acc, pipeline.staged(), step.refill)
         return acc, higher, total
 
     high, total = (gpu.per_row(jnp.full((ROWS,), x, jnp.float32)) for x in (LOWEST, 0.0))
-    acc, high, total = walk.run(step, (gpu.filled((ROWS, plan.value_dim), 0.0), high, total))
-    walk.leave_forward(acc, high, total)
+    acc, high, total = pipeline.run(accumulate, (gpu.filled((ROWS, plan.value_dim), 0.0), high, total))
+    pipeline.store_forward(acc, high, total)
 
 
-def query_gradient(walk: Walk) -> None:
+def query_gradient(pipeline: TilePipeline) -> None:
     """dq."""
-    plan = walk.plan
-    lse, delta = (walk.rows(row) for row in (0, 1))
+    plan = pipeline.plan
+    lse, delta = (pipeline.rows(row) for row in (0, 1))
 
-    def step(here: Here, dq):
-        scores, values = (walk.own["q"], gpu.transposed(here["k"])), (walk.own["do"], gpu.transposed(here["v"]))
+    def accumulate(step: PipelineStep, dq):
+        scores, values = (
+            (pipeline.resident["q"], gpu.transposed(step["k"])),
+            (pipeline.resident["do"], gpu.transposed(step["v"])),
+        )
         inner, dots = gpu.mm_while(scores, values, lambda scores: _inner(plan, scores))
         is_landmark, gates, exponentials, sums = inner
-        shares = jnp.exp2(here.masked_gates(gates) - lse)
-        inner_weights = exponentials * gpu.along_columns(1.0 / sums, plan.piece)
+        shares = jnp.exp2(step.masked_gates(gates) - lse)
+        inner_weights = exponentials * gpu.along_columns(1.0 / sums, plan.part_rows)
         averages = jnp.sum(inner_weights * dots, axis=1)
         d_scores = _d_scores(is_landmark, inner_weights, dots, shares, averages, delta)
-        return gpu.mm_registers(d_scores.astype(jnp.bfloat16), here["k"], dq, walk.staged(), here.refill)
+        return gpu.mm_registers(d_scores.astype(jnp.bfloat16), step["k"], dq, pipeline.staged(), step.refill)
 
-    dq = walk.run(step, gpu.filled((ROWS, plan.key_dim), 0.0))
-    walk.leave(dq * plan.settings.scale, "dq", walk.own["q"], walk.head)
+    dq = pipeline.run(accumulate, gpu.filled((ROWS, plan.key_dim), 0.0))
+    pipeline.store(dq * plan.settings.scale, "dq", pipeline.resident["q"], pipeline.head)
     plgpu.wait_smem_to_gmem(0)
 
 
-def key_gradients(walk: Walk) -> None:
+def key_gradients(pipeline: TilePipeline) -> None:
     """dk and dv."""
-    plan = walk.plan
+    plan = pipeline.plan
 
-    def step(here: Here, carry):
+    def accumulate(step: PipelineStep, carry):
         dk, dv = carry
-        is_landmark, gates, exponentials, sums = _inner(plan, gpu.mm(here["q"], gpu.transposed(walk.own["k"])))
-        shares = jnp.exp2(here.masked_gates(gates) - gpu.load_per_row(here["rows"].at[0]))
+        is_landmark, gates, exponentials, sums = _inner(plan, gpu.mm(step["q"], gpu.transposed(pipeline.resident["k"])))
+        shares = jnp.exp2(step.masked_gates(gates) - gpu.load_per_row(step["rows"].at[0]))
         inner_weights = exponentials * gpu.along_columns(1.0 / sums, ROWS)
-        walk.space["weights"][...] = (inner_weights * gpu.along_columns(shares, ROWS)).astype(jnp.bfloat16)
+        pipeline.scratch["weights"][...] = (inner_weights * gpu.along_columns(shares, ROWS)).astype(jnp.bfloat16)
         plgpu.commit_smem()
-        weights, values = gpu.transposed(walk.space["weights"]), (here["do"], gpu.transposed(walk.own["v"]))
-        dv, dots = gpu.mm_beside(weights, here["do"], dv, values, meanwhile=here.refill)
+        weights, values = (
+            gpu.transposed(pipeline.scratch["weights"]),
+            (step["do"], gpu.transposed(pipeline.resident["v"])),
+        )
+        dv, dots = gpu.mm_beside(weights, step["do"], dv, values, meanwhile=step.refill)
         averages = jnp.sum(inner_weights * dots, axis=1)
-        delta = gpu.load_per_row(here["rows"].at[1])
-        place = walk.space["weights"]
+        delta = gpu.load_per_row(step["rows"].at[1])
+        place = pipeline.scratch["weights"]
         place[...] = _d_scores(is_landmark, inner_weights, dots, shares, averages, delta).astype(jnp.bfloat16)
         plgpu.commit_smem()
-        dk = gpu.mm(gpu.transposed(place), here["q"], dk)
+        dk = gpu.mm(gpu.transposed(place), step["q"], dk)
         return dk, dv
 
-    dk, dv = walk.run(step, tuple(gpu.filled((ROWS, size), 0.0) for size in (plan.key_dim, plan.value_dim)))
-    walk.leave(dk * plan.settings.scale, "dk", walk.own["k"], walk.key_head)
-    walk.leave(dv, "dv", walk.own["v"], walk.key_head)
+    dk, dv = pipeline.run(accumulate, tuple(gpu.filled((ROWS, size), 0.0) for size in (plan.key_dim, plan.value_dim)))
+    pipeline.store(dk * plan.settings.scale, "dk", pipeline.resident["k"], pipeline.key_head)
+    pipeline.store(dv, "dv", pipeline.resident["v"], pipeline.key_head)
     plgpu.wait_smem_to_gmem(0)
 
 
-def _inner(plan: Plan, scores: jax.Array) -> tuple[jax.Array, ...]:
+def _inner(plan: GpuPlan, scores: jax.Array) -> tuple[jax.Array, ...]:
     """Of scores (64, slots): whether a slot is the landmark's, the landmark's score per row, the exponentials of the
     ordinary slots less their maximum per row (0 elsewhere), and their sums."""
     block = plan.settings.block

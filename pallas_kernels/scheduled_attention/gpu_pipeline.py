@@ -23,10 +23,10 @@ from jax.experimental import pallas as pl
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.mosaic_gpu import plgpu
 from recollect.pallas_kernels.scheduled_attention.block_schedule import tile_allows
-from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, Plan
+from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS, GpuPlan
 
 
-def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], None]) -> dict[str, jax.Array]:
+def launch(plan: GpuPlan, inputs: Mapping[str, jax.Array], run: Callable[[TilePipeline], None]) -> dict[str, jax.Array]:
     """Runs `run` on every thread block.
 
     Args:
@@ -36,32 +36,35 @@ def launch(plan: Plan, inputs: Mapping[str, jax.Array], run: Callable[[Walk], No
     """
     stages = plan.stage_count()
     staged = {name: _memory((stages, *shape), dtype, tile) for name, (shape, dtype, tile) in plan.stages().items()}
-    owned, space = ({name: _memory(*what) for name, what in group.items()} for group in (plan.owned(), plan.space()))
+    resident, scratch = (
+        {name: _memory(*what) for name, what in group.items()}
+        for group in (plan.resident_arrays(), plan.scratch_arrays())
+    )
     meeting = [plgpu.Barrier(num_arrivals=plan.warpgroups)] if plan.takes_turns else []
     results = plan.results()
-    names = (list(inputs), list(results), list(staged), list(owned), list(space))
+    names = (list(inputs), list(results), list(staged), list(resident), list(scratch))
 
     def body(*refs: Any) -> None:
         rest = iter(refs)
-        source, target, stage, own, laid = ({name: next(rest) for name in group} for group in names)
-        run(Walk(plan, stages, source, target, stage, own, laid, *rest))
+        source, target, stage, resident, scratch_refs = ({name: next(rest) for name in group} for group in names)
+        run(TilePipeline(plan, stages, source, target, stage, resident, scratch_refs, *rest))
 
     made = gpu.kernel(
         body,
         out_type=list(results.values()),
         scratch_types=[
             *staged.values(),
-            *owned.values(),
-            *space.values(),
+            *resident.values(),
+            *scratch.values(),
             plgpu.Barrier(num_arrivals=len(staged), num_barriers=stages),
             plgpu.Barrier(num_arrivals=plan.warpgroups, num_barriers=stages),
-            plgpu.Barrier(num_arrivals=len(owned), num_barriers=plan.warpgroups),
+            plgpu.Barrier(num_arrivals=len(resident), num_barriers=plan.warpgroups),
             gpu.plain((plan.warpgroups,), jnp.int32),
             *meeting,
         ],
         grid=plan.grid,
         grid_names=("head", "tile", "batch"),
-        name=f"scheduled_attention_{plan.walk}",
+        name=f"scheduled_attention_{plan.kernel}",
         threads=plan.warpgroups,
     )(*inputs.values())
     return dict(zip(results, made, strict=True))
@@ -71,26 +74,26 @@ def _memory(shape: tuple[int, ...], dtype: Any, tile: bool) -> Any:
     return gpu.tiled(shape, dtype) if tile else gpu.plain(shape, dtype)
 
 
-class Walk:
+class TilePipeline:
     """One thread block, as one of its warpgroups sees it."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: GpuPlan,
         stages: int,
         source: dict[str, Any],
         target: dict[str, Any],
         stage: dict[str, Any],
-        own: dict[str, Any],
-        space: dict[str, Any],
+        resident: dict[str, Any],
+        scratch: dict[str, Any],
         filled: Any,
         emptied: Any,
-        owned: Any,
+        resident_ready: Any,
         numbers: Any,
         meeting: Any = None,
     ) -> None:
         self.plan, self.stages, self.source, self.target, self.stage = plan, stages, source, target, stage
-        self.filled, self.emptied, self.owned = filled, emptied, owned
+        self.filled, self.emptied, self.resident_ready = filled, emptied, resident_ready
         self.meeting = meeting
         self.head, tile, self.batch = (jax.lax.axis_index(name) for name in ("head", "tile", "batch"))
         # The last queries may see the most keys, and the first keys be seen by the most queries: the longest walks
@@ -98,9 +101,9 @@ class Walk:
         self.tile = tile if plan.over_queries else plan.grid[1] - 1 - tile
         self.warpgroup = jax.lax.axis_index("warpgroup")
         self.tokens = pl.ds((self.tile * plan.warpgroups + self.warpgroup) * ROWS, ROWS)
-        self.everyones = own, space
+        self.all_warpgroups = resident, scratch
         self.numbers = numbers
-        self.place_at(self.warpgroup)
+        self.point_to(self.warpgroup)
         if plan.gathered:
             self.key_head = self.head if plan.over_queries else source["key_heads"][self.batch, self.tile]
         else:
@@ -111,24 +114,28 @@ class Walk:
             self.tile,
         )
         self.count = source["count"][self.list]
-        self.pieces = plan.other_tile // plan.piece
-        self.steps = self.count * (self.pieces * plan.repeats)
+        self.parts = plan.streamed_tile // plan.part_rows
+        self.steps = self.count * (self.parts * plan.repeats)
 
-    def place_at(self, warpgroup: jax.Array) -> None:
+    def point_to(self, warpgroup: jax.Array) -> None:
         """Points `own` and `space` to what is a warpgroup's."""
-        self.own, self.space = ({name: ref.at[warpgroup] for name, ref in group.items()} for group in self.everyones)
+        self.resident, self.scratch = (
+            {name: ref.at[warpgroup] for name, ref in group.items()} for group in self.all_warpgroups
+        )
 
-    def run(self, step: Callable[[Here, Any], Any], carry: Any, once: Callable[[], None] = lambda: None) -> Any:
-        """Folds `step` over all pieces, in order. once: called before the first, when the own rows are there."""
+    def run(
+        self, accumulate: Callable[[PipelineStep, Any], Any], carry: Any, once: Callable[[], None] = lambda: None
+    ) -> Any:
+        """Folds `accumulate` over all parts, in order. once: called before the first, when the own rows are there."""
         plan = self.plan
 
-        for name, ref in self.own.items():
-            there = self.source[name]
-            if name == plan.own_fields:
-                there = there.at[self.batch if there.shape[0] > 1 else 0, :, self.tokens]
+        for name, ref in self.resident.items():
+            region = self.source[name]
+            if name == plan.resident_fields:
+                region = region.at[self.batch if region.shape[0] > 1 else 0, :, self.tokens]
             else:
-                there = there.at[self.batch, self.tokens, self.key_head if name in ("k", "v") else self.head]
-            plgpu.copy_gmem_to_smem(there, ref, self.owned.at[self.warpgroup])
+                region = region.at[self.batch, self.tokens, self.key_head if name in ("k", "v") else self.head]
+            plgpu.copy_gmem_to_smem(region, ref, self.resident_ready.at[self.warpgroup])
 
         @pl.when(self.warpgroup == 0)
         def _() -> None:
@@ -138,7 +145,7 @@ class Walk:
                 def _(number: int = number) -> None:
                     self.fetch(jnp.int32(number), number)
 
-        plgpu.barrier_wait(self.owned.at[self.warpgroup])
+        plgpu.barrier_wait(self.resident_ready.at[self.warpgroup])
         once()
 
         def one(number: jax.Array, carry: Any) -> Any:
@@ -146,11 +153,11 @@ class Walk:
             slot = jax.lax.rem(number, jnp.int32(self.stages))
             following = self.partial(number + 1)
             plgpu.barrier_wait(self.filled.at[slot])
-            if plan.walk != "forward":
+            if plan.kernel != "forward":
                 # By a number that the compiler does not know: it would else work out the addresses of all operands
-                # before the first step, and keep them in registers that are lacking here.
-                self.place_at(self.numbers[self.warpgroup])
-            carry = step(Here(self, number, slot, partial), carry)
+                # before the first step, and keep them in registers that are lacking step.
+                self.point_to(self.numbers[self.warpgroup])
+            carry = accumulate(PipelineStep(self, number, slot, partial), carry)
 
             @pl.when(number + self.stages < self.steps)  # else nothing waits for it
             def _() -> None:
@@ -162,11 +169,11 @@ class Walk:
 
         self.numbers[self.warpgroup] = self.warpgroup
         if plan.takes_turns:
-            pl.when(self.warpgroup == 1)(self.meet)  # which sets it half a step back
+            pl.when(self.warpgroup == 1)(self.sync_warpgroups)  # which sets it half a step back
         carry, _ = jax.lax.fori_loop(0, self.steps, one, (carry, self.partial(jnp.int32(0))))
         if plan.takes_turns:
-            pl.when(self.warpgroup == 0)(self.meet)
-        self.place_at(self.warpgroup)
+            pl.when(self.warpgroup == 0)(self.sync_warpgroups)
+        self.point_to(self.warpgroup)
         return carry
 
     def place(self, number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -174,11 +181,11 @@ class Walk:
         plan = self.plan
         repeat = jnp.int32(0)
         if plan.repeats > 1:
-            a_repeat = jnp.maximum(self.count, 1) * self.pieces
-            repeat = jax.lax.div(number, a_repeat)
-            number = number - repeat * a_repeat
-        visit = _quotient(number, self.pieces)
-        return repeat, visit, number - visit * self.pieces
+            steps_per_repeat = jnp.maximum(self.count, 1) * self.parts
+            repeat = jax.lax.div(number, steps_per_repeat)
+            number = number - repeat * steps_per_repeat
+        visit = _quotient(number, self.parts)
+        return repeat, visit, number - visit * self.parts
 
     def partial(self, number: jax.Array) -> jax.Array:
         """1 where a step's mask must be looked at."""
@@ -190,19 +197,19 @@ class Walk:
     def fetch(self, number: jax.Array, slot: Any) -> None:
         """Starts the copies of a step's piece."""
         plan = self.plan
-        repeat, visit, piece = self.place(number)
-        start = self.source["index"][(*self.list, visit)] * plan.other_tile + piece * plan.piece
-        tokens = pl.ds(start, plan.piece)
+        repeat, visit, part = self.place(number)
+        start = self.source["index"][(*self.list, visit)] * plan.streamed_tile + part * plan.part_rows
+        tokens = pl.ds(start, plan.part_rows)
         query_head = 0 if plan.gathered else self.key_head * plan.sharing + repeat
         for name, buffers in self.stage.items():
             ref = self.source[name]
             if name == "rows":
-                there = ref.at[self.batch, query_head, :, tokens]
-            elif name == plan.other_fields:
-                there = ref.at[self.batch if ref.shape[0] > 1 else 0, :, tokens]
+                region = ref.at[self.batch, query_head, :, tokens]
+            elif name == plan.streamed_fields:
+                region = ref.at[self.batch if ref.shape[0] > 1 else 0, :, tokens]
             else:
-                there = ref.at[self.batch, tokens, self.key_head if name in ("k", "v") else query_head]
-            plgpu.copy_gmem_to_smem(there, buffers.at[slot], self.filled.at[slot])
+                region = ref.at[self.batch, tokens, self.key_head if name in ("k", "v") else query_head]
+            plgpu.copy_gmem_to_smem(region, buffers.at[slot], self.filled.at[slot])
 
     def refill(self, number: jax.Array) -> None:
         """Fills the stage of the step before this one again."""
@@ -220,11 +227,11 @@ class Walk:
 
     def rows(self, row: int) -> jax.Array:
         """A row of `rows` for the own side, from device memory."""
-        there = self.source["rows"].at[self.batch, self.head, row, self.tokens]
-        return gpu.load(there, plgpu.Layout.WGMMA.reduce(1), optimized=False)
+        region = self.source["rows"].at[self.batch, self.head, row, self.tokens]
+        return gpu.load(region, plgpu.Layout.WGMMA.reduce(1), optimized=False)
 
-    def meet(self) -> None:
-        """Waits until both warpgroups are here."""
+    def sync_warpgroups(self) -> None:
+        """Waits until both warpgroups are step."""
         plgpu.barrier_arrive(self.meeting)
         plgpu.barrier_wait(self.meeting)
 
@@ -235,79 +242,83 @@ class Walk:
             return carry
         if carry:
             carry = jax.lax.optimization_barrier(carry)
-        self.meet()
+        self.sync_warpgroups()
         return carry
 
     def staged(self, name: str = "weights") -> Any:
         """Where the simulator lays out what products take from registers; None for real."""
-        return self.space.get(name)
+        return self.scratch.get(name)
 
-    def leave(self, x: jax.Array, name: str, place: Any, head: Any) -> None:
+    def store(self, x: jax.Array, name: str, place: Any, head: Any) -> None:
         """Starts the copy of the own rows' result."""
         place[...] = x.astype(jnp.bfloat16)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(place, self.target[name].at[self.batch, self.tokens, head])
 
-    def leave_forward(self, acc: jax.Array, high: jax.Array, total: jax.Array) -> None:
+    def store_forward(self, acc: jax.Array, high: jax.Array, total: jax.Array) -> None:
         """o and lse out of weights' sums: `acc` times values and `total`, both relative to 2^high."""
         seen = total > 0
         total = jnp.where(seen, total, 1.0)
         inverse = jnp.where(seen, 1.0, 0.0) / total
         out = acc * gpu.along_columns(inverse, self.plan.value_dim)
-        self.leave(out, "o", self.space.get("out", self.own["q"]), self.head)
+        self.store(out, "o", self.scratch.get("out", self.resident["q"]), self.head)
         lse = jnp.where(seen, high / LOG2_E + jnp.log(total), -jnp.inf)
         self.target["lse"].at[self.batch, self.head, self.tokens][...] = lse
         plgpu.wait_smem_to_gmem(0)
 
 
-class Here:
+class PipelineStep:
     """One step: the stage that it reads, and its mask."""
 
-    def __init__(self, walk: Walk, number: jax.Array, slot: jax.Array, partial: jax.Array) -> None:
-        self.walk, self.number, self.partial_ = walk, number, partial
-        self.stage = {name: ref.at[slot] for name, ref in walk.stage.items()}
+    def __init__(self, pipeline: TilePipeline, number: jax.Array, slot: jax.Array, partial: jax.Array) -> None:
+        self.pipeline, self.number, self.is_partial = pipeline, number, partial
+        self.stage = {name: ref.at[slot] for name, ref in pipeline.stage.items()}
 
     def __getitem__(self, name: str) -> Any:
         return self.stage[name]
 
     def refill(self) -> None:
         """To be called once, where waiting for the other warpgroup costs the least."""
-        self.walk.refill(self.number)
+        self.pipeline.refill(self.number)
 
     def masked(self, scores: jax.Array) -> jax.Array:
-        """Scores (own rows, piece), -inf where a query does not see a key."""
-        walk = self.walk
-        plan = walk.plan
+        """Scores (own rows, part_rows), -inf where a query does not see a key."""
+        pipeline = self.pipeline
+        plan = pipeline.plan
 
-        def look(scores: jax.Array) -> jax.Array:
+        def apply_mask(scores: jax.Array) -> jax.Array:
             rows, columns = scores.shape
-            own, other = {}, {}
+            resident, streamed = {}, {}
             for row, name in enumerate(plan.fields):
-                own[name] = gpu.along_columns(gpu.load_per_row(walk.own[plan.own_fields].at[row]), columns)
-                other[name] = gpu.along_rows(gpu.load_per_column(self[plan.other_fields].at[row]), rows)
-            query, key = (other, own) if plan.over_queries else (own, other)
-            return jnp.where(tile_allows(plan.settings.rule, query, key), scores, -jnp.inf)
+                resident[name] = gpu.along_columns(
+                    gpu.load_per_row(pipeline.resident[plan.resident_fields].at[row]), columns
+                )
+                streamed[name] = gpu.along_rows(gpu.load_per_column(self[plan.streamed_fields].at[row]), rows)
+            query, key = (streamed, resident) if plan.over_queries else (resident, streamed)
+            return jnp.where(tile_allows(plan.settings.mask, query, key), scores, -jnp.inf)
 
-        return self._looked_at(look, scores)
+        return self._where_partial(apply_mask, scores)
 
     def masked_gates(self, gates: jax.Array) -> jax.Array:
         """Scores (64,) of a landmark, one a query, -inf where the query does not see the block."""
-        walk = self.walk
-        plan = walk.plan
+        pipeline = self.pipeline
+        plan = pipeline.plan
 
-        def look(gates: jax.Array) -> jax.Array:
+        def apply_mask(gates: jax.Array) -> jax.Array:
             query, key = {}, {}
             for row, name in enumerate(plan.fields):
-                query[name] = gpu.load_per_row((self if plan.over_queries else walk.own)["query_fields"].at[row])
-                key[name] = (walk.own if plan.over_queries else self)["key_fields"][row, 0]
-            return jnp.where(tile_allows(plan.settings.rule, query, key), gates, -jnp.inf)
+                query[name] = gpu.load_per_row(
+                    (self if plan.over_queries else pipeline.resident)["query_fields"].at[row]
+                )
+                key[name] = (pipeline.resident if plan.over_queries else self)["key_fields"][row, 0]
+            return jnp.where(tile_allows(plan.settings.mask, query, key), gates, -jnp.inf)
 
-        return self._looked_at(look, gates)
+        return self._where_partial(apply_mask, gates)
 
-    def _looked_at(self, look: Callable[[jax.Array], jax.Array], scores: jax.Array) -> jax.Array:
-        if not self.walk.plan.masked:
+    def _where_partial(self, apply_mask: Callable[[jax.Array], jax.Array], scores: jax.Array) -> jax.Array:
+        if not self.pipeline.plan.masked:
             return scores
-        return jax.lax.cond(self.partial_ == 1, look, lambda scores: scores, scores)
+        return jax.lax.cond(self.is_partial == 1, apply_mask, lambda scores: scores, scores)
 
 
 def _quotient(x: jax.Array, by: int) -> jax.Array:

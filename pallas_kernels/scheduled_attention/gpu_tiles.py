@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels import mosaic_gpu as gpu
 from recollect.pallas_kernels.mosaic_gpu import plgpu
-from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import Here, Walk
+from recollect.pallas_kernels.scheduled_attention.gpu_pipeline import PipelineStep, TilePipeline
 from recollect.pallas_kernels.scheduled_attention.gpu_plan import LOG2_E, ROWS
 
 LOWEST = -1e30
@@ -26,13 +26,13 @@ LOWEST = -1e30
 not NaN."""
 
 
-def forward(walk: Walk) -> None:
+def forward(pipeline: TilePipeline) -> None:
     """o and lse, by the online softmax."""
-    plan = walk.plan
+    plan = pipeline.plan
     unit = plan.unit
     low = jnp.float32(LOWEST)
-    first = jnp.maximum(walk.source["sinks"][walk.head] * LOG2_E, low) if plan.sinks else low
-    total = jnp.exp2(walk.source["sinks"][walk.head] * LOG2_E - first) if plan.sinks else jnp.float32(0)
+    first = jnp.maximum(pipeline.source["sinks"][pipeline.head] * LOG2_E, low) if plan.sinks else low
+    total = jnp.exp2(pipeline.source["sinks"][pipeline.head] * LOG2_E - first) if plan.sinks else jnp.float32(0)
     high, total = (gpu.per_row(jnp.full((ROWS,), x, jnp.float32)) for x in (first, total))
 
     left: list[Any] = []
@@ -41,68 +41,71 @@ def forward(walk: Walk) -> None:
         # Products of 64 keys with both operands in shared memory take all that it gives; queries in registers halve
         # that.
         registers = max(plan.key_dim, plan.value_dim) > 64 and dispatch.interpretation() is None
-        left.append(gpu.load(walk.own["q"]) if registers else walk.own["q"])
+        left.append(gpu.load(pipeline.resident["q"]) if registers else pipeline.resident["q"])
 
-    def step(here: Here, carry):
+    def accumulate(step: PipelineStep, carry):
         acc, high, total = carry
-        scores = here.masked(gpu.mm(left[0], gpu.transposed(here["k"]), meanwhile=walk.turn))
+        scores = step.masked(gpu.mm(left[0], gpu.transposed(step["k"]), meanwhile=pipeline.turn))
         higher = jnp.maximum(high, jnp.max(scores, axis=1) * unit)
-        weights = jnp.exp2(scores * unit - gpu.along_columns(higher, plan.piece))
+        weights = jnp.exp2(scores * unit - gpu.along_columns(higher, plan.part_rows))
         shrink = jnp.exp2(high - higher)
         total = total * shrink + jnp.sum(weights, axis=1)
         acc = acc * gpu.along_columns(shrink, plan.value_dim)
-        acc, higher, total, weights = walk.turn((acc, higher, total, weights.astype(jnp.bfloat16)))
-        acc = gpu.mm_registers(weights, here["v"], acc, walk.staged(), here.refill)
+        acc, higher, total, weights = pipeline.turn((acc, higher, total, weights.astype(jnp.bfloat16)))
+        acc = gpu.mm_registers(weights, step["v"], acc, pipeline.staged(), step.refill)
         return acc, higher, total
 
-    acc, high, total = walk.run(step, (gpu.filled((ROWS, plan.value_dim), 0.0), high, total), load)
-    walk.leave_forward(acc, high, total)
+    acc, high, total = pipeline.run(accumulate, (gpu.filled((ROWS, plan.value_dim), 0.0), high, total), load)
+    pipeline.store_forward(acc, high, total)
 
 
-def query_gradient(walk: Walk) -> None:
+def query_gradient(pipeline: TilePipeline) -> None:
     """dq."""
-    plan = walk.plan
-    lse, delta = (walk.rows(row) for row in (0, 1))
+    plan = pipeline.plan
+    lse, delta = (pipeline.rows(row) for row in (0, 1))
 
-    def step(here: Here, dq):
+    def accumulate(step: PipelineStep, dq):
         def weigh(scores):
-            return jnp.exp2(here.masked(scores) * plan.unit - gpu.along_columns(lse, plan.piece))
+            return jnp.exp2(step.masked(scores) * plan.unit - gpu.along_columns(lse, plan.part_rows))
 
-        scores, values = (walk.own["q"], gpu.transposed(here["k"])), (walk.own["do"], gpu.transposed(here["v"]))
+        scores, values = (
+            (pipeline.resident["q"], gpu.transposed(step["k"])),
+            (pipeline.resident["do"], gpu.transposed(step["v"])),
+        )
         if max(plan.key_dim, plan.value_dim) <= 64:  # 128 registers are enough then: two thread blocks a core
             weights, dots = weigh(gpu.mm(*scores)), gpu.mm(*values)
         else:
             weights, dots = gpu.mm_while(scores, values, weigh)
-        d_scores = (weights * (dots - gpu.along_columns(delta, plan.piece))).astype(jnp.bfloat16)
-        return gpu.mm_registers(d_scores, here["k"], dq, walk.staged(), here.refill)
+        d_scores = (weights * (dots - gpu.along_columns(delta, plan.part_rows))).astype(jnp.bfloat16)
+        return gpu.mm_registers(d_scores, step["k"], dq, pipeline.staged(), step.refill)
 
-    dq = walk.run(step, gpu.filled((ROWS, plan.key_dim), 0.0)) * plan.settings.scale
-    walk.leave(dq, "dq", walk.own["q"], walk.head)
+    dq = pipeline.run(accumulate, gpu.filled((ROWS, plan.key_dim), 0.0)) * plan.settings.scale
+    pipeline.store(dq, "dq", pipeline.resident["q"], pipeline.head)
     plgpu.wait_smem_to_gmem(0)
 
 
-def key_gradients(walk: Walk) -> None:
+def key_gradients(pipeline: TilePipeline) -> None:
     """dk and dv; scores are turned, a row a key."""
-    plan = walk.plan
+    plan = pipeline.plan
 
-    def step(here: Here, carry):
+    def accumulate(step: PipelineStep, carry):
         dk, dv = carry
         # Both products at once would fill the registers that masks need.
-        weights = _turned_weights(here, gpu.mm(walk.own["k"], gpu.transposed(here["q"])))
-        values = (walk.own["v"], gpu.transposed(here["do"]))
-        dv, dots = gpu.mm_beside(weights.astype(jnp.bfloat16), here["do"], dv, values, walk.staged(), here.refill)
-        d_scores = weights * (dots - gpu.along_rows(gpu.load_per_column(here["rows"].at[1]), ROWS))
-        dk = gpu.mm_registers(d_scores.astype(jnp.bfloat16), here["q"], dk, walk.staged("d_scores"))
+        weights = _turned_weights(step, gpu.mm(pipeline.resident["k"], gpu.transposed(step["q"])))
+        values = (pipeline.resident["v"], gpu.transposed(step["do"]))
+        dv, dots = gpu.mm_beside(weights.astype(jnp.bfloat16), step["do"], dv, values, pipeline.staged(), step.refill)
+        d_scores = weights * (dots - gpu.along_rows(gpu.load_per_column(step["rows"].at[1]), ROWS))
+        dk = gpu.mm_registers(d_scores.astype(jnp.bfloat16), step["q"], dk, pipeline.staged("d_scores"))
         return dk, dv
 
     zeros = tuple(gpu.filled((ROWS, size), 0.0) for size in (plan.key_dim, plan.value_dim))
-    dk, dv = walk.run(step, zeros)
-    walk.leave(dk * plan.settings.scale, "dk", walk.own["k"], walk.key_head)
-    walk.leave(dv, "dv", walk.own["v"], walk.key_head)
+    dk, dv = pipeline.run(accumulate, zeros)
+    pipeline.store(dk * plan.settings.scale, "dk", pipeline.resident["k"], pipeline.key_head)
+    pipeline.store(dv, "dv", pipeline.resident["v"], pipeline.key_head)
     plgpu.wait_smem_to_gmem(0)
 
 
-def _turned_weights(here: Here, scores: jax.Array) -> jax.Array:
+def _turned_weights(step: PipelineStep, scores: jax.Array) -> jax.Array:
     """exp(s - lse) from products (keys, queries)."""
-    lse = gpu.along_rows(gpu.load_per_column(here["rows"].at[0]), ROWS)
-    return jnp.exp2(here.masked(scores) * here.walk.plan.unit - lse)
+    lse = gpu.along_rows(gpu.load_per_column(step["rows"].at[0]), ROWS)
+    return jnp.exp2(step.masked(scores) * step.pipeline.plan.unit - lse)

@@ -19,17 +19,17 @@ from jax.experimental import pallas as pl
 
 from recollect.pallas_kernels.scheduled_attention import tpu_call, tpu_tile
 from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields, Visits
-from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
-from recollect.pallas_kernels.scheduled_attention.tpu_call import LANES, SCALAR_BYTES, Placed, Plan
+from recollect.pallas_kernels.scheduled_attention.flash_vjp import AttentionSettings
+from recollect.pallas_kernels.scheduled_attention.tpu_call import LANES, SCALAR_BYTES, BlockedArray, TpuPlan
 from recollect.pallas_kernels.scheduled_attention.tpu_grid import (
-    MOST_OWN,
+    MOST_RESIDENT,
     by_groups,
     most_steps,
-    other_tile,
-    own_tile,
-    walk,
+    resident_tile,
+    visit_list,
+    visited_tile,
 )
-from recollect.pallas_kernels.scheduled_attention.tpu_tile import Body, Online
+from recollect.pallas_kernels.scheduled_attention.tpu_tile import OnlineSoftmax, TileContext
 
 SUBLANES = 16  # of bf16, two to a register's 32 bits
 LARGEST_HEAD = 256
@@ -69,8 +69,8 @@ def refuses(
         key_tiles = 1 + -(-s // block)
         key_tiles = -(-key_tiles // together(key_tiles, key_tile))
     own = max(query_tiles, key_tiles * (groups if gathered else 1))
-    if own > MOST_OWN:
-        return f"{own} tiles are more than the {MOST_OWN} that a kernel's step can name"
+    if own > MOST_RESIDENT:
+        return f"{own} tiles are more than the {MOST_RESIDENT} that a kernel's step can name"
     most = 4 * (query_tiles * key_tiles + own)
     if most > SCALAR_BYTES:
         return f"visits of {query_tiles} x {key_tiles} tiles can take {most} bytes of scalar memory; {SCALAR_BYTES} are left for them"
@@ -91,7 +91,7 @@ def tile_sizes(
     Args:
       n, s, k, v: queries, keys, and dimensions of keys and of values.
       window: keys that a query sees, if few.
-      block: see core.Settings; the tile of keys then holds one block and its landmark, rounded up to whole registers of
+      block: see core.AttentionSettings; the tile of keys then holds one block and its landmark, rounded up to whole registers of
         bf16. Kernels take several such tiles together.
     """
     queries, keys = (256, 256) if jnp.dtype(dtype) == jnp.float32 else (512, 512)
@@ -116,7 +116,7 @@ def _even_tile(length: int, most: int) -> int:
     return max(SUBLANES, -(-share // unit) * unit)
 
 
-def _in_parts(function: Callable[..., Any]) -> Callable[..., Any]:
+def _in_batches(function: Callable[..., Any]) -> Callable[..., Any]:
     """Calls it for a few sequences at a time where the visits of all do not fit into scalar memory."""
 
     @functools.wraps(function)
@@ -151,7 +151,7 @@ def _in_parts(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-@_in_parts
+@_in_batches
 def forward(
     q: jax.Array,
     k: jax.Array,
@@ -161,10 +161,10 @@ def forward(
     key_heads: jax.Array | None,
     query_fields: Fields,
     key_fields: Fields,
-    settings: Settings,
+    settings: AttentionSettings,
 ) -> tuple[jax.Array, jax.Array]:
     """See core.Kernels."""
-    call = _Call(q, k, v, visits, key_heads, query_fields, key_fields, settings, over_queries=False)
+    call = _TpuCall(q, k, v, visits, key_heads, query_fields, key_fields, settings, over_queries=False)
     b, n, h, _ = q.shape
     tile, value_dim = settings.query_tile, v.shape[3]
     inputs = [*call.inputs(), *([] if sinks is None else [tpu_call.scalars(sinks)])]
@@ -172,13 +172,13 @@ def forward(
         tpu_call.new_rows((b, n, h, value_dim), q.dtype, tile, call.plan.queries),
         tpu_call.new_a_query(b, h, n, tile, call.plan.queries),
     ]
-    kernel = functools.partial(_forward_kernel, plan=call.plan, body=call.body, with_sinks=sinks is not None)
+    kernel = functools.partial(_forward_kernel, plan=call.plan, context=call.context, with_sinks=sinks is not None)
     scratch = [(1, tile), (1, tile), (value_dim, tile)]
     o, lse = call.run(kernel, inputs, outputs, scratch, products=(1, 1), name="scheduled_attention_forward")
     return tpu_call.as_rows(o, (b, n, h, value_dim)), lse.reshape(b, h, n)
 
 
-@_in_parts
+@_in_batches
 def query_gradient(
     q: jax.Array,
     k: jax.Array,
@@ -190,19 +190,19 @@ def query_gradient(
     key_heads: jax.Array | None,
     query_fields: Fields,
     key_fields: Fields,
-    settings: Settings,
+    settings: AttentionSettings,
 ) -> jax.Array:
     """See core.Kernels."""
-    call = _Call(q, k, v, visits, key_heads, query_fields, key_fields, settings, over_queries=False)
+    call = _TpuCall(q, k, v, visits, key_heads, query_fields, key_fields, settings, over_queries=False)
     outputs = [tpu_call.new_rows(q.shape, q.dtype, settings.query_tile, call.plan.queries)]
-    kernel = functools.partial(_query_kernel, plan=call.plan, body=call.body)
+    kernel = functools.partial(_query_kernel, plan=call.plan, context=call.context)
     scratch = [(q.shape[3], settings.query_tile)]
     inputs = call.inputs() + call.cotangents(do, lse, delta)
     (dq,) = call.run(kernel, inputs, outputs, scratch, products=(2, 1), name="scheduled_attention_query_gradient")
     return tpu_call.as_rows(dq, q.shape)
 
 
-@_in_parts
+@_in_batches
 def key_gradients(
     q: jax.Array,
     k: jax.Array,
@@ -214,21 +214,21 @@ def key_gradients(
     key_heads: jax.Array | None,
     query_fields: Fields,
     key_fields: Fields,
-    settings: Settings,
+    settings: AttentionSettings,
 ) -> tuple[jax.Array, jax.Array]:
     """See core.Kernels."""
-    call = _Call(q, k, v, visits, key_heads, query_fields, key_fields, settings, over_queries=True)
+    call = _TpuCall(q, k, v, visits, key_heads, query_fields, key_fields, settings, over_queries=True)
     made = call.arrays[1:]  # as padded
-    outputs = [tpu_call.new_rows(x.shape, x.dtype, call.body.key_rows, call.plan.keys) for x in made]
-    kernel = functools.partial(_key_kernel, plan=call.plan, body=call.body)
-    scratch = [(call.body.key_rows, x.shape[3]) for x in made]
+    outputs = [tpu_call.new_rows(x.shape, x.dtype, call.context.key_rows, call.plan.keys) for x in made]
+    kernel = functools.partial(_key_kernel, plan=call.plan, context=call.context)
+    scratch = [(call.context.key_rows, x.shape[3]) for x in made]
     inputs = call.inputs() + call.cotangents(do, lse, delta)
     dk, dv = call.run(kernel, inputs, outputs, scratch, products=(2, 2), name="scheduled_attention_key_gradients")
     dk, dv = (tpu_call.as_rows(x, y.shape)[:, : k.shape[1]] for x, y in zip((dk, dv), made, strict=True))
     return dk, dv
 
 
-class _Call:
+class _TpuCall:
     """What the three walks have in common: the arrays that all read, and how they are cut. Small landmark blocks are
     taken several a tile."""
 
@@ -245,28 +245,28 @@ class _Call:
                 k, v = (_to_multiple(x, blocks * settings.key_tile) for x in (k, v))
                 key_fields = {name: _to_multiple(x, blocks) for name, x in key_fields.items()}
         query_tiles, key_tiles = n // settings.query_tile, k.shape[1] // (blocks * settings.key_tile)
-        steps = walk(visits, query_tiles if over_queries else key_tiles)
+        steps = visit_list(visits, query_tiles if over_queries else key_tiles)
         self.arrays, self.settings, self.key_heads = (q, k, v), settings, key_heads
         self.query_fields, self.key_fields = query_fields, key_fields
-        self.plan = Plan(b, h, k.shape[2], query_tiles, key_tiles, steps, key_heads is not None, over_queries)
+        self.plan = TpuPlan(b, h, k.shape[2], query_tiles, key_tiles, steps, key_heads is not None, over_queries)
         cut = settings.block is not None and tiles % blocks
-        self.body = Body(
+        self.context = TileContext(
             settings, steps, q.dtype, tuple(query_fields) if steps.masked else (), blocks, tiles if cut else None
         )
 
-    def inputs(self) -> list[Placed]:
+    def inputs(self) -> list[BlockedArray]:
         """q, k, v and, where masks are looked at, the fields of queries and of keys."""
         q, k, v = self.arrays
-        plan, tiles = self.plan, (self.settings.query_tile, self.body.key_rows)
+        plan, tiles = self.plan, (self.settings.query_tile, self.context.key_rows)
         placed = [tpu_call.rows(q, tiles[0], plan.queries), *(tpu_call.rows(x, tiles[1], plan.keys) for x in (k, v))]
-        if self.body.names:
+        if self.context.names:
             # All slots of a landmark block have the same fields: one number is enough.
-            key_tile = tiles[1] if self.settings.block is None else self.body.blocks
-            placed.append(tpu_call.fields(self.query_fields, self.body.names, tiles[0], plan.queries))
-            placed.append(tpu_call.fields(self.key_fields, self.body.names, key_tile, plan.keys))
+            key_tile = tiles[1] if self.settings.block is None else self.context.blocks
+            placed.append(tpu_call.fields(self.query_fields, self.context.names, tiles[0], plan.queries))
+            placed.append(tpu_call.fields(self.key_fields, self.context.names, key_tile, plan.keys))
         return placed
 
-    def cotangents(self, do, lse, delta) -> list[Placed]:
+    def cotangents(self, do, lse, delta) -> list[BlockedArray]:
         tile, where = self.settings.query_tile, self.plan.queries
         return [
             tpu_call.rows(do, tile, where),
@@ -277,7 +277,7 @@ class _Call:
     def run(self, kernel, inputs, outputs, scratch, *, products: tuple[int, int], name: str) -> list[jax.Array]:
         """products: how many of a tile have the keys' width, and how many the values'."""
         q, _, v = self.arrays
-        pairs = self.settings.query_tile * self.body.key_rows
+        pairs = self.settings.query_tile * self.context.key_rows
         flops = 2 * pairs * (products[0] * q.shape[3] + products[1] * v.shape[3])
         return tpu_call.run(
             kernel,
@@ -305,35 +305,35 @@ def _to_multiple(x: Any, size: int) -> Any:
     return (np if isinstance(x, np.ndarray) else jnp).pad(x, widths) if widths[1][1] else x
 
 
-def _opened(references: Any, plan: Plan, body: Body) -> tuple[Any, Any, list[Any]]:
+def _opened(references: Any, plan: TpuPlan, context: TileContext) -> tuple[Any, Any, list[Any]]:
     """The step of this program, a function that gives the mask, and the references but for fields and prefetched
     arrays: q, k, v first."""
     refs = list(references)
     memory = [refs.pop(0) for _ in range(1 + plan.gathered)]
     step = plan.step([pl.program_id(i) for i in range(3)], memory)
     tiles = refs[:3]
-    query_fields, key_fields = (refs[3], refs[4]) if body.names else (None, None)
-    number = own_tile(step) if plan.over_queries else other_tile(step)
+    query_fields, key_fields = (refs[3], refs[4]) if context.names else (None, None)
+    number = resident_tile(step) if plan.over_queries else visited_tile(step)
 
     def mask(masked: bool) -> jax.Array | None:
-        return body.allowed(query_fields, key_fields, number) if masked else None
+        return context.allowed(query_fields, key_fields, number) if masked else None
 
-    return step, mask, tiles + refs[3 + 2 * bool(body.names) :]
+    return step, mask, tiles + refs[3 + 2 * bool(context.names) :]
 
 
-def _forward_kernel(*references: Any, plan: Plan, body: Body, with_sinks: bool) -> None:
-    step, mask, (q, k, v, *refs) = _opened(references, plan, body)
+def _forward_kernel(*references: Any, plan: TpuPlan, context: TileContext, with_sinks: bool) -> None:
+    step, mask, (q, k, v, *refs) = _opened(references, plan, context)
     sink = refs.pop(0)[pl.program_id(1)] if with_sinks else None
     o, lse, *scratch = refs
-    state = Online(*scratch)
+    state = OnlineSoftmax(*scratch)
 
     @pl.when(tpu_tile.starts(step))
     def _():
         state.start(sink)
 
-    @functools.partial(body.visit, step)
+    @functools.partial(context.visit, step)
     def _(masked):
-        tpu_tile.update(body, state, q[0], k[0], v[0], mask(masked))
+        tpu_tile.update(context, state, q[0], k[0], v[0], mask(masked))
 
     @pl.when(tpu_tile.ends(step))
     def _():
@@ -342,28 +342,28 @@ def _forward_kernel(*references: Any, plan: Plan, body: Body, with_sinks: bool) 
         lse[0, 0, 0] = sums
 
 
-def _query_kernel(*references: Any, plan: Plan, body: Body) -> None:
-    step, mask, (q, k, v, do, lse, delta, dq, collected) = _opened(references, plan, body)
+def _query_kernel(*references: Any, plan: TpuPlan, context: TileContext) -> None:
+    step, mask, (q, k, v, do, lse, delta, dq, collected) = _opened(references, plan, context)
 
     @pl.when(tpu_tile.starts(step))
     def _():
         collected[...] = jnp.zeros(collected.shape, jnp.float32)
 
-    @functools.partial(body.visit, step)
+    @functools.partial(context.visit, step)
     def _(masked):
         keys = k[0]
-        _, slopes = tpu_tile.weights_and_slopes(
-            body, q[0], keys, v[0], do[0], lse[0, 0, 0], delta[0, 0, 0], mask(masked)
+        _, d_scores = tpu_tile.weights_and_score_gradients(
+            context, q[0], keys, v[0], do[0], lse[0, 0, 0], delta[0, 0, 0], mask(masked)
         )
-        collected[...] += body.dot(keys, slopes, (0, 0))
+        collected[...] += context.dot(keys, d_scores, (0, 0))
 
     @pl.when(tpu_tile.ends(step))
     def _():
-        dq[0] = (body.settings.scale * collected[...]).T.astype(dq.dtype)
+        dq[0] = (context.settings.scale * collected[...]).T.astype(dq.dtype)
 
 
-def _key_kernel(*references: Any, plan: Plan, body: Body) -> None:
-    step, mask, (q, k, v, do, lse, delta, dk, dv, for_keys, for_values) = _opened(references, plan, body)
+def _key_kernel(*references: Any, plan: TpuPlan, context: TileContext) -> None:
+    step, mask, (q, k, v, do, lse, delta, dk, dv, for_keys, for_values) = _opened(references, plan, context)
     head, heads = pl.program_id(3), pl.num_programs(3)
 
     @pl.when(tpu_tile.starts(step) & (head == 0))
@@ -371,16 +371,16 @@ def _key_kernel(*references: Any, plan: Plan, body: Body) -> None:
         for collected in (for_keys, for_values):
             collected[...] = jnp.zeros(collected.shape, jnp.float32)
 
-    @functools.partial(body.visit, step)
+    @functools.partial(context.visit, step)
     def _(masked):
         queries, cotangents = q[0], do[0]
-        weights, slopes = tpu_tile.weights_and_slopes(
-            body, queries, k[0], v[0], cotangents, lse[0, 0, 0], delta[0, 0, 0], mask(masked)
+        weights, d_scores = tpu_tile.weights_and_score_gradients(
+            context, queries, k[0], v[0], cotangents, lse[0, 0, 0], delta[0, 0, 0], mask(masked)
         )
-        for_keys[...] += body.dot(slopes, queries, (1, 0))
-        for_values[...] += body.dot(weights, cotangents, (1, 0))
+        for_keys[...] += context.dot(d_scores, queries, (1, 0))
+        for_values[...] += context.dot(weights, cotangents, (1, 0))
 
     @pl.when(tpu_tile.ends(step) & (head == heads - 1))
     def _():
-        dk[0] = (body.settings.scale * for_keys[...]).astype(dk.dtype)
+        dk[0] = (context.settings.scale * for_keys[...]).astype(dk.dtype)
         dv[0] = for_values[...].astype(dv.dtype)

@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields
-from recollect.pallas_kernels.scheduled_attention.tpu_grid import Walk, other_tile, own_tile
+from recollect.pallas_kernels.scheduled_attention.tpu_grid import VisitList, resident_tile, visited_tile
 
 LANES = 128
 SCALAR_BYTES = 2**20 - 2**16
@@ -26,7 +26,7 @@ Where = Callable[..., tuple[Any, Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
+class BlockedArray:
     """An array, or the shape of one to be made, and its blocks."""
 
     array: Any
@@ -37,7 +37,7 @@ def rows_shape(b: int, t: int, h: int, d: int) -> tuple[int, int, int]:
     """How heads' rows (b, t, h, d) lie in memory: as they are, (b, t, h d), where one head is whole lanes or all, else
     (b h, t, d).
 
-    Blocks need lanes in multiples of 128 or all there are: narrower heads are transposed to be on their own.
+    BlockSoftmax need lanes in multiples of 128 or all there are: narrower heads are transposed to be on their own.
     """
     return (b, t, h * d) if _flat(h, d) else (b * h, t, d)
 
@@ -46,17 +46,17 @@ def _flat(h: int, d: int) -> bool:
     return h == 1 or d % LANES == 0
 
 
-def rows(x: jax.Array, tile: int, where: Where) -> Placed:
+def rows(x: jax.Array, tile: int, where: Where) -> BlockedArray:
     """(b, t, h, d) in blocks of one head's (1, tile, d)."""
     b, t, h, d = x.shape
     laid = x.reshape(b, t, h * d) if _flat(h, d) else jnp.swapaxes(x, 1, 2).reshape(b * h, t, d)
-    return Placed(laid, _rows_spec(h, d, tile, where))
+    return BlockedArray(laid, _rows_spec(h, d, tile, where))
 
 
-def new_rows(shape: tuple[int, ...], dtype: Any, tile: int, where: Where) -> Placed:
+def new_rows(shape: tuple[int, ...], dtype: Any, tile: int, where: Where) -> BlockedArray:
     """As `rows`, of an output: its shape (b, t, h, d) and dtype."""
     b, t, h, d = shape
-    return Placed(jax.ShapeDtypeStruct(rows_shape(b, t, h, d), dtype), _rows_spec(h, d, tile, where))
+    return BlockedArray(jax.ShapeDtypeStruct(rows_shape(b, t, h, d), dtype), _rows_spec(h, d, tile, where))
 
 
 def as_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -73,15 +73,15 @@ def _rows_spec(h: int, d: int, tile: int, where: Where) -> pl.BlockSpec:
     return pl.BlockSpec((1, tile, d), index)
 
 
-def a_query(x: jax.Array, tile: int, where: Where) -> Placed:
+def a_query(x: jax.Array, tile: int, where: Where) -> BlockedArray:
     """Numbers a query, (b, h, t), in rows (1, 1, 1, 1, tile)."""
     b, h, t = x.shape
-    return Placed(x.reshape(b, h, t // tile, 1, tile), _a_query_spec(tile, where))
+    return BlockedArray(x.reshape(b, h, t // tile, 1, tile), _a_query_spec(tile, where))
 
 
-def new_a_query(b: int, h: int, t: int, tile: int, where: Where) -> Placed:
+def new_a_query(b: int, h: int, t: int, tile: int, where: Where) -> BlockedArray:
     """As `a_query`, of an fp32 output."""
-    return Placed(jax.ShapeDtypeStruct((b, h, t // tile, 1, tile), jnp.float32), _a_query_spec(tile, where))
+    return BlockedArray(jax.ShapeDtypeStruct((b, h, t // tile, 1, tile), jnp.float32), _a_query_spec(tile, where))
 
 
 def _a_query_spec(tile: int, where: Where) -> pl.BlockSpec:
@@ -92,7 +92,7 @@ def _a_query_spec(tile: int, where: Where) -> pl.BlockSpec:
     return pl.BlockSpec((1, 1, 1, 1, tile), index)
 
 
-def fields(given: Fields, names: Sequence[str], tile: int, where: Where) -> Placed:
+def fields(given: Fields, names: Sequence[str], tile: int, where: Where) -> BlockedArray:
     """Token fields (b or 1, t) together, in blocks (1, 1, fields, tile): one transfer for all of them."""
     xp = np if all(isinstance(x, np.ndarray) for x in given.values()) else jnp
     sequences, t = np.broadcast_shapes(*(given[name].shape for name in names))
@@ -103,16 +103,16 @@ def fields(given: Fields, names: Sequence[str], tile: int, where: Where) -> Plac
         sequence, _, number = where(*at)
         return sequence if sequences > 1 else 0, number, 0, 0
 
-    return Placed(tiles, pl.BlockSpec((1, 1, len(names), tile), index))
+    return BlockedArray(tiles, pl.BlockSpec((1, 1, len(names), tile), index))
 
 
-def scalars(x: jax.Array) -> Placed:
+def scalars(x: jax.Array) -> BlockedArray:
     """An array in scalar memory, whole."""
-    return Placed(x, pl.BlockSpec(memory_space=pltpu.SMEM))
+    return BlockedArray(x, pl.BlockSpec(memory_space=pltpu.SMEM))
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TpuPlan:
     """What each program of a walk is about. Grid: sequences, heads, steps and, for the walk over queries, the query
     heads of a key head.
 
@@ -126,7 +126,7 @@ class Plan:
     groups: int
     query_tiles: int
     key_tiles: int
-    walk: Walk
+    visit_list: VisitList
     gathered: bool
     over_queries: bool
 
@@ -138,32 +138,32 @@ class Plan:
     @property
     def grid(self) -> tuple[Any, ...]:
         if self.over_queries:
-            return self.b, 1 if self.gathered else self.groups, self.walk.longest, self.sharing
-        return self.b, self.heads, self.walk.longest
+            return self.b, 1 if self.gathered else self.groups, self.visit_list.longest, self.sharing
+        return self.b, self.heads, self.visit_list.longest
 
     def step(self, at: Sequence[Any], memory: Sequence[Any]) -> Any:
-        return self.walk.at(memory[0], at[0], at[2])
+        return self.visit_list.at(memory[0], at[0], at[2])
 
     def queries(self, *given: Any) -> tuple[Any, Any, Any]:
         at, memory = self._apart(given)
         step = self.step(at, memory)
         if not self.over_queries:
-            return at[0], at[1], own_tile(step)
-        return at[0], 0 if self.gathered else at[1] * self.sharing + at[3], other_tile(step)
+            return at[0], at[1], resident_tile(step)
+        return at[0], 0 if self.gathered else at[1] * self.sharing + at[3], visited_tile(step)
 
     def keys(self, *given: Any) -> tuple[Any, Any, Any]:
         at, memory = self._apart(given)
         step = self.step(at, memory)
         if self.over_queries:
-            own = own_tile(step)
+            own = resident_tile(step)
             return (
                 (at[0], jax.lax.div(own, self.key_tiles), jax.lax.rem(own, self.key_tiles))
                 if self.gathered
                 else (at[0], at[1], own)
             )
         if self.gathered:
-            return at[0], memory[1][at[0] * self.query_tiles + own_tile(step)], other_tile(step)
-        return at[0], jax.lax.div(at[1], self.sharing) if self.sharing > 1 else at[1], other_tile(step)
+            return at[0], memory[1][at[0] * self.query_tiles + resident_tile(step)], visited_tile(step)
+        return at[0], jax.lax.div(at[1], self.sharing) if self.sharing > 1 else at[1], visited_tile(step)
 
     def _apart(self, given: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
         return given[: len(self.grid)], given[len(self.grid) :]
@@ -171,10 +171,10 @@ class Plan:
 
 def run(
     kernel: Callable[..., None],
-    plan: Plan,
+    plan: TpuPlan,
     key_heads: jax.Array | None,
-    inputs: Sequence[Placed],
-    outputs: Sequence[Placed],
+    inputs: Sequence[BlockedArray],
+    outputs: Sequence[BlockedArray],
     scratch: Sequence[tuple[int, int]],
     *,
     flops_a_step: int,
@@ -186,7 +186,7 @@ def run(
     Raises:
       ValueError: there are more visits than scalar memory holds.
     """
-    prefetched = [jnp.asarray(plan.walk.steps)]
+    prefetched = [jnp.asarray(plan.visit_list.steps)]
     if plan.gathered:
         assert key_heads is not None
         prefetched.append(key_heads.reshape(-1).astype(jnp.int32))
@@ -195,7 +195,7 @@ def run(
         raise ValueError(
             f"scheduled attention: visits take {taken} bytes of a TPU's scalar memory; {SCALAR_BYTES} are left for them"
         )
-    steps = plan.b * plan.heads * plan.walk.most
+    steps = plan.b * plan.heads * plan.visit_list.most
     how = dispatch.interpretation()
     semantics: Any = ("parallel", "parallel", *["arbitrary"] * (len(plan.grid) - 2))
     moved = sum(x.array.size * x.array.dtype.itemsize for x in (*inputs, *outputs))

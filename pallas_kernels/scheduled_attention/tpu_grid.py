@@ -19,12 +19,12 @@ from recollect.pallas_kernels.scheduled_attention.block_schedule import EMPTY, F
 FIRST, LAST, VISITED, MASKED = 1, 2, 4, 8
 """What a step does: it is the first or the last of its own tile; the other tile is looked at (not so where a tile
 has none); by its mask."""
-FLAG_BITS, OTHER_BITS, OWN_BITS = 4, 14, 13
-MOST_OWN, MOST_OTHERS = 2**OWN_BITS, 2**OTHER_BITS
+FLAG_BITS, VISITED_BITS, RESIDENT_BITS = 4, 14, 13
+MOST_RESIDENT, MOST_VISITED = 2**RESIDENT_BITS, 2**VISITED_BITS
 
 
 @dataclasses.dataclass(frozen=True)
-class Walk:
+class VisitList:
     """steps (b' most,) int32, of which for each sequence the first ones count and the others do nothing; all stop at
     `longest`, the greatest number that counts, which may be traced. b', here `sequences`, is as for Visits. masked,
     unmasked: whether there may be visits of either kind."""
@@ -41,14 +41,14 @@ class Walk:
         return steps[(sequence if self.sequences > 1 else 0) * self.most + step]
 
 
-def own_tile(step: Any) -> Any:
+def resident_tile(step: Any) -> Any:
     """The number of the step's tile of the own side."""
-    return step >> (FLAG_BITS + OTHER_BITS)
+    return step >> (FLAG_BITS + VISITED_BITS)
 
 
-def other_tile(step: Any) -> Any:
+def visited_tile(step: Any) -> Any:
     """The number of the tile that the step visits."""
-    return (step >> FLAG_BITS) & (MOST_OTHERS - 1)
+    return (step >> FLAG_BITS) & (MOST_VISITED - 1)
 
 
 def most_steps(visits: Visits) -> int:
@@ -61,7 +61,7 @@ def most_steps(visits: Visits) -> int:
     return tiles * m + heads * tiles if heads > 1 else tiles * m
 
 
-def walk(visits: Visits, others: int) -> Walk:
+def visit_list(visits: Visits, others: int) -> VisitList:
     """The list of visits, tile after tile, to `others` tiles of the other side; a tile without visits has one step,
     which only starts and ends it.
 
@@ -75,7 +75,7 @@ def walk(visits: Visits, others: int) -> Walk:
     sequences, heads, tiles, m = visits.index.shape
     most = most_steps(visits)
     tiles = heads * tiles
-    for named, bound in ((tiles, MOST_OWN), (others, MOST_OTHERS)):
+    for named, bound in ((tiles, MOST_RESIDENT), (others, MOST_VISITED)):
         if named > bound:
             raise ValueError(
                 f"scheduled attention: {named} tiles are more than the {bound} that a TPU kernel's step can name"
@@ -95,12 +95,12 @@ def walk(visits: Visits, others: int) -> Walk:
     visited = within & (xp.take_along_axis(count, own, axis=-1) > 0)
     last = within & (place == xp.take_along_axis(each, own, axis=-1) - 1)
     flags = FIRST * (within & (place == 0)) + LAST * last + VISITED * visited + MASKED * (visited & (partial == 1))
-    steps = (((own << OTHER_BITS) | other) << FLAG_BITS) + flags
+    steps = (((own << VISITED_BITS) | other) << FLAG_BITS) + flags
     masked = unmasked = True
     if xp is np:
         masked, unmasked = bool((visited & (partial == 1)).any()), bool((visited & (partial == 0)).any())
     longest = int(total.max()) if xp is np else jnp.max(total)
-    return Walk(steps.reshape(-1).astype(xp.int32), sequences, most, longest, masked, unmasked)
+    return VisitList(steps.reshape(-1).astype(xp.int32), sequences, most, longest, masked, unmasked)
 
 
 def kinds_of(visits: Visits, others: int) -> Any:

@@ -17,15 +17,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from recollect.pallas_kernels.scheduled_attention.block_schedule import tile_allows
-from recollect.pallas_kernels.scheduled_attention.flash_vjp import Settings
-from recollect.pallas_kernels.scheduled_attention.tpu_grid import FIRST, LAST, MASKED, VISITED, Walk
+from recollect.pallas_kernels.scheduled_attention.flash_vjp import AttentionSettings
+from recollect.pallas_kernels.scheduled_attention.tpu_grid import FIRST, LAST, MASKED, VISITED, VisitList
 
 LOWEST = -1e30
 """Where maxima start: finite, so that exp(-inf - maximum) is 0 where a query has seen nothing yet."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Body:
+class TileContext:
     """What kernels know when they are traced.
 
     names: of the fields, in the order of the rows that hold them. blocks: where keys come in landmark blocks, how many
@@ -33,8 +33,8 @@ class Body:
     tile holds nothing.
     """
 
-    settings: Settings
-    walk: Walk
+    settings: AttentionSettings
+    visit_list: VisitList
     dtype: Any
     names: tuple[str, ...]
     blocks: int = 1
@@ -61,18 +61,18 @@ class Body:
         return self.settings.scale * self.dot(k, q, (1, 1))
 
     def allowed(self, query_fields: Any, key_fields: Any, number: Any) -> jax.Array:
-        """(keys, queries) bool or, of landmark blocks, (blocks, 1, queries). The rule is asked with queries across and
+        """(keys, queries) bool or, of landmark blocks, (blocks, 1, queries). The mask is asked with queries across and
         keys down: fields only have
         to broadcast. number: the tile's of keys."""
         query = {name: query_fields[0, 0, i : i + 1] for i, name in enumerate(self.names)}
         key = {name: _column(key_fields[0, 0, i : i + 1]) for i, name in enumerate(self.names)}
         if self.settings.block is None:
             return jnp.broadcast_to(
-                tile_allows(self.settings.rule, query, key), (self.key_rows, self.settings.query_tile)
+                tile_allows(self.settings.mask, query, key), (self.key_rows, self.settings.query_tile)
             )
         query, key = ({name: x.reshape(x.shape[0], 1, x.shape[1]) for name, x in side.items()} for side in (query, key))
         allowed = jnp.broadcast_to(
-            tile_allows(self.settings.rule, query, key), (self.blocks, 1, self.settings.query_tile)
+            tile_allows(self.settings.mask, query, key), (self.blocks, 1, self.settings.query_tile)
         )
         if self.of_blocks is not None:
             allowed &= lax.broadcasted_iota(jnp.int32, allowed.shape, 0) < self.of_blocks - number * self.blocks
@@ -80,7 +80,7 @@ class Body:
 
     def visit(self, step: Any, body: Any) -> None:
         """Runs body(whether by the mask) where a tile is visited, of both kinds those that there are."""
-        for masked, present in ((True, self.walk.masked), (False, self.walk.unmasked)):
+        for masked, present in ((True, self.visit_list.masked), (False, self.visit_list.unmasked)):
             if present:
 
                 @pl.when(step & (VISITED | MASKED) == (VISITED | MASKED if masked else VISITED))
@@ -102,7 +102,7 @@ def ends(step: Any) -> Any:
     return step & LAST != 0
 
 
-class Online:
+class OnlineSoftmax:
     """The softmax over the keys seen so far, of every query of a tile: maximum and sum (1, queries), and the
     weighted sum of values (v, queries)."""
 
@@ -121,7 +121,7 @@ class Online:
         self.total[...] = jnp.zeros(shape, jnp.float32) if sink is None else jnp.exp(sink - first)
         self.output[...] = jnp.zeros(self.output.shape, jnp.float32)
 
-    def rise(self, highest: jax.Array) -> jax.Array:
+    def raise_maximum(self, highest: jax.Array) -> jax.Array:
         """Takes the maximum to at least `highest`, what was summed with it; returns the maximum."""
         before = self.maximum[...]
         maximum = jnp.maximum(before, highest)
@@ -140,24 +140,26 @@ class Online:
         return output.T, jnp.where(some, self.maximum[...] + jnp.log(total), -jnp.inf)
 
 
-def update(body: Body, state: Online, q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None) -> None:
+def update(
+    context: TileContext, state: OnlineSoftmax, q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array | None
+) -> None:
     """Takes a tile of keys into the softmax."""
-    s = body.scores(q, k)
-    if body.settings.block is None:
+    s = context.scores(q, k)
+    if context.settings.block is None:
         s = _masked(s, allowed)
-        weights = jnp.exp(s - state.rise(jnp.max(s, axis=0, keepdims=True)))
+        weights = jnp.exp(s - state.raise_maximum(jnp.max(s, axis=0, keepdims=True)))
         state.total[...] += jnp.sum(weights, axis=0, keepdims=True)
     else:
-        inside = Blocks(body, s)
+        inside = BlockSoftmax(context, s)
         gates = _masked(inside.gates, allowed)
-        shares = jnp.exp(gates - state.rise(jnp.max(gates, axis=0)))
+        shares = jnp.exp(gates - state.raise_maximum(jnp.max(gates, axis=0)))
         state.total[...] += jnp.sum(shares, axis=0)
         weights = (inside.raw * (shares / inside.sums)).reshape(s.shape)
-    state.output[...] += body.dot(v, weights, (0, 0))
+    state.output[...] += context.dot(v, weights, (0, 0))
 
 
-def weights_and_slopes(
-    body: Body,
+def weights_and_score_gradients(
+    context: TileContext,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -167,28 +169,28 @@ def weights_and_slopes(
     allowed: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Weights and the gradient by scores, (keys, queries) fp32."""
-    s, dots = body.scores(q, k), body.dot(v, do, (1, 1))
-    if body.settings.block is None:
+    s, dots = context.scores(q, k), context.dot(v, do, (1, 1))
+    if context.settings.block is None:
         weights = jnp.exp(_masked(s, allowed) - lse)
         return weights, weights * (dots - delta)
-    inside = Blocks(body, s)
+    inside = BlockSoftmax(context, s)
     shares = jnp.exp(_masked(inside.gates, allowed) - lse)
     averages = jnp.sum(inside.raw * dots.reshape(inside.raw.shape), axis=1, keepdims=True) / inside.sums
     weights = inside.raw * (shares / inside.sums)
-    slopes = weights * (dots.reshape(weights.shape) - averages)
-    slopes = jnp.where(inside.slots == body.settings.block, shares * (averages - delta), slopes)
-    return weights.reshape(s.shape), slopes.reshape(s.shape)
+    d_scores = weights * (dots.reshape(weights.shape) - averages)
+    d_scores = jnp.where(inside.slots == context.settings.block, shares * (averages - delta), d_scores)
+    return weights.reshape(s.shape), d_scores.reshape(s.shape)
 
 
-class Blocks:
+class BlockSoftmax:
     """Scores (keys, queries) by landmark block: the landmarks' `gates` (blocks, 1, queries), and inside each block a
     softmax over its ordinary keys as `raw` (blocks, slots, queries), 0 elsewhere, by `sums` (blocks, 1, queries).
     slots: the number of each slot."""
 
-    def __init__(self, body: Body, s: jax.Array):
-        block = body.settings.block
+    def __init__(self, context: TileContext, s: jax.Array):
+        block = context.settings.block
         assert block is not None
-        scores = s.reshape(body.blocks, body.settings.key_tile, s.shape[1])
+        scores = s.reshape(context.blocks, context.settings.key_tile, s.shape[1])
         self.slots = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
         self.gates = scores[:, block : block + 1]
         ordinary = jnp.where(self.slots < block, scores, -jnp.inf)

@@ -19,11 +19,23 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.dispatch import choose
-from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields, Rule
+from recollect.pallas_kernels.masks import Mask, is_expression
+from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 from recollect.pallas_kernels.sharding import sequence_parts
-from recollect.pallas_kernels.softmax_attention import scheduled, sequence_parallel
-from recollect.pallas_kernels.softmax_attention.backends import FORMS
+from recollect.pallas_kernels.softmax_attention import sequence_parallel
+
+# A library where one serves: cuDNN on NVIDIA GPUs, jax's splash attention on TPUs (their modules say what they refuse).
+# The scheduled kernels serve the rest: sinks on Hopper, masks over token fields, positions, log-sum-exps with
+# gradients, the same bits in every run.
+BACKENDS = {
+    "cudnn": "recollect.pallas_kernels.softmax_attention.cudnn",
+    "pallas_gpu": "recollect.pallas_kernels.softmax_attention.gpu",
+    "splash": "recollect.pallas_kernels.softmax_attention.splash",
+    "pallas_tpu": "recollect.pallas_kernels.softmax_attention.tpu",
+    "xla": "recollect.pallas_kernels.softmax_attention.xla",
+    "reference": "recollect.pallas_kernels.softmax_attention.reference",
+}
 
 
 def softmax_attention(
@@ -32,7 +44,7 @@ def softmax_attention(
     v: jax.Array,
     *,
     window: int | None = None,
-    mask: jax.Array | Rule | None = None,
+    mask: jax.Array | Mask | None = None,
     sinks: jax.Array | None = None,
     query_positions: jax.Array | None = None,
     key_positions: jax.Array | None = None,
@@ -57,14 +69,13 @@ def softmax_attention(
     Args:
       q: (b, t, h, k). k: (b, s, g, k) and v: (b, s, g, v), h a multiple of g.
       window: keys a query sees, itself included; None is all before it.
-      mask: what takes the place of the rule by positions, window and segments: a rule over token fields (an expression
-        of pallas_kernels/masks.py; recollect.pallas_kernels.scheduled_attention.block_schedule.Rule), of which only
-        tiles that it does not rule out are worked on; or (b or 1, t, s) bool, True where seen. Padding is seen by
-        nobody.
+      mask: takes the place of causality, window and segments: an expression over token fields
+        (pallas_kernels/masks.py), of which only tiles that may hold a visible pair are computed; or (b or 1, t, s)
+        bool, True where seen. Padding is seen by nobody.
       sinks: (h,) logits.
       query_positions, key_positions: (b, t) and (b, s) int; None counts from 0, and needs t == s.
       query_segments, key_segments: (b, t) and (b, s) int, 0 is padding, which may hold NaN; None is one document.
-      query_fields, key_fields: what else a rule reads, name -> (b or 1, t) and (b or 1, s) int.
+      query_fields, key_fields: what else a mask expression reads, name -> (b or 1, t) and (b or 1, s) int.
       scale: of the scores; None is k^(-1/2).
       deterministic: refuse forms whose gradients may differ from run to run in their last bits (cuDNN's).
       backend: see recollect.pallas_kernels.dispatch.
@@ -129,7 +140,7 @@ def softmax_attention(
         "return_lse": return_lse,
         "deterministic": deterministic,
     }
-    out, lse = choose("softmax_attention", backend, FORMS, q, k, v, **call)(q, k, v, **call)
+    out, lse = choose("softmax_attention", backend, BACKENDS, q, k, v, **call)(q, k, v, **call)
     return (out, lse) if return_lse else out
 
 
@@ -155,8 +166,12 @@ def _check(
         raise ValueError(
             f"softmax_attention: window={window} is given beside a mask, which takes its place: make it part of the mask"
         )
-    by_rule = scheduled.is_rule(mask)
-    if mask is not None and not by_rule and (mask.shape not in ((b, t, s), (1, t, s)) or mask.dtype != jnp.bool_):
+    is_mask_expression = is_expression(mask)
+    if (
+        mask is not None
+        and not is_mask_expression
+        and (mask.shape not in ((b, t, s), (1, t, s)) or mask.dtype != jnp.bool_)
+    ):
         raise ValueError(
             f"softmax_attention: mask must be bool {(b, t, s)} or {(1, t, s)}; got {mask.dtype} {mask.shape}"
         )
@@ -176,7 +191,7 @@ def _check(
             raise ValueError(f"softmax_attention: {name} must be {' or '.join(map(str, shapes))}; got {field.shape}")
     if (query_segments is None) != (key_segments is None):
         raise ValueError("softmax_attention: query_segments and key_segments must be given together")
-    if by_rule:
+    if is_mask_expression:
         for side, fields, positions, segments in (
             ("query", query_fields, query_positions, query_segments),
             ("key", key_fields, key_positions, key_segments),
@@ -192,11 +207,11 @@ def _check(
                     f"softmax_attention: the mask reads {missing[0]}, which neither {side}_fields nor another argument gives"
                 )
     elif more:
-        raise ValueError(f"softmax_attention: {more[0][0]} is given, but no rule as a mask that would read it")
+        raise ValueError(f"softmax_attention: {more[0][0]} is given, but no mask expression that would read it")
     elif mask is None and t != s and (query_positions is None or key_positions is None):
         raise ValueError(
             f"softmax_attention: {t} queries and {s} keys need query_positions and key_positions, or a mask"
         )
 
 
-__all__ = ["merge", "softmax_attention"]
+__all__ = ["BACKENDS", "merge", "softmax_attention"]

@@ -39,7 +39,7 @@ FEWEST_TOKENS = 128
 """Below, cuDNN's tiles would be mostly padding, and a launch takes longer than the work."""
 
 
-def attention(q, k, v, *, window, scale, **rest) -> tuple[jax.Array, None]:
+def softmax_attention(q, k, v, *, window, scale, **rest) -> tuple[jax.Array, None]:
     """See the front door for the arguments; returns the output and no log-sum-exp."""
     before = None if window is None or window >= q.shape[1] else (window - 1, 0)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from recollect.pallas_kernels.masks import is_expression
 from recollect.pallas_kernels.scheduled_attention.block_schedule import tile_allows
-from recollect.pallas_kernels.softmax_attention.scheduled import is_rule, rule_and_fields
+from recollect.pallas_kernels.softmax_attention.scheduled import mask_and_fields
 
 
-def attention(
+def softmax_attention(
     q,
     k,
     v,
@@ -35,8 +36,8 @@ def attention(
         real = query_segments != 0
         q = jnp.where(real[:, :, None, None], q, 0)
         k, v = (jnp.where((key_segments != 0)[:, :, None, None], x, 0) for x in (k, v))
-    if is_rule(mask):
-        rule, query, key = rule_and_fields(
+    if is_expression(mask):
+        expression, query, key = mask_and_fields(
             q,
             k,
             window=window,
@@ -52,9 +53,9 @@ def attention(
             {name: x[:, :, None] for name, x in query.items()},
             {name: x[:, None, :] for name, x in key.items()},
         )
-        mask = jnp.broadcast_to(tile_allows(rule, query, key), (b, t, s))
+        mask = jnp.broadcast_to(tile_allows(expression, query, key), (b, t, s))
     elif mask is None:
-        mask = _rule(b, t, s, window, query_positions, key_positions, query_segments, key_segments)
+        mask = _causal(b, t, s, window, query_positions, key_positions, query_segments, key_segments)
     seen = (mask & real[:, :, None])[:, None]
     k, v = (jnp.repeat(x.astype(wide), h // groups, axis=2) for x in (k, v))
     scores = jnp.where(seen, jnp.einsum("bthk,bshk->bhts", q.astype(wide), k) * scale, -jnp.inf)
@@ -70,7 +71,7 @@ def attention(
     return out, jnp.moveaxis(jnp.where(some, lse, -jnp.inf)[..., 0], 1, 2)
 
 
-def _rule(b, t, s, window, query_positions, key_positions, query_segments, key_segments) -> jax.Array:
+def _causal(b, t, s, window, query_positions, key_positions, query_segments, key_segments) -> jax.Array:
     i = (jnp.broadcast_to(jnp.arange(t), (b, t)) if query_positions is None else query_positions)[:, :, None]
     j = (jnp.broadcast_to(jnp.arange(s), (b, s)) if key_positions is None else key_positions)[:, None, :]
     seen = j <= i

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recollect.pallas_kernels.masks import Mask, causal, is_expression
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
-from recollect.pallas_kernels.scheduled_attention.block_schedule import SEGMENTS, Fields, Rule, needed
-from recollect.pallas_kernels.scheduled_attention.mask_rules import Before
+from recollect.pallas_kernels.scheduled_attention.block_schedule import SEGMENTS, Fields, needed
 from recollect.pallas_kernels.sharding import over_mesh
 from recollect.pallas_kernels.tuning import Sizes, block_sizes
 
@@ -21,22 +21,14 @@ FEWEST_QUERIES = 8
 """With fewer a tile would be mostly padding: xla's products read the cache once as well."""
 
 
-def is_rule(mask: Any) -> bool:
-    """Whether a mask is a rule over fields, not an array."""
-    return hasattr(mask, "allows")
-
-
-def rule_and_fields(
+def mask_and_fields(
     q, k, *, window, mask, query_positions, key_positions, query_segments, key_segments, query_fields, key_fields
-) -> tuple[Rule, Fields, Fields]:
-    """The rule of a call whose mask is no array, with what it reads of queries and of keys."""
+) -> tuple[Mask, Fields, Fields]:
+    """Returns the mask expression of a call whose mask is no array, and the fields that it reads of queries and of keys."""
     t, s = q.shape[1], k.shape[1]
     ordered = t == s and query_positions is key_positions and query_segments is key_segments
-    rule = (
-        mask
-        if is_rule(mask)
-        else Before(window, segmented=query_segments is not None, ordered=ordered and query_positions is not None)
-    )
+    if mask is None:
+        mask = causal(window, segmented=query_segments is not None, ordered=ordered and query_positions is not None)
     sides = []
     for length, positions, segments, more in (
         (t, query_positions, query_segments, query_fields),
@@ -47,32 +39,32 @@ def rule_and_fields(
         fields["order"] = np.arange(length, dtype=np.int32)[None]
         if segments is not None:
             fields[SEGMENTS] = segments
-        sides.append(needed(rule, fields))
-    return rule, sides[0], sides[1]
+        sides.append(needed(mask, fields))
+    return mask, sides[0], sides[1]
 
 
-def reckoned(kernels: flash_vjp.KernelModule) -> Callable[..., Sizes]:
+def default_tiles(kernels: flash_vjp.KernelModule) -> Callable[..., Sizes]:
     """A module's own tiles, as `tuning.block_sizes` asks for them; window 0 is none."""
 
-    def reckon(t: int, s: int, k: int, v: int, dtype: str, window: int) -> Sizes:
+    def heuristic(t: int, s: int, k: int, v: int, dtype: str, window: int) -> Sizes:
         query_tile, key_tile = kernels.tile_sizes(t, s, k, v, jnp.dtype(dtype), window=window or None)
         return {"query_tile": query_tile, "key_tile": key_tile}
 
-    return reckon
+    return heuristic
 
 
-def form(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+def on_kernels(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[..., Any], Callable[..., str | None]]:
     """The operation on a kernel module, and what it refuses; arguments as the front door's. name: of its tiles in
     the tuning tables."""
 
     def attention(q, k, v, *, sinks, scale, return_lse, deterministic, **rest):
-        rule, query_fields, key_fields = rule_and_fields(q, k, **rest)
+        mask, query_fields, key_fields = mask_and_fields(q, k, **rest)
         if rest["query_segments"] is not None:
             q = jnp.where((rest["query_segments"] != 0)[:, :, None, None], q, 0)
             k, v = (jnp.where((rest["key_segments"] != 0)[:, :, None, None], x, 0) for x in (k, v))
         sizes = block_sizes(
             name,
-            reckoned(kernels),
+            default_tiles(kernels),
             t=q.shape[1],
             s=k.shape[1],
             k=q.shape[3],
@@ -87,7 +79,7 @@ def form(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[..., Any]
             kernels=kernels,
             known=known,
             names=tuple(tuple(x) for x in traced),
-            rule=rule,
+            mask=mask,
             scale=scale,
             tiles=tiles,
         )
@@ -109,8 +101,8 @@ def form(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[..., Any]
         return out, lse
 
     def refuses(q, k, v, *, mask, window, **rest) -> str | None:
-        if mask is not None and not is_rule(mask):
-            return "it takes masks as rules over token fields (pallas_kernels/masks.py), not as arrays"
+        if mask is not None and not is_expression(mask):
+            return "it takes masks as expressions over token fields (pallas_kernels/masks.py), not as arrays"
         if q.shape[1] < FEWEST_QUERIES:
             return f"it takes at least {FEWEST_QUERIES} queries; got {q.shape[1]}"
         return kernels.refuses(q, k, v, window=window)
@@ -132,7 +124,7 @@ def _stacked(fields: dict[str, jax.Array]) -> jax.Array | None:
     return jnp.stack([jnp.broadcast_to(x.astype(jnp.int32), (rows, x.shape[1])) for x in fields.values()], axis=1)
 
 
-def _on_device(q, k, v, sinks, query_fields, key_fields, *, kernels, known, names, rule, scale, tiles):
+def _on_device(q, k, v, sinks, query_fields, key_fields, *, kernels, known, names, mask, scale, tiles):
     stacks = (query_fields, key_fields)
     fields = [
         {**static, **{name: stack[:, index] for index, name in enumerate(own)}}
@@ -143,7 +135,7 @@ def _on_device(q, k, v, sinks, query_fields, key_fields, *, kernels, known, name
         q,
         k,
         v,
-        rule=rule,
+        mask=mask,
         query_fields=fields[0],
         key_fields=fields[1],
         scale=scale,

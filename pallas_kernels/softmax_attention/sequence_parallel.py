@@ -42,17 +42,17 @@ def over_devices(
     Of documents with padding inside of them, a window sees no further than w - 1 places back, padding counted.
     """
     t = q.shape[1] // sequence_parts(q.shape[1])
-    rule = None if isinstance(mask, jax.Array) else mask
+    expression = None if isinstance(mask, jax.Array) else mask
     dense = mask if isinstance(mask, jax.Array) else None
 
     def part(q, k, v, sinks, dense, positions, segments, fields):
         if window is not None and window - 1 <= t:
             return _near(run, q, k, v, window, sinks, positions, segments)
-        counted = sequence_collectives.places(*q.shape[:2]) if positions is None else positions
+        counted = sequence_collectives.global_positions(*q.shape[:2]) if positions is None else positions
         seen: Callable[[jax.Array], jax.Array]
         if window is not None and window - 1 < (sequence_collectives.parts() - 1) * t:
             seen = functools.partial(_with_before, size=window - 1)
-            there = sequence_collectives.first_token(t) - (window - 1) + jnp.arange(window - 1 + t) >= 0
+            there = sequence_collectives.first_position(t) - (window - 1) + jnp.arange(window - 1 + t) >= 0
             key_positions = jnp.where(there, seen(counted), UNSEEN)
         else:
             seen, key_positions = sequence_collectives.gathered, sequence_collectives.gathered(counted)
@@ -61,7 +61,7 @@ def over_devices(
             seen(k),
             seen(v),
             window=window,
-            mask=rule if dense is None else dense,
+            mask=expression if dense is None else dense,
             sinks=sinks,
             query_positions=counted,
             key_positions=key_positions,
@@ -83,7 +83,7 @@ def _near(run, q, k, v, window, sinks, positions, segments):
     (b, t), front = q.shape[:2], window - 1
 
     seen = functools.partial(_with_before, size=front)
-    there = sequence_collectives.first_token(t) - front + jnp.arange(front + t) >= 0
+    there = sequence_collectives.first_position(t) - front + jnp.arange(front + t) >= 0
     own = jnp.broadcast_to(there.astype(jnp.int32), (b, front + t)) if segments is None else seen(segments)
     positions = None if positions is None else seen(positions)
     queries = jnp.pad(q, ((0, 0), (front, 0), (0, 0), (0, 0)))
@@ -93,4 +93,4 @@ def _near(run, q, k, v, window, sinks, positions, segments):
 
 def _with_before(x: jax.Array, size: int) -> jax.Array:
     """Of a part (b, t, ...) also the `size` tokens before it: (b, size + t, ...)."""
-    return jnp.concatenate([sequence_collectives.before(x, size), x], axis=1)
+    return jnp.concatenate([sequence_collectives.previous_tokens(x, size), x], axis=1)

@@ -34,7 +34,7 @@ MOST_PADDING = 1 / 8
 """Share of a sequence by which it may grow for a larger block."""
 
 
-def attention(q, k, v, *, window, sinks, query_segments, scale, **rest) -> tuple[jax.Array, None]:
+def softmax_attention(q, k, v, *, window, sinks, query_segments, scale, **rest) -> tuple[jax.Array, None]:
     """See the front door for the arguments; returns the output and no log-sum-exp."""
     interpret = _interpret()
 

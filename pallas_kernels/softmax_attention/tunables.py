@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from recollect.pallas_kernels.scheduled_attention import gpu, tpu
 from recollect.pallas_kernels.softmax_attention import softmax_attention
-from recollect.pallas_kernels.softmax_attention.backends import SCHEDULED
-from recollect.pallas_kernels.softmax_attention.scheduled import reckoned
+from recollect.pallas_kernels.softmax_attention.scheduled import default_tiles
 from recollect.pallas_kernels.tuning import Key, Sizes
 from recollect.pallas_kernels.tuning.measure import Tunable
 
@@ -56,9 +56,9 @@ TUNABLES = [
             for t, window in ((2048, 0), (4096, 0), (4096, 512), (16384, 512))
             for d in (64, 128)
         ],
-        heuristic=reckoned(kernels),
+        heuristic=default_tiles(kernels),
         candidates=_candidates(platform),
         build=functools.partial(_build, backend=f"pallas_{platform}"),
     )
-    for platform, kernels in SCHEDULED.items()
+    for platform, kernels in (("gpu", gpu), ("tpu", tpu))
 ]

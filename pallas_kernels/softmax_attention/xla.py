@@ -1,7 +1,7 @@
 """Dense products over what can be seen, in four forms: all keys; for self-attention blocks of queries against the keys
 stored up to their end; for windowed self-attention blocks of queries against their own and the previous block of keys,
-so that the work grows with the window and not with the square of the length; for masks given as rules blocks of queries
-against the tiles of keys that the rule's schedule may have them visit, where it is known at trace time that these are
+so that the work grows with the window and not with the square of the length; for mask expressions blocks of queries
+against the tiles of keys that the mask's schedule may have them visit, where it is known at trace time that these are
 few.
 
 Padding inside a document would put keys of a window further away than the window in storage: rows are compacted first.
@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.pallas_kernels.chunking import chunked, compaction, joined, permuted, taken, with_previous
+from recollect.pallas_kernels.chunking import chunked, compaction, permuted, taken, unchunked, with_previous
 from recollect.pallas_kernels.dense_softmax import attend
+from recollect.pallas_kernels.masks import is_expression
 from recollect.pallas_kernels.scheduled_attention.block_schedule import block_schedule, padded_fields, tile_allows
-from recollect.pallas_kernels.softmax_attention.scheduled import is_rule, rule_and_fields
+from recollect.pallas_kernels.softmax_attention.scheduled import mask_and_fields
 
 QUERY_BLOCK = 128
 """Queries a block of the causal form, at least; two CPU cores at (8, 512, 4, 32) take 42 ms for value and gradient
@@ -29,10 +30,10 @@ SMALLEST_BAND = 32
 """Queries a block of the banded form, at least: smaller windows make products too small to be fast."""
 
 TILE = 64
-"""Queries and keys a tile of a rule's schedule."""
+"""Queries and keys a tile of a mask's schedule."""
 
 
-def attention(
+def softmax_attention(
     q,
     k,
     v,
@@ -60,8 +61,8 @@ def attention(
     q = q.reshape(b, t, groups, h // groups, -1)
     if sinks is not None:
         sinks = sinks.reshape(groups, 1, h // groups)
-    if is_rule(mask):
-        fields = rule_and_fields(
+    if is_expression(mask):
+        fields = mask_and_fields(
             q,
             k,
             window=window,
@@ -73,7 +74,7 @@ def attention(
             query_fields=query_fields,
             key_fields=key_fields,
         )
-        out, lse = _by_rule(q, k, v, *fields, sinks, scale)
+        out, lse = _by_schedule(q, k, v, *fields, sinks, scale)
     elif mask is not None:
         if query_segments is not None:
             mask = mask & (query_segments != 0)[:, :, None]
@@ -97,7 +98,7 @@ def _positions(x, positions) -> jax.Array:
 
 
 def _allowed(i, query_segments, j, key_segments, window) -> jax.Array:
-    """The rule for positions i (..., t) and j (..., s): (..., t, s) bool."""
+    """Returns the causal mask of positions i (..., t) and j (..., s): (..., t, s) bool."""
     distance = i[..., :, None] - j[..., None, :]
     allowed = distance >= 0
     if window is not None:
@@ -146,16 +147,16 @@ def _banded(q, k, v, window, positions, segments, sinks, scale):
         i, segments = (chunked(x, c) for x in (i, jnp.ones((b, t), jnp.int32) if segments is None else segments))
         allowed = _allowed(i, segments, with_previous(i), with_previous(segments), window)
     out, lse = attend(q, with_previous(k), with_previous(v), allowed, scale, sinks)
-    out, lse = (joined(x, t) for x in (out, lse))
+    out, lse = (unchunked(x, t) for x in (out, lse))
     return (out, lse) if back is None else (permuted(out, back, order), permuted(lse, back, order))
 
 
-def _by_rule(q, k, v, rule, query_fields, key_fields, sinks, scale):
+def _by_schedule(q, k, v, mask, query_fields, key_fields, sinks, scale):
     """The tiles of keys that each tile of queries may visit, gathered; or all keys, where most would be."""
     b, t = q.shape[:2]
     n, s = -(-t // TILE), -(-k.shape[1] // TILE) * TILE
     padded = padded_fields(query_fields, key_fields, (t, k.shape[1]), (n * TILE, s))
-    schedule = block_schedule(rule, *padded, (n * TILE, s), (TILE, TILE))
+    schedule = block_schedule(mask, *padded, (n * TILE, s), (TILE, TILE))
     visits = schedule.visits()
     m = visits.index.shape[-1]
     if 2 * m * TILE > s:
@@ -168,7 +169,7 @@ def _by_rule(q, k, v, rule, query_fields, key_fields, sinks, scale):
             q,
             k,
             v,
-            jnp.broadcast_to(tile_allows(rule, query, key), (1 if not query else b, t, k.shape[1])),
+            jnp.broadcast_to(tile_allows(mask, query, key), (1 if not query else b, t, k.shape[1])),
             scale,
             sinks,
         )
@@ -186,6 +187,6 @@ def _by_rule(q, k, v, rule, query_fields, key_fields, sinks, scale):
     query, key = ({name: jnp.asarray(x) for name, x in fields.items()} for fields in padded)
     query = {name: x.reshape(-1, n, TILE, 1) for name, x in query.items()}
     key = {name: visited(x)[:, :, None, :] for name, x in key.items()}
-    allowed = tile_allows(rule, query, key) & jnp.repeat(within, TILE, axis=-1)[:, :, None, :]
+    allowed = tile_allows(mask, query, key) & jnp.repeat(within, TILE, axis=-1)[:, :, None, :]
     out, lse = attend(chunked(q, TILE), visited(k), visited(v), allowed, scale, sinks)
-    return tuple(joined(x, t) for x in (out, lse))
+    return tuple(unchunked(x, t) for x in (out, lse))

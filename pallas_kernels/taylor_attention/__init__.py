@@ -15,36 +15,48 @@ A token whose segment differs from the one before it starts from S = 0. Padding 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
-import jax
+from jaxtyping import Array, Float, Int
 
-from recollect.pallas_kernels.dispatch import always, choose
-from recollect.pallas_kernels.sharding import over_mesh, sequence_parts
-from recollect.pallas_kernels.taylor_attention import gpu, reference, sequence_parallel, tpu, xla
+from recollect.pallas_kernels.dispatch import choose
+from recollect.pallas_kernels.linear_recurrence.recurrence import Recurrence, check
+from recollect.pallas_kernels.sharding import sequence_parts
+from recollect.pallas_kernels.taylor_attention import reference, sequence_parallel
 from recollect.pallas_kernels.taylor_attention.features import count
 from recollect.pallas_kernels.taylor_attention.step import taylor_attention_step
 
+BACKENDS = {
+    "pallas_gpu": "recollect.pallas_kernels.taylor_attention.gpu",
+    "pallas_tpu": "recollect.pallas_kernels.taylor_attention.tpu",
+    "xla": "recollect.pallas_kernels.taylor_attention.xla",
+    "reference": "recollect.pallas_kernels.taylor_attention.reference",
+}
+
 
 def taylor_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "b t g k"],
+    k: Float[Array, "b t g k"],
+    v: Float[Array, "b t h v"],
     *,
     scale: float | None = None,
     normalise: bool = True,
     epsilon: float = 1e-12,
-    initial_state: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    initial_segment: jax.Array | None = None,
+    initial_state: Float[Array, "b h f columns"] | None = None,
+    segment_ids: Int[Array, "b t"] | None = None,
+    initial_segment: Int[Array, " b"] | None = None,
     return_state: bool = False,
     chunk_size: int | None = None,
     backend: str | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Causal attention with weights 1 + s + s^2 / 2.
+) -> tuple[Float[Array, "b t h v"], Float[Array, "b h f columns"] | None]:
+    """Attends causally with weights 1 + s + s^2 / 2.
+
+    One token that comes with a state is a step of decoding: unless a backend is named, XLA advances the state in one
+    pass over it (step.py).
 
     Args:
-      q, k: (b, t, hk, k) queries and keys before the feature map; hk divides h, and head i of v goes with head i // (h
-        / hk) of these.
+      q, k: (b, t, g, k) queries and keys before the feature map; g divides h, and head i of v goes with head i // (h /
+        g) of these.
       v: (b, t, h, v).
       scale: s = scale q . k; None is 1 / sqrt(k).
       normalise: divide by the sum of weights.
@@ -53,7 +65,7 @@ def taylor_attention(
         zero.
       segment_ids: (b, t) int, 0 is padding; None is one document.
       initial_segment: (b,) segment that `initial_state` belongs to; needed when both it and `segment_ids` are given.
-      chunk_size: tokens a chunk in the chunked forms; None leaves it to them.
+      chunk_size: tokens per chunk in the chunked backends; None leaves it to them.
       backend: see recollect.pallas_kernels.dispatch.
 
     Returns:
@@ -62,62 +74,29 @@ def taylor_attention(
     Raises:
       ValueError: an argument's shape does not fit, or the backend cannot serve the call.
     """
-    given = {"initial_state": initial_state, "segment_ids": segment_ids, "initial_segment": initial_segment}
-    _check(q, k, v, given, normalise, epsilon, chunk_size)
-    scale = q.shape[3] ** -0.5 if scale is None else scale
-    if sequence_parts(q.shape[1]) > 1 and initial_state is None and not return_state:
-        part = functools.partial(
-            taylor_attention, scale=scale, normalise=normalise, epsilon=epsilon, chunk_size=chunk_size, backend=backend
-        )
-        return sequence_parallel.over_devices(part, q, k, v, segment_ids, _DIMENSIONS, normalise), None
-    arguments = dict(
-        given, scale=scale, normalise=normalise, epsilon=epsilon, return_state=return_state, chunk_size=chunk_size
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    inputs = Recurrence(
+        q, k, v, initial_state=initial_state, segment_ids=segment_ids, initial_segment=initial_segment, scale=scale
     )
-    run = choose("taylor_attention", backend, IMPLEMENTATIONS, q, k, v, **arguments)
-    return run(q, k, v, **arguments)
+    return _run(
+        inputs, normalise=normalise, epsilon=epsilon, return_state=return_state, chunk_size=chunk_size, backend=backend
+    )
 
 
-_DIMENSIONS = {
-    "q": "b t h k",
-    "k": "b t h k",
-    "v": "b t h v",
-    "initial_state": "b h f v",
-    "segment_ids": "b t",
-    "initial_segment": "b",
-}
-IMPLEMENTATIONS = {
-    "pallas_gpu": (over_mesh(gpu.taylor_attention, _DIMENSIONS, ("b t h v", "b h f v")), gpu.refuses),
-    "pallas_tpu": (over_mesh(tpu.taylor_attention, _DIMENSIONS, ("b t h v", "b h f v")), tpu.refuses),
-    "xla": (xla.chunked, always),
-    "reference": (reference.recurrent, always),
-}
-
-
-def _check(q, k, v, given, normalise, epsilon, chunk_size) -> None:
-    if q.ndim != 4 or q.shape[1] < 1:
-        raise ValueError(f"taylor_attention: q must be (b, t, heads, k) with t at least 1; got {q.shape}")
-    if k.shape != q.shape:
-        raise ValueError(f"taylor_attention: k must have q's shape {q.shape}; got {k.shape}")
-    b, t, heads, key_dim = q.shape
-    if v.ndim != 4 or v.shape[:2] != (b, t):
-        raise ValueError(f"taylor_attention: v must be {(b, t)} + (h, v); got {v.shape}")
-    h, value_dim = v.shape[2:]
-    if heads < 1 or h % heads:
-        raise ValueError(f"taylor_attention: q and k have {heads} heads, which must divide the {h} of v")
-    allowed = {
-        "initial_state": (b, h, count(key_dim), value_dim + int(normalise)),
-        "segment_ids": (b, t),
-        "initial_segment": (b,),
-    }
-    for name, shape in allowed.items():
-        if given[name] is not None and given[name].shape != shape:
-            raise ValueError(f"taylor_attention: {name} must be {shape}; got {given[name].shape}")
-    if given["segment_ids"] is not None and given["initial_state"] is not None and given["initial_segment"] is None:
-        raise ValueError("taylor_attention: initial_state together with segment_ids needs initial_segment (b,)")
+def _run(inputs: Recurrence, *, normalise, epsilon, return_state=False, chunk_size=None, backend=None):
+    state_dims = (count(inputs.q.shape[-1]), inputs.v.shape[-1] + int(normalise))
+    check("taylor_attention", inputs, chunk_size, state_dims)
     if epsilon < 0:
         raise ValueError(f"taylor_attention: epsilon must be at least 0; got {epsilon}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"taylor_attention: chunk_size must be at least 1; got {chunk_size}")
+    settings: dict[str, Any] = {"normalise": normalise, "epsilon": epsilon}
+    t, starts_from_zero = inputs.q.shape[1], inputs.initial_state is None
+    if t == 1 and backend is None and not starts_from_zero:
+        return reference.taylor_attention(inputs, **settings, return_state=return_state)
+    if sequence_parts(t) > 1 and starts_from_zero and not return_state:
+        run = functools.partial(_run, **settings, chunk_size=chunk_size, backend=backend)
+        return sequence_parallel.over_devices(run, inputs, normalise), None
+    settings |= {"return_state": return_state, "chunk_size": chunk_size}
+    return choose("taylor_attention", backend, BACKENDS, inputs, **settings)(inputs, **settings)
 
 
-__all__ = ["IMPLEMENTATIONS", "taylor_attention", "taylor_attention_step"]
+__all__ = ["BACKENDS", "taylor_attention", "taylor_attention_step"]

@@ -22,19 +22,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.pallas_kernels import mosaic_gpu as gpu
-from recollect.pallas_kernels.linear_recurrence.gpu import pieces_to_fill
-from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering
+from recollect.pallas_kernels.linear_recurrence.gpu import spans_to_fill
+from recollect.pallas_kernels.linear_recurrence.recurrence import DIMENSIONS, Recurrence
+from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering_states
+from recollect.pallas_kernels.sharding import over_mesh
 from recollect.pallas_kernels.taylor_attention import gpu_body, kernels
 from recollect.pallas_kernels.taylor_attention.features import count, selections
 from recollect.pallas_kernels.taylor_attention.gpu_plan import CHUNK, COLUMNS, KEEP, KEY_COLUMNS, MAPS, SWIZZLE, Plan
-from recollect.pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, Settings
+from recollect.pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, TaylorSettings
 from recollect.pallas_kernels.tuning import block_sizes
 
 LARGEST_VALUE_DIM = 256
 
 
-def refuses(q, k, v, *, chunk_size=None, **rest) -> str | None:
-    """Why the kernels cannot serve a call."""
+def refuses(inputs: Recurrence, *, chunk_size: int | None = None, **_) -> str | None:
+    """Returns why the kernels cannot serve a call; None if they can."""
+    q, k, v = inputs.q, inputs.k, inputs.v
     missing = gpu.unavailable()
     if missing:
         return missing
@@ -48,8 +51,8 @@ def refuses(q, k, v, *, chunk_size=None, **rest) -> str | None:
     return None
 
 
-class _Passes:
-    """See kernels.Passes."""
+class _GPUKernels:
+    """See kernels.TaylorKernels."""
 
     def forward(self, q, k, v, state, marks, settings):
         columns, moments = _apart(state, settings.normalise)
@@ -92,10 +95,12 @@ def _chunk_of(t: int, chunk_size: int | None) -> int:
     return CHUNK
 
 
-taylor_attention = functools.partial(kernels.run, _Passes(), _chunk_of)
+taylor_attention = over_mesh(
+    functools.partial(kernels.run_on_kernels, _GPUKernels(), _chunk_of), {"inputs": DIMENSIONS}, ("b t h v", "b h k v")
+)
 
 
-def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: bool) -> dict[str, jax.Array]:
+def _walk(walk, q, k, v, do, rows, state, marks, settings: TaylorSettings, leaves: bool) -> dict[str, jax.Array]:
     b, t, h, key_dim = q.shape
     value_dim = gpu.round_up(v.shape[3], COLUMNS)
     n, features = t // CHUNK, gpu.round_up(count(key_dim), SWIZZLE // 2)
@@ -134,8 +139,8 @@ def _walk(walk, q, k, v, do, rows, state, marks, settings: Settings, leaves: boo
 def _cut(plan: Plan, value_dim: int) -> Plan:
     """The plan, in as many pieces of time as a tuning table says or fill the device; none is empty."""
     sizes = block_sizes(
-        "taylor_attention.gpu_pieces",
-        lambda **_: {"pieces": pieces_to_fill(plan.b * plan.heads * plan.splits, plan.t)},
+        "taylor_attention.gpu_spans",
+        lambda **_: {"pieces": spans_to_fill(plan.b * plan.heads * plan.splits, plan.t)},
         b=plan.b,
         t=plan.t,
         h=plan.heads,
@@ -161,7 +166,7 @@ def _entering(plan: Plan, inputs: Mapping[str, jax.Array]) -> jax.Array:
         keeps = inputs["marks"][:, :, KEEP, 0]
         keeps = (jnp.flip(keeps, axis=1) if plan.reverse else keeps)[:, : (plan.spans - 1) * plan.span]
         keeps = jnp.prod(keeps.reshape(plan.b, plan.spans - 1, plan.span), axis=2)
-    return entering(states, keeps[:, :, None, None, None], inputs.get("initial"))
+    return entering_states(states, keeps[:, :, None, None, None], inputs.get("initial"))
 
 
 def _marks(marks: jax.Array) -> jax.Array:
@@ -215,7 +220,7 @@ def _joined(columns: jax.Array, normaliser: jax.Array | None, key_dim: int, valu
     return state if normaliser is None else jnp.concatenate([state, normaliser[..., None]], axis=-1)
 
 
-def _between(q, k, normaliser, marks, settings: Settings) -> tuple[jax.Array, jax.Array]:
+def _between(q, k, normaliser, marks, settings: TaylorSettings) -> tuple[jax.Array, jax.Array]:
     """The sums of weights (b, h, t) that come from before each token's chunk, and the normaliser (b, h, features)
     after the last one."""
     b, t, h, key_dim = q.shape

@@ -1,18 +1,25 @@
 """Tokens split over devices. What a part adds to the state does not depend on the state it starts from, so each part
-first sums that up alone; one state a part is exchanged, and the operation then runs from the state that enters."""
+first sums that up alone; one state per part is exchanged, and the operation then runs from the state that enters."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels import sequence_collectives
-from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering
-from recollect.pallas_kernels.linear_recurrence.xla import carried
-from recollect.pallas_kernels.sharding import Dimensions, over_sequence
+from recollect.pallas_kernels.chunking import chunked
+from recollect.pallas_kernels.linear_recurrence.recurrence import (
+    DIMENSIONS,
+    Recurrence,
+    repeat_heads,
+    without_padding,
+)
+from recollect.pallas_kernels.linear_recurrence.sequence_parallel import entering_states
+from recollect.pallas_kernels.sharding import over_sequence
 from recollect.pallas_kernels.taylor_attention.features import count, packed
 
 CHUNK = 256
@@ -20,69 +27,47 @@ CHUNK = 256
 
 
 def over_devices(
-    run: Callable[..., tuple[jax.Array, jax.Array | None]],
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array | None,
-    dimensions: Mapping[str, Dimensions],
-    normalise: bool,
+    run: Callable[[Recurrence], tuple[jax.Array, jax.Array | None]], inputs: Recurrence, normalise: bool
 ) -> jax.Array:
-    """The front door's outputs from a zero state, tokens split over the ambient mesh's axis sequence.
+    """Returns the outputs from a zero state, tokens split over the ambient mesh's axis sequence; `run` is one part's
+    operation."""
 
-    Args:
-      run: the front door, its settings bound.
-      dimensions: letters of the arguments.
-    """
+    def part(inputs: Recurrence) -> jax.Array:
+        if inputs.segment_ids is not None:
+            before = sequence_collectives.previous_segment(inputs.segment_ids)
+            inputs = dataclasses.replace(inputs, initial_segment=before)
+        states, keeps = jax.tree.map(sequence_collectives.stacked, state_from_zero(inputs, normalise))
+        state = sequence_collectives.this_part(entering_states(states, keeps))
+        return run(dataclasses.replace(inputs, initial_state=state))[0]
 
-    def part(q, k, v, segment_ids):
-        b = v.shape[0]
-        first = last = None
-        if segment_ids is not None:
-            first = sequence_collectives.segment_before(segment_ids)
-            last = carried(segment_ids, first)[:, -1]
-        own = written(k, v, segment_ids, last, normalise)
-        keeps = jnp.ones((b, 1, 1, 1), own.dtype)
-        if first is not None:
-            keeps = jnp.where(last == first, 1, 0).astype(own.dtype)[:, None, None, None]
-        states = entering(sequence_collectives.stacked(own), sequence_collectives.stacked(keeps))
-        return run(
-            q, k, v, initial_state=sequence_collectives.own(states), segment_ids=segment_ids, initial_segment=first
-        )[0]
-
-    names = ("q", "k", "v", "segment_ids")
-    return over_sequence(part, {name: dimensions[name] for name in names}, "b t h v")(q, k, v, segment_ids)
+    inputs = dataclasses.replace(inputs, initial_segment=None)
+    return over_sequence(part, {"inputs": DIMENSIONS}, "b t h v")(inputs)
 
 
-def written(
-    k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, last: jax.Array | None, normalise: bool
-) -> jax.Array:
-    """What tokens add to a state, of the document `last` (b,) alone where there are several: (b, h, features, v + 1 or
-    v) fp32.
+def state_from_zero(inputs: Recurrence, normalise: bool) -> tuple[jax.Array, jax.Array]:
+    """Returns a part's last state (b, h, features, v + 1 or v) fp32 from a state of zeros, and whether it keeps an
+    entering one, (b, 1, 1, 1) of 0 or 1.
 
     Features are made again for the gradient: those of more than one chunk never exist at once.
     """
-    b, t, h, _ = v.shape
-    wide = jnp.promote_types(v.dtype, jnp.float32)
+    b, t, h, _ = inputs.v.shape
+    dtype, first = jnp.promote_types(inputs.v.dtype, jnp.float32), inputs.initial_segment
     if normalise:
-        v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
-    if segment_ids is not None and last is not None:
-        k = jnp.where((segment_ids != 0)[:, :, None, None], k, 0)
-        v = jnp.where(((segment_ids == last[:, None]) & (segment_ids != 0))[:, :, None, None], v, 0)
-    k = jnp.repeat(k, h // k.shape[2], axis=2)
-    size = min(CHUNK, t)
+        ones = jnp.ones_like(inputs.v[..., :1])
+        inputs = dataclasses.replace(inputs, v=jnp.concatenate([inputs.v, ones], axis=-1))
+    inputs = without_padding(inputs)
+    v, keeps = inputs.v, jnp.ones((b, 1, 1, 1), dtype)
+    if inputs.segment_ids is not None:
+        last = inputs.segment_ids[:, -1]
+        v = jnp.where((inputs.segment_ids == last[:, None])[:, :, None, None], v, 0)
+        keeps = (last == first).astype(dtype)[:, None, None, None]
     # A key of zeros has a feature that is 1; its value is zero.
-    chunks = [jnp.moveaxis(_chunks(x, size), 1, 0) for x in (k, v)]
+    chunks = [jnp.moveaxis(chunked(x, min(CHUNK, t)), 1, 0) for x in (repeat_heads(inputs.k, h), v)]
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(state, chunk):
         k, v = chunk
-        return state + jnp.einsum("bthf,bthv->bhfv", packed(k.astype(wide)), v.astype(wide)), None
+        return state + jnp.einsum("bthf,bthv->bhfv", packed(k.astype(dtype)), v.astype(dtype)), None
 
-    return jax.lax.scan(step, jnp.zeros((b, h, count(k.shape[3]), v.shape[3]), wide), chunks)[0]
-
-
-def _chunks(x: jax.Array, size: int) -> jax.Array:
-    """(b, t, ...) to (b, n, size, ...), zeros at the end."""
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
-    return x.reshape(x.shape[0], -1, size, *x.shape[2:])
+    state = jnp.zeros((b, h, count(inputs.k.shape[3]), v.shape[3]), dtype)
+    return jax.lax.scan(step, state, chunks)[0], keeps

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from recollect.pallas_kernels.linear_recurrence.recurrence import Recurrence
 from recollect.pallas_kernels.taylor_attention.features import count
-from recollect.pallas_kernels.taylor_attention.reference import advanced, read
+from recollect.pallas_kernels.taylor_attention.reference import taylor_attention
 
 
 def taylor_attention_step(
-    state: jax.Array,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    state: Float[Array, "b h f columns"],
+    q: Float[Array, "b g k"],
+    k: Float[Array, "b g k"],
+    v: Float[Array, "b h v"],
     *,
     scale: float | None = None,
     normalise: bool = True,
     epsilon: float = 1e-12,
-) -> tuple[jax.Array, jax.Array]:
-    """Advances the state by one token and reads it; XLA makes one pass over the state of it, which is all the traffic
-    there is.
+) -> tuple[Float[Array, "b h v"], Float[Array, "b h f columns"]]:
+    """Advances the state by one token and reads it; XLA makes one pass over the state, which is all the memory traffic.
 
-    Args: as `taylor_attention`'s without the token axis.
+    `taylor_attention` does the same for one token that comes with a state.
+
+    Args:
       state: (b, h, features, v + 1) fp32, v columns without a normaliser.
-      q, k: (b, hk, k); v: (b, h, v).
+      q, k: (b, g, k); v: (b, h, v). The rest as `taylor_attention`'s.
 
     Returns:
       o (b, h, v) in v's dtype, and the next state.
@@ -37,6 +38,8 @@ def taylor_attention_step(
     expected = (b, h, count(key_dim), value_dim + int(normalise))
     if state.shape != expected:
         raise ValueError(f"taylor_attention_step: state must be {expected}; got {state.shape}")
-    q, k = (jnp.repeat(x, h // x.shape[1], axis=1).astype(state.dtype) for x in (q, k))
-    state = advanced(state, k, v.astype(state.dtype), normalise)
-    return read(state, q, key_dim**-0.5 if scale is None else scale, normalise, epsilon).astype(v.dtype), state
+    scale = key_dim**-0.5 if scale is None else scale
+    inputs = Recurrence(q[:, None], k[:, None], v[:, None], initial_state=state, scale=scale)
+    o, after = taylor_attention(inputs, normalise=normalise, epsilon=epsilon, return_state=True)
+    assert after is not None
+    return o[:, 0], after

@@ -16,17 +16,20 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from recollect.pallas_kernels.linear_recurrence.recurrence import DIMENSIONS, Recurrence
+from recollect.pallas_kernels.sharding import over_mesh
 from recollect.pallas_kernels.taylor_attention import kernels
 from recollect.pallas_kernels.taylor_attention.features import count, query_factor
-from recollect.pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, Settings
+from recollect.pallas_kernels.taylor_attention.kernels import KEEPS, KEY_SEGMENT, READS, SEGMENT, WRITES, TaylorSettings
 from recollect.pallas_kernels.taylor_attention.tpu_scan import Shape, chunk_of, joined, walk
 
 MOST_KEY_DIM = 32  # 561 features; a chunk's take 300 kB, and several such arrays live at once
 VMEM_BYTES = 12 * 2**20  # of the 16 MiB that a program gets by default
 
 
-def refuses(q, k, v, *, chunk_size=None, **rest) -> str | None:
-    """Why the kernels cannot serve a call."""
+def refuses(inputs: Recurrence, *, chunk_size: int | None = None, **_) -> str | None:
+    """Returns why the kernels cannot serve a call; None if they can."""
+    q, k, v = inputs.q, inputs.k, inputs.v
     if q.shape[3] > MOST_KEY_DIM:
         return f"it takes at most {MOST_KEY_DIM} key dimensions; got {q.shape[3]}"
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.bfloat16, jnp.float32):
@@ -42,7 +45,7 @@ class Body:
     """What kernels know when they are traced."""
 
     shape: Shape
-    settings: Settings
+    settings: TaylorSettings
     dtype: Any
     marked: bool
     state: bool
@@ -253,8 +256,8 @@ def _cotangents(refs: list[Any], body: Body) -> tuple[Any, Any, Any]:
     return (refs.pop(0), refs.pop(0), refs.pop(0)) if body.settings.normalise else (refs.pop(0), None, None)
 
 
-class _Passes:
-    """See kernels.Passes."""
+class _TPUKernels:
+    """See kernels.TaylorKernels."""
 
     def forward(self, q, k, v, state, marks, settings):
         body = _body(q, v, state, marks, settings)
@@ -283,7 +286,9 @@ def _walk(kernel, body: Body, reverse: bool, *rest):
     return walk(functools.partial(kernel, body=body), body.shape, body.settings, body.dtype, reverse, *rest)
 
 
-taylor_attention = functools.partial(kernels.run, _Passes(), chunk_of)
+taylor_attention = over_mesh(
+    functools.partial(kernels.run_on_kernels, _TPUKernels(), chunk_of), {"inputs": DIMENSIONS}, ("b t h v", "b h k v")
+)
 
 
 def _body(q, v, state, marks, settings) -> Body:

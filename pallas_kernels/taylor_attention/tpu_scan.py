@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.taylor_attention.features import count, selections
-from recollect.pallas_kernels.taylor_attention.kernels import Settings
+from recollect.pallas_kernels.taylor_attention.kernels import TaylorSettings
 
 CHUNK = 128
 
@@ -88,7 +88,9 @@ class Blocks:
         return pl.BlockSpec(shape, lambda b, g, n: (0,) * len(shape))
 
 
-def walk(kernel, shape: Shape, settings: Settings, dtype, reverse, q, k, v, marks, states, cotangents, outputs, name):
+def walk(
+    kernel, shape: Shape, settings: TaylorSettings, dtype, reverse, q, k, v, marks, states, cotangents, outputs, name
+):
     """One walk. outputs: "tokens" sizes with dtypes, then "row" or "states", as (kind, size, dtype)."""
     blocks = Blocks(shape, reverse)
     flat = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.linear_recurrence.gpu import pieces_to_fill
+from recollect.pallas_kernels.linear_recurrence.gpu import spans_to_fill
 from recollect.pallas_kernels.taylor_attention import taylor_attention
 from recollect.pallas_kernels.tuning import Key, Sizes
 from recollect.pallas_kernels.tuning.measure import Tunable
@@ -30,12 +30,12 @@ def _build(key: Key):
 
 
 def _pieces(b: int, t: int, h: int, v: int) -> Sizes:
-    return {"pieces": pieces_to_fill(b * h * -(-v // 64), t)}
+    return {"pieces": spans_to_fill(b * h * -(-v // 64), t)}
 
 
 TUNABLES = [
     Tunable(
-        kernel="taylor_attention.gpu_pieces",
+        kernel="taylor_attention.gpu_spans",
         platform="gpu",
         keys=[{"b": b, "t": t, "h": 16, "v": v} for b, t in ((1, 4096), (2, 8192), (1, 16384)) for v in (64, 128)],
         heuristic=_pieces,

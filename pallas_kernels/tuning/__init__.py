@@ -3,9 +3,9 @@ operation reckons.
 
 A kernel asks when it is traced:
 
-    sizes = block_sizes("linear_recurrence.gpu_walk", reckon, dtype="bfloat16", decay="head", k=64, v=64, t=4096)
+    sizes = block_sizes("linear_recurrence.gpu_walk", heuristic, dtype="bfloat16", decay="head", k=64, v=64, t=4096)
 
-where `reckon(dtype=..., decay=..., ...)` is its cheap heuristic. A table's entry serves where all of its key is equal,
+where `heuristic(dtype=..., decay=..., ...)` is its cheap heuristic. A table's entry serves where all of its key is equal,
 but for counts of sequences, tokens and heads (b, t, h): among entries that differ in those alone the nearest serves, by
 the sum of |log2(ratio)|, the first of equals. A kernel whose sizes a count limits must bound what it gets.
 
@@ -41,13 +41,13 @@ def block_sizes(operation: str, heuristic: Callable[..., Sizes], **key: str | in
     Raises:
       ValueError: a table's entry and the heuristic do not name the same sizes.
     """
-    reckoned = heuristic(**key)
+    defaults = heuristic(**key)
     sizes = _now().get(operation) or tables.find(dispatch.device().kind, operation, key)
     if sizes is None:
-        return reckoned
-    if sizes.keys() != reckoned.keys():
+        return defaults
+    if sizes.keys() != defaults.keys():
         raise ValueError(
-            f"{operation}: the table of {dispatch.device().kind} names {sorted(sizes)}; the kernel takes {sorted(reckoned)}"
+            f"{operation}: the table of {dispatch.device().kind} names {sorted(sizes)}; the kernel takes {sorted(defaults)}"
         )
     return dict(sizes)
 

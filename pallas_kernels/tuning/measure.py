@@ -62,30 +62,30 @@ def all_tunables() -> list[Tunable]:
     return found
 
 
-def measure(tunable: Tunable, key: Key, repeats: int, say: Callable[[str], None] = print) -> dict[str, Any] | None:
+def measure(tunable: Tunable, key: Key, repeats: int, log: Callable[[str], None] = print) -> dict[str, Any] | None:
     """The table's entry for one key, or None where no candidate is right."""
     function, other, arguments = tunable.build(key)
     with jax.default_matmul_precision("highest"):
         expected = jax.jit(other)(*arguments)
-    reckoned = tunable.heuristic(**key)
+    defaults = tunable.heuristic(**key)
     times: list[tuple[float, Sizes]] = []
-    for sizes in [reckoned] + [sizes for sizes in tunable.candidates(key) if sizes != reckoned]:
+    for sizes in [defaults] + [sizes for sizes in tunable.candidates(key) if sizes != defaults]:
         try:
             with forced(**{tunable.kernel: sizes}):
                 compiled = jax.jit(lambda *args: function(*args)).lower(*arguments).compile()
             wrong = _error(compiled(*arguments), expected)
         except Exception as error:  # compilers raise their own kinds
-            say(f"  {sizes}: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}")
+            log(f"  {sizes}: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}")
             continue
         if not wrong <= tunable.tolerance:  # NaN is wrong too
-            say(f"  {sizes}: wrong by {wrong:.3g}, more than {tunable.tolerance:g}")
+            log(f"  {sizes}: wrong by {wrong:.3g}, more than {tunable.tolerance:g}")
             continue
         times.append((_median_seconds(compiled, arguments, repeats), sizes))
-        say(f"  {sizes}: {times[-1][0] * 1e3:.3f} ms")
+        log(f"  {sizes}: {times[-1][0] * 1e3:.3f} ms")
     if not times:
         return None
     best, sizes = min(times, key=lambda timed: timed[0])
-    by_heuristic = next((seconds for seconds, tried in times if tried == reckoned), None)
+    by_heuristic = next((seconds for seconds, tried in times if tried == defaults), None)
     return {
         "key": dict(key),
         "sizes": dict(sizes),
@@ -121,7 +121,7 @@ def _median_seconds(function: Callable[..., Any], arguments: tuple[Any, ...], re
 def main(
     arguments: Sequence[str] | None = None,
     tunables: Sequence[Tunable] | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> int:
     """The command line. Exit code 2 and one line where this device is not measured on, or a name is unknown."""
     parser = argparse.ArgumentParser(
@@ -158,14 +158,14 @@ def main(
     for tunable in wanted:
         entries = []
         for key in tunable.keys:
-            say(f"{tunable.kernel} {dict(key)}")
-            entry = measure(tunable, key, given.repeats, say)
+            log(f"{tunable.kernel} {dict(key)}")
+            entry = measure(tunable, key, given.repeats, log)
             if entry is None:
-                say("  no candidate is right: no entry")
+                log("  no candidate is right: no entry")
             else:
                 entries.append(entry)
         if entries and not given.dry:
-            say(f"written: {tables.write(device.kind, tunable.kernel, entries)}")
+            log(f"written: {tables.write(device.kind, tunable.kernel, entries)}")
     return 0
 
 

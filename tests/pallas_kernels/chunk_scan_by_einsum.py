@@ -7,10 +7,10 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.linear_recurrence.chunk_scan import STRONGEST_CHANNEL_DECAY, Chunks, Solved, Walked
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import STRONGEST_CHANNEL_DECAY, Chunks, ScanResult, Solution
 
 
-def walk(
+def scan(
     q,
     k,
     v,
@@ -28,12 +28,12 @@ def walk(
     second_q=None,
     second_dot_with=None,
     second_scale=1.0,
-) -> Walked:
-    """See walks.JoinedWalk. Walks are linear in what is written: the two of one are taken apart and summed."""
+) -> ScanResult:
+    """See chunk_scan.PairedScan. Walks are linear in what is written: the two of one are taken apart and summed."""
 
     def run(q, k, v, scale, initial_state, strict, dot_with):
         dtype = jnp.promote_types(v.dtype, jnp.float32)
-        return _walk(
+        return _scan(
             q, k, v, None, None, chunks, heads, scale, initial_state, reverse, strict, dot_with, checkpoint_every, dtype
         )
 
@@ -53,7 +53,7 @@ def walk(
     return dataclasses.replace(found, o=found.o.astype(out_dtype or v.dtype))
 
 
-def delta_walk(
+def delta_scan(
     w,
     u,
     k,
@@ -67,16 +67,16 @@ def delta_walk(
     reverse=False,
     checkpoint_every=None,
     keeps_y=True,
-) -> Walked:
-    """See walks.DeltaWalk."""
-    walked = _walk(
+) -> ScanResult:
+    """See chunk_scan.DeltaScan."""
+    result = _scan(
         q, k, u, w, second, chunks, heads, scale, initial_state, reverse, False, None, checkpoint_every, u.dtype
     )
-    return walked if keeps_y else dataclasses.replace(walked, y=None)
+    return result if keeps_y else dataclasses.replace(result, y=None)
 
 
-def solve(e, k, v, chunks: Chunks, *, heads, strength=None, log_decay=None, keeps=True) -> Solved:
-    """See walks.Solve."""
+def solve(e, k, v, chunks: Chunks, *, heads, strength=None, log_decay=None, keeps=True) -> Solution:
+    """See chunk_scan.Solve."""
     w, u, inverses, total = [], [], [], None
     if log_decay is not None:
         g = jnp.maximum(log_decay, STRONGEST_CHANNEL_DECAY)
@@ -90,13 +90,13 @@ def solve(e, k, v, chunks: Chunks, *, heads, strength=None, log_decay=None, keep
         w.append(jnp.einsum("bhij,bjhk->bihk", inverse, reads * e[:, here]))
         u.append(jnp.einsum("bhij,bjhv->bihv", inverse, written))
         inverses.append(inverse)
-    return Solved(
+    return Solution(
         jnp.concatenate(w, axis=1), jnp.concatenate(u, axis=1), jnp.stack(inverses, axis=2) if keeps else None, total
     )
 
 
-def solve_transposed(inverse, q, k, do, chunks: Chunks, *, heads, scale=1.0) -> Solved:
-    """See walks.SolveTransposed; inverse as `solve` returns it."""
+def solve_transposed(inverse, q, k, do, chunks: Chunks, *, heads, scale=1.0) -> Solution:
+    """See chunk_scan.SolveTransposed; inverse as `solve` returns it."""
     w, u = [], []
     q, k, do = _by_head(heads, q, k, do)
     for at, (here, pairs, _, writes) in enumerate(_each_chunk(chunks, k)):
@@ -104,7 +104,7 @@ def solve_transposed(inverse, q, k, do, chunks: Chunks, *, heads, scale=1.0) -> 
         scores = jnp.einsum("bihk,bjhk,bijhk->bhij", q[:, here], k[:, here], pairs)
         w.append(jnp.einsum("bhij,bjhk->bihk", turned, writes * k[:, here]))
         u.append(scale * jnp.einsum("bhij,bhlj,blhv->bihv", turned, scores, do[:, here]))
-    return Solved(jnp.concatenate(w, axis=1), jnp.concatenate(u, axis=1))
+    return Solution(jnp.concatenate(w, axis=1), jnp.concatenate(u, axis=1))
 
 
 def _by_head(heads, *arrays):
@@ -120,7 +120,7 @@ def _each_chunk(chunks, k):
         yield here, pairs, reads, writes
 
 
-def _walk(
+def _scan(
     q, k, v, w, second, chunks, heads, scale, initial_state, reverse, strict, dot_with, checkpoint_every, out_dtype
 ):
     wide = jnp.promote_types(v.dtype, jnp.float32)
@@ -157,7 +157,7 @@ def _walk(
         if second is not None:
             update = update + _outer(second[0][:, here], scale * second[1][:, here], writes, chunks.decay)
         state = keep * state + update
-    return Walked(
+    return ScanResult(
         o=None if q is None else jnp.concatenate(o, axis=1).astype(out_dtype),
         state=state,
         dots=None if dot_with is None else jnp.concatenate(dots, axis=2),

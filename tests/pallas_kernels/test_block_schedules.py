@@ -15,12 +15,15 @@ from recollect.pallas_kernels.masks import (
     EarlierBlock,
     Everything,
     IsLandmark,
+    IsOrdinary,
     Mask,
     SameBlock,
     SameSegment,
     Sinks,
+    StoredNear,
     TokenFields,
     Window,
+    causal,
 )
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
 from recollect.pallas_kernels.scheduled_attention.block_schedule import (
@@ -31,11 +34,10 @@ from recollect.pallas_kernels.scheduled_attention.block_schedule import (
     block_schedule,
     needed,
 )
-from recollect.pallas_kernels.scheduled_attention.mask_rules import Before, EarlierBlocks, OwnBlock
 from recollect.pallas_kernels.softmax_attention import merge, softmax_attention
 from tests.pallas_kernels import tiles_by_einsum
 
-LEAVES = [Everything(), Causal(), SameSegment(), SameBlock(), EarlierBlock(), IsLandmark()]
+LEAVES = [Everything(), Causal(), SameSegment(), SameBlock(), EarlierBlock(), IsLandmark(), IsOrdinary()]
 leaves = st.one_of(st.sampled_from(LEAVES), st.builds(Window, st.integers(1, 20)), st.builds(Sinks, st.integers(1, 9)))
 masks = st.recursive(
     leaves,
@@ -96,35 +98,33 @@ def test_no_tile_is_called_empty_or_full_wrongly(mask: Mask, seed, orderly, quer
         assert traced.most[(schedule.kinds != EMPTY).any(axis=0)].all()
 
 
-RULES = [
-    Before(5),
-    Before(None, True),
-    Before(6, True, ordered=True),
-    OwnBlock(True),
-    OwnBlock(True, ordered=True),
-    EarlierBlocks(True),
+OPERATIONS = [
+    causal(5),
+    causal(segmented=True),
+    causal(6, segmented=True, ordered=True),
+    causal(segmented=True) & SameBlock() & IsOrdinary(),
+    causal(segmented=True, ordered=True) & SameBlock() & IsOrdinary(),
+    EarlierBlock() & SameSegment(),
+    EarlierBlock() & SameSegment() & StoredNear(),
 ]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
-def test_the_operations_own_rules_are_right_too(rule):
+@pytest.mark.parametrize("mask", OPERATIONS, ids=str)
+def test_the_masks_of_operations_are_right_too(mask):
     """With fields known and unknown; `ordered` promises that what is stored after a query is hidden from it."""
     for seed in range(10):
         tokens = fields(seed, 2, 48, True).present()
-        tokens |= {
-            "landmarks": (tokens["token_types"] == LANDMARK).astype(np.int32),
-            "order": np.arange(48, dtype=np.int32)[None],
-        }
+        tokens["order"] = np.arange(48, dtype=np.int32)[None]
         real = tokens["segments"] != 0
         rows, columns = (
             {name: x[..., None] if side else x[:, None, :] for name, x in tokens.items()} for side in (1, 0)
         )
-        dense = rule.allows(Tokens(**rows), Tokens(**columns)) & real[:, :, None] & real[:, None, :]
-        given_tokens = {name: tokens[name] for name in (*rule.fields, "segments")}
-        schedule = block_schedule(rule, given_tokens, given_tokens, (48, 48), (8, 4))
+        dense = mask.allows(Tokens(**rows), Tokens(**columns)) & real[:, :, None] & real[:, None, :]
+        given_tokens = {name: tokens[name] for name in (*mask.fields, "segments")}
+        schedule = block_schedule(mask, given_tokens, given_tokens, (48, 48), (8, 4))
         assert_right(schedule.kinds, dense, 8, 4)
         unknown = {name: x if name == "order" else jnp.asarray(x) for name, x in given_tokens.items()}
-        traced = block_schedule(rule, unknown, unknown, (48, 48), (8, 4))
+        traced = block_schedule(mask, unknown, unknown, (48, 48), (8, 4))
         np.testing.assert_array_equal(np.asarray(traced.kinds), np.broadcast_to(schedule.kinds, traced.kinds.shape))
         assert traced.most[(schedule.kinds != EMPTY).any(axis=0)].all()
 
@@ -214,7 +214,7 @@ def test_forms_by_rule_equal_the_dense_form(name, orderly):
     def by_tiles(q, k, v, sinks):
         sides = {f"{side}_fields": needed(mask, tokens.present()) for side, tokens in (("query", query), ("key", key))}
         return flash_vjp.attend(
-            tiles_by_einsum, q, k, v, rule=mask, scale=8**-0.5, query_tile=16, key_tile=32, sinks=sinks, **sides
+            tiles_by_einsum, q, k, v, mask=mask, scale=8**-0.5, query_tile=16, key_tile=32, sinks=sinks, **sides
         )
 
     def both(f):

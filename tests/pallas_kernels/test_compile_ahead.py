@@ -134,7 +134,7 @@ def test_spills_and_serialised_products_are_complaints():
         628,
         1,
     )
-    assert prepare == compile_ahead.Kernel("prepare", 199, 0, 0, special=2)
+    assert prepare == compile_ahead.KernelReport("prepare", 199, 0, 0, special=2)
     assert walk.special == 0
     report = compile_ahead.Report("h100", 1.0, 0, (walk, prepare, prepare), None)
     spilled, serialised = report.complaints()

@@ -1,6 +1,7 @@
-"""The choice of an implementation: preference, refusals, named backends."""
+"""The choice of a backend: preference, refusals, named backends."""
 
 import logging
+import sys
 import types
 
 import jax
@@ -11,7 +12,6 @@ from recollect.pallas_kernels.dispatch import (
     Choice,
     Device,
     aimed_at,
-    always,
     choose,
     interpreted,
     preferred_backend,
@@ -33,59 +33,84 @@ def even_only(x):
     return None if x % 2 == 0 else f"{x} is odd"
 
 
-FORMS = {"xla": (fast, even_only), "reference": (slow, always)}
+class _Backend:
+    """A backend's module, which runs every operation by one function."""
+
+    def __init__(self, run, refuses=None):
+        self._run = run
+        if refuses is not None:
+            self.refuses = refuses
+
+    def __getattr__(self, operation):
+        if operation.startswith("__") or operation == "refuses":
+            raise AttributeError(operation)
+        return self._run
+
+
+def declared(**backends):
+    """A declaration of backends; their modules, (function, refuses) each, are made importable."""
+    paths = {name: f"backend_of_tests_{name}_{id(functions)}" for name, functions in backends.items()}
+    for name, functions in backends.items():
+        sys.modules[paths[name]] = _Backend(*functions)
+        _KEPT.append(functions)
+    return paths
+
+
+_KEPT: list = []  # so that no two have one id
+
+BACKENDS = declared(xla=(fast, even_only), reference=(slow,))
 
 
 def test_the_first_that_can_is_taken():
-    assert choose("op", None, FORMS, 2) is fast
-    assert choose("op", None, FORMS, 3) is slow
+    assert choose("op", None, BACKENDS, 2) is fast
+    assert choose("op", None, BACKENDS, 3) is slow
 
 
 def test_a_named_backend_is_taken_or_says_why_not():
-    assert choose("op", "reference", FORMS, 2) is slow
-    assert choose("op", "xla", FORMS, 2) is fast
+    assert choose("op", "reference", BACKENDS, 2) is slow
+    assert choose("op", "xla", BACKENDS, 2) is fast
     with pytest.raises(ValueError, match="op: xla cannot serve this call: 3 is odd"):
-        choose("op", "xla", FORMS, 3)
-    with pytest.raises(ValueError, match="op: has no pallas_tpu form; it has xla, reference"):
-        choose("op", "pallas_tpu", FORMS, 2)
+        choose("op", "xla", BACKENDS, 3)
+    with pytest.raises(ValueError, match="op: has no backend pallas_tpu; it has xla, reference"):
+        choose("op", "pallas_tpu", BACKENDS, 2)
     with pytest.raises(ValueError, match=r"op: backend='cuda' is unknown; known are .*xla"):
-        choose("op", "cuda", FORMS, 2)
+        choose("op", "cuda", BACKENDS, 2)
 
 
 def test_nothing_that_serves_is_an_error():
-    with pytest.raises(ValueError, match="op: no implementation serves"):
-        choose("op", None, {"xla": FORMS["xla"]}, 3)
+    with pytest.raises(ValueError, match="op: no backend serves"):
+        choose("op", None, {"xla": BACKENDS["xla"]}, 3)
 
 
 def test_refusals_see_keyword_arguments():
-    forms = {"xla": (fast, lambda x, *, mode: None if mode == "a" else "mode"), "reference": (slow, always)}
-    assert choose("op", None, forms, 1, mode="a") is fast
-    assert choose("op", None, forms, 1, mode="b") is slow
+    backends = declared(xla=(fast, lambda x, *, mode: None if mode == "a" else "mode"), reference=(slow,))
+    assert choose("op", None, backends, 1, mode="a") is fast
+    assert choose("op", None, backends, 1, mode="b") is slow
 
 
 def test_a_preferred_backend_comes_first_where_it_can():
     with preferred_backend("reference"):
-        assert choose("op", None, FORMS, 2) is slow
-        assert choose("op", "xla", FORMS, 2) is fast  # a named one stands
-        assert choose("op", None, {"xla": (fast, always)}, 2) is fast  # no such form here
+        assert choose("op", None, BACKENDS, 2) is slow
+        assert choose("op", "xla", BACKENDS, 2) is fast  # a named one stands
+        assert choose("op", None, declared(xla=(fast,)), 2) is fast  # it lacks that one
         with preferred_backend("xla"):
-            assert choose("op", None, FORMS, 2) is fast
-            assert choose("op", None, FORMS, 3) is slow
-        assert choose("op", None, FORMS, 2) is slow
+            assert choose("op", None, BACKENDS, 2) is fast
+            assert choose("op", None, BACKENDS, 3) is slow
+        assert choose("op", None, BACKENDS, 2) is slow
     with pytest.raises(RuntimeError), preferred_backend("reference"):
         raise RuntimeError
-    assert choose("op", None, FORMS, 2) is fast
+    assert choose("op", None, BACKENDS, 2) is fast
 
 
 def test_the_choice_is_logged_once(caplog):
     dispatch._log_choice.cache_clear()
     with caplog.at_level(logging.INFO, logger=dispatch.__name__):
         for _ in range(3):
-            choose("logged_op", None, FORMS, 2)
+            choose("logged_op", None, BACKENDS, 2)
     assert [record.getMessage() for record in caplog.records] == ["logged_op runs on xla"]
 
 
-KERNELS = {"pallas_gpu": (lambda x: "gpu", even_only), "pallas_tpu": (lambda x: "tpu", always), "xla": (fast, always)}
+KERNELS = declared(pallas_gpu=(lambda x: "gpu", even_only), pallas_tpu=(lambda x: "tpu",), xla=(fast,))
 
 
 def test_kernels_are_chosen_for_the_device_that_is_traced_for():
@@ -151,7 +176,7 @@ def test_interpreted_kernels_are_chosen_anywhere():
     assert dispatch.interpretation() is None
 
 
-LIBRARIES = {"cudnn": (lambda x: "cudnn", even_only), "splash": (lambda x: "splash", always), "xla": (fast, always)}
+LIBRARIES = declared(cudnn=(lambda x: "cudnn", even_only), splash=(lambda x: "splash",), xla=(fast,))
 
 
 def test_libraries_run_on_their_devices(monkeypatch):
@@ -208,8 +233,8 @@ def test_choices_are_recorded_with_what_was_passed_over():
             choose("two", None, KERNELS, 2)
             choose("two", "xla", KERNELS, 2)
         with recorded_choices() as inner:
-            choose("three", None, FORMS, 3)
-    choose("four", None, FORMS, 2)
+            choose("three", None, BACKENDS, 3)
+    choose("four", None, BACKENDS, 2)
     assert [choice.operation for choice in choices] == ["one", "two", "two"]
     assert choices[0].backend == "xla" and [backend for backend, _ in choices[0].passed_over] == [
         "pallas_gpu",
@@ -235,3 +260,10 @@ def test_a_jitted_function_is_traced_again_for_another_device():
         with dispatch.interpreted():
             run.trace(1.0)
     assert seen == [("cpu", None), ("tpu", None), ("cpu", "values")]
+
+
+def test_a_module_is_imported_only_when_it_can_serve():
+    missing = {"pallas_gpu": "no_such_module", "pallas_tpu": "no_such_module", "xla": BACKENDS["reference"]}
+    assert choose("op", None, missing, 2) is slow
+    with aimed_at("tpu", "TPU v5 lite"), pytest.raises(ModuleNotFoundError):
+        choose("op", None, missing, 2)

@@ -1,4 +1,4 @@
-"""Head-mixture attention: the plan of gathered queries, and the xla forms against the specification in fp64."""
+"""Head-mixture attention: the head_tiles of gathered queries, and the xla forms against the specification in fp64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention, xla
-from recollect.pallas_kernels.head_mixture_attention.head_groups import ends, make_plan, tile_count
+from recollect.pallas_kernels.head_mixture_attention.head_groups import ends, group_by_head, tile_count
 
 CLOSE = 1e-5
 
@@ -107,7 +107,7 @@ def taking(form: str, tile: int | None = None):
 
 
 def planned(chosen, active, tile):
-    return jax.tree.map(np.asarray, jax.jit(make_plan, static_argnums=(1, 2))(chosen, active, tile))
+    return jax.tree.map(np.asarray, jax.jit(group_by_head, static_argnums=(1, 2))(chosen, active, tile))
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -126,14 +126,14 @@ def test_a_plan_holds_every_choice_once(data):
     chosen = np.argsort(np.argsort(-scores, axis=-1), axis=-1) < active
     if data.draw(st.booleans()):
         chosen &= rng.random((b, t, 1)) < 0.7
-    plan = planned(jnp.asarray(chosen), active, tile)
-    n = plan.tokens.shape[1]
+    head_tiles = planned(jnp.asarray(chosen), active, tile)
+    n = head_tiles.tokens.shape[1]
     assert n == tile_count(t, h, active, tile) and n * tile <= t * active + h * tile
     bounds = ends(t, h, active, tile)
     assert len(bounds) == n and list(bounds) == sorted(bounds, reverse=True)
     for row in range(b):
         pairs = []
-        for index, (tokens, head) in enumerate(zip(plan.tokens[row], plan.heads[row], strict=True)):
+        for index, (tokens, head) in enumerate(zip(head_tiles.tokens[row], head_tiles.heads[row], strict=True)):
             real = tokens < t
             assert 0 <= head < h and np.all(tokens[~real] == t)
             assert np.all(np.diff(tokens[real]) > 0) and np.all(np.diff(real.astype(int)) >= 0), (
@@ -146,8 +146,8 @@ def test_a_plan_holds_every_choice_once(data):
         rows = np.full((t, h), n * tile)
         for head, token, place in pairs:
             rows[token, head] = place
-        assert np.array_equal(plan.rows[row], rows)
-        last = sorted((max(tokens[tokens < t], default=-1) + 1 for tokens in plan.tokens[row]), reverse=True)
+        assert np.array_equal(head_tiles.rows[row], rows)
+        last = sorted((max(tokens[tokens < t], default=-1) + 1 for tokens in head_tiles.tokens[row]), reverse=True)
         assert all(seen <= bound for seen, bound in zip(last, bounds, strict=True))
 
 
@@ -158,20 +158,27 @@ def test_rows_go_out_and_come_back(sort):
 
     @jax.jit
     def run(x):
-        plan = make_plan(chosen, 2, 8)
-        plan = plan.latest_first() if sort else plan
-        rows = plan.gather(x)
-        there = jax.grad(lambda x: jnp.sum(jnp.sin(plan.gather(x))))(x)
-        back = jax.grad(lambda rows: jnp.sum(plan.combine(rows) * x))(rows)
-        return plan, rows, plan.combine(rows), there, back, plan.field(jnp.arange(74).reshape(2, 37), -1)
+        head_tiles = group_by_head(chosen, 2, 8)
+        head_tiles = head_tiles.latest_first() if sort else head_tiles
+        rows = head_tiles.gather(x)
+        there = jax.grad(lambda x: jnp.sum(jnp.sin(head_tiles.gather(x))))(x)
+        back = jax.grad(lambda rows: jnp.sum(head_tiles.combine(rows) * x))(rows)
+        return (
+            head_tiles,
+            rows,
+            head_tiles.combine(rows),
+            there,
+            back,
+            head_tiles.field(jnp.arange(74).reshape(2, 37), -1),
+        )
 
-    plan, rows, combined, there, back, field = jax.tree.map(np.asarray, run(x))
+    head_tiles, rows, combined, there, back, field = jax.tree.map(np.asarray, run(x))
     assert np.array_equal(combined, np.where(chosen[..., None], x, 0))
-    filler = plan.tokens == 37
+    filler = head_tiles.tokens == 37
     assert filler.any() and not np.any(rows[filler.reshape(2, -1)])
     assert error(there, np.where(np.asarray(chosen)[..., None], jnp.cos(x), 0)) < 1e-6
     assert np.array_equal(back, rows)
-    assert np.array_equal(field, np.where(filler, -1, plan.tokens + np.array([0, 37])[:, None, None]))
+    assert np.array_equal(field, np.where(filler, -1, head_tiles.tokens + np.array([0, 37])[:, None, None]))
 
 
 def test_an_even_routing_is_bounded_closely():

@@ -229,7 +229,7 @@ def test_pieces_and_walks_change_nothing(monkeypatch, documents):
     f = packed_fields(rows([24, -3, 18])) if documents else {}
     expected = results(*inputs, f, block=4, backend="reference")
     monkeypatch.setattr(previous_blocks, "QUERIES", 13)
-    monkeypatch.setattr(previous_blocks, "SMALLEST_PIECE", 24)
+    monkeypatch.setattr(previous_blocks, "SMALLEST_PART", 24)
     fresh = jax.jit(results.__wrapped__, static_argnames=("block", "backend"))
     assert_agree(fresh(*inputs, f, block=4, backend="xla"), expected)
 

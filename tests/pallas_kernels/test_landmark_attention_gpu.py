@@ -17,7 +17,7 @@ from tests.pallas_kernels.simulator import races_found
 from tests.pallas_kernels.test_landmark_attention import arrays, rows
 from tests.pallas_kernels.test_landmark_attention_kernels import NAMES, off, packed, results
 
-on_gpu, _ = kernels.form(gpu)
+on_gpu, _ = kernels.on_kernels(gpu)
 
 CASES = [
     # documents (None: one), t, h, g, dimensions, block
@@ -41,8 +41,8 @@ def test_gpu_kernels_are_the_specification(case):
     with dispatch.interpreted("races"):
         found = results(on_gpu, *half, f, block)
         assert not races_found()
-    expected = results(reference.dense, *(x.astype(jnp.float32) for x in half), f, block)
-    plain = results(xla.attention, *half, f, block)
+    expected = results(reference.landmark_attention, *(x.astype(jnp.float32) for x in half), f, block)
+    plain = results(xla.landmark_attention, *half, f, block)
     for name, a, b, c in zip(NAMES, found, expected, plain, strict=True):
         assert a.dtype == (jnp.float32 if name == "lse" else jnp.bfloat16)
         assert np.all(np.asarray(b) == 0) or off(a, b) < min(

@@ -15,9 +15,16 @@ from hypothesis import strategies as st
 
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.landmark_attention import kernels, landmark_attention, reference, xla
-from recollect.pallas_kernels.landmark_attention.kernels import NearOwnBlock, StoredEarlierBlocks
+from recollect.pallas_kernels.masks import (
+    EarlierBlock,
+    IsOrdinary,
+    SameBlock,
+    SameSegment,
+    StoredNear,
+    TokenFields,
+    causal,
+)
 from recollect.pallas_kernels.scheduled_attention import flash_vjp, tpu
-from recollect.pallas_kernels.scheduled_attention.mask_rules import EarlierBlocks, OwnBlock
 from tests.pallas_kernels import tiles_by_einsum
 from tests.pallas_kernels.test_landmark_attention import PACKED, arrays, document_positions, error, fields, rows
 
@@ -46,8 +53,8 @@ class _Hashable:
         self.__dict__.update(vars(names))
 
 
-by_einsum, _ = kernels.form(_Hashable(BY_EINSUM))
-exact = reference.dense
+by_einsum, _ = kernels.on_kernels(_Hashable(BY_EINSUM))
+exact = reference.landmark_attention
 
 
 def results(form, q, k, v, f, block):
@@ -116,13 +123,13 @@ def test_positions_without_segments():
 
 
 def visits_of(run, monkeypatch):
-    """Sizes of the schedules that a call makes, (kind of rule, tiles that may be visited, tiles that are)."""
+    """Sizes of the schedules that a call makes, (mask, tiles that may be visited, tiles that are)."""
     seen, real = [], flash_vjp.block_schedule
 
-    def noting(rule, *args):
-        schedule = real(rule, *args)
+    def noting(mask, *args):
+        schedule = real(mask, *args)
         kinds = None if isinstance(schedule.kinds, jax.core.Tracer) else int((np.asarray(schedule.kinds) != 0).sum())
-        seen.append((type(rule).__name__, int(schedule.most.sum()), kinds))
+        seen.append((mask, int(schedule.most.sum()), kinds))
         return schedule
 
     monkeypatch.setattr(flash_vjp, "block_schedule", noting)
@@ -141,8 +148,8 @@ def test_what_is_known_of_tiles_before_a_program_runs(monkeypatch):
     )
     # Tiles of 16 queries and of 8 keys, which are a block: each tile of queries meets two of its own, and 1, 3, 5, 7
     # before its last row's.
-    assert (own, may, do) == ("NearOwnBlock", 8, 8)
-    assert (blocks, may_blocks, do_blocks) == ("EarlierBlocks", 16, 16)
+    assert (own, may, do) == (causal() & SameBlock() & IsOrdinary(), 8, 8)
+    assert (blocks, may_blocks, do_blocks) == (EarlierBlock(), 16, 16)
     segments = rows([20, 44])
     positions = document_positions(segments)
     f = {"query_positions": positions, "key_positions": positions, "query_segments": segments, "key_segments": segments}
@@ -152,12 +159,15 @@ def test_what_is_known_of_tiles_before_a_program_runs(monkeypatch):
 
     (_, may, _), (blocks, may_blocks, _) = visits_of(traced, monkeypatch)[-2:]
     assert may == 2 + 3 * 3  # of 8 keys a tile: the own two and the one before
-    assert blocks == "StoredEarlierBlocks" and may_blocks == 2 + 4 + 6 + 8
+    assert blocks == EarlierBlock() & SameSegment() & StoredNear() and may_blocks == 2 + 4 + 6 + 8
 
 
 def test_place_of_storage_never_decides():
-    """The rules here allow what those of scheduled_attention do; they only know more of whole tiles."""
-    assert NearOwnBlock.allows is OwnBlock.allows and StoredEarlierBlocks.allows is EarlierBlocks.allows
+    """Masks that know of storage allow what they would without; they only know more of whole tiles."""
+    assert StoredNear(3).allows(None, None) is np.True_
+    mask = causal(segmented=True)
+    query, key = (TokenFields(jnp.arange(4)[None], jnp.ones((1, 4), jnp.int32)) for _ in range(2))
+    np.testing.assert_array_equal((mask & StoredNear(1)).allows(query, key), mask.allows(query, key))
 
 
 def test_few_queries_against_a_cache_are_left_to_xla():
@@ -212,7 +222,7 @@ def races_found() -> bool:
     return interpret_pallas_call.races.races_found
 
 
-on_tpu, _ = kernels.form(tpu)
+on_tpu, _ = kernels.on_kernels(tpu)
 
 TPU_CASES = [
     # documents (None: one), t, h, g, dimensions, block, simulated how
@@ -244,7 +254,7 @@ def test_tpu_kernels_in_half_precision(t):
     with dispatch.interpreted():
         found = results(on_tpu, *half, f, 8)
     expected = results(exact, *(x.astype(jnp.float32) for x in half), f, 8)
-    plain = results(xla.attention, *half, f, 8)
+    plain = results(xla.landmark_attention, *half, f, 8)
     for name, a, b, c in zip(NAMES, found, expected, plain, strict=True):
         assert a.dtype == (jnp.float32 if name == "lse" else jnp.bfloat16)
         assert off(a, b) < min(0.005 if name in ("out", "lse") else 0.01, max(0.005, 2 * off(c, b))), name

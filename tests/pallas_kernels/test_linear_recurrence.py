@@ -134,7 +134,7 @@ def test_xla_is_the_recurrence(case):
         fixed,
     )
     (o_, state_), gradients_ = exactly(
-        functools.partial(reference.recurrent, scale=0.7, return_state=True), given, fixed
+        functools.partial(linear_recurrence, scale=0.7, return_state=True, backend="reference"), given, fixed
     )
     expected, expected_state = by_loops(**given, scale=0.7, **fixed)
     assert error(o_, expected) < 1e-12 and error(state_, expected_state) < 1e-12
@@ -151,7 +151,7 @@ def test_xla_is_the_recurrence(case):
 def test_the_square_form_is_the_recurrence(decay, with_segments):
     given, fixed = arguments(63, decay, False, with_segments)
     (o, _), gradients = exactly(lambda **given: (reference.quadratic(**given, scale=0.7), None), given, fixed)
-    (o_, _), gradients_ = exactly(functools.partial(reference.recurrent, scale=0.7), given, fixed)
+    (o_, _), gradients_ = exactly(functools.partial(linear_recurrence, scale=0.7, backend="reference"), given, fixed)
     assert error(o, o_) < 1e-12
     for name in gradients_:
         assert error(gradients[name], gradients_[name]) < 1e-11, name
@@ -187,9 +187,9 @@ def test_two_calls_are_one(backend, with_segments):
     for cut in (1, 40) if backend == "xla" and with_segments else (40,):  # inside documents
         parts, state, first = [], given["initial_state"], fixed.get("initial_segment")
         for span in (slice(0, cut), slice(cut, 63)):
-            piece = {name: x[:, span] for name, x in given.items() if name != "initial_state"}
+            part = {name: x[:, span] for name, x in given.items() if name != "initial_state"}
             more = {} if segments is None else {"segment_ids": segments[:, span], "initial_segment": first}
-            o, state = form(**piece, initial_state=state, **more)
+            o, state = form(**part, initial_state=state, **more)
             parts.append(o)
             if segments is not None:
                 first = np.array(

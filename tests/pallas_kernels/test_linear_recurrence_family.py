@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.pallas_kernels.linear_recurrence import (
+    Recurrence,
     chunk_matrices,
-    column_packing,
+    column_decay_vjp,
     kernel_vjp,
     linear_recurrence,
     linear_recurrence_step,
-    reference,
 )
-from recollect.pallas_kernels.linear_recurrence.reduced_precision import reduced
+from recollect.pallas_kernels.linear_recurrence.canonical import run_canonical
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import ScanKernels
 from tests.pallas_kernels import chunk_scan_by_einsum
 from tests.pallas_kernels.test_linear_recurrence import CLOSE, documents, error, exactly, results
 
@@ -77,7 +78,7 @@ def arguments(t, decay, erase, with_state, with_segments, columns=None, before=F
 def compare(form, given, fixed, close):
     (o, state), gradients = results(functools.partial(form, scale=0.7, return_state=True), given, fixed)
     (o_, state_), gradients_ = exactly(
-        functools.partial(reference.recurrent, scale=0.7, return_state=True), given, fixed
+        functools.partial(linear_recurrence, scale=0.7, return_state=True, backend="reference"), given, fixed
     )
     assert error(o, o_) < close and error(state, state_) < close
     assert set(gradients) == set(gradients_) == set(given)
@@ -175,58 +176,62 @@ def test_columns_that_decay_and_are_erased_are_served_by_the_reference():
     given, fixed = arguments(21, "channel", "apart", True, True, "channel")
     o, state = linear_recurrence(**given, **fixed, return_state=True)
     after = given.pop("initial_state")
-    o_, state_ = reference.recurrent(**given, **fixed, initial_state=jnp.asarray(after), return_state=True)
+    o_, state_ = linear_recurrence(**given, **fixed, initial_state=after, return_state=True, backend="reference")
     assert error(o, o_) < CLOSE and error(state, state_) < CLOSE
     with pytest.raises(ValueError, match=r"linear_recurrence.*xla.*value_log_decay.*erase_read"):
         linear_recurrence(**given, **fixed, backend="xla")
 
 
-def walks_of_16(joined=None):
-    """Walks in plain jnp over chunks of 16 tokens."""
-    forms = (
-        chunk_scan_by_einsum.walk,
-        chunk_scan_by_einsum.delta_walk,
+def kernels_of_16(paired_scan=None):
+    """Scans in plain jnp over chunks of 16 tokens."""
+    scans = (
+        chunk_scan_by_einsum.scan,
+        chunk_scan_by_einsum.delta_scan,
         chunk_scan_by_einsum.solve,
         chunk_scan_by_einsum.solve_transposed,
     )
-    return kernel_vjp.Walks(*forms, lambda *_: 16, joined)
+    return ScanKernels(*scans, lambda *_: 16, paired_scan=paired_scan)
+
+
+def by_scans(run, return_state=False, **inputs):
+    return run_canonical(functools.partial(run, return_state=return_state), Recurrence(**inputs))
 
 
 @pytest.mark.parametrize(
-    ("case", "joined"),
+    ("case", "paired_scan"),
     [
         ((63, None, None, False, False), None),
         ((63, "token", None, True, True), None),
         ((63, "channel", None, True, True), None),
         ((63, None, "scalar", True, True), None),
-        ((63, None, "scalar", True, True), chunk_scan_by_einsum.walk),
+        ((63, None, "scalar", True, True), chunk_scan_by_einsum.scan),
         ((63, "token", "vector", True, True), None),
-        ((63, "token", "scalar", True, True), chunk_scan_by_einsum.walk),
+        ((63, "token", "scalar", True, True), chunk_scan_by_einsum.scan),
         ((100, "channel", "vector", True, True), None),
         ((63, "strong", "scalar", True, True, None, True), None),
         ((100, "channel", "vector", True, True, None, True), None),
         ((63, "token", "apart", True, True), None),
         ((63, "channel", "apart", False, True, None, True), None),
     ],
-    ids=lambda case: " ".join(map(str, case)) if isinstance(case, tuple) else "joined" if case else "apart",
+    ids=lambda case: " ".join(map(str, case)) if isinstance(case, tuple) else "paired" if case else "separate",
 )
-def test_gradients_are_walks(case, joined, monkeypatch):
-    """The mathematics that kernel backends share, on walks in plain jnp; the decay's gradient starts afresh every 32
+def test_gradients_are_chunk_scans(case, paired_scan, monkeypatch):
+    """The mathematics that kernel backends share, on scans in plain jnp; the decay's gradient starts afresh every 32
     tokens."""
     monkeypatch.setattr(kernel_vjp, "GROUP", 32)
     monkeypatch.setattr(kernel_vjp, "CHANNEL_GROUP", 32)
-    run = functools.partial(kernel_vjp.by_walks, walks_of_16(joined))
-    absent = dict.fromkeys(("log_decay", "write_strength", "segment_ids"))
-    compare(lambda *given, **named: reduced(run, *given, **(absent | named)), *arguments(*case), CLOSE)
+    run = functools.partial(kernel_vjp.recurrence_by_scans, kernels_of_16(paired_scan))
+    compare(functools.partial(by_scans, run), *arguments(*case), CLOSE)
 
 
 @pytest.mark.parametrize("case", [(100, True, True), (63, False, False)], ids=str)
-def test_gradients_of_decays_of_columns_are_walks(case, monkeypatch):
+def test_gradients_of_decays_of_columns_are_chunk_scans(case, monkeypatch):
     monkeypatch.setattr(kernel_vjp, "CHANNEL_GROUP", 32)
     t, *kind = case
     given, fixed = arguments(t, None, None, *kind, "channel")
     given["write_strength"] = np.random.default_rng(1).random(given["v"].shape[:3], np.float32)
-    compare(functools.partial(column_packing.by_walks_of_columns, walks_of_16()), given, fixed, CLOSE)
+    run = functools.partial(column_decay_vjp.recurrence_by_scans, kernels_of_16())
+    compare(functools.partial(by_scans, run), given, fixed, CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +311,7 @@ def test_any_documents_and_gates(data):
         "initial_segment": first,
         "erase_before_decay": kind == "erase before decay",
     }
-    o_, after_ = reference.recurrent(q, k, v, log_decay=jnp.asarray(g), return_state=True, **extra, **more)
+    o_, after_ = linear_recurrence(q, k, v, log_decay=g, return_state=True, **extra, **more, backend="reference")
     assert error(o, o_) < CLOSE and error(after, after_) < CLOSE
 
 

@@ -64,10 +64,10 @@ def rows(t: int, heads: int, channels: int, seed: int, size: float = 1.0) -> jax
     return jnp.asarray(np.random.default_rng(seed).normal(size=(1, t, heads, channels)) * size, jnp.bfloat16)
 
 
-def simulated(form, *arrays, pieces=1, **settings):
-    """The kernel's results, time cut in pieces; fails on a race."""
+def simulated(form, *arrays, spans=1, **settings):
+    """The kernel's results, time cut in spans; fails on a race."""
     try:
-        with dispatch.interpreted("races"), forced(**{"linear_recurrence.gpu_pieces": {"pieces": pieces}}):
+        with dispatch.interpreted("races"), forced(**{"linear_recurrence.gpu_spans": {"spans": spans}}):
             found = jax.block_until_ready(jax.jit(functools.partial(form, **settings))(*arrays))
         assert not simulator.races_found()
     finally:
@@ -95,11 +95,11 @@ def compare(found, expected) -> None:
             assert error(one, other) < allowed, (name, error(one, other))
 
 
-def walk_with(form, q, k, v, chunks, state, dot_with, **settings):
+def scan_with(form, q, k, v, chunks, state, dot_with, **settings):
     return form(q, k, v, chunks, initial_state=state, dot_with=dot_with, **settings)
 
 
-def delta_walk_with(form, w, u, k, chunks, given, **settings):
+def delta_scan_with(form, w, u, k, chunks, given, **settings):
     return form(w, u, k, chunks, **given, **settings)
 
 
@@ -120,18 +120,18 @@ SLOW = pytest.mark.slow
         ("key", 192, 100, 128, (1, 2), 6.0, "reverse strict documents state"),
         ("value", 128, 64, 64, (1, 1), 0.1, "reverse strict wide state checkpoints"),
         ("value", 128, 64, 64, (1, 1), 6.0, "documents dots"),
-        ("none", 256, 64, 64, (1, 2), 0, "reverse pieces"),  # 2 of 2 chunks
-        ("head", 320, 64, 64, (1, 2), 0.01, "state documents dots checkpoints pieces"),  # 2, 2 and 1
-        ("key", 192, 64, 64, (1, 1), 0.02, "reverse state checkpoints pieces"),
-        ("value", 192, 64, 64, (1, 1), 0.01, "wide state strict pieces"),
+        ("none", 256, 64, 64, (1, 2), 0, "reverse spans"),  # 2 of 2 chunks
+        ("head", 320, 64, 64, (1, 2), 0.01, "state documents dots checkpoints spans"),  # 2, 2 and 1
+        ("key", 192, 64, 64, (1, 1), 0.02, "reverse state checkpoints spans"),
+        ("value", 192, 64, 64, (1, 1), 0.01, "wide state strict spans"),
         pytest.param("none", 128, 192, 64, (1, 1), 0, "state", marks=SLOW),
         pytest.param("head", 256, 64, 128, (2, 4), 0.1, "state documents dots checkpoints", marks=SLOW),
         pytest.param("head", 192, 256, 64, (1, 1), 20.0, "reverse dots", marks=SLOW),
         pytest.param("key", 192, 128, 64, (1, 2), 0.1, "reverse strict documents state", marks=SLOW),
         pytest.param("key", 64, 128, 256, (1, 1), 0.1, "", marks=SLOW),
         pytest.param("value", 192, 128, 128, (1, 2), 0.1, "reverse documents state checkpoints", marks=SLOW),
-        pytest.param("head", 320, 128, 128, (1, 1), 0.01, "reverse state dots checkpoints pieces", marks=SLOW),
-        pytest.param("value", 320, 64, 128, (1, 1), 0.01, "reverse state checkpoints pieces", marks=SLOW),
+        pytest.param("head", 320, 128, 128, (1, 1), 0.01, "reverse state dots checkpoints spans", marks=SLOW),
+        pytest.param("value", 320, 64, 128, (1, 1), 0.01, "reverse state checkpoints spans", marks=SLOW),
     ],
 )
 def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
@@ -149,12 +149,12 @@ def test_walk(decay, t, key_dim, value_dim, heads, strength, more):
         "checkpoint_every": 2 if "checkpoints" in more else None,
         "out_dtype": jnp.float32 if "wide" in more else None,
     }
-    found = simulated(functools.partial(walk_with, gpu.walk), *given, pieces=3 if "pieces" in more else 1, **settings)
+    found = simulated(functools.partial(scan_with, gpu.scan), *given, spans=3 if "spans" in more else 1, **settings)
     assert found.o.dtype == (jnp.float32 if "wide" in more else jnp.bfloat16)
     compare(
         found,
         exactly(
-            functools.partial(walk_with, chunk_scan_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64}
+            functools.partial(scan_with, chunk_scan_by_einsum.scan), *given, **settings | {"out_dtype": jnp.float64}
         ),
     )
 
@@ -195,9 +195,9 @@ def test_extreme_decays(decay, more):
     state = jnp.asarray(np.abs(np.random.default_rng(9).normal(size=(1, heads, size, size))), jnp.float32)
     given = (*(jnp.abs(rows(t, heads, size, seed)) + jnp.bfloat16(0.01) for seed in range(3)), chunks, state, None)
     settings = {"heads": heads, "reverse": "reverse" in more, "strict": "strict" in more, "out_dtype": jnp.float32}
-    found = simulated(functools.partial(walk_with, gpu.walk), *given, **settings)
+    found = simulated(functools.partial(scan_with, gpu.scan), *given, **settings)
     expected = exactly(
-        functools.partial(walk_with, chunk_scan_by_einsum.walk), *given, **settings | {"out_dtype": jnp.float64}
+        functools.partial(scan_with, chunk_scan_by_einsum.scan), *given, **settings | {"out_dtype": jnp.float64}
     )
     for head in range(heads):
         assert error(found.o[:, :, head], expected.o[:, :, head]) < CLOSE["o"], head
@@ -217,16 +217,16 @@ def test_extreme_decays(decay, more):
         ("head", 192, 64, 128, (1, 1), 0.1, "second reverse documents state checkpoints"),
         ("key", 128, 64, 64, (1, 1), 0.1, "queries documents state"),
         ("key", 128, 64, 64, (1, 1), 6.0, "second reverse documents state"),
-        ("none", 256, 64, 64, (1, 2), 0, "second reverse pieces"),  # 2 of 2 chunks
-        ("head", 320, 64, 128, (1, 1), 0.01, "queries documents state checkpoints pieces"),  # 2, 2 and 1
-        ("key", 192, 128, 64, (1, 1), 0.01, "second reverse documents state checkpoints pieces"),
+        ("none", 256, 64, 64, (1, 2), 0, "second reverse spans"),  # 2 of 2 chunks
+        ("head", 320, 64, 128, (1, 1), 0.01, "queries documents state checkpoints spans"),  # 2, 2 and 1
+        ("key", 192, 128, 64, (1, 1), 0.01, "second reverse documents state checkpoints spans"),
         pytest.param("key", 128, 64, 64, (1, 1), 0.1, "queries second documents state", marks=SLOW),
         pytest.param("key", 128, 64, 64, (1, 1), 0.1, "queries second reverse state", marks=SLOW),
         pytest.param("none", 128, 128, 128, (1, 1), 0, "queries second", marks=SLOW),
         pytest.param("head", 192, 192, 64, (1, 1), 0.1, "queries state", marks=SLOW),
         pytest.param("key", 192, 128, 40, (1, 2), 0.1, "queries documents state checkpoints", marks=SLOW),
         pytest.param("key", 192, 128, 64, (1, 1), 0.1, "second reverse state checkpoints", marks=SLOW),
-        pytest.param("none", 192, 192, 64, (1, 1), 0, "queries state pieces", marks=SLOW),
+        pytest.param("none", 192, 192, 64, (1, 1), 0, "queries state spans", marks=SLOW),
         pytest.param("key", 192, 128, 128, (1, 2), 0.1, "queries documents state checkpoints", marks=SLOW),
         pytest.param("key", 192, 128, 128, (1, 1), 0.1, "second reverse documents state", marks=SLOW),
         pytest.param("key", 128, 128, 128, (1, 1), 0.1, "queries second reverse state", marks=SLOW),
@@ -257,9 +257,9 @@ def test_delta_walk(decay, t, key_dim, value_dim, heads, strength, more):
     settings = {"heads": many, "reverse": "reverse" in more, "checkpoint_every": 2 if "checkpoints" in more else None}
     settings |= {"scale": 0.0 if "scale 0" in more else 0.7, "keeps_y": "state" in more or "second" in more}
     found = simulated(
-        functools.partial(delta_walk_with, gpu.delta_walk), *arrays, pieces=3 if "pieces" in more else 1, **settings
+        functools.partial(delta_scan_with, gpu.delta_scan), *arrays, spans=3 if "spans" in more else 1, **settings
     )
-    compare(found, exactly(functools.partial(delta_walk_with, chunk_scan_by_einsum.delta_walk), *arrays, **settings))
+    compare(found, exactly(functools.partial(delta_scan_with, chunk_scan_by_einsum.delta_scan), *arrays, **settings))
 
 
 def joined_with(form, q, k, v, chunks, given, **settings):
@@ -300,8 +300,8 @@ def test_two_walks_in_one(decay, t, key_dim, value_dim, heads, more):
     settings = {"heads": many, "scale": -0.7, "second_scale": 0.0 if "scale 0" in more else -0.6}
     settings |= {"reverse": "reverse" in more, "strict": "strict" in more}
     settings |= {"checkpoint_every": 2 if "checkpoints" in more else None}
-    found = simulated(functools.partial(joined_with, gpu.walk), *arrays, **settings)
-    compare(found, exactly(functools.partial(joined_with, chunk_scan_by_einsum.walk), *arrays, **settings))
+    found = simulated(functools.partial(joined_with, gpu.scan), *arrays, **settings)
+    compare(found, exactly(functools.partial(joined_with, chunk_scan_by_einsum.scan), *arrays, **settings))
 
 
 def solve_with(form, *arrays, **settings):
@@ -370,7 +370,7 @@ def test_another_documents_values_change_no_bit():
     first = np.asarray(chunks.segments) == 1
     given = [rows(t, 1, size, seed) for seed in range(3)]
     loud = [jnp.where(first[:, :, None, None], jnp.bfloat16(1e4), x) for x in given]
-    run = functools.partial(walk_with, gpu.walk, state=None, dot_with=None, heads=1)
+    run = functools.partial(scan_with, gpu.scan, state=None, dot_with=None, heads=1)
     quiet, other = (simulated(run, *arrays, chunks) for arrays in (given, loud))
     assert (np.asarray(quiet.o) != np.asarray(other.o))[first].any()
     np.testing.assert_array_equal(np.asarray(quiet.o, np.float32)[~first], np.asarray(other.o, np.float32)[~first])
@@ -411,12 +411,12 @@ def test_pieces_fill_the_device_and_read_only_what_they_must(monkeypatch):
     assert read == [{"k", "v"}, {"q", "k", "v", "initial"}, {"w", "k", "v"}, {"q", "w", "k", "v", "initial"}]
     assert [plan.states_only for plan, _ in launched] == [True, False, True, False]
     assert all(
-        plan.pieces == 2 and plan.splits == (4 if "q" not in inputs and "w" in inputs else 2)
+        plan.spans == 2 and plan.splits == (4 if "q" not in inputs and "w" in inputs else 2)
         for plan, inputs in launched
     )
 
 
-def test_bytes_of_a_long_call_in_pieces():
+def test_bytes_of_a_long_call_in_spans():
     """q, k, v and o once are 0.54 GB; k and v are read again where states are found."""
     try:
         compilers.files("cuda")
@@ -439,13 +439,13 @@ def test_refuses_with_a_reason():
     assert "delta rule" in gpu.refuses(64, 64, jnp.bfloat16, "value", True)
     x = jnp.zeros((1, 64, 1, 64))
     with pytest.raises(ValueError, match=r"cannot serve q: .* float32"):
-        gpu.walk(x, x, x, Chunks(C), heads=1)
+        gpu.scan(x, x, x, Chunks(C), heads=1)
     x = x.astype(jnp.bfloat16)
     with pytest.raises(ValueError, match="chunks of 64; these are of 32"):
-        gpu.walk(x, x, x, Chunks(32), heads=1)
+        gpu.scan(x, x, x, Chunks(32), heads=1)
     wide = jnp.zeros((1, 64, 1, 320), jnp.bfloat16)
     with pytest.raises(ValueError, match="key size above 256"):
-        gpu.walk(wide, wide, x, Chunks(C), heads=1)
+        gpu.scan(wide, wide, x, Chunks(C), heads=1)
 
 
 @pytest.mark.parametrize(

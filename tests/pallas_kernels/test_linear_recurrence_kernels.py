@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from recollect.pallas_kernels.dispatch import interpreted
-from recollect.pallas_kernels.linear_recurrence import gpu, linear_recurrence, reference, tunables
+from recollect.pallas_kernels.linear_recurrence import gpu, linear_recurrence, tunables
 from recollect.pallas_kernels.tuning import forced
 from tests.pallas_kernels.test_linear_recurrence import error, exactly, results
 from tests.pallas_kernels.test_linear_recurrence_family import arguments
@@ -41,7 +41,7 @@ def rounded(given):
 def check_fp32(backend, given, fixed):
     (o, state), gradients = on_kernels(backend, given, fixed)
     (o_, state_), gradients_ = exactly(
-        functools.partial(reference.recurrent, scale=SCALE, return_state=True), given, fixed
+        functools.partial(linear_recurrence, scale=SCALE, return_state=True, backend="reference"), given, fixed
     )
     assert error(o, o_) < FP32 and error(state, state_) < FP32
     assert set(gradients) == set(given)
@@ -52,7 +52,7 @@ def check_fp32(backend, given, fixed):
 def check_bf16(backend, given, fixed, how="values"):
     given, exact = rounded(given)
     (o_, state_), gradients_ = exactly(
-        functools.partial(reference.recurrent, scale=SCALE, return_state=True), exact, fixed
+        functools.partial(linear_recurrence, scale=SCALE, return_state=True, backend="reference"), exact, fixed
     )
     (o, state), gradients = on_kernels(backend, given, fixed, how)
     (o_xla, _), xla = results(
@@ -127,7 +127,7 @@ def test_tpu_kernels_under_strong_decays():
     given, fixed = strong(130, k=32, v=32)
     (o, state), gradients = on_kernels("pallas_tpu", given, fixed)
     (o_, state_), gradients_ = exactly(
-        functools.partial(reference.recurrent, scale=SCALE, return_state=True), given, fixed
+        functools.partial(linear_recurrence, scale=SCALE, return_state=True, backend="reference"), given, fixed
     )
     assert error(o, o_) < FP32 and error(state, state_) < FP32
     for name in given:
@@ -169,7 +169,7 @@ def test_at_scale_0_the_state_alone_has_gradients(backend, case):
         (given, exact), bar, decay_bar = rounded(given), GATE, 0.05
     (o, state), gradients = on_kernels(backend, given, fixed, scale=0.0)
     (_, state_), gradients_ = exactly(
-        functools.partial(reference.recurrent, scale=0.0, return_state=True), exact, fixed
+        functools.partial(linear_recurrence, scale=0.0, return_state=True, backend="reference"), exact, fixed
     )
     assert not np.any(np.asarray(o)) and not np.any(np.asarray(gradients["q"]))
     assert error(state, state_) < bar
@@ -293,7 +293,7 @@ def test_a_table_decides_chunks():
 )
 def test_gpu_kernels_run_pieces_of_time_side_by_side(case):
     t, decay, erase, state, segments, k, v = case
-    with forced(**{"linear_recurrence.gpu_pieces": {"pieces": 3}}):  # 5 chunks: 2, 2 and 1
+    with forced(**{"linear_recurrence.gpu_spans": {"spans": 3}}):  # 5 chunks: 2, 2 and 1
         check_bf16("pallas_gpu", *arguments(t, decay, erase, state, segments, b=1, k=k, v=v), how="races")
 
 
@@ -304,7 +304,7 @@ def test_what_is_tuned_is_built_and_right():
 
 
 def test_long_sequences_of_few_heads_fill_a_hopper_gpu():
-    assert gpu.pieces_to_fill(1, 65536) == 64
-    assert gpu.pieces_to_fill(32, 65536) == 4
-    assert gpu.pieces_to_fill(256, 65536) == 1
-    assert gpu.pieces_to_fill(1, 1000) == 1
+    assert gpu.spans_to_fill(1, 65536) == 64
+    assert gpu.spans_to_fill(32, 65536) == 4
+    assert gpu.spans_to_fill(256, 65536) == 1
+    assert gpu.spans_to_fill(1, 1000) == 1

@@ -84,11 +84,11 @@ def races_found() -> bool:
     return interpret_pallas_call.races.races_found
 
 
-def walked(how, rows, chunks, **settings):
+def result(how, rows, chunks, **settings):
     """By the kernels and, in fp64, by definition."""
     with dispatch.interpreted(how):
-        found = jax.jit(functools.partial(tpu.walk, **settings))(*rows, chunks)
-    return found, exactly(chunk_scan_by_einsum.walk, *rows, chunks, **settings)
+        found = jax.jit(functools.partial(tpu.scan, **settings))(*rows, chunks)
+    return found, exactly(chunk_scan_by_einsum.scan, *rows, chunks, **settings)
 
 
 def walk_settings(h: int, t: int, dtype: str, **more):
@@ -131,7 +131,7 @@ def test_a_walk_is_what_it_is_defined_to_be(case):
         some_rows(c * n, count, d, dtype, i) for i, (count, d) in enumerate(zip(counts, (KEY, KEY, VALUE), strict=True))
     ]
     settings = walk_settings(4, c * n, dtype, reverse=reverse, strict=strict)
-    found, expected = walked(how, rows, some_chunks(c, c * n, 4, decay, documents), **settings)
+    found, expected = result(how, rows, some_chunks(c, c * n, 4, decay, documents), **settings)
     assert (
         found.o.dtype == jnp.dtype(dtype)
         and found.state.dtype == found.dots.dtype == found.checkpoints.dtype == jnp.float32
@@ -146,7 +146,7 @@ def test_the_state_keeps_its_precision(decay):
     """And dots are taken before o is rounded; out_dtype says what o is rounded to."""
     rows = [some_rows(64, 2, d, "bfloat16", i) for i, d in enumerate((KEY, KEY, VALUE))]
     settings = walk_settings(2, 64, "bfloat16", out_dtype=jnp.float32)
-    found, expected = walked("values", rows, some_chunks(32, 64, 2, decay, False), **settings)
+    found, expected = result("values", rows, some_chunks(32, 64, 2, decay, False), **settings)
     assert found.o.dtype == jnp.float32
     compare(found, expected, {"state": 1e-4, "checkpoints": 1e-4}, 0.004)
     assert error(found.dots, jnp.einsum("bihv,bihv->bhi", found.o, settings["dot_with"].astype(jnp.float32))) < 1e-6
@@ -162,7 +162,7 @@ def test_decays_a_channel_at_their_bounds(decay, reverse):
     some = some_chunks(c, t, 2, decay, False, strength=2.5).total
     all_ = -10.0 * (1.0 + jnp.arange(t) % c)[:, None, None]
     total = jnp.stack([jnp.broadcast_to(all_, some.shape[1:]), some[1].at[:c].set(0)])
-    found, expected = walked("values", rows, Chunks(c, decay, total), **walk_settings(2, t, "float32", reverse=reverse))
+    found, expected = result("values", rows, Chunks(c, decay, total), **walk_settings(2, t, "float32", reverse=reverse))
     for row in range(B):
         compare(*(jax.tree.map(lambda x, row=row: x[row], form) for form in (found, expected)), {}, 1e-5)
 
@@ -201,9 +201,9 @@ def test_a_delta_walk_is_what_it_is_defined_to_be(case):
         settings["second"] = some_rows(t, count, KEY, dtype, 5, small), some_rows(t, 4, VALUE, dtype, 6)
     chunks = some_chunks(c, t, 4, decay, documents)
     with dispatch.interpreted(how):
-        found = jax.jit(functools.partial(tpu.delta_walk, **settings))(w, u, k, chunks)
+        found = jax.jit(functools.partial(tpu.delta_scan, **settings))(w, u, k, chunks)
     assert found.y.dtype == jnp.dtype(dtype)
-    compare(found, exactly(chunk_scan_by_einsum.delta_walk, w, u, k, chunks, **settings), {}, CLOSE[dtype])
+    compare(found, exactly(chunk_scan_by_einsum.delta_scan, w, u, k, chunks, **settings), {}, CLOSE[dtype])
     if how == "races":
         assert not races_found()
 
@@ -260,9 +260,9 @@ def test_heads_that_do_not_fit_together_are_transposed(monkeypatch):
         for i, (count, d) in enumerate(zip((3, 1, 3), (KEY, KEY, VALUE), strict=True))
     ]
     chunks, settings = some_chunks(16, 32, 3, "key", True), walk_settings(3, 32, "float32", reverse=True)
-    together, expected = walked("values", rows, chunks, **settings)
+    together, expected = result("values", rows, chunks, **settings)
     monkeypatch.setattr(tpu_blocks, "BLOCK_BYTES", 0)
-    one_by_one, _ = walked("values", rows, chunks, **settings)
+    one_by_one, _ = result("values", rows, chunks, **settings)
     compare(one_by_one, expected, {}, 1e-5)
     compare(one_by_one, together, {}, 1e-6)
 
@@ -280,14 +280,14 @@ def test_several_groups_of_heads(monkeypatch, key_heads):
     )
     total = jnp.cumsum(-jnp.abs(jnp.asarray(rng.normal(size=(b, h, t // c, c)), jnp.float32)), axis=3).reshape(b, h, t)
     state = jnp.asarray(rng.normal(size=(b, h, d, d)), jnp.float32)
-    found, expected = walked("values", rows, Chunks(c, "head", total), heads=h, initial_state=state, dot_with=rows[2])
+    found, expected = result("values", rows, Chunks(c, "head", total), heads=h, initial_state=state, dot_with=rows[2])
     compare(found, expected, {}, 1e-5)
 
 
 def test_odd_head_sizes():
     rng = np.random.default_rng(2)
     rows = [jnp.asarray(rng.normal(size=(1, 16, 3, d)), jnp.bfloat16) for d in (5, 5, 7)]
-    found, expected = walked("values", rows, Chunks(8), heads=3, reverse=True, dot_with=rows[2])
+    found, expected = result("values", rows, Chunks(8), heads=3, reverse=True, dot_with=rows[2])
     compare(found, expected, {}, CLOSE["bfloat16"])
 
 
@@ -295,7 +295,7 @@ def test_the_same_bits_twice():
     rows = [some_rows(32, 2, d, "bfloat16", i) for i, d in enumerate((KEY, KEY, VALUE))]
     chunks, settings = some_chunks(16, 32, 2, "key", True), walk_settings(2, 32, "bfloat16")
     with dispatch.interpreted():
-        run = jax.jit(functools.partial(tpu.walk, **settings))
+        run = jax.jit(functools.partial(tpu.scan, **settings))
         one, other = run(*rows, chunks), run(*rows, chunks)
     for first, second in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
@@ -322,7 +322,7 @@ def test_how_many_heads_a_program_holds(heads, counts, key_dim, value_dim, group
         for name, count, d in zip("qkv", counts, (key_dim, key_dim, value_dim), strict=True)
     }
     plan = tpu_blocks.plan_heads(rows, {"o": jnp.dtype(jnp.bfloat16)}, heads, key_dim, value_dim, 128)
-    assert plan == tpu_blocks.Plan(heads, group, True)
+    assert plan == tpu_blocks.HeadGroups(heads, group, True)
     assert tpu_blocks.side_by_side(group, [plan.held(count) for count in counts], key_dim, value_dim) == together
 
 
@@ -335,13 +335,13 @@ def test_what_is_refused():
     assert "256" in tpu.refuses(64, 320, jnp.bfloat16, "none", False)
     rows = [some_rows(24, 2, d, "float32", i) for i, d in enumerate((KEY, KEY, VALUE))]
     with pytest.raises(ValueError, match="chunks of a multiple of 8"):
-        tpu.walk(*rows, Chunks(12), heads=2)
+        tpu.scan(*rows, Chunks(12), heads=2)
     with pytest.raises(ValueError, match="power of two"):
-        tpu.walk(*rows, Chunks(24, "key", jnp.zeros((B, 24, 2, KEY))), heads=2)
+        tpu.scan(*rows, Chunks(24, "key", jnp.zeros((B, 24, 2, KEY))), heads=2)
     with pytest.raises(ValueError, match="q must be"):
-        tpu.walk(rows[0][:, :16], *rows[1:], Chunks(8), heads=2)
+        tpu.scan(rows[0][:, :16], *rows[1:], Chunks(8), heads=2)
     with pytest.raises(ValueError, match="not served"):
-        tpu.delta_walk(rows[0], rows[2], rows[1], Chunks(8, "value", jnp.zeros((B, 24, 2, VALUE))), heads=2)
+        tpu.delta_scan(rows[0], rows[2], rows[1], Chunks(8, "value", jnp.zeros((B, 24, 2, VALUE))), heads=2)
 
 
 def test_chunks_are_of_sizes_that_are_served():

@@ -12,6 +12,7 @@ from recollect.pallas_kernels.masks import (
     EarlierBlock,
     Everything,
     IsLandmark,
+    IsOrdinary,
     SameBlock,
     SameSegment,
     Sinks,
@@ -40,6 +41,7 @@ LEAVES = {
     SameBlock(): lambda q, k: q["blocks"] == k["blocks"],
     EarlierBlock(): lambda q, k: k["blocks"] < q["blocks"],
     IsLandmark(): lambda q, k: k["token_types"] == LANDMARK,
+    IsOrdinary(): lambda q, k: k["token_types"] != LANDMARK,
 }
 
 

@@ -14,8 +14,8 @@ import pytest
 from recollect.pallas_kernels import compile_ahead, dispatch
 from recollect.pallas_kernels import mosaic_gpu as mosaic
 from recollect.pallas_kernels.landmark_attention import landmark_attention
+from recollect.pallas_kernels.masks import causal
 from recollect.pallas_kernels.scheduled_attention import gpu
-from recollect.pallas_kernels.scheduled_attention.mask_rules import Before
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 from tests.pallas_kernels import tiles_by_einsum
 from tests.pallas_kernels.programs.scheduled_attention_gpu import PROGRAMS
@@ -40,8 +40,8 @@ CASES = {
 MORE = {
     "one token": (plain, {**SMALL, **ONE, "t": 1}, "races"),
     "no mask": (plain, {**SMALL, **ONE, "t": 128, "packed": False}, "values"),
-    "any expression": (plain, {**LARGE, **ONE, "t": 130, "rule": "odd"}, "races"),
-    "own blocks": (plain, {**LARGE, **WIDE, "t": 200, "h": 2, "g": 1, "rule": "own"}, "races"),
+    "any expression": (plain, {**LARGE, **ONE, "t": 130, "mask": "odd"}, "races"),
+    "own blocks": (plain, {**LARGE, **WIDE, "t": 200, "h": 2, "g": 1, "mask": "own"}, "races"),
     "257, grouped heads, odd sizes": (
         plain,
         {**LARGE, "b": 2, "t": 257, "h": 4, "g": 2, "k": 40, "v": 72, "sinks": True},
@@ -117,7 +117,7 @@ def check(arrays, call, how="values"):
 def test_the_kernels_are_their_plain_form(name):
     make, sizes, how = (CASES | MORE)[name]
     arrays, call = make(**sizes)
-    check(arrays, call | ({"rule": Always()} if name == "no mask" else {}), how)
+    check(arrays, call | ({"mask": Always()} if name == "no mask" else {}), how)
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_a_scale_may_be_zero_or_negative(scale):
 def test_what_no_schedule_names_is_not_read():
     """Keys that all queries have left behind may be NaN: their tiles are not visited, and their own gradients are 0."""
     arrays, call = plain(192, **SMALL, **ONE, packed=False, window=8)
-    call |= {"rule": Before(8), "query_fields": {**call["query_fields"], "positions": np.arange(192)[None] + 80}}
+    call |= {"mask": causal(8), "query_fields": {**call["query_fields"], "positions": np.arange(192)[None] + 80}}
     unseen = np.arange(192)[None, :, None, None] < 64
     arrays = rounded(arrays | {name: jnp.where(unseen, jnp.nan, arrays[name]) for name in ("k", "v")})
     with dispatch.interpreted():

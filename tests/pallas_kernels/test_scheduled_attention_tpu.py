@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.masks import EarlierBlock, IsOrdinary, SameBlock, SameSegment, causal
 from recollect.pallas_kernels.scheduled_attention import flash_vjp, tpu
-from recollect.pallas_kernels.scheduled_attention.mask_rules import Before, EarlierBlocks, OwnBlock
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 from tests.pallas_kernels import tiles_by_einsum
 
@@ -95,7 +95,7 @@ def documents(b: int, t: int) -> np.ndarray:
     return rows
 
 
-def plain(t, h=4, g=2, k=8, v=12, tiles=(16, 16), rule="before", window=None, packed=True, sinks=False, b=2):
+def plain(t, h=4, g=2, k=8, v=12, tiles=(16, 16), mask="before", window=None, packed=True, sinks=False, b=2):
     """Arrays and a call of self-attention, packed documents known on the device only."""
     arrays = {"q": normal(1, b, t, h, k), "k": normal(2, b, t, g, k), "v": normal(3, b, t, g, v)}
     if sinks:
@@ -104,10 +104,12 @@ def plain(t, h=4, g=2, k=8, v=12, tiles=(16, 16), rule="before", window=None, pa
     if packed:
         fields["segments"] = jnp.asarray(documents(b, t))
     fields["kinds"] = jnp.asarray(np.random.default_rng(5).integers(0, 3, (b, t)))
-    fields["blocks"], fields["landmarks"] = fields["positions"] // 9, (fields["positions"] % 9 == 8).astype(np.int32)
-    rules = {"before": Before(window, packed, True), "odd": Odd(), "all": All(), "own": OwnBlock(packed, True)}
+    fields["blocks"], fields["token_types"] = fields["positions"] // 9, (fields["positions"] % 9 == 8).astype(np.int32)
+    before = causal(window, segmented=packed, ordered=True)
+    current = causal(segmented=packed, ordered=True) & SameBlock() & IsOrdinary()
+    masks = {"before": before, "odd": Odd(), "all": All(), "own": current}
     rest = {"query_tile": tiles[0], "key_tile": tiles[1], "scale": k**-0.5}
-    return arrays, {"rule": rules[rule], "query_fields": fields, "key_fields": fields, **rest}
+    return arrays, {"mask": masks[mask], "query_fields": fields, "key_fields": fields, **rest}
 
 
 def gathered(n, s, g=3, k=8, v=12, tiles=(16, 16), b=2):
@@ -126,7 +128,7 @@ def gathered(n, s, g=3, k=8, v=12, tiles=(16, 16), b=2):
         "scale": k**-0.5,
         "key_heads": jnp.asarray(key_heads, jnp.int32),
     }
-    return arrays, {"rule": Before(None, True), "query_fields": query, "key_fields": key, **rest}
+    return arrays, {"mask": causal(segmented=True), "query_fields": query, "key_fields": key, **rest}
 
 
 def landmarks(t, blocks, block, slots, h=4, g=2, k=8, v=12, query_tile=16, packed=True, b=2):
@@ -142,7 +144,12 @@ def landmarks(t, blocks, block, slots, h=4, g=2, k=8, v=12, query_tile=16, packe
         )
     rest = {"query_tile": query_tile, "key_tile": slots, "scale": k**-0.5, "block": block}
     arrays = {"q": normal(1, b, t, h, k), "k": keys, "v": values}
-    return arrays, {"rule": EarlierBlocks(packed), "query_fields": query, "key_fields": key, **rest}
+    return arrays, {
+        "mask": EarlierBlock() & SameSegment() if packed else EarlierBlock(),
+        "query_fields": query,
+        "key_fields": key,
+        **rest,
+    }
 
 
 CASES = {
@@ -152,18 +159,18 @@ CASES = {
         {"t": 60, "h": 2, "k": 128, "v": 128, "packed": False, "tiles": (16, 32), "b": 1},
         "values",
     ),
-    "any expression": (plain, {"t": 40, "h": 2, "g": 1, "rule": "odd"}, "races"),
+    "any expression": (plain, {"t": 40, "h": 2, "g": 1, "mask": "odd"}, "races"),
     "gathered": (gathered, {"n": 60, "s": 40}, "races"),
     "landmark blocks": (landmarks, {"t": 40, "blocks": 3, "block": 13, "slots": 16, "h": 2, "g": 1}, "races"),
 }
 MORE = {
-    "no mask": (plain, {"t": 32, "h": 1, "g": 1, "rule": "all"}, "values"),
+    "no mask": (plain, {"t": 32, "h": 1, "g": 1, "mask": "all"}, "values"),
     "one token": (plain, {"t": 1, "sinks": True}, "values"),
     "257": (plain, {"t": 257, "tiles": (128, 128), "sinks": True}, "values"),
     "1000": (plain, {"t": 1000, "tiles": (256, 128), "window": 100, "h": 2, "g": 1, "b": 1}, "values"),
     "races": (plain, {"t": 100, "window": 30, "tiles": (32, 16), "sinks": True}, "races"),
-    "own blocks": (plain, {"t": 100, "rule": "own"}, "values"),
-    "own blocks of one document": (plain, {"t": 100, "rule": "own", "packed": False}, "races"),
+    "own blocks": (plain, {"t": 100, "mask": "own"}, "values"),
+    "own blocks of one document": (plain, {"t": 100, "mask": "own", "packed": False}, "races"),
     "gathered 257": (gathered, {"n": 257, "s": 100, "tiles": (32, 16)}, "values"),
     "gathered narrow": (gathered, {"n": 64, "s": 33, "k": 128, "v": 128}, "values"),
     "landmark blocks 8": (
@@ -250,7 +257,7 @@ def test_half_precision_is_as_close_as_the_plain_form():
 def test_what_no_schedule_names_is_not_read():
     """Keys that all queries have left behind may be NaN: their tiles are not visited, and their own gradients are 0."""
     arrays, call = plain(48, h=1, g=1, packed=False, window=8, b=1)
-    call |= {"rule": Before(8), "query_fields": {**call["query_fields"], "positions": np.arange(48)[None] + 30}}
+    call |= {"mask": causal(8), "query_fields": {**call["query_fields"], "positions": np.arange(48)[None] + 30}}
     unseen = np.arange(48)[None, :, None, None] < 16
     arrays |= {name: jnp.where(unseen, jnp.nan, arrays[name]) for name in ("k", "v")}
     with dispatch.interpreted():
@@ -370,7 +377,7 @@ def test_it_serves_the_rest(b, t, h, d, more):
 
 
 def test_visits_that_do_not_fit_are_told():
-    arrays, call = plain(8192, h=1, g=1, tiles=(16, 16), rule="odd", b=1)
+    arrays, call = plain(8192, h=1, g=1, tiles=(16, 16), mask="odd", b=1)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
     with dispatch.interpreted(), pytest.raises(ValueError, match="983040 are left for them"):
         jax.eval_shape(lambda arrays: flash_vjp.attend(tpu, **arrays, **call), shapes)

@@ -1,4 +1,4 @@
-"""The lists of visits that TPU kernels walk, against loops over random schedules."""
+"""The lists of visits that TPU kernels visit_list, against loops over random schedules."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def steps_of(kinds: np.ndarray) -> list[list[tuple[int, int | None, int]]]:
     return found
 
 
-def check_walk(walk: tpu_grid.Walk, expected: list[list[tuple[int, int | None, int]]]) -> None:
-    steps = np.asarray(walk.steps).reshape(len(expected), walk.most)
-    assert int(walk.longest) == max(map(len, expected)) <= walk.most
+def check_list(visit_list: tpu_grid.VisitList, expected: list[list[tuple[int, int | None, int]]]) -> None:
+    steps = np.asarray(visit_list.steps).reshape(len(expected), visit_list.most)
+    assert int(visit_list.longest) == max(map(len, expected)) <= visit_list.most
     for row, wanted in zip(steps, expected, strict=True):
         for step, (own, other, flags) in zip(row, wanted, strict=False):
-            assert (tpu_grid.own_tile(step), step & 15) == (own, flags)
-            assert other is None or tpu_grid.other_tile(step) == other
+            assert (tpu_grid.resident_tile(step), step & 15) == (own, flags)
+            assert other is None or tpu_grid.visited_tile(step) == other
         last = row[len(wanted) - 1]
         for step in row[len(wanted) :]:  # idle, and nothing new to fetch
             assert step & 15 == 0 and step >> 4 == last >> 4
@@ -61,7 +61,7 @@ def as_schedule(kinds) -> BlockSchedule:
     )
 
 
-def walks(kinds, group: int) -> tuple[tpu_grid.Walk, ...]:
+def lists(kinds, group: int) -> tuple[tpu_grid.VisitList, ...]:
     """Over keys and over queries, and so with `group` tiles of keys as one."""
     schedule = as_schedule(kinds)
     visits, transposed = schedule.visits(), schedule.transposed()
@@ -69,18 +69,18 @@ def walks(kinds, group: int) -> tuple[tpu_grid.Walk, ...]:
         tpu_grid.by_groups(visits, kinds.shape[2], group, False),
         tpu_grid.by_groups(transposed, kinds.shape[1], group, True),
     )
-    return tuple(tpu_grid.walk(x, 5) for x in (visits, transposed, *grouped))
+    return tuple(tpu_grid.visit_list(x, 5) for x in (visits, transposed, *grouped))
 
 
 @functools.cache
 def on_the_device(group: int):
-    """`walks` of traced kinds: their arrays, jitted, and what was static when they were traced."""
-    static: list[tuple[tpu_grid.Walk, ...]] = []
+    """`lists` of traced kinds: their arrays, jitted, and what was static when they were traced."""
+    static: list[tuple[tpu_grid.VisitList, ...]] = []
 
     @jax.jit
     def run(kinds):
-        static.append(walks(kinds, group))
-        return [(walk.steps, walk.longest) for walk in static[-1]]
+        static.append(lists(kinds, group))
+        return [(visit_list.steps, visit_list.longest) for visit_list in static[-1]]
 
     return run, static
 
@@ -92,11 +92,11 @@ def test_a_walk_is_all_visits_one_after_another(kinds, group):
         *kinds.shape[:2], -1, group
     )
     joined = np.where((padded == EMPTY).all(axis=3), EMPTY, np.where((padded == FULL).all(axis=3), FULL, PARTIAL))
-    for walk, wanted in zip(
-        walks(kinds, group), (kinds, kinds.swapaxes(1, 2), joined, joined.swapaxes(1, 2)), strict=True
+    for visit_list, wanted in zip(
+        lists(kinds, group), (kinds, kinds.swapaxes(1, 2), joined, joined.swapaxes(1, 2)), strict=True
     ):
-        check_walk(walk, steps_of(wanted))
-        assert (walk.masked, walk.unmasked) == ((wanted == PARTIAL).any(), (wanted == FULL).any())
+        check_list(visit_list, steps_of(wanted))
+        assert (visit_list.masked, visit_list.unmasked) == ((wanted == PARTIAL).any(), (wanted == FULL).any())
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -107,17 +107,17 @@ def test_a_walk_made_on_the_device_is_the_same(kinds):
     joined = kinds.reshape(*kinds.shape[:2], -1, 2)
     joined = np.where((joined == EMPTY).all(axis=3), EMPTY, np.where((joined == FULL).all(axis=3), FULL, PARTIAL))
     expected = (kinds, kinds.swapaxes(1, 2), joined, joined.swapaxes(1, 2))
-    for walk, (steps, longest), wanted in zip(static[0], found, expected, strict=True):
-        check_walk(dataclasses.replace(walk, steps=steps, longest=longest), steps_of(wanted))
+    for visit_list, (steps, longest), wanted in zip(static[0], found, expected, strict=True):
+        check_list(dataclasses.replace(visit_list, steps=steps, longest=longest), steps_of(wanted))
 
 
 @functools.cache
 def by_key_head(heads: int):
-    static: list[tpu_grid.Walk] = []
+    static: list[tpu_grid.VisitList] = []
 
     @jax.jit
     def run(kinds, key_heads):
-        static.append(tpu_grid.walk(as_schedule(kinds).transposed(key_heads, heads), 5))
+        static.append(tpu_grid.visit_list(as_schedule(kinds).transposed(key_heads, heads), 5))
         return static[-1].steps, static[-1].longest
 
     return run, static
@@ -131,8 +131,8 @@ def test_a_walk_over_gathered_queries_takes_key_head_after_key_head(kinds, data)
     run, static = by_key_head(heads)
     steps, longest = run(kinds, np.tile(own, (len(kinds), 1)))
     by_head = [np.where(own[:, None] == head, kinds, EMPTY).swapaxes(1, 2) for head in range(heads)]
-    walk = dataclasses.replace(static[0], steps=steps, longest=longest)
-    check_walk(walk, steps_of(np.concatenate(by_head, axis=1)))
+    visit_list = dataclasses.replace(static[0], steps=steps, longest=longest)
+    check_list(visit_list, steps_of(np.concatenate(by_head, axis=1)))
 
 
 def test_more_tiles_than_a_step_can_name_are_told():
@@ -141,4 +141,4 @@ def test_more_tiles_than_a_step_can_name_are_told():
         with pytest.raises(
             ValueError, match=f"{max(tiles, others)} tiles are more than the {max(tiles, others) - 1} that"
         ):
-            tpu_grid.walk(visits, others)
+            tpu_grid.visit_list(visits, others)

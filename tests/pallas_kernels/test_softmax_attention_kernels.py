@@ -184,7 +184,7 @@ def test_gpu_kernels_in_bf16(g, window):
 def test_what_kernels_refuse_is_told():
     q, k, v = draw(1, 20, 1, 1, 16, 16)
     with dispatch.interpreted():
-        with pytest.raises(ValueError, match="as rules over token fields"):
+        with pytest.raises(ValueError, match="as expressions over token fields"):
             softmax_attention(q, k, v, mask=jnp.ones((1, 20, 20), bool), backend="pallas_tpu")
         with pytest.raises(ValueError, match="at least 8 queries"):
             softmax_attention(q[:, :1], k[:, :1], v[:, :1], backend="pallas_tpu")

@@ -81,7 +81,7 @@ def by_splash(*, segments=None, window=None):
             "key_segments": segments,
             "scale": q.shape[-1] ** -0.5,
         }
-        return splash.attention(q, k, v, **call | {"sinks": sinks})[0]
+        return splash.softmax_attention(q, k, v, **call | {"sinks": sinks})[0]
 
     return run
 
@@ -122,7 +122,7 @@ def cudnn_calls(lowered) -> list[tuple[str, dict]]:
 
 def gradient_of_cudnn(window):
     def run(q, k, v, cotangent):
-        return jax.vjp(lambda q, k, v: cudnn.attention(q, k, v, **NOTHING | {"window": window})[0], q, k, v)[1](
+        return jax.vjp(lambda q, k, v: cudnn.softmax_attention(q, k, v, **NOTHING | {"window": window})[0], q, k, v)[1](
             cotangent
         )
 
@@ -168,7 +168,9 @@ def test_what_cudnn_is_asked_for_is_what_the_front_door_means(monkeypatch, t, wi
         lambda *args, implementation, **rest: asked(*args, **rest, implementation="xla"),
     )
     *inputs, _ = arrays(t, 4, 2)
-    found = results(lambda q, k, v: cudnn.attention(q, k, v, **NOTHING | {"window": window, "scale": 0.2})[0], *inputs)
+    found = results(
+        lambda q, k, v: cudnn.softmax_attention(q, k, v, **NOTHING | {"window": window, "scale": 0.2})[0], *inputs
+    )
     expected = results(by_form("reference", window=window, scale=0.2), *inputs)
     assert max(map(error, found, expected)) < 2e-6
 

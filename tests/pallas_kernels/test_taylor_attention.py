@@ -193,7 +193,7 @@ def test_xla_is_the_sum(case):
     given, fixed = arguments(t, with_state, with_segments, normalise)
     how = {"scale": 0.3, "normalise": normalise, "return_state": True}
     found = results(functools.partial(taylor_attention, **how, chunk_size=chunk, backend="xla"), given, fixed)
-    exact = exactly(functools.partial(reference.recurrent, **how), given, fixed)
+    exact = exactly(functools.partial(taylor_attention, **how, backend="reference"), given, fixed)
     o, state = by_loops(**given, scale=0.3, normalise=normalise, **fixed)
     assert error(exact[0][0], o) < 1e-12 and error(exact[0][1], state) < 1e-12
     assert found[0][0].dtype == jnp.float32
@@ -204,7 +204,11 @@ def test_xla_is_the_sum(case):
 def test_xla_at_a_thousand_tokens():
     given, fixed = arguments(1000, True, True, k=16, v=8)
     found = results(functools.partial(taylor_attention, return_state=True, backend="xla"), given, fixed)
-    compare(found, exactly(functools.partial(reference.recurrent, scale=0.25, return_state=True), given, fixed), CLOSE)
+    compare(
+        found,
+        exactly(functools.partial(taylor_attention, scale=0.25, return_state=True, backend="reference"), given, fixed),
+        CLOSE,
+    )
 
 
 @pytest.mark.parametrize(("normalise", "with_segments"), [(True, True), (False, False)])
@@ -212,7 +216,7 @@ def test_the_square_form_is_the_sum(normalise, with_segments):
     given, fixed = arguments(63, False, with_segments, normalise)
     how = {"scale": 0.7, "normalise": normalise}
     (o, _), gradients = exactly(lambda **given: (reference.quadratic(**given, **how), None), given, fixed)
-    (o_, _), gradients_ = exactly(functools.partial(reference.recurrent, **how), given, fixed)
+    (o_, _), gradients_ = exactly(functools.partial(taylor_attention, **how, backend="reference"), given, fixed)
     assert error(o, o_) < 1e-12
     for name in gradients_:
         assert error(gradients[name], gradients_[name]) < 1e-11, name
@@ -321,7 +325,7 @@ def test_half_precision_keeps_its_state_in_fp32():
     given = halved(given)
     (o, state), gradients = results(functools.partial(taylor_attention, return_state=True, backend="xla"), given, fixed)
     (o_, state_), gradients_ = exactly(
-        functools.partial(reference.recurrent, scale=0.25, return_state=True), given, fixed
+        functools.partial(taylor_attention, scale=0.25, return_state=True, backend="reference"), given, fixed
     )
     assert o.dtype == jnp.bfloat16 and state.dtype == jnp.float32
     assert error(o, o_) < 0.005 and error(state, state_) < 0.005

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recollect.pallas_kernels import dispatch
-from recollect.pallas_kernels.taylor_attention import gpu, gpu_body, kernels, reference, taylor_attention
+from recollect.pallas_kernels.taylor_attention import gpu, gpu_body, kernels, taylor_attention
 from recollect.pallas_kernels.taylor_attention.features import count, packed
 from recollect.pallas_kernels.tuning import forced
 from tests.pallas_kernels.simulator import races_found
@@ -51,10 +51,10 @@ def test_the_kernels_are_the_sum(case):
     inputs, fixed = arguments(t, with_state, with_segments, normalise, **sizes)
     inputs = halved(inputs)
     how = {"scale": 0.3, "normalise": normalise, "return_state": return_state}
-    with dispatch.interpreted("races"), forced(**{"taylor_attention.gpu_pieces": {"pieces": pieces}}):
+    with dispatch.interpreted("races"), forced(**{"taylor_attention.gpu_spans": {"pieces": pieces}}):
         (o, state), gradients = results(functools.partial(kernel, **how), inputs, fixed)
         assert not races_found()
-    (o_, state_), gradients_ = exactly(functools.partial(reference.recurrent, **how), inputs, fixed)
+    (o_, state_), gradients_ = exactly(functools.partial(taylor_attention, **how, backend="reference"), inputs, fixed)
     (plain, _), plain_gradients = results(functools.partial(taylor_attention, **how, backend="xla"), inputs, fixed)
     assert o.dtype == jnp.bfloat16 and error(o, o_) < min(0.005, max(0.003, 2 * error(plain, o_)))
     assert (state is None) == (not return_state)
@@ -128,7 +128,7 @@ def test_what_comes_from_before_a_chunk(with_segments):
     first = np.ones(2, np.int32) if not with_segments else fixed["initial_segment"]
     marks = kernels._marks(jnp.asarray(segments), jnp.asarray(first), 64) if with_segments else None
     normaliser = inputs["initial_state"][..., -1]
-    settings = kernels.Settings(scale=0.3, normalise=True, epsilon=0.0, chunk=64, return_state=True)
+    settings = kernels.TaylorSettings(scale=0.3, normalise=True, epsilon=0.0, chunk=64, return_state=True)
     sums, last = jax.jit(lambda q, k, z: gpu._between(q, k, z, marks, settings))(inputs["q"], inputs["k"], normaliser)
     assert last.shape == (2, 2, count(k))
     current, expected = np.array(first), np.zeros((2, 2, t))

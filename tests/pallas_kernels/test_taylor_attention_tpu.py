@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.pallas_kernels import dispatch
-from recollect.pallas_kernels.taylor_attention import reference, taylor_attention, tpu_scan
+from recollect.pallas_kernels.taylor_attention import taylor_attention, tpu_scan
 from tests.pallas_kernels.test_taylor_attention import (
     any_segments,
     arguments,
@@ -51,7 +51,7 @@ def test_the_kernels_are_the_sum(case):
     settings_ = {"scale": 0.3, "normalise": normalise, "return_state": return_state}
     with dispatch.interpreted(how):
         found = results(functools.partial(kernel, **settings_), inputs, fixed)
-    compare(found, exactly(functools.partial(reference.recurrent, **settings_), inputs, fixed), CLOSE)
+    compare(found, exactly(functools.partial(taylor_attention, **settings_, backend="reference"), inputs, fixed), CLOSE)
     if how == "races":
         assert not races_found()
 
@@ -70,7 +70,7 @@ def test_half_precision_is_as_close_as_the_plain_form():
     with dispatch.interpreted():
         (o, state), gradients = results(functools.partial(form, backend="pallas_tpu"), inputs, fixed)
     (o_, state_), gradients_ = exactly(
-        functools.partial(reference.recurrent, scale=0.25, return_state=True), inputs, fixed
+        functools.partial(taylor_attention, scale=0.25, return_state=True, backend="reference"), inputs, fixed
     )
     (plain, _), plain_gradients = results(functools.partial(form, backend="xla"), inputs, fixed)
     assert o.dtype == jnp.bfloat16 and state.dtype == jnp.float32
@@ -168,4 +168,8 @@ def test_each_device_of_a_mesh_takes_its_part():
         assert "shard_map" in str(jax.make_jaxpr(form)(**inputs, **fixed))
         placed = jax.device_put((inputs, fixed), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
         found = results(form, *placed)
-    compare(found, exactly(functools.partial(reference.recurrent, scale=0.3, return_state=True), inputs, fixed), CLOSE)
+    compare(
+        found,
+        exactly(functools.partial(taylor_attention, scale=0.3, return_state=True, backend="reference"), inputs, fixed),
+        CLOSE,
+    )

@@ -30,7 +30,7 @@ def _seen(visits: Visits, query_fields, key_fields, settings, n, s, transposed=F
 
     query = {name: jnp.asarray(x)[:, :, None] for name, x in query_fields.items()}
     key = {name: jnp.asarray(x)[:, None, :] for name, x in key_fields.items()}
-    allowed = tile_allows(settings.rule, query, key)
+    allowed = tile_allows(settings.mask, query, key)
     allowed = jnp.broadcast_to(allowed, (allowed.shape[0], n, s))[:, None]
     return spread(visited) & (allowed | ~spread(looked_at))
 

@@ -9,7 +9,7 @@ import pytest
 
 from recollect.configuration import UserError, to_json
 from recollect.data.text.dataset import Text
-from recollect.data.text.rows.curriculum import Chunked, Decomposed, Packed
+from recollect.data.text.rows import Chunked, Decomposed, Packed
 from recollect.layers import Attention
 from recollect.layers.modules.positions import Rotary
 from recollect.models import LanguageModel, repeat

@@ -1,4 +1,4 @@
-"""Which implementations a model's mixers run on, told before training starts."""
+"""The backends that a model's mixers run on, logged before training starts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from recollect.models.language_model import LanguageModel
 from recollect.models.stack import Stage
 from recollect.pallas_kernels import dispatch
 
-# The kernels of the other platform are no news.
+# Only this platform's kernels are reported.
 KERNELS = {"gpu": "pallas_gpu", "tpu": "pallas_tpu"}
 
 
 def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
-    """One line a kind of mixer and operation: what it runs on, and why this platform's kernel was passed over.
+    """Returns a line per kind of mixer and operation: its backend, and why this platform's kernel was passed over.
 
-    Each kind of mixer is traced alone, forwards, for the device that is traced for now. batch: shapes, as
-    `DataConfig.batch_shapes` returns.
+    Each kind of mixer is traced alone, forward only, for the device that is traced for now.
+
+    Args:
+      batch: shapes, as `DataConfig.batch_shapes` returns.
     """
     lines = []
     for mixer, layers in Counter(config.mixers).items():
@@ -39,8 +41,8 @@ def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
 
 
 def _choice(choice: dispatch.Choice, times: int) -> str:
-    own = KERNELS.get(dispatch.device().platform)
-    reasons = [f"{backend}: {reason}" for backend, reason in choice.passed_over if backend == own]
+    kernel = KERNELS.get(dispatch.device().platform)
+    reasons = [f"{backend}: {reason}" for backend, reason in choice.passed_over if backend == kernel]
     return (
         f"{choice.operation} on {choice.backend}"
         + (f", {times} times" if times > 1 else "")

@@ -1,8 +1,7 @@
-"""What accelerators can do at most, from their makers' data sheets: dense bf16 products, memory, and links to their
-neighbours.
+"""Peaks of accelerators from their makers' data sheets: dense bf16 products, memory, and links to neighbours.
 
 Easy to get wrong: NVIDIA's sheets give products with 2:4 sparsity, twice what dense ones reach; and the PCIe and NVL
-forms of a GPU are slower than the SXM form of the same name.
+variants of a GPU are slower than the SXM one of the same name.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ class Chip:
 
     Attributes:
       name: as people call it.
-      flops: dense bf16 floating-point operations a second.
-      bandwidth: bytes a second between the chip and its memory.
+      flops: dense bf16 floating-point operations per second.
+      bandwidth: bytes per second between the chip and its memory.
       memory: bytes a program may use.
-      link: bytes a second that leave the chip for others in its slice or node, all links together, one way; 0 where it
-        has none.
-      clock: cycles a second of a TPU, from `flops` and its matrix units (4 of 128 x 128 in v5e, 8 in v5p, 4 of 256 x
+      link: bytes per second that leave the chip for others in its slice or node, all links together, one way; 0 where
+        it has none.
+      clock: cycles per second of a TPU, from `flops` and its matrix units (4 of 128 x 128 in v5e, 8 in v5p, 4 of 256 x
         256 in v6e); else 0.
     """
 
@@ -60,7 +59,6 @@ _CHIPS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip of a jax device kind ("NVIDIA H100 80GB HBM3", "TPU v5 lite"); None for CPUs and chips that are not
-    in the table."""
+    """Returns the chip of a jax device kind ("NVIDIA H100 80GB HBM3", "TPU v5 lite"), None for unlisted ones."""
     fitting = [kind for kind in _CHIPS if device_kind.startswith(kind)]
     return _CHIPS[max(fitting, key=len)] if fitting else None

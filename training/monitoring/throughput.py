@@ -48,12 +48,12 @@ class Rates:
     mfu: float | None
 
     def facts(self) -> dict[str, float]:
-        """For JSON; without "mfu" where there is none."""
-        found = {name: getattr(self, name) for name in ("tokens_per_second", "step_seconds", "waiting_for_data")}
-        return found if self.mfu is None else {**found, "mfu": self.mfu}
+        """Returns the rates by name, JSON-ready; without "mfu" where there is none."""
+        rates = {name: getattr(self, name) for name in ("tokens_per_second", "step_seconds", "waiting_for_data")}
+        return rates if self.mfu is None else {**rates, "mfu": self.mfu}
 
     def text(self) -> str:
-        """For the terminal: "12,345 tokens/s, 1.66 s a step, MFU 41.0%, 0.1% waiting for data"."""
+        """Returns "12,345 tokens/s, 1.66 s a step, MFU 41.0%, 0.1% waiting for data"."""
         step = f"{self.step_seconds:.3g} s" if self.step_seconds >= 1 else f"{1e3 * self.step_seconds:.3g} ms"
         parts = [f"{self.tokens_per_second:,.0f} tokens/s", f"{step} a step"]
         if self.mfu is not None:
@@ -117,13 +117,13 @@ class Meter(Hook):
         )
 
     def since(self, reader: str) -> Rates | None:
-        """Rates since this reader last asked (at first: since the beginning); None when no step was added."""
+        """Returns rates since this reader last asked (at first: since the beginning); None when no step was added."""
         before = self._read.get(reader, _Sums())
         self._read[reader] = self._total
         return self._rates(self._total.minus(before))
 
     def total(self) -> Rates | None:
-        """Rates over all calls; None when there was none."""
+        """Returns rates over all calls; None when there was none."""
         return self._rates(self._total)
 
     def _rates(self, sums: _Sums) -> Rates | None:
@@ -136,7 +136,9 @@ class Meter(Hook):
 
 
 def meter_of(experiment: Experiment) -> Meter:
-    """The meter of a run on this machine's devices."""
+    """Returns the meter of a run on this machine's devices."""
+    if jax.default_backend() == "cpu":
+        return Meter()
     chip = chip_of(jax.devices()[0].device_kind)
     if chip is None:
         return Meter()
@@ -144,11 +146,11 @@ def meter_of(experiment: Experiment) -> Meter:
 
 
 def training_flops_per_token(experiment: Experiment) -> float:
-    """Three times the forward products of one token, at the data's length; the head's among them, at every token of a
-    text and at labelled ones of a recall task."""
+    """Returns three times the forward products per token at the data's length, the head's included: at every token of
+    a text, at labelled ones of a recall task."""
     data: Any = experiment.data
     model = FunctionalModel(experiment.model, data.vocabulary)
-    with dispatch.aimed_at("cpu", "cpu"):  # kernels and libraries do not tell their products
+    with dispatch.aimed_at("cpu", "cpu"):  # products of kernels and libraries cannot be counted
         return 3 * products_per_token(model, data.longest)
 
 
@@ -157,8 +159,7 @@ _listening = False
 
 
 def _listen() -> None:
-    """Notes from now on when this process traces, lowers and compiles. jax keeps listeners for good, so there is
-    one."""
+    """Notes from now on when this process compiles; jax keeps listeners for good, so there is one."""
     global _listening
     if not _listening:
         _listening = True
@@ -170,7 +171,7 @@ def _note(event: str, duration_secs: float, **_: Any) -> None:
         return
     end = time.perf_counter()
     begin = end - duration_secs
-    # What lies within what was noted just now (an inner function's trace) is told once.
+    # What lies within what was noted just now (an inner function's trace) counts once.
     while _compilations and _compilations[-1][0] >= begin:
         _compilations.pop()
     if _compilations and _compilations[-1][1] > begin:
@@ -180,5 +181,5 @@ def _note(event: str, duration_secs: float, **_: Any) -> None:
 
 
 def _compiled_between(begin: float, end: float) -> float:
-    """Seconds of compilation in a stretch of time.perf_counter()."""
+    """Returns the seconds of compilation in an interval of time.perf_counter()."""
     return sum(max(0.0, min(end, stop) - max(begin, start)) for start, stop in _compilations)

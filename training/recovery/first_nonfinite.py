@@ -1,4 +1,4 @@
-"""Where a step stops being finite: the first activation on the way forward, the first gradient on the way back."""
+"""Finds where a step stops being finite: the first activation going forward, the first gradient going back."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ class Diagnosis:
 
     @property
     def finite(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether everything is finite."""
         return bool(np.isfinite(self.loss)) and not any((self.batch, self.parameter, self.activation, self.gradient))
 
     def sentence(self) -> str:
-        """What broke first, for people."""
+        """Returns what broke first, in words."""
         if self.finite:
             return "every number is finite"
-        found = [
+        parts = [
             f"the batch's {self.batch}" if self.batch else "",
             f"the parameter {self.parameter}" if self.parameter else "",
             f"first broken activations: {self.activation}" if self.activation else "all activations are finite",
             f"first broken gradient: {self.gradient}" if self.gradient else "all gradients are finite",
         ]
-        return f"loss {self.loss:.6g}; not finite: " + "; ".join(part for part in found if part)
+        return f"loss {self.loss:.6g}; not finite: " + "; ".join(part for part in parts if part)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns the fields, JSON-ready."""
         return dataclasses.asdict(self)
 
 
@@ -117,13 +117,13 @@ def _compiled(model: FunctionalModel, loss: Loss, pieces: int) -> tuple[list[str
         names[:] = [name for name, _ in parts]
 
         def mean(params: Params) -> tuple[jax.Array, jax.Array]:
-            found, out = losses(model.bind(params), piece, piece.weights, loss, key)
-            return found.total / weight + sum(out.losses.values(), jnp.zeros(())) / pieces, jnp.sum(
-                found.loss * piece.weights
-            ) / weight
+            entropy, out = losses(model.bind(params), piece, piece.weights, loss, key)
+            total = entropy.total / weight + sum(out.losses.values(), jnp.zeros(())) / pieces
+            return total, jnp.sum(entropy.loss * piece.weights) / weight
 
-        grads, own = jax.grad(mean, has_aux=True)(params)
-        return [_health(x) for _, x in parts], {name: _broken(name, leaf) for name, leaf in flatten(grads).items()}, own
+        grads, mean_loss = jax.grad(mean, has_aux=True)(params)
+        broken = {name: _broken(name, leaf) for name, leaf in flatten(grads).items()}
+        return [_health(x) for _, x in parts], broken, mean_loss
 
     return names, jax.jit(look)
 

@@ -1,6 +1,6 @@
-"""A step that could not be taken, kept in a folder, and run again from it.
+"""Replay of a step that was not finite, from a folder that keeps it.
 
-The folder holds config.json, params.npz, batch.npz and failure.json (the step, and what was found when it was written).
+The folder holds config.json, params.npz, batch.npz and failure.json (the step, and its diagnosis when it was written).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.configuration import UserError, from_json, to_json
+from recollect.configuration.io import first_line, read_json, write_json
 from recollect.data.batch import Batch
 from recollect.models.functional import Params, flatten, nest
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.recovery.first_nonfinite import Diagnosis, diagnose
-from recollect.training.run_folder import read_json, write_json
 from recollect.training.step import Program, program_for
 
 FIELDS = ("tokens", "targets", "target_positions", "weights", "segments")
@@ -32,7 +32,7 @@ def save_failure(
     params: Params,
     batch: Batch,
     step: int,
-    found: Diagnosis | dict[str, Any] | None = None,
+    diagnosis: Diagnosis | None = None,
 ) -> None:
     """Writes what reproduces a step that is not finite.
 
@@ -41,13 +41,12 @@ def save_failure(
     Args:
       params: those that the step was taken from.
       batch: the whole batch of that step.
-      found: what `diagnose` says of it; None makes it here, on the devices that hold the parameters.
+      diagnosis: what `diagnose` returns for it; None makes it here, on the devices that hold the parameters.
 
     Raises:
       UserError: the folder cannot be written.
     """
-    if found is None:
-        found = diagnose_step(program_for(experiment), params, batch, step)
+    diagnosis = diagnosis or diagnose_step(program_for(experiment), params, batch, step)
     values = {name: _host(leaf) for name, leaf in flatten(params).items()}
     fields = {name: _host(getattr(batch, name)) for name in FIELDS if getattr(batch, name) is not None}
     if jax.process_index():
@@ -59,15 +58,13 @@ def save_failure(
         for name, arrays in (("params", values), ("batch", fields)):
             np.savez(folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub takes the dict for an option
         # Last: a folder with it is whole.
-        write_json(
-            folder / "failure.json", {"step": step, "found": found.to_json() if isinstance(found, Diagnosis) else found}
-        )
+        write_json(folder / "failure.json", {"step": step, "found": diagnosis.to_json()})
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def diagnose_step(program: Program, params: Params, batch: Batch, step: int) -> Diagnosis:
-    """`diagnose` with the loss, dropout, pieces, precision and mesh of a program's step."""
+    """Returns `diagnose` with the loss, dropout, pieces, precision and mesh of a program's step."""
     experiment = program.experiment
     key = program.dropout_key(jnp.uint32(experiment.run.seed), step)
     with program.context():
@@ -75,34 +72,32 @@ def diagnose_step(program: Program, params: Params, batch: Batch, step: int) -> 
 
 
 def replay(path: Path, log: Callable[[str], None] = print) -> bool:
-    """Runs a kept step again, on one device, and tells what breaks first.
-
-    Returns:
-      whether it is not finite here either.
+    """Runs a kept step again, on one device, and logs what breaks first; returns whether it is not finite here either.
 
     Raises:
       UserError: the folder is not one that `save_failure` wrote, or is damaged.
     """
     experiment, params, batch, failure = load_failure(path)
     program = _program(experiment)
-    then = failure["found"]
+    rows, length = batch.tokens.shape
     log(
-        f"step {failure['step']:,} of {experiment.name}, batch of {batch.tokens.shape[0]} x {batch.tokens.shape[1]} tokens; loss then: {then['loss']:.6g}"
+        f"step {failure['step']:,} of {experiment.name}, batch of {rows} x {length} tokens; "
+        f"loss then: {failure['found']['loss']:.6g}"
     )
-    found = diagnose_step(program, params, batch, failure["step"])
-    widest = max(map(len, found.largest))
-    for name, largest in found.largest.items():
-        note = f"   {found.broken[name]:,} not finite" if found.broken[name] else ""
+    diagnosis = diagnose_step(program, params, batch, failure["step"])
+    widest = max(map(len, diagnosis.largest))
+    for name, largest in diagnosis.largest.items():
+        note = f"   {diagnosis.broken[name]:,} not finite" if diagnosis.broken[name] else ""
         log(f"  {name:{widest}}  largest {largest:10.4g}{note}")
-    if found.finite:
-        log(f"not reproduced on {jax.devices()[0].device_kind}: {found.sentence()}, loss {found.loss:.6g}")
+    if diagnosis.finite:
+        log(f"not reproduced on {jax.devices()[0].device_kind}: {diagnosis.sentence()}, loss {diagnosis.loss:.6g}")
         return False
-    log(f"reproduced: {found.sentence()}")
+    log(f"reproduced: {diagnosis.sentence()}")
     return True
 
 
 def load_failure(path: Path) -> tuple[Experiment, Params, Batch, dict[str, Any]]:
-    """Config, parameters (numpy), batch (numpy) and failure.json of a folder that `save_failure` wrote.
+    """Returns config, parameters (numpy), batch (numpy) and failure.json of a folder that `save_failure` wrote.
 
     Raises:
       UserError: there is none, or it is damaged.
@@ -112,7 +107,8 @@ def load_failure(path: Path) -> tuple[Experiment, Params, Batch, dict[str, Any]]
         raise UserError(f"there is no folder {path}")
     if not (path / "failure.json").exists():
         raise UserError(
-            f"{path} holds no failure.json: not a folder of a failed step, as a run that stops with steps that are not finite leaves it"
+            f"{path} holds no failure.json: not a folder of a failed step, "
+            "as a run that stops with steps that are not finite leaves it"
         )
     experiment = from_json(read_json(path / "config.json"))
     if not isinstance(experiment, Experiment):
@@ -144,13 +140,11 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"cannot read {path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
 
 
 def _host(leaf: Any) -> np.ndarray:
-    """A whole array on the host; one that spans processes is gathered, which all of them must call for."""
+    """Returns a whole array on the host; one that spans processes is gathered, which all of them must call for."""
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         from jax.experimental import multihost_utils
 

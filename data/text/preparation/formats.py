@@ -1,43 +1,43 @@
-"""Reading documents out of files, a unit at a time.
+"""Documents of files, read one source part at a time.
 
-A unit is a part of a source that any process can read on its own: a file, a range of lines of a .jsonl file, of row
-groups of a
-.parquet file, of examples of a TFDS data set, or of a text file that is one long document. Its documents stream: none
-but the lines of .jsonl and the rows of a .parquet file are ever whole in memory.
+A part of a source can be read by any process on its own: a file, a range of lines of a .jsonl file, of row groups of a
+.parquet file, of examples of a TFDS data set, or of bytes of a text file that is one long document. Its documents
+stream: only lines of .jsonl files and rows of .parquet files are ever whole in memory.
 """
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import functools
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recollect.configuration import UserError
-from recollect.data.text.preparation.text_chunks import STRETCH, file_stretches, stretches
+from recollect.configuration.io import first_line
+from recollect.data.tokenizers.text_chunks import file_chunks, is_utf8, text_chunks
 
 _ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
+class SourcePart:
     """A part of a source.
 
     Attributes:
       kind: "text", "jsonl", "gzip" (.jsonl.gz), "parquet" or "tfds".
-      path: file; of "tfds" the data set's folder.
-      name: what its document is called, or how the names of its documents begin.
+      path: the file; of "tfds" the data set's folder.
+      name: the name of its document, or what the names of its documents begin with; of "tfds" the split.
       begin, end: bytes of "text" and "jsonl", row groups of "parquet", examples of "tfds".
-      first: number of its first line, row or example.
       size: about how many bytes it has, for sharing out the work.
+      first: number of its first line, row or example.
       field: key, column or feature that holds the text.
-      split: "train" or "held_out", when that doesn't depend on the documents' names.
-      continues: it goes on with the document of the unit before.
+      split: "train" or "held_out" where that doesn't depend on the documents' names.
+      continues: its first document began in the part before.
     """
 
     kind: str
@@ -52,111 +52,75 @@ class Unit:
     continues: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """A document, or a part of one: its text in stretches of bytes, to be read before the next document is asked
-    for."""
+class Document(NamedTuple):
+    """A document, or a part of one: its name, and its text in chunks, to be read before the next document."""
 
     name: str
-    stretches: Iterator[bytes]
-    continues: bool = False
+    chunks: Iterator[bytes]
 
 
 def kind_of(path: Path) -> str:
-    """How a file is read, by its name: all that is not .jsonl, .jsonl.gz or .parquet is taken for text."""
-    name = path.name.lower()
-    if name.endswith(".jsonl.gz"):
+    """Returns how a file is read, by its name: all but .jsonl, .jsonl.gz and .parquet files are text."""
+    if path.name.lower().endswith(".jsonl.gz"):
         return "gzip"
     return {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower(), "text")
 
 
-def read_unit(unit: Unit) -> Iterator[Document]:
-    """The documents of a unit that have text, in order. A text file that is not UTF-8 has none.
+def read_documents(part: SourcePart) -> Iterator[Document]:
+    """Yields the documents of a part that have text, in order; none of a text file that is not UTF-8.
 
     Raises:
       UserError: a line or row without text, or a file that can't be read; the message names it.
     """
     try:
-        yield from _READERS[unit.kind](unit)
+        yield from _READERS[part.kind](part)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{unit.path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
-        ) from error
+        raise UserError(f"{part.path}: cannot be read ({first_line(error)})") from error
 
 
-def is_utf8(path: str | Path, begin: int = 0, end: int | None = None) -> bool:
-    """Whether the bytes `begin` to `end` of a file are UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    with open(path, "rb") as file:
-        file.seek(begin)
-        left = -1 if end is None else end - begin
-        try:
-            while left and (block := file.read(STRETCH if left < 0 else min(STRETCH, left))):
-                decoder.decode(block)
-                left -= len(block) if left > 0 else 0
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            return False
-    return True
+def _read_text(part: SourcePart) -> Iterator[Document]:
+    if is_utf8(part.path, part.begin, part.end):
+        yield Document(part.name, file_chunks(part.path, part.begin, part.end))
 
 
-def _read_text(unit: Unit) -> Iterator[Document]:
-    if unit.end - unit.begin > STRETCH:
-        if is_utf8(unit.path, unit.begin, unit.end):
-            yield Document(unit.name, _range(unit), unit.continues)
-        return
-    with open(unit.path, "rb") as file:
-        file.seek(unit.begin)
-        raw = file.read(unit.end - unit.begin)
+def _read_lines(part: SourcePart) -> Iterator[Document]:
+    compressed = part.kind == "gzip"
+    opener: Any = gzip.open if compressed else open
+    left = math.inf if compressed else part.end - part.begin
+    number = part.first
     try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return
-    if raw:
-        yield Document(unit.name, iter([raw]), unit.continues)
+        with opener(part.path, "rb") as file:
+            file.seek(part.begin)
+            for number, line in enumerate(file, part.first):
+                yield from _line(part, number, line)
+                left -= len(line)
+                if left <= 0:
+                    break
+    except (OSError, EOFError, zlib.error) as error:
+        problem = "unpacked" if compressed else "read"
+        raise UserError(f"{part.path}, after line {number}: cannot be {problem} ({first_line(error)})") from error
 
 
-def _range(unit: Unit) -> Iterator[bytes]:
-    with open(unit.path, "rb") as file:
-        file.seek(unit.begin)
-        yield from file_stretches(file, unit.end - unit.begin)
-
-
-def _read_jsonl(unit: Unit) -> Iterator[Document]:
-    with open(unit.path, "rb") as file:
-        file.seek(unit.begin)
-        number, left = unit.first, unit.end - unit.begin
-        while left > 0 and (line := file.readline()):
-            yield from _line(unit, number, line)
-            number, left = number + 1, left - len(line)
-
-
-def _read_gzip(unit: Unit) -> Iterator[Document]:
-    number = unit.first
-    with gzip.open(unit.path, "rb") as file:
-        try:
-            for number, line in enumerate(file, start=unit.first):
-                yield from _line(unit, number, line)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{unit.path}, after line {number}: cannot be unpacked ({error})") from error
-
-
-def _line(unit: Unit, number: int, line: bytes) -> Iterator[Document]:
+def _line(part: SourcePart, number: int, line: bytes) -> Iterator[Document]:
     if not line.strip():
         return
     try:
-        text = json.loads(line)[unit.field]
+        text = json.loads(line)[part.field]
     except (ValueError, KeyError, TypeError):
         text = None
     if not isinstance(text, str):
-        raise UserError(f"{unit.path}, line {number}: expected a JSON object with a string {unit.field!r}")
+        raise UserError(f"{part.path}, line {number}: expected a JSON object with a string {part.field!r}")
+    yield from _document(part, number, text)
+
+
+def _document(part: SourcePart, number: int, text: str | None) -> Iterator[Document]:
     if text:
-        # JSON can write lone surrogates, which UTF-8 can't.
-        yield Document(f"{unit.name}:{number}", stretches(text.encode("utf-8", errors="replace")))
+        # JSON can hold lone surrogates, which UTF-8 cannot.
+        yield Document(f"{part.name}:{number}", text_chunks(text.encode("utf-8", errors="replace")))
 
 
 def open_parquet(path: str | Path, field: str) -> Any:
-    """The `pyarrow.parquet.ParquetFile`, which has a column `field` of text.
+    """Returns the `pyarrow.parquet.ParquetFile`, whose column `field` is known to hold text.
 
     Raises:
       UserError: no parquet file, or no such column.
@@ -167,7 +131,7 @@ def open_parquet(path: str | Path, field: str) -> Any:
     try:
         file = parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: is no parquet file ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: is no parquet file ({first_line(error)})") from error
     schema = file.schema_arrow
     if field not in schema.names:
         raise UserError(f"{path}: has no column {field!r}, only {', '.join(schema.names)}; name one with --field")
@@ -177,21 +141,18 @@ def open_parquet(path: str | Path, field: str) -> Any:
     return file
 
 
-def _read_parquet(unit: Unit) -> Iterator[Document]:
+def _read_parquet(part: SourcePart) -> Iterator[Document]:
     import pyarrow
 
-    number = unit.first
-    file = open_parquet(unit.path, unit.field)
+    number = part.first
     try:
-        for rows in file.iter_batches(_ROWS, row_groups=range(unit.begin, unit.end), columns=[unit.field]):
-            for text in rows.column(0).to_pylist():
-                if text:
-                    yield Document(f"{unit.name}:{number}", stretches(text.encode("utf-8", errors="replace")))
-                number += 1
+        with open_parquet(part.path, part.field) as file:
+            for rows in file.iter_batches(_ROWS, row_groups=range(part.begin, part.end), columns=[part.field]):
+                for offset, text in enumerate(rows.column(0).to_pylist()):
+                    yield from _document(part, number + offset, text)
+                number += rows.num_rows
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{unit.path}, near row {number}: cannot be read ({' '.join(str(error).split())})") from error
-    finally:
-        file.close()
+        raise UserError(f"{part.path}, near row {number}: cannot be read ({first_line(error)})") from error
 
 
 @functools.lru_cache(maxsize=8)
@@ -201,13 +162,19 @@ def _tfds_source(folder: str, split: str) -> Any:
     return tfds.builder_from_directory(folder).as_data_source(split=split)
 
 
-def _read_tfds(unit: Unit) -> Iterator[Document]:
-    source = _tfds_source(unit.path, unit.name)
-    for number in range(unit.begin, unit.end):
-        text = source[number][unit.field]
+def _read_tfds(part: SourcePart) -> Iterator[Document]:
+    source = _tfds_source(part.path, part.name)
+    for number in range(part.begin, part.end):
+        text = source[number][part.field]
         raw = text.encode("utf-8") if isinstance(text, str) else bytes(text)
         if raw:
-            yield Document(f"{unit.name}/{number}", stretches(raw))
+            yield Document(f"{part.name}/{number}", text_chunks(raw))
 
 
-_READERS = {"text": _read_text, "jsonl": _read_jsonl, "gzip": _read_gzip, "parquet": _read_parquet, "tfds": _read_tfds}
+_READERS = {
+    "text": _read_text,
+    "jsonl": _read_lines,
+    "gzip": _read_lines,
+    "parquet": _read_parquet,
+    "tfds": _read_tfds,
+}

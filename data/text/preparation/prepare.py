@@ -1,26 +1,25 @@
-"""Preparing text: tokens of a source, once, in a folder that training reads.
+"""Preparation of text: the tokens of a source, made once, in a folder that training reads.
 
     python main.py prepare SOURCE OUT --tokenizer bpe:32768
 
-The work is cut into tasks that depend on nothing but the source and the settings (data/text/preparation/sources.py);
-processes do them in any order, and each leaves its shards and, last, its facts (data/text/preparation/shards.py).
-Killed at any moment, the same command goes on with the tasks that lack facts, and the folder ends with the same bytes.
-manifest.json is written last, and is what makes a folder a prepared one. The same command on a prepared folder checks
+The work is divided into tasks that depend on the source and the settings alone (data/text/preparation/sources.py);
+processes do them in any order, and each leaves its shards and, last, its summary (data/text/preparation/shards.py).
+Killed at any moment, the same command continues with the tasks that have no summary, and the folder ends with the same
+bytes. manifest.json is written last and marks the folder as prepared. The same command on a prepared folder checks
 every byte, and makes again what is damaged.
 
-Easy to get wrong: nothing in the folder may tell of time, host or number of processes, as reruns are compared byte for
-byte.
+Easy to get wrong: nothing in the folder may depend on time, host or number of processes, as reruns are compared byte
+for byte.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import fcntl
 import hashlib
-import io
 import json
-import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from recollect.configuration import UserError
-from recollect.data.text.preparation.formats import read_unit
+from recollect.configuration.io import TEMPORARY, cpu_count, first_line, is_disk_full, replacing
+from recollect.configuration.progress import Progress
+from recollect.data.text.preparation.formats import read_documents
 from recollect.data.text.preparation.manifest import (
     ARRAYS,
     FORMAT,
@@ -38,83 +39,75 @@ from recollect.data.text.preparation.manifest import (
     PARTS,
     PLAN,
     SPLITS,
-    TEMPORARY,
     TOKENIZER_FILE,
-    part_file,
-    read_facts,
-    read_plan,
     read_sealed,
+    read_summary,
+    task_file,
     write_manifest,
     write_sealed,
 )
-from recollect.data.text.preparation.shards import Job, PreparedText
-from recollect.data.text.preparation.sources import Division, Source, open_source, rank
-from recollect.data.text.preparation.worker_pool import Progress, work
-from recollect.data.tokenizers import Tokenizer, bpe_size, open_tokenizer, tokenizer_file
+from recollect.data.text.preparation.shards import ShardTask, write_tfds_metadata
+from recollect.data.text.preparation.sources import Division, open_source, rank, split_of
+from recollect.data.text.preparation.worker_pool import run_tasks
+from recollect.data.tokenizers import bpe_size, open_tokenizer, tokenizer_file
 
 BPE_BYTES = 1 << 30
 """A BPE is fitted to at most about this much text: all training documents, or a share of them chosen by their names."""
 
+Log = Callable[[str], Any]
 
-@dataclasses.dataclass(frozen=True)
+
 class Preparation:
-    """A source and how it is to be prepared; `key` (sha256, hexadecimal) changes with whatever changes the bytes of
-    the result."""
+    """A source and the settings of its preparation.
 
-    source: Source
-    tokenizer: str
-    start: str | None
-    plan: dict[str, Any]
+    Attributes:
+      source: the opened source.
+      plan: source and settings, JSON-ready.
+      key: sha256, hexadecimal, which changes with whatever changes the bytes of the result.
 
-    @property
-    def key(self) -> str:
-        return self.plan["key"]
+    Args:
+      source: see `recollect.data.text.preparation.sources.open_source`.
+      tokenizer: "bytes", "bpe:SIZE" (trained on the training documents) or the path of a tokenizer.json.
+      field: key, column or feature of the text.
+      start: the token of a tokenizer.json that opens documents.
+      shard_bytes: text per shard, about; None: 4 MiB, more where that made over 512 shards.
 
-    @classmethod
-    def of(
-        cls,
+    Raises:
+      UserError: the source or the tokenizer can't be used; the message says why.
+    """
+
+    def __init__(
+        self,
         source: str,
         tokenizer: str = "bytes",
         *,
         field: str = "text",
         start: str | None = None,
         shard_bytes: int | None = None,
-    ) -> Preparation:
-        """Looks at source and tokenizer.
-
-        Args:
-          source: see `recollect.data.text.preparation.sources.open_source`.
-          tokenizer: "bytes", "bpe:SIZE" (trained on the training documents) or the path of a tokenizer.json.
-          field: key, column or feature of the text.
-          start: the token of a tokenizer.json that opens documents.
-          shard_bytes: text of a shard, about; None: 4 MiB, more where that made over 512 shards.
-
-        Raises:
-          UserError: the source or the tokenizer won't do; the message says why.
-        """
-        size = bpe_size(tokenizer)
-        if size and start is not None:
+    ):
+        self.tokenizer, self.start, self._bpe_size = tokenizer, start, bpe_size(tokenizer)
+        if self._bpe_size and start is not None:
             raise UserError(f"start={start!r}: a BPE that is trained here has its own")
-        known = tokenizer if size else open_tokenizer(tokenizer, start).digest
-        opened = open_source(source, field, shard_bytes)
-        plan = {
+        digest = tokenizer if self._bpe_size else open_tokenizer(tokenizer, start).digest
+        self.source = open_source(source, field, shard_bytes)
+        settings = {
             "format": FORMAT,
-            "fingerprint": opened.fingerprint,
-            "tokenizer": known,
+            "fingerprint": self.source.fingerprint,
+            "tokenizer": digest,
             "start": start,
             "field": field,
             "shard_bytes": shard_bytes,
         }
-        plan["key"] = hashlib.sha256(json.dumps(plan).encode("utf-8")).hexdigest()
-        return cls(opened, tokenizer, start, {"source": source, **plan})
+        self.key = hashlib.sha256(json.dumps(settings).encode("utf-8")).hexdigest()
+        self.plan = {"source": source, **settings, "key": self.key}
 
-    def into(self, out: Path, processes: int = 1, say: Callable[[str], None] = print) -> dict[str, Any]:
-        """Prepares into the folder `out`, or goes on where that was stopped; of a finished one, checks every byte.
+    def into(self, out: Path, processes: int = 1, log: Log = print) -> dict[str, Any]:
+        """Prepares into the folder `out`, or continues where that was stopped; of a finished one, checks every byte.
 
         Args:
           out: a new or empty folder, or one that the same preparation left.
           processes: how many work at once; 1 works in this one.
-          say: is told how it goes, a line at a time.
+          log: receives progress, a line at a time.
 
         Returns:
           The manifest.
@@ -128,21 +121,41 @@ class Preparation:
             raise UserError(
                 f"{out}: lies in the source {self.source.name}, and would be text of it; choose a folder outside"
             )
-        with _claimed(out, self.plan, say) as plan:
-            _sweep(out)
-            name = "bytes" if self.tokenizer == "bytes" else str(out / TOKENIZER_FILE)
-            if size := bpe_size(self.tokenizer):
-                _fit_tokenizer(self.source.division, out, size, say)
-            elif self.tokenizer != "bytes":
-                _replace(out / TOKENIZER_FILE, tokenizer_file(self.tokenizer).read_bytes())
-            own = open_tokenizer(name, self.start)
-            division = self.source.division
-            count = len(division.tasks)
-            jobs = [
-                Job(out, number, count, units, division.held_out_bound, name, self.start)
-                for number, units in enumerate(division.tasks)
-            ]
-            return _finish(out, plan, _work(jobs, own.digest, processes, say), own, self.tokenizer, say)
+        with _locked(out, log):
+            try:
+                return self._prepare(out, _claim(out, self.plan), processes, log)
+            except Exception as error:  # array_record has types of its own for a full disk
+                if not isinstance(error, OSError) and not is_disk_full(error):
+                    raise
+                raise UserError(
+                    f"{out}: cannot be written ({first_line(error)}); the same command continues from here"
+                ) from error
+
+    def _prepare(self, out: Path, plan: dict[str, Any], processes: int, log: Log) -> dict[str, Any]:
+        (out / PARTS).mkdir(exist_ok=True)
+        _remove_unfinished(out)
+        division = self.source.division
+        name = "bytes" if self.tokenizer == "bytes" else str(out / TOKENIZER_FILE)
+        if self._bpe_size:
+            _fit_tokenizer(division, out, self._bpe_size, log)
+        elif name != "bytes":
+            _replace_bytes(out / TOKENIZER_FILE, tokenizer_file(self.tokenizer).read_bytes())
+        tokenizer = open_tokenizer(name, self.start)
+        if self._bpe_size and tokenizer.vocabulary < self._bpe_size:
+            log(f"the text has pairs for {tokenizer.vocabulary:,} tokens only")
+        count = len(division.tasks)
+        tasks = [
+            ShardTask(out, number, count, parts, division.held_out_bound, name, self.start)
+            for number, parts in enumerate(division.tasks)
+        ]
+        summaries = _do(tasks, tokenizer.digest, processes, log)
+        for split in SPLITS:
+            if not any(summary[split]["documents"] for summary in summaries):
+                raise UserError(f"source={plan['source']!r}: has no text for the {split} split")
+        _join_lengths(out, count)
+        tfds.disable_progress_bar()
+        write_tfds_metadata(out, tokenizer.vocabulary, summaries)
+        return write_manifest(out, plan, summaries, tokenizer, self.tokenizer)
 
 
 def run(
@@ -154,75 +167,75 @@ def run(
     start: str | None,
     shard_bytes: int | None,
 ) -> int:
-    """`python main.py prepare`: prepares and prints what came out; 0. The arguments are `Preparation`'s; processes
-    None: one a core.
+    """Runs `python main.py prepare`: prepares, prints the counts and returns 0.
+
+    The arguments are those of `Preparation`; processes None: one per core.
 
     Raises:
       UserError: it can't be done.
     """
-    preparation = Preparation.of(source, tokenizer, field=field, start=start, shard_bytes=shard_bytes)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    manifest = preparation.into(out, cores if processes is None else processes)
-    for split, facts in manifest["splits"].items():
+    preparation = Preparation(source, tokenizer, field=field, start=start, shard_bytes=shard_bytes)
+    manifest = preparation.into(out, cpu_count() if processes is None else processes)
+    for split, counts in manifest["splits"].items():
         print(
-            f"{split}: {facts['tokens']:,} tokens, {facts['bytes']:,} bytes, {facts['documents']:,} documents, {len(facts['shards'])} shards"
+            f"{split}: {counts['tokens']:,} tokens, {counts['bytes']:,} bytes, {counts['documents']:,} documents, "
+            f"{len(counts['shards'])} shards"
         )
+    described = manifest["tokenizer"]
     print(
-        f"tokenizer {manifest['tokenizer']['name']} of {manifest['tokenizer']['vocabulary']:,}; corpus sha256 {manifest['digest'][:16]}"
+        f"tokenizer {described['name']} of {described['vocabulary']:,}; corpus sha256 {manifest['digest'][:16]}\n"
+        f"prepared: {out}; train with data.source={out}"
     )
-    print(f"prepared: {out}; train with data.source={out}")
     return 0
 
 
 @contextlib.contextmanager
-def _claimed(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """Holds the folder, which is new or holds what the same plan left, against other processes of this machine;
-    gives its plan."""
-    with contextlib.ExitStack() as stack:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(out / LOCK, "w"))
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {out}: {error.strerror or error}; a cache can be elsewhere: set RECOLLECT_CACHE"
-            ) from error
-        _lock(lock, out, say)
-        found = read_plan(out)
-        others = [path.name for path in out.iterdir() if path.name != LOCK and not path.name.startswith(TEMPORARY)]
-        if found is None and others:
-            raise UserError(f"{out}: holds {sorted(others)[0]} and is no prepared text; choose a new or empty folder")
-        if found is not None and found["key"] != plan["key"]:
-            differing = ", ".join(
-                f"{field} {found[field]!r}" for field in plan if field != "key" and found[field] != plan[field]
-            )
-            raise UserError(
-                f"{out}: was prepared from something else ({differing}); choose another folder, or remove this one"
-            )
-        try:
-            if found is None:
-                found = write_sealed(out / PLAN, plan)
-            (out / PARTS).mkdir(exist_ok=True)
-            yield {field: found[field] for field in plan}
-        except OSError as error:
-            raise UserError(
-                f"{out}: cannot be written ({error.strerror or error}); the same command goes on from here"
-            ) from error
-
-
-def _lock(file: Any, out: Path, say: Callable[[str], None]) -> None:
-    import fcntl
-
+def _locked(out: Path, log: Log) -> Iterator[None]:
+    """Holds the folder, made if need be, against other processes of this machine."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        say(f"another process is preparing {out}; waiting for it")
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        # A file system without locks. Two at once would do the work twice, with the same result.
-        say(f"{out}: this file system has no locks; see that nobody else prepares it")
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / LOCK, "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {out}: {error.strerror or error}; a cache can be elsewhere: set RECOLLECT_CACHE"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log(f"another process is preparing {out}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            # Two at once would do the work twice, with the same result.
+            log(f"{out}: this file system has no locks; make sure that nobody else prepares it")
+        yield
 
 
-def _sweep(out: Path) -> None:
+def _claim(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Returns the plan of the folder, written now where it was empty; raises UserError where it holds something else.
+
+    It is `plan` but for the name of the source, which may have been written otherwise.
+    """
+    others = sorted(path.name for path in out.iterdir() if path.name != LOCK and not path.name.startswith(TEMPORARY))
+    if not (out / PLAN).exists():
+        if others:
+            raise UserError(f"{out}: holds {others[0]} and is no prepared text; choose a new or empty folder")
+        write_sealed(out / PLAN, plan)
+        return plan
+    existing = read_sealed(out / PLAN)
+    if existing is None:
+        raise UserError(f"{out / PLAN}: is not as it was written; remove {out} and prepare again")
+    if existing["key"] != plan["key"]:
+        differing = ", ".join(
+            f"{field} {existing[field]!r}" for field in plan if field != "key" and existing[field] != plan[field]
+        )
+        raise UserError(
+            f"{out}: was prepared from something else ({differing}); choose another folder, or remove this one"
+        )
+    return existing
+
+
+def _remove_unfinished(out: Path) -> None:
     """Removes what killed processes were writing."""
     for path in [*out.glob(f"{TEMPORARY}*"), *(out / PARTS).glob(f"{TEMPORARY}*")]:
         if path.is_dir():
@@ -231,96 +244,76 @@ def _sweep(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _fit_tokenizer(division: Division, out: Path, size: int, say: Callable[[str], None]) -> None:
-    """Fits a BPE to the training documents, unless it is there, and is the one with which tasks were done."""
+def _fit_tokenizer(division: Division, out: Path, size: int, log: Log) -> None:
+    """Fits a BPE to the training documents, unless it is there and is the one with which tasks were done."""
     from recollect.data.tokenizers.huggingface import train_bpe
 
     if (out / TOKENIZER_FILE).exists():
-        used = {facts["tokenizer"] for path in (out / PARTS).glob("*.json") if (facts := read_sealed(path))}
+        used = {summary["tokenizer"] for path in (out / PARTS).glob("*.json") if (summary := read_sealed(path))}
         with contextlib.suppress(UserError):
             if used <= {open_tokenizer(str(out / TOKENIZER_FILE)).digest}:
                 return
     share = min(BPE_BYTES / division.size, 1.0)
 
     def texts() -> Iterator[str]:
-        for unit in (unit for task in division.tasks for unit in task):
-            for document in read_unit(unit):
-                if division.split_of(unit, document.name) == "train" and rank(f"{document.name} {unit.begin}") <= share:
-                    yield from (stretch.decode("utf-8") for stretch in document.stretches)
+        for part in (part for parts in division.tasks for part in parts):
+            for name, chunks in read_documents(part):
+                train = split_of(part, name, division.held_out_bound) == "train"
+                if train and rank(f"{name} {part.begin}") <= share:
+                    yield from (chunk.decode("utf-8") for chunk in chunks)
 
-    say(f"fitting a BPE of {size:,} to {min(division.size, BPE_BYTES) / 1e6:,.0f} MB of text")
-    _replace(out / TOKENIZER_FILE, train_bpe(texts(), size).encode("utf-8"))
+    log(f"fitting a BPE of {size:,} to {min(division.size, BPE_BYTES) / 1e6:,.0f} MB of text")
+    _replace_bytes(out / TOKENIZER_FILE, train_bpe(texts(), size).encode("utf-8"))
 
 
-def _work(jobs: list[Job], digest: str, processes: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Facts of all tasks in order, doing those that lack them."""
-    facts = {}
-    for job in jobs:
-        found = read_facts(job.folder, job.number)
-        if found is not None and found["tokenizer"] == digest:
-            facts[job.number] = found
-    missing = [job for job in jobs if job.number not in facts]
+def _do(tasks: list[ShardTask], digest: str, processes: int, log: Log) -> list[dict[str, Any]]:
+    """Returns the summaries of all tasks in order, doing those that have none by the tokenizer with this digest."""
+    out, count = tasks[0].folder, len(tasks)
+    summaries = {}
+    for task in tasks:
+        summary = read_summary(out, task.number)
+        if summary is not None and summary["tokenizer"] == digest:
+            summaries[task.number] = summary
+    missing = [task for task in tasks if task.number not in summaries]
     if not missing:
-        say(f"{jobs[0].folder}: all {len(jobs)} tasks are done, and their files as they were written")
-        return [facts[job.number] for job in jobs]
-    out = jobs[0].folder
+        log(f"{out}: all {count} tasks are done, and their files as they were written")
+        return [summaries[task.number] for task in tasks]
     (out / MANIFEST).unlink(missing_ok=True)
-    if facts:
-        say(f"{len(facts)} of {len(jobs)} tasks are done already")
-    progress = Progress(len(jobs), missing, say)
+    if len(missing) < count:
+        log(f"{count - len(missing)} of {count} tasks are done already")
+    line = f"{{done:,}} of {{total:,}} bytes of {len(missing)} shards, {{status}}"
+    total = sum(task.size for task in missing)
+    progress = Progress(total, "B", log, line, seconds=5.0, unit_scale=True, desc="prepare")
+    begun, size, tokens = time.monotonic(), 0, 0
+
+    def speed() -> str:
+        return f"{tokens / max(time.monotonic() - begun, 1e-9):,.0f} tokens per second"
+
     try:
-        for found in work(missing, min(processes, len(missing))):
-            facts[found["number"]] = found
-            progress.add(found)
+        for summary in run_tasks(missing, min(processes, len(missing))):
+            summaries[summary["number"]] = summary
+            size += summary["source_bytes"]
+            tokens += sum(summary[split]["tokens"] for split in SPLITS)
+            progress.update(size, speed)
     finally:
         progress.close()
-    return [facts[job.number] for job in jobs]
+    log(f"{tokens:,} tokens in {time.monotonic() - begun:,.1f} s: {speed()}")
+    return [summaries[task.number] for task in tasks]
 
 
-def _finish(
-    out: Path,
-    plan: dict[str, Any],
-    facts: list[dict[str, Any]],
-    tokenizer: Tokenizer,
-    name: str,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Joins what the tasks left: lengths, TFDS's metadata and, last, the manifest; again when they are there
-    already."""
+def _join_lengths(out: Path, count: int) -> None:
+    """Writes {split}-documents.npy and {split}-records.npy from the lengths of all tasks."""
+    tasks = [dict(np.load(task_file(out, number, ".npz"))) for number in range(count)]
     for split in SPLITS:
-        if not sum(part[split]["documents"] for part in facts):
-            raise UserError(f"source={plan['source']!r}: has no text for the {split} split")
-    if name.startswith("bpe:") and tokenizer.vocabulary < int(name.removeprefix("bpe:")):
-        say(f"the text has pairs for {tokenizer.vocabulary:,} tokens only")
-    _join_lengths(out, len(facts))
-    tfds.disable_progress_bar()
-    PreparedText(tokenizer.vocabulary, data_dir=out).write_metadata(
-        out,
-        {split: [part[split]["records"] for part in facts] for split in SPLITS},
-        {split: sum(part[split]["size"] for part in facts) for split in SPLITS},
-    )
-    return write_manifest(out, plan, facts, tokenizer, name)
-
-
-def _join_lengths(out: Path, tasks: int) -> None:
-    """{split}-documents.npy, (2, documents) tokens and bytes of each, and {split}-records.npy, tokens of each
-    record."""
-    parts = []
-    for number in range(tasks):
-        with np.load(part_file(out, number, ".npz")) as part:
-            parts.append({key: part[key] for key in part.files})
-    for split in SPLITS:
-        table = np.concatenate([part[f"{split}_documents"] for part in parts])
-        first = np.flatnonzero(table[:, 2] == 0)
-        lengths = np.add.reduceat(table[:, :2], first, axis=0).T if len(first) else np.zeros((2, 0), np.int64)
-        records = np.concatenate([part[f"{split}_records"] for part in parts])
+        table = np.concatenate([task[f"{split}_documents"] for task in tasks])
+        # Rows of a document that tasks share follow one another; all but its first are marked.
+        lengths = np.add.reduceat(table[:, :2], np.flatnonzero(table[:, 2] == 0), axis=0).T
+        records = np.concatenate([task[f"{split}_records"] for task in tasks])
         for name, array in zip(ARRAYS, (lengths, records), strict=True):
-            file = io.BytesIO()
-            np.save(file, array)
-            _replace(out / f"{split}-{name}.npy", file.getvalue())
+            with replacing(out / f"{split}-{name}.npy") as path:
+                np.save(path, array)
 
 
-def _replace(path: Path, content: bytes) -> None:
-    own = path.with_name(TEMPORARY + path.name)
-    own.write_bytes(content)
-    os.replace(own, path)
+def _replace_bytes(target: Path, content: bytes) -> None:
+    with replacing(target) as path:
+        path.write_bytes(content)

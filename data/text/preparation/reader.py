@@ -1,4 +1,4 @@
-"""Prepared text: documents as tokens, with their lengths, read piece by piece.
+"""Prepared text: documents as tokens, with their lengths, any range of which can be read.
 
     prepared = open_prepared("stdlib")               # or a folder made by `python main.py prepare`, a path, "tfds:NAME"
     prepared.train.lengths[0]                        # tokens of the first document, the opening one included
@@ -8,7 +8,7 @@ What is not a prepared folder is prepared into the cache folder on first use, in
 does the same in several, with a tokenizer of its own.
 
 Easy to get wrong: a split is one stream of tokens, cut into records; a document of over 65,536 tokens lies in several,
-and any document of a text file whose tasks cut it may.
+and any document of a text file that is divided among tasks may.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Int
 
 from recollect.configuration import UserError
+from recollect.configuration.io import first_line
 from recollect.configuration.paths import cache_folder
 from recollect.data.text.preparation.manifest import MANIFEST, TOKENIZER_FILE, check_files, is_prepared, read_manifest
 from recollect.data.text.preparation.prepare import Preparation
 from recollect.data.tokenizers import Tokenizer, open_tokenizer
-
-__all__ = ["Prepared", "TokenDocuments", "cache_folder", "open_prepared"]
 
 KEPT_BYTES = 1 << 28
 CHECKED_BYTES = 1 << 28
@@ -39,11 +39,13 @@ class TokenDocuments:
     """Documents of one split as tokens, read when asked for; the first `KEPT_BYTES` of them stay in memory.
 
     Attributes:
-      lengths: (documents,) int64, tokens of each, the opening one included.
-      byte_lengths: (documents,) int64, bytes of text of each.
+      lengths: tokens of each document, the opening one included.
+      byte_lengths: bytes of text of each document.
     """
 
     def __init__(self, folder: Path, split: str, tokenizer: Tokenizer):
+        self.lengths: Int[np.ndarray, " documents"]
+        self.byte_lengths: Int[np.ndarray, " documents"]
         self.lengths, self.byte_lengths = np.load(folder / f"{split}-documents.npy")
         self._begin = np.concatenate([[0], np.cumsum(self.lengths)])
         self._record_begin = np.concatenate([[0], np.cumsum(np.load(folder / f"{split}-records.npy"))])
@@ -56,8 +58,8 @@ class TokenDocuments:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def tokens(self, document: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Tokens `start` to `stop` (None: the end) of a document, (stop - start,) int32; fewer where it ends before.
+    def tokens(self, document: int, start: int = 0, stop: int | None = None) -> Int[np.ndarray, " n"]:
+        """Returns tokens `start` to `stop` (None: the end) of a document; fewer where it ends before.
 
         Raises:
           IndexError: no such document.
@@ -70,17 +72,14 @@ class TokenDocuments:
         if not 0 <= start < stop:
             return np.zeros(0, np.int32)
         begin, end = int(self._begin[document]) + start, int(self._begin[document]) + stop
-        found = np.empty(end - begin, np.int32)
-        record = int(np.searchsorted(self._record_begin, begin, side="right")) - 1
-        at = begin
-        while at < end:
-            offset, upto = int(self._record_begin[record]), min(int(self._record_begin[record + 1]), end)
-            found[at - begin : upto - begin] = self._record(record)[at - offset : upto - offset]
-            at, record = upto, record + 1
-        return found
+        first = int(np.searchsorted(self._record_begin, begin, side="right")) - 1
+        last = int(np.searchsorted(self._record_begin, end, side="left"))
+        offsets = self._record_begin[first:last].tolist()
+        parts = [self._record(first + n)[max(begin - at, 0) : end - at] for n, at in enumerate(offsets)]
+        return np.concatenate(parts, dtype=np.int32)
 
     def text(self, document: int) -> bytes:
-        """Bytes of a document."""
+        """Returns the bytes of a document."""
         return self._tokenizer.to_bytes(self.tokens(document))
 
     def _record(self, number: int) -> np.ndarray:
@@ -90,24 +89,25 @@ class TokenDocuments:
             tokens = self._source[number]["tokens"]
         except Exception as error:
             raise UserError(
-                f"{self._folder}: record {number} cannot be read ({' '.join(str(error).split())[:200]}); the `python main.py prepare` "
+                f"{self._folder}: record {number} cannot be read ({first_line(error)}); the `python main.py prepare` "
                 "that made the folder repairs it"
             ) from error
         if self._kept_bytes + tokens.nbytes <= KEPT_BYTES:
-            # A long document is asked for once a piece. Reader threads may count one twice, which keeps a little less.
+            # A long document is read a range at a time. Two reader threads may count one record twice, which only
+            # keeps a little less.
             self._kept[number] = tokens
             self._kept_bytes += tokens.nbytes
         return tokens
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
     """A prepared source.
 
     Attributes:
       name: as the user wrote it.
       digest: sha256, hexadecimal, of the tokens and names of all documents and of the tokenizer.
-      tokenizer: what the ids mean.
+      tokenizer: of the token ids.
       train, held_out: documents.
       folder: where it is.
     """
@@ -120,21 +120,20 @@ class Prepared:
     folder: Path
 
     def describe(self) -> dict[str, Any]:
-        """Facts for a run's banner and result, JSON-ready."""
-        parts = {"train": self.train, "held_out": self.held_out}
+        """Returns what a run's banner and result say of the corpus, JSON-ready."""
         sizes = {
             name: {"documents": len(part), "tokens": int(part.lengths.sum()), "bytes": int(part.byte_lengths.sum())}
-            for name, part in parts.items()
+            for name, part in (("train", self.train), ("held_out", self.held_out))
         }
         return {"source": self.name, "digest": self.digest, "tokenizer": self.tokenizer.name, **sizes}
 
 
 def open_prepared(source: str, tokenizer: str | None = None) -> Prepared:
-    """The prepared text of `source`; prepared into the cache on first use, if it is no prepared folder.
+    """Returns the prepared text of `source`; prepared into the cache on first use, if it is no prepared folder.
 
     Args:
       source: a folder made by `python main.py prepare`, "stdlib", a path, or "tfds:NAME".
-      tokenizer: "bytes", "bpe:SIZE" or the path of a tokenizer.json; None takes the folder's own, else "bytes".
+      tokenizer: "bytes", "bpe:SIZE" or the path of a tokenizer.json; None for the folder's own, else "bytes".
 
     Raises:
       UserError: no such source or tokenizer, nothing in it, a folder that is unfinished, damaged or of another
@@ -142,41 +141,35 @@ def open_prepared(source: str, tokenizer: str | None = None) -> Prepared:
     """
     folder = Path(source).expanduser()
     if is_prepared(folder):
-        manifest = read_manifest(folder)
-        _check_tokenizer(folder, manifest["tokenizer"], tokenizer)
-        return _open(source, folder, manifest)
-    return _open_cached(source, tokenizer or "bytes")
-
-
-def _check_tokenizer(folder: Path, own: dict[str, Any], wanted: str | None) -> None:
-    if wanted is None or wanted == own["name"]:
-        return
-    if (
-        wanted == "bytes"
-        or wanted.startswith("bpe:")
-        or open_tokenizer(wanted, own["start_token"]).digest != own["digest"]
-    ):
-        raise UserError(f"tokenizer={wanted!r}: {folder} was prepared with {own['name']!r}; leave the tokenizer out")
-
-
-def _open_cached(source: str, tokenizer: str) -> Prepared:
+        _check_tokenizer(folder, read_manifest(folder)["tokenizer"], tokenizer)
+        return _open(source, folder)
     # Looking at the source comes first: what is in the cache may be of an older state of it.
-    preparation = Preparation.of(source, tokenizer)
+    preparation = Preparation(source, tokenizer or "bytes")
     folder = cache_folder() / "prepared" / preparation.key[:20]
     if not (folder / MANIFEST).exists():
-        preparation.into(folder, say=lambda line: print(line, file=sys.stderr))
-    return _open(source, folder, read_manifest(folder))
+        preparation.into(folder, log=lambda line: print(line, file=sys.stderr))
+    return _open(source, folder)
 
 
-def _open(name: str, folder: Path, manifest: dict[str, Any]) -> Prepared:
+def _check_tokenizer(folder: Path, own: dict[str, Any], name: str | None) -> None:
+    if name is None or name == own["name"]:
+        return
+    is_file = name != "bytes" and not name.startswith("bpe:")
+    if not is_file or open_tokenizer(name, own["start_token"]).digest != own["digest"]:
+        raise UserError(f"tokenizer={name!r}: {folder} was prepared with {own['name']!r}; leave the tokenizer out")
+
+
+def _open(name: str, folder: Path) -> Prepared:
+    manifest = read_manifest(folder)
     size = sum(shard["size"] for split in manifest["splits"].values() for shard in split["shards"])
     check_files(folder, manifest, contents=size <= CHECKED_BYTES)
-    own = manifest["tokenizer"]
-    tokenizer = open_tokenizer("bytes" if own["name"] == "bytes" else str(folder / TOKENIZER_FILE), own["start_token"])
-    if tokenizer.digest != own["digest"]:
+    described = manifest["tokenizer"]
+    file = "bytes" if described["name"] == "bytes" else str(folder / TOKENIZER_FILE)
+    tokenizer = open_tokenizer(file, described["start_token"])
+    if tokenizer.digest != described["digest"]:
         raise UserError(
-            f"{folder / TOKENIZER_FILE}: is not as it was written; the `python main.py prepare` that made the folder repairs it"
+            f"{file}: is not as it was written; the `python main.py prepare` that made the folder repairs it"
         )
-    tokenizer.name = own["name"]
+    tokenizer.name = described["name"]
     train, held_out = (TokenDocuments(folder, split, tokenizer) for split in ("train", "held_out"))
     return Prepared(name, manifest["digest"], tokenizer, train, held_out, folder)

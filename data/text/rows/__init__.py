@@ -1,1 +1,9 @@
-"""How documents become rows of tokens: packed, chunked, decomposed, with a curriculum."""
+"""Rows of tokens from documents: packed, chunked or decomposed, with a curriculum."""
+
+from recollect.data.text.rows.base import RowArrays, RowPlan, Sequences
+from recollect.data.text.rows.by_number import GlobalBatches
+from recollect.data.text.rows.chunked import Chunked
+from recollect.data.text.rows.decomposed import Decomposed
+from recollect.data.text.rows.packed import Packed
+
+__all__ = ["Chunked", "Decomposed", "GlobalBatches", "Packed", "RowArrays", "RowPlan", "Sequences"]

@@ -1,19 +1,22 @@
-"""What a plan of training rows is: rows by number, each a list of spans of documents, in groups of one row length.
+"""Plans of training rows: rows by number, each a list of spans of documents, in groups of one row length.
 
 A plan is made once from (seed, document lengths). Reading row i of a group is random access, so any process can read
 any row, and nothing but the row's number has to be remembered between runs.
 
 Targets are the same for every plan: a token's target is the next token of its document, inside the row or not, so a row
 holds the last token's target without holding that token as an input. The token that opens a document is never a target,
-nor is anything beyond a document's end. Each byte of text is a target at most once an epoch.
+nor is anything beyond a document's end. Each byte of text is a target at most once per epoch.
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
+import chz
 import numpy as np
+from jaxtyping import Int
 
+from recollect.configuration import Config
 from recollect.data.batch import Batch
 
 Span = tuple[int, int, int]
@@ -23,20 +26,19 @@ Span = tuple[int, int, int]
 class Documents(Protocol):
     """Tokenised documents by number; see `recollect.data.text.preparation.reader.TokenDocuments`."""
 
-    lengths: np.ndarray
+    lengths: Int[np.ndarray, " documents"]
 
-    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
-        """Tokens `start` to `stop` of a document, (stop - start,) int32."""
-        ...
+    def tokens(self, document: int, start: int, stop: int) -> Int[np.ndarray, " n"]:
+        """Returns tokens `start` to `stop` of a document."""
 
 
-class Plan:
+class RowPlan:
     """Base of the plans.
 
     Attributes:
-      lengths: tokens a row of each group, ascending.
+      lengths: tokens per row of each group, ascending.
       counts: rows of each group.
-      segmented: whether rows carry segment ids (1, 2, ... by span, 0 padding), so that documents are kept apart.
+      segmented: whether rows carry segment ids (1, 2, ... by span, 0 padding), which keep documents apart.
     """
 
     lengths: tuple[int, ...]
@@ -44,12 +46,28 @@ class Plan:
     segmented: bool
 
     def spans(self, group: int, row: int) -> list[Span]:
-        """The spans of one row in their order; together at most `lengths[group]` tokens."""
+        """Returns the spans of one row in their order; together at most `lengths[group]` tokens."""
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
-        """What a run's result says about its rows, JSON-ready."""
+        """Returns what a run's result says of its rows, JSON-ready."""
         return {"rows": int(sum(self.counts))}
+
+
+@chz.chz(typecheck=True)
+class Sequences(Config):
+    """Base of the configs that say how documents become rows."""
+
+    def check(self, length: int) -> None:
+        """Raises UserError if rows of `length` tokens cannot be made this way."""
+
+    def plan(self, lengths: Int[np.ndarray, " documents"], length: int, seed: int) -> RowPlan:
+        """Returns the rows of documents of `lengths` tokens each."""
+        raise NotImplementedError
+
+    def shares(self, plan: RowPlan) -> tuple[int, tuple[float, ...]]:
+        """Returns the cycles that an epoch is divided into, and the odds of each group of rows."""
+        return 1, (1.0,) * len(plan.lengths)
 
 
 class RowArrays:
@@ -65,26 +83,23 @@ class RowArrays:
         self.weights = np.zeros((rows, length), np.float32)
 
     def batch(self, *, segmented: bool = True) -> Batch:
-        """The rows as a batch; without segment ids unless `segmented`."""
-        tokens: Any = self.tokens
-        targets: Any = self.targets
-        weights: Any = self.weights
-        segments: Any = self.segments if segmented else None
-        return Batch(tokens=tokens, targets=targets, target_positions=None, weights=weights, segments=segments)
+        """Returns the rows as a batch; without segment ids unless `segmented`."""
+        arrays: Any = self
+        return Batch(arrays.tokens, arrays.targets, None, arrays.weights, arrays.segments if segmented else None)
 
     def fill(self, row: int, documents: Documents, spans: list[Span]) -> None:
         """Writes the spans one after the other into `row`."""
         at = 0
         for number, (document, start, stop) in enumerate(spans, start=1):
-            found = documents.tokens(document, start, min(stop + 1, int(documents.lengths[document])))
-            end, labelled = at + stop - start, at + len(found) - 1
-            self.tokens[row, at:end] = found[: stop - start]
-            self.targets[row, at:labelled] = found[1:]
+            tokens = documents.tokens(document, start, min(stop + 1, int(documents.lengths[document])))
+            end, labelled = at + stop - start, at + len(tokens) - 1
+            self.tokens[row, at:end] = tokens[: stop - start]
+            self.targets[row, at:labelled] = tokens[1:]
             self.weights[row, at:labelled] = 1
             self.segments[row, at:end] = number
             at = end
 
 
-def smallest(numbers: np.ndarray) -> np.ndarray:
-    """Non-negative whole numbers in 4 bytes each where they fit, else in 8: plans of large corpora stay in memory."""
+def smallest_dtype(numbers: np.ndarray) -> np.ndarray:
+    """Returns non-negative integers in 4 bytes each where they fit, else in 8, to keep large plans in memory."""
     return numbers.astype(np.uint32 if numbers.size == 0 or int(numbers.max()) < 2**32 else np.int64)

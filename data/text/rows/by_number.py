@@ -3,23 +3,23 @@
     batches = GlobalBatches(documents, plan, sequences, length=512, batch_size=8, seed=0, shuffle=True)
     batches.read(1000, 0, batches.rows(1000))       # batch 1000, whole; or any range of its rows
 
-A batch is a function of (seed, number): which bucket it takes, which rows, and in which order. So a run goes on from a
-number alone, after any number of restarts, and any process reads just the rows that its devices hold, whatever the
+A batch is a function of (seed, number): which bucket it takes, which rows, and in which order. So a run continues from
+a number alone, after any number of restarts, and any process reads just the rows that its devices hold, whatever the
 number of processes.
 
-A batch has `batch_size * length` tokens: rows of a shorter bucket are so many more. Rows are taken in an order drawn
-anew for each epoch; a batch that an epoch's end meets takes its other rows from the next one.
+A batch has `batch_size * length` tokens, so a batch of shorter rows has more of them. Rows are taken in an order drawn
+anew for each epoch; a batch at an epoch's end takes its other rows from the next one.
 
-Easy to get wrong: an epoch's order is Grain's `index_shuffle`, which gives any place of a permutation without making
-the whole of it.
+Easy to get wrong: an epoch's order is Grain's `index_shuffle`, which computes any element of a permutation without the
+rest of it.
 """
 
 from __future__ import annotations
 
 from recollect.configuration import UserError
 from recollect.data.batch import Batch
-from recollect.data.text.rows.base import Documents, Plan, RowArrays
-from recollect.data.text.rows.curriculum import Schedule, Sequences
+from recollect.data.text.rows.base import Documents, RowArrays, RowPlan, Sequences
+from recollect.data.text.rows.curriculum import BucketSchedule
 from recollect.data.text.rows.stable_random import seed_of
 
 _EPOCHS = 4
@@ -27,14 +27,14 @@ _ROUNDS = 4
 
 
 class GlobalBatches:
-    """See the module.
+    """The batches of a plan; see the module.
 
     Args:
-      documents: what the plan was made for.
+      documents: the documents that the plan was made for.
       plan: rows of these documents.
       sequences: the config that made the plan: cycles and odds.
-      length: tokens a row that `batch_size` counts.
-      batch_size: rows of `length` tokens a batch.
+      length: tokens per row that `batch_size` counts.
+      batch_size: rows of `length` tokens per batch.
       seed: of orders and draws.
       shuffle: rows in an order of their own each epoch, or as the plan has them.
 
@@ -45,7 +45,7 @@ class GlobalBatches:
     def __init__(
         self,
         documents: Documents,
-        plan: Plan,
+        plan: RowPlan,
         sequences: Sequences,
         *,
         length: int,
@@ -59,10 +59,9 @@ class GlobalBatches:
         self.plan = plan
         self.seed = seed
         self.shuffle = shuffle
-        self._rows = tuple(batch_size * length // own for own in plan.lengths)
+        self._rows = tuple(batch_size * length // row_length for row_length in plan.lengths)
         cycles, odds = sequences.shares(plan)
-        self._schedule = Schedule(plan.counts, self._rows, cycles, odds, seed)
-        self._one_group = len(plan.lengths) == 1
+        self._schedule = BucketSchedule(plan.counts, self._rows, cycles, odds, seed)
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
@@ -70,15 +69,15 @@ class GlobalBatches:
         return tuple(length for length, count in zip(self.plan.lengths, self.plan.counts, strict=True) if count)
 
     def row_length(self, number: int) -> int:
-        """Tokens a row of batch `number`."""
+        """Returns the tokens per row of batch `number`."""
         return self.plan.lengths[self._locate(number)[0]]
 
     def rows(self, number: int) -> int:
-        """Rows of batch `number`."""
+        """Returns the rows of batch `number`."""
         return self._rows[self._locate(number)[0]]
 
     def read(self, number: int, begin: int, end: int) -> Batch:
-        """Rows `begin` to `end` of batch `number`, as NumPy arrays; `segments` is None where the plan needs none.
+        """Returns rows `begin` to `end` of batch `number`, as NumPy arrays; `segments` is None where not needed.
 
         Raises:
           ValueError: the batch has no such rows.
@@ -93,10 +92,10 @@ class GlobalBatches:
         return arrays.batch(segmented=self.plan.segmented)
 
     def _locate(self, number: int) -> tuple[int, int]:
-        return (0, number) if self._one_group else self._schedule.locate(number)
+        return (0, number) if len(self._rows) == 1 else self._schedule.locate(number)
 
     def _row(self, group: int, place: int) -> int:
-        """The row in a place of a group's endless order."""
+        """Returns the row at a place of a group's endless order."""
         epoch, place = divmod(place, self.plan.counts[group])
         if not self.shuffle:
             return place

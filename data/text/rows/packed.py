@@ -1,18 +1,17 @@
 """Whole documents packed into rows of one length, each a segment of its own.
 
-Each document is cut into pieces of at most `length` tokens, one after the other from its start, and pieces that fill a
-row only
-partly share rows: a row takes the longest piece left, then again and again the longest that still fits ("best fit,
+Each document is cut into pieces of at most `length` tokens, one after the other from its start, and pieces that do not
+fill a row share rows: a row takes the longest piece left, then again and again the longest that still fits ("best fit,
 longest first"; Ding et al., Fewer Truncations Improve Language Modeling, arXiv 2404.10830, pack so too). Pieces are
 numbered 1, 2, ... within their row as segments, 0 is padding, and attention does not cross from one to the next.
 
 What a row takes depends only on how many pieces of each size are left. So a row's pattern of sizes repeats until one of
-these sizes runs short, and
-is laid out at once for all its repetitions: the loop is over patterns (a few times `length`), not over pieces, and 30
-million documents take seconds. In memory stay 8 bytes a document and about 6 a piece.
+these sizes runs short, and is laid out at once for all its repetitions: the loop is over patterns (a few times
+`length`), not over pieces, and 30 million documents take seconds. A plan takes 8 bytes of memory per document and about
+6 per piece.
 
-Easy to get wrong: pieces of one document are separate segments, wherever they lie. Who shares a row doesn't matter to a
-model that keeps segments apart, so the rows stay the same from epoch to epoch and only their order changes.
+Easy to get wrong: pieces of one document are separate segments, wherever they lie. Which pieces share a row doesn't
+matter to a model that keeps segments apart, so the rows stay the same from epoch to epoch and only their order changes.
 """
 
 from __future__ import annotations
@@ -20,28 +19,38 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import chz
 import numpy as np
+from jaxtyping import Int
 
-from recollect.data.text.rows.base import Plan, Span, smallest
+from recollect.data.text.rows.base import RowPlan, Sequences, Span, smallest_dtype
+
+
+@chz.chz(typecheck=True)
+class Packed(Sequences):
+    """Whole documents in rows, kept apart by segment ids; positions restart with each document."""
+
+    def plan(self, lengths: Int[np.ndarray, " documents"], length: int, seed: int) -> PackedPlan:
+        return PackedPlan(lengths, length)
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """Row r holds the pieces `order[begin[r]:begin[r + 1]]`."""
 
-    order: np.ndarray
-    begin: np.ndarray
+    order: Int[np.ndarray, " pieces"]
+    begin: Int[np.ndarray, " rows_and_one"]
 
     def __len__(self) -> int:
         return len(self.begin) - 1
 
-    def pieces(self, row: int) -> np.ndarray:
-        """Numbers of the pieces of one row."""
+    def pieces(self, row: int) -> Int[np.ndarray, " n"]:
+        """Returns the numbers of the pieces of one row."""
         return self.order[int(self.begin[row]) : int(self.begin[row + 1])]
 
 
-def pack(sizes: np.ndarray, length: int) -> Rows:
-    """Shares out pieces of `sizes` tokens into rows of `length`: each piece once, deterministic.
+def pack(sizes: Int[np.ndarray, " pieces"], length: int) -> PackedRows:
+    """Returns rows of at most `length` tokens that hold each of the pieces of `sizes` tokens once; deterministic.
 
     Raises:
       ValueError: a piece is empty or longer than a row, or `length` is not positive.
@@ -51,7 +60,7 @@ def pack(sizes: np.ndarray, length: int) -> Rows:
     sizes = np.asarray(sizes, np.int64)
     if sizes.size and (sizes.min() < 1 or sizes.max() > length):
         raise ValueError(f"sizes: each must be between 1 and length={length}, found {sizes.min()} .. {sizes.max()}")
-    by_size = smallest(np.argsort(sizes, kind="stable"))
+    by_size = smallest_dtype(np.argsort(sizes, kind="stable"))
     counts = np.bincount(sizes, minlength=length + 1)
     at = (np.cumsum(counts) - counts).tolist()
     left = counts.tolist()
@@ -74,11 +83,11 @@ def pack(sizes: np.ndarray, length: int) -> Rows:
         widths.append(width)
         repeats.append(times)
     per_row = np.repeat(np.array(widths, np.int64), np.array(repeats, np.int64))
-    return Rows(np.concatenate(orders), smallest(np.concatenate([[0], np.cumsum(per_row)])))
+    return PackedRows(np.concatenate(orders), smallest_dtype(np.concatenate([[0], np.cumsum(per_row)])))
 
 
 def _pattern(present: int, left: list[int], length: int) -> dict[int, list[int]]:
-    """What the next row takes: size -> its places in the row."""
+    """Returns what the next row takes: size -> its places in the row."""
     places: dict[int, list[int]] = {}
     room, place = length, 0
     while fitting := present & ((1 << (room + 1)) - 1):
@@ -92,38 +101,38 @@ def _pattern(present: int, left: list[int], length: int) -> dict[int, list[int]]
     return places
 
 
-class PackedPlan(Plan):
+class PackedPlan(RowPlan):
     """Rows of packed pieces.
 
     Args:
-      lengths: tokens of each document, (documents,).
-      length: tokens a row.
+      lengths: tokens of each document.
+      length: tokens per row.
     """
 
     segmented = True
 
-    def __init__(self, lengths: np.ndarray, length: int):
+    def __init__(self, lengths: Int[np.ndarray, " documents"], length: int):
         lengths = np.asarray(lengths, np.int64)
         counts = -(-lengths // length)
         self._document_lengths = lengths
         self._first = np.concatenate([[0], np.cumsum(counts)])
         sizes = np.full(int(self._first[-1]), length, np.int64)
-        some = counts > 0
-        sizes[self._first[1:][some] - 1] = (lengths - (counts - 1) * length)[some]
+        filled = counts > 0
+        sizes[self._first[1:][filled] - 1] = (lengths - (counts - 1) * length)[filled]
         self._rows = pack(sizes, length)
         self.lengths = (length,)
         self.counts = (len(self._rows),)
         self.fill = float(lengths.sum()) / max(len(self._rows) * length, 1)
 
     def spans(self, group: int, row: int) -> list[Span]:
-        """See `Plan`."""
+        """See `RowPlan`."""
         length = self.lengths[0]
         pieces = self._rows.pieces(row).astype(np.int64)
-        found = np.searchsorted(self._first, pieces, side="right") - 1
-        starts = (pieces - self._first[found]) * length
-        stops = np.minimum(starts + length, self._document_lengths[found])
-        return list(zip(found.tolist(), starts.tolist(), stops.tolist(), strict=True))
+        documents = np.searchsorted(self._first, pieces, side="right") - 1
+        starts = (pieces - self._first[documents]) * length
+        stops = np.minimum(starts + length, self._document_lengths[documents])
+        return list(zip(documents.tolist(), starts.tolist(), stops.tolist(), strict=True))
 
     def facts(self) -> dict[str, Any]:
-        """Rows, and the share of their places that hold a token."""
+        """Returns the number of rows, and the share of their positions that hold a token."""
         return {**super().facts(), "fill": self.fill}

@@ -5,7 +5,7 @@ import pytest
 
 from recollect.configuration import UserError, from_json, to_json
 from recollect.data.text.dataset import Text
-from recollect.data.text.rows.curriculum import Chunked, Decomposed, Packed
+from recollect.data.text.rows import Chunked, Decomposed, Packed
 from recollect.data.tokenizers import START, ByteTokenizer
 
 

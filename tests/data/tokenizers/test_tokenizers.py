@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.configuration import UserError
-from recollect.data.text.preparation import text_chunks as stretching
 from recollect.data.tokenizers import START, ByteTokenizer, bpe_size, huggingface, open_tokenizer
+from recollect.data.tokenizers import text_chunks as chunking
 from recollect.data.tokenizers.huggingface import START_TOKENS, FileTokenizer, train_bpe
 
 TEXT = "naïve ☃ text\n\n    def f(x):\n        return x  # <|endoftext|> and <s>\n\t𝄞 1234 ... " * 5
@@ -49,9 +49,9 @@ def test_text_is_never_a_special_token(bpe):
     assert bpe.decode(bpe.encode("a <|endoftext|> b")) == "a <|endoftext|> b"
 
 
-def test_long_texts_are_encoded_in_stretches(bpe, monkeypatch):
+def test_long_texts_are_encoded_in_chunks(bpe, monkeypatch):
     whole = bpe.encode(TEXT)
-    monkeypatch.setattr(stretching, "STRETCH", 7)
+    monkeypatch.setattr(chunking, "CHUNK_BYTES", 7)
     ids = bpe.encode(TEXT)
     assert len(TEXT.encode()) > 100 and ids.tolist() != whole.tolist()  # the cuts show
     assert bpe.to_bytes(ids) == TEXT.encode() and bpe.token_bytes[ids].sum() == len(TEXT.encode())

@@ -13,10 +13,10 @@ from tests.pallas_kernels.programs import Program
 KINDS = ("no decay", "decay a head", "decay a channel", "delta", "gated delta", "gated delta a channel")
 # Each at one shape: the other kinds' kernels, otherwise combined.
 MORE_KINDS = ("decay of columns", "gated delta before its decay", "gated delta a channel before its decay, a key apart")
-# b, t, h, key and value size. The last is text.based's, the one before few heads and a long sequence, cut in pieces on
+# b, t, h, key and value size. The last is text.based's, the one before few heads and a long sequence, cut in spans on
 # a GPU.
 SHAPES = ((2, 2048, 16, 64, 64), (2, 2048, 16, 128, 128), (1, 8192, 2, 64, 64), (8, 256, 4, 32, 32))
-# The benchmark's long case: few rows, so that a GPU cuts it in pieces; nothing is asked for but o.
+# The benchmark's long case: few rows, so that a GPU cuts it in spans; nothing is asked for but o.
 BENCHMARK = (2, 16384, 16, 128, 128)
 # The inverse makes the delta rule's gradient half a minute's work for TPU compilers.
 QUICK = {

@@ -39,7 +39,7 @@ PLAIN += [
     ("value", 256, 128, HEADS, "strict wide state checkpoints"),
 ]
 PLAIN += [
-    (decay, key_dim, value_dim, HEADS, more + "documents state checkpoints pieces")
+    (decay, key_dim, value_dim, HEADS, more + "documents state checkpoints spans")
     for decay, key_dim, value_dim, more in [
         ("none", 128, 128, ""),
         ("head", 128, 128, "reverse dots "),
@@ -67,7 +67,7 @@ DELTA += [
     ("key", 192, 192, HEADS, "second reverse documents state checkpoints"),
 ]
 DELTA += [
-    (decay, size, size, HEADS, more + "documents state checkpoints pieces")
+    (decay, size, size, HEADS, more + "documents state checkpoints spans")
     for decay, size in (("none", 128), ("head", 256), ("key", 128), ("key", 192))
     for more in ("queries ", "second reverse ")
 ]
@@ -105,8 +105,8 @@ SOLVE += [
 QUICK = {PLAIN[8], PLAIN[12], PLAIN[15], DELTA[10], SOLVE[13], SOLVE[20], JOINED[5]}
 
 
-def _pieces(more: str) -> Any:
-    return forced(**{"linear_recurrence.gpu_pieces": {"pieces": PIECES if "pieces" in more else 1}})
+def _spans(more: str) -> Any:
+    return forced(**{"linear_recurrence.gpu_spans": {"spans": PIECES if "spans" in more else 1}})
 
 
 def _array(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
@@ -130,13 +130,13 @@ def _chunks(decay: Decay, key_dim: int, value_dim: int, documents: bool) -> Any:
     return Chunks(gpu.CHUNK, decay, total, **more)  # type: ignore[arg-type]
 
 
-def _walk(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
+def _scan(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -> Program:
     state = _array(B, HEADS, key_dim, value_dim, dtype=jnp.float32) if "state" in more else None
     dot_with = _array(B, T, HEADS, value_dim) if "dots" in more else None
 
     def function(q, k, v, chunks, state, dot_with):
-        with _pieces(more):
-            return gpu.walk(
+        with _spans(more):
+            return gpu.scan(
                 q,
                 k,
                 v,
@@ -173,7 +173,7 @@ def _joined(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) -
             "strict": "strict" in more,
             "checkpoint_every": EVERY if "checkpoints" in more else None,
         }
-        return gpu.walk(q, k, v, chunks, heads=HEADS, scale=0.5, second_scale=-0.5, **settings, **given)
+        return gpu.scan(q, k, v, chunks, heads=HEADS, scale=0.5, second_scale=-0.5, **settings, **given)
 
     arguments = (keyed, shared, valued, _chunks(decay, key_dim, value_dim, "documents" in more), given)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
@@ -191,15 +191,15 @@ def _delta(decay: Any, key_dim: int, value_dim: int, sharing: int, more: str) ->
 
     def function(w, u, k, chunks, given):
         every = EVERY if "checkpoints" in more else None
-        with _pieces(more):
-            return gpu.delta_walk(
+        with _spans(more):
+            return gpu.delta_scan(
                 w, u, k, chunks, heads=HEADS, reverse="reverse" in more, checkpoint_every=every, **given
             )
 
     arguments = (keyed, valued, shared, _chunks(decay, key_dim, value_dim, "documents" in more), given)
     quick = (decay, key_dim, value_dim, sharing, more) in QUICK
     name, special = (
-        _name("delta_walk", decay, key_dim, value_dim, sharing, more),
+        _name("delta_scan", decay, key_dim, value_dim, sharing, more),
         EXPONENTIALS if key_dim <= 128 else None,
     )
     return Program(name, "pallas_gpu", function, arguments, quick, special)
@@ -236,7 +236,7 @@ def _name(which: str, decay: str, key_dim: int, value_dim: int, sharing: int, mo
 
 
 PROGRAMS = (
-    [_walk(*case) for case in PLAIN]
+    [_scan(*case) for case in PLAIN]
     + [_joined(*case) for case in JOINED]
     + [_delta(*case) for case in DELTA]
     + [_solve(*case) for case in SOLVE]

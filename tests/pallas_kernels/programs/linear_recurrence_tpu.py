@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.linear_recurrence import tpu
-from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, Walked
+from recollect.pallas_kernels.linear_recurrence.chunk_scan import Chunks, ScanResult
 from tests.pallas_kernels.programs import Program
 
 # b, t, heads of q and k, heads of v, key dimensions, value dimensions, dtype, documents
@@ -72,44 +72,44 @@ def _turned(state: jax.Array) -> jax.Array:
     return jnp.swapaxes(state, -1, -2)
 
 
-def _forward(heads: int) -> Callable[..., Walked]:
+def _forward(heads: int) -> Callable[..., ScanResult]:
     def forward(q, k, v, chunks, state):
-        return tpu.walk(q, k, v, chunks, heads=heads, scale=0.5, initial_state=state)
+        return tpu.scan(q, k, v, chunks, heads=heads, scale=0.5, initial_state=state)
 
     return forward
 
 
-def _gradient(heads: int, decay: str) -> Callable[..., tuple[Walked, ...]]:
+def _gradient(heads: int, decay: str) -> Callable[..., tuple[ScanResult, ...]]:
     def gradient(q, k, v, do, chunks, state, dstate):
         turned = dataclasses.replace(chunks, decay="value" if decay == "key" else decay)
         more: dict[str, Any] = {"heads": heads, "scale": 0.5}
         wide = {"out_dtype": jnp.float32} if decay == "key" else {}
         dots = (lambda x: {"dot_with": x}) if decay == "head" else (lambda x: {})
         every = None if decay == "none" else EVERY
-        to_q = tpu.walk(
+        to_q = tpu.scan(
             do, v, k, turned, initial_state=_turned(state), checkpoint_every=every, **dots(q), **wide, **more
         )
-        to_k = tpu.walk(v, do, q, turned, initial_state=_turned(dstate), reverse=True, **dots(k), **wide, **more)
+        to_k = tpu.scan(v, do, q, turned, initial_state=_turned(dstate), reverse=True, **dots(k), **wide, **more)
         return (
             to_q,
             to_k,
-            tpu.walk(k, q, do, chunks, initial_state=dstate, reverse=True, checkpoint_every=every, **more),
+            tpu.scan(k, q, do, chunks, initial_state=dstate, reverse=True, checkpoint_every=every, **more),
         )
 
     return gradient
 
 
-def _erase_forward(heads: int) -> Callable[..., Walked]:
+def _erase_forward(heads: int) -> Callable[..., ScanResult]:
     def forward(w, u, q, k, chunks, state):
-        return tpu.delta_walk(w, u, k, chunks, heads=heads, q=q, scale=0.5, initial_state=state)
+        return tpu.delta_scan(w, u, k, chunks, heads=heads, q=q, scale=0.5, initial_state=state)
 
     return forward
 
 
-def _erase_gradient(heads: int, decay: str) -> Callable[..., tuple[Walked, ...]]:
+def _erase_gradient(heads: int, decay: str) -> Callable[..., tuple[ScanResult, ...]]:
     def gradient(w, u, q, k, e, y, do, chunks, state, dstate):
         turned = dataclasses.replace(chunks, decay="value" if decay == "key" else decay)
-        dual = tpu.delta_walk(
+        dual = tpu.delta_scan(
             w, u, e, chunks, heads=heads, second=(q, do), initial_state=dstate, reverse=True, checkpoint_every=EVERY
         )
         assert dual.y is not None
@@ -119,8 +119,8 @@ def _erase_gradient(heads: int, decay: str) -> Callable[..., tuple[Walked, ...]]
             "strict": True,
             "dot_with": e if decay == "head" else None,
         }
-        to_e = tpu.walk(dual.y, y, k, turned, initial_state=_turned(state), **more)
-        return dual, to_e, tpu.walk(y, dual.y, e, turned, reverse=True, **more)
+        to_e = tpu.scan(dual.y, y, k, turned, initial_state=_turned(state), **more)
+        return dual, to_e, tpu.scan(y, dual.y, e, turned, reverse=True, **more)
 
     return gradient
 

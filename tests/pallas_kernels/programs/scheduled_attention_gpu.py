@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recollect.pallas_kernels.masks import EarlierBlock, IsOrdinary, SameBlock, SameSegment, causal
 from recollect.pallas_kernels.scheduled_attention import flash_vjp, gpu
-from recollect.pallas_kernels.scheduled_attention.mask_rules import Before, EarlierBlocks, OwnBlock
 from tests.pallas_kernels.programs import Program
 
 # tokens, query heads, key heads, head size, window, what there is besides
@@ -55,8 +55,8 @@ def _window(t: int, h: int, g: int, d: int, window: int | None, more: str) -> Pr
 
     def attend(arrays, segments):
         fields = {"positions": order, "order": order} | ({"segments": segments} if packed else {})
-        rule = Before(window, segmented=packed, ordered=packed)
-        call = {"rule": rule, "query_fields": fields, "key_fields": fields, "scale": d**-0.5}
+        mask = causal(window, segmented=packed, ordered=packed)
+        call = {"mask": mask, "query_fields": fields, "key_fields": fields, "scale": d**-0.5}
         return flash_vjp.attend(gpu, **arrays, **call, query_tile=tiles[0], key_tile=tiles[1])
 
     arrays = {"q": _array(2, t, h, d), "k": _array(2, t, g, d), "v": _array(2, t, g, d)}
@@ -69,12 +69,14 @@ def _window(t: int, h: int, g: int, d: int, window: int | None, more: str) -> Pr
 def _own_blocks(t: int, h: int, g: int, d: int, block: int) -> Program:
     tiles = gpu.tile_sizes(t, t, d, d, jnp.bfloat16, window=block + 1)
 
+    mask = causal(segmented=True) & SameBlock() & IsOrdinary()
+
     def attend(arrays, fields):
-        call = {"rule": OwnBlock(True), "query_fields": fields, "key_fields": fields, "scale": d**-0.5}
+        call = {"mask": mask, "query_fields": fields, "key_fields": fields, "scale": d**-0.5}
         return flash_vjp.attend(gpu, **arrays, **call, query_tile=tiles[0], key_tile=tiles[1])
 
     arrays = {"q": _array(2, t, h, d), "k": _array(2, t, g, d), "v": _array(2, t, g, d)}
-    fields = {name: _array(2, t, dtype=jnp.int32) for name in ("positions", "segments", "blocks", "landmarks")}
+    fields = {name: _array(2, t, dtype=jnp.int32) for name in ("positions", "segments", "blocks", "token_types")}
     return _program(f"scheduled_attention gpu own blocks {block} t{t} h{h} of {g} d{d}", attend, arrays, fields, ())
 
 
@@ -87,7 +89,7 @@ def _gathered(n: int, s: int, g: int, d: int, more: str) -> Program:
         query, key = {"positions": positions}, {"positions": np.arange(s, dtype=np.int32)[None]}
         if packed:
             query, key = {**query, "segments": query_segments}, {**key, "segments": key_segments}
-        call = {"rule": Before(None, segmented=packed), "query_fields": query, "key_fields": key, "scale": d**-0.5}
+        call = {"mask": causal(segmented=packed), "query_fields": query, "key_fields": key, "scale": d**-0.5}
         return flash_vjp.attend(gpu, **arrays, **call, query_tile=tiles[0], key_tile=tiles[1], key_heads=key_heads)
 
     arrays = {"q": _array(2, n, 1, d), "k": _array(2, s, g, d), "v": _array(2, s, g, d)}
@@ -113,7 +115,7 @@ def _landmarks(t: int, h: int, g: int, d: int, block: int, more: str) -> Program
         if packed:
             query, key = ({**fields, "segments": x} for fields, x in zip((query, key), segments, strict=True))
         call = {
-            "rule": EarlierBlocks(packed),
+            "mask": EarlierBlock() & SameSegment() if packed else EarlierBlock(),
             "query_fields": query,
             "key_fields": key,
             "scale": d**-0.5,

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recollect.pallas_kernels.masks import EarlierBlock, IsOrdinary, SameBlock, SameSegment, causal
 from recollect.pallas_kernels.scheduled_attention import flash_vjp, tpu
-from recollect.pallas_kernels.scheduled_attention.mask_rules import Before, EarlierBlocks, OwnBlock
 from tests.pallas_kernels.programs import Program
 
 # b, t, query heads, key heads, key dimensions, value dimensions, window, dtype, what there is besides
@@ -83,9 +83,8 @@ def window_programs(shape: tuple[Any, ...]) -> list[Program]:
         if documents:
             fields |= {"positions": positions, "segments": segments}
         sizes: dict[str, Any] = {"scale": k**-0.5, "query_tile": query_tile, "key_tile": key_tile, "sinks": sinks}
-        return flash_vjp.attend(
-            tpu, q, k_, v_, rule=Before(window, documents, True), query_fields=fields, key_fields=fields, **sizes
-        )
+        mask = causal(window, segmented=documents, ordered=True)
+        return flash_vjp.attend(tpu, q, k_, v_, mask=mask, query_fields=fields, key_fields=fields, **sizes)
 
     arrays = [abstract(dtype, b, t, h, k), abstract(dtype, b, t, g, k), abstract(dtype, b, t, g, v)]
     arrays += [abstract("float32", h)] if "sinks" in more else []
@@ -106,7 +105,7 @@ def gathered_programs(shape: tuple[Any, ...]) -> list[Program]:
             "key_tile": key_tile,
             "key_heads": key_heads,
         }
-        return flash_vjp.attend(tpu, q, k, v, rule=Before(), query_fields=query, key_fields=key, **rest)
+        return flash_vjp.attend(tpu, q, k, v, mask=causal(), query_fields=query, key_fields=key, **rest)
 
     arrays = [abstract(dtype, b, n, 1, d), *[abstract(dtype, b, s, g, d)] * 2]
     fixed = [abstract("int32", b, -(-n // query_tile)), *[abstract("int32", b, n)] * 2]
@@ -127,7 +126,8 @@ def landmark_programs(shape: tuple[Any, ...]) -> list[Program]:
             query = {"blocks": jax.lax.div(positions, block + 1), "segments": segments}
             key = {"blocks": jnp.asarray(key["blocks"]), "segments": key_segments}
         rest: dict[str, Any] = {"scale": d**-0.5, "query_tile": query_tile, "key_tile": key_tile, "block": block}
-        return flash_vjp.attend(tpu, q, k, v, rule=EarlierBlocks(documents), query_fields=query, key_fields=key, **rest)
+        mask = EarlierBlock() & SameSegment() if documents else EarlierBlock()
+        return flash_vjp.attend(tpu, q, k, v, mask=mask, query_fields=query, key_fields=key, **rest)
 
     arrays = [abstract(dtype, b, t, h, d), *[abstract(dtype, b, slots, g, d)] * 2]
     fixed = [*[abstract("int32", b, t)] * 2, abstract("int32", b, slots)]
@@ -143,10 +143,11 @@ def landmark_programs(shape: tuple[Any, ...]) -> list[Program]:
             "segments": segments,
             "order": np.arange(t)[None],
             "blocks": jax.lax.div(positions, block + 1),
-            "landmarks": (jax.lax.rem(positions, block + 1) == block).astype(jnp.int32),
+            "token_types": (jax.lax.rem(positions, block + 1) == block).astype(jnp.int32),
         }
         rest: dict[str, Any] = {"scale": d**-0.5, "query_tile": tiles[0], "key_tile": tiles[1]}
-        return flash_vjp.attend(tpu, q, k, v, rule=OwnBlock(True, True), query_fields=fields, key_fields=fields, **rest)
+        mask = causal(segmented=True, ordered=True) & SameBlock() & IsOrdinary()
+        return flash_vjp.attend(tpu, q, k, v, mask=mask, query_fields=fields, key_fields=fields, **rest)
 
     arrays = [abstract(dtype, b, t, h, d), *[abstract(dtype, b, t, g, d)] * 2]
     return earlier + both(f"own block of {block} {what}", (), own, arrays, [abstract("int32", b, t)] * 2)

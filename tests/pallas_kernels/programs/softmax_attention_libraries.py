@@ -38,7 +38,7 @@ def programs_at(shape: tuple[int, int, int, int, int, int, int | None, str], qui
         q, k, v = inputs[:3]
         sinks = inputs[3] if with_sinks else None
         segments = inputs[-1] if packed else None
-        return splash.attention(q, k, v, window=window, sinks=sinks, query_segments=segments, scale=0.125)[0]
+        return splash.softmax_attention(q, k, v, window=window, sinks=sinks, query_segments=segments, scale=0.125)[0]
 
     def gradient(cotangent, *inputs):
         differentiable = inputs[: len(arguments)]

@@ -26,15 +26,15 @@ from recollect.data.text.preparation.reader import open_prepared
 from recollect.data.text.preparation.shards import RECORD, dtype_for
 from recollect.data.tokenizers import START
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def quietly(line):
-    """Nothing is said in tests that don't look at it."""
+    """Logs nothing in tests that don't look at it."""
 
 
-def prepared(source, out, tokenizer="bytes", processes=1, say=quietly, **options):
-    return Preparation.of(str(source), tokenizer, **options).into(out, processes, say)
+def prepared(source, out, tokenizer="bytes", processes=1, log=quietly, **options):
+    return Preparation(str(source), tokenizer, **options).into(out, processes, log)
 
 
 def files(folder):
@@ -353,7 +353,7 @@ def test_neither_tensorflow_nor_jax_is_imported(tmp_path, folder):
         "from recollect.data.text.preparation.reader import open_prepared\n"
         "if __name__ == '__main__':\n"
         f"    out = Path({str(tmp_path / 'out')!r})\n"
-        f"    Preparation.of({str(folder)!r}, shard_bytes=9000).into(out, 2)\n"
+        f"    Preparation({str(folder)!r}, shard_bytes=9000).into(out, 2)\n"
         "    print(open_prepared(str(out)).train.tokens(0, 0, 5))\n"
     )
     (tmp_path / "program.py").write_text(program)
@@ -367,7 +367,9 @@ def test_neither_tensorflow_nor_jax_is_imported(tmp_path, folder):
     )
     assert done.returncode == 0, done.stderr
     assert (
-        not list(tmp_path.glob("imported-*")) and "Unknown size" not in done.stdout and "tokens a second" in done.stdout
+        not list(tmp_path.glob("imported-*"))
+        and "Unknown size" not in done.stdout
+        and "tokens per second" in done.stdout
     )
 
 
@@ -378,7 +380,7 @@ def test_the_command_prints_counts_and_mistakes(folder, tmp_path, capsys):
     assert main(["prepare", str(folder), str(out), "--tokenizer", "bpe:50000", "--processes", "1"]) == 0
     shown = capsys.readouterr().out
     manifest = read_manifest(out)
-    assert f"train: {manifest['splits']['train']['tokens']:,} tokens" in shown and "tokens a second" in shown
+    assert f"train: {manifest['splits']['train']['tokens']:,} tokens" in shown and "tokens per second" in shown
     assert f"the text has pairs for {manifest['tokenizer']['vocabulary']:,} tokens only" in shown
     assert main(["prepare", str(folder), str(out), "--tokenizer", "bpe:50000", "--processes", "1"]) == 0
     assert "their files as they were written" in capsys.readouterr().out

@@ -11,22 +11,22 @@ import tensorflow_datasets as tfds
 from pyarrow import parquet
 
 from recollect.configuration import UserError
-from recollect.data.text.preparation.formats import read_unit
+from recollect.data.text.preparation.formats import read_documents
 from recollect.data.text.preparation.prepare import Preparation
 from recollect.data.text.preparation.reader import open_prepared
-from recollect.data.text.preparation.sources import open_source
-from recollect.data.text.preparation.text_chunks import STRETCH, character_border, stretches
+from recollect.data.text.preparation.sources import open_source, split_of
+from recollect.data.tokenizers.text_chunks import CHUNK_BYTES, character_border, text_chunks
 
 
 def documents_of(source, **options):
     """{split: {name: bytes}} of a source, parts of a document joined."""
     division = open_source(str(source), **options).division
     found = {"train": {}, "held_out": {}}
-    for unit in (unit for task in division.tasks for unit in task):
-        for document in read_unit(unit):
-            texts = found[division.split_of(unit, document.name)]
-            assert (document.name in texts) == document.continues
-            texts[document.name] = texts.get(document.name, b"") + b"".join(document.stretches)
+    for part in (part for parts in division.tasks for part in parts):
+        for document in read_documents(part):
+            texts = found[split_of(part, document.name, division.held_out_bound)]
+            assert (document.name in texts) == part.continues
+            texts[document.name] = texts.get(document.name, b"") + b"".join(document.chunks)
     return found
 
 
@@ -82,8 +82,9 @@ def test_a_text_without_lines_is_cut_between_characters(tmp_path, shard_bytes):
     found = documents_of(tmp_path, shard_bytes=shard_bytes)
     train, held_out = found["train"]["umlauts.txt:train"], found["held_out"]["umlauts.txt:held_out"]
     assert (train + held_out).decode() == "ü☃" * 20 and held_out.decode()
-    for unit in (unit for task in open_source(str(tmp_path), shard_bytes=shard_bytes).division.tasks for unit in task):
-        assert b"".join(next(read_unit(unit)).stretches).decode()
+    division = open_source(str(tmp_path), shard_bytes=shard_bytes).division
+    for part in (part for parts in division.tasks for part in parts):
+        assert b"".join(next(read_documents(part)).chunks).decode()
 
 
 def test_long_texts_stream_in_whole_characters_and_lines():
@@ -92,11 +93,13 @@ def test_long_texts_stream_in_whole_characters_and_lines():
         "ü☃𝄞a"[k] * int(n) for k, n in zip(random.integers(0, 4, 4000), random.integers(1, 900, 4000), strict=True)
     )
     for text in (lines, lines.replace("\n", "")):
-        parts = list(stretches(text))
-        assert len(parts) > 1 and max(map(len, parts)) <= STRETCH
+        parts = list(text_chunks(text.encode()))
+        assert len(parts) > 1 and max(map(len, parts)) <= CHUNK_BYTES
         assert "".join(part.decode() for part in parts) == text
         assert all(part.endswith(b"\n") for part in parts[:-1]) == ("\n" in text)
-    assert list(stretches(b"")) == [] and b"".join(stretches(b"\x80" * (STRETCH + 5))) == b"\x80" * (STRETCH + 5)
+    assert list(text_chunks(b"")) == [] and b"".join(text_chunks(b"\x80" * (CHUNK_BYTES + 5))) == b"\x80" * (
+        CHUNK_BYTES + 5
+    )
 
 
 def test_a_border_never_splits_a_character():
@@ -122,7 +125,7 @@ def write_formats(root):
     (root / ".hidden").write_text("hidden")
     (root / "empty.txt").write_text("")
     (root / "empty.jsonl").write_text("")
-    (root / "late.txt").write_bytes(b"x" * (STRETCH + 1) + b"\xff")
+    (root / "late.txt").write_bytes(b"x" * (CHUNK_BYTES + 1) + b"\xff")
     return {
         "a.txt": "plain ☃".encode(),
         "deep/b.md": b"# mark",
@@ -254,7 +257,7 @@ def test_tfds_data_sets_by_name_config_and_folder(cache):
     assert documents_of(f"tfds:{path}") == tested
     assert open_source(f"tfds:{path}").fingerprint == open_source("tfds:recollect_test_reviews/tested").fingerprint
     out = cache / "out"
-    Preparation.of("tfds:recollect_test_reviews/tested", shard_bytes=100).into(out, processes=2)
+    Preparation("tfds:recollect_test_reviews/tested", shard_bytes=100).into(out, processes=2)
     found = open_prepared(str(out))
     for part, split in ((found.train, "train"), (found.held_out, "held_out")):
         assert [part.text(number) for number in range(len(part))] == list(tested[split].values())

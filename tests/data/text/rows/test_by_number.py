@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.configuration import UserError
+from recollect.data.text.rows import Chunked, Decomposed, Packed
 from recollect.data.text.rows.by_number import GlobalBatches
-from recollect.data.text.rows.curriculum import Chunked, Decomposed, Packed
 from tests.data.text.documents import CountedDocuments
 
 LENGTH = 16

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.configuration import UserError
-from recollect.data.text.rows.curriculum import Decomposed, Schedule
-from recollect.data.text.rows.decomposed import DecomposedPlan, decompose
+from recollect.data.text.rows.curriculum import BucketSchedule
+from recollect.data.text.rows.decomposed import Decomposed, DecomposedPlan, decompose
 from tests.data.text.documents import CountedDocuments
 
 
@@ -83,7 +83,7 @@ def test_every_cycle_gives_its_share_of_every_bucket_without_replacement(counts,
     if not any(counts):
         return
     rows = tuple(2 ** (len(counts) - 1 - group) for group in range(len(counts)))
-    schedule = Schedule(tuple(counts), rows, cycles, (1.0,) * len(counts), seed)
+    schedule = BucketSchedule(tuple(counts), rows, cycles, (1.0,) * len(counts), seed)
     total = sum(schedule.before(3 * cycles))
     drawn = [schedule.locate(number) for number in range(total)]
     for group in range(len(counts)):
@@ -96,7 +96,7 @@ def test_every_cycle_gives_its_share_of_every_bucket_without_replacement(counts,
 
 
 def test_odds_hold_until_a_bucket_is_empty_then_among_the_others():
-    schedule = Schedule((4000, 4000, 4000), (1, 1, 1), 2, (6.0, 3.0, 1.0), 0)
+    schedule = BucketSchedule((4000, 4000, 4000), (1, 1, 1), 2, (6.0, 3.0, 1.0), 0)
     first = [schedule.locate(number)[0] for number in range(6000)]
     start = np.bincount(first[:2500], minlength=3) / 2500
     assert start == pytest.approx([0.6, 0.3, 0.1], abs=0.04)

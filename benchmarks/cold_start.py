@@ -1,0 +1,106 @@
+"""Seconds from the command to the first step's end and to the run's end: `python -m recollect.benchmarks.cold_start`.
+
+Runs `train mqar.attention run.steps=1` (with its evaluation and checkpoint) in processes of their own, first with an
+empty folder of compiled programs, then with the filled one, and prints where the time goes. Wall seconds count on a
+machine at rest; user seconds say how much work it is on a busy one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+PARTS = ("import", "trace", "lower", "compile or load", "other, to the first step", "evaluation and checkpoint")
+
+SCRIPT = """
+import json, os, resource, sys, time
+
+begun = float(sys.argv[1])
+durations = {}
+first = {}
+
+def user():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+from recollect.main import main
+import jax
+import recollect.training.train
+from recollect.experiments import mqar
+from recollect.training.monitoring.run_log import RunLog
+
+imported = time.time() - begun
+
+def note(event, seconds, **_):
+    durations[event] = durations.get(event, 0.0) + seconds
+
+jax.monitoring.register_event_duration_secs_listener(note)
+log_steps = RunLog.steps
+
+def steps(self, *arguments):
+    first.update(wall=time.time() - begun, user=user(), durations=dict(durations))
+    return log_steps(self, *arguments)
+
+RunLog.steps = steps
+main(["train", "mqar.attention", "run.steps=1", "run.directory=" + sys.argv[2]])
+total = {"wall": time.time() - begun, "user": user()}
+with open(sys.argv[3], "w") as file:
+    json.dump({"import": imported, "first": first, "total": total, "durations": durations}, file)
+"""
+
+EVENTS = {
+    "trace": "/jax/core/compile/jaxpr_trace_duration",
+    "lower": "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "compile or load": "/jax/core/compile/backend_compile_duration",
+}
+
+
+def measure(folder: Path, name: str) -> dict[str, Any]:
+    """Returns the times of one run, with compiled programs in `folder`/cache."""
+    import time
+
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "RECOLLECT_CACHE": str(folder / "cache")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    out = folder / f"{name}.json"
+    command = [sys.executable, "-c", SCRIPT, str(time.time()), str(folder / name), str(out)]
+    subprocess.run(command, check=True, env=environment, cwd=folder, stdout=subprocess.DEVNULL)
+    times = json.loads(out.read_text())
+    first, total = times["first"], times["total"]
+    parts = {part: first["durations"].get(event, 0.0) for part, event in EVENTS.items()}
+    parts = {"import": times["import"], **parts}
+    parts["other, to the first step"] = first["wall"] - sum(parts.values())
+    parts["evaluation and checkpoint"] = total["wall"] - first["wall"]
+    return {"first": first["wall"], "total": total["wall"], "user": total["user"], "first_user": first["user"], **parts}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; prints a table."""
+    parser = argparse.ArgumentParser(prog="cold_start", description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
+    options = parser.parse_args(arguments)
+    rows: dict[str, list[dict[str, Any]]] = {"empty": [], "filled": []}
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            rows["empty"].append(measure(Path(folder), "empty"))
+            rows["filled"].append(measure(Path(folder), "filled"))
+    median = {kind: {name: statistics.median(row[name] for row in of) for name in of[0]} for kind, of in rows.items()}
+    names = {"first": "to the first step's end", "total": "whole run", "first_user": "to the first step, CPU seconds"}
+    names |= {"user": "whole run, CPU seconds", **{part: f"  {part}" for part in PARTS}}
+    print(f"{'seconds, compile cache':32} {'empty':>8} {'filled':>8}")
+    for name, text in names.items():
+        print(f"{text:32} {median['empty'][name]:8.2f} {median['filled'][name]:8.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

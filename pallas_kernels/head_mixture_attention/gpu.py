@@ -1,0 +1,6 @@
+"""head_mixture_attention on the scheduled attention kernels for GPUs."""
+
+from recollect.pallas_kernels.head_mixture_attention.scheduled import on_kernels
+from recollect.pallas_kernels.scheduled_attention import gpu
+
+head_mixture_attention, refuses = on_kernels(gpu)

@@ -151,6 +151,16 @@ def test_half_a_checkpoint_is_no_checkpoint(saved):
     assert sorted(path.name for path in saved.directory.iterdir()) == ["20", "40"]
 
 
+def test_a_checkpoint_whose_deletion_was_cut_off_is_passed_over_and_deleted(saved, tmp_path):
+    files(saved.directory / "20")[0].unlink()
+    lines = []
+    again = Checkpoints(saved.directory, keep=1)
+    assert again.newest_good(lines.append) == 40 and not lines
+    again.save(60, state(60), tiny(tmp_path), {})
+    again.close()
+    assert again.steps() == [60] and damage(saved.directory / "60") is None
+
+
 class Stop(Exception):
     """Stands for what ends a process."""
 

@@ -44,7 +44,9 @@ def traced(tmp_path_factory):
     files: dict[str, set] = {}
     for file, name, line in json.loads((folder / "codes.json").read_text()):
         path = Path(file).resolve()
-        if path.is_relative_to(PROJECT) and not any(part.startswith(".") for part in path.relative_to(PROJECT).parts):
+        if path.suffix != ".py" or not path.is_relative_to(PROJECT):
+            continue
+        if not any(part.startswith(".") for part in path.relative_to(PROJECT).parts):
             files.setdefault(str(path.relative_to(PROJECT)), set()).add((name, line))
     return {file: lines(file) for file, called in files.items() if called & functions(PROJECT / file)}
 

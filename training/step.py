@@ -60,6 +60,8 @@ class Program:
         seeds = _uint32(seeds)
         function = self._vectorised(self._init)
         if self.mesh is None:
+            if isinstance(seeds, jax.core.Tracer):  # part of a larger program, whose options count
+                return function(seeds)
             return self._jit("init", function, **_quick_to_compile())(seeds)
         shapes = jax.eval_shape(function, seeds)
         # Made sharded: no device ever holds the whole model.

@@ -148,6 +148,7 @@ def meter_of(experiment: Experiment) -> Meter:
 def training_flops_per_token(experiment: Experiment) -> float:
     """Returns three times the forward products per token at the data's length, the head's included: at every token of
     a text, at labelled ones of a recall task."""
+    from recollect.models.accounting import flops_per_token
 
     data: Any = experiment.data
     model = FunctionalModel(experiment.model, data.vocabulary)

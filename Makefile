@@ -13,7 +13,7 @@ READY := $(VENV)/ready
 # Compiling kernels for chips that are not here; the list of programs is tests/pallas_kernels/programs/. QUICK=1 takes the few of every change.
 COMPILE := JAX_PLATFORMS=cpu $(BIN)/python -m tests.pallas_kernels.programs $(if $(QUICK),--quick)
 
-.PHONY: demo test test-slow test-all test-tpu-compile test-gpu-compile test-gpu-interpreter test-campaign gpu-wheels gpu-rehearsal libtpu cuda-compiler docs lint format clean
+.PHONY: demo test test-more test-all test-tpu-compile test-gpu-compile test-gpu-interpreter test-campaign gpu-wheels gpu-rehearsal libtpu cuda-compiler docs lint format clean
 
 demo: $(READY)
 	$(BIN)/python main.py compare mqar.small
@@ -21,13 +21,15 @@ demo: $(READY)
 # Without a registry that has libtpu, what needs it is skipped, and says so.
 test: $(READY)
 	$(BIN)/python -m recollect.pallas_kernels.compilers tpu --optional
-	$(BIN)/python -m pytest -m "not slow and not gpu_interpreter" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "not more and not slow and not gpu_interpreter" -n 2 --dist worksteal
 
-test-slow: $(READY)
+# What is too slow for `make test`: the wider cases, and what trains, which needs code that is optimised.
+test-more: $(READY)
+	$(BIN)/python -m pytest -m "more and not slow and not gpu_interpreter" -n 2 --dist worksteal
 	XLA_FLAGS= $(BIN)/python -m pytest -m "slow and not gpu_interpreter" -n 2 --ignore tests/pallas_kernels
 
 # Everything: also the wide grids of the kernels, and every program for every chip.
-test-all: test test-slow
+test-all: test test-more
 	$(BIN)/python -m pytest -m "slow and not gpu_interpreter" -n 2 --dist worksteal tests/pallas_kernels || [ $$? -eq 5 ]
 	$(MAKE) test-tpu-compile test-gpu-compile QUICK=
 	.ci/gpu-interpreter --slow

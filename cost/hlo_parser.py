@@ -128,7 +128,7 @@ def parse(text: str) -> dict[str, Computation]:
 
 
 def bytes_of(shape: str, *, everywhere: bool = False) -> float:
-    """Returns the bytes of a shape (of a tuple: of all elements) in main memory; `everywhere`: arrays in fast memory too."""
+    """Returns the bytes of a shape (a tuple: of all its elements) in main memory; `everywhere`: in fast memory too."""
     total = 0.0
     for kind, dims, layout in _ARRAY.findall(shape):
         if not everywhere and re.search(r"S\([1-9]", layout):

@@ -1,1 +1,13 @@
 """Data sets: recall tasks made on the device (`synthetics/`) and text (`text/`), as configs that return batches."""
+
+from recollect.configuration.lazy import lazy_names
+
+__getattr__, __all__ = lazy_names(
+    __name__,
+    {
+        "batch": "Batch DataConfig",
+        "synthetics": "MQAR RecallSlice",
+        "text": "Chunked Decomposed Packed Preparation Text open_prepared",
+        "tokenizers": "Tokenizer open_tokenizer",
+    },
+)

@@ -1,1 +1,15 @@
 """Metrics, and tables and plots drawn from finished run folders. Plots import matplotlib only when one is drawn."""
+
+from recollect.configuration.lazy import lazy_names
+
+__getattr__, __all__ = lazy_names(
+    __name__,
+    {
+        "ngram_baselines": "Bigram NgramTable fit_bigram recall_hits",
+        "plots": "accuracy_by_slice learning_curves recall_vs_state",
+        "results": "LearningCurve RunResult learning_curve load_run load_runs",
+        "summaries": "Summary best_setting group_by_label summarise",
+        "table": "format_table write_csv",
+        "text_slices": "evaluate_text",
+    },
+)

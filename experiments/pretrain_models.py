@@ -104,8 +104,8 @@ def experiment(pattern: str, size: str) -> Experiment:
 
 
 def small(label: str, mixer: MixerConfig | None) -> Experiment:
-    """Returns a model of 1.2M parameters: 6 layers of width 128, 1.6 million bytes of the standard library in 400 steps;
-    `mixer` None is Based's pattern."""
+    """Returns a model of 1.2M parameters: 6 layers of width 128, 1.6 million bytes of the standard library in 400
+    steps; `mixer` None is Based's pattern."""
     model = (
         _uniform(mixer, CURVES)
         if mixer is not None

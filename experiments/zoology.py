@@ -1,8 +1,8 @@
 """Zoology's Figure 2 (Arora, Eyuboglu et al., ICLR 2024): MQAR at (length, pairs) = (64, 4), (128, 8), (256, 16), (512,
 64), widths 64 to 512, vocabulary 8,192, zero filler, two layers without MLP.
 
-Published: 100,000 training examples repeated for 64 epochs, a cosine that falls once per epoch, embedding dropout 0.1, four
-learning rates from 1e-4 to 1e-2, best one reported, early stop above 0.99. Here every batch is fresh, so 64 epochs
+Published: 100,000 training examples repeated for 64 epochs, a cosine that falls once per epoch, embedding dropout 0.1,
+four learning rates from 1e-4 to 1e-2, best one reported, early stop above 0.99. Here every batch is fresh, so 64 epochs
 become as many steps on new examples, and the cosine falls with each step. Attention alone has learned positions; the
 others have none.
 """

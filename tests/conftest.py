@@ -1,11 +1,15 @@
-"""Settings shared by all tests: eight fake CPU devices, quick compilation (code runs slower for it, so `make test-slow`
-sets XLA_FLAGS itself), shapes checked against annotations, and a cache folder that the processes of one test run
-share."""
+"""Settings shared by all tests: eight fake CPU devices, quick compilation (code runs slower for it, so tests that train
+set XLA_FLAGS themselves), shapes checked against annotations, a cache folder that the processes of one test run share,
+and a bound on a worker's memory."""
 
 import atexit
+import ctypes
+import gc
 import os
 import shutil
+import sys
 import tempfile
+from pathlib import Path
 
 from tests import shape_checks
 from tests.quick_compilation import XLA_FLAGS
@@ -17,3 +21,21 @@ if "RECOLLECT_CACHE" not in os.environ:
     os.environ["RECOLLECT_CACHE"] = tempfile.mkdtemp(prefix="recollect-tests-")
     atexit.register(shutil.rmtree, os.environ["RECOLLECT_CACHE"], ignore_errors=True)
 shape_checks.install()
+
+LARGEST_WORKER = 1.4 * 2**30
+"""Bytes of resident memory above which a worker drops its compiled programs."""
+
+
+def resident_memory() -> int:
+    """Returns this process's resident bytes; 0 where the system does not tell."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
+def pytest_runtest_teardown() -> None:
+    """Keeps a worker under 2 GB: jax never drops a compiled program by itself."""
+    if resident_memory() < LARGEST_WORKER or "jax" not in sys.modules:
+        return
+    sys.modules["jax"].clear_caches()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)

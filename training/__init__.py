@@ -1,0 +1,23 @@
+"""From an experiment to a run's folder. `training/train.py` is the loop of one run; what else there is stands around it.
+
+`recollect.training.train.train` trains an experiment.
+"""
+
+from recollect.configuration.lazy import lazy_names
+
+__getattr__, __all__ = lazy_names(
+    __name__,
+    {
+        "experiment": "Experiment Mesh Run",
+        "loss": "Loss",
+        "optimizer": "AdamW Muon",
+        "checkpoint.load": "SavedRun continue_prompt evaluate_run open_run",
+        "recovery.loss_spikes": "Spikes",
+        "recovery.replay": "replay",
+        "run_folder": "RunFolder",
+        "run_state": "RunState run_directory",
+        "step": "Program member_values program_for",
+        "sweeps.population": "train_members train_population",
+        "sweeps.study": "run_study",
+    },
+)

@@ -187,7 +187,7 @@ CHANGEABLE = (
 
 
 def program_of(experiment: Experiment) -> Experiment:
-    """Returns `experiment` with its values-only fields at fixed numbers: equal for those that compile to one program."""
+    """Returns `experiment` with its values-only fields at fixed numbers; equal where one program serves."""
     optimizer = chz.replace(experiment.optimizer, **type(experiment.optimizer)().values())
     run = chz.replace(
         experiment.run,

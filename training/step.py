@@ -57,9 +57,11 @@ class Program:
 
     def init(self, seeds: Any) -> State:
         """Returns a fresh state for a seed (or one for each of a population's seeds)."""
-        seeds = np.asarray(seeds, np.uint32)
+        seeds = _uint32(seeds)
         function = self._vectorised(self._init)
         if self.mesh is None:
+            if isinstance(seeds, jax.core.Tracer):  # part of a larger program, whose options count
+                return function(seeds)
             return self._jit("init", function, **_quick_to_compile())(seeds)
         shapes = jax.eval_shape(function, seeds)
         # Made sharded: no device ever holds the whole model.
@@ -106,9 +108,7 @@ class Program:
             zero = {name: jnp.zeros(()) for name in ("loss", "correct", "weight")}
             return jax.lax.scan(body, zero, jnp.arange(count))[0]
 
-        return self._jit(("evaluate", examples, data_slice), self._vectorised(run))(
-            params, np.asarray(seeds, np.uint32)
-        )
+        return self._jit(("evaluate", examples, data_slice), self._vectorised(run))(params, _uint32(seeds))
 
     def evaluate_on(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """Returns results per target of one host batch: "loss" (b, p) in nats, "correct" (b, p) bool."""
@@ -256,3 +256,8 @@ def _quick_to_compile() -> dict[str, Any]:
     if jax.default_backend() != "cpu" or "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", ""):
         return {}
     return {"compiler_options": {"xla_backend_optimization_level": 1}}
+
+
+def _uint32(seeds: Any) -> Any:
+    """Returns seeds as uint32, without compiling a conversion where they are numbers."""
+    return seeds.astype(jnp.uint32) if isinstance(seeds, jax.Array) else np.asarray(seeds, np.uint32)

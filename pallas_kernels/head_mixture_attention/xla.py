@@ -2,9 +2,9 @@
 between them (`strategy`):
 
 - "rows": queries gathered into tiles of one head each (head_groups.py). Ordered by their last tokens, the i-th tile
-  sees at most a number of keys that is known when the program is traced (`ends`), so groups of tiles are batched products
-  against the first so many keys, and about half of the square is left out as in dense causal attention. Each tile's
-  head's keys are copied beside it, which costs 1 / tile of the products.
+  sees at most a number of keys that is known when the program is traced (`ends`), so groups of tiles are batched
+  products against the first so many keys, and about half of the square is left out as in dense causal attention. Each
+  tile's head's keys are copied beside it, which costs 1 / tile of the products.
 - "pairs": for decoding, the keys and values of the chosen heads alone.
 - "dense": all heads, and zeros for what is not chosen, where too little would be skipped.
 

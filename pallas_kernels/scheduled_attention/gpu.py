@@ -45,7 +45,10 @@ def refuses(q: Any, k: Any, v: Any, *, block: int | None = None, **rest: Any) ->
         if x.shape[3] > LARGEST_HEAD:
             return f"a {name} size above {LARGEST_HEAD} does not fit in registers; this one is {x.shape[3]}"
     if k.shape[3] > ROWS >= v.shape[3]:
-        return f"of keys of more than {ROWS} channels with values of at most {ROWS} an H100 gave wrong outputs; these are {k.shape[3]} and {v.shape[3]}"
+        return (
+            f"with keys of more than {ROWS} channels and values of at most {ROWS} an H100 gave wrong outputs; "
+            f"these have {k.shape[3]} and {v.shape[3]}"
+        )
     if block is not None and block > LARGEST_BLOCK:
         return f"a landmark block of more than {LARGEST_BLOCK} keys does not fit in registers; this one has {block}"
     return None

@@ -43,8 +43,8 @@ def documents(b: int, t: int) -> np.ndarray:
 
 
 def arguments(t, with_state, with_segments, normalise=True, b=2, h=2, hk=2, k=5, v=4):
-    """Random numpy inputs, those with gradients separately. The state is one that keys and values make: its normaliser is
-    positive."""
+    """Random numpy inputs, those with gradients separately. The state is one that keys and values make: its normaliser
+    is positive."""
     rng = np.random.default_rng(t)
     shapes = {"q": (b, t, hk, k), "k": (b, t, hk, k), "v": (b, t, h, v)}
     given: dict = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from recollect.training.checkpoint.orbax_folder import load_params
+from recollect.training.checkpoint.load import load_params
 
 
 def assert_same_run(one: Path, two: Path, steps: int) -> None:

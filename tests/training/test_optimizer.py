@@ -12,7 +12,7 @@ from recollect.layers import Attention, Hyena
 from recollect.layers.modules.mlp import SwiGLU
 from recollect.models import FunctionalModel, LanguageModel, repeat
 from recollect.models.functional import flatten
-from recollect.training.checkpoint.orbax_folder import load_params
+from recollect.training.checkpoint.load import load_params
 from recollect.training.experiment import program_of
 from recollect.training.optimizer import AdamW, Muon, Optimizer
 from recollect.training.train import train

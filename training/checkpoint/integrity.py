@@ -7,9 +7,7 @@ import os
 from pathlib import Path
 
 from recollect.configuration import UserError
-from recollect.configuration.io import DiskFull, file_sha256, is_disk_full, read_json, replace_text, write_json
-
-__all__ = ["DIGESTS", "DiskFull", "damage", "is_disk_full", "replace_text", "seal", "write_json"]
+from recollect.configuration.io import file_sha256, read_json, write_json
 
 DIGESTS = "digests.json"
 """The file of a sealed folder that lists its other files: {"sha256": {name: [bytes, digest]}}."""

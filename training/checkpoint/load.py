@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from recollect.configuration import UserError, apply_overrides
+from recollect.configuration import Config, UserError, apply_overrides, from_json
+from recollect.configuration.io import read_json
 from recollect.models.functional import FunctionalModel, Params, flatten
 from recollect.models.generation import generate
-from recollect.training.checkpoint.orbax_folder import load_params
+from recollect.training.checkpoint.integrity import damage
+from recollect.training.checkpoint.orbax_folder import Checkpoints, Log, reading, restore
 from recollect.training.evaluator import evaluate
 from recollect.training.experiment import Experiment
 from recollect.training.step import program_for
@@ -24,6 +28,38 @@ class SavedRun:
     experiment: Experiment
     params: Params
     step: int
+
+
+def load_params(directory: Path, *, ema: bool = False, log: Log | None = None) -> tuple[Params, Config, int]:
+    """Returns parameters (numpy), config and step of the newest good checkpoint in `directory`.
+
+    Every file of the checkpoint is verified; the structure is read from the file itself, optimizer state is not read. A
+    damaged checkpoint is named (`log`, by default on stderr) and left where it is, since a run may be using the folder;
+    the one before it is taken.
+
+    Args:
+      ema: take the moving average of the parameters where the run kept one.
+
+    Raises:
+      UserError: no checkpoint, or all are damaged.
+    """
+    checkpoints = Checkpoints(directory)
+    problems = []
+    for step in reversed(checkpoints.steps()):
+        folder = checkpoints.directory / str(step)
+        problem = damage(folder)
+        if problem is not None:
+            problems.append(f"checkpoint {folder} is damaged: {problem}")
+            continue
+        for line in problems:
+            (log or _to_stderr)(f"{line}; taking step {step}")
+        meta = read_json(folder / "meta.json")
+        with reading(folder) as reader:
+            tree = dict(reader.metadata(folder / "state").item_metadata.tree)
+            name = "ema" if ema and "ema" in tree else "params"
+            state = restore(reader, folder, {name: tree[name]}, partial=True)
+            return jax.device_get(state[name]), from_json(meta["config"]), step
+    raise UserError("; ".join(problems) or f"{checkpoints.directory} holds no checkpoint")
 
 
 def open_run(path: Path, overrides: list[str] | None = None) -> SavedRun:
@@ -82,3 +118,7 @@ def continue_prompt(
         model, run.params, np.array([data.encode(prompt)]), length, temperature=temperature, top_p=top_p, seed=seed
     )
     return prompt + data.decode(tokens[0])
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -20,18 +20,18 @@ resumes from that: newer ones are taken first, the digests show the damage, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from recollect.configuration import Config, UserError, from_json, to_json
+from recollect.configuration import Config, UserError, to_json
 from recollect.configuration.io import DiskFull, first_line, is_disk_full, read_json, write_json
 from recollect.training.checkpoint.integrity import damage, seal
 from recollect.training.distributed.host import current_host
@@ -65,7 +65,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps saved and sealed, oldest first; `problem` says whether their files are still whole."""
-        return _steps(self.directory)
+        names = (path.name for path in self.directory.iterdir()) if self.directory.is_dir() else ()
+        return sorted(int(name) for name in names if name.isdigit())
 
     def save(self, step: int, state: Any, config: Config, extra: dict[str, Any]) -> None:
         """Starts to save `state`, the config and JSON-ready `extra`; returns once the arrays are on the host.
@@ -111,7 +112,7 @@ class Checkpoints:
             self._fail(error)
         self._pending = None
 
-    def failed(self) -> bool:
+    def ended(self) -> bool:
         """Returns whether the save that was started has ended, so that `wait` returns or raises at once."""
         return self._pending is not None and not self._orbax.is_saving_in_progress()
 
@@ -127,21 +128,10 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is of another structure, or cannot be read.
         """
-        import orbax.checkpoint as ocp
-
         self.wait()
         folder = self.directory / str(step)
-        try:
-            shapes = jax.tree.map(_placed, abstract)
-            arguments = ocp.checkpoint_utils.construct_restore_args(shapes)
-            with _reader() as reader:
-                state = reader.restore(
-                    folder / "state", args=ocp.args.PyTreeRestore(item=shapes, restore_args=arguments)
-                )
-            extra = read_json(folder / "meta.json")["extra"]
-        except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise _unreadable(folder, error) from error
-        return state, extra
+        with reading(folder) as reader:
+            return restore(reader, folder, abstract), read_json(folder / "meta.json")["extra"]
 
     def problem(self, step: int) -> str | None:
         """Returns what is wrong with a checkpoint's files, or None. The main process reads them all, for every
@@ -291,85 +281,40 @@ def _committed_by(commit: Callable[[Path, Path], None], directory: Path) -> Any:
     return Sealed
 
 
-def load_params(directory: Path, *, ema: bool = False, log: Log | None = None) -> tuple[dict[str, Any], Config, int]:
-    """Returns parameters (numpy), config and step of the newest good checkpoint in `directory`.
-
-    Every file of the checkpoint is verified; the structure is read from the file itself, optimizer state is not read. A
-    damaged checkpoint is named (`log`, by default on stderr) and left where it is, since a run may be using the folder;
-    the one before it is taken.
-
-    Args:
-      ema: take the moving average of the parameters where the run kept one.
-
-    Raises:
-      UserError: no checkpoint, or all are damaged.
-    """
-    import orbax.checkpoint as ocp
-
-    directory = Path(directory).absolute()
-    steps = _steps(directory)
-    if not steps:
-        raise UserError(f"{directory} holds no checkpoint")
-    problems = []
-    for step in reversed(steps):
-        folder = directory / str(step)
-        problem = damage(folder)
-        if problem is not None:
-            problems.append(f"checkpoint {folder} is damaged: {problem}")
-            continue
-        for line in problems:
-            (log or _to_stderr)(f"{line}; taking step {step}")
-        try:
-            meta = read_json(folder / "meta.json")
-            with _reader() as reader:
-                tree = dict(reader.metadata(folder / "state").item_metadata.tree)
-                name = "ema" if ema and "ema" in tree else "params"
-                shapes = jax.tree.map(_on_first_device, {name: tree[name]})
-                arguments = ocp.checkpoint_utils.construct_restore_args(shapes)
-                state = reader.restore(
-                    folder / "state",
-                    args=ocp.args.PyTreeRestore(item=shapes, restore_args=arguments, partial_restore=True),
-                )
-            return jax.device_get(state[name]), from_json(meta["config"]), step
-        except UserError:
-            raise
-        except Exception as error:  # as in load
-            raise _unreadable(folder, error) from error
-    raise UserError("; ".join(problems))
-
-
-def _steps(directory: Path) -> list[int]:
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.is_dir() else []
-
-
-def _reader() -> Any:
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[Any]:
+    """Yields Orbax's reader of a checkpoint; whatever is raised meanwhile becomes a UserError that names the folder."""
     import orbax.checkpoint as ocp
 
     _quiet()
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            yield reader
+    except UserError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise UserError(f"checkpoint {folder} cannot be read: {first_line(error)}") from error
+
+
+def restore(reader: Any, folder: Path, abstract: Any, *, partial: bool = False) -> Any:
+    """Returns the arrays of a checkpoint's state that `abstract` names (`partial`: not all of them), placed by its
+    shardings; those without one go onto the first device."""
+    import orbax.checkpoint as ocp
+
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def placed(leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = getattr(leaf, "sharding", None)
+        sharding = sharding if isinstance(sharding, jax.sharding.Sharding) else first
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    shapes = jax.tree.map(placed, abstract)
+    arguments = ocp.checkpoint_utils.construct_restore_args(shapes)
+    request = ocp.args.PyTreeRestore(item=shapes, restore_args=arguments, partial_restore=partial)
+    return reader.restore(folder / "state", args=request)
 
 
 def _quiet() -> None:
     """Silences Orbax, which logs every file it touches, and what its threads log of errors that `wait` raises."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None)
-    return (
-        _on_first_device(leaf) if sharding is None else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    )
-
-
-def _on_first_device(leaf: Any) -> jax.ShapeDtypeStruct:
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-
-def _unreadable(folder: Path, error: Exception) -> UserError:
-    return UserError(f"checkpoint {folder} cannot be read: {first_line(error)}")
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)

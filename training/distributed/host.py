@@ -101,7 +101,8 @@ def joined(coordinator: str | None = None, processes: int | None = None, index: 
     if all(argument is None for argument in arguments) and not _in_cluster():
         yield _current
         return
-    from recollect.training.distributed.processes import find_place, run_joined
+    from recollect.training.distributed.cluster import find_place
+    from recollect.training.distributed.processes import run_joined
 
     place = find_place(*arguments)
     if place is None:

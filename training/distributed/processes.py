@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from recollect.configuration import UserError
-from recollect.training.distributed.cluster import PEER_TIMEOUT, START_TIMEOUT, Place, check_port, find_place, seconds
+from recollect.configuration.io import flatten
+from recollect.training.distributed.cluster import PEER_TIMEOUT, START_TIMEOUT, Place, check_port, seconds
 from recollect.training.distributed.heartbeat import ROOT, Watch
 from recollect.training.distributed.host import Host
-
-__all__ = ["Place", "Processes", "find_place", "run_joined"]
 
 _COMMUNICATION = re.compile(
     r"gloo|nccl|collective|connection|socket|unavailable|deadline_exceeded|barrier|coordination|heartbeat", re.I
@@ -98,7 +97,7 @@ class Processes(Host):
         self.gather(0)
 
     def check_equal(self, facts: dict[str, Any]) -> None:
-        first, *others = [_by_path(other) for other in self.gather(facts)]
+        first, *others = [flatten(other) for other in self.gather(facts)]
         for index, other in enumerate(others, 1):
             for path in sorted(first.keys() | other.keys()):
                 if first.get(path) != other.get(path):
@@ -181,31 +180,3 @@ def run_joined(place: Place) -> Iterator[Processes]:
             watch.failed(error)
         traceback.print_exc()
         watch.leave(1, f"{type(error).__name__}: {error}")
-
-
-def _by_path(value: Any, path: str = "") -> dict[str, Any]:
-    """Returns a JSON value's leaves by dotted path."""
-    if not isinstance(value, dict | list):
-        return {path: value}
-    leaves: dict[str, Any] = {}
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-        leaves |= _by_path(item, f"{path}.{key}" if path else str(key))
-    return leaves
-
-
-def is_main() -> bool:
-    from recollect.training.distributed.host import current_host
-
-    return current_host().is_main
-
-
-def process_count() -> int:
-    from recollect.training.distributed.host import current_host
-
-    return current_host().count
-
-
-def stop_together(step: int, wanted: bool, name: str = "run") -> bool:
-    from recollect.training.distributed.host import current_host
-
-    return current_host().stop_together(step, wanted, name)

@@ -21,12 +21,10 @@ from typing import Any
 
 import jax
 
-from recollect.models.accounting import flops_per_token
 from recollect.models.functional import FunctionalModel
 from recollect.pallas_kernels import dispatch
 from recollect.training.experiment import Experiment
 from recollect.training.hooks import Hook
-from recollect.training.monitoring.chips import chip_of
 from recollect.training.run_state import RunState
 from recollect.training.step_pipeline import Call
 
@@ -139,6 +137,8 @@ def meter_of(experiment: Experiment) -> Meter:
     """Returns the meter of a run on this machine's devices."""
     if jax.default_backend() == "cpu":
         return Meter()
+    from recollect.training.monitoring.chips import chip_of
+
     chip = chip_of(jax.devices()[0].device_kind)
     if chip is None:
         return Meter()
@@ -148,6 +148,8 @@ def meter_of(experiment: Experiment) -> Meter:
 def training_flops_per_token(experiment: Experiment) -> float:
     """Returns three times the forward products per token at the data's length, the head's included: at every token of
     a text, at labelled ones of a recall task."""
+    from recollect.models.accounting import flops_per_token
+
     data: Any = experiment.data
     model = FunctionalModel(experiment.model, data.vocabulary)
     with dispatch.aimed_at("cpu", "cpu"):  # products of kernels and libraries cannot be counted

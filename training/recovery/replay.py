@@ -32,7 +32,7 @@ def save_failure(
     params: Params,
     batch: Batch,
     step: int,
-    diagnosis: Diagnosis | None = None,
+    diagnosis: Diagnosis | dict[str, Any] | None = None,
 ) -> None:
     """Writes what reproduces a step that is not finite.
 
@@ -46,7 +46,9 @@ def save_failure(
     Raises:
       UserError: the folder cannot be written.
     """
-    diagnosis = diagnosis or diagnose_step(program_for(experiment), params, batch, step)
+    if diagnosis is None:
+        diagnosis = diagnose_step(program_for(experiment), params, batch, step)
+    found = diagnosis.to_json() if isinstance(diagnosis, Diagnosis) else diagnosis
     values = {name: _host(leaf) for name, leaf in flatten(params).items()}
     fields = {name: _host(getattr(batch, name)) for name in FIELDS if getattr(batch, name) is not None}
     if jax.process_index():
@@ -58,7 +60,7 @@ def save_failure(
         for name, arrays in (("params", values), ("batch", fields)):
             np.savez(folder / f"{name}.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub takes the dict for an option
         # Last: a folder with it is whole.
-        write_json(folder / "failure.json", {"step": step, "found": diagnosis.to_json()})
+        write_json(folder / "failure.json", {"step": step, "found": found})
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 

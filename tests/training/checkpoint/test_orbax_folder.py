@@ -11,9 +11,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from recollect.configuration import UserError
+from recollect.configuration.io import DiskFull
 from recollect.training.checkpoint import integrity
-from recollect.training.checkpoint.integrity import DiskFull, damage
-from recollect.training.checkpoint.orbax_folder import Checkpoints, load_params
+from recollect.training.checkpoint.integrity import damage
+from recollect.training.checkpoint.load import load_params
+from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.experiment import Mesh
 from recollect.training.train import train
 from tests.training.tiny import tiny
@@ -147,6 +149,16 @@ def test_half_a_checkpoint_is_no_checkpoint(saved):
         for step in (60, 80)
     ]
     assert sorted(path.name for path in saved.directory.iterdir()) == ["20", "40"]
+
+
+def test_a_checkpoint_whose_deletion_was_cut_off_is_passed_over_and_deleted(saved, tmp_path):
+    files(saved.directory / "20")[0].unlink()
+    lines = []
+    again = Checkpoints(saved.directory, keep=1)
+    assert again.newest_good(lines.append) == 40 and not lines
+    again.save(60, state(60), tiny(tmp_path), {})
+    again.close()
+    assert again.steps() == [60] and damage(saved.directory / "60") is None
 
 
 class Stop(Exception):

@@ -9,7 +9,7 @@ import pytest
 
 from recollect.configuration import UserError
 from recollect.data.text.rows.by_number import GlobalBatches
-from recollect.training.checkpoint.orbax_folder import load_params
+from recollect.training.checkpoint.load import load_params
 from recollect.training.recovery.loss_spikes import Spikes
 from recollect.training.recovery.replay import replay
 from recollect.training.sweeps.population import train_members

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recollect.training.checkpoint.orbax_folder import load_params
+from recollect.training.checkpoint.load import load_params
 from recollect.training.experiment import program_of
 from recollect.training.step import Program, member_values
 from recollect.training.sweeps.population import train_members

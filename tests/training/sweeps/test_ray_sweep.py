@@ -21,7 +21,7 @@ from recollect.configuration import UserError
 from recollect.evaluation.results import load_runs
 from recollect.evaluation.table import write_csv
 from recollect.main import main
-from recollect.training.checkpoint.orbax_folder import load_params
+from recollect.training.checkpoint.load import load_params
 from recollect.training.experiment import Mesh
 from recollect.training.sweeps.ray_sweep import run_study_on_ray
 from recollect.training.sweeps.study import run_study

@@ -1,4 +1,5 @@
-"""The command line of Recollect. Heavy imports happen inside commands, so that `list` and errors answer at once."""
+"""The command line of Recollect. A command's module is imported when it was asked for, so that `list` and errors answer
+at once."""
 
 from __future__ import annotations
 
@@ -6,17 +7,29 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from collections.abc import Sequence
 
 from recollect.configuration.base import Preempted, UserError
+
+COMMANDS = {
+    "list": "names of all experiments and studies",
+    "describe": "parameters, FLOPs, state bytes and a compile check, without data",
+    "train": "train one experiment; the same command resumes it",
+    "compare": "train what a study lacks, then table and plots",
+    "evaluate": "evaluate a run's newest checkpoint",
+    "generate": "continue a prompt with a text model",
+    "replay": "run a step again that was not finite, and name the layer that broke first",
+    "export": "write a run's newest checkpoint as safetensors + config.json",
+    "prepare": "tokenise a text source once, into a folder that training reads",
+    "bench": "time this project's parts, beside peers where they can be had",
+}
+"""What each command does; `recollect.commands.NAME` holds it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code (2 for a user's mistake, 130 for a stopped run)."""
-    parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _parser(arguments[0] if arguments else "")
     options, rest = parser.parse_known_args(arguments)
     if options.command == "bench":
         options.overrides = rest
@@ -25,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rest:
         options.overrides += rest  # argparse gives up on trailing positionals that an option separates
     try:
-        return COMMANDS[options.command][0](options)
+        return importlib.import_module(f"recollect.commands.{options.command}").run(options)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -48,302 +61,19 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """Returns the parser of the command line; of the commands, `chosen` alone has its options."""
     parser = _Parser(
         prog="main.py", description="Efficient attention architectures: recall, state size, speed, pretraining, export."
     )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="command")
-    for name, (_, text, arguments) in COMMANDS.items():
-        # The options of `bench NAME` are the benchmark's own.
+    for name, text in COMMANDS.items():
+        # The options of `bench NAME` are the benchmark's own, `--help` too.
         command = commands.add_parser(name, help=text, description=text, add_help=name != "bench")
-        for flag, options in arguments:
-            command.add_argument(flag, **options)
+        if name == chosen:
+            importlib.import_module(f"recollect.commands.{name}").add_arguments(command)
     return parser
 
-
-def _list(options: argparse.Namespace) -> int:
-    from recollect.experiments.registry import entries
-
-    for kind, title in (("experiment", "Experiments (train, describe):"), ("study", "Studies (compare):")):
-        print(title)
-        for entry in entries().values():
-            if entry.kind == kind:
-                print(f"  {entry.name:32} {entry.summary}")
-    return 0
-
-
-def _describe(options: argparse.Namespace) -> int:
-    if options.target is not None:
-        # Read when jax is imported: libtpu would otherwise ask a metadata server that only Google's machines have.
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    experiment = _experiment(options)
-    from recollect.cost.describe import describe
-
-    describe(experiment, target=options.target, log=print)
-    return 0
-
-
-def _train(options: argparse.Namespace) -> int:
-    experiment = _experiment(options)
-    from recollect.training.distributed.host import joined
-    from recollect.training.train import run_directory, train
-
-    with joined(options.coordinator, options.processes, options.process) as host:
-        result = train(experiment)
-        if host.is_main:
-            shown = {name: result[name] for name in SHOWN if name in result}
-            texts = {name: f"{value:,.4g}" if isinstance(value, float) else value for name, value in shown.items()}
-            print(", ".join(f"{name} {text}" for name, text in texts.items()))
-            print(f"result: {run_directory(experiment) / 'result.json'}")
-    return 0
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from recollect.experiments.registry import load
-
-    files = _files(options)
-    study = load(options.study, "study")
-    from recollect.experiments.compare import compare
-
-    compare(
-        study,
-        options.study,
-        options.out or Path("runs") / options.study,
-        files=files,
-        only=options.only,
-        overrides=options.overrides,
-        together=options.together,
-        on=options.on,
-        cpus=options.cpus_per_task,
-        gpus=options.gpus_per_task,
-    )
-    return 0
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    import json
-
-    from recollect.training.checkpoint.load import evaluate_run
-
-    _definitions(options)
-    print(json.dumps(evaluate_run(options.run, options.overrides), indent=2))
-    return 0
-
-
-def _generate(options: argparse.Namespace) -> int:
-    from recollect.training.checkpoint.load import continue_prompt
-
-    _definitions(options)
-    sampling = options.length, options.temperature, options.top_p, options.seed
-    print(continue_prompt(options.run, options.overrides, options.prompt, *sampling))
-    return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    from recollect.export.safetensors_format import export_safetensors
-    from recollect.training.checkpoint.load import open_run
-
-    _definitions(options)
-    run = open_run(options.run)
-    export_safetensors(run.params, run.experiment, options.out, extra={"step": run.step})
-    print(f"exported: {options.out / 'model.safetensors'}, {options.out / 'config.json'}")
-    return 0
-
-
-def _replay(options: argparse.Namespace) -> int:
-    from recollect.training.recovery.replay import replay
-
-    _definitions(options)
-    return 0 if replay(options.failure) else 1
-
-
-def _prepare(options: argparse.Namespace) -> int:
-    from recollect.data.text.preparation.prepare import run
-
-    shard_bytes = None if options.shard_mib is None else int(options.shard_mib * 2**20)
-    source = options.source, options.out, options.tokenizer
-    return run(*source, options.processes, options.field, options.start, shard_bytes)
-
-
-def _bench(options: argparse.Namespace) -> int:
-    name, *arguments = options.overrides or [None]
-    if name not in BENCHMARKS:
-        what = "nothing" if name is None else repr(name)
-        raise UserError(
-            f"bench {what}: there are {', '.join(BENCHMARKS)}; `bench NAME --help` lists a benchmark's options"
-        )
-    return importlib.import_module(f"recollect.benchmarks.{BENCHMARKS[name]}").main(arguments)
-
-
-def _definitions(options: argparse.Namespace) -> list[ModuleType]:
-    """Imports the config classes that a saved run may name: the project's, and those of `--with` files."""
-    for module in ("training.experiment", "data.synthetics", "data.text.dataset"):
-        importlib.import_module(f"recollect.{module}")
-    return _files(options)
-
-
-def _files(options: argparse.Namespace) -> list[ModuleType]:
-    """Runs the `--with` files."""
-    from recollect.configuration.python_files import load_definitions
-
-    return [load_definitions(Path(path)) for path in options.extra]
-
-
-def _experiment(options: argparse.Namespace):
-    """Returns the experiment that was named, with its overrides."""
-    from recollect.configuration import apply_overrides
-    from recollect.experiments.registry import load
-
-    _files(options)
-    return apply_overrides(load(options.experiment, "experiment"), options.overrides)
-
-
-SHOWN = (
-    *("accuracy", "bits_per_byte", "loss", "status", "steps", "seconds", "examples_per_second", "tokens_per_second"),
-    *("mfu", "waiting_for_data"),
-)
-"""Entries of result.json that `train` prints."""
-
-Argument = tuple[str, dict[str, Any]]
-Command = tuple[Callable[[argparse.Namespace], int], str, tuple[Argument, ...]]
-
-
-def _option(flag: str, **options: Any) -> Argument:
-    return flag, options
-
-
-def _command(run: Callable[[argparse.Namespace], int], text: str, *arguments: Argument) -> Command:
-    return run, text, arguments
-
-
-WITH = _option(
-    "--with",
-    dest="extra",
-    action="append",
-    default=[],
-    metavar="FILE.py",
-    help="a file of yours that defines mixers (it is run)",
-)
-OVERRIDES = _option("overrides", nargs="*", metavar="path=value", help="for example optimizer.learning_rate=3e-4")
-COMMANDS: dict[str, Command] = {
-    "list": _command(_list, "names of all experiments and studies"),
-    "describe": _command(
-        _describe,
-        "parameters, FLOPs, state bytes and a compile check, without data",
-        WITH,
-        _option("experiment"),
-        _option(
-            "--target",
-            metavar="tpu:v5e:2x2|h100",
-            help="compile ahead of time for this slice or GPU (needs libtpu or XLA's CUDA plugin): "
-            "memory, collectives, traffic and times per device",
-        ),
-        OVERRIDES,
-    ),
-    "train": _command(
-        _train,
-        "train one experiment; the same command resumes it",
-        WITH,
-        _option("experiment"),
-        _option(
-            "--coordinator",
-            metavar="HOST:PORT",
-            help="of process 0, when several processes train together (docs/clusters.md)",
-        ),
-        _option("--processes", type=int, metavar="N", help="how many processes train together"),
-        _option("--process", type=int, metavar="I", help="which of them this is, from 0"),
-        OVERRIDES,
-    ),
-    "compare": _command(
-        _compare,
-        "train what a study lacks, then table and plots",
-        WITH,
-        _option("study"),
-        _option("--out", type=Path, metavar="DIR", help="where runs, table and plots go (default: runs/STUDY)"),
-        _option(
-            "--together",
-            action=argparse.BooleanOptionalAction,
-            default=None,
-            help="train members that differ in values only at once (default: on accelerators)",
-        ),
-        _option(
-            "--on",
-            metavar="ray[:ADDRESS]",
-            help="train on a Ray cluster: the one at ADDRESS, else one started here (docs/clusters.md)",
-        ),
-        _option(
-            "--cpus-per-task", type=float, metavar="N", help="with --on ray (default: CPUs shared out among the tasks)"
-        ),
-        _option(
-            "--gpus-per-task", type=float, metavar="N", help="with --on ray (default: 1 where the cluster has GPUs)"
-        ),
-        _option(
-            "--only", action="append", default=[], metavar="EXPERIMENT", help="only these experiments of the study"
-        ),
-        OVERRIDES,
-    ),
-    "evaluate": _command(_evaluate, "evaluate a run's newest checkpoint", WITH, _option("run", type=Path), OVERRIDES),
-    "generate": _command(
-        _generate,
-        "continue a prompt with a text model",
-        WITH,
-        _option("run", type=Path),
-        _option("--prompt", default="def "),
-        _option("--length", type=int, default=200, help="tokens to generate"),
-        _option("--temperature", type=float, default=0.8),
-        _option("--top-p", type=float, default=0.95),
-        _option("--seed", type=int, default=0),
-        OVERRIDES,
-    ),
-    "replay": _command(
-        _replay,
-        "run a step again that was not finite, and name the layer that broke first",
-        WITH,
-        _option("failure", type=Path, metavar="DIR", help="the folder that the stopped run names"),
-    ),
-    "export": _command(
-        _export,
-        "write a run's newest checkpoint as safetensors + config.json",
-        WITH,
-        _option("run", type=Path),
-        _option("out", type=Path),
-    ),
-    "prepare": _command(
-        _prepare,
-        "tokenise a text source once, into a folder that training reads",
-        WITH,
-        _option("source", help="stdlib, a text, .jsonl(.gz) or .parquet file, a folder of them, or tfds:NAME"),
-        _option("out", type=Path, help="a new folder, or one that the same command left unfinished"),
-        _option(
-            "--tokenizer", default="bytes", metavar="NAME", help="bytes, bpe:SIZE (trained here) or a tokenizer.json"
-        ),
-        _option(
-            "--start",
-            metavar="TOKEN",
-            help="the token of a tokenizer.json that opens documents, if it has an unusual name",
-        ),
-        _option(
-            "--field", default="text", metavar="NAME", help="key, column or feature that holds the text (default: text)"
-        ),
-        _option("--processes", type=int, metavar="N", help="how many work at once (default: one per core)"),
-        _option("--shard-mib", type=float, metavar="N", help="text of a shard (default: 4, more from 2 GiB on)"),
-    ),
-    "bench": _command(_bench, "time this project's parts, beside peers where they can be had"),
-}
-"""Name of each command: its function, what it does, and its arguments as argparse takes them."""
-
-BENCHMARKS = {
-    "kernels": "kernels",
-    "device": "device",
-    "head-mixture": "head_mixture",
-    "recall": "recall_training",
-    "cold-start": "cold_start",
-    "decomposition": "decomposition",
-    "pretraining": "pretraining",
-    "recurrences": "recurrences",
-}
 
 if __name__ == "__main__":
     sys.exit(main())

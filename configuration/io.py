@@ -6,7 +6,6 @@ The one copy of each. Nothing here imports more than the standard library.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -15,30 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from recollect.configuration.base import UserError
+from recollect.configuration.disk_full import DiskFull, is_disk_full
 
 TEMPORARY = ".writing-"
 """What the name of a file starts with until it is whole; a process that was killed may leave one."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_TEXT = ("No space left on device", "Disk quota exceeded", "File too large")
-
-
-class DiskFull(UserError):
-    """A file could not be written because the disk (or the quota) is full."""
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Returns whether an error, or one that caused it, says that no space is left.
-
-    Storage libraries wrap the operating system's error in types of their own, so the text counts too.
-    """
-    while error is not None:
-        if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in _FULL):
-            return True
-        if any(text in str(error) for text in _FULL_TEXT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from recollect.cost.hlo_cost import Work, work_of
 from recollect.pallas_kernels import compile_ahead, compilers
 from recollect.training.experiment import Experiment
 from recollect.training.monitoring.chips import Chip, chip_of
-from recollect.training.monitoring.throughput import training_flops_per_token
+from recollect.training.monitoring.model_flops import training_flops_per_token
 from recollect.training.sharding import AXES, batch_shardings, state_sharding
 from recollect.training.step import Program, member_values
 

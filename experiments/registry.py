@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recollect.configuration.base import UserError, nearest
+from recollect.configuration.base import UserError
+from recollect.configuration.names import nearest
 
 FOLDER = Path(__file__).parent
 

@@ -11,10 +11,6 @@ from recollect.layers.mixer import (
     Place,
     Traits,
     constrain_activations,
-    document_positions,
-    last_valid,
-    previous_segment,
-    token_positions,
     zero_padding,
 )
 from recollect.layers.mixers.attention import Attention, SoftmaxAttention, SoftmaxConfig
@@ -24,8 +20,9 @@ from recollect.layers.mixers.hyena import Hyena, HyenaMixer, HyenaState
 from recollect.layers.mixers.landmark import Landmark, LandmarkMixer
 from recollect.layers.mixers.linear_attention import LinearAttention, LinearAttentionMixer, LinearAttentionState
 from recollect.layers.mixers.mixture_of_heads import MixtureOfHeads, MixtureOfHeadsAttention
+from recollect.layers.mixers.short_convolution import DepthwiseConvolution, ShortConvolution
 from recollect.layers.mixers.sliding_window import SlidingWindow, SlidingWindowAttention
-from recollect.layers.modules.short_convolution import DepthwiseConvolution, ShortConvolution
+from recollect.layers.packing import document_positions, last_valid, previous_segment, token_positions
 
 MIXERS = tuple(
     value

@@ -7,7 +7,6 @@ The vocabulary is the data's, so it is an argument of `build`, not a field. Para
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import chz
@@ -17,11 +16,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from recollect.configuration import Config, UserError, at_least, requires
-from recollect.layers.mixer import Context, Cursor, MixerConfig, State, document_positions, token_positions
+from recollect.layers.mixer import Context, Cursor, MixerConfig, State, check_length
 from recollect.layers.modules.linear import Linear, normal, parameter
 from recollect.layers.modules.mlp import MlpConfig
 from recollect.layers.modules.norms import NormConfig, RMSNorm
-from recollect.layers.modules.positions import LearnedPositions, check_length
+from recollect.layers.modules.positions import LearnedPositions
+from recollect.layers.packing import document_positions, token_positions
 from recollect.models import landmarks
 from recollect.models.stack import Remat, Stack, Stage
 
@@ -140,23 +140,9 @@ class LanguageModelModule(nnx.Module):
           context: segments of packed documents; positions are counted within them.
           key: for dropout; None in evaluation.
         """
-        x, context, layout = self._enter(tokens, context, key)
+        x, context, layout = self.enter(tokens, context, key)
         out = self.stack(x, context)
-        return ModelOutput(self._leave(out.hidden, layout), out.losses, out.metrics)
-
-    def activations(
-        self, tokens: Int[Array, "b t"], context: Context = Context(), key: Key[Array, ""] | None = None
-    ) -> Iterator[tuple[str, Float[Array, "b t d"]]]:
-        """Yields the output of each part, in the order of `hidden`: ("embedding", x), ("layer 0 Attention mixer", ...),
-        ("layer 0 Attention mlp", ...), ..., ("final norm", ...). A mixer's and an MLP's is what they add to the stream.
-        Arguments as for `hidden`."""
-        x, context, layout = self._enter(tokens, context, key)
-        yield "embedding", x
-        last = x
-        for index, part, last in self.stack.branches(x, context):
-            if part != "sum":
-                yield f"layer {index} {type(self.config.mixers[index]).__name__} {part}", last
-        yield "final norm", self._leave(last, layout)
+        return ModelOutput(self.leave(out.hidden, layout), out.losses, out.metrics)
 
     def logits(self, hidden: Float[Array, "*rows d"]) -> Float[Array, "*rows z"]:
         """Returns the logits of hidden vectors, fp32."""
@@ -195,7 +181,7 @@ class LanguageModelModule(nnx.Module):
             x = landmarks.remove(x, layout)
         return self.final_norm(x), ModelState(layers, cursor)
 
-    def _enter(
+    def enter(
         self, tokens: Int[Array, "b t"], context: Context, key: Key[Array, ""] | None
     ) -> tuple[Float[Array, "b longer d"], Context, landmarks.Layout | None]:
         """Returns what the stack takes: vectors and context, with landmarks if the model has them, and their layout."""
@@ -215,7 +201,8 @@ class LanguageModelModule(nnx.Module):
             layout = landmarks.layout(positions, context.segments, block, from_start=True)
         return landmarks.insert(x, self.landmark[...], layout), layout.context, layout
 
-    def _leave(self, x: Float[Array, "b longer d"], layout: landmarks.Layout | None) -> Float[Array, "b t d"]:
+    def leave(self, x: Float[Array, "b longer d"], layout: landmarks.Layout | None) -> Float[Array, "b t d"]:
+        """Returns what the head takes from the stack's output."""
         return self.final_norm(x if layout is None else landmarks.remove(x, layout))
 
     def _embed(self, tokens: Int[Array, "b t"], context: Context, key: Key[Array, ""] | None) -> Float[Array, "b t d"]:

@@ -1,4 +1,5 @@
-"""Depth: stages of repeated patterns. Initialisation under vmap, scan and rematerialisation are handled here only.
+"""Depth: blocks of pre-norm residual branches, and stages of repeated patterns of them. Initialisation under vmap, scan
+and rematerialisation are handled here only.
 
 A stage's pattern (its period) is built once under `vmap` over its repeats, so every parameter of the period has a
 leading axis of that size, whether the stack then scans or unrolls.
@@ -6,8 +7,9 @@ leading axis of that size, whether the stack then scans or unrolls.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import chz
 import jax
@@ -19,7 +21,6 @@ from recollect.configuration import Config, UserError, requires
 from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, State, constrain_activations
 from recollect.layers.modules.mlp import MlpConfig
 from recollect.layers.modules.norms import NormConfig
-from recollect.models.block import Block
 
 Remat = Literal["none", "dots", "full"]
 
@@ -49,6 +50,36 @@ def repeat(*mixers: MixerConfig, depth: int) -> tuple[Stage, ...]:
     whole, rest = divmod(depth, len(mixers))
     stages = (Stage(pattern=mixers, repeats=whole),) if whole else ()
     return (*stages, Stage(pattern=mixers[:rest])) if rest else stages
+
+
+class Block(nnx.Module):
+    """x = x + mixer(norm(x));  x = x + mlp(norm(x))."""
+
+    PARTS: ClassVar[tuple[str, ...]] = ("mixer_norm", "mixer", "mlp_norm", "mlp")
+    """Attributes that hold parameters, in the order of the forward pass."""
+
+    def __init__(
+        self, mixer: MixerConfig, norm: NormConfig, mlp: MlpConfig | None, width: int, place: Place, rngs: nnx.Rngs
+    ):
+        self.mixer_norm = norm.build(width)
+        self.mixer = mixer.build(width, place, rngs)
+        self.mlp_norm = None if mlp is None else norm.build(width)
+        self.mlp = None if mlp is None else mlp.build(width, place, rngs)
+
+    def __call__(self, x: Float[Array, "b t d"], context: Context) -> MixerOutput:
+        """Returns the stream after the layer, and the mixer's losses and metrics."""
+        return self._rest(x, self.mixer(self.mixer_norm(x), context))
+
+    def extend(self, x: Float[Array, "b t d"], state: State, context: Context) -> tuple[MixerOutput, State]:
+        """Returns the stream after the layer at the next tokens, and the mixer's state after them."""
+        out, state = self.mixer.extend(self.mixer_norm(x), state, context)
+        return self._rest(x, out), state
+
+    def _rest(self, x: Float[Array, "b t d"], out: MixerOutput) -> MixerOutput:
+        x = x + out.hidden
+        if self.mlp is not None and self.mlp_norm is not None:
+            x = x + self.mlp(self.mlp_norm(x))
+        return dataclasses.replace(out, hidden=x)
 
 
 class Stack(nnx.Module):
@@ -91,16 +122,9 @@ class Stack(nnx.Module):
         losses, metrics = _averages(totals)
         return MixerOutput(x, losses, metrics)
 
-    def branches(self, x: Float[Array, "b t d"], context: Context) -> Iterator[tuple[int, str, Float[Array, "b t d"]]]:
-        """Yields (layer index, "mixer" or "mlp" or "sum", its value), unrolled; see `Block.branches`."""
-        for index, block in enumerate(self._layers()):
-            parts = block.branches(x, context)
-            yield from ((index, part, value) for part, value in parts.items())
-            x = parts["sum"]
-
     def init_state(self, batch_size: int, max_length: int, dtype: Any) -> tuple[State, ...]:
         """Returns one state per layer."""
-        return tuple(block.mixer.init_state(batch_size, max_length, dtype) for block in self._layers())
+        return tuple(block.mixer.init_state(batch_size, max_length, dtype) for block in self.layers())
 
     def extend(
         self, x: Float[Array, "b t d"], states: tuple[State, ...], context: Context
@@ -108,13 +132,14 @@ class Stack(nnx.Module):
         """Returns the stream after all layers at the next tokens, and the states after them. Unrolled: a scan that
         carries caches in and out copies them at every token."""
         after = []
-        for block, state in zip(self._layers(), states, strict=True):
+        for block, state in zip(self.layers(), states, strict=True):
             out, state = block.extend(x, state, context)
             x = out.hidden
             after.append(state)
         return x, tuple(after)
 
-    def _layers(self) -> Iterator[Block]:
+    def layers(self) -> Iterator[Block]:
+        """Yields the layers, first to last, each with its own parameters."""
         for period, repeats in zip(self.stages, self.repeats, strict=True):
             for index in range(repeats):
                 yield from take(period, index)

@@ -60,3 +60,8 @@ def check_attention(
             raise ValueError(f"{operation}: {name} must be {shape}; got {field.shape}")
     if (fields["query_segments"] is None) != (fields["key_segments"] is None):
         raise ValueError(f"{operation}: query_segments and key_segments must be given together")
+
+
+def is_expression(mask: Any) -> bool:
+    """Returns whether a mask is an expression over token fields, not an array of pairs."""
+    return hasattr(mask, "allows")

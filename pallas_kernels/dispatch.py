@@ -24,19 +24,14 @@ import contextvars
 import dataclasses
 import functools
 import importlib
-import importlib.metadata
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
 
 BACKENDS = ("pallas_gpu", "cudnn", "splash", "pallas_tpu", "jla", "xla", "reference")
-JLA_JAX = "0.11.2"
-"""The one version of jax that jax-linear-attention 0.1.0 runs on."""
-
 Refusal = str | None
 Interpretation = Literal["values", "races"]
 
@@ -119,11 +114,17 @@ def kernels_run_here(backend: str) -> Refusal:
     none."""
     if backend in ("xla", "reference"):
         return None
-    if backend == "cudnn":
-        return _cudnn_runs_here()
-    if backend == "jla":
-        reason = _jla_is_here()
-        if reason is not None:
+    if backend == "cudnn" and interpretation() is not None:
+        return "cuDNN is no kernel that could be simulated"
+    if backend == "cudnn" and device().platform != "gpu":
+        return f"it runs on NVIDIA GPUs; this is {device().platform}"
+    if backend in ("cudnn", "jla"):
+        from recollect.pallas_kernels import libraries
+
+        reason = (
+            libraries.jla_is_here() if backend == "jla" else libraries.cudnn_runs_here(device(), _aim.get() is None)
+        )
+        if reason is not None or backend == "cudnn":
             return reason
     if backend == "pallas_gpu" and jax.version.__version_info__ < (0, 11) and _aim.get() is None:
         return f"Mosaic GPU kernels run from jax 0.11 on; this is {jax.__version__}"
@@ -136,43 +137,6 @@ def kernels_run_here(backend: str) -> Refusal:
         name = traced_for.kind if traced_for.platform == "gpu" else traced_for.platform
         return f"it runs on NVIDIA Hopper GPUs; this is {name}"
     return None
-
-
-@functools.cache
-def _jla_is_here() -> Refusal:
-    try:
-        importlib.metadata.version("jax-linear-attention")
-    except importlib.metadata.PackageNotFoundError:
-        return "jax-linear-attention is not installed (pip install 'recollect[jla]', from Python 3.12 on)"
-    if jax.__version__ != JLA_JAX:
-        return f"jax-linear-attention needs jax {JLA_JAX}; this is {jax.__version__}"
-    return None
-
-
-def _cudnn_runs_here() -> Refusal:
-    if interpretation() is not None:
-        return "cuDNN is no kernel that could be simulated"
-    traced_for = device()
-    if traced_for.platform != "gpu":
-        return f"it runs on NVIDIA GPUs; this is {traced_for.platform}"
-    if _aim.get() is None:
-        capability = getattr(jax.devices()[0], "compute_capability", "")
-        if not re.fullmatch(r"\d+\.\d+", capability) or tuple(int(x) for x in capability.split(".")) < (8, 0):
-            return f"it runs on NVIDIA GPUs from Ampere on; this is {traced_for.kind}"
-    if not has_cudnn():
-        return "jax finds no cuDNN on this machine"
-    return None
-
-
-def has_cudnn() -> bool:
-    """Returns whether jax finds cuDNN. Its functions ask the library for its version while they are traced, so without
-    it they cannot even be lowered."""
-    try:
-        from jax._src.lib import cuda_versions  # there is no public function
-
-        return cuda_versions is not None and cuda_versions.cudnn_get_version() > 0
-    except Exception:  # whatever a missing or broken library raises
-        return False
 
 
 def is_hopper(kind: str) -> bool:

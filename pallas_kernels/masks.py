@@ -305,8 +305,3 @@ def causal(window: int | None = None, *, segmented: bool = False, ordered: bool 
     if segmented:
         mask = mask & SameSegment()
     return mask & StoredNear() if ordered else mask
-
-
-def is_expression(mask: Any) -> bool:
-    """Returns whether a mask is an expression over token fields, not an array of pairs."""
-    return hasattr(mask, "allows")

@@ -12,7 +12,7 @@ works on all tokens of its sequences. Elsewhere it is the function itself. Gradi
 custom_vjp is used on each device.
 
 Tokens (t) are split too, over the axis sequence, by operations that know what one part of a sequence has to learn of
-the parts before it. Such an operation asks `sequence_parts` first, and hands `over_sequence` what a device does with
+the parts before it. Such an operation asks `ambient_mesh.sequence_parts` first, and hands `over_sequence` what a device does with
 its tokens, collectives (sequence_collectives.py) included:
 
     if sequence_parts(q.shape[1]) > 1:
@@ -29,13 +29,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
+
+from recollect.pallas_kernels.ambient_mesh import SEQUENCE, free_axes
 
 Dimensions = str | Sequence[str]
 """Letters of an array's dimensions, blanks between; several where its rank may differ."""
-
-SEQUENCE = "sequence"
-"""The mesh axis that splits tokens."""
 
 SPLIT: Mapping[str, tuple[str, ...]] = {"b": ("data", "fsdp"), "h": ("tensor",)}
 """Letter -> mesh axes, the first outermost."""
@@ -79,7 +78,7 @@ def over_mesh(
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        free = _free_axes()
+        free = free_axes()
         if all(size == 1 for size in free.values()):
             return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs).arguments
@@ -128,33 +127,16 @@ def over_sequence(
     return over_mesh(function, arguments, results, split=SPLIT_TOKENS, exchanges=True)
 
 
-def sequence_parts(length: int) -> int:
-    """Returns the number of parts that the ambient mesh splits `length` tokens into: 1 without a mesh, inside of a
-    shard_map over it, and where its axis sequence does not divide the length."""
-    parts = _free_axes().get(SEQUENCE, 1)
-    return parts if length % parts == 0 else 1
-
-
 def constrained(x: jax.Array, dimensions: str) -> jax.Array:
     """Returns x, constrained to a layout over the ambient mesh by its letters ("b t d": sequences over data and fsdp,
     tokens over sequence, the rest whole on each device); itself without a mesh. An axis that does not divide a
     dimension is left out."""
-    free = _free_axes()
+    free = free_axes()
     if all(size == 1 for size in free.values()):
         return x
     letters = _letters("x", dimensions, x.ndim)
     axes = _axes({letter: {size} for letter, size in zip(letters, x.shape, strict=True)}, SPLIT_TOKENS, free)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(axes.get, letters)))
-
-
-def _free_axes() -> dict[str, int]:
-    """Axes of the ambient mesh over which the compiler, not a surrounding shard_map, splits arrays."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return {
-        name: mesh.shape[name]
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto
-    }
 
 
 def _sizes(arrays: Mapping[str, Any], letters: Mapping[str, Any]) -> dict[str, set[int]]:

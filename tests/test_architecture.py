@@ -22,6 +22,7 @@ ALLOWED = {
     "export": {"configuration", "models"},
     "experiments": {"configuration", "layers", "models", "data", "evaluation", "training"},
 }
+ALLOWED["commands"] = {*ALLOWED, "benchmarks"}
 """Packages that each package may import, beside itself. `main.py`, `benchmarks/` and `tests/` may import everything."""
 
 DOCUMENTED = ("pallas_kernels", "layers", "models", "training")

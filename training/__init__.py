@@ -10,7 +10,8 @@ __getattr__, __all__ = lazy_names(
     {
         "experiment": "Experiment Mesh Run",
         "loss": "Loss",
-        "optimizer": "AdamW Muon",
+        "muon": "Muon",
+        "optimizer": "AdamW",
         "checkpoint.load": "SavedRun continue_prompt evaluate_run open_run",
         "recovery.loss_spikes": "Spikes",
         "recovery.replay": "replay",

@@ -10,8 +10,9 @@ import chz
 from recollect.configuration import Config, UserError
 from recollect.data.batch import DataConfig
 from recollect.models.language_model import LanguageModel
+from recollect.training import muon  # noqa: F401 - so that its config class is known by name
 from recollect.training.loss import Loss
-from recollect.training.optimizer import AdamW, Muon, Optimizer
+from recollect.training.optimizer import AdamW, Optimizer
 from recollect.training.recovery.loss_spikes import Spikes
 
 
@@ -102,17 +103,8 @@ class Run(Config):
 
     @chz.validate
     def _ranges(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulate",
-            "steps_per_call",
-            "log_every",
-            "evaluate_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "stop_after_nonfinite",
-        ):
+        counts = ("steps", "batch_size", "accumulate", "steps_per_call", "keep_checkpoints", "stop_after_nonfinite")
+        for name in (*counts, "log_every", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"run.{name}={getattr(self, name)}: must be at least 1")
         if not 0 <= self.seed < 2**31:
@@ -163,45 +155,19 @@ class Experiment(Config):
             )
 
 
-VALUE_PATHS = (*(f"optimizer.{name}" for name in Muon.VALUES), "run.seed")
-"""Fields in which members of one population may differ: they change numbers, not the program."""
-
-CHANGEABLE = (
-    "run.steps",
-    "run.directory",
-    "run.log_every",
-    "run.keep_checkpoints",
-    "run.keep_every",
-    "run.on_disk_full",
-    "run.mesh.data",
-    "run.mesh.fsdp",
-    "run.mesh.tensor",
-    "run.mesh.sequence",
-    "run.checkpoint_every",
-    "run.sample_every",
-    "run.tensorboard",
-    "run.profile",
-    "run.compile_cache",
+_AROUND = (
+    *("directory", "log_every", "keep_checkpoints", "keep_every", "on_disk_full", "checkpoint_every"),
+    *("sample_every", "tensorboard", "profile", "compile_cache"),
 )
+"""Fields of `Run` that the compiled steps do not depend on."""
+
+CHANGEABLE = ("run.steps", *(f"run.mesh.{axis}" for axis in chz.chz_fields(Mesh)), *(f"run.{name}" for name in _AROUND))
 """Fields that may change when a run is resumed."""
 
 
 def program_of(experiment: Experiment) -> Experiment:
-    """Returns `experiment` with its values-only fields at fixed numbers; equal where one program serves."""
+    """Returns `experiment` with its values-only fields at fixed numbers: equal for those that compile to one program."""
     optimizer = chz.replace(experiment.optimizer, **type(experiment.optimizer)().values())
-    run = chz.replace(
-        experiment.run,
-        seed=0,
-        directory=None,
-        log_every=1,
-        keep_checkpoints=1,
-        keep_every=None,
-        on_disk_full="stop",
-        checkpoint_every=1,
-        sample_every=0,
-        tensorboard=False,
-        spikes=None,
-        profile=None,
-        compile_cache=None,
-    )
+    plain = Run()
+    run = chz.replace(experiment.run, seed=0, spikes=None, **{name: getattr(plain, name) for name in _AROUND})
     return chz.replace(experiment, name="", optimizer=optimizer, run=run)

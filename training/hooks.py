@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from recollect.configuration import UserError
-from recollect.configuration.io import DiskFull
+from recollect.configuration.disk_full import DiskFull
 from recollect.training.distributed.host import current_host
 from recollect.training.evaluator import evaluate
 from recollect.training.run_state import RunState

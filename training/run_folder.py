@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from recollect.configuration import UserError, differences, from_json, to_json
-from recollect.configuration.io import DiskFull, cpu_count, is_disk_full, read_json, replace_text, write_json
+from recollect.configuration.disk_full import DiskFull, is_disk_full
+from recollect.configuration.io import cpu_count, read_json, replace_text, write_json
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import CHANGEABLE, Experiment
 
@@ -165,12 +166,6 @@ def environment() -> dict[str, Any]:
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git_commit": _git_commit(),
     }
-
-
-def same_bits_possible(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns what differs between two environments in ways that can change bits."""
-    names = ("packages", "device_kind", "backend", "devices", "processes", "cpu_count", "xla_flags")
-    return [name for name in names if before.get(name) != now.get(name)]
 
 
 def _version(package: str) -> str | None:

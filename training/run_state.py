@@ -11,8 +11,9 @@ import jax
 
 from recollect.models.functional import state_bytes_at
 from recollect.training.checkpoint.orbax_folder import Checkpoints
+from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
-from recollect.training.run_folder import RunFolder, environment, same_bits_possible
+from recollect.training.run_folder import RunFolder, environment
 
 if TYPE_CHECKING:
     from recollect.training.batches import DeviceBatches
@@ -103,8 +104,12 @@ class RunState:
           UserError: all checkpoints are damaged, or hold a state of another structure.
         """
         self.folder.write_environment()
-        self.checkpoints.recover(self.log)
-        step = self.checkpoints.newest_good(self.log)
+        step = None
+        if current_host().broadcast(self.checkpoints.directory.is_dir()):
+            from recollect.training.checkpoint.resume import delete_unfinished, newest_good
+
+            delete_unfinished(self.checkpoints, self.log)
+            step = newest_good(self.checkpoints, self.log)
         state = fresh()
         self.shapes = shapes_of(state)
         if step is None:
@@ -112,25 +117,9 @@ class RunState:
             self.state = state
         else:
             del state  # what is loaded takes its place on the devices
-            self.state = self.load(step, self.shapes)
+            from recollect.training.checkpoint.resume import resume
 
-    def load(self, step: int, shapes: Any) -> Any:
-        """Returns the train state of a checkpoint, takes over its progress, and deletes what came after it.
-
-        Args:
-          shapes: structure, shapes and shardings of the state (see `shapes_of`).
-        """
-        state, extra = self.checkpoints.load(step, shapes)
-        self._take_over(extra)
-        self.rewind(step)
-        differing = same_bits_possible(extra["environment"], environment())
-        axes = self._mesh_axes()
-        moved = [f"{axis} {extra['mesh'][axis]} -> {axes[axis]}" for axis in axes if extra["mesh"][axis] != axes[axis]]
-        note = f"; on another mesh ({', '.join(moved)})" if moved else ""
-        differing += ["mesh"] if moved else []
-        note += f"; not promised to be bit-exact: {', '.join(differing)} changed" if differing else ""
-        self.log(f"{self.folder.path}: resumed at step {step}{note}")
-        return state
+            self.state = resume(self, step, self.shapes)
 
     def rewind(self, step: int) -> None:
         """Deletes metrics and checkpoints after `step`."""
@@ -142,7 +131,7 @@ class RunState:
         return {
             **dataclasses.asdict(self.progress),
             "guard": None if self.spikes is None else self.spikes.state(),
-            "mesh": self._mesh_axes(),
+            "mesh": self.mesh_axes(),
             "environment": environment(),
         }
 
@@ -170,14 +159,8 @@ class RunState:
             **self.batches.result_entries(),
         }
 
-    def _take_over(self, extra: dict[str, Any]) -> None:
-        self.progress = RunProgress(**{field.name: extra[field.name] for field in dataclasses.fields(RunProgress)})
-        if self.spikes is not None:
-            self.spikes.set_state(extra["guard"])
-        if self.progress.done == "finished" and self.progress.step < self.experiment.run.steps:
-            self.progress.done = None
-
-    def _mesh_axes(self) -> dict[str, int]:
+    def mesh_axes(self) -> dict[str, int]:
+        """Returns how many devices each mesh axis has."""
         mesh = self.experiment.run.mesh
         return {name: getattr(mesh, name) for name in ("data", "fsdp", "tensor", "sequence")}
 

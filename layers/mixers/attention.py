@@ -29,12 +29,13 @@ from recollect.layers.mixer import (
     MixerOutput,
     Place,
     Traits,
-    token_positions,
+    check_length,
     zero_padding,
 )
 from recollect.layers.modules.linear import Linear, merge_heads, output_init, split_heads
 from recollect.layers.modules.norms import RMSNormalization
-from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, Rotary, check_length
+from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, Rotary
+from recollect.layers.packing import token_positions
 from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.pallas_kernels.masks import Causal, Mask, SameSegment, TokenFields
 from recollect.pallas_kernels.softmax_attention import softmax_attention

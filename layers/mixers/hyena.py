@@ -23,10 +23,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import at_least
-from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, Traits, zero_padding
+from recollect.layers.mixer import (
+    Context,
+    Cursor,
+    Mixer,
+    MixerConfig,
+    MixerOutput,
+    Place,
+    Traits,
+    check_length,
+    zero_padding,
+)
 from recollect.layers.modules.implicit_filter import SineFilter
 from recollect.layers.modules.linear import Linear, output_init, parameter
-from recollect.layers.modules.positions import check_length
 from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
 from recollect.layers.state.long_convolution import LongConvolutionCache
 from recollect.pallas_kernels.gated_convolution import long_convolution

@@ -21,20 +21,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least, requires
-from recollect.layers.mixer import (
-    Context,
-    Cursor,
-    Mixer,
-    MixerConfig,
-    MixerOutput,
-    Place,
-    token_positions,
-    zero_padding,
-)
+from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, zero_padding
 from recollect.layers.modules.feature_maps import FeatureMap, Taylor
 from recollect.layers.modules.linear import Linear, merge_heads, output_init, split_heads
 from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, Rotary
+from recollect.layers.packing import token_positions
 from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 from recollect.pallas_kernels.taylor_attention import taylor_attention
 

@@ -16,7 +16,7 @@ from recollect.layers.modules.implicit_filter import ReluFilter, SineFilter, emb
 from recollect.layers.modules.linear import Linear, merge_heads, normal, output_init, parameter, split_heads
 from recollect.layers.modules.mlp import GELU, GELUNetwork, MlpConfig, SwiGLU, SwiGLUNetwork
 from recollect.layers.modules.norms import LayerNorm, LayerNormalization, NormConfig, RMSNorm, RMSNormalization
-from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, PositionTable, Rotary, check_length
-from recollect.layers.modules.short_convolution import CausalConvolution, DepthwiseConvolution, ShortConvolution
+from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, PositionTable, Rotary
+from recollect.layers.modules.short_convolution import CausalConvolution
 
 __all__ = exported_names(globals())

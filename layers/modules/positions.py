@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from recollect.configuration import Config, UserError, requires
+from recollect.configuration import Config, requires
 from recollect.layers.modules.linear import normal, parameter
 
 
@@ -68,9 +68,3 @@ class PositionTable(nnx.Module):
     def __call__(self, positions: Int[Array, "*rows"]) -> Float[Array, "*rows d"]:
         """Returns the vectors at `positions`; NaN past the table, so that a stream that runs over it is noticed."""
         return self.table[...].at[positions].get(mode="fill", fill_value=jnp.nan)
-
-
-def check_length(length: int, maximum: int | None, what: str) -> None:
-    """Raises UserError when an input is longer than a configured maximum; None allows any length."""
-    if maximum is not None and length > maximum:
-        raise UserError(f"an input of {length} tokens is longer than {what} of {maximum}")

@@ -22,22 +22,20 @@ What published layers pass:
 
 from __future__ import annotations
 
-import functools
-from typing import Any, Literal, get_args
-
 import jax
 from jaxtyping import Array, Float, Int
 
+from recollect.pallas_kernels.ambient_mesh import sequence_parts
 from recollect.pallas_kernels.dispatch import choose
-from recollect.pallas_kernels.gated_convolution import long, sequence_parallel, xla
-from recollect.pallas_kernels.sharding import sequence_parts
+from recollect.pallas_kernels.gated_convolution import long, sequence_parallel
+from recollect.pallas_kernels.gated_convolution.short import (
+    SHORT_DIMENSIONS,
+    Activation,
+    check_array,
+    short_convolution,
+)
+from recollect.pallas_kernels.gated_convolution.short_step import short_convolution_step
 
-SHORT_BACKENDS = {
-    "pallas_gpu": "recollect.pallas_kernels.gated_convolution.gpu",
-    "pallas_tpu": "recollect.pallas_kernels.gated_convolution.tpu",
-    "xla": "recollect.pallas_kernels.gated_convolution.xla",
-    "reference": "recollect.pallas_kernels.gated_convolution.reference",
-}
 LONG_BACKENDS = {
     "pallas_gpu": "recollect.pallas_kernels.gated_convolution.gpu_long",
     "pallas_tpu": "recollect.pallas_kernels.gated_convolution.tpu_long",
@@ -45,134 +43,8 @@ LONG_BACKENDS = {
     "reference": "recollect.pallas_kernels.gated_convolution.reference",
 }
 
-Activation = Literal["none", "silu"]
-
 # Letters of the arrays' dimensions, by which a mesh splits them: channels go by the letter of heads.
-SHORT_DIMENSIONS = {
-    "x": "b t h",
-    "taps": "k h",
-    "bias": "h",
-    "in_gate": "b t h",
-    "out_gate": "b t h",
-    "initial_state": "b s h",
-    "segment_ids": "b t",
-    "initial_segment": "b",
-}
 LONG_DIMENSIONS = {"x": "b t h", "filter": "k h"}
-
-# Kernels take blocks of 64 (GPU) and 128 (TPU) tokens: with fewer than half of the smaller, as when generating, xla's
-# fused sum comes first.
-_KERNELS_FROM = 32
-
-
-def short_convolution(
-    x: Float[Array, "b t d"],
-    taps: Float[Array, "k d"],
-    bias: Float[Array, " d"] | None = None,
-    *,
-    in_gate: Float[Array, "b t d"] | None = None,
-    out_gate: Float[Array, "b t d"] | None = None,
-    activation: Activation = "none",
-    initial_state: Float[Array, "b k-1 d"] | None = None,
-    segment_ids: Int[Array, "b t"] | None = None,
-    initial_segment: Int[Array, " b"] | None = None,
-    return_state: bool = False,
-    backend: str | None = None,
-) -> tuple[Float[Array, "b t d"], Float[Array, "b k-1 d"] | None]:
-    """Convolves with a few taps: out_gate * activation(bias + sum_j taps[j] (in_gate * x)_{i-j}), all in fp32, rounded
-    once.
-
-    Args:
-      x: (b, t, d).
-      taps: (k, d); taps[0] multiplies the current token.
-      bias: (d,) or None.
-      in_gate: (b, t, d), multiplies the inputs; None is 1.
-      out_gate: (b, t, d), multiplies the activated outputs; None is 1.
-      activation: "none" or "silu".
-      initial_state: (b, k - 1, d), the last k - 1 valid inputs in_gate * x, oldest first, zeros before their document;
-        None is zeros.
-      segment_ids: (b, t) int, 0 is padding; None is one document, which `initial_state` precedes.
-      initial_segment: (b,) segment that `initial_state` belongs to; needed when both it and `segment_ids` are given.
-      backend: see recollect.pallas_kernels.dispatch.
-
-    Returns:
-      y (b, t, d) in x's dtype, 0 at padding; and the state after the last valid token, in `initial_state`'s dtype (x's
-      without one), or None.
-
-    Raises:
-      ValueError: an argument's shape does not fit, or `backend` cannot serve the call.
-    """
-    _check_short(x, taps, bias, in_gate, out_gate, activation, initial_state, segment_ids, initial_segment)
-    if sequence_parts(x.shape[1]) > 1 and initial_state is None and not return_state:
-        arrays = {
-            "x": x,
-            "taps": taps,
-            "bias": bias,
-            "in_gate": in_gate,
-            "out_gate": out_gate,
-            "segment_ids": segment_ids,
-        }
-        part: Any = functools.partial(short_convolution, activation=activation, backend=backend)
-        return sequence_parallel.short_over_devices(part, arrays, SHORT_DIMENSIONS), None
-    backends = SHORT_BACKENDS
-    if x.shape[1] < _KERNELS_FROM:
-        backends = {"xla": backends["xla"], **backends}
-    settings = {
-        "in_gate": in_gate,
-        "out_gate": out_gate,
-        "activation": activation,
-        "initial_state": initial_state,
-        "segment_ids": segment_ids,
-        "initial_segment": initial_segment,
-        "return_state": return_state,
-    }
-    run = choose("short_convolution", backend, backends, x, taps, bias, **settings)
-    return run(x, taps, bias, **settings)
-
-
-def short_convolution_step(
-    state: Float[Array, "b past d"],
-    x: Float[Array, "b d"],
-    taps: Float[Array, "past+1 d"],
-    bias: Float[Array, " d"] | None = None,
-    *,
-    in_gate: Float[Array, "b d"] | None = None,
-    out_gate: Float[Array, "b d"] | None = None,
-    activation: Activation = "none",
-) -> tuple[Float[Array, "b d"], Float[Array, "b past d"]]:
-    """Computes one token of `short_convolution`, O(k d) per row.
-
-    Args:
-      state: (b, k - 1, d), as `short_convolution` returns it; zeros start a document.
-      x: (b, d).
-      taps, bias: as of `short_convolution`.
-      in_gate, out_gate: (b, d) or None.
-      activation: as of `short_convolution`.
-
-    Returns:
-      y (b, d) in x's dtype, and the state after it, in `state`'s dtype.
-
-    Raises:
-      ValueError: an argument's shape does not fit.
-    """
-    if x.ndim != 2:
-        raise ValueError(f"short_convolution_step: x must be (b, d); got {x.shape}")
-    in_gate, out_gate = (None if gate is None else gate[:, None] for gate in (in_gate, out_gate))
-    _check_short(x[:, None], taps, bias, in_gate, out_gate, activation, state, None, None)
-    y, after = xla.short_convolution(
-        x[:, None],
-        taps,
-        bias,
-        in_gate=in_gate,
-        out_gate=out_gate,
-        activation=activation,
-        initial_state=state,
-        segment_ids=None,
-        initial_segment=None,
-        return_state=True,
-    )
-    assert after is not None
-    return y[:, 0], after
 
 
 def long_convolution(
@@ -208,7 +80,7 @@ def long_convolution(
     Raises:
       ValueError: an argument's shape does not fit, or `backend` cannot serve the call.
     """
-    _check_array("long_convolution", x, segment_ids, in_gate, out_gate)
+    check_array("long_convolution", x, segment_ids, in_gate, out_gate)
     d = x.shape[2]
     if filter.ndim != 2 or filter.shape[0] < 1 or filter.shape[1] != d:
         raise ValueError(f"long_convolution: filter must be (length, {d}); got {filter.shape}")
@@ -235,35 +107,4 @@ def long_convolution(
     return long.gated(run, x, filter, in_gate, out_gate, skip, segment_ids)
 
 
-def _check_array(operation: str, x, segment_ids, in_gate, out_gate) -> None:
-    if x.ndim != 3 or x.shape[1] < 1:
-        raise ValueError(f"{operation}: x must be (b, t, d) with t at least 1; got {x.shape}")
-    if segment_ids is not None and segment_ids.shape != x.shape[:2]:
-        raise ValueError(f"{operation}: segment_ids must be {x.shape[:2]}; got {segment_ids.shape}")
-    for name, gate in (("in_gate", in_gate), ("out_gate", out_gate)):
-        if gate is not None and gate.shape != x.shape:
-            raise ValueError(f"{operation}: {name} must have x's shape {x.shape}; got {gate.shape}")
-
-
-def _check_short(x, taps, bias, in_gate, out_gate, activation, initial_state, segment_ids, initial_segment) -> None:
-    _check_array("short_convolution", x, segment_ids, in_gate, out_gate)
-    b, _, d = x.shape
-    if taps.ndim != 2 or taps.shape[0] < 1 or taps.shape[1] != d:
-        raise ValueError(f"short_convolution: taps must be (k, {d}); got {taps.shape}")
-    if bias is not None and bias.shape != (d,):
-        raise ValueError(f"short_convolution: bias must be {(d,)}; got {bias.shape}")
-    if activation not in get_args(Activation):
-        raise ValueError(
-            f"short_convolution: activation={activation!r} must be one of {', '.join(get_args(Activation))}"
-        )
-    if initial_state is not None and initial_state.shape != (b, taps.shape[0] - 1, d):
-        raise ValueError(
-            f"short_convolution: initial_state must be {(b, taps.shape[0] - 1, d)}; got {initial_state.shape}"
-        )
-    if initial_segment is not None and initial_segment.shape != (b,):
-        raise ValueError(f"short_convolution: initial_segment must be {(b,)}; got {initial_segment.shape}")
-    if segment_ids is not None and initial_state is not None and initial_segment is None:
-        raise ValueError("short_convolution: initial_state together with segment_ids needs initial_segment (b,)")
-
-
-__all__ = ["Activation", "long_convolution", "short_convolution", "short_convolution_step"]
+__all__ = ["SHORT_DIMENSIONS", "Activation", "long_convolution", "short_convolution", "short_convolution_step"]

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels import sequence_collectives
-from recollect.pallas_kernels.sharding import SEQUENCE, Dimensions, over_sequence
+from recollect.pallas_kernels.ambient_mesh import SEQUENCE
+from recollect.pallas_kernels.sharding import Dimensions, over_sequence
 
 
 def short_over_devices(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
+from recollect.pallas_kernels.ambient_mesh import sequence_parts
 from recollect.pallas_kernels.attention_arguments import (
     check_attention,
     is_self_attention,
@@ -30,7 +31,6 @@ from recollect.pallas_kernels.attention_arguments import (
 )
 from recollect.pallas_kernels.dispatch import choose
 from recollect.pallas_kernels.segments import KnownArray, zero_padding
-from recollect.pallas_kernels.sharding import sequence_parts
 
 
 def head_mixture_attention(

@@ -12,6 +12,8 @@ from recollect.pallas_kernels.landmark_attention.current_block import gather_cur
 
 
 def landmark_retrieval(q, k, v, queries, key_fields, *, block, top, rotate, scale, query_chunk) -> jax.Array:
+    """Returns the output; arguments as those of the public function, `queries` and `key_fields` each (positions,
+    segments)."""
     short = max(0, block + 1 - k.shape[1])  # what is gathered is a block, which may be longer than all there is
     k, v, *key_fields = (jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2)) for x in (k, v, *key_fields))
     q = jnp.where((queries[1] != 0)[:, :, None, None], q, 0) * jnp.asarray(scale, q.dtype)

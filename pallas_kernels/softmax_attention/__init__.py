@@ -17,20 +17,19 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from recollect.pallas_kernels.ambient_mesh import sequence_parts
 from recollect.pallas_kernels.attention_arguments import (
     check_attention,
     is_self_attention,
     with_key_fields,
 )
 from recollect.pallas_kernels.dispatch import choose
-from recollect.pallas_kernels.masks import Mask, is_expression
+from recollect.pallas_kernels.masks import Mask
 from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 from recollect.pallas_kernels.segments import KnownArray
-from recollect.pallas_kernels.sharding import sequence_parts
 from recollect.pallas_kernels.softmax_attention import sequence_parallel
 
 # A library where one serves: cuDNN on NVIDIA GPUs, jax's splash attention on TPUs (their modules say what they refuse).
@@ -145,7 +144,7 @@ def _check(
         "key_segments": key_segments,
     }
     check_attention("softmax_attention", q, k, v, fields)
-    (b, t, h, _), s = q.shape, k.shape[1]
+    (_, t, h, _), s = q.shape, k.shape[1]
     if window is not None and window < 1:
         raise ValueError(f"softmax_attention: window must be at least 1, or None; got {window}")
     if sinks is not None and sinks.shape != (h,):
@@ -155,42 +154,11 @@ def _check(
             f"softmax_attention: window={window} is given besides a mask, which takes its place: "
             "make it part of the mask"
         )
-    is_mask_expression = is_expression(mask)
-    if (
-        mask is not None
-        and not is_mask_expression
-        and (mask.shape not in ((b, t, s), (1, t, s)) or mask.dtype != jnp.bool_)
-    ):
-        raise ValueError(
-            f"softmax_attention: mask must be bool {(b, t, s)} or {(1, t, s)}; got {mask.dtype} {mask.shape}"
-        )
-    more = [
-        (f"{side}_fields[{name!r}]", field, length)
-        for side, fields, length in (("query", query_fields, t), ("key", key_fields, s))
-        for name, field in (fields or {}).items()
-    ]
-    for name, field, length in more:
-        if field is not None and field.shape not in ((b, length), (1, length)):
-            raise ValueError(f"softmax_attention: {name} must be {(b, length)} or {(1, length)}; got {field.shape}")
-    if is_mask_expression:
-        for side, fields, positions, segments in (
-            ("query", query_fields, query_positions, query_segments),
-            ("key", key_fields, key_positions, key_segments),
-        ):
-            present = {
-                *(fields or {}),
-                *(["segments"] if segments is not None else []),
-                *(["positions"] if positions is not None or t == s else []),
-            }
-            missing = sorted(mask.fields - present)
-            if missing:
-                raise ValueError(
-                    f"softmax_attention: the mask reads {missing[0]}, "
-                    f"which neither {side}_fields nor another argument gives"
-                )
-    elif more:
-        raise ValueError(f"softmax_attention: {more[0][0]} is given, but no mask expression that would read it")
-    elif mask is None and t != s and (query_positions is None or key_positions is None):
+    if mask is not None or query_fields or key_fields:
+        from recollect.pallas_kernels.softmax_attention.mask_arguments import check_mask
+
+        check_mask(q, k, mask, fields, query_fields, key_fields)
+    elif t != s and (query_positions is None or key_positions is None):
         raise ValueError(
             f"softmax_attention: {t} queries and {s} keys need query_positions and key_positions, or a mask"
         )

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels import sequence_collectives
-from recollect.pallas_kernels.sharding import over_sequence, sequence_parts
+from recollect.pallas_kernels.ambient_mesh import sequence_parts
+from recollect.pallas_kernels.sharding import over_sequence
 
 UNSEEN = 2**29
 """The position of keys before the sequence: after all queries."""

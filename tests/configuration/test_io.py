@@ -6,8 +6,8 @@ import hashlib
 import pytest
 
 from recollect.configuration import UserError
+from recollect.configuration.disk_full import DiskFull
 from recollect.configuration.io import (
-    DiskFull,
     cpu_count,
     file_sha256,
     first_line,

@@ -7,7 +7,7 @@ from recollect.experiments.pretrain_models import PATTERNS, SIZES, experiment, s
 from recollect.layers import GatedConvolution, LinearAttention, SlidingWindow
 from recollect.models import FunctionalModel
 from recollect.models.accounting import parameters_by_part
-from recollect.training.monitoring.throughput import training_flops_per_token
+from recollect.training.monitoring.model_flops import training_flops_per_token
 
 NAMES = [f"pretrain.{pattern}_{size}" for pattern in PATTERNS for size in SIZES]
 COUNTED = {"30m": 30e6, "125m": 85e6, "360m": 310e6, "1b": 1.24e9}

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recollect.layers.mixer import Cursor, document_positions
+from recollect.layers.mixer import Cursor
+from recollect.layers.packing import document_positions
 from recollect.models.landmarks import Layout, expanded_length, insert, layout, plain_layout, remove
 from recollect.pallas_kernels.masks import LANDMARK, ORDINARY
 

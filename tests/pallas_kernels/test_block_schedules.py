@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recollect.layers.mixer import document_positions
+from recollect.layers.packing import document_positions
 from recollect.pallas_kernels.masks import (
     LANDMARK,
     Causal,

@@ -13,8 +13,8 @@ import pytest
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.landmark_attention import kernels, landmark_attention, reference, xla
 from recollect.pallas_kernels.scheduled_attention import gpu
+from tests.pallas_kernels.landmark_arguments import arrays, rows
 from tests.pallas_kernels.simulator import races_found
-from tests.pallas_kernels.test_landmark_attention import arrays, rows
 from tests.pallas_kernels.test_landmark_attention_kernels import NAMES, off, packed, results
 
 on_gpu, _ = kernels.on_kernels(gpu)

@@ -26,7 +26,7 @@ from recollect.pallas_kernels.masks import (
 )
 from recollect.pallas_kernels.scheduled_attention import flash_vjp, tpu
 from tests.pallas_kernels import tiles_by_einsum
-from tests.pallas_kernels.test_landmark_attention import PACKED, arrays, document_positions, error, fields, rows
+from tests.pallas_kernels.landmark_arguments import PACKED, arrays, document_positions, error, fields, rows
 
 NAMES = ("out", "lse", "q", "k", "v")
 FIELDS = ("query_positions", "key_positions", "query_segments", "key_segments")

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from recollect.pallas_kernels.linear_cross_entropy import linear_cross_entropy
-from recollect.pallas_kernels.linear_cross_entropy.xla import chunk_of
+from recollect.pallas_kernels.linear_cross_entropy.chunks import chunk_of
 
 
 def arrays(b, t, d, v, dtype=jnp.float64, seed=0):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from recollect.layers.mixer import document_positions
+from recollect.layers.packing import document_positions
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.gated_convolution import long_convolution, short_convolution
 from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention

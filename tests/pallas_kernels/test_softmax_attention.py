@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recollect.layers.mixer import document_positions
+from recollect.layers.packing import document_positions
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 CLOSE = 2e-6  # rms, fp32: a few roundings over sums of up to 300 terms

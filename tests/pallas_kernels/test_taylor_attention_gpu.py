@@ -15,7 +15,7 @@ from recollect.pallas_kernels.taylor_attention import gpu, gpu_body, kernels
 from recollect.pallas_kernels.taylor_attention.features import count, packed
 from recollect.pallas_kernels.tuning import forced
 from tests.pallas_kernels.simulator import races_found
-from tests.pallas_kernels.test_taylor_attention import (
+from tests.pallas_kernels.taylor_sums import (
     arguments,
     cuts_are_joined,
     error,

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from recollect.pallas_kernels import dispatch
 from recollect.pallas_kernels.taylor_attention import tpu_scan
-from tests.pallas_kernels.test_taylor_attention import (
-    any_segments,
+from tests.pallas_kernels.taylor_sums import (
     arguments,
     by_loops,
     compare,
@@ -26,6 +25,7 @@ from tests.pallas_kernels.test_taylor_attention import (
     results,
     taylor_attention,
 )
+from tests.pallas_kernels.test_taylor_attention import any_segments
 
 CLOSE = 1e-4
 kernel = functools.partial(taylor_attention, backend="pallas_tpu")

@@ -14,7 +14,8 @@ from recollect.models import FunctionalModel, LanguageModel, repeat
 from recollect.models.functional import flatten
 from recollect.training.checkpoint.load import load_params
 from recollect.training.experiment import program_of
-from recollect.training.optimizer import AdamW, Muon, Optimizer
+from recollect.training.muon import Muon
+from recollect.training.optimizer import AdamW, Optimizer
 from recollect.training.train import train
 from tests.training.tiny import tiny
 

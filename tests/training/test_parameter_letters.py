@@ -9,7 +9,7 @@ from recollect.layers import Mixer, MixerConfig
 from recollect.layers.modules import LayerNorm, LearnedPositions, SwiGLU, parameter
 from recollect.models import FunctionalModel, LanguageModel, flatten, repeat
 from recollect.training.experiment import Mesh
-from recollect.training.optimizer import Muon
+from recollect.training.muon import Muon
 from recollect.training.sharding import SPLIT, SPLIT_BESIDE, make_mesh, params_sharding, spec_of
 from tests.layers.test_mixer_laws import CASES
 

@@ -18,7 +18,7 @@ from recollect.configuration import UserError
 from recollect.cost.hlo_cost import group_size
 from recollect.cost.hlo_parser import bytes_of
 from recollect.data.batch import Batch
-from recollect.layers.mixer import document_positions
+from recollect.layers.packing import document_positions
 from recollect.models.functional import flatten, nest
 from recollect.pallas_kernels.gated_convolution import short_convolution
 from recollect.pallas_kernels.linear_recurrence import linear_recurrence

@@ -15,7 +15,8 @@ from recollect.configuration.io import read_json
 from recollect.models.functional import FunctionalModel, Params, flatten
 from recollect.models.generation import generate
 from recollect.training.checkpoint.integrity import damage
-from recollect.training.checkpoint.orbax_folder import Checkpoints, Log, reading, restore
+from recollect.training.checkpoint.orbax_folder import Checkpoints
+from recollect.training.checkpoint.resume import Log, reading, restore
 from recollect.training.evaluator import evaluate
 from recollect.training.experiment import Experiment
 from recollect.training.step import program_for

@@ -9,7 +9,8 @@
 Orbax's CheckpointManager copies the arrays to the host, writes them on threads of its own while training goes on,
 renames the folder once it is complete, and then deletes what the policy does not keep. Orbax loads a flipped byte
 without an error, hence the digests; they are of files, so that finding damage takes no decoding and no device, and
-Orbax's own metadata is covered too. Every process of a run calls `save`, `wait` and `load`.
+Orbax's own metadata is covered too. Every process of a run calls `save` and `wait`. What an earlier process left is
+checked and loaded in `recollect.training.checkpoint.resume`.
 
 Easy to get wrong: `AtomicRenameTemporaryPath.finalize` writes two files after the last callback, and no digest could
 cover them, so `_commit` takes that method's place: it seals the folder, renames it and flushes the rename to the disk.
@@ -20,26 +21,21 @@ resumes from that: newer ones are taken first, the digests show the damage, and 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from recollect.configuration import Config, UserError, to_json
-from recollect.configuration.io import DiskFull, first_line, is_disk_full, read_json, write_json
-from recollect.training.checkpoint.integrity import damage, seal
+from recollect.configuration.disk_full import DiskFull, is_disk_full
+from recollect.configuration.io import first_line, write_json
+from recollect.training.checkpoint.integrity import seal
 from recollect.training.distributed.host import current_host
-
-Log = Callable[[str], None]
-
-_UNFINISHED = ("*.orbax-checkpoint-tmp", "*.writing")
-"""Folders of saves that were cut off; `.writing` and `.retired` are names of earlier versions."""
 
 
 class Checkpoints:
@@ -64,7 +60,7 @@ class Checkpoints:
         self._begun = 0.0
 
     def steps(self) -> list[int]:
-        """Returns the steps saved and sealed, oldest first; `problem` says whether their files are still whole."""
+        """Returns the steps saved and sealed, oldest first; `resume.problem` says whether their files are still whole."""
         names = (path.name for path in self.directory.iterdir()) if self.directory.is_dir() else ()
         return sorted(int(name) for name in names if name.isdigit())
 
@@ -116,77 +112,6 @@ class Checkpoints:
         """Returns whether the save that was started has ended, so that `wait` returns or raises at once."""
         return self._pending is not None and not self._orbax.is_saving_in_progress()
 
-    def load(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        """Returns the state of a step, every array placed as `abstract` asks, and `extra`. Files are not verified here:
-        see `problem`.
-
-        Args:
-          abstract: a tree like the state saved, of arrays or ShapeDtypeStructs whose `sharding` says where each goes:
-            another mesh, another number of devices or processes than the state was saved from. Without one it goes onto
-            the first device.
-
-        Raises:
-          UserError: the checkpoint is of another structure, or cannot be read.
-        """
-        self.wait()
-        folder = self.directory / str(step)
-        with reading(folder) as reader:
-            return restore(reader, folder, abstract), read_json(folder / "meta.json")["extra"]
-
-    def problem(self, step: int) -> str | None:
-        """Returns what is wrong with a checkpoint's files, or None. The main process reads them all, for every
-        process."""
-        host = current_host()
-        return host.broadcast(damage(self.directory / str(step)) if host.is_main else None)
-
-    def set_aside(self, step: int, problem: str, log: Log) -> None:
-        """Moves a damaged checkpoint to damaged/ and logs that."""
-        if current_host().is_main:
-            folder = self.directory / "damaged"
-            folder.mkdir(exist_ok=True)
-            number = 1 + sum(path.name.startswith(f"{step}-") for path in folder.iterdir())
-            log(f"checkpoint {self.directory / str(step)} is damaged: {problem}; set aside as damaged/{step}-{number}")
-            os.rename(self.directory / str(step), folder / f"{step}-{number}")
-        self._changed()
-
-    def recover(self, log: Log) -> None:
-        """Deletes what a process that died while saving has left, and logs that. To be called before the first save."""
-        if current_host().is_main and self.directory.is_dir():
-            for path in self.directory.glob("*.retired"):
-                shutil.rmtree(path, ignore_errors=True)
-            for path in sorted(path for pattern in _UNFINISHED for path in self.directory.glob(pattern)):
-                log(f"checkpoint {self.directory / path.stem} was cut off while it was written: incomplete; deleted")
-                shutil.rmtree(path, ignore_errors=True)
-        self._changed()
-
-    def newest_good(self, log: Log = print, before: int | None = None) -> int | None:
-        """Returns the newest step (less than `before`, if given) whose files are whole; None: none was ever saved.
-
-        Damaged ones on the way are named and set aside.
-
-        Raises:
-          UserError: there were checkpoints and all are damaged.
-        """
-        for step in reversed(self.steps()):
-            if before is not None and step >= before:
-                continue
-            problem = self.problem(step)
-            if problem is None:
-                return step
-            self.set_aside(step, problem, log)
-        self.refuse_if_all_damaged()
-        return None
-
-    def refuse_if_all_damaged(self) -> None:
-        """Raises UserError when nothing but damaged checkpoints is left: starting again from step 0 must be the
-        user's choice."""
-        folder = self.directory / "damaged"
-        if not self.steps() and folder.is_dir() and any(folder.iterdir()):
-            names = ", ".join(sorted(path.name for path in folder.iterdir()))
-            raise UserError(
-                f"every checkpoint of {self.directory} is damaged ({names}); delete {folder} to start again from step 0"
-            )
-
     def drop_after(self, step: int) -> None:
         """Deletes checkpoints of later steps: a run that goes on from `step` makes them again."""
         self.wait()
@@ -194,7 +119,7 @@ class Checkpoints:
             for later in self.steps():
                 if later > step:
                     shutil.rmtree(self.directory / str(later), ignore_errors=True)
-        self._changed()
+        self.changed()
 
     def close(self) -> None:
         """Waits for a running save; raises as `wait` does."""
@@ -208,7 +133,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-        _quiet()
+        quiet()
         policy = policies.AnyPreservationPolicy([policies.LatestN(self.keep), _FirstOfEvery(self.keep_every)])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
@@ -245,7 +170,7 @@ class Checkpoints:
         why, kind = ("no space is left on the disk", DiskFull) if full else (why, UserError)
         raise kind(f"checkpoint {self.directory / str(step)} could not be written: {why}; {kept}") from error
 
-    def _changed(self) -> None:
+    def changed(self) -> None:
         """Waits for the main process' changes to the directory, and has Orbax look at it again."""
         current_host().wait_for_all()
         if self._orbax is not None:
@@ -281,40 +206,7 @@ def _committed_by(commit: Callable[[Path, Path], None], directory: Path) -> Any:
     return Sealed
 
 
-@contextlib.contextmanager
-def reading(folder: Path) -> Iterator[Any]:
-    """Yields Orbax's reader of a checkpoint; whatever is raised meanwhile becomes a UserError that names the folder."""
-    import orbax.checkpoint as ocp
-
-    _quiet()
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            yield reader
-    except UserError:
-        raise
-    except Exception as error:  # Orbax and TensorStore raise many kinds
-        raise UserError(f"checkpoint {folder} cannot be read: {first_line(error)}") from error
-
-
-def restore(reader: Any, folder: Path, abstract: Any, *, partial: bool = False) -> Any:
-    """Returns the arrays of a checkpoint's state that `abstract` names (`partial`: not all of them), placed by its
-    shardings; those without one go onto the first device."""
-    import orbax.checkpoint as ocp
-
-    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def placed(leaf: Any) -> jax.ShapeDtypeStruct:
-        sharding = getattr(leaf, "sharding", None)
-        sharding = sharding if isinstance(sharding, jax.sharding.Sharding) else first
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    shapes = jax.tree.map(placed, abstract)
-    arguments = ocp.checkpoint_utils.construct_restore_args(shapes)
-    request = ocp.args.PyTreeRestore(item=shapes, restore_args=arguments, partial_restore=partial)
-    return reader.restore(folder / "state", args=request)
-
-
-def _quiet() -> None:
+def quiet() -> None:
     """Silences Orbax, which logs every file it touches, and what its threads log of errors that `wait` raises."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -4,10 +4,8 @@ share of time spent waiting for data.
     MFU = 3 * forward products per token * tokens per second / (devices * dense bf16 peak of one)
 
 as in PaLM (Chowdhery et al. 2022, appendix B): the backward pass has two products for each of the forward pass; what
-rematerialisation computes again does not count. Forward products are those of
-`recollect.models.accounting.flops_per_token`, taken from the operations' XLA
-backends: causal attention counts the blocks up to the diagonal, not the whole square. CPUs and unknown chips have no
-MFU.
+rematerialisation computes again does not count. Forward products: model_flops.py. CPUs and
+unknown chips have no MFU.
 
 A run has one `Meter`, which is a hook of its calls of steps. Evaluation, checkpoints and samples do not count; neither
 do seconds of those calls in which XLA compiled.
@@ -20,9 +18,8 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
-from recollect.models.functional import FunctionalModel
-from recollect.pallas_kernels import dispatch
 from recollect.training.experiment import Experiment
 from recollect.training.hooks import Hook
 from recollect.training.run_state import RunState
@@ -59,22 +56,6 @@ class Rates:
         return ", ".join([*parts, f"{self.waiting_for_data:.1%} waiting for data"])
 
 
-@dataclasses.dataclass
-class _Sums:
-    steps: int = 0
-    tokens: float = 0.0
-    seconds: float = 0.0
-    waited: float = 0.0
-
-    def minus(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.steps - other.steps,
-            self.tokens - other.tokens,
-            self.seconds - other.seconds,
-            self.waited - other.waited,
-        )
-
-
 class Meter(Hook):
     """Adds up device calls and returns rates, of the whole session and since a reader last asked.
 
@@ -86,8 +67,8 @@ class Meter(Hook):
     def __init__(self, flops_per_token: float | None = None, peak: float | None = None):
         self.flops_per_token = flops_per_token
         self.peak = peak
-        self._total = _Sums()
-        self._read: dict[str, _Sums] = {}
+        self._total = np.zeros(4)  # steps, tokens, seconds, seconds of waiting
+        self._read: dict[str, np.ndarray] = {}
         self._reported = time.perf_counter()
         _listen()
 
@@ -107,30 +88,28 @@ class Meter(Hook):
           waited: of these, seconds spent waiting for data.
         """
         end = time.perf_counter()
-        total = self._total
         compiling = min(_compiled_between(max(end - seconds, self._reported), end), seconds - waited)
         self._reported = end
-        self._total = _Sums(
-            total.steps + steps, total.tokens + tokens, total.seconds + seconds - compiling, total.waited + waited
-        )
+        self._total = self._total + (steps, tokens, seconds - compiling, waited)
 
     def since(self, reader: str) -> Rates | None:
         """Returns rates since this reader last asked (at first: since the beginning); None when no step was added."""
-        before = self._read.get(reader, _Sums())
+        before = self._read.get(reader, np.zeros(4))
         self._read[reader] = self._total
-        return self._rates(self._total.minus(before))
+        return self._rates(self._total - before)
 
     def total(self) -> Rates | None:
         """Returns rates over all calls; None when there was none."""
         return self._rates(self._total)
 
-    def _rates(self, sums: _Sums) -> Rates | None:
-        if not sums.steps:
+    def _rates(self, sums: np.ndarray) -> Rates | None:
+        steps, tokens, seconds, waited = map(float, sums)
+        if not steps:
             return None
-        seconds = max(sums.seconds, 1e-9)
-        rate = sums.tokens / seconds
+        seconds = max(seconds, 1e-9)
+        rate = tokens / seconds
         mfu = None if self.flops_per_token is None or self.peak is None else rate * self.flops_per_token / self.peak
-        return Rates(rate, seconds / sums.steps, min(1.0, sums.waited / seconds), mfu)
+        return Rates(rate, seconds / steps, min(1.0, waited / seconds), mfu)
 
 
 def meter_of(experiment: Experiment) -> Meter:
@@ -138,22 +117,12 @@ def meter_of(experiment: Experiment) -> Meter:
     if jax.default_backend() == "cpu":
         return Meter()
     from recollect.training.monitoring.chips import chip_of
+    from recollect.training.monitoring.model_flops import training_flops_per_token
 
     chip = chip_of(jax.devices()[0].device_kind)
     if chip is None:
         return Meter()
     return Meter(training_flops_per_token(experiment), chip.flops * experiment.run.mesh.devices)
-
-
-def training_flops_per_token(experiment: Experiment) -> float:
-    """Returns three times the forward products per token at the data's length, the head's included: at every token of
-    a text, at labelled ones of a recall task."""
-    from recollect.models.accounting import flops_per_token
-
-    data: Any = experiment.data
-    model = FunctionalModel(experiment.model, data.vocabulary)
-    with dispatch.aimed_at("cpu", "cpu"):  # products of kernels and libraries cannot be counted
-        return 3 * flops_per_token(model, data.longest)
 
 
 _compilations: list[tuple[float, float]] = []

@@ -13,8 +13,9 @@ import numpy as np
 
 from recollect.data.batch import Batch
 from recollect.layers.mixer import Context
-from recollect.models.block import Block
+from recollect.models.activations import activations
 from recollect.models.functional import FunctionalModel, Params, flatten
+from recollect.models.stack import Block
 from recollect.training.loss import Loss, losses
 
 
@@ -111,7 +112,7 @@ def _compiled(model: FunctionalModel, loss: Loss, pieces: int) -> tuple[list[str
     names: list[str] = []
 
     def look(params: Params, piece: Batch, key: jax.Array | None, weight: jax.Array) -> Any:
-        parts = list(model.bind(params).activations(piece.tokens, Context(segments=piece.segments), key))
+        parts = list(activations(model.bind(params), piece.tokens, Context(segments=piece.segments), key))
         names[:] = [name for name, _ in parts]
 
         def mean(params: Params) -> tuple[jax.Array, jax.Array]:

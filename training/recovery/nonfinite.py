@@ -8,6 +8,7 @@ one too many in a row is kept, so that `python main.py replay DIR` can run it ag
 from __future__ import annotations
 
 from recollect.models.functional import Params
+from recollect.training.checkpoint.resume import newest_good, resume
 from recollect.training.recovery.replay import diagnose_step, save_failure
 from recollect.training.run_state import RunProgress, RunState
 from recollect.training.step_pipeline import Call
@@ -69,13 +70,13 @@ def roll_back(run: RunState, spike: int) -> None:
     run.log(f"  step {spike:,}: the loss jumped above {detector.limit():.4g} (rollback {detector.rollbacks})")
     run.state = None  # what is loaded takes its place on the devices
     run.checkpoints.wait()
-    step = run.checkpoints.newest_good(run.log, before=spike)
+    step = newest_good(run.checkpoints, run.log, before=spike)
     if step is None:
         run.state, step = run.program.init(run.experiment.run.seed), 0
         run.progress = RunProgress()
         run.folder.truncate_metrics(0)
     else:
-        run.state = run.load(step, run.shapes)
+        run.state = resume(run, step, run.shapes)
     run.progress.seconds = seconds
     detector.set_state(kept)
     run.batches.skip(spike - step)

@@ -1,6 +1,6 @@
 """Training of a sweep's members: in turn, or as a population in one program.
 
-Members of a population differ in values only (`experiment.VALUE_PATHS`). Their states are stacked along a leading axis
+Members of a population differ in values only (`experiment.program_of`). Their states are stacked along a leading axis
 and the step is vmapped over it; everything else, from the folder to result.json, each member has for itself, as a run
 of its own has. A member that ends early is frozen: its parameters stay what they were, while the others go on.
 """
@@ -17,6 +17,7 @@ import numpy as np
 
 from recollect.models.functional import count
 from recollect.training.batches import DeviceBatches
+from recollect.training.checkpoint.resume import delete_unfinished, problem, refuse_if_all_damaged, resume, set_aside
 from recollect.training.distributed.host import current_host
 from recollect.training.evaluator import evaluate_members
 from recollect.training.experiment import Experiment
@@ -101,7 +102,7 @@ class Population(RunState):
         state = self.program.init(seeds)
         for member in self.members:
             member.folder.write_environment()
-            member.checkpoints.recover(self.log)
+            delete_unfinished(member.checkpoints, self.log)
         step = newest_common(self.members, self.log)
         if step is None:
             for member in self.members:
@@ -128,7 +129,7 @@ class Population(RunState):
     def _load(self, common: int, shapes: Any) -> tuple[Any, int]:
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes)
         steps = [_own_step(member, common) for member in self.members]
-        rows = [jax.device_get(member.load(at, one)) for member, at in zip(self.members, steps, strict=True)]
+        rows = [jax.device_get(resume(member, at, one)) for member, at in zip(self.members, steps, strict=True)]
         state = jax.tree.map(lambda leaf, *leaves: jax.device_put(np.stack(leaves), leaf.sharding), shapes, *rows)
         going_on = [at for at, active in zip(steps, self.active(), strict=True) if active]
         if not going_on:
@@ -235,14 +236,14 @@ def newest_common(members: list[RunState], log: Log) -> int | None:
     while True:
         common: set[int] = set.intersection(*(_resumable(member, members) for member in members))
         for member in members:
-            member.checkpoints.refuse_if_all_damaged()
+            refuse_if_all_damaged(member.checkpoints)
         if not common:
             return None
         step = max(common)
-        problems = {member: member.checkpoints.problem(_own_step(member, step)) for member in members}
-        for member, problem in problems.items():
-            if problem is not None:
-                member.checkpoints.set_aside(_own_step(member, step), problem, log)
+        problems = {member: problem(member.checkpoints, _own_step(member, step)) for member in members}
+        for member, wrong in problems.items():
+            if wrong is not None:
+                set_aside(member.checkpoints, _own_step(member, step), wrong, log)
         if not any(problems.values()):
             return step
 

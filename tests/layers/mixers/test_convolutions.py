@@ -13,8 +13,8 @@ from recollect.layers.mixer import Context, Place
 from recollect.layers.mixers.base_convolution import BaseConvolution
 from recollect.layers.mixers.gated_convolution import GatedConvolution
 from recollect.layers.mixers.hyena import Hyena
+from recollect.layers.mixers.short_convolution import ShortConvolution
 from recollect.layers.modules.implicit_filter import ReluFilter, SineFilter
-from recollect.layers.modules.short_convolution import ShortConvolution
 from recollect.pallas_kernels.dispatch import interpreted, preferred_backend, recorded_choices
 
 MAXIMUM = 80

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from recollect.layers.mixer import Context, Place, document_positions
+from recollect.layers.mixer import Context, Place
 from recollect.layers.mixers.attention import Attention
 from recollect.layers.mixers.landmark import Landmark
 from recollect.layers.mixers.mixture_of_heads import MixtureOfHeads
 from recollect.layers.mixers.sliding_window import SlidingWindow
 from recollect.layers.modules.positions import Rotary
+from recollect.layers.packing import document_positions
 from recollect.pallas_kernels import dispatch
 
 WIDTH, LENGTH = 32, 75

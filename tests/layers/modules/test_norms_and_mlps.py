@@ -33,14 +33,16 @@ def test_norms():
     x = X.astype(np.float64)
     rms = randomised(RMSNorm(epsilon=0.1).build(8))
     np.testing.assert_allclose(
-        rms(X), x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * value(rms.gain), rtol=1e-5, atol=1e-6
+        rms(jnp.asarray(X)), x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * value(rms.gain), rtol=1e-5, atol=1e-6
     )
     layer = randomised(LayerNorm(epsilon=0.1).build(8))
     centred = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 0.1)
-    np.testing.assert_allclose(layer(X), centred * value(layer.gain) + value(layer.bias), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        layer(jnp.asarray(X)), centred * value(layer.gain) + value(layer.bias), rtol=1e-5, atol=1e-6
+    )
     assert LayerNorm(bias=False).build(8).bias is None
     np.testing.assert_allclose(
-        RMSNorm().build(8)(X), x / np.sqrt((x**2).mean(-1, keepdims=True)), rtol=1e-5
+        RMSNorm().build(8)(jnp.asarray(X)), x / np.sqrt((x**2).mean(-1, keepdims=True)), rtol=1e-5
     )  # gain starts at 1
 
 
@@ -62,7 +64,7 @@ def test_mlps():
     assert gelu.up.kernel.shape == (8, 32)
     u = x @ value(gelu.up.kernel) + value(gelu.up.bias)
     np.testing.assert_allclose(
-        gelu(X),
+        gelu(jnp.asarray(X)),
         (u * 0.5 * (1 + erf(u / 2**0.5))) @ value(gelu.down.kernel) + value(gelu.down.bias),
         rtol=1e-4,
         atol=1e-4,
@@ -70,7 +72,7 @@ def test_mlps():
     swiglu = randomised(SwiGLU(hidden=5).build(8, Place(), nnx.Rngs(params=jax.random.key(0))))
     g = x @ value(swiglu.gate.kernel)
     np.testing.assert_allclose(
-        swiglu(X),
+        swiglu(jnp.asarray(X)),
         (g / (1 + np.exp(-g)) * (x @ value(swiglu.up.kernel))) @ value(swiglu.down.kernel),
         rtol=1e-4,
         atol=1e-4,

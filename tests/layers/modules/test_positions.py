@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from recollect.configuration import UserError
-from recollect.layers.modules.positions import LearnedPositions, Rotary, check_length
+from recollect.layers.mixer import check_length
+from recollect.layers.modules.positions import LearnedPositions, Rotary
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 3, 10)), jnp.float32)
 POSITIONS = jnp.asarray(np.random.default_rng(1).integers(0, 500, (2, 7)), jnp.int32)

@@ -11,11 +11,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from recollect.configuration import UserError
-from recollect.configuration.io import DiskFull
+from recollect.configuration.disk_full import DiskFull
 from recollect.training.checkpoint import integrity
 from recollect.training.checkpoint.integrity import damage
 from recollect.training.checkpoint.load import load_params
 from recollect.training.checkpoint.orbax_folder import Checkpoints
+from recollect.training.checkpoint.resume import delete_unfinished, load, newest_good
 from recollect.training.experiment import Mesh
 from recollect.training.train import train
 from tests.training.tiny import tiny
@@ -61,7 +62,7 @@ def test_what_is_saved_is_what_was_given_though_the_buffers_are_reused(tmp_path)
         for _ in range(5):
             now = advance(now)
         checkpoints.wait()
-        loaded, _ = checkpoints.load(step, now)
+        loaded, _ = load(checkpoints, step, now)
         np.testing.assert_array_equal(loaded["w"], step * 6 - 5)
 
 
@@ -80,11 +81,11 @@ def test_every_damage_to_any_file_is_found_and_the_one_before_is_used(saved, tmp
         content[len(content) // 2] ^= 0x10
         path.write_bytes(bytes(content))
     lines = []
-    assert saved.newest_good(lines.append) == 20
+    assert newest_good(saved, lines.append) == 20
     assert len(lines) == 1 and "checkpoints/40 is damaged" in lines[0] and "damaged/40-1" in lines[0]
     assert path.name in lines[0] or path.name == "digests.json"
     assert saved.steps() == [20] and (saved.directory / "damaged" / "40-1").is_dir()
-    loaded, extra = saved.load(20, state())
+    loaded, extra = load(saved, 20, state())
     assert extra == {"note": 20} and float(loaded["params"]["a"][0, 0]) == 20
 
 
@@ -114,12 +115,12 @@ def test_it_loads_onto_another_mesh_in_place(saved):
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state())
     split = NamedSharding(mesh, PartitionSpec("x", "y"))
     wanted["params"]["a"] = jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=split)
-    loaded, _ = saved.load(40, wanted)
+    loaded, _ = load(saved, 40, wanted)
     assert loaded["params"]["a"].sharding == split
     assert {shard.data.shape for shard in loaded["params"]["a"].addressable_shards} == {(4, 2)}
     np.testing.assert_array_equal(loaded["params"]["a"], 40)
     with pytest.raises(UserError, match="cannot be read"):
-        saved.load(40, {**wanted, "more": wanted["step"]})
+        load(saved, 40, {**wanted, "more": wanted["step"]})
 
 
 def test_a_full_disk_keeps_the_last_good_one(saved, tmp_path, monkeypatch):
@@ -143,7 +144,7 @@ def test_half_a_checkpoint_is_no_checkpoint(saved):
     for name in ("60.orbax-checkpoint-tmp", "80.writing", "20.retired"):
         shutil.copytree(saved.directory / "40", saved.directory / name)
     lines = []
-    saved.recover(lines.append)
+    delete_unfinished(saved, lines.append)
     assert lines == [
         f"checkpoint {saved.directory}/{step} was cut off while it was written: incomplete; deleted"
         for step in (60, 80)
@@ -155,7 +156,7 @@ def test_a_checkpoint_whose_deletion_was_cut_off_is_passed_over_and_deleted(save
     files(saved.directory / "20")[0].unlink()
     lines = []
     again = Checkpoints(saved.directory, keep=1)
-    assert again.newest_good(lines.append) == 40 and not lines
+    assert newest_good(again, lines.append) == 40 and not lines
     again.save(60, state(60), tiny(tmp_path), {})
     again.close()
     assert again.steps() == [60] and damage(saved.directory / "60") is None

@@ -4,6 +4,7 @@ import json
 
 import chz
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,7 +54,7 @@ def test_a_healthy_step_is_not_reproduced(program, params, batch, tmp_path):
     expected = [f"layer {index} {kind} {part}" for index, kind in enumerate(kinds) for part in ("mixer", "mlp")]
     assert parts == ["embedding", *expected, "final norm"]
     # The numbers are those of the model as it trains, scanned: its last hidden vectors.
-    hidden = program.model.bind(params).hidden(batch.tokens).hidden
+    hidden = program.model.bind(jax.tree.map(jnp.asarray, params)).hidden(jnp.asarray(batch.tokens)).hidden
     assert float(lines[-2].split()[-1]) == pytest.approx(float(np.abs(hidden).max()), rel=1e-3)
     assert main.main(["replay", str(tmp_path / "failure")]) == 1
 

@@ -2,7 +2,6 @@
 and by pieces."""
 
 import contextlib
-import filecmp
 import json
 import multiprocessing
 import os
@@ -21,33 +20,12 @@ import tensorflow_datasets as tfds
 from recollect.configuration import UserError
 from recollect.data.text.preparation import reader as reading
 from recollect.data.text.preparation.manifest import MANIFEST, PLAN, read_manifest
-from recollect.data.text.preparation.prepare import Preparation
 from recollect.data.text.preparation.reader import open_prepared
 from recollect.data.text.preparation.shards import RECORD, dtype_for
 from recollect.data.tokenizers import START
+from tests.data.text.preparation.prepared_folders import assert_same, files, prepared, texts
 
 ROOT = Path(__file__).parents[4]
-
-
-def quietly(line):
-    """Logs nothing in tests that don't look at it."""
-
-
-def prepared(source, out, tokenizer="bytes", processes=1, log=quietly, **options):
-    return Preparation(str(source), tokenizer, **options).into(out, processes, log)
-
-
-def files(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def assert_same(left, right):
-    assert files(left) == files(right)
-    assert filecmp.cmpfiles(left, right, files(left), shallow=False)[1:] == ([], [])
-
-
-def texts(part):
-    return [part.text(number) for number in range(len(part))]
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])

@@ -1,0 +1,25 @@
+"""Evaluates a run's newest checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from recollect.commands import add_overrides, add_with, import_definitions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    add_with(parser)
+    parser.add_argument("run", type=Path)
+    add_overrides(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    from recollect.training.checkpoint.load import evaluate_run
+
+    import_definitions(options)
+    print(json.dumps(evaluate_run(options.run, options.overrides), indent=2))
+    return 0

@@ -1,0 +1,27 @@
+"""Writes a run's newest checkpoint as safetensors and config.json."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recollect.commands import add_with, import_definitions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    add_with(parser)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    from recollect.export.safetensors_format import export_safetensors
+    from recollect.training.checkpoint.load import open_run
+
+    import_definitions(options)
+    run = open_run(options.run)
+    export_safetensors(run.params, run.experiment, options.out, extra={"step": run.step})
+    print(f"exported: {options.out / 'model.safetensors'}, {options.out / 'config.json'}")
+    return 0

@@ -1,0 +1,30 @@
+"""Continues a prompt with a text model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recollect.commands import add_overrides, add_with, import_definitions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    add_with(parser)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--prompt", default="def ")
+    parser.add_argument("--length", type=int, default=200, help="tokens to generate")
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--top-p", type=float, default=0.95)
+    parser.add_argument("--seed", type=int, default=0)
+    add_overrides(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    from recollect.training.checkpoint.load import continue_prompt
+
+    import_definitions(options)
+    sampling = options.length, options.temperature, options.top_p, options.seed
+    print(continue_prompt(options.run, options.overrides, options.prompt, *sampling))
+    return 0

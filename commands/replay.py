@@ -1,0 +1,22 @@
+"""Takes a step again that was not finite, and names the layer that broke first."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recollect.commands import add_with, import_definitions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    add_with(parser)
+    parser.add_argument("failure", type=Path, metavar="DIR", help="the folder that the stopped run names")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    from recollect.training.recovery.replay import replay
+
+    import_definitions(options)
+    return 0 if replay(options.failure) else 1

@@ -1,0 +1,43 @@
+"""Trains one experiment; the same command resumes it."""
+
+from __future__ import annotations
+
+import argparse
+
+from recollect.commands import add_overrides, add_with, experiment_of
+
+SHOWN = (
+    *("accuracy", "bits_per_byte", "loss", "status", "steps", "seconds", "examples_per_second", "tokens_per_second"),
+    *("mfu", "waiting_for_data"),
+)
+"""Entries of result.json that `train` prints."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    add_with(parser)
+    parser.add_argument("experiment")
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of process 0, when several processes train together (docs/clusters.md)",
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="how many processes train together")
+    parser.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    add_overrides(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    experiment = experiment_of(options)
+    from recollect.training.distributed.host import joined
+    from recollect.training.train import run_directory, train
+
+    with joined(options.coordinator, options.processes, options.process) as host:
+        result = train(experiment)
+        if host.is_main:
+            shown = {name: result[name] for name in SHOWN if name in result}
+            texts = {name: f"{value:,.4g}" if isinstance(value, float) else value for name, value in shown.items()}
+            print(", ".join(f"{name} {text}" for name, text in texts.items()))
+            print(f"result: {run_directory(experiment) / 'result.json'}")
+    return 0

@@ -1,0 +1,55 @@
+"""Positions in rows that hold several documents, one after another, with padding anywhere between them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Shaped
+
+from recollect.pallas_kernels import segments as packed_rows
+
+if TYPE_CHECKING:
+    from recollect.layers.mixer import Context, Cursor
+
+
+def document_positions(segments: Int[Array, "b t"], cursor: Cursor | None = None) -> Int[Array, "b t"]:
+    """Returns the index of each token within its document; padding gets the index of the next token of its row.
+
+    Counts valid tokens, so that padding between or before documents shifts nothing. With a cursor, tokens of the
+    cursor's segment continue at its position.
+    """
+    valid = segments != 0
+    count = jnp.cumsum(valid, axis=1) - valid  # valid tokens before each one
+    before = previous_segment(segments, cursor)
+    starts = valid & (segments != before)
+    start_count = jax.lax.cummax(jnp.where(starts, count, -1), axis=1)
+    offset = 0 if cursor is None else cursor.position[:, None]
+    return jnp.where(start_count >= 0, count - start_count, count + offset).astype(jnp.int32)
+
+
+def token_positions(context: Context, batch_size: int, length: int) -> Int[Array, "b t"]:
+    """Returns the context's positions, counted within documents where it has none."""
+    if context.positions is not None:
+        return context.positions
+    if context.segments is not None:
+        return document_positions(context.segments)
+    return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch_size, length))
+
+
+def previous_segment(segments: Int[Array, "b t"], cursor: Cursor | None = None) -> Int[Array, "b t"]:
+    """Returns the segment of the valid token before each token; before the first it is the cursor's, else 0."""
+    first = jnp.zeros_like(segments[:, 0]) if cursor is None else cursor.segment
+    return jnp.concatenate([first[:, None], packed_rows.carry_segments(segments, first)[:, :-1]], axis=1)
+
+
+def last_valid(
+    values: Shaped[Array, "b t *rest"], segments: Int[Array, "b t"], otherwise: Shaped[Array, " b *rest"]
+) -> Shaped[Array, " b *rest"]:
+    """Returns the value at the last valid token of each row, `otherwise` for rows of padding only."""
+    valid = segments != 0
+    index = jnp.max(jnp.where(valid, jnp.arange(segments.shape[1]), -1), axis=1)
+    extra = (1,) * (values.ndim - 2)
+    taken = jnp.take_along_axis(values, jnp.maximum(index, 0).reshape(-1, 1, *extra), axis=1)[:, 0]
+    return jnp.where((index >= 0).reshape(-1, *extra), taken, otherwise)

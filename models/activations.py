@@ -1,0 +1,33 @@
+"""The output of each part of a model, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from jaxtyping import Array, Float, Int, Key
+
+from recollect.layers.mixer import Context
+from recollect.models.language_model import LanguageModelModule
+
+
+def activations(
+    model: LanguageModelModule,
+    tokens: Int[Array, "b t"],
+    context: Context = Context(),
+    key: Key[Array, ""] | None = None,
+) -> Iterator[tuple[str, Float[Array, "b t d"]]]:
+    """Yields the output of each part, in the order of `model.hidden`, which takes the same arguments: ("embedding", x),
+    ("layer 0 Attention mixer", ...), ("layer 0 Attention mlp", ...), ..., ("final norm", ...). A mixer's and an MLP's is
+    what they add to the stream."""
+    x, context, layout = model.enter(tokens, context, key)
+    yield "embedding", x
+    for index, (config, block) in enumerate(zip(model.config.mixers, model.stack.layers(), strict=True)):
+        name = f"layer {index} {type(config).__name__}"
+        mixed = block.mixer(block.mixer_norm(x), context).hidden
+        yield f"{name} mixer", mixed
+        x = x + mixed
+        if block.mlp is not None and block.mlp_norm is not None:
+            mapped = block.mlp(block.mlp_norm(x))
+            yield f"{name} mlp", mapped
+            x = x + mapped
+    yield "final norm", model.leave(x, layout)

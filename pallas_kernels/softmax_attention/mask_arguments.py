@@ -1,0 +1,63 @@
+"""Checks of a mask, and of the token fields that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from recollect.pallas_kernels.attention_arguments import is_expression
+
+
+def check_mask(
+    q: jax.Array,
+    k: jax.Array,
+    mask: Any,
+    fields: Mapping[str, jax.Array | None],
+    query_fields: Mapping[str, Any] | None,
+    key_fields: Mapping[str, Any] | None,
+) -> None:
+    """Checks a mask, array or expression, and fields, against q (b, t, h, k) and k (b, s, g, k).
+
+    Args:
+      fields: positions and segments, as query_NAME and key_NAME.
+      query_fields, key_fields: the others.
+
+    Raises:
+      ValueError: a shape does not fit, or the mask reads a field that is not there, or nothing reads one that is.
+    """
+    b, t, s = q.shape[0], q.shape[1], k.shape[1]
+    is_mask_expression = is_expression(mask)
+    if (
+        mask is not None
+        and not is_mask_expression
+        and (mask.shape not in ((b, t, s), (1, t, s)) or mask.dtype != jnp.bool_)
+    ):
+        raise ValueError(
+            f"softmax_attention: mask must be bool {(b, t, s)} or {(1, t, s)}; got {mask.dtype} {mask.shape}"
+        )
+    more = [
+        (f"{side}_fields[{name!r}]", field, length)
+        for side, more_fields, length in (("query", query_fields, t), ("key", key_fields, s))
+        for name, field in (more_fields or {}).items()
+    ]
+    for name, field, length in more:
+        if field is not None and field.shape not in ((b, length), (1, length)):
+            raise ValueError(f"softmax_attention: {name} must be {(b, length)} or {(1, length)}; got {field.shape}")
+    if is_mask_expression:
+        for side, more_fields in (("query", query_fields), ("key", key_fields)):
+            present = {
+                *(more_fields or {}),
+                *(["segments"] if fields[f"{side}_segments"] is not None else []),
+                *(["positions"] if fields[f"{side}_positions"] is not None or t == s else []),
+            }
+            missing = sorted(mask.fields - present)
+            if missing:
+                raise ValueError(
+                    f"softmax_attention: the mask reads {missing[0]}, "
+                    f"which neither {side}_fields nor another argument gives"
+                )
+    elif more:
+        raise ValueError(f"softmax_attention: {more[0][0]} is given, but no mask expression that would read it")

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+import recollect.data.synthetics
+import recollect.data.text.dataset  # noqa: F401 (with the line above: config classes that checkpoints name)
 from recollect.configuration import Config, UserError, apply_overrides, from_json
 from recollect.configuration.io import read_json
 from recollect.models.functional import FunctionalModel, Params, flatten

@@ -8,8 +8,6 @@ indentation left out) that occurs more than once in the same state. Files in `re
 once, under the name of the folder they lead to. "code" is everything but pallas_kernels/ and tests/.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import io

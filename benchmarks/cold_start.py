@@ -5,8 +5,6 @@ empty folder of compiled programs, then with the filled one, and prints where th
 machine at rest; user seconds say how much work it is on a busy one.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -14,11 +12,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from recollect.benchmarks.reporting import REPOSITORY
 
 PARTS = ("import", "trace", "lower", "compile or load", "other, to the first step", "evaluation and checkpoint")
 
@@ -67,8 +66,6 @@ EVENTS = {
 
 def measure(folder: Path, name: str) -> dict[str, Any]:
     """Returns the times of one run, with compiled programs in `folder`/cache."""
-    import time
-
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "RECOLLECT_CACHE": str(folder / "cache")}
     environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     out = folder / f"{name}.json"
@@ -76,8 +73,7 @@ def measure(folder: Path, name: str) -> dict[str, Any]:
     subprocess.run(command, check=True, env=environment, cwd=folder, stdout=subprocess.DEVNULL)
     times = json.loads(out.read_text())
     first, total = times["first"], times["total"]
-    parts = {part: first["durations"].get(event, 0.0) for part, event in EVENTS.items()}
-    parts = {"import": times["import"], **parts}
+    parts = {"import": times["import"]} | {part: first["durations"].get(event, 0.0) for part, event in EVENTS.items()}
     parts["other, to the first step"] = first["wall"] - sum(parts.values())
     parts["evaluation and checkpoint"] = total["wall"] - first["wall"]
     return {"first": first["wall"], "total": total["wall"], "user": total["user"], "first_user": first["user"], **parts}
@@ -91,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: dict[str, list[dict[str, Any]]] = {"empty": [], "filled": []}
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            rows["empty"].append(measure(Path(folder), "empty"))
-            rows["filled"].append(measure(Path(folder), "filled"))
+            for kind, measured in rows.items():
+                measured.append(measure(Path(folder), kind))
     median = {kind: {name: statistics.median(row[name] for row in of) for name in of[0]} for kind, of in rows.items()}
     names = {"first": "to the first step's end", "total": "whole run", "first_user": "to the first step, CPU seconds"}
     names |= {"user": "whole run, CPU seconds", **{part: f"  {part}" for part in PARTS}}

@@ -7,13 +7,12 @@ time to a held-out loss.
 
 Both see the same documents, take the same number of tokens per step, start from the same parameters, use rotary
 positions of base 100,000 and, in chunked rows, a mask that keeps documents apart (as Pouransari et al., arXiv
-2405.13226, compare them). The learning rate is constant after its warm-up, so that a loss reached at some moment doesn't depend on how long
-the run was to be. They train in turns of a few steps, so that whatever else the machine does meets both, and are
-evaluated after each turn on the same packed held-out rows. Seconds are of training alone: reading data is in them,
-compiling and evaluating are not. A loss that lies between two evaluations is taken to fall in a straight line.
+2405.13226, compare them). The learning rate is constant after its warm-up, so that a loss reached at some moment does
+not depend on how long the run was to be. They train in turns of a few steps, so that whatever else the machine does
+meets both, and are evaluated after each turn on the same packed held-out rows. Seconds are of training alone: reading
+data is in them, compiling and evaluating are not. A loss that lies between two evaluations is taken to fall in a
+straight line.
 """
-
-from __future__ import annotations
 
 import argparse
 import math
@@ -21,11 +20,12 @@ import statistics
 import time
 from typing import Any
 
+import chz
 import jax
 import numpy as np
 
 from recollect.benchmarks.machine import OtherLoad
-from recollect.benchmarks.reporting import Parser, keep, print_device
+from recollect.benchmarks.reporting import Parser, keep, number, print_device
 from recollect.data.text.dataset import Text
 from recollect.data.text.rows import Chunked, Decomposed
 from recollect.data.text.rows.base import RowArrays
@@ -35,12 +35,34 @@ from recollect.layers.modules.positions import Rotary
 from recollect.models import LanguageModel, repeat
 from recollect.models.functional import count
 from recollect.training.batches import open_batches
+from recollect.training.evaluator import evaluate
 from recollect.training.experiment import Experiment, Run
 from recollect.training.optimizer import AdamW
 from recollect.training.step import member_values, program_for
 
 ABOVE = (1.0, 0.5, 0.25, 0.1, 0.0)
-_ENDLESS = 1_000_000
+NAMES = ("chunked", "decomposed")
+ENDLESS = 1_000_000
+CURRICULA = ("uniform", "grow_linear", "grow_p2", "grow_p100")
+OPTIONS = {
+    "length": number(4096, "tokens of a chunked row and of the longest bucket, a power of two"),
+    "shortest": number(256, "tokens of the shortest bucket, a power of two"),
+    "batch": number(1, "rows of `length` tokens per step"),
+    "width": number(128, "of the model"),
+    "depth": number(2, "layers"),
+    "heads": number(4, "attention heads"),
+    "steps": number(ENDLESS, "most steps of each"),
+    "turn": number(20, "steps between evaluations"),
+    "cycle": number(40, "steps after which the curriculum starts again"),
+    "held-out": number(8, "held-out rows in an evaluation, as many batches as they make"),
+    "minutes": number(12.0, "of training both together, after compiling"),
+    "learning-rate": number(2e-3, "of AdamW after its warm-up"),
+}
+MORE_OPTIONS = {
+    "seed": number(0, "of parameters and data"),
+    "curriculum": {"default": "grow_p2", "choices": CURRICULA},
+    "source": {"default": "stdlib", "help": "as data.source"},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,15 +71,16 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       UserError: an option that does not fit.
     """
-    options = _options(arguments)
+    parser = Parser("decomposition", __doc__, OPTIONS | MORE_OPTIONS, "decomposition.json")
+    options = parser.parse(arguments, positive=[name.replace("-", "_") for name in OPTIONS])
     print_device()
     load = OtherLoad()
-    trainees = [_Trainee(name, options) for name in ("chunked", "decomposed")]
+    trainees = [_Trainee(name, options) for name in NAMES]
     for trainee in trainees:
         trainee.compile()
     print(f"{trainees[0].parameters:,} parameters, {options.length * options.batch:,} tokens per step")
     _train(trainees, options)
-    result = {name: trainee.result() for name, trainee in zip(("chunked", "decomposed"), trainees, strict=True)}
+    result = {trainee.name: trainee.result() for trainee in trainees}
     reached = times_to_losses(result["chunked"]["curve"], result["decomposed"]["curve"])
     _print(result, reached)
     facts = {
@@ -71,63 +94,26 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser("decomposition", __doc__)
-    for name, default, text in (
-        ("length", 4096, "tokens of a chunked row and of the longest bucket, a power of two"),
-        ("shortest", 256, "tokens of the shortest bucket, a power of two"),
-        ("batch", 1, "rows of `length` tokens per step"),
-        ("width", 128, "of the model"),
-        ("depth", 2, "layers"),
-        ("heads", 4, "attention heads"),
-        ("steps", _ENDLESS, "most steps of each"),
-        ("turn", 20, "steps between evaluations"),
-        ("cycle", 40, "steps after which the curriculum starts again"),
-        ("held-out", 8, "held-out rows in an evaluation, as many batches as they make"),
-        ("seed", 0, "of parameters and data"),
-    ):
-        limit = f", default {default}" if default != _ENDLESS else ""
-        parser.add_argument(f"--{name}", type=int, default=default, help=text + limit)
-    parser.add_argument(
-        "--minutes", type=float, default=12.0, help="of training both together, after compiling; default 12"
-    )
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--curriculum", default="grow_p2", choices=["uniform", "grow_linear", "grow_p2", "grow_p100"])
-    parser.add_argument("--source", default="stdlib", help="as data.source")
-    parser.add_out("decomposition.json")
-    model = ("length", "shortest", "batch", "width", "depth", "heads")
-    return parser.parse(arguments, (*model, "steps", "turn", "cycle", "held_out", "minutes", "learning_rate"))
-
-
 def experiment_of(name: str, options: argparse.Namespace) -> Any:
-    """The experiment that trains on rows made in the way called `name`."""
+    """Returns the experiment that trains on rows made in the way called `name`."""
 
-    def text(way: Any) -> Text:
-        batches = -(-options.held_out // options.batch)
-        return Text(source=options.source, length=options.length, sequences=way, held_out_batches=batches)
-
-    data = text(Chunked())
+    held_out = -(-options.held_out // options.batch)
+    data = Text(source=options.source, length=options.length, sequences=Chunked(), held_out_batches=held_out)
     if name == "decomposed":
-        way = Decomposed(shortest=options.shortest, curriculum=options.curriculum, cycles=1)
-        batches = text(way).batches(options.seed, options.batch)
-        tokens = sum(length * count for length, count in zip(batches.plan.lengths, batches.plan.counts, strict=True))
+        rows = Decomposed(shortest=options.shortest, curriculum=options.curriculum, cycles=1)
+        plan = chz.replace(data, sequences=rows).batches(options.seed, options.batch).plan
+        tokens = sum(length * count for length, count in zip(plan.lengths, plan.counts, strict=True))
         cycles = max(1, round(tokens / (options.length * options.batch) / options.cycle))
-        data = text(Decomposed(shortest=options.shortest, curriculum=options.curriculum, cycles=cycles))
+        data = chz.replace(data, sequences=chz.replace(rows, cycles=cycles))
+    mixer = Attention(heads=options.heads, positions=Rotary(base=100_000.0), query_key_norm=True)
     return Experiment(
         name=f"decomposition.{name}",
-        model=LanguageModel(
-            width=options.width,
-            stages=repeat(
-                Attention(heads=options.heads, positions=Rotary(base=100_000.0), query_key_norm=True),
-                depth=options.depth,
-            ),
-            mlp=SwiGLU(),
-        ),
+        model=LanguageModel(width=options.width, stages=repeat(mixer, depth=options.depth), mlp=SwiGLU()),
         data=data,
         optimizer=AdamW(
             learning_rate=options.learning_rate, beta2=0.95, weight_decay=0.1, warmup=20, clip=1.0, schedule="constant"
         ),
-        run=Run(steps=_ENDLESS, batch_size=options.batch, steps_per_call=1, precision="default", seed=options.seed),
+        run=Run(steps=ENDLESS, batch_size=options.batch, steps_per_call=1, precision="default", seed=options.seed),
     )
 
 
@@ -171,36 +157,34 @@ class _Trainee:
 
     def evaluate(self) -> None:
         """Adds a point to the curve."""
-        from recollect.training.evaluator import evaluate
-
-        found = evaluate(self.program, self.state["params"], self.experiment.run.seed)
-        self.curve.append({"step": self.step, "seconds": self.seconds, "bits_per_byte": found["bits_per_byte"]})
+        metrics = evaluate(self.program, self.state["params"], self.experiment.run.seed)
+        self.curve.append({"step": self.step, "seconds": self.seconds, "bits_per_byte": metrics["bits_per_byte"]})
 
     def result(self) -> dict[str, Any]:
-        """What is written of it."""
+        """Returns what is written of it."""
         tokens = self.experiment.run.batch_size * self.experiment.data.length
-        by_length = {
-            str(length): {"steps": len(times), "seconds_a_step": statistics.median(times) if times else None}
-            for length, times in self.times.items()
-        }
+        medians = {length: statistics.median(times) if times else None for length, times in self.times.items()}
         return {
             "steps": self.step,
             "tokens": self.step * tokens,
             "seconds": self.seconds,
             "share_waiting_for_data": self.feed.waited / max(self.seconds, 1e-9),
-            "by_length": by_length,
+            "by_length": {
+                str(length): {"steps": len(times), "seconds_a_step": medians[length]}
+                for length, times in self.times.items()
+            },
             "rows": self.feed.batches.plan.facts(),
             "curve": self.curve,
         }
 
 
 def _train(trainees: list[_Trainee], options: argparse.Namespace) -> None:
-    """Turns until the steps or the minutes are used up; no fewer than one."""
+    """Trains in turns until the steps or the minutes are used up; no fewer than one."""
     begun = time.perf_counter()
     print(f"{'step':>6} " + " ".join(f"{trainee.name + ': seconds, bits per byte':>34}" for trainee in trainees))
-    while trainees[0].step < options.steps and (
-        trainees[0].step == 0 or time.perf_counter() - begun < 60 * options.minutes
-    ):
+    while (step := trainees[0].step) < options.steps:
+        if step > 0 and time.perf_counter() - begun > 60 * options.minutes:
+            break
         cells = []
         for trainee in trainees:
             trainee.turn(min(options.turn, options.steps - trainee.step))
@@ -210,7 +194,7 @@ def _train(trainees: list[_Trainee], options: argparse.Namespace) -> None:
 
 
 def time_to(curve: list[dict[str, float]], bits: float) -> float | None:
-    """Seconds of training until the held-out loss first was `bits`; None where no evaluation saw it so low."""
+    """Returns the seconds of training until the held-out loss first was `bits`; None where it never was so low."""
     for before, after in zip([curve[0], *curve[:-1]], curve, strict=True):
         if after["bits_per_byte"] <= bits:
             fall = before["bits_per_byte"] - after["bits_per_byte"]
@@ -220,28 +204,27 @@ def time_to(curve: list[dict[str, float]], bits: float) -> float | None:
 
 
 def times_to_losses(one: list[dict[str, float]], two: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Seconds of both to losses that both reached: the lowest such one (rounded up to 0.05), and some above it."""
+    """Returns seconds of both to losses that both reached: the lowest (rounded up to 0.05), and some above it."""
     lowest = math.ceil(20 * max(min(point["bits_per_byte"] for point in curve) for curve in (one, two)) - 1e-9) / 20
     rows = []
     for bits in sorted({round(lowest + above, 2) for above in ABOVE}, reverse=True):
         chunked, decomposed = time_to(one, bits), time_to(two, bits)
         if chunked and decomposed:
-            rows.append(
-                {"bits_per_byte": bits, "chunked": chunked, "decomposed": decomposed, "ratio": chunked / decomposed}
-            )
+            times = {"chunked": chunked, "decomposed": decomposed, "ratio": chunked / decomposed}
+            rows.append({"bits_per_byte": bits, **times})
     return rows
 
 
 def _print(result: dict[str, Any], reached: list[dict[str, float]]) -> None:
-    for name, found in result.items():
+    for name, facts in result.items():
         print(
-            f"{name}: {found['steps']} steps, {found['tokens']:,} tokens in {found['seconds']:.1f} s, "
-            f"{found['tokens'] / found['seconds']:,.0f} per second, {100 * found['share_waiting_for_data']:.2f}% of it "
-            f"waiting for data, {found['curve'][-1]['bits_per_byte']:.3f} bits per byte"
+            f"{name}: {facts['steps']} steps, {facts['tokens']:,} tokens in {facts['seconds']:.1f} s, "
+            f"{facts['tokens'] / facts['seconds']:,.0f} per second, {100 * facts['share_waiting_for_data']:.2f}% of it "
+            f"waiting for data, {facts['curve'][-1]['bits_per_byte']:.3f} bits per byte"
         )
     print("tokens per row, steps, ms per step:")
-    for name, found in result.items():
-        for length, row in found["by_length"].items():
+    for name, facts in result.items():
+        for length, row in facts["by_length"].items():
             took = "not taken" if row["seconds_a_step"] is None else f"{1e3 * row['seconds_a_step']:10.1f}"
             print(f"  {name:12} {length:>6} {row['steps']:6} {took}")
     rows = result["decomposed"]["rows"]

@@ -2,25 +2,28 @@
 line per case.
 
     python main.py bench device --from FOLDER [FOLDER ...]          # print the comparison
-    python main.py bench device --from FOLDER [FOLDER ...] --out    # also benchmarks/results/DEVICE/first_contact.json and docs/gpu_measured.md
-    python main.py bench device --from benchmarks/results/DEVICE/first_contact.json FOLDER [FOLDER ...] --out    # adds to what is kept
+    python main.py bench device --from FOLDER [FOLDER ...] --out    # also write it
+    python main.py bench device --from benchmarks/results/DEVICE/first_contact.json FOLDER [FOLDER ...] --out
 
+The last adds to what is kept. Written are benchmarks/results/DEVICE/first_contact.json and docs/gpu_measured.md.
 FOLDERs hold first_contact.jsonl, as `python3 -m recollect.benchmarks.first_contact` writes it, from one kind of device;
 of a case in several, the last counts, and the kernel's first time is kept beside it as `before`. A first_contact.json
 in front stands for the folders that it was made of. Nothing here runs on a device.
 """
 
-from __future__ import annotations
-
+import collections
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 from recollect.benchmarks.first_contact import records
-from recollect.benchmarks.first_contact.predictions import PREDICTIONS
+from recollect.benchmarks.first_contact.predictions import PREDICTIONS, Prediction
 from recollect.benchmarks.machine import folder_name
+from recollect.benchmarks.peer_side import one_line
 from recollect.benchmarks.reporting import REPOSITORY, Parser
 from recollect.configuration import UserError
+from recollect.configuration.io import write_json
 
 DOCUMENT = "gpu_measured.md"
 HELP = "with first_contact.jsonl; in front of them maybe a first_contact.json, to add to"
@@ -43,7 +46,8 @@ NEEDED = {  # of a line of each kind
     "pretraining": ("what", "tokens_per_second", "step_seconds", "rows", "length", "waiting_for_data"),
     "tests": ("summary",),
 }
-KEPT = ("tests", "peers", "pretraining", "failed", "contacts", "checks", "times")  # of a result, beside "device"
+KEPT = {"tests": [], "peers": {}, "pretraining": {}, "failed": [], "contacts": [], "checks": [], "times": []}
+"""The parts of a result beside "device"."""
 LIBRARIES = ("cudnn", "jla", "lax.conv", "jnp.fft", "all heads, cudnn")
 
 
@@ -53,17 +57,16 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       UserError: a folder without records, or records of two kinds of device.
     """
-    parser = Parser("device", __doc__)
-    parser.add_argument("--from", dest="folders", nargs="+", type=Path, required=True, metavar="FOLDER", help=HELP)
-    parser.add_out("first_contact.json, and docs/gpu_measured.md beside the README")
-    options = parser.parse_args(arguments)
+    folders = {"dest": "folders", "nargs": "+", "type": Path, "required": True, "metavar": "FOLDER", "help": HELP}
+    parser = Parser("device", __doc__, {"from": folders}, "first_contact.json, and docs/gpu_measured.md here")
+    options = parser.parse(arguments)
     result = gathered(options.folders)
     text = document(result)
     print(text)
     if options.out is not None:
         path = Path(options.out) / folder_name(result["device"]) / "first_contact.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(path, result, indent=1)
         page = REPOSITORY / "docs" / DOCUMENT
         page.write_text(text)
         print(f"written: {path}, {page}")
@@ -77,114 +80,108 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
     Raises:
       UserError: a folder without records, a file of something else, or records of two kinds of device.
     """
-    kept = (
-        _kept(folders[0])
-        if folders[0].is_file()
-        else {"contacts": [], "tests": [], "failed": [], "peers": {}, "pretraining": {}}
-    )
-    folders = folders[1:] if folders[0].is_file() else folders
-    found = {name: kept[name] for name in ("tests", "peers", "pretraining", "failed", "contacts")}
-    checks: dict[str, Any] = {check["what"]: check for check in kept.get("checks", ())}
-    times: dict[tuple[str, ...], dict[str, Any]] = {
-        (x["what"], x["form"], x.get("note", "")): x for x in kept.get("times", ())
-    }
+    add = folders[0].is_file()
+    kept = _kept(folders[0]) if add else copy.deepcopy(KEPT)
+    checks = {check["what"]: check for check in kept["checks"]}
+    times = {(x["what"], x["form"], x.get("note", "")): x for x in kept["times"]}
     devices = [kept["device"] for contact in kept["contacts"] if "machine" in contact]
-    for folder in folders:
-        lines = records.read(folder / records.FILE) if (folder / records.FILE).is_file() else []
-        if not lines:
-            raise UserError(f"bench device: {folder} has no {records.FILE}, or one without a record")
+    for folder in folders[1:] if add else folders:
+        lines = _lines(folder)
+        of = {kind: [line for line in lines if line["kind"] == kind] for kind in ("begun", "probe", "check", "time")}
+        devices += [line["device"] for line in of["probe"] if line["what"] == "machine"]
+        commands = "; ".join(str(line.get("command")) for line in of["begun"])
+        contact = {"date": next((line.get("date") for line in of["begun"]), None), "command": commands}
+        kept["contacts"].append(contact | {line["what"]: _facts(line) for line in of["probe"]})
+        checks |= {line["what"]: _facts(line) for line in of["check"]}
+        for line in of["time"]:
+            key = (line["what"], line["form"], line.get("note", ""))
+            times[key] = {**_facts(line), "contact": len(devices), **_before(times.get(key, {}), len(devices))}
         for line in lines:
-            lacking = [name for name in _needed(line) if name not in line]
-            if lacking:
-                raise UserError(
-                    f"bench device: {folder / records.FILE}: a line of kind {line['kind']!r} lacks {', '.join(lacking)}"
-                )
-        devices += [line["device"] for line in lines if line["kind"] == "probe" and line["what"] == "machine"]
-        begun = [line for line in lines if line["kind"] == "begun"]
-        date, commands = (
-            next((line.get("date") for line in begun), None),
-            "; ".join(str(line.get("command")) for line in begun),
-        )
-        probes = {line["what"]: _facts(line) for line in lines if line["kind"] == "probe"}
-        found["contacts"].append({"date": date, "command": commands, **probes})
-        checks |= {line["what"]: _facts(line) for line in lines if line["kind"] == "check"}
-        for line in lines:
-            if line["kind"] == "time":
-                key = (line["what"], line["form"], line.get("note", ""))
-                earlier = times.get(key, {})
-                before = earlier.get("before") or {
-                    part: earlier[part] for part in ("forward", "both") if part in earlier
-                }
-                same_contact = earlier.get("contact") == len(devices)
-                times[key] = {**_facts(line), "contact": len(devices)}
-                if before and not (same_contact and "before" not in earlier):
-                    times[key]["before"] = before
-            if line["kind"] == "peer":
-                found["peers"][line["what"]] = _facts(line)
-            if line["kind"] == "pretraining":
+            if line["kind"] in ("peer", "pretraining"):
                 settings = [x for x in line.get("overrides", ()) if "=" in x]
-                found["pretraining"][" ".join([line["what"], *settings])] = _facts(line)
-            if line["kind"] == "tests":
-                found["tests"].append(_facts(line))
-            if line["kind"] == "failed":
-                found["failed"].append(_facts(line))
+                part = kept["peers" if line["kind"] == "peer" else "pretraining"]
+                part[" ".join([line["what"], *settings])] = _facts(line)
+            elif line["kind"] in ("tests", "failed"):
+                kept[line["kind"]].append(_facts(line))
     if len(set(devices)) != 1:
-        raise UserError(
-            f"bench device: the folders are of {', '.join(sorted(set(devices))) or 'no device'}; one kind is needed"
-        )
-    return {"device": devices[0], **found, "checks": list(checks.values()), "times": list(times.values())}
+        names = ", ".join(sorted(set(devices))) or "no device"
+        raise UserError(f"bench device: the folders are of {names}; one kind is needed")
+    return {"device": devices[0], **kept, "checks": list(checks.values()), "times": list(times.values())}
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    """Returns a folder's records, each with what is needed of its kind."""
+    path = folder / records.FILE
+    lines = records.read(path) if path.is_file() else []
+    if not lines:
+        raise UserError(f"bench device: {folder} has no {records.FILE}, or one without a record")
+    for line in lines:
+        machine = ("device", "versions") if (line["kind"], line.get("what")) == ("probe", "machine") else ()
+        lacking = [name for name in (*NEEDED.get(line["kind"], ()), *machine) if name not in line]
+        if lacking:
+            raise UserError(f"bench device: {path}: a line of kind {line['kind']!r} lacks {', '.join(lacking)}")
+    return lines
+
+
+def _before(earlier: dict[str, Any], contact: int) -> dict[str, Any]:
+    """Returns {"before": a case's first time}, of an earlier contact; {} where there is none."""
+    if earlier.get("contact") == contact and "before" not in earlier:
+        return {}
+    before = earlier.get("before") or {part: earlier[part] for part in ("forward", "both") if part in earlier}
+    return {"before": before} if before else {}
 
 
 def _kept(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text())
-        return {"device": result["device"], **{name: result[name] for name in KEPT}}
+        return {name: result[name] for name in ("device", *KEPT)}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"bench device: {path} is no result of bench device ({type(error).__name__}: {error})"
-        ) from None
-
-
-def _needed(line: dict[str, Any]) -> tuple[str, ...]:
-    machine = ("device", "versions") if (line["kind"], line.get("what")) == ("probe", "machine") else ()
-    return NEEDED.get(line["kind"], ()) + machine
+        raise UserError(f"bench device: {path} is no result of bench device ({one_line(error)})") from None
 
 
 def _facts(line: dict[str, Any]) -> dict[str, Any]:
     return {name: x for name, x in line.items() if name not in ("kind", "step", "at")}
 
 
+BESIDE = "x floor | before | library | peer"
+HEADER = f"| case | forward, ms | {BESIDE} | with gradients, ms | {BESIDE} |"
+EXPLANATION = """
+x floor: over the time that the arrays' bytes take at 3.35 TB/s, or the products at 989 TFLOP/s, whichever is more. \
+Library: the same call on
+cuDNN, jax-linear-attention, lax.conv or jnp.fft. Peer: flash-linear-attention or torch. \
+Before: the kernel's first time, where it has been replaced.
+N spans: of time, chosen by hand; rows without a note take the kernel's own choice.
+"""
+
+
 def document(result: dict[str, Any]) -> str:
     """Returns the page: machine, checks, times beside peers and floors, pretraining, predictions answered."""
     first = next(contact for contact in result["contacts"] if "machine" in contact)
-    versions = first["machine"]["versions"]
+    versions, rates = first["machine"]["versions"], first.get("ceilings", {})
     dates = ", ".join(dict.fromkeys(str(contact["date"]) for contact in result["contacts"]))
-    rates = first.get("ceilings", {})
     wrong = [check for check in result["checks"] if check["wrong"]]
     lines = [
         f"# Measured on one {result['device']}",
         "",
-        f"Made by `python main.py bench device` from what `python3 -m recollect.benchmarks.first_contact` brought back on {dates}. jax {versions.get('jax')},",
-        f"cuDNN {versions.get('nvidia-cudnn-cu13', 'not here')}, torch {versions.get('torch', 'not here')}. A large copy moves "
-        f"{rates.get('copy_bytes_per_second', 0) / 1e12:.2f} TB/s (read and written), an 8,192^3",
-        f"product in bf16 runs at {rates.get('product_flops_per_second', 0) / 1e12:.0f} TFLOP/s. Everything is bf16; times are medians of 10 turns.",
+        "Made by `python main.py bench device` from what `python3 -m recollect.benchmarks.first_contact` brought back "
+        f"on {dates}. jax {versions.get('jax')},",
+        f"cuDNN {versions.get('nvidia-cudnn-cu13', 'not here')}, torch {versions.get('torch', 'not here')}. A large "
+        f"copy moves {rates.get('copy_bytes_per_second', 0) / 1e12:.2f} TB/s (read and written), an 8,192^3",
+        f"product in bf16 runs at {rates.get('product_flops_per_second', 0) / 1e12:.0f} TFLOP/s. Everything is bf16; "
+        "times are medians of 10 turns.",
         "",
         "## Checks",
         "",
-        f"{len(result['checks'])} comparisons with float64, outputs and gradients, odd lengths, documents, and rows at full size: "
-        f"{len(result['checks']) - len(wrong)} within their bars. "
+        f"{len(result['checks'])} comparisons with float64, outputs and gradients, odd lengths, documents, and rows at "
+        f"full size: {len(result['checks']) - len(wrong)} within their bars. "
         f"{sum(check['same_bits'] for check in result['checks'])} gave the same bits twice.",
         *(f"- WRONG: {check['what']}: {', '.join(check['wrong'])}" for check in wrong),
         *(line for tests in result["tests"] for line in _tests(tests)),
         "",
         "## Times",
-        "",
-        "x floor: over the time that the arrays' bytes take at 3.35 TB/s, or the products at 989 TFLOP/s, whichever is more. Library: the same call on",
-        "cuDNN, jax-linear-attention, lax.conv or jnp.fft. Peer: flash-linear-attention or torch. Before: the kernel's first time, where it has been replaced.",
-        "N spans: of time, chosen by hand; rows without a note take the kernel's own choice.",
-        "",
-        "| case | forward, ms | x floor | before | library | peer | with gradients, ms | x floor | before | library | peer |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        EXPLANATION,
+        HEADER,
+        "|---" * 11 + "|",
         *(_row(row, result) for row in result["times"] if row["form"] == "pallas_gpu" and not _is_stale(row, result)),
         "",
         *_pretraining(result),
@@ -212,11 +209,14 @@ def _row(row: dict[str, Any], result: dict[str, Any]) -> str:
     for part in ("forward", "both"):
         seconds, floor = row.get(part), (row.get("floor") or {}).get(part)
         before = (row.get("before") or {}).get(part)
-        cells.append("-" if seconds is None else f"{1e3 * seconds:.3f}")
-        cells.append("-" if seconds is None or not floor else f"{seconds / floor:.2f}")
-        cells.append("" if before is None else f"{1e3 * before:.3f}")
-        cells.append("" if row.get("note") else _library(row, part, result))
-        cells.append("" if row.get("note") else _peer(row, part, result))
+        cells += ["-" if seconds is None else f"{1e3 * seconds:.3f}"]
+        cells += ["-" if seconds is None or not floor else f"{seconds / floor:.2f}"]
+        cells += ["" if before is None else f"{1e3 * before:.3f}"]
+        cells += ["", ""] if row.get("note") else [_library(row, part, result), _peer(row, part, result)]
+    return _table_row(cells)
+
+
+def _table_row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
@@ -227,25 +227,20 @@ def _library(row: dict[str, Any], part: str, result: dict[str, Any]) -> str:
 
 def _peer(row: dict[str, Any], part: str, result: dict[str, Any]) -> str:
     sizes = " ".join(f"{name}{size}" for name, size in row["sizes"].items())
-    for what, peer in result["peers"].items():
-        name, _, of = what.partition(" ")
-        if row["what"] == f"{PEERS.get(name)}, {of}" and of == sizes and part in peer:
+    for name, case in PEERS.items():
+        peer = result["peers"].get(f"{name} {sizes}", {})
+        if row["what"] == f"{case}, {sizes}" and part in peer:
             # Then forward alone is not what a user of the peer would run.
-            odd = (
-                " (more than with gradients)" if part == "forward" and peer.get("both", peer[part]) < peer[part] else ""
-            )
-            return f"{name} {1e3 * peer[part]:.3f}{odd}"
+            odd = part == "forward" and peer.get("both", peer[part]) < peer[part]
+            return f"{name} {1e3 * peer[part]:.3f}" + (" (more than with gradients)" if odd else "")
     return ""
 
 
 def _tests(tests: dict[str, Any]) -> list[str]:
-    failed: dict[str, int] = {}
-    for name in tests.get("failed", ()):
-        test = name.removeprefix("tests/pallas_kernels/").partition("[")[0]
-        failed[test] = failed.get(test, 0) + 1
+    names = (name.removeprefix("tests/pallas_kernels/").partition("[")[0] for name in tests.get("failed", ()))
     return [
         f"\nThe tests that are simulated elsewhere, run on the device: {tests['summary']}.",
-        *(f"- failed: {test}" + (f" ({times} cases)" if times > 1 else "") for test, times in failed.items()),
+        *(f"- failed: {test}" + (f" ({n} cases)" if n > 1 else "") for test, n in collections.Counter(names).items()),
     ]
 
 
@@ -255,10 +250,12 @@ def _pretraining(result: dict[str, Any]) -> list[str]:
     return [
         "## Pretraining",
         "",
-        "`bench pretraining`, data included, medians of three steps. Peer: torch on the same shapes (benchmarks/pretraining_peer.py), without data.",
+        "`bench pretraining`, data included, medians of three steps. Peer: torch on the same shapes "
+        "(benchmarks/pretraining_peer.py), without data.",
         "",
-        "| experiment | vocabulary | tokens per step, in pieces | tokens per second | MFU | s per step | peak memory, GiB | waiting for data | peer |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| experiment | vocabulary | tokens per step, in pieces | tokens per second | MFU | s per step "
+        "| peak memory, GiB | waiting for data | peer |",
+        "|---" * 9 + "|",
         *(_trained(row) for row in result["pretraining"].values()),
         "",
     ]
@@ -266,34 +263,35 @@ def _pretraining(result: dict[str, Any]) -> list[str]:
 
 def _trained(row: dict[str, Any]) -> str:
     peer = row.get("peer", {})
-    told = [f"error: {peer['error']}"] if "error" in peer else []
+    answer = [f"error: {peer['error']}"] if "error" in peer else []
     if "tokens_per_second" in peer:
-        told.append(f"{peer['version']}: {peer['tokens_per_second']:,.0f} tokens per second")
+        answer.append(f"{peer['version']}: {peer['tokens_per_second']:,.0f} tokens per second")
     if "mfu" in peer:
-        told.append(f"MFU {peer['mfu']:.1%}")
-    cells = [
-        row["what"],
-        f"{row['vocabulary']:,}" if "vocabulary" in row else "",
-        f"{row['rows']} x {row['length']}" + (f", {row['pieces']}" if "pieces" in row else ""),
-        f"{row['tokens_per_second']:,.0f}",
-        f"{row['mfu']:.1%}" if "mfu" in row else "",
-        f"{row['step_seconds']:.3f}",
-        f"{row['peak_bytes'] / 2**30:.1f}" if row.get("peak_bytes") else "",
-        f"{row['waiting_for_data']:.2%}",
-        ", ".join(told),
-    ]
-    return "| " + " | ".join(cells) + " |"
+        answer.append(f"MFU {peer['mfu']:.1%}")
+    return _table_row(
+        [
+            row["what"],
+            f"{row['vocabulary']:,}" if "vocabulary" in row else "",
+            f"{row['rows']} x {row['length']}" + (f", {row['pieces']}" if "pieces" in row else ""),
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['mfu']:.1%}" if "mfu" in row else "",
+            f"{row['step_seconds']:.3f}",
+            f"{row['peak_bytes'] / 2**30:.1f}" if row.get("peak_bytes") else "",
+            f"{row['waiting_for_data']:.2%}",
+            ", ".join(answer),
+        ]
+    )
 
 
-def _answer(prediction: Any, result: dict[str, Any]) -> str:
-    span = f"{prediction.low:.2f} to {prediction.high:.2f}"
-    what = f"{prediction.what} {prediction.note} ({'forward' if prediction.part == 'forward' else 'with gradients'})"
+def _answer(prediction: Prediction, result: dict[str, Any]) -> str:
+    part, key = prediction.part, (prediction.what, prediction.form, prediction.note)
+    what = f"{prediction.what} {prediction.note} ({'forward' if part == 'forward' else 'with gradients'})"
+    cells = [what, f"{prediction.low:.2f} to {prediction.high:.2f}"]
+    row = next((row for row in result["times"] if (row["what"], row["form"], row.get("note", "")) == key), {})
+    seconds = (row.get("before") or {}).get(part, row.get(part))
     if prediction.replaced:
-        return f"| {what} | {span} | not measured before the kernel was replaced | | |"
-    for row in result["times"]:
-        if (row["what"], row["form"], row.get("note", "")) == (prediction.what, prediction.form, prediction.note):
-            seconds = (row.get("before") or {}).get(prediction.part, row.get(prediction.part))
-            if seconds is not None:
-                right = prediction.low <= 1e3 * seconds <= prediction.high
-                return f"| {what} | {span} | {1e3 * seconds:.3f} | {'right' if right else 'wrong'} | {prediction.why} |"
-    return f"| {what} | {span} | not measured | | |"
+        return f"{_table_row([*cells, 'not measured before the kernel was replaced'])} | |"
+    if seconds is None:
+        return f"{_table_row([*cells, 'not measured'])} | |"
+    right = prediction.low <= 1e3 * seconds <= prediction.high
+    return _table_row([*cells, f"{1e3 * seconds:.3f}", "right" if right else "wrong", prediction.why])

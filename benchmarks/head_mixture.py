@@ -10,25 +10,24 @@ are zero. "gathered" computes routed heads for the tokens that chose them (palla
 hold the same weights, and the layer's output and gradients are compared before anything is timed. Times are of the
 mixer (forward; forward and backward, by weights and input) and of the training step of a language model of two such
 layers (with --mlp, each with a SwiGLU MLP; loss, gradients and AdamW's update): medians of turns in which both take
-theirs one after the other, so that
-whatever else the machine does meets both. Routers are freshly initialised and inputs random: choices are spread nearly
-evenly over heads.
+theirs one after the other, so that whatever else the machine does meets both. Routers are freshly initialised and
+inputs random: choices are spread nearly evenly over heads.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from recollect.benchmarks.kernel_checks import relative_error
 from recollect.benchmarks.machine import OtherLoad
-from recollect.benchmarks.reporting import Parser, keep, print_device
+from recollect.benchmarks.reporting import Parser, keep, number, print_device
 from recollect.benchmarks.timing import time_in_turns
 from recollect.layers.mixer import Place
 from recollect.layers.mixers.mixture_of_heads import MixtureOfHeads
@@ -39,6 +38,17 @@ from recollect.training.optimizer import AdamW
 VOCABULARY = 256
 CLOSE = 1e-4
 FORMS = ("dense", "gathered")
+PARTS = ("forward", "forward_backward", "training_step")
+
+
+OPTIONS = {
+    "length": number(1024, "tokens"),
+    "batch": number(2, "sequences"),
+    "heads": number(8, "heads in all"),
+    "head-dim": number(64, "dimensions per head; the width is heads times this"),
+    "turns": number(9, "turns of which the median is taken"),
+    "mlp": {"action": "store_true", "help": "an MLP after each mixer of the model that is trained"},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,17 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       UserError: an option that does not fit.
     """
-    parser = Parser("head-mixture", __doc__)
-    for name, default, text in (
-        ("length", 1024, "tokens"),
-        ("batch", 2, "sequences"),
-        ("heads", 8, "heads in all"),
-        ("head-dim", 64, "dimensions per head; the width is heads times this"),
-        ("turns", 9, "turns of which the median is taken"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
-    parser.add_argument("--mlp", action="store_true", help="an MLP after each mixer of the model that is trained")
-    parser.add_out("head_mixture.json")
+    parser = Parser("head-mixture", __doc__, OPTIONS, "head_mixture.json")
     options = parser.parse(arguments, positive=("length", "batch", "heads", "head_dim", "turns"))
     print_device()
     print(
@@ -70,54 +70,46 @@ def main(arguments: list[str] | None = None) -> int:
         rows.append(_row(options, shared, active))
         _print(rows[-1], options.heads)
     keep(options.out, "head_mixture.json", "head-mixture", arguments, {"rows": rows})
-    return 1 if any(row.get("wrong") for row in rows) else 0
+    return 1 if any(row["wrong"] for row in rows) else 0
 
 
 def _routings(heads: int) -> list[tuple[int, int]]:
-    """(shared, active routed): all heads routed, at eighths of them; then a quarter of the heads shared and half of
+    """Returns (shared, active routed): all heads routed, at eighths of them; then a quarter of the heads shared and
+    half of
     the others active."""
     shares = sorted({max(1, round(heads * eighth / 8)) for eighth in (1, 2, 3, 4, 6, 8)})
     shared = heads // 4
     return [(0, active) for active in shares] + [(shared, max(1, (heads - shared) // 2))]
 
 
-@contextlib.contextmanager
-def computed(form: str) -> Iterator[None]:
-    """Layers traced inside compute every head ("dense") or what pays ("gathered")."""
+def computed(form: str) -> contextlib.AbstractContextManager[Any]:
+    """Returns the context in which traced layers compute every head ("dense") or what pays ("gathered")."""
     if form == "gathered":
-        yield
-        return
-    with mock.patch("recollect.layers.mixers.mixture_of_heads.skips", lambda *sizes, **more: False):
-        yield
+        return contextlib.nullcontext()
+    return mock.patch("recollect.layers.mixers.mixture_of_heads.skips", lambda *sizes, **more: False)
 
 
 def _row(options: argparse.Namespace, shared: int, active: int) -> dict[str, Any]:
     config = MixtureOfHeads(heads=options.heads, shared=shared, active=active, head_dim=options.head_dim)
-    pieces = {form: _pieces(config, options, form) for form in FORMS}
-    row: dict[str, Any] = {
-        "shared": shared,
-        "active": active,
-        "heads": options.heads,
-        "share": (shared + active) / options.heads,
-    }
-    row |= {"length": options.length, "batch": options.batch, "head_dim": options.head_dim}
-    found, expected = (jax.tree.leaves(pieces[form]["forward_backward"]()) for form in ("gathered", "dense"))
+    calls = {form: _calls(config, options, form) for form in FORMS}
+    row: dict[str, Any] = {"shared": shared, "active": active, "heads": options.heads}
+    row |= {"share": (shared + active) / options.heads, "length": options.length}
+    row |= {"batch": options.batch, "head_dim": options.head_dim}
+    gathered, dense = (jax.tree.leaves(calls[form]["forward_backward"]()) for form in ("gathered", "dense"))
     # A router's gradient may be all but zero: rounding there is no error of the whole.
-    row["error"] = max(relative_error(a, b, least=1e-8) for a, b in zip(found, expected, strict=True))
+    row["error"] = max(relative_error(a, b, least=1e-8) for a, b in zip(gathered, dense, strict=True))
     row["wrong"] = not row["error"] <= CLOSE
     if row["wrong"]:
         return row
     load = OtherLoad()
-    for part in ("forward", "forward_backward", "training_step"):
-        row[part] = time_in_turns({form: pieces[form][part] for form in FORMS}, options.turns)
+    for part in PARTS:
+        row[part] = time_in_turns({form: calls[form][part] for form in FORMS}, options.turns)
     row["cores_kept_busy_by_others"] = round(load.cores(), 2)
     return row
 
 
-def _pieces(config: Any, options: argparse.Namespace, form: str) -> dict[str, Callable[[], Any]]:
-    """What is timed, by name: functions without arguments, compiled when first called."""
-    from flax import nnx
-
+def _calls(config: Any, options: argparse.Namespace, form: str) -> dict[str, Callable[[], Any]]:
+    """Returns what is timed, by name: functions without arguments, compiled when first called."""
     width = options.heads * options.head_dim
     graph, weights = nnx.split(config.build(width, Place(0, 2), nnx.Rngs(params=jax.random.key(0))))
     x = jax.random.normal(jax.random.key(1), (options.batch, options.length, width))
@@ -132,22 +124,15 @@ def _pieces(config: Any, options: argparse.Namespace, form: str) -> dict[str, Ca
         return jnp.mean(out * target), out
 
     run, with_gradients = jax.jit(forward), jax.jit(jax.grad(loss, (0, 1), has_aux=True))
-    step, state, tokens = _training(config, width, options, form)
-    kept = [state]
-
-    def train():
-        kept[0], value = step(kept[0], tokens)
-        return value
-
     return {
         "forward": lambda: run(weights, x),
         "forward_backward": lambda: with_gradients(weights, x),
-        "training_step": train,
+        "training_step": _training_step(config, width, options, form),
     }
 
 
-def _training(config: Any, width: int, options: argparse.Namespace, form: str) -> tuple[Any, Any, Any]:
-    """A training step (state, tokens) -> (state, loss), its first state, and a batch of tokens."""
+def _training_step(config: Any, width: int, options: argparse.Namespace, form: str) -> Callable[[], Any]:
+    """Returns the training step of a small model, which goes on from the parameters that it left and gives the loss."""
     model = FunctionalModel(
         LanguageModel(width=width, stages=repeat(config, depth=2), mlp=SwiGLU() if options.mlp else None), VOCABULARY
     )
@@ -161,16 +146,22 @@ def _training(config: Any, width: int, options: argparse.Namespace, form: str) -
         with computed(form):
             out = module.hidden(tokens[:, :-1])
         scores = jax.nn.log_softmax(module.logits(out.hidden), axis=-1)
-        wanted = jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)
-        return -jnp.mean(wanted) + sum(out.losses.values())
+        return -jnp.mean(jnp.take_along_axis(scores, tokens[:, 1:, None], axis=-1)) + sum(out.losses.values())
 
+    @functools.partial(jax.jit, donate_argnums=0)
     def step(state, tokens):
         params, memory = state
         value, gradients = jax.value_and_grad(loss)(params, tokens)
         updates, memory = transform.update(gradients, memory, params)
         return (jax.tree.map(jnp.add, params, updates), memory), value
 
-    return jax.jit(step, donate_argnums=0), (params, transform.init(params)), tokens
+    kept = [(params, transform.init(params))]
+
+    def train():
+        kept[0], value = step(kept[0], tokens)
+        return value
+
+    return train
 
 
 def _print(row: dict[str, Any], heads: int) -> None:
@@ -179,7 +170,7 @@ def _print(row: dict[str, Any], heads: int) -> None:
         print(f"{label:32} WRONG: rms error {row['error']:.2e}")
         return
     cells = []
-    for part in ("forward", "forward_backward", "training_step"):
+    for part in PARTS:
         dense, gathered = (1e3 * row[part][form] for form in FORMS)
         cells.append(f"{dense:9.1f} {gathered:9.1f} {gathered / dense:.2f}")
     print(f"{label:32} " + " ".join(f"{cell:>24}" for cell in cells), flush=True)

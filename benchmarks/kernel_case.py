@@ -1,7 +1,5 @@
 """A case of `bench kernels`: an operation at a shape, how it is called and what it is compared with."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,8 +19,7 @@ class Case:
     for softmax attention, products of the pairs that are seen). plain: name -> function of the arrays to the
     same output without this project's operation.
     peer: its name in kernel_peers.py, or None. small: sizes, beside few sequences, heads and tokens, that errors are
-    looked at with.
-    libraries: those of LIBRARIES that are backends of it.
+    looked at with. libraries: those of LIBRARIES that are backends of it.
     """
 
     operation: str
@@ -43,3 +40,18 @@ class Case:
 
 LIBRARIES = ("cudnn", "splash", "jla")
 """Backends that one operation has and the others lack."""
+
+
+def normal(shapes: Mapping[str, tuple[int, ...]]) -> Callable[[jax.Array, Any], Arrays]:
+    """Returns the function (key, dtype) -> arrays of these shapes, drawn from the standard normal distribution."""
+
+    def inputs(key: jax.Array, dtype: Any) -> Arrays:
+        keys = zip(jax.random.split(key, len(shapes)), shapes.items(), strict=True)
+        return {name: jax.random.normal(each, shape).astype(dtype) for each, (name, shape) in keys}
+
+    return inputs
+
+
+def sizes_of(**sizes: int | None) -> dict[str, int]:
+    """Returns the sizes that are not None."""
+    return {name: size for name, size in sizes.items() if size is not None}

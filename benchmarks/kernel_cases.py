@@ -1,11 +1,9 @@
 """What `bench kernels` times: operations at shapes that people train, and how each is called (softmax attention:
 kernel_cases_softmax.py).
 
-A case draws its inputs, calls the operation's public function on a named backend and, where there is one, a plain form that
-somebody without this project would write in jnp. Gradients are those of every array the case hands over.
+A case draws its inputs, calls the operation's public function on a named backend and, where there is one, a plain form
+that somebody without this project would write in jnp. Gradients are those of every array the case hands over.
 """
-
-from __future__ import annotations
 
 import functools
 from collections.abc import Callable
@@ -14,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from recollect.benchmarks import kernel_cases_softmax
-from recollect.benchmarks.kernel_case import Arrays, Case
+from recollect.benchmarks.kernel_case import Arrays, Case, normal
 from recollect.pallas_kernels.gated_convolution import long_convolution, short_convolution
 from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 from recollect.pallas_kernels.linear_recurrence.reference import quadratic
@@ -22,67 +20,37 @@ from recollect.pallas_kernels.taylor_attention import taylor_attention
 
 
 def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Case:
+    draw = normal({"q": (b, t, h, k), "k": (b, t, h, k), "v": (b, t, h, v)})
+
     def inputs(key, dtype) -> Arrays:
-        keys = jax.random.split(key, 6)
-        found = {
-            "q": jax.random.normal(keys[0], (b, t, h, k)),
-            "k": jax.random.normal(keys[1], (b, t, h, k)),
-            "v": jax.random.normal(keys[2], (b, t, h, v)),
-        }
-        found["k"] /= jnp.linalg.norm(found["k"], axis=-1, keepdims=True)
-        if "delta" in variant:
-            beta = jax.nn.sigmoid(jax.random.normal(keys[4], (b, t, h)))
-            found |= {"beta": beta}
-        found = {name: x if name == "beta" else x.astype(dtype) for name, x in found.items()}
-        if "decay per head" in variant:
-            found["log_decay"] = jax.nn.log_sigmoid(jax.random.normal(keys[3], (b, t, h)) + 3)
-        if "decay per channel" in variant:
-            found["log_decay"] = jax.nn.log_sigmoid(jax.random.normal(keys[3], (b, t, h, k)) + 3)
-        return found
+        arrays = draw(key, jnp.float32)
+        arrays["k"] /= jnp.linalg.norm(arrays["k"], axis=-1, keepdims=True)
+        arrays = {name: x.astype(dtype) for name, x in arrays.items()}
+        decay, beta = (jax.random.fold_in(key, number) for number in (1, 2))
+        if "decay per" in variant:
+            shape = (b, t, h, k) if "channel" in variant else (b, t, h)
+            arrays["log_decay"] = jax.nn.log_sigmoid(jax.random.normal(decay, shape) + 3)
+        return arrays | ({"beta": jax.nn.sigmoid(jax.random.normal(beta, (b, t, h)))} if "delta" in variant else {})
 
     def run(x: Arrays, backend: str | None) -> jax.Array:
-        extra = {}
+        terms = {"log_decay": x.get("log_decay"), "segment_ids": x.get("segment_ids"), "scale": k**-0.5}
         if "beta" in x:
-            extra = {"erase_read": (x["beta"][..., None] * x["k"]).astype(x["k"].dtype), "write_strength": x["beta"]}
-        decay = x.get("log_decay")
-        extra["segment_ids"] = x.get("segment_ids")
-        return linear_recurrence(x["q"], x["k"], x["v"], log_decay=decay, scale=k**-0.5, backend=backend, **extra)[0]
+            terms |= {"erase_read": (x["beta"][..., None] * x["k"]).astype(x["k"].dtype), "write_strength": x["beta"]}
+        return linear_recurrence(x["q"], x["k"], x["v"], **terms, backend=backend)[0]
 
     def square(x: Arrays) -> jax.Array:
         return quadratic(x["q"], x["k"], x["v"], log_decay=x.get("log_decay"), scale=k**-0.5).astype(x["v"].dtype)
 
     # The square form of a decay per channel holds a (t, t, k) array per head; the delta rule has none.
     plain = {"square form": square} if variant in ("no decay", "decay per head") else {}
-    peer = {
-        "no decay": "linear_attention",
-        "decay per head": "simple_gla",
-        "decay per channel": "gla",
-        "gated delta, decay per head": "gated_delta_rule",
-        "gated delta, decay per channel": "kda",
-    }[variant]
+    work = (3 if "delta" in variant else 2) * 2.0 * b * t * h * k * v
     sizes = {"b": b, "t": t, "h": h, "k": k, "v": v}
-    products = 3 if "delta" in variant else 2
-    return Case(
-        "linear_recurrence",
-        variant,
-        sizes,
-        inputs,
-        run,
-        products * 2.0 * b * t * h * k * v,
-        plain,
-        peer,
-        libraries=("jla",),
-    )
+    peer, libraries = RECURRENCES[variant], ("jla",)
+    return Case("linear_recurrence", variant, sizes, inputs, run, work, plain, peer, libraries=libraries)
 
 
 def _taylor(b: int, t: int, h: int, k: int, v: int) -> Case:
-    def inputs(key, dtype) -> Arrays:
-        keys = jax.random.split(key, 3)
-        shapes = {"q": (b, t, h, k), "k": (b, t, h, k), "v": (b, t, h, v)}
-        return {
-            name: jax.random.normal(each, shape).astype(dtype)
-            for each, (name, shape) in zip(keys, shapes.items(), strict=True)
-        }
+    inputs = normal({"q": (b, t, h, k), "k": (b, t, h, k), "v": (b, t, h, v)})
 
     def run(x: Arrays, backend: str | None) -> jax.Array:
         return taylor_attention(x["q"], x["k"], x["v"], segment_ids=x.get("segment_ids"), backend=backend)[0]
@@ -93,25 +61,16 @@ def _taylor(b: int, t: int, h: int, k: int, v: int) -> Case:
         o = jnp.einsum("bhij,bjhv->bihv", weights, x["v"].astype(jnp.float32))
         return (o / jnp.moveaxis(jnp.sum(weights, axis=-1), 1, 2)[..., None]).astype(x["v"].dtype)
 
-    features = 1 + k + k * (k + 1) // 2
+    work = 4.0 * b * t * h * (1 + k + k * (k + 1) // 2) * (v + 1)
     sizes = {"b": b, "t": t, "h": h, "k": k, "v": v}
-    return Case(
-        "taylor_attention",
-        "normalised",
-        sizes,
-        inputs,
-        run,
-        4.0 * b * t * h * features * (v + 1),
-        {"square form": square},
-        "based",
-    )
+    return Case("taylor_attention", "normalised", sizes, inputs, run, work, {"square form": square}, "based")
 
 
 def _short(b: int, t: int, d: int) -> Case:
+    draw = normal({"x": (b, t, d), "out_gate": (b, t, d)})
+
     def inputs(key, dtype) -> Arrays:
-        keys = jax.random.split(key, 3)
-        x, gate = (jax.random.normal(each, (b, t, d)).astype(dtype) for each in keys[:2])
-        return {"x": x, "out_gate": gate, "taps": jax.random.normal(keys[2], (4, d)) / 2}
+        return draw(key, dtype) | {"taps": jax.random.normal(jax.random.fold_in(key, 1), (4, d)) / 2}
 
     def run(x: Arrays, backend: str | None) -> jax.Array:
         how = {"activation": "silu", "segment_ids": x.get("segment_ids"), "backend": backend}
@@ -119,22 +78,11 @@ def _short(b: int, t: int, d: int) -> Case:
 
     def library(x: Arrays) -> jax.Array:
         filters = jnp.flip(x["taps"], 0).astype(x["x"].dtype)[:, None]
-        y = jax.lax.conv_general_dilated(
-            x["x"], filters, (1,), [(3, 0)], dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=d
-        )
-        return jax.nn.silu(y) * x["out_gate"]
+        layout = {"dimension_numbers": ("NWC", "WIO", "NWC"), "feature_group_count": d}
+        return jax.nn.silu(jax.lax.conv_general_dilated(x["x"], filters, (1,), [(3, 0)], **layout)) * x["out_gate"]
 
-    sizes = {"b": b, "t": t, "d": d}
-    return Case(
-        "short_convolution",
-        "4 taps, silu, gate",
-        sizes,
-        inputs,
-        run,
-        8.0 * b * t * d,
-        {"lax.conv": library},
-        "short_conv",
-    )
+    sizes, plain = {"b": b, "t": t, "d": d}, {"lax.conv": library}
+    return Case("short_convolution", "4 taps, silu, gate", sizes, inputs, run, 8.0 * b * t * d, plain, "short_conv")
 
 
 def _long(b: int, t: int, d: int) -> Case:
@@ -150,18 +98,18 @@ def _long(b: int, t: int, d: int) -> Case:
         spectrum = jnp.fft.rfft(x["x"].astype(jnp.float32), 2 * t, axis=1) * jnp.fft.rfft(x["filter"], 2 * t, axis=0)
         return jnp.fft.irfft(spectrum, 2 * t, axis=1)[:, :t].astype(x["x"].dtype)
 
-    return Case(
-        "long_convolution", "explicit filter", {"b": b, "t": t, "d": d}, inputs, run, 0.0, {"jnp.fft": transform}
-    )
+    sizes = {"b": b, "t": t, "d": d}
+    return Case("long_convolution", "explicit filter", sizes, inputs, run, 0.0, {"jnp.fft": transform})
 
 
-RECURRENCES = (
-    "no decay",
-    "decay per head",
-    "decay per channel",
-    "gated delta, decay per head",
-    "gated delta, decay per channel",
-)
+RECURRENCES = {
+    "no decay": "linear_attention",
+    "decay per head": "simple_gla",
+    "decay per channel": "gla",
+    "gated delta, decay per head": "gated_delta_rule",
+    "gated delta, decay per channel": "kda",
+}
+"""Variants of the recurrence, and each one's peer."""
 
 CASES: dict[tuple[str, str], Callable[..., Case]] = {
     **{("linear_recurrence", variant): functools.partial(_recurrence, variant) for variant in RECURRENCES},
@@ -218,10 +166,8 @@ def cases(platform: str, operations: list[str]) -> list[Case]:
 
 def smaller(case: Case) -> Case:
     """The same heads' sizes, few of them and few tokens: what gradients are checked at."""
-    sizes = {**case.sizes, "b": 1, "t": min(case.sizes["t"], 320)}
-    if "h" in sizes:
-        sizes["h"] = min(2, sizes["h"])
-    return CASES[case.operation, case.variant](**{**sizes, **case.small})
+    few = {name: min(most, case.sizes[name]) for name, most in (("b", 1), ("t", 320), ("h", 2)) if name in case.sizes}
+    return CASES[case.operation, case.variant](**{**case.sizes, **few, **case.small})
 
 
 OPERATIONS = tuple(dict.fromkeys(operation for operation, _ in CASES))

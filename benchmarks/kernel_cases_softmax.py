@@ -7,43 +7,28 @@ also on cuDNN, which routing has to beat.
 Work counts the pairs of query and key that are seen, as products with keys and with values.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.benchmarks.kernel_case import Arrays, Case
+from recollect.benchmarks.kernel_case import Arrays, Case, normal, sizes_of
 from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention
 from recollect.pallas_kernels.landmark_attention import landmark_attention
 from recollect.pallas_kernels.softmax_attention import softmax_attention
-
-
-def _qkv(b: int, t: int, h: int, g: int, k: int, v: int) -> Callable[[jax.Array, Any], Arrays]:
-    def inputs(key, dtype) -> Arrays:
-        keys = jax.random.split(key, 3)
-        shapes = {"q": (b, t, h, k), "k": (b, t, g, k), "v": (b, t, g, v)}
-        return {
-            name: jax.random.normal(each, shape).astype(dtype)
-            for each, (name, shape) in zip(keys, shapes.items(), strict=True)
-        }
-
-    return inputs
 
 
 def _window(variant: str, b: int, t: int, h: int, k: int, v: int, w: int | None = None, g: int | None = None) -> Case:
     """w: keys a query sees, None for all before it. g: key heads, None for as many as query heads."""
     with_sinks = "sinks" in variant
     groups = h if g is None else g
-    draw = _qkv(b, t, h, groups, k, v)
+    draw = normal({"q": (b, t, h, k), "k": (b, t, groups, k), "v": (b, t, groups, v)})
 
     def inputs(key, dtype) -> Arrays:
-        found = draw(key, dtype)
-        return found | ({"sinks": jax.random.normal(jax.random.fold_in(key, 1), (h,))} if with_sinks else {})
+        sinks = {"sinks": jax.random.normal(jax.random.fold_in(key, 1), (h,))} if with_sinks else {}
+        return draw(key, dtype) | sinks
 
     def run(x: Arrays, backend: str | None) -> jax.Array:
         segments = {f"{side}_segments": x["segment_ids"] for side in ("query", "key") if "segment_ids" in x}
@@ -65,23 +50,11 @@ def _window(variant: str, b: int, t: int, h: int, k: int, v: int, w: int | None 
         plain["jax.nn"] = lambda x: jax.nn.dot_product_attention(
             x["q"], x["k"], x["v"], is_causal=True, local_window_size=before
         )
-    sizes = {"b": b, "t": t, "h": h, "k": k, "v": v}
-    sizes |= {name: size for name, size in (("w", w), ("g", g)) if size is not None}
+    sizes = sizes_of(b=b, t=t, h=h, k=k, v=v, w=w, g=g)
     small = ({} if w is None else {"w": min(w, 100)}) | ({} if g is None else {"h": 4, "g": max(1, 4 * g // h)})
     peer = "sink_attention" if with_sinks else "causal_attention" if w is None else "sliding_attention"
-    pairs = sum(min(i + 1, w or t) for i in range(t))
-    return Case(
-        "softmax_attention",
-        variant,
-        sizes,
-        inputs,
-        run,
-        2.0 * b * h * pairs * (k + v),
-        plain,
-        peer,
-        small,
-        ("cudnn", "splash"),
-    )
+    work = 2.0 * b * h * sum(min(i + 1, w or t) for i in range(t)) * (k + v)
+    return Case("softmax_attention", variant, sizes, inputs, run, work, plain, peer, small, ("cudnn", "splash"))
 
 
 def _landmark(b: int, t: int, h: int, k: int, v: int, block: int = 63) -> Case:
@@ -92,23 +65,19 @@ def _landmark(b: int, t: int, h: int, k: int, v: int, block: int = 63) -> Case:
         return landmark_attention(x["q"], x["k"], x["v"], block=block, backend=backend)
 
     def dense(x: Arrays) -> jax.Array:
-        """Over all pairs: a softmax inside each block, times the weight of its landmark in one over landmarks and
-        the own block."""
+        """Softmax inside each block, times its landmark's weight in one over landmarks and the query's block."""
         s = jnp.einsum("bihk,bjhk->bhij", x["q"], x["k"], preferred_element_type=jnp.float32) * k**-0.5
         i, j = jnp.arange(t)[:, None], jnp.arange(t)[None]
-        landmark, own, earlier = j % c == block, i // c == j // c, j // c < i // c
-        outer = jax.nn.softmax(jnp.where(jnp.where(landmark, earlier, own & (j <= i)), s, -1e30), axis=-1)
-        n = -(-t // c)
-        blocks = jnp.pad(
-            jnp.where(landmark, -1e30, s), ((0, 0),) * 3 + ((0, n * c - t),), constant_values=-1e30
-        ).reshape(b, h, t, n, c)
-        weight = jnp.pad(jnp.where(landmark & earlier, outer, 0), ((0, 0),) * 3 + ((0, n * c - t),)).reshape(
-            b, h, t, n, c
-        )
-        inner = (jax.nn.softmax(blocks, axis=-1) * jnp.sum(weight, axis=-1, keepdims=True)).reshape(b, h, t, n * c)[
-            ..., :t
-        ]
-        weights = jnp.where(own & ~landmark & (j <= i), outer, inner).astype(x["v"].dtype)
+        landmark, same_block, earlier = j % c == block, i // c == j // c, j // c < i // c
+        outer = jax.nn.softmax(jnp.where(jnp.where(landmark, earlier, same_block & (j <= i)), s, -1e30), axis=-1)
+
+        def in_blocks(x: jax.Array, fill: float) -> jax.Array:
+            return jnp.pad(x, ((0, 0),) * 3 + ((0, -t % c),), constant_values=fill).reshape(b, h, t, -1, c)
+
+        inner = jax.nn.softmax(in_blocks(jnp.where(landmark, -1e30, s), -1e30), axis=-1)
+        inner *= jnp.sum(in_blocks(jnp.where(landmark & earlier, outer, 0), 0), axis=-1, keepdims=True)
+        inner = inner.reshape(b, h, t, -1)[..., :t]
+        weights = jnp.where(same_block & ~landmark & (j <= i), outer, inner).astype(x["v"].dtype)
         return jnp.einsum("bhij,bjhv->bihv", weights, x["v"])
 
     # An earlier block is one super-token: scores of all its tokens, landmark included, and values of the ordinary ones.
@@ -116,22 +85,16 @@ def _landmark(b: int, t: int, h: int, k: int, v: int, block: int = 63) -> Case:
     own = np.minimum(place + 1, block)
     scored, valued = int(np.sum(own + earlier * c)), int(np.sum(own + earlier * block))
     sizes = {"b": b, "t": t, "h": h, "k": k, "v": v, "block": block}
+    inputs = normal({"q": (b, t, h, k), "k": (b, t, h, k), "v": (b, t, h, v)})
     work = 2.0 * b * h * (scored * k + valued * v)
-    return Case(
-        "landmark_attention",
-        "grouped softmax",
-        sizes,
-        _qkv(b, t, h, h, k, v),
-        run,
-        work,
-        {"softmax over all pairs": dense},
-    )
+    plain = {"softmax over all pairs": dense}
+    return Case("landmark_attention", "grouped softmax", sizes, inputs, run, work, plain)
 
 
 def _mixture(b: int, t: int, h: int, k: int, v: int, a: int) -> Case:
     """a: heads that a token chooses of its h routed ones, the likeliest by a router's logits; gates are h times
     their probabilities."""
-    draw = _qkv(b, t, h, h, k, v)
+    draw = normal({"q": (b, t, h, k), "k": (b, t, h, k), "v": (b, t, h, v)})
 
     def inputs(key, dtype) -> Arrays:
         return draw(key, dtype) | {"router": jax.random.normal(jax.random.fold_in(key, 1), (b, t, h))}

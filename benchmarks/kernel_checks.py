@@ -1,10 +1,8 @@
 """What `bench kernels` holds every form to before it is timed: the reference in fp32 (highest precision) on the same
 device, at a small shape."""
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,23 +19,22 @@ Form = Callable[[Arrays], jax.Array]
 
 
 def drawn(case: Case, seed: int, dtype: Any) -> Arrays:
-    """The case's inputs, drawn by one program."""
+    """Returns the case's inputs, drawn by one program."""
     return jax.jit(case.inputs, static_argnums=1)(jax.random.key(seed), jnp.dtype(dtype))
 
 
 def cotangent(form: Form, inputs: Arrays) -> jax.Array:
-    """What a form's output is multiplied by in its gradients: a cosine over the last dimension, in the output's
-    shape and dtype."""
+    """Returns a cosine over the last dimension in the shape and dtype of the form's output, for its gradients."""
     output = jax.eval_shape(form, inputs)
     return jax.jit(lambda: jnp.broadcast_to(jnp.cos(jnp.arange(output.shape[-1])), output.shape).astype(output.dtype))()
 
 
 def with_gradients(form: Form) -> Callable[[Arrays, jax.Array], tuple[jax.Array, Arrays]]:
-    """(inputs, cotangent) -> output, and the gradients of all inputs."""
+    """Returns the function (inputs, cotangent) -> output, and the gradients of all inputs."""
 
-    def both(inputs: Arrays, given: jax.Array) -> tuple[jax.Array, Arrays]:
-        output, back = jax.vjp(form, inputs)
-        return output, back(given)[0]
+    def both(inputs: Arrays, output_cotangent: jax.Array) -> tuple[jax.Array, Arrays]:
+        output, vjp = jax.vjp(form, inputs)
+        return output, vjp(output_cotangent)[0]
 
     return both
 
@@ -62,8 +59,10 @@ class Check:
             return jax.jit(with_gradients(form))(exact, cotangent(form, self.inputs).astype(jnp.float32))
 
     def errors(self, form: Form) -> dict[str, tuple[float, float]]:
-        """rms(error) / rms(reference) and its bar, for the output and each gradient. Forms run as users run them: bf16
-        at default precision, fp32 at the highest."""
+        """Returns rms(error) / rms(reference) and its bar, for the output and each gradient.
+
+        Forms run as users run them: bf16 at default precision, fp32 at the highest.
+        """
         low = self.dtype == jnp.bfloat16
         with jax.default_matmul_precision("default" if low else "highest"):
             output, gradients = jax.jit(with_gradients(form))(self.inputs, cotangent(form, self.inputs))
@@ -71,6 +70,11 @@ class Check:
         for name, gradient in gradients.items():
             errors[name] = (relative_error(gradient, self.expected[1][name]), GATE if name in GATES else GRADIENT)
         return errors if low else {name: (error, FULL) for name, (error, _) in errors.items()}
+
+
+def wrong(errors: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Returns the names of what is not within its bar, NaN included."""
+    return [name for name, (error, bar) in errors.items() if not error <= bar]
 
 
 def relative_error(output: Any, expected: Any, least: float = 1e-30) -> float:

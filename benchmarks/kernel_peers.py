@@ -3,19 +3,19 @@ GPU.
 
     PYTHON benchmarks/kernel_peers.py < cases.jsonl
 
-Reads one JSON line per case ({"peer", "sizes"}) and answers one per case: {"forward", "both", "version"} in seconds, with
-"backward_error" in place of "both" where only the forward pass works, or {"error"} with the reason there is nothing.
-"broken" is in an answer after which this process is of no more use. Of this project only peer_side.py is
-imported, so any interpreter with torch and fla serves.
+Reads one JSON line per case ({"peer", "sizes"}) and answers one per case: {"forward", "both", "version"} in seconds,
+with "backward_error" in place of "both" where only the forward pass works, or {"error"} with the reason.
+"broken" is in an answer after which this process is of no more use. Of this project only peer_side.py
+is imported, so any interpreter with torch and fla serves.
 
 fla's functions take (b, t, h, d) and fp32 gates, as they are called in its own benchmarks. torch's attention takes
-heads before tokens, and is given
-arrays laid out so: scaled_dot_product_attention where it is causal, flex_attention for windows and sinks.
+heads before tokens, and is given arrays laid out so: scaled_dot_product_attention where it is causal, flex_attention
+for windows and sinks.
 """
 
-from __future__ import annotations
-
+import functools
 import gc
+import importlib
 import statistics
 import sys
 import time
@@ -34,30 +34,25 @@ def answer(case: dict) -> dict:
         times = measure(case)
     except Exception as error:  # whatever a peer's library raises is an answer here
         times = {"error": one_line(error)}
-    try:
-        _free()
+    try:  # memory that no tensor uses any more goes back to the GPU, for the process beside this one
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
     except Exception:  # after a fault on the GPU every further call fails
         times["broken"] = True
     return times
 
 
-def _free() -> None:
-    """Gives memory that no tensor uses any more back to the GPU, for the process beside this one."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-
-
 def measure(case: dict) -> dict:
-    """Medians of a case's forward pass and of forward and backward."""
+    """Returns the medians of a case's forward pass and of forward and backward."""
     import torch
 
     if not torch.cuda.is_available():
         raise RuntimeError("torch sees no GPU")
     torch.manual_seed(0)
-    function, inputs, version = PEERS[case["peer"]](**case["sizes"])
+    function, inputs, version = PEERS[case["peer"]](torch, **case["sizes"])
 
     def forward():
         with torch.no_grad():
@@ -65,19 +60,15 @@ def measure(case: dict) -> dict:
 
     leaves = [x.detach().requires_grad_() for x in inputs]
     cotangent = torch.randn_like(forward())
-
-    def both():
-        return torch.autograd.grad(function(*leaves), leaves, cotangent)
-
-    answer = {"forward": timed(forward, torch), "version": version}
+    answer = {"forward": timed(torch, forward), "version": version}
     try:
-        answer["both"] = timed(both, torch)
+        answer["both"] = timed(torch, lambda: torch.autograd.grad(function(*leaves), leaves, cotangent))
     except Exception as error:
         answer["backward_error"] = one_line(error)
     return answer
 
 
-def timed(call, torch) -> float:
+def timed(torch, call) -> float:
     """Returns the median seconds per call, each of 20 turns long enough to hide a launch."""
     for _ in range(5):  # compiles and tunes
         call()
@@ -96,174 +87,130 @@ def timed(call, torch) -> float:
     return statistics.median(times)
 
 
-def _rows(b, t, h, k, v):
-    import torch
+def linear(torch, b, t, h, k, v, *, operation, name, decay=(), beta=False, **options):
+    """Returns fla.ops.`operation`.`name`, its inputs and its version.
 
-    make = lambda d: torch.randn(b, t, h, d, device="cuda", dtype=torch.bfloat16)  # noqa: E731
-    q, key, value = make(k), torch.nn.functional.normalize(make(k), dim=-1), make(v)
-    return q, key, value
+    Args:
+      decay: dimensions of the log decay "g"; () for none. beta: whether it takes strengths per token and head.
+    """
+    call = getattr(importlib.import_module(f"fla.ops.{operation}"), name)
+    sizes, gates = {"b": b, "t": t, "h": h, "k": k}, {}
+    if decay:
+        gates["g"] = torch.nn.functional.logsigmoid(torch.randn(*map(sizes.get, decay), device="cuda") + 3)
+    if beta:
+        gates["beta"] = torch.sigmoid(_bf16(torch, b, t, h))
 
+    def function(q, k, v, *values):
+        return call(q, k, v, **dict(zip(gates, values, strict=True)), **options)[0]
 
-def _gate(*shape):
-    import torch
-
-    return torch.nn.functional.logsigmoid(torch.randn(*shape, device="cuda") + 3)
-
-
-def _beta(b, t, h):
-    import torch
-
-    return torch.sigmoid(torch.randn(b, t, h, device="cuda", dtype=torch.bfloat16))
-
-
-def _version() -> str:
-    import fla
-    import torch
-
-    return f"fla {fla.__version__}, torch {torch.__version__}"
+    return function, (*_qkv(torch, b, t, h, k, v), *gates.values()), _fla(torch)
 
 
-def linear_attention(b, t, h, k, v):
-    from fla.ops.linear_attn import chunk_linear_attn
-
-    return (lambda q, k, v: chunk_linear_attn(q, k, v, normalize=False)[0]), _rows(b, t, h, k, v), _version()
-
-
-def simple_gla(b, t, h, k, v):
-    from fla.ops.simple_gla import chunk_simple_gla
-
-    return (lambda q, k, v, g: chunk_simple_gla(q, k, v, g=g)[0]), (*_rows(b, t, h, k, v), _gate(b, t, h)), _version()
-
-
-def gla(b, t, h, k, v):
-    from fla.ops.gla import chunk_gla
-
-    return (lambda q, k, v, g: chunk_gla(q, k, v, g=g)[0]), (*_rows(b, t, h, k, v), _gate(b, t, h, k)), _version()
-
-
-def gated_delta_rule(b, t, h, k, v):
-    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-
-    inputs = (*_rows(b, t, h, k, v), _gate(b, t, h), _beta(b, t, h))
-    return (lambda q, k, v, g, beta: chunk_gated_delta_rule(q, k, v, g=g, beta=beta)[0]), inputs, _version()
-
-
-def kda(b, t, h, k, v):
-    from fla.ops.kda import chunk_kda
-
-    inputs = (*_rows(b, t, h, k, v), _gate(b, t, h, k), _beta(b, t, h))
-    return (lambda q, k, v, g, beta: chunk_kda(q, k, v, g=g, beta=beta)[0]), inputs, _version()
-
-
-def based(b, t, h, k, v):
-    """The faster of fla's two forms at this length: the square one, and the one that carries a state."""
-    import torch
+def based(torch, b, t, h, k, v):
+    """Returns the faster of fla's two forms of Based at this length: the square one, and the one with a state."""
     from fla.ops.based import fused_chunk_based, parallel_based
 
-    inputs = _rows(b, t, h, k, v)
-    forms = [
-        lambda q, k, v: parallel_based(q, k, v, use_norm=True),
-        lambda q, k, v: fused_chunk_based(q, k, v, use_norm=True),
-    ]
+    inputs = _qkv(torch, b, t, h, k, v)
+    forms = [functools.partial(form, use_norm=True) for form in (parallel_based, fused_chunk_based)]
     with torch.no_grad():
-        times = [timed(lambda form=form: form(*inputs), torch) for form in forms]
-    return forms[times.index(min(times))], inputs, _version()
+        return min(forms, key=lambda form: timed(torch, lambda: form(*inputs))), inputs, _fla(torch)
 
 
-def short_conv(b, t, d):
-    import torch
-
-    x, gate = (torch.randn(b, t, d, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    taps = torch.randn(d, 1, 4, device="cuda", dtype=torch.bfloat16)
+def short_conv(torch, b, t, d):
+    """Returns a causal convolution of 4 taps per channel, silu and gate, compiled."""
 
     @torch.compile
     def function(x, gate, taps):
         y = torch.nn.functional.conv1d(x.transpose(1, 2), taps, padding=3, groups=d)[..., :t].transpose(1, 2)
         return torch.nn.functional.silu(y) * gate
 
-    return function, (x, gate, taps), f"torch {torch.__version__}"
+    inputs = _bf16(torch, b, t, d), _bf16(torch, b, t, d), _bf16(torch, d, 1, 4)
+    return function, inputs, f"torch {torch.__version__}"
 
 
-def _heads_first(b, t, h, k, v, g=None):
-    """q (b, h, t, k), k (b, g, t, k), v (b, g, t, v), as torch's attention takes them."""
-    import torch
-
-    make = lambda heads, d: torch.randn(b, heads, t, d, device="cuda", dtype=torch.bfloat16)  # noqa: E731
-    groups = h if g is None else g
-    return make(h, k), make(groups, k), make(groups, v)
-
-
-def causal_attention(b, t, h, k, v, g=None):
-    """torch's own choice of kernel (FlashAttention or cuDNN)."""
-    import torch
-
+def causal_attention(torch, b, t, h, k, v, g=None):
+    """Returns torch's own choice of kernel (FlashAttention or cuDNN)."""
     attend = torch.nn.functional.scaled_dot_product_attention
-    return (
-        (lambda q, k, v: attend(q, k, v, is_causal=True, enable_gqa=g is not None)),
-        _heads_first(b, t, h, k, v, g),
-        _torch(),
-    )
+    function = functools.partial(attend, is_causal=True, enable_gqa=g is not None)
+    return function, _heads_first(torch, b, t, h, k, v, g), f"torch {torch.__version__}"
 
 
-def sliding_attention(b, t, h, k, v, w, g=None):
-    """flex_attention, compiled, with a block mask of the window."""
-    attend = _flex(t, w)
-    return (
-        (lambda q, k, v: attend(q, k, v, enable_gqa=g is not None)),
-        _heads_first(b, t, h, k, v, g),
-        f"flex_attention, {_torch()}",
-    )
+def sliding_attention(torch, b, t, h, k, v, w, g=None):
+    """Returns flex_attention, compiled, with a block mask of the window."""
+    function = functools.partial(flex(torch, t, w), enable_gqa=g is not None)
+    return function, _heads_first(torch, b, t, h, k, v, g), f"flex_attention, torch {torch.__version__}"
 
 
-def sink_attention(b, t, h, k, v, w, g=None):
-    """The same, and a logit per head that joins the denominator: outputs shrink by the sigmoid of the log-sum-exp less
-    the logit."""
-    import torch
+def sink_attention(torch, b, t, h, k, v, w, g=None):
+    """Returns the same with a logit per head that joins the denominator: outputs shrink by the sigmoid of the
+    log-sum-exp less the logit."""
     from torch.nn.attention.flex_attention import AuxRequest
 
-    attend = _flex(t, w)
+    attend, inputs, version = sliding_attention(torch, b, t, h, k, v, w, g)
 
+    @torch.compile
     def function(q, k, v, sinks):
-        o, more = attend(q, k, v, enable_gqa=g is not None, return_aux=AuxRequest(lse=True))
-        return (o * torch.sigmoid(more.lse - sinks[:, None])[..., None]).to(o.dtype)
+        o, auxiliary = attend(q, k, v, return_aux=AuxRequest(lse=True))
+        return (o * torch.sigmoid(auxiliary.lse - sinks[:, None])[..., None]).to(o.dtype)
 
-    inputs = (*_heads_first(b, t, h, k, v, g), torch.randn(h, device="cuda"))
-    return torch.compile(function), inputs, f"flex_attention, {_torch()}"
+    return function, (*inputs, torch.randn(h, device="cuda")), version
 
 
-def gated_heads(b, t, h, k, v, a):
-    """What public mixtures of heads do: every head's attention, multiplied by gates of which all but `a` per token are
-    zero."""
-    import torch
-
-    attend, attended = causal_attention(b, t, h, k, v)[0], _heads_first(b, t, h, k, v)
+def gated_heads(torch, b, t, h, k, v, a):
+    """Returns what public mixtures of heads do: every head's attention, multiplied by gates of which all but `a` per
+    token are zero."""
+    attend, inputs, version = causal_attention(torch, b, t, h, k, v)
 
     def function(q, k, v, router):
         probabilities, chosen = router.softmax(dim=1).topk(a, dim=1)
         gates = torch.zeros_like(router).scatter(1, chosen, h * probabilities)
         return (attend(q, k, v) * gates[..., None]).to(q.dtype)
 
-    return function, (*attended, torch.randn(b, h, t, device="cuda")), _torch()
+    return function, (*inputs, torch.randn(b, h, t, device="cuda")), version
 
 
-def _flex(t, w):
-    import torch
+def flex(torch, t, w):
+    """Returns compiled flex_attention of t tokens that see the last w."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    seen = create_block_mask(lambda b, h, i, j: (j <= i) & (i - j < w), None, None, t, t, device="cuda")
-    compiled = torch.compile(flex_attention)
-    return lambda q, k, v, **options: compiled(q, k, v, block_mask=seen, **options)
+    mask = create_block_mask(lambda b, h, i, j: (j <= i) & (i - j < w), None, None, t, t, device="cuda")
+    return functools.partial(torch.compile(flex_attention), block_mask=mask)
 
 
-def _torch() -> str:
-    import torch
-
-    return f"torch {torch.__version__}"
+def _bf16(torch, *shape):
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
 
-LINEAR = (linear_attention, simple_gla, gla, gated_delta_rule, kda, based, short_conv)
-SOFTMAX = (causal_attention, sliding_attention, sink_attention, gated_heads)
-PEERS = {peer.__name__: peer for peer in (*LINEAR, *SOFTMAX)}
+def _qkv(torch, b, t, h, k, v):
+    key = torch.nn.functional.normalize(_bf16(torch, b, t, h, k), dim=-1)
+    return _bf16(torch, b, t, h, k), key, _bf16(torch, b, t, h, v)
+
+
+def _heads_first(torch, b, t, h, k, v, g=None):
+    """Returns q (b, h, t, k), k (b, g, t, k), v (b, g, t, v), as torch's attention takes them."""
+    groups = h if g is None else g
+    return _bf16(torch, b, h, t, k), _bf16(torch, b, groups, t, k), _bf16(torch, b, groups, t, v)
+
+
+def _fla(torch) -> str:
+    return f"fla {importlib.import_module('fla').__version__}, torch {torch.__version__}"
+
+
+LINEAR = {
+    "linear_attention": {"operation": "linear_attn", "name": "chunk_linear_attn", "normalize": False},
+    "simple_gla": {"operation": "simple_gla", "name": "chunk_simple_gla", "decay": "bth"},
+    "gla": {"operation": "gla", "name": "chunk_gla", "decay": "bthk"},
+    "gated_delta_rule": {
+        "operation": "gated_delta_rule",
+        "name": "chunk_gated_delta_rule",
+        "decay": "bth",
+        "beta": True,
+    },
+    "kda": {"operation": "kda", "name": "chunk_kda", "decay": "bthk", "beta": True},
+}
+OTHERS = (based, short_conv, causal_attention, sliding_attention, sink_attention, gated_heads)
+PEERS = {name: functools.partial(linear, **facts) for name, facts in LINEAR.items()}
+PEERS |= {peer.__name__: peer for peer in OTHERS}
 
 if __name__ == "__main__":
     main()

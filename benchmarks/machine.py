@@ -4,8 +4,6 @@ Easy to get wrong: the load average lags by a minute and counts the benchmark it
 timed is the processors' busy time less that of the benchmark's own processes, which Linux gives in /proc to 10 ms.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A peer in a process of its own, under its own interpreter, which may hang or die: it then answers with the reason."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

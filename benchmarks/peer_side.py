@@ -24,6 +24,6 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]], requests: Iterable
         print("RESULT " + json.dumps(result), flush=True)
 
 
-def one_line(error: Exception) -> str:
-    """Returns type and message of an error as one line of at most about 200 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def one_line(error: Exception, most: int = 200) -> str:
+    """Returns type and message of an error as one line, the message of at most `most` characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"

@@ -16,8 +16,6 @@ checkpoints are no part of it. MFU counts three times the forward products (trai
 peer too. The peer trains on one batch that lies on the device, so no data are in its time.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import statistics
@@ -29,7 +27,7 @@ import jax
 
 from recollect.benchmarks.machine import QUIET, OtherLoad
 from recollect.benchmarks.peer_process import PeerProcess
-from recollect.benchmarks.reporting import Parser, keep, print_device
+from recollect.benchmarks.reporting import Parser, keep, number, print_device
 from recollect.configuration import UserError, apply_overrides
 from recollect.configuration.paths import keep_compiled_programs
 from recollect.experiments import registry
@@ -40,11 +38,21 @@ from recollect.training.batches import open_batches
 from recollect.training.monitoring.throughput import Meter, meter_of
 from recollect.training.step import Program, member_values
 
-ON_CPU = tuple(
-    f"{pattern}_30m" for pattern in ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena")
-)
+PATTERNS = ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena")
+ON_CPU = tuple(f"{pattern}_30m" for pattern in PATTERNS)
 ON_ACCELERATORS = ("attention_360m", "based_360m")
 WARM_UP = 2
+KINDS = {Attention: "attention", SlidingWindow: "window", GatedConvolution: "convolution", LinearAttention: "taylor"}
+"""Mixers that the peer has, and its names for them."""
+OPTIONS = {
+    "models": {"nargs": "+", "metavar": "NAME", "help": "experiments of `pretrain`, for example based_360m"},
+    "accelerator": {"action": "store_true", "help": "what accelerators take by default, whatever the device"},
+    "steps": number(5, "timed steps"),
+    "peer-python": {
+        "metavar": "PYTHON",
+        "help": "an interpreter with torch and flash-linear-attention: time those beside ours",
+    },
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,10 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     device = jax.devices()[0]
     names = options.models or (ON_ACCELERATORS if options.accelerator or device.platform != "cpu" else ON_CPU)
-    experiments = [
-        apply_overrides(registry.load(f"pretrain.{name.removeprefix('pretrain.')}", "experiment"), options.overrides)
-        for name in names
-    ]
+    names = [f"pretrain.{name.removeprefix('pretrain.')}" for name in names]
+    experiments = [apply_overrides(registry.load(name, "experiment"), options.overrides) for name in names]
     print_device()
     print(f"{'':32}{'parameters':>14}{'tokens/s':>12}{'s a step':>10}{'waiting':>9}{'MFU':>8}")
     rows = []
@@ -77,18 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser("pretraining", __doc__)
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="experiments of `pretrain`, for example based_360m")
-    parser.add_argument(
-        "--accelerator", action="store_true", help="what accelerators take by default, whatever the device"
-    )
-    parser.add_argument("--steps", type=int, default=5, help="timed steps (default 5)")
-    parser.add_argument(
-        "--peer-python",
-        metavar="PYTHON",
-        help="an interpreter with torch and flash-linear-attention: time those beside ours",
-    )
-    parser.add_out("pretraining.json")
+    parser = Parser("pretraining", __doc__, OPTIONS, "pretraining.json")
     options, overrides = parser.parse_known_args(arguments)
     if any(one.startswith("-") or "=" not in one for one in overrides):
         raise UserError(f"bench pretraining: unrecognized arguments {' '.join(overrides)} (overrides are path=value)")
@@ -115,19 +110,17 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
     values = member_values([experiment], False)
     state = program.init(experiment.run.seed)
     like = meter_of(experiment)
-    meter, seconds, load = Meter(), [], OtherLoad()
     tokens = experiment.run.batch_size * experiment.data.length
     for step in range(WARM_UP + steps):
-        if step == WARM_UP:
+        if step in (0, WARM_UP):
             meter, seconds, load = Meter(like.flops_per_token, like.peak), [], OtherLoad()
         begun, waited = time.perf_counter(), batches.waited
         state, metrics = batches.train(state, values, 1, step)
         loss = float(jax.device_get(metrics["loss"])[-1])
         seconds.append(time.perf_counter() - begun)
         meter.step(1, tokens, seconds[-1], batches.waited - waited)
-    rates = meter.total()
+    rates, median = meter.total(), statistics.median(seconds)
     assert rates is not None
-    median = statistics.median(seconds)
     row = {
         "name": experiment.name,
         "parameters": count(state["params"]),
@@ -145,19 +138,16 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
         "others": load.cores(),
     }
     memory = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in memory:  # GPUs and TPUs tell it
+    if "peak_bytes_in_use" in memory:  # GPUs and TPUs count it
         row["peak_bytes"] = memory["peak_bytes_in_use"]
     if like.flops_per_token is not None and like.peak is not None:
-        row |= {
-            "mfu": tokens / median * like.flops_per_token / like.peak,
-            "flops_per_token": like.flops_per_token,
-            "peak": like.peak,
-        }
+        row["mfu"] = tokens / median * like.flops_per_token / like.peak
+        row |= {"flops_per_token": like.flops_per_token, "peak": like.peak}
     return row
 
 
 def peer(experiment: Any, python: str, steps: int, ours: dict[str, Any]) -> dict[str, Any]:
-    """The same shape in torch, in a process of its own: what pretraining_peer.py answers, or {"error"}.
+    """Returns what pretraining_peer.py answers for the same shape, in a process of its own, or {"error"}.
 
     Raises:
       UserError: the interpreter cannot be run.
@@ -170,59 +160,49 @@ def peer(experiment: Any, python: str, steps: int, ours: dict[str, Any]) -> dict
 
 
 def peer_case(experiment: Any) -> dict[str, Any]:
-    """What the peer needs to know: its layers and sizes.
+    """Returns what the peer needs to know: its layers and sizes.
 
     Raises:
       UserError: a mixer that the peer does not have.
     """
-    kinds = {
-        Attention: "attention",
-        SlidingWindow: "window",
-        GatedConvolution: "convolution",
-        LinearAttention: "taylor",
-    }
     layers = []
     for mixer in experiment.model.mixers:
-        if type(mixer) not in kinds:
-            raise UserError(
-                f"{experiment.name}: the peer has no {type(mixer).__name__}; it has {', '.join(kinds.values())} layers"
-            )
-        found: dict[str, Any] = {"kind": kinds[type(mixer)]}
-        for name in ("heads", "window", "feature_dim", "kernel", "expansion"):
-            if getattr(mixer, name, None) is not None:
-                found[name] = getattr(mixer, name)
+        if type(mixer) not in KINDS:
+            names = ", ".join(KINDS.values())
+            raise UserError(f"{experiment.name}: the peer has no {type(mixer).__name__}; it has {names} layers")
+        fields = {x: getattr(mixer, x, None) for x in ("heads", "window", "feature_dim", "kernel", "expansion")}
+        layer = {"kind": KINDS[type(mixer)], **{name: x for name, x in fields.items() if x is not None}}
         if isinstance(getattr(mixer, "positions", None), Rotary):
-            found["rotary"] = mixer.positions.fraction
-        layers.append(found)
+            layer["rotary"] = mixer.positions.fraction
+        layers.append(layer)
     model, run = experiment.model, experiment.run
-    sizes = {"width": model.width, "hidden": model.mlp.inner(model.width), "vocabulary": experiment.data.vocabulary}
+    fields = ("learning_rate", "weight_decay", "beta1", "beta2", "clip")
     return {
         "layers": layers,
-        **sizes,
+        "width": model.width,
+        "hidden": model.mlp.inner(model.width),
+        "vocabulary": experiment.data.vocabulary,
         "rows": run.batch_size,
         "pieces": run.accumulate,
         "length": experiment.data.length,
-        "optimizer": {
-            name: getattr(experiment.optimizer, name, None)
-            for name in ("learning_rate", "weight_decay", "beta1", "beta2", "clip")
-        },
+        "optimizer": {name: getattr(experiment.optimizer, name, None) for name in fields},
     }
 
 
 def _line(row: dict[str, Any]) -> str:
-    mfu = f"{row['mfu']:8.1%}" if "mfu" in row else f"{'-':>8}"
-    rates = f"{row['tokens_per_second']:12,.0f}{row['step_seconds']:10.3f}{row['waiting_for_data']:9.2%}{mfu}"
+    rates = f"{row['tokens_per_second']:12,.0f}{row['step_seconds']:10.3f}{row['waiting_for_data']:9.2%}{_mfu(row)}"
     return f"{row['name']:32}{row['parameters']:14,}{rates}"
 
 
 def _peer_line(row: dict[str, Any]) -> str:
-    found = row["peer"]
-    label = f"  {found.get('version', 'peer')}"
-    if "error" in found:
-        return f"{label:32} {found['error']}"
-    mfu = f"{found['mfu']:8.1%}" if "mfu" in found else f"{'-':>8}"
-    return (
-        f"{label:32}{found['parameters']:14,}{found['tokens_per_second']:12,.0f}{found['step_seconds']:10.3f}"
-        f"{'':9}{mfu}  "
-        f"ours is {row['tokens_per_second'] / found['tokens_per_second']:.2f} times as fast"
-    )
+    peer = row["peer"]
+    label = f"  {peer.get('version', 'peer')}"
+    if "error" in peer:
+        return f"{label:32} {peer['error']}"
+    rates = f"{peer['tokens_per_second']:12,.0f}{peer['step_seconds']:10.3f}{'':9}{_mfu(peer)}"
+    times = row["tokens_per_second"] / peer["tokens_per_second"]
+    return f"{label:32}{peer['parameters']:14,}{rates}  ours is {times:.2f} times as fast"
+
+
+def _mfu(row: dict[str, Any]) -> str:
+    return f"{row['mfu']:8.1%}" if "mfu" in row else f"{'-':>8}"

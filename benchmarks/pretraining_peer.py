@@ -4,8 +4,8 @@ flash-linear-attention's kernels.
     PYTHON benchmarks/pretraining_peer.py < case.json
 
 Reads one JSON object (layers, sizes, optimizer, "steps") and answers {"tokens_per_second", "step_seconds", "seconds",
-"parameters", "version"}, or {"error"} with the reason. Of this project only peer_side.py is imported, so any
-interpreter with torch serves; Taylor layers need fla.
+"parameters", "version"}, or {"error"} with the reason. Of this project only files are imported that need no
+more than the standard library, so any interpreter with torch serves; Taylor layers need fla.
 
 Written as a user of torch would: parameters fp32 under bfloat16 autocast, torch.compile, scaled_dot_product_attention
 (FlashAttention or cuDNN) for full attention, compiled flex_attention for windows, fla's parallel_based or
@@ -13,31 +13,32 @@ fused_chunk_based (whichever is faster here) for Taylor layers, fla's fused line
 4,096 and more, fused AdamW, clipping. On a CPU it runs in fp32 without compiling, to check shapes and parameter counts.
 """
 
-from __future__ import annotations
-
+import functools
 import statistics
+import sys
 import time
 
 import torch
 from torch import nn
 
+from recollect.benchmarks.kernel_peers import flex, timed
 from recollect.benchmarks.peer_side import serve
 
 WARM_UP = 3
 
 
 def measure(case: dict) -> dict:
-    """Median seconds of a training step, its gradients added up over `pieces`."""
+    """Returns rates of a training step whose gradients are added up over `pieces`, and the seconds of each."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     model = build(case).to(device)
-    wanted = case["optimizer"]
+    settings = case["optimizer"]
     optimizer = torch.optim.AdamW(
         model.parameters(),
-        lr=wanted["learning_rate"],
-        betas=(wanted["beta1"], wanted["beta2"]),
-        weight_decay=wanted["weight_decay"],
+        lr=settings["learning_rate"],
+        betas=(settings["beta1"], settings["beta2"]),
+        weight_decay=settings["weight_decay"],
         fused=device == "cuda",
     )
     run = torch.compile(model) if device == "cuda" else model
@@ -49,80 +50,66 @@ def measure(case: dict) -> dict:
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
                 loss = run(piece[:, :-1], piece[:, 1:]) / pieces
             loss.backward()
-        if wanted["clip"] is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), wanted["clip"])
+        if settings["clip"] is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if device == "cuda":
             torch.cuda.synchronize()
 
-    for _ in range(WARM_UP if device == "cuda" else 1):
-        step()
     seconds = []
-    for _ in range(case["steps"]):
+    for _ in range((WARM_UP if device == "cuda" else 1) + case["steps"]):
         begun = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - begun)
-    median = statistics.median(seconds)
+    seconds = seconds[-case["steps"] :]
+    median, version = statistics.median(seconds), f"torch {torch.__version__}"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
         "tokens_per_second": rows * length / median,
         "step_seconds": median,
         "seconds": seconds,
         "parameters": parameters,
-        "version": _version(case),
+        "version": f"fla {fla.__version__}, {version}" if (fla := sys.modules.get("fla")) else version,
     }
 
 
-def _version(case: dict) -> str:
-    if not torch.cuda.is_available() or all(layer["kind"] != "taylor" for layer in case["layers"]):
-        return f"torch {torch.__version__}"
-    import fla
-
-    return f"fla {fla.__version__}, torch {torch.__version__}"
-
-
 def build(case: dict):
-    """The model: (tokens, targets) -> mean cross-entropy."""
+    """Returns the model: (tokens, targets) -> mean cross-entropy."""
     width, hidden = case["width"], case["hidden"]
 
     def linear(inputs, outputs, bias=False):
-        made = nn.Linear(inputs, outputs, bias=bias)
-        nn.init.normal_(made.weight, std=0.02)
-        return made
-
-    class MLP(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.gate, self.up, self.down = linear(width, hidden), linear(width, hidden), linear(hidden, width)
-
-        def forward(self, x):
-            return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+        layer = nn.Linear(inputs, outputs, bias=bias)
+        nn.init.normal_(layer.weight, std=0.02)
+        return layer
 
     class Block(nn.Module):
         def __init__(self, layer):
             super().__init__()
             self.mixer = _MIXERS[layer["kind"]](layer, width, case["length"], linear)
-            self.mixer_norm, self.mlp_norm, self.mlp = nn.RMSNorm(width, 1e-6), nn.RMSNorm(width, 1e-6), MLP()
+            self.mixer_norm, self.mlp_norm = nn.RMSNorm(width, 1e-6), nn.RMSNorm(width, 1e-6)
+            self.gate, self.up, self.down = linear(width, hidden), linear(width, hidden), linear(hidden, width)
 
         def forward(self, x):
             x = x + self.mixer(self.mixer_norm(x))
-            return x + self.mlp(self.mlp_norm(x))
+            y = self.mlp_norm(x)
+            return x + self.down(nn.functional.silu(self.gate(y)) * self.up(y))
 
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
             self.embedding = nn.Embedding(case["vocabulary"], width)
             nn.init.normal_(self.embedding.weight, std=0.02)
-            self.blocks = nn.ModuleList(Block(layer) for layer in case["layers"])
+            self.blocks = nn.Sequential(*map(Block, case["layers"]))
             self.norm = nn.RMSNorm(width, 1e-6)
-            self.fused = _fused_loss(case)
+            self.fused = None
+            if case["vocabulary"] >= 4096 and torch.cuda.is_available():
+                from fla.modules import FusedLinearCrossEntropyLoss
+
+                self.fused = FusedLinearCrossEntropyLoss()  # never holds all logits
 
         def forward(self, tokens, targets):
-            x = self.embedding(tokens)
-            for block in self.blocks:
-                x = block(x)
-            x = self.norm(x)
+            x = self.norm(self.blocks(self.embedding(tokens)))
             if self.fused is not None:
                 return self.fused(x.reshape(-1, width), targets.reshape(-1), self.embedding.weight.to(x.dtype))
             logits = nn.functional.linear(x, self.embedding.weight).float()
@@ -130,15 +117,6 @@ def build(case: dict):
 
     assert case["rows"] % case["pieces"] == 0
     return Model().to(torch.float32)
-
-
-def _fused_loss(case: dict):
-    """fla's cross-entropy that never holds all logits; None for small vocabularies, and where there is no GPU."""
-    if case["vocabulary"] < 4096 or not torch.cuda.is_available():
-        return None
-    from fla.modules import FusedLinearCrossEntropyLoss
-
-    return FusedLinearCrossEntropyLoss()
 
 
 def _softmax(layer, width, length, linear):
@@ -156,7 +134,7 @@ def _softmax(layer, width, length, linear):
             )
             self.register_buffer("cos", angles.cos(), persistent=False)
             self.register_buffer("sin", angles.sin(), persistent=False)
-            self.attend = _flex(length, window) if window is not None and torch.cuda.is_available() else None
+            self.attend = flex(torch, length, window) if window is not None and torch.cuda.is_available() else None
 
         def turn(self, x):
             a, b, rest = x[..., : turned // 2], x[..., turned // 2 : turned], x[..., turned:]
@@ -178,14 +156,6 @@ def _softmax(layer, width, length, linear):
             return self.output(o.transpose(1, 2).reshape(b, t, width))
 
     return Softmax()
-
-
-def _flex(length, window):
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    seen = create_block_mask(lambda b, h, i, j: (j <= i) & (i - j < window), None, None, length, length, device="cuda")
-    attend = torch.compile(flex_attention)
-    return lambda q, k, v: attend(q, k, v, block_mask=seen)
 
 
 def _convolution(layer, width, length, linear):
@@ -232,28 +202,17 @@ def _taylor(layer, width, length, linear):
     return Taylor()
 
 
-_CHOSEN: dict = {}
-
-
+@functools.cache
 def _based(features, values, heads, length):
-    """The faster of fla's two forms at this shape, timed once: the square one, and the one that carries a state."""
+    """Returns the faster of fla's two forms with gradients at this shape: the square one, and the one with a state."""
     from fla.ops.based import fused_chunk_based, parallel_based
 
-    key = (features, values, heads, length)
-    if key not in _CHOSEN:
-        make = lambda d: torch.randn(4, length, heads, d, device="cuda", dtype=torch.bfloat16, requires_grad=True)  # noqa: E731
-        inputs, times = (make(features), make(features), make(values)), {}
-        for form in (parallel_based, fused_chunk_based):
-            for turn in range(4):
-                if turn == 1:
-                    torch.cuda.synchronize()
-                    begun = time.perf_counter()
-                form(*inputs, use_norm=True).sum().backward()
-            torch.cuda.synchronize()
-            times[form] = time.perf_counter() - begun
-        chosen = min(times, key=times.get)
-        _CHOSEN[key] = torch.compiler.disable(lambda q, k, v: chosen(q, k, v, use_norm=True))
-    return _CHOSEN[key]
+    inputs = [
+        torch.randn(4, length, heads, d, device="cuda", dtype=torch.bfloat16).requires_grad_()
+        for d in (features, features, values)
+    ]
+    forms = [functools.partial(form, use_norm=True) for form in (parallel_based, fused_chunk_based)]
+    return torch.compiler.disable(min(forms, key=lambda form: timed(torch, lambda: form(*inputs).sum().backward())))
 
 
 _MIXERS = {"attention": _softmax, "window": _softmax, "convolution": _convolution, "taylor": _taylor}

@@ -5,12 +5,9 @@ difference: the embedding's dropout; the vocabulary, put at the smallest that th
 loss); the layers are the rest, less the embedding's lookup and its gradient, which are timed alone.
 
 Easy to get wrong: XLA moves what does not change out of a scan and drops what nobody reads, so every piece here depends
-on its
-carry or its step, and everything it makes is read. Pieces run alone overlap differently: they need not add up to the
-step.
+on its carry or its step, and everything it makes is read. Pieces run alone overlap differently: they need not add up to
+the step.
 """
-
-from __future__ import annotations
 
 import functools
 from collections.abc import Callable
@@ -31,7 +28,7 @@ Piece = Callable[[], Any]
 
 
 def breakdown(experiment: Any, seconds: float) -> dict[str, float]:
-    """ms per step of each piece of `experiment`'s training step; a piece is repeated for about `seconds`."""
+    """Returns ms per step of each piece of `experiment`'s training step; a piece is repeated for about `seconds`."""
     small = chz.replace(experiment, data=chz.replace(experiment.data, vocab_size=experiment.data.longest + 2))
     program, small_program = Program(experiment), Program(small)
     pieces = {
@@ -56,17 +53,12 @@ def breakdown(experiment: Any, seconds: float) -> dict[str, float]:
     }
 
 
-def largest(row: dict[str, float]) -> str:
-    """The piece that takes most of the step."""
-    parts = {name: value for name, value in row.items() if name not in ("whole step", "forward and backward")}
-    return max(parts, key=lambda name: parts[name]).strip()
-
-
 def breakdown_table(rows: dict[str, dict[str, float]]) -> str:
-    """Formats one column per case, ms per step and share of the whole step."""
+    """Returns one block per case, ms per step and share of the whole step."""
     lines = ["", "where our step's time goes, ms per step (share of the whole step)"]
     for case, row in rows.items():
-        lines.append(f"{case}: {largest(row)} takes most")
+        parts = [name for name in row if name not in ("whole step", "forward and backward")]
+        lines.append(f"{case}: {max(parts, key=row.__getitem__).strip()} takes most")
         lines += [f"  {name:34}{value:9.2f}{value / row['whole step']:8.0%}" for name, value in row.items()]
     return "\n".join(lines)
 
@@ -84,7 +76,7 @@ def whole_step(program: Program) -> Piece:
 
 
 def data(program: Program) -> Piece:
-    """Making the batches; every field is summed, so that all of it is made."""
+    """Returns the making of batches; every field is summed, so that all of it is made."""
 
     def run(seed: jax.Array) -> jax.Array:
         def body(total: jax.Array, step: jax.Array) -> tuple[jax.Array, None]:
@@ -97,7 +89,7 @@ def data(program: Program) -> Piece:
 
 
 def gradients(program: Program, dropout: bool) -> Piece:
-    """Forward and backward on batches made before, with the metrics that a step gives, and one SGD step."""
+    """Returns forward and backward on batches made before, with the metrics that a step gives, and one SGD step."""
 
     def run(params: Any, batches: Any) -> Any:
         def body(params: Any, inputs: Any) -> Any:
@@ -112,7 +104,7 @@ def gradients(program: Program, dropout: bool) -> Piece:
 
 
 def embedding(program: Program) -> Piece:
-    """Looking the tokens up, and adding the rows' gradients to the table's."""
+    """Returns the lookup of the tokens, and the addition of the rows' gradients to the table's."""
 
     def run(table: jax.Array, tokens: jax.Array, cotangents: jax.Array) -> Any:
         def body(table: jax.Array, inputs: Any) -> Any:
@@ -127,7 +119,7 @@ def embedding(program: Program) -> Piece:
 
 
 def optimizer(program: Program) -> Piece:
-    """The optimizer's update and the gradient's norm."""
+    """Returns the optimizer's update and the gradient's norm."""
     experiment = program.experiment
     values = member_values([experiment], False)
 
@@ -163,7 +155,7 @@ def _nudge(params: Any, grads: Any) -> Any:
 
 
 def _compile(program: Program, function: Any) -> Any:
-    """Jitted, with the matrix precision that the program's own calls have."""
+    """Returns the function jitted, with the matrix precision that the program's own calls have."""
     compiled = jax.jit(function)
 
     def call(*arguments: Any) -> Any:

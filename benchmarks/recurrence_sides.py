@@ -13,13 +13,12 @@ A command that fails is answered {"error"}. Of this project the peer's side impo
 pallas_kernels: any interpreter with jax serves ours.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import platform
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from recollect.benchmarks.peer_side import serve
@@ -37,7 +36,7 @@ GATES = {
 
 
 def ours(case: str, q, k, v, **gates):
-    """o of recollect.pallas_kernels.linear_recurrence on backend "xla"."""
+    """Returns o of recollect.pallas_kernels.linear_recurrence on backend "xla"."""
     from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 
     terms: dict[str, Any] = {"log_decay": gates.get("g"), "scale": q.shape[-1] ** -0.5}
@@ -51,7 +50,7 @@ def ours(case: str, q, k, v, **gates):
 
 
 def peer(case: str, q, k, v, **gates):
-    """o of jax-linear-attention's plain-JAX chunked form."""
+    """Returns o of jax-linear-attention's plain-JAX chunked form."""
     from jla.ops import linear_attention
 
     kinds = {"delta_rule": "deltanet", "gated_delta_rule": "gated_deltanet"}
@@ -60,47 +59,45 @@ def peer(case: str, q, k, v, **gates):
     return linear_attention(kinds.get(case, case), q, k, v, impl="chunked", scale=q.shape[-1] ** -0.5, **gates)[0]
 
 
-class Side:
-    """A case, compiled, with its inputs."""
+CALLS: dict[str, Callable[[], Any]] = {}
+"""The forward pass and both passes of the case that was prepared last."""
 
-    def __init__(self, function):
-        self.function = function
-        self.calls: dict[str, Any] = {}
 
-    def prepare(self, case: str, inputs: str, outputs: str) -> dict[str, Any]:
-        """Compiles both parts, and writes outputs and gradients."""
-        import jax
-        import numpy as np
+def prepare(function: Callable[..., Any], case: str, inputs: str, outputs: str) -> dict[str, Any]:
+    """Compiles both parts of a case and writes outputs and gradients; returns versions and device."""
+    import jax
+    import numpy as np
 
-        # Their products are fp32 throughout; on a GPU ours are only if asked.
-        jax.config.update("jax_default_matmul_precision", "highest")
-        arrays = {name: jax.numpy.asarray(x) for name, x in np.load(inputs).items()}
-        cotangent = arrays.pop("cotangent")
+    # Their products are fp32 throughout; on a GPU ours are only if asked.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    arrays = {name: jax.numpy.asarray(x) for name, x in np.load(inputs).items()}
+    cotangent = arrays.pop("cotangent")
 
-        def run(arrays):
-            return self.function(case, **arrays)
+    def run(arrays):
+        return function(case, **arrays)
 
-        @jax.jit
-        def both(arrays, cotangent):
-            o, back = jax.vjp(run, arrays)
-            return o, back(cotangent)[0]
+    @jax.jit
+    def both(arrays, cotangent):
+        o, vjp = jax.vjp(run, arrays)
+        return o, vjp(cotangent)[0]
 
-        forward = jax.jit(run)
-        self.calls = {"forward": lambda: forward(arrays), "both": lambda: both(arrays, cotangent)}
-        o, gradients = jax.block_until_ready(self.calls["both"]())
-        jax.block_until_ready(self.calls["forward"]())
-        np.savez(outputs, o=o, **{f"d{name}": x for name, x in gradients.items()})
-        return {"versions": _versions(), "device": jax.devices()[0].device_kind}
+    forward = jax.jit(run)
+    CALLS.update(forward=lambda: forward(arrays), both=lambda: both(arrays, cotangent))
+    o, gradients = jax.block_until_ready(CALLS["both"]())
+    jax.block_until_ready(CALLS["forward"]())
+    np.savez(outputs, o=o, **{f"d{name}": x for name, x in gradients.items()})
+    return {"versions": _versions(), "device": jax.devices()[0].device_kind}
 
-    def turn(self, part: str, seconds: float) -> dict[str, float]:
-        """Seconds per call of at least one call, by the clock and of CPU time."""
-        import jax
 
-        calls, start, used = 0, time.perf_counter(), time.process_time()
-        while calls == 0 or time.perf_counter() - start < seconds:
-            jax.block_until_ready(self.calls[part]())
-            calls += 1
-        return {"clock": (time.perf_counter() - start) / calls, "cpu": (time.process_time() - used) / calls}
+def turn(part: str, seconds: float) -> dict[str, float]:
+    """Returns seconds per call of at least one call, by the clock and of CPU time."""
+    import jax
+
+    calls, start, used = 0, time.perf_counter(), time.process_time()
+    while calls == 0 or time.perf_counter() - start < seconds:
+        jax.block_until_ready(CALLS[part]())
+        calls += 1
+    return {"clock": (time.perf_counter() - start) / calls, "cpu": (time.process_time() - used) / calls}
 
 
 def _versions() -> dict[str, str]:
@@ -118,8 +115,7 @@ def main() -> None:
     function, library = sides[sys.argv[1]]
     # Before anything is traced: pallas_kernels adds to what jax keys programs by, and would have them compiled again.
     importlib.import_module(library)
-    side = Side(function)
-    serve(lambda command: side.prepare(**command) if "case" in command else side.turn(**command))
+    serve(lambda command: prepare(function, **command) if "case" in command else turn(**command))
 
 
 if __name__ == "__main__":

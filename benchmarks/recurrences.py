@@ -12,9 +12,9 @@ programs on the machine distort less. A side that fails, dies or takes longer th
 reported in its row, and the other rows and the other side go on.
 """
 
-from __future__ import annotations
-
 import argparse
+import contextlib
+import itertools
 import os
 import statistics
 import sys
@@ -27,9 +27,9 @@ import numpy as np
 from recollect.benchmarks.machine import OtherLoad
 from recollect.benchmarks.peer_process import PeerProcess
 from recollect.benchmarks.recurrence_sides import GATES
-from recollect.benchmarks.reporting import Parser, keep, print_device
+from recollect.benchmarks.reporting import Parser, keep, number, print_device
 
-SHAPES = ((2, 1024, 4, 64), (1, 2048, 4, 128))
+SHAPES = [(2, 1024, 4, 64), (1, 2048, 4, 128)]
 SAME = 1e-5
 SIDES = ("ours", "peer")
 PARTS = ("forward", "both")
@@ -41,22 +41,18 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       UserError: an option that does not fit, or a peer's interpreter that does not run.
     """
-    parser = Parser("recurrences", __doc__)
-    parser.add_argument("--cases", nargs="+", default=list(GATES), metavar="NAME", help=f"of {', '.join(GATES)}")
-    shapes = " ".join(",".join(map(str, shape)) for shape in SHAPES)
-    parser.add_argument(
-        "--shapes", nargs="+", type=_shape, default=list(SHAPES), metavar="B,T,H,D", help=f"default: {shapes}"
-    )
-    parser.add_argument("--peer-python", metavar="PYTHON", help="an interpreter with jax-linear-attention")
-    parser.add_argument("--same-python", action="store_true", help="run ours in --peer-python too")
-    parser.add_argument("--turns", type=int, default=9, help="of each side and part (default: 9)")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of a turn of one call or more (default: 0.3)")
-    parser.add_argument("--patience", type=float, default=300, help="seconds to wait for an answer (default: 300)")
-    parser.add_out("recurrences.json")
-    options = parser.parse(arguments, positive=("turns",))
-    for case in options.cases:
-        if case not in GATES:
-            parser.error(f"no case {case!r}; there are {', '.join(GATES)}")
+    shapes = "default: " + " ".join(",".join(map(str, shape)) for shape in SHAPES)
+    table = {
+        "cases": {"nargs": "+", "default": list(GATES), "metavar": "NAME", "help": f"of {', '.join(GATES)}"},
+        "shapes": {"nargs": "+", "type": _shape, "default": SHAPES, "metavar": "B,T,H,D", "help": shapes},
+        "peer-python": {"metavar": "PYTHON", "help": "an interpreter with jax-linear-attention"},
+        "same-python": {"action": "store_true", "help": "run ours in --peer-python too"},
+        "turns": number(9, "of each side and part"),
+        "seconds": number(0.3, "of a turn of one call or more"),
+        "patience": number(300.0, "seconds to wait for an answer"),
+    }
+    parser = Parser("recurrences", __doc__, table, "recurrences.json")
+    options = parser.parse(arguments, positive=("turns",), known={"cases": list(GATES)})
     if options.same_python and options.peer_python is None:
         parser.error("--same-python needs --peer-python")
     for name in ("seconds", "patience"):
@@ -65,18 +61,17 @@ def main(arguments: list[str] | None = None) -> int:
     # Both sides share a GPU with this process.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     print_device()
-    pythons = {"ours": options.peer_python if options.same_python else sys.executable, "peer": options.peer_python}
     columns = " ".join(f"{'ours':>8} {'theirs':>8} {'times':>6} {'in CPU':>7}" for _ in PARTS)
     print(f"{'fp32, ms per call; times: theirs over ours':42} {'forward':>26} {'forward + backward':>32}")
     print(f"{'':36} {columns} {'o and gradients differ':>24}")
     rows = []
     for shape in options.shapes:
         for case in options.cases:
-            rows.append(measure(case, shape, pythons, options.turns, options.seconds, options.patience))
+            rows.append(measure(case, shape, options))
             _print(rows[-1])
     for side in SIDES:
-        versions = next((row[side]["versions"] for row in rows if "versions" in row.get(side, {})), None)
-        if versions is not None:
+        versions = next((row[side]["versions"] for row in rows if "versions" in row.get(side, {})), {})
+        if versions:
             print(f"{side}: {', '.join(f'{name} {version}' for name, version in versions.items())}")
     keep(options.out, "recurrences.json", "recurrences", arguments, {"rows": rows})
     return 1 if any(row["wrong"] or "error" in row["ours"] for row in rows) else 0
@@ -89,47 +84,40 @@ def _shape(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def measure(
-    case: str, shape: tuple[int, ...], pythons: dict[str, str | None], turns: int, seconds: float, patience: float
-) -> dict[str, Any]:
-    """The row of a case: how far the sides differ, and per side its versions and times, or why there are none."""
+def measure(case: str, shape: tuple[int, ...], options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the row of a case: how far the sides differ, and per side versions and times, or why there are none."""
     row: dict[str, Any] = {"case": case, "shape": list(shape), "wrong": [], "differs": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = Path(folder) / "inputs.npz"
-        np.savez(inputs, **draw(case, shape))  # type: ignore[arg-type]
-        script = "recurrence_sides.py"
+    pythons = {"ours": options.peer_python if options.same_python else sys.executable, "peer": options.peer_python}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        np.savez(folder / "inputs.npz", **draw(case, shape))  # type: ignore[arg-type]
         sides = {
-            name: PeerProcess("--peer-python", python, [script, name], patience)
+            name: PeerProcess("--peer-python", python, ["recurrence_sides.py", name], options.patience)
             for name, python in pythons.items()
             if python is not None
         }
-        try:
-            for name, side in sides.items():
-                outputs = str(Path(folder) / f"{name}.npz")
-                row[name] = side.ask({"case": case, "inputs": str(inputs), "outputs": outputs})
-            if not any("error" in row[name] for name in sides) and len(sides) == 2:
-                row["differs"] = _differences(*(np.load(Path(folder) / f"{name}.npz") for name in SIDES))
-                row["wrong"] = [name for name, error in row["differs"].items() if not error <= SAME]
-            if not row["wrong"]:
-                load = OtherLoad(tuple(side.process.pid for side in sides.values() if side.alive))
-                _take_turns(row, sides, turns, seconds)
-                if all(side.alive for side in sides.values()):
-                    row["cores_kept_busy_by_others"] = round(load.cores(), 2)
-        finally:
-            for side in sides.values():
-                side.close()
+        for name, side in sides.items():
+            stack.callback(side.close)
+            outputs = str(folder / f"{name}.npz")
+            row[name] = side.ask({"case": case, "inputs": str(folder / "inputs.npz"), "outputs": outputs})
+        if len(sides) == 2 and not any("error" in row[name] for name in sides):
+            row["differs"] = _differences(*(np.load(folder / f"{name}.npz") for name in SIDES))
+            row["wrong"] = [name for name, error in row["differs"].items() if not error <= SAME]
+        if not row["wrong"]:
+            load = OtherLoad(tuple(side.process.pid for side in sides.values() if side.alive))
+            _take_turns(row, sides, options.turns, options.seconds)
+            if all(side.alive for side in sides.values()):
+                row["cores_kept_busy_by_others"] = round(load.cores(), 2)
     return row
 
 
 def _take_turns(row: dict[str, Any], sides: dict[str, PeerProcess], turns: int, seconds: float) -> None:
     taken: dict[tuple[str, str], list[dict[str, float]]] = {(name, part): [] for name in sides for part in PARTS}
-    for _ in range(turns):
-        for part in PARTS:
-            for name, side in sides.items():
-                if "error" not in row[name]:
-                    answer = side.ask({"part": part, "seconds": seconds})
-                    taken[name, part].append(answer)
-                    row[name] |= {key: text for key, text in answer.items() if key == "error"}
+    for _, (name, part) in itertools.product(range(turns), ((name, part) for part in PARTS for name in sides)):
+        if "error" not in row[name]:
+            answer = sides[name].ask({"part": part, "seconds": seconds})
+            taken[name, part].append(answer)
+            row[name] |= {key: text for key, text in answer.items() if key == "error"}
     for (name, part), times in taken.items():
         if "error" not in row[name]:
             medians = {kind: statistics.median(time[kind] for time in times) for kind in ("clock", "cpu")}
@@ -137,7 +125,7 @@ def _take_turns(row: dict[str, Any], sides: dict[str, PeerProcess], turns: int, 
 
 
 def draw(case: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Inputs and a cotangent, fp32: keys of unit length, gates as trained ones are: most decays are close to 1."""
+    """Returns inputs and a cotangent, fp32: keys of unit length, gates as if trained: most decays are close to 1."""
     b, t, h, d = shape
     random = np.random.default_rng(0)
     normal = lambda *sizes: random.standard_normal(sizes, np.float32)  # noqa: E731
@@ -170,15 +158,15 @@ def _print(row: dict[str, Any]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> str:
+    differs = row["differs"]
     if row["wrong"]:
-        return "DIFFER, not timed: " + ", ".join(f"{name} {row['differs'][name]:.1e}" for name in row["wrong"])
+        return "DIFFER, not timed: " + ", ".join(f"{name} {differs[name]:.1e}" for name in row["wrong"])
     cells = []
     for part in PARTS:
         ours, theirs = (row.get(side, {}).get(part) for side in SIDES)
         cells += [f"{1e3 * times['clock']:8.2f}" if times else f"{'-':>8}" for times in (ours, theirs)]
         for kind, width in (("clock", 6), ("cpu", 7)):
             cells.append(f"{theirs[kind] / ours[kind]:{width}.2f}" if ours and theirs else f"{'-':>{width}}")
-    if row["differs"]:
-        gradients = max(error for name, error in row["differs"].items() if name != "o")
-        cells.append(f"{row['differs']['o']:12.1e} {gradients:11.1e}")
+    if differs:
+        cells.append(f"{differs['o']:12.1e} {max(error for name, error in differs.items() if name != 'o'):11.1e}")
     return " ".join(cells)

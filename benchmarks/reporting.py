@@ -1,12 +1,10 @@
 """What benchmarks share: how their options are read, the line they begin with, and how results are kept."""
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +23,46 @@ class Parser(argparse.ArgumentParser):
     Args:
       name: of the benchmark.
       text: the docstring of its module, whose first paragraph --help shows.
+      options: name -> the keyword arguments of `add_argument`.
+      file: what --out adds to the folder in which `keep` makes DEVICE/`file`, by default this repository's.
     """
 
-    def __init__(self, name: str, text: str | None):
+    def __init__(self, name: str, text: str | None, options: Mapping[str, Mapping[str, Any]], file: str):
         super().__init__(prog=f"main.py bench {name}", description=(text or "").split("\n\n")[0])
+        for option, facts in options.items():
+            self.add_argument(f"--{option}", **facts)
+        default = str(REPOSITORY / "benchmarks" / "results")
+        self.add_argument("--out", nargs="?", type=_folder, const=default, help=f"write OUT/DEVICE/{file}")
 
     def error(self, message: str) -> Any:
         """Raises UserError."""
         raise UserError(f"{self.prog.removeprefix('main.py ')}: {message} (see --help)")
 
-    def parse(self, arguments: list[str] | None, positive: Sequence[str] = ()) -> argparse.Namespace:
-        """Returns the options, of which those in `positive` must be so."""
+    def parse(
+        self,
+        arguments: list[str] | None,
+        positive: Sequence[str] = (),
+        known: Mapping[str, Sequence[str]] | None = None,
+    ) -> argparse.Namespace:
+        """Returns the options.
+
+        Args:
+          positive: options that must be so.
+          known: of options that hold names, those that there are.
+        """
         options = self.parse_args(arguments)
         for name in positive:
             if not getattr(options, name) > 0:
                 self.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be positive")
+        for option, names in (known or {}).items():
+            for unknown in set(getattr(options, option)).difference(names):
+                self.error(f"no {option.removesuffix('s')} {unknown!r}; there are {', '.join(names)}")
         return options
 
-    def add_out(self, file: str) -> None:
-        """Adds the option --out: the folder in which `keep` makes DEVICE/`file`, by default this repository's."""
-        default = str(REPOSITORY / "benchmarks" / "results")
-        self.add_argument("--out", nargs="?", type=_folder, const=default, help=f"write OUT/DEVICE/{file}")
+
+def number(default: float, text: str) -> dict[str, Any]:
+    """Returns the arguments of an option that takes a number like its default."""
+    return {"type": type(default), "default": default, "help": f"{text} (default {default:g})"}
 
 
 def _folder(text: str) -> str:

@@ -20,15 +20,13 @@ call of its logger to the next. Its data are made before training; that is timed
 every call.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import io
+import itertools
 import sys
 import time
 import types
@@ -47,50 +45,31 @@ def set_default(function: Any, name: str, value: Any) -> bool:
     Raises:
       ValueError: `function` has no argument of that name with a default.
     """
-    optional = [
-        p
-        for p in inspect.signature(function).parameters.values()
-        if p.default is not p.empty and p.kind is not p.KEYWORD_ONLY
-    ]
-    names = [parameter.name for parameter in optional]
-    if name not in names:
+    code, defaults = function.__code__, list(function.__defaults__ or ())
+    optional = code.co_varnames[: code.co_argcount][-len(defaults) :]
+    if not defaults or name not in optional:
         raise ValueError(
             f"{function.__qualname__} has no optional argument {name}: "
             "this is not the Zoology that the patches were written for"
         )
-    defaults = [parameter.default for parameter in optional]
-    if defaults[names.index(name)] == value:
-        return False
-    defaults[names.index(name)] = value
+    index = optional.index(name)
+    changed = defaults[index] != value
+    defaults[index] = value
     function.__defaults__ = tuple(defaults)
-    return True
-
-
-def missing(names: tuple[str, ...] = NAMES) -> list[str]:
-    """Those of `names` that cannot be imported here."""
-    return [name for name in names if importlib.util.find_spec(name) is None]
+    return changed
 
 
 def install_stubs(names: list[str]) -> None:
-    """Empty modules under these names. torchvision gets the one class that Zoology builds, for a drop rate of 0."""
+    """Installs empty modules under these names. torchvision gets the one class that Zoology builds: an identity, as
+    its drop rate is 0 here."""
     for name in names:
         sys.modules[name] = types.ModuleType(name)
     if "torchvision" in names:
         import torch
 
-        class StochasticDepth(torch.nn.Module):
-            def __init__(self, p: float, mode: str):
-                super().__init__()
-                if p:
-                    raise ValueError(f"the stand-in for torchvision's StochasticDepth drops nothing, and p={p}")
-
-            def forward(self, x: Any) -> Any:
-                return x
-
-        operations = types.ModuleType("torchvision.ops")
-        operations.StochasticDepth = StochasticDepth
+        sys.modules["torchvision.ops"] = operations = types.ModuleType("torchvision.ops")
         sys.modules["torchvision"].ops = operations
-        sys.modules["torchvision.ops"] = operations
+        operations.StochasticDepth = torch.nn.Identity
 
 
 class StepClock:
@@ -112,7 +91,7 @@ class Runner:
         # Before the stand-ins: PyTorch looks for opt_einsum itself and would take an empty module for it.
         import torch  # noqa: F401
 
-        self.stubs = missing()
+        self.stubs = [name for name in NAMES if importlib.util.find_spec(name) is None]
         install_stubs(self.stubs)
         model = importlib.import_module("zoology.model")
         self.patches = []
@@ -137,27 +116,18 @@ class Runner:
         from zoology.utils import set_determinism
 
         set_determinism(0)
-        length = case["length"]
-        convolution = {
-            "name": "zoology.mixers.base_conv.BaseConv",
-            "kwargs": {"l_max": length, "kernel_size": 3, "implicit_long_conv": True},
-        }
+        length, mixers = case["length"], "zoology.mixers"
+        convolution = {"l_max": length, "kernel_size": 3, "implicit_long_conv": True}
+        attention = {"num_heads": 1, "dropout": 0.0}
+        based = {"l_max": length, "feature_dim": 8, "feature_name": "taylor_exp", "num_heads": 1}
+        based |= {"num_key_value_heads": 1, "train_view": "quadratic"}
         second = {
-            "attention": {"name": "zoology.mixers.attention.MHA", "kwargs": {"num_heads": 1, "dropout": 0.0}},
-            "based": {
-                "name": "zoology.mixers.based.Based",
-                "kwargs": {
-                    "l_max": length,
-                    "feature_dim": 8,
-                    "feature_name": "taylor_exp",
-                    "num_heads": 1,
-                    "num_key_value_heads": 1,
-                    "train_view": "quadratic",
-                },
-            },
+            "attention": {"name": f"{mixers}.attention.MHA", "kwargs": attention},
+            "based": {"name": f"{mixers}.based.Based", "kwargs": based},
         }[case["mixer"]]
+        configs = [{"name": f"{mixers}.base_conv.BaseConv", "kwargs": convolution}, second]
         config = ModelConfig(
-            sequence_mixer=ModuleConfig(name="zoology.mixers.hybrid.Hybrid", kwargs={"configs": [convolution, second]}),
+            sequence_mixer=ModuleConfig(name=f"{mixers}.hybrid.Hybrid", kwargs={"configs": configs}),
             state_mixer=ModuleConfig(name="torch.nn.Identity"),
             d_model=case["width"],
             n_layers=2,
@@ -182,32 +152,28 @@ class Runner:
         return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
     def train(self, steps: int) -> dict[str, Any]:
+        from zoology.config import DataConfig
         from zoology.data.multiquery_ar import MQARConfig
         from zoology.data.utils import prepare_data
 
-        case, trainer, examples = self.case, self.trainer, steps * self.case["batch_size"]
+        case, trainer, batch = self.case, self.trainer, self.case["batch_size"]
         segment = MQARConfig(
             vocab_size=case["vocabulary"],
-            num_examples=examples,
+            num_examples=steps * batch,
             input_seq_len=case["length"],
             num_kv_pairs=case["pairs"],
             random_non_queries=True,
         )
-        data = self._data_config([segment])
+        self.turn += 1
+        data = DataConfig(train_configs=[segment], test_configs=[], batch_size=batch, seed=self.turn)
         start = time.perf_counter()
         trainer.train_dataloader, _ = prepare_data(data)
         data_seconds = time.perf_counter() - start
         clock = trainer.logger = StepClock()
         clock.times.append(time.perf_counter())
         trainer.train_epoch(0)
-        seconds = [after - before for before, after in zip(clock.times[:-1], clock.times[1:], strict=True)]
-        return {"step_seconds": seconds, "data_seconds": data_seconds, "examples": examples, "loss": clock.loss}
-
-    def _data_config(self, segments: list[Any]) -> Any:
-        from zoology.config import DataConfig
-
-        self.turn += 1
-        return DataConfig(train_configs=segments, test_configs=[], batch_size=self.case["batch_size"], seed=self.turn)
+        seconds = [after - before for before, after in itertools.pairwise(clock.times)]
+        return {"step_seconds": seconds, "data_seconds": data_seconds, "examples": steps * batch, "loss": clock.loss}
 
 
 def answer(runner: Callable[[], Any], request: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,9 @@ The functions below are the public API; each names its backends in `BACKENDS`, o
 a call runs on.
 """
 
+# Tuning adds to what jax keeps compiled programs by: imported while the first program is traced, it would have every
+# program compiled once more.
+from recollect.pallas_kernels import tuning as tuning
 from recollect.pallas_kernels.gated_convolution import long_convolution, short_convolution, short_convolution_step
 from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention
 from recollect.pallas_kernels.landmark_attention import landmark_attention, retrieve_blocks

@@ -1,4 +1,4 @@
-"""From an experiment to a run's folder. `training/train.py` is the loop of one run; what else there is stands around it.
+"""From an experiment to a run's folder. `training/train.py` is the loop of one run; the rest stands around it.
 
 `recollect.training.train.train` trains an experiment.
 """

@@ -12,8 +12,6 @@ main.py bench device --from FOLDER` makes results and documents of the lines. `-
 for what is left of a lease.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys
@@ -30,21 +28,28 @@ from recollect.benchmarks.first_contact.table import table
 WHEELS = steps.REPOSITORY / ".gpu-wheels"
 LEAVE = 10.0  # seconds kept for the table and the caches
 TURN = 45.0  # seconds a family may take for its timings
+OPTIONS = {
+    "out": {"type": Path, "required": True, "help": "folder for the results"},
+    "seconds": {"type": float, "default": 420.0, "help": "everything ends by then"},
+    "second": {"action": "store_true", "help": "the parts of the second call"},
+    "only": {"nargs": "+", "choices": steps.PARTS, "help": "these parts"},
+    "families": {"nargs": "+", "metavar": "NAME", "help": "families whose name contains one of these"},
+    "tests": {
+        "nargs": "+",
+        "metavar": "FILE",
+        "default": ["tests/pallas_kernels"],
+        "help": "of the tests to run on the device",
+    },
+    "rehearse": {"action": "store_true", "help": "both calls without a GPU, with faults"},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the parts; 1 where a kernel was wrong or, in a rehearsal, something was lost; 128 and a signal's number
     where that ended it."""
     parser = _Parser(prog="python3 -m recollect.benchmarks.first_contact", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--seconds", type=float, default=420.0, help="everything ends by then")
-    parser.add_argument("--second", action="store_true", help="the parts of the second call")
-    parser.add_argument("--only", nargs="+", choices=steps.PARTS, help="these parts")
-    parser.add_argument("--families", nargs="+", metavar="NAME", help="families whose name contains one of these")
-    parser.add_argument(
-        "--tests", nargs="+", metavar="FILE", default=["tests/pallas_kernels"], help="of the tests to run on the device"
-    )
-    parser.add_argument("--rehearse", action="store_true", help="both calls without a GPU, with faults")
+    for name, facts in OPTIONS.items():
+        parser.add_argument(f"--{name}", **facts)
     options = parser.parse_args(arguments)
     if not options.seconds >= 3 * LEAVE:
         parser.error(f"--seconds {options.seconds:g}: at least {3 * LEAVE:g} are needed")
@@ -64,18 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
     stopped: processes.Interrupted | None = None
     parts = options.only or (steps.PARTS if options.rehearse else steps.SECOND if options.second else steps.FIRST)
     with tempfile.TemporaryDirectory() as scratch:
-        plan = steps.Plan(
-            Path(scratch),
-            options.out,
-            options.rehearse,
-            options.families,
-            options.tests,
-            _unpacked(Path(scratch) / "site"),
-        )
+        folders = Path(scratch), options.out, _unpacked(Path(scratch) / "site")
+        plan = steps.Plan(*folders, options.rehearse, options.families, options.tests)
         contact = Contact(plan, options.out / records.FILE, end)
-        records.write(
-            "begun", path=contact.file, command=" ".join(sys.argv[1:]), parts=parts, date=time.strftime("%Y-%m-%d")
-        )
+        begun = {"command": " ".join(sys.argv[1:]), "parts": parts, "date": time.strftime("%Y-%m-%d")}
+        records.write("begun", path=contact.file, **begun)
         try:
             contact.run(parts)
         except processes.Interrupted as interrupted:
@@ -110,7 +108,7 @@ class Contact:
     def run(self, parts: list[str] | tuple[str, ...]) -> None:
         """Runs the parts; what is timed gets ready beside the checks, and then has the GPU one family at a time."""
         if "probe" in parts:
-            self._all(self.plan.probe(), 1, 60)
+            self._all(self.plan.steps("probe"), 1, 60)
         timings = self._turns(self.plan.timings(self._left()) if "timings" in parts else [])
         beside = [step for part in ("tests", "checks", "full") if part in parts for step in self.plan.steps(part)]
         if beside:

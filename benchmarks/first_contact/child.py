@@ -1,13 +1,11 @@
-"""What every child of a first contact does around its own work: says what it launches, waits for its turn, runs
+"""What every child of a first contact does around its own work: records what it launches and what failed, is
 simulated in a rehearsal."""
-
-from __future__ import annotations
 
 import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,6 +14,7 @@ from recollect.benchmarks.first_contact import records
 from recollect.benchmarks.first_contact.families import Timing, tiny
 from recollect.benchmarks.kernel_case import Arrays, Case
 from recollect.benchmarks.kernel_cases import CASES
+from recollect.benchmarks.peer_side import one_line
 from recollect.pallas_kernels import dispatch
 
 JLA_KINDS = {
@@ -30,13 +29,8 @@ JLA_KINDS = {
 def case_of(timing: Timing, **sizes: int) -> Case:
     """Returns the timing's case, in a rehearsal at the sizes at which the simulator takes seconds, changed by
     `sizes`."""
-    wanted = tiny(timing.sizes) if records.rehearsing() else dict(timing.sizes)
-    return CASES[timing.operation, timing.variant](**{**wanted, **sizes})
-
-
-def on_device() -> contextlib.AbstractContextManager[None]:
-    """Returns the context in which kernels are traced: nothing on a GPU, the simulator in a rehearsal."""
-    return dispatch.interpreted() if records.rehearsing() else contextlib.nullcontext()
+    full = tiny(timing.sizes) if records.rehearsing() else timing.sizes
+    return CASES[timing.operation, timing.variant](**{**full, **sizes})
 
 
 def launching(what: str, **facts: Any) -> None:
@@ -49,9 +43,19 @@ def launching(what: str, **facts: Any) -> None:
         os.abort()
 
 
-def failed(what: str, error: Exception, **facts: Any) -> None:
+@contextlib.contextmanager
+def recording_failure(what: str, **facts: Any) -> Iterator[None]:
     """Records an exception of one launch; the child goes on with the next."""
-    records.write("failed", what=what, error=f"{type(error).__name__}: {' '.join(str(error).split())[:600]}", **facts)
+    try:
+        yield
+    except Exception as error:
+        records.write("failed", what=what, error=one_line(error, 600), **facts)
+
+
+def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+    """Returns the function compiled for the device (in a rehearsal, simulated) and for arguments of these shapes."""
+    with dispatch.interpreted() if records.rehearsing() else contextlib.nullcontext():
+        return jax.jit(function).lower(*arguments).compile()
 
 
 def form(case: Case, name: str) -> Callable[[Arrays], jax.Array]:

@@ -1,14 +1,12 @@
 """What is checked and timed, by family of kernels, in order of value; and the tiny sizes at which a rehearsal runs
 the same without a GPU."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from recollect.benchmarks.kernel_case import Case
-from recollect.benchmarks.kernel_cases import CASES
+if TYPE_CHECKING:  # the parent of the children reads this file and never imports jax
+    from recollect.benchmarks.kernel_case import Case
 
 Sizes = Mapping[str, int]
 
@@ -29,8 +27,10 @@ class Timing:
     note: str = ""
 
     @property
-    def case(self) -> Case:
+    def case(self) -> "Case":
         """The case at full size."""
+        from recollect.benchmarks.kernel_cases import CASES
+
         return CASES[self.operation, self.variant](**self.sizes)
 
 
@@ -40,8 +40,8 @@ class Family:
 
     timings: in order of value. documents: whether the operation is also checked on packed documents. odd: tokens of the
     second check, which no block size divides; None where the kernel takes none such. full: indices of the timings whose
-    outputs are checked
-    at full size too. rehearsed: tokens of the check in a rehearsal, where the simulator sets the time.
+    outputs are checked at full size too. rehearsed: tokens of the check in a rehearsal, where the simulator sets the
+    time.
     """
 
     timings: tuple[Timing, ...]
@@ -84,14 +84,12 @@ def _attention(d: Sizes) -> tuple[Timing, ...]:
 
 FAMILIES: dict[str, Family] = {
     "attention d128": Family(_attention(D128), full=(0, 1)),
-    "attention d64": Family(_attention(D64)),
     "recurrence, no decay": Family(
         (*_recurrence("no decay", WIDE, LONG, NARROW), *_spans(RECURRENCE, "no decay", LONG, 1, 4)), full=(0, 1)
     ),
     "recurrence, decay per head": Family(_recurrence("decay per head", WIDE, LONG, NARROW), full=()),
     "delta rule, decay per head": Family(_recurrence("gated delta, decay per head", WIDE, LONG)),
     "recurrence, decay per channel": Family(_recurrence("decay per channel", WIDE, NARROW)),
-    "delta rule, decay per channel": Family(_recurrence("gated delta, decay per channel", WIDE)),
     "Taylor": Family(
         (
             Timing("taylor_attention", "normalised", {"b": 8, "t": 2048, "h": 16, "k": 16, "v": 64}),
@@ -99,6 +97,7 @@ FAMILIES: dict[str, Family] = {
             *_spans("taylor_attention", "normalised", TAYLOR_LONG, 1, 8),
         )
     ),
+    "attention d64": Family(_attention(D64)),
     "short convolution": Family(
         (
             Timing(
@@ -121,6 +120,7 @@ FAMILIES: dict[str, Family] = {
         full=(),
         rehearsed=24,
     ),
+    "delta rule, decay per channel": Family(_recurrence("gated delta, decay per channel", WIDE)),
     "long convolution": Family(
         (Timing("long_convolution", "explicit filter", {"b": 16, "t": 4096, "d": 768}, ("pallas_gpu", "jnp.fft")),),
         documents=False,

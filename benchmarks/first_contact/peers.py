@@ -7,13 +7,9 @@ It compiles and tunes at once, and is timed when its turn comes. Nothing of jax 
 backward pass on this machine, its forward pass counts all the same, and the refusal is recorded beside it.
 """
 
-from __future__ import annotations
-
-import argparse
-from pathlib import Path
-
 from recollect.benchmarks import kernel_peers
 from recollect.benchmarks.first_contact import records, turns
+from recollect.benchmarks.peer_side import one_line
 
 WIDE = {"b": 4, "t": 4096, "h": 64, "k": 128, "v": 128}
 SIZES = {
@@ -25,29 +21,22 @@ SIZES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=list(kernel_peers.PEERS))
-    parser.add_argument("--gate", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, required=True)
-    options = parser.parse_args()
-    name = options.name
-    sizes = SIZES.get(name, WIDE)
-    what = f"{name} " + " ".join(f"{key}{size}" for key, size in sizes.items())
+    options = turns.arguments(kernel_peers.PEERS)
+    sizes = SIZES.get(options.name, WIDE)
+    what = f"{options.name} " + " ".join(f"{key}{size}" for key, size in sizes.items())
     if records.rehearsing():
-        # The parts that need a GPU are left out; what is rehearsed is that a peer which cannot run takes nothing with
-        # it.
+        # What needs a GPU is left out; what is rehearsed is that a peer which cannot run takes nothing with it.
         records.write("failed", what=what, error="rehearsal: torch and a GPU are not here")
         return
     try:
-        case = {"peer": name, "sizes": sizes}
+        case = {"peer": options.name, "sizes": sizes}
         kernel_peers.measure(case)
         records.write("ready")
         turns.wait(options.gate, options.seconds)
         records.write("started", what=what)
-        answer = kernel_peers.measure(case)
-        records.write("peer", what=what, sizes=sizes, **answer)
+        records.write("peer", what=what, sizes=sizes, **kernel_peers.measure(case))
     except Exception as error:
-        records.write("failed", what=what, error=f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+        records.write("failed", what=what, error=one_line(error, 400))
     records.write("done")
 
 

@@ -6,8 +6,6 @@ Predicted on 2026-11-26 for an H100 at 3.0 TB/s of copying, bf16, of the kernels
 is the one that answers.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 WIDE, LONG, NARROW = "b4 t4096 h64 k128 v128", "b2 t16384 h16 k128 v128", "b8 t2048 h32 k64 v64"

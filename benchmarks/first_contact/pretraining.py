@@ -3,8 +3,6 @@
 python -m recollect.benchmarks.first_contact.pretraining NAME [OVERRIDE ...]
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile

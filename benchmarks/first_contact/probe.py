@@ -4,8 +4,6 @@ smallest Mosaic kernel.
 python -m recollect.benchmarks.first_contact.probe
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import shutil
 import subprocess
@@ -17,47 +15,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.benchmarks.first_contact import records
-from recollect.benchmarks.first_contact.child import failed, launching, on_device
+from recollect.benchmarks.first_contact.child import compiled, launching, recording_failure
 from recollect.benchmarks.kernel_checks import relative_error
-from recollect.benchmarks.kernel_timing import timed
+from recollect.benchmarks.peer_side import one_line
+from recollect.benchmarks.timing import timed
 
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "jax-cuda13-plugin",
-    "jax-cuda12-plugin",
-    "nvidia-cudnn-cu13",
-    "nvidia-cuda-nvcc",
-    "torch",
-    "triton",
-    "numpy",
-)
+PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cuda-nvcc")
+PACKAGES += ("torch", "triton", "numpy")
 
 
 def machine() -> dict[str, Any]:
     """Returns the GPU as its driver names it, and versions of what matters here."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = {package.name: package.version for package in importlib.metadata.distributions()}
     device = jax.devices()[0]
-    found: dict[str, Any] = {"device": device.device_kind, "platform": device.platform, "versions": versions}
+    facts: dict[str, Any] = {"device": device.device_kind, "platform": device.platform}
+    facts["versions"] = {name: versions[name] for name in PACKAGES if name in versions}
     if shutil.which("nvidia-smi"):
-        query = "name,driver_version,memory.total,clocks.max.sm,clocks.sm,power.limit"
-        answer = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
-        )
-        found["nvidia_smi"] = answer.stdout.strip()
+        query = "--query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.sm,power.limit"
+        command = ["nvidia-smi", query, "--format=csv,noheader"]
+        facts["nvidia_smi"] = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
     try:
         from jax._src.lib import cuda_versions
 
-        found["cudnn"] = None if cuda_versions is None else cuda_versions.cudnn_get_version()
-        found["cuda_runtime"] = None if cuda_versions is None else cuda_versions.cuda_runtime_get_version()
+        facts["cudnn"] = None if cuda_versions is None else cuda_versions.cudnn_get_version()
+        facts["cuda_runtime"] = None if cuda_versions is None else cuda_versions.cuda_runtime_get_version()
     except Exception as error:
-        found["cudnn"] = f"{type(error).__name__}: {error}"
-    return found
+        facts["cudnn"] = one_line(error)
+    return facts
 
 
 def eager() -> dict[str, Any]:
@@ -70,7 +54,7 @@ def eager() -> dict[str, Any]:
         "sort": (jnp.sort(jnp.asarray(x), axis=0), np.sort(x, axis=0)),
         "where": (jnp.where(jnp.asarray(x) > 0, jnp.asarray(x), -1.0), np.where(x > 0, x, -1.0)),
     }
-    return {name: relative_error(found, expected) for name, (found, expected) in pairs.items()}
+    return {name: relative_error(*pair) for name, pair in pairs.items()}
 
 
 def ceilings() -> dict[str, Any]:
@@ -94,11 +78,11 @@ def cudnn() -> dict[str, Any]:
         out, pull = jax.vjp(call, q, k, v)
         return out, *pull(do)
 
-    found = jax.jit(lambda *x: both("cudnn", *x))(*arrays)
+    computed = jax.jit(lambda *x: both("cudnn", *x))(*arrays)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         wide = [np.asarray(x, np.float64) for x in arrays]
         expected = jax.jit(lambda *x: both("xla", *x))(*wide)
-    return {name: relative_error(a, b) for name, a, b in zip(("o", "dq", "dk", "dv"), found, expected, strict=True)}
+    return {name: relative_error(a, b) for name, a, b in zip(("o", "dq", "dk", "dv"), computed, expected, strict=True)}
 
 
 def toy() -> dict[str, Any]:
@@ -110,42 +94,29 @@ def toy() -> dict[str, Any]:
     block = 128
 
     def doubling(x, out, staged):
-        here = pl.ds(jax.lax.axis_index("i") * block, block)
-        staged[...] = mosaic_gpu.load(x.at[here], mosaic_gpu.plgpu.Layout.WG_STRIDED((block,), 1)) * 2
+        rows = pl.ds(jax.lax.axis_index("i") * block, block)
+        staged[...] = mosaic_gpu.load(x.at[rows], mosaic_gpu.plgpu.Layout.WG_STRIDED((block,), 1)) * 2
         mosaic_gpu.plgpu.commit_smem()
-        mosaic_gpu.plgpu.copy_smem_to_gmem(staged, out.at[here])
+        mosaic_gpu.plgpu.copy_smem_to_gmem(staged, out.at[rows])
         mosaic_gpu.plgpu.wait_smem_to_gmem(0)
 
+    def double(x):
+        shapes = {
+            "out_type": [jax.ShapeDtypeStruct(x.shape, x.dtype)],
+            "scratch_types": [mosaic_gpu.plain((block,), jnp.float32)],
+        }
+        return mosaic_gpu.kernel(doubling, **shapes, grid=(4,), grid_names=("i",), name="doubling")(x)[0]
+
     x = np.random.default_rng(0).normal(size=(4 * block,)).astype(np.float32)
-    out = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    with on_device():
-        run = mosaic_gpu.kernel(
-            doubling,
-            out_type=[out],
-            scratch_types=[mosaic_gpu.plain((block,), jnp.float32)],
-            grid=(4,),
-            grid_names=("i",),
-            name="doubling",
-        )
-        (found,) = jax.jit(run)(x)
-    return {"error": relative_error(found, 2 * x)}
+    return {"error": relative_error(compiled(double, x)(x), 2 * x)}
 
 
 def main() -> None:
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "machine": machine,
-        "eager": eager,
-        "ceilings": ceilings,
-        "toy": toy,
-    }
-    if not records.rehearsing():
-        parts["cudnn"] = cudnn
-    for name, part in parts.items():
-        try:
-            launching(name)
-            records.write("probe", what=name, **part())
-        except Exception as error:
-            failed(name, error)
+    parts: list[Callable[[], dict[str, Any]]] = [machine, eager, ceilings, toy]
+    for part in parts if records.rehearsing() else [*parts, cudnn]:
+        with recording_failure(part.__name__):
+            launching(part.__name__)
+            records.write("probe", what=part.__name__, **part())
     records.write("done")
 
 

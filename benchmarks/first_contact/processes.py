@@ -3,8 +3,6 @@
 In a session of its own a child does not hear what ends the parent, so the parent ends it: see `listen` and `end_all`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os
@@ -18,7 +16,7 @@ from pathlib import Path
 from recollect.benchmarks.first_contact import records
 
 TAIL = 1500  # characters of a child's output kept with an end that was not a success
-_ALIVE: list[Child] = []
+_ALIVE: list["Child"] = []
 _HEARD: list[int] = []
 
 
@@ -79,11 +77,8 @@ class Child:
         self.begun = time.monotonic()
         self.ended: int | None = None
         self.killed = ""
-        command = (
-            list(step.command)
-            if shutil.which(step.command[0])
-            else ["sh", "-c", f"echo no {step.command[0]} here; exit 127"]
-        )
+        missing = ["sh", "-c", f"echo no {step.command[0]} here; exit 127"]
+        command = list(step.command) if shutil.which(step.command[0]) else missing
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
@@ -158,7 +153,7 @@ class Group:
         self.waiting = []
 
 
-class Turns:
+class Turns(Group):
     """Children that get ready beside each other, at most `at_once` of them, and have the GPU one at a time.
 
     Args:
@@ -167,39 +162,27 @@ class Turns:
     """
 
     def __init__(self, gated: Sequence[tuple[Step, Path]], at_once: int, folder: Path, file: Path):
-        self.queue, self.at_once, self.folder, self.file = list(gated), at_once, folder, file
-        self.waiting: dict[str, tuple[Child, Path]] = {}
-        self._start()
-
-    def _start(self) -> None:
-        while self.queue and len(self.waiting) < self.at_once:
-            step, gate = self.queue.pop(0)
-            self.waiting[step.name] = (Child(step, self.folder, self.file), gate)
+        super().__init__([step for step, _ in gated], at_once, folder, file)
+        self.gates = {step.name: gate for step, gate in gated}
+        self.advance()
 
     def take(self, end: float, seconds: float) -> None:
         """Opens the gates one after another, first of those that are ready, until `end` (time.monotonic); a turn
         takes `seconds` at most."""
-        while self.waiting and time.monotonic() < end:
+        while self.advance() and time.monotonic() < end:
             lines = records.read_call(self.file)
-            for name in records.dead(lines) & self.waiting.keys():
-                self.waiting[name][0].kill("the family's check died")
-            self.waiting = {name: pair for name, pair in self.waiting.items() if pair[0].running()}
-            self._start()
+            for child in self.children:
+                if child.running() and child.step.name in records.dead(lines):
+                    child.kill("the family's check died")
             ready = {line["step"] for line in lines if line["kind"] == "ready"}
-            name = next((name for name in self.waiting if name in ready), None)
-            if name is None:
+            child = next((child for child in self.children if child.running() and child.step.name in ready), None)
+            if child is None:
                 time.sleep(0.1)
                 continue
-            child, gate = self.waiting.pop(name)
-            gate.touch()
+            self.gates[child.step.name].touch()
             last = min(time.monotonic() + seconds, end)
             while child.running():
                 if time.monotonic() > last:
                     child.kill("its turn was over")
                 time.sleep(0.02)
-            self._start()
-        for child, _ in self.waiting.values():
-            child.kill("no time was left")
-            child.running()
-        for step, _ in self.queue:
-            records.write("ended", path=self.file, step=step.name, code=None, why="not started: no time was left")
+        self.stop("no time was left")

@@ -2,11 +2,8 @@
 
 The parent and all its children append to one file. A line is one write of less than 4 KiB to a file opened for
 appending, and is synced before `write` returns, so a child that hangs, aborts or is killed loses nothing that it had
-written. `started` is written before each
-launch: the last one without a result names what hung.
+written. `started` is written before each launch: the last one without a result names what hung.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -44,26 +41,23 @@ def write(kind: str, *, path: Path | None = None, step: str | None = None, **fac
         **facts,
     }
     data = (json.dumps(line, default=str) + "\n").encode()
-    handle = os.open(path or os.environ[_FILE_VARIABLE], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, data)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with open(path or os.environ[_FILE_VARIABLE], "ab", buffering=0) as file:
+        file.write(data)
+        os.fsync(file)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Returns the lines of the file, in order; a line cut off by a full disk or a crash, or of another kind of file,
     is left out."""
-    found = []
+    lines = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             facts = json.loads(line)
         except json.JSONDecodeError:
             continue
         if isinstance(facts, dict) and "kind" in facts and "step" in facts:
-            found.append(facts)
-    return found
+            lines.append(facts)
+    return lines
 
 
 def read_call(path: Path) -> list[dict[str, Any]]:
@@ -77,7 +71,6 @@ def read_call(path: Path) -> list[dict[str, Any]]:
 def dead(lines: list[dict[str, Any]]) -> set[str]:
     """Returns the timings of families whose check ended by a signal that the parent did not send: a launch that
     aborts would do so again."""
-    ends = [line for line in lines if line["kind"] == "ended" and line["step"].startswith("check: ")]
-    return {
-        line["step"].replace("check: ", "time: ") for line in ends if (line["code"] or 0) < 0 and not line.get("why")
-    }
+    ends = [line for line in lines if line["kind"] == "ended" and (line["code"] or 0) < 0 and not line.get("why")]
+    checks = [line["step"] for line in ends if line["step"].startswith("check: ")]
+    return {step.replace("check: ", "time: ") for step in checks}

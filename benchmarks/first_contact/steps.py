@@ -1,7 +1,6 @@
 """Which children a first contact runs, with their deadlines, on a GPU and in a rehearsal."""
 
-from __future__ import annotations
-
+import dataclasses
 import os
 import random
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recollect.benchmarks.first_contact import records
+from recollect.benchmarks.first_contact.families import FAMILIES, SWEEPS
 from recollect.benchmarks.first_contact.processes import Child, Step
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -20,34 +20,9 @@ FIRST = ("probe", "checks", "full", "tests", "timings")
 SECOND = ("pretraining", "peers", "counters", "memory", "trace")
 PARTS = FIRST + SECOND
 
-# Kept here as text: families.py imports jax, which the parent must not.
-FAMILIES = (
-    "attention d128",
-    "recurrence, no decay",
-    "recurrence, decay per head",
-    "delta rule, decay per head",
-    "recurrence, decay per channel",
-    "Taylor",
-    "attention d64",
-    "short convolution",
-    "landmark",
-    "head mixture",
-    "delta rule, decay per channel",
-    "long convolution",
-    "attention tiles",
-)
-SWEEPS = ("attention tiles",)
 PRETRAINING = ("based_360m", "attention_360m")
-PEERS = (
-    "gated_delta_rule",
-    "simple_gla",
-    "causal_attention",
-    "sliding_attention",
-    "linear_attention",
-    "gla",
-    "based",
-    "kda",
-)
+PEERS = ("gated_delta_rule", "simple_gla", "causal_attention", "sliding_attention", "linear_attention", "gla")
+PEERS += ("based", "kda")
 COUNTED = ("delta rule, decay per head", "recurrence, no decay", "attention d128")
 KERNELS = "regex:.*(linear_recurrence|scheduled_attention|taylor_attention|convolution).*"
 CHECKED_FOR_MEMORY = ("recurrence, no decay", "attention d64")
@@ -62,14 +37,14 @@ class Plan:
     Args:
       scratch: a folder for logs and gates.
       out: the folder of results.
+      site: unpacked wheels, for the children's path.
       rehearsing: simulate, at tiny sizes, with faults.
       families: parts of names; None is all.
       tests: files of the tests to run on the device.
-      site: unpacked wheels, for the children's path.
     """
 
     def __init__(
-        self, scratch: Path, out: Path, rehearsing: bool, families: list[str] | None, tests: list[str], site: Path
+        self, scratch: Path, out: Path, site: Path, rehearsing: bool, families: list[str] | None, tests: list[str]
     ):
         self.scratch, self.out, self.rehearsing, self.tests = scratch, out, rehearsing, tests
         self.families = [name for name in FAMILIES if families is None or any(part in name for part in families)]
@@ -94,10 +69,6 @@ class Plan:
             for name in ("programs", "autotune"):
                 (CACHE / name).mkdir(parents=True, exist_ok=True)
 
-    def probe(self) -> list[Step]:
-        """Returns the step that looks at the machine."""
-        return [self._module("probe", "probe", 60)]
-
     def timings(self, seconds: float) -> list[tuple[Step, Path]]:
         """Returns a step per family and the file that lets it begin."""
         return [self._gated(f"time: {name}", "timings", name, seconds) for name in self.families]
@@ -113,112 +84,82 @@ class Plan:
     def again(self, missing: list[str]) -> list[Step]:
         """Returns these checks and timings once more, without gates or faults: starved of processors the simulator
         can hang."""
-        found = [step for step in self.steps("checks") if step.name in missing]
-        for step, gate in self.timings(75):
-            if step.name in missing:
-                gate.touch()
-                found.append(step)
-        return found
+        timings = self.timings(75)
+        for _, gate in timings:
+            gate.touch()
+        return [step for step in (*self.steps("checks"), *(step for step, _ in timings)) if step.name in missing]
 
     def steps(self, part: str) -> list[Step]:
         """Returns the steps of a part, most valuable first."""
         checked = [name for name in self.families if name not in SWEEPS]
-        if part == "checks":
-            return [self._module(f"check: {name}", "checks", 75 if self.rehearsing else 110, name) for name in checked]
-        if part == "full":
-            checked = checked[:1] if self.rehearsing else checked
-            return [self._module(f"full size: {name}", "checks", 110, name, "--full") for name in checked]
-        if part == "tests":
-            return [self._tests()]
-        if part == "pretraining":
-            return self._pretraining()
-        if part == "counters":
-            return [self._counters(name) for name in COUNTED if name in self.families]
-        if part == "memory":
-            return [self._memory(name) for name in CHECKED_FOR_MEMORY if name in self.families]
-        assert part == "trace", part
-        return [self._module("trace", "trace", 60, str(self.out))]
+        seconds = 75 if self.rehearsing else 110
+        parts = {
+            "probe": [self._module("probe", "probe", 60)],
+            "checks": [self._module(f"check: {name}", "checks", seconds, name) for name in checked],
+            "full": [
+                self._module(f"full size: {name}", "checks", 110, name, "--full")
+                for name in checked[: 1 if self.rehearsing else None]
+            ],
+            "tests": [self._tests()],
+            "pretraining": self._pretraining(),
+            "counters": [self._counters(name) for name in COUNTED if name in self.families],
+            "memory": [self._memory(name) for name in CHECKED_FOR_MEMORY if name in self.families],
+            "trace": [self._module("trace", "profilers", 60, "--trace", str(self.out))],
+        }
+        return parts[part]
 
     def _module(self, step: str, module: str, seconds: float, *arguments: str) -> Step:
         fault = self.faults.get(step, "")
         environment = self.environment | ({records.FAULT_VARIABLE: fault} if fault in ("hang", "abort") else {})
-        if fault == "hang":
-            seconds = 40
-        return Step(
-            step,
-            [sys.executable, "-m", f"recollect.benchmarks.first_contact.{module}", *arguments],
-            seconds,
-            environment,
-        )
+        command = [sys.executable, "-m", f"recollect.benchmarks.first_contact.{module}", *arguments]
+        return Step(step, command, 40 if fault == "hang" else seconds, environment)
 
     def _tests(self) -> Step:
         """The tests that are simulated elsewhere, on the device itself; the log has a line for each the moment it
         ends."""
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-m",
-            "gpu_interpreter",
-            "-vv",
-            "-p",
-            "no:cacheprovider",
-            *self.tests,
-        ]
-        log = self.out / TESTS_LOG
-        environment = self.environment | {"RECOLLECT_ON_DEVICE": "1", "XLA_FLAGS": ""}
+        command = [sys.executable, "-m", "pytest", "-m", "gpu_interpreter", "-vv", "-p", "no:cacheprovider"]
         if self.rehearsing:
+            command += ["tests/pallas_kernels/test_landmark_attention_gpu.py", "-k", "serve"]
             environment = self.environment
-            command[-len(self.tests) :] = ["tests/pallas_kernels/test_landmark_attention_gpu.py", "-k", "serve"]
         else:
-            command += ["-n", "7", "--timeout", "120", "--timeout-method", "thread", "--max-worker-restart", "50"]
-        return Step("tests", ["bash", "-c", 'exec "$@" >"$0" 2>&1', str(log), *command], 170, environment)
+            command += [*self.tests, "-n", "7", "--max-worker-restart", "50"]
+            command += ["--timeout", "120", "--timeout-method", "thread"]
+            environment = self.environment | {"RECOLLECT_ON_DEVICE": "1", "XLA_FLAGS": ""}
+        return self._redirected(Step("tests", command, 170, environment), ">", TESTS_LOG)
 
     def _pretraining(self) -> list[Step]:
-        overrides = ["run.batch_size=64", "run.accumulate=4"]  # 16 rows at once: 25.9 GiB by `describe --target h100`
-        if self.rehearsing:
-            overrides = ["run.batch_size=2", "data.length=32", "model.width=32", "model.stages.0.repeats=1"]
-        names = ("attention_30m",) if self.rehearsing else PRETRAINING
-        found = [self._module(f"pretraining: {name}", "pretraining", 180, name, *overrides) for name in names]
-        if (
-            self.rehearsing
-        ):  # kernels are simulated by an environment that has jax alone; models train in the project's own
-            python = str(REPOSITORY / ".venv" / "bin" / "python")
-            environment = {**self.environment, "PYTHONPATH": str(REPOSITORY)}
-            found = [Step(step.name, [python, *step.command[1:]], step.seconds, environment) for step in found]
-        return found
+        if not self.rehearsing:
+            overrides = ["run.batch_size=64", "run.accumulate=4"]  # 16 rows at once: 25.9 GiB by `describe`
+            return [self._module(f"pretraining: {x}", "pretraining", 180, x, *overrides) for x in PRETRAINING]
+        overrides = ["run.batch_size=2", "data.length=32", "model.width=32", "model.stages.0.repeats=1"]
+        step = self._module("pretraining: attention_30m", "pretraining", 180, "attention_30m", *overrides)
+        # Kernels are simulated by an environment that has jax alone; models train in the project's own.
+        python = str(REPOSITORY / ".venv" / "bin" / "python")
+        environment = {**self.environment, "PYTHONPATH": str(REPOSITORY)}
+        return [Step(step.name, [python, *step.command[1:]], step.seconds, environment)]
 
     def _counters(self, name: str) -> Step:
-        """Nsight Compute over each of the family's own kernels; clocks are left as they are."""
-        inner = self._module(f"counters: {name}", "launch", 75, name)
-        options = [
-            "--clock-control",
-            "none",
-            "--set",
-            "basic",
-            "--section",
-            "WarpStateStats",
-            "--section",
-            "ComputeWorkloadAnalysis",
-        ]
-        command = ["ncu", *options, "-k", KERNELS, "--launch-count", "8", *inner.command]
-        return self._logged(Step(inner.name, command, inner.seconds, inner.environment), "counters.txt")
+        """Returns Nsight Compute over each of the family's own kernels; clocks are left as they are."""
+        options = "--clock-control none --set basic --section WarpStateStats --section ComputeWorkloadAnalysis"
+        tool = ["ncu", *options.split(), "-k", KERNELS, "--launch-count", "8"]
+        return self._under(tool, self._module(f"counters: {name}", "profilers", 75, name), "counters.txt")
 
     def _memory(self, name: str) -> Step:
-        inner = self._module(f"memory: {name}", "checks", 75, name)
-        command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *inner.command]
-        environment = {
-            **inner.environment,
-            "XLA_PYTHON_CLIENT_ALLOCATOR": "platform",
-        }  # an allocation an array, whose ends are seen
-        return self._logged(Step(inner.name, command, inner.seconds, environment), "memory.txt")
+        step = self._module(f"memory: {name}", "checks", 75, name)
+        # An allocation per array, whose ends are seen.
+        environment = {**step.environment, "XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}
+        tool = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9"]
+        return self._under(tool, dataclasses.replace(step, environment=environment), "memory.txt")
 
-    def _logged(self, step: Step, file: str) -> Step:
-        """The step with its output appended to a file that comes back."""
-        if self.rehearsing:  # neither tool is here: that the command is missing takes nothing with it
-            return step
-        command = ["bash", "-c", 'exec "$@" >>"$0" 2>&1', str(self.out / file), *step.command]
-        return Step(step.name, command, step.seconds, step.environment)
+    def _under(self, tool: list[str], step: Step, file: str) -> Step:
+        """Returns the step run by a tool, with its output appended to a file that comes back."""
+        step = dataclasses.replace(step, command=[*tool, *step.command])
+        # In a rehearsal neither tool is here: that the command is missing takes nothing with it.
+        return step if self.rehearsing else self._redirected(step, ">>", file)
+
+    def _redirected(self, step: Step, how: str, file: str) -> Step:
+        command = ["bash", "-c", f'exec "$@" {how}"$0" 2>&1', str(self.out / file), *step.command]
+        return dataclasses.replace(step, command=command)
 
     def disturb(self, children: list[Child], file: Path) -> None:
         """In a rehearsal, kills the child whose turn it is once it has launched something."""
@@ -245,48 +186,47 @@ def keep_caches(out: Path) -> None:
 
 def unanswered(lines: list[dict[str, Any]], plan: Plan, parts: Sequence[str]) -> list[str]:
     """Returns the checks and timings of a rehearsal that nothing disturbed and that have no result."""
-    missing = []
-    for part in [step for name, step in (("checks", "check"), ("timings", "time")) if name in parts]:
-        for name in plan.families:
-            step = f"{part}: {name}"
-            excused = step in plan.faults or step in records.dead(lines) or (part == "check" and name in SWEEPS)
-            if not excused and not any(line["kind"] == part and line["step"] == step for line in lines):
-                missing.append(step)
-    return missing
+    answered = {line["step"] for line in lines if line["kind"] == line["step"].partition(":")[0]}
+    expected = [f"check: {name}" for name in plan.families if "checks" in parts and name not in SWEEPS]
+    expected += [f"time: {name}" for name in plan.families if "timings" in parts]
+    return [step for step in expected if step not in {*plan.faults, *records.dead(lines), *answered}]
 
 
 def lost(lines: list[dict[str, Any]], plan: Plan, parts: Sequence[str]) -> list[str]:
     """Returns what a rehearsal of these parts should have in its records and has not, printing each."""
     missing = [f"{step}: no result" for step in unanswered(lines, plan, parts)]
+    ends = {line["step"]: line for line in lines if line["kind"] == "ended"}
     for step in plan.faults if "checks" in parts else ():
-        own = [line for line in lines if line["step"] == step]
-        if not any(line["kind"] == "ended" and line["code"] for line in own):
+        if not ends.get(step, {}).get("code"):
             missing.append(f"{step}: the end of what was disturbed ({plan.faults[step]})")
-        if not any(line["kind"] == "started" for line in own):
+        if not any(line["kind"] == "started" for line in lines if line["step"] == step):
             missing.append(f"{step}: what was running when it was disturbed")
     for step in records.dead(lines) if "timings" in parts else ():
-        if not any(line["step"] == step and line.get("why") == "the family's check died" for line in lines):
+        if ends.get(step, {}).get("why") != "the family's check died":
             missing.append(f"{step}: that it was skipped")
+    probed = {line["what"] for line in lines if line["kind"] == "probe"}
     if "probe" in parts:
-        missing += [f"probe: {name}" for name in ("machine", "eager", "ceilings", "toy") if not _probed(lines, name)]
+        missing += [f"probe: {name}" for name in ("machine", "eager", "ceilings", "toy") if name not in probed]
     for line in missing:
         print(f"LOST {line}")
     return missing
+
+
+LINE = (
+    r"(?m)^\[gw\d+\] \[ *\d+%\] (PASSED|FAILED|SKIPPED|ERROR) (\S.*?) *$"
+    r"|^(\S+::.*?) (PASSED|FAILED|SKIPPED|ERROR) +\[ *\d+%\]$"
+)
+"""A test's end in pytest's log: of a worker, and without workers."""
 
 
 def tests_summary(log: Path) -> dict[str, Any]:
     """Returns how many of the device's tests passed, failed and were left when time was over, and the names of those
     that failed."""
     text = log.read_text(errors="replace") if log.exists() else ""
-    line = r"(?m)^\[gw\d+\] \[ *\d+%\] (PASSED|FAILED|SKIPPED|ERROR) (\S.*?) *$|^(\S+::.*?) (PASSED|FAILED|SKIPPED|ERROR) +\[ *\d+%\]$"
-    ends = {name or alone: how or how_alone for how, name, alone, how_alone in re.findall(line, text)}
+    ends = {name or alone: how or how_alone for how, name, alone, how_alone in re.findall(LINE, text)}
     total = re.search(r"\[(\d+) items\]|collected \d+ items? / \d+ deselected / (\d+) selected", text)
-    counts = {how: sum(each == how for each in ends.values()) for how in ("PASSED", "FAILED", "ERROR", "SKIPPED")}
     failed = sorted(name for name, how in ends.items() if how in ("FAILED", "ERROR"))
+    passed, skipped = (sum(how == each for how in ends.values()) for each in ("PASSED", "SKIPPED"))
     left = int(total.group(1) or total.group(2)) - len(ends) if total else None
-    summary = f"{counts['PASSED']} passed, {counts['FAILED'] + counts['ERROR']} failed, {counts['SKIPPED']} skipped, {left} not reached"
+    summary = f"{passed} passed, {len(failed)} failed, {skipped} skipped, {left} not reached"
     return {"summary": summary, "failed": failed}
-
-
-def _probed(lines: list[dict[str, Any]], name: str) -> bool:
-    return any(line["kind"] == "probe" and line["what"] == name for line in lines)

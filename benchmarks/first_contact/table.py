@@ -1,7 +1,5 @@
 """The table printed last: what machine, what was right, what took how long, what died and of what."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -22,11 +20,11 @@ def _of(lines: list[Line], kind: str) -> list[Line]:
 
 
 def _machine(lines: list[Line]) -> list[str]:
-    rows = []
-    for line in _of(lines, "probe"):
-        facts = {name: x for name, x in line.items() if name not in ("kind", "step", "at", "what")}
-        rows.append(f"{line['what']}: " + ", ".join(f"{name} {_short(x)}" for name, x in facts.items()))
-    return rows
+    hidden = ("kind", "step", "at", "what")
+    return [
+        f"{line['what']}: " + ", ".join(f"{name} {_short(x)}" for name, x in line.items() if name not in hidden)
+        for line in _of(lines, "probe")
+    ]
 
 
 def _short(x: Any) -> str:
@@ -40,7 +38,7 @@ def _checks(lines: list[Line]) -> list[str]:
     for line in _of(lines, "check"):
         # NaN is the worst error.
         share = {name: error / bar if error == error else math.inf for name, (error, bar) in line["errors"].items()}
-        name = max(share, key=lambda name: share[name])
+        name = max(share, key=share.__getitem__)
         error, bar = line["errors"][name]
         verdict = f"WRONG: {', '.join(line['wrong'])}" if line["wrong"] else "right"
         bits = "" if line["same_bits"] else ", BITS DIFFER between runs"
@@ -49,26 +47,21 @@ def _checks(lines: list[Line]) -> list[str]:
 
 
 def _times(lines: list[Line]) -> list[str]:
-    """One row per case and form: milliseconds, multiples of the floor; forward, then with gradients."""
+    """Returns one row per case and form: milliseconds, multiples of the floor; forward, then with gradients."""
     times = {(line["what"], line["form"], line.get("note", "")): line for line in _of(lines, "time")}
+    wrong = {(line["operation"], line["variant"]) for line in _of(lines, "check") if line["wrong"]}
     rows = [f"{'':92} {'ms':>9} {'x floor':>8} {'ms':>9} {'x floor':>8}"] if times else []
-    for (what, form, note), line in times.items():
-        cells = []
-        for part in ("forward", "both"):
-            seconds, floor = line.get(part), (line.get("floor") or {}).get(part)
-            cells.append(
-                "        -        -"
-                if seconds is None
-                else f"{1e3 * seconds:9.3f} {seconds / floor if floor else 0:8.2f}"
-            )
-        wrong = "  WRONG" if _is_wrong(lines, line) else ""
-        rows.append(f"{f'{what} {form} {note}'.strip():92} {cells[0]} {cells[1]}{wrong}")
+    for key, line in times.items():
+        cells = " ".join(_time(line.get(part), (line.get("floor") or {}).get(part)) for part in ("forward", "both"))
+        mark = "  WRONG" if (line.get("operation"), line.get("variant")) in wrong else ""
+        rows.append(f"{' '.join(key).strip():92} {cells}{mark}")
     return rows
 
 
-def _is_wrong(lines: list[Line], time: Line) -> bool:
-    kernel = time.get("operation"), time.get("variant")
-    return any(line["wrong"] and (line["operation"], line["variant"]) == kernel for line in _of(lines, "check"))
+def _time(seconds: float | None, floor: float | None) -> str:
+    if seconds is None:
+        return f"{'-':>9} {'-':>8}"
+    return f"{1e3 * seconds:9.3f} {seconds / floor if floor else 0:8.2f}"
 
 
 def _tests(lines: list[Line]) -> list[str]:
@@ -80,28 +73,23 @@ def _tests(lines: list[Line]) -> list[str]:
 
 def _others(lines: list[Line]) -> list[str]:
     rows = []
-    for line in lines:
-        if line["kind"] == "peer":
-            times = ", ".join(f"{part} {1e3 * line[part]:.3f} ms" for part in ("forward", "both") if line.get(part))
-            rows.append(f"peer {line['what']} ({line.get('version', '')}): {times}")
-        if line["kind"] == "pretraining":
-            rate = f"{line['tokens_per_second']:,.0f} tokens/s, MFU {line.get('mfu', 0):.1%}"
-            rows.append(f"{line['name']}: {rate}, {line['seconds']}")
+    for line in _of(lines, "peer"):
+        times = ", ".join(f"{part} {1e3 * line[part]:.3f} ms" for part in ("forward", "both") if line.get(part))
+        rows.append(f"peer {line['what']} ({line.get('version', '')}): {times}")
+    for line in _of(lines, "pretraining"):
+        rate = f"{line['tokens_per_second']:,.0f} tokens/s, MFU {line.get('mfu', 0):.1%}"
+        rows.append(f"{line['name']}: {rate}, {line['seconds']}")
     return rows
 
 
 def _failures(lines: list[Line]) -> list[str]:
-    rows = [
-        f"FAILED {line['step']} | {line['what']} {line.get('form', '')}: {line['error']}"
-        for line in _of(lines, "failed")
-    ]
+    rows = [f"FAILED {x['step']} | {x['what']} {x.get('form', '')}: {x['error']}" for x in _of(lines, "failed")]
     last: dict[str, str] = {}
     for line in lines:
         if line["kind"] == "started":
             last[line["step"]] = line["what"]
         if line["kind"] == "ended" and line["code"] != 0:
-            how = line.get("signal") or f"exit code {line['code']}"
+            end = f"{line.get('signal') or 'exit code {}'.format(line['code'])} {line.get('why', '')}"
             tail = " ".join(line.get("tail", "").split())[-150:]
-            launch = last.get(line["step"], "none")
-            rows.append(f"ENDED {line['step']}: {how} {line.get('why', '')}; last launch: {launch}; {tail}")
+            rows.append(f"ENDED {line['step']}: {end}; last launch: {last.get(line['step'], 'none')}; {tail}")
     return rows

@@ -7,57 +7,43 @@ Medians of 10 turns of at least 10 ms, the device synchronised at the end of eac
 a cotangent that is there already, so no loss is in it.
 """
 
-from __future__ import annotations
-
-import argparse
 import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from recollect.benchmarks.first_contact import records, turns
-from recollect.benchmarks.first_contact.child import case_of, failed, form, launching, on_device
+from recollect.benchmarks.first_contact.child import case_of, compiled, form, launching, recording_failure
 from recollect.benchmarks.first_contact.families import FAMILIES, Timing
 from recollect.benchmarks.kernel_case import Case
 from recollect.benchmarks.kernel_checks import cotangent, drawn, with_gradients
-from recollect.benchmarks.kernel_timing import floors, timed
+from recollect.benchmarks.timing import floors, timed
 from recollect.pallas_kernels import compile_ahead
 from recollect.pallas_kernels.tuning import forced
 
 TURNS = 10
 
 
-def compiled(timing: Timing, case: Case, name: str) -> dict[str, Callable[..., Any]]:
-    """Returns the forward program and the one with gradients."""
-    function = form(case, name)
-    x = jax.eval_shape(lambda key: case.inputs(key, jnp.bfloat16), jax.random.key(0))
-    out = jax.eval_shape(lambda x: case.run(x, "reference"), x)
-    with on_device(), forced(**timing.forced) if timing.forced else contextlib.nullcontext():
-        forward = jax.jit(function).lower(x).compile()
-        both = jax.jit(with_gradients(function)).lower(x, out).compile()
-    return {"forward": forward, "both": both}
-
-
 def programs(family: str) -> Iterator[tuple[Timing, Case, str, dict[str, Callable[..., Any]]]]:
-    """Compiles every form of the family; what does not compile is recorded and left out."""
-    for timing in FAMILIES[family].timings[: 1 if records.rehearsing() else None]:
+    """Compiles every form of the family, forward and with gradients; what does not compile is recorded and left out."""
+    few = 1 if records.rehearsing() else None
+    for timing in FAMILIES[family].timings[:few]:
         case = case_of(timing)
-        for name in timing.forms[: 1 if records.rehearsing() else None]:
-            begun = time.monotonic()
-            try:
-                records.write("compiling", what=case.name, form=name, note=timing.note)
-                found = compiled(timing, case, name)
-                records.write(
-                    "compiled", what=case.name, form=name, note=timing.note, seconds=round(time.monotonic() - begun, 1)
-                )
-                yield timing, case, name, found
-            except Exception as error:
-                failed(case.name, error, form=name, note=timing.note)
+        x = jax.eval_shape(lambda key, case=case: case.inputs(key, jnp.bfloat16), jax.random.key(0))
+        out = jax.eval_shape(functools.partial(case.run, backend="reference"), x)
+        for name in timing.forms[:few]:
+            begun, facts = time.monotonic(), {"form": name, "note": timing.note}
+            with recording_failure(case.name, **facts):
+                records.write("compiling", what=case.name, **facts)
+                function = form(case, name)
+                with forced(**timing.forced) if timing.forced else contextlib.nullcontext():
+                    both = {"forward": compiled(function, x), "both": compiled(with_gradients(function), x, out)}
+                records.write("compiled", what=case.name, **facts, seconds=round(time.monotonic() - begun, 1))
+                yield timing, case, name, both
 
 
 def compile_ahead_of_time(family: str) -> None:
@@ -73,40 +59,27 @@ def compile_ahead_of_time(family: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("family", choices=list(FAMILIES))
-    parser.add_argument("--gate", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, required=True)
-    options = parser.parse_args()
+    options = turns.arguments(FAMILIES)
     if records.rehearsing():
-        compile_ahead_of_time(options.family)
-    ready = list(programs(options.family))
+        compile_ahead_of_time(options.name)
+    ready = list(programs(options.name))
     records.write("ready")
     turns.wait(options.gate, options.seconds)
     count = 1 if records.rehearsing() else TURNS
     for timing, case, name, runs in ready:
-        facts = {
-            "form": name,
-            "operation": timing.operation,
-            "variant": timing.variant,
-            "note": timing.note,
-            "sizes": case.sizes,
-        }
-        try:
+        facts = {"form": name, "operation": timing.operation, "variant": timing.variant, "note": timing.note}
+        facts["sizes"] = case.sizes
+        with recording_failure(case.name, **facts):
             x = drawn(case, 0, jnp.bfloat16)
             launching(case.name, form=name, note=timing.note)
             row: dict[str, Any] = {"floor": floors(case, x, jax.devices()[0].device_kind)}
             row["forward"], row["forward_spread"] = timed(runs["forward"], x, turns=count)
             records.write("time", what=case.name, part="forward", **facts, **row)
-            if records.rehearsing():
-                continue
-            row["both"], row["both_spread"] = timed(
-                runs["both"], x, cotangent(functools.partial(case.run, backend="reference"), x), turns=count
-            )
-            records.write("time", what=case.name, part="both", **facts, **row)
-        except Exception as error:
-            failed(case.name, error, **facts)
-        x = None  # free the device's memory before the next case
+            if not records.rehearsing():
+                arguments = x, cotangent(functools.partial(case.run, backend="reference"), x)
+                row["both"], row["both_spread"] = timed(runs["both"], *arguments, turns=count)
+                records.write("time", what=case.name, part="both", **facts, **row)
+        x = arguments = None  # free the device's memory before the next case
     records.write("done")
 
 

@@ -150,7 +150,7 @@ def test_the_tests_log_is_read_as_far_as_it_goes(tmp_path):
 
 
 def test_a_rehearsal_says_what_it_lost(tmp_path, capsys):
-    plan = steps.Plan(tmp_path, tmp_path, True, ["landmark", "Taylor"], ["tests"], tmp_path)
+    plan = steps.Plan(tmp_path, tmp_path, tmp_path, True, ["landmark", "Taylor"], ["tests"])
     lines = [
         {"kind": "check", "step": "check: Taylor", "what": "x"},
         {"kind": "time", "step": "time: Taylor", "what": "x"},
@@ -207,7 +207,7 @@ def test_an_interrupted_parent_ends_its_children_and_writes_its_table(tmp_path, 
 import sys
 from recollect.benchmarks.first_contact import __main__ as main, processes, steps
 wait = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
-steps.Plan.probe = lambda plan: [processes.Step("probe", wait, 60)]
+steps.Plan.steps = lambda plan, part: [processes.Step(part, wait, 60)]
 steps.keep_caches = lambda out: None
 sys.exit(main.main(["--rehearse", "--only", "probe", "--seconds", "60", "--out", sys.argv[1]]))
 """
@@ -337,8 +337,8 @@ def test_a_kept_result_stands_for_its_folders(tmp_path, monkeypatch):
     assert device.gathered([kept, second]) == device.gathered([first, second])
     page = device.document(device.gathered([kept, second]))
     assert (
-        "| pretrain.based_360m | 257 | 64 x 2048 | 100,000 |  | 1.300 | 16.0 | 0.00% | torch: 200,000 tokens per second |"
-        in page
+        "| pretrain.based_360m | 257 | 64 x 2048 | 100,000 |  | 1.300 | 16.0 | 0.00% "
+        "| torch: 200,000 tokens per second |" in page
     )
     assert "| pretrain.based_360m | 50,304 | " in page and "- failed: test_x.py::y\n- failed: z\n" in page
     with pytest.raises(UserError, match="H100 80GB HBM3, NVIDIA H200; one kind is needed"):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from recollect.benchmarks import kernel_cases, kernel_checks, kernel_peers, kernel_timing, kernels
+from recollect.benchmarks import kernel_cases, kernel_checks, kernel_peers, kernels, timing
 from recollect.configuration import UserError
 from recollect.pallas_kernels import dispatch
 from tests.pallas_kernels.programs import benchmark
@@ -40,7 +40,7 @@ def small(monkeypatch):
         ("taylor_attention", "normalised"),
     )
     monkeypatch.setattr(kernel_cases, "CASES", {key: kernel_cases.CASES[key] for key in few})
-    monkeypatch.setattr(kernel_timing, "timed", lambda run, *arguments: (0.002, 0.0))
+    monkeypatch.setattr(timing, "timed", lambda run, *arguments: (0.002, 0.0))
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def only(monkeypatch):
         case = dataclasses.replace(kernel_cases.CASES["linear_recurrence", "no decay"](**SMALL), plain=plain)
         monkeypatch.setattr(kernel_cases, "CPU_SHAPES", {"linear_recurrence": [SMALL]})
         monkeypatch.setattr(kernel_cases, "CASES", {("linear_recurrence", "no decay"): lambda **sizes: case})
-        monkeypatch.setattr(kernel_timing, "timed", lambda run, *arguments: (0.002, 0.0))
+        monkeypatch.setattr(timing, "timed", lambda run, *arguments: (0.002, 0.0))
         return case
 
     return set_case
@@ -133,7 +133,7 @@ def test_what_is_refused_costs_nothing_and_the_reference_is_computed_once(only, 
 
 PROCESS = """
 import os, signal, sys
-from recollect.benchmarks import kernel_cases, kernel_timing, kernels
+from recollect.benchmarks import kernel_cases, timing, kernels
 from tests.benchmarks.test_kernels import SMALL
 import dataclasses
 
@@ -142,7 +142,7 @@ plain = {"fine": lambda x: make(**SMALL).run(x, "xla"), "fatal": lambda x: os.ki
 kernel_cases.CPU_SHAPES = {"linear_recurrence": [SMALL]}
 case = dataclasses.replace(make(**SMALL), plain=plain)
 kernel_cases.CASES = {("linear_recurrence", "no decay"): lambda **sizes: case}
-kernel_timing.timed = lambda run, *arguments: (0.002, 0.0)
+timing.timed = lambda run, *arguments: (0.002, 0.0)
 kernels.main(["--operations", "linear_recurrence", "--backends", "xla", "--out", sys.argv[1]])
 """
 
@@ -232,7 +232,7 @@ class FakeTorch:
 def test_peers_answer_forward_when_backward_fails(monkeypatch, capsys):
     torch = FakeTorch()
     monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(kernel_peers.PEERS, "some", lambda b: (lambda: b, (), "fake 1"))
+    monkeypatch.setitem(kernel_peers.PEERS, "some", lambda torch, b: (lambda: b, (), "fake 1"))
     monkeypatch.setattr(sys, "stdin", ['{"peer": "some", "sizes": {"b": 2}}\n', '{"peer": "none", "sizes": {}}\n'])
     kernel_peers.main()
     first, second = (json.loads(line.removeprefix("RESULT ")) for line in capsys.readouterr().out.splitlines())
@@ -255,10 +255,10 @@ def test_floors_come_from_the_arrays():
     case = kernel_cases.CASES["linear_recurrence", "no decay"](b=2, t=4096, h=16, k=128, v=128)
     inputs = {name: jax.ShapeDtypeStruct((2, 4096, 16, 128), jnp.bfloat16) for name in ("q", "k", "v")}
     inputs = {name: jnp.zeros(x.shape, x.dtype) for name, x in inputs.items()}
-    floors = kernel_timing.floors(case, inputs, "NVIDIA H100 80GB HBM3")
+    floors = timing.floors(case, inputs, "NVIDIA H100 80GB HBM3")
     tensor = 2 * 4096 * 16 * 128 * 2
     assert floors == {"forward": pytest.approx(4 * tensor / 3.35e12), "both": pytest.approx(11 * tensor / 3.35e12)}
-    assert kernel_timing.floors(case, inputs, "cpu") is None
+    assert timing.floors(case, inputs, "cpu") is None
 
 
 def test_libraries_are_asked_where_an_operation_has_them():
@@ -362,7 +362,7 @@ def test_work_of_a_window_grows_with_length_and_window():
 def test_times_are_those_of_a_call():
     x = jnp.ones((256, 256))
     programs = [jax.jit(lambda x, n=n: jax.lax.fori_loop(0, n, lambda _, y: y @ x / 256, x)) for n in (1, 100)]
-    (few, spread), (many, _) = (kernel_timing.timed(run, x, turns=3) for run in programs)
+    (few, spread), (many, _) = (timing.timed(run, x, turns=3) for run in programs)
     assert 0 < few < many and spread >= 0
 
 
@@ -373,7 +373,7 @@ def test_lengths_grow_and_are_measured(small, capsys):
 
 
 def test_lengths_stop_where_a_call_takes_long(small, monkeypatch, capsys):
-    monkeypatch.setattr(kernel_timing, "timed", lambda run, *arguments: (3.0, 0.0))
+    monkeypatch.setattr(timing, "timed", lambda run, *arguments: (3.0, 0.0))
     assert kernels.main(["--lengths", "--longest", "4096", "--operations", "taylor_attention"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("taylor_attention")]
     assert len(lines) == 2 and "2,048 not timed, as 1,024 tokens take more than 2 s" in lines[1]

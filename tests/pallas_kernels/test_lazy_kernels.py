@@ -21,17 +21,24 @@ assert main(["train", "mqar.based", "run.steps=1", "run.directory=" + {folder!r}
 """
 
 
+PALLAS = re.compile(r"^(from jax\.experimental import pallas|(from|import) jax\.experimental\.pallas)", re.MULTILINE)
+CONTEXT = re.compile(r"^\w+.* = jax\.make_user_context\(", re.MULTILINE)
+
+
+def modules_with(pattern: re.Pattern[str]) -> set[str]:
+    """Modules of this package whose text matches."""
+    folder = ROOT / "pallas_kernels"
+    names = {
+        ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
+        for path in folder.rglob("*.py")
+        if pattern.search(path.read_text())
+    }
+    return {f"recollect.pallas_kernels.{name}" for name in names}
+
+
 def kernel_modules() -> set[str]:
     """Modules of this package that import Pallas or Mosaic when they are imported."""
-    imports = re.compile(
-        r"^(from jax\.experimental import pallas|(from|import) jax\.experimental\.pallas)", re.MULTILINE
-    )
-    folder = ROOT / "pallas_kernels"
-    return {
-        "recollect.pallas_kernels." + ".".join(path.relative_to(folder).with_suffix("").parts)
-        for path in folder.rglob("*.py")
-        if imports.search(path.read_text())
-    }
+    return modules_with(PALLAS)
 
 
 def imported(code: str) -> set[str]:
@@ -51,6 +58,12 @@ def test_no_kernel_is_imported_on_a_cpu(what, tmp_path):
     modules = imported(LAYERS if what == "layers" else RUN.format(folder=str(tmp_path)))
     assert not modules & kernel_modules()
     assert not {name for name in modules if name.startswith("jax.experimental.pallas")}
+
+
+def test_what_jax_keeps_programs_by_is_complete_before_the_first_is_traced():
+    # A context made later, while a program is traced, has every program traced and compiled once more.
+    contexts = modules_with(CONTEXT)
+    assert "recollect.pallas_kernels.tuning" in contexts and contexts <= imported(LAYERS)
 
 
 def test_every_operation_is_importable_from_the_package():

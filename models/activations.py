@@ -17,8 +17,8 @@ def activations(
     key: Key[Array, ""] | None = None,
 ) -> Iterator[tuple[str, Float[Array, "b t d"]]]:
     """Yields the output of each part, in the order of `model.hidden`, which takes the same arguments: ("embedding", x),
-    ("layer 0 Attention mixer", ...), ("layer 0 Attention mlp", ...), ..., ("final norm", ...). A mixer's and an MLP's is
-    what they add to the stream."""
+    ("layer 0 Attention mixer", ...), ("layer 0 Attention mlp", ...), ..., ("final norm", ...). A mixer's and an MLP's
+    is what they add to the stream."""
     x, context, layout = model.enter(tokens, context, key)
     yield "embedding", x
     for index, (config, block) in enumerate(zip(model.config.mixers, model.stack.layers(), strict=True)):

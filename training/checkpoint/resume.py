@@ -1,5 +1,5 @@
-"""What an earlier process left in a run's checkpoints: deleted where it is half, verified, set aside where it is damaged,
-loaded. Every process of a run calls these functions."""
+"""What an earlier process left in a run's checkpoints: deleted where it is incomplete, verified, set aside where it is
+damaged, loaded. Every process of a run calls these functions."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def refuse_if_all_damaged(checkpoints: Checkpoints) -> None:
     if not checkpoints.steps() and folder.is_dir() and any(folder.iterdir()):
         names = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise UserError(
-            f"every checkpoint of {checkpoints.directory} is damaged ({names}); delete {folder} to start again from step 0"
+            f"every checkpoint of {checkpoints.directory} is damaged ({names}); "
+            f"delete {folder} to start again from step 0"
         )
 
 

@@ -126,8 +126,8 @@ def matches(pattern: str, path: str) -> bool:
 
 
 def may_name_code(text: str) -> bool:
-    """Returns whether chz might take `text` for `module:name`, `module.name` or a lambda. Numbers, and tuples of them,
-    may have a point."""
+    """Returns whether chz might take `text` for `module:name`, `module.name` or a lambda. Numbers, and tuples of
+    them, may have a point."""
     return ":" in text or any("." in part and not _is_number(part) for part in text.strip("()[]").split(","))
 
 

@@ -12,8 +12,8 @@ works on all tokens of its sequences. Elsewhere it is the function itself. Gradi
 custom_vjp is used on each device.
 
 Tokens (t) are split too, over the axis sequence, by operations that know what one part of a sequence has to learn of
-the parts before it. Such an operation asks `ambient_mesh.sequence_parts` first, and hands `over_sequence` what a device
-does with its tokens, collectives (sequence_collectives.py) included:
+the parts before it. Such an operation asks `ambient_mesh.sequence_parts` first, and hands `over_sequence` what a
+device does with its tokens, collectives (sequence_collectives.py) included:
 
     if sequence_parts(q.shape[1]) > 1:
         return over_sequence(part, {"q": "b t h k", "v": "b t h v"}, "b t h v")(q, v)

@@ -166,8 +166,7 @@ CHANGEABLE = ("run.steps", *(f"run.mesh.{axis}" for axis in chz.chz_fields(Mesh)
 
 
 def program_of(experiment: Experiment) -> Experiment:
-    """Returns `experiment` with its values-only fields at fixed numbers: equal for those that compile to one
-    program."""
+    """Returns `experiment` with its values-only fields at fixed numbers: equal for all that compile to one program."""
     optimizer = chz.replace(experiment.optimizer, **type(experiment.optimizer)().values())
     plain = Run()
     run = chz.replace(experiment.run, seed=0, spikes=None, **{name: getattr(plain, name) for name in _AROUND})

@@ -60,8 +60,7 @@ class Checkpoints:
         self._begun = 0.0
 
     def steps(self) -> list[int]:
-        """Returns the steps saved and sealed, oldest first; `resume.problem` says whether their files are still
-        whole."""
+        """Returns the steps saved and sealed, oldest first; `resume.problem` says whether they are still whole."""
         names = (path.name for path in self.directory.iterdir()) if self.directory.is_dir() else ()
         return sorted(int(name) for name in names if name.isdigit())
 

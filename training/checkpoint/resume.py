@@ -1,4 +1,4 @@
-"""What an earlier process left in a run's checkpoints: deleted where it is half, verified, set aside where it is
+"""What an earlier process left in a run's checkpoints: deleted where it is incomplete, verified, set aside where it is
 damaged, loaded. Every process of a run calls these functions."""
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_no_tile_is_written_past_the_end_of_its_row(tokens, width, backward):
         pytest.skip(str(mosaic_gpu.unavailable()))
     x = jnp.zeros((2, tokens, width))
     operands = Operands(x, x, x, jnp.zeros((16, width)), jnp.zeros((2, 8, width)), None)
-    plan = gpu._Plan(operands, 4, backward=backward, dy=x if backward else None)
+    plan = gpu._TilePlan(operands, 4, backward=backward, dy=x if backward else None)
     assert plan.channels > plan.lanes or plan.like_x().shape[1] >= plan.count * plan.length
     assert plan.cut(jnp.zeros(plan.like_x().shape)).shape == x.shape
 

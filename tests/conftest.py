@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from tests import shape_checks
 from tests.quick_compilation import XLA_FLAGS
 
@@ -22,6 +24,8 @@ if "RECOLLECT_CACHE" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["RECOLLECT_CACHE"], ignore_errors=True)
 shape_checks.install()
 
+MORE = Path(__file__).parent / "more.txt"
+"""Tests for which `make test` has no time."""
 LARGEST_WORKER = 1.4 * 2**30
 """Bytes of resident memory above which a worker drops its compiled programs."""
 
@@ -30,6 +34,14 @@ def resident_memory() -> int:
     """Returns this process's resident bytes; 0 where the system does not tell."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that tests/more.txt lists: each line begins the names of some."""
+    listed = [line for line in MORE.read_text().splitlines() if line and not line.startswith("#")]
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(tuple(listed)):
+            item.add_marker(pytest.mark.more)
 
 
 def pytest_runtest_teardown() -> None:

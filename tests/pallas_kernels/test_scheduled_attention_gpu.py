@@ -168,7 +168,7 @@ def test_programs_lower_for_cuda(program):
         (64, 64, jnp.float32, None, "its products take bfloat16; q is float32"),
         (136, 64, jnp.bfloat16, None, "a key size above 128"),
         (64, 136, jnp.bfloat16, None, "a value size above 128"),
-        (128, 64, jnp.bfloat16, None, "keys of more than 64 channels with values of at most 64"),
+        (128, 64, jnp.bfloat16, None, "keys of more than 64 channels and values of at most 64"),
         (64, 64, jnp.bfloat16, 64, "a landmark block of more than 63 keys"),
         (136, 64, jnp.bfloat16, 50, "a key size above 128"),
     ],

@@ -18,13 +18,13 @@ COMPILE := JAX_PLATFORMS=cpu $(BIN)/python -m tests.pallas_kernels.programs $(if
 demo: $(READY)
 	$(BIN)/python main.py compare mqar.small
 
-# Without a registry that has libtpu, what needs it is skipped, and says so.
 test: $(READY)
-	$(BIN)/python -m recollect.pallas_kernels.compilers tpu --optional
 	$(BIN)/python -m pytest -m "not more and not slow and not gpu_interpreter" -n 2 --dist worksteal
 
 # What is too slow for `make test`: the wider cases, and what trains, which needs code that is optimised.
+# Without a registry that has libtpu, what needs it is skipped, and says so.
 test-more: $(READY)
+	$(BIN)/python -m recollect.pallas_kernels.compilers tpu --optional
 	$(BIN)/python -m pytest -m "more and not slow and not gpu_interpreter" -n 2 --dist worksteal
 	XLA_FLAGS= $(BIN)/python -m pytest -m "slow and not gpu_interpreter" -n 2 --ignore tests/pallas_kernels
 

@@ -38,8 +38,9 @@ def test_the_mixer(tmp_path):
     assert len([line for line in mixer.splitlines() if line.strip()]) <= 40
     (copy / "layers" / "mixers" / "moving_average.py").write_text(mixer)
     init = copy / "layers" / "__init__.py"
-    anchor = "from recollect.layers.mixer import MixerConfig\n"
-    init.write_text(init.read_text().replace(anchor, anchor + line))
+    anchor = "from recollect.layers.mixers.sliding_window import"
+    assert anchor in init.read_text()
+    init.write_text(init.read_text().replace(anchor, line + anchor))
     (copy / "experiments" / "averages.py").write_text(experiment)
     (copy / "impulse.py").write_text(IMPULSE)
     environment = {**os.environ, "PYTHONPATH": str(copy), "JAX_PLATFORMS": "cpu"}

@@ -4,7 +4,6 @@ several of them share."""
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,13 +28,6 @@ def load_files(options: argparse.Namespace) -> list[ModuleType]:
     from recollect.configuration.python_files import load_definitions
 
     return [load_definitions(Path(path)) for path in options.extra]
-
-
-def import_definitions(options: argparse.Namespace) -> None:
-    """Imports the config classes that a saved run may name: the project's, and those of `--with` files."""
-    for module in ("training.experiment", "data.synthetics", "data.text.dataset"):
-        importlib.import_module(f"recollect.{module}")
-    load_files(options)
 
 
 def experiment_of(options: argparse.Namespace) -> Any:

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from recollect.commands import add_overrides, add_with, import_definitions
+from recollect.commands import add_overrides, add_with, load_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +20,6 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from recollect.training.checkpoint.load import evaluate_run
 
-    import_definitions(options)
+    load_files(options)
     print(json.dumps(evaluate_run(options.run, options.overrides), indent=2))
     return 0

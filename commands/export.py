@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recollect.commands import add_with, import_definitions
+from recollect.commands import add_with, load_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
     from recollect.export.safetensors_format import export_safetensors
     from recollect.training.checkpoint.load import open_run
 
-    import_definitions(options)
+    load_files(options)
     run = open_run(options.run)
     export_safetensors(run.params, run.experiment, options.out, extra={"step": run.step})
     print(f"exported: {options.out / 'model.safetensors'}, {options.out / 'config.json'}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recollect.commands import add_overrides, add_with, import_definitions
+from recollect.commands import add_overrides, add_with, load_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from recollect.training.checkpoint.load import continue_prompt
 
-    import_definitions(options)
+    load_files(options)
     sampling = options.length, options.temperature, options.top_p, options.seed
     print(continue_prompt(options.run, options.overrides, options.prompt, *sampling))
     return 0

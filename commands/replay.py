@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recollect.commands import add_with, import_definitions
+from recollect.commands import add_with, load_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,5 +18,5 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from recollect.training.recovery.replay import replay
 
-    import_definitions(options)
+    load_files(options)
     return 0 if replay(options.failure) else 1

@@ -192,11 +192,6 @@ def aimed_at_devices(mesh: jax.sharding.Mesh) -> Iterator[None]:
         yield
 
 
-def compile_for(target: jax.Device, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Returns function, compiled for a compile-only device. arguments: trees of ShapeDtypeStruct."""
-    return lower_for(target, function, *arguments).compile(compiler_options=compiler_options(target.platform))
-
-
 def finish(lowered: Any, platform: str) -> tuple[Any, tuple[KernelReport, ...]]:
     """Compiles what was lowered for a compile-only device of this platform ("tpu" or "gpu"); and what ptxas said of
     its GPU kernels."""

@@ -134,15 +134,7 @@ def softmax_attention(
     return (out, lse) if return_lse else out
 
 
-def _check(
-    q, k, v, window, mask, sinks, query_positions, key_positions, query_segments, key_segments, query_fields, key_fields
-) -> None:
-    fields = {
-        "query_positions": query_positions,
-        "key_positions": key_positions,
-        "query_segments": query_segments,
-        "key_segments": key_segments,
-    }
+def _check(q, k, v, window, mask, sinks, *, query_fields, key_fields, **fields) -> None:
     check_attention("softmax_attention", q, k, v, fields)
     (_, t, h, _), s = q.shape, k.shape[1]
     if window is not None and window < 1:
@@ -158,7 +150,7 @@ def _check(
         from recollect.pallas_kernels.softmax_attention.mask_arguments import check_mask
 
         check_mask(q, k, mask, fields, query_fields, key_fields)
-    elif t != s and (query_positions is None or key_positions is None):
+    elif t != s and (fields["query_positions"] is None or fields["key_positions"] is None):
         raise ValueError(
             f"softmax_attention: {t} queries and {s} keys need query_positions and key_positions, or a mask"
         )

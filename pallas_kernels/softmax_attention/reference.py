@@ -12,49 +12,28 @@ from recollect.pallas_kernels.softmax_attention.scheduled import mask_and_fields
 
 
 def softmax_attention(
-    q,
-    k,
-    v,
-    *,
-    window,
-    mask,
-    sinks,
-    query_positions,
-    key_positions,
-    query_segments,
-    key_segments,
-    query_fields,
-    key_fields,
-    scale,
-    **rest,
+    q, k, v, *, window, mask, sinks, scale, return_lse, deterministic, **fields
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the output and the log-sum-exp; arguments as those of the public function."""
+    """Returns the output and the log-sum-exp; arguments as those of the public function, `fields` those of queries and
+    keys."""
     b, t, h, _ = q.shape
     s, groups = k.shape[1:3]
+    query_segments, key_segments = fields["query_segments"], fields["key_segments"]
     wide = jnp.promote_types(q.dtype, jnp.float32)
     real = jnp.ones((b, t), bool) if query_segments is None else query_segments != 0
     q = zero_padding(q, query_segments)
     k, v = (zero_padding(x, key_segments) for x in (k, v))
     if is_expression(mask):
-        expression, query, key = mask_and_fields(
-            q,
-            k,
-            window=window,
-            mask=mask,
-            query_positions=query_positions,
-            key_positions=key_positions,
-            query_segments=query_segments,
-            key_segments=key_segments,
-            query_fields=query_fields,
-            key_fields=key_fields,
-        )
+        expression, query, key = mask_and_fields(q, k, window=window, mask=mask, **fields)
         query, key = (
             {name: x[:, :, None] for name, x in query.items()},
             {name: x[:, None, :] for name, x in key.items()},
         )
         mask = jnp.broadcast_to(tile_allows(expression, query, key), (b, t, s))
     elif mask is None:
-        mask = _causal(b, t, s, window, query_positions, key_positions, query_segments, key_segments)
+        mask = _causal(
+            b, t, s, window, fields["query_positions"], fields["key_positions"], query_segments, key_segments
+        )
     seen = (mask & real[:, :, None])[:, None]
     k, v = (jnp.repeat(x.astype(wide), h // groups, axis=2) for x in (k, v))
     scores = jnp.where(seen, jnp.einsum("bthk,bshk->bhts", q.astype(wide), k) * scale, -jnp.inf)

@@ -15,9 +15,10 @@ TILE = 64
 """Queries and keys per tile of a mask's schedule."""
 
 
-def by_schedule(q, k, v, mask, query_fields, key_fields, sinks, scale):
+def by_schedule(q, k, v, sinks, scale, **call):
     """Returns output and log-sum-exp; the tiles of keys that each tile of queries may visit are gathered, or all keys
-    taken, where most would be."""
+    taken, where most would be. call: what `mask_and_fields` takes."""
+    mask, query_fields, key_fields = mask_and_fields(q, k, **call)
     b, t = q.shape[:2]
     n, s = -(-t // TILE), -(-k.shape[1] // TILE) * TILE
     padded = padded_fields(query_fields, key_fields, (t, k.shape[1]), (n * TILE, s))
@@ -55,6 +56,3 @@ def by_schedule(q, k, v, mask, query_fields, key_fields, sinks, scale):
     allowed = tile_allows(mask, query, key) & jnp.repeat(within, TILE, axis=-1)[:, :, None, :]
     out, lse = attend(chunked(q, TILE), visited(k), visited(v), allowed, scale, sinks)
     return tuple(unchunked(x, t) for x in (out, lse))
-
-
-__all__ = ["by_schedule", "mask_and_fields"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.attention_arguments import is_expression
+from recollect.pallas_kernels.attention_arguments import is_expression, is_self_attention
 from recollect.pallas_kernels.dense_softmax import attend
 from recollect.pallas_kernels.segments import zero_padding
 
@@ -24,26 +24,16 @@ SMALLEST_BAND = 32
 
 
 def softmax_attention(
-    q,
-    k,
-    v,
-    *,
-    window,
-    mask,
-    sinks,
-    query_positions,
-    key_positions,
-    query_segments,
-    key_segments,
-    query_fields,
-    key_fields,
-    scale,
-    **rest,
+    q, k, v, *, window, mask, sinks, scale, return_lse, deterministic, **fields
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the output and the log-sum-exp; arguments as those of the public function."""
+    """Returns the output and the log-sum-exp; arguments as those of the public function, `fields` those of queries and
+    keys."""
     b, t, h, _ = q.shape
     groups = k.shape[2]
-    self_attention = k.shape[1] == t and query_positions is key_positions and query_segments is key_segments
+    self_attention = is_self_attention(q, k, fields)
+    query_positions, query_segments, key_segments = (
+        fields[name] for name in ("query_positions", "query_segments", "key_segments")
+    )
     if query_segments is not None:
         q, k, v = zero_padding(q, query_segments), zero_padding(k, key_segments), zero_padding(v, key_segments)
     dtype = q.dtype
@@ -51,28 +41,16 @@ def softmax_attention(
     if sinks is not None:
         sinks = sinks.reshape(groups, 1, h // groups)
     if is_expression(mask):
-        from recollect.pallas_kernels.softmax_attention.scheduled_xla import by_schedule, mask_and_fields
+        from recollect.pallas_kernels.softmax_attention.scheduled_xla import by_schedule
 
-        fields = mask_and_fields(
-            q,
-            k,
-            window=window,
-            mask=mask,
-            query_positions=query_positions,
-            key_positions=key_positions,
-            query_segments=query_segments,
-            key_segments=key_segments,
-            query_fields=query_fields,
-            key_fields=key_fields,
-        )
-        out, lse = by_schedule(q, k, v, *fields, sinks, scale)
+        out, lse = by_schedule(q, k, v, sinks, scale, window=window, mask=mask, **fields)
     elif mask is not None:
         if query_segments is not None:
             mask = mask & (query_segments != 0)[:, :, None]
         out, lse = attend(q, k, v, mask, scale, sinks)
     elif not self_attention:
         allowed = causal_pairs(
-            _positions(q, query_positions), query_segments, _positions(k, key_positions), key_segments, window
+            _positions(q, query_positions), query_segments, _positions(k, fields["key_positions"]), key_segments, window
         )
         out, lse = attend(q, k, v, allowed, scale, sinks)
     elif window is not None and t > 2 * max(window, SMALLEST_BAND):

@@ -10,8 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import recollect.data.synthetics
-import recollect.data.text.dataset  # noqa: F401 (with the line above: config classes that checkpoints name)
 from recollect.configuration import Config, UserError, apply_overrides, from_json
 from recollect.configuration.io import read_json
 from recollect.models.functional import FunctionalModel, Params, flatten
@@ -21,6 +19,7 @@ from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.checkpoint.resume import Log, reading, restore
 from recollect.training.evaluator import evaluate
 from recollect.training.experiment import Experiment
+from recollect.training.saved_experiment import as_experiment
 from recollect.training.step import program_for
 
 
@@ -81,9 +80,7 @@ def open_run(path: Path, overrides: list[str] | None = None) -> SavedRun:
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path} is not a run folder: it has no checkpoints/")
     params, config, step = load_params(path / "checkpoints", ema=True)
-    if not isinstance(config, Experiment):
-        raise UserError(f"{path}: its checkpoint holds a {type(config).__name__}, not an Experiment")
-    experiment = apply_overrides(config, overrides or [])
+    experiment = apply_overrides(as_experiment(config, f"{path}: its checkpoint"), overrides or [])
     model = FunctionalModel(experiment.model, experiment.data.vocabulary)
     saved, expected = (
         {name: leaf.shape for name, leaf in flatten(tree).items()} for tree in (params, model.abstract_params())

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.configuration import UserError, from_json, to_json
+from recollect.configuration import UserError, to_json
 from recollect.configuration.io import first_line, read_json, write_json
 from recollect.data.batch import Batch
 from recollect.models.functional import Params, flatten, nest
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.recovery.first_nonfinite import Diagnosis, diagnose
+from recollect.training.saved_experiment import experiment_from_json
 from recollect.training.step import Program, program_for
 
 FIELDS = ("tokens", "targets", "target_positions", "weights", "segments")
@@ -112,9 +113,7 @@ def load_failure(path: Path) -> tuple[Experiment, Params, Batch, dict[str, Any]]
             f"{path} holds no failure.json: not a folder of a failed step, "
             "as a run that stops with steps that are not finite leaves it"
         )
-    experiment = from_json(read_json(path / "config.json"))
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{path}/config.json holds a {type(experiment).__name__}, not an Experiment")
+    experiment = experiment_from_json(read_json(path / "config.json"), f"{path}/config.json")
     flat, fields = _arrays(path / "params.npz"), _arrays(path / "batch.npz")
     missing = sorted({"tokens", "targets", "weights"} - fields.keys())
     if missing:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from recollect.configuration import UserError, from_json, to_json
+from recollect.configuration import UserError, to_json
 from recollect.configuration.io import first_line, read_json
 from recollect.configuration.progress import Progress
 from recollect.training.experiment import Experiment
@@ -174,9 +174,8 @@ class _Driver:
 
 def _train_group(texts: list[str], folder: str, definitions: list[str], here: str) -> list[str]:
     """Runs in a worker: trains members (JSON of their configs) and returns their statuses."""
-    import recollect.data.synthetics
-    import recollect.data.text.dataset  # noqa: F401  (config classes that the JSON names)
     from recollect.configuration.python_files import load_definitions
+    from recollect.training.saved_experiment import experiment_from_json
     from recollect.training.sweeps.population import train_members
 
     if not any(Path(folder).glob(f"{_TOKEN}*")):
@@ -188,7 +187,7 @@ def _train_group(texts: list[str], folder: str, definitions: list[str], here: st
         os.chdir(here)  # relative paths in configs mean what they meant to the caller
     for definition in definitions:
         load_definitions(Path(definition))
-    group: list[Experiment] = [_experiment(json.loads(text)) for text in texts]
+    group: list[Experiment] = [experiment_from_json(json.loads(text), "a task") for text in texts]
     path = Path(folder) / "logs" / f"{group[0].name}-{Path(group[0].run.directory or '').name}.txt"
     path.parent.mkdir(exist_ok=True)
     with path.open("a", buffering=1) as file:
@@ -198,14 +197,6 @@ def _train_group(texts: list[str], folder: str, definitions: list[str], here: st
             file.write(line + "\n")
 
         return [result["status"] for result in train_members(group, together=len(group) > 1, log=write)]
-
-
-def _experiment(data: Any) -> Experiment:
-    """Returns an experiment from its JSON; raises UserError where it is of another class."""
-    experiment = from_json(data)
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"a {type(experiment).__name__} is not an experiment")
-    return experiment
 
 
 def _finished(member: Experiment) -> bool:

@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 
-from recollect.configuration import from_json
 from recollect.training.distributed.host import joined
+from recollect.training.saved_experiment import experiment_from_json
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--process", type=int)
     given = parser.parse_args()
     with joined(given.coordinator, given.processes, given.process), open(given.experiment) as file:
-        print("found " + json.dumps(few_steps(from_json(json.load(file)))), flush=True)
+        print("found " + json.dumps(few_steps(experiment_from_json(json.load(file), given.experiment))), flush=True)
 
 
 def few_steps(experiment) -> dict:
@@ -50,7 +50,4 @@ def few_steps(experiment) -> dict:
 
 
 if __name__ == "__main__":
-    import recollect.training.experiment  # noqa: F401 (so that the file's classes are known)
-    from recollect.data.text import dataset  # noqa: F401
-
     sys.exit(main())

@@ -53,6 +53,12 @@ def tile_allows(mask: Mask, query: Mapping[str, Any], key: Mapping[str, Any]) ->
     return allowed
 
 
+def pairs_allowed(mask: Mask, query: Fields, key: Fields) -> jax.Array:
+    """Returns the mask of all pairs, (b or 1, t, s), from fields (b or 1, t) of queries and (b or 1, s) of keys."""
+    rows = {name: jnp.asarray(x)[:, :, None] for name, x in query.items()}
+    return tile_allows(mask, rows, {name: jnp.asarray(x)[:, None, :] for name, x in key.items()})
+
+
 def padded_fields(
     query: Fields, key: Fields, lengths: tuple[int, int], padded: tuple[int, int]
 ) -> tuple[Fields, Fields]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.attention_arguments import is_expression
-from recollect.pallas_kernels.scheduled_attention.block_schedule import tile_allows
+from recollect.pallas_kernels.scheduled_attention.block_schedule import pairs_allowed
 from recollect.pallas_kernels.segments import zero_padding
 from recollect.pallas_kernels.softmax_attention.scheduled import mask_and_fields
 
@@ -25,11 +25,7 @@ def softmax_attention(
     k, v = (zero_padding(x, key_segments) for x in (k, v))
     if is_expression(mask):
         expression, query, key = mask_and_fields(q, k, window=window, mask=mask, **fields)
-        query, key = (
-            {name: x[:, :, None] for name, x in query.items()},
-            {name: x[:, None, :] for name, x in key.items()},
-        )
-        mask = jnp.broadcast_to(tile_allows(expression, query, key), (b, t, s))
+        mask = jnp.broadcast_to(pairs_allowed(expression, query, key), (b, t, s))
     elif mask is None:
         mask = _causal(
             b, t, s, window, fields["query_positions"], fields["key_positions"], query_segments, key_segments

@@ -8,7 +8,12 @@ import numpy as np
 
 from recollect.pallas_kernels.chunking import chunked, unchunked
 from recollect.pallas_kernels.dense_softmax import attend
-from recollect.pallas_kernels.scheduled_attention.block_schedule import block_schedule, padded_fields, tile_allows
+from recollect.pallas_kernels.scheduled_attention.block_schedule import (
+    block_schedule,
+    padded_fields,
+    pairs_allowed,
+    tile_allows,
+)
 from recollect.pallas_kernels.softmax_attention.scheduled import mask_and_fields
 
 TILE = 64
@@ -26,19 +31,8 @@ def by_schedule(q, k, v, sinks, scale, **call):
     visits = schedule.visits()
     m = visits.index.shape[-1]
     if 2 * m * TILE > s:
-        query, key = ({name: jnp.asarray(x) for name, x in fields.items()} for fields in (query_fields, key_fields))
-        query, key = (
-            {name: x[:, :, None] for name, x in query.items()},
-            {name: x[:, None, :] for name, x in key.items()},
-        )
-        return attend(
-            q,
-            k,
-            v,
-            jnp.broadcast_to(tile_allows(mask, query, key), (1 if not query else b, t, k.shape[1])),
-            scale,
-            sinks,
-        )
+        allowed = pairs_allowed(mask, query_fields, key_fields)
+        return attend(q, k, v, jnp.broadcast_to(allowed, (b if query_fields else 1, t, k.shape[1])), scale, sinks)
     index = jnp.asarray(visits.index)[:, 0]  # (b or 1, n, m)
     within = jnp.arange(m) < jnp.asarray(visits.count)[:, 0, :, None]
 

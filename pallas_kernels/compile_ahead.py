@@ -213,7 +213,7 @@ def report(
     Args:
       arguments: trees of ShapeDtypeStruct.
       kernels: whether it must hold a Pallas kernel.
-      limit: seconds after which tracing or lowering is abandoned (layout inference of GPU kernels can run for ever).
+      limit: seconds after which tracing or lowering is abandoned (layout inference of GPU kernels may not end).
 
     Raises:
       NotInstalled: the chip's compiler is not here.

@@ -31,7 +31,7 @@ LARGEST_WORKER = 1.4 * 2**30
 
 
 def resident_memory() -> int:
-    """Returns this process's resident bytes; 0 where the system does not tell."""
+    """Returns this process's resident bytes; 0 where it cannot be read."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 

@@ -2,11 +2,11 @@
 cores.
 
 XLA writes the matrices, 64 x 64 for each channel and 64 lags: 128 bytes a lag and channel, written and read, against 2
-bytes a row of the batch for each input. (Copies cannot build them from the filter: in swizzled shared memory they start
-at multiples of a tile.) Convolving, a block of threads makes 128 rows of blocks of the output: it loads all inputs they
-depend on once, then loops over the matrices, 8 KiB each for a product of 1 MFLOP. Correlating, it makes the products of
-one lag of blocks, loops over the rows, 32 KiB each for 1 MFLOP, and XLA sums their diagonals (256 bytes a lag and
-channel). Copies run ahead of the products, of which two are under way.
+bytes per row of the batch for each input. (Copies cannot build them from the filter: in swizzled shared memory they
+start at multiples of a tile.) Convolving, a block of threads makes 128 rows of blocks of the output: it loads all
+inputs they depend on once, then loops over the matrices, 8 KiB each for a product of 1 MFLOP. Correlating, it makes the
+products of one lag of blocks, loops over the rows, 32 KiB each for 1 MFLOP, and XLA sums their diagonals (256 bytes a
+lag and channel). Copies run ahead of the products, of which two are under way.
 """
 
 from __future__ import annotations

@@ -208,9 +208,9 @@ def test_the_gradient_piece_takes_a_step_along_each_batch(program):
     assert metrics["loss"].shape == (recall_breakdown.STEPS,)
     assert len(np.unique(metrics["loss"])) == recall_breakdown.STEPS
     batches = recall_breakdown._batches(program)
-    slope = jax.jit(lambda batch: program.gradients(start, batch, None)[0]["embedding"])
+    gradient = jax.jit(lambda batch: program.gradients(start, batch, None)[0]["embedding"])
     total = sum(
-        np.asarray(slope(jax.tree.map(lambda leaf, i=i: leaf[i], batches))) for i in range(recall_breakdown.STEPS)
+        np.asarray(gradient(jax.tree.map(lambda leaf, i=i: leaf[i], batches))) for i in range(recall_breakdown.STEPS)
     )
     moved = (
         np.asarray(start["embedding"], np.float64) - np.asarray(after["embedding"], np.float64)

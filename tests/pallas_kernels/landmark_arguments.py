@@ -56,7 +56,7 @@ def rows(*documents: list[int]) -> jax.Array:
 
 
 PACKED = rows([8, 1, 6, -2, 9, -1], [-3, 17, 5, 2], [27])
-"""27 tokens a row: documents that start anywhere, one shorter than a block, padding before, between and after."""
+"""27 tokens per row: documents that start anywhere, one shorter than a block, padding before, between and after."""
 
 
 def fields(segments, queries=None):

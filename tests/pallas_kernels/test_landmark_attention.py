@@ -326,10 +326,10 @@ def test_retrieval_has_finite_gradients_and_ignores_padding():
     def loss(q, k, v):
         return jnp.sum(jnp.sin(retrieved(q, k, v, f, block=4, top=2)))
 
-    slope = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-    expected = slope(*clean)
+    gradient_of = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    expected = gradient_of(*clean)
     assert all(np.all(np.isfinite(x)) and np.any(np.asarray(x) != 0) for x in expected)
-    jax.tree.map(np.testing.assert_array_equal, slope(*(jnp.where(real, x, jnp.nan) for x in clean)), expected)
+    jax.tree.map(np.testing.assert_array_equal, gradient_of(*(jnp.where(real, x, jnp.nan) for x in clean)), expected)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ def all_of(hidden, kernel, targets, weights, factor=1.7, **settings):
         found = linear_cross_entropy(hidden, kernel, targets, weights, **settings)
         return factor * found.total, found
 
-    slopes, found = jax.jit(jax.grad(scaled, argnums=(0, 1, 2), has_aux=True))(hidden, kernel, weights)
-    return found, slopes
+    gradients, found = jax.jit(jax.grad(scaled, argnums=(0, 1, 2), has_aux=True))(hidden, kernel, weights)
+    return found, gradients
 
 
 def assert_near(found, expected, bound):
@@ -67,13 +67,13 @@ def test_values_without_gradients_are_the_same():
 
 def test_ties_are_wrong_and_weightless_targets_have_losses_but_no_slopes():
     hidden, kernel, targets, weights = arrays(2, 4, 6, 9, jnp.float32)
-    found, slopes = all_of(jnp.zeros_like(hidden), kernel, targets, weights, chunk=3)
+    found, gradients = all_of(jnp.zeros_like(hidden), kernel, targets, weights, chunk=3)
     assert not found.correct.any() and np.allclose(found.loss, np.log(9))
-    found, slopes = all_of(hidden, kernel, targets, weights, chunk=3)
+    found, gradients = all_of(hidden, kernel, targets, weights, chunk=3)
     assert (
-        float(jnp.abs(slopes[0][0, 0]).max()) == 0
+        float(jnp.abs(gradients[0][0, 0]).max()) == 0
         and float(found.loss[0, 0]) > 0
-        and float(jnp.abs(slopes[0][0, 1]).max()) > 0
+        and float(jnp.abs(gradients[0][0, 1]).max()) > 0
     )
     best = jnp.argmax(hidden @ kernel, axis=-1)
     assert linear_cross_entropy(hidden, kernel, best, weights, chunk=3).correct.all()
@@ -92,7 +92,7 @@ def test_only_the_total_has_gradients():
 
 def test_bf16_stays_near_fp32():
     """Products of bf16 operands; logits, sums and the kernel's gradient in fp32: 2^-8 an operand, rounded once more
-    in the slopes."""
+    in the gradients."""
     hidden, kernel, targets, weights = arrays(2, 32, 64, 500, jnp.bfloat16)
     found = all_of(hidden, kernel, targets, weights, z_loss=1e-4, chunk=16)
     expected = all_of(
@@ -105,7 +105,7 @@ def test_bf16_stays_near_fp32():
     )
     assert_near(found[0][:3], expected[0][:3], 1e-5)
     assert_near(found[1], expected[1], 2**-8)
-    assert [slope.dtype for slope in found[1]] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    assert [gradient.dtype for gradient in found[1]] == [jnp.bfloat16, jnp.float32, jnp.float32]
 
 
 def test_memory_does_not_grow_with_the_logits():

@@ -54,17 +54,17 @@ def same_as_on_one_device(operation, arrays, sizes, tolerance=1e-5, backend=None
         )
         return jnp.sum(out * weights), out
 
-    slope = jax.value_and_grad(run, has_aux=True)
+    value_and_gradient = jax.value_and_grad(run, has_aux=True)
     shape = jax.eval_shape(lambda: operation(**arrays)).shape
     weights = jax.random.normal(jax.random.key(9), shape)
-    (_, wanted), wanted_gradients = jax.jit(functools.partial(slope, backend=None))(floats, rest)
+    (_, wanted), wanted_gradients = jax.jit(functools.partial(value_and_gradient, backend=None))(floats, rest)
     mesh = mesh_of(**sizes)
     with (
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
         dispatch.interpreted() if interpret else dispatch.preferred_backend("xla"),
     ):
         floats, rest = jax.device_put((floats, rest), NamedSharding(mesh, PartitionSpec()))
-        compiled = jax.jit(functools.partial(slope, backend=backend)).lower(floats, rest)
+        compiled = jax.jit(functools.partial(value_and_gradient, backend=backend)).lower(floats, rest)
         assert "shard_map" in compiled.as_text() or "manual" in compiled.as_text()
         (_, found), gradients = compiled.compile()(floats, rest)
     for name, a, b in [("out", found, wanted), *((name, gradients[name], wanted_gradients[name]) for name in floats)]:

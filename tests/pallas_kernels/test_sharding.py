@@ -66,11 +66,11 @@ def _forward(x, gain, shift, with_sum):
 
 def _backward(with_sum, kept, cotangents):
     x, gain, shift = kept
-    slope = cotangents[0] + (cotangents[1][:, None] if with_sum else 0)
+    cotangent = cotangents[0] + (cotangents[1][:, None] if with_sum else 0)
     group = x.shape[2] // gain.shape[1]
-    d_x, _ = multiply(slope, gain, jnp.zeros(x.shape[2]))
-    d_gain = jnp.sum((slope * x).reshape(*x.shape[:2], gain.shape[1], group, x.shape[3]), axis=(1, 3))
-    return d_x, d_gain, None if shift is None else jnp.sum(slope, axis=(0, 1, 3))
+    d_x, _ = multiply(cotangent, gain, jnp.zeros(x.shape[2]))
+    d_gain = jnp.sum((cotangent * x).reshape(*x.shape[:2], gain.shape[1], group, x.shape[3]), axis=(1, 3))
+    return d_x, d_gain, None if shift is None else jnp.sum(cotangent, axis=(0, 1, 3))
 
 
 operation.defvjp(_forward, _backward)

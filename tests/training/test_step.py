@@ -33,10 +33,10 @@ def test_adamw_is_its_definition(tmp_path):
         decays = flatten(program.model.tags("decay"))
         first, second = ({name: np.zeros_like(leaf) for name, leaf in params.items()} for _ in range(2))
         data = experiment.data
-        slope, advance = jax.jit(program.gradients, static_argnums=2), jax.jit(program.step)
+        gradient, advance = jax.jit(program.gradients, static_argnums=2), jax.jit(program.step)
         for step in range(3):
             batch = data.train_batch(0, step, data.train_slices()[0], 16)
-            grads = flatten(slope(state["params"], batch, None)[0])
+            grads = flatten(gradient(state["params"], batch, None)[0])
             state, _ = advance(state, values, batch)
             rate = 0.1 * 0.5 * (1 + np.cos(np.pi * step / 10))
             for name, grad in grads.items():
@@ -79,8 +79,8 @@ def test_a_chunked_loss_is_the_whole_one(tmp_path):
     def found(program):
         return jax.jit(jax.vmap(lambda params: program.gradients(params, batch, None)))(members)
 
-    (slopes, metrics), (expected, expected_metrics) = found(chunked), found(whole)
-    for left, right in zip(jax.tree.leaves(slopes), jax.tree.leaves(expected), strict=True):
+    (gradients, metrics), (expected, expected_metrics) = found(chunked), found(whole)
+    for left, right in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-7)
     assert metrics.keys() == expected_metrics.keys() >= {"loss", "accuracy", "z_loss"}
     for name, value in metrics.items():

@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def few_steps(experiment) -> dict:
-    """Losses of four steps (two calls and a skipped batch between), held-out bits a byte, and rows that this process
+    """Losses of four steps (two calls and a skipped batch between), held-out bits per byte, and rows that this process
     read."""
     from recollect.training.batches import open_batches
     from recollect.training.evaluator import evaluate

@@ -186,10 +186,9 @@ class MQAR(DataConfig):
     def _stream(
         self, role: int, seed: int | jax.Array, number: int | jax.Array, part: RecallSlice, batch_size: int
     ) -> Batch:
-        key = jax.random.key(seed)
-        # With the size folded in, slices that are evaluated at the same numbers are independent.
-        for fold in (role, part.length, part.pairs, number):
-            key = jax.random.fold_in(key, fold)
+        # The size is folded in: slices evaluated at the same numbers are independent. A loop compiles sooner.
+        folds = jnp.stack([jnp.asarray(fold, jnp.uint32) for fold in (role, part.length, part.pairs, number)])
+        key, _ = jax.lax.scan(lambda key, fold: (jax.random.fold_in(key, fold), None), jax.random.key(seed), folds)
         return self.sample(key, part, batch_size)
 
     def sample(self, key: Key[Array, ""], slice: RecallSlice, batch_size: int) -> Batch:
@@ -235,9 +234,9 @@ def _distinct(key: Key[Array, ""], batch_size: int, choices: int, count: int) ->
     if choices < 4 * count:
         # Redrawing would take long when few choices are left; a random number per choice is cheap then.
         return jax.lax.top_k(jax.random.uniform(key, (batch_size, choices)), count)[1].astype(jnp.int32)
-    # Numbers that repeat an earlier one of their row are drawn again until none does. Nothing here distinguishes one
-    # number from another, so all ordered selections are equally likely. It takes a few rounds of `count` draws instead
-    # of `choices` draws.
+    # All numbers are drawn, and those that repeat an earlier one of their row again until none does. Nothing here
+    # distinguishes one number from another, so all ordered selections are equally likely. It takes a few rounds of
+    # `count` draws instead of `choices` draws.
     earlier = jnp.tri(count, k=-1, dtype=bool)
 
     def draw(round: jax.Array) -> jax.Array:
@@ -251,8 +250,8 @@ def _distinct(key: Key[Array, ""], batch_size: int, choices: int, count: int) ->
         drawn = jnp.where(repeated, draw(round), drawn)
         return drawn, repeats(drawn), round + 1
 
-    first = draw(jnp.uint32(0))
-    return jax.lax.while_loop(lambda carry: jnp.any(carry[1]), redraw, (first, repeats(first), jnp.uint32(1)))[0]
+    none = jnp.zeros((batch_size, count), jnp.int32)
+    return jax.lax.while_loop(lambda carry: jnp.any(carry[1]), redraw, (none, none == 0, jnp.uint32(0)))[0]
 
 
 def _remaining(rank: Int[Array, "b t"], taken: Int[Array, "b n"]) -> Int[Array, "b t"]:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recollect.configuration.io import cpu_count
+from recollect.configuration.machine import cpu_count
 
 QUIET = 0.1
 """Cores kept busy by others, up to which a timing may be quoted."""

@@ -29,7 +29,7 @@ from recollect.benchmarks.machine import QUIET, OtherLoad
 from recollect.benchmarks.peer_process import PeerProcess
 from recollect.benchmarks.reporting import Parser, keep, number, print_device
 from recollect.configuration import UserError, apply_overrides
-from recollect.configuration.paths import keep_compiled_programs
+from recollect.configuration.machine import keep_compiled_programs
 from recollect.experiments import registry
 from recollect.layers import Attention, GatedConvolution, LinearAttention, SlidingWindow
 from recollect.layers.modules.positions import Rotary

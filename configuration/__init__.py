@@ -3,12 +3,11 @@
 The config classes of every package derive from `Config`. This package imports nothing of the project.
 """
 
-from recollect.configuration.base import Config, Preempted, UserError, at_least, exported_names, requires
-from recollect.configuration.deserialization import from_json
+from recollect.configuration.base import Config, Preempted, UserError, at_least, exported_names, requires, to_json
+from recollect.configuration.deserialization import differences, from_json
 from recollect.configuration.names import config_class, known_configs
 from recollect.configuration.override_errors import get_field
 from recollect.configuration.overrides import apply_overrides, apply_values
-from recollect.configuration.serialization import differences, to_json
 
 __all__ = [
     "Config",

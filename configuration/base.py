@@ -1,8 +1,10 @@
-"""The base of every config class, validators of its fields, and the one error type a user's mistake raises."""
+"""What every package needs: the base of config classes, validators of their fields, configs as JSON, errors, and the
+public names of a package."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,9 +52,49 @@ def at_least(minimum: int) -> Validator:
     return requires(lambda value: value >= minimum, f"must be at least {minimum}")
 
 
+SCHEMA_VERSION = 1
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Returns a JSON-ready dict of class names and values, no code: `{"class": name, field: value, ...}` per config,
+    `schema_version` in the outermost. Read back by deserialization.py."""
+    return {"schema_version": SCHEMA_VERSION, **encoded(config)}
+
+
+def encoded(value: Any) -> Any:
+    """Returns a config, or the value of a field, as dicts, lists and plain values."""
+    if isinstance(value, Config):
+        fields = {name: encoded(getattr(value, name)) for name in chz.chz_fields(value)}
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, (tuple, list)):
+        return [encoded(item) for item in value]
+    if isinstance(value, dict):
+        return {key: encoded(item) for key, item in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a config cannot hold a {type(value).__name__}: {value!r}")
+
+
 def exported_names(namespace: Mapping[str, Any]) -> list[str]:
     """Returns the names of the classes and functions in a package's `globals()` that its own modules define:
     `__all__` of a package to which one import line adds a name."""
     modules = f"{namespace['__name__']}."
     names = (name for name, value in namespace.items() if getattr(value, "__module__", "").startswith(modules))
     return sorted(name for name in names if not name.startswith("_"))
+
+
+def lazy_names(package: str, modules: dict[str, str]) -> tuple[Callable[[str], Any], list[str]]:
+    """Returns `__getattr__` and `__all__` of a package (PEP 562) whose modules are imported when a name is asked for.
+
+    Args:
+      package: its `__name__`.
+      modules: module within the package -> the names that it gives, separated by blanks.
+    """
+    module_of = {name: module for module, names in modules.items() for name in names.split()}
+
+    def get(name: str) -> Any:
+        if name not in module_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
+
+    return get, sorted(module_of)

@@ -1,4 +1,4 @@
-"""Configs from JSON. Reading never imports or calls what a file names."""
+"""Configs from JSON, and how two differ. Reading never imports or calls what a file names."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import chz
 
-from recollect.configuration.base import Config, UserError
+from recollect.configuration.base import SCHEMA_VERSION, Config, UserError, encoded
+from recollect.configuration.io import flatten
 from recollect.configuration.names import config_class, nearest
-from recollect.configuration.serialization import SCHEMA_VERSION
 
 
 def from_json(data: dict[str, Any]) -> Config:
@@ -58,3 +58,9 @@ def _is_float(annotation: Any) -> bool:
         members = typing.get_args(annotation)
         return float in members and int not in members
     return annotation is float
+
+
+def differences(left: Config, right: Config) -> dict[str, tuple[Any, Any]]:
+    """Returns the dotted paths at which two configs differ, with both values; None for an absent field."""
+    a, b = flatten(encoded(left)), flatten(encoded(right))
+    return {path: (a.get(path), b.get(path)) for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path)}

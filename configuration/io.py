@@ -1,7 +1,4 @@
-"""Files and small facts of the machine: writing as a whole, JSON, digests, dotted names, error lines, CPU cores.
-
-The one copy of each. Nothing here imports more than the standard library.
-"""
+"""Files that are written whole or not at all, JSON, digests, dotted names, error lines: the one copy of each."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from recollect.configuration.base import UserError
 from recollect.configuration.disk_full import DiskFull, is_disk_full
 
 TEMPORARY = ".writing-"
@@ -54,36 +50,6 @@ def write_json(path: Path, data: Any, indent: int = 2) -> None:
     replace_text(Path(path), json.dumps(data, indent=indent) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Returns what a JSON file holds.
-
-    Raises:
-      UserError: the file is missing, cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no {path}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({type(error).__name__})") from None
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Returns the object that a JSON file holds.
-
-    Raises:
-      UserError: as `read_json`, or it holds something else.
-    """
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise UserError(f"{path} must hold one JSON object, not {type(data).__name__}")
-    return data
-
-
 def file_sha256(path: Path) -> str:
     """Returns the SHA-256 of a file, hexadecimal."""
     with Path(path).open("rb") as file:
@@ -103,8 +69,3 @@ def flatten(tree: Any, prefix: str = "", leaf: Callable[[Any], Any] = lambda val
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Returns the first line of an error's message, cut to `limit` characters; its type where it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
-
-
-def cpu_count() -> int:
-    """Returns how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

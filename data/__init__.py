@@ -1,6 +1,6 @@
 """Data sets: recall tasks made on the device (`synthetics/`) and text (`text/`), as configs that return batches."""
 
-from recollect.configuration.lazy import lazy_names
+from recollect.configuration.base import lazy_names
 
 __getattr__, __all__ = lazy_names(
     __name__,

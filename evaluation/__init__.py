@@ -1,6 +1,6 @@
 """Metrics, and tables and plots drawn from finished run folders. Plots import matplotlib only when one is drawn."""
 
-from recollect.configuration.lazy import lazy_names
+from recollect.configuration.base import lazy_names
 
 __getattr__, __all__ = lazy_names(
     __name__,

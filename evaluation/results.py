@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recollect.configuration import UserError
-from recollect.configuration.io import read_json_object
+from recollect.configuration.read_json import read_json_object
 
 METRICS = {"accuracy": "accuracy_by_slice", "bits_per_byte": "bits_by_slice"}
 

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from recollect.configuration import Config, UserError, from_json, to_json
-from recollect.configuration.io import file_sha256, read_json_object, write_json
+from recollect.configuration.io import file_sha256, write_json
+from recollect.configuration.read_json import read_json_object
 
 FORMAT = 1
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"

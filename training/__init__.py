@@ -3,7 +3,7 @@
 `recollect.training.train.train` trains an experiment.
 """
 
-from recollect.configuration.lazy import lazy_names
+from recollect.configuration.base import lazy_names
 
 __getattr__, __all__ = lazy_names(
     __name__,

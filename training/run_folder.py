@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from recollect.configuration import UserError, differences, from_json, to_json
 from recollect.configuration.disk_full import DiskFull, is_disk_full
-from recollect.configuration.io import cpu_count, read_json, replace_text, write_json
+from recollect.configuration.io import replace_text, write_json
+from recollect.configuration.machine import environment
+from recollect.configuration.read_json import read_json
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import CHANGEABLE, Experiment
-
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 def is_done(result: dict[str, Any] | None, steps: int) -> bool:
@@ -143,45 +138,3 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds a run with another config ({shown}{more}); choose another run.directory"
             )
-
-
-@functools.cache
-def environment() -> dict[str, Any]:
-    """Returns versions, device and commit: what a run's bits depend on beside its config.
-
-    Computed once per process: it runs git, and every checkpoint holds it.
-    """
-    import jax
-
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "chz")
-    return {
-        "python": sys.version.split()[0],
-        "packages": {package: _version(package) for package in packages},
-        "platform": platform.platform(),
-        "device_kind": jax.devices()[0].device_kind,
-        "backend": jax.default_backend(),
-        "devices": jax.device_count(),
-        "processes": jax.process_count(),
-        "cpu_count": cpu_count(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "git_commit": _git_commit(),
-    }
-
-
-def _version(package: str) -> str | None:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
-
-
-def _git_commit() -> str | None:
-    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=10)
-
-    try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if commit.returncode:
-        return None
-    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

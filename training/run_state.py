@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from recollect.configuration.machine import environment
 from recollect.models.functional import state_bytes_at
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
-from recollect.training.run_folder import RunFolder, environment
+from recollect.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from recollect.training.batches import DeviceBatches

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from recollect.configuration.paths import keep_compiled_programs
+from recollect.configuration.machine import keep_compiled_programs
 from recollect.models.functional import count
 from recollect.training.batches import open_batches
 from recollect.training.distributed.host import current_host

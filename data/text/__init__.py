@@ -6,7 +6,7 @@ open_prepared("prepared/mine").train.tokens(0)                       # the docum
 Workers of a preparation import this package, but not JAX: hence the names are lazy.
 """
 
-from recollect.configuration.lazy import lazy_names
+from recollect.configuration.base import lazy_names
 
 __getattr__, __all__ = lazy_names(
     __name__,

@@ -94,7 +94,7 @@ class Text(DataConfig):
           UserError: they can't be had; see `recollect.data.text.preparation.reader.open_prepared`.
         """
         # Importing TFDS takes a second, which experiments on recall tasks needn't pay.
-        from recollect.configuration.paths import cache_folder
+        from recollect.configuration.machine import cache_folder
 
         return _prepared(self.source, self.tokenizer, str(cache_folder()))
 

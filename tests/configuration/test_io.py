@@ -7,18 +7,10 @@ import pytest
 
 from recollect.configuration import UserError
 from recollect.configuration.disk_full import DiskFull
-from recollect.configuration.io import (
-    cpu_count,
-    file_sha256,
-    first_line,
-    flatten,
-    read_json,
-    read_json_object,
-    replace_text,
-    replacing,
-    write_json,
-)
+from recollect.configuration.io import file_sha256, first_line, flatten, replace_text, replacing, write_json
+from recollect.configuration.machine import cpu_count
 from recollect.configuration.progress import Progress
+from recollect.configuration.read_json import read_json, read_json_object
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from recollect.configuration import Config, UserError, apply_overrides, from_json
-from recollect.configuration.io import read_json
+from recollect.configuration.read_json import read_json
 from recollect.models.functional import FunctionalModel, Params, flatten
 from recollect.models.generation import generate
 from recollect.training.checkpoint.integrity import damage

@@ -14,11 +14,12 @@ from typing import Any
 import jax
 
 from recollect.configuration import UserError
-from recollect.configuration.io import first_line, read_json
+from recollect.configuration.io import first_line
+from recollect.configuration.machine import environment
+from recollect.configuration.read_json import read_json
 from recollect.training.checkpoint.integrity import damage
 from recollect.training.checkpoint.orbax_folder import Checkpoints, quiet
 from recollect.training.distributed.host import current_host
-from recollect.training.run_folder import environment
 from recollect.training.run_state import RunProgress, RunState
 
 Log = Callable[[str], None]

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.configuration import UserError, to_json
-from recollect.configuration.io import first_line, read_json, write_json
+from recollect.configuration.io import first_line, write_json
+from recollect.configuration.read_json import read_json
 from recollect.data.batch import Batch
 from recollect.models.functional import Params, flatten, nest
 from recollect.training.experiment import Experiment, Mesh

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from recollect.configuration import UserError, to_json
-from recollect.configuration.io import first_line, read_json
+from recollect.configuration.io import first_line
+from recollect.configuration.machine import PROJECT
 from recollect.configuration.progress import Progress
+from recollect.configuration.read_json import read_json
 from recollect.training.experiment import Experiment
-from recollect.training.run_folder import PROJECT, is_done
+from recollect.training.run_folder import is_done
 from recollect.training.sweeps.study import groups, members
 
 RETRIES = 3

@@ -29,7 +29,8 @@ import tensorflow_datasets as tfds
 
 from recollect.configuration import UserError
 from recollect.configuration.disk_full import is_disk_full
-from recollect.configuration.io import TEMPORARY, cpu_count, first_line, replace_text, replacing
+from recollect.configuration.io import TEMPORARY, first_line, replace_text, replacing
+from recollect.configuration.machine import cpu_count
 from recollect.configuration.progress import Progress
 from recollect.data.text.preparation.formats import read_documents
 from recollect.data.text.preparation.manifest import (

@@ -24,7 +24,7 @@ from jaxtyping import Int
 
 from recollect.configuration import UserError
 from recollect.configuration.io import first_line
-from recollect.configuration.paths import cache_folder
+from recollect.configuration.machine import cache_folder
 from recollect.data.text.preparation.manifest import MANIFEST, TOKENIZER_FILE, check_files, is_prepared, read_manifest
 from recollect.data.text.preparation.prepare import Preparation
 from recollect.data.tokenizers import Tokenizer, open_tokenizer

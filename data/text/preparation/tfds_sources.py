@@ -26,7 +26,7 @@ import tensorflow_datasets as tfds
 
 from recollect.configuration import UserError
 from recollect.configuration.io import first_line
-from recollect.configuration.paths import cache_folder
+from recollect.configuration.machine import cache_folder
 from recollect.data.text.preparation.formats import SourcePart
 
 _FORMAT = "array_record"

@@ -12,10 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from recollect.configuration import UserError
 from recollect.configuration.disk_full import DiskFull
-from recollect.training.checkpoint import integrity
 from recollect.training.checkpoint.integrity import damage
 from recollect.training.checkpoint.load import load_params
-from recollect.training.checkpoint.orbax_folder import Checkpoints
+from recollect.training.checkpoint.orbax_folder import Checkpoints, seal
 from recollect.training.checkpoint.resume import delete_unfinished, load, newest_good
 from recollect.training.experiment import Mesh
 from recollect.training.train import train
@@ -215,7 +214,7 @@ def test_a_run_on_a_full_disk_stops_or_goes_on_as_configured(tmp_path, monkeypat
         calls.append(folder)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        integrity.seal(folder)
+        seal(folder)
 
     monkeypatch.setattr("recollect.training.checkpoint.orbax_folder.seal", full_once)
     lines = []

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from recollect.configuration import UserError
-from recollect.configuration.paths import cpu_features, keep_compiled_programs
+from recollect.configuration.machine import cpu_features, keep_compiled_programs
 from recollect.training.experiment import Run, parse_window
 from recollect.training.monitoring.profiling import Profile
 

@@ -15,8 +15,8 @@ from recollect.models.accounting import parameters_by_part
 from recollect.models.functional import state_bytes_at, state_elements_at
 from recollect.pallas_kernels import compile_ahead, dispatch
 from recollect.training.experiment import Experiment, Mesh
-from recollect.training.monitoring.backends_used import operations_by_mixer
 from recollect.training.monitoring.model_flops import training_flops_per_token
+from recollect.training.monitoring.run_log import operations_by_mixer
 from recollect.training.step import Program, member_values
 
 LENGTHS = (64, 256, 1024, 4096, 16384)

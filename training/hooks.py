@@ -6,18 +6,13 @@ A hook sees each call of steps twice. `after_call` has its metrics, while later 
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
-from recollect.configuration import UserError
-from recollect.configuration.disk_full import DiskFull
-from recollect.training.distributed.host import current_host
+from recollect.training.batches import Call
 from recollect.training.evaluator import evaluate
 from recollect.training.run_state import RunState
 from recollect.training.step import evaluated
-from recollect.training.step_pipeline import Call
 
 
 class Hook:
@@ -50,7 +45,7 @@ def make_hooks(run: RunState) -> list[Hook]:
     """Returns the hooks of a run, in the order in which they are called."""
     from recollect.training.monitoring.run_log import RunLog
     from recollect.training.monitoring.throughput import meter_of
-    from recollect.training.recovery.preemption import StopOnSignal
+    from recollect.training.recovery.interruptions import SaveCheckpoints, StopOnSignal
 
     settings = run.experiment.run
     run.meter = meter_of(run.experiment)
@@ -120,67 +115,3 @@ class Recover(Hook):
         from recollect.training.recovery.nonfinite import keep_failure
 
         keep_failure(run, run.state["params"])
-
-
-class SaveCheckpoints(Hook):
-    """Saves each `run.checkpoint_every` steps and where the run ends, in the background."""
-
-    def __init__(self) -> None:
-        self._reported = False
-
-    def after_call(self, run: RunState, call: Call) -> None:
-        """Reports a full disk as soon as it shows, and again only after there was space in between."""
-        if current_host().count == 1 and run.checkpoints.ended():
-            with disk_full_ends(run, False):
-                run.checkpoints.wait()
-        if not run.folder.held_back:
-            self._reported = False
-        elif not self._reported:
-            self._reported = True
-            with disk_full_ends(run, False):
-                run.folder.flush()
-
-    def due(self, run: RunState, call: Call) -> bool:
-        return call.crosses(run.experiment.run.checkpoint_every) or run.progress.done is not None
-
-    def act(self, run: RunState, call: Call) -> None:
-        self.wait(run)
-        self.save(run, last=call.end >= run.experiment.run.steps)
-
-    def wait(self, run: RunState) -> None:
-        """Returns once the save before is on the disk, or was given up."""
-        with disk_full_ends(run, False):
-            run.checkpoints.wait()
-
-    def save(self, run: RunState, *, last: bool) -> None:
-        """Starts a save. `last`: no later checkpoint will take its place, so a full disk ends the run."""
-        with disk_full_ends(run, last):
-            run.folder.flush(to_disk=True)  # a checkpoint promises that all lines before it are on the disk
-            run.checkpoints.save(run.progress.step, run.state, run.experiment, run.extra())
-
-    def end(self, run: RunState) -> None:
-        if run.stop_signal is not None:
-            self.wait(run)
-            self.save(run, last=True)
-        with disk_full_ends(run, True):
-            run.checkpoints.close()
-
-    def close(self, run: RunState) -> None:
-        if current_host().count == 1:
-            with contextlib.suppress(Exception):  # an error that is on its way out is the one to report
-                run.checkpoints.close()
-
-
-@contextlib.contextmanager
-def disk_full_ends(run: RunState, ends: bool) -> Iterator[None]:
-    """Ends the run on a full disk where it `ends` it, or `run.on_disk_full` is "stop"; else logs a line.
-
-    Raises:
-      UserError: the disk is full.
-    """
-    try:
-        yield
-    except DiskFull as error:
-        if ends or run.experiment.run.on_disk_full == "stop":
-            raise UserError(f"{error}; with space freed the same command goes on from there") from error
-        run.log(f"  {error}; going on, trying again at the next checkpoint")

@@ -17,12 +17,11 @@ from recollect.training.experiment import Experiment
 from recollect.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from recollect.training.batches import DeviceBatches
+    from recollect.training.batches import DeviceBatches, StepPipeline
     from recollect.training.host_batches import HostBatches
     from recollect.training.monitoring.throughput import Meter
     from recollect.training.recovery.loss_spikes import LossSpikeDetector
     from recollect.training.step import Program
-    from recollect.training.step_pipeline import StepPipeline
 
 Log = Callable[[str], None]
 

@@ -12,14 +12,13 @@ from typing import Any
 
 from recollect.configuration.machine import keep_compiled_programs
 from recollect.models.functional import count
-from recollect.training.batches import open_batches
+from recollect.training.batches import StepPipeline, open_batches
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
 from recollect.training.hooks import Hook, make_hooks
 from recollect.training.run_folder import is_done
 from recollect.training.run_state import RunState, run_directory
 from recollect.training.step import member_values, program_for
-from recollect.training.step_pipeline import StepPipeline
 
 __all__ = ["run_directory", "train"]
 

@@ -12,7 +12,7 @@ from recollect.layers import LinearAttention, SlidingWindow
 from recollect.models import LanguageModel, Stage
 from recollect.pallas_kernels import compilers, dispatch
 from recollect.training.experiment import Mesh
-from recollect.training.monitoring.backends_used import operations_by_mixer
+from recollect.training.monitoring.run_log import operations_by_mixer
 from recollect.training.step import Program
 from tests.training.tiny import tiny
 

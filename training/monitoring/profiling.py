@@ -7,10 +7,10 @@ from pathlib import Path
 
 import jax
 
+from recollect.training.batches import Call
 from recollect.training.experiment import parse_window
 from recollect.training.hooks import Hook
 from recollect.training.run_state import RunState
-from recollect.training.step_pipeline import Call
 
 
 class Profile(Hook):

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import chz
 import jax
 import numpy as np
 
 from recollect.configuration import UserError
 from recollect.configuration.progress import Progress
-from recollect.models.functional import count
+from recollect.data.batch import Batch
+from recollect.layers.mixer import Context
+from recollect.models.functional import FunctionalModel, Params, count
+from recollect.models.language_model import LanguageModel
+from recollect.models.stack import Stage
+from recollect.pallas_kernels import dispatch
+from recollect.training.batches import Call
 from recollect.training.hooks import Hook
-from recollect.training.monitoring.backends_used import operations_by_mixer
 from recollect.training.run_folder import RunFolder
 from recollect.training.run_state import RunState
-from recollect.training.step_pipeline import Call
+
+# Only this platform's kernels are reported.
+KERNELS = {"gpu": "pallas_gpu", "tpu": "pallas_tpu"}
 
 
 class RunLog(Hook):
@@ -109,3 +118,35 @@ def _tensorboard(folder: RunFolder) -> Any:
     except ImportError:
         raise UserError("run.tensorboard=True needs the package tensorboardX, which is not installed") from None
     return SummaryWriter(str(folder.path))
+
+
+def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
+    """Returns a line per kind of mixer and operation: its backend, and why this platform's kernel was passed over.
+
+    Each kind of mixer is traced alone, forward only, for the device that is traced for now.
+
+    Args:
+      batch: shapes, as `DataConfig.batch_shapes` returns.
+    """
+    lines = []
+    for mixer, layers in Counter(config.mixers).items():
+        model = FunctionalModel(chz.replace(config, stages=(Stage(pattern=(mixer,)),)), 2)
+
+        def run(params: Params, batch: Batch, model: FunctionalModel = model) -> jax.Array:
+            return model.bind(params).hidden(batch.tokens, Context(segments=batch.segments)).hidden
+
+        with dispatch.recorded_choices() as choices:
+            jax.eval_shape(run, model.abstract_params(), batch)
+        name = type(mixer).__name__ + (f" in {layers} layers" if layers > 1 else "")
+        lines += [f"{name}: {_choice(choice, times)}" for choice, times in Counter(choices).items()]
+    return lines
+
+
+def _choice(choice: dispatch.Choice, times: int) -> str:
+    kernel = KERNELS.get(dispatch.device().platform)
+    reasons = [f"{backend}: {reason}" for backend, reason in choice.passed_over if backend == kernel]
+    return (
+        f"{choice.operation} on {choice.backend}"
+        + (f", {times} times" if times > 1 else "")
+        + "".join(f" (not {one})" for one in reasons)
+    )

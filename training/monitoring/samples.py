@@ -9,12 +9,12 @@ import numpy as np
 from recollect.configuration import UserError
 from recollect.models.functional import Params
 from recollect.models.generation import generate
+from recollect.training.batches import Call
 from recollect.training.distributed.host import current_host
 from recollect.training.hooks import Hook
 from recollect.training.monitoring.run_log import RunLog
 from recollect.training.run_state import RunState
 from recollect.training.step import Program, evaluated
-from recollect.training.step_pipeline import Call
 
 
 class PrintSamples(Hook):

@@ -20,10 +20,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from recollect.training.batches import Call
 from recollect.training.experiment import Experiment
 from recollect.training.hooks import Hook
 from recollect.training.run_state import RunState
-from recollect.training.step_pipeline import Call
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ one too many in a row is kept, so that `python main.py replay DIR` can run it ag
 from __future__ import annotations
 
 from recollect.models.functional import Params
+from recollect.training.batches import Call
 from recollect.training.checkpoint.resume import newest_good, resume
 from recollect.training.recovery.replay import diagnose_step, save_failure
 from recollect.training.run_state import RunProgress, RunState
-from recollect.training.step_pipeline import Call
 
 
 def observe(run: RunState, call: Call) -> None:

@@ -16,19 +16,18 @@ import jax
 import numpy as np
 
 from recollect.models.functional import count
-from recollect.training.batches import DeviceBatches
+from recollect.training.batches import Call, DeviceBatches, StepPipeline
 from recollect.training.checkpoint.resume import delete_unfinished, problem, refuse_if_all_damaged, resume, set_aside
 from recollect.training.distributed.host import current_host
 from recollect.training.evaluator import evaluate_members
 from recollect.training.experiment import Experiment
-from recollect.training.hooks import Evaluate, Hook, Recover, SaveCheckpoints
+from recollect.training.hooks import Evaluate, Hook, Recover
 from recollect.training.monitoring.run_log import RunLog, rates_since_log
 from recollect.training.monitoring.throughput import meter_of
-from recollect.training.recovery.preemption import StopOnSignal
+from recollect.training.recovery.interruptions import SaveCheckpoints, StopOnSignal
 from recollect.training.run_folder import is_done
 from recollect.training.run_state import RunProgress, RunState, shapes_of
 from recollect.training.step import evaluated, member_values, program_for
-from recollect.training.step_pipeline import Call, StepPipeline
 from recollect.training.train import finish, ignore, prepare, train, train_steps
 
 Log = Callable[[str], None]

@@ -133,9 +133,9 @@ def test_a_run_tells_its_rates_and_leaves_a_trace(tmp_path):
 
 
 def test_the_line_on_the_terminal(tmp_path, monkeypatch):
+    from recollect.training.batches import Call
     from recollect.training.monitoring.run_log import RunLog
     from recollect.training.run_state import RunState
-    from recollect.training.step_pipeline import Call
 
     said = []
     run = RunState(tiny(tmp_path / "run"), said.append)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 import chz
@@ -34,20 +33,6 @@ class Mesh(Config):
     @property
     def devices(self) -> int:
         return self.data * self.fsdp * self.tensor * self.sequence
-
-
-def parse_window(text: str) -> tuple[int, int]:
-    """Returns (10, 15) for "10:15": the steps after step 10, up to step 15.
-
-    Raises:
-      UserError: it is no such pair, or an empty one.
-    """
-    match = re.fullmatch(r"(\d+):(\d+)", text)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise UserError(
-            f"run.profile={text!r}: the form is FIRST:LAST, for example 10:15 for the steps after step 10 up to step 15"
-        )
-    return int(match[1]), int(match[2])
 
 
 @chz.chz(typecheck=True)
@@ -110,6 +95,8 @@ class Run(Config):
         if not 0 <= self.seed < 2**31:
             raise UserError(f"run.seed={self.seed}: must be between 0 and {2**31 - 1}")
         if self.profile is not None:
+            from recollect.training.monitoring.profiling import parse_window
+
             parse_window(self.profile)
         if self.keep_every is not None and self.keep_every < 1:
             raise UserError(f"run.keep_every={self.keep_every}: must be at least 1, or None")
@@ -155,19 +142,16 @@ class Experiment(Config):
             )
 
 
-_AROUND = (
+AROUND_STEPS = (
     *("directory", "log_every", "keep_checkpoints", "keep_every", "on_disk_full", "checkpoint_every"),
     *("sample_every", "tensorboard", "profile", "compile_cache"),
 )
 """Fields of `Run` that the compiled steps do not depend on."""
-
-CHANGEABLE = ("run.steps", *(f"run.mesh.{axis}" for axis in chz.chz_fields(Mesh)), *(f"run.{name}" for name in _AROUND))
-"""Fields that may change when a run is resumed."""
 
 
 def program_of(experiment: Experiment) -> Experiment:
     """Returns `experiment` with its values-only fields at fixed numbers: equal for all that compile to one program."""
     optimizer = chz.replace(experiment.optimizer, **type(experiment.optimizer)().values())
     plain = Run()
-    run = chz.replace(experiment.run, seed=0, spikes=None, **{name: getattr(plain, name) for name in _AROUND})
+    run = chz.replace(experiment.run, seed=0, spikes=None, **{name: getattr(plain, name) for name in AROUND_STEPS})
     return chz.replace(experiment, name="", optimizer=optimizer, run=run)

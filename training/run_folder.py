@@ -8,13 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from recollect.configuration import UserError, differences, from_json, to_json
+from recollect.configuration import UserError, to_json
 from recollect.configuration.disk_full import DiskFull, is_disk_full
 from recollect.configuration.io import replace_text, write_json
-from recollect.configuration.machine import environment
 from recollect.configuration.read_json import read_json
 from recollect.training.distributed.host import current_host
-from recollect.training.experiment import CHANGEABLE, Experiment
+from recollect.training.experiment import Experiment
 
 
 def is_done(result: dict[str, Any] | None, steps: int) -> bool:
@@ -44,7 +43,9 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; a run needs a folder")
         if config_path.exists():
-            self._check(config_path, experiment)
+            from recollect.training.resumed_config import check_resumable
+
+            check_resumable(self.path, experiment)
         elif self._writes and self.path.exists() and any(self.path.iterdir()):
             raise UserError(
                 f"{self.path} is not empty and holds no config.json: not a run's folder, so nothing is written there"
@@ -61,15 +62,10 @@ class RunFolder:
         path = self.path / "result.json"
         return read_json(path) if path.exists() else None
 
-    def write_environment(self) -> None:
-        """Writes environment.json."""
+    def write(self, name: str, data: dict[str, Any]) -> None:
+        """Writes a JSON file of this name."""
         if self._writes:
-            write_json(self.path / "environment.json", environment())
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        """Writes result.json."""
-        if self._writes:
-            write_json(self.path / "result.json", result)
+            write_json(self.path / name, data)
 
     def unfinish(self) -> None:
         """Deletes result.json, for a run that is to go on."""
@@ -124,17 +120,3 @@ class RunFolder:
                 os.truncate(self._metrics, size)
             raise DiskFull(f"{self._metrics} could not be written: no space is left on the disk") from error
         self._unwritten = []
-
-    def _check(self, config_path: Path, experiment: Experiment) -> None:
-        trained = any((self.path / name).exists() for name in ("metrics.jsonl", "result.json"))
-        if not trained and not any(self.checkpoints.glob("[0-9]*")):
-            return  # nothing was trained there: the new config takes its place
-        before = from_json(read_json(config_path))
-        changed = {path: pair for path, pair in differences(before, experiment).items() if path not in CHANGEABLE}
-        if changed:
-            pairs = list(changed.items())[:6]
-            shown = "; ".join(f"{path}: {there!r} there, {now!r} now" for path, (there, now) in pairs)
-            more = f" (and {len(changed) - 6} more)" if len(changed) > 6 else ""
-            raise UserError(
-                f"{self.path} holds a run with another config ({shown}{more}); choose another run.directory"
-            )

@@ -119,7 +119,7 @@ def finish(run: RunState, parameters: int) -> dict[str, Any]:
     rates = run.meter.total()
     result = {**run.summary(status, parameters), **({} if rates is None else rates.facts())}
     run.folder.flush(to_disk=True)
-    run.folder.write_result(result)
+    run.folder.write("result.json", result)
     return result
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
+from recollect.configuration import UserError
 from recollect.training.batches import Call
-from recollect.training.experiment import parse_window
 from recollect.training.hooks import Hook
 from recollect.training.run_state import RunState
 
@@ -56,3 +57,17 @@ class Profile(Hook):
         self.log(
             f"  trace of {what}: {self.folder}; to look at it: pip install xprof, then xprof --port 8791 {self.folder}"
         )
+
+
+def parse_window(text: str) -> tuple[int, int]:
+    """Returns (10, 15) for "10:15": the steps after step 10, up to step 15.
+
+    Raises:
+      UserError: it is no such pair, or an empty one.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise UserError(
+            f"run.profile={text!r}: the form is FIRST:LAST, for example 10:15 for the steps after step 10 up to step 15"
+        )
+    return int(match[1]), int(match[2])

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from recollect.configuration.machine import environment
 from recollect.models.functional import count
 from recollect.training.batches import Call, DeviceBatches, StepPipeline
 from recollect.training.checkpoint.resume import delete_unfinished, problem, refuse_if_all_damaged, resume, set_aside
@@ -100,7 +101,7 @@ class Population(RunState):
         seeds = [member.experiment.run.seed for member in self.members]
         state = self.program.init(seeds)
         for member in self.members:
-            member.folder.write_environment()
+            member.folder.write("environment.json", environment())
             delete_unfinished(member.checkpoints, self.log)
         step = newest_common(self.members, self.log)
         if step is None:

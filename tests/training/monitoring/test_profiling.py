@@ -6,8 +6,8 @@ import pytest
 
 from recollect.configuration import UserError
 from recollect.configuration.machine import cpu_features, keep_compiled_programs
-from recollect.training.experiment import Run, parse_window
-from recollect.training.monitoring.profiling import Profile
+from recollect.training.experiment import Run
+from recollect.training.monitoring.profiling import Profile, parse_window
 
 
 def test_windows():

@@ -49,39 +49,36 @@ def attention() -> Experiment:
     return recall("mqar.attention", Attention())
 
 
-def based() -> Experiment:
-    """Convolution + linear attention with Taylor features of 8 dimensions (Based)."""
-    return recall("mqar.based", LinearAttention(feature_dim=8, feature_map=Taylor()))
+VARIANTS = {
+    "based": "Convolution + linear attention with Taylor features of 8 dimensions (Based).",
+    "window": "Convolution + a window of 17 keys; answers what lies in reach, no more.",
+    "convolution": "Convolution + a long convolution with an implicit filter; mixes by place, not by content.",
+    "hyena": "Convolution + Hyena.",
+    "landmark": "Convolution + landmark attention in blocks of 8 tokens and their landmark.",
+    "mixture_of_heads": """Convolution + mixture of heads: 4 heads, 2 shared, 1 of 2 routed active, the published code's
+    gates.""",
+    "mixture_of_heads_paper": "The same with the paper's gates: outputs start several times smaller.",
+}
+"""Name and docstring of the other experiments, which experiments/registry.py reads without running this file."""
 
 
-def window() -> Experiment:
-    """Convolution + a window of 17 keys; answers what lies in reach, no more."""
-    return recall("mqar.window", SlidingWindow(window=17))
+def mixers(length: int, window: int) -> dict[str, MixerConfig]:
+    """Returns the mixers of the experiments by name, for sequences of `length` tokens."""
+    return {
+        "attention": Attention(),
+        "based": LinearAttention(feature_dim=8, feature_map=Taylor()),
+        "window": SlidingWindow(window=window),
+        "convolution": BaseConvolution(kernel=None, maximum_length=length),
+        "hyena": Hyena(maximum_length=length),
+        "landmark": Landmark(block=8),
+        "mixture_of_heads": MixtureOfHeads(heads=4, shared=2, active=1, gates="code"),
+        "mixture_of_heads_paper": MixtureOfHeads(heads=4, shared=2, active=1, gates="paper"),
+    }
 
 
-def convolution() -> Experiment:
-    """Convolution + a long convolution with an implicit filter; mixes by place, not by content."""
-    return recall("mqar.convolution", BaseConvolution(kernel=None, maximum_length=64))
-
-
-def hyena() -> Experiment:
-    """Convolution + Hyena."""
-    return recall("mqar.hyena", Hyena(maximum_length=64))
-
-
-def landmark() -> Experiment:
-    """Convolution + landmark attention in blocks of 8 tokens and their landmark."""
-    return recall("mqar.landmark", Landmark(block=8))
-
-
-def mixture_of_heads() -> Experiment:
-    """Convolution + mixture of heads: 4 heads, 2 shared, 1 of 2 routed active, the published code's gates."""
-    return recall("mqar.mixture_of_heads", MixtureOfHeads(heads=4, shared=2, active=1, gates="code"))
-
-
-def mixture_of_heads_paper() -> Experiment:
-    """The same with the paper's gates: outputs start several times smaller."""
-    return recall("mqar.mixture_of_heads_paper", MixtureOfHeads(heads=4, shared=2, active=1, gates="paper"))
+def variant(name: str) -> Experiment:
+    """Returns the experiment of a name in VARIANTS."""
+    return recall(f"mqar.{name}", mixers(FIXED.length, window=17)[name])
 
 
 def fixed() -> Study:
@@ -90,19 +87,7 @@ def fixed() -> Study:
 
     python main.py compare mqar.fixed
     """
-    return Study(
-        (
-            attention(),
-            based(),
-            window(),
-            convolution(),
-            hyena(),
-            landmark(),
-            mixture_of_heads(),
-            mixture_of_heads_paper(),
-        ),
-        template=recall,
-    )
+    return Study((attention(), *map(variant, VARIANTS)), template=recall)
 
 
 def _small(name: str, mixer: MixerConfig) -> Experiment:
@@ -115,17 +100,9 @@ def small() -> Study:
 
     python main.py compare mqar.small
     """
-    mixers: dict[str, MixerConfig] = {
-        "mqar.attention": Attention(),
-        "mqar.based": LinearAttention(feature_dim=8, feature_map=Taylor()),
-        "mqar.window": SlidingWindow(window=9),
-        "mqar.convolution": BaseConvolution(kernel=None, maximum_length=32),
-        "mqar.hyena": Hyena(maximum_length=32),
-        "mqar.landmark": Landmark(block=8),
-        "mqar.mixture_of_heads": MixtureOfHeads(heads=4, shared=2, active=1, gates="code"),
-    }
+    seven = {name: mixer for name, mixer in mixers(32, window=9).items() if name != "mixture_of_heads_paper"}
     return Study(
-        experiments=tuple(_small(name, mixer) for name, mixer in mixers.items()),
+        experiments=tuple(_small(f"mqar.{name}", mixer) for name, mixer in seven.items()),
         sweep=grid({"optimizer.learning_rate": (3e-3, 1e-2), "run.seed": (0, 1)}),
         template=_small,
     )

@@ -15,20 +15,16 @@ import optax
 
 from recollect.configuration import Config, UserError, requires
 from recollect.models.functional import FunctionalModel
+from recollect.training.parameter_groups import GroupRate, scaled_by_group
 
 Hyperparameters = dict[str, Any]
 
 _positive = requires(lambda value: value > 0, "must be positive")
 _not_negative = requires(lambda value: value >= 0, "must not be negative")
 _below_one = requires(lambda value: 0 <= value < 1, "must be in [0, 1)")
-
-
-@chz.chz(typecheck=True)
-class GroupRate(Config):
-    """Parameters tagged with `group` learn at `factor` times the learning rate."""
-
-    group: str
-    factor: float
+_share = requires(lambda value: 0 < value <= 1, "the share of the steps that decay must be above 0, at most 1")
+_norm = requires(lambda value: value > 0, "must be positive, or None for no clipping")
+_decay = requires(lambda value: 0 < value < 1, "must be between 0 and 1 (0.999, say), or None for no average")
 
 
 @chz.chz(typecheck=True)
@@ -53,26 +49,16 @@ class Optimizer(Config):
     learning_rate: float = chz.field(default=1e-3, validator=_positive)
     schedule: Literal["cosine", "constant", "linear", "wsd"] = "cosine"
     final_fraction: float = chz.field(default=0.0, validator=_not_negative)
-    decay_share: float = chz.field(
-        default=0.2,
-        validator=requires(
-            lambda value: 0 < value <= 1, "the share of the steps that decay must be above 0, at most 1"
-        ),
-    )
+    decay_share: float = chz.field(default=0.2, validator=_share)
     warmup: int = chz.field(default=0, validator=_not_negative)
     weight_decay: float = chz.field(default=0.1, validator=_not_negative)
     decay_everything: bool = False
     beta1: float = chz.field(default=0.9, validator=_below_one)
     beta2: float = chz.field(default=0.999, validator=_below_one)
     epsilon: float = chz.field(default=1e-8, validator=_positive)
-    clip: float | None = chz.field(
-        default=None, validator=requires(lambda value: value > 0, "must be positive, or None for no clipping")
-    )
+    clip: float | None = chz.field(default=None, validator=_norm)
     groups: tuple[GroupRate, ...] = ()
-    ema: float | None = chz.field(
-        default=None,
-        validator=requires(lambda value: 0 < value < 1, "must be between 0 and 1 (0.999, say), or None for no average"),
-    )
+    ema: float | None = chz.field(default=None, validator=_decay)
 
     VALUES: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay", "beta1", "beta2", "epsilon")
     """Fields that a population may vary without a new program."""
@@ -112,7 +98,7 @@ class Optimizer(Config):
         parts.append(self.direction(model, values))
         parts.append(optax.add_decayed_weights(values["weight_decay"], mask=decayed))
         if self.groups:
-            parts.append(self._grouped(model))
+            parts.append(scaled_by_group(model, self.groups))
         parts.append(optax.scale_by_learning_rate(lambda step: self.rate(step, steps, values["learning_rate"])))
         trainable = model.tags("trainable")
         if not all(jax.tree.leaves(trainable)):
@@ -126,21 +112,6 @@ class Optimizer(Config):
           UserError: this is the base class, which has none.
         """
         raise UserError(f"optimizer={type(self).__name__} is the base class of optimizers; there are AdamW and Muon")
-
-    def _grouped(self, model: FunctionalModel) -> optax.GradientTransformation:
-        factors = {group.group: group.factor for group in self.groups}
-        tags = model.tags("group")
-        unknown = set(factors) - set(jax.tree.leaves(tags))
-        if unknown:
-            known = ", ".join(sorted(set(jax.tree.leaves(tags))))
-            raise UserError(
-                f"optimizer.groups names {', '.join(sorted(unknown))}; this model's parameter groups are {known}"
-            )
-
-        def scale(updates: Any, params: Any = None) -> Any:
-            return jax.tree.map(lambda update, tag: update * factors.get(tag, 1.0), updates, tags)
-
-        return optax.stateless(scale)
 
 
 def adam(values: Hyperparameters) -> optax.GradientTransformation:

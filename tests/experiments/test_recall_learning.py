@@ -44,22 +44,22 @@ def test_attention_recalls(tmp_path):
 
 
 def test_landmark_recalls(tmp_path):
-    assert reached(accuracy(tmp_path, mqar.landmark(), goal=0.99), 0.99, 1000)
+    assert reached(accuracy(tmp_path, mqar.variant("landmark"), goal=0.99), 0.99, 1000)
 
 
 def test_based_recalls(tmp_path):
-    assert reached(accuracy(tmp_path, mqar.based(), goal=0.97), 0.97, 1900)
+    assert reached(accuracy(tmp_path, mqar.variant("based"), goal=0.97), 0.97, 1900)
 
 
 def test_mixture_of_heads_recalls(tmp_path):
-    assert reached(accuracy(tmp_path, mqar.mixture_of_heads(), goal=0.98), 0.98, 1900)
+    assert reached(accuracy(tmp_path, mqar.variant("mixture_of_heads"), goal=0.98), 0.98, 1900)
 
 
 def test_a_window_answers_what_is_in_reach(tmp_path):
     """46.6% of queries have their key within 19 tokens: 17 of the window and two more through the convolution before
     it."""
-    assert 0.37 <= accuracy(tmp_path, mqar.window())[1900] <= 0.49
+    assert 0.37 <= accuracy(tmp_path, mqar.variant("window"))[1900] <= 0.49
 
 
 def test_convolution_alone_does_not_recall(tmp_path):
-    assert max(accuracy(tmp_path, mqar.convolution()).values()) <= 0.2
+    assert max(accuracy(tmp_path, mqar.variant("convolution")).values()) <= 0.2

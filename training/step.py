@@ -18,8 +18,6 @@ import numpy as np
 
 from recollect.data.batch import Batch
 from recollect.models.functional import FunctionalModel, Params
-from recollect.models.language_model import ModelOutput
-from recollect.pallas_kernels.linear_cross_entropy import CrossEntropy
 from recollect.training.experiment import Experiment, program_of
 from recollect.training.loss import losses
 from recollect.training.sharding import batch_shardings, make_mesh, state_sharding
@@ -59,15 +57,12 @@ class Program:
         """Returns a fresh state for a seed (or one for each of a population's seeds)."""
         seeds = _uint32(seeds)
         function = self._vectorised(self._init)
-        if self.mesh is None:
-            if isinstance(seeds, jax.core.Tracer):  # part of a larger program, whose options count
-                return function(seeds)
-            return self._jit("init", function, **_quick_to_compile())(seeds)
-        shapes = jax.eval_shape(function, seeds)
-        # Made sharded: no device ever holds the whole model.
-        return self._jit("init", function, out_shardings=state_sharding(shapes, self.model.tags("dims"), self.mesh))(
-            seeds
-        )
+        if self.mesh is not None:  # made sharded: no device ever holds the whole model
+            shardings = state_sharding(jax.eval_shape(function, seeds), self.model.tags("dims"), self.mesh)
+            return self._jit("init", function, out_shardings=shardings)(seeds)
+        if isinstance(seeds, jax.core.Tracer):  # part of a larger program, whose options count
+            return function(seeds)
+        return self._jit("init", function, **_quick_to_compile())(seeds)
 
     def train(self, state: State, values: Any, steps: int, data_slice: Any) -> tuple[State, dict[str, jax.Array]]:
         """Trains `steps` steps on batches drawn on the device from (seed, step); the state given is consumed.
@@ -114,14 +109,14 @@ class Program:
         """Returns results per target of one host batch: "loss" (b, p) in nats, "correct" (b, p) bool."""
 
         def run(params: Params, batch: Batch) -> dict[str, jax.Array]:
-            entropy, _ = self._losses(params, batch, batch.weights, None)
+            entropy, _ = self._losses(params, batch, batch.weights)
             return {"loss": entropy.loss, "correct": entropy.correct}
 
         return self._jit("evaluate_on", run)(params, batch)
 
     def sums(self, params: Params, batch: Batch, weights: jax.Array) -> dict[str, jax.Array]:
         """Returns weighted sums of loss and correct answers."""
-        entropy, _ = self._losses(params, batch, weights, None)
+        entropy, _ = self._losses(params, batch, weights)
         return {
             "loss": jnp.sum(entropy.loss * weights),
             "correct": jnp.sum(entropy.correct * weights),
@@ -168,7 +163,7 @@ class Program:
 
         The batch is split into `run.accumulate` parts, whose gradients are added up.
         """
-        count = self.experiment.run.accumulate
+        count, z_loss = self.experiment.run.accumulate, self.experiment.loss.z_loss
         weight = jnp.maximum(jnp.sum(batch.weights), 1.0)
 
         def loss_of(params: Params, part: Batch, key: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -178,27 +173,19 @@ class Program:
                 "loss": jnp.sum(entropy.loss * part.weights) / weight,
                 "accuracy": jnp.sum(entropy.correct * part.weights) / weight,
             }
-            if self.experiment.loss.z_loss:
-                metrics["z_loss"] = self.experiment.loss.z_loss * jnp.sum(entropy.lse**2 * part.weights) / weight
+            if z_loss:
+                metrics["z_loss"] = z_loss * jnp.sum(entropy.lse**2 * part.weights) / weight
             metrics |= {name: value / count for name, value in {**out.losses, **out.metrics}.items()}
             return entropy.total / weight + auxiliary, metrics
 
         gradient = jax.grad(loss_of, has_aux=True)
         if count == 1:
             return gradient(params, batch, key)
-        parts = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
-        keys = None if key is None else jax.random.split(key, count)
+        from recollect.training.accumulation import accumulated
 
-        def body(total: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+        return accumulated(gradient, params, batch, key, count)
 
-        first = jax.tree.map(lambda leaf: leaf[0], (parts, keys))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, params, *first))
-        return jax.lax.scan(body, zeros, (parts, keys))[0]
-
-    def _losses(
-        self, params: Params, batch: Batch, weights: jax.Array, key: jax.Array | None
-    ) -> tuple[CrossEntropy, ModelOutput]:
+    def _losses(self, params: Params, batch: Batch, weights: jax.Array, key: jax.Array | None = None) -> Any:
         return losses(self.model.bind(params), batch, weights, self.experiment.loss, key)
 
     def _init(self, seed: jax.Array) -> State:

@@ -10,9 +10,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from recollect.layers.mixer import Context
+from recollect.layers.modules.linear import normal, parameter
 from recollect.pallas_kernels.masks import LANDMARK, ORDINARY
 
 
@@ -31,12 +33,35 @@ class Layout:
     context: Context
 
 
+def vector(width: int, rngs: nnx.Rngs) -> nnx.Param:
+    """Returns the parameter that stands at landmarks."""
+    return parameter(normal()(rngs.params(), (width,), jnp.float32), "d", decay=True)
+
+
+def ordinary_length(limit: int, block: int) -> int:
+    """Returns how many ordinary tokens fit into `limit` tokens that the layers see."""
+    # n ordinary tokens stand among n + n // block; the largest n for which that fits.
+    return limit - (limit + 1) // (block + 1)
+
+
 def expanded_length(length: int, block: int) -> int:
     """Returns how many tokens the layers see for `length` ordinary tokens from the start of a stream."""
     return length + length // block
 
 
-def plain_layout(batch_size: int, length: int, block: int) -> Layout:
+def layout(context: Context, batch_size: int, length: int, block: int, *, from_start: bool) -> Layout:
+    """Returns the layout of rows whose context has segments with positions, or is one document from its start.
+
+    Args:
+      from_start: documents start in this call (fewer landmarks can occur), else a stream may continue mid-block.
+    """
+    if context.segments is None:
+        return _plain(batch_size, length, block)
+    assert context.positions is not None
+    return _packed(context.positions, context.segments, block, from_start=from_start)
+
+
+def _plain(batch_size: int, length: int, block: int) -> Layout:
     """Returns the layout of one document from its start, known when the program is traced; segments stay None."""
     index = jnp.arange(expanded_length(length, block), dtype=jnp.int32)
     is_landmark = index % (block + 1) == block
@@ -50,13 +75,9 @@ def plain_layout(batch_size: int, length: int, block: int) -> Layout:
     )
 
 
-def layout(positions: Int[Array, "b t"], segments: Int[Array, "b t"], block: int, *, from_start: bool) -> Layout:
+def _packed(positions: Int[Array, "b t"], segments: Int[Array, "b t"], block: int, *, from_start: bool) -> Layout:
     """Returns the layout of any rows of documents, with `positions` in ordinary tokens. Free slots are padding at the
-    end.
-
-    Args:
-      from_start: documents start in this call (fewer landmarks can occur), else a stream may continue mid-block.
-    """
+    end."""
     b, t = positions.shape
     most = t // block if from_start else -(-t // block)
     closes = (segments != 0) & ((positions + 1) % block == 0)

@@ -23,7 +23,8 @@ from recollect.layers.modules.norms import NormConfig, RMSNorm
 from recollect.layers.modules.positions import LearnedPositions
 from recollect.layers.packing import document_positions, token_positions
 from recollect.models import landmarks
-from recollect.models.stack import Remat, Stack, Stage
+from recollect.models.rematerialisation import Remat
+from recollect.models.stack import Stack, Stage
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -79,8 +80,7 @@ class LanguageModel(Config):
         """Returns the longest input in ordinary tokens that every part allows; None for any."""
         limits = [mixer.traits.maximum_length for mixer in self.mixers if mixer.traits.maximum_length is not None]
         if self.landmark_block:
-            # n ordinary tokens stand among n + n // block; the largest n for which that fits.
-            limits = [limit - (limit + 1) // (self.landmark_block + 1) for limit in limits]
+            limits = [landmarks.ordinary_length(limit, self.landmark_block) for limit in limits]
         if self.positions is not None:
             limits.append(self.positions.maximum)
         return min(limits, default=None)
@@ -116,11 +116,7 @@ class LanguageModelModule(nnx.Module):
         self.config = config
         self.embedding = parameter(normal()(rngs.params(), (vocabulary, config.width), jnp.float32), "z d")
         self.positions = None if config.positions is None else config.positions.build(config.width, rngs)
-        self.landmark = (
-            parameter(normal()(rngs.params(), (config.width,), jnp.float32), "d", decay=True)
-            if config.landmark_block
-            else None
-        )
+        self.landmark = landmarks.vector(config.width, rngs) if config.landmark_block else None
         self.stack = Stack(
             config.stages, config.norm, config.mlp, config.width, rngs, remat=config.remat, unroll=config.unroll
         )
@@ -160,7 +156,7 @@ class LanguageModelModule(nnx.Module):
         """
         check_length(max_length, self.config.maximum_length(), "this model's maximum length")
         block = self.config.landmark_block
-        longer = max_length if block is None else landmarks.expanded_length(max_length, block)
+        longer = landmarks.expanded_length(max_length, block) if block else max_length
         layers = self.stack.init_state(batch_size, longer, DTYPES[self.config.dtype])
         return ModelState(layers, Cursor.start(batch_size))
 
@@ -168,42 +164,33 @@ class LanguageModelModule(nnx.Module):
         self, tokens: Int[Array, "b t"], state: ModelState, context: Context = Context()
     ) -> tuple[Float[Array, "b t d"], ModelState]:
         """Returns the hidden vectors of the next tokens, and the state after them. Tokens of segment 0 are padding."""
-        b, t = tokens.shape
-        fields, cursor = state.cursor.read(context, b, t)
-        x = self._embed(tokens, fields, None)
-        block = self.config.landmark_block
-        if block is None:
-            x, layers = self.stack.extend(x, state.layers, fields)
-        else:
-            assert self.landmark is not None and fields.positions is not None and fields.segments is not None
-            layout = landmarks.layout(fields.positions, fields.segments, block, from_start=False)
-            x, layers = self.stack.extend(landmarks.insert(x, self.landmark[...], layout), state.layers, layout.context)
-            x = landmarks.remove(x, layout)
-        return self.final_norm(x), ModelState(layers, cursor)
+        fields, cursor = state.cursor.read(context, *tokens.shape)
+        x, fields, layout = self._with_landmarks(self._embed(tokens, fields, None), fields, from_start=False)
+        x, layers = self.stack.extend(x, state.layers, fields)
+        return self.leave(x, layout), ModelState(layers, cursor)
 
     def enter(
         self, tokens: Int[Array, "b t"], context: Context, key: Key[Array, ""] | None
     ) -> tuple[Float[Array, "b longer d"], Context, landmarks.Layout | None]:
         """Returns what the stack takes: vectors and context, with landmarks if the model has them, and their layout."""
-        b, t = tokens.shape
-        check_length(t, self.config.maximum_length(), "this model's maximum length")
+        check_length(tokens.shape[1], self.config.maximum_length(), "this model's maximum length")
         positions = document_positions(context.segments) if context.segments is not None else context.positions
         context = dataclasses.replace(context, positions=positions, token_types=None)
-        x = self._embed(tokens, context, key)
-        block = self.config.landmark_block
-        if block is None:
-            return x, context, None
-        assert self.landmark is not None
-        if context.segments is None:
-            layout = landmarks.plain_layout(b, t, block)
-        else:
-            assert positions is not None
-            layout = landmarks.layout(positions, context.segments, block, from_start=True)
-        return landmarks.insert(x, self.landmark[...], layout), layout.context, layout
+        return self._with_landmarks(self._embed(tokens, context, key), context, from_start=True)
 
     def leave(self, x: Float[Array, "b longer d"], layout: landmarks.Layout | None) -> Float[Array, "b t d"]:
         """Returns what the head takes from the stack's output."""
         return self.final_norm(x if layout is None else landmarks.remove(x, layout))
+
+    def _with_landmarks(
+        self, x: Float[Array, "b t d"], context: Context, *, from_start: bool
+    ) -> tuple[Float[Array, "b longer d"], Context, landmarks.Layout | None]:
+        """Returns vectors and context as they are, or with landmarks inserted, and where these stand."""
+        block = self.config.landmark_block
+        if self.landmark is None or block is None:
+            return x, context, None
+        layout = landmarks.layout(context, *x.shape[:2], block, from_start=from_start)
+        return landmarks.insert(x, self.landmark[...], layout), layout.context, layout
 
     def _embed(self, tokens: Int[Array, "b t"], context: Context, key: Key[Array, ""] | None) -> Float[Array, "b t d"]:
         x = self.embedding[...][tokens]

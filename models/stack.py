@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import chz
 import jax
@@ -21,8 +21,10 @@ from recollect.configuration import Config, UserError, requires
 from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, State, constrain_activations
 from recollect.layers.modules.mlp import MlpConfig
 from recollect.layers.modules.norms import NormConfig
+from recollect.models.rematerialisation import Remat, rematerialised
 
-Remat = Literal["none", "dots", "full"]
+Sums = dict[tuple[str, str], tuple[Any, Any]]
+"""Of losses and metrics: ("losses" or "metrics", name) -> (sum over layers, how many layers have it)."""
 
 
 @chz.chz(typecheck=True)
@@ -109,9 +111,9 @@ class Stack(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"], context: Context) -> MixerOutput:
         """Returns the stream after all layers; losses and metrics averaged over the layers that have them."""
-        totals: list[dict[str, Any]] = []
+        totals: list[Sums] = []
         for period, repeats in zip(self.stages, self.repeats, strict=True):
-            run = self._checkpointed(context)
+            run = self._period(context)
             if repeats == 1 or self.unroll:
                 for index in range(repeats):
                     x, sums = run(x, take(period, index))
@@ -119,7 +121,10 @@ class Stack(nnx.Module):
             else:
                 x, sums = jax.lax.scan(run, x, period)
                 totals.append(jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums))
-        losses, metrics = _averages(totals)
+        means = {key: value / count for key, (value, count) in _summed(totals).items()}
+        losses, metrics = (
+            {name: mean for (of, name), mean in means.items() if of == kind} for kind in ("losses", "metrics")
+        )
         return MixerOutput(x, losses, metrics)
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any) -> tuple[State, ...]:
@@ -144,31 +149,20 @@ class Stack(nnx.Module):
             for index in range(repeats):
                 yield from take(period, index)
 
-    def _checkpointed(self, context: Context):
-        def run(x, period):
-            sums: list[dict[str, Any]] = []
+    def _period(self, context: Context) -> Any:
+        """Returns the function that runs the layers of one period, for their backward pass rematerialised as `remat`
+        says."""
+
+        def run(x: jax.Array, period: nnx.List) -> tuple[jax.Array, Sums]:
+            parts: list[Sums] = []
             for block in period:
                 out = block(constrain_activations(x), context)
                 x = out.hidden
-                sums.append(
-                    {
-                        kind: {name: (value, jnp.ones(())) for name, value in values.items()}
-                        for kind, values in (("losses", out.losses), ("metrics", out.metrics))
-                    }
-                )
-            return x, _add(sums)
+                for kind, values in (("losses", out.losses), ("metrics", out.metrics)):
+                    parts.append({(kind, name): (value, jnp.ones(())) for name, value in values.items()})
+            return x, _summed(parts)
 
-        if self.remat == "none":
-            return run
-        policy = _keeps_products_and_kernels if self.remat == "dots" else None
-        return jax.checkpoint(run, policy=policy)
-
-
-def _keeps_products_and_kernels(primitive: Any, *args: Any, **params: Any) -> bool:
-    """Returns what the policy "dots" keeps: results of matrix products with parameters, and of kernels, Pallas' and
-    cuDNN's. A kernel's results are as small as its inputs, and recomputing them costs as much as the first time."""
-    kernel = primitive.name == "pallas_call" or primitive.name.startswith("dot_product_attention_fwd")
-    return kernel or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+        return run if self.remat == "none" else rematerialised(run, self.remat)
 
 
 def take(period: Any, index: int) -> Any:
@@ -192,20 +186,10 @@ def _build_period(
     return jax.vmap(build)(keys, starts)
 
 
-def _add(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the sums of (value, count) pairs by name."""
-    total: dict[str, Any] = {"losses": {}, "metrics": {}}
+def _summed(parts: list[Sums]) -> Sums:
+    total: Sums = {}
     for part in parts:
-        for kind, values in part.items():
-            for name, (value, count) in values.items():
-                old = total[kind].get(name, (0.0, 0.0))
-                total[kind][name] = (old[0] + value, old[1] + count)
+        for key, (value, count) in part.items():
+            old = total.get(key, (0.0, 0.0))
+            total[key] = (old[0] + value, old[1] + count)
     return total
-
-
-def _averages(parts: list[dict[str, Any]]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    total = _add(parts)
-    losses, metrics = (
-        {name: value / count for name, (value, count) in total[kind].items()} for kind in ("losses", "metrics")
-    )
-    return losses, metrics

@@ -23,7 +23,6 @@ from jaxtyping import Array, Float, Int
 from recollect.configuration import UserError, at_least
 from recollect.layers.mixer import (
     Context,
-    Cursor,
     Mixer,
     MixerConfig,
     MixerOutput,
@@ -37,7 +36,7 @@ from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, Rotary
 from recollect.layers.packing import token_positions
 from recollect.layers.state.key_value_cache import KeyValueCache
-from recollect.pallas_kernels.masks import Causal, Mask, SameSegment, TokenFields
+from recollect.pallas_kernels.masks import Causal, Mask, SameSegment
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
@@ -135,11 +134,11 @@ class SoftmaxAttention(Mixer):
     def extend(
         self, x: Float[Array, "b t d"], state: KeyValueCache, context: Context = Context()
     ) -> tuple[MixerOutput, KeyValueCache]:
-        tokens, cursor = state.cursor.read(context, x.shape[0], x.shape[1])
+        tokens, cursor = state.cursor.read(context, *x.shape[:2])
         assert tokens.positions is not None and tokens.segments is not None
         x = zero_padding(x, tokens)
         q, k, v = self._project(x, tokens.positions, tokens)
-        keys, values, slots, state = self._remember(k, v, tokens, state, cursor)
+        keys, values, slots, state = state.remember(k, v, tokens, cursor)
         fields = {
             "query_positions": tokens.positions,
             "query_segments": tokens.segments,
@@ -175,45 +174,13 @@ class SoftmaxAttention(Mixer):
         fields: dict[str, Any],
     ) -> MixerOutput:
         """Returns the mixer's output from its input, queries, keys and values and their fields: over whole sequences,
-        or, where `fields` has those of keys, with keys and values of a cache."""
-        if "key_positions" in fields:
-            o = softmax_attention(q, k, v, mask=self.config.mask(), sinks=self._sink_logits(), **fields)
-        else:
-            o = self._attend(q, k, v, fields["query_positions"], fields["query_segments"])
-        return self._finish(x, o, fields["query_segments"])
+        or, where `fields` has those of keys, with keys and values of a cache. Positions None: one document from its
+        start."""
+        mask = self.config.mask() if "key_positions" in fields else None  # whole sequences are causal by themselves
+        return self._finish(softmax_attention(q, k, v, mask=mask, **fields))
 
-    def _attend(
-        self,
-        q: Float[Array, "b t h k"],
-        k: Float[Array, "b t g k"],
-        v: Float[Array, "b t g v"],
-        positions: Int[Array, "b t"] | None,
-        segments: Int[Array, "b t"] | None,
-    ) -> Float[Array, "b t h v"]:
-        """Returns the heads' outputs over whole sequences, masked by `config.mask()`. Positions None: one document
-        from its start."""
-        return softmax_attention(q, k, v, query_positions=positions, query_segments=segments)
-
-    def _remember(
-        self,
-        k: Float[Array, "b t g k"],
-        v: Float[Array, "b t g v"],
-        tokens: Context,
-        state: KeyValueCache,
-        cursor: Cursor,
-    ) -> tuple[Float[Array, "b s g k"], Float[Array, "b s g v"], TokenFields, KeyValueCache]:
-        """Returns keys, values and fields that new tokens may see, old and new; and the state after them."""
-        state = state.append(k, v, tokens, cursor)
-        return state.keys, state.values, state.fields(), state
-
-    def _sink_logits(self) -> Float[Array, " h"] | None:
-        """Returns logits that join the softmax denominators."""
-        return None
-
-    def _finish(
-        self, x: Float[Array, "b t d"], o: Float[Array, "b t h v"], segments: Int[Array, "b t"] | None
-    ) -> MixerOutput:
-        """Returns the mixer's output from its input and the heads' outputs."""
+    def _finish(self, o: Float[Array, "b t h v"]) -> MixerOutput:
+        """Returns the mixer's output from the heads' outputs."""
         return MixerOutput(self.output(merge_heads(o)))
 
     def _check_length(self, length: int) -> None:

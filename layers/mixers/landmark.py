@@ -89,4 +89,4 @@ class LandmarkMixer(SoftmaxAttention):
         else:
             q, k = self._rotate(q, fields["query_positions"]), self._rotate(k, fields["key_positions"])
             o = landmark_attention(q, k, v, block=block, **({} if plain else fields))
-        return self._finish(x, o, segments)
+        return self._finish(o)

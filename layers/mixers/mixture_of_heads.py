@@ -140,7 +140,7 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
             o = self._attend_chosen(q, k, v, gates, chosen, fields)
         else:
             o = (softmax_attention(q, k, v, **fields) * gates[..., None]).astype(q.dtype)
-        out = self._finish(x, o, segments)
+        out = self._finish(o)
         metrics = {"active_heads": jnp.float32((config.shared + config.active) / config.heads)}
         if not config.routed:
             return MixerOutput(out.hidden, metrics=metrics)

@@ -18,14 +18,14 @@ from typing import Any, Literal
 import chz
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from recollect.configuration import at_least
-from recollect.layers.mixer import Context, Cursor, Place
+from recollect.layers.mixer import MixerOutput, Place
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.linear import parameter
-from recollect.layers.state.key_value_cache import KeyValueCache
-from recollect.pallas_kernels.masks import Causal, Mask, SameSegment, Sinks, TokenFields, Window
+from recollect.layers.state.window_cache import WindowCache
+from recollect.pallas_kernels.masks import Causal, Mask, SameSegment, Sinks, Window
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
@@ -67,48 +67,29 @@ class SlidingWindowAttention(SoftmaxAttention):
         super().__init__(config, width, place, rngs)
         self.sinks = parameter(jnp.zeros(config.heads), "h") if config.sinks == "learned" else None
 
-    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> KeyValueCache:
+    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> WindowCache:
         """Returns a cache of `window` slots in a ring, and slots for the first tokens."""
         self._check_length(max_length)
-        slots, kept = min(self.config.window, max_length), self.config.kept
-        return KeyValueCache.create(
-            batch_size, slots, self.key_heads, self.head_dim, self.head_dim, dtype, ring=True, kept=kept
-        )
+        slots = min(self.config.window, max_length)
+        heads, dim = self.key_heads, self.head_dim
+        return WindowCache.create(batch_size, slots, heads, dim, dim, dtype, kept=self.config.kept)
 
-    def _attend(
+    def _mix(
         self,
+        x: Float[Array, "b t d"],
         q: Float[Array, "b t h k"],
-        k: Float[Array, "b t g k"],
-        v: Float[Array, "b t g v"],
-        positions: Int[Array, "b t"] | None,
-        segments: Int[Array, "b t"] | None,
-    ) -> Float[Array, "b t h v"]:
+        k: Float[Array, "b s g k"],
+        v: Float[Array, "b s g v"],
+        fields: dict[str, Any],
+    ) -> MixerOutput:
         window, kept = self.config.window, self.config.kept
-        if not kept:
-            return softmax_attention(
-                q, k, v, window=window, sinks=self._sink_logits(), query_positions=positions, query_segments=segments
-            )
-        mask = Causal() & (Window(window) | Sinks(kept)) if segments is None else self.config.mask()
-        return softmax_attention(q, k, v, mask=mask, query_positions=positions, query_segments=segments)
-
-    def _remember(
-        self,
-        k: Float[Array, "b t g k"],
-        v: Float[Array, "b t g v"],
-        tokens: Context,
-        state: KeyValueCache,
-        cursor: Cursor,
-    ) -> tuple[Float[Array, "b s g k"], Float[Array, "b s g v"], TokenFields, KeyValueCache]:
-        # Attend first, append after: a chunk longer than the ring would push out what its first tokens still see.
-        assert tokens.positions is not None and tokens.segments is not None
-        old = state.fields()
-        fields = TokenFields(
-            jnp.concatenate([old.positions, tokens.positions], axis=1),
-            jnp.concatenate([old.segments, tokens.segments], axis=1),
-        )
-        keys = jnp.concatenate([state.keys.astype(k.dtype), k], axis=1)
-        values = jnp.concatenate([state.values.astype(v.dtype), v], axis=1)
-        return keys, values, fields, state.append(k, v, tokens, cursor)
-
-    def _sink_logits(self) -> Float[Array, " h"] | None:
-        return None if self.sinks is None else self.sinks[...]
+        sinks = None if self.sinks is None else self.sinks[...]
+        if "key_positions" in fields:
+            how: dict[str, Any] = {"mask": self.config.mask(), "sinks": sinks}
+        elif not kept:
+            how = {"window": window, "sinks": sinks}
+        elif fields["query_segments"] is None:
+            how = {"mask": Causal() & (Window(window) | Sinks(kept))}
+        else:
+            how = {"mask": self.config.mask()}
+        return self._finish(softmax_attention(q, k, v, **how, **fields))

@@ -4,5 +4,6 @@ from recollect.configuration import exported_names
 from recollect.layers.state.convolution import ConvolutionState
 from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.layers.state.long_convolution import LongConvolutionCache
+from recollect.layers.state.window_cache import WindowCache
 
 __all__ = exported_names(globals())

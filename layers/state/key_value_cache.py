@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,14 @@ from recollect.pallas_kernels.masks import TokenFields
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyValueCache:
-    """Keys and values in order of arrival.
+    """Keys and values in order of arrival. Tokens past the last slot are dropped (`init_state` was asked for too short
+    a stream).
 
     Attributes:
       keys, values: of each slot. Mixers that rotate after retrieval store keys unrotated.
       positions, segments: fields of each slot; segment 0 marks a free one.
-      count: tokens appended so far, without kept ones.
+      count: tokens appended so far.
       cursor: where the stream stands.
-      kept: slots of the first tokens of the current document, before the others.
-      ring: whether the newest token overwrites the oldest once all slots are taken (a window); else tokens past the
-        last slot are dropped (`init_state` was asked for too short a stream).
     """
 
     keys: Float[Array, "b s g k"]
@@ -34,58 +32,42 @@ class KeyValueCache:
     segments: Int[Array, "b s"]
     count: Int[Array, " b"]
     cursor: Cursor
-    kept: int = dataclasses.field(default=0, metadata={"static": True})
-    ring: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
-    def create(
-        cls,
-        batch_size: int,
-        slots: int,
-        heads: int,
-        key_dim: int,
-        value_dim: int,
-        dtype: Any,
-        *,
-        ring: bool = False,
-        kept: int = 0,
-    ) -> KeyValueCache:
-        """Returns an empty cache of `slots` slots and `kept` more for the first tokens of the current document."""
-        rows = (batch_size, kept + slots)
+    def create(cls, batch_size: int, slots: int, heads: int, key_dim: int, value_dim: int, dtype: Any) -> Self:
+        """Returns an empty cache."""
         return cls(
-            keys=jnp.zeros((*rows, heads, key_dim), dtype),
-            values=jnp.zeros((*rows, heads, value_dim), dtype),
-            positions=jnp.zeros(rows, jnp.int32),
-            segments=jnp.zeros(rows, jnp.int32),
+            keys=jnp.zeros((batch_size, slots, heads, key_dim), dtype),
+            values=jnp.zeros((batch_size, slots, heads, value_dim), dtype),
+            positions=jnp.zeros((batch_size, slots), jnp.int32),
+            segments=jnp.zeros((batch_size, slots), jnp.int32),
             count=jnp.zeros(batch_size, jnp.int32),
             cursor=Cursor.start(batch_size),
-            kept=kept,
-            ring=ring,
         )
+
+    def remember(
+        self, keys: Float[Array, "b t g k"], values: Float[Array, "b t g v"], tokens: Context, cursor: Cursor
+    ) -> tuple[Float[Array, "b s g k"], Float[Array, "b s g v"], TokenFields, Self]:
+        """Returns keys, values and fields that new tokens may see, old and new; and the cache after them."""
+        after = self.append(keys, values, tokens, cursor)
+        return after.keys, after.values, after.fields(), after
 
     def append(
         self, keys: Float[Array, "b t g k"], values: Float[Array, "b t g v"], tokens: Context, cursor: Cursor
-    ) -> KeyValueCache:
+    ) -> Self:
         """Returns the cache after new tokens; `tokens` and `cursor` are from `Cursor.read`. Padding takes no slot."""
-        assert tokens.segments is not None and tokens.positions is not None
-        slots = self.keys.shape[1] - self.kept
-        real = tokens.segments != 0
-        valid = real & (tokens.positions >= self.kept)  # each token lives in one slot: kept ones stay out of the ring
-        order = jnp.cumsum(valid, axis=1) - 1
-        total = self.count + jnp.sum(valid, axis=1, dtype=jnp.int32)
-        index = self.count[:, None] + order
-        if self.ring:
-            # Of tokens that would share a slot only the newest is written: a scatter's order is not defined.
-            newest = index >= (total[:, None] - slots)
-            index = jnp.where(newest, index % slots, slots)
-        index = jnp.where(valid & (index < slots), index + self.kept, self.kept + slots)
-        updated = self._write(index, keys, values, tokens)
-        if self.kept:
-            first = real & (tokens.positions < self.kept) & (tokens.segments == cursor.segment[:, None])
-            updated = updated._write(jnp.where(first, tokens.positions, self.kept + slots), keys, values, tokens)
-        return dataclasses.replace(updated, count=total, cursor=cursor)
+        assert tokens.segments is not None
+        slots = self.keys.shape[1]
+        valid = tokens.segments != 0
+        index = self.count[:, None] + jnp.cumsum(valid, axis=1) - 1
+        updated = self._write(jnp.where(valid & (index < slots), index, slots), keys, values, tokens)
+        return dataclasses.replace(updated, count=self.count + jnp.sum(valid, axis=1, dtype=jnp.int32), cursor=cursor)
 
-    def _write(self, index: jax.Array, keys: jax.Array, values: jax.Array, tokens: Context) -> KeyValueCache:
+    def fields(self) -> TokenFields:
+        """Returns the fields of each slot; free slots have segment 0."""
+        return TokenFields(self.positions, self.segments)
+
+    def _write(self, index: jax.Array, keys: jax.Array, values: jax.Array, tokens: Context) -> Self:
         assert tokens.segments is not None and tokens.positions is not None
         rows = jnp.arange(index.shape[0])[:, None]
 
@@ -99,7 +81,3 @@ class KeyValueCache:
             positions=put(self.positions, tokens.positions),
             segments=put(self.segments, tokens.segments),
         )
-
-    def fields(self) -> TokenFields:
-        """Returns the fields of each slot; free slots have segment 0."""
-        return TokenFields(self.positions, self.segments)

@@ -7,6 +7,7 @@ import pytest
 
 from recollect.layers.mixer import Context
 from recollect.layers.state.key_value_cache import KeyValueCache
+from recollect.layers.state.window_cache import WindowCache
 
 APPEND = jax.jit(lambda cache, keys, values, segments: _append(cache, keys, values, segments))
 
@@ -73,7 +74,7 @@ def test_tokens_past_the_end_are_dropped():
 
 @pytest.mark.parametrize(("slots", "t"), [(4, 1), (4, 5), (3, 11)])
 def test_a_ring_keeps_the_newest(slots, t):
-    cache, appended = filled(KeyValueCache.create(2, slots, 1, 1, 1, jnp.float32, ring=True), stream(2, 22 // t, t, 2))
+    cache, appended = filled(WindowCache.create(2, slots, 1, 1, 1, jnp.float32), stream(2, 22 // t, t, 2))
     for row, expected in enumerate(appended):
         assert sorted(stored(cache, row)) == expected[-slots:]
 
@@ -81,9 +82,7 @@ def test_a_ring_keeps_the_newest(slots, t):
 @pytest.mark.parametrize(("kept", "t"), [(2, 1), (2, 5), (1, 11)])
 def test_kept_slots_hold_the_documents_first_tokens(kept, t):
     slots = 3
-    cache, appended = filled(
-        KeyValueCache.create(3, slots, 1, 1, 1, jnp.float32, ring=True, kept=kept), stream(3, 22 // t, t, 3)
-    )
+    cache, appended = filled(WindowCache.create(3, slots, 1, 1, 1, jnp.float32, kept=kept), stream(3, 22 // t, t, 3))
     assert cache.keys.shape[1] == kept + slots
     for row, expected in enumerate(appended):
         now = expected[-1][1]
@@ -104,7 +103,7 @@ def test_no_slot_is_written_twice_in_a_call(monkeypatch):
 
     monkeypatch.setattr(KeyValueCache, "_write", recording)
     segments = jnp.asarray([[1] * 5 + [2] * 7, [3, 3, 3, 0, 4, 4, 5, 5, 6, 6, 6, 6]], jnp.int32)
-    cache = KeyValueCache.create(2, 3, 1, 1, 1, jnp.float32, ring=True, kept=2)
+    cache = WindowCache.create(2, 3, 1, 1, 1, jnp.float32, kept=2)
     x = jnp.ones((2, 12, 1, 1))
     _append(_append(cache, x[:, :5], x[:, :5], segments[:, :5]), x[:, 5:], x[:, 5:], segments[:, 5:])
     assert len(written) == 4  # ring and kept slots, two calls

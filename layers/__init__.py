@@ -14,11 +14,12 @@ from recollect.layers.mixer import (
     zero_padding,
 )
 from recollect.layers.mixers.attention import Attention, SoftmaxAttention, SoftmaxConfig
-from recollect.layers.mixers.base_convolution import BaseConvolution, BaseConvolutionMixer, ExplicitFilter
+from recollect.layers.mixers.base_convolution import BaseConvolution, BaseConvolutionMixer
 from recollect.layers.mixers.gated_convolution import GatedConvolution, GatedConvolutionMixer
 from recollect.layers.mixers.hyena import Hyena, HyenaMixer, HyenaState
 from recollect.layers.mixers.landmark import Landmark, LandmarkMixer
 from recollect.layers.mixers.linear_attention import LinearAttention, LinearAttentionMixer, LinearAttentionState
+from recollect.layers.mixers.long_base_convolution import ExplicitFilter, LongBaseConvolutionMixer
 from recollect.layers.mixers.mixture_of_heads import MixtureOfHeads, MixtureOfHeadsAttention
 from recollect.layers.mixers.short_convolution import DepthwiseConvolution, ShortConvolution
 from recollect.layers.mixers.sliding_window import SlidingWindow, SlidingWindowAttention

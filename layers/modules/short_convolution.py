@@ -58,8 +58,8 @@ class CausalConvolution(nnx.Module):
         index, count = part
         taps = jnp.split(self.taps[...], count, axis=-1)[index]
         bias = None if self.bias is None else jnp.split(self.bias[...], count)[index]
-        options: dict[str, Any] = {"out_gate": out_gate, "activation": activation, "segment_ids": context.segments}
-        return short_convolution(x, taps, bias, **options)[0]
+        segments = context.segments
+        return short_convolution(x, taps, bias, out_gate=out_gate, activation=activation, segment_ids=segments)[0]
 
     def init_state(self, batch_size: int, dtype: Any = jnp.float32) -> Float[Array, "b w f"]:
         """Returns the state before any token: the last kernel - 1 inputs of the document, oldest first."""

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from recollect.configuration import Config, UserError
 from recollect.layers.packing import document_positions, last_valid
 from recollect.pallas_kernels import segments as packed_rows
-from recollect.pallas_kernels.ambient_mesh import is_split
+from recollect.pallas_kernels.dispatch import is_split
 
 State = Any
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.ambient_mesh import SEQUENCE
+from recollect.pallas_kernels.dispatch import SEQUENCE
 
 
 def parts() -> int:

@@ -12,7 +12,7 @@ works on all tokens of its sequences. Elsewhere it is the function itself. Gradi
 custom_vjp is used on each device.
 
 Tokens (t) are split too, over the axis sequence, by operations that know what one part of a sequence has to learn of
-the parts before it. Such an operation asks `ambient_mesh.sequence_parts` first, and hands `over_sequence` what a
+the parts before it. Such an operation asks `dispatch.sequence_parts` first, and hands `over_sequence` what a
 device does with its tokens, collectives (sequence_collectives.py) included:
 
     if sequence_parts(q.shape[1]) > 1:
@@ -31,7 +31,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from recollect.pallas_kernels.ambient_mesh import SEQUENCE, free_axes
+from recollect.pallas_kernels.dispatch import SEQUENCE, free_axes
 
 Dimensions = str | Sequence[str]
 """Letters of an array's dimensions, blanks between; several where its rank may differ."""

@@ -25,8 +25,7 @@ from __future__ import annotations
 import jax
 from jaxtyping import Array, Float, Int
 
-from recollect.pallas_kernels.ambient_mesh import sequence_parts
-from recollect.pallas_kernels.dispatch import choose
+from recollect.pallas_kernels.dispatch import choose, sequence_parts
 from recollect.pallas_kernels.gated_convolution import long, sequence_parallel
 from recollect.pallas_kernels.gated_convolution.short import (
     SHORT_DIMENSIONS,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels import sequence_collectives
-from recollect.pallas_kernels.ambient_mesh import SEQUENCE
+from recollect.pallas_kernels.dispatch import SEQUENCE
 from recollect.pallas_kernels.sharding import Dimensions, over_sequence
 
 

@@ -9,8 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 from jaxtyping import Array, Float, Int
 
-from recollect.pallas_kernels.ambient_mesh import sequence_parts
-from recollect.pallas_kernels.dispatch import choose
+from recollect.pallas_kernels.dispatch import choose, sequence_parts
 from recollect.pallas_kernels.gated_convolution import sequence_parallel
 
 SHORT_BACKENDS = {
@@ -77,20 +76,6 @@ def short_convolution(
       ValueError: an argument's shape does not fit, or `backend` cannot serve the call.
     """
     check_short(x, taps, bias, in_gate, out_gate, activation, initial_state, segment_ids, initial_segment)
-    if sequence_parts(x.shape[1]) > 1 and initial_state is None and not return_state:
-        arrays = {
-            "x": x,
-            "taps": taps,
-            "bias": bias,
-            "in_gate": in_gate,
-            "out_gate": out_gate,
-            "segment_ids": segment_ids,
-        }
-        part: Any = functools.partial(short_convolution, activation=activation, backend=backend)
-        return sequence_parallel.short_over_devices(part, arrays, SHORT_DIMENSIONS), None
-    backends = SHORT_BACKENDS
-    if x.shape[1] < _KERNELS_FROM:
-        backends = {"xla": backends["xla"], **backends}
     settings = {
         "in_gate": in_gate,
         "out_gate": out_gate,
@@ -100,6 +85,13 @@ def short_convolution(
         "initial_segment": initial_segment,
         "return_state": return_state,
     }
+    if sequence_parts(x.shape[1]) > 1 and initial_state is None and not return_state:
+        arrays = {"x": x, "taps": taps, "bias": bias}
+        arrays |= {"in_gate": in_gate, "out_gate": out_gate, "segment_ids": segment_ids}
+        part: Any = functools.partial(short_convolution, activation=activation, backend=backend)
+        return sequence_parallel.short_over_devices(part, arrays, SHORT_DIMENSIONS), None
+    few = x.shape[1] < _KERNELS_FROM
+    backends = {"xla": SHORT_BACKENDS["xla"], **SHORT_BACKENDS} if few else SHORT_BACKENDS
     run = choose("short_convolution", backend, backends, x, taps, bias, **settings)
     return run(x, taps, bias, **settings)
 

@@ -19,9 +19,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.dense_softmax import unnormalised_softmax
 from recollect.pallas_kernels.head_mixture_attention.head_groups import ends, group_by_head, tile_count
 from recollect.pallas_kernels.softmax_attention import softmax_attention
+from recollect.pallas_kernels.softmax_attention.xla import unnormalised_softmax
 
 TILE = 128
 """Rows per tile in long sequences."""

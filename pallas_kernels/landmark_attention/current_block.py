@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.pallas_kernels.chunking import chunked, in_parts, unchunked, with_previous
-from recollect.pallas_kernels.dense_softmax import attend
 from recollect.pallas_kernels.landmark_attention.blocks import slices
+from recollect.pallas_kernels.softmax_attention.xla import attend
 
 SMALLEST_BAND = 16
 """Queries per block of `banded`, at least: smaller landmark blocks make products too small to be fast."""

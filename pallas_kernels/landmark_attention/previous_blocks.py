@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.chunking import in_parts, in_parts_with_sums
-from recollect.pallas_kernels.dense_softmax import unnormalised_softmax
+from recollect.pallas_kernels.softmax_attention.xla import unnormalised_softmax
 
 QUERIES = 256
 """Queries whose scores are held at once."""

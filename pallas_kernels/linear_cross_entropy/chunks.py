@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from recollect.pallas_kernels.ambient_mesh import free_axes
+from recollect.pallas_kernels.dispatch import free_axes
 
 CHUNK = 2**26
 """Logits of a chunk: 256 MiB in fp32. Each chunk reads and writes the kernel's gradient, 8 bytes against 6 FLOPs a

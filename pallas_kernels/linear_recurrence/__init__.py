@@ -40,8 +40,7 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int
 
-from recollect.pallas_kernels.ambient_mesh import sequence_parts
-from recollect.pallas_kernels.dispatch import choose
+from recollect.pallas_kernels.dispatch import choose, sequence_parts
 from recollect.pallas_kernels.linear_recurrence import reference, sequence_parallel
 from recollect.pallas_kernels.linear_recurrence.recurrence import Recurrence, check
 from recollect.pallas_kernels.linear_recurrence.step import linear_recurrence_step

@@ -19,13 +19,12 @@ from typing import Any
 
 from jaxtyping import Array, Bool, Float, Int
 
-from recollect.pallas_kernels.ambient_mesh import sequence_parts
 from recollect.pallas_kernels.attention_arguments import (
     check_attention,
     is_self_attention,
     with_key_fields,
 )
-from recollect.pallas_kernels.dispatch import choose
+from recollect.pallas_kernels.dispatch import choose, sequence_parts
 from recollect.pallas_kernels.masks import Mask
 from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge

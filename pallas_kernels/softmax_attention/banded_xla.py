@@ -9,8 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.chunking import chunked, compaction, permuted, taken, unchunked, with_previous
-from recollect.pallas_kernels.dense_softmax import attend
-from recollect.pallas_kernels.softmax_attention.xla import SMALLEST_BAND, causal_pairs
+from recollect.pallas_kernels.softmax_attention.xla import SMALLEST_BAND, attend, causal_pairs
 
 
 def banded(q, k, v, window, positions, segments, sinks, scale):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.pallas_kernels.chunking import chunked, unchunked
-from recollect.pallas_kernels.dense_softmax import attend
 from recollect.pallas_kernels.scheduled_attention.block_schedule import (
     block_schedule,
     padded_fields,
@@ -15,6 +14,7 @@ from recollect.pallas_kernels.scheduled_attention.block_schedule import (
     tile_allows,
 )
 from recollect.pallas_kernels.softmax_attention.scheduled import mask_and_fields
+from recollect.pallas_kernels.softmax_attention.xla import attend
 
 TILE = 64
 """Queries and keys per tile of a mask's schedule."""

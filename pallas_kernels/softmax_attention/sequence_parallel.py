@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels import sequence_collectives
-from recollect.pallas_kernels.ambient_mesh import sequence_parts
+from recollect.pallas_kernels.dispatch import sequence_parts
 from recollect.pallas_kernels.sharding import over_sequence
 
 UNSEEN = 2**29

@@ -14,7 +14,9 @@ from recollect.configuration.overrides import matches, may_name_code
 
 
 def explain(config: Config, error: Exception, values: dict[str, Any]) -> str:
-    """Returns chz's message, which runs over several lines, as one that names the override."""
+    """Returns an error's message as one line that names the override; chz's run over several lines."""
+    if isinstance(error, (TypeError, ValueError)):
+        return _blame(str(error).replace(" X_", " "), values)
     for path, value in values.items():
         if path in str(error) and not path.startswith("..."):
             shown = _shown(value)
@@ -35,7 +37,7 @@ def explain(config: Config, error: Exception, values: dict[str, Any]) -> str:
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "--help" not in line)
 
 
-def blame(message: str, values: dict[str, Any]) -> str:
+def _blame(message: str, values: dict[str, Any]) -> str:
     """Returns a type error's message, which names a field only, with the override that set it."""
     field = re.match(r"Expected '?([\w.]+)'? to be", message)
     for path, value in values.items():

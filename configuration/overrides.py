@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import chz
-from chz.blueprint import Castable
+from chz.blueprint import Castable, ExtraneousBlueprintArg, InvalidBlueprintArg, MissingBlueprintArg
 
 from recollect.configuration.base import Config, UserError
 from recollect.configuration.names import config_class
@@ -27,10 +27,8 @@ def apply_overrides(config: T, arguments: list[str]) -> T:
     for argument in arguments:
         path, equals, value = argument.partition("=")
         if not equals or not path or path.startswith("-"):
-            raise UserError(
-                f"cannot read {argument!r}: an override has the form path=value, "
-                "for example optimizer.learning_rate=1e-3"
-            )
+            form = "an override has the form path=value, for example optimizer.learning_rate=1e-3"
+            raise UserError(f"cannot read {argument!r}: {form}")
         values[path] = Castable(value)
     return apply_values(config, values)
 
@@ -44,77 +42,52 @@ def apply_values(config: T, values: dict[str, Any]) -> T:
     for path, value in values.items():
         _open_empty_tuples(preset, path)
         if isinstance(value, Castable):
-            text = value.value
-            current = [preset[key] for key in preset if matches(path, key)]
-            if any(isinstance(item, type) and issubclass(item, Config) for item in current) and text not in (
-                "None",
-                "none",
-            ):
-                value = _named_class(path, text)
-            elif may_name_code(text):
-                value = (
-                    text  # chz would import the module it names, or evaluate it; only text fields take a plain string
-                )
+            value = _read(path, value, [preset[key] for key in preset if matches(path, key)])
+        if value is None or isinstance(value, (Config, type)) or _is_none(value):
+            _drop(preset, path)  # fields of what stood there would be extraneous on what takes its place
         if isinstance(value, Config):
-            swapped.update(
-                {f"{path}.{key}" if key else path: item for key, item in chz.beta_to_blueprint_values(value).items()}
-            )
-            swapped[path] = type(value)
-            _drop(preset, path)
-            continue
-        if isinstance(value, type) or _removes(value):
-            # The old class's fields would be extraneous on the new one.
-            _drop(preset, path)
+            fields = chz.beta_to_blueprint_values(value)
+            swapped |= {f"{path}.{key}" if key else path: item for key, item in fields.items()}
+            value = type(value)
         swapped[path] = value
     try:
-        return (
-            chz.Blueprint(type(config))
-            .apply(preset, layer_name="the experiment")
-            .apply(swapped, layer_name="the command line")
-            .make()
-        )
+        blueprint = chz.Blueprint(type(config)).apply(preset, layer_name="the experiment")
+        return blueprint.apply(swapped, layer_name="the command line").make()
     except UserError:
         raise
-    except (
-        chz.blueprint.ExtraneousBlueprintArg,
-        chz.blueprint.InvalidBlueprintArg,
-        chz.blueprint.MissingBlueprintArg,
-    ) as error:
+    except (ExtraneousBlueprintArg, InvalidBlueprintArg, MissingBlueprintArg, TypeError, ValueError) as error:
         from recollect.configuration.override_errors import explain
 
         raise UserError(explain(config, error, values)) from error
-    except (TypeError, ValueError) as error:
-        from recollect.configuration.override_errors import blame
-
-        raise UserError(blame(str(error).replace(" X_", " "), values)) from error
 
 
-def _removes(value: Any) -> bool:
-    return value is None or (isinstance(value, Castable) and value.value in ("None", "none"))
+def _is_none(value: Any) -> bool:
+    return isinstance(value, Castable) and value.value in ("None", "none")
 
 
-def _named_class(path: str, text: str) -> type[Config]:
-    try:
-        return config_class(text)
-    except UserError as error:
-        raise UserError(f"{path}={text}: {error}") from error
+def _read(path: str, value: Castable, current: list[Any]) -> Any:
+    """Returns what a string from the command line stands for, where `current` values stand."""
+    text = value.value
+    if any(isinstance(item, type) and issubclass(item, Config) for item in current) and not _is_none(value):
+        try:
+            return config_class(text)
+        except UserError as error:
+            raise UserError(f"{path}={text}: {error}") from error
+    # chz would import the module that a text names, or evaluate it; only text fields take a plain string.
+    return text if may_name_code(text) else value
 
 
 def _open_empty_tuples(preset: dict[str, Any], path: str) -> None:
     """Forgets values () above `path`: chz takes elements only where no value of the whole tuple stands."""
-    parent = path.rpartition(".")[0]
-    while parent:
-        if preset.get(parent) == ():
-            del preset[parent]
-        parent = parent.rpartition(".")[0]
+    while path := path.rpartition(".")[0]:
+        if preset.get(path) == ():
+            del preset[path]
 
 
 def _drop(preset: dict[str, Any], pattern: str) -> None:
     roots = [key for key in preset if matches(pattern, key)]
-    for root in roots:
-        for key in list(preset):
-            if key == root or key.startswith(root + "."):
-                del preset[key]
+    for key in [key for key in preset if any(key == root or key.startswith(f"{root}.") for root in roots)]:
+        del preset[key]
 
 
 def matches(pattern: str, path: str) -> bool:

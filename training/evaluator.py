@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from recollect.data.batch import Batch
 from recollect.models.functional import Params
 from recollect.training.step import Program
 
@@ -24,7 +23,9 @@ def evaluate(program: Program, params: Params, seed: int, *, final: bool = False
     """
     if program.data.made_on_device:
         return evaluate_members(program, params, seed)[0]
-    return _evaluate_text(program, params, final)
+    from recollect.training.host_batches import evaluate_on_text
+
+    return evaluate_on_text(program, params, final=final)
 
 
 def evaluate_members(program: Program, params: Params, seeds: int | Sequence[int]) -> list[dict[str, Any]]:
@@ -36,22 +37,5 @@ def evaluate_members(program: Program, params: Params, seeds: int | Sequence[int
             loss, correct, weight = (float(np.reshape(sums[name], -1)[index]) for name in ("loss", "correct", "weight"))
             row["accuracy"][part.name] = correct / weight
             row["loss"][part.name] = loss / weight
-    return [
-        {
-            **{name: sum(by_slice.values()) / len(by_slice) for name, by_slice in row.items()},
-            **{f"{name}_by_slice": by_slice for name, by_slice in row.items()},
-        }
-        for row in rows
-    ]
-
-
-def _evaluate_text(program: Program, params: Params, final: bool) -> dict[str, Any]:
-    from recollect.evaluation.text_slices import evaluate_text
-    from recollect.training.distributed.host import current_host
-    from recollect.training.host_batches import on_mesh
-
-    def losses(batch: Batch) -> np.ndarray:
-        loss = program.evaluate_on(params, on_mesh(batch, program.mesh))["loss"]
-        return np.asarray(loss if loss.is_fully_addressable else current_host().whole(loss))
-
-    return evaluate_text(losses, program.data, program.experiment.run.batch_size, final=final)
+    means = [{name: sum(by_slice.values()) / len(by_slice) for name, by_slice in row.items()} for row in rows]
+    return [mean | {f"{name}_by_slice": row[name] for name in row} for mean, row in zip(means, rows, strict=True)]

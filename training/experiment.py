@@ -123,14 +123,12 @@ class Experiment(Config):
 
     @chz.validate
     def _fits(self) -> None:
-        limit = self.model.maximum_length()
-        longest = self.data.longest
+        limit, longest, parts = self.model.maximum_length(), self.data.longest, self.run.mesh.sequence
         if limit is not None and longest > limit:
             raise UserError(
                 f"the data has sequences of {longest} tokens, "
                 f"this model takes at most {limit} (see the mixers' maximum_length)"
             )
-        parts = self.run.mesh.sequence
         if longest % parts:
             raise UserError(
                 f"run.mesh.sequence={parts} does not divide the data's length of {longest} tokens; "

@@ -12,6 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from recollect.configuration import UserError
 from recollect.data.batch import Batch
+from recollect.models.functional import Params
+from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
 from recollect.training.sharding import batch_sharding, batch_shardings
 from recollect.training.step import Program
@@ -172,3 +174,14 @@ def on_mesh(batch: Batch, mesh: jax.sharding.Mesh | None) -> Batch:
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
     return jax.tree.map(place, batch, batch_shardings(batch, mesh))
+
+
+def evaluate_on_text(program: Program, params: Params, *, final: bool) -> dict[str, Any]:
+    """Returns the metrics of held-out text; `final`: also by slice and against a bigram model."""
+    from recollect.evaluation.text_slices import evaluate_text
+
+    def losses(batch: Batch) -> np.ndarray:
+        loss = program.evaluate_on(params, on_mesh(batch, program.mesh))["loss"]
+        return np.asarray(loss if loss.is_fully_addressable else current_host().whole(loss))
+
+    return evaluate_text(losses, program.data, program.experiment.run.batch_size, final=final)

@@ -138,7 +138,7 @@ class RunState:
     def summary(self, status: str, parameters: int) -> dict[str, Any]:
         """Returns the entries of result.json."""
         experiment, progress = self.experiment, self.progress
-        data: Any = experiment.data
+        data = experiment.data
         examples = progress.step * experiment.run.batch_size
         seconds = max(progress.seconds, 1e-9)
         return {

@@ -117,7 +117,7 @@ def finish(run: RunState, parameters: int) -> dict[str, Any]:
     """Writes result.json and returns what it holds."""
     status = run.progress.done or ("preempted" if run.stop_signal else "finished")
     rates = run.meter.total()
-    result = {**run.summary(status, parameters), **({} if rates is None else rates.facts())}
+    result = run.summary(status, parameters) | (rates.facts() if rates else {})
     run.folder.flush(to_disk=True)
     run.folder.write("result.json", result)
     return result

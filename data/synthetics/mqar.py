@@ -13,12 +13,10 @@ Source: Arora, Eyuboglu et al., Zoology (arXiv 2312.04927), section 4 and append
 Easy to get wrong:
 - The value of a key is not in the input after the query: its place holds filler. A model that copies the next token
   fails.
-- The first drawn gap belongs to the first key, so early keys tend to be asked early. Top-k of log p + Gumbel noise
-  gives the gaps in the order in which successive draws without replacement give them.
+- The first drawn gap belongs to the first key, so early keys tend to be asked early.
 - The published random filler may repeat a key of the context, followed by something else: a contradiction without a
   label (at vocabulary 256, length 64 and 8 pairs more than one per example). Here filler avoids the example's keys;
   `contradictions=True` gives the published behaviour.
-- A batch is a pure function of (seed, step, slice): nothing is stored, and resuming needs no data state.
 """
 
 from __future__ import annotations
@@ -32,29 +30,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from recollect.configuration import Config, UserError
+from recollect.configuration import Config, UserError, at_least, requires
 from recollect.data.batch import Batch, DataConfig
 
 _TRAIN, _EVALUATION = 0x6D716100, 0x6D716101
 """Folded into the seed: two streams independent of each other, and of parameters and dropout of the same seed."""
+
+_positive = requires(lambda value: value > 0 and math.isfinite(value), "must be positive and finite")
+_even = requires(lambda n: n >= 2 and n % 2 == 0, "must be even and at least 2, keys stand on even positions")
+
+Number = int | jax.Array
 
 
 @chz.chz(typecheck=True)
 class RecallSlice(Config):
     """Examples of one size: `length` tokens with `pairs` key-value pairs, and `weight`, its share of training calls."""
 
-    length: int
-    pairs: int
-    weight: float = 1.0
-
-    @chz.validate
-    def _ranges(self) -> None:
-        if self.length < 2 or self.length % 2:
-            raise UserError(f"length={self.length}: must be even and at least 2, keys stand on even positions")
-        if self.pairs < 1:
-            raise UserError(f"pairs={self.pairs}: must be at least 1")
-        if not (self.weight > 0 and math.isfinite(self.weight)):
-            raise UserError(f"weight={self.weight}: must be positive and finite")
+    length: int = chz.field(validator=_even)
+    pairs: int = chz.field(validator=at_least(1))
+    weight: float = chz.field(default=1.0, validator=_positive)
 
     @property
     def name(self) -> str:
@@ -84,22 +78,13 @@ class MQAR(DataConfig):
     vocab_size: int = 8192
     length: int = 64
     pairs: int = 4
-    power: float = 0.01
+    power: float = chz.field(default=0.01, validator=_positive)
     filler: Literal["random", "zero"] = "random"
-    passes: int = 1
+    passes: int = chz.field(default=1, validator=at_least(1))
     contradictions: bool = False
     mixture: tuple[RecallSlice, ...] = ()
     evaluation: tuple[RecallSlice, ...] = ()
-    evaluation_examples: int = 1000
-
-    @chz.validate
-    def _ranges(self) -> None:
-        if not (self.power > 0 and math.isfinite(self.power)):
-            raise UserError(f"power={self.power}: must be positive and finite")
-        if self.passes < 1:
-            raise UserError(f"passes={self.passes}: must be at least 1")
-        if self.evaluation_examples < 1:
-            raise UserError(f"evaluation_examples={self.evaluation_examples}: must be at least 1")
+    evaluation_examples: int = chz.field(default=1000, validator=at_least(1))
 
     @chz.validate
     def _slices_fit(self) -> None:
@@ -171,21 +156,17 @@ class MQAR(DataConfig):
         drawn = np.random.default_rng([seed, call_index]).random() * ends[-1]
         return slices[min(int(np.searchsorted(ends, drawn, side="right")), len(slices) - 1)]
 
-    def train_batch(
-        self, seed: int | jax.Array, step: int | jax.Array, slice: RecallSlice | None = None, batch_size: int = 64
-    ) -> Batch:
+    def train_batch(self, seed: Number, step: Number, slice: RecallSlice | None = None, batch_size: int = 64) -> Batch:
         """Returns the training batch of one step; `slice` None is the first one. Seed and step may be traced."""
         return self._stream(_TRAIN, seed, step, slice or self.train_slices()[0], batch_size)
 
     def evaluation_batch(
-        self, seed: int | jax.Array, index: int | jax.Array, slice: RecallSlice | None = None, batch_size: int = 64
+        self, seed: Number, index: Number, slice: RecallSlice | None = None, batch_size: int = 64
     ) -> Batch:
         """Returns evaluation batch number `index`, never one of the training stream; `slice` None is the first one."""
         return self._stream(_EVALUATION, seed, index, slice or self.evaluation_slices()[0], batch_size)
 
-    def _stream(
-        self, role: int, seed: int | jax.Array, number: int | jax.Array, part: RecallSlice, batch_size: int
-    ) -> Batch:
+    def _stream(self, role: int, seed: Number, number: Number, part: RecallSlice, batch_size: int) -> Batch:
         # The size is folded in: slices evaluated at the same numbers are independent. A loop compiles sooner.
         folds = jnp.stack([jnp.asarray(fold, jnp.uint32) for fold in (role, part.length, part.pairs, number)])
         key, _ = jax.lax.scan(lambda key, fold: (jax.random.fold_in(key, fold), None), jax.random.key(seed), folds)
@@ -212,12 +193,7 @@ class MQAR(DataConfig):
         rest = self._filler(key_of_filler, keys, length - context_length)
         tokens = jnp.concatenate([context, rest], axis=1)
         tokens = tokens.at[jnp.arange(batch_size)[:, None], positions].set(keys, unique_indices=True)
-        return Batch(
-            tokens=tokens,
-            targets=values,
-            target_positions=positions,
-            weights=jnp.ones((batch_size, pairs), jnp.float32),
-        )
+        return Batch(tokens, values, positions, weights=jnp.ones((batch_size, pairs), jnp.float32))
 
     def _filler(self, key: Key[Array, ""], keys: Int[Array, "b n"], length: int) -> Int[Array, "b t"]:
         b, pairs = keys.shape
@@ -264,6 +240,7 @@ def _remaining(rank: Int[Array, "b t"], taken: Int[Array, "b n"]) -> Int[Array, 
 
 def _gaps(key: Key[Array, ""], batch_size: int, space: int, count: int, power: float) -> Int[Array, "b n"]:
     """Returns `count` slots of 0 .. space - 1 per row, drawn in turn without replacement, p(i) ~ (i+1)^(power-1)."""
+    # Top-k of log p + Gumbel noise gives the slots in the order in which successive draws give them.
     log_weight = (power - 1) * np.log(np.arange(1, space + 1))
     noise = jax.random.gumbel(key, (batch_size, space)) + jnp.asarray(log_weight, jnp.float32)
     return jax.lax.top_k(noise, count)[1].astype(jnp.int32)

@@ -10,7 +10,6 @@ import chz
 import jax
 import numpy as np
 
-from recollect.configuration import UserError
 from recollect.configuration.progress import Progress
 from recollect.data.batch import Batch
 from recollect.layers.mixer import Context
@@ -20,7 +19,6 @@ from recollect.models.stack import Stage
 from recollect.pallas_kernels import dispatch
 from recollect.training.batches import Call
 from recollect.training.hooks import Hook
-from recollect.training.run_folder import RunFolder
 from recollect.training.run_state import RunState
 
 # Only this platform's kernels are reported.
@@ -31,7 +29,11 @@ class RunLog(Hook):
     """Logs a run's steps on `run.log_every`, with the rates since the record before, and its evaluations."""
 
     def __init__(self, run: RunState):
-        self.board = _tensorboard(run.folder) if run.experiment.run.tensorboard else None
+        self.board: Any = None
+        if run.experiment.run.tensorboard:
+            from recollect.training.monitoring.tensorboard import Board
+
+            self.board = Board(run.folder.path)
         self.progress = Progress(run.experiment.run.steps, "step", run.log)
 
     def begin(self, run: RunState) -> None:
@@ -71,18 +73,17 @@ class RunLog(Hook):
             if step % every == 0:
                 values = {name: float(row[offset]) for name, row in call.metrics.items()}
                 run.folder.log({"step": step, **values, "seconds": round(run.progress.seconds, 3), **speed})
-                self._write_board(step, values)
-                self._write_board(step, speed["throughput"], "throughput/")
+                if self.board is not None:
+                    self.board.write(step, values)
+                    self.board.write(step, speed["throughput"], "throughput/")
 
     def show(self, run: RunState, call: Call) -> None:
         """Shows on the terminal how far the run is, with the last step's loss (the mean over members)."""
 
         def status() -> str:
-            parts = [f"loss {np.mean(call.metrics['loss'][..., -1]):.4f}"]
-            if "gradient_norm" in call.metrics:
-                parts.append(f"gradient norm {np.mean(call.metrics['gradient_norm'][..., -1]):.3g}")
+            loss, norm = (np.mean(call.metrics[name][..., -1]) for name in ("loss", "gradient_norm"))
             rates = run.meter.since("line")
-            return ", ".join(parts if rates is None else [*parts, rates.text()])
+            return f"loss {loss:.4f}, gradient norm {norm:.3g}" + (f", {rates.text()}" if rates else "")
 
         self.progress.update(call.end, status)
 
@@ -91,7 +92,8 @@ class RunLog(Hook):
         step = run.progress.step
         run.folder.log({"step": step, "evaluation": metrics, "seconds": round(run.progress.seconds, 3)})
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        self._write_board(step, numbers, "evaluation/")
+        if self.board is not None:
+            self.board.write(step, numbers, "evaluation/")
         shown = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         self.progress.log(f"  {run.folder.path.name} step {step:,}: {shown}")
 
@@ -100,24 +102,11 @@ class RunLog(Hook):
         if self.board is not None:
             self.board.close()
 
-    def _write_board(self, step: int, values: Mapping[str, float], prefix: str = "") -> None:
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(prefix + name, value, step)
-
 
 def rates_since_log(run: RunState) -> dict[str, float]:
     """Returns the run's rates since this was last called."""
     rates = run.meter.since("log")
     return {} if rates is None else rates.facts()
-
-
-def _tensorboard(folder: RunFolder) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise UserError("run.tensorboard=True needs the package tensorboardX, which is not installed") from None
-    return SummaryWriter(str(folder.path))
 
 
 def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:

@@ -4,16 +4,15 @@ share of time spent waiting for data.
     MFU = 3 * forward products per token * tokens per second / (devices * dense bf16 peak of one)
 
 as in PaLM (Chowdhery et al. 2022, appendix B): the backward pass has two products for each of the forward pass; what
-rematerialisation computes again does not count. Forward products: model_flops.py. CPUs and
-unknown chips have no MFU.
+rematerialisation computes again does not count. Forward products: model_flops.py. CPUs and unknown chips have no MFU.
 
-A run has one `Meter`, which is a hook of its calls of steps. Evaluation, checkpoints and samples do not count; neither
-do seconds of those calls in which XLA compiled.
+Evaluation, checkpoints and samples do not count; neither do seconds of a call of steps in which XLA compiled.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -44,16 +43,14 @@ class Rates:
 
     def facts(self) -> dict[str, float]:
         """Returns the rates by name, JSON-ready; without "mfu" where there is none."""
-        rates = {name: getattr(self, name) for name in ("tokens_per_second", "step_seconds", "waiting_for_data")}
-        return rates if self.mfu is None else {**rates, "mfu": self.mfu}
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     def text(self) -> str:
         """Returns "12,345 tokens/s, 1.66 s a step, MFU 41.0%, 0.1% waiting for data"."""
         step = f"{self.step_seconds:.3g} s" if self.step_seconds >= 1 else f"{1e3 * self.step_seconds:.3g} ms"
-        parts = [f"{self.tokens_per_second:,.0f} tokens/s", f"{step} a step"]
-        if self.mfu is not None:
-            parts.append(f"MFU {self.mfu:.1%}")
-        return ", ".join([*parts, f"{self.waiting_for_data:.1%} waiting for data"])
+        mfu = "" if self.mfu is None else f", MFU {self.mfu:.1%}"
+        waiting = f"{self.waiting_for_data:.1%} waiting for data"
+        return f"{self.tokens_per_second:,.0f} tokens/s, {step} a step{mfu}, {waiting}"
 
 
 class Meter(Hook):
@@ -81,11 +78,9 @@ class Meter(Hook):
         """Adds the device call that has just ended.
 
         Args:
-          steps: optimizer steps in it.
-          tokens: trained on in it, all rows (and members) together.
+          steps, tokens: trained in it, all rows (and members) together.
           seconds: it took, from before its data were asked for (or the last call's metrics had arrived, if that was
-            later) until its metrics had arrived.
-          waited: of these, seconds spent waiting for data.
+            later) until its metrics had arrived; `waited` of them for data.
         """
         end = time.perf_counter()
         compiling = min(_compiled_between(max(end - seconds, self._reported), end), seconds - waited)
@@ -126,15 +121,12 @@ def meter_of(experiment: Experiment) -> Meter:
 
 
 _compilations: list[tuple[float, float]] = []
-_listening = False
 
 
+@functools.cache  # jax keeps listeners for good, so there is one
 def _listen() -> None:
-    """Notes from now on when this process compiles; jax keeps listeners for good, so there is one."""
-    global _listening
-    if not _listening:
-        _listening = True
-        jax.monitoring.register_event_duration_secs_listener(_note)
+    """Notes from now on when this process compiles."""
+    jax.monitoring.register_event_duration_secs_listener(_note)
 
 
 def _note(event: str, duration_secs: float, **_: Any) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from recollect.configuration import requires
 from recollect.layers.mixer import Context, Cursor
 from recollect.layers.modules.linear import parameter
-from recollect.pallas_kernels.gated_convolution import Activation, short_convolution
+from recollect.pallas_kernels.gated_convolution import short_convolution
 
 has_taps = requires(lambda kernel: kernel >= 1, "a convolution needs at least 1 tap, the current token's")
 """Validator of kernel sizes."""
@@ -42,51 +42,28 @@ class CausalConvolution(nnx.Module):
         self.bias = parameter(uniform(channels), "f") if bias else None
 
     def __call__(
-        self,
-        x: Float[Array, "b t f"],
-        context: Context,
-        *,
-        part: tuple[int, int] = (0, 1),
-        out_gate: Float[Array, "b t f"] | None = None,
-        activation: Activation = "none",
+        self, x: Float[Array, "b t f"], context: Context, *, part: tuple[int, int] = (0, 1), **options: Any
     ) -> Float[Array, "b t f"]:
         """Returns the convolution of whole sequences, or of part i of n equal parts of the channels (`part=(i, n)`).
 
         Splitting channels after the convolution costs several times more on CPU, where XLA fuses the gradient across
-        the parts.
+        the parts. `options` are the operation's `out_gate` and `activation`.
         """
         index, count = part
         taps = jnp.split(self.taps[...], count, axis=-1)[index]
         bias = None if self.bias is None else jnp.split(self.bias[...], count)[index]
-        segments = context.segments
-        return short_convolution(x, taps, bias, out_gate=out_gate, activation=activation, segment_ids=segments)[0]
+        return short_convolution(x, taps, bias, segment_ids=context.segments, **options)[0]
 
     def init_state(self, batch_size: int, dtype: Any = jnp.float32) -> Float[Array, "b w f"]:
         """Returns the state before any token: the last kernel - 1 inputs of the document, oldest first."""
         return jnp.zeros((batch_size, self.kernel_size - 1, self.channels), dtype)
 
     def extend(
-        self,
-        x: Float[Array, "b t f"],
-        state: Float[Array, "b w f"],
-        tokens: Context,
-        cursor_before: Cursor,
-        *,
-        out_gate: Float[Array, "b t f"] | None = None,
-        activation: Activation = "none",
+        self, x: Float[Array, "b t f"], state: Float[Array, "b w f"], tokens: Context, before: Cursor, **options: Any
     ) -> tuple[Float[Array, "b t f"], Float[Array, "b w f"]]:
-        """Returns the convolution at the next tokens x, and the state after them; `tokens` are from
-        `cursor_before.read`."""
-        y, after = short_convolution(
-            x,
-            self.taps[...],
-            None if self.bias is None else self.bias[...],
-            out_gate=out_gate,
-            activation=activation,
-            initial_state=state,
-            segment_ids=tokens.segments,
-            initial_segment=cursor_before.segment,
-            return_state=True,
-        )
+        """Returns the convolution at the next tokens x, and the state after them; `tokens` are from `before.read`."""
+        stream = {"initial_state": state, "segment_ids": tokens.segments, "initial_segment": before.segment}
+        bias = None if self.bias is None else self.bias[...]
+        y, after = short_convolution(x, self.taps[...], bias, **stream, return_state=True, **options)
         assert after is not None
         return y, after

@@ -26,7 +26,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,11 @@ class Checkpoints:
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
         quiet()
-        policy = policies.AnyPreservationPolicy([policies.LatestN(self.keep), _FirstOfEvery(self.keep_every)])
+        policy: Any = policies.LatestN(self.keep)
+        if self.keep_every is not None:
+            from recollect.training.checkpoint.retention import FirstOfEvery
+
+            policy = policies.AnyPreservationPolicy([policy, FirstOfEvery(self.keep_every)])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             temporary_path_class=_committed_by(self._commit, self.directory),
@@ -197,19 +201,6 @@ def digests_of(folder: Path, names: list[str]) -> dict[str, tuple[int, str]]:
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         digests = pool.map(lambda name: file_sha256(folder / name), names)
         return {name: ((folder / name).stat().st_size, digest) for name, digest in zip(names, digests, strict=True)}
-
-
-class _FirstOfEvery:
-    """Orbax's policy for the first checkpoint at or after each multiple of `interval` steps (None: of none)."""
-
-    def __init__(self, interval: int | None):
-        self.interval = interval
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        if self.interval is None:
-            return [False] * len(checkpoints)
-        multiples = [info.step // self.interval for info in checkpoints]
-        return [multiple > before for before, multiple in zip([0, *multiples], multiples, strict=False)]
 
 
 def _committed_by(commit: Callable[[Path, Path], None], directory: Path) -> Any:

@@ -47,18 +47,11 @@ class Host:
         """Returns once every process has called it."""
 
     def check_equal(self, facts: dict[str, Any]) -> None:
-        """Checks that all processes hold the same `facts` (JSON-ready): configs, versions, digests.
-
-        Raises:
-          UserError: in every process the same one; it names the first differing field, with both values.
-        """
+        """Raises the same UserError in every process, with both values of the first differing field, unless all hold
+        the same `facts` (JSON-ready): configs, versions, digests."""
 
     def check_shared(self, folder: Path) -> None:
-        """Checks that all processes see the main one's `folder`, which is made if need be.
-
-        Raises:
-          UserError: in every process, if one does not.
-        """
+        """Raises UserError in every process unless all see the main one's `folder`, which is made if need be."""
 
     def whole(self, tree: Any) -> Any:
         """Returns a tree of arrays that are spread over processes whole (numpy) in each of them."""
@@ -98,16 +91,16 @@ def joined(coordinator: str | None = None, processes: int | None = None, index: 
     """
     global _current
     arguments = (coordinator, processes, index)
-    if all(argument is None for argument in arguments) and not _in_cluster():
-        yield _current
-        return
-    from recollect.training.distributed.cluster import find_place
-    from recollect.training.distributed.processes import run_joined
+    place = None
+    if any(argument is not None for argument in arguments) or _in_cluster():
+        from recollect.training.distributed.cluster import find_place
 
-    place = find_place(*arguments)
+        place = find_place(*arguments)
     if place is None:
         yield _current
         return
+    from recollect.training.distributed.processes import run_joined
+
     with run_joined(place) as host:
         _current = host
         try:
@@ -118,14 +111,8 @@ def joined(coordinator: str | None = None, processes: int | None = None, index: 
 
 def _in_cluster() -> bool:
     """Returns whether the environment may name other processes; asks no server."""
-    names = (
-        "RECOLLECT_COORDINATOR",
-        "RECOLLECT_PROCESSES",
-        "RECOLLECT_PROCESS",
-        "SLURM_PROCID",
-        "OMPI_MCA_orte_hnp_uri",
-    )
-    if any(os.environ.get(name) for name in names):
+    ours = ("RECOLLECT_COORDINATOR", "RECOLLECT_PROCESSES", "RECOLLECT_PROCESS")
+    if any(os.environ.get(name) for name in (*ours, "SLURM_PROCID", "OMPI_MCA_orte_hnp_uri")):
         return True
     if os.environ.get("JAX_PLATFORMS", "tpu").partition(",")[0] != "tpu":
         return False

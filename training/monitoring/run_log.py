@@ -118,6 +118,7 @@ def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
       batch: shapes, as `DataConfig.batch_shapes` returns.
     """
     lines = []
+    kernel = KERNELS.get(dispatch.device().platform)
     for mixer, layers in Counter(config.mixers).items():
         model = FunctionalModel(chz.replace(config, stages=(Stage(pattern=(mixer,)),)), 2)
 
@@ -127,15 +128,8 @@ def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
         with dispatch.recorded_choices() as choices:
             jax.eval_shape(run, model.abstract_params(), batch)
         name = type(mixer).__name__ + (f" in {layers} layers" if layers > 1 else "")
-        lines += [f"{name}: {_choice(choice, times)}" for choice, times in Counter(choices).items()]
+        for choice, times in Counter(choices).items():
+            often = f", {times} times" if times > 1 else ""
+            reasons = "".join(f" (not {backend}: {why})" for backend, why in choice.passed_over if backend == kernel)
+            lines.append(f"{name}: {choice.operation} on {choice.backend}{often}{reasons}")
     return lines
-
-
-def _choice(choice: dispatch.Choice, times: int) -> str:
-    kernel = KERNELS.get(dispatch.device().platform)
-    reasons = [f"{backend}: {reason}" for backend, reason in choice.passed_over if backend == kernel]
-    return (
-        f"{choice.operation} on {choice.backend}"
-        + (f", {times} times" if times > 1 else "")
-        + "".join(f" (not {one})" for one in reasons)
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ class KeyValueCache:
     cursor: Cursor
 
     @classmethod
-    def create(cls, batch_size: int, slots: int, heads: int, key_dim: int, value_dim: int, dtype: Any) -> Self:
+    def create(cls, batch_size: int, slots: int, heads: int, key_dim: int, value_dim: int, dtype: Any) -> KeyValueCache:
         """Returns an empty cache."""
         return cls(
             keys=jnp.zeros((batch_size, slots, heads, key_dim), dtype),
@@ -47,14 +47,14 @@ class KeyValueCache:
 
     def remember(
         self, keys: Float[Array, "b t g k"], values: Float[Array, "b t g v"], tokens: Context, cursor: Cursor
-    ) -> tuple[Float[Array, "b s g k"], Float[Array, "b s g v"], TokenFields, Self]:
+    ) -> tuple[Float[Array, "b s g k"], Float[Array, "b s g v"], TokenFields, KeyValueCache]:
         """Returns keys, values and fields that new tokens may see, old and new; and the cache after them."""
         after = self.append(keys, values, tokens, cursor)
         return after.keys, after.values, after.fields(), after
 
     def append(
         self, keys: Float[Array, "b t g k"], values: Float[Array, "b t g v"], tokens: Context, cursor: Cursor
-    ) -> Self:
+    ) -> KeyValueCache:
         """Returns the cache after new tokens; `tokens` and `cursor` are from `Cursor.read`. Padding takes no slot."""
         assert tokens.segments is not None
         slots = self.keys.shape[1]
@@ -67,7 +67,7 @@ class KeyValueCache:
         """Returns the fields of each slot; free slots have segment 0."""
         return TokenFields(self.positions, self.segments)
 
-    def _write(self, index: jax.Array, keys: jax.Array, values: jax.Array, tokens: Context) -> Self:
+    def _write(self, index: jax.Array, keys: jax.Array, values: jax.Array, tokens: Context) -> Any:
         assert tokens.segments is not None and tokens.positions is not None
         rows = jnp.arange(index.shape[0])[:, None]
 

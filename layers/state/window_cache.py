@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +29,14 @@ class WindowCache(KeyValueCache):
     @classmethod
     def create(
         cls, batch_size: int, slots: int, heads: int, key_dim: int, value_dim: int, dtype: Any, kept: int = 0
-    ) -> Self:
+    ) -> WindowCache:
         """Returns an empty cache of `slots` slots and `kept` more for the first tokens of the current document."""
-        empty = super().create(batch_size, kept + slots, heads, key_dim, value_dim, dtype)
-        return dataclasses.replace(empty, kept=kept)
+        empty = KeyValueCache.create(batch_size, kept + slots, heads, key_dim, value_dim, dtype)
+        return cls(**vars(empty), kept=kept)
 
     def remember(
         self, keys: Float[Array, "b t g k"], values: Float[Array, "b t g v"], tokens: Context, cursor: Cursor
-    ) -> tuple[Float[Array, "b s g k"], Float[Array, "b s g v"], TokenFields, Self]:
+    ) -> tuple[Float[Array, "b s g k"], Float[Array, "b s g v"], TokenFields, WindowCache]:
         # Read first, append after: a chunk longer than the ring would push out what its first tokens still see.
         assert tokens.positions is not None and tokens.segments is not None
         fields = TokenFields(
@@ -49,7 +49,7 @@ class WindowCache(KeyValueCache):
 
     def append(
         self, keys: Float[Array, "b t g k"], values: Float[Array, "b t g v"], tokens: Context, cursor: Cursor
-    ) -> Self:
+    ) -> WindowCache:
         """Returns the cache after new tokens; `tokens` and `cursor` are from `Cursor.read`. Padding takes no slot."""
         assert tokens.segments is not None and tokens.positions is not None
         end = self.keys.shape[1]

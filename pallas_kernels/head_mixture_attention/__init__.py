@@ -23,13 +23,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
-from recollect.pallas_kernels.attention_arguments import (
+from recollect.pallas_kernels.dispatch import choose, sequence_parts
+from recollect.pallas_kernels.segments import KnownArray, zero_padding
+from recollect.pallas_kernels.softmax_attention import (
     check_attention,
     is_self_attention,
     with_key_fields,
 )
-from recollect.pallas_kernels.dispatch import choose, sequence_parts
-from recollect.pallas_kernels.segments import KnownArray, zero_padding
 
 
 def head_mixture_attention(

@@ -22,14 +22,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
-from recollect.pallas_kernels.attention_arguments import (
+from recollect.pallas_kernels.dispatch import choose, sequence_parts
+from recollect.pallas_kernels.landmark_attention.retrieval import retrieve_blocks
+from recollect.pallas_kernels.segments import KnownArray
+from recollect.pallas_kernels.softmax_attention import (
     check_attention,
     is_self_attention,
     with_key_fields,
 )
-from recollect.pallas_kernels.dispatch import choose, sequence_parts
-from recollect.pallas_kernels.landmark_attention.retrieval import retrieve_blocks
-from recollect.pallas_kernels.segments import KnownArray
 
 
 def landmark_attention(

@@ -15,15 +15,12 @@ that sees no key gives zeros; the log-sum-exp includes the sink, so that parts w
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 from jaxtyping import Array, Bool, Float, Int
 
-from recollect.pallas_kernels.attention_arguments import (
-    check_attention,
-    is_self_attention,
-    with_key_fields,
-)
 from recollect.pallas_kernels.dispatch import choose, sequence_parts
 from recollect.pallas_kernels.masks import Mask
 from recollect.pallas_kernels.scheduled_attention.block_schedule import Fields
@@ -93,42 +90,17 @@ def softmax_attention(
     Raises:
       ValueError: an argument's shape, type or value does not fit; the backend cannot serve the call.
     """
-    fields = with_key_fields(
-        q,
-        k,
-        query_positions=query_positions,
-        key_positions=key_positions,
-        query_segments=query_segments,
-        key_segments=key_segments,
-        query_fields=query_fields,
-        key_fields=key_fields,
-    )
+    given = {"query_positions": query_positions, "query_segments": query_segments, "query_fields": query_fields}
+    given |= {"key_positions": key_positions, "key_segments": key_segments, "key_fields": key_fields}
+    fields = with_key_fields(q, k, **given)
     _check(q, k, v, window, mask, sinks, **fields)
+    seen: dict[str, Any] = {"window": window, "mask": mask, "sinks": sinks}
+    call = {"scale": scale, "return_lse": return_lse, "deterministic": deterministic}
     if is_self_attention(q, k, fields) and sequence_parts(q.shape[1]) > 1:
-        return sequence_parallel.over_devices(
-            functools.partial(
-                softmax_attention, scale=scale, return_lse=return_lse, deterministic=deterministic, backend=backend
-            ),
-            q,
-            k,
-            v,
-            window=window,
-            mask=mask,
-            sinks=sinks,
-            positions=query_positions,
-            segments=query_segments,
-            fields=query_fields,
-            return_lse=return_lse,
-        )
-    call = {
-        "window": window,
-        "mask": mask,
-        "sinks": sinks,
-        **fields,
-        "scale": q.shape[-1] ** -0.5 if scale is None else scale,
-        "return_lse": return_lse,
-        "deterministic": deterministic,
-    }
+        part = functools.partial(softmax_attention, **call, backend=backend)
+        seen |= {"positions": query_positions, "segments": query_segments, "fields": query_fields}
+        return sequence_parallel.over_devices(part, q, k, v, **seen, return_lse=return_lse)
+    call |= {**seen, **fields, "scale": q.shape[-1] ** -0.5 if scale is None else scale}
     out, lse = choose("softmax_attention", backend, BACKENDS, q, k, v, **call)(q, k, v, **call)
     return (out, lse) if return_lse else out
 
@@ -141,18 +113,64 @@ def _check(q, k, v, window, mask, sinks, *, query_fields, key_fields, **fields) 
     if sinks is not None and sinks.shape != (h,):
         raise ValueError(f"softmax_attention: sinks must be {(h,)}; got {sinks.shape}")
     if mask is not None and window is not None:
-        raise ValueError(
-            f"softmax_attention: window={window} is given besides a mask, which takes its place: "
-            "make it part of the mask"
-        )
+        besides = "is given besides a mask, which takes its place: make it part of the mask"
+        raise ValueError(f"softmax_attention: window={window} {besides}")
     if mask is not None or query_fields or key_fields:
         from recollect.pallas_kernels.softmax_attention.mask_arguments import check_mask
 
         check_mask(q, k, mask, fields, query_fields, key_fields)
     elif t != s and (fields["query_positions"] is None or fields["key_positions"] is None):
-        raise ValueError(
-            f"softmax_attention: {t} queries and {s} keys need query_positions and key_positions, or a mask"
-        )
+        needed = "query_positions and key_positions, or a mask"
+        raise ValueError(f"softmax_attention: {t} queries and {s} keys need {needed}")
+
+
+def with_key_fields(q: jax.Array, k: jax.Array, **fields: Any) -> dict[str, Any]:
+    """Returns the fields; where there are as many keys as queries, a key field that is None is the query's."""
+    if not (q.ndim == k.ndim == 4 and q.shape[1] == k.shape[1]):
+        return fields
+    of_queries = {name: fields[f"query_{name[4:]}"] for name in fields if name.startswith("key_")}
+    return {name: of_queries.get(name) if field is None else field for name, field in fields.items()}
+
+
+def is_self_attention(q: jax.Array, k: jax.Array, fields: Mapping[str, Any]) -> bool:
+    """Returns whether keys are the queries' tokens: as many, and each key field is the very array of the query's."""
+    pairs = [(fields[f"key_{name[6:]}"], field) for name, field in fields.items() if name.startswith("query_")]
+    return q.shape[1] == k.shape[1] and all(of_keys is of_queries for of_keys, of_queries in pairs)
+
+
+def check_attention(
+    operation: str, q: jax.Array, k: jax.Array, v: jax.Array, fields: Mapping[str, Any], *, grouped: bool = True
+) -> None:
+    """Checks the shapes of q (b, t, h, k), k (b, s, g, k), v (b, s, g, v), positions and segments (b, t) and (b, s).
+
+    Args:
+      operation: the name that messages begin with.
+      grouped: whether h must be a multiple of g.
+
+    Raises:
+      ValueError: a shape does not fit, or segments of one side only are given.
+    """
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        if array.ndim != 4:
+            raise ValueError(f"{operation}: {name} must have four dimensions; got {array.shape}")
+    (b, t, h, dim), (s, groups) = q.shape, k.shape[1:3]
+    if k.shape[0] != b or k.shape[3] != dim:
+        raise ValueError(f"{operation}: k must be ({b}, s, g, {dim}) to fit q {q.shape}; got {k.shape}")
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"{operation}: v must be {k.shape[:3]} + (v,); got {v.shape}")
+    if grouped and (groups < 1 or h % groups):
+        raise ValueError(f"{operation}: q has {h} heads, which is no multiple of the {groups} heads of k")
+    for name, field in fields.items():
+        shape = (b, t if name.startswith("query") else s)
+        if field is not None and field.shape != shape:
+            raise ValueError(f"{operation}: {name} must be {shape}; got {field.shape}")
+    if (fields["query_segments"] is None) != (fields["key_segments"] is None):
+        raise ValueError(f"{operation}: query_segments and key_segments must be given together")
+
+
+def is_expression(mask: Any) -> bool:
+    """Returns whether a mask is an expression over token fields, not an array of pairs."""
+    return hasattr(mask, "allows")
 
 
 __all__ = ["BACKENDS", "merge", "softmax_attention"]

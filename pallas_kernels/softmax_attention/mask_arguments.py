@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.attention_arguments import is_expression
+from recollect.pallas_kernels.softmax_attention import is_expression
 
 
 def check_mask(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.attention_arguments import is_expression
 from recollect.pallas_kernels.scheduled_attention.block_schedule import pairs_allowed
 from recollect.pallas_kernels.segments import zero_padding
+from recollect.pallas_kernels.softmax_attention import is_expression
 from recollect.pallas_kernels.softmax_attention.scheduled import mask_and_fields
 
 

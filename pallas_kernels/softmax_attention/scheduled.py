@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.pallas_kernels.attention_arguments import is_expression
 from recollect.pallas_kernels.masks import Mask, causal
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
 from recollect.pallas_kernels.scheduled_attention.block_schedule import SEGMENTS, Fields, needed
 from recollect.pallas_kernels.segments import zero_padding
 from recollect.pallas_kernels.sharding import over_mesh
+from recollect.pallas_kernels.softmax_attention import is_expression
 from recollect.pallas_kernels.tuning import Sizes, block_sizes
 
 FEWEST_QUERIES = 8

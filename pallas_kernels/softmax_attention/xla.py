@@ -11,8 +11,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.attention_arguments import is_expression, is_self_attention
 from recollect.pallas_kernels.segments import zero_padding
+from recollect.pallas_kernels.softmax_attention import is_expression, is_self_attention
 
 QUERY_BLOCK = 128
 """Queries per block of the causal method, at least; two CPU cores at (8, 512, 4, 32) take 42 ms for value and gradient

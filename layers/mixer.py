@@ -25,7 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
 from recollect.configuration import Config, UserError
-from recollect.layers.packing import document_positions, last_valid
+from recollect.layers.packing import continued
 from recollect.pallas_kernels import segments as packed_rows
 from recollect.pallas_kernels.dispatch import is_split
 
@@ -79,20 +79,7 @@ class Cursor:
 
         Without segments the tokens continue the row's document (segment 1 when there was none so far).
         """
-        segments = context.segments
-        if segments is None:
-            current = jnp.where(self.segment == 0, 1, self.segment)
-            segments = jnp.broadcast_to(current[:, None], (batch_size, length))
-            counted = self.position[:, None] + jnp.arange(length, dtype=jnp.int32)
-            last_segment = current
-        else:
-            counted = document_positions(segments, self)
-            last_segment = last_valid(segments, segments, self.segment)
-        positions = counted if context.positions is None else context.positions
-        types = jnp.zeros_like(segments) if context.token_types is None else context.token_types
-        after = Cursor(last_valid(positions + 1, segments, self.position), last_segment)
-        tokens = dataclasses.replace(context, positions=positions, segments=segments, token_types=types)
-        return tokens, after
+        return continued(context, self, batch_size, length)
 
 
 def zero_padding(x: Shaped[Array, "b t *rest"], context: Context) -> Shaped[Array, "b t *rest"]:

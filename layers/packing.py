@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import jax
@@ -27,6 +28,25 @@ def document_positions(segments: Int[Array, "b t"], cursor: Cursor | None = None
     start_count = jax.lax.cummax(jnp.where(starts, count, -1), axis=1)
     offset = 0 if cursor is None else cursor.position[:, None]
     return jnp.where(start_count >= 0, count - start_count, count + offset).astype(jnp.int32)
+
+
+def continued(context: Context, cursor: Cursor, batch_size: int, length: int) -> tuple[Context, Cursor]:
+    """Returns the context with every field filled in, continuing the cursor's stream, and the cursor after the
+    tokens: see `Cursor.read`."""
+    segments = context.segments
+    if segments is None:
+        current = jnp.where(cursor.segment == 0, 1, cursor.segment)
+        segments = jnp.broadcast_to(current[:, None], (batch_size, length))
+        counted = cursor.position[:, None] + jnp.arange(length, dtype=jnp.int32)
+        last_segment = current
+    else:
+        counted = document_positions(segments, cursor)
+        last_segment = last_valid(segments, segments, cursor.segment)
+    positions = counted if context.positions is None else context.positions
+    types = jnp.zeros_like(segments) if context.token_types is None else context.token_types
+    position = last_valid(positions + 1, segments, cursor.position)
+    tokens = dataclasses.replace(context, positions=positions, segments=segments, token_types=types)
+    return tokens, dataclasses.replace(cursor, position=position, segment=last_segment)
 
 
 def token_positions(context: Context, batch_size: int, length: int) -> Int[Array, "b t"]:

@@ -49,19 +49,19 @@ def expanded_length(length: int, block: int) -> int:
     return length + length // block
 
 
-def layout(context: Context, batch_size: int, length: int, block: int, *, from_start: bool) -> Layout:
+def layout_of(context: Context, batch_size: int, length: int, block: int, *, from_start: bool) -> Layout:
     """Returns the layout of rows whose context has segments with positions, or is one document from its start.
 
     Args:
       from_start: documents start in this call (fewer landmarks can occur), else a stream may continue mid-block.
     """
     if context.segments is None:
-        return _plain(batch_size, length, block)
+        return plain_layout(batch_size, length, block)
     assert context.positions is not None
-    return _packed(context.positions, context.segments, block, from_start=from_start)
+    return layout(context.positions, context.segments, block, from_start=from_start)
 
 
-def _plain(batch_size: int, length: int, block: int) -> Layout:
+def plain_layout(batch_size: int, length: int, block: int) -> Layout:
     """Returns the layout of one document from its start, known when the program is traced; segments stay None."""
     index = jnp.arange(expanded_length(length, block), dtype=jnp.int32)
     is_landmark = index % (block + 1) == block
@@ -75,7 +75,7 @@ def _plain(batch_size: int, length: int, block: int) -> Layout:
     )
 
 
-def _packed(positions: Int[Array, "b t"], segments: Int[Array, "b t"], block: int, *, from_start: bool) -> Layout:
+def layout(positions: Int[Array, "b t"], segments: Int[Array, "b t"], block: int, *, from_start: bool) -> Layout:
     """Returns the layout of any rows of documents, with `positions` in ordinary tokens. Free slots are padding at the
     end."""
     b, t = positions.shape

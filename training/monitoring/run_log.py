@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +13,6 @@ import chz
 import jax
 import numpy as np
 
-from recollect.configuration.progress import Progress
 from recollect.data.batch import Batch
 from recollect.layers.mixer import Context
 from recollect.models.functional import FunctionalModel, Params, count
@@ -34,7 +36,12 @@ class RunLog(Hook):
             from recollect.training.monitoring.tensorboard import Board
 
             self.board = Board(run.folder.path)
-        self.progress = Progress(run.experiment.run.steps, "step", run.log)
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from recollect.configuration.progress import Progress
+
+            self.bar = Progress(run.experiment.run.steps, "step", run.log)
+        self._shown = -math.inf
 
     def begin(self, run: RunState) -> None:
         self.banner(run, count(run.state["params"]))
@@ -78,14 +85,25 @@ class RunLog(Hook):
                     self.board.write(step, speed["throughput"], "throughput/")
 
     def show(self, run: RunState, call: Call) -> None:
-        """Shows on the terminal how far the run is, with the last step's loss (the mean over members)."""
+        """Shows how far the run is, with the last step's loss (the mean over members): by the bar on a terminal,
+        elsewhere by a line every ten seconds."""
 
         def status() -> str:
             loss, norm = (np.mean(call.metrics[name][..., -1]) for name in ("loss", "gradient_norm"))
             rates = run.meter.since("line")
             return f"loss {loss:.4f}, gradient norm {norm:.3g}" + (f", {rates.text()}" if rates else "")
 
-        self.progress.update(call.end, status)
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(call.end, status)
+        elif now - self._shown > 10:
+            self._shown = now
+            run.log(f"  step {call.end:,}/{run.experiment.run.steps:,} {status()}")
+
+    def line(self, run: RunState, text: str) -> None:
+        """Logs a line of its own, above the bar."""
+        log = run.log if self.bar is None else self.bar.log
+        log(text)
 
     def evaluation(self, run: RunState, metrics: dict[str, Any]) -> None:
         """Logs an evaluation."""
@@ -95,12 +113,12 @@ class RunLog(Hook):
         if self.board is not None:
             self.board.write(step, numbers, "evaluation/")
         shown = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        self.progress.log(f"  {run.folder.path.name} step {step:,}: {shown}")
+        self.line(run, f"  {run.folder.path.name} step {step:,}: {shown}")
 
     def close(self, run: RunState) -> None:
-        self.progress.close()
-        if self.board is not None:
-            self.board.close()
+        for shown in (self.bar, self.board):
+            if shown is not None:
+                shown.close()
 
 
 def rates_since_log(run: RunState) -> dict[str, float]:

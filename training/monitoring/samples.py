@@ -30,7 +30,7 @@ class PrintSamples(Hook):
         host = current_host()
         params = host.whole(evaluated(run.state))
         if host.is_main:
-            self.run_log.progress.log("  sample: " + sample(run.program, params, run.progress.step))
+            self.run_log.line(run, "  sample: " + sample(run.program, params, run.progress.step))
 
 
 def sample(program: Program, params: Params, step: int) -> str:

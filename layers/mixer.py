@@ -9,8 +9,8 @@ What a mixer may know about tokens beside their vectors is in the `Context`. A f
 case (positions that count up, one document, no padding, ordinary tokens only), known when the program is traced, so
 that the plain case pays for nothing.
 
-Dimension letters, used everywhere: b batch, t query time, s key time, h heads, g key heads, k key dim, v value dim, d
-model width, c chunk, w window, n blocks. Parameters have a few more: layers/modules/linear.py.
+Dimension letters, everywhere: b batch, t query time, s key time, h heads, g key heads, k key dim, v value dim, d model
+width, c chunk, w window, n blocks. Parameters have a few more: layers/modules/linear.py.
 """
 
 from __future__ import annotations
@@ -143,9 +143,8 @@ class MixerConfig(Config):
         Raises:
           UserError: the config does not fit the width; or this is the base class.
         """
-        raise UserError(
-            f"{type(self).__name__} is no mixer of its own: name one of those that layers/__init__.py exports"
-        )
+        known = "name one of those that layers/__init__.py exports"
+        raise UserError(f"{type(self).__name__} is no mixer of its own: {known}")
 
     @property
     def traits(self) -> Traits:

@@ -125,19 +125,16 @@ class Experiment(Config):
     def _fits(self) -> None:
         limit, longest, parts = self.model.maximum_length(), self.data.longest, self.run.mesh.sequence
         if limit is not None and longest > limit:
-            raise UserError(
-                f"the data has sequences of {longest} tokens, "
-                f"this model takes at most {limit} (see the mixers' maximum_length)"
-            )
+            most = f"this model takes at most {limit} (see the mixers' maximum_length)"
+            raise UserError(f"the data has sequences of {longest} tokens, {most}")
         if longest % parts:
+            nearest = f"the nearest length that it divides is {max(1, round(longest / parts)) * parts}"
             raise UserError(
-                f"run.mesh.sequence={parts} does not divide the data's length of {longest} tokens; "
-                f"the nearest length that it divides is {max(1, round(longest / parts)) * parts}"
+                f"run.mesh.sequence={parts} does not divide the data's length of {longest} tokens; {nearest}"
             )
         if self.run.spikes is not None and self.data.made_on_device:
-            raise UserError(
-                "run.spikes needs data that can be skipped: a recall task's batches are drawn anew at each step"
-            )
+            drawn = "a recall task's batches are drawn anew at each step"
+            raise UserError(f"run.spikes needs data that can be skipped: {drawn}")
 
 
 AROUND_STEPS = (

@@ -45,7 +45,7 @@ def make_hooks(run: RunState) -> list[Hook]:
     """Returns the hooks of a run, in the order in which they are called."""
     from recollect.training.monitoring.run_log import RunLog
     from recollect.training.monitoring.throughput import meter_of
-    from recollect.training.recovery.interruptions import SaveCheckpoints, StopOnSignal
+    from recollect.training.recovery.survival import Recover, SaveCheckpoints, StopOnSignal
 
     settings = run.experiment.run
     run.meter = meter_of(run.experiment)
@@ -92,26 +92,3 @@ class Evaluate(Hook):
             progress.done = "stopped early"
         elif progress.step >= settings.steps:
             progress.done = "finished"
-
-
-class Recover(Hook):
-    """Counts skipped steps, goes back when the loss spikes, and keeps what reproduces a run's failure.
-
-    See `recollect.training.recovery.nonfinite`, which is imported where any of that happens.
-    """
-
-    def after_call(self, run: RunState, call: Call) -> None:
-        if run.spikes is None and not call.metrics["skipped"].any():
-            run.progress.in_row = 0
-            return
-        from recollect.training.recovery.nonfinite import observe
-
-        observe(run, call)
-
-    def due(self, run: RunState, call: Call) -> bool:
-        return run.progress.failed_at is not None and run.progress.failure is None
-
-    def act(self, run: RunState, call: Call) -> None:
-        from recollect.training.recovery.nonfinite import keep_failure
-
-        keep_failure(run, run.state["params"])

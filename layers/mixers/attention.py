@@ -73,14 +73,12 @@ class SoftmaxConfig(MixerConfig):
           UserError: `heads` does not divide the width and `head_dim` is not set; or a head is too narrow to rotate.
         """
         if self.head_dim is None and width % self.heads:
-            raise UserError(
-                f"heads={self.heads} does not divide the model width {width}; set head_dim, or another number of heads"
-            )
+            hint = "set head_dim, or another number of heads"
+            raise UserError(f"heads={self.heads} does not divide the model width {width}; {hint}")
         dim = self.head_dim or width // self.heads
         if isinstance(self.positions, Rotary) and int(dim * self.positions.fraction) < 2:
-            raise UserError(
-                f"Rotary(fraction={self.positions.fraction}) rotates pairs of dimensions: too few of a head's {dim}"
-            )
+            rotary = f"Rotary(fraction={self.positions.fraction})"
+            raise UserError(f"{rotary} rotates pairs of dimensions: too few of a head's {dim}")
         return dim
 
     def mask(self) -> Mask:
@@ -135,16 +133,11 @@ class SoftmaxAttention(Mixer):
         self, x: Float[Array, "b t d"], state: KeyValueCache, context: Context = Context()
     ) -> tuple[MixerOutput, KeyValueCache]:
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
-        assert tokens.positions is not None and tokens.segments is not None
         x = zero_padding(x, tokens)
         q, k, v = self._project(x, tokens.positions, tokens)
         keys, values, slots, state = state.remember(k, v, tokens, cursor)
-        fields = {
-            "query_positions": tokens.positions,
-            "query_segments": tokens.segments,
-            "key_positions": slots.positions,
-            "key_segments": slots.segments,
-        }
+        fields: dict[str, Any] = {"query_positions": tokens.positions, "query_segments": tokens.segments}
+        fields |= {"key_positions": slots.positions, "key_segments": slots.segments}
         return self._mix(x, q, keys.astype(x.dtype), values.astype(x.dtype), fields), state
 
     def _project(

@@ -35,6 +35,9 @@ BACKENDS = {
     "reference": "recollect.pallas_kernels.linear_cross_entropy.reference",
 }
 
+WHOLE = 2**25
+"""Logits (per device) up to which one array of them, as in the reference, is cheaper than a loop."""
+
 
 def linear_cross_entropy(
     hidden: Float[Array, "b t d"],
@@ -69,9 +72,8 @@ def linear_cross_entropy(
         raise ValueError(f"linear_cross_entropy: hidden must have three dimensions; got {hidden.shape}")
     b, t, d = hidden.shape
     if kernel.ndim != 2 or kernel.shape[0] != d:
-        raise ValueError(
-            f"linear_cross_entropy: kernel must be ({d}, v) to fit hidden {hidden.shape}; got {kernel.shape}"
-        )
+        fit = f"({d}, v) to fit hidden {hidden.shape}"
+        raise ValueError(f"linear_cross_entropy: kernel must be {fit}; got {kernel.shape}")
     for name, array in (("targets", targets), ("weights", weights)):
         if array.shape != (b, t):
             raise ValueError(f"linear_cross_entropy: {name} must be {(b, t)}; got {array.shape}")
@@ -82,7 +84,9 @@ def linear_cross_entropy(
     if z_loss < 0:
         raise ValueError(f"linear_cross_entropy: z_loss must not be negative; got {z_loss}")
     arrays = (hidden, kernel, targets, weights)
-    run = choose("linear_cross_entropy", backend, BACKENDS, *arrays, z_loss=z_loss, chunk=chunk)
+    few = chunk is None and targets.size * kernel.shape[1] <= WHOLE
+    backends = {"reference": BACKENDS["reference"], **BACKENDS} if few else BACKENDS
+    run = choose("linear_cross_entropy", backend, backends, *arrays, z_loss=z_loss, chunk=chunk)
     total, *rest = run(*arrays, z_loss=z_loss, chunk=chunk)
     return CrossEntropy(total, *map(jax.lax.stop_gradient, rest))
 

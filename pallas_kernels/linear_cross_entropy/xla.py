@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from recollect.pallas_kernels.linear_cross_entropy import reference
-
-WHOLE = 2**25
-"""Logits (per device) up to which one array of them is cheaper than a loop."""
+from recollect.pallas_kernels.linear_cross_entropy import WHOLE, reference
 
 
 def linear_cross_entropy(

@@ -22,10 +22,10 @@ from recollect.training.checkpoint.resume import delete_unfinished, problem, ref
 from recollect.training.distributed.host import current_host
 from recollect.training.evaluator import evaluate_members
 from recollect.training.experiment import Experiment
-from recollect.training.hooks import Evaluate, Hook, Recover
+from recollect.training.hooks import Evaluate, Hook
 from recollect.training.monitoring.run_log import RunLog, rates_since_log
 from recollect.training.monitoring.throughput import meter_of
-from recollect.training.recovery.interruptions import SaveCheckpoints, StopOnSignal
+from recollect.training.recovery.survival import Recover, SaveCheckpoints, StopOnSignal
 from recollect.training.run_folder import is_done
 from recollect.training.run_state import RunProgress, RunState, shapes_of
 from recollect.training.step import evaluated, member_values, program_for

@@ -1,4 +1,4 @@
-"""What lets a run be interrupted: SIGTERM and Ctrl-C as requests, checkpoints, and a full disk that loses none."""
+"""Hooks by which a run survives: SIGTERM and Ctrl-C as requests, steps that are not finite, checkpoints, full disks."""
 
 from __future__ import annotations
 
@@ -71,6 +71,29 @@ class StopOnSignal(Hook):
             f"{name}stopping after the calls of steps in flight and a checkpoint, {when}; once more stops at once",
             file=sys.stderr,
         )
+
+
+class Recover(Hook):
+    """Counts skipped steps, goes back when the loss spikes, and keeps what reproduces a run's failure.
+
+    See `recollect.training.recovery.nonfinite`, which is imported where any of that happens.
+    """
+
+    def after_call(self, run: RunState, call: Call) -> None:
+        if run.spikes is None and not call.metrics["skipped"].any():
+            run.progress.in_row = 0
+            return
+        from recollect.training.recovery.nonfinite import observe
+
+        observe(run, call)
+
+    def due(self, run: RunState, call: Call) -> bool:
+        return run.progress.failed_at is not None and run.progress.failure is None
+
+    def act(self, run: RunState, call: Call) -> None:
+        from recollect.training.recovery.nonfinite import keep_failure
+
+        keep_failure(run, run.state["params"])
 
 
 class SaveCheckpoints(Hook):

@@ -5,7 +5,7 @@ from recollect.models.accounting import flops_per_token, parameters_by_part
 from recollect.models.activations import activations
 from recollect.models.functional import FunctionalModel, count, flatten, nest, state_bytes_at, state_elements_at
 from recollect.models.generation import generate
-from recollect.models.language_model import LanguageModel, LanguageModelModule, ModelOutput, ModelState, state_bytes
+from recollect.models.language_model import LanguageModel, LanguageModelModule, ModelState, state_bytes
 from recollect.models.stack import Block, Stack, Stage, repeat
 
 __all__ = exported_names(globals())

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from recollect.configuration import Config, UserError, at_least, requires
-from recollect.layers.mixer import Context, Cursor, MixerConfig, State, check_length
+from recollect.layers.mixer import Context, Cursor, MixerConfig, MixerOutput, State, check_length
 from recollect.layers.modules.linear import Linear, normal, parameter
 from recollect.layers.modules.mlp import MlpConfig
 from recollect.layers.modules.norms import NormConfig, RMSNorm
@@ -27,6 +27,8 @@ from recollect.models.rematerialisation import Remat
 from recollect.models.stack import Stack, Stage
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+_share = requires(lambda value: 0 <= value < 1, "must be in [0, 1)")
 
 
 @chz.chz(typecheck=True)
@@ -52,9 +54,7 @@ class LanguageModel(Config):
     mlp: MlpConfig | None = None
     positions: LearnedPositions | None = None
     tied: bool = True
-    embedding_dropout: float = chz.field(
-        default=0.0, validator=requires(lambda value: 0 <= value < 1, "must be in [0, 1)")
-    )
+    embedding_dropout: float = chz.field(default=0.0, validator=_share)
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     unroll: bool = False
@@ -92,16 +92,6 @@ class LanguageModel(Config):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ModelOutput:
-    """Hidden vectors after the final norm; losses and metrics averaged over layers."""
-
-    hidden: Float[Array, "b t d"]
-    losses: dict[str, Float[Array, ""]]
-    metrics: dict[str, Float[Array, ""]]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class ModelState:
     """One state per layer, and where the stream stands in ordinary tokens."""
 
@@ -129,8 +119,9 @@ class LanguageModelModule(nnx.Module):
 
     def hidden(
         self, tokens: Int[Array, "b t"], context: Context = Context(), key: Key[Array, ""] | None = None
-    ) -> ModelOutput:
-        """Returns what the head takes, with losses and metrics.
+    ) -> MixerOutput:
+        """Returns what the head takes, the hidden vectors after the final norm, with losses and metrics averaged over
+        layers.
 
         Args:
           context: segments of packed documents; positions are counted within them.
@@ -138,7 +129,7 @@ class LanguageModelModule(nnx.Module):
         """
         x, context, layout = self.enter(tokens, context, key)
         out = self.stack(x, context)
-        return ModelOutput(self.leave(out.hidden, layout), out.losses, out.metrics)
+        return dataclasses.replace(out, hidden=self.leave(out.hidden, layout))
 
     def logits(self, hidden: Float[Array, "*rows d"]) -> Float[Array, "*rows z"]:
         """Returns the logits of hidden vectors, fp32."""

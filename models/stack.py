@@ -101,13 +101,11 @@ class Stack(nnx.Module):
         self.repeats = tuple(stage.repeats for stage in stages)
         self.remat = remat
         self.unroll = unroll
-        depth = sum(stage.depth for stage in stages)
-        first = 0
-        periods = []
-        for stage in stages:
-            periods.append(_build_period(stage, norm, mlp, width, first, depth, rngs))
-            first += stage.depth
-        self.stages = nnx.List(periods)
+        depths = [stage.depth for stage in stages]
+        self.stages = nnx.List(
+            _build_period(stage, norm, mlp, width, sum(depths[:index]), sum(depths), rngs)
+            for index, stage in enumerate(stages)
+        )
 
     def __call__(self, x: Float[Array, "b t d"], context: Context) -> MixerOutput:
         """Returns the stream after all layers; losses and metrics averaged over the layers that have them."""
@@ -175,10 +173,9 @@ def _build_period(
 ):
     def build(key: Key[Array, ""], start: Int[Array, ""]) -> nnx.List:
         layer_rngs = nnx.Rngs(params=key)
-        places = (Place(start + offset, depth) for offset in range(len(stage.pattern)))
         return nnx.List(
-            Block(mixer, norm, mlp, width, place, layer_rngs)
-            for mixer, place in zip(stage.pattern, places, strict=True)
+            Block(mixer, norm, mlp, width, Place(start + offset, depth), layer_rngs)
+            for offset, mixer in enumerate(stage.pattern)
         )
 
     keys = jax.random.split(rngs.params(), stage.repeats)

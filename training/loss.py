@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from recollect.configuration import Config, UserError
 from recollect.data.batch import Batch
-from recollect.layers.mixer import Context
-from recollect.models.language_model import LanguageModelModule, ModelOutput
+from recollect.layers.mixer import Context, MixerOutput
+from recollect.models.language_model import LanguageModelModule
 from recollect.pallas_kernels.linear_cross_entropy import CrossEntropy, linear_cross_entropy
 
 
@@ -37,7 +37,7 @@ class Loss(Config):
 
 def losses(
     module: LanguageModelModule, batch: Batch, weights: jax.Array, config: Loss, key: jax.Array | None = None
-) -> tuple[CrossEntropy, ModelOutput]:
+) -> tuple[CrossEntropy, MixerOutput]:
     """Runs the model on a batch; returns the losses and the model's output.
 
     Only labelled positions are projected to the vocabulary.

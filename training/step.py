@@ -26,6 +26,8 @@ State = dict[str, Any]
 """Everything a run's future depends on, beside its config and data: {"params", "opt_state", "step" () int32, "seed" ()
 uint32, "skipped": {"total", "in_row"} () int32}, and with `optimizer.ema` "ema", shaped like the parameters."""
 
+Metrics = dict[str, jax.Array]
+
 
 def program_for(experiment: Experiment, population: int | None = None) -> Program:
     """Returns the program of `experiment`, built once for all experiments that differ in values only."""
@@ -64,14 +66,14 @@ class Program:
             return function(seeds)
         return self._jit("init", function, **_quick_to_compile())(seeds)
 
-    def train(self, state: State, values: Any, steps: int, data_slice: Any) -> tuple[State, dict[str, jax.Array]]:
+    def train(self, state: State, values: Any, steps: int, data_slice: Any) -> tuple[State, Metrics]:
         """Trains `steps` steps on batches drawn on the device from (seed, step); the state given is consumed.
 
         Returns the state, and metrics (steps,) by name ((members, steps) for a population).
         """
 
-        def run(state: State, values: Any) -> tuple[State, dict[str, jax.Array]]:
-            def body(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
+        def run(state: State, values: Any) -> tuple[State, Metrics]:
+            def body(state: State, _: None) -> tuple[State, Metrics]:
                 batch = self.data.train_batch(state["seed"], state["step"], data_slice, self.experiment.run.batch_size)
                 return self.step(state, values, batch)
 
@@ -79,22 +81,23 @@ class Program:
 
         return self._jit(("train", steps, data_slice), self._vectorised(run), donate_argnums=0)(state, values)
 
-    def train_on(self, state: State, values: Any, batches: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def train_on(self, state: State, values: Any, batches: Batch) -> tuple[State, Metrics]:
         """Trains one step per batch of `batches`, stacked along a leading axis; the state given is consumed."""
 
-        def run(state: State, values: Any, batches: Batch) -> tuple[State, dict[str, jax.Array]]:
+        assert self.population is None, "host data feeds one member at a time"
+
+        def run(state: State, values: Any, batches: Batch) -> tuple[State, Metrics]:
             return jax.lax.scan(lambda state, batch: self.step(state, values, batch), state, batches)
 
-        assert self.population is None, "host data feeds one member at a time"
         return self._jit("train_on", run, donate_argnums=0)(state, values, batches)
 
-    def evaluate(self, params: Params, seeds: Any, examples: int, data_slice: Any) -> dict[str, jax.Array]:
+    def evaluate(self, params: Params, seeds: Any, examples: int, data_slice: Any) -> Metrics:
         """Returns sums over `examples` evaluation examples of one slice: "loss", "correct", "weight" (per member)."""
         size = min(examples, self.experiment.run.batch_size)
         count = -(-examples // size)
 
-        def run(params: Params, seed: jax.Array) -> dict[str, jax.Array]:
-            def body(total: dict[str, jax.Array], index: jax.Array) -> tuple[dict[str, jax.Array], None]:
+        def run(params: Params, seed: jax.Array) -> Metrics:
+            def body(total: Metrics, index: jax.Array) -> tuple[Metrics, None]:
                 batch = self.data.evaluation_batch(seed, index, data_slice, size)
                 inside = (index * size + jnp.arange(size)) < examples
                 sums = self.sums(params, batch, batch.weights * inside[:, None])
@@ -105,16 +108,16 @@ class Program:
 
         return self._jit(("evaluate", examples, data_slice), self._vectorised(run))(params, _uint32(seeds))
 
-    def evaluate_on(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+    def evaluate_on(self, params: Params, batch: Batch) -> Metrics:
         """Returns results per target of one host batch: "loss" (b, p) in nats, "correct" (b, p) bool."""
 
-        def run(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        def run(params: Params, batch: Batch) -> Metrics:
             entropy, _ = self._losses(params, batch, batch.weights)
             return {"loss": entropy.loss, "correct": entropy.correct}
 
         return self._jit("evaluate_on", run)(params, batch)
 
-    def sums(self, params: Params, batch: Batch, weights: jax.Array) -> dict[str, jax.Array]:
+    def sums(self, params: Params, batch: Batch, weights: jax.Array) -> Metrics:
         """Returns weighted sums of loss and correct answers."""
         entropy, _ = self._losses(params, batch, weights)
         return {
@@ -123,7 +126,7 @@ class Program:
             "weight": jnp.sum(weights),
         }
 
-    def step(self, state: State, values: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def step(self, state: State, values: Any, batch: Batch) -> tuple[State, Metrics]:
         """Takes one optimizer step (not jitted, not vmapped).
 
         A step whose loss or gradient norm is not finite is skipped: parameters, average and optimizer stay what they
@@ -134,19 +137,19 @@ class Program:
           The state, and metrics: "loss", "accuracy", "gradient_norm", "skipped" (1.0 or 0.0), with a z-loss "z_loss",
             and the mixers' own.
         """
-        experiment = self.experiment
+        optimizer, settings = self.experiment.optimizer, self.experiment.run
         if self.mesh is not None:
             batch = jax.lax.with_sharding_constraint(batch, batch_shardings(batch, self.mesh))
         grads, metrics = self.gradients(state["params"], batch, self.dropout_key(state["seed"], state["step"]))
-        transform = experiment.optimizer.transform(self.model, experiment.run.steps, values)
+        transform = optimizer.transform(self.model, settings.steps, values)
         updates, opt_state = transform.update(grads, state["opt_state"], state["params"])
         params = jax.tree.map(jnp.add, state["params"], updates)
         norm = jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(grads)))
         in_row = state["skipped"]["in_row"]
-        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & (in_row < experiment.run.stop_after_nonfinite)
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & (in_row < settings.stop_after_nonfinite)
         after = {"params": params, "opt_state": opt_state}
-        if experiment.optimizer.ema is not None:
-            after["ema"] = experiment.optimizer.averaged(state["ema"], params, state["step"])
+        if optimizer.ema is not None:
+            after["ema"] = optimizer.averaged(state["ema"], params, state["step"])
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, {name: state[name] for name in after})
         skipped = {"total": state["skipped"]["total"] + ~good, "in_row": jnp.where(good, 0, in_row + 1)}
         metrics |= {"gradient_norm": norm, "skipped": 1.0 - good}
@@ -158,7 +161,7 @@ class Program:
             return None
         return jax.random.fold_in(jax.random.key(seed), step)
 
-    def gradients(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[Params, dict[str, jax.Array]]:
+    def gradients(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[Params, Metrics]:
         """Returns the gradient of the mean loss over labelled positions plus auxiliary losses, and metrics.
 
         The batch is split into `run.accumulate` parts, whose gradients are added up.
@@ -166,7 +169,7 @@ class Program:
         count, z_loss = self.experiment.run.accumulate, self.experiment.loss.z_loss
         weight = jnp.maximum(jnp.sum(batch.weights), 1.0)
 
-        def loss_of(params: Params, part: Batch, key: jax.Array | None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def loss_of(params: Params, part: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
             entropy, out = self._losses(params, part, part.weights, key)
             auxiliary = sum(out.losses.values(), jnp.zeros(())) / count
             metrics = {
@@ -193,24 +196,17 @@ class Program:
         optimizer = self.experiment.optimizer
         transform = optimizer.transform(self.model, self.experiment.run.steps, optimizer.values())
         zero = jnp.zeros((), jnp.int32)
-        # A copy: a state is donated, and no array of it twice.
-        average = {} if optimizer.ema is None else {"ema": jax.tree.map(jnp.copy, params)}
-        return {
-            **average,
-            "params": params,
-            "opt_state": transform.init(params),
-            "step": zero,
-            "seed": seed,
-            "skipped": {"total": zero, "in_row": zero},
-        }
+        state: State = {"params": params, "opt_state": transform.init(params), "step": zero, "seed": seed}
+        state["skipped"] = {"total": zero, "in_row": zero}
+        if optimizer.ema is not None:  # a copy: a state is donated, and no array of it twice
+            state["ema"] = jax.tree.map(jnp.copy, params)
+        return state
 
     def _vectorised(self, function: Any) -> Any:
         return function if self.population is None else jax.vmap(function)
 
     def _jit(self, key: Any, function: Any, **options: Any) -> Any:
-        if key not in self._compiled:
-            self._compiled[key] = jax.jit(function, **options)
-        compiled = self._compiled[key]
+        compiled = self._compiled.setdefault(key, jax.jit(function, **options))
 
         def call(*args: Any) -> Any:
             with self.context():
@@ -223,9 +219,9 @@ class Program:
         """Sets what this program's functions are traced and run in: its precision, and its mesh, for operations that
         XLA cannot partition."""
         precision = "highest" if self.experiment.run.precision == "highest" else None
-        mesh = (
-            contextlib.nullcontext() if self.mesh is None else jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
-        )
+        mesh: Any = contextlib.nullcontext()
+        if self.mesh is not None:
+            mesh = jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
         with jax.default_matmul_precision(precision), mesh:
             yield
 

@@ -1,8 +1,5 @@
-"""Calls of several steps: where their batches come from, and how they are sent to the devices.
-
-Batches are drawn on the device inside the step, or read on the host (host_batches.py). Calls are sent one ahead of
-what was fetched, so that the devices never wait for the host.
-"""
+"""Calls of several steps: where their batches come from (those of the host: host_batches.py), and how they are sent, one
+ahead of what was fetched, so that the devices never wait for the host."""
 
 from __future__ import annotations
 
@@ -139,9 +136,8 @@ class StepPipeline:
         begun, waited = time.perf_counter(), batches.waited
         run.state, metrics = batches.train(run.state, self.values, length, self.sent)
         self.sent += length
-        call = Call(self.sent, length, metrics, batches.state(), begun, batches.waited - waited)
-        self._waiting.append(call)
-        return call
+        self._waiting.append(Call(self.sent, length, metrics, batches.state(), begun, batches.waited - waited))
+        return self._waiting[-1]
 
     def fetch(self) -> Call:
         """Returns the oldest call not fetched, once it is done."""

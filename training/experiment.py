@@ -26,9 +26,9 @@ class Mesh(Config):
 
     @chz.validate
     def _positive(self) -> None:
-        for name in ("data", "fsdp", "tensor", "sequence"):
-            if getattr(self, name) < 1:
-                raise UserError(f"mesh.{name}={getattr(self, name)}: must be at least 1")
+        for name, devices in chz.asdict(self).items():
+            if devices < 1:
+                raise UserError(f"mesh.{name}={devices}: must be at least 1")
 
     @property
     def devices(self) -> int:

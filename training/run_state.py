@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import chz
 import jax
 
 from recollect.configuration.machine import environment
@@ -80,9 +81,8 @@ class RunState:
         self.log = log
         run = experiment.run
         self.folder = RunFolder(run_directory(experiment), experiment)
-        self.checkpoints = Checkpoints(
-            self.folder.checkpoints, keep_checkpoints or run.keep_checkpoints, run.keep_every
-        )
+        keep = keep_checkpoints or run.keep_checkpoints
+        self.checkpoints = Checkpoints(self.folder.checkpoints, keep, run.keep_every)
         result = self.folder.result()
         self.result = None if result is None or result["status"] == "preempted" else result
         self.progress = RunProgress()
@@ -137,10 +137,8 @@ class RunState:
 
     def summary(self, status: str, parameters: int) -> dict[str, Any]:
         """Returns the entries of result.json."""
-        experiment, progress = self.experiment, self.progress
-        data = experiment.data
-        examples = progress.step * experiment.run.batch_size
-        seconds = max(progress.seconds, 1e-9)
+        experiment, progress, data = self.experiment, self.progress, self.experiment.data
+        rate = progress.step * experiment.run.batch_size / max(progress.seconds, 1e-9)
         return {
             "name": experiment.name,
             **(progress.evaluation or {}),
@@ -150,8 +148,8 @@ class RunState:
             **({} if self.spikes is None else {"rollbacks": self.spikes.rollbacks}),
             **({} if progress.failure is None else {"failure": progress.failure}),
             "seconds": round(progress.seconds, 3),
-            "examples_per_second": examples / seconds,
-            "tokens_per_second": examples * data.tokens_per_example / seconds,
+            "examples_per_second": rate,
+            "tokens_per_second": rate * data.tokens_per_example,
             "parameters": parameters,
             "state_bytes": state_bytes_at(experiment.model, data.vocabulary, data.lengths),
             "learning_rate": experiment.optimizer.learning_rate,
@@ -161,8 +159,7 @@ class RunState:
 
     def mesh_axes(self) -> dict[str, int]:
         """Returns how many devices each mesh axis has."""
-        mesh = self.experiment.run.mesh
-        return {name: getattr(mesh, name) for name in ("data", "fsdp", "tensor", "sequence")}
+        return chz.asdict(self.experiment.run.mesh)
 
 
 def shapes_of(state: Any) -> Any:

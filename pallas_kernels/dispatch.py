@@ -118,28 +118,27 @@ def kernels_run_here(backend: str) -> Refusal:
     none."""
     if backend in ("xla", "reference"):
         return None
-    if backend == "cudnn" and interpretation() is not None:
-        return "cuDNN is no kernel that could be simulated"
-    if backend == "cudnn" and device().platform != "gpu":
-        return f"it runs on NVIDIA GPUs; this is {device().platform}"
-    if backend in ("cudnn", "jla"):
-        from recollect.pallas_kernels import libraries
+    platform, kind = dataclasses.astuple(device())
+    simulated, aimed = interpretation() is not None, _aim.get() is not None
+    if backend == "cudnn":
+        if simulated:
+            return "cuDNN is no kernel that could be simulated"
+        if platform != "gpu":
+            return f"it runs on NVIDIA GPUs; this is {platform}"
+        from recollect.pallas_kernels.libraries import cudnn_runs_here
 
-        reason = (
-            libraries.jla_is_here() if backend == "jla" else libraries.cudnn_runs_here(device(), _aim.get() is None)
-        )
-        if reason is not None or backend == "cudnn":
+        return cudnn_runs_here(device(), not aimed)
+    if backend == "jla":
+        from recollect.pallas_kernels.libraries import jla_is_here
+
+        if reason := jla_is_here():
             return reason
-    if backend == "pallas_gpu" and jax.version.__version_info__ < (0, 11) and _aim.get() is None:
+    if backend == "pallas_gpu" and jax.version.__version_info__ < (0, 11) and not aimed:
         return f"Mosaic GPU kernels run from jax 0.11 on; this is {jax.__version__}"
-    if interpretation() is not None:
-        return None
-    traced_for = device()
-    if backend in ("pallas_tpu", "splash") and traced_for.platform != "tpu":
-        return f"it runs on TPUs; this is {traced_for.platform}"
-    if backend in ("pallas_gpu", "jla") and (traced_for.platform != "gpu" or not is_hopper(traced_for.kind)):
-        name = traced_for.kind if traced_for.platform == "gpu" else traced_for.platform
-        return f"it runs on NVIDIA Hopper GPUs; this is {name}"
+    if backend in ("pallas_tpu", "splash") and platform != "tpu" and not simulated:
+        return f"it runs on TPUs; this is {platform}"
+    if backend in ("pallas_gpu", "jla") and not (platform == "gpu" and is_hopper(kind)) and not simulated:
+        return f"it runs on NVIDIA Hopper GPUs; this is {kind if platform == 'gpu' else platform}"
     return None
 
 
@@ -170,15 +169,13 @@ def choose(
         reason = supports(backend, backends, *args, **kwargs)
         if reason:
             raise Refused(f"{operation}: {backend} cannot serve this call: {reason}")
-        _note(Choice(operation, backend))
-        return getattr(importlib.import_module(backends[backend]), operation)
+        return _take(Choice(operation, backend), backends)
     preferred = _preferred.get()
     passed_over: list[tuple[str, str]] = []
     for name in sorted(backends, key=lambda name: name != preferred):
         reason = supports(name, backends, *args, **kwargs)
         if reason is None:
-            _note(Choice(operation, name, tuple(passed_over)))
-            return getattr(importlib.import_module(backends[name]), operation)
+            return _take(Choice(operation, name, tuple(passed_over)), backends)
         passed_over.append((name, reason))
     raise ValueError(f"{operation}: no backend serves this call")
 
@@ -193,11 +190,12 @@ def supports(backend: str, backends: Mapping[str, str], *args: Any, **kwargs: An
     return None if refuses is None else refuses(*args, **kwargs)
 
 
-def _note(choice: Choice) -> None:
+def _take(choice: Choice, backends: Mapping[str, str]) -> Callable[..., Any]:
     record = _record.get()
     if record is not None:
         record.append(choice)
     _log_choice(choice.operation, choice.backend)
+    return getattr(importlib.import_module(backends[choice.backend]), choice.operation)
 
 
 @functools.cache

@@ -1,5 +1,5 @@
-"""Calls of several steps: where their batches come from (those of the host: host_batches.py), and how they are sent, one
-ahead of what was fetched, so that the devices never wait for the host."""
+"""Calls of several steps: where their batches come from, and how they are sent, one ahead of what was fetched, so that
+the devices never wait for the host. Batches that the host reads: host_batches.py."""
 
 from __future__ import annotations
 

@@ -105,8 +105,7 @@ class SaveCheckpoints(Hook):
     def after_call(self, run: RunState, call: Call) -> None:
         """Reports a full disk as soon as it shows, and again only after there was space in between."""
         if current_host().count == 1 and run.checkpoints.ended():
-            with disk_full_ends(run, False):
-                run.checkpoints.wait()
+            self.wait(run)
         if not run.folder.held_back:
             self._reported = False
         elif not self._reported:

@@ -19,10 +19,7 @@ class UserError(ValueError):
 
 
 class Preempted(Exception):
-    """The process was asked to end (SIGTERM) and has saved its work, which the same command continues.
-
-    `main.py` exits with code 0.
-    """
+    """The process was asked to end (SIGTERM) and has saved its work, which the same command continues: exit code 0."""
 
 
 @chz.chz(typecheck=True)
@@ -84,12 +81,8 @@ def exported_names(namespace: Mapping[str, Any]) -> list[str]:
 
 
 def lazy_names(package: str, modules: dict[str, str]) -> tuple[Callable[[str], Any], list[str]]:
-    """Returns `__getattr__` and `__all__` of a package (PEP 562) whose modules are imported when a name is asked for.
-
-    Args:
-      package: its `__name__`.
-      modules: module within the package -> the names that it gives, separated by blanks.
-    """
+    """Returns `__getattr__` and `__all__` of a package (PEP 562) whose modules are imported when a name is asked for;
+    `modules`: module within the package -> the names that it gives, separated by blanks."""
     module_of = {name: module for module, names in modules.items() for name in names.split()}
 
     def get(name: str) -> Any:

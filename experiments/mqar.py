@@ -33,15 +33,10 @@ SCHEDULE = Run(steps=1900, batch_size=64, steps_per_call=50, evaluate_every=100,
 
 def recall(name: str, mixer: MixerConfig, width: int = 64, data: MQAR = FIXED, run: Run = SCHEDULE) -> Experiment:
     """The fixed setting with `mixer` as the second layer."""
-    return Experiment(
-        name=name,
-        model=LanguageModel(
-            width=width, stages=repeat(BaseConvolution(kernel=3), mixer, depth=2), norm=LayerNorm(), mlp=None
-        ),
-        data=data,
-        optimizer=AdamW(learning_rate=3e-3, weight_decay=0.1, decay_everything=True),
-        run=run,
-    )
+    stages = repeat(BaseConvolution(kernel=3), mixer, depth=2)
+    model = LanguageModel(width=width, stages=stages, norm=LayerNorm(), mlp=None)
+    optimizer = AdamW(learning_rate=3e-3, weight_decay=0.1, decay_everything=True)
+    return Experiment(name=name, model=model, data=data, optimizer=optimizer, run=run)
 
 
 def attention() -> Experiment:

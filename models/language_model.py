@@ -140,11 +140,8 @@ class LanguageModelModule(nnx.Module):
         return self.embedding[...].T if self.head is None else self.head.kernel[...]
 
     def init_state(self, batch_size: int, max_length: int) -> ModelState:
-        """Returns the state before any token, for streams of at most `max_length` ordinary tokens.
-
-        Raises:
-          UserError: a part of the model cannot take streams that long.
-        """
+        """Returns the state before any token, for streams of at most `max_length` ordinary tokens; raises UserError
+        where a part of the model cannot take streams that long."""
         check_length(max_length, self.config.maximum_length(), "this model's maximum length")
         block = self.config.landmark_block
         longer = landmarks.expanded_length(max_length, block) if block else max_length

@@ -10,11 +10,9 @@ that reason or returns the function, and asks only where the backend's kernels r
 CPU. `backend=None` takes the first that serves; naming one that does not raises with its reason.
 
 Kernels are chosen for the device a program is traced for: the default one, or another inside `aimed_at` (compiling
-ahead of time). Inside `interpreted` they run on any machine, simulated.
-
-Beside this project's kernels, pallas_gpu and pallas_tpu, libraries are backends: two of jax's, cudnn (NVIDIA's, through
-jax.nn) and splash (Pallas' splash attention for TPUs, which is simulated as the kernels are), and jla, the package
-jax-linear-attention (an optional requirement; where kernels are simulated, its plain-JAX functions serve).
+ahead of time). Inside `interpreted` they run on any machine, simulated. Libraries are backends too: two of jax's, cudnn
+(NVIDIA's, through jax.nn) and splash (splash attention for TPUs), and jla, the optional package jax-linear-attention
+(where kernels are simulated, its plain-JAX functions serve).
 """
 
 from __future__ import annotations

@@ -106,11 +106,7 @@ class Optimizer(Config):
         return optax.chain(*parts)
 
     def direction(self, model: FunctionalModel, values: Hyperparameters) -> optax.GradientTransformation:
-        """Returns the transformation from gradients to the update that the learning rate scales.
-
-        Raises:
-          UserError: this is the base class, which has none.
-        """
+        """Returns the transformation from gradients to the update that the learning rate scales; the base has none."""
         raise UserError(f"optimizer={type(self).__name__} is the base class of optimizers; there are AdamW and Muon")
 
 

@@ -37,8 +37,7 @@ class RunProgress:
     """How far a run is; every checkpoint holds it.
 
     Attributes:
-      step: steps done.
-      seconds: time spent in steps and evaluation.
+      step, seconds: steps done, and time spent in them and in evaluation.
       done: "finished", "stopped early" or "diverged" once the run no longer trains.
       evaluation: metrics of the last evaluation.
       data_state: where the data stand (see `DeviceBatches.state`).

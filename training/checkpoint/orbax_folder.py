@@ -7,10 +7,9 @@
     checkpoints/damaged/STEP-N/    one that was found damaged
 
 Orbax's CheckpointManager copies the arrays to the host, writes them on threads of its own while training goes on,
-renames the folder once it is complete, and then deletes what the policy does not keep. Orbax loads a flipped byte
-without an error, hence the digests; they are of files, so that finding damage takes no decoding and no device, and
-Orbax's own metadata is covered too. Every process of a run calls `save` and `wait`. What an earlier process left is
-checked and loaded in `recollect.training.checkpoint.resume`.
+renames the folder once it is complete, and then deletes what the policy does not keep. It loads a flipped byte without
+an error, hence the digests, of files, so that finding damage takes no decoding and no device. Every process of a run
+calls `save` and `wait`. What an earlier process left is checked and loaded in resume.py.
 
 Easy to get wrong: `AtomicRenameTemporaryPath.finalize` writes two files after the last callback, and no digest could
 cover them, so `_commit` takes that method's place: it seals the folder, renames it and flushes the rename to the disk.
@@ -42,14 +41,8 @@ DIGESTS = "digests.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `directory`/STEP.
-
-    Args:
-      keep: how many of the newest stay.
-      keep_every: the first checkpoint at or after each multiple of so many steps stays too.
-
-    Attributes:
-      seconds: how long the last save took, to the rename; 0 before the first one ended.
+    """The checkpoints of one run, in `directory`/STEP. The newest `keep` stay, and the first one at or after each
+    multiple of `keep_every` steps. `seconds` is how long the last save took, to the rename; 0 before the first ended.
     """
 
     def __init__(self, directory: Path, keep: int = 2, keep_every: int | None = None):

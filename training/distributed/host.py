@@ -58,15 +58,8 @@ class Host:
         return tree
 
     def stop_together(self, step: int, requested: bool, name: str = "run") -> bool:
-        """Returns whether all processes stop now, because one of them was asked to.
-
-        Called after each call of steps, once its results were fetched and before the next call begins.
-
-        Args:
-          step: steps done so far.
-          requested: this process was asked to stop (it was sent SIGTERM).
-          name: of the run, where one process trains several in turn.
-        """
+        """Returns whether all processes stop now, after `step` steps, because one of them was `requested` to. Called
+        once a call's results were fetched and before the next call; `name` is the run's, where several go in turn."""
         return requested
 
 
@@ -84,7 +77,7 @@ def joined(coordinator: str | None = None, processes: int | None = None, index: 
 
     Others are expected when arguments or RECOLLECT_COORDINATOR, RECOLLECT_PROCESSES and RECOLLECT_PROCESS name them, in
     a step of Slurm or Open MPI with several tasks, and on the hosts of a TPU slice. To be entered before any device is
-    used. See `recollect.training.distributed.processes.run_joined` for how an error ends a process among others.
+    used. How an error ends a process among others: processes.py.
 
     Raises:
       UserError: impossible settings, a port that is taken, or a number that two processes have.

@@ -27,14 +27,8 @@ from recollect.training.run_state import RunState
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Rates over some device calls.
-
-    Attributes:
-      tokens_per_second: of all devices and members together.
-      step_seconds: waiting for data included.
-      waiting_for_data: share of the time, 0 to 1.
-      mfu: share of the devices' peak, 0 to 1; None where the peak is not known.
-    """
+    """Rates over some device calls: tokens of all devices and members together, seconds of a step with its waiting for
+    data, the share of that in the time, and MFU (None where the peak is not known), both from 0 to 1."""
 
     tokens_per_second: float
     step_seconds: float

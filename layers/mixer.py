@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from recollect.configuration import Config, UserError
 from recollect.layers.packing import continued
+from recollect.layers.traits import Traits
 from recollect.pallas_kernels import segments as packed_rows
 from recollect.pallas_kernels.dispatch import is_split
 
@@ -101,27 +102,6 @@ def check_length(length: int, maximum: int | None, what: str) -> None:
     """Raises UserError when an input is longer than a configured maximum; None allows any length."""
     if maximum is not None and length > maximum:
         raise UserError(f"an input of {length} tokens is longer than {what} of {maximum}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Traits:
-    """States which laws a mixer can be held to.
-
-    Attributes:
-      causal: no output depends on a later input.
-      streams: has `init_state` and `extend`.
-      exact_causality: causal bit for bit; False where a Fourier transform spreads rounding, or where later tokens'
-        choices may change how a query is grouped and so how its sums round (then to 1e-5).
-      maximum_length: longest input the configuration allows; None for any.
-      landmark_block: ordinary tokens before each landmark the model must insert for this mixer; None for a mixer that
-        needs none.
-    """
-
-    causal: bool = True
-    streams: bool = True
-    exact_causality: bool = True
-    maximum_length: int | None = None
-    landmark_block: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,14 +53,7 @@ def _entries_of(path: Path) -> Iterator[Entry]:
 
 
 def load(name: str, kind: str) -> Any:
-    """Returns the experiment or study called `name`.
-
-    Args:
-      kind: "experiment" or "study".
-
-    Raises:
-      UserError: there is none of that name and kind; the nearest are given.
-    """
+    """Returns the experiment or study (`kind`) called `name`; raises UserError with the nearest where there is none."""
     known = entries()
     entry = known.get(name)
     if entry is None:

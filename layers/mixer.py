@@ -118,11 +118,7 @@ class MixerConfig(Config):
     """Base of all mixers' configs."""
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> Mixer:
-        """Returns the module for a model of this width.
-
-        Raises:
-          UserError: the config does not fit the width; or this is the base class.
-        """
+        """Returns the module for a model of this width; raises UserError where the config does not fit it."""
         known = "name one of those that layers/__init__.py exports"
         raise UserError(f"{type(self).__name__} is no mixer of its own: {known}")
 

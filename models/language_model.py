@@ -121,12 +121,7 @@ class LanguageModelModule(nnx.Module):
         self, tokens: Int[Array, "b t"], context: Context = Context(), key: Key[Array, ""] | None = None
     ) -> MixerOutput:
         """Returns what the head takes, the hidden vectors after the final norm, with losses and metrics averaged over
-        layers.
-
-        Args:
-          context: segments of packed documents; positions are counted within them.
-          key: for dropout; None in evaluation.
-        """
+        layers. `context` holds the segments of packed documents, `key` is for dropout, None in evaluation."""
         x, context, layout = self.enter(tokens, context, key)
         out = self.stack(x, context)
         return dataclasses.replace(out, hidden=self.leave(out.hidden, layout))

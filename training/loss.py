@@ -38,14 +38,8 @@ class Loss(Config):
 def losses(
     module: LanguageModelModule, batch: Batch, weights: jax.Array, config: Loss, key: jax.Array | None = None
 ) -> tuple[CrossEntropy, MixerOutput]:
-    """Runs the model on a batch; returns the losses and the model's output.
-
-    Only labelled positions are projected to the vocabulary.
-
-    Args:
-      weights: (b, p) of the targets.
-      key: for dropout; None in evaluation.
-    """
+    """Runs the model on a batch; returns the losses and the model's output. Only labelled positions are projected to
+    the vocabulary. `weights` (b, p) are the targets'; `key` is for dropout, None in evaluation."""
     out = module.hidden(batch.tokens, Context(segments=batch.segments), key)
     hidden = out.hidden
     if batch.target_positions is not None:

@@ -88,11 +88,7 @@ class Optimizer(Config):
         return jax.tree.map(lambda old, new: old + share * (new - old), average, params)
 
     def transform(self, model: FunctionalModel, steps: int, values: Hyperparameters) -> optax.GradientTransformation:
-        """Returns the optax transformation for `model`; `values` may be traced.
-
-        Raises:
-          UserError: `groups` names a group that no parameter of the model has.
-        """
+        """Returns the optax transformation for `model`; `values` may be traced."""
         decayed = None if self.decay_everything else model.tags("decay")
         parts = [optax.clip_by_global_norm(self.clip)] if self.clip is not None else []
         parts.append(self.direction(model, values))

@@ -29,16 +29,6 @@ uint32, "skipped": {"total", "in_row"} () int32}, and with `optimizer.ema` "ema"
 Metrics = dict[str, jax.Array]
 
 
-def program_for(experiment: Experiment, population: int | None = None) -> Program:
-    """Returns the program of `experiment`, built once for all experiments that differ in values only."""
-    return _programs(program_of(experiment), population)
-
-
-@functools.lru_cache(maxsize=4)
-def _programs(experiment: Experiment, population: int | None) -> Program:
-    return Program(experiment, population)
-
-
 def evaluated(state: State) -> Params:
     """Returns the parameters that evaluation, samples and export use: the running average where there is one."""
     return state["ema"] if "ema" in state else state["params"]
@@ -127,15 +117,12 @@ class Program:
         }
 
     def step(self, state: State, values: Any, batch: Batch) -> tuple[State, Metrics]:
-        """Takes one optimizer step (not jitted, not vmapped).
+        """Takes one optimizer step (not jitted, not vmapped). Returns the state, and metrics: "loss", "accuracy",
+        "gradient_norm", "skipped" (1.0 or 0.0), with a z-loss "z_loss", and the mixers' own.
 
         A step whose loss or gradient norm is not finite is skipped: parameters, average and optimizer stay what they
         were, `step` goes on. After `run.stop_after_nonfinite` such steps in a row all later ones are skipped too, so
         that the parameters stay those that fail.
-
-        Returns:
-          The state, and metrics: "loss", "accuracy", "gradient_norm", "skipped" (1.0 or 0.0), with a z-loss "z_loss",
-            and the mixers' own.
         """
         optimizer, settings = self.experiment.optimizer, self.experiment.run
         if self.mesh is not None:
@@ -224,6 +211,14 @@ class Program:
             mesh = jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
         with jax.default_matmul_precision(precision), mesh:
             yield
+
+
+_program = functools.lru_cache(maxsize=4)(Program)
+
+
+def program_for(experiment: Experiment, population: int | None = None) -> Program:
+    """Returns the program of `experiment`, built once for all experiments that differ in values only."""
+    return _program(program_of(experiment), population)
 
 
 def member_values(experiments: list[Experiment], population: bool) -> Any:

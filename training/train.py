@@ -24,10 +24,8 @@ __all__ = ["run_directory", "train"]
 
 
 def train(experiment: Experiment, log: Callable[[str], None] = print) -> dict[str, Any]:
-    """Trains one experiment in its folder and returns what result.json holds.
-
-    Its "status" is "finished", "stopped early" (`run.stop_at_accuracy`), "diverged", or "preempted" (SIGTERM: saved,
-    and the same call goes on).
+    """Trains one experiment in its folder and returns what result.json holds: its "status" is "finished", "stopped
+    early" (`run.stop_at_accuracy`), "diverged", or "preempted" (SIGTERM: saved, and the same call goes on).
 
     Raises:
       UserError: the folder holds another config, all checkpoints are damaged, the devices asked for are not here, or

@@ -90,8 +90,7 @@ class MQAR(DataConfig):
     def _slices_fit(self) -> None:
         for role, slices in (("mixture", self.train_slices()), ("evaluation", self.evaluation_slices())):
             names = [part.name for part in slices]
-            repeated = sorted({name for name in names if names.count(name) > 1})
-            if repeated:
+            if repeated := sorted(name for name in names if names.count(name) > 1):
                 raise UserError(f"{role} has slice {repeated[0]} twice; give it once, with the sum of the weights")
             for part in slices:
                 self._check(part)
@@ -103,10 +102,8 @@ class MQAR(DataConfig):
         needed = 2 * part.pairs * self.passes + 2 * part.pairs
         if needed > part.length:
             most = part.length // (2 * self.passes + 2)
-            raise UserError(
-                f"pairs={part.pairs} need {needed} tokens (2 pairs passes + 2 pairs, passes={self.passes}) and the "
-                f"length is {part.length}: at most {most} pairs fit"
-            )
+            sizes = f"{needed} tokens (2 pairs passes + 2 pairs, passes={self.passes}) and the length is {part.length}"
+            raise UserError(f"pairs={part.pairs} need {sizes}: at most {most} pairs fit")
 
     @property
     def vocabulary(self) -> int:
@@ -173,13 +170,8 @@ class MQAR(DataConfig):
         return self.sample(key, part, batch_size)
 
     def sample(self, key: Key[Array, ""], slice: RecallSlice, batch_size: int) -> Batch:
-        """Returns a batch of `slice.length` tokens and `slice.pairs` targets per row; both arguments are static in jit.
-
-        Targets are in the order of the pairs, so `target_positions` are not sorted.
-
-        Raises:
-          UserError: the slice does not fit the vocabulary or the passes.
-        """
+        """Returns a batch of `slice.length` tokens and `slice.pairs` targets per row, in the order of the pairs: their
+        positions are not sorted. Raises UserError where the slice does not fit the vocabulary or the passes."""
         self._check(slice)
         length, pairs, half = slice.length, slice.pairs, self.vocab_size // 2
         key_of_keys, key_of_values, key_of_gaps, key_of_filler = jax.random.split(key, 4)
@@ -211,8 +203,7 @@ def _distinct(key: Key[Array, ""], batch_size: int, choices: int, count: int) ->
         # Redrawing would take long when few choices are left; a random number per choice is cheap then.
         return jax.lax.top_k(jax.random.uniform(key, (batch_size, choices)), count)[1].astype(jnp.int32)
     # All numbers are drawn, and those that repeat an earlier one of their row again until none does. Nothing here
-    # distinguishes one number from another, so all ordered selections are equally likely. It takes a few rounds of
-    # `count` draws instead of `choices` draws.
+    # distinguishes one number from another, so all ordered selections are equally likely. It takes a few rounds.
     earlier = jnp.tri(count, k=-1, dtype=bool)
 
     def draw(round: jax.Array) -> jax.Array:

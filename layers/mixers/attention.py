@@ -67,11 +67,7 @@ class SoftmaxConfig(MixerConfig):
             raise UserError(f"key_heads={self.key_heads}: must divide heads={self.heads}")
 
     def head_width(self, width: int) -> int:
-        """Returns the dimensions per head in a model of this width.
-
-        Raises:
-          UserError: `heads` does not divide the width and `head_dim` is not set; or a head is too narrow to rotate.
-        """
+        """Returns the dimensions per head in a model of this width; raises UserError where the heads do not fit it."""
         if self.head_dim is None and width % self.heads:
             hint = "set head_dim, or another number of heads"
             raise UserError(f"heads={self.heads} does not divide the model width {width}; {hint}")

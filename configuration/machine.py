@@ -23,10 +23,8 @@ _default_folder: str | None = None
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """Returns versions, device and commit: what a run's bits depend on beside its config.
-
-    Computed once per process: it runs git, and every checkpoint holds it.
-    """
+    """Returns versions, device and commit: what a run's bits depend on beside its config. Computed once per process: it
+    runs git, and every checkpoint holds it."""
     import jax
 
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "chz")

@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 
 
 def open_batches(experiment: Experiment, program: Program, data_state: Any = None) -> DeviceBatches | HostBatches:
-    """Returns the batches of an experiment, continuing from `data_state` when that is not None.
-
-    Raises:
-      UserError: the data state belongs to another corpus.
-    """
+    """Returns the batches of an experiment, continuing from `data_state` when that is not None; raises UserError where
+    that belongs to another corpus."""
     if experiment.data.made_on_device:
         return DeviceBatches(experiment, program)
     from recollect.training.host_batches import HostBatches
@@ -35,13 +32,10 @@ def open_batches(experiment: Experiment, program: Program, data_state: Any = Non
 
 
 class DeviceBatches:
-    """Batches that are a pure function of (seed, step): there is no data state, and nothing to wait for.
-
-    Attributes:
-      waited: seconds that steps have waited for data so far.
-    """
+    """Batches that are a pure function of (seed, step): there is no data state, and nothing to wait for."""
 
     waited = 0.0
+    """Seconds that steps have waited for data so far."""
 
     def __init__(self, experiment: Experiment, program: Program):
         self.run = experiment.run
@@ -102,11 +96,7 @@ class Call:
 
 
 class StepPipeline:
-    """Trains `run.state` call by call.
-
-    Attributes:
-      sent, fetched: steps given to the devices, and steps whose metrics have been fetched.
-    """
+    """Trains `run.state` call by call: `sent` steps were given to the devices, the metrics of `fetched` are here."""
 
     def __init__(self, run: RunState, values: Any, step: int):
         self.run = run

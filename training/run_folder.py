@@ -17,10 +17,8 @@ from recollect.training.experiment import Experiment
 
 
 def is_done(result: dict[str, Any] | None, steps: int) -> bool:
-    """Returns whether a run's result.json (None: there is none) says that nothing of `steps` steps is left to do.
-
-    A preempted run goes on.
-    """
+    """Returns whether a run's result.json (None: there is none) says that nothing of `steps` steps is left to do; a
+    preempted run goes on."""
     if result is None or result["status"] == "preempted":
         return False
     return result["steps"] >= steps or result["status"] != "finished"

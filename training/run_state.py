@@ -95,9 +95,8 @@ class RunState:
         self.stop_signal: str | None = None
 
     def start(self, fresh: Callable[[], Any]) -> None:
-        """Goes on from the newest good checkpoint, or from `fresh()` at step 0.
-
-        The state's arrays are loaded onto the devices that hold a fresh one, whatever mesh saved them.
+        """Goes on from the newest good checkpoint, or from `fresh()` at step 0. Arrays are loaded onto the devices that
+        hold a fresh state, whatever mesh saved them.
 
         Raises:
           UserError: all checkpoints are damaged, or hold a state of another structure.

@@ -16,15 +16,9 @@ from recollect.pallas_kernels.masks import TokenFields
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyValueCache:
-    """Keys and values in order of arrival. Tokens past the last slot are dropped (`init_state` was asked for too short
-    a stream).
-
-    Attributes:
-      keys, values: of each slot. Mixers that rotate after retrieval store keys unrotated.
-      positions, segments: fields of each slot; segment 0 marks a free one.
-      count: tokens appended so far.
-      cursor: where the stream stands.
-    """
+    """Keys and values in order of arrival, with the fields of each slot (segment 0 marks a free one). Tokens past the
+    last slot are dropped: `init_state` was asked for too short a stream. Mixers that rotate after retrieval store keys
+    unrotated. `count` tokens were appended so far."""
 
     keys: Float[Array, "b s g k"]
     values: Float[Array, "b s g v"]

@@ -97,11 +97,7 @@ def short_convolution(
 
 
 def check_array(operation: str, x: jax.Array, segment_ids: Any, in_gate: Any, out_gate: Any) -> None:
-    """Checks what both convolutions take: x (b, t, d), segment ids and gates.
-
-    Raises:
-      ValueError: a shape does not fit.
-    """
+    """Checks what both convolutions take: x (b, t, d), segment ids and gates; raises ValueError."""
     if x.ndim != 3 or x.shape[1] < 1:
         raise ValueError(f"{operation}: x must be (b, t, d) with t at least 1; got {x.shape}")
     if segment_ids is not None and segment_ids.shape != x.shape[:2]:
@@ -120,9 +116,8 @@ def check_short(x, taps, bias, in_gate, out_gate, activation, initial_state, seg
     if bias is not None and bias.shape != (d,):
         raise ValueError(f"short_convolution: bias must be {(d,)}; got {bias.shape}")
     if activation not in get_args(Activation):
-        raise ValueError(
-            f"short_convolution: activation={activation!r} must be one of {', '.join(get_args(Activation))}"
-        )
+        known = ", ".join(get_args(Activation))
+        raise ValueError(f"short_convolution: activation={activation!r} must be one of {known}")
     if initial_state is not None and initial_state.shape != (b, taps.shape[0] - 1, d):
         raise ValueError(
             f"short_convolution: initial_state must be {(b, taps.shape[0] - 1, d)}; got {initial_state.shape}"

@@ -143,12 +143,9 @@ def check_attention(
 ) -> None:
     """Checks the shapes of q (b, t, h, k), k (b, s, g, k), v (b, s, g, v), positions and segments (b, t) and (b, s).
 
-    Args:
-      operation: the name that messages begin with.
-      grouped: whether h must be a multiple of g.
-
     Raises:
-      ValueError: a shape does not fit, or segments of one side only are given.
+      ValueError: a shape does not fit, h is no multiple of g where heads are `grouped`, or segments of one side only
+        are given; the message begins with the operation's name.
     """
     for name, array in (("q", q), ("k", k), ("v", v)):
         if array.ndim != 4:

@@ -61,9 +61,8 @@ class Checkpoints:
         return sorted(int(name) for name in names if name.isdigit())
 
     def save(self, step: int, state: Any, config: Config, extra: dict[str, Any]) -> None:
-        """Starts to save `state`, the config and JSON-ready `extra`; returns once the arrays are on the host.
-
-        A step that is there already stays as it is. An earlier save that still runs is waited for.
+        """Starts to save `state`, the config and JSON-ready `extra`; returns once the arrays are on the host. A step
+        that is there already stays as it is. An earlier save that still runs is waited for.
 
         Raises:
           DiskFull, UserError: this save could not start, or the earlier one failed. What it had written is deleted.

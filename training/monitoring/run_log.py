@@ -66,11 +66,8 @@ class RunLog(Hook):
         self.show(run, call)
 
     def steps(self, run: RunState, call: Call, rates: Mapping[str, float] | None = None) -> None:
-        """Logs those steps of a call that fall on `log_every`.
-
-        Args:
-          rates: since the last record, from `rates_since_log`; None: from the run's meter.
-        """
+        """Logs those steps of a call that fall on `log_every`, with `rates` since the last record; None: from the run's
+        meter."""
         every = run.experiment.run.log_every
         if not call.crosses(every):
             return
@@ -130,10 +127,8 @@ def rates_since_log(run: RunState) -> dict[str, float]:
 def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
     """Returns a line per kind of mixer and operation: its backend, and why this platform's kernel was passed over.
 
-    Each kind of mixer is traced alone, forward only, for the device that is traced for now.
-
-    Args:
-      batch: shapes, as `DataConfig.batch_shapes` returns.
+    Each kind of mixer is traced alone, forward only, for the device that is traced for now; of the batch only shapes
+    are needed (`DataConfig.batch_shapes`).
     """
     lines = []
     kernel = KERNELS.get(dispatch.device().platform)

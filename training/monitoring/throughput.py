@@ -69,13 +69,9 @@ class Meter(Hook):
         self.step(call.length, tokens, call.seconds, min(call.waited, call.seconds))
 
     def step(self, steps: int, tokens: float, seconds: float, waited: float = 0.0) -> None:
-        """Adds the device call that has just ended.
-
-        Args:
-          steps, tokens: trained in it, all rows (and members) together.
-          seconds: it took, from before its data were asked for (or the last call's metrics had arrived, if that was
-            later) until its metrics had arrived; `waited` of them for data.
-        """
+        """Adds the device call that has just ended, with tokens of all rows (and members) together. It took `seconds`
+        from before its data were asked for (or the last call's metrics had arrived, if that was later) until its
+        metrics had arrived, of which it `waited` some for data."""
         end = time.perf_counter()
         compiling = min(_compiled_between(max(end - seconds, self._reported), end), seconds - waited)
         self._reported = end

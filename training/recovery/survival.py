@@ -74,10 +74,7 @@ class StopOnSignal(Hook):
 
 
 class Recover(Hook):
-    """Counts skipped steps, goes back when the loss spikes, and keeps what reproduces a run's failure.
-
-    See `recollect.training.recovery.nonfinite`, which is imported where any of that happens.
-    """
+    """Counts skipped steps, goes back when the loss spikes, and keeps what reproduces a run's failure: nonfinite.py."""
 
     def after_call(self, run: RunState, call: Call) -> None:
         if run.spikes is None and not call.metrics["skipped"].any():
@@ -146,11 +143,7 @@ class SaveCheckpoints(Hook):
 
 @contextlib.contextmanager
 def disk_full_ends(run: RunState, ends: bool) -> Iterator[None]:
-    """Ends the run on a full disk where it `ends` it, or `run.on_disk_full` is "stop"; else logs a line.
-
-    Raises:
-      UserError: the disk is full.
-    """
+    """Raises UserError on a full disk where that `ends` the run, or `run.on_disk_full` is "stop"; else logs a line."""
     try:
         yield
     except DiskFull as error:

@@ -172,7 +172,7 @@ class LanguageModelModule(nnx.Module):
         block = self.config.landmark_block
         if self.landmark is None or block is None:
             return x, context, None
-        layout = landmarks.layout_of(context, *x.shape[:2], block, from_start=from_start)
+        layout = landmarks.layout_of(context, x.shape[0], x.shape[1], block, from_start=from_start)
         return landmarks.insert(x, self.landmark[...], layout), layout.context, layout
 
     def _embed(self, tokens: Int[Array, "b t"], context: Context, key: Key[Array, ""] | None) -> Float[Array, "b t d"]:

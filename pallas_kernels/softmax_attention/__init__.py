@@ -95,7 +95,7 @@ def softmax_attention(
     fields = with_key_fields(q, k, **given)
     _check(q, k, v, window, mask, sinks, **fields)
     seen: dict[str, Any] = {"window": window, "mask": mask, "sinks": sinks}
-    call = {"scale": scale, "return_lse": return_lse, "deterministic": deterministic}
+    call: dict[str, Any] = {"scale": scale, "return_lse": return_lse, "deterministic": deterministic}
     if is_self_attention(q, k, fields) and sequence_parts(q.shape[1]) > 1:
         part = functools.partial(softmax_attention, **call, backend=backend)
         seen |= {"positions": query_positions, "segments": query_segments, "fields": query_fields}

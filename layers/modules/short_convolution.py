@@ -62,12 +62,8 @@ class CausalConvolution(nnx.Module):
         self, x: Float[Array, "b t f"], state: Float[Array, "b w f"], tokens: Context, before: Cursor, **options: Any
     ) -> tuple[Float[Array, "b t f"], Float[Array, "b w f"]]:
         """Returns the convolution at the next tokens x, and the state after them; `tokens` are from `before.read`."""
-        stream: dict[str, Any] = {
-            "initial_state": state,
-            "segment_ids": tokens.segments,
-            "initial_segment": before.segment,
-        }
+        stream: dict[str, Any] = {"initial_state": state, "initial_segment": before.segment, "return_state": True}
         bias = None if self.bias is None else self.bias[...]
-        y, after = short_convolution(x, self.taps[...], bias, **stream, return_state=True, **options)
+        y, after = short_convolution(x, self.taps[...], bias, segment_ids=tokens.segments, **stream, **options)
         assert after is not None
         return y, after

@@ -11,8 +11,8 @@ import jax
 
 from recollect.cost import compile_target
 from recollect.data.batch import Batch
-from recollect.models.accounting import parameters_by_part
-from recollect.models.functional import state_bytes_at, state_elements_at
+from recollect.models.accounting import parameters_by_part, state_elements_at
+from recollect.models.functional import state_bytes_at
 from recollect.pallas_kernels import compile_ahead, dispatch
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.monitoring.model_flops import training_flops_per_token

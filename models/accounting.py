@@ -1,4 +1,4 @@
-"""Counts parameters by part and FLOPs per token, from the real parameters and program."""
+"""Counts parameters by part, elements of the state and FLOPs per token, from the real parameters and program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from recollect.models.functional import FunctionalModel, flatten
+from recollect.models.functional import FunctionalModel, abstract_state, flatten
 from recollect.models.language_model import LanguageModel
 
 
@@ -29,6 +29,11 @@ def _part(path: str, config: LanguageModel) -> str:
     if part == "mixer":
         return f"mixers: {type(config.stages[stage].pattern[place]).__name__}"
     return "norms" if part.endswith("norm") else part
+
+
+def state_elements_at(config: LanguageModel, vocabulary: int, length: int) -> int:
+    """Returns the number of array elements in the decoding state of one sequence, for streams of this length."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_state(config, vocabulary, length)))
 
 
 def flops_per_token(model: FunctionalModel, length: int) -> float:

@@ -64,14 +64,10 @@ def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -
     own cursor. Keys are strings, as in JSON; lengths that the model cannot take are left out."""
     limit = config.maximum_length()
     fitting = [length for length in lengths if limit is None or length <= limit]
-    return {str(length): state_bytes(_abstract_state(config, vocabulary, length)) for length in fitting}
+    return {str(length): state_bytes(abstract_state(config, vocabulary, length)) for length in fitting}
 
 
-def state_elements_at(config: LanguageModel, vocabulary: int, length: int) -> int:
-    """Returns the number of array elements in that state."""
-    return sum(leaf.size for leaf in jax.tree.leaves(_abstract_state(config, vocabulary, length)))
-
-
-def _abstract_state(config: LanguageModel, vocabulary: int, length: int) -> Any:
+def abstract_state(config: LanguageModel, vocabulary: int, length: int) -> Any:
+    """Returns shapes and dtypes of that state."""
     model = FunctionalModel(config, vocabulary)
     return jax.eval_shape(lambda params: model.bind(params).init_state(1, length).layers, model.abstract_params())

@@ -10,8 +10,8 @@ from recollect.layers.modules.feature_maps import EluPlusOne
 from recollect.layers.modules.mlp import SwiGLU
 from recollect.layers.modules.positions import LearnedPositions
 from recollect.models import FunctionalModel, LanguageModel, Stage, repeat
-from recollect.models.accounting import flops_per_token, parameters_by_part
-from recollect.models.functional import count, state_bytes_at, state_elements_at
+from recollect.models.accounting import flops_per_token, parameters_by_part, state_elements_at
+from recollect.models.functional import count, state_bytes_at
 
 MIXED = LanguageModel(
     width=16,

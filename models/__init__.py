@@ -1,6 +1,7 @@
 """How layers are stacked into a language model, generated from and looked into."""
 
 from recollect.configuration import exported_names
+from recollect.layers.mixer import MixerOutput as ModelOutput
 from recollect.models.accounting import flops_per_token, parameters_by_part, state_elements_at
 from recollect.models.activations import activations
 from recollect.models.functional import FunctionalModel, count, flatten, nest, state_bytes_at
@@ -8,4 +9,4 @@ from recollect.models.generation import generate
 from recollect.models.language_model import LanguageModel, LanguageModelModule, ModelState, state_bytes
 from recollect.models.stack import Block, Stack, Stage, repeat
 
-__all__ = exported_names(globals())
+__all__ = [*exported_names(globals()), "ModelOutput"]

@@ -39,7 +39,7 @@ def requires(holds: Callable[[Any], bool], reason: str) -> Validator:
         value = getattr(config, name)
         with contextlib.suppress(TypeError):  # a value of another type: the check of annotations refuses it
             if value is not None and not holds(value):
-                raise UserError(f"{name}={value}: {reason}")
+                raise UserError(f"{name.removeprefix('X_')}={value}: {reason}")  # X_: chz's name of a field's value
 
     return validate
 

@@ -14,18 +14,18 @@ data is in them, compiling and evaluating are not. A loss that lies between two 
 straight line.
 """
 
-import argparse
 import math
 import statistics
 import time
-from typing import Any
+from argparse import Namespace
 
 import chz
 import jax
 import numpy as np
 
-from recollect.benchmarks.machine import OtherLoad
-from recollect.benchmarks.reporting import Parser, keep, number, print_device
+from recollect.benchmarks import reporting
+from recollect.benchmarks.reporting import number
+from recollect.benchmarks.timing import OtherLoad
 from recollect.data.text.dataset import Text
 from recollect.data.text.rows import Chunked, Decomposed
 from recollect.data.text.rows.base import RowArrays
@@ -71,9 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       UserError: an option that does not fit.
     """
-    parser = Parser("decomposition", __doc__, OPTIONS | MORE_OPTIONS, "decomposition.json")
+    parser = reporting.Parser("decomposition", __doc__, OPTIONS | MORE_OPTIONS, "decomposition.json")
     options = parser.parse(arguments, positive=[name.replace("-", "_") for name in OPTIONS])
-    print_device()
+    reporting.print_device()
     load = OtherLoad()
     trainees = [_Trainee(name, options) for name in NAMES]
     for trainee in trainees:
@@ -90,21 +90,19 @@ def main(arguments: list[str] | None = None) -> int:
         **result,
         "times_to_losses": reached,
     }
-    keep(options.out, "decomposition.json", "decomposition", arguments, facts)
+    reporting.keep(options.out, "decomposition.json", "decomposition", arguments, facts)
     return 0
 
 
-def experiment_of(name: str, options: argparse.Namespace) -> Any:
+def experiment_of(name: str, options: Namespace) -> Experiment:
     """Returns the experiment that trains on rows made in the way called `name`."""
-
-    held_out = -(-options.held_out // options.batch)
+    held_out = math.ceil(options.held_out / options.batch)
     data = Text(source=options.source, length=options.length, sequences=Chunked(), held_out_batches=held_out)
     if name == "decomposed":
         rows = Decomposed(shortest=options.shortest, curriculum=options.curriculum, cycles=1)
         plan = chz.replace(data, sequences=rows).batches(options.seed, options.batch).plan
-        tokens = sum(length * count for length, count in zip(plan.lengths, plan.counts, strict=True))
-        cycles = max(1, round(tokens / (options.length * options.batch) / options.cycle))
-        data = chz.replace(data, sequences=chz.replace(rows, cycles=cycles))
+        steps = np.dot(plan.lengths, plan.counts) / (options.length * options.batch)
+        data = chz.replace(data, sequences=chz.replace(rows, cycles=max(1, round(steps / options.cycle))))
     mixer = Attention(heads=options.heads, positions=Rotary(base=100_000.0), query_key_norm=True)
     return Experiment(
         name=f"decomposition.{name}",
@@ -120,24 +118,22 @@ def experiment_of(name: str, options: argparse.Namespace) -> Any:
 class _Trainee:
     """One of the two: its state, and what was measured."""
 
-    def __init__(self, name: str, options: argparse.Namespace):
-        self.name = name
-        self.experiment = experiment_of(name, options)
+    def __init__(self, name: str, options: Namespace):
+        self.name, self.experiment = name, experiment_of(name, options)
         self.program = program_for(self.experiment)
-        self.feed: Any = open_batches(self.experiment, self.program)
+        self.feed = open_batches(self.experiment, self.program)
         self.state = self.program.init(options.seed)
         self.values = member_values([self.experiment], False)
         self.parameters = count(self.state["params"])
-        self.step = 0
-        self.seconds = 0.0
+        self.tokens = options.batch * options.length
+        self.step, self.seconds = 0, 0.0
         self.times: dict[int, list[float]] = {length: [] for length in self.feed.batches.row_lengths}
         self.curve: list[dict[str, float]] = []
 
     def compile(self) -> None:
         """Compiles the step of each length and the evaluation; nothing that it trains is kept."""
         for length in self.times:
-            rows = self.experiment.run.batch_size * self.experiment.data.length // length
-            batch = RowArrays(rows, length).batch(segmented=self.feed.batches.plan.segmented)
+            batch = RowArrays(self.tokens // length, length).batch(segmented=self.feed.batches.plan.segmented)
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
             spare = jax.tree.map(lambda leaf: leaf.copy(), self.state)
             jax.block_until_ready(self.program.train_on(spare, self.values, stacked))
@@ -150,9 +146,8 @@ class _Trainee:
             length = self.feed.batches.row_length(self.step)
             begun = time.perf_counter()
             self.state, _ = jax.block_until_ready(self.feed.train(self.state, self.values, 1, self.step))
-            elapsed = time.perf_counter() - begun
-            self.times[length].append(elapsed)
-            self.seconds += elapsed
+            self.times[length].append(time.perf_counter() - begun)
+            self.seconds += self.times[length][-1]
             self.step += 1
 
     def evaluate(self) -> None:
@@ -160,17 +155,15 @@ class _Trainee:
         metrics = evaluate(self.program, self.state["params"], self.experiment.run.seed)
         self.curve.append({"step": self.step, "seconds": self.seconds, "bits_per_byte": metrics["bits_per_byte"]})
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> dict:
         """Returns what is written of it."""
-        tokens = self.experiment.run.batch_size * self.experiment.data.length
-        medians = {length: statistics.median(times) if times else None for length, times in self.times.items()}
         return {
             "steps": self.step,
-            "tokens": self.step * tokens,
+            "tokens": self.step * self.tokens,
             "seconds": self.seconds,
             "share_waiting_for_data": self.feed.waited / max(self.seconds, 1e-9),
             "by_length": {
-                str(length): {"steps": len(times), "seconds_a_step": medians[length]}
+                str(length): {"steps": len(times), "seconds_a_step": statistics.median(times) if times else None}
                 for length, times in self.times.items()
             },
             "rows": self.feed.batches.plan.facts(),
@@ -178,18 +171,17 @@ class _Trainee:
         }
 
 
-def _train(trainees: list[_Trainee], options: argparse.Namespace) -> None:
+def _train(trainees: list[_Trainee], options: Namespace) -> None:
     """Trains in turns until the steps or the minutes are used up; no fewer than one."""
     begun = time.perf_counter()
     print(f"{'step':>6} " + " ".join(f"{trainee.name + ': seconds, bits per byte':>34}" for trainee in trainees))
     while (step := trainees[0].step) < options.steps:
         if step > 0 and time.perf_counter() - begun > 60 * options.minutes:
             break
-        cells = []
         for trainee in trainees:
-            trainee.turn(min(options.turn, options.steps - trainee.step))
+            trainee.turn(min(options.turn, options.steps - step))
             trainee.evaluate()
-            cells.append(f"{trainee.seconds:25.1f} {trainee.curve[-1]['bits_per_byte']:8.3f}")
+        cells = (f"{trainee.seconds:25.1f} {trainee.curve[-1]['bits_per_byte']:8.3f}" for trainee in trainees)
         print(f"{trainees[0].step:6} " + " ".join(cells), flush=True)
 
 
@@ -210,12 +202,12 @@ def times_to_losses(one: list[dict[str, float]], two: list[dict[str, float]]) ->
     for bits in sorted({round(lowest + above, 2) for above in ABOVE}, reverse=True):
         chunked, decomposed = time_to(one, bits), time_to(two, bits)
         if chunked and decomposed:
-            times = {"chunked": chunked, "decomposed": decomposed, "ratio": chunked / decomposed}
-            rows.append({"bits_per_byte": bits, **times})
+            times = {"chunked": chunked, "decomposed": decomposed}
+            rows.append({"bits_per_byte": bits, **times, "ratio": chunked / decomposed})
     return rows
 
 
-def _print(result: dict[str, Any], reached: list[dict[str, float]]) -> None:
+def _print(result: dict, reached: list[dict[str, float]]) -> None:
     for name, facts in result.items():
         print(
             f"{name}: {facts['steps']} steps, {facts['tokens']:,} tokens in {facts['seconds']:.1f} s, "
@@ -225,11 +217,11 @@ def _print(result: dict[str, Any], reached: list[dict[str, float]]) -> None:
     print("tokens per row, steps, ms per step:")
     for name, facts in result.items():
         for length, row in facts["by_length"].items():
-            took = "not taken" if row["seconds_a_step"] is None else f"{1e3 * row['seconds_a_step']:10.1f}"
+            took = f"{1e3 * row['seconds_a_step']:10.1f}" if row["steps"] else "not taken"
             print(f"  {name:12} {length:>6} {row['steps']:6} {took}")
     rows = result["decomposed"]["rows"]
-    retained, targets = 100 * rows["retained_share"], 100 * rows["target_share"]
-    print(f"kept by decomposition: {retained:.1f}% of all tokens, {targets:.1f}% of all targets")
+    kept = f"{rows['retained_share']:.1%} of all tokens, {rows['target_share']:.1%} of all targets"
+    print(f"kept by decomposition: {kept}")
     print("seconds to a held-out loss: bits per byte, chunked, decomposed, chunked / decomposed")
     for row in reached:
         print(f"  {row['bits_per_byte']:6.2f} {row['chunked']:8.1f} {row['decomposed']:8.1f} {row['ratio']:6.2f}")

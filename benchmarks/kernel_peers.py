@@ -16,16 +16,15 @@ for windows and sinks.
 import functools
 import gc
 import importlib
-import statistics
 import sys
-import time
 
-from recollect.benchmarks.peer_side import one_line, serve
+from recollect.benchmarks import peer_side
+from recollect.benchmarks.peer_side import one_line
 
 
 def main() -> None:
     """Answers cases until there are no more."""
-    serve(answer)
+    peer_side.serve(answer)
 
 
 def answer(case: dict) -> dict:
@@ -69,22 +68,8 @@ def measure(case: dict) -> dict:
 
 
 def timed(torch, call) -> float:
-    """Returns the median seconds per call, each of 20 turns long enough to hide a launch."""
-    for _ in range(5):  # compiles and tunes
-        call()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    calls = max(1, int(0.01 / max(time.perf_counter() - start, 1e-5)))
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) / calls)
-    return statistics.median(times)
+    """Returns the median seconds per call."""
+    return peer_side.timed(call, lambda _: torch.cuda.synchronize(), warm_up=5)[0]
 
 
 def linear(torch, b, t, h, k, v, *, operation, name, decay=(), beta=False, **options):
@@ -107,13 +92,18 @@ def linear(torch, b, t, h, k, v, *, operation, name, decay=(), beta=False, **opt
 
 
 def based(torch, b, t, h, k, v):
-    """Returns the faster of fla's two forms of Based at this length: the square one, and the one with a state."""
-    from fla.ops.based import fused_chunk_based, parallel_based
-
+    """Returns fla's Based, in the form whose forward pass is faster at this length."""
     inputs = _qkv(torch, b, t, h, k, v)
-    forms = [functools.partial(form, use_norm=True) for form in (parallel_based, fused_chunk_based)]
     with torch.no_grad():
-        return min(forms, key=lambda form: timed(torch, lambda: form(*inputs))), inputs, _fla(torch)
+        return faster_based(torch, lambda form: form(*inputs)), inputs, _fla(torch)
+
+
+def faster_based(torch, call):
+    """Returns the one of fla's two forms of Based that `call(form)` is faster with: the square one, or the one with a
+    state."""
+    based = importlib.import_module("fla.ops.based")
+    forms = [functools.partial(form, use_norm=True) for form in (based.parallel_based, based.fused_chunk_based)]
+    return min(forms, key=lambda form: timed(torch, lambda: call(form)))
 
 
 def short_conv(torch, b, t, d):
@@ -130,8 +120,8 @@ def short_conv(torch, b, t, d):
 
 def causal_attention(torch, b, t, h, k, v, g=None):
     """Returns torch's own choice of kernel (FlashAttention or cuDNN)."""
-    attend = torch.nn.functional.scaled_dot_product_attention
-    function = functools.partial(attend, is_causal=True, enable_gqa=g is not None)
+    options = {"is_causal": True, "enable_gqa": g is not None}
+    function = functools.partial(torch.nn.functional.scaled_dot_product_attention, **options)
     return function, _heads_first(torch, b, t, h, k, v, g), f"torch {torch.__version__}"
 
 
@@ -188,8 +178,7 @@ def _qkv(torch, b, t, h, k, v):
 
 def _heads_first(torch, b, t, h, k, v, g=None):
     """Returns q (b, h, t, k), k (b, g, t, k), v (b, g, t, v), as torch's attention takes them."""
-    groups = h if g is None else g
-    return _bf16(torch, b, h, t, k), _bf16(torch, b, groups, t, k), _bf16(torch, b, groups, t, v)
+    return _bf16(torch, b, h, t, k), _bf16(torch, b, g or h, t, k), _bf16(torch, b, g or h, t, v)
 
 
 def _fla(torch) -> str:

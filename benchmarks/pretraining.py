@@ -20,14 +20,14 @@ import argparse
 import contextlib
 import statistics
 import time
-from typing import Any
 
 import chz
 import jax
 
-from recollect.benchmarks.machine import QUIET, OtherLoad
+from recollect.benchmarks import reporting
 from recollect.benchmarks.peer_process import PeerProcess
-from recollect.benchmarks.reporting import Parser, keep, number, print_device
+from recollect.benchmarks.reporting import number
+from recollect.benchmarks.timing import QUIET, OtherLoad
 from recollect.configuration import UserError, apply_overrides
 from recollect.configuration.paths import keep_compiled_programs
 from recollect.experiments import registry
@@ -35,6 +35,7 @@ from recollect.layers import Attention, GatedConvolution, LinearAttention, Slidi
 from recollect.layers.modules.positions import Rotary
 from recollect.models.functional import count
 from recollect.training.batches import open_batches
+from recollect.training.experiment import Experiment
 from recollect.training.monitoring.throughput import Meter, meter_of
 from recollect.training.step import Program, member_values
 
@@ -63,27 +64,30 @@ def main(arguments: list[str] | None = None) -> int:
         run.
     """
     options = _options(arguments)
-    device = jax.devices()[0]
-    names = options.models or (ON_ACCELERATORS if options.accelerator or device.platform != "cpu" else ON_CPU)
-    names = [f"pretrain.{name.removeprefix('pretrain.')}" for name in names]
+    on_accelerator = options.accelerator or jax.default_backend() != "cpu"
+    names = [
+        f"pretrain.{name.removeprefix('pretrain.')}"
+        for name in options.models or (ON_ACCELERATORS if on_accelerator else ON_CPU)
+    ]
     experiments = [apply_overrides(registry.load(name, "experiment"), options.overrides) for name in names]
-    print_device()
+    reporting.print_device()
     print(f"{'':32}{'parameters':>14}{'tokens/s':>12}{'s a step':>10}{'waiting':>9}{'MFU':>8}")
     rows = []
     for experiment in experiments:
-        rows.append(measure(experiment, options.steps))
-        print(_line(rows[-1]), flush=True)
+        row = measure(experiment, options.steps)
+        rows.append(row)
+        print(f"{row['name']:32}{_rates(row)}", flush=True)
         if options.peer_python:
-            rows[-1]["peer"] = peer(experiment, options.peer_python, options.steps, rows[-1])
-            print(_peer_line(rows[-1]), flush=True)
+            row["peer"] = peer(experiment, options.peer_python, options.steps, row)
+            print(_peer_line(row), flush=True)
     if any(row["others"] > QUIET for row in rows):
         print("other programs ran meanwhile: NOT TO BE QUOTED")
-    keep(options.out, "pretraining.json", "pretraining", arguments, {"rows": rows})
+    reporting.keep(options.out, "pretraining.json", "pretraining", arguments, {"rows": rows})
     return 0
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser("pretraining", __doc__, OPTIONS, "pretraining.json")
+    parser = reporting.Parser("pretraining", __doc__, OPTIONS, "pretraining.json")
     options, overrides = parser.parse_known_args(arguments)
     if any(one.startswith("-") or "=" not in one for one in overrides):
         raise UserError(f"bench pretraining: unrecognized arguments {' '.join(overrides)} (overrides are path=value)")
@@ -96,7 +100,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def measure(experiment: Any, steps: int) -> dict[str, Any]:
+def measure(experiment: Experiment, steps: int) -> dict:
     """Trains for `steps` timed steps, one per call: medians, and every step's seconds.
 
     Raises:
@@ -107,8 +111,7 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
     experiment.data.prepare()
     program = Program(experiment)
     batches = open_batches(experiment, program)
-    values = member_values([experiment], False)
-    state = program.init(experiment.run.seed)
+    values, state = member_values([experiment], False), program.init(experiment.run.seed)
     like = meter_of(experiment)
     tokens = experiment.run.batch_size * experiment.data.length
     for step in range(WARM_UP + steps):
@@ -119,8 +122,7 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
         loss = float(jax.device_get(metrics["loss"])[-1])
         seconds.append(time.perf_counter() - begun)
         meter.step(1, tokens, seconds[-1], batches.waited - waited)
-    rates, median = meter.total(), statistics.median(seconds)
-    assert rates is not None
+    median = statistics.median(seconds)
     row = {
         "name": experiment.name,
         "parameters": count(state["params"]),
@@ -132,7 +134,7 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
         "remat": experiment.model.remat,
         "tokens_per_second": tokens / median,
         "step_seconds": median,
-        "waiting_for_data": rates.waiting_for_data,
+        "waiting_for_data": meter.total().waiting_for_data,
         "seconds": seconds,
         "loss": loss,
         "others": load.cores(),
@@ -146,7 +148,7 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
     return row
 
 
-def peer(experiment: Any, python: str, steps: int, ours: dict[str, Any]) -> dict[str, Any]:
+def peer(experiment: Experiment, python: str, steps: int, ours: dict) -> dict:
     """Returns what pretraining_peer.py answers for the same shape, in a process of its own, or {"error"}.
 
     Raises:
@@ -159,7 +161,7 @@ def peer(experiment: Any, python: str, steps: int, ours: dict[str, Any]) -> dict
     return answer
 
 
-def peer_case(experiment: Any) -> dict[str, Any]:
+def peer_case(experiment: Experiment) -> dict:
     """Returns what the peer needs to know: its layers and sizes.
 
     Raises:
@@ -168,8 +170,8 @@ def peer_case(experiment: Any) -> dict[str, Any]:
     layers = []
     for mixer in experiment.model.mixers:
         if type(mixer) not in KINDS:
-            names = ", ".join(KINDS.values())
-            raise UserError(f"{experiment.name}: the peer has no {type(mixer).__name__}; it has {names} layers")
+            mistake = f"the peer has no {type(mixer).__name__}; it has {', '.join(KINDS.values())} layers"
+            raise UserError(f"{experiment.name}: {mistake}")
         fields = {x: getattr(mixer, x, None) for x in ("heads", "window", "feature_dim", "kernel", "expansion")}
         layer = {"kind": KINDS[type(mixer)], **{name: x for name, x in fields.items() if x is not None}}
         if isinstance(getattr(mixer, "positions", None), Rotary):
@@ -189,20 +191,17 @@ def peer_case(experiment: Any) -> dict[str, Any]:
     }
 
 
-def _line(row: dict[str, Any]) -> str:
-    rates = f"{row['tokens_per_second']:12,.0f}{row['step_seconds']:10.3f}{row['waiting_for_data']:9.2%}{_mfu(row)}"
-    return f"{row['name']:32}{row['parameters']:14,}{rates}"
-
-
-def _peer_line(row: dict[str, Any]) -> str:
+def _peer_line(row: dict) -> str:
     peer = row["peer"]
     label = f"  {peer.get('version', 'peer')}"
     if "error" in peer:
         return f"{label:32} {peer['error']}"
-    rates = f"{peer['tokens_per_second']:12,.0f}{peer['step_seconds']:10.3f}{'':9}{_mfu(peer)}"
     times = row["tokens_per_second"] / peer["tokens_per_second"]
-    return f"{label:32}{peer['parameters']:14,}{rates}  ours is {times:.2f} times as fast"
+    return f"{label:32}{_rates(peer)}  ours is {times:.2f} times as fast"
 
 
-def _mfu(row: dict[str, Any]) -> str:
-    return f"{row['mfu']:8.1%}" if "mfu" in row else f"{'-':>8}"
+def _rates(row: dict) -> str:
+    waiting = f"{row['waiting_for_data']:.2%}" if "waiting_for_data" in row else ""
+    mfu = f"{row['mfu']:.1%}" if "mfu" in row else "-"
+    speed = f"{row['tokens_per_second']:12,.0f}{row['step_seconds']:10.3f}"
+    return f"{row['parameters']:14,}{speed}{waiting:>9}{mfu:>8}"

@@ -1,8 +1,9 @@
-"""What benchmarks share: how their options are read, the line they begin with, and how results are kept."""
+"""What benchmarks share: how their options are read, the line they begin with, and how results are kept, by device."""
 
 import argparse
 import datetime
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,8 @@ from typing import Any
 
 import jax
 
-from recollect.benchmarks.machine import describe_machine, device_folder
 from recollect.configuration import UserError
-from recollect.configuration.io import write_json
+from recollect.configuration.io import cpu_count, write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -80,6 +80,24 @@ def print_device() -> None:
     print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {datetime.date.today()}")
 
 
+def describe_machine() -> dict[str, Any]:
+    """Returns processor, cores and load average of the last minute."""
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
+    name = model[1].strip() if model else "unknown processor"
+    return {"cpu_model": name, "cores": cpu_count(), "load_average": os.getloadavg()[0]}
+
+
+def device_folder(machine: dict[str, Any], backend: str, device_kind: str) -> str:
+    """Returns the name of the folder of results: the accelerator's kind, or the processor's model and cores."""
+    return folder_name(f"cpu {machine['cpu_model']} {machine['cores']} cores" if backend == "cpu" else device_kind)
+
+
+def folder_name(device: str) -> str:
+    """Returns a device's name as a folder has it: lower case, words joined by hyphens."""
+    return re.sub(r"[\W_]+", "-", device.lower()).strip("-")
+
+
 def keep(
     out: str | None,
     file: str,
@@ -109,8 +127,14 @@ def keep(
         **({} if unfinished is None else {"unfinished": unfinished}),
         **facts,
     }
-    path = Path(out) / device_folder(machine, jax.default_backend(), device.device_kind) / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, result, indent=1)
+    path = write_result(out, device_folder(machine, jax.default_backend(), device.device_kind), file, result)
     if unfinished is None:
         print(f"written: {path}")
+
+
+def write_result(out: str, folder: str, file: str, result: dict[str, Any]) -> Path:
+    """Writes OUT/folder/file as a whole; returns its path."""
+    path = Path(out) / folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result, indent=1)
+    return path

@@ -13,6 +13,7 @@ for what is left of a lease.
 """
 
 import argparse
+import math
 import shutil
 import sys
 import tempfile
@@ -21,9 +22,8 @@ import zipfile
 from pathlib import Path
 from typing import NoReturn
 
-from recollect.benchmarks.first_contact import processes, records, steps
+from recollect.benchmarks.first_contact import processes, records, steps, table
 from recollect.benchmarks.first_contact.processes import Group, Step, Turns
-from recollect.benchmarks.first_contact.table import table
 
 WHEELS = steps.REPOSITORY / ".gpu-wheels"
 LEAVE = 10.0  # seconds kept for the table and the caches
@@ -66,21 +66,21 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         parser.error(f"--out {options.out}: cannot be written: {error.strerror}")
     processes.listen()
-    stopped: processes.Interrupted | None = None
+    stopped = None
     parts = options.only or (steps.PARTS if options.rehearse else steps.SECOND if options.second else steps.FIRST)
     with tempfile.TemporaryDirectory() as scratch:
-        folders = Path(scratch), options.out, _unpacked(Path(scratch) / "site")
-        plan = steps.Plan(*folders, options.rehearse, options.families, options.tests)
+        site = _unpacked(Path(scratch) / "site")
+        plan = steps.Plan(Path(scratch), options.out, site, options.rehearse, options.families, options.tests)
         contact = Contact(plan, options.out / records.FILE, end)
-        begun = {"command": " ".join(sys.argv[1:]), "parts": parts, "date": time.strftime("%Y-%m-%d")}
-        records.write("begun", path=contact.file, **begun)
+        command, today = " ".join(sys.argv[1:]), time.strftime("%Y-%m-%d")
+        records.write("begun", path=contact.file, command=command, parts=parts, date=today)
         try:
             contact.run(parts)
         except processes.Interrupted as interrupted:
             stopped = interrupted
         finally:
             processes.end_all(f"the parent was interrupted by {stopped}" if stopped else "the parent failed")
-            text = table(records.read(contact.file))
+            text = table.table(records.read(contact.file))
             (options.out / "first_contact.txt").write_text(text)
             steps.keep_caches(options.out)
             print(text, flush=True)
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     lines = records.read_call(contact.file)
     bad = any(line.get("wrong") or (line["kind"] == "tests" and line["failed"]) for line in lines)
     unchecked = "checks" in parts and not any(line["kind"] == "check" for line in lines)
-    return 1 if bad or unchecked or (options.rehearse and steps.lost(lines, plan, parts)) else 0
+    return int(bad or unchecked or (options.rehearse and bool(steps.lost(lines, plan, parts))))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -107,25 +107,23 @@ class Contact:
 
     def run(self, parts: list[str] | tuple[str, ...]) -> None:
         """Runs the parts; what is timed gets ready beside the checks, and then has the GPU one family at a time."""
+        plan = self.plan
         if "probe" in parts:
-            self._all(self.plan.steps("probe"), 1, 60)
-        timings = self._turns(self.plan.timings(self._left()) if "timings" in parts else [])
-        beside = [step for part in ("tests", "checks", "full") if part in parts for step in self.plan.steps(part)]
-        if beside:
-            self._all(beside, self.plan.at_once, max(20.0, 0.55 * self._left()) if "timings" in parts else self._left())
+            self._all(plan.steps("probe"), seconds=60)
+        timings = self._turns(plan.timings(self._left()) if "timings" in parts else [])
+        beside = [step for part in ("tests", "checks", "full") if part in parts for step in plan.steps(part)]
+        share = max(20.0, 0.55 * self._left()) if "timings" in parts else self._left()
+        self._all(beside, share, plan.at_once)
         if "tests" in parts:
-            records.write("tests", path=self.file, **steps.tests_summary(self.plan.out / steps.TESTS_LOG))
+            records.write("tests", path=self.file, **steps.tests_summary(plan.out / steps.TESTS_LOG))
         timings.take(self.end, TURN)
-        if self.plan.rehearsing:
-            self._all(
-                self.plan.again(steps.unanswered(records.read_call(self.file), self.plan, parts)), 1, self._left()
-            )
+        if plan.rehearsing:
+            self._all(plan.again(steps.unanswered(records.read_call(self.file), plan, parts)))
         if "pretraining" in parts:
-            self._all(self.plan.steps("pretraining"), 1, self._left())
+            self._all(plan.steps("pretraining"))
         if "peers" in parts:
-            self._turns(self.plan.peers(self._left())).take(self.end, TURN)
-        last = [step for part in ("counters", "memory", "trace") if part in parts for step in self.plan.steps(part)]
-        self._all(last, 1, self._left())
+            self._turns(plan.peers(self._left())).take(self.end, TURN)
+        self._all([step for part in ("counters", "memory", "trace") if part in parts for step in plan.steps(part)])
 
     def _left(self) -> float:
         return self.end - time.monotonic()
@@ -133,9 +131,8 @@ class Contact:
     def _turns(self, gated: list[tuple[Step, Path]]) -> Turns:
         return Turns(gated, self.plan.at_once if self.plan.rehearsing else len(gated), self.plan.scratch, self.file)
 
-    def _all(self, steps: list[Step], at_once: int, seconds: float) -> None:
-        end = time.monotonic() + min(seconds, self._left())
-        group = Group(steps, at_once, self.plan.scratch, self.file)
+    def _all(self, steps: list[Step], seconds: float = math.inf, at_once: int = 1) -> None:
+        end, group = min(time.monotonic() + seconds, self.end), Group(steps, at_once, self.plan.scratch, self.file)
         while group.advance():
             self.plan.disturb(group.children, self.file)
             if time.monotonic() > end:

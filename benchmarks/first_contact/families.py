@@ -3,10 +3,8 @@ the same without a GPU."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the parent of the children reads this file and never imports jax
-    from recollect.benchmarks.kernel_case import Case
+from recollect.benchmarks.first_contact import records
 
 Sizes = Mapping[str, int]
 
@@ -27,8 +25,9 @@ class Timing:
     note: str = ""
 
     @property
-    def case(self) -> "Case":
+    def case(self):
         """The case at full size."""
+        # The parent of the children reads this file and never imports jax.
         from recollect.benchmarks.kernel_cases import CASES
 
         return CASES[self.operation, self.variant](**self.sizes)
@@ -38,15 +37,13 @@ class Timing:
 class Family:
     """Kernels that stand or fall together.
 
-    timings: in order of value. documents: whether the operation is also checked on packed documents. odd: tokens of the
-    second check, which no block size divides; None where the kernel takes none such. full: indices of the timings whose
-    outputs are checked at full size too. rehearsed: tokens of the check in a rehearsal, where the simulator sets the
-    time.
+    timings: in order of value. documents: whether the operation is also checked on packed documents. full: indices of
+    the timings whose outputs are checked at full size too. rehearsed: tokens of the check in a rehearsal, where the
+    simulator sets the time.
     """
 
     timings: tuple[Timing, ...]
     documents: bool = True
-    odd: int | None = 313
     full: tuple[int, ...] = (0,)
     rehearsed: int = 77
 
@@ -150,7 +147,14 @@ SWEEPS = ("attention tiles",)
 TINY = {"b": 1, "t": 128, "h": 1, "k": 64, "v": 64, "d": 64}
 
 
-def tiny(sizes: Sizes) -> dict[str, Any]:
+def case_of(timing: Timing, **sizes: int):
+    """Returns the timing's case, in a rehearsal at the sizes at which the simulator takes seconds, changed by
+    `sizes`."""
+    full = tiny(timing.sizes) if records.rehearsing() else timing.sizes
+    return dataclasses.replace(timing, sizes={**full, **sizes}).case
+
+
+def tiny(sizes: Sizes) -> dict[str, int]:
     """Returns the sizes at which the simulator takes seconds."""
     small = {name: min(size, TINY.get(name, size)) for name, size in sizes.items()}
     if "a" in sizes:

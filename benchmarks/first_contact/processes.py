@@ -6,6 +6,7 @@ In a session of its own a child does not hear what ends the parent, so the paren
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,11 @@ def end_all(why: str) -> None:
         child.look()
 
 
+def plain(name: str) -> str:
+    """Returns a step's name as a file has it: letters, digits and hyphens."""
+    return re.sub(r"[\W_]", "-", name)
+
+
 def _raise_if_interrupted() -> None:
     if _HEARD:
         raise Interrupted(_HEARD[0])
@@ -71,17 +77,18 @@ class Child:
 
     def __init__(self, step: Step, folder: Path, file: Path):
         _raise_if_interrupted()
-        self.step, self.file = step, file
-        self.log = folder / ("".join(c if c.isalnum() else "-" for c in step.name) + ".log")
-        environment = {**os.environ, **records.environment(file, step.name), **step.environment}
-        self.begun = time.monotonic()
-        self.ended: int | None = None
-        self.killed = ""
+        self.step, self.file, self.begun = step, file, time.monotonic()
+        self.log = folder / f"{plain(step.name)}.log"
+        self.ended, self.killed = False, ""
         missing = ["sh", "-c", f"echo no {step.command[0]} here; exit 127"]
-        command = list(step.command) if shutil.which(step.command[0]) else missing
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+                step.command if shutil.which(step.command[0]) else missing,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **records.environment(file, step.name), **step.environment},
+                start_new_session=True,
             )
         _ALIVE.append(self)
 
@@ -96,22 +103,20 @@ class Child:
 
     def look(self) -> bool:
         """As `running`, whatever was heard."""
-        if self.ended is not None:
+        if self.ended:
             return False
-        code = self.process.poll()
-        if code is None and time.monotonic() - self.begun > self.step.seconds:
+        if self.process.poll() is None and time.monotonic() - self.begun > self.step.seconds:
             self.kill("deadline")
-            code = self.process.poll()
+        code = self.process.poll()
         if code is None:
             return True
-        self.ended = code
+        self.ended = True
         _ALIVE.remove(self)
         self._stop_rest()
         facts = {"code": code, "seconds": round(time.monotonic() - self.begun, 1)}
         if code:
-            name = signal.Signals(-code).name if code < 0 else ""
-            tail = self.log.read_text(errors="replace")[-TAIL:]
-            facts |= {"signal": name, "why": self.killed, "tail": tail}
+            facts |= {"signal": signal.Signals(-code).name if code < 0 else "", "why": self.killed}
+            facts["tail"] = self.log.read_text(errors="replace")[-TAIL:]
         records.write("ended", path=self.file, step=self.step.name, **facts)
         return False
 
@@ -130,8 +135,7 @@ class Group:
     """Steps of which at most `at_once` run at a time, in order."""
 
     def __init__(self, steps: Sequence[Step], at_once: int, folder: Path, file: Path):
-        self.waiting, self.at_once = list(steps), at_once
-        self.folder, self.file = folder, file
+        self.waiting, self.at_once, self.folder, self.file = list(steps), at_once, folder, file
         self.children: list[Child] = []
 
     def advance(self) -> bool:

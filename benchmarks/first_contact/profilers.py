@@ -6,8 +6,8 @@
 The trace is the last thing done, in a process of its own, as it has crashed others (jax#40260).
 """
 
+import shutil
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from recollect.benchmarks.first_contact import records
-from recollect.benchmarks.first_contact.child import case_of, compiled, launching
-from recollect.benchmarks.first_contact.families import FAMILIES
-from recollect.benchmarks.kernel_checks import cotangent, drawn, with_gradients
+from recollect.benchmarks.first_contact.child import compiled, launching
+from recollect.benchmarks.first_contact.families import FAMILIES, case_of
+from recollect.benchmarks.kernel_case import cotangent, drawn, with_gradients
 
 
 def launch(family: str) -> None:
@@ -38,11 +38,10 @@ def trace(out: str) -> None:
     jax.block_until_ready(run(x))
     with tempfile.TemporaryDirectory() as folder:
         launching("trace")
-        with jax.profiler.trace(folder):
+        with jax.profiler.trace(Path(folder) / "trace"):
             for _ in range(3):
                 jax.block_until_ready(run(x))
-        with tarfile.open(Path(out) / "trace.tar.gz", "w:gz") as archive:
-            archive.add(folder, arcname="trace")
+        shutil.make_archive(str(Path(out) / "trace"), "gztar", folder, "trace")
 
 
 if __name__ == "__main__":

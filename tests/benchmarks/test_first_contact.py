@@ -98,8 +98,8 @@ def test_a_group_keeps_to_its_number_and_names_what_it_never_started(tmp_path):
 
 
 def test_a_turn_begins_at_its_gate_and_ends_by_itself(tmp_path):
-    text = "from pathlib import Path; from recollect.benchmarks.first_contact import turns; import sys, time\n"
-    text += "turns.wait(Path(sys.argv[1]), 1); print('begun', flush=True); time.sleep(60)"
+    text = "from pathlib import Path; from recollect.benchmarks.first_contact import child; import sys, time\n"
+    text += "child.wait(Path(sys.argv[1]), 1); print('begun', flush=True); time.sleep(60)"
     gate = tmp_path / "gate"
     process = subprocess.Popen([*python(text), str(gate)], stdout=subprocess.PIPE, cwd=steps.REPOSITORY, text=True)
     time.sleep(0.3)

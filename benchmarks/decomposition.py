@@ -23,43 +23,36 @@ import chz
 import jax
 import numpy as np
 
-from recollect.benchmarks import reporting
-from recollect.benchmarks.reporting import number
-from recollect.benchmarks.timing import OtherLoad
-from recollect.data.text.dataset import Text
-from recollect.data.text.rows import Chunked, Decomposed
-from recollect.data.text.rows.base import RowArrays
+from recollect.benchmarks import reporting, timing
+from recollect.data.text import Text
+from recollect.data.text.rows import Chunked, Decomposed, RowArrays
 from recollect.layers import Attention
-from recollect.layers.modules.mlp import SwiGLU
-from recollect.layers.modules.positions import Rotary
-from recollect.models import LanguageModel, repeat
-from recollect.models.functional import count
+from recollect.layers.modules import Rotary, SwiGLU
+from recollect.models import LanguageModel, count, repeat
+from recollect.training import AdamW, Experiment, Run, member_values, program_for
 from recollect.training.batches import open_batches
 from recollect.training.evaluator import evaluate
-from recollect.training.experiment import Experiment, Run
-from recollect.training.optimizer import AdamW
-from recollect.training.step import member_values, program_for
 
 ABOVE = (1.0, 0.5, 0.25, 0.1, 0.0)
 NAMES = ("chunked", "decomposed")
 ENDLESS = 1_000_000
 CURRICULA = ("uniform", "grow_linear", "grow_p2", "grow_p100")
 OPTIONS = {
-    "length": number(4096, "tokens of a chunked row and of the longest bucket, a power of two"),
-    "shortest": number(256, "tokens of the shortest bucket, a power of two"),
-    "batch": number(1, "rows of `length` tokens per step"),
-    "width": number(128, "of the model"),
-    "depth": number(2, "layers"),
-    "heads": number(4, "attention heads"),
-    "steps": number(ENDLESS, "most steps of each"),
-    "turn": number(20, "steps between evaluations"),
-    "cycle": number(40, "steps after which the curriculum starts again"),
-    "held-out": number(8, "held-out rows in an evaluation, as many batches as they make"),
-    "minutes": number(12.0, "of training both together, after compiling"),
-    "learning-rate": number(2e-3, "of AdamW after its warm-up"),
+    "length": reporting.number(4096, "tokens of a chunked row and of the longest bucket, a power of two"),
+    "shortest": reporting.number(256, "tokens of the shortest bucket, a power of two"),
+    "batch": reporting.number(1, "rows of `length` tokens per step"),
+    "width": reporting.number(128, "of the model"),
+    "depth": reporting.number(2, "layers"),
+    "heads": reporting.number(4, "attention heads"),
+    "steps": reporting.number(ENDLESS, "most steps of each"),
+    "turn": reporting.number(20, "steps between evaluations"),
+    "cycle": reporting.number(40, "steps after which the curriculum starts again"),
+    "held-out": reporting.number(8, "held-out rows in an evaluation, as many batches as they make"),
+    "minutes": reporting.number(12.0, "of training both together, after compiling"),
+    "learning-rate": reporting.number(2e-3, "of AdamW after its warm-up"),
 }
 MORE_OPTIONS = {
-    "seed": number(0, "of parameters and data"),
+    "seed": reporting.number(0, "of parameters and data"),
     "curriculum": {"default": "grow_p2", "choices": CURRICULA},
     "source": {"default": "stdlib", "help": "as data.source"},
 }
@@ -74,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = reporting.Parser("decomposition", __doc__, OPTIONS | MORE_OPTIONS, "decomposition.json")
     options = parser.parse(arguments, positive=[name.replace("-", "_") for name in OPTIONS])
     reporting.print_device()
-    load = OtherLoad()
+    load = timing.OtherLoad()
     trainees = [_Trainee(name, options) for name in NAMES]
     for trainee in trainees:
         trainee.compile()

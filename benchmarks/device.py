@@ -20,7 +20,6 @@ from recollect.benchmarks import reporting
 from recollect.benchmarks.first_contact import records
 from recollect.benchmarks.first_contact.predictions import PREDICTIONS, Prediction
 from recollect.benchmarks.peer_side import one_line
-from recollect.benchmarks.reporting import REPOSITORY
 from recollect.configuration import UserError
 
 DOCUMENT = "gpu_measured.md"
@@ -74,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out is not None:
         folder = reporting.folder_name(result["device"])
         path = reporting.write_result(options.out, folder, "first_contact.json", result)
-        page = REPOSITORY / "docs" / DOCUMENT
+        page = reporting.REPOSITORY / "docs" / DOCUMENT
         page.write_text(text)
         print(f"written: {path}, {page}")
     return int(any(check["wrong"] for check in result["checks"]))
@@ -105,8 +104,8 @@ def gathered(folders: list[Path]) -> dict:
             times[_key(line)] = {**_facts(line), "contact": len(devices), **before}
         for kind, part in (("peer", "peers"), ("pretraining", "pretraining")):
             for line in of[kind]:
-                settings = (x for x in line.get("overrides", ()) if "=" in x)
-                kept[part][" ".join([line["what"], *settings])] = _facts(line)
+                name = " ".join([line["what"], *(x for x in line.get("overrides", ()) if "=" in x)])
+                kept[part][name] = _facts(line)
         for kind in ("tests", "failed"):
             kept[kind] += map(_facts, of[kind])
     if len(set(devices)) != 1:
@@ -122,9 +121,8 @@ def _lines(folder: Path) -> list[dict]:
     if not lines:
         raise UserError(f"bench device: {folder} has no {records.FILE}, or one without a record")
     for line in lines:
-        needed = NEEDED.get(line["kind"], ())
         machine = ("device", "versions") if (line["kind"], line.get("what")) == ("probe", "machine") else ()
-        lacking = [name for name in (*needed, *machine) if name not in line]
+        lacking = [name for name in (*NEEDED.get(line["kind"], ()), *machine) if name not in line]
         if lacking:
             raise UserError(f"bench device: {path}: a line of kind {line['kind']!r} lacks {', '.join(lacking)}")
     return lines
@@ -219,9 +217,8 @@ def _row(row: dict, result: dict) -> str:
     cells = [f"{row['what']} {row.get('note', '')}".strip()]
     for part in ("forward", "both"):
         seconds, floor = row.get(part), (row.get("floor") or {}).get(part)
-        before = (row.get("before") or {}).get(part)
         cells += [_milliseconds(seconds, "-"), "-" if seconds is None or not floor else f"{seconds / floor:.2f}"]
-        cells += [_milliseconds(before, "")]
+        cells += [_milliseconds((row.get("before") or {}).get(part), "")]
         cells += ["", ""] if row.get("note") else [_library(row, part, result), _peer(row, part, result)]
     return _table_row(cells)
 

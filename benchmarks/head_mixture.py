@@ -25,23 +25,21 @@ from flax import nnx
 
 from recollect.benchmarks import reporting, timing
 from recollect.benchmarks.kernel_case import relative_error
-from recollect.benchmarks.reporting import number
-from recollect.layers.mixer import Place
-from recollect.layers.mixers.mixture_of_heads import MixtureOfHeads
-from recollect.layers.modules.mlp import SwiGLU
+from recollect.layers import MixtureOfHeads, Place
+from recollect.layers.modules import SwiGLU
 from recollect.models import FunctionalModel, LanguageModel, repeat
-from recollect.training.optimizer import AdamW
+from recollect.training import AdamW
 
 VOCABULARY = 256
 CLOSE = 1e-4
 FORMS = ("dense", "gathered")
 PARTS = ("forward", "forward_backward", "training_step")
 OPTIONS = {
-    "length": number(1024, "tokens"),
-    "batch": number(2, "sequences"),
-    "heads": number(8, "heads in all"),
-    "head-dim": number(64, "dimensions per head; the width is heads times this"),
-    "turns": number(9, "turns of which the median is taken"),
+    "length": reporting.number(1024, "tokens"),
+    "batch": reporting.number(2, "sequences"),
+    "heads": reporting.number(8, "heads in all"),
+    "head-dim": reporting.number(64, "dimensions per head; the width is heads times this"),
+    "turns": reporting.number(9, "turns of which the median is taken"),
     "mlp": {"action": "store_true", "help": "an MLP after each mixer of the model that is trained"},
 }
 
@@ -112,7 +110,6 @@ def _calls(config: MixtureOfHeads, options: Namespace, form: str) -> dict:
     width = options.heads * options.head_dim
     graph, weights = nnx.split(config.build(width, Place(0, 2), nnx.Rngs(params=jax.random.key(0))))
     x = jax.random.normal(jax.random.key(1), (options.batch, options.length, width))
-    target = jnp.cos(jnp.arange(width, dtype=jnp.float32))
 
     def forward(weights, x):
         with computed(form):
@@ -120,7 +117,7 @@ def _calls(config: MixtureOfHeads, options: Namespace, form: str) -> dict:
 
     def loss(weights, x):
         out = forward(weights, x)
-        return jnp.mean(out * target), out
+        return jnp.mean(out * jnp.cos(jnp.arange(width, dtype=jnp.float32))), out
 
     run, with_gradients = jax.jit(forward), jax.jit(jax.grad(loss, (0, 1), has_aux=True))
     return {

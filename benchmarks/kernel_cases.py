@@ -19,13 +19,16 @@ import numpy as np
 
 from recollect.benchmarks.kernel_case import Arrays, Case
 from recollect.benchmarks.kernel_shapes import ACCELERATOR_SHAPES, CPU_SHAPES, shapes_of
-from recollect.pallas_kernels.gated_convolution import long_convolution, short_convolution
-from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention
-from recollect.pallas_kernels.landmark_attention import landmark_attention
-from recollect.pallas_kernels.linear_recurrence import linear_recurrence
+from recollect.pallas_kernels import (
+    head_mixture_attention,
+    landmark_attention,
+    linear_recurrence,
+    long_convolution,
+    short_convolution,
+    softmax_attention,
+    taylor_attention,
+)
 from recollect.pallas_kernels.linear_recurrence.reference import quadratic
-from recollect.pallas_kernels.softmax_attention import softmax_attention
-from recollect.pallas_kernels.taylor_attention import taylor_attention
 
 SIZES = (*"bthkvwg", "block", "a", "d")
 """Sizes that a case may have, in the order in which its name gives them."""
@@ -75,9 +78,14 @@ def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Facts:
 
     # The square form of a decay per channel holds a (t, t, k) array per head; the delta rule has none.
     plain = {"square form": square} if variant in ("no decay", "decay per head") else {}
-    work = (3 if "delta" in variant else 2) * 2.0 * b * t * h * k * v
-    how = {"inputs": inputs, "run": run, "plain": plain, "work": work}
-    return {**how, "peer": RECURRENCES[variant], "libraries": ("jla",)}
+    return {
+        "inputs": inputs,
+        "run": run,
+        "plain": plain,
+        "work": (3 if "delta" in variant else 2) * 2.0 * b * t * h * k * v,
+        "peer": RECURRENCES[variant],
+        "libraries": ("jla",),
+    }
 
 
 def _taylor(b: int, t: int, h: int, k: int, v: int) -> Facts:
@@ -90,9 +98,13 @@ def _taylor(b: int, t: int, h: int, k: int, v: int) -> Facts:
         o = jnp.einsum("bhij,bjhv->bihv", weights, x["v"].astype(jnp.float32))
         return (o / jnp.moveaxis(jnp.sum(weights, axis=-1), 1, 2)[..., None]).astype(x["v"].dtype)
 
-    work = 4.0 * b * t * h * (1 + k + k * (k + 1) // 2) * (v + 1)
-    how = {"inputs": _normal(_qkv(b, t, h, k, v)), "run": run, "plain": {"square form": square}, "work": work}
-    return {**how, "peer": "based"}
+    return {
+        "inputs": _normal(_qkv(b, t, h, k, v)),
+        "run": run,
+        "plain": {"square form": square},
+        "work": 4.0 * b * t * h * (1 + k + k * (k + 1) // 2) * (v + 1),
+        "peer": "based",
+    }
 
 
 def _short(b: int, t: int, d: int) -> Facts:
@@ -106,9 +118,13 @@ def _short(b: int, t: int, d: int) -> Facts:
         return jax.nn.silu(jax.lax.conv_general_dilated(x["x"], filters, (1,), [(3, 0)], **layout)) * x["out_gate"]
 
     arrays = {"x": (b, t, d), "out_gate": (b, t, d)}
-    inputs = _normal(arrays, taps=lambda key: jax.random.normal(key, (4, d)) / 2)
-    how = {"inputs": inputs, "run": run, "plain": {"lax.conv": library}, "work": 8.0 * b * t * d}
-    return {**how, "peer": "short_conv"}
+    return {
+        "inputs": _normal(arrays, taps=lambda key: jax.random.normal(key, (4, d)) / 2),
+        "run": run,
+        "plain": {"lax.conv": library},
+        "work": 8.0 * b * t * d,
+        "peer": "short_conv",
+    }
 
 
 def _long(b: int, t: int, d: int) -> Facts:
@@ -141,21 +157,19 @@ def _window(variant: str, b: int, t: int, h: int, k: int, v: int, w: int | None 
         s = jnp.where((j <= i) & (i - j < (w or t)), _scores(x["q"], keys), -jnp.inf)
         if sinks:
             s = jnp.concatenate([s, jnp.broadcast_to(x["sinks"][None, :, None, None], (b, h, t, 1))], axis=-1)
-        weights = jax.nn.softmax(s, axis=-1)[..., :t].astype(values.dtype)
-        return jnp.einsum("bhij,bjhv->bihv", weights, values)
+        return jnp.einsum("bhij,bjhv->bihv", jax.nn.softmax(s, axis=-1)[..., :t].astype(values.dtype), values)
 
     def library(x: Arrays) -> jax.Array:
         before = None if w is None else (w - 1, 0)
         return jax.nn.dot_product_attention(x["q"], x["k"], x["v"], is_causal=True, local_window_size=before)
 
-    small = ({} if w is None else {"w": min(w, 100)}) | ({} if g is None else {"h": 4, "g": max(1, 4 * g // h)})
     return {
         "inputs": _normal(_qkv(b, t, h, k, v, g), **sinks),
         "run": run,
         "plain": {"softmax over all pairs": dense} | ({} if sinks or k != v else {"jax.nn": library}),
         "work": 2.0 * b * h * sum(min(i + 1, w or t) for i in range(t)) * (k + v),
         "peer": "sink_attention" if sinks else "causal_attention" if w is None else "sliding_attention",
-        "small": small,
+        "small": ({} if w is None else {"w": min(w, 100)}) | ({} if g is None else {"h": 4, "g": max(1, 4 * g // h)}),
         "libraries": ("cudnn", "splash"),
     }
 
@@ -184,9 +198,12 @@ def _landmark(b: int, t: int, h: int, k: int, v: int, block: int) -> Facts:
 
     # An earlier block is one super-token: scores of all its tokens, landmark included, and values of the ordinary ones.
     own, earlier = np.minimum(np.arange(t) % c + 1, block), np.arange(t) // c
-    work = 2.0 * b * h * (int(np.sum(own + earlier * c)) * k + int(np.sum(own + earlier * block)) * v)
-    plain = {"softmax over all pairs": dense}
-    return {"inputs": _normal(_qkv(b, t, h, k, v)), "run": run, "plain": plain, "work": work}
+    return {
+        "inputs": _normal(_qkv(b, t, h, k, v)),
+        "run": run,
+        "plain": {"softmax over all pairs": dense},
+        "work": 2.0 * b * h * (int(np.sum(own + earlier * c)) * k + int(np.sum(own + earlier * block)) * v),
+    }
 
 
 def _mixture(b: int, t: int, h: int, k: int, v: int, a: int) -> Facts:

@@ -19,7 +19,6 @@ import importlib
 import sys
 
 from recollect.benchmarks import peer_side
-from recollect.benchmarks.peer_side import one_line
 
 
 def main() -> None:
@@ -32,7 +31,7 @@ def answer(case: dict) -> dict:
     try:
         times = measure(case)
     except Exception as error:  # whatever a peer's library raises is an answer here
-        times = {"error": one_line(error)}
+        times = {"error": peer_side.one_line(error)}
     try:  # memory that no tensor uses any more goes back to the GPU, for the process beside this one
         gc.collect()
         torch = sys.modules.get("torch")
@@ -63,7 +62,7 @@ def measure(case: dict) -> dict:
     try:
         answer["both"] = timed(torch, lambda: torch.autograd.grad(function(*leaves), leaves, cotangent))
     except Exception as error:
-        answer["backward_error"] = one_line(error)
+        answer["backward_error"] = peer_side.one_line(error)
     return answer
 
 

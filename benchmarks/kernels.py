@@ -30,10 +30,7 @@ import os
 import jax
 import jax.numpy as jnp
 
-from recollect.benchmarks import kernel_case, kernel_cases, kernel_shapes, reporting, timing
-from recollect.benchmarks.peer_process import PeerProcess
-from recollect.benchmarks.peer_side import one_line
-from recollect.benchmarks.reporting import number
+from recollect.benchmarks import kernel_case, kernel_cases, kernel_shapes, peer_process, peer_side, reporting, timing
 from recollect.pallas_kernels.dispatch import BACKENDS, Refused
 
 LENGTHS = tuple(1024 * 2**i for i in range(7))
@@ -46,9 +43,9 @@ OPTIONS = {
     "backends": {"nargs": "+", "default": CHOSEN, "metavar": "NAME", "help": f"of {', '.join(BACKENDS)}"},
     "dtype": {"choices": ("bfloat16", "float32"), "help": "default: bfloat16 on accelerators, float32 on CPU"},
     "peer-python": {"metavar": "PYTHON", "help": "an interpreter with torch and flash-linear-attention"},
-    "peer-seconds": number(300.0, "that a peer may take for one case, compiling included"),
+    "peer-seconds": reporting.number(300.0, "that a peer may take for one case, compiling included"),
     "lengths": {"action": "store_true", "help": "time and memory of the xla forms at 1k to 64k tokens instead"},
-    "longest": number(LENGTHS[-1], "for --lengths"),
+    "longest": reporting.number(LENGTHS[-1], "for --lengths"),
 }
 
 
@@ -104,7 +101,9 @@ class _Peers:
     """kernel_peers.py, started again for the next case where it died or is of no more use."""
 
     def __init__(self, python: str | None, seconds: float):
-        self.start = functools.partial(PeerProcess, "--peer-python", python or "", ["kernel_peers.py"], seconds)
+        self.start = functools.partial(
+            peer_process.PeerProcess, "--peer-python", python or "", ["kernel_peers.py"], seconds
+        )
         self.process = None if python is None else self.start()
 
     def measure(self, case: kernel_case.Case) -> dict:
@@ -138,7 +137,7 @@ def _row(function, inputs: kernel_case.Arrays, small, check: kernel_case.Check) 
         row["refused"] = " ".join(str(error).split())
     except Exception as error:
         # Out of memory, or a compiler's complaint: the other rows still count.
-        row["error"] = one_line(error, 300)
+        row["error"] = peer_side.one_line(error, 300)
     return row
 
 

@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 from recollect.benchmarks.reporting import REPOSITORY
 from recollect.configuration import UserError
@@ -31,11 +30,11 @@ class PeerProcess:
     def __init__(self, option: str, python: str, script: Sequence[str], seconds: float | None = None):
         self.seconds = seconds
         self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  closed with the process
-        paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
             self.process = subprocess.Popen(
                 [python, str(REPOSITORY / "benchmarks" / script[0]), *script[1:]],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                env={**os.environ, "PYTHONPATH": path},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.errors,
@@ -52,16 +51,13 @@ class PeerProcess:
         """Whether the process runs."""
         return self.process.poll() is None
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: dict) -> dict:
         """Returns the answer, or {"error"} with what became of the process, which is then dead."""
-        assert self.process.stdin is not None
         answer = None
         try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-            answer = self.answers.get(timeout=self.seconds)
-        except OSError:
-            pass
+            with contextlib.suppress(OSError):  # it reads no more
+                print(json.dumps(request), file=self.process.stdin, flush=True)
+                answer = self.answers.get(timeout=self.seconds)
         except queue.Empty:
             self._kill()
             return {"error": f"no answer in {self.seconds:g} s: killed"}
@@ -70,7 +66,7 @@ class PeerProcess:
     def close(self) -> None:
         """Ends the process, by force where it does not end by itself, and those that it started."""
         with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
-            self.process.stdin.close()  # type: ignore[union-attr]
+            self.process.stdin.close()
             self.process.wait(1)
         self._kill()
         self.errors.close()

@@ -24,20 +24,17 @@ import time
 import chz
 import jax
 
-from recollect.benchmarks import reporting
+from recollect.benchmarks import reporting, timing
 from recollect.benchmarks.peer_process import PeerProcess
-from recollect.benchmarks.reporting import number
-from recollect.benchmarks.timing import QUIET, OtherLoad
 from recollect.configuration import UserError, apply_overrides
 from recollect.configuration.paths import keep_compiled_programs
 from recollect.experiments import registry
 from recollect.layers import Attention, GatedConvolution, LinearAttention, SlidingWindow
-from recollect.layers.modules.positions import Rotary
-from recollect.models.functional import count
+from recollect.layers.modules import Rotary
+from recollect.models import count
+from recollect.training import Experiment, Program, member_values
 from recollect.training.batches import open_batches
-from recollect.training.experiment import Experiment
 from recollect.training.monitoring.throughput import Meter, meter_of
-from recollect.training.step import Program, member_values
 
 PATTERNS = ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena")
 ON_CPU = tuple(f"{pattern}_30m" for pattern in PATTERNS)
@@ -48,7 +45,7 @@ KINDS = {Attention: "attention", SlidingWindow: "window", GatedConvolution: "con
 OPTIONS = {
     "models": {"nargs": "+", "metavar": "NAME", "help": "experiments of `pretrain`, for example based_360m"},
     "accelerator": {"action": "store_true", "help": "what accelerators take by default, whatever the device"},
-    "steps": number(5, "timed steps"),
+    "steps": reporting.number(5, "timed steps"),
     "peer-python": {
         "metavar": "PYTHON",
         "help": "an interpreter with torch and flash-linear-attention: time those beside ours",
@@ -80,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.peer_python:
             row["peer"] = peer(experiment, options.peer_python, options.steps, row)
             print(_peer_line(row), flush=True)
-    if any(row["others"] > QUIET for row in rows):
+    if any(row["others"] > timing.QUIET for row in rows):
         print("other programs ran meanwhile: NOT TO BE QUOTED")
     reporting.keep(options.out, "pretraining.json", "pretraining", arguments, {"rows": rows})
     return 0
@@ -116,7 +113,7 @@ def measure(experiment: Experiment, steps: int) -> dict:
     tokens = experiment.run.batch_size * experiment.data.length
     for step in range(WARM_UP + steps):
         if step in (0, WARM_UP):
-            meter, seconds, load = Meter(like.flops_per_token, like.peak), [], OtherLoad()
+            meter, seconds, load = Meter(like.flops_per_token, like.peak), [], timing.OtherLoad()
         begun, waited = time.perf_counter(), batches.waited
         state, metrics = batches.train(state, values, 1, step)
         loss = float(jax.device_get(metrics["loss"])[-1])

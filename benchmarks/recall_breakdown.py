@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from recollect.benchmarks.timing import time_in_turns
-from recollect.training.step import Program, member_values
+from recollect.training import Program, member_values
 
 STEPS = 20
 TINY = 1e-6

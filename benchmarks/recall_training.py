@@ -24,27 +24,23 @@ out.
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import chz
 import jax
 
-from recollect.benchmarks import recall_breakdown, reporting
+from recollect.benchmarks import recall_breakdown, reporting, timing
 from recollect.benchmarks.peer_process import PeerProcess
-from recollect.benchmarks.reporting import number
-from recollect.benchmarks.timing import QUIET, OtherLoad
 from recollect.configuration import UserError
 from recollect.data.synthetics import MQAR
-from recollect.experiments.mqar import recall
+from recollect.experiments import recall
 from recollect.layers import Attention, LinearAttention
-from recollect.layers.modules.feature_maps import Taylor
-from recollect.models.functional import count
-from recollect.training.experiment import Experiment
-from recollect.training.step import member_values, program_for
+from recollect.layers.modules import Taylor
+from recollect.models import count
+from recollect.training import Experiment, program_for
 
 SIZES = {"batch_size": 64, "length": 64, "width": 64}
-BATCH, STEPS_PER_CALL = SIZES["batch_size"], 20
+BATCH, STEPS_PER_CALL = SIZES["batch_size"], recall_breakdown.STEPS
 MIXERS = {"attention": Attention(), "based": LinearAttention(feature_dim=8, feature_map=Taylor())}
 PAIRS = {256: 8, 8192: 4}
 QUIET_TURNS = 3
@@ -60,9 +56,9 @@ OPTIONS = {
     },
     "mixers": {"nargs": "+", "choices": tuple(MIXERS), "default": list(MIXERS)},
     "vocabularies": {"nargs": "+", "type": int, "choices": tuple(PAIRS), "default": list(PAIRS)},
-    "dropout": number(0.1, "of the embedding, both sides; Zoology's default is 0.1"),
-    "rounds": number(7, "turns of each side"),
-    "seconds": number(2.5, "of a turn"),
+    "dropout": reporting.number(0.1, "of the embedding, both sides; Zoology's default is 0.1"),
+    "rounds": reporting.number(7, "turns of each side"),
+    "seconds": reporting.number(2.5, "of a turn"),
     "no-breakdown": {"action": "store_true", "help": "leave out where our step's time goes"},
 }
 
@@ -83,25 +79,6 @@ def experiment_of(case: dict) -> Experiment:
         data=MQAR(vocab_size=case["vocabulary"], length=case["length"], pairs=case["pairs"]),
         run=chz.replace(experiment.run, batch_size=BATCH, steps_per_call=STEPS_PER_CALL),
     )
-
-
-class Ours:
-    """This project's training program for one experiment."""
-
-    def __init__(self, experiment: Experiment):
-        self.program = program_for(experiment)
-        self.inputs = member_values([experiment], False), STEPS_PER_CALL, experiment.data.train_slices()[0]
-        self.state = self.program.init(0)
-        self.parameters = count(self.state["params"])
-
-    def turn(self, seconds: float) -> dict[str, float]:
-        """Calls for about `seconds`, at least once; returns the median time of a step."""
-        times, end = [], time.perf_counter() + seconds
-        while not times or time.perf_counter() < end:
-            start = time.perf_counter()
-            self.state, _ = jax.block_until_ready(self.program.train(self.state, *self.inputs))
-            times.append((time.perf_counter() - start) / STEPS_PER_CALL)
-        return {"step": statistics.median(times)}
 
 
 class Zoology:
@@ -145,21 +122,22 @@ class Zoology:
 
 def run_case(case: dict, zoology: Zoology | None, rounds: int, seconds: float) -> dict:
     """Returns the turns of both sides, and what they come to."""
-    ours = Ours(experiment_of(case))
-    for _ in range(2):
-        ours.turn(0.0)  # compiles, for the first state and for those that follow
+    program = program_for(experiment_of(case))
+    ours = {"step": recall_breakdown.whole_step(program)}
+    timing.time_in_turns(ours, turns=1)  # compiles, for the first state and for those that follow
     if zoology is not None:
         zoology.build(case)
-    load = OtherLoad(() if zoology is None else (zoology.peer.process.pid,))
+    load = timing.OtherLoad(() if zoology is None else (zoology.peer.process.pid,))
     turns = [
         {
-            "ours": ours.turn(seconds),
+            "ours": {"step": timing.time_in_turns(ours, 1, seconds, warm_up=False)["step"] / STEPS_PER_CALL},
             "zoology": None if zoology is None else zoology.turn(seconds),
             "others": load.cores(),
         }
         for _ in range(rounds)
     ]
-    row = {name: case[name] for name in ("case", "mixer", "vocabulary")} | {"parameters": ours.parameters}
+    row = {name: case[name] for name in ("case", "mixer", "vocabulary")}
+    row["parameters"] = count(jax.eval_shape(program.init, 0)["params"])
     return row | summarise(turns) | ({} if zoology is None else {"zoology_parameters": zoology.parameters})
 
 
@@ -170,7 +148,7 @@ def summarise(turns: list[dict]) -> dict:
     Turns during which other programs kept more than `QUIET` cores busy are left out; where that leaves fewer than
     `QUIET_TURNS`, all are taken, and "quotable" is False.
     """
-    quiet = [turn for turn in turns if not turn["others"] > QUIET]
+    quiet = [turn for turn in turns if not turn["others"] > timing.QUIET]
     quotable = len(quiet) >= QUIET_TURNS
     used = quiet if quotable else turns
     ours = [turn["ours"]["step"] for turn in used]
@@ -236,11 +214,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(rows))
     pieces, others = {}, 0.0
     if not options.no_breakdown:
-        load = OtherLoad()
+        load = timing.OtherLoad()
         pieces = {case["case"]: recall_breakdown.breakdown(experiment_of(case), options.seconds / 4) for case in cases}
         print(recall_breakdown.breakdown_table(pieces))
         others = load.cores()
-        if others > QUIET:
+        if others > timing.QUIET:
             print(f"meanwhile other programs kept {others:.2f} cores busy: these pieces are NOT TO BE QUOTED")
     facts = {
         "settings": {**vars(options), **SIZES, "steps_per_call": STEPS_PER_CALL},

@@ -24,12 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
-from recollect.benchmarks import reporting
+from recollect.benchmarks import reporting, timing
 from recollect.benchmarks.kernel_case import relative_error
 from recollect.benchmarks.peer_process import PeerProcess
 from recollect.benchmarks.recurrence_sides import GATES
-from recollect.benchmarks.reporting import number
-from recollect.benchmarks.timing import OtherLoad
 
 SHAPES = [(2, 1024, 4, 64), (1, 2048, 4, 128)]
 SAME = 1e-5
@@ -55,9 +53,9 @@ OPTIONS = {
     },
     "peer-python": {"metavar": "PYTHON", "help": "an interpreter with jax-linear-attention"},
     "same-python": {"action": "store_true", "help": "run ours in --peer-python too"},
-    "turns": number(9, "of each side and part"),
-    "seconds": number(0.3, "of a turn of one call or more"),
-    "patience": number(300.0, "seconds to wait for an answer"),
+    "turns": reporting.number(9, "of each side and part"),
+    "seconds": reporting.number(0.3, "of a turn of one call or more"),
+    "patience": reporting.number(300.0, "seconds to wait for an answer"),
 }
 
 
@@ -110,7 +108,7 @@ def measure(case: str, shape: tuple[int, ...], options: argparse.Namespace) -> d
             row["differs"] = _differences(*(np.load(folder / f"{name}.npz") for name in SIDES))
             row["wrong"] = [name for name, error in row["differs"].items() if not error <= SAME]
         if not row["wrong"]:
-            load = OtherLoad(tuple(side.process.pid for side in sides.values() if side.alive))
+            load = timing.OtherLoad(tuple(side.process.pid for side in sides.values() if side.alive))
             _take_turns(row, sides, options.turns, options.seconds)
             if all(side.alive for side in sides.values()):
                 row["cores_kept_busy_by_others"] = round(load.cores(), 2)

@@ -45,8 +45,10 @@ def floors(case: Case, inputs: Arrays, device_kind: str) -> dict[str, float] | N
     }
 
 
-def time_in_turns(functions: Mapping[str, Callable[[], Any]], turns: int = 5, seconds: float = 0.0) -> dict[str, float]:
-    """Returns the median seconds per call of each function, after one call of each that compiles it.
+def time_in_turns(
+    functions: Mapping[str, Callable[[], Any]], turns: int = 5, seconds: float = 0.0, warm_up: bool = True
+) -> dict[str, float]:
+    """Returns the median seconds per call of each function, after one call of each that compiles it (`warm_up`).
 
     The functions take turns, so that whatever else the machine does meets all of them.
 
@@ -54,7 +56,7 @@ def time_in_turns(functions: Mapping[str, Callable[[], Any]], turns: int = 5, se
       turns: least number of turns.
       seconds: least time that all turns take together.
     """
-    for function in functions.values():
+    for function in functions.values() if warm_up else ():
         jax.block_until_ready(function())
     times: dict[str, list[float]] = {name: [] for name in functions}
     end, turn = time.perf_counter() + seconds, 0

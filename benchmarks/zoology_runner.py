@@ -22,7 +22,6 @@ every call.
 
 import contextlib
 import functools
-import importlib
 import importlib.metadata
 import importlib.util
 import io
@@ -30,16 +29,27 @@ import itertools
 import sys
 import time
 import types
-from collections.abc import Callable
-from typing import Any
 
 from recollect.benchmarks.peer_side import serve
 
 NAMES = ("torchvision", "wandb", "opt_einsum", "causal_conv1d", "fla")
 """What Zoology may import at the top of modules used here, none of it called on a CPU with these mixers."""
 
+CONVOLUTION = {"kernel_size": 3, "implicit_long_conv": True}
+ATTENTION = {"num_heads": 1, "dropout": 0.0}
+BASED = {
+    "feature_dim": 8,
+    "feature_name": "taylor_exp",
+    "num_heads": 1,
+    "num_key_value_heads": 1,
+    "train_view": "quadratic",
+}
+"""Options of its mixers."""
 
-def set_default(function: Any, name: str, value: Any) -> bool:
+PACKAGES = ("torch", "numpy", "pandas", "einops", "pydantic")
+
+
+def set_default(function, name: str, value) -> bool:
     """Changes the default of one positional argument of `function`; False when it already is `value`.
 
     Raises:
@@ -52,24 +62,10 @@ def set_default(function: Any, name: str, value: Any) -> bool:
             f"{function.__qualname__} has no optional argument {name}: "
             "this is not the Zoology that the patches were written for"
         )
-    index = optional.index(name)
-    changed = defaults[index] != value
-    defaults[index] = value
+    before = function.__defaults__
+    defaults[optional.index(name)] = value
     function.__defaults__ = tuple(defaults)
-    return changed
-
-
-def install_stubs(names: list[str]) -> None:
-    """Installs empty modules under these names. torchvision gets the one class that Zoology builds: an identity, as
-    its drop rate is 0 here."""
-    for name in names:
-        sys.modules[name] = types.ModuleType(name)
-    if "torchvision" in names:
-        import torch
-
-        sys.modules["torchvision.ops"] = operations = types.ModuleType("torchvision.ops")
-        sys.modules["torchvision"].ops = operations
-        operations.StochasticDepth = torch.nn.Identity
+    return function.__defaults__ != before
 
 
 class StepClock:
@@ -79,7 +75,7 @@ class StepClock:
         self.times: list[float] = []
         self.loss = float("nan")
 
-    def log(self, metrics: dict[str, Any]) -> None:
+    def log(self, metrics: dict) -> None:
         self.times.append(time.perf_counter())
         self.loss = float(metrics["train/loss"])
 
@@ -89,45 +85,42 @@ class Runner:
 
     def __init__(self) -> None:
         # Before the stand-ins: PyTorch looks for opt_einsum itself and would take an empty module for it.
-        import torch  # noqa: F401
+        import torch
 
         self.stubs = [name for name in NAMES if importlib.util.find_spec(name) is None]
-        install_stubs(self.stubs)
+        sys.modules |= {name: types.ModuleType(name) for name in self.stubs}
+        if (
+            "torchvision" in self.stubs
+        ):  # with the one class that Zoology builds: an identity, as its drop rate is 0 here
+            operations = types.SimpleNamespace(StochasticDepth=torch.nn.Identity)
+            sys.modules["torchvision.ops"] = sys.modules["torchvision"].ops = operations
         model = importlib.import_module("zoology.model")
-        self.patches = []
+        self.patches, self.turn = [], 0
         if set_default(model.TokenEmbeddings.__init__, "device", "cpu"):
             self.patches.append("TokenEmbeddings: default device cuda -> cpu")
         if set_default(model.LanguageModel.forward, "return_embeddings", False):
             self.patches.append("LanguageModel.forward: returns hidden vectors by default -> logits")
-        self.turn = 0
+        packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+        self.known = {"versions": {"python": sys.version.split()[0], **packages}, "threads": torch.get_num_threads()}
 
-    def facts(self) -> dict[str, Any]:
-        import torch
+    def facts(self) -> dict:
+        return {**self.known, "patches": self.patches, "stubs": self.stubs}
 
-        versions = {"python": sys.version.split()[0]}
-        for name in ("torch", "numpy", "pandas", "einops", "pydantic"):
-            versions[name] = importlib.metadata.version(name)
-        return {"versions": versions, "threads": torch.get_num_threads(), "patches": self.patches, "stubs": self.stubs}
-
-    def build(self, case: dict[str, Any]) -> dict[str, Any]:
+    def build(self, case: dict) -> dict:
         from zoology.config import ModelConfig, ModuleConfig
         from zoology.model import LanguageModel
         from zoology.train import Trainer
         from zoology.utils import set_determinism
 
         set_determinism(0)
-        length, mixers = case["length"], "zoology.mixers"
-        convolution = {"l_max": length, "kernel_size": 3, "implicit_long_conv": True}
-        attention = {"num_heads": 1, "dropout": 0.0}
-        based = {"l_max": length, "feature_dim": 8, "feature_name": "taylor_exp", "num_heads": 1}
-        based |= {"num_key_value_heads": 1, "train_view": "quadratic"}
+        length = {"l_max": case["length"]}
+        convolution = {"name": "zoology.mixers.base_conv.BaseConv", "kwargs": {**CONVOLUTION, **length}}
         second = {
-            "attention": {"name": f"{mixers}.attention.MHA", "kwargs": attention},
-            "based": {"name": f"{mixers}.based.Based", "kwargs": based},
+            "attention": {"name": "zoology.mixers.attention.MHA", "kwargs": ATTENTION},
+            "based": {"name": "zoology.mixers.based.Based", "kwargs": {**BASED, **length}},
         }[case["mixer"]]
-        configs = [{"name": f"{mixers}.base_conv.BaseConv", "kwargs": convolution}, second]
         config = ModelConfig(
-            sequence_mixer=ModuleConfig(name=f"{mixers}.hybrid.Hybrid", kwargs={"configs": configs}),
+            sequence_mixer=ModuleConfig(name="zoology.mixers.hybrid.Hybrid", kwargs={"configs": [convolution, second]}),
             state_mixer=ModuleConfig(name="torch.nn.Identity"),
             d_model=case["width"],
             n_layers=2,
@@ -151,7 +144,7 @@ class Runner:
         self.case, self.trainer = case, trainer
         return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
-    def train(self, steps: int) -> dict[str, Any]:
+    def train(self, steps: int) -> dict:
         from zoology.config import DataConfig
         from zoology.data.multiquery_ar import MQARConfig
         from zoology.data.utils import prepare_data
@@ -176,7 +169,7 @@ class Runner:
         return {"step_seconds": seconds, "data_seconds": data_seconds, "examples": steps * batch, "loss": clock.loss}
 
 
-def answer(runner: Callable[[], Any], request: dict[str, Any]) -> dict[str, Any]:
+def answer(runner, request: dict) -> dict:
     """Returns the runner's answer to one request.
 
     Its progress bar and prints go nowhere: the time to format them stays in, as in its normal use.

@@ -77,16 +77,16 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             contact.run(parts)
         except processes.Interrupted as interrupted:
-            stopped = interrupted
+            stopped = interrupted.args[0]
         finally:
-            processes.end_all(f"the parent was interrupted by {stopped}" if stopped else "the parent failed")
+            processes.end_all(f"the parent was interrupted by {stopped.name}" if stopped else "the parent failed")
             text = table.table(records.read(contact.file))
             (options.out / "first_contact.txt").write_text(text)
             steps.keep_caches(options.out)
             print(text, flush=True)
     if stopped:
-        print(f"interrupted by {stopped}; what was known by then is in {options.out}", file=sys.stderr)
-        return 128 + stopped.number
+        print(f"interrupted by {stopped.name}; what was known by then is in {options.out}", file=sys.stderr)
+        return 128 + stopped
     lines = records.read_call(contact.file)
     bad = any(line.get("wrong") or (line["kind"] == "tests" and line["failed"]) for line in lines)
     unchecked = "checks" in parts and not any(line["kind"] == "check" for line in lines)

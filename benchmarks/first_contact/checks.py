@@ -16,10 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.benchmarks import kernel_case, kernel_cases
-from recollect.benchmarks.first_contact import records
-from recollect.benchmarks.first_contact.child import arguments, compiled, launching, recording_failure
+from recollect.benchmarks.first_contact import child, records
 from recollect.benchmarks.first_contact.families import FAMILIES, Family, case_of
-from recollect.benchmarks.kernel_case import Case, with_gradients
 
 ROWS = 128  # compared at full size
 ODD = 313  # tokens of the second check, which no block size divides
@@ -38,9 +36,9 @@ def small(family: Family) -> None:
         _check(kernel_cases.resized(case, t=ODD), documents=family.documents)
 
 
-def _check(case: Case, documents: bool) -> None:
+def _check(case: kernel_case.Case, documents: bool) -> None:
     label, begun = case.name + (", documents" if documents else ""), time.monotonic()
-    with recording_failure(label, operation=case.operation, variant=case.variant):
+    with child.recording_failure(label, operation=case.operation, variant=case.variant):
         fixed = {"segment_ids": _documents(case.sizes["b"], case.sizes["t"])} if documents else {}
         reference, kernel = (
             lambda x, name=name: case.run({**x, **fixed}, name) for name in ("reference", "pallas_gpu")
@@ -48,14 +46,16 @@ def _check(case: Case, documents: bool) -> None:
         x, other = (_drawn(case, seed) for seed in (1, 2))
         like = jax.eval_shape(reference, x)
         cotangent = np.random.default_rng(0).normal(size=like.shape).astype(like.dtype)
-        exact = _exactly(with_gradients(reference), x, cotangent)
-        launching(label)
-        run = compiled(with_gradients(kernel), x, cotangent)
+        exact = _exactly(kernel_case.with_gradients(reference), x, cotangent)
+        child.launching(label)
+        run = child.compiled(kernel_case.with_gradients(kernel), x, cotangent)
         first, _, again = (jax.tree.map(np.asarray, run(each, cotangent)) for each in (x, other, x))
         _record(case, label, kernel_case.errors_of(first, exact), first, again, begun)
 
 
-def _record(case: Case, label: str, errors: dict[str, tuple[float, float]], first, again, begun: float) -> None:
+def _record(
+    case: kernel_case.Case, label: str, errors: dict[str, tuple[float, float]], first, again, begun: float
+) -> None:
     records.write(
         "check",
         what=label,
@@ -75,7 +75,7 @@ def _documents(b: int, t: int) -> np.ndarray:
     return np.broadcast_to(np.where(ids > len(ends), 0, ids), (b, t)).astype(np.int32)
 
 
-def _drawn(case: Case, seed: int) -> dict[str, np.ndarray]:
+def _drawn(case: kernel_case.Case, seed: int) -> dict[str, np.ndarray]:
     """Returns inputs drawn on the CPU."""
     with jax.default_device(jax.devices("cpu")[0]):
         return jax.tree.map(np.asarray, kernel_case.drawn(case, seed, jnp.bfloat16))
@@ -95,13 +95,13 @@ def full(family: Family) -> None:
     for timing in [family.timings[index] for index in family.full]:
         case, begun = case_of(timing), time.monotonic()
         label, one = f"{case.name}, full size", functools.partial(_one, channels="convolution" in case.operation)
-        with recording_failure(label, operation=case.operation, variant=case.variant):
+        with child.recording_failure(label, operation=case.operation, variant=case.variant):
             x = _drawn(case, 3)
             first_head = kernel_cases.resized(case, **{name: 1 for name in "bh" if name in case.sizes})
             backend = "xla" if case.operation in ("linear_recurrence", "taylor_attention") else "reference"
             expected = _exactly(functools.partial(first_head.run, backend=backend), jax.tree.map(one, x))
-            launching(label)
-            run = compiled(functools.partial(case.run, backend="pallas_gpu"), x)
+            child.launching(label)
+            run = child.compiled(functools.partial(case.run, backend="pallas_gpu"), x)
             first, again = (np.asarray(run(x)) for _ in range(2))
             error = kernel_case.relative_error(one(first)[:, -ROWS:], expected[:, -ROWS:])
             _record(case, label, {"output": (error, kernel_case.FORWARD)}, first, again, begun)
@@ -116,7 +116,7 @@ def _one(x: np.ndarray, channels: bool) -> np.ndarray:
 
 
 def main() -> None:
-    options = arguments(FAMILIES)
+    options = child.arguments(FAMILIES)
     with jax.default_matmul_precision("default"):
         (full if options.full else small)(FAMILIES[options.name])
     records.write("done")

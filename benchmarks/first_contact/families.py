@@ -1,6 +1,7 @@
 """What is checked and timed, by family of kernels, in order of value; and the tiny sizes at which a rehearsal runs
 the same without a GPU."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 
@@ -33,19 +34,10 @@ class Timing:
         return CASES[self.operation, self.variant](**self.sizes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """Kernels that stand or fall together.
-
-    timings: in order of value. documents: whether the operation is also checked on packed documents. full: indices of
-    the timings whose outputs are checked at full size too. rehearsed: tokens of the check in a rehearsal, where the
-    simulator sets the time.
-    """
-
-    timings: tuple[Timing, ...]
-    documents: bool = True
-    full: tuple[int, ...] = (0,)
-    rehearsed: int = 77
+Family = collections.namedtuple("Family", ["timings", "documents", "full", "rehearsed"], defaults=[True, (0,), 77])
+"""Kernels that stand or fall together. timings: in order of value. documents: whether the operation is also checked on
+packed documents. full: indices of the timings whose outputs are checked at full size too. rehearsed: tokens of the
+check in a rehearsal, where the simulator sets the time."""
 
 
 RECURRENCE = "linear_recurrence"

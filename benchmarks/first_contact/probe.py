@@ -13,11 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.benchmarks.first_contact import records
-from recollect.benchmarks.first_contact.child import compiled, launching, recording_failure
+from recollect.benchmarks import peer_side, timing
+from recollect.benchmarks.first_contact import child, records
 from recollect.benchmarks.kernel_case import relative_error
-from recollect.benchmarks.peer_side import one_line
-from recollect.benchmarks.timing import timed
 
 PACKAGES = (
     *("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cuda-nvcc"),
@@ -51,7 +49,7 @@ def machine() -> dict:
         facts["cudnn"] = None if cuda_versions is None else cuda_versions.cudnn_get_version()
         facts["cuda_runtime"] = None if cuda_versions is None else cuda_versions.cuda_runtime_get_version()
     except Exception as error:
-        facts["cudnn"] = one_line(error)
+        facts["cudnn"] = peer_side.one_line(error)
     return facts
 
 
@@ -66,8 +64,8 @@ def ceilings() -> dict:
     n, d = (1 << 16, 128) if records.rehearsing() else (1 << 30, 8192)
     draw = jax.jit(lambda shape: jax.random.normal(jax.random.key(0), shape, jnp.bfloat16), static_argnums=0)
     x = draw((n,))
-    copy, _ = timed(jax.jit(lambda x: x * jnp.bfloat16(1.5)), x, turns=10)
-    product, _ = timed(jax.jit(lambda a: a @ a), draw((d, d)), turns=10)
+    copy, _ = timing.timed(jax.jit(lambda x: x * jnp.bfloat16(1.5)), x, turns=10)
+    product, _ = timing.timed(jax.jit(lambda a: a @ a), draw((d, d)), turns=10)
     return {"copy_bytes_per_second": 2 * x.nbytes / copy, "product_flops_per_second": 2 * d**3 / product}
 
 
@@ -110,13 +108,13 @@ def toy() -> dict:
         return mosaic_gpu.kernel(doubling, **shapes, grid=(4,), grid_names=("i",), name="doubling")(x)[0]
 
     x = np.random.default_rng(0).normal(size=(4 * block,)).astype(np.float32)
-    return {"error": relative_error(compiled(double, x)(x), 2 * x)}
+    return {"error": relative_error(child.compiled(double, x)(x), 2 * x)}
 
 
 def main() -> None:
     for part in (machine, eager, ceilings, toy, *(() if records.rehearsing() else (cudnn,))):
-        with recording_failure(part.__name__):
-            launching(part.__name__)
+        with child.recording_failure(part.__name__):
+            child.launching(part.__name__)
             records.write("probe", what=part.__name__, **part())
     records.write("done")
 

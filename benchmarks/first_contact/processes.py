@@ -3,15 +3,15 @@
 In a session of its own a child does not hear what ends the parent, so the parent ends it: see `listen` and `end_all`.
 """
 
+import collections
 import contextlib
-import dataclasses
 import os
 import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from recollect.benchmarks.first_contact import records
@@ -22,11 +22,7 @@ _HEARD: list[int] = []
 
 
 class Interrupted(Exception):
-    """A signal asked this process to end."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
+    """A signal asked this process to end; its argument is which."""
 
 
 def listen() -> None:
@@ -49,21 +45,12 @@ def plain(name: str) -> str:
 
 def _raise_if_interrupted() -> None:
     if _HEARD:
-        raise Interrupted(_HEARD[0])
+        raise Interrupted(signal.Signals(_HEARD[0]))
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A child to run.
-
-    name: in the records. command: its arguments. seconds: its deadline from its start. environment: beside the
-    parent's.
-    """
-
-    name: str
-    command: Sequence[str]
-    seconds: float
-    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+Step = collections.namedtuple("Step", ["name", "command", "seconds", "environment"], defaults=[{}])
+"""A child to run. name: in the records. command: its arguments. seconds: its deadline from its start. environment:
+variables beside the parent's."""
 
 
 class Child:
@@ -80,6 +67,7 @@ class Child:
         self.step, self.file, self.begun = step, file, time.monotonic()
         self.log = folder / f"{plain(step.name)}.log"
         self.ended, self.killed = False, ""
+        known = {records.FILE_VARIABLE: str(file), records.STEP_VARIABLE: step.name}
         missing = ["sh", "-c", f"echo no {step.command[0]} here; exit 127"]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -87,7 +75,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **records.environment(file, step.name), **step.environment},
+                env={**os.environ, **known, **step.environment},
                 start_new_session=True,
             )
         _ALIVE.append(self)

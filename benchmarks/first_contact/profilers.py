@@ -14,8 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from recollect.benchmarks.first_contact import records
-from recollect.benchmarks.first_contact.child import compiled, launching
+from recollect.benchmarks.first_contact import child, records
 from recollect.benchmarks.first_contact.families import FAMILIES, case_of
 from recollect.benchmarks.kernel_case import cotangent, drawn, with_gradients
 
@@ -25,8 +24,8 @@ def launch(family: str) -> None:
     case = case_of(FAMILIES[family].timings[0])
     x = drawn(case, 0, jnp.bfloat16)
     arguments = x, cotangent(lambda x: case.run(x, "reference"), x)
-    run = compiled(with_gradients(lambda x: case.run(x, "pallas_gpu")), *arguments)
-    launching(case.name)
+    run = child.compiled(with_gradients(lambda x: case.run(x, "pallas_gpu")), *arguments)
+    child.launching(case.name)
     jax.block_until_ready(run(*arguments))
 
 
@@ -34,10 +33,10 @@ def trace(out: str) -> None:
     """Runs a recurrence three times under jax's profiler and packs what that wrote into a folder."""
     case = case_of(FAMILIES["recurrence, decay per head"].timings[0])
     x = drawn(case, 0, jnp.bfloat16)
-    run = compiled(lambda x: case.run(x, "pallas_gpu"), x)
+    run = child.compiled(lambda x: case.run(x, "pallas_gpu"), x)
     jax.block_until_ready(run(x))
     with tempfile.TemporaryDirectory() as folder:
-        launching("trace")
+        child.launching("trace")
         with jax.profiler.trace(Path(folder) / "trace"):
             for _ in range(3):
                 jax.block_until_ready(run(x))

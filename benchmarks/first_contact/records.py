@@ -11,15 +11,11 @@ import time
 from pathlib import Path
 
 FILE = "first_contact.jsonl"
-_FILE_VARIABLE, _STEP_VARIABLE = "FIRST_CONTACT_FILE", "FIRST_CONTACT_STEP"
+FILE_VARIABLE, STEP_VARIABLE = "FIRST_CONTACT_FILE", "FIRST_CONTACT_STEP"
+"""The environment variables by which a child knows the file and its own step."""
 REHEARSAL_VARIABLE = "FIRST_CONTACT_REHEARSAL"
 FAULT_VARIABLE = "FIRST_CONTACT_FAULT"
 """In a rehearsal, what a child does at its first launch: "hang" or "abort"."""
-
-
-def environment(path: Path, step: str) -> dict[str, str]:
-    """Returns the environment variables by which a child knows the file and its own step."""
-    return {_FILE_VARIABLE: str(path), _STEP_VARIABLE: step}
 
 
 def rehearsing() -> bool:
@@ -33,9 +29,9 @@ def write(kind: str, *, path: Path | None = None, step: str | None = None, **fac
     Args:
       path: of the file; step: whose line it is. None is what the parent named to this child.
     """
-    step = os.environ.get(_STEP_VARIABLE, "") if step is None else step
+    step = os.environ.get(STEP_VARIABLE, "") if step is None else step
     line = json.dumps({"kind": kind, "step": step, "at": round(time.time(), 3), **facts}, default=str)
-    with open(path or os.environ[_FILE_VARIABLE], "ab", buffering=0) as file:
+    with open(path or os.environ[FILE_VARIABLE], "ab", buffering=0) as file:
         file.write(f"{line}\n".encode())
         os.fsync(file)
 

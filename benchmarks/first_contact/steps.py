@@ -1,6 +1,5 @@
 """Which children a first contact runs, with their deadlines, on a GPU and in a rehearsal."""
 
-import dataclasses
 import os
 import random
 import re
@@ -143,18 +142,18 @@ class Plan:
         step = self._module("pretraining: attention_30m", "pretraining", 180, "attention_30m", *overrides)
         # Kernels are simulated by an environment that has jax alone; models train in the project's own.
         command = [str(REPOSITORY / ".venv" / "bin" / "python"), *step.command[1:]]
-        return [Step(step.name, command, step.seconds, {**self.environment, "PYTHONPATH": str(REPOSITORY)})]
+        return [step._replace(command=command, environment={**self.environment, "PYTHONPATH": str(REPOSITORY)})]
 
     def _under(self, tool: Sequence[str], part: str, name: str, module: str, **environment: str) -> Step:
         """Returns a module's step for a family, run by a tool, with its output appended to a file that comes back."""
         step = self._module(f"{part}: {name}", module, 75, name)
-        step = Step(step.name, [*tool, *step.command], step.seconds, {**step.environment, **environment})
+        step = step._replace(command=[*tool, *step.command], environment={**step.environment, **environment})
         # In a rehearsal neither tool is here: that the command is missing takes nothing with it.
         return step if self.rehearsing else self._redirected(step, ">>", f"{part}.txt")
 
     def _redirected(self, step: Step, how: str, file: str) -> Step:
         command = ["bash", "-c", f'exec "$@" {how}"$0" 2>&1', str(self.out / file), *step.command]
-        return dataclasses.replace(step, command=command)
+        return step._replace(command=command)
 
     def disturb(self, children: list[Child], file: Path) -> None:
         """In a rehearsal, kills the child whose turn it is once it has launched something."""

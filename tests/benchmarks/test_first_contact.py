@@ -297,7 +297,7 @@ def test_the_first_folder_may_lack_the_machine(tmp_path, capsys):
 
 
 def test_results_are_written_and_wrong_kernels_fail(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(device, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(device.reporting, "REPOSITORY", tmp_path)
     (tmp_path / "docs").mkdir()
     folder = contact(tmp_path / "1", wrong=["q"])
     assert device.main(["--from", str(folder), "--out", str(tmp_path / "results")]) == 1
@@ -307,7 +307,7 @@ def test_results_are_written_and_wrong_kernels_fail(tmp_path, monkeypatch, capsy
 
 
 def test_a_kept_result_stands_for_its_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr(device, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(device.reporting, "REPOSITORY", tmp_path)
     (tmp_path / "docs").mkdir()
     first, second = contact(tmp_path / "1"), contact(tmp_path / "2", seconds=0.00045)
     trained = {

@@ -29,9 +29,7 @@ from recollect.data.text.rows import Chunked, Decomposed, RowArrays
 from recollect.layers import Attention
 from recollect.layers.modules import Rotary, SwiGLU
 from recollect.models import LanguageModel, count, repeat
-from recollect.training import AdamW, Experiment, Run, member_values, program_for
-from recollect.training.batches import open_batches
-from recollect.training.evaluator import evaluate
+from recollect.training import AdamW, Experiment, Run, batches, evaluator, member_values, program_for
 
 ABOVE = (1.0, 0.5, 0.25, 0.1, 0.0)
 NAMES = ("chunked", "decomposed")
@@ -114,7 +112,7 @@ class _Trainee:
     def __init__(self, name: str, options: Namespace):
         self.name, self.experiment = name, experiment_of(name, options)
         self.program = program_for(self.experiment)
-        self.feed = open_batches(self.experiment, self.program)
+        self.feed = batches.open_batches(self.experiment, self.program)
         self.state = self.program.init(options.seed)
         self.values = member_values([self.experiment], False)
         self.parameters = count(self.state["params"])
@@ -145,7 +143,7 @@ class _Trainee:
 
     def evaluate(self) -> None:
         """Adds a point to the curve."""
-        metrics = evaluate(self.program, self.state["params"], self.experiment.run.seed)
+        metrics = evaluator.evaluate(self.program, self.state["params"], self.experiment.run.seed)
         self.curve.append({"step": self.step, "seconds": self.seconds, "bits_per_byte": metrics["bits_per_byte"]})
 
     def result(self) -> dict:

@@ -16,10 +16,8 @@ import copy
 import json
 from pathlib import Path
 
-from recollect.benchmarks import reporting
-from recollect.benchmarks.first_contact import records
-from recollect.benchmarks.first_contact.predictions import PREDICTIONS, Prediction
-from recollect.benchmarks.peer_side import one_line
+from recollect.benchmarks import peer_side, reporting
+from recollect.benchmarks.first_contact import predictions, records
 from recollect.configuration import UserError
 
 DOCUMENT = "gpu_measured.md"
@@ -145,7 +143,7 @@ def _kept(path: Path) -> dict:
         result = json.loads(path.read_text())
         return {name: result[name] for name in ("device", *KEPT)}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"bench device: {path} is no result of bench device ({one_line(error)})") from None
+        raise UserError(f"bench device: {path} is no result of bench device ({peer_side.one_line(error)})") from None
 
 
 def _facts(line: dict) -> dict:
@@ -200,7 +198,7 @@ def document(result: dict) -> str:
         "",
         "| case | predicted, ms | measured | | why |",
         "|---|---|---|---|---|",
-        *(_answer(prediction, result) for prediction in PREDICTIONS),
+        *(_answer(prediction, result) for prediction in predictions.PREDICTIONS),
         "",
     ]
     return "\n".join(lines)
@@ -294,7 +292,7 @@ def _trained(row: dict) -> str:
     )
 
 
-def _answer(prediction: Prediction, result: dict) -> str:
+def _answer(prediction: predictions.Prediction, result: dict) -> str:
     part, key = prediction.part, (prediction.what, prediction.form, prediction.note)
     what = f"{prediction.what} {prediction.note} ({'forward' if part == 'forward' else 'with gradients'})"
     cells = [what, f"{prediction.low:.2f} to {prediction.high:.2f}"]

@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from recollect.benchmarks import reporting, timing
-from recollect.benchmarks.kernel_case import relative_error
+from recollect.benchmarks import kernel_case, reporting, timing
 from recollect.layers import MixtureOfHeads, Place
 from recollect.layers.modules import SwiGLU
 from recollect.models import FunctionalModel, LanguageModel, repeat
@@ -87,7 +86,7 @@ def _row(options: Namespace, shared: int, active: int) -> dict:
     row |= {"length": options.length, "batch": options.batch, "head_dim": head_dim}
     dense, gathered = (jax.tree.leaves(calls[form]["forward_backward"]()) for form in FORMS)
     # A router's gradient may be all but zero: rounding there is no error of the whole.
-    row["error"] = max(relative_error(a, b, least=1e-8) for a, b in zip(gathered, dense, strict=True))
+    row["error"] = max(kernel_case.relative_error(a, b, least=1e-8) for a, b in zip(gathered, dense, strict=True))
     row["wrong"] = not row["error"] <= CLOSE
     if row["wrong"]:
         result = f"WRONG: rms error {row['error']:.2e}"

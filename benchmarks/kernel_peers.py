@@ -21,11 +21,6 @@ import sys
 from recollect.benchmarks import peer_side
 
 
-def main() -> None:
-    """Answers cases until there are no more."""
-    peer_side.serve(answer)
-
-
 def answer(case: dict) -> dict:
     """Returns a case's times or error, and "broken" where the GPU is of no more use to this process."""
     try:
@@ -119,8 +114,8 @@ def short_conv(torch, b, t, d):
 
 def causal_attention(torch, b, t, h, k, v, g=None):
     """Returns torch's own choice of kernel (FlashAttention or cuDNN)."""
-    options = {"is_causal": True, "enable_gqa": g is not None}
-    function = functools.partial(torch.nn.functional.scaled_dot_product_attention, **options)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    function = functools.partial(attend, is_causal=True, enable_gqa=g is not None)
     return function, _heads_first(torch, b, t, h, k, v, g), f"torch {torch.__version__}"
 
 
@@ -201,4 +196,4 @@ PEERS = {name: functools.partial(linear, **facts) for name, facts in LINEAR.item
 PEERS |= {peer.__name__: peer for peer in OTHERS}
 
 if __name__ == "__main__":
-    main()
+    peer_side.serve(answer)

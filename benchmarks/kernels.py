@@ -73,12 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _times(options: argparse.Namespace, rows: list[dict], save) -> None:
-    platform = jax.default_backend()
-    dtype = jnp.dtype(options.dtype or ("float32" if platform == "cpu" else "bfloat16"))
+    dtype = jnp.dtype(options.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     columns = f"{'ms':>10} {'x floor':>6} {'x peer':>6}"
     with contextlib.closing(_Peers(options.peer_python, options.peer_seconds)) as peers:
         print(f"{'':74} {'forward':>24} {'forward + backward':>24}\n{'':74} {columns} {columns}")
-        for case in kernel_cases.cases(platform, options.operations):
+        for case in kernel_cases.cases(jax.default_backend(), options.operations):
             print(f"{case.name} {dtype}")
             inputs = kernel_case.drawn(case, 0, dtype)
             check = kernel_case.Check(kernel_cases.smaller(case), dtype)
@@ -152,15 +151,15 @@ def _print(row: dict, peer: dict) -> None:
         reason = row.get("refused") or row.get("error") or f"WRONG: {', '.join(row['wrong'])}: {row['errors']}"
         print(f"{label:40} {reason}", flush=True)
         return
-    cells = []
-    for part in PARTS:
-        if part in row:
-            floor = f"{row[part] / row['floor'][part]:.2f}" if row["floor"] else "-"
-            beside = f"{row[part] / peer[part]:.2f}" if part in peer and row is not peer else "-"
-            cells.append(f"{1e3 * row[part]:10.3f} {floor:>6} {beside:>6}")
-        else:
-            cells.append(row.get("backward_error") or row["error"])
-    print(f"{label:74} {' '.join(cells)}", flush=True)
+    print(f"{label:74} {' '.join(_cell(row, peer, part) for part in PARTS)}", flush=True)
+
+
+def _cell(row: dict, peer: dict, part: str) -> str:
+    if part not in row:
+        return row.get("backward_error") or row["error"]
+    floor = f"{row[part] / row['floor'][part]:.2f}" if row["floor"] else "-"
+    beside = f"{row[part] / peer[part]:.2f}" if part in peer and row is not peer else "-"
+    return f"{1e3 * row[part]:10.3f} {floor:>6} {beside:>6}"
 
 
 def _lengths(options: argparse.Namespace, rows: list[dict], save) -> None:

@@ -24,16 +24,13 @@ import time
 import chz
 import jax
 
-from recollect.benchmarks import reporting, timing
-from recollect.benchmarks.peer_process import PeerProcess
-from recollect.configuration import UserError, apply_overrides
-from recollect.configuration.paths import keep_compiled_programs
+from recollect.benchmarks import peer_process, reporting, timing
+from recollect.configuration import UserError, apply_overrides, paths
 from recollect.experiments import registry
 from recollect.layers import Attention, GatedConvolution, LinearAttention, SlidingWindow
 from recollect.layers.modules import Rotary
 from recollect.models import count
-from recollect.training import Experiment, Program, member_values
-from recollect.training.batches import open_batches
+from recollect.training import Experiment, Program, batches, member_values
 from recollect.training.monitoring.throughput import Meter, meter_of
 
 PATTERNS = ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena")
@@ -88,12 +85,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options, overrides = parser.parse_known_args(arguments)
     if any(one.startswith("-") or "=" not in one for one in overrides):
         raise UserError(f"bench pretraining: unrecognized arguments {' '.join(overrides)} (overrides are path=value)")
-    if options.models is not None:  # overrides may follow the names
-        overrides = [one for one in options.models if "=" in one] + overrides
-        options.models = [one for one in options.models if "=" not in one]
     if options.steps < 1:
         raise UserError(f"bench pretraining: --steps {options.steps}: must be at least 1")
-    options.overrides = overrides
+    named = options.models or []  # overrides may follow the names
+    options.models = [one for one in named if "=" not in one]
+    options.overrides = [one for one in named if "=" in one] + overrides
     return options
 
 
@@ -103,22 +99,22 @@ def measure(experiment: Experiment, steps: int) -> dict:
     Raises:
       UserError: the corpus or the devices asked for are not here.
     """
-    keep_compiled_programs(experiment.run.compile_cache)
+    paths.keep_compiled_programs(experiment.run.compile_cache)
     experiment = chz.replace(experiment, run=chz.replace(experiment.run, steps_per_call=1))
     experiment.data.prepare()
     program = Program(experiment)
-    batches = open_batches(experiment, program)
+    feed = batches.open_batches(experiment, program)
     values, state = member_values([experiment], False), program.init(experiment.run.seed)
     like = meter_of(experiment)
     tokens = experiment.run.batch_size * experiment.data.length
     for step in range(WARM_UP + steps):
         if step in (0, WARM_UP):
             meter, seconds, load = Meter(like.flops_per_token, like.peak), [], timing.OtherLoad()
-        begun, waited = time.perf_counter(), batches.waited
-        state, metrics = batches.train(state, values, 1, step)
+        begun, waited = time.perf_counter(), feed.waited
+        state, metrics = feed.train(state, values, 1, step)
         loss = float(jax.device_get(metrics["loss"])[-1])
         seconds.append(time.perf_counter() - begun)
-        meter.step(1, tokens, seconds[-1], batches.waited - waited)
+        meter.step(1, tokens, seconds[-1], feed.waited - waited)
     median = statistics.median(seconds)
     row = {
         "name": experiment.name,
@@ -151,7 +147,7 @@ def peer(experiment: Experiment, python: str, steps: int, ours: dict) -> dict:
     Raises:
       UserError: the interpreter cannot be run.
     """
-    with contextlib.closing(PeerProcess("--peer-python", python, ["pretraining_peer.py"])) as process:
+    with contextlib.closing(peer_process.PeerProcess("--peer-python", python, ["pretraining_peer.py"])) as process:
         answer = process.ask({**peer_case(experiment), "steps": steps})
     if "mfu" in ours and "tokens_per_second" in answer:
         answer["mfu"] = answer["tokens_per_second"] * ours["flops_per_token"] / ours["peak"]

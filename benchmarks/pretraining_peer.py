@@ -22,8 +22,7 @@ import time
 import torch
 from torch import nn
 
-from recollect.benchmarks.kernel_peers import faster_based, flex
-from recollect.benchmarks.peer_side import serve
+from recollect.benchmarks import kernel_peers, peer_side
 
 WARM_UP = 3
 ON_GPU = torch.cuda.is_available()
@@ -133,7 +132,7 @@ class Softmax(Heads):
         angles = torch.outer(torch.arange(length).float(), rates)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
-        self.windowed = flex(torch, length, self.window) if self.window is not None and ON_GPU else None
+        self.windowed = kernel_peers.flex(torch, length, self.window) if self.window is not None and ON_GPU else None
 
     def turn(self, x):
         a, b, rest = x.split([self.turned // 2, self.turned // 2, x.shape[-1] - self.turned], dim=-1)
@@ -178,7 +177,7 @@ def _based(features, values, heads, length):
         torch.randn(4, length, heads, d, device="cuda", dtype=torch.bfloat16).requires_grad_()
         for d in (features, features, values)
     ]
-    return torch.compiler.disable(faster_based(torch, lambda form: form(*inputs).sum().backward()))
+    return torch.compiler.disable(kernel_peers.faster_based(torch, lambda form: form(*inputs).sum().backward()))
 
 
 class Convolution(nn.Module):
@@ -206,4 +205,4 @@ def linear(inputs, outputs, bias=False):
 MIXERS = {"attention": Softmax, "window": Softmax, "convolution": Convolution, "taylor": Taylor}
 
 if __name__ == "__main__":
-    serve(measure)
+    peer_side.serve(measure)

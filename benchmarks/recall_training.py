@@ -29,8 +29,7 @@ from pathlib import Path
 import chz
 import jax
 
-from recollect.benchmarks import recall_breakdown, reporting, timing
-from recollect.benchmarks.peer_process import PeerProcess
+from recollect.benchmarks import peer_process, recall_breakdown, reporting, timing
 from recollect.configuration import UserError
 from recollect.data.synthetics import MQAR
 from recollect.experiments import recall
@@ -91,7 +90,7 @@ class Zoology:
     def __init__(self, checkout: str, python: str):
         if not (Path(checkout) / "zoology" / "train.py").exists():
             raise UserError(f"--zoology {checkout} is not a checkout of Zoology: it has no zoology/train.py")
-        self.peer = PeerProcess("--zoology-python", python, ["zoology_runner.py", checkout])
+        self.peer = peer_process.PeerProcess("--zoology-python", python, ["zoology_runner.py", checkout])
         commit = ["git", "--git-dir", f"{checkout}/.git", "rev-parse", "HEAD"]
         done = subprocess.run(commit, capture_output=True, text=True)
         self.facts = {**self.ask("facts"), "commit": done.stdout.strip() or None}

@@ -24,9 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recollect.benchmarks import reporting, timing
-from recollect.benchmarks.kernel_case import relative_error
-from recollect.benchmarks.peer_process import PeerProcess
+from recollect.benchmarks import kernel_case, peer_process, reporting, timing
 from recollect.benchmarks.recurrence_sides import GATES
 
 SHAPES = [(2, 1024, 4, 64), (1, 2048, 4, 128)]
@@ -96,7 +94,7 @@ def measure(case: str, shape: tuple[int, ...], options: argparse.Namespace) -> d
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         np.savez(folder / "inputs.npz", **draw(case, shape))
         sides = {
-            name: PeerProcess("--peer-python", python, ["recurrence_sides.py", name], options.patience)
+            name: peer_process.PeerProcess("--peer-python", python, ["recurrence_sides.py", name], options.patience)
             for name, python in pythons.items()
             if python is not None
         }
@@ -116,9 +114,9 @@ def measure(case: str, shape: tuple[int, ...], options: argparse.Namespace) -> d
     return row
 
 
-def _take_turns(row: dict, sides: dict[str, PeerProcess], turns: int, seconds: float) -> None:
+def _take_turns(row: dict, sides: dict[str, peer_process.PeerProcess], turns: int, seconds: float) -> None:
     taken: dict[tuple[str, str], list[dict[str, float]]] = {(name, part): [] for name in sides for part in PARTS}
-    for _, (name, part) in itertools.product(range(turns), ((name, part) for part in PARTS for name in sides)):
+    for _, part, name in itertools.product(range(turns), PARTS, sides):
         if "error" not in row[name]:
             answer = sides[name].ask({"part": part, "seconds": seconds})
             taken[name, part].append(answer)
@@ -153,7 +151,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def _differences(ours, theirs) -> dict[str, float]:
-    return {name: relative_error(theirs[name], ours[name]) for name in ours}
+    return {name: kernel_case.relative_error(theirs[name], ours[name]) for name in ours}
 
 
 def _print(row: dict) -> None:
@@ -172,8 +170,8 @@ def _cells(row: dict) -> str:
     for part in PARTS:
         ours, theirs = (row.get(side, {}).get(part) for side in SIDES)
         cells += [f"{1e3 * times['clock']:8.2f}" if times else f"{'-':>8}" for times in (ours, theirs)]
-        for kind, width in (("clock", 6), ("cpu", 7)):
-            cells.append(f"{theirs[kind] / ours[kind]:{width}.2f}" if ours and theirs else f"{'-':>{width}}")
+        ratios = [f"{theirs[kind] / ours[kind]:.2f}" if ours and theirs else "-" for kind in ("clock", "cpu")]
+        cells.append("{:>6} {:>7}".format(*ratios))
     if differs:
         cells.append(f"{differs['o']:12.1e} {max(error for name, error in differs.items() if name != 'o'):11.1e}")
     return " ".join(cells)

@@ -11,8 +11,7 @@ from typing import Any
 
 import jax
 
-from recollect.configuration import UserError
-from recollect.configuration.io import cpu_count, write_json
+from recollect.configuration import UserError, io
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -85,7 +84,7 @@ def describe_machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
     name = model[1].strip() if model else "unknown processor"
-    return {"cpu_model": name, "cores": cpu_count(), "load_average": os.getloadavg()[0]}
+    return {"cpu_model": name, "cores": io.cpu_count(), "load_average": os.getloadavg()[0]}
 
 
 def device_folder(machine: dict[str, Any], backend: str, device_kind: str) -> str:
@@ -136,5 +135,5 @@ def write_result(out: str, folder: str, file: str, result: dict[str, Any]) -> Pa
     """Writes OUT/folder/file as a whole; returns its path."""
     path = Path(out) / folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, result, indent=1)
+    io.write_json(path, result, indent=1)
     return path

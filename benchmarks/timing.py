@@ -14,8 +14,7 @@ from typing import Any
 
 import jax
 
-from recollect.benchmarks import peer_side
-from recollect.benchmarks.kernel_case import Arrays, Case
+from recollect.benchmarks import kernel_case, peer_side
 from recollect.training.monitoring.chips import chip_of
 
 QUIET = 0.1
@@ -27,7 +26,7 @@ def timed(run: Callable[..., Any], *arguments: Any, turns: int = 20) -> tuple[fl
     return peer_side.timed(lambda: run(*arguments), jax.block_until_ready, turns)
 
 
-def floors(case: Case, inputs: Arrays, device_kind: str) -> dict[str, float] | None:
+def floors(case: kernel_case.Case, inputs: kernel_case.Arrays, device_kind: str) -> dict[str, float] | None:
     """Returns the seconds that no form can beat by the device's data sheet, "forward" and "both"; None where it is not
     known.
 

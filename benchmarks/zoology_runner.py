@@ -88,13 +88,13 @@ class Runner:
         import torch
 
         self.stubs = [name for name in NAMES if importlib.util.find_spec(name) is None]
-        sys.modules |= {name: types.ModuleType(name) for name in self.stubs}
-        if (
-            "torchvision" in self.stubs
-        ):  # with the one class that Zoology builds: an identity, as its drop rate is 0 here
+        sys.modules.update({name: types.ModuleType(name) for name in self.stubs})
+        if "torchvision" in self.stubs:
+            # The one class that Zoology builds: an identity, as its drop rate is 0 here.
             operations = types.SimpleNamespace(StochasticDepth=torch.nn.Identity)
             sys.modules["torchvision.ops"] = sys.modules["torchvision"].ops = operations
-        model = importlib.import_module("zoology.model")
+        from zoology import model
+
         self.patches, self.turn = [], 0
         if set_default(model.TokenEmbeddings.__init__, "device", "cpu"):
             self.patches.append("TokenEmbeddings: default device cuda -> cpu")
@@ -107,30 +107,29 @@ class Runner:
         return {**self.known, "patches": self.patches, "stubs": self.stubs}
 
     def build(self, case: dict) -> dict:
-        from zoology.config import ModelConfig, ModuleConfig
-        from zoology.model import LanguageModel
-        from zoology.train import Trainer
-        from zoology.utils import set_determinism
+        from zoology import config, model, train, utils
 
-        set_determinism(0)
+        utils.set_determinism(0)
         length = {"l_max": case["length"]}
         convolution = {"name": "zoology.mixers.base_conv.BaseConv", "kwargs": {**CONVOLUTION, **length}}
         second = {
             "attention": {"name": "zoology.mixers.attention.MHA", "kwargs": ATTENTION},
             "based": {"name": "zoology.mixers.based.Based", "kwargs": {**BASED, **length}},
         }[case["mixer"]]
-        config = ModelConfig(
-            sequence_mixer=ModuleConfig(name="zoology.mixers.hybrid.Hybrid", kwargs={"configs": [convolution, second]}),
-            state_mixer=ModuleConfig(name="torch.nn.Identity"),
+        settings = config.ModelConfig(
+            sequence_mixer=config.ModuleConfig(
+                name="zoology.mixers.hybrid.Hybrid", kwargs={"configs": [convolution, second]}
+            ),
+            state_mixer=config.ModuleConfig(name="torch.nn.Identity"),
             d_model=case["width"],
             n_layers=2,
             vocab_size=case["vocabulary"],
             max_position_embeddings=0,
             embed_dropout=case["embedding_dropout"],
         )
-        model = LanguageModel(config)
-        trainer = Trainer(
-            model,
+        network = model.LanguageModel(settings)
+        trainer = train.Trainer(
+            network,
             train_dataloader=None,
             test_dataloader=None,
             max_epochs=0,
@@ -142,15 +141,14 @@ class Runner:
         # No epochs: its own fit() makes the loss, the optimizer and the schedule, and returns.
         trainer.fit()
         self.case, self.trainer = case, trainer
-        return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+        return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
 
     def train(self, steps: int) -> dict:
-        from zoology.config import DataConfig
-        from zoology.data.multiquery_ar import MQARConfig
-        from zoology.data.utils import prepare_data
+        from zoology import config
+        from zoology.data import multiquery_ar, utils
 
         case, trainer, batch = self.case, self.trainer, self.case["batch_size"]
-        segment = MQARConfig(
+        segment = multiquery_ar.MQARConfig(
             vocab_size=case["vocabulary"],
             num_examples=steps * batch,
             input_seq_len=case["length"],
@@ -158,9 +156,9 @@ class Runner:
             random_non_queries=True,
         )
         self.turn += 1
-        data = DataConfig(train_configs=[segment], test_configs=[], batch_size=batch, seed=self.turn)
+        data = config.DataConfig(train_configs=[segment], test_configs=[], batch_size=batch, seed=self.turn)
         start = time.perf_counter()
-        trainer.train_dataloader, _ = prepare_data(data)
+        trainer.train_dataloader, _ = utils.prepare_data(data)
         data_seconds = time.perf_counter() - start
         clock = trainer.logger = StepClock()
         clock.times.append(time.perf_counter())

@@ -19,11 +19,10 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from recollect.benchmarks.first_contact import processes, records, steps, table
-from recollect.benchmarks.first_contact.processes import Group, Step, Turns
 
 WHEELS = steps.REPOSITORY / ".gpu-wheels"
 LEAVE = 10.0  # seconds kept for the table and the caches
@@ -71,11 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         site = _unpacked(Path(scratch) / "site")
         plan = steps.Plan(Path(scratch), options.out, site, options.rehearse, options.families, options.tests)
-        contact = Contact(plan, options.out / records.FILE, end)
+        contact = Contact(plan, parts, options.out / records.FILE, end)
         command, today = " ".join(sys.argv[1:]), time.strftime("%Y-%m-%d")
         records.write("begun", path=contact.file, command=command, parts=parts, date=today)
         try:
-            contact.run(parts)
+            contact.run()
         except processes.Interrupted as interrupted:
             stopped = interrupted.args[0]
         finally:
@@ -90,49 +89,50 @@ def main(arguments: list[str] | None = None) -> int:
     lines = records.read_call(contact.file)
     bad = any(line.get("wrong") or (line["kind"] == "tests" and line["failed"]) for line in lines)
     unchecked = "checks" in parts and not any(line["kind"] == "check" for line in lines)
-    return int(bad or unchecked or (options.rehearse and bool(steps.lost(lines, plan, parts))))
+    return 1 if bad or unchecked or (options.rehearse and steps.lost(lines, plan, parts)) else 0
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
+    def error(self, message: str) -> None:
         """One line, and exit code 2."""
         self.exit(2, f"error: first_contact: {message} (see --help)\n")
 
 
 class Contact:
-    """One call: the parts in order, each ended in time."""
+    """One call: its parts in order, each ended in time."""
 
-    def __init__(self, plan: steps.Plan, file: Path, end: float):
-        self.plan, self.file, self.end = plan, file, end
+    def __init__(self, plan: steps.Plan, parts: Sequence[str], file: Path, end: float):
+        self.plan, self.parts, self.file, self.end = plan, parts, file, end
 
-    def run(self, parts: list[str] | tuple[str, ...]) -> None:
+    def run(self) -> None:
         """Runs the parts; what is timed gets ready beside the checks, and then has the GPU one family at a time."""
-        plan = self.plan
-        if "probe" in parts:
-            self._all(plan.steps("probe"), seconds=60)
-        timings = self._turns(plan.timings(self._left()) if "timings" in parts else [])
-        beside = [step for part in ("tests", "checks", "full") if part in parts for step in plan.steps(part)]
-        share = max(20.0, 0.55 * self._left()) if "timings" in parts else self._left()
-        self._all(beside, share, plan.at_once)
-        if "tests" in parts:
-            records.write("tests", path=self.file, **steps.tests_summary(plan.out / steps.TESTS_LOG))
+        self._all(self._steps("probe"), seconds=60)
+        timings = self._turns("timings")
+        share = max(20.0, 0.55 * self._left()) if "timings" in self.parts else self._left()
+        self._all(self._steps("tests", "checks", "full"), share, self.plan.at_once)
+        if "tests" in self.parts:
+            records.write("tests", path=self.file, **steps.tests_summary(self.plan.out / steps.TESTS_LOG))
         timings.take(self.end, TURN)
-        if plan.rehearsing:
-            self._all(plan.again(steps.unanswered(records.read_call(self.file), plan, parts)))
-        if "pretraining" in parts:
-            self._all(plan.steps("pretraining"))
-        if "peers" in parts:
-            self._turns(plan.peers(self._left())).take(self.end, TURN)
-        self._all([step for part in ("counters", "memory", "trace") if part in parts for step in plan.steps(part)])
+        if self.plan.rehearsing:
+            self._all(self.plan.again(steps.unanswered(records.read_call(self.file), self.plan, self.parts)))
+        self._all(self._steps("pretraining"))
+        self._turns("peers").take(self.end, TURN)
+        self._all(self._steps("counters", "memory", "trace"))
 
     def _left(self) -> float:
         return self.end - time.monotonic()
 
-    def _turns(self, gated: list[tuple[Step, Path]]) -> Turns:
-        return Turns(gated, self.plan.at_once if self.plan.rehearsing else len(gated), self.plan.scratch, self.file)
+    def _steps(self, *parts: str) -> list[processes.Step]:
+        return [step for part in parts if part in self.parts for step in self.plan.steps(part)]
 
-    def _all(self, steps: list[Step], seconds: float = math.inf, at_once: int = 1) -> None:
-        end, group = min(time.monotonic() + seconds, self.end), Group(steps, at_once, self.plan.scratch, self.file)
+    def _turns(self, part: str) -> processes.Turns:
+        gated = self.plan.gated(part, self._left()) if part in self.parts else []
+        at_once = self.plan.at_once if self.plan.rehearsing else len(gated)
+        return processes.Turns(gated, at_once, self.plan.scratch, self.file)
+
+    def _all(self, steps: list[processes.Step], seconds: float = math.inf, at_once: int = 1) -> None:
+        end = min(time.monotonic() + seconds, self.end)
+        group = processes.Group(steps, at_once, self.plan.scratch, self.file)
         while group.advance():
             self.plan.disturb(group.children, self.file)
             if time.monotonic() > end:

@@ -16,17 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.benchmarks import kernel_case, kernel_cases
-from recollect.benchmarks.first_contact import child, records
-from recollect.benchmarks.first_contact.families import FAMILIES, Family, case_of
+from recollect.benchmarks.first_contact import child, families, records
 
 ROWS = 128  # compared at full size
 ODD = 313  # tokens of the second check, which no block size divides
 
 
-def small(family: Family) -> None:
+def small(family: families.Family) -> None:
     """Checks every variant and head size of the family at 320 tokens, and at an odd length with documents."""
     if records.rehearsing():  # one check per family
-        return _check(case_of(family.timings[0], t=family.rehearsed), documents=family.documents)
+        return _check(families.case_of(family.timings[0], t=family.rehearsed), documents=family.documents)
     different: dict = {}
     for timing in family.timings:
         different.setdefault((timing.variant, *(timing.sizes.get(name) for name in "kvd")), timing)
@@ -89,11 +88,11 @@ def _exactly(function, *arguments):
         )
 
 
-def full(family: Family) -> None:
+def full(family: families.Family) -> None:
     """Compares the last rows of one sequence and head (or eight channels) at the size that is timed, and the bits of
     two runs."""
     for timing in [family.timings[index] for index in family.full]:
-        case, begun = case_of(timing), time.monotonic()
+        case, begun = families.case_of(timing), time.monotonic()
         label, one = f"{case.name}, full size", functools.partial(_one, channels="convolution" in case.operation)
         with child.recording_failure(label, operation=case.operation, variant=case.variant):
             x = _drawn(case, 3)
@@ -116,9 +115,9 @@ def _one(x: np.ndarray, channels: bool) -> np.ndarray:
 
 
 def main() -> None:
-    options = child.arguments(FAMILIES)
+    options = child.arguments(families.FAMILIES)
     with jax.default_matmul_precision("default"):
-        (full if options.full else small)(FAMILIES[options.name])
+        (full if options.full else small)(families.FAMILIES[options.name])
     records.write("done")
 
 

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.benchmarks import peer_side, timing
+from recollect.benchmarks import kernel_case, peer_side, timing
 from recollect.benchmarks.first_contact import child, records
-from recollect.benchmarks.kernel_case import relative_error
 
 PACKAGES = (
     *("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cuda-nvcc"),
@@ -56,7 +55,7 @@ def machine() -> dict:
 def eager() -> dict:
     """Returns errors of five un-jitted operations against numpy (jax#40633: wrong under CUDA 13 on some GPUs)."""
     x = np.random.default_rng(0).normal(size=(257, 129)).astype(np.float32)
-    return {name: relative_error(call(jnp, jnp.asarray(x)), call(np, x)) for name, call in EAGER.items()}
+    return {name: kernel_case.relative_error(call(jnp, jnp.asarray(x)), call(np, x)) for name, call in EAGER.items()}
 
 
 def ceilings() -> dict:
@@ -82,7 +81,10 @@ def cudnn() -> dict:
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         wide = [np.asarray(x, np.float64) for x in arrays]
         expected = jax.jit(functools.partial(both, implementation="xla"))(*wide)
-    return {name: relative_error(a, b) for name, a, b in zip(("o", "dq", "dk", "dv"), computed, expected, strict=True)}
+    return {
+        name: kernel_case.relative_error(a, b)
+        for name, a, b in zip(("o", "dq", "dk", "dv"), computed, expected, strict=True)
+    }
 
 
 def toy() -> dict:
@@ -108,7 +110,7 @@ def toy() -> dict:
         return mosaic_gpu.kernel(doubling, **shapes, grid=(4,), grid_names=("i",), name="doubling")(x)[0]
 
     x = np.random.default_rng(0).normal(size=(4 * block,)).astype(np.float32)
-    return {"error": relative_error(child.compiled(double, x)(x), 2 * x)}
+    return {"error": kernel_case.relative_error(child.compiled(double, x)(x), 2 * x)}
 
 
 def main() -> None:

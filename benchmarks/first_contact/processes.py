@@ -32,10 +32,9 @@ def listen() -> None:
 
 
 def end_all(why: str) -> None:
-    """Kills every child that runs and all that it started, and records the ends."""
+    """Kills every child that runs and all that it started, and records their ends."""
     for child in tuple(_ALIVE):
         child.kill(why)
-        child.look()
 
 
 def plain(name: str) -> str:
@@ -66,7 +65,6 @@ class Child:
         _raise_if_interrupted()
         self.step, self.file, self.begun = step, file, time.monotonic()
         self.log = folder / f"{plain(step.name)}.log"
-        self.ended, self.killed = False, ""
         known = {records.FILE_VARIABLE: str(file), records.STEP_VARIABLE: step.name}
         missing = ["sh", "-c", f"echo no {step.command[0]} here; exit 127"]
         with self.log.open("wb") as output:
@@ -87,36 +85,23 @@ class Child:
           Interrupted: by a signal that `listen` heard.
         """
         _raise_if_interrupted()
-        return self.look()
-
-    def look(self) -> bool:
-        """As `running`, whatever was heard."""
-        if self.ended:
-            return False
-        if self.process.poll() is None and time.monotonic() - self.begun > self.step.seconds:
+        if self in _ALIVE and self.process.poll() is not None:
+            self.kill("")
+        if self in _ALIVE and time.monotonic() - self.begun > self.step.seconds:
             self.kill("deadline")
-        code = self.process.poll()
-        if code is None:
-            return True
-        self.ended = True
-        _ALIVE.remove(self)
-        self._stop_rest()
-        facts = {"code": code, "seconds": round(time.monotonic() - self.begun, 1)}
-        if code:
-            facts |= {"signal": signal.Signals(-code).name if code < 0 else "", "why": self.killed}
-            facts["tail"] = self.log.read_text(errors="replace")[-TAIL:]
-        records.write("ended", path=self.file, step=self.step.name, **facts)
-        return False
+        return self in _ALIVE
 
     def kill(self, why: str) -> None:
-        """Ends the child and all that it started."""
-        self.killed = why
-        self._stop_rest()
-        self.process.wait()
-
-    def _stop_rest(self) -> None:
+        """Ends the child, if it runs still, and all that it started, and records its end."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        code = self.process.wait()
+        _ALIVE.remove(self)
+        facts = {"code": code, "seconds": round(time.monotonic() - self.begun, 1)}
+        if code:
+            facts |= {"signal": signal.Signals(-code).name if code < 0 else "", "why": why}
+            facts["tail"] = self.log.read_text(errors="replace")[-TAIL:]
+        records.write("ended", path=self.file, step=self.step.name, **facts)
 
 
 class Group:
@@ -139,7 +124,6 @@ class Group:
         for child in self.children:
             if child.running():
                 child.kill(why)
-                child.running()
         for step in self.waiting:
             records.write("ended", path=self.file, step=step.name, code=None, why=f"not started: {why}")
         self.waiting = []

@@ -14,25 +14,24 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from recollect.benchmarks.first_contact import child, records
-from recollect.benchmarks.first_contact.families import FAMILIES, case_of
-from recollect.benchmarks.kernel_case import cotangent, drawn, with_gradients
+from recollect.benchmarks import kernel_case
+from recollect.benchmarks.first_contact import child, families, records
 
 
 def launch(family: str) -> None:
     """Runs the family's first timing."""
-    case = case_of(FAMILIES[family].timings[0])
-    x = drawn(case, 0, jnp.bfloat16)
-    arguments = x, cotangent(lambda x: case.run(x, "reference"), x)
-    run = child.compiled(with_gradients(lambda x: case.run(x, "pallas_gpu")), *arguments)
+    case = families.case_of(families.FAMILIES[family].timings[0])
+    x = kernel_case.drawn(case, 0, jnp.bfloat16)
+    arguments = x, kernel_case.cotangent(lambda x: case.run(x, "reference"), x)
+    run = child.compiled(kernel_case.with_gradients(lambda x: case.run(x, "pallas_gpu")), *arguments)
     child.launching(case.name)
     jax.block_until_ready(run(*arguments))
 
 
 def trace(out: str) -> None:
     """Runs a recurrence three times under jax's profiler and packs what that wrote into a folder."""
-    case = case_of(FAMILIES["recurrence, decay per head"].timings[0])
-    x = drawn(case, 0, jnp.bfloat16)
+    case = families.case_of(families.FAMILIES["recurrence, decay per head"].timings[0])
+    x = kernel_case.drawn(case, 0, jnp.bfloat16)
     run = child.compiled(lambda x: case.run(x, "pallas_gpu"), x)
     jax.block_until_ready(run(x))
     with tempfile.TemporaryDirectory() as folder:

@@ -8,9 +8,8 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from recollect.benchmarks.first_contact import records
+from recollect.benchmarks.first_contact import processes, records
 from recollect.benchmarks.first_contact.families import FAMILIES, SWEEPS
-from recollect.benchmarks.first_contact.processes import Child, Step, plain
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -28,6 +27,8 @@ KERNELS = "regex:.*(linear_recurrence|scheduled_attention|taylor_attention|convo
 CHECKED_FOR_MEMORY = ("recurrence, no decay", "attention d64")
 CACHE = Path("/tmp/first_contact_cache")
 TESTS_LOG = "device_tests.log"
+WORKERS = ("-n", "7", "--max-worker-restart", "50", "--timeout", "120", "--timeout-method", "thread")
+REHEARSED_TESTS = ("tests/pallas_kernels/test_landmark_attention_gpu.py", "-k", "serve")
 MAX_FILE = 15 * 2**20  # of what comes back from a lent machine
 REHEARSED = {"JAX_PLATFORMS": "cpu", records.REHEARSAL_VARIABLE: "1"}
 ON_GPU = {
@@ -43,6 +44,8 @@ NCU = (
     *("--section", "ComputeWorkloadAnalysis", "-k", KERNELS, "--launch-count", "8"),
 )
 """Nsight Compute over each of a family's own kernels; clocks are left as they are."""
+EACH_ARRAY = {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}
+"""An allocation per array, whose ends the memory checker sees."""
 SANITIZER = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9")
 
 
@@ -70,36 +73,30 @@ class Plan:
         self.environment |= REHEARSED if rehearsing else ON_GPU
         victims = random.sample(self.checked, min(3, len(self.checked))) if rehearsing else []
         self.faults = dict(zip((f"check: {name}" for name in victims), ("kill", "hang", "abort"), strict=False))
-        self.disturbed: set[str] = set()
         for name in () if rehearsing else ("programs", "autotune"):
             (CACHE / name).mkdir(parents=True, exist_ok=True)
 
-    def timings(self, seconds: float) -> list[tuple[Step, Path]]:
-        """Returns a step per family and the file that lets it begin."""
-        return [self._gated(f"time: {name}", "timings", name, seconds) for name in self.families]
+    def gated(self, part: str, seconds: float) -> list[tuple[processes.Step, Path]]:
+        """Returns the steps of "timings", one per family, or of "peers", and for each the file that lets it begin."""
+        kind, names = ("time", self.families) if part == "timings" else ("peer", PEERS)
+        gates = {name: self.scratch / processes.plain(f"gate {kind} {name}") for name in names}
+        return [
+            (self._module(f"{kind}: {name}", part, seconds, name, "--gate", str(gate), "--seconds", "45"), gate)
+            for name, gate in gates.items()
+        ]
 
-    def peers(self, seconds: float) -> list[tuple[Step, Path]]:
-        """Returns a step per peer and the file that lets it begin."""
-        return [self._gated(f"peer: {name}", "peers", name, seconds) for name in PEERS]
-
-    def _gated(self, step: str, module: str, name: str, seconds: float) -> tuple[Step, Path]:
-        gate = self.scratch / plain(f"gate {step}")
-        return self._module(step, module, seconds, name, "--gate", str(gate), "--seconds", "45"), gate
-
-    def again(self, missing: list[str]) -> list[Step]:
+    def again(self, missing: list[str]) -> list[processes.Step]:
         """Returns these checks and timings once more, without gates or faults: starved of processors the simulator
         can hang."""
-        timings = self.timings(75)
+        timings = self.gated("timings", 75)
         for _, gate in timings:
             gate.touch()
         return [step for step in (*self.steps("checks"), *(step for step, _ in timings)) if step.name in missing]
 
-    def steps(self, part: str) -> list[Step]:
+    def steps(self, part: str) -> list[processes.Step]:
         """Returns the steps of a part, most valuable first."""
         seconds = 75 if self.rehearsing else 110
         counted, for_memory = ([x for x in names if x in self.families] for names in (COUNTED, CHECKED_FOR_MEMORY))
-        # An allocation per array, whose ends are seen.
-        platform = {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}
         return {
             "probe": [self._module("probe", "probe", 60)],
             "checks": [self._module(f"check: {name}", "checks", seconds, name) for name in self.checked],
@@ -110,31 +107,27 @@ class Plan:
             "tests": [self._tests()],
             "pretraining": self._pretraining(),
             "counters": [self._under(NCU, "counters", name, "profilers") for name in counted],
-            "memory": [self._under(SANITIZER, "memory", name, "checks", **platform) for name in for_memory],
+            "memory": [self._under(SANITIZER, "memory", name, "checks", **EACH_ARRAY) for name in for_memory],
             "trace": [self._module("trace", "profilers", 60, "--trace", str(self.out))],
         }[part]
 
-    def _module(self, step: str, module: str, seconds: float, *arguments: str) -> Step:
+    def _module(self, step: str, module: str, seconds: float, *arguments: str) -> processes.Step:
         fault = self.faults.get(step, "")
         command = [sys.executable, "-m", f"recollect.benchmarks.first_contact.{module}", *arguments]
         # A child that is to be killed knows nothing of it.
         environment = self.environment | ({records.FAULT_VARIABLE: fault} if fault in ("hang", "abort") else {})
-        return Step(step, command, 40 if fault == "hang" else seconds, environment)
+        return processes.Step(step, command, 40 if fault == "hang" else seconds, environment)
 
-    def _tests(self) -> Step:
+    def _tests(self) -> processes.Step:
         """The tests that are simulated elsewhere, on the device itself; the log has a line for each the moment it
         ends."""
         command = [sys.executable, "-m", "pytest", "-m", "gpu_interpreter", "-vv", "-p", "no:cacheprovider"]
-        if self.rehearsing:
-            command += ["tests/pallas_kernels/test_landmark_attention_gpu.py", "-k", "serve"]
-            environment = self.environment
-        else:
-            command += [*self.tests, "-n", "7", "--max-worker-restart", "50"]
-            command += ["--timeout", "120", "--timeout-method", "thread"]
-            environment = self.environment | {"RECOLLECT_ON_DEVICE": "1", "XLA_FLAGS": ""}
-        return self._redirected(Step("tests", command, 170, environment), ">", TESTS_LOG)
+        chosen = REHEARSED_TESTS if self.rehearsing else [*self.tests, *WORKERS]
+        on_device = {} if self.rehearsing else {"RECOLLECT_ON_DEVICE": "1", "XLA_FLAGS": ""}
+        step = processes.Step("tests", [*command, *chosen], 170, {**self.environment, **on_device})
+        return self._redirected(step, ">", TESTS_LOG)
 
-    def _pretraining(self) -> list[Step]:
+    def _pretraining(self) -> list[processes.Step]:
         if not self.rehearsing:
             overrides = ["run.batch_size=64", "run.accumulate=4"]  # 16 rows at once: 25.9 GiB by `describe`
             return [self._module(f"pretraining: {x}", "pretraining", 180, x, *overrides) for x in PRETRAINING]
@@ -144,25 +137,23 @@ class Plan:
         command = [str(REPOSITORY / ".venv" / "bin" / "python"), *step.command[1:]]
         return [step._replace(command=command, environment={**self.environment, "PYTHONPATH": str(REPOSITORY)})]
 
-    def _under(self, tool: Sequence[str], part: str, name: str, module: str, **environment: str) -> Step:
+    def _under(self, tool: Sequence[str], part: str, name: str, module: str, **environment: str) -> processes.Step:
         """Returns a module's step for a family, run by a tool, with its output appended to a file that comes back."""
         step = self._module(f"{part}: {name}", module, 75, name)
         step = step._replace(command=[*tool, *step.command], environment={**step.environment, **environment})
         # In a rehearsal neither tool is here: that the command is missing takes nothing with it.
         return step if self.rehearsing else self._redirected(step, ">>", f"{part}.txt")
 
-    def _redirected(self, step: Step, how: str, file: str) -> Step:
-        command = ["bash", "-c", f'exec "$@" {how}"$0" 2>&1', str(self.out / file), *step.command]
-        return step._replace(command=command)
+    def _redirected(self, step: processes.Step, how: str, file: str) -> processes.Step:
+        shell = ["bash", "-c", f'exec "$@" {how}"$0" 2>&1', str(self.out / file)]
+        return step._replace(command=[*shell, *step.command])
 
-    def disturb(self, children: list[Child], file: Path) -> None:
+    def disturb(self, children: list[processes.Child], file: Path) -> None:
         """In a rehearsal, kills the child whose turn it is once it has launched something."""
         for child in children:
-            name = child.step.name
-            if self.faults.get(name) != "kill" or name in self.disturbed or not child.running():
-                continue
-            if any(line["kind"] == "started" and line["step"] == name for line in records.read_call(file)):
-                self.disturbed.add(name)
+            victim = self.faults.get(child.step.name) == "kill" and child.running()
+            lines = records.read_call(file) if victim else []
+            if any(line["kind"] == "started" and line["step"] == child.step.name for line in lines):
                 child.process.kill()
 
 

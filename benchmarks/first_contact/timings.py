@@ -14,12 +14,9 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
-from recollect.benchmarks import timing as clock
-from recollect.benchmarks.first_contact import child, records
-from recollect.benchmarks.first_contact.families import FAMILIES, case_of
-from recollect.benchmarks.kernel_case import Arrays, Case, cotangent, drawn, with_gradients
-from recollect.pallas_kernels import compile_ahead
-from recollect.pallas_kernels.tuning import forced
+from recollect.benchmarks import kernel_case, timing
+from recollect.benchmarks.first_contact import child, families, records
+from recollect.pallas_kernels import compile_ahead, tuning
 
 TURNS = 10
 JLA_KINDS = {
@@ -31,14 +28,14 @@ JLA_KINDS = {
 """Names of the recurrences in jax-linear-attention."""
 
 
-def form(case: Case, name: str) -> Callable:
+def form(case: kernel_case.Case, name: str) -> Callable:
     """Returns the case on a backend, one of its plain forms, or jax-linear-attention's own kernels ("jla")."""
     if name == "jla":
         return functools.partial(_jla, case.variant)
     return case.plain[name] if name in case.plain else lambda x: case.run(x, name)
 
 
-def _jla(variant: str, x: Arrays) -> jax.Array:
+def _jla(variant: str, x: kernel_case.Arrays) -> jax.Array:
     from jla.ops import linear_attention
 
     gates = {"g": x["log_decay"]} if "log_decay" in x else {}
@@ -46,24 +43,24 @@ def _jla(variant: str, x: Arrays) -> jax.Array:
     return linear_attention(JLA_KINDS[variant], x["q"], x["k"], x["v"], impl="mosaic_gpu", **gates)[0]
 
 
-def programs(family: str) -> Iterator[tuple[Case, dict, dict[str, Callable]]]:
+def programs(family: str) -> Iterator[tuple[kernel_case.Case, dict, dict[str, Callable]]]:
     """Compiles every form of the family, forward and with gradients; what does not compile is recorded and left out.
 
     Yields the case, what is recorded of a time beside it, and the programs.
     """
     few = 1 if records.rehearsing() else None
-    for timing in FAMILIES[family].timings[:few]:
-        case = case_of(timing)
+    for entry in families.FAMILIES[family].timings[:few]:
+        case = families.case_of(entry)
         x = jax.eval_shape(functools.partial(case.inputs, dtype=jnp.bfloat16), jax.random.key(0))
         out = jax.eval_shape(functools.partial(case.run, backend="reference"), x)
-        for name in timing.forms[:few]:
-            begun, facts = time.monotonic(), {"form": name, "note": timing.note}
+        for name in entry.forms[:few]:
+            begun, facts = time.monotonic(), {"form": name, "note": entry.note}
             with child.recording_failure(case.name, **facts):
                 records.write("compiling", what=case.name, **facts)
                 function = form(case, name)
-                with forced(**timing.forced):
+                with tuning.forced(**entry.forced):
                     runs = {"forward": child.compiled(function, x)}
-                    runs["both"] = child.compiled(with_gradients(function), x, out)
+                    runs["both"] = child.compiled(kernel_case.with_gradients(function), x, out)
                 records.write("compiled", what=case.name, **facts, seconds=round(time.monotonic() - begun, 1))
                 yield case, {**facts, "operation": case.operation, "variant": case.variant, "sizes": case.sizes}, runs
 
@@ -71,7 +68,7 @@ def programs(family: str) -> Iterator[tuple[Case, dict, dict[str, Callable]]]:
 def compile_ahead_of_time(family: str) -> None:
     """Compiles the family's first program at full size for an H100 that is not here: what the simulator cannot see,
     registers and spills."""
-    case = FAMILIES[family].timings[0].case
+    case = families.FAMILIES[family].timings[0].case
     x = jax.eval_shape(functools.partial(case.inputs, dtype=jnp.bfloat16), jax.random.key(0))
     try:
         report = compile_ahead.report("h100", functools.partial(case.run, backend="pallas_gpu"), x)
@@ -81,22 +78,22 @@ def compile_ahead_of_time(family: str) -> None:
 
 
 def main() -> None:
-    options = child.arguments(FAMILIES)
+    options = child.arguments(families.FAMILIES)
     if records.rehearsing():
         compile_ahead_of_time(options.name)
     ready = list(programs(options.name))
     records.write("ready")
     child.wait(options.gate, options.seconds)
-    timed = functools.partial(clock.timed, turns=1 if records.rehearsing() else TURNS)
+    timed = functools.partial(timing.timed, turns=1 if records.rehearsing() else TURNS)
     for case, facts, runs in ready:
         with child.recording_failure(case.name, **facts):
-            x = drawn(case, 0, jnp.bfloat16)
+            x = kernel_case.drawn(case, 0, jnp.bfloat16)
             child.launching(case.name, form=facts["form"], note=facts["note"])
-            row: dict = {"floor": clock.floors(case, x, jax.devices()[0].device_kind)}
+            row: dict = {"floor": timing.floors(case, x, jax.devices()[0].device_kind)}
             row["forward"], row["forward_spread"] = timed(runs["forward"], x)
             records.write("time", what=case.name, part="forward", **facts, **row)
             if not records.rehearsing():
-                given = cotangent(functools.partial(case.run, backend="reference"), x)
+                given = kernel_case.cotangent(functools.partial(case.run, backend="reference"), x)
                 row["both"], row["both_spread"] = timed(runs["both"], x, given)
                 records.write("time", what=case.name, part="both", **facts, **row)
         x = given = None  # free the device's memory before the next case

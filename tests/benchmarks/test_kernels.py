@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from recollect.benchmarks import kernel_case, kernel_cases, kernel_peers, kernels, timing
+from recollect.benchmarks import kernel_case, kernel_cases, kernel_peers, kernels, peer_side, timing
 from recollect.configuration import UserError
 from recollect.pallas_kernels import dispatch
 from tests.pallas_kernels.programs import benchmark
@@ -234,7 +234,7 @@ def test_peers_answer_forward_when_backward_fails(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(kernel_peers.PEERS, "some", lambda torch, b: (lambda: b, (), "fake 1"))
     monkeypatch.setattr(sys, "stdin", ['{"peer": "some", "sizes": {"b": 2}}\n', '{"peer": "none", "sizes": {}}\n'])
-    kernel_peers.main()
+    peer_side.serve(kernel_peers.answer)
     first, second = (json.loads(line.removeprefix("RESULT ")) for line in capsys.readouterr().out.splitlines())
     assert 0 < first.pop("forward") < 1e-3
     assert first == {"version": "fake 1", "backward_error": "RuntimeError: Triton 3.6 gives wrong results"}
@@ -244,7 +244,7 @@ def test_peers_answer_forward_when_backward_fails(monkeypatch, capsys):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     torch.cuda.synchronize = fails
-    kernel_peers.main()
+    peer_side.serve(kernel_peers.answer)
     assert [json.loads(line.removeprefix("RESULT "))["broken"] for line in capsys.readouterr().out.splitlines()] == [
         True,
         True,

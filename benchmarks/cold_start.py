@@ -7,7 +7,6 @@ machine at rest; user seconds say how much work it is on a busy one.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from recollect.benchmarks.reporting import REPOSITORY
+from recollect.benchmarks.reporting import child_environment
 
 SCRIPT = """
 import json, os, resource, sys, time
@@ -71,11 +70,14 @@ ROWS = {
 
 def measure(folder: Path, name: str) -> dict[str, float]:
     """Returns the times of one run, with compiled programs in `folder`/cache."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "RECOLLECT_CACHE": str(folder / "cache")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     out = folder / f"{name}.json"
-    command = [sys.executable, "-c", SCRIPT, str(time.time()), str(folder / name), str(out)]
-    subprocess.run(command, check=True, env=environment, cwd=folder, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(time.time()), str(folder / name), str(out)],
+        check=True,
+        env=child_environment(JAX_PLATFORMS="cpu", RECOLLECT_CACHE=str(folder / "cache")),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+    )
     times = json.loads(out.read_text())
     first, total = times["first"], times["total"]
     parts = {"import": times["import"]} | {part: first["durations"].get(event, 0.0) for part, event in EVENTS.items()}

@@ -67,8 +67,6 @@ def main(arguments: list[str] | None = None) -> int:
     reporting.print_device()
     load = timing.OtherLoad()
     trainees = [_Trainee(name, options) for name in NAMES]
-    for trainee in trainees:
-        trainee.compile()
     print(f"{trainees[0].parameters:,} parameters, {options.length * options.batch:,} tokens per step")
     _train(trainees, options)
     result = {trainee.name: trainee.result() for trainee in trainees}
@@ -120,9 +118,7 @@ class _Trainee:
         self.step, self.seconds = 0, 0.0
         self.times: dict[int, list[float]] = {length: [] for length in self.feed.batches.row_lengths}
         self.curve: list[dict[str, float]] = []
-
-    def compile(self) -> None:
-        """Compiles the step of each length and the evaluation; nothing that it trains is kept."""
+        # Compiles the step of each length and the evaluation; nothing that this trains is kept.
         for length in self.times:
             batch = RowArrays(self.tokens // length, length).batch(segmented=self.feed.batches.plan.segmented)
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
@@ -132,7 +128,7 @@ class _Trainee:
         self.feed.waited = 0.0
 
     def turn(self, steps: int) -> None:
-        """Trains for `steps` steps, each timed."""
+        """Trains for `steps` steps, each timed, and evaluates."""
         for _ in range(steps):
             length = self.feed.batches.row_length(self.step)
             begun = time.perf_counter()
@@ -140,6 +136,7 @@ class _Trainee:
             self.times[length].append(time.perf_counter() - begun)
             self.seconds += self.times[length][-1]
             self.step += 1
+        self.evaluate()
 
     def evaluate(self) -> None:
         """Adds a point to the curve."""
@@ -171,7 +168,6 @@ def _train(trainees: list[_Trainee], options: Namespace) -> None:
             break
         for trainee in trainees:
             trainee.turn(min(options.turn, options.steps - step))
-            trainee.evaluate()
         cells = (f"{trainee.seconds:25.1f} {trainee.curve[-1]['bits_per_byte']:8.3f}" for trainee in trainees)
         print(f"{trainees[0].step:6} " + " ".join(cells), flush=True)
 
@@ -189,13 +185,13 @@ def time_to(curve: list[dict[str, float]], bits: float) -> float | None:
 def times_to_losses(one: list[dict[str, float]], two: list[dict[str, float]]) -> list[dict[str, float]]:
     """Returns seconds of both to losses that both reached: the lowest (rounded up to 0.05), and some above it."""
     lowest = math.ceil(20 * max(min(point["bits_per_byte"] for point in curve) for curve in (one, two)) - 1e-9) / 20
-    rows = []
-    for bits in sorted({round(lowest + above, 2) for above in ABOVE}, reverse=True):
-        chunked, decomposed = time_to(one, bits), time_to(two, bits)
-        if chunked and decomposed:
-            times = {"chunked": chunked, "decomposed": decomposed}
-            rows.append({"bits_per_byte": bits, **times, "ratio": chunked / decomposed})
-    return rows
+    losses = sorted({round(lowest + above, 2) for above in ABOVE}, reverse=True)
+    times = ((bits, time_to(one, bits), time_to(two, bits)) for bits in losses)
+    return [
+        {"bits_per_byte": bits, "chunked": chunked, "decomposed": decomposed, "ratio": chunked / decomposed}
+        for bits, chunked, decomposed in times
+        if chunked and decomposed
+    ]
 
 
 def _print(result: dict, reached: list[dict[str, float]]) -> None:

@@ -215,8 +215,8 @@ def _row(row: dict, result: dict) -> str:
     cells = [f"{row['what']} {row.get('note', '')}".strip()]
     for part in ("forward", "both"):
         seconds, floor = row.get(part), (row.get("floor") or {}).get(part)
-        cells += [_milliseconds(seconds, "-"), "-" if seconds is None or not floor else f"{seconds / floor:.2f}"]
-        cells += [_milliseconds((row.get("before") or {}).get(part), "")]
+        times_floor = "-" if seconds is None or not floor else f"{seconds / floor:.2f}"
+        cells += [_milliseconds(seconds, "-"), times_floor, _milliseconds((row.get("before") or {}).get(part), "")]
         cells += ["", ""] if row.get("note") else [_library(row, part, result), _peer(row, part, result)]
     return _table_row(cells)
 
@@ -270,13 +270,16 @@ def _pretraining(result: dict) -> list[str]:
     ]
 
 
+PEER_CELLS = {
+    "error": "error: {error}",
+    "tokens_per_second": "{version}: {tokens_per_second:,.0f} tokens per second",
+    "mfu": "MFU {mfu:.1%}",
+}
+"""What the page says of a peer's training, by what is known of it."""
+
+
 def _trained(row: dict) -> str:
     peer = row.get("peer", {})
-    answer = [f"error: {peer['error']}"] if "error" in peer else []
-    if "tokens_per_second" in peer:
-        answer.append(f"{peer['version']}: {peer['tokens_per_second']:,.0f} tokens per second")
-    if "mfu" in peer:
-        answer.append(f"MFU {peer['mfu']:.1%}")
     return _table_row(
         [
             row["what"],
@@ -287,7 +290,7 @@ def _trained(row: dict) -> str:
             f"{row['step_seconds']:.3f}",
             f"{row['peak_bytes'] / 2**30:.1f}" if row.get("peak_bytes") else "",
             f"{row['waiting_for_data']:.2%}",
-            ", ".join(answer),
+            ", ".join(text.format(**peer) for name, text in PEER_CELLS.items() if name in peer),
         ]
     )
 

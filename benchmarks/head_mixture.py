@@ -54,9 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     reporting.print_device()
     print(
         f"batch {options.batch}, {options.length} tokens, {options.heads} heads of {options.head_dim}, fp32; "
-        "ms dense, ms gathered, gathered / dense"
+        "ms dense, ms gathered, gathered / dense\n"
+        f"{'shared + routed active, share':32} {'forward':>24} {'forward + backward':>24} {'training step':>24}"
     )
-    print(f"{'shared + routed active, share':32} {'forward':>24} {'forward + backward':>24} {'training step':>24}")
     rows = [_row(options, shared, active) for shared, active in _routings(options.heads)]
     reporting.keep(options.out, "head_mixture.json", "head-mixture", arguments, {"rows": rows})
     return 1 if any(row["wrong"] for row in rows) else 0
@@ -79,11 +79,17 @@ def computed(form: str) -> contextlib.AbstractContextManager:
 
 def _row(options: Namespace, shared: int, active: int) -> dict:
     """Compares and times both forms; prints the row and returns it."""
-    heads, head_dim = options.heads, options.head_dim
-    config = MixtureOfHeads(heads=heads, shared=shared, active=active, head_dim=head_dim)
+    config = MixtureOfHeads(heads=options.heads, shared=shared, active=active, head_dim=options.head_dim)
     calls = {form: _calls(config, options, form) for form in FORMS}
-    row = {"shared": shared, "active": active, "heads": heads, "share": (shared + active) / heads}
-    row |= {"length": options.length, "batch": options.batch, "head_dim": head_dim}
+    row = {
+        "shared": shared,
+        "active": active,
+        "heads": options.heads,
+        "share": (shared + active) / options.heads,
+        "length": options.length,
+        "batch": options.batch,
+        "head_dim": options.head_dim,
+    }
     dense, gathered = (jax.tree.leaves(calls[form]["forward_backward"]()) for form in FORMS)
     # A router's gradient may be all but zero: rounding there is no error of the whole.
     row["error"] = max(kernel_case.relative_error(a, b, least=1e-8) for a, b in zip(gathered, dense, strict=True))
@@ -95,7 +101,7 @@ def _row(options: Namespace, shared: int, active: int) -> dict:
         row |= {part: timing.time_in_turns({x: calls[x][part] for x in FORMS}, options.turns) for part in PARTS}
         row["cores_kept_busy_by_others"] = round(load.cores(), 2)
         result = " ".join(f"{_times(row[part]):>24}" for part in PARTS)
-    print(f"{shared} + {active} of {heads}, {row['share']:.3f}".ljust(32), result, flush=True)
+    print(f"{shared} + {active} of {options.heads}, {row['share']:.3f}".ljust(32), result, flush=True)
     return row
 
 

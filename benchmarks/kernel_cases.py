@@ -10,8 +10,6 @@ keys and with values.
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,15 +31,12 @@ from recollect.pallas_kernels.linear_recurrence.reference import quadratic
 SIZES = (*"bthkvwg", "block", "a", "d")
 """Sizes that a case may have, in the order in which its name gives them."""
 
-Facts = dict[str, Any]
-"""Of a case, but for operation, variant and sizes."""
 
-
-def _normal(shapes: Mapping[str, tuple[int, ...]], **more: Callable[[jax.Array], jax.Array]) -> Any:
+def _normal(shapes: dict[str, tuple[int, ...]], **more):
     """Returns the function (key, dtype) -> arrays of these shapes, drawn from the standard normal distribution, and
     beside them what the functions `more` draw with a key of their own, in fp32."""
 
-    def inputs(key: jax.Array, dtype: Any) -> Arrays:
+    def inputs(key, dtype) -> Arrays:
         keys = zip(jax.random.split(key, len(shapes)), shapes.items(), strict=True)
         arrays = {name: jax.random.normal(each, shape).astype(dtype) for each, (name, shape) in keys}
         return arrays | {name: draw(jax.random.fold_in(key, 1)) for name, draw in more.items()}
@@ -54,11 +49,9 @@ def _qkv(b: int, t: int, h: int, k: int, v: int, g: int | None = None) -> dict[s
     return {"q": (b, t, h, k), "k": (b, t, g or h, k), "v": (b, t, g or h, v)}
 
 
-def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Facts:
-    draw = _normal(_qkv(b, t, h, k, v))
-
+def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> dict:
     def inputs(key, dtype) -> Arrays:
-        arrays = draw(key, jnp.float32)
+        arrays = _normal(_qkv(b, t, h, k, v))(key, jnp.float32)
         arrays["k"] /= jnp.linalg.norm(arrays["k"], axis=-1, keepdims=True)
         arrays = {name: x.astype(dtype) for name, x in arrays.items()}
         decay, beta = (jax.random.fold_in(key, number) for number in (1, 2))
@@ -76,19 +69,18 @@ def _recurrence(variant: str, b: int, t: int, h: int, k: int, v: int) -> Facts:
     def square(x: Arrays) -> jax.Array:
         return quadratic(x["q"], x["k"], x["v"], log_decay=x.get("log_decay"), scale=k**-0.5).astype(x["v"].dtype)
 
-    # The square form of a decay per channel holds a (t, t, k) array per head; the delta rule has none.
-    plain = {"square form": square} if variant in ("no decay", "decay per head") else {}
     return {
         "inputs": inputs,
         "run": run,
-        "plain": plain,
+        # The square form of a decay per channel holds a (t, t, k) array per head; the delta rule has none.
+        "plain": {"square form": square} if variant in ("no decay", "decay per head") else {},
         "work": (3 if "delta" in variant else 2) * 2.0 * b * t * h * k * v,
         "peer": RECURRENCES[variant],
         "libraries": ("jla",),
     }
 
 
-def _taylor(b: int, t: int, h: int, k: int, v: int) -> Facts:
+def _taylor(b: int, t: int, h: int, k: int, v: int) -> dict:
     def run(x: Arrays, backend: str | None) -> jax.Array:
         return taylor_attention(x["q"], x["k"], x["v"], segment_ids=x.get("segment_ids"), backend=backend)[0]
 
@@ -107,7 +99,7 @@ def _taylor(b: int, t: int, h: int, k: int, v: int) -> Facts:
     }
 
 
-def _short(b: int, t: int, d: int) -> Facts:
+def _short(b: int, t: int, d: int) -> dict:
     def run(x: Arrays, backend: str | None) -> jax.Array:
         how = {"activation": "silu", "segment_ids": x.get("segment_ids"), "backend": backend}
         return short_convolution(x["x"], x["taps"], out_gate=x["out_gate"], **how)[0]
@@ -117,9 +109,8 @@ def _short(b: int, t: int, d: int) -> Facts:
         layout = {"dimension_numbers": ("NWC", "WIO", "NWC"), "feature_group_count": d}
         return jax.nn.silu(jax.lax.conv_general_dilated(x["x"], filters, (1,), [(3, 0)], **layout)) * x["out_gate"]
 
-    arrays = {"x": (b, t, d), "out_gate": (b, t, d)}
     return {
-        "inputs": _normal(arrays, taps=lambda key: jax.random.normal(key, (4, d)) / 2),
+        "inputs": _normal({"x": (b, t, d), "out_gate": (b, t, d)}, taps=lambda key: jax.random.normal(key, (4, d)) / 2),
         "run": run,
         "plain": {"lax.conv": library},
         "work": 8.0 * b * t * d,
@@ -127,7 +118,7 @@ def _short(b: int, t: int, d: int) -> Facts:
     }
 
 
-def _long(b: int, t: int, d: int) -> Facts:
+def _long(b: int, t: int, d: int) -> dict:
     def inputs(key, dtype) -> Arrays:
         keys = jax.random.split(key, 2)
         filter = jax.random.normal(keys[1], (t, d)) * jnp.exp(-jnp.arange(t) / (t / 4))[:, None] * t**-0.5
@@ -143,7 +134,7 @@ def _long(b: int, t: int, d: int) -> Facts:
     return {"inputs": inputs, "run": run, "plain": {"jnp.fft": transform}, "work": 0.0}
 
 
-def _window(variant: str, b: int, t: int, h: int, k: int, v: int, w: int | None = None, g: int | None = None) -> Facts:
+def _window(variant: str, b: int, t: int, h: int, k: int, v: int, w: int | None = None, g: int | None = None) -> dict:
     """w: keys a query sees, None for all before it. g: key heads, None for as many as query heads."""
     sinks = {"sinks": lambda key: jax.random.normal(key, (h,))} if "sinks" in variant else {}
 
@@ -174,7 +165,7 @@ def _window(variant: str, b: int, t: int, h: int, k: int, v: int, w: int | None 
     }
 
 
-def _landmark(b: int, t: int, h: int, k: int, v: int, block: int) -> Facts:
+def _landmark(b: int, t: int, h: int, k: int, v: int, block: int) -> dict:
     """block: ordinary tokens a landmark."""
     c = block + 1
 
@@ -206,7 +197,7 @@ def _landmark(b: int, t: int, h: int, k: int, v: int, block: int) -> Facts:
     }
 
 
-def _mixture(b: int, t: int, h: int, k: int, v: int, a: int) -> Facts:
+def _mixture(b: int, t: int, h: int, k: int, v: int, a: int) -> dict:
     """a: heads that a token chooses of its h routed ones, the likeliest by a router's logits; gates are h times
     their probabilities."""
 
@@ -247,7 +238,7 @@ RECURRENCES = {
 }
 """Variants of the recurrence, and each one's peer."""
 
-FACTS: dict[tuple[str, str], Callable[..., Facts]] = {
+FACTS = {  # functions of the sizes that return the rest of a Case
     **{("linear_recurrence", variant): functools.partial(_recurrence, variant) for variant in RECURRENCES},
     ("taylor_attention", "normalised"): _taylor,
     ("short_convolution", "4 taps, silu, gate"): _short,
@@ -263,7 +254,7 @@ def _case(operation: str, variant: str, **sizes: int) -> Case:
     return Case(operation, variant, in_order, **FACTS[operation, variant](**sizes))
 
 
-CASES: dict[tuple[str, str], Callable[..., Case]] = {key: functools.partial(_case, *key) for key in FACTS}
+CASES = {key: functools.partial(_case, *key) for key in FACTS}
 OPERATIONS = tuple(dict.fromkeys(operation for operation, _ in CASES))
 
 

@@ -192,8 +192,10 @@ LINEAR = {
     "kda": {"operation": "kda", "name": "chunk_kda", "decay": "bthk", "beta": True},
 }
 OTHERS = (based, short_conv, causal_attention, sliding_attention, sink_attention, gated_heads)
-PEERS = {name: functools.partial(linear, **facts) for name, facts in LINEAR.items()}
-PEERS |= {peer.__name__: peer for peer in OTHERS}
+PEERS = {
+    **{name: functools.partial(linear, **facts) for name, facts in LINEAR.items()},
+    **{peer.__name__: peer for peer in OTHERS},
+}
 
 if __name__ == "__main__":
     peer_side.serve(answer)

@@ -75,18 +75,29 @@ def main(arguments: list[str] | None = None) -> int:
 def _times(options: argparse.Namespace, rows: list[dict], save) -> None:
     dtype = jnp.dtype(options.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     columns = f"{'ms':>10} {'x floor':>6} {'x peer':>6}"
-    with contextlib.closing(_Peers(options.peer_python, options.peer_seconds)) as peers:
+    with contextlib.ExitStack() as stack:
+        if options.peer_python is not None:
+            peers = peer_process.PeerProcess(
+                "--peer-python", options.peer_python, ["kernel_peers.py"], options.peer_seconds
+            )
+            stack.callback(peers.close)
         print(f"{'':74} {'forward':>24} {'forward + backward':>24}\n{'':74} {columns} {columns}")
         for case in kernel_cases.cases(jax.default_backend(), options.operations):
             print(f"{case.name} {dtype}")
             inputs = kernel_case.drawn(case, 0, dtype)
             check = kernel_case.Check(kernel_cases.smaller(case), dtype)
-            facts = {"case": case.name, "operation": case.operation, "variant": case.variant, **case.sizes}
-            facts |= {"dtype": str(dtype), "floor": timing.floors(case, inputs, jax.devices()[0].device_kind)}
+            facts = {
+                "case": case.name,
+                "operation": case.operation,
+                "variant": case.variant,
+                **case.sizes,
+                "dtype": str(dtype),
+                "floor": timing.floors(case, inputs, jax.devices()[0].device_kind),
+            }
             forms, small = (_forms(each, options.backends) for each in (case, check.case))
             measure = {form: functools.partial(_row, forms[form], inputs, small[form], check) for form in forms}
             if options.peer_python is not None and case.peer is not None:
-                measure = {"peer": functools.partial(peers.measure, case), **measure}
+                measure = {"peer": functools.partial(_peer, peers, case), **measure}
             peer: dict = {}
             for form, measured in measure.items():
                 save(f"{case.name} {dtype}, {form}")
@@ -96,28 +107,15 @@ def _times(options: argparse.Namespace, rows: list[dict], save) -> None:
                 rows.append(row)
 
 
-class _Peers:
-    """kernel_peers.py, started again for the next case where it died or is of no more use."""
-
-    def __init__(self, python: str | None, seconds: float):
-        self.start = functools.partial(
-            peer_process.PeerProcess, "--peer-python", python or "", ["kernel_peers.py"], seconds
-        )
-        self.process = None if python is None else self.start()
-
-    def measure(self, case: kernel_case.Case) -> dict:
-        """Returns its times for a case, or {"error"} with the reason there are none."""
-        if not self.process.alive:
-            self.process = self.start()
-        answer = self.process.ask({"peer": case.peer, "sizes": case.sizes})
-        if answer.pop("broken", False):
-            self.close()
-        return answer
-
-    def close(self) -> None:
-        """Ends the process."""
-        if self.process is not None:
-            self.process.close()
+def _peer(process: peer_process.PeerProcess, case: kernel_case.Case) -> dict:
+    """Returns the times of a case's peer, or {"error"} with the reason there are none; the process is started again
+    where it died or is of no more use."""
+    if not process.alive:
+        process.start()
+    answer = process.ask({"peer": case.peer, "sizes": case.sizes})
+    if answer.pop("broken", False):
+        process.close()
+    return answer
 
 
 def _row(function, inputs: kernel_case.Arrays, small, check: kernel_case.Check) -> dict:
@@ -178,9 +176,14 @@ def _lengths(options: argparse.Namespace, rows: list[dict], save) -> None:
                 inputs, form = kernel_case.drawn(case, 0, jnp.float32), functools.partial(case.run, backend="xla")
                 arrays = inputs, kernel_case.cotangent(form, inputs)
                 run = jax.jit(kernel_case.with_gradients(form)).lower(*arrays).compile()
-                row = {"case": case.name, "operation": key[0], "variant": key[1], "t": t}
-                row["both"] = timing.timed(run, *arrays)[0]
-                row["temporary_bytes"] = run.memory_analysis().temp_size_in_bytes
+                row = {
+                    "case": case.name,
+                    "operation": key[0],
+                    "variant": key[1],
+                    "t": t,
+                    "both": timing.timed(run, *arrays)[0],
+                    "temporary_bytes": run.memory_analysis().temp_size_in_bytes,
+                }
                 time, memory = f"{1e3 * row['both']:10.2f}", f"{row['temporary_bytes'] / 2**20:14.2f}"
                 grown = [f"{row[x] / (before[x] or 1):.2f}" if before else "" for x in ("both", "temporary_bytes")]
                 print(f"{label:62} {t:>8,} {time} {grown[0]:>8} {memory} {grown[1]:>8}", flush=True)

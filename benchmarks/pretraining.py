@@ -33,8 +33,7 @@ from recollect.models import count
 from recollect.training import Experiment, Program, batches, member_values
 from recollect.training.monitoring.throughput import Meter, meter_of
 
-PATTERNS = ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena")
-ON_CPU = tuple(f"{pattern}_30m" for pattern in PATTERNS)
+ON_CPU = tuple(f"{name}_30m" for name in ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena"))
 ON_ACCELERATORS = ("attention_360m", "based_360m")
 WARM_UP = 2
 KINDS = {Attention: "attention", SlidingWindow: "window", GatedConvolution: "convolution", LinearAttention: "taylor"}

@@ -9,8 +9,6 @@ on its carry or its step, and everything it makes is read. Pieces run alone over
 the step.
 """
 
-from collections.abc import Callable
-
 import chz
 import jax
 import jax.numpy as jnp
@@ -21,8 +19,6 @@ from recollect.training import Program, member_values
 STEPS = 20
 TINY = 1e-6
 """Length of the gradient step that makes the next iteration depend on this one."""
-
-Piece = Callable[[], object]
 
 
 def breakdown(experiment, seconds: float) -> dict[str, float]:
@@ -61,7 +57,7 @@ def breakdown_table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def whole_step(program: Program) -> Piece:
+def whole_step(program: Program):
     """Returns the step as training runs it, data included."""
     values, part = member_values([program.experiment], False), program.experiment.data.train_slices()[0]
     held = [program.init(0)]
@@ -73,7 +69,7 @@ def whole_step(program: Program) -> Piece:
     return call
 
 
-def data(program: Program) -> Piece:
+def data(program: Program):
     """Returns the making of batches; every field is summed, so that all of it is made."""
 
     def body(total, step):
@@ -82,7 +78,7 @@ def data(program: Program) -> Piece:
     return _scan(program, body, jnp.zeros(()), jnp.arange(STEPS))
 
 
-def gradients(program: Program, dropout: bool) -> Piece:
+def gradients(program: Program, dropout: bool):
     """Returns forward and backward on batches made before, with the metrics that a step gives, and one SGD step."""
 
     def body(params, inputs):
@@ -94,7 +90,7 @@ def gradients(program: Program, dropout: bool) -> Piece:
     return _scan(program, body, program.init(0)["params"], (jnp.arange(STEPS), _batches(program)))
 
 
-def embedding(program: Program) -> Piece:
+def embedding(program: Program):
     """Returns the lookup of the tokens, and the addition of the rows' gradients to the table's."""
 
     def body(table, inputs):
@@ -106,7 +102,7 @@ def embedding(program: Program) -> Piece:
     return _scan(program, body, table, (tokens, cotangents))
 
 
-def optimizer(program: Program) -> Piece:
+def optimizer(program: Program):
     """Returns the optimizer's update and the gradient's norm."""
     experiment, state = program.experiment, program.init(0)
 
@@ -137,7 +133,7 @@ def _nudge(params, grads):
     return jax.tree.map(lambda leaf, gradient: leaf - TINY * gradient, params, grads)
 
 
-def _scan(program: Program, body: Callable, carry, inputs, *kept) -> Piece:
+def _scan(program: Program, body, carry, inputs, *kept):
     """Returns the scan of body(carry, input, *kept), compiled with the matrix precision that the program's own calls
     have. Everything is an argument of the compiled function, so that XLA cannot compute with it beforehand."""
 

@@ -203,8 +203,8 @@ def main(arguments: list[str] | None = None) -> int:
         facts = zoology.facts
         versions = f"{facts['commit'] or '(commit unknown)'}, PyTorch {facts['versions']['torch']}"
         print(f"Zoology {versions}, {facts['threads']} threads")
-        print("".join(f"  patched: {patch}\n" for patch in facts["patches"]), end="")
-        print(f"  stand-ins for missing packages: {', '.join(facts['stubs']) or 'none'}")
+        patched = (f"  patched: {patch}" for patch in facts["patches"])
+        print(*patched, f"  stand-ins for missing packages: {', '.join(facts['stubs']) or 'none'}", sep="\n")
 
     cases = [case_of(mixer, size, options.dropout) for size in options.vocabularies for mixer in options.mixers]
     rows = [run_case(case, zoology, options.rounds, options.seconds) for case in cases]

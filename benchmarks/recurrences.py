@@ -74,8 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     reporting.print_device()
     columns = " ".join(f"{'ours':>8} {'theirs':>8} {'times':>6} {'in CPU':>7}" for _ in PARTS)
-    print(f"{'fp32, ms per call; times: theirs over ours':42} {'forward':>26} {'forward + backward':>32}")
-    print(f"{'':36} {columns} {'o and gradients differ':>24}")
+    print(
+        f"{'fp32, ms per call; times: theirs over ours':42} {'forward':>26} {'forward + backward':>32}\n"
+        f"{'':36} {columns} {'o and gradients differ':>24}"
+    )
     rows = [measure(case, shape, options) for shape in options.shapes for case in options.cases]
     for side in SIDES:
         versions = next((row[side]["versions"] for row in rows if "versions" in row.get(side, {})), {})
@@ -155,8 +157,7 @@ def _differences(ours, theirs) -> dict[str, float]:
 
 
 def _print(row: dict) -> None:
-    label = "{:18} b{} t{} h{} d{}".format(row["case"], *row["shape"])
-    print(f"{label:36} {_cells(row)}", flush=True)
+    print("{:18} b{} t{} h{} d{}".format(row["case"], *row["shape"]).ljust(36), _cells(row), flush=True)
     for side in SIDES:
         if "error" in row.get(side, {}):
             print(f"{'':4}{side}: {row[side]['error']}", flush=True)

@@ -95,16 +95,22 @@ class Runner:
             sys.modules["torchvision.ops"] = sys.modules["torchvision"].ops = operations
         from zoology import model
 
-        self.patches, self.turn = [], 0
-        if set_default(model.TokenEmbeddings.__init__, "device", "cpu"):
-            self.patches.append("TokenEmbeddings: default device cuda -> cpu")
-        if set_default(model.LanguageModel.forward, "return_embeddings", False):
-            self.patches.append("LanguageModel.forward: returns hidden vectors by default -> logits")
-        packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-        self.known = {"versions": {"python": sys.version.split()[0], **packages}, "threads": torch.get_num_threads()}
+        forward = model.LanguageModel.forward
+        patches = {
+            "TokenEmbeddings: default device cuda -> cpu": (model.TokenEmbeddings.__init__, "device", "cpu"),
+            "LanguageModel.forward: returns hidden vectors by default -> logits": (forward, "return_embeddings", False),
+        }
+        self.patches = [text for text, patch in patches.items() if set_default(*patch)]
+        self.threads, self.turn = torch.get_num_threads(), 0
 
     def facts(self) -> dict:
-        return {**self.known, "patches": self.patches, "stubs": self.stubs}
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        return {
+            "versions": {"python": sys.version.split()[0], **versions},
+            "threads": self.threads,
+            "patches": self.patches,
+            "stubs": self.stubs,
+        }
 
     def build(self, case: dict) -> dict:
         from zoology import config, model, train, utils

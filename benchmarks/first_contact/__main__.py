@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from recollect.benchmarks.first_contact import processes, records, steps, table
@@ -71,8 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         site = _unpacked(Path(scratch) / "site")
         plan = steps.Plan(Path(scratch), options.out, site, options.rehearse, options.families, options.tests)
         contact = Contact(plan, parts, options.out / records.FILE, end)
-        command, today = " ".join(sys.argv[1:]), time.strftime("%Y-%m-%d")
-        records.write("begun", path=contact.file, command=command, parts=parts, date=today)
+        begun = {"command": " ".join(sys.argv[1:]), "parts": parts, "date": time.strftime("%Y-%m-%d")}
+        records.write("begun", path=contact.file, **begun)
         try:
             contact.run()
         except processes.Interrupted as interrupted:
@@ -101,7 +100,7 @@ class _Parser(argparse.ArgumentParser):
 class Contact:
     """One call: its parts in order, each ended in time."""
 
-    def __init__(self, plan: steps.Plan, parts: Sequence[str], file: Path, end: float):
+    def __init__(self, plan: steps.Plan, parts: tuple[str, ...], file: Path, end: float):
         self.plan, self.parts, self.file, self.end = plan, parts, file, end
 
     def run(self) -> None:
@@ -125,10 +124,13 @@ class Contact:
     def _steps(self, *parts: str) -> list[processes.Step]:
         return [step for part in parts if part in self.parts for step in self.plan.steps(part)]
 
-    def _turns(self, part: str) -> processes.Turns:
+    def _turns(self, part: str) -> processes.Group:
+        """Returns the steps of a part, which get ready."""
         gated = self.plan.gated(part, self._left()) if part in self.parts else []
         at_once = self.plan.at_once if self.plan.rehearsing else len(gated)
-        return processes.Turns(gated, at_once, self.plan.scratch, self.file)
+        group = processes.Group(gated, at_once, self.plan.scratch, self.file)
+        group.advance()
+        return group
 
     def _all(self, steps: list[processes.Step], seconds: float = math.inf, at_once: int = 1) -> None:
         end = min(time.monotonic() + seconds, self.end)

@@ -38,8 +38,11 @@ def machine() -> dict:
     """Returns the GPU as its driver names it, and versions of what matters here."""
     versions = {package.name: package.version for package in importlib.metadata.distributions()}
     device = jax.devices()[0]
-    facts = {"device": device.device_kind, "platform": device.platform}
-    facts["versions"] = {name: versions[name] for name in PACKAGES if name in versions}
+    facts = {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "versions": {name: versions[name] for name in PACKAGES if name in versions},
+    }
     if shutil.which("nvidia-smi"):
         facts["nvidia_smi"] = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=20).stdout.strip()
     try:

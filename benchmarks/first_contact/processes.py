@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from recollect.benchmarks.first_contact import records
@@ -47,9 +46,10 @@ def _raise_if_interrupted() -> None:
         raise Interrupted(signal.Signals(_HEARD[0]))
 
 
-Step = collections.namedtuple("Step", ["name", "command", "seconds", "environment"], defaults=[{}])
+Step = collections.namedtuple("Step", ["name", "command", "seconds", "environment", "gate"], defaults=[{}, None])
 """A child to run. name: in the records. command: its arguments. seconds: its deadline from its start. environment:
-variables beside the parent's."""
+variables beside the parent's. gate: the file that lets it begin what needs the GPU alone, where there is one; it
+records "ready" before it waits for that."""
 
 
 class Child:
@@ -66,10 +66,11 @@ class Child:
         self.step, self.file, self.begun = step, file, time.monotonic()
         self.log = folder / f"{plain(step.name)}.log"
         known = {records.FILE_VARIABLE: str(file), records.STEP_VARIABLE: step.name}
-        missing = ["sh", "-c", f"echo no {step.command[0]} here; exit 127"]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                step.command if shutil.which(step.command[0]) else missing,
+                step.command
+                if shutil.which(step.command[0])
+                else ["sh", "-c", f"echo no {step.command[0]} here; exit 127"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -107,7 +108,7 @@ class Child:
 class Group:
     """Steps of which at most `at_once` run at a time, in order."""
 
-    def __init__(self, steps: Sequence[Step], at_once: int, folder: Path, file: Path):
+    def __init__(self, steps: list[Step], at_once: int, folder: Path, file: Path):
         self.waiting, self.at_once, self.folder, self.file = list(steps), at_once, folder, file
         self.children: list[Child] = []
 
@@ -128,23 +129,9 @@ class Group:
             records.write("ended", path=self.file, step=step.name, code=None, why=f"not started: {why}")
         self.waiting = []
 
-
-class Turns(Group):
-    """Children that get ready beside each other, at most `at_once` of them, and have the GPU one at a time.
-
-    Args:
-      gated: steps, and for each the file that lets it begin what needs the GPU alone; it records "ready" before it
-        waits for that.
-    """
-
-    def __init__(self, gated: Sequence[tuple[Step, Path]], at_once: int, folder: Path, file: Path):
-        super().__init__([step for step, _ in gated], at_once, folder, file)
-        self.gates = {step.name: gate for step, gate in gated}
-        self.advance()
-
     def take(self, end: float, seconds: float) -> None:
-        """Opens the gates one after another, first of those that are ready, until `end` (time.monotonic); a turn
-        takes `seconds` at most."""
+        """Opens the gates of steps that get ready beside each other, one after another, first of those that are ready,
+        until `end` (time.monotonic): they have the GPU one at a time, each for `seconds` at most."""
         while self.advance() and time.monotonic() < end:
             lines = records.read_call(self.file)
             for child in self.children:
@@ -155,7 +142,7 @@ class Turns(Group):
             if child is None:
                 time.sleep(0.1)
                 continue
-            self.gates[child.step.name].touch()
+            child.step.gate.touch()
             last = min(time.monotonic() + seconds, end)
             while child.running():
                 if time.monotonic() > last:

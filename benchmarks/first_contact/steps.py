@@ -5,7 +5,6 @@ import random
 import re
 import sys
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from recollect.benchmarks.first_contact import processes, records
@@ -23,7 +22,6 @@ PEERS = (
     *("based", "kda"),
 )
 COUNTED = ("delta rule, decay per head", "recurrence, no decay", "attention d128")
-KERNELS = "regex:.*(linear_recurrence|scheduled_attention|taylor_attention|convolution).*"
 CHECKED_FOR_MEMORY = ("recurrence, no decay", "attention d64")
 CACHE = Path("/tmp/first_contact_cache")
 TESTS_LOG = "device_tests.log"
@@ -41,7 +39,8 @@ ON_GPU = {
 """Environments of the children."""
 NCU = (
     *("ncu", "--clock-control", "none", "--set", "basic", "--section", "WarpStateStats"),
-    *("--section", "ComputeWorkloadAnalysis", "-k", KERNELS, "--launch-count", "8"),
+    *("--section", "ComputeWorkloadAnalysis", "--launch-count", "8"),
+    *("-k", "regex:.*(linear_recurrence|scheduled_attention|taylor_attention|convolution).*"),
 )
 """Nsight Compute over each of a family's own kernels; clocks are left as they are."""
 EACH_ARRAY = {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}
@@ -68,20 +67,23 @@ class Plan:
         self.families = [name for name in FAMILIES if families is None or any(part in name for part in families)]
         self.checked = [name for name in self.families if name not in SWEEPS]
         self.at_once = 2 if rehearsing else 12
-        path = os.pathsep.join([str(REPOSITORY), str(site), os.environ.get("PYTHONPATH", "")])
-        self.environment = {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TQDM_DISABLE": "1"}
-        self.environment |= REHEARSED if rehearsing else ON_GPU
+        self.environment = {
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(site), os.environ.get("PYTHONPATH", "")]),
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "TQDM_DISABLE": "1",
+            **(REHEARSED if rehearsing else ON_GPU),
+        }
         victims = random.sample(self.checked, min(3, len(self.checked))) if rehearsing else []
         self.faults = dict(zip((f"check: {name}" for name in victims), ("kill", "hang", "abort"), strict=False))
         for name in () if rehearsing else ("programs", "autotune"):
             (CACHE / name).mkdir(parents=True, exist_ok=True)
 
-    def gated(self, part: str, seconds: float) -> list[tuple[processes.Step, Path]]:
-        """Returns the steps of "timings", one per family, or of "peers", and for each the file that lets it begin."""
+    def gated(self, part: str, seconds: float) -> list[processes.Step]:
+        """Returns the steps of "timings", one per family, or of "peers", each behind its gate."""
         kind, names = ("time", self.families) if part == "timings" else ("peer", PEERS)
         gates = {name: self.scratch / processes.plain(f"gate {kind} {name}") for name in names}
         return [
-            (self._module(f"{kind}: {name}", part, seconds, name, "--gate", str(gate), "--seconds", "45"), gate)
+            self._module(f"{kind}: {name}", part, seconds, name, "--gate", str(gate), "--seconds", "45", gate=gate)
             for name, gate in gates.items()
         ]
 
@@ -89,9 +91,9 @@ class Plan:
         """Returns these checks and timings once more, without gates or faults: starved of processors the simulator
         can hang."""
         timings = self.gated("timings", 75)
-        for _, gate in timings:
-            gate.touch()
-        return [step for step in (*self.steps("checks"), *(step for step, _ in timings)) if step.name in missing]
+        for step in timings:
+            step.gate.touch()
+        return [step for step in (*self.steps("checks"), *timings) if step.name in missing]
 
     def steps(self, part: str) -> list[processes.Step]:
         """Returns the steps of a part, most valuable first."""
@@ -111,12 +113,14 @@ class Plan:
             "trace": [self._module("trace", "profilers", 60, "--trace", str(self.out))],
         }[part]
 
-    def _module(self, step: str, module: str, seconds: float, *arguments: str) -> processes.Step:
+    def _module(
+        self, step: str, module: str, seconds: float, *arguments: str, gate: Path | None = None
+    ) -> processes.Step:
         fault = self.faults.get(step, "")
         command = [sys.executable, "-m", f"recollect.benchmarks.first_contact.{module}", *arguments]
         # A child that is to be killed knows nothing of it.
         environment = self.environment | ({records.FAULT_VARIABLE: fault} if fault in ("hang", "abort") else {})
-        return processes.Step(step, command, 40 if fault == "hang" else seconds, environment)
+        return processes.Step(step, command, 40 if fault == "hang" else seconds, environment, gate)
 
     def _tests(self) -> processes.Step:
         """The tests that are simulated elsewhere, on the device itself; the log has a line for each the moment it
@@ -137,7 +141,7 @@ class Plan:
         command = [str(REPOSITORY / ".venv" / "bin" / "python"), *step.command[1:]]
         return [step._replace(command=command, environment={**self.environment, "PYTHONPATH": str(REPOSITORY)})]
 
-    def _under(self, tool: Sequence[str], part: str, name: str, module: str, **environment: str) -> processes.Step:
+    def _under(self, tool: tuple[str, ...], part: str, name: str, module: str, **environment: str) -> processes.Step:
         """Returns a module's step for a family, run by a tool, with its output appended to a file that comes back."""
         step = self._module(f"{part}: {name}", module, 75, name)
         step = step._replace(command=[*tool, *step.command], environment={**step.environment, **environment})
@@ -169,7 +173,7 @@ def keep_caches(out: Path) -> None:
                 archive.unlink()
 
 
-def unanswered(lines: list[dict], plan: Plan, parts: Sequence[str]) -> list[str]:
+def unanswered(lines: list[dict], plan: Plan, parts: tuple[str, ...]) -> list[str]:
     """Returns the checks and timings of a rehearsal that nothing disturbed and that have no result."""
     answered = {line["step"] for line in lines if line["kind"] == line["step"].partition(":")[0]}
     expected = [f"check: {name}" for name in plan.checked if "checks" in parts]
@@ -177,7 +181,7 @@ def unanswered(lines: list[dict], plan: Plan, parts: Sequence[str]) -> list[str]
     return [step for step in expected if step not in {*plan.faults, *records.dead(lines), *answered}]
 
 
-def lost(lines: list[dict], plan: Plan, parts: Sequence[str]) -> list[str]:
+def lost(lines: list[dict], plan: Plan, parts: tuple[str, ...]) -> list[str]:
     """Returns what a rehearsal of these parts should have in its records and has not, printing each."""
     missing = [f"{step}: no result" for step in unanswered(lines, plan, parts)]
     ends = {line["step"]: line for line in lines if line["kind"] == "ended"}

@@ -9,7 +9,6 @@ a cotangent that is there already, so no loss is in it.
 
 import functools
 import time
-from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ JLA_KINDS = {
 """Names of the recurrences in jax-linear-attention."""
 
 
-def form(case: kernel_case.Case, name: str) -> Callable:
+def form(case: kernel_case.Case, name: str) -> kernel_case.Form:
     """Returns the case on a backend, one of its plain forms, or jax-linear-attention's own kernels ("jla")."""
     if name == "jla":
         return functools.partial(_jla, case.variant)
@@ -43,7 +42,7 @@ def _jla(variant: str, x: kernel_case.Arrays) -> jax.Array:
     return linear_attention(JLA_KINDS[variant], x["q"], x["k"], x["v"], impl="mosaic_gpu", **gates)[0]
 
 
-def programs(family: str) -> Iterator[tuple[kernel_case.Case, dict, dict[str, Callable]]]:
+def programs(family: str):
     """Compiles every form of the family, forward and with gradients; what does not compile is recorded and left out.
 
     Yields the case, what is recorded of a time beside it, and the programs.

@@ -14,7 +14,7 @@ import pytest
 
 from recollect.benchmarks import device
 from recollect.benchmarks.first_contact import families, predictions, records, steps
-from recollect.benchmarks.first_contact.processes import Child, Group, Step, Turns
+from recollect.benchmarks.first_contact.processes import Child, Group, Step
 from recollect.benchmarks.first_contact.table import table
 from recollect.benchmarks.kernel_cases import CASES
 from recollect.configuration import UserError
@@ -116,7 +116,7 @@ def test_a_call_does_not_take_an_earlier_ones_records_for_its_own(tmp_path, monk
     records.write("begun", path=file)
     assert len(records.read(file)) == 3 and [line["kind"] for line in records.read_call(file)] == ["begun"]
     text = f"import pathlib, time; time.sleep(0.5); print(pathlib.Path({str(gate)!r}).exists()); records.write('ready')"
-    turns = Turns([(step("time: x", text), gate)], 1, tmp_path, file)
+    turns = Group([step("time: x", text)._replace(gate=gate)], 1, tmp_path, file)
     turns.take(time.monotonic() + 20, 10)
     assert (tmp_path / "time--x.log").read_text() == "False\n" and records.read(file)[-1]["code"] == 0
 

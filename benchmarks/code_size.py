@@ -36,8 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
 def working_tree() -> dict[str, str]:
     """Returns path -> text of every Python file that git tracks or would track, links left out."""
     listed = _git("ls-files", "--cached", "--others", "--exclude-standard", "*.py").decode().splitlines()
-    here = {name: ROOT / name for name in listed}
-    return {name: path.read_text() for name, path in here.items() if path.is_file() and not path.is_symlink()}
+    return {
+        name: (ROOT / name).read_text() for name in listed if (ROOT / name).is_file() and not (ROOT / name).is_symlink()
+    }
 
 
 def sources_of(revision: str) -> dict[str, str]:
@@ -47,8 +48,11 @@ def sources_of(revision: str) -> dict[str, str]:
       UserError: git knows no such revision.
     """
     with tarfile.open(fileobj=io.BytesIO(_git("archive", revision))) as archive:
-        files = (member for member in archive if member.isfile() and member.name.endswith(".py"))
-        return {file.name: archive.extractfile(file).read().decode() for file in files}
+        return {
+            member.name: archive.extractfile(member).read().decode()
+            for member in archive
+            if member.isfile() and member.name.endswith(".py")
+        }
 
 
 def sizes(sources: dict[str, str]) -> dict[str, Counter[str]]:

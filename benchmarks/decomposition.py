@@ -92,10 +92,16 @@ def experiment_of(name: str, options: Namespace) -> Experiment:
         plan = chz.replace(data, sequences=rows).batches(options.seed, options.batch).plan
         steps = np.dot(plan.lengths, plan.counts) / (options.length * options.batch)
         data = chz.replace(data, sequences=chz.replace(rows, cycles=max(1, round(steps / options.cycle))))
-    mixer = Attention(heads=options.heads, positions=Rotary(base=100_000.0), query_key_norm=True)
     return Experiment(
         name=f"decomposition.{name}",
-        model=LanguageModel(width=options.width, stages=repeat(mixer, depth=options.depth), mlp=SwiGLU()),
+        model=LanguageModel(
+            width=options.width,
+            stages=repeat(
+                Attention(heads=options.heads, positions=Rotary(base=100_000.0), query_key_norm=True),
+                depth=options.depth,
+            ),
+            mlp=SwiGLU(),
+        ),
         data=data,
         optimizer=AdamW(
             learning_rate=options.learning_rate, beta2=0.95, weight_decay=0.1, warmup=20, clip=1.0, schedule="constant"

@@ -230,8 +230,11 @@ def _table_row(cells: list[str]) -> str:
 
 
 def _library(row: dict, part: str, result: dict) -> str:
-    beside = (x for x in result["times"] if x["what"] == row["what"] and x["form"] in LIBRARIES and part in x)
-    return "; ".join(f"{x['form']} {1e3 * x[part]:.3f}" for x in beside)
+    return "; ".join(
+        f"{other['form']} {1e3 * other[part]:.3f}"
+        for other in result["times"]
+        if other["what"] == row["what"] and other["form"] in LIBRARIES and part in other
+    )
 
 
 def _peer(row: dict, part: str, result: dict) -> str:
@@ -304,5 +307,5 @@ def _answer(prediction: predictions.Prediction, result: dict) -> str:
     if prediction.replaced or seconds is None:
         when = " before the kernel was replaced" if prediction.replaced else ""
         return f"{_table_row([*cells, f'not measured{when}'])} | |"
-    right = prediction.low <= 1e3 * seconds <= prediction.high
-    return _table_row([*cells, f"{1e3 * seconds:.3f}", "right" if right else "wrong", prediction.why])
+    verdict = "right" if prediction.low <= 1e3 * seconds <= prediction.high else "wrong"
+    return _table_row([*cells, f"{1e3 * seconds:.3f}", verdict, prediction.why])

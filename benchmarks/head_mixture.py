@@ -72,9 +72,8 @@ def _routings(heads: int) -> list[tuple[int, int]]:
 
 def computed(form: str) -> contextlib.AbstractContextManager:
     """Returns the context in which traced layers compute every head ("dense") or what pays ("gathered")."""
-    if form == "gathered":
-        return contextlib.nullcontext()
-    return mock.patch("recollect.layers.mixers.mixture_of_heads.skips", lambda *sizes, **more: False)
+    dense = mock.patch("recollect.layers.mixers.mixture_of_heads.skips", lambda *sizes, **more: False)
+    return dense if form == "dense" else contextlib.nullcontext()
 
 
 def _row(options: Namespace, shared: int, active: int) -> dict:

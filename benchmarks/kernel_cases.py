@@ -101,8 +101,14 @@ def _taylor(b: int, t: int, h: int, k: int, v: int) -> dict:
 
 def _short(b: int, t: int, d: int) -> dict:
     def run(x: Arrays, backend: str | None) -> jax.Array:
-        how = {"activation": "silu", "segment_ids": x.get("segment_ids"), "backend": backend}
-        return short_convolution(x["x"], x["taps"], out_gate=x["out_gate"], **how)[0]
+        return short_convolution(
+            x["x"],
+            x["taps"],
+            out_gate=x["out_gate"],
+            activation="silu",
+            segment_ids=x.get("segment_ids"),
+            backend=backend,
+        )[0]
 
     def library(x: Arrays) -> jax.Array:
         filters = jnp.flip(x["taps"], 0).astype(x["x"].dtype)[:, None]
@@ -151,8 +157,9 @@ def _window(variant: str, b: int, t: int, h: int, k: int, v: int, w: int | None 
         return jnp.einsum("bhij,bjhv->bihv", jax.nn.softmax(s, axis=-1)[..., :t].astype(values.dtype), values)
 
     def library(x: Arrays) -> jax.Array:
-        before = None if w is None else (w - 1, 0)
-        return jax.nn.dot_product_attention(x["q"], x["k"], x["v"], is_causal=True, local_window_size=before)
+        return jax.nn.dot_product_attention(
+            x["q"], x["k"], x["v"], is_causal=True, local_window_size=None if w is None else (w - 1, 0)
+        )
 
     return {
         "inputs": _normal(_qkv(b, t, h, k, v, g), **sinks),

@@ -38,6 +38,8 @@ ON_ACCELERATORS = ("attention_360m", "based_360m")
 WARM_UP = 2
 KINDS = {Attention: "attention", SlidingWindow: "window", GatedConvolution: "convolution", LinearAttention: "taylor"}
 """Mixers that the peer has, and its names for them."""
+MIXER_FIELDS = ("heads", "window", "feature_dim", "kernel", "expansion")
+OPTIMIZER_FIELDS = ("learning_rate", "weight_decay", "beta1", "beta2", "clip")
 OPTIONS = {
     "models": {"nargs": "+", "metavar": "NAME", "help": "experiments of `pretrain`, for example based_360m"},
     "accelerator": {"action": "store_true", "help": "what accelerators take by default, whatever the device"},
@@ -135,8 +137,8 @@ def measure(experiment: Experiment, steps: int) -> dict:
     if "peak_bytes_in_use" in memory:  # GPUs and TPUs count it
         row["peak_bytes"] = memory["peak_bytes_in_use"]
     if like.flops_per_token is not None and like.peak is not None:
-        row["mfu"] = tokens / median * like.flops_per_token / like.peak
-        row |= {"flops_per_token": like.flops_per_token, "peak": like.peak}
+        mfu = tokens / median * like.flops_per_token / like.peak
+        row |= {"mfu": mfu, "flops_per_token": like.flops_per_token, "peak": like.peak}
     return row
 
 
@@ -164,22 +166,20 @@ def peer_case(experiment: Experiment) -> dict:
         if type(mixer) not in KINDS:
             mistake = f"the peer has no {type(mixer).__name__}; it has {', '.join(KINDS.values())} layers"
             raise UserError(f"{experiment.name}: {mistake}")
-        fields = {x: getattr(mixer, x, None) for x in ("heads", "window", "feature_dim", "kernel", "expansion")}
+        fields = {name: getattr(mixer, name, None) for name in MIXER_FIELDS}
         layer = {"kind": KINDS[type(mixer)], **{name: x for name, x in fields.items() if x is not None}}
         if isinstance(getattr(mixer, "positions", None), Rotary):
             layer["rotary"] = mixer.positions.fraction
         layers.append(layer)
-    model, run = experiment.model, experiment.run
-    fields = ("learning_rate", "weight_decay", "beta1", "beta2", "clip")
     return {
         "layers": layers,
-        "width": model.width,
-        "hidden": model.mlp.inner(model.width),
+        "width": experiment.model.width,
+        "hidden": experiment.model.mlp.inner(experiment.model.width),
         "vocabulary": experiment.data.vocabulary,
-        "rows": run.batch_size,
-        "pieces": run.accumulate,
+        "rows": experiment.run.batch_size,
+        "pieces": experiment.run.accumulate,
         "length": experiment.data.length,
-        "optimizer": {name: getattr(experiment.optimizer, name, None) for name in fields},
+        "optimizer": {name: getattr(experiment.optimizer, name, None) for name in OPTIMIZER_FIELDS},
     }
 
 

@@ -79,9 +79,8 @@ class Model(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.blocks = nn.Sequential(*(Block(layer, case) for layer in case["layers"]))
         self.norm = nn.RMSNorm(case["width"], 1e-6)
-        self.fused = None
-        if case["vocabulary"] >= 4096 and ON_GPU:  # one that never holds all logits
-            self.fused = importlib.import_module("fla.modules").FusedLinearCrossEntropyLoss()
+        fused = case["vocabulary"] >= 4096 and ON_GPU  # a loss that never holds all logits
+        self.fused = importlib.import_module("fla.modules").FusedLinearCrossEntropyLoss() if fused else None
 
     def forward(self, tokens, targets):
         x, weight = self.norm(self.blocks(self.embedding(tokens))), self.embedding.weight

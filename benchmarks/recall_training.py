@@ -64,9 +64,16 @@ OPTIONS = {
 
 def case_of(mixer: str, vocabulary: int, dropout: float) -> dict:
     """Returns one architecture at one vocabulary, as Zoology's runner builds it, and its name."""
-    task = {"mixer": mixer, "vocabulary": vocabulary, "pairs": PAIRS[vocabulary], **SIZES}
-    training = {"embedding_dropout": dropout, "learning_rate": 3e-3, "weight_decay": 0.1}
-    return {"case": f"conv+{mixer}, vocabulary {vocabulary:,}", **task, **training}
+    return {
+        "case": f"conv+{mixer}, vocabulary {vocabulary:,}",
+        "mixer": mixer,
+        "vocabulary": vocabulary,
+        "pairs": PAIRS[vocabulary],
+        **SIZES,
+        "embedding_dropout": dropout,
+        "learning_rate": 3e-3,
+        "weight_decay": 0.1,
+    }
 
 
 def experiment_of(case: dict) -> Experiment:

@@ -78,8 +78,11 @@ def _folder(text: str) -> str:
 
 def child_environment(**variables: str) -> dict[str, str]:
     """Returns the environment of a child that imports this checkout, with some variables changed."""
-    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, **variables}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        **variables,
+    }
 
 
 def print_device() -> None:

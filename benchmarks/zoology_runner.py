@@ -55,17 +55,15 @@ def set_default(function, name: str, value) -> bool:
     Raises:
       ValueError: `function` has no argument of that name with a default.
     """
-    code, defaults = function.__code__, list(function.__defaults__ or ())
-    optional = code.co_varnames[: code.co_argcount][-len(defaults) :]
-    if not defaults or name not in optional:
+    names, values = function.__code__.co_varnames[: function.__code__.co_argcount], function.__defaults__ or ()
+    defaults = dict(zip(names[len(names) - len(values) :], values, strict=True))
+    if name not in defaults:
         raise ValueError(
             f"{function.__qualname__} has no optional argument {name}: "
             "this is not the Zoology that the patches were written for"
         )
-    before = function.__defaults__
-    defaults[optional.index(name)] = value
-    function.__defaults__ = tuple(defaults)
-    return function.__defaults__ != before
+    function.__defaults__ = tuple((defaults | {name: value}).values())
+    return defaults[name] != value
 
 
 class StepClock:
@@ -104,9 +102,11 @@ class Runner:
         self.threads, self.turn = torch.get_num_threads(), 0
 
     def facts(self) -> dict:
-        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         return {
-            "versions": {"python": sys.version.split()[0], **versions},
+            "versions": {
+                "python": sys.version.split()[0],
+                **{name: importlib.metadata.version(name) for name in PACKAGES},
+            },
             "threads": self.threads,
             "patches": self.patches,
             "stubs": self.stubs,
@@ -169,8 +169,12 @@ class Runner:
         clock = trainer.logger = StepClock()
         clock.times.append(time.perf_counter())
         trainer.train_epoch(0)
-        seconds = [after - before for before, after in itertools.pairwise(clock.times)]
-        return {"step_seconds": seconds, "data_seconds": data_seconds, "examples": steps * batch, "loss": clock.loss}
+        return {
+            "step_seconds": [after - before for before, after in itertools.pairwise(clock.times)],
+            "data_seconds": data_seconds,
+            "examples": steps * batch,
+            "loss": clock.loss,
+        }
 
 
 def answer(runner, request: dict) -> dict:

@@ -52,9 +52,7 @@ def _check(case: kernel_case.Case, documents: bool) -> None:
         _record(case, label, kernel_case.errors_of(first, exact), first, again, begun)
 
 
-def _record(
-    case: kernel_case.Case, label: str, errors: dict[str, tuple[float, float]], first, again, begun: float
-) -> None:
+def _record(case: kernel_case.Case, label: str, errors: dict, first, again, begun: float) -> None:
     records.write(
         "check",
         what=label,
@@ -83,9 +81,8 @@ def _drawn(case: kernel_case.Case, seed: int) -> dict[str, np.ndarray]:
 def _exactly(function, *arguments):
     """Returns what a function gives in float64 on the CPU."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        return jax.tree.map(
-            np.asarray, jax.jit(function)(*jax.tree.map(lambda x: np.asarray(x, np.float64), arguments))
-        )
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), arguments)
+        return jax.tree.map(np.asarray, jax.jit(function)(*wide))
 
 
 def full(family: families.Family) -> None:

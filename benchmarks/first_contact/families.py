@@ -140,8 +140,7 @@ TINY = {"b": 1, "t": 128, "h": 1, "k": 64, "v": 64, "d": 64}
 def case_of(timing: Timing, **sizes: int):
     """Returns the timing's case, in a rehearsal at the sizes at which the simulator takes seconds, changed by
     `sizes`."""
-    full = tiny(timing.sizes) if records.rehearsing() else timing.sizes
-    return timing._replace(sizes={**full, **sizes}).case
+    return timing._replace(sizes={**(tiny(timing.sizes) if records.rehearsing() else timing.sizes), **sizes}).case
 
 
 def tiny(sizes: dict[str, int]) -> dict[str, int]:

@@ -138,8 +138,12 @@ class Plan:
         overrides = ["run.batch_size=2", "data.length=32", "model.width=32", "model.stages.0.repeats=1"]
         step = self._module("pretraining: attention_30m", "pretraining", 180, "attention_30m", *overrides)
         # Kernels are simulated by an environment that has jax alone; models train in the project's own.
-        command = [str(REPOSITORY / ".venv" / "bin" / "python"), *step.command[1:]]
-        return [step._replace(command=command, environment={**self.environment, "PYTHONPATH": str(REPOSITORY)})]
+        return [
+            step._replace(
+                command=[str(REPOSITORY / ".venv" / "bin" / "python"), *step.command[1:]],
+                environment={**self.environment, "PYTHONPATH": str(REPOSITORY)},
+            )
+        ]
 
     def _under(self, tool: tuple[str, ...], part: str, name: str, module: str, **environment: str) -> processes.Step:
         """Returns a module's step for a family, run by a tool, with its output appended to a file that comes back."""
@@ -149,8 +153,7 @@ class Plan:
         return step if self.rehearsing else self._redirected(step, ">>", f"{part}.txt")
 
     def _redirected(self, step: processes.Step, how: str, file: str) -> processes.Step:
-        shell = ["bash", "-c", f'exec "$@" {how}"$0" 2>&1', str(self.out / file)]
-        return step._replace(command=[*shell, *step.command])
+        return step._replace(command=["bash", "-c", f'exec "$@" {how}"$0" 2>&1', str(self.out / file), *step.command])
 
     def disturb(self, children: list[processes.Child], file: Path) -> None:
         """In a rehearsal, kills the child whose turn it is once it has launched something."""
@@ -215,5 +218,7 @@ def tests_summary(log: Path) -> dict:
     failed = sorted(name for name, how in ends.items() if how in ("FAILED", "ERROR"))
     passed, skipped = (sum(how == each for how in ends.values()) for each in ("PASSED", "SKIPPED"))
     left = int(total[1] or total[2]) - len(ends) if total else None
-    summary = f"{passed} passed, {len(failed)} failed, {skipped} skipped, {left} not reached"
-    return {"summary": summary, "failed": failed}
+    return {
+        "summary": f"{passed} passed, {len(failed)} failed, {skipped} skipped, {left} not reached",
+        "failed": failed,
+    }

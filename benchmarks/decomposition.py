@@ -85,8 +85,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def experiment_of(name: str, options: Namespace) -> Experiment:
     """Returns the experiment that trains on rows made in the way called `name`."""
-    held_out = math.ceil(options.held_out / options.batch)
-    data = Text(source=options.source, length=options.length, sequences=Chunked(), held_out_batches=held_out)
+    data = Text(
+        source=options.source,
+        length=options.length,
+        sequences=Chunked(),
+        held_out_batches=math.ceil(options.held_out / options.batch),
+    )
     if name == "decomposed":
         rows = Decomposed(shortest=options.shortest, curriculum=options.curriculum, cycles=1)
         plan = chz.replace(data, sequences=rows).batches(options.seed, options.batch).plan
@@ -146,8 +150,8 @@ class _Trainee:
 
     def evaluate(self) -> None:
         """Adds a point to the curve."""
-        metrics = evaluator.evaluate(self.program, self.state["params"], self.experiment.run.seed)
-        self.curve.append({"step": self.step, "seconds": self.seconds, "bits_per_byte": metrics["bits_per_byte"]})
+        bits = evaluator.evaluate(self.program, self.state["params"], self.experiment.run.seed)["bits_per_byte"]
+        self.curve.append({"step": self.step, "seconds": self.seconds, "bits_per_byte": bits})
 
     def result(self) -> dict:
         """Returns what is written of it."""

@@ -98,9 +98,9 @@ class Zoology:
         if not (Path(checkout) / "zoology" / "train.py").exists():
             raise UserError(f"--zoology {checkout} is not a checkout of Zoology: it has no zoology/train.py")
         self.peer = peer_process.PeerProcess("--zoology-python", python, ["zoology_runner.py", checkout])
-        commit = ["git", "--git-dir", f"{checkout}/.git", "rev-parse", "HEAD"]
-        done = subprocess.run(commit, capture_output=True, text=True)
-        self.facts = {**self.ask("facts"), "commit": done.stdout.strip() or None}
+        command = ["git", "--git-dir", f"{checkout}/.git", "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        self.facts = {**self.ask("facts"), "commit": commit or None}
 
     def ask(self, operation: str, **arguments) -> dict:
         """Returns the answer.
@@ -209,9 +209,12 @@ def main(arguments: list[str] | None = None) -> int:
     if zoology is not None:
         facts = zoology.facts
         versions = f"{facts['commit'] or '(commit unknown)'}, PyTorch {facts['versions']['torch']}"
-        print(f"Zoology {versions}, {facts['threads']} threads")
-        patched = (f"  patched: {patch}" for patch in facts["patches"])
-        print(*patched, f"  stand-ins for missing packages: {', '.join(facts['stubs']) or 'none'}", sep="\n")
+        print(
+            f"Zoology {versions}, {facts['threads']} threads",
+            *(f"  patched: {patch}" for patch in facts["patches"]),
+            f"  stand-ins for missing packages: {', '.join(facts['stubs']) or 'none'}",
+            sep="\n",
+        )
 
     cases = [case_of(mixer, size, options.dropout) for size in options.vocabularies for mixer in options.mixers]
     rows = [run_case(case, zoology, options.rounds, options.seconds) for case in cases]

@@ -67,11 +67,22 @@ def main(arguments: list[str] | None = None) -> int:
     stopped = None
     parts = options.only or (steps.PARTS if options.rehearse else steps.SECOND if options.second else steps.FIRST)
     with tempfile.TemporaryDirectory() as scratch:
-        site = _unpacked(Path(scratch) / "site")
-        plan = steps.Plan(Path(scratch), options.out, site, options.rehearse, options.families, options.tests)
+        plan = steps.Plan(
+            Path(scratch),
+            options.out,
+            _unpacked(Path(scratch) / "site"),
+            options.rehearse,
+            options.families,
+            options.tests,
+        )
         contact = Contact(plan, parts, options.out / records.FILE, end)
-        begun = {"command": " ".join(sys.argv[1:]), "parts": parts, "date": time.strftime("%Y-%m-%d")}
-        records.write("begun", path=contact.file, **begun)
+        records.write(
+            "begun",
+            path=contact.file,
+            command=" ".join(sys.argv[1:]),
+            parts=parts,
+            date=time.strftime("%Y-%m-%d"),
+        )
         try:
             contact.run()
         except processes.Interrupted as interrupted:

@@ -36,8 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
 def working_tree() -> dict[str, str]:
     """Returns path -> text of every Python file that git tracks or would track, links left out."""
     listed = _git("ls-files", "--cached", "--others", "--exclude-standard", "*.py").decode().splitlines()
-    paths = [ROOT / path for path in listed]
-    return {str(path.relative_to(ROOT)): path.read_text() for path in paths if path.is_file() and not path.is_symlink()}
+    return {
+        name: (ROOT / name).read_text() for name in listed if (ROOT / name).is_file() and not (ROOT / name).is_symlink()
+    }
 
 
 def sources_of(revision: str) -> dict[str, str]:
@@ -47,8 +48,11 @@ def sources_of(revision: str) -> dict[str, str]:
       UserError: git knows no such revision.
     """
     with tarfile.open(fileobj=io.BytesIO(_git("archive", revision))) as archive:
-        members = [member for member in archive if member.isfile() and member.name.endswith(".py")]
-        return {member.name: archive.extractfile(member).read().decode() for member in members}  # type: ignore[union-attr]
+        return {
+            member.name: archive.extractfile(member).read().decode()
+            for member in archive
+            if member.isfile() and member.name.endswith(".py")
+        }
 
 
 def sizes(sources: dict[str, str]) -> dict[str, Counter[str]]:
@@ -68,13 +72,18 @@ def statements(text: str) -> int:
 
 def duplicated_lines(sources: dict[str, str]) -> Counter[str]:
     """Returns by path how many lines lie in a window of WINDOW lines of code that occurs more than once."""
-    lines = {path: _code_lines(text) for path, text in sources.items()}
     places: dict[tuple[str, ...], list[tuple[str, int]]] = defaultdict(list)
-    for path, code in lines.items():
+    for path, text in sources.items():
+        code = _code_lines(text)
         for start in range(len(code) - WINDOW + 1):
             places[tuple(code[start : start + WINDOW])].append((path, start))
-    repeated = [place for same in places.values() if len(same) > 1 for place in same]
-    return Counter(path for path, _ in {(path, start + offset) for path, start in repeated for offset in range(WINDOW)})
+    repeated = {
+        (path, start + offset)
+        for same in places.values()
+        for path, start in (same if len(same) > 1 else ())
+        for offset in range(WINDOW)
+    }
+    return Counter(path for path, _ in repeated)
 
 
 def format_sizes(now: dict[str, Counter[str]], before: dict[str, Counter[str]] | None = None) -> str:
@@ -85,12 +94,9 @@ def format_sizes(now: dict[str, Counter[str]], before: dict[str, Counter[str]] |
     for title, names in [*((name, [name]) for name in rows), ("code", code)]:
         cells = []
         for column in COLUMNS:
-            new = sum(now[name][column] for name in names if name in now)
-            if before is None:
-                cells.append(f"{new:,}")
-                continue
-            old = sum(before[name][column] for name in names if name in before)
-            cells.append(f"{old:,} -> {new:,}" + (f" {new - old:+,}" if column == "statements" else ""))
+            new, old = (sum(each[name][column] for name in names if name in each) for each in (now, before or {}))
+            change = f" {new - old:+,}" if column == "statements" else ""
+            cells.append(f"{new:,}" if before is None else f"{old:,} -> {new:,}{change}")
         lines.append(f"{title:16}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
 
@@ -102,9 +108,9 @@ def _is_text(node: ast.AST) -> bool:
 
 def _code_lines(text: str) -> list[str]:
     """Returns the lines that hold code, without their indentation."""
-    docstrings = [node for node in ast.walk(ast.parse(text)) if _is_text(node)]
-    skipped = {number for node in docstrings for number in range(node.lineno, node.end_lineno + 1)}  # type: ignore
-    lines = [line.strip() for number, line in enumerate(text.splitlines(), start=1) if number not in skipped]
+    lines = [line.strip() for line in text.splitlines()]
+    for node in filter(_is_text, ast.walk(ast.parse(text))):
+        lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
     return [line for line in lines if line and not line.startswith("#")]
 
 

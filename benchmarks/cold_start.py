@@ -7,19 +7,14 @@ machine at rest; user seconds say how much work it is on a busy one.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from recollect.benchmarks.reporting import REPOSITORY
-
-PARTS = ("import", "trace", "lower", "compile or load", "other, to the first step", "evaluation and checkpoint")
+from recollect.benchmarks.reporting import child_environment
 
 SCRIPT = """
 import json, os, resource, sys, time
@@ -62,15 +57,27 @@ EVENTS = {
     "lower": "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "compile or load": "/jax/core/compile/backend_compile_duration",
 }
+PARTS = ("import", *EVENTS, "other, to the first step", "evaluation and checkpoint")
+ROWS = {
+    "first": "to the first step's end",
+    "total": "whole run",
+    "first_user": "to the first step, CPU seconds",
+    "user": "whole run, CPU seconds",
+    **{part: f"  {part}" for part in PARTS},
+}
+"""What is printed, and its label."""
 
 
-def measure(folder: Path, name: str) -> dict[str, Any]:
+def measure(folder: Path, name: str) -> dict[str, float]:
     """Returns the times of one run, with compiled programs in `folder`/cache."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "RECOLLECT_CACHE": str(folder / "cache")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     out = folder / f"{name}.json"
-    command = [sys.executable, "-c", SCRIPT, str(time.time()), str(folder / name), str(out)]
-    subprocess.run(command, check=True, env=environment, cwd=folder, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(time.time()), str(folder / name), str(out)],
+        check=True,
+        env=child_environment(JAX_PLATFORMS="cpu", RECOLLECT_CACHE=str(folder / "cache")),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+    )
     times = json.loads(out.read_text())
     first, total = times["first"], times["total"]
     parts = {"import": times["import"]} | {part: first["durations"].get(event, 0.0) for part, event in EVENTS.items()}
@@ -79,22 +86,19 @@ def measure(folder: Path, name: str) -> dict[str, Any]:
     return {"first": first["wall"], "total": total["wall"], "user": total["user"], "first_user": first["user"], **parts}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; prints a table."""
     parser = argparse.ArgumentParser(prog="cold_start", description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
-    options = parser.parse_args(arguments)
-    rows: dict[str, list[dict[str, Any]]] = {"empty": [], "filled": []}
-    for _ in range(options.rounds):
+    rows: dict[str, list[dict[str, float]]] = {"empty": [], "filled": []}
+    for _ in range(parser.parse_args(arguments).rounds):
         with tempfile.TemporaryDirectory() as folder:
             for kind, measured in rows.items():
                 measured.append(measure(Path(folder), kind))
-    median = {kind: {name: statistics.median(row[name] for row in of) for name in of[0]} for kind, of in rows.items()}
-    names = {"first": "to the first step's end", "total": "whole run", "first_user": "to the first step, CPU seconds"}
-    names |= {"user": "whole run, CPU seconds", **{part: f"  {part}" for part in PARTS}}
     print(f"{'seconds, compile cache':32} {'empty':>8} {'filled':>8}")
-    for name, text in names.items():
-        print(f"{text:32} {median['empty'][name]:8.2f} {median['filled'][name]:8.2f}")
+    for name, text in ROWS.items():
+        empty, filled = (statistics.median(row[name] for row in measured) for measured in rows.values())
+        print(f"{text:32} {empty:8.2f} {filled:8.2f}")
     return 0
 
 

@@ -14,52 +14,43 @@ data is in them, compiling and evaluating are not. A loss that lies between two 
 straight line.
 """
 
-import argparse
 import math
 import statistics
 import time
-from typing import Any
+from argparse import Namespace
 
 import chz
 import jax
 import numpy as np
 
-from recollect.benchmarks.machine import OtherLoad
-from recollect.benchmarks.reporting import Parser, keep, number, print_device
-from recollect.data.text.dataset import Text
-from recollect.data.text.rows import Chunked, Decomposed
-from recollect.data.text.rows.base import RowArrays
+from recollect.benchmarks import reporting, timing
+from recollect.data.text import Text
+from recollect.data.text.rows import Chunked, Decomposed, RowArrays
 from recollect.layers import Attention
-from recollect.layers.modules.mlp import SwiGLU
-from recollect.layers.modules.positions import Rotary
-from recollect.models import LanguageModel, repeat
-from recollect.models.functional import count
-from recollect.training.batches import open_batches
-from recollect.training.evaluator import evaluate
-from recollect.training.experiment import Experiment, Run
-from recollect.training.optimizer import AdamW
-from recollect.training.step import member_values, program_for
+from recollect.layers.modules import Rotary, SwiGLU
+from recollect.models import LanguageModel, count, repeat
+from recollect.training import AdamW, Experiment, Run, batches, evaluator, member_values, program_for
 
 ABOVE = (1.0, 0.5, 0.25, 0.1, 0.0)
 NAMES = ("chunked", "decomposed")
 ENDLESS = 1_000_000
 CURRICULA = ("uniform", "grow_linear", "grow_p2", "grow_p100")
 OPTIONS = {
-    "length": number(4096, "tokens of a chunked row and of the longest bucket, a power of two"),
-    "shortest": number(256, "tokens of the shortest bucket, a power of two"),
-    "batch": number(1, "rows of `length` tokens per step"),
-    "width": number(128, "of the model"),
-    "depth": number(2, "layers"),
-    "heads": number(4, "attention heads"),
-    "steps": number(ENDLESS, "most steps of each"),
-    "turn": number(20, "steps between evaluations"),
-    "cycle": number(40, "steps after which the curriculum starts again"),
-    "held-out": number(8, "held-out rows in an evaluation, as many batches as they make"),
-    "minutes": number(12.0, "of training both together, after compiling"),
-    "learning-rate": number(2e-3, "of AdamW after its warm-up"),
+    "length": reporting.number(4096, "tokens of a chunked row and of the longest bucket, a power of two"),
+    "shortest": reporting.number(256, "tokens of the shortest bucket, a power of two"),
+    "batch": reporting.number(1, "rows of `length` tokens per step"),
+    "width": reporting.number(128, "of the model"),
+    "depth": reporting.number(2, "layers"),
+    "heads": reporting.number(4, "attention heads"),
+    "steps": reporting.number(ENDLESS, "most steps of each"),
+    "turn": reporting.number(20, "steps between evaluations"),
+    "cycle": reporting.number(40, "steps after which the curriculum starts again"),
+    "held-out": reporting.number(8, "held-out rows in an evaluation, as many batches as they make"),
+    "minutes": reporting.number(12.0, "of training both together, after compiling"),
+    "learning-rate": reporting.number(2e-3, "of AdamW after its warm-up"),
 }
 MORE_OPTIONS = {
-    "seed": number(0, "of parameters and data"),
+    "seed": reporting.number(0, "of parameters and data"),
     "curriculum": {"default": "grow_p2", "choices": CURRICULA},
     "source": {"default": "stdlib", "help": "as data.source"},
 }
@@ -71,13 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       UserError: an option that does not fit.
     """
-    parser = Parser("decomposition", __doc__, OPTIONS | MORE_OPTIONS, "decomposition.json")
+    parser = reporting.Parser("decomposition", __doc__, OPTIONS | MORE_OPTIONS, "decomposition.json")
     options = parser.parse(arguments, positive=[name.replace("-", "_") for name in OPTIONS])
-    print_device()
-    load = OtherLoad()
+    reporting.print_device()
+    load = timing.OtherLoad()
     trainees = [_Trainee(name, options) for name in NAMES]
-    for trainee in trainees:
-        trainee.compile()
     print(f"{trainees[0].parameters:,} parameters, {options.length * options.batch:,} tokens per step")
     _train(trainees, options)
     result = {trainee.name: trainee.result() for trainee in trainees}
@@ -90,25 +79,33 @@ def main(arguments: list[str] | None = None) -> int:
         **result,
         "times_to_losses": reached,
     }
-    keep(options.out, "decomposition.json", "decomposition", arguments, facts)
+    reporting.keep(options.out, "decomposition.json", "decomposition", arguments, facts)
     return 0
 
 
-def experiment_of(name: str, options: argparse.Namespace) -> Any:
+def experiment_of(name: str, options: Namespace) -> Experiment:
     """Returns the experiment that trains on rows made in the way called `name`."""
-
-    held_out = -(-options.held_out // options.batch)
-    data = Text(source=options.source, length=options.length, sequences=Chunked(), held_out_batches=held_out)
+    data = Text(
+        source=options.source,
+        length=options.length,
+        sequences=Chunked(),
+        held_out_batches=math.ceil(options.held_out / options.batch),
+    )
     if name == "decomposed":
         rows = Decomposed(shortest=options.shortest, curriculum=options.curriculum, cycles=1)
         plan = chz.replace(data, sequences=rows).batches(options.seed, options.batch).plan
-        tokens = sum(length * count for length, count in zip(plan.lengths, plan.counts, strict=True))
-        cycles = max(1, round(tokens / (options.length * options.batch) / options.cycle))
-        data = chz.replace(data, sequences=chz.replace(rows, cycles=cycles))
-    mixer = Attention(heads=options.heads, positions=Rotary(base=100_000.0), query_key_norm=True)
+        steps = np.dot(plan.lengths, plan.counts) / (options.length * options.batch)
+        data = chz.replace(data, sequences=chz.replace(rows, cycles=max(1, round(steps / options.cycle))))
     return Experiment(
         name=f"decomposition.{name}",
-        model=LanguageModel(width=options.width, stages=repeat(mixer, depth=options.depth), mlp=SwiGLU()),
+        model=LanguageModel(
+            width=options.width,
+            stages=repeat(
+                Attention(heads=options.heads, positions=Rotary(base=100_000.0), query_key_norm=True),
+                depth=options.depth,
+            ),
+            mlp=SwiGLU(),
+        ),
         data=data,
         optimizer=AdamW(
             learning_rate=options.learning_rate, beta2=0.95, weight_decay=0.1, warmup=20, clip=1.0, schedule="constant"
@@ -120,24 +117,20 @@ def experiment_of(name: str, options: argparse.Namespace) -> Any:
 class _Trainee:
     """One of the two: its state, and what was measured."""
 
-    def __init__(self, name: str, options: argparse.Namespace):
-        self.name = name
-        self.experiment = experiment_of(name, options)
+    def __init__(self, name: str, options: Namespace):
+        self.name, self.experiment = name, experiment_of(name, options)
         self.program = program_for(self.experiment)
-        self.feed: Any = open_batches(self.experiment, self.program)
+        self.feed = batches.open_batches(self.experiment, self.program)
         self.state = self.program.init(options.seed)
         self.values = member_values([self.experiment], False)
         self.parameters = count(self.state["params"])
-        self.step = 0
-        self.seconds = 0.0
+        self.tokens = options.batch * options.length
+        self.step, self.seconds = 0, 0.0
         self.times: dict[int, list[float]] = {length: [] for length in self.feed.batches.row_lengths}
         self.curve: list[dict[str, float]] = []
-
-    def compile(self) -> None:
-        """Compiles the step of each length and the evaluation; nothing that it trains is kept."""
+        # Compiles the step of each length and the evaluation; nothing that this trains is kept.
         for length in self.times:
-            rows = self.experiment.run.batch_size * self.experiment.data.length // length
-            batch = RowArrays(rows, length).batch(segmented=self.feed.batches.plan.segmented)
+            batch = RowArrays(self.tokens // length, length).batch(segmented=self.feed.batches.plan.segmented)
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
             spare = jax.tree.map(lambda leaf: leaf.copy(), self.state)
             jax.block_until_ready(self.program.train_on(spare, self.values, stacked))
@@ -145,32 +138,30 @@ class _Trainee:
         self.feed.waited = 0.0
 
     def turn(self, steps: int) -> None:
-        """Trains for `steps` steps, each timed."""
+        """Trains for `steps` steps, each timed, and evaluates."""
         for _ in range(steps):
             length = self.feed.batches.row_length(self.step)
             begun = time.perf_counter()
             self.state, _ = jax.block_until_ready(self.feed.train(self.state, self.values, 1, self.step))
-            elapsed = time.perf_counter() - begun
-            self.times[length].append(elapsed)
-            self.seconds += elapsed
+            self.times[length].append(time.perf_counter() - begun)
+            self.seconds += self.times[length][-1]
             self.step += 1
+        self.evaluate()
 
     def evaluate(self) -> None:
         """Adds a point to the curve."""
-        metrics = evaluate(self.program, self.state["params"], self.experiment.run.seed)
-        self.curve.append({"step": self.step, "seconds": self.seconds, "bits_per_byte": metrics["bits_per_byte"]})
+        bits = evaluator.evaluate(self.program, self.state["params"], self.experiment.run.seed)["bits_per_byte"]
+        self.curve.append({"step": self.step, "seconds": self.seconds, "bits_per_byte": bits})
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> dict:
         """Returns what is written of it."""
-        tokens = self.experiment.run.batch_size * self.experiment.data.length
-        medians = {length: statistics.median(times) if times else None for length, times in self.times.items()}
         return {
             "steps": self.step,
-            "tokens": self.step * tokens,
+            "tokens": self.step * self.tokens,
             "seconds": self.seconds,
             "share_waiting_for_data": self.feed.waited / max(self.seconds, 1e-9),
             "by_length": {
-                str(length): {"steps": len(times), "seconds_a_step": medians[length]}
+                str(length): {"steps": len(times), "seconds_a_step": statistics.median(times) if times else None}
                 for length, times in self.times.items()
             },
             "rows": self.feed.batches.plan.facts(),
@@ -178,18 +169,16 @@ class _Trainee:
         }
 
 
-def _train(trainees: list[_Trainee], options: argparse.Namespace) -> None:
+def _train(trainees: list[_Trainee], options: Namespace) -> None:
     """Trains in turns until the steps or the minutes are used up; no fewer than one."""
     begun = time.perf_counter()
     print(f"{'step':>6} " + " ".join(f"{trainee.name + ': seconds, bits per byte':>34}" for trainee in trainees))
     while (step := trainees[0].step) < options.steps:
         if step > 0 and time.perf_counter() - begun > 60 * options.minutes:
             break
-        cells = []
         for trainee in trainees:
-            trainee.turn(min(options.turn, options.steps - trainee.step))
-            trainee.evaluate()
-            cells.append(f"{trainee.seconds:25.1f} {trainee.curve[-1]['bits_per_byte']:8.3f}")
+            trainee.turn(min(options.turn, options.steps - step))
+        cells = (f"{trainee.seconds:25.1f} {trainee.curve[-1]['bits_per_byte']:8.3f}" for trainee in trainees)
         print(f"{trainees[0].step:6} " + " ".join(cells), flush=True)
 
 
@@ -206,16 +195,16 @@ def time_to(curve: list[dict[str, float]], bits: float) -> float | None:
 def times_to_losses(one: list[dict[str, float]], two: list[dict[str, float]]) -> list[dict[str, float]]:
     """Returns seconds of both to losses that both reached: the lowest (rounded up to 0.05), and some above it."""
     lowest = math.ceil(20 * max(min(point["bits_per_byte"] for point in curve) for curve in (one, two)) - 1e-9) / 20
-    rows = []
-    for bits in sorted({round(lowest + above, 2) for above in ABOVE}, reverse=True):
-        chunked, decomposed = time_to(one, bits), time_to(two, bits)
-        if chunked and decomposed:
-            times = {"chunked": chunked, "decomposed": decomposed, "ratio": chunked / decomposed}
-            rows.append({"bits_per_byte": bits, **times})
-    return rows
+    losses = sorted({round(lowest + above, 2) for above in ABOVE}, reverse=True)
+    times = ((bits, time_to(one, bits), time_to(two, bits)) for bits in losses)
+    return [
+        {"bits_per_byte": bits, "chunked": chunked, "decomposed": decomposed, "ratio": chunked / decomposed}
+        for bits, chunked, decomposed in times
+        if chunked and decomposed
+    ]
 
 
-def _print(result: dict[str, Any], reached: list[dict[str, float]]) -> None:
+def _print(result: dict, reached: list[dict[str, float]]) -> None:
     for name, facts in result.items():
         print(
             f"{name}: {facts['steps']} steps, {facts['tokens']:,} tokens in {facts['seconds']:.1f} s, "
@@ -225,11 +214,11 @@ def _print(result: dict[str, Any], reached: list[dict[str, float]]) -> None:
     print("tokens per row, steps, ms per step:")
     for name, facts in result.items():
         for length, row in facts["by_length"].items():
-            took = "not taken" if row["seconds_a_step"] is None else f"{1e3 * row['seconds_a_step']:10.1f}"
+            took = f"{1e3 * row['seconds_a_step']:10.1f}" if row["steps"] else "not taken"
             print(f"  {name:12} {length:>6} {row['steps']:6} {took}")
     rows = result["decomposed"]["rows"]
-    retained, targets = 100 * rows["retained_share"], 100 * rows["target_share"]
-    print(f"kept by decomposition: {retained:.1f}% of all tokens, {targets:.1f}% of all targets")
+    kept = f"{rows['retained_share']:.1%} of all tokens, {rows['target_share']:.1%} of all targets"
+    print(f"kept by decomposition: {kept}")
     print("seconds to a held-out loss: bits per byte, chunked, decomposed, chunked / decomposed")
     for row in reached:
         print(f"  {row['bits_per_byte']:6.2f} {row['chunked']:8.1f} {row['decomposed']:8.1f} {row['ratio']:6.2f}")

@@ -15,18 +15,22 @@ import collections
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
-from recollect.benchmarks.first_contact import records
-from recollect.benchmarks.first_contact.predictions import PREDICTIONS, Prediction
-from recollect.benchmarks.machine import folder_name
-from recollect.benchmarks.peer_side import one_line
-from recollect.benchmarks.reporting import REPOSITORY, Parser
+from recollect.benchmarks import peer_side, reporting
+from recollect.benchmarks.first_contact import predictions, records
 from recollect.configuration import UserError
-from recollect.configuration.io import write_json
 
 DOCUMENT = "gpu_measured.md"
-HELP = "with first_contact.jsonl; in front of them maybe a first_contact.json, to add to"
+OPTIONS = {
+    "from": {
+        "dest": "folders",
+        "nargs": "+",
+        "type": Path,
+        "required": True,
+        "metavar": "FOLDER",
+        "help": "with first_contact.jsonl; in front of them maybe a first_contact.json, to add to",
+    }
+}
 PEERS = {  # of kernel_peers.py: the case whose arrays it is given
     "linear_attention": "linear_recurrence, no decay",
     "simple_gla": "linear_recurrence, decay per head",
@@ -39,12 +43,14 @@ PEERS = {  # of kernel_peers.py: the case whose arrays it is given
     "short_conv": "short_convolution, 4 taps, silu, gate",
 }
 NEEDED = {  # of a line of each kind
+    "begun": (),
     "probe": ("what",),
     "check": ("what", "wrong", "same_bits"),
     "time": ("what", "form", "sizes"),
     "peer": ("what",),
     "pretraining": ("what", "tokens_per_second", "step_seconds", "rows", "length", "waiting_for_data"),
     "tests": ("summary",),
+    "failed": (),
 }
 KEPT = {"tests": [], "peers": {}, "pretraining": {}, "failed": [], "contacts": [], "checks": [], "times": []}
 """The parts of a result beside "device"."""
@@ -57,23 +63,21 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       UserError: a folder without records, or records of two kinds of device.
     """
-    folders = {"dest": "folders", "nargs": "+", "type": Path, "required": True, "metavar": "FOLDER", "help": HELP}
-    parser = Parser("device", __doc__, {"from": folders}, "first_contact.json, and docs/gpu_measured.md here")
+    parser = reporting.Parser("device", __doc__, OPTIONS, "first_contact.json, and docs/gpu_measured.md here")
     options = parser.parse(arguments)
     result = gathered(options.folders)
     text = document(result)
     print(text)
     if options.out is not None:
-        path = Path(options.out) / folder_name(result["device"]) / "first_contact.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, result, indent=1)
-        page = REPOSITORY / "docs" / DOCUMENT
+        folder = reporting.folder_name(result["device"])
+        path = reporting.write_result(options.out, folder, "first_contact.json", result)
+        page = reporting.REPOSITORY / "docs" / DOCUMENT
         page.write_text(text)
         print(f"written: {path}, {page}")
-    return 1 if any(check["wrong"] for check in result["checks"]) else 0
+    return int(any(check["wrong"] for check in result["checks"]))
 
 
-def gathered(folders: list[Path]) -> dict[str, Any]:
+def gathered(folders: list[Path]) -> dict:
     """Returns what the folders' records say, by kind; the first of `folders` may be a file of such a result, which they
     add to.
 
@@ -83,33 +87,32 @@ def gathered(folders: list[Path]) -> dict[str, Any]:
     add = folders[0].is_file()
     kept = _kept(folders[0]) if add else copy.deepcopy(KEPT)
     checks = {check["what"]: check for check in kept["checks"]}
-    times = {(x["what"], x["form"], x.get("note", "")): x for x in kept["times"]}
+    times = {_key(line): line for line in kept["times"]}
     devices = [kept["device"] for contact in kept["contacts"] if "machine" in contact]
     for folder in folders[1:] if add else folders:
         lines = _lines(folder)
-        of = {kind: [line for line in lines if line["kind"] == kind] for kind in ("begun", "probe", "check", "time")}
+        of = {kind: [line for line in lines if line["kind"] == kind] for kind in NEEDED}
         devices += [line["device"] for line in of["probe"] if line["what"] == "machine"]
         commands = "; ".join(str(line.get("command")) for line in of["begun"])
         contact = {"date": next((line.get("date") for line in of["begun"]), None), "command": commands}
         kept["contacts"].append(contact | {line["what"]: _facts(line) for line in of["probe"]})
         checks |= {line["what"]: _facts(line) for line in of["check"]}
         for line in of["time"]:
-            key = (line["what"], line["form"], line.get("note", ""))
-            times[key] = {**_facts(line), "contact": len(devices), **_before(times.get(key, {}), len(devices))}
-        for line in lines:
-            if line["kind"] in ("peer", "pretraining"):
-                settings = [x for x in line.get("overrides", ()) if "=" in x]
-                part = kept["peers" if line["kind"] == "peer" else "pretraining"]
-                part[" ".join([line["what"], *settings])] = _facts(line)
-            elif line["kind"] in ("tests", "failed"):
-                kept[line["kind"]].append(_facts(line))
+            before = _before(times.get(_key(line), {}), len(devices))
+            times[_key(line)] = {**_facts(line), "contact": len(devices), **before}
+        for kind, part in (("peer", "peers"), ("pretraining", "pretraining")):
+            for line in of[kind]:
+                name = " ".join([line["what"], *(x for x in line.get("overrides", ()) if "=" in x)])
+                kept[part][name] = _facts(line)
+        for kind in ("tests", "failed"):
+            kept[kind] += map(_facts, of[kind])
     if len(set(devices)) != 1:
         names = ", ".join(sorted(set(devices))) or "no device"
         raise UserError(f"bench device: the folders are of {names}; one kind is needed")
     return {"device": devices[0], **kept, "checks": list(checks.values()), "times": list(times.values())}
 
 
-def _lines(folder: Path) -> list[dict[str, Any]]:
+def _lines(folder: Path) -> list[dict]:
     """Returns a folder's records, each with what is needed of its kind."""
     path = folder / records.FILE
     lines = records.read(path) if path.is_file() else []
@@ -123,7 +126,11 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _before(earlier: dict[str, Any], contact: int) -> dict[str, Any]:
+def _key(line: dict) -> tuple[str, str, str]:
+    return line["what"], line["form"], line.get("note", "")
+
+
+def _before(earlier: dict, contact: int) -> dict:
     """Returns {"before": a case's first time}, of an earlier contact; {} where there is none."""
     if earlier.get("contact") == contact and "before" not in earlier:
         return {}
@@ -131,15 +138,15 @@ def _before(earlier: dict[str, Any], contact: int) -> dict[str, Any]:
     return {"before": before} if before else {}
 
 
-def _kept(path: Path) -> dict[str, Any]:
+def _kept(path: Path) -> dict:
     try:
         result = json.loads(path.read_text())
         return {name: result[name] for name in ("device", *KEPT)}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"bench device: {path} is no result of bench device ({one_line(error)})") from None
+        raise UserError(f"bench device: {path} is no result of bench device ({peer_side.one_line(error)})") from None
 
 
-def _facts(line: dict[str, Any]) -> dict[str, Any]:
+def _facts(line: dict) -> dict:
     return {name: x for name, x in line.items() if name not in ("kind", "step", "at")}
 
 
@@ -154,7 +161,7 @@ N spans: of time, chosen by hand; rows without a note take the kernel's own choi
 """
 
 
-def document(result: dict[str, Any]) -> str:
+def document(result: dict) -> str:
     """Returns the page: machine, checks, times beside peers and floors, pretraining, predictions answered."""
     first = next(contact for contact in result["contacts"] if "machine" in contact)
     versions, rates = first["machine"]["versions"], first.get("ceilings", {})
@@ -191,41 +198,46 @@ def document(result: dict[str, Any]) -> str:
         "",
         "| case | predicted, ms | measured | | why |",
         "|---|---|---|---|---|",
-        *(_answer(prediction, result) for prediction in PREDICTIONS),
+        *(_answer(prediction, result) for prediction in predictions.PREDICTIONS),
         "",
     ]
     return "\n".join(lines)
 
 
-def _is_stale(row: dict[str, Any], result: dict[str, Any]) -> bool:
+def _is_stale(row: dict, result: dict) -> bool:
     """Returns whether a row of forced block sizes is older than another of its case: it may be of a kernel that has
     been replaced."""
-    same = [other for other in result["times"] if (other["what"], other["form"]) == (row["what"], row["form"])]
+    same = (other for other in result["times"] if _key(other)[:2] == _key(row)[:2])
     return bool(row.get("note")) and any(other["contact"] > row["contact"] for other in same)
 
 
-def _row(row: dict[str, Any], result: dict[str, Any]) -> str:
+def _row(row: dict, result: dict) -> str:
     cells = [f"{row['what']} {row.get('note', '')}".strip()]
     for part in ("forward", "both"):
         seconds, floor = row.get(part), (row.get("floor") or {}).get(part)
-        before = (row.get("before") or {}).get(part)
-        cells += ["-" if seconds is None else f"{1e3 * seconds:.3f}"]
-        cells += ["-" if seconds is None or not floor else f"{seconds / floor:.2f}"]
-        cells += ["" if before is None else f"{1e3 * before:.3f}"]
+        times_floor = "-" if seconds is None or not floor else f"{seconds / floor:.2f}"
+        cells += [_milliseconds(seconds, "-"), times_floor, _milliseconds((row.get("before") or {}).get(part), "")]
         cells += ["", ""] if row.get("note") else [_library(row, part, result), _peer(row, part, result)]
     return _table_row(cells)
+
+
+def _milliseconds(seconds: float | None, otherwise: str) -> str:
+    return otherwise if seconds is None else f"{1e3 * seconds:.3f}"
 
 
 def _table_row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _library(row: dict[str, Any], part: str, result: dict[str, Any]) -> str:
-    beside = [x for x in result["times"] if x["what"] == row["what"] and x["form"] in LIBRARIES and part in x]
-    return "; ".join(f"{x['form']} {1e3 * x[part]:.3f}" for x in beside)
+def _library(row: dict, part: str, result: dict) -> str:
+    return "; ".join(
+        f"{other['form']} {1e3 * other[part]:.3f}"
+        for other in result["times"]
+        if other["what"] == row["what"] and other["form"] in LIBRARIES and part in other
+    )
 
 
-def _peer(row: dict[str, Any], part: str, result: dict[str, Any]) -> str:
+def _peer(row: dict, part: str, result: dict) -> str:
     sizes = " ".join(f"{name}{size}" for name, size in row["sizes"].items())
     for name, case in PEERS.items():
         peer = result["peers"].get(f"{name} {sizes}", {})
@@ -236,7 +248,7 @@ def _peer(row: dict[str, Any], part: str, result: dict[str, Any]) -> str:
     return ""
 
 
-def _tests(tests: dict[str, Any]) -> list[str]:
+def _tests(tests: dict) -> list[str]:
     names = (name.removeprefix("tests/pallas_kernels/").partition("[")[0] for name in tests.get("failed", ()))
     return [
         f"\nThe tests that are simulated elsewhere, run on the device: {tests['summary']}.",
@@ -244,7 +256,7 @@ def _tests(tests: dict[str, Any]) -> list[str]:
     ]
 
 
-def _pretraining(result: dict[str, Any]) -> list[str]:
+def _pretraining(result: dict) -> list[str]:
     if not result["pretraining"]:
         return []
     return [
@@ -261,13 +273,16 @@ def _pretraining(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _trained(row: dict[str, Any]) -> str:
+PEER_CELLS = {
+    "error": "error: {error}",
+    "tokens_per_second": "{version}: {tokens_per_second:,.0f} tokens per second",
+    "mfu": "MFU {mfu:.1%}",
+}
+"""What the page says of a peer's training, by what is known of it."""
+
+
+def _trained(row: dict) -> str:
     peer = row.get("peer", {})
-    answer = [f"error: {peer['error']}"] if "error" in peer else []
-    if "tokens_per_second" in peer:
-        answer.append(f"{peer['version']}: {peer['tokens_per_second']:,.0f} tokens per second")
-    if "mfu" in peer:
-        answer.append(f"MFU {peer['mfu']:.1%}")
     return _table_row(
         [
             row["what"],
@@ -278,20 +293,19 @@ def _trained(row: dict[str, Any]) -> str:
             f"{row['step_seconds']:.3f}",
             f"{row['peak_bytes'] / 2**30:.1f}" if row.get("peak_bytes") else "",
             f"{row['waiting_for_data']:.2%}",
-            ", ".join(answer),
+            ", ".join(text.format(**peer) for name, text in PEER_CELLS.items() if name in peer),
         ]
     )
 
 
-def _answer(prediction: Prediction, result: dict[str, Any]) -> str:
+def _answer(prediction: predictions.Prediction, result: dict) -> str:
     part, key = prediction.part, (prediction.what, prediction.form, prediction.note)
     what = f"{prediction.what} {prediction.note} ({'forward' if part == 'forward' else 'with gradients'})"
     cells = [what, f"{prediction.low:.2f} to {prediction.high:.2f}"]
-    row = next((row for row in result["times"] if (row["what"], row["form"], row.get("note", "")) == key), {})
+    row = next((row for row in result["times"] if _key(row) == key), {})
     seconds = (row.get("before") or {}).get(part, row.get(part))
-    if prediction.replaced:
-        return f"{_table_row([*cells, 'not measured before the kernel was replaced'])} | |"
-    if seconds is None:
-        return f"{_table_row([*cells, 'not measured'])} | |"
-    right = prediction.low <= 1e3 * seconds <= prediction.high
-    return _table_row([*cells, f"{1e3 * seconds:.3f}", "right" if right else "wrong", prediction.why])
+    if prediction.replaced or seconds is None:
+        when = " before the kernel was replaced" if prediction.replaced else ""
+        return f"{_table_row([*cells, f'not measured{when}'])} | |"
+    verdict = "right" if prediction.low <= 1e3 * seconds <= prediction.high else "wrong"
+    return _table_row([*cells, f"{1e3 * seconds:.3f}", verdict, prediction.why])

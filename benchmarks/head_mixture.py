@@ -14,39 +14,31 @@ theirs one after the other, so that whatever else the machine does meets both. R
 inputs random: choices are spread nearly evenly over heads.
 """
 
-import argparse
 import contextlib
 import functools
-from collections.abc import Callable
-from typing import Any
+from argparse import Namespace
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from recollect.benchmarks.kernel_checks import relative_error
-from recollect.benchmarks.machine import OtherLoad
-from recollect.benchmarks.reporting import Parser, keep, number, print_device
-from recollect.benchmarks.timing import time_in_turns
-from recollect.layers.mixer import Place
-from recollect.layers.mixers.mixture_of_heads import MixtureOfHeads
-from recollect.layers.modules.mlp import SwiGLU
+from recollect.benchmarks import kernel_case, reporting, timing
+from recollect.layers import MixtureOfHeads, Place
+from recollect.layers.modules import SwiGLU
 from recollect.models import FunctionalModel, LanguageModel, repeat
-from recollect.training.optimizer import AdamW
+from recollect.training import AdamW
 
 VOCABULARY = 256
 CLOSE = 1e-4
 FORMS = ("dense", "gathered")
 PARTS = ("forward", "forward_backward", "training_step")
-
-
 OPTIONS = {
-    "length": number(1024, "tokens"),
-    "batch": number(2, "sequences"),
-    "heads": number(8, "heads in all"),
-    "head-dim": number(64, "dimensions per head; the width is heads times this"),
-    "turns": number(9, "turns of which the median is taken"),
+    "length": reporting.number(1024, "tokens"),
+    "batch": reporting.number(2, "sequences"),
+    "heads": reporting.number(8, "heads in all"),
+    "head-dim": reporting.number(64, "dimensions per head; the width is heads times this"),
+    "turns": reporting.number(9, "turns of which the median is taken"),
     "mlp": {"action": "store_true", "help": "an MLP after each mixer of the model that is trained"},
 }
 
@@ -57,63 +49,71 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       UserError: an option that does not fit.
     """
-    parser = Parser("head-mixture", __doc__, OPTIONS, "head_mixture.json")
+    parser = reporting.Parser("head-mixture", __doc__, OPTIONS, "head_mixture.json")
     options = parser.parse(arguments, positive=("length", "batch", "heads", "head_dim", "turns"))
-    print_device()
+    reporting.print_device()
     print(
         f"batch {options.batch}, {options.length} tokens, {options.heads} heads of {options.head_dim}, fp32; "
-        "ms dense, ms gathered, gathered / dense"
+        "ms dense, ms gathered, gathered / dense\n"
+        f"{'shared + routed active, share':32} {'forward':>24} {'forward + backward':>24} {'training step':>24}"
     )
-    print(f"{'shared + routed active, share':32} {'forward':>24} {'forward + backward':>24} {'training step':>24}")
-    rows = []
-    for shared, active in _routings(options.heads):
-        rows.append(_row(options, shared, active))
-        _print(rows[-1], options.heads)
-    keep(options.out, "head_mixture.json", "head-mixture", arguments, {"rows": rows})
+    rows = [_row(options, shared, active) for shared, active in _routings(options.heads)]
+    reporting.keep(options.out, "head_mixture.json", "head-mixture", arguments, {"rows": rows})
     return 1 if any(row["wrong"] for row in rows) else 0
 
 
 def _routings(heads: int) -> list[tuple[int, int]]:
     """Returns (shared, active routed): all heads routed, at eighths of them; then a quarter of the heads shared and
-    half of
-    the others active."""
+    half of the others active."""
     shares = sorted({max(1, round(heads * eighth / 8)) for eighth in (1, 2, 3, 4, 6, 8)})
     shared = heads // 4
     return [(0, active) for active in shares] + [(shared, max(1, (heads - shared) // 2))]
 
 
-def computed(form: str) -> contextlib.AbstractContextManager[Any]:
+def computed(form: str) -> contextlib.AbstractContextManager:
     """Returns the context in which traced layers compute every head ("dense") or what pays ("gathered")."""
-    if form == "gathered":
-        return contextlib.nullcontext()
-    return mock.patch("recollect.layers.mixers.mixture_of_heads.skips", lambda *sizes, **more: False)
+    dense = mock.patch("recollect.layers.mixers.mixture_of_heads.skips", lambda *sizes, **more: False)
+    return dense if form == "dense" else contextlib.nullcontext()
 
 
-def _row(options: argparse.Namespace, shared: int, active: int) -> dict[str, Any]:
+def _row(options: Namespace, shared: int, active: int) -> dict:
+    """Compares and times both forms; prints the row and returns it."""
     config = MixtureOfHeads(heads=options.heads, shared=shared, active=active, head_dim=options.head_dim)
     calls = {form: _calls(config, options, form) for form in FORMS}
-    row: dict[str, Any] = {"shared": shared, "active": active, "heads": options.heads}
-    row |= {"share": (shared + active) / options.heads, "length": options.length}
-    row |= {"batch": options.batch, "head_dim": options.head_dim}
-    gathered, dense = (jax.tree.leaves(calls[form]["forward_backward"]()) for form in ("gathered", "dense"))
+    row = {
+        "shared": shared,
+        "active": active,
+        "heads": options.heads,
+        "share": (shared + active) / options.heads,
+        "length": options.length,
+        "batch": options.batch,
+        "head_dim": options.head_dim,
+    }
+    dense, gathered = (jax.tree.leaves(calls[form]["forward_backward"]()) for form in FORMS)
     # A router's gradient may be all but zero: rounding there is no error of the whole.
-    row["error"] = max(relative_error(a, b, least=1e-8) for a, b in zip(gathered, dense, strict=True))
+    row["error"] = max(kernel_case.relative_error(a, b, least=1e-8) for a, b in zip(gathered, dense, strict=True))
     row["wrong"] = not row["error"] <= CLOSE
     if row["wrong"]:
-        return row
-    load = OtherLoad()
-    for part in PARTS:
-        row[part] = time_in_turns({form: calls[form][part] for form in FORMS}, options.turns)
-    row["cores_kept_busy_by_others"] = round(load.cores(), 2)
+        result = f"WRONG: rms error {row['error']:.2e}"
+    else:
+        load = timing.OtherLoad()
+        row |= {part: timing.time_in_turns({x: calls[x][part] for x in FORMS}, options.turns) for part in PARTS}
+        row["cores_kept_busy_by_others"] = round(load.cores(), 2)
+        result = " ".join(f"{_times(row[part]):>24}" for part in PARTS)
+    print(f"{shared} + {active} of {options.heads}, {row['share']:.3f}".ljust(32), result, flush=True)
     return row
 
 
-def _calls(config: Any, options: argparse.Namespace, form: str) -> dict[str, Callable[[], Any]]:
+def _times(seconds: dict[str, float]) -> str:
+    dense, gathered = (1e3 * seconds[form] for form in FORMS)
+    return f"{dense:9.1f} {gathered:9.1f} {gathered / dense:.2f}"
+
+
+def _calls(config: MixtureOfHeads, options: Namespace, form: str) -> dict:
     """Returns what is timed, by name: functions without arguments, compiled when first called."""
     width = options.heads * options.head_dim
     graph, weights = nnx.split(config.build(width, Place(0, 2), nnx.Rngs(params=jax.random.key(0))))
     x = jax.random.normal(jax.random.key(1), (options.batch, options.length, width))
-    target = jnp.cos(jnp.arange(width, dtype=jnp.float32))
 
     def forward(weights, x):
         with computed(form):
@@ -121,7 +121,7 @@ def _calls(config: Any, options: argparse.Namespace, form: str) -> dict[str, Cal
 
     def loss(weights, x):
         out = forward(weights, x)
-        return jnp.mean(out * target), out
+        return jnp.mean(out * jnp.cos(jnp.arange(width, dtype=jnp.float32))), out
 
     run, with_gradients = jax.jit(forward), jax.jit(jax.grad(loss, (0, 1), has_aux=True))
     return {
@@ -131,11 +131,10 @@ def _calls(config: Any, options: argparse.Namespace, form: str) -> dict[str, Cal
     }
 
 
-def _training_step(config: Any, width: int, options: argparse.Namespace, form: str) -> Callable[[], Any]:
+def _training_step(config: MixtureOfHeads, width: int, options: Namespace, form: str):
     """Returns the training step of a small model, which goes on from the parameters that it left and gives the loss."""
-    model = FunctionalModel(
-        LanguageModel(width=width, stages=repeat(config, depth=2), mlp=SwiGLU() if options.mlp else None), VOCABULARY
-    )
+    mlp = SwiGLU() if options.mlp else None
+    model = FunctionalModel(LanguageModel(width=width, stages=repeat(config, depth=2), mlp=mlp), VOCABULARY)
     optimizer = AdamW(schedule="constant")
     transform = optimizer.transform(model, 1000, optimizer.values())
     params = jax.jit(model.init)(jax.random.key(0))
@@ -162,15 +161,3 @@ def _training_step(config: Any, width: int, options: argparse.Namespace, form: s
         return value
 
     return train
-
-
-def _print(row: dict[str, Any], heads: int) -> None:
-    label = f"{row['shared']} + {row['active']} of {heads}, {row['share']:.3f}"
-    if row["wrong"]:
-        print(f"{label:32} WRONG: rms error {row['error']:.2e}")
-        return
-    cells = []
-    for part in PARTS:
-        dense, gathered = (1e3 * row[part][form] for form in FORMS)
-        cells.append(f"{dense:9.1f} {gathered:9.1f} {gathered / dense:.2f}")
-    print(f"{label:32} " + " ".join(f"{cell:>24}" for cell in cells), flush=True)

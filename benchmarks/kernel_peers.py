@@ -16,16 +16,9 @@ for windows and sinks.
 import functools
 import gc
 import importlib
-import statistics
 import sys
-import time
 
-from recollect.benchmarks.peer_side import one_line, serve
-
-
-def main() -> None:
-    """Answers cases until there are no more."""
-    serve(answer)
+from recollect.benchmarks import peer_side
 
 
 def answer(case: dict) -> dict:
@@ -33,7 +26,7 @@ def answer(case: dict) -> dict:
     try:
         times = measure(case)
     except Exception as error:  # whatever a peer's library raises is an answer here
-        times = {"error": one_line(error)}
+        times = {"error": peer_side.one_line(error)}
     try:  # memory that no tensor uses any more goes back to the GPU, for the process beside this one
         gc.collect()
         torch = sys.modules.get("torch")
@@ -64,27 +57,13 @@ def measure(case: dict) -> dict:
     try:
         answer["both"] = timed(torch, lambda: torch.autograd.grad(function(*leaves), leaves, cotangent))
     except Exception as error:
-        answer["backward_error"] = one_line(error)
+        answer["backward_error"] = peer_side.one_line(error)
     return answer
 
 
 def timed(torch, call) -> float:
-    """Returns the median seconds per call, each of 20 turns long enough to hide a launch."""
-    for _ in range(5):  # compiles and tunes
-        call()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    calls = max(1, int(0.01 / max(time.perf_counter() - start, 1e-5)))
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) / calls)
-    return statistics.median(times)
+    """Returns the median seconds per call."""
+    return peer_side.timed(call, lambda _: torch.cuda.synchronize(), warm_up=5)[0]
 
 
 def linear(torch, b, t, h, k, v, *, operation, name, decay=(), beta=False, **options):
@@ -107,13 +86,18 @@ def linear(torch, b, t, h, k, v, *, operation, name, decay=(), beta=False, **opt
 
 
 def based(torch, b, t, h, k, v):
-    """Returns the faster of fla's two forms of Based at this length: the square one, and the one with a state."""
-    from fla.ops.based import fused_chunk_based, parallel_based
-
+    """Returns fla's Based, in the form whose forward pass is faster at this length."""
     inputs = _qkv(torch, b, t, h, k, v)
-    forms = [functools.partial(form, use_norm=True) for form in (parallel_based, fused_chunk_based)]
     with torch.no_grad():
-        return min(forms, key=lambda form: timed(torch, lambda: form(*inputs))), inputs, _fla(torch)
+        return faster_based(torch, lambda form: form(*inputs)), inputs, _fla(torch)
+
+
+def faster_based(torch, call):
+    """Returns the one of fla's two forms of Based that `call(form)` is faster with: the square one, or the one with a
+    state."""
+    based = importlib.import_module("fla.ops.based")
+    forms = [functools.partial(form, use_norm=True) for form in (based.parallel_based, based.fused_chunk_based)]
+    return min(forms, key=lambda form: timed(torch, lambda: call(form)))
 
 
 def short_conv(torch, b, t, d):
@@ -188,8 +172,7 @@ def _qkv(torch, b, t, h, k, v):
 
 def _heads_first(torch, b, t, h, k, v, g=None):
     """Returns q (b, h, t, k), k (b, g, t, k), v (b, g, t, v), as torch's attention takes them."""
-    groups = h if g is None else g
-    return _bf16(torch, b, h, t, k), _bf16(torch, b, groups, t, k), _bf16(torch, b, groups, t, v)
+    return _bf16(torch, b, h, t, k), _bf16(torch, b, g or h, t, k), _bf16(torch, b, g or h, t, v)
 
 
 def _fla(torch) -> str:
@@ -209,8 +192,10 @@ LINEAR = {
     "kda": {"operation": "kda", "name": "chunk_kda", "decay": "bthk", "beta": True},
 }
 OTHERS = (based, short_conv, causal_attention, sliding_attention, sink_attention, gated_heads)
-PEERS = {name: functools.partial(linear, **facts) for name, facts in LINEAR.items()}
-PEERS |= {peer.__name__: peer for peer in OTHERS}
+PEERS = {
+    **{name: functools.partial(linear, **facts) for name, facts in LINEAR.items()},
+    **{peer.__name__: peer for peer in OTHERS},
+}
 
 if __name__ == "__main__":
-    main()
+    peer_side.serve(answer)

@@ -8,10 +8,8 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
-from typing import Any
 
-from recollect.benchmarks.reporting import REPOSITORY
+from recollect.benchmarks.reporting import REPOSITORY, child_environment
 from recollect.configuration import UserError
 
 
@@ -28,14 +26,17 @@ class PeerProcess:
       UserError: the interpreter does not start.
     """
 
-    def __init__(self, option: str, python: str, script: Sequence[str], seconds: float | None = None):
-        self.seconds = seconds
+    def __init__(self, option: str, python: str, script: list[str], seconds: float | None = None):
+        self.option, self.python, self.script, self.seconds = option, python, script, seconds
+        self.start()
+
+    def start(self) -> None:
+        """Starts the process, at first and when it has ended."""
         self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  closed with the process
-        paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
         try:
             self.process = subprocess.Popen(
-                [python, str(REPOSITORY / "benchmarks" / script[0]), *script[1:]],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                [self.python, str(REPOSITORY / "benchmarks" / self.script[0]), *self.script[1:]],
+                env=child_environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.errors,
@@ -43,25 +44,22 @@ class PeerProcess:
                 start_new_session=True,
             )
         except OSError as error:
-            raise UserError(f"{option} {python} cannot be run: {error.strerror}") from error
+            raise UserError(f"{self.option} {self.python} cannot be run: {error.strerror}") from error
         self.answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=_read, args=(self.process, self.answers), daemon=True).start()
 
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
         return self.process.poll() is None
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: dict) -> dict:
         """Returns the answer, or {"error"} with what became of the process, which is then dead."""
-        assert self.process.stdin is not None
         answer = None
         try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-            answer = self.answers.get(timeout=self.seconds)
-        except OSError:
-            pass
+            with contextlib.suppress(OSError):  # it reads no more
+                print(json.dumps(request), file=self.process.stdin, flush=True)
+                answer = self.answers.get(timeout=self.seconds)
         except queue.Empty:
             self._kill()
             return {"error": f"no answer in {self.seconds:g} s: killed"}
@@ -70,7 +68,7 @@ class PeerProcess:
     def close(self) -> None:
         """Ends the process, by force where it does not end by itself, and those that it started."""
         with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
-            self.process.stdin.close()  # type: ignore[union-attr]
+            self.process.stdin.close()
             self.process.wait(1)
         self._kill()
         self.errors.close()
@@ -93,9 +91,10 @@ class PeerProcess:
         end = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"{end}: {last}" if last else end
 
-    def _read(self) -> None:
-        """Passes the answers on as they come, and None when there will be no more."""
-        for line in self.process.stdout or ():
-            if line.startswith("RESULT "):
-                self.answers.put(line.removeprefix("RESULT "))
-        self.answers.put(None)
+
+def _read(process: subprocess.Popen, answers: queue.SimpleQueue) -> None:
+    """Passes the answers on as they come, and None when there will be no more."""
+    for line in process.stdout:
+        if line.startswith("RESULT "):
+            answers.put(line.removeprefix("RESULT "))
+    answers.put(None)

@@ -20,34 +20,30 @@ import argparse
 import contextlib
 import statistics
 import time
-from typing import Any
 
 import chz
 import jax
 
-from recollect.benchmarks.machine import QUIET, OtherLoad
-from recollect.benchmarks.peer_process import PeerProcess
-from recollect.benchmarks.reporting import Parser, keep, number, print_device
-from recollect.configuration import UserError, apply_overrides
-from recollect.configuration.machine import keep_compiled_programs
+from recollect.benchmarks import peer_process, reporting, timing
+from recollect.configuration import UserError, apply_overrides, machine
 from recollect.experiments import registry
 from recollect.layers import Attention, GatedConvolution, LinearAttention, SlidingWindow
-from recollect.layers.modules.positions import Rotary
-from recollect.models.functional import count
-from recollect.training.batches import open_batches
+from recollect.layers.modules import Rotary
+from recollect.models import count
+from recollect.training import Experiment, Program, batches, member_values
 from recollect.training.monitoring.throughput import Meter, meter_of
-from recollect.training.step import Program, member_values
 
-PATTERNS = ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena")
-ON_CPU = tuple(f"{pattern}_30m" for pattern in PATTERNS)
+ON_CPU = tuple(f"{name}_30m" for name in ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena"))
 ON_ACCELERATORS = ("attention_360m", "based_360m")
 WARM_UP = 2
 KINDS = {Attention: "attention", SlidingWindow: "window", GatedConvolution: "convolution", LinearAttention: "taylor"}
 """Mixers that the peer has, and its names for them."""
+MIXER_FIELDS = ("heads", "window", "feature_dim", "kernel", "expansion")
+OPTIMIZER_FIELDS = ("learning_rate", "weight_decay", "beta1", "beta2", "clip")
 OPTIONS = {
     "models": {"nargs": "+", "metavar": "NAME", "help": "experiments of `pretrain`, for example based_360m"},
     "accelerator": {"action": "store_true", "help": "what accelerators take by default, whatever the device"},
-    "steps": number(5, "timed steps"),
+    "steps": reporting.number(5, "timed steps"),
     "peer-python": {
         "metavar": "PYTHON",
         "help": "an interpreter with torch and flash-linear-attention: time those beside ours",
@@ -63,64 +59,64 @@ def main(arguments: list[str] | None = None) -> int:
         run.
     """
     options = _options(arguments)
-    device = jax.devices()[0]
-    names = options.models or (ON_ACCELERATORS if options.accelerator or device.platform != "cpu" else ON_CPU)
-    names = [f"pretrain.{name.removeprefix('pretrain.')}" for name in names]
+    on_accelerator = options.accelerator or jax.default_backend() != "cpu"
+    names = [
+        f"pretrain.{name.removeprefix('pretrain.')}"
+        for name in options.models or (ON_ACCELERATORS if on_accelerator else ON_CPU)
+    ]
     experiments = [apply_overrides(registry.load(name, "experiment"), options.overrides) for name in names]
-    print_device()
+    reporting.print_device()
     print(f"{'':32}{'parameters':>14}{'tokens/s':>12}{'s a step':>10}{'waiting':>9}{'MFU':>8}")
     rows = []
     for experiment in experiments:
-        rows.append(measure(experiment, options.steps))
-        print(_line(rows[-1]), flush=True)
+        row = measure(experiment, options.steps)
+        rows.append(row)
+        print(f"{row['name']:32}{_rates(row)}", flush=True)
         if options.peer_python:
-            rows[-1]["peer"] = peer(experiment, options.peer_python, options.steps, rows[-1])
-            print(_peer_line(rows[-1]), flush=True)
-    if any(row["others"] > QUIET for row in rows):
+            row["peer"] = peer(experiment, options.peer_python, options.steps, row)
+            print(_peer_line(row), flush=True)
+    if any(row["others"] > timing.QUIET for row in rows):
         print("other programs ran meanwhile: NOT TO BE QUOTED")
-    keep(options.out, "pretraining.json", "pretraining", arguments, {"rows": rows})
+    reporting.keep(options.out, "pretraining.json", "pretraining", arguments, {"rows": rows})
     return 0
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser("pretraining", __doc__, OPTIONS, "pretraining.json")
+    parser = reporting.Parser("pretraining", __doc__, OPTIONS, "pretraining.json")
     options, overrides = parser.parse_known_args(arguments)
     if any(one.startswith("-") or "=" not in one for one in overrides):
         raise UserError(f"bench pretraining: unrecognized arguments {' '.join(overrides)} (overrides are path=value)")
-    if options.models is not None:  # overrides may follow the names
-        overrides = [one for one in options.models if "=" in one] + overrides
-        options.models = [one for one in options.models if "=" not in one]
     if options.steps < 1:
         raise UserError(f"bench pretraining: --steps {options.steps}: must be at least 1")
-    options.overrides = overrides
+    named = options.models or []  # overrides may follow the names
+    options.models = [one for one in named if "=" not in one]
+    options.overrides = [one for one in named if "=" in one] + overrides
     return options
 
 
-def measure(experiment: Any, steps: int) -> dict[str, Any]:
+def measure(experiment: Experiment, steps: int) -> dict:
     """Trains for `steps` timed steps, one per call: medians, and every step's seconds.
 
     Raises:
       UserError: the corpus or the devices asked for are not here.
     """
-    keep_compiled_programs(experiment.run.compile_cache)
+    machine.keep_compiled_programs(experiment.run.compile_cache)
     experiment = chz.replace(experiment, run=chz.replace(experiment.run, steps_per_call=1))
     experiment.data.prepare()
     program = Program(experiment)
-    batches = open_batches(experiment, program)
-    values = member_values([experiment], False)
-    state = program.init(experiment.run.seed)
+    feed = batches.open_batches(experiment, program)
+    values, state = member_values([experiment], False), program.init(experiment.run.seed)
     like = meter_of(experiment)
     tokens = experiment.run.batch_size * experiment.data.length
     for step in range(WARM_UP + steps):
         if step in (0, WARM_UP):
-            meter, seconds, load = Meter(like.flops_per_token, like.peak), [], OtherLoad()
-        begun, waited = time.perf_counter(), batches.waited
-        state, metrics = batches.train(state, values, 1, step)
+            meter, seconds, load = Meter(like.flops_per_token, like.peak), [], timing.OtherLoad()
+        begun, waited = time.perf_counter(), feed.waited
+        state, metrics = feed.train(state, values, 1, step)
         loss = float(jax.device_get(metrics["loss"])[-1])
         seconds.append(time.perf_counter() - begun)
-        meter.step(1, tokens, seconds[-1], batches.waited - waited)
-    rates, median = meter.total(), statistics.median(seconds)
-    assert rates is not None
+        meter.step(1, tokens, seconds[-1], feed.waited - waited)
+    median = statistics.median(seconds)
     row = {
         "name": experiment.name,
         "parameters": count(state["params"]),
@@ -132,7 +128,7 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
         "remat": experiment.model.remat,
         "tokens_per_second": tokens / median,
         "step_seconds": median,
-        "waiting_for_data": rates.waiting_for_data,
+        "waiting_for_data": meter.total().waiting_for_data,
         "seconds": seconds,
         "loss": loss,
         "others": load.cores(),
@@ -141,25 +137,25 @@ def measure(experiment: Any, steps: int) -> dict[str, Any]:
     if "peak_bytes_in_use" in memory:  # GPUs and TPUs count it
         row["peak_bytes"] = memory["peak_bytes_in_use"]
     if like.flops_per_token is not None and like.peak is not None:
-        row["mfu"] = tokens / median * like.flops_per_token / like.peak
-        row |= {"flops_per_token": like.flops_per_token, "peak": like.peak}
+        mfu = tokens / median * like.flops_per_token / like.peak
+        row |= {"mfu": mfu, "flops_per_token": like.flops_per_token, "peak": like.peak}
     return row
 
 
-def peer(experiment: Any, python: str, steps: int, ours: dict[str, Any]) -> dict[str, Any]:
+def peer(experiment: Experiment, python: str, steps: int, ours: dict) -> dict:
     """Returns what pretraining_peer.py answers for the same shape, in a process of its own, or {"error"}.
 
     Raises:
       UserError: the interpreter cannot be run.
     """
-    with contextlib.closing(PeerProcess("--peer-python", python, ["pretraining_peer.py"])) as process:
+    with contextlib.closing(peer_process.PeerProcess("--peer-python", python, ["pretraining_peer.py"])) as process:
         answer = process.ask({**peer_case(experiment), "steps": steps})
     if "mfu" in ours and "tokens_per_second" in answer:
         answer["mfu"] = answer["tokens_per_second"] * ours["flops_per_token"] / ours["peak"]
     return answer
 
 
-def peer_case(experiment: Any) -> dict[str, Any]:
+def peer_case(experiment: Experiment) -> dict:
     """Returns what the peer needs to know: its layers and sizes.
 
     Raises:
@@ -168,41 +164,36 @@ def peer_case(experiment: Any) -> dict[str, Any]:
     layers = []
     for mixer in experiment.model.mixers:
         if type(mixer) not in KINDS:
-            names = ", ".join(KINDS.values())
-            raise UserError(f"{experiment.name}: the peer has no {type(mixer).__name__}; it has {names} layers")
-        fields = {x: getattr(mixer, x, None) for x in ("heads", "window", "feature_dim", "kernel", "expansion")}
+            mistake = f"the peer has no {type(mixer).__name__}; it has {', '.join(KINDS.values())} layers"
+            raise UserError(f"{experiment.name}: {mistake}")
+        fields = {name: getattr(mixer, name, None) for name in MIXER_FIELDS}
         layer = {"kind": KINDS[type(mixer)], **{name: x for name, x in fields.items() if x is not None}}
         if isinstance(getattr(mixer, "positions", None), Rotary):
             layer["rotary"] = mixer.positions.fraction
         layers.append(layer)
-    model, run = experiment.model, experiment.run
-    fields = ("learning_rate", "weight_decay", "beta1", "beta2", "clip")
     return {
         "layers": layers,
-        "width": model.width,
-        "hidden": model.mlp.inner(model.width),
+        "width": experiment.model.width,
+        "hidden": experiment.model.mlp.inner(experiment.model.width),
         "vocabulary": experiment.data.vocabulary,
-        "rows": run.batch_size,
-        "pieces": run.accumulate,
+        "rows": experiment.run.batch_size,
+        "pieces": experiment.run.accumulate,
         "length": experiment.data.length,
-        "optimizer": {name: getattr(experiment.optimizer, name, None) for name in fields},
+        "optimizer": {name: getattr(experiment.optimizer, name, None) for name in OPTIMIZER_FIELDS},
     }
 
 
-def _line(row: dict[str, Any]) -> str:
-    rates = f"{row['tokens_per_second']:12,.0f}{row['step_seconds']:10.3f}{row['waiting_for_data']:9.2%}{_mfu(row)}"
-    return f"{row['name']:32}{row['parameters']:14,}{rates}"
-
-
-def _peer_line(row: dict[str, Any]) -> str:
+def _peer_line(row: dict) -> str:
     peer = row["peer"]
     label = f"  {peer.get('version', 'peer')}"
     if "error" in peer:
         return f"{label:32} {peer['error']}"
-    rates = f"{peer['tokens_per_second']:12,.0f}{peer['step_seconds']:10.3f}{'':9}{_mfu(peer)}"
     times = row["tokens_per_second"] / peer["tokens_per_second"]
-    return f"{label:32}{peer['parameters']:14,}{rates}  ours is {times:.2f} times as fast"
+    return f"{label:32}{_rates(peer)}  ours is {times:.2f} times as fast"
 
 
-def _mfu(row: dict[str, Any]) -> str:
-    return f"{row['mfu']:8.1%}" if "mfu" in row else f"{'-':>8}"
+def _rates(row: dict) -> str:
+    waiting = f"{row['waiting_for_data']:.2%}" if "waiting_for_data" in row else ""
+    mfu = f"{row['mfu']:.1%}" if "mfu" in row else "-"
+    speed = f"{row['tokens_per_second']:12,.0f}{row['step_seconds']:10.3f}"
+    return f"{row['parameters']:14,}{speed}{waiting:>9}{mfu:>8}"

@@ -9,25 +9,19 @@ on its carry or its step, and everything it makes is read. Pieces run alone over
 the step.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import chz
 import jax
 import jax.numpy as jnp
 
 from recollect.benchmarks.timing import time_in_turns
-from recollect.training.step import Program, member_values
+from recollect.training import Program, member_values
 
 STEPS = 20
 TINY = 1e-6
 """Length of the gradient step that makes the next iteration depend on this one."""
 
-Piece = Callable[[], Any]
 
-
-def breakdown(experiment: Any, seconds: float) -> dict[str, float]:
+def breakdown(experiment, seconds: float) -> dict[str, float]:
     """Returns ms per step of each piece of `experiment`'s training step; a piece is repeated for about `seconds`."""
     small = chz.replace(experiment, data=chz.replace(experiment.data, vocab_size=experiment.data.longest + 2))
     program, small_program = Program(experiment), Program(small)
@@ -63,103 +57,92 @@ def breakdown_table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def whole_step(program: Program) -> Piece:
-    experiment = program.experiment
-    values, part = member_values([experiment], False), experiment.data.train_slices()[0]
+def whole_step(program: Program):
+    """Returns the step as training runs it, data included."""
+    values, part = member_values([program.experiment], False), program.experiment.data.train_slices()[0]
     held = [program.init(0)]
 
-    def call() -> Any:
+    def call():
         held[0], metrics = program.train(held[0], values, STEPS, part)
         return held[0], metrics
 
     return call
 
 
-def data(program: Program) -> Piece:
+def data(program: Program):
     """Returns the making of batches; every field is summed, so that all of it is made."""
 
-    def run(seed: jax.Array) -> jax.Array:
-        def body(total: jax.Array, step: jax.Array) -> tuple[jax.Array, None]:
-            batch = _batch(program, seed, step)
-            return total + sum(jnp.sum(leaf, dtype=jnp.float32) for leaf in jax.tree.leaves(batch)), None
+    def body(total, step):
+        return total + sum(jnp.sum(leaf, dtype=jnp.float32) for leaf in jax.tree.leaves(_batch(program, step))), None
 
-        return jax.lax.scan(body, jnp.zeros(()), jnp.arange(STEPS))[0]
-
-    return functools.partial(_compile(program, run), jnp.uint32(0))
+    return _scan(program, body, jnp.zeros(()), jnp.arange(STEPS))
 
 
-def gradients(program: Program, dropout: bool) -> Piece:
+def gradients(program: Program, dropout: bool):
     """Returns forward and backward on batches made before, with the metrics that a step gives, and one SGD step."""
 
-    def run(params: Any, batches: Any) -> Any:
-        def body(params: Any, inputs: Any) -> Any:
-            step, batch = inputs
-            key = jax.random.fold_in(jax.random.key(0), step) if dropout else None
-            grads, metrics = program.gradients(params, batch, key)
-            return _nudge(params, grads), metrics
+    def body(params, inputs):
+        step, batch = inputs
+        key = jax.random.fold_in(jax.random.key(0), step) if dropout else None
+        grads, metrics = program.gradients(params, batch, key)
+        return _nudge(params, grads), metrics
 
-        return jax.lax.scan(body, params, (jnp.arange(STEPS), batches))
-
-    return functools.partial(_compile(program, run), program.init(0)["params"], _batches(program))
+    return _scan(program, body, program.init(0)["params"], (jnp.arange(STEPS), _batches(program)))
 
 
-def embedding(program: Program) -> Piece:
+def embedding(program: Program):
     """Returns the lookup of the tokens, and the addition of the rows' gradients to the table's."""
 
-    def run(table: jax.Array, tokens: jax.Array, cotangents: jax.Array) -> Any:
-        def body(table: jax.Array, inputs: Any) -> Any:
-            vectors, backward = jax.vjp(lambda table: table[inputs[0]], table)
-            return _nudge(table, backward(inputs[1])[0]), vectors
-
-        return jax.lax.scan(body, table, (tokens, cotangents))
+    def body(table, inputs):
+        vectors, backward = jax.vjp(lambda table: table[inputs[0]], table)
+        return _nudge(table, backward(inputs[1])[0]), vectors
 
     tokens, table = _batches(program).tokens, program.init(0)["params"]["embedding"]
     cotangents = jax.random.normal(jax.random.key(1), (*tokens.shape, table.shape[1]))
-    return functools.partial(_compile(program, run), table, tokens, cotangents)
+    return _scan(program, body, table, (tokens, cotangents))
 
 
-def optimizer(program: Program) -> Piece:
+def optimizer(program: Program):
     """Returns the optimizer's update and the gradient's norm."""
-    experiment = program.experiment
-    values = member_values([experiment], False)
+    experiment, state = program.experiment, program.init(0)
 
-    def run(state: Any, grads: Any, values: Any) -> Any:
+    def body(carry, step, grads, values):
+        params, opt_state = carry
+        moved = jax.tree.map(lambda leaf: leaf + step * TINY, grads)
         transform = experiment.optimizer.transform(program.model, experiment.run.steps, values)
+        updates, opt_state = transform.update(moved, opt_state, params)
+        norm = jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(moved)))
+        return (jax.tree.map(jnp.add, params, updates), opt_state), norm
 
-        def body(carry: Any, step: jax.Array) -> Any:
-            params, opt_state = carry
-            moved = jax.tree.map(lambda leaf: leaf + step * TINY, grads)
-            updates, opt_state = transform.update(moved, opt_state, params)
-            norm = jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(moved)))
-            return (jax.tree.map(jnp.add, params, updates), opt_state), norm
-
-        return jax.lax.scan(body, (state["params"], state["opt_state"]), jnp.arange(STEPS, dtype=jnp.float32))
-
-    state = program.init(0)
-    return functools.partial(
-        _compile(program, run), state, jax.tree.map(lambda leaf: leaf * TINY, state["params"]), values
-    )
+    grads = jax.tree.map(lambda leaf: leaf * TINY, state["params"])
+    steps, values = jnp.arange(STEPS, dtype=jnp.float32), member_values([experiment], False)
+    return _scan(program, body, (state["params"], state["opt_state"]), steps, grads, values)
 
 
-def _batch(program: Program, seed: Any, step: Any) -> Any:
+def _batch(program: Program, step):
     experiment = program.experiment
-    return experiment.data.train_batch(seed, step, experiment.data.train_slices()[0], experiment.run.batch_size)
+    part = experiment.data.train_slices()[0]
+    return experiment.data.train_batch(jnp.uint32(0), step, part, experiment.run.batch_size)
 
 
-def _batches(program: Program) -> Any:
-    return jax.jit(lambda: jax.lax.map(lambda step: _batch(program, jnp.uint32(0), step), jnp.arange(STEPS)))()
+def _batches(program: Program):
+    return jax.jit(lambda: jax.lax.map(lambda step: _batch(program, step), jnp.arange(STEPS)))()
 
 
-def _nudge(params: Any, grads: Any) -> Any:
+def _nudge(params, grads):
     return jax.tree.map(lambda leaf, gradient: leaf - TINY * gradient, params, grads)
 
 
-def _compile(program: Program, function: Any) -> Any:
-    """Returns the function jitted, with the matrix precision that the program's own calls have."""
-    compiled = jax.jit(function)
+def _scan(program: Program, body, carry, inputs, *kept):
+    """Returns the scan of body(carry, input, *kept), compiled with the matrix precision that the program's own calls
+    have. Everything is an argument of the compiled function, so that XLA cannot compute with it beforehand."""
 
-    def call(*arguments: Any) -> Any:
+    @jax.jit
+    def run(carry, inputs, kept):
+        return jax.lax.scan(lambda carry, each: body(carry, each, *kept), carry, inputs)
+
+    def call():
         with program.context():
-            return compiled(*arguments)
+            return run(carry, inputs, kept)
 
     return call

@@ -21,31 +21,25 @@ tenfold and ours twofold. So what other programs did is measured during each tur
 out.
 """
 
-import dataclasses
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import chz
 import jax
 
-from recollect.benchmarks.machine import QUIET, OtherLoad, describe_machine
-from recollect.benchmarks.peer_process import PeerProcess
-from recollect.benchmarks.recall_breakdown import breakdown, breakdown_table
-from recollect.benchmarks.reporting import Parser, keep, number
+from recollect.benchmarks import peer_process, recall_breakdown, reporting, timing
 from recollect.configuration import UserError
 from recollect.data.synthetics import MQAR
-from recollect.experiments.mqar import recall
+from recollect.experiments import recall
 from recollect.layers import Attention, LinearAttention
-from recollect.layers.modules.feature_maps import Taylor
-from recollect.models.functional import count
-from recollect.training.step import member_values, program_for
+from recollect.layers.modules import Taylor
+from recollect.models import count
+from recollect.training import Experiment, program_for
 
 SIZES = {"batch_size": 64, "length": 64, "width": 64}
-BATCH, STEPS_PER_CALL = SIZES["batch_size"], 20
+BATCH, STEPS_PER_CALL = SIZES["batch_size"], recall_breakdown.STEPS
 MIXERS = {"attention": Attention(), "based": LinearAttention(feature_dim=8, feature_map=Taylor())}
 PAIRS = {256: 8, 8192: 4}
 QUIET_TURNS = 3
@@ -61,58 +55,36 @@ OPTIONS = {
     },
     "mixers": {"nargs": "+", "choices": tuple(MIXERS), "default": list(MIXERS)},
     "vocabularies": {"nargs": "+", "type": int, "choices": tuple(PAIRS), "default": list(PAIRS)},
-    "dropout": number(0.1, "of the embedding, both sides; Zoology's default is 0.1"),
-    "rounds": number(7, "turns of each side"),
-    "seconds": number(2.5, "of a turn"),
+    "dropout": reporting.number(0.1, "of the embedding, both sides; Zoology's default is 0.1"),
+    "rounds": reporting.number(7, "turns of each side"),
+    "seconds": reporting.number(2.5, "of a turn"),
     "no-breakdown": {"action": "store_true", "help": "leave out where our step's time goes"},
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One architecture at one vocabulary."""
-
-    mixer: str
-    vocabulary: int
-    dropout: float
-
-    @property
-    def name(self) -> str:
-        return f"conv+{self.mixer}, vocabulary {self.vocabulary:,}"
-
-    def settings(self) -> dict[str, Any]:
-        """Returns what Zoology's runner builds from."""
-        task = {"mixer": self.mixer, "vocabulary": self.vocabulary, "pairs": PAIRS[self.vocabulary], **SIZES}
-        return {**task, "embedding_dropout": self.dropout, "learning_rate": 3e-3, "weight_decay": 0.1}
-
-    def experiment(self) -> Any:
-        """Returns the same for this project."""
-        experiment = recall(f"benchmark.{self.mixer}", MIXERS[self.mixer])
-        return chz.replace(
-            experiment,
-            model=chz.replace(experiment.model, width=SIZES["width"], embedding_dropout=self.dropout),
-            data=MQAR(vocab_size=self.vocabulary, length=SIZES["length"], pairs=PAIRS[self.vocabulary]),
-            run=chz.replace(experiment.run, batch_size=BATCH, steps_per_call=STEPS_PER_CALL),
-        )
+def case_of(mixer: str, vocabulary: int, dropout: float) -> dict:
+    """Returns one architecture at one vocabulary, as Zoology's runner builds it, and its name."""
+    return {
+        "case": f"conv+{mixer}, vocabulary {vocabulary:,}",
+        "mixer": mixer,
+        "vocabulary": vocabulary,
+        "pairs": PAIRS[vocabulary],
+        **SIZES,
+        "embedding_dropout": dropout,
+        "learning_rate": 3e-3,
+        "weight_decay": 0.1,
+    }
 
 
-class Ours:
-    """This project's training program for one experiment."""
-
-    def __init__(self, experiment: Any):
-        self.program = program_for(experiment)
-        self.inputs = member_values([experiment], False), STEPS_PER_CALL, experiment.data.train_slices()[0]
-        self.state = self.program.init(0)
-        self.parameters = count(self.state["params"])
-
-    def turn(self, seconds: float) -> dict[str, float]:
-        """Calls for about `seconds`, at least once; returns the median time of a step."""
-        times, end = [], time.perf_counter() + seconds
-        while not times or time.perf_counter() < end:
-            start = time.perf_counter()
-            self.state, _ = jax.block_until_ready(self.program.train(self.state, *self.inputs))
-            times.append((time.perf_counter() - start) / STEPS_PER_CALL)
-        return {"step": statistics.median(times)}
+def experiment_of(case: dict) -> Experiment:
+    """Returns the same for this project."""
+    experiment = recall(f"benchmark.{case['mixer']}", MIXERS[case["mixer"]])
+    return chz.replace(
+        experiment,
+        model=chz.replace(experiment.model, width=case["width"], embedding_dropout=case["embedding_dropout"]),
+        data=MQAR(vocab_size=case["vocabulary"], length=case["length"], pairs=case["pairs"]),
+        run=chz.replace(experiment.run, batch_size=BATCH, steps_per_call=STEPS_PER_CALL),
+    )
 
 
 class Zoology:
@@ -125,12 +97,12 @@ class Zoology:
     def __init__(self, checkout: str, python: str):
         if not (Path(checkout) / "zoology" / "train.py").exists():
             raise UserError(f"--zoology {checkout} is not a checkout of Zoology: it has no zoology/train.py")
-        self.peer = PeerProcess("--zoology-python", python, ["zoology_runner.py", checkout])
+        self.peer = peer_process.PeerProcess("--zoology-python", python, ["zoology_runner.py", checkout])
         command = ["git", "--git-dir", f"{checkout}/.git", "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
         self.facts = {**self.ask("facts"), "commit": commit or None}
 
-    def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, operation: str, **arguments) -> dict:
         """Returns the answer.
 
         Raises:
@@ -142,9 +114,9 @@ class Zoology:
             raise UserError(f"Zoology cannot be run: {answer['error']}")
         return answer
 
-    def build(self, settings: dict[str, Any]) -> None:
+    def build(self, case: dict) -> None:
         """Makes a model, and measures about how long its step takes."""
-        self.parameters = self.ask("build", case=settings)["parameters"]
+        self.parameters = self.ask("build", case=case)["parameters"]
         self.step_seconds = statistics.median(self.ask("train", steps=6)["step_seconds"][2:])
 
     def turn(self, seconds: float) -> dict[str, float]:
@@ -154,66 +126,68 @@ class Zoology:
         return {"step": self.step_seconds, "data": answer["data_seconds"] / answer["examples"] * BATCH}
 
 
-def run_case(case: Case, zoology: Zoology | None, rounds: int, seconds: float) -> dict[str, Any]:
+def run_case(case: dict, zoology: Zoology | None, rounds: int, seconds: float) -> dict:
     """Returns the turns of both sides, and what they come to."""
-    ours = Ours(case.experiment())
-    for _ in range(2):
-        ours.turn(0.0)  # compiles, for the first state and for those that follow
+    program = program_for(experiment_of(case))
+    ours = {"step": recall_breakdown.whole_step(program)}
+    timing.time_in_turns(ours, turns=1)  # compiles, for the first state and for those that follow
     if zoology is not None:
-        zoology.build(case.settings())
-    turns: list[dict[str, Any]] = []
-    load = OtherLoad(() if zoology is None else (zoology.peer.process.pid,))
-    for _ in range(rounds):
-        turn = {"ours": ours.turn(seconds), "zoology": None if zoology is None else zoology.turn(seconds)}
-        turns.append({**turn, "others": load.cores()})
-    row = {"case": case.name, "mixer": case.mixer, "vocabulary": case.vocabulary, "parameters": ours.parameters}
+        zoology.build(case)
+    load = timing.OtherLoad(() if zoology is None else (zoology.peer.process.pid,))
+    turns = [
+        {
+            "ours": {"step": timing.time_in_turns(ours, 1, seconds, warm_up=False)["step"] / STEPS_PER_CALL},
+            "zoology": None if zoology is None else zoology.turn(seconds),
+            "others": load.cores(),
+        }
+        for _ in range(rounds)
+    ]
+    row = {name: case[name] for name in ("case", "mixer", "vocabulary")}
+    row["parameters"] = count(jax.eval_shape(program.init, 0)["params"])
     return row | summarise(turns) | ({} if zoology is None else {"zoology_parameters": zoology.parameters})
 
 
-def summarise(turns: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(turns: list[dict]) -> dict:
     """Returns medians over turns, in ms per step and examples per second, and ratios with their range: ours to
     Zoology's of the same turn.
 
     Turns during which other programs kept more than `QUIET` cores busy are left out; where that leaves fewer than
     `QUIET_TURNS`, all are taken, and "quotable" is False.
     """
-    quiet = [turn for turn in turns if not turn["others"] > QUIET]
+    quiet = [turn for turn in turns if not turn["others"] > timing.QUIET]
     quotable = len(quiet) >= QUIET_TURNS
-    row: dict[str, Any] = {"turns": turns, "turns_used": len(quiet if quotable else turns), "quotable": quotable}
-    turns = quiet if quotable else turns
-    ours = [turn["ours"]["step"] for turn in turns]
-    row |= {"ours_ms": 1e3 * statistics.median(ours), "ours_rate": BATCH / statistics.median(ours)}
+    used = quiet if quotable else turns
+    ours = [turn["ours"]["step"] for turn in used]
+    row = {"turns": turns, "turns_used": len(used), "quotable": quotable, **_speed("ours", ours)}
     if turns[0]["zoology"] is None:
         return row
-    alone = [turn["zoology"]["step"] for turn in turns]
-    data = [turn["zoology"]["data"] for turn in turns]
-    whole = [step + extra for step, extra in zip(alone, data, strict=True)]
-    for name, theirs in (("with_data", whole), ("without_data", alone)):
+    alone, data = ([turn["zoology"][part] for turn in used] for part in ("step", "data"))
+    for name, theirs in (("with_data", [sum(both) for both in zip(alone, data, strict=True)]), ("without_data", alone)):
         ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-        row[f"zoology_{name}_ms"] = 1e3 * statistics.median(theirs)
-        row[f"zoology_{name}_rate"] = BATCH / statistics.median(theirs)
-        row[f"ratio_{name}"] = statistics.median(ratios)
+        row |= _speed(f"zoology_{name}", theirs) | {f"ratio_{name}": statistics.median(ratios)}
         row[f"ratio_{name}_range"] = [min(ratios), max(ratios)]
-    row["zoology_data_ms"] = 1e3 * statistics.median(data)
-    return row
+    return row | {"zoology_data_ms": 1e3 * statistics.median(data)}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def _speed(name: str, steps: list[float]) -> dict[str, float]:
+    """Returns the median of seconds per step as milliseconds, and as examples per second."""
+    median = statistics.median(steps)
+    return {f"{name}_ms": 1e3 * median, f"{name}_rate": BATCH / median}
+
+
+def table(rows: list[dict]) -> str:
     """Returns rows as text: ms per step and examples per second; ratios in examples per second, with their range."""
     lines = [f"{'':34}{'ms per step':>12}{'examples/s':>12}{'ratio':>8}   range over turns"]
     for row in rows:
         used = f"{row['turns_used']} of {len(row['turns'])} turns"
         lines.append(f"{row['case']} ({used if row['quotable'] else 'other programs ran: NOT TO BE QUOTED'})")
         lines.append(f"{'  ours, data included':34}{row['ours_ms']:12.2f}{row['ours_rate']:12,.0f}")
-        if "ratio_with_data" not in row:
-            continue
         for name, label in (("with_data", "data included"), ("without_data", "data made beforehand")):
-            numbers = (
-                f"{row[f'zoology_{name}_ms']:12.2f}{row[f'zoology_{name}_rate']:12,.0f}{row[f'ratio_{name}']:8.2f}"
-            )
-            low, high = row[f"ratio_{name}_range"]
-            lines.append(f"{f'  Zoology, {label}':34}{numbers}   {low:.2f} to {high:.2f}")
-        if row["quotable"]:
+            if f"ratio_{name}" in row:
+                speed = f"{row[f'zoology_{name}_ms']:12.2f}{row[f'zoology_{name}_rate']:12,.0f}"
+                ratio = "{:8.2f}   {:.2f} to {:.2f}".format(row[f"ratio_{name}"], *row[f"ratio_{name}_range"])
+                lines.append(f"{f'  Zoology, {label}':34}{speed}{ratio}")
+        if row["quotable"] and "ratio_with_data" in row:
             aim = AIMS[row["vocabulary"]]
             lines.append(f"  aim {aim:g} times, data included: {'met' if row['ratio_with_data'] >= aim else 'missed'}")
     return "\n".join(lines)
@@ -225,33 +199,35 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
       UserError: an option that does not fit, or Zoology cannot be run.
     """
-    parser = Parser("recall", __doc__, OPTIONS, "recall_training.json")
+    parser = reporting.Parser("recall", __doc__, OPTIONS, "recall_training.json")
     options = parser.parse(arguments, positive=("rounds", "seconds"))
     if not 0 <= options.dropout < 1:
         parser.error(f"--dropout {options.dropout}: must be in [0, 1)")
-    machine = describe_machine()
+    machine = reporting.describe_machine()
     print(f"{machine['cpu_model']}, {machine['cores']} cores, load {machine['load_average']:.2f}")
     zoology = None if options.zoology is None else Zoology(options.zoology, options.zoology_python)
     if zoology is not None:
         facts = zoology.facts
         versions = f"{facts['commit'] or '(commit unknown)'}, PyTorch {facts['versions']['torch']}"
-        print(f"Zoology {versions}, {facts['threads']} threads")
-        print("".join(f"  patched: {patch}\n" for patch in facts["patches"]), end="")
-        print(f"  stand-ins for missing packages: {', '.join(facts['stubs']) or 'none'}")
+        print(
+            f"Zoology {versions}, {facts['threads']} threads",
+            *(f"  patched: {patch}" for patch in facts["patches"]),
+            f"  stand-ins for missing packages: {', '.join(facts['stubs']) or 'none'}",
+            sep="\n",
+        )
 
-    names = [(mixer, vocabulary) for vocabulary in options.vocabularies for mixer in options.mixers]
-    cases = [Case(*name, options.dropout) for name in names]
+    cases = [case_of(mixer, size, options.dropout) for size in options.vocabularies for mixer in options.mixers]
     rows = [run_case(case, zoology, options.rounds, options.seconds) for case in cases]
     if zoology is not None:
         zoology.peer.close()
     print(table(rows))
     pieces, others = {}, 0.0
     if not options.no_breakdown:
-        load = OtherLoad()
-        pieces = {case.name: breakdown(case.experiment(), options.seconds / 4) for case in cases}
-        print(breakdown_table(pieces))
+        load = timing.OtherLoad()
+        pieces = {case["case"]: recall_breakdown.breakdown(experiment_of(case), options.seconds / 4) for case in cases}
+        print(recall_breakdown.breakdown_table(pieces))
         others = load.cores()
-        if others > QUIET:
+        if others > timing.QUIET:
             print(f"meanwhile other programs kept {others:.2f} cores busy: these pieces are NOT TO BE QUOTED")
     facts = {
         "settings": {**vars(options), **SIZES, "steps_per_call": STEPS_PER_CALL},
@@ -260,5 +236,5 @@ def main(arguments: list[str] | None = None) -> int:
         "breakdown_ms": pieces,
         "breakdown_others_cores": others,
     }
-    keep(options.out, "recall_training.json", "recall", arguments, facts)
+    reporting.keep(options.out, "recall_training.json", "recall", arguments, facts)
     return 0

@@ -13,13 +13,11 @@ A command that fails is answered {"error"}. Of this project the peer's side impo
 pallas_kernels: any interpreter with jax serves ours.
 """
 
-import importlib
+import functools
 import importlib.metadata
 import platform
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
 
 from recollect.benchmarks.peer_side import serve
 
@@ -34,12 +32,18 @@ GATES = {
 }
 """Of each case its inputs beside q, k and v: (b, t, h) or (b, t, h, d)."""
 
+PEER_KINDS = {"delta_rule": "deltanet", "gated_delta_rule": "gated_deltanet"}
+"""Cases that jax-linear-attention names otherwise."""
+
+CALLS: dict = {}
+"""The forward pass and both passes of the case that was prepared last."""
+
 
 def ours(case: str, q, k, v, **gates):
     """Returns o of recollect.pallas_kernels.linear_recurrence on backend "xla"."""
     from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 
-    terms: dict[str, Any] = {"log_decay": gates.get("g"), "scale": q.shape[-1] ** -0.5}
+    terms = {"log_decay": gates.get("g"), "scale": q.shape[-1] ** -0.5}
     if "beta" in gates:
         terms |= {"erase_read": gates["beta"][..., None] * k, "write_strength": gates["beta"]}
     if case == "gdn2":
@@ -53,17 +57,13 @@ def peer(case: str, q, k, v, **gates):
     """Returns o of jax-linear-attention's plain-JAX chunked form."""
     from jla.ops import linear_attention
 
-    kinds = {"delta_rule": "deltanet", "gated_delta_rule": "gated_deltanet"}
     if case == "rwkv7":
         gates["w"] = gates.pop("g")
-    return linear_attention(kinds.get(case, case), q, k, v, impl="chunked", scale=q.shape[-1] ** -0.5, **gates)[0]
+    kind = PEER_KINDS.get(case, case)
+    return linear_attention(kind, q, k, v, impl="chunked", scale=q.shape[-1] ** -0.5, **gates)[0]
 
 
-CALLS: dict[str, Callable[[], Any]] = {}
-"""The forward pass and both passes of the case that was prepared last."""
-
-
-def prepare(function: Callable[..., Any], case: str, inputs: str, outputs: str) -> dict[str, Any]:
+def prepare(function, case: str, inputs: str, outputs: str) -> dict:
     """Compiles both parts of a case and writes outputs and gradients; returns versions and device."""
     import jax
     import numpy as np
@@ -81,12 +81,17 @@ def prepare(function: Callable[..., Any], case: str, inputs: str, outputs: str) 
         o, vjp = jax.vjp(run, arrays)
         return o, vjp(cotangent)[0]
 
-    forward = jax.jit(run)
-    CALLS.update(forward=lambda: forward(arrays), both=lambda: both(arrays, cotangent))
+    CALLS["forward"], CALLS["both"] = (
+        functools.partial(jax.jit(run), arrays),
+        functools.partial(both, arrays, cotangent),
+    )
     o, gradients = jax.block_until_ready(CALLS["both"]())
     jax.block_until_ready(CALLS["forward"]())
     np.savez(outputs, o=o, **{f"d{name}": x for name, x in gradients.items()})
-    return {"versions": _versions(), "device": jax.devices()[0].device_kind}
+    versions = {"python": platform.python_version(), "jax": jax.__version__}
+    if "jla" in sys.modules:
+        versions["jax-linear-attention"] = importlib.metadata.version("jax-linear-attention")
+    return {"versions": versions, "device": jax.devices()[0].device_kind}
 
 
 def turn(part: str, seconds: float) -> dict[str, float]:
@@ -100,19 +105,13 @@ def turn(part: str, seconds: float) -> dict[str, float]:
     return {"clock": (time.perf_counter() - start) / calls, "cpu": (time.process_time() - used) / calls}
 
 
-def _versions() -> dict[str, str]:
-    import jax
-
-    versions = {"python": platform.python_version(), "jax": jax.__version__}
-    if "jla" in sys.modules:
-        versions["jax-linear-attention"] = importlib.metadata.version("jax-linear-attention")
-    return versions
+SIDES = {"ours": (ours, "recollect.pallas_kernels.linear_recurrence"), "peer": (peer, "jla.ops")}
+"""The function of each side, and what it imports."""
 
 
 def main() -> None:
     """Answers commands until there are no more."""
-    sides = {"ours": (ours, "recollect.pallas_kernels.linear_recurrence"), "peer": (peer, "jla.ops")}
-    function, library = sides[sys.argv[1]]
+    function, library = SIDES[sys.argv[1]]
     # Before anything is traced: pallas_kernels adds to what jax keys programs by, and would have them compiled again.
     importlib.import_module(library)
     serve(lambda command: prepare(function, **command) if "case" in command else turn(**command))

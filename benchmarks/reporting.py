@@ -1,18 +1,15 @@
-"""What benchmarks share: how their options are read, the line they begin with, and how results are kept."""
+"""What benchmarks share: how their options are read, the line they begin with, and how results are kept, by device."""
 
 import argparse
 import datetime
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from recollect.benchmarks.machine import describe_machine, device_folder
-from recollect.configuration import UserError
-from recollect.configuration.io import write_json
+from recollect.configuration import UserError, io, machine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -27,22 +24,27 @@ class Parser(argparse.ArgumentParser):
       file: what --out adds to the folder in which `keep` makes DEVICE/`file`, by default this repository's.
     """
 
-    def __init__(self, name: str, text: str | None, options: Mapping[str, Mapping[str, Any]], file: str):
+    def __init__(self, name: str, text: str | None, options: dict[str, dict], file: str):
         super().__init__(prog=f"main.py bench {name}", description=(text or "").split("\n\n")[0])
         for option, facts in options.items():
             self.add_argument(f"--{option}", **facts)
-        default = str(REPOSITORY / "benchmarks" / "results")
-        self.add_argument("--out", nargs="?", type=_folder, const=default, help=f"write OUT/DEVICE/{file}")
+        self.add_argument(
+            "--out",
+            nargs="?",
+            type=_folder,
+            const=str(REPOSITORY / "benchmarks" / "results"),
+            help=f"write OUT/DEVICE/{file}",
+        )
 
-    def error(self, message: str) -> Any:
+    def error(self, message: str) -> None:
         """Raises UserError."""
         raise UserError(f"{self.prog.removeprefix('main.py ')}: {message} (see --help)")
 
     def parse(
         self,
         arguments: list[str] | None,
-        positive: Sequence[str] = (),
-        known: Mapping[str, Sequence[str]] | None = None,
+        positive: tuple[str, ...] = (),
+        known: dict[str, tuple[str, ...]] | None = None,
     ) -> argparse.Namespace:
         """Returns the options.
 
@@ -60,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
-def number(default: float, text: str) -> dict[str, Any]:
+def number(default: float, text: str) -> dict:
     """Returns the arguments of an option that takes a number like its default."""
     return {"type": type(default), "default": default, "help": f"{text} (default {default:g})"}
 
@@ -74,10 +76,40 @@ def _folder(text: str) -> str:
     return text
 
 
+def child_environment(**variables: str) -> dict[str, str]:
+    """Returns the environment of a child that imports this checkout, with some variables changed."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        **variables,
+    }
+
+
 def print_device() -> None:
     """Prints the device, jax and the day."""
     device = jax.devices()[0]
     print(f"{device.device_kind} ({device.platform}), jax {jax.__version__}, {datetime.date.today()}")
+
+
+def describe_machine() -> dict:
+    """Returns processor, cores and load average of the last minute."""
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
+    return {
+        "cpu_model": model[1].strip() if model else "unknown processor",
+        "cores": machine.cpu_count(),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def device_folder(machine: dict, backend: str, device_kind: str) -> str:
+    """Returns the name of the folder of results: the accelerator's kind, or the processor's model and cores."""
+    return folder_name(f"cpu {machine['cpu_model']} {machine['cores']} cores" if backend == "cpu" else device_kind)
+
+
+def folder_name(device: str) -> str:
+    """Returns a device's name as a folder has it: lower case, words joined by hyphens."""
+    return re.sub(r"[\W_]+", "-", device.lower()).strip("-")
 
 
 def keep(
@@ -85,7 +117,7 @@ def keep(
     file: str,
     name: str,
     arguments: list[str] | None,
-    facts: dict[str, Any],
+    facts: dict,
     *,
     unfinished: str | None = None,
 ) -> None:
@@ -109,8 +141,14 @@ def keep(
         **({} if unfinished is None else {"unfinished": unfinished}),
         **facts,
     }
-    path = Path(out) / device_folder(machine, jax.default_backend(), device.device_kind) / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, result, indent=1)
+    path = write_result(out, device_folder(machine, jax.default_backend(), device.device_kind), file, result)
     if unfinished is None:
         print(f"written: {path}")
+
+
+def write_result(out: str, folder: str, file: str, result: dict) -> Path:
+    """Writes OUT/folder/file as a whole; returns its path."""
+    path = Path(out) / folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    io.write_json(path, result, indent=1)
+    return path

@@ -1,43 +1,32 @@
-"""Times of compiled functions, one by one and in turns, and the times that no kernel can beat."""
+"""Times of compiled functions, one by one and in turns; the times that no kernel can beat; and what else the machine
+was doing meanwhile.
 
+Easy to get wrong: the load average lags by a minute and counts the benchmark itself. What others did while a piece was
+timed is the processors' busy time less that of the benchmark's own processes, which Linux gives in /proc to 10 ms.
+"""
+
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from recollect.benchmarks.kernel_case import Arrays, Case
+from recollect.benchmarks import kernel_case, peer_side
 from recollect.training.monitoring.chips import chip_of
 
-TURN = 0.01
-"""Seconds of a turn: so many calls that a launch does not count."""
+QUIET = 0.1
+"""Cores kept busy by others, up to which a timing may be quoted."""
 
 
-def timed(run: Callable[..., Any], *arguments: Any, turns: int = 20, turn: float = TURN) -> tuple[float, float]:
-    """Returns the median seconds per call of a compiled function, and the spread of the turns, (longest - shortest) /
-    median.
-
-    Args:
-      turns: how often; each has as many calls as fill `turn` seconds, at least one, and the device is synchronised at
-        its end.
-    """
-    jax.block_until_ready(run(*arguments))
-    begun = time.perf_counter()
-    jax.block_until_ready(run(*arguments))
-    calls = max(1, int(turn / max(time.perf_counter() - begun, 1e-6)))
-    times = []
-    for _ in range(turns):
-        begun = time.perf_counter()
-        for _ in range(calls):
-            out = run(*arguments)
-        jax.block_until_ready(out)
-        times.append((time.perf_counter() - begun) / calls)
-    median = statistics.median(times)
-    return median, (max(times) - min(times)) / median
+def timed(run: Callable[..., Any], *arguments: Any, turns: int = 20) -> tuple[float, float]:
+    """Returns the median seconds per call of a compiled function, and the spread of the turns (peer_side.timed)."""
+    return peer_side.timed(lambda: run(*arguments), jax.block_until_ready, turns)
 
 
-def floors(case: Case, inputs: Arrays, device_kind: str) -> dict[str, float] | None:
+def floors(case: kernel_case.Case, inputs: kernel_case.Arrays, device_kind: str) -> dict[str, float] | None:
     """Returns the seconds that no form can beat by the device's data sheet, "forward" and "both"; None where it is not
     known.
 
@@ -55,8 +44,10 @@ def floors(case: Case, inputs: Arrays, device_kind: str) -> dict[str, float] | N
     }
 
 
-def time_in_turns(functions: Mapping[str, Callable[[], Any]], turns: int = 5, seconds: float = 0.0) -> dict[str, float]:
-    """Returns the median seconds per call of each function, after one call of each that compiles it.
+def time_in_turns(
+    functions: Mapping[str, Callable[[], Any]], turns: int = 5, seconds: float = 0.0, warm_up: bool = True
+) -> dict[str, float]:
+    """Returns the median seconds per call of each function, after one call of each that compiles it (`warm_up`).
 
     The functions take turns, so that whatever else the machine does meets all of them.
 
@@ -64,7 +55,7 @@ def time_in_turns(functions: Mapping[str, Callable[[], Any]], turns: int = 5, se
       turns: least number of turns.
       seconds: least time that all turns take together.
     """
-    for function in functions.values():
+    for function in functions.values() if warm_up else ():
         jax.block_until_ready(function())
     times: dict[str, list[float]] = {name: [] for name in functions}
     end, turn = time.perf_counter() + seconds, 0
@@ -75,3 +66,41 @@ def time_in_turns(functions: Mapping[str, Callable[[], Any]], turns: int = 5, se
             jax.block_until_ready(function())
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+class OtherLoad:
+    """Measures cores kept busy by other programs since it was made, or since `cores` was last called.
+
+    Args:
+      processes: ids of the benchmark's own processes; this one is always among them.
+    """
+
+    def __init__(self, processes: tuple[int, ...] = ()):
+        self.processes = (os.getpid(), *processes)
+        self.before = self._now()
+
+    def cores(self) -> float:
+        """Returns the number; NaN where the system does not give it."""
+        before, self.before = self.before, self._now()
+        wall, busy, own = (after - old for after, old in zip(self.before, before, strict=True))
+        others = (busy - own) / max(wall, 1e-9)
+        return 0.0 if others < 0 else others
+
+    def _now(self) -> tuple[float, float, float]:
+        """Seconds: on the clock, busy on all processors, and of these our own."""
+        try:
+            ticks = os.sysconf("SC_CLK_TCK")
+            # user, nice, system, (idle, iowait,) irq, softirq, steal
+            numbers = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+            busy = sum(numbers[:3]) + sum(numbers[5:])
+            own = sum(_process_ticks(process) for process in self.processes)
+        except (OSError, ValueError, IndexError):
+            return time.perf_counter(), float("nan"), float("nan")
+        return time.perf_counter(), busy / ticks, own / ticks
+
+
+def _process_ticks(process: int) -> int:
+    """User and system time of a process and its threads."""
+    # The name, in parentheses, may hold spaces; state is the first field after it, times are the 12th and 13th.
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])

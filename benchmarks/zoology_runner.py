@@ -22,7 +22,6 @@ every call.
 
 import contextlib
 import functools
-import importlib
 import importlib.metadata
 import importlib.util
 import io
@@ -30,46 +29,41 @@ import itertools
 import sys
 import time
 import types
-from collections.abc import Callable
-from typing import Any
 
 from recollect.benchmarks.peer_side import serve
 
 NAMES = ("torchvision", "wandb", "opt_einsum", "causal_conv1d", "fla")
 """What Zoology may import at the top of modules used here, none of it called on a CPU with these mixers."""
 
+CONVOLUTION = {"kernel_size": 3, "implicit_long_conv": True}
+ATTENTION = {"num_heads": 1, "dropout": 0.0}
+BASED = {
+    "feature_dim": 8,
+    "feature_name": "taylor_exp",
+    "num_heads": 1,
+    "num_key_value_heads": 1,
+    "train_view": "quadratic",
+}
+"""Options of its mixers."""
 
-def set_default(function: Any, name: str, value: Any) -> bool:
+PACKAGES = ("torch", "numpy", "pandas", "einops", "pydantic")
+
+
+def set_default(function, name: str, value) -> bool:
     """Changes the default of one positional argument of `function`; False when it already is `value`.
 
     Raises:
       ValueError: `function` has no argument of that name with a default.
     """
-    code, defaults = function.__code__, list(function.__defaults__ or ())
-    optional = code.co_varnames[: code.co_argcount][-len(defaults) :]
-    if not defaults or name not in optional:
+    names, values = function.__code__.co_varnames[: function.__code__.co_argcount], function.__defaults__ or ()
+    defaults = dict(zip(names[len(names) - len(values) :], values, strict=True))
+    if name not in defaults:
         raise ValueError(
             f"{function.__qualname__} has no optional argument {name}: "
             "this is not the Zoology that the patches were written for"
         )
-    index = optional.index(name)
-    changed = defaults[index] != value
-    defaults[index] = value
-    function.__defaults__ = tuple(defaults)
-    return changed
-
-
-def install_stubs(names: list[str]) -> None:
-    """Installs empty modules under these names. torchvision gets the one class that Zoology builds: an identity, as
-    its drop rate is 0 here."""
-    for name in names:
-        sys.modules[name] = types.ModuleType(name)
-    if "torchvision" in names:
-        import torch
-
-        sys.modules["torchvision.ops"] = operations = types.ModuleType("torchvision.ops")
-        sys.modules["torchvision"].ops = operations
-        operations.StochasticDepth = torch.nn.Identity
+    function.__defaults__ = tuple((defaults | {name: value}).values())
+    return defaults[name] != value
 
 
 class StepClock:
@@ -79,7 +73,7 @@ class StepClock:
         self.times: list[float] = []
         self.loss = float("nan")
 
-    def log(self, metrics: dict[str, Any]) -> None:
+    def log(self, metrics: dict) -> None:
         self.times.append(time.perf_counter())
         self.loss = float(metrics["train/loss"])
 
@@ -89,55 +83,59 @@ class Runner:
 
     def __init__(self) -> None:
         # Before the stand-ins: PyTorch looks for opt_einsum itself and would take an empty module for it.
-        import torch  # noqa: F401
-
-        self.stubs = [name for name in NAMES if importlib.util.find_spec(name) is None]
-        install_stubs(self.stubs)
-        model = importlib.import_module("zoology.model")
-        self.patches = []
-        if set_default(model.TokenEmbeddings.__init__, "device", "cpu"):
-            self.patches.append("TokenEmbeddings: default device cuda -> cpu")
-        if set_default(model.LanguageModel.forward, "return_embeddings", False):
-            self.patches.append("LanguageModel.forward: returns hidden vectors by default -> logits")
-        self.turn = 0
-
-    def facts(self) -> dict[str, Any]:
         import torch
 
-        versions = {"python": sys.version.split()[0]}
-        for name in ("torch", "numpy", "pandas", "einops", "pydantic"):
-            versions[name] = importlib.metadata.version(name)
-        return {"versions": versions, "threads": torch.get_num_threads(), "patches": self.patches, "stubs": self.stubs}
+        self.stubs = [name for name in NAMES if importlib.util.find_spec(name) is None]
+        sys.modules.update({name: types.ModuleType(name) for name in self.stubs})
+        if "torchvision" in self.stubs:
+            # The one class that Zoology builds: an identity, as its drop rate is 0 here.
+            operations = types.SimpleNamespace(StochasticDepth=torch.nn.Identity)
+            sys.modules["torchvision.ops"] = sys.modules["torchvision"].ops = operations
+        from zoology import model
 
-    def build(self, case: dict[str, Any]) -> dict[str, Any]:
-        from zoology.config import ModelConfig, ModuleConfig
-        from zoology.model import LanguageModel
-        from zoology.train import Trainer
-        from zoology.utils import set_determinism
+        forward = model.LanguageModel.forward
+        patches = {
+            "TokenEmbeddings: default device cuda -> cpu": (model.TokenEmbeddings.__init__, "device", "cpu"),
+            "LanguageModel.forward: returns hidden vectors by default -> logits": (forward, "return_embeddings", False),
+        }
+        self.patches = [text for text, patch in patches.items() if set_default(*patch)]
+        self.threads, self.turn = torch.get_num_threads(), 0
 
-        set_determinism(0)
-        length, mixers = case["length"], "zoology.mixers"
-        convolution = {"l_max": length, "kernel_size": 3, "implicit_long_conv": True}
-        attention = {"num_heads": 1, "dropout": 0.0}
-        based = {"l_max": length, "feature_dim": 8, "feature_name": "taylor_exp", "num_heads": 1}
-        based |= {"num_key_value_heads": 1, "train_view": "quadratic"}
+    def facts(self) -> dict:
+        return {
+            "versions": {
+                "python": sys.version.split()[0],
+                **{name: importlib.metadata.version(name) for name in PACKAGES},
+            },
+            "threads": self.threads,
+            "patches": self.patches,
+            "stubs": self.stubs,
+        }
+
+    def build(self, case: dict) -> dict:
+        from zoology import config, model, train, utils
+
+        utils.set_determinism(0)
+        length = {"l_max": case["length"]}
+        convolution = {"name": "zoology.mixers.base_conv.BaseConv", "kwargs": {**CONVOLUTION, **length}}
         second = {
-            "attention": {"name": f"{mixers}.attention.MHA", "kwargs": attention},
-            "based": {"name": f"{mixers}.based.Based", "kwargs": based},
+            "attention": {"name": "zoology.mixers.attention.MHA", "kwargs": ATTENTION},
+            "based": {"name": "zoology.mixers.based.Based", "kwargs": {**BASED, **length}},
         }[case["mixer"]]
-        configs = [{"name": f"{mixers}.base_conv.BaseConv", "kwargs": convolution}, second]
-        config = ModelConfig(
-            sequence_mixer=ModuleConfig(name=f"{mixers}.hybrid.Hybrid", kwargs={"configs": configs}),
-            state_mixer=ModuleConfig(name="torch.nn.Identity"),
+        settings = config.ModelConfig(
+            sequence_mixer=config.ModuleConfig(
+                name="zoology.mixers.hybrid.Hybrid", kwargs={"configs": [convolution, second]}
+            ),
+            state_mixer=config.ModuleConfig(name="torch.nn.Identity"),
             d_model=case["width"],
             n_layers=2,
             vocab_size=case["vocabulary"],
             max_position_embeddings=0,
             embed_dropout=case["embedding_dropout"],
         )
-        model = LanguageModel(config)
-        trainer = Trainer(
-            model,
+        network = model.LanguageModel(settings)
+        trainer = train.Trainer(
+            network,
             train_dataloader=None,
             test_dataloader=None,
             max_epochs=0,
@@ -149,15 +147,14 @@ class Runner:
         # No epochs: its own fit() makes the loss, the optimizer and the schedule, and returns.
         trainer.fit()
         self.case, self.trainer = case, trainer
-        return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+        return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
 
-    def train(self, steps: int) -> dict[str, Any]:
-        from zoology.config import DataConfig
-        from zoology.data.multiquery_ar import MQARConfig
-        from zoology.data.utils import prepare_data
+    def train(self, steps: int) -> dict:
+        from zoology import config
+        from zoology.data import multiquery_ar, utils
 
         case, trainer, batch = self.case, self.trainer, self.case["batch_size"]
-        segment = MQARConfig(
+        segment = multiquery_ar.MQARConfig(
             vocab_size=case["vocabulary"],
             num_examples=steps * batch,
             input_seq_len=case["length"],
@@ -165,18 +162,22 @@ class Runner:
             random_non_queries=True,
         )
         self.turn += 1
-        data = DataConfig(train_configs=[segment], test_configs=[], batch_size=batch, seed=self.turn)
+        data = config.DataConfig(train_configs=[segment], test_configs=[], batch_size=batch, seed=self.turn)
         start = time.perf_counter()
-        trainer.train_dataloader, _ = prepare_data(data)
+        trainer.train_dataloader, _ = utils.prepare_data(data)
         data_seconds = time.perf_counter() - start
         clock = trainer.logger = StepClock()
         clock.times.append(time.perf_counter())
         trainer.train_epoch(0)
-        seconds = [after - before for before, after in itertools.pairwise(clock.times)]
-        return {"step_seconds": seconds, "data_seconds": data_seconds, "examples": steps * batch, "loss": clock.loss}
+        return {
+            "step_seconds": [after - before for before, after in itertools.pairwise(clock.times)],
+            "data_seconds": data_seconds,
+            "examples": steps * batch,
+            "loss": clock.loss,
+        }
 
 
-def answer(runner: Callable[[], Any], request: dict[str, Any]) -> dict[str, Any]:
+def answer(runner, request: dict) -> dict:
     """Returns the runner's answer to one request.
 
     Its progress bar and prints go nowhere: the time to format them stays in, as in its normal use.

@@ -13,17 +13,15 @@ for what is left of a lease.
 """
 
 import argparse
+import math
 import shutil
 import sys
 import tempfile
 import time
 import zipfile
 from pathlib import Path
-from typing import NoReturn
 
-from recollect.benchmarks.first_contact import processes, records, steps
-from recollect.benchmarks.first_contact.processes import Group, Step, Turns
-from recollect.benchmarks.first_contact.table import table
+from recollect.benchmarks.first_contact import processes, records, steps, table
 
 WHEELS = steps.REPOSITORY / ".gpu-wheels"
 LEAVE = 10.0  # seconds kept for the table and the caches
@@ -66,27 +64,38 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         parser.error(f"--out {options.out}: cannot be written: {error.strerror}")
     processes.listen()
-    stopped: processes.Interrupted | None = None
+    stopped = None
     parts = options.only or (steps.PARTS if options.rehearse else steps.SECOND if options.second else steps.FIRST)
     with tempfile.TemporaryDirectory() as scratch:
-        folders = Path(scratch), options.out, _unpacked(Path(scratch) / "site")
-        plan = steps.Plan(*folders, options.rehearse, options.families, options.tests)
-        contact = Contact(plan, options.out / records.FILE, end)
-        begun = {"command": " ".join(sys.argv[1:]), "parts": parts, "date": time.strftime("%Y-%m-%d")}
-        records.write("begun", path=contact.file, **begun)
+        plan = steps.Plan(
+            Path(scratch),
+            options.out,
+            _unpacked(Path(scratch) / "site"),
+            options.rehearse,
+            options.families,
+            options.tests,
+        )
+        contact = Contact(plan, parts, options.out / records.FILE, end)
+        records.write(
+            "begun",
+            path=contact.file,
+            command=" ".join(sys.argv[1:]),
+            parts=parts,
+            date=time.strftime("%Y-%m-%d"),
+        )
         try:
-            contact.run(parts)
+            contact.run()
         except processes.Interrupted as interrupted:
-            stopped = interrupted
+            stopped = interrupted.args[0]
         finally:
-            processes.end_all(f"the parent was interrupted by {stopped}" if stopped else "the parent failed")
-            text = table(records.read(contact.file))
+            processes.end_all(f"the parent was interrupted by {stopped.name}" if stopped else "the parent failed")
+            text = table.table(records.read(contact.file))
             (options.out / "first_contact.txt").write_text(text)
             steps.keep_caches(options.out)
             print(text, flush=True)
     if stopped:
-        print(f"interrupted by {stopped}; what was known by then is in {options.out}", file=sys.stderr)
-        return 128 + stopped.number
+        print(f"interrupted by {stopped.name}; what was known by then is in {options.out}", file=sys.stderr)
+        return 128 + stopped
     lines = records.read_call(contact.file)
     bad = any(line.get("wrong") or (line["kind"] == "tests" and line["failed"]) for line in lines)
     unchecked = "checks" in parts and not any(line["kind"] == "check" for line in lines)
@@ -94,48 +103,49 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
+    def error(self, message: str) -> None:
         """One line, and exit code 2."""
         self.exit(2, f"error: first_contact: {message} (see --help)\n")
 
 
 class Contact:
-    """One call: the parts in order, each ended in time."""
+    """One call: its parts in order, each ended in time."""
 
-    def __init__(self, plan: steps.Plan, file: Path, end: float):
-        self.plan, self.file, self.end = plan, file, end
+    def __init__(self, plan: steps.Plan, parts: tuple[str, ...], file: Path, end: float):
+        self.plan, self.parts, self.file, self.end = plan, parts, file, end
 
-    def run(self, parts: list[str] | tuple[str, ...]) -> None:
+    def run(self) -> None:
         """Runs the parts; what is timed gets ready beside the checks, and then has the GPU one family at a time."""
-        if "probe" in parts:
-            self._all(self.plan.steps("probe"), 1, 60)
-        timings = self._turns(self.plan.timings(self._left()) if "timings" in parts else [])
-        beside = [step for part in ("tests", "checks", "full") if part in parts for step in self.plan.steps(part)]
-        if beside:
-            self._all(beside, self.plan.at_once, max(20.0, 0.55 * self._left()) if "timings" in parts else self._left())
-        if "tests" in parts:
+        self._all(self._steps("probe"), seconds=60)
+        timings = self._turns("timings")
+        share = max(20.0, 0.55 * self._left()) if "timings" in self.parts else self._left()
+        self._all(self._steps("tests", "checks", "full"), share, self.plan.at_once)
+        if "tests" in self.parts:
             records.write("tests", path=self.file, **steps.tests_summary(self.plan.out / steps.TESTS_LOG))
         timings.take(self.end, TURN)
         if self.plan.rehearsing:
-            self._all(
-                self.plan.again(steps.unanswered(records.read_call(self.file), self.plan, parts)), 1, self._left()
-            )
-        if "pretraining" in parts:
-            self._all(self.plan.steps("pretraining"), 1, self._left())
-        if "peers" in parts:
-            self._turns(self.plan.peers(self._left())).take(self.end, TURN)
-        last = [step for part in ("counters", "memory", "trace") if part in parts for step in self.plan.steps(part)]
-        self._all(last, 1, self._left())
+            self._all(self.plan.again(steps.unanswered(records.read_call(self.file), self.plan, self.parts)))
+        self._all(self._steps("pretraining"))
+        self._turns("peers").take(self.end, TURN)
+        self._all(self._steps("counters", "memory", "trace"))
 
     def _left(self) -> float:
         return self.end - time.monotonic()
 
-    def _turns(self, gated: list[tuple[Step, Path]]) -> Turns:
-        return Turns(gated, self.plan.at_once if self.plan.rehearsing else len(gated), self.plan.scratch, self.file)
+    def _steps(self, *parts: str) -> list[processes.Step]:
+        return [step for part in parts if part in self.parts for step in self.plan.steps(part)]
 
-    def _all(self, steps: list[Step], at_once: int, seconds: float) -> None:
-        end = time.monotonic() + min(seconds, self._left())
-        group = Group(steps, at_once, self.plan.scratch, self.file)
+    def _turns(self, part: str) -> processes.Group:
+        """Returns the steps of a part, which get ready."""
+        gated = self.plan.gated(part, self._left()) if part in self.parts else []
+        at_once = self.plan.at_once if self.plan.rehearsing else len(gated)
+        group = processes.Group(gated, at_once, self.plan.scratch, self.file)
+        group.advance()
+        return group
+
+    def _all(self, steps: list[processes.Step], seconds: float = math.inf, at_once: int = 1) -> None:
+        end = min(time.monotonic() + seconds, self.end)
+        group = processes.Group(steps, at_once, self.plan.scratch, self.file)
         while group.advance():
             self.plan.disturb(group.children, self.file)
             if time.monotonic() > end:

@@ -1,78 +1,67 @@
 """What is checked and timed, by family of kernels, in order of value; and the tiny sizes at which a rehearsal runs
 the same without a GPU."""
 
-import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import collections
 
-if TYPE_CHECKING:  # the parent of the children reads this file and never imports jax
-    from recollect.benchmarks.kernel_case import Case
+from recollect.benchmarks.first_contact import records
+from recollect.benchmarks.kernel_shapes import (
+    D64,
+    D128,
+    HEADS,
+    LONG,
+    LONG_HEADS,
+    NARROW,
+    SHORT,
+    SHORT_LONG,
+    TAYLOR,
+    TAYLOR_LONG,
+    WIDE,
+)
 
-Sizes = Mapping[str, int]
 
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
+class Timing(
+    collections.namedtuple(
+        "Timing",
+        ["operation", "variant", "sizes", "forms", "forced", "note"],
+        defaults=[("pallas_gpu",), {}, ""],
+    )
+):
     """One line of the table.
 
     operation, variant, sizes: the case. forms: backends, or names of the case's plain forms. forced: block sizes for
     recollect.pallas_kernels.tuning.forced, by kernel; `note` says in the table what they are.
     """
 
-    operation: str
-    variant: str
-    sizes: Sizes
-    forms: tuple[str, ...] = ("pallas_gpu",)
-    forced: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
-    note: str = ""
-
     @property
-    def case(self) -> "Case":
+    def case(self):
         """The case at full size."""
+        # The parent of the children reads this file and never imports jax.
         from recollect.benchmarks.kernel_cases import CASES
 
         return CASES[self.operation, self.variant](**self.sizes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """Kernels that stand or fall together.
-
-    timings: in order of value. documents: whether the operation is also checked on packed documents. odd: tokens of the
-    second check, which no block size divides; None where the kernel takes none such. full: indices of the timings whose
-    outputs are checked at full size too. rehearsed: tokens of the check in a rehearsal, where the simulator sets the
-    time.
-    """
-
-    timings: tuple[Timing, ...]
-    documents: bool = True
-    odd: int | None = 313
-    full: tuple[int, ...] = (0,)
-    rehearsed: int = 77
+Family = collections.namedtuple("Family", ["timings", "documents", "full", "rehearsed"], defaults=[True, (0,), 77])
+"""Kernels that stand or fall together. timings: in order of value. documents: whether the operation is also checked on
+packed documents. full: indices of the timings whose outputs are checked at full size too. rehearsed: tokens of the
+check in a rehearsal, where the simulator sets the time."""
 
 
 RECURRENCE = "linear_recurrence"
-WIDE = {"b": 4, "t": 4096, "h": 64, "k": 128, "v": 128}
-LONG = {"b": 2, "t": 16384, "h": 16, "k": 128, "v": 128}
-NARROW = {"b": 8, "t": 2048, "h": 32, "k": 64, "v": 64}
-TAYLOR_LONG = {"b": 2, "t": 8192, "h": 16, "k": 16, "v": 64}
-HEADS = {"b": 4, "t": 4096, "h": 16}
-LONG_HEADS = {"b": 1, "t": 16384, "h": 16}
-D64, D128 = {"k": 64, "v": 64}, {"k": 128, "v": 128}
 LIBRARY = ("pallas_gpu", "cudnn")
 
 
-def _recurrence(variant: str, *shapes: Sizes) -> tuple[Timing, ...]:
+def _recurrence(variant: str, *shapes: dict[str, int]) -> tuple[Timing, ...]:
     forms = ("pallas_gpu",) if variant == "no decay" else ("pallas_gpu", "jla")
     return tuple(Timing(RECURRENCE, variant, sizes, forms) for sizes in shapes)
 
 
-def _spans(operation: str, variant: str, sizes: Sizes, *counts: int) -> tuple[Timing, ...]:
+def _spans(operation: str, variant: str, sizes: dict[str, int], *counts: int) -> tuple[Timing, ...]:
     kernel = f"{operation}.gpu_spans"
     return tuple(Timing(operation, variant, sizes, forced={kernel: {"spans": n}}, note=f"{n} spans") for n in counts)
 
 
-def _attention(d: Sizes) -> tuple[Timing, ...]:
+def _attention(d: dict[str, int]) -> tuple[Timing, ...]:
     window = {**LONG_HEADS, **d, "w": 512}
     return (
         Timing("softmax_attention", "causal", {**HEADS, **d}, LIBRARY),
@@ -92,7 +81,7 @@ FAMILIES: dict[str, Family] = {
     "recurrence, decay per channel": Family(_recurrence("decay per channel", WIDE, NARROW)),
     "Taylor": Family(
         (
-            Timing("taylor_attention", "normalised", {"b": 8, "t": 2048, "h": 16, "k": 16, "v": 64}),
+            Timing("taylor_attention", "normalised", TAYLOR),
             Timing("taylor_attention", "normalised", TAYLOR_LONG),
             *_spans("taylor_attention", "normalised", TAYLOR_LONG, 1, 8),
         )
@@ -100,10 +89,8 @@ FAMILIES: dict[str, Family] = {
     "attention d64": Family(_attention(D64)),
     "short convolution": Family(
         (
-            Timing(
-                "short_convolution", "4 taps, silu, gate", {"b": 16, "t": 8192, "d": 2048}, ("pallas_gpu", "lax.conv")
-            ),
-            Timing("short_convolution", "4 taps, silu, gate", {"b": 8, "t": 2048, "d": 2048}),
+            Timing("short_convolution", "4 taps, silu, gate", SHORT_LONG, ("pallas_gpu", "lax.conv")),
+            Timing("short_convolution", "4 taps, silu, gate", SHORT),
         )
     ),
     "landmark": Family(
@@ -150,9 +137,13 @@ SWEEPS = ("attention tiles",)
 TINY = {"b": 1, "t": 128, "h": 1, "k": 64, "v": 64, "d": 64}
 
 
-def tiny(sizes: Sizes) -> dict[str, Any]:
+def case_of(timing: Timing, **sizes: int):
+    """Returns the timing's case, in a rehearsal at the sizes at which the simulator takes seconds, changed by
+    `sizes`."""
+    return timing._replace(sizes={**(tiny(timing.sizes) if records.rehearsing() else timing.sizes), **sizes}).case
+
+
+def tiny(sizes: dict[str, int]) -> dict[str, int]:
     """Returns the sizes at which the simulator takes seconds."""
     small = {name: min(size, TINY.get(name, size)) for name, size in sizes.items()}
-    if "a" in sizes:
-        small |= {"h": 2, "a": 1}
-    return small | ({"w": 40} if "w" in sizes else {})
+    return small | ({"h": 2, "a": 1} if "a" in sizes else {}) | ({"w": 40} if "w" in sizes else {})

@@ -7,36 +7,34 @@ It compiles and tunes at once, and is timed when its turn comes. Nothing of jax 
 backward pass on this machine, its forward pass counts all the same, and the refusal is recorded beside it.
 """
 
-from recollect.benchmarks import kernel_peers
-from recollect.benchmarks.first_contact import records, turns
-from recollect.benchmarks.peer_side import one_line
+from recollect.benchmarks import kernel_peers, kernel_shapes
+from recollect.benchmarks.first_contact import child, records
 
-WIDE = {"b": 4, "t": 4096, "h": 64, "k": 128, "v": 128}
 SIZES = {
-    "causal_attention": {"b": 4, "t": 4096, "h": 16, "k": 128, "v": 128},
-    "sliding_attention": {"b": 1, "t": 16384, "h": 16, "k": 128, "v": 128, "w": 512},
-    "based": {"b": 8, "t": 2048, "h": 16, "k": 16, "v": 64},
-    "short_conv": {"b": 16, "t": 8192, "d": 2048},
+    "causal_attention": {**kernel_shapes.HEADS, **kernel_shapes.D128},
+    "sliding_attention": {**kernel_shapes.LONG_HEADS, **kernel_shapes.D128, "w": 512},
+    "based": kernel_shapes.TAYLOR,
+    "short_conv": kernel_shapes.SHORT_LONG,
 }
 
 
 def main() -> None:
-    options = turns.arguments(kernel_peers.PEERS)
-    sizes = SIZES.get(options.name, WIDE)
-    what = f"{options.name} " + " ".join(f"{key}{size}" for key, size in sizes.items())
+    options = child.arguments(kernel_peers.PEERS)
+    sizes = SIZES.get(options.name, kernel_shapes.WIDE)
+    case, what = (
+        {"peer": options.name, "sizes": sizes},
+        " ".join([options.name, *(f"{x}{n}" for x, n in sizes.items())]),
+    )
     if records.rehearsing():
         # What needs a GPU is left out; what is rehearsed is that a peer which cannot run takes nothing with it.
-        records.write("failed", what=what, error="rehearsal: torch and a GPU are not here")
-        return
-    try:
-        case = {"peer": options.name, "sizes": sizes}
+        return records.write("failed", what=what, error="rehearsal: torch and a GPU are not here")
+    case = {"peer": options.name, "sizes": sizes}
+    with child.recording_failure(what):
         kernel_peers.measure(case)
         records.write("ready")
-        turns.wait(options.gate, options.seconds)
-        records.write("started", what=what)
+        child.wait(options.gate, options.seconds)
+        child.launching(what)
         records.write("peer", what=what, sizes=sizes, **kernel_peers.measure(case))
-    except Exception as error:
-        records.write("failed", what=what, error=one_line(error, 400))
     records.write("done")
 
 

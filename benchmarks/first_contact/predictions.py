@@ -6,26 +6,19 @@ Predicted on 2026-11-26 for an H100 at 3.0 TB/s of copying, bf16, of the kernels
 is the one that answers.
 """
 
-import dataclasses
+import collections
 
 WIDE, LONG, NARROW = "b4 t4096 h64 k128 v128", "b2 t16384 h16 k128 v128", "b8 t2048 h32 k64 v64"
 HEADS = "b4 t4096 h16 k128 v128"
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """what: a case's name. low, high: milliseconds. part: "forward", or "both" with the gradients. why: of what was
-    measured. replaced: whether the kernel was replaced before it was ever timed, so that no measurement answers."""
-
-    what: str
-    part: str
-    low: float
-    high: float
-    why: str
-    form: str = "pallas_gpu"
-    note: str = ""
-    replaced: bool = False
-
+Prediction = collections.namedtuple(
+    "Prediction",
+    ["what", "part", "low", "high", "why", "form", "note", "replaced"],
+    defaults=["pallas_gpu", "", False],
+)
+"""what: a case's name. low, high: milliseconds. part: "forward", or "both" with the gradients. why: of what was
+measured. replaced: whether the kernel was replaced before it was ever timed, so that no measurement answers."""
 
 PREDICTIONS = (
     Prediction(

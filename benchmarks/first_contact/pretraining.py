@@ -14,10 +14,10 @@ from recollect.benchmarks.first_contact import records
 
 def main() -> None:
     name, *overrides = sys.argv[1:]
-    steps = "1" if records.rehearsing() else "3"
     records.write("started", what=name)
     with tempfile.TemporaryDirectory() as folder:
-        pretraining.main(["--models", name, "--steps", steps, "--out", folder, *overrides])
+        steps = ["--steps", "1" if records.rehearsing() else "3"]
+        pretraining.main(["--models", name, *steps, "--out", folder, *overrides])
         (path,) = Path(folder).glob("*/pretraining.json")
         for row in json.loads(path.read_text())["rows"]:
             records.write("pretraining", what=row["name"], overrides=overrides, **row)

@@ -4,88 +4,93 @@ smallest Mosaic kernel.
 python -m recollect.benchmarks.first_contact.probe
 """
 
+import functools
 import importlib.metadata
 import shutil
 import subprocess
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.benchmarks.first_contact import records
-from recollect.benchmarks.first_contact.child import compiled, launching, recording_failure
-from recollect.benchmarks.kernel_checks import relative_error
-from recollect.benchmarks.peer_side import one_line
-from recollect.benchmarks.timing import timed
+from recollect.benchmarks import kernel_case, peer_side, timing
+from recollect.benchmarks.first_contact import child, records
 
-PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cuda-nvcc")
-PACKAGES += ("torch", "triton", "numpy")
+PACKAGES = (
+    *("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cuda-nvcc"),
+    *("torch", "triton", "numpy"),
+)
+NVIDIA_SMI = (
+    "nvidia-smi",
+    "--query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.sm,power.limit",
+    "--format=csv,noheader",
+)
+EAGER = {
+    "sum": lambda numpy, x: numpy.sum(x, axis=0),
+    "exp": lambda numpy, x: numpy.exp(x),
+    "cumsum": lambda numpy, x: numpy.cumsum(x, axis=0),
+    "sort": lambda numpy, x: numpy.sort(x, axis=0),
+    "where": lambda numpy, x: numpy.where(x > 0, x, -1.0),
+}
 
 
-def machine() -> dict[str, Any]:
+def machine() -> dict:
     """Returns the GPU as its driver names it, and versions of what matters here."""
     versions = {package.name: package.version for package in importlib.metadata.distributions()}
     device = jax.devices()[0]
-    facts: dict[str, Any] = {"device": device.device_kind, "platform": device.platform}
-    facts["versions"] = {name: versions[name] for name in PACKAGES if name in versions}
+    facts = {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "versions": {name: versions[name] for name in PACKAGES if name in versions},
+    }
     if shutil.which("nvidia-smi"):
-        query = "--query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.sm,power.limit"
-        command = ["nvidia-smi", query, "--format=csv,noheader"]
-        facts["nvidia_smi"] = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+        facts["nvidia_smi"] = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=20).stdout.strip()
     try:
         from jax._src.lib import cuda_versions
 
         facts["cudnn"] = None if cuda_versions is None else cuda_versions.cudnn_get_version()
         facts["cuda_runtime"] = None if cuda_versions is None else cuda_versions.cuda_runtime_get_version()
     except Exception as error:
-        facts["cudnn"] = one_line(error)
+        facts["cudnn"] = peer_side.one_line(error)
     return facts
 
 
-def eager() -> dict[str, Any]:
+def eager() -> dict:
     """Returns errors of five un-jitted operations against numpy (jax#40633: wrong under CUDA 13 on some GPUs)."""
     x = np.random.default_rng(0).normal(size=(257, 129)).astype(np.float32)
-    pairs = {
-        "sum": (jnp.sum(jnp.asarray(x), axis=0), x.sum(axis=0)),
-        "exp": (jnp.exp(jnp.asarray(x)), np.exp(x)),
-        "cumsum": (jnp.cumsum(jnp.asarray(x), axis=0), np.cumsum(x, axis=0)),
-        "sort": (jnp.sort(jnp.asarray(x), axis=0), np.sort(x, axis=0)),
-        "where": (jnp.where(jnp.asarray(x) > 0, jnp.asarray(x), -1.0), np.where(x > 0, x, -1.0)),
-    }
-    return {name: relative_error(*pair) for name, pair in pairs.items()}
+    return {name: kernel_case.relative_error(call(jnp, jnp.asarray(x)), call(np, x)) for name, call in EAGER.items()}
 
 
-def ceilings() -> dict[str, Any]:
+def ceilings() -> dict:
     """Returns the rates of a large copy (bytes read and written per second) and of a large bf16 product (FLOP/s)."""
-    n = 1 << (16 if records.rehearsing() else 30)
-    x = jax.jit(lambda: jax.random.normal(jax.random.key(0), (n,), jnp.bfloat16))()
-    copy, _ = timed(jax.jit(lambda x: x * jnp.bfloat16(1.5)), x, turns=10)
-    d = 128 if records.rehearsing() else 8192
-    a = jax.jit(lambda: jax.random.normal(jax.random.key(1), (d, d), jnp.bfloat16))()
-    product, _ = timed(jax.jit(lambda a: a @ a), a, turns=10)
+    n, d = (1 << 16, 128) if records.rehearsing() else (1 << 30, 8192)
+    draw = jax.jit(lambda shape: jax.random.normal(jax.random.key(0), shape, jnp.bfloat16), static_argnums=0)
+    x = draw((n,))
+    copy, _ = timing.timed(jax.jit(lambda x: x * jnp.bfloat16(1.5)), x, turns=10)
+    product, _ = timing.timed(jax.jit(lambda a: a @ a), draw((d, d)), turns=10)
     return {"copy_bytes_per_second": 2 * x.nbytes / copy, "product_flops_per_second": 2 * d**3 / product}
 
 
-def cudnn() -> dict[str, Any]:
+def cudnn() -> dict:
     """Returns errors of cuDNN's causal attention, as jax.nn calls it, forward and gradients, against float64."""
-    rng = np.random.default_rng(0)
-    arrays = [jnp.asarray(rng.normal(size=(1, 256, 2, 64)), jnp.bfloat16) for _ in range(4)]
+    arrays = list(jnp.asarray(np.random.default_rng(0).normal(size=(4, 1, 256, 2, 64)), jnp.bfloat16))
 
-    def both(implementation: str, q, k, v, do):
-        call = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)  # noqa: E731
-        out, pull = jax.vjp(call, q, k, v)
+    def both(q, k, v, do, implementation):
+        attend = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation=implementation)
+        out, pull = jax.vjp(attend, q, k, v)
         return out, *pull(do)
 
-    computed = jax.jit(lambda *x: both("cudnn", *x))(*arrays)
+    computed = jax.jit(functools.partial(both, implementation="cudnn"))(*arrays)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         wide = [np.asarray(x, np.float64) for x in arrays]
-        expected = jax.jit(lambda *x: both("xla", *x))(*wide)
-    return {name: relative_error(a, b) for name, a, b in zip(("o", "dq", "dk", "dv"), computed, expected, strict=True)}
+        expected = jax.jit(functools.partial(both, implementation="xla"))(*wide)
+    return {
+        name: kernel_case.relative_error(a, b)
+        for name, a, b in zip(("o", "dq", "dk", "dv"), computed, expected, strict=True)
+    }
 
 
-def toy() -> dict[str, Any]:
+def toy() -> dict:
     """Returns the error of the smallest Mosaic GPU kernel: copies a block in, doubles it, copies it out."""
     from jax.experimental import pallas as pl
 
@@ -108,14 +113,13 @@ def toy() -> dict[str, Any]:
         return mosaic_gpu.kernel(doubling, **shapes, grid=(4,), grid_names=("i",), name="doubling")(x)[0]
 
     x = np.random.default_rng(0).normal(size=(4 * block,)).astype(np.float32)
-    return {"error": relative_error(compiled(double, x)(x), 2 * x)}
+    return {"error": kernel_case.relative_error(child.compiled(double, x)(x), 2 * x)}
 
 
 def main() -> None:
-    parts: list[Callable[[], dict[str, Any]]] = [machine, eager, ceilings, toy]
-    for part in parts if records.rehearsing() else [*parts, cudnn]:
-        with recording_failure(part.__name__):
-            launching(part.__name__)
+    for part in (machine, eager, ceilings, toy, *(() if records.rehearsing() else (cudnn,))):
+        with child.recording_failure(part.__name__):
+            child.launching(part.__name__)
             records.write("probe", what=part.__name__, **part())
     records.write("done")
 

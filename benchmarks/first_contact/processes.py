@@ -3,14 +3,14 @@
 In a session of its own a child does not hear what ends the parent, so the parent ends it: see `listen` and `end_all`.
 """
 
+import collections
 import contextlib
-import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recollect.benchmarks.first_contact import records
@@ -21,11 +21,7 @@ _HEARD: list[int] = []
 
 
 class Interrupted(Exception):
-    """A signal asked this process to end."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
+    """A signal asked this process to end; its argument is which."""
 
 
 def listen() -> None:
@@ -35,29 +31,25 @@ def listen() -> None:
 
 
 def end_all(why: str) -> None:
-    """Kills every child that runs and all that it started, and records the ends."""
+    """Kills every child that runs and all that it started, and records their ends."""
     for child in tuple(_ALIVE):
         child.kill(why)
-        child.look()
+
+
+def plain(name: str) -> str:
+    """Returns a step's name as a file has it: letters, digits and hyphens."""
+    return re.sub(r"[\W_]", "-", name)
 
 
 def _raise_if_interrupted() -> None:
     if _HEARD:
-        raise Interrupted(_HEARD[0])
+        raise Interrupted(signal.Signals(_HEARD[0]))
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A child to run.
-
-    name: in the records. command: its arguments. seconds: its deadline from its start. environment: beside the
-    parent's.
-    """
-
-    name: str
-    command: Sequence[str]
-    seconds: float
-    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+Step = collections.namedtuple("Step", ["name", "command", "seconds", "environment", "gate"], defaults=[{}, None])
+"""A child to run. name: in the records. command: its arguments. seconds: its deadline from its start. environment:
+variables beside the parent's. gate: the file that lets it begin what needs the GPU alone, where there is one; it
+records "ready" before it waits for that."""
 
 
 class Child:
@@ -71,17 +63,19 @@ class Child:
 
     def __init__(self, step: Step, folder: Path, file: Path):
         _raise_if_interrupted()
-        self.step, self.file = step, file
-        self.log = folder / ("".join(c if c.isalnum() else "-" for c in step.name) + ".log")
-        environment = {**os.environ, **records.environment(file, step.name), **step.environment}
-        self.begun = time.monotonic()
-        self.ended: int | None = None
-        self.killed = ""
-        missing = ["sh", "-c", f"echo no {step.command[0]} here; exit 127"]
-        command = list(step.command) if shutil.which(step.command[0]) else missing
+        self.step, self.file, self.begun = step, file, time.monotonic()
+        self.log = folder / f"{plain(step.name)}.log"
+        known = {records.FILE_VARIABLE: str(file), records.STEP_VARIABLE: step.name}
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+                step.command
+                if shutil.which(step.command[0])
+                else ["sh", "-c", f"echo no {step.command[0]} here; exit 127"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **known, **step.environment},
+                start_new_session=True,
             )
         _ALIVE.append(self)
 
@@ -92,46 +86,30 @@ class Child:
           Interrupted: by a signal that `listen` heard.
         """
         _raise_if_interrupted()
-        return self.look()
-
-    def look(self) -> bool:
-        """As `running`, whatever was heard."""
-        if self.ended is not None:
-            return False
-        code = self.process.poll()
-        if code is None and time.monotonic() - self.begun > self.step.seconds:
+        if self in _ALIVE and self.process.poll() is not None:
+            self.kill("")
+        if self in _ALIVE and time.monotonic() - self.begun > self.step.seconds:
             self.kill("deadline")
-            code = self.process.poll()
-        if code is None:
-            return True
-        self.ended = code
-        _ALIVE.remove(self)
-        self._stop_rest()
-        facts = {"code": code, "seconds": round(time.monotonic() - self.begun, 1)}
-        if code:
-            name = signal.Signals(-code).name if code < 0 else ""
-            tail = self.log.read_text(errors="replace")[-TAIL:]
-            facts |= {"signal": name, "why": self.killed, "tail": tail}
-        records.write("ended", path=self.file, step=self.step.name, **facts)
-        return False
+        return self in _ALIVE
 
     def kill(self, why: str) -> None:
-        """Ends the child and all that it started."""
-        self.killed = why
-        self._stop_rest()
-        self.process.wait()
-
-    def _stop_rest(self) -> None:
+        """Ends the child, if it runs still, and all that it started, and records its end."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        code = self.process.wait()
+        _ALIVE.remove(self)
+        facts = {"code": code, "seconds": round(time.monotonic() - self.begun, 1)}
+        if code:
+            facts |= {"signal": signal.Signals(-code).name if code < 0 else "", "why": why}
+            facts["tail"] = self.log.read_text(errors="replace")[-TAIL:]
+        records.write("ended", path=self.file, step=self.step.name, **facts)
 
 
 class Group:
     """Steps of which at most `at_once` run at a time, in order."""
 
-    def __init__(self, steps: Sequence[Step], at_once: int, folder: Path, file: Path):
-        self.waiting, self.at_once = list(steps), at_once
-        self.folder, self.file = folder, file
+    def __init__(self, steps: list[Step], at_once: int, folder: Path, file: Path):
+        self.waiting, self.at_once, self.folder, self.file = list(steps), at_once, folder, file
         self.children: list[Child] = []
 
     def advance(self) -> bool:
@@ -147,28 +125,13 @@ class Group:
         for child in self.children:
             if child.running():
                 child.kill(why)
-                child.running()
         for step in self.waiting:
             records.write("ended", path=self.file, step=step.name, code=None, why=f"not started: {why}")
         self.waiting = []
 
-
-class Turns(Group):
-    """Children that get ready beside each other, at most `at_once` of them, and have the GPU one at a time.
-
-    Args:
-      gated: steps, and for each the file that lets it begin what needs the GPU alone; it records "ready" before it
-        waits for that.
-    """
-
-    def __init__(self, gated: Sequence[tuple[Step, Path]], at_once: int, folder: Path, file: Path):
-        super().__init__([step for step, _ in gated], at_once, folder, file)
-        self.gates = {step.name: gate for step, gate in gated}
-        self.advance()
-
     def take(self, end: float, seconds: float) -> None:
-        """Opens the gates one after another, first of those that are ready, until `end` (time.monotonic); a turn
-        takes `seconds` at most."""
+        """Opens the gates of steps that get ready beside each other, one after another, first of those that are ready,
+        until `end` (time.monotonic): they have the GPU one at a time, each for `seconds` at most."""
         while self.advance() and time.monotonic() < end:
             lines = records.read_call(self.file)
             for child in self.children:
@@ -179,7 +142,7 @@ class Turns(Group):
             if child is None:
                 time.sleep(0.1)
                 continue
-            self.gates[child.step.name].touch()
+            child.step.gate.touch()
             last = min(time.monotonic() + seconds, end)
             while child.running():
                 if time.monotonic() > last:

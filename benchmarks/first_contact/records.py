@@ -9,18 +9,13 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 FILE = "first_contact.jsonl"
-_FILE_VARIABLE, _STEP_VARIABLE = "FIRST_CONTACT_FILE", "FIRST_CONTACT_STEP"
+FILE_VARIABLE, STEP_VARIABLE = "FIRST_CONTACT_FILE", "FIRST_CONTACT_STEP"
+"""The environment variables by which a child knows the file and its own step."""
 REHEARSAL_VARIABLE = "FIRST_CONTACT_REHEARSAL"
 FAULT_VARIABLE = "FIRST_CONTACT_FAULT"
 """In a rehearsal, what a child does at its first launch: "hang" or "abort"."""
-
-
-def environment(path: Path, step: str) -> dict[str, str]:
-    """Returns the environment variables by which a child knows the file and its own step."""
-    return {_FILE_VARIABLE: str(path), _STEP_VARIABLE: step}
 
 
 def rehearsing() -> bool:
@@ -28,25 +23,20 @@ def rehearsing() -> bool:
     return bool(os.environ.get(REHEARSAL_VARIABLE))
 
 
-def write(kind: str, *, path: Path | None = None, step: str | None = None, **facts: Any) -> None:
+def write(kind: str, *, path: Path | None = None, step: str | None = None, **facts) -> None:
     """Appends one line and syncs it: {"kind", "step", "at" (Unix seconds), ...facts}.
 
     Args:
       path: of the file; step: whose line it is. None is what the parent named to this child.
     """
-    line = {
-        "kind": kind,
-        "step": os.environ.get(_STEP_VARIABLE, "") if step is None else step,
-        "at": round(time.time(), 3),
-        **facts,
-    }
-    data = (json.dumps(line, default=str) + "\n").encode()
-    with open(path or os.environ[_FILE_VARIABLE], "ab", buffering=0) as file:
-        file.write(data)
+    step = os.environ.get(STEP_VARIABLE, "") if step is None else step
+    line = json.dumps({"kind": kind, "step": step, "at": round(time.time(), 3), **facts}, default=str)
+    with open(path or os.environ[FILE_VARIABLE], "ab", buffering=0) as file:
+        file.write(f"{line}\n".encode())
         os.fsync(file)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[dict]:
     """Returns the lines of the file, in order; a line cut off by a full disk or a crash, or of another kind of file,
     is left out."""
     lines = []
@@ -60,17 +50,15 @@ def read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def read_call(path: Path) -> list[dict[str, Any]]:
+def read_call(path: Path) -> list[dict]:
     """Returns the lines of the call that began last: several calls may share a folder, and what ended in one runs
     anew in the next."""
     lines = read(path)
-    first = max((index for index, line in enumerate(lines) if line["kind"] == "begun"), default=0)
-    return lines[first:]
+    return lines[max((index for index, line in enumerate(lines) if line["kind"] == "begun"), default=0) :]
 
 
-def dead(lines: list[dict[str, Any]]) -> set[str]:
+def dead(lines: list[dict]) -> set[str]:
     """Returns the timings of families whose check ended by a signal that the parent did not send: a launch that
     aborts would do so again."""
-    ends = [line for line in lines if line["kind"] == "ended" and (line["code"] or 0) < 0 and not line.get("why")]
-    checks = [line["step"] for line in ends if line["step"].startswith("check: ")]
-    return {step.replace("check: ", "time: ") for step in checks}
+    ends = (line for line in lines if line["kind"] == "ended" and (line["code"] or 0) < 0 and not line.get("why"))
+    return {line["step"].replace("check: ", "time: ") for line in ends if line["step"].startswith("check: ")}

@@ -1,18 +1,14 @@
 """Which children a first contact runs, with their deadlines, on a GPU and in a rehearsal."""
 
-import dataclasses
 import os
 import random
 import re
 import sys
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from recollect.benchmarks.first_contact import records
+from recollect.benchmarks.first_contact import processes, records
 from recollect.benchmarks.first_contact.families import FAMILIES, SWEEPS
-from recollect.benchmarks.first_contact.processes import Child, Step
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -21,14 +17,35 @@ SECOND = ("pretraining", "peers", "counters", "memory", "trace")
 PARTS = FIRST + SECOND
 
 PRETRAINING = ("based_360m", "attention_360m")
-PEERS = ("gated_delta_rule", "simple_gla", "causal_attention", "sliding_attention", "linear_attention", "gla")
-PEERS += ("based", "kda")
+PEERS = (
+    *("gated_delta_rule", "simple_gla", "causal_attention", "sliding_attention", "linear_attention", "gla"),
+    *("based", "kda"),
+)
 COUNTED = ("delta rule, decay per head", "recurrence, no decay", "attention d128")
-KERNELS = "regex:.*(linear_recurrence|scheduled_attention|taylor_attention|convolution).*"
 CHECKED_FOR_MEMORY = ("recurrence, no decay", "attention d64")
 CACHE = Path("/tmp/first_contact_cache")
 TESTS_LOG = "device_tests.log"
+WORKERS = ("-n", "7", "--max-worker-restart", "50", "--timeout", "120", "--timeout-method", "thread")
+REHEARSED_TESTS = ("tests/pallas_kernels/test_landmark_attention_gpu.py", "-k", "serve")
 MAX_FILE = 15 * 2**20  # of what comes back from a lent machine
+REHEARSED = {"JAX_PLATFORMS": "cpu", records.REHEARSAL_VARIABLE: "1"}
+ON_GPU = {
+    "JAX_PLATFORMS": "cuda,cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE / "programs"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "CUDA_ROOT": "/usr/local/cuda",
+    "XLA_FLAGS": f"--xla_gpu_per_fusion_autotune_cache_dir={CACHE / 'autotune'}",
+}
+"""Environments of the children."""
+NCU = (
+    *("ncu", "--clock-control", "none", "--set", "basic", "--section", "WarpStateStats"),
+    *("--section", "ComputeWorkloadAnalysis", "--launch-count", "8"),
+    *("-k", "regex:.*(linear_recurrence|scheduled_attention|taylor_attention|convolution).*"),
+)
+"""Nsight Compute over each of a family's own kernels; clocks are left as they are."""
+EACH_ARRAY = {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}
+"""An allocation per array, whose ends the memory checker sees."""
+SANITIZER = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9")
 
 
 class Plan:
@@ -48,127 +65,102 @@ class Plan:
     ):
         self.scratch, self.out, self.rehearsing, self.tests = scratch, out, rehearsing, tests
         self.families = [name for name in FAMILIES if families is None or any(part in name for part in families)]
+        self.checked = [name for name in self.families if name not in SWEEPS]
         self.at_once = 2 if rehearsing else 12
-        path = os.pathsep.join([str(REPOSITORY), str(site), os.environ.get("PYTHONPATH", "")])
-        self.environment = {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TQDM_DISABLE": "1"}
-        self.faults: dict[str, str] = {}
-        if rehearsing:
-            self.environment |= {"JAX_PLATFORMS": "cpu", records.REHEARSAL_VARIABLE: "1"}
-            checked = [name for name in self.families if name not in SWEEPS]
-            victims = random.sample(checked, min(3, len(checked)))
-            self.faults = dict(zip((f"check: {name}" for name in victims), ("kill", "hang", "abort"), strict=False))
-            self.disturbed: set[str] = set()
-        else:
-            self.environment |= {
-                "JAX_PLATFORMS": "cuda,cpu",
-                "JAX_COMPILATION_CACHE_DIR": str(CACHE / "programs"),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                "CUDA_ROOT": "/usr/local/cuda",
-                "XLA_FLAGS": f"--xla_gpu_per_fusion_autotune_cache_dir={CACHE / 'autotune'}",
-            }
-            for name in ("programs", "autotune"):
-                (CACHE / name).mkdir(parents=True, exist_ok=True)
+        self.environment = {
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(site), os.environ.get("PYTHONPATH", "")]),
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "TQDM_DISABLE": "1",
+            **(REHEARSED if rehearsing else ON_GPU),
+        }
+        victims = random.sample(self.checked, min(3, len(self.checked))) if rehearsing else []
+        self.faults = dict(zip((f"check: {name}" for name in victims), ("kill", "hang", "abort"), strict=False))
+        for name in () if rehearsing else ("programs", "autotune"):
+            (CACHE / name).mkdir(parents=True, exist_ok=True)
 
-    def timings(self, seconds: float) -> list[tuple[Step, Path]]:
-        """Returns a step per family and the file that lets it begin."""
-        return [self._gated(f"time: {name}", "timings", name, seconds) for name in self.families]
+    def gated(self, part: str, seconds: float) -> list[processes.Step]:
+        """Returns the steps of "timings", one per family, or of "peers", each behind its gate."""
+        kind, names = ("time", self.families) if part == "timings" else ("peer", PEERS)
+        gates = {name: self.scratch / processes.plain(f"gate {kind} {name}") for name in names}
+        return [
+            self._module(f"{kind}: {name}", part, seconds, name, "--gate", str(gate), "--seconds", "45", gate=gate)
+            for name, gate in gates.items()
+        ]
 
-    def peers(self, seconds: float) -> list[tuple[Step, Path]]:
-        """Returns a step per peer and the file that lets it begin."""
-        return [self._gated(f"peer: {name}", "peers", name, seconds) for name in PEERS]
-
-    def _gated(self, step: str, module: str, name: str, seconds: float) -> tuple[Step, Path]:
-        gate = self.scratch / "".join(c if c.isalnum() else "-" for c in f"gate {step}")
-        return self._module(step, module, seconds, name, "--gate", str(gate), "--seconds", "45"), gate
-
-    def again(self, missing: list[str]) -> list[Step]:
+    def again(self, missing: list[str]) -> list[processes.Step]:
         """Returns these checks and timings once more, without gates or faults: starved of processors the simulator
         can hang."""
-        timings = self.timings(75)
-        for _, gate in timings:
-            gate.touch()
-        return [step for step in (*self.steps("checks"), *(step for step, _ in timings)) if step.name in missing]
+        timings = self.gated("timings", 75)
+        for step in timings:
+            step.gate.touch()
+        return [step for step in (*self.steps("checks"), *timings) if step.name in missing]
 
-    def steps(self, part: str) -> list[Step]:
+    def steps(self, part: str) -> list[processes.Step]:
         """Returns the steps of a part, most valuable first."""
-        checked = [name for name in self.families if name not in SWEEPS]
         seconds = 75 if self.rehearsing else 110
-        parts = {
+        counted, for_memory = ([x for x in names if x in self.families] for names in (COUNTED, CHECKED_FOR_MEMORY))
+        return {
             "probe": [self._module("probe", "probe", 60)],
-            "checks": [self._module(f"check: {name}", "checks", seconds, name) for name in checked],
+            "checks": [self._module(f"check: {name}", "checks", seconds, name) for name in self.checked],
             "full": [
                 self._module(f"full size: {name}", "checks", 110, name, "--full")
-                for name in checked[: 1 if self.rehearsing else None]
+                for name in self.checked[: 1 if self.rehearsing else None]
             ],
             "tests": [self._tests()],
             "pretraining": self._pretraining(),
-            "counters": [self._counters(name) for name in COUNTED if name in self.families],
-            "memory": [self._memory(name) for name in CHECKED_FOR_MEMORY if name in self.families],
+            "counters": [self._under(NCU, "counters", name, "profilers") for name in counted],
+            "memory": [self._under(SANITIZER, "memory", name, "checks", **EACH_ARRAY) for name in for_memory],
             "trace": [self._module("trace", "profilers", 60, "--trace", str(self.out))],
-        }
-        return parts[part]
+        }[part]
 
-    def _module(self, step: str, module: str, seconds: float, *arguments: str) -> Step:
+    def _module(
+        self, step: str, module: str, seconds: float, *arguments: str, gate: Path | None = None
+    ) -> processes.Step:
         fault = self.faults.get(step, "")
-        environment = self.environment | ({records.FAULT_VARIABLE: fault} if fault in ("hang", "abort") else {})
         command = [sys.executable, "-m", f"recollect.benchmarks.first_contact.{module}", *arguments]
-        return Step(step, command, 40 if fault == "hang" else seconds, environment)
+        # A child that is to be killed knows nothing of it.
+        environment = self.environment | ({records.FAULT_VARIABLE: fault} if fault in ("hang", "abort") else {})
+        return processes.Step(step, command, 40 if fault == "hang" else seconds, environment, gate)
 
-    def _tests(self) -> Step:
+    def _tests(self) -> processes.Step:
         """The tests that are simulated elsewhere, on the device itself; the log has a line for each the moment it
         ends."""
         command = [sys.executable, "-m", "pytest", "-m", "gpu_interpreter", "-vv", "-p", "no:cacheprovider"]
-        if self.rehearsing:
-            command += ["tests/pallas_kernels/test_landmark_attention_gpu.py", "-k", "serve"]
-            environment = self.environment
-        else:
-            command += [*self.tests, "-n", "7", "--max-worker-restart", "50"]
-            command += ["--timeout", "120", "--timeout-method", "thread"]
-            environment = self.environment | {"RECOLLECT_ON_DEVICE": "1", "XLA_FLAGS": ""}
-        return self._redirected(Step("tests", command, 170, environment), ">", TESTS_LOG)
+        chosen = REHEARSED_TESTS if self.rehearsing else [*self.tests, *WORKERS]
+        on_device = {} if self.rehearsing else {"RECOLLECT_ON_DEVICE": "1", "XLA_FLAGS": ""}
+        step = processes.Step("tests", [*command, *chosen], 170, {**self.environment, **on_device})
+        return self._redirected(step, ">", TESTS_LOG)
 
-    def _pretraining(self) -> list[Step]:
+    def _pretraining(self) -> list[processes.Step]:
         if not self.rehearsing:
             overrides = ["run.batch_size=64", "run.accumulate=4"]  # 16 rows at once: 25.9 GiB by `describe`
             return [self._module(f"pretraining: {x}", "pretraining", 180, x, *overrides) for x in PRETRAINING]
         overrides = ["run.batch_size=2", "data.length=32", "model.width=32", "model.stages.0.repeats=1"]
         step = self._module("pretraining: attention_30m", "pretraining", 180, "attention_30m", *overrides)
         # Kernels are simulated by an environment that has jax alone; models train in the project's own.
-        python = str(REPOSITORY / ".venv" / "bin" / "python")
-        environment = {**self.environment, "PYTHONPATH": str(REPOSITORY)}
-        return [Step(step.name, [python, *step.command[1:]], step.seconds, environment)]
+        return [
+            step._replace(
+                command=[str(REPOSITORY / ".venv" / "bin" / "python"), *step.command[1:]],
+                environment={**self.environment, "PYTHONPATH": str(REPOSITORY)},
+            )
+        ]
 
-    def _counters(self, name: str) -> Step:
-        """Returns Nsight Compute over each of the family's own kernels; clocks are left as they are."""
-        options = "--clock-control none --set basic --section WarpStateStats --section ComputeWorkloadAnalysis"
-        tool = ["ncu", *options.split(), "-k", KERNELS, "--launch-count", "8"]
-        return self._under(tool, self._module(f"counters: {name}", "profilers", 75, name), "counters.txt")
-
-    def _memory(self, name: str) -> Step:
-        step = self._module(f"memory: {name}", "checks", 75, name)
-        # An allocation per array, whose ends are seen.
-        environment = {**step.environment, "XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}
-        tool = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9"]
-        return self._under(tool, dataclasses.replace(step, environment=environment), "memory.txt")
-
-    def _under(self, tool: list[str], step: Step, file: str) -> Step:
-        """Returns the step run by a tool, with its output appended to a file that comes back."""
-        step = dataclasses.replace(step, command=[*tool, *step.command])
+    def _under(self, tool: tuple[str, ...], part: str, name: str, module: str, **environment: str) -> processes.Step:
+        """Returns a module's step for a family, run by a tool, with its output appended to a file that comes back."""
+        step = self._module(f"{part}: {name}", module, 75, name)
+        step = step._replace(command=[*tool, *step.command], environment={**step.environment, **environment})
         # In a rehearsal neither tool is here: that the command is missing takes nothing with it.
-        return step if self.rehearsing else self._redirected(step, ">>", file)
+        return step if self.rehearsing else self._redirected(step, ">>", f"{part}.txt")
 
-    def _redirected(self, step: Step, how: str, file: str) -> Step:
-        command = ["bash", "-c", f'exec "$@" {how}"$0" 2>&1', str(self.out / file), *step.command]
-        return dataclasses.replace(step, command=command)
+    def _redirected(self, step: processes.Step, how: str, file: str) -> processes.Step:
+        return step._replace(command=["bash", "-c", f'exec "$@" {how}"$0" 2>&1', str(self.out / file), *step.command])
 
-    def disturb(self, children: list[Child], file: Path) -> None:
+    def disturb(self, children: list[processes.Child], file: Path) -> None:
         """In a rehearsal, kills the child whose turn it is once it has launched something."""
         for child in children:
-            name = child.step.name
-            if self.faults.get(name) != "kill" or name in self.disturbed or not child.running():
-                continue
-            if any(line["kind"] == "started" and line["step"] == name for line in records.read_call(file)):
-                self.disturbed.add(name)
+            victim = self.faults.get(child.step.name) == "kill" and child.running()
+            lines = records.read_call(file) if victim else []
+            if any(line["kind"] == "started" and line["step"] == child.step.name for line in lines):
                 child.process.kill()
 
 
@@ -184,31 +176,29 @@ def keep_caches(out: Path) -> None:
                 archive.unlink()
 
 
-def unanswered(lines: list[dict[str, Any]], plan: Plan, parts: Sequence[str]) -> list[str]:
+def unanswered(lines: list[dict], plan: Plan, parts: tuple[str, ...]) -> list[str]:
     """Returns the checks and timings of a rehearsal that nothing disturbed and that have no result."""
     answered = {line["step"] for line in lines if line["kind"] == line["step"].partition(":")[0]}
-    expected = [f"check: {name}" for name in plan.families if "checks" in parts and name not in SWEEPS]
+    expected = [f"check: {name}" for name in plan.checked if "checks" in parts]
     expected += [f"time: {name}" for name in plan.families if "timings" in parts]
     return [step for step in expected if step not in {*plan.faults, *records.dead(lines), *answered}]
 
 
-def lost(lines: list[dict[str, Any]], plan: Plan, parts: Sequence[str]) -> list[str]:
+def lost(lines: list[dict], plan: Plan, parts: tuple[str, ...]) -> list[str]:
     """Returns what a rehearsal of these parts should have in its records and has not, printing each."""
     missing = [f"{step}: no result" for step in unanswered(lines, plan, parts)]
     ends = {line["step"]: line for line in lines if line["kind"] == "ended"}
-    for step in plan.faults if "checks" in parts else ():
-        if not ends.get(step, {}).get("code"):
-            missing.append(f"{step}: the end of what was disturbed ({plan.faults[step]})")
-        if not any(line["kind"] == "started" for line in lines if line["step"] == step):
-            missing.append(f"{step}: what was running when it was disturbed")
-    for step in records.dead(lines) if "timings" in parts else ():
-        if ends.get(step, {}).get("why") != "the family's check died":
-            missing.append(f"{step}: that it was skipped")
+    begun = {line["step"] for line in lines if line["kind"] == "started"}
     probed = {line["what"] for line in lines if line["kind"] == "probe"}
+    for step, fault in plan.faults.items() if "checks" in parts else ():
+        missing += [] if ends.get(step, {}).get("code") else [f"{step}: the end of what was disturbed ({fault})"]
+        missing += [] if step in begun else [f"{step}: what was running when it was disturbed"]
+    skipped = {step for step, end in ends.items() if end.get("why") == "the family's check died"}
+    if "timings" in parts:
+        missing += [f"{step}: that it was skipped" for step in records.dead(lines) - skipped]
     if "probe" in parts:
         missing += [f"probe: {name}" for name in ("machine", "eager", "ceilings", "toy") if name not in probed]
-    for line in missing:
-        print(f"LOST {line}")
+    print("".join(f"LOST {line}\n" for line in missing), end="")
     return missing
 
 
@@ -219,7 +209,7 @@ LINE = (
 """A test's end in pytest's log: of a worker, and without workers."""
 
 
-def tests_summary(log: Path) -> dict[str, Any]:
+def tests_summary(log: Path) -> dict:
     """Returns how many of the device's tests passed, failed and were left when time was over, and the names of those
     that failed."""
     text = log.read_text(errors="replace") if log.exists() else ""
@@ -227,6 +217,8 @@ def tests_summary(log: Path) -> dict[str, Any]:
     total = re.search(r"\[(\d+) items\]|collected \d+ items? / \d+ deselected / (\d+) selected", text)
     failed = sorted(name for name, how in ends.items() if how in ("FAILED", "ERROR"))
     passed, skipped = (sum(how == each for how in ends.values()) for each in ("PASSED", "SKIPPED"))
-    left = int(total.group(1) or total.group(2)) - len(ends) if total else None
-    summary = f"{passed} passed, {len(failed)} failed, {skipped} skipped, {left} not reached"
-    return {"summary": summary, "failed": failed}
+    left = int(total[1] or total[2]) - len(ends) if total else None
+    return {
+        "summary": f"{passed} passed, {len(failed)} failed, {skipped} skipped, {left} not reached",
+        "failed": failed,
+    }

@@ -1,57 +1,58 @@
 """The table printed last: what machine, what was right, what took how long, what died and of what."""
 
 import math
-from typing import Any
 
-Line = dict[str, Any]
 MOST = 118  # lines: what comes back on the screen is short
+HIDDEN = ("kind", "step", "at", "what")
 
 
-def table(lines: list[Line]) -> str:
+def table(lines: list[dict]) -> str:
     """Returns the table of all records, checks first, then times, then what failed."""
-    rows = [*_machine(lines), *_checks(lines), *_times(lines), *_tests(lines), *_others(lines), *_failures(lines)]
+    of = {kind: [line for line in lines if line["kind"] == kind] for kind in {line["kind"] for line in lines}}
+    rows = [
+        f"{line['what']}: " + ", ".join(f"{name} {_short(x)}" for name, x in line.items() if name not in HIDDEN)
+        for line in of.get("probe", ())
+    ]
+    rows += [f"{line['what']:76} {line['report']}" for line in of.get("compiled ahead", ())]
+    rows += [_check(line) for line in of.get("check", ())]
+    rows += _times(of.get("time", []), of.get("check", []))
+    for line in of.get("tests", ()):
+        rows += [f"tests on the device: {line['summary']}", *(f"    FAILED {name}" for name in line["failed"])]
+    for line in of.get("peer", ()):
+        times = ", ".join(f"{part} {1e3 * line[part]:.3f} ms" for part in ("forward", "both") if line.get(part))
+        rows.append(f"peer {line['what']} ({line.get('version', '')}): {times}")
+    for line in of.get("pretraining", ()):
+        rate = f"{line['tokens_per_second']:,.0f} tokens/s, MFU {line.get('mfu', 0):.1%}"
+        rows.append(f"{line['name']}: {rate}, {line['seconds']}")
+    rows += [f"FAILED {x['step']} | {x['what']} {x.get('form', '')}: {x['error']}" for x in of.get("failed", ())]
+    rows += _ends(lines)
     if len(rows) > MOST:
         rows[MOST - 1 :] = [f"... {len(rows) - MOST + 1} lines more in first_contact.txt's records"]
     return "\n".join(row[:230] for row in rows) + "\n"
 
 
-def _of(lines: list[Line], kind: str) -> list[Line]:
-    return [line for line in lines if line["kind"] == kind]
-
-
-def _machine(lines: list[Line]) -> list[str]:
-    hidden = ("kind", "step", "at", "what")
-    return [
-        f"{line['what']}: " + ", ".join(f"{name} {_short(x)}" for name, x in line.items() if name not in hidden)
-        for line in _of(lines, "probe")
-    ]
-
-
-def _short(x: Any) -> str:
+def _short(x) -> str:
     if isinstance(x, float):
         return f"{x:.4g}"
     return " ".join(f"{name}={each}" for name, each in x.items()) if isinstance(x, dict) else str(x)
 
 
-def _checks(lines: list[Line]) -> list[str]:
-    rows = [f"{line['what']:76} {line['report']}" for line in _of(lines, "compiled ahead")]
-    for line in _of(lines, "check"):
-        # NaN is the worst error.
-        share = {name: error / bar if error == error else math.inf for name, (error, bar) in line["errors"].items()}
-        name = max(share, key=share.__getitem__)
-        error, bar = line["errors"][name]
-        verdict = f"WRONG: {', '.join(line['wrong'])}" if line["wrong"] else "right"
-        bits = "" if line["same_bits"] else ", BITS DIFFER between runs"
-        rows.append(f"{line['what']:76} {verdict}{bits}; worst {name} {error:.2g} (bar {bar:g}), {line['seconds']} s")
-    return rows
+def _check(line: dict) -> str:
+    # NaN is the worst error.
+    share = {name: error / bar if error == error else math.inf for name, (error, bar) in line["errors"].items()}
+    name = max(share, key=share.__getitem__)
+    error, bar = line["errors"][name]
+    verdict = f"WRONG: {', '.join(line['wrong'])}" if line["wrong"] else "right"
+    bits = "" if line["same_bits"] else ", BITS DIFFER between runs"
+    return f"{line['what']:76} {verdict}{bits}; worst {name} {error:.2g} (bar {bar:g}), {line['seconds']} s"
 
 
-def _times(lines: list[Line]) -> list[str]:
+def _times(times: list[dict], checks: list[dict]) -> list[str]:
     """Returns one row per case and form: milliseconds, multiples of the floor; forward, then with gradients."""
-    times = {(line["what"], line["form"], line.get("note", "")): line for line in _of(lines, "time")}
-    wrong = {(line["operation"], line["variant"]) for line in _of(lines, "check") if line["wrong"]}
-    rows = [f"{'':92} {'ms':>9} {'x floor':>8} {'ms':>9} {'x floor':>8}"] if times else []
-    for key, line in times.items():
+    last = {(line["what"], line["form"], line.get("note", "")): line for line in times}
+    wrong = {(line["operation"], line["variant"]) for line in checks if line["wrong"]}
+    rows = [f"{'':92} {'ms':>9} {'x floor':>8} {'ms':>9} {'x floor':>8}"] if last else []
+    for key, line in last.items():
         cells = " ".join(_time(line.get(part), (line.get("floor") or {}).get(part)) for part in ("forward", "both"))
         mark = "  WRONG" if (line.get("operation"), line.get("variant")) in wrong else ""
         rows.append(f"{' '.join(key).strip():92} {cells}{mark}")
@@ -64,27 +65,9 @@ def _time(seconds: float | None, floor: float | None) -> str:
     return f"{1e3 * seconds:9.3f} {seconds / floor if floor else 0:8.2f}"
 
 
-def _tests(lines: list[Line]) -> list[str]:
-    rows = []
-    for line in _of(lines, "tests"):
-        rows += [f"tests on the device: {line['summary']}", *(f"    FAILED {name}" for name in line["failed"])]
-    return rows
-
-
-def _others(lines: list[Line]) -> list[str]:
-    rows = []
-    for line in _of(lines, "peer"):
-        times = ", ".join(f"{part} {1e3 * line[part]:.3f} ms" for part in ("forward", "both") if line.get(part))
-        rows.append(f"peer {line['what']} ({line.get('version', '')}): {times}")
-    for line in _of(lines, "pretraining"):
-        rate = f"{line['tokens_per_second']:,.0f} tokens/s, MFU {line.get('mfu', 0):.1%}"
-        rows.append(f"{line['name']}: {rate}, {line['seconds']}")
-    return rows
-
-
-def _failures(lines: list[Line]) -> list[str]:
-    rows = [f"FAILED {x['step']} | {x['what']} {x.get('form', '')}: {x['error']}" for x in _of(lines, "failed")]
-    last: dict[str, str] = {}
+def _ends(lines: list[dict]) -> list[str]:
+    """Returns a row per child that did not end well, with its last launch."""
+    rows, last = [], {}
     for line in lines:
         if line["kind"] == "started":
             last[line["step"]] = line["what"]

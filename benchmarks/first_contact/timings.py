@@ -7,79 +7,95 @@ Medians of 10 turns of at least 10 ms, the device synchronised at the end of eac
 a cotangent that is there already, so no loss is in it.
 """
 
-import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from recollect.benchmarks.first_contact import records, turns
-from recollect.benchmarks.first_contact.child import case_of, compiled, form, launching, recording_failure
-from recollect.benchmarks.first_contact.families import FAMILIES, Timing
-from recollect.benchmarks.kernel_case import Case
-from recollect.benchmarks.kernel_checks import cotangent, drawn, with_gradients
-from recollect.benchmarks.timing import floors, timed
-from recollect.pallas_kernels import compile_ahead
-from recollect.pallas_kernels.tuning import forced
+from recollect.benchmarks import kernel_case, timing
+from recollect.benchmarks.first_contact import child, families, records
+from recollect.pallas_kernels import compile_ahead, tuning
 
 TURNS = 10
+JLA_KINDS = {
+    "decay per head": "simple_gla",
+    "decay per channel": "gla",
+    "gated delta, decay per head": "gated_deltanet",
+    "gated delta, decay per channel": "kda",
+}
+"""Names of the recurrences in jax-linear-attention."""
 
 
-def programs(family: str) -> Iterator[tuple[Timing, Case, str, dict[str, Callable[..., Any]]]]:
-    """Compiles every form of the family, forward and with gradients; what does not compile is recorded and left out."""
+def form(case: kernel_case.Case, name: str) -> kernel_case.Form:
+    """Returns the case on a backend, one of its plain forms, or jax-linear-attention's own kernels ("jla")."""
+    if name == "jla":
+        return functools.partial(_jla, case.variant)
+    return case.plain[name] if name in case.plain else lambda x: case.run(x, name)
+
+
+def _jla(variant: str, x: kernel_case.Arrays) -> jax.Array:
+    from jla.ops import linear_attention
+
+    gates = {"g": x["log_decay"]} if "log_decay" in x else {}
+    gates |= {"beta": x["beta"].astype(x["v"].dtype)} if "beta" in x else {}
+    return linear_attention(JLA_KINDS[variant], x["q"], x["k"], x["v"], impl="mosaic_gpu", **gates)[0]
+
+
+def programs(family: str):
+    """Compiles every form of the family, forward and with gradients; what does not compile is recorded and left out.
+
+    Yields the case, what is recorded of a time beside it, and the programs.
+    """
     few = 1 if records.rehearsing() else None
-    for timing in FAMILIES[family].timings[:few]:
-        case = case_of(timing)
-        x = jax.eval_shape(lambda key, case=case: case.inputs(key, jnp.bfloat16), jax.random.key(0))
+    for entry in families.FAMILIES[family].timings[:few]:
+        case = families.case_of(entry)
+        x = jax.eval_shape(functools.partial(case.inputs, dtype=jnp.bfloat16), jax.random.key(0))
         out = jax.eval_shape(functools.partial(case.run, backend="reference"), x)
-        for name in timing.forms[:few]:
-            begun, facts = time.monotonic(), {"form": name, "note": timing.note}
-            with recording_failure(case.name, **facts):
+        for name in entry.forms[:few]:
+            begun, facts = time.monotonic(), {"form": name, "note": entry.note}
+            with child.recording_failure(case.name, **facts):
                 records.write("compiling", what=case.name, **facts)
                 function = form(case, name)
-                with forced(**timing.forced) if timing.forced else contextlib.nullcontext():
-                    both = {"forward": compiled(function, x), "both": compiled(with_gradients(function), x, out)}
+                with tuning.forced(**entry.forced):
+                    runs = {"forward": child.compiled(function, x)}
+                    runs["both"] = child.compiled(kernel_case.with_gradients(function), x, out)
                 records.write("compiled", what=case.name, **facts, seconds=round(time.monotonic() - begun, 1))
-                yield timing, case, name, both
+                yield case, {**facts, "operation": case.operation, "variant": case.variant, "sizes": case.sizes}, runs
 
 
 def compile_ahead_of_time(family: str) -> None:
     """Compiles the family's first program at full size for an H100 that is not here: what the simulator cannot see,
     registers and spills."""
-    timing = FAMILIES[family].timings[0]
-    x = jax.eval_shape(lambda key: timing.case.inputs(key, jnp.bfloat16), jax.random.key(0))
+    case = families.FAMILIES[family].timings[0].case
+    x = jax.eval_shape(functools.partial(case.inputs, dtype=jnp.bfloat16), jax.random.key(0))
     try:
-        report = compile_ahead.report("h100", lambda x: timing.case.run(x, "pallas_gpu"), x)
-        records.write("compiled ahead", what=timing.case.name, report=report.line(), wrong=report.complaints())
+        report = compile_ahead.report("h100", functools.partial(case.run, backend="pallas_gpu"), x)
+        records.write("compiled ahead", what=case.name, report=report.line(), wrong=report.complaints())
     except compile_ahead.NotInstalled as error:
-        records.write("failed", what=timing.case.name, error=str(error))
+        records.write("failed", what=case.name, error=str(error))
 
 
 def main() -> None:
-    options = turns.arguments(FAMILIES)
+    options = child.arguments(families.FAMILIES)
     if records.rehearsing():
         compile_ahead_of_time(options.name)
     ready = list(programs(options.name))
     records.write("ready")
-    turns.wait(options.gate, options.seconds)
-    count = 1 if records.rehearsing() else TURNS
-    for timing, case, name, runs in ready:
-        facts = {"form": name, "operation": timing.operation, "variant": timing.variant, "note": timing.note}
-        facts["sizes"] = case.sizes
-        with recording_failure(case.name, **facts):
-            x = drawn(case, 0, jnp.bfloat16)
-            launching(case.name, form=name, note=timing.note)
-            row: dict[str, Any] = {"floor": floors(case, x, jax.devices()[0].device_kind)}
-            row["forward"], row["forward_spread"] = timed(runs["forward"], x, turns=count)
+    child.wait(options.gate, options.seconds)
+    timed = functools.partial(timing.timed, turns=1 if records.rehearsing() else TURNS)
+    for case, facts, runs in ready:
+        with child.recording_failure(case.name, **facts):
+            x = kernel_case.drawn(case, 0, jnp.bfloat16)
+            child.launching(case.name, form=facts["form"], note=facts["note"])
+            row: dict = {"floor": timing.floors(case, x, jax.devices()[0].device_kind)}
+            row["forward"], row["forward_spread"] = timed(runs["forward"], x)
             records.write("time", what=case.name, part="forward", **facts, **row)
             if not records.rehearsing():
-                arguments = x, cotangent(functools.partial(case.run, backend="reference"), x)
-                row["both"], row["both_spread"] = timed(runs["both"], *arguments, turns=count)
+                given = kernel_case.cotangent(functools.partial(case.run, backend="reference"), x)
+                row["both"], row["both_spread"] = timed(runs["both"], x, given)
                 records.write("time", what=case.name, part="both", **facts, **row)
-        x = arguments = None  # free the device's memory before the next case
+        x = given = None  # free the device's memory before the next case
     records.write("done")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from recollect.benchmarks import device
 from recollect.benchmarks.first_contact import families, predictions, records, steps
-from recollect.benchmarks.first_contact.processes import Child, Group, Step, Turns
+from recollect.benchmarks.first_contact.processes import Child, Group, Step
 from recollect.benchmarks.first_contact.table import table
 from recollect.benchmarks.kernel_cases import CASES
 from recollect.configuration import UserError
@@ -98,8 +98,8 @@ def test_a_group_keeps_to_its_number_and_names_what_it_never_started(tmp_path):
 
 
 def test_a_turn_begins_at_its_gate_and_ends_by_itself(tmp_path):
-    text = "from pathlib import Path; from recollect.benchmarks.first_contact import turns; import sys, time\n"
-    text += "turns.wait(Path(sys.argv[1]), 1); print('begun', flush=True); time.sleep(60)"
+    text = "from pathlib import Path; from recollect.benchmarks.first_contact import child; import sys, time\n"
+    text += "child.wait(Path(sys.argv[1]), 1); print('begun', flush=True); time.sleep(60)"
     gate = tmp_path / "gate"
     process = subprocess.Popen([*python(text), str(gate)], stdout=subprocess.PIPE, cwd=steps.REPOSITORY, text=True)
     time.sleep(0.3)
@@ -116,7 +116,7 @@ def test_a_call_does_not_take_an_earlier_ones_records_for_its_own(tmp_path, monk
     records.write("begun", path=file)
     assert len(records.read(file)) == 3 and [line["kind"] for line in records.read_call(file)] == ["begun"]
     text = f"import pathlib, time; time.sleep(0.5); print(pathlib.Path({str(gate)!r}).exists()); records.write('ready')"
-    turns = Turns([(step("time: x", text), gate)], 1, tmp_path, file)
+    turns = Group([step("time: x", text)._replace(gate=gate)], 1, tmp_path, file)
     turns.take(time.monotonic() + 20, 10)
     assert (tmp_path / "time--x.log").read_text() == "False\n" and records.read(file)[-1]["code"] == 0
 
@@ -297,7 +297,7 @@ def test_the_first_folder_may_lack_the_machine(tmp_path, capsys):
 
 
 def test_results_are_written_and_wrong_kernels_fail(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(device, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(device.reporting, "REPOSITORY", tmp_path)
     (tmp_path / "docs").mkdir()
     folder = contact(tmp_path / "1", wrong=["q"])
     assert device.main(["--from", str(folder), "--out", str(tmp_path / "results")]) == 1
@@ -307,7 +307,7 @@ def test_results_are_written_and_wrong_kernels_fail(tmp_path, monkeypatch, capsy
 
 
 def test_a_kept_result_stands_for_its_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr(device, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(device.reporting, "REPOSITORY", tmp_path)
     (tmp_path / "docs").mkdir()
     first, second = contact(tmp_path / "1"), contact(tmp_path / "2", seconds=0.00045)
     trained = {

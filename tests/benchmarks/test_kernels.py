@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from recollect.benchmarks import kernel_cases, kernel_checks, kernel_peers, kernels, timing
+from recollect.benchmarks import kernel_case, kernel_cases, kernel_peers, kernels, peer_side, timing
 from recollect.configuration import UserError
 from recollect.pallas_kernels import dispatch
 from tests.pallas_kernels.programs import benchmark
@@ -114,13 +114,13 @@ def test_a_fault_of_a_form_is_no_refusal(only, tmp_path):
 
 def test_what_is_refused_costs_nothing_and_the_reference_is_computed_once(only, monkeypatch):
     case = only(again=lambda x: case.run(x, "xla"))
-    real, asked = kernel_checks.with_gradients, []
+    real, asked = kernel_case.with_gradients, []
 
     def counting(form):
         asked.append(getattr(form, "keywords", {}).get("backend", "a form"))
         return real(form)
 
-    monkeypatch.setattr(kernel_checks, "with_gradients", counting)
+    monkeypatch.setattr(kernel_case, "with_gradients", counting)
     arguments = ["--operations", "linear_recurrence", "--backends"]
     assert kernels.main([*arguments, "xla", "pallas_gpu"]) == 0
     # xla and "again" are compiled to be checked and to be timed, the reference once for both, pallas_gpu not at all.
@@ -234,7 +234,7 @@ def test_peers_answer_forward_when_backward_fails(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(kernel_peers.PEERS, "some", lambda torch, b: (lambda: b, (), "fake 1"))
     monkeypatch.setattr(sys, "stdin", ['{"peer": "some", "sizes": {"b": 2}}\n', '{"peer": "none", "sizes": {}}\n'])
-    kernel_peers.main()
+    peer_side.serve(kernel_peers.answer)
     first, second = (json.loads(line.removeprefix("RESULT ")) for line in capsys.readouterr().out.splitlines())
     assert 0 < first.pop("forward") < 1e-3
     assert first == {"version": "fake 1", "backward_error": "RuntimeError: Triton 3.6 gives wrong results"}
@@ -244,7 +244,7 @@ def test_peers_answer_forward_when_backward_fails(monkeypatch, capsys):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     torch.cuda.synchronize = fails
-    kernel_peers.main()
+    peer_side.serve(kernel_peers.answer)
     assert [json.loads(line.removeprefix("RESULT "))["broken"] for line in capsys.readouterr().out.splitlines()] == [
         True,
         True,
@@ -265,8 +265,8 @@ def test_libraries_are_asked_where_an_operation_has_them():
     everything = ["pallas_gpu", "cudnn", "splash", "jla", "xla"]
     recurrence = kernel_cases.CASES["linear_recurrence", "no decay"](**SMALL)
     causal = kernel_cases.CASES["softmax_attention", "causal"](**SMALL)
-    assert [name for name, _ in kernels._forms(recurrence, everything)] == ["pallas_gpu", "jla", "xla", "square form"]
-    assert [name for name, _ in kernels._forms(causal, everything)] == [
+    assert list(kernels._forms(recurrence, everything)) == ["pallas_gpu", "jla", "xla", "square form"]
+    assert list(kernels._forms(causal, everything)) == [
         "pallas_gpu",
         "cudnn",
         "splash",
@@ -290,7 +290,7 @@ SOFTMAX = [
 )
 def test_plain_forms_of_softmax_attention_compute_the_same(operation, variant, more, form):
     case = kernel_cases.CASES[operation, variant](**{**SMALL, "t": 45, **more})
-    errors = kernel_checks.Check(case, jnp.float32).errors(case.plain[form])
+    errors = kernel_case.Check(case, jnp.float32).errors(case.plain[form])
     assert set(errors) == {"output", *case.inputs(jax.random.key(0), jnp.float32)}
     assert all(error < 1e-5 for error, _ in errors.values()), errors
 
@@ -350,7 +350,7 @@ def test_work_of_a_window_grows_with_length_and_window():
     def counted(variant, t, **sizes):
         case = kernel_cases.CASES["softmax_attention", variant](b=1, t=t, h=1, k=8, v=8, **sizes)
         inputs = {name: jax.ShapeDtypeStruct((1, t, 1, 8), jnp.float32) for name in ("q", "k", "v")}
-        function = jax.jit(kernel_checks.with_gradients(lambda x: case.run(x, "xla")))
+        function = jax.jit(kernel_case.with_gradients(lambda x: case.run(x, "xla")))
         return function.lower(inputs, inputs["v"]).compile().cost_analysis()["flops"]
 
     base = counted("window", 512, w=64)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recollect.benchmarks import machine, peer_side, recall_breakdown, recall_training, timing, zoology_runner
+from recollect.benchmarks import peer_side, recall_breakdown, recall_training, reporting, timing, zoology_runner
 from recollect.configuration import UserError
 from recollect.data.synthetics import MQAR
 from recollect.layers.mixers.linear_attention import LinearAttention
@@ -71,11 +71,11 @@ def test_other_load_sees_a_busy_child_unless_it_is_our_own():
     child = subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE, text=True)
     try:
         child.stdout.readline()
-        foreign, own = machine.OtherLoad(), machine.OtherLoad((child.pid,))
-        start, before = time.perf_counter(), machine._process_ticks(child.pid)
+        foreign, own = timing.OtherLoad(), timing.OtherLoad((child.pid,))
+        start, before = time.perf_counter(), timing._process_ticks(child.pid)
         time.sleep(0.5)
         with_child, without = foreign.cores(), own.cores()
-        share = (machine._process_ticks(child.pid) - before) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - start)
+        share = (timing._process_ticks(child.pid) - before) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - start)
     finally:
         child.kill()
         child.wait()
@@ -85,8 +85,8 @@ def test_other_load_sees_a_busy_child_unless_it_is_our_own():
 
 def test_results_of_two_machines_lie_apart():
     here = {"cpu_model": "Intel(R) Xeon(R) Processor", "cores": 2}
-    assert machine.device_folder(here, "cpu", "cpu") == "cpu-intel-r-xeon-r-processor-2-cores"
-    assert machine.device_folder(here, "gpu", "NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert reporting.device_folder(here, "cpu", "cpu") == "cpu-intel-r-xeon-r-processor-2-cores"
+    assert reporting.device_folder(here, "gpu", "NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
 
 
 def test_set_default_changes_one_default_and_knows_when_there_is_nothing_to_change():
@@ -197,7 +197,7 @@ def test_the_data_piece_makes_every_field_of_every_batch(program):
     make = jax.jit(lambda step: program.experiment.data.train_batch(jnp.uint32(0), step, part, 3))
     batches = [make(step) for step in range(recall_breakdown.STEPS)]
     expected = sum(float(np.sum(leaf)) for batch in batches for leaf in jax.tree.leaves(batch))
-    assert float(recall_breakdown.data(program)()) == pytest.approx(expected, rel=1e-5)
+    assert float(recall_breakdown.data(program)()[0]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_gradient_piece_takes_a_step_along_each_batch(program):

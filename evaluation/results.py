@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ class RunResult:
     parameters: int
     learning_rate: float
     seed: int
-    state_bytes: dict[int, int]
+    state_bytes: dict[int, int] = dataclasses.field(default_factory=dict)
     accuracy: float | None = None
     accuracy_by_slice: dict[str, float] = dataclasses.field(default_factory=dict)
     bits_per_byte: float | None = None
@@ -111,10 +111,10 @@ def load_run(folder: Path | str) -> RunResult:
         raise UserError(f"the run in {folder} is not finished: {reason}; the same train command goes on with it")
     values: dict[str, Any] = {}
     for field in dataclasses.fields(RunResult):
-        read, value = _READERS.get(str(field.type).removesuffix(" | None")), result.get(field.name)
+        kind, value = str(field.type).removesuffix(" | None"), result.get(field.name)
         required = field.default is field.default_factory is dataclasses.MISSING
-        if read is not None and (required or value is not None):
-            values[field.name] = read(value, f"{path}: {field.name!r}")
+        if kind in _KINDS and (required or value is not None):
+            values[field.name] = _read(kind, value, f"{path}: {field.name!r}")
     if "accuracy" not in values and "bits_per_byte" not in values:
         raise UserError(f"{path} has neither 'accuracy' nor 'bits_per_byte'")
     return RunResult(folder=folder, **(values | {"config": read_json_object(folder / "config.json")}))
@@ -156,45 +156,32 @@ def learning_curve(folder: Path | str) -> LearningCurve:
     return LearningCurve(np.array(steps, np.int64), np.array(score, np.float64), np.array(loss, np.float64))
 
 
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{what} must be text, not {value!r}")
-    return value
-
-
-def _number(value: Any, what: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise UserError(f"{what} must be a number, not {value!r}")
-    return float(value)
-
-
-def _numbers(value: Any, what: str) -> dict[str, float]:
-    try:
-        # A slice of a text that no token fell into has no number.
-        return {name: _number(number, what) for name, number in value.items() if number is not None}
-    except (AttributeError, UserError):
-        raise UserError(f"{what} must be an object of numbers, not {value!r}") from None
-
-
-def _sizes(value: Any, what: str) -> dict[int, int]:
-    sizes = _numbers(value or {}, what)
-    if not all(length.isdigit() for length in sizes):
-        raise UserError(f"{what} has keys that are not sequence lengths: {', '.join(map(repr, sizes))}")
-    return {int(length): int(size) for length, size in sizes.items()}
-
-
-def _object(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{what} must be an object, not {value!r}")
-    return value
-
-
-_READERS: dict[str, Callable[[Any, str], Any]] = {
-    "str": _text,
-    "int": lambda value, what: int(_number(value, what)),
-    "float": _number,
-    "dict[str, float]": _numbers,
-    "dict[int, int]": _sizes,
-    "dict[str, Any]": _object,
+_KINDS: dict[str, tuple[Any, str]] = {
+    "str": (str, "text"),
+    "int": (int | float, "a number"),
+    "float": (int | float, "a number"),
+    "dict[str, float]": (dict, "an object of numbers"),
+    "dict[int, int]": (dict, "an object of numbers"),
+    "dict[str, Any]": (dict, "an object"),
 }
-"""How an entry of result.json is read, by the annotation of the `RunResult` field that has its name."""
+"""What an entry of result.json must be, by the annotation of the `RunResult` field that has its name."""
+
+
+def _read(kind: str, value: Any, what: str) -> Any:
+    """Returns an entry of result.json as a field with the annotation `kind` holds it."""
+    types, expected = _KINDS[kind]
+    of_numbers = expected == "an object of numbers"
+    if not isinstance(value, types) or isinstance(value, bool) or (of_numbers and not _all_numbers(value)):
+        raise UserError(f"{what} must be {expected}, not {value!r}")
+    if kind == "dict[str, float]":
+        # A slice of a text that no token fell into has no number.
+        return {name: float(number) for name, number in value.items() if number is not None}
+    if kind == "dict[int, int]":
+        if not all(length.isdigit() for length in value):
+            raise UserError(f"{what} has keys that are not sequence lengths: {', '.join(map(repr, value))}")
+        return {int(length): int(size) for length, size in value.items() if size is not None}
+    return {"int": int, "float": float}[kind](value) if kind in ("int", "float") else value
+
+
+def _all_numbers(values: dict[str, Any]) -> bool:
+    return all(value is None or type(value) in (int, float) for value in values.values())

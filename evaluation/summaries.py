@@ -82,12 +82,10 @@ def group_by_label(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
     for run in runs:
         fields = _fields(run, "model.", "data.")
         architectures.setdefault((run.name, frozenset(fields.items())), []).append(run)
-    groups = {}
-    for (name, values), members in architectures.items():
-        namesakes = [other for (other_name, other) in architectures if other_name == name]
-        differing = {path for other in namesakes for path, _ in other - frozenset.intersection(*namesakes)}
-        groups[_label(name, differing, dict(values))] = members
-    return groups
+    return {
+        _label(name, fields, [other for other_name, other in architectures if other_name == name]): members
+        for (name, fields), members in architectures.items()
+    }
 
 
 def best_setting(runs: Sequence[RunResult]) -> list[RunResult]:
@@ -103,9 +101,7 @@ def summarise(runs: Iterable[RunResult]) -> list[Summary]:
 
 def rank(score: float, metric: str) -> tuple[bool, float]:
     """Returns a sort key that puts the best score first and NaN last."""
-    if math.isnan(score):
-        return True, 0.0
-    return False, -score if metric == "accuracy" else score
+    return (True, 0.0) if math.isnan(score) else (False, -score if metric == "accuracy" else score)
 
 
 def slice_order(names: Iterable[str]) -> list[str]:
@@ -114,26 +110,26 @@ def slice_order(names: Iterable[str]) -> list[str]:
     Names of another kind keep their order.
     """
     unique = list(dict.fromkeys(names))
-    sizes = {name: re.fullmatch(r"(\d+)x(\d+)", name) for name in unique}
-    if all(sizes.values()):
-        unique.sort(key=lambda name: tuple(int(size) for size in name.split("x")))
-    return unique
+    return sorted(unique, key=slice_size) if all(map(slice_size, unique)) else unique
+
+
+def slice_size(name: str) -> tuple[int, ...]:
+    """Returns (length, pairs) of a slice named "64x8"; () for a name of another kind."""
+    return tuple(map(int, name.split("x"))) if re.fullmatch(r"\d+x\d+", name) else ()
 
 
 def _summary(label: str, runs: list[RunResult]) -> Summary:
-    settings = _settings(runs)
-    best = best_setting(runs)
-    means = [_mean(members) for members in settings]
-    finite = [mean for mean in means if not math.isnan(mean)]
+    settings, best = _settings(runs), best_setting(runs)
+    means = [mean for mean in map(_mean, settings) if not math.isnan(mean)]
     slices = slice_order(name for run in best for name in run.by_slice)
     by_slice = {name: [run.by_slice.get(name, math.nan) for run in best] for name in slices}
-    evaluated = {int(name.split("x")[0]) for name in slices if re.fullmatch(r"\d+x\d+", name)}
-    lengths = [length for length in best[0].state_bytes if length in evaluated] or list(best[0].state_bytes)
+    evaluated = {slice_size(name)[0] for name in slices if slice_size(name)}
+    lengths = evaluated & best[0].state_bytes.keys() or best[0].state_bytes
     return Summary(
         label=label,
         metric=best[0].metric,
         best=_mean(best),
-        median=statistics.median(finite) if finite else math.nan,
+        median=statistics.median(means) if means else math.nan,
         spread=_deviation([run.score for run in best]),
         seeds=len(best),
         settings=len(settings),
@@ -173,8 +169,10 @@ def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def _label(name: str, differing: set[str], fields: dict[str, str]) -> str:
-    tails = {path: path.rpartition(".")[2] for path in sorted(differing)}
-    names = {path: tail if [*tails.values()].count(tail) == 1 else path for path, tail in tails.items()}
-    shown = [f"{short}={fields.get(path, 'none').strip(chr(34))}" for path, short in names.items()]
+def _label(name: str, fields: frozenset[tuple[str, str]], namesakes: list[frozenset[tuple[str, str]]]) -> str:
+    """Returns an experiment's name with the fields in which architectures of that name differ."""
+    differing = sorted({path for other in namesakes for path, _ in other - frozenset.intersection(*namesakes)})
+    values, tails = dict(fields), [path.rpartition(".")[2] for path in differing]
+    names = [tail if tails.count(tail) == 1 else path for path, tail in zip(differing, tails, strict=True)]
+    shown = [f"{short}={values.get(path, 'none').strip(chr(34))}" for path, short in zip(differing, names, strict=True)]
     return f"{name} [{', '.join(shown)}]" if shown else name

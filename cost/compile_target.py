@@ -12,7 +12,7 @@ traffic may differ a little from what runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,34 +34,24 @@ _DEFAULT_SHARE = 0.75
 """Of a GPU's memory, jax takes so much unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
 
 
-def devices_of(target: str) -> Sequence[jax.Device]:
-    """Returns the compile-only devices of a target.
+def mesh_of(experiment: Experiment, target: str) -> jax.sharding.Mesh:
+    """Returns the run's mesh on the compile-only devices of a target; a run of one device uses one of them.
 
     Raises:
-      UserError: the target is none, or its compiler is not here.
+      UserError: the target is none, its compiler is not here, or the run asks for more devices than it has.
     """
     parts = target.split(":")
     if target != "h100" and (len(parts) != 3 or parts[0] != "tpu"):
         raise UserError(f"--target {target!r}: {_FORM}")
     try:
-        return [compile_ahead.h100()] if target == "h100" else compile_ahead.tpu_slice(f"{parts[1]}:{parts[2]}")
+        devices = [compile_ahead.h100()] if target == "h100" else compile_ahead.tpu_slice(":".join(parts[1:]))
     except (compilers.NotInstalled, ValueError) as error:
         raise UserError(f"--target {target!r}: {error}") from error
-
-
-def mesh_of(experiment: Experiment, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
-    """Returns the run's mesh on a target's devices; a run of one device uses one of them.
-
-    Raises:
-      UserError: the run asks for more devices than the target has.
-    """
     config = experiment.run.mesh
     if config.devices > len(devices):
         raise UserError(f"run.mesh asks for {config.devices} devices; the target has {len(devices)}")
-    shape = tuple(getattr(config, axis) for axis in AXES)
-    return jax.sharding.Mesh(
-        np.array(devices[: config.devices]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES)
-    )
+    grid = np.array(devices[: config.devices]).reshape([getattr(config, axis) for axis in AXES])
+    return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def compile_step(
@@ -80,8 +70,7 @@ def compile_step(
         {name: jax.ShapeDtypeStruct((), jnp.float32, sharding=whole) for name in member_values([experiment], False)},
         _place(batch, batch_shardings(batch, mesh)),
     )
-    precision = "highest" if experiment.run.precision == "highest" else None
-    with jax.default_matmul_precision(precision):
+    with program.context():
         lowered = jax.jit(program.step, donate_argnums=0).lower(*arguments)
         return compile_ahead.finish(lowered, mesh.devices.flat[0].platform)
 
@@ -93,31 +82,30 @@ def report(
     begun = time.perf_counter()
     compiled, kernels = compile_step(experiment, program, mesh)
     chip = chip_of(mesh.devices.flat[0].device_kind)
-    many = f", {mesh.size} devices" if mesh.size > 1 else ""
+    where = f"{target}, {mesh.size} devices" if mesh.size > 1 else target
     seconds = time.perf_counter() - begun
-    log(f"training step of batch {experiment.run.batch_size} compiles for {target}{many} ({seconds:.1f} s)")
+    log(f"training step of batch {experiment.run.batch_size} compiles for {where} ({seconds:.1f} s)")
     log("  memory per device: " + memory_line(compiled.memory_analysis(), chip))
     work = work_of(compiled.as_text())
     tokens = experiment.run.batch_size * experiment.data.longest
     model_flops = training_flops_per_token(experiment) * tokens / mesh.size
-    for line in work_lines(work, model_flops):
+    times = [] if chip is None else time_lines(work, model_flops, chip, tokens, mesh.size)
+    for line in [*work_lines(work, model_flops), *times]:
         log("  " + line)
-    if chip is not None:
-        for line in time_lines(work, model_flops, chip, tokens, mesh.size):
-            log("  " + line)
     for kernel in kernels:
         if kernel.spill_stores or kernel.spill_loads:
-            spilled = f"{kernel.spill_stores} bytes stored, {kernel.spill_loads} loaded"
-            log(f"  kernel {kernel.name} spills registers: {spilled}")
+            log(
+                f"  kernel {kernel.name} spills registers: "
+                f"{kernel.spill_stores} bytes stored, {kernel.spill_loads} loaded"
+            )
 
 
 def memory_line(memory: Any, chip: Chip | None) -> str:
     """Arguments (state and batch), temporaries and outputs, their sum, and whether the chip holds it."""
-    kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     parts = {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
-        "outputs kept apart": kept,
+        "outputs kept apart": memory.output_size_in_bytes - memory.alias_size_in_bytes,
     }
     if memory.generated_code_size_in_bytes:
         parts["code"] = memory.generated_code_size_in_bytes
@@ -145,15 +133,11 @@ def work_lines(work: Work, model_flops: float) -> list[str]:
     ]
     if work.unknown_loops:
         lines.append(f"{work.unknown_loops:,.0f} loops of unknown length are counted as one turn")
-    if work.collectives:
-        lines.append("collectives")
-        lines += [
-            f"  {kind:20}{traffic.calls:>8,.0f} calls {_mib(traffic.bytes):>16}, {_mib(traffic.sent)} sent as rings"
-            for kind, traffic in work.collectives.items()
-        ]
-    else:
-        lines.append("collectives: none")
-    return lines
+    lines.append("collectives" if work.collectives else "collectives: none")
+    return lines + [
+        f"  {kind:20}{traffic.calls:>8,.0f} calls {_mib(traffic.bytes):>16}, {_mib(traffic.sent)} sent as rings"
+        for kind, traffic in work.collectives.items()
+    ]
 
 
 def time_lines(work: Work, model_flops: float, chip: Chip, tokens: int, devices: int) -> list[str]:

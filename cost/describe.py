@@ -32,7 +32,7 @@ def describe(experiment: Experiment, *, target: str | None = None, log: Callable
     Raises:
       UserError: the target is unknown, its compiler is not installed, or it has fewer devices than run.mesh.
     """
-    mesh = None if target is None else compile_target.mesh_of(experiment, compile_target.devices_of(target))
+    mesh = None if target is None else compile_target.mesh_of(experiment, target)
     # A target's devices are not here: the program gets its mesh when it is compiled.
     local = experiment if mesh is None else chz.replace(experiment, run=chz.replace(experiment.run, mesh=Mesh()))
     program = Program(local)

@@ -15,6 +15,7 @@ must never be seen half-written, so it is filled under another name and renamed.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets
@@ -119,9 +120,9 @@ def load_safetensors(directory: Path | str) -> tuple[Params, Config]:
         raise UserError(f"there is no {path}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except UserError:
+        raise
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path} is not a safetensors file that can be read: {error}") from None
     stored, listed = _summary(arrays), manifest["arrays"]
     for name in sorted(stored.keys() | listed.keys()):
@@ -167,27 +168,21 @@ def _flatten(params: Params, prefix: str = "") -> dict[str, np.ndarray]:
         path = f"{prefix}.{name}" if prefix else name
         if isinstance(value, dict):
             flat |= _flatten(value, path)
-            continue
-        array = np.asarray(value, order="C")
-        if array.dtype.name not in DTYPES:
+        elif (array := np.asarray(value, order="C")).dtype.name in DTYPES:
+            flat[path] = array
+        else:
             raise ValueError(f"params: {path} has dtype {array.dtype}, which cannot be stored")
-        flat[path] = array
     return flat
 
 
 def _nest(arrays: dict[str, np.ndarray], path: Path) -> Params:
-    nested: Params = {}
-    for name, array in arrays.items():
-        inner = nested
-        *parents, last = name.split(".")
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise UserError(f"{path}: {name} lies inside another array")
-        if last in inner:
-            raise UserError(f"{path}: {name} holds other arrays")
-        inner[last] = array
-    return nested
+    from flax import traverse_util
+
+    for name in arrays:
+        parents = itertools.accumulate(name.split(".")[:-1], "{}.{}".format)
+        if any(parent in arrays for parent in parents):
+            raise UserError(f"{path}: {name} lies inside another array")
+    return traverse_util.unflatten_dict(arrays, sep=".")
 
 
 def _check_free(directory: Path, overwrite: bool) -> None:
@@ -208,18 +203,16 @@ def _check_free(directory: Path, overwrite: bool) -> None:
 
 def _move_in(temporary: Path, directory: Path) -> None:
     """Renames the finished folder to its place; the old export, if any, comes back if that fails."""
-    old = None
+    old = directory.with_name(f".{directory.name}.old-{secrets.token_hex(4)}")
     if directory.exists():
-        old = directory.with_name(f".{directory.name}.old-{secrets.token_hex(4)}")
         os.rename(directory, old)
     try:
         os.rename(temporary, directory)
     except OSError:
-        if old is not None:
+        if old.exists():
             os.rename(old, directory)
         raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _config(path: Path) -> Config:

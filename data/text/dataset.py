@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import chz
 import numpy as np
 
-from recollect.configuration import UserError
+from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch, DataConfig
 from recollect.data.text.rows import GlobalBatches, Packed, RowArrays, RowPlan, Sequences
 from recollect.data.text.rows.stable_random import permutation
@@ -52,19 +52,15 @@ class Text(DataConfig):
 
     source: str = "stdlib"
     tokenizer: str | None = None
-    length: int = 512
+    length: int = chz.field(default=512, validator=at_least(2))
     sequences: Sequences = Packed()
     shuffle: bool = True
-    held_out_batches: int = 50
+    held_out_batches: int = chz.field(default=50, validator=at_least(1))
 
     @chz.validate
-    def _ranges(self) -> None:
+    def _possible(self) -> None:
         if not self.source or self.source == "tfds:":
             raise UserError(f"source={self.source!r}: must be stdlib, a path, or tfds:NAME")
-        if self.length < 2:
-            raise UserError(f"length={self.length}: must be at least 2")
-        if self.held_out_batches < 1:
-            raise UserError(f"held_out_batches={self.held_out_batches}: must be at least 1")
         self.sequences.check(self.length)
 
     @property
@@ -114,11 +110,10 @@ class Text(DataConfig):
         Raises:
           UserError: the corpus can't be had or gives no rows.
         """
-        prepared = self.prepared()
-        plan = _rows(prepared.train, self.sequences, self.length, seed)
+        documents = self.prepared().train
         return GlobalBatches(
-            prepared.train,
-            plan,
+            documents,
+            _rows(documents, self.sequences, self.length, seed),
             self.sequences,
             length=self.length,
             batch_size=batch_size,

@@ -25,8 +25,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from recollect.configuration import UserError
 from recollect.cost.hlo_cost import Work, work_of
 from recollect.data.batch import Batch
-from recollect.models.accounting import parameters_by_part
-from recollect.models.functional import state_bytes_at, state_elements_at
+from recollect.models import parameters_by_part, state_bytes_at, state_elements_at
 from recollect.pallas_kernels import compile_ahead, compilers, dispatch
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.monitoring.backends_used import operations_by_mixer

@@ -16,6 +16,7 @@ sends for them.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
@@ -76,16 +77,12 @@ class Work:
 
     def plus(self, other: Work, times: float = 1) -> Work:
         """Returns the sum of both, the other one counted `times` times."""
-        kinds = {*self.collectives, *other.collectives}
-        none = Traffic()
+        here, there = (collections.defaultdict(Traffic, work.collectives) for work in (self, other))
         return Work(
             self.products + times * other.products,
             self.bytes + times * other.bytes,
             self.cycles + times * other.cycles,
-            {
-                kind: self.collectives.get(kind, none).plus(other.collectives.get(kind, none), times)
-                for kind in sorted(kinds)
-            },
+            {kind: here[kind].plus(there[kind], times) for kind in sorted(here.keys() | there.keys())},
             self.silent_kernels + times * other.silent_kernels,
             self.unknown_loops + times * other.unknown_loops,
         )

@@ -1,7 +1,7 @@
 """The terminal's table of a study, and results.csv.
 
 The table has one line per architecture, best first: mean over seeds at the best learning rate, its standard deviation,
-and the median over learning rates (see evaluation/summaries.py). The csv has one line per run with every number as
+and the median over learning rates (see evaluation/results.py). The csv has one line per run with every number as
 Python's shortest text that reads back as the same float.
 """
 
@@ -14,8 +14,7 @@ from pathlib import Path
 
 from recollect.configuration import UserError
 from recollect.configuration.io import replacing
-from recollect.evaluation.results import RunResult
-from recollect.evaluation.summaries import Summary, group_by_label, rank, slice_order
+from recollect.evaluation.results import RunResult, Summary, group_by_label, rank, slice_order
 
 WIDTH = 120
 GAP = "  "
@@ -93,12 +92,9 @@ def format_bytes(size: float | None) -> str:
         return "-"
     if size < 1024:
         return f"{size:,.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= 1024
-        # 1,023.97 KiB would be shown as 1,024.0 KiB.
-        if round(size, 1) < 1024 or unit == "GiB":
-            break
-    return f"{size:,.1f} {unit}"
+    # 1,023.97 KiB would be shown as 1,024.0 KiB.
+    power = next((power for power in (1, 2) if round(size / 1024**power, 1) < 1024), 3)
+    return f"{size / 1024**power:,.1f} {('KiB', 'MiB', 'GiB')[power - 1]}"
 
 
 def format_count(number: float) -> str:

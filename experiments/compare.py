@@ -8,8 +8,7 @@ from types import ModuleType
 
 from recollect.configuration import UserError, apply_overrides
 from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
-from recollect.evaluation.results import load_runs
-from recollect.evaluation.summaries import summarise
+from recollect.evaluation.results import load_runs, summarise
 from recollect.evaluation.table import format_table, write_csv
 from recollect.experiments.study import Study, add_mixers
 from recollect.training.experiment import Experiment
@@ -50,9 +49,8 @@ def compare(
     experiments = [
         apply_overrides(experiment, list(overrides)) for experiment in experiments if experiment.name in (only or names)
     ]
-    failures: list[str] = []
     if on is None:
-        folders = run_study(experiments, study.sweep, out, together=together)
+        folders, failures = run_study(experiments, study.sweep, out, together=together), []
     else:
         definitions = [Path(str(file.__file__)) for file in files]
         folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, definitions)

@@ -22,13 +22,11 @@ from recollect.layers import (
     Hyena,
     Landmark,
     LinearAttention,
+    MixerConfig,
     MixtureOfHeads,
     SlidingWindow,
 )
-from recollect.layers.mixer import MixerConfig
-from recollect.layers.modules.feature_maps import Taylor
-from recollect.layers.modules.mlp import SwiGLU
-from recollect.layers.modules.positions import Rotary
+from recollect.layers.modules import Rotary, SwiGLU, Taylor
 from recollect.models import LanguageModel, Stage, repeat
 from recollect.training.experiment import Experiment, Run
 from recollect.training.optimizer import AdamW, GroupRate
@@ -109,42 +107,46 @@ def experiment(pattern: str, size: str) -> Experiment:
         # On an H100 "dots" moves a quarter less through main memory than keeping everything ("none"), by `describe
         # --target h100`.
         model = chz.replace(model, dtype="bfloat16", remat="full" if size == "1b" else "dots")
-    run = Run(
-        steps=of.steps,
-        batch_size=of.rows,
-        accumulate=of.pieces,
-        steps_per_call=5,
-        log_every=10 if small else 20,
-        evaluate_every=100 if small else 1000,
-        checkpoint_every=100 if small else 1000,
-        sample_every=500 if small else 2000,
-        precision="default",
-    )
-    data = Text(source="stdlib", length=of.length, held_out_batches=8 if small else 20)
     return Experiment(
-        name=f"pretrain.{pattern}_{size}", model=model, data=data, optimizer=_optimizer(pattern, size), run=run
+        name=f"pretrain.{pattern}_{size}",
+        model=model,
+        data=Text(source="stdlib", length=of.length, held_out_batches=8 if small else 20),
+        optimizer=_optimizer(pattern, size),
+        run=Run(
+            steps=of.steps,
+            batch_size=of.rows,
+            accumulate=of.pieces,
+            steps_per_call=5,
+            log_every=10 if small else 20,
+            evaluate_every=100 if small else 1000,
+            checkpoint_every=100 if small else 1000,
+            sample_every=500 if small else 2000,
+            precision="default",
+        ),
     )
 
 
 def small(label: str, mixer: MixerConfig | None) -> Experiment:
     """Returns a model of 1.2M parameters: 6 layers of width 128, 1.6 million bytes of the standard library in 400
     steps; `mixer` None is Based's pattern."""
-    model = _based("curves") if mixer is None else _uniform(mixer, CURVES)
-    run = Run(
-        steps=CURVES.steps,
-        batch_size=CURVES.rows,
-        steps_per_call=10,
-        log_every=20,
-        evaluate_every=40,
-        checkpoint_every=200,
-        precision="default",
-    )
-    data = Text(source="stdlib", length=CURVES.length, held_out_batches=8)
     rates = (GroupRate(group="filter", factor=1 / 3),) if isinstance(mixer, Hyena) else ()
-    optimizer = AdamW(
-        learning_rate=3e-3, final_fraction=0.1, warmup=50, weight_decay=0.1, beta2=0.95, clip=1.0, groups=rates
+    return Experiment(
+        name=label,
+        model=_based("curves") if mixer is None else _uniform(mixer, CURVES),
+        data=Text(source="stdlib", length=CURVES.length, held_out_batches=8),
+        optimizer=AdamW(
+            learning_rate=3e-3, final_fraction=0.1, warmup=50, weight_decay=0.1, beta2=0.95, clip=1.0, groups=rates
+        ),
+        run=Run(
+            steps=CURVES.steps,
+            batch_size=CURVES.rows,
+            steps_per_call=10,
+            log_every=20,
+            evaluate_every=40,
+            checkpoint_every=200,
+            precision="default",
+        ),
     )
-    return Experiment(name=label, model=model, data=data, optimizer=optimizer, run=run)
 
 
 def small_of(pattern: str) -> Experiment:

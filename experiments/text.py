@@ -8,11 +8,16 @@ fitted to the same training files has about 3.5 bits per byte there; the experim
 from __future__ import annotations
 
 from recollect.data.text.dataset import Text
-from recollect.layers import Attention, GatedConvolution, Landmark, LinearAttention, MixtureOfHeads, SlidingWindow
-from recollect.layers.mixer import MixerConfig
-from recollect.layers.modules.feature_maps import Taylor
-from recollect.layers.modules.mlp import SwiGLU
-from recollect.layers.modules.positions import Rotary
+from recollect.layers import (
+    Attention,
+    GatedConvolution,
+    Landmark,
+    LinearAttention,
+    MixerConfig,
+    MixtureOfHeads,
+    SlidingWindow,
+)
+from recollect.layers.modules import Rotary, SwiGLU, Taylor
 from recollect.models import LanguageModel, repeat
 from recollect.training.experiment import Experiment, Run
 from recollect.training.optimizer import AdamW
@@ -42,11 +47,10 @@ def based() -> Experiment:
 
     python main.py train text.based
     """
-    linear = LinearAttention(heads=4, feature_dim=8, feature_map=Taylor())
     return _text(
         "text.based",
         GatedConvolution(expansion=2),
-        linear,
+        LinearAttention(heads=4, feature_dim=8, feature_map=Taylor()),
         SlidingWindow(window=64, heads=4, positions=Rotary()),
         GatedConvolution(expansion=2),
     )

@@ -39,10 +39,9 @@ def expanded_length(length: int, block: int) -> int:
 def plain_layout(batch_size: int, length: int, block: int) -> Layout:
     """Returns the layout of one document from its start, known when the program is traced; segments stay None."""
     index = jnp.arange(expanded_length(length, block), dtype=jnp.int32)
-    is_landmark = index % (block + 1) == block
     rows = (batch_size, index.shape[0])
     ordinary = jnp.arange(length, dtype=jnp.int32)
-    types = jnp.where(is_landmark, LANDMARK, ORDINARY).astype(jnp.int32)
+    types = jnp.where(index % (block + 1) == block, LANDMARK, ORDINARY).astype(jnp.int32)
     return Layout(
         slots=jnp.broadcast_to(ordinary + ordinary // block, (batch_size, length)),
         source=jnp.broadcast_to(jnp.minimum(index - index // (block + 1), length - 1), rows),

@@ -28,7 +28,7 @@ from recollect.benchmarks.machine import OtherLoad
 from recollect.benchmarks.reporting import Parser, keep, number, print_device
 from recollect.data.text.dataset import Text
 from recollect.data.text.rows import Chunked, Decomposed
-from recollect.data.text.rows.base import RowArrays
+from recollect.data.text.rows.base import read_rows
 from recollect.layers import Attention
 from recollect.layers.modules.mlp import SwiGLU
 from recollect.layers.modules.positions import Rotary
@@ -137,7 +137,8 @@ class _Trainee:
         """Compiles the step of each length and the evaluation; nothing that it trains is kept."""
         for length in self.times:
             rows = self.experiment.run.batch_size * self.experiment.data.length // length
-            batch = RowArrays(rows, length).batch(segmented=self.feed.batches.plan.segmented)
+            batches = self.feed.batches
+            batch = read_rows(batches.documents, (), rows, length, segmented=batches.plan.segmented)
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
             spare = jax.tree.map(lambda leaf: leaf.copy(), self.state)
             jax.block_until_ready(self.program.train_on(spare, self.values, stacked))

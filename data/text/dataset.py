@@ -24,7 +24,7 @@ import numpy as np
 
 from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch, DataConfig
-from recollect.data.text.rows import GlobalBatches, Packed, RowArrays, RowPlan, Sequences
+from recollect.data.text.rows import GlobalBatches, Packed, RowPlan, Sequences, read_rows
 from recollect.data.text.rows.stable_random import permutation
 from recollect.data.tokenizers import Tokenizer, open_tokenizer
 
@@ -133,10 +133,8 @@ class Text(DataConfig):
         order = permutation(_HELD_OUT_ORDER, plan.counts[0])
         limit = self.held_out_batches if max_batches is None else max_batches
         for begin in range(0, min(len(order), limit * batch_size), batch_size):
-            arrays = RowArrays(batch_size, self.length)
-            for place, row in enumerate(order[begin : begin + batch_size].tolist()):
-                arrays.fill(place, documents, plan.spans(0, row))
-            yield arrays.batch()
+            spans = (plan.spans(0, row) for row in order[begin : begin + batch_size].tolist())
+            yield read_rows(documents, spans, batch_size, self.length)
 
     def prompt(self, seed: int, length: int = 64) -> list[int]:
         """Returns the first tokens of a held-out document, the opening one included, at most `length`."""

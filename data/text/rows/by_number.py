@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from recollect.configuration import UserError
 from recollect.data.batch import Batch
-from recollect.data.text.rows.base import Documents, RowArrays, RowPlan, Sequences
+from recollect.data.text.rows.base import Documents, RowPlan, Sequences, read_rows
 from recollect.data.text.rows.curriculum import BucketSchedule
 from recollect.data.text.rows.stable_random import seed_of
 
@@ -85,11 +85,9 @@ class GlobalBatches:
         group, index = self._locate(number)
         if not 0 <= begin <= end <= self._rows[group]:
             raise ValueError(f"rows {begin} to {end}: batch {number} has {self._rows[group]}")
-        arrays = RowArrays(end - begin, self.plan.lengths[group])
-        for place in range(begin, end):
-            row = self._row(group, index * self._rows[group] + place)
-            arrays.fill(place - begin, self.documents, self.plan.spans(group, row))
-        return arrays.batch(segmented=self.plan.segmented)
+        first, length = index * self._rows[group], self.plan.lengths[group]
+        spans = (self.plan.spans(group, self._row(group, first + place)) for place in range(begin, end))
+        return read_rows(self.documents, spans, end - begin, length, segmented=self.plan.segmented)
 
     def _locate(self, number: int) -> tuple[int, int]:
         return (0, number) if len(self._rows) == 1 else self._schedule.locate(number)

@@ -117,16 +117,19 @@ class DecomposedPlan(RowPlan):
             raise ValueError(f"shortest={shortest}, longest={longest}: must be powers of two in this order")
         documents, starts, powers = decompose(lengths, low, high, seed, randomise=randomise)
         self.lengths = tuple(1 << power for power in range(low, high + 1))
-        self._documents = [smallest_dtype(documents[powers == power]) for power in range(low, high + 1)]
-        self._starts = [smallest_dtype(starts[powers == power]) for power in range(low, high + 1)]
-        self.counts = tuple(map(len, self._documents))
+        # Document and first token of each piece, by bucket.
+        self._pieces = [
+            (smallest_dtype(documents[powers == power]), smallest_dtype(starts[powers == power]))
+            for power in range(low, high + 1)
+        ]
+        self.counts = tuple(len(documents) for documents, _ in self._pieces)
         self._tokens = int(lengths.sum())
         self._possible = int(np.maximum(lengths - 1, 0).sum())
 
     def spans(self, group: int, row: int) -> list[Span]:
         """See `RowPlan`."""
-        start = int(self._starts[group][row])
-        return [(int(self._documents[group][row]), start, start + self.lengths[group])]
+        document, start = (int(numbers[row]) for numbers in self._pieces[group])
+        return [(document, start, start + self.lengths[group])]
 
     def facts(self) -> dict[str, Any]:
         """Returns the rows of each bucket, and the shares of all tokens in some row and of all targets trained on."""

@@ -146,10 +146,9 @@ def _compile_step(
     if mesh is not None:
         state, values, _ = arguments
         program.mesh = mesh if mesh.size > 1 else None
-        whole = NamedSharding(mesh, PartitionSpec())
         shardings = (
             state_sharding(state, program.model.tags("dims"), mesh),
-            dict.fromkeys(values, whole),
+            dict.fromkeys(values, NamedSharding(mesh, PartitionSpec())),
             batch_shardings(batch, mesh),
         )
         arguments = jax.tree.map(
@@ -173,11 +172,11 @@ def memory_line(memory: Any, chip: Chip | None) -> str:
     shown = ", ".join(f"{name} {_mib(size)}" for name, size in parts.items()) + f"; together {total / 2**30:,.2f} GiB"
     if chip is None:
         return shown
-    verdict = f"does not fit, it lacks {(total - chip.memory) / 2**30:,.2f} GiB"
-    if total <= chip.memory:
-        verdict = "fits"
-        if chip.name.startswith(("H", "A", "B", "G", "L")) and total > _DEFAULT_SHARE * chip.memory:
-            verdict = f"fits with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 (jax takes {_DEFAULT_SHARE:.0%} by itself)"
+    verdict = "fits"
+    if total > chip.memory:
+        verdict = f"does not fit, it lacks {(total - chip.memory) / 2**30:,.2f} GiB"
+    elif chip.name.startswith(("H", "A", "B", "G", "L")) and total > _DEFAULT_SHARE * chip.memory:
+        verdict = f"fits with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 (jax takes {_DEFAULT_SHARE:.0%} by itself)"
     return f"{shown} of the {chip.memory / 2**30:,.1f} GiB of a {chip.name}: {verdict}"
 
 

@@ -117,7 +117,7 @@ class _Reader:
             return self._loop(instruction)
         if opcode == "conditional":
             branches = instruction.called("branch_computations", "true_computation", "false_computation")
-            works = [self.work(name, fused) for name in branches]
+            works = (self.work(name, fused) for name in branches)
             return max(works, key=lambda work: (work.products, work.bytes), default=Work())
         if opcode in ("call", "async-start"):
             called = instruction.called("to_apply", "calls", "called_computation")

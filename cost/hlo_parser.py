@@ -12,7 +12,9 @@ _BITS = {"pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16":
 _BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^{}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*->.*\{$")
-_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_NESTED = functools.reduce(lambda inner, _: rf"(?:[^()]++|\({inner}\))*+", range(8), "[^()]*+")
+"""Text with parentheses in it, up to eight deep."""
+_LINE = re.compile(rf"^\s+(ROOT )?%?([\w.\-]+) = (\({_NESTED}\)|\S+) ([\w\-]+)\(({_NESTED})\)(.*)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +93,9 @@ def parse(text: str) -> dict[str, Computation]:
     for line in text.splitlines():
         if header := _HEADER.match(line):
             current = computations[header[2]] = Computation(header[2], bool(header[1]), {})
-        elif current is not None and (found := _instruction(line)) is not None:
-            current.instructions[found.name] = found
+        elif current is not None and (found := _LINE.match(re.sub(r"/\*index=\d+\*/", "", line))):
+            root, name, *rest = found.groups()
+            current.instructions[name] = Instruction(name, bool(root), *rest)
     return computations
 
 
@@ -115,29 +118,3 @@ def integers(text: str) -> list[int]:
 
 def _bits(kind: str) -> int:
     return _BITS.get(kind, 8 if kind.startswith("f8") else 4 if kind.startswith("f4") else 0)
-
-
-def _instruction(line: str) -> Instruction | None:
-    found = _LINE.match(line)
-    if found is None:
-        return None
-    rest = re.sub(r"/\*index=\d+\*/", "", found[3])
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
-    shape, call = rest[:end], rest[end:].lstrip()
-    opening = call.find("(")
-    if end <= 0 or opening < 0:
-        return None
-    closing = _closing(call, opening)
-    return Instruction(
-        found[2], bool(found[1]), shape, call[:opening], call[opening + 1 : closing], call[closing + 1 :]
-    )
-
-
-def _closing(text: str, opening: int) -> int:
-    """Where the parenthesis that opens at `opening` closes."""
-    depth = 0
-    for match in re.compile(r"[()]").finditer(text, opening):
-        depth += 1 if match[0] == "(" else -1
-        if depth == 0:
-            return match.start()
-    return len(text)

@@ -91,10 +91,9 @@ def recall_vs_state(summaries: Sequence[Summary], path: Path | str) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xlim(sizes.min() / 1.6, sizes.max() * 1.8)
         _byte_ticks(axes)
-        for index, s in enumerate(shown):
-            x, y, style = sizes[index], scores[index], styles[s.label]
-            axes.errorbar(x, y, yerr=errors[:, [index]], fmt="none", ecolor=style["color"], **ERROR_BARS)
-            axes.plot(x, y, linestyle="", ms=5, **style, **MARKED)
+        for s, x, y, error in zip(shown, sizes, scores, errors.T, strict=True):
+            axes.errorbar(x, y, yerr=error[:, None], fmt="none", ecolor=styles[s.label]["color"], **ERROR_BARS)
+            axes.plot(x, y, linestyle="", ms=5, **styles[s.label], **MARKED)
         front = _pareto(sizes, scores)
         xs, ys = [*sizes[front], axes.get_xlim()[1]], [*scores[front], scores[front[-1]]]
         axes.step(xs, ys, where="post", color="#AAAAAA", linewidth=1, zorder=1, label="Pareto front")
@@ -231,8 +230,7 @@ def _styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _accuracy_axis(axes: Axes, scored: Sequence[Summary | RunResult]) -> None:
-    axes.set_ylim(-3, 104)
-    axes.set_yticks(range(0, 101, 20))
+    axes.set(ylim=(-3, 104), yticks=range(0, 101, 20))
     _chance(axes.axhline, scored)
 
 
@@ -244,11 +242,10 @@ def _chance(line: Callable[..., Any], scored: Sequence[Summary | RunResult]) -> 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
     """Adds a legend, if there is anything to name, of as many columns as the figure's width takes."""
-    handles, names = axes.get_legend_handles_labels()
-    order = sorted(range(len(names)), key=lambda i: names[i].startswith("chance"))
+    named = zip(*axes.get_legend_handles_labels(), strict=True)
+    entries = [*zip(*sorted(named, key=lambda entry: entry[1].startswith("chance")), strict=True)]
     settings: dict[str, Any] = {"handlelength": 1.6, "columnspacing": 1.0, "borderpad": 0.1}
-    for columns in (4, 3, 2, 1) if names else ():
-        entries = [handles[i] for i in order], [names[i] for i in order]
+    for columns in (4, 3, 2, 1) if entries else ():
         legend = figure.legend(*entries, loc="outside lower center", ncols=columns, **settings)
         figure.draw_without_rendering()
         if legend.get_window_extent().width <= 0.98 * figure.bbox.width or columns == 1:

@@ -21,7 +21,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -320,31 +320,35 @@ def _label(name: str, fields: frozenset[tuple[str, str]], namesakes: list[frozen
     return f"{name} [{', '.join(shown)}]" if shown else name
 
 
-_KINDS: dict[str, tuple[Any, str]] = {
-    "str": (str, "text"),
-    "int": (int | float, "a number"),
-    "float": (int | float, "a number"),
-    "dict[str, float]": (dict, "an object of numbers"),
-    "dict[int, int]": (dict, "an object of numbers"),
-    "dict[str, Any]": (dict, "an object"),
+_KINDS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
+    "str": (str, "text", str),
+    "int": (int | float, "a number", int),
+    "float": (int | float, "a number", float),
+    # A slice of a text that no token fell into has no number.
+    "dict[str, float]": (
+        dict,
+        "an object of numbers",
+        lambda numbers: {name: float(number) for name, number in numbers.items() if number is not None},
+    ),
+    "dict[int, int]": (
+        dict,
+        "an object of numbers",
+        lambda sizes: {int(length): int(size) for length, size in sizes.items() if size is not None},
+    ),
+    "dict[str, Any]": (dict, "an object", dict),
 }
-"""What an entry of result.json must be, by the annotation of the `RunResult` field that has its name."""
+"""What an entry of result.json must be, and how it is read, by the annotation of the `RunResult` field of its name."""
 
 
 def _read(kind: str, value: Any, what: str) -> Any:
     """Returns an entry of result.json as a field with the annotation `kind` holds it."""
-    types, expected = _KINDS[kind]
+    types, expected, convert = _KINDS[kind]
     of_numbers = expected == "an object of numbers"
     if not isinstance(value, types) or isinstance(value, bool) or (of_numbers and not _all_numbers(value)):
         raise UserError(f"{what} must be {expected}, not {value!r}")
-    if kind == "dict[str, float]":
-        # A slice of a text that no token fell into has no number.
-        return {name: float(number) for name, number in value.items() if number is not None}
-    if kind == "dict[int, int]":
-        if not all(length.isdigit() for length in value):
-            raise UserError(f"{what} has keys that are not sequence lengths: {', '.join(map(repr, value))}")
-        return {int(length): int(size) for length, size in value.items() if size is not None}
-    return {"int": int, "float": float}[kind](value) if kind in ("int", "float") else value
+    if kind == "dict[int, int]" and not all(length.isdigit() for length in value):
+        raise UserError(f"{what} has keys that are not sequence lengths: {', '.join(map(repr, value))}")
+    return convert(value)
 
 
 def _all_numbers(values: dict[str, Any]) -> bool:

@@ -48,8 +48,8 @@ def evaluate_text(
             baseline = fit_bigram(data.prepared()).loss(np.asarray(batch.tokens), targets)
             parts |= {"recall": (nats, weights * hits), "rest": (nats, weights * ~hits), "bigram": (baseline, weights)}
         for name, (nats, counted) in parts.items():
-            sums = [np.sum(np.where(counted > 0, nats * counted, 0)), counted.sum(), np.sum(counted * sizes)]
-            totals[name] += np.array(sums)
+            labelled = np.where(counted > 0, nats * counted, 0)
+            totals[name] += [labelled.sum(), counted.sum(), np.sum(counted * sizes)]
 
     def bits(name: str) -> float | None:
         nats, _, size = totals[name]

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from recollect.configuration import Config, UserError, from_json, to_json
 from recollect.configuration.io import file_sha256, read_json_object, write_json
@@ -60,8 +62,6 @@ def export_safetensors(
       UserError: the folder is not empty, or cannot be written.
       ValueError: params hold no arrays, a name or dtype that cannot be stored, or `extra` is not JSON-ready.
     """
-    from safetensors.numpy import save_file
-
     directory = Path(directory).resolve()
     arrays = _flatten(params)
     try:
@@ -101,9 +101,6 @@ def load_safetensors(directory: Path | str) -> tuple[Params, Config]:
       UserError: a file is missing, damaged, or does not fit the others (file and reason named); or config.json names an
         unknown class or a value that its class refuses.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     directory = Path(directory)
     manifest = read_manifest(directory)
     path = directory / WEIGHTS

@@ -59,8 +59,8 @@ def layout(positions: Int[Array, "b t"], segments: Int[Array, "b t"], block: int
     b, t = positions.shape
     most = t // block if from_start else -(-t // block)
     closes = (segments != 0) & ((positions + 1) % block == 0)
-    before = jnp.cumsum(closes, axis=1) - closes
-    slots = jnp.arange(t, dtype=jnp.int32) + before.astype(jnp.int32)
+    index = jnp.arange(t, dtype=jnp.int32)
+    slots = index + (jnp.cumsum(closes, axis=1) - closes).astype(jnp.int32)
     landmark_slots = jnp.where(closes, slots + 1, t + most)
     rows = jnp.arange(b)[:, None]
     longer = positions + positions // block
@@ -69,7 +69,6 @@ def layout(positions: Int[Array, "b t"], segments: Int[Array, "b t"], block: int
         empty = jnp.full((b, t + most), fill, jnp.int32)
         return empty.at[rows, slots].set(ordinary, mode="drop").at[rows, landmark_slots].set(landmark, mode="drop")
 
-    index = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
     context = Context(
         positions=place(longer, longer + 1, 0),
         segments=place(segments, segments, 0),

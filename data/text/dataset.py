@@ -130,10 +130,10 @@ class Text(DataConfig):
         """
         documents = self.prepared().held_out
         plan = _rows(documents, Packed(), self.length, 0)
-        order = permutation(_HELD_OUT_ORDER, plan.counts[0])
         limit = self.held_out_batches if max_batches is None else max_batches
-        for begin in range(0, min(len(order), limit * batch_size), batch_size):
-            spans = (plan.spans(0, row) for row in order[begin : begin + batch_size].tolist())
+        order = permutation(_HELD_OUT_ORDER, plan.counts[0])[: limit * batch_size].tolist()
+        for begin in range(0, len(order), batch_size):
+            spans = (plan.spans(0, row) for row in order[begin : begin + batch_size])
             yield read_rows(documents, spans, batch_size, self.length)
 
     def prompt(self, seed: int, length: int = 64) -> list[int]:

@@ -134,8 +134,8 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
     ) -> MixerOutput:
         config, segments = self.config, fields["query_segments"]
         gates, probabilities, chosen = self.route(x)
-        whole = "key_positions" not in fields
-        if config.routed and skips(q.shape[1], k.shape[1], config.routed, config.active, self_attention=whole):
+        sizes = (q.shape[1], k.shape[1], config.routed, config.active)
+        if config.routed and skips(*sizes, self_attention="key_positions" not in fields):
             o = self._attend_chosen(q, k, v, gates, chosen, fields)
         else:
             o = (softmax_attention(q, k, v, **fields) * gates[..., None]).astype(q.dtype)

@@ -116,8 +116,7 @@ def _report_compiled_step(
     compiled, kernels = _compile_step(program, batch, mesh)
     devices = 1 if mesh is None else mesh.size
     where = "here" if mesh is None else f"for {target}" + (f", {devices} devices" if devices > 1 else "")
-    seconds = time.perf_counter() - begun
-    log(f"training step of batch {experiment.run.batch_size} compiles {where} ({seconds:.1f} s)")
+    log(f"training step of batch {experiment.run.batch_size} compiles {where} ({time.perf_counter() - begun:.1f} s)")
     chip = None if mesh is None else chip_of(mesh.devices.flat[0].device_kind)
     memory = compiled.memory_analysis()
     if memory is not None:
@@ -165,11 +164,11 @@ def memory_line(memory: Any, chip: Chip | None) -> str:
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "outputs kept apart": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
     }
-    if memory.generated_code_size_in_bytes:
-        parts["code"] = memory.generated_code_size_in_bytes
     total = sum(parts.values())
-    shown = ", ".join(f"{name} {_mib(size)}" for name, size in parts.items()) + f"; together {total / 2**30:,.2f} GiB"
+    listed = [f"{name} {_mib(size)}" for name, size in parts.items() if size or name != "code"]
+    shown = ", ".join(listed) + f"; together {total / 2**30:,.2f} GiB"
     if chip is None:
         return shown
     verdict = "fits"

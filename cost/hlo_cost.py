@@ -143,10 +143,10 @@ class _Reader:
 
     def _turns(self, condition: Computation) -> float | None:
         """Of a loop that counts from 0 by 1 until a constant, which is how scans are lowered."""
-        root = condition.root
+        root, known = condition.root, condition.instructions
         compare = self.computations[root.called("calls")[0]].root if root.opcode == "fusion" else root
-        limits = [condition.instructions[name] for name in root.operands if name in condition.instructions]
-        constants = [limit.argument for limit in limits if limit.opcode == "constant"]
+        operands = (known[name] for name in root.operands if name in known)
+        constants = [operand.argument for operand in operands if operand.opcode == "constant"]
         counts = "direction=LT" in compare.attributes and len(constants) == 1 and constants[0].isdigit()
         return float(constants[0]) if counts else None
 

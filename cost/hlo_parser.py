@@ -1,7 +1,5 @@
 """The text of a compiled program, taken apart: computations, their instructions, and the sizes of shapes."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

@@ -97,12 +97,12 @@ def recall_vs_state(summaries: Sequence[Summary], path: Path | str) -> None:
         front = _pareto(sizes, scores)
         xs, ys = [*sizes[front], axes.get_xlim()[1]], [*scores[front], scores[front[-1]]]
         axes.step(xs, ys, where="post", color="#AAAAAA", linewidth=1, zorder=1, label="Pareto front")
-        _accuracy_axis(axes, shown)
+        _score_axis(axes, "Accuracy (%)", shown)
         for missing in [s.label for s in summaries if s not in shown]:
             axes.plot([], [], " ", label=f"not shown: {styles[missing]['label']}")
         lengths = {s.state_length for s in shown if s.state_length is not None}
         length = f"{lengths.pop():,} tokens" if len(lengths) == 1 else "the longest evaluated length"
-        axes.set(xlabel=f"State size at {length}", ylabel="Accuracy (%)")
+        axes.set_xlabel(f"State size at {length}")
 
 
 def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
@@ -122,8 +122,7 @@ def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
             _bars(axes, sorted(shown, key=lambda s: s.by_slice[slices[0]]), slices[0], styles, scale)
             axes.set_xlabel(f"{label}, slice {slices[0].replace('x', '×')}")
             return
-        if scale == 100:
-            _accuracy_axis(axes, shown)
+        _score_axis(axes, label, shown)
         ranks = sorted(range(len(shown)), key=lambda i: (shown[i].best, i))
         for index, s in enumerate(shown):
             values = scale * np.array([s.by_slice.get(name, math.nan) for name in slices])
@@ -134,7 +133,7 @@ def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
         sizes = all(name.replace("x", "", 1).isdigit() for name in slices)
         axes.set_xticks(range(len(slices)), [name.replace("x", "\n×") if sizes else name for name in slices])
         axes.grid(axis="x", visible=False)
-        axes.set(xlabel="Sequence length × key–value pairs" if sizes else "Slice", ylabel=label)
+        axes.set_xlabel("Sequence length × key–value pairs" if sizes else "Slice")
 
 
 def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
@@ -160,12 +159,11 @@ def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
     groups = group_by_label(runs)
     styles = _styles(list(groups))
     with _figure(path, 2.6) as axes:
-        if scale == 100:
-            _accuracy_axis(axes, runs)
+        _score_axis(axes, label, runs)
         for index, (group, members) in enumerate(groups.items()):
+            thin = {"color": styles[group]["color"], "linewidth": 0.5, "alpha": 0.45, "zorder": 2}
             for curve in [curves[run.folder] for run in members]:
-                colour = styles[group]["color"]
-                axes.plot(curve.steps, scale * curve.score, color=colour, linewidth=0.5, alpha=0.45, zorder=2)
+                axes.plot(curve.steps, scale * curve.score, **thin)
             steps, score = _mean_curve([curves[run.folder] for run in best_setting(members)])
             spacing = max(1, len(steps) // 6)
             marks = (index * spacing // len(groups), spacing)
@@ -173,7 +171,7 @@ def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=not tokens, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.6g}")
         axes.set_xlim(left=0)
-        axes.set(xlabel="Millions of tokens" if tokens else "Optimizer steps", ylabel=label)
+        axes.set_xlabel("Millions of tokens" if tokens else "Optimizer steps")
 
 
 @contextlib.contextmanager
@@ -229,9 +227,12 @@ def _styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _accuracy_axis(axes: Axes, scored: Sequence[Summary | RunResult]) -> None:
-    axes.set(ylim=(-3, 104), yticks=range(0, 101, 20))
-    _chance(axes.axhline, scored)
+def _score_axis(axes: Axes, label: str, scored: Sequence[Summary | RunResult]) -> None:
+    """Names the vertical axis; one of accuracy goes from 0 to 100 % and shows what guessing scores."""
+    axes.set_ylabel(label)
+    if label == "Accuracy (%)":
+        axes.set(ylim=(-3, 104), yticks=range(0, 101, 20))
+        _chance(axes.axhline, scored)
 
 
 def _chance(line: Callable[..., Any], scored: Sequence[Summary | RunResult]) -> None:
@@ -244,9 +245,15 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
     """Adds a legend, if there is anything to name, of as many columns as the figure's width takes."""
     named = zip(*axes.get_legend_handles_labels(), strict=True)
     entries = [*zip(*sorted(named, key=lambda entry: entry[1].startswith("chance")), strict=True)]
-    settings: dict[str, Any] = {"handlelength": 1.6, "columnspacing": 1.0, "borderpad": 0.1}
     for columns in (4, 3, 2, 1) if entries else ():
-        legend = figure.legend(*entries, loc="outside lower center", ncols=columns, **settings)
+        legend = figure.legend(
+            *entries,
+            loc="outside lower center",
+            ncols=columns,
+            handlelength=1.6,
+            columnspacing=1.0,
+            borderpad=0.1,
+        )
         figure.draw_without_rendering()
         if legend.get_window_extent().width <= 0.98 * figure.bbox.width or columns == 1:
             return
@@ -265,8 +272,8 @@ def _bars(axes: Axes, summaries: Sequence[Summary], name: str, styles: dict[str,
     top = 100.0 if scale == 100 else max(values) + max(np.nan_to_num(spreads))
     errors = _error_bars(values, spreads, top)
     names, colours = ([styles[s.label][key] for s in summaries] for key in ("label", "color"))
-    style: dict[str, Any] = {"error_kw": {**ERROR_BARS, "ecolor": "#444444"}, "color": colours, "height": 0.68}
-    axes.barh(range(len(values)), values, xerr=errors, **style)
+    bar_errors = {**ERROR_BARS, "ecolor": "#444444"}
+    axes.barh(range(len(values)), values, xerr=errors, error_kw=bar_errors, color=colours, height=0.68)
     for row, (value, above) in enumerate(zip(values, errors[1], strict=True)):
         text = f"{value:.1f}" if scale == 100 else f"{value:.3f}"
         axes.annotate(text, (value + above, row), (3, 0), textcoords="offset points", va="center", fontsize=7)

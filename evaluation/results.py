@@ -343,13 +343,10 @@ _KINDS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
 def _read(kind: str, value: Any, what: str) -> Any:
     """Returns an entry of result.json as a field with the annotation `kind` holds it."""
     types, expected, convert = _KINDS[kind]
-    of_numbers = expected == "an object of numbers"
-    if not isinstance(value, types) or isinstance(value, bool) or (of_numbers and not _all_numbers(value)):
+    members = value.values() if isinstance(value, dict) and expected == "an object of numbers" else ()
+    numbers = all(member is None or type(member) in (int, float) for member in members)
+    if not isinstance(value, types) or isinstance(value, bool) or not numbers:
         raise UserError(f"{what} must be {expected}, not {value!r}")
     if kind == "dict[int, int]" and not all(length.isdigit() for length in value):
         raise UserError(f"{what} has keys that are not sequence lengths: {', '.join(map(repr, value))}")
     return convert(value)
-
-
-def _all_numbers(values: dict[str, Any]) -> bool:
-    return all(value is None or type(value) in (int, float) for value in values.values())

@@ -5,8 +5,6 @@ and the median over learning rates (see evaluation/results.py). The csv has one 
 Python's shortest text that reads back as the same float.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Sequence

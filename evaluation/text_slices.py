@@ -6,8 +6,6 @@ a model must read off its own context (evaluation/ngram_baselines.py defines the
 A bigram model fitted to the training documents is measured on the same targets.
 """
 
-from __future__ import annotations
-
 import collections
 import math
 from collections.abc import Callable

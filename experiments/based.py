@@ -6,8 +6,6 @@ Published: 180,000 examples a pass, 32 passes, batch 256, learning rates 1e-3 to
 batches are fresh, and filler never contradicts a pair; `data.contradictions=True` gives the published filler.
 """
 
-from __future__ import annotations
-
 from recollect.data.synthetics import MQAR, RecallSlice
 from recollect.experiments.study import Study, grid
 from recollect.layers import Attention, BaseConvolution, Hyena, LinearAttention, MixerConfig, SlidingWindow

@@ -1,7 +1,5 @@
 """Runs a study, then writes its table and plots: what `main.py compare` does."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType

@@ -7,8 +7,6 @@ heads). The others have the attention model's shape at that size, so that parame
 / sqrt(2 layers)) into the residual stream, as in the references.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Studies: several experiments and the values to try on each."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import itertools

@@ -5,8 +5,6 @@ Setting: 4 layers of width 128 with SwiGLU, length 512, documents packed; held-o
 fitted to the same training files has about 3.5 bits per byte there; the experiments are held to at least 0.7 less.
 """
 
-from __future__ import annotations
-
 from recollect.data.text.dataset import Text
 from recollect.layers import (
     Attention,

@@ -7,8 +7,6 @@ become as many steps on new examples, and the cosine falls with each step. Atten
 others have none.
 """
 
-from __future__ import annotations
-
 import chz
 
 from recollect.data.synthetics import MQAR

@@ -13,8 +13,6 @@ Easy to get wrong: the library stores the memory of an array as it is laid out, 
 must never be seen half-written, so it is filled under another name and renamed.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

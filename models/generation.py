@@ -1,7 +1,5 @@
 """Continues prompts from the decoding state: one prefill, then one token at a time inside a compiled loop."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

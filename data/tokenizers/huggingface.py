@@ -8,8 +8,6 @@ an id are those of its token, with "▁" for a space and "<0x0A>" for one byte: 
 back; a space that it adds before a text counts too.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -14,8 +14,6 @@ Easy to get wrong: an epoch's order is Grain's `index_shuffle`, which computes a
 rest of it.
 """
 
-from __future__ import annotations
-
 from recollect.configuration import UserError
 from recollect.data.batch import Batch
 from recollect.data.text.rows.base import Documents, RowPlan, Sequences, read_rows
@@ -60,8 +58,7 @@ class GlobalBatches:
         self.seed = seed
         self.shuffle = shuffle
         self._rows = tuple(batch_size * length // row_length for row_length in plan.lengths)
-        cycles, odds = sequences.shares(plan)
-        self._schedule = BucketSchedule(plan.counts, self._rows, cycles, odds, seed)
+        self._schedule = BucketSchedule(plan.counts, self._rows, *sequences.shares(plan), seed)
 
     @property
     def row_lengths(self) -> tuple[int, ...]:

@@ -6,8 +6,6 @@ cycle has not emptied yet. Odds don't change in a cycle, so short buckets that h
 fill its end, and every cycle begins anew with short sequences.
 """
 
-from __future__ import annotations
-
 import bisect
 import functools
 

@@ -47,8 +47,9 @@ def compare(
     experiments = [
         apply_overrides(experiment, list(overrides)) for experiment in experiments if experiment.name in (only or names)
     ]
+    failures: list[str] = []
     if on is None:
-        folders, failures = run_study(experiments, study.sweep, out, together=together), []
+        folders = run_study(experiments, study.sweep, out, together=together)
     else:
         definitions = [Path(str(file.__file__)) for file in files]
         folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, definitions)

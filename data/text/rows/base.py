@@ -93,8 +93,8 @@ def read_rows(
             weights[row, at:labelled] = 1
             segments[row, at:end] = number
             at = end
-    arrays: dict[str, Any] = {"tokens": tokens, "targets": targets, "weights": weights}
-    return Batch(**arrays, target_positions=None, segments=segments if segmented else None)
+    arrays: Any = (tokens, targets, None, weights, segments if segmented else None)
+    return Batch(*arrays)
 
 
 def smallest_dtype(numbers: np.ndarray) -> np.ndarray:

@@ -46,8 +46,7 @@ def evaluate_text(
             baseline = fit_bigram(data.prepared()).loss(np.asarray(batch.tokens), targets)
             parts |= {"recall": (nats, weights * hits), "rest": (nats, weights * ~hits), "bigram": (baseline, weights)}
         for name, (nats, counted) in parts.items():
-            labelled = np.where(counted > 0, nats * counted, 0)
-            totals[name] += [labelled.sum(), counted.sum(), np.sum(counted * sizes)]
+            totals[name] += [np.where(counted > 0, nats * counted, 0).sum(), counted.sum(), (counted * sizes).sum()]
 
     def bits(name: str) -> float | None:
         nats, _, size = totals[name]

@@ -73,16 +73,18 @@ def export_safetensors(
         save_file(arrays, temporary / WEIGHTS)
         # safetensors makes the file private to its owner; an export is to be handed on like any other file.
         (temporary / WEIGHTS).chmod(0o644)
-        manifest = {
-            "format": FORMAT,
-            "sha256": file_sha256(temporary / WEIGHTS),
-            "bytes": (temporary / WEIGHTS).stat().st_size,
-            "parameters": sum(array.size for array in arrays.values()),
-            "arrays": _summary(arrays),
-            "extra": extra,
-        }
         write_json(temporary / CONFIG, to_json(config))
-        write_json(temporary / MANIFEST, manifest)
+        write_json(
+            temporary / MANIFEST,
+            {
+                "format": FORMAT,
+                "sha256": file_sha256(temporary / WEIGHTS),
+                "bytes": (temporary / WEIGHTS).stat().st_size,
+                "parameters": sum(array.size for array in arrays.values()),
+                "arrays": _summary(arrays),
+                "extra": extra,
+            },
+        )
         _move_in(temporary, directory)
     except OSError as error:
         raise UserError(f"cannot write {directory}: {error.strerror or error}") from error

@@ -113,7 +113,7 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
             logits = self.routed_router(x)
             probabilities = jax.nn.softmax(logits, axis=-1)
             # The top of the logits, since probabilities that underflow to 0 would tie.
-            _, indices = jax.lax.top_k(logits, config.active)
+            indices = jax.lax.top_k(logits, config.active)[1]
             chosen = jnp.any(indices[..., None] == jnp.arange(config.routed), axis=-2)
             routed = jnp.where(chosen, probabilities, 0)
             if averages_one:
@@ -134,8 +134,8 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
     ) -> MixerOutput:
         config, segments = self.config, fields["query_segments"]
         gates, probabilities, chosen = self.route(x)
-        sizes = (q.shape[1], k.shape[1], config.routed, config.active)
-        if config.routed and skips(*sizes, self_attention="key_positions" not in fields):
+        whole = "key_positions" not in fields
+        if config.routed and skips(q.shape[1], k.shape[1], config.routed, config.active, self_attention=whole):
             o = self._attend_chosen(q, k, v, gates, chosen, fields)
         else:
             o = (softmax_attention(q, k, v, **fields) * gates[..., None]).astype(q.dtype)

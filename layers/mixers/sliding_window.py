@@ -106,10 +106,8 @@ class SlidingWindowAttention(SoftmaxAttention):
             jnp.concatenate([old.positions, tokens.positions], axis=1),
             jnp.concatenate([old.segments, tokens.segments], axis=1),
         )
-        keys, values = (
-            jnp.concatenate([cached.astype(new.dtype), new], axis=1)
-            for cached, new in ((state.keys, k), (state.values, v))
-        )
+        keys = jnp.concatenate([state.keys.astype(k.dtype), k], axis=1)
+        values = jnp.concatenate([state.values.astype(v.dtype), v], axis=1)
         return keys, values, fields, state.append(k, v, tokens, cursor)
 
     def _sink_logits(self) -> Float[Array, " h"] | None:

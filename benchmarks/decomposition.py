@@ -25,7 +25,8 @@ import numpy as np
 
 from recollect.benchmarks import reporting, timing
 from recollect.data.text import Text
-from recollect.data.text.rows import Chunked, Decomposed, RowArrays
+from recollect.data.text.rows import Chunked, Decomposed
+from recollect.data.text.rows.base import read_rows
 from recollect.layers import Attention
 from recollect.layers.modules import Rotary, SwiGLU
 from recollect.models import LanguageModel, count, repeat
@@ -130,7 +131,8 @@ class _Trainee:
         self.curve: list[dict[str, float]] = []
         # Compiles the step of each length and the evaluation; nothing that this trains is kept.
         for length in self.times:
-            batch = RowArrays(self.tokens // length, length).batch(segmented=self.feed.batches.plan.segmented)
+            source, rows = self.feed.batches, self.tokens // length
+            batch = read_rows(source.documents, (), rows, length, segmented=source.plan.segmented)
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
             spare = jax.tree.map(lambda leaf: leaf.copy(), self.state)
             jax.block_until_ready(self.program.train_on(spare, self.values, stacked))

@@ -16,38 +16,27 @@ sends for them.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
 import re
+from collections.abc import Iterable
 
-from recollect.cost.hlo_parser import Computation, Instruction, bytes_of, parse
+from recollect.cost.hlo_parser import Computation, Instruction, bytes_of, dims_of, integers, parse
 
 _COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
 )
 _FREE = {
-    *(
-        "parameter",
-        "constant",
-        "get-tuple-element",
-        "tuple",
-        "bitcast",
-        "while",
-        "call",
-        "conditional",
-        "after-all",
-        "partition-id",
-        "replica-id",
-    ),
-    *("opt-barrier", "async-start", "async-update", "async-done", "copy-done", "iota", "add-dependency", "domain"),
+    *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call", "conditional", "after-all"),
+    *("partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done", "copy-done", "iota"),
+    *("add-dependency", "domain"),
 }
+_SLICES = ("dynamic-slice", "slice", "gather")
+_WINDOW = {"stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
+"""Settings of a convolution along one dimension, and what they are where its window does not name them."""
 _KERNELS = ("tpu_custom_call", "mosaic_gpu", "__gpu$xla.gpu.triton")
 
 
@@ -88,16 +77,12 @@ class Work:
 
     def plus(self, other: Work, times: float = 1) -> Work:
         """Returns the sum of both, the other one counted `times` times."""
-        kinds = {*self.collectives, *other.collectives}
-        none = Traffic()
+        here, there = (collections.defaultdict(Traffic, work.collectives) for work in (self, other))
         return Work(
             self.products + times * other.products,
             self.bytes + times * other.bytes,
             self.cycles + times * other.cycles,
-            {
-                kind: self.collectives.get(kind, none).plus(other.collectives.get(kind, none), times)
-                for kind in sorted(kinds)
-            },
+            {kind: here[kind].plus(there[kind], times) for kind in sorted(here.keys() | there.keys())},
             self.silent_kernels + times * other.silent_kernels,
             self.unknown_loops + times * other.unknown_loops,
         )
@@ -105,7 +90,12 @@ class Work:
 
 def work_of(text: str) -> Work:
     """Returns the work of one call of the program with this HLO (`compiled.as_text()`)."""
-    return _Reader(parse(text)).entry()
+    computations = parse(text)
+    return _Reader(computations).work(next(name for name, found in computations.items() if found.entry))
+
+
+def _sum(works: Iterable[Work]) -> Work:
+    return functools.reduce(Work.plus, works, Work())
 
 
 class _Reader:
@@ -113,17 +103,11 @@ class _Reader:
         self.computations = computations
         self._known: dict[tuple[str, bool], Work] = {}
 
-    def entry(self) -> Work:
-        return self._work(
-            next(name for name, computation in self.computations.items() if computation.entry), fused=False
-        )
-
-    def _work(self, name: str, fused: bool) -> Work:
+    def work(self, name: str, fused: bool = False) -> Work:
+        """Returns the work of one call of a computation; within a fusion nothing touches main memory."""
         if (name, fused) not in self._known:
-            total = Work()
-            for instruction in self.computations[name].instructions.values():
-                total = total.plus(self._of(instruction, self.computations[name], fused))
-            self._known[name, fused] = total
+            inside = self.computations[name]
+            self._known[name, fused] = _sum(self._of(found, inside, fused) for found in inside.instructions.values())
         return self._known[name, fused]
 
     def _of(self, instruction: Instruction, inside: Computation, fused: bool) -> Work:
@@ -132,45 +116,21 @@ class _Reader:
         if opcode == "while":
             return self._loop(instruction)
         if opcode == "conditional":
-            branches = [
-                self._work(name, fused)
-                for name in instruction.called("branch_computations", "true_computation", "false_computation")
-            ]
-            return max(branches, key=lambda work: (work.products, work.bytes), default=Work())
+            branches = instruction.called("branch_computations", "true_computation", "false_computation")
+            works = (self.work(name, fused) for name in branches)
+            return max(works, key=lambda work: (work.products, work.bytes), default=Work())
         if opcode in ("call", "async-start"):
-            return functools.reduce(
-                Work.plus,
-                (self._work(name, fused) for name in instruction.called("to_apply", "calls", "called_computation")),
-                Work(),
-            )
-        inner = Work()
-        if opcode == "fusion":
-            inner = functools.reduce(Work.plus, (self._work(name, True) for name in instruction.called("calls")), inner)
-        kind = opcode.removesuffix("-start")
-        if kind in _COLLECTIVES:
-            inner = inner.plus(Work(collectives=_traffic(kind, instruction, inside)))
-        silent = 0.0
-        products = (
-            _dot(instruction, inside)
-            if opcode == "dot"
-            else _convolution(instruction, inside)
-            if opcode == "convolution"
-            else 0.0
-        )
-        if opcode == "custom-call":
-            estimate = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes)
-            target = instruction.text_of("custom_call_target")
-            products = (
-                float(estimate[1]) if estimate else _library_product(instruction, inside) if "gemm" in target else 0.0
-            )
-            silent = float(not estimate and target.startswith(_KERNELS))
+            called = instruction.called("to_apply", "calls", "called_computation")
+            return _sum(self.work(name, fused) for name in called)
+        inner = _sum(self.work(name, True) for name in instruction.called("calls")) if opcode == "fusion" else Work()
+        products = _PRODUCTS[opcode](instruction, inside) if opcode in _PRODUCTS else 0.0
         cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
         alone = Work(
-            products,
-            0.0 if fused else self._bytes(instruction, inside),
-            float(cycles[1]) if cycles and not fused else 0.0,
-            {},
-            silent,
+            products=products or 0.0,
+            bytes=0.0 if fused else self._bytes(instruction, inside),
+            cycles=float(cycles[1]) if cycles and not fused else 0.0,
+            collectives=_traffic(instruction, inside),
+            silent_kernels=float(products is None),
         )
         return inner.plus(alone)
 
@@ -178,28 +138,24 @@ class _Reader:
         (body,), (condition,) = instruction.called("body"), instruction.called("condition")
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.attributes)
         turns = float(known[1]) if known else self._turns(self.computations[condition])
-        each = self._work(body, False).plus(self._work(condition, False))
+        each = self.work(body).plus(self.work(condition))
         return Work(unknown_loops=float(turns is None)).plus(each, 1.0 if turns is None else turns)
 
     def _turns(self, condition: Computation) -> float | None:
         """Of a loop that counts from 0 by 1 until a constant, which is how scans are lowered."""
-        root = condition.root
-        if root.opcode == "fusion":  # wrapped_compare
-            inner = self.computations[root.called("calls")[0]].root
-            if "direction=LT" not in inner.attributes:
-                return None
-        elif root.opcode != "compare" or "direction=LT" not in root.attributes:
-            return None
-        limits = [condition.instructions[name] for name in root.operands if name in condition.instructions]
-        constants = [limit.argument for limit in limits if limit.opcode == "constant"]
-        return float(constants[0]) if len(constants) == 1 and constants[0].isdigit() else None
+        root, known = condition.root, condition.instructions
+        compare = self.computations[root.called("calls")[0]].root if root.opcode == "fusion" else root
+        operands = (known[name] for name in root.operands if name in known)
+        constants = [operand.argument for operand in operands if operand.opcode == "constant"]
+        counts = "direction=LT" in compare.attributes and len(constants) == 1 and constants[0].isdigit()
+        return float(constants[0]) if counts else None
 
     def _bytes(self, instruction: Instruction, inside: Computation) -> float:
         opcode = instruction.opcode
         if opcode in _FREE or opcode.endswith("-done"):
             return 0.0
         shapes = [inside.shape(name) for name in instruction.operands]
-        if opcode in ("dynamic-slice", "slice", "gather"):
+        if opcode in _SLICES:
             return 2.0 * bytes_of(instruction.shape)
         if opcode == "dynamic-update-slice":
             return 2.0 * bytes_of(shapes[1])
@@ -212,31 +168,29 @@ class _Reader:
     def _fusion_bytes(self, instruction: Instruction, shapes: list[str]) -> float:
         inner = self.computations[instruction.called("calls")[0]]
         total = 0.0
-        for index, shape in enumerate(shapes):
-            users = inner.users_of_parameter(index)
-            if users and all(user.opcode in ("dynamic-slice", "slice", "gather") for user in users):
-                total += min(bytes_of(shape), sum(bytes_of(user.shape) for user in users))
-            elif not (
-                users and all(user.opcode == "dynamic-update-slice" and inner.is_target(user, index) for user in users)
-            ):
-                total += bytes_of(shape)
-        return total + sum(
-            min(bytes_of(part), written)
-            for part, written in zip(instruction.parts, self._written(inner, instruction.parts), strict=True)
-        )
+        for index, shape in enumerate(map(bytes_of, shapes)):
+            users = inner.users[str(index)]
+            updated = [
+                user.opcode == "dynamic-update-slice" and inner.parameter(user.operands[0]) == str(index)
+                for user in users
+            ]
+            if users and all(user.opcode in _SLICES for user in users):
+                total += min(shape, sum(bytes_of(user.shape) for user in users))
+            elif not users or not all(updated):
+                total += shape
+        written = self._written(inner, instruction.parts)
+        return total + sum(min(bytes_of(part), size) for part, size in zip(instruction.parts, written, strict=True))
 
     @staticmethod
     def _written(inner: Computation, parts: list[str]) -> list[float]:
         """Bytes that a fusion writes to each of its results: of one updated in place, the update."""
-        roots = (
-            [inner.root] if inner.root.opcode != "tuple" else [inner.instructions[name] for name in inner.root.operands]
-        )
+        root = inner.root
+        roots = [inner.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
         if len(roots) != len(parts):
-            return [bytes_of(part) for part in parts]
-        updates = [inner.behind_bitcasts(root) for root in roots]
+            return [math.inf] * len(parts)
         return [
-            bytes_of(inner.shape(root.operands[1])) if root.opcode == "dynamic-update-slice" else math.inf
-            for root in updates
+            bytes_of(inner.shape(made.operands[1])) if made.opcode == "dynamic-update-slice" else math.inf
+            for made in map(inner.behind_bitcasts, roots)
         ]
 
 
@@ -245,21 +199,21 @@ def _waited_for(instruction: Instruction) -> Instruction:
     `fusion-start` has the shape ((operands), result, context)."""
     if instruction.opcode != "fusion-start":
         return instruction
-    return dataclasses.replace(
-        instruction, opcode="fusion", shape=f"({', '.join(instruction.parts[len(instruction.operands) : -1])})"
-    )
+    results = instruction.parts[len(instruction.operands) : -1]
+    return dataclasses.replace(instruction, opcode="fusion", shape=f"({', '.join(results)})")
 
 
-def _traffic(kind: str, instruction: Instruction, inside: Computation) -> dict[str, Traffic]:
-    count = len(instruction.operands)
+def _traffic(instruction: Instruction, inside: Computation) -> dict[str, Traffic]:
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in _COLLECTIVES:
+        return {}
+    parts, count = instruction.parts, len(instruction.operands)
     if instruction.opcode == "all-gather-start":
-        parts = instruction.parts[count : 2 * count] or instruction.parts
+        parts = parts[count : 2 * count] or parts
     elif instruction.opcode == "collective-permute-start":
-        parts = instruction.parts[1:2]
+        parts = parts[1:2]
     elif kind == "reduce-scatter":
         parts = [inside.shape(name) for name in instruction.operands]
-    else:
-        parts = instruction.parts
     if kind == "all-reduce" and inside.name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"  # as TPUs fuse it
     size = sum(bytes_of(part, everywhere=True) for part in parts)
@@ -271,11 +225,9 @@ def _traffic(kind: str, instruction: Instruction, inside: Computation) -> dict[s
 def group_size(attributes: str) -> int:
     """Devices that take part in one collective; groups are listed, counted ([groups, devices]) or axes of a mesh, or
     parts of axes."""
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
-    if listed:
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return len(listed[1].split(","))
-    counted = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
-    if counted:
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
         return int(counted[1])
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes)
     if mesh is None:
@@ -284,48 +236,35 @@ def group_size(attributes: str) -> int:
     return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2]))
 
 
-def _dims(shape: str) -> list[int]:
-    inside = re.search(r"\[([\d,]*)\]", shape)
-    return [int(size) for size in inside[1].split(",") if size] if inside else []
-
-
 def _dot(instruction: Instruction, inside: Computation) -> float:
-    left = _dims(inside.shape(instruction.operands[0]))
-    contracted = instruction.numbers("lhs_contracting_dims")
-    return 2.0 * math.prod(_dims(instruction.shape)) * math.prod(left[axis] for axis in contracted)
-
-
-def _library_product(instruction: Instruction, inside: Computation) -> float:
-    contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
+    """Of a product, or of a call of cuBLAS, which states the contracted dimensions in its config."""
+    contracted = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([^}\]]*)', instruction.attributes)
     if contracted is None:
         return 0.0
-    left = _dims(inside.shape(instruction.operands[0]))
-    axes = [int(axis) for axis in re.findall(r"\d+", contracted[1])]
-    return 2.0 * math.prod(_dims(instruction.parts[0])) * math.prod(left[axis] for axis in axes)
+    left = dims_of(inside.shape(instruction.operands[0]))
+    return 2.0 * math.prod(dims_of(instruction.parts[0])) * math.prod(left[axis] for axis in integers(contracted[1]))
+
+
+def _custom_call(instruction: Instruction, inside: Computation) -> float | None:
+    """None of a kernel that does not report its products."""
+    estimate = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes)
+    target = instruction.attribute("custom_call_target")
+    if estimate is None and target.startswith(_KERNELS):
+        return None
+    return float(estimate[1]) if estimate else _dot(instruction, inside) if "gemm" in target else 0.0
 
 
 def _convolution(instruction: Instruction, inside: Computation) -> float:
     """Twice the products that fall on input: TPUs write batched products as convolutions over padding."""
-    layout = instruction.text_of("dim_labels")
-    (inputs, kernel), result = layout.split("->")[0].split("_"), layout.split("->")[1]
-    x, k = (_dims(inside.shape(name)) for name in instruction.operands[:2])
-    y = _dims(instruction.shape)
-    window = instruction.text_of("window", braces=True)
-    spatial = sorted(set(kernel) - set("io"))
-    settings = {
-        name: re.search(rf"\b{name}=([\w\-x]+)", window) for name in ("stride", "pad", "lhs_dilate", "rhs_dilate")
-    }
-
-    def setting(name: str, axis: int, default: str) -> str:
-        match = settings[name]
-        return match[1].split("x")[axis] if match else default
-
+    inputs, kernel, result = re.split("_|->", instruction.attribute("dim_labels"))
+    x, k = (dims_of(inside.shape(name)) for name in instruction.operands[:2])
+    y = dims_of(instruction.shape)
+    window = dict(re.findall(r"(\w+)=(\S+)", instruction.attribute("window")))
     pairs = 1.0
-    for axis, label in enumerate(spatial):
-        size, taps, outputs = x[inputs.index(label)], k[kernel.index(label)], y[result.index(label)]
-        stride, low = int(setting("stride", axis, "1")), int(setting("pad", axis, "0_0").split("_")[0])
-        apart, between = int(setting("lhs_dilate", axis, "1")), int(setting("rhs_dilate", axis, "1"))
-        pairs *= _pairs(size, taps, outputs, stride, low, apart, between)
+    for axis, label in enumerate(sorted(set(kernel) - set("io"))):
+        of = {name: text.split("x")[axis].split("_")[0] for name, text in window.items()}
+        settings = [int(of.get(name, default)) for name, default in _WINDOW.items()]
+        pairs *= _pairs(x[inputs.index(label)], k[kernel.index(label)], y[result.index(label)], *settings)
     return 2.0 * y[result.index("b")] * y[result.index("f")] * k[kernel.index("i")] * pairs
 
 
@@ -337,3 +276,7 @@ def _pairs(size: int, taps: int, outputs: int, stride: int, low: int, apart: int
     reach = (size - 1) * apart
     places = (output * stride + tap * between - low for output in range(outputs) for tap in range(taps))
     return float(sum(0 <= place <= reach and place % apart == 0 for place in places))
+
+
+_PRODUCTS = {"dot": _dot, "convolution": _convolution, "custom-call": _custom_call}
+"""Floating-point operations of an instruction, by its opcode."""

@@ -7,8 +7,8 @@ __getattr__, __all__ = lazy_names(
     {
         "ngram_baselines": "Bigram NgramTable fit_bigram recall_hits",
         "plots": "accuracy_by_slice learning_curves recall_vs_state",
-        "results": "LearningCurve RunResult learning_curve load_run load_runs",
-        "summaries": "Summary best_setting group_by_label summarise",
+        "results": "LearningCurve RunResult Summary best_setting group_by_label learning_curve load_run load_runs "
+        "summarise",
         "table": "format_table write_csv",
         "text_slices": "evaluate_text",
     },

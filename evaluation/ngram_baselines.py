@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 CONTEXT = 7
 FREQUENT = 1250
 FIT_TOKENS = 1 << 25
-_BLOCK = 1 << 22
 
 
 @functools.lru_cache(maxsize=2)
@@ -73,9 +72,8 @@ def documents_to_fit(documents: Documents, limit: int = FIT_TOKENS) -> Iterator[
 
     A document is cut short where it would pass the limit.
     """
-    total = int(documents.lengths.sum())
     left = limit
-    for number in range(0, len(documents.lengths), max(1, total // limit)):
+    for number in range(0, len(documents.lengths), max(1, int(documents.lengths.sum()) // limit)):
         if left <= 0:
             return
         tokens = documents.tokens(number, 0, min(int(documents.lengths[number]), left))
@@ -108,37 +106,19 @@ class Bigram:
     @classmethod
     def fit(cls, documents: Iterable[np.ndarray], vocabulary: int, start: int) -> Bigram:
         """Returns the model of documents, each given as tokens with `start` first."""
-        pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        waiting: list[np.ndarray] = []
-        tokens = 0
-
-        def merge() -> tuple[np.ndarray, np.ndarray]:
-            new, often = np.unique(np.concatenate(waiting), return_counts=True) if waiting else (pairs[:0], counts[:0])
-            both, place = np.unique(np.concatenate([pairs, new]), return_inverse=True)
-            return both, np.bincount(place, np.concatenate([counts, often]), len(both)).astype(np.int64)
-
-        for document in documents:
-            ids = np.asarray(document, np.int64)
-            tokens += len(ids)
-            waiting.append(ids[:-1] * vocabulary + ids[1:])
-            if tokens // _BLOCK > (tokens - len(ids)) // _BLOCK:
-                pairs, counts = merge()
-                waiting = []
-        pairs, counts = merge()
+        followed = [np.asarray(ids[:-1], np.int64) * vocabulary + ids[1:] for ids in documents]
+        pairs, counts = np.unique(np.concatenate([np.zeros(0, np.int64), *followed]), return_counts=True)
         left, right = np.divmod(pairs, vocabulary)
         alone = np.bincount(right, counts, vocabulary) + 1.0
         alone[start] = 0.0
         before = np.bincount(left, counts, vocabulary)
         successors = np.maximum(np.bincount(left, minlength=vocabulary), 1)
-        return cls(pairs, counts, before, successors, alone / alone.sum(), tokens)
+        return cls(pairs, counts, before, successors, alone / alone.sum(), int(counts.sum()) + len(followed))
 
     def loss(self, tokens: Int[np.ndarray, "*b"], targets: Int[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
         """Returns the cross-entropy of each target in nats; without meaning for targets of weight 0."""
         pairs = np.asarray(tokens, np.int64) * len(self.alone) + targets
-        count = np.zeros(pairs.shape)
-        if self.pairs.size:
-            place = np.minimum(np.searchsorted(self.pairs, pairs), len(self.pairs) - 1)
-            count = np.where(self.pairs[place] == pairs, self.counts[place], 0)
+        count = _look_up(self.pairs, self.counts, pairs, otherwise=0)
         successors = self.successors[tokens]
         # The opening token is a target in padding only.
         share = np.maximum(self.alone[targets], np.finfo(np.float64).tiny)
@@ -154,7 +134,7 @@ class NgramTable:
     """The most frequent next byte of each 7 bytes; contexts are packed and ascending."""
 
     contexts: UInt[np.ndarray, " n"]
-    successors: UInt[np.ndarray, " n"]
+    successors: Int[np.ndarray, " n"]
 
     @classmethod
     def fit(cls, documents: Iterable[np.ndarray]) -> NgramTable:
@@ -167,14 +147,19 @@ class NgramTable:
         # By context, then most frequent first; the sort is stable and `distinct` ascending, so the smallest byte wins.
         distinct = distinct[np.lexsort((-counts, distinct >> np.uint64(8)))]
         contexts, best = np.unique(distinct >> np.uint64(8), return_index=True)
-        return cls(contexts, (distinct[best] & np.uint64(255)).astype(np.uint8))
+        return cls(contexts, (distinct[best] & np.uint64(255)).astype(np.int16))
 
     def predict(self, contexts: UInt[np.ndarray, "*b"]) -> Int[np.ndarray, "*b"]:
         """Returns the most frequent next byte of packed 7-byte contexts; -1 where training never had the context."""
-        if not self.contexts.size:
-            return np.full(contexts.shape, -1, np.int16)
-        place = np.minimum(np.searchsorted(self.contexts, contexts), len(self.contexts) - 1)
-        return np.where(self.contexts[place] == contexts, self.successors[place].astype(np.int16), np.int16(-1))
+        return _look_up(self.contexts, self.successors, contexts, otherwise=-1)
+
+
+def _look_up(keys: np.ndarray, values: np.ndarray, sought: np.ndarray, otherwise: int) -> np.ndarray:
+    """Returns the value of each sought key from ascending keys and their values; `otherwise` where there is none."""
+    if not keys.size:
+        return np.full(sought.shape, otherwise)
+    place = np.minimum(np.searchsorted(keys, sought), len(keys) - 1)
+    return np.where(keys[place] == sought, values[place], otherwise)
 
 
 def recall_bigrams(
@@ -247,16 +232,13 @@ def _seen_before(
     """Returns which n-grams stand earlier in the same segment of the same row."""
     order = np.lexsort((at, gram, segment, row))
     seen = np.zeros(len(gram), bool)
-    same = [key[order][1:] == key[order][:-1] for key in (gram, segment, row)]
-    seen[order[1:]] = np.logical_and.reduce(same)
+    seen[order[1:]] = np.all([key[order][1:] == key[order][:-1] for key in (gram, segment, row)], axis=0)
     return seen
 
 
 def _grams(raw: UInt[np.ndarray, "b t"]) -> UInt[np.ndarray, "b n"]:
     """Returns the 8 bytes from each place on as one number, the first byte highest."""
-    count = max(raw.shape[1] - CONTEXT, 0)
-    packed = np.zeros((raw.shape[0], count), np.uint64)
-    for offset in range(CONTEXT + 1 if count else 0):
-        packed <<= np.uint64(8)
-        packed |= raw[:, offset : offset + count]
-    return packed
+    if raw.shape[1] <= CONTEXT:
+        return np.zeros((len(raw), 0), np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(raw, CONTEXT + 1, axis=1)
+    return np.ascontiguousarray(windows).view(">u8")[..., 0].astype(np.uint64)

@@ -14,15 +14,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recollect.configuration import UserError
-from recollect.evaluation.results import LearningCurve, RunResult, learning_curve
-from recollect.evaluation.summaries import Summary, best_setting, group_by_label, slice_order
+from recollect.evaluation.results import (
+    LearningCurve,
+    RunResult,
+    Summary,
+    best_setting,
+    group_by_label,
+    learning_curve,
+    slice_order,
+)
 from recollect.evaluation.table import format_bytes
 
 if TYPE_CHECKING:
@@ -77,31 +84,25 @@ def recall_vs_state(summaries: Sequence[Summary], path: Path | str) -> None:
     shown = [s for s in summaries if s.metric == "accuracy" and s.state_size and not math.isnan(s.best)]
     if not shown:
         raise UserError("there is no architecture with an accuracy and a state size to plot")
-    looks, names = _looks([s.label for s in summaries]), _short([s.label for s in summaries])
-    with _figure(path, 2.9) as figure:
-        axes = figure.add_subplot()
-        sizes = np.array([s.state_size for s in shown], float)
-        scores = 100 * np.array([s.best for s in shown])
+    styles = _styles([s.label for s in summaries])
+    with _figure(path, 2.9) as axes:
+        sizes, scores = np.array([s.state_size for s in shown], float), 100 * np.array([s.best for s in shown])
+        errors = _error_bars(scores, 100 * np.array([s.spread for s in shown]), 100.0)
         axes.set_xscale("log", base=2)
         axes.set_xlim(sizes.min() / 1.6, sizes.max() * 1.8)
-        _percent_axis(axes)
         _byte_ticks(axes)
-        for s, x, y in zip(shown, sizes, scores, strict=True):
-            colour, marker = looks[s.label]
-            below, above = _error_bar(y, 100 * s.spread, 100.0)
-            axes.errorbar(x, y, yerr=[[below], [above]], fmt="none", ecolor=colour, **ERROR_BARS)
-            axes.plot(x, y, marker, color=colour, ms=5, label=names[s.label], **MARKED)
+        for s, x, y, error in zip(shown, sizes, scores, errors.T, strict=True):
+            axes.errorbar(x, y, yerr=error[:, None], fmt="none", ecolor=styles[s.label]["color"], **ERROR_BARS)
+            axes.plot(x, y, linestyle="", ms=5, **styles[s.label], **MARKED)
         front = _pareto(sizes, scores)
         xs, ys = [*sizes[front], axes.get_xlim()[1]], [*scores[front], scores[front[-1]]]
         axes.step(xs, ys, where="post", color="#AAAAAA", linewidth=1, zorder=1, label="Pareto front")
-        _chance(axes, shown)
-        for missing in [names[s.label] for s in summaries if s not in shown]:
-            axes.plot([], [], " ", label=f"not shown: {missing}")
+        _score_axis(axes, "Accuracy (%)", shown)
+        for missing in [s.label for s in summaries if s not in shown]:
+            axes.plot([], [], " ", label=f"not shown: {styles[missing]['label']}")
         lengths = {s.state_length for s in shown if s.state_length is not None}
         length = f"{lengths.pop():,} tokens" if len(lengths) == 1 else "the longest evaluated length"
         axes.set_xlabel(f"State size at {length}")
-        axes.set_ylabel("Accuracy (%)")
-        _legend_below(figure, axes)
 
 
 def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
@@ -115,31 +116,24 @@ def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
         raise UserError("there is no architecture with results by slice to plot")
     label, scale = _axis({s.metric for s in shown})
     slices = slice_order(name for s in shown for name in s.by_slice)
-    looks, names = _looks([s.label for s in summaries]), _short([s.label for s in summaries])
-    with _figure(path, 2.6 if len(slices) > 1 else 0.85 + 0.19 * len(shown)) as figure:
-        axes = figure.add_subplot()
+    styles = _styles([s.label for s in summaries])
+    with _figure(path, 2.6 if len(slices) > 1 else 0.85 + 0.19 * len(shown)) as axes:
         if len(slices) == 1:
-            shown.sort(key=lambda s: s.by_slice[slices[0]])
-            _bars(axes, shown, slices[0], [names[s.label] for s in shown], [looks[s.label][0] for s in shown], scale)
+            _bars(axes, sorted(shown, key=lambda s: s.by_slice[slices[0]]), slices[0], styles, scale)
             axes.set_xlabel(f"{label}, slice {slices[0].replace('x', '×')}")
-        else:
-            if scale == 100:
-                _percent_axis(axes)
-                _chance(axes, shown)
-            ranks = sorted(range(len(shown)), key=lambda i: (shown[i].best, i))
-            for index, s in enumerate(shown):
-                values = scale * np.array([s.by_slice.get(name, math.nan) for name in slices])
-                # Moved apart, next in rank not next in place: architectures that solve a slice would hide each other.
-                place = ranks.index(index) * _stride(len(shown)) % len(shown)
-                x = np.arange(len(slices)) + min(0.6, 0.09 * len(slices)) * ((place + 0.5) / len(shown) - 0.5)
-                style: dict[str, Any] = dict(zip(("color", "marker"), looks[s.label], strict=True)) | MARKED
-                axes.plot(x, values, ms=4.5, linewidth=0.9, label=names[s.label], **style)
-            sizes = all(name.replace("x", "", 1).isdigit() for name in slices)
-            axes.set_xticks(range(len(slices)), [name.replace("x", "\n×") if sizes else name for name in slices])
-            axes.grid(axis="x", visible=False)
-            axes.set_xlabel("Sequence length × key–value pairs" if sizes else "Slice")
-            axes.set_ylabel(label)
-        _legend_below(figure, axes)
+            return
+        _score_axis(axes, label, shown)
+        ranks = sorted(range(len(shown)), key=lambda i: (shown[i].best, i))
+        for index, s in enumerate(shown):
+            values = scale * np.array([s.by_slice.get(name, math.nan) for name in slices])
+            # Moved apart, next in rank not next in place: architectures that solve a slice would hide each other.
+            place = ranks.index(index) * _stride(len(shown)) % len(shown)
+            x = np.arange(len(slices)) + min(0.6, 0.09 * len(slices)) * ((place + 0.5) / len(shown) - 0.5)
+            axes.plot(x, values, ms=4.5, linewidth=0.9, **styles[s.label], **MARKED)
+        sizes = all(name.replace("x", "", 1).isdigit() for name in slices)
+        axes.set_xticks(range(len(slices)), [name.replace("x", "\n×") if sizes else name for name in slices])
+        axes.grid(axis="x", visible=False)
+        axes.set_xlabel("Sequence length × key–value pairs" if sizes else "Slice")
 
 
 def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
@@ -160,35 +154,29 @@ def learning_curves(runs: Sequence[RunResult], path: Path | str) -> None:
     label, scale = _axis({run.metric for run in runs})
     tokens = scale == 1 and not any(math.isnan(run.tokens_per_step) for run in runs)
     if tokens:
-        for run in runs:
-            steps = curves[run.folder].steps * run.tokens_per_step / 1e6
-            curves[run.folder] = curves[run.folder]._replace(steps=steps)
+        in_millions = {run.folder: curves[run.folder].steps * run.tokens_per_step / 1e6 for run in runs}
+        curves = {folder: curves[folder]._replace(steps=steps) for folder, steps in in_millions.items()}
     groups = group_by_label(runs)
-    looks, names = _looks(list(groups)), _short(list(groups))
-    with _figure(path, 2.6) as figure:
-        axes = figure.add_subplot()
-        if scale == 100:
-            _percent_axis(axes)
-            _chance(axes, runs)
+    styles = _styles(list(groups))
+    with _figure(path, 2.6) as axes:
+        _score_axis(axes, label, runs)
         for index, (group, members) in enumerate(groups.items()):
-            colour, marker = looks[group]
+            thin = {"color": styles[group]["color"], "linewidth": 0.5, "alpha": 0.45, "zorder": 2}
             for curve in [curves[run.folder] for run in members]:
-                axes.plot(curve.steps, scale * curve.score, color=colour, linewidth=0.5, alpha=0.45, zorder=2)
+                axes.plot(curve.steps, scale * curve.score, **thin)
             steps, score = _mean_curve([curves[run.folder] for run in best_setting(members)])
             spacing = max(1, len(steps) // 6)
-            marks: dict[str, Any] = {"marker": marker, "markevery": (index * spacing // len(groups), spacing), **MARKED}
-            axes.plot(steps, scale * score, color=colour, linewidth=1.5, label=names[group], **marks)
-        axes.set_xlim(left=0)
+            marks = (index * spacing // len(groups), spacing)
+            axes.plot(steps, scale * score, linewidth=1.5, markevery=marks, **styles[group], **MARKED)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=not tokens, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.6g}")
+        axes.set_xlim(left=0)
         axes.set_xlabel("Millions of tokens" if tokens else "Optimizer steps")
-        axes.set_ylabel(label)
-        _legend_below(figure, axes)
 
 
 @contextlib.contextmanager
-def _figure(path: Path | str, height: float) -> Iterator[Figure]:
-    """Yields a figure under the pinned style, and saves it at the end."""
+def _figure(path: Path | str, height: float) -> Iterator[Axes]:
+    """Yields the axes of a figure under the pinned style; adds the legend and saves the figure at the end."""
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -199,7 +187,9 @@ def _figure(path: Path | str, height: float) -> Iterator[Figure]:
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
-        yield figure
+        axes = figure.add_subplot()
+        yield axes
+        _legend_below(figure, axes)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path)
@@ -219,60 +209,71 @@ def _axis(metrics: set[str]) -> tuple[str, float]:
     return ("Accuracy (%)", 100.0) if metrics == {"accuracy"} else ("Bits per byte", 1.0)
 
 
-def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Returns colour and marker by label, from the labels in alphabetical order; 72 architectures look different."""
+def _styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns how the line of each label looks, and its name in the legend: the label without the study's name before
+    the dot, where all share it, and with spaces for underscores.
+
+    Colours and markers are given in alphabetical order; 72 architectures look different.
+    """
+    heads = {label.partition(" ")[0].rpartition(".")[0] for label in labels}
+    cut = len(heads.pop()) + 1 if len(heads) == 1 and "" not in heads else 0
     return {
-        label: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, label in enumerate(sorted(set(labels)))
+        label: {
+            "label": label[cut:].replace("_", " "),
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+        }
+        for i, label in enumerate(sorted(set(labels)))
     }
 
 
-def _short(labels: Sequence[str]) -> dict[str, str]:
-    """Returns labels without the study's name before the dot, where all share it; underscores become spaces."""
-    heads = {label.partition(" ")[0].rpartition(".")[0] for label in labels}
-    cut = len(heads.pop()) + 1 if len(heads) == 1 and "" not in heads else 0
-    return {label: label[cut:].replace("_", " ") for label in labels}
+def _score_axis(axes: Axes, label: str, scored: Sequence[Summary | RunResult]) -> None:
+    """Names the vertical axis; one of accuracy goes from 0 to 100 % and shows what guessing scores."""
+    axes.set_ylabel(label)
+    if label == "Accuracy (%)":
+        axes.set(ylim=(-3, 104), yticks=range(0, 101, 20))
+        _chance(axes.axhline, scored)
 
 
-def _percent_axis(axes: Axes) -> None:
-    axes.set_ylim(-3, 104)
-    axes.set_yticks(range(0, 101, 20))
-
-
-def _chance(axes: Axes, summaries: Sequence[Summary | RunResult], vertical: bool = False) -> None:
-    for chance in sorted({s.chance for s in summaries if s.chance is not None}):
-        line = axes.axvline if vertical else axes.axhline
+def _chance(line: Callable[..., Any], scored: Sequence[Summary | RunResult]) -> None:
+    """Draws what guessing scores; `line` is axhline or axvline."""
+    for chance in sorted({s.chance for s in scored if s.chance is not None}):
         line(100 * chance, color=GREY, linewidth=0.8, linestyle=":", zorder=1, label=f"chance ({100 * chance:.2g} %)")
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
     """Adds a legend, if there is anything to name, of as many columns as the figure's width takes."""
-    handles, names = axes.get_legend_handles_labels()
-    order = sorted(range(len(names)), key=lambda i: names[i].startswith("chance"))
-    settings: dict[str, Any] = {"handlelength": 1.6, "columnspacing": 1.0, "borderpad": 0.1}
-    for columns in (4, 3, 2, 1) if names else ():
-        entries = [handles[i] for i in order], [names[i] for i in order]
-        legend = figure.legend(*entries, loc="outside lower center", ncols=columns, **settings)
+    named = zip(*axes.get_legend_handles_labels(), strict=True)
+    entries = [*zip(*sorted(named, key=lambda entry: entry[1].startswith("chance")), strict=True)]
+    for columns in (4, 3, 2, 1) if entries else ():
+        legend = figure.legend(
+            *entries,
+            loc="outside lower center",
+            ncols=columns,
+            handlelength=1.6,
+            columnspacing=1.0,
+            borderpad=0.1,
+        )
         figure.draw_without_rendering()
         if legend.get_window_extent().width <= 0.98 * figure.bbox.width or columns == 1:
             return
         legend.remove()
 
 
-def _error_bar(value: float, spread: float, top: float) -> tuple[float, float]:
-    """Returns how far an error bar reaches below and above: between 0 and `top`; nowhere for one seed."""
-    return (0.0, 0.0) if math.isnan(spread) else (min(spread, value), min(spread, top - value))
+def _error_bars(values: np.ndarray, spreads: np.ndarray, top: float) -> np.ndarray:
+    """Returns how far error bars reach below and above, (2, n): between 0 and `top`; nowhere for one seed."""
+    return np.nan_to_num([np.minimum(spreads, values), np.minimum(spreads, top - values)])
 
 
-def _bars(
-    axes: Axes, summaries: Sequence[Summary], name: str, names: list[str], colours: list[str], scale: float
-) -> None:
+def _bars(axes: Axes, summaries: Sequence[Summary], name: str, styles: dict[str, dict[str, Any]], scale: float) -> None:
     """Draws one slice: a bar per architecture, from the bottom up, its value at its end."""
-    values = [scale * s.by_slice[name] for s in summaries]
-    spreads = [scale * s.spread_by_slice.get(name, math.nan) for s in summaries]
+    values = scale * np.array([s.by_slice[name] for s in summaries])
+    spreads = scale * np.array([s.spread_by_slice.get(name, math.nan) for s in summaries])
     top = 100.0 if scale == 100 else max(values) + max(np.nan_to_num(spreads))
-    errors = np.array([_error_bar(value, spread, top) for value, spread in zip(values, spreads, strict=True)]).T
-    style: dict[str, Any] = {"error_kw": {**ERROR_BARS, "ecolor": "#444444"}, "color": colours, "height": 0.68}
-    axes.barh(range(len(values)), values, xerr=errors, **style)
+    errors = _error_bars(values, spreads, top)
+    names, colours = ([styles[s.label][key] for s in summaries] for key in ("label", "color"))
+    bar_errors = {**ERROR_BARS, "ecolor": "#444444"}
+    axes.barh(range(len(values)), values, xerr=errors, error_kw=bar_errors, color=colours, height=0.68)
     for row, (value, above) in enumerate(zip(values, errors[1], strict=True)):
         text = f"{value:.1f}" if scale == 100 else f"{value:.3f}"
         axes.annotate(text, (value + above, row), (3, 0), textcoords="offset points", va="center", fontsize=7)
@@ -283,7 +284,7 @@ def _bars(
     if scale == 100:
         axes.set_xticks(range(0, 101, 20))
         axes.spines["bottom"].set_bounds(0, 100)
-        _chance(axes, summaries, vertical=True)
+        _chance(axes.axvline, summaries)
 
 
 def _byte_ticks(axes: Axes) -> None:

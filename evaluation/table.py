@@ -1,22 +1,18 @@
 """The terminal's table of a study, and results.csv.
 
 The table has one line per architecture, best first: mean over seeds at the best learning rate, its standard deviation,
-and the median over learning rates (see evaluation/summaries.py). The csv has one line per run with every number as
+and the median over learning rates (see evaluation/results.py). The csv has one line per run with every number as
 Python's shortest text that reads back as the same float.
 """
 
-from __future__ import annotations
-
 import csv
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from recollect.configuration import UserError
 from recollect.configuration.io import replacing
-from recollect.evaluation.results import RunResult
-from recollect.evaluation.summaries import Summary, group_by_label, rank, slice_order
+from recollect.evaluation.results import RunResult, Summary, group_by_label, rank, slice_order
 
 WIDTH = 120
 GAP = "  "
@@ -34,7 +30,8 @@ CSV_FAMILIES = {
 }
 """Columns of the csv that have a key, `family[key]`, and the field of a run that holds their values by key."""
 
-Columns = dict[str, Callable[[Summary], str]]
+Columns = dict[str, list[str]]
+"""Header of each column -> its cells, one per architecture."""
 
 
 def format_table(summaries: Sequence[Summary], width: int = WIDTH) -> str:
@@ -51,7 +48,8 @@ def format_table(summaries: Sequence[Summary], width: int = WIDTH) -> str:
     blocks = []
     for metric in dict.fromkeys(summary.metric for summary in summaries):
         rows = sorted((s for s in summaries if s.metric == metric), key=lambda s: rank(s.best, s.metric))
-        blocks += [_aligned(rows, columns, width) for columns in [_columns(rows), *_slice_columns(rows, width)]]
+        labels = [s.label for s in rows]
+        blocks += [_aligned(labels, columns, width) for columns in [_columns(rows), *_slice_columns(rows, width)]]
     return "\n\n".join(blocks)
 
 
@@ -66,24 +64,22 @@ def write_csv(path: Path | str, runs: Sequence[RunResult]) -> None:
     """
     if not runs:
         raise UserError("there are no finished runs to write")
-    rows = {id(run): {name: getattr(run, name, None) for name in CSV_COLUMNS} for run in runs}
-    for label, members in group_by_label(runs).items():
-        for run in members:
-            rows[id(run)]["label"] = label
+    label_of = {id(run): label for label, members in group_by_label(runs).items() for run in members}
     columns = list(CSV_COLUMNS)
+    rows = [{name: getattr(run, name, None) for name in CSV_COLUMNS} | {"label": label_of[id(run)]} for run in runs]
     for family, field in CSV_FAMILIES.items():
         keys = [key for run in runs for key in getattr(run, field)]
         ordered = sorted(set(keys)) if family in ("state_bytes", "override") else slice_order(keys)
         columns += [f"{family}[{key}]" for key in ordered]
-        for run in runs:
-            rows[id(run)] |= {f"{family}[{key}]": value for key, value in getattr(run, field).items()}
+        for run, row in zip(runs, rows, strict=True):
+            row |= {f"{family}[{key}]": value for key, value in getattr(run, field).items()}
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows[id(run)] for run in runs)
+            writer.writerows(rows)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
@@ -94,12 +90,9 @@ def format_bytes(size: float | None) -> str:
         return "-"
     if size < 1024:
         return f"{size:,.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= 1024
-        # 1,023.97 KiB would be shown as 1,024.0 KiB.
-        if round(size, 1) < 1024 or unit == "GiB":
-            break
-    return f"{size:,.1f} {unit}"
+    # 1,023.97 KiB would be shown as 1,024.0 KiB.
+    power = next((power for power in (1, 2) if round(size / 1024**power, 1) < 1024), 3)
+    return f"{size / 1024**power:,.1f} {('KiB', 'MiB', 'GiB')[power - 1]}"
 
 
 def format_count(number: float) -> str:
@@ -130,27 +123,28 @@ def format_score(value: float, metric: str) -> str:
 
 
 def _columns(summaries: Sequence[Summary]) -> Columns:
-    """Returns header and text of the columns of the main block."""
+    """Returns the columns of the main block."""
     metric = summaries[0].metric
-    lengths = {summary.state_length for summary in summaries}
-    same = len(lengths) == 1 and None not in lengths
-    columns: Columns = {
-        "accuracy %" if metric == "accuracy" else "bits/byte": lambda s: format_score(s.best, metric),
-        "± sd": lambda s: format_score(s.spread, metric),
-        "median": lambda s: format_score(s.median, metric),
-        "best lr": lambda s: f"{s.learning_rate:.2g}",
-        "lr×seeds": lambda s: f"{s.settings}×{s.seeds}",
+    lengths = {s.state_length for s in summaries}
+    length = lengths.pop() if len(lengths) == 1 else None
+    at = [f" @{s.state_length:,}" if length is None and s.state_length is not None else "" for s in summaries]
+    columns = {
+        "accuracy %" if metric == "accuracy" else "bits/byte": [format_score(s.best, metric) for s in summaries],
+        "± sd": [format_score(s.spread, metric) for s in summaries],
+        "median": [format_score(s.median, metric) for s in summaries],
+        "best lr": [f"{s.learning_rate:.2g}" for s in summaries],
+        "lr×seeds": [f"{s.settings}×{s.seeds}" for s in summaries],
+        "diverged": [str(s.diverged) for s in summaries],
+        "state" if length is None else f"state@{length:,}": [
+            format_bytes(s.state_size) + length_shown for s, length_shown in zip(summaries, at, strict=True)
+        ],
+        "params": [format_count(s.parameters) for s in summaries],
+        "tokens/s": [format_count(s.tokens_per_second) for s in summaries],
+        "time": [format_seconds(s.seconds) for s in summaries],
     }
-    if any(summary.diverged for summary in summaries):
-        columns["diverged"] = lambda s: str(s.diverged)
-    return columns | {
-        f"state@{next(iter(lengths)):,}" if same else "state": lambda s: (
-            format_bytes(s.state_size) + ("" if same or s.state_length is None else f" @{s.state_length:,}")
-        ),
-        "params": lambda s: format_count(s.parameters),
-        "tokens/s": lambda s: format_count(s.tokens_per_second),
-        "time": lambda s: format_seconds(s.seconds),
-    }
+    if not any(s.diverged for s in summaries):
+        del columns["diverged"]
+    return columns
 
 
 def _slice_columns(summaries: Sequence[Summary], width: int) -> list[Columns]:
@@ -164,27 +158,22 @@ def _slice_columns(summaries: Sequence[Summary], width: int) -> list[Columns]:
         if used + needed > room:
             blocks.append({})
             used = 0
-        blocks[-1][name] = functools.partial(_slice_score, name)
+        blocks[-1][name] = [format_score(s.by_slice.get(name, math.nan), s.metric) for s in summaries]
         used += needed
     return blocks
 
 
-def _slice_score(name: str, summary: Summary) -> str:
-    return format_score(summary.by_slice.get(name, math.nan), summary.metric)
-
-
-def _aligned(summaries: Sequence[Summary], columns: Columns, width: int) -> str:
+def _aligned(labels: list[str], columns: Columns, width: int) -> str:
     """Returns a block: labels on the left, numbers on the right of their columns."""
-    rows = [["architecture", *columns]]
-    rows += [[summary.label, *(text(summary) for text in columns.values())] for summary in summaries]
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    widths[0] = min(widths[0], max(LEAST_LABEL, width - sum(widths[1:]) - len(GAP) * len(columns)))
-    lines = []
-    for label, *cells in rows:
-        numbers = [cell.rjust(size) for cell, size in zip(cells, widths[1:], strict=True)]
-        lines.append(GAP.join([_shortened(label, widths[0]).ljust(widths[0]), *numbers]))
-    lines.insert(1, GAP.join("-" * size for size in widths))
-    return "\n".join(lines)
+    numbers = [[header, *cells] for header, cells in columns.items()]
+    sizes = [max(map(len, cells)) for cells in numbers]
+    rest = max(LEAST_LABEL, width - sum(sizes) - len(GAP) * len(sizes))
+    first = [_shortened(label, rest) for label in ["architecture", *labels]]
+    left = max(map(len, first))
+    padded = [[cell.ljust(left) for cell in first]]
+    padded += [[cell.rjust(size) for cell in cells] for cells, size in zip(numbers, sizes, strict=True)]
+    header, *lines = [GAP.join(cells) for cells in zip(*padded, strict=True)]
+    return "\n".join([header, GAP.join("-" * size for size in [left, *sizes]), *lines])
 
 
 def _shortened(label: str, limit: int) -> str:

@@ -6,8 +6,7 @@ a model must read off its own context (evaluation/ngram_baselines.py defines the
 A bigram model fitted to the training documents is measured on the same targets.
 """
 
-from __future__ import annotations
-
+import collections
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,21 +36,17 @@ def evaluate_text(
       "baseline_tokens" (training tokens that the bigram model and the slices' n-gram model were fitted to).
     """
     token_bytes = data.open_tokenizer().token_bytes
-    totals: dict[str, np.ndarray] = {}  # nats, targets and bytes
-
-    def add(name: str, nats: np.ndarray, weights: np.ndarray, sizes: np.ndarray) -> None:
-        sums = [np.sum(np.where(weights > 0, nats * weights, 0)), weights.sum(), np.sum(weights * sizes)]
-        totals[name] = totals.get(name, np.zeros(3)) + np.array(sums)
-
+    totals: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(3))  # nats, targets and bytes
     for batch in data.evaluation_batches(batch_size):
         nats, targets = np.asarray(losses(batch), np.float64), np.asarray(batch.targets)
         weights, sizes = np.asarray(batch.weights, np.float64), token_bytes[targets]
-        add("all", nats, weights, sizes)
+        parts = {"all": (nats, weights)}
         if final:
             hits = recall_hits(data.prepared(), batch)
-            add("recall", nats, weights * hits, sizes)
-            add("rest", nats, weights * ~hits, sizes)
-            add("bigram", fit_bigram(data.prepared()).loss(np.asarray(batch.tokens), targets), weights, sizes)
+            baseline = fit_bigram(data.prepared()).loss(np.asarray(batch.tokens), targets)
+            parts |= {"recall": (nats, weights * hits), "rest": (nats, weights * ~hits), "bigram": (baseline, weights)}
+        for name, (nats, counted) in parts.items():
+            totals[name] += [np.where(counted > 0, nats * counted, 0).sum(), counted.sum(), (counted * sizes).sum()]
 
     def bits(name: str) -> float | None:
         nats, _, size = totals[name]

@@ -6,14 +6,10 @@ Published: 180,000 examples a pass, 32 passes, batch 256, learning rates 1e-3 to
 batches are fresh, and filler never contradicts a pair; `data.contradictions=True` gives the published filler.
 """
 
-from __future__ import annotations
-
 from recollect.data.synthetics import MQAR, RecallSlice
 from recollect.experiments.study import Study, grid
-from recollect.layers import Attention, BaseConvolution, Hyena, LinearAttention, SlidingWindow
-from recollect.layers.mixer import MixerConfig
-from recollect.layers.modules.feature_maps import Taylor
-from recollect.layers.modules.norms import LayerNorm
+from recollect.layers import Attention, BaseConvolution, Hyena, LinearAttention, MixerConfig, SlidingWindow
+from recollect.layers.modules import LayerNorm, Taylor
 from recollect.models import LanguageModel, repeat
 from recollect.training.experiment import Experiment, Run
 from recollect.training.optimizer import AdamW
@@ -54,17 +50,15 @@ def taylor() -> Experiment:
 def figure2() -> Study:
     """Figure 2's mixers of this project: attention, Based (widths x feature dimensions), windows, Hyena; four
     learning rates (not yet run)."""
-    experiments = [_recall(f"based.attention_d{width}", Attention(), width) for width in (64, 128)]
-    experiments += [
-        _recall(
-            f"based.taylor_d{width}_f{features}", LinearAttention(feature_dim=features, feature_map=Taylor()), width
-        )
-        for width in (48, 64, 128)
-        for features in (8, 16, 24)
+    points = [
+        *((f"attention_d{width}", Attention(), width) for width in (64, 128)),
+        *(
+            (f"taylor_d{width}_f{features}", LinearAttention(feature_dim=features, feature_map=Taylor()), width)
+            for width in (48, 64, 128)
+            for features in (8, 16, 24)
+        ),
+        *((f"window_{window}", SlidingWindow(window=window), 128) for window in (8, 16, 32, 64, 128, 256, 512, 1024)),
+        *((f"hyena_d{width}", Hyena(maximum_length=1024), width) for width in (64, 128, 256)),
     ]
-    experiments += [
-        _recall(f"based.window_{window}", SlidingWindow(window=window), 128)
-        for window in (8, 16, 32, 64, 128, 256, 512, 1024)
-    ]
-    experiments += [_recall(f"based.hyena_d{width}", Hyena(maximum_length=1024), width) for width in (64, 128, 256)]
-    return Study(tuple(experiments), grid({"optimizer.learning_rate": (1e-3, 3.16e-3, 1e-2, 3.16e-2)}))
+    experiments = tuple(_recall(f"based.{name}", mixer, width) for name, mixer, width in points)
+    return Study(experiments, grid({"optimizer.learning_rate": (1e-3, 3.16e-3, 1e-2, 3.16e-2)}))

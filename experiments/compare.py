@@ -1,15 +1,12 @@
 """Runs a study, then writes its table and plots: what `main.py compare` does."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from recollect.configuration import UserError, apply_overrides
 from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
-from recollect.evaluation.results import load_runs
-from recollect.evaluation.summaries import summarise
+from recollect.evaluation.results import load_runs, summarise
 from recollect.evaluation.table import format_table, write_csv
 from recollect.experiments.study import Study, add_mixers
 from recollect.training.experiment import Experiment

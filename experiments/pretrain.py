@@ -16,8 +16,6 @@ name a prepared folder. `describe --target h100` and `--target tpu:...` report b
 Losses and hours are given where a run was made; everything else says "not yet run".
 """
 
-from __future__ import annotations
-
 from recollect.experiments.pretrain_models import PATTERNS, experiment, small, small_of
 from recollect.experiments.study import Study
 from recollect.training.experiment import Experiment

@@ -7,10 +7,8 @@ heads). The others have the attention model's shape at that size, so that parame
 / sqrt(2 layers)) into the residual stream, as in the references.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Callable
+from typing import Any
 
 import chz
 
@@ -22,13 +20,11 @@ from recollect.layers import (
     Hyena,
     Landmark,
     LinearAttention,
+    MixerConfig,
     MixtureOfHeads,
     SlidingWindow,
 )
-from recollect.layers.mixer import MixerConfig
-from recollect.layers.modules.feature_maps import Taylor
-from recollect.layers.modules.mlp import SwiGLU
-from recollect.layers.modules.positions import Rotary
+from recollect.layers.modules import Rotary, SwiGLU, Taylor
 from recollect.models import LanguageModel, Stage, repeat
 from recollect.training.experiment import Experiment, Run
 from recollect.training.optimizer import AdamW, GroupRate
@@ -68,6 +64,29 @@ SIZES = {
 CURVES = Size(width=128, heads=4, depth=6, hidden=336, length=512, window=64, rows=8, pieces=1, steps=400)
 """The models of `pretrain.curves`."""
 
+BASED = {
+    "30m": (512, 8, 65, {"ctwcc": 2}),
+    "125m": (768, 12, 129, {"ctwcc": 2, "ctw": 1}),
+    "360m": (1024, 16, 129, {"ctwcc": 5, "cc": 1}),
+    "1b": (1792, 16, 129, {"ctwcc": 5, "cctwcc": 1, "cctwc": 1}),
+    "curves": (CURVES.width, CURVES.heads, 33, {"ctwccc": 1}),
+}
+"""Based by size: width, heads, keys that a window sees, and the layers: patterns and how often each repeats."""
+
+PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
+    ("mixture_of_heads", "125m"): {"learning_rate": 3e-4, "warmup": 2000},
+    ("mixture_of_heads", "1b"): {"learning_rate": 5e-4, "warmup": 500},
+    # One cycle to 2e-3 and down to a fifth, warm-up of 2 %, hardly any decay, no clipping.
+    ("landmark", "125m"): {
+        "learning_rate": 2e-3,
+        "final_fraction": 0.2,
+        "warmup": 400,
+        "weight_decay": 1e-3,
+        "clip": None,
+    },
+}
+"""What was published for a mixer at a size, where it differs from Based's reference setting."""
+
 PATTERNS = ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena")
 
 
@@ -81,56 +100,56 @@ def experiment(pattern: str, size: str) -> Experiment:
         raise UserError(f"pretrain.{pattern}_{size}: patterns are {', '.join(PATTERNS)}, sizes {', '.join(SIZES)}")
     of = SIZES[size]
     small = size == "30m"
-    model = _based(size) if pattern == "based" else _uniform(_mixer(pattern, of), of)
+    model = _based(size) if pattern == "based" else _uniform(_mixers(of)[pattern], of)
     if not small:
         # On an H100 "dots" moves a quarter less through main memory than keeping everything ("none"), by `describe
         # --target h100`.
         model = chz.replace(model, dtype="bfloat16", remat="full" if size == "1b" else "dots")
-    run = Run(
-        steps=of.steps,
-        batch_size=of.rows,
-        accumulate=of.pieces,
-        steps_per_call=5,
-        log_every=10 if small else 20,
-        evaluate_every=100 if small else 1000,
-        checkpoint_every=100 if small else 1000,
-        sample_every=500 if small else 2000,
-        precision="default",
-    )
-    data = Text(source="stdlib", length=of.length, held_out_batches=8 if small else 20)
     return Experiment(
-        name=f"pretrain.{pattern}_{size}", model=model, data=data, optimizer=_optimizer(pattern, size), run=run
+        name=f"pretrain.{pattern}_{size}",
+        model=model,
+        data=Text(source="stdlib", length=of.length, held_out_batches=8 if small else 20),
+        optimizer=_optimizer(pattern, size),
+        run=Run(
+            steps=of.steps,
+            batch_size=of.rows,
+            accumulate=of.pieces,
+            steps_per_call=5,
+            log_every=10 if small else 20,
+            evaluate_every=100 if small else 1000,
+            checkpoint_every=100 if small else 1000,
+            sample_every=500 if small else 2000,
+            precision="default",
+        ),
     )
 
 
 def small(label: str, mixer: MixerConfig | None) -> Experiment:
     """Returns a model of 1.2M parameters: 6 layers of width 128, 1.6 million bytes of the standard library in 400
     steps; `mixer` None is Based's pattern."""
-    model = (
-        _uniform(mixer, CURVES)
-        if mixer is not None
-        else _based_model(CURVES.width, CURVES.heads, 33, lambda c, t, w: (Stage(pattern=(c, t, w, c, c, c)),))
-    )
-    run = Run(
-        steps=CURVES.steps,
-        batch_size=CURVES.rows,
-        steps_per_call=10,
-        log_every=20,
-        evaluate_every=40,
-        checkpoint_every=200,
-        precision="default",
-    )
-    data = Text(source="stdlib", length=CURVES.length, held_out_batches=8)
     rates = (GroupRate(group="filter", factor=1 / 3),) if isinstance(mixer, Hyena) else ()
-    optimizer = AdamW(
-        learning_rate=3e-3, final_fraction=0.1, warmup=50, weight_decay=0.1, beta2=0.95, clip=1.0, groups=rates
+    return Experiment(
+        name=label,
+        model=_based("curves") if mixer is None else _uniform(mixer, CURVES),
+        data=Text(source="stdlib", length=CURVES.length, held_out_batches=8),
+        optimizer=AdamW(
+            learning_rate=3e-3, final_fraction=0.1, warmup=50, weight_decay=0.1, beta2=0.95, clip=1.0, groups=rates
+        ),
+        run=Run(
+            steps=CURVES.steps,
+            batch_size=CURVES.rows,
+            steps_per_call=10,
+            log_every=20,
+            evaluate_every=40,
+            checkpoint_every=200,
+            precision="default",
+        ),
     )
-    return Experiment(name=label, model=model, data=data, optimizer=optimizer, run=run)
 
 
 def small_of(pattern: str) -> Experiment:
     """Returns one pattern's small model, `pretrain.PATTERN`."""
-    return small(f"pretrain.{pattern}", None if pattern == "based" else _mixer(pattern, CURVES))
+    return small(f"pretrain.{pattern}", _mixers(CURVES).get(pattern))
 
 
 def _uniform(mixer: MixerConfig, of: Size) -> LanguageModel:
@@ -138,64 +157,48 @@ def _uniform(mixer: MixerConfig, of: Size) -> LanguageModel:
     return LanguageModel(width=of.width, stages=repeat(mixer, depth=of.depth), mlp=SwiGLU(hidden=of.hidden))
 
 
-def _mixer(pattern: str, of: Size) -> MixerConfig:
+def _mixers(of: Size) -> dict[str, MixerConfig]:
+    """Returns the mixer of each pattern but Based's, at one size."""
     half = Rotary(fraction=0.5)  # as the attention model that Based is compared with
-    if pattern == "window":
-        return SlidingWindow(heads=of.heads, window=of.window, positions=half)
-    if pattern == "landmark":
+    return {
+        "attention": Attention(heads=of.heads, positions=half),
+        "window": SlidingWindow(heads=of.heads, window=of.window, positions=half),
         # 63 tokens and their landmark fill the tile of 64 of the authors' and of our kernels; they pair neighbouring
         # dimensions.
-        return Landmark(heads=of.heads, block=63, positions=Rotary(layout="interleaved"))
-    if pattern == "mixture_of_heads":
+        "landmark": Landmark(heads=of.heads, block=63, positions=Rotary(layout="interleaved")),
         # Half of the heads shared and half of the routed ones active: 75 % in all, the authors' LLaMA3-8B.
-        return MixtureOfHeads(heads=of.heads, shared=of.heads // 2, active=of.heads // 4, positions=half)
-    if pattern == "hyena":
-        return Hyena(maximum_length=of.length, filter_order=min(64, of.width // 8))
-    return Attention(heads=of.heads, positions=half)
+        "mixture_of_heads": MixtureOfHeads(heads=of.heads, shared=of.heads // 2, active=of.heads // 4, positions=half),
+        "hyena": Hyena(maximum_length=of.length, filter_order=min(64, of.width // 8)),
+    }
 
 
 def _based(size: str) -> LanguageModel:
-    width = {"30m": 512, "125m": 768, "360m": 1024, "1b": 1792}[size]
-    heads = {"30m": 8, "125m": 12, "360m": 16, "1b": 16}[size]
-
-    def layer_map(c: MixerConfig, t: MixerConfig, w: MixerConfig) -> tuple[Stage, ...]:
-        period = (c, t, w, c, c)
-        return {
-            "30m": (Stage(pattern=period, repeats=2),),
-            "125m": (Stage(pattern=period, repeats=2), Stage(pattern=(c, t, w))),
-            "360m": (Stage(pattern=period, repeats=5), Stage(pattern=(c, c))),
-            "1b": (Stage(pattern=period, repeats=5), Stage(pattern=(c, c, t, w, c, c)), Stage(pattern=(c, c, t, w, c))),
-        }[size]
-
-    return _based_model(width, heads, 65 if size == "30m" else 129, layer_map)
-
-
-def _based_model(width: int, heads: int, window: int, layer_map: Callable[..., tuple[Stage, ...]]) -> LanguageModel:
-    """Gated convolutions (C), Taylor attention of 16 features (T) and windows that see `window` keys (W), mapped to
-    layers."""
-    c = GatedConvolution(kernel=3, expansion=4)
-    t = LinearAttention(heads=heads, feature_dim=16, feature_map=Taylor())
-    w = SlidingWindow(heads=heads, window=window, positions=Rotary())
-    return LanguageModel(width=width, stages=layer_map(c, t, w), mlp=SwiGLU(hidden=2 * width))
+    """Returns Based's model: gated convolutions (c), Taylor attention of 16 features (t) and windows (w)."""
+    width, heads, window, layers = BASED[size]
+    mixers: dict[str, MixerConfig] = {
+        "c": GatedConvolution(kernel=3, expansion=4),
+        "t": LinearAttention(heads=heads, feature_dim=16, feature_map=Taylor()),
+        "w": SlidingWindow(heads=heads, window=window, positions=Rotary()),
+    }
+    stages = tuple(
+        Stage(pattern=tuple(mixers[letter] for letter in letters), repeats=repeats)
+        for letters, repeats in layers.items()
+    )
+    return LanguageModel(width=width, stages=stages, mlp=SwiGLU(hidden=2 * width))
 
 
 def _optimizer(pattern: str, size: str) -> AdamW:
     """Returns Based's reference setting, or what was published for the mixer at that size."""
-    common = AdamW(
-        learning_rate=1e-3 if size == "30m" else 8e-4,
+    rate, warmup = (1e-3, 50) if size == "30m" else (8e-4, 200)
+    groups = (GroupRate(group="filter", factor=1e-3 / rate),) if pattern == "hyena" else ()
+    reference = AdamW(
+        learning_rate=rate,
         final_fraction=0.1,
-        warmup=50 if size == "30m" else 200,
+        warmup=warmup,
         weight_decay=0.1,
         beta1=0.9,
         beta2=0.95,
         clip=1.0,
+        groups=groups,
     )
-    if pattern == "mixture_of_heads" and size in ("125m", "1b"):
-        rate, warmup = (3e-4, 2000) if size == "125m" else (5e-4, 500)
-        return chz.replace(common, learning_rate=rate, warmup=warmup)
-    if pattern == "landmark" and size == "125m":
-        # One cycle to 2e-3 and down to a fifth, warm-up of 2 %, hardly any decay, no clipping.
-        return chz.replace(common, learning_rate=2e-3, final_fraction=0.2, warmup=400, weight_decay=1e-3, clip=None)
-    if pattern == "hyena":
-        return chz.replace(common, groups=(GroupRate(group="filter", factor=1e-3 / common.learning_rate),))
-    return common
+    return chz.replace(reference, **PUBLISHED.get((pattern, size), {}))

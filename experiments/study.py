@@ -1,7 +1,5 @@
 """Studies: several experiments and the values to try on each."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import itertools
@@ -52,15 +50,18 @@ def _mixers(file: ModuleType) -> dict[str, MixerConfig]:
     """Returns the mixer configs that a file of the user's defines, by label."""
     names = {name: value for name, value in vars(file).items() if not name.startswith("_")}
     mixers = {name: value for name, value in names.items() if isinstance(value, MixerConfig)}
-    classes = {} if mixers else {name: value for name, value in names.items() if inspect.isclass(value)}
-    for name, value in classes.items():
-        if issubclass(value, MixerConfig) and value.__module__ == file.__name__:
-            try:
-                mixers[name] = value()
-            except TypeError as error:
-                raise UserError(
-                    f"{name} in {file.__file__} has fields without a default; make an instance of it in the file"
-                ) from error
+    classes = {
+        name: value
+        for name, value in names.items()
+        if inspect.isclass(value) and issubclass(value, MixerConfig) and value.__module__ == file.__name__
+    }
+    for name, value in ({} if mixers else classes).items():
+        try:
+            mixers[name] = value()
+        except TypeError as error:
+            raise UserError(
+                f"{name} in {file.__file__} has fields without a default; make an instance of it in the file"
+            ) from error
     if not mixers:
         raise UserError(
             f"{file.__file__} defines no mixer config: an instance or a subclass of recollect.layers.mixer.MixerConfig"

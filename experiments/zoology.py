@@ -7,23 +7,18 @@ become as many steps on new examples, and the cosine falls with each step. Atten
 others have none.
 """
 
-from __future__ import annotations
-
 import chz
 
 from recollect.data.synthetics import MQAR
 from recollect.experiments.study import Study, grid
-from recollect.layers import Attention, BaseConvolution, Hyena, LinearAttention
-from recollect.layers.mixer import MixerConfig
-from recollect.layers.modules.feature_maps import Taylor
-from recollect.layers.modules.norms import LayerNorm
-from recollect.layers.modules.positions import LearnedPositions
+from recollect.layers import Attention, BaseConvolution, Hyena, LinearAttention, MixerConfig
+from recollect.layers.modules import LayerNorm, LearnedPositions, Taylor
 from recollect.models import LanguageModel, repeat
 from recollect.training.experiment import Experiment, Run
 from recollect.training.optimizer import AdamW
 
-# (length, pairs): batch, as published.
-SETTINGS = {(64, 4): 512, (128, 8): 512, (256, 16): 256, (512, 64): 128}
+# length: (pairs, batch), as published.
+SETTINGS = {64: (4, 512), 128: (8, 512), 256: (16, 256), 512: (64, 128)}
 WIDTHS = (64, 128, 256, 512)
 EXAMPLES, EPOCHS = 100_000, 64
 
@@ -31,8 +26,7 @@ EXAMPLES, EPOCHS = 100_000, 64
 def _cell(
     name: str, mixers: tuple[MixerConfig, ...], length: int, width: int, *, positions: bool = False
 ) -> Experiment:
-    pairs = next(pairs for at, pairs in SETTINGS if at == length)
-    batch = SETTINGS[length, pairs]
+    pairs, batch = SETTINGS[length]
     per_epoch = -(-EXAMPLES // batch)
     return Experiment(
         name=name,
@@ -96,7 +90,7 @@ def figure2() -> Study:
     accelerators, not yet run)."""
     experiments = [
         _cell(f"zoology.{label}_{length}x{pairs}_d{width}", mixers, length, width, positions=label == "attention")
-        for length, pairs in SETTINGS
+        for length, (pairs, _) in SETTINGS.items()
         for width in WIDTHS
         for label, mixers in _mixers(length).items()
     ]

@@ -13,8 +13,7 @@ Easy to get wrong: the library stores the memory of an array as it is laid out, 
 must never be seen half-written, so it is filled under another name and renamed.
 """
 
-from __future__ import annotations
-
+import itertools
 import json
 import os
 import secrets
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from recollect.configuration import Config, UserError, from_json, to_json
 from recollect.configuration.io import file_sha256, write_json
@@ -60,8 +61,6 @@ def export_safetensors(
       UserError: the folder is not empty, or cannot be written.
       ValueError: params hold no arrays, a name or dtype that cannot be stored, or `extra` is not JSON-ready.
     """
-    from safetensors.numpy import save_file
-
     directory = Path(directory).resolve()
     arrays = _flatten(params)
     try:
@@ -75,16 +74,18 @@ def export_safetensors(
         save_file(arrays, temporary / WEIGHTS)
         # safetensors makes the file private to its owner; an export is to be handed on like any other file.
         (temporary / WEIGHTS).chmod(0o644)
-        manifest = {
-            "format": FORMAT,
-            "sha256": file_sha256(temporary / WEIGHTS),
-            "bytes": (temporary / WEIGHTS).stat().st_size,
-            "parameters": sum(array.size for array in arrays.values()),
-            "arrays": _summary(arrays),
-            "extra": extra,
-        }
         write_json(temporary / CONFIG, to_json(config))
-        write_json(temporary / MANIFEST, manifest)
+        write_json(
+            temporary / MANIFEST,
+            {
+                "format": FORMAT,
+                "sha256": file_sha256(temporary / WEIGHTS),
+                "bytes": (temporary / WEIGHTS).stat().st_size,
+                "parameters": sum(array.size for array in arrays.values()),
+                "arrays": _summary(arrays),
+                "extra": extra,
+            },
+        )
         _move_in(temporary, directory)
     except OSError as error:
         raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
@@ -101,9 +102,6 @@ def load_safetensors(directory: Path | str) -> tuple[Params, Config]:
       UserError: a file is missing, damaged, or does not fit the others (file and reason named); or config.json names an
         unknown class or a value that its class refuses.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     directory = Path(directory)
     manifest = read_manifest(directory)
     path = directory / WEIGHTS
@@ -120,9 +118,9 @@ def load_safetensors(directory: Path | str) -> tuple[Params, Config]:
         raise UserError(f"there is no {path}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except UserError:
+        raise
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path} is not a safetensors file that can be read: {error}") from None
     stored, listed = _summary(arrays), manifest["arrays"]
     for name in sorted(stored.keys() | listed.keys()):
@@ -168,27 +166,21 @@ def _flatten(params: Params, prefix: str = "") -> dict[str, np.ndarray]:
         path = f"{prefix}.{name}" if prefix else name
         if isinstance(value, dict):
             flat |= _flatten(value, path)
-            continue
-        array = np.asarray(value, order="C")
-        if array.dtype.name not in DTYPES:
+        elif (array := np.asarray(value, order="C")).dtype.name in DTYPES:
+            flat[path] = array
+        else:
             raise ValueError(f"params: {path} has dtype {array.dtype}, which cannot be stored")
-        flat[path] = array
     return flat
 
 
 def _nest(arrays: dict[str, np.ndarray], path: Path) -> Params:
-    nested: Params = {}
-    for name, array in arrays.items():
-        inner = nested
-        *parents, last = name.split(".")
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise UserError(f"{path}: {name} lies inside another array")
-        if last in inner:
-            raise UserError(f"{path}: {name} holds other arrays")
-        inner[last] = array
-    return nested
+    from flax import traverse_util
+
+    for name in arrays:
+        parents = itertools.accumulate(name.split(".")[:-1], "{}.{}".format)
+        if any(parent in arrays for parent in parents):
+            raise UserError(f"{path}: {name} lies inside another array")
+    return traverse_util.unflatten_dict(arrays, sep=".")
 
 
 def _check_free(directory: Path, overwrite: bool) -> None:
@@ -209,18 +201,16 @@ def _check_free(directory: Path, overwrite: bool) -> None:
 
 def _move_in(temporary: Path, directory: Path) -> None:
     """Renames the finished folder to its place; the old export, if any, comes back if that fails."""
-    old = None
+    old = directory.with_name(f".{directory.name}.old-{secrets.token_hex(4)}")
     if directory.exists():
-        old = directory.with_name(f".{directory.name}.old-{secrets.token_hex(4)}")
         os.rename(directory, old)
     try:
         os.rename(temporary, directory)
     except OSError:
-        if old is not None:
+        if old.exists():
             os.rename(old, directory)
         raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _config(path: Path) -> Config:

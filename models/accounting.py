@@ -1,7 +1,5 @@
 """Counts parameters by part, elements of the state and FLOPs per token, from the real parameters and program."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -62,11 +60,10 @@ def _flops_of(equation: Any) -> float:
         kernel, layout = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
         return 2.0 * equation.outvars[0].aval.size * math.prod(kernel) / kernel[layout[0]]
     if name == "fft":
-        size = math.prod(params["fft_lengths"])
         longer = max(equation.invars[0].aval.size, equation.outvars[0].aval.size)
         # A transform from or to real numbers takes half of the operations.
         factor = 5.0 if equation.invars[0].aval.dtype == equation.outvars[0].aval.dtype else 2.5
-        return factor * longer * math.log2(max(size, 2))
+        return factor * longer * math.log2(max(math.prod(params["fft_lengths"]), 2))
     inner = [_flops(program) for program in _inner(params)]
     if name == "scan":
         return params["length"] * sum(inner)

@@ -1,7 +1,5 @@
 """The output of each part of a model, one after another."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from jaxtyping import Array, Float, Int, Key

@@ -1,7 +1,5 @@
 """Continues prompts from the decoding state: one prefill, then one token at a time inside a compiled loop."""
 
-from __future__ import annotations
-
 import functools
 
 import jax
@@ -35,14 +33,14 @@ def generate(
       UserError: an empty prompt, an impossible setting, or more tokens than the model can take.
     """
     prompts = np.asarray(prompts, np.int32)
-    if prompts.ndim != 2 or prompts.shape[1] == 0:
-        raise UserError("generation needs a prompt of at least one token")
-    if length < 1:
-        raise UserError(f"length={length}: at least one token must be generated")
-    if temperature < 0:
-        raise UserError(f"temperature={temperature}: must not be negative")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p={top_p}: must be in (0, 1]")
+    for possible, reason in (
+        (prompts.ndim == 2 and prompts.shape[1] > 0, "generation needs a prompt of at least one token"),
+        (length >= 1, f"length={length}: at least one token must be generated"),
+        (temperature >= 0, f"temperature={temperature}: must not be negative"),
+        (0 < top_p <= 1, f"top_p={top_p}: must be in (0, 1]"),
+    ):
+        if not possible:
+            raise UserError(reason)
     total = prompts.shape[1] + length
     limit = model.config.maximum_length()
     if limit is not None and total > limit:

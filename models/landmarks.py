@@ -64,10 +64,9 @@ def layout_of(context: Context, batch_size: int, length: int, block: int, *, fro
 def plain_layout(batch_size: int, length: int, block: int) -> Layout:
     """Returns the layout of one document from its start, known when the program is traced; segments stay None."""
     index = jnp.arange(expanded_length(length, block), dtype=jnp.int32)
-    is_landmark = index % (block + 1) == block
     rows = (batch_size, index.shape[0])
     ordinary = jnp.arange(length, dtype=jnp.int32)
-    types = jnp.where(is_landmark, LANDMARK, ORDINARY).astype(jnp.int32)
+    types = jnp.where(index % (block + 1) == block, LANDMARK, ORDINARY).astype(jnp.int32)
     return Layout(
         slots=jnp.broadcast_to(ordinary + ordinary // block, (batch_size, length)),
         source=jnp.broadcast_to(jnp.minimum(index - index // (block + 1), length - 1), rows),
@@ -81,8 +80,8 @@ def layout(positions: Int[Array, "b t"], segments: Int[Array, "b t"], block: int
     b, t = positions.shape
     most = t // block if from_start else -(-t // block)
     closes = (segments != 0) & ((positions + 1) % block == 0)
-    before = jnp.cumsum(closes, axis=1) - closes
-    slots = jnp.arange(t, dtype=jnp.int32) + before.astype(jnp.int32)
+    index = jnp.arange(t, dtype=jnp.int32)
+    slots = index + (jnp.cumsum(closes, axis=1) - closes).astype(jnp.int32)
     landmark_slots = jnp.where(closes, slots + 1, t + most)
     rows = jnp.arange(b)[:, None]
     longer = positions + positions // block
@@ -91,7 +90,6 @@ def layout(positions: Int[Array, "b t"], segments: Int[Array, "b t"], block: int
         empty = jnp.full((b, t + most), fill, jnp.int32)
         return empty.at[rows, slots].set(ordinary, mode="drop").at[rows, landmark_slots].set(landmark, mode="drop")
 
-    index = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
     context = Context(
         positions=place(longer, longer + 1, 0),
         segments=place(segments, segments, 0),

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import chz
 import numpy as np
 
-from recollect.configuration import UserError
+from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch, DataConfig
-from recollect.data.text.rows import GlobalBatches, Packed, RowArrays, RowPlan, Sequences
+from recollect.data.text.rows import GlobalBatches, Packed, RowPlan, Sequences, read_rows
 from recollect.data.text.rows.stable_random import permutation
 from recollect.data.tokenizers import Tokenizer, open_tokenizer
 
@@ -52,19 +52,15 @@ class Text(DataConfig):
 
     source: str = "stdlib"
     tokenizer: str | None = None
-    length: int = 512
+    length: int = chz.field(default=512, validator=at_least(2))
     sequences: Sequences = Packed()
     shuffle: bool = True
-    held_out_batches: int = 50
+    held_out_batches: int = chz.field(default=50, validator=at_least(1))
 
     @chz.validate
-    def _ranges(self) -> None:
+    def _possible(self) -> None:
         if not self.source or self.source == "tfds:":
             raise UserError(f"source={self.source!r}: must be stdlib, a path, or tfds:NAME")
-        if self.length < 2:
-            raise UserError(f"length={self.length}: must be at least 2")
-        if self.held_out_batches < 1:
-            raise UserError(f"held_out_batches={self.held_out_batches}: must be at least 1")
         self.sequences.check(self.length)
 
     @property
@@ -114,11 +110,10 @@ class Text(DataConfig):
         Raises:
           UserError: the corpus can't be had or gives no rows.
         """
-        prepared = self.prepared()
-        plan = _rows(prepared.train, self.sequences, self.length, seed)
+        documents = self.prepared().train
         return GlobalBatches(
-            prepared.train,
-            plan,
+            documents,
+            _rows(documents, self.sequences, self.length, seed),
             self.sequences,
             length=self.length,
             batch_size=batch_size,
@@ -135,13 +130,11 @@ class Text(DataConfig):
         """
         documents = self.prepared().held_out
         plan = _rows(documents, Packed(), self.length, 0)
-        order = permutation(_HELD_OUT_ORDER, plan.counts[0])
         limit = self.held_out_batches if max_batches is None else max_batches
-        for begin in range(0, min(len(order), limit * batch_size), batch_size):
-            arrays = RowArrays(batch_size, self.length)
-            for place, row in enumerate(order[begin : begin + batch_size].tolist()):
-                arrays.fill(place, documents, plan.spans(0, row))
-            yield arrays.batch()
+        order = permutation(_HELD_OUT_ORDER, plan.counts[0])[: limit * batch_size].tolist()
+        for begin in range(0, len(order), batch_size):
+            spans = (plan.spans(0, row) for row in order[begin : begin + batch_size])
+            yield read_rows(documents, spans, batch_size, self.length)
 
     def prompt(self, seed: int, length: int = 64) -> list[int]:
         """Returns the first tokens of a held-out document, the opening one included, at most `length`."""

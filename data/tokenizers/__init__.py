@@ -11,8 +11,6 @@ Easy to get wrong: a cut in the middle of a text may split a character of severa
 not UTF-8.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from recollect.configuration import UserError

@@ -8,15 +8,12 @@ an id are those of its token, with "▁" for a space and "<0x0A>" for one byte: 
 back; a space that it adds before a text counts too.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
@@ -76,7 +73,8 @@ class FileTokenizer(Tokenizer):
         self.digest = hashlib.sha256(raw + b"\0" + self.start_token.encode("utf-8")).hexdigest()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = max(vocabulary.values()) + 1
-        self._byte_level = _is_byte_level(content)
+        # Bytes written as characters of GPT-2's alphabet.
+        self._byte_level = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
         self._bytes_of = [b""] * self.vocabulary
         for token, number in vocabulary.items():
             if not added.get(token):
@@ -100,14 +98,13 @@ class FileTokenizer(Tokenizer):
     def ids(self, text: bytes) -> Int[np.ndarray, " n"]:
         """Returns the ids of a chunk, without `start`; exact for any bytes if byte-level, else for UTF-8."""
         exact = self._byte_level and len(self._byte_ids) == 256
-        parts = [np.zeros(0, np.int32)]
+        ids: list[int] = []
         for part in _SURROGATES.split(text.decode("utf-8", errors="surrogateescape" if exact else "replace")):
             if "\udc80" <= part[:1] <= "\udcff":
-                parts.append(np.array([self._byte_ids[ord(character) - 0xDC00] for character in part], np.int32))
+                ids += [self._byte_ids[ord(character) - 0xDC00] for character in part]
             elif part:
-                encoded = self._tokenizer.encode_batch_fast([part], add_special_tokens=False)[0]
-                parts.append(np.array(encoded.ids, np.int32))
-        return np.concatenate(parts)
+                ids += self._tokenizer.encode_batch_fast([part], add_special_tokens=False)[0].ids
+        return np.array(ids, np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, without special tokens; what is not UTF-8 shows as the replacement character."""
@@ -120,11 +117,6 @@ class FileTokenizer(Tokenizer):
         if self._byte_level:
             return b"".join([self._bytes_of[int(number)] for number in ids])
         return self.decode(ids).encode("utf-8")
-
-
-def _is_byte_level(content: dict[str, Any]) -> bool:
-    """Returns whether a tokenizer.json writes bytes as characters of GPT-2's alphabet."""
-    return '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
 
 
 def _token_bytes(token: str, byte_level: bool) -> bytes:

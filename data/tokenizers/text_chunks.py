@@ -4,8 +4,6 @@ Where a text is cut is a function of the text alone, so a tokenizer that works c
 time.
 """
 
-from __future__ import annotations
-
 import codecs
 import io
 from collections.abc import Iterator

@@ -34,8 +34,7 @@ from recollect.layers.mixer import (
     check_length,
     zero_padding,
 )
-from recollect.layers.modules.implicit_filter import SineFilter
-from recollect.layers.modules.linear import Linear, output_init, parameter
+from recollect.layers.modules import Linear, SineFilter, output_init, parameter
 from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
 from recollect.layers.state.long_convolution import LongConvolutionCache
 from recollect.pallas_kernels.gated_convolution import long_convolution
@@ -90,8 +89,7 @@ class HyenaMixer(Mixer):
         parts = jnp.split(self.input(zero_padding(x, context)), 3, axis=-1)
         x1, x2 = (self.convolution(parts[index], context, part=(index, 3)) for index in (0, 1))
         z = self.convolution(parts[2], context, part=(2, 3), out_gate=x1)
-        taps = self.filter(x.shape[1])
-        y = long_convolution(z, taps, out_gate=x2, skip=self.skip[...], segment_ids=context.segments)
+        y = long_convolution(z, self.filter(x.shape[1]), out_gate=x2, skip=self.skip[...], segment_ids=context.segments)
         return MixerOutput(self.output(y))
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> HyenaState:

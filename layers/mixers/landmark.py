@@ -82,8 +82,12 @@ class LandmarkMixer(SoftmaxAttention):
             positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
         if "key_positions" not in fields:
             segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
-            fields = {"query_positions": positions, "query_segments": segments}
-            fields |= {"key_positions": positions, "key_segments": segments}
+            fields = {
+                "query_positions": positions,
+                "query_segments": segments,
+                "key_positions": positions,
+                "key_segments": segments,
+            }
         if retrieve is not None:
             o = retrieve_blocks(q, k, v, block=block, top=retrieve, rotate=self._rotate, **fields)
         else:

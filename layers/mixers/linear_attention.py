@@ -22,10 +22,18 @@ from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least, requires
 from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, zero_padding
-from recollect.layers.modules.feature_maps import FeatureMap, Taylor
-from recollect.layers.modules.linear import Linear, merge_heads, output_init, split_heads
-from recollect.layers.modules.norms import RMSNormalization
-from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, Rotary
+from recollect.layers.modules import (
+    FeatureMap,
+    LearnedPositions,
+    Linear,
+    PositionsConfig,
+    RMSNormalization,
+    Rotary,
+    Taylor,
+    merge_heads,
+    output_init,
+    split_heads,
+)
 from recollect.layers.packing import token_positions
 from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 from recollect.pallas_kernels.taylor_attention import taylor_attention
@@ -100,8 +108,7 @@ class LinearAttentionMixer(Mixer):
         self.output = Linear(width, width, "hv d", rngs, init=output_init(place.depth))
 
     def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
-        hidden, _ = self._mix(zero_padding(x, context), context, None, None, False)
-        return MixerOutput(hidden)
+        return MixerOutput(self._mix(zero_padding(x, context), context)[0])
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> LinearAttentionState:
         config = self.config
@@ -112,31 +119,25 @@ class LinearAttentionMixer(Mixer):
         self, x: Float[Array, "b t d"], state: LinearAttentionState, context: Context = Context()
     ) -> tuple[MixerOutput, LinearAttentionState]:
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
-        hidden, memory = self._mix(zero_padding(x, tokens), tokens, state.memory, state.cursor.segment, True)
+        past = {"initial_state": state.memory, "initial_segment": state.cursor.segment, "return_state": True}
+        hidden, memory = self._mix(zero_padding(x, tokens), tokens, **past)
         return MixerOutput(hidden), LinearAttentionState(memory, cursor)
 
-    def _mix(self, x, context, memory, segment, return_state):
+    def _mix(self, x, context, **past):
         config = self.config
         q, k, v = (split_heads(projection(x), config.heads) for projection in (self.query, self.key, self.value))
         if isinstance(config.positions, Rotary):
             positions = token_positions(context, *x.shape[:2])
             q, k = config.positions(q, positions), config.positions(k, positions)
-        past = {
-            "initial_state": memory,
-            "segment_ids": context.segments,
-            "initial_segment": segment,
-            "return_state": return_state,
-            "chunk_size": config.chunk,
-        }
-        # Taylor features without a decay have an operation of their own, which makes them for the state only.
-        run = self._series if isinstance(config.feature_map, Taylor) and config.decay == "none" else self._recurrence
-        o, memory = run(q, k, v, **past)
+        past |= {"segment_ids": context.segments, "chunk_size": config.chunk}
+        if isinstance(config.feature_map, Taylor) and config.decay == "none":
+            # An operation of its own, which makes the features for the state only.
+            o, memory = taylor_attention(q, k, v, normalise=config.normalise, epsilon=config.epsilon, **past)
+        else:
+            o, memory = self._recurrence(q, k, v, **past)
         if self.output_norm is not None:
             o = self.output_norm(o)
         return self.output(merge_heads(o).astype(x.dtype)), memory
-
-    def _series(self, q, k, v, **past):
-        return taylor_attention(q, k, v, normalise=self.config.normalise, epsilon=self.config.epsilon, **past)
 
     def _recurrence(self, q, k, v, **past):
         config = self.config

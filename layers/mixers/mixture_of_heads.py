@@ -104,9 +104,8 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
         fp32."""
         config = self.config
         x = x.astype(jnp.float32)
-        b, t, _ = x.shape
         averages_one = config.gates == "code"
-        shared, routed = jnp.ones((b, t, config.shared)), jnp.zeros((b, t, config.routed))
+        shared, routed = jnp.ones((*x.shape[:2], config.shared)), jnp.zeros((*x.shape[:2], config.routed))
         probabilities, chosen = routed, routed > 0
         if self.shared_router is not None:
             shared = jax.nn.softmax(self.shared_router(x), axis=-1) * (config.shared if averages_one else 1)

@@ -59,14 +59,12 @@ class GELUNetwork(nnx.Module):
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
 
-class SwiGLUNetwork(nnx.Module):
-    """The module of `SwiGLU`."""
+class SwiGLUNetwork(GELUNetwork):
+    """The module of `SwiGLU`: the same two maps and a gate."""
 
     def __init__(self, config: MlpConfig, width: int, place: Place, rngs: nnx.Rngs):
-        inner = config.inner(width)
-        self.gate = Linear(width, inner, "d f", rngs, bias=config.bias)
-        self.up = Linear(width, inner, "d f", rngs, bias=config.bias)
-        self.down = Linear(inner, width, "f d", rngs, bias=config.bias, init=output_init(place.depth))
+        self.gate = Linear(width, config.inner(width), "d f", rngs, bias=config.bias)
+        super().__init__(config, width, place, rngs)
 
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))

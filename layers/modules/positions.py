@@ -38,12 +38,10 @@ class Rotary(PositionsConfig):
         angles = positions[..., None, None].astype(jnp.float32) * rates
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         head, rest = x[..., :rotated].astype(jnp.float32), x[..., rotated:]
-        if self.layout == "half":
-            a, b = jnp.split(head, 2, axis=-1)
-            head = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-        else:
-            a, b = head[..., 0::2], head[..., 1::2]
-            head = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(head.shape)
+        half = self.layout == "half"
+        a, b = jnp.split(head, 2, axis=-1) if half else (head[..., 0::2], head[..., 1::2])
+        pair = [a * cos - b * sin, b * cos + a * sin]
+        head = jnp.concatenate(pair, axis=-1) if half else jnp.stack(pair, axis=-1).reshape(head.shape)
         return jnp.concatenate([head.astype(x.dtype), rest], axis=-1)
 
 

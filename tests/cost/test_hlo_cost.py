@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from recollect.cost.compile_target import memory_line, time_lines, work_lines
+from recollect.cost.describe import memory_line, time_lines, work_lines
 from recollect.cost.hlo_cost import Traffic, Work, work_of
 from recollect.cost.hlo_parser import bytes_of
 from recollect.training.monitoring.chips import chip_of

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from recollect.data.tokenizers import START
-from recollect.evaluation import ngram_baselines
 from recollect.evaluation.ngram_baselines import (
     CONTEXT,
     Bigram,
@@ -29,9 +28,7 @@ def document(raw):
     return np.append(START, np.frombuffer(raw, np.uint8))
 
 
-@pytest.mark.parametrize("block", [1 << 22, 50])
-def test_bigram_against_counting(block, monkeypatch):
-    monkeypatch.setattr(ngram_baselines, "_BLOCK", block)
+def test_bigram_against_counting():
     train, held_out = random_documents(0), random_documents(1)
     pairs = collections.Counter(pair for tokens in train for pair in itertools.pairwise(tokens.tolist()))
     before, kinds, after = collections.Counter(), collections.Counter(), collections.Counter()

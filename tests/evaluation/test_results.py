@@ -5,8 +5,14 @@ import numpy as np
 import pytest
 
 from recollect.configuration import UserError
-from recollect.evaluation.results import learning_curve, load_run, load_runs
-from recollect.evaluation.summaries import group_by_label, slice_order, summarise
+from recollect.evaluation.results import (
+    group_by_label,
+    learning_curve,
+    load_run,
+    load_runs,
+    slice_order,
+    summarise,
+)
 from tests.evaluation.folders import write_run
 
 

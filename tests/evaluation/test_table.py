@@ -5,8 +5,7 @@ import math
 import pytest
 
 from recollect.configuration import UserError
-from recollect.evaluation.results import load_runs
-from recollect.evaluation.summaries import summarise
+from recollect.evaluation.results import load_runs, summarise
 from recollect.evaluation.table import (
     format_bytes,
     format_count,

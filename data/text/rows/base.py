@@ -10,6 +10,7 @@ nor is anything beyond a document's end. Each byte of text is a target at most o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import chz
@@ -70,34 +71,30 @@ class Sequences(Config):
         return 1, (1.0,) * len(plan.lengths)
 
 
-class RowArrays:
-    """Rows of NumPy arrays, padding until they are filled (token 0, weight 0, segment 0).
+def read_rows(
+    documents: Documents, spans: Iterable[list[Span]], rows: int, length: int, *, segmented: bool = True
+) -> Batch:
+    """Returns a batch of NumPy arrays, (rows, length) each.
 
-    Attributes:
-      tokens, targets, segments: (rows, length) int32.
-      weights: (rows, length) float32.
+    Args:
+      spans: of each row, which it holds one after the other; what is left of a row, and rows without spans, are padding
+        (token 0, weight 0, segment 0).
+      segmented: whether the batch has segment ids.
     """
-
-    def __init__(self, rows: int, length: int):
-        self.tokens, self.targets, self.segments = (np.zeros((rows, length), np.int32) for _ in range(3))
-        self.weights = np.zeros((rows, length), np.float32)
-
-    def batch(self, *, segmented: bool = True) -> Batch:
-        """Returns the rows as a batch; without segment ids unless `segmented`."""
-        arrays: Any = self
-        return Batch(arrays.tokens, arrays.targets, None, arrays.weights, arrays.segments if segmented else None)
-
-    def fill(self, row: int, documents: Documents, spans: list[Span]) -> None:
-        """Writes the spans one after the other into `row`."""
+    tokens, targets, segments = (np.zeros((rows, length), np.int32) for _ in range(3))
+    weights = np.zeros((rows, length), np.float32)
+    for row, of_row in enumerate(spans):
         at = 0
-        for number, (document, start, stop) in enumerate(spans, start=1):
-            tokens = documents.tokens(document, start, min(stop + 1, int(documents.lengths[document])))
-            end, labelled = at + stop - start, at + len(tokens) - 1
-            self.tokens[row, at:end] = tokens[: stop - start]
-            self.targets[row, at:labelled] = tokens[1:]
-            self.weights[row, at:labelled] = 1
-            self.segments[row, at:end] = number
+        for number, (document, start, stop) in enumerate(of_row, start=1):
+            ids = documents.tokens(document, start, min(stop + 1, int(documents.lengths[document])))
+            end, labelled = at + stop - start, at + len(ids) - 1
+            tokens[row, at:end] = ids[: stop - start]
+            targets[row, at:labelled] = ids[1:]
+            weights[row, at:labelled] = 1
+            segments[row, at:end] = number
             at = end
+    arrays: Any = (tokens, targets, None, weights, segments if segmented else None)
+    return Batch(*arrays)
 
 
 def smallest_dtype(numbers: np.ndarray) -> np.ndarray:

@@ -14,11 +14,9 @@ Easy to get wrong: an epoch's order is Grain's `index_shuffle`, which computes a
 rest of it.
 """
 
-from __future__ import annotations
-
 from recollect.configuration import UserError
 from recollect.data.batch import Batch
-from recollect.data.text.rows.base import Documents, RowArrays, RowPlan, Sequences
+from recollect.data.text.rows.base import Documents, RowPlan, Sequences, read_rows
 from recollect.data.text.rows.curriculum import BucketSchedule
 from recollect.data.text.rows.stable_random import seed_of
 
@@ -60,8 +58,7 @@ class GlobalBatches:
         self.seed = seed
         self.shuffle = shuffle
         self._rows = tuple(batch_size * length // row_length for row_length in plan.lengths)
-        cycles, odds = sequences.shares(plan)
-        self._schedule = BucketSchedule(plan.counts, self._rows, cycles, odds, seed)
+        self._schedule = BucketSchedule(plan.counts, self._rows, *sequences.shares(plan), seed)
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
@@ -85,11 +82,9 @@ class GlobalBatches:
         group, index = self._locate(number)
         if not 0 <= begin <= end <= self._rows[group]:
             raise ValueError(f"rows {begin} to {end}: batch {number} has {self._rows[group]}")
-        arrays = RowArrays(end - begin, self.plan.lengths[group])
-        for place in range(begin, end):
-            row = self._row(group, index * self._rows[group] + place)
-            arrays.fill(place - begin, self.documents, self.plan.spans(group, row))
-        return arrays.batch(segmented=self.plan.segmented)
+        first, length = index * self._rows[group], self.plan.lengths[group]
+        spans = (self.plan.spans(group, self._row(group, first + place)) for place in range(begin, end))
+        return read_rows(self.documents, spans, end - begin, length, segmented=self.plan.segmented)
 
     def _locate(self, number: int) -> tuple[int, int]:
         return (0, number) if len(self._rows) == 1 else self._schedule.locate(number)

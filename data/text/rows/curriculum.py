@@ -6,8 +6,6 @@ cycle has not emptied yet. Odds don't change in a cycle, so short buckets that h
 fill its end, and every cycle begins anew with short sequences.
 """
 
-from __future__ import annotations
-
 import bisect
 import functools
 
@@ -61,23 +59,19 @@ class BucketSchedule:
         sizes = np.array(self.before(cycle + 1)) - np.array(self.before(cycle))
         total = int(sizes.sum())
         numbers = uniforms((self._seed, _CYCLES, cycle), total)
-        groups = np.empty(total, np.int16)
-        ranks = np.empty(total, np.int64)
-        taken = np.zeros(len(sizes), np.int64)
+        groups, ranks = np.empty(total, np.int16), np.empty(total, np.int64)
         at = 0
         while at < total:
-            open_groups = np.flatnonzero(sizes > taken)
+            needs = sizes - np.bincount(groups[:at], minlength=len(sizes))
+            open_groups = np.flatnonzero(needs)
             odds = np.array(self._odds)[open_groups]
             bounds = np.cumsum(odds / odds.sum())
             drawn = open_groups[np.minimum(np.searchsorted(bounds, numbers[at:], side="right"), len(open_groups) - 1)]
             # As far as the first group's end; from there on the odds are others.
             places = {int(group): np.flatnonzero(drawn == group) for group in open_groups}
-            needs = {group: int(sizes[group] - taken[group]) for group in places}
-            end = min(int(places[group][need - 1]) + 1 for group, need in needs.items() if len(places[group]) >= need)
-            for group, of_group in places.items():
-                of_group = of_group[: np.searchsorted(of_group, end)]
-                ranks[at + of_group] = taken[group] + np.arange(len(of_group))
-                taken[group] += len(of_group)
+            end = min(1 + int(of[needs[group] - 1]) for group, of in places.items() if len(of) >= needs[group])
             groups[at : at + end] = drawn[:end]
             at += end
+        for group, size in enumerate(sizes):
+            ranks[groups == group] = np.arange(size)
         return groups, ranks

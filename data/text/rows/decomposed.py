@@ -16,13 +16,14 @@ certain to fit, so time is linear in pieces; a plan takes 8 bytes of memory per 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal
 
 import chz
 import numpy as np
 from jaxtyping import Int
 
-from recollect.configuration import UserError
+from recollect.configuration import UserError, at_least
 from recollect.data.text.rows.base import RowPlan, Sequences, Span, smallest_dtype
 from recollect.data.text.rows.stable_random import uniforms
 
@@ -47,7 +48,7 @@ class Decomposed(Sequences):
 
     shortest: int = 256
     curriculum: Curriculum = "grow_p2"
-    cycles: int = 8
+    cycles: int = chz.field(default=8, validator=at_least(1))
     odds: Literal["raw", "by_tokens"] = "raw"
     randomise: bool = True
 
@@ -58,8 +59,6 @@ class Decomposed(Sequences):
                 f"shortest={self.shortest}: must be a power of two, at least 2; the nearest is "
                 f"{_nearest_power(self.shortest)}"
             )
-        if self.cycles < 1:
-            raise UserError(f"cycles={self.cycles}: must be at least 1")
 
     def check(self, length: int) -> None:
         """Raises UserError if `length` is no power of two or shorter than the shortest bucket."""
@@ -118,26 +117,27 @@ class DecomposedPlan(RowPlan):
             raise ValueError(f"shortest={shortest}, longest={longest}: must be powers of two in this order")
         documents, starts, powers = decompose(lengths, low, high, seed, randomise=randomise)
         self.lengths = tuple(1 << power for power in range(low, high + 1))
-        self._documents = [smallest_dtype(documents[powers == power]) for power in range(low, high + 1)]
-        self._starts = [smallest_dtype(starts[powers == power]) for power in range(low, high + 1)]
-        self.counts = tuple(map(len, self._documents))
+        # Document and first token of each piece, by bucket.
+        self._pieces = [
+            (smallest_dtype(documents[powers == power]), smallest_dtype(starts[powers == power]))
+            for power in range(low, high + 1)
+        ]
+        self.counts = tuple(len(documents) for documents, _ in self._pieces)
         self._tokens = int(lengths.sum())
         self._possible = int(np.maximum(lengths - 1, 0).sum())
 
     def spans(self, group: int, row: int) -> list[Span]:
         """See `RowPlan`."""
-        start = int(self._starts[group][row])
-        return [(int(self._documents[group][row]), start, start + self.lengths[group])]
+        document, start = (int(numbers[row]) for numbers in self._pieces[group])
+        return [(document, start, start + self.lengths[group])]
 
     def facts(self) -> dict[str, Any]:
         """Returns the rows of each bucket, and the shares of all tokens in some row and of all targets trained on."""
-        pairs = list(zip(self.lengths, self.counts, strict=True))
-        kept = sum((length + 1) * count for length, count in pairs)
-        targets = sum(length * count for length, count in pairs)
+        targets = sum(length * count for length, count in zip(self.lengths, self.counts, strict=True))
         return {
             **super().facts(),
-            "rows_by_length": {str(length): count for length, count in pairs},
-            "retained_share": kept / max(self._tokens, 1),
+            "rows_by_length": dict(zip(map(str, self.lengths), self.counts, strict=True)),
+            "retained_share": (targets + sum(self.counts)) / max(self._tokens, 1),
             "target_share": targets / max(self._possible, 1),
         }
 
@@ -156,8 +156,7 @@ def decompose(
     # p(k) proportional to 2^-k, summed up from the longest bucket on.
     shares = 2.0 ** np.arange(high - low + 1)
     bounds = np.cumsum(shares / shares.sum())
-    rounds = 0
-    while True:
+    for rounds in itertools.count():
         # Lengths are drawn while floor(log2(n - 1)) > high, that is, while n > 2^(high + 1).
         excess = lengths - at - (2 << high)
         active = np.flatnonzero(excess > 0)
@@ -175,7 +174,6 @@ def decompose(
         before = (ends - sizes)[first]
         pieces.append((np.repeat(active, times), np.repeat(at[active] - before, times) + ends - sizes, powers))
         at[active] += ends[first + times - 1] - before
-        rounds += 1
     for power in range(high, low - 1, -1):
         # At most 2^(power + 1) tokens are left of any document, and fewer than half of them after its piece.
         taken = np.flatnonzero(lengths - at > 1 << power)

@@ -66,7 +66,7 @@ def pack(sizes: Int[np.ndarray, " pieces"], length: int) -> PackedRows:
     left = counts.tolist()
     # Bit s is set while a piece of size s is left: the longest that fits is then the highest bit below a bound.
     present = sum(1 << int(size) for size in np.flatnonzero(counts))
-    orders, widths, repeats = [np.zeros(0, by_size.dtype)], [], []
+    orders, widths = [np.zeros(0, by_size.dtype)], [np.zeros(1, np.int64)]
     while present:
         places = _pattern(present, left, length)
         times = min(left[size] // len(columns) for size, columns in places.items())
@@ -80,10 +80,8 @@ def pack(sizes: Int[np.ndarray, " pieces"], length: int) -> PackedRows:
             if not left[size]:
                 present &= ~(1 << size)
         orders.append(pieces.reshape(-1))
-        widths.append(width)
-        repeats.append(times)
-    per_row = np.repeat(np.array(widths, np.int64), np.array(repeats, np.int64))
-    return PackedRows(np.concatenate(orders), smallest_dtype(np.concatenate([[0], np.cumsum(per_row)])))
+        widths.append(np.full(times, width))
+    return PackedRows(np.concatenate(orders), smallest_dtype(np.cumsum(np.concatenate(widths))))
 
 
 def _pattern(present: int, left: list[int], length: int) -> dict[int, list[int]]:

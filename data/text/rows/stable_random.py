@@ -5,8 +5,6 @@ generators' raw output and for SeedSequence, but not for the methods of `Generat
 made from raw bits here.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 

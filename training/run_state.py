@@ -95,8 +95,8 @@ class RunState:
         self.shapes: Any = None
         self.stop_signal: str | None = None
 
-    def start(self, fresh: Callable[[], Any]) -> None:
-        """Goes on from the newest good checkpoint, or from `fresh()` at step 0.
+    def start(self, fresh: Callable[[], Any], before: int | None = None) -> None:
+        """Goes on from the newest good checkpoint (of a step less than `before`), or from `fresh()` at step 0.
 
         The state's arrays are loaded onto the devices that hold a fresh one, whatever mesh saved them.
 
@@ -109,7 +109,7 @@ class RunState:
             from recollect.training.checkpoint.resume import delete_unfinished, newest_good
 
             delete_unfinished(self.checkpoints, self.log)
-            step = newest_good(self.checkpoints, self.log)
+            step = newest_good(self.checkpoints, self.log, before)
         state = fresh()
         self.shapes = shapes_of(state)
         if step is None:

@@ -133,16 +133,11 @@ class Processes(Host):
     def stop_together(self, step: int, requested: bool, name: str = "run") -> bool:
         # A process that was asked to stop writes down its step and goes on for one more call. The others cannot finish
         # that call without it, so at its end all have seen the note, and all stop there.
-        key = f"{ROOT}/stop/{name}"
+        folder = f"{ROOT}/stop/{name.replace('/', ':')}"
         if requested:
             with contextlib.suppress(Exception):  # another process wrote first: its step counts
-                self._client.key_value_set(key, str(step), allow_overwrite=False)
-        try:
-            return step > int(self._client.key_value_try_get(key))
-        except Exception as error:
-            if "NOT_FOUND" in str(error):
-                return False
-            raise
+                self._client.key_value_set(f"{folder}/step", str(step), allow_overwrite=False)
+        return any(step > int(noted) for _, noted in self._client.key_value_dir_get(folder))
 
     def finish(self) -> None:
         """Ends together with all others; from here on none is watched."""

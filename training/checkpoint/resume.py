@@ -46,9 +46,8 @@ def newest_good(checkpoints: Checkpoints, log: Log = print, before: int | None =
       UserError: there were checkpoints and all are damaged: starting again from step 0 must be the user's choice.
     """
     host, aside = current_host(), checkpoints.directory / "damaged"
-    for step in reversed(checkpoints.steps()):
-        if before is not None and step >= before:
-            continue
+    steps = [step for step in checkpoints.steps() if before is None or step < before]
+    for step in reversed(steps):
         folder = checkpoints.directory / str(step)
         problem = host.broadcast(damage(folder) if host.is_main else None)
         if problem is None:
@@ -70,7 +69,7 @@ def newest_good(checkpoints: Checkpoints, log: Log = print, before: int | None =
 
 def load(checkpoints: Checkpoints, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
     """Returns the state of a step, every array placed as `abstract` asks, and `extra`. Files are not verified here:
-    see `problem`.
+    see `newest_good`.
 
     Args:
       abstract: a tree like the state saved, of arrays or ShapeDtypeStructs whose `sharding` says where each goes:

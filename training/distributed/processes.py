@@ -63,7 +63,8 @@ class Processes(Host):
         )
         from jax._src import distributed  # the key-value store has no public name; Orbax takes this one too
 
-        self._client: Any = distributed.global_state.client
+        state: Any = distributed.global_state
+        self._client = state.client
         try:
             self._client.key_value_set(f"{ROOT}/host/{self.index}", socket.gethostname())
         except Exception as error:

@@ -114,10 +114,10 @@ def begin(population: RunState, members: list[RunState]) -> None:
     population.pipeline = StepPipeline(population, values, population.progress.step)
 
 
-def newest_common(members: list[RunState]) -> dict[RunState, int] | None:
+def newest_common(members: list[RunState]) -> dict[RunState, Any] | None:
     """Returns the step that each member goes on from: the newest of which all have a whole checkpoint; None where one
     has none. A member that has ended stands beside the others with its last checkpoint."""
-    steps = {member: newest_good(member.checkpoints, member.log) for member in members}
+    steps: dict[RunState, Any] = {member: newest_good(member.checkpoints, member.log) for member in members}
     going_on = [one for one, step in steps.items() if not (has_ended(one) and step == (one.result or {})["steps"])]
     while None not in steps.values():
         oldest = min(steps[member] for member in going_on)

@@ -106,6 +106,11 @@ def _train_all(
     tries: collections.Counter[str] = collections.Counter()
     token = _write_token(folder)
     pending = {submit(task): task for task in tasks}
+
+    def status() -> str:
+        done = len(tasks) - len(pending) - len(failures)
+        return f"{done} tasks done, {len(pending)} running or waiting, {len(failures)} failed"
+
     try:
         while pending:
             for reference in ray.wait(list(pending), timeout=5.0)[0]:
@@ -122,9 +127,7 @@ def _train_all(
                 else:
                     failures.append(f"{name}: {why}" + (f", {tries[name]} times" if may_help else ""))
                     progress.log(f"  failed: {failures[-1]}")
-            done = len(tasks) - len(pending) - len(failures)
-            status = f"{done} tasks done, {len(pending)} running or waiting, {len(failures)} failed"
-            progress.update(sum(map(_steps, everyone)), lambda status=status: status)
+            progress.update(sum(map(_steps, everyone)), status)
     finally:
         for reference in pending:
             ray.cancel(reference)

@@ -16,9 +16,10 @@ from recollect.models.functional import FunctionalModel, Params, flatten
 from recollect.models.generation import generate
 from recollect.training.checkpoint.integrity import damage
 from recollect.training.checkpoint.orbax_folder import Checkpoints
-from recollect.training.checkpoint.resume import Log, restore
+from recollect.training.checkpoint.resume import restore
 from recollect.training.evaluator import evaluate
 from recollect.training.experiment import Experiment
+from recollect.training.run_state import Log
 from recollect.training.saved_experiment import as_experiment
 from recollect.training.step import program_for
 

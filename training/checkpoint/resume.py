@@ -18,9 +18,7 @@ from recollect.training.checkpoint.integrity import damage
 from recollect.training.checkpoint.orbax_folder import Checkpoints, quiet
 from recollect.training.distributed.host import current_host
 from recollect.training.run_folder import environment
-from recollect.training.run_state import RunProgress, RunState
-
-Log = Callable[[str], None]
+from recollect.training.run_state import Log, RunProgress, RunState
 
 UNFINISHED = (".orbax-checkpoint-tmp", ".writing")
 """How the names of folders of saves that were cut off end; `.writing` and `.retired` are those of earlier versions."""

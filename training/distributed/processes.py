@@ -58,7 +58,7 @@ class Processes(Host):
             place.processes,
             place.index,
             initialization_timeout=int(patience),
-            heartbeat_timeout_seconds=max(1, int(1.5 * timeout)),
+            heartbeat_timeout_seconds=int(1.5 * timeout),
             shutdown_timeout_seconds=60,
         )
         from jax._src import distributed  # the key-value store has no public name; Orbax takes this one too

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,12 +27,10 @@ from recollect.training.monitoring.run_log import RunLog, rates_since_log
 from recollect.training.monitoring.throughput import meter_of
 from recollect.training.recovery.preemption import StopOnSignal
 from recollect.training.run_folder import is_done
-from recollect.training.run_state import RunProgress, RunState, shapes_of
+from recollect.training.run_state import Log, RunProgress, RunState, shapes_of
 from recollect.training.step import evaluated, member_values, program_for
 from recollect.training.step_pipeline import Call, StepPipeline
 from recollect.training.train import finish, ignore, prepare, train, train_steps
-
-Log = Callable[[str], None]
 
 
 def train_members(experiments: list[Experiment], *, together: bool, log: Log = print) -> list[dict[str, Any]]:

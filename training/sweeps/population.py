@@ -55,55 +55,55 @@ def train_population(experiments: list[Experiment], log: Log = print) -> list[di
     # The members' checkpoints of one step are not renamed at one moment: with one each, a kill between could leave none
     # in common.
     members = [RunState(experiment, log, max(2, experiment.run.keep_checkpoints)) for experiment in experiments]
-    results = [member.result for member in members if member.result is not None and has_ended(member)]
-    if len(results) == len(members):
-        for member in members:
+    left = [member for member in members if not is_done(member.result, member.experiment.run.steps)]
+    for member in members:
+        if member not in left:
             log(f"{member.folder.path}: already finished, not trained again")
-        return results
+    if left:
+        _train_together(left)
+    return [member.result or {} for member in members]
+
+
+def _train_together(members: list[RunState]) -> None:
+    """Trains members to their ends, or to where a signal stops them, and sets their results."""
     # What the training loop takes for one run: stacked states, and the folder and the log of the first member.
     population = copy.copy(members[0])
     population.progress = RunProgress()
-    population.program = program_for(experiments[0], len(members))
-    population.meter = meter_of(experiments[0])
+    population.program = program_for(population.experiment, len(members))
+    population.meter = meter_of(population.experiment)
     hooks: list[Hook] = [StopOnSignal(), population.meter, EachMember(members)]
     try:
         begin(population, members)
         train_steps(population, hooks)
-        parameters = count(population.state["params"]) // len(members)
-        return [_result(member, population.stop_signal, parameters) for member in members]
+        for member in members:
+            member.stop_signal = population.stop_signal
+            member.result = finish(member, count(population.state["params"]) // len(members))
     finally:
         for hook in reversed(hooks):
             hook.close(population)
 
 
-def has_ended(member: RunState) -> bool:
-    """Returns whether an earlier process has trained a member to its end."""
-    return is_done(member.result, member.experiment.run.steps)
-
-
 def begin(population: RunState, members: list[RunState]) -> None:
     """Makes fresh states, or loads those of the newest step that all members can go on from."""
     for member in members:
-        if not has_ended(member):
-            member.folder.unfinish()
+        member.folder.unfinish()
         member.folder.write_environment()
         delete_unfinished(member.checkpoints, member.log)
-    steps = newest_common(members)
+    step = newest_common(members)
     population.state = population.program.init([member.experiment.run.seed for member in members])
-    if steps is None:
+    if step is None:
         for member in members:
             member.rewind(0)
     else:
         shapes = shapes_of(population.state)
         population.state = None  # what is loaded takes its place on the devices
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes)
-        rows = [jax.device_get(resume(member, step, one)) for member, step in steps.items()]
+        rows = [jax.device_get(resume(member, step, one)) for member in members]
         population.state = jax.tree.map(
             lambda leaf, *leaves: jax.device_put(np.stack(leaves), leaf.sharding), shapes, *rows
         )
-        going_on = [member.progress.step for member in members if member.progress.done is None]
-        population.progress.step = max(going_on, default=0)
-        population.progress.done = None if going_on else "finished"
+        population.progress.step = step
+        population.progress.done = "finished" if all(member.progress.done for member in members) else None
     population.batches = open_batches(population.experiment, population.program)
     for member in members:
         member.program, member.batches, member.meter = population.program, population.batches, population.meter
@@ -111,19 +111,16 @@ def begin(population: RunState, members: list[RunState]) -> None:
     population.pipeline = StepPipeline(population, values, population.progress.step)
 
 
-def newest_common(members: list[RunState]) -> dict[RunState, Any] | None:
-    """Returns the step that each member goes on from: the newest of which all have a whole checkpoint; None where one
-    has none. A member that has ended stands beside the others with its last checkpoint."""
-    steps: dict[RunState, Any] = {member: newest_good(member.checkpoints, member.log) for member in members}
-    going_on = [one for one, step in steps.items() if not (has_ended(one) and step == (one.result or {})["steps"])]
-    while None not in steps.values():
-        oldest = min(steps[member] for member in going_on)
-        ahead = [member for member in going_on if steps[member] > oldest]
-        if not ahead:
-            return steps
-        for member in ahead:
-            steps[member] = newest_good(member.checkpoints, member.log, before=oldest + 1)
-    return None
+def newest_common(members: list[RunState]) -> int | None:
+    """Returns the newest step of which all members have a whole checkpoint, None where there is none."""
+    before = None
+    while True:
+        steps = {newest_good(member.checkpoints, member.log, before) for member in members}
+        if len(steps) == 1:
+            return steps.pop()
+        if None in steps:
+            return None
+        before = 1 + min(step for step in steps if step is not None)
 
 
 class EachMember(Hook):
@@ -205,11 +202,3 @@ class EachMember(Hook):
 
 def _row_of(tree: Any, row: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[row], tree)
-
-
-def _result(member: RunState, stop_signal: str | None, parameters: int) -> dict[str, Any]:
-    before = member.result
-    if before is not None and (before["steps"], before["status"]) == (member.progress.step, member.progress.done):
-        return before
-    member.stop_signal = stop_signal
-    return finish(member, parameters)

@@ -97,7 +97,7 @@ def _run_on_ray(
     for option, value in (("--cpus-per-task", cpus), ("--gpus-per-task", gpus)):
         if value is not None and value < 0:
             raise UserError(f"{option} {value:g}: must not be negative")
-    swept = run_study_on_ray(
+    return run_study_on_ray(
         experiments,
         study.sweep,
         out,
@@ -107,4 +107,3 @@ def _run_on_ray(
         gpus=gpus,
         definitions=definitions,
     )
-    return swept.folders, swept.failures

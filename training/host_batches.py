@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,14 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from recollect.configuration import UserError
 from recollect.data.batch import Batch
+from recollect.data.text.rows.by_number import GlobalBatches
 from recollect.models.functional import Params
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
 from recollect.training.sharding import batch_sharding, batch_shardings
 from recollect.training.step import Program
-
-if TYPE_CHECKING:
-    from recollect.data.text.rows.by_number import GlobalBatches
 
 _READERS, _BATCHES_AHEAD = 2, 8
 _ENDLESS = 2**40
@@ -48,8 +46,20 @@ class HostBatches:
         self._offset = 0
         self._reader: Any = None
         self._next = -1
-        if data_state is not None:
-            self._continue(data_state)
+        if data_state is None:
+            return
+        digest = self.data.corpus_digest() or ""
+        if data_state["corpus"] != digest:
+            raise UserError(
+                f"the checkpoint was trained on corpus {data_state['corpus'][:12]}, "
+                f"and the source now holds {digest[:12]}"
+            )
+        if "offset" not in data_state:
+            raise UserError(
+                "the checkpoint was written by a version that ordered batches otherwise; "
+                "train it anew in another run.directory"
+            )
+        self._offset = int(data_state["offset"])
 
     @functools.cached_property
     def batches(self) -> GlobalBatches:
@@ -96,20 +106,6 @@ class HostBatches:
     def result_entries(self) -> dict[str, Any]:
         """Returns the entries of result.json about the data, and how its documents became rows."""
         return {**self.data.result_entries(), "rows": self.batches.plan.facts()}
-
-    def _continue(self, data_state: Any) -> None:
-        digest = self.data.corpus_digest() or ""
-        if data_state["corpus"] != digest:
-            raise UserError(
-                f"the checkpoint was trained on corpus {data_state['corpus'][:12]}, "
-                f"and the source now holds {digest[:12]}"
-            )
-        if "offset" not in data_state:
-            raise UserError(
-                "the checkpoint was written by a version that ordered batches otherwise; "
-                "train it anew in another run.directory"
-            )
-        self._offset = int(data_state["offset"])
 
     def _open(self, number: int) -> None:
         """Begins to read ahead from batch `number` on."""

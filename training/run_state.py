@@ -94,9 +94,9 @@ class RunState:
         self.shapes: Any = None
         self.stop_signal: str | None = None
 
-    def start(self, fresh: Callable[[], Any]) -> None:
-        """Goes on from the newest good checkpoint, or from `fresh()` at step 0. Arrays are loaded onto the devices that
-        hold a fresh state, whatever mesh saved them.
+    def start(self, fresh: Callable[[], Any], before: int | None = None) -> None:
+        """Goes on from the newest good checkpoint (of a step less than `before`), or from `fresh()` at step 0. Arrays
+        are loaded onto the devices that hold a fresh state, whatever mesh saved them.
 
         Raises:
           UserError: all checkpoints are damaged, or hold a state of another structure.
@@ -107,7 +107,7 @@ class RunState:
             from recollect.training.checkpoint.resume import delete_unfinished, newest_good
 
             delete_unfinished(self.checkpoints, self.log)
-            step = newest_good(self.checkpoints, self.log)
+            step = newest_good(self.checkpoints, self.log, before)
         state = fresh()
         self.shapes = shapes_of(state)
         if step is None:

@@ -16,9 +16,10 @@ from recollect.models.functional import FunctionalModel, Params, flatten
 from recollect.models.generation import generate
 from recollect.training.checkpoint.integrity import damage
 from recollect.training.checkpoint.orbax_folder import Checkpoints
-from recollect.training.checkpoint.resume import Log, reading, restore
+from recollect.training.checkpoint.resume import restore
 from recollect.training.evaluator import evaluate
 from recollect.training.experiment import Experiment
+from recollect.training.run_state import Log
 from recollect.training.saved_experiment import as_experiment
 from recollect.training.step import program_for
 
@@ -45,6 +46,11 @@ def load_params(directory: Path, *, ema: bool = False, log: Log | None = None) -
     Raises:
       UserError: no checkpoint, or all are damaged.
     """
+
+    def parameters(saved: dict[str, Any]) -> dict[str, Any]:
+        name = "ema" if ema and "ema" in saved else "params"
+        return {name: saved[name]}
+
     checkpoints = Checkpoints(directory)
     problems = []
     for step in reversed(checkpoints.steps()):
@@ -55,12 +61,9 @@ def load_params(directory: Path, *, ema: bool = False, log: Log | None = None) -
             continue
         for line in problems:
             (log or _to_stderr)(f"{line}; taking step {step}")
-        meta = read_json(folder / "meta.json")
-        with reading(folder) as reader:
-            tree = dict(reader.metadata(folder / "state").item_metadata.tree)
-            name = "ema" if ema and "ema" in tree else "params"
-            state = restore(reader, folder, {name: tree[name]}, partial=True)
-            return jax.device_get(state[name]), from_json(meta["config"]), step
+        config = from_json(read_json(folder / "meta.json")["config"])
+        (params,) = restore(folder, parameters, partial=True).values()
+        return jax.device_get(params), config, step
     raise UserError("; ".join(problems) or f"{checkpoints.directory} holds no checkpoint")
 
 

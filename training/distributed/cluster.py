@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
 import socket
 
@@ -65,16 +64,14 @@ def check_port(coordinator: str) -> None:
       UserError: it cannot.
     """
     port = int(coordinator.rpartition(":")[2])
-    family = socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(("", port))
+        socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
     except OSError as error:
-        if error.errno == errno.EAFNOSUPPORT:  # a machine without IPv6
-            return
+        why = os.strerror(error.errno or 0)
         raise UserError(
-            f"--coordinator {coordinator}: port {port} cannot be opened here ({error.strerror}); choose another one"
+            f"--coordinator {coordinator}: port {port} cannot be opened here ({why}); choose another one"
         ) from error
 
 
@@ -104,14 +101,12 @@ def _detect(timeout: int) -> Place | None:
     """Returns what `jax.distributed.initialize()` finds without arguments; it has no public name before joining."""
     from jax._src.clusters import ClusterEnv
 
+    unset = (None,) * 5
     try:
-        address, processes, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
-            None, None, None, None, None, timeout
-        )
+        address, processes, index, _ = ClusterEnv.auto_detect_unset_distributed_params(*unset, timeout)
     except Exception as error:
-        raise UserError(
-            f"jax could not read the processes of this cluster: {str(error) or type(error).__name__}"
-        ) from error
+        why = str(error) or type(error).__name__
+        raise UserError(f"jax could not read the processes of this cluster: {why}") from error
     if address is None or processes is None or index is None or processes == 1:
         return None
     return Place(address, processes, index)

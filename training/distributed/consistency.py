@@ -15,20 +15,21 @@ from recollect.training.run_state import run_directory
 
 def check_start(experiments: list[Experiment]) -> None:
     """Refuses a run whose processes would not do the same: other configs or versions, a mesh without some of the
-    devices, or a run folder that only some see. Does nothing where there is one process.
+    devices, or a run folder that only some see. Called where there are several.
 
     Raises:
       UserError: the same one in every process.
     """
     host = current_host()
-    if host.count == 1:
-        return
-    packages = {
-        name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-    }
-    device = jax.local_devices()[0].device_kind
-    facts = {"packages": packages, "device": device, "local devices": jax.local_device_count()}
-    host.check_equal({**facts, "config": [to_json(experiment) for experiment in experiments]})
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    host.check_equal(
+        {
+            "packages": {name: importlib.metadata.version(name) for name in packages},
+            "device": jax.local_devices()[0].device_kind,
+            "local devices": jax.local_device_count(),
+            "config": [to_json(experiment) for experiment in experiments],
+        }
+    )
     for experiment in experiments:
         used, available = experiment.run.mesh.devices, jax.device_count()
         if used != available:
@@ -52,5 +53,4 @@ def prepare_data(data: Any) -> None:
     host.wait_for_all()
     if not host.is_main:
         data.prepare()
-    if host.count > 1 and (digest := data.corpus_digest()) is not None:
-        host.check_equal({"corpus": digest})
+    host.check_equal({"corpus": data.corpus_digest()})

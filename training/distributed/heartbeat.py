@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
+import itertools
 import os
 import signal
 import socket
@@ -21,6 +21,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
+from recollect.configuration.io import first_line
 from recollect.training.distributed.cluster import Place
 
 PEER_LOST = 75
@@ -49,9 +50,8 @@ class Watch(threading.Thread):
         self.interval = max(min(1.0, timeout / 10), place.processes / 50)
         self._client: Any = None
         self._hosts: list[str] = []
-        self._seen: dict[int, tuple[str, float]] = {}
+        self._beats: dict[int, str] = {}
         self._notes: list[str] = []
-        self._answered = time.monotonic()
         self._done = threading.Event()
         self._ending = threading.Lock()
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)  # kept: C holds a bare pointer to it
@@ -59,10 +59,9 @@ class Watch(threading.Thread):
 
     def begin(self, client: Any, hosts: list[str]) -> None:
         """Starts watching over `client`, of jax's coordination service; `hosts` are the processes' host names."""
-        self._client, self._hosts = client, hosts
         self._answered = time.monotonic()
-        others = set(range(self.place.processes)) - {self.place.index}
-        self._seen = dict.fromkeys(others, ("", self._answered))
+        self._heard = dict.fromkeys(set(range(self.place.processes)) - {self.place.index}, self._answered)
+        self._client, self._hosts = client, hosts
         self.start()
 
     def close(self) -> None:
@@ -72,16 +71,16 @@ class Watch(threading.Thread):
         self.join(timeout=5)
 
     def run(self) -> None:
-        beat = 0
-        while not self._done.wait(self.interval):
-            beat += 1
+        for beat in itertools.count(1):
+            if self._done.wait(self.interval):
+                return
             with contextlib.suppress(Exception):  # the store does not answer: `_lost` sees that once it has lasted
                 self._exchange(str(beat))
             reason = self._lost(self.timeout)
             if reason is not None and not self._done.is_set():
                 if self._notes:
                     time.sleep(_GRACE)  # this process's own error may say more
-                self._end(reason)
+                self._end(PEER_LOST, self._line(reason), reason)
 
     def name_of(self, index: int) -> str:
         """Returns `process 1 of 4 (host-b)`."""
@@ -91,19 +90,15 @@ class Watch(threading.Thread):
     def failed(self, error: BaseException) -> NoReturn:
         """Ends this process after a failed operation across processes; names the one that is gone, once that shows."""
         deadline = time.monotonic() + self.timeout
-        reason = None
-        while reason is None and time.monotonic() < deadline:
+        while (reason := self._lost(5 * self.interval)) is None and time.monotonic() < deadline:
             time.sleep(self.interval / 2)
-            reason = self._lost(5 * self.interval)
-        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        self._end(reason or f"an operation across processes failed in {self.name_of(self.place.index)}: {line}")
+        here = self.name_of(self.place.index)
+        reason = reason or f"an operation across processes failed in {here}: {first_line(error)}"
+        self._end(PEER_LOST, self._line(reason), reason)
 
     def leave(self, code: int, why: str, line: str = "") -> NoReturn:
         """Ends this process with `code` after printing `line`; the others learn `why` and need not wait for silence."""
-        self._done.set()
-        _print(line)
-        self._note(f"{self.name_of(self.place.index)} ended: {why[:500]}")
-        os._exit(code)
+        self._end(code, line, f"{self.name_of(self.place.index)} ended: {why[:500]}")
 
     def _exchange(self, beat: str) -> None:
         self._client.key_value_set(f"{ROOT}/beat/{self.place.index}", beat, allow_overwrite=True)
@@ -112,39 +107,23 @@ class Watch(threading.Thread):
             for name in ("beat", "note")
         )
         self._answered = time.monotonic()
-        self._notes = [json.loads(note) for index, note in notes.items() if index != self.place.index]
-        for index, (last, _) in self._seen.items():
-            if beats.get(index, last) != last:
-                self._seen[index] = (beats[index], self._answered)
+        self._notes = [note for index, note in notes.items() if index != self.place.index]
+        for index in self._heard:
+            if beats.get(index) != self._beats.get(index):
+                self._heard[index] = self._answered
+        self._beats = beats
 
     def _lost(self, silence: float) -> str | None:
         """Returns which process is gone and why: from others' notes first, else one silent for `silence` seconds."""
         if self._notes:
             return self._notes[0]
         now = time.monotonic()
-        heard = {0: self._answered} if now - self._answered > silence else {i: at for i, (_, at) in self._seen.items()}
-        late = [index for index, at in heard.items() if now - at > silence]
-        return (
-            f"{self.name_of(late[0])} stopped answering (last heard of {now - heard[late[0]]:.0f} s ago)"
-            if late
-            else None
-        )
-
-    def _note(self, why: str) -> None:
-        try:
-            self._client.key_value_set(f"{ROOT}/note/{self.place.index}", json.dumps(why), allow_overwrite=True)
-        except Exception:  # nobody is left to read it
-            return
-        if self.place.index == 0:
-            time.sleep(_GRACE + 2 * self.interval)
-
-    def _end(self, reason: str) -> NoReturn:
-        """Prints why this process ends, leaves it to the others, and ends it with exit code 75."""
-        if not self._ending.acquire(blocking=False):
-            time.sleep(60)  # another thread is about to end this process
-        _print(self._line(reason))
-        self._note(reason)
-        os._exit(PEER_LOST)
+        # While the store, in process 0, does not answer, no other process can be heard.
+        heard = self._heard if now - self._answered <= silence else {0: self._answered}
+        at, index = min((at, index) for index, at in heard.items())
+        if now - at <= silence:
+            return None
+        return f"{self.name_of(index)} stopped answering (last heard of {now - at:.0f} s ago)"
 
     def _line(self, reason: str) -> str:
         return (
@@ -152,35 +131,43 @@ class Watch(threading.Thread):
             "with the same command: the run goes on from its last checkpoint"
         )
 
+    def _end(self, code: int, line: str, note: str) -> NoReturn:
+        """Prints why this process ends, leaves a note of it to the others, and ends it."""
+        if not self._ending.acquire(blocking=False):
+            time.sleep(60)  # another thread is about to end this process
+        _print(line)
+        with contextlib.suppress(Exception):  # nobody is left to read it
+            self._client.key_value_set(f"{ROOT}/note/{self.place.index}", note, allow_overwrite=True)
+            if self.place.index == 0:
+                time.sleep(_GRACE + 2 * self.interval)
+        os._exit(code)
+
     def _aborted(self, _: int) -> None:
         """Called in place of the process's end by abort(); runs on whatever thread aborted."""
         if self._ending.acquire(blocking=False):
-            here, coordinator = self.place.index, self.place.coordinator
-            reachable = here == 0 or self._reachable()
-            if self._client is not None:
-                reason = self._lost(3 * self.interval) or "another process stopped answering (jax's runtime says which)"
-                if not reachable:
-                    reason = f"{self.name_of(0)}, the coordinator at {coordinator}, stopped answering"
-                line = self._line(reason)
-            elif reachable:
+            here, coordinator = self.name_of(self.place.index), self.place.coordinator
+            answers = self.place.index == 0 or self._coordinator_answers()
+            if self._client is not None and answers:
+                lost = self._lost(3 * self.interval)
+                line = self._line(lost or "another process stopped answering (jax's runtime says which)")
+            elif self._client is not None:
+                line = self._line(f"{self.name_of(0)}, the coordinator at {coordinator}, stopped answering")
+            elif answers:
                 line = (
-                    f"error: {self.name_of(here)}: not all {self.place.processes} processes joined at {coordinator} in "
-                    "time; each needs the same --coordinator and --processes, and a --process of its own from 0"
+                    f"error: {here}: not all {self.place.processes} processes joined at {coordinator} in time; "
+                    "each needs the same --coordinator and --processes, and a --process of its own from 0"
                 )
             else:
-                line = (
-                    f"error: {self.name_of(here)}: no coordinator answers at {coordinator}; is process 0 started there?"
-                )
+                line = f"error: {here}: no coordinator answers at {coordinator}; is process 0 started there?"
             _print(line)
         os._exit(PEER_LOST)
 
-    def _reachable(self) -> bool:
+    def _coordinator_answers(self) -> bool:
         host, _, port = self.place.coordinator.rpartition(":")
-        try:
+        with contextlib.suppress(OSError):
             socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-        except OSError:
-            return False
-        return True
+            return True
+        return False
 
 
 def _print(line: str) -> None:

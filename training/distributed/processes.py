@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from recollect.configuration import UserError
 from recollect.configuration.io import flatten
 from recollect.training.distributed.cluster import PEER_TIMEOUT, START_TIMEOUT, Place, check_port, seconds
@@ -41,12 +43,10 @@ class Processes(Host):
     """
 
     def __init__(self, place: Place):
-        import jax
-
         timeout = seconds("RECOLLECT_PEER_TIMEOUT", PEER_TIMEOUT)
         patience = seconds("RECOLLECT_START_TIMEOUT", START_TIMEOUT)
         self.index, self.count = place.index, place.processes
-        self._patience = int(1000 * patience)
+        self._patience = int(1000 * patience)  # milliseconds
         self._numbers = itertools.count()  # all ask the same questions in the same order, so they number them alike
         if self.is_main:
             check_port(place.coordinator)
@@ -58,34 +58,32 @@ class Processes(Host):
             place.processes,
             place.index,
             initialization_timeout=int(patience),
-            heartbeat_timeout_seconds=max(1, int(1.5 * timeout)),
+            heartbeat_timeout_seconds=int(1.5 * timeout),
             shutdown_timeout_seconds=60,
         )
         from jax._src import distributed  # the key-value store has no public name; Orbax takes this one too
 
-        client: Any = distributed.global_state.client
-        self._client = client
+        state: Any = distributed.global_state
+        self._client = state.client
         try:
-            client.key_value_set(f"{ROOT}/host/{self.index}", socket.gethostname())
+            self._client.key_value_set(f"{ROOT}/host/{self.index}", socket.gethostname())
         except Exception as error:
             raise UserError(
                 f"two processes were started as --process {self.index}; each needs a number of its own"
             ) from error
-        hosts = [client.blocking_key_value_get(f"{ROOT}/host/{other}", self._patience) for other in range(self.count)]
-        self.watch.begin(client, hosts)
+        self.watch.begin(self._client, self._read_all(f"{ROOT}/host"))
+
+    def _read_all(self, key: str) -> list[str]:
+        """Returns what each process has set, or sets yet, at `key`/its number."""
+        return [self._client.blocking_key_value_get(f"{key}/{one}", self._patience) for one in range(self.count)]
 
     def gather(self, value: Any) -> list[Any]:
         """Returns the `value` (JSON-ready) of every process, in their order."""
         key = f"{ROOT}/gather/{next(self._numbers)}"
         self._client.key_value_set(f"{key}/{self.index}", json.dumps(value))
-        values = [
-            json.loads(self._client.blocking_key_value_get(f"{key}/{other}", self._patience))
-            for other in range(self.count)
-        ]
-        self._client.wait_at_barrier(
-            key, self._patience
-        )  # nobody goes on, and ends upon an error, before all have read
-        return values
+        texts = self._read_all(key)
+        self._client.wait_at_barrier(key, self._patience)  # nobody ends upon an error before all have read
+        return [json.loads(text) for text in texts]
 
     def broadcast(self, value: Any) -> Any:
         return self.gather(value)[0]
@@ -136,21 +134,14 @@ class Processes(Host):
     def stop_together(self, step: int, requested: bool, name: str = "run") -> bool:
         # A process that was asked to stop writes down its step and goes on for one more call. The others cannot finish
         # that call without it, so at its end all have seen the note, and all stop there.
-        key = f"{ROOT}/stop/{name}"
+        folder = f"{ROOT}/stop/{name.replace('/', ':')}"
         if requested:
             with contextlib.suppress(Exception):  # another process wrote first: its step counts
-                self._client.key_value_set(key, str(step), allow_overwrite=False)
-        try:
-            return step > int(self._client.key_value_try_get(key))
-        except Exception as error:
-            if "NOT_FOUND" in str(error):
-                return False
-            raise
+                self._client.key_value_set(f"{folder}/step", str(step), allow_overwrite=False)
+        return any(step > int(noted) for _, noted in self._client.key_value_dir_get(folder))
 
     def finish(self) -> None:
         """Ends together with all others; from here on none is watched."""
-        import jax
-
         self._client.wait_at_barrier(f"{ROOT}/end", self._patience)
         self.watch.close()
         jax.distributed.shutdown()

@@ -15,47 +15,36 @@ from recollect.training.run_state import RunState
 
 
 class Profile(Hook):
-    """Traces the device calls that hold steps of the window; written to FOLDER, for xprof (or TensorBoard with its
-    profile plugin).
-
-    """
+    """Traces the device calls that hold steps of the window; written to `folder`, for xprof (or TensorBoard with its
+    profile plugin)."""
 
     def __init__(self, window: str, folder: Path, log: Callable[[str], None]):
-        self.window: tuple[int, int] | None = parse_window(window)
-        self.folder = Path(folder)
+        self.begins, self.ends = parse_window(window)
+        self.folder = folder
         self.log = log
-        self.first: int | None = None
+        self.first: int | None = None  # the step before those traced, while they are
+        self.written = False
 
     def before_call(self, run: RunState, length: int) -> None:
-        self.before(run.pipeline.sent, length)
+        sent = run.pipeline.sent
+        if not self.written and self.first is None and sent < self.ends and sent + length > self.begins:
+            jax.profiler.start_trace(str(self.folder))
+            self.first = sent
 
     def after_call(self, run: RunState, call: Call) -> None:
-        self.after(call.end)
+        if self.first is not None and call.end >= self.ends:
+            self._write(f"steps {self.first + 1} to {call.end}")
 
-    def close(self, run: RunState | None = None) -> None:
+    def close(self, run: RunState) -> None:
         """Ends a trace that the run did not get to the end of."""
-        if self.first is not None and self.window is not None:
-            self._stop(f"steps from {self.first + 1} on")
+        if self.first is not None:
+            self._write(f"steps from {self.first + 1} on")
 
-    def before(self, step: int, steps: int) -> None:
-        """Before a call of `steps` steps that begins after step `step`."""
-        if self.window is None or self.first is not None:
-            return
-        begin, end = self.window
-        if step < end and step + steps > begin:
-            jax.profiler.start_trace(str(self.folder))
-            self.first = step
-
-    def after(self, step: int) -> None:
-        """After that call, whose results have arrived; `step` steps are done."""
-        if self.first is not None and self.window is not None and step >= self.window[1]:
-            self._stop(f"steps {self.first + 1} to {step}")
-
-    def _stop(self, what: str) -> None:
+    def _write(self, steps: str) -> None:
         jax.profiler.stop_trace()
-        self.window = None
+        self.first, self.written = None, True
         self.log(
-            f"  trace of {what}: {self.folder}; to look at it: pip install xprof, then xprof --port 8791 {self.folder}"
+            f"  trace of {steps}: {self.folder}; to look at it: pip install xprof, then xprof --port 8791 {self.folder}"
         )
 
 

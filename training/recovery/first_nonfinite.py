@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections import OrderedDict
 from typing import Any
 
 import jax
@@ -14,9 +15,10 @@ import numpy as np
 from recollect.data.batch import Batch
 from recollect.layers.mixer import Context
 from recollect.models.activations import activations
-from recollect.models.functional import FunctionalModel, Params, flatten
+from recollect.models.functional import Params, flatten
 from recollect.models.stack import Block
-from recollect.training.loss import Loss, losses
+from recollect.training.experiment import Experiment
+from recollect.training.step import Program, program_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,110 +60,81 @@ class Diagnosis:
         ]
         return f"loss {self.loss:.6g}; not finite: " + "; ".join(part for part in parts if part)
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fields, JSON-ready."""
-        return dataclasses.asdict(self)
 
-
-def diagnose(
-    model: FunctionalModel,
-    params: Params,
-    batch: Batch,
-    key: jax.Array | None = None,
-    *,
-    loss: Loss = Loss(),
-    pieces: int = 1,
-) -> Diagnosis:
+def diagnose(experiment: Experiment, params: Params, batch: Batch, step: int) -> Diagnosis:
     """Runs a step's forward pass layer by layer and its backward pass, and looks for what is not finite.
 
-    Runs in the caller's precision and mesh (`with program.context():`).
+    It runs as the step does: with its loss and dropout, in its precision and mesh, and in `run.accumulate` parts.
 
     Args:
-      params: of one model, stacked layers as in a train state.
-      key: the step's dropout key; None for none.
-      pieces: the batch is taken in so many pieces, as the step does with `run.accumulate`.
+      params: those that the step was taken from.
+      batch: the whole batch of that step.
+      step: how many steps came before it.
     """
-    split = [jax.tree.map(lambda leaf, index=index: _piece(leaf, pieces, index), batch) for index in range(pieces)]
-    keys = [key] if pieces == 1 else [None] * pieces if key is None else list(jax.random.split(key, pieces))
-    total = jnp.maximum(jnp.sum(jnp.asarray(batch.weights)), 1.0)
-
-    names, look = _compiled(model, loss, pieces)
-    rows = [jax.device_get(look(params, piece, key, total)) for piece, key in zip(split, keys, strict=True)]
-    largest = {name: float(max(row[0][index][0] for row in rows)) for index, name in enumerate(names)}
-    broken = {name: int(sum(row[0][index][1] for row in rows)) for index, name in enumerate(names)}
-    gradients = {name: sum(row[1][name] for row in rows) for name in rows[0][1]}
-    found = jax.device_get(
-        jax.jit(lambda params: {name: _broken(name, leaf) for name, leaf in flatten(params).items()})(params)
-    )
-    wrong_parameters, wrong_gradients = _in_order(model, found), _in_order(model, gradients)
+    program = program_for(experiment)
+    with program.context():
+        key = program.dropout_key(jnp.uint32(experiment.run.seed), step)
+        parts, parameters, gradients, loss = jax.device_get(_look(program, params, batch, key))
+    wrong_parameters, wrong_gradients = (_in_order(experiment, counts) for counts in (parameters, gradients))
+    broken = {name: int(np.sum(counts)) for name, (_, counts) in parts.items()}
     return Diagnosis(
-        batch=_bad_field(batch, model.vocabulary),
+        batch=_bad_field(batch, program.model.vocabulary),
         parameter=wrong_parameters[0] if wrong_parameters else None,
-        activation=next((name for name in names if broken[name]), None),
+        activation=next((name for name, count in broken.items() if count), None),
         gradient=wrong_gradients[-1] if wrong_gradients else None,
-        loss=float(sum(row[2] for row in rows)),
-        largest=largest,
+        loss=float(loss),
+        largest={name: float(np.max(sizes)) for name, (sizes, _) in parts.items()},
         broken=broken,
     )
 
 
-@functools.lru_cache(maxsize=2)
-def _compiled(model: FunctionalModel, loss: Loss, pieces: int) -> tuple[list[str], Any]:
-    """Names of the parts (filled by tracing: a compiled function returns no strings, and sorts dicts), and the
-    function that looks at them."""
-    names: list[str] = []
+@functools.partial(jax.jit, static_argnums=0)
+def _look(program: Program, params: Params, batch: Batch, key: jax.Array | None) -> Any:
+    """Returns of each part of the model, in order, the largest finite activation and how many are not finite (for each
+    piece of the batch), then `_broken` of parameters and gradients, and the loss."""
+    count = program.experiment.run.accumulate
 
-    def look(params: Params, piece: Batch, key: jax.Array | None, weight: jax.Array) -> Any:
-        parts = list(activations(model.bind(params), piece.tokens, Context(segments=piece.segments), key))
-        names[:] = [name for name, _ in parts]
+    def activations_of(piece: Any) -> OrderedDict[str, tuple[jax.Array, jax.Array]]:
+        batch, key = piece
+        outputs = activations(program.model.bind(params), batch.tokens, Context(segments=batch.segments), key)
+        return OrderedDict((name, _health(x)) for name, x in outputs)  # jax keeps its order, and sorts a dict
 
-        def mean(params: Params) -> tuple[jax.Array, jax.Array]:
-            entropy, out = losses(model.bind(params), piece, piece.weights, loss, key)
-            total = entropy.total / weight + sum(out.losses.values(), jnp.zeros(())) / pieces
-            return total, jnp.sum(entropy.loss * piece.weights) / weight
-
-        grads, mean_loss = jax.grad(mean, has_aux=True)(params)
-        broken = {name: _broken(name, leaf) for name, leaf in flatten(grads).items()}
-        return [_health(x) for _, x in parts], broken, mean_loss
-
-    return names, jax.jit(look)
-
-
-def _piece(leaf: jax.Array, pieces: int, index: int) -> jax.Array:
-    return leaf if pieces == 1 else leaf.reshape(pieces, -1, *leaf.shape[1:])[index]
+    pieces = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
+    keys = key if key is None else key[None] if count == 1 else jax.random.split(key, count)
+    gradients, metrics = program.gradients(params, batch, key)
+    return jax.lax.map(activations_of, (pieces, keys)), _broken(params), _broken(gradients), metrics["loss"]
 
 
 def _health(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest finite absolute value, and how many values are not finite."""
-    x = x.astype(jnp.float32)
+    """Returns the largest finite absolute value, and how many values are not finite."""
     finite = jnp.isfinite(x)
-    return jnp.max(jnp.where(finite, jnp.abs(x), 0)), jnp.sum(~finite)
+    return jnp.max(jnp.where(finite, jnp.abs(x), 0)).astype(jnp.float32), jnp.sum(~finite)
 
 
-def _broken(name: str, leaf: jax.Array) -> jax.Array:
-    """How many values are not finite: (repeats,) for a stacked parameter, else ()."""
-    wrong = ~jnp.isfinite(leaf)
-    return jnp.sum(wrong, axis=tuple(range(1, leaf.ndim))) if name.startswith("stack.") else jnp.sum(wrong)
+def _broken(params: Params) -> dict[str, jax.Array]:
+    """Returns how many values of each parameter are not finite: (repeats,) for a stacked one, else ()."""
+    wrong = {name: ~jnp.isfinite(leaf) for name, leaf in flatten(params).items()}
+    kept = {name: 1 if name.startswith("stack.") else 0 for name in wrong}
+    return {name: jnp.sum(leaf, axis=tuple(range(kept[name], leaf.ndim))) for name, leaf in wrong.items()}
 
 
-def _in_order(model: FunctionalModel, counts: dict[str, Any]) -> list[str]:
-    """Names of the parameters that are not finite, in the order of the forward pass."""
-    stages = model.config.stages
+def _in_order(experiment: Experiment, counts: dict[str, Any]) -> list[str]:
+    """Returns the names of the parameters that are not finite, in the order of the forward pass."""
+    stages = experiment.model.stages
     first = np.cumsum([0, *(stage.depth for stage in stages)])
     wrong = []
     for name, count in counts.items():
         match = re.fullmatch(r"stack\.stages\.(\d+)\.(\d+)\.((\w+).*)", name)
-        if match is None:
-            place = {"final_norm": first[-1], "head": first[-1] + 1}.get(name.split(".")[0], -1)
-            if count:
-                wrong.append(((place, 0), name))
-            continue
-        stage, position = int(match[1]), int(match[2])
-        kind = type(stages[stage].pattern[position]).__name__
         for repeat in np.flatnonzero(count):
-            layer = int(first[stage] + repeat * len(stages[stage].pattern) + position)
-            wrong.append(((layer, Block.PARTS.index(match[4])), f"layer {layer} {kind} {match[3]}"))
-    return [name for _, name in sorted(wrong, key=lambda pair: pair[0])]
+            if match is None:
+                layer = {"final_norm": first[-1], "head": first[-1] + 1}.get(name.split(".")[0], -1)
+                wrong.append((layer, 0, name))
+            else:
+                pattern, position = stages[int(match[1])].pattern, int(match[2])
+                layer = first[int(match[1])] + repeat * len(pattern) + position
+                shown = f"layer {layer} {type(pattern[position]).__name__} {match[3]}"
+                wrong.append((layer, Block.PARTS.index(match[4]), shown))
+    return [name for *_, name in sorted(wrong, key=lambda row: row[:2])]
 
 
 def _bad_field(batch: Batch, vocabulary: int) -> str | None:

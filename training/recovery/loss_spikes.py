@@ -8,6 +8,7 @@ the same losses give the same answers everywhere.
 
 from __future__ import annotations
 
+import collections
 import math
 import statistics
 from typing import Any
@@ -60,8 +61,7 @@ class LossSpikeDetector:
 
     def __init__(self, config: Spikes):
         self.config = config
-        self.rollbacks = 0
-        self._seen: list[tuple[int, float]] = []
+        self.set_state(None)
 
     def observe(self, step: int, loss: float) -> bool:
         """Returns whether the loss of a step is a spike, so that the run should roll back; counts the rollback.
@@ -72,12 +72,12 @@ class LossSpikeDetector:
             return False
         while self._seen and self._seen[-1][0] >= step:
             self._seen.pop()
-        if step >= self.config.warmup and self.rollbacks < self.config.most and loss > self.limit():
+        spike = step >= self.config.warmup and self.rollbacks < self.config.most and loss > self.limit()
+        if spike:
             self.rollbacks += 1
-            return True
-        self._seen.append((step, float(loss)))
-        del self._seen[: -self.config.window]
-        return False
+        else:
+            self._seen.append((step, float(loss)))
+        return spike
 
     def limit(self) -> float:
         """Returns the loss above which the next one is a spike; infinite while there are too few before it."""
@@ -95,5 +95,5 @@ class LossSpikeDetector:
     def set_state(self, state: dict[str, Any] | None) -> None:
         """Goes on from what `state` returned; None (a checkpoint without one) starts afresh."""
         state = state or {"rollbacks": 0, "seen": []}
-        self.rollbacks = int(state["rollbacks"])
-        self._seen = [(int(step), float(loss)) for step, loss in state["seen"]]
+        self.rollbacks: int = state["rollbacks"]
+        self._seen = collections.deque(map(tuple, state["seen"]), self.config.window)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from recollect.models.functional import Params
 from recollect.training.batches import Call
-from recollect.training.checkpoint.resume import newest_good, resume
-from recollect.training.recovery.replay import diagnose_step, save_failure
+from recollect.training.recovery.replay import save_failure
 from recollect.training.run_state import RunProgress, RunState
 
 
@@ -49,10 +48,8 @@ def keep_failure(run: RunState, params: Params) -> None:
     assert progress.failed_at is not None
     before = progress.failed_at - 1
     batch = run.batches.batch(before, experiment.run.seed)
-    diagnosis = diagnose_step(run.program, params, batch, before)
     folder = run.folder.path / "failures" / str(progress.failed_at)
-    save_failure(folder, experiment, params, batch, before, diagnosis)
-    sentence = diagnosis.sentence()
+    sentence = save_failure(folder, experiment, params, batch, before).sentence()
     progress.failure = {"step": progress.failed_at, "found": sentence, "folder": str(folder)}
     run.log(
         f"  stopped: {experiment.run.stop_after_nonfinite} steps in a row, "
@@ -68,17 +65,12 @@ def roll_back(run: RunState, spike: int) -> None:
     assert detector is not None
     seconds, kept = run.progress.seconds, detector.state()
     run.log(f"  step {spike:,}: the loss jumped above {detector.limit():.4g} (rollback {detector.rollbacks})")
-    run.state = None  # what is loaded takes its place on the devices
+    run.state, run.progress = None, RunProgress()  # what is loaded takes the state's place on the devices
     run.checkpoints.wait()
-    step = newest_good(run.checkpoints, run.log, before=spike)
-    if step is None:
-        run.state, step = run.program.init(run.experiment.run.seed), 0
-        run.progress = RunProgress()
-        run.folder.truncate_metrics(0)
-    else:
-        run.state = resume(run, step, run.shapes)
+    run.start(lambda: run.program.init(run.experiment.run.seed), before=spike)
     run.progress.seconds = seconds
     detector.set_state(kept)
+    step = run.progress.step
     run.batches.skip(spike - step)
     run.log(f"  {spike - step:,} batches after step {step:,} are left out")
     run.pipeline.restart(step)

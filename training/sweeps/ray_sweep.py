@@ -7,12 +7,14 @@ with a worker is what it did since its last checkpoint: the task is started agai
 
 from __future__ import annotations
 
-import dataclasses
+import collections
+import contextlib
+import functools
 import json
+import logging
 import os
 import secrets
 import socket
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,31 +26,14 @@ from recollect.configuration.progress import Progress
 from recollect.configuration.read_json import read_json
 from recollect.training.experiment import Experiment
 from recollect.training.run_folder import is_done
+from recollect.training.run_state import run_directory
 from recollect.training.sweeps.study import groups, members
 
 RETRIES = 3
 """Times that a task is started again after its worker was lost or it ended with an error that is not the user's."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Swept:
-    """What became of a study: the folders of runs that are done, in the study's order, and one line for each that
-    failed."""
-
-    folders: list[Path]
-    failures: list[str]
-
-
-@dataclasses.dataclass
-class _Task:
-    members: list[Experiment]
-    attempts: int = 0
-
-    @property
-    def name(self) -> str:
-        first = Path(self.members[0].run.directory or "")
-        more = f" and {len(self.members) - 1} more" if len(self.members) > 1 else ""
-        return f"{first.parent.name}/{first.name}{more}"
+_TOKEN = ".seen-by-workers-"
+"""How the name of a file begins that a worker must find in the study's folder."""
 
 
 def run_study_on_ray(
@@ -62,8 +47,9 @@ def run_study_on_ray(
     gpus: float | None = None,
     definitions: list[Path] | None = None,
     log: Callable[[str], None] = print,
-) -> Swept:
-    """Trains what is not finished, as tasks of a Ray cluster.
+) -> tuple[list[Path], list[str]]:
+    """Trains what is not finished, as tasks of a Ray cluster; returns the folders of runs that are done, in the study's
+    order, and one line for each task that failed.
 
     Args:
       folder: of the study, on a file system that all workers share.
@@ -84,94 +70,90 @@ def run_study_on_ray(
     if started_here:
         _connect(ray, address)
     try:
-        have = ray.cluster_resources()
-        gpus = gpus if gpus is not None else float(have.get("GPU", 0) >= 1)
+        machines = [collections.Counter(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        have = sum(machines, collections.Counter())
+        gpus = gpus if gpus is not None else float(have["GPU"] >= 1)
         together = gpus > 0 if together is None else together
-        tasks = [_Task(group) for row in rows for group in (groups(row) if together else [[member] for member in row])]
-        todo = [task for task in tasks if not all(_finished(member) for member in task.members)]
-        log(f"{len(tasks)} tasks on {_shown(ray)}; {len(tasks) - len(todo)} finished before")
-        cpus = cpus if cpus is not None else max(1.0, have.get("CPU", 1) // max(len(todo), 1)) if not gpus else 1.0
-        _check_room(ray, cpus, gpus)
-        failures = _Driver(ray, todo, folder, cpus, gpus, definitions or [], log).run() if todo else []
+        tasks = [group for row in rows for group in (groups(row) if together else [[member] for member in row])]
+        todo = [task for task in tasks if not all(_finished(member) for member in task)]
+        log(
+            f"{len(tasks)} tasks on {len(machines)} machine{'s' if len(machines) != 1 else ''} of Ray "
+            f"({have['CPU']:.0f} CPUs, {have['GPU']:.0f} GPUs); {len(tasks) - len(todo)} finished before"
+        )
+        if cpus is None:
+            cpus = 1.0 if gpus else max(1.0, have["CPU"] // max(len(todo), 1))
+        _check_room(machines, cpus, gpus)
+        environment = {} if gpus else {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
+        options = {"max_retries": 0, "runtime_env": {"env_vars": environment}, "name": "recollect"}
+        remote = ray.remote(_train_group).options(num_cpus=cpus, num_gpus=gpus, **options)
+        there = str(folder), [str(path.absolute()) for path in definitions or []], os.getcwd()
+        failures = _train_all(
+            ray, todo, folder, lambda task: remote.remote([json.dumps(to_json(one)) for one in task], *there), log
+        )
     finally:
         if started_here:
             ray.shutdown()
-    done = [Path(member.run.directory or "") for row in rows for member in row if _finished(member)]
-    return Swept(done, failures)
+    return [run_directory(member) for row in rows for member in row if _finished(member)], failures
 
 
-class _Driver:
-    """Keeps all tasks submitted, starts failed ones again, and shows how far they are."""
+def _train_all(
+    ray: Any, tasks: list[list[Experiment]], folder: Path, submit: Callable[[list[Experiment]], Any], log: Any
+) -> list[str]:
+    """Keeps all tasks submitted, starts failed ones again, shows how far they are; returns a line for each that
+    failed for good."""
+    everyone = [member for task in tasks for member in task]
+    total = sum(member.run.steps for member in everyone)
+    progress = Progress(total, "step", log, "  {status}, {done:,}/{total:,} steps")
+    failures: list[str] = []
+    tries: collections.Counter[str] = collections.Counter()
+    token = _write_token(folder)
+    pending = {submit(task): task for task in tasks}
 
-    def __init__(
-        self, ray: Any, tasks: list[_Task], folder: Path, cpus: float, gpus: float, definitions: list[Path], log: Any
-    ):
-        self.ray, self.tasks, self.folder = ray, tasks, folder
-        environment = {} if gpus else {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
-        self.remote = ray.remote(_train_group).options(
-            num_cpus=cpus, num_gpus=gpus, max_retries=0, runtime_env={"env_vars": environment}, name="recollect"
-        )
-        self.definitions = [str(path.absolute()) for path in definitions]
-        self.failures: list[str] = []
-        self.finished = 0
-        self.members = [member for task in tasks for member in task.members]
-        total = sum(member.run.steps for member in self.members)
-        self.progress = Progress(total, "step", log, "  {status}, {done:,}/{total:,} steps")
+    def status() -> str:
+        done = len(tasks) - len(pending) - len(failures)
+        return f"{done} tasks done, {len(pending)} running or waiting, {len(failures)} failed"
 
-    def run(self) -> list[str]:
-        folder_token = _write_token(self.folder)
-        pending = {self._submit(task): task for task in self.tasks}
-        try:
-            while pending:
-                ready, _ = self.ray.wait(list(pending), timeout=5.0)
-                for reference in ready:
-                    task = pending.pop(reference)
-                    if self._again(task, reference):
-                        pending[self._submit(task)] = task
-                self._show(len(pending))
-        finally:
-            for reference in pending:
-                self.ray.cancel(reference)
-            folder_token.unlink(missing_ok=True)
-            self.progress.close()
-        return self.failures
+    try:
+        while pending:
+            for reference in ray.wait(list(pending), timeout=5.0)[0]:
+                task = pending.pop(reference)
+                why, may_help = _failure(ray, reference)
+                if why is None:
+                    continue
+                name = _name(task)
+                tries[name] += 1
+                if may_help and tries[name] <= RETRIES:
+                    again = f"started again from its last checkpoint ({tries[name]} of {RETRIES})"
+                    progress.log(f"  {name}: {why}; {again}")
+                    pending[submit(task)] = task
+                else:
+                    failures.append(f"{name}: {why}" + (f", {tries[name]} times" if may_help else ""))
+                    progress.log(f"  failed: {failures[-1]}")
+            progress.update(sum(map(_steps, everyone)), status)
+    finally:
+        for reference in pending:
+            ray.cancel(reference)
+        token.unlink(missing_ok=True)
+        progress.close()
+    return failures
 
-    def _show(self, pending: int) -> None:
-        status = f"{self.finished} tasks done, {pending} running or waiting, {len(self.failures)} failed"
-        self.progress.update(sum(_steps(member) for member in self.members), lambda: status)
 
-    def _submit(self, task: _Task) -> Any:
-        texts = [json.dumps(to_json(member)) for member in task.members]
-        return self.remote.remote(texts, str(self.folder), self.definitions, os.getcwd())
+def _failure(ray: Any, reference: Any) -> tuple[str | None, bool]:
+    """Returns why a task failed (None: it did not), and whether starting it again may help."""
+    try:
+        return "stopped by a signal" if "preempted" in ray.get(reference) else None, True
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
+        if isinstance(cause, UserError):
+            return " ".join(str(cause).split()), False
+        return (str(cause).strip() or type(cause).__name__).splitlines()[-1], True
+    except ray.exceptions.RayError as error:
+        return f"lost its worker ({type(error).__name__})", True
 
-    def _again(self, task: _Task, reference: Any) -> bool:
-        """Takes in what became of a task; returns whether it is to be started again."""
-        try:
-            statuses = self.ray.get(reference)
-            why = "stopped by a signal" if "preempted" in statuses else None
-        except self.ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
-            why = (str(cause).strip() or type(cause).__name__).splitlines()[-1]
-            if isinstance(cause, UserError):
-                self._fail(task, " ".join(str(cause).split()))
-                return False
-        except self.ray.exceptions.RayError as error:
-            why = f"lost its worker ({type(error).__name__})"
-        if why is None:
-            self.finished += 1
-            return False
-        task.attempts += 1
-        if task.attempts > RETRIES:
-            self._fail(task, f"{why}, {task.attempts} times")
-            return False
-        self.progress.log(
-            f"  {task.name}: {why}; started again from its last checkpoint ({task.attempts} of {RETRIES})"
-        )
-        return True
 
-    def _fail(self, task: _Task, why: str) -> None:
-        self.failures.append(f"{task.name}: {why}")
-        self.progress.log(f"  failed: {self.failures[-1]}")
+def _name(task: list[Experiment]) -> str:
+    first = run_directory(task[0])
+    return f"{first.parent.name}/{first.name}" + (f" and {len(task) - 1} more" if len(task) > 1 else "")
 
 
 def _train_group(texts: list[str], folder: str, definitions: list[str], here: str) -> list[str]:
@@ -190,46 +172,36 @@ def _train_group(texts: list[str], folder: str, definitions: list[str], here: st
     for definition in definitions:
         load_definitions(Path(definition))
     group: list[Experiment] = [experiment_from_json(json.loads(text), "a task") for text in texts]
-    path = Path(folder) / "logs" / f"{group[0].name}-{Path(group[0].run.directory or '').name}.txt"
+    path = Path(folder) / "logs" / f"{group[0].name}-{run_directory(group[0]).name}.txt"
     path.parent.mkdir(exist_ok=True)
     with path.open("a", buffering=1) as file:
-        file.write(f"on {socket.gethostname()}, pid {os.getpid()}\n")
-
-        def write(line: str) -> None:
-            file.write(line + "\n")
-
-        return [result["status"] for result in train_members(group, together=len(group) > 1, log=write)]
+        print(f"on {socket.gethostname()}, pid {os.getpid()}", file=file)
+        results = train_members(group, together=len(group) > 1, log=functools.partial(print, file=file))
+    return [result["status"] for result in results]
 
 
 def _finished(member: Experiment) -> bool:
-    path = Path(member.run.directory or "") / "result.json"
+    path = run_directory(member) / "result.json"
     return path.exists() and is_done(read_json(path), member.run.steps)
 
 
 def _steps(member: Experiment) -> int:
     """Returns how many steps a run has logged, from the end of its metrics.jsonl."""
-    path = Path(member.run.directory or "") / "metrics.jsonl"
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
+    path = run_directory(member) / "metrics.jsonl"
+    lines: list[bytes] = []
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().splitlines()
     for line in reversed(lines):
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # the first may be cut, the last half written
             return min(int(json.loads(line)["step"]), member.run.steps)
-        except (ValueError, KeyError, TypeError):  # the first line may be cut, the last one half written
-            continue
     return 0
 
 
-_TOKEN = ".seen-by-workers-"
-
-
 def _write_token(folder: Path) -> Path:
+    path = folder / f"{_TOKEN}{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{_TOKEN}{secrets.token_hex(8)}"
         path.touch()
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
@@ -247,47 +219,33 @@ def _ray() -> Any:
 
 
 def _connect(ray: Any, address: str | None) -> None:
-    import logging
-
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         try:  # Ray itself tries for two minutes
             socket.create_connection((host, int(port)), timeout=10).close()
         except OSError as error:
             raise UserError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+        options |= {"address": "local", "include_dashboard": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
+    else:  # its machines get a copy of this project's files
+        files = {"working_dir": str(PROJECT), "excludes": [".git", ".venv*", "runs"]}
+        options |= {"address": address, "runtime_env": files}
     try:
-        if address is None:
-            path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-            ray.init(address="local", include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": path}}, **quiet)
-        else:  # its machines get a copy of this project's files
-            ray.init(
-                address=address,
-                runtime_env={"working_dir": str(PROJECT), "excludes": [".git", ".venv*", "runs"]},
-                **quiet,
-            )
+        ray.init(**options)
     except Exception as error:
         place = f"at {address}" if address else "on this machine"
         token = "" if os.environ.get("RAY_AUTH_MODE") else "; a cluster with a token needs RAY_AUTH_MODE=token here too"
         raise UserError(f"no Ray cluster {place}: {first_line(error)}{token}") from error
 
 
-def _shown(ray: Any) -> str:
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    totals: Counter[str] = Counter()
-    for node in nodes:
-        totals.update({name: int(node["Resources"].get(name, 0)) for name in ("CPU", "GPU")})
-    return f"{len(nodes)} machine{'s' if len(nodes) != 1 else ''} of Ray ({totals['CPU']} CPUs, {totals['GPU']} GPUs)"
-
-
-def _check_room(ray: Any, cpus: float, gpus: float) -> None:
+def _check_room(machines: list[collections.Counter[str]], cpus: float, gpus: float) -> None:
     """Refuses tasks that no machine can hold; they would wait without end."""
-    sizes = [
-        (node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]
-    ]
-    if not any(have_cpus >= cpus and have_gpus >= gpus for have_cpus, have_gpus in sizes):
-        largest = max(sizes, key=lambda size: (size[1], size[0]), default=(0, 0))
+    if not any(machine["CPU"] >= cpus and machine["GPU"] >= gpus for machine in machines):
+        sizes = [(machine["GPU"], machine["CPU"]) for machine in machines]
+        most_gpus, most_cpus = max(sizes, default=(0, 0))
         raise UserError(
             f"a task asks for {cpus:g} CPUs and {gpus:g} GPUs, which no machine of the cluster has; the largest has "
-            f"{largest[0]:g} CPUs and {largest[1]:g} GPUs (--cpus-per-task, --gpus-per-task)"
+            f"{most_cpus:g} CPUs and {most_gpus:g} GPUs (--cpus-per-task, --gpus-per-task)"
         )

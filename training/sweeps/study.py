@@ -7,25 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import chz
 import jax
 
 from recollect.configuration import Preempted, apply_values, to_json
 from recollect.training.experiment import Experiment, program_of
+from recollect.training.run_state import run_directory
 from recollect.training.sweeps.population import train_members
 
 
 def members(experiments: list[Experiment], sweep: tuple[dict[str, Any], ...], folder: Path) -> list[list[Experiment]]:
     """Returns the members of each experiment, with their folders below `folder`/EXPERIMENT."""
-    rows = []
-    for experiment in experiments:
-        row = []
-        for point in sweep:
-            path = folder / experiment.name / member_name(point)
-            member = apply_values(experiment, point)
-            row.append(chz.replace(member, run=chz.replace(member.run, directory=str(path))))
-        rows.append(row)
-    return rows
+
+    def member(experiment: Experiment, point: dict[str, Any]) -> Experiment:
+        path = folder / experiment.name / member_name(point)
+        return apply_values(experiment, {**point, "run.directory": str(path)})
+
+    return [[member(experiment, point) for point in sweep] for experiment in experiments]
 
 
 def member_name(point: dict[str, Any]) -> str:
@@ -61,7 +58,7 @@ def run_study(
             results = train_members(group, together=together and len(group) > 1, log=log)
             if any(result["status"] == "preempted" for result in results):
                 raise Preempted(f"{folder}: preempted")
-        folders += [Path(member.run.directory or "") for member in row]
+        folders += [run_directory(member) for member in row]
     return folders
 
 

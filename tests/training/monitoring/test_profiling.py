@@ -1,5 +1,7 @@
 """Traces of a window of steps, and the folder of compiled programs."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -22,19 +24,22 @@ def test_whole_calls_are_traced(monkeypatch, tmp_path):
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: events.append("start"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("stop"))
     said = []
+
+    def ten_steps(profile, step):
+        profile.before_call(SimpleNamespace(pipeline=SimpleNamespace(sent=step)), 10)
+        events.append(step)
+        profile.after_call(None, SimpleNamespace(end=step + 10))
+
     profile = Profile("12:21", tmp_path, said.append)
     for step in range(0, 50, 10):
-        profile.before(step, 10)
-        events.append(step)
-        profile.after(step + 10)
-    profile.close()
+        ten_steps(profile, step)
+    profile.close(None)
     assert events == [0, "start", 10, 20, "stop", 30, 40]
     assert len(said) == 1 and said[0].startswith(f"  trace of steps 11 to 30: {tmp_path}") and "xprof" in said[0]
     short = Profile("12:100", tmp_path, said.append)
-    short.before(40, 10)
-    short.after(50)
-    short.close()
-    assert events[-2:] == ["start", "stop"] and said[1].startswith("  trace of steps from 41 on")
+    ten_steps(short, 40)
+    short.close(None)
+    assert events[-3:] == ["start", 40, "stop"] and said[1].startswith("  trace of steps from 41 on")
 
 
 def test_compiled_programs_are_kept_where_asked(tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ from recollect.configuration import UserError
 from recollect.layers import Attention, LinearAttention
 from recollect.layers.modules.mlp import SwiGLU
 from recollect.models import LanguageModel, Stage
-from recollect.training.recovery.replay import diagnose_step, replay, save_failure
+from recollect.training.recovery.first_nonfinite import diagnose
+from recollect.training.recovery.replay import replay, save_failure
 from recollect.training.step import program_for
 from tests.training.tiny import tiny
 
@@ -79,7 +80,7 @@ def test_a_poisoned_parameter_is_named_with_its_layer(program, params, batch, tm
 def test_activations_that_overflow_name_the_layer_without_a_bad_parameter(program, params, batch, tmp_path):
     params["stack"]["stages"]["0"]["0"]["mlp"]["down"]["kernel"][1] *= 1e38
     params["stack"]["stages"]["0"]["0"]["mlp"]["gate"]["kernel"][1] *= 1e20
-    found = diagnose_step(program, params, batch, 7)
+    found = diagnose(program.experiment, params, batch, 7)
     assert (found.parameter, found.activation, found.batch) == (
         None,
         "layer 2 Attention mlp",
@@ -91,7 +92,7 @@ def test_a_poisoned_embedding_breaks_only_batches_that_read_it(program, params, 
     unused = np.setdiff1d(np.arange(32), np.concatenate([batch.tokens.ravel(), batch.targets.ravel()]))
     used = int(batch.tokens[0, 0])
     params["embedding"][used] = np.inf
-    found = diagnose_step(program, params, batch, 7)
+    found = diagnose(program.experiment, params, batch, 7)
     assert (found.parameter, found.activation) == ("embedding", "embedding") and found.broken["embedding"] % 16 == 0
     assert found.broken["embedding"] == 16 * int((batch.tokens == used).sum())
     assert len(unused) < 32
@@ -99,18 +100,18 @@ def test_a_poisoned_embedding_breaks_only_batches_that_read_it(program, params, 
 
 def test_a_poisoned_batch_is_told_from_a_poisoned_model(program, params, batch):
     batch.weights[0, 0] = np.nan
-    found = diagnose_step(program, params, batch, 7)
+    found = diagnose(program.experiment, params, batch, 7)
     assert (found.batch, found.parameter, found.activation) == ("weights", None, None)
     # Every gradient is broken: the way back begins at the head, which is the embedding, and first leaves it at the last
     # norm.
     assert found.gradient == "final_norm.gain" and not np.isfinite(found.loss)
     batch.weights[0, 0], batch.tokens[0, 0] = 1, 99
-    assert diagnose_step(program, params, batch, 7).batch == "tokens"
+    assert diagnose(program.experiment, params, batch, 7).batch == "tokens"
 
 
 def test_a_batch_in_pieces_gives_the_same(program, params, batch):
     split = program_for(chz.replace(program.experiment, run=chz.replace(program.experiment.run, accumulate=2)))
-    whole, found = (diagnose_step(each, params, batch, 7) for each in (program, split))
+    whole, found = (diagnose(each.experiment, params, batch, 7) for each in (program, split))
     assert (
         found.finite
         and found.loss == pytest.approx(whole.loss, rel=1e-5)
@@ -123,7 +124,7 @@ def test_folders_that_are_none_are_told(program, params, batch, tmp_path):
         replay(tmp_path / "nothing")
     with pytest.raises(UserError, match="holds no failure"):
         replay(tmp_path)
-    save_failure(tmp_path / "failure", program.experiment, params, batch, 7, {"loss": float("nan")})
+    save_failure(tmp_path / "failure", program.experiment, params, batch, 7)
     (tmp_path / "failure" / "params.npz").write_bytes((tmp_path / "failure" / "params.npz").read_bytes()[:1000])
     with pytest.raises(UserError, match=r"cannot read .*params\.npz"):
         replay(tmp_path / "failure")

@@ -125,6 +125,16 @@ def test_a_population_resumes_with_the_same_bits_and_skips_what_is_done(tmp_path
     assert len([line for line in lines if "already finished" in line]) == 4
 
 
+def test_members_that_have_ended_are_left_alone_when_others_join(tmp_path):
+    experiments = members(tmp_path)
+    before = train_members(experiments[:2], together=True, log=lambda text: None)
+    lines: list[str] = []
+    results = train_members(experiments, together=True, log=lines.append)
+    assert results[:2] == before and [result["steps"] for result in results[2:]] == [60, 60]
+    assert len([line for line in lines if "already finished" in line]) == 2
+    assert any("2 members at once" in line for line in lines)
+
+
 def test_a_lone_run_is_skipped_when_done_and_goes_on_when_asked_for_more(tmp_path):
     lines: list[str] = []
     train(tiny(tmp_path / "run"), log=lines.append)

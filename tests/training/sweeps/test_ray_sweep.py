@@ -81,21 +81,19 @@ def test_a_study_gives_the_same_table_and_one_that_cannot_run_stops_no_other(tmp
     bad = chz.replace(good, name="too_many_devices", run=chz.replace(good.run, batch_size=64, mesh=Mesh(data=64)))
     alone = run_study([good], SWEEP, tmp_path / "alone", together=False, log=silent)
     said: list[str] = []
-    swept = run_study_on_ray([bad, good], SWEEP, tmp_path / "ray", address=address, log=said.append)
-    assert [folder.relative_to(tmp_path / "ray") for folder in swept.folders] == [
+    folders, failures = run_study_on_ray([bad, good], SWEEP, tmp_path / "ray", address=address, log=said.append)
+    assert [folder.relative_to(tmp_path / "ray") for folder in folders] == [
         folder.relative_to(tmp_path / "alone") for folder in alone
     ]
-    assert len(swept.failures) == 2 and all(
-        "run.mesh asks for 64 devices; here there are 8" in line for line in swept.failures
-    )
+    assert len(failures) == 2 and all("run.mesh asks for 64 devices; here there are 8" in line for line in failures)
     assert not any("started again" in line for line in said), "a user's mistake is not tried again"
     write_csv(tmp_path / "alone.csv", load_runs(alone))
-    write_csv(tmp_path / "ray.csv", load_runs(swept.folders))
+    write_csv(tmp_path / "ray.csv", load_runs(folders))
     assert numbers(tmp_path / "alone.csv") == numbers(tmp_path / "ray.csv")
-    before = [(folder / "result.json").stat().st_mtime_ns for folder in swept.folders]
-    again = run_study_on_ray([good], SWEEP, tmp_path / "ray", address=address, log=said.append)
-    assert again.folders == swept.folders and "2 finished before" in said[-1]
-    assert [(folder / "result.json").stat().st_mtime_ns for folder in again.folders] == before
+    before = [(folder / "result.json").stat().st_mtime_ns for folder in folders]
+    again, _ = run_study_on_ray([good], SWEEP, tmp_path / "ray", address=address, log=said.append)
+    assert again == folders and "2 finished before" in said[-1]
+    assert [(folder / "result.json").stat().st_mtime_ns for folder in again] == before
 
 
 def test_a_killed_worker_loses_nothing(tmp_path, address):
@@ -114,13 +112,13 @@ def test_a_killed_worker_loses_nothing(tmp_path, address):
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     said: list[str] = []
-    swept = run_study_on_ray([experiment], ({},), tmp_path / "ray", address=address, log=said.append)
+    folders, failures = run_study_on_ray([experiment], ({},), tmp_path / "ray", address=address, log=said.append)
     thread.join(5)
-    assert killed and not swept.failures
+    assert killed and not failures
     assert any("lost its worker" in line and "started again from its last checkpoint (1 of 3)" in line for line in said)
     assert "resumed at step" in (tmp_path / "ray" / "logs" / "tiny-only.txt").read_text()
     left, _, steps = load_params(alone / "checkpoints")
-    right, _, _ = load_params(swept.folders[0] / "checkpoints")
+    right, _, _ = load_params(folders[0] / "checkpoints")
     assert steps == 400
     for one, two in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_array_equal(one, two)

@@ -124,8 +124,9 @@ class Softmax(Heads):
     """Causal attention over everything or over the last `window` keys, rotary positions on a share of each head."""
 
     def __init__(self, layer, width, length):
-        dim, self.window = width // layer["heads"], layer.get("window")
+        dim = width // layer["heads"]
         super().__init__(layer["heads"], dim, width)
+        self.window = layer.get("window")
         self.turned = int(dim * layer.get("rotary", 0.0)) // 2 * 2
         rates = 10_000.0 ** (-torch.arange(0, self.turned, 2).float() / max(self.turned, 1))
         angles = torch.outer(torch.arange(length).float(), rates)
@@ -157,14 +158,14 @@ class Taylor(Heads):
     """Based's linear attention by fla, normalised; on a CPU by all pairs."""
 
     def __init__(self, layer, width, length):
-        heads, self.features = layer["heads"], layer["feature_dim"]
-        super().__init__(heads, self.features, width)
-        self.form = _based(self.features, width // heads, heads, length) if ON_GPU else None
+        heads, features = layer["heads"], layer["feature_dim"]
+        super().__init__(heads, features, width)
+        self.form = _based(features, width // heads, heads, length) if ON_GPU else None
 
     def attend(self, q, k, v):
         if self.form is not None:
             return self.form(q, k, v)
-        s = torch.einsum("bihk,bjhk->bhij", q, k) / self.features**0.5
+        s = torch.einsum("bihk,bjhk->bhij", q, k) / q.shape[-1] ** 0.5
         weights = (1 + s + s * s / 2).tril()
         return torch.einsum("bhij,bjhv->bihv", weights / weights.sum(-1, keepdim=True), v)
 

@@ -49,7 +49,6 @@ def config_class(name: str) -> type[Config]:
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Returns a did-you-mean ending for an error message, empty when nothing is close."""
-    names = sorted(candidates)
-    lowered = {candidate.lower(): candidate for candidate in names}
+    lowered = {candidate.lower(): candidate for candidate in sorted(candidates)}
     close = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.5)
     return "; did you mean " + " or ".join(lowered[match] for match in close) + "?" if close else ""

@@ -120,8 +120,9 @@ class _Reader:
             works = (self.work(name, fused) for name in branches)
             return max(works, key=lambda work: (work.products, work.bytes), default=Work())
         if opcode in ("call", "async-start"):
-            called = instruction.called("to_apply", "calls", "called_computation")
-            return _sum(self.work(name, fused) for name in called)
+            return _sum(
+                self.work(name, fused) for name in instruction.called("to_apply", "calls", "called_computation")
+            )
         inner = _sum(self.work(name, True) for name in instruction.called("calls")) if opcode == "fusion" else Work()
         products = _PRODUCTS[opcode](instruction, inside) if opcode in _PRODUCTS else 0.0
         cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)

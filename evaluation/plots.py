@@ -309,5 +309,4 @@ def _pareto(sizes: np.ndarray, scores: np.ndarray) -> list[int]:
 def _mean_curve(curves: Sequence[LearningCurve]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean over runs at every step at which any was evaluated; NaN before a run's first evaluation."""
     steps = np.unique(np.concatenate([curve.steps for curve in curves]))
-    rows = [np.interp(steps, curve.steps, curve.score, left=math.nan) for curve in curves]
-    return steps, np.mean(rows, axis=0)
+    return steps, np.mean([np.interp(steps, curve.steps, curve.score, left=math.nan) for curve in curves], axis=0)

@@ -23,8 +23,7 @@ def document_positions(segments: Int[Array, "b t"], cursor: Cursor | None = None
     """
     valid = segments != 0
     count = jnp.cumsum(valid, axis=1) - valid  # valid tokens before each one
-    before = previous_segment(segments, cursor)
-    starts = valid & (segments != before)
+    starts = valid & (segments != previous_segment(segments, cursor))
     start_count = jax.lax.cummax(jnp.where(starts, count, -1), axis=1)
     offset = 0 if cursor is None else cursor.position[:, None]
     return jnp.where(start_count >= 0, count - start_count, count + offset).astype(jnp.int32)

@@ -179,8 +179,7 @@ def _build_period(
         )
 
     keys = jax.random.split(rngs.params(), stage.repeats)
-    starts = first + len(stage.pattern) * jnp.arange(stage.repeats)
-    return jax.vmap(build)(keys, starts)
+    return jax.vmap(build)(keys, first + len(stage.pattern) * jnp.arange(stage.repeats))
 
 
 def _summed(parts: list[Sums]) -> Sums:

@@ -77,8 +77,7 @@ class Optimizer(Config):
             progress = jnp.clip((step - first) / max(1, steps - first), 0, 1)
             left = 0.5 * (1 + jnp.cos(jnp.pi * progress)) if self.schedule == "cosine" else 1 - progress
             shape = self.final_fraction + (1 - self.final_fraction) * left
-        rise = jnp.minimum(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        return learning_rate * shape * rise
+        return learning_rate * shape * (jnp.minimum(1.0, (step + 1) / self.warmup) if self.warmup else 1.0)
 
     def averaged(self, average: Any, params: Any, step: jax.Array) -> Any:
         """Returns the running average after `step`, which made `params`. To be called when `ema` is set."""

@@ -26,7 +26,6 @@ def check_resumable(folder: Path, experiment: Experiment) -> None:
     before = from_json(read_json(folder / "config.json"))
     changed = {path: pair for path, pair in differences(before, experiment).items() if path not in CHANGEABLE}
     if changed:
-        pairs = list(changed.items())[:6]
-        shown = "; ".join(f"{path}: {there!r} there, {now!r} now" for path, (there, now) in pairs)
+        shown = "; ".join(f"{path}: {was!r} there, {now!r} now" for path, (was, now) in list(changed.items())[:6])
         more = f" (and {len(changed) - 6} more)" if len(changed) > 6 else ""
         raise UserError(f"{folder} holds a run with another config ({shown}{more}); choose another run.directory")

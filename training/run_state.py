@@ -80,8 +80,9 @@ class RunState:
         self.log = log
         run = experiment.run
         self.folder = RunFolder(run_directory(experiment), experiment)
-        keep = keep_checkpoints or run.keep_checkpoints
-        self.checkpoints = Checkpoints(self.folder.checkpoints, keep, run.keep_every)
+        self.checkpoints = Checkpoints(
+            self.folder.checkpoints, keep_checkpoints or run.keep_checkpoints, run.keep_every
+        )
         result = self.folder.result()
         self.result = None if result is None or result["status"] == "preempted" else result
         self.progress = RunProgress()

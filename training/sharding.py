@@ -50,10 +50,8 @@ def make_mesh(config: Mesh) -> jax.sharding.Mesh:
         raise UserError(
             f"run.mesh asks for {config.devices} devices; here there are {len(devices)} ({devices[0].platform})"
         )
-    shape = tuple(getattr(config, axis) for axis in AXES)
-    return jax.sharding.Mesh(
-        np.array(devices[: config.devices]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES)
-    )
+    grid = np.array(devices[: config.devices]).reshape([getattr(config, axis) for axis in AXES])
+    return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec_of(dims: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:

@@ -90,11 +90,9 @@ class Program:
             def body(total: Metrics, index: jax.Array) -> tuple[Metrics, None]:
                 batch = self.data.evaluation_batch(seed, index, data_slice, size)
                 inside = (index * size + jnp.arange(size)) < examples
-                sums = self.sums(params, batch, batch.weights * inside[:, None])
-                return jax.tree.map(jnp.add, total, sums), None
+                return jax.tree.map(jnp.add, total, self.sums(params, batch, batch.weights * inside[:, None])), None
 
-            zero = {name: jnp.zeros(()) for name in ("loss", "correct", "weight")}
-            return jax.lax.scan(body, zero, jnp.arange(count))[0]
+            return jax.lax.scan(body, dict.fromkeys(("loss", "correct", "weight"), jnp.zeros(())), jnp.arange(count))[0]
 
         return self._jit(("evaluate", examples, data_slice), self._vectorised(run))(params, _uint32(seeds))
 

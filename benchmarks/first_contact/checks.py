@@ -81,8 +81,7 @@ def _drawn(case: kernel_case.Case, seed: int) -> dict[str, np.ndarray]:
 def _exactly(function, *arguments):
     """Returns what a function gives in float64 on the CPU."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), arguments)
-        return jax.tree.map(np.asarray, jax.jit(function)(*wide))
+        return jax.device_get(jax.jit(function)(*jax.tree.map(lambda x: np.asarray(x, np.float64), arguments)))
 
 
 def full(family: families.Family) -> None:

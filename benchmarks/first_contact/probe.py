@@ -82,8 +82,7 @@ def cudnn() -> dict:
 
     computed = jax.jit(functools.partial(both, implementation="cudnn"))(*arrays)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        wide = [np.asarray(x, np.float64) for x in arrays]
-        expected = jax.jit(functools.partial(both, implementation="xla"))(*wide)
+        expected = jax.jit(functools.partial(both, implementation="xla"))(*(np.asarray(x, np.float64) for x in arrays))
     return {
         name: kernel_case.relative_error(a, b)
         for name, a, b in zip(("o", "dq", "dk", "dv"), computed, expected, strict=True)

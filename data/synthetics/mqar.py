@@ -182,8 +182,7 @@ class MQAR(DataConfig):
         positions = context_length + 2 * gaps
 
         context = jnp.tile(jnp.stack([keys, values], axis=-1).reshape(batch_size, 2 * pairs), (1, self.passes))
-        rest = self._filler(key_of_filler, keys, length - context_length)
-        tokens = jnp.concatenate([context, rest], axis=1)
+        tokens = jnp.concatenate([context, self._filler(key_of_filler, keys, length - context_length)], axis=1)
         tokens = tokens.at[jnp.arange(batch_size)[:, None], positions].set(keys, unique_indices=True)
         return Batch(tokens, values, positions, weights=jnp.ones((batch_size, pairs), jnp.float32))
 

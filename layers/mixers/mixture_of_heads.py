@@ -113,8 +113,7 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
             logits = self.routed_router(x)
             probabilities = jax.nn.softmax(logits, axis=-1)
             # The top of the logits, since probabilities that underflow to 0 would tie.
-            indices = jax.lax.top_k(logits, config.active)[1]
-            chosen = jnp.any(indices[..., None] == jnp.arange(config.routed), axis=-2)
+            chosen = jax.nn.one_hot(jax.lax.top_k(logits, config.active)[1], config.routed, dtype=bool).any(axis=-2)
             routed = jnp.where(chosen, probabilities, 0)
             if averages_one:
                 total = jnp.sum(routed, axis=-1, keepdims=True)

@@ -76,8 +76,7 @@ class LongConvolutionCache:
         if x.shape[1] <= DIRECT_UP_TO:
             y = after._direct(filter, inside)
         else:
-            whole = long_convolution(after.inputs.astype(jnp.float32), filter, segment_ids=after.segments)
-            y = whole[rows, inside]
+            y = long_convolution(after.inputs.astype(jnp.float32), filter, segment_ids=after.segments)[rows, inside]
         y = jnp.where((slot < self.slots)[:, :, None], y, jnp.nan)
         return jnp.where(valid[:, :, None], y, 0).astype(x.dtype), after
 
@@ -88,8 +87,7 @@ class LongConvolutionCache:
 
         def read(inputs: jax.Array, segments: jax.Array, query: jax.Array) -> jax.Array:
             taps = jax.lax.dynamic_slice_in_dim(reversed_taps, self.slots - 1 - query, self.slots)
-            same = (segments == segments[query])[:, None]
-            return jnp.sum(jnp.where(same, taps * inputs.astype(jnp.float32), 0), axis=0)
+            return jnp.sum(taps * inputs.astype(jnp.float32), axis=0, where=(segments == segments[query])[:, None])
 
         def step(_, query: jax.Array):
             return None, jax.vmap(read)(self.inputs, self.segments, query)

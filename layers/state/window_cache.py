@@ -31,8 +31,7 @@ class WindowCache(KeyValueCache):
         cls, batch_size: int, slots: int, heads: int, key_dim: int, value_dim: int, dtype: Any, kept: int = 0
     ) -> WindowCache:
         """Returns an empty cache of `slots` slots and `kept` more for the first tokens of the current document."""
-        empty = KeyValueCache.create(batch_size, kept + slots, heads, key_dim, value_dim, dtype)
-        return cls(**vars(empty), kept=kept)
+        return cls(**vars(KeyValueCache.create(batch_size, kept + slots, heads, key_dim, value_dim, dtype)), kept=kept)
 
     def remember(
         self, keys: Float[Array, "b t g k"], values: Float[Array, "b t g v"], tokens: Context, cursor: Cursor

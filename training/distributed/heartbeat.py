@@ -84,8 +84,7 @@ class Watch(threading.Thread):
 
     def name_of(self, index: int) -> str:
         """Returns `process 1 of 4 (host-b)`."""
-        host = f" ({self._hosts[index]})" if self._hosts else ""
-        return f"process {index} of {self.place.processes}{host}"
+        return f"process {index} of {self.place.processes}" + (f" ({self._hosts[index]})" if self._hosts else "")
 
     def failed(self, error: BaseException) -> NoReturn:
         """Ends this process after a failed operation across processes; names the one that is gone, once that shows."""

@@ -99,8 +99,7 @@ class RunLog(Hook):
 
     def line(self, run: RunState, text: str) -> None:
         """Logs a line of its own, above the bar."""
-        log = run.log if self.bar is None else self.bar.log
-        log(text)
+        (run.log if self.bar is None else self.bar.log)(text)
 
     def evaluation(self, run: RunState, metrics: dict[str, Any]) -> None:
         """Logs an evaluation."""

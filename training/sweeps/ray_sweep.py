@@ -243,8 +243,7 @@ def _connect(ray: Any, address: str | None) -> None:
 def _check_room(machines: list[collections.Counter[str]], cpus: float, gpus: float) -> None:
     """Refuses tasks that no machine can hold; they would wait without end."""
     if not any(machine["CPU"] >= cpus and machine["GPU"] >= gpus for machine in machines):
-        sizes = [(machine["GPU"], machine["CPU"]) for machine in machines]
-        most_gpus, most_cpus = max(sizes, default=(0, 0))
+        most_gpus, most_cpus = max(((machine["GPU"], machine["CPU"]) for machine in machines), default=(0, 0))
         raise UserError(
             f"a task asks for {cpus:g} CPUs and {gpus:g} GPUs, which no machine of the cluster has; the largest has "
             f"{most_cpus:g} CPUs and {most_gpus:g} GPUs (--cpus-per-task, --gpus-per-task)"

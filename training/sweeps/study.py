@@ -19,8 +19,7 @@ def members(experiments: list[Experiment], sweep: tuple[dict[str, Any], ...], fo
     """Returns the members of each experiment, with their folders below `folder`/EXPERIMENT."""
 
     def member(experiment: Experiment, point: dict[str, Any]) -> Experiment:
-        path = folder / experiment.name / member_name(point)
-        return apply_values(experiment, {**point, "run.directory": str(path)})
+        return apply_values(experiment, {**point, "run.directory": str(folder / experiment.name / member_name(point))})
 
     return [[member(experiment, point) for point in sweep] for experiment in experiments]
 

@@ -73,8 +73,7 @@ class TokenDocuments:
             return np.zeros(0, np.int32)
         begin, end = int(self._begin[document]) + start, int(self._begin[document]) + stop
         first = int(np.searchsorted(self._record_begin, begin, side="right")) - 1
-        last = int(np.searchsorted(self._record_begin, end, side="left"))
-        offsets = self._record_begin[first:last].tolist()
+        offsets = self._record_begin[first : np.searchsorted(self._record_begin, end, side="left")].tolist()
         parts = [self._record(first + n)[max(begin - at, 0) : end - at] for n, at in enumerate(offsets)]
         return np.concatenate(parts, dtype=np.int32)
 

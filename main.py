@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from recollect.configuration.base import Preempted, UserError
+from recollect.configuration.console import lasting_output
 
 COMMANDS = {
     "list": "names of all experiments and studies",
@@ -27,7 +27,8 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code (2 for a user's mistake, 130 for a stopped run)."""
+    """Runs one command; returns the exit code: 2 for a user's mistake, 3 for a run that diverged, 130 for a stopped
+    one."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(arguments[0] if arguments else "")
     options, rest = parser.parse_known_args(arguments)
@@ -37,6 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     elif rest:
         options.overrides += rest  # argparse gives up on trailing positionals that an option separates
+    with lasting_output() as output:
+        code = _run(options)
+    if output.failure is not None and not isinstance(output.failure, BrokenPipeError):
+        print(f"error: standard output: {output.failure.strerror}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Runs the command that `options` names; returns the exit code."""
     try:
         return importlib.import_module(f"recollect.commands.{options.command}").run(options)
     except UserError as error:
@@ -48,9 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:  # a path that the system refuses: too long, without permission, on a full disk, ...
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 class _Parser(argparse.ArgumentParser):

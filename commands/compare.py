@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recollect.commands import add_overrides, add_with, load_files
+from recollect.commands import add_overrides, add_with, load_files, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
     parser.add_argument("study")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where runs, table and plots go (default: runs/STUDY)")
+    parser.add_argument("--out", type=path, metavar="DIR", help="where runs, table and plots go (default: runs/STUDY)")
     parser.add_argument(
         "--together",
         action=argparse.BooleanOptionalAction,

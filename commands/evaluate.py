@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from recollect.commands import add_overrides, add_with, load_files
+from recollect.commands import add_overrides, add_with, load_files, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=path)
     add_overrides(parser)
 
 

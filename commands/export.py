@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from recollect.commands import add_with, load_files
+from recollect.commands import add_with, load_files, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("run", type=path)
+    parser.add_argument("out", type=path)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from recollect.commands import add_overrides, add_with, load_files
+from recollect.commands import add_overrides, add_with, load_files, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=path)
     parser.add_argument("--prompt", default="def ")
     parser.add_argument("--length", type=int, default=200, help="tokens to generate")
     parser.add_argument("--temperature", type=float, default=0.8)

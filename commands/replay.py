@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from recollect.commands import add_with, load_files
+from recollect.commands import add_with, load_files, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
-    parser.add_argument("failure", type=Path, metavar="DIR", help="the folder that the stopped run names")
+    parser.add_argument("failure", type=path, metavar="DIR", help="the folder that the stopped run names")
 
 
 def run(options: argparse.Namespace) -> int:

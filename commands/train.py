@@ -40,4 +40,4 @@ def run(options: argparse.Namespace) -> int:
             texts = {name: f"{value:,.4g}" if isinstance(value, float) else value for name, value in shown.items()}
             print(", ".join(f"{name} {text}" for name, text in texts.items()))
             print(f"result: {run_directory(experiment) / 'result.json'}")
-    return 0
+    return 3 if result["status"] == "diverged" else 0

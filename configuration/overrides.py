@@ -26,7 +26,7 @@ def apply_overrides(config: T, arguments: list[str]) -> T:
     values: dict[str, Any] = {}
     for argument in arguments:
         path, equals, value = argument.partition("=")
-        if not equals or not path or path.startswith("-"):
+        if not equals or not all(path.removeprefix("...").split(".")) or path.startswith("-"):
             form = "an override has the form path=value, for example optimizer.learning_rate=1e-3"
             raise UserError(f"cannot read {argument!r}: {form}")
         values[path] = Castable(value)
@@ -73,6 +73,8 @@ def _read(path: str, value: Castable, current: list[Any]) -> Any:
             return config_class(text)
         except UserError as error:
             raise UserError(f"{path}={text}: {error}") from error
+    if text == "none" and not any(isinstance(item, str) for item in current):
+        return Castable("None")
     # chz would import the module that a text names, or evaluate it; only text fields take a plain string.
     return text if may_name_code(text) else value
 

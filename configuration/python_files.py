@@ -17,7 +17,7 @@ def load_definitions(path: Path) -> ModuleType:
     Raises:
       UserError: there is no such file, or it raises when it runs (its own error and line are named).
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     name = f"with_{path.stem}"
@@ -30,7 +30,7 @@ def load_definitions(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:  # anything a user's file can raise
+    except (Exception, SystemExit) as error:  # anything a user's file can raise
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
         where = f"line {lines[-1]}" if lines else "its import"
         raise UserError(f"{path} fails at {where}: {type(error).__name__}: {error}") from error

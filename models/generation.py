@@ -1,6 +1,7 @@
 """Continues prompts from the decoding state: one prefill, then one token at a time inside a compiled loop."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from recollect.configuration import UserError
 from recollect.models.functional import FunctionalModel, Params
+from recollect.models.memory import check_memory
 
 
 def generate(
@@ -36,8 +38,9 @@ def generate(
     for possible, reason in (
         (prompts.ndim == 2 and prompts.shape[1] > 0, "generation needs a prompt of at least one token"),
         (length >= 1, f"length={length}: at least one token must be generated"),
-        (temperature >= 0, f"temperature={temperature}: must not be negative"),
+        (0 <= temperature < math.inf, f"temperature={temperature}: must be finite and not negative"),
         (0 < top_p <= 1, f"top_p={top_p}: must be in (0, 1]"),
+        (0 <= seed < 2**63, f"seed={seed}: must be between 0 and 2^63 - 1"),
     ):
         if not possible:
             raise UserError(reason)
@@ -45,6 +48,9 @@ def generate(
     limit = model.config.maximum_length()
     if limit is not None and total > limit:
         raise UserError(f"prompt and continuation are {total} tokens; this model takes at most {limit}")
+    state = jax.eval_shape(lambda params: model.bind(params).init_state(len(prompts), total), params)
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + 12 * length
+    check_memory(needed, f"generating {length:,} tokens")
     run = _compiled(model, prompts.shape[1], length, temperature == 0)
     settings = (jnp.float32(max(temperature, 1e-6)), jnp.float32(top_p))
     return np.asarray(run(params, prompts, jax.random.key(seed), *settings))

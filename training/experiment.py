@@ -90,8 +90,10 @@ class Run(Config):
     def _ranges(self) -> None:
         counts = ("steps", "batch_size", "accumulate", "steps_per_call", "keep_checkpoints", "stop_after_nonfinite")
         for name in (*counts, "log_every", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"run.{name}={getattr(self, name)}: must be at least 1")
+            if not 1 <= getattr(self, name) < 2**31:
+                raise UserError(f"run.{name}={getattr(self, name)}: must be at least 1 and at most {2**31 - 1}")
+        if self.stop_at_accuracy is not None and not 0 < self.stop_at_accuracy <= 1:
+            raise UserError(f"run.stop_at_accuracy={self.stop_at_accuracy}: must be in (0, 1], for example 0.95")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"run.seed={self.seed}: must be between 0 and {2**31 - 1}")
         if self.profile is not None:
@@ -123,6 +125,8 @@ class Experiment(Config):
 
     @chz.validate
     def _fits(self) -> None:
+        if self.name in (".", "..") or {"/", "\\"} & set(self.name):
+            raise UserError(f"name={self.name!r}: must be usable as the name of a folder, without / and \\")
         limit, longest, parts = self.model.maximum_length(), self.data.longest, self.run.mesh.sequence
         if limit is not None and longest > limit:
             most = f"this model takes at most {limit} (see the mixers' maximum_length)"

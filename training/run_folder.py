@@ -11,7 +11,7 @@ from typing import Any
 from recollect.configuration import UserError, to_json
 from recollect.configuration.disk_full import DiskFull, is_disk_full
 from recollect.configuration.io import replace_text, write_json
-from recollect.configuration.read_json import read_json
+from recollect.configuration.read_json import read_json_object
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
 
@@ -22,6 +22,21 @@ def is_done(result: dict[str, Any] | None, steps: int) -> bool:
     if result is None or result["status"] == "preempted":
         return False
     return result["steps"] >= steps or result["status"] != "finished"
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Returns what the result.json of a run's folder holds, None where there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    result = read_json_object(path)
+    if not isinstance(result.get("status"), str) or not isinstance(result.get("steps"), int):
+        raise UserError(f"{path} is damaged: it lacks status or steps; delete it to train on from the last checkpoint")
+    return result
 
 
 class RunFolder:
@@ -44,7 +59,7 @@ class RunFolder:
             from recollect.training.resumed_config import check_resumable
 
             check_resumable(self.path, experiment)
-        elif self._writes and self.path.exists() and any(self.path.iterdir()):
+        elif self._writes and self.path.exists() and any(path.name != "lock" for path in self.path.iterdir()):
             raise UserError(
                 f"{self.path} is not empty and holds no config.json: not a run's folder, so nothing is written there"
             )
@@ -57,8 +72,7 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """Returns what result.json holds, None while the run is not done."""
-        path = self.path / "result.json"
-        return read_json(path) if path.exists() else None
+        return read_result(self.path)
 
     def write(self, name: str, data: dict[str, Any]) -> None:
         """Writes a JSON file of this name."""
@@ -71,14 +85,14 @@ class RunFolder:
             (self.path / "result.json").unlink(missing_ok=True)
 
     def truncate_metrics(self, step: int) -> None:
-        """Deletes lines after `step` and a half-written last one: a resumed run writes them again."""
+        """Deletes lines after `step` and damaged ones: a resumed run writes them again."""
         self._unwritten = []
         if not self._writes or not self._metrics.exists():
             return
         kept = []
-        for line in self._metrics.read_text().splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                if json.loads(line)["step"] <= step:
+        for line in self._metrics.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a surrogate is a ValueError too
+                if json.loads(line)["step"] <= step and line.encode():
                     kept.append(line + "\n")
         replace_text(self._metrics, "".join(kept))
 

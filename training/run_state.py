@@ -29,7 +29,7 @@ Log = Callable[[str], None]
 
 def run_directory(experiment: Experiment) -> Path:
     """Returns the run's folder: `run.directory`, or runs/NAME."""
-    return Path(experiment.run.directory or f"runs/{experiment.name}")
+    return Path(experiment.run.directory or f"runs/{experiment.name}").expanduser()
 
 
 @dataclasses.dataclass

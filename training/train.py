@@ -16,6 +16,7 @@ from recollect.training.batches import StepPipeline, open_batches
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
 from recollect.training.hooks import Hook, make_hooks
+from recollect.training.recovery.run_lock import locked
 from recollect.training.run_folder import is_done
 from recollect.training.run_state import RunState, run_directory
 from recollect.training.step import member_values, program_for
@@ -29,11 +30,18 @@ def train(experiment: Experiment, log: Callable[[str], None] = print) -> dict[st
 
     Raises:
       UserError: the folder holds another config, all checkpoints are damaged, the devices asked for are not here, or
-        the disk is full.
+        the disk is full,
+        or another process trains in the folder.
       KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
     """
     host = current_host()
     prepare([experiment])
+    with locked(*[run_directory(experiment)] if host.is_main else []):
+        return _train(experiment, log)
+
+
+def _train(experiment: Experiment, log: Callable[[str], None]) -> dict[str, Any]:
+    host = current_host()
     run = RunState(experiment, log if host.is_main else ignore)
     result = host.broadcast(run.result if is_done(run.result, experiment.run.steps) else None)
     if result is not None:
@@ -63,7 +71,9 @@ def prepare(experiments: list[Experiment]) -> None:
     if all((run_directory(experiment) / "result.json").exists() for experiment in experiments):
         return
     keep_compiled_programs(first.run.compile_cache)
-    program_for(first, len(experiments) if len(experiments) > 1 else None)
+    program = program_for(first, len(experiments) if len(experiments) > 1 else None)
+    if host.count == 1:
+        program.check_memory()
     if host.count == 1 and not first.data.made_on_device:
         first.data.prepare()
     elif host.count > 1:

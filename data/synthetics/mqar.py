@@ -38,6 +38,7 @@ _TRAIN, _EVALUATION = 0x6D716100, 0x6D716101
 
 _positive = requires(lambda value: value > 0 and math.isfinite(value), "must be positive and finite")
 _even = requires(lambda n: n >= 2 and n % 2 == 0, "must be even and at least 2, keys stand on even positions")
+_counts = requires(lambda n: 1 <= n < 2**31, f"must be at least 1 and below {2**31}")
 
 Number = int | jax.Array
 
@@ -84,7 +85,7 @@ class MQAR(DataConfig):
     contradictions: bool = False
     mixture: tuple[RecallSlice, ...] = ()
     evaluation: tuple[RecallSlice, ...] = ()
-    evaluation_examples: int = chz.field(default=1000, validator=at_least(1))
+    evaluation_examples: int = chz.field(default=1000, validator=_counts)
 
     @chz.validate
     def _slices_fit(self) -> None:
@@ -96,6 +97,8 @@ class MQAR(DataConfig):
                 self._check(part)
 
     def _check(self, part: RecallSlice) -> None:
+        if self.vocab_size >= 2**31:
+            raise UserError(f"vocab_size={self.vocab_size}: must be below {2**31}: tokens are 32-bit numbers")
         if self.vocab_size <= part.length:
             raise UserError(f"vocab_size={self.vocab_size}: must be larger than the length, {part.length}")
         # Keys can't run out: vocab_size > length >= 4 pairs leaves vocab_size // 2 - 1 >= pairs of them.

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Int
 
+from recollect.configuration import UserError
 from recollect.data.tokenizers.text_chunks import text_chunks
 
 START = 256
@@ -34,8 +35,15 @@ class Tokenizer(abc.ABC):
     token_bytes: Int[np.ndarray, " vocabulary"]
 
     def encode(self, text: str | bytes) -> Int[np.ndarray, " n"]:
-        """Returns the ids of a document, `start` first."""
-        raw = text.encode("utf-8") if isinstance(text, str) else text
+        """Returns the ids of a document, `start` first.
+
+        Raises:
+          UserError: the text holds a lone surrogate, which no encoding has.
+        """
+        try:
+            raw = text.encode("utf-8") if isinstance(text, str) else text
+        except UnicodeEncodeError as error:
+            raise UserError(f"character {error.start} of the prompt, {text[error.start]!r}, is not text") from None
         return np.concatenate([np.array([self.start], np.int32), *map(self.ids, text_chunks(raw))])
 
     @abc.abstractmethod

@@ -26,9 +26,10 @@ from recollect.training.experiment import Experiment
 from recollect.training.hooks import Evaluate, Hook
 from recollect.training.monitoring.run_log import RunLog, rates_since_log
 from recollect.training.monitoring.throughput import meter_of
+from recollect.training.recovery.run_lock import locked
 from recollect.training.recovery.survival import Recover, SaveCheckpoints, StopOnSignal
 from recollect.training.run_folder import is_done
-from recollect.training.run_state import Log, RunProgress, RunState, shapes_of
+from recollect.training.run_state import Log, RunProgress, RunState, run_directory, shapes_of
 from recollect.training.step import evaluated, member_values, program_for
 from recollect.training.train import finish, ignore, prepare, train, train_steps
 
@@ -51,7 +52,12 @@ def train_members(experiments: list[Experiment], *, together: bool, log: Log = p
 def train_population(experiments: list[Experiment], log: Log = print) -> list[dict[str, Any]]:
     """Trains experiments that differ in values only, in one program; returns their results. Raises as `train` does."""
     prepare(experiments)
-    log = log if current_host().is_main else ignore
+    folders = [run_directory(experiment) for experiment in experiments] if current_host().is_main else []
+    with locked(*folders):
+        return _train_population(experiments, log if current_host().is_main else ignore)
+
+
+def _train_population(experiments: list[Experiment], log: Log) -> list[dict[str, Any]]:
     # The members' checkpoints of one step are not renamed at one moment: with one each, a kill between could leave none
     # in common.
     members = [RunState(experiment, log, max(2, experiment.run.keep_checkpoints)) for experiment in experiments]

@@ -23,9 +23,8 @@ from recollect.configuration import UserError, to_json
 from recollect.configuration.io import first_line
 from recollect.configuration.machine import PROJECT
 from recollect.configuration.progress import Progress
-from recollect.configuration.read_json import read_json
 from recollect.training.experiment import Experiment
-from recollect.training.run_folder import is_done
+from recollect.training.run_folder import is_done, read_result
 from recollect.training.run_state import run_directory
 from recollect.training.sweeps.study import groups, members
 
@@ -181,8 +180,7 @@ def _train_group(texts: list[str], folder: str, definitions: list[str], here: st
 
 
 def _finished(member: Experiment) -> bool:
-    path = run_directory(member) / "result.json"
-    return path.exists() and is_done(read_json(path), member.run.steps)
+    return is_done(read_result(run_directory(member)), member.run.steps)
 
 
 def _steps(member: Experiment) -> int:

@@ -38,9 +38,12 @@ KINDS = (
     "NaN batch and kill",
     "all checkpoints damaged",
     "NaN batches in a row",
+    "second process",
+    "console that cannot print",
+    "closed pipe",
 )
-SHARES = (12, 12, 6, 6, 6, 6, 3, 3, 4, 1, 1)
-"""Of 60 faults, how many are of each kind."""
+SHARES = (12, 12, 6, 6, 6, 6, 3, 3, 4, 1, 1, 2, 2, 2)
+"""Of 66 faults, how many are of each kind."""
 
 NAN_AT = {"recall": 33, "text": 19}
 """Steps (from 0) whose batches hold NaN where a fault asks for that."""
@@ -71,11 +74,11 @@ class Course:
         self.moment = ""
         self.wrong = ""
 
-    def start(self, prepare: Callable[[], None] | None = None, **settings) -> Process:
-        """Starts the same command (again)."""
+    def start(self, prepare: Callable[[], None] | None = None, console: str = "file", **settings) -> Process:
+        """Starts the same command (again); see `Process`."""
         experiment = experiment_of(self.run, self.folder, self.work / "corpus", **settings)
         output = self.folder.parent / f"output-{len(self.starts)}"
-        self.starts.append(Process(experiment, output, prepare))
+        self.starts.append(Process(experiment, output, prepare, console))
         return self.starts[-1]
 
     def finish(self, prepare: Callable[[], None] | None = None, code: int = 0, **settings) -> None:
@@ -123,6 +126,12 @@ def course(work: Path, number: int, kind: str, run: str, seed: int) -> Outcome:
         with _small_disk(self.folder) as full:
             _fill(self, full, kind.rpartition(" ")[2])
             return self.outcome(run)
+    elif kind == "second process":
+        _start_twice(self)
+        return self.outcome(run)
+    elif kind in ("console that cannot print", "closed pipe"):
+        self.finish(console={"closed pipe": "closed"}.get(kind, "ascii"))
+        return self.outcome(run)
     elif kind == "NaN batches in a row":
         _many_nans(self)
         return self.outcome(f"{run}-diverged")
@@ -204,6 +213,20 @@ def _terminate(self: Course) -> None:
     self.moment = f"{sent - process.begun:.2f} s; ended in {took:.2f} s, code {code}, {status}"
     if code != 0 or status not in ("preempted", "finished"):
         self.wrong = f"SIGTERM ended it with code {code}, {status}"
+
+
+def _start_twice(self: Course) -> None:
+    first = self.start()
+    self.until(first, lambda: (self.folder / "metrics.jsonl").exists())
+    second = self.start()
+    code, running = second.wait(), first.poll() is None
+    told = second.output.strip().splitlines()[-1:]
+    self.moment = f"{second.begun - first.begun:.2f} s; the second ended with code {code} beside the first: {running}"
+    # Started when the first had just ended, it finds a finished run.
+    if code != 2 if running else code not in (0, 2):
+        self.wrong = f"the second process ended with code {code}: {told}"
+    if first.wait() != 0:
+        self.wrong = f"the first process ended with code {first.code}: {first.output.strip().splitlines()[-1:]}"
 
 
 def _damage(self: Course, kind: str) -> None:

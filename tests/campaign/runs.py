@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 # Imported for the forked runs, which then start at once.
+import chz
 import grain  # noqa: F401
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from recollect.configuration import Preempted, UserError
+from recollect.configuration.console import lasting_output
 from recollect.training.checkpoint.integrity import damage
 from recollect.training.experiment import Experiment
 from recollect.training.train import train
@@ -51,15 +53,22 @@ class Process:
 
     Args:
       prepare: called in the new process before training: sets up the fault.
+      console: what it prints to: the "file" `output`, that file in "ascii", or a "closed" pipe.
     """
 
-    def __init__(self, experiment: Experiment, output: Path, prepare: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        experiment: Experiment,
+        output: Path,
+        prepare: Callable[[], None] | None = None,
+        console: str = "file",
+    ):
         self.path = output
         self.begun = time.monotonic()
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            os._exit(_run(experiment, output, prepare))
+            os._exit(_run(experiment, output, prepare, console))
         self.code: int | None = None
 
     def poll(self) -> int | None:
@@ -92,11 +101,23 @@ class Process:
         return self.path.read_text(errors="replace") if self.path.exists() else ""
 
 
-def _run(experiment: Experiment, output: Path, prepare: Callable[[], None] | None) -> int:
+def _run(experiment: Experiment, output: Path, prepare: Callable[[], None] | None, console: str) -> int:
     """What `main.py train` does with its exceptions, in the forked process."""
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    if console == "closed":
+        reader, file = os.pipe()
+        os.close(reader)
+    else:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    if console == "ascii":
+        sys.stdout.reconfigure(encoding="ascii")  # type: ignore[union-attr]
+        experiment = chz.replace(experiment, run=chz.replace(experiment.run, sample_every=8))
+    with lasting_output():
+        return _trained(experiment, prepare)
+
+
+def _trained(experiment: Experiment, prepare: Callable[[], None] | None) -> int:
     code = 1
     try:
         if prepare is not None:

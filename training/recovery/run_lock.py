@@ -85,8 +85,12 @@ class RunLock:
             handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
-        with os.fdopen(handle, "w") as file:
-            json.dump({**self._facts, "heartbeat": clock()}, file)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump({**self._facts, "heartbeat": clock()}, file)
+        except OSError:
+            self._path.unlink()
+            raise
         return True
 
     def _remove(self, holder: dict[str, Any]) -> None:

@@ -9,6 +9,22 @@ from pathlib import Path
 import jax
 
 from recollect.configuration import UserError
+from recollect.models.functional import FunctionalModel, count
+
+
+def check_size(model: FunctionalModel, tokens: int, members: int = 1) -> None:
+    """Checks the least that training takes: parameters with their gradients, and one activation of a batch.
+
+    Args:
+      tokens: of a batch, or of one part of it.
+      members: models trained at once.
+
+    Raises:
+      UserError: that exceeds the memory.
+    """
+    parameters = count(model.abstract_params()) * members
+    check_memory(2 * 4 * parameters, f"{parameters:,} parameters and their gradients")
+    check_memory(4 * tokens * members * model.config.width, f"one activation of {tokens * members:,} tokens")
 
 
 def check_memory(needed: int, what: str) -> None:

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.data.batch import Batch
-from recollect.models.functional import FunctionalModel, Params, count
-from recollect.models.memory import check_memory
+from recollect.models.functional import FunctionalModel, Params
 from recollect.training.experiment import Experiment, program_of
 from recollect.training.loss import losses
 from recollect.training.sharding import batch_shardings, make_mesh, state_sharding
@@ -45,15 +44,6 @@ class Program:
         self.model = FunctionalModel(experiment.model, experiment.data.vocabulary)
         self.mesh = make_mesh(experiment.run.mesh) if experiment.run.mesh.devices > 1 else None
         self._compiled: dict[Any, Any] = {}
-
-    def check_memory(self) -> None:
-        """Raises UserError where parameters with their gradients, or one activation of a batch, exceed all memory."""
-        experiment, members = self.experiment, self.population or 1
-        parameters = count(self.model.abstract_params())
-        check_memory(2 * 4 * parameters * members, f"{parameters:,} parameters and their gradients")
-        rows = experiment.run.batch_size // experiment.run.accumulate
-        tokens = rows * experiment.data.longest * members
-        check_memory(4 * tokens * experiment.model.width, f"one activation of {tokens:,} tokens")
 
     def init(self, seeds: Any) -> State:
         """Returns a fresh state for a seed (or one for each of a population's seeds)."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from recollect.configuration.machine import keep_compiled_programs
 from recollect.models.functional import count
+from recollect.models.memory import check_size
 from recollect.training.batches import StepPipeline, open_batches
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
@@ -73,7 +74,8 @@ def prepare(experiments: list[Experiment]) -> None:
     keep_compiled_programs(first.run.compile_cache)
     program = program_for(first, len(experiments) if len(experiments) > 1 else None)
     if host.count == 1:
-        program.check_memory()
+        tokens = first.run.batch_size // first.run.accumulate * first.data.longest
+        check_size(program.model, tokens, len(experiments))
     if host.count == 1 and not first.data.made_on_device:
         first.data.prepare()
     elif host.count > 1:

@@ -4,8 +4,9 @@ Text is never matched against special tokens: a document that contains "<|endoft
 
 A byte-level vocabulary (GPT-2's alphabet of 256 characters for bytes; Radford et al. 2019, section 2.2) writes any
 bytes exactly, and `token_bytes` is exact. In other vocabularies (SentencePiece-like with "▁", WordPiece) the bytes of
-an id are those of its token, with "▁" for a space and "<0x0A>" for one byte: exact as far as the tokenizer gives a text
-back; a space that it adds before a text counts too.
+an id are those of its token, with "▁" for a space and "<0x0A>" for one byte. That is not what the ids stand for in a
+given text: unknown characters are no token's, spaces may be nobody's, and a space may be three bytes. There
+`measured_ids` takes the bytes from where the library says that each token lies in the text.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import functools
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from jaxtyping import Int
 
 from recollect.configuration import UserError
 from recollect.configuration.io import first_line
-from recollect.data.tokenizers.bytes import Tokenizer
+from recollect.data.tokenizers.bytes import MeasuredIds, Tokenizer
 
 START_TOKEN = "<|endoftext|>"
 START_TOKENS = (
@@ -84,6 +86,8 @@ class FileTokenizer(Tokenizer):
                 self._bytes_of[number] = token.encode("utf-8") if literal else _token_bytes(token, self._byte_level)
         self.token_bytes = np.array(list(map(len, self._bytes_of)), np.int32)
         self._byte_ids = {raw[0]: number for number, raw in enumerate(self._bytes_of) if len(raw) == 1}
+        self.exact = self._byte_level and len(self._byte_ids) == 256 and _keeps_bytes(content)
+        self.unknown = None if self._byte_level and len(self._byte_ids) == 256 else _unknown(content, vocabulary)
 
     def _find_start(self, name: str | None, added: dict[str, bool]) -> tuple[str, int]:
         # A token learned from text may look like such a name ("<s>" in a page's source): only added tokens count.
@@ -109,6 +113,29 @@ class FileTokenizer(Tokenizer):
                 parts.append(np.array(encoded.ids, np.int32))
         return np.concatenate(parts)
 
+    def measured_ids(self, text: bytes) -> MeasuredIds:
+        """Returns the ids of a chunk, and the bytes that each stands for: from the end of the one before to its own.
+
+        They add up to the chunk, whatever the tokenizer adds, leaves out or does not know; what no token covers, such
+        as the spaces of WordPiece, belongs to the token after it, at the end to the last one. Unknown is what becomes
+        the token for the unknown, and all but white space that becomes none.
+        """
+        if self.exact:
+            return super().measured_ids(text)
+        characters = text.decode("utf-8", errors="replace")
+        encoded = self._tokenizer.encode(characters, add_special_tokens=False)
+        points = np.frombuffer(characters.encode("utf-32-le"), np.uint32)
+        widths = 1 + sum((points >= bound).astype(np.int64) for bound in (0x80, 0x800, 0x10000))
+        starts, ends = np.array(encoded.offsets, np.int64).reshape(-1, 2).T
+        covers = np.bincount(starts, minlength=len(points) + 1) - np.bincount(ends, minlength=len(points) + 1)
+        dropped = (np.cumsum(covers)[:-1] == 0) & ~np.isin(points, _blank_points())
+        ends = np.maximum.accumulate(ends)
+        ends[-1:] = len(points)
+        ids = np.array(encoded.ids, np.int32)
+        sizes = np.diff(np.concatenate([[0], np.cumsum(widths)])[ends], prepend=0).astype(np.int32)
+        unknown = int(sizes[ids == self.unknown].sum()) if self.unknown is not None else 0
+        return MeasuredIds(ids, sizes, unknown + int(widths[dropped].sum()))
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, without special tokens; what is not UTF-8 shows as the replacement character."""
         if self._byte_level:
@@ -125,6 +152,26 @@ class FileTokenizer(Tokenizer):
 def _is_byte_level(content: dict[str, Any]) -> bool:
     """Returns whether a tokenizer.json writes bytes as characters of GPT-2's alphabet."""
     return '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
+
+
+@functools.cache
+def _blank_points() -> Int[np.ndarray, " n"]:
+    """Returns the code points of white space and of control and format characters, which a tokenizer may leave out."""
+    characters = map(chr, range(0x10000))
+    return np.array([ord(c) for c in characters if c.isspace() or unicodedata.category(c) in ("Cc", "Cf")], np.uint32)
+
+
+def _keeps_bytes(content: dict[str, Any]) -> bool:
+    """Returns whether a byte-level tokenizer.json neither changes a text before it is split, nor adds a space to it."""
+    prefixes = '"add_prefix_space": true' in json.dumps(content.get("pre_tokenizer"))
+    return content.get("normalizer") is None and not prefixes
+
+
+def _unknown(content: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
+    """Returns the id of a tokenizer.json's token for what it does not know."""
+    model = content.get("model") or {}
+    token = model.get("unk_token")
+    return model.get("unk_id") if token is None else vocabulary.get(token)
 
 
 def _token_bytes(token: str, byte_level: bool) -> bytes:

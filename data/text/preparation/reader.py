@@ -14,6 +14,7 @@ and any document of a text file that is divided among tasks may.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,16 @@ from jaxtyping import Int
 from recollect.configuration import UserError
 from recollect.configuration.io import first_line
 from recollect.configuration.paths import cache_folder
-from recollect.data.text.preparation.manifest import MANIFEST, TOKENIZER_FILE, check_files, is_prepared, read_manifest
+from recollect.configuration.user_paths import expanded
+from recollect.data.text.preparation.manifest import (
+    MANIFEST,
+    TOKEN_BYTES,
+    TOKENIZER_FILE,
+    arrays_of,
+    check_files,
+    is_prepared,
+    read_manifest,
+)
 from recollect.data.text.preparation.prepare import Preparation
 from recollect.data.tokenizers import Tokenizer, open_tokenizer
 
@@ -49,6 +59,8 @@ class TokenDocuments:
         self.lengths, self.byte_lengths = np.load(folder / f"{split}-documents.npy")
         self._begin = np.concatenate([[0], np.cumsum(self.lengths)])
         self._record_begin = np.concatenate([[0], np.cumsum(np.load(folder / f"{split}-records.npy"))])
+        sizes = folder / f"{split}-{TOKEN_BYTES}.npy"
+        self._token_bytes = np.load(sizes, mmap_mode="r") if TOKEN_BYTES in arrays_of(split, tokenizer) else None
         self._source = tfds.builder_from_directory(folder).as_data_source(split=split)
         self._folder = folder
         self._tokenizer = tokenizer
@@ -77,6 +89,16 @@ class TokenDocuments:
         offsets = self._record_begin[first:last].tolist()
         parts = [self._record(first + n)[max(begin - at, 0) : end - at] for n, at in enumerate(offsets)]
         return np.concatenate(parts, dtype=np.int32)
+
+    def token_bytes(self, document: int, start: int, stop: int) -> Int[np.ndarray, " n"]:
+        """Returns how many bytes of text tokens `start` to `stop` of a document stand for.
+
+        Of training documents with a tokenizer whose ids don't tell, that is an estimate.
+        """
+        if self._token_bytes is None:
+            return self._tokenizer.token_bytes[self.tokens(document, start, stop)]
+        begin = int(self._begin[document])
+        return self._token_bytes[begin + start : min(begin + stop, int(self._begin[document + 1]))].astype(np.int64)
 
     def text(self, document: int) -> bytes:
         """Returns the bytes of a document."""
@@ -139,14 +161,14 @@ def open_prepared(source: str, tokenizer: str | None = None) -> Prepared:
       UserError: no such source or tokenizer, nothing in it, a folder that is unfinished, damaged or of another
         tokenizer.
     """
-    folder = Path(source).expanduser()
+    folder = expanded(source, f"source={source!r}")
     if is_prepared(folder):
         _check_tokenizer(folder, read_manifest(folder)["tokenizer"], tokenizer)
         return _open(source, folder)
     # Looking at the source comes first: what is in the cache may be of an older state of it.
     preparation = Preparation(source, tokenizer or "bytes")
     folder = cache_folder() / "prepared" / preparation.key[:20]
-    if not (folder / MANIFEST).exists():
+    if not os.path.exists(folder / MANIFEST):
         preparation.into(folder, log=lambda line: print(line, file=sys.stderr))
     return _open(source, folder)
 

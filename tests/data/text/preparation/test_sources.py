@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from pyarrow import parquet
 
 from recollect.configuration import UserError
-from recollect.data.text.preparation.formats import read_documents
+from recollect.data.text.preparation.documents import read_documents
 from recollect.data.text.preparation.prepare import Preparation
 from recollect.data.text.preparation.reader import open_prepared
 from recollect.data.text.preparation.sources import open_source, split_of

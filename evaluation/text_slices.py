@@ -36,16 +36,16 @@ def evaluate_text(
       "share_by_slice" (of targets), "bigram_bits_per_byte", "bytes" and "targets" (how many were measured) and
       "baseline_tokens" (training tokens that the bigram model and the slices' n-gram model were fitted to).
     """
-    token_bytes = data.open_tokenizer().token_bytes
     totals: dict[str, np.ndarray] = {}  # nats, targets and bytes
 
     def add(name: str, nats: np.ndarray, weights: np.ndarray, sizes: np.ndarray) -> None:
         sums = [np.sum(np.where(weights > 0, nats * weights, 0)), weights.sum(), np.sum(weights * sizes)]
         totals[name] = totals.get(name, np.zeros(3)) + np.array(sums)
 
-    for batch in data.evaluation_batches(batch_size):
+    batches = zip(data.evaluation_batches(batch_size), data.evaluation_bytes(batch_size), strict=True)
+    for batch, sizes in batches:
         nats, targets = np.asarray(losses(batch), np.float64), np.asarray(batch.targets)
-        weights, sizes = np.asarray(batch.weights, np.float64), token_bytes[targets]
+        weights = np.asarray(batch.weights, np.float64)
         add("all", nats, weights, sizes)
         if final:
             hits = recall_hits(data.prepared(), batch)

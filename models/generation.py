@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from recollect.configuration import UserError
 from recollect.models.functional import FunctionalModel, Params
+
+_TOKEN_BYTES = 24
+"""Of each generated token: its random key, the bits that it is split from, and the token, twice."""
 
 
 def generate(
@@ -47,9 +51,28 @@ def generate(
     limit = model.config.maximum_length()
     if limit is not None and total > limit:
         raise UserError(f"prompt and continuation are {total} tokens; this model takes at most {limit}")
+    _check_memory(model, prompts.shape[0], total, length)
     run = _compiled(model, prompts.shape[1], length, temperature == 0)
     settings = (jnp.float32(max(temperature, 1e-6)), jnp.float32(top_p))
     return np.asarray(run(params, prompts, jax.random.key(seed), *settings))
+
+
+def _check_memory(model: FunctionalModel, batch_size: int, total: int, length: int) -> None:
+    """Raises UserError where the decoding state and the tokens cannot fit the device, before anything is made."""
+    state = jax.eval_shape(lambda params: model.bind(params).init_state(batch_size, total), model.abstract_params())
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + _TOKEN_BYTES * length * batch_size
+    there = memory_bytes()
+    if size > there or total >= 2**31:
+        raise UserError(
+            f"length={length:,}: would take {size / 2**30:,.1f} GiB of memory for the state of {total:,} tokens, and "
+            f"there are {there / 2**30:,.1f}"
+        )
+
+
+def memory_bytes() -> int:
+    """Returns the memory of the device, of a CPU the machine's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 @functools.lru_cache(maxsize=8)

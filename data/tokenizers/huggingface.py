@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from recollect.configuration import UserError
 from recollect.configuration.io import first_line
@@ -126,15 +126,13 @@ class FileTokenizer(Tokenizer):
         encoded = self._tokenizer.encode(characters, add_special_tokens=False)
         points = np.frombuffer(characters.encode("utf-32-le"), np.uint32)
         widths = 1 + sum((points >= bound).astype(np.int64) for bound in (0x80, 0x800, 0x10000))
-        starts, ends = np.array(encoded.offsets, np.int64).reshape(-1, 2).T
-        covers = np.bincount(starts, minlength=len(points) + 1) - np.bincount(ends, minlength=len(points) + 1)
-        dropped = (np.cumsum(covers)[:-1] == 0) & ~np.isin(points, _blank_points())
-        ends = np.maximum.accumulate(ends)
+        ids, offsets = np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int64).reshape(-1, 2)
+        unknown = _covered(offsets[ids == self.unknown], len(points))
+        unknown |= ~_covered(offsets, len(points)) & ~np.isin(points, _blank_points())
+        ends = np.maximum.accumulate(offsets[:, 1])
         ends[-1:] = len(points)
-        ids = np.array(encoded.ids, np.int32)
         sizes = np.diff(np.concatenate([[0], np.cumsum(widths)])[ends], prepend=0).astype(np.int32)
-        unknown = int(sizes[ids == self.unknown].sum()) if self.unknown is not None else 0
-        return MeasuredIds(ids, sizes, unknown + int(widths[dropped].sum()))
+        return MeasuredIds(ids, sizes, int(widths[unknown].sum()))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, without special tokens; what is not UTF-8 shows as the replacement character."""
@@ -152,6 +150,12 @@ class FileTokenizer(Tokenizer):
 def _is_byte_level(content: dict[str, Any]) -> bool:
     """Returns whether a tokenizer.json writes bytes as characters of GPT-2's alphabet."""
     return '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
+
+
+def _covered(offsets: Int[np.ndarray, "n 2"], count: int) -> Bool[np.ndarray, " count"]:
+    """Returns which of `count` characters lie in one of the ranges."""
+    steps = [np.bincount(places, minlength=count + 1)[: count + 1] for places in offsets.T]
+    return np.cumsum(steps[0] - steps[1])[:count] > 0
 
 
 @functools.cache

@@ -11,7 +11,15 @@ from typing import Any
 
 from recollect.configuration import UserError
 from recollect.configuration.io import TEMPORARY
-from recollect.data.text.preparation.manifest import LOCK, PARTS, PLAN, read_sealed, write_sealed
+from recollect.data.text.preparation.manifest import (
+    LOCK,
+    MANIFEST,
+    PARTS,
+    PLAN,
+    TOKENIZER_FILE,
+    read_sealed,
+    write_sealed,
+)
 
 Log = Callable[[str], Any]
 
@@ -47,11 +55,13 @@ def claim(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     if not (out / PLAN).exists():
         if others:
             raise UserError(f"{out}: holds {others[0]} and is no prepared text; choose a new or empty folder")
-        write_sealed(out / PLAN, plan)
-        return plan
+        return _write_plan(out, plan)
     existing = read_sealed(out / PLAN)
     if existing is None:
         raise UserError(f"{out / PLAN}: is not as it was written; remove {out} and prepare again")
+    if existing["key"] != plan["key"] and not _has_work(out):
+        (out / TOKENIZER_FILE).unlink(missing_ok=True)
+        return _write_plan(out, plan)
     if existing["key"] != plan["key"]:
         differing = ", ".join(
             f"{field} {existing.get(field)!r}"
@@ -62,6 +72,17 @@ def claim(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
             f"{out}: was prepared from something else ({differing}); choose another folder, or remove this one"
         )
     return existing
+
+
+def _write_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Writes the plan of a folder and returns it."""
+    write_sealed(out / PLAN, plan)
+    return plan
+
+
+def _has_work(out: Path) -> bool:
+    """Returns whether a task was done in a folder; where none was, another preparation may have it."""
+    return (out / MANIFEST).exists() or any((out / PARTS).glob("*.json"))
 
 
 def remove_unfinished(out: Path) -> None:

@@ -129,8 +129,10 @@ def _recognise_content(
         return Refusal("a pointer of Git LFS, not the file", "`git lfs pull` fetches it")
     if head.startswith(b"PAR1") or kind == "parquet":
         return Readable("parquet")
-    if head.startswith(b"ARROW1") or kind == "arrow":
+    if (head.startswith((b"ARROW1", b"\xff\xff\xff\xff")) and kind == "arrow") or head.startswith(b"ARROW1\0\0"):
         return Readable("arrow")
+    if kind == "arrow":
+        raise UserError(f"{path}: is no Arrow file, as its name says")
     codec = codec_of(head)
     if promised and codec is None:
         raise UserError(f"{path}: cannot be unpacked (it is not {promised}, as its name says)")

@@ -10,7 +10,7 @@ from recollect.configuration import UserError
 from recollect.data.text.dataset import Text
 from recollect.data.text.ended_documents import EndedDocuments
 from recollect.data.text.preparation.prepare import Preparation
-from recollect.data.text.rows import Chunked, Decomposed, Packed
+from recollect.data.text.rows import Chunked, Decomposed, Packed, RowArrays
 from recollect.data.tokenizers import START
 from recollect.evaluation.text_slices import evaluate_text
 from tests.data.text.documents import CountedDocuments
@@ -23,7 +23,7 @@ def test_an_ended_document_has_one_token_more():
     assert documents.lengths.tolist() == [4, 2]
     assert documents.tokens(0, 0, 9).tolist() == [0, 1, 2, 7] and documents.tokens(1, 0, 2).tolist() == [1000, 7]
     assert documents.tokens(0, 1, 3).tolist() == [1, 2] and documents.tokens(0, 3, 4).tolist() == [7]
-    assert documents.tokens(0, 4, 5).tolist() == documents.tokens(0, 2, 2).tolist() == []
+    assert documents.tokens(0, 2, 2).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,6 @@ def test_every_document_s_end_is_a_target_once_an_epoch(tmp_path, sequences):
     ends, targets = 0, 0
     epoch = [(group, row) for group, count in enumerate(batches.plan.counts) for row in range(count)]
     for group, row in epoch:
-        from recollect.data.text.rows import RowArrays
-
         arrays = RowArrays(1, batches.plan.lengths[group])
         arrays.fill(0, batches.documents, batches.plan.spans(group, row))
         labelled = arrays.weights[0] > 0
@@ -76,9 +74,8 @@ def test_bits_per_byte_are_of_the_bytes_of_the_text(tmp_path, kind, batch_size):
 
 def test_a_tokenizer_that_does_not_know_the_text_is_refused(tmp_path, capsys):
     texts = [f"Все счастливые семьи похожи друг на друга {', и'} " * 3 for number in range(12)]
-    source = write_lines(
-        tmp_path / "in" / "a.jsonl", *texts, *(f"the cat sat {number % 7 * 'a'}" for number in range(9))
-    )
+    known = [f"the cat sat {number % 7 * 'a'}" for number in range(9)]
+    source = write_lines(tmp_path / "in" / "a.jsonl", *texts, *known)
     path = save("word_piece", tmp_path)
     line = refused(capsys, source, tmp_path / "out", "--tokenizer", path)
     assert "does not know 8" in line or "does not know 9" in line
@@ -104,16 +101,14 @@ def test_a_continuation_keeps_the_space_after_the_prompt(tmp_path, kind):
     assert data.continuation(prompt, following) == " world again"
     # A prompt stays as it was typed, and gets no second space.
     spaced = data.encode("hello ")
-    after = (
-        data.encode("hello world")[len(data.encode("hello")) :] if kind == "word_piece" else data.encode("world")[2:]
-    )
-    assert data.continued("hello ", after).startswith("hello ") and "  " not in data.continued("hello ", after), spaced
+    after = data.encode("hello world")[len(prompt) :] if kind == "word_piece" else data.encode("world")[2:]
+    shown = data.continued("hello ", after)
+    assert shown.startswith("hello ") and "  " not in shown, spaced
     if kind == "word_piece":
         assert data.continued("HELLO  there", following) == "HELLO  there world again"
     ended = [*following[:-1], prompt[0], *following]
-    assert (
-        data.continued("hello", ended).startswith("hello world") and data.continued("hello", ended).count("world") == 1
-    )
+    shown = data.continued("hello", ended)
+    assert shown.startswith("hello world") and shown.count("world") == 1
 
 
 def test_a_continuation_of_bytes_ends_where_another_document_begins():

@@ -36,7 +36,7 @@ def test_what_is_unknown_is_counted(opened):
     size = len(RUSSIAN.encode())
     for name in ("word_piece", "unigram", "silent_bpe"):
         unknown = opened[name].measured_ids(RUSSIAN.encode()).unknown_bytes
-        assert size - 10 <= unknown <= size, name  # all but the spaces
+        assert 0.8 * size <= unknown <= size, name  # all but the spaces
         assert opened[name].measured_ids(b"the cat sat").unknown_bytes == 0, name
         assert not opened[name].exact
     for name in ("metaspace", "metaspace_without_piece", "bpe", "bytes"):

@@ -1,8 +1,10 @@
 """Bits per byte on held-out text, whole and by slice.
 
 Bits per byte: cross-entropy in nats / ln 2, summed over targets and divided by the bytes of text that the targets stand
-for, so that numbers compare between tokenizers. `loss` is nats per target, which doesn't. Recall hits are targets that
-a model must read off its own context (evaluation/ngram_baselines.py defines them, for bytes and for other tokenizers).
+for, so that numbers compare between tokenizers. A token for the unknown says nothing of what it stands for, so each
+byte of it counts 8 bits more: what spelling it would take. `loss` is nats per target, which doesn't compare. Recall
+hits are targets that a model must read off its own context (evaluation/ngram_baselines.py defines them, for bytes and
+for other tokenizers).
 A bigram model fitted to the training documents is measured on the same targets.
 """
 
@@ -36,28 +38,30 @@ def evaluate_text(
       "share_by_slice" (of targets), "bigram_bits_per_byte", "bytes" and "targets" (how many were measured) and
       "baseline_tokens" (training tokens that the bigram model and the slices' n-gram model were fitted to).
     """
-    totals: dict[str, np.ndarray] = {}  # nats, targets and bytes
+    unknown = data.open_tokenizer().unknown
+    totals: dict[str, np.ndarray] = {}  # nats, targets, bytes, and bytes that are unknown
 
-    def add(name: str, nats: np.ndarray, weights: np.ndarray, sizes: np.ndarray) -> None:
-        sums = [np.sum(np.where(weights > 0, nats * weights, 0)), weights.sum(), np.sum(weights * sizes)]
-        totals[name] = totals.get(name, np.zeros(3)) + np.array(sums)
+    def add(name: str, nats: np.ndarray, weights: np.ndarray, sizes: np.ndarray, spelt: np.ndarray) -> None:
+        sums = [np.sum(np.where(weights > 0, nats * weights, 0)), *(np.sum(weights * n) for n in (1, sizes, spelt))]
+        totals[name] = totals.get(name, np.zeros(4)) + np.array(sums)
 
     batches = zip(data.evaluation_batches(batch_size), data.evaluation_bytes(batch_size), strict=True)
     for batch, sizes in batches:
         nats, targets = np.asarray(losses(batch), np.float64), np.asarray(batch.targets)
         weights = np.asarray(batch.weights, np.float64)
-        add("all", nats, weights, sizes)
+        spelt = np.where(targets == unknown, sizes, 0) if unknown is not None else np.zeros_like(sizes)
+        add("all", nats, weights, sizes, spelt)
         if final:
             hits = recall_hits(data.prepared(), batch)
-            add("recall", nats, weights * hits, sizes)
-            add("rest", nats, weights * ~hits, sizes)
-            add("bigram", fit_bigram(data.prepared()).loss(np.asarray(batch.tokens), targets), weights, sizes)
+            add("recall", nats, weights * hits, sizes, spelt)
+            add("rest", nats, weights * ~hits, sizes, spelt)
+            add("bigram", fit_bigram(data.prepared()).loss(np.asarray(batch.tokens), targets), weights, sizes, spelt)
 
     def bits(name: str) -> float | None:
-        nats, _, size = totals[name]
-        return float(nats / size / math.log(2)) if size else None
+        nats, _, size, spelt = totals[name]
+        return float((nats / math.log(2) + 8 * spelt) / size) if size else None
 
-    total_nats, count, size = totals["all"]
+    total_nats, count, size, _ = totals["all"]
     metrics: dict[str, Any] = {"bits_per_byte": bits("all"), "loss": float(total_nats / max(count, 1.0))}
     if final:
         metrics |= {

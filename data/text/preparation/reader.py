@@ -51,9 +51,11 @@ class TokenDocuments:
     Attributes:
       lengths: tokens of each document, the opening one included.
       byte_lengths: bytes of text of each document.
+      unknown_bytes: bytes of text that the tokenizer does not know.
     """
 
-    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer):
+    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, unknown_bytes: int):
+        self.unknown_bytes = unknown_bytes
         self.lengths: Int[np.ndarray, " documents"]
         self.byte_lengths: Int[np.ndarray, " documents"]
         self.lengths, self.byte_lengths = np.load(folder / f"{split}-documents.npy")
@@ -144,7 +146,12 @@ class Prepared:
     def describe(self) -> dict[str, Any]:
         """Returns what a run's banner and result say of the corpus, JSON-ready."""
         sizes = {
-            name: {"documents": len(part), "tokens": int(part.lengths.sum()), "bytes": int(part.byte_lengths.sum())}
+            name: {
+                "documents": len(part),
+                "tokens": int(part.lengths.sum()),
+                "bytes": int(part.byte_lengths.sum()),
+                "unknown_bytes": part.unknown_bytes,
+            }
             for name, part in (("train", self.train), ("held_out", self.held_out))
         }
         return {"source": self.name, "digest": self.digest, "tokenizer": self.tokenizer.name, **sizes}
@@ -195,5 +202,8 @@ def _open(name: str, folder: Path) -> Prepared:
             f"{file}: is not as it was written; the `python main.py prepare` that made the folder repairs it"
         )
     tokenizer.name = described["name"]
-    train, held_out = (TokenDocuments(folder, split, tokenizer) for split in ("train", "held_out"))
+    train, held_out = (
+        TokenDocuments(folder, split, tokenizer, manifest["splits"][split]["unknown_bytes"])
+        for split in ("train", "held_out")
+    )
     return Prepared(name, manifest["digest"], tokenizer, train, held_out, folder)

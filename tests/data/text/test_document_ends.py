@@ -63,7 +63,12 @@ def test_bits_per_byte_are_of_the_bytes_of_the_text(tmp_path, kind, batch_size):
     size, targets = int(held_out.byte_lengths.sum()), int(held_out.lengths.sum()) - len(held_out)
     found = evaluate_text(lambda batch: np.ones(batch.targets.shape), data, batch_size, final=True)
     assert found["bytes"] == size and found["targets"] == targets
-    assert found["bits_per_byte"] == pytest.approx(targets / size / math.log(2))
+    unknown = sum(
+        int(sizes[(batch.targets == data.open_tokenizer().unknown) & (batch.weights > 0)].sum())
+        for batch, sizes in zip(data.evaluation_batches(1), data.evaluation_bytes(1), strict=True)
+    )
+    assert found["bits_per_byte"] == pytest.approx((targets / math.log(2) + 8 * unknown) / size)
+    assert found["loss"] == pytest.approx(1)
     for batch, sizes in zip(data.evaluation_batches(batch_size), data.evaluation_bytes(batch_size), strict=True):
         assert sizes.shape == batch.targets.shape and not sizes[batch.weights == 0].any()
     document = int(np.argmax(held_out.lengths))
@@ -82,8 +87,13 @@ def test_a_tokenizer_that_does_not_know_the_text_is_refused(tmp_path, capsys):
     assert "% of the train text (" in line and "allow it with --unknown" in line
     with pytest.raises(UserError, match="does not know"):
         Text(source=str(source), tokenizer=str(path)).prepared()
-    code, shown, _ = prepare_command(capsys, source, tmp_path / "out", "--tokenizer", path, "--unknown", "1")
-    assert (code == 0 and "% of the train text" in shown and "unknown to the tokenizer: 8" in shown) or "9" in shown
+    allowed = ("--tokenizer", path, "--unknown", "1", "--held-out", "0.5")
+    code, shown, _ = prepare_command(capsys, source, tmp_path / "out", *allowed)
+    assert code == 0 and "unknown to the tokenizer: " in shown and "% of the held_out text" in shown
+    data = Text(source=str(tmp_path / "out"), length=64, held_out_batches=10**6)
+    assert data.result_entries()["corpus"]["held_out"]["unknown_bytes"] > 0
+    # A model that is sure of <unk> does not beat one that has to spell the text.
+    assert 4 < evaluate_text(lambda batch: np.zeros(batch.targets.shape), data, 4, final=False)["bits_per_byte"] < 8
     write_lines(tmp_path / "in" / "a.jsonl", *(f"the cat sat on a mat {number * 'a'}" for number in range(99)), "☃")
     code, shown, _ = prepare_command(capsys, source, tmp_path / "few", "--tokenizer", path)
     assert code == 0 and "unknown to the tokenizer: 0.0" in shown  # few are reported

@@ -88,9 +88,9 @@ def test_a_tokenizer_that_does_not_know_the_text_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="does not know"):
         Text(source=str(source), tokenizer=str(path)).prepared()
     allowed = ("--tokenizer", path, "--unknown", "1", "--held-out", "0.5")
-    code, shown, _ = prepare_command(capsys, source, tmp_path / "out", *allowed)
+    code, shown, _ = prepare_command(capsys, source, tmp_path / "half", *allowed)
     assert code == 0 and "unknown to the tokenizer: " in shown and "% of the held_out text" in shown
-    data = Text(source=str(tmp_path / "out"), length=64, held_out_batches=10**6)
+    data = Text(source=str(tmp_path / "half"), length=64, held_out_batches=10**6)
     assert data.result_entries()["corpus"]["held_out"]["unknown_bytes"] > 0
     # A model that is sure of <unk> does not beat one that has to spell the text.
     assert 4 < evaluate_text(lambda batch: np.zeros(batch.targets.shape), data, 4, final=False)["bits_per_byte"] < 8

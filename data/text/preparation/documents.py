@@ -91,13 +91,21 @@ def read_documents(part: SourcePart, on_empty: OnEmpty = lambda name: None) -> I
 
 
 def _read_text(part: SourcePart, on_empty: OnEmpty) -> Iterator[Document]:
-    if not part.streamed:
-        yield Document(part.name, file_chunks(part.path, part.begin, part.end))
-        return
-    with open_utf8(part.path, part.codec, part.encoding) as file:
-        for _ in stream_chunks(file, part.begin):
-            pass
-        yield Document(part.name, stream_chunks(file, part.end - part.begin if part.end else math.inf))
+    yield Document(part.name, _chunks_of_text(part))
+
+
+def _chunks_of_text(part: SourcePart) -> Iterator[bytes]:
+    # Read after its document was yielded, so errors are named here.
+    try:
+        if not part.streamed:
+            yield from file_chunks(part.path, part.begin, part.end)
+            return
+        with open_utf8(part.path, part.codec, part.encoding) as file:
+            for _ in stream_chunks(file, part.begin):
+                pass
+            yield from stream_chunks(file, part.end - part.begin if part.end else math.inf)
+    except (*READ_ERRORS, UnicodeDecodeError) as error:
+        raise UserError(f"{part.path}: cannot be read ({first_line(error)})") from error
 
 
 def _read_lines(part: SourcePart, on_empty: OnEmpty) -> Iterator[Document]:

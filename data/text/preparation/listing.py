@@ -186,7 +186,7 @@ def _files_of_folder(root: Path, selection: Selection) -> tuple[Splits, list[Lef
     for pattern in selection.include:
         if not any(_matches(file.name, (pattern,)) for file in found):
             raise UserError(f"include={pattern!r}: matches no file in {root}")
-    listed = splits_of_card(root, selection.config)
+    listed = None if _matches(CARD, selection.exclude) else splits_of_card(root, selection.config)
     stale = set(_stale_arrow_files(found))
     splits: Splits = {}
     left_out = []

@@ -3,12 +3,14 @@
 import gzip
 import io
 import os
+import random
 from pathlib import Path
 
 import pytest
 
 from recollect.configuration import UserError
 from recollect.data.text.preparation.file_tree import files_below
+from recollect.data.text.preparation.prepare import Preparation
 from tests.data.text.preparation.prepared_folders import all_texts_of, prepare_command, refused
 
 
@@ -106,3 +108,17 @@ def test_an_unreadable_file_is_named(tmp_path, capsys, monkeypatch, opened):
     assert "Permission denied" in line
     with pytest.raises(UserError, match="Not a directory"):
         files_below(source / "a.txt")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, suffix):
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in "ab":
+        raw = random.Random(name).randbytes(3000).hex().encode()
+        (source / f"{name}.txt{suffix}").write_bytes(gzip.compress(raw) if suffix else raw)
+    preparation = Preparation(str(source))
+    assert preparation.source.division.tasks
+    os.truncate(source / f"b.txt{suffix}", 1000)
+    with pytest.raises(UserError, match=r"b\.txt.*: cannot be read"):
+        preparation.into(tmp_path / "out", log=lambda line: None)

@@ -119,6 +119,9 @@ def test_the_card_says_which_files_are_of_which_split(tmp_path, capsys):
     (root / "texts" / "two.jsonl").unlink()
     line = refused(capsys, root, tmp_path / "x", "--config", "english")
     assert "lists 'texts/two.jsonl' for the split validation, and nothing here matches" in line
+    options = ("--exclude", "README.md")
+    assert prepare_command(capsys, root, tmp_path / "names", *options)[0] == 0
+    assert texts_of(tmp_path / "names")["held_out"] == [b"no data"]  # texts/test.jsonl
     for head in ("configs: [{data_files: [{split: 3}]}]", "configs: [{data_files: [{split: a, path: ../[}]}]"):
         (root / "README.md").write_text(f"---\n{head}\n---\n")
         assert "README.md" in refused(capsys, root, tmp_path / "x")

@@ -10,7 +10,6 @@ anything else that is no string ends the preparation, as does a missing key or c
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import functools
@@ -18,7 +17,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,53 +234,47 @@ def open_parquet(path: str | Path, field: str) -> Any:
     return file
 
 
-@contextlib.contextmanager
-def _naming_rows(part: SourcePart, done: list[int]) -> Iterator[None]:
-    import pyarrow
-
-    try:
-        yield
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{part.path}, near row {done[0]}: cannot be read ({first_line(error)})") from error
-
-
 def _read_parquet(part: SourcePart, on_empty: OnEmpty) -> Iterator[Document]:
-    done = [part.first]
-    with _naming_rows(part, done), open_parquet(part.path, part.field) as file:
-        groups = range(part.begin, part.end)
-        batches = file.iter_batches(_ROWS, row_groups=groups, columns=[part.field])
-        yield from _rows(part, (batch.column(0) for batch in batches), done, on_empty)
+    with open_parquet(part.path, part.field) as file:
+        batches = file.iter_batches(_ROWS, row_groups=range(part.begin, part.end), columns=[part.field])
+        yield from _rows(part, (batch.column(0) for batch in batches), on_empty)
 
 
 def _read_arrow(part: SourcePart, on_empty: OnEmpty) -> Iterator[Document]:
-    done = [part.first]
-    with _naming_rows(part, done), open_unpacked(part.path, None) as file:
-        reader = open_arrow(file)
+    with open_unpacked(part.path, None) as file:
+        reader = _open_arrow(part.path, file)
         column = check_column(part.path, reader.schema, part.field)
-        if hasattr(reader, "get_batch"):
-            batches = map(reader.get_batch, range(reader.num_record_batches))
-        else:
-            batches = iter(reader)
-        yield from _rows(part, (batch.column(column) for batch in batches), done, on_empty)
+        indexed = hasattr(reader, "get_batch")  # files; streams are iterated
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if indexed else reader
+        yield from _rows(part, (batch.column(column) for batch in batches), on_empty)
 
 
-def open_arrow(file: Any) -> Any:
+def _open_arrow(path: str, file: Any) -> Any:
     """Returns pyarrow's reader of an open Arrow IPC file, in the format of files or of streams."""
     import pyarrow
 
     is_file = file.read(6) == b"ARROW1"
     file.seek(0)
-    return pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
+    try:
+        return pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: is no Arrow file that can be read ({first_line(error)})") from error
 
 
-def _rows(part: SourcePart, columns: Iterator[Any], done: list[int], on_empty: OnEmpty) -> Iterator[Document]:
-    """Yields the documents of columns of rows; `done` holds the number of the first row of the one being read."""
-    for column in columns:
-        for begin in range(0, len(column), _ROWS):
-            texts = column.slice(begin, _ROWS).to_pylist()
-            for offset, text in enumerate(texts):
-                yield from _document(part, done[0] + offset, text, on_empty)
-            done[0] += len(texts)
+def _rows(part: SourcePart, columns: Iterable[Any], on_empty: OnEmpty) -> Iterator[Document]:
+    """Yields the documents of the rows in pieces of one column."""
+    import pyarrow
+
+    number = part.first
+    try:
+        for column in columns:
+            for begin in range(0, len(column), _ROWS):
+                texts = column.slice(begin, _ROWS).to_pylist()
+                for offset, text in enumerate(texts):
+                    yield from _document(part, number + offset, text, on_empty)
+                number += len(texts)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{part.path}, near row {number}: cannot be read ({first_line(error)})") from error
 
 
 @functools.lru_cache(maxsize=8)

@@ -84,8 +84,8 @@ def splits_of_card(root: Path, config: str | None) -> dict[Path, str] | None:
             raise UserError(f"{root / CARD}: cannot look for {pattern!r} ({first_line(error)})") from error
         if not files:
             raise UserError(
-                f"{root / CARD}: lists {pattern!r} for the split {split}, and nothing here matches; --exclude {CARD} goes "
-                "by the names of files instead"
+                f"{root / CARD}: lists {pattern!r} for the split {split}, and nothing here matches; --exclude {CARD} "
+                "goes by the names of files instead"
             )
         found |= dict.fromkeys(files, _SPLIT_OF.get(split.lower(), split))
     return found

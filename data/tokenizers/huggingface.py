@@ -125,7 +125,7 @@ class FileTokenizer(Tokenizer):
         characters = text.decode("utf-8", errors="replace")
         encoded = self._tokenizer.encode(characters, add_special_tokens=False)
         points = np.frombuffer(characters.encode("utf-32-le"), np.uint32)
-        widths = 1 + sum((points >= bound).astype(np.int64) for bound in (0x80, 0x800, 0x10000))
+        widths = 1 + np.searchsorted([0x80, 0x800, 0x10000], points, side="right")  # bytes of each in UTF-8
         ids, offsets = np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int64).reshape(-1, 2)
         unknown = _covered(offsets[ids == self.unknown], len(points))
         unknown |= ~_covered(offsets, len(points)) & ~np.isin(points, _blank_points())

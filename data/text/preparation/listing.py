@@ -122,7 +122,7 @@ def list_files(source: str, selection: Selection) -> Listing:
     kind = path_kind(root, said)
     if kind not in ("file", "folder"):
         raise UserError(f"{said}: no such file or folder; a source is stdlib, a path, or tfds:NAME")
-    folders = (root,) if kind == "folder" else ()
+    folders: tuple[Path, ...] = (root,) if kind == "folder" else ()
     if kind == "folder":
         splits, left_out = _files_of_folder(root, selection)
     else:

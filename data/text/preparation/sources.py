@@ -146,8 +146,8 @@ def open_source(
     if name.startswith("tfds:"):
         from recollect.data.text.preparation.tfds_sources import tfds_parts
 
-        parts, fingerprint = tfds_parts(name, field, lambda size: _task_bytes(size, shard_bytes), selection)
-        return Source(name, fingerprint, lambda: parts, shard_bytes, selection.share or HELD_OUT_SHARE)
+        found, fingerprint = tfds_parts(name, field, lambda size: _task_bytes(size, shard_bytes), selection)
+        return Source(name, fingerprint, lambda: found, shard_bytes, selection.share or HELD_OUT_SHARE)
     listing = list_files(name, selection)
 
     step = _task_bytes(sum(file.found.size for file in listing.files), shard_bytes)

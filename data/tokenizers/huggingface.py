@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import re
 import unicodedata
@@ -126,13 +127,21 @@ class FileTokenizer(Tokenizer):
         encoded = self._tokenizer.encode(characters, add_special_tokens=False)
         points = np.frombuffer(characters.encode("utf-32-le"), np.uint32)
         widths = 1 + np.searchsorted([0x80, 0x800, 0x10000], points, side="right")  # bytes of each in UTF-8
-        ids, offsets = np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int64).reshape(-1, 2)
+        ids = np.array(encoded.ids, np.int32)
+        offsets = np.fromiter(itertools.chain.from_iterable(encoded.offsets), np.int64, 2 * len(ids)).reshape(-1, 2)
         unknown = _covered(offsets[ids == self.unknown], len(points))
-        unknown |= ~_covered(offsets, len(points)) & ~np.isin(points, _blank_points())
+        dropped = np.flatnonzero(~_covered(offsets, len(points)))
+        unknown[dropped[~np.isin(points[dropped], _blank_points())]] = True
         ends = np.maximum.accumulate(offsets[:, 1])
         ends[-1:] = len(points)
         sizes = np.diff(np.concatenate([[0], np.cumsum(widths)])[ends], prepend=0).astype(np.int32)
         return MeasuredIds(ids, sizes, int(widths[unknown].sum()))
+
+    def unknown_bytes(self, text: bytes, ids: Int[np.ndarray, " n"]) -> int:
+        """Returns how many bytes of a chunk, whose ids are given, the tokenizer does not know."""
+        if self.exact or (self.unknown is not None and not (ids == self.unknown).any()):
+            return 0
+        return self.measured_ids(text).unknown_bytes
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, without special tokens; what is not UTF-8 shows as the replacement character."""

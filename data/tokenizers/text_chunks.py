@@ -48,16 +48,6 @@ def stream_chunks(file: BinaryIO, size: float = math.inf) -> Iterator[bytes]:
         yield waiting
 
 
-def is_utf8(path: str | Path, begin: int, end: int) -> bool:
-    """Returns whether the bytes `begin` to `end` of a file are UTF-8."""
-    try:
-        for chunk in file_chunks(path, begin, end):
-            chunk.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def character_border(text: bytes, at: int) -> int:
     """Returns the last position at or before `at` that does not split a character; never 0.
 

@@ -183,12 +183,15 @@ class _ShardWriter:
         if self._keeps_token_bytes:
             self.token_bytes.append(np.zeros(len(waiting), np.uint32))
         for chunk in document.chunks:
-            measured = self._tokenizer.measured_ids(chunk)
             self.documents[-1][1] += len(chunk)
-            self._unknown_bytes += measured.unknown_bytes
             if self._keeps_token_bytes:
-                self.token_bytes.append(measured.sizes.astype(np.uint32))
-            waiting = np.concatenate([waiting, measured.ids])
+                ids, sizes, unknown = self._tokenizer.measured_ids(chunk)
+                self.token_bytes.append(sizes.astype(np.uint32))
+            else:
+                ids = self._tokenizer.ids(chunk)
+                unknown = self._tokenizer.unknown_bytes(chunk, ids)
+            self._unknown_bytes += unknown
+            waiting = np.concatenate([waiting, ids])
             while len(waiting) >= RECORD:
                 self._write(document.name, waiting[:RECORD])
                 waiting = waiting[RECORD:]

@@ -1,7 +1,7 @@
 """Small tokenizers of the kinds that people bring: WordPiece, Metaspace with and without its piece, words alone."""
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 WORDS = "a b the cat sat on mat hello world again"
 
@@ -55,12 +55,27 @@ def silent_bpe():
     return tokenizer
 
 
+def byte_level(*, normalizer=None, prefix=False):
+    """GPT-2's bytes, with what makes ids say nothing of the bytes of a text: a normalizer, or a space before it."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {name: number for number, name in enumerate(["<|endoftext|>", *sorted(alphabet)])}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer
+
+
 KINDS = {
     "word_piece": word_piece,
     "metaspace": metaspace,
     "metaspace_without_piece": lambda: metaspace(piece=False),
     "unigram": unigram,
     "silent_bpe": silent_bpe,
+    "byte_level_nfc": lambda: byte_level(normalizer=normalizers.NFC()),
+    "byte_level_prefix": lambda: byte_level(prefix=True),
 }
 
 

@@ -30,6 +30,7 @@ def test_bytes_of_ids_add_up_to_the_text(opened, text):
         assert len(measured.sizes) == len(measured.ids) and (measured.sizes >= 0).all()
         assert measured.sizes.sum() == len(raw) or not len(measured.ids), name
         assert 0 <= measured.unknown_bytes <= len(raw)
+        assert tokenizer.unknown_bytes(raw, measured.ids) in (0, measured.unknown_bytes)
 
 
 def test_what_is_unknown_is_counted(opened):
@@ -39,8 +40,10 @@ def test_what_is_unknown_is_counted(opened):
         assert 0.8 * size <= unknown <= size, name  # all but the spaces
         assert opened[name].measured_ids(b"the cat sat").unknown_bytes == 0, name
         assert not opened[name].exact
-    for name in ("metaspace", "metaspace_without_piece", "bpe", "bytes"):
+        assert opened[name].unknown_bytes(RUSSIAN.encode(), opened[name].ids(RUSSIAN.encode())) == unknown, name
+    for name in set(opened) - {"word_piece", "unigram", "silent_bpe"}:
         assert opened[name].measured_ids(RUSSIAN.encode()).unknown_bytes == 0, name
+    assert not opened["byte_level_nfc"].exact and not opened["byte_level_prefix"].exact
     assert opened["bpe"].exact and opened["bytes"].exact
 
 

@@ -84,7 +84,7 @@ def read_documents(part: SourcePart, on_empty: OnEmpty = lambda name: None) -> I
     """
     try:
         yield from _READERS[part.kind](part, on_empty)
-    except (*READ_ERRORS, UnicodeDecodeError) as error:
+    except READ_ERRORS as error:
         problem = "unpacked" if part.codec else "read"
         raise UserError(f"{part.path}: cannot be {problem} ({first_line(error)})") from error
 
@@ -103,7 +103,7 @@ def _chunks_of_text(part: SourcePart) -> Iterator[bytes]:
             for _ in stream_chunks(file, part.begin):
                 pass
             yield from stream_chunks(file, part.end - part.begin if part.end else math.inf)
-    except (*READ_ERRORS, UnicodeDecodeError) as error:
+    except READ_ERRORS as error:
         raise UserError(f"{part.path}: cannot be read ({first_line(error)})") from error
 
 
@@ -120,7 +120,7 @@ def _read_lines(part: SourcePart, on_empty: OnEmpty) -> Iterator[Document]:
                 left -= len(line)
                 if left <= 0:
                     break
-    except (*READ_ERRORS, UnicodeDecodeError) as error:
+    except READ_ERRORS as error:
         problem = "unpacked" if part.codec else "read"
         raise UserError(f"{part.path}, after line {number}: cannot be {problem} ({first_line(error)})") from error
 
@@ -228,7 +228,7 @@ def open_parquet(path: str | Path, field: str) -> Any:
 
     try:
         file = parquet.ParquetFile(open_unpacked(path, None))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise UserError(f"{path}: is no parquet file ({first_line(error)})") from error
     check_column(path, file.schema_arrow, field)
     return file
@@ -257,7 +257,7 @@ def _open_arrow(path: str, file: Any) -> Any:
     file.seek(0)
     try:
         return pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise UserError(f"{path}: is no Arrow file that can be read ({first_line(error)})") from error
 
 
@@ -273,7 +273,7 @@ def _rows(part: SourcePart, columns: Iterable[Any], on_empty: OnEmpty) -> Iterat
                 for offset, text in enumerate(texts):
                     yield from _document(part, number + offset, text, on_empty)
                 number += len(texts)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise UserError(f"{part.path}, near row {number}: cannot be read ({first_line(error)})") from error
 
 

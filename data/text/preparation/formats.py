@@ -170,20 +170,24 @@ def _check_text(path: Path, readable: Readable, field: str, encoding: str | None
             return readable  # its bad lines are named when they are read
         with _opened(path, readable) as file:
             wrong = first_undecodable(file)
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
-        if isinstance(error, UnicodeDecodeError) and readable.encoding:
-            wrong = f"it is no {error.encoding}: {error.reason}"
-        elif isinstance(error, UserError):
-            raise
-        else:
-            deep = isinstance(error, RecursionError)
-            reason = "nested too deeply" if deep else first_line(error)
-            raise UserError(f"{path}: is neither a JSON array nor JSON lines that can be read ({reason})") from error
+        if isinstance(error, UnicodeError) and readable.encoding:
+            return Refusal(NOT_UTF8, f"{readable.encoding} by its mark, but {first_line(error)}")
+        reason = "nested too deeply" if isinstance(error, RecursionError) else first_line(error)
+        raise UserError(f"{path}: is neither a JSON array nor JSON lines that can be read ({reason})") from error
     if wrong is None:
         return readable
     if encoding is None or readable.encoding:
         return Refusal(NOT_UTF8, f"{wrong}; --encoding latin-1, or whatever it is in, reads it")
-    return dataclasses.replace(readable, encoding=encoding)
+    readable = dataclasses.replace(readable, encoding=encoding)
+    try:
+        with _opened(path, readable) as file:
+            first_undecodable(file)
+    except UnicodeError as error:
+        return Refusal(NOT_UTF8, f"{wrong}; nor {encoding}: {first_line(error)}")
+    return readable
 
 
 def _suffix(path: Path) -> str:

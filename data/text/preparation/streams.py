@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 from recollect.configuration import UserError
 
 BLOCK = 1 << 20
-READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
-"""What a file that cannot be read or unpacked raises."""
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeError)
+"""What a file that cannot be read, unpacked or decoded raises."""
 
 
 def _open_zstandard(path: str | Path) -> BinaryIO:
@@ -88,7 +88,7 @@ def open_utf8(path: str | Path, codec: str | None, encoding: str | None) -> Bina
     Args:
       path: the file.
       codec: what it is packed with.
-      encoding: None or "utf-8" for bytes as they are; "utf-8-sig", "utf-16" and "utf-32" raise UnicodeDecodeError at
+      encoding: None or "utf-8" for bytes as they are; "utf-8-sig", "utf-16" and "utf-32" raise UnicodeError at
         bytes that they cannot read, any other replaces these.
     """
     raw = open_unpacked(path, codec)
@@ -127,7 +127,7 @@ def first_undecodable(file: BinaryIO) -> str | None:
     """Returns which byte of a stream is not UTF-8 ("byte 0xe4 at 17"); None where all are.
 
     Raises:
-      UnicodeDecodeError: the stream is transcoded, and bytes are not of its encoding.
+      UnicodeError: the stream is transcoded, and bytes are not of its encoding.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     at = 0

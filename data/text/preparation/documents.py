@@ -268,6 +268,7 @@ def _rows(part: SourcePart, columns: Iterable[Any], on_empty: OnEmpty) -> Iterat
     number = part.first
     try:
         for column in columns:
+            column.validate(full=True)  # or offsets of a damaged file lead out of its memory
             for begin in range(0, len(column), _ROWS):
                 texts = column.slice(begin, _ROWS).to_pylist()
                 for offset, text in enumerate(texts):

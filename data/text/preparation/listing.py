@@ -157,15 +157,15 @@ def _held_out(selection: Selection, splits: Splits, left_out: list[LeftOut]) -> 
     """
     name = selection.held_out or ""
     said = f"held_out={name!r}"
+    # A split of the source comes before a path of the same name; ./test is always a path.
+    chosen = _of_split(splits, next((split for split, words in WORDS.items() if name.lower() in words), name))
+    if chosen:
+        return chosen, ()
     path = expanded(name, said)
     kind = path_kind(path, said)
     if kind is None:
-        split = next((split for split, words in WORDS.items() if name.lower() in words), name)
-        chosen = _of_split(splits, split)
-        if not chosen:
-            others = ", ".join(sorted({said for said in splits.values() if said})) or "none"
-            raise UserError(f"{said}: is no share, no path, and no split of the source, which names {others}")
-        return chosen, ()
+        others = ", ".join(sorted({split for split in splits.values() if split})) or "none"
+        raise UserError(f"{said}: is no share, no path, and no split of the source, which names {others}")
     ours = {os.path.realpath(file.path): file for file in splits}
     theirs, more = ({found_file(path, ""): None}, []) if kind == "file" else _files_of_folder(path, selection)
     held: Splits = {}

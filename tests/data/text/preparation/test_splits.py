@@ -60,7 +60,9 @@ def hub_clone(root):
     return root
 
 
-def test_a_hub_clone_holds_its_test_split_out_and_its_card_is_no_text(tmp_path, capsys):
+def test_a_hub_clone_holds_its_test_split_out_and_its_card_is_no_text(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test").mkdir()  # is not what --held-out test means where the source has such a split
     root = hub_clone(tmp_path / "clone")
     code, shown, _ = prepare_command(capsys, root, tmp_path / "out")
     assert code == 0

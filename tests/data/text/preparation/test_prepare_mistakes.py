@@ -1,9 +1,11 @@
 """The command `prepare`: impossible paths and numbers are one line, "~" is home, a full disk loses nothing."""
 
 import errno
+import io
 import json
 import os
 import shutil
+import sys
 
 import pytest
 
@@ -11,6 +13,7 @@ from recollect.configuration import UserError
 from recollect.data.text.preparation import manifest as prepared_format
 from recollect.data.text.preparation.manifest import MANIFEST, PARTS, PLAN, write_sealed
 from recollect.data.text.preparation.reader import open_prepared
+from recollect.main import main
 from tests.data.text.preparation.prepared_folders import (
     all_texts_of,
     assert_same,
@@ -157,6 +160,17 @@ def test_a_source_without_text_says_what_was_in_it(tmp_path, capsys):
     assert "--include '*.py'" in line and not (tmp_path / "out").exists()
     (root / "a.jsonl").write_text('{"text": null}\n')
     assert "there is no text in it" in refused(capsys, root, tmp_path / "out")
+
+
+def test_names_that_a_console_cannot_print_are_escaped(source, tmp_path, capsys, monkeypatch):
+    (source / "a.jsonl").rename(source / "naïve ☃.jsonl")
+    shown = io.BytesIO()
+    console = io.TextIOWrapper(shown, encoding="ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", console)
+        code = main(["prepare", str(source), str(tmp_path / "out"), "--processes", "1"])
+    console.flush()
+    assert code == 0 and b"the first na\\xefve \\u2603.jsonl" in shown.getvalue()
 
 
 def test_the_summary_is_kept_in_the_manifest(source, tmp_path, capsys):

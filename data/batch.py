@@ -162,3 +162,11 @@ class DataConfig(Config):
     def decode(self, tokens: Any) -> str:
         """Returns the text of token ids, up to where another document begins; raises UserError where they are none."""
         raise UserError(f"{type(self).__name__} is not text: there is no tokenizer to decode tokens with")
+
+    def continuation(self, prompt: Any, tokens: Any) -> str:
+        """Returns the text of token ids as it reads after those of `prompt`; raises UserError where they are none."""
+        return self.decode(tokens)
+
+    def continued(self, prompt: str, tokens: Any) -> str:
+        """Returns a prompt and the text of the token ids that follow it; raises UserError where they are none."""
+        return prompt + self.continuation(self.encode(prompt), tokens)

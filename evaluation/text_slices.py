@@ -1,8 +1,10 @@
 """Bits per byte on held-out text, whole and by slice.
 
 Bits per byte: cross-entropy in nats / ln 2, summed over targets and divided by the bytes of text that the targets stand
-for, so that numbers compare between tokenizers. `loss` is nats per target, which doesn't. Recall hits are targets that
-a model must read off its own context (evaluation/ngram_baselines.py defines them, for bytes and for other tokenizers).
+for, so that numbers compare between tokenizers. A token for the unknown says nothing of what it stands for, so each
+byte of it counts 8 bits more: what spelling it would take. `loss` is nats per target, which doesn't compare. Recall
+hits are targets that a model must read off its own context (evaluation/ngram_baselines.py defines them, for bytes and
+for other tokenizers).
 A bigram model fitted to the training documents is measured on the same targets.
 """
 
@@ -35,24 +37,28 @@ def evaluate_text(
       "share_by_slice" (of targets), "bigram_bits_per_byte", "bytes" and "targets" (how many were measured) and
       "baseline_tokens" (training tokens that the bigram model and the slices' n-gram model were fitted to).
     """
-    token_bytes = data.open_tokenizer().token_bytes
-    totals: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(3))  # nats, targets and bytes
-    for batch in data.evaluation_batches(batch_size):
+    unknown = data.open_tokenizer().unknown
+    # Nats, targets, bytes, and bytes that are unknown.
+    totals: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(4))
+    batches = zip(data.evaluation_batches(batch_size), data.evaluation_bytes(batch_size), strict=True)
+    for batch, sizes in batches:
         nats, targets = np.asarray(losses(batch), np.float64), np.asarray(batch.targets)
-        weights, sizes = np.asarray(batch.weights, np.float64), token_bytes[targets]
+        weights = np.asarray(batch.weights, np.float64)
+        spelt = np.where(targets == unknown, sizes, 0) if unknown is not None else np.zeros_like(sizes)
         parts = {"all": (nats, weights)}
         if final:
             hits = recall_hits(data.prepared(), batch)
             baseline = fit_bigram(data.prepared()).loss(np.asarray(batch.tokens), targets)
             parts |= {"recall": (nats, weights * hits), "rest": (nats, weights * ~hits), "bigram": (baseline, weights)}
         for name, (nats, counted) in parts.items():
-            totals[name] += [np.where(counted > 0, nats * counted, 0).sum(), counted.sum(), (counted * sizes).sum()]
+            sums = [np.where(counted > 0, nats * counted, 0).sum(), *((counted * n).sum() for n in (1, sizes, spelt))]
+            totals[name] += sums
 
     def bits(name: str) -> float | None:
-        nats, _, size = totals[name]
-        return float(nats / size / math.log(2)) if size else None
+        nats, _, size, spelt = totals[name]
+        return float((nats / math.log(2) + 8 * spelt) / size) if size else None
 
-    total_nats, count, size = totals["all"]
+    total_nats, count, size, _ = totals["all"]
     metrics: dict[str, Any] = {"bits_per_byte": bits("all"), "loss": float(total_nats / max(count, 1.0))}
     if final:
         metrics |= {

@@ -12,6 +12,9 @@ from recollect.configuration import UserError
 from recollect.models.functional import FunctionalModel, Params
 from recollect.models.memory import check_memory
 
+_TOKEN_BYTES = 24
+"""Of each generated token: its random key, the bits that it is split from, and the token, twice."""
+
 
 def generate(
     model: FunctionalModel,
@@ -48,9 +51,11 @@ def generate(
     limit = model.config.maximum_length()
     if limit is not None and total > limit:
         raise UserError(f"prompt and continuation are {total} tokens; this model takes at most {limit}")
+    if total >= 2**31:
+        raise UserError(f"length={length:,}: prompt and continuation must be less than {2**31:,} tokens")
     state = jax.eval_shape(lambda params: model.bind(params).init_state(len(prompts), total), params)
-    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) + 12 * length
-    check_memory(needed, f"generating {length:,} tokens")
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    check_memory(held + _TOKEN_BYTES * length * len(prompts), f"generating {length:,} tokens")
     run = _compiled(model, prompts.shape[1], length, temperature == 0)
     settings = (jnp.float32(max(temperature, 1e-6)), jnp.float32(top_p))
     return np.asarray(run(params, prompts, jax.random.key(seed), *settings))

@@ -4,6 +4,8 @@ Documents come tokenised from `data/text/preparation/reader.py`, `data/text/rows
 three ways, and `data/text/rows/by_number.py` makes every global batch a function of (seed, number). Held-out
 rows are always packed whole documents of `length` tokens, however the training rows are made, so that runs compare.
 
+A training document ends with a target of its own (data/text/ended_documents.py), so that generated text knows its end.
+
 Targets of an evaluation are all tokens of held-out documents but the opening ones: each exactly once, predicted from
 what stands before it in its row. Every method is measured on the same targets, so numbers compare at equal corpus
 digest and equal `length`; a longer `length` gives longer contexts and with them lower numbers.
@@ -16,15 +18,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import chz
 import numpy as np
+from jaxtyping import Int
 
 from recollect.configuration import UserError, at_least
+from recollect.configuration.user_paths import expanded
 from recollect.data.batch import Batch, DataConfig
+from recollect.data.text.ended_documents import EndedDocuments
 from recollect.data.text.rows import GlobalBatches, Packed, RowPlan, Sequences, read_rows
+from recollect.data.text.rows.base import Span
 from recollect.data.text.rows.stable_random import permutation
 from recollect.data.tokenizers import Tokenizer, open_tokenizer
 
@@ -79,7 +84,7 @@ class Text(DataConfig):
         """
         from recollect.data.text.preparation.manifest import is_prepared
 
-        if (self.tokenizer or "").startswith("bpe:") or is_prepared(Path(self.source).expanduser()):
+        if (self.tokenizer or "").startswith("bpe:") or is_prepared(expanded(self.source, f"source={self.source!r}")):
             return self.prepared().tokenizer
         return _tokenizer(self.tokenizer or "bytes")
 
@@ -110,7 +115,7 @@ class Text(DataConfig):
         Raises:
           UserError: the corpus can't be had or gives no rows.
         """
-        documents = self.prepared().train
+        documents = _ended(self.prepared())
         return GlobalBatches(
             documents,
             _rows(documents, self.sequences, self.length, seed),
@@ -129,12 +134,34 @@ class Text(DataConfig):
           max_batches: at most so many; None for `held_out_batches`.
         """
         documents = self.prepared().held_out
-        plan = _rows(documents, Packed(), self.length, 0)
+        for rows in self._held_out_rows(batch_size, max_batches):
+            yield read_rows(documents, rows, batch_size, self.length)
+
+    def evaluation_bytes(
+        self, batch_size: int, max_batches: int | None = None
+    ) -> Iterator[Int[np.ndarray, "batch_size length"]]:
+        """Yields how many bytes of text each target stands for, for each of `evaluation_batches`; 0 without a target.
+
+        Whatever the tokenizer, they add up to the bytes of the text.
+        """
+        documents = self.prepared().held_out
+        for rows in self._held_out_rows(batch_size, max_batches):
+            sizes = np.zeros((batch_size, self.length), np.int64)
+            for place, spans in enumerate(rows):
+                at = 0
+                for document, start, stop in spans:
+                    of_targets = documents.token_bytes(document, start + 1, stop + 1)
+                    sizes[place, at : at + len(of_targets)] = of_targets
+                    at += stop - start
+            yield sizes
+
+    def _held_out_rows(self, batch_size: int, max_batches: int | None) -> Iterator[list[list[Span]]]:
+        """Yields the rows of each held-out batch, as spans of documents."""
+        plan = _rows(self.prepared().held_out, Packed(), self.length, 0)
         limit = self.held_out_batches if max_batches is None else max_batches
         order = permutation(_HELD_OUT_ORDER, plan.counts[0])[: limit * batch_size].tolist()
         for begin in range(0, len(order), batch_size):
-            spans = (plan.spans(0, row) for row in order[begin : begin + batch_size])
-            yield read_rows(documents, spans, batch_size, self.length)
+            yield [plan.spans(0, row) for row in order[begin : begin + batch_size]]
 
     def prompt(self, seed: int, length: int = 64) -> list[int]:
         """Returns the first tokens of a held-out document, the opening one included, at most `length`."""
@@ -153,6 +180,22 @@ class Text(DataConfig):
         end = ids.index(tokenizer.start, 1) if tokenizer.start in ids[1:] else len(ids)
         return tokenizer.decode(ids[:end])
 
+    def continuation(self, prompt: Any, tokens: Any) -> str:
+        """Returns the text of tokens as it reads after those of `prompt`, up to where another document begins.
+
+        Both are decoded together: alone, tokens that begin a word lose the space before it.
+        """
+        before, whole = self.decode(prompt), self.decode([*prompt, *tokens])
+        return whole.removeprefix(before) if whole.startswith(before) else self.decode(tokens)
+
+    def continued(self, prompt: str, tokens: Any) -> str:
+        """Returns a prompt and the text of the tokens that follow it."""
+        ids = self.encode(prompt)
+        more = self.continuation(ids, tokens)
+        # A tokenizer that drops the spaces at the end of a text writes one before the next word.
+        dropped = prompt.endswith(" ") and not self.decode(ids).endswith(" ")
+        return prompt + (more.removeprefix(" ") if dropped else more)
+
 
 @functools.lru_cache(maxsize=4)
 def _prepared(source: str, tokenizer: str | None, cache: str) -> Prepared:
@@ -162,5 +205,10 @@ def _prepared(source: str, tokenizer: str | None, cache: str) -> Prepared:
 
 
 @functools.lru_cache(maxsize=4)
-def _rows(documents: TokenDocuments, sequences: Sequences, length: int, seed: int) -> RowPlan:
+def _ended(prepared: Prepared) -> EndedDocuments:
+    return EndedDocuments(prepared.train, prepared.tokenizer.start)
+
+
+@functools.lru_cache(maxsize=4)
+def _rows(documents: TokenDocuments | EndedDocuments, sequences: Sequences, length: int, seed: int) -> RowPlan:
     return sequences.plan(documents.lengths, length, seed)

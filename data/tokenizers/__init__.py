@@ -14,11 +14,12 @@ not UTF-8.
 from pathlib import Path
 
 from recollect.configuration import UserError
+from recollect.configuration.user_paths import expanded, path_kind
 from recollect.data.tokenizers.bytes import START, ByteTokenizer, Tokenizer
 
 __all__ = ["START", "ByteTokenizer", "Tokenizer", "bpe_size", "open_tokenizer", "tokenizer_file"]
 
-SMALLEST_BPE = 257
+SMALLEST_BPE, LARGEST_BPE = 257, 1 << 24
 
 
 def open_tokenizer(name: str, start: str | None = None) -> Tokenizer:
@@ -49,8 +50,9 @@ def open_tokenizer(name: str, start: str | None = None) -> Tokenizer:
 
 def tokenizer_file(path: str) -> Path:
     """Returns the path of a tokenizer.json: the path itself, or in the folder that it names."""
-    expanded = Path(path).expanduser()
-    return expanded / "tokenizer.json" if expanded.is_dir() else expanded
+    said = f"tokenizer={path!r}"
+    file = expanded(path, said)
+    return file / "tokenizer.json" if path_kind(file, said) == "folder" else file
 
 
 def bpe_size(name: str) -> int | None:
@@ -66,4 +68,6 @@ def bpe_size(name: str) -> int | None:
         raise UserError(
             f"tokenizer={name!r}: bpe:SIZE needs a size of at least {SMALLEST_BPE} (256 bytes and a start token)"
         )
+    if len(text) > 8 or int(text) > LARGEST_BPE:
+        raise UserError(f"tokenizer={name!r}: bpe:SIZE takes a size of at most {LARGEST_BPE:,}")
     return int(text)

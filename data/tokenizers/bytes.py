@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import hashlib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -13,6 +14,14 @@ from recollect.configuration import UserError
 from recollect.data.tokenizers.text_chunks import text_chunks
 
 START = 256
+
+
+class MeasuredIds(NamedTuple):
+    """Ids of a text, the bytes of it that each stands for, and how many bytes are unknown to the tokenizer."""
+
+    ids: Int[np.ndarray, " n"]
+    sizes: Int[np.ndarray, " n"]
+    unknown_bytes: int
 
 
 class Tokenizer(abc.ABC):
@@ -25,6 +34,8 @@ class Tokenizer(abc.ABC):
       start: id of the token that opens every document.
       start_token: its name; None where it has none.
       token_bytes: bytes of text that each id stands for; 0 for special ones.
+      exact: whether that holds for every text, so that the bytes of a text are the sum over its ids.
+      unknown: id of the token for text that the vocabulary cannot write; None where it can write any.
     """
 
     name: str
@@ -33,6 +44,8 @@ class Tokenizer(abc.ABC):
     start: int
     start_token: str | None = None
     token_bytes: Int[np.ndarray, " vocabulary"]
+    exact: bool = True
+    unknown: int | None = None
 
     def encode(self, text: str | bytes) -> Int[np.ndarray, " n"]:
         """Returns the ids of a document, `start` first.
@@ -49,6 +62,18 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def ids(self, text: bytes) -> Int[np.ndarray, " n"]:
         """Returns the ids of a chunk from within a document, without `start`."""
+
+    def measured_ids(self, text: bytes) -> MeasuredIds:
+        """Returns the ids of a chunk, as `ids`, with the bytes of the text that each stands for there."""
+        ids = self.ids(text)
+        return MeasuredIds(ids, self.token_bytes[ids], 0)
+
+    def unknown_bytes(self, text: bytes, ids: Int[np.ndarray, " n"]) -> int:
+        """Returns how many bytes of a chunk, whose ids are given, the tokenizer does not know: measured where some are.
+
+        Cheaper than `measured_ids`, and blind to what a tokenizer that has a token for the unknown drops without one.
+        """
+        return 0
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, without special tokens; what is not UTF-8 shows as the replacement character."""

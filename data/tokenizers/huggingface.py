@@ -4,24 +4,28 @@ Text is never matched against special tokens: a document that contains "<|endoft
 
 A byte-level vocabulary (GPT-2's alphabet of 256 characters for bytes; Radford et al. 2019, section 2.2) writes any
 bytes exactly, and `token_bytes` is exact. In other vocabularies (SentencePiece-like with "▁", WordPiece) the bytes of
-an id are those of its token, with "▁" for a space and "<0x0A>" for one byte: exact as far as the tokenizer gives a text
-back; a space that it adds before a text counts too.
+an id are those of its token, with "▁" for a space and "<0x0A>" for one byte. That is not what the ids stand for in a
+given text: unknown characters are no token's, spaces may be nobody's, and a space may be three bytes. There
+`measured_ids` takes the bytes from where the library says that each token lies in the text.
 """
 
 import functools
 import hashlib
+import itertools
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from recollect.configuration import UserError
 from recollect.configuration.io import first_line
-from recollect.data.tokenizers.bytes import Tokenizer
+from recollect.data.tokenizers.bytes import MeasuredIds, Tokenizer
 
 START_TOKEN = "<|endoftext|>"
 START_TOKENS = (
@@ -82,6 +86,8 @@ class FileTokenizer(Tokenizer):
                 self._bytes_of[number] = token.encode("utf-8") if literal else _token_bytes(token, self._byte_level)
         self.token_bytes = np.array(list(map(len, self._bytes_of)), np.int32)
         self._byte_ids = {raw[0]: number for number, raw in enumerate(self._bytes_of) if len(raw) == 1}
+        self.exact = self._byte_level and len(self._byte_ids) == 256 and _keeps_bytes(content)
+        self.unknown = None if self._byte_level and len(self._byte_ids) == 256 else _unknown(content, vocabulary)
 
     def _find_start(self, name: str | None, added: dict[str, bool]) -> tuple[str, int]:
         # A token learned from text may look like such a name ("<s>" in a page's source): only added tokens count.
@@ -106,6 +112,35 @@ class FileTokenizer(Tokenizer):
                 ids += self._tokenizer.encode_batch_fast([part], add_special_tokens=False)[0].ids
         return np.array(ids, np.int32)
 
+    def measured_ids(self, text: bytes) -> MeasuredIds:
+        """Returns the ids of a chunk, and the bytes that each stands for: from the end of the one before to its own.
+
+        They add up to the chunk, whatever the tokenizer adds, leaves out or does not know; what no token covers, such
+        as the spaces of WordPiece, belongs to the token after it, at the end to the last one. Unknown is what becomes
+        the token for the unknown, and all but white space that becomes none.
+        """
+        if self.exact:
+            return super().measured_ids(text)
+        characters = text.decode("utf-8", errors="replace")
+        encoded = self._tokenizer.encode(characters, add_special_tokens=False)
+        points = np.frombuffer(characters.encode("utf-32-le"), np.uint32)
+        widths = 1 + np.searchsorted([0x80, 0x800, 0x10000], points, side="right")  # bytes of each in UTF-8
+        ids = np.array(encoded.ids, np.int32)
+        offsets = np.fromiter(itertools.chain.from_iterable(encoded.offsets), np.int64, 2 * len(ids)).reshape(-1, 2)
+        unknown = _covered(offsets[ids == self.unknown], len(points))
+        dropped = np.flatnonzero(~_covered(offsets, len(points)))
+        unknown[dropped[~np.isin(points[dropped], _blank_points())]] = True
+        ends = np.maximum.accumulate(offsets[:, 1])
+        ends[-1:] = len(points)
+        sizes = np.diff(np.concatenate([[0], np.cumsum(widths)])[ends], prepend=0).astype(np.int32)
+        return MeasuredIds(ids, sizes, int(widths[unknown].sum()))
+
+    def unknown_bytes(self, text: bytes, ids: Int[np.ndarray, " n"]) -> int:
+        """Returns how many bytes of a chunk, whose ids are given, the tokenizer does not know."""
+        if self.exact or (self.unknown is not None and not (ids == self.unknown).any()):
+            return 0
+        return self.measured_ids(text).unknown_bytes
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, without special tokens; what is not UTF-8 shows as the replacement character."""
         if self._byte_level:
@@ -117,6 +152,32 @@ class FileTokenizer(Tokenizer):
         if self._byte_level:
             return b"".join([self._bytes_of[int(number)] for number in ids])
         return self.decode(ids).encode("utf-8")
+
+
+def _covered(offsets: Int[np.ndarray, "n 2"], count: int) -> Bool[np.ndarray, " count"]:
+    """Returns which of `count` characters lie in one of the ranges."""
+    steps = [np.bincount(places, minlength=count + 1)[: count + 1] for places in offsets.T]
+    return np.cumsum(steps[0] - steps[1])[:count] > 0
+
+
+@functools.cache
+def _blank_points() -> Int[np.ndarray, " n"]:
+    """Returns the code points of white space and of control and format characters, which a tokenizer may leave out."""
+    characters = map(chr, range(0x10000))
+    return np.array([ord(c) for c in characters if c.isspace() or unicodedata.category(c) in ("Cc", "Cf")], np.uint32)
+
+
+def _keeps_bytes(content: dict[str, Any]) -> bool:
+    """Returns whether a byte-level tokenizer.json neither changes a text before it is split, nor adds a space to it."""
+    prefixes = '"add_prefix_space": true' in json.dumps(content.get("pre_tokenizer"))
+    return content.get("normalizer") is None and not prefixes
+
+
+def _unknown(content: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
+    """Returns the id of a tokenizer.json's token for what it does not know."""
+    model = content.get("model") or {}
+    token = model.get("unk_token")
+    return model.get("unk_id") if token is None else vocabulary.get(token)
 
 
 def _token_bytes(token: str, byte_level: bool) -> bytes:

@@ -6,6 +6,7 @@ time.
 
 import codecs
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -29,14 +30,20 @@ def file_chunks(path: str | Path, begin: int, end: int) -> Iterator[bytes]:
         yield from _chunks(file, end - begin)
 
 
-def is_utf8(path: str | Path, begin: int, end: int) -> bool:
-    """Returns whether the bytes `begin` to `end` of a file are UTF-8."""
-    try:
-        for chunk in file_chunks(path, begin, end):
-            chunk.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+def stream_chunks(file: BinaryIO, size: float = math.inf) -> Iterator[bytes]:
+    """Yields the next `size` bytes of a stream, fewer where it ends, in the chunks that a file of this text has."""
+    waiting = b""
+    while True:
+        while len(waiting) <= CHUNK_BYTES and (block := file.read(int(min(CHUNK_BYTES, size)))):
+            waiting += block
+            size -= len(block)
+        if len(waiting) <= CHUNK_BYTES:
+            break
+        cut = _cut(waiting[:CHUNK_BYTES])
+        yield waiting[:cut]
+        waiting = waiting[cut:]
+    if waiting:
+        yield waiting
 
 
 def character_border(text: bytes, at: int) -> int:
@@ -57,6 +64,11 @@ def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
             raise EOFError("the file is shorter than it was")
         size -= len(block)
         block = rest + block
-        cut = len(block) if size == 0 else block.rfind(b"\n") + 1 or character_border(block, len(block))
+        cut = len(block) if size == 0 else _cut(block)
         yield block[:cut]
         rest = block[cut:]
+
+
+def _cut(block: bytes) -> int:
+    """Returns where a block that is not the last ends: at its last line break, or else at a character's."""
+    return block.rfind(b"\n") + 1 or character_border(block, len(block))

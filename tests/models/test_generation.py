@@ -8,7 +8,7 @@ import pytest
 from recollect.configuration import UserError
 from recollect.layers import Landmark, LinearAttention
 from recollect.layers.modules.positions import LearnedPositions, Rotary
-from recollect.models import repeat
+from recollect.models import memory, repeat
 from recollect.models.generation import _sample, generate
 from tests.models.probes import functional
 
@@ -86,3 +86,14 @@ def test_mistakes(prompts, length, settings, message):
 
 def test_the_last_position_can_be_used():
     assert generate(MODEL, PARAMS, PROMPTS, 19, temperature=0.0).shape == (2, 19)
+
+
+def test_a_length_without_memory_is_refused_before_anything_is_made(monkeypatch):
+    with pytest.raises(UserError, match=r"generating 1,000,000,000 tokens would take at least .*, and there are "):
+        generate(*functional(width=16, stages=repeat(Landmark(block=3, heads=2), depth=2)), PROMPTS, 10**9)
+    recurrent = functional(width=16, stages=repeat(LinearAttention(heads=2, feature_dim=3), depth=2))
+    with pytest.raises(UserError, match=r"length=3,000,000,000: prompt and continuation must be less than"):
+        generate(*recurrent, PROMPTS, 3 * 10**9)
+    monkeypatch.setattr(memory, "device_memory", lambda: 2**30)
+    with pytest.raises(UserError, match=r"would take at least 48 GB of memory, and there are 1\.07 GB here"):
+        generate(*recurrent, PROMPTS, 10**9)

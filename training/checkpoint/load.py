@@ -120,7 +120,7 @@ def continue_prompt(
     tokens = generate(
         model, run.params, np.array([data.encode(prompt)]), length, temperature=temperature, top_p=top_p, seed=seed
     )
-    return prompt + data.decode(tokens[0])
+    return data.continued(prompt, tokens[0])
 
 
 def _to_stderr(text: str) -> None:

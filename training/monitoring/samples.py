@@ -41,4 +41,4 @@ def sample(program: Program, params: Params, step: int) -> str:
     except UserError as error:
         return str(error)
     tokens = generate(program.model, params, np.array([prompt]), 120, temperature=0.8, top_p=0.95, seed=step)
-    return repr(data.decode(prompt)) + " -> " + repr(data.decode(tokens[0]))
+    return repr(data.decode(prompt)) + " -> " + repr(data.continuation(prompt, tokens[0]))

@@ -1,180 +1,225 @@
-"""Documents of files, read one source part at a time.
+"""The formats of text that are read: which one a file has, by its content and its name.
 
-A part of a source can be read by any process on its own: a file, a range of lines of a .jsonl file, of row groups of a
-.parquet file, of examples of a TFDS data set, or of bytes of a text file that is one long document. Its documents
-stream: only lines of .jsonl files and rows of .parquet files are ever whole in memory.
+| kind | by content | by name | in a folder |
+|---|---|---|---|
+| text | UTF-8; UTF-16 and UTF-32 with a byte order mark | any other name | read |
+| jsonl | JSON objects, one per line | .jsonl, .ndjson, .json, none | read |
+| json | a JSON array of objects or strings; one object | .json, .jsonl | read |
+| parquet | PAR1 | .parquet | read |
+| arrow | ARROW1, or a stream | .arrow, .feather, .ipc | read |
+| csv, tsv | | .csv, .tsv | when asked for |
+| text | source code, markup, settings | .py, .html, .yaml, ... | when asked for |
+
+Any of the texts may be packed with gzip, zstandard, bzip2 or xz. A file is asked for when it is the source itself, or
+matches `include`. What no row reads is left out, with its reason; a file whose name promises a format that its content
+is not ends the preparation.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import gzip
+import io
 import json
-import math
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO
 
 from recollect.configuration import UserError
 from recollect.configuration.io import first_line
-from recollect.data.tokenizers.text_chunks import file_chunks, is_utf8, text_chunks
+from recollect.data.text.preparation.json_items import json_items
+from recollect.data.text.preparation.streams import (
+    READ_ERRORS,
+    codec_of,
+    encoding_of,
+    first_undecodable,
+    open_unpacked,
+    open_utf8,
+    without_codec_suffix,
+)
 
-_ROWS = 256
+NOT_UTF8 = "not UTF-8"
+_HEAD = 1 << 16
+_LONGEST_LINE = 1 << 26
+
+_BY_SUFFIX = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
+    ".parquet": "parquet",
+    **dict.fromkeys((".arrow", ".feather", ".ipc"), "arrow"),
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+_CODE_SUFFIXES = """
+    .py .pyi .ipynb .c .h .cc .cpp .cxx .hpp .cu .java .js .jsx .mjs .ts .tsx .go .rs .rb .php .pl .pm .r .jl .lua .m
+    .swift .kt .scala .hs .ml .clj .ex .erl .cs .vb .f90 .sql .sh .bash .zsh .ps1 .bat .cmake .mk
+    .html .htm .xhtml .xml .svg .css .scss .yaml .yml .toml .ini .cfg .conf .lock .map .proto
+"""
+_CODE_NAMES = "makefile dockerfile cmakelists.txt requirements.txt"
+_METADATA = """
+    readme readme.md readme.txt readme.rst license license.txt license.md licence notice citation.cff use_policy.md
+    dataset_info.json dataset_infos.json dataset_dict.json state.json croissant.json .gitattributes
+"""
+_LFS = b"version https://git-lfs.github.com/spec/"
+_BINARY = {
+    b"PK\x03\x04": "an archive, which has to be unpacked",
+    b"7z\xbc\xaf\x27\x1c": "an archive, which has to be unpacked",
+    b"Rar!": "an archive, which has to be unpacked",
+    b"%PDF": "a PDF",
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class SourcePart:
-    """A part of a source.
-
-    Attributes:
-      kind: "text", "jsonl", "gzip" (.jsonl.gz), "parquet" or "tfds".
-      path: the file; of "tfds" the data set's folder.
-      name: the name of its document, or what the names of its documents begin with; of "tfds" the split.
-      begin, end: bytes of "text" and "jsonl", row groups of "parquet", examples of "tfds".
-      size: about how many bytes it has, for sharing out the work.
-      first: number of its first line, row or example.
-      field: key, column or feature that holds the text.
-      split: "train" or "held_out" where that doesn't depend on the documents' names.
-      continues: its first document began in the part before.
-    """
+class Readable:
+    """How a file is read: see `recollect.data.text.preparation.documents.SourcePart` for `kind`, `codec` and
+    `encoding`; `begin` is the first byte of its text."""
 
     kind: str
-    path: str
-    name: str
-    begin: int
-    end: int
-    size: int
-    first: int = 1
-    field: str = "text"
-    split: str | None = None
-    continues: bool = False
+    codec: str | None = None
+    encoding: str | None = None
+    begin: int = 0
 
 
-class Document(NamedTuple):
-    """A document, or a part of one: its name, and its text in chunks, to be read before the next document."""
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """Why a file is left out: the reason, what is special about this file, and whether text may be lost with it."""
 
-    name: str
-    chunks: Iterator[bytes]
-
-
-def kind_of(path: Path) -> str:
-    """Returns how a file is read, by its name: all but .jsonl, .jsonl.gz and .parquet files are text."""
-    if path.name.lower().endswith(".jsonl.gz"):
-        return "gzip"
-    return {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower(), "text")
+    reason: str
+    detail: str = ""
+    lost: bool = True
 
 
-def read_documents(part: SourcePart) -> Iterator[Document]:
-    """Yields the documents of a part that have text, in order; none of a text file that is not UTF-8.
-
-    Raises:
-      UserError: a line or row without text, or a file that can't be read; the message names it.
-    """
-    try:
-        yield from _READERS[part.kind](part)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{part.path}: cannot be read ({first_line(error)})") from error
-
-
-def _read_text(part: SourcePart) -> Iterator[Document]:
-    if is_utf8(part.path, part.begin, part.end):
-        yield Document(part.name, file_chunks(part.path, part.begin, part.end))
+def refusal_by_name(path: Path) -> Refusal | None:
+    """Returns why a file that nobody asked for is left out unread; None where its content decides."""
+    name = without_codec_suffix(path.name)[0]
+    suffix = Path(name).suffix.lower()
+    if name.lower() in _METADATA.split():
+        return Refusal("metadata", lost=False)
+    if suffix in (".csv", ".tsv"):
+        return Refusal("tables, which have to be asked for", f"--include '*{suffix}' reads a column of them")
+    if suffix in _CODE_SUFFIXES.split() or name.lower() in _CODE_NAMES.split():
+        return Refusal("code, markup and settings, which have to be asked for", f"--include '*{suffix or name}'")
+    return None
 
 
-def _read_lines(part: SourcePart) -> Iterator[Document]:
-    compressed = part.kind == "gzip"
-    opener: Any = gzip.open if compressed else open
-    left = math.inf if compressed else part.end - part.begin
-    number = part.first
-    try:
-        with opener(part.path, "rb") as file:
-            file.seek(part.begin)
-            for number, line in enumerate(file, part.first):
-                yield from _line(part, number, line)
-                left -= len(line)
-                if left <= 0:
-                    break
-    except (OSError, EOFError, zlib.error) as error:
-        problem = "unpacked" if compressed else "read"
-        raise UserError(f"{part.path}, after line {number}: cannot be {problem} ({first_line(error)})") from error
+def recognise(path: Path, field: str, encoding: str | None = None) -> Readable | Refusal:
+    """Returns how a file is read, or why it is not. Of a text file all is read for that.
 
-
-def _line(part: SourcePart, number: int, line: bytes) -> Iterator[Document]:
-    if not line.strip():
-        return
-    try:
-        text = json.loads(line)[part.field]
-    except (ValueError, KeyError, TypeError):
-        text = None
-    if not isinstance(text, str):
-        raise UserError(f"{part.path}, line {number}: expected a JSON object with a string {part.field!r}")
-    yield from _document(part, number, text)
-
-
-def _document(part: SourcePart, number: int, text: str | None) -> Iterator[Document]:
-    if text:
-        # JSON can hold lone surrogates, which UTF-8 cannot.
-        yield Document(f"{part.name}:{number}", text_chunks(text.encode("utf-8", errors="replace")))
-
-
-def open_parquet(path: str | Path, field: str) -> Any:
-    """Returns the `pyarrow.parquet.ParquetFile`, whose column `field` is known to hold text.
+    Args:
+      path: the file.
+      field: key of the text of JSON objects.
+      encoding: of text files that are not UTF-8; None leaves these out.
 
     Raises:
-      UserError: no parquet file, or no such column.
+      UserError: it cannot be read, is damaged, or is not what its name says.
     """
-    import pyarrow
-    from pyarrow import parquet
-
+    name, promised = without_codec_suffix(path.name)
+    kind = _BY_SUFFIX.get(Path(name).suffix.lower(), "text")
     try:
-        file = parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: is no parquet file ({first_line(error)})") from error
-    schema = file.schema_arrow
-    if field not in schema.names:
-        raise UserError(f"{path}: has no column {field!r}, only {', '.join(schema.names)}; name one with --field")
-    kind = schema.field(field).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise UserError(f"{path}: column {field!r} holds {kind}, not strings")
+        return _recognise_content(path, kind, promised, field, encoding)
+    except READ_ERRORS as error:
+        raise UserError(f"{path}: cannot be {'unpacked' if promised else 'read'} ({first_line(error)})") from error
+
+
+def _recognise_content(
+    path: Path, kind: str, promised: str | None, field: str, encoding: str | None
+) -> Readable | Refusal:
+    with open_unpacked(path, None) as file:
+        head = file.read(_HEAD)
+    if not head:
+        return Refusal("empty", lost=False)
+    if head.startswith(_LFS):
+        return Refusal("a pointer of Git LFS, not the file", "`git lfs pull` fetches it")
+    if head.startswith(b"PAR1") or kind == "parquet":
+        return Readable("parquet")
+    if (head.startswith((b"ARROW1", b"\xff\xff\xff\xff")) and kind == "arrow") or head.startswith(b"ARROW1\0\0"):
+        return Readable("arrow")
+    if kind == "arrow":
+        raise UserError(f"{path}: is no Arrow file, as its name says")
+    codec = codec_of(head)
+    if promised and codec is None:
+        raise UserError(f"{path}: cannot be unpacked (it is not {promised}, as its name says)")
+    if codec:
+        with open_unpacked(path, codec) as file:
+            head = file.read1(_HEAD)  # what comes before any damage, which is named when it is read
+    if not head:
+        return Refusal("empty", lost=False)
+    binary = next((what for magic, what in _BINARY.items() if head.startswith(magic)), None)
+    if binary is None and head[257:262] == b"ustar":
+        binary = "an archive, which has to be unpacked"
+    mark = encoding_of(head)
+    if binary is None and mark is None and b"\0" in head:
+        binary = "binary"
+    if binary:
+        return Refusal(f"not text but {binary}")
+    if mark == "utf-8-sig" and codec is None:
+        readable = Readable(kind, None, None, 3)
+    else:
+        readable = Readable(kind, codec, mark)
+    return _check_text(path, readable, field, encoding)
+
+
+def _check_text(path: Path, readable: Readable, field: str, encoding: str | None) -> Readable | Refusal:
+    """Returns how a file is read that looks like text, after reading it."""
+    suffix = _suffix(path)
+    try:
+        if readable.kind == "json" or not suffix:
+            with _opened(path, readable) as file:
+                kind = _json_kind(file, suffix, field)
+            if kind is None:
+                return Refusal(f"JSON without a string {field!r}", "--field names another key")
+            readable = dataclasses.replace(readable, kind=kind)
+        if readable.kind == "jsonl" and encoding is None:
+            return readable  # its bad lines are named when they are read
+        with _opened(path, readable) as file:
+            wrong = first_undecodable(file)
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UnicodeError) and readable.encoding:
+            return Refusal(NOT_UTF8, f"{readable.encoding} by its mark, but {first_line(error)}")
+        reason = "nested too deeply" if isinstance(error, RecursionError) else first_line(error)
+        raise UserError(f"{path}: is neither a JSON array nor JSON lines that can be read ({reason})") from error
+    if wrong is None:
+        return readable
+    if encoding is None or readable.encoding:
+        return Refusal(NOT_UTF8, f"{wrong}; --encoding latin-1, or whatever it is in, reads it")
+    readable = dataclasses.replace(readable, encoding=encoding)
+    try:
+        with _opened(path, readable) as file:
+            first_undecodable(file)
+    except UnicodeError as error:
+        return Refusal(NOT_UTF8, f"{wrong}; nor {encoding}: {first_line(error)}")
+    return readable
+
+
+def _suffix(path: Path) -> str:
+    return Path(without_codec_suffix(path.name)[0]).suffix.lower()
+
+
+def _opened(path: Path, readable: Readable) -> BinaryIO:
+    file = open_utf8(path, readable.codec, readable.encoding)
+    if readable.begin:
+        file.seek(readable.begin)
     return file
 
 
-def _read_parquet(part: SourcePart) -> Iterator[Document]:
-    import pyarrow
+def _json_kind(file: BinaryIO, suffix: str, field: str) -> str | None:
+    """Returns "jsonl", "json" or, of a file without a suffix, "text", by its content; None of an object without text.
 
-    number = part.first
+    Raises:
+      ValueError, RecursionError: a .json file is not JSON, or nested too deeply.
+    """
+    first = next((line for line in iter(lambda: file.readline(_LONGEST_LINE), b"") if line.strip()), b"")
+    if first.lstrip().startswith(b"[") and suffix:
+        return "json"
+    if suffix not in ("", ".json"):
+        return "jsonl"
     try:
-        with open_parquet(part.path, part.field) as file:
-            for rows in file.iter_batches(_ROWS, row_groups=range(part.begin, part.end), columns=[part.field]):
-                for offset, text in enumerate(rows.column(0).to_pylist()):
-                    yield from _document(part, number + offset, text)
-                number += rows.num_rows
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{part.path}, near row {number}: cannot be read ({first_line(error)})") from error
-
-
-@functools.lru_cache(maxsize=8)
-def _tfds_source(folder: str, split: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    return tfds.builder_from_directory(folder).as_data_source(split=split)
-
-
-def _read_tfds(part: SourcePart) -> Iterator[Document]:
-    source = _tfds_source(part.path, part.name)
-    for number in range(part.begin, part.end):
-        text = source[number][part.field]
-        raw = text.encode("utf-8") if isinstance(text, str) else bytes(text)
-        if raw:
-            yield Document(f"{part.name}/{number}", text_chunks(raw))
-
-
-_READERS = {
-    "text": _read_text,
-    "jsonl": _read_lines,
-    "gzip": _read_lines,
-    "parquet": _read_parquet,
-    "tfds": _read_tfds,
-}
+        value = json.loads(first)
+    except ValueError:
+        value = None
+    if not suffix:
+        return "jsonl" if isinstance(value, dict) and field in value else "text"
+    if value is None:  # one value in several lines
+        value = next(json_items(io.BytesIO(first + file.read(_LONGEST_LINE))))
+        return "json" if isinstance(value, dict) and isinstance(value.get(field), str) else None
+    several = bool(file.read(_HEAD).strip())
+    return "jsonl" if several or (isinstance(value, dict) and isinstance(value.get(field), str)) else None

@@ -4,6 +4,7 @@
     prepared_text-{split}.array_record-00000-of-00003, ...
     {split}-documents.npy              (2, documents) int64: tokens and bytes of each document
     {split}-records.npy                (records,) int64: tokens of each record
+    held_out-token_bytes.npy           (tokens,) uint32: bytes of text that each token stands for, if ids don't say it
     tokenizer.json                     unless tokens are bytes
     dataset_info.json, features.json   TFDS's own
     plan.json                          source and settings, written first
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,20 @@ from recollect.configuration import UserError
 from recollect.configuration.io import file_sha256, replace_text
 from recollect.data.tokenizers import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "held_out")
-ARRAYS = ("documents", "records")
+ARRAYS, TOKEN_BYTES = ("documents", "records"), "token_bytes"
+COUNTS = ("documents", "tokens", "bytes", "records", "unknown_bytes")
+"""What is counted of each shard; "unknown_bytes" of text that the tokenizer does not know."""
 MANIFEST, PLAN, TOKENIZER_FILE, PARTS = "manifest.json", "plan.json", "tokenizer.json", "parts"
 LOCK = ".lock"
 _KIND = "recollect prepared text"
 _REMEDY = "the `python main.py prepare` that made the folder repairs it"
+
+
+def arrays_of(split: str, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Returns the names of a split's arrays."""
+    return ARRAYS if tokenizer.exact or split == "train" else (*ARRAYS, TOKEN_BYTES)
 
 
 def task_file(folder: Path, number: int, suffix: str) -> Path:
@@ -50,7 +59,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content if content.pop("sha256") == _seal(content) else None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
 
 
@@ -69,11 +78,16 @@ def read_summary(folder: Path, number: int) -> dict[str, Any] | None:
 
 def is_intact(path: Path, digest: str) -> bool:
     """Returns whether a file is there and has the sha256 `digest`."""
-    return path.exists() and file_sha256(path) == digest
+    return os.path.exists(path) and file_sha256(path) == digest
 
 
 def write_manifest(
-    folder: Path, plan: dict[str, Any], tasks: list[dict[str, Any]], tokenizer: Tokenizer, name: str
+    folder: Path,
+    plan: dict[str, Any],
+    tasks: list[dict[str, Any]],
+    tokenizer: Tokenizer,
+    name: str,
+    files: dict[str, Any],
 ) -> dict[str, Any]:
     """Writes the manifest of a folder whose files are all there, and returns it.
 
@@ -82,13 +96,14 @@ def write_manifest(
       plan: source and settings.
       tasks: summaries of all tasks, in order.
       tokenizer, name: of the ids, and what the user calls it.
+      files: what was read and left out, JSON-ready (data/text/preparation/summary.py).
     """
     contents = [[task[split]["content"] for task in tasks] for split in SPLITS]
     splits = {}
     for split in SPLITS:
         shards = [task[split] for task in tasks]
-        totals = {key: sum(shard[key] for shard in shards) for key in ("documents", "tokens", "bytes", "records")}
-        lengths = {array: file_sha256(folder / f"{split}-{array}.npy") for array in ARRAYS}
+        totals = {key: sum(shard[key] for shard in shards) for key in COUNTS}
+        lengths = {array: file_sha256(folder / f"{split}-{array}.npy") for array in arrays_of(split, tokenizer)}
         splits[split] = {**totals, "shards": shards, "lengths": lengths}
     manifest = {
         "kind": _KIND,
@@ -101,6 +116,7 @@ def write_manifest(
             "start": tokenizer.start,
             "start_token": tokenizer.start_token,
         },
+        "files": files,
         "splits": splits,
     }
     return write_sealed(folder / MANIFEST, manifest)
@@ -112,13 +128,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: the folder is unfinished or its manifest damaged.
     """
-    if not (folder / MANIFEST).exists():
+    if not os.path.exists(folder / MANIFEST):
         raise UserError(f"{folder}: its preparation was not finished; the same `python main.py prepare` continues it")
     manifest = read_sealed(folder / MANIFEST)
     if manifest is None or manifest["kind"] != _KIND:
         raise UserError(f"{folder / MANIFEST}: is not as it was written; {_REMEDY}")
     if manifest["format"] != FORMAT:
-        raise UserError(f"{folder}: has format {manifest['format']}, and this version reads {FORMAT}; prepare it again")
+        raise UserError(
+            f"{folder}: was prepared in format {manifest['format']}, and this version reads {FORMAT}; run "
+            "`python main.py prepare` again, into another folder"
+        )
     return manifest
 
 
@@ -136,7 +155,7 @@ def check_files(folder: Path, manifest: dict[str, Any], *, contents: bool) -> No
     for split in manifest["splits"].values():
         for shard in split["shards"]:
             path = folder / shard["file"]
-            same = path.exists() and path.stat().st_size == shard["size"]
+            same = os.path.exists(path) and path.stat().st_size == shard["size"]
             if not same or (contents and file_sha256(path) != shard["sha256"]):
                 raise UserError(f"{path}: is missing or not as it was written; {_REMEDY}")
     for split, entry in manifest["splits"].items():

@@ -15,12 +15,11 @@ for byte.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,34 +28,34 @@ import tensorflow_datasets as tfds
 
 from recollect.configuration import UserError
 from recollect.configuration.disk_full import is_disk_full
-from recollect.configuration.io import TEMPORARY, first_line, replace_text, replacing
-from recollect.configuration.machine import cpu_count
+from recollect.configuration.io import first_line, replace_text, replacing
 from recollect.configuration.progress import Progress
-from recollect.data.text.preparation.formats import read_documents
+from recollect.configuration.user_paths import expanded
+from recollect.data.text.preparation.claimed_folder import Log, claim, locked, remove_unfinished
+from recollect.data.text.preparation.documents import read_documents
+from recollect.data.text.preparation.listing import Selection
 from recollect.data.text.preparation.manifest import (
-    ARRAYS,
     FORMAT,
-    LOCK,
     MANIFEST,
     PARTS,
-    PLAN,
     SPLITS,
     TOKENIZER_FILE,
+    arrays_of,
     read_sealed,
     read_summary,
     task_file,
     write_manifest,
-    write_sealed,
 )
 from recollect.data.text.preparation.shards import ShardTask, write_tfds_metadata
 from recollect.data.text.preparation.sources import Division, open_source, rank, split_of
+from recollect.data.text.preparation.summary import described, files_entry, summary_lines
 from recollect.data.text.preparation.worker_pool import run_tasks
-from recollect.data.tokenizers import bpe_size, open_tokenizer, tokenizer_file
+from recollect.data.tokenizers import Tokenizer, bpe_size, open_tokenizer, tokenizer_file
 
+UNKNOWN_SHARE = 0.01
+"""The largest share of a text that a tokenizer need not know, unless more is allowed."""
 BPE_BYTES = 1 << 30
 """A BPE is fitted to at most about this much text: all training documents, or a share of them chosen by their names."""
-
-Log = Callable[[str], Any]
 
 
 class Preparation:
@@ -73,6 +72,9 @@ class Preparation:
       field: key, column or feature of the text.
       start: the token of a tokenizer.json that opens documents.
       shard_bytes: text per shard, about; None: 4 MiB, more where that made over 512 shards.
+      selection: what of the source is read, and what is held out.
+      strict: stop where text is left out.
+      unknown: the largest share of the text that the tokenizer need not know.
 
     Raises:
       UserError: the source or the tokenizer can't be used; the message says why.
@@ -86,12 +88,18 @@ class Preparation:
         field: str = "text",
         start: str | None = None,
         shard_bytes: int | None = None,
+        selection: Selection = Selection(),
+        strict: bool = False,
+        unknown: float = UNKNOWN_SHARE,
     ):
         self.tokenizer, self.start, self._bpe_size = tokenizer, start, bpe_size(tokenizer)
         if self._bpe_size and start is not None:
             raise UserError(f"start={start!r}: a BPE that is trained here has its own")
+        if not 0 <= unknown <= 1:
+            raise UserError(f"unknown={unknown}: must be a share of the text, from 0 to 1")
+        self._strict, self._unknown = strict, unknown
         digest = tokenizer if self._bpe_size else open_tokenizer(tokenizer, start).digest
-        self.source = open_source(source, field, shard_bytes)
+        self.source = open_source(source, field, shard_bytes, selection)
         settings = {
             "format": FORMAT,
             "fingerprint": self.source.fingerprint,
@@ -99,6 +107,8 @@ class Preparation:
             "start": start,
             "field": field,
             "shard_bytes": shard_bytes,
+            "encoding": selection.encoding,
+            "held_out": selection.share,
         }
         self.key = hashlib.sha256(json.dumps(settings).encode("utf-8")).hexdigest()
         self.plan = {"source": source, **settings, "key": self.key}
@@ -119,13 +129,17 @@ class Preparation:
         """
         if processes < 1:
             raise UserError(f"processes={processes}: must be at least 1")
+        out = expanded(out, f"out={str(out)!r}")
         if self.source.has(out):
             raise UserError(
                 f"{out}: lies in the source {self.source.name}, and would be text of it; choose a folder outside"
             )
-        with _locked(out, log):
+        left_out = self.source.division.left_out  # looks at the whole source, before anything is written
+        if self._strict and (lost := [one for one in left_out if one.lost]):
+            raise UserError(f"source={self.source.name!r}: --strict stops, as text may be left out: {described(lost)}")
+        with locked(out, log):
             try:
-                return self._prepare(out, _claim(out, self.plan), processes, log)
+                return self._prepare(out, claim(out, self.plan), processes, log)
             except Exception as error:  # array_record has types of its own for a full disk
                 if not isinstance(error, OSError) and not is_disk_full(error):
                     raise
@@ -135,7 +149,7 @@ class Preparation:
 
     def _prepare(self, out: Path, plan: dict[str, Any], processes: int, log: Log) -> dict[str, Any]:
         (out / PARTS).mkdir(exist_ok=True)
-        _remove_unfinished(out)
+        remove_unfinished(out)
         division = self.source.division
         name = "bytes" if self.tokenizer == "bytes" else str(out / TOKENIZER_FILE)
         if self._bpe_size:
@@ -155,96 +169,26 @@ class Preparation:
         for split in SPLITS:
             if not any(summary[split]["documents"] for summary in summaries):
                 raise UserError(f"source={plan['source']!r}: has no text for the {split} split")
-        _join_lengths(out, count)
+        self._check_unknown(summaries)
+        _join_lengths(out, count, tokenizer)
         tfds.disable_progress_bar()
         write_tfds_metadata(out, tokenizer.vocabulary, summaries)
-        return write_manifest(out, plan, summaries, tokenizer, self.tokenizer)
+        files = files_entry(division.read, division.left_out, summaries)
+        manifest = write_manifest(out, plan, summaries, tokenizer, self.tokenizer, files)
+        for line in summary_lines(manifest):
+            log(line)
+        return manifest
 
-
-def run(
-    source: str,
-    out: Path,
-    tokenizer: str,
-    processes: int | None,
-    field: str,
-    start: str | None,
-    shard_bytes: int | None,
-) -> int:
-    """Runs `python main.py prepare`: prepares, prints the counts and returns 0.
-
-    The arguments are those of `Preparation`; processes None: one per core.
-
-    Raises:
-      UserError: it can't be done.
-    """
-    preparation = Preparation(source, tokenizer, field=field, start=start, shard_bytes=shard_bytes)
-    manifest = preparation.into(out, cpu_count() if processes is None else processes)
-    for split, counts in manifest["splits"].items():
-        print(
-            f"{split}: {counts['tokens']:,} tokens, {counts['bytes']:,} bytes, {counts['documents']:,} documents, "
-            f"{len(counts['shards'])} shards"
-        )
-    described = manifest["tokenizer"]
-    print(
-        f"tokenizer {described['name']} of {described['vocabulary']:,}; corpus sha256 {manifest['digest'][:16]}\n"
-        f"prepared: {out}; train with data.source={out}"
-    )
-    return 0
-
-
-@contextlib.contextmanager
-def _locked(out: Path, log: Log) -> Iterator[None]:
-    """Holds the folder, made if need be, against other processes of this machine."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = open(out / LOCK, "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {out}: {error.strerror or error}; a cache can be elsewhere: set RECOLLECT_CACHE"
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log(f"another process is preparing {out}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            # Two at once would do the work twice, with the same result.
-            log(f"{out}: this file system has no locks; make sure that nobody else prepares it")
-        yield
-
-
-def _claim(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """Returns the plan of the folder, written now where it was empty; raises UserError where it holds something else.
-
-    It is `plan` but for the name of the source, which may have been written otherwise.
-    """
-    others = sorted(path.name for path in out.iterdir() if path.name != LOCK and not path.name.startswith(TEMPORARY))
-    if not (out / PLAN).exists():
-        if others:
-            raise UserError(f"{out}: holds {others[0]} and is no prepared text; choose a new or empty folder")
-        write_sealed(out / PLAN, plan)
-        return plan
-    existing = read_sealed(out / PLAN)
-    if existing is None:
-        raise UserError(f"{out / PLAN}: is not as it was written; remove {out} and prepare again")
-    if existing["key"] != plan["key"]:
-        differing = ", ".join(
-            f"{field} {existing[field]!r}" for field in plan if field != "key" and existing[field] != plan[field]
-        )
-        raise UserError(
-            f"{out}: was prepared from something else ({differing}); choose another folder, or remove this one"
-        )
-    return existing
-
-
-def _remove_unfinished(out: Path) -> None:
-    """Removes what killed processes were writing."""
-    for path in [*out.glob(f"{TEMPORARY}*"), *(out / PARTS).glob(f"{TEMPORARY}*")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    def _check_unknown(self, summaries: list[dict[str, Any]]) -> None:
+        """Raises UserError where the tokenizer does not know more of a split than was allowed."""
+        for split in SPLITS:
+            unknown, size = (sum(summary[split][key] for summary in summaries) for key in ("unknown_bytes", "bytes"))
+            if unknown > self._unknown * size:
+                allowed = min(unknown / size + 0.01, 1)
+                raise UserError(
+                    f"tokenizer={self.tokenizer!r}: does not know {unknown / size:.3%} of the {split} text ({unknown:,}"
+                    f" of {size:,} bytes); take another, or allow it with --unknown {allowed:.2f}"
+                )
 
 
 def _fit_tokenizer(division: Division, out: Path, size: int, log: Log) -> None:
@@ -304,14 +248,14 @@ def _do(tasks: list[ShardTask], digest: str, processes: int, log: Log) -> list[d
     return [summaries[task.number] for task in tasks]
 
 
-def _join_lengths(out: Path, count: int) -> None:
-    """Writes {split}-documents.npy and {split}-records.npy from the lengths of all tasks."""
+def _join_lengths(out: Path, count: int, tokenizer: Tokenizer) -> None:
+    """Writes {split}-documents.npy and the other arrays of each split from the lengths of all tasks."""
     tasks = [dict(np.load(task_file(out, number, ".npz"))) for number in range(count)]
     for split in SPLITS:
         table = np.concatenate([task[f"{split}_documents"] for task in tasks])
         # Rows of a document that tasks share follow one another; all but its first are marked.
         lengths = np.add.reduceat(table[:, :2], np.flatnonzero(table[:, 2] == 0), axis=0).T
-        records = np.concatenate([task[f"{split}_records"] for task in tasks])
-        for name, array in zip(ARRAYS, (lengths, records), strict=True):
+        for name in arrays_of(split, tokenizer):
+            array = lengths if name == "documents" else np.concatenate([task[f"{split}_{name}"] for task in tasks])
             with replacing(out / f"{split}-{name}.npy") as path:
                 np.save(path, array)

@@ -14,6 +14,7 @@ and any document of a text file that is divided among tasks may.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,16 @@ from jaxtyping import Int
 from recollect.configuration import UserError
 from recollect.configuration.io import first_line
 from recollect.configuration.machine import cache_folder
-from recollect.data.text.preparation.manifest import MANIFEST, TOKENIZER_FILE, check_files, is_prepared, read_manifest
+from recollect.configuration.user_paths import expanded
+from recollect.data.text.preparation.manifest import (
+    MANIFEST,
+    TOKEN_BYTES,
+    TOKENIZER_FILE,
+    arrays_of,
+    check_files,
+    is_prepared,
+    read_manifest,
+)
 from recollect.data.text.preparation.prepare import Preparation
 from recollect.data.tokenizers import Tokenizer, open_tokenizer
 
@@ -41,14 +51,18 @@ class TokenDocuments:
     Attributes:
       lengths: tokens of each document, the opening one included.
       byte_lengths: bytes of text of each document.
+      unknown_bytes: bytes of text that the tokenizer does not know.
     """
 
-    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer):
+    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, unknown_bytes: int):
+        self.unknown_bytes = unknown_bytes
         self.lengths: Int[np.ndarray, " documents"]
         self.byte_lengths: Int[np.ndarray, " documents"]
         self.lengths, self.byte_lengths = np.load(folder / f"{split}-documents.npy")
         self._begin = np.concatenate([[0], np.cumsum(self.lengths)])
         self._record_begin = np.concatenate([[0], np.cumsum(np.load(folder / f"{split}-records.npy"))])
+        sizes = folder / f"{split}-{TOKEN_BYTES}.npy"
+        self._token_bytes = np.load(sizes, mmap_mode="r") if TOKEN_BYTES in arrays_of(split, tokenizer) else None
         self._source = tfds.builder_from_directory(folder).as_data_source(split=split)
         self._folder = folder
         self._tokenizer = tokenizer
@@ -76,6 +90,16 @@ class TokenDocuments:
         offsets = self._record_begin[first : np.searchsorted(self._record_begin, end, side="left")].tolist()
         parts = [self._record(first + n)[max(begin - at, 0) : end - at] for n, at in enumerate(offsets)]
         return np.concatenate(parts, dtype=np.int32)
+
+    def token_bytes(self, document: int, start: int, stop: int) -> Int[np.ndarray, " n"]:
+        """Returns how many bytes of text tokens `start` to `stop` of a document stand for.
+
+        Of training documents with a tokenizer whose ids don't tell, that is an estimate.
+        """
+        if self._token_bytes is None:
+            return self._tokenizer.token_bytes[self.tokens(document, start, stop)]
+        begin = int(self._begin[document])
+        return self._token_bytes[begin + start : min(begin + stop, int(self._begin[document + 1]))].astype(np.int64)
 
     def text(self, document: int) -> bytes:
         """Returns the bytes of a document."""
@@ -121,7 +145,12 @@ class Prepared:
     def describe(self) -> dict[str, Any]:
         """Returns what a run's banner and result say of the corpus, JSON-ready."""
         sizes = {
-            name: {"documents": len(part), "tokens": int(part.lengths.sum()), "bytes": int(part.byte_lengths.sum())}
+            name: {
+                "documents": len(part),
+                "tokens": int(part.lengths.sum()),
+                "bytes": int(part.byte_lengths.sum()),
+                "unknown_bytes": part.unknown_bytes,
+            }
             for name, part in (("train", self.train), ("held_out", self.held_out))
         }
         return {"source": self.name, "digest": self.digest, "tokenizer": self.tokenizer.name, **sizes}
@@ -138,14 +167,14 @@ def open_prepared(source: str, tokenizer: str | None = None) -> Prepared:
       UserError: no such source or tokenizer, nothing in it, a folder that is unfinished, damaged or of another
         tokenizer.
     """
-    folder = Path(source).expanduser()
+    folder = expanded(source, f"source={source!r}")
     if is_prepared(folder):
         _check_tokenizer(folder, read_manifest(folder)["tokenizer"], tokenizer)
         return _open(source, folder)
     # Looking at the source comes first: what is in the cache may be of an older state of it.
     preparation = Preparation(source, tokenizer or "bytes")
     folder = cache_folder() / "prepared" / preparation.key[:20]
-    if not (folder / MANIFEST).exists():
+    if not os.path.exists(folder / MANIFEST):
         preparation.into(folder, log=lambda line: print(line, file=sys.stderr))
     return _open(source, folder)
 
@@ -172,5 +201,8 @@ def _open(name: str, folder: Path) -> Prepared:
             f"{file}: is not as it was written; the `python main.py prepare` that made the folder repairs it"
         )
     tokenizer.name = described["name"]
-    train, held_out = (TokenDocuments(folder, split, tokenizer) for split in ("train", "held_out"))
+    train, held_out = (
+        TokenDocuments(folder, split, tokenizer, manifest["splits"][split]["unknown_bytes"])
+        for split in ("train", "held_out")
+    )
     return Prepared(name, manifest["digest"], tokenizer, train, held_out, folder)

@@ -29,8 +29,8 @@ from jaxtyping import Int
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from recollect.configuration.io import TEMPORARY, file_sha256
-from recollect.data.text.preparation.formats import Document, SourcePart, read_documents
-from recollect.data.text.preparation.manifest import SPLITS, task_file, write_sealed
+from recollect.data.text.preparation.documents import Document, SourcePart, read_documents
+from recollect.data.text.preparation.manifest import SPLITS, TOKEN_BYTES, arrays_of, task_file, write_sealed
 from recollect.data.text.preparation.sources import split_of
 from recollect.data.tokenizers import Tokenizer, open_tokenizer
 
@@ -76,17 +76,25 @@ def write_shards(task: ShardTask) -> dict[str, Any]:
     tokenizer = _tokenizer(task.tokenizer, task.start)
     with tempfile.TemporaryDirectory(dir=task.folder, prefix=TEMPORARY, ignore_cleanup_errors=True) as temporary:
         lengths_file = Path(temporary) / "lengths.npz"
-        writers = {split: _ShardWriter(Path(temporary) / split, tokenizer) for split in SPLITS}
+        writers = {split: _ShardWriter(Path(temporary) / split, tokenizer, split) for split in SPLITS}
+        empty = EmptyRows()
         for part in task.parts:
-            for document in read_documents(part):
+            for document in read_documents(part, empty.add):
                 writers[split_of(part, document.name, task.held_out_bound)].add(document, part.continues)
-        summary: dict[str, Any] = {"number": task.number, "source_bytes": task.size, "tokenizer": tokenizer.digest}
+        summary: dict[str, Any] = {
+            "number": task.number,
+            "source_bytes": task.size,
+            "tokenizer": tokenizer.digest,
+            "empty": dataclasses.asdict(empty),
+        }
         lengths: dict[str, Any] = {}
         for split, writer in writers.items():
             name = f"{_NAME}-{split}.array_record-{task.number:05d}-of-{task.count:05d}"
             summary[split] = {"file": name, **writer.close()}
             lengths[f"{split}_documents"] = writer.document_table()
             lengths[f"{split}_records"] = np.array(writer.records, np.int64)
+            if TOKEN_BYTES in arrays_of(split, tokenizer):
+                lengths[f"{split}_{TOKEN_BYTES}"] = np.concatenate([np.zeros(0, np.uint32), *writer.token_bytes])
         np.savez(lengths_file, **lengths)
         summary["lengths_sha256"] = file_sha256(lengths_file)
         for split, writer in writers.items():
@@ -135,11 +143,28 @@ def features(vocabulary: int) -> Any:
     return tfds.features.FeaturesDict({"name": tfds.features.Text(), "tokens": tokens})
 
 
+@dataclasses.dataclass
+class EmptyRows:
+    """Rows without text: how many, and the name of the first."""
+
+    count: int = 0
+    first: str | None = None
+
+    def add(self, name: str) -> None:
+        """Counts one."""
+        self.count += 1
+        self.first = self.first or name
+
+
 class _ShardWriter:
     """One split's shard and the lengths that go with it."""
 
-    def __init__(self, path: Path, tokenizer: Tokenizer):
+    def __init__(self, path: Path, tokenizer: Tokenizer, split: str):
         self.path = path
+        self.token_bytes: list[Int[np.ndarray, " n"]] = []
+        """Bytes of text that the tokens stand for, kept where a reader needs them."""
+        self._keeps_token_bytes = TOKEN_BYTES in arrays_of(split, tokenizer)
+        self._unknown_bytes = 0
         self.documents: list[list[int]] = []
         """[tokens, bytes, 1 where it began in the task before] of each document."""
         self.records: list[int] = []
@@ -155,9 +180,18 @@ class _ShardWriter:
         if not (continues and self.documents):
             self.documents.append([0, 0, int(continues)])
         waiting = np.array([] if continues else [self._tokenizer.start], np.int32)
+        if self._keeps_token_bytes:
+            self.token_bytes.append(np.zeros(len(waiting), np.uint32))
         for chunk in document.chunks:
             self.documents[-1][1] += len(chunk)
-            waiting = np.concatenate([waiting, self._tokenizer.ids(chunk)])
+            if self._keeps_token_bytes:
+                ids, sizes, unknown = self._tokenizer.measured_ids(chunk)
+                self.token_bytes.append(sizes.astype(np.uint32))
+            else:
+                ids = self._tokenizer.ids(chunk)
+                unknown = self._tokenizer.unknown_bytes(chunk, ids)
+            self._unknown_bytes += unknown
+            waiting = np.concatenate([waiting, ids])
             while len(waiting) >= RECORD:
                 self._write(document.name, waiting[:RECORD])
                 waiting = waiting[RECORD:]
@@ -185,6 +219,7 @@ class _ShardWriter:
             "tokens": tokens,
             "bytes": size,
             "records": len(self.records),
+            "unknown_bytes": self._unknown_bytes,
             "content": self._content.hexdigest(),
             "size": self.path.stat().st_size,
             "sha256": file_sha256(self.path),

@@ -27,13 +27,18 @@ import tensorflow_datasets as tfds
 from recollect.configuration import UserError
 from recollect.configuration.io import first_line
 from recollect.configuration.machine import cache_folder
-from recollect.data.text.preparation.formats import SourcePart
+from recollect.configuration.user_paths import expanded, path_kind
+from recollect.data.text.preparation.documents import SourcePart
+from recollect.data.text.preparation.file_parts import Parts, ReadFile
+from recollect.data.text.preparation.listing import LeftOut, Selection
 
 _FORMAT = "array_record"
 _OLDER_PACKAGES = ("text", "summarization", "question_answering", "translate")
 
 
-def tfds_parts(source: str, field: str, task_bytes: Callable[[int], int]) -> tuple[list[SourcePart], str]:
+def tfds_parts(
+    source: str, field: str, task_bytes: Callable[[int], int], selection: Selection = Selection()
+) -> tuple[Parts, str]:
     """Returns the parts of a data set, downloaded and prepared if need be, and its fingerprint.
 
     The fingerprint covers name, version and sizes of splits.
@@ -42,21 +47,24 @@ def tfds_parts(source: str, field: str, task_bytes: Callable[[int], int]) -> tup
       source: "tfds:" and a name, name/config or folder.
       field: the feature that holds the text; "text" also means the only text feature, whatever its name.
       task_bytes: bytes of the whole source -> bytes per task, about.
+      selection: a share of the training split to hold out, or the name of another split.
 
     Raises:
       UserError: no such data set, it can't be had without TensorFlow, or it has no text.
     """
     name = source.removeprefix("tfds:")
-    folder = Path(name).expanduser()
-    builder = _folder_builder(source, folder) if folder.is_dir() else _named_builder(source, name)
+    folder = expanded(name, f"source={source!r}")
+    is_folder = path_kind(folder, f"source={source!r}") == "folder"
+    builder = _folder_builder(source, folder) if is_folder else _named_builder(source, name)
     feature = _text_feature(source, builder.info.features or {}, field)
-    if not folder.is_dir():
+    if not is_folder:
         _download(source, builder)
     splits = builder.info.splits
     if "train" not in splits:
         raise UserError(f"source={source!r}: has no train split, only {', '.join(splits)}")
-    held_out = next((split for split in ("validation", "test") if split in splits), None)
-    used: dict[str, str | None] = {"train": "train", held_out: "held_out"} if held_out else {"train": None}
+    used = {"train": "train" if (held_out := _held_out(source, splits, selection)) else None}
+    if held_out:
+        used[held_out] = "held_out"
     step = task_bytes(sum(int(splits[split].num_bytes) for split in used))
     parts = []
     described = [builder.info.full_name, feature]
@@ -69,7 +77,26 @@ def tfds_parts(source: str, field: str, task_bytes: Callable[[int], int]) -> tup
             parts.append(
                 SourcePart("tfds", str(builder.data_dir), split, begin, end, size // pieces, begin, feature, role)
             )
-    return parts, hashlib.sha256("\n".join(described).encode("utf-8")).hexdigest()
+    read = [ReadFile(split, int(splits[split].num_bytes), split) for split in used]
+    left_out = [
+        LeftOut(split, int(splits[split].num_bytes), f"the {split} split", f"--held-out {split} takes it", False)
+        for split in splits
+        if split not in used
+    ]
+    return Parts(parts, read, left_out), hashlib.sha256("\n".join(described).encode("utf-8")).hexdigest()
+
+
+def _held_out(source: str, splits: Any, selection: Selection) -> str | None:
+    """Returns the split to hold out; None for a share of the training split."""
+    if selection != Selection(held_out=selection.held_out):
+        raise UserError(f"source={source!r}: of the options about files, it takes --held-out alone")
+    if selection.held_out is None:
+        return next((split for split in ("validation", "test") if split in splits), None)
+    if selection.share is not None:
+        return None
+    if selection.held_out not in splits or selection.held_out == "train":
+        raise UserError(f"held_out={selection.held_out!r}: is no share and no split of {source}: {', '.join(splits)}")
+    return selection.held_out
 
 
 def _text_feature(source: str, features: Any, field: str) -> str:

@@ -29,7 +29,8 @@ def test_every_byte_of_every_document_once_an_epoch(folder):
     for number, size in enumerate(documents.lengths.tolist()):
         tokens = documents.tokens(number, 0, size)
         assert tokens[0] == START
-        expected += [tuple(tokens[at : at + 100].tolist()) for at in range(0, size, 100)]
+        ended = [*tokens.tolist(), START]  # opens the next one, and so ends this one
+        expected += [tuple(ended[at : at + 100]) for at in range(0, size + 1, 100)]
     for epoch in range(2):
         read = [batches.read(epoch * rows + row, 0, 1) for row in range(rows)]
         assert sorted(tuple(piece) for batch in read for piece in segments_of(batch)) == sorted(expected)

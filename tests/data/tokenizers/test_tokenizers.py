@@ -140,6 +140,9 @@ def test_tokenizers_that_cannot_be_had(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(UserError, match=r"is no tokenizer\.json"):
         open_tokenizer(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"is no tokenizer\.json"):
+        open_tokenizer(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match=r"only a tokenizer\.json has named tokens"):
         open_tokenizer("bytes", "<s>")
     with pytest.raises(UserError, match=r"is trained on a source, by `python main\.py prepare"):

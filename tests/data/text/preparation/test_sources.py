@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from pyarrow import parquet
 
 from recollect.configuration import UserError
-from recollect.data.text.preparation.formats import read_documents
+from recollect.data.text.preparation.documents import read_documents
+from recollect.data.text.preparation.listing import LeftOut, Selection
 from recollect.data.text.preparation.prepare import Preparation
 from recollect.data.text.preparation.reader import open_prepared
 from recollect.data.text.preparation.sources import open_source, split_of
@@ -246,6 +247,10 @@ class RecollectTestReviews(tfds.core.GeneratorBasedBuilder):
             yield index, {"label": index, "review": f"{word} {index}"}
 
 
+def bytes_of_the_test_split(folder):
+    return tfds.builder_from_directory(folder).info.splits["test"].num_bytes
+
+
 def test_tfds_data_sets_by_name_config_and_folder(cache):
     found = documents_of("tfds:recollect_test_reviews", shard_bytes=100)
     reviews = sorted(b"review %d" % index for index in range(20))
@@ -261,6 +266,15 @@ def test_tfds_data_sets_by_name_config_and_folder(cache):
     found = open_prepared(str(out))
     for part, split in ((found.train, "train"), (found.held_out, "held_out")):
         assert [part.text(number) for number in range(len(part))] == list(tested[split].values())
+    test = LeftOut("test", bytes_of_the_test_split(path), "the test split", "--held-out test takes it", lost=False)
+    share = open_source("tfds:recollect_test_reviews/tested", selection=Selection(held_out="0.5")).division
+    assert share.held_out_bound == 0.5 and share.left_out == [test] and [file.name for file in share.read] == ["train"]
+    named = open_source("tfds:recollect_test_reviews/tested", selection=Selection(held_out="test"))
+    assert named.division.tasks == open_source("tfds:recollect_test_reviews/tested").division.tasks
+    with pytest.raises(UserError, match="is no share and no split"):
+        open_source("tfds:recollect_test_reviews/tested", selection=Selection(held_out="validation"))
+    with pytest.raises(UserError, match="it takes --held-out alone"):
+        open_source("tfds:recollect_test_reviews/tested", selection=Selection(include=("*.csv",)))
     with pytest.raises(UserError, match="has no text feature 'label', only review"):
         open_source("tfds:recollect_test_reviews", field="label")
     with pytest.raises(UserError, match="is no folder of a TFDS data set"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recollect import main
+from recollect.models import memory
 
 PROJECT = Path(__file__).resolve().parent.parent
 SMALL = "model.width=16 model.mlp=None run.batch_size=4 run.steps=2 run.steps_per_call=1 run.log_every=1 ...heads=2"
@@ -66,6 +67,7 @@ def refused(capsys, arguments):
     ],
 )
 def test_settings_that_cannot_be(capsys, monkeypatch, tmp_path, arguments, reason):
+    monkeypatch.setattr(memory, "device_memory", lambda: 2**34)
     monkeypatch.chdir(tmp_path)
     assert reason in refused(capsys, arguments)
     assert list(tmp_path.iterdir()) == []
@@ -134,11 +136,13 @@ def test_a_file_of_the_users_that_ends(capsys, tmp_path, text, code):
         (["--temperature", "nan"], "temperature=nan: must be finite and not negative"),
         (["--temperature", "inf"], "temperature=inf: must be finite"),
         (["--top-p", "nan"], "top_p=nan: must be in (0, 1]"),
-        (["--length", "100000000000"], "generating 100,000,000,000 tokens would take at least"),
+        (["--length", "1000000000"], "generating 1,000,000,000 tokens would take at least"),
+        (["--length", "100000000000"], "prompt and continuation must be less than 2,147,483,648 tokens"),
         (["--prompt", "a\udc80"], "character 1 of the prompt"),
     ],
 )
-def test_generation_that_cannot_be(capsys, runs, options, reason):
+def test_generation_that_cannot_be(capsys, monkeypatch, runs, options, reason):
+    monkeypatch.setattr(memory, "device_memory", lambda: 2**34)
     assert reason in refused(capsys, ["generate", runs / "text", *options])
 
 

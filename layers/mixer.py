@@ -138,10 +138,14 @@ class Mixer(nnx.Module):
         raise NotImplementedError
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> State:
-        """Returns the state before any token, for streams of at most `max_length` tokens; activations are stored in
-        `dtype`."""
+        """Returns the state before any token, for streams of at most `max_length` tokens beside padding; activations
+        are stored in `dtype`."""
         raise NotImplementedError
 
     def extend(self, x: Float[Array, "b t d"], state: State, context: Context = Context()) -> tuple[MixerOutput, State]:
-        """Mixes the next tokens of each row. Padded tokens (segment 0) never advance the state."""
+        """Mixes the next tokens of each row. Padded tokens (segment 0) never advance the state.
+
+        Where the state keeps every token, more than fit raise UserError; inside jit they are dropped, and the next call
+        outside of it raises (layers/state/capacity.py). States of a fixed size take streams of any length.
+        """
         raise NotImplementedError

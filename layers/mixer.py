@@ -54,11 +54,13 @@ class Context:
 @dataclasses.dataclass(frozen=True)
 class MixerOutput:
     """What a mixer adds to the residual stream; auxiliary losses and metrics by name, fp32 scalars (losses already
-    carry their coefficient)."""
+    carry their coefficient). They are means over the tokens that are not padding; or else formed of `sums`, which add
+    up over the pieces of a batch (layers/token_sums.py)."""
 
     hidden: Float[Array, "b t d"]
     losses: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
     metrics: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
+    sums: Any = None
 
 
 @jax.tree_util.register_dataclass

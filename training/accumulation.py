@@ -1,4 +1,4 @@
-"""Gradients of a batch in parts, to fit memory."""
+"""Gradients of a batch in pieces, to fit memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,37 @@ from recollect.data.batch import Batch
 from recollect.models.functional import Params
 
 
-def accumulated(gradient: Callable[..., Any], params: Params, batch: Batch, key: jax.Array | None, count: int) -> Any:
-    """Returns the sum of `gradient(params, part, key of the part)` over `count` parts of the batch."""
-    parts = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
+def accumulated(
+    gradient: Callable[..., Any],
+    sums_of: Callable[..., Any],
+    params: Params,
+    batch: Batch,
+    key: jax.Array | None,
+    count: int,
+) -> Any:
+    """Returns what `gradient` returns, added up over `count` pieces of the batch.
+
+    An auxiliary loss is formed from sums over the tokens of all pieces, and its gradient by the parameters of one piece
+    depends on the others' sums. Models that have one therefore run forward once more, before, for these sums alone.
+
+    Args:
+      gradient: of (params, piece, key of the piece, sums over tokens of the batch or None) -> (gradients, (metrics,
+        sums over tokens of the piece or None)).
+      sums_of: of (params, piece, key) -> its sums over tokens.
+    """
+    pieces = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
     keys = None if key is None else jax.random.split(key, count)
+    first = jax.tree.map(lambda leaf: leaf[0], (pieces, keys))
 
-    def body(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+    def added_up(function: Callable[..., Any], shapes: Any) -> Any:
+        def body(total: Any, piece: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, function(params, *piece)), None
 
-    first = jax.tree.map(lambda leaf: leaf[0], (parts, keys))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, params, *first))
-    return jax.lax.scan(body, zeros, (parts, keys))[0]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(body, zeros, (pieces, keys))[0]
+
+    shapes = jax.eval_shape(gradient, params, *first)
+    sums, whole = shapes[1][1], None
+    if sums is not None and jax.eval_shape(lambda sums: sums.formed()[0], sums):
+        whole = added_up(sums_of, sums)
+    return added_up(lambda *arguments: gradient(*arguments, whole), shapes)

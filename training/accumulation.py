@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from recollect.data.batch import Batch
-from recollect.models.functional import Params
+from recollect.layers.mixer import Context
+from recollect.models.functional import FunctionalModel, Params
 
 
 def accumulated(
+    model: FunctionalModel,
     gradient: Callable[..., Any],
-    sums_of: Callable[..., Any],
     params: Params,
     batch: Batch,
     key: jax.Array | None,
@@ -28,11 +29,15 @@ def accumulated(
     Args:
       gradient: of (params, piece, key of the piece, sums over tokens of the batch or None) -> (gradients, (metrics,
         sums over tokens of the piece or None)).
-      sums_of: of (params, piece, key) -> its sums over tokens.
+      batch: of rows that `count` divides.
+      key: for dropout.
     """
     pieces = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
     keys = None if key is None else jax.random.split(key, count)
     first = jax.tree.map(lambda leaf: leaf[0], (pieces, keys))
+
+    def sums_of(params: Params, piece: Batch, key: jax.Array | None) -> Any:
+        return model.bind(params).hidden(piece.tokens, Context(segments=piece.segments), key).sums
 
     def added_up(function: Callable[..., Any], shapes: Any) -> Any:
         def body(total: Any, piece: Any) -> tuple[Any, None]:

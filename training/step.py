@@ -171,10 +171,7 @@ class Program:
         else:
             from recollect.training.accumulation import accumulated
 
-            def sums_of(params: Params, part: Batch, key: jax.Array | None) -> Any:
-                return self._losses(params, part, part.weights, key)[1].sums
-
-            grads, (metrics, sums) = accumulated(gradient, sums_of, params, batch, key, count)
+            grads, (metrics, sums) = accumulated(self.model, gradient, params, batch, key, count)
         for values in () if sums is None else sums.formed():
             metrics |= values
         return grads, metrics

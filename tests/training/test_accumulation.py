@@ -75,7 +75,11 @@ def assert_same(stages, pieces):
     assert metrics.keys() == expected_metrics.keys()
     for name, value in metrics.items():
         assert float(value) == pytest.approx(float(expected_metrics[name]), rel=1e-6), name
-    norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(expected)))
+    norm, size = (
+        np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(of)))
+        for of in (expected, gradients)
+    )
+    assert size == pytest.approx(norm, rel=1e-6)
     for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         assert np.sqrt(np.sum(np.square(np.asarray(a, np.float64) - b))) < 1e-6 * norm
     return metrics

@@ -41,8 +41,8 @@ class Means(TokenSums):
     @classmethod
     def of(cls, losses: Values, metrics: Values, tokens: Float[Array, ""]) -> Means:
         """Returns the sums of means over so many tokens."""
-        scaled = ({name: value * tokens for name, value in values.items()} for values in (losses, metrics))
-        return cls(*scaled, tokens)
+        sums = [{name: value * tokens for name, value in values.items()} for values in (losses, metrics)]
+        return cls(sums[0], sums[1], tokens)
 
     def formed(self) -> tuple[Values, Values]:
         number = jnp.maximum(self.tokens, 1)
@@ -70,9 +70,11 @@ class LayerSums(TokenSums):
         return losses, metrics
 
 
-def number_of_tokens(batch_size: int, length: int, segments: Int[Array, "b t"] | None) -> Float[Array, ""]:
-    """Returns how many tokens are not padding."""
-    return jnp.float32(batch_size * length) if segments is None else jnp.sum(segments != 0, dtype=jnp.float32)
+def number_of_tokens(x: Shaped[Array, "b t n"], segments: Int[Array, "b t"] | None) -> Float[Array, ""]:
+    """Returns how many tokens `x` is of that are not padding."""
+    if segments is None:
+        return jnp.float32(x.shape[0] * x.shape[1])
+    return jnp.sum(segments != 0, dtype=jnp.float32)
 
 
 def sum_over_tokens(values: Shaped[Array, "b t n"], segments: Int[Array, "b t"] | None) -> Float[Array, " n"]:

@@ -154,7 +154,7 @@ class Stack(nnx.Module):
                 out = block(constrain_activations(x), context)
                 x = out.hidden
                 if out.losses or out.metrics:
-                    means = Means.of(out.losses, out.metrics, number_of_tokens(*x.shape[:2], context.segments))
+                    means = Means.of(out.losses, out.metrics, number_of_tokens(x, context.segments))
                     layers.append(means if out.sums is None else out.sums)
             return x, layers
 

@@ -149,7 +149,7 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
         use = HeadUse(
             probabilities=sum_over_tokens(probabilities, segments),
             choices=sum_over_tokens(chosen, segments),
-            tokens=number_of_tokens(*x.shape[:2], segments),
+            tokens=number_of_tokens(x, segments),
             scale=config.balance_weight * (config.routed if config.balance == "code" else 1),
             active=active,
         )

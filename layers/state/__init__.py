@@ -6,7 +6,6 @@ from recollect.layers.state.capacity import (
     bounded_parts,
     check_capacity,
     check_positions,
-    check_room,
     overfull,
 )
 from recollect.layers.state.convolution import ConvolutionState

@@ -36,15 +36,19 @@ class BoundedState:
         return self.segments.shape[-1]
 
 
-def check_room(state: Any, segments: Int[Array, "b t"], what: str = "tokens") -> None:
-    """Raises UserError where the tokens that are not padding do not fit into every part of a state, or earlier ones
-    did not. Does nothing where the numbers are not known: inside jit."""
+def check_capacity(state: Any, segments: Int[Array, "b t"] | None = None, what: str = "tokens") -> None:
+    """Raises UserError where tokens were dropped inside a compiled function, or where new ones, those of `segments`
+    that are not padding, do not fit into every part of a state. Does nothing inside jit: the numbers are not known.
+
+    `extend` calls it. After a loop that is compiled as a whole, call it with the state alone.
+    """
     for part in bounded_parts(state):
         if not _is_known(part.count):
             continue
         held = np.asarray(part.count)
-        added = np.sum(np.asarray(segments) != 0, axis=-1) if _is_known(segments) else np.zeros_like(held)
-        added = np.broadcast_to(added, held.shape)
+        added = np.zeros_like(held)
+        if segments is not None and _is_known(segments):
+            added = np.sum(np.asarray(segments) != 0, axis=-1)
         row = np.unravel_index(np.argmax(held + added), held.shape)
         if held[row] > part.capacity:
             raise UserError(
@@ -58,20 +62,14 @@ def check_room(state: Any, segments: Int[Array, "b t"], what: str = "tokens") ->
             )
 
 
-def check_capacity(state: Any) -> None:
-    """Raises UserError where tokens were dropped inside a compiled function: for loops that are compiled as a whole."""
-    check_room(state, jnp.zeros((1, 0), jnp.int32))
-
-
 def check_positions(cursor: Cursor, tokens: Context, maximum: int | None) -> None:
     """Raises UserError where a token that is not padding stands past a table of `maximum` positions (None: there is
     none), or an earlier one of its document did; `tokens` is from `cursor.read`. Does nothing inside jit: NaN is read
     there."""
-    known = _is_known(cursor.position) and _is_known(tokens.positions) and _is_known(tokens.segments)
-    if maximum is None or not known:
+    if maximum is None or not all(map(_is_known, (cursor.position, tokens.positions, tokens.segments))):
         return
-    real = np.asarray(tokens.segments) != 0
-    reached = max(int(np.max(cursor.position)), int(np.max(np.where(real, tokens.positions, -1), initial=-1)) + 1)
+    after = np.where(np.asarray(tokens.segments) != 0, np.asarray(tokens.positions) + 1, 0)
+    reached = max(int(np.max(cursor.position)), int(np.max(after, initial=0)))
     if reached > maximum:
         raise UserError(
             f"a document of this stream has {reached} tokens so far; the position table has room for {maximum}"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from recollect.layers.mixer import Context, Cursor
-from recollect.layers.state.capacity import BoundedState, check_room
+from recollect.layers.state.capacity import BoundedState, check_capacity
 from recollect.pallas_kernels.masks import TokenFields
 
 
@@ -52,7 +52,7 @@ class KeyValueCache(BoundedState):
     ) -> KeyValueCache:
         """Returns the cache after new tokens; `tokens` and `cursor` are from `Cursor.read`. Padding takes no slot."""
         assert tokens.segments is not None
-        check_room(self, tokens.segments)
+        check_capacity(self, tokens.segments)
         slots = self.keys.shape[1]
         valid = tokens.segments != 0
         index = self.count[:, None] + jnp.cumsum(valid, axis=1) - 1

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from recollect.layers.state.capacity import BoundedState, check_room
+from recollect.layers.state.capacity import BoundedState, check_capacity
 from recollect.pallas_kernels.gated_convolution import long_convolution
 
 DIRECT_UP_TO = 16
@@ -63,7 +63,7 @@ class LongConvolutionCache(BoundedState):
 
         Tokens without a free slot are refused; inside jit they read NaN and are counted (layers/state/capacity.py).
         """
-        check_room(self, segments)
+        check_capacity(self, segments)
         valid = segments != 0
         x = jnp.where(valid[:, :, None], x, 0)
         slot = self.count[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1

@@ -54,11 +54,13 @@ class Context:
 @dataclasses.dataclass(frozen=True)
 class MixerOutput:
     """What a mixer adds to the residual stream; auxiliary losses and metrics by name, fp32 scalars (losses already
-    carry their coefficient)."""
+    carry their coefficient). They are means over the tokens that are not padding; or else formed of `sums`, which add
+    up over the pieces of a batch (layers/token_sums.py)."""
 
     hidden: Float[Array, "b t d"]
     losses: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
     metrics: dict[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
+    sums: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -138,10 +140,14 @@ class Mixer(nnx.Module):
         raise NotImplementedError
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> State:
-        """Returns the state before any token, for streams of at most `max_length` tokens; activations are stored in
-        `dtype`."""
+        """Returns the state before any token, for streams of at most `max_length` tokens beside padding; activations
+        are stored in `dtype`."""
         raise NotImplementedError
 
     def extend(self, x: Float[Array, "b t d"], state: State, context: Context = Context()) -> tuple[MixerOutput, State]:
-        """Mixes the next tokens of each row. Padded tokens (segment 0) never advance the state."""
+        """Mixes the next tokens of each row. Padded tokens (segment 0) never advance the state.
+
+        Where the state keeps every token, more than fit raise UserError; inside jit they are dropped, and the next call
+        outside of it raises (layers/state/capacity.py). States of a fixed size take streams of any length.
+        """
         raise NotImplementedError

@@ -6,9 +6,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from recollect.configuration import UserError
+from recollect.layers.state.capacity import overfull
 from recollect.models.functional import FunctionalModel, Params
 from recollect.models.memory import check_memory
 
@@ -49,8 +50,9 @@ def generate(
             raise UserError(reason)
     total = prompts.shape[1] + length
     limit = model.config.maximum_length()
+    lengths = f"a prompt of {prompts.shape[1]} tokens and {length} more"
     if limit is not None and total > limit:
-        raise UserError(f"prompt and continuation are {total} tokens; this model takes at most {limit}")
+        raise UserError(f"{lengths} are {total} tokens; this model takes at most {limit}")
     if total >= 2**31:
         raise UserError(f"length={length:,}: prompt and continuation must be less than {2**31:,} tokens")
     state = jax.eval_shape(lambda params: model.bind(params).init_state(len(prompts), total), params)
@@ -58,7 +60,10 @@ def generate(
     check_memory(held + _TOKEN_BYTES * length * len(prompts), f"generating {length:,} tokens")
     run = _compiled(model, prompts.shape[1], length, temperature == 0)
     settings = (jnp.float32(max(temperature, 1e-6)), jnp.float32(top_p))
-    return np.asarray(run(params, prompts, jax.random.key(seed), *settings))
+    tokens, full = run(params, prompts, jax.random.key(seed), *settings)
+    if full:
+        raise UserError(f"{lengths} do not fit into the decoding state that this model makes for {total} tokens")
+    return np.asarray(tokens)
 
 
 @functools.lru_cache(maxsize=8)
@@ -69,7 +74,7 @@ def _compiled(model: FunctionalModel, prompt_length: int, length: int, greedy: b
         key: Key[Array, ""],
         temperature: Float[Array, ""],
         top_p: Float[Array, ""],
-    ) -> Int[Array, "b length"]:
+    ) -> tuple[Int[Array, "b length"], Bool[Array, ""]]:
         module = model.bind(params)
         state = module.init_state(prompts.shape[0], prompt_length + length)
         hidden, state = module.extend(prompts, state)
@@ -81,8 +86,8 @@ def _compiled(model: FunctionalModel, prompt_length: int, length: int, greedy: b
             hidden, state = module.extend(token[:, None].astype(jnp.int32), state)
             return (hidden[:, -1], state), token.astype(jnp.int32)
 
-        _, tokens = jax.lax.scan(step, (hidden[:, -1], state), jax.random.split(key, length))
-        return tokens.T
+        (_, state), tokens = jax.lax.scan(step, (hidden[:, -1], state), jax.random.split(key, length))
+        return tokens.T, overfull(state)
 
     return jax.jit(run)
 

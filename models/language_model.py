@@ -22,6 +22,7 @@ from recollect.layers.modules.mlp import MlpConfig
 from recollect.layers.modules.norms import NormConfig, RMSNorm
 from recollect.layers.modules.positions import LearnedPositions
 from recollect.layers.packing import document_positions, token_positions
+from recollect.layers.state.capacity import check_capacity, check_positions
 from recollect.models import landmarks
 from recollect.models.rematerialisation import Remat
 from recollect.models.stack import Stack, Stage
@@ -146,9 +147,15 @@ class LanguageModelModule(nnx.Module):
     def extend(
         self, tokens: Int[Array, "b t"], state: ModelState, context: Context = Context()
     ) -> tuple[Float[Array, "b t d"], ModelState]:
-        """Returns the hidden vectors of the next tokens, and the state after them. Tokens of segment 0 are padding."""
+        """Returns the hidden vectors of the next tokens, and the state after them. Tokens of segment 0 are padding.
+
+        Tokens for which the state has no room raise UserError before any layer runs; inside jit they are dropped, and
+        the next call outside of it raises (layers/state/capacity.py).
+        """
         fields, cursor = state.cursor.read(context, *tokens.shape)
+        check_positions(state.cursor, fields, None if self.config.positions is None else self.config.positions.maximum)
         x, fields, layout = self._with_landmarks(self._embed(tokens, fields, None), fields, from_start=False)
+        check_capacity(state.layers, fields.segments, "tokens" if layout is None else "tokens, landmarks counted")
         x, layers = self.stack.extend(x, state.layers, fields)
         return self.leave(x, layout), ModelState(layers, cursor)
 

@@ -21,10 +21,8 @@ from recollect.configuration import Config, UserError, requires
 from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, State, constrain_activations
 from recollect.layers.modules.mlp import MlpConfig
 from recollect.layers.modules.norms import NormConfig
+from recollect.layers.token_sums import LayerSums, Means, TokenSums, number_of_tokens
 from recollect.models.rematerialisation import Remat, rematerialised
-
-Sums = dict[tuple[str, str], tuple[Any, Any]]
-"""Of losses and metrics: ("losses" or "metrics", name) -> (sum over layers, how many layers have it)."""
 
 
 @chz.chz(typecheck=True)
@@ -109,21 +107,20 @@ class Stack(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"], context: Context) -> MixerOutput:
         """Returns the stream after all layers; losses and metrics averaged over the layers that have them."""
-        totals: list[Sums] = []
+        layers: list[TokenSums] = []
         for period, repeats in zip(self.stages, self.repeats, strict=True):
             run = self._period(context)
             if repeats == 1 or self.unroll:
                 for index in range(repeats):
                     x, sums = run(x, take(period, index))
-                    totals.append(sums)
+                    layers += jax.tree.map(lambda leaf: leaf[None], sums)
             else:
                 x, sums = jax.lax.scan(run, x, period)
-                totals.append(jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums))
-        means = {key: value / count for key, (value, count) in _summed(totals).items()}
-        losses, metrics = (
-            {name: mean for (of, name), mean in means.items() if of == kind} for kind in ("losses", "metrics")
-        )
-        return MixerOutput(x, losses, metrics)
+                layers += sums
+        if not layers:
+            return MixerOutput(x)
+        total = LayerSums(tuple(layers))
+        return MixerOutput(x, *total.formed(), total)
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any) -> tuple[State, ...]:
         """Returns one state per layer."""
@@ -151,14 +148,15 @@ class Stack(nnx.Module):
         """Returns the function that runs the layers of one period, for their backward pass rematerialised as `remat`
         says."""
 
-        def run(x: jax.Array, period: nnx.List) -> tuple[jax.Array, Sums]:
-            parts: list[Sums] = []
+        def run(x: jax.Array, period: nnx.List) -> tuple[jax.Array, list[TokenSums]]:
+            layers: list[TokenSums] = []
             for block in period:
                 out = block(constrain_activations(x), context)
                 x = out.hidden
-                for kind, values in (("losses", out.losses), ("metrics", out.metrics)):
-                    parts.append({(kind, name): (value, jnp.ones(())) for name, value in values.items()})
-            return x, _summed(parts)
+                if out.losses or out.metrics:
+                    means = Means.of(out.losses, out.metrics, number_of_tokens(x, context.segments))
+                    layers.append(means if out.sums is None else out.sums)
+            return x, layers
 
         return run if self.remat == "none" else rematerialised(run, self.remat)
 
@@ -180,12 +178,3 @@ def _build_period(
 
     keys = jax.random.split(rngs.params(), stage.repeats)
     return jax.vmap(build)(keys, first + len(stage.pattern) * jnp.arange(stage.repeats))
-
-
-def _summed(parts: list[Sums]) -> Sums:
-    total: Sums = {}
-    for part in parts:
-        for key, (value, count) in part.items():
-            old = total.get(key, (0.0, 0.0))
-            total[key] = (old[0] + value, old[1] + count)
-    return total

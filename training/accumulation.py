@@ -1,4 +1,4 @@
-"""Gradients of a batch in parts, to fit memory."""
+"""Gradients of a batch in pieces, to fit memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,45 @@ import jax
 import jax.numpy as jnp
 
 from recollect.data.batch import Batch
-from recollect.models.functional import Params
+from recollect.layers.mixer import Context
+from recollect.models.functional import FunctionalModel, Params
 
 
-def accumulated(gradient: Callable[..., Any], params: Params, batch: Batch, key: jax.Array | None, count: int) -> Any:
-    """Returns the sum of `gradient(params, part, key of the part)` over `count` parts of the batch."""
-    parts = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
+def accumulated(
+    model: FunctionalModel,
+    gradient: Callable[..., Any],
+    params: Params,
+    batch: Batch,
+    key: jax.Array | None,
+    count: int,
+) -> Any:
+    """Returns what `gradient` returns, added up over `count` pieces of the batch.
+
+    An auxiliary loss is formed from sums over the tokens of all pieces, and its gradient by the parameters of one piece
+    depends on the others' sums. Models that have one therefore run forward once more, before, for these sums alone.
+
+    Args:
+      gradient: of (params, piece, key of the piece, sums over tokens of the batch or None) -> (gradients, (metrics,
+        sums over tokens of the piece or None)).
+      batch: of rows that `count` divides.
+      key: for dropout.
+    """
+    pieces = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
     keys = None if key is None else jax.random.split(key, count)
+    first = jax.tree.map(lambda leaf: leaf[0], (pieces, keys))
 
-    def body(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+    def sums_of(params: Params, piece: Batch, key: jax.Array | None) -> Any:
+        return model.bind(params).hidden(piece.tokens, Context(segments=piece.segments), key).sums
 
-    first = jax.tree.map(lambda leaf: leaf[0], (parts, keys))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient, params, *first))
-    return jax.lax.scan(body, zeros, (parts, keys))[0]
+    def added_up(function: Callable[..., Any], shapes: Any) -> Any:
+        def body(total: Any, piece: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, function(params, *piece)), None
+
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(body, zeros, (pieces, keys))[0]
+
+    shapes = jax.eval_shape(gradient, params, *first)
+    sums, whole = shapes[1][1], None
+    if sums is not None and jax.eval_shape(lambda sums: sums.formed()[0], sums):
+        whole = added_up(sums_of, sums)
+    return added_up(lambda *arguments: gradient(*arguments, whole), shapes)

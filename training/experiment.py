@@ -42,7 +42,8 @@ class Run(Config):
     Attributes:
       steps: optimizer steps.
       batch_size: sequences per step.
-      accumulate: parts that a batch is split into, whose gradients are added up, to fit memory.
+      accumulate: parts that a batch is split into, whose gradients are added up, to fit memory. The step is the whole
+        batch's. Auxiliary losses are formed from sums over all parts: with them each part runs forward once more.
       seed: seed of parameters and data.
       directory: run folder; None: runs/NAME.
       steps_per_call: steps in one device call.

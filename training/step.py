@@ -147,31 +147,32 @@ class Program:
         return jax.random.fold_in(jax.random.key(seed), step)
 
     def gradients(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[Params, Metrics]:
-        """Returns the gradient of the mean loss over labelled positions plus auxiliary losses, and metrics.
-
-        The batch is split into `run.accumulate` parts, whose gradients are added up.
-        """
+        """Returns the gradient of the mean loss over labelled positions plus auxiliary losses, and metrics; all of them
+        the whole batch's, in however many pieces (`run.accumulate`) it is taken."""
         count, z_loss = self.experiment.run.accumulate, self.experiment.loss.z_loss
         weight = jnp.maximum(jnp.sum(batch.weights), 1.0)
 
-        def loss_of(params: Params, part: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        def loss_of(params: Params, part: Batch, key: jax.Array | None, whole: Any = None) -> tuple[jax.Array, Any]:
             entropy, out = self._losses(params, part, part.weights, key)
-            auxiliary = sum(out.losses.values(), jnp.zeros(())) / count
+            auxiliary = out.losses if whole is None else whole.with_gradient_of(out.sums).formed()[0]
             metrics = {
                 "loss": jnp.sum(entropy.loss * part.weights) / weight,
                 "accuracy": jnp.sum(entropy.correct * part.weights) / weight,
             }
             if z_loss:
                 metrics["z_loss"] = z_loss * jnp.sum(entropy.lse**2 * part.weights) / weight
-            metrics |= {name: value / count for name, value in {**out.losses, **out.metrics}.items()}
-            return entropy.total / weight + auxiliary, metrics
+            return entropy.total / weight + sum(auxiliary.values(), jnp.zeros(())), (metrics, out.sums)
 
         gradient = jax.grad(loss_of, has_aux=True)
         if count == 1:
-            return gradient(params, batch, key)
-        from recollect.training.accumulation import accumulated
+            grads, (metrics, sums) = gradient(params, batch, key)
+        else:
+            from recollect.training.accumulation import accumulated
 
-        return accumulated(gradient, params, batch, key, count)
+            grads, (metrics, sums) = accumulated(self.model, gradient, params, batch, key, count)
+        for values in () if sums is None else sums.formed():
+            metrics |= values
+        return grads, metrics
 
     def _losses(self, params: Params, batch: Batch, weights: jax.Array, key: jax.Array | None = None) -> Any:
         return losses(self.model.bind(params), batch, weights, self.experiment.loss, key)

@@ -35,6 +35,7 @@ from recollect.layers.modules.linear import Linear, merge_heads, output_init, sp
 from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, Rotary
 from recollect.layers.packing import token_positions
+from recollect.layers.state.capacity import check_positions
 from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.pallas_kernels.masks import Causal, Mask, SameSegment
 from recollect.pallas_kernels.softmax_attention import softmax_attention
@@ -129,6 +130,7 @@ class SoftmaxAttention(Mixer):
         self, x: Float[Array, "b t d"], state: KeyValueCache, context: Context = Context()
     ) -> tuple[MixerOutput, KeyValueCache]:
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
+        check_positions(state.cursor, tokens, self.config.traits.maximum_length)
         x = zero_padding(x, tokens)
         q, k, v = self._project(x, tokens.positions, tokens)
         keys, values, slots, state = state.remember(k, v, tokens, cursor)

@@ -11,9 +11,10 @@ softmax(W_h x),
     head_balance = balance_weight * sum_i P_i f_i             balance="paper" (equation 7)
                  = balance_weight * (h - h_s) sum_i P_i f_i   balance="code"
 
-P_i is the mean over tokens of p_i and f_i the share of tokens that pick routed head i, so that sum_i P_i = 1 and sum_i
-f_i = K: under uniform routing sum_i P_i f_i = K / (h - h_s), and K on the code's scale. Padding enters neither; the
-gradient passes through P only.
+P_i is the mean over the batch's tokens of p_i and f_i the share of them that pick routed head i, so that sum_i P_i = 1
+and sum_i f_i = K: under uniform routing sum_i P_i f_i = K / (h - h_s), and K on the code's scale. Padding enters
+neither; the gradient passes through P only. The batch is the whole one, over all devices and all pieces of
+`run.accumulate`: their sums are added up and the loss is formed once, no mean of the pieces' losses.
 
 The authors' code computes every head for every token and multiplies by the gates. Here attention of routed heads is
 computed for the tokens that chose them (pallas_kernels/head_mixture_attention) wherever that takes less time than all
@@ -35,12 +36,13 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float
 
 from recollect.configuration import UserError, at_least, requires
 from recollect.layers.mixer import MixerOutput, Place, Traits
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.linear import Linear
+from recollect.layers.token_sums import TokenSums, Values, number_of_tokens, sum_over_tokens
 from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention, skips
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
@@ -139,14 +141,17 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
         else:
             o = (softmax_attention(q, k, v, **fields) * gates[..., None]).astype(q.dtype)
         out = self._finish(o)
-        metrics = {"active_heads": jnp.float32((config.shared + config.active) / config.heads)}
+        active = (config.shared + config.active) / config.heads
         if not config.routed:
-            return MixerOutput(out.hidden, metrics=metrics)
-        mean, share = _mean_over_tokens(probabilities, segments), _mean_over_tokens(chosen, segments)
-        scale = config.balance_weight * (config.routed if config.balance == "code" else 1)
-        loss = scale * jnp.sum(mean * jax.lax.stop_gradient(share))
-        metrics |= {"head_share_min": jnp.min(share), "head_share_max": jnp.max(share)}
-        return MixerOutput(out.hidden, {"head_balance": loss}, metrics)
+            return MixerOutput(out.hidden, metrics={"active_heads": jnp.float32(active)})
+        use = HeadUse(
+            probabilities=sum_over_tokens(probabilities, segments),
+            choices=sum_over_tokens(chosen, segments),
+            tokens=number_of_tokens(x, segments),
+            scale=config.balance_weight * (config.routed if config.balance == "code" else 1),
+            active=active,
+        )
+        return MixerOutput(out.hidden, *use.formed(), use)
 
     def _attend_chosen(
         self,
@@ -180,12 +185,23 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
         return jnp.concatenate([(o * gates[..., :shared, None]).astype(q.dtype), routed], axis=2)
 
 
-def _mean_over_tokens(
-    values: Shaped[Array, "b t routed"], segments: Int[Array, "b t"] | None
-) -> Float[Array, " routed"]:
-    """Returns the mean over the tokens that are not padding, fp32; 0 when there are none."""
-    values = values.astype(jnp.float32)
-    if segments is None:
-        return jnp.mean(values, axis=(0, 1))
-    real = (segments != 0)[..., None]
-    return jnp.sum(jnp.where(real, values, 0), axis=(0, 1)) / jnp.maximum(jnp.sum(real), 1)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HeadUse(TokenSums):
+    """How tokens use the routed heads: sums of their probabilities and of their choices, and the number of tokens.
+
+    `scale` is the balance loss' coefficient, `active` the share of all heads that a token uses.
+    """
+
+    probabilities: Float[Array, " routed"]
+    choices: Float[Array, " routed"]
+    tokens: Float[Array, ""]
+    scale: float = dataclasses.field(metadata={"static": True})
+    active: float = dataclasses.field(metadata={"static": True})
+
+    def formed(self) -> tuple[Values, Values]:
+        number = jnp.maximum(self.tokens, 1)
+        mean, share = self.probabilities / number, self.choices / number
+        loss = self.scale * jnp.sum(mean * jax.lax.stop_gradient(share))
+        metrics = {"head_share_min": jnp.min(share), "head_share_max": jnp.max(share)}
+        return {"head_balance": loss}, {"active_heads": jnp.float32(self.active), **metrics}

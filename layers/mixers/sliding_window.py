@@ -24,6 +24,7 @@ from recollect.configuration import at_least
 from recollect.layers.mixer import MixerOutput, Place
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.linear import parameter
+from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.layers.state.window_cache import WindowCache
 from recollect.pallas_kernels.masks import Causal, Mask, SameSegment, Sinks, Window
 from recollect.pallas_kernels.softmax_attention import softmax_attention
@@ -67,12 +68,14 @@ class SlidingWindowAttention(SoftmaxAttention):
         super().__init__(config, width, place, rngs)
         self.sinks = parameter(jnp.zeros(config.heads), "h") if config.sinks == "learned" else None
 
-    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> WindowCache:
-        """Returns a cache of `window` slots in a ring, and slots for the first tokens."""
+    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> KeyValueCache:
+        """Returns a cache of `window` slots in a ring, and slots for the first tokens; for streams shorter than the
+        window one of a slot per token, which takes no more tokens than that."""
+        window, heads, dim = self.config.window, self.key_heads, self.head_dim
+        if max_length < window:
+            return super().init_state(batch_size, max_length, dtype)
         self._check_length(max_length)
-        slots = min(self.config.window, max_length)
-        heads, dim = self.key_heads, self.head_dim
-        return WindowCache.create(batch_size, slots, heads, dim, dim, dtype, kept=self.config.kept)
+        return WindowCache.create(batch_size, window, heads, dim, dim, dtype, kept=self.config.kept)
 
     def _mix(
         self,

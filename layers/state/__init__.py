@@ -1,6 +1,13 @@
 """What a mixer keeps while it decodes: key-value caches, states of convolutions."""
 
 from recollect.configuration import exported_names
+from recollect.layers.state.capacity import (
+    BoundedState,
+    bounded_parts,
+    check_capacity,
+    check_positions,
+    overfull,
+)
 from recollect.layers.state.convolution import ConvolutionState
 from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.layers.state.long_convolution import LongConvolutionCache

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from recollect.layers.mixer import Context, Cursor
+from recollect.layers.state.capacity import BoundedState, check_capacity
 from recollect.pallas_kernels.masks import TokenFields
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KeyValueCache:
+class KeyValueCache(BoundedState):
     """Keys and values in order of arrival, with the fields of each slot (segment 0 marks a free one). Tokens past the
-    last slot are dropped: `init_state` was asked for too short a stream. Mixers that rotate after retrieval store keys
-    unrotated. `count` tokens were appended so far."""
+    last slot are refused, inside jit dropped and counted (layers/state/capacity.py). Mixers that rotate after retrieval
+    store keys unrotated. `count` tokens were appended so far."""
 
     keys: Float[Array, "b s g k"]
     values: Float[Array, "b s g v"]
@@ -51,6 +52,7 @@ class KeyValueCache:
     ) -> KeyValueCache:
         """Returns the cache after new tokens; `tokens` and `cursor` are from `Cursor.read`. Padding takes no slot."""
         assert tokens.segments is not None
+        check_capacity(self, tokens.segments)
         slots = self.keys.shape[1]
         valid = tokens.segments != 0
         index = self.count[:, None] + jnp.cumsum(valid, axis=1) - 1

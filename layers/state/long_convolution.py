@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from recollect.layers.state.capacity import BoundedState, check_capacity
 from recollect.pallas_kernels.gated_convolution import long_convolution
 
 DIRECT_UP_TO = 16
@@ -24,7 +25,7 @@ DIRECT_UP_TO = 16
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LongConvolutionCache:
+class LongConvolutionCache(BoundedState):
     """Past inputs of a long convolution.
 
     Attributes:
@@ -60,8 +61,9 @@ class LongConvolutionCache:
           filter: one tap per slot.
           segments: 0 is padding, which reads 0.
 
-        Tokens without a free slot read NaN, so that a stream longer than `init_state` was asked for is noticed.
+        Tokens without a free slot are refused; inside jit they read NaN and are counted (layers/state/capacity.py).
         """
+        check_capacity(self, segments)
         valid = segments != 0
         x = jnp.where(valid[:, :, None], x, 0)
         slot = self.count[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1

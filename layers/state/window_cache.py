@@ -26,6 +26,10 @@ class WindowCache(KeyValueCache):
 
     kept: int = dataclasses.field(default=0, metadata={"static": True})
 
+    @property
+    def capacity(self) -> None:
+        """None: a stream of any length fits."""
+
     @classmethod
     def create(
         cls, batch_size: int, slots: int, heads: int, key_dim: int, value_dim: int, dtype: Any, kept: int = 0

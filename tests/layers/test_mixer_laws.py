@@ -18,6 +18,7 @@ from recollect.export.safetensors_format import export_safetensors, load_safeten
 from recollect.layers.mixer import Context, MixerConfig, Place
 from recollect.layers.modules import feature_maps
 from recollect.layers.modules.positions import LearnedPositions, Rotary
+from recollect.layers.state import bounded_parts, check_capacity, overfull
 from recollect.models import FunctionalModel, LanguageModel, repeat
 from recollect.models.language_model import state_bytes
 from recollect.pallas_kernels.dispatch import preferred_backend
@@ -284,6 +285,52 @@ def test_6_state_size(case):
         assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(after)] == [
             (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)
         ]
+
+
+@law
+def test_11_streams_past_their_length(case):
+    """A state that grows with the length it is made for refuses more tokens; one that does not takes any number."""
+    graph, weights = mixer(case)
+    module = nnx.merge(graph, weights)
+    whole = inputs(63)
+    x, expected = whole[:, :18], call(case, whole)[:, :18]
+
+    def compiled(state, segments):
+        outs = []
+        for start in range(0, len(segments[0]), 3):
+            context = Context(segments=jnp.asarray(segments, jnp.int32)[:, start : start + 3])
+            out, state = _extend(case)(weights, x[:, start : start + 3], state, context)
+            outs.append(out)
+        return jnp.concatenate(outs, axis=1), state
+
+    sizes = [state_bytes(jax.eval_shape(lambda length=length: module.init_state(2, length))) for length in (128, 256)]
+    # The default window (64) does not slide over 9 tokens either.
+    bounded = sizes[0] < sizes[1] or getattr(CASES[case], "window", 0) > 9
+    ones, padding = [[1] * 18] * 2, [[0] * 3] * 2
+    out, past = compiled(module.init_state(2, 9), ones)
+    assert error(out[:, :9], expected[:, :9]) < FP32
+    assert bool(jax.jit(overfull)(past)) == bounded
+    if not bounded:
+        assert error(out, expected) < FP32 and bounded_parts(past) == []
+        check_capacity(past)
+        return
+
+    # Inside jit a flag went up. It stays, and the next call outside raises.
+    _, past = compiled(past, padding)
+    for late in (lambda: module.extend(x[:, :1], past), lambda: check_capacity(past)):
+        with pytest.raises(UserError, match=r"a compiled function gave this state 18 tokens; it has room for 9 "):
+            late()
+    # Outside: refused, with capacity, tokens held and tokens added. Padding takes no room; each row has its own.
+    with pytest.raises(UserError, match=r"room for 9 tokens; it holds 0, and 10 more"):
+        module.extend(x[:, :10], module.init_state(2, 9))
+    _, full = compiled(module.init_state(2, 9), [[1] * 9, [1] * 7 + [0] * 2])
+    check_capacity(full)
+    with pytest.raises(UserError, match=r"room for 9 tokens; it holds 7, and 3 more"):
+        module.extend(x[:, :3], full, Context(segments=jnp.asarray([[0] * 3, [1] * 3])))
+    _, full = compiled(full, [[0] * 3, [1, 0, 1]])
+    assert not bool(overfull(full))
+    with pytest.raises(UserError, match=r"room for 9 tokens; it holds 9, and 1 more"):
+        module.extend(x[:, :1], full)
 
 
 @law

@@ -10,6 +10,7 @@ from recollect.layers import Landmark, LinearAttention
 from recollect.layers.modules.positions import LearnedPositions, Rotary
 from recollect.models import memory, repeat
 from recollect.models.generation import _sample, generate
+from recollect.models.language_model import LanguageModelModule
 from tests.models.probes import functional
 
 MODEL, PARAMS = functional(
@@ -76,12 +77,20 @@ def test_samples_follow_the_probabilities_kept():
         (PROMPTS, 3, {"temperature": -0.5}, r"temperature=-0\.5"),
         (PROMPTS, 3, {"top_p": 0.0}, r"top_p=0\.0"),
         (PROMPTS, 3, {"top_p": 1.5}, r"top_p=1\.5"),
-        (PROMPTS, 20, {}, "25 tokens; this model takes at most 24"),
+        (PROMPTS, 20, {}, "prompt of 5 tokens and 20 more are 25 tokens; this model takes at most 24"),
     ],
 )
 def test_mistakes(prompts, length, settings, message):
     with pytest.raises(UserError, match=message):
         generate(MODEL, PARAMS, prompts, length, **settings)
+
+
+def test_a_state_that_is_too_short_is_noticed(monkeypatch):
+    """No text from a state that dropped tokens, whoever made it."""
+    make = LanguageModelModule.init_state
+    monkeypatch.setattr(LanguageModelModule, "init_state", lambda self, batch, length: make(self, batch, length - 2))
+    with pytest.raises(UserError, match="prompt of 5 tokens and 7 more do not fit into the decoding state"):
+        generate(MODEL, PARAMS, PROMPTS, 7, temperature=0.0)
 
 
 def test_the_last_position_can_be_used():

@@ -11,6 +11,7 @@ from recollect.layers import Landmark, LinearAttention
 from recollect.layers.mixer import Context
 from recollect.layers.modules.mlp import SwiGLU
 from recollect.layers.modules.positions import LearnedPositions, Rotary
+from recollect.layers.state import check_capacity
 from recollect.models import FunctionalModel, LanguageModel, Stage, repeat
 from tests.models.probes import PlaceProbe, error, functional
 
@@ -121,6 +122,28 @@ def test_the_longest_input():
         model(jnp.zeros((1, 41), jnp.int32))
     with pytest.raises(UserError, match="maximum length of 40"):
         model.init_state(1, 41)
+
+
+def test_a_stream_past_its_length():
+    """Refused before a layer runs, with landmarks counted; inside jit a flag goes up, for the next call outside."""
+    model = MIXED.bind(PARAMS)
+    _, state = extend(PARAMS, TOKENS[:, :5], start(5), Context())  # and one landmark, as the sixth token has
+    with pytest.raises(UserError, match="room for 6 tokens, landmarks counted; it holds 6, and 2 more"):
+        model.extend(TOKENS[:, 5:6], state)
+    check_capacity(state)
+    _, state = extend(PARAMS, TOKENS[:, :5], state, Context())
+    with pytest.raises(UserError, match="gave this state 13 tokens, landmarks counted; it has room for 6 "):
+        model.extend(TOKENS[:, :1], state)
+    with pytest.raises(UserError, match="gave this state 13 tokens; it has room for 6 "):
+        check_capacity(state)
+
+
+def test_a_stream_past_the_position_table():
+    model, params = functional(width=8, stages=repeat(LINEAR, depth=1), positions=LearnedPositions(maximum=4))
+    module = model.bind(params)
+    state = jax.jit(lambda tokens: module.extend(tokens, module.init_state(2, 4))[1])(TOKENS[:, :4])
+    with pytest.raises(UserError, match=r"document of this stream has 5 tokens so far; .* room for 4"):
+        module.extend(TOKENS[:, :1], state)
 
 
 def test_landmark_mixers_share_a_block():

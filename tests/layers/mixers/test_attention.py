@@ -12,6 +12,7 @@ from flax import nnx
 from recollect.configuration import UserError
 from recollect.layers.mixer import Context, Mixer, MixerConfig, Place
 from recollect.layers.mixers.attention import Attention
+from recollect.layers.mixers.sliding_window import SlidingWindow
 from recollect.layers.modules.positions import LearnedPositions, Rotary
 
 WIDTH = 16
@@ -207,6 +208,19 @@ def test_a_table_is_not_read_past_its_end():
     _, state = extend(mixer, tokens(1, 4), mixer.init_state(1, 4))
     hidden, _ = extend(mixer, tokens(1, 1), state, Context(segments=jnp.zeros((1, 1), jnp.int32)))
     assert np.all(np.isfinite(hidden))  # padding after a full table stands past its end
+
+
+def test_a_stream_past_the_table_is_refused():
+    """A window slides over any number of tokens; its position table ends. A new document starts at its beginning."""
+    mixer, x = build(SlidingWindow(window=3, heads=2, positions=LearnedPositions(maximum=4))), tokens(1, 6)
+    _, state = extend(mixer, x[:, :3], mixer.init_state(1, 4))
+    mixer.extend(x[:, :1], state)
+    with pytest.raises(UserError, match=r"document of this stream has 5 tokens so far; .* room for 4"):
+        mixer.extend(x[:, :2], state)
+    mixer.extend(x[:, :2], state, Context(segments=jnp.full((1, 2), 5)))
+    _, state = extend(mixer, x[:, :3], state)
+    with pytest.raises(UserError, match="has 6 tokens so far"):
+        mixer.extend(x[:, :1], state, Context(segments=jnp.zeros((1, 1), jnp.int32)))
 
 
 def test_half_precision_stays_near_and_its_cache_too():

@@ -250,7 +250,7 @@ def test_longer_than_the_maximum_is_a_user_error(name):
 
 @pytest.mark.parametrize("name", LONG)
 @pytest.mark.parametrize("chunk", [1, 20])
-def test_stream_past_its_capacity_reads_nan(name, chunk):
+def test_stream_past_its_capacity_reads_nan_inside_jit(name, chunk):
     mixer, x = build(CONFIGS[name]), inputs(0, 1, 40)
     expected, state, out = mixer(x).hidden, mixer.init_state(1, 30), []
     extend = jax.jit(mixer.extend)
@@ -260,6 +260,8 @@ def test_stream_past_its_capacity_reads_nan(name, chunk):
     got = jnp.concatenate(out, axis=1)
     assert error(got[:, :30], expected[:, :30]) < TOLERANCE
     assert jnp.all(jnp.isnan(got[:, 30:]))
+    with pytest.raises(UserError, match="gave this state 40 tokens; it has room for 30"):
+        mixer.extend(x[:, :1], state)
 
 
 def test_state_sizes():

@@ -18,6 +18,7 @@ import numpy as np
 
 from recollect.data.batch import Batch
 from recollect.models.functional import FunctionalModel, Params
+from recollect.training.evaluation_examples import sum_over_examples
 from recollect.training.experiment import Experiment, program_of
 from recollect.training.loss import losses
 from recollect.training.sharding import batch_shardings, make_mesh, state_sharding
@@ -83,18 +84,14 @@ class Program:
 
     def evaluate(self, params: Params, seeds: Any, examples: int, data_slice: Any) -> Metrics:
         """Returns sums over `examples` evaluation examples of one slice: "loss", "correct", "weight" (per member)."""
-        size = min(examples, self.experiment.run.batch_size)
-        count = -(-examples // size)
 
         def run(params: Params, seed: jax.Array) -> Metrics:
-            def body(total: Metrics, index: jax.Array) -> tuple[Metrics, None]:
-                batch = self.data.evaluation_batch(seed, index, data_slice, size)
-                inside = (index * size + jnp.arange(size)) < examples
-                sums = self.sums(params, batch, batch.weights * inside[:, None])
-                return jax.tree.map(jnp.add, total, sums), None
-
-            zero = {name: jnp.zeros(()) for name in ("loss", "correct", "weight")}
-            return jax.lax.scan(body, zero, jnp.arange(count))[0]
+            return sum_over_examples(
+                lambda index, size: self.data.evaluation_batch(seed, index, data_slice, size),
+                lambda batch, weights: self.sums(params, batch, weights),
+                examples,
+                self.experiment.run.batch_size,
+            )
 
         return self._jit(("evaluate", examples, data_slice), self._vectorised(run))(params, _uint32(seeds))
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import chz
 
@@ -30,6 +30,10 @@ class Config:
     annotation. They are found by class name (on the command line and in `config.json`), so names are unique in the
     project.
     """
+
+    RETIRED: ClassVar[Mapping[str, str]] = {}
+    """Fields of earlier versions, and what to write instead: an override of one is refused with that, and a saved config
+    that has one loads without it."""
 
 
 def requires(holds: Callable[[Any], bool], reason: str) -> Validator:

@@ -141,8 +141,8 @@ class DataConfig(Config):
         """Returns the training batches by number; equal for equal arguments."""
         raise NotImplementedError
 
-    def evaluation_batches(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
-        """Yields held-out batches in one fixed order, at most `max_batches` (None: as many as the config says)."""
+    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yields held-out batches of `batch_size` rows in one fixed order; the text is the same whatever their size."""
         raise NotImplementedError
 
     # Text.

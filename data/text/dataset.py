@@ -2,14 +2,14 @@
 
 Documents come tokenised from `data/text/preparation/reader.py`, `data/text/rows/` makes rows of them in one of
 three ways, and `data/text/rows/by_number.py` makes every global batch a function of (seed, number). Held-out
-rows are always packed whole documents of `length` tokens, however the training rows are made, so that runs compare.
+rows are always packed into `length` tokens (`data/text/held_out.py`), however the training rows are made.
 
-Targets of an evaluation are all tokens of held-out documents but the opening ones: each exactly once, predicted from
-what stands before it in its row. Every method is measured on the same targets, so numbers compare at equal corpus
-digest and equal `length`; a longer `length` gives longer contexts and with them lower numbers.
+Targets of an evaluation are all tokens of the held-out text that it measures but the opening ones: each exactly once,
+predicted from what stands before it in its row. That text depends on `held_out_bytes` alone: every method, tokenizer and
+batch size is measured on the same bytes, so numbers compare at equal `held_out_bytes`, text and `length`; a longer
+`length` gives longer contexts and with them lower numbers.
 
-Easy to get wrong: the held-out rows of one evaluation are the same whatever the batch size; the last batch is filled
-with padding (segment 0, weight 0).
+Easy to get wrong: the last batch of an evaluation is filled with padding (segment 0, weight 0).
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import chz
 import numpy as np
 
-from recollect.configuration import UserError, at_least
+from recollect.configuration import UserError, at_least, requires
 from recollect.data.batch import Batch, DataConfig
-from recollect.data.text.rows import GlobalBatches, Packed, RowPlan, Sequences, read_rows
-from recollect.data.text.rows.stable_random import permutation
+from recollect.data.text.held_out import HeldOutText, MeasuredBatch
+from recollect.data.text.rows import GlobalBatches, Packed, RowPlan, Sequences
 from recollect.data.tokenizers import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from recollect.data.text.preparation.reader import Prepared, TokenDocuments
 
-_HELD_OUT_ORDER = (0, 5)
 _tokenizer = functools.lru_cache(maxsize=4)(open_tokenizer)
 
 
@@ -47,7 +46,7 @@ class Text(DataConfig):
       length: tokens per row; of the longest rows where they differ.
       sequences: how documents become rows: Packed, Chunked or Decomposed.
       shuffle: rows in an order drawn anew each epoch, or as planned.
-      held_out_batches: most batches of an evaluation, unless it asks for another number.
+      held_out_bytes: bytes of held-out text that an evaluation measures, spread over it; None: all of it.
     """
 
     source: str = "stdlib"
@@ -55,7 +54,14 @@ class Text(DataConfig):
     length: int = chz.field(default=512, validator=at_least(2))
     sequences: Sequences = Packed()
     shuffle: bool = True
-    held_out_batches: int = chz.field(default=50, validator=at_least(1))
+    held_out_bytes: int | None = chz.field(
+        default=200_000, validator=requires(lambda value: value > 0, "must be at least 1, or None for all of it")
+    )
+
+    RETIRED: ClassVar[dict[str, str]] = {
+        "held_out_batches": "an evaluation's size no longer depends on the batch; give data.held_out_bytes, bytes of "
+        "text (None: all), about batches x run.batch_size x data.length for a byte model"
+    }
 
     @chz.validate
     def _possible(self) -> None:
@@ -121,20 +127,13 @@ class Text(DataConfig):
             shuffle=self.shuffle,
         )
 
-    def evaluation_batches(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
-        """Yields held-out batches in one fixed order spread over the documents.
+    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yields the held-out text in batches of `batch_size` rows, in one fixed order."""
+        return (batch for batch, _ in self.measured_batches(batch_size))
 
-        Args:
-          batch_size: rows per batch.
-          max_batches: at most so many; None for `held_out_batches`.
-        """
-        documents = self.prepared().held_out
-        plan = _rows(documents, Packed(), self.length, 0)
-        limit = self.held_out_batches if max_batches is None else max_batches
-        order = permutation(_HELD_OUT_ORDER, plan.counts[0])[: limit * batch_size].tolist()
-        for begin in range(0, len(order), batch_size):
-            spans = (plan.spans(0, row) for row in order[begin : begin + batch_size])
-            yield read_rows(documents, spans, batch_size, self.length)
+    def measured_batches(self, batch_size: int) -> Iterator[MeasuredBatch]:
+        """Yields the same, each with the bytes of text that its targets stand for."""
+        return _held_out(self.prepared().held_out, self.held_out_bytes).batches(self.length, batch_size)
 
     def prompt(self, seed: int, length: int = 64) -> list[int]:
         """Returns the first tokens of a held-out document, the opening one included, at most `length`."""
@@ -159,6 +158,9 @@ def _prepared(source: str, tokenizer: str | None, cache: str) -> Prepared:
     from recollect.data.text.preparation.reader import open_prepared
 
     return open_prepared(source, tokenizer)
+
+
+_held_out = functools.lru_cache(maxsize=4)(HeldOutText)
 
 
 @functools.lru_cache(maxsize=4)

@@ -78,6 +78,10 @@ class TokenDocuments:
         parts = [self._record(first + n)[max(begin - at, 0) : end - at] for n, at in enumerate(offsets)]
         return np.concatenate(parts, dtype=np.int32)
 
+    def token_bytes(self, document: int, start: int, stop: int) -> Int[np.ndarray, " n"]:
+        """Returns how many bytes of text tokens `start` to `stop` of a document stand for."""
+        return self._tokenizer.token_bytes[self.tokens(document, start, stop)]
+
     def text(self, document: int) -> bytes:
         """Returns the bytes of a document."""
         return self._tokenizer.to_bytes(self.tokens(document))

@@ -32,8 +32,8 @@ class Config:
     """
 
     RETIRED: ClassVar[Mapping[str, str]] = {}
-    """Fields of earlier versions, and what to write instead: an override of one is refused with that, and a saved config
-    that has one loads without it."""
+    """Fields of earlier versions, and what to write instead: an override of one is refused with that, and a saved
+    config that has one loads without it."""
 
 
 def requires(holds: Callable[[Any], bool], reason: str) -> Validator:

@@ -102,6 +102,15 @@ class DataConfig(Config):
         """Returns the entries of result.json that describe the data, JSON-ready."""
         return {}
 
+    def identity(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps of the data, JSON-ready: "vocabulary", the number of token ids, and of text
+        "tokenizer" and "corpus"."""
+        return {"vocabulary": self.vocabulary}
+
+    def files(self) -> dict[str, bytes]:
+        """Returns the files, by name, that a checkpoint keeps of the data: the tokenizer's."""
+        return {}
+
     def batch_shapes(self, batch_size: int) -> Batch:
         """Returns the longest training batch, as shapes and dtypes."""
         tokens: Any = jax.ShapeDtypeStruct((batch_size, self.longest), jnp.int32)

@@ -43,7 +43,7 @@ def sum_over_examples(
 
 
 def in_pieces(sums: Callable[[Batch, jax.Array], Sums], batch: Batch, weights: jax.Array, most: int) -> Sums:
-    """Returns `sums` of a batch taken in pieces of at most `most` rows; the last one is filled with rows of weight 0."""
+    """Returns `sums` of a batch taken in pieces of at most `most` rows; the last is filled with rows of weight 0."""
     rows = weights.shape[0]
     if rows <= most:
         return sums(batch, weights)

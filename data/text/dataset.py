@@ -5,9 +5,9 @@ three ways, and `data/text/rows/by_number.py` makes every global batch a functio
 rows are always packed into `length` tokens (`data/text/held_out.py`), however the training rows are made.
 
 Targets of an evaluation are all tokens of the held-out text that it measures but the opening ones: each exactly once,
-predicted from what stands before it in its row. That text depends on `held_out_bytes` alone: every method, tokenizer and
-batch size is measured on the same bytes, so numbers compare at equal `held_out_bytes`, text and `length`; a longer
-`length` gives longer contexts and with them lower numbers.
+predicted from what stands before it in its row. Which text that is depends on `held_out_bytes` alone: every method,
+tokenizer and batch size is measured on the same bytes, so numbers compare at equal `held_out_bytes`, text and `length`;
+a longer `length` gives longer contexts and with them lower numbers.
 
 Easy to get wrong: the last batch of an evaluation is filled with padding (segment 0, weight 0).
 """
@@ -15,6 +15,7 @@ Easy to get wrong: the last batch of an evaluation is filled with padding (segme
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,7 +27,7 @@ from recollect.configuration import UserError, at_least, requires
 from recollect.data.batch import Batch, DataConfig
 from recollect.data.text.held_out import HeldOutText, MeasuredBatch
 from recollect.data.text.rows import GlobalBatches, Packed, RowPlan, Sequences
-from recollect.data.tokenizers import Tokenizer, open_tokenizer
+from recollect.data.tokenizers import TOKENIZER_FILE, Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from recollect.data.text.preparation.reader import Prepared, TokenDocuments
@@ -43,6 +44,7 @@ class Text(DataConfig):
         `main.py prepare` made.
       tokenizer: "bytes", "bpe:SIZE" (trained on the source), or the path of a tokenizer.json; None: the prepared
         folder's own, else bytes.
+      start_token: the token of a tokenizer.json that opens documents, if it has an unusual name.
       length: tokens per row; of the longest rows where they differ.
       sequences: how documents become rows: Packed, Chunked or Decomposed.
       shuffle: rows in an order drawn anew each epoch, or as planned.
@@ -51,6 +53,7 @@ class Text(DataConfig):
 
     source: str = "stdlib"
     tokenizer: str | None = None
+    start_token: str | None = None
     length: int = chz.field(default=512, validator=at_least(2))
     sequences: Sequences = Packed()
     shuffle: bool = True
@@ -81,13 +84,21 @@ class Text(DataConfig):
         """Returns the tokenizer, without preparing anything unless it is trained on the source ("bpe:SIZE").
 
         Raises:
-          UserError: there is no such tokenizer.
+          UserError: there is no such tokenizer; or none is named, and the source is not there to tell its own.
         """
+        if (self.tokenizer or "").startswith("bpe:") or self.is_prepared() or (not self.tokenizer and self._is_gone()):
+            return self.prepared().tokenizer
+        return _tokenizer(self.tokenizer or "bytes", self.start_token)
+
+    def is_prepared(self) -> bool:
+        """Returns whether the source is a folder that `main.py prepare` made."""
         from recollect.data.text.preparation.manifest import is_prepared
 
-        if (self.tokenizer or "").startswith("bpe:") or is_prepared(Path(self.source).expanduser()):
-            return self.prepared().tokenizer
-        return _tokenizer(self.tokenizer or "bytes")
+        return is_prepared(Path(self.source).expanduser())
+
+    def _is_gone(self) -> bool:
+        named = self.source == "stdlib" or self.source.startswith("tfds:")
+        return not named and not os.path.exists(os.path.expanduser(self.source))
 
     def prepared(self) -> Prepared:
         """Returns the tokenised documents, prepared on first use.
@@ -98,13 +109,24 @@ class Text(DataConfig):
         # Importing TFDS takes a second, which experiments on recall tasks needn't pay.
         from recollect.configuration.machine import cache_folder
 
-        return _prepared(self.source, self.tokenizer, str(cache_folder()))
+        return _prepared(self.source, self.tokenizer, self.start_token, str(cache_folder()))
 
     def prepare(self) -> None:
         self.prepared()
 
     def corpus_digest(self) -> str:
         return self.prepared().digest
+
+    def identity(self) -> dict[str, Any]:
+        """Returns "vocabulary"; "tokenizer": name, digest and start_token; "corpus": source and digest."""
+        prepared = self.prepared()
+        tokenizer = {name: getattr(prepared.tokenizer, name) for name in ("name", "digest", "start_token")}
+        corpus = {"source": self.source, "digest": prepared.digest}
+        return {"vocabulary": prepared.tokenizer.vocabulary, "tokenizer": tokenizer, "corpus": corpus}
+
+    def files(self) -> dict[str, bytes]:
+        file = self.prepared().tokenizer.file
+        return {} if file is None else {TOKENIZER_FILE: file}
 
     def result_entries(self) -> dict[str, Any]:
         """Returns `corpus`: source, digest, tokenizer, and documents, tokens and bytes of both splits."""
@@ -147,17 +169,14 @@ class Text(DataConfig):
 
     def decode(self, tokens: Any) -> str:
         """Returns the text of tokens, up to where another document begins."""
-        tokenizer = self.open_tokenizer()
-        ids = [int(token) for token in np.asarray(tokens).reshape(-1)]
-        end = ids.index(tokenizer.start, 1) if tokenizer.start in ids[1:] else len(ids)
-        return tokenizer.decode(ids[:end])
+        return self.open_tokenizer().decode_document(np.asarray(tokens).reshape(-1))
 
 
 @functools.lru_cache(maxsize=4)
-def _prepared(source: str, tokenizer: str | None, cache: str) -> Prepared:
+def _prepared(source: str, tokenizer: str | None, start: str | None, cache: str) -> Prepared:
     from recollect.data.text.preparation.reader import open_prepared
 
-    return open_prepared(source, tokenizer)
+    return open_prepared(source, tokenizer, start)
 
 
 _held_out = functools.lru_cache(maxsize=4)(HeldOutText)

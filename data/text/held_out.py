@@ -8,8 +8,8 @@ Held-out documents are divided into pieces at fixed bytes, and pieces are taken 
 limit, the last one as far as the limit. Pieces that adjoin are measured as one. Each is packed into rows with the token
 before it as its first input, so every token that lies in it is a target once.
 
-Easy to get wrong: a token may lie across the end of a piece. It counts by the share of its bytes inside (its weight), so
-that the bytes measured are exactly those chosen, whatever the tokens.
+Easy to get wrong: a token may lie across the end of a piece. Its weight is the share of its bytes inside, so that the
+bytes measured are exactly those chosen, whatever the tokens.
 """
 
 from __future__ import annotations

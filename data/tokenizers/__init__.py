@@ -16,9 +16,10 @@ from pathlib import Path
 from recollect.configuration import UserError
 from recollect.data.tokenizers.bytes import START, ByteTokenizer, Tokenizer
 
-__all__ = ["START", "ByteTokenizer", "Tokenizer", "bpe_size", "open_tokenizer", "tokenizer_file"]
+__all__ = ["START", "TOKENIZER_FILE", "ByteTokenizer", "Tokenizer", "bpe_size", "open_tokenizer", "tokenizer_file"]
 
 SMALLEST_BPE = 257
+TOKENIZER_FILE = "tokenizer.json"
 
 
 def open_tokenizer(name: str, start: str | None = None) -> Tokenizer:
@@ -50,7 +51,7 @@ def open_tokenizer(name: str, start: str | None = None) -> Tokenizer:
 def tokenizer_file(path: str) -> Path:
     """Returns the path of a tokenizer.json: the path itself, or in the folder that it names."""
     expanded = Path(path).expanduser()
-    return expanded / "tokenizer.json" if expanded.is_dir() else expanded
+    return expanded / TOKENIZER_FILE if expanded.is_dir() else expanded
 
 
 def bpe_size(name: str) -> int | None:

@@ -24,6 +24,7 @@ class Tokenizer(abc.ABC):
       start: id of the token that opens every document.
       start_token: its name; None where it has none.
       token_bytes: bytes of text that each id stands for; 0 for special ones.
+      file: content of its tokenizer.json; None where it needs none.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Tokenizer(abc.ABC):
     start: int
     start_token: str | None = None
     token_bytes: Int[np.ndarray, " vocabulary"]
+    file: bytes | None = None
 
     def encode(self, text: str | bytes) -> Int[np.ndarray, " n"]:
         """Returns the ids of a document, `start` first."""
@@ -45,6 +47,11 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, without special tokens; what is not UTF-8 shows as the replacement character."""
         return self.to_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_document(self, ids: Iterable[int]) -> str:
+        """Returns the text of ids, up to where another document begins."""
+        numbers = [int(number) for number in ids]
+        return self.decode(numbers[: numbers.index(self.start, 1)] if self.start in numbers[1:] else numbers)
 
     @abc.abstractmethod
     def to_bytes(self, ids: Iterable[int]) -> bytes:

@@ -2,6 +2,7 @@
 
     checkpoints/STEP/state/        arrays, as Orbax lays them out
                      meta.json     the config, and what a run must know beside its arrays
+                     tokenizer.json  of a text model, unless its tokens are bytes
                      digests.json  size and SHA-256 of every other file
     checkpoints/STEP.orbax-checkpoint-tmp/  being written; after a crash it is incomplete and deleted at the next start
     checkpoints/damaged/STEP-N/    one that was found damaged
@@ -39,6 +40,8 @@ from recollect.training.distributed.host import current_host
 DIGESTS = "digests.json"
 """The file of a sealed folder that lists its other files: {"sha256": {name: [bytes, digest]}}."""
 
+Files = dict[str, bytes] | None
+
 
 class Checkpoints:
     """The checkpoints of one run, in `directory`/STEP. The newest `keep` stay, and the first one at or after each
@@ -53,6 +56,7 @@ class Checkpoints:
         self._orbax: Any = None
         self._pending: int | None = None
         self._meta: dict[str, Any] = {}
+        self._files: dict[str, bytes] = {}
         self._begun = 0.0
 
     def steps(self) -> list[int]:
@@ -60,9 +64,9 @@ class Checkpoints:
         names = (path.name for path in self.directory.iterdir()) if self.directory.is_dir() else ()
         return sorted(int(name) for name in names if name.isdigit())
 
-    def save(self, step: int, state: Any, config: Config, extra: dict[str, Any]) -> None:
-        """Starts to save `state`, the config and JSON-ready `extra`; returns once the arrays are on the host. A step
-        that is there already stays as it is. An earlier save that still runs is waited for.
+    def save(self, step: int, state: Any, config: Config, extra: dict[str, Any], files: Files = None) -> None:
+        """Starts to save `state`, the config, JSON-ready `extra`, and `files` by name; returns once the arrays are on
+        the host. A step that is there already stays as it is. An earlier save that still runs is waited for.
 
         Raises:
           DiskFull, UserError: this save could not start, or the earlier one failed. What it had written is deleted.
@@ -78,6 +82,7 @@ class Checkpoints:
 
         self._pending, self._begun = step, time.perf_counter()
         self._meta = {"config": to_json(config), "extra": extra}
+        self._files = files or {}
         try:
             self._orbax = self._orbax or self._manager()
             self._orbax.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)), force=True)
@@ -146,6 +151,8 @@ class Checkpoints:
     def _commit(self, temporary: Path, final: Path) -> None:
         """Makes a written folder count: in the main process, on a thread of Orbax."""
         write_json(temporary / "meta.json", self._meta)
+        for name, content in self._files.items():
+            (temporary / name).write_bytes(content)
         seal(temporary)
         os.rename(temporary, final)
         handle = os.open(final.parent, os.O_RDONLY)

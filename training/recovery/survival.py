@@ -126,7 +126,8 @@ class SaveCheckpoints(Hook):
         """Starts a save. `last`: no later checkpoint will take its place, so a full disk ends the run."""
         with disk_full_ends(run, last):
             run.folder.flush(to_disk=True)  # a checkpoint promises that all lines before it are on the disk
-            run.checkpoints.save(run.progress.step, run.state, run.experiment, run.extra())
+            files = run.experiment.data.files()
+            run.checkpoints.save(run.progress.step, run.state, run.experiment, run.extra(), files)
 
     def end(self, run: RunState) -> None:
         if run.stop_signal is not None:

@@ -18,7 +18,6 @@ import numpy as np
 
 from recollect.data.batch import Batch
 from recollect.models.functional import FunctionalModel, Params
-from recollect.training.evaluation_examples import sum_over_examples
 from recollect.training.experiment import Experiment, program_of
 from recollect.training.loss import losses
 from recollect.training.sharding import batch_shardings, make_mesh, state_sharding
@@ -28,6 +27,8 @@ State = dict[str, Any]
 uint32, "skipped": {"total", "in_row"} () int32}, and with `optimizer.ema` "ema", shaped like the parameters."""
 
 Metrics = dict[str, jax.Array]
+CHUNK = 64
+"""Evaluation examples that a task draws together, whatever `run.batch_size`: a draw depends on how many they are."""
 
 
 def evaluated(state: State) -> Params:
@@ -84,14 +85,21 @@ class Program:
 
     def evaluate(self, params: Params, seeds: Any, examples: int, data_slice: Any) -> Metrics:
         """Returns sums over `examples` evaluation examples of one slice: "loss", "correct", "weight" (per member)."""
+        size, at_once = min(CHUNK, examples), self.experiment.run.batch_size
 
         def run(params: Params, seed: jax.Array) -> Metrics:
-            return sum_over_examples(
-                lambda index, size: self.data.evaluation_batch(seed, index, data_slice, size),
-                lambda batch, weights: self.sums(params, batch, weights),
-                examples,
-                self.experiment.run.batch_size,
-            )
+            def body(total: Metrics, index: jax.Array) -> tuple[Metrics, None]:
+                batch = self.data.evaluation_batch(seed, index, data_slice, size)
+                inside = (index * size + jnp.arange(size)) < examples
+                sums = self.sums(params, batch, batch.weights * inside[:, None])
+                return jax.tree.map(jnp.add, total, sums), None
+
+            if not size <= at_once < 2 * size:
+                from recollect.training.evaluation_examples import sum_over_chunks
+
+                return sum_over_chunks(self, params, seed, data_slice, examples, size)
+            zero = {name: jnp.zeros(()) for name in ("loss", "correct", "weight")}
+            return jax.lax.scan(body, zero, jnp.arange(-(-examples // size)))[0]
 
         return self._jit(("evaluate", examples, data_slice), self._vectorised(run))(params, _uint32(seeds))
 

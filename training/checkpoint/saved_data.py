@@ -44,7 +44,11 @@ def read_saved_data(folder: Path) -> SavedData:
     Raises:
       UserError: it cannot be read.
     """
-    extra = read_json(folder / "meta.json")["extra"]
+    return saved_data(folder, read_json(folder / "meta.json")["extra"])
+
+
+def saved_data(folder: Path, extra: dict[str, Any]) -> SavedData:
+    """Returns the data that `extra` describes ("data": see `DataConfig.identity`), whose files are in `folder`."""
     entries = extra.get("data") or {}
     corpus = entries.get("corpus") or {"digest": (extra.get("data_state") or {}).get("corpus")}
     tokenizer, file = None, "bytes"

@@ -1,6 +1,7 @@
 """Replay of a step that was not finite, from a folder that keeps it.
 
-The folder holds config.json, params.npz, batch.npz and failure.json (the step, and its diagnosis when it was written).
+The folder holds config.json, params.npz, batch.npz, the tokenizer.json of a text model, and failure.json (the step, its
+diagnosis when it was written, and what the data were).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from recollect.configuration.io import first_line, write_json
 from recollect.configuration.read_json import read_json
 from recollect.data.batch import Batch
 from recollect.models.functional import Params, flatten, nest
+from recollect.training.checkpoint.saved_data import saved_data, with_tokenizer_of
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.recovery.first_nonfinite import Diagnosis, diagnose
@@ -47,8 +49,10 @@ def save_failure(folder: Path, experiment: Experiment, params: Params, batch: Ba
         write_json(folder / "config.json", to_json(experiment))
         for name, named in arrays.items():
             np.savez(folder / f"{name}.npz", **named)  # type: ignore[arg-type]  # numpy's stub takes the dict for an option
-        # Last: a folder with it is whole.
-        write_json(folder / "failure.json", {"step": step, "found": dataclasses.asdict(diagnosis)})
+        for name, content in experiment.data.files().items():
+            (folder / name).write_bytes(content)
+        found = {"step": step, "found": dataclasses.asdict(diagnosis), "data": experiment.data.identity()}
+        write_json(folder / "failure.json", found)  # last: a folder with it is whole
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     return diagnosis
@@ -94,6 +98,9 @@ def load_failure(path: Path) -> tuple[Experiment, Params, Batch, dict[str, Any]]
         )
     experiment = experiment_from_json(read_json(path / "config.json"), f"{path}/config.json")
     experiment = chz.replace(experiment, run=chz.replace(experiment.run, mesh=Mesh()))
+    failure = read_json(path / "failure.json")
+    data = with_tokenizer_of(saved_data(path, failure), experiment.data)  # which may be gone
+    experiment = chz.replace(experiment, data=data)
     flat, fields = _arrays(path / "params.npz"), _arrays(path / "batch.npz")
     for name in ("targets", "tokens", "weights"):
         if name not in fields:
@@ -104,7 +111,7 @@ def load_failure(path: Path) -> tuple[Experiment, Params, Batch, dict[str, Any]]
             raise UserError(f"{path}/params.npz does not fit its config.json: {name}")
     params = nest({tuple(name.split(".")): flat[name] for name in expected})  # in the model's order
     batch = Batch(**{field.name: fields.get(field.name) for field in dataclasses.fields(Batch)})  # type: ignore[arg-type]
-    return experiment, params, batch, read_json(path / "failure.json")
+    return experiment, params, batch, failure
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

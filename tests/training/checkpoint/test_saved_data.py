@@ -9,6 +9,9 @@ import pytest
 
 from recollect.data.text import dataset
 from recollect.main import main
+from recollect.models.functional import flatten
+from recollect.training.checkpoint.load import open_run
+from recollect.training.recovery.replay import load_failure, save_failure
 
 TINY = (
     *("data.length=32", "model.width=16", "model.stages.0.repeats=1", "...heads=2", "model.mlp=None"),
@@ -119,6 +122,18 @@ def test_a_run_goes_on_from_a_moved_source_if_its_digest_is_the_same(trained, ru
     assert code == 0 and "resumed at step 2" in out, err
     result = json.loads((run / "result.json").read_text())
     assert result["steps"] == 4 and result["corpus"]["source"] == str(trained / "moved")
+
+
+def test_a_failed_step_is_opened_without_its_text(trained, run, tmp_path):
+    (tmp_path / "text").symlink_to(trained / "moved")
+    forget_what_was_opened()
+    opened = open_run(run, [f"data.source={tmp_path / 'text'}"])
+    batch = opened.experiment.data.batches(0, 4).read(0, 0, 4)
+    save_failure(tmp_path / "failure", opened.experiment, opened.params, batch, 0)
+    (tmp_path / "text").unlink()
+    forget_what_was_opened()
+    experiment, params, _, _ = load_failure(tmp_path / "failure")
+    assert experiment.data.vocabulary == 280 and flatten(params).keys() == flatten(opened.params).keys()
 
 
 def test_the_missing_source_is_named_never_guessed(capsys, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from recollect.commands import add_with, load_files
 
@@ -24,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     load_files(options)
     run = open_run(options.run)
     tokenizer = run.data.tokenizer
-    extra = {"step": run.step, "vocabulary": run.vocabulary}
+    extra: dict[str, Any] = {"step": run.step, "vocabulary": run.vocabulary}
     if tokenizer is not None:
         described = {name: getattr(tokenizer, name) for name in ("name", "digest", "start_token")}
         extra |= {"tokenizer": described, "corpus": {"source": run.data.source, "digest": run.data.digest}}

@@ -31,9 +31,7 @@ class Config:
     project.
     """
 
-    RETIRED: ClassVar[Mapping[str, str]] = {}
-    """Fields of earlier versions, and what to write instead: an override of one is refused with that, and a saved
-    config that has one loads without it."""
+    RETIRED: ClassVar[Mapping[str, str]] = {}  # fields of earlier versions, which saved configs may have: what to write
 
 
 def requires(holds: Callable[[Any], bool], reason: str) -> Validator:

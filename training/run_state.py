@@ -128,7 +128,6 @@ class RunState:
         """Returns what a checkpoint holds beside the arrays, JSON-ready."""
         return {
             **dataclasses.asdict(self.progress),
-            "data": self.experiment.data.identity(),
             "guard": None if self.spikes is None else self.spikes.state(),
             "mesh": self.mesh_axes(),
             "environment": environment(),

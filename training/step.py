@@ -27,8 +27,6 @@ State = dict[str, Any]
 uint32, "skipped": {"total", "in_row"} () int32}, and with `optimizer.ema` "ema", shaped like the parameters."""
 
 Metrics = dict[str, jax.Array]
-CHUNK = 64
-"""Evaluation examples that a task draws together, whatever `run.batch_size`: a draw depends on how many they are."""
 
 
 def evaluated(state: State) -> Params:
@@ -85,7 +83,7 @@ class Program:
 
     def evaluate(self, params: Params, seeds: Any, examples: int, data_slice: Any) -> Metrics:
         """Returns sums over `examples` evaluation examples of one slice: "loss", "correct", "weight" (per member)."""
-        size, at_once = min(CHUNK, examples), self.experiment.run.batch_size
+        size = min(64, examples)  # drawn together whatever the batch size, since a draw depends on how many they are
 
         def run(params: Params, seed: jax.Array) -> Metrics:
             def body(total: Metrics, index: jax.Array) -> tuple[Metrics, None]:
@@ -94,7 +92,7 @@ class Program:
                 sums = self.sums(params, batch, batch.weights * inside[:, None])
                 return jax.tree.map(jnp.add, total, sums), None
 
-            if not size <= at_once < 2 * size:
+            if not size <= self.experiment.run.batch_size < 2 * size:
                 from recollect.training.evaluation_examples import sum_over_chunks
 
                 return sum_over_chunks(self, params, seed, data_slice, examples, size)
@@ -115,11 +113,8 @@ class Program:
     def sums(self, params: Params, batch: Batch, weights: jax.Array) -> Metrics:
         """Returns weighted sums of loss and correct answers."""
         entropy, _ = self._losses(params, batch, weights)
-        return {
-            "loss": jnp.sum(entropy.loss * weights),
-            "correct": jnp.sum(entropy.correct * weights),
-            "weight": jnp.sum(weights),
-        }
+        values = {"loss": entropy.loss, "correct": entropy.correct, "weight": jnp.ones_like(weights)}
+        return {name: jnp.sum(value * weights) for name, value in values.items()}
 
     def step(self, state: State, values: Any, batch: Batch) -> tuple[State, Metrics]:
         """Takes one optimizer step (not jitted, not vmapped). Returns the state, and metrics: "loss", "accuracy",

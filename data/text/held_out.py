@@ -15,7 +15,7 @@ bytes measured are exactly those chosen, whatever the tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -127,11 +127,12 @@ class HeldOutText:
         for begin in range(0, rows, batch_size):
             spans = [plan.spans(0, row) for row in range(begin, min(begin + batch_size, rows))]
             batch = read_rows(self, spans, batch_size, length)
+            weights: Any = batch.weights
             sizes = np.zeros((batch_size, length), np.int64)
             for row, of_row in enumerate(spans):
                 at = 0
                 for piece, start, stop in of_row:
-                    self._measure(piece, start, stop, sizes[row, at:], batch.weights[row, at:])
+                    self._measure(piece, start, stop, sizes[row, at:], weights[row, at:])
                     at += stop - start
             yield batch, sizes
 

@@ -21,7 +21,7 @@ from recollect.training.checkpoint.saved_data import (
     SavedData,
     check_tokenizer,
     corpus_of,
-    read_saved_data,
+    read_data,
     vocabulary_of,
     with_tokenizer_of,
 )
@@ -96,7 +96,7 @@ def open_run(path: Path, overrides: list[str] | None = None) -> SavedRun:
     params, config, step = load_params(path / "checkpoints", ema=True)
     before = as_experiment(config, f"{path}: its checkpoint")
     experiment = apply_overrides(before, overrides or [])
-    data = read_saved_data(path / "checkpoints" / str(step))
+    data = read_data(path / "checkpoints" / str(step))
     check_tokenizer(data, before.data, experiment.data)
     vocabulary = vocabulary_of(data, experiment.data)
     model = FunctionalModel(experiment.model, vocabulary)

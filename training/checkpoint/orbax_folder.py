@@ -1,8 +1,7 @@
 """Checkpoints of a run: Orbax writes, renames and retires them; SHA-256 digests prove that they are whole.
 
     checkpoints/STEP/state/        arrays, as Orbax lays them out
-                     meta.json     the config, and what a run must know beside its arrays
-                     tokenizer.json  of a text model, unless its tokens are bytes
+                     meta.json     the config, and what a run must know beside its arrays; of text data.json too
                      digests.json  size and SHA-256 of every other file
     checkpoints/STEP.orbax-checkpoint-tmp/  being written; after a crash it is incomplete and deleted at the next start
     checkpoints/damaged/STEP-N/    one that was found damaged
@@ -40,8 +39,6 @@ from recollect.training.distributed.host import current_host
 DIGESTS = "digests.json"
 """The file of a sealed folder that lists its other files: {"sha256": {name: [bytes, digest]}}."""
 
-Files = dict[str, bytes] | None
-
 
 class Checkpoints:
     """The checkpoints of one run, in `directory`/STEP. The newest `keep` stay, and the first one at or after each
@@ -55,8 +52,7 @@ class Checkpoints:
         self.seconds = 0.0
         self._orbax: Any = None
         self._pending: int | None = None
-        self._meta: dict[str, Any] = {}
-        self._files: dict[str, bytes] = {}
+        self._saved: tuple[Any, dict[str, Any]] = (None, {})
         self._begun = 0.0
 
     def steps(self) -> list[int]:
@@ -64,9 +60,9 @@ class Checkpoints:
         names = (path.name for path in self.directory.iterdir()) if self.directory.is_dir() else ()
         return sorted(int(name) for name in names if name.isdigit())
 
-    def save(self, step: int, state: Any, config: Config, extra: dict[str, Any], files: Files = None) -> None:
-        """Starts to save `state`, the config, JSON-ready `extra`, and `files` by name; returns once the arrays are on
-        the host. A step that is there already stays as it is. An earlier save that still runs is waited for.
+    def save(self, step: int, state: Any, config: Config, extra: dict[str, Any]) -> None:
+        """Starts to save `state`, the config and JSON-ready `extra`; returns once the arrays are on the host. A step
+        that is there already stays as it is. An earlier save that still runs is waited for.
 
         Raises:
           DiskFull, UserError: this save could not start, or the earlier one failed. What it had written is deleted.
@@ -81,8 +77,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._pending, self._begun = step, time.perf_counter()
-        self._meta = {"config": to_json(config), "extra": extra}
-        self._files = files or {}
+        self._saved = (config, extra)
         try:
             self._orbax = self._orbax or self._manager()
             self._orbax.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)), force=True)
@@ -150,9 +145,12 @@ class Checkpoints:
 
     def _commit(self, temporary: Path, final: Path) -> None:
         """Makes a written folder count: in the main process, on a thread of Orbax."""
-        write_json(temporary / "meta.json", self._meta)
-        for name, content in self._files.items():
-            (temporary / name).write_bytes(content)
+        config, extra = self._saved
+        write_json(temporary / "meta.json", {"config": to_json(config), "extra": extra})
+        if not config.data.made_on_device:  # else the config says it all
+            from recollect.training.checkpoint.saved_data import write_data
+
+            write_data(temporary, config.data)
         seal(temporary)
         os.rename(temporary, final)
         handle = os.open(final.parent, os.O_RDONLY)

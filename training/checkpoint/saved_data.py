@@ -1,7 +1,12 @@
 """What a checkpoint keeps of its data, so that it can be used where they have changed, moved or gone.
 
-saved = read_saved_data(folder)                  # vocabulary, tokenizer, and which corpus it was
-data = with_tokenizer_of(saved, experiment.data) # the same text, or another, as tokens of the checkpoint's tokenizer
+    saved = read_data(folder)                         # vocabulary, tokenizer, and which corpus it was
+    data = with_tokenizer_of(saved, experiment.data)  # the same text, or another, as tokens of its tokenizer
+
+    data.json       vocabulary size; of text, the tokenizer (name, digest, start_token) and the corpus (source, digest)
+    tokenizer.json  unless tokens are bytes
+
+A recall task's checkpoint has neither file: its config says it all.
 """
 
 from __future__ import annotations
@@ -15,9 +20,13 @@ from typing import Any
 import chz
 
 from recollect.configuration import UserError
+from recollect.configuration.io import write_json
 from recollect.configuration.read_json import read_json
+from recollect.data.batch import DataConfig
 from recollect.data.text.dataset import Text
 from recollect.data.tokenizers import TOKENIZER_FILE, Tokenizer, open_tokenizer
+
+DATA = "data.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +47,32 @@ class SavedData:
     digest: str | None
 
 
-def read_saved_data(folder: Path) -> SavedData:
-    """Returns what the checkpoint in `folder` keeps of its data.
+def write_data(folder: Path, data: DataConfig) -> None:
+    """Writes data.json, what `DataConfig.identity` returns, and the data's files (tokenizer.json) into `folder`."""
+    write_json(folder / DATA, data.identity())
+    for name, content in data.files().items():
+        (folder / name).write_bytes(content)
+
+
+def read_data(folder: Path) -> SavedData:
+    """Returns what `write_data` wrote. A checkpoint of an earlier version has nothing but the corpus' digest, if any.
 
     Raises:
       UserError: it cannot be read.
     """
-    return saved_data(folder, read_json(folder / "meta.json")["extra"])
-
-
-def saved_data(folder: Path, extra: dict[str, Any]) -> SavedData:
-    """Returns the data that `extra` describes ("data": see `DataConfig.identity`), whose files are in `folder`."""
-    entries = extra.get("data") or {}
-    corpus = entries.get("corpus") or {"digest": (extra.get("data_state") or {}).get("corpus")}
+    entries = read_json(folder / DATA) if (folder / DATA).exists() else {}
+    corpus = entries.get("corpus") or {"digest": _earlier_digest(folder / "meta.json")}
     tokenizer, file = None, "bytes"
     if described := entries.get("tokenizer"):
         file = str(folder / TOKENIZER_FILE) if (folder / TOKENIZER_FILE).exists() else "bytes"
         tokenizer = open_tokenizer(file, described["start_token"])
         tokenizer.name = described["name"]
     return SavedData(entries.get("vocabulary"), tokenizer, file, corpus.get("source"), corpus["digest"])
+
+
+def _earlier_digest(meta: Path) -> str | None:
+    state = read_json(meta)["extra"].get("data_state") if meta.exists() else None
+    return None if state is None else state["corpus"]
 
 
 def vocabulary_of(saved: SavedData, data: Any) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from recollect.training.optimizer import Optimizer
 
 NOTICED = 1e-3
@@ -13,8 +15,8 @@ def rate_change(optimizer: Optimizer, step: int, before: int, now: int) -> str |
 
     None: it stays what it would have been, as with a schedule that is constant there.
     """
-    peak = optimizer.learning_rate
-    old, new = (float(optimizer.rate(step, steps, peak)) for steps in (before, now))
+    peak, rate = optimizer.learning_rate, cast(Any, optimizer.rate)  # of numbers, not of traced arrays
+    old, new = (float(rate(step, steps, peak)) for steps in (before, now))
     if abs(new - old) <= NOTICED * peak:
         return None
     name = optimizer.schedule

@@ -1,7 +1,7 @@
 """Replay of a step that was not finite, from a folder that keeps it.
 
-The folder holds config.json, params.npz, batch.npz, the tokenizer.json of a text model, and failure.json (the step, its
-diagnosis when it was written, and what the data were).
+The folder holds config.json, params.npz, batch.npz, data.json (and a text model's tokenizer.json), and failure.json
+(the step, and its diagnosis when it was written).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from recollect.configuration.io import first_line, write_json
 from recollect.configuration.read_json import read_json
 from recollect.data.batch import Batch
 from recollect.models.functional import Params, flatten, nest
-from recollect.training.checkpoint.saved_data import saved_data, with_tokenizer_of
+from recollect.training.checkpoint.saved_data import read_data, with_tokenizer_of, write_data
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.recovery.first_nonfinite import Diagnosis, diagnose
@@ -49,10 +49,9 @@ def save_failure(folder: Path, experiment: Experiment, params: Params, batch: Ba
         write_json(folder / "config.json", to_json(experiment))
         for name, named in arrays.items():
             np.savez(folder / f"{name}.npz", **named)  # type: ignore[arg-type]  # numpy's stub takes the dict for an option
-        for name, content in experiment.data.files().items():
-            (folder / name).write_bytes(content)
-        found = {"step": step, "found": dataclasses.asdict(diagnosis), "data": experiment.data.identity()}
-        write_json(folder / "failure.json", found)  # last: a folder with it is whole
+        write_data(folder, experiment.data)
+        # Last: a folder with it is whole.
+        write_json(folder / "failure.json", {"step": step, "found": dataclasses.asdict(diagnosis)})
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     return diagnosis
@@ -98,8 +97,7 @@ def load_failure(path: Path) -> tuple[Experiment, Params, Batch, dict[str, Any]]
         )
     experiment = experiment_from_json(read_json(path / "config.json"), f"{path}/config.json")
     experiment = chz.replace(experiment, run=chz.replace(experiment.run, mesh=Mesh()))
-    failure = read_json(path / "failure.json")
-    data = with_tokenizer_of(saved_data(path, failure), experiment.data)  # which may be gone
+    data = with_tokenizer_of(read_data(path), experiment.data)  # whose source may be gone
     experiment = chz.replace(experiment, data=data)
     flat, fields = _arrays(path / "params.npz"), _arrays(path / "batch.npz")
     for name in ("targets", "tokens", "weights"):
@@ -111,7 +109,7 @@ def load_failure(path: Path) -> tuple[Experiment, Params, Batch, dict[str, Any]]
             raise UserError(f"{path}/params.npz does not fit its config.json: {name}")
     params = nest({tuple(name.split(".")): flat[name] for name in expected})  # in the model's order
     batch = Batch(**{field.name: fields.get(field.name) for field in dataclasses.fields(Batch)})  # type: ignore[arg-type]
-    return experiment, params, batch, failure
+    return experiment, params, batch, read_json(path / "failure.json")
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -126,8 +126,7 @@ class SaveCheckpoints(Hook):
         """Starts a save. `last`: no later checkpoint will take its place, so a full disk ends the run."""
         with disk_full_ends(run, last):
             run.folder.flush(to_disk=True)  # a checkpoint promises that all lines before it are on the disk
-            files = run.experiment.data.files()
-            run.checkpoints.save(run.progress.step, run.state, run.experiment, run.extra(), files)
+            run.checkpoints.save(run.progress.step, run.state, run.experiment, run.extra())
 
     def end(self, run: RunState) -> None:
         if run.stop_signal is not None:

@@ -46,7 +46,7 @@ OPTIONS = {
     "steps": reporting.number(ENDLESS, "most steps of each"),
     "turn": reporting.number(20, "steps between evaluations"),
     "cycle": reporting.number(40, "steps after which the curriculum starts again"),
-    "held-out": reporting.number(8, "held-out rows in an evaluation, as many batches as they make"),
+    "held-out": reporting.number(8, "rows whose bytes of held-out text an evaluation measures"),
     "minutes": reporting.number(12.0, "of training both together, after compiling"),
     "learning-rate": reporting.number(2e-3, "of AdamW after its warm-up"),
 }
@@ -86,12 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def experiment_of(name: str, options: Namespace) -> Experiment:
     """Returns the experiment that trains on rows made in the way called `name`."""
-    data = Text(
-        source=options.source,
-        length=options.length,
-        sequences=Chunked(),
-        held_out_batches=math.ceil(options.held_out / options.batch),
-    )
+    held_out = options.held_out * options.length  # of a byte model
+    data = Text(source=options.source, length=options.length, sequences=Chunked(), held_out_bytes=held_out)
     if name == "decomposed":
         rows = Decomposed(shortest=options.shortest, curriculum=options.curriculum, cycles=1)
         plan = chz.replace(data, sequences=rows).batches(options.seed, options.batch).plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from recollect.commands import add_with, load_files, path
 
@@ -16,11 +17,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
+    from recollect.data.tokenizers import TOKENIZER_FILE
     from recollect.export.safetensors_format import export_safetensors
     from recollect.training.checkpoint.load import open_run
 
     load_files(options)
     run = open_run(options.run)
-    export_safetensors(run.params, run.experiment, options.out, extra={"step": run.step})
-    print(f"exported: {options.out / 'model.safetensors'}, {options.out / 'config.json'}")
+    tokenizer = run.data.tokenizer
+    extra: dict[str, Any] = {"step": run.step, "vocabulary": run.vocabulary}
+    if tokenizer is not None:
+        described = {name: getattr(tokenizer, name) for name in ("name", "digest", "start_token")}
+        extra |= {"tokenizer": described, "corpus": {"source": run.data.source, "digest": run.data.digest}}
+    files = {} if tokenizer is None or tokenizer.file is None else {TOKENIZER_FILE: tokenizer.file}
+    export_safetensors(run.params, run.experiment, options.out, extra=extra, files=files)
+    print("exported: " + ", ".join(str(options.out / name) for name in ("model.safetensors", "config.json", *files)))
     return 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import chz
 
@@ -30,6 +30,8 @@ class Config:
     annotation. They are found by class name (on the command line and in `config.json`), so names are unique in the
     project.
     """
+
+    RETIRED: ClassVar[Mapping[str, str]] = {}  # fields of earlier versions, which saved configs may have: what to write
 
 
 def requires(holds: Callable[[Any], bool], reason: str) -> Validator:

@@ -39,7 +39,8 @@ def _decode(value: Any, path: str) -> Any:
     if cls is None:
         raise UserError(f"{path}: 'class' is not a name")
     fields = chz.chz_fields(cls)
-    values = {name: _decode(item, f"{path}.{name}") for name, item in value.items() if name != "class"}
+    left_out = {"class", *cls.RETIRED}
+    values = {name: _decode(item, f"{path}.{name}") for name, item in value.items() if name not in left_out}
     for name in values:
         if name not in fields:
             raise UserError(f"{path}: {cls.__name__} has no field {name!r}{nearest(name, fields)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import chz
@@ -26,10 +27,15 @@ def explain(config: Config, error: Exception, values: dict[str, Any]) -> str:
                 fields = chz.chz_fields(owner) if chz.is_chz(owner) else {}
                 missing = path[len(prefix) :].lstrip(".").split(".")[0] or name
                 where = f"{prefix or 'the experiment'} ({type(owner).__name__})"
+                if missing in getattr(owner, "RETIRED", {}):
+                    return f"{path}={shown}: {owner.RETIRED[missing]}"
                 return f"{path}={shown}: {where} has no field {missing!r}{nearest(missing, fields)}"
             cast = re.search(r"Could not cast .*", str(error))
             return f"{path}={shown}: {cast.group(0) if cast else str(error).splitlines()[0]}"
         if path.startswith("...") and f"'{path}'" in str(error):
+            for owner in _configs_in(config):
+                if path[3:] in owner.RETIRED:
+                    return f"{path}={_shown(value)}: {owner.RETIRED[path[3:]]}"
             names = {key.rpartition(".")[2] for key in chz.beta_to_blueprint_values(config)}
             return (
                 f"{path}={_shown(value)}: nothing in the experiment has a field {path[3:]!r}{nearest(path[3:], names)}"
@@ -58,6 +64,16 @@ def _deepest(config: Any, path: str) -> tuple[str, Any]:
         except UserError:
             continue
     return "", config
+
+
+def _configs_in(value: Any) -> Iterator[Config]:
+    """Yields a config and all those in its fields."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _configs_in(item)
+    elif isinstance(value, Config):
+        yield value
+        yield from _configs_in(tuple(getattr(value, name) for name in chz.chz_fields(value)))
 
 
 def _shown(value: Any) -> Any:

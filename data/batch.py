@@ -102,6 +102,15 @@ class DataConfig(Config):
         """Returns the entries of result.json that describe the data, JSON-ready."""
         return {}
 
+    def identity(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps of the data, JSON-ready: "vocabulary", the number of token ids, and of text
+        "tokenizer" and "corpus"."""
+        return {"vocabulary": self.vocabulary}
+
+    def files(self) -> dict[str, bytes]:
+        """Returns the files, by name, that a checkpoint keeps of the data: the tokenizer's."""
+        return {}
+
     def batch_shapes(self, batch_size: int) -> Batch:
         """Returns the longest training batch, as shapes and dtypes."""
         tokens: Any = jax.ShapeDtypeStruct((batch_size, self.longest), jnp.int32)
@@ -141,8 +150,8 @@ class DataConfig(Config):
         """Returns the training batches by number; equal for equal arguments."""
         raise NotImplementedError
 
-    def evaluation_batches(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
-        """Yields held-out batches in one fixed order, at most `max_batches` (None: as many as the config says)."""
+    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yields held-out batches of `batch_size` rows in one fixed order; the text is the same whatever their size."""
         raise NotImplementedError
 
     # Text.

@@ -34,14 +34,14 @@ def evaluate_text(
 
     Returns:
       "bits_per_byte" and "loss" (nats per target); with `final` also "bits_by_slice" ("recall", "rest"),
-      "share_by_slice" (of targets), "bigram_bits_per_byte", "bytes" and "targets" (how many were measured) and
+      "share_by_slice" (of targets), "bigram_bits_per_byte", "bytes" and "targets" (how many were measured; a token
+      across the end of the text counts by its share inside) and
       "baseline_tokens" (training tokens that the bigram model and the slices' n-gram model were fitted to).
     """
     unknown = data.open_tokenizer().unknown
     # Nats, targets, bytes, and bytes that are unknown.
     totals: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(4))
-    batches = zip(data.evaluation_batches(batch_size), data.evaluation_bytes(batch_size), strict=True)
-    for batch, sizes in batches:
+    for batch, sizes in data.measured_batches(batch_size):
         nats, targets = np.asarray(losses(batch), np.float64), np.asarray(batch.targets)
         weights = np.asarray(batch.weights, np.float64)
         spelt = np.where(targets == unknown, sizes, 0) if unknown is not None else np.zeros_like(sizes)
@@ -65,8 +65,8 @@ def evaluate_text(
             "bits_by_slice": {name: bits(name) for name in ("recall", "rest")},
             "share_by_slice": {name: float(totals[name][1] / max(count, 1.0)) for name in ("recall", "rest")},
             "bigram_bits_per_byte": bits("bigram"),
-            "bytes": int(size),
-            "targets": int(count),
+            "bytes": round(size),
+            "targets": round(count),
             "baseline_tokens": fit_bigram(data.prepared()).tokens,
         }
     return metrics

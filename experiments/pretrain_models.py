@@ -108,7 +108,7 @@ def experiment(pattern: str, size: str) -> Experiment:
     return Experiment(
         name=f"pretrain.{pattern}_{size}",
         model=model,
-        data=Text(source="stdlib", length=of.length, held_out_batches=8 if small else 20),
+        data=Text(source="stdlib", length=of.length, held_out_bytes=32_768 if small else 10_000_000),
         optimizer=_optimizer(pattern, size),
         run=Run(
             steps=of.steps,
@@ -131,7 +131,7 @@ def small(label: str, mixer: MixerConfig | None) -> Experiment:
     return Experiment(
         name=label,
         model=_based("curves") if mixer is None else _uniform(mixer, CURVES),
-        data=Text(source="stdlib", length=CURVES.length, held_out_batches=8),
+        data=Text(source="stdlib", length=CURVES.length, held_out_bytes=32_768),
         optimizer=AdamW(
             learning_rate=3e-3, final_fraction=0.1, warmup=50, weight_decay=0.1, beta2=0.95, clip=1.0, groups=rates
         ),

@@ -2,6 +2,7 @@
 
     model.safetensors  arrays by dotted name ("stack.stages.0.weight"): a JSON header, then raw bytes
     config.json        configuration.to_json: class names and values
+    tokenizer.json     of a text model, unless its tokens are bytes
     manifest.json      {"format": 1, "sha256", "bytes", "parameters", "arrays": {name: {"shape", "dtype"}}, "extra"}
 
 Source: the safetensors format, https://github.com/huggingface/safetensors (format section of its README). Nothing here
@@ -48,6 +49,7 @@ def export_safetensors(
     directory: Path | str,
     *,
     extra: dict[str, Any] | None = None,
+    files: dict[str, bytes] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes `params` and `config` to `directory`, whole or not at all.
@@ -55,6 +57,7 @@ def export_safetensors(
     Args:
       params: nested dicts with text keys, arrays (numpy or jax) at the leaves.
       extra: JSON-ready values for the manifest: the step, the accuracy.
+      files: further ones by name: the tokenizer's.
       overwrite: replaces an export that is there. A folder with other files in it is never replaced.
 
     Raises:
@@ -74,6 +77,8 @@ def export_safetensors(
         save_file(arrays, temporary / WEIGHTS)
         # safetensors makes the file private to its owner; an export is to be handed on like any other file.
         (temporary / WEIGHTS).chmod(0o644)
+        for name, content in (files or {}).items():
+            (temporary / name).write_bytes(content)
         write_json(temporary / CONFIG, to_json(config))
         write_json(
             temporary / MANIFEST,
@@ -192,7 +197,7 @@ def _check_free(directory: Path, overwrite: bool) -> None:
         raise UserError(f"cannot read {directory}: {error.strerror}") from error
     if names and not overwrite:
         raise UserError(f"{directory} is not empty; choose another folder, or overwrite=True to replace an export")
-    foreign = sorted(names - {WEIGHTS, CONFIG, MANIFEST})
+    foreign = sorted(names - {WEIGHTS, CONFIG, MANIFEST, "tokenizer.json"})
     if foreign:
         raise UserError(
             f"{directory} holds files that no export wrote ({', '.join(foreign[:3])}), so it is not replaced"

@@ -83,8 +83,7 @@ class Program:
 
     def evaluate(self, params: Params, seeds: Any, examples: int, data_slice: Any) -> Metrics:
         """Returns sums over `examples` evaluation examples of one slice: "loss", "correct", "weight" (per member)."""
-        size = min(examples, self.experiment.run.batch_size)
-        count = -(-examples // size)
+        size = min(64, examples)  # drawn together whatever the batch size, since a draw depends on how many they are
 
         def run(params: Params, seed: jax.Array) -> Metrics:
             def body(total: Metrics, index: jax.Array) -> tuple[Metrics, None]:
@@ -92,7 +91,12 @@ class Program:
                 inside = (index * size + jnp.arange(size)) < examples
                 return jax.tree.map(jnp.add, total, self.sums(params, batch, batch.weights * inside[:, None])), None
 
-            return jax.lax.scan(body, dict.fromkeys(("loss", "correct", "weight"), jnp.zeros(())), jnp.arange(count))[0]
+            if not size <= self.experiment.run.batch_size < 2 * size:
+                from recollect.training.evaluation_examples import sum_over_chunks
+
+                return sum_over_chunks(self, params, seed, data_slice, examples, size)
+            zero = dict.fromkeys(("loss", "correct", "weight"), jnp.zeros(()))
+            return jax.lax.scan(body, zero, jnp.arange(-(-examples // size)))[0]
 
         return self._jit(("evaluate", examples, data_slice), self._vectorised(run))(params, _uint32(seeds))
 
@@ -108,11 +112,8 @@ class Program:
     def sums(self, params: Params, batch: Batch, weights: jax.Array) -> Metrics:
         """Returns weighted sums of loss and correct answers."""
         entropy, _ = self._losses(params, batch, weights)
-        return {
-            "loss": jnp.sum(entropy.loss * weights),
-            "correct": jnp.sum(entropy.correct * weights),
-            "weight": jnp.sum(weights),
-        }
+        values = {"loss": entropy.loss, "correct": entropy.correct, "weight": jnp.ones_like(weights)}
+        return {name: jnp.sum(value * weights) for name, value in values.items()}
 
     def step(self, state: State, values: Any, batch: Batch) -> tuple[State, Metrics]:
         """Takes one optimizer step (not jitted, not vmapped). Returns the state, and metrics: "loss", "accuracy",

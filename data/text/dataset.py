@@ -2,41 +2,39 @@
 
 Documents come tokenised from `data/text/preparation/reader.py`, `data/text/rows/` makes rows of them in one of
 three ways, and `data/text/rows/by_number.py` makes every global batch a function of (seed, number). Held-out
-rows are always packed whole documents of `length` tokens, however the training rows are made, so that runs compare.
+rows are always packed into `length` tokens (`data/text/held_out.py`), however the training rows are made.
 
 A training document ends with a target of its own (data/text/ended_documents.py), so that generated text knows its end.
 
-Targets of an evaluation are all tokens of held-out documents but the opening ones: each exactly once, predicted from
-what stands before it in its row. Every method is measured on the same targets, so numbers compare at equal corpus
-digest and equal `length`; a longer `length` gives longer contexts and with them lower numbers.
+Targets of an evaluation are all tokens of the held-out text that it measures but the opening ones: each exactly once,
+predicted from what stands before it in its row. Which text that is depends on `held_out_bytes` alone: every method,
+tokenizer and batch size is measured on the same bytes, so numbers compare at equal `held_out_bytes`, text and `length`;
+a longer `length` gives longer contexts and with them lower numbers.
 
-Easy to get wrong: the held-out rows of one evaluation are the same whatever the batch size; the last batch is filled
-with padding (segment 0, weight 0).
+Easy to get wrong: the last batch of an evaluation is filled with padding (segment 0, weight 0).
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import chz
 import numpy as np
-from jaxtyping import Int
 
-from recollect.configuration import UserError, at_least
+from recollect.configuration import UserError, at_least, requires
 from recollect.configuration.user_paths import expanded
 from recollect.data.batch import Batch, DataConfig
 from recollect.data.text.ended_documents import EndedDocuments
-from recollect.data.text.rows import GlobalBatches, Packed, RowPlan, Sequences, read_rows
-from recollect.data.text.rows.base import Span
-from recollect.data.text.rows.stable_random import permutation
-from recollect.data.tokenizers import Tokenizer, open_tokenizer
+from recollect.data.text.held_out import HeldOutText, MeasuredBatch
+from recollect.data.text.rows import GlobalBatches, Packed, RowPlan, Sequences
+from recollect.data.tokenizers import TOKENIZER_FILE, Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from recollect.data.text.preparation.reader import Prepared, TokenDocuments
 
-_HELD_OUT_ORDER = (0, 5)
 _tokenizer = functools.lru_cache(maxsize=4)(open_tokenizer)
 
 
@@ -49,18 +47,27 @@ class Text(DataConfig):
         `main.py prepare` made.
       tokenizer: "bytes", "bpe:SIZE" (trained on the source), or the path of a tokenizer.json; None: the prepared
         folder's own, else bytes.
+      start_token: the token of a tokenizer.json that opens documents, if it has an unusual name.
       length: tokens per row; of the longest rows where they differ.
       sequences: how documents become rows: Packed, Chunked or Decomposed.
       shuffle: rows in an order drawn anew each epoch, or as planned.
-      held_out_batches: most batches of an evaluation, unless it asks for another number.
+      held_out_bytes: bytes of held-out text that an evaluation measures, spread over it; None: all of it.
     """
 
     source: str = "stdlib"
     tokenizer: str | None = None
+    start_token: str | None = None
     length: int = chz.field(default=512, validator=at_least(2))
     sequences: Sequences = Packed()
     shuffle: bool = True
-    held_out_batches: int = chz.field(default=50, validator=at_least(1))
+    held_out_bytes: int | None = chz.field(
+        default=200_000, validator=requires(lambda value: value > 0, "must be at least 1, or None for all of it")
+    )
+
+    RETIRED: ClassVar[dict[str, str]] = {
+        "held_out_batches": "an evaluation's size no longer depends on the batch; give data.held_out_bytes, bytes of "
+        "text (None: all), about batches x run.batch_size x data.length for a byte model"
+    }
 
     @chz.validate
     def _possible(self) -> None:
@@ -80,13 +87,21 @@ class Text(DataConfig):
         """Returns the tokenizer, without preparing anything unless it is trained on the source ("bpe:SIZE").
 
         Raises:
-          UserError: there is no such tokenizer.
+          UserError: there is no such tokenizer; or none is named, and the source is not there to tell its own.
         """
+        if (self.tokenizer or "").startswith("bpe:") or self.is_prepared() or (not self.tokenizer and self._is_gone()):
+            return self.prepared().tokenizer
+        return _tokenizer(self.tokenizer or "bytes", self.start_token)
+
+    def is_prepared(self) -> bool:
+        """Returns whether the source is a folder that `main.py prepare` made."""
         from recollect.data.text.preparation.manifest import is_prepared
 
-        if (self.tokenizer or "").startswith("bpe:") or is_prepared(expanded(self.source, f"source={self.source!r}")):
-            return self.prepared().tokenizer
-        return _tokenizer(self.tokenizer or "bytes")
+        return is_prepared(expanded(self.source, f"source={self.source!r}"))
+
+    def _is_gone(self) -> bool:
+        named = self.source == "stdlib" or self.source.startswith("tfds:")
+        return not named and not os.path.exists(os.path.expanduser(self.source))
 
     def prepared(self) -> Prepared:
         """Returns the tokenised documents, prepared on first use.
@@ -97,13 +112,24 @@ class Text(DataConfig):
         # Importing TFDS takes a second, which experiments on recall tasks needn't pay.
         from recollect.configuration.machine import cache_folder
 
-        return _prepared(self.source, self.tokenizer, str(cache_folder()))
+        return _prepared(self.source, self.tokenizer, self.start_token, str(cache_folder()))
 
     def prepare(self) -> None:
         self.prepared()
 
     def corpus_digest(self) -> str:
         return self.prepared().digest
+
+    def identity(self) -> dict[str, Any]:
+        """Returns "vocabulary"; "tokenizer": name, digest and start_token; "corpus": source and digest."""
+        prepared = self.prepared()
+        tokenizer = {name: getattr(prepared.tokenizer, name) for name in ("name", "digest", "start_token")}
+        corpus = {"source": self.source, "digest": prepared.digest}
+        return {"vocabulary": prepared.tokenizer.vocabulary, "tokenizer": tokenizer, "corpus": corpus}
+
+    def files(self) -> dict[str, bytes]:
+        file = self.prepared().tokenizer.file
+        return {} if file is None else {TOKENIZER_FILE: file}
 
     def result_entries(self) -> dict[str, Any]:
         """Returns `corpus`: source, digest, tokenizer, and documents, tokens and bytes of both splits."""
@@ -126,42 +152,13 @@ class Text(DataConfig):
             shuffle=self.shuffle,
         )
 
-    def evaluation_batches(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
-        """Yields held-out batches in one fixed order spread over the documents.
+    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yields the held-out text in batches of `batch_size` rows, in one fixed order."""
+        return (batch for batch, _ in self.measured_batches(batch_size))
 
-        Args:
-          batch_size: rows per batch.
-          max_batches: at most so many; None for `held_out_batches`.
-        """
-        documents = self.prepared().held_out
-        for rows in self._held_out_rows(batch_size, max_batches):
-            yield read_rows(documents, rows, batch_size, self.length)
-
-    def evaluation_bytes(
-        self, batch_size: int, max_batches: int | None = None
-    ) -> Iterator[Int[np.ndarray, "batch_size length"]]:
-        """Yields how many bytes of text each target stands for, for each of `evaluation_batches`; 0 without a target.
-
-        Whatever the tokenizer, they add up to the bytes of the text.
-        """
-        documents = self.prepared().held_out
-        for rows in self._held_out_rows(batch_size, max_batches):
-            sizes = np.zeros((batch_size, self.length), np.int64)
-            for place, spans in enumerate(rows):
-                at = 0
-                for document, start, stop in spans:
-                    of_targets = documents.token_bytes(document, start + 1, stop + 1)
-                    sizes[place, at : at + len(of_targets)] = of_targets
-                    at += stop - start
-            yield sizes
-
-    def _held_out_rows(self, batch_size: int, max_batches: int | None) -> Iterator[list[list[Span]]]:
-        """Yields the rows of each held-out batch, as spans of documents."""
-        plan = _rows(self.prepared().held_out, Packed(), self.length, 0)
-        limit = self.held_out_batches if max_batches is None else max_batches
-        order = permutation(_HELD_OUT_ORDER, plan.counts[0])[: limit * batch_size].tolist()
-        for begin in range(0, len(order), batch_size):
-            yield [plan.spans(0, row) for row in order[begin : begin + batch_size]]
+    def measured_batches(self, batch_size: int) -> Iterator[MeasuredBatch]:
+        """Yields the same, each with the bytes of text that its targets stand for."""
+        return _held_out(self.prepared().held_out, self.held_out_bytes).batches(self.length, batch_size)
 
     def prompt(self, seed: int, length: int = 64) -> list[int]:
         """Returns the first tokens of a held-out document, the opening one included, at most `length`."""
@@ -175,33 +172,23 @@ class Text(DataConfig):
 
     def decode(self, tokens: Any) -> str:
         """Returns the text of tokens, up to where another document begins."""
-        tokenizer = self.open_tokenizer()
-        ids = [int(token) for token in np.asarray(tokens).reshape(-1)]
-        end = ids.index(tokenizer.start, 1) if tokenizer.start in ids[1:] else len(ids)
-        return tokenizer.decode(ids[:end])
+        return self.open_tokenizer().decode_document(np.asarray(tokens).reshape(-1))
 
     def continuation(self, prompt: Any, tokens: Any) -> str:
-        """Returns the text of tokens as it reads after those of `prompt`, up to where another document begins.
-
-        Both are decoded together: alone, tokens that begin a word lose the space before it.
-        """
-        before, whole = self.decode(prompt), self.decode([*prompt, *tokens])
-        return whole.removeprefix(before) if whole.startswith(before) else self.decode(tokens)
+        return self.open_tokenizer().continuation(prompt, tokens)
 
     def continued(self, prompt: str, tokens: Any) -> str:
-        """Returns a prompt and the text of the tokens that follow it."""
-        ids = self.encode(prompt)
-        more = self.continuation(ids, tokens)
-        # A tokenizer that drops the spaces at the end of a text writes one before the next word.
-        dropped = prompt.endswith(" ") and not self.decode(ids).endswith(" ")
-        return prompt + (more.removeprefix(" ") if dropped else more)
+        return self.open_tokenizer().continued(prompt, tokens)
 
 
 @functools.lru_cache(maxsize=4)
-def _prepared(source: str, tokenizer: str | None, cache: str) -> Prepared:
+def _prepared(source: str, tokenizer: str | None, start: str | None, cache: str) -> Prepared:
     from recollect.data.text.preparation.reader import open_prepared
 
-    return open_prepared(source, tokenizer)
+    return open_prepared(source, tokenizer, start)
+
+
+_held_out = functools.lru_cache(maxsize=4)(HeldOutText)
 
 
 @functools.lru_cache(maxsize=4)

@@ -17,9 +17,10 @@ from recollect.configuration import UserError
 from recollect.configuration.user_paths import expanded, path_kind
 from recollect.data.tokenizers.bytes import START, ByteTokenizer, Tokenizer
 
-__all__ = ["START", "ByteTokenizer", "Tokenizer", "bpe_size", "open_tokenizer", "tokenizer_file"]
+__all__ = ["START", "TOKENIZER_FILE", "ByteTokenizer", "Tokenizer", "bpe_size", "open_tokenizer", "tokenizer_file"]
 
 SMALLEST_BPE, LARGEST_BPE = 257, 1 << 24
+TOKENIZER_FILE = "tokenizer.json"
 
 
 def open_tokenizer(name: str, start: str | None = None) -> Tokenizer:
@@ -52,7 +53,7 @@ def tokenizer_file(path: str) -> Path:
     """Returns the path of a tokenizer.json: the path itself, or in the folder that it names."""
     said = f"tokenizer={path!r}"
     file = expanded(path, said)
-    return file / "tokenizer.json" if path_kind(file, said) == "folder" else file
+    return file / TOKENIZER_FILE if path_kind(file, said) == "folder" else file
 
 
 def bpe_size(name: str) -> int | None:

@@ -36,6 +36,7 @@ class Tokenizer(abc.ABC):
       token_bytes: bytes of text that each id stands for; 0 for special ones.
       exact: whether that holds for every text, so that the bytes of a text are the sum over its ids.
       unknown: id of the token for text that the vocabulary cannot write; None where it can write any.
+      file: content of its tokenizer.json; None where it needs none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Tokenizer(abc.ABC):
     token_bytes: Int[np.ndarray, " vocabulary"]
     exact: bool = True
     unknown: int | None = None
+    file: bytes | None = None
 
     def encode(self, text: str | bytes) -> Int[np.ndarray, " n"]:
         """Returns the ids of a document, `start` first.
@@ -78,6 +80,28 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids, without special tokens; what is not UTF-8 shows as the replacement character."""
         return self.to_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_document(self, ids: Iterable[int]) -> str:
+        """Returns the text of ids, up to where another document begins."""
+        numbers = [int(number) for number in ids]
+        return self.decode(numbers[: numbers.index(self.start, 1)] if self.start in numbers[1:] else numbers)
+
+    def continuation(self, prompt: Iterable[int], ids: Iterable[int]) -> str:
+        """Returns the text of ids as it reads after those of `prompt`, up to where another document begins.
+
+        Both are decoded together: alone, tokens that begin a word lose the space before it.
+        """
+        first, more = list(prompt), list(ids)
+        before, whole = self.decode_document(first), self.decode_document(first + more)
+        return whole.removeprefix(before) if whole.startswith(before) else self.decode_document(more)
+
+    def continued(self, prompt: str, ids: Iterable[int]) -> str:
+        """Returns a prompt and the text of the ids that follow it."""
+        first = self.encode(prompt).tolist()
+        more = self.continuation(first, ids)
+        # A tokenizer that drops the spaces at the end of a text writes one before the next word.
+        dropped = prompt.endswith(" ") and not self.decode_document(first).endswith(" ")
+        return prompt + (more.removeprefix(" ") if dropped else more)
 
     @abc.abstractmethod
     def to_bytes(self, ids: Iterable[int]) -> bytes:

@@ -69,6 +69,7 @@ class FileTokenizer(Tokenizer):
             content = json.loads(raw)
         except Exception as error:  # the library raises Exception itself
             raise UserError(f"tokenizer={self.name!r}: is no tokenizer.json ({first_line(error)})") from error
+        self.file = raw
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True

@@ -29,7 +29,7 @@ def cache(corpus, monkeypatch):
 
 
 def text(corpus, **fields):
-    return Text(source=str(corpus / "corpus"), length=32, held_out_batches=10**6, **fields)
+    return Text(source=str(corpus / "corpus"), length=32, held_out_bytes=None, **fields)
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])

@@ -20,7 +20,7 @@ def test_text_based_ends_far_below_a_bigram_model(capsys, tmp_path):
                 "run.steps=120",
                 "run.sample_every=60",
                 f"run.directory={folder}",
-                "data.held_out_batches=20",
+                "data.held_out_bytes=80000",
             ]
         )
         == 0

@@ -42,7 +42,7 @@ def experiment(corpus, sequences, mesh=None, **run):
     return Experiment(
         name="tiny text",
         model=LanguageModel(width=16, stages=repeat(Attention(heads=2, positions=Rotary()), depth=1), mlp=None),
-        data=Text(source=str(corpus), length=32, sequences=sequences, held_out_batches=2),
+        data=Text(source=str(corpus), length=32, sequences=sequences, held_out_bytes=256),
         optimizer=AdamW(learning_rate=1e-3),
         run=Run(steps=40, batch_size=8, steps_per_call=4, mesh=mesh or Mesh(), **run),
     )

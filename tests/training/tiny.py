@@ -50,7 +50,7 @@ def tiny_text(directory: Path, corpus: Path, **run: Any) -> Experiment:
     return Experiment(
         name="tiny_text",
         model=LanguageModel(width=16, stages=repeat(Attention(heads=2, positions=Rotary()), depth=1), mlp=None),
-        data=Text(source=str(corpus), length=32, held_out_batches=2),
+        data=Text(source=str(corpus), length=32, held_out_bytes=256),
         optimizer=AdamW(learning_rate=1e-2),
         run=chz.replace(Run(), **{**settings, "directory": str(directory), **run}),
     )

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import chz
 import jax
-import numpy as np
 
 from recollect.configuration import Config, UserError, apply_overrides, from_json
 from recollect.configuration.read_json import read_json
@@ -17,6 +17,14 @@ from recollect.models.generation import generate
 from recollect.training.checkpoint.integrity import damage
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.checkpoint.resume import restore
+from recollect.training.checkpoint.saved_data import (
+    SavedData,
+    check_tokenizer,
+    corpus_of,
+    read_data,
+    vocabulary_of,
+    with_tokenizer_of,
+)
 from recollect.training.evaluator import evaluate
 from recollect.training.experiment import Experiment
 from recollect.training.run_state import Log
@@ -26,11 +34,14 @@ from recollect.training.step import program_for
 
 @dataclasses.dataclass(frozen=True)
 class SavedRun:
-    """A run's parameters (numpy), the config they belong to (overrides applied), and the step."""
+    """A run's parameters (numpy), the config they belong to (overrides applied), the step, and its checkpoint's data:
+    `vocabulary` is the number of token ids, whether the data are still there or not."""
 
     experiment: Experiment
     params: Params
     step: int
+    vocabulary: int
+    data: SavedData
 
 
 def load_params(directory: Path, *, ema: bool = False, log: Log | None = None) -> tuple[Params, Config, int]:
@@ -83,8 +94,12 @@ def open_run(path: Path, overrides: list[str] | None = None) -> SavedRun:
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path} is not a run folder: it has no checkpoints/")
     params, config, step = load_params(path / "checkpoints", ema=True)
-    experiment = apply_overrides(as_experiment(config, f"{path}: its checkpoint"), overrides or [])
-    model = FunctionalModel(experiment.model, experiment.data.vocabulary)
+    before = as_experiment(config, f"{path}: its checkpoint")
+    experiment = apply_overrides(before, overrides or [])
+    data = read_data(path / "checkpoints" / str(step))
+    check_tokenizer(data, before.data, experiment.data)
+    vocabulary = vocabulary_of(data, experiment.data)
+    model = FunctionalModel(experiment.model, vocabulary)
     saved, expected = (
         {name: leaf.shape for name, leaf in flatten(tree).items()} for tree in (params, model.abstract_params())
     )
@@ -94,14 +109,17 @@ def open_run(path: Path, overrides: list[str] | None = None) -> SavedRun:
                 f"{path}: the parameters do not fit this config: {name} "
                 f"({saved.get(name)} there, {expected.get(name)} asked for)"
             )
-    return SavedRun(experiment, params, step)
+    return SavedRun(experiment, params, step, vocabulary, data)
 
 
-def evaluate_run(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """Returns metrics of the newest checkpoint on its (or the overridden) evaluation data."""
+def evaluate_run(path: Path, overrides: list[str], log: Log | None = None) -> dict[str, Any]:
+    """Returns metrics of the newest checkpoint on its (or the overridden) evaluation data, and which corpus that is;
+    logs (by default on stderr) that it is another than the run was trained on."""
     run = open_run(path, overrides)
-    metrics = evaluate(program_for(run.experiment), run.params, run.experiment.run.seed, final=True)
-    return {"name": run.experiment.name, "step": run.step, **metrics}
+    experiment = chz.replace(run.experiment, data=with_tokenizer_of(run.data, run.experiment.data))
+    corpus = corpus_of(run.data, experiment.data, f"{path}", log or _to_stderr)
+    metrics = evaluate(program_for(experiment), run.params, experiment.run.seed, final=True)
+    return {"name": experiment.name, "step": run.step, **corpus, **metrics}
 
 
 def continue_prompt(
@@ -114,13 +132,13 @@ def continue_prompt(
     """
     run = open_run(path, overrides)
     data = run.experiment.data
-    if data.open_tokenizer() is None:
+    tokenizer = run.data.tokenizer or data.open_tokenizer()
+    if tokenizer is None:
         raise UserError(f"{path} is a {type(data).__name__} run; generate needs a text model")
-    model = FunctionalModel(run.experiment.model, data.vocabulary)
-    tokens = generate(
-        model, run.params, np.array([data.encode(prompt)]), length, temperature=temperature, top_p=top_p, seed=seed
-    )
-    return data.continued(prompt, tokens[0])
+    model = FunctionalModel(run.experiment.model, run.vocabulary)
+    ids = tokenizer.encode(prompt)[None]
+    tokens = generate(model, run.params, ids, length, temperature=temperature, top_p=top_p, seed=seed)
+    return tokenizer.continued(prompt, tokens[0])
 
 
 def _to_stderr(text: str) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints of a run: Orbax writes, renames and retires them; SHA-256 digests prove that they are whole.
 
     checkpoints/STEP/state/        arrays, as Orbax lays them out
-                     meta.json     the config, and what a run must know beside its arrays
+                     meta.json     the config, and what a run must know beside its arrays; of text data.json too
                      digests.json  size and SHA-256 of every other file
     checkpoints/STEP.orbax-checkpoint-tmp/  being written; after a crash it is incomplete and deleted at the next start
     checkpoints/damaged/STEP-N/    one that was found damaged
@@ -52,7 +52,7 @@ class Checkpoints:
         self.seconds = 0.0
         self._orbax: Any = None
         self._pending: int | None = None
-        self._meta: dict[str, Any] = {}
+        self._saved: tuple[Any, dict[str, Any]] = (None, {})
         self._begun = 0.0
 
     def steps(self) -> list[int]:
@@ -77,7 +77,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._pending, self._begun = step, time.perf_counter()
-        self._meta = {"config": to_json(config), "extra": extra}
+        self._saved = (config, extra)
         try:
             self._orbax = self._orbax or self._manager()
             self._orbax.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)), force=True)
@@ -145,7 +145,12 @@ class Checkpoints:
 
     def _commit(self, temporary: Path, final: Path) -> None:
         """Makes a written folder count: in the main process, on a thread of Orbax."""
-        write_json(temporary / "meta.json", self._meta)
+        config, extra = self._saved
+        write_json(temporary / "meta.json", {"config": to_json(config), "extra": extra})
+        if not config.data.made_on_device:  # else the config says it all
+            from recollect.training.checkpoint.saved_data import write_data
+
+            write_data(temporary, config.data)
         seal(temporary)
         os.rename(temporary, final)
         handle = os.open(final.parent, os.O_RDONLY)

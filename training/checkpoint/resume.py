@@ -18,6 +18,7 @@ from recollect.configuration.machine import environment
 from recollect.configuration.read_json import read_json
 from recollect.training.checkpoint.integrity import damage
 from recollect.training.checkpoint.orbax_folder import Checkpoints, quiet
+from recollect.training.checkpoint.schedule_change import rate_change
 from recollect.training.distributed.host import current_host
 from recollect.training.run_state import Log, RunProgress, RunState
 
@@ -131,4 +132,7 @@ def resume(run: RunState, step: int, shapes: Any) -> Any:
     differing += ["mesh"] if moved else []
     note += f"; not promised to be bit-exact: {', '.join(differing)} changed" if differing else ""
     run.log(f"{run.folder.path}: resumed at step {step}{note}")
+    before = read_json(run.checkpoints.directory / str(step) / "meta.json")["config"]["run"]["steps"]
+    if change := rate_change(run.experiment.optimizer, step, before, run.experiment.run.steps):
+        run.log(f"  {change}")
     return state

@@ -1,6 +1,7 @@
 """Replay of a step that was not finite, from a folder that keeps it.
 
-The folder holds config.json, params.npz, batch.npz and failure.json (the step, and its diagnosis when it was written).
+The folder holds config.json, params.npz, batch.npz, data.json (and a text model's tokenizer.json), and failure.json
+(the step, and its diagnosis when it was written).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from recollect.configuration.io import first_line, write_json
 from recollect.configuration.read_json import read_json
 from recollect.data.batch import Batch
 from recollect.models.functional import Params, flatten, nest
+from recollect.training.checkpoint.saved_data import read_data, with_tokenizer_of, write_data
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.recovery.first_nonfinite import Diagnosis, diagnose
@@ -47,6 +49,7 @@ def save_failure(folder: Path, experiment: Experiment, params: Params, batch: Ba
         write_json(folder / "config.json", to_json(experiment))
         for name, named in arrays.items():
             np.savez(folder / f"{name}.npz", **named)  # type: ignore[arg-type]  # numpy's stub takes the dict for an option
+        write_data(folder, experiment.data)
         # Last: a folder with it is whole.
         write_json(folder / "failure.json", {"step": step, "found": dataclasses.asdict(diagnosis)})
     except OSError as error:
@@ -94,6 +97,8 @@ def load_failure(path: Path) -> tuple[Experiment, Params, Batch, dict[str, Any]]
         )
     experiment = experiment_from_json(read_json(path / "config.json"), f"{path}/config.json")
     experiment = chz.replace(experiment, run=chz.replace(experiment.run, mesh=Mesh()))
+    data = with_tokenizer_of(read_data(path), experiment.data)  # whose source may be gone
+    experiment = chz.replace(experiment, data=data)
     flat, fields = _arrays(path / "params.npz"), _arrays(path / "batch.npz")
     for name in ("targets", "tokens", "weights"):
         if name not in fields:

@@ -156,12 +156,13 @@ class Prepared:
         return {"source": self.name, "digest": self.digest, "tokenizer": self.tokenizer.name, **sizes}
 
 
-def open_prepared(source: str, tokenizer: str | None = None) -> Prepared:
+def open_prepared(source: str, tokenizer: str | None = None, start: str | None = None) -> Prepared:
     """Returns the prepared text of `source`; prepared into the cache on first use, if it is no prepared folder.
 
     Args:
       source: a folder made by `python main.py prepare`, "stdlib", a path, or "tfds:NAME".
       tokenizer: "bytes", "bpe:SIZE" or the path of a tokenizer.json; None for the folder's own, else "bytes".
+      start: the token of a tokenizer.json that opens documents, if it has an unusual name.
 
     Raises:
       UserError: no such source or tokenizer, nothing in it, a folder that is unfinished, damaged or of another
@@ -172,7 +173,7 @@ def open_prepared(source: str, tokenizer: str | None = None) -> Prepared:
         _check_tokenizer(folder, read_manifest(folder)["tokenizer"], tokenizer)
         return _open(source, folder)
     # Looking at the source comes first: what is in the cache may be of an older state of it.
-    preparation = Preparation(source, tokenizer or "bytes")
+    preparation = Preparation(source, tokenizer or "bytes", start=start)
     folder = cache_folder() / "prepared" / preparation.key[:20]
     if not os.path.exists(folder / MANIFEST):
         preparation.into(folder, log=lambda line: print(line, file=sys.stderr))

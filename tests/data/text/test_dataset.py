@@ -70,10 +70,10 @@ def test_held_out_rows_do_not_depend_on_how_training_rows_are_made(folder, seque
 
 
 def test_held_out_batches_are_fixed_and_disjoint_from_training(folder):
-    text = Text(source=str(folder), length=64)
-    small = list(text.evaluation_batches(1, 1000))
+    text = Text(source=str(folder), length=64, held_out_bytes=None)
+    small = list(text.evaluation_batches(1))
     size = next(size for size in range(5, 100) if len(small) % size)
-    large = list(text.evaluation_batches(size, 1000))
+    large = list(text.evaluation_batches(size))
     order = [
         [tokens.tobytes() for batch in batches for tokens in batch.tokens if tokens.any()] for batches in (small, large)
     ]
@@ -93,8 +93,8 @@ def test_held_out_batches_are_fixed_and_disjoint_from_training(folder):
         bytes(piece[1:]) for batch in large for piece in segments_of(batch) if len(piece) > 12 and piece[0] == START
     ]
     assert held_out and not any(piece in train for piece in held_out)
-    assert len(list(text.evaluation_batches(3, 2))) == 2
-    assert len(list(Text(source=str(folder), length=64, held_out_batches=1).evaluation_batches(3))) == 1
+    limited = list(Text(source=str(folder), length=64, held_out_bytes=100).evaluation_batches(3))
+    assert len(limited) == 1 and sum(batch.weights.sum() for batch in limited) == 100
 
 
 def test_prompts_and_decoding(folder):
@@ -120,7 +120,7 @@ def test_byte_tokenizer_round_trip():
     [
         ({"length": 1}, "length=1"),
         ({"source": "tfds:"}, "source="),
-        ({"held_out_batches": 0}, "=0"),
+        ({"held_out_bytes": 0}, "=0"),
         ({"length": 100, "sequences": Decomposed(shortest=16)}, "length=100"),
     ],
 )

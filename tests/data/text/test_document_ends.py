@@ -58,18 +58,18 @@ def test_bits_per_byte_are_of_the_bytes_of_the_text(tmp_path, kind, batch_size):
     texts = [" ".join(random.choice(WORDS.split(), int(random.integers(1, 40)))) for _ in range(90)]
     source = write_lines(tmp_path / "in" / "a.jsonl", *texts, "held out é ☃")
     Preparation(str(source), str(save(kind, tmp_path)), unknown=0.5).into(tmp_path / "out", log=lambda line: None)
-    data = Text(source=str(tmp_path / "out"), length=16, held_out_batches=10**6)
+    data = Text(source=str(tmp_path / "out"), length=16, held_out_bytes=None)
     held_out = data.prepared().held_out
     size, targets = int(held_out.byte_lengths.sum()), int(held_out.lengths.sum()) - len(held_out)
     found = evaluate_text(lambda batch: np.ones(batch.targets.shape), data, batch_size, final=True)
     assert found["bytes"] == size and found["targets"] == targets
     unknown = sum(
         int(sizes[(batch.targets == data.open_tokenizer().unknown) & (batch.weights > 0)].sum())
-        for batch, sizes in zip(data.evaluation_batches(1), data.evaluation_bytes(1), strict=True)
+        for batch, sizes in data.measured_batches(1)
     )
     assert found["bits_per_byte"] == pytest.approx((targets / math.log(2) + 8 * unknown) / size)
     assert found["loss"] == pytest.approx(1)
-    for batch, sizes in zip(data.evaluation_batches(batch_size), data.evaluation_bytes(batch_size), strict=True):
+    for batch, sizes in data.measured_batches(batch_size):
         assert sizes.shape == batch.targets.shape and not sizes[batch.weights == 0].any()
     document = int(np.argmax(held_out.lengths))
     whole = held_out.token_bytes(document, 0, int(held_out.lengths[document]))
@@ -90,7 +90,7 @@ def test_a_tokenizer_that_does_not_know_the_text_is_refused(tmp_path, capsys):
     allowed = ("--tokenizer", path, "--unknown", "1", "--held-out", "0.5")
     code, shown, _ = prepare_command(capsys, source, tmp_path / "half", *allowed)
     assert code == 0 and "unknown to the tokenizer: " in shown and "% of the held_out text" in shown
-    data = Text(source=str(tmp_path / "half"), length=64, held_out_batches=10**6)
+    data = Text(source=str(tmp_path / "half"), length=64, held_out_bytes=None)
     assert data.result_entries()["corpus"]["held_out"]["unknown_bytes"] > 0
     # A model that is sure of <unk> does not beat one that has to spell the text.
     assert 4 < evaluate_text(lambda batch: np.zeros(batch.targets.shape), data, 4, final=False)["bits_per_byte"] < 8

@@ -52,7 +52,7 @@ class Runs:
             "model.stages.0.repeats": 2,
             "data.source": self.corpus,
             "data.length": 32,
-            "data.held_out_batches": 2,
+            "data.held_out_bytes": 256,
             "optimizer.warmup": 5,
             **settings,
         }

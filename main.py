@@ -39,11 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rest:
         options.overrides += rest  # argparse gives up on trailing positionals that an option separates
     with lasting_output() as output:
-        code = _run(options)
-    if output.failure is not None and not isinstance(output.failure, BrokenPipeError):
-        print(f"error: standard output: {output.failure.strerror}", file=sys.stderr)
-        return 2
-    return code
+        return output.checked(_run(options))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -9,11 +9,6 @@ from types import ModuleType
 from typing import Any
 
 
-def path(text: str) -> Path:
-    """Returns a path argument, with ~ expanded."""
-    return Path(text).expanduser()
-
-
 def add_with(parser: argparse.ArgumentParser) -> None:
     """Adds the option `--with FILE.py`."""
     text = "a file of yours that defines mixers (it is run)"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recollect.commands import add_overrides, add_with, load_files, path
+from recollect.commands import add_overrides, add_with, load_files
+from recollect.configuration.user_paths import path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

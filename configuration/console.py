@@ -27,6 +27,14 @@ class LastingStream:
         self._try(self._stream.write, text)
         return len(text)
 
+    def checked(self, code: int) -> int:
+        """Returns an exit code: 2, after an error line, where what was written got lost; a closed pipe lost nothing."""
+        self.flush()
+        if self.failure is None or isinstance(self.failure, BrokenPipeError):
+            return code
+        print(f"error: standard output: {self.failure.strerror}", file=sys.stderr)
+        return 2
+
     def flush(self) -> None:
         """Hands on what was written."""
         self._try(self._stream.flush)

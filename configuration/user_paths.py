@@ -16,6 +16,11 @@ def expanded(path: str | Path, said: str) -> Path:
         raise UserError(f"{said}: {error}") from error
 
 
+def path(text: str) -> Path:
+    """Returns a path argument of the command line, with "~" replaced."""
+    return expanded(text, "a path")
+
+
 def path_kind(path: Path, said: str) -> str | None:
     """Returns "file", "folder" or "other" of what is at a path; None where there is nothing.
 

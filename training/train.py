@@ -37,29 +37,24 @@ def train(experiment: Experiment, log: Callable[[str], None] = print) -> dict[st
     """
     host = current_host()
     prepare([experiment])
-    with locked(*[run_directory(experiment)] if host.is_main else []):
-        return _train(experiment, log)
-
-
-def _train(experiment: Experiment, log: Callable[[str], None]) -> dict[str, Any]:
-    host = current_host()
-    run = RunState(experiment, log if host.is_main else ignore)
-    result = host.broadcast(run.result if is_done(run.result, experiment.run.steps) else None)
-    if result is not None:
-        run.log(f"{run.folder.path}: already finished, not trained again")
-        return result
-    run.folder.unfinish()
-    run.program = program_for(experiment)
-    hooks = make_hooks(run)
-    try:
-        run.start(lambda: run.program.init(experiment.run.seed))
-        run.batches = open_batches(experiment, run.program, run.progress.data_state)
-        run.pipeline = StepPipeline(run, member_values([experiment], False), run.progress.step)
-        train_steps(run, hooks)
-        return finish(run, count(run.state["params"]))
-    finally:
-        for hook in reversed(hooks):
-            hook.close(run)
+    with locked(run_directory(experiment)):
+        run = RunState(experiment, log if host.is_main else ignore)
+        result = host.broadcast(run.result if is_done(run.result, experiment.run.steps) else None)
+        if result is not None:
+            run.log(f"{run.folder.path}: already finished, not trained again")
+            return result
+        run.folder.unfinish()
+        run.program = program_for(experiment)
+        hooks = make_hooks(run)
+        try:
+            run.start(lambda: run.program.init(experiment.run.seed))
+            run.batches = open_batches(experiment, run.program, run.progress.data_state)
+            run.pipeline = StepPipeline(run, member_values([experiment], False), run.progress.step)
+            train_steps(run, hooks)
+            return finish(run, count(run.state["params"]))
+        finally:
+            for hook in reversed(hooks):
+                hook.close(run)
 
 
 def prepare(experiments: list[Experiment]) -> None:

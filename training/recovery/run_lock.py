@@ -20,6 +20,7 @@ from typing import Any
 
 from recollect.configuration import UserError
 from recollect.configuration.io import write_json
+from recollect.training.distributed.host import current_host
 
 HEARTBEAT, STALE_AFTER = 10.0, 60.0
 """Seconds between two heartbeats, and without one until another host's lock is stale."""
@@ -30,13 +31,14 @@ host_name, clock, sleep = socket.gethostname, time.time, time.sleep
 
 @contextlib.contextmanager
 def locked(*folders: Path) -> Iterator[None]:
-    """Keeps other processes from training in these run folders, which are made if need be.
+    """Keeps others from training in these run folders, which are made if need be. Of the processes of one run, the main
+    one holds the locks.
 
     Raises:
       UserError: another process trains in one of them, or one cannot be written.
     """
     with contextlib.ExitStack() as locks:
-        for folder in dict.fromkeys(folders):
+        for folder in dict.fromkeys(folders) if current_host().is_main else ():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 locks.callback(RunLock(folder).release)

@@ -52,8 +52,7 @@ def train_members(experiments: list[Experiment], *, together: bool, log: Log = p
 def train_population(experiments: list[Experiment], log: Log = print) -> list[dict[str, Any]]:
     """Trains experiments that differ in values only, in one program; returns their results. Raises as `train` does."""
     prepare(experiments)
-    folders = [run_directory(experiment) for experiment in experiments] if current_host().is_main else []
-    with locked(*folders):
+    with locked(*map(run_directory, experiments)):
         return _train_population(experiments, log if current_host().is_main else ignore)
 
 

@@ -41,9 +41,10 @@ KINDS = (
     "second process",
     "console that cannot print",
     "closed pipe",
+    "moved data folder",
 )
-SHARES = (12, 12, 6, 6, 6, 6, 3, 3, 4, 1, 1, 2, 2, 2)
-"""Of 66 faults, how many are of each kind."""
+SHARES = (12, 12, 6, 6, 6, 6, 3, 3, 4, 1, 1, 2, 2, 2, 2)
+"""Of 68 faults, how many are of each kind."""
 
 NAN_AT = {"recall": 33, "text": 19}
 """Steps (from 0) whose batches hold NaN where a fault asks for that."""
@@ -71,12 +72,13 @@ class Course:
         self.folder.parent.mkdir(parents=True)
         self.random = random.Random(seed * 1_000_003 + number)
         self.starts: list[Process] = []
+        self.corpus = work / "corpus"
         self.moment = ""
         self.wrong = ""
 
     def start(self, prepare: Callable[[], None] | None = None, console: str = "file", **settings) -> Process:
         """Starts the same command (again); see `Process`."""
-        experiment = experiment_of(self.run, self.folder, self.work / "corpus", **settings)
+        experiment = experiment_of(self.run, self.folder, self.corpus, **settings)
         output = self.folder.parent / f"output-{len(self.starts)}"
         self.starts.append(Process(experiment, output, prepare, console))
         return self.starts[-1]
@@ -132,6 +134,10 @@ def course(work: Path, number: int, kind: str, run: str, seed: int) -> Outcome:
     elif kind in ("console that cannot print", "closed pipe"):
         self.finish(console={"closed pipe": "closed"}.get(kind, "ascii"))
         return self.outcome(run)
+    elif kind == "moved data folder":
+        self.corpus = shutil.copytree(self.corpus, self.folder.with_name("corpus"))
+        _kill_at_random(self, None)
+        self.corpus = self.corpus.rename(self.folder.with_name("moved"))
     elif kind == "NaN batches in a row":
         _many_nans(self)
         return self.outcome(f"{run}-diverged")

@@ -28,9 +28,10 @@ test-more: $(READY)
 	$(BIN)/python -m pytest -m "more and not slow and not gpu_interpreter" -n 2 --dist worksteal
 	XLA_FLAGS= $(BIN)/python -m pytest -m "slow and not gpu_interpreter" -n 2 --ignore tests/pallas_kernels
 
-# Everything: also the wide grids of the kernels, and every program for every chip.
+# Everything: also the wide grids of the kernels, a thousand command lines drawn anew, and every program for every chip.
 test-all: test test-more
 	$(BIN)/python -m pytest -m "slow and not gpu_interpreter" -n 2 --dist worksteal tests/pallas_kernels || [ $$? -eq 5 ]
+	FUZZ=1000 $(BIN)/python -m pytest -n 0 tests/test_fuzz.py
 	$(MAKE) test-tpu-compile test-gpu-compile QUICK=
 	.ci/gpu-interpreter --slow
 

@@ -65,6 +65,7 @@ STYLE = {
     "legend.frameon": False,
     "lines.markersize": 4,
     "lines.linewidth": 1.2,
+    "text.parse_math": False,  # names may hold a "$"
     "savefig.dpi": 300,
     "figure.dpi": 300,
     "figure.constrained_layout.h_pad": 0.03,
@@ -120,7 +121,7 @@ def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
     with _figure(path, 2.6 if len(slices) > 1 else 0.85 + 0.19 * len(shown)) as axes:
         if len(slices) == 1:
             _bars(axes, sorted(shown, key=lambda s: s.by_slice[slices[0]]), slices[0], styles, scale)
-            axes.set_xlabel(f"{label}, slice {slices[0].replace('x', '×')}")
+            axes.set_xlabel(f"{label}, slice {_printable(slices[0].replace('x', '×'))}")
             return
         _score_axis(axes, label, shown)
         ranks = sorted(range(len(shown)), key=lambda i: (shown[i].best, i))
@@ -131,7 +132,9 @@ def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str) -> None:
             x = np.arange(len(slices)) + min(0.6, 0.09 * len(slices)) * ((place + 0.5) / len(shown) - 0.5)
             axes.plot(x, values, ms=4.5, linewidth=0.9, **styles[s.label], **MARKED)
         sizes = all(name.replace("x", "", 1).isdigit() for name in slices)
-        axes.set_xticks(range(len(slices)), [name.replace("x", "\n×") if sizes else name for name in slices])
+        axes.set_xticks(
+            range(len(slices)), [name.replace("x", "\n×") if sizes else _printable(name) for name in slices]
+        )
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("Sequence length × key–value pairs" if sizes else "Slice")
 
@@ -219,12 +222,17 @@ def _styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     cut = len(heads.pop()) + 1 if len(heads) == 1 and "" not in heads else 0
     return {
         label: {
-            "label": label[cut:].replace("_", " "),
+            "label": _printable(label[cut:].replace("_", " ")),
             "color": COLOURS[i % len(COLOURS)],
             "marker": MARKERS[i % len(MARKERS)],
         }
         for i, label in enumerate(sorted(set(labels)))
     }
+
+
+def _printable(name: str) -> str:
+    """Returns a name with a mark for each character that no font draws."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
 
 def _score_axis(axes: Axes, label: str, scored: Sequence[Summary | RunResult]) -> None:
@@ -269,14 +277,15 @@ def _bars(axes: Axes, summaries: Sequence[Summary], name: str, styles: dict[str,
     """Draws one slice: a bar per architecture, from the bottom up, its value at its end."""
     values = scale * np.array([s.by_slice[name] for s in summaries])
     spreads = scale * np.array([s.spread_by_slice.get(name, math.nan) for s in summaries])
-    top = 100.0 if scale == 100 else max(values) + max(np.nan_to_num(spreads))
-    errors = _error_bars(values, spreads, top)
+    drawn = np.where(np.isfinite(values), values, 0.0)  # the number beside the bar says that it is infinite
+    top = 100.0 if scale == 100 else max(drawn) + max(np.nan_to_num(spreads, posinf=0.0)) or 1.0
+    errors = _error_bars(drawn, np.where(np.isfinite(spreads), spreads, math.nan), top)
     names, colours = ([styles[s.label][key] for s in summaries] for key in ("label", "color"))
     bar_errors = {**ERROR_BARS, "ecolor": "#444444"}
-    axes.barh(range(len(values)), values, xerr=errors, error_kw=bar_errors, color=colours, height=0.68)
-    for row, (value, above) in enumerate(zip(values, errors[1], strict=True)):
+    axes.barh(range(len(values)), drawn, xerr=errors, error_kw=bar_errors, color=colours, height=0.68)
+    for row, (value, end) in enumerate(zip(values, drawn + errors[1], strict=True)):
         text = f"{value:.1f}" if scale == 100 else f"{value:.3f}"
-        axes.annotate(text, (value + above, row), (3, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.annotate(text, (end, row), (3, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)

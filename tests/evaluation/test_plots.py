@@ -220,3 +220,18 @@ def test_importing_costs_neither_matplotlib_nor_jax():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_any_name_and_infinite_values_are_drawn(tmp_path, runs, figures):
+    strange = "mine $\\frac$ \x07\n"
+    summaries = [
+        dataclasses.replace(s, label=f"{strange}{i}", by_slice={"a$b\x00": value}, spread_by_slice={})
+        for i, (s, value) in enumerate(zip(summarise(runs), (0.5, math.inf, 0.1, math.nan), strict=False))
+    ]
+    text = [dataclasses.replace(s, metric="bits_per_byte") for s in summaries]
+    for index, shown in enumerate((summaries, text)):
+        accuracy_by_slice(shown, tmp_path / f"{index}.png")
+    names = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
+    assert len(names) == 4 and all("$\\frac$" in name and "\x07" not in name for name in names)
+    assert [note.get_text() for note in figures[1].axes[0].texts].count("inf") == 1
+    recall_vs_state(summaries, tmp_path / "state.svg")

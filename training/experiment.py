@@ -126,8 +126,8 @@ class Experiment(Config):
 
     @chz.validate
     def _fits(self) -> None:
-        if self.name in (".", "..") or {"/", "\\"} & set(self.name):
-            raise UserError(f"name={self.name!r}: must be usable as the name of a folder, without / and \\")
+        if self.name in (".", "..") or "/" in self.name:
+            raise UserError(f"name={self.name!r}: must be usable as the name of a folder, without /")
         limit, longest, parts = self.model.maximum_length(), self.data.longest, self.run.mesh.sequence
         if limit is not None and longest > limit:
             most = f"this model takes at most {limit} (see the mixers' maximum_length)"

@@ -12,6 +12,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 
 from recollect.data.synthetics import MQAR
 from recollect.data.text.rows.by_number import GlobalBatches
+from recollect.main import main
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.recovery.replay import replay
 from recollect.training.run_folder import RunFolder
@@ -42,9 +44,10 @@ KINDS = (
     "console that cannot print",
     "closed pipe",
     "moved data folder",
+    "full disk in prepare",
 )
-SHARES = (12, 12, 6, 6, 6, 6, 3, 3, 4, 1, 1, 2, 2, 2, 2)
-"""Of 68 faults, how many are of each kind."""
+SHARES = (12, 12, 6, 6, 6, 6, 3, 3, 4, 1, 1, 2, 2, 2, 2, 2)
+"""Of 70 faults, how many are of each kind."""
 
 NAN_AT = {"recall": 33, "text": 19}
 """Steps (from 0) whose batches hold NaN where a fault asks for that."""
@@ -124,6 +127,11 @@ def course(work: Path, number: int, kind: str, run: str, seed: int) -> Outcome:
         _kill_in_save(self)
     elif kind == "SIGTERM":
         _terminate(self)
+    elif kind == "full disk in prepare":
+        with _small_disk(self.folder.with_name("disk")) as full:
+            _prepare_on(self, self.folder.with_name("disk") / "prepared", full)
+            self.finish()
+            return self.outcome(run)
     elif kind.startswith("full disk"):
         with _small_disk(self.folder) as full:
             _fill(self, full, kind.rpartition(" ")[2])
@@ -291,6 +299,30 @@ def _fill(self: Course, full: Callable[[bool], None], policy: str) -> None:
     if "space" not in text or code != (0 if policy == "continue" and freed.exists() else 2):
         self.wrong = f"code {code} under {policy!r}: {text.strip().splitlines()[-1:]}"
     self.finish(on_disk_full=policy)
+
+
+def _prepare_on(self: Course, out: Path, full: Callable[[bool], None]) -> None:
+    """Prepares the corpus on a full disk, then again on one with space; the run takes what that made."""
+    codes = []
+    for fill in (True, False):
+        full(fill)
+        output = self.folder.parent / f"prepared-{len(codes)}"
+        pid = os.fork()
+        if pid == 0:
+            file = os.open(output, os.O_WRONLY | os.O_CREAT, 0o644)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            code = main(["prepare", str(self.corpus), str(out), "--processes", "1"])
+            sys.stdout.flush()
+            os._exit(code)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        told = output.read_text().splitlines()
+        if fill and [line[:7] for line in told if "error" in line] != ["error: "]:
+            self.wrong = f"prepare on a full disk printed {told[-1:]}"
+    self.moment = f"{_DISK}; code {codes[0]}, then {codes[1]}"
+    if codes != [2, 0]:
+        self.wrong = self.wrong or f"prepare ended with {codes}: {told[-1:]}"
+    self.corpus = out
 
 
 def _many_nans(self: Course) -> None:

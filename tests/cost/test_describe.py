@@ -45,8 +45,8 @@ def test_repeats_are_counted_and_only_this_platforms_kernel_is_explained(monkeyp
 
     def hidden(self, tokens, context):
         for _ in range(2):
-            dispatch._note(dispatch.Choice("toy", "xla", passed_over))
-        dispatch._note(dispatch.Choice("other", "pallas_tpu"))
+            dispatch._record.get().append(dispatch.Choice("toy", "xla", passed_over))
+        dispatch._record.get().append(dispatch.Choice("other", "pallas_tpu"))
         return type("Output", (), {"hidden": tokens})
 
     monkeypatch.setattr("recollect.models.language_model.LanguageModelModule.hidden", hidden)

@@ -93,8 +93,8 @@ class Run(Config):
         for name in (*counts, "log_every", "evaluate_every", "checkpoint_every"):
             if not 1 <= getattr(self, name) < 2**31:
                 raise UserError(f"run.{name}={getattr(self, name)}: must be at least 1 and at most {2**31 - 1}")
-        if self.stop_at_accuracy is not None and not 0 < self.stop_at_accuracy <= 1:
-            raise UserError(f"run.stop_at_accuracy={self.stop_at_accuracy}: must be in (0, 1], for example 0.95")
+        if self.stop_at_accuracy is not None and not 0 <= self.stop_at_accuracy <= 1:
+            raise UserError(f"run.stop_at_accuracy={self.stop_at_accuracy}: must be between 0 and 1, for example 0.95")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"run.seed={self.seed}: must be between 0 and {2**31 - 1}")
         if self.profile is not None:

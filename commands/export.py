@@ -27,8 +27,8 @@ def run(options: argparse.Namespace) -> int:
     tokenizer = run.data.tokenizer
     extra: dict[str, Any] = {"step": run.step, "vocabulary": run.vocabulary}
     if tokenizer is not None:
-        described = {name: getattr(tokenizer, name) for name in ("name", "digest", "start_token")}
-        extra |= {"tokenizer": described, "corpus": {"source": run.data.source, "digest": run.data.digest}}
+        corpus = {"source": run.data.source, "digest": run.data.digest}
+        extra |= {"tokenizer": tokenizer.identity(), "corpus": corpus}
     files = {} if tokenizer is None or tokenizer.file is None else {TOKENIZER_FILE: tokenizer.file}
     export_safetensors(run.params, run.experiment, options.out, extra=extra, files=files)
     print("exported: " + ", ".join(str(options.out / name) for name in ("model.safetensors", "config.json", *files)))

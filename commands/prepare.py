@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
-import sys
 from pathlib import Path
 
 
@@ -50,8 +48,6 @@ def run(options: argparse.Namespace) -> int:
     from recollect.data.text.preparation.listing import Selection
     from recollect.data.text.preparation.prepare import UNKNOWN_SHARE, Preparation
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files that the console cannot print
     mib = options.shard_mib
     if mib is not None and not (math.isfinite(mib) and mib > 0):
         raise UserError(f"--shard-mib {mib}: must be a positive number of MiB")

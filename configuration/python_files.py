@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from recollect.configuration.base import UserError
+from recollect.configuration.user_paths import expanded
 
 
 def load_definitions(path: Path) -> ModuleType:
@@ -17,7 +18,7 @@ def load_definitions(path: Path) -> ModuleType:
     Raises:
       UserError: there is no such file, or it raises when it runs (its own error and line are named).
     """
-    path = Path(path).expanduser()
+    path = expanded(path, f"--with {path}")
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     name = f"with_{path.stem}"

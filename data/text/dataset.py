@@ -123,9 +123,8 @@ class Text(DataConfig):
     def identity(self) -> dict[str, Any]:
         """Returns "vocabulary"; "tokenizer": name, digest and start_token; "corpus": source and digest."""
         prepared = self.prepared()
-        tokenizer = {name: getattr(prepared.tokenizer, name) for name in ("name", "digest", "start_token")}
-        corpus = {"source": self.source, "digest": prepared.digest}
-        return {"vocabulary": prepared.tokenizer.vocabulary, "tokenizer": tokenizer, "corpus": corpus}
+        tokenizer, corpus = prepared.tokenizer, {"source": self.source, "digest": prepared.digest}
+        return {"vocabulary": tokenizer.vocabulary, "tokenizer": tokenizer.identity(), "corpus": corpus}
 
     def files(self) -> dict[str, bytes]:
         file = self.prepared().tokenizer.file

@@ -61,6 +61,10 @@ class Tokenizer(abc.ABC):
             raise UserError(f"character {error.start} of the prompt, {text[error.start]!r}, is not text") from None
         return np.concatenate([np.array([self.start], np.int32), *map(self.ids, text_chunks(raw))])
 
+    def identity(self) -> dict[str, str | None]:
+        """Returns "name", "digest" and "start_token": what checkpoints and exports say of it, JSON-ready."""
+        return {"name": self.name, "digest": self.digest, "start_token": self.start_token}
+
     @abc.abstractmethod
     def ids(self, text: bytes) -> Int[np.ndarray, " n"]:
         """Returns the ids of a chunk from within a document, without `start`."""

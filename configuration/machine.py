@@ -75,11 +75,19 @@ def cpu_features() -> str:
     return hashlib.sha256("\n".join(described).encode()).hexdigest()[:12]
 
 
+def expanded(path: str | Path, said: str) -> Path:
+    """Returns a path with "~" replaced; raises UserError, which begins with `said`, where that is nobody's folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{said}: {error}") from error
+
+
 def cache_folder() -> Path:
     """Returns RECOLLECT_CACHE, else recollect/ in XDG_CACHE_HOME, else ~/.cache/recollect."""
-    if os.environ.get("RECOLLECT_CACHE"):
-        return Path(os.environ["RECOLLECT_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "recollect"
+    if named := os.environ.get("RECOLLECT_CACHE"):
+        return expanded(named, f"RECOLLECT_CACHE={named}")
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "the cache folder") / "recollect"
 
 
 def keep_compiled_programs(folder: str | None) -> Path | None:
@@ -105,7 +113,7 @@ def keep_compiled_programs(folder: str | None) -> Path | None:
         name = f"cpu-{cpu_features()}-jax-{jax.__version__}" if on_cpu else ""
         chosen = _default_folder = str(cache_folder() / "compiled" / name)
     if chosen is not None and "://" not in chosen:
-        chosen = str(Path(chosen).expanduser())
+        chosen = str(expanded(chosen, f"run.compile_cache={chosen}"))
         try:
             Path(chosen).mkdir(parents=True, exist_ok=True)
         except OSError as error:

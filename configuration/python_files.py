@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from recollect.configuration.base import UserError
-from recollect.configuration.user_paths import expanded
+from recollect.configuration.machine import expanded
 
 
 def load_definitions(path: Path) -> ModuleType:

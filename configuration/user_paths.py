@@ -6,14 +6,7 @@ import stat
 from pathlib import Path
 
 from recollect.configuration.base import UserError
-
-
-def expanded(path: str | Path, said: str) -> Path:
-    """Returns a path with "~" replaced; raises UserError, which begins with `said`, where that is nobody's folder."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{said}: {error}") from error
+from recollect.configuration.machine import expanded
 
 
 def path(text: str) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import chz
 import jax
 
-from recollect.configuration.machine import environment
+from recollect.configuration.machine import environment, expanded
 from recollect.models.functional import state_bytes_at
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.distributed.host import current_host
@@ -29,7 +29,7 @@ Log = Callable[[str], None]
 
 def run_directory(experiment: Experiment) -> Path:
     """Returns the run's folder: `run.directory`, or runs/NAME."""
-    return Path(experiment.run.directory or f"runs/{experiment.name}").expanduser()
+    return expanded(experiment.run.directory or f"runs/{experiment.name}", f"run.directory={experiment.run.directory}")
 
 
 @dataclasses.dataclass

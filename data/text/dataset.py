@@ -25,7 +25,7 @@ import chz
 import numpy as np
 
 from recollect.configuration import UserError, at_least, requires
-from recollect.configuration.user_paths import expanded
+from recollect.configuration.machine import expanded
 from recollect.data.batch import Batch, DataConfig
 from recollect.data.text.ended_documents import EndedDocuments
 from recollect.data.text.held_out import HeldOutText, MeasuredBatch

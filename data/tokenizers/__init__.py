@@ -14,7 +14,8 @@ not UTF-8.
 from pathlib import Path
 
 from recollect.configuration import UserError
-from recollect.configuration.user_paths import expanded, path_kind
+from recollect.configuration.machine import expanded
+from recollect.configuration.user_paths import path_kind
 from recollect.data.tokenizers.bytes import START, ByteTokenizer, Tokenizer
 
 __all__ = ["START", "TOKENIZER_FILE", "ByteTokenizer", "Tokenizer", "bpe_size", "open_tokenizer", "tokenizer_file"]

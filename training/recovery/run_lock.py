@@ -58,8 +58,8 @@ class RunLock:
 
     def __init__(self, folder: Path):
         self._path = folder / "lock"
-        start = _start_of(os.getpid())
-        self._facts = {"host": host_name(), "process": os.getpid(), "start": start, "id": uuid.uuid4().hex}
+        own = os.getpid()
+        self._facts = {"host": host_name(), "process": own, "start": _start_of(own), "id": uuid.uuid4().hex}
         while not self._create():
             holder = _read(self._path)
             if holder is None:
@@ -145,10 +145,9 @@ def _start_of(process: Any) -> str | None:
         except OSError:
             return None
         return None if state in "ZX" else fields[18]
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
+    with contextlib.suppress(PermissionError):  # another user's
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return None
     return "running"

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from recollect.configuration import UserError
+from recollect.configuration.machine import expanded
 from recollect.configuration.read_json import read_json_object
-from recollect.configuration.user_paths import expanded, path_kind
+from recollect.configuration.user_paths import path_kind
 from recollect.data.text.preparation.file_tree import FoundFile, files_below, found_file
 from recollect.data.text.preparation.formats import refusal_by_name
 from recollect.data.text.preparation.splits import CARD, WORDS, split_by_name, splits_of_card

@@ -29,8 +29,8 @@ import tensorflow_datasets as tfds
 from recollect.configuration import UserError
 from recollect.configuration.disk_full import is_disk_full
 from recollect.configuration.io import first_line, replace_text, replacing
+from recollect.configuration.machine import expanded
 from recollect.configuration.progress import Progress
-from recollect.configuration.user_paths import expanded
 from recollect.data.text.preparation.claimed_folder import Log, claim, locked, remove_unfinished
 from recollect.data.text.preparation.documents import read_documents
 from recollect.data.text.preparation.listing import Selection

@@ -25,8 +25,7 @@ from jaxtyping import Int
 
 from recollect.configuration import UserError
 from recollect.configuration.io import first_line
-from recollect.configuration.machine import cache_folder
-from recollect.configuration.user_paths import expanded
+from recollect.configuration.machine import cache_folder, expanded
 from recollect.data.text.preparation.manifest import (
     MANIFEST,
     TOKEN_BYTES,

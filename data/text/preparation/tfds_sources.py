@@ -26,8 +26,8 @@ import tensorflow_datasets as tfds
 
 from recollect.configuration import UserError
 from recollect.configuration.io import first_line
-from recollect.configuration.machine import cache_folder
-from recollect.configuration.user_paths import expanded, path_kind
+from recollect.configuration.machine import cache_folder, expanded
+from recollect.configuration.user_paths import path_kind
 from recollect.data.text.preparation.documents import SourcePart
 from recollect.data.text.preparation.file_parts import Parts, ReadFile
 from recollect.data.text.preparation.listing import LeftOut, Selection

@@ -36,5 +36,6 @@ from recollect.layers.modules.mlp import GELU, GELUNetwork, MlpConfig, SwiGLU, S
 from recollect.layers.modules.norms import LayerNorm, LayerNormalization, NormConfig, RMSNorm, RMSNormalization
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, PositionTable, Rotary
 from recollect.layers.modules.short_convolution import CausalConvolution
+from recollect.layers.modules.stabiliser import running_maximum
 
 __all__ = exported_names(globals())

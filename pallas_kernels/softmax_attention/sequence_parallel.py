@@ -32,6 +32,7 @@ def over_devices(
     window: int | None,
     mask: Any,
     sinks: jax.Array | None,
+    bias: jax.Array | None,
     positions: jax.Array | None,
     segments: jax.Array | None,
     fields: Any,
@@ -46,12 +47,13 @@ def over_devices(
     expression = None if isinstance(mask, jax.Array) else mask
     dense = mask if isinstance(mask, jax.Array) else None
 
-    def part(q, k, v, sinks, dense, positions, segments, fields):
-        if window is not None and window - 1 <= t:
+    def part(q, k, v, sinks, bias, dense, positions, segments, fields):
+        near = window is not None and bias is None  # a bias has a column for every key
+        if near and window - 1 <= t:
             return _within_window(run, q, k, v, window, sinks, positions, segments)
         query_positions = sequence_collectives.global_positions(*q.shape[:2]) if positions is None else positions
         seen: Callable[[jax.Array], jax.Array]
-        if window is not None and window - 1 < (sequence_collectives.parts() - 1) * t:
+        if near and window - 1 < (sequence_collectives.parts() - 1) * t:
             seen = functools.partial(_with_before, size=window - 1)
             exists = sequence_collectives.first_position(t) - (window - 1) + jnp.arange(window - 1 + t) >= 0
             key_positions = jnp.where(exists, seen(query_positions), UNSEEN)
@@ -64,6 +66,7 @@ def over_devices(
             window=window,
             mask=expression if dense is None else dense,
             sinks=sinks,
+            bias=bias,
             query_positions=query_positions,
             key_positions=key_positions,
             query_segments=segments,
@@ -72,10 +75,10 @@ def over_devices(
             key_fields=None if fields is None else {name: seen(x) for name, x in fields.items()},
         )
 
-    letters = {"q": "b t h k", "k": "b t h k", "v": "b t h v", "sinks": "h", "dense": "b t s", "fields": "b t"}
+    letters = {"q": "b t h k", "k": "b t h k", "v": "b t h v", "sinks": "h", "bias": "b h t s", "dense": "b t s"}
     results = ("b t h v", "b t h") if return_lse else "b t h v"
-    return over_sequence(part, {**letters, "positions": "b t", "segments": "b t"}, results)(
-        q, k, v, sinks, dense, positions, segments, fields
+    return over_sequence(part, {**letters, "positions": "b t", "segments": "b t", "fields": "b t"}, results)(
+        q, k, v, sinks, bias, dense, positions, segments, fields
     )
 
 

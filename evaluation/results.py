@@ -19,6 +19,7 @@ import numpy as np
 from recollect.configuration import UserError
 from recollect.configuration.machine import expanded
 from recollect.configuration.read_json import read_json_object
+from recollect.evaluation.appearance import mixer_of
 
 UNFINISHED = ("unfinished", "preempted")
 METRICS = {"accuracy": "accuracy_by_slice", "bits_per_byte": "bits_by_slice"}
@@ -77,6 +78,11 @@ class RunResult:
         """The value of `metric`."""
         value = getattr(self, self.metric)
         return math.nan if value is None else value
+
+    @property
+    def mixer(self) -> str:
+        """What mixes tokens, for example "Attention" (see `mixer_of`)."""
+        return mixer_of(self.config)
 
     @property
     def tokens_per_step(self) -> float:

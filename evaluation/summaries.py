@@ -67,6 +67,7 @@ class Summary:
       tokens_per_second: median over runs.
       seconds: of all runs together.
       by_slice, spread_by_slice: at the best setting, slices in increasing difficulty.
+      mixer: what mixes tokens: names its colour.
       task: what was asked, in the fields in which the tasks of all runs differ; "" where they have one task.
       by_rate: scores by learning rate, ascending.
       edges: field -> "lowest" or "highest", where the best setting has the lowest or highest value that was tried, and
@@ -91,6 +92,7 @@ class Summary:
     seconds: float
     by_slice: dict[str, float]
     spread_by_slice: dict[str, float]
+    mixer: str = ""
     task: str = ""
     by_rate: dict[float, RatePoint] = dataclasses.field(default_factory=dict)
     edges: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -130,26 +132,19 @@ def summarise(runs: Iterable[RunResult]) -> list[Summary]:
 
 def group_by_task(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
     """Returns the runs by metric and task, in order of first appearance; keys are the tasks of `Summary`."""
-    tasks: dict[tuple[tuple[str, str], ...], list[RunResult]] = {}
+    tasks: dict[tuple[str, frozenset[tuple[str, str]]], list[RunResult]] = {}
     for run in runs:
-        fields = {
-            path: value for path, value in _fields(run, "data.").items() if path.split(".")[1] not in TRAINING_ONLY
-        }
-        asked = {**fields, "metric": run.metric, "slices": ", ".join(slice_order(run.by_slice))}
-        tasks.setdefault(tuple(sorted(asked.items())), []).append(run)
+        fields = _fields(run, "data.")
+        asked = {path: value for path, value in fields.items() if path.split(".")[1] not in TRAINING_ONLY}
+        asked |= {"metric": run.metric, "slices": ", ".join(slice_order(run.by_slice))}
+        name = fields.get("data.class", "data").strip('"')
+        tasks.setdefault((name, frozenset(asked.items())), []).append(run)
     if len(tasks) == 1:
         return {"": next(iter(tasks.values()))}
-    common = frozenset.intersection(*map(frozenset, tasks))
-    differing = {path for task in tasks for path, _ in frozenset(task) - common}
-    return {_task_name(dict(task), differing): members for task, members in tasks.items()}
-
-
-def _task_name(fields: dict[str, str], differing: set[str]) -> str:
-    """Returns the class of a task's data with the fields in which it differs from others."""
-    name = fields.get("data.class", "data").strip('"')
-    tails = {path: path.removeprefix("data.") for path in sorted(differing) if path != "data.class" and path in fields}
-    same_class = [f"{tail}={fields[path].strip(chr(34))}" for path, tail in tails.items()]
-    return f"{name} ({', '.join(same_class)})" if same_class else name
+    return {
+        _label(name, asked, [other for other_name, other in tasks if other_name == name]): members
+        for (name, asked), members in tasks.items()
+    }
 
 
 def by_learning_rate(runs: Iterable[RunResult]) -> dict[str, dict[float, RatePoint]]:
@@ -236,6 +231,7 @@ def _summary(label: str, task: str, runs: list[RunResult]) -> Summary:
         seconds=sum(run.seconds for run in runs),
         by_slice={name: float(np.mean(values)) for name, values in by_slice.items()},
         spread_by_slice={name: _deviation(values) for name, values in by_slice.items()},
+        mixer=best[0].mixer,
         task=task,
         by_rate=_by_rate(runs),
         edges=_edges(settings, best),
@@ -265,7 +261,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _label(name: str, fields: frozenset[tuple[str, str]], namesakes: list[frozenset[tuple[str, str]]]) -> str:
-    """Returns an experiment's name with the fields in which architectures of that name differ."""
+    """Returns the name of an architecture or a task with the fields in which those of that name differ."""
     differing = sorted({path for other in namesakes for path, _ in other - frozenset.intersection(*namesakes)})
     values, tails = dict(fields), [path.rpartition(".")[2] for path in differing]
     names = [tail if tails.count(tail) == 1 else path for path, tail in zip(differing, tails, strict=True)]

@@ -28,11 +28,11 @@ def test_runs_of_several_tasks_have_a_table_and_plots_each(runs, capsys):
     out = capsys.readouterr().out
     assert "runs: 1 of 5 runs are not finished and are left out" in out
     assert "3 tables: scores of different tasks or metrics do not compare" in out
-    for task in ("MQAR (length=64)", "MQAR (length=128)", "Text (length=64)"):
+    for task in ("MQAR [length=64]", "MQAR [length=128]", "Text"):
         assert f"\n{task}\n" in out
     assert "mqar.based" in out and "0.01 ↑" in out
     folders = {path.parent.name for path in (runs / "compared").rglob("accuracy_by_slice.png")}
-    assert len(folders) == 3 and not (runs / "compared/Text_length=64/recall_vs_state.png").exists()
+    assert len(folders) == 3 and not (runs / "compared/Text/recall_vs_state.png").exists()
     with (runs / "compared/results.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 4
 

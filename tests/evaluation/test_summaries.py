@@ -159,7 +159,7 @@ def test_tasks_are_told_apart_by_what_is_evaluated(tmp_path):
     data = {"a": short, "b": mixed, "c": {**short, "length": 128}}
     tasks = group_by_task(load_runs(write_run(tmp_path / name, name, data=data[name]) for name in data))
     assert {task: [run.name for run in runs] for task, runs in tasks.items()} == {
-        "MQAR (length=64)": ["a", "b"],
-        "MQAR (length=128)": ["c"],
+        "MQAR [length=64]": ["a", "b"],
+        "MQAR [length=128]": ["c"],
     }
     assert list(group_by_task(load_runs([tmp_path / "a", tmp_path / "b"]))) == [""]

@@ -149,6 +149,6 @@ def test_each_task_has_a_table_and_the_first_line_says_so(tmp_path):
     parts = format_table(summarise(load_runs(folders))).split("\n\n")
     assert parts[0] == "2 tables: scores of different tasks or metrics do not compare"
     assert [part.splitlines()[0] for part in parts if part.startswith("MQAR")] == [
-        "MQAR (length=128)",
-        "MQAR (length=64)",
+        "MQAR [length=128]",
+        "MQAR [length=64]",
     ]

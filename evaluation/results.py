@@ -30,6 +30,7 @@ import numpy as np
 from recollect.configuration import UserError
 from recollect.configuration.io import flatten
 from recollect.configuration.read_json import read_json_object
+from recollect.evaluation.appearance import mixer_of
 
 METRICS = {"accuracy": "accuracy_by_slice", "bits_per_byte": "bits_by_slice"}
 
@@ -87,6 +88,11 @@ class RunResult:
         """The value of `metric`."""
         value = getattr(self, self.metric)
         return math.nan if value is None else value
+
+    @property
+    def mixer(self) -> str:
+        """What mixes tokens, for example "Attention" (see `mixer_of`)."""
+        return mixer_of(self.config)
 
     @property
     def tokens_per_step(self) -> float:
@@ -192,6 +198,7 @@ class Summary:
       tokens_per_second: median over runs.
       seconds: of all runs together.
       by_slice, spread_by_slice: at the best setting, slices in increasing difficulty.
+      mixer: what mixes tokens: names its colour.
     """
 
     label: str
@@ -212,6 +219,7 @@ class Summary:
     seconds: float
     by_slice: dict[str, float]
     spread_by_slice: dict[str, float]
+    mixer: str = ""
 
     @property
     def state_size(self) -> int | None:
@@ -287,6 +295,7 @@ def _summary(label: str, runs: list[RunResult]) -> Summary:
         seconds=sum(run.seconds for run in runs),
         by_slice={name: float(np.mean(values)) for name, values in by_slice.items()},
         spread_by_slice={name: _deviation(values) for name, values in by_slice.items()},
+        mixer=best[0].mixer,
     )
 
 

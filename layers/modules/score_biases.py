@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from recollect.configuration import UserError, at_least
+from recollect.layers.modules.decays import alibi_slopes
 from recollect.layers.modules.linear import normal, parameter
 from recollect.layers.modules.positions import Placement, PositionsConfig
 
@@ -98,11 +99,3 @@ def distances(
     j = fields.get("key_positions", i)
     i, j = (jnp.arange(x.shape[1])[None] if at is None else at for x, at in ((q, i), (k, j)))
     return i[:, :, None] - j[:, None, :]
-
-
-def alibi_slopes(heads: int) -> list[float]:
-    """Returns 2^(-8 h / heads), h = 1, 2, ...; where heads is no power of two, those of the power below and every other
-    one of the power above."""
-    below = 1 << (heads.bit_length() - 1)
-    powers = [2.0 ** (-8.0 * h / below) for h in range(1, below + 1)]
-    return powers + [2.0 ** (-4.0 * h / below) for h in range(1, 2 * (heads - below), 2)]

@@ -20,7 +20,7 @@ from recollect.layers.modules import (
     Rotary,
     YaRN,
 )
-from recollect.layers.modules.score_biases import alibi_slopes
+from recollect.layers.modules.decays import alibi_slopes
 
 RNGS = nnx.Rngs(params=jax.random.key(0))
 

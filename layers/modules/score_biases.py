@@ -83,10 +83,10 @@ class BucketBias(DistanceBias):
         super().__init__(heads)
         self.config = config
         init = normal(width**-0.5)
-        self.table = parameter(init(rngs.params(), (config.buckets, heads), jnp.float32), "e h", decay=False)
+        self.buckets = parameter(init(rngs.params(), (config.buckets, heads), jnp.float32), "e h", decay=False)
 
     def of_distance(self, distance: Int[Array, "b t s"]) -> Float[Array, "b h t s"]:
-        by_distance = self.table[...][self.config.bucket_of()]
+        by_distance = self.buckets[...][self.config.bucket_of()]
         return jnp.moveaxis(by_distance[jnp.clip(distance, 0, self.config.distance)], -1, 1)
 
 

@@ -48,14 +48,14 @@ def over_devices(
     dense = mask if isinstance(mask, jax.Array) else None
 
     def part(q, k, v, sinks, bias, dense, positions, segments, fields):
-        near = window is not None and bias is None  # a bias has a column for every key
-        if near and window - 1 <= t:
-            return _within_window(run, q, k, v, window, sinks, positions, segments)
+        near = window if bias is None else None  # a bias has a column for every key
+        if near is not None and near - 1 <= t:
+            return _within_window(run, q, k, v, near, sinks, positions, segments)
         query_positions = sequence_collectives.global_positions(*q.shape[:2]) if positions is None else positions
         seen: Callable[[jax.Array], jax.Array]
-        if near and window - 1 < (sequence_collectives.parts() - 1) * t:
-            seen = functools.partial(_with_before, size=window - 1)
-            exists = sequence_collectives.first_position(t) - (window - 1) + jnp.arange(window - 1 + t) >= 0
+        if near is not None and near - 1 < (sequence_collectives.parts() - 1) * t:
+            seen = functools.partial(_with_before, size=near - 1)
+            exists = sequence_collectives.first_position(t) - (near - 1) + jnp.arange(near - 1 + t) >= 0
             key_positions = jnp.where(exists, seen(query_positions), UNSEEN)
         else:
             seen, key_positions = sequence_collectives.gathered, sequence_collectives.gathered(query_positions)

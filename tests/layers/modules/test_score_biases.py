@@ -44,9 +44,9 @@ def test_buckets_hold_t5s_distances(buckets, largest):
     module = RelativeBias(buckets=buckets, distance=largest).build_in(16, 2, 8, RNGS)
     distances = np.arange(400)
     bias = np.asarray(module.of_distance(jnp.asarray(distances)[None, :, None]))[0, :, :, 0]
-    expected = np.asarray(module.table[...])[[bucket(d, buckets, largest) for d in distances]].T
+    expected = np.asarray(module.buckets[...])[[bucket(d, buckets, largest) for d in distances]].T
     np.testing.assert_array_equal(bias, expected)
-    assert abs(np.std(RelativeBias().build_in(1024, 64, 8, RNGS).table[...]) * 32 - 1) < 0.05
+    assert abs(np.std(RelativeBias().build_in(1024, 64, 8, RNGS).buckets[...]) * 32 - 1) < 0.05
 
 
 @pytest.mark.parametrize("positions", [Alibi(), RelativeBias(buckets=4, distance=6)])
@@ -69,7 +69,7 @@ def test_attention_adds_it_to_scores(positions):
                 if isinstance(positions, Alibi):
                     scores[j] -= 2.0 ** (-4 * (h + 1)) * (i - j)
                 else:
-                    scores[j] += mixer.positions.table[...][bucket(i - j, 4, 6), h]
+                    scores[j] += mixer.positions.buckets[...][bucket(i - j, 4, 6), h]
             weights = np.exp(scores - scores.max())
             out[i, h] = weights / weights.sum() @ v[: i + 1, h]
     expected = out.reshape(12, 8) @ np.asarray(mixer.output.kernel[...], np.float64)

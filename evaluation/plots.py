@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recollect.configuration import UserError
+from recollect.evaluation.curves import LearningCurve, learning_curve
 from recollect.evaluation.results import (
-    LearningCurve,
     RunResult,
     Summary,
     best_setting,
     group_by_label,
-    learning_curve,
     slice_order,
 )
 from recollect.evaluation.table import format_bytes

@@ -23,7 +23,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -106,15 +106,6 @@ class RunResult:
         return getattr(self, METRICS[self.metric])
 
 
-class LearningCurve(NamedTuple):
-    """Holds one array entry per evaluation: steps (int), score (accuracy, or bits per byte of text) and loss; NaN where
-    a line has none."""
-
-    steps: np.ndarray
-    score: np.ndarray
-    loss: np.ndarray
-
-
 def load_run(folder: Path | str) -> RunResult:
     """Reads one finished run.
 
@@ -149,34 +140,6 @@ def load_runs(folders: Iterable[Path | str]) -> list[RunResult]:
     for folder in folders:
         unique.setdefault(Path(folder).resolve(), Path(folder))
     return [load_run(folder) for folder in unique.values()]
-
-
-def learning_curve(folder: Path | str) -> LearningCurve:
-    """Returns the evaluations in a run's metrics.jsonl, of an unfinished run too. A half-written last line is ignored.
-
-    Raises:
-      UserError: there is no metrics.jsonl, or a whole line of it is broken (file and line named).
-    """
-    path = Path(folder) / "metrics.jsonl"
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line) if line.strip() else {}
-            if "evaluation" in record:
-                values = {name: value for name, value in record["evaluation"].items() if value is not None}
-                score = next((values[name] for name in METRICS if name in values), math.nan)
-                rows.append((int(record["step"]), float(score), float(values.get("loss", math.nan))))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            # What follows the last newline was still being written when the run was cut off.
-            if number < len(lines):
-                text = line[:60].decode(errors="replace")
-                raise UserError(f"{path}, line {number}: not a line of metrics: {text!r}") from None
-    steps, score, loss = zip(*rows, strict=True) if rows else ((), (), ())
-    return LearningCurve(np.array(steps, np.int64), np.array(score, np.float64), np.array(loss, np.float64))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from types import ModuleType
 
 from recollect.configuration import UserError, apply_overrides
 from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
+from recollect.evaluation.report import write_report
 from recollect.evaluation.results import load_runs, summarise
 from recollect.evaluation.table import format_table, write_csv
 from recollect.experiments.study import Study, add_mixers
@@ -76,6 +77,8 @@ def _report(folders: Sequence[Path], out: Path) -> None:
     if recall:
         recall_vs_state(recall, out / "recall_vs_state.png")
         print(f"recall against state size: {out / 'recall_vs_state.png'}")
+    write_report(folders, out / "report.html", out.name)
+    print(f"page: {out / 'report.html'}")
 
 
 def _run_on_ray(

@@ -189,7 +189,7 @@ def _curve(read: Any, folder: Path, points: int, names: tuple[str, ...]) -> dict
         return {name: [] for name in names}
     last = len(columns.steps) - 1
     kept = np.unique(np.linspace(0, last, min(last + 1, points)).round().astype(int))
-    steps = [int(step) for step in columns.steps[kept]]
+    steps: list[float] = [int(step) for step in columns.steps[kept]]
     others = {name: [float(f"{value:.5g}") for value in getattr(columns, name)[kept]] for name in names[1:]}
     return {"steps": steps, **others}
 

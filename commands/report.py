@@ -14,7 +14,7 @@ EVERY = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("folders", nargs="+", type=path, metavar="RUN_OR_STUDY", help="folders of runs, or of studies")
+    parser.add_argument("folders", nargs="+", metavar="RUN_OR_STUDY", help="folders of runs, or of studies, or globs")
     parser.add_argument(
         "--out", type=path, metavar="FILE.html", help="the page (default: report.html in the first folder)"
     )
@@ -27,15 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from recollect.configuration import UserError
-    from recollect.evaluation.report import find_runs, write_report
+    from recollect.evaluation.report import write_report
+    from recollect.evaluation.results import find_runs
 
-    out = options.out or options.folders[0] / "report.html"
+    first = Path(options.folders[0])
+    out = options.out or (path(str(first)) if first.is_dir() else Path()) / "report.html"
     if out.suffix != ".html" or out.is_dir():
         raise UserError(f"--out {out}: must be a file whose name ends in .html, for example {out.with_suffix('.html')}")
     refresh = EVERY if options.watch else None
     seen = None
     while True:
-        state = _state(find_runs(options.folders))
+        state = _state(find_runs(options.folders, unfinished=True))
         going = options.watch and not all(ended for *_, ended in state)
         if state != seen:
             count = write_report(options.folders, out, options.title, refresh if going else None)

@@ -22,13 +22,8 @@ import numpy as np
 
 from recollect.configuration import UserError
 from recollect.evaluation.curves import LearningCurve, learning_curve
-from recollect.evaluation.results import (
-    RunResult,
-    Summary,
-    best_setting,
-    group_by_label,
-    slice_order,
-)
+from recollect.evaluation.results import RunResult
+from recollect.evaluation.summaries import Summary, best_setting, group_by_label, slice_order
 from recollect.evaluation.table import format_bytes
 
 if TYPE_CHECKING:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +17,13 @@ from recollect.configuration.io import flatten
 from recollect.configuration.read_json import read_json_object
 from recollect.evaluation.appearance import mixer_colours
 from recollect.evaluation.curves import learning_curve, training_curve
-from recollect.evaluation.results import RunResult, Summary, group_by_label, load_run, rank, summarise
+from recollect.evaluation.results import RunResult, load_run
+from recollect.evaluation.summaries import Summary, group_by_label, rank, summarise
 
 POINTS = 60_000
 """Points of all curves together: about a megabyte of page."""
 ENDED = ("finished", "stopped early", "diverged")
 NEVER_COMPARED = ("run.directory", "schema_version", "name")
-
-
-def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Returns the run folders among `paths` and below them, in order, each once.
-
-    Raises:
-      UserError: a path is not there, or no run is there or below it.
-    """
-    runs: dict[Path, Path] = {}
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"there is no folder {path}; give a run's folder, or a study's: runs/STUDY")
-        below = [path] if (path / "config.json").exists() else sorted(_runs_below(path))
-        if not below:
-            raise UserError(f"{path} holds no run: no folder there or below it has a config.json")
-        for run in below:
-            runs.setdefault(run.resolve(), run)
-    return list(runs.values())
-
-
-def _runs_below(path: Path) -> Iterable[Path]:
-    for folder, children, files in os.walk(path):
-        if "config.json" in files:
-            children.clear()  # a failure kept in a run's folder is no run of its own
-            yield Path(folder)
 
 
 def gather(folders: Sequence[Path]) -> dict[str, Any]:

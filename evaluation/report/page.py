@@ -10,14 +10,15 @@ from pathlib import Path
 
 from recollect.configuration import UserError
 from recollect.configuration.io import replace_text
-from recollect.evaluation.report.gather import find_runs, gather
+from recollect.evaluation.report.gather import gather
+from recollect.evaluation.results import find_runs
 
 PARTS = Path(__file__).parent
 SCRIPTS = ("elements.js", "charts.js", "figures.js", "page.js")
 
 
-def write_report(paths: Sequence[Path], out: Path, title: str | None = None, refresh: int | None = None) -> int:
-    """Writes the page about the runs in `paths` (run folders, or folders of them) and returns how many runs it shows.
+def write_report(paths: Sequence[Path | str], out: Path, title: str | None = None, refresh: int | None = None) -> int:
+    """Writes the page about the runs that `paths` name (see `find_runs`), finished or not; returns how many it shows.
 
     Args:
       title: heading of the page; None: the names of the paths.
@@ -26,10 +27,10 @@ def write_report(paths: Sequence[Path], out: Path, title: str | None = None, ref
     Raises:
       UserError: there is no run, a config.json is broken, or the file cannot be written.
     """
-    folders = find_runs(paths)
+    folders = find_runs([str(path) for path in paths], unfinished=True)
     data = gather(folders)
     data["written"] = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
-    data["title"] = title or ", ".join(path.resolve().name for path in paths)
+    data["title"] = title or ", ".join(Path(path).resolve().name for path in paths)
     data["refresh"] = refresh
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

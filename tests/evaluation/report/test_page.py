@@ -8,7 +8,8 @@ import re
 import pytest
 
 from recollect.configuration import UserError
-from recollect.evaluation.report import find_runs, write_report
+from recollect.evaluation.report import write_report
+from recollect.evaluation.results import find_runs
 from recollect.main import main
 from tests.evaluation.folders import study, write_run
 from tests.evaluation.report.browser import chromium, probe
@@ -83,7 +84,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(page):
 def test_the_page_holds_every_run_and_what_became_of_it(page, runs):
     data, _ = data_of(page)
     by_folder = {run["folder"].removeprefix(f"{runs}/"): run for run in data["runs"]}
-    assert len(by_folder) == 12 == len(find_runs([runs, runs / "harm"]))
+    assert len(by_folder) == 12 == len(find_runs([str(runs), str(runs / "harm")], unfinished=True))
     assert by_folder["harm"]["name"] == HARMFUL and HARMFUL not in page.read_text(encoding="utf-8")
     diverged = by_folder["diverged"]
     assert diverged["status"] == "diverged" and "layer 1 Hyena" in diverged["message"] and diverged["loss"] is None
@@ -120,7 +121,7 @@ def test_what_cannot_be_reported_is_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     write_run(tmp_path / "run")
     for argv, message in (
-        ([tmp_path / "nowhere"], "there is no folder"),
+        ([tmp_path / "nowhere"], "names no folder"),
         ([tmp_path / "empty"], "holds no run"),
         ([tmp_path / "run", "--out", tmp_path / "page.txt"], "page.html"),
     ):

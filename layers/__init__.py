@@ -1,5 +1,5 @@
-"""Mixers and the parts they are made of. A mixer imported here can be named in configs and is held to every law of the
-contract suite (tests/layers/test_mixer_laws.py). Parts are in `layers.modules`, decoding states in `layers.state`."""
+"""Mixers and the parts they are made of. A mixer imported here can be named in configs and is held to every law of
+`layers.laws` (tests/layers/test_mixer_laws.py). Parts are in `layers.modules`, decoding states in `layers.state`."""
 
 from recollect.configuration import exported_names
 from recollect.layers.mixer import (

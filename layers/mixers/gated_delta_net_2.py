@@ -13,13 +13,12 @@ from typing import Any
 
 import chz
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from recollect.layers.mixer import Place
 from recollect.layers.mixers.delta_net import DeltaRuleConfig
 from recollect.layers.mixers.kimi_delta_attention import KimiDeltaAttentionMixer
-from recollect.layers.modules import Linear, split_heads
+from recollect.layers.modules import Linear, in_fp32, split_heads
 from recollect.pallas_kernels.linear_recurrence.recurrence import repeat_heads
 
 
@@ -43,8 +42,7 @@ class GatedDeltaNet2Mixer(KimiDeltaAttentionMixer):
 
     def operands(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> dict[str, Any]:
         erase, write = (
-            jax.nn.sigmoid(split_heads(projection(x), v.shape[2]).astype(jnp.float32))
-            for projection in (self.erase, self.write)
+            jax.nn.sigmoid(in_fp32(split_heads(projection(x), v.shape[2]))) for projection in (self.erase, self.write)
         )
         largest = 2.0 if self.config.negative_eigenvalues else 1.0
         return {

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.layers.mixer import Place
-from recollect.layers.modules import HeadNormalization, merge_heads, parameter, split_heads
+from recollect.layers.modules import HeadNormalization, in_fp32, merge_heads, parameter, split_heads
 from recollect.layers.modules.short_convolution import has_taps
 from recollect.layers.recurrent import RecurrentConfig, RecurrentMixer, Stream
 
@@ -55,7 +55,7 @@ class HGRN2Mixer(RecurrentMixer):
     def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
         q, f, v = (self.projected(name, x, stream) for name in ("query", "key", "value"))
         h = self.sizes.heads
-        log_forget = self.log_forget(split_heads(f, h).astype(jnp.float32))
+        log_forget = self.log_forget(in_fp32(split_heads(f, h)))
         k = -jnp.expm1(log_forget)
         o = stream.recurrence(
             split_heads(jax.nn.silu(q), h), k.astype(v.dtype), split_heads(v, h), log_decay=log_forget
@@ -67,5 +67,5 @@ class HGRN2Mixer(RecurrentMixer):
         log_sigmoid = jax.nn.log_sigmoid(logits)
         if self.lower is None:
             return log_sigmoid
-        lower = self.lower[...]
+        lower = self.lower[...].astype(logits.dtype)
         return jnp.logaddexp(jax.nn.log_sigmoid(lower), jax.nn.log_sigmoid(-lower) + log_sigmoid)

@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.layers.mixer import Place
-from recollect.layers.modules import HeadNormalization, Linear, OutputGate, alibi_slopes, parameter
+from recollect.layers.modules import LRPE, HeadNormalization, Linear, OutputGate, alibi_slopes, parameter
 from recollect.layers.packing import token_positions
 from recollect.layers.recurrent import RecurrentConfig, RecurrentMixer, Stream
 
@@ -34,8 +34,7 @@ class Lightning(RecurrentConfig):
     Attributes:
       form: activations, gate and norm of TransNormerLLM or of MiniMax-01.
       decay: as TransNormerLLM's code has it, or as its paper does (there the first head does not decay).
-      lrpe: q and k become [q cos(t theta), q sin(t theta)], theta learned from 10000^(-2j/d) on, j counting the
-        channels of all heads: TransNormerLLM's first layer.
+      lrpe: whether queries and keys carry positions (LRPE-d): TransNormerLLM's first layer.
     """
 
     heads: int = 4
@@ -59,23 +58,20 @@ class LightningMixer(RecurrentMixer):
         plain = config.form == "transnormer"
         projection, norm = Linear(width, h * v, "d hv", rngs), HeadNormalization(h, v, "all", 1e-6, gain=not plain)
         self.gate = OutputGate(projection, activation="none" if plain else "sigmoid", norm=norm)
-        rates = 10_000.0 ** (-2 * jnp.arange(h * k) / width)
-        self.rates = parameter(rates.reshape(h, k), "h k", decay=False) if config.lrpe else None
+        self.positions = LRPE(h, k) if config.lrpe else None
 
     def log_decay(self) -> Float[Array, " h"]:
         """Returns the log decays of this layer."""
-        h, share = self.sizes.heads, jnp.clip(self.depth_share[...], 0, 1)
+        h, share = self.sizes.heads, jnp.clip(self.depth_share[...].astype(float), 0, 1)
         if self.config.decay == "paper":
             return -8 * jnp.arange(h) / h * (1 - share)
-        return -jnp.asarray(alibi_slopes(h)) * (1 - share + 1e-5)
+        return -jnp.asarray(alibi_slopes(h), float) * (1 - share + 1e-5)
 
     def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
         q, k, v = self.heads(x, stream)
         q, k = jax.nn.silu(q), jax.nn.silu(k)
         v = jax.nn.silu(v) if self.config.form == "minimax" else v
-        if self.rates is not None:
+        if self.positions is not None:
             positions = token_positions(stream.context, *x.shape[:2])
-            angles = positions[..., None, None].astype(jnp.float32) * self.rates[...]
-            turns = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-            q, k = ((jnp.concatenate([y, y], axis=-1) * turns).astype(y.dtype) for y in (q, k))
+            q, k = self.positions(q, positions), self.positions(k, positions)
         return self.output(self.gate(stream.recurrence(q, k, v, log_decay=self.log_decay()), x))

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from recollect.configuration import requires
 from recollect.layers.mixer import Place
-from recollect.layers.modules import HeadNormalization, Linear, OutputGate, parameter, running_maximum
+from recollect.layers.modules import HeadNormalization, Linear, OutputGate, in_fp32, parameter, running_maximum
 from recollect.layers.modules.initial_values import zeros
 from recollect.layers.recurrent import HeadSizes, RecurrentConfig, RecurrentMixer, Stream
 
@@ -70,12 +70,13 @@ class MLSTMMixer(RecurrentMixer):
             log_decay=log_forget + before - after,
             write_strength=jnp.exp(log_input - after),
             scale=k.shape[3] ** -0.5,
-        ).astype(jnp.float32)
+        )
+        o = in_fp32(o)
         o = o[..., :-1] / jnp.maximum(jnp.abs(o[..., -1:]), jnp.exp(-after)[..., None])
         return self.output(self.gate(o, x))
 
     def _capped(self, logits: Float[Array, "b t h"]) -> Float[Array, "b t h"]:
-        logits, cap = logits.astype(jnp.float32), self.config.cap
+        logits, cap = in_fp32(logits), self.config.cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def _stabiliser(self, log_forget, log_input, stream: Stream):

@@ -44,12 +44,14 @@ class RetentionMixer(RecurrentMixer):
 
     def __init__(self, config: Retention, width: int, place: Place, rngs: nnx.Rngs):
         super().__init__(config, width, place, rngs, config.sizes(width))
-        self.gate = head_gate(width, self.sizes.heads, self.sizes.value_dim, rngs)
+        _, h, k, v = self.sizes
+        self.positions = None if config.positions is None else config.positions.build_in(width, h, k, rngs)
+        self.gate = head_gate(width, h, v, rngs)
 
     def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
         q, k, v = self.heads(x, stream)
-        if self.config.positions is not None:
+        if self.positions is not None:
             positions = token_positions(stream.context, *x.shape[:2])
-            q, k = self.config.positions(q, positions), self.config.positions(k, positions)
+            q, k = self.positions.rotate(q, positions), self.positions.rotate(k, positions)
         log_decay = retnet_log_decays(self.sizes.heads)
         return self.output(self.gate(stream.recurrence(q, k, v, log_decay=log_decay, scale=q.shape[3] ** -0.5), x))

@@ -13,6 +13,8 @@ head. State: (k x v) fp32 per head, and the input of the token before.
 
 from __future__ import annotations
 
+import math
+
 import chz
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from recollect.layers.modules import (
     HeadNormalization,
     Interpolation,
     LowRank,
+    in_fp32,
     merge_heads,
     orthogonal,
     parameter,
@@ -95,18 +98,18 @@ class RWKV7Mixer(RecurrentMixer):
         r, k, v = self.query(inputs["r"]), self.key(inputs["k"]), self.value(inputs["v"])
         w, a = self.decay(inputs["w"]), self.strength(inputs["a"])
         r, k, v, w, a = (split_heads(y, h) for y in (r, k, v, w, a))
-        a = jax.nn.sigmoid(a.astype(jnp.float32))
+        a = jax.nn.sigmoid(in_fp32(a))
         kk = unit(k * self.erase_scale[...].astype(k.dtype))
         k = (k * (1 + (a - 1) * self.key_scale[...])).astype(v.dtype)
         o = stream.recurrence(
             r,
             k,
             v,
-            log_decay=-jnp.exp(-0.5) * jax.nn.sigmoid(w.astype(jnp.float32)),
+            log_decay=-(math.e**-0.5) * jax.nn.sigmoid(in_fp32(w)),
             erase_read=kk,
             erase_write=(a * kk).astype(kk.dtype),
             erase_before_decay=True,
         )
-        products = jnp.sum((r * k).astype(jnp.float32) * self.bonus[...], axis=-1, keepdims=True)
+        products = jnp.sum(in_fp32(r * k) * self.bonus[...], axis=-1, keepdims=True)
         o = self.norm(o) + (products * v).astype(o.dtype)
         return self.output(merge_heads(o) * self.gate(inputs["g"]))

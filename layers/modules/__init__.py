@@ -27,6 +27,7 @@ from recollect.layers.modules.gates import (
     OutputGate,
     Skip,
     Strength,
+    in_fp32,
     unit,
 )
 from recollect.layers.modules.implicit_filter import ReluFilter, SineFilter, embed_times, times

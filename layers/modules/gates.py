@@ -24,9 +24,14 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 """Activations by name."""
 
 
+def in_fp32(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns x in fp32; fp64 stays, by which equations are tested."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def unit(x: Float[Array, "*rows k"], epsilon: float = 1e-6) -> Float[Array, "*rows k"]:
     """Returns x / sqrt(sum x^2 + epsilon) over the last axis, computed in fp32."""
-    y = x.astype(jnp.float32)
+    y = in_fp32(x)
     return (y * jax.lax.rsqrt(jnp.sum(y * y, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
@@ -63,7 +68,7 @@ class Strength(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h"]:
         """Returns beta, fp32."""
-        return self.largest * jax.nn.sigmoid(self.projection(x).astype(jnp.float32))
+        return self.largest * jax.nn.sigmoid(in_fp32(self.projection(x)))
 
 
 class Skip(nnx.Module):
@@ -88,7 +93,7 @@ class HeadNormalization(nnx.Module):
         self.bias = parameter(jnp.zeros((heads, dim)), "h v", decay=False) if kind == "group" else None
 
     def __call__(self, x: Float[Array, "b t h v"]) -> Float[Array, "b t h v"]:
-        y = x.astype(jnp.float32)
+        y = in_fp32(x)
         axes = (-2, -1) if self.kind == "all" else -1
         if self.kind == "group":
             y = y - jnp.mean(y, axis=-1, keepdims=True)

@@ -47,7 +47,7 @@ class CombaMixer(GatedDeltaNetMixer):
         self.correction = parameter(jnp.full(self.sizes.key_heads, config.correction), "g", decay=False)
 
     def operands(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> dict[str, Any]:
-        share = jax.nn.sigmoid(self.inner_decay[...])
+        share = jax.nn.sigmoid(self.inner_decay[...].astype(jnp.promote_types(q.dtype, jnp.float32)))
         corrected = (q - (self.correction[...] * share)[:, None] * k).astype(q.dtype)
         operands = super().operands(x, corrected, k, v)
         shares = jnp.repeat(share, v.shape[2] // k.shape[2])[:, None]

@@ -30,9 +30,8 @@ def train(experiment: Experiment, log: Callable[[str], None] = print) -> dict[st
     early" (`run.stop_at_accuracy`), "diverged", or "preempted" (SIGTERM: saved, and the same call goes on).
 
     Raises:
-      UserError: the folder holds another config, all checkpoints are damaged, the devices asked for are not here, or
-        the disk is full,
-        or another process trains in the folder.
+      UserError: the folder holds another config, all checkpoints are damaged, the devices asked for are not here,
+        the disk is full, or another process trains in the folder.
       KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
     """
     host = current_host()
@@ -68,6 +67,10 @@ def prepare(experiments: list[Experiment]) -> None:
         return
     keep_compiled_programs(first.run.compile_cache)
     program = program_for(first, len(experiments) if len(experiments) > 1 else None)
+    if any(experiment.run.initialize for experiment in experiments):
+        from recollect.training.checkpoint.initialize import check_start
+
+        check_start(experiments)
     if host.count == 1:
         tokens = first.run.batch_size // first.run.accumulate * first.data.longest
         check_size(program.model, tokens, len(experiments))

@@ -63,9 +63,7 @@ def test_more_devices_than_there_are_is_an_error():
 
 
 def test_a_length_that_the_axis_does_not_divide_is_an_error(tmp_path):
-    with pytest.raises(
-        UserError, match=r"run\.mesh\.sequence=3 does not divide the data's length of 16 tokens.* is 15"
-    ):
+    with pytest.raises(UserError, match=r"run\.mesh\.sequence=3 does not divide the data's 16 tokens.* is 15"):
         tiny(tmp_path, mesh=Mesh(sequence=3))
 
 

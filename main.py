@@ -15,7 +15,7 @@ COMMANDS = {
     "list": "names of all experiments and studies",
     "describe": "parameters, FLOPs, state bytes and a compile check, without data",
     "train": "train one experiment; the same command resumes it",
-    "compare": "train what a study lacks, then table and plots",
+    "compare": "train what a study lacks, then table and plots; or those of runs that exist",
     "evaluate": "evaluate a run's newest checkpoint",
     "generate": "continue a prompt with a text model",
     "replay": "run a step again that was not finite, and name the layer that broke first",

@@ -16,6 +16,7 @@ COMMANDS = {
     "describe": "parameters, FLOPs, state bytes and a compile check, without data",
     "train": "train one experiment; the same command resumes it",
     "compare": "train what a study lacks, then table and plots; or those of runs that exist",
+    "report": "write one HTML page about a study or some runs",
     "evaluate": "evaluate a run's newest checkpoint",
     "generate": "continue a prompt with a text model",
     "replay": "run a step again that was not finite, and name the layer that broke first",

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from recollect.configuration import UserError
 from recollect.configuration.machine import expanded
@@ -96,15 +93,6 @@ class RunResult:
         return getattr(self, METRICS[self.metric])
 
 
-class LearningCurve(NamedTuple):
-    """Holds one array entry per evaluation: steps (int), score (accuracy, or bits per byte of text) and loss; NaN where
-    a line has none."""
-
-    steps: np.ndarray
-    score: np.ndarray
-    loss: np.ndarray
-
-
 def load_run(folder: Path | str) -> RunResult:
     """Reads one finished run.
 
@@ -141,9 +129,9 @@ def load_runs(folders: Iterable[Path | str]) -> list[RunResult]:
     return [load_run(folder) for folder in unique.values()]
 
 
-def find_runs(patterns: Sequence[str], log: Callable[[str], None] = print) -> list[Path]:
+def find_runs(patterns: Sequence[str], log: Callable[[str], None] = print, *, unfinished: bool = False) -> list[Path]:
     """Returns the run folders that `patterns` name: run folders, folders with runs somewhere below them, or globs of
-    either. Runs below a folder that are not finished are left out, and logged.
+    either. Runs below a folder that are not finished are left out, and logged, unless they are asked for.
 
     Raises:
       UserError: a pattern names no run.
@@ -156,7 +144,7 @@ def find_runs(patterns: Sequence[str], log: Callable[[str], None] = print) -> li
             what = "holds no run" if matches else "names no folder"
             raise UserError(f"{pattern} {what}: give run folders, folders that hold runs, or globs of them")
         for folder, inside in below.items():
-            done = [run for run in inside if run == folder or _is_finished(run)]
+            done = [run for run in inside if unfinished or run == folder or _is_finished(run)]
             if len(done) < len(inside):
                 log(f"{folder}: {len(inside) - len(done)} of {len(inside)} runs are not finished and are left out")
             runs.update(dict.fromkeys(done))
@@ -173,7 +161,7 @@ def _runs_below(folder: Path) -> list[Path]:
     """Returns the folders with a config.json and a trace of training, `folder` first; checkpoints are not entered."""
     runs = []
     for path, folders, files in os.walk(folder):
-        if "config.json" in files and {"result.json", "metrics.jsonl"} & set(files):
+        if "config.json" in files and {"result.json", "metrics.jsonl", "environment.json"} & set(files):
             runs.append(Path(path))
             folders.clear()
         folders.sort()
@@ -183,34 +171,6 @@ def _runs_below(folder: Path) -> list[Path]:
 def _is_finished(run: Path) -> bool:
     path = run / "result.json"
     return path.exists() and read_json_object(path).get("status") not in UNFINISHED
-
-
-def learning_curve(folder: Path | str) -> LearningCurve:
-    """Returns the evaluations in a run's metrics.jsonl, of an unfinished run too. A half-written last line is ignored.
-
-    Raises:
-      UserError: there is no metrics.jsonl, or a whole line of it is broken (file and line named).
-    """
-    path = Path(folder) / "metrics.jsonl"
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line) if line.strip() else {}
-            if "evaluation" in record:
-                values = {name: value for name, value in record["evaluation"].items() if value is not None}
-                score = next((values[name] for name in METRICS if name in values), math.nan)
-                rows.append((int(record["step"]), float(score), float(values.get("loss", math.nan))))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            # What follows the last newline was still being written when the run was cut off.
-            if number < len(lines):
-                text = line[:60].decode(errors="replace")
-                raise UserError(f"{path}, line {number}: not a line of metrics: {text!r}") from None
-    steps, score, loss = zip(*rows, strict=True) if rows else ((), (), ())
-    return LearningCurve(np.array(steps, np.int64), np.array(score, np.float64), np.array(loss, np.float64))
 
 
 _KINDS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from recollect.configuration import UserError, apply_overrides
 from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
+from recollect.evaluation.report import write_report
 from recollect.evaluation.results import load_runs
 from recollect.evaluation.summaries import group_by_task, summarise
 from recollect.evaluation.table import format_table, write_csv
@@ -91,6 +92,8 @@ def report(folders: Sequence[Path], out: Path) -> None:
             recall_vs_state(summaries, folder / "recall_vs_state.png")
             drawn.append("recall_vs_state.png")
         print(f"plots{f' of {task}' if task else ''}: {', '.join(str(folder / name) for name in drawn)}")
+    write_report(folders, out / "report.html", out.name)
+    print(f"page: {out / 'report.html'}")
 
 
 def _run_on_ray(

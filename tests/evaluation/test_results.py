@@ -1,10 +1,9 @@
 import json
 
-import numpy as np
 import pytest
 
 from recollect.configuration import UserError
-from recollect.evaluation.results import learning_curve, load_run, load_runs
+from recollect.evaluation.results import load_run, load_runs
 from tests.evaluation.folders import write_run
 
 
@@ -68,28 +67,3 @@ def test_wrong_fields_are_named(tmp_path, changes, message):
 def test_load_runs_reads_a_folder_once(tmp_path):
     folder = write_run(tmp_path / "a")
     assert len(load_runs([folder, tmp_path / "x" / ".." / "a"])) == 1
-
-
-def test_learning_curve_ignores_a_half_written_last_line_only(tmp_path):
-    folder = write_run(tmp_path / "a", curve=[(100, 0.25), (200, 0.5)])
-    path = folder / "metrics.jsonl"
-    whole = path.read_text()
-    path.write_text(whole + '{"step": 300, "evalua')
-    steps, score, loss = learning_curve(folder)
-    np.testing.assert_array_equal(steps, [100, 200])
-    np.testing.assert_array_equal(score, [0.25, 0.5])
-    np.testing.assert_array_equal(loss, [0.75, 0.5])
-    path.write_text(whole + "\n" + '{"step": 300, "evalua\n')
-    with pytest.raises(UserError, match=r"metrics.jsonl, line 6"):
-        learning_curve(folder)
-    path.write_text('{"step": 1}\n7\n' + whole)
-    with pytest.raises(UserError, match="line 2"):
-        learning_curve(folder)
-
-
-def test_learning_curve_without_evaluations_or_file(tmp_path):
-    folder = write_run(tmp_path / "a", curve=[])
-    assert [len(part) for part in learning_curve(folder)] == [0, 0, 0]
-    (folder / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match=r"cannot read .*metrics.jsonl"):
-        learning_curve(folder)

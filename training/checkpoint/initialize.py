@@ -51,7 +51,7 @@ class Start:
     origin: dict[str, Any]
 
 
-def check_start(experiments: list[Experiment]) -> None:
+def check_sources(experiments: list[Experiment]) -> None:
     """Raises UserError where the parameters that a run would begin with are not there or do not fit; runs that have
     checkpoints do not need them."""
     for experiment in experiments:

@@ -10,7 +10,10 @@ __getattr__, __all__ = lazy_names(
     {
         "experiment": "Experiment Mesh Run",
         "loss": "Loss",
+        "adafactor": "Adafactor",
+        "lion": "Lion",
         "muon": "Muon",
+        "sgd": "SGD",
         "optimizer": "AdamW",
         "checkpoint.load": "SavedRun continue_prompt evaluate_run open_run",
         "recovery.loss_spikes": "Spikes",

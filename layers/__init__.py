@@ -1,5 +1,5 @@
-"""Mixers and the parts they are made of. A mixer imported here can be named in configs and is held to every law of the
-contract suite (tests/layers/test_mixer_laws.py). Parts are in `layers.modules`, decoding states in `layers.state`."""
+"""Mixers and the parts they are made of. A mixer imported here can be named in configs and is held to every law of
+`layers.laws` (tests/layers/test_mixer_laws.py). Parts are in `layers.modules`, decoding states in `layers.state`."""
 
 from recollect.configuration import exported_names
 from recollect.layers.mixer import (
@@ -18,12 +18,13 @@ from recollect.layers.mixers.base_convolution import BaseConvolution, BaseConvol
 from recollect.layers.mixers.gated_convolution import GatedConvolution, GatedConvolutionMixer
 from recollect.layers.mixers.hyena import Hyena, HyenaMixer, HyenaState
 from recollect.layers.mixers.landmark import Landmark, LandmarkMixer
-from recollect.layers.mixers.linear_attention import LinearAttention, LinearAttentionMixer, LinearAttentionState
+from recollect.layers.mixers.linear_attention import LinearAttention, LinearAttentionMixer
 from recollect.layers.mixers.long_base_convolution import ExplicitFilter, LongBaseConvolutionMixer
 from recollect.layers.mixers.mixture_of_heads import HeadUse, MixtureOfHeads, MixtureOfHeadsAttention
 from recollect.layers.mixers.short_convolution import DepthwiseConvolution, ShortConvolution
 from recollect.layers.mixers.sliding_window import SlidingWindow, SlidingWindowAttention
 from recollect.layers.packing import document_positions, last_valid, previous_segment, token_positions
+from recollect.layers.recurrent import HeadSizes, RecurrentConfig, RecurrentMixer, RecurrentState, Stream
 from recollect.layers.token_sums import Means, TokenSums
 
 MIXERS = tuple(

@@ -72,7 +72,7 @@ class Generation:
         params: Params,
         prompts: Iterable[Any],
         tokens: int,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling | None = None,
         *,
         end: int | None = None,
     ):
@@ -90,6 +90,7 @@ class Generation:
         if total >= 2**31:
             raise UserError(f"tokens={tokens:,}: prompt and continuation must be less than {2**31:,} tokens")
         self._total = total
+        sampling = sampling or Sampling()
         self._model, self._sampling = model, sampling
         self._programs = _programs(model, sampling.is_greedy, sampling.has_filter, sampling.has_penalty)
         state = jax.eval_shape(lambda params: model.bind(params).init_state(len(rows), total), params)
@@ -151,7 +152,7 @@ def generate(
     params: Params,
     prompts: Iterable[Any],
     tokens: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | None = None,
     *,
     end: int | None = None,
 ) -> Int[np.ndarray, "b tokens"]:

@@ -111,7 +111,7 @@ def continue_texts(
     tokenizer: Any,
     prompts: Sequence[str],
     tokens: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | None = None,
     stops: Sequence[str] = (),
 ) -> Iterator[TextPart]:
     """Yields the continuations of prompts, part by part, each row until its document ends, a stop string or its last

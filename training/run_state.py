@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,7 @@ class RunState:
         Raises:
           UserError: all checkpoints are damaged, or hold a state of another structure.
         """
-        self.folder.write("environment.json", environment())
+        self.folder.write("environment.json", {**environment(), "command": sys.argv})
         step = None
         if current_host().broadcast(self.checkpoints.directory.is_dir()):
             from recollect.training.checkpoint.resume import delete_unfinished, newest_good

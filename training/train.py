@@ -30,15 +30,14 @@ def train(experiment: Experiment, log: Callable[[str], None] = print) -> dict[st
     early" (`run.stop_at_accuracy`), "diverged", or "preempted" (SIGTERM: saved, and the same call goes on).
 
     Raises:
-      UserError: the folder holds another config, all checkpoints are damaged, the devices asked for are not here, or
-        the disk is full,
-        or another process trains in the folder.
+      UserError: the folder holds another config, all checkpoints are damaged, the devices asked for are not here, the
+        disk is full, or another process trains in the folder.
       KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
     """
     host = current_host()
     prepare([experiment])
     with locked(run_directory(experiment)):
-        run = RunState(experiment, log if host.is_main else ignore)
+        run = RunState(experiment, log if host.is_main else lambda text: None)
         result = host.broadcast(run.result if is_done(run.result, experiment.run.steps) else None)
         if result is not None:
             run.log(f"{run.folder.path}: already finished, not trained again")
@@ -126,7 +125,3 @@ def finish(run: RunState, parameters: int) -> dict[str, Any]:
     run.folder.flush(to_disk=True)
     run.folder.write("result.json", result)
     return result
-
-
-def ignore(text: str) -> None:
-    """Logs nothing: what processes other than the main one do."""

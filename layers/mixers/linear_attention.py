@@ -11,8 +11,7 @@ denominator share one recurrence, its decay and its precision. State: (features 
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import chz
 import jax
@@ -21,21 +20,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least, requires
-from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, zero_padding
+from recollect.layers.mixer import MixerConfig, Place
 from recollect.layers.modules import (
     FeatureMap,
     LearnedPositions,
-    Linear,
     PositionsConfig,
     RMSNormalization,
     Rotary,
     Taylor,
     merge_heads,
-    output_init,
-    split_heads,
+    retnet_log_decays,
 )
 from recollect.layers.packing import token_positions
-from recollect.pallas_kernels.linear_recurrence import linear_recurrence
+from recollect.layers.recurrent import HeadSizes, RecurrentMixer, Stream
 from recollect.pallas_kernels.taylor_attention import taylor_attention
 
 
@@ -83,73 +80,47 @@ class LinearAttention(MixerConfig):
         return LinearAttentionMixer(self, width, place, rngs)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LinearAttentionState:
-    """Sum of products of key features and values, fp32; the last value column is the normaliser's, if there is one."""
-
-    memory: Float[Array, "b h features columns"]
-    cursor: Cursor
-
-
-class LinearAttentionMixer(Mixer):
+class LinearAttentionMixer(RecurrentMixer):
     """The module of `LinearAttention`."""
 
     def __init__(self, config: LinearAttention, width: int, place: Place, rngs: nnx.Rngs):
-        self.config = config
-        self.value_dim = width // config.heads
-        self.key_dim = config.feature_dim or self.value_dim
-        self.query = Linear(width, config.heads * self.key_dim, "d hk", rngs)
-        self.key = Linear(width, config.heads * self.key_dim, "d hk", rngs)
-        self.value = Linear(width, width, "d hv", rngs)
-        self.query_features = config.feature_map.build(config.heads, self.key_dim)
-        self.key_features = config.feature_map.build(config.heads, self.key_dim)
-        self.output_norm = RMSNormalization(self.value_dim) if config.output_norm else None
-        self.output = Linear(width, width, "hv d", rngs, init=output_init(place.depth))
+        value_dim = width // config.heads
+        sizes = HeadSizes(config.heads, config.heads, config.feature_dim or value_dim, value_dim)
+        super().__init__(config, width, place, rngs, sizes)
+        self.query_features = config.feature_map.build(config.heads, sizes.key_dim)
+        self.key_features = config.feature_map.build(config.heads, sizes.key_dim)
+        self.output_norm = RMSNormalization(value_dim) if config.output_norm else None
 
-    def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
-        return MixerOutput(self._mix(zero_padding(x, context), context)[0])
-
-    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> LinearAttentionState:
+    def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
         config = self.config
-        shape = (batch_size, config.heads, config.feature_map.features(self.key_dim), self.value_dim + config.normalise)
-        return LinearAttentionState(jnp.zeros(shape, jnp.float32), Cursor.start(batch_size))
-
-    def extend(
-        self, x: Float[Array, "b t d"], state: LinearAttentionState, context: Context = Context()
-    ) -> tuple[MixerOutput, LinearAttentionState]:
-        tokens, cursor = state.cursor.read(context, *x.shape[:2])
-        past = {"initial_state": state.memory, "initial_segment": state.cursor.segment, "return_state": True}
-        hidden, memory = self._mix(zero_padding(x, tokens), tokens, **past)
-        return MixerOutput(hidden), LinearAttentionState(memory, cursor)
-
-    def _mix(self, x, context, **past):
-        config = self.config
-        q, k, v = (split_heads(projection(x), config.heads) for projection in (self.query, self.key, self.value))
+        q, k, v = self.heads(x, stream)
         if isinstance(config.positions, Rotary):
-            positions = token_positions(context, *x.shape[:2])
+            positions = token_positions(stream.context, *x.shape[:2])
             q, k = config.positions(q, positions), config.positions(k, positions)
-        past |= {"segment_ids": context.segments, "chunk_size": config.chunk}
         if isinstance(config.feature_map, Taylor) and config.decay == "none":
-            # An operation of its own, which makes the features for the state only.
-            o, memory = taylor_attention(q, k, v, normalise=config.normalise, epsilon=config.epsilon, **past)
+            o = self._taylor(q, k, v, stream)
         else:
-            o, memory = self._recurrence(q, k, v, **past)
+            o = self._recurrence(q, k, v, stream)
         if self.output_norm is not None:
             o = self.output_norm(o)
-        return self.output(merge_heads(o).astype(x.dtype)), memory
+        return self.output(merge_heads(o).astype(x.dtype))
 
-    def _recurrence(self, q, k, v, **past):
+    def _taylor(self, q, k, v, stream: Stream):
+        """Outputs by an operation of its own, which makes the features for the state only."""
+        config = self.config
+        features, columns = config.feature_map.features(self.sizes.key_dim), self.sizes.value_dim + config.normalise
+        zeros = jax.ShapeDtypeStruct((v.shape[0], config.heads, features, columns), jnp.float32)
+        options = {"normalise": config.normalise, "epsilon": config.epsilon, "chunk_size": config.chunk}
+        return stream.run("memory", zeros, taylor_attention, q, k, v, **options)
+
+    def _recurrence(self, q, k, v, stream: Stream):
         config = self.config
         if config.normalise:
             v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
         # Kernels multiply in one dtype; the maps compute in fp32.
         q, k = self.query_features(q).astype(v.dtype), self.key_features(k).astype(v.dtype)
-        o, memory = linear_recurrence(q, k, v, log_decay=self._log_decay(), **past)
-        o = o.astype(jnp.float32)
-        return o[..., :-1] / (o[..., -1:] + config.epsilon) if config.normalise else o, memory
+        o = stream.recurrence(q, k, v, log_decay=self._log_decay(), chunk_size=config.chunk).astype(jnp.float32)
+        return o[..., :-1] / (o[..., -1:] + config.epsilon) if config.normalise else o
 
     def _log_decay(self) -> Float[Array, " h"] | None:
-        if self.config.decay == "none":
-            return None
-        return jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(self.config.heads, dtype=jnp.float32))))
+        return None if self.config.decay == "none" else retnet_log_decays(self.config.heads)

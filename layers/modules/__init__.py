@@ -1,6 +1,14 @@
 """Parts that mixers and models call: linear maps, norms, positions, feature maps, short convolution, MLPs."""
 
 from recollect.configuration import exported_names
+from recollect.layers.modules.decays import (
+    LogSigmoidDecay,
+    StepDecay,
+    alibi_slopes,
+    inverse_softplus,
+    retnet_log_decays,
+    spread_uniform,
+)
 from recollect.layers.modules.feature_maps import (
     EluPlusOne,
     Exp,
@@ -12,7 +20,17 @@ from recollect.layers.modules.feature_maps import (
     Relu,
     Taylor,
 )
+from recollect.layers.modules.gates import (
+    HeadNormalization,
+    Interpolation,
+    LowRank,
+    OutputGate,
+    Skip,
+    Strength,
+    unit,
+)
 from recollect.layers.modules.implicit_filter import ReluFilter, SineFilter, embed_times, times
+from recollect.layers.modules.initial_values import orthogonal, torch_uniform
 from recollect.layers.modules.linear import Linear, merge_heads, normal, output_init, parameter, split_heads
 from recollect.layers.modules.mlp import GELU, GELUNetwork, MlpConfig, SwiGLU, SwiGLUNetwork
 from recollect.layers.modules.norms import LayerNorm, LayerNormalization, NormConfig, RMSNorm, RMSNormalization

@@ -1,5 +1,5 @@
 """Shardings: the table of rules, states of any optimizer, a text step from end to end, and what devices exchange. Every
-mixer over a mesh is law 8 of tests/layers/test_mixer_laws.py, over every mesh
+mixer over a mesh is law 8 of training/laws.py, over every mesh
 tests/pallas_kernels/test_every_mesh.py."""
 
 import dataclasses
@@ -25,9 +25,9 @@ from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 from recollect.pallas_kernels.taylor_attention import taylor_attention
 from recollect.training.experiment import Mesh
+from recollect.training.laws import documents
 from recollect.training.sharding import batch_shardings, make_mesh, spec_of, state_sharding
 from recollect.training.step import Program, member_values
-from tests.training.sharded import documents
 from tests.training.tiny import tiny
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 import time
 from typing import Any
 
@@ -31,7 +32,7 @@ from recollect.training.recovery.survival import Recover, SaveCheckpoints, StopO
 from recollect.training.run_folder import is_done
 from recollect.training.run_state import Log, RunProgress, RunState, run_directory, shapes_of
 from recollect.training.step import evaluated, member_values, program_for
-from recollect.training.train import finish, ignore, prepare, train, train_steps
+from recollect.training.train import finish, prepare, train, train_steps
 
 
 def train_members(experiments: list[Experiment], *, together: bool, log: Log = print) -> list[dict[str, Any]]:
@@ -53,7 +54,7 @@ def train_population(experiments: list[Experiment], log: Log = print) -> list[di
     """Trains experiments that differ in values only, in one program; returns their results. Raises as `train` does."""
     prepare(experiments)
     with locked(*map(run_directory, experiments)):
-        return _train_population(experiments, log if current_host().is_main else ignore)
+        return _train_population(experiments, log if current_host().is_main else lambda text: None)
 
 
 def _train_population(experiments: list[Experiment], log: Log) -> list[dict[str, Any]]:
@@ -92,7 +93,7 @@ def begin(population: RunState, members: list[RunState]) -> None:
     """Makes fresh states, or loads those of the newest step that all members can go on from."""
     for member in members:
         member.folder.unfinish()
-        member.folder.write("environment.json", environment())
+        member.folder.write("environment.json", {**environment(), "command": sys.argv})
         delete_unfinished(member.checkpoints, member.log)
     step = newest_common(members)
     population.state = population.program.init([member.experiment.run.seed for member in members])

@@ -154,9 +154,9 @@ def test_the_state_is_packed_and_of_one_size():
     mixer = build(LinearAttention(heads=2, feature_dim=16), width=8)
     for length in (10, 100_000):
         state = mixer.init_state(3, length, jnp.bfloat16)
-        assert state.memory.shape == (3, 2, 153, 4 + 1) and state.memory.dtype == jnp.float32
+        assert state.parts["memory"].shape == (3, 2, 153, 4 + 1) and state.parts["memory"].dtype == jnp.float32
     free = build(LinearAttention(heads=2, feature_map=Identity(), normalise=False), width=8).init_state(3, 10)
-    assert free.memory.shape == (3, 2, 4, 4)  # no column for a normaliser
+    assert free.parts["memory"].shape == (3, 2, 4, 4)  # no column for a normaliser
 
 
 def test_taylor_features_without_decay_have_their_operation():

@@ -1,0 +1,141 @@
+"""Gates: of outputs, of what is written, of low rank; skips; and vectors of unit length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from recollect.layers.modules.linear import Initializer, Linear, merge_heads, normal, parameter
+
+GateActivation = Literal["silu", "sigmoid", "none"]
+GateNorm = Literal["head", "all", "group", "none"]
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "silu": jax.nn.silu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "none": lambda x: x,
+}
+"""Activations by name."""
+
+
+def unit(x: Float[Array, "*rows k"], epsilon: float = 1e-6) -> Float[Array, "*rows k"]:
+    """Returns x / sqrt(sum x^2 + epsilon) over the last axis, computed in fp32."""
+    y = x.astype(jnp.float32)
+    return (y * jax.lax.rsqrt(jnp.sum(y * y, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
+class LowRank(nnx.Module):
+    """W2 activation(W1 x) + bias, W1 (d, rank), W2 (rank, outputs)."""
+
+    def __init__(
+        self,
+        width: int,
+        rank: int,
+        outputs: int,
+        dims: str,
+        rngs: nnx.Rngs,
+        *,
+        bias: bool = False,
+        activation: Literal["none", "tanh", "sigmoid"] = "none",
+        inits: tuple[Initializer, Initializer] = (normal(), normal()),
+    ):
+        self.down = Linear(width, rank, "d u", rngs, init=inits[0])
+        self.up = Linear(rank, outputs, f"u {dims}", rngs, bias=bias, init=inits[1])
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows o"]:
+        return self.up(ACTIVATIONS[self.activation](self.down(x)))
+
+
+class Strength(nnx.Module):
+    """beta = sigmoid(W x) per head, or twice that: the share of what a key stores that a delta rule replaces. Above 1
+    it overshoots, and a transition I - beta k k^T has a negative eigenvalue (Grazzi et al. 2024)."""
+
+    def __init__(self, width: int, heads: int, rngs: nnx.Rngs, *, largest: float = 1.0):
+        self.projection = Linear(width, heads, "d h", rngs)
+        self.largest = largest
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h"]:
+        """Returns beta, fp32."""
+        return self.largest * jax.nn.sigmoid(self.projection(x).astype(jnp.float32))
+
+
+class Skip(nnx.Module):
+    """o + D v, with a number D per head, 1 at the start (Mamba)."""
+
+    def __init__(self, heads: int, value: float = 1.0):
+        self.weight = parameter(jnp.full(heads, value), "h", decay=False)
+
+    def __call__(self, o: Float[Array, "b t h v"], v: Float[Array, "b t h v"]) -> Float[Array, "b t h v"]:
+        return o + (self.weight[...][:, None] * v).astype(o.dtype)
+
+
+class HeadNormalization(nnx.Module):
+    """Norm of each head's vector. "head": RMS, one gain (v,) for all heads; "all": RMS over all heads together, gain
+    (h v); "group": mean and variance per head, gain and bias (h, v); "none": RMS without a gain."""
+
+    def __init__(self, heads: int, dim: int, kind: GateNorm, epsilon: float = 1e-5):
+        shapes = {"head": ((dim,), "v"), "all": ((heads, dim), "h v"), "group": ((heads, dim), "h v"), "none": None}
+        shape = shapes[kind]
+        self.kind = kind
+        self.epsilon = epsilon
+        self.gain = None if shape is None else parameter(jnp.ones(shape[0]), shape[1], decay=False)
+        self.bias = parameter(jnp.zeros((heads, dim)), "h v", decay=False) if kind == "group" else None
+
+    def __call__(self, x: Float[Array, "b t h v"]) -> Float[Array, "b t h v"]:
+        y = x.astype(jnp.float32)
+        axes = (-2, -1) if self.kind == "all" else -1
+        if self.kind == "group":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=axes, keepdims=True) + self.epsilon)
+        y = y if self.gain is None else y * self.gain[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+class OutputGate(nnx.Module):
+    """norm(o) * activation(W x), or norm(o * activation(W x)), before a mixer's last projection.
+
+    Attributes:
+      projection: W; to all channels of o, or to one number per head.
+      norm: module on (b, t, h, v), or None.
+      gate_first: the norm comes after the gate (Mamba-2).
+    """
+
+    def __init__(
+        self,
+        projection: nnx.Module,
+        *,
+        activation: GateActivation = "silu",
+        norm: nnx.Module | None = None,
+        gate_first: bool = False,
+    ):
+        self.projection = projection
+        self.activation = activation
+        self.norm = norm
+        self.gate_first = gate_first
+
+    def __call__(self, o: Float[Array, "b t h v"], x: Float[Array, "b t d"]) -> Float[Array, "b t hv"]:
+        """Returns the gated outputs of all heads in one dimension, in x's dtype."""
+        gate = ACTIVATIONS[self.activation](self.projection(x)).reshape(*o.shape[:3], -1)
+        o = o.astype(x.dtype)
+        if self.norm is None:
+            o = o * gate
+        else:
+            o = self.norm(o * gate) if self.gate_first else self.norm(o) * gate
+        return merge_heads(o)
+
+
+class Interpolation(nnx.Module):
+    """x + (previous - x) * mix per channel: RWKV's token shift."""
+
+    def __init__(self, mix: Float[Array, " d"]):
+        self.mix = parameter(mix, "d", decay=False)
+
+    def __call__(self, x: Float[Array, "b t d"], previous: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        return x + (previous - x) * self.mix[...].astype(x.dtype)

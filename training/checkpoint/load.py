@@ -44,7 +44,9 @@ class SavedRun:
     data: SavedData
 
 
-def load_params(directory: Path, *, ema: bool = False, log: Log | None = None) -> tuple[Params, Config, int]:
+def load_params(
+    directory: Path, *, ema: bool = False, step: int | None = None, log: Log | None = None
+) -> tuple[Params, Config, int]:
     """Returns parameters (numpy), config and step of the newest good checkpoint in `directory`.
 
     Every file of the checkpoint is verified; the structure is read from the file itself, optimizer state is not read. A
@@ -53,6 +55,7 @@ def load_params(directory: Path, *, ema: bool = False, log: Log | None = None) -
 
     Args:
       ema: take the moving average of the parameters where the run kept one.
+      step: of the checkpoint; None takes the newest good one.
 
     Raises:
       UserError: no checkpoint, or all are damaged.
@@ -64,17 +67,17 @@ def load_params(directory: Path, *, ema: bool = False, log: Log | None = None) -
 
     checkpoints = Checkpoints(directory)
     problems = []
-    for step in reversed(checkpoints.steps()):
-        folder = checkpoints.directory / str(step)
+    for at in reversed(checkpoints.steps()) if step is None else (step,):
+        folder = checkpoints.directory / str(at)
         problem = damage(folder)
         if problem is not None:
             problems.append(f"checkpoint {folder} is damaged: {problem}")
             continue
         for line in problems:
-            (log or _to_stderr)(f"{line}; taking step {step}")
+            (log or _to_stderr)(f"{line}; taking step {at}")
         config = from_json(read_json(folder / "meta.json")["config"])
         (params,) = restore(folder, parameters, partial=True).values()
-        return jax.device_get(params), config, step
+        return jax.device_get(params), config, at
     raise UserError("; ".join(problems) or f"{checkpoints.directory} holds no checkpoint")
 
 

@@ -12,8 +12,8 @@ import jax
 
 from recollect.configuration import Config, UserError, apply_overrides, from_json
 from recollect.configuration.read_json import read_json
+from recollect.data.tokenizers import Tokenizer
 from recollect.models.functional import FunctionalModel, Params, flatten
-from recollect.models.generation import generate
 from recollect.training.checkpoint.integrity import damage
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.checkpoint.resume import restore
@@ -81,7 +81,7 @@ def load_params(
     raise UserError("; ".join(problems) or f"{checkpoints.directory} holds no checkpoint")
 
 
-def open_run(path: Path, overrides: list[str] | None = None) -> SavedRun:
+def open_run(path: Path | str, overrides: list[str] | None = None) -> SavedRun:
     """Returns the newest checkpoint of the run in `path`.
 
     Args:
@@ -125,23 +125,18 @@ def evaluate_run(path: Path, overrides: list[str], log: Log | None = None) -> di
     return {"name": experiment.name, "step": run.step, **corpus, **metrics}
 
 
-def continue_prompt(
-    path: Path, overrides: list[str], prompt: str, length: int, temperature: float, top_p: float, seed: int
-) -> str:
-    """Returns the prompt and its continuation as text.
+def open_text_run(path: Path | str, overrides: list[str] | None = None) -> tuple[FunctionalModel, Params, Tokenizer]:
+    """Returns model, parameters and tokenizer of a text run's newest checkpoint, for `models.continue_texts`.
 
     Raises:
-      UserError: the run is no text model's, or an impossible setting.
+      UserError: the run is no text model's, or what `open_run` refuses.
     """
     run = open_run(path, overrides)
     data = run.experiment.data
     tokenizer = run.data.tokenizer or data.open_tokenizer()
     if tokenizer is None:
         raise UserError(f"{path} is a {type(data).__name__} run; generate needs a text model")
-    model = FunctionalModel(run.experiment.model, run.vocabulary)
-    ids = tokenizer.encode(prompt)[None]
-    tokens = generate(model, run.params, ids, length, temperature=temperature, top_p=top_p, seed=seed)
-    return tokenizer.continued(prompt, tokens[0])
+    return FunctionalModel(run.experiment.model, run.vocabulary), run.params, tokenizer
 
 
 def _to_stderr(text: str) -> None:

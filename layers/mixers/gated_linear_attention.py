@@ -31,7 +31,7 @@ class GatedLinearAttention(RecurrentConfig):
       temperature: by which log decays are divided.
     """
 
-    heads: int = 4
+    heads: int = chz.field(default=4, validator=at_least(1))
     kernel: int | None = chz.field(default=None, validator=has_taps)
     rank: int = chz.field(default=16, validator=at_least(1))
     temperature: float = chz.field(default=16.0, validator=requires(lambda value: value > 0, "must be positive"))

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from recollect.configuration import at_least
 from recollect.layers.mixer import Place
 from recollect.layers.modules import LRPE, HeadNormalization, Linear, OutputGate, alibi_slopes, parameter
 from recollect.layers.packing import token_positions
@@ -37,7 +38,7 @@ class Lightning(RecurrentConfig):
       lrpe: whether queries and keys carry positions (LRPE-d): TransNormerLLM's first layer.
     """
 
-    heads: int = 4
+    heads: int = chz.field(default=4, validator=at_least(1))
     form: Form = "minimax"
     decay: Literal["code", "paper"] = "code"
     lrpe: bool = False

@@ -33,7 +33,7 @@ class Mamba2(RecurrentConfig):
       kernel: taps of the convolution.
     """
 
-    heads: int = 4
+    heads: int = chz.field(default=4, validator=at_least(1))
     key_heads: int = chz.field(default=1, validator=at_least(1))
     key_dim: int = chz.field(default=64, validator=at_least(1))
     kernel: int = chz.field(default=4, validator=has_taps)

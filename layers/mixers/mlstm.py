@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from recollect.configuration import requires
+from recollect.configuration import at_least, requires
 from recollect.layers.mixer import Place
 from recollect.layers.modules import HeadNormalization, Linear, OutputGate, in_fp32, parameter, running_maximum
 from recollect.layers.modules.initial_values import zeros
@@ -34,7 +34,7 @@ class MLSTM(RecurrentConfig):
       cap: largest size of a gate's logit; None for any.
     """
 
-    heads: int = 4
+    heads: int = chz.field(default=4, validator=at_least(1))
     cap: float | None = chz.field(default=15.0, validator=requires(lambda value: value > 0, "must be positive"))
 
     def sizes(self, width: int) -> HeadSizes:

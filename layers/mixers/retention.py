@@ -13,6 +13,7 @@ import chz
 from flax import nnx
 from jaxtyping import Array, Float
 
+from recollect.configuration import at_least
 from recollect.layers.mixer import Place
 from recollect.layers.mixers.delta_net import head_gate
 from recollect.layers.modules import Rotary, retnet_log_decays
@@ -29,7 +30,7 @@ class Retention(RecurrentConfig):
       positions: rotary positions of queries and keys; None leaves them out.
     """
 
-    heads: int = 4
+    heads: int = chz.field(default=4, validator=at_least(1))
     positions: Rotary | None = Rotary()
 
     def sizes(self, width: int) -> HeadSizes:

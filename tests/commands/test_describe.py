@@ -22,9 +22,7 @@ def test_every_field_is_listed_with_its_value_and_meaning(capsys):
     assert shown["model.stages.0.pattern.1.heads=1"].startswith("number of heads")
     assert "Muon" in shown["optimizer=AdamW"] and "SlidingWindow" in shown["model.stages.0.pattern.1=LinearAttention"]
     assert shown["model.remat=none"].endswith("(none, dots, full)")
-    assert shown["optimizer.decay_share=0.2"].startswith(
-        '"cosine" and "linear" fall'
-    )
+    assert shown["optimizer.decay_share=0.2"].startswith('"cosine" and "linear" fall')
 
 
 @pytest.mark.parametrize("config", EXAMPLES.values(), ids=EXAMPLES)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from recollect.configuration import at_least
 from recollect.layers.mixer import Context, MixerOutput, Place
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.linear import Linear
@@ -30,6 +31,8 @@ from recollect.pallas_kernels.softmax_attention import softmax_attention
 @chz.chz(typecheck=True)
 class ForgettingAttention(SoftmaxConfig):
     """Softmax attention with forget gates. State: every key and value, and a gate per token and head."""
+
+    heads: int = chz.field(default=2, validator=at_least(1))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> ForgettingSoftmaxAttention:
         return ForgettingSoftmaxAttention(self, width, place, rngs)

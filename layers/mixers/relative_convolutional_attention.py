@@ -44,6 +44,7 @@ class RelativeConvolutionalAttention(SoftmaxConfig):
       maximum: distances that have entries in its tables, and so the longest input.
     """
 
+    heads: int = chz.field(default=2, validator=at_least(1))
     kernel: int = chz.field(default=3, validator=has_taps)
     shared_filters: bool = True
     relative: bool = True

@@ -16,7 +16,7 @@ from recollect.models.functional import state_bytes_at
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
-from recollect.training.run_folder import RunFolder
+from recollect.training.run_folder import RunFolder, read_result
 
 if TYPE_CHECKING:
     from recollect.training.batches import DeviceBatches, StepPipeline
@@ -84,7 +84,7 @@ class RunState:
         self.checkpoints = Checkpoints(
             self.folder.checkpoints, keep_checkpoints or run.keep_checkpoints, run.keep_every
         )
-        result = self.folder.result()
+        result = read_result(self.folder.path)
         self.result = None if result is None or result["status"] == "preempted" else result
         self.progress = RunProgress()
         self.spikes: LossSpikeDetector | None = None
@@ -105,15 +105,18 @@ class RunState:
         """
         self.folder.write("environment.json", {**environment(), "command": sys.argv})
         step = None
-        if current_host().broadcast(self.checkpoints.directory.is_dir()):
-            from recollect.training.checkpoint.resume import delete_unfinished, newest_good
+        if current_host().broadcast(
+            (self.folder.path / "metrics.jsonl").exists() or self.checkpoints.directory.is_dir()
+        ):
+            from recollect.training.checkpoint.resume import delete_unfinished, newest_good, rewind
 
             delete_unfinished(self.checkpoints, self.log)
             step = newest_good(self.checkpoints, self.log, before)
+            if step is None:
+                rewind(self, 0)
         state = fresh()
         self.shapes = shapes_of(state)
         if step is None:
-            self.rewind(0)
             self.state = state
         else:
             del state  # what is loaded takes its place on the devices
@@ -121,24 +124,19 @@ class RunState:
 
             self.state = resume(self, step, self.shapes)
 
-    def rewind(self, step: int) -> None:
-        """Deletes metrics and checkpoints after `step`."""
-        self.folder.truncate_metrics(step)
-        self.checkpoints.drop_after(step if step else -1)
-
     def extra(self) -> dict[str, Any]:
         """Returns what a checkpoint holds beside the arrays, JSON-ready."""
         return {
             **dataclasses.asdict(self.progress),
             "guard": None if self.spikes is None else self.spikes.state(),
-            "mesh": self.mesh_axes(),
+            "mesh": chz.asdict(self.experiment.run.mesh),
             "environment": environment(),
         }
 
     def summary(self, status: str, parameters: int) -> dict[str, Any]:
         """Returns the entries of result.json."""
         experiment, progress, data = self.experiment, self.progress, self.experiment.data
-        rate = progress.step * experiment.run.batch_size / max(progress.seconds, 1e-9)
+        rates = self.meter.total()
         return {
             "name": experiment.name,
             **(progress.evaluation or {}),
@@ -148,18 +146,14 @@ class RunState:
             **({} if self.spikes is None else {"rollbacks": self.spikes.rollbacks}),
             **({} if progress.failure is None else {"failure": progress.failure}),
             "seconds": round(progress.seconds, 3),
-            "examples_per_second": rate,
-            "tokens_per_second": rate * data.tokens_per_example,
+            **({} if rates is None else {"examples_per_second": rates.tokens_per_second / data.tokens_per_example}),
+            **({} if rates is None else rates.facts()),
             "parameters": parameters,
             "state_bytes": state_bytes_at(experiment.model, data.vocabulary, data.lengths),
             "learning_rate": experiment.optimizer.learning_rate,
             "seed": experiment.run.seed,
             **self.batches.result_entries(),
         }
-
-    def mesh_axes(self) -> dict[str, int]:
-        """Returns how many devices each mesh axis has."""
-        return chz.asdict(self.experiment.run.mesh)
 
 
 def shapes_of(state: Any) -> Any:

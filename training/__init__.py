@@ -10,9 +10,12 @@ __getattr__, __all__ = lazy_names(
     {
         "experiment": "Experiment Mesh Run",
         "loss": "Loss",
+        "adafactor": "Adafactor",
+        "lion": "Lion",
         "muon": "Muon",
+        "sgd": "SGD",
         "optimizer": "AdamW",
-        "checkpoint.load": "SavedRun continue_prompt evaluate_run open_run",
+        "checkpoint.load": "SavedRun evaluate_run open_run open_text_run",
         "recovery.loss_spikes": "Spikes",
         "recovery.replay": "replay",
         "run_folder": "RunFolder",

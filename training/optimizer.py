@@ -16,6 +16,7 @@ import optax
 from recollect.configuration import Config, UserError, requires
 from recollect.models.functional import FunctionalModel
 from recollect.training.parameter_groups import GroupRate, scaled_by_group
+from recollect.training.trained_part import trained_part
 
 Hyperparameters = dict[str, Any]
 
@@ -39,11 +40,12 @@ class Optimizer(Config):
       warmup: steps of linear rise to the peak.
       weight_decay: decoupled, scaled by the learning rate (as in PyTorch and optax).
       decay_everything: decay all parameters (Zoology), else those tagged for it (matrices, not norms and biases).
-      beta1, beta2, epsilon: Adam's.
       clip: largest global norm of the gradient; None does not clip.
       groups: learning-rate factors by parameter group (Hyena's filters are tagged "filter").
       ema: decay of a running average of the parameters, which evaluation, generation and export then use; None keeps
         none. Its first steps average less far back: the decay at step s is at most (1 + s) / (10 + s).
+      frozen: names of parameters that are not trained, with * and ?, separated by commas ("embedding,stack.*"): no
+        gradient step, no weight decay, no optimizer state.
     """
 
     learning_rate: float = chz.field(default=1e-3, validator=_positive)
@@ -53,14 +55,12 @@ class Optimizer(Config):
     warmup: int = chz.field(default=0, validator=_not_negative)
     weight_decay: float = chz.field(default=0.1, validator=_not_negative)
     decay_everything: bool = False
-    beta1: float = chz.field(default=0.9, validator=_below_one)
-    beta2: float = chz.field(default=0.999, validator=_below_one)
-    epsilon: float = chz.field(default=1e-8, validator=_positive)
     clip: float | None = chz.field(default=None, validator=_norm)
     groups: tuple[GroupRate, ...] = ()
     ema: float | None = chz.field(default=None, validator=_decay)
+    frozen: str | tuple[str, ...] | None = None
 
-    VALUES: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay", "beta1", "beta2", "epsilon")
+    VALUES: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay")
     """Fields that a population may vary without a new program."""
 
     def values(self) -> Hyperparameters:
@@ -82,12 +82,13 @@ class Optimizer(Config):
     def averaged(self, average: Any, params: Any, step: jax.Array) -> Any:
         """Returns the running average after `step`, which made `params`. To be called when `ema` is set."""
         assert self.ema is not None
-        step = jnp.asarray(step, jnp.float32)
         share = 1 - jnp.minimum(self.ema, (1 + step) / (10 + step))
         return jax.tree.map(lambda old, new: old + share * (new - old), average, params)
 
     def transform(self, model: FunctionalModel, steps: int, values: Hyperparameters) -> optax.GradientTransformation:
         """Returns the optax transformation for `model`; `values` may be traced."""
+        if not all(jax.tree.leaves(model.tags("trainable"))):
+            return trained_part(lambda part: self.transform(part, steps, values), model)
         decayed = None if self.decay_everything else model.tags("decay")
         parts = [optax.clip_by_global_norm(self.clip)] if self.clip is not None else []
         parts.append(self.direction(model, values))
@@ -95,24 +96,26 @@ class Optimizer(Config):
         if self.groups:
             parts.append(scaled_by_group(model, self.groups))
         parts.append(optax.scale_by_learning_rate(lambda step: self.rate(step, steps, values["learning_rate"])))
-        trainable = model.tags("trainable")
-        if not all(jax.tree.leaves(trainable)):
-            parts.append(optax.masked(optax.set_to_zero(), jax.tree.map(lambda tag: not tag, trainable)))
         return optax.chain(*parts)
 
     def direction(self, model: FunctionalModel, values: Hyperparameters) -> optax.GradientTransformation:
         """Returns the transformation from gradients to the update that the learning rate scales; the base has none."""
-        raise UserError(f"optimizer={type(self).__name__} is the base class of optimizers; there are AdamW and Muon")
-
-
-def adam(values: Hyperparameters) -> optax.GradientTransformation:
-    """Returns Adam's direction."""
-    return optax.scale_by_adam(b1=values["beta1"], b2=values["beta2"], eps=values["epsilon"])
+        raise UserError(f"optimizer={type(self).__name__} is the base class of optimizers; AdamW is one")
 
 
 @chz.chz(typecheck=True)
 class AdamW(Optimizer):
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2). Its fields are those of `Optimizer`."""
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2).
+
+    Attributes:
+      beta1, beta2, epsilon: Adam's.
+    """
+
+    beta1: float = chz.field(default=0.9, validator=_below_one)
+    beta2: float = chz.field(default=0.999, validator=_below_one)
+    epsilon: float = chz.field(default=1e-8, validator=_positive)
+
+    VALUES: ClassVar[tuple[str, ...]] = (*Optimizer.VALUES, "beta1", "beta2", "epsilon")
 
     def direction(self, model: FunctionalModel, values: Hyperparameters) -> optax.GradientTransformation:
-        return adam(values)
+        return optax.scale_by_adam(b1=values["beta1"], b2=values["beta2"], eps=values["epsilon"])

@@ -16,13 +16,13 @@ from recollect.models.functional import state_bytes_at
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
+from recollect.training.recovery.loss_spikes import LossSpikeDetector
 from recollect.training.run_folder import RunFolder, read_result
 
 if TYPE_CHECKING:
     from recollect.training.batches import DeviceBatches, StepPipeline
     from recollect.training.host_batches import HostBatches
     from recollect.training.monitoring.throughput import Meter
-    from recollect.training.recovery.loss_spikes import LossSpikeDetector
     from recollect.training.step import Program
 
 Log = Callable[[str], None]
@@ -45,6 +45,7 @@ class RunProgress:
       skipped, in_row: steps skipped because they were not finite: in total, and in a row up to now.
       failed_at: the last of `run.stop_after_nonfinite` such steps in a row.
       failure: entry of result.json about it.
+      initialized_from: "path", "step" and "sha256" of the parameters it began with (`run.initialize`).
     """
 
     step: int = 0
@@ -56,6 +57,7 @@ class RunProgress:
     in_row: int = 0
     failed_at: int | None = None
     failure: dict[str, Any] | None = None
+    initialized_from: dict[str, Any] | None = None
 
 
 class RunState:
@@ -87,11 +89,7 @@ class RunState:
         result = read_result(self.folder.path)
         self.result = None if result is None or result["status"] == "preempted" else result
         self.progress = RunProgress()
-        self.spikes: LossSpikeDetector | None = None
-        if run.spikes is not None:
-            from recollect.training.recovery.loss_spikes import LossSpikeDetector
-
-            self.spikes = LossSpikeDetector(run.spikes)
+        self.spikes = None if run.spikes is None else LossSpikeDetector(run.spikes)
         self.state: Any = None
         self.shapes: Any = None
         self.stop_signal: str | None = None
@@ -117,6 +115,10 @@ class RunState:
         state = fresh()
         self.shapes = shapes_of(state)
         if step is None:
+            if self.experiment.run.initialize is not None:
+                from recollect.training.checkpoint.initialize import initialized
+
+                state = initialized(self, state)
             self.state = state
         else:
             del state  # what is loaded takes its place on the devices
@@ -145,6 +147,7 @@ class RunState:
             "skipped_steps": progress.skipped,
             **({} if self.spikes is None else {"rollbacks": self.spikes.rollbacks}),
             **({} if progress.failure is None else {"failure": progress.failure}),
+            **({} if progress.initialized_from is None else {"initialized_from": progress.initialized_from}),
             "seconds": round(progress.seconds, 3),
             **({} if rates is None else {"examples_per_second": rates.tokens_per_second / data.tokens_per_example}),
             **({} if rates is None else rates.facts()),

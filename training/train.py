@@ -67,6 +67,10 @@ def prepare(experiments: list[Experiment]) -> None:
         return
     keep_compiled_programs(first.run.compile_cache)
     program = program_for(first, len(experiments) if len(experiments) > 1 else None)
+    if any(experiment.run.initialize for experiment in experiments):
+        from recollect.training.checkpoint.initialize import check_sources
+
+        check_sources(experiments)
     if host.count == 1:
         tokens = first.run.batch_size // first.run.accumulate * first.data.longest
         check_size(program.model, tokens, len(experiments))

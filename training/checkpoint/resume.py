@@ -145,7 +145,8 @@ def resume(run: RunState, step: int, shapes: Any) -> Any:
       shapes: structure, shapes and shardings of the state (see `shapes_of`).
     """
     state, extra = load(run.checkpoints, step, shapes)
-    run.progress = RunProgress(**{field.name: extra[field.name] for field in dataclasses.fields(RunProgress)})
+    kept: dict[str, Any] = {field.name: extra.get(field.name) for field in dataclasses.fields(RunProgress)}
+    run.progress = RunProgress(**kept)
     if run.spikes is not None:
         run.spikes.set_state(extra["guard"])
     if run.progress.done == "finished" and run.progress.step < run.experiment.run.steps:

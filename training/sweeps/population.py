@@ -100,6 +100,8 @@ def begin(population: RunState, members: list[RunState]) -> None:
     if step is None:
         for member in members:
             rewind(member, 0)
+        if any(member.experiment.run.initialize for member in members):
+            population.state = _initialized(population.state, members)
     else:
         shapes = shapes_of(population.state)
         population.state = None  # what is loaded takes its place on the devices
@@ -115,6 +117,18 @@ def begin(population: RunState, members: list[RunState]) -> None:
         member.program, member.batches, member.meter = population.program, population.batches, population.meter
     values = member_values([member.experiment for member in members], True)
     population.pipeline = StepPipeline(population, values, population.progress.step)
+
+
+def _initialized(state: Any, members: list[RunState]) -> Any:
+    """Returns the stacked fresh state with the parameters that members begin with (`run.initialize`)."""
+    from recollect.training.checkpoint.initialize import initialized
+
+    rows = [_row_of(state, row) for row in range(len(members))]
+    pairs = zip(members, rows, strict=True)
+    rows = [initialized(member, row) if member.experiment.run.initialize else row for member, row in pairs]
+    return jax.tree.map(
+        lambda leaf, *leaves: jax.device_put(np.stack(jax.device_get(leaves)), leaf.sharding), state, *rows
+    )
 
 
 def newest_common(members: list[RunState]) -> int | None:

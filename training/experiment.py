@@ -108,7 +108,7 @@ class Run(Config):
 
 @chz.chz(typecheck=True)
 class Experiment(Config):
-    """One run's whole configuration."""
+    """One run's whole configuration; `name` is its label in tables and the name of its folder in runs/."""
 
     name: str
     model: LanguageModel

@@ -16,6 +16,8 @@ COMMANDS = {
     "describe": "parameters, FLOPs, state bytes and a compile check, without data",
     "train": "train one experiment; the same command resumes it",
     "compare": "train what a study lacks, then table and plots",
+    "check": "hold mixers in a file of yours to the laws of all mixers",
+    "new": "write a file to start from: a mixer, a task or a study",
     "evaluate": "evaluate a run's newest checkpoint",
     "generate": "continue a prompt with a text model",
     "replay": "run a step again that was not finite, and name the layer that broke first",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from recollect.commands import add_with, load_files
+from recollect.commands import add_with
+from recollect.commands.user_code import load_files
 from recollect.configuration.user_paths import path
 
 
@@ -22,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     from recollect.export.safetensors_format import export_safetensors
     from recollect.training.checkpoint.load import open_run
 
-    load_files(options)
+    load_files(options, options.run)
     run = open_run(options.run)
     tokenizer = run.data.tokenizer
     extra: dict[str, Any] = {"step": run.step, "vocabulary": run.vocabulary}

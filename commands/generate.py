@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from recollect.commands import add_overrides, add_with, load_files
+from recollect.commands import add_overrides, add_with
+from recollect.commands.user_code import load_files
 from recollect.configuration.user_paths import path
 
 
@@ -24,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from recollect.training.checkpoint.load import continue_prompt
 
-    load_files(options)
+    load_files(options, options.run)
     sampling = options.length, options.temperature, options.top_p, options.seed
     print(continue_prompt(options.run, options.overrides, options.prompt, *sampling))
     return 0

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 from recollect.configuration import UserError, apply_overrides
+from recollect.configuration.python_files import USER_FILES
 from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
 from recollect.evaluation.results import load_runs, summarise
 from recollect.evaluation.table import format_table, write_csv
@@ -51,8 +52,7 @@ def compare(
     if on is None:
         folders = run_study(experiments, study.sweep, out, together=together)
     else:
-        definitions = [Path(str(file.__file__)) for file in files]
-        folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, definitions)
+        folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, list(USER_FILES))
     if failures and not folders:
         raise UserError(f"no run of {name} finished; {failures[0]}")
     _report(folders, out)

@@ -11,6 +11,8 @@ from typing import Any
 from recollect.configuration import UserError, to_json
 from recollect.configuration.disk_full import DiskFull, is_disk_full
 from recollect.configuration.io import replace_text, write_json
+from recollect.configuration.machine import environment
+from recollect.configuration.python_files import USER_FILES
 from recollect.configuration.read_json import read_json_object
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
@@ -78,6 +80,14 @@ class RunFolder:
         """Writes a JSON file of this name."""
         if self._writes:
             write_json(self.path / name, data)
+
+    def write_environment(self) -> None:
+        """Writes what the run's bits depend on beside its config: versions, devices, and code of the user's."""
+        self.write("environment.json", environment())
+        if USER_FILES:
+            from recollect.training.user_code import record
+
+            record(self.path)
 
     def unfinish(self) -> None:
         """Deletes result.json, for a run that is to go on."""

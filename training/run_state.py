@@ -102,7 +102,7 @@ class RunState:
         Raises:
           UserError: all checkpoints are damaged, or hold a state of another structure.
         """
-        self.folder.write("environment.json", environment())
+        self.folder.write_environment()
         step = None
         if current_host().broadcast(self.checkpoints.directory.is_dir()):
             from recollect.training.checkpoint.resume import delete_unfinished, newest_good

@@ -30,9 +30,8 @@ def train(experiment: Experiment, log: Callable[[str], None] = print) -> dict[st
     early" (`run.stop_at_accuracy`), "diverged", or "preempted" (SIGTERM: saved, and the same call goes on).
 
     Raises:
-      UserError: the folder holds another config, all checkpoints are damaged, the devices asked for are not here, or
-        the disk is full,
-        or another process trains in the folder.
+      UserError: the folder holds another config, all checkpoints are damaged, the devices asked for are not here, the
+        disk is full, or another process trains in the folder.
       KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
     """
     host = current_host()

@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from recollect.configuration.python_files import USER_FILES
+
 
 def add_with(parser: argparse.ArgumentParser) -> None:
     """Adds the option `--with FILE.py`."""
@@ -21,7 +23,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def experiment_of(options: argparse.Namespace) -> Any:
     """Returns the experiment that was named, with its overrides."""
-    if options.extra or ".py" in options.experiment:
+    if options.extra or ".py" in options.experiment or USER_FILES:
         from recollect.commands.user_code import user_experiment
 
         return user_experiment(options)

@@ -1,8 +1,9 @@
-"""Trains what a study lacks, then writes its table and plots."""
+"""Trains what a study lacks, then writes its table and plots; or writes those of runs that exist."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from recollect.commands import add_overrides, add_with
@@ -13,8 +14,10 @@ from recollect.configuration.user_paths import path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
-    parser.add_argument("study")
-    parser.add_argument("--out", type=path, metavar="DIR", help="where runs, table and plots go (default: runs/STUDY)")
+    text = "a study; or folders of runs that exist (or that hold such, or globs of them), of which nothing is trained"
+    parser.add_argument("study", metavar="STUDY|RUN...", help=text)
+    text = "where runs, table and plots go (default: runs/STUDY; of runs that exist, runs/compared)"
+    parser.add_argument("--out", type=path, metavar="DIR", help=text)
     parser.add_argument(
         "--together",
         action=argparse.BooleanOptionalAction,
@@ -40,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
+    if _names_runs(options.study):
+        from recollect.evaluation.results import find_runs
+        from recollect.experiments.compare import report
+
+        report(find_runs([options.study, *options.overrides]), options.out or Path("runs/compared"))
+        return 0
     from recollect.experiments.user_file import is_file, label
 
     files = load_files(options)
@@ -62,3 +71,10 @@ def run(options: argparse.Namespace) -> int:
         gpus=options.gpus_per_task,
     )
     return 0
+
+
+def _names_runs(text: str) -> bool:
+    """Returns whether an argument is a path or a glob and not the name of a study."""
+    if text.partition(":")[0].endswith(".py"):
+        return False
+    return os.sep in text or any(sign in text for sign in "*?[") or Path(text).is_dir()

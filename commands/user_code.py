@@ -46,7 +46,8 @@ def load_mixers(reference: str) -> dict[str, Any]:
 
 
 def user_experiment(options: argparse.Namespace) -> Any:
-    """Returns the experiment that was named, with its overrides, where files of the user's have a part in it."""
+    """Returns the experiment that was named, with its overrides, where files of the user's have a part in it, or had in
+    an earlier command of this process."""
     from recollect.configuration import apply_overrides
 
     load_files(options)

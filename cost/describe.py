@@ -25,7 +25,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from recollect.configuration import UserError
 from recollect.cost.hlo_cost import Work, work_of
 from recollect.data.batch import Batch
-from recollect.models import parameters_by_part, state_bytes_at, state_elements_at
+from recollect.models import parameters_by_part, state_bytes_at, state_elements_at, trainable_parameters
 from recollect.pallas_kernels import compile_ahead, compilers, dispatch
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.monitoring.chips import Chip, chip_of
@@ -63,11 +63,14 @@ def describe(experiment: Experiment, *, target: str | None = None, log: Callable
     log("parameters")
     for part, size in parameters_by_part(program.model).items():
         log(f"  {part:32} {size:>14,}")
+    log(f"  {'trainable':32} {trainable_parameters(program.model):>14,}")
     length = experiment.data.longest
     log(f"forward FLOPs per token at length {length:,}: {training_flops_per_token(experiment) / 3:,.0f}")
     log("decoding state of one sequence")
     limit = config.maximum_length()
-    for at in sorted({length, *LENGTHS}):
+    if still := [type(mixer).__name__ for mixer in config.mixers if not mixer.traits.streams]:
+        log(f"  none: {still[0]} does not stream")
+    for at in sorted({length, *LENGTHS}) if not still else ():
         if limit is not None and at > limit:
             log(f"  {at:>8,} tokens: longer than this model's maximum of {limit:,}")
             continue

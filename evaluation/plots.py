@@ -21,15 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recollect.configuration import UserError
-from recollect.evaluation.results import (
-    LearningCurve,
-    RunResult,
-    Summary,
-    best_setting,
-    group_by_label,
-    learning_curve,
-    slice_order,
-)
+from recollect.evaluation.curves import LearningCurve, learning_curve
+from recollect.evaluation.results import RunResult
+from recollect.evaluation.summaries import Summary, best_setting, group_by_label, slice_order
 from recollect.evaluation.table import format_bytes
 
 if TYPE_CHECKING:

@@ -1,37 +1,24 @@
-"""Finished run folders as data, one `RunResult` per run, and what they say about architectures: one `Summary` each.
+"""Finished run folders as data: one `RunResult` per run. What they say about architectures is in summaries.py.
 
-A study is a set of runs that differ in architecture, learning rate and seed. An architecture's score is
-
-    score(architecture) = max over settings of mean over seeds of score(run)
-
-where a setting is the learning rate with everything else that was swept in `optimizer`, `run.steps` and
-`run.batch_size`. Papers on recall report the maximum over runs instead (Based, arXiv 2402.18668, figure 2), which grows
-with the number of seeds; here seeds are averaged first and their spread is kept. The best is still a choice made on the
-evaluation data, so the median over settings stands beside it.
-
-Easy to get wrong: runs of one experiment whose `model` or `data` was overridden are other architectures, not seeds
-(config.json distinguishes them, and the label names what differs); a run that diverged counts with the accuracy that it
-had; bits per byte are better when lower.
+Easy to get wrong: a run that diverged counts with the accuracy that it had; bits per byte are better when lower.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import glob
 import math
-import re
-import statistics
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from recollect.configuration import UserError
-from recollect.configuration.io import flatten
+from recollect.configuration.machine import expanded
 from recollect.configuration.read_json import read_json_object
 from recollect.evaluation.appearance import mixer_of
 
+UNFINISHED = ("unfinished", "preempted")
 METRICS = {"accuracy": "accuracy_by_slice", "bits_per_byte": "bits_by_slice"}
 
 
@@ -106,15 +93,6 @@ class RunResult:
         return getattr(self, METRICS[self.metric])
 
 
-class LearningCurve(NamedTuple):
-    """Holds one array entry per evaluation: steps (int), score (accuracy, or bits per byte of text) and loss; NaN where
-    a line has none."""
-
-    steps: np.ndarray
-    score: np.ndarray
-    loss: np.ndarray
-
-
 def load_run(folder: Path | str) -> RunResult:
     """Reads one finished run.
 
@@ -129,7 +107,7 @@ def load_run(folder: Path | str) -> RunResult:
         raise UserError(f"{folder} is not a run's folder: it holds no config.json")
     path = folder / "result.json"
     result = read_json_object(path) if path.exists() else {"status": "unfinished"}
-    if result.get("status") in ("unfinished", "preempted"):
+    if result.get("status") in UNFINISHED:
         reason = "it was preempted" if path.exists() else "it holds no result.json"
         raise UserError(f"the run in {folder} is not finished: {reason}; the same train command goes on with it")
     values: dict[str, Any] = {}
@@ -151,183 +129,48 @@ def load_runs(folders: Iterable[Path | str]) -> list[RunResult]:
     return [load_run(folder) for folder in unique.values()]
 
 
-def learning_curve(folder: Path | str) -> LearningCurve:
-    """Returns the evaluations in a run's metrics.jsonl, of an unfinished run too. A half-written last line is ignored.
+def find_runs(patterns: Sequence[str], log: Callable[[str], None] = print, *, unfinished: bool = False) -> list[Path]:
+    """Returns the run folders that `patterns` name: run folders, folders with runs somewhere below them, or globs of
+    either. Runs below a folder that are not finished are left out, and logged, unless they are asked for.
 
     Raises:
-      UserError: there is no metrics.jsonl, or a whole line of it is broken (file and line named).
+      UserError: a pattern names no run.
     """
-    path = Path(folder) / "metrics.jsonl"
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line) if line.strip() else {}
-            if "evaluation" in record:
-                values = {name: value for name, value in record["evaluation"].items() if value is not None}
-                score = next((values[name] for name in METRICS if name in values), math.nan)
-                rows.append((int(record["step"]), float(score), float(values.get("loss", math.nan))))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            # What follows the last newline was still being written when the run was cut off.
-            if number < len(lines):
-                text = line[:60].decode(errors="replace")
-                raise UserError(f"{path}, line {number}: not a line of metrics: {text!r}") from None
-    steps, score, loss = zip(*rows, strict=True) if rows else ((), (), ())
-    return LearningCurve(np.array(steps, np.int64), np.array(score, np.float64), np.array(loss, np.float64))
+    runs: dict[Path, None] = {}
+    for pattern in patterns:
+        matches = [expanded(pattern, pattern)] if Path(pattern).exists() else _glob(pattern)
+        below = {folder: _runs_below(folder) for folder in matches}
+        if not any(below.values()):
+            what = "holds no run" if matches else "names no folder"
+            raise UserError(f"{pattern} {what}: give run folders, folders that hold runs, or globs of them")
+        for folder, inside in below.items():
+            done = [run for run in inside if unfinished or run == folder or _is_finished(run)]
+            if len(done) < len(inside):
+                log(f"{folder}: {len(inside) - len(done)} of {len(inside)} runs are not finished and are left out")
+            runs.update(dict.fromkeys(done))
+    if not runs:
+        raise UserError(f"no run in {', '.join(patterns)} is finished")
+    return list(runs)
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """Sums up one architecture of a study.
-
-    Attributes:
-      label: the experiment's name, with the fields of `model` and `data` in which runs of that name differ.
-      metric: "accuracy" or "bits_per_byte"; best, median, spread and by_slice are in its units.
-      best: mean over seeds at the best setting.
-      median: median over settings of the means over seeds.
-      spread: standard deviation over seeds at the best setting (n - 1 in the denominator); NaN for one seed.
-      seeds: runs at the best setting.
-      settings, runs, diverged: learning rates tried, runs in all, and how many of them diverged.
-      learning_rate: of the best setting.
-      chance: accuracy of a guess, or None.
-      state_bytes: by sequence length; `state_length` is the longest one evaluated, None when no length is known.
-      parameters: how many.
-      tokens_per_second: median over runs.
-      seconds: of all runs together.
-      by_slice, spread_by_slice: at the best setting, slices in increasing difficulty.
-      mixer: what mixes tokens: names its colour.
-    """
-
-    label: str
-    metric: str
-    best: float
-    median: float
-    spread: float
-    seeds: int
-    settings: int
-    runs: int
-    diverged: int
-    learning_rate: float
-    chance: float | None
-    state_bytes: dict[int, int]
-    state_length: int | None
-    parameters: int
-    tokens_per_second: float
-    seconds: float
-    by_slice: dict[str, float]
-    spread_by_slice: dict[str, float]
-    mixer: str = ""
-
-    @property
-    def state_size(self) -> int | None:
-        """Bytes of the state at `state_length`."""
-        return None if self.state_length is None else self.state_bytes[self.state_length]
+def _glob(pattern: str) -> list[Path]:
+    return sorted(Path(match) for match in glob.glob(str(expanded(pattern, pattern)), recursive=True))
 
 
-def group_by_label(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
-    """Returns the runs by architecture, in order of first appearance; keys are the labels of `Summary`."""
-    architectures: dict[tuple[str, frozenset[tuple[str, str]]], list[RunResult]] = {}
-    for run in runs:
-        fields = _fields(run, "model.", "data.")
-        architectures.setdefault((run.name, frozenset(fields.items())), []).append(run)
-    return {
-        _label(name, fields, [other for other_name, other in architectures if other_name == name]): members
-        for (name, fields), members in architectures.items()
-    }
+def _runs_below(folder: Path) -> list[Path]:
+    """Returns the folders with a config.json and a trace of training, `folder` first; checkpoints are not entered."""
+    runs = []
+    for path, folders, files in os.walk(folder):
+        if "config.json" in files and {"result.json", "metrics.jsonl", "environment.json"} & set(files):
+            runs.append(Path(path))
+            folders.clear()
+        folders.sort()
+    return runs
 
 
-def best_setting(runs: Sequence[RunResult]) -> list[RunResult]:
-    """Returns the runs (seeds) of one architecture at its best setting; the smallest learning rate wins a tie."""
-    return min(_settings(runs), key=lambda members: rank(_mean(members), members[0].metric))
-
-
-def summarise(runs: Iterable[RunResult]) -> list[Summary]:
-    """Returns one `Summary` per architecture, best first within a metric."""
-    summaries = [_summary(label, members) for label, members in group_by_label(runs).items()]
-    return sorted(summaries, key=lambda s: (s.metric, rank(s.best, s.metric), s.label))
-
-
-def rank(score: float, metric: str) -> tuple[bool, float]:
-    """Returns a sort key that puts the best score first and NaN last."""
-    return (True, 0.0) if math.isnan(score) else (False, -score if metric == "accuracy" else score)
-
-
-def slice_order(names: Iterable[str]) -> list[str]:
-    """Returns slice names in increasing difficulty ("64x8": by length, then pairs), without repeats.
-
-    Names of another kind keep their order.
-    """
-    unique = list(dict.fromkeys(names))
-    return sorted(unique, key=slice_size) if all(map(slice_size, unique)) else unique
-
-
-def slice_size(name: str) -> tuple[int, ...]:
-    """Returns (length, pairs) of a slice named "64x8"; () for a name of another kind."""
-    return tuple(map(int, name.split("x"))) if re.fullmatch(r"\d+x\d+", name) else ()
-
-
-def _summary(label: str, runs: list[RunResult]) -> Summary:
-    settings, best = _settings(runs), best_setting(runs)
-    means = [mean for mean in map(_mean, settings) if not math.isnan(mean)]
-    slices = slice_order(name for run in best for name in run.by_slice)
-    by_slice = {name: [run.by_slice.get(name, math.nan) for run in best] for name in slices}
-    evaluated = {slice_size(name)[0] for name in slices if slice_size(name)}
-    lengths = evaluated & best[0].state_bytes.keys() or best[0].state_bytes
-    return Summary(
-        label=label,
-        metric=best[0].metric,
-        best=_mean(best),
-        median=statistics.median(means) if means else math.nan,
-        spread=_deviation([run.score for run in best]),
-        seeds=len(best),
-        settings=len(settings),
-        runs=len(runs),
-        diverged=sum(run.status == "diverged" for run in runs),
-        learning_rate=best[0].learning_rate,
-        chance=best[0].chance,
-        state_bytes=best[0].state_bytes,
-        state_length=max(lengths, default=None),
-        parameters=best[0].parameters,
-        tokens_per_second=statistics.median(run.tokens_per_second for run in runs),
-        seconds=sum(run.seconds for run in runs),
-        by_slice={name: float(np.mean(values)) for name, values in by_slice.items()},
-        spread_by_slice={name: _deviation(values) for name, values in by_slice.items()},
-        mixer=best[0].mixer,
-    )
-
-
-def _settings(runs: Sequence[RunResult]) -> list[list[RunResult]]:
-    """Returns the runs of one architecture by what was swept beside the seed, smallest learning rate first."""
-    settings: dict[Any, list[RunResult]] = {}
-    for run in runs:
-        fields = _fields(run, "optimizer.", "run.steps", "run.batch_size")
-        settings.setdefault((run.learning_rate, tuple(sorted(fields.items()))), []).append(run)
-    return [settings[key] for key in sorted(settings)]
-
-
-def _fields(run: RunResult, *starts: str) -> dict[str, str]:
-    """Returns the fields of a run's config whose paths start so, as JSON text."""
-    return {path: value for path, value in flatten(run.config, leaf=json.dumps).items() if path.startswith(starts)}
-
-
-def _mean(runs: Sequence[RunResult]) -> float:
-    return float(np.mean([run.score for run in runs]))
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-
-
-def _label(name: str, fields: frozenset[tuple[str, str]], namesakes: list[frozenset[tuple[str, str]]]) -> str:
-    """Returns an experiment's name with the fields in which architectures of that name differ."""
-    differing = sorted({path for other in namesakes for path, _ in other - frozenset.intersection(*namesakes)})
-    values, tails = dict(fields), [path.rpartition(".")[2] for path in differing]
-    names = [tail if tails.count(tail) == 1 else path for path, tail in zip(differing, tails, strict=True)]
-    shown = [f"{short}={values.get(path, 'none').strip(chr(34))}" for path, short in zip(differing, names, strict=True)]
-    return f"{name} [{', '.join(shown)}]" if shown else name
+def _is_finished(run: Path) -> bool:
+    path = run / "result.json"
+    return path.exists() and read_json_object(path).get("status") not in UNFINISHED
 
 
 _KINDS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {

@@ -1,10 +1,11 @@
 """The terminal's table of a study, and results.csv.
 
 The table has one line per architecture, best first: mean over seeds at the best learning rate, its standard deviation,
-and the median over learning rates (see evaluation/results.py). The csv has one line per run with every number as
+and the median over learning rates (see evaluation/summaries.py). The csv has one line per run with every number as
 Python's shortest text that reads back as the same float.
 """
 
+import collections
 import csv
 import math
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from recollect.configuration import UserError
 from recollect.configuration.io import replacing
-from recollect.evaluation.results import RunResult, Summary, group_by_label, rank, slice_order
+from recollect.evaluation.results import RunResult
+from recollect.evaluation.summaries import Summary, group_by_label, rank, slice_order
 
 WIDTH = 120
 GAP = "  "
@@ -30,6 +32,9 @@ CSV_FAMILIES = {
 }
 """Columns of the csv that have a key, `family[key]`, and the field of a run that holds their values by key."""
 
+RATE = "optimizer.learning_rate"
+ARROWS = {"highest": " ↑", "lowest": " ↓"}
+
 Columns = dict[str, list[str]]
 """Header of each column -> its cells, one per architecture."""
 
@@ -37,19 +42,23 @@ Columns = dict[str, list[str]]
 def format_table(summaries: Sequence[Summary], width: int = WIDTH) -> str:
     """Returns the table as text, no line longer than `width` (at least 110; long labels lose their middle).
 
-    Slices follow in blocks of their own, where there are several. Recall and text architectures get a table each,
-    because their scores cannot be compared.
+    Scores by slice and by learning rate follow in blocks of their own, where there are several. Each metric and each
+    task has its own table under its name, because their scores do not compare. An arrow beside the best learning rate
+    means that it is the highest or the lowest tried.
 
     Raises:
       UserError: there are no summaries.
     """
     if not summaries:
         raise UserError("there are no finished runs to tabulate")
-    blocks = []
-    for metric in dict.fromkeys(summary.metric for summary in summaries):
-        rows = sorted((s for s in summaries if s.metric == metric), key=lambda s: rank(s.best, s.metric))
+    tables = list(dict.fromkeys((s.metric, s.task) for s in summaries))
+    blocks = [f"{len(tables)} tables: scores of different tasks or metrics do not compare"] if len(tables) > 1 else []
+    for table in tables:
+        rows = sorted((s for s in summaries if (s.metric, s.task) == table), key=lambda s: rank(s.best, s.metric))
         labels = [s.label for s in rows]
-        blocks += [_aligned(labels, columns, width) for columns in [_columns(rows), *_slice_columns(rows, width)]]
+        columns = [_columns(rows), *_slice_columns(rows, width), *_rate_columns(rows)]
+        first, *others = [_aligned(labels, block, width) for block in columns]
+        blocks += [f"{table[1]}\n{first}" if table[1] else first, *others, *_edge_notes(rows)]
     return "\n\n".join(blocks)
 
 
@@ -132,7 +141,7 @@ def _columns(summaries: Sequence[Summary]) -> Columns:
         "accuracy %" if metric == "accuracy" else "bits/byte": [format_score(s.best, metric) for s in summaries],
         "± sd": [format_score(s.spread, metric) for s in summaries],
         "median": [format_score(s.median, metric) for s in summaries],
-        "best lr": [f"{s.learning_rate:.2g}" for s in summaries],
+        "best lr": [_rate(s) for s in summaries],
         "lr×seeds": [f"{s.settings}×{s.seeds}" for s in summaries],
         "diverged": [str(s.diverged) for s in summaries],
         "state" if length is None else f"state@{length:,}": [
@@ -161,6 +170,36 @@ def _slice_columns(summaries: Sequence[Summary], width: int) -> list[Columns]:
         blocks[-1][name] = [format_score(s.by_slice.get(name, math.nan), s.metric) for s in summaries]
         used += needed
     return blocks
+
+
+def _rate(summary: Summary) -> str:
+    """Returns the best learning rate, with an arrow to where a better one may lie."""
+    return f"{summary.learning_rate:.2g}" + ARROWS.get(summary.edges.get(RATE, ""), "")
+
+
+def _rate_columns(summaries: Sequence[Summary]) -> list[Columns]:
+    """Returns the columns of the block of scores by learning rate, if there are several; of the ten rates that most
+    architectures were trained at."""
+    counts = collections.Counter(rate for s in summaries for rate in s.by_rate)
+    if len(counts) < 2:
+        return []
+    rates = sorted(rate for rate, _ in counts.most_common(10))
+    scores = {rate: [s.by_rate[rate].mean if rate in s.by_rate else math.nan for s in summaries] for rate in rates}
+    metric = summaries[0].metric
+    return [{f"lr {rate:.3g}": [format_score(value, metric) for value in scores[rate]] for rate in rates}]
+
+
+def _edge_notes(summaries: Sequence[Summary]) -> list[str]:
+    """Returns a block that says which best values are the highest or the lowest tried."""
+    lines = []
+    if any(RATE in s.edges for s in summaries):
+        lines.append("↑ ↓ the best learning rate is the highest or lowest tried: a better one may lie beyond it")
+    for path in sorted({path for s in summaries for path in s.edges} - {RATE}):
+        for end in ("lowest", "highest"):
+            labels = [s.label for s in summaries if s.edges.get(path) == end]
+            if labels:
+                lines.append(f"{path}: the best value is the {end} tried, of {', '.join(labels)}")
+    return ["\n".join(lines)] if lines else []
 
 
 def _aligned(labels: list[str], columns: Columns, width: int) -> str:

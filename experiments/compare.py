@@ -1,13 +1,18 @@
 """Runs a study, then writes its table and plots: what `main.py compare` does."""
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from recollect.configuration import UserError, apply_overrides
 from recollect.configuration.python_files import USER_FILES
 from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
-from recollect.evaluation.results import load_runs, summarise
+from recollect.evaluation.report import write_report
+from recollect.evaluation.results import load_runs
+from recollect.evaluation.summaries import group_by_task, summarise
 from recollect.evaluation.table import format_table, write_csv
 from recollect.experiments.study import Study, add_mixers
 from recollect.training.experiment import Experiment
@@ -55,27 +60,40 @@ def compare(
         folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, list(USER_FILES))
     if failures and not folders:
         raise UserError(f"no run of {name} finished; {failures[0]}")
-    _report(folders, out)
+    report(folders, out)
     if failures:
         raise UserError(
             f"{len(failures)} of the study's tasks failed ({'; '.join(failures)}); the table and plots are without them"
         )
 
 
-def _report(folders: Sequence[Path], out: Path) -> None:
-    """Prints the table of finished runs; writes results.csv and the plots."""
+def _without_folder(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a run's config without its folder."""
+    return {**config, "run": {**config.get("run", {}), "directory": None}}
+
+
+def report(folders: Sequence[Path], out: Path) -> None:
+    """Prints the tables of finished runs; writes results.csv and the plots. Scores of different tasks or metrics share
+    no axis: where there are several, each has its plots in a folder below `out`."""
     runs = load_runs(folders)
-    summaries = summarise(runs)
-    print(format_table(summaries))
+    repeated = len(runs) - len({json.dumps(_without_folder(run.config)) for run in runs})
+    if repeated:
+        print(f"{repeated} of {len(runs)} runs repeat another's config and seed; they count as further seeds")
+    print(format_table(summarise(runs)))
     write_csv(out / "results.csv", runs)
-    recall = [summary for summary in summaries if summary.metric == "accuracy"]
-    # Accuracy and bits per byte share no axis: a study that mixes them is drawn for recall.
-    accuracy_by_slice(recall or summaries, out / "accuracy_by_slice.png")
-    learning_curves([run for run in runs if not recall or run.metric == "accuracy"], out / "learning_curves.png")
-    print(f"table: {out / 'results.csv'}; plots: {out / 'accuracy_by_slice.png'}, {out / 'learning_curves.png'}")
-    if recall:
-        recall_vs_state(recall, out / "recall_vs_state.png")
-        print(f"recall against state size: {out / 'recall_vs_state.png'}")
+    print(f"table: {out / 'results.csv'}")
+    for task, asked in group_by_task(runs).items():
+        folder = out / re.sub(r"[^\w.=,+-]+", "_", task).strip("_") if task else out
+        summaries = summarise(asked)
+        accuracy_by_slice(summaries, folder / "accuracy_by_slice.png")
+        learning_curves(asked, folder / "learning_curves.png")
+        drawn = ["accuracy_by_slice.png", "learning_curves.png"]
+        if summaries[0].metric == "accuracy" and any(one.state_size for one in summaries):
+            recall_vs_state(summaries, folder / "recall_vs_state.png")
+            drawn.append("recall_vs_state.png")
+        print(f"plots{f' of {task}' if task else ''}: {', '.join(str(folder / name) for name in drawn)}")
+    write_report(folders, out / "report.html", out.name)
+    print(f"page: {out / 'report.html'}")
 
 
 def _run_on_ray(

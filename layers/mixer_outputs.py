@@ -33,6 +33,12 @@ def check_outputs(config: MixerConfig, width: int) -> None:
         rngs = nnx.Rngs(params=jax.random.key(0))
         mixer = called(lambda: config.build(width, Place(0, 1), rngs))
         called.require(isinstance(mixer, Mixer), _text(mixer), "a module derived from layers.mixer.Mixer")
+        for name in ("__call__", "init_state", "extend") if config.traits.streams else ("__call__",):
+            if getattr(type(mixer), name) is getattr(Mixer, name):
+                either = "" if name == "__call__" else ", or give the config traits with streams=False"
+                raise UserError(
+                    f"{file.path if file else config}: {type(mixer).__name__} lacks {name}; write it{either}"
+                )
         _check_output(called, called(lambda: mixer(x)), x, "MixerOutput")
         if not config.traits.streams:
             return

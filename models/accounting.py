@@ -19,6 +19,12 @@ def parameters_by_part(model: FunctionalModel) -> dict[str, int]:
     return {**parts, "total": sum(parts.values())}
 
 
+def trainable_parameters(model: FunctionalModel) -> int:
+    """Returns the number of parameters that are trained: neither constant nor frozen."""
+    trained = jax.tree.map(lambda leaf, tag: leaf.size if tag else 0, model.abstract_params(), model.tags("trainable"))
+    return sum(jax.tree.leaves(trained))
+
+
 def _part(path: str, config: LanguageModel) -> str:
     names = path.split(".")
     if names[0] != "stack":

@@ -19,23 +19,28 @@ Params = dict[str, Any]
 
 
 class FunctionalModel:
-    """A config with its vocabulary, and functions of its parameters."""
+    """A config with its vocabulary, and functions of its parameters; `frozen`: see `Optimizer`."""
 
-    def __init__(self, config: LanguageModel, vocabulary: int):
-        self.config = config
-        self.vocabulary = vocabulary
+    def __init__(self, config: LanguageModel, vocabulary: int, frozen: str | tuple[str, ...] | None = None):
+        self.config, self.vocabulary = config, vocabulary
+        self.adaptation: Any = None
         abstract = jax.eval_shape(lambda: config.build(vocabulary, nnx.Rngs(params=jax.random.key(0))))
         self._graph, state = nnx.split(abstract)
         self._variables = dict(nnx.to_flat_state(state))
+        if config.lora is not None or frozen:
+            from recollect.models.adaptation import Adaptation
+
+            self.adaptation = Adaptation(self, frozen or ())
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Returns fresh parameters. Pure: may be jitted, and vmapped over keys."""
         _, state = nnx.split(self.config.build(self.vocabulary, nnx.Rngs(params=key)))
-        return nest({path: variable[...] for path, variable in nnx.to_flat_state(state)})
+        params = nest({path: variable[...] for path, variable in nnx.to_flat_state(state)})
+        return params if self.adaptation is None else self.adaptation.init(params, key)
 
     def bind(self, params: Params) -> LanguageModelModule:
         """Returns the module with these parameters."""
-        flat = flatten(params)
+        flat = flatten(params if self.adaptation is None else self.adaptation.effective(params))
         leaves = [(path, old.replace(flat[".".join(map(str, path))])) for path, old in self._variables.items()]
         return nnx.merge(self._graph, nnx.from_flat_state(leaves))
 
@@ -46,7 +51,8 @@ class FunctionalModel:
     def tags(self, name: str) -> Params:
         """Returns one tag of every parameter: "dims" (str), "decay" (bool), "group" (str) or "trainable" (bool); see
         recollect.layers.modules.linear.parameter."""
-        return nest({path: variable.get_metadata()[name] for path, variable in self._variables.items()})
+        tags = nest({path: variable.get_metadata()[name] for path, variable in self._variables.items()})
+        return tags if self.adaptation is None else self.adaptation.tags(name, tags)
 
 
 def nest(flat: dict[tuple[Any, ...], Any]) -> Params:
@@ -61,8 +67,9 @@ def count(params: Params) -> int:
 
 def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -> dict[str, int]:
     """Returns the bytes of the decoding state of one sequence, for streams of the given lengths, without the model's
-    own cursor. Keys are strings, as in JSON; lengths that the model cannot take are left out."""
-    limit = config.maximum_length()
+    own cursor. Keys are strings, as in JSON; lengths that the model cannot take are left out, all where it cannot
+    stream."""
+    limit = config.maximum_length() if all(mixer.traits.streams for mixer in config.mixers) else 0
     fitting = [length for length in lengths if limit is None or length <= limit]
     return {str(length): state_bytes(abstract_state(config, vocabulary, length)) for length in fitting}
 

@@ -1,7 +1,19 @@
-"""Continues prompts from the decoding state: one prefill, then one token at a time inside a compiled loop."""
+"""Continues prompts from the decoding state: prefill in chunks, then tokens in pieces, each a compiled loop.
 
+    tokens = generate(model, params, prompts, 100)                    # arrays, all at once
+    for piece in Generation(model, params, prompts, 100): ...         # as they come, in constant memory
+
+Prompts of different lengths are padded on their left, with segment 0, which never advances a state. A row that is done
+gets padding too, so a loop that runs a whole piece gives no state more tokens than were asked for. A row's tokens do
+not depend on the rows beside it but for rounding: its random keys are its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
 import functools
-import math
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,94 +21,212 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from recollect.configuration import UserError
+from recollect.layers.mixer import Context
 from recollect.layers.state.capacity import overfull
 from recollect.models.functional import FunctionalModel, Params
+from recollect.models.language_model import ModelState
 from recollect.models.memory import check_memory
+from recollect.models.sampling import Sampling, choose
 
-_TOKEN_BYTES = 24
-"""Of each generated token: its random key, the bits that it is split from, and the token, twice."""
+PIECE = 16
+"""Tokens per row that one call of the compiled loop generates at most."""
+
+LONGEST_CHUNK = 512
+"""Tokens of the prompts that one call of prefill takes at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """The next tokens of every row.
+
+    Attributes:
+      tokens: (b, n); of each row `counts` are new, the others are padding.
+      log_probabilities: of those tokens, under the model itself: before temperature, filters and penalty.
+      counts: 0 for a row that was done before.
+    """
+
+    tokens: Int[np.ndarray, "b n"]
+    log_probabilities: Float[np.ndarray, "b n"]
+    counts: Int[np.ndarray, " b"]
+
+
+class Generation:
+    """Continuations of prompts, iterated piece by piece.
+
+    Args:
+      prompts: ids of each, at least one; lengths may differ.
+      tokens: to generate after each.
+      end: id of the token after which a row is done; None for none.
+
+    Attributes:
+      rows: number of prompts.
+      state_bytes: of the decoding state of all rows.
+
+    Raises:
+      UserError: an empty prompt, or more tokens than the model or the memory can take.
+    """
+
+    def __init__(
+        self,
+        model: FunctionalModel,
+        params: Params,
+        prompts: Iterable[Any],
+        tokens: int,
+        sampling: Sampling | None = None,
+        *,
+        end: int | None = None,
+    ):
+        rows = [np.asarray(prompt, np.int32) for prompt in prompts]
+        if not rows or any(row.ndim != 1 or not row.size for row in rows):
+            raise UserError("generation needs a prompt of at least one token")
+        if tokens < 1:
+            raise UserError(f"tokens={tokens}: at least one token must be generated")
+        longest = max(map(len, rows))
+        total = longest + tokens
+        limit = model.config.maximum_length()
+        self._lengths = f"a prompt of {longest} tokens and {tokens} more"
+        if limit is not None and total > limit:
+            raise UserError(f"{self._lengths} are {total} tokens; this model takes at most {limit}")
+        if total >= 2**31:
+            raise UserError(f"tokens={tokens:,}: prompt and continuation must be less than {2**31:,} tokens")
+        self._total = total
+        sampling = sampling or Sampling()
+        self._model, self._sampling = model, sampling
+        self._programs = _programs(model, sampling.is_greedy, sampling.has_filter, sampling.has_penalty)
+        state = jax.eval_shape(lambda params: model.bind(params).init_state(len(rows), total), params)
+        self.state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        check_memory(self.state_bytes, f"generating {tokens:,} tokens")
+        self._params = jax.device_put(params)  # once, not at every call
+        self.rows = len(rows)
+        self._prompts, self._end = rows, -1 if end is None else end
+        self._left = np.full(len(rows), tokens, np.int32)
+
+    def __iter__(self) -> Iterator[Piece]:
+        decode = self._programs.decode
+        values, keys = self._sampling.values(self._model.vocabulary), self._sampling.row_keys(self._prompts)
+        carry, first = self.prefill(), 0
+        while np.any(self._left):
+            carry, found, left = decode(self._params, carry, keys, values, self._left, first, self._end)
+            tokens, log_probabilities, full = jax.device_get(found)
+            if full:
+                raise UserError(
+                    f"{self._lengths} do not fit into the decoding state that this model makes for {self._total} tokens"
+                )
+            before, after = self._left, np.array(left)
+            first += PIECE
+            # A row that its end token stopped has 0 left, however few it used: count up to that token.
+            ended = tokens == self._end
+            counts = np.minimum(before, PIECE)
+            counts = np.where(ended.any(1), np.minimum(counts, ended.argmax(1) + 1), counts)
+            self._left = after
+            yield Piece(tokens, log_probabilities, counts)
+
+    def stop(self, row: int) -> None:
+        """Ends a row before its tokens are all generated."""
+        self._left[row] = 0
+
+    def prefill(self) -> tuple[Float[Array, "b d"], ModelState, Bool[Array, "b z"] | None]:
+        """Returns what the loop starts from: the hidden vectors of the last tokens of the prompts, the state after
+        them, and which tokens they hold, where there is a penalty."""
+        penalised = self._sampling.has_penalty
+        programs = self._programs
+        longest = max(map(len, self._prompts))
+        chunk = min(LONGEST_CHUNK, 1 << (longest - 1).bit_length())
+        width = -(-longest // chunk) * chunk
+        tokens, segments = np.zeros((2, self.rows, width), np.int32)
+        seen = np.zeros((self.rows, self._model.vocabulary), bool) if penalised else None
+        for row, prompt in enumerate(self._prompts):
+            tokens[row, width - len(prompt) :] = prompt
+            segments[row, width - len(prompt) :] = 1
+            if seen is not None:
+                seen[row, prompt] = True
+        state = programs.start(self._params, self.rows, self._total)
+        for at in range(0, width, chunk):
+            part = slice(at, at + chunk)
+            hidden, state = programs.prefill(self._params, state, tokens[:, part], segments[:, part])
+        return hidden, state, None if seen is None else jnp.asarray(seen)
 
 
 def generate(
     model: FunctionalModel,
     params: Params,
-    prompts: np.ndarray,
-    length: int,
+    prompts: Iterable[Any],
+    tokens: int,
+    sampling: Sampling | None = None,
     *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-) -> np.ndarray:
-    """Returns `length` sampled tokens after each prompt, (b, length) int32.
+    end: int | None = None,
+) -> Int[np.ndarray, "b tokens"]:
+    """Returns the tokens after each prompt; see `Generation`. After its end token, a row holds nothing but that."""
+    running = Generation(model, params, prompts, tokens, sampling, end=end)
+    check_memory(running.state_bytes + 4 * tokens * running.rows, f"generating {tokens:,} tokens")
+    found = np.full((running.rows, tokens), -1 if end is None else end, np.int32)
+    at = 0
+    for piece in running:
+        for row, count in enumerate(piece.counts):
+            found[row, at : at + count] = piece.tokens[row, :count]
+        at += PIECE
+    return found
 
-    Args:
-      prompts: (b, t) int, at least one token each.
-      temperature: 0 takes the likeliest token.
-      top_p: samples from the smallest set of tokens whose probabilities reach this sum (Holtzman et al. 2020).
-      seed: same seed, same text.
 
-    Raises:
-      UserError: an empty prompt, an impossible setting, or more tokens than the model can take.
-    """
-    prompts = np.asarray(prompts, np.int32)
-    for possible, reason in (
-        (prompts.ndim == 2 and prompts.shape[1] > 0, "generation needs a prompt of at least one token"),
-        (length >= 1, f"length={length}: at least one token must be generated"),
-        (0 <= temperature < math.inf, f"temperature={temperature}: must be finite and not negative"),
-        (0 < top_p <= 1, f"top_p={top_p}: must be in (0, 1]"),
-        (0 <= seed < 2**63, f"seed={seed}: must be between 0 and 2^63 - 1"),
-    ):
-        if not possible:
-            raise UserError(reason)
-    total = prompts.shape[1] + length
-    limit = model.config.maximum_length()
-    lengths = f"a prompt of {prompts.shape[1]} tokens and {length} more"
-    if limit is not None and total > limit:
-        raise UserError(f"{lengths} are {total} tokens; this model takes at most {limit}")
-    if total >= 2**31:
-        raise UserError(f"length={length:,}: prompt and continuation must be less than {2**31:,} tokens")
-    state = jax.eval_shape(lambda params: model.bind(params).init_state(len(prompts), total), params)
-    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    check_memory(held + _TOKEN_BYTES * length * len(prompts), f"generating {length:,} tokens")
-    run = _compiled(model, prompts.shape[1], length, temperature == 0)
-    settings = (jnp.float32(max(temperature, 1e-6)), jnp.float32(top_p))
-    tokens, full = run(params, prompts, jax.random.key(seed), *settings)
-    if full:
-        raise UserError(f"{lengths} do not fit into the decoding state that this model makes for {total} tokens")
-    return np.asarray(tokens)
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+    start: Any
+    prefill: Any
+    decode: Any
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(model: FunctionalModel, prompt_length: int, length: int, greedy: bool):
-    def run(
+def _programs(model: FunctionalModel, greedy: bool, filtered: bool, penalised: bool) -> _Programs:
+    """Returns the compiled functions of a model. States are donated: each call writes into the memory of the last."""
+
+    def start(params: Params, rows: int, total: int) -> ModelState:
+        return model.bind(params).init_state(rows, total)
+
+    def prefill(
+        params: Params, state: ModelState, tokens: Int[Array, "b t"], segments: Int[Array, "b t"]
+    ) -> tuple[Float[Array, "b d"], ModelState]:
+        hidden, state = model.bind(params).extend(tokens, state, Context(segments=segments))
+        return hidden[:, -1], state
+
+    def decode(
         params: Params,
-        prompts: Int[Array, "b t"],
-        key: Key[Array, ""],
-        temperature: Float[Array, ""],
-        top_p: Float[Array, ""],
-    ) -> tuple[Int[Array, "b length"], Bool[Array, ""]]:
+        carry: tuple[Any, ...],
+        keys: Key[Array, " b"],
+        values: dict[str, Any],
+        left: Int[Array, " b"],
+        first: Int[Array, ""],
+        end: Int[Array, ""],
+    ) -> tuple[Any, ...]:
         module = model.bind(params)
-        state = module.init_state(prompts.shape[0], prompt_length + length)
-        hidden, state = module.extend(prompts, state)
+        rows = jnp.arange(left.shape[0])
 
-        def step(carry, key):
-            hidden, state = carry
+        def step(at: Int[Array, ""], carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            hidden, state, seen, left, tokens, log_probabilities = carry
+            active = left > 0
             logits = module.logits(hidden)
-            token = jnp.argmax(logits, axis=-1) if greedy else _sample(key, logits / temperature, top_p)
-            hidden, state = module.extend(token[:, None].astype(jnp.int32), state)
-            return (hidden[:, -1], state), token.astype(jnp.int32)
+            token_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, first + at)
+            token = choose(token_keys, logits, values, greedy=greedy, filtered=filtered, seen=seen)
+            chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+            segments = jnp.where(active, 1, 0)[:, None]
+            hidden, state = module.extend(token[:, None], state, Context(segments=segments))
+            if seen is not None:
+                seen = seen.at[rows, token].set(True)
+            left = jnp.where(active, jnp.where(token == end, 0, left - 1), 0)
+            tokens, log_probabilities = tokens.at[:, at].set(token), log_probabilities.at[:, at].set(chosen)
+            return hidden[:, -1], state, seen, left, tokens, log_probabilities
 
-        (_, state), tokens = jax.lax.scan(step, (hidden[:, -1], state), jax.random.split(key, length))
-        return tokens.T, overfull(state)
+        room = (rows.size, PIECE)
+        blank = (jnp.full(room, -1, jnp.int32), jnp.zeros(room, jnp.float32))
+        loop = jax.lax.while_loop(
+            lambda carry: (carry[0] < PIECE) & jnp.any(carry[1][3] > 0),
+            lambda carry: (carry[0] + 1, step(carry[0], carry[1])),
+            (jnp.int32(0), (*carry, left, *blank)),
+        )
+        hidden, state, seen, left, tokens, log_probabilities = loop[1]
+        return (hidden, state, seen), (tokens, log_probabilities, overfull(state)), left
 
-    return jax.jit(run)
-
-
-def _sample(key: Key[Array, ""], logits: Float[Array, "b z"], top_p: Float[Array, ""]) -> Int[Array, " b"]:
-    order = jnp.argsort(-logits, axis=-1)
-    ranked = jnp.take_along_axis(logits, order, axis=-1)
-    probabilities = jax.nn.softmax(ranked, axis=-1)
-    # Kept as long as the tokens before it do not reach top_p: the likeliest always stays.
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    choice = jax.random.categorical(key, jnp.where(before < top_p, ranked, -jnp.inf), axis=-1)
-    return jnp.take_along_axis(order, choice[:, None], axis=-1)[:, 0]
+    return _Programs(
+        jax.jit(start, static_argnums=(1, 2)),
+        jax.jit(prefill, donate_argnums=1),
+        jax.jit(decode, donate_argnums=1),
+    )

@@ -24,6 +24,7 @@ from recollect.layers.modules.positions import LearnedPositions
 from recollect.layers.packing import document_positions, token_positions
 from recollect.layers.state.capacity import check_capacity, check_positions
 from recollect.models import landmarks
+from recollect.models.lora import LoRA
 from recollect.models.rematerialisation import Remat
 from recollect.models.stack import Stack, Stage
 
@@ -46,6 +47,7 @@ class LanguageModel(Config):
       dtype: dtype of activations.
       remat: what a layer's backward pass recomputes: "none" nothing, "dots" all but products with parameters and
         kernels, "full" everything.
+      lora: low-rank updates of linear maps, trained alone unless asked; None has none.
       unroll: write repeated layers out instead of scanning over them (slower to compile, easier to debug).
     """
 
@@ -58,6 +60,7 @@ class LanguageModel(Config):
     embedding_dropout: float = chz.field(default=0.0, validator=_share)
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
+    lora: LoRA | None = None
     unroll: bool = False
 
     @chz.validate

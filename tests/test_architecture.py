@@ -16,10 +16,11 @@ ALLOWED = {
     "models": {"configuration", "layers", "pallas_kernels"},
     "data": {"configuration"},
     "evaluation": {"configuration", "models", "data"},
-    # layers: the context that a model is called with; pallas_kernels: what its operations run on
-    "training": {"configuration", "pallas_kernels", "layers", "models", "data", "evaluation"},
-    "cost": {"configuration", "pallas_kernels", "layers", "models", "data", "training"},
     "export": {"configuration", "models"},
+    # layers: the context that a model is called with; pallas_kernels: what its operations run on
+    # export: parameters that a run begins with
+    "training": {"configuration", "pallas_kernels", "layers", "models", "data", "evaluation", "export"},
+    "cost": {"configuration", "pallas_kernels", "layers", "models", "data", "training"},
     "experiments": {"configuration", "layers", "models", "data", "evaluation", "training"},
 }
 ALLOWED["commands"] = {*ALLOWED, "benchmarks"}

@@ -139,8 +139,8 @@ def test_a_file_of_the_users_that_ends(capsys, tmp_path, text, code):
         (["--temperature", "nan"], "temperature=nan: must be finite and not negative"),
         (["--temperature", "inf"], "temperature=inf: must be finite"),
         (["--top-p", "nan"], "top_p=nan: must be in (0, 1]"),
-        (["--length", "1000000000"], "generating 1,000,000,000 tokens would take at least"),
-        (["--length", "100000000000"], "prompt and continuation must be less than 2,147,483,648 tokens"),
+        (["--tokens", "1000000000"], "generating 1,000,000,000 tokens would take at least"),
+        (["--tokens", "100000000000"], "prompt and continuation must be less than 2,147,483,648 tokens"),
         (["--prompt", "a\udc80"], "character 1 of the prompt"),
     ],
 )

@@ -70,6 +70,8 @@ def test_workflows_run(tmp_path):
     assert "small_based" in out
     run(tmp_path, *command, "train", "mqar.attention", *small)
     assert "finished" in run(tmp_path, "-c", code_of("read_a_run.md")[0])
+    run(tmp_path, *command, "report", "runs", "--out", "mine.html")
+    assert run(tmp_path, "-c", code_of("report.md")[0]).split() == ["5", "runs"]
     losses = run(tmp_path, "-c", code_of("fine_tune.md")[0].replace("data.pairs=4", "data.pairs=1"))
     assert [line.split()[0] for line in losses.splitlines()[-2:]] == ["10", "20"]
     for code in code_of("library.md"):

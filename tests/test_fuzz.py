@@ -76,7 +76,7 @@ def trained(name):
 
 OPTIONS = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(["--seed", "--temperature", "--top-p", "--length"]), st.sampled_from(NUMBERS)),
+        st.tuples(st.sampled_from(["--seed", "--temperature", "--top-p", "--tokens"]), st.sampled_from(NUMBERS)),
         st.tuples(st.just("--prompt"), st.text(max_size=5)),
     ),
     max_size=2,

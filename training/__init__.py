@@ -12,7 +12,7 @@ __getattr__, __all__ = lazy_names(
         "loss": "Loss",
         "muon": "Muon",
         "optimizer": "AdamW",
-        "checkpoint.load": "SavedRun continue_prompt evaluate_run open_run",
+        "checkpoint.load": "SavedRun evaluate_run open_run open_text_run",
         "recovery.loss_spikes": "Spikes",
         "recovery.replay": "replay",
         "run_folder": "RunFolder",

@@ -6,7 +6,7 @@ from typing import Literal
 
 import chz
 
-from recollect.configuration import Config, UserError
+from recollect.configuration import Config, UserError, at_least, requires
 from recollect.data.batch import DataConfig
 from recollect.models.language_model import LanguageModel
 from recollect.training import muon  # noqa: F401 - so that its config class is known by name
@@ -14,21 +14,17 @@ from recollect.training.loss import Loss
 from recollect.training.optimizer import AdamW, Optimizer
 from recollect.training.recovery.loss_spikes import Spikes
 
+_devices = requires(lambda value: value >= 1, "an axis of run.mesh must have at least 1 device")
+
 
 @chz.chz(typecheck=True)
 class Mesh(Config):
     """Devices along each mesh axis. Their product is the number of devices used; 1 everywhere runs on one."""
 
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
-    sequence: int = 1
-
-    @chz.validate
-    def _positive(self) -> None:
-        for name, devices in chz.asdict(self).items():
-            if devices < 1:
-                raise UserError(f"mesh.{name}={devices}: must be at least 1")
+    data: int = chz.field(default=1, validator=_devices)
+    fsdp: int = chz.field(default=1, validator=_devices)
+    tensor: int = chz.field(default=1, validator=_devices)
+    sequence: int = chz.field(default=1, validator=_devices)
 
     @property
     def devices(self) -> int:
@@ -62,29 +58,33 @@ class Run(Config):
       spikes: go back to the last good checkpoint when the loss jumps; None lets it jump.
       profile: "10:15" traces the steps after step 10 up to step 15, rounded out to whole calls, into the run's folder
         profile/.
+      initialize: a run's folder (RUN:STEP: of that step) or an export whose parameters the run begins with.
+      initialize_mismatch: "vocabulary" keeps the rows of token ids that both have; "any" takes what fits.
       compile_cache: folder that keeps compiled programs for the next start; "off"; None: one in the cache folder.
     """
 
     steps: int = 1000
     batch_size: int = 64
     accumulate: int = 1
-    seed: int = 0
+    seed: int = chz.field(default=0, validator=requires(lambda n: 0 <= n < 2**31, f"must be between 0 and {2**31 - 1}"))
     directory: str | None = None
     steps_per_call: int = 50
     log_every: int = 50
     evaluate_every: int = 100
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
-    keep_every: int | None = None
+    keep_every: int | None = chz.field(default=None, validator=at_least(1))
     on_disk_full: Literal["stop", "continue"] = "stop"
     stop_at_accuracy: float | None = None
     precision: Literal["highest", "default"] = "highest"
     mesh: Mesh = Mesh()
-    sample_every: int = 0
+    sample_every: int = chz.field(default=0, validator=at_least(0))
     tensorboard: bool = False
     stop_after_nonfinite: int = 3
     spikes: Spikes | None = None
     profile: str | None = None
+    initialize: str | None = None
+    initialize_mismatch: Literal["refuse", "vocabulary", "any"] = "refuse"
     compile_cache: str | None = None
 
     @chz.validate
@@ -95,22 +95,15 @@ class Run(Config):
                 raise UserError(f"run.{name}={getattr(self, name)}: must be at least 1 and at most {2**31 - 1}")
         if self.stop_at_accuracy is not None and not 0 <= self.stop_at_accuracy <= 1:
             raise UserError(f"run.stop_at_accuracy={self.stop_at_accuracy}: must be between 0 and 1, for example 0.95")
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"run.seed={self.seed}: must be between 0 and {2**31 - 1}")
         if self.profile is not None:
             from recollect.training.monitoring.profiling import parse_window
 
             parse_window(self.profile)
-        if self.keep_every is not None and self.keep_every < 1:
-            raise UserError(f"run.keep_every={self.keep_every}: must be at least 1, or None")
-        if self.sample_every < 0:
-            raise UserError(f"run.sample_every={self.sample_every}: must not be negative")
         if self.batch_size % self.accumulate:
             raise UserError(f"run.accumulate={self.accumulate} does not divide run.batch_size={self.batch_size}")
-        if self.batch_size // self.accumulate % (self.mesh.data * self.mesh.fsdp):
-            raise UserError(
-                f"run.batch_size={self.batch_size} cannot be split over {self.mesh.data * self.mesh.fsdp} devices"
-            )
+        devices = self.mesh.data * self.mesh.fsdp
+        if self.batch_size // self.accumulate % devices:
+            raise UserError(f"run.batch_size={self.batch_size} cannot be split over {devices} devices")
 
 
 @chz.chz(typecheck=True)
@@ -134,9 +127,7 @@ class Experiment(Config):
             raise UserError(f"the data has sequences of {longest} tokens, {most}")
         if longest % parts:
             nearest = f"the nearest length that it divides is {max(1, round(longest / parts)) * parts}"
-            raise UserError(
-                f"run.mesh.sequence={parts} does not divide the data's length of {longest} tokens; {nearest}"
-            )
+            raise UserError(f"run.mesh.sequence={parts} does not divide the data's {longest} tokens; {nearest}")
         if self.run.spikes is not None and self.data.made_on_device:
             drawn = "a recall task's batches are drawn anew at each step"
             raise UserError(f"run.spikes needs data that can be skipped: {drawn}")
@@ -153,5 +144,7 @@ def program_of(experiment: Experiment) -> Experiment:
     """Returns `experiment` with its values-only fields at fixed numbers: equal for all that compile to one program."""
     optimizer = chz.replace(experiment.optimizer, **type(experiment.optimizer)().values())
     plain = Run()
-    run = chz.replace(experiment.run, seed=0, spikes=None, **{name: getattr(plain, name) for name in AROUND_STEPS})
+    run = chz.replace(
+        experiment.run, seed=0, spikes=None, initialize=None, **{name: getattr(plain, name) for name in AROUND_STEPS}
+    )
     return chz.replace(experiment, name="", optimizer=optimizer, run=run)

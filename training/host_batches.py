@@ -176,8 +176,10 @@ def evaluate_on_text(program: Program, params: Params, *, final: bool) -> dict[s
     """Returns the metrics of held-out text; `final`: also by slice and against a bigram model."""
     from recollect.evaluation.text_slices import evaluate_text
 
+    evaluate = program.jit("evaluate_on", lambda params, batch: program.losses_of(params, batch, batch.weights)[0].loss)
+
     def losses(batch: Batch) -> np.ndarray:
-        loss = program.evaluate_on(params, on_mesh(batch, program.mesh))["loss"]
+        loss = evaluate(params, on_mesh(batch, program.mesh))
         return np.asarray(loss if loss.is_fully_addressable else current_host().whole(loss))
 
     return evaluate_text(losses, program.data, program.experiment.run.batch_size, final=final)

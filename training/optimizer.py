@@ -16,6 +16,7 @@ import optax
 from recollect.configuration import Config, UserError, requires
 from recollect.models.functional import FunctionalModel
 from recollect.training.parameter_groups import GroupRate, scaled_by_group
+from recollect.training.trained_part import trained_part
 
 Hyperparameters = dict[str, Any]
 
@@ -44,6 +45,8 @@ class Optimizer(Config):
       groups: learning-rate factors by parameter group (Hyena's filters are tagged "filter").
       ema: decay of a running average of the parameters, which evaluation, generation and export then use; None keeps
         none. Its first steps average less far back: the decay at step s is at most (1 + s) / (10 + s).
+      frozen: names of parameters that are not trained, with * and ?, separated by commas ("embedding,stack.*"): no
+        gradient step, no weight decay, no optimizer state.
     """
 
     learning_rate: float = chz.field(default=1e-3, validator=_positive)
@@ -59,6 +62,7 @@ class Optimizer(Config):
     clip: float | None = chz.field(default=None, validator=_norm)
     groups: tuple[GroupRate, ...] = ()
     ema: float | None = chz.field(default=None, validator=_decay)
+    frozen: str | tuple[str, ...] | None = None
 
     VALUES: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay", "beta1", "beta2", "epsilon")
     """Fields that a population may vary without a new program."""
@@ -88,6 +92,8 @@ class Optimizer(Config):
 
     def transform(self, model: FunctionalModel, steps: int, values: Hyperparameters) -> optax.GradientTransformation:
         """Returns the optax transformation for `model`; `values` may be traced."""
+        if not all(jax.tree.leaves(model.tags("trainable"))):
+            return trained_part(lambda part: self.transform(part, steps, values), model)
         decayed = None if self.decay_everything else model.tags("decay")
         parts = [optax.clip_by_global_norm(self.clip)] if self.clip is not None else []
         parts.append(self.direction(model, values))
@@ -95,9 +101,6 @@ class Optimizer(Config):
         if self.groups:
             parts.append(scaled_by_group(model, self.groups))
         parts.append(optax.scale_by_learning_rate(lambda step: self.rate(step, steps, values["learning_rate"])))
-        trainable = model.tags("trainable")
-        if not all(jax.tree.leaves(trainable)):
-            parts.append(optax.masked(optax.set_to_zero(), jax.tree.map(lambda tag: not tag, trainable)))
         return optax.chain(*parts)
 
     def direction(self, model: FunctionalModel, values: Hyperparameters) -> optax.GradientTransformation:

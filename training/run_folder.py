@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,7 @@ def is_done(result: dict[str, Any] | None, steps: int) -> bool:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Returns what the result.json of a run's folder holds, None where there is none.
-
-    Raises:
-      UserError: it is damaged.
-    """
+    """Returns what a run folder's result.json holds, None where there is none; raises UserError where it is damaged."""
     path = folder / "result.json"
     if not path.exists():
         return None
@@ -82,8 +79,8 @@ class RunFolder:
             write_json(self.path / name, data)
 
     def write_environment(self) -> None:
-        """Writes what the run's bits depend on beside its config: versions, devices, and code of the user's."""
-        self.write("environment.json", environment())
+        """Writes what the run's bits depend on beside its config: versions, devices, user code; and the command."""
+        self.write("environment.json", {**environment(), "command": sys.argv})
         if USER_FILES:
             from recollect.training.user_code import record
 

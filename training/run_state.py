@@ -15,13 +15,13 @@ from recollect.models.functional import state_bytes_at
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
+from recollect.training.recovery.loss_spikes import LossSpikeDetector
 from recollect.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from recollect.training.batches import DeviceBatches, StepPipeline
     from recollect.training.host_batches import HostBatches
     from recollect.training.monitoring.throughput import Meter
-    from recollect.training.recovery.loss_spikes import LossSpikeDetector
     from recollect.training.step import Program
 
 Log = Callable[[str], None]
@@ -44,6 +44,7 @@ class RunProgress:
       skipped, in_row: steps skipped because they were not finite: in total, and in a row up to now.
       failed_at: the last of `run.stop_after_nonfinite` such steps in a row.
       failure: entry of result.json about it.
+      initialized_from: "path", "step" and "sha256" of the parameters it began with (`run.initialize`).
     """
 
     step: int = 0
@@ -55,6 +56,7 @@ class RunProgress:
     in_row: int = 0
     failed_at: int | None = None
     failure: dict[str, Any] | None = None
+    initialized_from: dict[str, Any] | None = None
 
 
 class RunState:
@@ -86,11 +88,7 @@ class RunState:
         result = self.folder.result()
         self.result = None if result is None or result["status"] == "preempted" else result
         self.progress = RunProgress()
-        self.spikes: LossSpikeDetector | None = None
-        if run.spikes is not None:
-            from recollect.training.recovery.loss_spikes import LossSpikeDetector
-
-            self.spikes = LossSpikeDetector(run.spikes)
+        self.spikes = None if run.spikes is None else LossSpikeDetector(run.spikes)
         self.state: Any = None
         self.shapes: Any = None
         self.stop_signal: str | None = None
@@ -113,6 +111,10 @@ class RunState:
         self.shapes = shapes_of(state)
         if step is None:
             self.rewind(0)
+            if self.experiment.run.initialize is not None:
+                from recollect.training.checkpoint.initialize import initialized
+
+                state = initialized(self, state)
             self.state = state
         else:
             del state  # what is loaded takes its place on the devices
@@ -130,7 +132,7 @@ class RunState:
         return {
             **dataclasses.asdict(self.progress),
             "guard": None if self.spikes is None else self.spikes.state(),
-            "mesh": self.mesh_axes(),
+            "mesh": chz.asdict(self.experiment.run.mesh),
             "environment": environment(),
         }
 
@@ -146,6 +148,7 @@ class RunState:
             "skipped_steps": progress.skipped,
             **({} if self.spikes is None else {"rollbacks": self.spikes.rollbacks}),
             **({} if progress.failure is None else {"failure": progress.failure}),
+            **({} if progress.initialized_from is None else {"initialized_from": progress.initialized_from}),
             "seconds": round(progress.seconds, 3),
             "examples_per_second": rate,
             "tokens_per_second": rate * data.tokens_per_example,
@@ -155,10 +158,6 @@ class RunState:
             "seed": experiment.run.seed,
             **self.batches.result_entries(),
         }
-
-    def mesh_axes(self) -> dict[str, int]:
-        """Returns how many devices each mesh axis has."""
-        return chz.asdict(self.experiment.run.mesh)
 
 
 def shapes_of(state: Any) -> Any:

@@ -30,6 +30,7 @@ SPLIT: dict[str, str | None] = {
     "w": None,
     "e": None,
     "r": None,  # every device routes for all heads
+    "l": None,
 }
 """Letter (see layers/modules/linear.py) -> mesh axis. Projections into heads split their outputs over tensor,
 projections back their inputs; a word of several letters ("hk") is split by its first."""

@@ -41,7 +41,7 @@ class Program:
         self.experiment = experiment
         self.data: Any = experiment.data
         self.population = population
-        self.model = FunctionalModel(experiment.model, experiment.data.vocabulary)
+        self.model = FunctionalModel(experiment.model, experiment.data.vocabulary, experiment.optimizer.frozen)
         self.mesh = make_mesh(experiment.run.mesh) if experiment.run.mesh.devices > 1 else None
         self._compiled: dict[Any, Any] = {}
 
@@ -51,10 +51,10 @@ class Program:
         function = self._vectorised(self._init)
         if self.mesh is not None:  # made sharded: no device ever holds the whole model
             shardings = state_sharding(jax.eval_shape(function, seeds), self.model.tags("dims"), self.mesh)
-            return self._jit("init", function, out_shardings=shardings)(seeds)
+            return self.jit("init", function, out_shardings=shardings)(seeds)
         if isinstance(seeds, jax.core.Tracer):  # part of a larger program, whose options count
             return function(seeds)
-        return self._jit("init", function, **_quick_to_compile())(seeds)
+        return self.jit("init", function, **_quick_to_compile())(seeds)
 
     def train(self, state: State, values: Any, steps: int, data_slice: Any) -> tuple[State, Metrics]:
         """Trains `steps` steps on batches drawn on the device from (seed, step); the state given is consumed.
@@ -69,17 +69,16 @@ class Program:
 
             return jax.lax.scan(body, state, None, length=steps)
 
-        return self._jit(("train", steps, data_slice), self._vectorised(run), donate_argnums=0)(state, values)
+        return self.jit(("train", steps, data_slice), self._vectorised(run), donate_argnums=0)(state, values)
 
     def train_on(self, state: State, values: Any, batches: Batch) -> tuple[State, Metrics]:
         """Trains one step per batch of `batches`, stacked along a leading axis; the state given is consumed."""
-
         assert self.population is None, "host data feeds one member at a time"
 
         def run(state: State, values: Any, batches: Batch) -> tuple[State, Metrics]:
             return jax.lax.scan(lambda state, batch: self.step(state, values, batch), state, batches)
 
-        return self._jit("train_on", run, donate_argnums=0)(state, values, batches)
+        return self.jit("train_on", run, donate_argnums=0)(state, values, batches)
 
     def evaluate(self, params: Params, seeds: Any, examples: int, data_slice: Any) -> Metrics:
         """Returns sums over `examples` evaluation examples of one slice: "loss", "correct", "weight" (per member)."""
@@ -98,20 +97,11 @@ class Program:
             zero = dict.fromkeys(("loss", "correct", "weight"), jnp.zeros(()))
             return jax.lax.scan(body, zero, jnp.arange(-(-examples // size)))[0]
 
-        return self._jit(("evaluate", examples, data_slice), self._vectorised(run))(params, _uint32(seeds))
-
-    def evaluate_on(self, params: Params, batch: Batch) -> Metrics:
-        """Returns results per target of one host batch: "loss" (b, p) in nats, "correct" (b, p) bool."""
-
-        def run(params: Params, batch: Batch) -> Metrics:
-            entropy, _ = self._losses(params, batch, batch.weights)
-            return {"loss": entropy.loss, "correct": entropy.correct}
-
-        return self._jit("evaluate_on", run)(params, batch)
+        return self.jit(("evaluate", examples, data_slice), self._vectorised(run))(params, _uint32(seeds))
 
     def sums(self, params: Params, batch: Batch, weights: jax.Array) -> Metrics:
         """Returns weighted sums of loss and correct answers."""
-        entropy, _ = self._losses(params, batch, weights)
+        entropy, _ = self.losses_of(params, batch, weights)
         values = {"loss": entropy.loss, "correct": entropy.correct, "weight": jnp.ones_like(weights)}
         return {name: jnp.sum(value * weights) for name, value in values.items()}
 
@@ -154,7 +144,7 @@ class Program:
         weight = jnp.maximum(jnp.sum(batch.weights), 1.0)
 
         def loss_of(params: Params, part: Batch, key: jax.Array | None, whole: Any = None) -> tuple[jax.Array, Any]:
-            entropy, out = self._losses(params, part, part.weights, key)
+            entropy, out = self.losses_of(params, part, part.weights, key)
             auxiliary = out.losses if whole is None else whole.with_gradient_of(out.sums).formed()[0]
             metrics = {
                 "loss": jnp.sum(entropy.loss * part.weights) / weight,
@@ -175,7 +165,8 @@ class Program:
             metrics |= values
         return grads, metrics
 
-    def _losses(self, params: Params, batch: Batch, weights: jax.Array, key: jax.Array | None = None) -> Any:
+    def losses_of(self, params: Params, batch: Batch, weights: jax.Array, key: jax.Array | None = None) -> Any:
+        """Returns the losses of a batch and the model's output; see `recollect.training.loss.losses`."""
         return losses(self.model.bind(params), batch, weights, self.experiment.loss, key)
 
     def _init(self, seed: jax.Array) -> State:
@@ -192,7 +183,8 @@ class Program:
     def _vectorised(self, function: Any) -> Any:
         return function if self.population is None else jax.vmap(function)
 
-    def _jit(self, key: Any, function: Any, **options: Any) -> Any:
+    def jit(self, key: Any, function: Any, **options: Any) -> Any:
+        """Returns `function` compiled for this program: once for each `key`."""
         compiled = self._compiled.setdefault(key, jax.jit(function, **options))
 
         def call(*args: Any) -> Any:

@@ -37,7 +37,7 @@ def train(experiment: Experiment, log: Callable[[str], None] = print) -> dict[st
     host = current_host()
     prepare([experiment])
     with locked(run_directory(experiment)):
-        run = RunState(experiment, log if host.is_main else ignore)
+        run = RunState(experiment, log if host.is_main else lambda text: None)
         result = host.broadcast(run.result if is_done(run.result, experiment.run.steps) else None)
         if result is not None:
             run.log(f"{run.folder.path}: already finished, not trained again")
@@ -67,6 +67,10 @@ def prepare(experiments: list[Experiment]) -> None:
         return
     keep_compiled_programs(first.run.compile_cache)
     program = program_for(first, len(experiments) if len(experiments) > 1 else None)
+    if any(experiment.run.initialize for experiment in experiments):
+        from recollect.training.checkpoint.initialize import check_sources
+
+        check_sources(experiments)
     if host.count == 1:
         tokens = first.run.batch_size // first.run.accumulate * first.data.longest
         check_size(program.model, tokens, len(experiments))
@@ -125,7 +129,3 @@ def finish(run: RunState, parameters: int) -> dict[str, Any]:
     run.folder.flush(to_disk=True)
     run.folder.write("result.json", result)
     return result
-
-
-def ignore(text: str) -> None:
-    """Logs nothing: what processes other than the main one do."""

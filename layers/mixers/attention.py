@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import chz
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -33,7 +34,7 @@ from recollect.layers.mixer import (
 )
 from recollect.layers.modules.linear import Linear, merge_heads, output_init, split_heads
 from recollect.layers.modules.norms import RMSNormalization
-from recollect.layers.modules.positions import LearnedPositions, PositionsConfig, Rotary
+from recollect.layers.modules.positions import LearnedPositions, PositionsConfig
 from recollect.layers.packing import token_positions
 from recollect.layers.state.capacity import check_positions
 from recollect.layers.state.key_value_cache import KeyValueCache
@@ -49,8 +50,8 @@ class SoftmaxConfig(MixerConfig):
       heads: query heads.
       key_heads: key and value heads, a divisor of `heads`; None: as many.
       head_dim: dimensions per head, of queries, keys and values; None: model width // heads, which must divide.
-      positions: None; Rotary on queries and keys; or LearnedPositions, added to the input of the query and key
-        projections.
+      positions: None; Rotary on queries and keys; LearnedPositions, added to the input of the query and key
+        projections; or Alibi or RelativeBias, added to scores.
       query_key_norm: RMS norm of each query and key head before rotation.
       bias: biases on the four projections.
     """
@@ -72,11 +73,7 @@ class SoftmaxConfig(MixerConfig):
         if self.head_dim is None and width % self.heads:
             hint = "set head_dim, or another number of heads"
             raise UserError(f"heads={self.heads} does not divide the model width {width}; {hint}")
-        dim = self.head_dim or width // self.heads
-        if isinstance(self.positions, Rotary) and int(dim * self.positions.fraction) < 2:
-            rotary = f"Rotary(fraction={self.positions.fraction})"
-            raise UserError(f"{rotary} rotates pairs of dimensions: too few of a head's {dim}")
-        return dim
+        return self.head_dim or width // self.heads
 
     def mask(self) -> Mask:
         """Returns the mask: which keys a query sees."""
@@ -111,7 +108,8 @@ class SoftmaxAttention(Mixer):
         self.output = Linear(outer, width, "hv d", rngs, bias=config.bias, init=output_init(place.depth))
         self.query_norm = RMSNormalization(self.head_dim) if config.query_key_norm else None
         self.key_norm = RMSNormalization(self.head_dim) if config.query_key_norm else None
-        self.positions = config.positions.build(width, rngs) if isinstance(config.positions, LearnedPositions) else None
+        positions, heads = config.positions, (config.heads, self.head_dim)
+        self.positions = None if positions is None else positions.build_in(width, *heads, rngs)
 
     def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
         self._check_length(x.shape[1])
@@ -145,33 +143,31 @@ class SoftmaxAttention(Mixer):
         indices = jnp.arange(x.shape[1], dtype=jnp.int32)[None] if positions is None else positions
         placed = x
         if self.positions is not None:
-            placed = zero_padding(x + self.positions(indices).astype(x.dtype), context)
+            placed = zero_padding(self.positions.place(x, indices), context)
         q, k = split_heads(self.query(placed), self.config.heads), split_heads(self.key(placed), self.key_heads)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        if self.caches_rotated_keys:
-            q, k = self._rotate(q, indices), self._rotate(k, indices)
+        if self.caches_rotated_keys and self.positions is not None:
+            q, k = self.positions.rotate(q, indices), self.positions.rotate(k, indices)
         return q, k, split_heads(self.value(x), self.key_heads)
 
-    def _rotate(self, x: Float[Array, "*b t h k"], positions: Int[Array, "*#b t"]) -> Float[Array, "*b t h k"]:
-        return self.config.positions(x, positions) if isinstance(self.config.positions, Rotary) else x
-
-    def _mix(
-        self,
-        x: Float[Array, "b t d"],
-        q: Float[Array, "b t h k"],
-        k: Float[Array, "b s g k"],
-        v: Float[Array, "b s g v"],
-        fields: dict[str, Any],
-    ) -> MixerOutput:
+    def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
         """Returns the mixer's output from its input, queries, keys and values and their fields: over whole sequences,
         or, where `fields` has those of keys, with keys and values of a cache. Positions None: one document from its
         start."""
-        mask = self.config.mask() if "key_positions" in fields else None  # whole sequences are causal by themselves
-        return self._finish(softmax_attention(q, k, v, mask=mask, **fields))
+        bias = self._bias(x, q, k, fields)
+        return self._finish(softmax_attention(q, k, v, bias=bias, **self._seen(fields), **fields), x)
 
-    def _finish(self, o: Float[Array, "b t h v"]) -> MixerOutput:
-        """Returns the mixer's output from the heads' outputs."""
+    def _seen(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Returns the arguments of `softmax_attention` that state which keys are seen."""
+        return {"mask": self.config.mask() if "key_positions" in fields else None}  # else causal by itself
+
+    def _bias(self, x: jax.Array, q: jax.Array, k: jax.Array, fields: dict[str, Any]) -> jax.Array | None:
+        """Returns what is added to the scores, (b or 1, h, t, s), or None."""
+        return None if self.positions is None else self.positions.bias(q, k, fields)
+
+    def _finish(self, o: Float[Array, "b t h v"], x: jax.Array) -> MixerOutput:
+        """Returns the mixer's output from the heads' outputs and its input."""
         return MixerOutput(self.output(merge_heads(o)))
 
     def _check_length(self, length: int) -> None:

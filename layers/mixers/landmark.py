@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from recollect.configuration import UserError, at_least, requires
 from recollect.layers.mixer import MixerOutput, Place, Traits
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
-from recollect.layers.modules.positions import LearnedPositions
+from recollect.layers.modules.positions import Rotary
 from recollect.pallas_kernels.landmark_attention import landmark_attention, retrieve_blocks
 
 
@@ -48,9 +48,10 @@ class Landmark(SoftmaxConfig):
 
     @chz.validate
     def _movable_positions(self) -> None:
-        if isinstance(self.positions, LearnedPositions):
+        if not isinstance(self.positions, Rotary | None):
             raise UserError(
-                "Landmark takes Rotary positions or none: learned ones cannot be moved to where a block is retrieved"
+                f"Landmark takes Rotary positions or none: {type(self.positions).__name__} cannot be moved to where a "
+                "block is retrieved"
             )
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> LandmarkMixer:
@@ -76,6 +77,7 @@ class LandmarkMixer(SoftmaxAttention):
         fields: dict[str, Any],
     ) -> MixerOutput:
         block, retrieve = self.config.block, self.config.retrieve
+        rotate = (lambda x, positions: x) if self.positions is None else self.positions.rotate
         positions, segments = fields["query_positions"], fields["query_segments"]
         plain = positions is None
         if plain:  # one document from its start
@@ -89,8 +91,8 @@ class LandmarkMixer(SoftmaxAttention):
                 "key_segments": segments,
             }
         if retrieve is not None:
-            o = retrieve_blocks(q, k, v, block=block, top=retrieve, rotate=self._rotate, **fields)
+            o = retrieve_blocks(q, k, v, block=block, top=retrieve, rotate=rotate, **fields)
         else:
-            q, k = self._rotate(q, fields["query_positions"]), self._rotate(k, fields["key_positions"])
+            q, k = rotate(q, fields["query_positions"]), rotate(k, fields["key_positions"])
             o = landmark_attention(q, k, v, block=block, **({} if plain else fields))
-        return self._finish(o)
+        return self._finish(o, x)

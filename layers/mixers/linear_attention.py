@@ -23,7 +23,6 @@ from recollect.configuration import UserError, at_least, requires
 from recollect.layers.mixer import MixerConfig, Place
 from recollect.layers.modules import (
     FeatureMap,
-    LearnedPositions,
     PositionsConfig,
     RMSNormalization,
     Rotary,
@@ -69,7 +68,7 @@ class LinearAttention(MixerConfig):
                 f"{type(self.feature_map).__name__} features may have any sign: set normalise=False "
                 "(output_norm=True keeps the scale)"
             )
-        if isinstance(self.positions, LearnedPositions):
+        if not isinstance(self.positions, Rotary | None):
             raise UserError(
                 "LinearAttention takes Rotary positions or none; learned ones belong to the model's embedding"
             )

@@ -42,6 +42,7 @@ from recollect.configuration import UserError, at_least, requires
 from recollect.layers.mixer import MixerOutput, Place, Traits
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.linear import Linear
+from recollect.layers.modules.score_biases import ScoreBias
 from recollect.layers.token_sums import TokenSums, Values, number_of_tokens, sum_over_tokens
 from recollect.pallas_kernels.head_mixture_attention import head_mixture_attention, skips
 from recollect.pallas_kernels.softmax_attention import softmax_attention
@@ -65,6 +66,14 @@ class MixtureOfHeads(SoftmaxConfig):
     gates: Literal["paper", "code"] = "code"
     balance: Literal["paper", "code"] = "paper"
     balance_weight: float = chz.field(default=0.01, validator=requires(lambda value: value >= 0, "must be 0 or more"))
+
+    @chz.validate
+    def _no_bias(self) -> None:
+        if isinstance(self.positions, ScoreBias):
+            raise UserError(
+                f"MixtureOfHeads adds no bias to scores: positions={type(self.positions).__name__} must be Rotary, "
+                "LearnedPositions or None"
+            )
 
     @chz.validate
     def _possible_routing(self) -> None:
@@ -140,7 +149,7 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
             o = self._attend_chosen(q, k, v, gates, chosen, fields)
         else:
             o = (softmax_attention(q, k, v, **fields) * gates[..., None]).astype(q.dtype)
-        out = self._finish(o)
+        out = self._finish(o, x)
         active = (config.shared + config.active) / config.heads
         if not config.routed:
             return MixerOutput(out.hidden, metrics={"active_heads": jnp.float32(active)})

@@ -18,16 +18,14 @@ from typing import Any, Literal
 import chz
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from recollect.configuration import at_least
-from recollect.layers.mixer import MixerOutput, Place
+from recollect.layers.mixer import Place
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.linear import parameter
 from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.layers.state.window_cache import WindowCache
 from recollect.pallas_kernels.masks import Causal, Mask, SameSegment, Sinks, Window
-from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
 @chz.chz(typecheck=True)
@@ -77,22 +75,13 @@ class SlidingWindowAttention(SoftmaxAttention):
         self._check_length(max_length)
         return WindowCache.create(batch_size, window, heads, dim, dim, dtype, kept=self.config.kept)
 
-    def _mix(
-        self,
-        x: Float[Array, "b t d"],
-        q: Float[Array, "b t h k"],
-        k: Float[Array, "b s g k"],
-        v: Float[Array, "b s g v"],
-        fields: dict[str, Any],
-    ) -> MixerOutput:
+    def _seen(self, fields: dict[str, Any]) -> dict[str, Any]:
         window, kept = self.config.window, self.config.kept
         sinks = None if self.sinks is None else self.sinks[...]
         if "key_positions" in fields:
-            how: dict[str, Any] = {"mask": self.config.mask(), "sinks": sinks}
-        elif not kept:
-            how = {"window": window, "sinks": sinks}
-        elif fields["query_segments"] is None:
-            how = {"mask": Causal() & (Window(window) | Sinks(kept))}
-        else:
-            how = {"mask": self.config.mask()}
-        return self._finish(softmax_attention(q, k, v, **how, **fields))
+            return {"mask": self.config.mask(), "sinks": sinks}
+        if not kept:
+            return {"window": window, "sinks": sinks}
+        if fields["query_segments"] is None:
+            return {"mask": Causal() & (Window(window) | Sinks(kept))}
+        return {"mask": self.config.mask()}

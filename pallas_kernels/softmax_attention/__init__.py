@@ -1,8 +1,8 @@
 """Softmax attention of every kind: full causal, windowed, inside documents, with sinks, or with any mask; queries may
 share key heads (GQA) and read a cache.
 
-    o_i = sum_j w_ij v_j,   w_ij = [j seen by i] exp(s_ij) / (exp(z_h) + sum over seen j' of exp(s_ij')),   s_ij = scale
-      q_i . k_j
+    o_i = sum_j w_ij v_j,   w_ij = [j seen by i] exp(s_ij) / (exp(z_h) + sum over seen j' of exp(s_ij'))
+    s_ij = scale q_i . k_j + bias_ij
 
 Vaswani et al. 2017, equation 1. z_h is a sink: a learned logit per head that takes weight and gives no value, so that a
 head may attend to little (gpt-oss; Agarwal et al. 2025); without sinks exp(z_h) is absent. Query i sees key j when, by
@@ -49,6 +49,7 @@ def softmax_attention(
     window: int | None = None,
     mask: Bool[Array, "#b t s"] | Mask | None = None,
     sinks: Float[Array, " h"] | None = None,
+    bias: Float[Array, "#b #h t s"] | None = None,
     query_positions: Int[KnownArray, "b t"] | None = None,
     key_positions: Int[KnownArray, "b s"] | None = None,
     query_segments: Int[KnownArray, "b t"] | None = None,
@@ -75,6 +76,7 @@ def softmax_attention(
         (pallas_kernels/masks.py), of which only tiles that may hold a visible pair are computed; or (b or 1, t, s)
         bool, True where seen. Padding is seen by nobody.
       sinks: (h,) logits.
+      bias: (b or 1, h or 1, t, s), added to the scaled scores; -inf hides a key from a head. Kernels take none.
       query_positions, key_positions: (b, t) and (b, s) int; None counts from 0, and needs t == s.
       query_segments, key_segments: (b, t) and (b, s) int, 0 is padding, which may hold NaN; None is one document.
       query_fields, key_fields: what else a mask expression reads, name -> (b or 1, t) and (b or 1, s) int.
@@ -93,8 +95,8 @@ def softmax_attention(
     given = {"query_positions": query_positions, "query_segments": query_segments, "query_fields": query_fields}
     given |= {"key_positions": key_positions, "key_segments": key_segments, "key_fields": key_fields}
     fields = with_key_fields(q, k, **given)
-    _check(q, k, v, window, mask, sinks, **fields)
-    seen: dict[str, Any] = {"window": window, "mask": mask, "sinks": sinks}
+    _check(q, k, v, window, mask, sinks, bias, **fields)
+    seen: dict[str, Any] = {"window": window, "mask": mask, "sinks": sinks, "bias": bias}
     call: dict[str, Any] = {"scale": scale, "return_lse": return_lse, "deterministic": deterministic}
     if is_self_attention(q, k, fields) and sequence_parts(q.shape[1]) > 1:
         part = functools.partial(softmax_attention, **call, backend=backend)
@@ -105,21 +107,18 @@ def softmax_attention(
     return (out, lse) if return_lse else out
 
 
-def _check(q, k, v, window, mask, sinks, *, query_fields, key_fields, **fields) -> None:
+def _check(q, k, v, window, mask, sinks, bias, *, query_fields, key_fields, **fields) -> None:
     check_attention("softmax_attention", q, k, v, fields)
     (_, t, h, _), s = q.shape, k.shape[1]
     if window is not None and window < 1:
         raise ValueError(f"softmax_attention: window must be at least 1, or None; got {window}")
     if sinks is not None and sinks.shape != (h,):
         raise ValueError(f"softmax_attention: sinks must be {(h,)}; got {sinks.shape}")
-    if mask is not None and window is not None:
-        besides = "is given besides a mask, which takes its place: make it part of the mask"
-        raise ValueError(f"softmax_attention: window={window} {besides}")
-    if mask is not None or query_fields or key_fields:
+    if bias is not None or mask is not None or query_fields or key_fields:
         from recollect.pallas_kernels.softmax_attention.mask_arguments import check_mask
 
-        check_mask(q, k, mask, fields, query_fields, key_fields)
-    elif t != s and (fields["query_positions"] is None or fields["key_positions"] is None):
+        check_mask(q, k, mask, window, bias, fields, query_fields, key_fields)
+    if mask is None and t != s and (fields["query_positions"] is None or fields["key_positions"] is None):
         needed = "query_positions and key_positions, or a mask"
         raise ValueError(f"softmax_attention: {t} queries and {s} keys need {needed}")
 

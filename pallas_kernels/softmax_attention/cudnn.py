@@ -59,6 +59,7 @@ def refuses(
     window,
     mask,
     sinks,
+    bias,
     query_positions,
     key_positions,
     query_segments,
@@ -72,6 +73,8 @@ def refuses(
         return "it takes no masks"
     if sinks is not None:
         return "it has no sinks"
+    if bias is not None:
+        return "it takes no bias of scores"
     if q.shape[1] != k.shape[1] or query_positions is not key_positions:
         return "it attends within one sequence only"
     if query_segments is not None or key_segments is not None:

@@ -1,4 +1,4 @@
-"""Checks of a mask, and of the token fields that it reads."""
+"""Checks of a mask, of the token fields that it reads, and of a bias of scores."""
 
 from __future__ import annotations
 
@@ -15,21 +15,35 @@ def check_mask(
     q: jax.Array,
     k: jax.Array,
     mask: Any,
+    window: int | None,
+    bias: jax.Array | None,
     fields: Mapping[str, jax.Array | None],
     query_fields: Mapping[str, Any] | None,
     key_fields: Mapping[str, Any] | None,
 ) -> None:
-    """Checks a mask, array or expression, and fields, against q (b, t, h, k) and k (b, s, g, k).
+    """Checks a mask, array or expression, a bias, and fields, against q (b, t, h, k) and k (b, s, g, k).
 
     Args:
       fields: positions and segments, as query_NAME and key_NAME.
       query_fields, key_fields: the others.
 
     Raises:
-      ValueError: a shape does not fit, or the mask reads a field that is not there, or nothing reads one that is.
+      ValueError: a shape does not fit, or a window is given besides a mask, or the mask reads a field that is not
+        there, or nothing reads one that is.
     """
     b, t, s = q.shape[0], q.shape[1], k.shape[1]
     is_mask_expression = is_expression(mask)
+    if mask is not None and window is not None:
+        besides = "is given besides a mask, which takes its place: make it part of the mask"
+        raise ValueError(f"softmax_attention: window={window} {besides}")
+    if bias is not None and (
+        bias.ndim != 4
+        or any(n not in (1, size) for n, size in zip(bias.shape[:2], (b, q.shape[2]), strict=True))
+        or bias.shape[2:] != (t, s)
+    ):
+        raise ValueError(
+            f"softmax_attention: bias must be {(b, q.shape[2], t, s)}, or 1 for its first two; got {bias.shape}"
+        )
     if (
         mask is not None
         and not is_mask_expression

@@ -12,7 +12,7 @@ from recollect.pallas_kernels.softmax_attention.scheduled import mask_and_fields
 
 
 def softmax_attention(
-    q, k, v, *, window, mask, sinks, scale, return_lse, deterministic, **fields
+    q, k, v, *, window, mask, sinks, bias, scale, return_lse, deterministic, **fields
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the output and the log-sum-exp; arguments as those of the public function, `fields` those of queries and
     keys."""
@@ -32,7 +32,8 @@ def softmax_attention(
         )
     seen = (mask & real[:, :, None])[:, None]
     k, v = (jnp.repeat(x.astype(wide), h // groups, axis=2) for x in (k, v))
-    scores = jnp.where(seen, jnp.einsum("bthk,bshk->bhts", q.astype(wide), k) * scale, -jnp.inf)
+    scores = jnp.einsum("bthk,bshk->bhts", q.astype(wide), k) * scale
+    scores = jnp.where(seen, scores if bias is None else scores + bias, -jnp.inf)
     if sinks is not None:
         # The sink is one more key, seen by every query that is not padding; its value is zero.
         column = jnp.broadcast_to(sinks.astype(wide)[:, None, None], (b, h, t, 1))

@@ -32,6 +32,7 @@ def over_devices(
     window: int | None,
     mask: Any,
     sinks: jax.Array | None,
+    bias: jax.Array | None,
     positions: jax.Array | None,
     segments: jax.Array | None,
     fields: Any,
@@ -46,14 +47,15 @@ def over_devices(
     expression = None if isinstance(mask, jax.Array) else mask
     dense = mask if isinstance(mask, jax.Array) else None
 
-    def part(q, k, v, sinks, dense, positions, segments, fields):
-        if window is not None and window - 1 <= t:
-            return _within_window(run, q, k, v, window, sinks, positions, segments)
+    def part(q, k, v, sinks, bias, dense, positions, segments, fields):
+        near = window if bias is None else None  # a bias has a column for every key
+        if near is not None and near - 1 <= t:
+            return _within_window(run, q, k, v, near, sinks, positions, segments)
         query_positions = sequence_collectives.global_positions(*q.shape[:2]) if positions is None else positions
         seen: Callable[[jax.Array], jax.Array]
-        if window is not None and window - 1 < (sequence_collectives.parts() - 1) * t:
-            seen = functools.partial(_with_before, size=window - 1)
-            exists = sequence_collectives.first_position(t) - (window - 1) + jnp.arange(window - 1 + t) >= 0
+        if near is not None and near - 1 < (sequence_collectives.parts() - 1) * t:
+            seen = functools.partial(_with_before, size=near - 1)
+            exists = sequence_collectives.first_position(t) - (near - 1) + jnp.arange(near - 1 + t) >= 0
             key_positions = jnp.where(exists, seen(query_positions), UNSEEN)
         else:
             seen, key_positions = sequence_collectives.gathered, sequence_collectives.gathered(query_positions)
@@ -64,6 +66,7 @@ def over_devices(
             window=window,
             mask=expression if dense is None else dense,
             sinks=sinks,
+            bias=bias,
             query_positions=query_positions,
             key_positions=key_positions,
             query_segments=segments,
@@ -72,10 +75,10 @@ def over_devices(
             key_fields=None if fields is None else {name: seen(x) for name, x in fields.items()},
         )
 
-    letters = {"q": "b t h k", "k": "b t h k", "v": "b t h v", "sinks": "h", "dense": "b t s", "fields": "b t"}
+    letters = {"q": "b t h k", "k": "b t h k", "v": "b t h v", "sinks": "h", "bias": "b h t s", "dense": "b t s"}
     results = ("b t h v", "b t h") if return_lse else "b t h v"
-    return over_sequence(part, {**letters, "positions": "b t", "segments": "b t"}, results)(
-        q, k, v, sinks, dense, positions, segments, fields
+    return over_sequence(part, {**letters, "positions": "b t", "segments": "b t", "fields": "b t"}, results)(
+        q, k, v, sinks, bias, dense, positions, segments, fields
     )
 
 

@@ -53,6 +53,7 @@ def refuses(
     window,
     mask,
     sinks,
+    bias,
     query_positions,
     key_positions,
     query_segments,
@@ -65,6 +66,8 @@ def refuses(
         return f"jax {jax.__version__} has no splash attention where it was until 0.11"
     if mask is not None:
         return "it takes no masks"
+    if bias is not None:
+        return "it takes no bias of scores"
     if q.shape[1] != k.shape[1] or query_positions is not key_positions or query_segments is not key_segments:
         return "it attends within one sequence only"
     if window is not None and query_positions is not None:

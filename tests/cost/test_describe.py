@@ -126,5 +126,5 @@ def test_a_program_under_a_mesh_tells_its_operations():
     for mesh in (Mesh(), Mesh(data=2, tensor=2)):
         program = Program(chz.replace(EXPERIMENT, run=chz.replace(EXPERIMENT.run, mesh=mesh)))
         whole = None if program.mesh is None else jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec())
-        assert program._jit("probe", probe)(jax.device_put(1, whole)) == 1
+        assert program.jit("probe", probe)(jax.device_put(1, whole)) == 1
     assert seen == [{}, {"data": 2, "fsdp": 1, "tensor": 2, "sequence": 1}]

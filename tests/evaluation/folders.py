@@ -8,7 +8,7 @@ from recollect.evaluation.results import RunResult, load_runs
 
 
 def write_run(folder: Path, name: str = "mqar.based", rate: float = 1e-3, seed: int = 0, **changes: Any) -> Path:
-    """One finished run; `changes` replace entries of result.json, `model`, `optimizer` and `curve` those of the
+    """One finished run; `changes` replace entries of result.json, `model`, `data`, `optimizer` and `curve` those of the
     other files."""
     model = changes.pop("model", {"class": "LanguageModel", "width": 64})
     optimizer = changes.pop("optimizer", {"class": "AdamW", "learning_rate": rate})
@@ -20,7 +20,7 @@ def write_run(folder: Path, name: str = "mqar.based", rate: float = 1e-3, seed: 
         "class": "Experiment",
         "name": name,
         "model": model,
-        "data": {"class": "MQAR"},
+        "data": changes.pop("data", {"class": "MQAR"}),
         "optimizer": optimizer,
         "run": run,
     }

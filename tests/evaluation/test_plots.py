@@ -9,8 +9,10 @@ import pytest
 
 from recollect.configuration import UserError
 from recollect.evaluation import plots
+from recollect.evaluation.curves import LearningCurve
 from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
-from recollect.evaluation.results import LearningCurve, load_runs, summarise
+from recollect.evaluation.results import load_runs
+from recollect.evaluation.summaries import summarise
 from tests.evaluation.folders import study, write_run
 
 NAMES = ("attention", "based", "window", "convolution", "hyena", "landmark", "mixture_of_heads")

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from recollect.configuration import UserError
-from recollect.evaluation.results import load_runs, summarise
+from recollect.evaluation.results import load_runs
+from recollect.evaluation.summaries import summarise
 from recollect.evaluation.table import (
     format_bytes,
     format_count,
@@ -71,11 +72,13 @@ def test_the_widest_table_fits_120_columns(tmp_path):
 def test_recall_and_text_get_a_table_each(tmp_path):
     recall = summarise(study(tmp_path, {"mqar.based": 0.5}))
     text = [
-        dataclasses.replace(recall[0], label=f"text.{bits}", metric="bits_per_byte", best=bits, by_slice={})
+        dataclasses.replace(
+            recall[0], label=f"text.{bits}", metric="bits_per_byte", best=bits, by_slice={}, by_rate={}, edges={}
+        )
         for bits in (1.5, 1.25)
     ]
     parts = format_table([*recall, *text]).split("\n\n")
-    assert "accuracy %" in parts[0] and "bits/byte" in parts[-1]
+    assert "2 tables" in parts[0] and "accuracy %" in parts[1] and "bits/byte" in parts[-1]
     assert [line.split()[1] for line in parts[-1].splitlines()[2:]] == ["1.250", "1.500"]
 
 
@@ -127,3 +130,25 @@ def test_nothing_to_write_or_nowhere_to_write_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*x.csv"):
         write_csv(tmp_path / "file" / "x.csv", load_runs([write_run(tmp_path / "a")]))
+
+
+def test_scores_by_learning_rate_and_the_edge_of_what_was_tried(tmp_path):
+    text = format_table(summarise(study(tmp_path, {"mqar.window": 0.4, "mqar.attention": 1.0})))
+    lines = text.splitlines()
+    assert lines[2].split()[:6] == ["mqar.attention", "100.0", "0.0", "75.0", "0.003", "2×2"]  # solved: no arrow
+    assert lines[3].split()[:6] == ["mqar.window", "40.0", "0.0", "30.0", "0.003", "↑"]
+    rates = next(index for index, line in enumerate(lines) if "lr 0.001" in line)
+    assert lines[rates].split() == ["architecture", "lr", "0.001", "lr", "0.003"]
+    assert [line.split()[1:] for line in lines[rates + 2 : rates + 4]] == [["50.0", "100.0"], ["20.0", "40.0"]]
+    assert lines[-1].startswith("↑ ↓ the best learning rate is the highest or lowest tried")
+
+
+def test_each_task_has_a_table_and_the_first_line_says_so(tmp_path):
+    data = [{"class": "MQAR", "length": length} for length in (64, 128)]
+    folders = [write_run(tmp_path / str(index), data=config) for index, config in enumerate(data)]
+    parts = format_table(summarise(load_runs(folders))).split("\n\n")
+    assert parts[0] == "2 tables: scores of different tasks or metrics do not compare"
+    assert [part.splitlines()[0] for part in parts if part.startswith("MQAR")] == [
+        "MQAR [length=128]",
+        "MQAR [length=64]",
+    ]

@@ -35,7 +35,7 @@ def test_text_based_ends_far_below_a_bigram_model(capsys, tmp_path):
     assert result["bits_per_byte"] <= result["bigram_bits_per_byte"] - 0.7
     assert set(result["bits_by_slice"]) == {"recall", "rest"}
     capsys.readouterr()
-    again = ["generate", str(folder), "--prompt", "import ", "--length", "40", "--seed", "3"]
+    again = ["generate", str(folder), "--prompt", "import ", "--tokens", "40", "--seed", "3"]
     texts = []
     for _ in range(2):
         assert main.main(again) == 0

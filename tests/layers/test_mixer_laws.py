@@ -17,16 +17,18 @@ from recollect.layers.laws import Subject, not_asked
 from recollect.layers.mixer import MixerConfig
 from recollect.layers.modules import feature_maps
 from recollect.layers.modules.positions import LearnedPositions, Rotary
+from recollect.layers.modules.score_biases import Alibi, RelativeBias
 from recollect.models.language_model import state_bytes
 
 VARIANTS: dict[str, list[MixerConfig]] = {
     "Attention": [
         layers.Attention(heads=4, key_heads=2, positions=Rotary(), query_key_norm=True, bias=True),
         layers.Attention(heads=2, positions=LearnedPositions(maximum=300)),
+        layers.Attention(heads=4, key_heads=2, positions=Alibi()),
     ],
     "SlidingWindow": [
         layers.SlidingWindow(window=7, heads=4, key_heads=2, positions=Rotary()),
-        layers.SlidingWindow(window=5, heads=2, sinks="learned"),
+        layers.SlidingWindow(window=5, heads=2, sinks="learned", positions=RelativeBias(buckets=4, distance=5)),
         layers.SlidingWindow(
             window=5, heads=2, sinks="first", first=3, positions=Rotary(fraction=0.5, layout="interleaved")
         ),

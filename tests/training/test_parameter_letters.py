@@ -46,6 +46,7 @@ EXPECTED = {
     "layer.mixer.output.bias": ("-", False, False),
     "layer.mixer.output.kernel": ("tensor fsdp", True, True),
     "layer.mixer.output_norm.gain": ("-", False, False),
+    "layer.mixer.positions.buckets": ("- tensor", False, False),
     "layer.mixer.positions.table": ("- fsdp", False, True),
     "layer.mixer.projection.bias": ("-", False, False),
     "layer.mixer.projection.kernel": ("fsdp tensor", True, True),

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from recollect.configuration import UserError
+from recollect.configuration import UserError, apply_overrides
 from recollect.cost.hlo_cost import group_size
 from recollect.cost.hlo_parser import bytes_of
 from recollect.data.batch import Batch
@@ -63,9 +63,7 @@ def test_more_devices_than_there_are_is_an_error():
 
 
 def test_a_length_that_the_axis_does_not_divide_is_an_error(tmp_path):
-    with pytest.raises(
-        UserError, match=r"run\.mesh\.sequence=3 does not divide the data's length of 16 tokens.* is 15"
-    ):
+    with pytest.raises(UserError, match=r"run\.mesh\.sequence=3 does not divide the data's 16 tokens.* is 15"):
         tiny(tmp_path, mesh=Mesh(sequence=3))
 
 
@@ -223,3 +221,18 @@ def test_full_attention_exchanges_keys_and_values_once():
     whole = 2 * 64 * 2 * 4 * 4  # bytes of keys, and of values
     found = exchanged_by(operation, 64).kinds
     assert 2 * whole <= found["all-gather"] <= 2 * whole + 8 * 2 * 64 * 4
+
+
+def test_low_rank_updates_are_split_like_the_maps_that_they_update(tmp_path):
+    """By the letters of the map's inputs and outputs, the rank whole; the losses are those of one device."""
+    ends = []
+    for mesh in (Mesh(), Mesh(fsdp=2, tensor=2)):
+        experiment = apply_overrides(tiny(tmp_path, mesh=mesh, learning_rate=1e-3), ["model.lora=LoRA"])
+        program = Program(experiment)
+        state = program.init(0)
+        if mesh.devices > 1:
+            query = state["params"]["lora"]["stack"]["stages"]["0"]["1"]["mixer"]["query"]
+            assert query["a"].sharding.spec == P(None, "fsdp", None) and query["b"].sharding.spec[-1] == "tensor"
+        state, metrics = program.train(state, member_values([experiment], False), 3, experiment.data.slice_for(0, 0))
+        ends.append(np.asarray(metrics["loss"]))
+    np.testing.assert_allclose(*ends, rtol=1e-5)

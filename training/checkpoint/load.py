@@ -12,8 +12,8 @@ import jax
 
 from recollect.configuration import Config, UserError, apply_overrides, from_json
 from recollect.configuration.read_json import read_json
+from recollect.data.tokenizers import Tokenizer
 from recollect.models.functional import FunctionalModel, Params, flatten
-from recollect.models.generation import generate
 from recollect.training.checkpoint.integrity import damage
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.checkpoint.resume import restore
@@ -44,7 +44,9 @@ class SavedRun:
     data: SavedData
 
 
-def load_params(directory: Path, *, ema: bool = False, log: Log | None = None) -> tuple[Params, Config, int]:
+def load_params(
+    directory: Path, *, ema: bool = False, step: int | None = None, log: Log | None = None
+) -> tuple[Params, Config, int]:
     """Returns parameters (numpy), config and step of the newest good checkpoint in `directory`.
 
     Every file of the checkpoint is verified; the structure is read from the file itself, optimizer state is not read. A
@@ -53,6 +55,7 @@ def load_params(directory: Path, *, ema: bool = False, log: Log | None = None) -
 
     Args:
       ema: take the moving average of the parameters where the run kept one.
+      step: of the checkpoint; None takes the newest good one.
 
     Raises:
       UserError: no checkpoint, or all are damaged.
@@ -64,21 +67,21 @@ def load_params(directory: Path, *, ema: bool = False, log: Log | None = None) -
 
     checkpoints = Checkpoints(directory)
     problems = []
-    for step in reversed(checkpoints.steps()):
-        folder = checkpoints.directory / str(step)
+    for at in reversed(checkpoints.steps()) if step is None else (step,):
+        folder = checkpoints.directory / str(at)
         problem = damage(folder)
         if problem is not None:
             problems.append(f"checkpoint {folder} is damaged: {problem}")
             continue
         for line in problems:
-            (log or _to_stderr)(f"{line}; taking step {step}")
+            (log or _to_stderr)(f"{line}; taking step {at}")
         config = from_json(read_json(folder / "meta.json")["config"])
         (params,) = restore(folder, parameters, partial=True).values()
-        return jax.device_get(params), config, step
+        return jax.device_get(params), config, at
     raise UserError("; ".join(problems) or f"{checkpoints.directory} holds no checkpoint")
 
 
-def open_run(path: Path, overrides: list[str] | None = None) -> SavedRun:
+def open_run(path: Path | str, overrides: list[str] | None = None) -> SavedRun:
     """Returns the newest checkpoint of the run in `path`.
 
     Args:
@@ -122,23 +125,18 @@ def evaluate_run(path: Path, overrides: list[str], log: Log | None = None) -> di
     return {"name": experiment.name, "step": run.step, **corpus, **metrics}
 
 
-def continue_prompt(
-    path: Path, overrides: list[str], prompt: str, length: int, temperature: float, top_p: float, seed: int
-) -> str:
-    """Returns the prompt and its continuation as text.
+def open_text_run(path: Path | str, overrides: list[str] | None = None) -> tuple[FunctionalModel, Params, Tokenizer]:
+    """Returns model, parameters and tokenizer of a text run's newest checkpoint, for `models.continue_texts`.
 
     Raises:
-      UserError: the run is no text model's, or an impossible setting.
+      UserError: the run is no text model's, or what `open_run` refuses.
     """
     run = open_run(path, overrides)
     data = run.experiment.data
     tokenizer = run.data.tokenizer or data.open_tokenizer()
     if tokenizer is None:
         raise UserError(f"{path} is a {type(data).__name__} run; generate needs a text model")
-    model = FunctionalModel(run.experiment.model, run.vocabulary)
-    ids = tokenizer.encode(prompt)[None]
-    tokens = generate(model, run.params, ids, length, temperature=temperature, top_p=top_p, seed=seed)
-    return tokenizer.continued(prompt, tokens[0])
+    return FunctionalModel(run.experiment.model, run.vocabulary), run.params, tokenizer
 
 
 def _to_stderr(text: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chz
 import jax
 
 from recollect.configuration import UserError
@@ -118,13 +119,14 @@ def resume(run: RunState, step: int, shapes: Any) -> Any:
       shapes: structure, shapes and shardings of the state (see `shapes_of`).
     """
     state, extra = load(run.checkpoints, step, shapes)
-    run.progress = RunProgress(**{field.name: extra[field.name] for field in dataclasses.fields(RunProgress)})
+    kept: dict[str, Any] = {field.name: extra.get(field.name) for field in dataclasses.fields(RunProgress)}
+    run.progress = RunProgress(**kept)
     if run.spikes is not None:
         run.spikes.set_state(extra["guard"])
     if run.progress.done == "finished" and run.progress.step < run.experiment.run.steps:
         run.progress.done = None
     run.rewind(step)
-    axes = run.mesh_axes()
+    axes = chz.asdict(run.experiment.run.mesh)
     moved = [f"{axis} {extra['mesh'][axis]} -> {axes[axis]}" for axis in axes if extra["mesh"][axis] != axes[axis]]
     note = f"; on another mesh ({', '.join(moved)})" if moved else ""
     names = ("packages", "device_kind", "backend", "devices", "processes", "cpu_count", "xla_flags")  # can change bits

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from recollect.configuration import UserError
 from recollect.models.functional import Params
 from recollect.models.generation import generate
+from recollect.models.sampling import Sampling
 from recollect.training.batches import Call
 from recollect.training.distributed.host import current_host
 from recollect.training.hooks import Hook
@@ -40,5 +39,5 @@ def sample(program: Program, params: Params, step: int) -> str:
         prompt = data.prompt(seed=step)
     except UserError as error:
         return str(error)
-    tokens = generate(program.model, params, np.array([prompt]), 120, temperature=0.8, top_p=0.95, seed=step)
+    tokens = generate(program.model, params, [prompt], 120, Sampling(temperature=0.8, top_p=0.95, seed=step))
     return repr(data.decode(prompt)) + " -> " + repr(data.continuation(prompt, tokens[0]))

@@ -30,7 +30,7 @@ from recollect.training.recovery.survival import Recover, SaveCheckpoints, StopO
 from recollect.training.run_folder import is_done
 from recollect.training.run_state import Log, RunProgress, RunState, run_directory, shapes_of
 from recollect.training.step import evaluated, member_values, program_for
-from recollect.training.train import finish, ignore, prepare, train, train_steps
+from recollect.training.train import finish, prepare, train, train_steps
 
 
 def train_members(experiments: list[Experiment], *, together: bool, log: Log = print) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def train_population(experiments: list[Experiment], log: Log = print) -> list[di
     """Trains experiments that differ in values only, in one program; returns their results. Raises as `train` does."""
     prepare(experiments)
     with locked(*map(run_directory, experiments)):
-        return _train_population(experiments, log if current_host().is_main else ignore)
+        return _train_population(experiments, log if current_host().is_main else lambda text: None)
 
 
 def _train_population(experiments: list[Experiment], log: Log) -> list[dict[str, Any]]:
@@ -98,6 +98,8 @@ def begin(population: RunState, members: list[RunState]) -> None:
     if step is None:
         for member in members:
             member.rewind(0)
+        if any(member.experiment.run.initialize for member in members):
+            population.state = _initialized(population.state, members)
     else:
         shapes = shapes_of(population.state)
         population.state = None  # what is loaded takes its place on the devices
@@ -113,6 +115,18 @@ def begin(population: RunState, members: list[RunState]) -> None:
         member.program, member.batches, member.meter = population.program, population.batches, population.meter
     values = member_values([member.experiment for member in members], True)
     population.pipeline = StepPipeline(population, values, population.progress.step)
+
+
+def _initialized(state: Any, members: list[RunState]) -> Any:
+    """Returns the stacked fresh state with the parameters that members begin with (`run.initialize`)."""
+    from recollect.training.checkpoint.initialize import initialized
+
+    rows = [_row_of(state, row) for row in range(len(members))]
+    pairs = zip(members, rows, strict=True)
+    rows = [initialized(member, row) if member.experiment.run.initialize else row for member, row in pairs]
+    return jax.tree.map(
+        lambda leaf, *leaves: jax.device_put(np.stack(jax.device_get(leaves)), leaf.sharding), state, *rows
+    )
 
 
 def newest_common(members: list[RunState]) -> int | None:

@@ -76,7 +76,7 @@ def test_a_run_without_its_text_is_exported_with_vocabulary_and_tokenizer(traine
 
 
 def test_a_run_without_its_text_continues_a_prompt(trained, run, capsys):
-    asked = ["generate", run, "--prompt", "attention recall", "--length", 8]
+    asked = ["generate", run, "--prompt", "attention recall", "--tokens", 8]
     code, out, err = command(capsys, *asked)
     assert code == 0 and out.startswith("attention recall"), err
     assert command(capsys, *asked, f"data.source={trained / 'moved'}")[:2] == (0, out)

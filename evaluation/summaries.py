@@ -1,0 +1,269 @@
+"""What finished runs say about architectures: one `Summary` each, and their scores by learning rate.
+
+A study is a set of runs that differ in architecture, learning rate and seed. An architecture's score is
+
+    score(architecture) = max over settings of mean over seeds of score(run)
+
+where a setting is the learning rate with everything else that was swept in `optimizer`, `run.steps` and
+`run.batch_size`. Papers on recall report the maximum over runs instead (Based, arXiv 2402.18668, figure 2), which grows
+with the number of seeds; here seeds are averaged first and their spread is kept. The best is still a choice made on the
+evaluation data, so the median over settings stands beside it, and `Summary.edges` names where it is at the end of what
+was tried.
+
+Scores compare within one metric and one task. A task is what a run is evaluated on: its data without the fields that
+change training only, and the slices of its evaluation.
+
+Easy to get wrong: runs of one experiment whose `model` or `data` was overridden are other architectures, not seeds
+(config.json distinguishes them, and the label names what differs).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recollect.configuration.io import flatten
+from recollect.evaluation.results import RunResult
+
+TRAINING_ONLY = ("mixture", "sequences", "shuffle", "evaluation_examples", "evaluation", "tokenizer", "start_token")
+"""Fields of `data` that do not change what is asked (`evaluation` shows in the names of slices)."""
+
+SETTINGS = ("optimizer.", "run.steps", "run.batch_size")
+"""How the paths begin by which the settings of one architecture are distinguished."""
+
+
+class RatePoint(NamedTuple):
+    """Holds the score of one architecture at one learning rate: the mean over seeds, their standard deviation (NaN for
+    one) and how many there are."""
+
+    mean: float
+    spread: float
+    seeds: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Sums up one architecture of a study.
+
+    Attributes:
+      label: the experiment's name, with the fields of `model` and `data` in which runs of that name differ.
+      metric: "accuracy" or "bits_per_byte"; best, median, spread and by_slice are in its units.
+      best: mean over seeds at the best setting.
+      median: median over settings of the means over seeds.
+      spread: standard deviation over seeds at the best setting (n - 1 in the denominator); NaN for one seed.
+      seeds: runs at the best setting.
+      settings, runs, diverged: learning rates tried, runs in all, and how many of them diverged.
+      learning_rate: of the best setting.
+      chance: accuracy of a guess, or None.
+      state_bytes: by sequence length; `state_length` is the longest one evaluated, None when no length is known.
+      parameters: how many.
+      tokens_per_second: median over runs.
+      seconds: of all runs together.
+      by_slice, spread_by_slice: at the best setting, slices in increasing difficulty.
+      mixer: what mixes tokens: names its colour.
+      task: what was asked, in the fields in which the tasks of all runs differ; "" where they have one task.
+      by_rate: scores by learning rate, ascending.
+      edges: field -> "lowest" or "highest", where the best setting has the lowest or highest value that was tried, and
+        a better one may lie beyond (not at 100 % accuracy).
+    """
+
+    label: str
+    metric: str
+    best: float
+    median: float
+    spread: float
+    seeds: int
+    settings: int
+    runs: int
+    diverged: int
+    learning_rate: float
+    chance: float | None
+    state_bytes: dict[int, int]
+    state_length: int | None
+    parameters: int
+    tokens_per_second: float
+    seconds: float
+    by_slice: dict[str, float]
+    spread_by_slice: dict[str, float]
+    mixer: str = ""
+    task: str = ""
+    by_rate: dict[float, RatePoint] = dataclasses.field(default_factory=dict)
+    edges: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def state_size(self) -> int | None:
+        """Bytes of the state at `state_length`."""
+        return None if self.state_length is None else self.state_bytes[self.state_length]
+
+
+def group_by_label(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+    """Returns the runs by architecture, in order of first appearance; keys are the labels of `Summary`."""
+    architectures: dict[tuple[str, frozenset[tuple[str, str]]], list[RunResult]] = {}
+    for run in runs:
+        fields = _fields(run, "model.", "data.")
+        architectures.setdefault((run.name, frozenset(fields.items())), []).append(run)
+    return {
+        _label(name, fields, [other for other_name, other in architectures if other_name == name]): members
+        for (name, fields), members in architectures.items()
+    }
+
+
+def best_setting(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Returns the runs (seeds) of one architecture at its best setting; the smallest learning rate wins a tie."""
+    return min(_settings(runs), key=lambda members: rank(_mean(members), members[0].metric))
+
+
+def summarise(runs: Iterable[RunResult]) -> list[Summary]:
+    """Returns one `Summary` per architecture and task, best first within a metric and task."""
+    summaries = [
+        _summary(label, task, members)
+        for task, asked in group_by_task(runs).items()
+        for label, members in group_by_label(asked).items()
+    ]
+    return sorted(summaries, key=lambda s: (s.metric, s.task, rank(s.best, s.metric), s.label))
+
+
+def group_by_task(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+    """Returns the runs by metric and task, in order of first appearance; keys are the tasks of `Summary`."""
+    tasks: dict[tuple[str, frozenset[tuple[str, str]]], list[RunResult]] = {}
+    for run in runs:
+        fields = _fields(run, "data.")
+        asked = {path: value for path, value in fields.items() if path.split(".")[1] not in TRAINING_ONLY}
+        asked |= {"metric": run.metric, "slices": ", ".join(slice_order(run.by_slice))}
+        name = fields.get("data.class", "data").strip('"')
+        tasks.setdefault((name, frozenset(asked.items())), []).append(run)
+    if len(tasks) == 1:
+        return {"": next(iter(tasks.values()))}
+    return {
+        _label(name, asked, [other for other_name, other in tasks if other_name == name]): members
+        for (name, asked), members in tasks.items()
+    }
+
+
+def by_learning_rate(runs: Iterable[RunResult]) -> dict[str, dict[float, RatePoint]]:
+    """Returns the scores by label and learning rate, ascending. Where other fields of the optimizer were swept too, a
+    rate has the score of the best of them."""
+    return {label: _by_rate(members) for label, members in group_by_label(runs).items()}
+
+
+def _by_rate(runs: Sequence[RunResult]) -> dict[float, RatePoint]:
+    rates: dict[float, list[RunResult]] = {}
+    for run in runs:
+        rates.setdefault(run.learning_rate, []).append(run)
+    best = {rate: best_setting(members) for rate, members in sorted(rates.items())}
+    return {
+        rate: RatePoint(_mean(members), _deviation([run.score for run in members]), len(members))
+        for rate, members in best.items()
+    }
+
+
+def _edges(settings: list[list[RunResult]], best: list[RunResult]) -> dict[str, str]:
+    """Returns the swept numbers of which the best setting has the lowest or the highest."""
+    if best[0].metric == "accuracy" and _mean(best) >= 1:
+        return {}
+    tried: dict[str, set[float]] = {}
+    for members in settings:
+        for path, number in _numbers(members[0]).items():
+            tried.setdefault(path, set()).add(number)
+    edges = {}
+    for path, number in _numbers(best[0]).items():
+        if len(tried[path]) > 1 and number in (min(tried[path]), max(tried[path])):
+            edges[path] = "lowest" if number == min(tried[path]) else "highest"
+    return edges
+
+
+def _numbers(run: RunResult) -> dict[str, float]:
+    """Returns the numbers by which settings are distinguished, by path."""
+    values = {path: json.loads(value) for path, value in _fields(run, *SETTINGS).items()}
+    numbers = {path: float(value) for path, value in values.items() if type(value) in (int, float)}
+    return numbers | {"optimizer.learning_rate": run.learning_rate}
+
+
+def rank(score: float, metric: str) -> tuple[bool, float]:
+    """Returns a sort key that puts the best score first and NaN last."""
+    return (True, 0.0) if math.isnan(score) else (False, -score if metric == "accuracy" else score)
+
+
+def slice_order(names: Iterable[str]) -> list[str]:
+    """Returns slice names in increasing difficulty ("64x8": by length, then pairs), without repeats.
+
+    Names of another kind keep their order.
+    """
+    unique = list(dict.fromkeys(names))
+    return sorted(unique, key=slice_size) if all(map(slice_size, unique)) else unique
+
+
+def slice_size(name: str) -> tuple[int, ...]:
+    """Returns (length, pairs) of a slice named "64x8"; () for a name of another kind."""
+    return tuple(map(int, name.split("x"))) if re.fullmatch(r"\d+x\d+", name) else ()
+
+
+def _summary(label: str, task: str, runs: list[RunResult]) -> Summary:
+    settings, best = _settings(runs), best_setting(runs)
+    means = [mean for mean in map(_mean, settings) if not math.isnan(mean)]
+    slices = slice_order(name for run in best for name in run.by_slice)
+    by_slice = {name: [run.by_slice.get(name, math.nan) for run in best] for name in slices}
+    evaluated = {slice_size(name)[0] for name in slices if slice_size(name)}
+    lengths = evaluated & best[0].state_bytes.keys() or best[0].state_bytes
+    return Summary(
+        label=label,
+        metric=best[0].metric,
+        best=_mean(best),
+        median=statistics.median(means) if means else math.nan,
+        spread=_deviation([run.score for run in best]),
+        seeds=len(best),
+        settings=len(settings),
+        runs=len(runs),
+        diverged=sum(run.status == "diverged" for run in runs),
+        learning_rate=best[0].learning_rate,
+        chance=best[0].chance,
+        state_bytes=best[0].state_bytes,
+        state_length=max(lengths, default=None),
+        parameters=best[0].parameters,
+        tokens_per_second=statistics.median(run.tokens_per_second for run in runs),
+        seconds=sum(run.seconds for run in runs),
+        by_slice={name: float(np.mean(values)) for name, values in by_slice.items()},
+        spread_by_slice={name: _deviation(values) for name, values in by_slice.items()},
+        mixer=best[0].mixer,
+        task=task,
+        by_rate=_by_rate(runs),
+        edges=_edges(settings, best),
+    )
+
+
+def _settings(runs: Sequence[RunResult]) -> list[list[RunResult]]:
+    """Returns the runs of one architecture by what was swept beside the seed, smallest learning rate first."""
+    settings: dict[Any, list[RunResult]] = {}
+    for run in runs:
+        fields = _fields(run, *SETTINGS)
+        settings.setdefault((run.learning_rate, tuple(sorted(fields.items()))), []).append(run)
+    return [settings[key] for key in sorted(settings)]
+
+
+def _fields(run: RunResult, *starts: str) -> dict[str, str]:
+    """Returns the fields of a run's config whose paths start so, as JSON text."""
+    return {path: value for path, value in flatten(run.config, leaf=json.dumps).items() if path.startswith(starts)}
+
+
+def _mean(runs: Sequence[RunResult]) -> float:
+    return float(np.mean([run.score for run in runs]))
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def _label(name: str, fields: frozenset[tuple[str, str]], namesakes: list[frozenset[tuple[str, str]]]) -> str:
+    """Returns the name of an architecture or a task with the fields in which those of that name differ."""
+    differing = sorted({path for other in namesakes for path, _ in other - frozenset.intersection(*namesakes)})
+    values, tails = dict(fields), [path.rpartition(".")[2] for path in differing]
+    names = [tail if tails.count(tail) == 1 else path for path, tail in zip(differing, tails, strict=True)]
+    shown = [f"{short}={values.get(path, 'none').strip(chr(34))}" for path, short in zip(differing, names, strict=True)]
+    return f"{name} [{', '.join(shown)}]" if shown else name

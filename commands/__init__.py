@@ -17,7 +17,7 @@ def add_with(parser: argparse.ArgumentParser) -> None:
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Adds the `path=value` arguments."""
-    text = "for example optimizer.learning_rate=3e-4"
+    text = "for example optimizer.learning_rate=3e-4; `describe NAME --config` lists every field"
     parser.add_argument("overrides", nargs="*", metavar="path=value", help=text)
 
 
@@ -30,4 +30,4 @@ def experiment_of(options: argparse.Namespace) -> Any:
     from recollect.configuration import apply_overrides
     from recollect.experiments.registry import load
 
-    return apply_overrides(load(options.experiment, "experiment"), options.overrides)
+    return apply_overrides(load(options.experiment, "experiment"), options.overrides, print)

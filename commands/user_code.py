@@ -51,7 +51,7 @@ def user_experiment(options: argparse.Namespace) -> Any:
     from recollect.configuration import apply_overrides
 
     load_files(options)
-    experiment = apply_overrides(load_named(options.experiment, "experiment"), options.overrides)
+    experiment = apply_overrides(load_named(options.experiment, "experiment"), options.overrides, print)
     check_mixers(experiment)
     return experiment
 

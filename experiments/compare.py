@@ -1,5 +1,6 @@
 """Runs a study, then writes its table and plots: what `main.py compare` does."""
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -51,7 +52,9 @@ def compare(
     for unknown in [chosen for chosen in only if chosen not in names]:
         raise UserError(f"{name} has no experiment {unknown!r}; it has {', '.join(names)}")
     experiments = [
-        apply_overrides(experiment, list(overrides)) for experiment in experiments if experiment.name in (only or names)
+        apply_overrides(experiment, list(overrides), functools.partial(print, f"{experiment.name}:"))
+        for experiment in experiments
+        if experiment.name in (only or names)
     ]
     failures: list[str] = []
     if on is None:

@@ -9,7 +9,7 @@ import chz
 from recollect.configuration import Config, UserError, at_least, requires
 from recollect.data.batch import DataConfig
 from recollect.models.language_model import LanguageModel
-from recollect.training import muon  # noqa: F401 - so that its config class is known by name
+from recollect.training import adafactor, lion, muon, sgd  # noqa: F401 - so that their configs are known by name
 from recollect.training.loss import Loss
 from recollect.training.optimizer import AdamW, Optimizer
 from recollect.training.recovery.loss_spikes import Spikes
@@ -108,7 +108,7 @@ class Run(Config):
 
 @chz.chz(typecheck=True)
 class Experiment(Config):
-    """One run's whole configuration."""
+    """One run's whole configuration; `name` is its label in tables and the name of its folder in runs/."""
 
     name: str
     model: LanguageModel

@@ -51,7 +51,7 @@ def test_broken_json_names_file_and_line(tmp_path, name):
         ({"state_bytes": {"long": 3}}, "not sequence lengths: 'long'"),
         ({"accuracy_by_slice": {"64x4": "x"}}, "'accuracy_by_slice' must be an object of numbers"),
         ({"overrides": [1]}, "'overrides' must be an object"),
-        ({"accuracy": None}, "neither 'accuracy' nor 'bits_per_byte'"),
+        ({"accuracy": None}, "none of 'accuracy', 'bits_per_byte', 'bits_per_token'"),
     ],
 )
 def test_wrong_fields_are_named(tmp_path, changes, message):

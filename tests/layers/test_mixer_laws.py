@@ -33,6 +33,17 @@ VARIANTS: dict[str, list[MixerConfig]] = {
             window=5, heads=2, sinks="first", first=3, positions=Rotary(fraction=0.5, layout="interleaved")
         ),
     ],
+    "GatedAttention": [layers.GatedAttention(heads=4, key_heads=2, gate="head", positions=Rotary(fraction=0.5))],
+    "DifferentialAttention": [layers.DifferentialAttention(heads=4, key_heads=2, positions=Rotary())],
+    "ForgettingAttention": [layers.ForgettingAttention(heads=4, key_heads=2, query_key_norm=True)],
+    "LatentAttention": [
+        layers.LatentAttention(heads=2, rank=12, rotary_dim=0, query_rank=10, key_dim=6, value_dim=5),
+        layers.LatentAttention(heads=4, rank=12, rotary_dim=4, positions=None),
+    ],
+    "RelativeConvolutionalAttention": [
+        layers.RelativeConvolutionalAttention(heads=4, key_heads=2, shared_filters=False, maximum=300),
+        layers.RelativeConvolutionalAttention(heads=2, relative=False, kernel=2, positions=Rotary()),
+    ],
     "LinearAttention": [
         layers.LinearAttention(heads=2, feature_dim=3, chunk=16),
         layers.LinearAttention(heads=2, feature_map=feature_maps.EluPlusOne(), chunk=7, positions=Rotary()),

@@ -58,8 +58,8 @@ class RunLog(Hook):
             run.log(f"  {line}")
         if "corpus" in (entries := experiment.data.result_entries()):
             corpus = entries["corpus"]
-            size, digest = corpus["train"]["bytes"], corpus["digest"][:16]
-            run.log(f"  corpus {corpus['source']}: {size:,} bytes to train on, sha256 {digest}")
+            unit, digest = "bytes" if "bytes" in corpus["train"] else "tokens", corpus["digest"][:16]
+            run.log(f"  corpus {corpus['source']}: {corpus['train'][unit]:,} {unit} to train on, sha256 {digest}")
 
     def after_call(self, run: RunState, call: Call) -> None:
         self.steps(run, call)
@@ -132,7 +132,7 @@ def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
     lines = []
     kernel = KERNELS.get(dispatch.device().platform)
     for mixer, layers in Counter(config.mixers).items():
-        model = FunctionalModel(chz.replace(config, stages=(Stage(pattern=(mixer,)),)), 2)
+        model = FunctionalModel(chz.replace(config, stages=(Stage(pattern=(mixer,)),), lora=None), 2)
 
         def run(params: Params, batch: Batch, model: FunctionalModel = model) -> jax.Array:
             return model.bind(params).hidden(batch.tokens, Context(segments=batch.segments)).hidden

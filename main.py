@@ -24,6 +24,7 @@ COMMANDS = {
     "replay": "run a step again that was not finite, and name the layer that broke first",
     "export": "write a run's newest checkpoint as safetensors + config.json",
     "prepare": "tokenise a text source once, into a folder that training reads",
+    "inspect": "first documents or examples of a data set, lengths, unknown tokens, splits",
     "bench": "time this project's parts, beside peers where they can be had",
 }
 """What each command does; `recollect.commands.NAME` holds it."""

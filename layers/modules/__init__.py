@@ -3,6 +3,7 @@
 from recollect.configuration import exported_names
 from recollect.layers.modules.decays import (
     LogSigmoidDecay,
+    LowerBound,
     StepDecay,
     alibi_slopes,
     inverse_softplus,

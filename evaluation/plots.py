@@ -203,7 +203,9 @@ def _axis(metrics: set[str]) -> tuple[str, float]:
     """Returns the label of the axis of a metric, and what values are multiplied by."""
     if len(metrics) > 1:
         raise UserError("recall and text runs cannot share a figure: one has accuracies, the other bits per byte")
-    return ("Accuracy (%)", 100.0) if metrics == {"accuracy"} else ("Bits per byte", 1.0)
+    if metrics == {"accuracy"}:
+        return "Accuracy (%)", 100.0
+    return ("Bits per token" if metrics == {"bits_per_token"} else "Bits per byte"), 1.0
 
 
 def _styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -145,8 +145,10 @@ def resume(run: RunState, step: int, shapes: Any) -> Any:
       shapes: structure, shapes and shardings of the state (see `shapes_of`).
     """
     state, extra = load(run.checkpoints, step, shapes)
-    names = [field.name for field in dataclasses.fields(RunProgress)]
-    run.progress = RunProgress(**{name: extra[name] for name in names if name in extra})  # an earlier version has fewer
+    fields = [field.name for field in dataclasses.fields(RunProgress)]
+    run.progress = RunProgress(
+        **{name: extra[name] for name in fields if name in extra}
+    )  # an earlier version has fewer
     if run.spikes is not None:
         run.spikes.set_state(extra["guard"])
     if run.progress.done == "finished" and run.progress.step < run.experiment.run.steps:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recollect.configuration import UserError
 from recollect.evaluation.curves import learning_curve, training_curve
-from recollect.evaluation.plots.style import GREY, MARKED, figure, score_axis, score_label, styles
+from recollect.evaluation.plots.style import GREY, MARKED, NothingToPlot, figure, score_axis, score_label, styles
 from recollect.evaluation.results import RunResult
 from recollect.evaluation.summaries import best_setting, group_by_label
 
@@ -29,12 +28,12 @@ def learning_curves(runs: Sequence[RunResult], path: Path | str, title: str | No
     A run that stopped early keeps its last value in the mean.
 
     Raises:
-      UserError: nothing to draw, runs of several metrics, a broken metrics.jsonl, or the file cannot be written.
+      NothingToPlot: nothing to draw, runs of several metrics, a broken metrics.jsonl, or the file cannot be written.
     """
     evaluations = {run.folder: learning_curve(run.folder) for run in runs}
     runs = [run for run in runs if len(evaluations[run.folder].steps)]
     if not runs:
-        raise UserError("there is no run with evaluations to plot")
+        raise NothingToPlot("there is no run with evaluations to plot")
     label, scale = score_label({run.metric for run in runs})
     curves = {run.folder: (evaluations[run.folder].steps, scale * evaluations[run.folder].score) for run in runs}
     with figure(path, 2.6, title) as axes:
@@ -47,7 +46,7 @@ def training_losses(runs: Sequence[RunResult], path: Path | str, title: str | No
     logged = {run.folder: training_curve(run.folder) for run in runs}
     runs = [run for run in runs if len(logged[run.folder].steps)]
     if not runs:
-        raise UserError("there is no run with logged steps to plot")
+        raise NothingToPlot("there is no run with logged steps to plot")
     curves = {run.folder: (logged[run.folder].steps, logged[run.folder].loss) for run in runs}
     with figure(path, 2.6, title) as axes:
         axes.set_ylabel("Training loss (nats)")

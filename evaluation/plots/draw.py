@@ -11,6 +11,7 @@ from recollect.evaluation.plots.curves import learning_curves, training_losses
 from recollect.evaluation.plots.rates import score_by_rate
 from recollect.evaluation.plots.slices import accuracy_by_slice, accuracy_map
 from recollect.evaluation.plots.state import recall_vs_state, throughput_vs_state
+from recollect.evaluation.plots.style import FORMATS, NothingToPlot
 from recollect.evaluation.results import RunResult
 from recollect.evaluation.summaries import summarise
 
@@ -44,10 +45,16 @@ def draw_all(
             path = folder / f"{name}.{suffix}"
             try:
                 draw(data, path, f"{title}: {what.replace('_', ' ')}" if title else None)
-            except UserError as error:
-                if not str(error).startswith("there is no "):  # these runs have nothing of the kind
-                    raise
-                path.unlink(missing_ok=True)  # what an earlier comparison left there would be another's
-            else:
                 drawn.append(path)
+            except NothingToPlot:
+                break
     return drawn
+
+
+def formats_of(text: str) -> tuple[str, ...]:
+    """Returns the formats that "png,svg" names; raises UserError for one that there is not."""
+    formats = tuple(part.strip().lower().removeprefix(".") for part in text.split(","))
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"--format {text}: {name!r} is none; there are {', '.join(FORMATS)}, for example png,svg")
+    return formats

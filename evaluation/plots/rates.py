@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from recollect.configuration import UserError
 from recollect.evaluation.plots.style import (
     ERROR_BARS,
     GREY,
     MARKED,
+    NothingToPlot,
     error_bars,
     figure,
     score_axis,
@@ -26,11 +26,11 @@ def score_by_rate(runs: Sequence[RunResult], path: Path | str, title: str | None
     """Draws the mean over seeds, and their standard deviation, at each learning rate.
 
     Raises:
-      UserError: nothing to draw, runs of several metrics, or the file cannot be written.
+      NothingToPlot: nothing to draw, runs of several metrics, or the file cannot be written.
     """
     points = by_learning_rate(runs)
     if not any(len(rates) > 1 for rates in points.values()):
-        raise UserError("there is no architecture with several learning rates to plot")
+        raise NothingToPlot("there is no architecture with several learning rates to plot")
     label, scale = score_label({run.metric for run in runs})
     mixers = {name: members[0].mixer for name, members in group_by_label(runs).items()}
     looks = styles(list(mixers.items()))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recollect.configuration import UserError
 from recollect.evaluation.plots.style import (
     ERROR_BARS,
     MARKED,
+    NothingToPlot,
     chance,
     error_bars,
     figure,
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 
 def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str, title: str | None = None) -> None:
-    """Draws accuracy (or bits) by slice at the best learning rate: lines over sizes, points over slices of another kind,
-    which have no order, and bars where there is one slice.
+    """Draws accuracy (or bits) by slice at the best learning rate: lines over sizes, points over slices of another
+    kind, which have no order, and bars where there is one slice.
 
     Raises:
-      UserError: nothing to draw, summaries of several metrics, or the file cannot be written.
+      NothingToPlot: nothing to draw, summaries of several metrics, or the file cannot be written.
     """
     shown = [s for s in summaries if s.by_slice]
     if not shown:
-        raise UserError("there is no architecture with results by slice to plot")
+        raise NothingToPlot("there is no architecture with results by slice to plot")
     label, scale = score_label({s.metric for s in shown})
     slices = slice_order(name for s in shown for name in s.by_slice)
     looks = styles([(s.label, s.mixer) for s in summaries])
@@ -56,9 +56,7 @@ def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str, title: str
             x = np.arange(len(slices)) + min(0.6, 0.09 * len(slices)) * ((place + 0.5) / len(shown) - 0.5)
             look = looks[s.label] if sizes else {**looks[s.label], "linestyle": ""}
             axes.plot(x, values, ms=4.5, linewidth=0.9, **look, **MARKED)
-        axes.set_xticks(
-            range(len(slices)), [name.replace("x", "\n×") if sizes else printable(name) for name in slices]
-        )
+        axes.set_xticks(range(len(slices)), [name.replace("x", "\n×") if sizes else printable(name) for name in slices])
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("Sequence length × key–value pairs" if sizes else "Slice")
 
@@ -68,12 +66,12 @@ def accuracy_map(summaries: Sequence[Summary], path: Path | str, title: str | No
     evaluated stay white.
 
     Raises:
-      UserError: no architecture was evaluated at several lengths and several numbers of pairs, or the file cannot be
-        written.
+      NothingToPlot: no architecture was evaluated at several lengths and several numbers of pairs.
+      UserError: the file cannot be written.
     """
     shown = [s for s in summaries if s.metric == "accuracy" and _is_grid(s)]
     if not shown:
-        raise UserError("there is no architecture evaluated at several lengths and numbers of pairs to plot")
+        raise NothingToPlot("there is no architecture evaluated at several lengths and numbers of pairs to plot")
     sizes = [slice_size(name) for s in shown for name in s.by_slice]
     lengths, pairs = (sorted({size[axis] for size in sizes}) for axis in (0, 1))
     looks = styles([(s.label, s.mixer) for s in shown])
@@ -104,7 +102,6 @@ def _is_grid(summary: Summary) -> bool:
 def _stride(count: int) -> int:
     """Returns the largest step up to a third of `count` that visits every place of a ring of `count`."""
     return next(step for step in range(max(1, count // 3), 0, -1) if math.gcd(step, count) == 1)
-
 
 
 def _bars(axes: Axes, summaries: Sequence[Summary], name: str, looks: dict[str, dict[str, Any]], scale: float) -> None:

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recollect.configuration import UserError
-from recollect.evaluation.plots.style import ERROR_BARS, GREY, MARKED, error_bars, figure, score_axis, styles
+from recollect.evaluation.plots.style import (
+    ERROR_BARS,
+    GREY,
+    MARKED,
+    NothingToPlot,
+    error_bars,
+    figure,
+    score_axis,
+    styles,
+)
 from recollect.evaluation.summaries import Summary
 from recollect.evaluation.table import format_bytes, format_count
 
@@ -27,11 +35,11 @@ def recall_vs_state(summaries: Sequence[Summary], path: Path | str, title: str |
     Architectures without accuracy or without a state cannot be placed and are left out; the legend names them.
 
     Raises:
-      UserError: nothing to draw, or the file cannot be written.
+      NothingToPlot: nothing to draw, or the file cannot be written.
     """
     shown = [s for s in summaries if s.metric == "accuracy" and s.state_size and not math.isnan(s.best)]
     if not shown:
-        raise UserError("there is no architecture with an accuracy and a state size to plot")
+        raise NothingToPlot("there is no architecture with an accuracy and a state size to plot")
     looks = styles([(s.label, s.mixer) for s in summaries])
     with figure(path, 2.9, title) as axes:
         sizes, scores = np.array([s.state_size for s in shown], float), 100 * np.array([s.best for s in shown])
@@ -55,7 +63,7 @@ def throughput_vs_state(summaries: Sequence[Summary], path: Path | str, title: s
     length; raises as `recall_vs_state`."""
     shown = [s for s in summaries if s.state_size and s.tokens_per_second > 0]
     if not shown:
-        raise UserError("there is no architecture with a state size and a rate to plot")
+        raise NothingToPlot("there is no architecture with a state size and a rate to plot")
     looks = styles([(s.label, s.mixer) for s in summaries])
     with figure(path, 2.9, title) as axes:
         _state_axis(axes, shown)
@@ -73,7 +81,7 @@ def _points(axes: Axes, shown: Sequence[Summary], values: list[float], looks: Lo
         if len(sizes) > 1:
             axes.plot(*zip(*sizes, strict=True), color=colour, linewidth=0.9, alpha=0.7, zorder=2)
     for s, value in zip(shown, values, strict=True):
-        axes.plot(s.state_size, value, ms=5, **{**looks[s.label], "linestyle": ""}, **MARKED)
+        axes.plot(s.state_size or 0, value, ms=5, **{**looks[s.label], "linestyle": ""}, **MARKED)
 
 
 def _state_axis(axes: Axes, shown: Sequence[Summary]) -> None:
@@ -88,7 +96,9 @@ def _state_axis(axes: Axes, shown: Sequence[Summary]) -> None:
     axes.set_xticks(labelled, [format_bytes(size).replace(".0 ", " ") for size in labelled])
     axes.set_xticks([2.0**power for power in powers], [""] * len(powers), minor=True)
     lengths = {s.state_length for s in shown if s.state_length is not None}
-    axes.set_xlabel(f"State size at {f'{lengths.pop():,} tokens' if len(lengths) == 1 else 'the longest evaluated length'}")
+    axes.set_xlabel(
+        f"State size at {f'{lengths.pop():,} tokens' if len(lengths) == 1 else 'the longest evaluated length'}"
+    )
 
 
 def _pareto(sizes: np.ndarray, scores: np.ndarray) -> list[int]:

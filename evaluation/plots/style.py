@@ -1,7 +1,7 @@
-"""What all figures share: one column of a paper wide (3.3 inches at 300 dpi), a pinned style, colours, axes, the legend.
+"""What all figures share: a column of a paper wide (3.3 inches at 300 dpi), a pinned style, colours, axes, the legend.
 
-A mixer has one colour in every figure (evaluation/appearance.py); every architecture has a marker too, so that the figures
-survive a grey print.
+A mixer has one colour in every figure (evaluation/appearance.py); every architecture has a marker too, so that the
+figures survive a grey print.
 
 Easy to get wrong: pyplot keeps global state and a backend, so figures are made without it, under a pinned style that
 ignores the user's matplotlibrc; `bbox_inches="tight"` would change the width, so legends are placed by the constrained
@@ -62,6 +62,10 @@ STYLE = {
     "figure.constrained_layout.h_pad": 0.03,
     "figure.constrained_layout.w_pad": 0.03,
 }
+
+
+class NothingToPlot(UserError):
+    """A figure has nothing to show of what it was given."""
 
 
 @contextlib.contextmanager
@@ -125,11 +129,12 @@ def styles(shown: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
     the dot, where all share it, and with spaces for underscores.
 
     Args:
-      shown: (label, mixer) of each architecture. The mixer gives the colour; markers go by alphabetical order of labels,
-        and a second and third label of one mixer have dashed lines.
+      shown: (label, mixer) of each architecture. The mixer gives the colour; markers go by alphabetical order of
+        labels, and a second and third label of one mixer have dashed lines.
     """
     heads = {label.partition(" ")[0].rpartition(".")[0] for label, _ in shown}
     cut = len(heads.pop()) + 1 if len(heads) == 1 and "" not in heads else 0
+    shown = [(label, mixer or label) for label, mixer in shown]  # of a config without mixers
     colours = mixer_colours(mixer for _, mixer in sorted(shown))
     seen: dict[str, int] = {}
     looks = {}

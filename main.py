@@ -22,6 +22,7 @@ COMMANDS = {
     "replay": "run a step again that was not finite, and name the layer that broke first",
     "export": "write a run's newest checkpoint as safetensors + config.json",
     "prepare": "tokenise a text source once, into a folder that training reads",
+    "inspect": "first documents or examples of a data set, lengths, unknown tokens, splits",
     "bench": "time this project's parts, beside peers where they can be had",
 }
 """What each command does; `recollect.commands.NAME` holds it."""
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     elif rest:
         options.overrides += rest  # argparse gives up on trailing positionals that an option separates
-    with lasting_output() as output:
+    with lasting_output(options.command) as output:
         return output.checked(_run(options))
 
 
@@ -53,8 +54,8 @@ def _run(options: argparse.Namespace) -> int:
     except Preempted as preempted:
         print(f"{preempted}; the same command goes on from the last checkpoint", file=sys.stderr)
         return 0
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"stopped; {stopped}" if stopped.args else "stopped", file=sys.stderr)
         return 130
     except OSError as error:  # a path that the system refuses: too long, without permission, on a full disk, ...
         if error.filename is None:

@@ -20,7 +20,7 @@ import numpy as np
 from recollect.configuration.machine import environment
 from recollect.models.functional import count
 from recollect.training.batches import Call, StepPipeline, open_batches
-from recollect.training.checkpoint.resume import delete_unfinished, newest_good, resume
+from recollect.training.checkpoint.resume import delete_unfinished, newest_good, resume, rewind
 from recollect.training.distributed.host import current_host
 from recollect.training.evaluator import evaluate_members
 from recollect.training.experiment import Experiment
@@ -99,7 +99,7 @@ def begin(population: RunState, members: list[RunState]) -> None:
     population.state = population.program.init([member.experiment.run.seed for member in members])
     if step is None:
         for member in members:
-            member.rewind(0)
+            rewind(member, 0)
         if any(member.experiment.run.initialize for member in members):
             population.state = _initialized(population.state, members)
     else:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from recollect.configuration import UserError, to_json
 from recollect.configuration.disk_full import DiskFull, is_disk_full
 from recollect.configuration.io import write_json
+from recollect.configuration.machine import environment
+from recollect.configuration.python_files import USER_FILES
 from recollect.configuration.read_json import finite, read_json_object
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
@@ -25,11 +28,7 @@ def is_done(result: dict[str, Any] | None, steps: int) -> bool:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Returns what the result.json of a run's folder holds, None where there is none.
-
-    Raises:
-      UserError: it is damaged.
-    """
+    """Returns what a run folder's result.json holds, None where there is none; raises UserError where it is damaged."""
     path = folder / "result.json"
     if not path.exists():
         return None
@@ -83,6 +82,14 @@ class RunFolder:
         """Writes a JSON file of this name, with null for numbers that are not finite."""
         if self._writes:
             write_json(self.path / name, json.loads(json_line(data)))
+
+    def write_environment(self) -> None:
+        """Writes what the run's bits depend on beside its config: versions, devices, user code; and the command."""
+        self.write("environment.json", {**environment(), "command": sys.argv})
+        if USER_FILES:
+            from recollect.training.user_code import record
+
+            record(self.path)
 
     def unfinish(self) -> None:
         """Deletes result.json, for a run that is to go on."""

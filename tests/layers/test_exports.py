@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +35,9 @@ def test_all_follows_from_the_imports():
     assert {"MIXERS", "SoftmaxAttention", "Context", "zero_padding"} <= set(layers.__all__)
     assert "exported_names" not in layers.__all__ and layers.SoftmaxConfig not in layers.MIXERS
     assert all(issubclass(config, Config) for config in layers.MIXERS)
+
+
+def test_every_mixer_has_one_row_in_the_documents():
+    rows = (Path(__file__).parents[2] / "docs" / "mixers.md").read_text().splitlines()
+    for config in layers.MIXERS:
+        assert len([row for row in rows if row.startswith(f"| `{config.__name__}` |")]) == 1, config.__name__

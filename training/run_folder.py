@@ -20,7 +20,7 @@ from recollect.training.experiment import Experiment
 
 
 def is_done(result: dict[str, Any] | None, steps: int) -> bool:
-    """Returns whether result.json (None: there is none) says that none of `steps` steps is left; preempted runs go on."""
+    """Returns whether result.json (None: there is none) says that none of `steps` is left; preempted runs go on."""
     if result is None or result["status"] == "preempted":
         return False
     return result["steps"] >= steps or result["status"] != "finished"

@@ -17,6 +17,8 @@ COMMANDS = {
     "train": "train one experiment; the same command resumes it",
     "compare": "train what a study lacks, then table and plots; or those of runs that exist",
     "report": "write one HTML page about a study or some runs",
+    "check": "hold mixers in a file of yours to the laws of all mixers",
+    "new": "write a file to start from: a mixer, a task or a study",
     "evaluate": "evaluate a run's newest checkpoint",
     "generate": "continue a prompt with a text model",
     "replay": "run a step again that was not finite, and name the layer that broke first",
@@ -29,8 +31,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 2 for a user's mistake, 3 for a run that diverged, 130 for a stopped
-    one."""
+    """Runs one command; returns the exit code: 2 for a user's mistake, 3 for a diverged run, 130 for a stopped one."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(arguments[0] if arguments else "")
     options, rest = parser.parse_known_args(arguments)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from recollect.commands import add_overrides, add_with, experiment_of, load_files
+from recollect.commands import add_overrides, add_with, experiment_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _data_of(options: argparse.Namespace) -> Any:
     """Returns the data set that was named, with its overrides: `data.length=64`, or `length=64`."""
+    from recollect.commands.user_code import load_files
     from recollect.configuration import UserError, apply_overrides, known_configs
     from recollect.configuration.names import nearest
     from recollect.configuration.read_json import read_json
@@ -39,17 +40,19 @@ def _data_of(options: argparse.Namespace) -> Any:
     from recollect.data.batch import DataConfig
     from recollect.data.text.dataset import Text
     from recollect.experiments.registry import entries
+    from recollect.experiments.user_file import is_file
     from recollect.training.saved_experiment import experiment_from_json
 
-    load_files(options)
     name = options.experiment
+    is_there = path_kind(path(name), name) is not None
+    is_run = is_there and (path(name) / "config.json").is_file() and (path(name) / "checkpoints").exists()
+    load_files(options, path(name) if is_run else None)
     tasks = {
         key: kind for key, kind in known_configs().items() if issubclass(kind, DataConfig) and kind is not DataConfig
     }
-    is_there = path_kind(path(name), name) is not None
-    if name in entries() or (is_there and path(name).suffix == ".py"):
+    if name in entries() or is_file(name):
         return experiment_of(options).data
-    if is_there and (path(name) / "config.json").is_file() and (path(name) / "checkpoints").exists():
+    if is_run:
         data: Any = experiment_from_json(read_json(Path(path(name)) / "config.json"), name).data
     elif is_there or name == "stdlib" or name.startswith("tfds:"):
         data = Text(source=name)

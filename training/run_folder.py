@@ -5,31 +5,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from recollect.configuration import UserError, to_json
 from recollect.configuration.disk_full import DiskFull, is_disk_full
 from recollect.configuration.io import write_json
+from recollect.configuration.machine import environment
+from recollect.configuration.python_files import USER_FILES
 from recollect.configuration.read_json import finite, read_json_object
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
 
 
 def is_done(result: dict[str, Any] | None, steps: int) -> bool:
-    """Returns whether a run's result.json (None: there is none) says that nothing of `steps` steps is left to do; a
-    preempted run goes on."""
+    """Returns whether result.json (None: there is none) says that none of `steps` is left; preempted runs go on."""
     if result is None or result["status"] == "preempted":
         return False
     return result["steps"] >= steps or result["status"] != "finished"
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Returns what the result.json of a run's folder holds, None where there is none.
-
-    Raises:
-      UserError: it is damaged.
-    """
+    """Returns what a run folder's result.json holds, None where there is none; raises UserError where it is damaged."""
     path = folder / "result.json"
     if not path.exists():
         return None
@@ -84,14 +82,21 @@ class RunFolder:
         if self._writes:
             write_json(self.path / name, json.loads(json_line(data)))
 
+    def write_environment(self) -> None:
+        """Writes what the run's bits depend on beside its config: versions, devices, user code; and the command."""
+        self.write("environment.json", {**environment(), "command": sys.argv})
+        if USER_FILES:
+            from recollect.training.user_code import record
+
+            record(self.path)
+
     def unfinish(self) -> None:
         """Deletes result.json, for a run that is to go on."""
         if self._writes:
             (self.path / "result.json").unlink(missing_ok=True)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl and to `boards`. On a full disk it is held back, and written later or by
-        `flush`."""
+        """Adds a line to metrics.jsonl and to `boards`; on a full disk it is held back, and written later."""
         for board in self.boards:
             board.record(record)
         self.unwritten.append(json_line(record) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +100,7 @@ class RunState:
         Raises:
           UserError: all checkpoints are damaged, or hold a state of another structure.
         """
-        self.folder.write("environment.json", {**environment(), "command": sys.argv})
+        self.folder.write_environment()
         step = None
         if current_host().broadcast(
             (self.folder.path / "metrics.jsonl").exists() or self.checkpoints.directory.is_dir()

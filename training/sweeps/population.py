@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from recollect.configuration.machine import environment
 from recollect.models.functional import count
 from recollect.training.batches import Call, StepPipeline, open_batches
 from recollect.training.checkpoint.resume import delete_unfinished, newest_good, resume, rewind
@@ -93,7 +91,7 @@ def begin(population: RunState, members: list[RunState]) -> None:
     """Makes fresh states, or loads those of the newest step that all members can go on from."""
     for member in members:
         member.folder.unfinish()
-        member.folder.write("environment.json", {**environment(), "command": sys.argv})
+        member.folder.write_environment()
         delete_unfinished(member.checkpoints, member.log)
     step = newest_common(members)
     population.state = population.program.init([member.experiment.run.seed for member in members])

@@ -137,8 +137,7 @@ class Stack(nnx.Module):
                 yield from take(period, index)
 
     def _period(self, context: Context) -> Any:
-        """Returns the function that runs the layers of one period, for their backward pass rematerialised as `remat`
-        says."""
+        """Returns the function that runs the layers of one period, rematerialised for the backward pass by `remat`."""
 
         def run(x: jax.Array, period: nnx.List) -> tuple[jax.Array, list[TokenSums]]:
             layers: list[TokenSums] = []

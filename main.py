@@ -31,8 +31,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 2 for a user's mistake, 3 for a run that diverged, 130 for a stopped
-    one."""
+    """Runs one command; returns the exit code: 2 for a user's mistake, 3 for a diverged run, 130 for a stopped one."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(arguments[0] if arguments else "")
     options, rest = parser.parse_known_args(arguments)

@@ -1,5 +1,4 @@
-"""The commands of the command line, one per file: its options, and the function that runs it. This file holds what
-several of them share."""
+"""The commands of the command line, one per file: its options, and the function that runs it. Here: what they share."""
 
 from __future__ import annotations
 

@@ -20,8 +20,7 @@ from recollect.training.experiment import Experiment
 
 
 def is_done(result: dict[str, Any] | None, steps: int) -> bool:
-    """Returns whether a run's result.json (None: there is none) says that nothing of `steps` steps is left to do; a
-    preempted run goes on."""
+    """Returns whether result.json (None: there is none) says that none of `steps` is left; preempted runs go on."""
     if result is None or result["status"] == "preempted":
         return False
     return result["steps"] >= steps or result["status"] != "finished"
@@ -97,8 +96,7 @@ class RunFolder:
             (self.path / "result.json").unlink(missing_ok=True)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl and to `boards`. On a full disk it is held back, and written later or by
-        `flush`."""
+        """Adds a line to metrics.jsonl and to `boards`; on a full disk it is held back, and written later."""
         for board in self.boards:
             board.record(record)
         self.unwritten.append(json_line(record) + "\n")

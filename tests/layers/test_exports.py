@@ -11,6 +11,7 @@ from recollect import layers
 from recollect.configuration import Config
 from recollect.layers import mixers
 
+INTERNAL = (".landmarks", ".adaptation", ".canon_block")
 PACKAGES = ("recollect.layers", "recollect.layers.modules", "recollect.layers.state", "recollect.models")
 
 
@@ -23,8 +24,8 @@ def test_everything_public_is_exported_and_documented(name):
     for info in pkgutil.iter_modules(folder.__path__, f"{folder.__name__}."):
         module = importlib.import_module(info.name)
         for value in vars(module).values():
-            if getattr(value, "__module__", None) != info.name or info.name.endswith(".landmarks"):
-                continue  # defined elsewhere; landmarks are internal to the model
+            if getattr(value, "__module__", None) != info.name or info.name.endswith(INTERNAL):
+                continue  # defined elsewhere, or internal to the model
             if inspect.isclass(value) and not value.__name__.startswith("_"):
                 assert value in exported, f"{info.name}.{value.__name__}"
 

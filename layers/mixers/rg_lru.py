@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least
 from recollect.layers.mixer import MixerConfig, Place
-from recollect.layers.modules import Linear, in_fp32, normal, output_init, parameter, spread_uniform
+from recollect.layers.modules import BlockDiagonal, Linear, in_fp32, output_init, parameter, spread_uniform
 from recollect.layers.modules.decays import inverse_softplus
 from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
 from recollect.layers.packing import token_positions
@@ -68,18 +68,3 @@ class RGLRUMixer(StreamMixer):
         root = jnp.sqrt(jnp.where(starts, 1, -jnp.expm1(2 * log_a)))  # 1 - a^2, exact where a is close to 1
         h = stream.scan(jnp.exp(log_a), root * jax.nn.sigmoid(self.gates["input"](u)) * u)
         return self.output(jax.nn.gelu(self.gate(x)) * h.astype(x.dtype))
-
-
-class BlockDiagonal(nnx.Module):
-    """y = W x + b with a block of W per head."""
-
-    def __init__(self, channels: int, heads: int, rngs: nnx.Rngs):
-        dim = channels // heads
-        init = normal(dim**-0.5)
-        self.kernel = parameter(init(rngs.params(), (heads, dim, dim), jnp.float32), "h k v")
-        self.bias = parameter(jnp.zeros(channels), "f")
-
-    def __call__(self, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
-        heads = x.reshape(*x.shape[:2], self.kernel.shape[0], -1)
-        y = jnp.einsum("bthk,hkv->bthv", heads, self.kernel[...].astype(x.dtype))
-        return y.reshape(x.shape) + self.bias[...].astype(x.dtype)

@@ -22,6 +22,7 @@ from recollect.layers.modules.feature_maps import (
     Taylor,
 )
 from recollect.layers.modules.gates import (
+    BlockDiagonal,
     HeadNormalization,
     Interpolation,
     LowRank,

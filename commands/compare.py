@@ -6,7 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from recollect.commands import add_overrides, add_with, load_files
+from recollect.commands import add_overrides, add_with
+from recollect.commands.user_code import check_mixers, load_files, load_named
 from recollect.configuration.user_paths import path
 
 
@@ -40,27 +41,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweep", action="append", default=[], metavar="path=v1,v2,...", help=text)
     text = "processes that train (default: on a CPU with two cores or more, 2 where the study is long enough)"
     parser.add_argument("--at-once", type=int, metavar="N", help=text)
+    parser.add_argument("--format", default="png", metavar="png,pdf,svg", help="of the figures; several: each in all")
+    parser.add_argument("--titles", action="store_true", help="figures have titles")
     add_overrides(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
+    from recollect.evaluation.plots import formats_of
+
+    formats = formats_of(options.format)
     if _names_runs(options.study):
         from recollect.evaluation.results import find_runs
         from recollect.experiments.compare import report
 
-        report(find_runs([options.study, *options.overrides]), options.out or Path("runs/compared"))
+        report(
+            find_runs([options.study, *options.overrides]),
+            options.out or Path("runs/compared"),
+            formats,
+            options.titles,
+        )
         return 0
-    from recollect.experiments.registry import load
+    from recollect.experiments.user_file import is_file, label
 
     files = load_files(options)
-    study = load(options.study, "study")
+    study = load_named(options.study, "study")
+    name = label(options.study) if is_file(options.study) else options.study
+    for experiment in study.experiments:
+        check_mixers(experiment)
     from recollect.experiments.compare import compare
 
     compare(
         study,
-        options.study,
-        options.out or Path("runs") / options.study,
+        name,
+        options.out or Path("runs") / name,
         files=files,
         only=options.only,
         overrides=options.overrides,
@@ -70,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
         on=options.on,
         cpus=options.cpus_per_task,
         gpus=options.gpus_per_task,
+        formats=formats,
+        titles=options.titles,
     )
     return 0
 

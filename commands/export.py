@@ -7,7 +7,8 @@ from typing import Any
 
 import chz
 
-from recollect.commands import add_with, load_files
+from recollect.commands import add_with
+from recollect.commands.user_code import load_files
 from recollect.configuration.user_paths import path
 
 
@@ -25,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     from recollect.models.adaptation import merged
     from recollect.training.checkpoint.load import open_run
 
-    load_files(options)
+    load_files(options, options.run)
     run = open_run(options.run)
     tokenizer = run.data.tokenizer
     params, model = merged(run.params, run.experiment.model, run.vocabulary)

@@ -72,7 +72,9 @@ def describe(
     log(f"forward FLOPs per token at length {length:,}: {training_flops_per_token(experiment) / 3:,.0f}")
     log("decoding state of one sequence")
     limit = config.maximum_length()
-    for at in sorted({length, *LENGTHS}):
+    if still := [type(mixer).__name__ for mixer in config.mixers if not mixer.traits.streams]:
+        log(f"  none: {still[0]} does not stream")
+    for at in sorted({length, *LENGTHS}) if not still else ():
         if limit is not None and at > limit:
             log(f"  {at:>8,} tokens: longer than this model's maximum of {limit:,}")
             continue

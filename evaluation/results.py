@@ -117,6 +117,8 @@ def load_run(folder: Path | str) -> RunResult:
         required = field.default is field.default_factory is dataclasses.MISSING
         if kind in _KINDS and (required or value is not None):
             values[field.name] = _read(kind, value, f"{path}: {field.name!r}")
+    if result["status"] == "diverged":  # its score may be no number, for which JSON has no word
+        values |= {name: math.nan for name in METRICS if name in result and result[name] is None}
     if METRICS.keys().isdisjoint(values):
         raise UserError(f"{path} has none of {', '.join(map(repr, METRICS))}")
     return RunResult(folder=folder, **(values | {"config": read_json_object(folder / "config.json")}))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from recollect.configuration.console import doing
 from recollect.data.batch import Batch
 from recollect.data.text.dataset import Text
 from recollect.evaluation.ngram_baselines import fit_bigram, recall_hits
@@ -41,7 +42,8 @@ def evaluate_text(
     unknown = data.open_tokenizer().unknown
     # Nats, targets, bytes, and bytes that are unknown.
     totals: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(4))
-    for batch, sizes in data.measured_batches(batch_size):
+    for number, (batch, sizes) in enumerate(data.measured_batches(batch_size), 1):
+        doing(f"evaluating held-out text, batch {number:,}")
         nats, targets = np.asarray(losses(batch), np.float64), np.asarray(batch.targets)
         weights = np.asarray(batch.weights, np.float64)
         spelt = np.where(targets == unknown, sizes, 0) if unknown is not None else np.zeros_like(sizes)

@@ -11,7 +11,8 @@ from typing import Any
 
 from recollect.configuration import UserError, apply_overrides
 from recollect.configuration.names import nearest
-from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
+from recollect.configuration.python_files import USER_FILES
+from recollect.evaluation.plots import draw_all
 from recollect.evaluation.report import write_report
 from recollect.evaluation.results import load_runs
 from recollect.evaluation.summaries import group_by_task, summarise
@@ -36,6 +37,8 @@ def compare(
     on: str | None = None,
     cpus: float | None = None,
     gpus: float | None = None,
+    formats: Sequence[str] = ("png",),
+    titles: bool = False,
 ) -> None:
     """Trains what a study lacks, prints its table, and writes results.csv and the plots to `out`.
 
@@ -48,6 +51,7 @@ def compare(
       at_once: processes that train; None: two where that is worth it (see `run_study`).
       together: whether members that differ in values only are trained at once; None: on accelerators.
       on: "ray" or "ray:ADDRESS" trains on a cluster, with `cpus` and `gpus` for each task; None: in this process.
+      formats, titles: of the figures (see `draw_all`).
 
     Raises:
       UserError: the study has no such experiment, an override is wrong, or tasks of the cluster failed (after the table
@@ -67,15 +71,16 @@ def compare(
         if not only or experiment.name in only or experiment in added
     ]
     study = dataclasses.replace(study, sweep=swept(study.sweep, sweeps, overrides, experiments[-1]))
-    definitions = [Path(str(file.__file__)) for file in files]
     failures: list[str] = []
     if on is None:
-        folders = run_study(experiments, study.sweep, out, together=together, at_once=at_once, definitions=definitions)
+        folders = run_study(
+            experiments, study.sweep, out, together=together, at_once=at_once, definitions=list(USER_FILES)
+        )
     else:
-        folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, definitions)
+        folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, list(USER_FILES))
     if failures and not folders:
         raise UserError(f"no run of {name} finished; {failures[0]}")
-    report(folders, out)
+    report(folders, out, formats, titles)
     if failures:
         raise UserError(
             f"{len(failures)} of the study's tasks failed ({'; '.join(failures)}); the table and plots are without them"
@@ -87,7 +92,7 @@ def _without_folder(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "run": {**config.get("run", {}), "directory": None}}
 
 
-def report(folders: Sequence[Path], out: Path) -> None:
+def report(folders: Sequence[Path], out: Path, formats: Sequence[str] = ("png",), titles: bool = False) -> None:
     """Prints the tables of finished runs; writes results.csv and the plots. Scores of different tasks or metrics share
     no axis: where there are several, each has its plots in a folder below `out`."""
     runs = load_runs(folders)
@@ -99,14 +104,9 @@ def report(folders: Sequence[Path], out: Path) -> None:
     print(f"table: {out / 'results.csv'}")
     for task, asked in group_by_task(runs).items():
         folder = out / re.sub(r"[^\w.=,+-]+", "_", task).strip("_") if task else out
-        summaries = summarise(asked)
-        accuracy_by_slice(summaries, folder / "accuracy_by_slice.png")
-        learning_curves(asked, folder / "learning_curves.png")
-        drawn = ["accuracy_by_slice.png", "learning_curves.png"]
-        if summaries[0].metric == "accuracy":
-            recall_vs_state(summaries, folder / "recall_vs_state.png")
-            drawn.append("recall_vs_state.png")
-        print(f"plots{f' of {task}' if task else ''}: {', '.join(str(folder / name) for name in drawn)}")
+        title = f"{out.name} {task}".strip() if titles else None
+        drawn = draw_all(asked, folder, formats, title)
+        print(f"plots{f' of {task}' if task else ''}: {', '.join(map(str, drawn))}")
     write_report(folders, out / "report.html", out.name)
     print(f"page: {out / 'report.html'}")
 

@@ -1,6 +1,6 @@
 """Linear maps followed by a short convolution over time, inside modules that know nothing of it.
 
-    query = ConvolvedLinear(linear, "query", kernel=4, rngs=rngs, residual=True)
+    query = ConvolvedLinear(linear, "query", CausalConvolution(channels, 4, rngs), residual=True)
     with streaming(Stream(context)):
         mixer(x, context)                       # mixer.query(x) is W x + b, and its convolution over time
 
@@ -16,7 +16,6 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.layers.modules.linear import Linear
@@ -37,10 +36,12 @@ def streaming(stream: Stream) -> Iterator[None]:
         _stream.reset(before)
 
 
-def convolve(
-    convolution: CausalConvolution, x: Float[Array, "b t f"], stream: Stream, name: str
-) -> Float[Array, "b t f"]:
-    """Returns a convolution of x; filters of fewer channels are repeated, for one head after another."""
+def convolve(convolution: CausalConvolution, x: Float[Array, "b t f"], name: str) -> Float[Array, "b t f"]:
+    """Returns a convolution of x, what it remembers under `name`; filters of fewer channels are repeated, for one head
+    after another."""
+    stream = _stream.get()
+    if stream is None:
+        raise ValueError(f"{name} is convolved over time: call its module inside of `streaming`")
     repeats = x.shape[-1] // convolution.channels
     taps = jnp.tile(convolution.taps[...], (1, repeats))
     bias = None if convolution.bias is None else jnp.tile(convolution.bias[...], repeats)
@@ -49,34 +50,17 @@ def convolve(
 
 
 class ConvolvedLinear(Linear):
-    """conv(W x + b), or with `residual` W x + b + conv(W x + b): the parameters of `linear`, and a filter per channel.
+    """conv(W x + b), or with `residual` W x + b + conv(W x + b): the parameters of `linear`, and filters, under `name`
+    in the stream."""
 
-    Attributes:
-      name: of what the convolution remembers in the stream.
-      channels: of the filters; a divisor of the outputs, which share them.
-    """
-
-    def __init__(
-        self,
-        linear: Linear,
-        name: str,
-        kernel: int,
-        rngs: nnx.Rngs,
-        *,
-        bias: bool = False,
-        channels: int | None = None,
-        residual: bool = False,
-    ):
+    def __init__(self, linear: Linear, name: str, convolution: CausalConvolution, *, residual: bool = False):
         self.kernel = linear.kernel
         self.bias = linear.bias
         self.name = name
         self.residual = residual
-        self.convolution = CausalConvolution(channels or linear.kernel.shape[-1], kernel, rngs, bias=bias)
+        self.convolution = convolution
 
     def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b t o"]:
-        stream = _stream.get()
-        if stream is None:
-            raise ValueError(f"{self.name} is convolved over time: call its module inside of `streaming`")
         y = super().__call__(x)
-        convolved = convolve(self.convolution, y, stream, self.name)
+        convolved = convolve(self.convolution, y, self.name)
         return y + convolved if self.residual else convolved

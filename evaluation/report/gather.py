@@ -14,7 +14,7 @@ import numpy as np
 
 from recollect.configuration import UserError
 from recollect.configuration.io import flatten
-from recollect.configuration.read_json import read_json_object
+from recollect.configuration.read_json import finite, read_json_object
 from recollect.evaluation.appearance import mixer_colours
 from recollect.evaluation.curves import learning_curve, training_curve
 from recollect.evaluation.results import RunResult, load_run
@@ -34,15 +34,16 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
     summaries = {label: _summary(label, members) for label, members in groups.items()}
     order = sorted(groups, key=lambda label: _place(summaries[label]))
     groups = {label: groups[label] for label in order}
-    colours = mixer_colours(members[0].mixer for members in groups.values())
+    mixers = {label: members[0].mixer or label for label, members in groups.items()}
+    colours = mixer_colours(mixers.values())
     points = max(40, POINTS // max(1, 2 * len(records)))
-    return _finite(
+    return finite(
         {
             "architectures": [
                 {
                     "label": label,
-                    "mixer": members[0].mixer,
-                    "colour": colours[members[0].mixer],
+                    "mixer": mixers[label],
+                    "colour": colours[mixers[label]],
                     "runs": len(members),
                     **({} if (summary := summaries[label]) is None else _summary_entries(summary)),
                 }
@@ -221,12 +222,3 @@ def _environment(records: Sequence[Record]) -> list[dict[str, Any]]:
         values = [entries[name] for entries in flat if name in entries]
         rows.append({"name": name, "values": [[value, values.count(value)] for value in dict.fromkeys(values)]})
     return rows
-
-
-def _finite(value: Any) -> Any:
-    """Returns JSON-ready data with None for each number that is not finite."""
-    if isinstance(value, dict):
-        return {str(name): _finite(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

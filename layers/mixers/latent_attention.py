@@ -77,8 +77,8 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         self.down = Linear(width, config.rank, "d u", rngs)
         self.norm = RMSNormalization(config.rank)
         self.shared_key = Linear(width, config.rotary_dim, "d k", rngs) if config.rotary_dim else None
-        self.key = Linear(config.rank, heads * self.key_dim, "u hk", rngs)
-        self.value = Linear(config.rank, heads * self.value_dim, "u hv", rngs)
+        self.key_up = Linear(config.rank, heads * self.key_dim, "u hk", rngs)
+        self.value_up = Linear(config.rank, heads * self.value_dim, "u hv", rngs)
         inputs, letter = (config.query_rank, "u") if config.query_rank else (width, "d")
         self.query_down = Linear(width, inputs, "d u", rngs) if config.query_rank else None
         self.query_norm = RMSNormalization(inputs) if config.query_rank else None
@@ -112,13 +112,14 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         scale = (self.key_dim + self.config.rotary_dim) ** -0.5
         if "key_positions" in fields:
             up, down = (
-                split_heads(linear.kernel[...][None].astype(x.dtype), heads)[0] for linear in (self.key, self.value)
+                split_heads(linear.kernel[...][None].astype(x.dtype), heads)[0]
+                for linear in (self.key_up, self.value_up)
             )
             absorbed = jnp.einsum("bthk,uhk->bthu", q[..., : self.key_dim], up)
             q = jnp.concatenate([absorbed, q[..., self.key_dim :]], axis=-1)
             k = jnp.concatenate([latent, shared], axis=-1)
             o = softmax_attention(q, k, latent, mask=self.config.mask(), scale=scale, **fields)
             return self._finish(jnp.einsum("bthu,uhv->bthv", o, down), x)
-        k, v = (split_heads(linear(latent[:, :, 0]), heads) for linear in (self.key, self.value))
+        k, v = (split_heads(linear(latent[:, :, 0]), heads) for linear in (self.key_up, self.value_up))
         k = jnp.concatenate([k, jnp.broadcast_to(shared, (*k.shape[:3], shared.shape[-1]))], axis=-1)
         return self._finish(softmax_attention(q, k, v, scale=scale, **fields), x)

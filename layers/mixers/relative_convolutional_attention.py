@@ -28,7 +28,7 @@ from recollect.layers.mixer import Context, MixerOutput, Place, Traits
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.linear import Linear, output_init, parameter
 from recollect.layers.modules.score_biases import distances
-from recollect.layers.modules.short_convolution import has_taps
+from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
 from recollect.layers.recurrent import RecurrentState, Stream
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
@@ -75,11 +75,11 @@ class RelativeConvolutionalMixer(SoftmaxAttention):
         outputs = self.key_heads * dim
         self.value = Linear(width, outputs, "d gv", rngs, bias=True)
         self.output = Linear(heads * dim, width, "hv d", rngs, bias=True, init=output_init(place.depth))
-        filters: dict[str, Any] = {"bias": True, "channels": dim if config.shared_filters else None}
-        self.query, self.key, self.value = (
-            ConvolvedLinear(getattr(self, name), name, config.kernel, rngs, **filters)
-            for name in ("query", "key", "value")
-        )
+        for name in ("query", "key", "value"):
+            linear = getattr(self, name)
+            channels = dim if config.shared_filters else linear.kernel.shape[-1]
+            filters = CausalConvolution(channels, config.kernel, rngs, bias=True)
+            setattr(self, name, ConvolvedLinear(linear, name, filters))
         if config.relative:
             self.content = parameter(jnp.zeros((heads, dim)), "h k", decay=False)
             self.by_distance = parameter(jnp.zeros((config.maximum, heads, dim)), "t h k", decay=False)

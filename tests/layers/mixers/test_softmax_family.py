@@ -138,7 +138,7 @@ def test_latent_attention(rotary, query_rank, turns):
     x = X[0]
     latent = rms(linear(module.down, x), w(module.norm.gain))
     from_ = x if query_rank is None else rms(linear(module.query_down, x), w(module.query_norm.gain))
-    q, k, v = heads(module.query, from_, 2), heads(module.key, latent, 2), heads(module.value, latent, 2)
+    q, k, v = heads(module.query, from_, 2), heads(module.key_up, latent, 2), heads(module.value_up, latent, 2)
     shared = linear(module.shared_key, x) if rotary else np.zeros((T, 0))
 
     def score(i, j, h):

@@ -14,7 +14,11 @@ from recollect.training.experiment import Experiment
 
 Point = dict[str, Any]
 
-NOT_SWEPT = {"name": "names a run", "run.directory": "is where a run is kept; --out DIR names the folder of all"}
+NOT_SWEPT = {
+    "name": "names a run; --out DIR names the folder of all",
+    "run.directory": "is where a run is kept; --out DIR names the folder of all",
+}
+"""Fields that are not the same in, or swept over, several runs: why."""
 
 
 def swept(

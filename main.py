@@ -16,20 +16,22 @@ COMMANDS = {
     "train": "train one experiment; the same command resumes it",
     "compare": "train what a study lacks, then table and plots; or those of runs that exist",
     "report": "write one HTML page about a study or some runs",
+    "check": "hold mixers in a file of yours to the laws of all mixers",
+    "new": "write a file to start from: a mixer, a task or a study",
     "evaluate": "evaluate a run's newest checkpoint",
     "generate": "continue a prompt with a text model",
     "replay": "run a step again that was not finite, and name the layer that broke first",
     "export": "write a run's newest checkpoint for other programs",
     "import": "read a Hugging Face folder into an export of this project",
     "prepare": "tokenise a text source once, into a folder that training reads",
+    "inspect": "first documents or examples of a data set, lengths, unknown tokens, splits",
     "bench": "time this project's parts, beside peers where they can be had",
 }
 """What each command does; `recollect.commands.NAME` holds it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 2 for a user's mistake, 3 for a run that diverged, 130 for a stopped
-    one."""
+    """Runs one command; returns the exit code: 2 for a user's mistake, 3 for a diverged run, 130 for a stopped one."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(arguments[0] if arguments else "")
     options, rest = parser.parse_known_args(arguments)
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     elif rest:
         options.overrides += rest  # argparse gives up on trailing positionals that an option separates
-    with lasting_output() as output:
+    with lasting_output(options.command) as output:
         return output.checked(_run(options))
 
 
@@ -53,8 +55,8 @@ def _run(options: argparse.Namespace) -> int:
     except Preempted as preempted:
         print(f"{preempted}; the same command goes on from the last checkpoint", file=sys.stderr)
         return 0
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"stopped; {stopped}" if stopped.args else "stopped", file=sys.stderr)
         return 130
     except OSError as error:  # a path that the system refuses: too long, without permission, on a full disk, ...
         if error.filename is None:

@@ -6,7 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from recollect.commands import add_overrides, add_with, load_files
+from recollect.commands import add_overrides, add_with
+from recollect.commands.user_code import check_mixers, load_files, load_named
 from recollect.configuration.user_paths import path
 
 
@@ -48,16 +49,19 @@ def run(options: argparse.Namespace) -> int:
 
         report(find_runs([options.study, *options.overrides]), options.out or Path("runs/compared"))
         return 0
-    from recollect.experiments.registry import load
+    from recollect.experiments.user_file import is_file, label
 
     files = load_files(options)
-    study = load(options.study, "study")
+    study = load_named(options.study, "study")
+    name = label(options.study) if is_file(options.study) else options.study
+    for experiment in study.experiments:
+        check_mixers(experiment)
     from recollect.experiments.compare import compare
 
     compare(
         study,
-        options.study,
-        options.out or Path("runs") / options.study,
+        name,
+        options.out or Path("runs") / name,
         files=files,
         only=options.only,
         overrides=options.overrides,

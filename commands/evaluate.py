@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from recollect.commands import add_overrides, add_with, load_files
+from recollect.commands import add_overrides, add_with
+from recollect.commands.user_code import load_files
 from recollect.configuration.user_paths import path
 
 
@@ -20,6 +21,6 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from recollect.training.checkpoint.load import evaluate_run
 
-    load_files(options)
+    load_files(options, options.run)
     print(json.dumps(evaluate_run(options.run, options.overrides), indent=2))
     return 0

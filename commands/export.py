@@ -8,7 +8,8 @@ from typing import Any
 
 import chz
 
-from recollect.commands import add_with, load_files
+from recollect.commands import add_with
+from recollect.commands.user_code import load_files
 from recollect.configuration.base import UserError
 from recollect.configuration.user_paths import path
 
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from recollect.training.checkpoint.load import open_run
 
-    load_files(options)
+    load_files(options, options.run)
     run = open_run(options.run)
     if options.format == "huggingface":
         names = write_huggingface(run, options)

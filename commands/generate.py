@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from recollect.commands import add_overrides, add_with, load_files
+from recollect.commands import add_overrides, add_with
+from recollect.commands.user_code import load_files
 from recollect.configuration.base import UserError
 from recollect.configuration.user_paths import path
 
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     from recollect.models.text_generation import continue_texts
     from recollect.training.checkpoint.load import open_text_run
 
-    load_files(options)
+    load_files(options, options.run)
     sampling = Sampling(
         options.temperature, options.top_p, options.top_k, options.min_p, options.repetition_penalty, options.seed
     )

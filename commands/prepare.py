@@ -47,7 +47,10 @@ def run(options: argparse.Namespace) -> int:
     from recollect.configuration.machine import cpu_count
     from recollect.data.text.preparation.listing import Selection
     from recollect.data.text.preparation.prepare import UNKNOWN_SHARE, Preparation
+    from recollect.data.text.token_files import are_token_files
 
+    if are_token_files(options.source):
+        raise UserError(f"{options.source}: token ids need no preparation; train with data.source={options.source}")
     mib = options.shard_mib
     if mib is not None and not (math.isfinite(mib) and mib > 0):
         raise UserError(f"--shard-mib {mib}: must be a positive number of MiB")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from recollect.commands import add_with, load_files
+from recollect.commands import add_with
+from recollect.commands.user_code import load_files
 from recollect.configuration.user_paths import path
 
 
@@ -18,5 +19,5 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from recollect.training.recovery.replay import replay
 
-    load_files(options)
+    load_files(options, options.failure)
     return 0 if replay(options.failure) else 1

@@ -7,8 +7,8 @@ import argparse
 from recollect.commands import add_overrides, add_with, experiment_of
 
 SHOWN = (
-    *("accuracy", "bits_per_byte", "loss", "status", "steps", "seconds", "examples_per_second", "tokens_per_second"),
-    *("mfu", "waiting_for_data"),
+    *("accuracy", "bits_per_byte", "bits_per_token", "loss", "status", "steps", "seconds", "examples_per_second"),
+    *("tokens_per_second", "mfu", "waiting_for_data"),
 )
 """Entries of result.json that `train` prints."""
 

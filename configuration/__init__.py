@@ -5,8 +5,8 @@ The config classes of every package derive from `Config`. This package imports n
 
 from recollect.configuration.base import Config, Preempted, UserError, at_least, exported_names, requires, to_json
 from recollect.configuration.deserialization import differences, from_json
+from recollect.configuration.field_types import get_field
 from recollect.configuration.names import config_class, known_configs
-from recollect.configuration.override_errors import get_field
 from recollect.configuration.overrides import apply_overrides, apply_values
 
 __all__ = [

@@ -1,12 +1,30 @@
-"""Output that cannot be written must not end a run: a closed pipe, a full device, a console without the characters."""
+"""The console. Output that cannot be written must not end a run: a closed pipe, a full device, missing characters.
+Whoever waits is told what is being done: at once on a terminal, elsewhere after ten seconds of silence."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
+
+SILENCE = 10.0
+"""Seconds without output after which a line says what is being done."""
+
+
+class NOW:
+    """What is being done, since when, and its job: units done, units in all, a function that returns more about it."""
+
+    what, since, job = "starting", 0.0, None
+
+
+def doing(what: str, job: Any = None) -> None:
+    """Notes what the program is about to do, and how far its job is (None: as before)."""
+    NOW.since = NOW.since if what == NOW.what else time.monotonic()
+    NOW.what, NOW.job = what, job or NOW.job
 
 
 class LastingStream:
@@ -19,11 +37,13 @@ class LastingStream:
     def __init__(self, stream: Any):
         self._stream = stream
         self.failure: OSError | None = None
+        self.written = time.monotonic()
         with contextlib.suppress(AttributeError, OSError, ValueError):  # a test's stream may have no encoding
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         """Writes `text`; returns its length."""
+        self.written = time.monotonic()
         self._try(self._stream.write, text)
         return len(text)
 
@@ -54,12 +74,30 @@ class LastingStream:
 
 
 @contextlib.contextmanager
-def lasting_output() -> Iterator[LastingStream]:
-    """Makes standard output and error outlive what they are written to; yields the former."""
-    streams = LastingStream(sys.stdout), LastingStream(sys.stderr)
+def lasting_output(what: str = "starting") -> Iterator[LastingStream]:
+    """Makes standard output and error outlive what they are written to, and shows what is being done, at first `what`;
+    yields standard output."""
+    streams, ended = (LastingStream(sys.stdout), LastingStream(sys.stderr)), threading.Event()
+    watch = threading.Thread(target=_watch, args=(what, *streams, ended), daemon=True)
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):  # type: ignore[type-var]
         try:
+            watch.start()
             yield streams[0]
         finally:
+            ended.set()
+            watch.join()
             for stream in streams:
                 stream.flush()
+
+
+def _watch(what: str, output: LastingStream, errors: LastingStream, ended: threading.Event) -> None:
+    """Shows what is being done until the program has `ended`."""
+    NOW.what, NOW.since, NOW.job = what, time.monotonic(), None
+    if errors.isatty():
+        from recollect.configuration.terminal import draw_until
+
+        return draw_until(ended, output, errors)
+    while not ended.wait(1.0):
+        if time.monotonic() - max(output.written, errors.written) > SILENCE:
+            more = NOW.job[2]() if NOW.job else ""
+            print(f"  {NOW.what}, {time.monotonic() - NOW.since:.0f} s", more, file=errors, flush=True)

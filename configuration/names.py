@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import weakref
 from collections.abc import Iterable
 
 from recollect.configuration.base import Config, UserError
+
+RETIRED: weakref.WeakSet[type[Config]] = weakref.WeakSet()
+"""Classes of files of the user's that have been unloaded (python_files.py)."""
 
 
 def known_configs() -> dict[str, type[Config]]:
     """Returns the config classes that have been imported, by name.
 
     Raises:
-      UserError: two imported config classes have the same name (a file given with `--with` may clash with the
-        project's).
+      UserError: two imported config classes have the same name (one of a user's file may clash with the project's).
     """
     classes: dict[str, type[Config]] = {}
     pending = list(Config.__subclasses__())
     while pending:
         cls = pending.pop()
         pending.extend(cls.__subclasses__())
+        if cls in RETIRED:
+            continue
         other = classes.get(cls.__name__)
         if other is not None and other is not cls:
             raise UserError(

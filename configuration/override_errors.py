@@ -10,8 +10,11 @@ import chz
 from chz.blueprint import Castable
 
 from recollect.configuration.base import Config, UserError
-from recollect.configuration.names import nearest
+from recollect.configuration.field_hints import suggestion
+from recollect.configuration.field_types import family_at, get_field, listed
 from recollect.configuration.overrides import matches, may_name_code
+
+ALL_FIELDS = "`describe NAME --config` lists every field"
 
 
 def explain(config: Config, error: Exception, values: dict[str, Any]) -> str:
@@ -20,27 +23,46 @@ def explain(config: Config, error: Exception, values: dict[str, Any]) -> str:
         return _blame(str(error).replace(" X_", " "), values)
     for path, value in values.items():
         if path in str(error) and not path.startswith("..."):
-            shown = _shown(value)
-            parent, _, name = path.rpartition(".")
             if isinstance(error, chz.blueprint.ExtraneousBlueprintArg):
-                prefix, owner = _deepest(config, parent)
-                fields = chz.chz_fields(owner) if chz.is_chz(owner) else {}
-                missing = path[len(prefix) :].lstrip(".").split(".")[0] or name
-                where = f"{prefix or 'the experiment'} ({type(owner).__name__})"
-                if missing in getattr(owner, "RETIRED", {}):
-                    return f"{path}={shown}: {owner.RETIRED[missing]}"
-                return f"{path}={shown}: {where} has no field {missing!r}{nearest(missing, fields)}"
+                return _unknown_field(config, path, _shown(value))
+            if "subparameters were provided" in str(error):
+                return _unknown_field(config, path, _shown(value))
             cast = re.search(r"Could not cast .*", str(error))
-            return f"{path}={shown}: {cast.group(0) if cast else str(error).splitlines()[0]}"
+            reason = cast.group(0) if cast else str(error).splitlines()[0]
+            return f"{path}={_shown(value)}: {reason}{_what_can_stand(config, path, _shown(value))}"
         if path.startswith("...") and f"'{path}'" in str(error):
             for owner in _configs_in(config):
                 if path[3:] in owner.RETIRED:
                     return f"{path}={_shown(value)}: {owner.RETIRED[path[3:]]}"
-            names = {key.rpartition(".")[2] for key in chz.beta_to_blueprint_values(config)}
-            return (
-                f"{path}={_shown(value)}: nothing in the experiment has a field {path[3:]!r}{nearest(path[3:], names)}"
-            )
+            hint = suggestion(config, path[3:], _shown(value))
+            return f"{path}={_shown(value)}: nothing in the experiment has a field {path[3:]!r}{hint}; {ALL_FIELDS}"
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "--help" not in line)
+
+
+def _what_can_stand(config: Config, path: str, value: str) -> str:
+    """Returns the ending of an error at a field of classes: those that it takes, and how a tuple of them is written."""
+    family = family_at(config, path)
+    if not family:
+        return ""
+    parent, last = _deepest(config, path)
+    form = f"; a tuple is written ({value},)" if parent == path and isinstance(last, tuple) else ""
+    return f"; there are {listed(family)}{form}"
+
+
+def _unknown_field(config: Config, path: str, value: Any) -> str:
+    """Returns what is wrong with a path of which a part is no field: where, its siblings, and what may be meant."""
+    prefix, owner = _deepest(config, path.rpartition(".")[0])
+    missing = path[len(prefix) :].lstrip(".").split(".")[0]
+    where = f"{prefix or 'the experiment'} ({type(owner).__name__})"
+    if missing in getattr(owner, "RETIRED", {}):
+        return f"{path}={value}: {owner.RETIRED[missing]}"
+    hint = suggestion(config, path, value)
+    if isinstance(owner, tuple):
+        return f"{path}={value}: {where} has no field {missing!r}; it has 0 to {len(owner) - 1}{hint}"
+    fields = chz.chz_fields(owner) if chz.is_chz(owner) else {}
+    siblings = f" has {', '.join(fields)}" if fields else " is a value, without fields"
+    end = f"{hint} It{siblings}" if hint else f"; it{siblings}"
+    return f"{path}={value}: {where} has no field {missing!r}{end} ({ALL_FIELDS})"
 
 
 def _blame(message: str, values: dict[str, Any]) -> str:
@@ -78,24 +100,3 @@ def _configs_in(value: Any) -> Iterator[Config]:
 
 def _shown(value: Any) -> Any:
     return value.value if isinstance(value, Castable) else value
-
-
-def get_field(config: Config, path: str) -> Any:
-    """Returns the value at a dotted path.
-
-    Raises:
-      UserError: there is no such field.
-    """
-    value: Any = config
-    seen: list[str] = []
-    for name in path.split("."):
-        fields = chz.chz_fields(value) if chz.is_chz(value) else {}
-        if isinstance(value, tuple) and name.isdigit() and int(name) < len(value):
-            value = value[int(name)]
-        elif name in fields:
-            value = getattr(value, name)
-        else:
-            where = ".".join(seen) or "the experiment"
-            raise UserError(f"{path}: {where} has no field {name!r}{nearest(name, fields)}")
-        seen.append(name)
-    return value

@@ -6,19 +6,20 @@ names a config class swaps the class at that path (`model.stages.0.pattern.1=Sli
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import chz
 from chz.blueprint import Castable, ExtraneousBlueprintArg, InvalidBlueprintArg, MissingBlueprintArg
 
 from recollect.configuration.base import Config, UserError
-from recollect.configuration.names import config_class
 
 T = TypeVar("T", bound=Config)
 
 
-def apply_overrides(config: T, arguments: list[str]) -> T:
-    """Returns `config` with each `path=value` of `arguments` applied, later ones winning.
+def apply_overrides(config: T, arguments: list[str], log: Callable[[str], None] | None = None) -> T:
+    """Returns `config` with each `path=value` of `arguments` applied, later ones winning; `log` receives a line for
+    each class that was swapped: which fields it kept.
 
     Raises:
       UserError: no such field, a value of the wrong type, a config the classes refuse, or an argument without '='.
@@ -27,69 +28,63 @@ def apply_overrides(config: T, arguments: list[str]) -> T:
     for argument in arguments:
         path, equals, value = argument.partition("=")
         if not equals or not all(path.removeprefix("...").split(".")) or path.startswith("-"):
-            form = "an override has the form path=value, for example optimizer.learning_rate=1e-3"
-            raise UserError(f"cannot read {argument!r}: {form}")
+            raise UserError(f"cannot read {argument!r}: an override has the form path=value, for example run.steps=400")
         values[path] = Castable(value)
-    return apply_values(config, values)
+    return apply_values(config, values, log)
 
 
-def apply_values(config: T, values: dict[str, Any]) -> T:
+def apply_values(config: T, values: dict[str, Any], log: Callable[[str], None] | None = None) -> T:
     """`apply_overrides` for values that are Python objects (a sweep's points) or `Castable` strings."""
     if not values:
         return config
     preset = chz.beta_to_blueprint_values(config)
     swapped: dict[str, Any] = {}
+    swaps: list[Any] = []
+    if any(isinstance(value, Castable) and "(" in value.value for value in values.values()):
+        from recollect.configuration.class_swaps import expanded
+
+        values = expanded(config, preset, values)
     for path, value in values.items():
-        _open_empty_tuples(preset, path)
+        if any(part.isdigit() for part in path.split(".")):
+            from recollect.configuration.class_swaps import open_tuples
+
+            open_tuples(preset, swapped, path, value)
         if isinstance(value, Castable):
-            value = _read(path, value, [preset[key] for key in preset if matches(path, key)])
+            value = _read(config, path, value, [key for key in preset if matches(path, key)], preset)
         if value is None or isinstance(value, (Config, type)) or _is_none(value):
-            _drop(preset, path)  # fields of what stood there would be extraneous on what takes its place
-        if isinstance(value, Config):
-            fields = chz.beta_to_blueprint_values(value)
-            swapped |= {f"{path}.{key}" if key else path: item for key, item in fields.items()}
-            value = type(value)
+            from recollect.configuration.class_swaps import replace
+
+            value = replace(preset, swapped, swaps, path, value)
         swapped[path] = value
     try:
         blueprint = chz.Blueprint(type(config)).apply(preset, layer_name="the experiment")
-        return blueprint.apply(swapped, layer_name="the command line").make()
+        made = blueprint.apply(swapped, layer_name="the command line").make()
     except UserError:
         raise
     except (ExtraneousBlueprintArg, InvalidBlueprintArg, MissingBlueprintArg, TypeError, ValueError) as error:
         from recollect.configuration.override_errors import explain
 
         raise UserError(explain(config, error, values)) from error
+    if log:
+        [log(swap.describe(made, values)) for swap in swaps]
+    return made
 
 
 def _is_none(value: Any) -> bool:
     return isinstance(value, Castable) and value.value in ("None", "none")
 
 
-def _read(path: str, value: Castable, current: list[Any]) -> Any:
-    """Returns what a string from the command line stands for, where `current` values stand."""
-    text = value.value
-    if any(isinstance(item, type) and issubclass(item, Config) for item in current) and not _is_none(value):
-        try:
-            return config_class(text)
-        except UserError as error:
-            raise UserError(f"{path}={text}: {error}") from error
+def _read(config: Config, path: str, value: Castable, places: list[str], preset: dict[str, Any]) -> Any:
+    """Returns what a string from the command line stands for at `places` of the config."""
+    text, current = value.value, [preset[place] for place in places]
+    if any(isinstance(item, type) for item in current) and not _is_none(value):
+        from recollect.configuration.field_types import class_at
+
+        return class_at(config, path, places[0], text)
     if text == "none" and not any(isinstance(item, str) for item in current):
         return Castable("None")
     # chz would import the module that a text names, or evaluate it; only text fields take a plain string.
     return text if may_name_code(text) else value
-
-
-def _open_empty_tuples(preset: dict[str, Any], path: str) -> None:
-    """Forgets values () above `path`: chz takes elements only where no value of the whole tuple stands."""
-    while path := path.rpartition(".")[0]:
-        if preset.get(path) == ():
-            del preset[path]
-
-
-def _drop(preset: dict[str, Any], pattern: str) -> None:
-    roots = [key for key in preset if matches(pattern, key)]
-    for key in [key for key in preset if any(key == root or key.startswith(f"{root}.") for root in roots)]:
-        del preset[key]
 
 
 def matches(pattern: str, path: str) -> bool:

@@ -1,12 +1,22 @@
-"""Reads JSON files; what is wrong with one is a line for its user."""
+"""Reads JSON files; what is wrong with one is a line for its user. Also makes data fit for JSON."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from recollect.configuration.base import UserError
+
+
+def finite(data: Any) -> Any:
+    """Returns JSON-ready data with None for each number that is not finite."""
+    if isinstance(data, dict):
+        return {str(name): finite(entry) for name, entry in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(entry) for entry in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def read_json(path: Path) -> Any:

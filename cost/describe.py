@@ -25,7 +25,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from recollect.configuration import UserError
 from recollect.cost.hlo_cost import Work, work_of
 from recollect.data.batch import Batch
-from recollect.models import parameters_by_part, state_bytes_at, state_elements_at, trainable_parameters
+from recollect.models import count, parameters_by_part, state_bytes, trainable_parameters
+from recollect.models.functional import abstract_state
 from recollect.pallas_kernels import compile_ahead, compilers, dispatch
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.monitoring.chips import Chip, chip_of
@@ -40,10 +41,13 @@ _DEFAULT_SHARE = 0.75
 LENGTHS = (64, 256, 1024, 4096, 16384)
 
 
-def describe(experiment: Experiment, *, target: str | None = None, log: Callable[[str], None] = print) -> None:
+def describe(
+    experiment: Experiment, *, target: str | None = None, compiled: bool = True, log: Callable[[str], None] = print
+) -> None:
     """Prints the description.
 
     Args:
+      compiled: whether the training step is compiled too, for its memory.
       target: None compiles here; "tpu:v5e:2x2" or "h100" compiles ahead of time for what is not here.
 
     Raises:
@@ -68,19 +72,21 @@ def describe(experiment: Experiment, *, target: str | None = None, log: Callable
     log(f"forward FLOPs per token at length {length:,}: {training_flops_per_token(experiment) / 3:,.0f}")
     log("decoding state of one sequence")
     limit = config.maximum_length()
-    for at in sorted({length, *LENGTHS}):
+    if still := [type(mixer).__name__ for mixer in config.mixers if not mixer.traits.streams]:
+        log(f"  none: {still[0]} does not stream")
+    for at in sorted({length, *LENGTHS}) if not still else ():
         if limit is not None and at > limit:
             log(f"  {at:>8,} tokens: longer than this model's maximum of {limit:,}")
             continue
-        size = state_bytes_at(config, experiment.data.vocabulary, [at])[str(at)]
-        elements = state_elements_at(config, experiment.data.vocabulary, at)
-        log(f"  {at:>8,} tokens: {size:>14,} bytes in {elements:,} elements")
+        state = abstract_state(config, experiment.data.vocabulary, at)
+        log(f"  {at:>8,} tokens: {state_bytes(state):>14,} bytes in {count(state):,} elements")
     batch = experiment.data.batch_shapes(experiment.run.batch_size)
     with contextlib.nullcontext() if mesh is None else compile_ahead.aimed_at_devices(mesh):
         log(f"operations on {dispatch.device().kind}")
         for line in operations_by_mixer(config, batch):
             log(f"  {line}")
-        _report_compiled_step(program, batch, mesh, target, log)
+        if compiled:
+            _report_compiled_step(program, batch, mesh, target, log)
 
 
 def mesh_of(experiment: Experiment, target: str) -> jax.sharding.Mesh:

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float, Int, UInt
 
 from recollect.data.batch import Batch
 from recollect.data.text.rows.base import Documents
+from recollect.data.text.token_files import TokenCorpus
 from recollect.data.tokenizers import START, ByteTokenizer
 
 if TYPE_CHECKING:
@@ -40,23 +41,24 @@ FIT_TOKENS = 1 << 25
 
 
 @functools.lru_cache(maxsize=2)
-def fit_bigram(prepared: Prepared) -> Bigram:
+def fit_bigram(prepared: Prepared | TokenCorpus) -> Bigram:
     """Returns the bigram model of the training documents: the baseline that every model should beat."""
     tokenizer = prepared.tokenizer
-    return Bigram.fit(documents_to_fit(prepared.train), tokenizer.vocabulary, tokenizer.start)
+    start = None if isinstance(prepared, TokenCorpus) else tokenizer.start
+    return Bigram.fit(documents_to_fit(prepared.train), tokenizer.vocabulary, start)
 
 
 @functools.lru_cache(maxsize=2)
-def _frequent_pairs(prepared: Prepared) -> np.ndarray:
+def _frequent_pairs(prepared: Prepared | TokenCorpus) -> np.ndarray:
     return fit_bigram(prepared).frequent()
 
 
 @functools.lru_cache(maxsize=2)
-def _ngram_table(prepared: Prepared) -> NgramTable:
+def _ngram_table(prepared: Prepared | TokenCorpus) -> NgramTable:
     return NgramTable.fit(documents_to_fit(prepared.train))
 
 
-def recall_hits(prepared: Prepared, batch: Batch) -> Bool[np.ndarray, "b t"]:
+def recall_hits(prepared: Prepared | TokenCorpus, batch: Batch) -> Bool[np.ndarray, "b t"]:
     """Returns which targets of a held-out batch are recall hits (see the module)."""
     tokens, targets, weights, segments = (
         np.asarray(leaf) for leaf in (batch.tokens, batch.targets, batch.weights, batch.segments)
@@ -104,13 +106,14 @@ class Bigram:
     tokens: int
 
     @classmethod
-    def fit(cls, documents: Iterable[np.ndarray], vocabulary: int, start: int) -> Bigram:
-        """Returns the model of documents, each given as tokens with `start` first."""
+    def fit(cls, documents: Iterable[np.ndarray], vocabulary: int, start: int | None) -> Bigram:
+        """Returns the model of documents, each given as tokens with `start`, which is no target, first."""
         followed = [np.asarray(ids[:-1], np.int64) * vocabulary + ids[1:] for ids in documents]
         pairs, counts = np.unique(np.concatenate([np.zeros(0, np.int64), *followed]), return_counts=True)
         left, right = np.divmod(pairs, vocabulary)
         alone = np.bincount(right, counts, vocabulary) + 1.0
-        alone[start] = 0.0
+        if start is not None:
+            alone[start] = 0.0
         before = np.bincount(left, counts, vocabulary)
         successors = np.maximum(np.bincount(left, minlength=vocabulary), 1)
         return cls(pairs, counts, before, successors, alone / alone.sum(), int(counts.sum()) + len(followed))

@@ -19,7 +19,7 @@ from recollect.configuration.read_json import read_json_object
 from recollect.evaluation.appearance import mixer_of
 
 UNFINISHED = ("unfinished", "preempted")
-METRICS = {"accuracy": "accuracy_by_slice", "bits_per_byte": "bits_by_slice"}
+METRICS = {"accuracy": "accuracy_by_slice", "bits_per_byte": "bits_by_slice", "bits_per_token": "bits_by_slice"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RunResult:
       name: the experiment's name.
       status: "finished", "stopped early" or "diverged".
       accuracy: share of right answers, the mean over slices; None for text.
-      bits_per_byte: None for recall tasks.
+      bits_per_byte, bits_per_token: of text; the latter of token ids whose text is not known.
       accuracy_by_slice, loss_by_slice, bits_by_slice: by slice name, for example "64x4"; empty where the run has none.
       loss: of the last evaluation, nats per labelled token; None where the run has none.
       chance: accuracy of a guess; None where unknown.
@@ -56,6 +56,7 @@ class RunResult:
     accuracy: float | None = None
     accuracy_by_slice: dict[str, float] = dataclasses.field(default_factory=dict)
     bits_per_byte: float | None = None
+    bits_per_token: float | None = None
     bits_by_slice: dict[str, float] = dataclasses.field(default_factory=dict)
     loss: float | None = None
     loss_by_slice: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -67,8 +68,8 @@ class RunResult:
 
     @property
     def metric(self) -> str:
-        """What the run is scored by: "accuracy" or "bits_per_byte"."""
-        return "accuracy" if self.accuracy is not None else "bits_per_byte"
+        """What the run is scored by: "accuracy", "bits_per_byte" or "bits_per_token"."""
+        return next((name for name in METRICS if getattr(self, name) is not None), "bits_per_byte")
 
     @property
     def score(self) -> float:
@@ -116,8 +117,10 @@ def load_run(folder: Path | str) -> RunResult:
         required = field.default is field.default_factory is dataclasses.MISSING
         if kind in _KINDS and (required or value is not None):
             values[field.name] = _read(kind, value, f"{path}: {field.name!r}")
-    if "accuracy" not in values and "bits_per_byte" not in values:
-        raise UserError(f"{path} has neither 'accuracy' nor 'bits_per_byte'")
+    if result["status"] == "diverged":  # its score may be no number, for which JSON has no word
+        values |= {name: math.nan for name in METRICS if name in result and result[name] is None}
+    if METRICS.keys().isdisjoint(values):
+        raise UserError(f"{path} has none of {', '.join(map(repr, METRICS))}")
     return RunResult(folder=folder, **(values | {"config": read_json_object(folder / "config.json")}))
 
 

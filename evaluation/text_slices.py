@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from recollect.configuration.console import doing
 from recollect.data.batch import Batch
 from recollect.data.text.dataset import Text
 from recollect.evaluation.ngram_baselines import fit_bigram, recall_hits
@@ -33,15 +34,16 @@ def evaluate_text(
       final: also the slices and the bigram model (fitting them reads training documents).
 
     Returns:
-      "bits_per_byte" and "loss" (nats per target); with `final` also "bits_by_slice" ("recall", "rest"),
-      "share_by_slice" (of targets), "bigram_bits_per_byte", "bytes" and "targets" (how many were measured; a token
-      across the end of the text counts by its share inside) and
-      "baseline_tokens" (training tokens that the bigram model and the slices' n-gram model were fitted to).
+      "bits_per_byte" ("bits_per_token" of ids whose text is not known) and "loss" (nats per target); with `final` also
+      "bits_by_slice" ("recall", "rest"), "share_by_slice" (of targets), "bigram_bits_per_byte", "bytes" and "targets"
+      (how many were measured; a token across the end of the text counts by its share inside) and "baseline_tokens"
+      (training tokens that the bigram model and the slices' n-gram model were fitted to).
     """
     unknown = data.open_tokenizer().unknown
     # Nats, targets, bytes, and bytes that are unknown.
     totals: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(4))
-    for batch, sizes in data.measured_batches(batch_size):
+    for number, (batch, sizes) in enumerate(data.measured_batches(batch_size), 1):
+        doing(f"evaluating held-out text, batch {number:,}")
         nats, targets = np.asarray(losses(batch), np.float64), np.asarray(batch.targets)
         weights = np.asarray(batch.weights, np.float64)
         spelt = np.where(targets == unknown, sizes, 0) if unknown is not None else np.zeros_like(sizes)
@@ -59,13 +61,14 @@ def evaluate_text(
         return float((nats / math.log(2) + 8 * spelt) / size) if size else None
 
     total_nats, count, size, _ = totals["all"]
-    metrics: dict[str, Any] = {"bits_per_byte": bits("all"), "loss": float(total_nats / max(count, 1.0))}
+    unit = "byte" if data.prepared().counts_bytes else "token"
+    metrics: dict[str, Any] = {f"bits_per_{unit}": bits("all"), "loss": float(total_nats / max(count, 1.0))}
     if final:
         metrics |= {
             "bits_by_slice": {name: bits(name) for name in ("recall", "rest")},
             "share_by_slice": {name: float(totals[name][1] / max(count, 1.0)) for name in ("recall", "rest")},
-            "bigram_bits_per_byte": bits("bigram"),
-            "bytes": round(size),
+            f"bigram_bits_per_{unit}": bits("bigram"),
+            **({"bytes": round(size)} if unit == "byte" else {}),
             "targets": round(count),
             "baseline_tokens": fit_bigram(data.prepared()).tokens,
         }

@@ -1,5 +1,6 @@
 """Runs a study, then writes its table and plots: what `main.py compare` does."""
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from recollect.configuration import UserError, apply_overrides
+from recollect.configuration.python_files import USER_FILES
 from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
 from recollect.evaluation.report import write_report
 from recollect.evaluation.results import load_runs
@@ -50,14 +52,15 @@ def compare(
     for unknown in [chosen for chosen in only if chosen not in names]:
         raise UserError(f"{name} has no experiment {unknown!r}; it has {', '.join(names)}")
     experiments = [
-        apply_overrides(experiment, list(overrides)) for experiment in experiments if experiment.name in (only or names)
+        apply_overrides(experiment, list(overrides), functools.partial(print, f"{experiment.name}:"))
+        for experiment in experiments
+        if experiment.name in (only or names)
     ]
     failures: list[str] = []
     if on is None:
         folders = run_study(experiments, study.sweep, out, together=together)
     else:
-        definitions = [Path(str(file.__file__)) for file in files]
-        folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, definitions)
+        folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, list(USER_FILES))
     if failures and not folders:
         raise UserError(f"no run of {name} finished; {failures[0]}")
     report(folders, out)
@@ -88,7 +91,7 @@ def report(folders: Sequence[Path], out: Path) -> None:
         accuracy_by_slice(summaries, folder / "accuracy_by_slice.png")
         learning_curves(asked, folder / "learning_curves.png")
         drawn = ["accuracy_by_slice.png", "learning_curves.png"]
-        if summaries[0].metric == "accuracy":
+        if summaries[0].metric == "accuracy" and any(one.state_size for one in summaries):
             recall_vs_state(summaries, folder / "recall_vs_state.png")
             drawn.append("recall_vs_state.png")
         print(f"plots{f' of {task}' if task else ''}: {', '.join(str(folder / name) for name in drawn)}")

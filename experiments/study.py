@@ -43,27 +43,28 @@ def add_mixers(study: Study, name: str, files: list[ModuleType]) -> list[Experim
     """
     if files and study.template is None:
         raise UserError(f"{name} takes no mixers of your own")
-    return [study.template(label, mixer) for file in files for label, mixer in _mixers(file).items()]  # type: ignore[misc]
+    return [study.template(label, mixer) for file in files for label, mixer in mixers_of(file).items()]  # type: ignore[misc]
 
 
-def _mixers(file: ModuleType) -> dict[str, MixerConfig]:
-    """Returns the mixer configs that a file of the user's defines, by label."""
+def mixers_of(file: ModuleType, only: str = "") -> dict[str, MixerConfig]:
+    """Returns the mixer configs that a file of the user's defines, by label: its instances, or else its classes; or the
+    one called `only`. Raises UserError where there is none."""
     names = {name: value for name, value in vars(file).items() if not name.startswith("_")}
-    mixers = {name: value for name, value in names.items() if isinstance(value, MixerConfig)}
+    instances = {name: value for name, value in names.items() if isinstance(value, MixerConfig)}
     classes = {
         name: value
         for name, value in names.items()
         if inspect.isclass(value) and issubclass(value, MixerConfig) and value.__module__ == file.__name__
     }
-    for name, value in ({} if mixers else classes).items():
-        try:
-            mixers[name] = value()
-        except TypeError as error:
-            raise UserError(
-                f"{name} in {file.__file__} has fields without a default; make an instance of it in the file"
-            ) from error
-    if not mixers:
+    if not instances and not classes:
         raise UserError(
             f"{file.__file__} defines no mixer config: an instance or a subclass of recollect.layers.mixer.MixerConfig"
         )
-    return mixers
+    if only and only not in {**classes, **instances}:
+        listed = ", ".join({**instances, **classes})
+        raise UserError(f"{file.__file__} defines no mixer {only!r}; it defines {listed}")
+    chosen: Any = {only: {**classes, **instances}[only]} if only else instances or classes
+    try:
+        return {name: value if isinstance(value, MixerConfig) else value() for name, value in chosen.items()}
+    except TypeError as error:
+        raise UserError(f"{file.__file__}: {error}; make an instance of the class in the file") from error

@@ -15,12 +15,33 @@ from recollect.layers.mixer import (
 )
 from recollect.layers.mixers.attention import Attention, SoftmaxAttention, SoftmaxConfig
 from recollect.layers.mixers.base_convolution import BaseConvolution, BaseConvolutionMixer
+from recollect.layers.mixers.comba import Comba, CombaMixer
+from recollect.layers.mixers.delta_net import DeltaNet, DeltaNetMixer, DeltaRuleConfig, DeltaRuleMixer
+from recollect.layers.mixers.delta_product import DeltaProduct, DeltaProductMixer
+from recollect.layers.mixers.differential_attention import DifferentialAttention, DifferentialSoftmaxAttention
+from recollect.layers.mixers.forgetting_attention import ForgettingAttention, ForgettingSoftmaxAttention
+from recollect.layers.mixers.gated_attention import GatedAttention, GatedSoftmaxAttention
 from recollect.layers.mixers.gated_convolution import GatedConvolution, GatedConvolutionMixer
+from recollect.layers.mixers.gated_delta_net import GatedDeltaNet, GatedDeltaNetMixer
+from recollect.layers.mixers.gated_delta_net_2 import GatedDeltaNet2, GatedDeltaNet2Mixer
+from recollect.layers.mixers.gated_linear_attention import GatedLinearAttention, GatedLinearAttentionMixer
+from recollect.layers.mixers.hgrn2 import HGRN2, HGRN2Mixer
 from recollect.layers.mixers.hyena import Hyena, HyenaMixer, HyenaState
+from recollect.layers.mixers.kimi_delta_attention import KimiDeltaAttention, KimiDeltaAttentionMixer
 from recollect.layers.mixers.landmark import Landmark, LandmarkMixer
+from recollect.layers.mixers.latent_attention import LatentAttention, MultiHeadLatentAttention
+from recollect.layers.mixers.lightning import Lightning, LightningMixer
 from recollect.layers.mixers.linear_attention import LinearAttention, LinearAttentionMixer
 from recollect.layers.mixers.long_base_convolution import ExplicitFilter, LongBaseConvolutionMixer
+from recollect.layers.mixers.mamba2 import Mamba2, Mamba2Mixer
 from recollect.layers.mixers.mixture_of_heads import HeadUse, MixtureOfHeads, MixtureOfHeadsAttention
+from recollect.layers.mixers.mlstm import MLSTM, MLSTMMixer
+from recollect.layers.mixers.relative_convolutional_attention import (
+    RelativeConvolutionalAttention,
+    RelativeConvolutionalMixer,
+)
+from recollect.layers.mixers.retention import Retention, RetentionMixer
+from recollect.layers.mixers.rwkv7 import RWKV7, RWKV7Mixer
 from recollect.layers.mixers.short_convolution import DepthwiseConvolution, ShortConvolution
 from recollect.layers.mixers.sliding_window import SlidingWindow, SlidingWindowAttention
 from recollect.layers.packing import document_positions, last_valid, previous_segment, token_positions

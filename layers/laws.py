@@ -118,7 +118,10 @@ def law_5_implementations_agree(subject: Subject, t: int = LENGTH) -> None:
     ):
         # Gradients that are zero in exact arithmetic (a key bias, say) are rounding in both.
         off, what = float(jnp.max(jnp.abs(grad - expected_grad))), f"the gradient of {jax.tree_util.keystr(path)}"
-        require(off < 1e-4 * size, f"{t} tokens: {what} differs from the reference backend's by {off:.1e}")
+        require(
+            off < 1e-4 * size,
+            f"{t} tokens: {what} is off the reference backend's by {off:.1e}, the largest is {size:.1e}",
+        )
 
 
 def law_9_odd_lengths(subject: Subject) -> None:

@@ -142,7 +142,7 @@ class Mixer(nnx.Module):
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> State:
         """Returns the state before any token, for streams of at most `max_length` tokens beside padding; activations
         are stored in `dtype`."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} has no init_state, so it cannot stream or generate")
 
     def extend(self, x: Float[Array, "b t d"], state: State, context: Context = Context()) -> tuple[MixerOutput, State]:
         """Mixes the next tokens of each row. Padded tokens (segment 0) never advance the state.

@@ -12,7 +12,8 @@ Each has a name, under which its state is kept; what the states of a mixer are f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import chz
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least
 from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, zero_padding
-from recollect.layers.modules.linear import Linear, output_init, split_heads
+from recollect.layers.modules.linear import Initializer, Linear, normal, output_init, split_heads
 from recollect.layers.modules.short_convolution import CausalConvolution
 from recollect.pallas_kernels.gated_convolution import short_convolution
 from recollect.pallas_kernels.linear_recurrence import linear_recurrence
@@ -137,7 +138,8 @@ class Stream:
 
 
 class RecurrentMixer(Mixer):
-    """Base of the modules: projections into heads and back, and the contract by `mix`.
+    """Base of the modules: projections into heads and back, and the contract by `mix`. `inits` are initialisers of
+    projections by name where they are not the project's.
 
     Attributes:
       sizes: of heads.
@@ -156,19 +158,21 @@ class RecurrentMixer(Mixer):
         *,
         kernel: int | None = None,
         convolution_bias: bool = False,
+        inits: Mapping[str, Initializer] = MappingProxyType({}),
     ):
         self.config = config
         self.sizes = sizes
         keys, values = sizes.key_heads * sizes.key_dim, sizes.heads * sizes.value_dim
-        self.query = Linear(width, keys, "d gk", rngs)
-        self.key = Linear(width, keys, "d gk", rngs)
-        self.value = Linear(width, values, "d hv", rngs)
+        inits = dict.fromkeys(("query", "key", "value"), normal()) | {"output": output_init(place.depth)} | dict(inits)
+        self.query = Linear(width, keys, "d gk", rngs, init=inits["query"])
+        self.key = Linear(width, keys, "d gk", rngs, init=inits["key"])
+        self.value = Linear(width, values, "d hv", rngs, init=inits["value"])
         channels = {} if kernel is None else {"query": keys, "key": keys, "value": values}
         parts: Any = {
             name: CausalConvolution(n, kernel or 1, rngs, bias=convolution_bias) for name, n in channels.items()
         }
         self.convolutions = nnx.Dict(parts)
-        self.output = Linear(values, width, "hv d", rngs, init=output_init(place.depth))
+        self.output = Linear(values, width, "hv d", rngs, init=inits["output"])
 
     def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
         """Returns the mixer's output at the tokens of one call; `x` holds zeros at padding."""

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from jaxtyping import Array, Float, Int, Key
 
+from recollect.layers.convolved import streaming
 from recollect.layers.mixer import Context
+from recollect.layers.recurrent import Stream
 from recollect.models.language_model import LanguageModelModule
 
 
@@ -21,11 +23,13 @@ def activations(
     yield "embedding", x
     for index, (config, block) in enumerate(zip(model.config.mixers, model.stack.layers(), strict=True)):
         name = f"layer {index} {type(config).__name__}"
-        mixed = block.mixer(block.mixer_norm(x), context).hidden
+        with streaming(Stream(context)):
+            mixed = block.mixer(block.mixer_norm(x), context).hidden
         yield f"{name} mixer", mixed
         x = x + mixed
         if block.mlp is not None and block.mlp_norm is not None:
-            mapped = block.mlp(block.mlp_norm(x))
+            with streaming(Stream(context)):
+                mapped = block.mlp(block.mlp_norm(x))
             yield f"{name} mlp", mapped
             x = x + mapped
     yield "final norm", model.leave(x, layout)

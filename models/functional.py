@@ -67,8 +67,8 @@ def count(params: Params) -> int:
 
 def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -> dict[str, int]:
     """Returns the bytes of the decoding state of one sequence, for streams of the given lengths, without the model's
-    own cursor. Keys are strings, as in JSON; lengths that the model cannot take are left out."""
-    limit = config.maximum_length()
+    own cursor. Keys are strings, as in JSON; lengths that the model cannot take (or stream) are left out."""
+    limit = config.maximum_length() if all(mixer.traits.streams for mixer in config.mixers) else 0
     fitting = [length for length in lengths if limit is None or length <= limit]
     return {str(length): state_bytes(abstract_state(config, vocabulary, length)) for length in fitting}
 

@@ -24,6 +24,7 @@ from recollect.layers.modules.positions import LearnedPositions
 from recollect.layers.packing import document_positions, token_positions
 from recollect.layers.state.capacity import check_capacity, check_positions
 from recollect.models import landmarks
+from recollect.models.canon import Canon
 from recollect.models.lora import LoRA
 from recollect.models.rematerialisation import Remat
 from recollect.models.stack import Stack, Stage
@@ -47,6 +48,7 @@ class LanguageModel(Config):
       dtype: dtype of activations.
       remat: what a layer's backward pass recomputes: "none" nothing, "dots" all but products with parameters and
         kernels, "full" everything.
+      canon: short convolutions in every block, see there; None has none.
       lora: low-rank updates of linear maps, trained alone unless asked; None has none.
       unroll: write repeated layers out instead of scanning over them (slower to compile, easier to debug).
     """
@@ -60,6 +62,7 @@ class LanguageModel(Config):
     embedding_dropout: float = chz.field(default=0.0, validator=_share)
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
+    canon: Canon | None = None
     lora: LoRA | None = None
     unroll: bool = False
 
@@ -111,9 +114,7 @@ class LanguageModelModule(nnx.Module):
         self.embedding = parameter(normal()(rngs.params(), (vocabulary, config.width), jnp.float32), "z d")
         self.positions = None if config.positions is None else config.positions.build(config.width, rngs)
         self.landmark = landmarks.vector(config.width, rngs) if config.landmark_block else None
-        self.stack = Stack(
-            config.stages, config.norm, config.mlp, config.width, rngs, remat=config.remat, unroll=config.unroll
-        )
+        self.stack = Stack(config, rngs)
         self.final_norm = config.norm.build(config.width)
         self.head = None if config.tied else Linear(config.width, vocabulary, "d z", rngs)
 

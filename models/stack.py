@@ -19,8 +19,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from recollect.configuration import Config, UserError, requires
 from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, State, constrain_activations
-from recollect.layers.modules.mlp import MlpConfig
-from recollect.layers.modules.norms import NormConfig
 from recollect.layers.token_sums import LayerSums, Means, TokenSums, number_of_tokens
 from recollect.models.rematerialisation import Remat, rematerialised
 
@@ -58,9 +56,8 @@ class Block(nnx.Module):
     PARTS: ClassVar[tuple[str, ...]] = ("mixer_norm", "mixer", "mlp_norm", "mlp")
     """Attributes that hold parameters, in the order of the forward pass."""
 
-    def __init__(
-        self, mixer: MixerConfig, norm: NormConfig, mlp: MlpConfig | None, width: int, place: Place, rngs: nnx.Rngs
-    ):
+    def __init__(self, mixer: MixerConfig, config: Any, place: Place, rngs: nnx.Rngs):
+        norm, mlp, width = config.norm, config.mlp, config.width
         self.mixer_norm = norm.build(width)
         self.mixer = mixer.build(width, place, rngs)
         self.mlp_norm = None if mlp is None else norm.build(width)
@@ -69,6 +66,10 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "b t d"], context: Context) -> MixerOutput:
         """Returns the stream after the layer, and the mixer's losses and metrics."""
         return self._rest(x, self.mixer(self.mixer_norm(x), context))
+
+    def init_state(self, batch_size: int, max_length: int, dtype: Any) -> State:
+        """Returns the mixer's state before any token."""
+        return self.mixer.init_state(batch_size, max_length, dtype)
 
     def extend(self, x: Float[Array, "b t d"], state: State, context: Context) -> tuple[MixerOutput, State]:
         """Returns the stream after the layer at the next tokens, and the mixer's state after them."""
@@ -83,26 +84,17 @@ class Block(nnx.Module):
 
 
 class Stack(nnx.Module):
-    """All layers, a list of stages; each parameter has a leading axis over its stage's repeats."""
+    """All layers of a `LanguageModel` config, a list of stages; each parameter has a leading axis over its stage's
+    repeats."""
 
-    def __init__(
-        self,
-        stages: tuple[Stage, ...],
-        norm: NormConfig,
-        mlp: MlpConfig | None,
-        width: int,
-        rngs: nnx.Rngs,
-        *,
-        remat: Remat = "none",
-        unroll: bool = False,
-    ):
-        self.repeats = tuple(stage.repeats for stage in stages)
-        self.remat = remat
-        self.unroll = unroll
-        depths = [stage.depth for stage in stages]
+    def __init__(self, config: Any, rngs: nnx.Rngs):
+        self.repeats = tuple(stage.repeats for stage in config.stages)
+        self.remat: Remat = config.remat
+        self.unroll: bool = config.unroll
+        depths = [stage.depth for stage in config.stages]
         self.stages = nnx.List(
-            _build_period(stage, norm, mlp, width, sum(depths[:index]), sum(depths), rngs)
-            for index, stage in enumerate(stages)
+            _build_period(stage, config, sum(depths[:index]), sum(depths), rngs)
+            for index, stage in enumerate(config.stages)
         )
 
     def __call__(self, x: Float[Array, "b t d"], context: Context) -> MixerOutput:
@@ -124,7 +116,7 @@ class Stack(nnx.Module):
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any) -> tuple[State, ...]:
         """Returns one state per layer."""
-        return tuple(block.mixer.init_state(batch_size, max_length, dtype) for block in self.layers())
+        return tuple(block.init_state(batch_size, max_length, dtype) for block in self.layers())
 
     def extend(
         self, x: Float[Array, "b t d"], states: tuple[State, ...], context: Context
@@ -145,8 +137,7 @@ class Stack(nnx.Module):
                 yield from take(period, index)
 
     def _period(self, context: Context) -> Any:
-        """Returns the function that runs the layers of one period, for their backward pass rematerialised as `remat`
-        says."""
+        """Returns the function that runs the layers of one period, rematerialised for the backward pass by `remat`."""
 
         def run(x: jax.Array, period: nnx.List) -> tuple[jax.Array, list[TokenSums]]:
             layers: list[TokenSums] = []
@@ -166,14 +157,15 @@ def take(period: Any, index: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], period)
 
 
-def _build_period(
-    stage: Stage, norm: NormConfig, mlp: MlpConfig | None, width: int, first: int, depth: int, rngs: nnx.Rngs
-):
+def _build_period(stage: Stage, config: Any, first: int, depth: int, rngs: nnx.Rngs) -> nnx.List:
+    block = Block
+    if config.canon is not None:
+        from recollect.models.canon_block import CanonBlock as block
+
     def build(key: Key[Array, ""], start: Int[Array, ""]) -> nnx.List:
         layer_rngs = nnx.Rngs(params=key)
         return nnx.List(
-            Block(mixer, norm, mlp, width, Place(start + offset, depth), layer_rngs)
-            for offset, mixer in enumerate(stage.pattern)
+            block(mixer, config, Place(start + offset, depth), layer_rngs) for offset, mixer in enumerate(stage.pattern)
         )
 
     keys = jax.random.split(rngs.params(), stage.repeats)

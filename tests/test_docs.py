@@ -2,11 +2,15 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from recollect.main import main
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").rglob("*.md"))]
@@ -53,6 +57,12 @@ def code_of(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "workflows" / page).read_text(), re.S)
 
 
+def lines_of(page: str) -> list[list[str]]:
+    """Arguments of the lines of a page that run `recollect`."""
+    text = (PROJECT / "docs" / "workflows" / page).read_text()
+    return [shlex.split(line, comments=True) for line in re.findall(r"^    recollect (.*)$", text, re.M)]
+
+
 def run(folder: Path, *command: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
@@ -72,9 +82,37 @@ def test_workflows_run(tmp_path):
     assert "finished" in run(tmp_path, "-c", code_of("read_a_run.md")[0])
     run(tmp_path, *command, "report", "runs", "--out", "mine.html")
     assert run(tmp_path, "-c", code_of("report.md")[0]).split() == ["5", "runs"]
-    losses = run(tmp_path, "-c", code_of("fine_tune.md")[0].replace("data.pairs=4", "data.pairs=1"))
-    assert [line.split()[0] for line in losses.splitlines()[-2:]] == ["10", "20"]
     for code in code_of("library.md"):
         run(tmp_path, "-c", code)
     study = code_of("sweep.md")[0] + "\nassert len(windows().experiments) == 4 and len(windows().sweep) == 9\n"
     run(tmp_path, "-c", study)
+
+
+def test_the_page_about_fine_tuning_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = [*TINY, "model.width=16", "run.steps=2", "run.steps_per_call=2", "run.compile_cache=off"]
+    for line in lines_of("fine_tune.md"):
+        assert main([*line[:2], *(small if line[0] == "train" else []), *line[2:]]) == 0, line
+    code = code_of("fine_tune.md")[0].replace('"data.pairs=4"', ", ".join(map(repr, small)))
+    exec(code.replace('"run.steps=20"', '"run.steps=2"'), {})
+    assert {path.name for path in Path("runs").iterdir()} == {
+        "mqar.attention",
+        "tuned",
+        "frozen",
+        "lora",
+        "from_python",
+    }
+    assert Path("exported/model.safetensors").exists()
+
+
+def test_the_page_about_own_tokens_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECOLLECT_CACHE", str(tmp_path / "cache"))
+    folder = Path("data/shakespeare_char")
+    folder.mkdir(parents=True)
+    for name in ("train", "val"):
+        np.arange(600, dtype=np.uint16).tofile(folder / f"{name}.bin")
+    exec(code_of("own_tokens.md")[0], {})
+    small = ["model.width=16", "data.length=32", "run.batch_size=2", "run.steps=1", "run.compile_cache=off"]
+    for number, line in enumerate(lines_of("own_tokens.md")):
+        assert main([*line[:2], *small, "run.sample_every=0", f"run.directory=run{number}", *line[2:]]) == 0, line

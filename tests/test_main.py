@@ -67,7 +67,7 @@ def test_every_study_loads(name):
         (["train", "mqar.atention"], "did you mean mqar.attention"),
         (["train", "mqar.small"], "is a study"),
         (["compare", "mqar.attention"], "is an experiment"),
-        (["train", "mqar.based", "optimizer.learning_rat=1"], "did you mean learning_rate"),
+        (["train", "mqar.based", "optimizer.learning_rat=1"], "did you mean optimizer.learning_rate=1?"),
         (["train", "mqar.based", "optimizer.learning_rate=fast"], "fast"),
         (["train", "mqar.based", "optimizer.learning_rate=-1"], "must be positive"),
         (["train", "mqar.based", "learning_rate"], "path=value"),

@@ -10,7 +10,10 @@ __getattr__, __all__ = lazy_names(
     {
         "experiment": "Experiment Mesh Run",
         "loss": "Loss",
+        "adafactor": "Adafactor",
+        "lion": "Lion",
         "muon": "Muon",
+        "sgd": "SGD",
         "optimizer": "AdamW",
         "checkpoint.load": "SavedRun evaluate_run open_run open_text_run",
         "recovery.loss_spikes": "Spikes",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from recollect.configuration import UserError
+from recollect.configuration.console import doing
 from recollect.data.batch import Batch
 from recollect.training.experiment import Experiment
 from recollect.training.step import Program
@@ -53,10 +53,6 @@ class DeviceBatches:
     def batch(self, step: int, seed: int) -> Batch:
         """Returns the whole batch of the step after `step` steps."""
         return self.data.train_batch(jnp.uint32(seed), jnp.int32(step), self._slice(step), self.run.batch_size)
-
-    def skip(self, batches: int) -> None:
-        """Raises UserError: batches are made by step number, so none can be left out."""
-        raise UserError("a recall task has no data to skip: its batches are drawn anew at each step")
 
     def state(self) -> Any:
         """Returns what a checkpoint keeps of the data, JSON-ready."""
@@ -101,6 +97,7 @@ class StepPipeline:
     def __init__(self, run: RunState, values: Any, step: int):
         self.run = run
         self.values = values
+        self._lengths: set[int] = set()
         self.restart(step)
 
     def restart(self, step: int) -> None:
@@ -124,8 +121,13 @@ class StepPipeline:
         """Sends the next call."""
         run, batches = self.run, self.run.batches
         begun, waited = time.perf_counter(), batches.waited
+        if length not in self._lengths:
+            doing("compiling the steps")
         run.state, metrics = batches.train(run.state, self.values, length, self.sent)
         self.sent += length
+        if length not in self._lengths:
+            self._lengths.add(length)
+            doing(f"steps up to {self.sent:,}")
         self._waiting.append(Call(self.sent, length, metrics, batches.state(), begun, batches.waited - waited))
         return self._waiting[-1]
 

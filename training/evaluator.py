@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from recollect.configuration.console import doing
 from recollect.models.functional import Params
 from recollect.training.step import Program
 
@@ -31,7 +32,9 @@ def evaluate(program: Program, params: Params, seed: int, *, final: bool = False
 def evaluate_members(program: Program, params: Params, seeds: int | Sequence[int]) -> list[dict[str, Any]]:
     """Returns a task's metrics for each member of a population, or for the one run of a lone program."""
     rows: list[dict[str, Any]] = [{"accuracy": {}, "loss": {}} for _ in range(program.population or 1)]
-    for part in program.data.evaluation_slices():
+    slices = program.data.evaluation_slices()
+    for number, part in enumerate(slices, 1):
+        doing(f"evaluating {number} of {len(slices)}")
         sums = jax.device_get(program.evaluate(params, seeds, program.data.examples_per_slice, part))
         for index, row in enumerate(rows):
             loss, correct, weight = (float(np.reshape(sums[name], -1)[index]) for name in ("loss", "correct", "weight"))

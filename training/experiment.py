@@ -9,7 +9,7 @@ import chz
 from recollect.configuration import Config, UserError, at_least, requires
 from recollect.data.batch import DataConfig
 from recollect.models.language_model import LanguageModel
-from recollect.training import muon  # noqa: F401 - so that its config class is known by name
+from recollect.training import adafactor, lion, muon, sgd  # noqa: F401 - so that their configs are known by name
 from recollect.training.loss import Loss
 from recollect.training.optimizer import AdamW, Optimizer
 from recollect.training.recovery.loss_spikes import Spikes
@@ -52,7 +52,7 @@ class Run(Config):
       precision: precision of fp32 matrix products; "highest" makes CPU and GPU tables agree.
       mesh: devices.
       sample_every: steps between printed samples of a text model; 0 prints none.
-      tensorboard: write event files too (needs tensorboardX).
+      tensorboard, wandb: write event files too; log to Weights & Biases too (docs/workflows/read_a_run.md).
       stop_after_nonfinite: steps in a row that are skipped because their loss or gradient is not finite; then the run
         stops.
       spikes: go back to the last good checkpoint when the loss jumps; None lets it jump.
@@ -80,6 +80,7 @@ class Run(Config):
     mesh: Mesh = Mesh()
     sample_every: int = chz.field(default=0, validator=at_least(0))
     tensorboard: bool = False
+    wandb: Literal["online", "offline"] | None = None
     stop_after_nonfinite: int = 3
     spikes: Spikes | None = None
     profile: str | None = None
@@ -108,7 +109,7 @@ class Run(Config):
 
 @chz.chz(typecheck=True)
 class Experiment(Config):
-    """One run's whole configuration."""
+    """One run's whole configuration; `name` is its label in tables and the name of its folder in runs/."""
 
     name: str
     model: LanguageModel
@@ -135,7 +136,7 @@ class Experiment(Config):
 
 AROUND_STEPS = (
     *("directory", "log_every", "keep_checkpoints", "keep_every", "on_disk_full", "checkpoint_every"),
-    *("sample_every", "tensorboard", "profile", "compile_cache"),
+    *("sample_every", "tensorboard", "wandb", "profile", "compile_cache"),
 )
 """Fields of `Run` that the compiled steps do not depend on."""
 

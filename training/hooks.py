@@ -58,7 +58,7 @@ def make_hooks(run: RunState) -> list[Hook]:
     if settings.sample_every:
         from recollect.training.monitoring.samples import PrintSamples
 
-        hooks.append(PrintSamples(run_log))
+        hooks.append(PrintSamples())
     return hooks
 
 

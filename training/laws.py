@@ -56,14 +56,23 @@ def on_one_device(mixer: MixerConfig) -> Any:
     return five_steps(mixer, None)
 
 
+def small_model(mixer: MixerConfig) -> FunctionalModel:
+    """Returns a model with one layer of the mixer."""
+    stages = repeat(mixer, depth=1)
+    return FunctionalModel(LanguageModel(width=WIDTH, stages=stages, mlp=SwiGLU(expansion=2)), VOCABULARY)
+
+
+def first_params(model: FunctionalModel, seed: int = 0) -> Any:
+    """Returns parameters large enough that every path matters."""
+    params = jax.jit(model.init)(jax.random.key(seed))
+    return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+
+
 def five_steps(mixer: MixerConfig, mesh: Mesh | None) -> tuple[Any, Any, Any]:
     """Returns losses (5,), gradients of the first of five steps of plain SGD on packed documents, and parameters after
     them."""
-    model = FunctionalModel(
-        LanguageModel(width=WIDTH, stages=repeat(mixer, depth=1), mlp=SwiGLU(expansion=2)), VOCABULARY
-    )
-    params = jax.jit(model.init)(jax.random.key(0))
-    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+    model = small_model(mixer)
+    params = first_params(model)
     tokens = jax.random.randint(jax.random.key(1), (ROWS, LENGTH + 1), 0, VOCABULARY)
     batch = (tokens[:, :-1], tokens[:, 1:], jnp.asarray(documents()))
     around: Any = contextlib.nullcontext()
@@ -73,6 +82,14 @@ def five_steps(mixer: MixerConfig, mesh: Mesh | None) -> tuple[Any, Any, Any]:
         batch = jax.device_put(batch, batch_sharding(devices))
         around = jax.sharding.use_abstract_mesh(devices.abstract_mesh)
 
+    with around:
+        after, (losses, gradients) = jax.jit(steps_of(model))(params, batch)
+    return jax.device_get((losses, jax.tree.map(lambda leaf: leaf[0], gradients), after))
+
+
+def steps_of(model: FunctionalModel) -> Callable[[Any, Any], Any]:
+    """Returns a function of parameters and a batch: parameters after five steps, and losses and gradients of each."""
+
     def loss(params: Any, tokens: jax.Array, targets: jax.Array, segments: jax.Array) -> jax.Array:
         module = model.bind(params)
         out = module.hidden(tokens, Context(segments=segments))
@@ -80,7 +97,6 @@ def five_steps(mixer: MixerConfig, mesh: Mesh | None) -> tuple[Any, Any, Any]:
         nats = -jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return jnp.sum(jnp.where(segments != 0, nats, 0)) / jnp.sum(segments != 0) + sum(out.losses.values())
 
-    @jax.jit
     def run(params: Any, batch: Any) -> Any:
         def step(params: Any, _: None) -> tuple[Any, Any]:
             value, gradients = jax.value_and_grad(loss)(params, *batch)
@@ -88,9 +104,7 @@ def five_steps(mixer: MixerConfig, mesh: Mesh | None) -> tuple[Any, Any, Any]:
 
         return jax.lax.scan(step, params, None, length=5)
 
-    with around:
-        after, (losses, gradients) = run(params, batch)
-    return jax.device_get((losses, jax.tree.map(lambda leaf: leaf[0], gradients), after))
+    return run
 
 
 def law_8_sharded(subject: Subject) -> None:
@@ -122,5 +136,20 @@ def same_as_on_one_device(mixer: MixerConfig, mesh: Mesh) -> None:
             require(off <= allowed, f"{what}, allowed {allowed:.1e}")
 
 
-LAWS: dict[str, Callable[[Subject], None]] = {"law_8_sharded": law_8_sharded}
+def law_13_members(subject: Subject) -> None:
+    """Two members of a population, trained together under vmap, are two runs alone: losses to 1e-5."""
+    model = small_model(subject.config)
+    members = [first_params(model, seed) for seed in (0, 1)]
+    tokens = jax.random.randint(jax.random.key(1), (2, LENGTH + 1), 0, VOCABULARY)
+    batch, run = (tokens[:, :-1], tokens[:, 1:], jnp.asarray(documents(2))), steps_of(model)
+    alone = jax.jit(lambda params: run(params, batch)[1][0])
+    together = jax.jit(jax.vmap(lambda params: run(params, batch)[1][0]))
+    losses = np.asarray(together(jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)))
+    for member, params in enumerate(members):
+        expected = np.asarray(alone(params))
+        if not np.allclose(losses[member], expected, rtol=1e-5, atol=0):
+            raise LawBroken(f"losses of member {member} of two are {losses[member]}; trained alone {expected}")
+
+
+LAWS: dict[str, Callable[[Subject], None]] = {"law_8_sharded": law_8_sharded, "law_13_members": law_13_members}
 """The laws of this file by name."""

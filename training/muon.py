@@ -10,14 +10,14 @@ import optax
 
 from recollect.configuration import requires
 from recollect.models.functional import FunctionalModel
-from recollect.training.optimizer import Hyperparameters, Optimizer, adam
+from recollect.training.optimizer import AdamW, Hyperparameters
 
 _INDICES = frozenset("ztwr")
 """Letters of dimensions that index and do not span a space: words, positions, taps, choices of a router."""
 
 
 @chz.chz(typecheck=True)
-class Muon(Optimizer):
+class Muon(AdamW):
     """Muon (Jordan et al. 2024): the momentum of each matrix of the layers is orthogonalised by Newton-Schulz before it
     becomes a step.
 
@@ -39,7 +39,7 @@ class Muon(Optimizer):
     )
     matrix_rms: float = chz.field(default=0.2, validator=requires(lambda value: value > 0, "must be positive"))
 
-    VALUES: ClassVar[tuple[str, ...]] = (*Optimizer.VALUES, "momentum")
+    VALUES: ClassVar[tuple[str, ...]] = (*AdamW.VALUES, "momentum")
 
     def direction(self, model: FunctionalModel, values: Hyperparameters) -> optax.GradientTransformation:
         muon = optax.contrib.scale_by_muon(
@@ -52,7 +52,8 @@ class Muon(Optimizer):
         scale = optax.stateless_with_tree_map(
             lambda update, _: update * (self.matrix_rms * max(update.shape[-2:]) ** 0.5)
         )
-        return optax.partition({"matrix": optax.chain(muon, scale), "other": adam(values)}, self.labels(model))
+        others = super().direction(model, values)
+        return optax.partition({"matrix": optax.chain(muon, scale), "other": others}, self.labels(model))
 
     def labels(self, model: FunctionalModel) -> Any:
         """Returns "matrix" or "other" for every parameter."""

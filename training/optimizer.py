@@ -40,7 +40,6 @@ class Optimizer(Config):
       warmup: steps of linear rise to the peak.
       weight_decay: decoupled, scaled by the learning rate (as in PyTorch and optax).
       decay_everything: decay all parameters (Zoology), else those tagged for it (matrices, not norms and biases).
-      beta1, beta2, epsilon: Adam's.
       clip: largest global norm of the gradient; None does not clip.
       groups: learning-rate factors by parameter group (Hyena's filters are tagged "filter").
       ema: decay of a running average of the parameters, which evaluation, generation and export then use; None keeps
@@ -56,15 +55,12 @@ class Optimizer(Config):
     warmup: int = chz.field(default=0, validator=_not_negative)
     weight_decay: float = chz.field(default=0.1, validator=_not_negative)
     decay_everything: bool = False
-    beta1: float = chz.field(default=0.9, validator=_below_one)
-    beta2: float = chz.field(default=0.999, validator=_below_one)
-    epsilon: float = chz.field(default=1e-8, validator=_positive)
     clip: float | None = chz.field(default=None, validator=_norm)
     groups: tuple[GroupRate, ...] = ()
     ema: float | None = chz.field(default=None, validator=_decay)
     frozen: str | tuple[str, ...] | None = None
 
-    VALUES: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay", "beta1", "beta2", "epsilon")
+    VALUES: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay")
     """Fields that a population may vary without a new program."""
 
     def values(self) -> Hyperparameters:
@@ -86,7 +82,6 @@ class Optimizer(Config):
     def averaged(self, average: Any, params: Any, step: jax.Array) -> Any:
         """Returns the running average after `step`, which made `params`. To be called when `ema` is set."""
         assert self.ema is not None
-        step = jnp.asarray(step, jnp.float32)
         share = 1 - jnp.minimum(self.ema, (1 + step) / (10 + step))
         return jax.tree.map(lambda old, new: old + share * (new - old), average, params)
 
@@ -105,17 +100,22 @@ class Optimizer(Config):
 
     def direction(self, model: FunctionalModel, values: Hyperparameters) -> optax.GradientTransformation:
         """Returns the transformation from gradients to the update that the learning rate scales; the base has none."""
-        raise UserError(f"optimizer={type(self).__name__} is the base class of optimizers; there are AdamW and Muon")
-
-
-def adam(values: Hyperparameters) -> optax.GradientTransformation:
-    """Returns Adam's direction."""
-    return optax.scale_by_adam(b1=values["beta1"], b2=values["beta2"], eps=values["epsilon"])
+        raise UserError(f"optimizer={type(self).__name__} is the base class of optimizers; AdamW is one")
 
 
 @chz.chz(typecheck=True)
 class AdamW(Optimizer):
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2). Its fields are those of `Optimizer`."""
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2).
+
+    Attributes:
+      beta1, beta2, epsilon: Adam's.
+    """
+
+    beta1: float = chz.field(default=0.9, validator=_below_one)
+    beta2: float = chz.field(default=0.999, validator=_below_one)
+    epsilon: float = chz.field(default=1e-8, validator=_positive)
+
+    VALUES: ClassVar[tuple[str, ...]] = (*Optimizer.VALUES, "beta1", "beta2", "epsilon")
 
     def direction(self, model: FunctionalModel, values: Hyperparameters) -> optax.GradientTransformation:
-        return adam(values)
+        return optax.scale_by_adam(b1=values["beta1"], b2=values["beta2"], eps=values["epsilon"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
 from recollect.training.recovery.loss_spikes import LossSpikeDetector
-from recollect.training.run_folder import RunFolder
+from recollect.training.run_folder import RunFolder, read_result
 
 if TYPE_CHECKING:
     from recollect.training.batches import DeviceBatches, StepPipeline
@@ -86,7 +85,7 @@ class RunState:
         self.checkpoints = Checkpoints(
             self.folder.checkpoints, keep_checkpoints or run.keep_checkpoints, run.keep_every
         )
-        result = self.folder.result()
+        result = read_result(self.folder.path)
         self.result = None if result is None or result["status"] == "preempted" else result
         self.progress = RunProgress()
         self.spikes = None if run.spikes is None else LossSpikeDetector(run.spikes)
@@ -101,17 +100,20 @@ class RunState:
         Raises:
           UserError: all checkpoints are damaged, or hold a state of another structure.
         """
-        self.folder.write("environment.json", {**environment(), "command": sys.argv})
+        self.folder.write_environment()
         step = None
-        if current_host().broadcast(self.checkpoints.directory.is_dir()):
-            from recollect.training.checkpoint.resume import delete_unfinished, newest_good
+        if current_host().broadcast(
+            (self.folder.path / "metrics.jsonl").exists() or self.checkpoints.directory.is_dir()
+        ):
+            from recollect.training.checkpoint.resume import delete_unfinished, newest_good, rewind
 
             delete_unfinished(self.checkpoints, self.log)
             step = newest_good(self.checkpoints, self.log, before)
+            if step is None:
+                rewind(self, 0)
         state = fresh()
         self.shapes = shapes_of(state)
         if step is None:
-            self.rewind(0)
             if self.experiment.run.initialize is not None:
                 from recollect.training.checkpoint.initialize import initialized
 
@@ -122,11 +124,6 @@ class RunState:
             from recollect.training.checkpoint.resume import resume
 
             self.state = resume(self, step, self.shapes)
-
-    def rewind(self, step: int) -> None:
-        """Deletes metrics and checkpoints after `step`."""
-        self.folder.truncate_metrics(step)
-        self.checkpoints.drop_after(step if step else -1)
 
     def extra(self) -> dict[str, Any]:
         """Returns what a checkpoint holds beside the arrays, JSON-ready."""
@@ -140,7 +137,7 @@ class RunState:
     def summary(self, status: str, parameters: int) -> dict[str, Any]:
         """Returns the entries of result.json."""
         experiment, progress, data = self.experiment, self.progress, self.experiment.data
-        rate = progress.step * experiment.run.batch_size / max(progress.seconds, 1e-9)
+        rates = self.meter.total()
         return {
             "name": experiment.name,
             **(progress.evaluation or {}),
@@ -151,8 +148,8 @@ class RunState:
             **({} if progress.failure is None else {"failure": progress.failure}),
             **({} if progress.initialized_from is None else {"initialized_from": progress.initialized_from}),
             "seconds": round(progress.seconds, 3),
-            "examples_per_second": rate,
-            "tokens_per_second": rate * data.tokens_per_example,
+            **({} if rates is None else {"examples_per_second": rates.tokens_per_second / data.tokens_per_example}),
+            **({} if rates is None else rates.facts()),
             "parameters": parameters,
             "state_bytes": state_bytes_at(experiment.model, data.vocabulary, data.lengths),
             "learning_rate": experiment.optimizer.learning_rate,

@@ -106,7 +106,9 @@ def train_steps(run: RunState, hooks: list[Hook]) -> None:
     for hook in reversed(hooks):
         hook.end(run)
     if run.stop_signal == "SIGINT":
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(
+            f"{run.folder.path} is saved at step {run.progress.step:,}, and the same command goes on"
+        )
 
 
 def _fetch(run: RunState, hooks: list[Hook], *, in_flight: int) -> None:
@@ -124,8 +126,7 @@ def _fetch(run: RunState, hooks: list[Hook], *, in_flight: int) -> None:
 def finish(run: RunState, parameters: int) -> dict[str, Any]:
     """Writes result.json and returns what it holds."""
     status = run.progress.done or ("preempted" if run.stop_signal else "finished")
-    rates = run.meter.total()
-    result = run.summary(status, parameters) | (rates.facts() if rates else {})
+    result = run.summary(status, parameters)
     run.folder.flush(to_disk=True)
     run.folder.write("result.json", result)
     return result

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import chz
 import numpy as np
@@ -30,10 +30,17 @@ from recollect.data.batch import Batch, DataConfig
 from recollect.data.text.ended_documents import EndedDocuments
 from recollect.data.text.held_out import HeldOutText, MeasuredBatch
 from recollect.data.text.rows import GlobalBatches, Packed, RowPlan, Sequences
+from recollect.data.text.token_files import (
+    IdTokenizer,
+    MappedDocuments,
+    TokenCorpus,
+    are_token_files,
+    open_token_files,
+)
 from recollect.data.tokenizers import TOKENIZER_FILE, Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
-    from recollect.data.text.preparation.reader import Prepared, TokenDocuments
+    from recollect.data.text.preparation.reader import Prepared
 
 _tokenizer = functools.lru_cache(maxsize=4)(open_tokenizer)
 
@@ -43,8 +50,8 @@ class Text(DataConfig):
     """Next-token prediction on text.
 
     Attributes:
-      source: "stdlib" (the interpreter's own source code), a file or folder of text, "tfds:NAME", or a folder that
-        `main.py prepare` made.
+      source: "stdlib" (the interpreter's own source code), a file or folder of text, "tfds:NAME", a folder that
+        `main.py prepare` made, or token ids: a .npy or .bin file, or a folder with train.bin (token_files.py).
       tokenizer: "bytes", "bpe:SIZE" (trained on the source), or the path of a tokenizer.json; None: the prepared
         folder's own, else bytes.
       start_token: the token of a tokenizer.json that opens documents, if it has an unusual name.
@@ -52,6 +59,9 @@ class Text(DataConfig):
       sequences: how documents become rows: Packed, Chunked or Decomposed.
       shuffle: rows in an order drawn anew each epoch, or as planned.
       held_out_bytes: bytes of held-out text that an evaluation measures, spread over it; None: all of it.
+      token_type: of ids in .bin files.
+      end_token: the id that ends each document of token files; None: a file is one document.
+      vocabulary_size: number of ids of token files; None: the tokenizer's, else the largest id in them and one.
     """
 
     source: str = "stdlib"
@@ -63,6 +73,9 @@ class Text(DataConfig):
     held_out_bytes: int | None = chz.field(
         default=200_000, validator=requires(lambda value: value > 0, "must be at least 1, or None for all of it")
     )
+    token_type: Literal["uint16", "uint32"] = "uint16"
+    end_token: int | None = chz.field(default=None, validator=at_least(0))
+    vocabulary_size: int | None = chz.field(default=None, validator=at_least(1))
 
     RETIRED: ClassVar[dict[str, str]] = {
         "held_out_batches": "an evaluation's size no longer depends on the batch; give data.held_out_bytes, bytes of "
@@ -75,9 +88,13 @@ class Text(DataConfig):
             raise UserError(f"source={self.source!r}: must be stdlib, a path, or tfds:NAME")
         self.sequences.check(self.length)
 
+    def are_ids(self) -> bool:
+        """Returns whether the source is files of token ids."""
+        return are_token_files(self.source)
+
     @property
     def vocabulary(self) -> int:
-        return self.open_tokenizer().vocabulary
+        return self.vocabulary_size or self.open_tokenizer().vocabulary
 
     @property
     def longest(self) -> int:
@@ -89,7 +106,8 @@ class Text(DataConfig):
         Raises:
           UserError: there is no such tokenizer; or none is named, and the source is not there to tell its own.
         """
-        if (self.tokenizer or "").startswith("bpe:") or self.is_prepared() or (not self.tokenizer and self._is_gone()):
+        trained = (self.tokenizer or "").startswith("bpe:")
+        if trained or self.are_ids() or self.is_prepared() or (not self.tokenizer and self._is_gone()):
             return self.prepared().tokenizer
         return _tokenizer(self.tokenizer or "bytes", self.start_token)
 
@@ -103,12 +121,20 @@ class Text(DataConfig):
         named = self.source == "stdlib" or self.source.startswith("tfds:")
         return not named and not os.path.exists(os.path.expanduser(self.source))
 
-    def prepared(self) -> Prepared:
+    def prepared(self) -> Prepared | TokenCorpus:
         """Returns the tokenised documents, prepared on first use.
 
         Raises:
           UserError: they can't be had; see `recollect.data.text.preparation.reader.open_prepared`.
         """
+        of_ids = (self.token_type, self.end_token, self.vocabulary_size)
+        if self.are_ids():
+            return _token_files(self.source, *of_ids, self.tokenizer, self.start_token)
+        if of_ids != ("uint16", None, None):
+            raise UserError(
+                f"data.source={self.source!r}: is no file of token ids (.npy, .bin), which alone have token_type, "
+                "end_token and vocabulary_size"
+            )
         # Importing TFDS takes a second, which experiments on recall tasks needn't pay.
         from recollect.configuration.machine import cache_folder
 
@@ -121,10 +147,12 @@ class Text(DataConfig):
         return self.prepared().digest
 
     def identity(self) -> dict[str, Any]:
-        """Returns "vocabulary"; "tokenizer": name, digest and start_token; "corpus": source and digest."""
+        """Returns "vocabulary"; "tokenizer", where it is known: name, digest and start_token; "corpus": source and
+        digest."""
         prepared = self.prepared()
         tokenizer, corpus = prepared.tokenizer, {"source": self.source, "digest": prepared.digest}
-        return {"vocabulary": tokenizer.vocabulary, "tokenizer": tokenizer.identity(), "corpus": corpus}
+        known = {} if isinstance(tokenizer, IdTokenizer) else {"tokenizer": tokenizer.identity()}
+        return {"vocabulary": self.vocabulary, **known, "corpus": corpus}
 
     def files(self) -> dict[str, bytes]:
         file = self.prepared().tokenizer.file
@@ -190,11 +218,16 @@ def _prepared(source: str, tokenizer: str | None, start: str | None, cache: str)
 _held_out = functools.lru_cache(maxsize=4)(HeldOutText)
 
 
+_token_files = functools.lru_cache(maxsize=4)(open_token_files)
+
+
 @functools.lru_cache(maxsize=4)
-def _ended(prepared: Prepared) -> EndedDocuments:
+def _ended(prepared: Prepared | TokenCorpus) -> EndedDocuments | MappedDocuments:
+    if isinstance(prepared, TokenCorpus):
+        return prepared.train
     return EndedDocuments(prepared.train, prepared.tokenizer.start)
 
 
 @functools.lru_cache(maxsize=4)
-def _rows(documents: TokenDocuments | EndedDocuments, sequences: Sequences, length: int, seed: int) -> RowPlan:
+def _rows(documents: EndedDocuments | MappedDocuments, sequences: Sequences, length: int, seed: int) -> RowPlan:
     return sequences.plan(documents.lengths, length, seed)

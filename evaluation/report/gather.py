@@ -14,7 +14,7 @@ import numpy as np
 
 from recollect.configuration import UserError
 from recollect.configuration.io import flatten
-from recollect.configuration.read_json import read_json_object
+from recollect.configuration.read_json import finite, read_json_object
 from recollect.evaluation.appearance import mixer_colours
 from recollect.evaluation.curves import learning_curve, training_curve
 from recollect.evaluation.results import RunResult, load_run
@@ -36,7 +36,7 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
     groups = {label: groups[label] for label in order}
     colours = mixer_colours(members[0].mixer for members in groups.values())
     points = max(40, POINTS // max(1, 2 * len(records)))
-    return _finite(
+    return finite(
         {
             "architectures": [
                 {
@@ -221,12 +221,3 @@ def _environment(records: Sequence[Record]) -> list[dict[str, Any]]:
         values = [entries[name] for entries in flat if name in entries]
         rows.append({"name": name, "values": [[value, values.count(value)] for value in dict.fromkeys(values)]})
     return rows
-
-
-def _finite(value: Any) -> Any:
-    """Returns JSON-ready data with None for each number that is not finite."""
-    if isinstance(value, dict):
-        return {str(name): _finite(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

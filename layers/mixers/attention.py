@@ -134,7 +134,7 @@ class SoftmaxAttention(Mixer):
         keys, values, slots, state = state.remember(k, v, tokens, cursor)
         fields: dict[str, Any] = {"query_positions": tokens.positions, "query_segments": tokens.segments}
         fields |= {"key_positions": slots.positions, "key_segments": slots.segments}
-        return self._mix(x, q, keys.astype(x.dtype), values.astype(x.dtype), fields), state
+        return self._mix(x, q, keys, values, fields), state
 
     def _project(
         self, x: Float[Array, "b t d"], positions: Int[Array, "b t"] | None, context: Context

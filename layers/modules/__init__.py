@@ -27,6 +27,7 @@ from recollect.layers.modules.gates import (
     OutputGate,
     Skip,
     Strength,
+    in_fp32,
     unit,
 )
 from recollect.layers.modules.implicit_filter import ReluFilter, SineFilter, embed_times, times
@@ -38,5 +39,6 @@ from recollect.layers.modules.positions import LRPE, LearnedPositions, Placement
 from recollect.layers.modules.rotary_scaling import LinearScaling, Llama3Scaling, NTKScaling, RotaryScaling, YaRN
 from recollect.layers.modules.score_biases import Alibi, BucketBias, DistanceBias, RelativeBias, ScoreBias
 from recollect.layers.modules.short_convolution import CausalConvolution
+from recollect.layers.modules.stabiliser import running_maximum
 
 __all__ = exported_names(globals())

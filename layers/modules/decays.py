@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from recollect.layers.modules.gates import in_fp32
 from recollect.layers.modules.linear import parameter
 
 
 def retnet_log_decays(heads: int) -> Float[Array, " h"]:
     """Returns log(1 - 2^(-5-h)), h = 0, 1, ... (Sun et al. 2023, equation 8)."""
-    return jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(heads, dtype=jnp.float32))))
+    return jnp.log1p(-(2.0 ** (-5.0 - jnp.arange(heads, dtype=float))))
 
 
 def alibi_slopes(heads: int) -> Sequence[float]:
@@ -60,8 +61,8 @@ class StepDecay(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t h *k"], Float[Array, "b t h *k"]]:
         """Returns log a and dt, fp32."""
-        bias, rate = self.step_bias[...], jnp.exp(self.log_rate[...])
-        logits = self.projection(x).astype(jnp.float32)
+        bias, logits = self.step_bias[...], in_fp32(self.projection(x))
+        rate = jnp.exp(self.log_rate[...].astype(logits.dtype))
         step = jax.nn.softplus(logits.reshape(*x.shape[:2], *bias.shape) + bias)
         return -(rate if step.ndim == 3 else rate[:, None]) * step, step
 
@@ -77,5 +78,5 @@ class LogSigmoidDecay(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h k"]:
         """Returns log a, fp32."""
-        logits = self.projection(x).astype(jnp.float32).reshape(*x.shape[:2], self.heads, -1)
+        logits = in_fp32(self.projection(x)).reshape(*x.shape[:2], self.heads, -1)
         return jax.nn.log_sigmoid(logits) / self.temperature

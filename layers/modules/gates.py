@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from recollect.layers.modules.linear import Initializer, Linear, merge_heads, normal, parameter
 
 GateActivation = Literal["silu", "sigmoid", "none"]
-GateNorm = Literal["head", "all", "group", "none"]
+HeadNorm = Literal["head", "all", "group"]
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "silu": jax.nn.silu,
@@ -24,9 +24,14 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 """Activations by name."""
 
 
+def in_fp32(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns x in fp32; fp64 stays, by which equations are tested."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def unit(x: Float[Array, "*rows k"], epsilon: float = 1e-6) -> Float[Array, "*rows k"]:
     """Returns x / sqrt(sum x^2 + epsilon) over the last axis, computed in fp32."""
-    y = x.astype(jnp.float32)
+    y = in_fp32(x)
     return (y * jax.lax.rsqrt(jnp.sum(y * y, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
@@ -63,7 +68,7 @@ class Strength(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h"]:
         """Returns beta, fp32."""
-        return self.largest * jax.nn.sigmoid(self.projection(x).astype(jnp.float32))
+        return self.largest * jax.nn.sigmoid(in_fp32(self.projection(x)))
 
 
 class Skip(nnx.Module):
@@ -77,19 +82,18 @@ class Skip(nnx.Module):
 
 
 class HeadNormalization(nnx.Module):
-    """Norm of each head's vector. "head": RMS, one gain (v,) for all heads; "all": RMS over all heads together, gain
-    (h v); "group": mean and variance per head, gain and bias (h, v); "none": RMS without a gain."""
+    """Norm of the heads' vectors. "head": RMS, one gain (v,) for all heads; "all": RMS over all heads together, gain
+    (h, v); "group": mean and variance per head, gain and bias (h, v)."""
 
-    def __init__(self, heads: int, dim: int, kind: GateNorm, epsilon: float = 1e-5):
-        shapes = {"head": ((dim,), "v"), "all": ((heads, dim), "h v"), "group": ((heads, dim), "h v"), "none": None}
-        shape = shapes[kind]
+    def __init__(self, heads: int, dim: int, kind: HeadNorm = "head", epsilon: float = 1e-5, *, gain: bool = True):
+        shape, dims = ((dim,), "v") if kind == "head" else ((heads, dim), "h v")
         self.kind = kind
         self.epsilon = epsilon
-        self.gain = None if shape is None else parameter(jnp.ones(shape[0]), shape[1], decay=False)
+        self.gain = parameter(jnp.ones(shape), dims, decay=False) if gain else None
         self.bias = parameter(jnp.zeros((heads, dim)), "h v", decay=False) if kind == "group" else None
 
     def __call__(self, x: Float[Array, "b t h v"]) -> Float[Array, "b t h v"]:
-        y = x.astype(jnp.float32)
+        y = in_fp32(x)
         axes = (-2, -1) if self.kind == "all" else -1
         if self.kind == "group":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
@@ -101,15 +105,15 @@ class HeadNormalization(nnx.Module):
 class OutputGate(nnx.Module):
     """norm(o) * activation(W x), or norm(o * activation(W x)), before a mixer's last projection.
 
-    Attributes:
-      projection: W; to all channels of o, or to one number per head.
+    Args:
+      projection: W; to all channels of o, or to one number per head; None: no gate, norm(o).
       norm: module on (b, t, h, v), or None.
       gate_first: the norm comes after the gate (Mamba-2).
     """
 
     def __init__(
         self,
-        projection: nnx.Module,
+        projection: nnx.Module | None,
         *,
         activation: GateActivation = "silu",
         norm: nnx.Module | None = None,
@@ -122,13 +126,12 @@ class OutputGate(nnx.Module):
 
     def __call__(self, o: Float[Array, "b t h v"], x: Float[Array, "b t d"]) -> Float[Array, "b t hv"]:
         """Returns the gated outputs of all heads in one dimension, in x's dtype."""
-        gate = ACTIVATIONS[self.activation](self.projection(x)).reshape(*o.shape[:3], -1)
         o = o.astype(x.dtype)
-        if self.norm is None:
-            o = o * gate
-        else:
-            o = self.norm(o * gate) if self.gate_first else self.norm(o) * gate
-        return merge_heads(o)
+        norm = self.norm or (lambda y: y)
+        if self.projection is None:
+            return merge_heads(norm(o))
+        gate = ACTIVATIONS[self.activation](self.projection(x)).reshape(*o.shape[:3], -1)
+        return merge_heads(norm(o * gate) if self.gate_first else norm(o) * gate)
 
 
 class Interpolation(nnx.Module):

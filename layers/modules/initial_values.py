@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 from recollect.layers.modules.linear import Initializer
 
 
-def torch_uniform() -> Initializer:
-    """Returns torch's default for linear maps: uniform on (-1/sqrt(inputs), 1/sqrt(inputs))."""
+def torch_uniform(scale: float = 1.0) -> Initializer:
+    """Returns torch's default for linear maps, times `scale`: uniform on (-1/sqrt(inputs), 1/sqrt(inputs))."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> Float[Array, "..."]:
-        bound = shape[0] ** -0.5
+        bound = scale * shape[0] ** -0.5
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init

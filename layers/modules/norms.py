@@ -14,7 +14,7 @@ from recollect.layers.modules.linear import parameter
 
 @chz.chz(typecheck=True)
 class NormConfig(Config):
-    """Base of the norms' configs."""
+    """Base of the norms' configs; `epsilon` is added to the variance."""
 
     epsilon: float = 1e-5
 

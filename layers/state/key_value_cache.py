@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from recollect.layers.mixer import Context, Cursor
 from recollect.layers.state.capacity import BoundedState, check_capacity
@@ -17,12 +17,12 @@ from recollect.pallas_kernels.masks import TokenFields
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyValueCache(BoundedState):
-    """Keys and values in order of arrival, with the fields of each slot (segment 0 marks a free one). Tokens past the
-    last slot are refused, inside jit dropped and counted (layers/state/capacity.py). Mixers that rotate after retrieval
-    store keys unrotated. `count` tokens were appended so far."""
+    """Keys (b, s, g, k) and values (b, s, g, v), or trees of (b, s, ...), in order of arrival, with the fields of each
+    slot (segment 0 marks a free one). Tokens past the last slot are refused, inside jit dropped and counted
+    (layers/state/capacity.py). Mixers that rotate after retrieval store keys unrotated. `count` tokens came so far."""
 
-    keys: Float[Array, "b s g k"]
-    values: Float[Array, "b s g v"]
+    keys: Any
+    values: Any
     positions: Int[Array, "b s"]
     segments: Int[Array, "b s"]
     count: Int[Array, " b"]
@@ -41,19 +41,19 @@ class KeyValueCache(BoundedState):
         )
 
     def remember(
-        self, keys: Float[Array, "b t g k"], values: Float[Array, "b t g v"], tokens: Context, cursor: Cursor
-    ) -> tuple[Float[Array, "b s g k"], Float[Array, "b s g v"], TokenFields, KeyValueCache]:
-        """Returns keys, values and fields that new tokens may see, old and new; and the cache after them."""
+        self, keys: Any, values: Any, tokens: Context, cursor: Cursor
+    ) -> tuple[Any, Any, TokenFields, KeyValueCache]:
+        """Returns keys, values and fields that new tokens may see, old and new, in new ones' dtypes; and the cache
+        after them."""
         after = self.append(keys, values, tokens, cursor)
-        return after.keys, after.values, after.fields(), after
+        seen = jax.tree.map(lambda old, new: old.astype(new.dtype), (after.keys, after.values), (keys, values))
+        return *seen, after.fields(), after
 
-    def append(
-        self, keys: Float[Array, "b t g k"], values: Float[Array, "b t g v"], tokens: Context, cursor: Cursor
-    ) -> KeyValueCache:
+    def append(self, keys: Any, values: Any, tokens: Context, cursor: Cursor) -> KeyValueCache:
         """Returns the cache after new tokens; `tokens` and `cursor` are from `Cursor.read`. Padding takes no slot."""
         assert tokens.segments is not None
         check_capacity(self, tokens.segments)
-        slots = self.keys.shape[1]
+        slots = self.segments.shape[1]
         valid = tokens.segments != 0
         index = self.count[:, None] + jnp.cumsum(valid, axis=1) - 1
         updated = self._write(jnp.where(valid & (index < slots), index, slots), keys, values, tokens)
@@ -72,8 +72,8 @@ class KeyValueCache(BoundedState):
 
         return dataclasses.replace(
             self,
-            keys=put(self.keys, keys),
-            values=put(self.values, values),
+            keys=jax.tree.map(put, self.keys, keys),
+            values=jax.tree.map(put, self.values, values),
             positions=put(self.positions, tokens.positions),
             segments=put(self.segments, tokens.segments),
         )

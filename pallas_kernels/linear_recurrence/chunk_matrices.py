@@ -173,23 +173,26 @@ unit_inverse.defvjp(_unit_inverse_forward, _unit_inverse_backward)
 
 
 def _products_by_channel(rows, columns, g, dtype):
-    b, n, c, h, _ = rows.shape
-    lower = jnp.einsum("bnihk,bnihk->bnhi", rows, columns, preferred_element_type=dtype)[..., None, None]
+    # Heads before tokens: with an axis of one head after them, XLA's CPU compiler dies of the gradient under vmap.
+    rows, columns, g = (jnp.moveaxis(x, 3, 2) for x in (rows, columns, g))
+    *shape, c, k = rows.shape
+    rows, columns, g = (x.reshape(-1, c, k) for x in (rows, columns, g))
+    lead = (rows.shape[0],)
+    lower = jnp.sum((rows * columns).astype(dtype), axis=-1)[..., None, None]
     half = 1
     while half < c:
         m = c // (2 * half)
-        row, column, decay = (x.reshape(b, n * m, 2, half, h, -1) for x in (rows, columns, g))
-        row = (row[:, :, 1] * jnp.exp(since_start(decay[:, :, 1]))).astype(rows.dtype)
-        column = (column[:, :, 0] * jnp.exp(to_end(decay[:, :, 0]))).astype(rows.dtype)
+        row, column, decay = (x.reshape(*lead, m, 2, half, -1) for x in (rows, columns, g))
+        row = (row[..., 1, :, :] * jnp.exp(jnp.cumsum(decay[..., 1, :, :], axis=-2))).astype(rows.dtype)
+        column = (column[..., 0, :, :] * jnp.exp(_to_end(decay[..., 0, :, :], decay.ndim - 3))).astype(rows.dtype)
         if half < SMALL:
-            square = jnp.moveaxis(jnp.sum((row[:, :, :, None] * column[:, :, None]).astype(dtype), axis=-1), 4, 2)
+            square = jnp.sum((row[..., :, None, :] * column[..., None, :, :]).astype(dtype), axis=-1)
         else:
-            square = jnp.einsum("bmihk,bmjhk->bmhij", row, column, preferred_element_type=dtype)
-        square = jnp.moveaxis(square.reshape(b, n, m, h, half, half), 3, 2)
-        blocks = lower.reshape(b, n, h, m, 2, half, half)
+            square = jnp.einsum("...ik,...jk->...ij", row, column, preferred_element_type=dtype)
+        blocks = lower.reshape(*lead, m, 2, half, half)
         lower = _joined(blocks[..., 0, :, :], square, blocks[..., 1, :, :])
         half *= 2
-    return lower.reshape(b, n, h, c, c)
+    return lower.reshape(*shape, c, c)
 
 
 def _between(g: jax.Array) -> jax.Array:

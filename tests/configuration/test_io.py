@@ -9,7 +9,6 @@ from recollect.configuration import UserError
 from recollect.configuration.disk_full import DiskFull
 from recollect.configuration.io import file_sha256, first_line, flatten, replace_text, replacing, write_json
 from recollect.configuration.machine import cpu_count
-from recollect.configuration.progress import Progress
 from recollect.configuration.read_json import read_json, read_json_object
 
 
@@ -55,14 +54,3 @@ def test_facts(tmp_path):
     assert flatten({"a": {"b": [1, 2]}, "c": None}, leaf=str) == {"a.b.0": "1", "a.b.1": "2", "c": "None"}
     assert first_line(ValueError("\n one\ntwo"), limit=2) == "on" and first_line(KeyError()) == "KeyError"
     assert cpu_count() >= 1
-
-
-def test_progress_without_a_terminal_logs_lines(monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
-    lines = []
-    progress = Progress(1000, "step", lines.append)
-    progress.update(1, lambda: "fine")
-    progress.update(2, lambda: pytest.fail("asked for a status that is not shown"))
-    progress.log("a line")
-    progress.close()
-    assert lines == ["  step 1/1,000 fine", "a line"]

@@ -15,10 +15,11 @@ from recollect.configuration import (
     get_field,
     to_json,
 )
-from recollect.layers import Landmark, LinearAttention
+from recollect.layers import Landmark, LinearAttention, SlidingWindow
 from recollect.layers.modules.feature_maps import Hedgehog, Relu, Taylor
 from recollect.layers.modules.mlp import GELU
 from recollect.layers.modules.positions import LearnedPositions, Rotary
+from recollect.models import Stage
 from tests.configuration.examples import mixed
 
 
@@ -73,13 +74,43 @@ def test_wildcards_reach_every_field_of_the_name():
     assert [type(mixer) for mixer in after.model.mixers] == [Landmark] * 5
 
 
-def test_a_swapped_class_loses_the_old_ones_fields():
-    after = apply_overrides(mixed(), ["model.stages.0.pattern.0=Landmark", "model.stages.0.pattern.0.block=4"])
-    assert after.model.stages[0].pattern == (Landmark(block=4), Landmark(block=4))  # not the old heads=2
-    after = apply_overrides(mixed(), ["model.mlp=GELU"])
-    assert after.model.mlp == GELU() and after.model.mlp.hidden is None
+def test_a_swapped_class_keeps_fields_of_the_same_name_and_type():
+    said: list[str] = []
+    after = apply_overrides(
+        mixed(), ["model.stages.0.pattern.0=Landmark", "model.stages.0.pattern.0.block=4"], said.append
+    )
+    assert after.model.stages[0].pattern == (Landmark(block=4, heads=2), Landmark(block=4))
+    (line,) = said
+    assert line.startswith("model.stages.0.pattern.0: LinearAttention -> Landmark: keeps heads=2; defaults ")
+    assert line.endswith("; without feature_map") and "block" not in line
+    assert apply_overrides(mixed(), ["model.mlp=GELU"]).model.mlp == GELU(hidden=8)
     after = apply_overrides(mixed(), ["...feature_map=Hedgehog"])
     assert {mixer.feature_map for mixer in after.model.mixers if isinstance(mixer, LinearAttention)} == {Hedgehog()}
+    # What only has its class's default is not kept: the new class has defaults of its own.
+    position = "model.stages.0.pattern.1.positions"
+    after = apply_overrides(mixed(), [f"{position}=Rotary", "model.stages.0.pattern.1=LinearAttention"])
+    assert after.model.stages[0].pattern[1] == LinearAttention(positions=Rotary())
+
+
+def test_tuples_are_written_whole_longer_and_shorter():
+    def pattern(*arguments):
+        return apply_overrides(mixed(), list(arguments)).model.stages[0].pattern
+
+    linear, landmark = mixed().model.stages[0].pattern
+    path = "model.stages.0.pattern"
+    assert pattern(f"{path}=(Landmark, LinearAttention)") == (landmark, linear)  # fields go with their class
+    assert pattern(f"{path}=(LinearAttention,)") == pattern(f"{path}=(LinearAttention)") == (linear,)
+    longer = pattern(f"{path}=(LinearAttention, Landmark, SlidingWindow(window=8))")
+    assert longer == (linear, landmark, SlidingWindow(window=8))
+    assert pattern(f"{path}=(SlidingWindow, Landmark)") == (SlidingWindow(heads=2), landmark)
+    assert pattern(f"{path}=(LinearAttention, Landmark)", f"{path}.1.heads=4")[1].heads == 4
+    stages = apply_overrides(mixed(), ["model.stages=(Stage(pattern=(Landmark(block=4),), repeats=3),)"]).model.stages
+    assert stages == (Stage(pattern=(Landmark(block=4),), repeats=3),)
+    data = apply_overrides(mixed(), ["data.mixture=(RecallSlice(length=64, pairs=2), RecallSlice(length=32, pairs=4))"])
+    assert [(part.length, part.pairs) for part in data.data.mixture] == [(64, 2), (32, 4)]
+    assert apply_overrides(data, ["data.mixture=()"]).data.mixture == ()
+    assert apply_overrides(mixed(), ["data.mixture=()"]) == mixed()
+    assert apply_overrides(mixed(), ["name=(A, B)"]).name == "(A, B)"
 
 
 def test_none_removes_a_part_and_a_class_adds_it():
@@ -135,12 +166,22 @@ WRONG = [
     ("model.stages=3", ("Stage",)),
     ("model.stages.0.pattern.1=Landmrk", ("did you mean", "Landmark")),
     ("model.stages.2=Stage", ("pattern",)),
-    ("model.widht=3", ("LanguageModel", "did you mean width?")),
-    ("modle.width=3", ("Experiment", "did you mean model?")),
-    ("model.stages.0.pattern.0.headz=2", ("LinearAttention", "did you mean heads?")),
-    ("model.stages.0.pattern.7.heads=2", ("model.stages.0.pattern", "'7'")),
+    ("model.widht=3", ("LanguageModel", "did you mean model.width=3?")),
+    ("modle.width=3", ("Experiment", "did you mean model.width=3?")),
+    ("model.stages.0.pattern.0.headz=2", ("LinearAttention", "did you mean model.stages.0.pattern.0.heads=2?")),
+    ("model.stages.0.pattern.7.heads=2", ("model.stages.0.pattern has no element '7'",)),
     ("model.stages.-1.repeats=2", ("'-1'",)),
-    ("...widht=3", ("did you mean width?",)),
+    ("model.stages.0.pattern.3=Landmark", ("has no element '3'", "the next one is model.stages.0.pattern.2")),
+    ("model.stages.0.pattern=Landmark", ("a tuple is written (Landmark,)",)),
+    ("lr=1e-3", ("did you mean optimizer.learning_rate=1e-3?", "It has name, model, data", "describe NAME --config")),
+    ("batch_size=4", ("did you mean run.batch_size=4?",)),
+    ("model.n_layers=4", ("did you mean model.stages.0.repeats=4?",)),
+    ("n_heads=4", ("did you mean model.stages.0.pattern.0.heads=4 or ",)),
+    ("data.seq_len=64", ("MQAR", "did you mean data.length=64?")),
+    ("optimizer=SDG", ("did you mean SGD?", "there are Adafactor, AdamW, Lion, Muon, SGD")),
+    ("optimizer=Landmark", ("Landmark is no Optimizer; there are Adafactor, AdamW, Lion, Muon, SGD",)),
+    ("model.width.x=3", ("it is a value",)),
+    ("...widht=3", ("did you mean model.width=3?",)),
 ]
 
 

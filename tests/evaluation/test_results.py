@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_broken_json_names_file_and_line(tmp_path, name):
         ({"state_bytes": {"long": 3}}, "not sequence lengths: 'long'"),
         ({"accuracy_by_slice": {"64x4": "x"}}, "'accuracy_by_slice' must be an object of numbers"),
         ({"overrides": [1]}, "'overrides' must be an object"),
-        ({"accuracy": None}, "neither 'accuracy' nor 'bits_per_byte'"),
+        ({"accuracy": None}, "none of 'accuracy', 'bits_per_byte', 'bits_per_token'"),
     ],
 )
 def test_wrong_fields_are_named(tmp_path, changes, message):
@@ -62,6 +63,13 @@ def test_wrong_fields_are_named(tmp_path, changes, message):
     (folder / "result.json").write_text(json.dumps(result))
     with pytest.raises(UserError, match=message):
         load_run(folder)
+
+
+def test_a_run_that_diverged_may_have_no_score(tmp_path):
+    folder = write_run(tmp_path / "a", accuracy=None, curve=[], status="diverged")
+    result = json.loads((folder / "result.json").read_text()) | {"bits_per_byte": None}
+    (folder / "result.json").write_text(json.dumps(result))
+    assert load_run(folder).metric == "bits_per_byte" and math.isnan(load_run(folder).score)
 
 
 def test_load_runs_reads_a_folder_once(tmp_path):

@@ -135,9 +135,7 @@ def main() -> int:
     """Prints the table."""
     with tempfile.TemporaryDirectory() as folder:
         rows = compared(Path(folder))
-    print(
-        "| model | direction | largest logit error | greedy tokens equal | parameters back exactly | same token ids |"
-    )
+    print("| model | direction | largest logit error | greedy tokens equal | weights back exactly | same token ids |")
     print("|---|---|---|---|---|---|")
     for row in rows:
         marks = " | ".join(map(_mark, (row.greedy_equal, row.back_exact, row.ids_equal)))

@@ -4,6 +4,7 @@ that cannot hold is listed by name with its reason, which pytest prints."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import chz
@@ -33,6 +34,17 @@ VARIANTS: dict[str, list[MixerConfig]] = {
             window=5, heads=2, sinks="first", first=3, positions=Rotary(fraction=0.5, layout="interleaved")
         ),
     ],
+    "GatedAttention": [layers.GatedAttention(heads=4, key_heads=2, gate="head", positions=Rotary(fraction=0.5))],
+    "DifferentialAttention": [layers.DifferentialAttention(heads=4, key_heads=2, positions=Rotary())],
+    "ForgettingAttention": [layers.ForgettingAttention(heads=4, key_heads=2, query_key_norm=True)],
+    "LatentAttention": [
+        layers.LatentAttention(heads=2, rank=12, rotary_dim=0, query_rank=10, key_dim=6, value_dim=5),
+        layers.LatentAttention(heads=4, rank=12, rotary_dim=4, positions=None),
+    ],
+    "RelativeConvolutionalAttention": [
+        layers.RelativeConvolutionalAttention(heads=4, key_heads=2, shared_filters=False, maximum=300),
+        layers.RelativeConvolutionalAttention(heads=2, relative=False, kernel=2, positions=Rotary()),
+    ],
     "LinearAttention": [
         layers.LinearAttention(heads=2, feature_dim=3, chunk=16),
         layers.LinearAttention(heads=2, feature_map=feature_maps.EluPlusOne(), chunk=7, positions=Rotary()),
@@ -57,6 +69,23 @@ VARIANTS: dict[str, list[MixerConfig]] = {
         layers.Landmark(block=4, heads=4, key_heads=2, positions=Rotary()),
         layers.Landmark(block=3, heads=2, positions=Rotary(), retrieve=2),
     ],
+    "DeltaNet": [layers.DeltaNet(heads=4, key_heads=2, gate=True, negative_eigenvalues=True, kernel=None)],
+    "GatedDeltaNet": [
+        layers.GatedDeltaNet(heads=4, key_heads=2, key_dim=6, value_dim=3, negative_eigenvalues=True),
+        layers.GatedDeltaNet(heads=1, kernel=1),
+    ],
+    "KimiDeltaAttention": [layers.KimiDeltaAttention(heads=1, key_dim=8, value_dim=5, kernel=None)],
+    "DeltaProduct": [layers.DeltaProduct(heads=2, key_heads=1, steps=3, decays=False)],
+    "Mamba2": [layers.Mamba2(heads=4, key_heads=2, key_dim=5, value_dim=3)],
+    "GatedLinearAttention": [layers.GatedLinearAttention(heads=2, key_dim=5, kernel=3)],
+    "HGRN2": [layers.HGRN2(heads=4, kernel=4, lower_bounds=False)],
+    "Retention": [layers.Retention(heads=2, positions=None, key_dim=5)],
+    "Lightning": [
+        layers.Lightning(form="transnormer", lrpe=True),
+        layers.Lightning(heads=3, form="transnormer", decay="paper", key_dim=4, value_dim=5),
+    ],
+    "MLSTM": [layers.MLSTM(heads=2, cap=None)],
+    "RWKV7": [layers.RWKV7(heads=4, rank=3)],
     "MixtureOfHeads": [
         layers.MixtureOfHeads(heads=4, shared=1, active=2, gates="paper", balance="code", positions=Rotary()),
         layers.MixtureOfHeads(heads=4, shared=4, active=0),
@@ -82,8 +111,29 @@ def subject(case: str) -> Subject:
     return Subject(CASES[case], case)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("law", all_laws())
+QUICK = ("law_1_causal", "law_2_streaming", "law_3_packing", "law_5_implementations_agree")
+"""Laws that `make test` asks of every mixer in its default configuration; `make test-more` asks the others."""
+
+COVERING = {
+    "Attention",
+    "SlidingWindow",
+    "LinearAttention",
+    "BaseConvolution",
+    "Hyena",
+    "Landmark",
+    "MixtureOfHeads",
+    "GatedDeltaNet",
+}
+"""Mixers of which `make test` asks every law: between them they have every trait."""
+
+ASKED = [(law, case) for law in all_laws() for case in CASES]
+MORE = {(law, case) for law, case in ASKED if not (case in COVERING or (law in QUICK and "-" not in case))}
+
+
+@pytest.mark.parametrize(
+    ("law", "case"),
+    [pytest.param(*pair, id="-".join(pair), marks=[pytest.mark.more] if pair in MORE else []) for pair in ASKED],
+)
 def test_law(law, case):
     reason = EXCEPTIONS.get((law, case)) or not_asked(law, CASES[case].traits)
     if reason:
@@ -97,6 +147,24 @@ def test_the_bytes_of_a_state_are_those_of_its_shapes():
         state = module.init_state(1, 32)
         measured = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
         assert state_bytes(jax.eval_shape(lambda module=module: module.init_state(1, 32))) == measured
+
+
+def test_every_law_of_every_mixer_runs_somewhere():
+    """In `make test`, or marked for `make test-more`, and the quick ones leave no mixer out."""
+    cases = test_law.pytestmark[0].args[1]
+    assert {case.values for case in cases} == {(law, case) for law in all_laws() for case in CASES}
+    assert all({mark.name for mark in case.marks} <= {"more"} for case in cases)
+    quick = {case.values for case in cases if not case.marks}
+    for name in (cls.__name__ for cls in layers.MIXERS):
+        assert {(law, name) for law in (all_laws() if name in COVERING else QUICK)} <= quick
+
+
+def test_the_covering_mixers_have_every_trait():
+    def kinds(cases):
+        traits = [dataclasses.asdict(CASES[case].traits) for case in cases]
+        return {(name, value is None, value is False) for each in traits for name, value in each.items()}
+
+    assert len(COVERING) == 8 and kinds(COVERING) == kinds(CASES)
 
 
 def test_every_exported_mixer_is_here():

@@ -107,15 +107,6 @@ class Checkpoints:
         """Returns whether the save that was started has ended, so that `wait` returns or raises at once."""
         return self._pending is not None and not self._orbax.is_saving_in_progress()
 
-    def drop_after(self, step: int) -> None:
-        """Deletes checkpoints of later steps: a run that goes on from `step` makes them again."""
-        self.wait()
-        if current_host().is_main:
-            for later in self.steps():
-                if later > step:
-                    shutil.rmtree(self.directory / str(later), ignore_errors=True)
-        self.changed()
-
     def close(self) -> None:
         """Waits for a running save; raises as `wait` does."""
         self.wait()

@@ -3,7 +3,9 @@ damaged, loaded. Every process of a run calls these functions."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import chz
 import jax
 
 from recollect.configuration import UserError
-from recollect.configuration.io import first_line
+from recollect.configuration.io import first_line, replace_text
 from recollect.configuration.machine import environment
 from recollect.configuration.read_json import read_json
 from recollect.training.checkpoint.integrity import damage
@@ -36,6 +38,30 @@ def delete_unfinished(checkpoints: Checkpoints, log: Log) -> None:
             if path.suffix in (*UNFINISHED, ".retired"):
                 shutil.rmtree(path, ignore_errors=True)
     checkpoints.changed()
+
+
+def rewind(run: RunState, step: int) -> None:
+    """Deletes checkpoints and metrics after `step`, and damaged metrics: a run that goes on from there makes them
+    again. At step 0 no checkpoint stays."""
+    run.checkpoints.wait()
+    if current_host().is_main:
+        for later in run.checkpoints.steps():
+            if later > step or not step:
+                shutil.rmtree(run.checkpoints.directory / str(later), ignore_errors=True)
+        _truncate(run.folder.path / "metrics.jsonl", step)
+    run.folder.unwritten = []
+    run.checkpoints.changed()
+
+
+def _truncate(metrics: Path, step: int) -> None:
+    """Keeps the whole lines of metrics.jsonl up to `step`."""
+    kept = []
+    for line in metrics.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if metrics.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a surrogate is a ValueError too
+            if json.loads(line)["step"] <= step and line.encode():
+                kept.append(line + "\n")
+    if metrics.exists():
+        replace_text(metrics, "".join(kept))
 
 
 def newest_good(checkpoints: Checkpoints, log: Log = print, before: int | None = None) -> int | None:
@@ -125,7 +151,7 @@ def resume(run: RunState, step: int, shapes: Any) -> Any:
         run.spikes.set_state(extra["guard"])
     if run.progress.done == "finished" and run.progress.step < run.experiment.run.steps:
         run.progress.done = None
-    run.rewind(step)
+    rewind(run, step)
     axes = chz.asdict(run.experiment.run.mesh)
     moved = [f"{axis} {extra['mesh'][axis]} -> {axes[axis]}" for axis in axes if extra["mesh"][axis] != axes[axis]]
     note = f"; on another mesh ({', '.join(moved)})" if moved else ""

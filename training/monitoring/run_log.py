@@ -1,10 +1,7 @@
-"""The log of a run: metrics.jsonl always, TensorBoard where asked for, and lines on the terminal."""
+"""The log of a run: metrics.jsonl, and lines on the console."""
 
 from __future__ import annotations
 
-import math
-import sys
-import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +10,7 @@ import chz
 import jax
 import numpy as np
 
+from recollect.configuration.console import NOW, doing
 from recollect.data.batch import Batch
 from recollect.layers.mixer import Context
 from recollect.models.functional import FunctionalModel, Params, count
@@ -23,25 +21,16 @@ from recollect.training.batches import Call
 from recollect.training.hooks import Hook
 from recollect.training.run_state import RunState
 
-# Only this platform's kernels are reported.
-KERNELS = {"gpu": "pallas_gpu", "tpu": "pallas_tpu"}
-
 
 class RunLog(Hook):
     """Logs a run's steps on `run.log_every`, with the rates since the record before, and its evaluations."""
 
     def __init__(self, run: RunState):
-        self.board: Any = None
-        if run.experiment.run.tensorboard:
-            from recollect.training.monitoring.tensorboard import Board
+        self._first = True
+        if run.experiment.run.tensorboard or run.experiment.run.wandb:
+            from recollect.training.monitoring.boards import open_boards
 
-            self.board = Board(run.folder.path)
-        self.bar: Any = None
-        if sys.stderr.isatty():
-            from recollect.configuration.progress import Progress
-
-            self.bar = Progress(run.experiment.run.steps, "step", run.log)
-        self._shown = -math.inf
+            run.folder.boards = open_boards(run.experiment, run.folder.path)
 
     def begin(self, run: RunState) -> None:
         self.banner(run, count(run.state["params"]))
@@ -58,8 +47,8 @@ class RunLog(Hook):
             run.log(f"  {line}")
         if "corpus" in (entries := experiment.data.result_entries()):
             corpus = entries["corpus"]
-            size, digest = corpus["train"]["bytes"], corpus["digest"][:16]
-            run.log(f"  corpus {corpus['source']}: {size:,} bytes to train on, sha256 {digest}")
+            unit, digest = "bytes" if "bytes" in corpus["train"] else "tokens", corpus["digest"][:16]
+            run.log(f"  corpus {corpus['source']}: {corpus['train'][unit]:,} {unit} to train on, sha256 {digest}")
 
     def after_call(self, run: RunState, call: Call) -> None:
         self.steps(run, call)
@@ -77,50 +66,39 @@ class RunLog(Hook):
             if step % every == 0:
                 values = {name: float(row[offset]) for name, row in call.metrics.items()}
                 run.folder.log({"step": step, **values, "seconds": round(run.progress.seconds, 3), **speed})
-                if self.board is not None:
-                    self.board.write(step, values)
-                    self.board.write(step, speed["throughput"], "throughput/")
 
     def show(self, run: RunState, call: Call) -> None:
-        """Shows how far the run is, with the last step's loss (the mean over members): by the bar on a terminal,
-        elsewhere by a line every ten seconds."""
+        """Shows how far the run is, with the last step's loss (the mean over members); logs its first call."""
+        steps = run.experiment.run.steps
 
         def status() -> str:
             loss, norm = (np.mean(call.metrics[name][..., -1]) for name in ("loss", "gradient_norm"))
-            rates = run.meter.since("line")
-            return f"loss {loss:.4f}, gradient norm {norm:.3g}" + (f", {rates.text()}" if rates else "")
+            rates, skipped = run.meter.since("line"), np.count_nonzero(call.metrics["skipped"])
+            text = f"{skipped} of {call.length} steps skipped, " if skipped else ""
+            return f"{text}loss {loss:.4f}, gradient norm {norm:.3g}" + (f", {rates.text()}" if rates else "")
 
-        now = time.monotonic()
-        if self.bar is not None:
-            self.bar.update(call.end, status)
-        elif now - self._shown > 10:
-            self._shown = now
-            run.log(f"  step {call.end:,}/{run.experiment.run.steps:,} {status()}")
-
-    def line(self, run: RunState, text: str) -> None:
-        """Logs a line of its own, above the bar."""
-        (run.log if self.bar is None else self.bar.log)(text)
+        doing(f"step {call.end:,}/{steps:,}", (call.end, steps, status))
+        if self._first:
+            self._first = False
+            run.log(f"  step {call.end:,}/{steps:,} {status()}")
 
     def evaluation(self, run: RunState, metrics: dict[str, Any]) -> None:
         """Logs an evaluation."""
         step = run.progress.step
         run.folder.log({"step": step, "evaluation": metrics, "seconds": round(run.progress.seconds, 3)})
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        if self.board is not None:
-            self.board.write(step, numbers, "evaluation/")
         shown = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        self.line(run, f"  {run.folder.path.name} step {step:,}: {shown}")
+        run.log(f"  {run.folder.path.name} step {step:,}: {shown}")
 
     def close(self, run: RunState) -> None:
-        for shown in (self.bar, self.board):
-            if shown is not None:
-                shown.close()
+        NOW.job = None
+        for board in run.folder.boards:
+            board.close()
 
 
 def rates_since_log(run: RunState) -> dict[str, float]:
     """Returns the run's rates since this was last called."""
-    rates = run.meter.since("log")
-    return {} if rates is None else rates.facts()
+    return {} if (rates := run.meter.since("log")) is None else rates.facts()
 
 
 def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
@@ -130,9 +108,9 @@ def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
     are needed (`DataConfig.batch_shapes`).
     """
     lines = []
-    kernel = KERNELS.get(dispatch.device().platform)
+    kernel = f"pallas_{dispatch.device().platform}"
     for mixer, layers in Counter(config.mixers).items():
-        model = FunctionalModel(chz.replace(config, stages=(Stage(pattern=(mixer,)),)), 2)
+        model = FunctionalModel(chz.replace(config, stages=(Stage(pattern=(mixer,)),), lora=None), 2)
 
         def run(params: Params, batch: Batch, model: FunctionalModel = model) -> jax.Array:
             return model.bind(params).hidden(batch.tokens, Context(segments=batch.segments)).hidden

@@ -11,16 +11,12 @@ from recollect.models.sampling import Sampling
 from recollect.training.batches import Call
 from recollect.training.distributed.host import current_host
 from recollect.training.hooks import Hook
-from recollect.training.monitoring.run_log import RunLog
 from recollect.training.run_state import RunState
 from recollect.training.step import Program, evaluated
 
 
 class PrintSamples(Hook):
     """Continues a held-out document each `run.sample_every` steps."""
-
-    def __init__(self, run_log: RunLog):
-        self.run_log = run_log
 
     def due(self, run: RunState, call: Call) -> bool:
         return call.crosses(run.experiment.run.sample_every)
@@ -29,7 +25,7 @@ class PrintSamples(Hook):
         host = current_host()
         params = host.whole(evaluated(run.state))
         if host.is_main:
-            self.run_log.line(run, "  sample: " + sample(run.program, params, run.progress.step))
+            run.log("  sample: " + sample(run.program, params, run.progress.step))
 
 
 def sample(program: Program, params: Params, step: int) -> str:

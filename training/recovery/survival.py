@@ -64,8 +64,7 @@ class StopOnSignal(Hook):
         self._signal = signal.Signals(number).name
         self._since = time.monotonic()
         signal.signal(number, self._handlers[number])
-        left = self._seconds_left
-        when = "once the steps are compiled" if left is None else f"in about {left:.1f} s"
+        when = f"in about {self._seconds_left:.1f} s" if self._seconds_left else "once the steps are compiled"
         name = "SIGTERM: " if number == signal.SIGTERM else ""
         print(
             f"{name}stopping after the calls of steps in flight and a checkpoint, {when}; once more stops at once",

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from recollect.configuration.machine import environment
 from recollect.models.functional import count
 from recollect.training.batches import Call, StepPipeline, open_batches
-from recollect.training.checkpoint.resume import delete_unfinished, newest_good, resume
+from recollect.training.checkpoint.resume import delete_unfinished, newest_good, resume, rewind
 from recollect.training.distributed.host import current_host
 from recollect.training.evaluator import evaluate_members
 from recollect.training.experiment import Experiment
@@ -93,13 +91,13 @@ def begin(population: RunState, members: list[RunState]) -> None:
     """Makes fresh states, or loads those of the newest step that all members can go on from."""
     for member in members:
         member.folder.unfinish()
-        member.folder.write("environment.json", {**environment(), "command": sys.argv})
+        member.folder.write_environment()
         delete_unfinished(member.checkpoints, member.log)
     step = newest_common(members)
     population.state = population.program.init([member.experiment.run.seed for member in members])
     if step is None:
         for member in members:
-            member.rewind(0)
+            rewind(member, 0)
         if any(member.experiment.run.initialize for member in members):
             population.state = _initialized(population.state, members)
     else:

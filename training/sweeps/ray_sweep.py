@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from recollect.configuration import UserError, to_json
+from recollect.configuration.console import NOW, doing
 from recollect.configuration.io import first_line
 from recollect.configuration.machine import PROJECT
-from recollect.configuration.progress import Progress
 from recollect.training.experiment import Experiment
 from recollect.training.run_folder import is_done, read_result
 from recollect.training.run_state import run_directory
@@ -102,7 +102,6 @@ def _train_all(
     failed for good."""
     everyone = [member for task in tasks for member in task]
     total = sum(member.run.steps for member in everyone)
-    progress = Progress(total, "step", log, "  {status}, {done:,}/{total:,} steps")
     failures: list[str] = []
     tries: collections.Counter[str] = collections.Counter()
     token = _write_token(folder)
@@ -123,17 +122,18 @@ def _train_all(
                 tries[name] += 1
                 if may_help and tries[name] <= RETRIES:
                     again = f"started again from its last checkpoint ({tries[name]} of {RETRIES})"
-                    progress.log(f"  {name}: {why}; {again}")
+                    log(f"  {name}: {why}; {again}")
                     pending[submit(task)] = task
                 else:
                     failures.append(f"{name}: {why}" + (f", {tries[name]} times" if may_help else ""))
-                    progress.log(f"  failed: {failures[-1]}")
-            progress.update(sum(map(_steps, everyone)), status)
+                    log(f"  failed: {failures[-1]}")
+            done = sum(map(_steps, everyone))
+            doing(f"{status()}, {done:,}/{total:,} steps", (done, total, str))
     finally:
         for reference in pending:
             ray.cancel(reference)
         token.unlink(missing_ok=True)
-        progress.close()
+        NOW.job = None
     return failures
 
 

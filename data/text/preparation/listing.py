@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import os
+import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ STATE = "state.json"
 Splits = dict[FoundFile, str | None]
 """Files, and the split that names or a card say of each."""
 _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "idlelib", "site-packages", "dist-packages", "__pycache__"})
+_BUILT = re.compile(r"_sysconfigdata.*\.py|config-[^/]*/.*|(site|user)customize\.py")
+"""Files of the standard library that a build writes, with its own paths and flags, or that an installation adds: with
+them two machines with one version of Python would have two corpora."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,5 +240,6 @@ def _stale_arrow_files(found: Sequence[FoundFile]) -> Iterator[FoundFile]:
 def _standard_library() -> list[ListedFile]:
     root = Path(sysconfig.get_path("stdlib"))
     paths = [path for path in root.rglob("*.py") if _SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)]
-    files = [found_file(path, path.relative_to(root).as_posix()) for path in paths if path.is_file()]
+    names = [(path, path.relative_to(root).as_posix()) for path in paths if path.is_file()]
+    files = [found_file(path, name) for path, name in names if not _BUILT.fullmatch(name)]
     return [ListedFile(file, "train", None) for file in sorted(files, key=lambda file: file.name)]

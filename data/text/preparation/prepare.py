@@ -27,10 +27,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from recollect.configuration import UserError
+from recollect.configuration.console import NOW, doing
 from recollect.configuration.disk_full import is_disk_full
 from recollect.configuration.io import first_line, replace_text, replacing
 from recollect.configuration.machine import expanded
-from recollect.configuration.progress import Progress
 from recollect.data.text.preparation.claimed_folder import Log, claim, locked, remove_unfinished
 from recollect.data.text.preparation.documents import read_documents
 from recollect.data.text.preparation.listing import Selection
@@ -228,22 +228,22 @@ def _do(tasks: list[ShardTask], digest: str, processes: int, log: Log) -> list[d
     (out / MANIFEST).unlink(missing_ok=True)
     if len(missing) < count:
         log(f"{count - len(missing)} of {count} tasks are done already")
-    line = f"{{done:,}} of {{total:,}} bytes of {len(missing)} shards, {{status}}"
     total = sum(task.size for task in missing)
-    progress = Progress(total, "B", log, line, seconds=5.0, unit_scale=True, desc="prepare")
     begun, size, tokens = time.monotonic(), 0, 0
 
     def speed() -> str:
         return f"{tokens / max(time.monotonic() - begun, 1e-9):,.0f} tokens per second"
 
-    try:
-        for summary in run_tasks(missing, min(processes, len(missing))):
-            summaries[summary["number"]] = summary
-            size += summary["source_bytes"]
-            tokens += sum(summary[split]["tokens"] for split in SPLITS)
-            progress.update(size, speed)
-    finally:
-        progress.close()
+    def show() -> None:
+        doing(f"{size:,} of {total:,} bytes of {len(missing)} shards", (size, total, speed))
+
+    show()
+    for summary in run_tasks(missing, min(processes, len(missing))):
+        summaries[summary["number"]] = summary
+        size += summary["source_bytes"]
+        tokens += sum(summary[split]["tokens"] for split in SPLITS)
+        show()
+    NOW.job = None
     log(f"{tokens:,} tokens in {time.monotonic() - begun:,.1f} s: {speed()}")
     return [summaries[task.number] for task in tasks]
 

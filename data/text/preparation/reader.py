@@ -140,6 +140,8 @@ class Prepared:
     train: TokenDocuments
     held_out: TokenDocuments
     folder: Path
+    counts_bytes: bool = True
+    """Whether losses can be reported per byte."""
 
     def describe(self) -> dict[str, Any]:
         """Returns what a run's banner and result say of the corpus, JSON-ready."""

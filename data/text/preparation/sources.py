@@ -4,7 +4,7 @@
     source.division.tasks                    # of each, the parts to read, which any process can (see documents.py)
 
 "stdlib" is the source code of the running interpreter's standard library: some 11 MB of text that every machine has.
-Its bytes differ between Python versions.
+Its bytes differ between Python versions, and where a distribution has patched the library.
 
 Where files are named train, validation or test, or a card says so, these splits are kept (listing.py). Otherwise a
 twentieth of the documents is held out, chosen by a hash of the document's name, so adding files moves no other file

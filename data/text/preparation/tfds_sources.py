@@ -18,7 +18,8 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,12 @@ def tfds_parts(
     name = source.removeprefix("tfds:")
     folder = expanded(name, f"source={source!r}")
     is_folder = path_kind(folder, f"source={source!r}") == "folder"
-    builder = _folder_builder(source, folder) if is_folder else _named_builder(source, name)
-    feature = _text_feature(source, builder.info.features or {}, field)
-    if not is_folder:
-        _download(source, builder)
-    splits = builder.info.splits
+    with _temporary_files_deleted():
+        builder = _folder_builder(source, folder) if is_folder else _named_builder(source, name)
+        feature = _text_feature(source, builder.info.features or {}, field)
+        if not is_folder:
+            _download(source, builder)
+        splits = builder.info.splits
     if "train" not in splits:
         raise UserError(f"source={source!r}: has no train split, only {', '.join(splits)}")
     used = {"train": "train" if (held_out := _held_out(source, splits, selection)) else None}
@@ -110,6 +112,18 @@ def _text_feature(source: str, features: Any, field: str) -> str:
             f"source={source!r}: has no text feature {field!r}, only {', '.join(texts)}; prepare it with --field"
         )
     return texts[0]
+
+
+@contextlib.contextmanager
+def _temporary_files_deleted() -> Iterator[None]:
+    """Deletes the temporary folder that TFDS makes to look a data set up on its servers, and leaves behind."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="recollect-tfds-") as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 def _folder_builder(source: str, folder: Path) -> Any:

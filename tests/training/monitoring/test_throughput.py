@@ -132,7 +132,8 @@ def test_a_run_tells_its_rates_and_leaves_a_trace(tmp_path):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
-def test_the_line_on_the_terminal(tmp_path, monkeypatch):
+def test_the_first_line_of_a_run(tmp_path):
+    from recollect.configuration.console import NOW
     from recollect.training.batches import Call
     from recollect.training.monitoring.run_log import RunLog
     from recollect.training.run_state import RunState
@@ -140,13 +141,19 @@ def test_the_line_on_the_terminal(tmp_path, monkeypatch):
     said = []
     run = RunState(tiny(tmp_path / "run"), said.append)
     run.meter = Meter(10.0, 1e6)
-    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
     run.meter.step(10, 20_000, 2.0, 0.001)
-    metrics = {"loss": np.full(10, 2.5), "gradient_norm": np.full(10, 0.25)}
-    RunLog(run).after_call(run, Call(10, 10, metrics, None, 0.0, 0.0, 2.0))
+    metrics = {"loss": np.full(10, 2.5), "gradient_norm": np.full(10, 0.25), "skipped": np.zeros(10)}
+    log = RunLog(run)
+    log.after_call(run, Call(10, 10, metrics, None, 0.0, 0.0, 2.0))
+    log.after_call(run, Call(20, 10, {**metrics, "skipped": np.ones(10)}, None, 0.0, 0.0, 2.0))
     assert said == [
         "  step 10/60 loss 2.5000, gradient norm 0.25, 10,000 tokens/s, 200 ms a step, MFU 10.0%, 0.1% waiting for data"
     ]
+    # The console asks for the others; what is not finite is explained before it is shown.
+    assert NOW.what == "step 20/60" and NOW.job[:2] == (20, 60)
+    assert NOW.job[2]() == "10 of 10 steps skipped, loss 2.5000, gradient norm 0.25"
+    log.close(run)
+    assert NOW.job is None
 
 
 def test_values_only_fields_do_not_change_the_program(tmp_path):

@@ -251,7 +251,9 @@ def bytes_of_the_test_split(folder):
     return tfds.builder_from_directory(folder).info.splits["test"].num_bytes
 
 
-def test_tfds_data_sets_by_name_config_and_folder(cache):
+def test_tfds_data_sets_by_name_config_and_folder(cache, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     found = documents_of("tfds:recollect_test_reviews", shard_bytes=100)
     reviews = sorted(b"review %d" % index for index in range(20))
     assert sorted((found["train"] | found["held_out"]).values()) == reviews and found["held_out"]
@@ -260,6 +262,7 @@ def test_tfds_data_sets_by_name_config_and_folder(cache):
     assert sorted(tested["held_out"].values()) == sorted(b"test %d" % index for index in range(20))
     path = next((cache / "tfds").glob("recollect_test_reviews/tested/*"))
     assert documents_of(f"tfds:{path}") == tested
+    assert not list((tmp_path / "temporary").iterdir())  # TFDS leaves folders there by itself
     assert open_source(f"tfds:{path}").fingerprint == open_source("tfds:recollect_test_reviews/tested").fingerprint
     out = cache / "out"
     Preparation("tfds:recollect_test_reviews/tested", shard_bytes=100).into(out, processes=2)
@@ -286,3 +289,22 @@ def test_standard_library():
     assert found["json/decoder.py"].startswith(b'"""Implementation of JSONDecoder')
     assert not any({"tests", "test", "site-packages", "__pycache__"} & set(name.split("/")) for name in found)
     assert 8e6 < sum(map(len, found.values())) < 2e7
+
+
+def test_the_standard_library_of_two_builds_of_one_version_is_one_corpus(tmp_path, monkeypatch):
+    """What a build writes into it, its paths and flags, and what an installation adds is not read."""
+    prints = []
+    for build in ("one", "two"):
+        for name, text in {
+            "json/decoder.py": "import re\n",
+            "abc.py": "class ABC: pass\n",
+            "_sysconfigdata__linux_x86_64-linux-gnu.py": f"build_time_vars = {{'prefix': '/{build}'}}\n",
+            "config-3.11-x86_64-linux-gnu/python-config.py": f"#!/{build}/bin/python3.11\n",
+            "sitecustomize.py": f"# {build}\n",
+        }.items():
+            (tmp_path / build / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / build / name).write_text(text)
+        monkeypatch.setattr("sysconfig.get_path", lambda name, build=build: str(tmp_path / build))
+        source = open_source("stdlib")
+        prints.append((source.fingerprint, [file.name for file in source.division.read]))
+    assert prints[0] == prints[1] and prints[0][1] == ["abc.py", "json/decoder.py"]

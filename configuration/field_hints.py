@@ -1,0 +1,116 @@
+"""What a user may have meant by a field that is not there: names of other codebases, typing errors."""
+
+from __future__ import annotations
+
+import difflib
+
+import chz
+
+from recollect.configuration.base import Config
+
+MEANINGS = {
+    "optimizer.learning_rate": "lr eta alpha peak_lr max_lr base_lr step_size",
+    "optimizer.weight_decay": "wd l2 decay_rate weightdecay",
+    "optimizer.warmup": "warmup_steps warmup_iters num_warmup_steps lr_warmup_steps warmup_tokens",
+    "optimizer.clip": "grad_clip clip_grad max_grad_norm gradient_clipping clip_norm grad_norm_clip gradient_clip_val",
+    "optimizer.schedule": "lr_schedule lr_scheduler scheduler lr_decay lr_scheduler_type decay_lr",
+    "optimizer.final_fraction": "min_lr min_lr_ratio lr_min final_lr_fraction",
+    "optimizer.beta1": "b1 adam_beta1 betas momentum",
+    "optimizer.beta2": "b2 adam_beta2",
+    "optimizer.epsilon": "eps adam_eps adam_epsilon",
+    "optimizer": "optim opt optimiser",
+    "run.steps": "max_steps num_steps n_steps iterations max_iters iters num_iterations train_steps total_steps "
+    "num_train_steps training_steps epochs max_epochs num_epochs",
+    "run.batch_size": "bs batch batchsize global_batch_size train_batch_size per_device_train_batch_size "
+    "micro_batch_size device_batch_size",
+    "run.accumulate": "grad_accum grad_accum_steps gradient_accumulation gradient_accumulation_steps accumulation",
+    "run.seed": "random_seed rng_seed rng",
+    "run.directory": "out_dir output_dir save_dir log_dir logdir dir folder out run_dir workdir",
+    "run.evaluate_every": "eval_every eval_interval eval_steps eval_iters validate_every val_every",
+    "run.checkpoint_every": "save_every save_steps save_interval checkpoint_interval ckpt_every ckpt_interval",
+    "run.log_every": "log_interval logging_steps log_steps print_every",
+    "run.mesh.data": "gpus num_gpus n_gpus devices num_devices data_parallel dp",
+    "run.mesh.fsdp": "fsdp_size zero",
+    "run.mesh.tensor": "tp tensor_parallel model_parallel",
+    "run.precision": "matmul_precision",
+    "model.width": "d_model dmodel hidden_size n_embd dim embed_dim embedding_dim emb_dim hidden_dim model_dim d",
+    "model.stages.0.repeats": "n_layers n_layer num_layers num_hidden_layers depth layers n_blocks num_blocks nlayers",
+    "heads": "n_heads n_head num_heads num_attention_heads nheads nhead",
+    "key_heads": "n_kv_heads kv_heads num_kv_heads num_key_value_heads kv_groups",
+    "head_dim": "d_head head_size dim_head",
+    "window": "window_size sliding_window attention_window",
+    "kernel": "kernel_size conv_size d_conv",
+    "feature_dim": "d_state state_dim feature_size",
+    "model.embedding_dropout": "dropout embd_pdrop embed_dropout resid_dropout",
+    "model.dtype": "bf16 fp16 mixed_precision compute_dtype amp torch_dtype",
+    "model.tied": "tie_embeddings tie_word_embeddings weight_tying tie_weights tied_embeddings",
+    "model.remat": "gradient_checkpointing activation_checkpointing checkpointing rematerialize",
+    "model.mlp.hidden": "d_ff ffn_dim intermediate_size mlp_hidden ff_dim ffn_hidden",
+    "model.mlp.expansion": "mlp_ratio mlp_expansion expand",
+    "model.mlp": "ffn feed_forward feedforward",
+    "model.norm": "rmsnorm layernorm norm_type normalization",
+    "data.length": "seq_len sequence_length seqlen seq_length context_length context block_size max_seq_len max_length "
+    "ctx_len n_ctx context_size input_seq_len max_position_embeddings",
+    "data.vocab_size": "vocab n_vocab vocabulary vocabulary_size padded_vocab_size",
+    "data.pairs": "num_pairs n_pairs kv_pairs num_kv_pairs",
+    "data.source": "dataset corpus data_dir train_data data_path text_file dataset_name",
+    "data.evaluation_examples": "num_test_examples eval_examples test_examples n_eval",
+}
+"""Field, or name of a field wherever it stands -> names that other codebases have for it."""
+
+_FIELD_OF = {name: field for field, names in MEANINGS.items() for name in names.split()}
+_MOST = 4
+
+
+def suggestion(config: Config, path: str, value: str) -> str:
+    """Returns a did-you-mean ending with whole overrides, empty where nothing is close.
+
+    Args:
+      path: of the override, which has no such field.
+    """
+    paths = list(chz.beta_to_blueprint_values(config))
+    missing = next((name for name in _unknown(path, paths)), path)
+    above = path[: path.rindex(missing)].rstrip(".") if missing in path else ""
+    places = (
+        _places(paths, missing, above)
+        or _places(paths, _FIELD_OF.get(missing.lower().replace("-", "_"), ""), above)
+        or _nearest(paths, path, missing, above)
+    )
+    if len(places) > _MOST:
+        name = places[0].rpartition(".")[2]
+        places = [f"...{name}"] if all(place.endswith(f".{name}") for place in places) else places[:_MOST]
+    return "; did you mean " + " or ".join(f"{place}={value}" for place in places) + "?" if places else ""
+
+
+def _unknown(path: str, paths: list[str]) -> list[str]:
+    """Returns the parts of a path from the first on that no path of the config begins with."""
+    parts = path.split(".")
+    for end in range(1, len(parts) + 1):
+        prefix = ".".join(parts[:end])
+        if not any(known == prefix or known.startswith(f"{prefix}.") for known in paths):
+            return parts[end - 1 :]
+    return parts[-1:]
+
+
+def _places(paths: list[str], name: str, above: str) -> list[str]:
+    """Returns the paths that end in `name`: those below `above` where there are any, else all."""
+    if not name:
+        return []
+    places = [path for path in paths if path == name or path.endswith(f".{name}")]
+    return (
+        [path for path in places if path.startswith(f"{above}.")]
+        if above and any(path.startswith(f"{above}.") for path in places)
+        else places
+    )
+
+
+def _nearest(paths: list[str], path: str, name: str, above: str) -> list[str]:
+    """Returns up to three fields whose names look like `name`, those right below `above` before those of elsewhere."""
+    below = [known for known in paths if known.startswith(f"{above}." if above else "")]
+    siblings = dict.fromkeys(known[len(above) :].lstrip(".").split(".")[0] for known in below)
+    rest = path[len(above) :].lstrip(".")[len(name) :]
+    close = difflib.get_close_matches(name.lower(), list(siblings), n=3, cutoff=0.5)
+    if close:
+        return [f"{above}.{match}{rest}".lstrip(".") for match in close]
+    everywhere = {known.rpartition(".")[2]: known for known in reversed(paths)}
+    return [everywhere[match] for match in difflib.get_close_matches(name.lower(), list(everywhere), n=1, cutoff=0.7)]

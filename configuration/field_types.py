@@ -1,0 +1,85 @@
+"""What a field of a config takes: its value, its annotation, and the config classes that may stand there."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import chz
+
+from recollect.configuration.base import Config, UserError
+from recollect.configuration.names import known_configs, nearest
+
+
+def get_field(config: Config, path: str) -> Any:
+    """Returns the value at a dotted path.
+
+    Raises:
+      UserError: there is no such field.
+    """
+    value: Any = config
+    seen: list[str] = []
+    for name in path.split("."):
+        fields = chz.chz_fields(value) if chz.is_chz(value) else {}
+        if isinstance(value, tuple) and name.isdigit() and int(name) < len(value):
+            value = value[int(name)]
+        elif name in fields:
+            value = getattr(value, name)
+        else:
+            where = ".".join(seen) or "the experiment"
+            raise UserError(f"{path}: {where} has no field {name!r}{nearest(name, fields)}")
+        seen.append(name)
+    return value
+
+
+def family_at(config: Config, path: str) -> tuple[type[Config], ...]:
+    """Returns the config classes that the field at `path` is declared with; () for other fields and unknown ones."""
+    parent, _, name = path.rpartition(".")
+    try:
+        owner = get_field(config, parent) if parent else config
+        if isinstance(owner, tuple):
+            parent, _, name = parent.rpartition(".")
+            owner = get_field(config, parent) if parent else config
+        return tuple(_config_types(chz.chz_fields(owner)[name].final_type))
+    except (UserError, KeyError, TypeError, AttributeError):
+        return ()
+
+
+def _config_types(annotation: Any) -> Iterator[type[Config]]:
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    elif isinstance(annotation, types.UnionType) or typing.get_origin(annotation) in (tuple, typing.Union):
+        for part in typing.get_args(annotation):
+            yield from _config_types(part)
+
+
+def listed(family: tuple[type[Config], ...]) -> str:
+    """Returns the names of a family's classes: those that derive from its bases, or a base that has no others. Names of
+    shared bases end in "Config"."""
+    names = []
+    for base in family:
+        below = [name for name, cls in known_configs().items() if issubclass(cls, base) and cls is not base]
+        names += below or [base.__name__]
+    return ", ".join(sorted(name for name in names if not (name.startswith("_") or name.endswith("Config"))))
+
+
+def class_at(config: Config, path: str, place: str, text: str) -> type[Config]:
+    """Returns the class called `text` of the family that the field at `place` takes; errors begin with `path`.
+
+    Raises:
+      UserError: there is none; those that there are follow.
+    """
+    classes = known_configs()
+    family = family_at(config, place)
+    names = listed(family or (Config,)).split(", ")
+    if text in names:
+        return classes[text]
+    what = " or ".join(base.__name__ for base in family) or "config"
+    why = f"there is no config class named {text!r}"
+    if text in classes:
+        why = f"{text} is a base of classes" if classes[text] in family else f"{text} is no {what}"
+    elif ":" in text:
+        why = "a value that names code by module is refused"
+    raise UserError(f"{path}={text}: {why}{nearest(text, names)}; there are {', '.join(names)}")

@@ -1,0 +1,86 @@
+"""Recall with the mixers that the field compares, at the fixed setting of mqar.py: vocabulary 256, length 64, 8 pairs,
+width 64, a convolution of width 3 first, 1,900 steps.
+
+Each has 2 heads of 32 dimensions, as far as its published form lets it, and its published initial values. One learning
+rate for all would rank recurrences by how well it suits them: the study tries two.
+"""
+
+from __future__ import annotations
+
+from recollect.experiments import mqar
+from recollect.experiments.study import Study, grid
+from recollect.layers import (
+    HGRN2,
+    MLSTM,
+    RWKV7,
+    Attention,
+    Comba,
+    DeltaNet,
+    DeltaProduct,
+    GatedDeltaNet,
+    GatedDeltaNet2,
+    GatedLinearAttention,
+    KimiDeltaAttention,
+    Lightning,
+    LinearAttention,
+    Mamba2,
+    Retention,
+)
+from recollect.layers.mixer import MixerConfig
+from recollect.training.experiment import Experiment
+
+VARIANTS = {
+    "attention": "Convolution + softmax attention, to compare with.",
+    "based": "Convolution + linear attention with Taylor features (Based).",
+    "retention": "Convolution + retention (RetNet): constant decays.",
+    "lightning": "Convolution + lightning attention (MiniMax-01): constant decays by layer.",
+    "transnormer": "Convolution + lightning attention as in TransNormerLLM.",
+    "gla": "Convolution + gated linear attention: a decay per channel.",
+    "hgrn2": "Convolution + HGRN2: forget gates that are keys.",
+    "mlstm": "Convolution + mLSTM (xLSTM): exponential input gates.",
+    "mamba2": "Convolution + Mamba-2: a decay per head, steps that write.",
+    "delta_net": "Convolution + DeltaNet: the delta rule.",
+    "gated_delta_net": "Convolution + Gated DeltaNet: the delta rule and a decay per head.",
+    "kimi_delta_attention": "Convolution + Kimi Delta Attention: the delta rule and a decay per channel.",
+    "gated_delta_net_2": "Convolution + Gated DeltaNet 2: strengths of erasing and writing per channel.",
+    "comba": "Convolution + Comba: erases by the undecayed state.",
+    "delta_product": "Convolution + DeltaProduct: two steps of the delta rule per token.",
+    "rwkv7": "Convolution + RWKV-7.",
+}
+"""Name and docstring of the experiments, which experiments/registry.py reads without running this file."""
+
+MIXERS: dict[str, MixerConfig] = {
+    "attention": Attention(),
+    "based": LinearAttention(feature_dim=8),
+    "retention": Retention(heads=2, value_dim=32),
+    "lightning": Lightning(heads=2),
+    "transnormer": Lightning(heads=2, form="transnormer"),
+    "gla": GatedLinearAttention(heads=2, key_dim=32, kernel=4),
+    "hgrn2": HGRN2(kernel=4),
+    "mlstm": MLSTM(heads=2, key_dim=32),
+    "mamba2": Mamba2(key_dim=32),
+    "delta_net": DeltaNet(),
+    "gated_delta_net": GatedDeltaNet(),
+    "kimi_delta_attention": KimiDeltaAttention(),
+    "gated_delta_net_2": GatedDeltaNet2(),
+    "comba": Comba(),
+    "delta_product": DeltaProduct(),
+    "rwkv7": RWKV7(),
+}
+
+
+def variant(name: str) -> Experiment:
+    """Returns the experiment of a name in VARIANTS."""
+    return mqar.recall(f"field.{name}", MIXERS[name])
+
+
+def recall() -> Study:
+    """Every mixer of the field at two learning rates, one seed (about an hour on two cores).
+
+    python main.py compare field.recall
+    """
+    return Study(
+        experiments=tuple(map(variant, VARIANTS)),
+        sweep=grid({"optimizer.learning_rate": (3e-3, 1e-2)}),
+        template=mqar.recall,
+    )

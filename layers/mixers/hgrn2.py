@@ -1,0 +1,71 @@
+"""HGRN2: forget gates per channel that also say how much is written; the keys are 1 - f.
+
+    S_t = Diag(f_t) S_{t-1} + (1 - f_t) i_t^T,   o_t = S_t^T q_t   per head,   y = W_o norm(o)
+    q = silu(W_q x),   i = W_i x,   f_t = lower + (1 - lower) sigmoid(W_f x_t)
+
+Qin et al. 2024, equations 6 to 8; the norm is over all heads. Lower bounds grow from 0 in the first layer towards 1:
+l / L in layer l of L at the start. The paper shares one table over layers (a cumulative softmax); here each layer
+trains its own bounds from the same initial values, and the first layer's stays 0. Published: heads of 128 dimensions.
+"""
+
+from __future__ import annotations
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from recollect.layers.mixer import Place
+from recollect.layers.modules import HeadNormalization, in_fp32, merge_heads, parameter, split_heads
+from recollect.layers.modules.short_convolution import has_taps
+from recollect.layers.recurrent import RecurrentConfig, RecurrentMixer, Stream
+
+SMALLEST = 1e-6
+"""Lower bound of the first layer, whose logit it gets."""
+
+
+@chz.chz(typecheck=True)
+class HGRN2(RecurrentConfig):
+    """HGRN2.
+
+    Attributes:
+      kernel: taps of convolutions with SiLU of the three projections; None leaves them out.
+      lower_bounds: whether forget gates have lower bounds.
+    """
+
+    kernel: int | None = chz.field(default=None, validator=has_taps)
+    lower_bounds: bool = True
+
+    def build(self, width: int, place: Place, rngs: nnx.Rngs) -> HGRN2Mixer:
+        return HGRN2Mixer(self, width, place, rngs)
+
+
+class HGRN2Mixer(RecurrentMixer):
+    """The module of `HGRN2`; the projection called `key` is that of the forget gates, `value` that of the inputs."""
+
+    def __init__(self, config: HGRN2, width: int, place: Place, rngs: nnx.Rngs):
+        super().__init__(config, width, place, rngs, config.sizes(width), kernel=config.kernel)
+        _, h, k, v = self.sizes
+        share = jnp.clip(jnp.asarray(place.index) / place.depth, SMALLEST, 1 - SMALLEST)
+        logit = jnp.broadcast_to(jnp.log(share) - jnp.log1p(-share), (h, k))
+        self.lower = parameter(logit, "h k", decay=False) if config.lower_bounds else None
+        self.norm = HeadNormalization(h, v, "all")
+
+    def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
+        q, f, v = (self.projected(name, x, stream) for name in ("query", "key", "value"))
+        h = self.sizes.heads
+        log_forget = self.log_forget(in_fp32(split_heads(f, h)))
+        k = -jnp.expm1(log_forget)
+        o = stream.recurrence(
+            split_heads(jax.nn.silu(q), h), k.astype(v.dtype), split_heads(v, h), log_decay=log_forget
+        )
+        return self.output(merge_heads(self.norm(o)))
+
+    def log_forget(self, logits: Float[Array, "b t h k"]) -> Float[Array, "b t h k"]:
+        """Returns log f."""
+        log_sigmoid = jax.nn.log_sigmoid(logits)
+        if self.lower is None:
+            return log_sigmoid
+        lower = self.lower[...].astype(logits.dtype)
+        return jnp.logaddexp(jax.nn.log_sigmoid(lower), jax.nn.log_sigmoid(-lower) + log_sigmoid)

@@ -1,0 +1,119 @@
+"""Relative convolutional multi-head attention (RCMHA): queries, keys and values pass short convolutions, and scores
+have a learned part by distance.
+
+    q, k, v = conv(x W_q), conv(x W_k), conv(x W_v + b_v)             three taps per channel, with bias
+    s_ij = ((q_i + u) . k_j + q_i . r_{i-j} + b_{i-j}) / sqrt(k)      u, r and b per head, all 0 at the start
+
+Sugiharto, Aradea & Mubarok 2023 (2308.03429): Primer's convolutions (So et al. 2021) on Transformer-XL's scores (Dai et
+al. 2019, equation 5) with learned tables; code: hermansh-id/rcmha. Filters are shared by the heads there (one per
+dimension of a head); `shared_filters=False` has one per channel. Without `relative` it is Primer's attention.
+
+Differs from that code: convolutions of queries go on from the tokens before, in every split of a sequence, where that
+code starts a segment's with zeros; tables hold `maximum` distances, not 4,096 before and 4,096 after.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from recollect.configuration import UserError, at_least
+from recollect.layers.convolved import ConvolvedLinear, streaming
+from recollect.layers.mixer import Context, MixerOutput, Place, Traits
+from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
+from recollect.layers.modules.linear import Linear, output_init, parameter
+from recollect.layers.modules.score_biases import distances
+from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
+from recollect.layers.recurrent import RecurrentState, Stream
+from recollect.pallas_kernels.softmax_attention import softmax_attention
+
+
+@chz.chz(typecheck=True)
+class RelativeConvolutionalAttention(SoftmaxConfig):
+    """RCMHA. State: every key and value, and the last inputs of the three convolutions.
+
+    Attributes:
+      kernel: taps of the convolutions, the current token's included.
+      shared_filters: the heads share filters.
+      relative: scores have the learned part; it takes the place of positions.
+      maximum: distances that have entries in its tables, and so the longest input.
+    """
+
+    heads: int = chz.field(default=2, validator=at_least(1))
+    kernel: int = chz.field(default=3, validator=has_taps)
+    shared_filters: bool = True
+    relative: bool = True
+    maximum: int = chz.field(default=2048, validator=at_least(1))
+
+    @chz.validate
+    def _one_kind_of_positions(self) -> None:
+        if self.relative and self.positions is not None:
+            kind = type(self.positions).__name__
+            raise UserError(f"positions={kind} beside relative=True: scores have positions; set one of them")
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(maximum_length=self.maximum) if self.relative else super().traits
+
+    def build(self, width: int, place: Place, rngs: nnx.Rngs) -> RelativeConvolutionalMixer:
+        return RelativeConvolutionalMixer(self, width, place, rngs)
+
+
+class RelativeConvolutionalMixer(SoftmaxAttention):
+    """The module of `RelativeConvolutionalAttention`."""
+
+    config: Any
+
+    def __init__(self, config: RelativeConvolutionalAttention, width: int, place: Place, rngs: nnx.Rngs):
+        super().__init__(config, width, place, rngs)
+        heads, dim = config.heads, self.head_dim
+        outputs = self.key_heads * dim
+        self.value = Linear(width, outputs, "d gv", rngs, bias=True)
+        self.output = Linear(heads * dim, width, "hv d", rngs, bias=True, init=output_init(place.depth))
+        for name in ("query", "key", "value"):
+            linear = getattr(self, name)
+            channels = dim if config.shared_filters else linear.kernel.shape[-1]
+            filters = CausalConvolution(channels, config.kernel, rngs, bias=True)
+            setattr(self, name, ConvolvedLinear(linear, name, filters))
+        if config.relative:
+            self.content = parameter(jnp.zeros((heads, dim)), "h k", decay=False)
+            self.by_distance = parameter(jnp.zeros((config.maximum, heads, dim)), "t h k", decay=False)
+            self.of_distance = parameter(jnp.zeros((config.maximum, heads)), "t h", decay=False)
+
+    def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
+        with streaming(Stream(context)):
+            return super().__call__(x, context)
+
+    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> Any:
+        """Returns a cache of one slot per token, and the last inputs of the convolutions."""
+        cache, taps = super().init_state(batch_size, max_length, dtype), self.config.kernel - 1
+        maps = {"query": self.query, "key": self.key, "value": self.value}
+        parts = {name: jnp.zeros((batch_size, taps, one.kernel.shape[-1]), dtype) for name, one in maps.items()}
+        return cache, parts
+
+    def extend(self, x: Float[Array, "b t d"], state: Any, context: Context = Context()) -> tuple[MixerOutput, Any]:
+        cache, parts = state
+        stream = Stream(cache.cursor.read(context, *x.shape[:2])[0], RecurrentState(parts, cache.cursor))
+        with streaming(stream):
+            out, cache = super().extend(x, cache, context)
+        return out, (cache, stream.after)
+
+    def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
+        bias = self._bias(x, q, k, fields)
+        if self.config.relative:
+            q = q + self.content[...].astype(q.dtype)
+        return self._finish(softmax_attention(q, k, v, bias=bias, **self._seen(fields), **fields), x)
+
+    def _bias(self, x: jax.Array, q: jax.Array, k: jax.Array, fields: dict[str, Any]) -> jax.Array | None:
+        if not self.config.relative:
+            return super()._bias(x, q, k, fields)
+        scores = jnp.einsum("bthk,phk->bhtp", q, self.by_distance[...].astype(q.dtype)).astype(jnp.float32)
+        scores = scores + self.of_distance[...].T[:, None]
+        at = jnp.clip(distances(q, k, fields), 0, self.config.maximum - 1)[:, None]
+        at = jnp.broadcast_to(at, (*scores.shape[:3], at.shape[-1]))
+        return jnp.take_along_axis(scores, at, axis=-1) * self.head_dim**-0.5

@@ -1,0 +1,221 @@
+"""First values of recurrent mixers' parameters beside the published ones: bounds, mean and spread over many draws; and
+settings that cannot be."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from recollect import layers
+from recollect.configuration import UserError
+from recollect.layers.mixer import Place
+from recollect.models import flatten
+
+D, DRAWS = 48, 24
+
+
+def draws(config, place=Place(1, 4)):
+    """Path -> values of all draws, float64."""
+    each = []
+    for seed in range(DRAWS):
+        module = config.build(D, place, nnx.Rngs(params=jax.random.key(seed)))
+        each.append(flatten(nnx.to_pure_dict(nnx.state(module))))
+    return {path: np.stack([np.asarray(one[path], np.float64) for one in each]) for path in each[0]}
+
+
+def uniform(values, low, high):
+    assert low - 1e-5 <= values.min() and values.max() <= high + 1e-5
+    tolerance = 0.1 * (high - low)
+    assert abs(values.mean() - (low + high) / 2) < tolerance
+    assert abs(values.std() - (high - low) / 12**0.5) < tolerance
+
+
+def normal(values, deviation):
+    error = deviation / values.size**0.5
+    assert abs(values.mean()) < 4 * error and abs(values.std() - deviation) < 3 * error
+
+
+def constant(values, expected):
+    np.testing.assert_allclose(values, np.broadcast_to(expected, values.shape), rtol=1e-4, atol=1e-6)
+
+
+def orthogonal(values, gain):
+    for matrix in values:
+        rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        np.testing.assert_allclose(rows @ rows.T, gain**2 * np.eye(len(rows)), atol=1e-5)
+
+
+def mamba_steps(values):
+    uniform(np.log(np.log1p(np.exp(values))), math.log(1e-3), math.log(0.1))
+
+
+def mamba_rates(low):
+    return lambda values: uniform(np.exp(values), low, 16)
+
+
+def linear(values):
+    normal(values, 0.02)
+
+
+def output(values):
+    normal(values, 0.02 / 8**0.5)  # 0.02 / sqrt(2 layers)
+
+
+def taps(values):
+    uniform(values, -0.5, 0.5)  # torch's Conv1d with 4 taps
+
+
+def torch_linear(values):
+    uniform(values, -(D**-0.5), D**-0.5)
+
+
+PROJECTIONS = {f"{name}.kernel": linear for name in ("query", "key", "value")} | {"output.kernel": output}
+CONVOLUTIONS = {f"convolutions.{name}.taps": taps for name in ("query", "key", "value")}
+ONES = {"gate.norm.gain": lambda values: constant(values, 1)}
+DELTA = PROJECTIONS | CONVOLUTIONS | ONES | {"strength.projection.kernel": linear}
+GATE = {"gate.projection.kernel": linear}
+LOW_RANK_DECAY = {f"decay.projection.{part}.kernel": linear for part in ("down", "up")}
+LOW_RANK_GATE = {f"gate.projection.{part}.kernel": linear for part in ("down", "up")} | {
+    "gate.projection.up.bias": lambda values: constant(values, 0)
+}
+KIMI = LOW_RANK_DECAY | LOW_RANK_GATE | {"decay.step_bias": mamba_steps, "decay.log_rate": mamba_rates(1)}
+GATED = (
+    DELTA
+    | GATE
+    | {
+        "decay.projection.kernel": linear,
+        "decay.step_bias": mamba_steps,
+        "decay.log_rate": mamba_rates(0),
+    }
+)
+
+
+def rwkv7():
+    """Of layer 1 of 4, width 48, heads of 24 (RWKV-LM's and flash-linear-attention's tables)."""
+    n = np.arange(D)
+    line, zigzag = n / (D - 1), ((n % 24) - 11.5) / 11.5
+    zigzag = zigzag * np.abs(zigzag)
+    exponents = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
+    mixes = {
+        f"mixes.{name}.mix": lambda values, power=power: constant(values, 1 - (n / D) ** (power * 0.75))
+        for name, power in exponents.items()
+    }
+    maps = {f"{name}.down.kernel": lambda values: constant(values, 0) for name in ("decay", "strength", "gate")}
+    maps |= {f"{name}.up.kernel": lambda values: orthogonal(values, 0.1) for name in ("decay", "strength", "gate")}
+    return (
+        mixes
+        | maps
+        | {
+            "decay.up.bias": lambda values: constant(
+                values, -6 + 6 * line ** (1 + (1 / 3) ** 0.3) + 0.5 + 2.5 * zigzag
+            ),
+            "strength.up.bias": lambda values: constant(values, -0.19 + 0.3 * zigzag + 0.4 * (line - 0.5)),
+            "erase_scale": lambda values: constant(values, (0.71 - 0.1 * (line - 0.5)).reshape(2, 24)),
+            "key_scale": lambda values: constant(values, 1.02),
+            "bonus": lambda values: constant(values, -0.04),
+            "norm.gain": lambda values: constant(values, 0.5**0.7),
+            "norm.bias": lambda values: constant(values, 0),
+            "query.kernel": lambda values: orthogonal(values, 1),
+            "key.kernel": lambda values: orthogonal(values, 0.1),
+            "value.kernel": lambda values: orthogonal(values, 1),
+            "output.kernel": lambda values: constant(values, 0),
+        }
+    )
+
+
+PUBLISHED = {
+    layers.DeltaNet(): DELTA,
+    layers.GatedDeltaNet(heads=4): GATED,
+    layers.KimiDeltaAttention(heads=4): DELTA | KIMI,
+    layers.GatedDeltaNet2(heads=4): PROJECTIONS
+    | CONVOLUTIONS
+    | ONES
+    | KIMI
+    | {"erase.kernel": linear, "write.kernel": linear},
+    layers.DeltaProduct(heads=4): GATED,
+    layers.Comba(heads=4): GATED
+    | {"inner_decay": lambda values: constant(values, 1), "correction": lambda values: constant(values, 0.02)},
+    layers.Retention(): PROJECTIONS | GATE | ONES,
+    layers.Lightning(): PROJECTIONS | GATE | ONES | {"depth_share": lambda values: constant(values, 1 / 3)},
+    layers.GatedLinearAttention(): PROJECTIONS
+    | GATE
+    | ONES
+    | LOW_RANK_DECAY
+    | {"decay.projection.up.bias": lambda values: constant(values, 0)},
+    layers.HGRN2(): PROJECTIONS
+    | {"norm.gain": lambda values: constant(values, 1), "lower": lambda values: constant(values, math.log(1 / 3))},
+    layers.MLSTM(): PROJECTIONS
+    | GATE
+    | ONES
+    | {
+        "input_gate.kernel": lambda values: constant(values, 0),
+        "forget_gate.kernel": lambda values: constant(values, 0),
+        "input_gate.bias": lambda values: normal(values, 0.1),
+        "forget_gate.bias": lambda values: constant(values, [3, 4, 5, 6]),
+    },
+    layers.Mamba2(): dict.fromkeys(PROJECTIONS, torch_linear)
+    | CONVOLUTIONS
+    | {f"convolutions.{name}.bias": taps for name in ("query", "key", "value")}
+    | {"output.kernel": lambda values: uniform(values, -0.5 * (2 * D) ** -0.5, 0.5 * (2 * D) ** -0.5)}
+    | dict.fromkeys(["gate.projection.kernel", "decay.projection.kernel"], torch_linear)
+    | ONES
+    | {
+        "skip.weight": lambda values: constant(values, 1),
+        "decay.step_bias": mamba_steps,
+        "decay.log_rate": mamba_rates(1),
+    },
+    layers.RWKV7(): rwkv7(),
+}
+
+
+@pytest.mark.parametrize("config", PUBLISHED, ids=lambda config: type(config).__name__)
+def test_first_values_are_the_published_ones(config):
+    values = draws(config)
+    assert values.keys() == PUBLISHED[config].keys()
+    for path, check in PUBLISHED[config].items():
+        try:
+            check(values[path])
+        except AssertionError as error:
+            raise AssertionError(f"{path}: {error}") from error
+
+
+def test_every_recurrent_mixer_is_here():
+    recurrent = {cls for cls in layers.MIXERS if issubclass(cls, layers.RecurrentConfig)}
+    assert {type(config) for config in PUBLISHED} == recurrent
+
+
+def test_first_layers_forget_without_bounds_and_last_layers_almost_never():
+    first, last = (draws(layers.HGRN2(), Place(index, 4))["lower"] for index in (0, 3))
+    assert (1 / (1 + np.exp(-first)) < 2e-6).all() and np.allclose(1 / (1 + np.exp(-last)), 0.75)
+    shares = [draws(layers.Lightning(), Place(index, 4))["depth_share"][0] for index in (0, 3)]
+    assert shares == [0, 1]
+    paper = layers.Lightning(decay="paper")
+    assert [draws(paper, Place(index, 4))["depth_share"][0] for index in (0, 3)] == [0, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: layers.GatedDeltaNet(heads=5), "heads=5 does not divide the model width 48"),
+        (lambda: layers.GatedDeltaNet(heads=4, key_heads=3), "key_heads=3: must divide heads=4"),
+        (lambda: layers.DeltaNet(kernel=0), "kernel=0: a convolution needs at least 1 tap"),
+        (lambda: layers.DeltaNet(key_heads=0), "key_heads=0: must be at least 1"),
+        (lambda: layers.DeltaProduct(steps=0), "steps=0: must be at least 1"),
+        (lambda: layers.KimiDeltaAttention(value_dim=-1), "value_dim=-1: must be at least 1"),
+        (lambda: layers.Mamba2(key_heads=3), "key_heads=3: must divide heads=4"),
+        (lambda: layers.Mamba2(key_dim=0), "key_dim=0: must be at least 1"),
+        (lambda: layers.GatedLinearAttention(rank=0), "rank=0: must be at least 1"),
+        (lambda: layers.GatedLinearAttention(temperature=0.0), r"temperature=0\.0: must be positive"),
+        (lambda: layers.MLSTM(cap=-1.0), r"cap=-1\.0: must be positive"),
+        (lambda: layers.RWKV7(heads=48), "heads=48: RWKV7 needs at least 2 key dimensions per head; got 1"),
+        (lambda: layers.Retention(heads=48), "Rotary.* too few of a head's 1"),
+        (lambda: layers.Lightning(heads=0), "heads=0: must be at least 1"),
+    ],
+)
+def test_impossible_settings(make, message):
+    with pytest.raises(UserError, match=message):
+        make().build(D, Place(0, 2), nnx.Rngs(params=jax.random.key(0)))

@@ -1,0 +1,63 @@
+"""Command lines, right and wrong, of the tables in tests/command_lines: a wrong one is answered by exactly one `error:`
+line that contains the remedy, and changes no file."""
+
+import importlib
+import shlex
+from pathlib import Path
+
+import pytest
+
+from recollect import main
+
+TABLES = {
+    path.stem: importlib.import_module(f"tests.command_lines.{path.stem}")
+    for path in sorted((Path(__file__).parent / "command_lines").glob("*.py"))
+    if path.stem != "__init__"
+}
+LINES = [(table, *line) for table, module in TABLES.items() for line in module.LINES]
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """Returns the folder of a table, filled once by its `prepare`."""
+    folders = {}
+
+    def folder(table):
+        if table not in folders:
+            folders[table] = tmp_path_factory.mktemp(table)
+            getattr(TABLES[table], "prepare", lambda folder: None)(folders[table])
+        return folders[table]
+
+    return folder
+
+
+def files_in(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("table", "line", "code", "said"), LINES, ids=[f"{line[0]}: {line[1]}" for line in LINES])
+def test_command_line(capsys, monkeypatch, folder_of, table, line, code, said):
+    """`line` is a text, split as a shell splits it."""
+    folder = folder_of(table)
+    monkeypatch.chdir(folder)
+    before = files_in(folder)
+    capsys.readouterr()
+    try:
+        found = main.main(shlex.split(line))
+    except SystemExit as stop:
+        found = stop.code
+    out, err = capsys.readouterr()
+    assert found == code, out + err
+    if code != 2:
+        assert said in out + err and "error: " not in err
+        return
+    assert err.startswith("error: ") and err.count("\n") == 1 and said in err, err
+    assert files_in(folder) == before
+
+
+def test_tables_are_whole():
+    """Every table has lines, and no line twice."""
+    for table, module in TABLES.items():
+        lines = [line for line, *_ in module.LINES]
+        assert lines and len(lines) == len(set(lines)), table
+        assert all(code in (0, 1, 2) and said.strip() for _, code, said in module.LINES), table

@@ -38,16 +38,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", action="append", default=[], metavar="EXPERIMENT", help="only these experiments of the study"
     )
+    parser.add_argument("--format", default="png", metavar="png,pdf,svg", help="of the figures; several: each in all")
+    parser.add_argument("--titles", action="store_true", help="figures have titles")
     add_overrides(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
+    from recollect.evaluation.plots import formats_of
+
+    formats = formats_of(options.format)
     if _names_runs(options.study):
         from recollect.evaluation.results import find_runs
         from recollect.experiments.compare import report
 
-        report(find_runs([options.study, *options.overrides]), options.out or Path("runs/compared"))
+        report(
+            find_runs([options.study, *options.overrides]),
+            options.out or Path("runs/compared"),
+            formats,
+            options.titles,
+        )
         return 0
     from recollect.experiments.user_file import is_file, label
 
@@ -69,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
         on=options.on,
         cpus=options.cpus_per_task,
         gpus=options.gpus_per_task,
+        formats=formats,
+        titles=options.titles,
     )
     return 0
 

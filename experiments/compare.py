@@ -10,7 +10,7 @@ from typing import Any
 
 from recollect.configuration import UserError, apply_overrides
 from recollect.configuration.python_files import USER_FILES
-from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
+from recollect.evaluation.plots import draw_all
 from recollect.evaluation.report import write_report
 from recollect.evaluation.results import load_runs
 from recollect.evaluation.summaries import group_by_task, summarise
@@ -32,6 +32,8 @@ def compare(
     on: str | None = None,
     cpus: float | None = None,
     gpus: float | None = None,
+    formats: Sequence[str] = ("png",),
+    titles: bool = False,
 ) -> None:
     """Trains what a study lacks, prints its table, and writes results.csv and the plots to `out`.
 
@@ -42,6 +44,7 @@ def compare(
       overrides: `path=value`, applied to every experiment.
       together: whether members that differ in values only are trained at once; None: on accelerators.
       on: "ray" or "ray:ADDRESS" trains on a cluster, with `cpus` and `gpus` for each task; None: in this process.
+      formats, titles: of the figures (see `draw_all`).
 
     Raises:
       UserError: the study has no such experiment, an override is wrong, or tasks of the cluster failed (after the table
@@ -63,7 +66,7 @@ def compare(
         folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, list(USER_FILES))
     if failures and not folders:
         raise UserError(f"no run of {name} finished; {failures[0]}")
-    report(folders, out)
+    report(folders, out, formats, titles)
     if failures:
         raise UserError(
             f"{len(failures)} of the study's tasks failed ({'; '.join(failures)}); the table and plots are without them"
@@ -75,7 +78,7 @@ def _without_folder(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "run": {**config.get("run", {}), "directory": None}}
 
 
-def report(folders: Sequence[Path], out: Path) -> None:
+def report(folders: Sequence[Path], out: Path, formats: Sequence[str] = ("png",), titles: bool = False) -> None:
     """Prints the tables of finished runs; writes results.csv and the plots. Scores of different tasks or metrics share
     no axis: where there are several, each has its plots in a folder below `out`."""
     runs = load_runs(folders)
@@ -87,14 +90,9 @@ def report(folders: Sequence[Path], out: Path) -> None:
     print(f"table: {out / 'results.csv'}")
     for task, asked in group_by_task(runs).items():
         folder = out / re.sub(r"[^\w.=,+-]+", "_", task).strip("_") if task else out
-        summaries = summarise(asked)
-        accuracy_by_slice(summaries, folder / "accuracy_by_slice.png")
-        learning_curves(asked, folder / "learning_curves.png")
-        drawn = ["accuracy_by_slice.png", "learning_curves.png"]
-        if summaries[0].metric == "accuracy" and any(one.state_size for one in summaries):
-            recall_vs_state(summaries, folder / "recall_vs_state.png")
-            drawn.append("recall_vs_state.png")
-        print(f"plots{f' of {task}' if task else ''}: {', '.join(str(folder / name) for name in drawn)}")
+        title = f"{out.name} {task}".strip() if titles else None
+        drawn = draw_all(asked, folder, formats, title)
+        print(f"plots{f' of {task}' if task else ''}: {', '.join(map(str, drawn))}")
     write_report(folders, out / "report.html", out.name)
     print(f"page: {out / 'report.html'}")
 

@@ -34,15 +34,16 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
     summaries = {label: _summary(label, members) for label, members in groups.items()}
     order = sorted(groups, key=lambda label: _place(summaries[label]))
     groups = {label: groups[label] for label in order}
-    colours = mixer_colours(members[0].mixer for members in groups.values())
+    mixers = {label: members[0].mixer or label for label, members in groups.items()}
+    colours = mixer_colours(mixers.values())
     points = max(40, POINTS // max(1, 2 * len(records)))
     return finite(
         {
             "architectures": [
                 {
                     "label": label,
-                    "mixer": members[0].mixer,
-                    "colour": colours[members[0].mixer],
+                    "mixer": mixers[label],
+                    "colour": colours[mixers[label]],
                     "runs": len(members),
                     **({} if (summary := summaries[label]) is None else _summary_entries(summary)),
                 }

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from recollect.configuration import UserError
-from recollect.evaluation import plots
-from recollect.evaluation.curves import LearningCurve
 from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
+from recollect.evaluation.plots.curves import _mean_curve
+from recollect.evaluation.plots.state import _pareto
 from recollect.evaluation.results import load_runs
 from recollect.evaluation.summaries import summarise
 from tests.evaluation.folders import study, write_run
@@ -95,7 +95,7 @@ def test_recall_names_what_it_cannot_place(tmp_path, runs, figures):
 
 def test_pareto_front_keeps_points_that_no_smaller_state_beats():
     sizes, scores = np.array([8, 4, 4, 16, 32, 2.0]), np.array([50, 40, 60, 60, 90, 10.0])
-    assert plots._pareto(sizes, scores) == [5, 2, 4]
+    assert _pareto(sizes, scores) == [5, 2, 4]
 
 
 def test_slices_are_lines_in_order_of_difficulty(tmp_path, runs, figures):
@@ -142,7 +142,10 @@ def test_curves_draw_every_member_and_the_best_mean(tmp_path, runs, figures):
     learning_curves(runs, tmp_path / "x.png")
     lines = figures[0].axes[0].lines
     bold = {line.get_label(): line for line in lines if line.get_linewidth() == 1.5}
-    assert sum(line.get_linewidth() == 0.5 for line in lines) == len(runs) and len(bold) == len(NAMES)
+    explained = {line.get_label() for line in lines if not len(line.get_xdata())}
+    assert explained == {"thin: one run", "bold: mean at the best rate"}
+    bold = {name: line for name, line in bold.items() if name not in explained}
+    assert sum(line.get_linewidth() == 0.5 for line in lines) == len(runs) + 1 and len(bold) == len(NAMES)
     np.testing.assert_allclose(bold["window"].get_ydata(), [10, 40])
 
 
@@ -159,9 +162,9 @@ def test_curves_of_text_are_over_tokens(tmp_path, figures):
 
 
 def test_mean_curve_holds_the_last_value_of_a_run_that_stopped():
-    long = LearningCurve(np.array([100, 200, 300]), np.array([0.0, 0.5, 0.5]), np.zeros(3))
-    short = LearningCurve(np.array([100, 200]), np.array([0.5, 1.0]), np.zeros(2))
-    steps, mean = plots._mean_curve([long, short])
+    long = (np.array([100, 200, 300]), np.array([0.0, 0.5, 0.5]))
+    short = (np.array([100, 200]), np.array([0.5, 1.0]))
+    steps, mean = _mean_curve([long, short])
     np.testing.assert_array_equal(steps, [100, 200, 300])
     np.testing.assert_allclose(mean, [0.25, 0.75, 0.75])
 

@@ -1,0 +1,15 @@
+"""Figures drawn from summaries and run folders. matplotlib is imported only when one is drawn."""
+
+from recollect.configuration.base import lazy_names
+
+__getattr__, __all__ = lazy_names(
+    __name__,
+    {
+        "curves": "learning_curves training_losses",
+        "draw": "draw_all formats_of",
+        "rates": "score_by_rate",
+        "slices": "accuracy_by_slice accuracy_map",
+        "style": "NothingToPlot",
+        "state": "recall_vs_state throughput_vs_state",
+    },
+)

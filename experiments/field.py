@@ -12,6 +12,8 @@ from recollect.experiments.study import Study, grid
 from recollect.layers import (
     HGRN2,
     MLSTM,
+    RGLRU,
+    RWKV6,
     RWKV7,
     Attention,
     Comba,
@@ -20,6 +22,7 @@ from recollect.layers import (
     GatedDeltaNet,
     GatedDeltaNet2,
     GatedLinearAttention,
+    GatedSlotAttention,
     KimiDeltaAttention,
     Lightning,
     LinearAttention,
@@ -45,7 +48,10 @@ VARIANTS = {
     "gated_delta_net_2": "Convolution + Gated DeltaNet 2: strengths of erasing and writing per channel.",
     "comba": "Convolution + Comba: erases by the undecayed state.",
     "delta_product": "Convolution + DeltaProduct: two steps of the delta rule per token.",
+    "rwkv6": "Convolution + RWKV-6: a decay per channel, token shift by content.",
     "rwkv7": "Convolution + RWKV-7.",
+    "gsa": "Convolution + gated slot attention: softmax over slots.",
+    "rg_lru": "Convolution + Griffin's recurrent block: a vector for a state.",
 }
 """Name and docstring of the experiments, which experiments/registry.py reads without running this file."""
 
@@ -65,7 +71,10 @@ MIXERS: dict[str, MixerConfig] = {
     "gated_delta_net_2": GatedDeltaNet2(),
     "comba": Comba(),
     "delta_product": DeltaProduct(),
+    "rwkv6": RWKV6(),
     "rwkv7": RWKV7(),
+    "gsa": GatedSlotAttention(heads=2, kernel=4),
+    "rg_lru": RGLRU(),
 }
 
 

@@ -25,6 +25,7 @@ from recollect.layers.mixers.gated_convolution import GatedConvolution, GatedCon
 from recollect.layers.mixers.gated_delta_net import GatedDeltaNet, GatedDeltaNetMixer
 from recollect.layers.mixers.gated_delta_net_2 import GatedDeltaNet2, GatedDeltaNet2Mixer
 from recollect.layers.mixers.gated_linear_attention import GatedLinearAttention, GatedLinearAttentionMixer
+from recollect.layers.mixers.gated_slot_attention import GatedSlotAttention, GatedSlotAttentionMixer
 from recollect.layers.mixers.hgrn import HGRN, HGRNMixer
 from recollect.layers.mixers.hgrn2 import HGRN2, HGRN2Mixer
 from recollect.layers.mixers.hyena import Hyena, HyenaMixer, HyenaState
@@ -44,6 +45,7 @@ from recollect.layers.mixers.relative_convolutional_attention import (
 )
 from recollect.layers.mixers.retention import Retention, RetentionMixer
 from recollect.layers.mixers.rg_lru import RGLRU, RGLRUMixer
+from recollect.layers.mixers.rwkv6 import RWKV6, RWKV6Mixer
 from recollect.layers.mixers.rwkv7 import RWKV7, RWKV7Mixer
 from recollect.layers.mixers.short_convolution import DepthwiseConvolution, ShortConvolution
 from recollect.layers.mixers.sliding_window import SlidingWindow, SlidingWindowAttention

@@ -13,7 +13,15 @@ def torch_uniform(scale: float = 1.0) -> Initializer:
     """Returns torch's default for linear maps, times `scale`: uniform on (-1/sqrt(inputs), 1/sqrt(inputs))."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> Float[Array, "..."]:
-        bound = scale * shape[0] ** -0.5
+        return uniform(scale * shape[0] ** -0.5)(key, shape, dtype)
+
+    return init
+
+
+def uniform(bound: float) -> Initializer:
+    """Returns the initialiser uniform on (-bound, bound)."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> Float[Array, "..."]:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init

@@ -294,6 +294,42 @@ def rwkv7(w, x, config):
     return o.reshape(B, T, -1) * w.low_rank("gate", shifted["g"], sigmoid)
 
 
+def rwkv6(w, x, config):
+    h = config.heads
+    before = np.concatenate([np.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
+    z = x + (before - x) * w["mix_all.mix"]
+    shifted = {name: x + (before - x) * w.low_rank(f"mixes.{name}", z, np.tanh) for name in "rwkvg"}
+    r, k, v = (split(w.linear(name, shifted[c]), h) for name, c in (("query", "r"), ("key", "k"), ("value", "v")))
+    decay = np.exp(-np.exp(split(w.low_rank("decay", shifted["w"], np.tanh), h)))
+    o = np.zeros(v.shape)
+    for b in range(B):
+        for i in range(h):
+            s = np.zeros((k.shape[-1], v.shape[-1]))
+            for t in range(T):
+                now = np.outer(k[b, t, i], v[b, t, i])
+                o[b, t, i] = r[b, t, i] @ (np.diag(w["bonus"][i]) @ now + s)
+                s = np.diag(decay[b, t, i]) @ s + now
+    o = rms(o - o.mean(-1, keepdims=True), epsilon=64e-5) * w["gate.norm.gain"] + w["gate.norm.bias"]
+    return o.reshape(B, T, -1) * silu(w.linear("gate.projection", shifted["g"]))
+
+
+def gated_slot_attention(w, x, config):
+    h = config.heads
+    q, k, v = (split(w.convolved(name, x), h) for name in ("query", "key", "value"))
+    a = split(sigmoid(w.linear("decay.projection", x)), h) ** (1 / config.temperature)
+    o = np.zeros(v.shape)
+    for b in range(B):
+        for i in range(h):
+            keys, values = np.zeros((a.shape[-1], k.shape[-1])), np.zeros((a.shape[-1], v.shape[-1]))
+            for t in range(T):
+                kept = a[b, t, i][:, None]
+                keys = kept * keys + (1 - kept) * k[b, t, i]
+                values = kept * values + (1 - kept) * v[b, t, i]
+                weights = np.exp(keys @ q[b, t, i])
+                o[b, t, i] = values.T @ (weights / weights.sum())
+    return (rms(silu(o), axis=(-2, -1)) * w["norm.gain"]).reshape(B, T, -1)
+
+
 def channels(a, b):
     """h_t = a_t h_{t-1} + b_t."""
     h, state = np.zeros_like(b), np.zeros_like(b[:, 0])
@@ -356,6 +392,8 @@ MODELS = {
     "TransNormerLLM": (layers.Lightning(heads=4, form="transnormer"), lightning),
     "TransNormerLLM, the paper's decay": (layers.Lightning(heads=4, form="transnormer", decay="paper"), lightning),
     "mLSTM": (layers.MLSTM(heads=2), mlstm),
+    "RWKV-6": (layers.RWKV6(heads=2, mix_rank=3, decay_rank=4), rwkv6),
+    "GSA": (layers.GatedSlotAttention(heads=2, slots=5), gated_slot_attention),
     "HGRN": (layers.HGRN(), hgrn),
     "minGRU": (layers.MinGRU(expansion=2.0), min_gru),
     "RG-LRU (Griffin)": (layers.RGLRU(heads=3), rg_lru),

@@ -127,7 +127,34 @@ def rwkv7():
     )
 
 
+def rwkv6():
+    """Of layer 1 of 4, width 48 (RWKV-LM's tables)."""
+    n = np.arange(D)
+    line, exponents = n / (D - 1), {"r": 0.5, "w": 1.0, "k": 1.0, "v": 1.0, "g": 0.5}
+    first = {
+        f"mixes.{name}.up.bias": lambda values, power=power, less=0.1 * (name == "v"): constant(
+            values, 1 - (n / D) ** (power * 0.75) - less
+        )
+        for name, power in exponents.items()
+    }
+    maps = ("decay", *(f"mixes.{name}" for name in exponents))
+    return (
+        first
+        | {f"{name}.down.kernel": lambda values: constant(values, 0) for name in maps}
+        | {f"{name}.up.kernel": lambda values: uniform(values, -0.01, 0.01) for name in maps}
+        | {
+            "mix_all.mix": lambda values: constant(values, 1 - (n / D) ** 0.75),
+            "decay.up.bias": lambda values: constant(values, -6 + 5 * line ** (0.7 + 1.3 / 3)),
+            "bonus": lambda values: constant(values, ((1 - line) / 3 + 0.1 * ((n + 1) % 3 - 1)).reshape(2, 24)),
+            "gate.norm.bias": lambda values: constant(values, 0),
+        }
+    )
+
+
 PUBLISHED = {
+    layers.RWKV6(): PROJECTIONS | GATE | ONES | rwkv6(),
+    layers.GatedSlotAttention(): PROJECTIONS
+    | {"decay.projection.kernel": linear, "norm.gain": lambda values: constant(values, 1)},
     layers.DeltaNet(): DELTA,
     layers.GatedDeltaNet(heads=4): GATED,
     layers.KimiDeltaAttention(heads=4): DELTA | KIMI,
@@ -238,6 +265,8 @@ def test_first_layers_forget_without_bounds_and_last_layers_almost_never():
         (lambda: layers.RWKV7(heads=48), "heads=48: RWKV7 needs at least 2 key dimensions per head; got 1"),
         (lambda: layers.Retention(heads=48), "Rotary.* too few of a head's 1"),
         (lambda: layers.Lightning(heads=0), "heads=0: must be at least 1"),
+        (lambda: layers.GatedSlotAttention(slots=0), "slots=0: must be at least 1"),
+        (lambda: layers.RWKV6(mix_rank=0), "mix_rank=0: must be at least 1"),
         (lambda: layers.RGLRU(heads=5), "heads=5 does not divide the 48 channels"),
         (lambda: layers.RGLRU(channels=0), "channels=0: must be at least 1"),
         (lambda: layers.MinGRU(expansion=0.0), r"expansion=0\.0: must be positive"),

@@ -39,7 +39,7 @@ def parameter(
         dimensions are flattened into one ("d hk": model width to heads times key dims). Besides the letters of
         layers/mixer.py: f channels or hidden units inside a layer, w taps of a short filter, t positions or taps by
         position, z words of the vocabulary, r choices of a router, l rank of a low-rank update, e features of time, u
-        hidden units of a filter's network. How each letter is split over a mesh: training/sharding.py.
+        hidden units of a filter's network, or a low-rank map's. How each letter is split: training/sharding.py.
       decay: whether weight decay applies (it can be forced on all parameters, see `AdamW.decay_everything`). None:
         to matrices, and not to vectors (gains, biases).
       group: name of its learning-rate group.

@@ -50,8 +50,8 @@ class MeanBlocks(Selector):
         """Returns which keys a query may see; `fields` has positions and segments of queries and, of a cache, of keys
         (None: one document from its start)."""
         (b, t, h, _), (s, g) = q.shape, k.shape[1:3]
-        sides = [(_field(fields, side, name, x) for name in ("positions", "segments")) for side, x in _sides(q, k)]
-        (i, of_queries), (j, of_keys) = sides
+        i, of_queries = (_field(fields, "query", name, q) for name in ("positions", "segments"))
+        j, of_keys = (_field(fields, "key", name, k) for name in ("positions", "segments"))
         i, j = i // self.block, j // self.block
         real = of_keys != 0
         one_block = (j[:, :, None] == j[:, None]) & (of_keys[:, :, None] == of_keys[:, None]) & real[:, None]
@@ -73,10 +73,6 @@ class MeanBlocks(Selector):
         chosen = jax.nn.one_hot(best, s, dtype=bool).any(axis=-2) & open_
         of_block = jnp.broadcast_to(first[:, None, None], chosen.shape)
         return own[:, None] | (jnp.take_along_axis(chosen, of_block, axis=-1) & earlier[:, None])
-
-
-def _sides(q: jax.Array, k: jax.Array) -> tuple[tuple[str, jax.Array], tuple[str, jax.Array]]:
-    return ("query", q), ("key", k)
 
 
 def _field(fields: Mapping[str, Any], side: str, name: str, x: jax.Array) -> jax.Array:

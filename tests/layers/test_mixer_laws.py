@@ -39,7 +39,7 @@ VARIANTS: dict[str, list[MixerConfig]] = {
     "BlockSelection": [
         layers.BlockSelection(heads=4, key_heads=2, retrieve=MeanBlocks(block=4, top=2), positions=Rotary()),
     ],
-    "PathAttention": [layers.PathAttention(heads=4, key_heads=2, rank=3, kernel=2)],
+    "PathAttention": [layers.PathAttention(heads=4, key_heads=2, rank=6, kernel=2)],
     "GatedAttention": [layers.GatedAttention(heads=4, key_heads=2, gate="head", positions=Rotary(fraction=0.5))],
     "DifferentialAttention": [layers.DifferentialAttention(heads=4, key_heads=2, positions=Rotary())],
     "ForgettingAttention": [layers.ForgettingAttention(heads=4, key_heads=2, query_key_norm=True)],

@@ -107,19 +107,25 @@ def _parts(text: str, name: str, line: str, imports: tuple[str, ...]) -> tuple[s
 
 def _exported_mixer(name: str, cls: str) -> dict[Path, str]:
     init = PROJECT / "layers" / "__init__.py"
-    lines = init.read_text().splitlines(keepends=True)
-    mixers = [place for place, line in enumerate(lines) if line.startswith("from recollect.layers.mixers.")]
     line = f"from recollect.layers.mixers.{name} import {cls}, {cls}Mixer\n"
-    place = next((place for place in mixers if lines[place] > line), mixers[-1] + 1)
-    return {init: "".join([*lines[:place], line, *lines[place:]])}
+    return {init: _with_import(init.read_text(), line)}
 
 
 def _exported_task(name: str, cls: str) -> dict[Path, str]:
     init, data = PROJECT / "data" / "synthetics" / "__init__.py", PROJECT / "data" / "__init__.py"
     line = f"from recollect.data.synthetics.{name} import {cls}\n"
-    text = re.sub(r"(?m)^(?=from recollect\.data\.synthetics)", line, init.read_text(), count=1)
-    text = text.replace("__all__ = [", f'__all__ = ["{cls}", ', 1)
-    return {init: text, data: data.read_text().replace('"synthetics": "', f'"synthetics": "{cls} ', 1)}
+    lazy = data.read_text().replace('"synthetics": "', f'"synthetics": "{cls} ', 1)
+    return {init: _with_import(init.read_text(), line), data: lazy}
+
+
+def _with_import(text: str, line: str) -> str:
+    """Returns a text with an import line at its alphabetical place among those of the same package."""
+    lines = text.splitlines(keepends=True)
+    package = line.rpartition(".")[0] + "."
+    same = [place for place, other in enumerate(lines) if other.startswith(package)]
+    end = next(place for place in range(same[-1] + 1, len(lines)) if not lines[place].startswith((" ", ")")))
+    place = next((place for place in same if lines[place] > line), end)
+    return "".join([*lines[:place], line, *lines[place:]])
 
 
 def _write(files: dict[Path, str]) -> None:

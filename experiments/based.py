@@ -1,6 +1,7 @@
 """Based's Figure 2 (Arora et al., ICML 2024): recall against state size. Trained on a mixture of lengths up to (256,
 64), evaluated up to (1024, 256); vocabulary 8,192, random filler, a convolution of width 3 and then the mixer, two
-layers without MLP, no positions.
+layers without MLP (their blocks add the second norm of the stream to itself, `PassThrough`), no positions. Published
+attention has biases; a published window of w sees w + 1 keys, and Hyena stands in both layers.
 
 Published: 180,000 examples a pass, 32 passes, batch 256, learning rates 1e-3 to 10^-1.5, the best one reported. Here
 batches are fresh, and filler never contradicts a pair; `data.contradictions=True` gives the published filler.
@@ -9,7 +10,7 @@ batches are fresh, and filler never contradicts a pair; `data.contradictions=Tru
 from recollect.data.synthetics import MQAR, RecallSlice
 from recollect.experiments.study import Study, grid
 from recollect.layers import Attention, BaseConvolution, Hyena, LinearAttention, MixerConfig, SlidingWindow
-from recollect.layers.modules import LayerNorm, Taylor
+from recollect.layers.modules import LayerNorm, PassThrough, Taylor
 from recollect.models import LanguageModel, repeat
 from recollect.training.experiment import Experiment, Run
 from recollect.training.optimizer import AdamW
@@ -20,13 +21,14 @@ STEPS = 32 * -(-180_000 // 256)
 
 
 def _recall(name: str, mixer: MixerConfig, width: int) -> Experiment:
+    first = mixer if isinstance(mixer, Hyena) else BaseConvolution(kernel=3)
     return Experiment(
         name=name,
         model=LanguageModel(
             width=width,
-            stages=repeat(BaseConvolution(kernel=3), mixer, depth=2),
+            stages=repeat(first, mixer, depth=2),
             norm=LayerNorm(),
-            mlp=None,
+            mlp=PassThrough(),
             embedding_dropout=0.1,
         ),
         data=MQAR(
@@ -51,13 +53,13 @@ def figure2() -> Study:
     """Figure 2's mixers of this project: attention, Based (widths x feature dimensions), windows, Hyena; four
     learning rates (not yet run)."""
     points = [
-        *((f"attention_d{width}", Attention(), width) for width in (64, 128)),
+        *((f"attention_d{width}", Attention(bias=True), width) for width in (64, 128)),
         *(
             (f"taylor_d{width}_f{features}", LinearAttention(feature_dim=features, feature_map=Taylor()), width)
             for width in (48, 64, 128)
             for features in (8, 16, 24)
         ),
-        *((f"window_{window}", SlidingWindow(window=window), 128) for window in (8, 16, 32, 64, 128, 256, 512, 1024)),
+        *((f"window_{w}", SlidingWindow(window=w + 1, bias=True), 128) for w in (8, 16, 32, 64, 128, 256, 512, 1024)),
         *((f"hyena_d{width}", Hyena(maximum_length=1024), width) for width in (64, 128, 256)),
     ]
     experiments = tuple(_recall(f"based.{name}", mixer, width) for name, mixer, width in points)

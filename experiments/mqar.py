@@ -32,7 +32,7 @@ SCHEDULE = Run(steps=1900, batch_size=64, steps_per_call=50, evaluate_every=100,
 
 
 def recall(name: str, mixer: MixerConfig, width: int = 64, data: MQAR = FIXED, run: Run = SCHEDULE) -> Experiment:
-    """The fixed setting with `mixer` as the second layer."""
+    """The fixed setting with `mixer` as the second layer; `mlp=None` has no second norm, unlike Zoology's blocks."""
     stages = repeat(BaseConvolution(kernel=3), mixer, depth=2)
     model = LanguageModel(width=width, stages=stages, norm=LayerNorm(), mlp=None)
     optimizer = AdamW(learning_rate=3e-3, weight_decay=0.1, decay_everything=True)

@@ -24,7 +24,7 @@ from recollect.layers import (
     MixtureOfHeads,
     SlidingWindow,
 )
-from recollect.layers.modules import Rotary, SwiGLU, Taylor
+from recollect.layers.modules import RMSNorm, Rotary, SwiGLU, Taylor
 from recollect.models import LanguageModel, Stage, repeat
 from recollect.training.experiment import Experiment, Run
 from recollect.training.optimizer import AdamW, GroupRate
@@ -173,18 +173,19 @@ def _mixers(of: Size) -> dict[str, MixerConfig]:
 
 
 def _based(size: str) -> LanguageModel:
-    """Returns Based's model: gated convolutions (c), Taylor attention of 16 features (t) and windows (w)."""
+    """Returns Based's model: gated convolutions (c), Taylor attention of 16 features (t) and windows (w); epsilons are
+    the published ones."""
     width, heads, window, layers = BASED[size]
     mixers: dict[str, MixerConfig] = {
         "c": GatedConvolution(kernel=3, expansion=4),
-        "t": LinearAttention(heads=heads, feature_dim=16, feature_map=Taylor()),
+        "t": LinearAttention(heads=heads, feature_dim=16, feature_map=Taylor(), epsilon=1e-12),
         "w": SlidingWindow(heads=heads, window=window, positions=Rotary()),
     }
     stages = tuple(
         Stage(pattern=tuple(mixers[letter] for letter in letters), repeats=repeats)
         for letters, repeats in layers.items()
     )
-    return LanguageModel(width=width, stages=stages, mlp=SwiGLU(hidden=2 * width))
+    return LanguageModel(width=width, stages=stages, norm=RMSNorm(epsilon=1e-5), mlp=SwiGLU(hidden=2 * width))
 
 
 def _optimizer(pattern: str, size: str) -> AdamW:

@@ -89,6 +89,17 @@ def test_workflows_run(tmp_path):
     run(tmp_path, "-c", study)
 
 
+def test_the_page_about_own_files_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_study.py").write_text(code_of("my_own_files.md")[0])
+    small = [*TINY, "run.steps=2", "run.steps_per_call=2", "...width=16"]
+    for line in lines_of("my_own_files.md"):
+        shorter = {"check": ["--law", "1", "--law", "3"], "train": small, "compare": small}.get(line[0], [])
+        assert main([*line, *shorter]) == 0, line
+    assert {path.name for path in Path("runs").iterdir()} == {"moving_average", "my_study", "mqar.small"}
+    assert len(list(Path("runs").rglob("user_code.json"))) == 1 + 4 + 4
+
+
 def test_the_page_about_fine_tuning_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = [*TINY, "model.width=16", "run.steps=2", "run.steps_per_call=2", "run.compile_cache=off"]

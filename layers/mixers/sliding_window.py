@@ -19,7 +19,7 @@ import chz
 import jax.numpy as jnp
 from flax import nnx
 
-from recollect.configuration import at_least
+from recollect.configuration import UserError, at_least
 from recollect.layers.mixer import Place
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.linear import parameter
@@ -33,16 +33,21 @@ class SlidingWindow(SoftmaxConfig):
     """Sliding-window attention; its state holds `window` tokens (and the first ones), however long the stream.
 
     Attributes:
-      window: keys that a query sees, itself included.
+      window: keys that a query sees, itself included; 0, of the first tokens alone, needs `sinks="first"`.
       sinks: "none"; "learned", a logit per head, initialised to 0; "first", the document's first tokens are seen too.
         With "first" the work over packed documents grows with the length squared; over one document it grows with the
         window.
       first: number of tokens that `sinks="first"` keeps.
     """
 
-    window: int = chz.field(default=64, validator=at_least(1))
+    window: int = chz.field(default=64, validator=at_least(0))
     sinks: Literal["none", "learned", "first"] = "none"
     first: int = chz.field(default=4, validator=at_least(1))
+
+    @chz.validate
+    def _sees_something(self) -> None:
+        if self.window == 0 and self.sinks != "first":
+            raise UserError(f'window=0 sees no key with sinks="{self.sinks}": set sinks="first", or a window of 1')
 
     @property
     def kept(self) -> int:
@@ -73,7 +78,7 @@ class SlidingWindowAttention(SoftmaxAttention):
         if max_length < window:
             return super().init_state(batch_size, max_length, dtype)
         self._check_length(max_length)
-        return WindowCache.create(batch_size, window, heads, dim, dim, dtype, kept=self.config.kept)
+        return WindowCache.create(batch_size, max(window, 1), heads, dim, dim, dtype, kept=self.config.kept)
 
     def _seen(self, fields: dict[str, Any]) -> dict[str, Any]:
         window, kept = self.config.window, self.config.kept

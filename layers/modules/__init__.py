@@ -33,7 +33,15 @@ from recollect.layers.modules.gates import (
 from recollect.layers.modules.implicit_filter import ReluFilter, SineFilter, embed_times, times
 from recollect.layers.modules.initial_values import orthogonal, torch_uniform
 from recollect.layers.modules.linear import Linear, merge_heads, normal, output_init, parameter, split_heads
-from recollect.layers.modules.mlp import GELU, GELUNetwork, MlpConfig, SwiGLU, SwiGLUNetwork
+from recollect.layers.modules.mlp import (
+    GELU,
+    GELUNetwork,
+    MlpConfig,
+    PassThrough,
+    PassThroughNetwork,
+    SwiGLU,
+    SwiGLUNetwork,
+)
 from recollect.layers.modules.norms import LayerNorm, LayerNormalization, NormConfig, RMSNorm, RMSNormalization
 from recollect.layers.modules.positions import LRPE, LearnedPositions, Placement, PositionsConfig, PositionTable, Rotary
 from recollect.layers.modules.rotary_scaling import LinearScaling, Llama3Scaling, NTKScaling, RotaryScaling, YaRN

@@ -58,11 +58,10 @@ class EluPlusOne(FeatureMap):
 
 @chz.chz(typecheck=True)
 class Relu(FeatureMap):
-    """phi(x) = relu(x) + epsilon. Without epsilon a query can be orthogonal to every key, and the normaliser zero."""
+    """phi(x) = relu(x) + epsilon. With epsilon=0 a query can be orthogonal to every key; it then reads 0, since the
+    mixer adds its own epsilon to the normaliser."""
 
-    epsilon: float = chz.field(
-        default=1e-6, validator=requires(lambda value: value > 0, "relu features need a positive epsilon")
-    )
+    epsilon: float = chz.field(default=1e-6, validator=requires(lambda value: value >= 0, "must be 0 or more"))
 
     def apply(self, x: Float[Array, "*rows k"]) -> Float[Array, "*rows features"]:
         return jax.nn.relu(x) + self.epsilon

@@ -1,4 +1,5 @@
-"""Position-wise networks (MLPs) between mixers. A model without one sets `mlp=None`."""
+"""Position-wise networks (MLPs) between mixers. A model without one sets `mlp=None`; one that adds its second norm to
+the stream, `PassThrough`."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from recollect.configuration import Config, at_least, requires
+from recollect.configuration import Config, UserError, at_least, requires
 from recollect.layers.mixer import Place
 from recollect.layers.modules.linear import Linear, output_init
 
@@ -45,6 +46,27 @@ class SwiGLU(MlpConfig):
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> SwiGLUNetwork:
         return SwiGLUNetwork(self, width, place, rngs)
+
+
+@chz.chz(typecheck=True)
+class PassThrough(MlpConfig):
+    """y = x: a block adds the second norm of its stream to the stream. Zoology's and Based's recall models have it
+    (`state_mixer=Identity` inside a pre-norm block); it has no parameters beside that norm's."""
+
+    @chz.validate
+    def _nothing_to_set(self) -> None:
+        if self.hidden is not None or self.bias:
+            raise UserError("PassThrough has neither hidden units nor biases: leave hidden and bias as they are")
+
+    def build(self, width: int, place: Place, rngs: nnx.Rngs) -> PassThroughNetwork:
+        return PassThroughNetwork()
+
+
+class PassThroughNetwork(nnx.Module):
+    """The module of `PassThrough`."""
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+        return x
 
 
 class GELUNetwork(nnx.Module):

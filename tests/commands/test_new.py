@@ -1,7 +1,10 @@
 """`recollect new` writes files that work as they are, in a folder of one's own and in a checkout."""
 
 import ast
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -81,13 +84,47 @@ def test_in_the_checkout_a_mixer(capsys, checkout):
 def test_in_the_checkout_a_task(capsys, checkout):
     assert run(capsys, "new", "task", "copy_again")[0] == 0
     exported = (checkout / "data/synthetics/__init__.py").read_text()
-    assert "from recollect.data.synthetics.copy_again import CopyAgain\n" in exported and '"CopyAgain"' in exported
+    assert "from recollect.data.synthetics.copy_again import CopyAgain\n" in exported
     assert "CopyAgain" in (checkout / "data/__init__.py").read_text()
     assert "Experiment" not in (checkout / "data/synthetics/copy_again.py").read_text()
     assert (checkout / "experiments/copy_again.py").exists()
     assert (checkout / "tests/data/synthetics/test_copy_again.py").exists()
 
 
+def test_imports_stay_sorted():
+    text = "from a.b import X\nfrom a.d import (\n    Y,\n)\nfrom c import Z\n"
+    for module, before in (("a", "from a.b"), ("c", "from a.d"), ("e", "from c")):
+        line = f"from a.{module} import W\n"
+        assert new._with_import(text, line) == text.replace(before, line + before)
+
+
 def test_in_the_checkout_a_study(capsys, checkout):
     assert run(capsys, "new", "study", "rates")[0] == 0
     assert "def rates() -> Study" in (checkout / "experiments/rates.py").read_text()
+
+
+@pytest.mark.slow
+def test_what_is_written_into_a_checkout_passes_its_tests_and_lint(folder):
+    """In a copy of this one."""
+    copy = folder / "copy"
+    ignored = shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
+    shutil.copytree(new.PROJECT, copy, ignore=ignored, symlinks=True)
+    environment = {**os.environ, "PYTHONPATH": str(copy), "JAX_PLATFORMS": "cpu"}
+
+    def python(*arguments):
+        line = [sys.executable, *arguments]
+        done = subprocess.run(line, cwd=copy, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    for kind, name in (("mixer", "moving_average"), ("task", "copy_again"), ("study", "rates")):
+        python("main.py", "new", kind, name)
+    listed = python("main.py", "list")
+    assert all(name in listed for name in ("moving_average.moving_average", "copy_again.copy_again", "rates.rates"))
+    tests = ["tests/layers/mixers/test_moving_average.py", "tests/data/synthetics/test_copy_again.py"]
+    tests += ["tests/test_public_names.py", "tests/layers/test_mixer_laws.py"]
+    chosen = "moving_average or copy_again or test_every or (law_3 and MovingAverage)"
+    python("-m", "pytest", "-p", "no:cacheprovider", *tests, "-k", chosen)
+    for check in (["check"], ["format", "--check"]):
+        python("-m", "ruff", *check, "layers", "data", "experiments", "tests/layers/mixers", "tests/data")
+    python("main.py", "train", "copy_again.copy_again", *TINY, "model.width=8")

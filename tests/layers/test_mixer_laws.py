@@ -29,6 +29,7 @@ VARIANTS: dict[str, list[MixerConfig]] = {
     ],
     "SlidingWindow": [
         layers.SlidingWindow(window=7, heads=4, key_heads=2, positions=Rotary()),
+        layers.SlidingWindow(window=0, heads=2, sinks="first", first=3),
         layers.SlidingWindow(window=5, heads=2, sinks="learned", positions=RelativeBias(buckets=4, distance=5)),
         layers.SlidingWindow(
             window=5, heads=2, sinks="first", first=3, positions=Rotary(fraction=0.5, layout="interleaved")

@@ -65,8 +65,9 @@ def test_simple_maps():
 
 def test_relu_keeps_a_product_positive():
     assert np.all(dots(Relu(), -jnp.abs(X), jnp.abs(Y)) > 0)  # without epsilon: orthogonal
-    with pytest.raises(UserError, match=r"epsilon=0\.0"):
-        Relu(epsilon=0.0)
+    assert np.all(dots(Relu(epsilon=0.0), -jnp.abs(X), jnp.abs(Y)) == 0)
+    with pytest.raises(UserError, match=r"epsilon=-1\.0"):
+        Relu(epsilon=-1.0)
 
 
 def test_hedgehog_starts_at_the_identity():

@@ -131,8 +131,28 @@ def test_state_does_not_grow_with_the_stream():
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"), [({"window": 0}, "window=0"), ({"first": 0}, "first=0"), ({"heads": 0}, "heads=0")]
+    ("fields", "message"),
+    [
+        ({"window": 0}, 'window=0 sees no key with sinks="none"'),
+        ({"window": -1}, "window=-1"),
+        ({"first": 0}, "first=0"),
+        ({"heads": 0}, "heads=0"),
+    ],
 )
 def test_impossible_configs_are_named(fields, message):
     with pytest.raises(UserError, match=message):
         SlidingWindow(**fields)
+
+
+def test_a_window_of_no_keys_sees_the_first_tokens_alone():
+    config = SlidingWindow(window=0, sinks="first", first=2)
+    mixer = config.build(8, Place(), nnx.Rngs(params=jax.random.key(1)))
+    x = np.random.default_rng(0).normal(size=(9, 8)) * 20
+    q, k, v = (x @ np.asarray(part.kernel[...], np.float64) for part in (mixer.query, mixer.key, mixer.value))
+    expected = np.zeros((9, 8))
+    for i in range(9):
+        weights = np.exp([q[i] @ k[j] / np.sqrt(8) for j in range(min(i + 1, 2))])
+        expected[i] = (weights / weights.sum()) @ v[: min(i + 1, 2)]
+    expected = expected @ np.asarray(mixer.output.kernel[...], np.float64)
+    out = mixer(jnp.asarray(x[None], jnp.float32)).hidden[0]
+    np.testing.assert_allclose(out, expected, atol=1e-5 * np.abs(expected).max())

@@ -13,7 +13,7 @@ READY := $(VENV)/ready
 # Compiling kernels for chips that are not here; the list of programs is tests/pallas_kernels/programs/. QUICK=1 takes the few of every change.
 COMPILE := JAX_PLATFORMS=cpu $(BIN)/python -m tests.pallas_kernels.programs $(if $(QUICK),--quick)
 
-.PHONY: demo test test-more test-all test-tpu-compile test-gpu-compile test-gpu-interpreter test-campaign gpu-wheels gpu-rehearsal libtpu cuda-compiler docs lint format clean
+.PHONY: demo test test-more test-all test-tpu-compile test-gpu-compile test-gpu-interpreter test-campaign test-interop gpu-wheels gpu-rehearsal libtpu cuda-compiler docs lint format clean
 
 demo: $(READY)
 	$(BIN)/python main.py compare mqar.small
@@ -48,6 +48,13 @@ test-campaign: $(READY)
 
 test-gpu-interpreter:
 	.ci/gpu-interpreter
+
+# Exported models in transformers on torch, in an environment of its own; where a registry lacks them, skipped.
+test-interop: $(READY)
+	test -e .venv-interop/ready || { $(PYTHON) -m venv .venv-interop && .venv-interop/bin/python -m pip install --quiet \
+		--disable-pip-version-check -r requirements-interop.txt && touch .venv-interop/ready; } \
+		|| { rm -rf .venv-interop; echo "note: tests beside transformers are skipped: it could not be installed"; }
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 0 tests/interop
 
 # What a bare machine with a GPU lacks, to travel with the working tree; then both calls of benchmarks/first_contact, simulated, with faults.
 gpu-wheels: $(READY)

@@ -1,5 +1,4 @@
-"""The command line of Recollect. A command's module is imported when it was asked for, so that `list` and errors answer
-at once."""
+"""The command line. A command's module is imported when it is asked for, so that `list` and errors answer at once."""
 
 from __future__ import annotations
 
@@ -22,7 +21,8 @@ COMMANDS = {
     "evaluate": "evaluate a run's newest checkpoint",
     "generate": "continue a prompt with a text model",
     "replay": "run a step again that was not finite, and name the layer that broke first",
-    "export": "write a run's newest checkpoint as safetensors + config.json",
+    "export": "write a run's newest checkpoint for other programs",
+    "import": "read a Hugging Face folder into an export of this project",
     "prepare": "tokenise a text source once, into a folder that training reads",
     "inspect": "first documents or examples of a data set, lengths, unknown tokens, splits",
     "bench": "time this project's parts, beside peers where they can be had",

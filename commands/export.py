@@ -1,33 +1,51 @@
-"""Writes a run's newest checkpoint as safetensors and config.json."""
+"""Writes a run's newest checkpoint for other programs: as safetensors here, or as a Hugging Face folder."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import chz
 
 from recollect.commands import add_with
 from recollect.commands.user_code import load_files
+from recollect.configuration.base import UserError
 from recollect.configuration.user_paths import path
+
+FORMATS = ("safetensors", "huggingface")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
-    parser.add_argument("run", type=path)
+    parser.add_argument("run", type=path, help="a run's folder, or an export")
     parser.add_argument("out", type=path)
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
+    parser.add_argument("--license", default="unknown", metavar="NAME", help="for the model card of huggingface")
+    parser.add_argument("--shard-bytes", type=int, metavar="N", help="huggingface: split weights above this size")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
-    from recollect.data.tokenizers import TOKENIZER_FILE
-    from recollect.export.safetensors_format import export_safetensors
-    from recollect.models.adaptation import merged
     from recollect.training.checkpoint.load import open_run
 
     load_files(options, options.run)
     run = open_run(options.run)
+    if options.format == "huggingface":
+        names = write_huggingface(run, options)
+    else:
+        names = write_safetensors(run, options.out)
+    print("exported: " + ", ".join(str(options.out / name) for name in names))
+    return 0
+
+
+def write_safetensors(run: Any, out: Path) -> list[str]:
+    """Writes an opened run in this project's layout; returns the names of the files for its user."""
+    from recollect.data.tokenizers import TOKENIZER_FILE
+    from recollect.export.safetensors_format import export_safetensors
+    from recollect.models.adaptation import merged
+
     tokenizer = run.data.tokenizer
     params, model = merged(run.params, run.experiment.model, run.vocabulary)
     extra: dict[str, Any] = {"step": run.step, "vocabulary": run.vocabulary}
@@ -35,6 +53,34 @@ def run(options: argparse.Namespace) -> int:
         corpus = {"source": run.data.source, "digest": run.data.digest}
         extra |= {"tokenizer": tokenizer.identity(), "corpus": corpus}
     files = {} if tokenizer is None or tokenizer.file is None else {TOKENIZER_FILE: tokenizer.file}
-    export_safetensors(params, chz.replace(run.experiment, model=model), options.out, extra=extra, files=files)
-    print("exported: " + ", ".join(str(options.out / name) for name in ("model.safetensors", "config.json", *files)))
-    return 0
+    export_safetensors(params, chz.replace(run.experiment, model=model), out, extra=extra, files=files)
+    return ["model.safetensors", "config.json", *files]
+
+
+def write_huggingface(run: Any, options: argparse.Namespace) -> list[str]:
+    """Writes an opened run as a folder that transformers loads; returns the names of its files."""
+    from recollect.configuration import to_json
+    from recollect.export.huggingface import Facts, export_huggingface
+    from recollect.export.huggingface.folder import SHARD_BYTES
+    from recollect.models.adaptation import merged
+    from recollect.training.run_folder import read_result
+
+    shard_bytes = SHARD_BYTES if options.shard_bytes is None else options.shard_bytes
+    if shard_bytes < 1:
+        raise UserError(f"shard_bytes={shard_bytes}: a file holds at least one byte")
+    experiment, tokenizer = run.experiment, run.data.tokenizer
+    params, model = merged(run.params, experiment.model, run.vocabulary)
+    result = read_result(options.run) or {}
+    length = getattr(experiment.data, "length", 2048)
+    facts = Facts(
+        name=experiment.name,
+        step=run.step,
+        batch_tokens=experiment.run.batch_size * length,
+        source=run.data.source,
+        digest=run.data.digest,
+        results={name: result[name] for name in ("accuracy", "bits_per_byte", "loss") if name in result},
+        config=to_json(experiment),
+        license=options.license,
+    )
+    tokens = {"tokenizer": tokenizer, "maximum_length": length}
+    return export_huggingface(params, model, options.out, facts=facts, shard_bytes=shard_bytes, **tokens)

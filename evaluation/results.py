@@ -41,6 +41,7 @@ class RunResult:
       state_bytes: bytes of the decoding state by sequence length.
       learning_rate, seed: of this member.
       overrides: dotted path to value, what the sweep set.
+      extended: "step" and "steps_before" of a run that went on with another schedule than it began with; else empty.
       config: config.json as it was read.
     """
 
@@ -64,6 +65,7 @@ class RunResult:
     examples_per_second: float = math.nan
     tokens_per_second: float = math.nan
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    extended: dict[str, Any] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

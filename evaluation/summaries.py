@@ -54,7 +54,7 @@ class Summary:
 
     Attributes:
       label: the experiment's name, with the fields of `model` and `data` in which runs of that name differ.
-      metric: "accuracy" or "bits_per_byte"; best, median, spread and by_slice are in its units.
+      metric: "accuracy", "bits_per_byte" or "bits_per_token"; best, median, spread and by_slice are in its units.
       best: mean over seeds at the best setting.
       median: median over settings of the means over seeds.
       spread: standard deviation over seeds at the best setting (n - 1 in the denominator); NaN for one seed.
@@ -72,6 +72,7 @@ class Summary:
       by_rate: scores by learning rate, ascending.
       edges: field -> "lowest" or "highest", where the best setting has the lowest or highest value that was tried, and
         a better one may lie beyond (not at 100 % accuracy).
+      extended: a run at the best setting went on with another learning-rate schedule than it began with.
     """
 
     label: str
@@ -96,6 +97,7 @@ class Summary:
     task: str = ""
     by_rate: dict[float, RatePoint] = dataclasses.field(default_factory=dict)
     edges: dict[str, str] = dataclasses.field(default_factory=dict)
+    extended: bool = False
 
     @property
     def state_size(self) -> int | None:
@@ -235,6 +237,7 @@ def _summary(label: str, task: str, runs: list[RunResult]) -> Summary:
         task=task,
         by_rate=_by_rate(runs),
         edges=_edges(settings, best),
+        extended=any(run.extended for run in best),
     )
 
 

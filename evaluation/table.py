@@ -20,8 +20,8 @@ WIDTH = 120
 GAP = "  "
 LEAST_LABEL = 18
 CSV_COLUMNS = (
-    *("folder", "name", "label", "status", "learning_rate", "seed", "accuracy", "bits_per_byte", "loss", "chance"),
-    *("steps", "seconds", "examples_per_second", "tokens_per_second", "parameters"),
+    *("folder", "name", "label", "status", "learning_rate", "seed", "accuracy", "bits_per_byte", "bits_per_token"),
+    *("loss", "chance", "steps", "seconds", "examples_per_second", "tokens_per_second", "parameters"),
 )
 CSV_FAMILIES = {
     "state_bytes": "state_bytes",
@@ -33,6 +33,7 @@ CSV_FAMILIES = {
 """Columns of the csv that have a key, `family[key]`, and the field of a run that holds their values by key."""
 
 RATE = "optimizer.learning_rate"
+HEADERS = {"accuracy": "accuracy %", "bits_per_byte": "bits/byte", "bits_per_token": "bits/token"}
 ARROWS = {"highest": " ↑", "lowest": " ↓"}
 
 Columns = dict[str, list[str]]
@@ -55,7 +56,7 @@ def format_table(summaries: Sequence[Summary], width: int = WIDTH) -> str:
     blocks = [f"{len(tables)} tables: scores of different tasks or metrics do not compare"] if len(tables) > 1 else []
     for table in tables:
         rows = sorted((s for s in summaries if (s.metric, s.task) == table), key=lambda s: rank(s.best, s.metric))
-        labels = [s.label for s in rows]
+        labels = [s.label + ("*" if s.extended else "") for s in rows]
         columns = [_columns(rows), *_slice_columns(rows, width), *_rate_columns(rows)]
         first, *others = [_aligned(labels, block, width) for block in columns]
         blocks += [f"{table[1]}\n{first}" if table[1] else first, *others, *_edge_notes(rows)]
@@ -138,7 +139,7 @@ def _columns(summaries: Sequence[Summary]) -> Columns:
     length = lengths.pop() if len(lengths) == 1 else None
     at = [f" @{s.state_length:,}" if length is None and s.state_length is not None else "" for s in summaries]
     columns = {
-        "accuracy %" if metric == "accuracy" else "bits/byte": [format_score(s.best, metric) for s in summaries],
+        HEADERS[metric]: [format_score(s.best, metric) for s in summaries],
         "± sd": [format_score(s.spread, metric) for s in summaries],
         "median": [format_score(s.median, metric) for s in summaries],
         "best lr": [_rate(s) for s in summaries],
@@ -190,8 +191,12 @@ def _rate_columns(summaries: Sequence[Summary]) -> list[Columns]:
 
 
 def _edge_notes(summaries: Sequence[Summary]) -> list[str]:
-    """Returns a block that says which best values are the highest or the lowest tried."""
+    """Returns a block that says which best values are the highest or the lowest tried, and which runs went on."""
     lines = []
+    if any(s.extended for s in summaries):
+        lines.append(
+            "* went on with more steps than its schedule had (result.json: extended), so its learning rate jumped"
+        )
     if any(RATE in s.edges for s in summaries):
         lines.append("↑ ↓ the best learning rate is the highest or lowest tried: a better one may lie beyond it")
     for path in sorted({path for s in summaries for path in s.edges} - {RATE}):

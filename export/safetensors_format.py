@@ -16,9 +16,6 @@ must never be seen half-written, so it is filled under another name and renamed.
 
 import itertools
 import json
-import os
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +26,10 @@ from safetensors.numpy import load_file, save_file
 from recollect.configuration import Config, UserError, from_json, to_json
 from recollect.configuration.io import file_sha256, write_json
 from recollect.configuration.read_json import read_json_object
+from recollect.export.folder import new_folder
 
 FORMAT = 1
-WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
+WEIGHTS, CONFIG, MANIFEST, TOKENIZER = "model.safetensors", "config.json", "manifest.json", "tokenizer.json"
 # ml_dtypes' bfloat16 has no numpy kind of its own; its name is what safetensors goes by.
 DTYPES = (
     "bool",
@@ -64,38 +62,30 @@ def export_safetensors(
       UserError: the folder is not empty, or cannot be written.
       ValueError: params hold no arrays, a name or dtype that cannot be stored, or `extra` is not JSON-ready.
     """
-    directory = Path(directory).resolve()
+    directory = Path(directory)
     arrays = _flatten(params)
     try:
         extra = json.loads(json.dumps(extra or {}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"extra cannot be written as JSON: {error}") from error
-    _check_free(directory, overwrite)
-    temporary = directory.with_name(f".{directory.name}.new-{secrets.token_hex(4)}")
-    try:
-        temporary.mkdir(parents=True)
-        save_file(arrays, temporary / WEIGHTS)
+    with new_folder(directory, {WEIGHTS, CONFIG, MANIFEST, TOKENIZER}.__contains__, overwrite=overwrite) as folder:
+        save_file(arrays, folder / WEIGHTS)
         # safetensors makes the file private to its owner; an export is to be handed on like any other file.
-        (temporary / WEIGHTS).chmod(0o644)
+        (folder / WEIGHTS).chmod(0o644)
         for name, content in (files or {}).items():
-            (temporary / name).write_bytes(content)
-        write_json(temporary / CONFIG, to_json(config))
+            (folder / name).write_bytes(content)
+        write_json(folder / CONFIG, to_json(config))
         write_json(
-            temporary / MANIFEST,
+            folder / MANIFEST,
             {
                 "format": FORMAT,
-                "sha256": file_sha256(temporary / WEIGHTS),
-                "bytes": (temporary / WEIGHTS).stat().st_size,
+                "sha256": file_sha256(folder / WEIGHTS),
+                "bytes": (folder / WEIGHTS).stat().st_size,
                 "parameters": sum(array.size for array in arrays.values()),
                 "arrays": _summary(arrays),
                 "extra": extra,
             },
         )
-        _move_in(temporary, directory)
-    except OSError as error:
-        raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_safetensors(directory: Path | str) -> tuple[Params, Config]:
@@ -186,36 +176,6 @@ def _nest(arrays: dict[str, np.ndarray], path: Path) -> Params:
         if any(parent in arrays for parent in parents):
             raise UserError(f"{path}: {name} lies inside another array")
     return traverse_util.unflatten_dict(arrays, sep=".")
-
-
-def _check_free(directory: Path, overwrite: bool) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file; an export needs a folder")
-    try:
-        names = {path.name for path in directory.iterdir()} if directory.exists() else set()
-    except OSError as error:
-        raise UserError(f"cannot read {directory}: {error.strerror}") from error
-    if names and not overwrite:
-        raise UserError(f"{directory} is not empty; choose another folder, or overwrite=True to replace an export")
-    foreign = sorted(names - {WEIGHTS, CONFIG, MANIFEST, "tokenizer.json"})
-    if foreign:
-        raise UserError(
-            f"{directory} holds files that no export wrote ({', '.join(foreign[:3])}), so it is not replaced"
-        )
-
-
-def _move_in(temporary: Path, directory: Path) -> None:
-    """Renames the finished folder to its place; the old export, if any, comes back if that fails."""
-    old = directory.with_name(f".{directory.name}.old-{secrets.token_hex(4)}")
-    if directory.exists():
-        os.rename(directory, old)
-    try:
-        os.rename(temporary, directory)
-    except OSError:
-        if old.exists():
-            os.rename(old, directory)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _config(path: Path) -> Config:

@@ -39,7 +39,7 @@ class Adaptation:
       frozen: patterns of the names of parameters that are not trained; "lora." begins those of updates.
 
     Raises:
-      UserError: a pattern matches nothing; the nearest names are given.
+      UserError: a pattern matches nothing (the nearest names are given), or nothing is left to train.
     """
 
     def __init__(self, model: FunctionalModel, frozen: Patterns):
@@ -56,6 +56,8 @@ class Adaptation:
             untrained = set() if self._lora.train_rest else set(dims)
         if frozen:
             untrained |= matching(frozen, dims.keys() | self._dims.keys(), "optimizer.frozen")
+            if untrained >= dims.keys() | self._dims.keys():
+                raise UserError("optimizer.frozen leaves no parameter to train; name fewer of them")
         self.untrained = frozenset(untrained)
 
     def init(self, params: Params, key: Key[Array, ""]) -> Params:

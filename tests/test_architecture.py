@@ -16,7 +16,7 @@ ALLOWED = {
     "models": {"configuration", "layers", "pallas_kernels"},
     "data": {"configuration"},
     "evaluation": {"configuration", "models", "data"},
-    "export": {"configuration", "models"},
+    "export": {"configuration", "layers", "models", "data"},
     # layers: the context that a model is called with; pallas_kernels: what its operations run on
     # export: parameters that a run begins with
     "training": {"configuration", "pallas_kernels", "layers", "models", "data", "evaluation", "export"},

@@ -44,7 +44,7 @@ class RunProgress:
       skipped, in_row: steps skipped because they were not finite: in total, and in a row up to now.
       failed_at: the last of `run.stop_after_nonfinite` such steps in a row.
       failure: entry of result.json about it.
-      initialized_from: "path", "step" and "sha256" of the parameters it began with (`run.initialize`).
+      facts: entries of result.json about where it began and what changed: "initialized_from", "extended".
     """
 
     step: int = 0
@@ -56,7 +56,7 @@ class RunProgress:
     in_row: int = 0
     failed_at: int | None = None
     failure: dict[str, Any] | None = None
-    initialized_from: dict[str, Any] | None = None
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class RunState:
@@ -146,7 +146,7 @@ class RunState:
             "skipped_steps": progress.skipped,
             **({} if self.spikes is None else {"rollbacks": self.spikes.rollbacks}),
             **({} if progress.failure is None else {"failure": progress.failure}),
-            **({} if progress.initialized_from is None else {"initialized_from": progress.initialized_from}),
+            **progress.facts,
             "seconds": round(progress.seconds, 3),
             **({} if rates is None else {"examples_per_second": rates.tokens_per_second / data.tokens_per_example}),
             **({} if rates is None else rates.facts()),

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from recollect.configuration import UserError
 from recollect.configuration.io import flatten
 from recollect.models.adaptation import nested
 from recollect.models.functional import FunctionalModel, Params
@@ -22,13 +21,8 @@ def trained_part(
 
     Args:
       make: of a model that has no parameters but those.
-
-    Raises:
-      UserError: no parameter is trained.
     """
     names = {name for name, trained in flatten(model.tags("trainable")).items() if trained}
-    if not names:
-        raise UserError("optimizer.frozen leaves no parameter to train; name fewer of them")
 
     def part(tree: Params) -> Params:
         return nested({name: leaf for name, leaf in flatten(tree).items() if name in names})

@@ -184,14 +184,14 @@ def _unknown(content: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
 def _token_bytes(token: str, byte_level: bool) -> bytes:
     """Returns the bytes that a token of the vocabulary stands for."""
     if byte_level:
-        alphabet = _byte_alphabet()
+        alphabet = byte_alphabet()
         return b"".join(bytes([alphabet[c]]) if c in alphabet else c.encode("utf-8") for c in token)
     byte = _BYTE_TOKEN.fullmatch(token)
     return bytes([int(byte[1], 16)]) if byte else token.removeprefix("##").replace("▁", " ").encode("utf-8")
 
 
 @functools.cache
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Returns character -> byte: printable Latin-1 stands for itself, the other bytes for 256, 257, ... in order."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = sorted(set(range(256)) - set(plain))

@@ -3,6 +3,7 @@
 const METRICS = {
   accuracy: {title: "Accuracy (%)", value: score => (isNumber(score) ? 100 * score : null), from: 0, to: 100},
   bits_per_byte: {title: "Bits per byte", value: score => score},
+  bits_per_token: {title: "Bits per token", value: score => score},
 };
 
 function scoreAxis(metric) {

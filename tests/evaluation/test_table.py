@@ -152,3 +152,22 @@ def test_each_task_has_a_table_and_the_first_line_says_so(tmp_path):
         "MQAR [length=128]",
         "MQAR [length=64]",
     ]
+
+
+def test_a_run_that_went_on_after_its_schedule_is_marked(tmp_path):
+    extended = {"step": 100, "steps_before": 100}
+    runs = load_runs([write_run(tmp_path / "a", "mqar.window"), write_run(tmp_path / "b", extended=extended)])
+    text = format_table(summarise(runs))
+    assert "mqar.based* " in text and "mqar.window* " not in text
+    assert "* went on with more steps than its schedule had" in text
+    assert "*" not in format_table(summarise(runs[:1]))
+
+
+def test_token_ids_without_a_tokenizer_are_scored_in_bits_per_token_lowest_first(tmp_path):
+    runs = [
+        write_run(tmp_path / name, f"text.{name}", accuracy=None, chance=None, bits_per_token=bits, curve=[])
+        for name, bits in (("high", 5.0), ("low", 4.0))
+    ]
+    lines = format_table(summarise(load_runs(runs))).splitlines()
+    assert "bits/token" in lines[0] and "bits/byte" not in lines[0]
+    assert [line.split()[:2] for line in lines[2:4]] == [["text.low", "4.000"], ["text.high", "5.000"]]

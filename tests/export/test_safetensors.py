@@ -128,7 +128,7 @@ def test_a_write_that_fails_leaves_the_old_export_and_no_rest(folder, monkeypatc
             raise OSError(28, "No space left on device")
         rename(source, target)
 
-    monkeypatch.setattr(module.os, "rename", fail)
+    monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(UserError, match=r"cannot write .*out: No space left"):
         export_safetensors({"a": np.ones(2)}, CONFIG, folder, overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

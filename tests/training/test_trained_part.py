@@ -29,4 +29,4 @@ def test_frozen_parameters_stay_and_have_no_state(tmp_path, optimizer):
 
 def test_something_must_be_trained(tmp_path):
     with pytest.raises(UserError, match="leaves no parameter to train"):
-        Program(apply_overrides(tiny(tmp_path), ["optimizer.frozen=*"])).init(0)
+        Program(apply_overrides(tiny(tmp_path), ["optimizer.frozen=*"]))

@@ -78,7 +78,7 @@ def initialized(run: RunState, state: Any) -> Any:
             flat[name] = leaf if value is None else _placed(value, leaf)
         return nested(flat)
 
-    run.progress.initialized_from = start.origin
+    run.progress.facts = {"initialized_from": start.origin}
     run.folder.write("initialized_from.json", start.origin)
     fresh = [name for name in flatten(state["params"]) if name not in values]
     rest = f"; drawn afresh: {_some(fresh)}" if fresh else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ class SavedRun:
     vocabulary: int
     data: SavedData
 
+    @functools.cached_property
+    def model(self) -> FunctionalModel:
+        """The model as functions of its parameters: `run.model.bind(run.params)(tokens)` are logits."""
+        return FunctionalModel(self.experiment.model, self.vocabulary)
+
 
 def load_params(
     directory: Path, *, ema: bool = False, step: int | None = None, log: Log | None = None
@@ -82,7 +88,7 @@ def load_params(
 
 
 def open_run(path: Path | str, overrides: list[str] | None = None) -> SavedRun:
-    """Returns the newest checkpoint of the run in `path`.
+    """Returns the newest checkpoint of the run in `path`, or what an export or a Hugging Face folder there holds.
 
     Args:
       overrides: changes for this use; they must leave the parameters' shapes as they are (data, `retrieve`, ... may
@@ -94,12 +100,15 @@ def open_run(path: Path | str, overrides: list[str] | None = None) -> SavedRun:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"there is no run folder {path}")
-    if not (path / "checkpoints").is_dir():
-        raise UserError(f"{path} is not a run folder: it has no checkpoints/")
-    params, config, step = load_params(path / "checkpoints", ema=True)
-    before = as_experiment(config, f"{path}: its checkpoint")
+    if (path / "checkpoints").is_dir():
+        params, config, step = load_params(path / "checkpoints", ema=True)
+        before = as_experiment(config, f"{path}: its checkpoint")
+        data = read_data(path / "checkpoints" / str(step))
+    else:
+        from recollect.training.checkpoint.exported import open_export
+
+        params, before, step, data = open_export(path)
     experiment = apply_overrides(before, overrides or [])
-    data = read_data(path / "checkpoints" / str(step))
     check_tokenizer(data, before.data, experiment.data)
     vocabulary = vocabulary_of(data, experiment.data)
     model = FunctionalModel(experiment.model, vocabulary)
@@ -133,10 +142,12 @@ def open_text_run(path: Path | str, overrides: list[str] | None = None) -> tuple
     """
     run = open_run(path, overrides)
     data = run.experiment.data
-    tokenizer = run.data.tokenizer or data.open_tokenizer()
+    tokenizer = run.data.tokenizer
+    if tokenizer is None and (Path(path) / "checkpoints").is_dir():  # one of an earlier version
+        tokenizer = data.open_tokenizer()
     if tokenizer is None:
-        raise UserError(f"{path} is a {type(data).__name__} run; generate needs a text model")
-    return FunctionalModel(run.experiment.model, run.vocabulary), run.params, tokenizer
+        raise UserError(f"{path} is a {type(data).__name__} run without a tokenizer; generate needs a text model")
+    return run.model, run.params, tokenizer
 
 
 def _to_stderr(text: str) -> None:

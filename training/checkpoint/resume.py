@@ -145,8 +145,10 @@ def resume(run: RunState, step: int, shapes: Any) -> Any:
       shapes: structure, shapes and shardings of the state (see `shapes_of`).
     """
     state, extra = load(run.checkpoints, step, shapes)
-    kept: dict[str, Any] = {field.name: extra.get(field.name) for field in dataclasses.fields(RunProgress)}
-    run.progress = RunProgress(**kept)
+    fields = [field.name for field in dataclasses.fields(RunProgress)]
+    run.progress = RunProgress(
+        **{name: extra[name] for name in fields if name in extra}
+    )  # an earlier version has fewer
     if run.spikes is not None:
         run.spikes.set_state(extra["guard"])
     if run.progress.done == "finished" and run.progress.step < run.experiment.run.steps:
@@ -163,4 +165,5 @@ def resume(run: RunState, step: int, shapes: Any) -> Any:
     before = read_json(run.checkpoints.directory / str(step) / "meta.json")["config"]["run"]["steps"]
     if change := rate_change(run.experiment.optimizer, step, before, run.experiment.run.steps):
         run.log(f"  {change}")
+        run.progress.facts = {**run.progress.facts, "extended": {"step": step, "steps_before": before}}
     return state

@@ -1,6 +1,8 @@
 """A run that goes on with another number of steps reports what its learning rate does there; and the schedule that it
 is advised to, against its definition."""
 
+import json
+
 import pytest
 
 from recollect.main import main
@@ -18,7 +20,9 @@ def test_a_finished_run_that_goes_on_reports_that_its_rate_rises_again(tmp_path,
     train = ["train", "mqar.attention", *TINY, f"optimizer.schedule={schedule}", f"run.directory={tmp_path / 'run'}"]
     assert main([*train, "run.steps=2"]) == 0
     assert "learning rate rises" not in capsys.readouterr().out
+    assert "extended" not in json.loads((tmp_path / "run" / "result.json").read_text())
     assert main([*train, "run.steps=4"]) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["extended"] == {"step": 2, "steps_before": 2}
     lines = [line for line in capsys.readouterr().out.splitlines() if "learning rate rises again" in line]
     assert len(lines) == 1 and "from 0 to 0.005" in lines[0] and "had ended at step 2" in lines[0]
     assert schedule in lines[0] and "optimizer.schedule=wsd (warmup, stable, decay)" in lines[0]

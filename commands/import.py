@@ -1,0 +1,24 @@
+"""Reads a Hugging Face folder into an export of this project: `generate`, `evaluate`, `run.initialize` take it."""
+
+from __future__ import annotations
+
+import argparse
+
+from recollect.commands.export import write_safetensors
+from recollect.configuration.user_paths import path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("folder", type=path, help="config.json, model.safetensors and, of text, tokenizer.json")
+    parser.add_argument("out", type=path)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    from recollect.training.checkpoint.load import open_run
+
+    run = open_run(options.folder)
+    names = write_safetensors(run, options.out)
+    print("imported: " + ", ".join(str(options.out / name) for name in names))
+    return 0

@@ -1,0 +1,75 @@
+"""The README.md of an exported model: what it is, what it was trained on, how good it is, how it is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a model card reports of a run; None and {} where it is not known.
+
+    Attributes:
+      name: of the experiment.
+      step: optimizer steps taken.
+      batch_tokens: tokens of a batch.
+      source, digest: of the corpus.
+      results: metrics by name, those of the run's final evaluation.
+      config: JSON-ready, of the whole experiment.
+      license: its identifier on the Hugging Face hub.
+    """
+
+    name: str
+    step: int | None = None
+    batch_tokens: int | None = None
+    source: str | None = None
+    digest: str | None = None
+    results: dict[str, float] = dataclasses.field(default_factory=dict)
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    license: str = "unknown"
+
+
+def model_card(facts: Facts, layout: str, parameters: int, *, has_tokenizer: bool) -> str:
+    """Returns the text of README.md; the same facts give the same bytes."""
+    name = json.dumps(facts.name)
+    front = f"license: {facts.license}\nlibrary_name: transformers\npipeline_tag: text-generation\nmodel_name: {name}"
+    trained = []
+    if facts.step is not None:
+        of = f" of {facts.batch_tokens:,} tokens" if facts.batch_tokens else ""
+        trained.append(f"{facts.step:,} steps{of}.")
+    if facts.source is not None:
+        digest = f" (sha256 of its documents {facts.digest[:16]}…)" if facts.digest else ""
+        trained.append(f"Corpus: `{facts.source}`{digest}.")
+    results = "\n".join(f"| {metric} | {value:.6g} |" for metric, value in sorted(facts.results.items()))
+    table = f"| held-out metric | value |\n|---|---|\n{results}" if results else "Not evaluated by the run."
+    load = 'AutoModelForCausalLM.from_pretrained("this/folder")'
+    text = 'AutoTokenizer.from_pretrained("this/folder")' if has_tokenizer else "no tokenizer: inputs are token ids"
+    return f"""---
+{front}
+---
+
+# {facts.name}
+
+A language model of {parameters:,} parameters, trained with Recollect and exported as `{layout}`.
+
+## Training
+
+{" ".join(trained) or "Not recorded."}
+
+## Results
+
+{table}
+
+## Use
+
+    {load}
+    {text}
+
+## Config
+
+```json
+{json.dumps(facts.config, indent=2)}
+```
+"""

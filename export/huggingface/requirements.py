@@ -1,0 +1,74 @@
+"""What a layout cannot express is refused in a line that names the field; so is what a config.json asks for in vain."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import chz
+
+from recollect.configuration import Config, UserError
+
+
+def require(holds: bool, path: str, value: Any, reason: str) -> None:
+    """Raises UserError unless `holds`: `path`=`value` stands in the way for this reason."""
+    if not holds:
+        shown = type(value).__name__ if isinstance(value, Config) else value
+        raise UserError(f"{path}={shown} stands in the way of a Hugging Face export: {reason}")
+
+
+def require_defaults(config: Config, path: str, expressed: set[str]) -> None:
+    """Raises UserError where a field that no layout expresses has another value than its default."""
+    for name, field in chz.chz_fields(type(config)).items():
+        if name not in expressed:
+            value = getattr(config, name)
+            require(value == field._default, f"{path}.{name}", value, "no layout has it")
+
+
+class HuggingFaceConfig:
+    """A config.json of the transformers library, read field by field; raises UserError for a value that cannot be.
+
+    Args:
+      where: its path, for errors.
+    """
+
+    def __init__(self, fields: dict[str, Any], where: str):
+        self.fields, self.where = fields, where
+
+    def whole(self, name: str, default: int | None = None, *, most: int = 2**31 - 1) -> int:
+        """Returns a positive whole number; without a default it must be there."""
+        value = self.fields.get(name)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise UserError(f"{self.where}: {name}={value!r}: must be a whole number from 1 to {most:,}")
+        return value
+
+    def number(self, name: str, default: float, fields: dict[str, Any] | None = None) -> float:
+        """Returns a positive number of this object, or of `fields`."""
+        value = (self.fields if fields is None else fields).get(name)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"{self.where}: {name}={value!r}: must be a positive number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Returns true or false."""
+        value = self.fields.get(name, default)
+        if not isinstance(value, bool):
+            raise UserError(f"{self.where}: {name}={value!r}: must be true or false")
+        return value
+
+    def one_of(self, name: str, default: Any, *known: Any) -> Any:
+        """Returns a value that must be one of `known`."""
+        value = self.fields.get(name, default)
+        if not any(value is each or (type(value) is type(each) and value == each) for each in known):
+            listed = " or ".join(map(repr, known))
+            raise UserError(f"{self.where}: {name}={value!r}: this project has {listed} only")
+        return value
+
+    def table(self, name: str) -> dict[str, Any]:
+        """Returns an object; an empty one where it is not there."""
+        value = self.fields.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise UserError(f"{self.where}: {name} must be an object")
+        return value or {}

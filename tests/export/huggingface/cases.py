@@ -1,0 +1,61 @@
+"""A model of every published layout that an export writes."""
+
+from typing import Any
+
+import numpy as np
+
+from recollect.layers import Attention, SlidingWindow
+from recollect.layers.modules import GELU, LayerNorm, LearnedPositions, Rotary, SwiGLU
+from recollect.models import FunctionalModel, LanguageModel, Stage, flatten, nest, repeat
+
+
+def _rotary(*mixers, depth=2, **fields):
+    settings = {"width": 32, "mlp": SwiGLU(hidden=48)} | fields
+    return LanguageModel(stages=repeat(*mixers, depth=depth), **settings)
+
+
+FULL = Attention(heads=4, positions=Rotary())
+NORMED = {"heads": 4, "key_heads": 2, "positions": Rotary(), "query_key_norm": True}
+MODELS = {
+    "llama": _rotary(FULL),
+    "llama, biases, grouped, untied, head_dim": _rotary(
+        Attention(heads=4, key_heads=2, head_dim=16, positions=Rotary(base=500.0), bias=True),
+        mlp=SwiGLU(hidden=48, bias=True),
+        tied=False,
+    ),
+    "llama, two stages": LanguageModel(
+        width=32, mlp=SwiGLU(hidden=48), stages=(Stage(pattern=(FULL,), repeats=2), Stage(pattern=(FULL, FULL)))
+    ),
+    "qwen3": _rotary(Attention(**NORMED)),
+    "qwen3, windows in some layers, biases": _rotary(
+        SlidingWindow(window=6, bias=True, **NORMED), Attention(bias=True, **NORMED), tied=False
+    ),
+    "mistral": _rotary(SlidingWindow(window=7, heads=4, key_heads=2, positions=Rotary()), tied=False),
+    "phi3": _rotary(Attention(heads=4, positions=Rotary(fraction=0.5))),
+    "phi3, windows, grouped": _rotary(
+        SlidingWindow(window=5, heads=4, key_heads=2, positions=Rotary(fraction=0.5)), tied=False
+    ),
+    "gpt2": LanguageModel(
+        width=32,
+        stages=repeat(Attention(heads=4, bias=True), depth=2),
+        norm=LayerNorm(),
+        mlp=GELU(bias=True),
+        positions=LearnedPositions(maximum=64),
+    ),
+    "gpt2, untied": LanguageModel(
+        width=32,
+        stages=repeat(Attention(heads=2, bias=True), depth=3),
+        norm=LayerNorm(epsilon=1e-4),
+        mlp=GELU(hidden=40, bias=True),
+        positions=LearnedPositions(maximum=64),
+        tied=False,
+    ),
+}
+
+
+def parameters(config: LanguageModel) -> dict[str, Any]:
+    """Parameters of a model of 257 tokens, large enough that every path matters."""
+    rng = np.random.default_rng(0)
+    shapes = flatten(FunctionalModel(config, 257).abstract_params())
+    drawn = {name: 0.2 * rng.normal(size=leaf.shape) + name.endswith("gain") for name, leaf in shapes.items()}
+    return nest({tuple(name.split(".")): array.astype(np.float32) for name, array in drawn.items()})

@@ -1,0 +1,147 @@
+"""Models here beside the same models in the transformers library.
+
+python -m tests.interop.comparison          # prints the table of docs/interoperability.md
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recollect.data.tokenizers import ByteTokenizer
+from recollect.export.huggingface import Facts, export_huggingface, import_huggingface
+from recollect.models import FunctionalModel, Sampling, generate
+from tests.export.huggingface.cases import MODELS, parameters
+
+PROJECT = Path(__file__).parents[2]
+PYTHON = PROJECT / ".venv-interop" / "bin" / "python"
+"""Of the environment that `make test-interop` sets up."""
+
+SIZES = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+SIZES |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+ROPE = {"rope_type": "default", "rope_theta": 500.0}
+THEIRS = {
+    "llama": {**SIZES, "model_type": "llama", "rope_parameters": ROPE, "attention_bias": True, "mlp_bias": True},
+    "qwen3": {
+        **SIZES,
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+        "tie_word_embeddings": True,
+    },
+    "mistral": {**SIZES, "model_type": "mistral", "sliding_window": 6, "head_dim": 8},
+    "phi3": {
+        **SIZES,
+        "model_type": "phi3",
+        "rope_parameters": {**ROPE, "partial_rotary_factor": 0.5},
+        "sliding_window": None,
+    },
+    "gpt2": {
+        "model_type": "gpt2",
+        "vocab_size": 257,
+        "n_embd": 32,
+        "n_head": 4,
+        "n_layer": 2,
+        "n_positions": 64,
+        "activation_function": "gelu",
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+    },
+}
+"""Configs of random models that transformers saves and this project imports."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One model on both sides.
+
+    Attributes:
+      direction: "exported" from here, or "imported" from transformers.
+      logits_error: largest difference of a logit.
+      greedy_equal: whether 20 greedily generated tokens of both rows are the same.
+      back_exact: of an exported model, whether importing it and exporting that gives the same file of weights.
+      ids_equal: whether both tokenizers give a text the same ids; None without one.
+    """
+
+    model: str
+    direction: str
+    logits_error: float
+    greedy_equal: bool
+    back_exact: bool | None
+    ids_equal: bool | None
+
+
+def compared(root: Path) -> list[Row]:
+    """Returns a row per model, from folders written to `root`."""
+    for name, config in MODELS.items():
+        exported = export_huggingface(
+            parameters(config), config, root / _folder(name, "exported"), facts=Facts(name), tokenizer=ByteTokenizer()
+        )
+        assert "tokenizer.json" in exported
+    for name, fields in THEIRS.items():
+        (root / _folder(name, "imported")).mkdir()
+        (root / _folder(name, "imported") / "make.json").write_text(json.dumps(fields))
+    side = Path(__file__).with_name("transformers_side.py")
+    done = subprocess.run([PYTHON, side, root], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    rows = [_row(name, "exported", root) for name in MODELS]
+    return rows + [_row(name, "imported", root) for name in THEIRS]
+
+
+def _row(name: str, direction: str, root: Path) -> Row:
+    folder = root / _folder(name, direction)
+    theirs = np.load(folder / "results.npz")
+    params, config, _ = import_huggingface(folder)
+    back = None
+    if direction == "exported":
+        # Exported again: the layers of a stack may come back in other stages.
+        export_huggingface(params, config, folder / "again", facts=Facts(name))
+        weights = [(path / "model.safetensors").read_bytes() for path in (folder, folder / "again")]
+        back = weights[0] == weights[1]
+        params, config = parameters(MODELS[name]), MODELS[name]
+    model = FunctionalModel(config, 257)
+    tokens = jnp.asarray(theirs["tokens"], jnp.int32)
+    logits = jax.jit(lambda params, tokens: model.bind(params)(tokens))(params, tokens)
+    greedy = generate(model, params, np.asarray(tokens[:, :12]), 20, Sampling(temperature=0.0))
+    ids = None
+    if "ids" in theirs:
+        ids = theirs["ids"].tolist() == ByteTokenizer().encode("def naïve(x):\n  return 東京 🙂").tolist()
+        ids = ids and theirs["special"].tolist() == [256, 256]
+    error = float(np.abs(np.asarray(logits) - theirs["logits"]).max())
+    return Row(name, direction, error, bool((greedy == theirs["greedy"]).all()), back, ids)
+
+
+def _folder(name: str, direction: str) -> str:
+    return direction + "_" + re.sub(r"\W+", "_", name)
+
+
+def _mark(value: bool | None) -> str:
+    return "-" if value is None else "yes" if value else "no"
+
+
+def main() -> int:
+    """Prints the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = compared(Path(folder))
+    print("| model | direction | largest logit error | greedy tokens equal | weights back exactly | same token ids |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        marks = " | ".join(map(_mark, (row.greedy_equal, row.back_exact, row.ids_equal)))
+        print(f"| {row.model} | {row.direction} | {row.logits_error:.1e} | {marks} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Opens what an export wrote, or a Hugging Face folder, as a run is opened."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from recollect.configuration import UserError
+from recollect.data.text.dataset import Text
+from recollect.data.tokenizers import TOKENIZER_FILE, ByteTokenizer, Tokenizer, open_tokenizer
+from recollect.export.huggingface import import_huggingface, is_huggingface
+from recollect.export.safetensors_format import MANIFEST, load_safetensors, read_manifest
+from recollect.models.functional import Params
+from recollect.training.checkpoint.saved_data import SavedData
+from recollect.training.experiment import Experiment
+from recollect.training.saved_experiment import as_experiment
+
+
+def open_export(path: Path) -> tuple[Params, Experiment, int, SavedData]:
+    """Returns parameters (numpy), experiment, step and data of a folder without checkpoints.
+
+    A Hugging Face folder names no experiment: it gets one with the model, and text as tokens of its tokenizer.
+
+    Raises:
+      UserError: it is neither, or what it holds does not fit together.
+    """
+    if (path / MANIFEST).is_file():
+        params, config = load_safetensors(path)
+        extra = read_manifest(path)["extra"]
+        data = _saved_data(path, extra.get("vocabulary"), extra.get("tokenizer"), extra.get("corpus") or {})
+        return params, as_experiment(config, str(path)), int(extra.get("step") or 0), data
+    if is_huggingface(path):
+        params, model, tokenizer = import_huggingface(path)
+        length = min(Text().length, model.maximum_length() or Text().length)
+        text = Text(length=length) if tokenizer is None else _text(tokenizer, length)
+        name = re.sub(r"[^\w.-]", "_", path.resolve().name).strip(".") or "imported"
+        saved = SavedData(params["embedding"].shape[0], tokenizer, text.tokenizer or "bytes", None, None)
+        return params, Experiment(name=name, model=model, data=text), 0, saved
+    raise UserError(f"{path} is not a run folder: it has no checkpoints/; nor an export, with manifest.json")
+
+
+def _text(tokenizer: Tokenizer, length: int) -> Text:
+    return Text(tokenizer=tokenizer.name, start_token=tokenizer.start_token, length=length)
+
+
+def _saved_data(path: Path, vocabulary: int | None, described: object, corpus: dict[str, str]) -> SavedData:
+    """Returns what an export's manifest says of its data."""
+    tokenizer: Tokenizer | None = None
+    file = "bytes"
+    if isinstance(described, dict):
+        if (path / TOKENIZER_FILE).is_file():
+            file = str(path / TOKENIZER_FILE)
+            tokenizer = open_tokenizer(file, described.get("start_token"))
+        else:
+            tokenizer = ByteTokenizer()
+        if tokenizer.digest != described.get("digest"):
+            raise UserError(f"{path / MANIFEST}: was written with another tokenizer than {TOKENIZER_FILE} there")
+        tokenizer.name = described.get("name") or tokenizer.name
+    return SavedData(vocabulary, tokenizer, file, corpus.get("source"), corpus.get("digest"))

@@ -35,9 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus-per-task", type=float, metavar="N", help="with --on ray (default: 1 where the cluster has GPUs)"
     )
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="EXPERIMENT", help="only these experiments of the study"
-    )
+    text = "only these experiments of the study (and the mixers of --with)"
+    parser.add_argument("--only", action="append", default=[], metavar="EXPERIMENT", help=text)
+    text = "an axis: train at each value, and at every combination of several axes"
+    parser.add_argument("--sweep", action="append", default=[], metavar="path=v1,v2,...", help=text)
+    text = "processes that train (default: on a CPU with two cores or more, 2 where the study is long enough)"
+    parser.add_argument("--at-once", type=int, metavar="N", help=text)
     parser.add_argument("--format", default="png", metavar="png,pdf,svg", help="of the figures; several: each in all")
     parser.add_argument("--titles", action="store_true", help="figures have titles")
     add_overrides(parser)
@@ -75,6 +78,8 @@ def run(options: argparse.Namespace) -> int:
         files=files,
         only=options.only,
         overrides=options.overrides,
+        sweeps=options.sweep,
+        at_once=options.at_once,
         together=options.together,
         on=options.on,
         cpus=options.cpus_per_task,

@@ -17,11 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
     parser.add_argument("experiment")
-    parser.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="of process 0, when several processes train together (docs/clusters.md)",
-    )
+    text = "train a study of this experiment: at each value, and at every combination of several"
+    parser.add_argument("--sweep", action="append", default=[], metavar="path=v1,v2,...", help=text)
+    text = "of process 0, when several processes train together (docs/clusters.md)"
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help=text)
     parser.add_argument("--processes", type=int, metavar="N", help="how many processes train together")
     parser.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     add_overrides(parser)
@@ -30,8 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     experiment = experiment_of(options)
+    if options.sweep:
+        from recollect.commands.train_sweep import train_sweep
+
+        return train_sweep(experiment, options)
     from recollect.training.distributed.host import joined
     from recollect.training.train import run_directory, train
+
+    if experiment.run.directory is None and (run_directory(experiment) / "config.json").exists():
+        from recollect.training.variant_folder import with_folder
+
+        experiment = with_folder(experiment)
 
     with joined(options.coordinator, options.processes, options.process) as host:
         result = train(experiment)

@@ -21,7 +21,7 @@ def explain(config: Config, error: Exception, values: dict[str, Any]) -> str:
     """Returns an error's message as one line that names the override; chz's run over several lines."""
     if isinstance(error, (TypeError, ValueError)):
         return _blame(str(error).replace(" X_", " "), values)
-    for path, value in values.items():
+    for path, value in sorted(values.items(), key=lambda item: -len(item[0])):  # `a.b` before `a`
         if path in str(error) and not path.startswith("..."):
             if isinstance(error, chz.blueprint.ExtraneousBlueprintArg):
                 return _unknown_field(config, path, _shown(value))

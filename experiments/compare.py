@@ -1,5 +1,6 @@
 """Runs a study, then writes its table and plots: what `main.py compare` does."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -9,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from recollect.configuration import UserError, apply_overrides
+from recollect.configuration.names import nearest
 from recollect.configuration.python_files import USER_FILES
 from recollect.evaluation.plots import draw_all
 from recollect.evaluation.report import write_report
@@ -16,6 +18,7 @@ from recollect.evaluation.results import load_runs
 from recollect.evaluation.summaries import group_by_task, summarise
 from recollect.evaluation.table import format_table, write_csv
 from recollect.experiments.study import Study, add_mixers
+from recollect.experiments.sweep_axes import NOT_SWEPT, swept
 from recollect.training.experiment import Experiment
 from recollect.training.sweeps.study import run_study
 
@@ -28,6 +31,8 @@ def compare(
     files: Sequence[ModuleType] = (),
     only: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    sweeps: Sequence[str] = (),
+    at_once: int | None = 1,
     together: bool | None = None,
     on: str | None = None,
     cpus: float | None = None,
@@ -40,8 +45,10 @@ def compare(
     Args:
       name: of the study, for messages.
       files: of the user's, which define mixers that are compared too.
-      only: names of the experiments to run; empty: all.
-      overrides: `path=value`, applied to every experiment.
+      only: names of the study's experiments to run; empty: all. Mixers of `files` are always compared.
+      overrides: `path=value`, applied to every experiment; one of a swept field takes the place of that axis.
+      sweeps: `path=v1,v2,...`, axes beside the study's or in the place of one.
+      at_once: processes that train; None: two where that is worth it (see `run_study`).
       together: whether members that differ in values only are trained at once; None: on accelerators.
       on: "ray" or "ray:ADDRESS" trains on a cluster, with `cpus` and `gpus` for each task; None: in this process.
       formats, titles: of the figures (see `draw_all`).
@@ -50,18 +57,25 @@ def compare(
       UserError: the study has no such experiment, an override is wrong, or tasks of the cluster failed (after the table
         of the others is written).
     """
-    experiments = [*study.experiments, *add_mixers(study, name, list(files))]
+    for override in overrides:
+        if (path := override.partition("=")[0]) in NOT_SWEPT:
+            raise UserError(f"{override}: {name} has several runs, and {path} {NOT_SWEPT[path]}")
+    added = add_mixers(study, name, list(files))
+    experiments = [*study.experiments, *added]
     names = [experiment.name for experiment in experiments]
     for unknown in [chosen for chosen in only if chosen not in names]:
-        raise UserError(f"{name} has no experiment {unknown!r}; it has {', '.join(names)}")
+        raise UserError(f"{name} has no experiment {unknown!r}{nearest(unknown, names)}; it has {', '.join(names)}")
     experiments = [
         apply_overrides(experiment, list(overrides), functools.partial(print, f"{experiment.name}:"))
         for experiment in experiments
-        if experiment.name in (only or names)
+        if not only or experiment.name in only or experiment in added
     ]
+    study = dataclasses.replace(study, sweep=swept(study.sweep, sweeps, overrides, experiments[-1]))
     failures: list[str] = []
     if on is None:
-        folders = run_study(experiments, study.sweep, out, together=together)
+        folders = run_study(
+            experiments, study.sweep, out, together=together, at_once=at_once, definitions=list(USER_FILES)
+        )
     else:
         folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, list(USER_FILES))
     if failures and not folders:

@@ -81,11 +81,38 @@ def test_workflows_run(tmp_path):
     run(tmp_path, *command, "train", "mqar.attention", *small)
     assert "finished" in run(tmp_path, "-c", code_of("read_a_run.md")[0])
     run(tmp_path, *command, "report", "runs", "--out", "mine.html")
-    assert run(tmp_path, "-c", code_of("report.md")[0]).split() == ["5", "runs"]
+    assert run(tmp_path, "-c", code_of("report.md")[0]).split() == ["9", "runs"]
     for code in code_of("library.md"):
         run(tmp_path, "-c", code)
     study = code_of("sweep.md")[0] + "\nassert len(windows().experiments) == 4 and len(windows().sweep) == 9\n"
     run(tmp_path, "-c", study)
+
+
+def test_the_page_about_settings_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = [*TINY, "model.width=8", "run.steps_per_call=1", "run.compile_cache=off"]
+    first, second = lines_of("settings.md")
+    assert main(first) == 0 and "run.steps=1900" in capsys.readouterr().out
+    assert main([*second, *small, "run.steps=1"]) == 0
+    page = (PROJECT / "docs/workflows/settings.md").read_text()
+    settings = [
+        override for row in re.findall(r"^\| .* \| (.*) \|$", page, re.M)[1:] for override in row.split("`")[1::2]
+    ]
+    assert len(settings) == 8
+    for setting in settings:
+        assert main(["describe", "mqar.attention", "--config", *shlex.split(setting)]) == 0, setting
+    assert main(["train", "mqar.attention", "lr=1e-3"]) == 2
+    assert "did you mean optimizer.learning_rate=1e-3?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_page_about_sweeps_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = [*TINY, "model.width=8", "run.steps=1", "run.steps_per_call=1"]
+    for line in lines_of("sweep.md")[:2]:
+        assert main([*line[:2], *small, *line[2:]]) == 0, line
+    assert len(list(Path("runs/mqar.attention,learning_rate,seed").rglob("result.json"))) == 6
+    assert len(list(Path("runs/mqar.small").rglob("result.json"))) == 4
 
 
 def test_the_page_about_own_files_runs(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from jaxtyping import Int
 from recollect.configuration import UserError
 from recollect.configuration.io import file_sha256, first_line, write_json
 from recollect.configuration.machine import cache_folder, expanded
+from recollect.configuration.user_paths import path_kind
 from recollect.data.text.preparation.splits import split_by_name
 from recollect.data.tokenizers import Tokenizer, open_tokenizer
 
@@ -161,9 +162,10 @@ def are_token_files(source: str) -> bool:
     if source == "stdlib" or source.startswith("tfds:"):
         return False
     path = expanded(source, f"source={source!r}")
+    is_folder = path_kind(path, f"source={source!r}") == "folder"
     if path.suffix in SUFFIXES:
-        return not path.is_dir()
-    return bool(path.is_dir() and any(split_by_name(file.name) == "train" for file in _in_folder(path)))
+        return not is_folder
+    return is_folder and any(split_by_name(file.name) == "train" for file in _in_folder(path))
 
 
 def _in_folder(path: Path) -> list[Path]:

@@ -31,7 +31,7 @@ def test_runs_of_several_tasks_have_a_table_and_plots_each(runs, capsys):
     for task in ("MQAR [length=64]", "MQAR [length=128]", "Text"):
         assert f"\n{task}\n" in out
     assert "mqar.based" in out and "0.01 ↑" in out
-    folders = {path.parent.name for path in (runs / "compared").rglob("accuracy_by_slice.png")}
+    folders = {path.parent.name for path in (runs / "compared").rglob("learning_curves.png")}
     assert len(folders) == 3 and not (runs / "compared/Text/recall_vs_state.png").exists()
     with (runs / "compared/results.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 4

@@ -24,6 +24,7 @@ import recollect.export.safetensors_format as safetensors_format
 from recollect.configuration import Config, UserError, differences
 from recollect.configuration.io import file_sha256, flatten
 from recollect.configuration.machine import expanded
+from recollect.configuration.user_paths import path_kind
 from recollect.models.adaptation import merged, nested
 from recollect.models.functional import FunctionalModel
 from recollect.training.checkpoint.load import load_params
@@ -98,7 +99,9 @@ def open_start(source: str) -> Start:
     said = f"run.initialize={source}"
     head, _, tail = source.rpartition(":")
     whole = expanded(source, said)
-    path, step = (expanded(head, said), int(tail)) if head and tail.isdigit() and not whole.exists() else (whole, None)
+    has_step = bool(head) and tail.isdigit() and path_kind(whole, said) is None
+    path, step = (expanded(head, said), int(tail)) if has_step else (whole, None)
+    kind_of_path = path_kind(path, said)
     if (path / safetensors_format.MANIFEST).is_file():
         if step is not None:
             raise UserError(f"{said}: {path} is an export, which has one step; leave :{step} out")
@@ -112,7 +115,7 @@ def open_start(source: str) -> Start:
         kind, stamp = _read_run, path / "checkpoints"
     else:
         problem = "is neither a run's folder (checkpoints/) nor an export (manifest.json)"
-        raise UserError(f"{said}: {path} {problem if path.exists() else 'is not there; give a run or an export'}")
+        raise UserError(f"{said}: {path} {problem if kind_of_path else 'is not there; give a run or an export'}")
     try:
         return _cached(kind, path, step, stamp.stat().st_mtime_ns)
     except UserError as error:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from chz.blueprint import Castable
 
-from recollect.configuration import Preempted, apply_values, to_json
+from recollect.configuration import Preempted, UserError, apply_values, to_json
+from recollect.configuration.machine import cpu_count
 from recollect.training.experiment import Experiment, program_of
+from recollect.training.run_folder import is_done, read_result
 from recollect.training.run_state import run_directory
 from recollect.training.sweeps.population import train_members
+
+WORTH_PROCESSES = 30.0
+"""Seconds of training left from which on a second process pays for its start: imports, then compilation."""
 
 
 def members(experiments: list[Experiment], sweep: tuple[dict[str, Any], ...], folder: Path) -> list[list[Experiment]]:
@@ -26,7 +34,8 @@ def members(experiments: list[Experiment], sweep: tuple[dict[str, Any], ...], fo
 
 def member_name(point: dict[str, Any]) -> str:
     """Returns a folder name for a point: `learning_rate=0.003,seed=1`."""
-    parts = [f"{path.rpartition('.')[2]}={value}" for path, value in point.items()]
+    values = {path: value.value if isinstance(value, Castable) else value for path, value in point.items()}
+    parts = [f"{path.rpartition('.')[2]}={value}" for path, value in values.items()]
     return re.sub(r"[^\w.=,+-]", "_", ",".join(parts)) or "only"
 
 
@@ -36,6 +45,8 @@ def run_study(
     folder: Path,
     *,
     together: bool | None = None,
+    at_once: int | None = 1,
+    definitions: Sequence[Path] = (),
     log: Callable[[str], None] = print,
 ) -> list[Path]:
     """Trains what is not finished; returns all members' folders.
@@ -43,22 +54,106 @@ def run_study(
     Args:
       together: train members that differ in values only at once, in one compiled program; None: on accelerators (on a
         CPU, members in turn are faster).
+      at_once: processes that train members (each imports the script that calls this). None: two on a CPU with at least
+        two cores, once a run was trained and by its time the rest takes more than `WORTH_PROCESSES` seconds; else one.
+      definitions: files of the user's that define config classes, for these processes.
 
     Raises:
+      UserError: a member cannot be trained.
       Preempted: SIGTERM came, and the members in training were saved.
     """
+    if at_once is not None and at_once < 1:
+        raise UserError(f"--at-once {at_once}: at least one process has to train")
+    if together and at_once not in (None, 1):
+        raise UserError(f"--at-once {at_once} and --together: members train in several processes or in one program")
     if together is None:
         together = jax.default_backend() != "cpu"
-    folders = []
     rows = members(experiments, sweep, folder)
-    for number, row in enumerate(rows, 1):
-        log(f"[{number}/{len(rows)}] {row[0].name}: {len(row)} runs")
-        for group in groups(row) if together else [[member] for member in row]:
-            results = train_members(group, together=together and len(group) > 1, log=log)
-            if any(result["status"] == "preempted" for result in results):
-                raise Preempted(f"{folder}: preempted")
-        folders += [run_directory(member) for member in row]
-    return folders
+    everyone = [member for row in rows for member in row]
+    if repeated := [one for one, many in Counter(map(run_directory, everyone)).items() if many > 1]:
+        raise UserError(f"{repeated[0]}: two runs of the study would share this folder; give experiments other names")
+    tasks = [task for row in rows for task in (groups(row) if together else [[member] for member in row])]
+    progress = StudyProgress(len(everyone), log)
+    while tasks:
+        processes = at_once or (2 if cpu_count() > 1 and progress.seconds(tasks) > WORTH_PROCESSES else 1)
+        todo = [task[0] for task in tasks if not _is_done(task[0])]
+        if processes > 1 and len(todo) > 1 and not together:
+            _train_in_processes(todo, processes, definitions, progress, log)
+            tasks = [task for task in tasks if task[0] not in todo]
+            continue
+        task = tasks.pop(0)
+        begun = time.monotonic()
+        progress.begin(task, 1)
+        results = train_members(task, together=together and len(task) > 1, log=log)
+        if any(result["status"] == "preempted" for result in results):
+            raise Preempted(f"{folder}: preempted")
+        progress.end(len(task), time.monotonic() - begun)
+    return [run_directory(member) for member in everyone]
+
+
+def _train_in_processes(
+    todo: list[Experiment],
+    processes: int,
+    definitions: Sequence[Path],
+    progress: StudyProgress,
+    log: Callable[[str], None],
+) -> None:
+    from recollect.training.sweeps.processes import train_in_processes
+
+    log(f"{len(todo)} runs in {min(processes, len(todo))} processes at once")
+    begun = time.monotonic()
+    for done, (member, result) in enumerate(train_in_processes(todo, processes, definitions, log), 1):
+        score = next((f"{name} {result[name]:.4g}" for name in ("accuracy", "bits_per_byte") if result.get(name)), "")
+        each = (time.monotonic() - begun) / done
+        left = f"; about {minutes(each * (len(todo) - done))} left" if done < len(todo) else ""
+        progress.done += 1
+        log(f"run {progress.done} of {progress.total} {result['status']}: {_label(member)} {score}".rstrip() + left)
+
+
+class StudyProgress:
+    """How far a study is, and how long the rest takes by the mean of the runs that were trained."""
+
+    def __init__(self, total: int, log: Callable[[str], None]):
+        self.total, self.done, self._log = total, 0, log
+        self._trained, self._seconds = 0, 0.0
+
+    def begin(self, task: list[Experiment], processes: int) -> None:
+        """Logs which runs begin and how long all that are left take."""
+        last = f" to {self.done + len(task)}" if len(task) > 1 else ""
+        left = f", about {minutes(self.each * (self.total - self.done) / processes)} left" if self._trained else ""
+        self._log(f"run {self.done + 1}{last} of {self.total}{left}: {_label(task[0])}")
+
+    def end(self, runs: int, seconds: float) -> None:
+        """Notes that runs ended; those that were finished before took no time."""
+        self.done += runs
+        if seconds > 1:
+            self._trained, self._seconds = self._trained + runs, self._seconds + seconds
+
+    @property
+    def each(self) -> float:
+        """Mean seconds of a run that was trained."""
+        return self._seconds / max(1, self._trained)
+
+    def seconds(self, tasks: list[list[Experiment]]) -> float:
+        """Returns how long tasks take in turn, 0 while no run was trained."""
+        return self.each * sum(map(len, tasks))
+
+
+def minutes(seconds: float) -> str:
+    """Returns a duration in words: "40 seconds", "12 minutes", "3 hours"."""
+    for size, unit in ((3600, "hour"), (60, "minute"), (1, "second")):
+        if seconds >= 1.5 * size or size == 1:
+            count = max(1, round(seconds / size))
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    raise AssertionError
+
+
+def _is_done(member: Experiment) -> bool:
+    return is_done(read_result(run_directory(member)), member.run.steps)
+
+
+def _label(member: Experiment) -> str:
+    return f"{member.name} {run_directory(member).name}"
 
 
 def groups(row: list[Experiment]) -> list[list[Experiment]]:

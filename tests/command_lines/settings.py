@@ -1,0 +1,123 @@
+"""What can be set: fields, names of other codebases, classes, tuples, sweeps, runs to compare."""
+
+from tests.evaluation.folders import write_run
+
+PATTERN = "model.stages.0.pattern"
+
+
+def prepare(folder):
+    write_run(folder / "runs/a", rate=1e-3, accuracy=0.2)
+    write_run(folder / "runs/b", rate=1e-2, accuracy=0.8)
+    (write_run(folder / "runs/unfinished") / "result.json").unlink()
+    (folder / "empty").mkdir()
+
+
+def shown(overrides: str, text: str) -> tuple[str, int, str]:
+    """A line that prints the fields of an experiment with overrides; `text` is among them."""
+    return f"describe mqar.attention --config {overrides}", 0, text
+
+
+def refused(override: str, text: str) -> tuple[str, int, str]:
+    return f"train mqar.attention '{override}'", 2, text
+
+
+LINES = [
+    # every field
+    shown("", "run.batch_size=64"),
+    shown("", "sequences per step"),
+    shown("optimizer.learning_rate=3e-4", "optimizer.learning_rate=0.0003"),
+    shown("...heads=4", f"{PATTERN}.1.heads=4"),
+    shown("model.mlp=SwiGLU model.mlp.hidden=96", "model.mlp.hidden=96"),
+    shown("run.directory=runs/x", "run.directory=runs/x"),
+    # classes and what they keep
+    shown("optimizer=Muon", "optimizer: AdamW -> Muon: keeps learning_rate=0.003, decay_everything=True; defaults "),
+    shown("optimizer=Lion", "optimizer.beta2=0.99 "),
+    shown("optimizer=SGD optimizer.momentum=0.5", "optimizer.momentum=0.5"),
+    shown("'optimizer=Adafactor(learning_rate=1e-2, factored_from=32)'", "optimizer.factored_from=32"),
+    shown(f"{PATTERN}.1.heads=4 {PATTERN}.1=SlidingWindow", "Attention -> SlidingWindow: "),
+    shown(f"'{PATTERN}.1=SlidingWindow(window=9, positions=Rotary)'", f"{PATTERN}.1.positions=Rotary"),
+    # tuples
+    shown(f"'{PATTERN}=(LinearAttention, SlidingWindow)'", f"{PATTERN}.1=SlidingWindow"),
+    shown(f"'{PATTERN}=(Attention, BaseConvolution)'", f"{PATTERN}.1.kernel=3"),
+    shown(f"'{PATTERN}=(Attention,)'", f"{PATTERN}.0=Attention"),
+    shown(f"{PATTERN}.2=Attention", f"{PATTERN}.2=Attention"),
+    shown("'data.evaluation=(RecallSlice(length=64, pairs=4),)'", "data.evaluation.0.pairs=4"),
+    shown("'model.stages=(Stage(pattern=(Attention,), repeats=3),)'", "model.stages.0.repeats=3"),
+    # names of other codebases
+    refused("lr=1e-3", "did you mean optimizer.learning_rate=1e-3?"),
+    refused("batch_size=4", "did you mean run.batch_size=4?"),
+    refused("steps=10", "did you mean run.steps=10?"),
+    refused("max_steps=10", "did you mean run.steps=10?"),
+    refused("epochs=10", "did you mean run.steps=10?"),
+    refused("d_model=32", "did you mean model.width=32?"),
+    refused("n_embd=32", "did you mean model.width=32?"),
+    refused("hidden_size=32", "did you mean model.width=32?"),
+    refused("seq_len=32", "did you mean data.length=32?"),
+    refused("block_size=32", "did you mean data.length=32?"),
+    refused("n_layers=4", "did you mean model.stages.0.repeats=4?"),
+    refused("num_hidden_layers=4", "did you mean model.stages.0.repeats=4?"),
+    refused("n_heads=4", f"did you mean {PATTERN}.1.heads=4?"),
+    refused("num_attention_heads=4", f"did you mean {PATTERN}.1.heads=4?"),
+    refused("n_kv_heads=2", f"did you mean {PATTERN}.1.key_heads=2?"),
+    refused("weight_decay=0", "did you mean optimizer.weight_decay=0?"),
+    refused("wd=0", "did you mean optimizer.weight_decay=0?"),
+    refused("dropout=0.1", "did you mean model.embedding_dropout=0.1?"),
+    refused("max_grad_norm=1", "did you mean optimizer.clip=1?"),
+    refused("warmup_steps=10", "did you mean optimizer.warmup=10?"),
+    refused("seed=1", "did you mean run.seed=1?"),
+    refused("vocab=64", "did you mean data.vocab_size=64?"),
+    refused("out_dir=x", "did you mean run.directory=x?"),
+    refused("eval_every=5", "did you mean run.evaluate_every=5?"),
+    refused("gradient_accumulation_steps=2", "did you mean run.accumulate=2?"),
+    refused("optim=Lion", "did you mean optimizer=Lion?"),
+    refused("run.lr=1", "did you mean optimizer.learning_rate=1?"),
+    refused("...lr=1", "did you mean optimizer.learning_rate=1?"),
+    # what a part has
+    refused("zzz=1", "it has name, model, data, optimizer, loss, run (`describe NAME --config` lists every field)"),
+    refused("data.lenght=32", "did you mean data.length=32? It has vocab_size, length, pairs"),
+    refused("modle.width=32", "did you mean model.width=32?"),
+    refused("model.width.x=32", "it is a value, without fields"),
+    refused(f"{PATTERN}.5=Attention", f"it has 2, and the next one is {PATTERN}.2"),
+    refused(f"{PATTERN}=Attention", "a tuple is written (Attention,)"),
+    refused(f"{PATTERN}=(Attention, Nothing)", "there is no config class named 'Nothing'"),
+    # classes of the right family
+    refused("optimizer=SDG", "did you mean SGD?; there are Adafactor, AdamW, Lion, Muon, SGD"),
+    refused("optimizer=Attention", "Attention is no Optimizer; there are Adafactor, AdamW, Lion, Muon, SGD"),
+    refused("optimizer=Optimizer", "Optimizer is a base of classes; there are Adafactor"),
+    refused("optimizer=Lion(lr=1)", "did you mean optimizer.learning_rate=1?"),
+    refused(f"{PATTERN}.1=AdamW", "AdamW is no MixerConfig; there are "),
+    refused(f"{PATTERN}.1=Atention", "did you mean Attention"),
+    refused("model.norm=None", "; there are LayerNorm, RMSNorm"),
+    refused("model.mlp=RMSNorm", "; there are GELU, SwiGLU"),
+    refused("model.mlp=os:system", "a value that names code is refused"),
+    refused("model.dtype=fp8", "Literal['float32', 'bfloat16']"),
+    refused("name=../../x", "must be usable as the name of a folder"),
+    # sweeps
+    ("train mqar.attention --sweep optimizer.learning_rate", 2, "the form is path=v1,v2,..."),
+    ("train mqar.attention --sweep lr=1e-3,1e-2", 2, "did you mean optimizer.learning_rate=1e-3?"),
+    ("train mqar.attention --sweep run.seed=0,0", 2, "0 is there twice"),
+    ("train mqar.attention --sweep run.seed=0,,1", 2, "a value is missing between two commas"),
+    ("train mqar.attention --sweep name=a,b", 2, "name names a run; --out DIR names the folder of all"),
+    ("train mqar.attention --sweep run.seed=0,1 --processes 2", 2, "start a sweep in one process"),
+    (
+        "compare mqar.small --sweep run.seed=0 --sweep ...seed=1",
+        2,
+        "...seed is swept twice",
+    ),
+    ("compare mqar.small --at-once 0", 2, "at least one process has to train"),
+    ("compare mqar.small run.directory=x", 2, "--out DIR names the folder of all"),
+    ("compare mqar.small --only mqar.windo", 2, "did you mean mqar.window"),
+    # runs that exist
+    ("compare runs/a runs/b --out both", 0, "0.01 ↑"),
+    ("compare 'runs/[ab]' --out both", 0, "lr 0.001  lr 0.01"),
+    ("compare runs --out both", 0, "runs: 1 of 3 runs are not finished and are left out"),
+    ("compare runs/nothing", 2, "runs/nothing names no folder: give run folders"),
+    ("compare empty", 2, "empty holds no run: give run folders, folders that hold runs, or globs of them"),
+    ("compare runs/unfinished", 2, "is not finished"),
+    ("compare runs/a run.steps=3", 2, "run.steps=3 names no folder"),
+    # describe, bench
+    ("describe mqar.attention --no-compile model.width=8", 0, "operations on cpu"),
+    ("describe mqar.attention --no-compile --target h100", 2, "give one of the two"),
+    ("bench --help", 0, "kernels"),
+    ("bench nothing", 2, "there are kernels, device"),
+]

@@ -3,6 +3,7 @@
 from recollect.configuration import exported_names
 from recollect.layers.modules.decays import (
     LogSigmoidDecay,
+    LowerBound,
     StepDecay,
     alibi_slopes,
     inverse_softplus,
@@ -21,6 +22,7 @@ from recollect.layers.modules.feature_maps import (
     Taylor,
 )
 from recollect.layers.modules.gates import (
+    BlockDiagonal,
     HeadNormalization,
     Interpolation,
     LowRank,

@@ -79,6 +79,7 @@ VARIANTS: dict[str, list[MixerConfig]] = {
     "DeltaProduct": [layers.DeltaProduct(heads=2, key_heads=1, steps=3, decays=False)],
     "Mamba2": [layers.Mamba2(heads=4, key_heads=2, key_dim=5, value_dim=3)],
     "GatedLinearAttention": [layers.GatedLinearAttention(heads=2, key_dim=5, kernel=3)],
+    "RGLRU": [layers.RGLRU(heads=2, channels=12, kernel=2)],
     "HGRN2": [layers.HGRN2(heads=4, kernel=4, lower_bounds=False)],
     "Retention": [layers.Retention(heads=2, positions=None, key_dim=5)],
     "Lightning": [

@@ -15,7 +15,9 @@ from recollect.layers.mixer import (
 )
 from recollect.layers.mixers.attention import Attention, SoftmaxAttention, SoftmaxConfig
 from recollect.layers.mixers.base_convolution import BaseConvolution, BaseConvolutionMixer
+from recollect.layers.mixers.block_selection import BlockSelection, BlockSelectionAttention
 from recollect.layers.mixers.comba import Comba, CombaMixer
+from recollect.layers.mixers.convolved_attention import ConvolvedAttention
 from recollect.layers.mixers.delta_net import DeltaNet, DeltaNetMixer, DeltaRuleConfig, DeltaRuleMixer
 from recollect.layers.mixers.delta_product import DeltaProduct, DeltaProductMixer
 from recollect.layers.mixers.differential_attention import DifferentialAttention, DifferentialSoftmaxAttention
@@ -38,6 +40,7 @@ from recollect.layers.mixers.mamba2 import Mamba2, Mamba2Mixer
 from recollect.layers.mixers.min_gru import MinGRU, MinGRUMixer
 from recollect.layers.mixers.mixture_of_heads import HeadUse, MixtureOfHeads, MixtureOfHeadsAttention
 from recollect.layers.mixers.mlstm import MLSTM, MLSTMMixer
+from recollect.layers.mixers.path_attention import PathAttention, PathMixer
 from recollect.layers.mixers.relative_convolutional_attention import (
     RelativeConvolutionalAttention,
     RelativeConvolutionalMixer,

@@ -48,6 +48,7 @@ from recollect.layers.modules.norms import LayerNorm, LayerNormalization, NormCo
 from recollect.layers.modules.positions import LRPE, LearnedPositions, Placement, PositionsConfig, PositionTable, Rotary
 from recollect.layers.modules.rotary_scaling import LinearScaling, Llama3Scaling, NTKScaling, RotaryScaling, YaRN
 from recollect.layers.modules.score_biases import Alibi, BucketBias, DistanceBias, RelativeBias, ScoreBias
+from recollect.layers.modules.selectors import MeanBlocks, Selector
 from recollect.layers.modules.short_convolution import CausalConvolution
 from recollect.layers.modules.stabiliser import running_maximum
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train one experiment; the same command resumes it",
     "compare": "train what a study lacks, then table and plots; or those of runs that exist",
     "report": "write one HTML page about a study or some runs",
+    "diagnose": "norms, examples and errors by distance of a run, and what may help it",
     "check": "hold mixers in a file of yours to the laws of all mixers",
     "new": "write a file to start from: a mixer, a task or a study",
     "evaluate": "evaluate a run's newest checkpoint",

@@ -1,4 +1,4 @@
-"""Writes a run's newest checkpoint for other programs: as safetensors here, or as a Hugging Face folder."""
+"""Writes a run's newest checkpoint for other programs: safetensors, a Hugging Face folder, or StableHLO."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recollect.commands.user_code import load_files
 from recollect.configuration.base import UserError
 from recollect.configuration.user_paths import path
 
-FORMATS = ("safetensors", "huggingface")
+FORMATS = ("safetensors", "huggingface", "stablehlo")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
     parser.add_argument("--license", default="unknown", metavar="NAME", help="for the model card of huggingface")
     parser.add_argument("--shard-bytes", type=int, metavar="N", help="huggingface: split weights above this size")
+    parser.add_argument("--max-length", type=int, metavar="N", help="stablehlo: tokens that a state has room for")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
     run = open_run(options.run)
     if options.format == "huggingface":
         names = write_huggingface(run, options)
+    elif options.format == "stablehlo":
+        names = write_stablehlo(run, options)
     else:
         names = write_safetensors(run, options.out)
     print("exported: " + ", ".join(str(options.out / name) for name in names))
@@ -84,3 +87,14 @@ def write_huggingface(run: Any, options: argparse.Namespace) -> list[str]:
     )
     tokens = {"tokenizer": tokenizer, "maximum_length": length}
     return export_huggingface(params, model, options.out, facts=facts, shard_bytes=shard_bytes, **tokens)
+
+
+def write_stablehlo(run: Any, options: argparse.Namespace) -> list[str]:
+    """Writes an opened run as programs that jax runs without this project; returns the names of its files."""
+    from recollect.export.stablehlo import export_stablehlo
+    from recollect.models import FunctionalModel
+    from recollect.models.adaptation import merged
+
+    params, config = merged(run.params, run.experiment.model, run.vocabulary)
+    length = getattr(run.experiment.data, "length", 2048) if options.max_length is None else options.max_length
+    return export_stablehlo(params, FunctionalModel(config, run.vocabulary), options.out, maximum_length=length)

@@ -14,6 +14,7 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import inspect
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -71,7 +72,7 @@ class UserFile:
                 _known(digest).touch()
         elif digest not in self.allowed:
             said = f"{path} (sha256 {digest[:12]}) is not among the files that the run was trained with"
-            raise UserError(f"{said}; --with {self.path} runs it")
+            raise UserError(f"{said}; --with {shlex.quote(str(self.path))} runs it")
         self.digests[path], self.sources[path] = digest, source
         return compile(source, str(path), "exec", dont_inherit=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,8 +74,8 @@ def _as_kind(value: Any, kind: str, reference: str) -> Any:
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"{reference} has two experiments named {repeated[0]!r}: names are labels and folders")
         if kind == "experiment":
-            only = f"--only {names[0]}" if names else ""
-            raise UserError(f"{reference} is a study: use `recollect compare {reference} {only}`")
+            command = shlex.join(["recollect", "compare", reference, *(["--only", names[0]] if names else [])])
+            raise UserError(f"{reference} is a study: use `{command}`")
     if not isinstance(value, Study if kind == "study" else Experiment):
         what = "an Experiment, a Study or a list of experiments"
         raise UserError(
@@ -118,6 +119,8 @@ def _only(module: ModuleType, path: Path, kind: str) -> str:
     if len(names) == 1:
         return names[0]
     if not names and defined:
-        raise UserError(f"{path} defines {_listed(module)}, no experiment: use `recollect compare {path}`")
+        raise UserError(
+            f"{path} defines {_listed(module)}, no experiment: use `recollect compare {shlex.quote(str(path))}`"
+        )
     example = f": for example {path}:{names[0]}" if names else ""
     raise UserError(f"{path} defines {_listed(module)}; name one {kind}{example}")

@@ -15,7 +15,9 @@ from recollect.layers.mixer import (
 )
 from recollect.layers.mixers.attention import Attention, SoftmaxAttention, SoftmaxConfig
 from recollect.layers.mixers.base_convolution import BaseConvolution, BaseConvolutionMixer
+from recollect.layers.mixers.block_selection import BlockSelection, BlockSelectionAttention
 from recollect.layers.mixers.comba import Comba, CombaMixer
+from recollect.layers.mixers.convolved_attention import ConvolvedAttention
 from recollect.layers.mixers.delta_net import DeltaNet, DeltaNetMixer, DeltaRuleConfig, DeltaRuleMixer
 from recollect.layers.mixers.delta_product import DeltaProduct, DeltaProductMixer
 from recollect.layers.mixers.differential_attention import DifferentialAttention, DifferentialSoftmaxAttention
@@ -25,6 +27,7 @@ from recollect.layers.mixers.gated_convolution import GatedConvolution, GatedCon
 from recollect.layers.mixers.gated_delta_net import GatedDeltaNet, GatedDeltaNetMixer
 from recollect.layers.mixers.gated_delta_net_2 import GatedDeltaNet2, GatedDeltaNet2Mixer
 from recollect.layers.mixers.gated_linear_attention import GatedLinearAttention, GatedLinearAttentionMixer
+from recollect.layers.mixers.hgrn import HGRN, HGRNMixer
 from recollect.layers.mixers.hgrn2 import HGRN2, HGRN2Mixer
 from recollect.layers.mixers.hyena import Hyena, HyenaMixer, HyenaState
 from recollect.layers.mixers.kimi_delta_attention import KimiDeltaAttention, KimiDeltaAttentionMixer
@@ -34,18 +37,21 @@ from recollect.layers.mixers.lightning import Lightning, LightningMixer
 from recollect.layers.mixers.linear_attention import LinearAttention, LinearAttentionMixer
 from recollect.layers.mixers.long_base_convolution import ExplicitFilter, LongBaseConvolutionMixer
 from recollect.layers.mixers.mamba2 import Mamba2, Mamba2Mixer
+from recollect.layers.mixers.min_gru import MinGRU, MinGRUMixer
 from recollect.layers.mixers.mixture_of_heads import HeadUse, MixtureOfHeads, MixtureOfHeadsAttention
 from recollect.layers.mixers.mlstm import MLSTM, MLSTMMixer
+from recollect.layers.mixers.path_attention import PathAttention, PathMixer
 from recollect.layers.mixers.relative_convolutional_attention import (
     RelativeConvolutionalAttention,
     RelativeConvolutionalMixer,
 )
 from recollect.layers.mixers.retention import Retention, RetentionMixer
+from recollect.layers.mixers.rg_lru import RGLRU, RGLRUMixer
 from recollect.layers.mixers.rwkv7 import RWKV7, RWKV7Mixer
 from recollect.layers.mixers.short_convolution import DepthwiseConvolution, ShortConvolution
 from recollect.layers.mixers.sliding_window import SlidingWindow, SlidingWindowAttention
 from recollect.layers.packing import document_positions, last_valid, previous_segment, token_positions
-from recollect.layers.recurrent import HeadSizes, RecurrentConfig, RecurrentMixer, RecurrentState, Stream
+from recollect.layers.recurrent import HeadSizes, RecurrentConfig, RecurrentMixer, RecurrentState, Stream, StreamMixer
 from recollect.layers.token_sums import Means, TokenSums
 
 MIXERS = tuple(

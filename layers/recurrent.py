@@ -28,6 +28,7 @@ from recollect.layers.modules.linear import Initializer, Linear, normal, output_
 from recollect.layers.modules.short_convolution import CausalConvolution
 from recollect.pallas_kernels.gated_convolution import short_convolution
 from recollect.pallas_kernels.linear_recurrence import linear_recurrence
+from recollect.pallas_kernels.linear_scan import linear_scan
 
 
 class HeadSizes(NamedTuple):
@@ -119,6 +120,12 @@ class Stream:
         zeros = jax.ShapeDtypeStruct((v.shape[0], v.shape[2], k.shape[3], v.shape[3]), jnp.float32)
         return self.run(name, zeros, linear_recurrence, q, k, v, **operands)
 
+    def scan(
+        self, a: Float[Array, "b t f"], b: Float[Array, "b t f"], *, name: str = "memory"
+    ) -> Float[Array, "b t f"]:
+        """Returns h_t = a_t h_{t-1} + b_t per channel, fp32 (`linear_scan`)."""
+        return self.run(name, jax.ShapeDtypeStruct((b.shape[0], b.shape[2]), jnp.float32), linear_scan, a, b)
+
     def convolution(
         self, module: CausalConvolution, x: Float[Array, "b t f"], *, name: str, activation: str = "none"
     ) -> Float[Array, "b t f"]:
@@ -137,9 +144,39 @@ class Stream:
         return self.run(name, zeros, short_convolution, x, taps, *args, **kwargs)
 
 
-class RecurrentMixer(Mixer):
-    """Base of the modules: projections into heads and back, and the contract by `mix`. `inits` are initialisers of
-    projections by name where they are not the project's.
+class StreamMixer(Mixer):
+    """Base of mixers that say what they compute in `mix`, with a `Stream`."""
+
+    def __init__(self, config: MixerConfig, width: int):
+        self.config = config
+        self.width = width
+
+    def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
+        """Returns the mixer's output at the tokens of one call; `x` holds zeros at padding."""
+        raise NotImplementedError
+
+    def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
+        return MixerOutput(self.mix(zero_padding(x, context), Stream(context)))
+
+    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> RecurrentState:
+        """Returns zeros: as many as one token leaves."""
+        token = jax.ShapeDtypeStruct((batch_size, 1, self.width), dtype)
+        empty = RecurrentState({}, Cursor.start(batch_size))
+        shapes = jax.eval_shape(lambda x: self.extend(x, empty)[1].parts, token)
+        return RecurrentState(jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), shapes), empty.cursor)
+
+    def extend(
+        self, x: Float[Array, "b t d"], state: RecurrentState, context: Context = Context()
+    ) -> tuple[MixerOutput, RecurrentState]:
+        tokens, cursor = state.cursor.read(context, *x.shape[:2])
+        stream = Stream(tokens, state)
+        hidden = self.mix(zero_padding(x, tokens), stream)
+        return MixerOutput(hidden), RecurrentState(stream.after, cursor)
+
+
+class RecurrentMixer(StreamMixer):
+    """Base of the modules on `linear_recurrence`: projections into heads and back. `inits` are
+    initialisers of projections by name where they are not the project's.
 
     Attributes:
       sizes: of heads.
@@ -160,7 +197,7 @@ class RecurrentMixer(Mixer):
         convolution_bias: bool = False,
         inits: Mapping[str, Initializer] = MappingProxyType({}),
     ):
-        self.config = config
+        super().__init__(config, width)
         self.sizes = sizes
         keys, values = sizes.key_heads * sizes.key_dim, sizes.heads * sizes.value_dim
         inits = dict.fromkeys(("query", "key", "value"), normal()) | {"output": output_init(place.depth)} | dict(inits)
@@ -173,10 +210,6 @@ class RecurrentMixer(Mixer):
         }
         self.convolutions = nnx.Dict(parts)
         self.output = Linear(values, width, "hv d", rngs, init=inits["output"])
-
-    def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
-        """Returns the mixer's output at the tokens of one call; `x` holds zeros at padding."""
-        raise NotImplementedError
 
     def heads(
         self, x: Float[Array, "b t d"], stream: Stream
@@ -192,21 +225,3 @@ class RecurrentMixer(Mixer):
         if name in self.convolutions:
             return stream.convolution(self.convolutions[name], y, name=name, activation="silu")
         return jax.nn.silu(y) if self.activates else y
-
-    def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
-        return MixerOutput(self.mix(zero_padding(x, context), Stream(context)))
-
-    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> RecurrentState:
-        """Returns zeros: as many as one token leaves."""
-        token = jax.ShapeDtypeStruct((batch_size, 1, self.query.kernel.shape[0]), dtype)
-        empty = RecurrentState({}, Cursor.start(batch_size))
-        shapes = jax.eval_shape(lambda x: self.extend(x, empty)[1].parts, token)
-        return RecurrentState(jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), shapes), empty.cursor)
-
-    def extend(
-        self, x: Float[Array, "b t d"], state: RecurrentState, context: Context = Context()
-    ) -> tuple[MixerOutput, RecurrentState]:
-        tokens, cursor = state.cursor.read(context, *x.shape[:2])
-        stream = Stream(tokens, state)
-        hidden = self.mix(zero_padding(x, tokens), stream)
-        return MixerOutput(hidden), RecurrentState(stream.after, cursor)

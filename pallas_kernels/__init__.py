@@ -18,6 +18,7 @@ from recollect.pallas_kernels.linear_recurrence import (
     linear_recurrence_step,
     run_recurrence,
 )
+from recollect.pallas_kernels.linear_scan import linear_scan
 from recollect.pallas_kernels.softmax_attention import merge, softmax_attention
 from recollect.pallas_kernels.taylor_attention import taylor_attention, taylor_attention_step
 
@@ -28,6 +29,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_recurrence",
     "linear_recurrence_step",
+    "linear_scan",
     "long_convolution",
     "merge",
     "retrieve_blocks",

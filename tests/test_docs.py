@@ -82,6 +82,7 @@ def test_workflows_run(tmp_path):
     assert "finished" in run(tmp_path, "-c", code_of("read_a_run.md")[0])
     run(tmp_path, *command, "report", "runs", "--out", "mine.html")
     assert run(tmp_path, "-c", code_of("report.md")[0]).split() == ["9", "runs"]
+    assert "layer 1 Attention mixer" in run(tmp_path, "-c", code_of("stuck.md")[0])
     for code in code_of("library.md"):
         run(tmp_path, "-c", code)
     study = code_of("sweep.md")[0] + "\nassert len(windows().experiments) == 4 and len(windows().sweep) == 9\n"

@@ -12,6 +12,7 @@ and no others beside them are run.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def run_recorded(folder: Path) -> None:
     for path, (digest, copy) in files.items():
         if not was_run_here(digest):
             said = f"{folder} was trained with {path} (sha256 {digest[:12]}), which has not been run on this machine"
-            raise UserError(f"{said}: read {copy}, and allow it with --with {files[Path(entry['load'][0])][1]}")
+            named = shlex.quote(str(files[Path(entry["load"][0])][1]))
+            raise UserError(f"{said}: read {copy}, and allow it with --with {named}")
     digests = {digest for digest, _ in files.values()}
     for path in map(Path, entry["load"]):
         beside = {one: version for one, version in files.items() if one.is_relative_to(path.parent)}

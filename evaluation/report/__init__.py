@@ -2,4 +2,4 @@
 
 from recollect.configuration.base import lazy_names
 
-__getattr__, __all__ = lazy_names(__name__, {"gather": "gather", "page": "write_report"})
+__getattr__, __all__ = lazy_names(__name__, {"page": "write_report"})

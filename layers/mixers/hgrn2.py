@@ -17,12 +17,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.layers.mixer import Place
-from recollect.layers.modules import HeadNormalization, in_fp32, merge_heads, parameter, split_heads
+from recollect.layers.modules import HeadNormalization, LowerBound, in_fp32, merge_heads, split_heads
 from recollect.layers.modules.short_convolution import has_taps
 from recollect.layers.recurrent import RecurrentConfig, RecurrentMixer, Stream
-
-SMALLEST = 1e-6
-"""Lower bound of the first layer, whose logit it gets."""
 
 
 @chz.chz(typecheck=True)
@@ -47,25 +44,16 @@ class HGRN2Mixer(RecurrentMixer):
     def __init__(self, config: HGRN2, width: int, place: Place, rngs: nnx.Rngs):
         super().__init__(config, width, place, rngs, config.sizes(width), kernel=config.kernel)
         _, h, k, v = self.sizes
-        share = jnp.clip(jnp.asarray(place.index) / place.depth, SMALLEST, 1 - SMALLEST)
-        logit = jnp.broadcast_to(jnp.log(share) - jnp.log1p(-share), (h, k))
-        self.lower = parameter(logit, "h k", decay=False) if config.lower_bounds else None
+        self.lower = LowerBound((h, k), "h k", place) if config.lower_bounds else None
         self.norm = HeadNormalization(h, v, "all")
 
     def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
         q, f, v = (self.projected(name, x, stream) for name in ("query", "key", "value"))
         h = self.sizes.heads
-        log_forget = self.log_forget(in_fp32(split_heads(f, h)))
+        logits = in_fp32(split_heads(f, h))
+        log_forget = jax.nn.log_sigmoid(logits) if self.lower is None else self.lower(logits)
         k = -jnp.expm1(log_forget)
         o = stream.recurrence(
             split_heads(jax.nn.silu(q), h), k.astype(v.dtype), split_heads(v, h), log_decay=log_forget
         )
         return self.output(merge_heads(self.norm(o)))
-
-    def log_forget(self, logits: Float[Array, "b t h k"]) -> Float[Array, "b t h k"]:
-        """Returns log f."""
-        log_sigmoid = jax.nn.log_sigmoid(logits)
-        if self.lower is None:
-            return log_sigmoid
-        lower = self.lower[...].astype(logits.dtype)
-        return jnp.logaddexp(jax.nn.log_sigmoid(lower), jax.nn.log_sigmoid(-lower) + log_sigmoid)

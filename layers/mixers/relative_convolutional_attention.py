@@ -20,16 +20,15 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least
-from recollect.layers.convolved import ConvolvedLinear, streaming
-from recollect.layers.mixer import Context, MixerOutput, Place, Traits
-from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
+from recollect.layers.convolved import ConvolvedLinear
+from recollect.layers.mixer import MixerOutput, Place, Traits
+from recollect.layers.mixers.attention import SoftmaxConfig
+from recollect.layers.mixers.convolved_attention import ConvolvedAttention
 from recollect.layers.modules.linear import Linear, output_init, parameter
 from recollect.layers.modules.score_biases import distances
 from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
-from recollect.layers.recurrent import RecurrentState, Stream
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
@@ -64,7 +63,7 @@ class RelativeConvolutionalAttention(SoftmaxConfig):
         return RelativeConvolutionalMixer(self, width, place, rngs)
 
 
-class RelativeConvolutionalMixer(SoftmaxAttention):
+class RelativeConvolutionalMixer(ConvolvedAttention):
     """The module of `RelativeConvolutionalAttention`."""
 
     config: Any
@@ -84,24 +83,6 @@ class RelativeConvolutionalMixer(SoftmaxAttention):
             self.content = parameter(jnp.zeros((heads, dim)), "h k", decay=False)
             self.by_distance = parameter(jnp.zeros((config.maximum, heads, dim)), "t h k", decay=False)
             self.of_distance = parameter(jnp.zeros((config.maximum, heads)), "t h", decay=False)
-
-    def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
-        with streaming(Stream(context)):
-            return super().__call__(x, context)
-
-    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> Any:
-        """Returns a cache of one slot per token, and the last inputs of the convolutions."""
-        cache, taps = super().init_state(batch_size, max_length, dtype), self.config.kernel - 1
-        maps = {"query": self.query, "key": self.key, "value": self.value}
-        parts = {name: jnp.zeros((batch_size, taps, one.kernel.shape[-1]), dtype) for name, one in maps.items()}
-        return cache, parts
-
-    def extend(self, x: Float[Array, "b t d"], state: Any, context: Context = Context()) -> tuple[MixerOutput, Any]:
-        cache, parts = state
-        stream = Stream(cache.cursor.read(context, *x.shape[:2])[0], RecurrentState(parts, cache.cursor))
-        with streaming(stream):
-            out, cache = super().extend(x, cache, context)
-        return out, (cache, stream.after)
 
     def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
         bias = self._bias(x, q, k, fields)

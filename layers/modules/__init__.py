@@ -3,6 +3,7 @@
 from recollect.configuration import exported_names
 from recollect.layers.modules.decays import (
     LogSigmoidDecay,
+    LowerBound,
     StepDecay,
     alibi_slopes,
     inverse_softplus,
@@ -21,6 +22,7 @@ from recollect.layers.modules.feature_maps import (
     Taylor,
 )
 from recollect.layers.modules.gates import (
+    BlockDiagonal,
     HeadNormalization,
     Interpolation,
     LowRank,
@@ -46,6 +48,7 @@ from recollect.layers.modules.norms import LayerNorm, LayerNormalization, NormCo
 from recollect.layers.modules.positions import LRPE, LearnedPositions, Placement, PositionsConfig, PositionTable, Rotary
 from recollect.layers.modules.rotary_scaling import LinearScaling, Llama3Scaling, NTKScaling, RotaryScaling, YaRN
 from recollect.layers.modules.score_biases import Alibi, BucketBias, DistanceBias, RelativeBias, ScoreBias
+from recollect.layers.modules.selectors import MeanBlocks, Selector
 from recollect.layers.modules.short_convolution import CausalConvolution
 from recollect.layers.modules.stabiliser import running_maximum
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from recollect.layers.mixer import Place
 from recollect.layers.modules.gates import in_fp32
 from recollect.layers.modules.linear import parameter
 
@@ -80,3 +81,19 @@ class LogSigmoidDecay(nnx.Module):
         """Returns log a, fp32."""
         logits = in_fp32(self.projection(x)).reshape(*x.shape[:2], self.heads, -1)
         return jax.nn.log_sigmoid(logits) / self.temperature
+
+
+class LowerBound(nnx.Module):
+    """log f = log(lower + (1 - lower) sigmoid(logits)), with a learned lower bound that starts at l / L in layer l of L
+    (HGRN; Qin et al. 2023, section 3.3). The first layer's starts, and stays, at `SMALLEST`: no bound."""
+
+    SMALLEST = 1e-6
+
+    def __init__(self, shape: tuple[int, ...], dims: str, place: Place):
+        share = jnp.clip(jnp.asarray(place.index) / place.depth, self.SMALLEST, 1 - self.SMALLEST)
+        self.logit = parameter(jnp.broadcast_to(jnp.log(share) - jnp.log1p(-share), shape), dims, decay=False)
+
+    def __call__(self, logits: Float[Array, "b t *f"]) -> Float[Array, "b t *f"]:
+        lower = self.logit[...].astype(logits.dtype)
+        free = jax.nn.log_sigmoid(-lower) + jax.nn.log_sigmoid(logits)
+        return jnp.logaddexp(jax.nn.log_sigmoid(lower), free)

@@ -142,3 +142,18 @@ class Interpolation(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"], previous: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         return x + (previous - x) * self.mix[...].astype(x.dtype)
+
+
+class BlockDiagonal(nnx.Module):
+    """W x + b, with a block of W per head."""
+
+    def __init__(self, channels: int, heads: int, rngs: nnx.Rngs):
+        dim = channels // heads
+        init = normal(dim**-0.5)
+        self.kernel = parameter(init(rngs.params(), (heads, dim, dim), jnp.float32), "h k v")
+        self.bias = parameter(jnp.zeros(channels), "f")
+
+    def __call__(self, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
+        heads = x.reshape(*x.shape[:2], self.kernel.shape[0], -1)
+        y = jnp.einsum("bthk,hkv->bthv", heads, self.kernel[...].astype(x.dtype))
+        return y.reshape(x.shape) + self.bias[...].astype(x.dtype)

@@ -190,7 +190,7 @@ def _bounds(
                 every & _no_padding(fields[SEGMENTS], tile, axis),
             )
     xp = jnp if isinstance(some, jax.Array) or isinstance(every, jax.Array) else np
-    shape = np.broadcast_shapes(np.shape(some), np.shape(every), (1, *counts))
+    shape = jnp.broadcast_shapes(np.shape(some), np.shape(every), (1, *counts))
     return xp.broadcast_to(some, shape), xp.broadcast_to(every, shape)
 
 

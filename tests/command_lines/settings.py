@@ -10,6 +10,11 @@ def prepare(folder):
     write_run(folder / "runs/b", rate=1e-2, accuracy=0.8)
     (write_run(folder / "runs/unfinished") / "result.json").unlink()
     (folder / "empty").mkdir()
+    experiment = "from recollect.experiments.mqar import attention"
+    study = (
+        "from recollect.experiments.study import Study\n\n\ndef study() -> Study:\n    return Study((attention(),))\n"
+    )
+    (folder / "my study.py").write_text(f"{experiment}\n{study}")
 
 
 def shown(overrides: str, text: str) -> tuple[str, int, str]:
@@ -88,7 +93,7 @@ LINES = [
     refused(f"{PATTERN}.1=AdamW", "AdamW is no MixerConfig; there are "),
     refused(f"{PATTERN}.1=Atention", "did you mean Attention"),
     refused("model.norm=None", "; there are LayerNorm, RMSNorm"),
-    refused("model.mlp=RMSNorm", "; there are GELU, SwiGLU"),
+    refused("model.mlp=RMSNorm", "; there are GELU"),
     refused("model.mlp=os:system", "a value that names code is refused"),
     refused("model.dtype=fp8", "Literal['float32', 'bfloat16']"),
     refused("name=../../x", "must be usable as the name of a folder"),
@@ -115,6 +120,9 @@ LINES = [
     ("compare empty", 2, "empty holds no run: give run folders, folders that hold runs, or globs of them"),
     ("compare runs/unfinished", 2, "is not finished"),
     ("compare runs/a run.steps=3", 2, "run.steps=3 names no folder"),
+    # commands that are suggested have quoted paths
+    ("train 'my study.py'", 2, "no experiment: use `recollect compare 'my study.py'`"),
+    ("train 'my study.py:study'", 2, "use `recollect compare 'my study.py:study' --only mqar.attention`"),
     # describe, bench
     ("describe mqar.attention --no-compile model.width=8", 0, "operations on cpu"),
     ("describe mqar.attention --no-compile --target h100", 2, "give one of the two"),

@@ -45,6 +45,10 @@ def test_mistakes(capsys, runs, tmp_path):  # noqa: F811
     asked = ["export", runs / "recall", tmp_path / "out", "--format", "huggingface"]
     assert "stands in the way of a Hugging Face export" in refused(capsys, asked)
     assert "shard_bytes=0" in refused(capsys, [*asked, "--shard-bytes", 0])
+    programs = ["export", runs / "text", tmp_path / "out", "--format", "stablehlo", "--max-length"]
+    assert "max_length=1: must be from 2 to" in refused(capsys, [*programs, 1])
     assert "nor an export" in refused(capsys, ["import", tmp_path, tmp_path / "out"])
     assert "there is no run folder" in refused(capsys, ["import", tmp_path / "nothing", tmp_path / "out"])
     assert not (tmp_path / "out").exists()
+    assert command([*programs, 8]) == 0
+    assert "step.bin" in capsys.readouterr().out

@@ -15,12 +15,14 @@ from recollect.configuration import (
     get_field,
     to_json,
 )
+from recollect.configuration.field_hints import MEANINGS
+from recollect.experiments.registry import load
 from recollect.layers import Landmark, LinearAttention, SlidingWindow
 from recollect.layers.modules.feature_maps import Hedgehog, Relu, Taylor
 from recollect.layers.modules.mlp import GELU
 from recollect.layers.modules.positions import LearnedPositions, Rotary
 from recollect.models import Stage
-from tests.configuration.examples import mixed
+from tests.configuration.examples import EXAMPLES, mixed
 
 
 def changed(*arguments: str) -> dict:
@@ -279,3 +281,11 @@ def test_configs_are_frozen_and_typed():
         config.model.width = 3
     with pytest.raises(TypeError, match="heads"):
         LinearAttention(heads="a")
+
+
+def test_names_of_other_codebases_mean_fields_that_exist():
+    configs = [*EXAMPLES.values(), *(load(name, "experiment") for name in ("pretrain.based_30m", "mqar.window"))]
+    paths = {path for config in configs for path in chz.beta_to_blueprint_values(config)}
+    names = [name for names in MEANINGS.values() for name in names.split()]
+    assert not [field for field in MEANINGS if not any(path == field or path.endswith(f".{field}") for path in paths)]
+    assert len(names) == len(set(names)) > 100

@@ -29,7 +29,8 @@ def test_back_from_json_it_is_the_same(name):
 
 def test_json_holds_names_and_values_only():
     data = to_json(Rotary(base=10.0))
-    assert data == {"schema_version": 1, "class": "Rotary", "base": 10.0, "fraction": 1.0, "layout": "half"}
+    fields = {"base": 10.0, "fraction": 1.0, "layout": "half", "scaling": None}
+    assert data == {"schema_version": 1, "class": "Rotary", **fields}
 
 
 def test_whole_numbers_become_floats_where_a_float_belongs():

@@ -19,6 +19,7 @@ from recollect.layers.mixer import MixerConfig
 from recollect.layers.modules import feature_maps
 from recollect.layers.modules.positions import LearnedPositions, Rotary
 from recollect.layers.modules.score_biases import Alibi, RelativeBias
+from recollect.layers.modules.selectors import MeanBlocks
 from recollect.models.language_model import state_bytes
 
 VARIANTS: dict[str, list[MixerConfig]] = {
@@ -35,6 +36,10 @@ VARIANTS: dict[str, list[MixerConfig]] = {
             window=5, heads=2, sinks="first", first=3, positions=Rotary(fraction=0.5, layout="interleaved")
         ),
     ],
+    "BlockSelection": [
+        layers.BlockSelection(heads=4, key_heads=2, retrieve=MeanBlocks(block=4, top=2), positions=Rotary()),
+    ],
+    "PathAttention": [layers.PathAttention(heads=4, key_heads=2, rank=6, kernel=2)],
     "GatedAttention": [layers.GatedAttention(heads=4, key_heads=2, gate="head", positions=Rotary(fraction=0.5))],
     "DifferentialAttention": [layers.DifferentialAttention(heads=4, key_heads=2, positions=Rotary())],
     "ForgettingAttention": [layers.ForgettingAttention(heads=4, key_heads=2, query_key_norm=True)],
@@ -79,6 +84,7 @@ VARIANTS: dict[str, list[MixerConfig]] = {
     "DeltaProduct": [layers.DeltaProduct(heads=2, key_heads=1, steps=3, decays=False)],
     "Mamba2": [layers.Mamba2(heads=4, key_heads=2, key_dim=5, value_dim=3)],
     "GatedLinearAttention": [layers.GatedLinearAttention(heads=2, key_dim=5, kernel=3)],
+    "RGLRU": [layers.RGLRU(heads=2, channels=12, kernel=2)],
     "HGRN2": [layers.HGRN2(heads=4, kernel=4, lower_bounds=False)],
     "Retention": [layers.Retention(heads=2, positions=None, key_dim=5)],
     "Lightning": [

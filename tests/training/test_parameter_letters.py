@@ -5,7 +5,7 @@ import chz
 import jax.numpy as jnp
 import pytest
 
-from recollect.layers import Mixer, MixerConfig, RecurrentConfig
+from recollect.layers import HGRN, RGLRU, MinGRU, Mixer, MixerConfig, RecurrentConfig
 from recollect.layers.modules import LayerNorm, LearnedPositions, SwiGLU, parameter
 from recollect.models import FunctionalModel, LanguageModel, flatten, repeat
 from recollect.training.experiment import Mesh
@@ -23,6 +23,8 @@ EXPECTED = {
     "layer.mixer.content": ("tensor -", False, False),
     "layer.mixer.convolution.bias": ("-", False, False),
     "layer.mixer.convolution.taps": ("- tensor", False, True),
+    "layer.mixer.direction.convolution.taps": ("- tensor", False, True),
+    "layer.mixer.direction.kernel": ("fsdp tensor", True, True),
     "layer.mixer.down.kernel": ("fsdp -", True, True),
     "layer.mixer.filter.down.bias": ("-", False, False),
     "layer.mixer.filter.down.kernel": ("fsdp tensor", True, True),
@@ -49,6 +51,7 @@ EXPECTED = {
     "layer.mixer.key_features.bias": ("tensor -", False, False),
     "layer.mixer.key_features.kernel": ("tensor - -", True, True),
     "layer.mixer.key_norm.gain": ("-", False, False),
+    "layer.mixer.key_up.kernel": ("fsdp tensor", True, True),
     "layer.mixer.kind_router.kernel": ("fsdp -", False, True),
     "layer.mixer.norm.gain": ("-", False, False),
     "layer.mixer.of_distance": ("fsdp tensor", False, False),
@@ -73,10 +76,13 @@ EXPECTED = {
     "layer.mixer.sinks": ("-", False, False),
     "layer.mixer.skip": ("-", False, False),
     "layer.mixer.start": ("", False, False),
+    "layer.mixer.strength.bias": ("-", False, False),
+    "layer.mixer.strength.kernel": ("fsdp tensor", True, True),
     "layer.mixer.value.bias": ("-", False, False),
     "layer.mixer.value.convolution.bias": ("-", False, False),
     "layer.mixer.value.convolution.taps": ("- tensor", False, True),
     "layer.mixer.value.kernel": ("fsdp tensor", True, True),
+    "layer.mixer.value_up.kernel": ("fsdp tensor", True, True),
     "layer.mixer.vectors": ("- -", False, False),
     "layer.mixer_norm.bias": ("-", False, False),
     "layer.mixer_norm.gain": ("-", False, False),
@@ -117,7 +123,7 @@ def test_sharding_muon_and_decay_are_those_of_the_names(models):
     mesh = make_mesh(Mesh(fsdp=2, tensor=2))
     seen = set()
     for case, model in models.items():
-        if isinstance(CASES[case], RecurrentConfig):
+        if isinstance(CASES[case], RecurrentConfig | HGRN | MinGRU | RGLRU):
             continue  # made with letters from the start
         shardings = flatten(params_sharding(model.abstract_params(), model.tags("dims"), mesh))
         labels, decays = flatten(Muon().labels(model)), flatten(model.tags("decay"))

@@ -7,6 +7,7 @@ one too many in a row is kept, so that `python main.py replay DIR` can run it ag
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from recollect.models.functional import Params
@@ -57,7 +58,7 @@ def keep_failure(run: RunState, params: Params) -> None:
         f"  stopped: {experiment.run.stop_after_nonfinite} steps in a row, "
         f"up to step {progress.failed_at:,}, are not finite: {sentence}"
     )
-    run.log(f"  to take that step again: python main.py replay {folder}")
+    run.log(f"  to take that step again: python main.py replay {shlex.quote(str(folder))}")
 
 
 def roll_back(run: RunState, spike: int) -> None:

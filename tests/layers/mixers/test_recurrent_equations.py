@@ -11,7 +11,7 @@ from flax import nnx
 
 from recollect import layers
 from recollect.layers.mixer import Place
-from recollect.layers.recurrent import RecurrentMixer
+from recollect.layers.recurrent import RecurrentMixer, StreamMixer
 from recollect.models import flatten
 from recollect.pallas_kernels.dispatch import preferred_backend
 
@@ -232,7 +232,7 @@ def gated_linear_attention(w, x, config):
 def hgrn2(w, x, config):
     h = config.heads
     q, f, v = (split(w.linear(name, x), h) for name in ("query", "key", "value"))
-    lower = sigmoid(w["lower"])
+    lower = sigmoid(w["lower.logit"])
     f = lower + (1 - lower) * sigmoid(f)
     o = loop(lambda s, b, t, i: f[b, t, i][:, None] * s + np.outer(1 - f[b, t, i], v[b, t, i]), silu(q), f, v)
     return (rms(o, axis=(-2, -1)) * w["norm.gain"]).reshape(B, T, -1)
@@ -294,6 +294,44 @@ def rwkv7(w, x, config):
     return o.reshape(B, T, -1) * w.low_rank("gate", shifted["g"], sigmoid)
 
 
+def channels(a, b):
+    """h_t = a_t h_{t-1} + b_t."""
+    h, state = np.zeros_like(b), np.zeros_like(b[:, 0])
+    for t in range(T):
+        state = a[:, t] * state + b[:, t]
+        h[:, t] = state
+    return h
+
+
+def hgrn(w, x, config):
+    lower = sigmoid(w["lower.logit"])
+    f = lower + (1 - lower) * sigmoid(w.linear("forget", x))
+    h = channels(f, (1 - f) * silu(w.linear("input", x)))
+    return w.gated(h[:, :, None], x, silu)
+
+
+def min_gru(w, x, config):
+    z = sigmoid(w.linear("update", x))
+    return channels(1 - z, z * w.linear("candidate", x))
+
+
+def rg_lru(w, x, config):
+    u, taps = w.linear("input", x), w["convolution.taps"]
+    convolved = np.zeros_like(u) + w["convolution.bias"]
+    for lag, tap in enumerate(taps):
+        convolved[:, lag:] += tap * u[:, : T - lag]
+
+    def gate(name):
+        y = np.einsum("bthk,hkv->bthv", split(convolved, config.heads), w[f"gates.{name}.kernel"]).reshape(u.shape)
+        return sigmoid(y + w[f"gates.{name}.bias"])
+
+    a = np.exp(-8 * softplus(w["rate"]) * gate("recurrence"))
+    root = np.sqrt(1 - a**2)
+    root[:, 0] = 1
+    h, g = channels(a, root * gate("input") * convolved), w.linear("gate", x)
+    return 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))) * h
+
+
 MODELS = {
     "DeltaNet": (layers.DeltaNet(heads=2), delta_net),
     "DeltaNet, gated, eigenvalues to -1": (
@@ -318,6 +356,9 @@ MODELS = {
     "TransNormerLLM": (layers.Lightning(heads=4, form="transnormer"), lightning),
     "TransNormerLLM, the paper's decay": (layers.Lightning(heads=4, form="transnormer", decay="paper"), lightning),
     "mLSTM": (layers.MLSTM(heads=2), mlstm),
+    "HGRN": (layers.HGRN(), hgrn),
+    "minGRU": (layers.MinGRU(expansion=2.0), min_gru),
+    "RG-LRU (Griffin)": (layers.RGLRU(heads=3), rg_lru),
     "RWKV-7": (layers.RWKV7(heads=2, rank=5), rwkv7),
 }
 
@@ -335,21 +376,24 @@ def test_the_mixer_is_its_papers_equation(name):
     config, equation = MODELS[name]
     module = built(config)
     weights = Weights(module)
-    expected = equation(weights, X, config) @ weights["output.kernel"]
+    expected = weights.linear("output", equation(weights, X, config))
     with jax.enable_x64(True), preferred_backend("reference"):
         result = np.asarray(module(jnp.asarray(X, jnp.float64)).hidden)
     assert result.dtype == np.float64
     error = np.abs(result - expected).max() / np.sqrt((expected**2).mean())
     print(f"\n| {name:<52} | {error:.1e} |", end="")
     assert error < 1e-10
-    changed = equation(weights, np.where(np.arange(T)[:, None] == 3, 2 * X, X), config) @ weights["output.kernel"]
+    changed = weights.linear("output", equation(weights, np.where(np.arange(T)[:, None] == 3, 2 * X, X), config))
     assert np.abs(changed - expected)[:, 4:].max() > 1e-3, "later outputs must depend on what was stored"
 
 
 def test_every_recurrent_mixer_is_here():
     modules = [config.build(D, Place(0, 1), nnx.Rngs(params=jax.random.key(0))) for config, _ in MODELS.values()]
-    recurrent = {
-        value for value in vars(layers).values() if isinstance(value, type) and issubclass(value, RecurrentMixer)
-    }
-    bases = {RecurrentMixer, layers.DeltaRuleMixer, layers.LinearAttentionMixer}  # test_linear_attention.py has its own
+    recurrent = {value for value in vars(layers).values() if isinstance(value, type) and issubclass(value, StreamMixer)}
+    bases = {
+        StreamMixer,
+        RecurrentMixer,
+        layers.DeltaRuleMixer,
+        layers.LinearAttentionMixer,
+    }  # test_linear_attention.py has its own
     assert {type(module) for module in modules} == recurrent - bases

@@ -147,7 +147,30 @@ PUBLISHED = {
     | LOW_RANK_DECAY
     | {"decay.projection.up.bias": lambda values: constant(values, 0)},
     layers.HGRN2(): PROJECTIONS
-    | {"norm.gain": lambda values: constant(values, 1), "lower": lambda values: constant(values, math.log(1 / 3))},
+    | {
+        "norm.gain": lambda values: constant(values, 1),
+        "lower.logit": lambda values: constant(values, math.log(1 / 3)),
+    },
+    layers.HGRN(): ONES
+    | {f"{name}.kernel": linear for name in ("input", "forget", "gate.projection")}
+    | {"output.kernel": output, "lower.logit": lambda values: constant(values, math.log(1 / 3))},
+    layers.MinGRU(): {
+        "update.kernel": linear,
+        "candidate.kernel": linear,
+        "output.kernel": output,
+        "update.bias": lambda values: constant(values, 0),
+    },
+    layers.RGLRU(): {
+        "input.kernel": linear,
+        "gate.kernel": linear,
+        "output.kernel": output,
+        "convolution.taps": taps,
+        "convolution.bias": taps,
+        "rate": lambda values: uniform(np.exp(-2 * np.log1p(np.exp(values))), 0.9**2, 0.999**2),
+    }
+    | {f"{name}.bias": lambda values: constant(values, 0) for name in ("input", "gate", "output")}
+    | {f"gates.{name}.kernel": lambda values: normal(values, 12**-0.5) for name in ("input", "recurrence")}
+    | {f"gates.{name}.bias": lambda values: constant(values, 0) for name in ("input", "recurrence")},
     layers.MLSTM(): PROJECTIONS
     | GATE
     | ONES
@@ -185,11 +208,12 @@ def test_first_values_are_the_published_ones(config):
 
 def test_every_recurrent_mixer_is_here():
     recurrent = {cls for cls in layers.MIXERS if issubclass(cls, layers.RecurrentConfig)}
+    recurrent |= {layers.HGRN, layers.MinGRU, layers.RGLRU}
     assert {type(config) for config in PUBLISHED} == recurrent
 
 
 def test_first_layers_forget_without_bounds_and_last_layers_almost_never():
-    first, last = (draws(layers.HGRN2(), Place(index, 4))["lower"] for index in (0, 3))
+    first, last = (draws(layers.HGRN2(), Place(index, 4))["lower.logit"] for index in (0, 3))
     assert (1 / (1 + np.exp(-first)) < 2e-6).all() and np.allclose(1 / (1 + np.exp(-last)), 0.75)
     shares = [draws(layers.Lightning(), Place(index, 4))["depth_share"][0] for index in (0, 3)]
     assert shares == [0, 1]
@@ -214,6 +238,9 @@ def test_first_layers_forget_without_bounds_and_last_layers_almost_never():
         (lambda: layers.RWKV7(heads=48), "heads=48: RWKV7 needs at least 2 key dimensions per head; got 1"),
         (lambda: layers.Retention(heads=48), "Rotary.* too few of a head's 1"),
         (lambda: layers.Lightning(heads=0), "heads=0: must be at least 1"),
+        (lambda: layers.RGLRU(heads=5), "heads=5 does not divide the 48 channels"),
+        (lambda: layers.RGLRU(channels=0), "channels=0: must be at least 1"),
+        (lambda: layers.MinGRU(expansion=0.0), r"expansion=0\.0: must be positive"),
     ],
 )
 def test_impossible_settings(make, message):

@@ -14,7 +14,7 @@ from flax import nnx
 from recollect import layers
 from recollect.configuration import UserError
 from recollect.layers.mixer import Place
-from recollect.layers.modules import Rotary
+from recollect.layers.modules import MeanBlocks, Rotary
 
 T, WIDTH = 11, 16
 X = np.random.default_rng(0).normal(size=(1, T, WIDTH))
@@ -200,6 +200,8 @@ def test_relative_convolutional_attention_starts_as_published():
         (lambda: layers.DifferentialAttention(heads=16).build(16, Place(), nnx.Rngs(0)), r"halves a head's 1 dim"),
         (lambda: layers.LatentAttention(heads=3).build(16, Place(), nnx.Rngs(0)), r"heads=3 does not divide .* 16"),
         (lambda: layers.LatentAttention(rotary_dim=3), r"rotary_dim=3: must be even"),
+        (lambda: layers.PathAttention(positions=Rotary()), r"positions=Rotary: PathAttention has positions"),
+        (lambda: MeanBlocks(top=0), r"top=0: must be at least 1"),
         (lambda: layers.LatentAttention(rank=0), r"rank=0: must be at least 1"),
         (lambda: layers.RelativeConvolutionalAttention(positions=Rotary()), r"positions=Rotary beside relative=True"),
         (lambda: layers.RelativeConvolutionalAttention(kernel=0), r"kernel=0: a convolution needs at least 1 tap"),
@@ -208,3 +210,49 @@ def test_relative_convolutional_attention_starts_as_published():
 def test_settings_that_cannot_be(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize("top", [1, 2, 3])
+def test_block_selection_is_moba(top):
+    selector = MeanBlocks(block=2, top=top)
+    module = built(layers.BlockSelection(heads=4, key_heads=2, retrieve=selector))
+    x = X[0]
+    q, k, v = heads(module.query, x, 4), heads(module.key, x, 2), heads(module.value, x, 2)
+    o = []
+    for h in range(4):
+        g, out = h // 2, np.zeros((T, 4))
+        for i in range(T):
+            past = range(i // 2)
+            fit = {n: q[i, h] @ (k[2 * n, g] + k[2 * n + 1, g]) / 2 for n in past}
+            picked = {i // 2, *sorted(past, key=fit.get)[len(past) - min(top - 1, len(past)) :]}
+            seen = [j for j in range(i + 1) if j // 2 in picked]
+            out[i] = softmax(np.array([q[i, h] @ k[j, g] / 2 for j in seen])) @ v[seen, g]
+        o.append(out)
+    assert_equal(module, linear(module.output, np.concatenate(o, axis=-1)))
+
+
+def test_block_selection_with_all_blocks_is_attention():
+    config = layers.BlockSelection(heads=2, retrieve=MeanBlocks(block=2, top=9))
+    module, plain = built(config), built(layers.Attention(heads=2))
+    np.testing.assert_allclose(module(jnp.asarray(X, jnp.float32)).hidden, plain(jnp.asarray(X, jnp.float32)).hidden)
+
+
+def test_path_attention():
+    module = built(layers.PathAttention(heads=4, key_heads=2, rank=5))
+    x = X[0]
+    q, k, v = heads(module.query, x, 4), heads(module.key, x, 2), heads(module.value, x, 2)
+    y, taps = linear(module.direction, linear(module.down, x)), w(module.direction.convolution.taps)
+    y = np.stack([sum(taps[n] * y[t - n] for n in range(3) if t >= n) for t in range(T)])
+    y = (y / (1 + np.exp(-y))).reshape(T, 2, 4)
+    directions = y / np.sqrt(np.sum(y**2, axis=-1, keepdims=True) + 1e-6)
+    beta = 2 / (1 + np.exp(-linear(module.strength, x)))
+
+    def score(i, j, h):
+        key = k[j, h // 2]
+        for m in range(j + 1, i + 1):
+            one = directions[m, h // 2]
+            key = key - beta[m, h // 2] * one * (one @ key)
+        return q[i, h] @ key / 2
+
+    o = [attended(lambda i, j, h=h: score(i, j, h), v[:, h // 2]) for h in range(4)]
+    assert_equal(module, linear(module.output, np.concatenate(o, axis=-1)))

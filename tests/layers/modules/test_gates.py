@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from recollect.layers.modules import (
+    BlockDiagonal,
     HeadNormalization,
     Interpolation,
     Linear,
@@ -55,6 +56,15 @@ def test_low_rank(activation):
     inner = {"none": lambda x: x, "tanh": np.tanh, "sigmoid": sigmoid}[activation](X @ down)
     assert_close(low(f32(X)), inner @ up + np.arange(6))
     assert down.shape == (12, 2) and [part.kernel.dims for part in (low.down, low.up)] == ["d u", "u hk"]
+
+
+def test_block_diagonal():
+    blocks = BlockDiagonal(12, 3, rngs())
+    blocks.bias[...] = jnp.arange(12.0)
+    whole = np.zeros((12, 12))
+    for head, block in enumerate(np.asarray(blocks.kernel[...], np.float64)):
+        whole[4 * head : 4 * head + 4, 4 * head : 4 * head + 4] = block
+    assert_close(blocks(f32(X)), X @ whole + np.arange(12))
 
 
 def test_strength():

@@ -35,7 +35,7 @@ def _decode(value: Any, path: str) -> Any:
         return value
     if "class" not in value:
         raise UserError(f"{path}: an object without a 'class'")
-    cls = config_class(value["class"]) if isinstance(value["class"], str) else None
+    cls = _class_of(value["class"]) if isinstance(value["class"], str) else None
     if cls is None:
         raise UserError(f"{path}: 'class' is not a name")
     fields = chz.chz_fields(cls)
@@ -52,6 +52,13 @@ def _decode(value: Any, path: str) -> Any:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {str(error).replace(' X_', ' ')}") from error
+
+
+def _class_of(name: str) -> type[Config]:
+    try:
+        return config_class(name)
+    except UserError as error:
+        raise UserError(f"{error}; if it is a class of your own, name its file with --with FILE.py") from error
 
 
 def _is_float(annotation: Any) -> bool:

@@ -15,9 +15,8 @@ def prepare(folder):
     (folder / "imports.py").write_text("\nimport helper\n")
     (folder / "helper.py").write_text("\n\nraise RuntimeError('not today')\n")
     (folder / "missing.py").write_text("import not_there\n")
-    (folder / "clash.py").write_text(
-        "import chz\nfrom recollect.layers import MixerConfig\n\n\n@chz.chz\nclass Attention(MixerConfig):\n    pass\n"
-    )
+    shift = "import chz\nfrom recollect.layers import MixerConfig\n\n\n@chz.chz\nclass Shift(MixerConfig):\n    pass\n"
+    (folder / "clash.py").write_text(shift)
     (folder / "notes.txt").write_text("x")
     (folder / "folder.py").mkdir()
     (folder / "taken.py").write_text("mine = 1\n")
@@ -65,7 +64,7 @@ LINES = [
     ("train mqar.attention --with notes.txt", 2, "notes.txt is not a Python file: its name does not end in .py"),
     ("train mqar.attention --with nowhere.py", 2, "there is no file nowhere.py"),
     ("train mqar.attention --with broken.py", 2, "broken.py fails at line 2"),
-    ("train mqar.attention --with clash.py model.stages.0.pattern.1=Attention", 2, "rename one of them"),
+    ("train mqar.attention --with my_file.py --with clash.py model.stages.0.pattern.1=Shift", 2, "rename one of them"),
     ("train mqar.attention model.stages.0.pattern.1=Shift", 2, "there is no config class named 'Shift'"),
     # runs that were trained with files of somebody's
     (

@@ -9,6 +9,7 @@ import pytest
 
 from recollect import main
 from recollect.configuration import known_configs, python_files
+from recollect.training.user_code import run_recorded
 from tests.commands import own_files
 
 
@@ -111,6 +112,20 @@ def test_a_helper_that_the_record_leaves_out_is_not_run(capsys, trained, folder)
     code, _, err = run(capsys, "evaluate", "run")
     assert code == 2 and "helpers.py" in err and "is not among the files that the run was trained with" in err
     assert not (folder / "ran").exists() and "Shift" not in known_configs()
+
+
+def test_a_run_without_a_record_asks_for_the_file(capsys, trained, folder):
+    (folder / "run" / "user_code.json").unlink()
+    code, _, err = run(capsys, "evaluate", "run")
+    assert code == 2 and err.count("\n") == 1 and "if it is a class of your own, name its file with --with FILE" in err
+    assert run(capsys, "evaluate", "run", "--with", trained / "my_file.py")[0] == 0
+
+
+def test_a_failed_step_in_the_folder_has_the_runs_code(folder):
+    (folder / "run" / "failures" / "10").mkdir(parents=True)
+    assert "Shift" not in known_configs()
+    run_recorded(folder / "run" / "failures" / "10")
+    assert "Shift" in known_configs()
 
 
 def test_a_damaged_record_is_one_line(capsys, folder):

@@ -39,7 +39,9 @@ def test_every_experiments_fields_are_explained(name):
 
 
 def test_every_config_class_of_the_project_says_what_it_is():
-    assert not [name for name, cls in known_configs().items() if chz.chz_fields(cls) and not cls.__doc__]
+    ours = {name: cls for name, cls in known_configs().items() if cls.__module__.startswith("recollect.")}
+    assert len(ours) > 50
+    assert not [name for name, cls in ours.items() if chz.chz_fields(cls) and not cls.__doc__]
 
 
 def test_no_compile_leaves_the_compilation_out(capsys):

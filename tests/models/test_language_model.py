@@ -180,4 +180,4 @@ def test_bf16_activations_and_fp32_logits():
     assert 1e-4 < error(logits, FULL(PARAMS, TOKENS, Context())) < 0.1  # four layers of 8-bit products
     state = jax.eval_shape(lambda: low.bind(PARAMS).init_state(1, 9))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.layers[0].keys)} == {jnp.dtype("bfloat16")}
-    assert state.layers[1].memory.dtype == jnp.float32
+    assert state.layers[1].parts["memory"].dtype == jnp.float32

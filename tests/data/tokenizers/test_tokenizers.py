@@ -154,8 +154,8 @@ def test_tokenizers_that_cannot_be_had(tmp_path):
 
 
 def test_byte_alphabet_is_the_library_s():
-    assert set(huggingface._byte_alphabet()) == set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    assert set(huggingface.byte_alphabet()) == set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     split = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     for byte, raw in ((byte, chr(byte)) for byte in range(128)):
-        assert huggingface._byte_alphabet()[split.pre_tokenize_str(raw)[0][0]] == byte
+        assert huggingface.byte_alphabet()[split.pre_tokenize_str(raw)[0][0]] == byte
     assert open_tokenizer("bytes").start == START

@@ -184,6 +184,8 @@ def _call(node: ast.AST) -> tuple[str, dict[str, str]] | None:
         return node.id, {}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id[:1].isupper():
         arguments = {str(keyword.arg): _text(keyword.value) for keyword in node.keywords}
+        if len(arguments) < len(node.keywords):
+            raise UserError(f"{ast.unparse(node)}: a field is set twice")
         return None if node.args or "None" in arguments else (node.func.id, arguments)  # **x has no name
     return None
 

@@ -7,6 +7,7 @@ import difflib
 import chz
 
 from recollect.configuration.base import Config
+from recollect.configuration.names import nearest
 
 MEANINGS = {
     "optimizer.learning_rate": "lr eta alpha peak_lr max_lr base_lr step_size",
@@ -15,12 +16,12 @@ MEANINGS = {
     "optimizer.clip": "grad_clip clip_grad max_grad_norm gradient_clipping clip_norm grad_norm_clip gradient_clip_val",
     "optimizer.schedule": "lr_schedule lr_scheduler scheduler lr_decay lr_scheduler_type decay_lr",
     "optimizer.final_fraction": "min_lr min_lr_ratio lr_min final_lr_fraction",
-    "optimizer.beta1": "b1 adam_beta1 betas momentum",
+    "optimizer.beta1": "b1 adam_beta1 momentum",
     "optimizer.beta2": "b2 adam_beta2",
     "optimizer.epsilon": "eps adam_eps adam_epsilon",
     "optimizer": "optim opt optimiser",
     "run.steps": "max_steps num_steps n_steps iterations max_iters iters num_iterations train_steps total_steps "
-    "num_train_steps training_steps epochs max_epochs num_epochs",
+    "num_train_steps training_steps",
     "run.batch_size": "bs batch batchsize global_batch_size train_batch_size per_device_train_batch_size "
     "micro_batch_size device_batch_size",
     "run.accumulate": "grad_accum grad_accum_steps gradient_accumulation gradient_accumulation_steps accumulation",
@@ -58,6 +59,39 @@ MEANINGS = {
 }
 """Field, or name of a field wherever it stands -> names that other codebases have for it."""
 
+CLASSES = {
+    "Attention": "mha gqa mqa softmax selfattention multiheadattention causalselfattention full",
+    "SlidingWindow": "local localattention swa slidingwindowattention window",
+    "LinearAttention": "based taylor linear",
+    "Mamba2": "mamba ssd ssm",
+    "Hyena": "hyenaoperator",
+    "Retention": "retnet",
+    "MLSTM": "xlstm lstm",
+    "GatedLinearAttention": "gla",
+    "LatentAttention": "mla",
+    "RWKV7": "rwkv",
+    "Rotary": "rope rotaryembedding rotary_embedding",
+    "LearnedPositions": "learned absolute wpe",
+    "RelativeBias": "t5",
+    "RMSNorm": "rms",
+    "LayerNorm": "ln",
+    "AdamW": "adam",
+}
+"""Config class -> names that other codebases have for it, in lower case."""
+
+_CLASS_OF = {name: cls for cls, names in CLASSES.items() for name in names.split()}
+
+ABSENT = {
+    "there are no epochs: batches are drawn until run.steps, so set run.steps": "epochs max_epochs num_epochs epoch "
+    "num_train_epochs n_epochs",
+}
+"""What to do instead -> names of other codebases for what does not exist here."""
+
+_ABSENT = {name: text for text, names in ABSENT.items() for name in names.split()}
+
+NOTES = {"model.embedding_dropout": "of the embeddings: there is no other dropout"}
+"""What a suggested field is, where its name does not say it."""
+
 _FIELD_OF = {name: field for field, names in MEANINGS.items() for name in names.split()}
 _MOST = 4
 
@@ -71,6 +105,10 @@ def suggestion(config: Config, path: str, value: str) -> str:
     paths = list(chz.beta_to_blueprint_values(config))
     missing = next((name for name in _unknown(path, paths)), path)
     above = path[: path.rindex(missing)].rstrip(".") if missing in path else ""
+    if missing.lower() in _ABSENT:
+        return f"; {_ABSENT[missing.lower()]}"
+    if missing == "betas" and len(betas := value.strip("()[]").split(",")) == 2 and "optimizer.beta2" in paths:
+        return f"; did you mean optimizer.beta1={betas[0].strip()} optimizer.beta2={betas[1].strip()}?"
     places = (
         _places(paths, missing, above)
         or _places(paths, _FIELD_OF.get(missing.lower().replace("-", "_"), ""), above)
@@ -79,7 +117,14 @@ def suggestion(config: Config, path: str, value: str) -> str:
     if len(places) > _MOST:
         name = places[0].rpartition(".")[2]
         places = [f"...{name}"] if all(place.endswith(f".{name}") for place in places) else places[:_MOST]
-    return "; did you mean " + " or ".join(f"{place}={value}" for place in places) + "?" if places else ""
+    meant = (f"{place}={value}{f' ({NOTES[place]})' if place in NOTES else ''}" for place in places)
+    return "; did you mean " + " or ".join(meant) + "?" if places else ""
+
+
+def class_hint(text: str, names: list[str]) -> str:
+    """Returns a did-you-mean ending with classes of `names`, empty where nothing is close."""
+    meant = _CLASS_OF.get(text.lower().replace("-", "_"))
+    return f"; did you mean {meant}?" if meant in names else nearest(text, names)
 
 
 def _unknown(path: str, paths: list[str]) -> list[str]:
@@ -109,7 +154,7 @@ def _nearest(paths: list[str], path: str, name: str, above: str) -> list[str]:
     below = [known for known in paths if known.startswith(f"{above}." if above else "")]
     siblings = dict.fromkeys(known[len(above) :].lstrip(".").split(".")[0] for known in below)
     rest = path[len(above) :].lstrip(".")[len(name) :]
-    close = difflib.get_close_matches(name.lower(), list(siblings), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), list(siblings), n=3, cutoff=0.5 if above else 0.6)
     if close:
         return [f"{above}.{match}{rest}".lstrip(".") for match in close]
     everywhere = {known.rpartition(".")[2]: known for known in reversed(paths)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 import typing
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import chz
 
 from recollect.configuration.base import Config, UserError
+from recollect.configuration.field_hints import class_hint
 from recollect.configuration.names import known_configs, nearest
 
 
@@ -36,15 +38,43 @@ def get_field(config: Config, path: str) -> Any:
 
 def family_at(config: Config, path: str) -> tuple[type[Config], ...]:
     """Returns the config classes that the field at `path` is declared with; () for other fields and unknown ones."""
+    return tuple(_config_types(_annotation(config, path)))
+
+
+def _annotation(config: Config, path: str) -> Any:
+    """Returns what the field at `path` is declared with, for an element what its tuple is; None for unknown ones."""
     parent, _, name = path.rpartition(".")
     try:
         owner = get_field(config, parent) if parent else config
         if isinstance(owner, tuple):
             parent, _, name = parent.rpartition(".")
             owner = get_field(config, parent) if parent else config
-        return tuple(_config_types(chz.chz_fields(owner)[name].final_type))
+        return chz.chz_fields(owner)[name].final_type
     except (UserError, KeyError, TypeError, AttributeError):
-        return ()
+        return None
+
+
+def expected(config: Config, path: str) -> str:
+    """Returns the values that the field at `path` takes in words: "a whole number such as 1000"."""
+    current = None
+    with contextlib.suppress(UserError):
+        current = get_field(config, path)
+    return " or ".join(dict.fromkeys(_in_words(_annotation(config, path), current)))
+
+
+def _in_words(annotation: Any, current: Any) -> Iterator[str]:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        for part in typing.get_args(annotation):
+            yield from _in_words(part, current)
+    elif typing.get_origin(annotation) is typing.Literal:
+        yield " or ".join(map(str, typing.get_args(annotation)))
+    elif typing.get_origin(annotation) is tuple:
+        yield "a tuple, written (a, b)"
+    elif annotation in (int, float):
+        example = f" such as {current}" if type(current) in (int, float) else ""
+        yield ("a whole number" if annotation is int else "a number") + example
+    else:
+        yield {bool: "True or False", str: "text", types.NoneType: "None"}.get(annotation, str(annotation))
 
 
 def _config_types(annotation: Any) -> Iterator[type[Config]]:
@@ -78,8 +108,15 @@ def class_at(config: Config, path: str, place: str, text: str) -> type[Config]:
         return classes[text]
     what = " or ".join(base.__name__ for base in family) or "config"
     why = f"there is no config class named {text!r}"
+    called, bracket, rest = text.partition("(")
+    if bracket and text.count("(") != text.count(")"):
+        raise UserError(f"{path}={text}: a bracket is not closed")
+    if bracket and called in names and (fields := list(chz.chz_fields(classes[called]))):
+        example = f"{called}({fields[0]}={rest.partition(',')[0].rstrip(')')})"
+        raise UserError(f"{path}={text}: values of a class are written with their names, such as {example}")
     if text in classes:
         why = f"{text} is a base of classes" if classes[text] in family else f"{text} is no {what}"
     elif ":" in text:
         why = "a value that names code by module is refused"
-    raise UserError(f"{path}={text}: {why}{nearest(text, names)}; there are {', '.join(names)}")
+    there = f"there are {', '.join(names)}" if len(names) > 1 else f"it takes a {names[0]} only"
+    raise UserError(f"{path}={text}: {why}{class_hint(text, names)}; {there}")

@@ -29,6 +29,8 @@ def apply_overrides(config: T, arguments: list[str], log: Callable[[str], None] 
         path, equals, value = argument.partition("=")
         if not equals or not all(path.removeprefix("...").split(".")) or path.startswith("-"):
             raise UserError(f"cannot read {argument!r}: an override has the form path=value, for example run.steps=400")
+        if path in values and log:
+            log(f"{argument} replaces {path}={values[path].value}")
         values[path] = Castable(value)
     return apply_values(config, values, log)
 
@@ -59,12 +61,10 @@ def apply_values(config: T, values: dict[str, Any], log: Callable[[str], None] |
     try:
         blueprint = chz.Blueprint(type(config)).apply(preset, layer_name="the experiment")
         made = blueprint.apply(swapped, layer_name="the command line").make()
-    except UserError:
-        raise
     except (ExtraneousBlueprintArg, InvalidBlueprintArg, MissingBlueprintArg, TypeError, ValueError) as error:
         from recollect.configuration.override_errors import explain
 
-        raise UserError(explain(config, error, values)) from error
+        raise UserError(explain(config, error, values, preset, swapped)) from error
     if log:
         [log(swap.describe(made, values)) for swap in swaps]
     return made

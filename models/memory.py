@@ -23,8 +23,9 @@ def check_size(model: FunctionalModel, tokens: int, members: int = 1) -> None:
       UserError: that exceeds the memory.
     """
     parameters = count(model.abstract_params()) * members
-    check_memory(2 * 4 * parameters, f"{parameters:,} parameters and their gradients")
-    check_memory(4 * tokens * members * model.config.width, f"one activation of {tokens * members:,} tokens")
+    width, many = model.config.width, tokens * members
+    check_memory(2 * 4 * parameters, f"model.width={width}: {parameters:,} parameters and their gradients")
+    check_memory(4 * many * width, f"one activation of {many:,} tokens")
 
 
 def check_memory(needed: int, what: str) -> None:
@@ -39,8 +40,7 @@ def check_memory(needed: int, what: str) -> None:
 
 
 def device_memory() -> int | None:
-    """Returns the bytes of memory of the local devices: a CPU's is the machine's, or what its control group leaves.
-    None where it is not known."""
+    """Returns the bytes of memory of the local devices (a CPU's: of the machine or control group); None if unknown."""
     devices = jax.local_devices()
     if devices[0].platform != "cpu":
         limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]

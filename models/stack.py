@@ -33,7 +33,7 @@ class Stage(Config):
     @chz.validate
     def _not_empty(self) -> None:
         if not self.pattern:
-            raise UserError("a stage needs at least one mixer in its pattern")
+            raise UserError("pattern=(): a stage needs at least one mixer in its pattern")
 
     @property
     def depth(self) -> int:

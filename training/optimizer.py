@@ -20,8 +20,8 @@ from recollect.training.trained_part import trained_part
 
 Hyperparameters = dict[str, Any]
 
-_positive = requires(lambda value: value > 0, "must be positive")
-_not_negative = requires(lambda value: value >= 0, "must not be negative")
+_positive = requires(lambda value: 0 < value < float("inf"), "must be positive and finite")
+_not_negative = requires(lambda value: 0 <= value < float("inf"), "must not be negative, and finite")
 _below_one = requires(lambda value: 0 <= value < 1, "must be in [0, 1)")
 _share = requires(lambda value: 0 < value <= 1, "the share of the steps that decay must be above 0, at most 1")
 _norm = requires(lambda value: value > 0, "must be positive, or None for no clipping")

@@ -13,8 +13,8 @@ from recollect.configuration.user_paths import path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
-    parser.add_argument("run", type=path)
-    add_overrides(parser)
+    parser.add_argument("run", type=path, help="a run's folder, or an export")
+    add_overrides(parser, "data.evaluation_examples=128")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -11,7 +11,8 @@ from recollect.configuration.user_paths import path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("folder", type=path, help="config.json, model.safetensors and, of text, tokenizer.json")
-    parser.add_argument("out", type=path)
+    parser.add_argument("out", type=path, help="a new folder, or with --overwrite an export")
+    parser.add_argument("--overwrite", action="store_true", help="replace the export that is in OUT")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -19,6 +20,6 @@ def run(options: argparse.Namespace) -> int:
     from recollect.training.checkpoint.load import open_run
 
     run = open_run(options.folder)
-    names = write_safetensors(run, options.out)
+    names = write_safetensors(run, options.out, options.overwrite)
     print("imported: " + ", ".join(str(options.out / name) for name in names))
     return 0

@@ -17,9 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
+    from recollect.configuration import UserError
     from recollect.training.checkpoint.load import open_run
 
+    if not options.folder.is_dir():
+        problem = "is a file" if options.folder.exists() else "is not there"
+        raise UserError(f"{options.folder} {problem}; import reads a folder of Hugging Face's, with config.json")
     run = open_run(options.folder)
-    names = write_safetensors(run, options.out, options.overwrite)
+    names = write_safetensors(run, options.out, overwrite=options.overwrite)
     print("imported: " + ", ".join(str(options.out / name) for name in names))
     return 0

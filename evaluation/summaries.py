@@ -13,8 +13,9 @@ was tried.
 Scores compare within one metric and one task. A task is what a run is evaluated on: its data without the fields that
 change training only, and the slices of its evaluation.
 
-Easy to get wrong: runs of one experiment whose `model` or `data` was overridden are other architectures, not seeds
-(config.json distinguishes them, and the label names what differs).
+Easy to get wrong: runs of one experiment that differ in `model`, `data`, the optimizer's class, or what they begin with
+and train, are other architectures, not seeds (config.json distinguishes them, and the label names what differs); runs
+of one seed count once, with their mean.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recollect.configuration.io import flatten
+from recollect.evaluation.labels import config_fields, label
 from recollect.evaluation.results import RunResult
 
 TRAINING_ONLY = ("mixture", "sequences", "shuffle", "evaluation_examples", "evaluation", "tokenizer", "start_token")
 """Fields of `data` that do not change what is asked (`evaluation` shows in the names of slices)."""
+
+ARCHITECTURE = ("model.", "data.", "run.initialize", "optimizer.frozen")
+"""How the paths begin in which runs of one name are different architectures; the optimizer's class is one too."""
 
 SETTINGS = ("optimizer.", "run.steps", "run.batch_size")
 """How the paths begin by which the settings of one architecture are distinguished."""
@@ -53,12 +57,12 @@ class Summary:
     """Sums up one architecture of a study.
 
     Attributes:
-      label: the experiment's name, with the fields of `model` and `data` in which runs of that name differ.
+      label: the experiment's name, with the fields (see ARCHITECTURE) in which runs of that name differ.
       metric: "accuracy", "bits_per_byte" or "bits_per_token"; best, median, spread and by_slice are in its units.
       best: mean over seeds at the best setting.
       median: median over settings of the means over seeds.
       spread: standard deviation over seeds at the best setting (n - 1 in the denominator); NaN for one seed.
-      seeds: runs at the best setting.
+      seeds: how many were run at the best setting.
       settings, runs, diverged: learning rates tried, runs in all, and how many of them diverged.
       learning_rate: of the best setting.
       chance: accuracy of a guess, or None.
@@ -109,10 +113,12 @@ def group_by_label(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
     """Returns the runs by architecture, in order of first appearance; keys are the labels of `Summary`."""
     architectures: dict[tuple[str, frozenset[tuple[str, str]]], list[RunResult]] = {}
     for run in runs:
-        fields = _fields(run, "model.", "data.")
+        fields = _fields(run, *ARCHITECTURE)
+        if kind := run.config.get("optimizer", {}).get("class"):
+            fields["optimizer"] = json.dumps(kind)
         architectures.setdefault((run.name, frozenset(fields.items())), []).append(run)
     return {
-        _label(name, fields, [other for other_name, other in architectures if other_name == name]): members
+        label(name, fields, [other for other_name, other in architectures if other_name == name]): members
         for (name, fields), members in architectures.items()
     }
 
@@ -137,14 +143,14 @@ def group_by_task(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
     tasks: dict[tuple[str, frozenset[tuple[str, str]]], list[RunResult]] = {}
     for run in runs:
         fields = _fields(run, "data.")
-        asked = {path: value for path, value in fields.items() if path.split(".")[1] not in TRAINING_ONLY}
-        asked |= {"metric": run.metric, "slices": ", ".join(slice_order(run.by_slice))}
-        name = fields.get("data.class", "data").strip('"')
+        asked = {path: value for path, value in fields.items() if f"{path}.".split(".")[1] not in TRAINING_ONLY}
+        asked |= {"metric": json.dumps(run.metric), "slices": json.dumps(", ".join(slice_order(run.by_slice)))}
+        name = json.loads(fields.get("data", '"data"'))
         tasks.setdefault((name, frozenset(asked.items())), []).append(run)
     if len(tasks) == 1:
         return {"": next(iter(tasks.values()))}
     return {
-        _label(name, asked, [other for other_name, other in tasks if other_name == name]): members
+        label(name, asked, [other for other_name, other in tasks if other_name == name]): members
         for (name, asked), members in tasks.items()
     }
 
@@ -160,10 +166,8 @@ def _by_rate(runs: Sequence[RunResult]) -> dict[float, RatePoint]:
     for run in runs:
         rates.setdefault(run.learning_rate, []).append(run)
     best = {rate: best_setting(members) for rate, members in sorted(rates.items())}
-    return {
-        rate: RatePoint(_mean(members), _deviation([run.score for run in members]), len(members))
-        for rate, members in best.items()
-    }
+    scores = {rate: _by_seed(members) for rate, members in best.items()}
+    return {rate: RatePoint(float(np.mean(seeds)), _deviation(seeds), len(seeds)) for rate, seeds in scores.items()}
 
 
 def _edges(settings: list[list[RunResult]], best: list[RunResult]) -> dict[str, str]:
@@ -211,7 +215,8 @@ def _summary(label: str, task: str, runs: list[RunResult]) -> Summary:
     settings, best = _settings(runs), best_setting(runs)
     means = [mean for mean in map(_mean, settings) if not math.isnan(mean)]
     slices = slice_order(name for run in best for name in run.by_slice)
-    by_slice = {name: [run.by_slice.get(name, math.nan) for run in best] for name in slices}
+    by_slice = {name: _by_seed(best, name) for name in slices}
+    scores = _by_seed(best)
     evaluated = {slice_size(name)[0] for name in slices if slice_size(name)}
     lengths = evaluated & best[0].state_bytes.keys() or best[0].state_bytes
     return Summary(
@@ -219,8 +224,8 @@ def _summary(label: str, task: str, runs: list[RunResult]) -> Summary:
         metric=best[0].metric,
         best=_mean(best),
         median=statistics.median(means) if means else math.nan,
-        spread=_deviation([run.score for run in best]),
-        seeds=len(best),
+        spread=_deviation(scores),
+        seeds=len(scores),
         settings=len(settings),
         runs=len(runs),
         diverged=sum(run.status == "diverged" for run in runs),
@@ -251,22 +256,21 @@ def _settings(runs: Sequence[RunResult]) -> list[list[RunResult]]:
 
 
 def _fields(run: RunResult, *starts: str) -> dict[str, str]:
-    """Returns the fields of a run's config whose paths start so, as JSON text."""
-    return {path: value for path, value in flatten(run.config, leaf=json.dumps).items() if path.startswith(starts)}
+    return config_fields(run.config, *starts)
 
 
 def _mean(runs: Sequence[RunResult]) -> float:
-    return float(np.mean([run.score for run in runs]))
+    return float(np.mean(_by_seed(runs)))
+
+
+def _by_seed(runs: Sequence[RunResult], name: str | None = None) -> list[float]:
+    """Returns one score per seed, of the slice `name` or of all: the mean over its runs."""
+    seeds: dict[int, list[float]] = {}
+    for run in runs:
+        score = run.score if name is None else run.by_slice.get(name, math.nan)
+        seeds.setdefault(run.seed, []).append(score)
+    return [float(np.mean(values)) for values in seeds.values()]
 
 
 def _deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-
-
-def _label(name: str, fields: frozenset[tuple[str, str]], namesakes: list[frozenset[tuple[str, str]]]) -> str:
-    """Returns the name of an architecture or a task with the fields in which those of that name differ."""
-    differing = sorted({path for other in namesakes for path, _ in other - frozenset.intersection(*namesakes)})
-    values, tails = dict(fields), [path.rpartition(".")[2] for path in differing]
-    names = [tail if tails.count(tail) == 1 else path for path, tail in zip(differing, tails, strict=True)]
-    shown = [f"{short}={values.get(path, 'none').strip(chr(34))}" for path, short in zip(differing, names, strict=True)]
-    return f"{name} [{', '.join(shown)}]" if shown else name

@@ -14,7 +14,7 @@ from recollect.configuration.names import nearest
 from recollect.configuration.python_files import USER_FILES
 from recollect.evaluation.plots import draw_all
 from recollect.evaluation.report import write_report
-from recollect.evaluation.results import load_runs
+from recollect.evaluation.results import find_runs, load_runs
 from recollect.evaluation.summaries import group_by_task, summarise
 from recollect.evaluation.table import format_table, write_csv
 from recollect.experiments.study import Study, add_mixers
@@ -41,6 +41,8 @@ def compare(
     titles: bool = False,
 ) -> None:
     """Trains what a study lacks, prints its table, and writes results.csv and the plots to `out`.
+
+    Runs that `out` holds of another part of the study are in the table too.
 
     Args:
       name: of the study, for messages.
@@ -80,11 +82,21 @@ def compare(
         folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, list(USER_FILES))
     if failures and not folders:
         raise UserError(f"no run of {name} finished; {failures[0]}")
-    report(folders, out, formats, titles)
+    report([*folders, *_others(folders, out)], out, formats, titles)
     if failures:
         raise UserError(
             f"{len(failures)} of the study's tasks failed ({'; '.join(failures)}); the table and plots are without them"
         )
+
+
+def _others(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Returns the finished runs of a study's folder that are not among `folders`: a run of a part of it keeps them."""
+    asked = {folder.resolve() for folder in folders}
+    others = [run for run in find_runs([str(out)], lambda line: None) if run.resolve() not in asked]
+    if others:
+        many = len(others) > 1
+        print(f"{len(others)} run{'s'[:many]} that {out} holds beside these {'are' if many else 'is'} shown too")
+    return others
 
 
 def _without_folder(config: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +110,7 @@ def report(folders: Sequence[Path], out: Path, formats: Sequence[str] = ("png",)
     runs = load_runs(folders)
     repeated = len(runs) - len({json.dumps(_without_folder(run.config)) for run in runs})
     if repeated:
-        print(f"{repeated} of {len(runs)} runs repeat another's config and seed; they count as further seeds")
+        print(f"{repeated} of {len(runs)} runs repeat another's config and seed; a seed counts once, with its mean")
     print(format_table(summarise(runs)))
     write_csv(out / "results.csv", runs)
     print(f"table: {out / 'results.csv'}")

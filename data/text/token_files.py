@@ -31,7 +31,7 @@ from recollect.configuration.io import file_sha256, first_line, write_json
 from recollect.configuration.machine import cache_folder, expanded
 from recollect.configuration.user_paths import path_kind
 from recollect.data.text.preparation.splits import split_by_name
-from recollect.data.tokenizers import Tokenizer, open_tokenizer
+from recollect.data.tokenizers import ByteTokenizer, Tokenizer, open_tokenizer
 
 SUFFIXES = (".npy", ".bin")
 HELD_OUT_SHARE = 0.05
@@ -211,6 +211,8 @@ def open_token_files(
         if file.largest >= size:
             said = f"data.vocabulary_size={size}" if vocabulary else f"data.tokenizer={tokenizer!r} has {size} ids"
             raise UserError(f"{said}: {file.path} holds the id {file.largest}; the vocabulary must be larger than that")
+        if isinstance(opened, ByteTokenizer):
+            _check_bytes(file.path, file.ids)
     if end_token is not None and not any(len(file.ends) for file in train):
         raise UserError(f"data.end_token={end_token}: is nowhere in {train[0].path}; leave it out to read one document")
     known = opened is not None and opened.exact
@@ -286,11 +288,32 @@ def _mapped(path: Path, dtype: str) -> np.ndarray:
 
 
 def _check_width(path: Path, ids: np.ndarray) -> None:
-    """Raises UserError where ids read in 16 bits look like the halves of wider ones: every second one is small."""
+    """Raises UserError where ids read in 16 bits look like the halves of wider ones, every second one being small; or
+    ids read in 32 bits like pairs of narrower ones, whose upper halves reach as far as the lower."""
     first = np.asarray(ids[: 1 << 16])
-    if ids.dtype == np.uint16 and len(first) >= 64 and len(first) % 2 == 0:
+    if len(first) < 64:
+        return
+    if ids.dtype == np.uint16 and len(first) % 2 == 0:
         halves = first.reshape(-1, 2)
         if np.all(halves[:, 1] <= 16) and np.any(halves[:, 0] > 16):
             raise UserError(
                 f"{path}: looks like ids of 32 bits read as 16, every second one is at most 16; data.token_type=uint32"
             )
+    elif ids.dtype == np.uint32:
+        low, high = int((first & 0xFFFF).max()), int((first >> 16).max())
+        if high and 2 * high > low:
+            raise UserError(
+                f"{path}: looks like ids of 16 bits read as 32, two at a time (one is {first.max():,}); "
+                "data.token_type=uint16"
+            )
+
+
+def _check_bytes(path: Path, ids: np.ndarray) -> None:
+    """Raises UserError where ids that are said to be bytes of text are largely control characters."""
+    first = np.asarray(ids[: 1 << 16])
+    control = float(np.mean((first < 32) & ~np.isin(first, [9, 10, 13])))
+    if control > 0.05:
+        raise UserError(
+            f"data.tokenizer='bytes': {path} holds token ids of another tokenizer, as bytes {control:.0%} would be "
+            "control characters; name theirs, or leave data.tokenizer out"
+        )

@@ -57,6 +57,13 @@ LINES = [
     (f"{TASK}_1 run.initialize=trained model.tied=False", 2, "run.initialize_mismatch=any"),
     (f"{TASK}_1 run.initialize=trained model.width=32", 2, "embedding is (32, 16) there, (32, 32) here"),
     (f"{TASK}_1 run.initialize=trained run.initialize_mismatch=some", 2, "vocabulary"),
+    ("evaluate trained:1", 0, '"step": 1'),
+    ("evaluate trained:9", 2, "trained has no checkpoint of step 9; there are 1, 2"),
+    ("export trained:1 step_1", 0, "exported: step_1/model.safetensors"),
+    ("evaluate notes.txt", 2, "there is no run folder notes.txt: it is a file"),
+    ("import notes.txt out", 2, "notes.txt is a file; import reads a folder of Hugging Face's"),
+    ("import nowhere out", 2, "nowhere is not there; import reads a folder of Hugging Face's"),
+    ("prepare notes.txt notes.txt", 2, "notes.txt is a file; `recollect prepare SOURCE OUT` writes the folder OUT"),
     # Frozen parts
     (f"describe {RECALL} optimizer.frozen=embedding,stack.stages.0.0", 0, "trainable"),
     (f"{TASK}_frozen run.initialize=trained optimizer.frozen=stack", 0, "finished"),

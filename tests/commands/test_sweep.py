@@ -11,7 +11,8 @@ from recollect.experiments.mqar import attention, small
 from recollect.experiments.sweep_axes import split, swept
 from recollect.main import main
 from recollect.training.sweeps import study as study_module
-from recollect.training.sweeps.study import StudyProgress, member_name, minutes, run_study
+from recollect.training.sweeps.member_folders import member_name
+from recollect.training.sweeps.study import StudyProgress, minutes, run_study
 from tests.training.tiny import tiny
 
 TINY = [
@@ -41,8 +42,8 @@ def test_axes_are_added_replaced_and_set():
     assert len(points(f"{RATES}=1e-3", "run.seed=0,1,2", "model.width=32,64")) == 6
     mixers = points("model.stages.0.pattern.1=Attention,SlidingWindow(window=8, heads=2)", overrides=["run.seed=0"])
     assert [member_name(point) for point in mixers[:2]] == [
-        "learning_rate=0.003,1=Attention",
-        "learning_rate=0.003,1=SlidingWindow_window=8,_heads=2_",
+        "learning_rate=0.003,pattern.1=Attention",
+        "learning_rate=0.003,pattern.1=SlidingWindow_window=8,_heads=2_",
     ]
 
 
@@ -102,6 +103,23 @@ def test_compare_trains_what_was_asked_and_nothing_else(tmp_path, capsys):
     assert {config["name"] for config in configs} == {"mqar.attention", "mine"}  # the one of --with stays
     assert {(config["optimizer"]["learning_rate"], config["run"]["seed"]) for config in configs} == {(1e-4, 5)}
     assert "lr 0.0001" not in capsys.readouterr().out  # one rate is no axis
+
+
+def test_a_part_of_a_study_keeps_the_others_rows_and_trains_nothing_twice(tmp_path, capsys):
+    def rows():
+        with (tmp_path / "runs/mqar.small/results.csv").open(newline="") as file:
+            return {(row["name"], row["learning_rate"], row["seed"]): row["folder"] for row in csv.DictReader(file)}
+
+    part = ["compare", "mqar.small", *TINY, "--only", "mqar.attention"]
+    assert main([*part, "run.seed=0"]) == 0  # its folders are named by the rate alone
+    before = rows()
+    capsys.readouterr()
+    assert main([*part, "--sweep", "run.seed=0", "--sweep", f"{RATES}=0.003"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("already finished") == 1
+    assert "1 run that runs/mqar.small holds beside these is shown too" in out
+    assert rows() == before and len(before) == 2
+    assert len(list((tmp_path / "runs/mqar.small/mqar.attention").iterdir())) == 2
 
 
 def test_a_second_variant_has_a_folder_that_says_what_differs(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Summaries of runs: scores over settings and seeds, by learning rate and by task, and the edges of what was tried."""
 
+import json
 import math
 
 import pytest
@@ -94,7 +95,7 @@ def test_labels_stay_apart_when_field_names_repeat(tmp_path):
     models = [{"stages": [{"window": a}, {"window": b}]} for a, b in ((8, 8), (16, 8), (8, 16))]
     groups = group_by_label(load_runs([write_run(tmp_path / f"{i}", model=model) for i, model in enumerate(models)]))
     assert len(groups) == 3
-    assert "mqar.based [model.stages.0.window=16, model.stages.1.window=8]" in groups
+    assert "mqar.based [stages.0.window=16, stages.1.window=8]" in groups
 
 
 def test_diverged_runs_count_and_are_shown(tmp_path):
@@ -163,3 +164,27 @@ def test_tasks_are_told_apart_by_what_is_evaluated(tmp_path):
         "MQAR [length=128]": ["c"],
     }
     assert list(group_by_task(load_runs([tmp_path / "a", tmp_path / "b"]))) == [""]
+
+
+def test_runs_that_begin_or_train_otherwise_are_other_architectures(tmp_path):
+    frozen = {"class": "AdamW", "learning_rate": 1e-4, "frozen": ["embedding", "stack.*"]}
+    runs = [write_run(tmp_path / "plain"), write_run(tmp_path / "frozen", rate=1e-4, optimizer=frozen)]
+    config = json.loads((runs[1] / "config.json").read_text())
+    config["run"]["initialize"] = "runs/plain"
+    (runs[1] / "config.json").write_text(json.dumps(config))
+    runs.append(write_run(tmp_path / "lion", optimizer={"class": "Lion", "learning_rate": 1e-3}))
+    assert [(summary.label, summary.seeds, summary.settings) for summary in summarise(load_runs(runs))] == [
+        ("mqar.based [optimizer=AdamW, frozen=embedding,stack.*, initialize=runs/plain]", 1, 1),
+        ("mqar.based [optimizer=AdamW]", 1, 1),
+        ("mqar.based [optimizer=Lion]", 1, 1),
+    ]
+
+
+def test_runs_of_one_seed_count_once(tmp_path):
+    scores = {"a": (0, 0.25), "b": (0, 0.75), "c": (1, 0.75)}
+    folders = [write_run(tmp_path / name, seed=seed, accuracy=score) for name, (seed, score) in scores.items()]
+    (summary,) = summarise(load_runs(folders))
+    assert (summary.seeds, summary.best, summary.runs) == (2, pytest.approx(0.625), 3)
+    assert summary.spread == pytest.approx(0.25 / math.sqrt(2))
+    (summary,) = summarise(load_runs(folders[:2]))
+    assert summary.seeds == 1 and math.isnan(summary.spread)

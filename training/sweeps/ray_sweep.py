@@ -26,7 +26,8 @@ from recollect.configuration.machine import PROJECT
 from recollect.training.experiment import Experiment
 from recollect.training.run_folder import is_done, read_result
 from recollect.training.run_state import run_directory
-from recollect.training.sweeps.study import groups, members
+from recollect.training.sweeps.member_folders import members
+from recollect.training.sweeps.study import groups
 
 RETRIES = 3
 """Times that a task is started again after its worker was lost or it ended with an error that is not the user's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,33 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from chz.blueprint import Castable
 
-from recollect.configuration import Preempted, UserError, apply_values, to_json
+from recollect.configuration import Preempted, UserError, to_json
 from recollect.configuration.machine import cpu_count
 from recollect.training.experiment import Experiment, program_of
 from recollect.training.run_folder import is_done, read_result
 from recollect.training.run_state import run_directory
+from recollect.training.sweeps.member_folders import members
 from recollect.training.sweeps.population import train_members
 
 WORTH_PROCESSES = 30.0
 """Seconds of training left from which on a second process pays for its start: imports, then compilation."""
-
-
-def members(experiments: list[Experiment], sweep: tuple[dict[str, Any], ...], folder: Path) -> list[list[Experiment]]:
-    """Returns the members of each experiment, with their folders below `folder`/EXPERIMENT."""
-
-    def member(experiment: Experiment, point: dict[str, Any]) -> Experiment:
-        return apply_values(experiment, {**point, "run.directory": str(folder / experiment.name / member_name(point))})
-
-    return [[member(experiment, point) for point in sweep] for experiment in experiments]
-
-
-def member_name(point: dict[str, Any]) -> str:
-    """Returns a folder name for a point: `learning_rate=0.003,seed=1`."""
-    values = {path: value.value if isinstance(value, Castable) else value for path, value in point.items()}
-    parts = [f"{path.rpartition('.')[2]}={value}" for path, value in values.items()]
-    return re.sub(r"[^\w.=,+-]", "_", ",".join(parts)) or "only"
 
 
 def run_study(

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", type=path, help="a run's folder (RUN:500: its step 500), an export, a Hugging Face folder"
     )
-    add_overrides(parser)
+    add_overrides(parser, "data.evaluation_examples=128")
 
 
 def run(options: argparse.Namespace) -> int:

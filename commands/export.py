@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
     parser.add_argument("run", type=path, help="a run's folder (RUN:500: its step 500), or an export")
-    parser.add_argument("out", type=path)
+    parser.add_argument("out", type=path, help="a new folder, or with --overwrite an export")
+    parser.add_argument("--overwrite", action="store_true", help="replace the export that is in OUT")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
     parser.add_argument("--license", default="unknown", metavar="NAME", help="for the model card of huggingface")
     parser.add_argument("--shard-bytes", type=int, metavar="N", help="huggingface: split weights above this size")
@@ -44,12 +45,14 @@ def run(options: argparse.Namespace) -> int:
     elif options.format == "stablehlo":
         names = write_stablehlo(run, options)
     else:
-        names = write_safetensors(run, options.out, recorded_files(folder))
+        names = write_safetensors(run, options.out, recorded_files(folder), options.overwrite)
     print("exported: " + ", ".join(str(options.out / name) for name in names))
     return 0
 
 
-def write_safetensors(run: Any, out: Path, code: Mapping[str, bytes] = MappingProxyType({})) -> list[str]:
+def write_safetensors(
+    run: Any, out: Path, code: Mapping[str, bytes] = MappingProxyType({}), overwrite: bool = False
+) -> list[str]:
     """Writes an opened run in this project's layout, with files of the user's `code` that its config needs; returns the
     names of the files for its user."""
     from recollect.data.tokenizers import TOKENIZER_FILE
@@ -63,7 +66,8 @@ def write_safetensors(run: Any, out: Path, code: Mapping[str, bytes] = MappingPr
         corpus = {"source": run.data.source, "digest": run.data.digest}
         extra |= {"tokenizer": tokenizer.identity(), "corpus": corpus}
     files = {} if tokenizer is None or tokenizer.file is None else {TOKENIZER_FILE: tokenizer.file}
-    export_safetensors(params, chz.replace(run.experiment, model=model), out, extra=extra, files={**files, **code})
+    config = chz.replace(run.experiment, model=model)
+    export_safetensors(params, config, out, extra=extra, files={**files, **code}, overwrite=overwrite)
     return ["model.safetensors", "config.json", *files, *code]
 
 
@@ -91,7 +95,7 @@ def write_huggingface(run: Any, options: argparse.Namespace, result: dict[str, A
         config=to_json(experiment),
         license=options.license,
     )
-    tokens = {"tokenizer": tokenizer, "maximum_length": length}
+    tokens = {"tokenizer": tokenizer, "maximum_length": length, "overwrite": options.overwrite}
     return export_huggingface(params, model, options.out, facts=facts, shard_bytes=shard_bytes, **tokens)
 
 
@@ -103,4 +107,5 @@ def write_stablehlo(run: Any, options: argparse.Namespace) -> list[str]:
 
     params, config = merged(run.params, run.experiment.model, run.vocabulary)
     length = getattr(run.experiment.data, "length", 2048) if options.max_length is None else options.max_length
-    return export_stablehlo(params, FunctionalModel(config, run.vocabulary), options.out, maximum_length=length)
+    model = FunctionalModel(config, run.vocabulary)
+    return export_stablehlo(params, model, options.out, maximum_length=length, overwrite=options.overwrite)

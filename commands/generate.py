@@ -23,18 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     texts = parser.add_mutually_exclusive_group()
     texts.add_argument("--prompt", action="append", metavar="TEXT", help='may be repeated (default: "def ")')
     texts.add_argument("--prompts", type=path, metavar="FILE", help="one prompt per line; empty lines are skipped")
-    parser.add_argument("--tokens", type=int, default=200, help="to generate after each prompt at most")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
-    parser.add_argument("--top-p", type=float, default=0.95)
-    parser.add_argument("--top-k", type=int)
-    parser.add_argument("--min-p", type=float, default=0.0)
-    parser.add_argument("--repetition-penalty", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokens", type=int, default=200, help="to generate after each prompt at most (default: 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="likeliest tokens of this share together (0.95)")
+    parser.add_argument("--top-k", type=int, help="so many of the likeliest tokens only (default: all)")
+    parser.add_argument("--min-p", type=float, default=0.0, help="tokens at least this share of the likeliest one (0)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="on tokens that are there (1: none)")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn tokens (default: 0)")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="ends a continuation; may be repeated"
     )
     parser.add_argument("--logprobs", action="store_true", help="JSON, a line per prompt: tokens, log-probabilities")
-    add_overrides(parser)
+    add_overrides(parser, "model.dtype=bfloat16")
 
 
 def run(options: argparse.Namespace) -> int:

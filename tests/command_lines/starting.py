@@ -89,6 +89,12 @@ LINES = [
     # Low-rank updates
     (f"{TASK}_lora run.initialize=trained model.lora=LoRA model.lora.rank=2", 0, "drawn afresh: lora.stack"),
     ("export new_lora plain", 0, "exported: plain/model.safetensors"),
+    (
+        "export new_lora plain",
+        2,
+        "plain is not empty; choose another folder, or --overwrite (overwrite=True) to replace",
+    ),
+    ("export new_lora plain --overwrite", 0, "exported: plain/model.safetensors"),
     (f"describe {RECALL} model.lora=LoRA model.lora.rank=2 model.lora.layers=*.query,*.value", 0, "lora"),
     (f"{TASK}_1 model.lora=LoRA model.lora.rank=0", 2, "rank=0: must be at least 1"),
     (f"{TASK}_1 model.lora=LoRA model.lora.alpha=-1", 2, "must be positive"),

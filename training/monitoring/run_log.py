@@ -88,7 +88,7 @@ class RunLog(Hook):
         run.folder.log({"step": step, "evaluation": metrics, "seconds": round(run.progress.seconds, 3)})
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         shown = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        run.log(f"  {run.folder.path.name} step {step:,}: {shown}")
+        run.log(f"  {'/'.join(run.folder.path.parts[-2:])} step {step:,}: {shown}")
 
     def close(self, run: RunState) -> None:
         NOW.job = None

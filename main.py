@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from recollect import __version__, starting
 from recollect.configuration.base import Preempted, UserError
 from recollect.configuration.console import lasting_output
 
@@ -70,15 +71,14 @@ class _Parser(argparse.ArgumentParser):
     """argparse with this project's error line."""
 
     def error(self, message: str):
-        print(f"error: {message} (see `python main.py --help`)", file=sys.stderr)
-        raise SystemExit(2)
+        self.exit(2, f"error: {message} (see `{starting.PROGRAM} --help`)\n")
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
     """Returns the parser of the command line; of the commands, `chosen` alone has its options."""
-    parser = _Parser(
-        prog="main.py", description="Efficient attention architectures: recall, state size, speed, pretraining, export."
-    )
+    text = "Efficient attention architectures: recall, state size, speed, pretraining, export."
+    parser = _Parser(prog=starting.PROGRAM, description=text)
+    parser.add_argument("--version", action="version", version=f"recollect {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="command")
     for name, text in COMMANDS.items():
         # The options of `bench NAME` are the benchmark's own, `--help` too.

@@ -14,10 +14,10 @@ def add_with(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--with", dest="extra", action="append", default=[], metavar="FILE.py", help=text)
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
+def add_overrides(parser: argparse.ArgumentParser, example: str = "optimizer.learning_rate=3e-4") -> None:
     """Adds the `path=value` arguments."""
-    text = "for example optimizer.learning_rate=3e-4; `describe NAME --config` lists every field"
-    parser.add_argument("overrides", nargs="*", metavar="path=value", help=text)
+    text = f"for example {example}; `describe NAME --config` lists every field"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="path=value", help=text)
 
 
 def experiment_of(options: argparse.Namespace) -> Any:

@@ -12,7 +12,7 @@ from recollect.configuration.base import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
-    parser.add_argument("experiment")
+    parser.add_argument("experiment", help="a name that `list` shows, or FILE.py[:NAME]")
     text = "print every field as path=value, with what it means"
     parser.add_argument("--config", action="store_true", help=text)
     text = "leave out the compilation of the training step"

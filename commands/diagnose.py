@@ -13,7 +13,7 @@ from recollect.configuration.user_paths import path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
-    parser.add_argument("run", type=path)
+    parser.add_argument("run", type=path, help="a run's folder")
     add_overrides(parser)
 
 

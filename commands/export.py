@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import chz
@@ -19,8 +21,9 @@ FORMATS = ("safetensors", "huggingface", "stablehlo")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
-    parser.add_argument("run", type=path, help="a run's folder, or an export")
-    parser.add_argument("out", type=path)
+    parser.add_argument("run", type=path, help="a run's folder (RUN:500: its step 500), or an export")
+    parser.add_argument("out", type=path, help="a new folder, or with --overwrite an export")
+    parser.add_argument("--overwrite", action="store_true", help="replace the export that is in OUT")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
     parser.add_argument("--license", default="unknown", metavar="NAME", help="for the model card of huggingface")
     parser.add_argument("--shard-bytes", type=int, metavar="N", help="huggingface: split weights above this size")
@@ -30,21 +33,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from recollect.training.checkpoint.load import open_run
+    from recollect.training.checkpoint.named_run import run_at
+    from recollect.training.run_folder import read_result
+    from recollect.training.user_code import recorded_files
 
     load_files(options, options.run)
     run = open_run(options.run)
+    folder, step = run_at(options.run)
     if options.format == "huggingface":
-        names = write_huggingface(run, options)
+        names = write_huggingface(run, options, {} if step else read_result(folder) or {})
     elif options.format == "stablehlo":
         names = write_stablehlo(run, options)
     else:
-        names = write_safetensors(run, options.out)
+        names = write_safetensors(run, options.out, recorded_files(folder), options.overwrite)
     print("exported: " + ", ".join(str(options.out / name) for name in names))
     return 0
 
 
-def write_safetensors(run: Any, out: Path) -> list[str]:
-    """Writes an opened run in this project's layout; returns the names of the files for its user."""
+def write_safetensors(
+    run: Any, out: Path, code: Mapping[str, bytes] = MappingProxyType({}), overwrite: bool = False
+) -> list[str]:
+    """Writes an opened run in this project's layout, with files of the user's `code` that its config needs; returns the
+    names of the files for its user."""
     from recollect.data.tokenizers import TOKENIZER_FILE
     from recollect.export.safetensors_format import export_safetensors
     from recollect.models.adaptation import merged
@@ -56,24 +66,24 @@ def write_safetensors(run: Any, out: Path) -> list[str]:
         corpus = {"source": run.data.source, "digest": run.data.digest}
         extra |= {"tokenizer": tokenizer.identity(), "corpus": corpus}
     files = {} if tokenizer is None or tokenizer.file is None else {TOKENIZER_FILE: tokenizer.file}
-    export_safetensors(params, chz.replace(run.experiment, model=model), out, extra=extra, files=files)
-    return ["model.safetensors", "config.json", *files]
+    config = chz.replace(run.experiment, model=model)
+    export_safetensors(params, config, out, extra=extra, files={**files, **code}, overwrite=overwrite)
+    return ["model.safetensors", "config.json", *files, *code]
 
 
-def write_huggingface(run: Any, options: argparse.Namespace) -> list[str]:
-    """Writes an opened run as a folder that transformers loads; returns the names of its files."""
+def write_huggingface(run: Any, options: argparse.Namespace, result: dict[str, Any]) -> list[str]:
+    """Writes an opened run, with numbers of its `result`, as a folder that transformers loads; returns the names of its
+    files."""
     from recollect.configuration import to_json
     from recollect.export.huggingface import Facts, export_huggingface
     from recollect.export.huggingface.folder import SHARD_BYTES
     from recollect.models.adaptation import merged
-    from recollect.training.run_folder import read_result
 
     shard_bytes = SHARD_BYTES if options.shard_bytes is None else options.shard_bytes
     if shard_bytes < 1:
         raise UserError(f"shard_bytes={shard_bytes}: a file holds at least one byte")
     experiment, tokenizer = run.experiment, run.data.tokenizer
     params, model = merged(run.params, experiment.model, run.vocabulary)
-    result = read_result(options.run) or {}
     length = getattr(experiment.data, "length", 2048)
     facts = Facts(
         name=experiment.name,
@@ -85,7 +95,7 @@ def write_huggingface(run: Any, options: argparse.Namespace) -> list[str]:
         config=to_json(experiment),
         license=options.license,
     )
-    tokens = {"tokenizer": tokenizer, "maximum_length": length}
+    tokens = {"tokenizer": tokenizer, "maximum_length": length, "overwrite": options.overwrite}
     return export_huggingface(params, model, options.out, facts=facts, shard_bytes=shard_bytes, **tokens)
 
 
@@ -97,4 +107,5 @@ def write_stablehlo(run: Any, options: argparse.Namespace) -> list[str]:
 
     params, config = merged(run.params, run.experiment.model, run.vocabulary)
     length = getattr(run.experiment.data, "length", 2048) if options.max_length is None else options.max_length
-    return export_stablehlo(params, FunctionalModel(config, run.vocabulary), options.out, maximum_length=length)
+    model = FunctionalModel(config, run.vocabulary)
+    return export_stablehlo(params, model, options.out, maximum_length=length, overwrite=options.overwrite)

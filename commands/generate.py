@@ -17,22 +17,24 @@ from recollect.configuration.user_paths import path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
-    parser.add_argument("run", type=path)
+    parser.add_argument(
+        "run", type=path, help="a run's folder (RUN:500: its step 500), an export, a Hugging Face folder"
+    )
     texts = parser.add_mutually_exclusive_group()
-    texts.add_argument("--prompt", default="def ")
-    texts.add_argument("--prompts", type=path, metavar="FILE", help="one prompt per line, all continued in one batch")
-    parser.add_argument("--tokens", type=int, default=200, help="to generate after each prompt at most")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token")
-    parser.add_argument("--top-p", type=float, default=0.95)
-    parser.add_argument("--top-k", type=int)
-    parser.add_argument("--min-p", type=float, default=0.0)
-    parser.add_argument("--repetition-penalty", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    texts.add_argument("--prompt", action="append", metavar="TEXT", help='may be repeated (default: "def ")')
+    texts.add_argument("--prompts", type=path, metavar="FILE", help="one prompt per line; empty lines are skipped")
+    parser.add_argument("--tokens", type=int, default=200, help="to generate after each prompt at most (default: 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="likeliest tokens of this share together (0.95)")
+    parser.add_argument("--top-k", type=int, help="so many of the likeliest tokens only (default: all)")
+    parser.add_argument("--min-p", type=float, default=0.0, help="tokens at least this share of the likeliest one (0)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="on tokens that are there (1: none)")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn tokens (default: 0)")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="ends a continuation; may be repeated"
     )
     parser.add_argument("--logprobs", action="store_true", help="JSON, a line per prompt: tokens, log-probabilities")
-    add_overrides(parser)
+    add_overrides(parser, "model.dtype=bfloat16")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     sampling = Sampling(
         options.temperature, options.top_p, options.top_k, options.min_p, options.repetition_penalty, options.seed
     )
-    prompts = _prompts(options.prompts) if options.prompts else [options.prompt]
+    prompts = _prompts(options.prompts) if options.prompts else options.prompt or ["def "]
     model, params, tokenizer = open_text_run(options.run, options.overrides)
     parts = continue_texts(model, params, tokenizer, prompts, options.tokens, sampling, options.stop)
     if options.logprobs:
@@ -56,9 +58,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _prompts(file: Path) -> list[str]:
-    """Returns the lines of a file."""
+    """Returns the lines of a file, without empty ones."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: is not UTF-8 text (byte {error.start})") from None
     if not lines:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib.machinery
 import keyword
 import re
+import sys
 from pathlib import Path
 
 from recollect.configuration.base import UserError
 from recollect.configuration.io import replace_text
 from recollect.configuration.machine import PROJECT
+from recollect.starting import PROGRAM
 
 TEMPLATES = Path(__file__).parent / "templates"
 KINDS = ("mixer", "task", "study")
@@ -27,9 +30,9 @@ def run(options: argparse.Namespace) -> int:
     if Path.cwd() == PROJECT and (PROJECT / "tests").is_dir():
         files = files_in_checkout(options.kind, name, cls)
         then = {
-            "mixer": f"python main.py train {name}.{name}, and python -m pytest tests/layers -k {cls}",
-            "task": f"python main.py train {name}.{name}",
-            "study": f"python main.py compare {name}.{name}",
+            "mixer": f"{PROGRAM} train {name}.{name}, and python -m pytest tests/layers -k {cls}",
+            "task": f"{PROGRAM} train {name}.{name}",
+            "study": f"{PROGRAM} compare {name}.{name}",
         }
     else:
         files = {Path(f"{name}.py"): filled((TEMPLATES / f"{options.kind}.py").read_text(), name, cls)}
@@ -58,9 +61,19 @@ def names_of(name: str) -> tuple[str, str]:
     from recollect.configuration.names import known_configs
 
     cls = "".join(part[:1].upper() + part[1:] for part in snake.split("_"))
-    if cls in known_configs():
-        raise UserError(f"there is a class {cls} already ({known_configs()[cls].__module__}): class names are unique")
+    if same := [known for known in known_configs() if known.lower() == cls.lower()]:
+        module = known_configs()[same[0]].__module__
+        raise UserError(f"there is a class {same[0]} already ({module}): class names are unique, such as My{cls}")
+    if snake in sys.stdlib_module_names or _is_module_elsewhere(snake):
+        why = f"{snake}.py would hide the module {snake} from Python programs in this folder"
+        raise UserError(f"{name!r} cannot be the name of a file: {why}; choose another, such as my_{snake}")
     return snake, cls
+
+
+def _is_module_elsewhere(name: str) -> bool:
+    """Returns whether Python imports a module of this name from outside the current folder."""
+    elsewhere = [path for path in sys.path if Path(path or ".").resolve() != Path.cwd()]
+    return importlib.machinery.PathFinder.find_spec(name, elsewhere) is not None
 
 
 def filled(template: str, name: str, cls: str) -> str:

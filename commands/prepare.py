@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
     from recollect.data.text.preparation.prepare import UNKNOWN_SHARE, Preparation
     from recollect.data.text.token_files import are_token_files
 
+    if options.out.is_file():
+        raise UserError(f"{options.out} is a file; `recollect prepare SOURCE OUT` writes the folder OUT")
     if are_token_files(options.source):
         raise UserError(f"{options.source}: token ids need no preparation; train with data.source={options.source}")
     mib = options.shard_mib

@@ -12,7 +12,9 @@ from recollect.configuration.user_paths import path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
-    parser.add_argument("failure", type=path, metavar="DIR", help="the folder that the stopped run names")
+    parser.add_argument(
+        "failure", type=path, metavar="DIR", help="a run that stopped, or the folder of a step that it names"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ SHOWN = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_with(parser)
-    parser.add_argument("experiment")
+    parser.add_argument("experiment", help="a name that `list` shows, or FILE.py[:NAME]")
     text = "train a study of this experiment: at each value, and at every combination of several"
     parser.add_argument("--sweep", action="append", default=[], metavar="path=v1,v2,...", help=text)
     text = "of process 0, when several processes train together (docs/clusters.md)"

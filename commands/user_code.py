@@ -15,9 +15,10 @@ def load_files(options: argparse.Namespace, run: Path | None = None) -> list[Mod
     """Runs the `--with` files and returns their modules; without any, runs what `run` was trained with."""
     forget()
     if run is not None and not options.extra:
+        from recollect.training.checkpoint.named_run import run_at
         from recollect.training.user_code import run_recorded
 
-        run_recorded(run)
+        run_recorded(run_at(run)[0])
     return [load_definitions(expanded(path, f"--with {path}")) for path in options.extra]
 
 

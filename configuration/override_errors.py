@@ -32,9 +32,9 @@ def explain(config: Config, error: Exception, values: dict[str, Any], *changed: 
         return _blame(config, str(error).replace(" X_", " "), values)
     patterns = (r"Extraneous argument '([^']+)'", r"e\.g\. '([^']+)'", r"param '([^']+)'")
     if missing := re.match(r"Missing required arguments for parameter\(s\): (.*)", str(error)):
-        for path, value in values.items():
-            if missing[1].startswith(path.rpartition(".")[0]):
-                return f"{path}={_shown(value)}: {missing[1]} must be set too"
+        for above, value in values.items():
+            if missing[1].startswith(above.rpartition(".")[0]):
+                return f"{above}={_shown(value)}: {missing[1]} must be set too"
     place = next((match[1] for pattern in patterns if (match := re.search(pattern, str(error)))), "")
     path = place if place in values else next((path for path in values if matches(path, place)), None)
     if path is None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from recollect.configuration.base import UserError
 from recollect.configuration.names import nearest
+from recollect.starting import PROGRAM
 
 FOLDER = Path(__file__).parent
 
@@ -55,13 +56,12 @@ def _entries_of(path: Path) -> Iterator[Entry]:
 def load(name: str, kind: str) -> Any:
     """Returns the experiment or study (`kind`) called `name`; raises UserError with the nearest where there is none."""
     known = entries()
-    entry = known.get(name)
-    if entry is None:
+    if (entry := known.get(name)) is None:
         hint = nearest(name, [other.name for other in known.values() if other.kind == kind])
-        raise UserError(f"there is no {kind} named {name!r}{hint}; `python main.py list` shows all")
+        raise UserError(f"there is no {kind} named {name!r}{hint}; `{PROGRAM} list` shows all")
     if entry.kind != kind:
         what, command = ("a study", "compare") if entry.kind == "study" else ("an experiment", "train")
-        raise UserError(f"{name} is {what}: use `python main.py {command} {name}`")
+        raise UserError(f"{name} is {what}: use `{PROGRAM} {command} {name}`")
     module_name, attribute = name.split(".")
     module = importlib.import_module(f"recollect.experiments.{module_name}")
     return module.variant(attribute) if entry.variant else getattr(module, attribute)()

@@ -44,7 +44,9 @@ def _check_free(directory: Path, is_exports: Callable[[str], bool], overwrite: b
     except OSError as error:
         raise UserError(f"cannot read {directory}: {error.strerror}") from error
     if names and not overwrite:
-        raise UserError(f"{directory} is not empty; choose another folder, or overwrite=True to replace an export")
+        raise UserError(
+            f"{directory} is not empty; choose another folder, or --overwrite (overwrite=True) to replace an export"
+        )
     foreign = sorted(name for name in names if not is_exports(name))
     if foreign:
         raise UserError(

@@ -30,6 +30,7 @@ from recollect.export.folder import new_folder
 
 FORMAT = 1
 WEIGHTS, CONFIG, MANIFEST, TOKENIZER = "model.safetensors", "config.json", "manifest.json", "tokenizer.json"
+FILES = frozenset({WEIGHTS, CONFIG, MANIFEST, TOKENIZER, "user_code.json", "user_code"})
 # ml_dtypes' bfloat16 has no numpy kind of its own; its name is what safetensors goes by.
 DTYPES = (
     "bool",
@@ -55,7 +56,7 @@ def export_safetensors(
     Args:
       params: nested dicts with text keys, arrays (numpy or jax) at the leaves.
       extra: JSON-ready values for the manifest: the step, the accuracy.
-      files: further ones by name: the tokenizer's.
+      files: further ones by their path in it: the tokenizer's, the user's code.
       overwrite: replaces an export that is there. A folder with other files in it is never replaced.
 
     Raises:
@@ -68,11 +69,12 @@ def export_safetensors(
         extra = json.loads(json.dumps(extra or {}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"extra cannot be written as JSON: {error}") from error
-    with new_folder(directory, {WEIGHTS, CONFIG, MANIFEST, TOKENIZER}.__contains__, overwrite=overwrite) as folder:
+    with new_folder(directory, FILES.__contains__, overwrite=overwrite) as folder:
         save_file(arrays, folder / WEIGHTS)
         # safetensors makes the file private to its owner; an export is to be handed on like any other file.
         (folder / WEIGHTS).chmod(0o644)
         for name, content in (files or {}).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         write_json(folder / CONFIG, to_json(config))
         write_json(

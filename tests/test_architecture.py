@@ -26,6 +26,9 @@ ALLOWED = {
 ALLOWED["commands"] = {*ALLOWED, "benchmarks"}
 """Packages that each package may import, beside itself. `main.py`, `benchmarks/` and `tests/` may import everything."""
 
+NO_PACKAGES = {"starting", "__version__"}
+"""What is in recollect/ itself."""
+
 DOCUMENTED = ("pallas_kernels", "layers", "models", "training")
 
 
@@ -53,7 +56,7 @@ def imports(tree: ast.Module) -> set[str]:
 
 def imported_packages(tree: ast.Module) -> set[str]:
     """Names of this project's packages that a file imports."""
-    return {name.split(".")[1] for name in imports(tree) if name.startswith("recollect.")}
+    return {name.split(".")[1] for name in imports(tree) if name.startswith("recollect.")} - NO_PACKAGES
 
 
 def package_files(package: str) -> list[str]:

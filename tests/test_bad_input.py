@@ -122,7 +122,9 @@ def test_a_home_folder_is_found(monkeypatch, tmp_path, capsys, runs):
     monkeypatch.chdir(tmp_path)
     assert command(["evaluate", "~/recall"]) == 0
     assert command(["train", *RECALL, "run.directory=~/recall"]) == 0
-    assert "already finished" in capsys.readouterr().out
+    assert "already finished (with 2 steps, run.steps=2), not trained" in capsys.readouterr().out
+    assert command(["train", *RECALL, "run.directory=~/recall", "run.steps=1"]) == 0
+    assert "already finished (with 2 steps, run.steps=1), not trained" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 

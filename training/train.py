@@ -40,7 +40,8 @@ def train(experiment: Experiment, log: Callable[[str], None] = print) -> dict[st
         run = RunState(experiment, log if host.is_main else lambda text: None)
         result = host.broadcast(run.result if is_done(run.result, experiment.run.steps) else None)
         if result is not None:
-            run.log(f"{run.folder.path}: already finished, not trained again")
+            asked = f"with {result['steps']:,} steps, run.steps={experiment.run.steps:,}"
+            run.log(f"{run.folder.path}: already finished ({asked}), not trained again")
             return result
         run.folder.unfinish()
         run.program = program_for(experiment)
@@ -125,8 +126,7 @@ def _fetch(run: RunState, hooks: list[Hook], *, in_flight: int) -> None:
 
 def finish(run: RunState, parameters: int) -> dict[str, Any]:
     """Writes result.json and returns what it holds."""
-    status = run.progress.done or ("preempted" if run.stop_signal else "finished")
-    result = run.summary(status, parameters)
+    result = run.summary(run.progress.done or ("preempted" if run.stop_signal else "finished"), parameters)
     run.folder.flush(to_disk=True)
     run.folder.write("result.json", result)
     return result

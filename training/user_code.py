@@ -51,6 +51,21 @@ def record(folder: Path) -> None:
     write_json(folder / RECORD, entry)
 
 
+def recorded_files(folder: Path) -> dict[str, bytes]:
+    """Returns the record and the copies in a run's folder by their paths in it, for an export of the run; {} where it
+    has none. Nothing is run; a copy that is missing is left out, and named when the export is used."""
+    if not (folder / RECORD).is_file():
+        return {}
+    copies = [Path(one["copy"]) for one in _read(folder)["files"].values()]
+    whole = (folder / COPIES).resolve()
+    inside = [
+        str(copy)
+        for copy in copies
+        if copy.parts[:1] == (COPIES,) and ".." not in copy.parts and (folder / copy).resolve().is_relative_to(whole)
+    ]
+    return {name: (folder / name).read_bytes() for name in (RECORD, *inside) if (folder / name).is_file()}
+
+
 def run_recorded(folder: Path) -> None:
     """Runs the code of the user's that a run was trained with, so that its classes are known by name. The files where
     they were, if they are unchanged; else the copies in the run's folder, with a warning.

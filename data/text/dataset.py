@@ -107,7 +107,7 @@ class Text(DataConfig):
           UserError: there is no such tokenizer; or none is named, and the source is not there to tell its own.
         """
         trained = (self.tokenizer or "").startswith("bpe:")
-        if trained or self.are_ids() or self.is_prepared() or (not self.tokenizer and self._is_gone()):
+        if trained or self.are_ids() or self.is_prepared() or (not self.tokenizer and self.is_gone()):
             return self.prepared().tokenizer
         return _tokenizer(self.tokenizer or "bytes", self.start_token)
 
@@ -117,7 +117,8 @@ class Text(DataConfig):
 
         return is_prepared(expanded(self.source, f"source={self.source!r}"))
 
-    def _is_gone(self) -> bool:
+    def is_gone(self) -> bool:
+        """Returns whether the source is a path at which nothing is."""
         named = self.source == "stdlib" or self.source.startswith("tfds:")
         return not named and not os.path.exists(os.path.expanduser(self.source))
 

@@ -31,7 +31,7 @@ from recollect.configuration.io import file_sha256, first_line, write_json
 from recollect.configuration.machine import cache_folder, expanded
 from recollect.configuration.user_paths import path_kind
 from recollect.data.text.preparation.splits import split_by_name
-from recollect.data.tokenizers import Tokenizer, open_tokenizer
+from recollect.data.tokenizers import ByteTokenizer, Tokenizer, open_tokenizer
 
 SUFFIXES = (".npy", ".bin")
 HELD_OUT_SHARE = 0.05
@@ -103,6 +103,12 @@ class MappedDocuments:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def ids(self) -> int:
+        """Ids of the split, each counted once, though the end of one document may open the next."""
+        shared = (self._begin[1:] < self._end[:-1]) & (self._file[1:] == self._file[:-1])
+        return int(self.lengths.sum()) - int(shared.sum())
+
     def tokens(self, document: int, start: int = 0, stop: int | None = None) -> Int[np.ndarray, " n"]:
         """Returns tokens `start` to `stop` (None: the end) of a document; fewer where it ends before."""
         begin, end = int(self._begin[document]), int(self._end[document])
@@ -149,7 +155,7 @@ class TokenCorpus:
     def describe(self) -> dict[str, Any]:
         """Returns what a run's banner and result say of the corpus, JSON-ready."""
         sizes: dict[str, dict[str, int]] = {
-            name: {"documents": len(part), "tokens": int(part.lengths.sum())}
+            name: {"documents": len(part), "tokens": part.ids}
             for name, part in (("train", self.train), ("held_out", self.held_out))
         }
         if self.counts_bytes:
@@ -211,6 +217,8 @@ def open_token_files(
         if file.largest >= size:
             said = f"data.vocabulary_size={size}" if vocabulary else f"data.tokenizer={tokenizer!r} has {size} ids"
             raise UserError(f"{said}: {file.path} holds the id {file.largest}; the vocabulary must be larger than that")
+        if isinstance(opened, ByteTokenizer):
+            _check_bytes(file.path, file.ids)
     if end_token is not None and not any(len(file.ends) for file in train):
         raise UserError(f"data.end_token={end_token}: is nowhere in {train[0].path}; leave it out to read one document")
     known = opened is not None and opened.exact
@@ -286,11 +294,32 @@ def _mapped(path: Path, dtype: str) -> np.ndarray:
 
 
 def _check_width(path: Path, ids: np.ndarray) -> None:
-    """Raises UserError where ids read in 16 bits look like the halves of wider ones: every second one is small."""
+    """Raises UserError where ids read in 16 bits look like the halves of wider ones, every second one being small; or
+    ids read in 32 bits like pairs of narrower ones, whose upper halves reach as far as the lower."""
     first = np.asarray(ids[: 1 << 16])
-    if ids.dtype == np.uint16 and len(first) >= 64 and len(first) % 2 == 0:
+    if len(first) < 64:
+        return
+    if ids.dtype == np.uint16 and len(first) % 2 == 0:
         halves = first.reshape(-1, 2)
         if np.all(halves[:, 1] <= 16) and np.any(halves[:, 0] > 16):
             raise UserError(
                 f"{path}: looks like ids of 32 bits read as 16, every second one is at most 16; data.token_type=uint32"
             )
+    elif ids.dtype == np.uint32:
+        low, high = int((first & 0xFFFF).max()), int((first >> 16).max())
+        if high and 2 * high > low:
+            raise UserError(
+                f"{path}: looks like ids of 16 bits read as 32, two at a time (one is {first.max():,}); "
+                "data.token_type=uint16"
+            )
+
+
+def _check_bytes(path: Path, ids: np.ndarray) -> None:
+    """Raises UserError where ids that are said to be bytes of text are largely control characters."""
+    first = np.asarray(ids[: 1 << 16])
+    control = float(np.mean((first < 32) & ~np.isin(first, [9, 10, 13])))
+    if control > 0.05:
+        raise UserError(
+            f"data.tokenizer='bytes': {path} holds token ids of another tokenizer, as bytes {control:.0%} would be "
+            "control characters; name theirs, or leave data.tokenizer out"
+        )

@@ -17,6 +17,7 @@ from recollect.configuration import UserError
 from recollect.configuration.machine import expanded
 from recollect.configuration.user_paths import path_kind
 from recollect.data.tokenizers.bytes import START, ByteTokenizer, Tokenizer
+from recollect.starting import PROGRAM
 
 __all__ = ["START", "TOKENIZER_FILE", "ByteTokenizer", "Tokenizer", "bpe_size", "open_tokenizer", "tokenizer_file"]
 
@@ -42,7 +43,7 @@ def open_tokenizer(name: str, start: str | None = None) -> Tokenizer:
         return ByteTokenizer()
     if name.startswith("bpe:"):
         raise UserError(
-            f"tokenizer={name!r}: is trained on a source, by `python main.py prepare SOURCE OUT --tokenizer {name}`"
+            f"tokenizer={name!r}: is trained on a source, by `{PROGRAM} prepare SOURCE OUT --tokenizer {name}`"
         )
     # Importing tokenizers takes a moment, which byte models needn't pay.
     from recollect.data.tokenizers.huggingface import FileTokenizer

@@ -102,6 +102,18 @@ LINES = [
     ("new mixer ../x", 2, "such as x"),
     ("new mixer ''", 2, "such as my_idea"),
     ("new mixer Attention", 2, "there is a class Attention already"),
+    (
+        "new task MQAR",
+        2,
+        "there is a class MQAR already (recollect.data.synthetics.mqar): ",
+    ),
+    (
+        "new mixer jax",
+        2,
+        "jax.py would hide the module jax from Python programs in this folder",
+    ),
+    ("new study numpy", 2, "choose another, such as my_numpy"),
+    ("new study json", 2, "choose another, such as my_json"),
     ("new kernel x", 2, "choose from 'mixer', 'task', 'study'"),
     ("new mixer", 2, "required: NAME"),
 ]

@@ -130,6 +130,13 @@ LINES = [
     refused("run.mesh.data=0", "error: run.mesh.data=0: an axis"),
     refused("optimizer.learning_rate=inf", "error: optimizer.learning_rate=inf: must be positive and finite"),
     refused(f"{PATTERN}=()", f"error: {PATTERN}=(): a stage needs at least one mixer"),
+    # the program
+    ("--version", 0, "recollect 0.1.0"),
+    ("train", 2, "the following arguments are required: experiment (see `recollect --help`)"),
+    ("train mqar.nothing", 2, "`recollect list` shows all"),
+    ("train --help", 0, "usage: recollect train "),
+    ("evaluate --help", 0, "for example data.evaluation_examples=128; "),
+    ("generate --help", 0, "so many of the likeliest tokens only (default: all)"),
     # sweeps
     ("train mqar.attention --sweep optimizer.learning_rate", 2, "the form is path=v1,v2,..."),
     ("train mqar.attention --sweep lr=1e-3,1e-2", 2, "did you mean optimizer.learning_rate=1e-3?"),

@@ -19,6 +19,11 @@ def test_out_and_back(capsys, runs, tmp_path):  # noqa: F811
     assert "license: mit" in card and "corpus.txt" in card and "bits_per_byte" in card
     assert json.loads((out / "config.json").read_text())["model_type"] == "llama"
     assert command(["import", out, back]) == 0
+    for folder in (out, back):
+        assert "names no text; give some with data.source=" in refused(capsys, ["evaluate", folder])
+    begin = ["train", *LLAMA.split(), corpus, f"run.directory={tmp_path / 'next'}", f"run.initialize={out}"]
+    assert command([*begin, "run.steps=1", f"data.tokenizer={out}"]) == 0
+    assert f"begins with the parameters of {out}, step 0" in capsys.readouterr().out
     assert command(["export", text, tmp_path / "native"]) == 0
     texts = []
     for folder in (text, out, back, tmp_path / "native"):
@@ -48,7 +53,8 @@ def test_mistakes(capsys, runs, tmp_path):  # noqa: F811
     programs = ["export", runs / "text", tmp_path / "out", "--format", "stablehlo", "--max-length"]
     assert "max_length=1: must be from 2 to" in refused(capsys, [*programs, 1])
     assert "nor an export" in refused(capsys, ["import", tmp_path, tmp_path / "out"])
-    assert "there is no run folder" in refused(capsys, ["import", tmp_path / "nothing", tmp_path / "out"])
+    said = "is not there; import reads a folder of Hugging Face's"
+    assert said in refused(capsys, ["import", tmp_path / "nothing", tmp_path / "out"])
     assert not (tmp_path / "out").exists()
     assert command([*programs, 8]) == 0
     assert "step.bin" in capsys.readouterr().out

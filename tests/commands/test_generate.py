@@ -21,7 +21,7 @@ def printed(capsys, *arguments):
 
 
 def test_prompts_of_a_file_in_one_batch(capsys, runs, tmp_path):  # noqa: F811
-    (tmp_path / "prompts.txt").write_text("def f(x):\nreturn\n", encoding="utf-8")
+    (tmp_path / "prompts.txt").write_text("def f(x):\n\nreturn\n \n", encoding="utf-8")
     both = ["--prompts", tmp_path / "prompts.txt", "--tokens", 20, "--seed", 4]
     rows = [json.loads(line) for line in printed(capsys, runs / "text", *both, "--logprobs").splitlines()]
     assert [row["prompt"] for row in rows] == ["def f(x):", "return"]
@@ -30,6 +30,21 @@ def test_prompts_of_a_file_in_one_batch(capsys, runs, tmp_path):  # noqa: F811
     assert printed(capsys, runs / "text", *both) == expected
     alone = printed(capsys, runs / "text", "--prompt", "return", "--tokens", 20, "--seed", 4)
     assert alone == rows[1]["prompt"] + rows[1]["text"] + "\n"
+
+
+def test_prompts_given_one_by_one_are_those_of_a_file(capsys, runs, tmp_path):  # noqa: F811
+    (tmp_path / "prompts.txt").write_text("a = 1\nb\n", encoding="utf-8")
+    some = ["--tokens", 8, "--seed", 4]
+    each = printed(capsys, runs / "text", "--prompt", "a = 1", "--prompt", "b", *some)
+    assert each == printed(capsys, runs / "text", "--prompts", tmp_path / "prompts.txt", *some)
+    assert printed(capsys, runs / "text", *some).startswith("def ")
+
+
+def test_a_step_of_a_run(capsys, runs):  # noqa: F811
+    some = ["--prompt", "a", "--tokens", 8]
+    assert printed(capsys, f"{runs / 'text'}:2", *some) == printed(capsys, runs / "text", *some)
+    said = f"{runs / 'text'} has no checkpoint of step 1; there are 2"
+    assert said in refused(capsys, ["generate", f"{runs / 'text'}:1", *some])
 
 
 def test_a_stop_string(capsys, runs):  # noqa: F811

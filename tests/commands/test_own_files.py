@@ -9,7 +9,7 @@ import pytest
 
 from recollect import main
 from recollect.configuration import known_configs, python_files
-from recollect.training.user_code import run_recorded
+from recollect.training.user_code import recorded_files, run_recorded
 from tests.commands import own_files
 
 
@@ -133,6 +133,34 @@ def test_a_damaged_record_is_one_line(capsys, folder):
         (folder / "run" / "user_code.json").write_text(text)
         code, _, err = run(capsys, "evaluate", "run")
         assert code == 2 and err.count("\n") == 1 and "user_code.json" in err
+
+
+def test_an_export_and_a_run_that_begins_with_it_have_the_runs_code(capsys, trained, folder):
+    assert run(capsys, "export", "run", "exported")[0] == 0
+    shutil.rmtree(folder / "run")
+    for name in ("helpers.py", "my_file.py"):
+        (trained / name).unlink()
+    code, out, err = run(capsys, "evaluate", "exported")
+    assert code == 0 and "16x2" in out and "taking the copy exported/user_code" in err
+    task = ["mqar.attention", "model.width=8", "data.vocab_size=32", "data.length=16", "data.pairs=2"]
+    tiny = [*task, "data.evaluation_examples=8", "run.steps=1", "run.batch_size=2"]
+    begin = ["train", *tiny, "run.initialize=exported", "run.initialize_mismatch=any"]
+    code, out, err = run(capsys, *begin, "run.directory=next")
+    assert code == 0 and "begins with the parameters of exported" in out, err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECOLLECT_CACHE", str(folder / "cache"))  # of a user who never ran that file
+        code, _, err = run(capsys, *begin, "run.directory=other")
+    assert code == 2 and "which has not been run on this machine" in err and not (folder / "other").exists()
+
+
+def test_an_export_takes_no_file_from_outside_the_runs_copies(folder):
+    record = json.loads((folder / "run" / "user_code.json").read_text())
+    (folder / "secret").write_text("x")
+    for name, path in enumerate(("../secret", "user_code/../../secret", str(folder / "secret"))):
+        record["files"][f"/{name}"] = {"sha256": "0", "copy": path}
+    (folder / "run" / "user_code.json").write_text(json.dumps(record))
+    names = list(recorded_files(folder / "run"))
+    assert len(names) == 3 and all(name.startswith("user_code") and "secret" not in name for name in names)
 
 
 def test_a_run_that_goes_on_with_changed_code_says_so(capsys, trained, folder):

@@ -1,7 +1,7 @@
 """Parameters that a run begins with: another run's, or an export's, by name (`run.initialize`).
 
     run.initialize=runs/pretrained            # its newest checkpoint; runs/pretrained:500 is that of step 500
-    run.initialize=exported/                  # model.safetensors and config.json
+    run.initialize=exported/                  # model.safetensors and config.json, of an export or of Hugging Face
 
 Data, schedule, optimizer state and step are the new run's. Low-rank updates of the source are added to its weights, so
 the new model may have updates of its own, or none. What differs is refused, unless `run.initialize_mismatch` allows it:
@@ -23,16 +23,20 @@ import numpy as np
 import recollect.export.safetensors_format as safetensors_format
 from recollect.configuration import Config, UserError, differences
 from recollect.configuration.io import file_sha256, flatten
-from recollect.configuration.machine import expanded
+from recollect.configuration.python_files import USER_FILES
 from recollect.configuration.user_paths import path_kind
+from recollect.export.huggingface import is_huggingface
 from recollect.models.adaptation import merged, nested
 from recollect.models.functional import FunctionalModel
+from recollect.training.checkpoint.exported import open_export
 from recollect.training.checkpoint.load import load_params
+from recollect.training.checkpoint.named_run import run_at
 from recollect.training.checkpoint.orbax_folder import DIGESTS, Checkpoints
 from recollect.training.checkpoint.saved_data import read_data
 from recollect.training.experiment import Experiment
 from recollect.training.run_state import RunState, run_directory
 from recollect.training.saved_experiment import as_experiment
+from recollect.training.user_code import run_recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Start:
       params: by dotted name, updates merged.
       experiment: that trained them.
       tokenizer: digest of its tokenizer; None of a recall task.
-      origin: "path", "step" and "sha256", JSON-ready: of a run, of the file of digests that seals the checkpoint.
+      origin: "path", "step" and "sha256", JSON-ready: of a run, of the file of digests that seals the checkpoint; of a
+        Hugging Face folder, of its config.json.
     """
 
     params: dict[str, np.ndarray]
@@ -83,6 +88,14 @@ def initialized(run: RunState, state: Any) -> Any:
     run.folder.write("initialized_from.json", start.origin)
     fresh = [name for name in flatten(state["params"]) if name not in values]
     rest = f"; drawn afresh: {_some(fresh)}" if fresh else ""
+    shapes = {name: leaf.shape for name, leaf in flatten(state["params"]).items()}
+    kept = [
+        f"{min(there, here):,} of {here:,} rows of {name}"
+        for name, value in values.items()
+        for there, here in zip(value.shape, shapes[name], strict=True)
+        if there != here
+    ]
+    rest = (f"; kept: {_some(kept)}" if kept else "") + rest
     run.log(f"{run.folder.path}: begins with the parameters of {source}, step {start.origin['step']:,}{rest}")
     changed = differences(start.experiment.model, run.experiment.model)
     if shown := [path for path in changed if path.split(".")[0] not in ("lora", "remat", "unroll", "dtype")]:
@@ -97,26 +110,21 @@ def open_start(source: str) -> Start:
       UserError: there is no such run, export or step, or it is damaged.
     """
     said = f"run.initialize={source}"
-    head, _, tail = source.rpartition(":")
-    whole = expanded(source, said)
-    has_step = bool(head) and tail.isdigit() and path_kind(whole, said) is None
-    path, step = (expanded(head, said), int(tail)) if has_step else (whole, None)
+    path, step = run_at(source, said)
     kind_of_path = path_kind(path, said)
+    kind: Any
     if (path / safetensors_format.MANIFEST).is_file():
-        if step is not None:
-            raise UserError(f"{said}: {path} is an export, which has one step; leave :{step} out")
         kind, stamp = _read_export, path / safetensors_format.MANIFEST
     elif (path / "checkpoints").is_dir():
-        checkpoints = Checkpoints(path / "checkpoints")
-        steps = checkpoints.steps()
-        if step is not None and step not in steps:
-            listed = ", ".join(map(str, steps)) or "none"
-            raise UserError(f"{said}: {path} has no checkpoint of step {step}; there are {listed}")
         kind, stamp = _read_run, path / "checkpoints"
+    elif is_huggingface(path):
+        kind, stamp = _read_huggingface, path / "config.json"
     else:
-        problem = "is neither a run's folder (checkpoints/) nor an export (manifest.json)"
+        problem = "is neither a run's folder (checkpoints/) nor an export (manifest.json) nor a Hugging Face folder"
         raise UserError(f"{said}: {path} {problem if kind_of_path else 'is not there; give a run or an export'}")
     try:
+        if not USER_FILES:  # as `--with` does, files that the command names take the place of what the run recorded
+            run_recorded(path)
         return _cached(kind, path, step, stamp.stat().st_mtime_ns)
     except UserError as error:
         raise UserError(f"{said}: {error}") from error
@@ -142,6 +150,12 @@ def _read_export(path: Path, step: None) -> Start:
     extra = manifest["extra"]
     digest = (extra.get("tokenizer") or {}).get("digest")
     return _start(params, config, extra.get("vocabulary"), digest, path, extra.get("step", 0), manifest["sha256"])
+
+
+def _read_huggingface(path: Path, step: int | None) -> Start:
+    params, experiment, step, data = open_export(path)
+    digest = data.tokenizer.digest if data.tokenizer else None
+    return _start(params, experiment, data.vocabulary, digest, path, step, file_sha256(path / "config.json"))
 
 
 def _start(

@@ -13,9 +13,11 @@ import jax
 
 from recollect.configuration import Config, UserError, apply_overrides, from_json
 from recollect.configuration.read_json import read_json
+from recollect.data.text.dataset import Text
 from recollect.data.tokenizers import Tokenizer
 from recollect.models.functional import FunctionalModel, Params, flatten
 from recollect.training.checkpoint.integrity import damage
+from recollect.training.checkpoint.named_run import run_at
 from recollect.training.checkpoint.orbax_folder import Checkpoints
 from recollect.training.checkpoint.resume import restore
 from recollect.training.checkpoint.saved_data import (
@@ -91,17 +93,19 @@ def open_run(path: Path | str, overrides: list[str] | None = None) -> SavedRun:
     """Returns the newest checkpoint of the run in `path`, or what an export or a Hugging Face folder there holds.
 
     Args:
+      path: the folder; of a run, maybe followed by the step of another checkpoint, as in "runs/a:500".
       overrides: changes for this use; they must leave the parameters' shapes as they are (data, `retrieve`, ... may
         change).
 
     Raises:
       UserError: no run there, a damaged checkpoint, or overrides that need other parameters.
     """
-    path = Path(path)
+    path, at = run_at(path)
     if not path.is_dir():
-        raise UserError(f"there is no run folder {path}")
+        problem = ": it is a file; an export or a Hugging Face folder can be given too" if path.exists() else ""
+        raise UserError(f"there is no run folder {path}{problem}")
     if (path / "checkpoints").is_dir():
-        params, config, step = load_params(path / "checkpoints", ema=True)
+        params, config, step = load_params(path / "checkpoints", ema=True, step=at)
         before = as_experiment(config, f"{path}: its checkpoint")
         data = read_data(path / "checkpoints" / str(step))
     else:
@@ -128,6 +132,8 @@ def evaluate_run(path: Path, overrides: list[str], log: Log | None = None) -> di
     """Returns metrics of the newest checkpoint on its (or the overridden) evaluation data, and which corpus that is;
     logs (by default on stderr) that it is another than the run was trained on."""
     run = open_run(path, overrides)
+    if isinstance(run.experiment.data, Text) and run.data.digest is None and "source=" not in " ".join(overrides):
+        raise UserError(f"{path}: a model that was imported names no text; give some with data.source=")
     experiment = chz.replace(run.experiment, data=with_tokenizer_of(run.data, run.experiment.data))
     corpus = corpus_of(run.data, experiment.data, f"{path}", log or _to_stderr)
     metrics = evaluate(program_for(experiment), run.params, experiment.run.seed, final=True)
@@ -143,7 +149,7 @@ def open_text_run(path: Path | str, overrides: list[str] | None = None) -> tuple
     run = open_run(path, overrides)
     data = run.experiment.data
     tokenizer = run.data.tokenizer
-    if tokenizer is None and (Path(path) / "checkpoints").is_dir():  # one of an earlier version
+    if tokenizer is None and (run_at(path)[0] / "checkpoints").is_dir():  # one of an earlier version
         tokenizer = data.open_tokenizer()
     if tokenizer is None:
         raise UserError(f"{path} is a {type(data).__name__} run without a tokenizer; generate needs a text model")

@@ -97,19 +97,42 @@ def with_tokenizer_of(saved: SavedData, data: Any) -> Any:
     """Returns `data` as tokens of the checkpoint's tokenizer.
 
     Raises:
-      UserError: the source is not there, or is a prepared folder of another tokenizer.
+      UserError: the source is not there, is a prepared folder of another tokenizer, or token ids of an unknown one; or
+        the checkpoint was trained on such ids, and the source is text, or has ids that the model lacks.
     """
-    if saved.tokenizer is None or not isinstance(data, Text):
+    if not isinstance(data, Text):
         return data
+    said = f"data.source={data.source!r}"
+    if saved.tokenizer is None:
+        if saved.vocabulary is not None and not data.is_gone():
+            _check_ids(saved.vocabulary, data, said)
+        return data
+    if data.are_ids() and data.tokenizer is None:
+        reads = "bytes" if saved.file == "bytes" else f"tokens of {saved.tokenizer.name}"
+        raise UserError(
+            f"{said}: holds token ids of an unknown tokenizer, and the run reads {reads}; give text, or where the ids "
+            f"are of that tokenizer data.tokenizer={saved.file}"
+        )
     with contextlib.suppress(UserError):  # a tokenizer's file may be gone, and "bpe:SIZE" is trained anew
         if data.open_tokenizer().digest == saved.tokenizer.digest:
             return data
     if data.is_prepared():
         raise UserError(
-            f"data.source={data.source!r}: was prepared with {data.prepared().tokenizer.name!r}, another tokenizer "
+            f"{said}: was prepared with {data.prepared().tokenizer.name!r}, another tokenizer "
             f"than the run's; prepare it with --tokenizer {saved.file}, or give the text itself"
         )
     return chz.replace(data, tokenizer=saved.file, start_token=saved.tokenizer.start_token)
+
+
+def _check_ids(vocabulary: int, data: Text, said: str) -> None:
+    """Raises UserError where `data` cannot be what a run on ids of an unknown tokenizer reads."""
+    if data.tokenizer is None and not data.are_ids() and not data.is_prepared():
+        raise UserError(
+            f"{said}: is text, and the run reads token ids of an unknown tokenizer; give files of such ids, or their "
+            "tokenizer as data.tokenizer=FILE"
+        )
+    if data.vocabulary > vocabulary:
+        raise UserError(f"{said}: has ids up to {data.vocabulary - 1:,}, and the run's model has {vocabulary:,} ids")
 
 
 def corpus_of(saved: SavedData, data: Any, path: str, warn: Callable[[str], None]) -> dict[str, Any]:

@@ -23,30 +23,31 @@ from recollect.training.run_state import RunState
 
 
 class RunLog(Hook):
-    """Logs a run's steps on `run.log_every`, with the rates since the record before, and its evaluations."""
+    """Logs a run's steps on `run.log_every` and its last, with rates since the record before, and its evaluations."""
 
     def __init__(self, run: RunState):
-        self._first = True
+        self._last: Call | None = None
         if run.experiment.run.tensorboard or run.experiment.run.wandb:
             from recollect.training.monitoring.boards import open_boards
 
             run.folder.boards = open_boards(run.experiment, run.folder.path)
 
-    def begin(self, run: RunState) -> None:
-        self.banner(run, count(run.state["params"]))
-
-    def banner(self, run: RunState, parameters: int, population: int | None = None) -> None:
+    def begin(self, run: RunState, parameters: int | None = None, population: int | None = None) -> None:
         """Logs what is trained, on what device and by which operations."""
         experiment = run.experiment
+        parameters = count(run.state["params"]) if parameters is None else parameters
         together = f", {population} members at once" if population else ""
+        if experiment.model.lora is not None or experiment.optimizer.frozen:
+            from recollect.training.trained_part import trained_parameters
+
+            together = f", {trained_parameters(experiment):,} of them trained{together}"
         run.log(
             f"{experiment.name}: {parameters:,} parameters on {jax.devices()[0].device_kind}{together}, "
             f"{experiment.run.steps:,} steps -> {run.folder.path}"
         )
         for line in operations_by_mixer(experiment.model, experiment.data.batch_shapes(experiment.run.batch_size)):
             run.log(f"  {line}")
-        if "corpus" in (entries := experiment.data.result_entries()):
-            corpus = entries["corpus"]
+        if corpus := experiment.data.result_entries().get("corpus"):
             unit, digest = "bytes" if "bytes" in corpus["train"] else "tokens", corpus["digest"][:16]
             run.log(f"  corpus {corpus['source']}: {corpus['train'][unit]:,} {unit} to train on, sha256 {digest}")
 
@@ -54,17 +55,17 @@ class RunLog(Hook):
         self.steps(run, call)
         self.show(run, call)
 
-    def steps(self, run: RunState, call: Call, rates: Mapping[str, float] | None = None) -> None:
-        """Logs those steps of a call that fall on `log_every`, with `rates` since the last record; None: from the run's
-        meter."""
-        every = run.experiment.run.log_every
-        if not call.crosses(every):
-            return
-        speed = {"throughput": dict(rates_since_log(run) if rates is None else rates)}
-        for offset in range(call.length):
-            step = call.end - call.length + offset + 1
-            if step % every == 0:
-                values = {name: float(row[offset]) for name, row in call.metrics.items()}
+    def end(self, run: RunState) -> None:
+        if self._last is not None and self._last.end % run.experiment.run.log_every:
+            self.steps(run, self._last, every=self._last.end)
+
+    def steps(self, run: RunState, call: Call, rates: Mapping[str, float] | None = None, every: int = 0) -> None:
+        """Logs a call's steps on `every` (0: `log_every`), with `rates` since the last record (None: the meter's)."""
+        every = every or run.experiment.run.log_every
+        if call.crosses(every):
+            speed = {"throughput": dict(rates_since_log(run) if rates is None else rates)}
+            for step in range((call.end - call.length) // every * every + every, call.end + 1, every):
+                values = {name: float(row[step - call.end - 1]) for name, row in call.metrics.items()}
                 run.folder.log({"step": step, **values, "seconds": round(run.progress.seconds, 3), **speed})
 
     def show(self, run: RunState, call: Call) -> None:
@@ -78,16 +79,15 @@ class RunLog(Hook):
             return f"{text}loss {loss:.4f}, gradient norm {norm:.3g}" + (f", {rates.text()}" if rates else "")
 
         doing(f"step {call.end:,}/{steps:,}", (call.end, steps, status))
-        if self._first:
-            self._first = False
+        if self._last is None:
             run.log(f"  step {call.end:,}/{steps:,} {status()}")
+        self._last = call
 
     def evaluation(self, run: RunState, metrics: dict[str, Any]) -> None:
         """Logs an evaluation."""
         step = run.progress.step
         run.folder.log({"step": step, "evaluation": metrics, "seconds": round(run.progress.seconds, 3)})
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))
         run.log(f"  {'/'.join(run.folder.path.parts[-2:])} step {step:,}: {shown}")
 
     def close(self, run: RunState) -> None:

@@ -11,6 +11,7 @@ import shlex
 from typing import Any
 
 from recollect.models.functional import Params
+from recollect.starting import PROGRAM
 from recollect.training.batches import Call
 from recollect.training.recovery.replay import save_failure
 from recollect.training.run_state import RunProgress, RunState
@@ -58,7 +59,7 @@ def keep_failure(run: RunState, params: Params) -> None:
         f"  stopped: {experiment.run.stop_after_nonfinite} steps in a row, "
         f"up to step {progress.failed_at:,}, are not finite: {sentence}"
     )
-    run.log(f"  to take that step again: python main.py replay {shlex.quote(str(folder))}")
+    run.log(f"  to take that step again: {PROGRAM} replay {shlex.quote(str(folder))}")
 
 
 def roll_back(run: RunState, spike: int) -> None:

@@ -63,7 +63,7 @@ def replay(path: Path, log: Callable[[str], None] = print) -> bool:
     Raises:
       UserError: the folder is not one that `save_failure` wrote, or is damaged.
     """
-    experiment, params, batch, failure = load_failure(Path(path))
+    experiment, params, batch, failure = load_failure(newest_failure(Path(path)))
     rows, length = batch.tokens.shape
     log(
         f"step {failure['step']:,} of {experiment.name}, batch of {rows} x {length} tokens; "
@@ -79,6 +79,12 @@ def replay(path: Path, log: Callable[[str], None] = print) -> bool:
         return False
     log(f"reproduced: {diagnosis.sentence()}")
     return True
+
+
+def newest_failure(path: Path) -> Path:
+    """Returns the folder of the last failed step where `path` is a run's folder that keeps some, else `path`."""
+    kept = [file.parent for file in (path / "failures").glob("*/failure.json") if file.parent.name.isdecimal()]
+    return max(kept, key=lambda folder: int(folder.name), default=path)
 
 
 def load_failure(path: Path) -> tuple[Experiment, Params, Batch, dict[str, Any]]:

@@ -62,7 +62,9 @@ def _train_population(experiments: list[Experiment], log: Log) -> list[dict[str,
     left = [member for member in members if not is_done(member.result, member.experiment.run.steps)]
     for member in members:
         if member not in left:
-            log(f"{member.folder.path}: already finished, not trained again")
+            steps = (member.result or {})["steps"]
+            asked = f"with {steps:,} steps, run.steps={member.experiment.run.steps:,}"
+            log(f"{member.folder.path}: already finished ({asked}), not trained again")
     if left:
         _train_together(left)
     return [member.result or {} for member in members]
@@ -149,6 +151,7 @@ class EachMember(Hook):
         self.evaluate = {member: Evaluate(log) for member, log in self.logs.items()}
         self.saves = {member: SaveCheckpoints() for member in members}
         self.recover = Recover()
+        self.last: dict[RunState, tuple[Call, dict[str, float]]] = {}
 
     def training(self) -> dict[RunState, int]:
         """Returns the members that still train, and which row of the stacked arrays is theirs."""
@@ -156,7 +159,7 @@ class EachMember(Hook):
 
     def begin(self, run: RunState) -> None:
         first, log = next(iter(self.logs.items()))
-        log.banner(first, count(run.state["params"]) // len(self.logs), len(self.logs))
+        log.begin(first, count(run.state["params"]) // len(self.logs), len(self.logs))
 
     def after_call(self, run: RunState, call: Call) -> None:
         training = {member: row for member, row in self.training().items() if member.progress.failed_at is None}
@@ -166,6 +169,7 @@ class EachMember(Hook):
             member.progress.seconds += call.seconds / len(training)
             own = dataclasses.replace(call, metrics={name: values[row] for name, values in call.metrics.items()})
             self.logs[member].steps(member, own, rates)
+            self.last[member] = own, rates
             self.recover.after_call(member, own)
         next(iter(self.logs.values())).show(run, call)
         for member, save in self.saves.items():
@@ -196,6 +200,9 @@ class EachMember(Hook):
             run.progress.done = "finished"
 
     def end(self, run: RunState) -> None:
+        for member, (own, rates) in self.last.items():
+            if own.end % member.experiment.run.log_every:
+                self.logs[member].steps(member, own, rates, every=own.end)
         if run.stop_signal is not None:
             self._save(run, self.training(), last=True)
         for member, save in self.saves.items():

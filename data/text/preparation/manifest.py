@@ -25,6 +25,7 @@ from typing import Any
 from recollect.configuration import UserError
 from recollect.configuration.io import file_sha256, replace_text
 from recollect.data.tokenizers import Tokenizer
+from recollect.starting import PROGRAM
 
 FORMAT = 2
 SPLITS = ("train", "held_out")
@@ -34,7 +35,7 @@ COUNTS = ("documents", "tokens", "bytes", "records", "unknown_bytes")
 MANIFEST, PLAN, TOKENIZER_FILE, PARTS = "manifest.json", "plan.json", "tokenizer.json", "parts"
 LOCK = ".lock"
 _KIND = "recollect prepared text"
-_REMEDY = "the `python main.py prepare` that made the folder repairs it"
+_REMEDY = f"the `{PROGRAM} prepare` that made the folder repairs it"
 
 
 def arrays_of(split: str, tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -129,14 +130,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
       UserError: the folder is unfinished or its manifest damaged.
     """
     if not os.path.exists(folder / MANIFEST):
-        raise UserError(f"{folder}: its preparation was not finished; the same `python main.py prepare` continues it")
+        raise UserError(f"{folder}: its preparation was not finished; the same `{PROGRAM} prepare` continues it")
     manifest = read_sealed(folder / MANIFEST)
     if manifest is None or manifest["kind"] != _KIND:
         raise UserError(f"{folder / MANIFEST}: is not as it was written; {_REMEDY}")
     if manifest["format"] != FORMAT:
         raise UserError(
             f"{folder}: was prepared in format {manifest['format']}, and this version reads {FORMAT}; run "
-            "`python main.py prepare` again, into another folder"
+            f"`{PROGRAM} prepare` again, into another folder"
         )
     return manifest
 

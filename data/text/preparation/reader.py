@@ -37,6 +37,7 @@ from recollect.data.text.preparation.manifest import (
 )
 from recollect.data.text.preparation.prepare import Preparation
 from recollect.data.tokenizers import Tokenizer, open_tokenizer
+from recollect.starting import PROGRAM
 
 KEPT_BYTES = 1 << 28
 CHECKED_BYTES = 1 << 28
@@ -111,7 +112,7 @@ class TokenDocuments:
             tokens = self._source[number]["tokens"]
         except Exception as error:
             raise UserError(
-                f"{self._folder}: record {number} cannot be read ({first_line(error)}); the `python main.py prepare` "
+                f"{self._folder}: record {number} cannot be read ({first_line(error)}); the `{PROGRAM} prepare` "
                 "that made the folder repairs it"
             ) from error
         if self._kept_bytes + tokens.nbytes <= KEPT_BYTES:
@@ -199,9 +200,7 @@ def _open(name: str, folder: Path) -> Prepared:
     file = "bytes" if described["name"] == "bytes" else str(folder / TOKENIZER_FILE)
     tokenizer = open_tokenizer(file, described["start_token"])
     if tokenizer.digest != described["digest"]:
-        raise UserError(
-            f"{file}: is not as it was written; the `python main.py prepare` that made the folder repairs it"
-        )
+        raise UserError(f"{file}: is not as it was written; the `{PROGRAM} prepare` that made the folder repairs it")
     tokenizer.name = described["name"]
     train, held_out = (
         TokenDocuments(folder, split, tokenizer, manifest["splits"][split]["unknown_bytes"])

@@ -102,6 +102,8 @@ def test_losses_are_per_token_unless_a_tokenizer_says_the_bytes(folder):
         not {"bits_per_byte", "bytes", "bigram_bits_per_byte"} & per_token.keys()
         and per_token["bigram_bits_per_token"] > 3
     )
+    for name in ("train.bin", "val.bin"):  # as bytes, letters
+        (np.fromfile(folder / name, np.uint16) + 32).tofile(folder / name)
     per_byte = evaluate_text(losses, Text(source=str(folder), length=32, tokenizer="bytes"), 2, final=True)
     assert per_byte["bits_per_byte"] == pytest.approx(1) and per_byte["bytes"] == 199
 
@@ -114,6 +116,16 @@ def test_losses_are_per_token_unless_a_tokenizer_says_the_bytes(folder):
             lambda path: np.arange(999, dtype=np.uint32).tofile(path),
             {},
             "ids of 32 bits read as 16.*data.token_type=uint32",
+        ),
+        (
+            lambda path: np.random.default_rng(0).integers(0, 65, 4000).astype(np.uint16).tofile(path),
+            {"token_type": "uint32"},
+            r"ids of 16 bits read as 32, two at a time \(one is 4,.*data.token_type=uint16",
+        ),
+        (
+            lambda path: np.arange(99, dtype=np.uint16).tofile(path),
+            {"tokenizer": "bytes"},
+            "token ids of another tokenizer, as bytes 29% would be control characters",
         ),
         (lambda path: path.write_bytes(b""), {}, "holds 0 ids; at least two"),
         (lambda path: None, {}, "no such file; .npy and .bin are files of token ids"),
@@ -131,6 +143,11 @@ def test_a_bin_file_that_cannot_be_is_refused(tmp_path, write, fields, message):
     write(tmp_path / "x.bin")
     with pytest.raises(UserError, match=message):
         Text(source=str(tmp_path / "x.bin"), **fields).prepared()
+
+
+def test_wide_ids_of_a_large_vocabulary_are_read(tmp_path):
+    np.random.default_rng(0).integers(0, 200_000, 4000).astype(np.uint32).tofile(tmp_path / "x.bin")
+    assert 199_000 < Text(source=str(tmp_path / "x.bin"), token_type="uint32").vocabulary <= 200_000
 
 
 @pytest.mark.parametrize(

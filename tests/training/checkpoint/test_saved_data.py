@@ -7,10 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
-from recollect.data.text import dataset
+from recollect.configuration import UserError
+from recollect.data.text import Text, dataset
+from recollect.data.tokenizers import ByteTokenizer
 from recollect.main import main
 from recollect.models.functional import flatten
 from recollect.training.checkpoint.load import open_run
+from recollect.training.checkpoint.saved_data import SavedData, with_tokenizer_of
 from recollect.training.recovery.replay import load_failure, save_failure
 
 TINY = (
@@ -156,3 +159,24 @@ def test_a_changed_corpus_is_named_when_a_run_is_evaluated(tmp_path, monkeypatch
     assert len(lines) == 1 and before["corpus"]["digest"][:12] in lines[0]
     after = json.loads(out)["corpus"]["digest"]
     assert after[:12] in lines[0] and after != before["corpus"]["digest"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "fields", "message"),
+    [
+        (ByteTokenizer(), {"source": "ids.npy"}, "unknown tokenizer, and the run reads bytes"),
+        (None, {"source": "text.txt"}, "is text, and the run reads token ids of an unknown tokenizer"),
+        (None, {"source": "wide.npy"}, "has ids up to 99, and the run's model has 65 ids"),
+    ],
+)
+def test_text_and_token_ids_are_not_mixed(tmp_path, monkeypatch, tokenizer, fields, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECOLLECT_CACHE", str(tmp_path / "cache"))
+    np.save("ids.npy", np.arange(650) % 65)
+    np.save("wide.npy", np.arange(650) % 100)
+    (tmp_path / "text.txt").write_text("words " * 100)
+    saved = SavedData(257 if tokenizer else 65, tokenizer, "bytes", None, None)
+    with pytest.raises(UserError, match=message):
+        with_tokenizer_of(saved, Text(**fields))
+    same = Text(source="text.txt" if tokenizer else "ids.npy")
+    assert with_tokenizer_of(saved, same) == same

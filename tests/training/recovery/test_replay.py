@@ -47,6 +47,14 @@ def kept(folder, program, params, batch):
     return replay(folder, lines.append), lines
 
 
+def test_a_run_stands_for_its_last_failed_step(program, params, batch, tmp_path):
+    save_failure(tmp_path / "failures" / "10", program.experiment, params, batch, 9)
+    (tmp_path / "failures" / "9").mkdir()
+    (tmp_path / "failures" / "9" / "failure.json").touch()
+    lines: list[str] = []
+    assert not replay(tmp_path, lines.append) and lines[0].startswith("step 9 of ")
+
+
 def test_a_healthy_step_is_not_reproduced(program, params, batch, tmp_path):
     reproduced, lines = kept(tmp_path / "failure", program, params, batch)
     assert not reproduced and "every number is finite" in lines[-1]

@@ -88,7 +88,7 @@ class RunLog(Hook):
         step = run.progress.step
         run.folder.log({"step": step, "evaluation": metrics, "seconds": round(run.progress.seconds, 3)})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))
-        run.log(f"  {run.folder.path.name} step {step:,}: {shown}")
+        run.log(f"  {'/'.join(run.folder.path.parts[-2:])} step {step:,}: {shown}")
 
     def close(self, run: RunState) -> None:
         NOW.job = None

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
+
+from recollect.configuration.user_paths import path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     text = "stdlib, tfds:NAME, a file or a folder of text, JSON (lines), parquet or Arrow; .gz, .zst, .bz2, .xz too"
     parser.add_argument("source", help=text)
-    parser.add_argument("out", type=Path, help="a new folder, or one that the same command left unfinished")
+    parser.add_argument("out", type=path, help="a new folder, or one that the same command left unfinished")
     parser.add_argument(
         "--tokenizer", default="bytes", metavar="NAME", help="bytes, bpe:SIZE (trained here) or a tokenizer.json"
     )
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     for split, counts in manifest["splits"].items():
         print(
             f"{split}: {counts['tokens']:,} tokens, {counts['bytes']:,} bytes, {counts['documents']:,} documents, "
-            f"{len(counts['shards'])} shards"
+            f"{len(counts['shards'])} shard{'s' if len(counts['shards']) != 1 else ''}"
         )
     tokenizer = manifest["tokenizer"]
     print(

@@ -30,10 +30,11 @@ def run(options: argparse.Namespace) -> int:
     from recollect.evaluation.report import write_report
     from recollect.evaluation.results import find_runs
 
-    first = Path(options.folders[0])
-    out = options.out or (path(str(first)) if first.is_dir() else Path()) / "report.html"
+    first = path(options.folders[0])
+    out = options.out or (first if first.is_dir() else Path()) / "report.html"
     if out.suffix != ".html" or out.is_dir():
-        raise UserError(f"--out {out}: must be a file whose name ends in .html, for example {out.with_suffix('.html')}")
+        example = out.with_suffix(".html") if out.name else out / "report.html"
+        raise UserError(f"--out {out}: must be a file whose name ends in .html, for example {example}")
     refresh = EVERY if options.watch else None
     seen = None
     while True:
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         going = options.watch and not all(ended for *_, ended in state)
         if state != seen:
             count = write_report(options.folders, out, options.title, refresh if going else None)
-            print(f"report: {out} ({count} runs)")
+            print(f"report: {out} ({count} run{'s' if count > 1 else ''})")
             seen = state
         if not going:
             return 0

@@ -54,9 +54,8 @@ def _git_commit() -> str | None:
 
     try:
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if commit.returncode:
+        commit.check_returncode()
+    except (OSError, subprocess.SubprocessError):
         return None
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
@@ -76,8 +75,10 @@ def cpu_features() -> str:
 
 
 def expanded(path: str | Path, said: str) -> Path:
-    """Returns a path with "~" replaced; raises UserError, which begins with `said`, where that is nobody's folder."""
+    """Returns a path with "~" replaced; raises UserError, which begins with `said`, where it is "" or nobody's ~."""
     try:
+        if path == "":
+            raise RuntimeError("is empty; the current folder is .")
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{said}: {error}") from error
@@ -107,10 +108,9 @@ def keep_compiled_programs(folder: str | None) -> Path | None:
 
     global _default_folder
     before: str | None = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009 - unknown to type checkers
-    on_cpu = jax.default_backend() == "cpu"
     chosen = None if folder == "off" else folder or before
     if folder is None and before in (None, _default_folder):
-        name = f"cpu-{cpu_features()}-jax-{jax.__version__}" if on_cpu else ""
+        name = f"cpu-{cpu_features()}-jax-{jax.__version__}" if jax.default_backend() == "cpu" else ""
         chosen = _default_folder = str(cache_folder() / "compiled" / name)
     if chosen is not None and "://" not in chosen:
         chosen = str(expanded(chosen, f"run.compile_cache={chosen}"))
@@ -123,6 +123,6 @@ def keep_compiled_programs(folder: str | None) -> Path | None:
 
         jax.config.update("jax_compilation_cache_dir", chosen)
         compilation_cache.reset_cache()  # jax looks at the folder once, at its first compilation
-    if chosen is not None and chosen == _default_folder and on_cpu:
+    if chosen is not None and chosen == _default_folder and jax.default_backend() == "cpu":
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # by jax's default only from 1 s on
     return None if chosen is None else Path(chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import stat
 from pathlib import Path
 
@@ -9,9 +10,16 @@ from recollect.configuration.base import UserError
 from recollect.configuration.machine import expanded
 
 
+class PathError(UserError, argparse.ArgumentTypeError):
+    """A path argument is none; argparse shows what it says."""
+
+
 def path(text: str) -> Path:
     """Returns a path argument of the command line, with "~" replaced."""
-    return expanded(text, "a path")
+    try:
+        return expanded(text, repr(text))
+    except UserError as error:
+        raise PathError(str(error)) from None
 
 
 def path_kind(path: Path, said: str) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from recollect.data.batch import Batch, DataConfig
 from recollect.data.text.dataset import Text
+from recollect.data.text.token_files import MappedDocuments
 
 BARS = "▁▂▃▄▅▆▇█"
 _BUCKETS = 24
@@ -37,7 +38,8 @@ def _text(data: Text, count: int) -> Iterator[str]:
         measured = prepared.counts_bytes and (split == "held out" or data.is_prepared() or not data.are_ids())
         text = f", {int(sizes.sum()):,} bytes" if measured else ""
         unknown = f", {documents.unknown_bytes / max(int(sizes.sum()), 1):.3%} of them unknown" if measured else ""
-        yield f"{split}: {len(lengths):,} documents, {int(lengths.sum()):,} tokens{text}{unknown}"
+        tokens = documents.ids if isinstance(documents, MappedDocuments) else int(lengths.sum())
+        yield f"{split}: {len(lengths):,} documents, {tokens:,} tokens{text}{unknown}"
         yield f"  tokens per document: {spread(lengths)}"
         for number in range(min(count, len(documents))):
             shown = tokenizer.decode(documents.tokens(number, 0, _SHOWN))

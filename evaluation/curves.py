@@ -15,12 +15,13 @@ from recollect.evaluation.results import METRICS
 
 
 class LearningCurve(NamedTuple):
-    """Holds one array entry per evaluation: steps (int), score (accuracy, or bits per byte of text) and loss; NaN where
-    a line has none."""
+    """Holds one array entry per evaluation: steps (int), score (in `metric`, one of METRICS; None where there is no
+    score) and loss; NaN where a line has none."""
 
     steps: np.ndarray
     score: np.ndarray
     loss: np.ndarray
+    metric: str | None = None
 
 
 class TrainingCurve(NamedTuple):
@@ -40,14 +41,19 @@ def learning_curve(folder: Path | str) -> LearningCurve:
       UserError: there is no metrics.jsonl, or a whole line of it is broken (file and line named).
     """
 
+    metric: str | None = None
+
     def read(record: dict[str, Any]) -> tuple[float, ...] | None:
+        nonlocal metric
         if "evaluation" not in record:
             return None
         values = {name: value for name, value in record["evaluation"].items() if value is not None}
-        score = next((values[name] for name in METRICS if name in values), math.nan)
+        metric = next((name for name in METRICS if name in values), metric)
+        score = math.nan if metric is None else values.get(metric, math.nan)
         return int(record["step"]), float(score), float(values.get("loss", math.nan))
 
-    return LearningCurve(*_columns(_rows(folder, read), 3))
+    steps, score, loss = _columns(_rows(folder, read), 3)
+    return LearningCurve(steps, score, loss, metric)
 
 
 def training_curve(folder: Path | str) -> TrainingCurve:

@@ -143,7 +143,8 @@ def find_runs(patterns: Sequence[str], log: Callable[[str], None] = print, *, un
     """
     runs: dict[Path, None] = {}
     for pattern in patterns:
-        matches = [expanded(pattern, pattern)] if Path(pattern).exists() else _glob(pattern)
+        path = expanded(pattern, repr(pattern))
+        matches = [path] if path.exists() else _glob(pattern)
         below = {folder: _runs_below(folder) for folder in matches}
         if not any(below.values()):
             what = "holds no run" if matches else "names no folder"

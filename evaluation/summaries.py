@@ -161,6 +161,13 @@ def by_learning_rate(runs: Iterable[RunResult]) -> dict[str, dict[float, RatePoi
     return {label: _by_rate(members) for label, members in group_by_label(runs).items()}
 
 
+def rate_limits(runs: Sequence[RunResult]) -> tuple[float, float]:
+    """Returns between which learning rates figures show scores: a hundredth of the lowest, and a hundred times the
+    highest, at which a run did not diverge."""
+    rates = [run.learning_rate for run in runs if run.status != "diverged" and run.learning_rate > 0]
+    return (min(rates) / 100, max(rates) * 100) if rates else (0.0, math.inf)
+
+
 def _by_rate(runs: Sequence[RunResult]) -> dict[float, RatePoint]:
     rates: dict[float, list[RunResult]] = {}
     for run in runs:

@@ -125,11 +125,22 @@ def format_seconds(seconds: float) -> str:
     return f"{hours:,}h {minutes:02d}m"
 
 
+def format_chance(chance: float) -> str:
+    """Formats the accuracy of a guess: 6.25 %."""
+    return f"{100 * chance:.3g} %"
+
+
 def format_score(value: float, metric: str) -> str:
     """Formats accuracy as a percentage, bits per byte with three decimals; '-' for NaN."""
     if math.isnan(value):
         return "-"
     return f"{100 * value:.1f}" if metric == "accuracy" else f"{value:.3f}"
+
+
+def shortened(label: str, limit: int) -> str:
+    """Returns a label without its middle where it is too long: architectures differ in both ends most."""
+    half = (limit - 1) // 2
+    return label if len(label) <= limit else label[: limit - 1 - half] + "…" + label[-half:]
 
 
 def _columns(summaries: Sequence[Summary]) -> Columns:
@@ -191,12 +202,18 @@ def _rate_columns(summaries: Sequence[Summary]) -> list[Columns]:
 
 
 def _edge_notes(summaries: Sequence[Summary]) -> list[str]:
-    """Returns a block that says which best values are the highest or the lowest tried, and which runs went on."""
+    """Returns a block that says which runs went on, which architectures only guess, and which best values are the
+    highest or the lowest tried."""
     lines = []
     if any(s.extended for s in summaries):
         lines.append(
             "* went on with more steps than its schedule had (result.json: extended), so its learning rate jumped"
         )
+    guesses = [
+        f"{s.label} ({format_chance(s.chance)})" for s in summaries if s.chance is not None and s.best <= s.chance
+    ]
+    if guesses:
+        lines.append(f"no better than a guess: {', '.join(guesses)}")
     if any(RATE in s.edges for s in summaries):
         lines.append("↑ ↓ the best learning rate is the highest or lowest tried: a better one may lie beyond it")
     for path in sorted({path for s in summaries for path in s.edges} - {RATE}):
@@ -212,15 +229,9 @@ def _aligned(labels: list[str], columns: Columns, width: int) -> str:
     numbers = [[header, *cells] for header, cells in columns.items()]
     sizes = [max(map(len, cells)) for cells in numbers]
     rest = max(LEAST_LABEL, width - sum(sizes) - len(GAP) * len(sizes))
-    first = [_shortened(label, rest) for label in ["architecture", *labels]]
+    first = [shortened(label, rest) for label in ["architecture", *labels]]
     left = max(map(len, first))
     padded = [[cell.ljust(left) for cell in first]]
     padded += [[cell.rjust(size) for cell in cells] for cells, size in zip(numbers, sizes, strict=True)]
     header, *lines = [GAP.join(cells) for cells in zip(*padded, strict=True)]
     return "\n".join([header, GAP.join("-" * size for size in [left, *sizes]), *lines])
-
-
-def _shortened(label: str, limit: int) -> str:
-    """Returns a label without its middle where it is too long: architectures differ in both ends most."""
-    half = (limit - 1) // 2
-    return label if len(label) <= limit else label[: limit - 1 - half] + "…" + label[-half:]

@@ -120,18 +120,18 @@ class Experiment(Config):
 
     @chz.validate
     def _fits(self) -> None:
-        if self.name in (".", "..") or "/" in self.name:
-            raise UserError(f"name={self.name!r}: must be usable as the name of a folder, without /")
+        if self.name in ("", ".", "..") or self.name[0] == "-" or "/" in self.name or not self.name.isprintable():
+            raise UserError(f"name={self.name!r}: must be usable as the name of a folder, without / and - at its start")
+        if not (self.run.directory or "").isprintable():
+            raise UserError(f"run.directory={self.run.directory!r}: must be printable")
         limit, longest, parts = self.model.maximum_length(), self.data.longest, self.run.mesh.sequence
         if limit is not None and longest > limit:
-            most = f"this model takes at most {limit} (see the mixers' maximum_length)"
-            raise UserError(f"the data has sequences of {longest} tokens, {most}")
+            raise UserError(f"the data has sequences of {longest} tokens, this model takes at most {limit}")
         if longest % parts:
             nearest = f"the nearest length that it divides is {max(1, round(longest / parts)) * parts}"
             raise UserError(f"run.mesh.sequence={parts} does not divide the data's {longest} tokens; {nearest}")
         if self.run.spikes is not None and self.data.made_on_device:
-            drawn = "a recall task's batches are drawn anew at each step"
-            raise UserError(f"run.spikes needs data that can be skipped: {drawn}")
+            raise UserError("run.spikes needs data that can be skipped: a recall task's batches are drawn anew")
 
 
 AROUND_STEPS = (
@@ -148,4 +148,4 @@ def program_of(experiment: Experiment) -> Experiment:
     run = chz.replace(
         experiment.run, seed=0, spikes=None, initialize=None, **{name: getattr(plain, name) for name in AROUND_STEPS}
     )
-    return chz.replace(experiment, name="", optimizer=optimizer, run=run)
+    return chz.replace(experiment, name="any", optimizer=optimizer, run=run)

@@ -103,6 +103,12 @@ class MappedDocuments:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def ids(self) -> int:
+        """Ids of the split, each counted once, though the end of one document may open the next."""
+        shared = (self._begin[1:] < self._end[:-1]) & (self._file[1:] == self._file[:-1])
+        return int(self.lengths.sum()) - int(shared.sum())
+
     def tokens(self, document: int, start: int = 0, stop: int | None = None) -> Int[np.ndarray, " n"]:
         """Returns tokens `start` to `stop` (None: the end) of a document; fewer where it ends before."""
         begin, end = int(self._begin[document]), int(self._end[document])
@@ -149,7 +155,7 @@ class TokenCorpus:
     def describe(self) -> dict[str, Any]:
         """Returns what a run's banner and result say of the corpus, JSON-ready."""
         sizes: dict[str, dict[str, int]] = {
-            name: {"documents": len(part), "tokens": int(part.lengths.sum())}
+            name: {"documents": len(part), "tokens": part.ids}
             for name, part in (("train", self.train), ("held_out", self.held_out))
         }
         if self.counts_bytes:

@@ -19,7 +19,7 @@ from recollect.evaluation.plots.style import (
     styles,
 )
 from recollect.evaluation.results import RunResult
-from recollect.evaluation.summaries import by_learning_rate, group_by_label
+from recollect.evaluation.summaries import by_learning_rate, group_by_label, rate_limits
 
 
 def score_by_rate(runs: Sequence[RunResult], path: Path | str, title: str | None = None) -> None:
@@ -28,7 +28,8 @@ def score_by_rate(runs: Sequence[RunResult], path: Path | str, title: str | None
     Raises:
       NothingToPlot: nothing to draw, runs of several metrics, or the file cannot be written.
     """
-    points = by_learning_rate(runs)
+    low, high = rate_limits(runs)
+    points = by_learning_rate(run for run in runs if low <= run.learning_rate <= high)
     if not any(len(rates) > 1 for rates in points.values()):
         raise NothingToPlot("there is no architecture with several learning rates to plot")
     label, scale = score_label({run.metric for run in runs})

@@ -30,7 +30,7 @@ Looks = dict[str, dict[str, Any]]
 
 def recall_vs_state(summaries: Sequence[Summary], path: Path | str, title: str | None = None) -> None:
     """Draws accuracy against bytes of state at the longest evaluated length, with standard deviation over seeds and the
-    Pareto front; sizes of one mixer are joined.
+    Pareto front of those better than a guess; sizes of one mixer are joined.
 
     Architectures without accuracy or without a state cannot be placed and are left out; the legend names them.
 
@@ -48,9 +48,11 @@ def recall_vs_state(summaries: Sequence[Summary], path: Path | str, title: str |
         for s, x, y, error in zip(shown, sizes, scores, errors.T, strict=True):
             axes.errorbar(x, y, yerr=error[:, None], fmt="none", ecolor=looks[s.label]["color"], **ERROR_BARS)
         _points(axes, shown, list(scores), looks)
-        front = _pareto(sizes, scores)
-        xs, ys = [*sizes[front], axes.get_xlim()[1]], [*scores[front], scores[front[-1]]]
-        axes.step(xs, ys, where="post", color="#AAAAAA", linewidth=1, zorder=1, label="Pareto front")
+        better = np.array([s.chance is None or s.best > s.chance for s in shown])  # a guess is on no front
+        if better.any():
+            front = _pareto(sizes[better], scores[better])
+            xs, ys = [*sizes[better][front], axes.get_xlim()[1]], [*scores[better][front], max(scores[better])]
+            axes.step(xs, ys, where="post", color="#AAAAAA", linewidth=1, zorder=1, label="Pareto front")
         if any(s.spread > 0 for s in shown):
             axes.errorbar([], [], yerr=[], fmt="none", ecolor=GREY, label="sd over seeds", **ERROR_BARS)
         score_axis(axes, "Accuracy (%)", shown)

@@ -22,6 +22,7 @@ from recollect.configuration import UserError
 from recollect.evaluation.appearance import mixer_colours
 from recollect.evaluation.results import RunResult
 from recollect.evaluation.summaries import Summary
+from recollect.evaluation.table import format_chance, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,8 @@ WIDTH = 3.3
 FORMATS = ("png", "pdf", "svg")
 DASHES = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "*")
+LONGEST_NAME = 40
+"""Characters of a name: with more, no room is left for the axes beside it."""
 GREY = "#777777"
 MARKED: dict[str, Any] = {"mec": "white", "mew": 0.4, "zorder": 3}
 ERROR_BARS: dict[str, Any] = {"elinewidth": 0.8, "capsize": 1.5, "capthick": 0.8}
@@ -126,7 +129,7 @@ def score_label(metrics: set[str]) -> tuple[str, float]:
 
 def styles(shown: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
     """Returns how the line of each label looks, and its name in the legend: the label without the study's name before
-    the dot, where all share it, and with spaces for underscores.
+    the dot, where all share it, with spaces for underscores, and without its middle where it is too long.
 
     Args:
       shown: (label, mixer) of each architecture. The mixer gives the colour; markers go by alphabetical order of
@@ -141,7 +144,7 @@ def styles(shown: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
     for index, (label, mixer) in enumerate(sorted(set(shown))):
         seen[mixer] = seen.get(mixer, -1) + 1
         looks[label] = {
-            "label": printable(label[cut:].replace("_", " ")),
+            "label": shortened(printable(label[cut:].replace("_", " ")), LONGEST_NAME),
             "color": colours[mixer],
             "marker": MARKERS[index % len(MARKERS)],
             "linestyle": DASHES[seen[mixer] % len(DASHES)],
@@ -165,7 +168,9 @@ def score_axis(axes: Axes, label: str, scored: Sequence[Summary | RunResult]) ->
 def chance(line: Callable[..., Any], scored: Sequence[Summary | RunResult]) -> None:
     """Draws what guessing scores; `line` is axhline or axvline."""
     for chance in sorted({s.chance for s in scored if s.chance is not None}):
-        line(100 * chance, color=GREY, linewidth=0.8, linestyle=":", zorder=1, label=f"chance ({100 * chance:.2g} %)")
+        line(
+            100 * chance, color=GREY, linewidth=0.8, linestyle=":", zorder=1, label=f"chance ({format_chance(chance)})"
+        )
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:

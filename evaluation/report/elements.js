@@ -50,7 +50,7 @@ const text = {
   },
   loss: value => (isNumber(value) ? value.toFixed(4) : "–"),
   score: (value, metric) =>
-    !isNumber(value) ? "–" : metric === "accuracy" ? `${(100 * value).toFixed(1)} %` : `${value.toFixed(3)} bits/byte`,
+    !isNumber(value) ? "–" : metric === "accuracy" ? `${(100 * value).toFixed(1)} %` : `${value.toFixed(3)} ${METRICS[metric].unit}`,
   bytes(value) {
     if (!isNumber(value)) return "–";
     const units = ["B", "KiB", "MiB", "GiB"];

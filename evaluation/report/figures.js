@@ -2,8 +2,8 @@
 
 const METRICS = {
   accuracy: {title: "Accuracy (%)", value: score => (isNumber(score) ? 100 * score : null), from: 0, to: 100},
-  bits_per_byte: {title: "Bits per byte", value: score => score},
-  bits_per_token: {title: "Bits per token", value: score => score},
+  bits_per_byte: {title: "Bits per byte", unit: "bits/byte", value: score => score},
+  bits_per_token: {title: "Bits per token", unit: "bits/token", value: score => score},
 };
 
 function scoreAxis(metric) {
@@ -19,8 +19,8 @@ function styleOf(data, label) {
 }
 
 function chanceGuides(runs) {
-  const levels = [...new Set(runs.map(run => run.chance).filter(isNumber))].sort((a, b) => a - b);
-  return levels.map(level => ({y: 100 * level, label: `a guess: ${Number((100 * level).toPrecision(2))} %`}));
+  const levels = new Map(runs.filter(run => isNumber(run.chance)).map(run => [run.chance, run.chance_text]));
+  return [...levels].map(([level, shown]) => ({y: 100 * level, label: `a guess: ${shown}`}));
 }
 
 function curvesSpecification(data, runs, metric, kind) {
@@ -42,7 +42,9 @@ function curvesSpecification(data, runs, metric, kind) {
 }
 
 function rateSpecification(data, runs, metric) {
-  const ended = runs.filter(run => run.metric === metric && isNumber(run.score));
+  const [low, high] = data.rate_limits;
+  const near = rate => rate >= low && (high === null || rate <= high);
+  const ended = runs.filter(run => run.metric === metric && isNumber(run.score) && near(run.learning_rate));
   const labels = [...new Set(ended.map(run => run.label))];
   const series = labels.map(label => {
     const own = ended.filter(run => run.label === label);
@@ -91,6 +93,6 @@ function sliceTable(data, metric) {
       return [cell];
     },
   }));
-  const first = {title: "Architecture", value: one => one.label, cell: one => [dot(one.colour), one.label]};
+  const first = {title: "Architecture", kind: "label", value: one => one.label, cell: one => [dot(one.colour), one.label]};
   return sortableTable([first, ...columns], rows, "slices").element;
 }

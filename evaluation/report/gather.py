@@ -18,7 +18,8 @@ from recollect.configuration.read_json import finite, read_json_object
 from recollect.evaluation.appearance import mixer_colours
 from recollect.evaluation.curves import learning_curve, training_curve
 from recollect.evaluation.results import RunResult, load_run
-from recollect.evaluation.summaries import Summary, group_by_label, rank, summarise
+from recollect.evaluation.summaries import Summary, group_by_label, rank, rate_limits, summarise
+from recollect.evaluation.table import format_chance
 
 POINTS = 60_000
 """Points of all curves together: about a megabyte of page."""
@@ -27,7 +28,8 @@ NEVER_COMPARED = ("run.directory", "schema_version", "name")
 
 
 def gather(folders: Sequence[Path]) -> dict[str, Any]:
-    """Returns all that the page shows, JSON-ready: "architectures", "runs", "differences" and "environment"."""
+    """Returns all that the page shows, JSON-ready: "architectures", "runs", "rate_limits", "differences" and
+    "environment"."""
     records = [_record(folder) for folder in folders]
     groups = group_by_label(record.result for record in records)
     label_of = {id(run): label for label, members in groups.items() for run in members}
@@ -50,6 +52,7 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
                 for label, members in groups.items()
             ],
             "runs": [record.entries(label_of[id(record.result)], points) for record in records],
+            "rate_limits": rate_limits([record.result for record in records]),
             "differences": _differences(groups),
             "environment": _environment(records),
         }
@@ -80,6 +83,7 @@ class Record:
             "score": run.score,
             "loss": run.loss,
             "chance": run.chance,
+            "chance_text": None if run.chance is None else format_chance(run.chance),
             "learning_rate": run.learning_rate,
             "seed": run.seed,
             "steps": run.steps,
@@ -116,6 +120,7 @@ def _unfinished(folder: Path, config: dict[str, Any], message: str) -> RunResult
         evaluations, steps = None, None
     last = float(evaluations.score[-1]) if evaluations is not None and len(evaluations.score) else math.nan
     text = "tokenizer" in config.get("data", {})
+    metric = (evaluations and evaluations.metric) or ("bits_per_byte" if text else "accuracy")
     return RunResult(
         folder=folder,
         name=str(config.get("name", folder.name)),
@@ -125,8 +130,9 @@ def _unfinished(folder: Path, config: dict[str, Any], message: str) -> RunResult
         parameters=0,
         learning_rate=float(config.get("optimizer", {}).get("learning_rate", math.nan)),
         seed=int(config.get("run", {}).get("seed", 0)),
-        accuracy=None if text else last,
-        bits_per_byte=last if text else None,
+        accuracy=last if metric == "accuracy" else None,
+        bits_per_byte=last if metric == "bits_per_byte" else None,
+        bits_per_token=last if metric == "bits_per_token" else None,
         config=config,
     )
 
@@ -147,7 +153,9 @@ def _summary(label: str, members: list[RunResult]) -> Summary | None:
 
 def _place(summary: Summary | None) -> tuple[Any, ...]:
     """Returns a sort key: by metric, best first, architectures without a result last."""
-    return (True,) if summary is None else (False, summary.metric, rank(summary.best, summary.metric))
+    if summary is None:
+        return (True,)
+    return False, summary.metric, rank(summary.best, summary.metric), summary.label
 
 
 def _summary_entries(summary: Summary) -> dict[str, Any]:

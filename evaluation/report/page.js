@@ -19,7 +19,7 @@ function drop(name) {
 }
 
 function architectures() {
-  const label = {title: "Architecture", value: one => one.label, cell: one => [dot(one.colour), one.label]};
+  const label = {title: "Architecture", kind: "label", value: one => one.label, cell: one => [dot(one.colour), one.label]};
   const columns = [
     label,
     {title: "Score", kind: "number", value: one => one.best, show: (value, one) => text.score(value, one.metric)},
@@ -89,7 +89,7 @@ function figures(shown) {
 
 function runs(changed) {
   const columns = [
-    {title: "Architecture", value: run => run.label, cell: run => [dot(data.architectures.find(one => one.label === run.label).colour), run.label]},
+    {title: "Architecture", kind: "label", value: run => run.label, cell: run => [dot(data.architectures.find(one => one.label === run.label).colour), run.label]},
     {title: "Status", value: run => run.status, cell: run => [make("span", {class: ["diverged", "damaged"].includes(run.status) ? "bad" : ""}, run.status)]},
     {title: "Score", kind: "number", value: run => run.score, show: (value, run) => text.score(value, run.metric)},
     {title: "Loss", kind: "number", value: run => run.loss, show: text.loss},
@@ -98,7 +98,7 @@ function runs(changed) {
     {title: "Steps", kind: "number", value: run => run.steps, show: (value, run) => value === run.steps_asked ? text.count(value) : `${text.count(value)} of ${text.count(run.steps_asked)}`},
     {title: "Tokens/s", kind: "number", value: run => run.tokens_per_second, show: text.count},
     {title: "Time", kind: "number", value: run => run.seconds, show: text.seconds},
-    {title: "Folder", value: run => run.folder},
+    {title: "Folder", kind: "label", value: run => run.folder},
   ];
   const table = sortableTable(columns, data.runs, "runs");
   const count = make("span", {class: "note", id: "count"});
@@ -119,8 +119,8 @@ function differences() {
   if (!data.differences.length) return drop("differences");
   const value = values => (values.length > 8 ? `${values.slice(0, 8).join(", ")} and ${values.length - 8} more` : values.join(", "));
   const columns = [
-    {title: "Field", value: row => row.path},
-    ...data.architectures.map((one, index) => ({title: one.label, value: row => value(row.values[index])})),
+    {title: "Field", kind: "label", value: row => row.path},
+    ...data.architectures.map((one, index) => ({title: one.label, kind: "label", value: row => value(row.values[index])})),
   ];
   section("differences").append(sortableTable(columns, data.differences, "differences").element);
   return undefined;
@@ -147,7 +147,7 @@ function environment() {
   return undefined;
 }
 
-section("written").textContent = `${data.runs.length} runs, written ${data.written}` +
+section("written").textContent = `${data.runs.length} run${data.runs.length === 1 ? "" : "s"}, written ${data.written}` +
   (data.refresh ? `; loads itself again every ${data.refresh} s` : "");
 theme();
 architectures();

@@ -28,6 +28,9 @@ def prepare(folder):
     (folder / "nano").mkdir()
     ids[:800].astype(np.uint16).tofile(folder / "nano" / "train.bin")
     ids[800:].astype(np.uint16).tofile(folder / "nano" / "val.bin")
+    (folder / "unnamed").mkdir()
+    for name in ("a.bin", "b.bin"):
+        ids.astype(np.uint16).tofile(folder / "unnamed" / name)
     ids.astype(np.uint32).tofile(folder / "wide.bin")
     np.save(folder / "ids.npy", ids)
     np.save(folder / "matrix.npy", ids.reshape(10, 100))
@@ -43,7 +46,11 @@ LINES = [
     (f"{TASK} run.initialize=trained", 0, "begins with the parameters of trained, step 2"),
     (f"{TASK}_step run.initialize=trained:1", 0, "begins with the parameters of trained:1, step 1"),
     (f"{TASK}_export run.initialize=exported", 0, "begins with the parameters of exported, step 2"),
-    (f"{TASK}_words run.initialize=trained data.vocab_size=40 run.initialize_mismatch=vocabulary", 0, "finished"),
+    (
+        f"{TASK}_words run.initialize=trained data.vocab_size=40 run.initialize_mismatch=vocabulary",
+        0,
+        "kept: 32 of 40",
+    ),
     (f"{TASK}_any run.initialize=trained model.tied=False run.initialize_mismatch=any", 0, "drawn afresh: head.kernel"),
     (f"{TASK}_1 run.initialize=trained:9", 2, "has no checkpoint of step 9; there are 1, 2"),
     (f"{TASK}_1 run.initialize=trainde", 2, "trainde is not there; give a run or an export"),
@@ -66,7 +73,11 @@ LINES = [
     ("prepare notes.txt notes.txt", 2, "notes.txt is a file; `recollect prepare SOURCE OUT` writes the folder OUT"),
     # Frozen parts
     (f"describe {RECALL} optimizer.frozen=embedding,stack.stages.0.0", 0, "trainable"),
-    (f"{TASK}_frozen run.initialize=trained optimizer.frozen=stack", 0, "finished"),
+    (
+        f"{TASK}_frozen run.initialize=trained optimizer.frozen=stack",
+        0,
+        "on cpu, 544 of them trained, 2 steps",
+    ),
     (
         f"{TASK}_1 optimizer.frozen=embeding",
         2,
@@ -106,6 +117,9 @@ LINES = [
     (f"{TEXT}_1 data.source=nano data.end_token=64", 2, "leave it out to read one document"),
     (f"{TEXT}_1 data.source=nano data.token_type=uint8", 2, "uint16"),
     (f"{TEXT}_1 data.source=notes.txt data.end_token=3", 2, "is no file of token ids (.npy, .bin)"),
+    (f"{TEXT}_1 data.source=unnamed", 2, "if these are token ids, give the file itself, or name it train.bin"),
+    (f"{TEXT}_1 data.source=nano data.tokenizer=bytes", 2, "holds token ids of another tokenizer, as bytes"),
+    ("evaluate new_text data.source=notes.txt", 2, "is text, and the run reads token ids of an unknown tokenizer"),
     ("prepare nano out", 2, "token ids need no preparation; train with data.source=nano"),
     ("generate new_text --prompt x", 2, "data.tokenizer=FILE names theirs"),
     # inspect

@@ -41,7 +41,7 @@ def test_text_and_token_ids_are_named_by_their_paths(capsys):
     assert "texts: tokenizer bytes" in inspected(capsys, "texts", "length=64")
     np.arange(100, dtype=np.uint16).tofile("ids.bin")
     out = inspected(capsys, "ids.bin", "data.end_token=49")
-    assert "ids.bin: tokenizer ids, 100 ids" in out and "train: 2 documents, 96 tokens\n" in out
+    assert "ids.bin: tokenizer ids, 100 ids" in out and "train: 2 documents, 95 tokens\n" in out
     assert "1 (50 tokens): '0 1 2 3" in out and "bytes" not in out
 
 

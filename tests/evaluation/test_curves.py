@@ -11,7 +11,8 @@ def test_learning_curve_ignores_a_half_written_last_line_only(tmp_path):
     path = folder / "metrics.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"step": 300, "evalua')
-    steps, score, loss = learning_curve(folder)
+    steps, score, loss, metric = learning_curve(folder)
+    assert metric == "accuracy"
     np.testing.assert_array_equal(steps, [100, 200])
     np.testing.assert_array_equal(score, [0.25, 0.5])
     np.testing.assert_array_equal(loss, [0.75, 0.5])
@@ -25,7 +26,7 @@ def test_learning_curve_ignores_a_half_written_last_line_only(tmp_path):
 
 def test_learning_curve_without_evaluations_or_file(tmp_path):
     folder = write_run(tmp_path / "a", curve=[])
-    assert [len(part) for part in learning_curve(folder)] == [0, 0, 0]
+    assert [len(part) for part in learning_curve(folder)[:3]] == [0, 0, 0]
     (folder / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match=r"cannot read .*metrics.jsonl"):
         learning_curve(folder)

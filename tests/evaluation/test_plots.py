@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recollect.configuration import UserError
-from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state
+from recollect.evaluation.plots import accuracy_by_slice, learning_curves, recall_vs_state, score_by_rate
 from recollect.evaluation.plots.curves import _mean_curve
 from recollect.evaluation.plots.state import _pareto
 from recollect.evaluation.results import load_runs
@@ -66,7 +66,7 @@ def test_recall_names_cover_neither_each_other_nor_the_data(tmp_path, runs, figu
     texts = figure.legends[0].get_texts()
     boxes = [text.get_window_extent(renderer) for text in texts]
     names = {name.replace("_", " ") for name in NAMES}
-    assert {text.get_text() for text in texts} == names | {"Pareto front", "chance (0.78 %)"}
+    assert {text.get_text() for text in texts} == names | {"Pareto front", "chance (0.781 %)"}
     assert all(box.y1 <= axes.get_window_extent().y0 for box in boxes) and not axes.texts
     # extents carry some air; a point less a side is what is inked
     inked = [(box.x0 + 4, box.y0 + 4, box.x1 - 4, box.y1 - 4) for box in boxes]
@@ -104,7 +104,7 @@ def test_slices_are_lines_in_order_of_difficulty(tmp_path, runs, figures):
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["64\n×4", "64\n×16", "128\n×8"]
     drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
     np.testing.assert_allclose(drawn["window"], [40, 40, 20])
-    assert set(drawn) == {name.replace("_", " ") for name in NAMES} | {"chance (0.78 %)"}
+    assert set(drawn) == {name.replace("_", " ") for name in NAMES} | {"chance (0.781 %)"}
     styles = {(line.get_color(), line.get_marker()) for line in axes.lines if not line.get_label().startswith("chance")}
     assert len({colour for colour, _ in styles}) == len({marker for _, marker in styles}) == len(NAMES)
 
@@ -240,3 +240,28 @@ def test_any_name_and_infinite_values_are_drawn(tmp_path, runs, figures):
     assert len(names) == 4 and all("$\\frac$" in name and "\x07" not in name for name in names)
     assert [note.get_text() for note in figures[1].axes[0].texts].count("inf") == 1
     recall_vs_state(summaries, tmp_path / "state.svg")
+
+
+def test_long_labels_leave_room_for_the_axes(tmp_path, runs, figures, recwarn):
+    field = "stages.0.pattern.1.mixer.positions.fraction=0.123456789"
+    summaries = [dataclasses.replace(s, label=f"{s.label} [{field}, {field}, {field}]") for s in summarise(runs)[:3]]
+    one = [dataclasses.replace(s, by_slice={"64x4": 0.5}, spread_by_slice={}) for s in summaries]
+    accuracy_by_slice(one, tmp_path / "bars.png")
+    recall_vs_state(summaries, tmp_path / "state.png")
+    assert not [warning for warning in recwarn if "layout" in str(warning.message)]
+
+
+def test_the_front_leaves_out_what_only_guesses(tmp_path, runs, figures):
+    guess, other = (dataclasses.replace(s, chance=0.0625) for s in summarise(runs)[:2])
+    recall_vs_state([dataclasses.replace(guess, best=0.05, state_bytes={128: 8}), other], tmp_path / "x.png")
+    recall_vs_state([dataclasses.replace(guess, best=0.05)], tmp_path / "y.png")
+    (front,) = [line for line in figures[0].axes[0].lines if line.get_label() == "Pareto front"]
+    assert list(front.get_ydata()) == [100 * other.best] * 2
+    assert not [line for line in figures[1].axes[0].lines if line.get_label() == "Pareto front"]
+
+
+def test_a_far_rate_that_diverged_does_not_stretch_the_axis(tmp_path, figures):
+    rates = {1e-3: "finished", 1e-2: "finished", 1e30: "diverged"}
+    folders = [write_run(tmp_path / f"{rate}", rate=rate, status=status) for rate, status in rates.items()]
+    score_by_rate(load_runs(folders), tmp_path / "x.png")
+    assert figures[0].axes[0].get_xlim()[1] < 1

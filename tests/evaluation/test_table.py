@@ -171,3 +171,10 @@ def test_token_ids_without_a_tokenizer_are_scored_in_bits_per_token_lowest_first
     lines = format_table(summarise(load_runs(runs))).splitlines()
     assert "bits/token" in lines[0] and "bits/byte" not in lines[0]
     assert [line.split()[:2] for line in lines[2:4]] == [["text.low", "4.000"], ["text.high", "5.000"]]
+
+
+def test_what_only_guesses_is_said(tmp_path):
+    for name, score in (("a", 0.05), ("b", 0.5)):
+        write_run(tmp_path / name, name, accuracy=score, chance=0.0625)
+    table = format_table(summarise(load_runs(tmp_path.iterdir())))
+    assert "no better than a guess: a (6.25 %)" in table

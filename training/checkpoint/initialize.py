@@ -88,6 +88,14 @@ def initialized(run: RunState, state: Any) -> Any:
     run.folder.write("initialized_from.json", start.origin)
     fresh = [name for name in flatten(state["params"]) if name not in values]
     rest = f"; drawn afresh: {_some(fresh)}" if fresh else ""
+    shapes = {name: leaf.shape for name, leaf in flatten(state["params"]).items()}
+    kept = [
+        f"{min(there, here):,} of {here:,} rows of {name}"
+        for name, value in values.items()
+        for there, here in zip(value.shape, shapes[name], strict=True)
+        if there != here
+    ]
+    rest = (f"; kept: {_some(kept)}" if kept else "") + rest
     run.log(f"{run.folder.path}: begins with the parameters of {source}, step {start.origin['step']:,}{rest}")
     changed = differences(start.experiment.model, run.experiment.model)
     if shown := [path for path in changed if path.split(".")[0] not in ("lora", "remat", "unroll", "dtype")]:

@@ -32,21 +32,22 @@ class RunLog(Hook):
 
             run.folder.boards = open_boards(run.experiment, run.folder.path)
 
-    def begin(self, run: RunState) -> None:
-        self.banner(run, count(run.state["params"]))
-
-    def banner(self, run: RunState, parameters: int, population: int | None = None) -> None:
+    def begin(self, run: RunState, parameters: int | None = None, population: int | None = None) -> None:
         """Logs what is trained, on what device and by which operations."""
         experiment = run.experiment
+        parameters = count(run.state["params"]) if parameters is None else parameters
         together = f", {population} members at once" if population else ""
+        if experiment.model.lora is not None or experiment.optimizer.frozen:
+            from recollect.training.trained_part import trained_parameters
+
+            together = f", {trained_parameters(experiment):,} of them trained{together}"
         run.log(
             f"{experiment.name}: {parameters:,} parameters on {jax.devices()[0].device_kind}{together}, "
             f"{experiment.run.steps:,} steps -> {run.folder.path}"
         )
         for line in operations_by_mixer(experiment.model, experiment.data.batch_shapes(experiment.run.batch_size)):
             run.log(f"  {line}")
-        if "corpus" in (entries := experiment.data.result_entries()):
-            corpus = entries["corpus"]
+        if corpus := experiment.data.result_entries().get("corpus"):
             unit, digest = "bytes" if "bytes" in corpus["train"] else "tokens", corpus["digest"][:16]
             run.log(f"  corpus {corpus['source']}: {corpus['train'][unit]:,} {unit} to train on, sha256 {digest}")
 
@@ -59,8 +60,7 @@ class RunLog(Hook):
             self.steps(run, self._last, every=self._last.end)
 
     def steps(self, run: RunState, call: Call, rates: Mapping[str, float] | None = None, every: int = 0) -> None:
-        """Logs those steps of a call that fall on `every` (0: `log_every`), with `rates` since the last record; None:
-        from the run's meter."""
+        """Logs a call's steps on `every` (0: `log_every`), with `rates` since the last record (None: the meter's)."""
         every = every or run.experiment.run.log_every
         if call.crosses(every):
             speed = {"throughput": dict(rates_since_log(run) if rates is None else rates)}
@@ -88,7 +88,7 @@ class RunLog(Hook):
         step = run.progress.step
         run.folder.log({"step": step, "evaluation": metrics, "seconds": round(run.progress.seconds, 3)})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))
-        run.log(f"  {run.folder.path.name} step {step:,}: {shown}")
+        run.log(f"  {'/'.join(run.folder.path.parts[-2:])} step {step:,}: {shown}")
 
     def close(self, run: RunState) -> None:
         NOW.job = None

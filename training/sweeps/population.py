@@ -159,7 +159,7 @@ class EachMember(Hook):
 
     def begin(self, run: RunState) -> None:
         first, log = next(iter(self.logs.items()))
-        log.banner(first, count(run.state["params"]) // len(self.logs), len(self.logs))
+        log.begin(first, count(run.state["params"]) // len(self.logs), len(self.logs))
 
     def after_call(self, run: RunState, call: Call) -> None:
         training = {member: row for member, row in self.training().items() if member.progress.failed_at is None}

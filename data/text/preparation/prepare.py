@@ -209,7 +209,9 @@ def _fit_tokenizer(division: Division, out: Path, size: int, log: Log) -> None:
                 if train and rank(f"{name} {part.begin}") <= share:
                     yield from (chunk.decode("utf-8") for chunk in chunks)
 
-    log(f"fitting a BPE of {size:,} to {min(division.size, BPE_BYTES) / 1e6:,.0f} MB of text")
+    text = min(division.size, BPE_BYTES)
+    amount = f"{text / 1e6:,.0f} MB" if text >= 1e6 else f"{text:,} bytes"
+    log(f"fitting a BPE of {size:,} to {amount} of text")
     replace_text(out / TOKENIZER_FILE, train_bpe(texts(), size))
 
 
@@ -235,7 +237,8 @@ def _do(tasks: list[ShardTask], digest: str, processes: int, log: Log) -> list[d
         return f"{tokens / max(time.monotonic() - begun, 1e-9):,.0f} tokens per second"
 
     def show() -> None:
-        doing(f"{size:,} of {total:,} bytes of {len(missing)} shards", (size, total, speed))
+        shards = f"{len(missing)} shard{'s' if len(missing) > 1 else ''}"
+        doing(f"{size:,} of {total:,} bytes of {shards}", (size, total, speed))
 
     show()
     for summary in run_tasks(missing, min(processes, len(missing))):

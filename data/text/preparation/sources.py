@@ -105,7 +105,9 @@ class Source:
         except NoText as error:
             looked_for = "UTF-8 text" if any(one.reason == NOT_UTF8 for one in listed.left_out) else "text"
             left_out = f"; left out: {described(listed.left_out)}" if listed.left_out else ""
-            raise UserError(f"source={self.name!r}: there is no {looked_for} in it{left_out}") from error
+            ids = any(one.name.endswith((".bin", ".npy")) for one in listed.left_out)
+            hint = "; if these are token ids, give the file itself, or name it train.bin or train.npy" if ids else ""
+            raise UserError(f"source={self.name!r}: there is no {looked_for} in it{left_out}{hint}") from error
         size = sum(part.size for part in parts)
         tasks = _group(parts, _task_bytes(size, self.shard_bytes))
         return Division(tasks, size, bound, listed.read, listed.left_out)

@@ -117,6 +117,27 @@ def test_a_long_run_is_thinned_with_its_last_point(tmp_path):
     assert len(steps) == 30_000 and (steps[0], steps[-1]) == (1, 40_000)
 
 
+def test_an_unfinished_text_run_has_the_metric_that_it_logged(tmp_path):
+    folder = write_run(tmp_path / "ids", "text.ids", data={"class": "Text", "tokenizer": "bytes"}, curve=[])
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 5, "evaluation": {"bits_per_token": 7.5}}) + "\n")
+    (folder / "result.json").unlink()
+    write_report([folder], tmp_path / "page.html")
+    (run,) = data_of(tmp_path / "page.html")[0]["runs"]
+    assert (run["metric"], run["score"]) == ("bits_per_token", 7.5)
+
+
+def test_equal_scores_are_in_the_tables_order_and_chance_is_written_as_in_figures(tmp_path):
+    for name in ("c", "a", "b"):
+        write_run(tmp_path / f"0{name}", name, accuracy=0.5, chance=0.0625, rate=1e30, status="diverged")
+    write_run(tmp_path / "1c", "c", accuracy=0.5, chance=0.0625)
+    folders = [tmp_path / "0c", tmp_path / "0b", tmp_path / "0a", tmp_path / "1c"]
+    write_report(folders, tmp_path / "page.html")
+    data, _ = data_of(tmp_path / "page.html")
+    assert [one["label"] for one in data["architectures"]] == ["a", "b", "c"]
+    assert {run["chance_text"] for run in data["runs"]} == {"6.25 %"}
+    assert data["rate_limits"] == [1e-5, pytest.approx(0.1)]
+
+
 def test_what_cannot_be_reported_is_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     write_run(tmp_path / "run")
@@ -148,6 +169,24 @@ def test_watching_ends_when_all_runs_have(tmp_path, monkeypatch, capsys):
     assert written[0]["refresh"] and written[0]["runs"][0]["status"] == "not finished"
     assert after["refresh"] is None and after["runs"][0]["status"] == "finished"
     assert capsys.readouterr().out.count("report:") == 2
+
+
+UNITS = """
+const scores = [...document.querySelectorAll("#architectures tbody tr")].map(row => row.cells[1].textContent);
+const tables = [...document.querySelectorAll("#architectures .scroll, #runs .scroll")];
+return {scores, cut: tables.filter(table => table.scrollWidth > table.clientWidth).length};
+"""
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium here (CHROMIUM=, or chromium or google-chrome on PATH)")
+def test_units_are_the_metrics_and_long_labels_push_nothing_out(tmp_path):
+    models = [{"width": width, **{f"a_long_name_{i}": width for i in range(12)}} for width in (64, 128)]
+    for index, model in enumerate(models):
+        scored = {"accuracy": None, "chance": None, "bits_per_token": 7.5, "bits_by_slice": {}}
+        write_run(tmp_path / "runs" / f"{'long' * 20}{index}", "ids", model=model, curve=[], **scored)
+    write_report([tmp_path / "runs"], tmp_path / "page.html")
+    found, console = probe(tmp_path / "page.html", UNITS, 1400, tmp_path)
+    assert console == [] and found == {"scores": ["7.500 bits/token"] * 2, "cut": 0}
 
 
 LOOK = """

@@ -36,13 +36,13 @@ def run(options: argparse.Namespace) -> int:
     from recollect.training.distributed.host import joined
     from recollect.training.train import run_directory, train
 
+    log = print
     if experiment.run.directory is None and (run_directory(experiment) / "config.json").exists():
         from recollect.training.variant_folder import with_folder
 
-        experiment = with_folder(experiment)
-
+        experiment, log = with_folder(experiment)
     with joined(options.coordinator, options.processes, options.process) as host:
-        result = train(experiment)
+        result = train(experiment, log)
         if host.is_main:
             shown = {name: result[name] for name in SHOWN if name in result}
             texts = {name: f"{value:,.4g}" if isinstance(value, float) else value for name, value in shown.items()}

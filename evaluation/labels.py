@@ -37,7 +37,7 @@ def label(name: str, fields: Fields, namesakes: Sequence[Fields]) -> str:
     values, others = dict(fields), [dict(other) for other in namesakes]
     differing = [path for path in sorted({path for other in others for path in other}) if _differs(path, others)]
     names = short_paths(differing)
-    shown = [f"{names[path]}={_written(values[path])}" for path in differing if path in values]
+    shown = [f"{names[path]}={written(values[path])}" for path in differing if path in values]
     return f"{name} [{', '.join(shown)}]" if shown else name
 
 
@@ -53,6 +53,7 @@ def _differs(path: str, configs: list[dict[str, str]]) -> bool:
     )
 
 
-def _written(value: str) -> str:
+def written(value: str) -> str:
+    """Returns a field's JSON text as the command line writes it."""
     read = json.loads(value)
     return ",".join(map(str, read)) if isinstance(read, list) else str(read)

@@ -134,6 +134,8 @@ def test_a_second_variant_has_a_folder_that_says_what_differs(tmp_path, capsys):
     assert f"{folder.relative_to(tmp_path)}: already finished" in capsys.readouterr().out
     assert main(["train", "mqar.attention", *TINY]) == 0
     assert "runs/mqar.attention: already finished" in capsys.readouterr().out
+    assert main(["train", "mqar.attention", *TINY, "optimizer.frozen=nothing"]) == 2
+    assert "another variant" not in capsys.readouterr().out  # nothing is said of what is refused
 
 
 def test_progress_counts_runs_and_estimates_the_rest(tmp_path):

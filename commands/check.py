@@ -23,6 +23,7 @@ def run(options: argparse.Namespace) -> int:
     # Read when jax is imported: laws are about arithmetic on CPUs, one of them about eight devices.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={DEVICES}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's compiler warns about splits over the eight devices
     from recollect.commands.user_code import load_mixers
 
     laws = _chosen(options.laws)

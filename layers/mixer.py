@@ -100,6 +100,12 @@ def constrain_activations(x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
     return constrained(x, "b t d")
 
 
+def check_input(x: jax.Array, width: int) -> None:
+    """Raises ValueError unless `x` is (b, t, width)."""
+    if x.ndim != 3 or x.shape[-1] != width:
+        raise ValueError(f"x has the shape {x.shape}: it must be (batch, tokens, {width}), the width of this mixer")
+
+
 def check_length(length: int, maximum: int | None, what: str) -> None:
     """Raises UserError when an input is longer than a configured maximum; None allows any length."""
     if maximum is not None and length > maximum:

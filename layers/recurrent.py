@@ -23,7 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import UserError, at_least
-from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, zero_padding
+from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, check_input, zero_padding
 from recollect.layers.modules.linear import Initializer, Linear, normal, output_init, split_heads
 from recollect.layers.modules.short_convolution import CausalConvolution
 from recollect.pallas_kernels.gated_convolution import short_convolution
@@ -156,6 +156,7 @@ class StreamMixer(Mixer):
         raise NotImplementedError
 
     def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
+        check_input(x, self.width)
         return MixerOutput(self.mix(zero_padding(x, context), Stream(context)))
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> RecurrentState:
@@ -168,6 +169,7 @@ class StreamMixer(Mixer):
     def extend(
         self, x: Float[Array, "b t d"], state: RecurrentState, context: Context = Context()
     ) -> tuple[MixerOutput, RecurrentState]:
+        check_input(x, self.width)
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
         stream = Stream(tokens, state)
         hidden = self.mix(zero_padding(x, tokens), stream)

@@ -132,6 +132,7 @@ def test_exported_logits_are_the_runs_logits_bit_for_bit(capsys, tmp_path):
     assert run(capsys, "train", "mqar.landmark", *TINY, f"run.directory={folder}")[0] == 0
     assert run(capsys, "export", folder, tmp_path / "out")[0] == 0
     saved = open_run(folder)
+    assert "vocabulary=" in repr(saved) and "array(" not in repr(saved)
     params, config = load_safetensors(tmp_path / "out")
     assert config == saved.experiment
     model = FunctionalModel(config.model, config.data.vocabulary)

@@ -22,16 +22,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from recollect.configuration import UserError, at_least
-from recollect.layers.mixer import (
-    Context,
-    Mixer,
-    MixerConfig,
-    MixerOutput,
-    Place,
-    Traits,
-    check_length,
-    zero_padding,
-)
+from recollect.layers import mixer
+from recollect.layers.mixer import Context, Mixer, MixerConfig, MixerOutput, Place, Traits, check_length, zero_padding
 from recollect.layers.modules.linear import Linear, merge_heads, output_init, split_heads
 from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig
@@ -140,6 +132,7 @@ class SoftmaxAttention(Mixer):
         self, x: Float[Array, "b t d"], positions: Int[Array, "b t"] | None, context: Context
     ) -> tuple[Float[Array, "b t h k"], Float[Array, "b t g k"], Float[Array, "b t g v"]]:
         """Returns queries, keys and values. Positions None: 0, 1, ... in every row."""
+        mixer.check_input(x, self.query.kernel.shape[0])
         indices = jnp.arange(x.shape[1], dtype=jnp.int32)[None] if positions is None else positions
         placed = x
         if self.positions is not None:

@@ -8,7 +8,20 @@ import pytest
 from flax import nnx
 
 from recollect.configuration import UserError
-from recollect.layers import Context, Cursor, Place, RecurrentConfig, RecurrentMixer, RecurrentState, Stream
+from recollect.layers import (
+    Attention,
+    Context,
+    Cursor,
+    LinearAttention,
+    MinGRU,
+    Place,
+    RecurrentConfig,
+    RecurrentMixer,
+    RecurrentState,
+    SlidingWindow,
+    Stream,
+)
+from recollect.layers.mixer import check_input
 from recollect.layers.modules import merge_heads
 
 
@@ -86,3 +99,14 @@ def test_impossible_sizes(settings, message):
     with pytest.raises(UserError, match=message):
         build(**settings)
     assert build(heads=3, key_dim=2, value_dim=2).output.kernel.shape == (6, 8)
+
+
+@pytest.mark.parametrize("config", [Attention(heads=2), SlidingWindow(heads=2), LinearAttention(heads=2), MinGRU()])
+def test_inputs_of_another_shape_are_refused(config):
+    mixer = config.build(16, Place(), nnx.Rngs(0))
+    message = r"it must be \(batch, tokens, 16\), the width of this mixer"
+    for call in (lambda x: mixer(x), lambda x: mixer.extend(x, mixer.init_state(2, 8))):
+        with pytest.raises(ValueError, match=message):
+            call(jnp.zeros((2, 8, 32)))
+    with pytest.raises(ValueError, match=message):
+        check_input(jnp.zeros((8, 16)), 16)

@@ -41,10 +41,10 @@ class SavedRun:
     `vocabulary` is the number of token ids, whether the data are still there or not."""
 
     experiment: Experiment
-    params: Params
+    params: Params = dataclasses.field(repr=False)
     step: int
     vocabulary: int
-    data: SavedData
+    data: SavedData = dataclasses.field(repr=False)
 
     @functools.cached_property
     def model(self) -> FunctionalModel:

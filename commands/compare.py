@@ -48,19 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
-    from recollect.evaluation.plots import formats_of
+    from recollect.evaluation.plots import delete_figures, formats_of
 
     formats = formats_of(options.format)
     if _names_runs(options.study):
         from recollect.evaluation.results import find_runs
         from recollect.experiments.compare import report
 
-        report(
-            find_runs([options.study, *options.overrides]),
-            options.out or Path("runs/compared"),
-            formats,
-            options.titles,
-        )
+        _refuse_options_of_studies(options)
+        folders, out = find_runs([options.study, *options.overrides]), options.out or Path("runs/compared")
+        if options.out is None:
+            delete_figures(out)  # those of the comparison before, which may be of other runs
+        report(folders, out, formats, options.titles)
         return 0
     from recollect.experiments.user_file import is_file, label
 
@@ -88,6 +87,17 @@ def run(options: argparse.Namespace) -> int:
         titles=options.titles,
     )
     return 0
+
+
+def _refuse_options_of_studies(options: argparse.Namespace) -> None:
+    """Raises UserError for an option that says something about training, beside runs that exist."""
+    from recollect.configuration import UserError
+
+    names = ("only", "sweep", "extra", "on", "at_once", "together", "cpus_per_task", "gpus_per_task")
+    for name in names:
+        if getattr(options, name) not in (None, []):
+            option = "with" if name == "extra" else name.replace("_", "-")
+            raise UserError(f"--{option}: is for a study, which is trained; {options.study} names runs that exist")
 
 
 def _names_runs(text: str) -> bool:

@@ -54,6 +54,8 @@ def _data_of(options: argparse.Namespace) -> Any:
         return experiment_of(options).data
     if is_run:
         data: Any = experiment_from_json(read_json(Path(path(name)) / "config.json"), name).data
+    elif is_there and _holds_runs(path(name)):
+        raise UserError(f"{name} holds runs, not data; `recollect report {name}` shows them")
     elif is_there or name == "stdlib" or name.startswith("tfds:"):
         data = Text(source=name)
     elif name in tasks:
@@ -62,3 +64,9 @@ def _data_of(options: argparse.Namespace) -> Any:
         close = nearest(name, [*tasks, *(key for key, entry in entries().items() if entry.kind == "experiment")])
         raise UserError(f"{name} is no file or folder, experiment or task{close}; `recollect list` shows experiments")
     return apply_overrides(data, [argument.removeprefix("data.") for argument in options.overrides])
+
+
+def _holds_runs(folder: Path) -> bool:
+    """Returns whether a folder is a run's, or that of several, in which no data is."""
+    at = ("", "*/", "*/*/")
+    return any(next(folder.glob(f"{start}{name}"), None) for start in at for name in ("metrics.jsonl", "result.json"))

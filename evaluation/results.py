@@ -136,24 +136,37 @@ def load_runs(folders: Iterable[Path | str]) -> list[RunResult]:
 
 def find_runs(patterns: Sequence[str], log: Callable[[str], None] = print, *, unfinished: bool = False) -> list[Path]:
     """Returns the run folders that `patterns` name: run folders, folders with runs somewhere below them, or globs of
-    either. Runs below a folder that are not finished are left out, and logged, unless they are asked for.
+    either. Runs that are not finished are left out, and logged, unless they are asked for; so are a file and a folder
+    without runs beside others.
 
     Raises:
-      UserError: a pattern names no run.
+      UserError: a pattern names nothing, or none names a run that is finished.
     """
     runs: dict[Path, None] = {}
+    left_out: list[str] = []
+    stopped: list[Path] = []
     for pattern in patterns:
         path = expanded(pattern, repr(pattern))
         matches = [path] if path.exists() else _glob(pattern)
         below = {folder: _runs_below(folder) for folder in matches}
-        if not any(below.values()):
+        if not matches or (not any(below.values()) and len(patterns) == 1):
             what = "holds no run" if matches else "names no folder"
             raise UserError(f"{pattern} {what}: give run folders, folders that hold runs, or globs of them")
         for folder, inside in below.items():
-            done = [run for run in inside if unfinished or run == folder or _is_finished(run)]
-            if len(done) < len(inside):
-                log(f"{folder}: {len(inside) - len(done)} of {len(inside)} runs are not finished and are left out")
+            done = [run for run in inside if unfinished or _is_finished(run)]
+            if not inside:
+                left_out.append(f"{folder}: holds no run and is left out")
+            elif inside == [folder] != done:
+                stopped.append(folder)
+                left_out.append(f"{folder}: is not finished and is left out")
+            elif len(done) < len(inside):
+                missing = f"{len(inside) - len(done)} of {len(inside)} runs"
+                left_out.append(f"{folder}: {missing} are not finished and are left out")
             runs.update(dict.fromkeys(done))
+    if not runs and stopped:
+        load_run(stopped[0])  # says what it lacks
+    for line in left_out:
+        log(line)
     if not runs:
         raise UserError(f"no run in {', '.join(patterns)} is finished")
     return list(runs)

@@ -6,7 +6,7 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "curves": "learning_curves training_losses",
-        "draw": "draw_all formats_of",
+        "draw": "delete_figures draw_all formats_of",
         "rates": "score_by_rate",
         "slices": "accuracy_by_slice accuracy_map",
         "style": "NothingToPlot",

@@ -51,6 +51,18 @@ def draw_all(
     return drawn
 
 
+def delete_figures(out: Path) -> None:
+    """Deletes the figures that `draw_all` drew into a folder, and into those of tasks right below it."""
+    endings = ("_by_slice", "_by_learning_rate", "_vs_state")
+    for path in [*out.glob("*.*"), *out.glob("*/*.*")]:
+        known = path.stem in ("accuracy_map", "learning_curves", "training_loss") or path.stem.endswith(endings)
+        if known and path.suffix.removeprefix(".") in FORMATS:
+            path.unlink()
+    for folder in out.glob("*/"):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def formats_of(text: str) -> tuple[str, ...]:
     """Returns the formats that "png,svg" names; raises UserError for one that there is not."""
     formats = tuple(part.strip().lower().removeprefix(".") for part in text.split(","))

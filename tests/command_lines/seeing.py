@@ -58,6 +58,8 @@ LINES = [
     (f"train mqar.attention {SMALL} name=-x", 2, "must be usable as the name of a folder"),
     (f"train mqar.attention {SMALL} 'name=a\nb'", 2, "must be usable as the name of a folder"),
     (f"train mqar.attention {SMALL} 'run.directory=a\x01b'", 2, "must be printable"),
+    ("inspect runs", 2, "runs holds runs, not data; `recollect report runs` shows them"),
+    ("inspect runs/study", 2, "`recollect report runs/study` shows them"),
     ("report runs --wach", 2, "--wach"),
     # figures of compare
     ("compare runs/study --out figures", 0, "accuracy_by_learning_rate.png"),

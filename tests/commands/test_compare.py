@@ -50,12 +50,34 @@ def test_the_same_run_twice_in_two_folders_is_said(runs, capsys):
     assert "1 of 3 runs repeat another's config and seed" in capsys.readouterr().out
 
 
+def test_what_is_no_finished_run_is_left_out_beside_others(runs, capsys):
+    (runs / "report.html").write_text("")
+    (runs / "nothing").mkdir()
+    every = sorted(map(str, (runs / "short").iterdir())) + [str(runs / "report.html"), str(runs / "nothing")]
+    assert main(["compare", *every, "--out", "here"]) == 0
+    out = capsys.readouterr().out
+    assert "unfinished: is not finished and is left out" in out and out.count("holds no run and is left out") == 2
+    assert "2×1" in out
+
+
+def test_figures_of_an_earlier_comparison_do_not_stay(runs, capsys):
+    assert main(["compare", "runs"]) == 0
+    (runs / "compared/mine.txt").write_text("stays")
+    assert main(["compare", "runs/long"]) == 0
+    assert not (runs / "compared/accuracy_by_learning_rate.png").exists() and (runs / "compared/mine.txt").exists()
+    assert not [path for path in (runs / "compared").iterdir() if path.is_dir()]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["runs/nothing"], "runs/nothing names no folder: give run folders"),
         (["runs/long", "run.steps=3"], "run.steps=3 names no folder"),
         (["."], None),
+        (["runs/short", "--only", "x"], "--only: is for a study, which is trained; runs/short names runs that exist"),
+        (["runs/short", "--sweep", "run.seed=0,1"], "--sweep: is for a study"),
+        (["runs/short", "--with", "missing.py"], "--with: is for a study"),
+        (["runs/short", "--no-together"], "--together: is for a study"),
         (["runs/short/unfinished"], "is not finished: it holds no result.json"),
     ],
 )

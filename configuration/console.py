@@ -1,5 +1,4 @@
-"""The console. Output that cannot be written must not end a run: a closed pipe, a full device, missing characters.
-Whoever waits is told what is being done: at once on a terminal, elsewhere after ten seconds of silence."""
+"""Output that outlives its pipe, its disk and its encoding; whoever waits for some is told what is being done."""
 
 from __future__ import annotations
 
@@ -16,15 +15,15 @@ SILENCE = 10.0
 
 
 class NOW:
-    """What is being done, since when, and its job: units done, units in all, a function that returns more about it."""
+    """What is done, since when; its job: units done, in all, a function that says more; what is compiled."""
 
-    what, since, job = "starting", 0.0, None
+    what, since, job, program = "starting", 0.0, None, None
 
 
-def doing(what: str, job: Any = None) -> None:
-    """Notes what the program is about to do, and how far its job is (None: as before)."""
+def doing(what: str, job: Any = None, program: Any = None) -> None:
+    """Notes what the program is about to do, how far its job is (None: as before), and which program it compiles."""
     NOW.since = NOW.since if what == NOW.what else time.monotonic()
-    NOW.what, NOW.job = what, job or NOW.job
+    NOW.what, NOW.job, NOW.program = what, job or NOW.job, program
 
 
 class LastingStream:
@@ -92,12 +91,13 @@ def lasting_output(what: str = "starting") -> Iterator[LastingStream]:
 
 def _watch(what: str, output: LastingStream, errors: LastingStream, ended: threading.Event) -> None:
     """Shows what is being done until the program has `ended`."""
-    NOW.what, NOW.since, NOW.job = what, time.monotonic(), None
+    NOW.what, NOW.since, NOW.job, NOW.program = what, time.monotonic(), None, None
     if errors.isatty():
         from recollect.configuration.terminal import draw_until
 
         return draw_until(ended, output, errors)
     while not ended.wait(1.0):
         if time.monotonic() - max(output.written, errors.written) > SILENCE:
-            more = NOW.job[2]() if NOW.job else ""
-            print(f"  {NOW.what}, {time.monotonic() - NOW.since:.0f} s", more, file=errors, flush=True)
+            from recollect.configuration.waiting import waiting_line
+
+            print(waiting_line(), file=errors, flush=True)

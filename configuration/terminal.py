@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from recollect.configuration.console import NOW, LastingStream
+from recollect.configuration.waiting import time_last
 
 ERASE = "\r\x1b[2K"
 LEAST_BAR, MOST_BAR = 8, 30
@@ -72,7 +73,7 @@ class LineText:
         """Returns what is being done, in at most `width` characters: without its status where that has no room, and
         without a bar where that has none either."""
         seconds = now - NOW.since
-        what = f"{NOW.what}, {duration(seconds)}" if seconds >= 1 else NOW.what
+        what = f"{NOW.what}, {duration(seconds)}{time_last()}" if seconds >= 1 else NOW.what
         if NOW.job is None:
             return what[:width]
         done, total, status = NOW.job

@@ -96,7 +96,8 @@ class Generation:
         state = jax.eval_shape(lambda params: model.bind(params).init_state(len(rows), total), params)
         self.state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         check_memory(self.state_bytes, f"generating {tokens:,} tokens")
-        self._params = jax.device_put(params)  # once, not at every call
+        # Once, not at every call; what is on devices already may span several processes.
+        self._params = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf), params)
         self.rows = len(rows)
         self._prompts, self._end = rows, -1 if end is None else end
         self._left = np.full(len(rows), tokens, np.int32)

@@ -18,12 +18,14 @@ READING_LINES, SERVICES, TRACED_FILES, TRACED_LINES = 2420, 23, 45, 5330
 
 SCRIPT = """
 import cProfile, json, sys, threading
+from recollect.configuration import console
 from recollect.main import main
 
 threads = set()
 threading.setprofile(lambda frame, event, argument: event == "call" and threads.add(frame.f_code))
 profile = cProfile.Profile()
 profile.enable()  # as sys.setprofile, but in C: Python's own takes minutes
+console.SILENCE = 3600.0  # what is shown while a slow machine compiles is not part of it
 code = main(["train", "mqar.attention", "run.steps=2"])
 profile.disable()
 codes = threads | {entry.code for entry in profile.getstats() if not isinstance(entry.code, str)}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from recollect.configuration.console import doing
 from recollect.data.batch import Batch
-from recollect.training.experiment import Experiment
+from recollect.training.experiment import Experiment, program_of
 from recollect.training.step import Program
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class StepPipeline:
         run, batches = self.run, self.run.batches
         begun, waited = time.perf_counter(), batches.waited
         if length not in self._lengths:
-            doing("compiling the steps")
+            doing("compiling the steps", None, lambda: (program_of(run.experiment), length, self.values))
         run.state, metrics = batches.train(run.state, self.values, length, self.sent)
         self.sent += length
         if length not in self._lengths:

@@ -1,13 +1,17 @@
 """What a person who waits is told: lines after silence, and the last line of a terminal."""
 
+import functools
 import io
 import re
 import time
 
+import chz
 import pytest
 
 from recollect.configuration import console, terminal
 from recollect.configuration.console import NOW, doing, lasting_output
+from recollect.experiments.mqar import attention
+from recollect.training.experiment import program_of
 
 
 def test_silence_is_broken_by_what_is_being_done(monkeypatch, capsys):
@@ -17,6 +21,28 @@ def test_silence_is_broken_by_what_is_being_done(monkeypatch, capsys):
         time.sleep(2.3)
     lines = capsys.readouterr().err.splitlines()
     assert lines and all(re.fullmatch(r"  compiling the steps, [12] s loss 1.5", line) for line in lines)
+
+
+def test_a_compilation_says_how_long_the_same_program_took_last(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("RECOLLECT_CACHE", str(tmp_path))
+    monkeypatch.setattr(console, "SILENCE", 0.5)
+    experiment = attention()
+    for learning_rate, length in ((1e-2, 4), (1e-3, 4), (1e-3, 8)):
+        optimizer = chz.replace(experiment.optimizer, learning_rate=learning_rate)
+        program = functools.partial(_program, chz.replace(experiment, optimizer=optimizer), length)
+        with lasting_output():
+            doing("compiling the steps", None, program)
+            time.sleep(1.4)
+            doing("steps up to 4")
+            time.sleep(0.2)
+        last = " took 1 s last time" if (learning_rate, length) == (1e-3, 4) else ""
+        assert capsys.readouterr().err == f"  compiling the steps, 1 s{';' if last else ''}{last}\n"
+    kept = list((tmp_path / "compile_times").iterdir())
+    assert len(kept) == 2 and all(1.3 < float(file.read_text()) < 2 for file in kept)
+
+
+def _program(experiment, length):
+    return program_of(experiment), length, {"rate": 0.1}
 
 
 def test_output_is_not_followed_by_a_line_at_once(monkeypatch, capsys):

@@ -14,13 +14,15 @@ Fields = frozenset[tuple[str, str]]
 
 def config_fields(config: dict[str, Any], *starts: str) -> dict[str, str]:
     """Returns the fields of a run's config whose paths begin so ("model.", "run.steps"), as JSON text. The class of a
-    part is the value of its path; a list of plain values is one value."""
+    part is the value of its path; a list of plain values is one value; None is left out."""
     return {path: value for path, value in _flat(config).items() if f"{path}.".startswith(starts)}
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, str]:
     if isinstance(tree, list) and any(isinstance(item, dict | list) for item in tree):
         tree = {str(index): item for index, item in enumerate(tree)}
+    if tree is None:
+        return {}
     if not isinstance(tree, dict):
         return {path: json.dumps(tree)}
     flat = {path: json.dumps(tree["class"])} if path and "class" in tree else {}
@@ -32,7 +34,7 @@ def _flat(tree: Any, path: str = "") -> dict[str, str]:
 
 
 def label(name: str, fields: Fields, namesakes: Sequence[Fields]) -> str:
-    """Returns a name with the fields in which those of that name differ, `name [pairs=2, lora=None]`: values as the
+    """Returns a name with the fields in which those of that name differ, `name [pairs=2, lora=LoRA]`: values as the
     command line writes them. What a part has that others lack or replace by another class is not named beside it."""
     values, others = dict(fields), [dict(other) for other in namesakes]
     differing = [path for path in sorted({path for other in others for path in other}) if _differs(path, others)]

@@ -8,6 +8,7 @@ Python's shortest text that reads back as the same float.
 import collections
 import csv
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -213,7 +214,7 @@ def _edge_notes(summaries: Sequence[Summary]) -> list[str]:
         f"{s.label} ({format_chance(s.chance)})" for s in summaries if s.chance is not None and s.best <= s.chance
     ]
     if guesses:
-        lines.append(f"no better than a guess: {', '.join(guesses)}")
+        lines.append(textwrap.fill(f"no better than a guess: {', '.join(guesses)}", WIDTH))
     if any(RATE in s.edges for s in summaries):
         lines.append("↑ ↓ the best learning rate is the highest or lowest tried: a better one may lie beyond it")
     for path in sorted({path for s in summaries for path in s.edges} - {RATE}):

@@ -11,6 +11,7 @@ import chz
 
 from recollect.configuration import Config, UserError, from_json, get_field
 from recollect.configuration.base import encoded
+from recollect.configuration.io import flatten
 from recollect.configuration.read_json import read_json
 from recollect.configuration.short_paths import short_paths
 from recollect.evaluation.labels import config_fields, written
@@ -62,6 +63,7 @@ def _changed(before: Config, experiment: Experiment) -> tuple[dict[str, str], se
     """Returns the fields that differ, with their values now, and all paths of both configs."""
     was, now = (config_fields(encoded(config), "") for config in (before, experiment))
     changed = {path: written(value) for path, value in now.items() if was.get(path) != value}
+    empty = flatten(encoded(experiment))  # those of None too
     gone = was.keys() - now.keys()
     parents = {path: path.rpartition(".")[0] for path in gone}
     changed |= {path: "None" for path in sorted(gone) if parents[path] not in changed and parents[path] not in gone}
@@ -71,7 +73,7 @@ def _changed(before: Config, experiment: Experiment) -> tuple[dict[str, str], se
             if json.dumps(encoded(getattr(value, name))) == _default(field):
                 inside = f"{part}.{name}."
                 changed = {path: text for path, text in changed.items() if not f"{path}.".startswith(inside)}
-    return {path: value for path, value in changed.items() if path not in CHANGEABLE}, {*was, *now}
+    return {path: value for path, value in changed.items() if path not in CHANGEABLE}, {*was, *now, *empty}
 
 
 def _default(field: Any) -> str | None:

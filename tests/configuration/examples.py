@@ -23,7 +23,9 @@ def mixed() -> Experiment:
 
 EXAMPLES = {
     "mixed": mixed(),
-    "defaults": Experiment(name="", model=LanguageModel(stages=repeat(LinearAttention(), depth=1)), data=MQAR()),
+    "defaults": Experiment(
+        name="defaults", model=LanguageModel(stages=repeat(LinearAttention(), depth=1)), data=MQAR()
+    ),
     "everything set": Experiment(
         name='odd "name" \\ with:signs.and é',
         model=LanguageModel(

@@ -10,9 +10,9 @@ def labels(*models):
 
 def test_what_only_one_class_of_part_has_is_not_named():
     lora = {"class": "LoRA", "alpha": 16.0, "rank": 4, "layers": ["a", "b"]}
-    assert labels({"lora": None, "pairs": 2}, {"lora": lora, "pairs": 2}) == ["run [lora=None]", "run [lora=LoRA]"]
+    assert labels({"lora": None, "pairs": 2}, {"lora": lora, "pairs": 2}) == ["run", "run [lora=LoRA]"]
     assert labels({"lora": None}, {"lora": lora}, {"lora": {**lora, "rank": 8}}) == [
-        "run [lora=None]",
+        "run",
         "run [lora=LoRA, rank=4]",
         "run [lora=LoRA, rank=8]",
     ]

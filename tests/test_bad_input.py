@@ -209,6 +209,6 @@ def test_a_console_without_the_characters_shows_escapes(tmp_path):
 def test_a_diverged_run_exits_with_3(monkeypatch, capsys):
     from recollect.training import train
 
-    monkeypatch.setattr(train, "train", lambda experiment: {"status": "diverged", "steps": 2, "loss": 9.0})
+    monkeypatch.setattr(train, "train", lambda experiment, log: {"status": "diverged", "steps": 2, "loss": 9.0})
     assert command(["train", *RECALL]) == 3
     assert "status diverged" in capsys.readouterr().out

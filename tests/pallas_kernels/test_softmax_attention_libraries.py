@@ -23,6 +23,7 @@ NOTHING = {
     "window": None,
     "mask": None,
     "sinks": None,
+    "bias": None,
     "query_positions": None,
     "key_positions": None,
     "query_segments": None,

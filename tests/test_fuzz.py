@@ -128,6 +128,8 @@ def check(runs, folder, line, damage):  # noqa: F811
     """Runs one command line in `folder` on a (damaged) copy of a run."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "home").mkdir(parents=True)
+    (folder / "here").mkdir()
+    os.chdir(folder / "here")  # of the test's own: commands that name no folder may write there
     run = folder / "run"
     if damage is not None or "run.directory=RUN" not in line:
         shutil.copytree(runs / "recall", run)
@@ -138,7 +140,7 @@ def check(runs, folder, line, damage):  # noqa: F811
     code = command(asked)
     # `replay` says with 1 that a step was finite.
     assert code in (0, 2, 3) or (code == 1 and asked[0] == "replay"), (asked, code)
-    assert {path.name for path in folder.iterdir()} <= {"home", "run", "out"} and not list((folder / "home").iterdir())
+    assert {path.name for path in folder.iterdir()} <= {"home", "here", "run", "out"} and not list((folder / "home").iterdir())
 
 
 @pytest.fixture

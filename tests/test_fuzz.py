@@ -140,7 +140,8 @@ def check(runs, folder, line, damage):  # noqa: F811
     code = command(asked)
     # `replay` says with 1 that a step was finite.
     assert code in (0, 2, 3) or (code == 1 and asked[0] == "replay"), (asked, code)
-    assert {path.name for path in folder.iterdir()} <= {"home", "here", "run", "out"} and not list((folder / "home").iterdir())
+    assert {path.name for path in folder.iterdir()} <= {"home", "here", "run", "out"}
+    assert not list((folder / "home").iterdir())
 
 
 @pytest.fixture

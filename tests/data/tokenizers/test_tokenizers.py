@@ -145,7 +145,7 @@ def test_tokenizers_that_cannot_be_had(tmp_path):
         open_tokenizer(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match=r"only a tokenizer\.json has named tokens"):
         open_tokenizer("bytes", "<s>")
-    with pytest.raises(UserError, match=r"is trained on a source, by `python main\.py prepare"):
+    with pytest.raises(UserError, match=r"is trained on a source, by `recollect prepare"):
         open_tokenizer("bpe:1000")
     for name in ("bpe:", "bpe:many", "bpe:256", "bpe:-5", "bpe:²"):
         with pytest.raises(UserError, match="needs a size of at least 257"):

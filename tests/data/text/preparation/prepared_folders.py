@@ -32,7 +32,10 @@ def prepare_command(capsys, source, out, *options):
     """(exit code, output, error lines) of `main.py prepare`, in this process."""
     from recollect.main import main
 
-    code = main(["prepare", str(source), str(out), "--processes", "1", *map(str, options)])
+    try:
+        code = main(["prepare", str(source), str(out), "--processes", "1", *map(str, options)])
+    except SystemExit as ended:  # as argparse ends it
+        code = ended.code
     captured = capsys.readouterr()
     return code, captured.out, [line for line in captured.err.splitlines() if line.startswith("error: ")]
 

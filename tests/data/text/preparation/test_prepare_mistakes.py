@@ -80,7 +80,7 @@ def test_folders_without_permission_are_one_line(source, tmp_path, capsys, monke
         monkeypatch.setattr(Path, name, fail)
     line = refused(capsys, tmp_path / "closed" / "in", tmp_path / "out")
     assert "closed/in': cannot be read (Permission denied)" in line
-    assert "cannot write to" in refused(capsys, source, tmp_path / "closed" / "out")
+    assert "closed/out: Permission denied" in refused(capsys, source, tmp_path / "closed" / "out")
     assert "Permission denied" in refused(capsys, source, tmp_path / "out", "--tokenizer", tmp_path / "closed" / "t")
     assert "Permission denied" in refused(capsys, source, tmp_path / "out", "--held-out", tmp_path / "closed" / "t")
 

@@ -58,7 +58,7 @@ def train_in_processes(
                     elif kind == "error":
                         raise UserError(f"{worker.label}: {said}")
                     else:
-                        log(f"  {worker.label}: {said.strip().removeprefix(f"{worker.label} ")}")
+                        log(f"  {worker.label}: {said.strip().removeprefix(worker.label).lstrip()}")
     finally:
         for worker in workers:
             worker.process.terminate()  # one in training saves its run first

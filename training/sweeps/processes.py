@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from recollect.configuration import Preempted, UserError, to_json
+from recollect.configuration.console import doing
 from recollect.configuration.io import first_line
 from recollect.training.experiment import Experiment
 from recollect.training.run_state import Log
@@ -49,6 +50,7 @@ def train_in_processes(
                 for worker in workers:
                     if worker.member is None and queue:
                         worker.begin(queue.popleft())
+                        doing(f"training, {len(queue)} runs to come")
                 for ready in connection.wait([worker.pipe for worker in workers if worker.member]):
                     worker = next(worker for worker in workers if worker.pipe is ready)
                     kind, said = worker.receive()

@@ -210,13 +210,15 @@ def open_token_files(
     """
     train, held_out = ([_open(file, dtype, end_token) for file in files] for files in _files_of(source))
     opened = None if tokenizer is None else open_tokenizer(tokenizer, start)
-    size = vocabulary or (opened.vocabulary if opened else 1 + max(file.largest for file in (*train, *held_out)))
+    limits = {} if vocabulary is None else {f"data.vocabulary_size={vocabulary}": vocabulary}
+    if opened is not None:
+        limits[f"data.tokenizer={tokenizer!r} has {opened.vocabulary} ids"] = opened.vocabulary
     for file in (*train, *held_out):
-        if file.largest >= size:
-            limit = f"data.vocabulary_size={size}" if vocabulary else f"data.tokenizer={tokenizer!r} has {size} ids"
-            raise UserError(
-                f"{limit}: {file.path} holds the id {file.largest}; the vocabulary must be larger than that"
-            )
+        for limit, size in limits.items():
+            if file.largest >= size:
+                raise UserError(
+                    f"{limit}: {file.path} holds the id {file.largest}; the vocabulary must be larger than that"
+                )
         if isinstance(opened, ByteTokenizer):
             _check_bytes(file.path, file.ids)
     if end_token is not None and not any(len(file.ends) for file in train):
@@ -238,7 +240,8 @@ def open_token_files(
     for split, documents in zip(("to train on", "held out"), splits_of, strict=True):
         if not len(documents):
             raise UserError(f"source={source!r}: has too few ids {split}; a document needs two")
-    return TokenCorpus(source, digest, opened or IdTokenizer(size), *splits_of, counts_bytes=known)
+    ids = opened or IdTokenizer(vocabulary or 1 + max(file.largest for file in (*train, *held_out)))
+    return TokenCorpus(source, digest, ids, *splits_of, counts_bytes=known)
 
 
 def _open(path: Path, dtype: str, end_token: int | None) -> TokenFile:

@@ -136,6 +136,11 @@ def test_losses_are_per_token_unless_a_tokenizer_says_the_bytes(folder):
             "data.end_token=99: is nowhere in",
         ),
         (lambda path: np.arange(999, dtype=np.uint16).tofile(path), {"tokenizer": "bytes"}, "'bytes' has 257 ids"),
+        (
+            lambda path: np.arange(999, dtype=np.uint16).tofile(path),
+            {"tokenizer": "bytes", "vocabulary_size": 1000},
+            "'bytes' has 257 ids.*holds the id 998",
+        ),
         (lambda path: np.arange(3, dtype=np.uint16).tofile(path), {}, "has too few ids held out"),
     ],
 )

@@ -23,6 +23,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from recollect.configuration.base import Config, UserError
+from recollect.configuration.io import file_sha256
 from recollect.configuration.machine import PROJECT, cache_folder, expanded
 from recollect.configuration.names import RETIRED
 from recollect.configuration.user_paths import path_kind
@@ -118,7 +119,7 @@ def load_definitions(path: Path, allowed: set[str] | None = None) -> ModuleType:
     if path.suffix != ".py":
         raise UserError(f"{path} is not a Python file: its name does not end in .py")
     before = USER_FILES.get(path)
-    if before is not None and all(_digest(file) == digest for file, digest in before.digests.items()):
+    if before is not None and all(digest_of(file) == digest for file, digest in before.digests.items()):
         return before.module
     forget([path])
     file = UserFile(path, allowed)
@@ -174,6 +175,13 @@ def forget(paths: Sequence[Path] | None = None) -> None:
                     RETIRED.add(value)
 
 
+def digest_of(path: Path) -> str | None:
+    """Returns the SHA-256 of a file, hexadecimal; None where it cannot be read."""
+    with contextlib.suppress(OSError):
+        return file_sha256(path)
+    return None
+
+
 def was_run_here(digest: str) -> bool:
     """Returns whether a command of this user has run a file of this sha256 on this machine."""
     return len(digest) == 64 and digest.isalnum() and _known(digest).exists()
@@ -181,12 +189,6 @@ def was_run_here(digest: str) -> bool:
 
 def _known(digest: str) -> Path:
     return cache_folder() / "user_code" / digest
-
-
-def _digest(path: Path) -> str | None:
-    with contextlib.suppress(OSError):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    return None
 
 
 def _is_installed(name: str) -> bool:

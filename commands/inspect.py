@@ -43,18 +43,18 @@ def _data_of(options: argparse.Namespace) -> Any:
     from recollect.experiments.user_file import is_file
     from recollect.training.saved_experiment import experiment_from_json
 
-    name = options.experiment
-    is_there = path_kind(path(name), name) is not None
-    is_run = is_there and (path(name) / "config.json").is_file() and (path(name) / "checkpoints").exists()
-    load_files(options, path(name) if is_run else None)
+    name, place = options.experiment, path(options.experiment)
+    if name in entries() or is_file(name):
+        return experiment_of(options).data
+    is_there = path_kind(place, name) is not None
+    is_run = is_there and (place / "config.json").is_file() and (place / "checkpoints").exists()
+    load_files(options, place if is_run else None)
     tasks = {
         key: kind for key, kind in known_configs().items() if issubclass(kind, DataConfig) and kind is not DataConfig
     }
-    if name in entries() or is_file(name):
-        return experiment_of(options).data
     if is_run:
-        data: Any = experiment_from_json(read_json(Path(path(name)) / "config.json"), name).data
-    elif is_there and _holds_runs(path(name)):
+        data: Any = experiment_from_json(read_json(place / "config.json"), name).data
+    elif is_there and _holds_runs(place):
         raise UserError(f"{name} holds runs, not data; `recollect report {name}` shows them")
     elif is_there or name == "stdlib" or name.startswith("tfds:"):
         data = Text(source=name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recollect.commands import add_overrides, add_with, experiment_of
+from recollect.starting import PROGRAM
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,14 +56,14 @@ def _data_of(options: argparse.Namespace) -> Any:
     if is_run:
         data: Any = experiment_from_json(read_json(place / "config.json"), name).data
     elif is_there and _holds_runs(place):
-        raise UserError(f"{name} holds runs, not data; `recollect report {name}` shows them")
+        raise UserError(f"{name} holds runs, not data; `{PROGRAM} report {name}` shows them")
     elif is_there or name == "stdlib" or name.startswith("tfds:"):
         data = Text(source=name)
     elif name in tasks:
         data = tasks[name]()
     else:
         close = nearest(name, [*tasks, *(key for key, entry in entries().items() if entry.kind == "experiment")])
-        raise UserError(f"{name} is no file or folder, experiment or task{close}; `recollect list` shows experiments")
+        raise UserError(f"{name} is no file or folder, experiment or task{close}; `{PROGRAM} list` shows experiments")
     return apply_overrides(data, [argument.removeprefix("data.") for argument in options.overrides])
 
 

@@ -1,8 +1,10 @@
 """Links of the README and of the documents lead somewhere, and the code of the workflow pages runs."""
 
+import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from recollect.main import main
+from recollect.training.batches import StepPipeline
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").rglob("*.md"))]
@@ -125,6 +128,37 @@ def test_the_page_about_own_files_runs(tmp_path, monkeypatch):
         assert main([*line, *shorter]) == 0, line
     assert {path.name for path in Path("runs").iterdir()} == {"moving_average", "my_study", "mqar.small"}
     assert len(list(Path("runs").rglob("user_code.json"))) == 1 + 4 + 4
+
+
+def test_the_page_about_resuming_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECOLLECT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "corpus.txt").write_text("".join(f"def f_{i}(x):\n    return x + {i}\n" for i in range(400)))
+    small = ["data.source=corpus.txt", "data.length=32", "model.width=16", "...heads=2", "...window=8"]
+    small += [
+        "optimizer.warmup=0",
+        "run.batch_size=4",
+        "run.steps_per_call=1",
+        "run.sample_every=0",
+        "run.compile_cache=off",
+    ]
+    cut, again, longer = lines_of("resume.md")
+    send = StepPipeline.send
+
+    def interrupted(pipeline, length):
+        if pipeline.sent == 2:
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C
+        return send(pipeline, length)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepPipeline, "send", interrupted)
+        assert main([*cut, *small, "run.steps=4"]) == 130
+    assert not Path("runs/text.based/result.json").exists()
+    assert main([*again, *small, "run.steps=4"]) == 0
+    assert "resumed" in capsys.readouterr().out
+    assert main([*longer[:2], *small, "run.steps=6"]) == 0
+    result = json.loads(Path("runs/text.based/result.json").read_text())
+    assert result["steps"] == 6 and result["extended"]
 
 
 def test_the_page_about_fine_tuning_runs(tmp_path, monkeypatch):

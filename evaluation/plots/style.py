@@ -22,7 +22,7 @@ from recollect.configuration import UserError
 from recollect.evaluation.appearance import mixer_colours
 from recollect.evaluation.results import RunResult
 from recollect.evaluation.summaries import Summary
-from recollect.evaluation.table import format_chance, shortened
+from recollect.evaluation.table import format_chance, printable, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -150,11 +150,6 @@ def styles(shown: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
             "linestyle": DASHES[seen[mixer] % len(DASHES)],
         }
     return looks
-
-
-def printable(name: str) -> str:
-    """Returns a name with a mark for each character that no font draws."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
 
 def score_axis(axes: Axes, label: str, scored: Sequence[Summary | RunResult]) -> None:

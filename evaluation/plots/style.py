@@ -68,7 +68,7 @@ STYLE = {
 
 
 class NothingToPlot(UserError):
-    """A figure has nothing to show of what it was given."""
+    """There is nothing among the runs or summaries that a figure could show."""
 
 
 @contextlib.contextmanager
@@ -162,10 +162,8 @@ def score_axis(axes: Axes, label: str, scored: Sequence[Summary | RunResult]) ->
 
 def chance(line: Callable[..., Any], scored: Sequence[Summary | RunResult]) -> None:
     """Draws what guessing scores; `line` is axhline or axvline."""
-    for chance in sorted({s.chance for s in scored if s.chance is not None}):
-        line(
-            100 * chance, color=GREY, linewidth=0.8, linestyle=":", zorder=1, label=f"chance ({format_chance(chance)})"
-        )
+    for level in sorted({s.chance for s in scored if s.chance is not None}):
+        line(100 * level, color=GREY, linewidth=0.8, linestyle=":", zorder=1, label=f"chance ({format_chance(level)})")
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:

@@ -55,7 +55,7 @@ class DeltaNet(DeltaRuleConfig):
 
 
 class DeltaRuleMixer(RecurrentMixer):
-    """The base of the delta rules' modules: a member sets `gate`, and gives the decay or other operands."""
+    """The base of the delta rules' modules: a member sets `gate`, and may have a decay, or strengths of its own."""
 
     activates = True
     gate: OutputGate
@@ -68,17 +68,21 @@ class DeltaRuleMixer(RecurrentMixer):
         """Returns the logarithm of the decay; None: there is none."""
         return None
 
+    def strengths(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t h *v"], Float[Array, "b t h #k"]]:
+        """Returns how much is written, and how much of what the key stores is erased, fp32."""
+        beta = self.strength(x)
+        return beta, beta[..., None]
+
     def operands(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> dict[str, Any]:
         """Returns the arguments of `linear_recurrence`, from q and k of unit length."""
-        beta = self.strength(x)
-        erase = (beta[..., None] * repeat_heads(k, v.shape[2])).astype(k.dtype)
+        write, erase = self.strengths(x)
         return {
             "q": q,
             "k": k,
             "v": v,
             "log_decay": self.log_decay(x),
-            "write_strength": beta,
-            "erase_read": erase,
+            "write_strength": write,
+            "erase_read": (erase * repeat_heads(k, v.shape[2])).astype(k.dtype),
             "scale": self.sizes.key_dim**-0.5,
         }
 

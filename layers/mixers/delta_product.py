@@ -21,7 +21,6 @@ from recollect.layers.mixers.gated_delta_net import GatedDeltaNetMixer
 from recollect.layers.modules import Linear, Strength, unit
 from recollect.layers.modules.short_convolution import CausalConvolution
 from recollect.layers.recurrent import Stream
-from recollect.pallas_kernels.linear_recurrence.recurrence import repeat_heads
 
 
 @chz.chz(typecheck=True)
@@ -53,31 +52,24 @@ class DeltaProductMixer(GatedDeltaNetMixer):
                 self.convolutions[name] = CausalConvolution(channels, config.kernel or 1, rngs)
         self.strength = Strength(width, n * h, rngs, largest=self.strength.largest)
 
+    def log_decay(self, x: Float[Array, "b t d"]) -> Float[Array, "b steps h"] | None:
+        return self._at(0, self.decay(x)[0]) if self.config.decays else None
+
+    def strengths(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b steps h"], Float[Array, "b steps h 1"]]:
+        beta = self.strength(x).reshape(x.shape[0], -1, self.sizes.heads)
+        return beta, beta[..., None]
+
     def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
-        g, h, key_dim, _ = self.sizes
+        g, h, dim, _ = self.sizes
         n, (b, t, _) = self.config.steps, x.shape
-
-        def steps(y, heads):
-            """(b, t, steps heads dim) to (b, t steps, heads, dim)."""
-            return y.reshape(b, t * n, heads, -1)
-
-        def at(step, y):
-            """(b, t, ...) to (b, t steps, ...): y at one step of each token, zeros at the others."""
-            zeros = jnp.zeros((b, t, n, *y.shape[2:]), y.dtype)
-            return zeros.at[:, :, step].set(y).reshape(b, t * n, *y.shape[2:])
-
         q, k, v = (self.projected(name, x, stream) for name in ("query", "key", "value"))
-        q, k, v = unit(q.reshape(b, t, g, key_dim)), unit(steps(k, g)), steps(v, h)
-        beta = self.strength(x).reshape(b, t * n, h)
+        q, k, v = unit(q.reshape(b, t, g, dim)), unit(k.reshape(b, t * n, g, dim)), v.reshape(b, t * n, h, -1)
         segments = stream.context.segments
-        o = stream.recurrence(
-            at(n - 1, q),
-            k,
-            v,
-            log_decay=at(0, self.log_decay(x)) if self.config.decays else None,
-            write_strength=beta,
-            erase_read=(beta[..., None] * repeat_heads(k, h)).astype(k.dtype),
-            scale=key_dim**-0.5,
-            segment_ids=None if segments is None else jnp.repeat(segments, n, axis=1),
-        )
+        segments = None if segments is None else jnp.repeat(segments, n, axis=1)
+        o = stream.recurrence(**self.operands(x, self._at(n - 1, q), k, v), segment_ids=segments)
         return self.output(self.gate(o[:, n - 1 :: n], x))
+
+    def _at(self, step: int, y: Float[Array, "b t *rest"]) -> Float[Array, "b steps *rest"]:
+        """Returns y at one step of each token, zeros at the others: (b, t steps, ...)."""
+        (b, t, *rest), n = y.shape, self.config.steps
+        return jnp.zeros((b, t, n, *rest), y.dtype).at[:, :, step].set(y).reshape(b, t * n, *rest)

@@ -35,5 +35,5 @@ class GatedDeltaNetMixer(DeltaRuleMixer):
         self.decay = StepDecay(h, rngs, Linear(width, h, "d h", rngs), rates=(0.0, 16.0))
         self.gate = head_gate(width, h, v, rngs)
 
-    def log_decay(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h"]:
+    def log_decay(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h"] | None:
         return self.decay(x)[0]

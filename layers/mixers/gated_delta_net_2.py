@@ -9,17 +9,15 @@ in (0, 2). With b = w = beta it is Kimi Delta Attention.
 
 from __future__ import annotations
 
-from typing import Any
-
 import chz
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from recollect.layers.mixer import Place
 from recollect.layers.mixers.delta_net import DeltaRuleConfig
 from recollect.layers.mixers.kimi_delta_attention import KimiDeltaAttentionMixer
 from recollect.layers.modules import Linear, in_fp32, split_heads
-from recollect.pallas_kernels.linear_recurrence.recurrence import repeat_heads
 
 
 @chz.chz(typecheck=True)
@@ -40,17 +38,9 @@ class GatedDeltaNet2Mixer(KimiDeltaAttentionMixer):
         self.erase = Linear(width, h * k, "d hk", rngs)
         self.write = Linear(width, h * v, "d hv", rngs)
 
-    def operands(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> dict[str, Any]:
+    def strengths(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t h v"], Float[Array, "b t h k"]]:
         erase, write = (
-            jax.nn.sigmoid(in_fp32(split_heads(projection(x), v.shape[2]))) for projection in (self.erase, self.write)
+            jax.nn.sigmoid(in_fp32(split_heads(projection(x), self.sizes.heads)))
+            for projection in (self.erase, self.write)
         )
-        largest = 2.0 if self.config.negative_eigenvalues else 1.0
-        return {
-            "q": q,
-            "k": k,
-            "v": v,
-            "log_decay": self.log_decay(x),
-            "write_strength": write,
-            "erase_read": (largest * erase * repeat_heads(k, v.shape[2])).astype(k.dtype),
-            "scale": self.sizes.key_dim**-0.5,
-        }
+        return write, 2 * erase if self.config.negative_eigenvalues else erase

@@ -5,7 +5,7 @@
         mixer(x, context)                       # mixer.query(x) is W x + b, and its convolution over time
 
 What a convolution remembers from call to call is a part of the stream (layers/recurrent.py), under its name. The stream
-is found while the program is traced, so that neither mixers nor MLPs have to hand it on.
+is looked up while the program is traced, so that neither mixers nor MLPs have to hand it on.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recollect.layers.modules.linear import Linear
 from recollect.layers.modules.short_convolution import CausalConvolution
 from recollect.layers.recurrent import Stream
-from recollect.pallas_kernels.gated_convolution import short_convolution
 
 _stream: contextvars.ContextVar[Stream | None] = contextvars.ContextVar("stream", default=None)
 
@@ -45,8 +43,7 @@ def convolve(convolution: CausalConvolution, x: Float[Array, "b t f"], name: str
     repeats = x.shape[-1] // convolution.channels
     taps = jnp.tile(convolution.taps[...], (1, repeats))
     bias = None if convolution.bias is None else jnp.tile(convolution.bias[...], repeats)
-    zeros = jax.ShapeDtypeStruct((x.shape[0], taps.shape[0] - 1, x.shape[2]), x.dtype)
-    return stream.run(name, zeros, short_convolution, x, taps, bias)
+    return stream.filtered(name, x, taps, bias)
 
 
 class ConvolvedLinear(Linear):

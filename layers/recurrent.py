@@ -131,15 +131,18 @@ class Stream:
     ) -> Float[Array, "b t f"]:
         """Returns a short convolution of `x`."""
         bias = None if module.bias is None else module.bias[...]
-        return self._convolve(name, x, module.taps[...], bias, activation=activation)
+        return self.filtered(name, x, module.taps[...], bias, activation=activation)
 
     def previous(self, x: Float[Array, "b t *rest"], *, name: str = "previous") -> Float[Array, "b t *rest"]:
         """Returns `x` of the token before each token; zeros at the first of a document."""
         rows = x.reshape(*x.shape[:2], -1)
         taps = jnp.zeros((2, rows.shape[2])).at[1].set(1)
-        return self._convolve(name, rows, taps).reshape(x.shape)
+        return self.filtered(name, rows, taps).reshape(x.shape)
 
-    def _convolve(self, name: str, x: jax.Array, taps: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    def filtered(
+        self, name: str, x: Float[Array, "b t f"], taps: Float[Array, "w f"], *args: Any, **kwargs: Any
+    ) -> Float[Array, "b t f"]:
+        """Returns the outputs of `short_convolution`."""
         zeros = jax.ShapeDtypeStruct((x.shape[0], taps.shape[0] - 1, x.shape[2]), x.dtype)
         return self.run(name, zeros, short_convolution, x, taps, *args, **kwargs)
 

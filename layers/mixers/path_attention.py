@@ -30,6 +30,7 @@ from recollect.layers.mixers.attention import SoftmaxConfig
 from recollect.layers.mixers.convolved_attention import ConvolvedAttention
 from recollect.layers.modules.gates import unit
 from recollect.layers.modules.linear import Linear, split_heads
+from recollect.layers.modules.score_biases import distances
 from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
@@ -94,9 +95,7 @@ class PathMixer(ConvolvedAttention):
         (b, t, h, dim), (s, g) = q.shape, k.shape[1:3]
         w = unit(jax.nn.silu(split_heads(self.direction(self.down(x)).astype(jnp.float32), g)))
         beta = 2 * jax.nn.sigmoid(self.strength(x).astype(jnp.float32))
-        i = jnp.arange(t)[None] if fields["query_positions"] is None else fields["query_positions"]
-        j = fields.get("key_positions", i)
-        applies = i[:, :, None] > j[:, None]
+        applies = distances(q, k, fields) > 0
         if (of_queries := fields["query_segments"]) is not None:
             applies &= of_queries[:, :, None] == fields.get("key_segments", of_queries)[:, None]
             beta = jnp.where((of_queries != 0)[:, :, None], beta, 0)

@@ -59,8 +59,7 @@ def token_positions(context: Context, batch_size: int, length: int) -> Int[Array
 
 def previous_segment(segments: Int[Array, "b t"], cursor: Cursor | None = None) -> Int[Array, "b t"]:
     """Returns the segment of the valid token before each token; before the first it is the cursor's, else 0."""
-    first = jnp.zeros_like(segments[:, 0]) if cursor is None else cursor.segment
-    return jnp.concatenate([first[:, None], packed_rows.carry_segments(segments, first)[:, :-1]], axis=1)
+    return packed_rows.segments_before(segments, None if cursor is None else cursor.segment)
 
 
 def last_valid(

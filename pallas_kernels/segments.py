@@ -22,6 +22,12 @@ def carry_segments(segment_ids: Int[Array, "b t"], first: Int[Array, " b"]) -> I
     return jnp.where(index >= 0, jnp.take_along_axis(segment_ids, jnp.maximum(index, 0), axis=1), first[:, None])
 
 
+def segments_before(segment_ids: Int[Array, "b t"], first: Int[Array, " b"] | None = None) -> Int[Array, "b t"]:
+    """Returns the segment of the token before each token, padding left out; before the first it is `first`, or 0."""
+    first = jnp.zeros_like(segment_ids[:, 0]) if first is None else first
+    return jnp.concatenate([first[:, None], carry_segments(segment_ids, first)[:, :-1]], axis=1)
+
+
 def zero_padding(x: Shaped[Array, "b t ..."], segment_ids: Int[KnownArray, "b t"] | None) -> Shaped[Array, "b t ..."]:
     """Returns x with zeros at padding. By `where`, so that NaN in padding stops here, in gradients too."""
     if segment_ids is None:

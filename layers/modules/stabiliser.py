@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from recollect.pallas_kernels.segments import carry_segments
+from recollect.pallas_kernels.segments import segments_before
 
 NEVER = -1e30
 """Stands for minus infinity, whose differences are not numbers."""
@@ -28,11 +28,8 @@ def running_maximum(
     b, _, h = log_decay.shape
     before = jnp.zeros((b, h), log_decay.dtype) if initial_state is None else initial_state
     if segment_ids is not None:
-        first = jnp.zeros(b, segment_ids.dtype) if initial_segment is None else initial_segment
         real = (segment_ids != 0)[..., None]
-        carried = carry_segments(segment_ids, first)
-        previous = jnp.concatenate([first[:, None], carried[:, :-1]], axis=1)
-        starts = real & (carried != previous)[..., None]
+        starts = real & (segment_ids != segments_before(segment_ids, initial_segment))[..., None]
         log_input = jnp.where(real, jnp.where(starts, jnp.maximum(log_decay, log_input), log_input), NEVER)
         log_decay = jnp.where(real, jnp.where(starts, NEVER, log_decay), 0)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Inexact, Int
 
 from recollect.pallas_kernels.dispatch import choose, sequence_parts
 from recollect.pallas_kernels.linear_scan import reference, sequence_parallel
-from recollect.pallas_kernels.segments import carry_segments, zero_padding
+from recollect.pallas_kernels.segments import segments_before, zero_padding
 
 BACKENDS = {
     "xla": "recollect.pallas_kernels.linear_scan.xla",
@@ -76,10 +76,8 @@ def without_segments(
 ) -> tuple[Inexact[Array, "b t f"], Inexact[Array, "b t f"]]:
     """Returns factors and inputs of one document that give the same states: 0 where a document starts; 1, and no input,
     at padding."""
-    first = jnp.zeros_like(segment_ids[:, 0]) if initial_segment is None else initial_segment
-    carried = carry_segments(segment_ids, first)
-    before = jnp.concatenate([first[:, None], carried[:, :-1]], axis=1)
-    real, continues = (segment_ids != 0)[..., None], (carried == before)[..., None]
+    real = (segment_ids != 0)[..., None]
+    continues = (segment_ids == segments_before(segment_ids, initial_segment))[..., None]
     return jnp.where(real, jnp.where(continues, a, 0), 1), jnp.where(real, b, 0)
 
 

@@ -27,6 +27,7 @@ def test_constants_per_head():
     np.testing.assert_allclose(retnet_log_decays(4), np.log(1 - 2.0 ** (-5 - np.arange(4))), rtol=1e-6)
     assert alibi_slopes(8) == [2.0**-h for h in range(1, 9)]
     assert alibi_slopes(1) == [2.0**-8]
+    assert alibi_slopes(3) == [2.0**-4, 2.0**-8, 2.0**-2] and len(alibi_slopes(12)) == 12
     assert alibi_slopes(6) == [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]  # those of 4, and two of 8
 
 

@@ -20,15 +20,8 @@ from recollect.layers.modules import (
     Rotary,
     YaRN,
 )
-from recollect.layers.modules.decays import alibi_slopes
 
 RNGS = nnx.Rngs(params=jax.random.key(0))
-
-
-def test_alibi_slopes_are_the_published_ones():
-    np.testing.assert_allclose(alibi_slopes(8), [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256])
-    np.testing.assert_allclose(alibi_slopes(3), [2**-4, 2**-8, 2**-2])  # of two heads, then the first of four
-    assert len(alibi_slopes(12)) == 12
 
 
 def bucket(distance, buckets, largest):

@@ -1,4 +1,4 @@
-"""Parts that mixers and models call: linear maps, norms, positions, feature maps, short convolution, MLPs."""
+"""Parts that mixers and models call: linear maps, norms, positions, gates, decays, selectors, convolutions, MLPs."""
 
 from recollect.configuration import exported_names
 from recollect.layers.modules.decays import (

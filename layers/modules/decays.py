@@ -1,4 +1,4 @@
-"""Decays of recurrences: constants per head, and Mamba's step sizes."""
+"""Decays of recurrences: constants per head, Mamba's step sizes, gates by a sigmoid and their lower bounds."""
 
 from __future__ import annotations
 

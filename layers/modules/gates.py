@@ -1,4 +1,5 @@
-"""Gates: of outputs, of what is written, of low rank; skips; and vectors of unit length."""
+"""Gates of outputs and of what is written, and what stands around them: low-rank and block-diagonal maps, skips, norms
+of heads, token shift."""
 
 from __future__ import annotations
 

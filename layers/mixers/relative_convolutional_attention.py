@@ -93,8 +93,11 @@ class RelativeConvolutionalMixer(ConvolvedAttention):
     def _bias(self, x: jax.Array, q: jax.Array, k: jax.Array, fields: dict[str, Any]) -> jax.Array | None:
         if not self.config.relative:
             return super()._bias(x, q, k, fields)
-        scores = jnp.einsum("bthk,phk->bhtp", q, self.by_distance[...].astype(q.dtype)).astype(jnp.float32)
-        scores = scores + self.of_distance[...].T[:, None]
-        at = jnp.clip(distances(q, k, fields), 0, self.config.maximum - 1)[:, None]
+        # Without positions there is one document from its start: all distances are below the number of tokens.
+        far = q.shape[1] if fields["query_positions"] is None else self.config.maximum
+        by_distance, of_distance = self.by_distance[...][:far], self.of_distance[...][:far]
+        scores = jnp.einsum("bthk,phk->bhtp", q, by_distance.astype(q.dtype)).astype(jnp.float32)
+        scores = scores + of_distance.T[:, None]
+        at = jnp.clip(distances(q, k, fields), 0, far - 1)[:, None]
         at = jnp.broadcast_to(at, (*scores.shape[:3], at.shape[-1]))
         return jnp.take_along_axis(scores, at, axis=-1) * self.head_dim**-0.5

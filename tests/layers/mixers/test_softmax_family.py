@@ -13,7 +13,7 @@ from flax import nnx
 
 from recollect import layers
 from recollect.configuration import UserError
-from recollect.layers.mixer import Place
+from recollect.layers.mixer import Context, Place
 from recollect.layers.modules import MeanBlocks, Rotary
 
 T, WIDTH = 11, 16
@@ -183,6 +183,15 @@ def test_relative_convolutional_attention(shared):
 
     o = [attended(lambda i, j, h=h: score(i, j, h), v[:, h]) for h in range(2)]
     assert_equal(module, linear(module.output, np.concatenate(o, axis=-1)))
+
+
+def test_relative_convolutional_attention_multiplies_no_more_distances_than_tokens():
+    """With positions, which may leave gaps, it multiplies all that have entries; the outputs are the same."""
+    module, x = built(layers.RelativeConvolutionalAttention(heads=2, maximum=99)), jnp.asarray(X, jnp.float32)
+    counted = Context(positions=jnp.arange(T)[None])
+    plain, placed = (str(jax.make_jaxpr(lambda x, c=c: module(x, c).hidden)(x)) for c in (Context(), counted))
+    assert f"1,2,{T},99]" in placed and f"1,2,{T},99]" not in plain
+    np.testing.assert_allclose(module(x).hidden, module(x, counted).hidden, rtol=1e-5, atol=1e-6)
 
 
 def test_relative_convolutional_attention_starts_as_published():

@@ -177,19 +177,18 @@ def _products_by_channel(rows, columns, g, dtype):
     rows, columns, g = (jnp.moveaxis(x, 3, 2) for x in (rows, columns, g))
     *shape, c, k = rows.shape
     rows, columns, g = (x.reshape(-1, c, k) for x in (rows, columns, g))
-    lead = (rows.shape[0],)
     lower = jnp.sum((rows * columns).astype(dtype), axis=-1)[..., None, None]
     half = 1
     while half < c:
         m = c // (2 * half)
-        row, column, decay = (x.reshape(*lead, m, 2, half, -1) for x in (rows, columns, g))
-        row = (row[..., 1, :, :] * jnp.exp(jnp.cumsum(decay[..., 1, :, :], axis=-2))).astype(rows.dtype)
-        column = (column[..., 0, :, :] * jnp.exp(_to_end(decay[..., 0, :, :], decay.ndim - 3))).astype(rows.dtype)
+        row, column, decay = (x.reshape(-1, m, 2, half, k) for x in (rows, columns, g))
+        row = (row[:, :, 1] * jnp.exp(since_start(decay[:, :, 1]))).astype(rows.dtype)
+        column = (column[:, :, 0] * jnp.exp(to_end(decay[:, :, 0]))).astype(rows.dtype)
         if half < SMALL:
             square = jnp.sum((row[..., :, None, :] * column[..., None, :, :]).astype(dtype), axis=-1)
         else:
             square = jnp.einsum("...ik,...jk->...ij", row, column, preferred_element_type=dtype)
-        blocks = lower.reshape(*lead, m, 2, half, half)
+        blocks = lower.reshape(-1, m, 2, half, half)
         lower = _joined(blocks[..., 0, :, :], square, blocks[..., 1, :, :])
         half *= 2
     return lower.reshape(*shape, c, c)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from recollect.configuration import UserError
+from recollect.configuration import UserError, python_files
 from recollect.experiments.mqar import attention, small
 from recollect.experiments.sweep_axes import split, swept
 from recollect.main import main
@@ -45,6 +45,13 @@ def test_axes_are_added_replaced_and_set():
         "learning_rate=0.003,pattern.1=Attention",
         "learning_rate=0.003,pattern.1=SlidingWindow_window=8,_heads=2_",
     ]
+
+
+def test_a_study_of_no_experiments_is_refused(capsys, tmp_path):
+    (tmp_path / "none.py").write_text("from recollect.experiments.study import Study\n\nempty = Study(())\n")
+    assert main(["compare", "none.py"]) == 2
+    assert capsys.readouterr().err == "error: none has no experiments: there is nothing to train\n"
+    python_files.forget()
 
 
 def test_commas_within_brackets_do_not_split():

@@ -56,10 +56,11 @@ def run_study(
     if repeated := [one for one, many in Counter(map(run_directory, everyone)).items() if many > 1]:
         raise UserError(f"{repeated[0]}: two runs of the study would share this folder; give experiments other names")
     tasks = [task for row in rows for task in (groups(row) if together else [[member] for member in row])]
+    finished = {run_directory(task[0]) for task in tasks if is_finished(task[0])}
     progress = StudyProgress(len(everyone), log)
     while tasks:
         processes = at_once or (2 if cpu_count() > 1 and progress.seconds(tasks) > WORTH_PROCESSES else 1)
-        todo = [task[0] for task in tasks if not is_finished(task[0])]
+        todo = [task[0] for task in tasks if run_directory(task[0]) not in finished]
         if processes > 1 and len(todo) > 1 and not together:
             _train_in_processes(todo, processes, definitions, progress, log)
             tasks = [task for task in tasks if task[0] not in todo]

@@ -47,8 +47,8 @@ def describe(
     """Prints the description.
 
     Args:
-      compiled: whether the training step is compiled too, for its memory.
       target: None compiles here; "tpu:v5e:2x2" or "h100" compiles ahead of time for what is not here.
+      compiled: whether the training step is compiled too, for its memory.
 
     Raises:
       UserError: the target is unknown, its compiler is not installed, or it has fewer devices than run.mesh.
@@ -72,9 +72,10 @@ def describe(
     log(f"forward FLOPs per token at length {length:,}: {training_flops_per_token(experiment) / 3:,.0f}")
     log("decoding state of one sequence")
     limit = config.maximum_length()
-    if still := [type(mixer).__name__ for mixer in config.mixers if not mixer.traits.streams]:
-        log(f"  none: {still[0]} does not stream")
-    for at in sorted({length, *LENGTHS}) if not still else ():
+    stateless = [type(mixer).__name__ for mixer in config.mixers if not mixer.traits.streams]
+    if stateless:
+        log(f"  none: {stateless[0]} does not stream")
+    for at in () if stateless else sorted({length, *LENGTHS}):
         if limit is not None and at > limit:
             log(f"  {at:>8,} tokens: longer than this model's maximum of {limit:,}")
             continue

@@ -10,7 +10,6 @@ import numpy as np
 
 from recollect.data.batch import Batch, DataConfig
 from recollect.data.text.dataset import Text
-from recollect.data.text.token_files import MappedDocuments
 
 BARS = "▁▂▃▄▅▆▇█"
 _BUCKETS = 24
@@ -21,7 +20,7 @@ def inspect_data(data: DataConfig, count: int) -> Iterator[str]:
     """Yields lines about a data set, with `count` documents or examples of each split or slice.
 
     Raises:
-      UserError: the text can't be had.
+      UserError: the text cannot be read or prepared.
     """
     return _text(data, count) if isinstance(data, Text) else _task(data, count)
 
@@ -33,13 +32,13 @@ def _text(data: Text, count: int) -> Iterator[str]:
         f"{data.source}: tokenizer {tokenizer.name}, {data.vocabulary:,} ids; corpus sha256 {prepared.digest[:16]}; "
         f"rows of {data.length:,} tokens, {type(data.sequences).__name__}"
     )
-    for split, documents in (("train", prepared.train), ("held out", prepared.held_out)):
-        lengths, sizes = documents.lengths, documents.byte_lengths
-        measured = prepared.counts_bytes and (split == "held out" or data.is_prepared() or not data.are_ids())
-        text = f", {int(sizes.sum()):,} bytes" if measured else ""
-        unknown = f", {documents.unknown_bytes / max(int(sizes.sum()), 1):.3%} of them unknown" if measured else ""
-        tokens = documents.ids if isinstance(documents, MappedDocuments) else int(lengths.sum())
-        yield f"{split}: {len(lengths):,} documents, {tokens:,} tokens{text}{unknown}"
+    sizes = prepared.describe()
+    for split, documents in (("train", prepared.train), ("held_out", prepared.held_out)):
+        size, lengths, text = sizes[split], documents.lengths, ""
+        if "bytes" in size:
+            unknown = documents.unknown_bytes / max(size["bytes"], 1)
+            text = f", {size['bytes']:,} bytes, {unknown:.3%} of them unknown"
+        yield f"{split.replace('_', ' ')}: {size['documents']:,} documents, {size['tokens']:,} tokens{text}"
         yield f"  tokens per document: {spread(lengths)}"
         for number in range(min(count, len(documents))):
             shown = tokenizer.decode(documents.tokens(number, 0, _SHOWN))

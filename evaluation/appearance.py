@@ -37,8 +37,8 @@ def mixer_of(config: dict[str, Any]) -> str:
 
 
 def mixer_colours(mixers: Iterable[str]) -> dict[str, str]:
-    """Returns a colour for each mixer: its own wherever it is shown; only where that is taken by another one shown
-    beside it, the next free one."""
+    """Returns a colour for each mixer: the same wherever it is shown; only where that is taken by another one
+    shown beside it, the next free one."""
     colours: dict[str, str] = {}
     shown = dict.fromkeys(mixers)
     for mixer in sorted(shown, key=lambda name: (name not in MIXERS, name)):

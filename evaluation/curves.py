@@ -1,4 +1,4 @@
-"""What metrics.jsonl says: a run's evaluations, and its training steps."""
+"""Curves of a run, read from metrics.jsonl: its evaluations, and its training steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tells runs apart: the fields of their configs, and labels that name those that differ."""
+"""Fields of the configs of runs, and labels that name those in which runs differ."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recollect.evaluation.labels import config_fields, label
+from recollect.evaluation.labels import Fields, config_fields, label
 from recollect.evaluation.results import RunResult
 
 TRAINING_ONLY = ("mixture", "sequences", "shuffle", "evaluation_examples", "evaluation", "tokenizer", "start_token")
@@ -111,16 +111,13 @@ class Summary:
 
 def group_by_label(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
     """Returns the runs by architecture, in order of first appearance; keys are the labels of `Summary`."""
-    architectures: dict[tuple[str, frozenset[tuple[str, str]]], list[RunResult]] = {}
+    architectures: dict[tuple[str, Fields], list[RunResult]] = {}
     for run in runs:
         fields = _fields(run, *ARCHITECTURE)
         if kind := run.config.get("optimizer", {}).get("class"):
             fields["optimizer"] = json.dumps(kind)
         architectures.setdefault((run.name, frozenset(fields.items())), []).append(run)
-    return {
-        label(name, fields, [other for other_name, other in architectures if other_name == name]): members
-        for (name, fields), members in architectures.items()
-    }
+    return _labelled(architectures)
 
 
 def best_setting(runs: Sequence[RunResult]) -> list[RunResult]:
@@ -140,18 +137,21 @@ def summarise(runs: Iterable[RunResult]) -> list[Summary]:
 
 def group_by_task(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
     """Returns the runs by metric and task, in order of first appearance; keys are the tasks of `Summary`."""
-    tasks: dict[tuple[str, frozenset[tuple[str, str]]], list[RunResult]] = {}
+    tasks: dict[tuple[str, Fields], list[RunResult]] = {}
     for run in runs:
         fields = _fields(run, "data.")
         asked = {path: value for path, value in fields.items() if f"{path}.".split(".")[1] not in TRAINING_ONLY}
         asked |= {"metric": json.dumps(run.metric), "slices": json.dumps(", ".join(slice_order(run.by_slice)))}
         name = json.loads(fields.get("data", '"data"'))
         tasks.setdefault((name, frozenset(asked.items())), []).append(run)
-    if len(tasks) == 1:
-        return {"": next(iter(tasks.values()))}
+    return {"": next(iter(tasks.values()))} if len(tasks) == 1 else _labelled(tasks)
+
+
+def _labelled(groups: dict[tuple[str, Fields], list[RunResult]]) -> dict[str, list[RunResult]]:
+    """Returns groups of runs by label; their keys are a name, and the fields that a label may show."""
     return {
-        label(name, asked, [other for other_name, other in tasks if other_name == name]): members
-        for (name, asked), members in tasks.items()
+        label(name, fields, [other for other_name, other in groups if other_name == name]): members
+        for (name, fields), members in groups.items()
     }
 
 

@@ -144,6 +144,11 @@ def shortened(label: str, limit: int) -> str:
     return label if len(label) <= limit else label[: limit - 1 - half] + "…" + label[-half:]
 
 
+def printable(name: str) -> str:
+    """Returns a name with a mark for each character that no font draws."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
+
+
 def _columns(summaries: Sequence[Summary]) -> Columns:
     """Returns the columns of the main block."""
     metric = summaries[0].metric

@@ -141,7 +141,6 @@ class TokenCorpus:
 
     Attributes:
       counts_bytes: whether losses can be reported per byte; else per token.
-      ended: documents end with a token of their own.
     """
 
     name: str
@@ -150,7 +149,6 @@ class TokenCorpus:
     train: MappedDocuments
     held_out: MappedDocuments
     counts_bytes: bool
-    ended: bool = True
 
     def describe(self) -> dict[str, Any]:
         """Returns what a run's banner and result say of the corpus, JSON-ready."""
@@ -215,8 +213,10 @@ def open_token_files(
     size = vocabulary or (opened.vocabulary if opened else 1 + max(file.largest for file in (*train, *held_out)))
     for file in (*train, *held_out):
         if file.largest >= size:
-            said = f"data.vocabulary_size={size}" if vocabulary else f"data.tokenizer={tokenizer!r} has {size} ids"
-            raise UserError(f"{said}: {file.path} holds the id {file.largest}; the vocabulary must be larger than that")
+            limit = f"data.vocabulary_size={size}" if vocabulary else f"data.tokenizer={tokenizer!r} has {size} ids"
+            raise UserError(
+                f"{limit}: {file.path} holds the id {file.largest}; the vocabulary must be larger than that"
+            )
         if isinstance(opened, ByteTokenizer):
             _check_bytes(file.path, file.ids)
     if end_token is not None and not any(len(file.ends) for file in train):
@@ -242,7 +242,7 @@ def open_token_files(
 
 
 def _open(path: Path, dtype: str, end_token: int | None) -> TokenFile:
-    """Returns a file of ids, looked through unless the cache folder knows it."""
+    """Returns a file of ids, which is read through unless its facts are in the cache folder."""
     ids = _mapped(path, dtype)
     state = path.stat()
     key = json.dumps([str(path.resolve()), state.st_size, state.st_mtime_ns, str(ids.dtype), end_token])
@@ -315,7 +315,7 @@ def _check_width(path: Path, ids: np.ndarray) -> None:
 
 
 def _check_bytes(path: Path, ids: np.ndarray) -> None:
-    """Raises UserError where ids that are said to be bytes of text are largely control characters."""
+    """Raises UserError where ids, read as bytes of text, are largely control characters."""
     first = np.asarray(ids[: 1 << 16])
     control = float(np.mean((first < 32) & ~np.isin(first, [9, 10, 13])))
     if control > 0.05:

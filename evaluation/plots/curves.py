@@ -83,4 +83,4 @@ def _draw(axes: Axes, runs: Sequence[RunResult], curves: dict[Path, Curve], *, t
 def _mean_curve(curves: Sequence[Curve]) -> Curve:
     """Returns the mean over runs at every step at which any has a value; NaN before a run's first one."""
     steps = np.unique(np.concatenate([steps for steps, _ in curves]))
-    return steps, np.mean([np.interp(steps, own, values, left=math.nan) for own, values in curves], axis=0)
+    return steps, np.mean([np.interp(steps, at, values, left=math.nan) for at, values in curves], axis=0)

@@ -52,13 +52,16 @@ def draw_all(
 
 
 def delete_figures(out: Path) -> None:
-    """Deletes the figures that `draw_all` drew into a folder, and into those of tasks right below it."""
+    """Deletes the figures that `draw_all` drew into a folder, and into those of tasks right below it; the latter
+    go too where nothing else is in them."""
     endings = ("_by_slice", "_by_learning_rate", "_vs_state")
+    folders = set()
     for path in [*out.glob("*.*"), *out.glob("*/*.*")]:
         known = path.stem in ("accuracy_map", "learning_curves", "training_loss") or path.stem.endswith(endings)
         if known and path.suffix.removeprefix(".") in FORMATS:
             path.unlink()
-    for folder in out.glob("*/"):
+            folders.add(path.parent)
+    for folder in folders - {out}:
         if not any(folder.iterdir()):
             folder.rmdir()
 

@@ -29,7 +29,11 @@ def score_by_rate(runs: Sequence[RunResult], path: Path | str, title: str | None
       NothingToPlot: nothing to draw, runs of several metrics, or the file cannot be written.
     """
     low, high = rate_limits(runs)
-    points = by_learning_rate(run for run in runs if low <= run.learning_rate <= high)
+    points = {
+        name: near
+        for name, rates in by_learning_rate(runs).items()
+        if (near := {rate: point for rate, point in rates.items() if low <= rate <= high})
+    }
     if not any(len(rates) > 1 for rates in points.values()):
         raise NothingToPlot("there is no architecture with several learning rates to plot")
     label, scale = score_label({run.metric for run in runs})

@@ -17,12 +17,12 @@ from recollect.evaluation.plots.style import (
     error_bars,
     figure,
     grid_figure,
-    printable,
     score_axis,
     score_label,
     styles,
 )
 from recollect.evaluation.summaries import Summary, slice_order, slice_size
+from recollect.evaluation.table import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

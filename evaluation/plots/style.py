@@ -22,7 +22,7 @@ from recollect.configuration import UserError
 from recollect.evaluation.appearance import mixer_colours
 from recollect.evaluation.results import RunResult
 from recollect.evaluation.summaries import Summary
-from recollect.evaluation.table import format_chance, shortened
+from recollect.evaluation.table import format_chance, printable, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ STYLE = {
 
 
 class NothingToPlot(UserError):
-    """A figure has nothing to show of what it was given."""
+    """There is nothing among the runs or summaries that a figure could show."""
 
 
 @contextlib.contextmanager
@@ -152,11 +152,6 @@ def styles(shown: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def printable(name: str) -> str:
-    """Returns a name with a mark for each character that no font draws."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
-
-
 def score_axis(axes: Axes, label: str, scored: Sequence[Summary | RunResult]) -> None:
     """Names the vertical axis; one of accuracy goes from 0 to 100 % and shows what guessing scores."""
     axes.set_ylabel(label)
@@ -167,10 +162,8 @@ def score_axis(axes: Axes, label: str, scored: Sequence[Summary | RunResult]) ->
 
 def chance(line: Callable[..., Any], scored: Sequence[Summary | RunResult]) -> None:
     """Draws what guessing scores; `line` is axhline or axvline."""
-    for chance in sorted({s.chance for s in scored if s.chance is not None}):
-        line(
-            100 * chance, color=GREY, linewidth=0.8, linestyle=":", zorder=1, label=f"chance ({format_chance(chance)})"
-        )
+    for level in sorted({s.chance for s in scored if s.chance is not None}):
+        line(100 * level, color=GREY, linewidth=0.8, linestyle=":", zorder=1, label=f"chance ({format_chance(level)})")
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:

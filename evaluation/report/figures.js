@@ -47,10 +47,10 @@ function rateSpecification(data, runs, metric) {
   const ended = runs.filter(run => run.metric === metric && isNumber(run.score) && near(run.learning_rate));
   const labels = [...new Set(ended.map(run => run.label))];
   const series = labels.map(label => {
-    const own = ended.filter(run => run.label === label);
-    const rates = [...new Set(own.map(run => run.learning_rate))].sort((a, b) => a - b);
+    const members = ended.filter(run => run.label === label);
+    const rates = [...new Set(members.map(run => run.learning_rate))].sort((a, b) => a - b);
     const points = rates.map(rate => {
-      const scores = own.filter(run => run.learning_rate === rate).map(run => run.score);
+      const scores = members.filter(run => run.learning_rate === rate).map(run => run.score);
       const mean = scores.reduce((sum, score) => sum + score, 0) / scores.length;
       return [rate, METRICS[metric].value(mean), `learning rate ${text.rate(rate)}\n${text.score(mean, metric)}, mean of ${scores.length}`];
     });

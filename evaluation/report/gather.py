@@ -16,7 +16,7 @@ from recollect.configuration import UserError
 from recollect.configuration.io import flatten
 from recollect.configuration.read_json import finite, read_json_object
 from recollect.evaluation.appearance import mixer_colours
-from recollect.evaluation.curves import learning_curve, training_curve
+from recollect.evaluation.curves import LearningCurve, TrainingCurve, learning_curve, training_curve
 from recollect.evaluation.results import RunResult, load_run
 from recollect.evaluation.summaries import Summary, group_by_label, rank, rate_limits, summarise
 from recollect.evaluation.table import format_chance
@@ -66,6 +66,8 @@ class Record:
     result: RunResult
     written: dict[str, Any]
     environment: dict[str, Any]
+    evaluations: LearningCurve
+    training: TrainingCurve
     message: str
 
     def entries(self, label: str, points: int) -> dict[str, Any]:
@@ -92,8 +94,8 @@ class Record:
             "tokens_per_second": run.tokens_per_second,
             "parameters": run.parameters or None,
             "slices": run.by_slice,
-            "evaluations": _curve(learning_curve, folder, points, ("steps", "score", "loss")),
-            "training": _curve(training_curve, folder, points, ("steps", "loss", "gradient_norm")),
+            "evaluations": _thinned(self.evaluations, points, ("steps", "score", "loss")),
+            "training": _thinned(self.training, points, ("steps", "loss", "gradient_norm")),
             **_commands(self),
         }
 
@@ -101,31 +103,41 @@ class Record:
 def _record(folder: Path) -> Record:
     """Returns what a folder holds, however far its run is."""
     config = read_json_object(folder / "config.json")
-    written, environment, message = {}, {}, ""
+    evaluations, training, broken = _curves(folder)
+    written, environment, message, result = {}, {}, broken, None
     try:
         environment = read_json_object(folder / "environment.json") if (folder / "environment.json").exists() else {}
         written = read_json_object(folder / "result.json") if (folder / "result.json").exists() else {}
         if written.get("status") in ENDED:
-            return Record(load_run(folder), written, environment, _failure(written))
+            result, message = load_run(folder), _failure(written) or broken
     except UserError as error:
         message = str(error)
-    return Record(_unfinished(folder, config, message), written, environment, message)
+    result = result or _unfinished(folder, config, evaluations, training, message)
+    return Record(result, written, environment, evaluations, training, message)
 
 
-def _unfinished(folder: Path, config: dict[str, Any], message: str) -> RunResult:
-    """Returns as much of a result as a run that has not ended (or whose result is damaged) has shown."""
+def _curves(folder: Path) -> tuple[LearningCurve, TrainingCurve, str]:
+    """Returns a run's evaluations and logged steps, both empty where there are none or a line of metrics.jsonl is
+    broken, and the message about that line."""
     try:
-        evaluations, steps = learning_curve(folder), training_curve(folder)
-    except UserError:  # nothing is written yet; what is broken is named where the curves are read
-        evaluations, steps = None, None
-    last = float(evaluations.score[-1]) if evaluations is not None and len(evaluations.score) else math.nan
-    text = "tokenizer" in config.get("data", {})
-    metric = (evaluations and evaluations.metric) or ("bits_per_byte" if text else "accuracy")
+        return learning_curve(folder), training_curve(folder), ""
+    except UserError as error:
+        none = np.zeros(0)
+        broken = str(error) if (folder / "metrics.jsonl").exists() else ""
+        return LearningCurve(none, none, none), TrainingCurve(none, none, none, none), broken
+
+
+def _unfinished(
+    folder: Path, config: dict[str, Any], evaluations: LearningCurve, training: TrainingCurve, message: str
+) -> RunResult:
+    """Returns as much of a result as a run that has not ended (or whose result is damaged) has shown."""
+    last = float(evaluations.score[-1]) if len(evaluations.score) else math.nan
+    metric = evaluations.metric or ("bits_per_byte" if "tokenizer" in config.get("data", {}) else "accuracy")
     return RunResult(
         folder=folder,
         name=str(config.get("name", folder.name)),
         status="damaged" if message else "not finished",
-        steps=int(steps.steps[-1]) if steps is not None and len(steps.steps) else 0,
+        steps=int(training.steps[-1]) if len(training.steps) else 0,
         seconds=math.nan,
         parameters=0,
         learning_rate=float(config.get("optimizer", {}).get("learning_rate", math.nan)),
@@ -164,17 +176,12 @@ def _summary_entries(summary: Summary) -> dict[str, Any]:
     return {name: getattr(summary, name) for name in (*names, *more)}
 
 
-def _curve(read: Any, folder: Path, points: int, names: tuple[str, ...]) -> dict[str, list[float]]:
-    """Returns columns of a run's metrics.jsonl, evenly thinned to `points`, with the last one; empty where it has
-    none."""
-    try:
-        columns = read(folder)
-    except UserError:
-        return {name: [] for name in names}
-    last = len(columns.steps) - 1
+def _thinned(curve: LearningCurve | TrainingCurve, points: int, names: tuple[str, ...]) -> dict[str, list[float]]:
+    """Returns columns of a curve, evenly thinned to `points`, with the last one."""
+    last = len(curve.steps) - 1
     kept = np.unique(np.linspace(0, last, min(last + 1, points)).round().astype(int))
-    steps: list[float] = [int(step) for step in columns.steps[kept]]
-    others = {name: [float(f"{value:.5g}") for value in getattr(columns, name)[kept]] for name in names[1:]}
+    steps: list[float] = [int(step) for step in curve.steps[kept]]
+    others = {name: [float(f"{value:.5g}") for value in getattr(curve, name)[kept]] for name in names[1:]}
     return {"steps": steps, **others}
 
 

@@ -69,13 +69,13 @@ function figures(shown) {
   choice.value = recall("curve") || "score";
   const redraw = () => { remember("curve", choice.value); drawn.forEach(figure => figure.redraw()); };
   for (const metric of metrics) {
-    const own = () => shown().filter(run => run.metric === metric);
-    add("Learning curves", "One line for each run; point at one for its numbers.", () => curvesSpecification(data, own(), metric, choice.value));
+    const scored = () => shown().filter(run => run.metric === metric);
+    add("Learning curves", "One line for each run; point at one for its numbers.", () => curvesSpecification(data, scored(), metric, choice.value));
     if (data.architectures.some(one => one.metric === metric && isNumber(one.state_size))) {
-      add("Score against state", "The longest evaluated length; sizes of one mixer are joined.", () => stateSpecification(data, own(), metric));
+      add("Score against state", "The longest evaluated length; sizes of one mixer are joined.", () => stateSpecification(data, scored(), metric));
     }
     if (new Set(data.runs.map(run => run.learning_rate)).size > 1) {
-      add("Score against learning rate", "The mean over runs of a learning rate.", () => rateSpecification(data, own(), metric));
+      add("Score against learning rate", "The mean over runs of a learning rate.", () => rateSpecification(data, scored(), metric));
     }
   }
   const legend = make("div", {class: "legend"}, ...data.architectures.map(one => make("span", {}, sample(one.colour, styleOf(data, one.label).dash), one.label)));

@@ -12,6 +12,7 @@ from recollect.configuration import UserError
 from recollect.configuration.io import replace_text
 from recollect.evaluation.report.gather import gather
 from recollect.evaluation.results import find_runs
+from recollect.evaluation.table import printable
 
 PARTS = Path(__file__).parent
 SCRIPTS = ("elements.js", "charts.js", "figures.js", "page.js")
@@ -48,7 +49,7 @@ def render(data: dict) -> str:
         text = text.replace(character, f"\\u{ord(character):04x}")
     page = (PARTS / "template.html").read_text(encoding="utf-8")
     parts = {
-        "TITLE": html.escape(_printable(data["title"])),
+        "TITLE": html.escape(printable(data["title"])),
         "STYLE": (PARTS / "style.css").read_text(encoding="utf-8"),
         "SCRIPT": "\n".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "DATA": text,  # last: what stands in it is not looked at again
@@ -56,7 +57,3 @@ def render(data: dict) -> str:
     for name, part in parts.items():
         page = page.replace(f"{{{{{name}}}}}", part)
     return page
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

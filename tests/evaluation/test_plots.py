@@ -265,3 +265,13 @@ def test_a_far_rate_that_diverged_does_not_stretch_the_axis(tmp_path, figures):
     folders = [write_run(tmp_path / f"{rate}", rate=rate, status=status) for rate, status in rates.items()]
     score_by_rate(load_runs(folders), tmp_path / "x.png")
     assert figures[0].axes[0].get_xlim()[1] < 1
+
+
+def test_architectures_of_one_name_keep_their_labels_where_one_lies_beyond_the_axis(tmp_path, figures):
+    for mixer, rates, status in (("Attention", (1e-3, 3e-3), "finished"), ("Hyena", (10.0, 30.0), "diverged")):
+        model = {"class": "LanguageModel", "stages": [{"class": "Stage", "pattern": [{"class": mixer}]}]}
+        for rate in rates:
+            write_run(tmp_path / f"{mixer}-{rate}", "mqar.one", rate, model=model, status=status)
+    score_by_rate(load_runs(sorted(tmp_path.iterdir())), tmp_path / "r.png")
+    names = figures[0].axes[0].get_legend_handles_labels()[1]
+    assert [name for name in names if "chance" not in name] == ["one [pattern.0=Attention]"]

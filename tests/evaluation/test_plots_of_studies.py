@@ -1,6 +1,7 @@
 """Figures of a whole study: colours by mixer, sizes joined, maps, rates, formats, titles."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from recollect.evaluation.plots import (
     NothingToPlot,
     accuracy_by_slice,
     accuracy_map,
+    delete_figures,
     draw_all,
     formats_of,
     recall_vs_state,
@@ -135,3 +137,18 @@ def test_text_figures_do_not_speak_of_accuracy(tmp_path):
     )
     names = [path.name for path in draw_all(load_runs([folder]), tmp_path / "out")]
     assert "bits_per_byte_by_slice.png" in names and not any("accuracy" in name for name in names)
+
+
+def test_only_figures_and_the_folders_that_they_empty_are_deleted(tmp_path, runs):
+    names = [path.name for path in draw_all(runs[:6], tmp_path)]
+    for task in ("task", "noted"):
+        shutil.copytree(tmp_path, tmp_path / task, ignore=lambda folder, files: set(files) - set(names))
+    drawn = [folder / name for folder in (tmp_path, tmp_path / "task", tmp_path / "noted") for name in names]
+    assert len(names) > 3 and all(path.exists() for path in drawn)
+    notes = [tmp_path / "notes.png", tmp_path / "noted" / "notes.txt"]
+    for note in notes:
+        note.write_text("a user's")
+    (tmp_path / "empty").mkdir()
+    delete_figures(tmp_path)
+    assert not any(path.exists() for path in drawn) and all(note.exists() for note in notes)
+    assert (tmp_path / "empty").is_dir() and not (tmp_path / "task").exists()

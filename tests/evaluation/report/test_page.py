@@ -117,6 +117,18 @@ def test_a_long_run_is_thinned_with_its_last_point(tmp_path):
     assert len(steps) == 30_000 and (steps[0], steps[-1]) == (1, 40_000)
 
 
+def test_a_broken_line_of_metrics_is_named(tmp_path):
+    for name in ("ended", "going"):
+        file = write_run(tmp_path / "runs" / name) / "metrics.jsonl"
+        file.write_text(f"broken\n{file.read_text()}")
+    (tmp_path / "runs" / "going" / "result.json").unlink()
+    write_report([tmp_path / "runs"], tmp_path / "page.html")
+    runs = data_of(tmp_path / "page.html")[0]["runs"]
+    assert [run["status"] for run in runs] == ["finished", "damaged"] and runs[0]["score"] == 0.5
+    assert all("metrics.jsonl, line 1: not a line of metrics" in run["message"] for run in runs)
+    assert all(run["training"]["steps"] == run["evaluations"]["steps"] == [] for run in runs)
+
+
 def test_an_unfinished_text_run_has_the_metric_that_it_logged(tmp_path):
     folder = write_run(tmp_path / "ids", "text.ids", data={"class": "Text", "tokenizer": "bytes"}, curve=[])
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 5, "evaluation": {"bits_per_token": 7.5}}) + "\n")

@@ -48,6 +48,7 @@ def _check(name: str, config: Any, laws: dict[str, Callable[[Any], None]]) -> in
     import jax
 
     from recollect.configuration import UserError
+    from recollect.configuration.field_docs import first_sentence
     from recollect.configuration.python_files import errors_named, file_of
     from recollect.layers.laws import WIDTH, Subject, not_asked
     from recollect.layers.mixer_outputs import check_outputs
@@ -74,17 +75,13 @@ def _check(name: str, config: Any, laws: dict[str, Callable[[Any], None]]) -> in
         except (AssertionError, UserError) as error:
             outcome = "FAIL"
             cause = error.__cause__ if isinstance(error.__cause__, AssertionError) else error
-            said = f"{_first_sentence(function)} {' '.join(str(cause).split())}"
+            said = f"{first_sentence(function.__doc__ or '')}. {' '.join(str(cause).split())}"
         counts[outcome] += 1
         shown = {"hold": "holds", "FAIL": "FAILS"}.get(outcome, outcome)
         print(f"  {shown:8} {law}{f': {said}' if said else ''}", flush=True)
     counted = ", ".join(f"{count} {outcome.lower()}" for outcome, count in counts.items())
     print(f"  {counted} ({time.perf_counter() - begun:.0f} s)")
     return counts["FAIL"]
-
-
-def _first_sentence(law: Callable[[Any], None]) -> str:
-    return " ".join((law.__doc__ or "").split()).partition(". ")[0].removesuffix(".") + "."
 
 
 def all_laws() -> dict[str, Callable[[Any], None]]:

@@ -49,9 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from recollect.evaluation.plots import delete_figures, formats_of
+    from recollect.experiments.user_file import is_file, label
 
     formats = formats_of(options.format)
-    if _names_runs(options.study):
+    if not is_file(options.study) and _names_runs(options.study):
         from recollect.evaluation.results import find_runs
         from recollect.experiments.compare import report
 
@@ -61,8 +62,6 @@ def run(options: argparse.Namespace) -> int:
             delete_figures(out)  # those of the comparison before, which may be of other runs
         report(folders, out, formats, options.titles)
         return 0
-    from recollect.experiments.user_file import is_file, label
-
     files = load_files(options)
     study = load_named(options.study, "study")
     name = label(options.study) if is_file(options.study) else options.study
@@ -101,7 +100,5 @@ def _refuse_options_of_studies(options: argparse.Namespace) -> None:
 
 
 def _names_runs(text: str) -> bool:
-    """Returns whether an argument is a path or a glob and not the name of a study."""
-    if text.partition(":")[0].endswith(".py"):
-        return False
+    """Returns whether an argument that names no file of the user's is a path or a glob, and not the name of a study."""
     return os.sep in text or any(sign in text for sign in "*?[") or Path(text).is_dir()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recollect.commands import add_overrides, add_with, experiment_of
+from recollect.starting import PROGRAM
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,26 +44,26 @@ def _data_of(options: argparse.Namespace) -> Any:
     from recollect.experiments.user_file import is_file
     from recollect.training.saved_experiment import experiment_from_json
 
-    name = options.experiment
-    is_there = path_kind(path(name), name) is not None
-    is_run = is_there and (path(name) / "config.json").is_file() and (path(name) / "checkpoints").exists()
-    load_files(options, path(name) if is_run else None)
+    name, place = options.experiment, path(options.experiment)
+    if name in entries() or is_file(name):
+        return experiment_of(options).data
+    is_there = path_kind(place, name) is not None
+    is_run = is_there and (place / "config.json").is_file() and (place / "checkpoints").exists()
+    load_files(options, place if is_run else None)
     tasks = {
         key: kind for key, kind in known_configs().items() if issubclass(kind, DataConfig) and kind is not DataConfig
     }
-    if name in entries() or is_file(name):
-        return experiment_of(options).data
     if is_run:
-        data: Any = experiment_from_json(read_json(Path(path(name)) / "config.json"), name).data
-    elif is_there and _holds_runs(path(name)):
-        raise UserError(f"{name} holds runs, not data; `recollect report {name}` shows them")
+        data: Any = experiment_from_json(read_json(place / "config.json"), name).data
+    elif is_there and _holds_runs(place):
+        raise UserError(f"{name} holds runs, not data; `{PROGRAM} report {name}` shows them")
     elif is_there or name == "stdlib" or name.startswith("tfds:"):
         data = Text(source=name)
     elif name in tasks:
         data = tasks[name]()
     else:
         close = nearest(name, [*tasks, *(key for key, entry in entries().items() if entry.kind == "experiment")])
-        raise UserError(f"{name} is no file or folder, experiment or task{close}; `recollect list` shows experiments")
+        raise UserError(f"{name} is no file or folder, experiment or task{close}; `{PROGRAM} list` shows experiments")
     return apply_overrides(data, [argument.removeprefix("data.") for argument in options.overrides])
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
 import keyword
 import re
-import sys
 from pathlib import Path
 
 from recollect.configuration.base import UserError
 from recollect.configuration.io import replace_text
 from recollect.configuration.machine import PROJECT
+from recollect.configuration.python_files import is_installed
 from recollect.starting import PROGRAM
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -64,16 +63,10 @@ def names_of(name: str) -> tuple[str, str]:
     if same := [known for known in known_configs() if known.lower() == cls.lower()]:
         module = known_configs()[same[0]].__module__
         raise UserError(f"there is a class {same[0]} already ({module}): class names are unique, such as My{cls}")
-    if snake in sys.stdlib_module_names or _is_module_elsewhere(snake):
+    if is_installed(snake):
         why = f"{snake}.py would hide the module {snake} from Python programs in this folder"
         raise UserError(f"{name!r} cannot be the name of a file: {why}; choose another, such as my_{snake}")
     return snake, cls
-
-
-def _is_module_elsewhere(name: str) -> bool:
-    """Returns whether Python imports a module of this name from outside the current folder."""
-    elsewhere = [path for path in sys.path if Path(path or ".").resolve() != Path.cwd()]
-    return importlib.machinery.PathFinder.find_spec(name, elsewhere) is not None
 
 
 def filled(template: str, name: str, cls: str) -> str:

@@ -6,6 +6,7 @@ import argparse
 import math
 
 from recollect.configuration.user_paths import path
+from recollect.starting import PROGRAM
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     from recollect.data.text.token_files import are_token_files
 
     if options.out.is_file():
-        raise UserError(f"{options.out} is a file; `recollect prepare SOURCE OUT` writes the folder OUT")
+        raise UserError(f"{options.out} is a file; `{PROGRAM} prepare SOURCE OUT` writes the folder OUT")
     if are_token_files(options.source):
         raise UserError(f"{options.source}: token ids need no preparation; train with data.source={options.source}")
     mib = options.shard_mib

@@ -103,8 +103,7 @@ def suggestion(config: Config, path: str, value: str) -> str:
       path: of the override, which has no such field.
     """
     paths = list(chz.beta_to_blueprint_values(config))
-    missing = next((name for name in _unknown(path, paths)), path)
-    above = path[: path.rindex(missing)].rstrip(".") if missing in path else ""
+    above, missing = _first_unknown(path, paths)
     if missing.lower() in _ABSENT:
         return f"; {_ABSENT[missing.lower()]}"
     if missing == "betas" and len(betas := value.strip("()[]").split(",")) == 2 and "optimizer.beta2" in paths:
@@ -127,14 +126,14 @@ def class_hint(text: str, names: list[str]) -> str:
     return f"; did you mean {meant}?" if meant in names else nearest(text, names)
 
 
-def _unknown(path: str, paths: list[str]) -> list[str]:
-    """Returns the parts of a path from the first on that no path of the config begins with."""
+def _first_unknown(path: str, paths: list[str]) -> tuple[str, str]:
+    """Returns the first part of a path that no path of the config has at this place (else the last part), after what
+    stands before it."""
     parts = path.split(".")
-    for end in range(1, len(parts) + 1):
-        prefix = ".".join(parts[:end])
-        if not any(known == prefix or known.startswith(f"{prefix}.") for known in paths):
-            return parts[end - 1 :]
-    return parts[-1:]
+    beginnings = [".".join(parts[: end + 1]) for end in range(len(parts) - 1)]
+    unknown = (not any(f"{known}.".startswith(f"{beginning}.") for known in paths) for beginning in beginnings)
+    index = next((index for index, is_unknown in enumerate(unknown) if is_unknown), len(beginnings))
+    return ".".join(parts[:index]), parts[index]
 
 
 def _places(paths: list[str], name: str, above: str) -> list[str]:

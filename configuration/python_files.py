@@ -23,6 +23,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from recollect.configuration.base import Config, UserError
+from recollect.configuration.io import file_sha256
 from recollect.configuration.machine import PROJECT, cache_folder, expanded
 from recollect.configuration.names import RETIRED
 from recollect.configuration.user_paths import path_kind
@@ -49,7 +50,7 @@ class UserFile:
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
         """Returns how to import a module that is beside the file and nowhere else; None for all others."""
         if path is None:
-            if _is_installed(name):
+            if is_installed(name):
                 return None
             path = [str(self.path.parent)]
         elif not all(Path(entry).is_relative_to(self.path.parent) for entry in path):
@@ -118,11 +119,11 @@ def load_definitions(path: Path, allowed: set[str] | None = None) -> ModuleType:
     if path.suffix != ".py":
         raise UserError(f"{path} is not a Python file: its name does not end in .py")
     before = USER_FILES.get(path)
-    if before is not None and all(_digest(file) == digest for file, digest in before.digests.items()):
+    if before is not None and all(digest_of(file) == digest for file, digest in before.digests.items()):
         return before.module
     forget([path])
     file = UserFile(path, allowed)
-    taken = path.stem in sys.modules or _is_installed(path.stem) or not path.stem.isidentifier()
+    taken = path.stem in sys.modules or is_installed(path.stem) or not path.stem.isidentifier()
     name = f"user_{path.stem}" if taken else path.stem
     spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path), file))
     assert spec is not None and spec.loader is not None
@@ -130,7 +131,7 @@ def load_definitions(path: Path, allowed: set[str] | None = None) -> ModuleType:
     file.names.append(name)
     USER_FILES[path] = file
     sys.modules[name] = file.module
-    sys.meta_path.insert(0, file)  # type: ignore[arg-type]  # the last in effect: see `_is_installed`
+    sys.meta_path.insert(0, file)  # type: ignore[arg-type]  # the last in effect: see `is_installed`
     try:
         with errors_named(file):
             spec.loader.exec_module(file.module)
@@ -174,6 +175,13 @@ def forget(paths: Sequence[Path] | None = None) -> None:
                     RETIRED.add(value)
 
 
+def digest_of(path: Path) -> str | None:
+    """Returns the SHA-256 of a file, hexadecimal; None where it cannot be read."""
+    with contextlib.suppress(OSError):
+        return file_sha256(path)
+    return None
+
+
 def was_run_here(digest: str) -> bool:
     """Returns whether a command of this user has run a file of this sha256 on this machine."""
     return len(digest) == 64 and digest.isalnum() and _known(digest).exists()
@@ -183,13 +191,7 @@ def _known(digest: str) -> Path:
     return cache_folder() / "user_code" / digest
 
 
-def _digest(path: Path) -> str | None:
-    with contextlib.suppress(OSError):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    return None
-
-
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
     """Returns whether a module of this name is the standard library's or an installed package's: the current folder and
     the checkout, which Python puts before them, do not count."""
     if name in sys.stdlib_module_names or name == "recollect":

@@ -15,6 +15,7 @@ from recollect.configuration.machine import expanded
 from recollect.configuration.names import nearest
 from recollect.configuration.python_files import USER_FILES, errors_named, load_definitions
 from recollect.experiments.study import Study
+from recollect.starting import PROGRAM
 from recollect.training.experiment import Experiment
 
 
@@ -74,8 +75,8 @@ def _as_kind(value: Any, kind: str, reference: str) -> Any:
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"{reference} has two experiments named {repeated[0]!r}: names are labels and folders")
         if kind == "experiment":
-            command = shlex.join(["recollect", "compare", reference, *(["--only", names[0]] if names else [])])
-            raise UserError(f"{reference} is a study: use `{command}`")
+            arguments = shlex.join([reference, *(["--only", names[0]] if names else [])])
+            raise UserError(f"{reference} is a study: use `{PROGRAM} compare {arguments}`")
     if not isinstance(value, Study if kind == "study" else Experiment):
         what = "an Experiment, a Study or a list of experiments"
         raise UserError(
@@ -120,7 +121,7 @@ def _only(module: ModuleType, path: Path, kind: str) -> str:
         return names[0]
     if not names and defined:
         raise UserError(
-            f"{path} defines {_listed(module)}, no experiment: use `recollect compare {shlex.quote(str(path))}`"
+            f"{path} defines {_listed(module)}, no experiment: use `{PROGRAM} compare {shlex.quote(str(path))}`"
         )
     example = f": for example {path}:{names[0]}" if names else ""
     raise UserError(f"{path} defines {_listed(module)}; name one {kind}{example}")

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from recollect.configuration import UserError
-from recollect.configuration.io import file_sha256, write_json
-from recollect.configuration.python_files import USER_FILES, load_definitions, was_run_here
+from recollect.configuration.io import write_json
+from recollect.configuration.python_files import USER_FILES, digest_of, load_definitions, was_run_here
 from recollect.configuration.read_json import read_json_object
 from recollect.training.distributed.host import current_host
 
@@ -91,13 +91,13 @@ def run_recorded(folder: Path) -> None:
     digests = {digest for digest, _ in files.values()}
     for path in map(Path, entry["load"]):
         beside = {one: version for one, version in files.items() if one.is_relative_to(path.parent)}
-        differing = [(one, *version) for one, version in beside.items() if _digest(one) != version[0]]
+        differing = [(one, *version) for one, version in beside.items() if digest_of(one) != version[0]]
         for one, digest, copy in differing:
-            now = _digest(one)
+            now = digest_of(one)
             change = f"has changed since (sha256 {digest[:12]} then, {now[:12]} now)" if now else "is no longer there"
             _warn(f"{one}, which {root} was trained with, {change}; taking the copy {copy}")
         for one, (digest, copy) in beside.items() if differing else ():
-            if _digest(copy) != digest:
+            if digest_of(copy) != digest:
                 raise UserError(f"{root} needs {one}, and its copy {copy} is missing or changed: give one with --with")
         load_definitions(beside[path][1] if differing else path, digests)
 
@@ -112,13 +112,6 @@ def _read(root: Path) -> dict[str, Any]:
     if not whole:
         raise UserError(f"{root / RECORD} is damaged; give the file that the run was trained with as --with FILE")
     return entry
-
-
-def _digest(path: Path) -> str | None:
-    try:
-        return file_sha256(path)
-    except OSError:
-        return None
 
 
 def _warn(text: str) -> None:

@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -210,13 +211,15 @@ def open_token_files(
     """
     train, held_out = ([_open(file, dtype, end_token) for file in files] for files in _files_of(source))
     opened = None if tokenizer is None else open_tokenizer(tokenizer, start)
-    size = vocabulary or (opened.vocabulary if opened else 1 + max(file.largest for file in (*train, *held_out)))
+    limits = {} if vocabulary is None else {f"data.vocabulary_size={vocabulary}": vocabulary}
+    if opened is not None:
+        limits[f"data.tokenizer={tokenizer!r} has {opened.vocabulary} ids"] = opened.vocabulary
     for file in (*train, *held_out):
-        if file.largest >= size:
-            limit = f"data.vocabulary_size={size}" if vocabulary else f"data.tokenizer={tokenizer!r} has {size} ids"
-            raise UserError(
-                f"{limit}: {file.path} holds the id {file.largest}; the vocabulary must be larger than that"
-            )
+        for limit, size in limits.items():
+            if file.largest >= size:
+                raise UserError(
+                    f"{limit}: {file.path} holds the id {file.largest}; the vocabulary must be larger than that"
+                )
         if isinstance(opened, ByteTokenizer):
             _check_bytes(file.path, file.ids)
     if end_token is not None and not any(len(file.ends) for file in train):
@@ -238,7 +241,8 @@ def open_token_files(
     for split, documents in zip(("to train on", "held out"), splits_of, strict=True):
         if not len(documents):
             raise UserError(f"source={source!r}: has too few ids {split}; a document needs two")
-    return TokenCorpus(source, digest, opened or IdTokenizer(size), *splits_of, counts_bytes=known)
+    ids = opened or IdTokenizer(vocabulary or 1 + max(file.largest for file in (*train, *held_out)))
+    return TokenCorpus(source, digest, ids, *splits_of, counts_bytes=known)
 
 
 def _open(path: Path, dtype: str, end_token: int | None) -> TokenFile:
@@ -246,25 +250,33 @@ def _open(path: Path, dtype: str, end_token: int | None) -> TokenFile:
     ids = _mapped(path, dtype)
     state = path.stat()
     key = json.dumps([str(path.resolve()), state.st_size, state.st_mtime_ns, str(ids.dtype), end_token])
-    folder = cache_folder() / "token_files"
-    stem = folder / hashlib.sha256(key.encode()).hexdigest()[:20]
-    facts, places = stem.with_suffix(".json"), stem.with_suffix(".npy")
+    folder = cache_folder() / "token_files" / hashlib.sha256(key.encode()).hexdigest()[:20]
+    facts, places = folder / "facts.json", folder / "ends.npy"
     if not facts.exists():
-        largest, ends = 0, [np.zeros(0, np.int64)]
-        for begin in range(0, len(ids), _CHUNK):
-            chunk = np.asarray(ids[begin : begin + _CHUNK])
-            if chunk.min() < 0:
-                raise UserError(f"{path}: holds the id {chunk.min()}; ids of tokens are not negative")
-            largest = max(largest, int(chunk.max()))
-            if end_token is not None:
-                ends.append(begin + np.flatnonzero(chunk == end_token))
-        if largest >= 2**31 - 1:
-            raise UserError(f"{path}: holds the id {largest}, and ids must be below {2**31 - 1}; is it another type?")
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(places, np.concatenate(ends))
-        write_json(facts, {"sha256": file_sha256(path), "largest": largest})
+        from recollect.data.text.preparation.claimed_folder import locked
+
+        with locked(folder, lambda line: print(line, file=sys.stderr)):
+            if not facts.exists():  # another process may have written them meanwhile
+                largest, ends = _read_through(path, ids, end_token)
+                np.save(places, ends)
+                write_json(facts, {"sha256": file_sha256(path), "largest": largest})
     known = json.loads(facts.read_text())
     return TokenFile(path, ids, known["sha256"], known["largest"], np.load(places))
+
+
+def _read_through(path: Path, ids: np.ndarray, end_token: int | None) -> tuple[int, Int[np.ndarray, " documents"]]:
+    """Returns the largest id of a file, and the places of the one that ends documents."""
+    largest, ends = 0, [np.zeros(0, np.int64)]
+    for begin in range(0, len(ids), _CHUNK):
+        chunk = np.asarray(ids[begin : begin + _CHUNK])
+        if chunk.min() < 0:
+            raise UserError(f"{path}: holds the id {chunk.min()}; ids of tokens are not negative")
+        largest = max(largest, int(chunk.max()))
+        if end_token is not None:
+            ends.append(begin + np.flatnonzero(chunk == end_token))
+    if largest >= 2**31 - 1:
+        raise UserError(f"{path}: holds the id {largest}, and ids must be below {2**31 - 1}; is it another type?")
+    return largest, np.concatenate(ends)
 
 
 def _mapped(path: Path, dtype: str) -> np.ndarray:

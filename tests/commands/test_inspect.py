@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from recollect.configuration import python_files
 from recollect.data.batch import Batch
 from recollect.data.inspection import example, spread
 from recollect.main import main
@@ -63,6 +64,13 @@ def test_a_runs_data_are_those_of_its_config(capsys):
     run = ("run.steps=1", "run.batch_size=4", "run.steps_per_call=1", "run.directory=run", "run.compile_cache=off")
     assert main(["train", "mqar.attention", *tiny, *run]) == 0
     assert "evaluation 16x2: 8 examples" in inspected(capsys, "run", "--count", "0")
+
+
+def test_a_file_of_the_users_is_run_once(capsys, tmp_path):
+    (tmp_path / "mine.py").write_text("print('running')")
+    small = ["data.vocab_size=32", "data.length=16", "data.pairs=2"]
+    assert inspected(capsys, "mqar.attention", *small, "--count", "1", "--with", "mine.py").count("running") == 1
+    python_files.forget()
 
 
 def test_padding_and_unlabelled_positions_have_no_answer():

@@ -52,6 +52,14 @@ def test_nothing_is_overwritten(capsys, folder):
     assert (folder / "moving_average.py").read_text() == "mine"
 
 
+@pytest.mark.parametrize("module", ["json", "jax", "recollect"])
+def test_the_name_of_a_module_is_refused(capsys, folder, module, monkeypatch):
+    """Of the standard library, of an installed package, and of this one, which only a finder of its own may know."""
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry and entry != str(new.PROJECT)])
+    code, _, err = run(capsys, "new", "study", module)
+    assert code == 2 and f"{module}.py would hide the module {module}" in err and not list(folder.iterdir())
+
+
 @pytest.fixture
 def checkout(folder, monkeypatch):
     """A folder with the files of a checkout that `new` changes."""

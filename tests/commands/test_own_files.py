@@ -46,7 +46,7 @@ def test_a_run_records_the_code_it_needs(trained):
     assert record["load"] == [str(trained / "my_file.py")]
     assert record["files"].keys() == {str(trained / "my_file.py"), str(trained / "helpers.py")}
     for path, entry in record["files"].items():
-        assert entry["sha256"] == python_files._digest(trained / path)
+        assert entry["sha256"] == python_files.digest_of(trained / path)
         assert (trained / "run" / entry["copy"]).read_text() == (trained / path).read_text()
     assert not (trained / "__pycache__").exists()
 
@@ -72,7 +72,7 @@ def test_code_that_changed_or_is_gone_is_taken_from_the_copy(capsys, trained, fo
     )
     if change == "has changed since":
         then, now = (
-            python_files._digest(path) for path in (next(folder.rglob("0/helpers.py")), trained / "helpers.py")
+            python_files.digest_of(path) for path in (next(folder.rglob("0/helpers.py")), trained / "helpers.py")
         )
         assert f"sha256 {then[:12]} then, {now[:12]} now" in err
 
@@ -97,7 +97,7 @@ def test_code_added_to_a_run_folder_is_not_run(capsys, trained, folder):
     code, _, err = run(capsys, "evaluate", "run")
     assert code == 2 and "its copy" in err.splitlines()[-1] and "is missing or changed" in err
     record = json.loads((folder / "run" / "user_code.json").read_text())
-    record["files"][record["load"][0]]["sha256"] = python_files._digest(copy)
+    record["files"][record["load"][0]]["sha256"] = python_files.digest_of(copy)
     (folder / "run" / "user_code.json").write_text(json.dumps(record))
     code, _, err = run(capsys, "evaluate", "run")
     assert code == 2 and "has not been run on this machine" in err

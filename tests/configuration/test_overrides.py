@@ -169,6 +169,7 @@ WRONG = [
     ("model.stages.0.pattern.1=Landmrk", ("did you mean", "Landmark")),
     ("model.stages.2=Stage", ("model.stages.2.pattern must be set too",)),
     ("model.widht=3", ("LanguageModel", "did you mean model.width=3?")),
+    ("los.z_loss=1e-4", ("did you mean loss.z_loss=1e-4?",)),
     ("modle.width=3", ("Experiment", "did you mean model.width=3?")),
     ("model.stages.0.pattern.0.headz=2", ("LinearAttention", "did you mean model.stages.0.pattern.0.heads=2?")),
     ("model.stages.0.pattern.7.heads=2", ("model.stages.0.pattern has no element '7'",)),

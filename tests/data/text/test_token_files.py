@@ -1,13 +1,15 @@
 """Token ids in .npy and .bin files as a source of training rows, read in place."""
 
+import concurrent.futures
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
 
 from recollect.configuration import UserError
-from recollect.data.text import Chunked, Text
+from recollect.data.text import Chunked, Text, token_files
 from recollect.data.text.token_files import open_token_files
 from recollect.evaluation.text_slices import evaluate_text
 from recollect.main import main
@@ -108,6 +110,22 @@ def test_losses_are_per_token_unless_a_tokenizer_says_the_bytes(folder):
     assert per_byte["bits_per_byte"] == pytest.approx(1) and per_byte["bytes"] == 199
 
 
+def test_a_file_that_several_open_at_once_is_read_through_once(tmp_path, ids, monkeypatch):
+    ids.tofile(tmp_path / "x.bin")
+    reads, at_once = [], threading.Barrier(4)
+    digest = token_files.file_sha256
+    monkeypatch.setattr(token_files, "file_sha256", lambda path: (reads.append(path), digest(path))[1])
+
+    def opened(number):
+        at_once.wait()
+        return open_token_files(str(tmp_path / "x.bin"), "uint16", END, None, None, None)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        corpora = list(threads.map(opened, range(4)))
+    assert len(reads) == 1 and len({corpus.digest for corpus in corpora}) == 1
+    assert [len(corpus.train) for corpus in corpora] == [19] * 4
+
+
 @pytest.mark.parametrize(
     "write, fields, message",
     [
@@ -136,6 +154,11 @@ def test_losses_are_per_token_unless_a_tokenizer_says_the_bytes(folder):
             "data.end_token=99: is nowhere in",
         ),
         (lambda path: np.arange(999, dtype=np.uint16).tofile(path), {"tokenizer": "bytes"}, "'bytes' has 257 ids"),
+        (
+            lambda path: np.arange(999, dtype=np.uint16).tofile(path),
+            {"tokenizer": "bytes", "vocabulary_size": 1000},
+            "'bytes' has 257 ids.*holds the id 998",
+        ),
         (lambda path: np.arange(3, dtype=np.uint16).tofile(path), {}, "has too few ids held out"),
     ],
 )

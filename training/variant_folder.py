@@ -27,8 +27,8 @@ LONGEST = 120
 
 def with_folder(experiment: Experiment) -> tuple[Experiment, Any]:
     """Returns an experiment without `run.directory` with a folder of its own where runs/NAME holds a run that it cannot
-    continue, because they differ: runs/NAME,field=value; and a log, which says so before its first line: nothing is
-    said of a run that is refused."""
+    continue, because they differ: runs/NAME,field=value; and a log that prints so before its first line, and nothing
+    for a run that is refused."""
     folder = run_directory(experiment)
     try:
         check_resumable(folder, experiment)

@@ -10,7 +10,7 @@ import chz
 from chz.blueprint import Castable
 
 from recollect.configuration.base import Config, UserError
-from recollect.configuration.field_types import get_field
+from recollect.configuration.field_types import default_of, get_field
 from recollect.configuration.overrides import matches
 
 Preset = dict[str, Any]
@@ -80,7 +80,7 @@ def _kept_fields(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the fields that were set and that the new class has too, and those that it lacks."""
     old, new = chz.chz_fields(before), chz.chz_fields(after)
-    changed = [name for name in old if _subtree(preset, f"{path}.{name}") != _default(old[name])]
+    changed = [name for name in old if _subtree(preset, f"{path}.{name}") != _values("", default_of(old[name]))]
     kept = [name for name in changed if name in new and new[name].final_type == old[name].final_type]
     return tuple(kept), tuple(name for name in changed if name not in kept)
 
@@ -89,16 +89,8 @@ def _subtree(preset: Preset, path: str) -> Preset:
     return {key[len(path) :]: preset[key] for key in preset if key == path or key.startswith(f"{path}.")}
 
 
-def _default(field: Any) -> Preset | None:
-    """Returns a field's default as `_subtree` gives a value, None where it has none."""
-    missing = type(field._default).__name__ == "MISSING_TYPE"
-    if missing and type(field._default_factory).__name__ == "MISSING_TYPE":
-        return None
-    value = field._default_factory() if missing else field._default
-    return _values("", value)
-
-
 def _values(path: str, value: Any) -> Preset:
+    """Returns a value as chz's blueprint values, each below `path`."""
     if isinstance(value, Config):
         inner = chz.beta_to_blueprint_values(value)
         return {path: type(value)} | {f"{path}.{key}": item for key, item in inner.items() if key}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import chz
+from chz.util import MISSING
 
 from recollect.configuration.base import Config, UserError
 from recollect.configuration.field_hints import class_hint
@@ -52,6 +53,11 @@ def _annotation(config: Config, path: str) -> Any:
         return chz.chz_fields(owner)[name].final_type
     except (UserError, KeyError, TypeError, AttributeError):
         return None
+
+
+def default_of(field: Any) -> Any:
+    """Returns the default of a field of `chz_fields`; chz's MISSING where it has none."""
+    return field._default if field._default_factory is MISSING else field._default_factory()
 
 
 def expected(config: Config, path: str) -> str:

@@ -56,14 +56,16 @@ def compare(
       formats, titles: of the figures (see `draw_all`).
 
     Raises:
-      UserError: the study has no such experiment, an override is wrong, or tasks of the cluster failed (after the table
-        of the others is written).
+      UserError: the study has no such experiment, or none at all, an override is wrong, or tasks of the cluster failed
+        (after the table of the others is written).
     """
     for override in overrides:
         if (path := override.partition("=")[0]) in NOT_SWEPT:
             raise UserError(f"{override}: {name} has several runs, and {path} {NOT_SWEPT[path]}")
     added = add_mixers(study, name, list(files))
     experiments = [*study.experiments, *added]
+    if not experiments:
+        raise UserError(f"{name} has no experiments: there is nothing to train")
     names = [experiment.name for experiment in experiments]
     for unknown in [chosen for chosen in only if chosen not in names]:
         raise UserError(f"{name} has no experiment {unknown!r}{nearest(unknown, names)}; it has {', '.join(names)}")

@@ -29,7 +29,8 @@ from recollect.configuration import UserError
 from recollect.configuration.io import first_line, flatten, write_json
 from recollect.export.folder import new_folder
 from recollect.layers.mixer import Context
-from recollect.models import FunctionalModel, nest
+from recollect.models import FunctionalModel
+from recollect.models.adaptation import nested
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAMS = ("forward", "prefill", "step")
@@ -108,7 +109,7 @@ def _functions(model: FunctionalModel, maximum_length: int) -> dict[str, Callabl
     """Returns the three programs as functions of weights by dotted name."""
 
     def module(weights: dict[str, Array]) -> Any:
-        return model.bind(nest({tuple(name.split(".")): leaf for name, leaf in weights.items()}))
+        return model.bind(nested(weights))
 
     def extended(
         weights: dict[str, Array], tokens: Int[Array, "b t"], state: Any, context: Context = Context()

@@ -107,8 +107,8 @@ class Generation:
         values, keys = self._sampling.values(self._model.vocabulary), self._sampling.row_keys(self._prompts)
         carry, first = self.prefill(), 0
         while np.any(self._left):
-            carry, found, left = decode(self._params, carry, keys, values, self._left, first, self._end)
-            tokens, log_probabilities, full = jax.device_get(found)
+            carry, drawn, left = decode(self._params, carry, keys, values, self._left, first, self._end)
+            tokens, log_probabilities, full = jax.device_get(drawn)
             if full:
                 raise UserError(
                     f"{self._lengths} do not fit into the decoding state that this model makes for {self._total} tokens"
@@ -160,13 +160,13 @@ def generate(
     """Returns the tokens after each prompt; see `Generation`. After its end token, a row holds nothing but that."""
     running = Generation(model, params, prompts, tokens, sampling, end=end)
     check_memory(running.state_bytes + 4 * tokens * running.rows, f"generating {tokens:,} tokens")
-    found = np.full((running.rows, tokens), -1 if end is None else end, np.int32)
+    generated = np.full((running.rows, tokens), -1 if end is None else end, np.int32)
     at = 0
     for piece in running:
         for row, count in enumerate(piece.counts):
-            found[row, at : at + count] = piece.tokens[row, :count]
+            generated[row, at : at + count] = piece.tokens[row, :count]
         at += PIECE
-    return found
+    return generated
 
 
 @dataclasses.dataclass(frozen=True)

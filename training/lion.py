@@ -7,11 +7,8 @@ from typing import ClassVar
 import chz
 import optax
 
-from recollect.configuration import requires
 from recollect.models.functional import FunctionalModel
-from recollect.training.optimizer import Hyperparameters, Optimizer
-
-_below_one = requires(lambda value: 0 <= value < 1, "must be in [0, 1)")
+from recollect.training.optimizer import Hyperparameters, Optimizer, below_one, positive
 
 
 @chz.chz(typecheck=True)
@@ -25,9 +22,9 @@ class Lion(Optimizer):
       beta2: decay of the momentum.
     """
 
-    learning_rate: float = chz.field(default=1e-4, validator=requires(lambda value: value > 0, "must be positive"))
-    beta1: float = chz.field(default=0.9, validator=_below_one)
-    beta2: float = chz.field(default=0.99, validator=_below_one)
+    learning_rate: float = chz.field(default=1e-4, validator=positive)
+    beta1: float = chz.field(default=0.9, validator=below_one)
+    beta2: float = chz.field(default=0.99, validator=below_one)
 
     VALUES: ClassVar[tuple[str, ...]] = (*Optimizer.VALUES, "beta1", "beta2")
 

@@ -10,7 +10,7 @@ import optax
 
 from recollect.configuration import requires
 from recollect.models.functional import FunctionalModel
-from recollect.training.optimizer import AdamW, Hyperparameters
+from recollect.training.optimizer import AdamW, Hyperparameters, below_one, positive
 
 _INDICES = frozenset("ztwr")
 """Letters of dimensions that index and do not span a space: words, positions, taps, choices of a router."""
@@ -33,11 +33,11 @@ class Muon(AdamW):
       matrix_rms: see above.
     """
 
-    momentum: float = chz.field(default=0.95, validator=requires(lambda value: 0 <= value < 1, "must be in [0, 1)"))
+    momentum: float = chz.field(default=0.95, validator=below_one)
     iterations: int = chz.field(
         default=5, validator=requires(lambda value: value >= 1, "must be at least 1 (5 is usual)")
     )
-    matrix_rms: float = chz.field(default=0.2, validator=requires(lambda value: value > 0, "must be positive"))
+    matrix_rms: float = chz.field(default=0.2, validator=positive)
 
     VALUES: ClassVar[tuple[str, ...]] = (*AdamW.VALUES, "momentum")
 

@@ -20,9 +20,9 @@ from recollect.training.trained_part import trained_part
 
 Hyperparameters = dict[str, Any]
 
-_positive = requires(lambda value: 0 < value < float("inf"), "must be positive and finite")
+positive = requires(lambda value: 0 < value < float("inf"), "must be positive and finite")
 _not_negative = requires(lambda value: 0 <= value < float("inf"), "must not be negative, and finite")
-_below_one = requires(lambda value: 0 <= value < 1, "must be in [0, 1)")
+below_one = requires(lambda value: 0 <= value < 1, "must be in [0, 1)")
 _share = requires(lambda value: 0 < value <= 1, "the share of the steps that decay must be above 0, at most 1")
 _norm = requires(lambda value: value > 0, "must be positive, or None for no clipping")
 _decay = requires(lambda value: 0 < value < 1, "must be between 0 and 1 (0.999, say), or None for no average")
@@ -48,7 +48,7 @@ class Optimizer(Config):
         gradient step, no weight decay, no optimizer state.
     """
 
-    learning_rate: float = chz.field(default=1e-3, validator=_positive)
+    learning_rate: float = chz.field(default=1e-3, validator=positive)
     schedule: Literal["cosine", "constant", "linear", "wsd"] = "cosine"
     final_fraction: float = chz.field(default=0.0, validator=_not_negative)
     decay_share: float = chz.field(default=0.2, validator=_share)
@@ -111,9 +111,9 @@ class AdamW(Optimizer):
       beta1, beta2, epsilon: Adam's.
     """
 
-    beta1: float = chz.field(default=0.9, validator=_below_one)
-    beta2: float = chz.field(default=0.999, validator=_below_one)
-    epsilon: float = chz.field(default=1e-8, validator=_positive)
+    beta1: float = chz.field(default=0.9, validator=below_one)
+    beta2: float = chz.field(default=0.999, validator=below_one)
+    epsilon: float = chz.field(default=1e-8, validator=positive)
 
     VALUES: ClassVar[tuple[str, ...]] = (*Optimizer.VALUES, "beta1", "beta2", "epsilon")
 

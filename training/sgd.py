@@ -7,9 +7,8 @@ from typing import ClassVar
 import chz
 import optax
 
-from recollect.configuration import requires
 from recollect.models.functional import FunctionalModel
-from recollect.training.optimizer import Hyperparameters, Optimizer
+from recollect.training.optimizer import Hyperparameters, Optimizer, below_one
 
 
 @chz.chz(typecheck=True)
@@ -22,7 +21,7 @@ class SGD(Optimizer):
       nesterov: look ahead along the momentum.
     """
 
-    momentum: float = chz.field(default=0.9, validator=requires(lambda value: 0 <= value < 1, "must be in [0, 1)"))
+    momentum: float = chz.field(default=0.9, validator=below_one)
     nesterov: bool = False
 
     VALUES: ClassVar[tuple[str, ...]] = (*Optimizer.VALUES, "momentum")

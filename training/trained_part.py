@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from recollect.configuration.io import flatten
-from recollect.models.accounting import trainable_parameters
 from recollect.models.adaptation import nested
 from recollect.models.functional import FunctionalModel, Params
-
-if TYPE_CHECKING:
-    from recollect.training.experiment import Experiment
-
-
-def trained_parameters(experiment: Experiment) -> int:
-    """Returns how many parameters a run trains: neither frozen, nor below low-rank updates, nor constant."""
-    model = FunctionalModel(experiment.model, experiment.data.vocabulary, experiment.optimizer.frozen)
-    return trainable_parameters(model)
 
 
 def trained_part(

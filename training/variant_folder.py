@@ -8,9 +8,11 @@ import re
 from typing import Any
 
 import chz
+from chz.util import MISSING
 
 from recollect.configuration import Config, UserError, from_json, get_field
 from recollect.configuration.base import encoded
+from recollect.configuration.field_types import default_of
 from recollect.configuration.io import flatten
 from recollect.configuration.read_json import read_json
 from recollect.configuration.short_paths import short_paths
@@ -25,8 +27,8 @@ LONGEST = 120
 
 def with_folder(experiment: Experiment) -> tuple[Experiment, Any]:
     """Returns an experiment without `run.directory` with a folder of its own where runs/NAME holds a run that it cannot
-    continue, because they differ: runs/NAME,field=value; and a log, which says so before its first line: nothing is
-    said of a run that is refused."""
+    continue, because they differ: runs/NAME,field=value; and a log that prints so before its first line, and nothing
+    for a run that is refused."""
     folder = run_directory(experiment)
     try:
         check_resumable(folder, experiment)
@@ -70,16 +72,8 @@ def _changed(before: Config, experiment: Experiment) -> tuple[dict[str, str], se
     for part in [path for path in changed if path in now and isinstance(get_field(experiment, path), Config)]:
         value = get_field(experiment, part)
         for name, field in chz.chz_fields(value).items():
-            if json.dumps(encoded(getattr(value, name))) == _default(field):
+            default = default_of(field)
+            if default is not MISSING and json.dumps(encoded(getattr(value, name))) == json.dumps(encoded(default)):
                 inside = f"{part}.{name}."
                 changed = {path: text for path, text in changed.items() if not f"{path}.".startswith(inside)}
     return {path: value for path, value in changed.items() if path not in CHANGEABLE}, {*was, *now, *empty}
-
-
-def _default(field: Any) -> str | None:
-    """Returns a field's default as JSON text, None where it has none."""
-    try:
-        value = field._default_factory() if type(field._default).__name__ == "MISSING_TYPE" else field._default
-    except TypeError:  # the factory is missing too
-        return None
-    return json.dumps(encoded(value))

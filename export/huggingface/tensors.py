@@ -14,7 +14,8 @@ import numpy as np
 
 from recollect.configuration import UserError
 from recollect.configuration.io import flatten
-from recollect.models import FunctionalModel, LanguageModel, nest
+from recollect.models import FunctionalModel, LanguageModel
+from recollect.models.adaptation import nested
 
 Params = dict[str, Any]
 
@@ -105,7 +106,7 @@ def from_layout(arrays: dict[str, np.ndarray], tensors: list[Tensor], model: Lan
             size = shapes[name][-1]
             flat[name][... if index is None else index] = array[..., at : at + size]
             at += size
-    return nest({tuple(name.split(".")): leaf for name, leaf in flat.items()})
+    return nested(flat)
 
 
 def check_shapes(

@@ -55,7 +55,6 @@ class StoredWeights:
     """
 
     def __init__(self, folder: Path):
-        self._folder = folder
         self._files = _files(folder)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._places: dict[str, Path] = {}

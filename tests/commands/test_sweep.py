@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from recollect.configuration import UserError
+from recollect.configuration import UserError, python_files
 from recollect.experiments.mqar import attention, small
 from recollect.experiments.sweep_axes import split, swept
 from recollect.main import main
@@ -45,6 +45,13 @@ def test_axes_are_added_replaced_and_set():
         "learning_rate=0.003,pattern.1=Attention",
         "learning_rate=0.003,pattern.1=SlidingWindow_window=8,_heads=2_",
     ]
+
+
+def test_a_study_of_no_experiments_is_refused(capsys, tmp_path):
+    (tmp_path / "none.py").write_text("from recollect.experiments.study import Study\n\nempty = Study(())\n")
+    assert main(["compare", "none.py"]) == 2
+    assert capsys.readouterr().err == "error: none has no experiments: there is nothing to train\n"
+    python_files.forget()
 
 
 def test_commas_within_brackets_do_not_split():
@@ -141,11 +148,11 @@ def test_a_second_variant_has_a_folder_that_says_what_differs(tmp_path, capsys):
 def test_progress_counts_runs_and_estimates_the_rest(tmp_path):
     said: list[str] = []
     progress = StudyProgress(28, said.append)
-    progress.begin([tiny(tmp_path / "a")], 1)
+    progress.begin([tiny(tmp_path / "a")])
     progress.end(1, 0.1)  # finished before: no measure of time
-    progress.begin([tiny(tmp_path / "b")], 1)
+    progress.begin([tiny(tmp_path / "b")])
     progress.end(1, 30.0)
-    progress.begin([tiny(tmp_path / "c")], 1)
+    progress.begin([tiny(tmp_path / "c")])
     assert said == ["run 1 of 28: tiny a", "run 2 of 28: tiny b", "run 3 of 28, about 13 minutes left: tiny c"]
     assert [minutes(seconds) for seconds in (0, 1, 80, 100, 3600, 9000)] == [
         *("1 second", "1 second", "80 seconds", "2 minutes", "60 minutes", "2 hours")

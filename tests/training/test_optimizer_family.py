@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from recollect.configuration import from_json, to_json
+from recollect.configuration import UserError, from_json, to_json
 from recollect.models.functional import flatten
 from recollect.training.adafactor import Adafactor
 from recollect.training.experiment import Mesh, program_of
@@ -95,3 +95,9 @@ def test_values_share_a_program(tmp_path):
 
     assert program(SGD(momentum=0.5)) == program(SGD(momentum=0.8)) != program(SGD(nesterov=True))
     assert program(Lion(beta2=0.9)) == program(Lion(learning_rate=1.0))
+
+
+@pytest.mark.parametrize("optimizer", [SGD, Lion, Adafactor])
+def test_a_learning_rate_is_finite(optimizer):
+    with pytest.raises(UserError, match="learning_rate=inf: must be positive and finite"):
+        optimizer(learning_rate=float("inf"))

@@ -44,7 +44,7 @@ def _text(tokenizer: Tokenizer, length: int) -> Text:
 
 
 def _saved_data(path: Path, vocabulary: int | None, described: object, corpus: dict[str, str]) -> SavedData:
-    """Returns what an export's manifest says of its data."""
+    """Returns the data that an export's manifest records."""
     tokenizer: Tokenizer | None = None
     file = "bytes"
     if isinstance(described, dict):

@@ -115,9 +115,9 @@ def open_run(path: Path | str, overrides: list[str] | None = None) -> SavedRun:
     experiment = apply_overrides(before, overrides or [])
     check_tokenizer(data, before.data, experiment.data)
     vocabulary = vocabulary_of(data, experiment.data)
-    model = FunctionalModel(experiment.model, vocabulary)
+    run = SavedRun(experiment, params, step, vocabulary, data)
     saved, expected = (
-        {name: leaf.shape for name, leaf in flatten(tree).items()} for tree in (params, model.abstract_params())
+        {name: leaf.shape for name, leaf in flatten(tree).items()} for tree in (params, run.model.abstract_params())
     )
     for name in sorted(saved.keys() | expected.keys()):
         if saved.get(name) != expected.get(name):
@@ -125,7 +125,7 @@ def open_run(path: Path | str, overrides: list[str] | None = None) -> SavedRun:
                 f"{path}: the parameters do not fit this config: {name} "
                 f"({saved.get(name)} there, {expected.get(name)} asked for)"
             )
-    return SavedRun(experiment, params, step, vocabulary, data)
+    return run
 
 
 def evaluate_run(path: Path, overrides: list[str], log: Log | None = None) -> dict[str, Any]:

@@ -146,9 +146,7 @@ def resume(run: RunState, step: int, shapes: Any) -> Any:
     """
     state, extra = load(run.checkpoints, step, shapes)
     fields = [field.name for field in dataclasses.fields(RunProgress)]
-    run.progress = RunProgress(
-        **{name: extra[name] for name in fields if name in extra}
-    )  # an earlier version has fewer
+    run.progress = RunProgress(**{name: extra[name] for name in fields if name in extra})  # fewer in earlier versions
     if run.spikes is not None:
         run.spikes.set_state(extra["guard"])
     if run.progress.done == "finished" and run.progress.step < run.experiment.run.steps:

@@ -1,4 +1,4 @@
-"""What `recollect diagnose` says about a run: `look` into its newest checkpoint, `advice` from its numbers."""
+"""What `recollect diagnose` prints about a run: `look` into its newest checkpoint, `advice` from its numbers."""
 
 from recollect.configuration.base import lazy_names
 

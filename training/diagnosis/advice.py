@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ class Numbers:
     seen: Look
     words: list[str]
 
+    def mixers(self) -> Iterator[tuple[str, Any]]:
+        """Yields each mixer of the stages' patterns, with the path of its config."""
+        for number, stage in enumerate(self.seen.experiment.model.stages):
+            for position, mixer in enumerate(stage.pattern):
+                yield f"model.stages.{number}.pattern.{position}", mixer
+
     def again(self, changes: dict[str, Any]) -> str:
         """Returns the command line that trains it anew with `changes`, in a folder that their values name."""
         new = [f"{name}={value:g}" for name, value in changes.items()]
@@ -77,16 +83,11 @@ def _rates(run: Numbers, stuck: bool) -> Advice | None:
     if not (stuck or flat):
         return None
     changes = [{"optimizer.learning_rate": float(f"{rate * factor:.2g}")} for factor in (1 / 3, 3, 10)]
-    moved = (
-        f"the loss went from {curve.loss[0]:.3g} to {curve.loss[-1]:.3g}" if len(curve.loss) else "nothing is logged"
-    )
-    return Advice(
-        f"{moved} at a learning rate of {rate:g}: try others, and another seed",
-        (
-            *(run.again(change) for change in changes),
-            run.again({"run.seed": run.seen.experiment.run.seed + 1}),
-        ),
-    )
+    changes.append({"run.seed": run.seen.experiment.run.seed + 1})
+    logged = len(curve.loss) > 0
+    moved = f"the loss went from {curve.loss[0]:.3g} to {curve.loss[-1]:.3g}" if logged else "nothing is logged"
+    why = f"{moved} at a learning rate of {rate:g}: try others, and another seed"
+    return Advice(why, tuple(map(run.again, changes)))
 
 
 def _steps(run: Numbers, stuck: bool) -> Advice | None:
@@ -102,13 +103,11 @@ def _steps(run: Numbers, stuck: bool) -> Advice | None:
 
 
 def _heads(run: Numbers, stuck: bool) -> Advice | None:
-    for stage_number, stage in enumerate(run.seen.experiment.model.stages):
-        for position, mixer in enumerate(stage.pattern):
-            heads = getattr(mixer, "heads", None)
-            if heads == 1 and run.seen.experiment.model.width % 4 == 0:
-                field = f"model.stages.{stage_number}.pattern.{position}.heads"
-                why = f"{type(mixer).__name__} has one head of {run.seen.experiment.model.width} dimensions: try more"
-                return Advice(why, (run.again({field: 2}), run.again({field: 4})))
+    width = run.seen.experiment.model.width
+    for path, mixer in run.mixers():
+        if getattr(mixer, "heads", None) == 1 and width % 4 == 0:
+            why = f"{type(mixer).__name__} has one head of {width} dimensions: try more"
+            return Advice(why, (run.again({f"{path}.heads": 2}), run.again({f"{path}.heads": 4})))
     return None
 
 
@@ -116,22 +115,14 @@ def _state(run: Numbers, stuck: bool) -> Advice | None:
     """Where a state of fixed size keeps keys in few dimensions for the pairs: random keys are told apart in features of
     several dimensions a pair only."""
     data: Any = run.seen.experiment.data
-    pairs = (
-        max((getattr(part, "pairs", 0) for part in data.evaluation_slices()), default=0) if data.made_on_device else 0
-    )
-    for stage_number, stage in enumerate(run.seen.experiment.model.stages):
-        for position, mixer in enumerate(stage.pattern):
-            size = getattr(mixer, "feature_dim", None)
-            if pairs and size is not None and size < 4 * pairs:
-                field = f"model.stages.{stage_number}.pattern.{position}.feature_dim"
-                why = f"{type(mixer).__name__} keeps {pairs} pairs in features of {size} dimensions: try a larger state"
-                return Advice(
-                    why,
-                    (
-                        run.again({field: 2 * size}),
-                        run.again({"model.width": 2 * run.seen.experiment.model.width}),
-                    ),
-                )
+    slices = data.evaluation_slices() if data.made_on_device else ()
+    pairs = max((getattr(part, "pairs", 0) for part in slices), default=0)
+    for path, mixer in run.mixers():
+        size = getattr(mixer, "feature_dim", None)
+        if pairs and size is not None and size < 4 * pairs:
+            why = f"{type(mixer).__name__} keeps {pairs} pairs in features of {size} dimensions: try a larger state"
+            larger = {f"{path}.feature_dim": 2 * size}, {"model.width": 2 * run.seen.experiment.model.width}
+            return Advice(why, tuple(map(run.again, larger)))
     return None
 
 
@@ -144,11 +135,9 @@ def _reach(run: Numbers, stuck: bool) -> Advice | None:
     if near - far < 0.2:
         return None
     why = f"{near:.0%} are right up to {min(shares)} tokens back, {far:.0%} beyond {max(shares) // 2}"
-    for stage_number, stage in enumerate(run.seen.experiment.model.stages):
-        for position, mixer in enumerate(stage.pattern):
-            window = getattr(mixer, "window", None)
-            if window is not None and window < max(shares):
-                field = f"model.stages.{stage_number}.pattern.{position}.window"
-                return Advice(f"{why}, and a window sees {window}", (run.again({field: max(shares) + 1}),))
+    for path, mixer in run.mixers():
+        window = getattr(mixer, "window", None)
+        if window is not None and window < max(shares):
+            return Advice(f"{why}, and a window sees {window}", (run.again({f"{path}.window": max(shares) + 1}),))
     doubled = {"model.width": 2 * run.seen.experiment.model.width}
     return Advice(f"{why}: what is far is forgotten; a wider model keeps more", (run.again(doubled),))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from recollect.data.batch import Batch
 from recollect.layers.mixer import Context
 from recollect.models.activations import activations
 from recollect.models.functional import Params, flatten
-from recollect.training.checkpoint.load import SavedRun, open_run
+from recollect.training.checkpoint.load import open_run
 from recollect.training.checkpoint.saved_data import with_tokenizer_of
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.step import program_for
@@ -80,25 +81,24 @@ def look_into(path: Path, overrides: Sequence[str] = ()) -> Look:
       UserError: there is no checkpoint, or it does not fit the overrides.
     """
     run = open_run(path, list(overrides))
-    batches = _batches(run)
+    data: Any = with_tokenizer_of(run.data, run.experiment.data)
+    batches = _batches(run.experiment, data)
     parts: dict[str, list[Part]] = {}
     examples: list[Example] = []
     totals: dict[int, tuple[int, int]] = {}
     losses, right, count = 0.0, 0, 0
     for batch in batches:
         alone = chz.replace(run.experiment.run, batch_size=len(batch.tokens), accumulate=1, mesh=Mesh())
-        experiment = chz.replace(run.experiment, run=alone, data=with_tokenizer_of(run.data, run.experiment.data))
+        experiment = chz.replace(run.experiment, run=alone, data=data)
         for part in _parts(experiment, run.params, batch):
             parts.setdefault(part.name, []).append(part)
         predicted, probability, loss = _answers(experiment, run.params, batch)
         places = distances(batch)
         weights = np.asarray(batch.weights) > 0
         correct = (predicted == np.asarray(batch.targets)) & weights
-        losses, right, count = (
-            losses + float(loss[weights].sum()),
-            right + int(correct.sum()),
-            count + int(weights.sum()),
-        )
+        losses += float(loss[weights].sum())
+        right += int(correct.sum())
+        count += int(weights.sum())
         for bin_, (good, all_) in _by_distance(places, correct, weights).items():
             totals[bin_] = (totals.get(bin_, (0, 0))[0] + good, totals.get(bin_, (0, 0))[1] + all_)
         examples += _examples(batch, predicted, probability, places, -(-SHOWN // len(batches)))
@@ -136,14 +136,13 @@ def distances(batch: Batch) -> np.ndarray:
     return back
 
 
-def _batches(run: SavedRun) -> list[Batch]:
+def _batches(experiment: Experiment, data: Any) -> list[Batch]:
     """Returns the batches that are looked at: of a recall task one for each evaluated size, else one of held-out
     text."""
-    data: Any = with_tokenizer_of(run.data, run.experiment.data)
     if data.made_on_device:
-        seed = run.experiment.run.seed
+        seed = experiment.run.seed
         return [jax.device_get(data.evaluation_batch(seed, 0, part, ROWS)) for part in data.evaluation_slices()]
-    batch, _ = next(iter(data.measured_batches(min(ROWS, run.experiment.run.batch_size))))
+    batch, _ = next(iter(data.measured_batches(min(ROWS, experiment.run.batch_size))))
     return [batch]
 
 
@@ -155,35 +154,23 @@ def _parts(experiment: Experiment, params: Params, batch: Batch) -> list[Part]:
     def look(params: Params, batch: Batch) -> Any:
         context = Context(segments=batch.segments)
         outputs = activations(program.model.bind(params), batch.tokens, context)
+        rms = OrderedDict((name, jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))) for name, x in outputs)
         gradients, _ = program.gradients(params, batch, None)
-        rms = [jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))) for _, x in outputs]
         squares = [{name: _squares(name, leaf) for name, leaf in flatten(tree).items()} for tree in (params, gradients)]
         return rms, squares
 
     with program.context():
-        names = _names(experiment)
         rms, (parameters, gradients) = jax.device_get(look(params, jax.tree.map(jnp.asarray, batch)))
-    sums = {name: [0.0, 0.0] for name in [*names, "head"]}
+    sums = {name: [0.0, 0.0] for name in [*rms, "head"]}
     for column, squares in enumerate((parameters, gradients)):
         for name, values in squares.items():
             for part, value in _owners(experiment, name, values):
                 sums.setdefault(part, [0.0, 0.0])[column] += float(value)
-    by_name = dict(zip(names, map(float, rms), strict=True))
     return [
-        Part(name, by_name.get(name, math.nan), *map(math.sqrt, pair))
+        Part(name, float(rms.get(name, math.nan)), *map(math.sqrt, pair))
         for name, pair in sums.items()
-        if name in by_name or pair[0]
+        if name in rms or pair[0]
     ]
-
-
-def _names(experiment: Experiment) -> list[str]:
-    """Returns the names of the model's parts that `activations` yields."""
-    names = ["embedding"]
-    for index, mixer in enumerate(experiment.model.mixers):
-        names.append(f"layer {index} {type(mixer).__name__} mixer")
-        if experiment.model.mlp is not None:
-            names.append(f"layer {index} {type(mixer).__name__} mlp")
-    return [*names, "final norm"]
 
 
 def _squares(name: str, leaf: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What was seen of a run, in lines for a terminal."""
+"""The measurements of a run as lines for a terminal."""
 
 from __future__ import annotations
 

@@ -38,9 +38,9 @@ class RunLog(Hook):
         parameters = count(run.state["params"]) if parameters is None else parameters
         together = f", {population} members at once" if population else ""
         if experiment.model.lora is not None or experiment.optimizer.frozen:
-            from recollect.training.trained_part import trained_parameters
+            from recollect.models.accounting import trainable_parameters
 
-            together = f", {trained_parameters(experiment):,} of them trained{together}"
+            together = f", {trainable_parameters(run.program.model):,} of them trained{together}"
         run.log(
             f"{experiment.name}: {parameters:,} parameters on {jax.devices()[0].device_kind}{together}, "
             f"{experiment.run.steps:,} steps -> {run.folder.path}"

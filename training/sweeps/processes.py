@@ -115,7 +115,7 @@ class _Worker:
             ) from None
 
     def end(self) -> None:
-        """Waits for the process, and takes what it still says: it would wait for a full pipe."""
+        """Waits for the process, and reads what it still sends: it would block on a full pipe."""
         with contextlib.suppress(EOFError, OSError):
             self.pipe.send(None)  # one that noted SIGTERM in the last steps of its run would wait for another
             while True:

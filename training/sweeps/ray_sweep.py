@@ -24,10 +24,9 @@ from recollect.configuration.console import NOW, doing
 from recollect.configuration.io import first_line
 from recollect.configuration.machine import PROJECT
 from recollect.training.experiment import Experiment
-from recollect.training.run_folder import is_done, read_result
 from recollect.training.run_state import run_directory
 from recollect.training.sweeps.member_folders import members
-from recollect.training.sweeps.study import groups
+from recollect.training.sweeps.study import groups, is_finished
 
 RETRIES = 3
 """Times that a task is started again after its worker was lost or it ended with an error that is not the user's."""
@@ -75,7 +74,7 @@ def run_study_on_ray(
         gpus = gpus if gpus is not None else float(have["GPU"] >= 1)
         together = gpus > 0 if together is None else together
         tasks = [group for row in rows for group in (groups(row) if together else [[member] for member in row])]
-        todo = [task for task in tasks if not all(_finished(member) for member in task)]
+        todo = [task for task in tasks if not all(map(is_finished, task))]
         log(
             f"{len(tasks)} tasks on {len(machines)} machine{'s' if len(machines) != 1 else ''} of Ray "
             f"({have['CPU']:.0f} CPUs, {have['GPU']:.0f} GPUs); {len(tasks) - len(todo)} finished before"
@@ -93,7 +92,7 @@ def run_study_on_ray(
     finally:
         if started_here:
             ray.shutdown()
-    return [run_directory(member) for row in rows for member in row if _finished(member)], failures
+    return [run_directory(member) for row in rows for member in row if is_finished(member)], failures
 
 
 def _train_all(
@@ -178,10 +177,6 @@ def _train_group(texts: list[str], folder: str, definitions: list[str], here: st
         print(f"on {socket.gethostname()}, pid {os.getpid()}", file=file)
         results = train_members(group, together=len(group) > 1, log=functools.partial(print, file=file))
     return [result["status"] for result in results]
-
-
-def _finished(member: Experiment) -> bool:
-    return is_done(read_result(run_directory(member)), member.run.steps)
 
 
 def _steps(member: Experiment) -> int:

@@ -56,17 +56,18 @@ def run_study(
     if repeated := [one for one, many in Counter(map(run_directory, everyone)).items() if many > 1]:
         raise UserError(f"{repeated[0]}: two runs of the study would share this folder; give experiments other names")
     tasks = [task for row in rows for task in (groups(row) if together else [[member] for member in row])]
+    finished = {run_directory(task[0]) for task in tasks if is_finished(task[0])}
     progress = StudyProgress(len(everyone), log)
     while tasks:
         processes = at_once or (2 if cpu_count() > 1 and progress.seconds(tasks) > WORTH_PROCESSES else 1)
-        todo = [task[0] for task in tasks if not _is_done(task[0])]
+        todo = [task[0] for task in tasks if run_directory(task[0]) not in finished]
         if processes > 1 and len(todo) > 1 and not together:
             _train_in_processes(todo, processes, definitions, progress, log)
             tasks = [task for task in tasks if task[0] not in todo]
             continue
         task = tasks.pop(0)
         begun = time.monotonic()
-        progress.begin(task, 1)
+        progress.begin(task)
         results = train_members(task, together=together and len(task) > 1, log=log)
         if any(result["status"] == "preempted" for result in results):
             raise Preempted(f"{folder}: preempted")
@@ -100,10 +101,10 @@ class StudyProgress:
         self.total, self.done, self._log = total, 0, log
         self._trained, self._seconds = 0, 0.0
 
-    def begin(self, task: list[Experiment], processes: int) -> None:
+    def begin(self, task: list[Experiment]) -> None:
         """Logs which runs begin and how long all that are left take."""
         last = f" to {self.done + len(task)}" if len(task) > 1 else ""
-        left = f", about {minutes(self.each * (self.total - self.done) / processes)} left" if self._trained else ""
+        left = f", about {minutes(self.each * (self.total - self.done))} left" if self._trained else ""
         self._log(f"run {self.done + 1}{last} of {self.total}{left}: {_label(task[0])}")
 
     def end(self, runs: int, seconds: float) -> None:
@@ -131,7 +132,8 @@ def minutes(seconds: float) -> str:
     raise AssertionError
 
 
-def _is_done(member: Experiment) -> bool:
+def is_finished(member: Experiment) -> bool:
+    """Returns whether a run has no step left, by its result.json."""
     return is_done(read_result(run_directory(member)), member.run.steps)
 
 

@@ -41,9 +41,9 @@ def note(event, seconds, **_):
 jax.monitoring.register_event_duration_secs_listener(note)
 log_steps = RunLog.steps
 
-def steps(self, *arguments):
+def steps(self, *arguments, **options):
     first.update(wall=time.time() - begun, user=user(), durations=dict(durations))
-    return log_steps(self, *arguments)
+    return log_steps(self, *arguments, **options)
 
 RunLog.steps = steps
 main(["train", "mqar.attention", "run.steps=1", "run.directory=" + sys.argv[2]])

@@ -1,0 +1,218 @@
+"""What all synthetic tasks share: slices, streams of examples and scores. A task states what is asked:
+
+    class Copying(SyntheticTask):
+        def train_slices(self): return (Slice(length=self.length),)
+        def sample(self, key, slice, batch_size): return Batch(...)    # pure; no position is labelled twice
+        def chance(self, slice): return 1 / self.vocab_size
+
+Easy to get wrong: streams are told apart by `Slice.sizes`, so two slices of one task must differ there.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import chz
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from recollect.configuration import Config, UserError, at_least, requires
+from recollect.data.batch import Batch, DataConfig
+
+_TRAIN, _EVALUATION = 0x6D716100, 0x6D716101
+"""Folded into the seed: two streams independent of each other, and of parameters and dropout of the same seed."""
+
+example_count = requires(lambda n: 1 <= n < 2**31, f"must be at least 1 and below {2**31}")
+_not_negative = requires(lambda weight: 0 <= weight < math.inf, "must be finite and not negative")
+_factors = requires(
+    lambda factors: all(factor > 1 for factor in factors), "factors must be above 1, for example (2, 4)"
+)
+
+Number = int | jax.Array
+
+
+@chz.chz(typecheck=True)
+class Slice(Config):
+    """Examples of one kind: `length` tokens; subclasses add what else decides their shape or difficulty.
+
+    Attributes:
+      weight: share of training calls, or in the mean over evaluation slices; 0 reports a slice beside that mean.
+    """
+
+    length: int = chz.field(validator=at_least(1))
+    weight: float = chz.field(default=1.0, validator=_not_negative)
+
+    @property
+    def sizes(self) -> dict[str, int | float]:
+        """What tells the slices of a task apart, by name, length first: {"length": 64, "pairs": 8}."""
+        return {name: getattr(self, name) for name in chz.chz_fields(self) if name != "weight"}
+
+    @property
+    def name(self) -> str:
+        """Name in metrics and tables: the sizes, 64x8."""
+        return "x".join(f"{size:g}" if isinstance(size, float) else str(size) for size in self.sizes.values())
+
+
+@chz.chz(typecheck=True)
+class SyntheticTask(DataConfig):
+    """Base of tasks whose examples are drawn on the device: a batch is a pure function of (seed, number, slice).
+
+    Attributes:
+      evaluation_examples: examples per evaluation slice.
+      extrapolation: factors by which the largest training slice is scaled (`scaled`) for further evaluation slices,
+        reported beside the mean.
+      train_examples: size of a finite training set per slice, shuffled in every epoch; None draws new examples forever.
+    """
+
+    evaluation_examples: int = chz.field(default=1000, validator=example_count)
+    extrapolation: tuple[int, ...] = chz.field(default=(), validator=_factors)
+    train_examples: int | None = chz.field(default=None, validator=example_count)
+
+    metric: ClassVar[str] = "accuracy"
+    """What runs are ranked by, a key of `evaluation.METRICS`: "accuracy" of labelled positions, or "exact", the share
+    of examples with every label right (as in greedy generation, which would feed itself the same labels)."""
+
+    breakdown: ClassVar[str | None] = None
+    """What `Batch.groups` numbers, for example "hop"; accuracy is reported by it."""
+
+    def train_slices(self) -> tuple[Any, ...]:
+        """Returns the slices of the training mixture."""
+        raise NotImplementedError
+
+    def evaluation_slices(self) -> tuple[Any, ...]:
+        """Returns the slices that are evaluated: those of training, equally weighted, and the extrapolated ones."""
+        slices = self.train_slices()
+        largest = max(slices, key=lambda part: tuple(part.sizes.values()))
+        further = [self.scaled(largest, factor) for factor in self.extrapolation]
+        return tuple(chz.replace(part, weight=float(part in slices)) for part in (*slices, *further))
+
+    def scaled(self, slice: Any, factor: int) -> Any:
+        """Returns a slice `factor` times as hard: longer, unless a task says what else."""
+        return chz.replace(slice, length=factor * slice.length)
+
+    def check(self, slice: Any) -> None:
+        """Raises UserError where the task has no examples of a slice, with what would fit."""
+
+    def sample(self, key: Key[Array, ""], slice: Any, batch_size: int) -> Batch:
+        """Returns examples of a slice, a pure function of the key."""
+        raise NotImplementedError
+
+    def chance(self, slice: Any) -> float | None:
+        """Returns what a guess scores in `metric`; None where that is unknown."""
+        return None
+
+    def group_names(self, slice: Any) -> tuple[str, ...]:
+        """Returns the names of the values of `Batch.groups`, by number."""
+        return ()
+
+    def spelling(self, token: int) -> str:
+        """Returns a token as a reader sees it."""
+        return str(token)
+
+    def scores(self, batch: Batch, correct: Array, loss: Array, groups: int) -> dict[str, tuple[Array, Array]]:
+        """Returns sums and counts by metric. `correct` and `loss` are (b, p); targets of weight 0 do not count, nor
+        examples without others; a metric by group is (groups,)."""
+        weights = batch.weights
+        asked = jnp.any(weights > 0, axis=1)
+        exact = asked & jnp.all((correct > 0) | (weights == 0), axis=1)
+        sums = {
+            "accuracy": (jnp.sum(correct * weights), jnp.sum(weights)),
+            "exact": (jnp.sum(exact, dtype=jnp.float32), jnp.sum(asked, dtype=jnp.float32)),
+            "loss": (jnp.sum(loss * weights), jnp.sum(weights)),
+        }
+        if self.breakdown is not None:
+            by_group = jnp.zeros(groups).at[batch.groups]
+            sums[f"accuracy_by_{self.breakdown}"] = (by_group.add(correct * weights), by_group.add(weights))
+        return sums
+
+    # What follows from these.
+
+    @chz.validate
+    def _slices_fit(self) -> None:
+        for role, slices in (("mixture", self.train_slices()), ("evaluation", self.evaluation_slices())):
+            names = [part.name for part in slices]
+            if repeated := sorted(name for name in names if names.count(name) > 1):
+                raise UserError(f"{role} has slice {repeated[0]} twice; give it once, with the sum of the weights")
+            weights = [part.weight for part in slices]
+            if not (all if role == "mixture" else any)(weights):
+                raise UserError(f"weight=0: {'each' if role == 'mixture' else 'one'} slice of {role} must have a share")
+            for part in slices:
+                self.check(part)
+
+    @property
+    def made_on_device(self) -> bool:
+        return True
+
+    @property
+    def lengths(self) -> list[int]:
+        return sorted({part.length for part in (*self.train_slices(), *self.evaluation_slices())})
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def tokens_per_example(self) -> float:
+        slices = self.train_slices()
+        return sum(part.length * part.weight for part in slices) / sum(part.weight for part in slices)
+
+    def batch_shapes(self, batch_size: int) -> Batch:
+        longest = max(self.train_slices(), key=lambda part: part.length)
+        return jax.eval_shape(lambda: self.train_batch(0, 0, longest, batch_size))
+
+    def mean(self, by_slice: Mapping[str, float]) -> float:
+        """Returns the mean over evaluation slices by their weights, of numbers by the slices' names."""
+        weights = {part.name: part.weight for part in self.evaluation_slices()}
+        return sum(weights[name] * value for name, value in by_slice.items()) / sum(weights.values())
+
+    def result_entries(self) -> dict[str, Any]:
+        """Returns "slices", the sizes of each, and where they are known "chance" and "chance_by_slice"."""
+        slices = {part.name: part for part in self.evaluation_slices()}
+        entries: dict[str, Any] = {"slices": {name: part.sizes for name, part in slices.items()}}
+        known = {name: level for name, part in slices.items() if (level := self.chance(part)) is not None}
+        return entries | ({"chance": self.mean(known), "chance_by_slice": known} if len(known) == len(slices) else {})
+
+    def slice_for(self, seed: int, call_index: int) -> Any:
+        """Returns the training slice of one device call, drawn by weight; the same for the same arguments."""
+        slices = self.train_slices()
+        ends = np.cumsum([part.weight for part in slices])
+        drawn = np.random.default_rng([seed, call_index]).random() * ends[-1]
+        return slices[min(int(np.searchsorted(ends, drawn, side="right")), len(slices) - 1)]
+
+    def train_batch(self, seed: Number, step: Number, slice: Any = None, batch_size: int = 64) -> Batch:
+        """Returns the training batch of one step; `slice` None is the first one. Seed and step may be traced."""
+        part = slice or self.train_slices()[0]
+        if self.train_examples is None:
+            return self.sample(_key(seed, _TRAIN, part, step), part, batch_size)
+        from recollect.data.synthetics.finite_set import batch_of_set
+
+        return batch_of_set(self, _key(seed, _TRAIN, part, self.train_examples), step, part, batch_size)
+
+    def evaluation_batch(self, seed: Number, index: Number, slice: Any = None, batch_size: int = 64) -> Batch:
+        """Returns evaluation batch number `index`, never one of the training stream; `slice` None is the first one."""
+        part = slice or self.evaluation_slices()[0]
+        return self.sample(_key(seed, _EVALUATION, part, index), part, batch_size)
+
+
+@functools.lru_cache(maxsize=256)
+def slices_like(task: SyntheticTask, slice: Any) -> tuple[Any, ...]:
+    """Returns the training slices whose batches have the shapes of a slice's: one compiled program trains them all."""
+
+    def shapes(part: Any) -> Any:
+        return jax.tree.map(jnp.shape, jax.eval_shape(lambda: task.train_batch(0, 0, part, 1)))
+
+    slices = task.train_slices()
+    return slices if len(slices) == 1 else tuple(part for part in slices if shapes(part) == shapes(slice))
+
+
+def _key(seed: Number, role: int, part: Slice, number: Number) -> jax.Array:
+    # The sizes are folded in: slices drawn at the same numbers are independent. A loop compiles sooner.
+    sizes = [np.float32(size).view(np.uint32) if isinstance(size, float) else size for size in part.sizes.values()]
+    folds = jnp.stack([jnp.asarray(fold, jnp.uint32) for fold in (role, *sizes, number)])
+    key, _ = jax.lax.scan(lambda key, fold: (jax.random.fold_in(key, fold), None), jax.random.key(seed), folds)
+    return key

@@ -167,7 +167,9 @@ def _mixers(of: Size) -> dict[str, MixerConfig]:
         # dimensions.
         "landmark": Landmark(heads=of.heads, block=63, positions=Rotary(layout="interleaved")),
         # Half of the heads shared and half of the routed ones active: 75 % in all, the authors' LLaMA3-8B.
-        "mixture_of_heads": MixtureOfHeads(heads=of.heads, shared=of.heads // 2, active=of.heads // 4, positions=half),
+        "mixture_of_heads": MixtureOfHeads(
+            heads=of.heads, shared=of.heads // 2, active=of.heads // 4, gates="ones", positions=half
+        ),
         "hyena": Hyena(maximum_length=of.length, filter_order=min(64, of.width // 8)),
     }
 

@@ -160,7 +160,8 @@ MODELS: dict[str, Callable[[Size], LanguageModel]] = {
     "landmark": lambda of: in_turn(of, Landmark(heads=of.heads, block=63, positions=Rotary(layout="interleaved"))),
     # Half of the heads shared and half of the routed ones active: 75 % in all, the authors' LLaMA3-8B.
     "mixture_of_heads": lambda of: in_turn(
-        of, MixtureOfHeads(heads=of.heads, shared=of.heads // 2, active=of.heads // 4, positions=HALF)
+        of,
+        MixtureOfHeads(heads=of.heads, shared=of.heads // 2, active=of.heads // 4, gates="ones", positions=HALF),
     ),
     "hyena": lambda of: in_turn(of, Hyena(maximum_length=of.length, filter_order=min(64, of.width // 8))),
     "delta_net": lambda of: in_turn(of, DeltaNet(heads=of.width // 128)),

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.data.batch import Batch
-from recollect.data.synthetics.task import slices_like
+from recollect.data.synthetics import shared_programs
 from recollect.models.functional import FunctionalModel, Params
 from recollect.training.experiment import Experiment, program_of
 from recollect.training.loss import losses
@@ -62,7 +62,8 @@ class Program:
 
         Returns the state, and metrics (steps,) by name ((members, steps) for a population).
         """
-        group, size = slices_like(self.data, data_slice), self.experiment.run.batch_size
+        alone, size = len(self.data.train_slices()) == 1, self.experiment.run.batch_size
+        group = (data_slice,) if alone else shared_programs.slices_like(self.data, data_slice)
         draws = [functools.partial(self.data.train_batch, slice=part, batch_size=size) for part in group]
 
         def run(state: State, values: Any, index: jax.Array) -> tuple[State, Metrics]:

@@ -1,4 +1,4 @@
-"""What all synthetic tasks share: slices, streams of examples and scores. A task states what is asked:
+"""What follows from what a task states (contract.py): slices, streams of examples, scores. A task looks like this:
 
     class Copying(SyntheticTask):
         def train_slices(self): return (Slice(length=self.length),)
@@ -10,28 +10,24 @@ Easy to get wrong: streams are told apart by `Slice.sizes`, so two slices of one
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import chz
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
 from recollect.configuration import Config, UserError, at_least, requires
-from recollect.data.batch import Batch, DataConfig
+from recollect.data.batch import Batch
+from recollect.data.synthetics.contract import TaskContract
 
 _TRAIN, _EVALUATION = 0x6D716100, 0x6D716101
 """Folded into the seed: two streams independent of each other, and of parameters and dropout of the same seed."""
 
-example_count = requires(lambda n: 1 <= n < 2**31, f"must be at least 1 and below {2**31}")
 _not_negative = requires(lambda weight: 0 <= weight < math.inf, "must be finite and not negative")
-_factors = requires(
-    lambda factors: all(factor > 1 for factor in factors), "factors must be above 1, for example (2, 4)"
-)
 
 Number = int | jax.Array
 
@@ -59,78 +55,8 @@ class Slice(Config):
 
 
 @chz.chz(typecheck=True)
-class SyntheticTask(DataConfig):
-    """Base of tasks whose examples are drawn on the device: a batch is a pure function of (seed, number, slice).
-
-    Attributes:
-      evaluation_examples: examples per evaluation slice.
-      extrapolation: factors by which the largest training slice is scaled (`scaled`) for further evaluation slices,
-        reported beside the mean.
-      train_examples: size of a finite training set per slice, shuffled in every epoch; None draws new examples forever.
-    """
-
-    evaluation_examples: int = chz.field(default=1000, validator=example_count)
-    extrapolation: tuple[int, ...] = chz.field(default=(), validator=_factors)
-    train_examples: int | None = chz.field(default=None, validator=example_count)
-
-    metric: ClassVar[str] = "accuracy"
-    """What runs are ranked by, a key of `evaluation.METRICS`: "accuracy" of labelled positions, or "exact", the share
-    of examples with every label right (as in greedy generation, which would feed itself the same labels)."""
-
-    breakdown: ClassVar[str | None] = None
-    """What `Batch.groups` numbers, for example "hop"; accuracy is reported by it."""
-
-    def train_slices(self) -> tuple[Any, ...]:
-        """Returns the slices of the training mixture."""
-        raise NotImplementedError
-
-    def evaluation_slices(self) -> tuple[Any, ...]:
-        """Returns the slices that are evaluated: those of training, equally weighted, and the extrapolated ones."""
-        slices = self.train_slices()
-        largest = max(slices, key=lambda part: tuple(part.sizes.values()))
-        further = [self.scaled(largest, factor) for factor in self.extrapolation]
-        return tuple(chz.replace(part, weight=float(part in slices)) for part in (*slices, *further))
-
-    def scaled(self, slice: Any, factor: int) -> Any:
-        """Returns a slice `factor` times as hard: longer, unless a task says what else."""
-        return chz.replace(slice, length=factor * slice.length)
-
-    def check(self, slice: Any) -> None:
-        """Raises UserError where the task has no examples of a slice, with what would fit."""
-
-    def sample(self, key: Key[Array, ""], slice: Any, batch_size: int) -> Batch:
-        """Returns examples of a slice, a pure function of the key."""
-        raise NotImplementedError
-
-    def chance(self, slice: Any) -> float | None:
-        """Returns what a guess scores in `metric`; None where that is unknown."""
-        return None
-
-    def group_names(self, slice: Any) -> tuple[str, ...]:
-        """Returns the names of the values of `Batch.groups`, by number."""
-        return ()
-
-    def spelling(self, token: int) -> str:
-        """Returns a token as a reader sees it."""
-        return str(token)
-
-    def scores(self, batch: Batch, correct: Array, loss: Array, groups: int) -> dict[str, tuple[Array, Array]]:
-        """Returns sums and counts by metric. `correct` and `loss` are (b, p); targets of weight 0 do not count, nor
-        examples without others; a metric by group is (groups,)."""
-        weights = batch.weights
-        asked = jnp.any(weights > 0, axis=1)
-        exact = asked & jnp.all((correct > 0) | (weights == 0), axis=1)
-        sums = {
-            "accuracy": (jnp.sum(correct * weights), jnp.sum(weights)),
-            "exact": (jnp.sum(exact, dtype=jnp.float32), jnp.sum(asked, dtype=jnp.float32)),
-            "loss": (jnp.sum(loss * weights), jnp.sum(weights)),
-        }
-        if self.breakdown is not None:
-            by_group = jnp.zeros(groups).at[batch.groups]
-            sums[f"accuracy_by_{self.breakdown}"] = (by_group.add(correct * weights), by_group.add(weights))
-        return sums
-
-    # What follows from these.
+class SyntheticTask(TaskContract):
+    """Base of tasks whose examples are drawn on the device: a batch is a pure function of (seed, number, slice)."""
 
     @chz.validate
     def _slices_fit(self) -> None:
@@ -143,6 +69,42 @@ class SyntheticTask(DataConfig):
                 raise UserError(f"weight=0: {'each' if role == 'mixture' else 'one'} slice of {role} must have a share")
             for part in slices:
                 self.check(part)
+
+    def evaluation_slices(self) -> tuple[Any, ...]:
+        """Returns the slices that are evaluated: those of training, equally weighted, and the extrapolated ones."""
+        slices = self.train_slices()
+        largest = max(slices, key=lambda part: tuple(part.sizes.values()))
+        further = [self.scaled(largest, factor) for factor in self.extrapolation]
+        return tuple(chz.replace(part, weight=float(part in slices)) for part in (*slices, *further))
+
+    def scores(self, slices: tuple[Any, ...], batch: Batch, correct: Array, loss: Array) -> dict[str, Any]:
+        """Returns (sum, count) by metric of a batch of one of `slices`. `correct` and `loss` are (b, p); targets of
+        weight 0 do not count, nor examples that have no others; of a metric by group both are (groups,)."""
+        weights = batch.weights
+        asked = jnp.any(weights > 0, axis=1)
+        exact = asked & jnp.all((correct > 0) | (weights == 0), axis=1)
+        exact_sums = (jnp.sum(exact, dtype=jnp.float32), jnp.sum(asked, dtype=jnp.float32))
+        sums = {"accuracy": (jnp.sum(correct * weights), jnp.sum(weights)), "exact": exact_sums}
+        sums["loss"] = (jnp.sum(loss * weights), jnp.sum(weights))
+        if self.breakdown is not None:
+            groups = jnp.zeros(max(len(self.group_names(part)) for part in slices)).at[batch.groups]
+            sums[f"accuracy_by_{self.breakdown}"] = (groups.add(correct * weights), groups.add(weights))
+        return sums
+
+    def share(self, slice: Any, total: Any, count: Any) -> Any:
+        """Returns total / count of a score; of one by group a dict, without groups that had no target."""
+        if total.ndim == 0:
+            return float(total) / float(count)
+        named = zip(self.group_names(slice), total, count, strict=False)
+        return {name: float(right) / float(number) for name, right, number in named if number}
+
+    def reported(self, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Returns what result.json has of shares by metric and slice: "metric", means over slices, and all by slice."""
+        names = [part.name for part in self.evaluation_slices()]
+        by_slice = {metric: {name: values[name] for name in names} for metric, values in metrics.items()}
+        means = {metric: self.mean(values) for metric, values in by_slice.items() if "_by_" not in metric}
+        entries = {name if "_by_" in name else f"{name}_by_slice": values for name, values in by_slice.items()}
+        return {"metric": self.metric, **means, **entries}
 
     @property
     def made_on_device(self) -> bool:
@@ -197,17 +159,6 @@ class SyntheticTask(DataConfig):
         """Returns evaluation batch number `index`, never one of the training stream; `slice` None is the first one."""
         part = slice or self.evaluation_slices()[0]
         return self.sample(_key(seed, _EVALUATION, part, index), part, batch_size)
-
-
-@functools.lru_cache(maxsize=256)
-def slices_like(task: SyntheticTask, slice: Any) -> tuple[Any, ...]:
-    """Returns the training slices whose batches have the shapes of a slice's: one compiled program trains them all."""
-
-    def shapes(part: Any) -> Any:
-        return jax.tree.map(jnp.shape, jax.eval_shape(lambda: task.train_batch(0, 0, part, 1)))
-
-    slices = task.train_slices()
-    return slices if len(slices) == 1 else tuple(part for part in slices if shapes(part) == shapes(slice))
 
 
 def _key(seed: Number, role: int, part: Slice, number: Number) -> jax.Array:

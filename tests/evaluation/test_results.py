@@ -5,6 +5,7 @@ import pytest
 
 from recollect.configuration import UserError
 from recollect.evaluation.results import load_run, load_runs
+from recollect.evaluation.summaries import slice_order
 from tests.evaluation.folders import write_run
 
 
@@ -19,7 +20,11 @@ def test_load_run_reads_what_training_wrote(tmp_path):
 
 def test_a_result_says_what_it_is_ranked_by_and_the_sizes_of_its_slices(tmp_path):
     sizes = {"16x2": {"length": 16, "copied": 2}, "8x1": {"length": 8, "copied": 1}}
-    scores = {"exact": 0.5, "exact_by_slice": {"16x2": 0.25, "8x1": 0.75}, "accuracy_by_slice": {"16x2": 0.5, "8x1": 1.0}}
+    scores = {
+        "exact": 0.5,
+        "exact_by_slice": {"16x2": 0.25, "8x1": 0.75},
+        "accuracy_by_slice": {"16x2": 0.5, "8x1": 1.0},
+    }
     run = load_run(write_run(tmp_path / "a", accuracy=0.75, metric="exact", slices=sizes, **scores))
     assert (run.metric, run.score, run.scores["accuracy"]) == ("exact", 0.5, 0.75)
     assert run.slices == sizes and run.by_slice["16x2"] == 0.25 and slice_order([run]) == ["8x1", "16x2"]

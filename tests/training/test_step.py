@@ -97,7 +97,7 @@ def test_loss_and_accuracy_at_labelled_positions_only(tmp_path):
     data = program.experiment.data
     batch = data.train_batch(0, 0, data.train_slices()[0], 16)
     entropy, _ = program.losses_of(params, batch, batch.weights)
-    sums = program.data.scores(batch, entropy.correct, entropy.loss, 0)
+    sums = program.data.scores((), batch, entropy.correct, entropy.loss)
     logits = np.asarray(program.model.bind(params)(batch.tokens), np.float64)
     rows = np.arange(16)[:, None]
     chosen = logits[rows, np.asarray(batch.target_positions)]

@@ -1,0 +1,55 @@
+"""What a synthetic task states; what follows from it is in task.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chz
+from jaxtyping import Array, Key
+
+from recollect.configuration import requires
+from recollect.data.batch import Batch, DataConfig
+
+example_count = requires(lambda n: 1 <= n < 2**31, f"must be at least 1 and below {2**31}")
+_factors = requires(
+    lambda factors: all(factor > 1 for factor in factors), "factors must be above 1, for example (2, 4)"
+)
+
+
+@chz.chz(typecheck=True)
+class TaskContract(DataConfig):
+    """What every task states of itself.
+
+    Attributes:
+      evaluation_examples: examples per evaluation slice.
+      extrapolation: factors by which the largest training slice is scaled (`scaled`) for further evaluation slices,
+        reported beside the mean.
+      train_examples: size of a finite training set per slice, shuffled in every epoch; None draws new examples forever.
+    """
+
+    def train_slices(self) -> tuple[Any, ...]:
+        """Returns the slices of the training mixture."""
+        raise NotImplementedError
+
+    def scaled(self, slice: Any, factor: int) -> Any:
+        """Returns a slice `factor` times as hard: longer, unless a task says what else."""
+        return chz.replace(slice, length=factor * slice.length)
+
+    def check(self, slice: Any) -> None:
+        """Raises UserError where the task has no examples of a slice, with what would fit."""
+
+    def sample(self, key: Key[Array, ""], slice: Any, batch_size: int) -> Batch:
+        """Returns examples of a slice, a pure function of the key."""
+        raise NotImplementedError
+
+    def chance(self, slice: Any) -> float | None:
+        """Returns what a guess scores in `metric`; None where that is unknown."""
+        return None
+
+    def group_names(self, slice: Any) -> tuple[str, ...]:
+        """Returns the names of the values of `Batch.groups`, by number."""
+        return ()
+
+    def spelling(self, token: int) -> str:
+        """Returns a token as a reader sees it."""
+        return str(token)

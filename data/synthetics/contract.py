@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import chz
 from jaxtyping import Array, Key
@@ -26,6 +26,17 @@ class TaskContract(DataConfig):
         reported beside the mean.
       train_examples: size of a finite training set per slice, shuffled in every epoch; None draws new examples forever.
     """
+
+    evaluation_examples: int = chz.field(default=1000, validator=example_count)
+    extrapolation: tuple[int, ...] = chz.field(default=(), validator=_factors)
+    train_examples: int | None = chz.field(default=None, validator=example_count)
+
+    metric: ClassVar[str] = "accuracy"
+    """What runs are ranked by, a key of `evaluation.METRICS`: "accuracy" of labelled positions, or "exact", the share
+    of examples with every label right (as in greedy generation, which would feed itself the same labels)."""
+
+    breakdown: ClassVar[str | None] = None
+    """What `Batch.groups` numbers, for example "hop"; accuracy is reported by it."""
 
     def train_slices(self) -> tuple[Any, ...]:
         """Returns the slices of the training mixture."""

@@ -23,7 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from recollect.configuration import UserError, at_least, requires
-from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place
+from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, check_input
 from recollect.layers.mixers.attention import SoftmaxAttention
 from recollect.layers.modules.linear import Linear, output_init, split_heads
 from recollect.layers.modules.norms import RMSNormalization
@@ -93,6 +93,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         self, x: Float[Array, "b t d"], positions: Int[Array, "b t"] | None, context: Context
     ) -> tuple[Float[Array, "b t h k"], Float[Array, "b t 1 u"], Float[Array, "b t 1 r"]]:
         """Returns queries, latents and the shared part of the keys."""
+        check_input(x, self.down.kernel.shape[0])
         of_queries = x
         if self.query_down is not None and self.query_norm is not None:
             of_queries = self.query_norm(self.query_down(x))

@@ -13,6 +13,7 @@ MEANINGS = {
     "optimizer.learning_rate": "lr eta alpha peak_lr max_lr base_lr step_size",
     "optimizer.weight_decay": "wd l2 decay_rate weightdecay",
     "optimizer.warmup": "warmup_steps warmup_iters num_warmup_steps lr_warmup_steps warmup_tokens",
+    "optimizer.decay_steps": "lr_decay_steps lr_decay_iters schedule_steps",
     "optimizer.clip": "grad_clip clip_grad max_grad_norm gradient_clipping clip_norm grad_norm_clip gradient_clip_val",
     "optimizer.schedule": "lr_schedule lr_scheduler scheduler lr_decay lr_scheduler_type decay_lr",
     "optimizer.final_fraction": "min_lr min_lr_ratio lr_min final_lr_fraction",

@@ -61,9 +61,10 @@ def _variants(path: Path, docstrings: dict[str, str]) -> Iterator[Entry]:
 
 def load(name: str, kind: str) -> Any:
     """Returns the experiment or study (`kind`) called `name`; raises UserError with the nearest where there is none."""
-    known = entries()
-    if (entry := known.get(name)) is None:
-        hint = nearest(name, [other.name for other in known.values() if other.kind == kind])
+    path = FOLDER / f"{name.partition('.')[0]}.py"
+    entry = next((one for one in _entries_of(path) if one.name == name), None) if path.is_file() else None
+    if entry is None:
+        hint = nearest(name, [other.name for other in entries().values() if other.kind == kind])
         raise UserError(f"there is no {kind} named {name!r}{hint}; `{PROGRAM} list` shows all")
     if entry.kind != kind:
         what, command = ("a study", "compare") if entry.kind == "study" else ("an experiment", "train")

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.accelerators import is_hopper
 from recollect.pallas_kernels.sharding import over_mesh
 
 DETERMINISTIC_FLAGS = ("--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops")
@@ -85,7 +86,7 @@ def refuses(
         return "its log-sum-exp has no gradient"
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it takes bfloat16 or float16; got {q.dtype}, {k.dtype}, {v.dtype}"
-    most = LARGEST_HEAD if dispatch.is_hopper(dispatch.device().kind) else LARGEST_HEAD_BEFORE_HOPPER
+    most = LARGEST_HEAD if is_hopper(dispatch.device().kind) else LARGEST_HEAD_BEFORE_HOPPER
     if q.shape[3] != v.shape[3] or q.shape[3] % 8 or q.shape[3] > most:
         return f"it takes keys and values of one size, a multiple of 8 to {most}; got {q.shape[3]} and {v.shape[3]}"
     if q.shape[1] < FEWEST_TOKENS:

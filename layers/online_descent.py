@@ -116,7 +116,7 @@ def _chunk(gradient: Gradient, start: jax.Array, carry: Any, x: dict[str, Any]) 
     def at(token: jax.Array, written: jax.Array) -> tuple[jax.Array, ...]:
         """Weights and momentum after a token (b,)."""
         place = token[:, None, None]
-        here = {"kept": kept, "weighs": weighs}
+        here: dict[str, Any] = {"kept": kept, "weighs": weighs}
         if momentum is not None:
             here |= {"left": left, "of_momentum": of_momentum, "momentum_weighs": momentum_weighs}
         here = {

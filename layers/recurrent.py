@@ -112,6 +112,7 @@ class Stream:
     def index(self, x: Float[Array, "b t *rest"]) -> Int[Array, "b t"]:
         """Returns the index of each token of x within its document, counted, whatever positions the context has."""
         if self.state is not None:
+            assert self.context.segments is not None
             return document_positions(self.context.segments, self.state.cursor)
         return token_positions(dataclasses.replace(self.context, positions=None), *x.shape[:2])
 

@@ -43,7 +43,7 @@ from recollect.configuration import UserError, machine
 from recollect.evaluation.plots import NothingToPlot, decoding_by_context
 from recollect.evaluation.table import format_bytes
 from recollect.experiments import registry
-from recollect.experiments.pretrain_models import small
+from recollect.experiments.pretrain import small
 from recollect.models import FunctionalModel, LanguageModel, count, state_bytes
 from recollect.models.generation import PIECE, Generation, chunk_of, programs_of
 from recollect.models.language_model import DTYPES

@@ -21,15 +21,8 @@ DRAWN_TOGETHER = 64
 
 
 def evaluate(program: Program, params: Params, seed: int, *, final: bool = False) -> dict[str, Any]:
-    """Returns the metrics of one run.
-
-    A task has "accuracy", "exact", "loss" (means over slices, by weight) and each by slice; text has "bits_per_byte"
-    and "loss".
-
-    Args:
-      seed: of a task's evaluation examples.
-      final: a run's last evaluation: text is then also measured by slice and against a bigram model.
-    """
+    """Returns the metrics of one run: of a task `SyntheticTask.reported`, its examples drawn by `seed`; of text
+    "bits_per_byte" and "loss", and with `final` also bits by slice and of a bigram model."""
     if program.data.made_on_device:
         return evaluate_members(program, params, seed)[0]
     from recollect.training.host_batches import evaluate_on_text
@@ -39,15 +32,16 @@ def evaluate(program: Program, params: Params, seed: int, *, final: bool = False
 
 def evaluate_members(program: Program, params: Params, seeds: int | Sequence[int]) -> list[dict[str, Any]]:
     """Returns a task's metrics for each member of a population, or for the one run of a lone program."""
-    task, slices = program.data, program.data.evaluation_slices()
-    rows: list[dict[str, dict[str, Any]]] = [{} for _ in range(program.population or 1)]
-    for length in sorted({part.length for part in slices}):
+    task, rows = program.data, [dict[str, dict[str, Any]]() for _ in range(program.population or 1)]
+    for length in task.lengths:
         doing(f"evaluating length {length:,}")
-        parts = tuple(part for part in slices if part.length == length)
-        for name, sums in jax.device_get(_sums(program, params, seeds, parts)).items():
+        parts = tuple(part for part in task.evaluation_slices() if part.length == length)
+        for name, sums in (jax.device_get(_sums(program, params, seeds, parts)) if parts else {}).items():
             totals, counts = sums if program.population else (array[None] for array in sums)
             for (row, metrics), (index, part) in itertools.product(enumerate(rows), enumerate(parts)):
-                metrics.setdefault(name, {})[part.name] = task.share(part, totals[row, index], counts[row, index])
+                total, count = totals[row, index], counts[row, index]
+                share = task.shares_by_group(part, total, count) if total.ndim else float(total) / float(count)
+                metrics.setdefault(name, {})[part.name] = share
     return [task.reported(metrics) for metrics in rows]
 
 
@@ -57,19 +51,18 @@ def _sums(program: Program, params: Params, seeds: int | Sequence[int], parts: t
     size, together = min(program.experiment.run.batch_size, examples), min(DRAWN_TOGETHER, examples)
     draws = [functools.partial(task.evaluation_batch, slice=part, batch_size=together) for part in parts]
 
-    def scores(params: Params, batch: Batch) -> Any:
-        entropy, _ = program.losses_of(params, batch, batch.weights)
-        return task.scores(parts, batch, entropy.correct, entropy.loss)
-
     def of_slice(params: Params, seed: jax.Array, index: jax.Array) -> Any:
+        def scores(batch: Batch) -> Any:
+            entropy, _ = program.losses_of(params, batch, batch.weights)
+            return task.scores(parts, batch, entropy.correct, entropy.loss)
+
         draw = draws[0] if len(draws) == 1 else shared_programs.one_of(draws, index)
         drawn = jax.lax.map(lambda number: draw(seed, number), jnp.arange(-(-examples // together)))
         batches = jax.tree.map(lambda leaf: _batches(leaf.reshape(-1, *leaf.shape[2:])[:examples], size), drawn)
-        sums = jax.lax.map(lambda batch: scores(params, batch), batches)
-        return jax.tree.map(lambda sum_: jnp.sum(sum_, axis=0), sums)
+        return jax.tree.map(lambda sums: jnp.sum(sums, axis=0), jax.lax.map(scores, batches))
 
     def run(params: Params, seed: jax.Array) -> Any:
-        return jax.lax.map(lambda index: of_slice(params, seed, index), jnp.arange(len(parts)))
+        return jax.lax.map(functools.partial(of_slice, params, seed), jnp.arange(len(parts)))
 
     return program.jit(("evaluate", examples, parts), program.vectorised(run))(params, as_uint32(seeds))
 

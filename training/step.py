@@ -69,15 +69,15 @@ class Program:
         def run(state: State, values: Any, index: jax.Array) -> tuple[State, Metrics]:
             def member(state: State, values: Any) -> tuple[State, Metrics]:
                 def body(state: State, _: None) -> tuple[State, Metrics]:
-                    batch = jax.lax.switch(index, draws, state["seed"], state["step"])
-                    return self.step(state, values, batch)
+                    return self.step(state, values, jax.lax.switch(index, draws, state["seed"], state["step"]))
 
                 return jax.lax.scan(body, state, None, length=steps)
 
             return self.vectorised(member)(state, values)
 
-        index = np.int32(group.index(data_slice))
-        return self.jit(("train", steps, group), run, donate_argnums=0)(state, values, index)
+        return self.jit(("train", steps, group), run, donate_argnums=0)(
+            state, values, np.int32(group.index(data_slice))
+        )
 
     def train_on(self, state: State, values: Any, batches: Batch) -> tuple[State, Metrics]:
         """Trains one step per batch of `batches`, stacked along a leading axis; the state given is consumed."""

@@ -34,8 +34,8 @@ class NewTask(SyntheticTask):
         if slice.length < 4 or slice.length % 2:
             raise UserError(f"length={slice.length}: must be even and at least 4")
 
-    def train_slices(self):
-        return (Slice(length=self.length),)
+    def slice(self):
+        return Slice(length=self.length)
 
     def chance(self, slice):
         return 1 / self.vocab_size

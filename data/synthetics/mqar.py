@@ -7,12 +7,10 @@ A context of D pairs, then each key once more, on an even position; there the mo
 which the input doesn't repeat. Query j stands at 2 D passes + 2 gap_j, gaps drawn without replacement with p(i) ~ a
 i^(a-1) over the (length - 2 D passes) / 2 slots: a = 0.01 puts most queries shortly after the context.
 
-Source: Arora, Eyuboglu et al., Zoology (arXiv 2312.04927), section 4 and appendix; its generator, HazyResearch/zoology,
-`zoology/data/multiquery_ar.py`.
+Source: Arora, Eyuboglu et al., Zoology (arXiv 2312.04927), section 4; HazyResearch/zoology, data/multiquery_ar.py.
 
 Easy to get wrong:
-- The value of a key is not in the input after the query: its place holds filler. A model that copies the next token
-  fails.
+- The value of a key is not in the input after the query: its place holds filler.
 - The first drawn gap belongs to the first key, so early keys tend to be asked early.
 - The published random filler may repeat a key of the context, followed by something else: a contradiction without a
   label (at vocabulary 256, length 64 and 8 pairs more than one per example). Here filler avoids the example's keys;
@@ -56,13 +54,11 @@ class MQAR(SyntheticTask):
 
     Attributes:
       vocab_size: token ids; 0 is the zero filler, keys are 1 .. V/2 - 1, values V/2 .. V - 1.
-      length, pairs: the one slice that is trained and evaluated where `mixture` and `evaluation` are empty.
+      length, pairs: of the one slice, where `mixture` and `evaluation` name no others.
       power: a of the gaps' distribution p(i) ~ a i^(a-1); 1 is uniform.
       filler: tokens between queries: uniformly drawn, or 0.
       passes: how often the context appears.
       contradictions: random filler may repeat a key of the context, as in the published generator.
-      mixture: training slices; each device call draws one by weight.
-      evaluation: evaluation slices; empty for the training slices.
     """
 
     vocab_size: int = 8192
@@ -72,8 +68,6 @@ class MQAR(SyntheticTask):
     filler: Literal["random", "zero"] = "random"
     passes: int = chz.field(default=1, validator=at_least(1))
     contradictions: bool = False
-    mixture: tuple[RecallSlice, ...] = ()
-    evaluation: tuple[RecallSlice, ...] = ()
 
     def check(self, slice: RecallSlice) -> None:
         if self.vocab_size >= 2**31:
@@ -91,18 +85,14 @@ class MQAR(SyntheticTask):
     def vocabulary(self) -> int:
         return self.vocab_size
 
-    def train_slices(self) -> tuple[RecallSlice, ...]:
-        return self.mixture or (RecallSlice(length=self.length, pairs=self.pairs),)
-
-    def evaluation_slices(self) -> tuple[RecallSlice, ...]:
-        return self.evaluation or super().evaluation_slices()
+    def slice(self) -> RecallSlice:
+        return RecallSlice(length=self.length, pairs=self.pairs)
 
     def scaled(self, slice: RecallSlice, factor: int) -> RecallSlice:
         return chz.replace(slice, length=factor * slice.length, pairs=factor * slice.pairs)
 
     def chance(self, slice: RecallSlice) -> float:
-        """Returns the accuracy of a guess among the values."""
-        return 1 / (self.vocab_size - self.vocab_size // 2)
+        return 1 / (self.vocab_size - self.vocab_size // 2)  # a guess among the values
 
     def sample(self, key: Key[Array, ""], slice: RecallSlice, batch_size: int) -> Batch:
         """Returns a batch of `slice.length` tokens and `slice.pairs` targets per row, in the order of the pairs: their

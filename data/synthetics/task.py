@@ -1,16 +1,14 @@
 """What follows from what a task states (contract.py): slices, streams of examples, scores. A task looks like this:
 
     class Copying(SyntheticTask):
-        def train_slices(self): return (Slice(length=self.length),)
+        def slice(self): return Slice(length=self.length)
         def sample(self, key, slice, batch_size): return Batch(...)    # pure; no position is labelled twice
-        def chance(self, slice): return 1 / self.vocab_size
 
 Easy to get wrong: streams are told apart by `Slice.sizes`, so two slices of one task must differ there.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,14 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from recollect.configuration import Config, UserError, at_least, requires
+from recollect.configuration import Config, UserError, at_least
 from recollect.data.batch import Batch
-from recollect.data.synthetics.contract import TaskContract
+from recollect.data.synthetics.contract import TaskContract, not_negative
 
 _TRAIN, _EVALUATION = 0x6D716100, 0x6D716101
 """Folded into the seed: two streams independent of each other, and of parameters and dropout of the same seed."""
-
-_not_negative = requires(lambda weight: 0 <= weight < math.inf, "must be finite and not negative")
 
 Number = int | jax.Array
 
@@ -41,7 +37,7 @@ class Slice(Config):
     """
 
     length: int = chz.field(validator=at_least(1))
-    weight: float = chz.field(default=1.0, validator=_not_negative)
+    weight: float = chz.field(default=1.0, validator=not_negative)
 
     @property
     def sizes(self) -> dict[str, int | float]:
@@ -62,49 +58,44 @@ class SyntheticTask(TaskContract):
     def _slices_fit(self) -> None:
         for role, slices in (("mixture", self.train_slices()), ("evaluation", self.evaluation_slices())):
             names = [part.name for part in slices]
-            if repeated := sorted(name for name in names if names.count(name) > 1):
-                raise UserError(f"{role} has slice {repeated[0]} twice; give it once, with the sum of the weights")
-            weights = [part.weight for part in slices]
-            if not (all if role == "mixture" else any)(weights):
+            if not (all if role == "mixture" else any)(part.weight for part in slices):
                 raise UserError(f"weight=0: {'each' if role == 'mixture' else 'one'} slice of {role} must have a share")
             for part in slices:
+                if names.count(part.name) > 1:
+                    raise UserError(f"{role} has slice {part.name} twice; give it once, with the sum of the weights")
                 self.check(part)
 
+    def train_slices(self) -> tuple[Any, ...]:
+        """Returns the slices of the training mixture."""
+        return self.mixture or (self.slice(),)
+
     def evaluation_slices(self) -> tuple[Any, ...]:
-        """Returns the slices that are evaluated: those of training, equally weighted, and the extrapolated ones."""
+        """Returns the slices that are evaluated: by default those of training, equally weighted, and extrapolated."""
         slices = self.train_slices()
+        if self.evaluation:
+            return self.evaluation
         largest = max(slices, key=lambda part: tuple(part.sizes.values()))
         further = [self.scaled(largest, factor) for factor in self.extrapolation]
         return tuple(chz.replace(part, weight=float(part in slices)) for part in (*slices, *further))
 
     def scores(self, slices: tuple[Any, ...], batch: Batch, correct: Array, loss: Array) -> dict[str, Any]:
         """Returns (sum, count) by metric of a batch of one of `slices`. `correct` and `loss` are (b, p); targets of
-        weight 0 do not count, nor examples that have no others; of a metric by group both are (groups,)."""
+        weight 0 do not count, nor examples without others."""
         weights = batch.weights
         asked = jnp.any(weights > 0, axis=1)
         exact = asked & jnp.all((correct > 0) | (weights == 0), axis=1)
-        exact_sums = (jnp.sum(exact, dtype=jnp.float32), jnp.sum(asked, dtype=jnp.float32))
-        sums = {"accuracy": (jnp.sum(correct * weights), jnp.sum(weights)), "exact": exact_sums}
-        sums["loss"] = (jnp.sum(loss * weights), jnp.sum(weights))
-        if self.breakdown is not None:
-            groups = jnp.zeros(max(len(self.group_names(part)) for part in slices)).at[batch.groups]
-            sums[f"accuracy_by_{self.breakdown}"] = (groups.add(correct * weights), groups.add(weights))
-        return sums
+        pairs = {"accuracy": (correct * weights, weights), "exact": (exact, asked), "loss": (loss * weights, weights)}
+        sums = jax.tree.map(lambda values: jnp.sum(values, dtype=jnp.float32), pairs)
+        return sums if self.breakdown is None else sums | self.scores_by_group(slices, batch, correct)
 
-    def share(self, slice: Any, total: Any, count: Any) -> Any:
-        """Returns total / count of a score; of one by group a dict, without groups that had no target."""
-        if total.ndim == 0:
-            return float(total) / float(count)
-        named = zip(self.group_names(slice), total, count, strict=False)
-        return {name: float(right) / float(number) for name, right, number in named if number}
-
-    def reported(self, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Returns what result.json has of shares by metric and slice: "metric", means over slices, and all by slice."""
-        names = [part.name for part in self.evaluation_slices()]
-        by_slice = {metric: {name: values[name] for name in names} for metric, values in metrics.items()}
-        means = {metric: self.mean(values) for metric, values in by_slice.items() if "_by_" not in metric}
-        entries = {name if "_by_" in name else f"{name}_by_slice": values for name, values in by_slice.items()}
-        return {"metric": self.metric, **means, **entries}
+    def reported(self, shares: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Returns the entries of an evaluation, of shares by metric and slice: "metric", which ranks runs, the means
+        over slices by weight, and each metric by slice."""
+        slices = [part.name for part in self.evaluation_slices()]
+        shares = {name: {part: one[part] for part in slices} for name, one in shares.items()}
+        means = {name: self.mean(one) for name, one in shares.items() if "_by_" not in name}
+        by_slice = {name if "_by_" in name else f"{name}_by_slice": one for name, one in shares.items()}
+        return {"metric": self.metric, **means, **by_slice}
 
     @property
     def made_on_device(self) -> bool:
@@ -120,17 +111,17 @@ class SyntheticTask(TaskContract):
 
     @property
     def tokens_per_example(self) -> float:
-        slices = self.train_slices()
-        return sum(part.length * part.weight for part in slices) / sum(part.weight for part in slices)
+        total = sum(part.weight for part in self.train_slices())
+        return sum(part.length * part.weight for part in self.train_slices()) / total
 
     def batch_shapes(self, batch_size: int) -> Batch:
         longest = max(self.train_slices(), key=lambda part: part.length)
         return jax.eval_shape(lambda: self.train_batch(0, 0, longest, batch_size))
 
     def mean(self, by_slice: Mapping[str, float]) -> float:
-        """Returns the mean over evaluation slices by their weights, of numbers by the slices' names."""
-        weights = {part.name: part.weight for part in self.evaluation_slices()}
-        return sum(weights[name] * value for name, value in by_slice.items()) / sum(weights.values())
+        """Returns the mean over evaluation slices by their weights."""
+        slices = self.evaluation_slices()
+        return sum(part.weight * by_slice[part.name] for part in slices) / sum(part.weight for part in slices)
 
     def result_entries(self) -> dict[str, Any]:
         """Returns "slices", the sizes of each, and where they are known "chance" and "chance_by_slice"."""

@@ -28,9 +28,6 @@ class Echo(SyntheticTask):
     mixture: tuple[NoisySlice, ...] = (NoisySlice(length=4), NoisySlice(length=4, noise=0.5), NoisySlice(length=8))
     breakdown = "half"
 
-    def train_slices(self):
-        return self.mixture
-
     def group_names(self, slice):
         return ("early", "late")
 
@@ -82,7 +79,7 @@ def test_scores_count_labels_answers_and_groups():
     scores = jax.tree.map(np.asarray, task.scores((NoisySlice(length=4),), batch, correct, 2 * correct))
     assert scores["accuracy"] == (5, 6) and scores["exact"] == (1, 2) and scores["loss"] == (10, 6)
     np.testing.assert_array_equal(scores["accuracy_by_half"], [(4, 1), (4, 2)])
-    assert task.share(NoisySlice(length=4), *scores["accuracy_by_half"]) == {"early": 1.0, "late": 0.5}
+    assert task.shares_by_group(NoisySlice(length=4), *scores["accuracy_by_half"]) == {"early": 1.0, "late": 0.5}
 
 
 def test_extrapolated_slices_are_reported_beside_the_mean():

@@ -44,6 +44,7 @@ class LanguageModel(Config):
       norm, mlp: of every block; mlp None leaves the MLPs out.
       positions: learned vectors added to the embedding, or None (mixers may have positions of their own).
       tied: the head is the embedding's transpose, else a matrix of its own.
+      embedding_scale: multiplies the embedding where it enters the stack, not as the head.
       embedding_dropout: share of the embedding's elements zeroed in training.
       dtype: dtype of activations.
       remat: what a layer's backward pass recomputes: "none" nothing, "dots" all but products with parameters and
@@ -59,6 +60,7 @@ class LanguageModel(Config):
     mlp: MlpConfig | None = None
     positions: LearnedPositions | None = None
     tied: bool = True
+    embedding_scale: float = 1.0
     embedding_dropout: float = chz.field(default=0.0, validator=_share)
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
@@ -187,7 +189,7 @@ class LanguageModelModule(nnx.Module):
         return landmarks.insert(x, self.landmark[...], layout), layout.context, layout
 
     def _embed(self, tokens: Int[Array, "b t"], context: Context, key: Key[Array, ""] | None) -> Float[Array, "b t d"]:
-        x = self.embedding[...][tokens]
+        x = self.embedding[...][tokens] * self.config.embedding_scale
         if self.positions is not None:
             x = x + self.positions(token_positions(context, *tokens.shape))
         if key is not None and self.config.embedding_dropout:

@@ -146,21 +146,21 @@ def choose(
       ValueError: unknown backend.
       Refused: one this operation lacks, or one that refuses this call (with its reason).
     """
-    if backend is not None:
-        if backend not in BACKENDS:
-            raise ValueError(f"{operation}: backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
-        if backend not in backends:
-            raise Refused(f"{operation}: has no backend {backend}; it has {', '.join(backends)}")
-        reason = supports(backend, backends, *args, **kwargs)
-        if reason:
-            raise Refused(f"{operation}: {backend} cannot serve this call: {reason}")
-        return _take(Choice(operation, backend), backends)
-    preferred = _preferred.get()
+    if backend not in (None, *BACKENDS):
+        raise ValueError(f"{operation}: backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
+    if backend not in (None, *backends):
+        raise Refused(f"{operation}: has no backend {backend}; it has {', '.join(backends)}")
+    first = backend or _preferred.get()
     passed_over: list[tuple[str, str]] = []
-    for name in sorted(backends, key=lambda name: name != preferred):
+    for name in sorted(backends, key=lambda name: name != first):
         reason = supports(name, backends, *args, **kwargs)
         if reason is None:
-            return _take(Choice(operation, name, tuple(passed_over)), backends)
+            if (record := _record.get()) is not None:
+                record.append(Choice(operation, name, tuple(passed_over)))
+            _log_choice(operation, name)
+            return getattr(importlib.import_module(backends[name]), operation)
+        if name == backend:
+            raise Refused(f"{operation}: {backend} cannot serve this call: {reason}")
         passed_over.append((name, reason))
     raise ValueError(f"{operation}: no backend serves this call")
 
@@ -173,14 +173,6 @@ def supports(backend: str, backends: Mapping[str, str], *args: Any, **kwargs: An
         return reason
     refuses = getattr(importlib.import_module(backends[backend]), "refuses", None)
     return None if refuses is None else refuses(*args, **kwargs)
-
-
-def _take(choice: Choice, backends: Mapping[str, str]) -> Callable[..., Any]:
-    record = _record.get()
-    if record is not None:
-        record.append(choice)
-    _log_choice(choice.operation, choice.backend)
-    return getattr(importlib.import_module(backends[choice.backend]), choice.operation)
 
 
 @functools.cache

@@ -50,8 +50,7 @@ class Hook:
 
 def make_hooks(run: RunState) -> list[Hook]:
     """Returns the hooks of a run, in the order in which they are called."""
-    from recollect.training.monitoring.run_log import RunLog
-    from recollect.training.monitoring.throughput import meter_of
+    from recollect.training.monitoring.run_log import RunLog, meter_of
 
     settings = run.experiment.run
     run.meter = meter_of(run.experiment)

@@ -162,8 +162,9 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
     ) -> MixerOutput:
         config, segments = self.config, fields["query_segments"]
         gates, probabilities, chosen = self.route(x, q)
-        whole = "key_positions" not in fields
-        if config.routed and skips(q.shape[1], k.shape[1], config.routed, config.active, self_attention=whole):
+        tokens, whole = (q.shape[1], k.shape[1]), "key_positions" not in fields
+        some = "dropout" not in fields and config.routed  # dropped weights are known for all heads at once
+        if some and skips(*tokens, config.routed, config.active, self_attention=whole):
             o = self._attend_chosen(q, k, v, gates, chosen, fields)
         else:
             o = (softmax_attention(q, k, v, **fields) * gates[..., None]).astype(q.dtype)

@@ -61,6 +61,7 @@ def refuses(
     mask,
     sinks,
     bias,
+    dropout,
     query_positions,
     key_positions,
     query_segments,
@@ -76,6 +77,8 @@ def refuses(
         return "it has no sinks"
     if bias is not None:
         return "it takes no bias of scores"
+    if dropout is not None:
+        return "it takes no dropout of weights"
     if q.shape[1] != k.shape[1] or query_positions is not key_positions:
         return "it attends within one sequence only"
     if query_segments is not None or key_segments is not None:

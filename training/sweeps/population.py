@@ -23,8 +23,7 @@ from recollect.training.distributed.host import current_host
 from recollect.training.evaluator import evaluate_members
 from recollect.training.experiment import Experiment
 from recollect.training.hooks import Evaluate, Hook, Recover, SaveCheckpoints, StopOnSignal
-from recollect.training.monitoring.run_log import RunLog, rates_since_log
-from recollect.training.monitoring.throughput import meter_of
+from recollect.training.monitoring.run_log import RunLog, meter_of, rates_since_log
 from recollect.training.recovery.run_lock import locked
 from recollect.training.run_folder import is_done
 from recollect.training.run_state import Log, RunProgress, RunState, run_directory, shapes_of

@@ -89,8 +89,15 @@ class HyenaMixer(Mixer):
         self.width = width
         self.input = Linear(width, 3 * width, "d f", rngs, bias=True)
         self.convolution = CausalConvolution(3 * width, config.kernel, rngs, bias=True)
-        channels, times = width // config.heads, {"unit": config.time, "trains_times": config.trains_times}
-        self.filter = SineFilter(channels, config.maximum_length, config.filter_order, rngs, **times)
+        channels = width // config.heads
+        self.filter = SineFilter(
+            channels,
+            config.maximum_length,
+            config.filter_order,
+            rngs,
+            unit=config.time,
+            trains_times=config.trains_times,
+        )
         self.skip = parameter(jax.random.normal(rngs.params(), (channels,)), "f")
         self.output = Linear(width, width, "f d", rngs, bias=True, init=output_init(place.depth))
 

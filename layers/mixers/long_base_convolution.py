@@ -52,11 +52,10 @@ class LongBaseConvolutionMixer(Mixer):
         x = zero_padding(x, context)
         gate = self.projection(x)
         self._check_length(x)
-        fields = {"skip": jnp.ones(self.width), "segment_ids": context.segments}
-        if self.config.activation == "none":
-            return MixerOutput(long_convolution(x, self.filter(x.shape[1]), out_gate=gate, **fields) + x)
-        y = long_convolution(x, self.filter(x.shape[1]), **fields)
-        return MixerOutput(jax.nn.silu(y) * jax.nn.silu(gate) + x)
+        activated, taps = self.config.activation == "silu", self.filter(x.shape[1])
+        factor = None if activated else gate
+        y = long_convolution(x, taps, out_gate=factor, skip=jnp.ones(self.width), segment_ids=context.segments)
+        return MixerOutput((jax.nn.silu(y) * jax.nn.silu(gate) if activated else y) + x)
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> ConvolutionState:
         slots = min(max_length, self.config.maximum_length)

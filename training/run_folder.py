@@ -37,6 +37,14 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result
 
 
+def json_line(data: dict[str, Any]) -> str:
+    """Returns JSON on one line, with null for numbers that are not finite: JSON has no word for them."""
+    try:
+        return json.dumps(data, allow_nan=False)
+    except ValueError:
+        return json.dumps(finite(data))
+
+
 class RunFolder:
     """Opens (or makes) the folder of one run. Every process of a run reads it; the main one alone writes.
 
@@ -70,7 +78,7 @@ class RunFolder:
     def write(self, name: str, data: dict[str, Any]) -> None:
         """Writes a JSON file of this name, with null for numbers that are not finite."""
         if self._writes:
-            write_json(self.path / name, finite(data))
+            write_json(self.path / name, json.loads(json_line(data)))
 
     def write_environment(self) -> None:
         """Writes what the run's bits depend on beside its config: versions, devices, user code; and the command."""
@@ -86,10 +94,10 @@ class RunFolder:
             (self.path / "result.json").unlink(missing_ok=True)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Adds a line to `boards` and metrics.jsonl (null for numbers that are not finite); a full disk holds it back."""
+        """Adds a line to metrics.jsonl and to `boards`; on a full disk it is held back, and written later."""
         for board in self.boards:
             board.record(record)
-        self.unwritten.append(json.dumps(finite(record)) + "\n")
+        self.unwritten.append(json_line(record) + "\n")
         with contextlib.suppress(DiskFull):  # see `held_back`
             self._write_lines()
 

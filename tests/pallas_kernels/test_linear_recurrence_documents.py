@@ -70,18 +70,17 @@ def expected():
     return given, outputs, gradients
 
 
-@pytest.mark.parametrize(
-    "settings", [{"backend": "reference"}, {"backend": "xla", "chunk_size": 8}], ids=lambda s: s["backend"]
-)
-def test_each_document_is_a_call_of_its_own(expected, settings):
+@pytest.mark.parametrize("backend", ["reference", "xla"])
+def test_each_document_is_a_call_of_its_own(expected, backend):
     given, outputs, gradients = expected
+    settings = {"backend": backend, "chunk_size": 8}
     with jax.enable_x64(True):
         run = jax.jit(jax.grad(lambda given: packed(given, **settings), has_aux=True))
         found_gradients, found = run(given)
     for name, a, b in [("o", found[0], outputs[0]), ("states", found[1], outputs[1])] + [
         (name, found_gradients[name], gradients[name]) for name in given
     ]:
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * float(jnp.abs(b).max()), err_msg=name)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max(), err_msg=name)
 
 
 def test_one_token_is_a_step_of_the_first_document():
@@ -96,7 +95,7 @@ def test_one_token_is_a_step_of_the_first_document():
     np.testing.assert_array_equal(states[1], given["initial_state"][1])
 
 
-@pytest.mark.parametrize("backend", ["reference", "xla"])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("xla", marks=pytest.mark.more)])
 def test_more_documents_than_states_read_nan(backend):
     given = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arguments())
     given["initial_state"] = given["initial_state"][:, :3]
@@ -113,7 +112,5 @@ def test_refusals():
         linear_recurrence(**given)
     with pytest.raises(ValueError, match="a state per document needs segment_ids, and no initial_segment"):
         linear_recurrence(**given, **segments, initial_segment=jnp.ones(B, int))
-    with pytest.raises(ValueError, match=r"initial_state must be \(2, 4, 2, 5, 3\); got \(2, 4, 2, 5, 4\)"):
-        linear_recurrence(**(given | {"initial_state": jnp.zeros((B, N, H, K, V + 1))}), **segments)
     with interpreted(), pytest.raises(ValueError, match="one state, not one per document"):
         linear_recurrence(**given, **segments, backend="pallas_tpu")

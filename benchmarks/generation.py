@@ -2,7 +2,7 @@
 
     python main.py bench generation                 # on a CPU: three pretrain.*_30m at 256 to 2,048 tokens
     python main.py bench generation --mixers all    # every mixer that streams, in a model of 1.2M parameters
-    python main.py bench generation --models based_1b attention_1b --lengths 2048 8192 --batches largest
+    python main.py bench generation --models based_1b attention_1b --lengths 4096 --batches largest
 
 The last is what a GPU runs by default: Based beside full attention with its cache, bf16 parameters and activations,
 each at the largest batch whose state fits the free memory (after running out of memory, once more with three quarters).
@@ -43,7 +43,7 @@ from recollect.configuration import UserError, machine
 from recollect.evaluation.plots import NothingToPlot, decoding_by_context
 from recollect.evaluation.table import format_bytes
 from recollect.experiments import registry
-from recollect.experiments.pretrain_models import small
+from recollect.experiments.pretrain import small
 from recollect.models import FunctionalModel, LanguageModel, count, state_bytes
 from recollect.models.generation import PIECE, Generation, chunk_of, programs_of
 from recollect.models.language_model import DTYPES
@@ -51,7 +51,7 @@ from recollect.models.sampling import Sampling
 from recollect.training.monitoring.chips import chip_of
 
 ON_CPU = {"models": ["attention_30m", "based_30m", "window_30m"], "lengths": [256, 1024, 2048], "batches": ["1", "8"]}
-ON_ACCELERATORS = {"models": ["based_1b", "attention_1b"], "lengths": [2048, 8192], "batches": ["largest"]}
+ON_ACCELERATORS = {"models": ["based_1b", "attention_1b"], "lengths": [4096], "batches": ["largest"]}
 GPT2_VOCABULARY = 50_304
 """GPT-2's, in whole blocks of 64: the published models', which the bytes of `pretrain`'s default source are not."""
 MIXERS = {config.__name__: config for config in layers.MIXERS}

@@ -9,7 +9,7 @@ import pytest
 
 from recollect.benchmarks import generation
 from recollect.configuration import UserError
-from recollect.experiments.pretrain_models import experiment
+from recollect.experiments.pretrain import variant
 from recollect.layers import Attention, LinearAttention, SlidingWindow
 from recollect.layers.modules import Taylor
 from recollect.models import repeat, state_bytes
@@ -21,7 +21,7 @@ def tiny():
         full = Attention(heads=2)
         based = (LinearAttention(heads=2, feature_dim=4, feature_map=Taylor()), SlidingWindow(heads=2, window=8))
         stages = repeat(full, depth=1) if "attention" in name else repeat(*based, depth=2)
-        published = experiment("attention", "30m")
+        published = variant("attention_30m")
         return chz.replace(published, model=chz.replace(published.model, width=16, stages=stages, mlp=None))
 
     return of

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from recollect.configuration import UserError, at_least
 from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, check_input, zero_padding
-from recollect.layers.modules.linear import Initializer, Linear, normal, output_init, split_heads
+from recollect.layers.modules.linear import Initializer, Linear, matrix_init, output_init, split_heads
 from recollect.layers.modules.short_convolution import CausalConvolution
 from recollect.layers.packing import document_positions, token_positions
 from recollect.layers.state.capacity import check_positions
@@ -215,7 +215,9 @@ class RecurrentMixer(StreamMixer):
         super().__init__(config, width)
         self.sizes = sizes
         keys, values = sizes.key_heads * sizes.key_dim, sizes.heads * sizes.value_dim
-        inits = dict.fromkeys(("query", "key", "value"), normal()) | {"output": output_init(place.depth)} | dict(inits)
+        inits = (
+            dict.fromkeys(("query", "key", "value"), matrix_init) | {"output": output_init(place.depth)} | dict(inits)
+        )
         self.query = Linear(width, keys, "d gk", rngs, init=inits["query"])
         self.key = Linear(width, keys, "d gk", rngs, init=inits["key"])
         self.value = Linear(width, values, "d hv", rngs, init=inits["value"])

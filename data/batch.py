@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import chz
 import jax
@@ -48,10 +48,8 @@ class DataConfig(Config):
     compiled step, by slices. All others give batches of NumPy arrays by number (`batches`, `evaluation_batches`).
     """
 
-    @property
-    def made_on_device(self) -> bool:
-        """Whether batches are a pure function of (seed, step), drawn inside the step; then none can be skipped."""
-        return False
+    made_on_device: ClassVar[bool] = False
+    """Whether batches are a pure function of (seed, step), drawn inside the step; then none can be skipped."""
 
     @property
     def vocabulary(self) -> int:

@@ -79,15 +79,6 @@ class Program:
             state, values, np.int32(group.index(data_slice))
         )
 
-    def train_on(self, state: State, values: Any, batches: Batch) -> tuple[State, Metrics]:
-        """Trains one step per batch of `batches`, stacked along a leading axis; the state given is consumed."""
-        assert self.population is None, "host data feeds one member at a time"
-
-        def run(state: State, values: Any, batches: Batch) -> tuple[State, Metrics]:
-            return jax.lax.scan(lambda state, batch: self.step(state, values, batch), state, batches)
-
-        return self.jit("train_on", run, donate_argnums=0)(state, values, batches)
-
     def step(self, state: State, values: Any, batch: Batch) -> tuple[State, Metrics]:
         """Takes one optimizer step (not jitted, not vmapped). Returns the state, and metrics: "loss", "accuracy",
         "gradient_norm", "skipped" (1.0 or 0.0), with a z-loss "z_loss", and the mixers' own.

@@ -97,9 +97,7 @@ class SyntheticTask(TaskContract):
         by_slice = {name if "_by_" in name else f"{name}_by_slice": one for name, one in shares.items()}
         return {"metric": self.metric, **means, **by_slice}
 
-    @property
-    def made_on_device(self) -> bool:
-        return True
+    made_on_device = True
 
     @property
     def lengths(self) -> list[int]:
@@ -134,8 +132,9 @@ class SyntheticTask(TaskContract):
         """Returns the training slice of one device call, drawn by weight; the same for the same arguments."""
         slices = self.train_slices()
         ends = np.cumsum([part.weight for part in slices])
-        drawn = np.random.default_rng([seed, call_index]).random() * ends[-1]
-        return slices[min(int(np.searchsorted(ends, drawn, side="right")), len(slices) - 1)]
+        return slices[
+            np.searchsorted(ends[:-1], np.random.default_rng([seed, call_index]).random() * ends[-1], "right")
+        ]
 
     def train_batch(self, seed: Number, step: Number, slice: Any = None, batch_size: int = 64) -> Batch:
         """Returns the training batch of one step; `slice` None is the first one. Seed and step may be traced."""

@@ -103,6 +103,7 @@ VARIANTS: dict[str, list[MixerConfig]] = {
     "MixtureOfHeads": [
         layers.MixtureOfHeads(heads=4, shared=1, active=2, gates="paper", balance="code", positions=Rotary()),
         layers.MixtureOfHeads(heads=4, shared=4, active=0),
+        layers.MixtureOfHeads(heads=4, shared=1, active=2, gates="ones", positions=Rotary()),
     ],
 }
 

@@ -75,12 +75,8 @@ def modal_recurrence(
     if segment_ids is not None and first is None:
         first = jnp.zeros(b, segment_ids.dtype)
     arrays = (*rows, log_poles, residues, initial_state)
-    settings: dict[str, Any] = {
-        "segment_ids": segment_ids,
-        "first": first,
-        "return_state": return_state,
-        "chunk_size": chunk_size,
-    }
+    settings: dict[str, Any] = {"segment_ids": segment_ids, "first": first}
+    settings |= {"return_state": return_state, "chunk_size": chunk_size}
     run: Callable[..., Any] = reference.modal_recurrence
     if t > 1 or backend is not None or initial_state is None:
         run = choose("modal_recurrence", backend, BACKENDS, *arrays, **settings)

@@ -6,8 +6,9 @@ With S^n the states before a chunk, and i, j = 0 ... c - 1 its tokens,
     S^n' = exp(c log_pole_n) S^n + sum_j exp((c - 1 - j) log_pole_n) k_j v_j^T
 
 Powers of poles depend on places in a chunk alone: no state is formed per token. Chunks are computed one after the
-other, and again in the backward pass. Complex states are held as their real, then their imaginary parts. In rows of several
-documents valid tokens are moved to the front of their row and put back at the end, so that all lags count valid tokens.
+other, and again in the backward pass. Complex states are held as their real, then their imaginary parts. In rows of
+several documents valid tokens are moved to the front of their row and put back at the end, so that all lags count valid
+tokens.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def modal_recurrence(
     rows = {name: x for name, x in (("q", q), ("k", k), ("v", v)) if x is not None}
     place = order = None
     valid = jnp.ones((b, t), bool) if n * c > t else None
-    if segment_ids is not None:
+    if segment_ids is not None and first is not None:
         order, place = compaction(segment_ids)
         rows = {name: permuted(x, order, place) for name, x in rows.items()}
         in_front = taken(segment_ids, order)

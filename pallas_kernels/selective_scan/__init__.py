@@ -82,7 +82,11 @@ def _check(u, step, log_decay, write, read, initial_state, segment_ids, initial_
     if log_decay.ndim != 2 or log_decay.shape[0] != f:
         raise ValueError(f"selective_scan: log_decay must be ({f}, n); got {log_decay.shape}")
     n = log_decay.shape[1]
-    shapes = {"step": (step, (b, t, f)), "write": (write, (b, t, n)), "read": (read, (b, t, n))}
+    shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "step": (step, (b, t, f)),
+        "write": (write, (b, t, n)),
+        "read": (read, (b, t, n)),
+    }
     shapes |= {"initial_state": (initial_state, (b, f, n)), "segment_ids": (segment_ids, (b, t))}
     shapes |= {"initial_segment": (initial_segment, (b,))}
     for name, (array, shape) in shapes.items():

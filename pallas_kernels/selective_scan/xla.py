@@ -1,8 +1,8 @@
 """The scan in chunks of c tokens, of whose states one per chunk is kept: the backward pass forms the others again.
 
-On CPUs a chunk is a loop over its tokens, elsewhere an associative scan (`linear_scan`). Forward and gradient at b = 64,
-t = 64, f = 128, n = 16 on two busy CPU cores (2026-11-27) take 0.13 s of processor time as loops of 16 tokens, 0.66 as
-associative scans, and 1.5 as `linear_recurrence`.
+On CPUs a chunk is a loop over its tokens, elsewhere an associative scan (`linear_scan`). Forward and gradient at b =
+64, t = 64, f = 128, n = 16 on two busy CPU cores (2026-11-27) take 0.13 s of processor time as loops of 16 tokens, 0.66
+as associative scans, and 1.5 as `linear_recurrence`.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def linear_recurrence(
         if continues is not None:
             state = jnp.where(continues[:, None, None, None], state, 0)
         state = _advance(state, x, inputs.erase_before_decay)
-        return state, jnp.einsum("bhk,bhkv->bhv", x["q"], state)
+        # A sum of products: one pass both advances the state and reads it, which a matrix product would read again.
+        return state, jnp.sum(x["q"][..., None] * state, axis=-2)
 
     tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (rows, continues))
     if t == 1:

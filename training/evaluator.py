@@ -51,6 +51,11 @@ def _sums(program: Program, params: Params, seeds: int | Sequence[int], parts: t
     size, together = min(program.experiment.run.batch_size, examples), min(DRAWN_TOGETHER, examples)
     draws = [functools.partial(task.evaluation_batch, slice=part, batch_size=together) for part in parts]
 
+    def batched(chunks: jax.Array) -> jax.Array:  # the last batch is filled with zeros, whose weights do not count
+        rows = chunks.reshape(-1, *chunks.shape[2:])[:examples]
+        filled = jnp.pad(rows, [(0, -examples % size), *[(0, 0)] * (rows.ndim - 1)])
+        return filled.reshape(-1, size, *rows.shape[1:])
+
     def of_slice(params: Params, seed: jax.Array, index: jax.Array) -> Any:
         def scores(batch: Batch) -> Any:
             entropy, _ = program.losses_of(params, batch, batch.weights)
@@ -58,16 +63,10 @@ def _sums(program: Program, params: Params, seeds: int | Sequence[int], parts: t
 
         draw = draws[0] if len(draws) == 1 else shared_programs.one_of(draws, index)
         drawn = jax.lax.map(lambda number: draw(seed, number), jnp.arange(-(-examples // together)))
-        batches = jax.tree.map(lambda leaf: _batches(leaf.reshape(-1, *leaf.shape[2:])[:examples], size), drawn)
+        batches = jax.tree.map(batched, drawn)
         return jax.tree.map(lambda sums: jnp.sum(sums, axis=0), jax.lax.map(scores, batches))
 
     def run(params: Params, seed: jax.Array) -> Any:
         return jax.lax.map(functools.partial(of_slice, params, seed), jnp.arange(len(parts)))
 
     return program.jit(("evaluate", examples, parts), program.vectorised(run))(params, as_uint32(seeds))
-
-
-def _batches(rows: jax.Array, size: int) -> jax.Array:
-    """Returns rows in batches (n, size, ...), the last one filled with zeros, whose weights do not count."""
-    filled = jnp.pad(rows, [(0, -len(rows) % size), *[(0, 0)] * (rows.ndim - 1)])
-    return filled.reshape(-1, size, *rows.shape[1:])

@@ -58,26 +58,23 @@ class Program:
         return self.jit("init", function, **_quick_to_compile())(seeds)
 
     def train(self, state: State, values: Any, steps: int, data_slice: Any) -> tuple[State, Metrics]:
-        """Trains `steps` steps on batches drawn on the device from (seed, step); the state given is consumed.
-
-        Returns the state, and metrics (steps,) by name ((members, steps) for a population).
-        """
+        """Trains `steps` steps on batches drawn on the device from (seed, step); the state given is consumed. Returns
+        the state, and metrics (steps,) by name ((members, steps) for a population)."""
         alone, size = len(self.data.train_slices()) == 1, self.experiment.run.batch_size
         group = (data_slice,) if alone else shared_programs.slices_like(self.data, data_slice)
         draws = [functools.partial(self.data.train_batch, slice=part, batch_size=size) for part in group]
 
-        def run(state: State, values: Any, index: jax.Array) -> tuple[State, Metrics]:
-            def member(state: State, values: Any) -> tuple[State, Metrics]:
-                def body(state: State, _: None) -> tuple[State, Metrics]:
-                    return self.step(state, values, jax.lax.switch(index, draws, state["seed"], state["step"]))
+        def member(index: jax.Array, state: State, values: Any) -> tuple[State, Metrics]:
+            def body(state: State, _: None) -> tuple[State, Metrics]:
+                return self.step(state, values, jax.lax.switch(index, draws, state["seed"], state["step"]))
 
-                return jax.lax.scan(body, state, None, length=steps)
+            return jax.lax.scan(body, state, None, length=steps)
 
-            return self.vectorised(member)(state, values)
+        def run(index: jax.Array, *args: Any) -> tuple[State, Metrics]:
+            return self.vectorised(functools.partial(member, index))(*args)
 
-        return self.jit(("train", steps, group), run, donate_argnums=0)(
-            state, values, np.int32(group.index(data_slice))
-        )
+        index = np.int32(group.index(data_slice))
+        return self.jit(("train", steps, group), run, donate_argnums=1)(index, state, values)
 
     def step(self, state: State, values: Any, batch: Batch) -> tuple[State, Metrics]:
         """Takes one optimizer step (not jitted, not vmapped). Returns the state, and metrics: "loss", "accuracy",

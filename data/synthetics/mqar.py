@@ -47,10 +47,7 @@ class RecallSlice(Slice):
 
 @chz.chz(typecheck=True)
 class MQAR(SyntheticTask):
-    """Multi-query associative recall, made on the device.
-
-        task = MQAR(vocab_size=256, length=64, pairs=8)
-        batch = task.train_batch(seed=0, step=0, batch_size=4)
+    """Multi-query associative recall.
 
     Attributes:
       vocab_size: token ids; 0 is the zero filler, keys are 1 .. V/2 - 1, values V/2 .. V - 1.

@@ -1,10 +1,8 @@
 """What follows from what a task states (contract.py): slices, streams of examples, scores. A task looks like this:
 
-    class Copying(SyntheticTask):
-        def slice(self): return Slice(length=self.length)
-        def sample(self, key, slice, batch_size): return Batch(...)    # pure; no position is labelled twice
-
-Easy to get wrong: streams are told apart by `Slice.sizes`, so two slices of one task must differ there.
+class Copying(SyntheticTask):
+    def slice(self): return Slice(length=self.length)
+    def sample(self, key, slice, batch_size): return Batch(...)    # pure; no position is labelled twice
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ class Slice(Config):
 
     @property
     def sizes(self) -> dict[str, int | float]:
-        """What tells the slices of a task apart, by name, length first: {"length": 64, "pairs": 8}."""
+        """What tells the slices of a task, and their streams, apart: {"length": 64, "pairs": 8}."""
         return {name: getattr(self, name) for name in chz.chz_fields(self) if name != "weight"}
 
     @property

@@ -7,6 +7,7 @@ import argparse
 from recollect.commands import add_overrides, add_with
 from recollect.commands.user_code import load_files
 from recollect.configuration.base import UserError
+from recollect.configuration.console import doing
 from recollect.configuration.user_paths import path
 
 HOST = "127.0.0.1"
@@ -49,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
     print(
         f"serving {name} at http://{HOST}:{options.port}/v1 ({batcher.context} tokens, {options.rows} rows)", flush=True
     )
+    doing("")
     try:
         uvicorn.run(application(batcher, name), host=HOST, port=options.port, log_level="warning")
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 import uuid
@@ -159,7 +160,7 @@ class _Running:
         for index, (prompt, sampling) in enumerate(asked.choices):
             text, ids = (prompt, batcher.encoded(prompt)) if isinstance(prompt, str) else ("", prompt)
             self._requests.append(
-                Request(ids, asked.tokens, sampling, asked.stops, lambda part, i=index: received(i, part), text)
+                Request(ids, asked.tokens, sampling, asked.stops, functools.partial(received, index), text)
             )
         self._prompt_tokens = sum(len(request.ids) for request in self._requests)
         batcher.submit(*self._requests)

@@ -21,7 +21,7 @@ class NOW:
 
 
 def doing(what: str, job: Any = None, program: Any = None) -> None:
-    """Notes what the program will do ("": nothing to report), how far its job is (None: as before), what it compiles."""
+    """Notes what the program will do ("": nothing to report), how far its job is (None: as before), what compiles."""
     NOW.since = NOW.since if what == NOW.what else time.monotonic()
     NOW.what, NOW.job, NOW.program = what, job or NOW.job, program
 

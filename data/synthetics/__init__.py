@@ -7,6 +7,7 @@ tokens, labels = arrays(task, step=0, batch_size=64)    # NumPy, (64, 64) each; 
 
 from recollect.configuration.base import exported_names
 from recollect.data.synthetics.arrays import arrays
+from recollect.data.synthetics.contract import TaskContract
 from recollect.data.synthetics.mqar import MQAR, RecallSlice
 from recollect.data.synthetics.task import Slice, SyntheticTask
 

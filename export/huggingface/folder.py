@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import fnmatch
 from pathlib import Path
-from typing import Any
+
+import chz
+import numpy as np
 
 from recollect.configuration import UserError
 from recollect.configuration.io import write_json
 from recollect.configuration.read_json import read_json_object
 from recollect.data.tokenizers import TOKENIZER_FILE, Tokenizer, open_tokenizer
 from recollect.export.folder import new_folder
-from recollect.export.huggingface import gpt2, rotary_decoders
+from recollect.export.huggingface.layouts import LAYOUTS, UNTIED, layout_of
 from recollect.export.huggingface.model_card import Facts, model_card
-from recollect.export.huggingface.requirements import HuggingFaceConfig, require_defaults
+from recollect.export.huggingface.requirements import HuggingFaceConfig, require_defaults, require_same
 from recollect.export.huggingface.tensors import Params, check_shapes, from_layout, to_layout
 from recollect.export.huggingface.tokenizer_files import tokenizer_files
 from recollect.export.huggingface.weights import StoredWeights, write_weights
 from recollect.models import LanguageModel, count
-
-LAYOUTS: dict[str, Any] = {**dict.fromkeys(rotary_decoders.CLASSES, rotary_decoders), "gpt2": gpt2}
-"""Module that knows a layout, by its `model_type`."""
 
 SHARD_BYTES = 5 * 10**9
 """Bytes above which weights are split, as in transformers."""
@@ -55,9 +54,13 @@ def export_huggingface(
       UserError: no layout can express the model (the field that stands in the way is named), or the folder is taken.
     """
     require_defaults(model, "model", _EXPRESSED | _TRAINING_ONLY)
-    layout: Any = rotary_decoders if model.positions is None else gpt2
+    layout = layout_of(model)
+    if model.tied and layout in UNTIED:
+        head = {"kernel": np.asarray(params["embedding"]).T}
+        params, model = {**params, "head": head}, chz.replace(model, tied=False)
     fields = layout.config_of(model)
     kind = fields["model_type"]
+    require_same(model, layout.model_of(HuggingFaceConfig({**fields, "tie_word_embeddings": model.tied}, kind)), kind)
     length = model.maximum_length() or maximum_length
     start = None if tokenizer is None else tokenizer.start
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), start)
@@ -66,7 +69,7 @@ def export_huggingface(
     if kind != "gpt2":
         shared["max_position_embeddings"] = length
     with new_folder(Path(directory), _is_ours, overwrite=overwrite) as folder:
-        names = write_weights(to_layout(params, layout.tensors_of(model, kind)), folder, shard_bytes)
+        names = write_weights(to_layout(params, layout.tensors_of(model, kind), model), folder, shard_bytes)
         write_json(folder / "config.json", dict(sorted({**fields, **shared, **special}.items())))
         write_json(folder / "generation_config.json", {**special, "do_sample": True, "temperature": 0.8, "top_p": 0.95})
         files = {} if tokenizer is None else tokenizer_files(tokenizer, length)

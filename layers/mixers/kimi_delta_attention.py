@@ -20,7 +20,13 @@ from recollect.layers.modules import HeadNormalization, LowRank, OutputGate, Ste
 
 @chz.chz(typecheck=True)
 class KimiDeltaAttention(DeltaRuleConfig):
-    """Kimi Delta Attention. The two low ranks are a head's value dimensions, as published."""
+    """Kimi Delta Attention. The two low ranks are a head's value dimensions, as published.
+
+    Attributes:
+      gate_bias: whether the output gate has a bias; the published model's has none.
+    """
+
+    gate_bias: bool = True
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> KimiDeltaAttentionMixer:
         return KimiDeltaAttentionMixer(self, width, place, rngs)
@@ -33,7 +39,7 @@ class KimiDeltaAttentionMixer(DeltaRuleMixer):
         super().__init__(config, width, place, rngs)
         _, h, k, v = self.sizes
         self.decay = StepDecay(h, rngs, LowRank(width, v, h * k, "hk", rngs), rates=(1.0, 16.0), channels=k)
-        projection = LowRank(width, v, h * v, "hv", rngs, bias=True)
+        projection = LowRank(width, v, h * v, "hv", rngs, bias=config.gate_bias)
         self.gate = OutputGate(projection, activation="sigmoid", norm=HeadNormalization(h, v))
 
     def log_decay(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h k"]:

@@ -37,6 +37,8 @@ from recollect.layers.modules.initial_values import orthogonal, torch_uniform
 from recollect.layers.modules.linear import Linear, merge_heads, normal, output_init, parameter, split_heads
 from recollect.layers.modules.mlp import (
     GELU,
+    GeGLU,
+    GeGLUNetwork,
     GELUNetwork,
     MlpConfig,
     PassThrough,

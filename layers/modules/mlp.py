@@ -49,6 +49,14 @@ class SwiGLU(MlpConfig):
 
 
 @chz.chz(typecheck=True)
+class GeGLU(SwiGLU):
+    """W3 (gelu(W1 x) * W2 x) (Shazeer 2020, equation 6), gelu by tanh: the MLP of Griffin and Gemma."""
+
+    def build(self, width: int, place: Place, rngs: nnx.Rngs) -> GeGLUNetwork:
+        return GeGLUNetwork(self, width, place, rngs)
+
+
+@chz.chz(typecheck=True)
 class PassThrough(MlpConfig):
     """y = x: a block adds the second norm of its stream to the stream. Zoology's and Based's recall models have it
     (`state_mixer=Identity` inside a pre-norm block); it has no parameters beside that norm's."""
@@ -90,3 +98,10 @@ class SwiGLUNetwork(GELUNetwork):
 
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class GeGLUNetwork(SwiGLUNetwork):
+    """The module of `GeGLU`."""
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+        return self.down(jax.nn.gelu(self.gate(x)) * self.up(x))

@@ -28,7 +28,10 @@ PYTHON = PROJECT / ".venv-interop" / "bin" / "python"
 
 SIZES = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-SIZES |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+SIZES |= NO_TOKENS
+LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_num_key_heads": 2}
+LINEAR |= {"linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 6}
 ROPE = {"rope_type": "default", "rope_theta": 500.0}
 THEIRS = {
     "llama": {**SIZES, "model_type": "llama", "rope_parameters": ROPE, "attention_bias": True, "mlp_bias": True},
@@ -48,6 +51,56 @@ THEIRS = {
         "rope_parameters": {**ROPE, "partial_rotary_factor": 0.5},
         "sliding_window": None,
     },
+    "mamba2": {
+        "model_type": "mamba2",
+        "vocab_size": 257,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_heads": 4,
+        "head_dim": 16,
+        "state_size": 8,
+        "n_groups": 1,
+        **NO_TOKENS,
+    },
+    "qwen3_5_text": {**SIZES, **LINEAR, "model_type": "qwen3_5_text", "head_dim": 16},
+    "qwen3_next": {**SIZES, **LINEAR, "model_type": "qwen3_next", "head_dim": 8, "num_experts": 0},
+    "kimi_linear": {
+        **SIZES,
+        "model_type": "kimi_linear",
+        "num_key_value_heads": 4,
+        "layer_types": LINEAR["layer_types"],
+        "mlp_layer_types": ["dense"] * 3,
+        "linear_num_heads": 2,
+        "linear_head_dim": 8,
+        "kv_lora_rank": 12,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+    },
+    "recurrent_gemma": {
+        **SIZES,
+        "model_type": "recurrent_gemma",
+        "block_types": ["recurrent", "attention", "recurrent"],
+        "attention_window_size": 7,
+        "attention_bias": True,
+        "lru_width": 32,
+        "logits_soft_cap": 1e6,
+        "tie_word_embeddings": False,
+    },
+    "lfm2": {**SIZES, "model_type": "lfm2", "layer_types": ["conv", "full_attention", "conv"], "norm_eps": 1e-6},
+    "diffllama": {**SIZES, "model_type": "diffllama", "attention_bias": True},
+    "gpt_oss": {
+        **SIZES,
+        "model_type": "gpt_oss",
+        "layer_types": ["sliding_attention"] * 3,
+        "sliding_window": 6,
+        "head_dim": 8,
+        "num_local_experts": 1,
+        "num_experts_per_tok": 1,
+        "swiglu_alpha": 1.0,
+        "swiglu_limit": 1e30,
+        "rope_parameters": ROPE,
+    },
     "gpt2": {
         "model_type": "gpt2",
         "vocab_size": 257,
@@ -56,7 +109,7 @@ THEIRS = {
         "n_layer": 2,
         "n_positions": 64,
         "activation_function": "gelu",
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        **NO_TOKENS,
     },
 }
 """Configs of random models that transformers saves and this project imports."""

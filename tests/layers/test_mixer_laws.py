@@ -69,7 +69,7 @@ VARIANTS: dict[str, list[MixerConfig]] = {
         layers.BaseConvolution(kernel=None, maximum_length=300),
         layers.BaseConvolution(kernel=None, filter="explicit", maximum_length=300),
     ],
-    "GatedConvolution": [layers.GatedConvolution(kernel=4, expansion=2)],
+    "GatedConvolution": [layers.GatedConvolution(kernel=4, expansion=2, activation="none", input_gate=True)],
     "Hyena": [layers.Hyena(maximum_length=300, filter_order=16)],
     "Landmark": [
         layers.Landmark(block=4, heads=4, key_heads=2, positions=Rotary()),

@@ -4,8 +4,20 @@ from typing import Any
 
 import numpy as np
 
-from recollect.layers import Attention, SlidingWindow
-from recollect.layers.modules import GELU, LayerNorm, LearnedPositions, Rotary, SwiGLU
+from recollect.export.huggingface.tensors import fixed_values
+from recollect.layers import (
+    RGLRU,
+    Attention,
+    DifferentialAttention,
+    GatedAttention,
+    GatedConvolution,
+    GatedDeltaNet,
+    KimiDeltaAttention,
+    LatentAttention,
+    Mamba2,
+    SlidingWindow,
+)
+from recollect.layers.modules import GELU, GeGLU, LayerNorm, LearnedPositions, RMSNorm, Rotary, SwiGLU
 from recollect.models import FunctionalModel, LanguageModel, Stage, flatten, nest, repeat
 
 
@@ -50,12 +62,62 @@ MODELS = {
         positions=LearnedPositions(maximum=64),
         tied=False,
     ),
+    "mamba2": LanguageModel(
+        width=32,
+        stages=repeat(Mamba2(heads=4, key_dim=8), depth=2),
+        norm=RMSNorm(epsilon=1e-5),
+    ),
+    "qwen3_5_text": _rotary(
+        GatedDeltaNet(heads=4, key_heads=2, key_dim=8, value_dim=6, norm_epsilon=1e-6),
+        GatedAttention(**{**NORMED, "positions": Rotary(fraction=0.25)}),
+        depth=3,
+    ),
+    "kimi_linear": _rotary(
+        KimiDeltaAttention(heads=2, key_dim=8, value_dim=8, gate_bias=False),
+        LatentAttention(heads=4, rank=12, key_dim=8, value_dim=6, rotary_dim=4, positions=None),
+        depth=3,
+        norm=RMSNorm(epsilon=1e-5),
+        tied=False,
+    ),
+    "kimi_linear, latent queries": _rotary(
+        KimiDeltaAttention(heads=4, gate_bias=False),
+        LatentAttention(heads=2, rank=12, query_rank=10, rotary_dim=4, positions=None),
+        norm=RMSNorm(epsilon=1e-5),
+    ),
+    "recurrent_gemma": LanguageModel(
+        width=64,
+        stages=repeat(
+            RGLRU(heads=4),
+            SlidingWindow(window=7, heads=4, key_heads=2, positions=Rotary(fraction=0.5), bias=True),
+            depth=3,
+        ),
+        mlp=GeGLU(hidden=40, bias=True),
+    ),
+    "lfm2": _rotary(
+        GatedConvolution(kernel=3, expansion=2, bias=False, activation="none", input_gate=True),
+        Attention(**NORMED),
+        depth=3,
+    ),
+    "diffllama": _rotary(
+        DifferentialAttention(heads=4, key_heads=2, head_dim=16, positions=Rotary(), gain=False),
+        depth=3,
+        norm=RMSNorm(epsilon=1e-5),
+    ),
+    "diffllama, biases": _rotary(
+        DifferentialAttention(heads=2, positions=Rotary(), bias=True, gain=False), norm=RMSNorm(epsilon=1e-5)
+    ),
+    "gpt_oss": _rotary(
+        SlidingWindow(window=6, heads=4, key_heads=2, positions=Rotary(), bias=True, sinks="learned"),
+        mlp=SwiGLU(hidden=48, bias=True),
+        tied=False,
+    ),
 }
 
 
 def parameters(config: LanguageModel) -> dict[str, Any]:
-    """Parameters of a model of 257 tokens, large enough that every path matters."""
+    """Parameters of a model of 257 tokens, large enough that every path matters; constants as its layers have them."""
     rng = np.random.default_rng(0)
     shapes = flatten(FunctionalModel(config, 257).abstract_params())
     drawn = {name: 0.2 * rng.normal(size=leaf.shape) + name.endswith("gain") for name, leaf in shapes.items()}
+    drawn |= fixed_values(config, 257)
     return nest({tuple(name.split(".")): array.astype(np.float32) for name, array in drawn.items()})

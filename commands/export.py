@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
     parser.add_argument("--license", default="unknown", metavar="NAME", help="for the model card of huggingface")
     parser.add_argument("--shard-bytes", type=int, metavar="N", help="huggingface: split weights above this size")
+    parser.add_argument("--code", action="store_true", help="huggingface: as code beside the weights")
     parser.add_argument("--max-length", type=int, metavar="N", help="stablehlo: tokens that a state has room for")
 
 
@@ -100,7 +101,9 @@ def write_layout(run: Any, options: argparse.Namespace, result: dict[str, Any]) 
         from recollect.export.gguf_format import export_gguf
 
         return export_gguf(params, model, options.out, facts=facts, **tokens)
-    return export_huggingface(params, model, options.out, facts=facts, shard_bytes=shard_bytes, **tokens)
+    return export_huggingface(
+        params, model, options.out, facts=facts, shard_bytes=shard_bytes, as_code=options.code, **tokens
+    )
 
 
 def write_stablehlo(run: Any, options: argparse.Namespace) -> list[str]:

@@ -23,7 +23,6 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from recollect.configuration import UserError
 from recollect.configuration.names import nearest
-from recollect.layers.mixer import Context
 from recollect.models import FunctionalModel, Sampling, continue_texts
 
 Scored = tuple[tuple[str, str], list[int], list[int]]
@@ -132,11 +131,10 @@ class HarnessModel(TemplateLM):
             # Lengths are powers of two, so that few programs are compiled; padding, on the right, changes nothing.
             width = 1 << max(max(map(len, ids)) - 2, 0).bit_length()
             width = min(width, self.maximum_length)
-            tokens, targets, segments = np.zeros((3, self.batch_size, width), np.int32)
+            tokens, targets = np.zeros((2, self.batch_size, width), np.int32)
             for at, row in enumerate(ids):
                 tokens[at, : len(row) - 1], targets[at, : len(row) - 1] = row[:-1], row[1:]
-                segments[at, : len(row) - 1] = 1
-            log_probabilities, greedy = jax.device_get(self._score(self.params, tokens, targets, segments))
+            log_probabilities, greedy = jax.device_get(self._score(self.params, tokens, targets))
             for at, row in enumerate(rows):
                 end = len(ids[at]) - 1
                 part = slice(max(end - len(requests[row][2]), 0), end)
@@ -146,11 +144,11 @@ class HarnessModel(TemplateLM):
         return results
 
     def _scores(
-        self, params: Any, tokens: Int[Array, "b t"], targets: Int[Array, "b t"], segments: Int[Array, "b t"]
+        self, params: Any, tokens: Int[Array, "b t"], targets: Int[Array, "b t"]
     ) -> tuple[Float[Array, "b t"], Bool[Array, "b t"]]:
         """Returns the log-probability of every target, and whether it is the likeliest token."""
         module = self.model.bind(params)
-        hidden = module.hidden(tokens, Context(segments=segments)).hidden
+        hidden = module.hidden(tokens).hidden
 
         def of_row(row: tuple[Array, Array]) -> tuple[Array, Array]:
             logits = module.logits(row[0])

@@ -13,7 +13,7 @@ from recollect.configuration.io import write_json
 from recollect.configuration.read_json import read_json_object
 from recollect.data.tokenizers import TOKENIZER_FILE, Tokenizer, open_tokenizer
 from recollect.export.folder import new_folder
-from recollect.export.huggingface.layouts import LAYOUTS, UNTIED, layout_of
+from recollect.export.huggingface.layouts import LAYOUTS, UNTIED, code, layout_of
 from recollect.export.huggingface.model_card import Facts, model_card
 from recollect.export.huggingface.requirements import HuggingFaceConfig, require_defaults, require_same
 from recollect.export.huggingface.tensors import Params, check_shapes, from_layout, to_layout
@@ -26,7 +26,7 @@ SHARD_BYTES = 5 * 10**9
 
 _EXPRESSED = {"width", "stages", "norm", "mlp", "positions", "tied"}
 _TRAINING_ONLY = {"embedding_dropout", "dtype", "remat", "lora", "unroll"}
-_FILES = ("config.json", "generation_config.json", "README.md", "tokenizer*.json", "model*.safetensors*")
+_FILES = (code.CODE, "config.json", "generation_config.json", "README.md", "tokenizer*.json", "model*.safetensors*")
 
 
 def export_huggingface(
@@ -39,6 +39,7 @@ def export_huggingface(
     maximum_length: int = 2048,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
+    as_code: bool = False,
 ) -> list[str]:
     """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads, whole or not at all; the same arguments give
     the same bytes. Returns the names of its files.
@@ -49,12 +50,13 @@ def export_huggingface(
       tokenizer: of a text model.
       maximum_length: `max_position_embeddings` where the model itself has no limit.
       shard_bytes: above this size weights are split.
+      as_code: as a modelling file beside the weights (`trust_remote_code`), not as a class of transformers.
 
     Raises:
       UserError: no layout can express the model (the field that stands in the way is named), or the folder is taken.
     """
     require_defaults(model, "model", _EXPRESSED | _TRAINING_ONLY)
-    layout = layout_of(model)
+    layout = code if as_code else layout_of(model)
     if model.tied and layout in UNTIED:
         head = {"kernel": np.asarray(params["embedding"]).T}
         params, model = {**params, "head": head}, chz.replace(model, tied=False)
@@ -73,6 +75,7 @@ def export_huggingface(
         write_json(folder / "config.json", dict(sorted({**fields, **shared, **special}.items())))
         write_json(folder / "generation_config.json", {**special, "do_sample": True, "temperature": 0.8, "top_p": 0.95})
         files = {} if tokenizer is None else tokenizer_files(tokenizer, length)
+        files |= code.code_of(model) if as_code else {}
         for name, content in files.items():
             (folder / name).write_bytes(content)
         card = model_card(facts, kind, count(params), has_tokenizer=tokenizer is not None)
@@ -90,7 +93,8 @@ def import_huggingface(directory: Path | str) -> tuple[Params, LanguageModel, To
     directory = Path(directory)
     path = directory / "config.json"
     config = HuggingFaceConfig(read_json_object(path), str(path))
-    if "auto_map" in config.fields:
+    # What this project wrote is read from its config; the code beside it is not.
+    if "auto_map" in config.fields and config.fields.get("model_type") not in code.CLASSES:
         raise UserError(f"{path}: auto_map names code to run, which is never done here")
     kind = config.fields.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:

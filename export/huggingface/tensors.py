@@ -116,7 +116,7 @@ class LayerTensors:
         self.tensors: list[Tensor] = []
         self.model = model
         self._layer = layer
-        self._places = [
+        self.places = [
             (f"stack.stages.{number}.{offset}", repeat, mixer)
             for number, stage in enumerate(model.stages)
             for repeat in range(stage.repeats)
@@ -132,7 +132,7 @@ class LayerTensors:
     ) -> None:
         """Adds a tensor of every layer, or of every one whose mixer's config is an `of`: the parameters `ours` of its
         block, or a row of them."""
-        for number, (place, repeat, mixer) in enumerate(self._places):
+        for number, (place, repeat, mixer) in enumerate(self.places):
             if of is None or type(mixer) is of:
                 at = repeat if row is None else (repeat, row)
                 parts = tuple((f"{place}.{part}", at) for part in ours)
@@ -154,7 +154,7 @@ class LayerTensors:
 
     def add_constant(self, name: str, shape: tuple[int, ...], value: float = 0.0) -> None:
         """Adds a tensor of every layer that stands for no parameter here."""
-        for number in range(len(self._places)):
+        for number in range(len(self.places)):
             self.tensors.append(Tensor(self._layer.format(number) + name, (), constant=(shape, value)))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from recollect.export.huggingface.layouts import (
+    code,
     diffllama,
     gpt2,
     gpt_oss,
@@ -25,7 +26,9 @@ from recollect.models import LanguageModel
 
 _HYBRIDS = (mamba2, qwen3_next, kimi_linear, recurrent_gemma, lfm2, diffllama, gpt_oss)
 
-LAYOUTS: dict[str, Any] = {kind: module for module in (rotary_decoders, gpt2, *_HYBRIDS) for kind in module.CLASSES}
+LAYOUTS: dict[str, Any] = {
+    kind: module for module in (rotary_decoders, gpt2, *_HYBRIDS, code) for kind in module.CLASSES
+}
 """Module that knows a layout, by its `model_type`."""
 
 UNTIED = (kimi_linear, recurrent_gemma)

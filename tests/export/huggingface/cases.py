@@ -8,16 +8,33 @@ from recollect.export.huggingface.tensors import fixed_values
 from recollect.layers import (
     RGLRU,
     Attention,
+    BaseConvolution,
+    DeltaNet,
     DifferentialAttention,
     GatedAttention,
     GatedConvolution,
     GatedDeltaNet,
+    GatedLinearAttention,
     KimiDeltaAttention,
     LatentAttention,
+    LinearAttention,
     Mamba2,
+    MixtureOfHeads,
+    Retention,
+    ShortConvolution,
     SlidingWindow,
 )
-from recollect.layers.modules import GELU, GeGLU, LayerNorm, LearnedPositions, RMSNorm, Rotary, SwiGLU
+from recollect.layers.modules import (
+    GELU,
+    GeGLU,
+    Hedgehog,
+    Identity,
+    LayerNorm,
+    LearnedPositions,
+    RMSNorm,
+    Rotary,
+    SwiGLU,
+)
 from recollect.models import FunctionalModel, LanguageModel, Stage, flatten, nest, repeat
 
 
@@ -112,6 +129,50 @@ MODELS = {
         tied=False,
     ),
 }
+
+"""Models as classes of transformers."""
+
+CODE = {
+    "code, based": _rotary(
+        GatedConvolution(expansion=2),
+        LinearAttention(heads=4, feature_dim=4),
+        SlidingWindow(window=5, heads=4, key_heads=2, positions=Rotary(layout="interleaved")),
+        depth=3,
+    ),
+    "code, delta rules": LanguageModel(
+        width=32,
+        stages=repeat(
+            DeltaNet(heads=4, gate=True),
+            GatedDeltaNet(heads=4, key_heads=2, key_dim=6, value_dim=5, negative_eigenvalues=True),
+            KimiDeltaAttention(heads=2, kernel=None),
+            depth=3,
+        ),
+    ),
+    "code, decays": _rotary(
+        GatedLinearAttention(heads=4), Retention(heads=4), Mamba2(heads=4, key_heads=2, key_dim=6), depth=3, tied=False
+    ),
+    "code, heads": LanguageModel(
+        width=32,
+        stages=repeat(
+            MixtureOfHeads(heads=8, shared=2, active=3),
+            BaseConvolution(),
+            SlidingWindow(window=4, heads=4, sinks="first", first=2),
+            GatedAttention(heads=4, gate="head", query_key_norm=True),
+            depth=4,
+        ),
+        norm=LayerNorm(),
+        mlp=GELU(bias=True),
+        positions=LearnedPositions(maximum=64),
+    ),
+    "code, features": _rotary(
+        LinearAttention(heads=4, feature_map=Hedgehog(), positions=Rotary()),
+        LinearAttention(heads=4, feature_map=Identity(), normalise=False, decay="retnet", output_norm=True),
+        ShortConvolution(kernel=3, bias=True, activation="silu"),
+        depth=3,
+        mlp=None,
+    ),
+}
+"""Models as code beside the weights."""
 
 
 def parameters(config: LanguageModel) -> dict[str, Any]:

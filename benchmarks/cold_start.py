@@ -31,7 +31,7 @@ from recollect.main import main
 import jax
 import recollect.training.train
 from recollect.experiments import mqar
-from recollect.training.monitoring.run_log import RunLog
+from recollect.training.batches import StepPipeline
 
 imported = time.time() - begun
 
@@ -39,13 +39,14 @@ def note(event, seconds, **_):
     durations[event] = durations.get(event, 0.0) + seconds
 
 jax.monitoring.register_event_duration_secs_listener(note)
-log_steps = RunLog.steps
+fetch = StepPipeline.fetch
 
-def steps(self, *arguments, **options):
+def fetched(self):
+    call = fetch(self)
     first.update(wall=time.time() - begun, user=user(), durations=dict(durations))
-    return log_steps(self, *arguments, **options)
+    return call
 
-RunLog.steps = steps
+StepPipeline.fetch = fetched
 main(["train", "mqar.attention", "run.steps=1", "run.directory=" + sys.argv[2]])
 total = {"wall": time.time() - begun, "user": user()}
 with open(sys.argv[3], "w") as file:

@@ -12,7 +12,7 @@ is one that has torch and flash-linear-attention; see benchmarks/pretraining_pee
 
 A step is what training does: rows read and packed by the data pipeline, gradients in `run.accumulate` pieces, clipping
 and the optimizer. The median over `--steps` steps is reported, after two that compile and warm up; evaluation and
-checkpoints are no part of it. MFU counts three times the forward products (training/monitoring/throughput.py), for the
+checkpoints are no part of it. MFU counts three times the forward products (training/monitoring/run_log.py), for the
 peer too. The peer trains on one batch that lies on the device, so no data are in its time.
 """
 
@@ -31,7 +31,7 @@ from recollect.layers import Attention, GatedConvolution, LinearAttention, Slidi
 from recollect.layers.modules import Rotary
 from recollect.models import count
 from recollect.training import Experiment, Program, batches, member_values
-from recollect.training.monitoring.throughput import Meter, meter_of
+from recollect.training.monitoring.run_log import Meter, meter_of
 
 ON_CPU = tuple(f"{name}_30m" for name in ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena"))
 ON_ACCELERATORS = ("attention_360m", "based_360m")

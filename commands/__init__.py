@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from recollect.configuration.python_files import USER_FILES
-
 
 def add_with(parser: argparse.ArgumentParser) -> None:
     """Adds the option `--with FILE.py`."""
@@ -22,6 +20,8 @@ def add_overrides(parser: argparse.ArgumentParser, example: str = "optimizer.lea
 
 def experiment_of(options: argparse.Namespace) -> Any:
     """Returns the experiment that was named, with its overrides."""
+    from recollect.configuration.python_files import USER_FILES
+
     if options.extra or ".py" in options.experiment or USER_FILES:
         from recollect.commands.user_code import user_experiment
 

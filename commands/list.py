@@ -13,9 +13,10 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from recollect.experiments.registry import entries
 
+    known = entries().values()
     for kind, title in (("experiment", "Experiments (train, describe):"), ("study", "Studies (compare):")):
         print(title)
-        for entry in entries().values():
+        for entry in known:
             if entry.kind == kind:
                 print(f"  {entry.name:32} {entry.summary}")
     return 0

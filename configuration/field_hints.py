@@ -13,6 +13,7 @@ MEANINGS = {
     "optimizer.learning_rate": "lr eta alpha peak_lr max_lr base_lr step_size",
     "optimizer.weight_decay": "wd l2 decay_rate weightdecay",
     "optimizer.warmup": "warmup_steps warmup_iters num_warmup_steps lr_warmup_steps warmup_tokens",
+    "optimizer.decay_steps": "lr_decay_steps lr_decay_iters schedule_steps",
     "optimizer.clip": "grad_clip clip_grad max_grad_norm gradient_clipping clip_norm grad_norm_clip gradient_clip_val",
     "optimizer.schedule": "lr_schedule lr_scheduler scheduler lr_decay lr_scheduler_type decay_lr",
     "optimizer.final_fraction": "min_lr min_lr_ratio lr_min final_lr_fraction",
@@ -42,7 +43,8 @@ MEANINGS = {
     "window": "window_size sliding_window attention_window",
     "kernel": "kernel_size conv_size d_conv",
     "feature_dim": "d_state state_dim feature_size",
-    "model.embedding_dropout": "dropout embd_pdrop embed_dropout resid_dropout",
+    "model.embedding_dropout": "embd_pdrop embed_dropout resid_dropout",
+    "dropout": "attn_pdrop attention_dropout attn_dropout attention_probs_dropout_prob",
     "model.dtype": "bf16 fp16 mixed_precision compute_dtype amp torch_dtype",
     "model.tied": "tie_embeddings tie_word_embeddings weight_tying tie_weights tied_embeddings",
     "model.remat": "gradient_checkpointing activation_checkpointing checkpointing rematerialize",
@@ -89,7 +91,7 @@ ABSENT = {
 
 _ABSENT = {name: text for text, names in ABSENT.items() for name in names.split()}
 
-NOTES = {"model.embedding_dropout": "of the embeddings: there is no other dropout"}
+NOTES = {"model.embedding_dropout": "of the embeddings"}
 """What a suggested field is, where its name does not say it."""
 
 _FIELD_OF = {name: field for field, names in MEANINGS.items() for name in names.split()}

@@ -26,7 +26,6 @@ from recollect.configuration import UserError
 from recollect.cost.hlo_cost import Work, work_of
 from recollect.data.batch import Batch
 from recollect.models import count, parameters_by_part, state_bytes, trainable_parameters
-from recollect.models.functional import abstract_state
 from recollect.pallas_kernels import compile_ahead, compilers, dispatch
 from recollect.training.experiment import Experiment, Mesh
 from recollect.training.monitoring.chips import Chip, chip_of
@@ -79,7 +78,7 @@ def describe(
         if limit is not None and at > limit:
             log(f"  {at:>8,} tokens: longer than this model's maximum of {limit:,}")
             continue
-        state = abstract_state(config, experiment.data.vocabulary, at)
+        state = program.model.abstract_state(at)
         log(f"  {at:>8,} tokens: {state_bytes(state):>14,} bytes in {count(state):,} elements")
     batch = experiment.data.batch_shapes(experiment.run.batch_size)
     with contextlib.nullcontext() if mesh is None else compile_ahead.aimed_at_devices(mesh):

@@ -1,7 +1,8 @@
 """Based's Figure 2 (Arora et al., ICML 2024): recall against state size. Trained on a mixture of lengths up to (256,
 64), evaluated up to (1024, 256); vocabulary 8,192, random filler, a convolution of width 3 and then the mixer, two
 layers without MLP (their blocks add the second norm of the stream to itself, `PassThrough`), no positions. Published
-attention has biases; a published window of w sees w + 1 keys, and Hyena stands in both layers.
+attention has biases and drops a tenth of its weights; a published window of w sees w + 1 keys, and Hyena stands in
+both layers.
 
 Published: 180,000 examples a pass, 32 passes, batch 256, learning rates 1e-3 to 10^-1.5, the best one reported. Here
 batches are fresh, and filler never contradicts a pair; `data.contradictions=True` gives the published filler.
@@ -53,13 +54,16 @@ def figure2() -> Study:
     """Figure 2's mixers of this project: attention, Based (widths x feature dimensions), windows, Hyena; four
     learning rates (not yet run)."""
     points = [
-        *((f"attention_d{width}", Attention(bias=True), width) for width in (64, 128)),
+        *((f"attention_d{width}", Attention(bias=True, dropout=0.1), width) for width in (64, 128)),
         *(
             (f"taylor_d{width}_f{features}", LinearAttention(feature_dim=features, feature_map=Taylor()), width)
             for width in (48, 64, 128)
             for features in (8, 16, 24)
         ),
-        *((f"window_{w}", SlidingWindow(window=w + 1, bias=True), 128) for w in (8, 16, 32, 64, 128, 256, 512, 1024)),
+        *(
+            (f"window_{w}", SlidingWindow(window=w + 1, bias=True, dropout=0.1), 128)
+            for w in (8, 16, 32, 64, 128, 256, 512, 1024)
+        ),
         *((f"hyena_d{width}", Hyena(maximum_length=1024), width) for width in (64, 128, 256)),
     ]
     experiments = tuple(_recall(f"based.{name}", mixer, width) for name, mixer, width in points)

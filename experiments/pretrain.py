@@ -1,4 +1,5 @@
-"""Pretraining from scratch: six mixer patterns at four sizes, and a small study of loss against tokens at equal data.
+"""Pretraining from scratch: fourteen mixer patterns at four sizes, and a small study of loss against tokens at equal
+data.
 
     python main.py train pretrain.attention_30m                            # two CPU cores
     python main.py train pretrain.based_360m data.source=PREPARED_FOLDER   # one H100; the folder is `main.py prepare`'s
@@ -13,157 +14,75 @@ Steps of 125m and above are 256 rows of 2,048 tokens,
 20,000 of them are 10 billion tokens. The default source, the standard library as bytes, is for trying things: real runs
 name a prepared folder. `describe --target h100` and `--target tpu:...` report beforehand what fits.
 
-Losses and hours are given where a run was made; everything else says "not yet run".
+Losses and hours are given where a run was made; everything else says "not yet run" (pretrain_table.py).
 """
 
-from recollect.experiments.pretrain_models import PATTERNS, experiment, small, small_of
+from typing import Any
+
+import chz
+
+from recollect.configuration import UserError
+from recollect.data.text.dataset import Text
+from recollect.experiments.pretrain_models import CURVES, MODELS, SIZES, in_turn
+from recollect.experiments.pretrain_table import DOCSTRINGS as VARIANTS
+from recollect.experiments.pretrain_table import PATTERNS
 from recollect.experiments.study import Study
-from recollect.training.experiment import Experiment
+from recollect.layers import Hyena, MixerConfig
+from recollect.models import LanguageModel
+from recollect.training.experiment import Experiment, Run
+from recollect.training.optimizer import AdamW, GroupRate
 
-VARIANTS = {
-    "attention_30m": """Softmax attention in every layer, rotary positions on half of each head, 30M.
-
-    python main.py train pretrain.attention_30m
-    Hardware: two CPU cores. Hours: 2.6 at the 430 tokens per second of `bench pretraining` (2026-11-23). Loss: not
-    yet run.
-    """,
-    "attention_125m": """Softmax attention in every layer, rotary positions on half of each head, 125M.
-
-    python main.py train pretrain.attention_125m data.source=FOLDER
-    Hardware: one H100. Hours and loss: not yet run.
-    """,
-    "attention_360m": """Softmax attention in every layer, rotary positions on half of each head, 360M. Published
-    shape.
-
-    python main.py train pretrain.attention_360m data.source=FOLDER
-    Hardware: one H100; of its memory the step takes 40.3 GiB (bytes, `describe --target h100`). Hours and loss: not
-    yet run.
-    """,
-    "attention_1b": """Softmax attention in every layer, rotary positions on half of each head, 1B.
-
-    python main.py train pretrain.attention_1b data.source=FOLDER
-    Hardware: eight H100 or a TPU slice. Hours and loss: not yet run.
-    """,
-    "based_30m": """Based: gated convolutions, Taylor linear attention, windows of 64 tokens before the query,
-    30M.
-
-    python main.py train pretrain.based_30m
-    Hardware: two CPU cores. Hours: 2.2 at the 511 tokens per second of `bench pretraining` (2026-11-23). Loss: not
-    yet run.
-    """,
-    "based_125m": """Based: gated convolutions, Taylor linear attention, windows of 128 tokens before the
-    query, 125M.
-
-    python main.py train pretrain.based_125m data.source=FOLDER
-    Hardware: one H100. Hours and loss: not yet run.
-    """,
-    "based_360m": """Based: gated convolutions, Taylor linear attention, windows of 128 tokens before the
-    query, 360M. Published shape.
-
-    python main.py train pretrain.based_360m data.source=FOLDER
-    Hardware: one H100; of its memory the step takes 46.1 GiB (bytes, `describe --target h100`). Hours and loss: not
-    yet run.
-    """,
-    "based_1b": """Based: gated convolutions, Taylor linear attention, windows of 128 tokens before the
-    query, 1B. Published shape (1.3B).
-
-    python main.py train pretrain.based_1b data.source=FOLDER
-    Hardware: eight H100 or a TPU slice. Hours and loss: not yet run.
-    """,
-    "window_30m": """Sliding windows of 128 tokens in every layer, 30M.
-
-    python main.py train pretrain.window_30m
-    Hardware: two CPU cores. Hours: 2.5 at the 459 tokens per second of `bench pretraining` (2026-11-23). Loss: not
-    yet run.
-    """,
-    "window_125m": """Sliding windows of 512 tokens in every layer, 125M.
-
-    python main.py train pretrain.window_125m data.source=FOLDER
-    Hardware: one H100. Hours and loss: not yet run.
-    """,
-    "window_360m": """Sliding windows of 512 tokens in every layer, 360M.
-
-    python main.py train pretrain.window_360m data.source=FOLDER
-    Hardware: one H100. Hours and loss: not yet run.
-    """,
-    "window_1b": """Sliding windows of 512 tokens in every layer, 1B.
-
-    python main.py train pretrain.window_1b data.source=FOLDER
-    Hardware: eight H100 or a TPU slice. Hours and loss: not yet run.
-    """,
-    "landmark_30m": """Landmark attention in blocks of 63 tokens in every layer, 30M.
-
-    python main.py train pretrain.landmark_30m
-    Hardware: two CPU cores. Hours: 3.6 at the 317 tokens per second of `bench pretraining` (2026-11-23). Loss: not
-    yet run.
-    """,
-    "landmark_125m": """Landmark attention in blocks of 63 tokens in every layer, 125M. Published optimizer.
-
-    python main.py train pretrain.landmark_125m data.source=FOLDER
-    Hardware: one H100. Hours and loss: not yet run.
-    """,
-    "landmark_360m": """Landmark attention in blocks of 63 tokens in every layer, 360M.
-
-    python main.py train pretrain.landmark_360m data.source=FOLDER
-    Hardware: one H100. Hours and loss: not yet run.
-    """,
-    "landmark_1b": """Landmark attention in blocks of 63 tokens in every layer, 1B.
-
-    python main.py train pretrain.landmark_1b data.source=FOLDER
-    Hardware: eight H100 or a TPU slice. Hours and loss: not yet run.
-    """,
-    "mixture_of_heads_30m": """Mixture of heads in every layer: half shared, half of the rest active, 75 % in all, 30M.
-
-    python main.py train pretrain.mixture_of_heads_30m
-    Hardware: two CPU cores. Hours: 2.7 at the 429 tokens per second of `bench pretraining` (2026-11-23). Loss: not
-    yet run.
-    """,
-    "mixture_of_heads_125m": """Mixture of heads in every layer: half shared, half of the rest active,
-    75 % in all, 125M. Published shape and learning rate.
-
-    python main.py train pretrain.mixture_of_heads_125m data.source=FOLDER
-    Hardware: one H100. Hours and loss: not yet run.
-    """,
-    "mixture_of_heads_360m": """Mixture of heads in every layer: half shared, half of the rest active,
-    75 % in all, 360M.
-
-    python main.py train pretrain.mixture_of_heads_360m data.source=FOLDER
-    Hardware: one H100. Hours and loss: not yet run.
-    """,
-    "mixture_of_heads_1b": """Mixture of heads in every layer: half shared, half of the rest active, 75 % in all, 1B.
-
-    python main.py train pretrain.mixture_of_heads_1b data.source=FOLDER
-    Hardware: eight H100 or a TPU slice. Hours and loss: not yet run.
-    """,
-    "hyena_30m": """Hyena in every layer, filters as long as a row, 30M.
-
-    python main.py train pretrain.hyena_30m
-    Hardware: two CPU cores. Hours: 3.0 at the 377 tokens per second of `bench pretraining` (2026-11-23). Loss: not
-    yet run.
-    """,
-    "hyena_125m": """Hyena in every layer, filters as long as a row, 125M.
-
-    python main.py train pretrain.hyena_125m data.source=FOLDER
-    Hardware: one H100. Hours and loss: not yet run.
-    """,
-    "hyena_360m": """Hyena in every layer, filters as long as a row, 360M.
-
-    python main.py train pretrain.hyena_360m data.source=FOLDER
-    Hardware: one H100. Hours and loss: not yet run.
-    """,
-    "hyena_1b": """Hyena in every layer, filters as long as a row, 1B.
-
-    python main.py train pretrain.hyena_1b data.source=FOLDER
-    Hardware: eight H100 or a TPU slice. Hours and loss: not yet run.
-    """,
+PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
+    ("mixture_of_heads", "125m"): {"learning_rate": 3e-4, "warmup": 2000},
+    ("mixture_of_heads", "1b"): {"learning_rate": 5e-4, "warmup": 500},
+    # One cycle to 2e-3 and down to a fifth, warm-up of 2 %, hardly any decay, no clipping.
+    ("landmark", "125m"): {
+        "learning_rate": 2e-3,
+        "final_fraction": 0.2,
+        "warmup": 400,
+        "weight_decay": 1e-3,
+        "clip": None,
+    },
 }
-"""Name and docstring of every variant, which experiments/registry.py reads without running this file."""
+"""What was published for a mixer at a size, where it differs from Based's reference setting."""
+
+COMPARED = ("attention", "based", "window", "landmark", "mixture_of_heads", "hyena")
+"""The patterns of `pretrain.curves`."""
 
 
 def variant(name: str) -> Experiment:
-    """Returns the experiment of a name in VARIANTS, PATTERN_SIZE."""
+    """Returns the experiment of a name in VARIANTS, PATTERN_SIZE.
+
+    Raises:
+      UserError: there is no such pattern or size.
+    """
     pattern, _, size = name.rpartition("_")
-    return experiment(pattern, size)
+    if name not in VARIANTS:
+        raise UserError(f"pretrain.{name}: patterns are {', '.join(PATTERNS)}, sizes {', '.join(SIZES)}")
+    of = SIZES[size]
+    small = size == "30m"
+    model = MODELS[pattern](of)
+    if not small:
+        # On an H100 "dots" moves a quarter less through main memory than keeping everything ("none"), by `describe
+        # --target h100`.
+        model = chz.replace(model, dtype="bfloat16", remat="full" if size == "1b" else "dots")
+    return Experiment(
+        name=f"pretrain.{name}",
+        model=model,
+        data=Text(source="stdlib", length=of.length, held_out_bytes=32_768 if small else 10_000_000),
+        optimizer=_optimizer(pattern, size, model),
+        run=Run(
+            steps=of.steps,
+            batch_size=of.rows,
+            accumulate=of.pieces,
+            steps_per_call=5,
+            log_every=10 if small else 20,
+            evaluate_every=100 if small else 1000,
+            checkpoint_every=100 if small else 1000,
+            sample_every=500 if small else 2000,
+            precision="default",
+        ),
+    )
 
 
 def curves() -> Study:
@@ -174,4 +93,63 @@ def curves() -> Study:
     1.6 million bytes each; learning_curves.png shows bits per byte on held-out files over tokens. On two cores 4 to 11
     minutes per pattern (2026-11-23): 1.99 bits per byte (Based) to 2.55 (mixture of heads).
     """
-    return Study(tuple(small_of(pattern) for pattern in PATTERNS), template=small)
+    return Study(tuple(small_of(pattern) for pattern in COMPARED), template=small)
+
+
+def small_of(pattern: str) -> Experiment:
+    """Returns one pattern's small model, `pretrain.PATTERN`."""
+    return _small(f"pretrain.{pattern}", MODELS[pattern](CURVES))
+
+
+def small(label: str, mixer: MixerConfig) -> Experiment:
+    """Returns a model of 1.2M parameters with `mixer` in all of its 6 layers of width 128."""
+    return _small(label, in_turn(CURVES, mixer))
+
+
+def _small(label: str, model: LanguageModel) -> Experiment:
+    """Returns 400 steps of a small model: 1.6 million bytes of the standard library."""
+    return Experiment(
+        name=label,
+        model=model,
+        data=Text(source="stdlib", length=CURVES.length, held_out_bytes=32_768),
+        optimizer=AdamW(
+            learning_rate=3e-3,
+            final_fraction=0.1,
+            warmup=50,
+            weight_decay=0.1,
+            beta2=0.95,
+            clip=1.0,
+            groups=_filter_rate(model, 1 / 3),
+        ),
+        run=Run(
+            steps=CURVES.steps,
+            batch_size=CURVES.rows,
+            steps_per_call=10,
+            log_every=20,
+            evaluate_every=40,
+            checkpoint_every=200,
+            precision="default",
+        ),
+    )
+
+
+def _optimizer(pattern: str, size: str, model: LanguageModel) -> AdamW:
+    """Returns Based's reference setting, or what was published for the mixer at that size."""
+    rate, warmup = (1e-3, 50) if size == "30m" else (8e-4, 200)
+    reference = AdamW(
+        learning_rate=rate,
+        final_fraction=0.1,
+        warmup=warmup,
+        weight_decay=0.1,
+        beta1=0.9,
+        beta2=0.95,
+        clip=1.0,
+        groups=_filter_rate(model, 1e-3 / rate),
+    )
+    return chz.replace(reference, **PUBLISHED.get((pattern, size), {}))
+
+
+def _filter_rate(model: LanguageModel, factor: float) -> tuple[GroupRate, ...]:
+    """Returns the learning-rate factor of Hyena's filters, for a model that has them."""
+    hyena = any(isinstance(mixer, Hyena) for mixer in model.mixers)
+    return (GroupRate(group="filter", factor=factor),) if hyena else ()

@@ -1,8 +1,8 @@
 """Finds experiments and studies by name.
 
 Listing reads source files without importing them: it must not wait for jax. A module of this folder offers its public
-functions without arguments that return an Experiment or a Study, and the experiments in its VARIANTS, a literal dict of
-name -> docstring, which its function `variant(name)` returns.
+functions without arguments that return an Experiment or a Study, and the experiments in its VARIANTS, a dict of name ->
+docstring, which its function `variant(name)` returns: a literal, or imported by that name from a module without jax.
 """
 
 from __future__ import annotations
@@ -44,20 +44,27 @@ def entries() -> dict[str, Entry]:
 
 def _entries_of(path: Path) -> Iterator[Entry]:
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VARIANTS":
-            for name, text in ast.literal_eval(node.value).items():
-                yield Entry(f"{path.stem}.{name}", "experiment", inspect.cleandoc(text), variant=True)
+        if isinstance(node, ast.ImportFrom) and node.names[0].asname == "VARIANTS":
+            yield from _variants(path, getattr(importlib.import_module(str(node.module)), node.names[0].name))
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VARIANTS":
+            yield from _variants(path, ast.literal_eval(node.value))
         elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not node.args.args:
             kind = node.returns.id if isinstance(node.returns, ast.Name) else None
             if kind in ("Experiment", "Study"):
                 yield Entry(f"{path.stem}.{node.name}", kind.lower(), ast.get_docstring(node) or "")
 
 
+def _variants(path: Path, docstrings: dict[str, str]) -> Iterator[Entry]:
+    for name, text in docstrings.items():
+        yield Entry(f"{path.stem}.{name}", "experiment", inspect.cleandoc(text), variant=True)
+
+
 def load(name: str, kind: str) -> Any:
     """Returns the experiment or study (`kind`) called `name`; raises UserError with the nearest where there is none."""
-    known = entries()
-    if (entry := known.get(name)) is None:
-        hint = nearest(name, [other.name for other in known.values() if other.kind == kind])
+    path = FOLDER / f"{name.partition('.')[0]}.py"
+    entry = next((one for one in _entries_of(path) if one.name == name), None) if path.is_file() else None
+    if entry is None:
+        hint = nearest(name, [other.name for other in entries().values() if other.kind == kind])
         raise UserError(f"there is no {kind} named {name!r}{hint}; `{PROGRAM} list` shows all")
     if entry.kind != kind:
         what, command = ("a study", "compare") if entry.kind == "study" else ("an experiment", "train")

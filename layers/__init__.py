@@ -36,8 +36,11 @@ from recollect.layers.mixers.landmark import Landmark, LandmarkMixer
 from recollect.layers.mixers.latent_attention import LatentAttention, MultiHeadLatentAttention
 from recollect.layers.mixers.lightning import Lightning, LightningMixer
 from recollect.layers.mixers.linear_attention import LinearAttention, LinearAttentionMixer
+from recollect.layers.mixers.log_linear_gated_delta_net import LogLinearGatedDeltaNet, LogLinearGatedDeltaNetMixer
+from recollect.layers.mixers.log_linear_mamba2 import LogLinearMamba2, LogLinearMamba2Mixer
 from recollect.layers.mixers.long_base_convolution import ExplicitFilter, LongBaseConvolutionMixer
 from recollect.layers.mixers.mamba2 import Mamba2, Mamba2Mixer
+from recollect.layers.mixers.mesa_net import MesaNet, MesaNetMixer
 from recollect.layers.mixers.min_gru import MinGRU, MinGRUMixer
 from recollect.layers.mixers.mixture_of_heads import HeadUse, MixtureOfHeads, MixtureOfHeadsAttention
 from recollect.layers.mixers.mlstm import MLSTM, MLSTMMixer
@@ -52,6 +55,8 @@ from recollect.layers.mixers.rwkv6 import RWKV6, RWKV6Mixer
 from recollect.layers.mixers.rwkv7 import RWKV7, RWKV7Mixer
 from recollect.layers.mixers.short_convolution import DepthwiseConvolution, ShortConvolution
 from recollect.layers.mixers.sliding_window import SlidingWindow, SlidingWindowAttention
+from recollect.layers.mixers.titans import Titans, TitansMixer
+from recollect.layers.mixers.ttt_linear import TTTLinear, TTTLinearMixer
 from recollect.layers.packing import document_positions, last_valid, previous_segment, token_positions
 from recollect.layers.recurrent import HeadSizes, RecurrentConfig, RecurrentMixer, RecurrentState, Stream, StreamMixer
 from recollect.layers.token_sums import Means, TokenSums

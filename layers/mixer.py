@@ -22,7 +22,7 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from recollect.configuration import Config, UserError
 from recollect.layers.packing import continued
@@ -43,11 +43,13 @@ class Context:
       segments: document of the token; 0 is padding. Tokens of a document are contiguous, and no document returns after
         it ended. None: one document, no padding.
       token_types: ORDINARY or LANDMARK. None: all ordinary.
+      key: of dropout; None in evaluation.
     """
 
     positions: Int[Array, "b t"] | None = None
     segments: Int[Array, "b t"] | None = None
     token_types: Int[Array, "b t"] | None = None
+    key: Key[Array, ""] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from recollect.models.functional import FunctionalModel, abstract_state, flatten
+from recollect.models.functional import FunctionalModel, flatten
 from recollect.models.language_model import LanguageModel
 
 
@@ -37,7 +37,7 @@ def _part(path: str, config: LanguageModel) -> str:
 
 def state_elements_at(config: LanguageModel, vocabulary: int, length: int) -> int:
     """Returns the number of array elements in the decoding state of one sequence, for streams of this length."""
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_state(config, vocabulary, length)))
+    return sum(leaf.size for leaf in jax.tree.leaves(FunctionalModel(config, vocabulary).abstract_state(length)))
 
 
 def flops_per_token(model: FunctionalModel, length: int) -> float:

@@ -1,27 +1,28 @@
 """The output of each part of a model, one after another."""
 
+import dataclasses
 from collections.abc import Iterator
 
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from recollect.layers.convolved import streaming
 from recollect.layers.mixer import Context
+from recollect.layers.modules.dropout import layer_keys
 from recollect.layers.recurrent import Stream
 from recollect.models.language_model import LanguageModelModule
 
 
 def activations(
-    model: LanguageModelModule,
-    tokens: Int[Array, "b t"],
-    context: Context = Context(),
-    key: Key[Array, ""] | None = None,
+    model: LanguageModelModule, tokens: Int[Array, "b t"], context: Context = Context()
 ) -> Iterator[tuple[str, Float[Array, "b t d"]]]:
     """Yields the output of each part, in the order of `model.hidden`, which takes the same arguments: ("embedding", x),
     ("layer 0 Attention mixer", ...), ("layer 0 Attention mlp", ...), ..., ("final norm", ...). A mixer's and an MLP's
     is what they add to the stream."""
-    x, context, layout = model.enter(tokens, context, key)
+    x, context, layout = model.enter(tokens, context)
     yield "embedding", x
+    keys = None if context.key is None else layer_keys(context.key, 0, 1, len(model.config.mixers))[0]
     for index, (config, block) in enumerate(zip(model.config.mixers, model.stack.layers(), strict=True)):
+        context = dataclasses.replace(context, key=None if keys is None else keys[index])
         name = f"layer {index} {type(config).__name__}"
         with streaming(Stream(context)):
             mixed = block.mixer(block.mixer_norm(x), context).hidden

@@ -45,8 +45,15 @@ class FunctionalModel:
         return nnx.merge(self._graph, nnx.from_flat_state(leaves))
 
     def abstract_params(self) -> Params:
-        """Shapes and dtypes, as jax.ShapeDtypeStruct."""
-        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
+        """Returns shapes and dtypes, as jax.ShapeDtypeStruct."""
+        shapes = {path: variable.get_value() for path, variable in self._variables.items()}
+        if self.adaptation is None:
+            return nest(shapes)
+        return jax.eval_shape(self.adaptation.init, nest(shapes), jax.random.key(0))
+
+    def abstract_state(self, length: int) -> Any:
+        """Returns shapes and dtypes of the layers' decoding states of one sequence, for streams of `length` tokens."""
+        return jax.eval_shape(lambda params: self.bind(params).init_state(1, length).layers, self.abstract_params())
 
     def tags(self, name: str) -> Params:
         """Returns one tag of every parameter: "dims" (str), "decay" (bool), "group" (str) or "trainable" (bool); see
@@ -70,10 +77,5 @@ def state_bytes_at(config: LanguageModel, vocabulary: int, lengths: list[int]) -
     own cursor. Keys are strings, as in JSON; lengths that the model cannot take (or stream) are left out."""
     limit = config.maximum_length() if all(mixer.traits.streams for mixer in config.mixers) else 0
     fitting = [length for length in lengths if limit is None or length <= limit]
-    return {str(length): state_bytes(abstract_state(config, vocabulary, length)) for length in fitting}
-
-
-def abstract_state(config: LanguageModel, vocabulary: int, length: int) -> Any:
-    """Returns shapes and dtypes of that state."""
     model = FunctionalModel(config, vocabulary)
-    return jax.eval_shape(lambda params: model.bind(params).init_state(1, length).layers, model.abstract_params())
+    return {str(length): state_bytes(model.abstract_state(length)) for length in fitting}

@@ -56,9 +56,11 @@ def layout_of(context: Context, batch_size: int, length: int, block: int, *, fro
       from_start: documents start in this call (fewer landmarks can occur), else a stream may continue mid-block.
     """
     if context.segments is None:
-        return plain_layout(batch_size, length, block)
-    assert context.positions is not None
-    return layout(context.positions, context.segments, block, from_start=from_start)
+        longer = plain_layout(batch_size, length, block)
+    else:
+        assert context.positions is not None
+        longer = layout(context.positions, context.segments, block, from_start=from_start)
+    return dataclasses.replace(longer, context=dataclasses.replace(longer.context, key=context.key))
 
 
 def plain_layout(batch_size: int, length: int, block: int) -> Layout:

@@ -13,10 +13,11 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from recollect.configuration import Config, UserError, at_least, requires
+from recollect.configuration import Config, UserError, at_least
 from recollect.layers.mixer import Context, Cursor, MixerConfig, MixerOutput, State, check_length
+from recollect.layers.modules.dropout import dropped, is_share
 from recollect.layers.modules.linear import Linear, normal, parameter
 from recollect.layers.modules.mlp import MlpConfig
 from recollect.layers.modules.norms import NormConfig, RMSNorm
@@ -30,8 +31,6 @@ from recollect.models.rematerialisation import Remat
 from recollect.models.stack import Stack, Stage
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-_share = requires(lambda value: 0 <= value < 1, "must be in [0, 1)")
 
 
 @chz.chz(typecheck=True)
@@ -59,7 +58,7 @@ class LanguageModel(Config):
     mlp: MlpConfig | None = None
     positions: LearnedPositions | None = None
     tied: bool = True
-    embedding_dropout: float = chz.field(default=0.0, validator=_share)
+    embedding_dropout: float = chz.field(default=0.0, validator=is_share)
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     canon: Canon | None = None
@@ -122,12 +121,10 @@ class LanguageModelModule(nnx.Module):
         """Returns logits, fp32."""
         return self.logits(self.hidden(tokens, context).hidden)
 
-    def hidden(
-        self, tokens: Int[Array, "b t"], context: Context = Context(), key: Key[Array, ""] | None = None
-    ) -> MixerOutput:
+    def hidden(self, tokens: Int[Array, "b t"], context: Context = Context()) -> MixerOutput:
         """Returns what the head takes, the hidden vectors after the final norm, with losses and metrics averaged over
-        layers. `context` holds the segments of packed documents, `key` is for dropout, None in evaluation."""
-        x, context, layout = self.enter(tokens, context, key)
+        layers. `context` holds the segments of packed documents, and in training the key of dropout."""
+        x, context, layout = self.enter(tokens, context)
         out = self.stack(x, context)
         return dataclasses.replace(out, hidden=self.leave(out.hidden, layout))
 
@@ -158,19 +155,19 @@ class LanguageModelModule(nnx.Module):
         """
         fields, cursor = state.cursor.read(context, *tokens.shape)
         check_positions(state.cursor, fields, None if self.config.positions is None else self.config.positions.maximum)
-        x, fields, layout = self._with_landmarks(self._embed(tokens, fields, None), fields, from_start=False)
+        x, fields, layout = self._with_landmarks(self._embed(tokens, fields), fields, from_start=False)
         check_capacity(state.layers, fields.segments, "tokens" if layout is None else "tokens, landmarks counted")
         x, layers = self.stack.extend(x, state.layers, fields)
         return self.leave(x, layout), ModelState(layers, cursor)
 
     def enter(
-        self, tokens: Int[Array, "b t"], context: Context, key: Key[Array, ""] | None
+        self, tokens: Int[Array, "b t"], context: Context
     ) -> tuple[Float[Array, "b longer d"], Context, landmarks.Layout | None]:
         """Returns what the stack takes: vectors and context, with landmarks if the model has them, and their layout."""
         check_length(tokens.shape[1], self.config.maximum_length(), "this model's maximum length")
         positions = document_positions(context.segments) if context.segments is not None else context.positions
         context = dataclasses.replace(context, positions=positions, token_types=None)
-        return self._with_landmarks(self._embed(tokens, context, key), context, from_start=True)
+        return self._with_landmarks(self._embed(tokens, context), context, from_start=True)
 
     def leave(self, x: Float[Array, "b longer d"], layout: landmarks.Layout | None) -> Float[Array, "b t d"]:
         """Returns what the head takes from the stack's output."""
@@ -186,13 +183,12 @@ class LanguageModelModule(nnx.Module):
         layout = landmarks.layout_of(context, x.shape[0], x.shape[1], block, from_start=from_start)
         return landmarks.insert(x, self.landmark[...], layout), layout.context, layout
 
-    def _embed(self, tokens: Int[Array, "b t"], context: Context, key: Key[Array, ""] | None) -> Float[Array, "b t d"]:
+    def _embed(self, tokens: Int[Array, "b t"], context: Context) -> Float[Array, "b t d"]:
         x = self.embedding[...][tokens]
         if self.positions is not None:
             x = x + self.positions(token_positions(context, *tokens.shape))
-        if key is not None and self.config.embedding_dropout:
-            kept = jax.random.bernoulli(key, 1 - self.config.embedding_dropout, x.shape)
-            x = jnp.where(kept, x / (1 - self.config.embedding_dropout), 0)
+        if context.key is not None:
+            x = dropped(x, self.config.embedding_dropout, context.key)
         return x.astype(DTYPES[self.config.dtype])
 
 

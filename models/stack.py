@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from recollect.configuration import Config, UserError, requires
 from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, State, constrain_activations
+from recollect.layers.modules.dropout import layer_keys
 from recollect.layers.token_sums import LayerSums, Means, TokenSums, number_of_tokens
 from recollect.models.rematerialisation import Remat, rematerialised
 
@@ -100,14 +101,16 @@ class Stack(nnx.Module):
     def __call__(self, x: Float[Array, "b t d"], context: Context) -> MixerOutput:
         """Returns the stream after all layers; losses and metrics averaged over the layers that have them."""
         layers: list[TokenSums] = []
+        first = 0
         for period, repeats in zip(self.stages, self.repeats, strict=True):
-            run = self._period(context)
+            keys = None if context.key is None else layer_keys(context.key, first, repeats, len(period))
+            run, first = self._period(context), first + repeats * len(period)
             if repeats == 1 or self.unroll:
                 for index in range(repeats):
-                    x, sums = run(x, take(period, index))
+                    x, sums = run(x, take((period, keys), index))
                     layers += jax.tree.map(lambda leaf: leaf[None], sums)
             else:
-                x, sums = jax.lax.scan(run, x, period)
+                x, sums = jax.lax.scan(run, x, (period, keys))
                 layers += sums
         if not layers:
             return MixerOutput(x)
@@ -139,10 +142,12 @@ class Stack(nnx.Module):
     def _period(self, context: Context) -> Any:
         """Returns the function that runs the layers of one period, rematerialised for the backward pass by `remat`."""
 
-        def run(x: jax.Array, period: nnx.List) -> tuple[jax.Array, list[TokenSums]]:
+        def run(x: jax.Array, part: tuple[nnx.List, Any]) -> tuple[jax.Array, list[TokenSums]]:
             layers: list[TokenSums] = []
-            for block in period:
-                out = block(constrain_activations(x), context)
+            period, keys = part
+            for index, block in enumerate(period):
+                key = None if keys is None else keys[index]
+                out = block(constrain_activations(x), dataclasses.replace(context, key=key))
                 x = out.hidden
                 if out.losses or out.metrics:
                     means = Means.of(out.losses, out.metrics, number_of_tokens(x, context.segments))

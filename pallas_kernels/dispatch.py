@@ -30,7 +30,16 @@ from typing import Any, Literal
 import jax
 from jax.sharding import AxisType
 
-BACKENDS = ("pallas_gpu", "cudnn", "splash", "pallas_tpu", "jla", "xla", "reference")
+RUNS_ON = {
+    "pallas_gpu": "NVIDIA Hopper GPUs",
+    "cudnn": "NVIDIA GPUs",
+    "splash": "TPUs",
+    "pallas_tpu": "TPUs",
+    "jla": "NVIDIA Hopper GPUs",
+}
+"""What kernels and libraries run on; the other backends run everywhere."""
+
+BACKENDS = (*RUNS_ON, "xla", "reference")
 Refusal = str | None
 Interpretation = Literal["values", "races"]
 
@@ -114,35 +123,13 @@ def interpretation() -> Interpretation | None:
 def kernels_run_here(backend: str) -> Refusal:
     """Returns why kernels of this backend cannot run on what is being traced for; None if they can, or if it has
     none."""
-    if backend in ("xla", "reference"):
+    if backend not in RUNS_ON:
         return None
-    platform, kind = dataclasses.astuple(device())
-    simulated, aimed = interpretation() is not None, _aim.get() is not None
-    if backend == "cudnn":
-        if simulated:
-            return "cuDNN is no kernel that could be simulated"
-        if platform != "gpu":
-            return f"it runs on NVIDIA GPUs; this is {platform}"
-        from recollect.pallas_kernels.libraries import cudnn_runs_here
+    if device().platform == "cpu" and interpretation() is None:
+        return f"it runs on {RUNS_ON[backend]}; this is cpu"
+    from recollect.pallas_kernels.accelerators import kernels_run_on
 
-        return cudnn_runs_here(device(), not aimed)
-    if backend == "jla":
-        from recollect.pallas_kernels.libraries import jla_is_here
-
-        if reason := jla_is_here():
-            return reason
-    if backend == "pallas_gpu" and jax.version.__version_info__ < (0, 11) and not aimed:
-        return f"Mosaic GPU kernels run from jax 0.11 on; this is {jax.__version__}"
-    if backend in ("pallas_tpu", "splash") and platform != "tpu" and not simulated:
-        return f"it runs on TPUs; this is {platform}"
-    if backend in ("pallas_gpu", "jla") and not (platform == "gpu" and is_hopper(kind)) and not simulated:
-        return f"it runs on NVIDIA Hopper GPUs; this is {kind if platform == 'gpu' else platform}"
-    return None
-
-
-def is_hopper(kind: str) -> bool:
-    """Returns whether a device of this name has Hopper's tensor cores (compute capability 9.0)."""
-    return any(name in kind for name in ("H100", "H200", "H800", "H20", "GH200"))
+    return kernels_run_on(backend, device(), simulated=interpretation() is not None, aimed=_aim.get() is not None)
 
 
 def choose(
@@ -159,21 +146,21 @@ def choose(
       ValueError: unknown backend.
       Refused: one this operation lacks, or one that refuses this call (with its reason).
     """
-    if backend is not None:
-        if backend not in BACKENDS:
-            raise ValueError(f"{operation}: backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
-        if backend not in backends:
-            raise Refused(f"{operation}: has no backend {backend}; it has {', '.join(backends)}")
-        reason = supports(backend, backends, *args, **kwargs)
-        if reason:
-            raise Refused(f"{operation}: {backend} cannot serve this call: {reason}")
-        return _take(Choice(operation, backend), backends)
-    preferred = _preferred.get()
+    if backend not in (None, *BACKENDS):
+        raise ValueError(f"{operation}: backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
+    if backend not in (None, *backends):
+        raise Refused(f"{operation}: has no backend {backend}; it has {', '.join(backends)}")
+    first = backend or _preferred.get()
     passed_over: list[tuple[str, str]] = []
-    for name in sorted(backends, key=lambda name: name != preferred):
+    for name in sorted(backends, key=lambda name: name != first):
         reason = supports(name, backends, *args, **kwargs)
         if reason is None:
-            return _take(Choice(operation, name, tuple(passed_over)), backends)
+            if (record := _record.get()) is not None:
+                record.append(Choice(operation, name, tuple(passed_over)))
+            _log_choice(operation, name)
+            return getattr(importlib.import_module(backends[name]), operation)
+        if name == backend:
+            raise Refused(f"{operation}: {backend} cannot serve this call: {reason}")
         passed_over.append((name, reason))
     raise ValueError(f"{operation}: no backend serves this call")
 
@@ -186,14 +173,6 @@ def supports(backend: str, backends: Mapping[str, str], *args: Any, **kwargs: An
         return reason
     refuses = getattr(importlib.import_module(backends[backend]), "refuses", None)
     return None if refuses is None else refuses(*args, **kwargs)
-
-
-def _take(choice: Choice, backends: Mapping[str, str]) -> Callable[..., Any]:
-    record = _record.get()
-    if record is not None:
-        record.append(choice)
-    _log_choice(choice.operation, choice.backend)
-    return getattr(importlib.import_module(backends[choice.backend]), choice.operation)
 
 
 @functools.cache

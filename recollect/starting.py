@@ -58,9 +58,9 @@ def _end() -> None:
 
 
 if IN_CHECKOUT or os.path.basename(sys.argv[0]) == "recollect":
-    import multiprocessing.process
-
-    if multiprocessing.process.parent_process() is None and threading.current_thread() is threading.main_thread():
+    _processes = sys.modules.get("multiprocessing.process")  # which a child of multiprocessing has imported
+    _is_child = _processes is not None and _processes.parent_process() is not None
+    if not _is_child and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _interrupt)
         signal.signal(signal.SIGALRM, _interrupt)
         atexit.register(_end)

@@ -37,7 +37,7 @@ def accumulated(
     first = jax.tree.map(lambda leaf: leaf[0], (pieces, keys))
 
     def sums_of(params: Params, piece: Batch, key: jax.Array | None) -> Any:
-        return model.bind(params).hidden(piece.tokens, Context(segments=piece.segments), key).sums
+        return model.bind(params).hidden(piece.tokens, Context(segments=piece.segments, key=key)).sums
 
     def added_up(function: Callable[..., Any], shapes: Any) -> Any:
         def body(total: Any, piece: Any) -> tuple[Any, None]:

@@ -40,7 +40,7 @@ def losses(
 ) -> tuple[CrossEntropy, MixerOutput]:
     """Runs the model on a batch; returns the losses and the model's output. Only labelled positions are projected to
     the vocabulary. `weights` (b, p) are the targets'; `key` is for dropout, None in evaluation."""
-    out = module.hidden(batch.tokens, Context(segments=batch.segments), key)
+    out = module.hidden(batch.tokens, Context(segments=batch.segments, key=key))
     hidden = out.hidden
     if batch.target_positions is not None:
         hidden = jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)

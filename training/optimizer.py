@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from recollect.configuration import Config, UserError, requires
+from recollect.configuration import Config, UserError, at_least, requires
 from recollect.models.functional import FunctionalModel
 from recollect.training.parameter_groups import GroupRate, scaled_by_group
 from recollect.training.trained_part import trained_part
@@ -37,6 +37,7 @@ class Optimizer(Config):
       schedule: "cosine" and "linear" fall from the peak to `final_fraction` of it at the last step; "constant" stays;
         "wsd" (warmup, stable, decay: Hu et al. 2024, MiniCPM, section 4.2) stays, then falls linearly over the last
         `decay_share` of the steps.
+      decay_steps: the schedule's length; None: run.steps. A run may end before it, or go on at the last rate.
       warmup: steps of linear rise to the peak.
       weight_decay: decoupled, scaled by the learning rate (as in PyTorch and optax).
       decay_everything: decay all parameters (Zoology), else those tagged for it (matrices, not norms and biases).
@@ -52,6 +53,7 @@ class Optimizer(Config):
     schedule: Literal["cosine", "constant", "linear", "wsd"] = "cosine"
     final_fraction: float = chz.field(default=0.0, validator=_not_negative)
     decay_share: float = chz.field(default=0.2, validator=_share)
+    decay_steps: int | None = chz.field(default=None, validator=at_least(1))
     warmup: int = chz.field(default=0, validator=_not_negative)
     weight_decay: float = chz.field(default=0.1, validator=_not_negative)
     decay_everything: bool = False
@@ -63,12 +65,18 @@ class Optimizer(Config):
     VALUES: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay")
     """Fields that a population may vary without a new program."""
 
+    @chz.validate
+    def _warmup_fits(self) -> None:
+        if self.decay_steps is not None and self.warmup > self.decay_steps:
+            raise UserError(f"optimizer.warmup={self.warmup}: must be at most optimizer.decay_steps={self.decay_steps}")
+
     def values(self) -> Hyperparameters:
         """Returns the numbers that a population may vary."""
         return {name: getattr(self, name) for name in self.VALUES}
 
     def rate(self, step: jax.Array, steps: int, learning_rate: jax.Array) -> jax.Array:
-        """Returns the learning rate at `step` of `steps`."""
+        """Returns the learning rate at `step` of a run of `steps`."""
+        steps = self.decay_steps or steps
         step = jnp.asarray(step, jnp.float32)
         if self.schedule == "constant":
             shape = jnp.ones(())

@@ -21,7 +21,7 @@ from recollect.training.run_folder import RunFolder, read_result
 if TYPE_CHECKING:
     from recollect.training.batches import DeviceBatches, StepPipeline
     from recollect.training.host_batches import HostBatches
-    from recollect.training.monitoring.throughput import Meter
+    from recollect.training.monitoring.run_log import Meter
     from recollect.training.step import Program
 
 Log = Callable[[str], None]

@@ -133,7 +133,8 @@ class Program:
 
     def dropout_key(self, seed: Any, step: Any) -> jax.Array | None:
         """Returns the key of a step's dropout; None for a model without any."""
-        if not self.experiment.model.embedding_dropout:
+        model = self.experiment.model
+        if not model.embedding_dropout and not any(getattr(mixer, "dropout", 0) for mixer in model.mixers):
             return None
         return jax.random.fold_in(jax.random.key(seed), step)
 

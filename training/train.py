@@ -12,7 +12,6 @@ from typing import Any
 
 from recollect.configuration.machine import keep_compiled_programs
 from recollect.models.functional import count
-from recollect.models.memory import check_size
 from recollect.training.batches import StepPipeline, open_batches
 from recollect.training.distributed.host import current_host
 from recollect.training.experiment import Experiment
@@ -23,6 +22,9 @@ from recollect.training.run_state import RunState, run_directory
 from recollect.training.step import member_values, program_for
 
 __all__ = ["run_directory", "train"]
+
+ALWAYS_FITS = 2**26
+"""Numbers, of parameters or of an activation, for which every machine has the memory."""
 
 
 def train(experiment: Experiment, log: Callable[[str], None] = print) -> dict[str, Any]:
@@ -72,15 +74,19 @@ def prepare(experiments: list[Experiment]) -> None:
         from recollect.training.checkpoint.initialize import check_sources
 
         check_sources(experiments)
-    if host.count == 1:
-        tokens = first.run.batch_size // first.run.accumulate * first.data.longest
-        check_size(program.model, tokens, len(experiments))
-    if host.count == 1 and not first.data.made_on_device:
-        first.data.prepare()
-    elif host.count > 1:
+    if host.count > 1:
         from recollect.training.distributed.consistency import prepare_data
 
         prepare_data(first.data)
+        return
+    tokens = first.run.batch_size // first.run.accumulate * first.data.longest
+    largest = max(count(program.model.abstract_params()), tokens * program.model.config.width)
+    if largest * len(experiments) > ALWAYS_FITS:
+        from recollect.models.memory import check_size
+
+        check_size(program.model, tokens, len(experiments))
+    if not first.data.made_on_device:
+        first.data.prepare()
 
 
 def train_steps(run: RunState, hooks: list[Hook]) -> None:

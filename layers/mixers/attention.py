@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 from recollect.configuration import UserError, at_least
 from recollect.layers import mixer
 from recollect.layers.mixer import Context, Mixer, MixerConfig, MixerOutput, Place, Traits, check_length, zero_padding
+from recollect.layers.modules.dropout import is_share, kept_weights
 from recollect.layers.modules.linear import Linear, merge_heads, output_init, split_heads
 from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig
@@ -46,6 +47,7 @@ class SoftmaxConfig(MixerConfig):
         projections; or Alibi or RelativeBias, added to scores.
       query_key_norm: RMS norm of each query and key head before rotation.
       bias: biases on the four projections.
+      dropout: share of the softmax weights zeroed in training; kernels take none.
     """
 
     heads: int = chz.field(default=1, validator=at_least(1))
@@ -54,6 +56,7 @@ class SoftmaxConfig(MixerConfig):
     positions: PositionsConfig | None = None
     query_key_norm: bool = False
     bias: bool = False
+    dropout: float = chz.field(default=0.0, validator=is_share)
 
     @chz.validate
     def _key_heads_divide_heads(self) -> None:
@@ -108,8 +111,10 @@ class SoftmaxAttention(Mixer):
         x = zero_padding(x, context)
         plain = context.positions is None and context.segments is None
         positions = None if plain else token_positions(context, *x.shape[:2])
-        q, k, v = self._project(x, positions, context)
-        return self._mix(x, q, k, v, {"query_positions": positions, "query_segments": context.segments})
+        fields: dict[str, Any] = {"query_positions": positions, "query_segments": context.segments}
+        if self.config.dropout and context.key is not None:
+            fields["dropout"] = kept_weights(x, self.config.heads, self.config.dropout, context.key)
+        return self._mix(x, *self._project(x, positions, context), fields)
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> KeyValueCache:
         """Returns a cache of one slot per token."""

@@ -47,6 +47,11 @@ class Landmark(SoftmaxConfig):
     )
 
     @chz.validate
+    def _no_dropout(self) -> None:
+        if self.dropout:
+            raise UserError(f"dropout={self.dropout}: Landmark's grouped softmax drops no weights; it must be 0")
+
+    @chz.validate
     def _movable_positions(self) -> None:
         if not isinstance(self.positions, Rotary | None):
             raise UserError(

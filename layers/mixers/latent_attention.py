@@ -23,8 +23,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from recollect.configuration import UserError, at_least, requires
-from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place
+from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, check_input
 from recollect.layers.mixers.attention import SoftmaxAttention
+from recollect.layers.modules.dropout import is_share
 from recollect.layers.modules.linear import Linear, output_init, split_heads
 from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.positions import Rotary
@@ -44,6 +45,7 @@ class LatentAttention(MixerConfig):
       key_dim, value_dim: dimensions per head without the shared part; None: model width // heads.
       rotary_dim: dimensions of the shared part of the keys; 0: there is none.
       positions: Rotary, of the shared part; None leaves it as it is.
+      dropout: share of the softmax weights zeroed in training; kernels take none.
     """
 
     heads: int = chz.field(default=2, validator=at_least(1))
@@ -53,6 +55,7 @@ class LatentAttention(MixerConfig):
     value_dim: int | None = chz.field(default=None, validator=at_least(1))
     rotary_dim: int = chz.field(default=16, validator=requires(lambda n: n >= 0 and n % 2 == 0, "must be even"))
     positions: Rotary | None = Rotary(layout="interleaved")
+    dropout: float = chz.field(default=0.0, validator=is_share)
 
     def mask(self) -> Mask:
         """Returns the mask: which keys a query sees."""
@@ -93,6 +96,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         self, x: Float[Array, "b t d"], positions: Int[Array, "b t"] | None, context: Context
     ) -> tuple[Float[Array, "b t h k"], Float[Array, "b t 1 u"], Float[Array, "b t 1 r"]]:
         """Returns queries, latents and the shared part of the keys."""
+        check_input(x, self.down.kernel.shape[0])
         of_queries = x
         if self.query_down is not None and self.query_norm is not None:
             of_queries = self.query_norm(self.query_down(x))

@@ -7,6 +7,7 @@ softmax(W_h x),
     y = W_o [g_1 o_1 ... g_h o_h],    shared heads first
     gates="paper"   g = [a_1 s, a_2 p m]                                        (equations 5 and 6)
     gates="code"    g = [2 a_1 h_s s, 2 a_2 K p m / sum(p m)]                   (the authors' code: mean 1 in each part)
+    gates="ones"    g = [1, m],  p = softmax(n / std(n)),  n_i = |q_i|          (MoH-LLaMA3: no router has weights)
 
     head_balance = balance_weight * sum_i P_i f_i             balance="paper" (equation 7)
                  = balance_weight * (h - h_s) sum_i P_i f_i   balance="code"
@@ -23,8 +24,10 @@ since a later token may choose any head.
 
 Easy to get wrong: paper gates start the output near 1/h of plain attention's, which slows learning; ties must still
 pick exactly K heads, so the choice comes from indices, not from a threshold; routers run in fp32; W_s is absent for one
-shared head (its gate is 1), W_h without shared or without routed heads (then a = 1, and 1 for "code" too). A gathered
-query's place among others, and with it the last bits of its output, may depend on later tokens' choices.
+shared head (its gate is 1), W_h without shared or without routed heads (then a = 1, and 1 for "code" too). Gates of
+"ones" pass the gradient of p straight through (section 3.4), of chosen heads only, since the others' outputs are not
+computed; rotation does not change the norms. A gathered query's place among others, and with it the last bits of its
+output, may depend on later tokens' choices.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ class MixtureOfHeads(SoftmaxConfig):
     heads: int = chz.field(default=8, validator=at_least(1))
     shared: int = 2
     active: int = 3
-    gates: Literal["paper", "code"] = "code"
+    gates: Literal["paper", "code", "ones"] = "code"
     balance: Literal["paper", "code"] = "paper"
     balance_weight: float = chz.field(default=0.01, validator=requires(lambda value: value >= 0, "must be 0 or more"))
 
@@ -83,6 +86,11 @@ class MixtureOfHeads(SoftmaxConfig):
             raise UserError(f"active={self.active}: must be from 1 to the {self.routed} routed heads (heads - shared)")
         if not self.routed and self.active:
             raise UserError(f"active={self.active}: must be 0 when all {self.heads} heads are shared")
+
+    @chz.validate
+    def _norms_differ(self) -> None:
+        if self.gates == "ones" and self.query_key_norm:
+            raise UserError('gates="ones" ranks heads by the norm of queries, which query_key_norm=True makes alike')
 
     @property
     def routed(self) -> int:
@@ -104,12 +112,13 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
 
     def __init__(self, config: MixtureOfHeads, width: int, place: Place, rngs: nnx.Rngs):
         super().__init__(config, width, place, rngs)
-        self.routed_router = Linear(width, config.routed, "d r", rngs) if config.routed else None
-        self.shared_router = Linear(width, config.shared, "d r", rngs) if config.shared > 1 else None
-        self.kind_router = Linear(width, 2, "d r", rngs) if config.shared and config.routed else None
+        learned, both = config.gates != "ones", config.shared and config.routed
+        self.routed_router = Linear(width, config.routed, "d r", rngs) if learned and config.routed else None
+        self.shared_router = Linear(width, config.shared, "d r", rngs) if learned and config.shared > 1 else None
+        self.kind_router = Linear(width, 2, "d r", rngs) if learned and both else None
 
     def route(
-        self, x: Float[Array, "b t d"]
+        self, x: Float[Array, "b t d"], q: Float[Array, "b t h k"]
     ) -> tuple[Float[Array, "b t h"], Float[Array, "b t routed"], Bool[Array, "b t routed"]]:
         """Returns the gates of all heads, and for the routed heads probabilities and whether each was chosen, all in
         fp32."""
@@ -120,12 +129,14 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
         probabilities, chosen = routed, routed > 0
         if self.shared_router is not None:
             shared = jax.nn.softmax(self.shared_router(x), axis=-1) * (config.shared if averages_one else 1)
-        if self.routed_router is not None:
-            logits = self.routed_router(x)
+        if config.routed:
+            logits = self._norms(q) if self.routed_router is None else self.routed_router(x)
             probabilities = jax.nn.softmax(logits, axis=-1)
             # The top of the logits, since probabilities that underflow to 0 would tie.
             chosen = jax.nn.one_hot(jax.lax.top_k(logits, config.active)[1], config.routed, dtype=bool).any(axis=-2)
             routed = jnp.where(chosen, probabilities, 0)
+            if config.gates == "ones":
+                routed = jnp.where(chosen, 1 + (probabilities - jax.lax.stop_gradient(probabilities)), 0)
             if averages_one:
                 total = jnp.sum(routed, axis=-1, keepdims=True)
                 routed = config.active * routed / jnp.maximum(total, jnp.finfo(jnp.float32).eps)
@@ -133,6 +144,13 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
             kinds = jax.nn.softmax(self.kind_router(x), axis=-1) * (2 if averages_one else 1)
             shared, routed = kinds[..., :1] * shared, kinds[..., 1:] * routed
         return jnp.concatenate([shared, routed], axis=-1), probabilities, chosen
+
+    def _norms(self, q: Float[Array, "b t h k"]) -> Float[Array, "b t routed"]:
+        """Returns the norms of the routed heads' queries over their standard deviation, fp32."""
+        squares = jnp.sum(jnp.square(q[:, :, self.config.shared :].astype(jnp.float32)), axis=-1)
+        norms = jnp.sqrt(squares + 1e-12)  # padding has queries of 0, where a square root has no gradient
+        spread = jnp.var(norms, axis=-1, keepdims=True, ddof=min(1, self.config.routed - 1))
+        return norms * jax.lax.rsqrt(spread + 1e-12)
 
     def _mix(
         self,
@@ -143,9 +161,10 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
         fields: dict[str, Any],
     ) -> MixerOutput:
         config, segments = self.config, fields["query_segments"]
-        gates, probabilities, chosen = self.route(x)
-        whole = "key_positions" not in fields
-        if config.routed and skips(q.shape[1], k.shape[1], config.routed, config.active, self_attention=whole):
+        gates, probabilities, chosen = self.route(x, q)
+        tokens, whole = (q.shape[1], k.shape[1]), "key_positions" not in fields
+        some = "dropout" not in fields and config.routed  # dropped weights are known for all heads at once
+        if some and skips(*tokens, config.routed, config.active, self_attention=whole):
             o = self._attend_chosen(q, k, v, gates, chosen, fields)
         else:
             o = (softmax_attention(q, k, v, **fields) * gates[..., None]).astype(q.dtype)

@@ -50,6 +50,7 @@ def softmax_attention(
     mask: Bool[Array, "#b t s"] | Mask | None = None,
     sinks: Float[Array, " h"] | None = None,
     bias: Float[Array, "#b #h t s"] | None = None,
+    dropout: Float[Array, "#b #h t s"] | None = None,
     query_positions: Int[KnownArray, "b t"] | None = None,
     key_positions: Int[KnownArray, "b s"] | None = None,
     query_segments: Int[KnownArray, "b t"] | None = None,
@@ -77,6 +78,7 @@ def softmax_attention(
         bool, True where seen. Padding is seen by nobody.
       sinks: (h,) logits.
       bias: (b or 1, h or 1, t, s), added to the scaled scores; -inf hides a key from a head. Kernels take none.
+      dropout: (b or 1, h or 1, t, s), what weights w_ij are multiplied by: 0 or 1 / (1 - share). Kernels take none.
       query_positions, key_positions: (b, t) and (b, s) int; None counts from 0, and needs t == s.
       query_segments, key_segments: (b, t) and (b, s) int, 0 is padding, which may hold NaN; None is one document.
       query_fields, key_fields: what else a mask expression reads, name -> (b or 1, t) and (b or 1, s) int.
@@ -95,8 +97,8 @@ def softmax_attention(
     given = {"query_positions": query_positions, "query_segments": query_segments, "query_fields": query_fields}
     given |= {"key_positions": key_positions, "key_segments": key_segments, "key_fields": key_fields}
     fields = with_key_fields(q, k, **given)
-    _check(q, k, v, window, mask, sinks, bias, **fields)
-    seen: dict[str, Any] = {"window": window, "mask": mask, "sinks": sinks, "bias": bias}
+    _check(q, k, v, window, mask, sinks, bias, dropout, **fields)
+    seen: dict[str, Any] = {"window": window, "mask": mask, "sinks": sinks, "bias": bias, "dropout": dropout}
     call: dict[str, Any] = {"scale": scale, "return_lse": return_lse, "deterministic": deterministic}
     if is_self_attention(q, k, fields) and sequence_parts(q.shape[1]) > 1:
         part = functools.partial(softmax_attention, **call, backend=backend)
@@ -107,17 +109,17 @@ def softmax_attention(
     return (out, lse) if return_lse else out
 
 
-def _check(q, k, v, window, mask, sinks, bias, *, query_fields, key_fields, **fields) -> None:
+def _check(q, k, v, window, mask, sinks, bias, dropout, *, query_fields, key_fields, **fields) -> None:
     check_attention("softmax_attention", q, k, v, fields)
     (_, t, h, _), s = q.shape, k.shape[1]
     if window is not None and window < 1:
         raise ValueError(f"softmax_attention: window must be at least 1, or None; got {window}")
     if sinks is not None and sinks.shape != (h,):
         raise ValueError(f"softmax_attention: sinks must be {(h,)}; got {sinks.shape}")
-    if bias is not None or mask is not None or query_fields or key_fields:
+    if bias is not None or dropout is not None or mask is not None or query_fields or key_fields:
         from recollect.pallas_kernels.softmax_attention.mask_arguments import check_mask
 
-        check_mask(q, k, mask, window, bias, fields, query_fields, key_fields)
+        check_mask(q, k, mask, window, {"bias": bias, "dropout": dropout}, fields, query_fields, key_fields)
     if mask is None and t != s and (fields["query_positions"] is None or fields["key_positions"] is None):
         needed = "query_positions and key_positions, or a mask"
         raise ValueError(f"softmax_attention: {t} queries and {s} keys need {needed}")

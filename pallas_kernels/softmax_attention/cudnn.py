@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.accelerators import is_hopper
 from recollect.pallas_kernels.sharding import over_mesh
 
 DETERMINISTIC_FLAGS = ("--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops")
@@ -60,6 +61,7 @@ def refuses(
     mask,
     sinks,
     bias,
+    dropout,
     query_positions,
     key_positions,
     query_segments,
@@ -75,6 +77,8 @@ def refuses(
         return "it has no sinks"
     if bias is not None:
         return "it takes no bias of scores"
+    if dropout is not None:
+        return "it takes no dropout of weights"
     if q.shape[1] != k.shape[1] or query_positions is not key_positions:
         return "it attends within one sequence only"
     if query_segments is not None or key_segments is not None:
@@ -85,7 +89,7 @@ def refuses(
         return "its log-sum-exp has no gradient"
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it takes bfloat16 or float16; got {q.dtype}, {k.dtype}, {v.dtype}"
-    most = LARGEST_HEAD if dispatch.is_hopper(dispatch.device().kind) else LARGEST_HEAD_BEFORE_HOPPER
+    most = LARGEST_HEAD if is_hopper(dispatch.device().kind) else LARGEST_HEAD_BEFORE_HOPPER
     if q.shape[3] != v.shape[3] or q.shape[3] % 8 or q.shape[3] > most:
         return f"it takes keys and values of one size, a multiple of 8 to {most}; got {q.shape[3]} and {v.shape[3]}"
     if q.shape[1] < FEWEST_TOKENS:

@@ -1,4 +1,4 @@
-"""Checks of a mask, of the token fields that it reads, and of a bias of scores."""
+"""Checks of a mask, of the token fields that it reads, of a bias of scores and of factors of weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ def check_mask(
     k: jax.Array,
     mask: Any,
     window: int | None,
-    bias: jax.Array | None,
+    pairs: Mapping[str, jax.Array | None],
     fields: Mapping[str, jax.Array | None],
     query_fields: Mapping[str, Any] | None,
     key_fields: Mapping[str, Any] | None,
 ) -> None:
-    """Checks a mask, array or expression, a bias, and fields, against q (b, t, h, k) and k (b, s, g, k).
+    """Checks a mask, array or expression, and fields, against q (b, t, h, k) and k (b, s, g, k).
 
     Args:
+      pairs: what has a number per pair and head, by name.
       fields: positions and segments, as query_NAME and key_NAME.
       query_fields, key_fields: the others.
 
@@ -36,14 +37,14 @@ def check_mask(
     if mask is not None and window is not None:
         besides = "is given besides a mask, which takes its place: make it part of the mask"
         raise ValueError(f"softmax_attention: window={window} {besides}")
-    if bias is not None and (
-        bias.ndim != 4
-        or any(n not in (1, size) for n, size in zip(bias.shape[:2], (b, q.shape[2]), strict=True))
-        or bias.shape[2:] != (t, s)
-    ):
-        raise ValueError(
-            f"softmax_attention: bias must be {(b, q.shape[2], t, s)}, or 1 for its first two; got {bias.shape}"
-        )
+    for name, array in pairs.items():
+        if array is not None and (
+            array.ndim != 4
+            or any(n not in (1, size) for n, size in zip(array.shape[:2], (b, q.shape[2]), strict=True))
+            or array.shape[2:] != (t, s)
+        ):
+            shape = f"{(b, q.shape[2], t, s)}, or 1 for its first two"
+            raise ValueError(f"softmax_attention: {name} must be {shape}; got {array.shape}")
     if (
         mask is not None
         and not is_mask_expression

@@ -12,7 +12,7 @@ from recollect.pallas_kernels.softmax_attention.scheduled import mask_and_fields
 
 
 def softmax_attention(
-    q, k, v, *, window, mask, sinks, bias, scale, return_lse, deterministic, **fields
+    q, k, v, *, window, mask, sinks, bias, dropout, scale, return_lse, deterministic, **fields
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the output and the log-sum-exp; arguments as those of the public function, `fields` those of queries and
     keys."""
@@ -38,10 +38,11 @@ def softmax_attention(
         # The sink is one more key, seen by every query that is not padding; its value is zero.
         column = jnp.broadcast_to(sinks.astype(wide)[:, None, None], (b, h, t, 1))
         scores = jnp.concatenate([scores, jnp.where(real[:, None, :, None], column, -jnp.inf)], axis=-1)
-        v = jnp.concatenate([v, jnp.zeros_like(v[:, :1])], axis=1)
     some = jnp.any(scores > -jnp.inf, axis=-1, keepdims=True)
     lse = jax.nn.logsumexp(jnp.where(some, scores, 0), axis=-1, keepdims=True)
-    weights = jnp.where(some, jnp.exp(scores - lse), 0)
+    weights = jnp.where(some, jnp.exp(scores - lse), 0)[..., :s]
+    if dropout is not None:
+        weights = weights * dropout
     out = jnp.einsum("bhts,bshv->bthv", weights, v).astype(q.dtype)
     return out, jnp.moveaxis(jnp.where(some, lse, -jnp.inf)[..., 0], 1, 2)
 

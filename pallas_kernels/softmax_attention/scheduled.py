@@ -60,7 +60,7 @@ def on_kernels(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[...
     """Returns the operation on a kernel module, and its `refuses`; arguments as the public function's. name: of its
     tiles in the tuning tables."""
 
-    def attention(q, k, v, *, sinks, bias, scale, return_lse, deterministic, **rest):
+    def attention(q, k, v, *, sinks, bias, dropout, scale, return_lse, deterministic, **rest):
         mask, query_fields, key_fields = mask_and_fields(q, k, **rest)
         q = zero_padding(q, rest["query_segments"])
         k, v = (zero_padding(x, rest["key_segments"]) for x in (k, v))
@@ -102,9 +102,11 @@ def on_kernels(kernels: flash_vjp.KernelModule, name: str) -> tuple[Callable[...
             lse = jnp.where((rest["query_segments"] != 0)[:, :, None], lse, -jnp.inf)
         return out, lse
 
-    def refuses(q, k, v, *, mask, window, bias, **rest) -> str | None:
+    def refuses(q, k, v, *, mask, window, bias, dropout, **rest) -> str | None:
         if bias is not None:
             return "it takes no bias of scores"
+        if dropout is not None:
+            return "it takes no dropout of weights"
         if mask is not None and not is_expression(mask):
             return "it takes masks as expressions over token fields (pallas_kernels/masks.py), not as arrays"
         if q.shape[1] < FEWEST_QUERIES:

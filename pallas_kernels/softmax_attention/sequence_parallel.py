@@ -33,6 +33,7 @@ def over_devices(
     mask: Any,
     sinks: jax.Array | None,
     bias: jax.Array | None,
+    dropout: jax.Array | None,
     positions: jax.Array | None,
     segments: jax.Array | None,
     fields: Any,
@@ -47,8 +48,8 @@ def over_devices(
     expression = None if isinstance(mask, jax.Array) else mask
     dense = mask if isinstance(mask, jax.Array) else None
 
-    def part(q, k, v, sinks, bias, dense, positions, segments, fields):
-        near = window if bias is None else None  # a bias has a column for every key
+    def part(q, k, v, sinks, bias, dropout, dense, positions, segments, fields):
+        near = window if bias is None and dropout is None else None  # these have a column for every key
         if near is not None and near - 1 <= t:
             return _within_window(run, q, k, v, near, sinks, positions, segments)
         query_positions = sequence_collectives.global_positions(*q.shape[:2]) if positions is None else positions
@@ -67,6 +68,7 @@ def over_devices(
             mask=expression if dense is None else dense,
             sinks=sinks,
             bias=bias,
+            dropout=dropout,
             query_positions=query_positions,
             key_positions=key_positions,
             query_segments=segments,
@@ -75,10 +77,11 @@ def over_devices(
             key_fields=None if fields is None else {name: seen(x) for name, x in fields.items()},
         )
 
-    letters = {"q": "b t h k", "k": "b t h k", "v": "b t h v", "sinks": "h", "bias": "b h t s", "dense": "b t s"}
+    letters = {"q": "b t h k", "k": "b t h k", "v": "b t h v", "sinks": "h", "bias": "b h t s"}
+    letters |= {"dropout": "b h t s", "dense": "b t s"}
     results = ("b t h v", "b t h") if return_lse else "b t h v"
     return over_sequence(part, {**letters, "positions": "b t", "segments": "b t", "fields": "b t"}, results)(
-        q, k, v, sinks, bias, dense, positions, segments, fields
+        q, k, v, sinks, bias, dropout, dense, positions, segments, fields
     )
 
 

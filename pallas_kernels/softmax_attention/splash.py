@@ -54,6 +54,7 @@ def refuses(
     mask,
     sinks,
     bias,
+    dropout,
     query_positions,
     key_positions,
     query_segments,
@@ -68,6 +69,8 @@ def refuses(
         return "it takes no masks"
     if bias is not None:
         return "it takes no bias of scores"
+    if dropout is not None:
+        return "it takes no dropout of weights"
     if q.shape[1] != k.shape[1] or query_positions is not key_positions or query_segments is not key_segments:
         return "it attends within one sequence only"
     if window is not None and query_positions is not None:

@@ -8,8 +8,6 @@ the product with the values (v columns instead of s), so that one (t, s) array i
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -28,7 +26,7 @@ SMALLEST_BAND = 32
 
 
 def softmax_attention(
-    q, k, v, *, window, mask, sinks, bias, scale, return_lse, deterministic, **fields
+    q, k, v, *, window, mask, sinks, bias, dropout, scale, return_lse, deterministic, **fields
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the output and the log-sum-exp; arguments as those of the public function, `fields` those of queries and
     keys."""
@@ -44,10 +42,10 @@ def softmax_attention(
     q = q.reshape(b, t, groups, h // groups, -1)
     if sinks is not None:
         sinks = sinks.reshape(groups, 1, h // groups)
-    if bias is not None:
-        from recollect.pallas_kernels.softmax_attention.biased_xla import biased
+    if bias is not None or dropout is not None:
+        from recollect.pallas_kernels.softmax_attention.pairwise_xla import pairwise
 
-        out, lse = biased(q, k, v, bias, sinks, scale, window=window, mask=mask, **fields)
+        out, lse = pairwise(q, k, v, bias, dropout, sinks, scale, window=window, mask=mask, **fields)
     elif is_expression(mask):
         from recollect.pallas_kernels.softmax_attention.scheduled_xla import by_schedule
 
@@ -101,9 +99,7 @@ def _triangular(q, k, v, window, positions, segments, sinks, scale):
     return tuple(jnp.concatenate(blocks, axis=1) for blocks in zip(*parts, strict=True))
 
 
-def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, allowed: jax.Array, scale: float, sinks: Any = None, bias: Any = None
-) -> tuple[jax.Array, jax.Array]:
+def attend(q, k, v, allowed, scale, sinks=None, bias=None, dropout=None) -> tuple[jax.Array, jax.Array]:
     """Returns the attention of grouped queries. Scores are laid out (..., g, t, r, s) with r query heads per key head,
     the order in which the product yields them.
 
@@ -112,7 +108,7 @@ def attend(
       k, v: (..., s, g, k) and (..., s, g, v).
       allowed: broadcasts to (..., t, s).
       sinks: (g, 1, r) logits that take weight and give no value, or None.
-      bias: broadcasts to the scores, (..., g, t, r, s), or None.
+      bias, dropout: broadcast to the scores, (..., g, t, r, s), or None.
 
     Returns:
       outputs (..., t, g, r, v) and log-sum-exps (..., t, g, r), fp32 or wider; 0 and -inf where a query sees no key.
@@ -121,6 +117,7 @@ def attend(
     scores = jnp.einsum("...tgrk,...sgk->...gtrs", q, k, preferred_element_type=wide) * scale
     scores = scores if bias is None else scores + bias
     weights, total, lse = unnormalised_softmax(jnp.where(allowed[..., None, :, None, :], scores, -jnp.inf), sinks)
+    weights = weights if dropout is None else weights * dropout
     out = (
         jnp.einsum("...gtrs,...sgv->...gtrv", weights.astype(v.dtype), v, preferred_element_type=wide)
         / total[..., None]

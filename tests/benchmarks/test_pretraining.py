@@ -11,7 +11,7 @@ import pytest
 from recollect.benchmarks import pretraining
 from recollect.configuration import UserError
 from recollect.data.text.dataset import Text
-from recollect.experiments.pretrain_models import experiment
+from recollect.experiments.pretrain import variant
 from recollect.layers import Attention, Hyena
 from recollect.models import repeat
 from recollect.training.experiment import Run
@@ -23,7 +23,7 @@ def tiny(tmp_path, monkeypatch):
     (tmp_path / "texts").mkdir()
     for index in range(20):
         (tmp_path / "texts" / f"{index}.txt").write_text(f"text number {index}, " * 20)
-    published = experiment("attention", "30m")
+    published = variant("attention_30m")
     return chz.replace(
         published,
         model=chz.replace(published.model, width=16, stages=repeat(Attention(heads=2), depth=2)),
@@ -69,7 +69,7 @@ def test_a_whole_run(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_the_peers_case_of_published_based():
-    case = pretraining.peer_case(experiment("based", "360m"))
+    case = pretraining.peer_case(variant("based_360m"))
     kinds = [layer["kind"] for layer in case["layers"]]
     assert len(kinds) == 27 and (kinds.count("taylor"), kinds.count("window"), kinds.count("convolution")) == (5, 5, 17)
     assert case["layers"][1] == {"kind": "taylor", "heads": 16, "feature_dim": 16}

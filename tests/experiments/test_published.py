@@ -7,8 +7,7 @@ import pytest
 from flax import nnx
 
 from recollect.configuration import UserError
-from recollect.experiments import based, zoology
-from recollect.experiments.pretrain_models import experiment
+from recollect.experiments import based, pretrain, zoology
 from recollect.layers import Attention, BaseConvolution, Hyena, LinearAttention, SlidingWindow
 from recollect.layers.modules import LayerNorm, PassThrough
 from recollect.models import LanguageModel, activations, repeat
@@ -40,6 +39,6 @@ def test_recall_models_are_the_published_ones():
 
 
 def test_based_language_models_have_the_published_epsilons():
-    model = experiment("based", "360m").model
+    model = pretrain.variant("based_360m").model
     assert model.norm.epsilon == 1e-5
     assert {mixer.epsilon for mixer in model.mixers if isinstance(mixer, LinearAttention)} == {1e-12}

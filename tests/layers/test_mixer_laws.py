@@ -82,6 +82,10 @@ VARIANTS: dict[str, list[MixerConfig]] = {
     ],
     "KimiDeltaAttention": [layers.KimiDeltaAttention(heads=1, key_dim=8, value_dim=5, kernel=None)],
     "DeltaProduct": [layers.DeltaProduct(heads=2, key_heads=1, steps=3, decays=False)],
+    "LogLinearGatedDeltaNet": [layers.LogLinearGatedDeltaNet(heads=4, key_heads=2, levels=10, kernel=None)],
+    "MesaNet": [layers.MesaNet(heads=1, key_dim=6, value_dim=3, kernel=None)],
+    "TTTLinear": [layers.TTTLinear(heads=2, batch=5, positions=None)],
+    "Titans": [layers.Titans(heads=2, batch=4, kernel=None, rate=3.0)],
     "Mamba2": [layers.Mamba2(heads=4, key_heads=2, key_dim=5, value_dim=3)],
     "GatedLinearAttention": [layers.GatedLinearAttention(heads=2, key_dim=5, kernel=3)],
     "RWKV6": [layers.RWKV6(heads=4, mix_rank=3, decay_rank=5)],
@@ -98,6 +102,7 @@ VARIANTS: dict[str, list[MixerConfig]] = {
     "MixtureOfHeads": [
         layers.MixtureOfHeads(heads=4, shared=1, active=2, gates="paper", balance="code", positions=Rotary()),
         layers.MixtureOfHeads(heads=4, shared=4, active=0),
+        layers.MixtureOfHeads(heads=4, shared=1, active=2, gates="ones", positions=Rotary()),
     ],
 }
 

@@ -163,13 +163,13 @@ def test_the_head(tied):
 def test_dropout_needs_a_key_and_keeps_the_mean():
     model, params = functional(width=64, stages=repeat(PlaceProbe(), depth=1), embedding_dropout=0.25)
     module, tokens = model.bind(params), jnp.arange(23)[None]
-    plain = module._embed(tokens, Context(), None)
+    plain = module._embed(tokens, Context())
     np.testing.assert_array_equal(plain[0], params["embedding"])
-    dropped = module._embed(tokens, Context(), jax.random.key(0))
+    dropped = module._embed(tokens, Context(key=jax.random.key(0)))
     zero = np.asarray(dropped == 0)
     assert zero.mean() == pytest.approx(0.25, abs=0.03)
     np.testing.assert_allclose(np.asarray(dropped)[~zero], (np.asarray(plain) / 0.75)[~zero], rtol=1e-6)
-    assert np.any(np.asarray(module._embed(tokens, Context(), jax.random.key(1)) == 0) != zero)
+    assert np.any(np.asarray(module._embed(tokens, Context(key=jax.random.key(1))) == 0) != zero)
 
 
 def test_bf16_activations_and_fp32_logits():

@@ -7,7 +7,7 @@ import types
 import jax
 import pytest
 
-from recollect.pallas_kernels import dispatch, libraries
+from recollect.pallas_kernels import accelerators, dispatch
 from recollect.pallas_kernels.dispatch import (
     Choice,
     Device,
@@ -139,7 +139,7 @@ def test_gpu_kernels_are_for_hopper(kind):
 
 @pytest.mark.parametrize("kind", [H100, "NVIDIA H100 PCIe", "NVIDIA H200", "NVIDIA GH200 480GB", "NVIDIA H20"])
 def test_kinds_of_hopper(kind):
-    assert dispatch.is_hopper(kind)
+    assert accelerators.is_hopper(kind)
 
 
 def test_named_kernels_on_a_cpu_say_where_they_run():
@@ -188,7 +188,7 @@ def test_libraries_run_on_their_devices(monkeypatch):
     with aimed_at("tpu", "TPU v5 lite"):
         assert choose("op", None, LIBRARIES, 2)(2) == "splash"
     for here, taken in ((True, "cudnn"), (False, "fast")):
-        monkeypatch.setattr(libraries, "has_cudnn", lambda here=here: here)
+        monkeypatch.setattr(accelerators, "has_cudnn", lambda here=here: here)
         with aimed_at("gpu", "NVIDIA A100-SXM4-40GB"):
             assert choose("op", None, LIBRARIES, 2)(2) == taken
     with pytest.raises(ValueError, match="jax finds no cuDNN"), aimed_at("gpu", H100):
@@ -213,7 +213,7 @@ def test_cudnn_is_for_gpus_from_ampere_on(monkeypatch, capability, serves):
     )
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [found])
-    monkeypatch.setattr(libraries, "has_cudnn", lambda: True)
+    monkeypatch.setattr(accelerators, "has_cudnn", lambda: True)
     reason = dispatch.kernels_run_here("cudnn")
     assert reason is None if serves else reason == "it runs on NVIDIA GPUs from Ampere on; this is a GPU"
 
@@ -222,9 +222,9 @@ def test_cudnn_is_not_found_where_jax_has_none(monkeypatch):
     from jax._src import lib
 
     monkeypatch.setattr(lib, "cuda_versions", None)
-    assert not libraries.has_cudnn()
+    assert not accelerators.has_cudnn()
     monkeypatch.setattr(lib, "cuda_versions", types.SimpleNamespace(cudnn_get_version=lambda: 91000))
-    assert libraries.has_cudnn()
+    assert accelerators.has_cudnn()
 
 
 def test_choices_are_recorded_with_what_was_passed_over():

@@ -13,17 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recollect.pallas_kernels import dispatch, libraries
+from recollect.pallas_kernels import accelerators, dispatch
 from recollect.pallas_kernels.dispatch import aimed_at, interpreted, recorded_choices
 from recollect.pallas_kernels.linear_recurrence import Recurrence, jla
 from tests.pallas_kernels.test_linear_recurrence import CLOSE, error, linear_recurrence
 from tests.pallas_kernels.test_linear_recurrence_family import arguments, compare
 from tests.pallas_kernels.test_linear_recurrence_models import PUBLISHED
 
-INSTALLED = libraries.jla_is_here() is None
+INSTALLED = accelerators.jla_is_here() is None
 # On a device the backend runs the package's kernels and not these forms, and takes bf16 alone.
 needs_it = pytest.mark.skipif(
-    not INSTALLED or bool(os.environ.get("RECOLLECT_ON_DEVICE")), reason=str(libraries.jla_is_here() or "plain forms")
+    not INSTALLED or bool(os.environ.get("RECOLLECT_ON_DEVICE")),
+    reason=str(accelerators.jla_is_here() or "plain forms"),
 )
 # Its decays are differences of sums over a chunk: of sums in the thousands, fp32 keeps three digits behind the point.
 ABRUPT = 1e-3
@@ -122,7 +123,7 @@ def test_it_needs_a_hopper_gpu():
 def test_another_jax_is_named(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1.0")
     monkeypatch.setattr(dispatch.jax, "__version__", "0.12.0")
-    assert libraries.jla_is_here.__wrapped__() == "jax-linear-attention needs jax 0.11.2; this is 0.12.0"
+    assert accelerators.jla_is_here.__wrapped__() == "jax-linear-attention needs jax 0.11.2; this is 0.12.0"
 
 
 @pytest.mark.gpu_interpreter

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
-from recollect.pallas_kernels import dispatch, libraries
+from recollect.pallas_kernels import accelerators, dispatch
 from recollect.pallas_kernels.softmax_attention import cudnn, softmax_attention, splash
 
 H100 = ("gpu", "NVIDIA H100 80GB HBM3")
@@ -107,7 +107,7 @@ def installed(monkeypatch):
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
-    monkeypatch.setattr(libraries, "has_cudnn", lambda: True)
+    monkeypatch.setattr(accelerators, "has_cudnn", lambda: True)
 
 
 def cudnn_calls(lowered) -> list[tuple[str, dict]]:

@@ -82,13 +82,16 @@ def test_wrong_shapes_are_named():
 
 
 @pytest.mark.parametrize("backend", ["cudnn", "pallas_gpu", "splash", "pallas_tpu"])
-def test_kernels_refuse_a_bias_by_name(backend):
+def test_kernels_refuse_a_bias_and_dropout_by_name(backend):
     q, k, v = arrays(1, 512, 2, 2, k=64, v=64, dtype=jnp.bfloat16)
     nothing = ("window", "mask", "sinks", "scale", "return_lse", "deterministic")
     fields = [f"{side}_{name}" for side in ("query", "key") for name in ("positions", "segments", "fields")]
     refuses = importlib.import_module(BACKENDS[backend]).refuses
     call = dict.fromkeys([*nothing, *fields], None)
-    assert refuses(q, k, v, bias=jnp.zeros((1, 1, 512, 512)), **call) == "it takes no bias of scores"
-    assert refuses(q, k, v, bias=None, **call) != "it takes no bias of scores"
-    with aimed_at("tpu", "TPU v5 lite"):
-        assert softmax_attention(q, k, v, bias=jnp.zeros((1, 1, 512, 512))).shape == q.shape
+    pairs, none = jnp.zeros((1, 1, 512, 512)), {"bias": None, "dropout": None}
+    refusals = {"bias": "it takes no bias of scores", "dropout": "it takes no dropout of weights"}
+    for name, refusal in refusals.items():
+        assert refuses(q, k, v, **{**none, name: pairs}, **call) == refusal
+        with aimed_at("tpu", "TPU v5 lite"):
+            assert softmax_attention(q, k, v, **{name: pairs}).shape == q.shape
+    assert refuses(q, k, v, **none, **call) not in refusals.values()

@@ -13,6 +13,7 @@ from recollect.layers.modules.mlp import SwiGLU
 from recollect.models import FunctionalModel, LanguageModel, repeat
 from recollect.models.functional import flatten
 from recollect.training.checkpoint.load import load_params
+from recollect.training.checkpoint.schedule_change import rate_change
 from recollect.training.experiment import program_of
 from recollect.training.muon import Muon
 from recollect.training.optimizer import AdamW, Optimizer
@@ -99,6 +100,17 @@ def test_schedules_fall_where_they_say():
     line = rates(schedule="linear", warmup=20)
     assert line[20] == 2.0 and line[60] == pytest.approx(1.0) and line[100] == 0.0
     assert rates(schedule="constant")[100] == 2.0 and rates()[50] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+def test_a_run_may_be_the_first_steps_of_a_longer_schedule(schedule):
+    long = AdamW(schedule=schedule, warmup=3, final_fraction=0.1)
+    cut = chz.replace(long, decay_steps=100)
+    assert all(cut.rate(step, 60, 2.0) == long.rate(step, 100, 2.0) for step in range(60))
+    assert cut.rate(130, 160, 2.0) == pytest.approx(0.2)  # past the schedule the last rate stays
+    assert rate_change(cut, 60, before=60, now=90) is None
+    with pytest.raises(UserError, match=r"warmup=101: must be at most optimizer\.decay_steps=100"):
+        chz.replace(cut, warmup=101)
 
 
 def test_the_running_average_starts_short_and_then_reaches_far():

@@ -96,7 +96,7 @@ def _look(program: Program, params: Params, batch: Batch, key: jax.Array | None)
 
     def activations_of(piece: Any) -> OrderedDict[str, tuple[jax.Array, jax.Array]]:
         batch, key = piece
-        outputs = activations(program.model.bind(params), batch.tokens, Context(segments=batch.segments), key)
+        outputs = activations(program.model.bind(params), batch.tokens, Context(segments=batch.segments, key=key))
         return OrderedDict((name, _health(x)) for name, x in outputs)  # jax keeps its order, and sorts a dict
 
     pieces = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)

@@ -22,11 +22,9 @@ from recollect.training.checkpoint.resume import delete_unfinished, newest_good,
 from recollect.training.distributed.host import current_host
 from recollect.training.evaluator import evaluate_members
 from recollect.training.experiment import Experiment
-from recollect.training.hooks import Evaluate, Hook
-from recollect.training.monitoring.run_log import RunLog, rates_since_log
-from recollect.training.monitoring.throughput import meter_of
+from recollect.training.hooks import Evaluate, Hook, Recover, SaveCheckpoints, StopOnSignal
+from recollect.training.monitoring.run_log import RunLog, meter_of, rates_since_log
 from recollect.training.recovery.run_lock import locked
-from recollect.training.recovery.survival import Recover, SaveCheckpoints, StopOnSignal
 from recollect.training.run_folder import is_done
 from recollect.training.run_state import Log, RunProgress, RunState, run_directory, shapes_of
 from recollect.training.step import evaluated, member_values, program_for

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from recollect.configuration import UserError
-from recollect.layers.mixer import Context
+from recollect.layers.mixer import Context, MixerOutput
 from recollect.layers.mixers import mixture_of_heads
 from recollect.layers.mixers.attention import Attention
 from recollect.layers.mixers.mixture_of_heads import MixtureOfHeads
@@ -31,7 +31,7 @@ from tests.layers.mixers.test_attention import (
 ROUTERS = ("routed_router", "shared_router", "kind_router")
 
 
-route = jax.jit(lambda mixer, x: mixer.route(x))
+route = jax.jit(lambda mixer, x: mixer.route(x, mixer._project(x, None, Context())[0]))
 
 
 def with_uniform_routers(mixer):
@@ -88,6 +88,39 @@ def test_gates_follow_the_equations(gates, shared, active):
     assert error(found, expected) < 1e-6
     absent = [getattr(mixer, name) is None for name in ROUTERS]
     assert absent == [active == 0, shared < 2, not (shared and active)]
+
+
+@pytest.mark.parametrize("positions", [None, Rotary()])
+def test_gates_of_one_by_the_norm_of_queries(positions):
+    """MoH-LLaMA3 against a loop over tokens in float64: heads that count do so wholly, and no router has weights."""
+    mixer = build(MixtureOfHeads(heads=4, shared=1, active=2, gates="ones", positions=positions))
+    assert all(getattr(mixer, name) is None for name in ROUTERS)
+    x = tokens(1, 9)
+    gates, probabilities, chosen = route(mixer, x)
+    q = (np.asarray(x[0], np.float64) @ np.asarray(mixer.query.kernel[...], np.float64)).reshape(9, 4, 4)
+    norms = np.sqrt((q[:, 1:] ** 2).sum(-1))
+    weights = np.exp(norms / norms.std(-1, ddof=1, keepdims=True))
+    assert error(probabilities[0], weights / weights.sum(-1, keepdims=True)) < 1e-5
+    picked = np.argsort(np.argsort(-norms, axis=-1), axis=-1) < 2
+    np.testing.assert_array_equal(chosen[0], picked)
+    np.testing.assert_array_equal(gates[0], np.concatenate([np.ones((9, 1)), picked], axis=1))
+    # Plain attention with the outputs of the other heads left out.
+    plain = build(Attention(heads=4, positions=positions))
+    plain.query, plain.key, plain.value, plain.output = mixer.query, mixer.key, mixer.value, mixer.output
+    kept = {}
+    plain._finish = lambda o, x: kept.update(o=o) or MixerOutput(o)
+    plain(x)
+    o = np.where(np.asarray(gates)[..., None] == 1, kept["o"], 0).reshape(1, 9, 16)
+    assert error(full(mixer, x), o @ np.asarray(mixer.output.kernel[...])) < 1e-6
+
+
+def test_gates_of_one_pass_gradients_to_the_queries():
+    mixer = build(MixtureOfHeads(heads=4, shared=1, active=2, gates="ones", balance_weight=0.0))
+    x = tokens(1, 1)  # one token attends to itself alone: its scores have no gradient, its gates do
+    graph, weights = nnx.split(mixer)
+    gradient = jax.grad(lambda weights: jnp.sum(nnx.merge(graph, weights)(x).hidden))(weights)
+    of_queries = np.asarray(gradient["query"]["kernel"][...]).reshape(16, 4, 4)
+    assert not of_queries[:, 0].any() and of_queries[:, 1:].any() and np.isfinite(of_queries).all()
 
 
 def test_ties_still_pick_exactly_so_many():

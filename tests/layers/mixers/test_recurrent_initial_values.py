@@ -93,6 +93,20 @@ GATED = (
     }
 )
 
+MAMBA2 = (
+    dict.fromkeys(PROJECTIONS, torch_linear)
+    | CONVOLUTIONS
+    | {f"convolutions.{name}.bias": taps for name in ("query", "key", "value")}
+    | {"output.kernel": lambda values: uniform(values, -0.5 * (2 * D) ** -0.5, 0.5 * (2 * D) ** -0.5)}
+    | dict.fromkeys(["gate.projection.kernel", "decay.projection.kernel"], torch_linear)
+    | ONES
+    | {
+        "skip.weight": lambda values: constant(values, 1),
+        "decay.step_bias": mamba_steps,
+        "decay.log_rate": mamba_rates(1),
+    }
+)
+
 
 def rwkv7():
     """Of layer 1 of 4, width 48, heads of 24 (RWKV-LM's and flash-linear-attention's tables)."""
@@ -207,18 +221,31 @@ PUBLISHED = {
         "input_gate.bias": lambda values: normal(values, 0.1),
         "forget_gate.bias": lambda values: constant(values, [3, 4, 5, 6]),
     },
-    layers.Mamba2(): dict.fromkeys(PROJECTIONS, torch_linear)
-    | CONVOLUTIONS
-    | {f"convolutions.{name}.bias": taps for name in ("query", "key", "value")}
-    | {"output.kernel": lambda values: uniform(values, -0.5 * (2 * D) ** -0.5, 0.5 * (2 * D) ** -0.5)}
-    | dict.fromkeys(["gate.projection.kernel", "decay.projection.kernel"], torch_linear)
-    | ONES
-    | {
-        "skip.weight": lambda values: constant(values, 1),
-        "decay.step_bias": mamba_steps,
-        "decay.log_rate": mamba_rates(1),
-    },
+    layers.Mamba2(): MAMBA2,
     layers.RWKV7(): rwkv7(),
+    layers.LogLinearMamba2(): MAMBA2
+    | {"levels.projection.kernel": torch_linear, "levels.scale": lambda values: constant(values, 1)},
+    layers.LogLinearGatedDeltaNet(heads=4): GATED
+    | {"levels.projection.kernel": linear, "levels.scale": lambda values: constant(values, 1)},
+    layers.MesaNet(): PROJECTIONS
+    | {f"convolutions.{name}.taps": taps for name in ("query", "key")}
+    | {f"{name}.kernel": linear for name in ("decay.projection", "strength")}
+    | {f"{name}.bias": lambda values: constant(values, 0) for name in ("decay.projection", "strength")}
+    | {
+        "ridge": lambda values: constant(np.log1p(np.exp(values)) + 0.25, 1),
+        "norm.gain": lambda values: constant(values, 1),
+    },
+    layers.TTTLinear(): PROJECTIONS
+    | {"weights": linear, "rate.kernel": linear}
+    | {f"{name}": lambda values: constant(values, 1) for name in ("gain", "norm.gain")}
+    | {name: lambda values: constant(values, 0) for name in ("bias", "shift", "share", "rate.bias", "norm.bias")},
+    layers.Titans(): PROJECTIONS
+    | CONVOLUTIONS
+    | GATE
+    | ONES
+    | {f"{name}.kernel": linear for name in ("keep", "momentum", "rate")}
+    | {f"{name}.bias": lambda values: constant(values, 0) for name in ("momentum", "rate")}
+    | {"keep.bias": lambda values: constant(values, 4)},
 }
 
 
@@ -269,6 +296,11 @@ def test_first_layers_forget_without_bounds_and_last_layers_almost_never():
         (lambda: layers.RWKV6(mix_rank=0), "mix_rank=0: must be at least 1"),
         (lambda: layers.RGLRU(heads=5), "heads=5 does not divide the 48 channels"),
         (lambda: layers.RGLRU(channels=0), "channels=0: must be at least 1"),
+        (lambda: layers.LogLinearMamba2(levels=1), "levels=1: must be at least 2"),
+        (lambda: layers.MesaNet(steps=0), "steps=0: must be at least 1"),
+        (lambda: layers.TTTLinear(batch=0), "batch=0: must be at least 1"),
+        (lambda: layers.TTTLinear(key_dim=5), "key_dim=5: TTTLinear needs as many as value_dim=24"),
+        (lambda: layers.Titans(rate=0.0), r"rate=0\.0: must be positive"),
         (lambda: layers.MinGRU(expansion=0.0), r"expansion=0\.0: must be positive"),
     ],
 )

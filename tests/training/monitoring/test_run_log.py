@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from recollect.training.batches import Call
-from recollect.training.monitoring.run_log import RunLog
-from recollect.training.monitoring.throughput import Meter
+from recollect.training.monitoring.run_log import Meter, RunLog
 from recollect.training.run_state import RunState
 from tests.training.tiny import tiny
 

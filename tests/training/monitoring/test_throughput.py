@@ -17,7 +17,7 @@ from recollect.models import FunctionalModel, LanguageModel, repeat
 from recollect.models.accounting import flops_per_token
 from recollect.training.monitoring.chips import chip_of
 from recollect.training.monitoring.model_flops import training_flops_per_token
-from recollect.training.monitoring.throughput import Meter, Rates
+from recollect.training.monitoring.run_log import Meter, Rates
 from recollect.training.train import train
 from tests.training.tiny import tiny
 

@@ -1,4 +1,4 @@
-"""Whether the libraries that are backends can be used here: cuDNN and jax-linear-attention."""
+"""Whether kernels, and the libraries that are backends, run on an accelerator or simulated."""
 
 from __future__ import annotations
 
@@ -8,10 +8,37 @@ import re
 
 import jax
 
-from recollect.pallas_kernels.dispatch import Device, Refusal
+from recollect.pallas_kernels.dispatch import RUNS_ON, Device, Refusal
 
 JLA_JAX = "0.11.2"
 """The one version of jax that jax-linear-attention 0.1.0 runs on."""
+
+
+def kernels_run_on(backend: str, device: Device, *, simulated: bool, aimed: bool) -> Refusal:
+    """Returns why kernels of this backend cannot run on `device`, or None; `aimed`: it may be another machine's."""
+    runs_on = RUNS_ON[backend]
+    if backend == "cudnn":
+        if simulated:
+            return "cuDNN is no kernel that could be simulated"
+        if device.platform != "gpu":
+            return f"it runs on {runs_on}; this is {device.platform}"
+        return cudnn_runs_here(device, not aimed)
+    if backend == "jla" and (reason := jla_is_here()):
+        return reason
+    if backend == "pallas_gpu" and jax.version.__version_info__ < (0, 11) and not aimed:
+        return f"Mosaic GPU kernels run from jax 0.11 on; this is {jax.__version__}"
+    if simulated:
+        return None
+    if runs_on == "TPUs":
+        return None if device.platform == "tpu" else f"it runs on {runs_on}; this is {device.platform}"
+    if device.platform == "gpu" and is_hopper(device.kind):
+        return None
+    return f"it runs on {runs_on}; this is {device.kind if device.platform == 'gpu' else device.platform}"
+
+
+def is_hopper(kind: str) -> bool:
+    """Returns whether a device of this name has Hopper's tensor cores (compute capability 9.0)."""
+    return any(name in kind for name in ("H100", "H200", "H800", "H20", "GH200"))
 
 
 @functools.cache

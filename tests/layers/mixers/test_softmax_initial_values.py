@@ -1,0 +1,92 @@
+"""First values of softmax mixers' parameters beside the published ones: bounds, mean and spread over many draws."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from recollect import layers
+from recollect.layers.mixer import Place
+from recollect.layers.modules.positions import LearnedPositions
+from tests.layers.mixers.test_recurrent_initial_values import (
+    PROJECTIONS,
+    D,
+    constant,
+    draws,
+    linear,
+    normal,
+    output,
+    uniform,
+)
+
+BIASES = {f"{name}.bias": lambda values: constant(values, 0) for name in ("query", "key", "value", "output")}
+NORMS = {f"{name}.gain": lambda values: constant(values, 1) for name in ("query_norm", "key_norm")}
+ROUTERS = {f"{name}_router.kernel": linear for name in ("routed", "shared", "kind")}
+
+
+def conv_taps(kernel):
+    """torch's Conv1d, depthwise."""
+    return lambda values: uniform(values, -(kernel**-0.5), kernel**-0.5)
+
+
+def zero(values):
+    constant(values, 0)
+
+
+PUBLISHED = {
+    # GPT-2's N(0, 0.02), outputs over sqrt(2 layers).
+    layers.Attention(bias=True, query_key_norm=True): PROJECTIONS | BIASES | NORMS,
+    layers.Attention(heads=2, positions=LearnedPositions(maximum=7)): PROJECTIONS | {"positions.table": linear},
+    layers.SlidingWindow(heads=2, sinks="learned"): PROJECTIONS | {"sinks": zero},
+    layers.GatedAttention(): PROJECTIONS | {"gate.projection.kernel": linear},
+    layers.DifferentialAttention(heads=2): PROJECTIONS
+    | {
+        "vectors": lambda values: normal(values, 0.1),
+        "start": lambda values: constant(values, 0.8 - 0.6 * 2.718281828**-0.3),
+        "norm.gain": lambda values: constant(values, 1),
+    },
+    layers.ForgettingAttention(): PROJECTIONS | {"forget.kernel": linear, "forget.bias": zero},
+    layers.LatentAttention(rank=12, query_rank=10): {
+        **{f"{name}.kernel": linear for name in ("down", "shared_key", "key_up", "value_up", "query_down", "query")},
+        **{f"{name}.gain": lambda values: constant(values, 1) for name in ("norm", "query_norm")},
+        "output.kernel": output,
+    },
+    layers.RelativeConvolutionalAttention(heads=2, maximum=9): PROJECTIONS
+    | {f"{name}.convolution.taps": conv_taps(3) for name in ("query", "key", "value")}
+    | {f"{name}.convolution.bias": conv_taps(3) for name in ("query", "key", "value")}
+    | {"value.bias": zero, "output.bias": zero, "content": zero, "by_distance": zero, "of_distance": zero},
+    layers.PathAttention(rank=8): PROJECTIONS
+    | {"down.kernel": linear, "direction.kernel": linear, "direction.convolution.taps": conv_taps(3)}
+    | {"strength.kernel": linear, "strength.bias": zero},
+    layers.BlockSelection(heads=2): PROJECTIONS,
+    layers.Landmark(heads=2): PROJECTIONS,
+    layers.MixtureOfHeads(): PROJECTIONS | ROUTERS,
+    layers.MixtureOfHeads(gates="ones"): PROJECTIONS,
+}
+
+
+@pytest.mark.parametrize("config", PUBLISHED, ids=lambda config: type(config).__name__)
+def test_first_values_are_the_published_ones(config):
+    values = draws(config)
+    assert values.keys() == PUBLISHED[config].keys()
+    for path, check in PUBLISHED[config].items():
+        try:
+            check(values[path])
+        except AssertionError as error:
+            raise AssertionError(f"{path}: {error}") from error
+
+
+def test_every_softmax_mixer_is_here():
+    softmax = {cls for cls in layers.MIXERS if issubclass(cls, layers.SoftmaxConfig)} | {layers.LatentAttention}
+    assert {type(config) for config in PUBLISHED} == softmax
+
+
+@pytest.mark.parametrize("config", PUBLISHED, ids=lambda config: type(config).__name__)
+def test_inputs_of_another_width_are_refused(config):
+    with pytest.raises(ValueError, match=rf"it must be \(batch, tokens, {D}\)"):
+        built(config)(jnp.zeros((1, 3, D + 1)))
+
+
+def built(config):
+    return config.build(D, Place(1, 4), nnx.Rngs(params=0))

@@ -92,7 +92,7 @@ class RecollectForCausalLM(PreTrainedModel, GenerationMixin):
         real = torch.ones_like(input_ids, dtype=torch.bool)
         if attention_mask is not None:
             real = attention_mask[:, -input_ids.shape[1] :].bool()
-        order = real.int().argsort(1, stable=True)  # padding first
+        order = real.int().argsort(dim=1, stable=True)  # padding first
         real, ids = real.gather(1, order), input_ids.gather(1, order)
         seen, states = (0, [None] * len(self.layers)) if cache is None else cache
         counted = real.long().cumsum(1)

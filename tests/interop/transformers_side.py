@@ -79,8 +79,8 @@ def make(fields: dict, folder: Path) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            gain = parameter.ndim == 1 and name.endswith("weight")
+        for parameter in model.parameters():
+            gain = parameter.ndim == 1 and parameter.mean() == 1
             parameter.copy_(torch.randn(parameter.shape) * 0.2 + float(gain))
     model.save_pretrained(folder)
 

@@ -55,7 +55,7 @@ def model_of(config: HuggingFaceConfig) -> LanguageModel:
     for name, value in (("use_bias", False), ("use_conv_bias", True)):
         config.one_of(name, value, value)
     limit = config.fields.get("time_step_limit")
-    if limit is not None and limit != [0.0, math.inf]:
+    if limit not in (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}]):
         raise UserError(f"{config.where}: time_step_limit={limit!r}: steps are not limited here")
     epsilon = config.number("layer_norm_epsilon", 1e-5)
     if epsilon != HEAD_NORM_EPSILON:

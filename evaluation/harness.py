@@ -60,7 +60,7 @@ class HarnessModel(TemplateLM):
         """Returns the model of `--model_args run=FOLDER,maximum_length=N`."""
         import recollect
 
-        run = recollect.load(Path(str(arg_dict["run"])))
+        run = recollect.load(str(arg_dict["run"]))
         if run.data.tokenizer is None:
             raise UserError(f"{arg_dict['run']} has no tokenizer; the harness needs a text model")
         size = (additional_config or {}).get("batch_size") or 8
@@ -132,8 +132,8 @@ class HarnessModel(TemplateLM):
             width = 1 << max(max(map(len, ids)) - 2, 0).bit_length()
             width = min(width, self.maximum_length)
             tokens, targets = np.zeros((2, self.batch_size, width), np.int32)
-            for at, row in enumerate(ids):
-                tokens[at, : len(row) - 1], targets[at, : len(row) - 1] = row[:-1], row[1:]
+            for at, of in enumerate(ids):
+                tokens[at, : len(of) - 1], targets[at, : len(of) - 1] = of[:-1], of[1:]
             log_probabilities, greedy = jax.device_get(self._score(self.params, tokens, targets))
             for at, row in enumerate(rows):
                 end = len(ids[at]) - 1

@@ -62,7 +62,9 @@ def export_huggingface(
         params, model = {**params, "head": head}, chz.replace(model, tied=False)
     fields = layout.config_of(model)
     kind = fields["model_type"]
-    require_same(model, layout.model_of(HuggingFaceConfig({**fields, "tie_word_embeddings": model.tied}, kind)), kind)
+    if not as_code:
+        again = HuggingFaceConfig({**fields, "tie_word_embeddings": model.tied}, kind)
+        require_same(model, layout.model_of(again), kind)
     length = model.maximum_length() or maximum_length
     start = None if tokenizer is None else tokenizer.start
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), start)

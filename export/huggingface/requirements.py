@@ -34,11 +34,13 @@ def require_same(model: LanguageModel, again: LanguageModel, layout: str) -> Non
     """Raises UserError, with the first field that differs, unless the model that a layout's config.json describes is
     the one that was exported. Sizes that are None, which mixers work out from the width, are what they work out."""
     _same(model.norm, again.norm, "norm", layout)
-    mlps = [mlp and chz.replace(mlp, hidden=mlp.inner(model.width), expansion=1.0) for mlp in (model.mlp, again.mlp)]
-    _same(*mlps, "mlp", layout)
+    mlp, other = (
+        each and chz.replace(each, hidden=each.inner(model.width), expansion=1.0) for each in (model.mlp, again.mlp)
+    )
+    _same(mlp, other, "mlp", layout)
     require(model.tied == again.tied, "model.tied", model.tied, f"{layout} has {again.tied}")
-    for number, (mixer, other) in enumerate(zip(model.mixers, again.mixers, strict=True)):
-        _same(mixer, other, f"layer {number}: {type(mixer).__name__}", layout)
+    for number, (mixer, mixer_again) in enumerate(zip(model.mixers, again.mixers, strict=True)):
+        _same(mixer, mixer_again, f"layer {number}: {type(mixer).__name__}", layout)
 
 
 def _same(value: Any, other: Any, path: str, layout: str) -> None:

@@ -177,8 +177,8 @@ def to_layout(params: Params, tensors: list[Tensor], model: LanguageModel) -> It
     if any(left.values()) or len(parts := [part for tensor in tensors for part in tensor.parts]) != len(set(parts)):
         raise ValueError(f"parameters and layout differ: {[name for name, size in left.items() if size][:3]}")
     for tensor in sorted(tensors, key=lambda tensor: tensor.name):
-        parts = [np.asarray(flat[name] if at is None else flat[name][at]) for name, at in tensor.parts]
-        yield tensor.name, np.ascontiguousarray(tensor.of(parts), np.float32)
+        arrays = [np.asarray(flat[name] if at is None else flat[name][at]) for name, at in tensor.parts]
+        yield tensor.name, np.ascontiguousarray(tensor.of(arrays), np.float32)
 
 
 def from_layout(arrays: dict[str, np.ndarray], tensors: list[Tensor], model: LanguageModel, vocabulary: int) -> Params:

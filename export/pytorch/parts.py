@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-MIXERS = {}
+MIXERS: dict[str, type] = {}
 """Classes of mixers by the names of their configs."""
 
 

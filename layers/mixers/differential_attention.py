@@ -56,7 +56,7 @@ class DifferentialAttention(SoftmaxConfig):
 class DifferentialSoftmaxAttention(SoftmaxAttention):
     """The module of `DifferentialAttention`; its config counts maps: twice the heads, of half the dimensions."""
 
-    def __init__(self, config: SoftmaxConfig, width: int, place: Place, rngs: nnx.Rngs):
+    def __init__(self, config: DifferentialAttention, width: int, place: Place, rngs: nnx.Rngs):
         super().__init__(config, width, place, rngs)
         vectors = normal(0.1)(rngs.params(), (4, self.head_dim), jnp.float32)
         self.vectors = parameter(vectors, "e k", decay=False)  # a1, b1, a2, b2

@@ -29,17 +29,17 @@ class KimiDeltaAttention(DeltaRuleConfig):
     gate_bias: bool = True
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> KimiDeltaAttentionMixer:
-        return KimiDeltaAttentionMixer(self, width, place, rngs)
+        return KimiDeltaAttentionMixer(self, width, place, rngs, gate_bias=self.gate_bias)
 
 
 class KimiDeltaAttentionMixer(DeltaRuleMixer):
     """The module of `KimiDeltaAttention`; the base of Gated DeltaNet 2's."""
 
-    def __init__(self, config: DeltaRuleConfig, width: int, place: Place, rngs: nnx.Rngs):
+    def __init__(self, config: DeltaRuleConfig, width: int, place: Place, rngs: nnx.Rngs, *, gate_bias: bool = True):
         super().__init__(config, width, place, rngs)
         _, h, k, v = self.sizes
         self.decay = StepDecay(h, rngs, LowRank(width, v, h * k, "hk", rngs), rates=(1.0, 16.0), channels=k)
-        projection = LowRank(width, v, h * v, "hv", rngs, bias=config.gate_bias)
+        projection = LowRank(width, v, h * v, "hv", rngs, bias=gate_bias)
         self.gate = OutputGate(projection, activation="sigmoid", norm=HeadNormalization(h, v))
 
     def log_decay(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h k"]:

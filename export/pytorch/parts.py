@@ -96,13 +96,13 @@ class MLP(nn.Module):
         self.kind = config["class"]
         self.up = nn.Linear(width, inner, bias=config["bias"])
         self.down = nn.Linear(inner, width, bias=config["bias"])
-        self.gate = nn.Linear(width, inner, bias=config["bias"]) if self.kind in ("SwiGLU", "GeGLU") else None
+        self.gate = nn.Linear(width, inner, bias=config["bias"]) if self.kind in ("SwiGLU", "GeGLU", "SGLU") else None
 
     def forward(self, x):
         if self.gate is None:
             return self.down(F.gelu(self.up(x)))
-        gate = F.silu(self.gate(x)) if self.kind == "SwiGLU" else F.gelu(self.gate(x), approximate="tanh")
-        return self.down(gate * self.up(x))
+        activation = {"SwiGLU": F.silu, "GeGLU": lambda y: F.gelu(y, approximate="tanh"), "SGLU": lambda y: y}
+        return self.down(activation[self.kind](self.gate(x)) * self.up(x))
 
 
 def split_heads(x, heads):

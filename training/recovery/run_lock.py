@@ -84,14 +84,12 @@ class RunLock:
 
     def _create(self) -> bool:
         try:
-            handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            with self._path.open("x") as file:
+                json.dump({**self._facts, "heartbeat": clock()}, file)
         except FileExistsError:
             return False
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump({**self._facts, "heartbeat": clock()}, file)
-        except OSError:
-            self._path.unlink()
+        except OSError:  # a full disk
+            self._path.unlink(missing_ok=True)
             raise
         return True
 

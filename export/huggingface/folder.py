@@ -103,7 +103,7 @@ def import_huggingface(directory: Path | str) -> tuple[Params, LanguageModel, To
         raise UserError(f"{path}: model_type={kind!r} cannot be imported; {', '.join(LAYOUTS)} can")
     if config.fields.get("quantization_config") is not None:
         raise UserError(f"{path}: quantization_config: quantised weights cannot be imported")
-    weights = StoredWeights(directory)
+    weights = StoredWeights(directory, getattr(LAYOUTS[kind], "RENAMED", {}))
     # Before anything is built for them: a config may ask for more layers than any memory holds.
     layers = config.whole("n_layer" if kind == "gpt2" else "num_hidden_layers")
     if layers > len(weights.shapes):

@@ -22,7 +22,7 @@ from recollect.layers.modules import RMSNorm, Rotary, SwiGLU
 from recollect.models import LanguageModel, repeat
 from tests.export.huggingface.cases import parameters
 
-SEEDS, QUICK = 300, 36
+SEEDS, QUICK = 300, 20
 LARGEST = 300 * 2**20
 """Bytes that reading a folder of a few kilobytes may ask for."""
 

@@ -1,5 +1,5 @@
 """Kimi Delta Attention and latent attention without positions as Kimi Linear, with dense MLPs (modeling_kimi_linear.py
-of transformers 5.24)."""
+of transformers 5.24), under the names of published checkpoints, which transformers writes and reads, too."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from recollect.layers import KimiDeltaAttention, LatentAttention
 from recollect.models import LanguageModel
 
 CLASSES = {"kimi_linear": "KimiLinearForCausalLM"}
+RENAMED = {".block_sparse_moe.": ".mlp."}
+"""What transformers calls dense MLPs, too, when it saves a model."""
 HEAD_NORM_EPSILON = 1e-5
 """Of the norm before the output here, which the layout gives the epsilon of its norms."""
 TYPES = {KimiDeltaAttention: "linear_attention", LatentAttention: "full_attention"}
@@ -108,12 +110,12 @@ def tensors_of(model: LanguageModel, kind: str = "kimi_linear") -> list[Tensor]:
     parts = ("query", "key", "value")
     for part in parts:
         table.add_linear(f"self_attn.{part[0]}_proj", f"mixer.{part}", of=of)
-    taps = [f"mixer.convolutions.{part}.taps" for part in parts]
-    table.add_layers("self_attn.conv1d.weight", *taps, of=of, form=TAPS)
+        taps = f"mixer.convolutions.{part}.taps"
+        table.add_layers(f"self_attn.{part[0]}_conv1d.weight", taps, of=of, form=TAPS)
     bias, rate = shaped((heads, dim), (heads * dim,)), shaped((heads,), (1, 1, heads, 1))
-    table.add_layers("self_attn.forget_gate.dt_bias", "mixer.decay.step_bias", of=of, form=bias)
-    table.add_layers("self_attn.forget_gate.A_log", "mixer.decay.log_rate", of=of, form=rate)
-    for theirs, ours in (("forget_gate.f", "decay"), ("g", "gate")):
+    table.add_layers("self_attn.dt_bias", "mixer.decay.step_bias", of=of, form=bias)
+    table.add_layers("self_attn.A_log", "mixer.decay.log_rate", of=of, form=rate)
+    for theirs, ours in (("f", "decay"), ("g", "gate")):
         table.add_linear(f"self_attn.{theirs}_a_proj", f"mixer.{ours}.projection.down", of=of)
         table.add_linear(f"self_attn.{theirs}_b_proj", f"mixer.{ours}.projection.up", of=of)
     table.add_linear("self_attn.b_proj", "mixer.strength.projection", of=of)

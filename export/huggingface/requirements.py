@@ -26,7 +26,7 @@ def require_defaults(config: Config, path: str, expressed: set[str]) -> None:
             require(value == field._default, f"{path}.{name}", value, "no layout has it")
 
 
-_WORKED_OUT = {"key_heads", "head_dim", "key_dim", "value_dim", "channels"}
+_WORKED_OUT = {"key_heads", "head_dim", "key_dim", "value_dim", "channels", "rank"}
 """Sizes that a mixer works out from the width where they are None."""
 
 

@@ -54,6 +54,14 @@ THEIRS = {
         "rope_parameters": {**ROPE, "partial_rotary_factor": 0.5},
         "sliding_window": None,
     },
+    "mamba": {
+        "model_type": "mamba",
+        "vocab_size": 257,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "state_size": 8,
+        **NO_TOKENS,
+    },
     "mamba2": {
         "model_type": "mamba2",
         "vocab_size": 257,

@@ -89,13 +89,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def log_probability():
     params, model = parameters(MODEL), FunctionalModel(MODEL, 257)
-    logits = jax.jit(lambda tokens: jax.nn.log_softmax(model.bind(params)(tokens)))
+    logits = jax.jit(lambda params, tokens: jax.nn.log_softmax(model.bind(params)(tokens)))
 
     def of(context, continuation):
         ids = ByteTokenizer().encode(context + continuation)
         padded = np.zeros(64, np.int32)
         padded[: len(ids)] = ids
-        each = np.asarray(logits(jnp.asarray(padded)[None])[0])[np.arange(len(ids) - 1), ids[1:]]
+        each = np.asarray(logits(params, jnp.asarray(padded)[None])[0])[np.arange(len(ids) - 1), ids[1:]]
         return float(each[len(ids) - 1 - len(continuation.encode()) :].sum())
 
     return of

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+torch.set_num_threads(1)  # the models are tiny
 NEW_TOKENS = 20
 TEXT = "def naïve(x):\n  return 東京 🙂"
 

@@ -17,6 +17,7 @@ from recollect.export.huggingface.layouts import (
     gpt_oss,
     kimi_linear,
     lfm2,
+    mamba,
     mamba2,
     qwen3_next,
     recurrent_gemma,
@@ -24,7 +25,7 @@ from recollect.export.huggingface.layouts import (
 )
 from recollect.models import LanguageModel
 
-_HYBRIDS = (mamba2, qwen3_next, kimi_linear, recurrent_gemma, lfm2, diffllama, gpt_oss)
+_HYBRIDS = (mamba, mamba2, qwen3_next, kimi_linear, recurrent_gemma, lfm2, diffllama, gpt_oss)
 
 LAYOUTS: dict[str, Any] = {
     kind: module for module in (rotary_decoders, gpt2, *_HYBRIDS, code) for kind in module.CLASSES

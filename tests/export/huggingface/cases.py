@@ -18,6 +18,7 @@ from recollect.layers import (
     KimiDeltaAttention,
     LatentAttention,
     LinearAttention,
+    Mamba,
     Mamba2,
     MixtureOfHeads,
     Retention,
@@ -79,6 +80,7 @@ MODELS = {
         positions=LearnedPositions(maximum=64),
         tied=False,
     ),
+    "mamba": LanguageModel(width=32, stages=repeat(Mamba(state=8), depth=2)),
     "mamba2": LanguageModel(
         width=32,
         stages=repeat(Mamba2(heads=4, key_dim=8), depth=2),

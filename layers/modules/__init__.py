@@ -34,6 +34,7 @@ from recollect.layers.modules.gates import (
 )
 from recollect.layers.modules.implicit_filter import ReluFilter, SineFilter, embed_times, times
 from recollect.layers.modules.initial_values import orthogonal, torch_uniform
+from recollect.layers.modules.lightning_indexer import LightningIndexer
 from recollect.layers.modules.linear import Linear, merge_heads, normal, output_init, parameter, split_heads
 from recollect.layers.modules.mlp import (
     GELU,

@@ -148,7 +148,7 @@ class LanguageModelModule(nnx.Module):
         """Returns the head's matrix, fp32: the embedding's transpose where they are tied. Predicted landmarks have a
         last column."""
         kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
-        column = self.landmark if self.landmark_head is None else self.landmark_head
+        column: Any = self.landmark if self.landmark_head is None else self.landmark_head
         return jnp.column_stack([kernel, column[...]]) if self.config.predicts_landmarks else kernel
 
     def init_state(self, batch_size: int, max_length: int) -> ModelState:
@@ -196,7 +196,7 @@ class LanguageModelModule(nnx.Module):
         if self.landmark is None or block is None:
             return x, context, None
         how = {"from_start": from_start, "predicted": self.config.predicts_landmarks}
-        layout = landmarks.layout_of(context, *x.shape[:2], block, **how)
+        layout = landmarks.layout_of(context, x.shape[0], x.shape[1], block, **how)
         return landmarks.insert(x, self.landmark[...], layout), layout.context, layout
 
     def _embed(self, tokens: Int[Array, "b t"], context: Context) -> Float[Array, "b t d"]:

@@ -27,8 +27,8 @@ from recollect.pallas_kernels.key_schedule import (
 )
 from recollect.pallas_kernels.landmark_attention import landmark_schedule
 
-Fields = Mapping[str, Int[Array, "b tokens"]]
-"""query_positions, query_segments, key_positions and key_segments, all of them: see `complete_fields`."""
+Fields = Mapping[str, Any]
+"""query_positions, query_segments (b, t), key_positions and key_segments (b, s), all of them: `complete_fields`."""
 
 
 class SelectorModule:
@@ -113,7 +113,7 @@ class LandmarkTokens(SelectorModule):
     """The blocks whose landmark fits each query best, per head, of unrotated queries and keys: Landmark's retrieval."""
 
     def __init__(self, block: int, top: int, window: int, positions: Placement | None):
-        self.settings = {"block": block, "top": top, "window": window}
+        self.settings: dict[str, Any] = {"block": block, "top": top, "window": window}
         self.rotate = (lambda x, positions: x) if positions is None else positions.rotate
 
     def schedule(
@@ -134,7 +134,7 @@ def block_slices(x: Float[Array, "b s *rest"], start: Int[Array, "b n"], size: i
     return slices(jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2)), start, size)
 
 
-def complete_fields(fields: Mapping[str, Any], rows: int, length: int) -> dict[str, Int[Array, "b tokens"]]:
+def complete_fields(fields: Mapping[str, Any], rows: int, length: int) -> dict[str, Any]:
     """Returns positions and segments of queries and keys, from those that a softmax mixer has: None is one document
     from its start, and where keys have none they are the queries' tokens."""
     positions, segments = fields["query_positions"], fields["query_segments"]

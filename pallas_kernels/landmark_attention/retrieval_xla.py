@@ -3,6 +3,8 @@ attends to them and to the query's current block."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -21,7 +23,7 @@ def landmark_retrieval(
     k, v, *key_fields = (jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2)) for x in (k, v, *key_fields))
     q = jnp.where((queries[1] != 0)[:, :, None, None], q, 0) * jnp.asarray(scale, q.dtype)
 
-    def some(part: tuple[jax.Array, ...]) -> jax.Array:
+    def some(part: Any) -> jax.Array:
         return _attend(*part, k, v, key_fields, schedule.blocks, schedule.size, window, rotate)
 
     return in_parts(some, (q, *queries, schedule.index, schedule.valid), query_chunk)

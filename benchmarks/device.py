@@ -285,7 +285,7 @@ def _trained(row: dict) -> str:
     peer = row.get("peer", {})
     return _table_row(
         [
-            row["what"],
+            " ".join([row["what"], *(x for x in row.get("overrides", ()) if x.startswith("model."))]),
             f"{row['vocabulary']:,}" if "vocabulary" in row else "",
             f"{row['rows']} x {row['length']}" + (f", {row['pieces']}" if "pieces" in row else ""),
             f"{row['tokens_per_second']:,.0f}",

@@ -20,9 +20,12 @@ import argparse
 import contextlib
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import chz
 import jax
+import numpy as np
 
 from recollect.benchmarks import peer_process, reporting, timing
 from recollect.configuration import UserError, apply_overrides, machine
@@ -94,8 +97,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def measure(experiment: Experiment, steps: int) -> dict:
+def measure(experiment: Experiment, steps: int, turn: Callable[[], None] | None = None) -> dict:
     """Trains for `steps` timed steps, one per call: medians, and every step's seconds.
+
+    Args:
+      turn: called once the step is in the cache of compiled programs, before any array is made: it returns when this
+        process has the device to itself.
 
     Raises:
       UserError: the corpus or the devices asked for are not here.
@@ -103,9 +110,11 @@ def measure(experiment: Experiment, steps: int) -> dict:
     machine.keep_compiled_programs(experiment.run.compile_cache)
     experiment = chz.replace(experiment, run=chz.replace(experiment.run, steps_per_call=1))
     experiment.data.prepare()
-    program = Program(experiment)
-    feed = batches.open_batches(experiment, program)
-    values, state = member_values([experiment], False), program.init(experiment.run.seed)
+    program, values = Program(experiment), member_values([experiment], False)
+    if turn is not None:
+        _compile_step(experiment, values)
+        turn()
+    feed, state = batches.open_batches(experiment, program), program.init(experiment.run.seed)
     like = meter_of(experiment)
     tokens = experiment.run.batch_size * experiment.data.length
     for step in range(WARM_UP + steps):
@@ -140,6 +149,22 @@ def measure(experiment: Experiment, steps: int) -> dict:
         mfu = tokens / median * like.flops_per_token / like.peak
         row |= {"mfu": mfu, "flops_per_token": like.flops_per_token, "peak": like.peak}
     return row
+
+
+def _compile_step(experiment: Experiment, values: dict) -> None:
+    """Compiles the training step into the cache of compiled programs, without the memory that it needs."""
+    program = Program(experiment)
+
+    def compile_only(key: Any, function: Callable, **options: Any) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            with program.context():
+                jax.jit(function, **options).lower(*arguments).compile()
+
+        return call
+
+    state = jax.eval_shape(program.init, jax.ShapeDtypeStruct((), np.uint32))
+    program.jit = compile_only  # type: ignore[method-assign]
+    batches.open_batches(experiment, program).train(state, values, 1, 0)
 
 
 def peer(experiment: Experiment, python: str, steps: int, ours: dict) -> dict:

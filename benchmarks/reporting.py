@@ -120,16 +120,16 @@ def keep(
     facts: dict,
     *,
     unfinished: str | None = None,
-) -> None:
+) -> Path | None:
     """Writes `facts`, with the day, the command `bench name arguments`, device, machine and versions, to
-    OUT/DEVICE/file; `out` None: nothing.
+    OUT/DEVICE/file, and returns its path; `out` None: nothing.
 
     Args:
       unfinished: what is being measured when results are kept on the way, so that a crash loses none and is known by
         its place. The file is replaced as a whole each time.
     """
     if out is None:
-        return
+        return None
     device, machine = jax.devices()[0], describe_machine()
     result = {
         "date": datetime.date.today().isoformat(),
@@ -144,6 +144,7 @@ def keep(
     path = write_result(out, device_folder(machine, jax.default_backend(), device.device_kind), file, result)
     if unfinished is None:
         print(f"written: {path}")
+    return path
 
 
 def write_result(out: str, folder: str, file: str, result: dict) -> Path:

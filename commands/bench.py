@@ -17,6 +17,7 @@ BENCHMARKS = {
     "cold-start": "cold_start",
     "decomposition": "decomposition",
     "pretraining": "pretraining",
+    "generation": "generation",
     "recurrences": "recurrences",
 }
 """Name of each benchmark: its module in benchmarks/."""

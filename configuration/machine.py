@@ -49,15 +49,10 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=10)
-
-    try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
-        commit.check_returncode()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+    command = ["git", "-C", str(PROJECT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return None
 
 
 def cpu_count() -> int:

@@ -53,6 +53,7 @@ def taylor() -> Experiment:
 def figure2() -> Study:
     """Figure 2's mixers of this project: attention, Based (widths x feature dimensions), windows, Hyena; four
     learning rates (not yet run)."""
+    hyena = Hyena(maximum_length=1024, time="last", trains_times=True)
     points = [
         *((f"attention_d{width}", Attention(bias=True, dropout=0.1), width) for width in (64, 128)),
         *(
@@ -64,7 +65,7 @@ def figure2() -> Study:
             (f"window_{w}", SlidingWindow(window=w + 1, bias=True, dropout=0.1), 128)
             for w in (8, 16, 32, 64, 128, 256, 512, 1024)
         ),
-        *((f"hyena_d{width}", Hyena(maximum_length=1024), width) for width in (64, 128, 256)),
+        *((f"hyena_d{width}", hyena, width) for width in (64, 128, 256)),
     ]
     experiments = tuple(_recall(f"based.{name}", mixer, width) for name, mixer, width in points)
     return Study(experiments, grid({"optimizer.learning_rate": (1e-3, 3.16e-3, 1e-2, 3.16e-2)}))

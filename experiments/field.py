@@ -10,11 +10,13 @@ from __future__ import annotations
 from recollect.experiments import mqar
 from recollect.experiments.study import Study, grid
 from recollect.layers import (
+    H3,
     HGRN2,
     MLSTM,
     RGLRU,
     RWKV6,
     RWKV7,
+    S4D,
     Attention,
     Comba,
     DeltaNet,
@@ -23,11 +25,19 @@ from recollect.layers import (
     GatedDeltaNet2,
     GatedLinearAttention,
     GatedSlotAttention,
+    Hyena2,
     KimiDeltaAttention,
     Lightning,
     LinearAttention,
+    LogLinearGatedDeltaNet,
+    LogLinearMamba2,
+    Mamba,
     Mamba2,
+    Mamba3,
+    MesaNet,
     Retention,
+    Titans,
+    TTTLinear,
 )
 from recollect.layers.mixer import MixerConfig
 from recollect.training.experiment import Experiment
@@ -48,10 +58,20 @@ VARIANTS = {
     "gated_delta_net_2": "Convolution + Gated DeltaNet 2: strengths of erasing and writing per channel.",
     "comba": "Convolution + Comba: erases by the undecayed state.",
     "delta_product": "Convolution + DeltaProduct: two steps of the delta rule per token.",
+    "log_linear_mamba2": "Convolution + log-linear Mamba-2: a state per power of two of the past.",
+    "log_linear_gated_delta_net": "Convolution + log-linear Gated DeltaNet.",
+    "mesa_net": "Convolution + MesaNet: the best fit of values to keys, 30 steps of conjugate gradients.",
+    "ttt_linear": "Convolution + TTT-Linear: a map that learns while it reads.",
+    "titans": "Convolution + Titans' linear memory: the same with momentum and forgetting.",
     "rwkv6": "Convolution + RWKV-6: a decay per channel, token shift by content.",
     "rwkv7": "Convolution + RWKV-7.",
     "gsa": "Convolution + gated slot attention: softmax over slots.",
     "rg_lru": "Convolution + Griffin's recurrent block: a vector for a state.",
+    "mamba": "Convolution + Mamba: a selective state space model per channel.",
+    "mamba3": "Convolution + Mamba-3: the trapezoidal rule, states that turn.",
+    "s4d": "Convolution + S4D: a state space model per channel; mixes by place, not by content.",
+    "h3": "Convolution + H3: shifted keys times values into a state space model.",
+    "hyena2": "Convolution + Hyena-2's long convolution (LI).",
 }
 """Name and docstring of the experiments, which experiments/registry.py reads without running this file."""
 
@@ -71,10 +91,20 @@ MIXERS: dict[str, MixerConfig] = {
     "gated_delta_net_2": GatedDeltaNet2(),
     "comba": Comba(),
     "delta_product": DeltaProduct(),
+    "log_linear_mamba2": LogLinearMamba2(key_dim=32, levels=7),
+    "log_linear_gated_delta_net": LogLinearGatedDeltaNet(levels=7),
+    "mesa_net": MesaNet(),
+    "ttt_linear": TTTLinear(),
+    "titans": Titans(),
     "rwkv6": RWKV6(),
     "rwkv7": RWKV7(),
     "gsa": GatedSlotAttention(heads=2, kernel=4),
     "rg_lru": RGLRU(),
+    "mamba": Mamba(),
+    "mamba3": Mamba3(key_dim=32),
+    "s4d": S4D(state=32),
+    "h3": H3(head_dim=8, state=4, taps=4),
+    "hyena2": Hyena2(),
 }
 
 

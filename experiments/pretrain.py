@@ -1,4 +1,4 @@
-"""Pretraining from scratch: fourteen mixer patterns at four sizes, and a small study of loss against tokens at equal
+"""Pretraining from scratch: nineteen mixer patterns at four sizes, and a small study of loss against tokens at equal
 data.
 
     python main.py train pretrain.attention_30m                            # two CPU cores
@@ -23,7 +23,8 @@ import chz
 
 from recollect.configuration import UserError
 from recollect.data.text.dataset import Text
-from recollect.experiments.pretrain_models import CURVES, MODELS, SIZES, in_turn
+from recollect.experiments.pretrain_models import MODELS
+from recollect.experiments.pretrain_sizes import CURVES, SIZES, in_turn
 from recollect.experiments.pretrain_table import DOCSTRINGS as VARIANTS
 from recollect.experiments.pretrain_table import PATTERNS
 from recollect.experiments.study import Study

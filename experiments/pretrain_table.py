@@ -25,8 +25,13 @@ PATTERNS = {
     "gla": "Gated linear attention (GLA) in every layer, heads of 128 key and 256 value dimensions",
     "mamba2": "Mamba-2 in twice as many layers, without MLPs, heads of 64 dimensions and a state of 128",
     "rwkv7": "RWKV-7's time mixing in every layer, heads of 64 dimensions",
+    "samba": "Samba's pattern: Mamba-2 and a window of {window} tokens in turn",
+    "griffin": "Griffin: two recurrent blocks (RG-LRU), one window of {window} tokens with one key head, in turn",
+    "jamba": "Jamba's pattern: seven layers of Mamba-2, one of softmax attention without positions",
     "qwen3_next": "Qwen3-Next's pattern: three layers of Gated DeltaNet, one of gated attention",
     "kimi_linear": "Kimi Linear's pattern: three layers of KDA, one of latent attention without positions",
+    "minimax_01": "MiniMax-01's pattern: seven layers of lightning attention, one of softmax attention",
+    "transnormer": "TransNormerLLM with its code's decays (its paper's: model...decay=paper)",
 }
 """Pattern -> what its layers are."""
 
@@ -36,6 +41,7 @@ PUBLISHED = {
     ("based", "1b"): "Published shape (1.3B)",
     ("landmark", "125m"): "Published optimizer",
     ("mixture_of_heads", "125m"): "Published shape and learning rate",
+    ("transnormer", "360m"): "Published shape (385M)",
     **{("mamba2", size): "Published shape" for size in ("125m", "360m", "1b")},
 }
 """What of a variant is as published."""

@@ -53,10 +53,10 @@ def _cell(
 
 
 def _mixers(length: int) -> dict[str, tuple[MixerConfig, ...]]:
-    short, long = BaseConvolution(kernel=3), BaseConvolution(kernel=None, maximum_length=length)
+    short, long = BaseConvolution(kernel=3), BaseConvolution(kernel=None, maximum_length=length, time="last")
     return {
         "attention": (Attention(bias=True, dropout=0.1),),
-        "hyena": (Hyena(maximum_length=length),),
+        "hyena": (Hyena(maximum_length=length, time="last", trains_times=True),),
         "base_convolution": (short, long),
         "based": (short, LinearAttention(feature_dim=8, feature_map=Taylor())),
     }

@@ -20,15 +20,18 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact, Int
 
 from recollect.configuration import UserError, at_least
 from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, check_input, zero_padding
-from recollect.layers.modules.linear import Initializer, Linear, normal, output_init, split_heads
+from recollect.layers.modules.linear import Initializer, Linear, matrix_init, output_init, split_heads
 from recollect.layers.modules.short_convolution import CausalConvolution
+from recollect.layers.packing import document_positions, token_positions
+from recollect.layers.state.capacity import check_positions
 from recollect.pallas_kernels.gated_convolution import short_convolution
 from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 from recollect.pallas_kernels.linear_scan import linear_scan
+from recollect.pallas_kernels.modal_recurrence import modal_recurrence, state_shape
 
 
 class HeadSizes(NamedTuple):
@@ -107,6 +110,13 @@ class Stream:
         out, self.after[name] = operation(*args, **kwargs, **past)
         return out
 
+    def index(self, x: Float[Array, "b t *rest"]) -> Int[Array, "b t"]:
+        """Returns the index of each token of x within its document, counted, whatever positions the context has."""
+        if self.state is not None:
+            assert self.context.segments is not None
+            return document_positions(self.context.segments, self.state.cursor)
+        return token_positions(dataclasses.replace(self.context, positions=None), *x.shape[:2])
+
     def recurrence(
         self,
         q: Float[Array, "b t g k"],
@@ -125,6 +135,20 @@ class Stream:
     ) -> Float[Array, "b t f"]:
         """Returns h_t = a_t h_{t-1} + b_t per channel, fp32 (`linear_scan`)."""
         return self.run(name, jax.ShapeDtypeStruct((b.shape[0], b.shape[2]), jnp.float32), linear_scan, a, b)
+
+    def modes(
+        self,
+        v: Float[Array, "b t h v"],
+        log_poles: Inexact[Array, "h n"],
+        residues: Inexact[Array, "h n"],
+        *,
+        q: Float[Array, "b t h k"] | None = None,
+        k: Float[Array, "b t h k"] | None = None,
+        name: str = "memory",
+    ) -> Float[Array, "b t h v"]:
+        """Returns the outputs of `modal_recurrence`."""
+        zeros = jax.ShapeDtypeStruct(state_shape(v, log_poles, k), jnp.float32)
+        return self.run(name, zeros, modal_recurrence, v, log_poles, residues, q=q, k=k)
 
     def convolution(
         self, module: CausalConvolution, x: Float[Array, "b t f"], *, name: str, activation: str = "none"
@@ -174,6 +198,7 @@ class StreamMixer(Mixer):
     ) -> tuple[MixerOutput, RecurrentState]:
         check_input(x, self.width)
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
+        check_positions(state.cursor, tokens, self.config.traits.maximum_length)
         stream = Stream(tokens, state)
         hidden = self.mix(zero_padding(x, tokens), stream)
         return MixerOutput(hidden), RecurrentState(stream.after, cursor)
@@ -205,7 +230,9 @@ class RecurrentMixer(StreamMixer):
         super().__init__(config, width)
         self.sizes = sizes
         keys, values = sizes.key_heads * sizes.key_dim, sizes.heads * sizes.value_dim
-        inits = dict.fromkeys(("query", "key", "value"), normal()) | {"output": output_init(place.depth)} | dict(inits)
+        inits = (
+            dict.fromkeys(("query", "key", "value"), matrix_init) | {"output": output_init(place.depth)} | dict(inits)
+        )
         self.query = Linear(width, keys, "d gk", rngs, init=inits["query"])
         self.key = Linear(width, keys, "d gk", rngs, init=inits["key"])
         self.value = Linear(width, values, "d hv", rngs, init=inits["value"])
@@ -223,6 +250,10 @@ class RecurrentMixer(StreamMixer):
         counts = {"query": self.sizes.key_heads, "key": self.sizes.key_heads, "value": self.sizes.heads}
         q, k, v = (split_heads(self.projected(name, x, stream), n) for name, n in counts.items())
         return q, k, v
+
+    def recurrence(self, x: Float[Array, "b t d"], stream: Stream, **operands: Any) -> Float[Array, "b t h v"]:
+        """Returns what the recurrence reads; `operands` are the arguments of `linear_recurrence`."""
+        return stream.recurrence(**operands)
 
     def projected(self, name: str, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t f"]:
         """Returns the projection called `name` of x, convolved where there are convolutions."""

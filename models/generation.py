@@ -61,6 +61,7 @@ class Generation:
     Attributes:
       rows: number of prompts.
       state_bytes: of the decoding state of all rows.
+      programs: the compiled functions.
 
     Raises:
       UserError: an empty prompt, or more tokens than the model or the memory can take.
@@ -92,7 +93,7 @@ class Generation:
         self._total = total
         sampling = sampling or Sampling()
         self._model, self._sampling = model, sampling
-        self._programs = _programs(model, sampling.is_greedy, sampling.has_filter, sampling.has_penalty)
+        self.programs = programs_of(model, sampling)
         state = jax.eval_shape(lambda params: model.bind(params).init_state(len(rows), total), params)
         self.state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         check_memory(self.state_bytes, f"generating {tokens:,} tokens")
@@ -103,7 +104,7 @@ class Generation:
         self._left = np.full(len(rows), tokens, np.int32)
 
     def __iter__(self) -> Iterator[Piece]:
-        decode = self._programs.decode
+        decode = self.programs.decode
         values, keys = self._sampling.values(self._model.vocabulary), self._sampling.row_keys(self._prompts)
         carry, first = self.prefill(), 0
         while np.any(self._left):
@@ -130,9 +131,9 @@ class Generation:
         """Returns what the loop starts from: the hidden vectors of the last tokens of the prompts, the state after
         them, and which tokens they hold, where there is a penalty."""
         penalised = self._sampling.has_penalty
-        programs = self._programs
+        programs = self.programs
         longest = max(map(len, self._prompts))
-        chunk = min(LONGEST_CHUNK, 1 << (longest - 1).bit_length())
+        chunk = chunk_of(longest)
         width = -(-longest // chunk) * chunk
         tokens, segments = np.zeros((2, self.rows, width), np.int32)
         seen = np.zeros((self.rows, self._model.vocabulary), bool) if penalised else None
@@ -146,6 +147,11 @@ class Generation:
             part = slice(at, at + chunk)
             hidden, state = programs.prefill(self._params, state, tokens[:, part], segments[:, part])
         return hidden, state, None if seen is None else jnp.asarray(seen)
+
+
+def chunk_of(longest: int) -> int:
+    """Returns the tokens per row of each call of prefill, for prompts of at most `longest` tokens."""
+    return min(LONGEST_CHUNK, 1 << (longest - 1).bit_length())
 
 
 def generate(
@@ -170,16 +176,28 @@ def generate(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Programs:
+class Programs:
+    """The compiled functions of a model. States are donated: each call writes into the memory of the last.
+
+    Attributes:
+      start: (params, rows, total) -> the state before any token.
+      prefill: (params, state, tokens, segments) -> hidden vectors of the last tokens, and the state after them.
+      decode: (params, carry, keys, values, left, first, end) -> carry, (tokens, log-probabilities, overfull), left:
+        PIECE tokens for each row that has so many left. `carry` is what `Generation.prefill` returns.
+    """
+
     start: Any
     prefill: Any
     decode: Any
 
 
-@functools.lru_cache(maxsize=8)
-def _programs(model: FunctionalModel, greedy: bool, filtered: bool, penalised: bool) -> _Programs:
-    """Returns the compiled functions of a model. States are donated: each call writes into the memory of the last."""
+def programs_of(model: FunctionalModel, sampling: Sampling) -> Programs:
+    """Returns the compiled functions of a model and a kind of sampling."""
+    return _programs(model, sampling.is_greedy, sampling.has_filter, sampling.has_penalty)
 
+
+@functools.lru_cache(maxsize=8)
+def _programs(model: FunctionalModel, greedy: bool, filtered: bool, penalised: bool) -> Programs:
     def start(params: Params, rows: int, total: int) -> ModelState:
         return model.bind(params).init_state(rows, total)
 
@@ -226,7 +244,7 @@ def _programs(model: FunctionalModel, greedy: bool, filtered: bool, penalised: b
         hidden, state, seen, left, tokens, log_probabilities = loop[1]
         return (hidden, state, seen), (tokens, log_probabilities, overfull(state)), left
 
-    return _Programs(
+    return Programs(
         jax.jit(start, static_argnums=(1, 2)),
         jax.jit(prefill, donate_argnums=1),
         jax.jit(decode, donate_argnums=1),

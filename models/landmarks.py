@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from recollect.layers.mixer import Context
-from recollect.layers.modules.linear import normal, parameter
+from recollect.layers.modules.linear import embedding_init, parameter
 from recollect.pallas_kernels.masks import LANDMARK, ORDINARY
 
 
@@ -36,7 +36,7 @@ class Layout:
 
 def vector(width: int, rngs: nnx.Rngs) -> nnx.Param:
     """Returns the parameter that stands at landmarks."""
-    return parameter(normal()(rngs.params(), (width,), jnp.float32), "d", decay=True)
+    return parameter(embedding_init()(rngs.params(), (width,), jnp.float32), "d", decay=True)
 
 
 def ordinary_length(limit: int, block: int) -> int:

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int
 from recollect.configuration import Config, UserError, at_least
 from recollect.layers.mixer import Context, Cursor, MixerConfig, MixerOutput, State, check_length
 from recollect.layers.modules.dropout import dropped, is_share
-from recollect.layers.modules.linear import Linear, normal, parameter
+from recollect.layers.modules.initialisation import Initialisation
+from recollect.layers.modules.linear import Linear, embedding_init, initialised_by, parameter
 from recollect.layers.modules.mlp import MlpConfig
 from recollect.layers.modules.norms import NormConfig, RMSNorm
 from recollect.layers.modules.positions import LearnedPositions
@@ -43,6 +44,9 @@ class LanguageModel(Config):
       norm, mlp: of every block; mlp None leaves the MLPs out.
       positions: learned vectors added to the embedding, or None (mixers may have positions of their own).
       tied: the head is the embedding's transpose, else a matrix of its own.
+      initialisation: of matrices and embeddings where a layer does not prescribe its own; None: N(0, 0.02), and N(0,
+        0.02 / sqrt(2 layers)) into the residual stream.
+      embedding_scale: multiplies the embedding where it enters the stack, not as the head.
       embedding_dropout: share of the embedding's elements zeroed in training.
       dtype: dtype of activations.
       remat: what a layer's backward pass recomputes: "none" nothing, "dots" all but products with parameters and
@@ -58,6 +62,8 @@ class LanguageModel(Config):
     mlp: MlpConfig | None = None
     positions: LearnedPositions | None = None
     tied: bool = True
+    initialisation: Initialisation | None = None
+    embedding_scale: float = 1.0
     embedding_dropout: float = chz.field(default=0.0, validator=is_share)
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
@@ -98,7 +104,8 @@ class LanguageModel(Config):
 
     def build(self, vocabulary: int, rngs: nnx.Rngs) -> LanguageModelModule:
         """Returns the module for a vocabulary of this size."""
-        return LanguageModelModule(self, vocabulary, rngs)
+        with initialised_by(self.initialisation):
+            return LanguageModelModule(self, vocabulary, rngs)
 
 
 @jax.tree_util.register_dataclass
@@ -115,7 +122,7 @@ class LanguageModelModule(nnx.Module):
 
     def __init__(self, config: LanguageModel, vocabulary: int, rngs: nnx.Rngs):
         self.config = config
-        self.embedding = parameter(normal()(rngs.params(), (vocabulary, config.width), jnp.float32), "z d")
+        self.embedding = parameter(embedding_init()(rngs.params(), (vocabulary, config.width), jnp.float32), "z d")
         self.positions = None if config.positions is None else config.positions.build(config.width, rngs)
         self.landmark = landmarks.vector(config.width, rngs) if config.landmark_block else None
         apart = config.predicts_landmarks and not config.tied
@@ -200,7 +207,7 @@ class LanguageModelModule(nnx.Module):
         return landmarks.insert(x, self.landmark[...], layout), layout.context, layout
 
     def _embed(self, tokens: Int[Array, "b t"], context: Context) -> Float[Array, "b t d"]:
-        x = self.embedding[...][tokens]
+        x = self.embedding[...][tokens] * self.config.embedding_scale
         if self.positions is not None:
             x = x + self.positions(token_positions(context, *tokens.shape))
         if context.key is not None:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import jax
 
 Remat = Literal["none", "dots", "full"]
+KERNELS = ("pallas_call", "custom_vmap_call")
+"""Primitives of Pallas kernels; those for GPUs are called inside a rule of how they are vmapped."""
 
 
 def rematerialised(run: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
@@ -19,5 +21,5 @@ def rematerialised(run: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
 def _keeps_products_and_kernels(primitive: Any, *args: Any, **params: Any) -> bool:
     """Returns what the policy "dots" keeps: results of matrix products with parameters, and of kernels, Pallas' and
     cuDNN's. A kernel's results are as small as its inputs, and recomputing them costs as much as the first time."""
-    kernel = primitive.name == "pallas_call" or primitive.name.startswith("dot_product_attention_fwd")
+    kernel = primitive.name in KERNELS or primitive.name.startswith("dot_product_attention_fwd")
     return kernel or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)

@@ -28,6 +28,13 @@ def segments_before(segment_ids: Int[Array, "b t"], first: Int[Array, " b"] | No
     return jnp.concatenate([first[:, None], carry_segments(segment_ids, first)[:, :-1]], axis=1)
 
 
+def document_numbers(segment_ids: Int[Array, "b t"]) -> Int[Array, "b t"]:
+    """Returns 0 for tokens of the first document that a row has, 1 for the next, and so on; padding gets the number of
+    the document before it."""
+    starts = (segment_ids != 0) & (segment_ids != segments_before(segment_ids))
+    return jnp.maximum(jnp.cumsum(starts, axis=1, dtype=jnp.int32) - 1, 0)
+
+
 def zero_padding(x: Shaped[Array, "b t ..."], segment_ids: Int[KnownArray, "b t"] | None) -> Shaped[Array, "b t ..."]:
     """Returns x with zeros at padding. By `where`, so that NaN in padding stops here, in gradients too."""
     if segment_ids is None:

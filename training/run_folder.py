@@ -60,8 +60,6 @@ class RunFolder:
         self.unwritten: list[str] = []
         self._writes = current_host().is_main
         config_path = self.path / "config.json"
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; a run needs a folder")
         if config_path.exists():
             from recollect.training.resumed_config import check_resumable
 

@@ -38,6 +38,12 @@ OPTIONS = {
         "default": ["tests/pallas_kernels"],
         "help": "of the tests to run on the device",
     },
+    "models": {
+        "nargs": "+",
+        "metavar": "NAME[,path=value...]",
+        "default": list(steps.PRETRAINING),
+        "help": "what pretraining times, of the experiments of `pretrain`",
+    },
     "rehearse": {"action": "store_true", "help": "both calls without a GPU, with faults"},
 }
 
@@ -74,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.rehearse,
             options.families,
             options.tests,
+            options.models,
         )
         contact = Contact(plan, parts, options.out / records.FILE, end)
         records.write(
@@ -125,7 +132,9 @@ class Contact:
         timings.take(self.end, TURN)
         if self.plan.rehearsing:
             self._all(self.plan.again(steps.unanswered(records.read_call(self.file), self.plan, self.parts)))
-        self._all(self._steps("pretraining"))
+        models = self._turns("pretraining")
+        models.ready(time.monotonic() + 0.5 * self._left())
+        models.take(self.end, TURN)
         self._turns("peers").take(self.end, TURN)
         self._all(self._steps("counters", "memory", "trace"))
 

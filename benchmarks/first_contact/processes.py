@@ -129,6 +129,15 @@ class Group:
             records.write("ended", path=self.file, step=step.name, code=None, why=f"not started: {why}")
         self.waiting = []
 
+    def ready(self, end: float) -> None:
+        """Waits until every step that runs is ready for its turn, or until `end` (time.monotonic): what compiles
+        beside a timing would be in it."""
+        while self.advance() and time.monotonic() < end:
+            ready = {line["step"] for line in records.read_call(self.file) if line["kind"] == "ready"}
+            if not self.waiting and all(x.step.name in ready for x in self.children if x.running()):
+                return
+            time.sleep(0.1)
+
     def take(self, end: float, seconds: float) -> None:
         """Opens the gates of steps that get ready beside each other, one after another, first of those that are ready,
         until `end` (time.monotonic): they have the GPU one at a time, each for `seconds` at most."""

@@ -17,6 +17,7 @@ SECOND = ("pretraining", "peers", "counters", "memory", "trace")
 PARTS = FIRST + SECOND
 
 PRETRAINING = ("based_360m", "attention_360m")
+PIECES = ("run.batch_size=64", "run.accumulate=4")  # 16 rows at once: 25.9 GiB for Based by `describe`
 PEERS = (
     *("gated_delta_rule", "simple_gla", "causal_attention", "sliding_attention", "linear_attention", "gla"),
     *("based", "kda"),
@@ -28,6 +29,7 @@ TESTS_LOG = "device_tests.log"
 WORKERS = ("-n", "7", "--max-worker-restart", "50", "--timeout", "120", "--timeout-method", "thread")
 REHEARSED_TESTS = ("tests/pallas_kernels/test_landmark_attention_gpu.py", "-k", "serve")
 MAX_FILE = 15 * 2**20  # of what comes back from a lent machine
+REHEARSED_MODELS = ("attention_30m,run.batch_size=2,data.length=32,model.width=32,model.stages.0.repeats=1",)
 REHEARSED = {"JAX_PLATFORMS": "cpu", records.REHEARSAL_VARIABLE: "1"}
 ON_GPU = {
     "JAX_PLATFORMS": "cuda,cpu",
@@ -58,12 +60,20 @@ class Plan:
       rehearsing: simulate, at tiny sizes, with faults.
       families: parts of names; None is all.
       tests: files of the tests to run on the device.
+      models: experiments of `pretrain`, each with overrides after commas.
     """
 
     def __init__(
-        self, scratch: Path, out: Path, site: Path, rehearsing: bool, families: list[str] | None, tests: list[str]
+        self,
+        scratch: Path,
+        out: Path,
+        site: Path,
+        rehearsing: bool,
+        families: list[str] | None,
+        tests: list[str],
+        models: list[str],
     ):
-        self.scratch, self.out, self.rehearsing, self.tests = scratch, out, rehearsing, tests
+        self.scratch, self.out, self.rehearsing, self.tests, self.models = scratch, out, rehearsing, tests, models
         self.families = [name for name in FAMILIES if families is None or any(part in name for part in families)]
         self.checked = [name for name in self.families if name not in SWEEPS]
         self.at_once = 2 if rehearsing else 12
@@ -79,13 +89,22 @@ class Plan:
             (CACHE / name).mkdir(parents=True, exist_ok=True)
 
     def gated(self, part: str, seconds: float) -> list[processes.Step]:
-        """Returns the steps of "timings", one per family, or of "peers", each behind its gate."""
-        kind, names = ("time", self.families) if part == "timings" else ("peer", PEERS)
-        gates = {name: self.scratch / processes.plain(f"gate {kind} {name}") for name in names}
-        return [
-            self._module(f"{kind}: {name}", part, seconds, name, "--gate", str(gate), "--seconds", "45", gate=gate)
-            for name, gate in gates.items()
-        ]
+        """Returns the steps of "timings", one per family, of "pretraining", one per model, or of "peers", each behind
+        its gate."""
+        kind, names = {
+            "timings": ("time", self.families),
+            "pretraining": ("pretraining", REHEARSED_MODELS if self.rehearsing else self.models),
+            "peers": ("peer", PEERS),
+        }[part]
+        gated = []
+        for name in names:
+            gate = self.scratch / processes.plain(f"gate {kind} {name}")
+            known = [*name.split(","), *(PIECES if not self.rehearsing else ())] if part == "pretraining" else [name]
+            step = self._module(
+                f"{kind}: {name}", part, seconds, *known, "--gate", str(gate), "--seconds", "45", gate=gate
+            )
+            gated.append(self._in_the_project(step) if part == "pretraining" and self.rehearsing else step)
+        return gated
 
     def again(self, missing: list[str]) -> list[processes.Step]:
         """Returns these checks and timings once more, without gates or faults: starved of processors the simulator
@@ -107,7 +126,6 @@ class Plan:
                 for name in self.checked[: 1 if self.rehearsing else None]
             ],
             "tests": [self._tests()],
-            "pretraining": self._pretraining(),
             "counters": [self._under(NCU, "counters", name, "profilers") for name in counted],
             "memory": [self._under(SANITIZER, "memory", name, "checks", **EACH_ARRAY) for name in for_memory],
             "trace": [self._module("trace", "profilers", 60, "--trace", str(self.out))],
@@ -131,19 +149,14 @@ class Plan:
         step = processes.Step("tests", [*command, *chosen], 170, {**self.environment, **on_device})
         return self._redirected(step, ">", TESTS_LOG)
 
-    def _pretraining(self) -> list[processes.Step]:
-        if not self.rehearsing:
-            overrides = ["run.batch_size=64", "run.accumulate=4"]  # 16 rows at once: 25.9 GiB by `describe`
-            return [self._module(f"pretraining: {x}", "pretraining", 180, x, *overrides) for x in PRETRAINING]
-        overrides = ["run.batch_size=2", "data.length=32", "model.width=32", "model.stages.0.repeats=1"]
-        step = self._module("pretraining: attention_30m", "pretraining", 180, "attention_30m", *overrides)
-        # Kernels are simulated by an environment that has jax alone; models train in the project's own.
-        return [
-            step._replace(
-                command=[str(REPOSITORY / ".venv" / "bin" / "python"), *step.command[1:]],
-                environment={**self.environment, "PYTHONPATH": str(REPOSITORY)},
-            )
-        ]
+    @staticmethod
+    def _in_the_project(step: processes.Step) -> processes.Step:
+        """Returns the step in the project's own environment, in which models train: kernels are simulated by one that
+        has jax alone."""
+        return step._replace(
+            command=[str(REPOSITORY / ".venv" / "bin" / "python"), *step.command[1:]],
+            environment={**step.environment, "PYTHONPATH": str(REPOSITORY)},
+        )
 
     def _under(self, tool: tuple[str, ...], part: str, name: str, module: str, **environment: str) -> processes.Step:
         """Returns a module's step for a family, run by a tool, with its output appended to a file that comes back."""

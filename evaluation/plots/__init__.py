@@ -1,4 +1,4 @@
-"""Figures drawn from summaries and run folders. matplotlib is imported only when one is drawn."""
+"""Figures drawn from summaries, run folders and benchmarks. matplotlib is imported only when one is drawn."""
 
 from recollect.configuration.base import lazy_names
 
@@ -7,6 +7,7 @@ __getattr__, __all__ = lazy_names(
     {
         "curves": "learning_curves training_losses",
         "draw": "delete_figures draw_all formats_of",
+        "generation": "decoding_by_context",
         "rates": "score_by_rate",
         "slices": "accuracy_by_slice accuracy_map",
         "style": "NothingToPlot",

@@ -26,7 +26,7 @@ SHARD_BYTES = 5 * 10**9
 """Bytes above which weights are split, as in transformers."""
 
 _EXPRESSED = {"width", "stages", "norm", "mlp", "positions", "tied"}
-_TRAINING_ONLY = {"embedding_dropout", "dtype", "remat", "lora", "unroll"}
+_TRAINING_ONLY = {"embedding_dropout", "initialisation", "dtype", "remat", "lora", "unroll"}
 _FILES = ("config.json", "generation_config.json", "README.md", "tokenizer*.json", "model*.safetensors*")
 
 

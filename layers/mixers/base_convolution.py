@@ -1,6 +1,6 @@
 """BaseConv, the simplest gated convolution (Arora et al. 2024, Zoology; as in their code, HazyResearch/zoology):
 
-    y = (conv(u) + b) * (W u + b') + u
+    y = act(conv(u) + b) * act(W u + b') + u
 
 with a short depthwise convolution, or a long one without b (long_base_convolution.py). The layer adds the residual u
 itself, besides the block's. State: the last kernel - 1 inputs.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import chz
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float
 from recollect.configuration import at_least
 from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, Traits, zero_padding
 from recollect.layers.mixers.long_base_convolution import LongBaseConvolutionMixer
+from recollect.layers.modules.implicit_filter import TimeUnit
 from recollect.layers.modules.linear import Linear
 from recollect.layers.modules.short_convolution import CausalConvolution, has_taps
 from recollect.layers.state.convolution import ConvolutionState
@@ -31,11 +33,15 @@ class BaseConvolution(MixerConfig):
       kernel: taps of the short convolution; None for a long filter.
       filter: how a long filter is parametrised.
       maximum_length: longest input of a long filter, and the length that its time is measured in.
+      time: of an implicit filter's last tap, see implicit_filter.py.
+      activation: act, of both factors.
     """
 
     kernel: int | None = chz.field(default=3, validator=has_taps)
     filter: Literal["implicit", "explicit"] = "implicit"
     maximum_length: int = chz.field(default=2048, validator=at_least(1))
+    time: TimeUnit = "length"
+    activation: Literal["none", "silu"] = "none"
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> BaseConvolutionMixer | LongBaseConvolutionMixer:
         if self.kernel is None:
@@ -60,7 +66,7 @@ class BaseConvolutionMixer(Mixer):
 
     def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
         x = zero_padding(x, context)
-        return MixerOutput(self.convolution(x, context, out_gate=self.projection(x)) + x)
+        return MixerOutput(self.convolution(x, context, **self._factors(x)) + x)
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> ConvolutionState:
         return ConvolutionState(self.convolution.init_state(batch_size, dtype), Cursor.start(batch_size))
@@ -70,5 +76,10 @@ class BaseConvolutionMixer(Mixer):
     ) -> tuple[MixerOutput, ConvolutionState]:
         tokens, cursor = state.cursor.read(context, *x.shape[:2])
         x = zero_padding(x, tokens)
-        y, inputs = self.convolution.extend(x, state.inputs, tokens, state.cursor, out_gate=self.projection(x))
+        y, inputs = self.convolution.extend(x, state.inputs, tokens, state.cursor, **self._factors(x))
         return MixerOutput(y + x), ConvolutionState(inputs, cursor)
+
+    def _factors(self, x: Float[Array, "b t d"]) -> dict[str, Any]:
+        """Returns what the convolution is activated by and multiplied with."""
+        gate, activation = self.projection(x), self.config.activation
+        return {"out_gate": gate if activation == "none" else jax.nn.silu(gate), "activation": activation}

@@ -88,7 +88,7 @@ class DeltaRuleMixer(RecurrentMixer):
 
     def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
         q, k, v = self.heads(x, stream)
-        o = stream.recurrence(**self.operands(x, unit(q), unit(k), v))
+        o = self.recurrence(x, stream, **self.operands(x, unit(q), unit(k), v))
         return self.output(self.gate(o, x))
 
 

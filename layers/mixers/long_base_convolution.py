@@ -1,13 +1,14 @@
 """BaseConv with a long filter; with a short one, and the equation: base_convolution.py.
 
-An implicit filter adds the convolution's input to its output (a skip of weight 1: conv(u) = filter * u + u); an
-explicit one, a table N(0, 1) of one tap per position, does not. State: all inputs.
+The filter is implicit, or a table N(0, 1) of one tap per position. Either way the convolution's input is added to its
+output (a skip of weight 1: conv(u) = filter * u + u). State: all inputs.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -34,9 +35,6 @@ class ExplicitFilter(nnx.Module):
         return self.taps[...][:length]
 
 
-_FILTERS = {"implicit": ReluFilter, "explicit": ExplicitFilter}
-
-
 class LongBaseConvolutionMixer(Mixer):
     """The module of `BaseConvolution` with a long filter."""
 
@@ -44,15 +42,20 @@ class LongBaseConvolutionMixer(Mixer):
         self.config = config
         self.width = width
         self.projection = Linear(width, width, "d f", rngs, bias=True)
-        self.filter = _FILTERS[config.filter](width, config.maximum_length, rngs)
+        self.filter: ReluFilter | ExplicitFilter
+        if config.filter == "implicit":
+            self.filter = ReluFilter(width, config.maximum_length, rngs, unit=config.time)
+        else:
+            self.filter = ExplicitFilter(width, config.maximum_length, rngs)
 
     def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
         x = zero_padding(x, context)
         gate = self.projection(x)
         self._check_length(x)
-        skip = jnp.ones(self.width) if self.config.filter == "implicit" else None
-        y = long_convolution(x, self.filter(x.shape[1]), out_gate=gate, skip=skip, segment_ids=context.segments)
-        return MixerOutput(y + x)
+        activated, taps = self.config.activation == "silu", self.filter(x.shape[1])
+        factor = None if activated else gate
+        y = long_convolution(x, taps, out_gate=factor, skip=jnp.ones(self.width), segment_ids=context.segments)
+        return MixerOutput((jax.nn.silu(y) * jax.nn.silu(gate) if activated else y) + x)
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> ConvolutionState:
         slots = min(max_length, self.config.maximum_length)
@@ -67,7 +70,8 @@ class LongBaseConvolutionMixer(Mixer):
         gate = self.projection(x)
         self._check_length(x)
         y, inputs = state.inputs.extend(x, self.filter(state.inputs.slots), tokens.segments)
-        y = (y + x if self.config.filter == "implicit" else y) * gate
+        y = y + x
+        y = y * gate if self.config.activation == "none" else jax.nn.silu(y) * jax.nn.silu(gate)
         return MixerOutput(y + x), ConvolutionState(inputs, cursor)
 
     def _check_length(self, x: Float[Array, "b t d"]) -> None:

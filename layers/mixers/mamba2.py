@@ -62,5 +62,5 @@ class Mamba2Mixer(RecurrentMixer):
     def mix(self, x: Float[Array, "b t d"], stream: Stream) -> Float[Array, "b t d"]:
         q, k, v = self.heads(x, stream)
         log_decay, step = self.decay(x)
-        o = stream.recurrence(q, k, v, log_decay=log_decay, write_strength=step)
+        o = self.recurrence(x, stream, q=q, k=k, v=v, log_decay=log_decay, write_strength=step)
         return self.output(self.gate(self.skip(o, v), x))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from recollect.layers.modules.linear import Initializer, Linear, merge_heads, normal, parameter
+from recollect.layers.modules.linear import Initializer, Linear, matrix_init, merge_heads, normal, parameter
 
 GateActivation = Literal["silu", "sigmoid", "none"]
 HeadNorm = Literal["head", "all", "group"]
@@ -49,7 +49,7 @@ class LowRank(nnx.Module):
         *,
         bias: bool = False,
         activation: Literal["none", "tanh", "sigmoid"] = "none",
-        inits: tuple[Initializer, Initializer] = (normal(), normal()),
+        inits: tuple[Initializer, Initializer] = (matrix_init, matrix_init),
     ):
         self.down = Linear(width, rank, "d u", rngs, init=inits[0])
         self.up = Linear(rank, outputs, f"u {dims}", rngs, bias=bias, init=inits[1])

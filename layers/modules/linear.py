@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,16 +15,39 @@ from jaxtyping import Array, Float
 Initializer = Any
 """`initializer(key, shape, dtype)`, as in jax.nn.initializers."""
 
+STATED: contextvars.ContextVar[Any] = contextvars.ContextVar("initialisation", default=None)
+"""The `Initialisation` of the model that is being built (initialisation.py); None: the project's."""
+
+
+@contextlib.contextmanager
+def initialised_by(stated: Any) -> Iterator[None]:
+    """Builds what is built inside with an `Initialisation`, or None."""
+    token = STATED.set(stated)
+    try:
+        yield
+    finally:
+        STATED.reset(token)
+
 
 def normal(stddev: float = 0.02) -> Initializer:
     """Returns the initializer N(0, stddev)."""
     return jax.nn.initializers.normal(stddev)
 
 
+def matrix_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Draws N(0, 0.02), or what the model's config states for matrices."""
+    return (normal() if (stated := STATED.get()) is None else stated.matrix())(key, shape, dtype)
+
+
 def output_init(depth: int) -> Initializer:
     """Returns N(0, 0.02 / sqrt(2 depth)), for projections that write to the residual stream (Radford et al. 2019,
-    section 2.3)."""
-    return normal(0.02 / (2 * depth) ** 0.5)
+    section 2.3), or what the model's config states for them."""
+    return normal(0.02 / (2 * depth) ** 0.5) if (stated := STATED.get()) is None else stated.output(depth)
+
+
+def embedding_init() -> Initializer:
+    """Returns N(0, 0.02), or what the model's config states for vectors of tokens and positions."""
+    return normal(0.02 if (stated := STATED.get()) is None else stated.embedding)
 
 
 def parameter(
@@ -38,7 +64,8 @@ def parameter(
       dims: what each dimension counts, one word per dimension, blanks between. A word is a letter, or several whose
         dimensions are flattened into one ("d hk": model width to heads times key dims). Besides the letters of
         layers/mixer.py: f channels or hidden units inside a layer, w taps of a short filter, t positions or taps by
-        position, z words of the vocabulary, r choices of a router, l rank of a low-rank update, e features of time, u
+        position, z words of the vocabulary, r choices of a router or levels of a
+        tree, l rank of a low-rank update, e features of time, u
         hidden units of a filter's network, or a low-rank map's. How each letter is split: training/sharding.py.
       decay: whether weight decay applies (it can be forced on all parameters, see `AdamW.decay_everything`). None:
         to matrices, and not to vectors (gains, biases).
@@ -76,7 +103,7 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         *,
         bias: bool = False,
-        init: Initializer = normal(),
+        init: Initializer = matrix_init,
         **tags: Any,
     ):
         self.kernel = parameter(init(rngs.params(), (inputs, outputs), jnp.float32), dims, **tags)

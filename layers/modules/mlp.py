@@ -49,6 +49,22 @@ class SwiGLU(MlpConfig):
 
 
 @chz.chz(typecheck=True)
+class GeGLU(SwiGLU):
+    """W3 (gelu(W1 x) * W2 x) (Shazeer 2020, equation 6), gelu by its tanh form, as in Griffin's code."""
+
+    def build(self, width: int, place: Place, rngs: nnx.Rngs) -> GeGLUNetwork:
+        return GeGLUNetwork(self, width, place, rngs)
+
+
+@chz.chz(typecheck=True)
+class SGLU(SwiGLU):
+    """W3 (W1 x * W2 x), without an activation (Qin et al. 2023, TransNormerLLM, section 3.1.3)."""
+
+    def build(self, width: int, place: Place, rngs: nnx.Rngs) -> SGLUNetwork:
+        return SGLUNetwork(self, width, place, rngs)
+
+
+@chz.chz(typecheck=True)
 class PassThrough(MlpConfig):
     """y = x: a block adds the second norm of its stream to the stream. Zoology's and Based's recall models have it
     (`state_mixer=Identity` inside a pre-norm block); it has no parameters beside that norm's."""
@@ -82,11 +98,29 @@ class GELUNetwork(nnx.Module):
 
 
 class SwiGLUNetwork(GELUNetwork):
-    """The module of `SwiGLU`: the same two maps and a gate."""
+    """The module of `SwiGLU`: the same two maps and a gate, with its activation."""
 
     def __init__(self, config: MlpConfig, width: int, place: Place, rngs: nnx.Rngs):
         self.gate = Linear(width, config.inner(width), "d f", rngs, bias=config.bias)
         super().__init__(config, width, place, rngs)
 
+    def activation(self, x: Float[Array, "*rows f"]) -> Float[Array, "*rows f"]:
+        """Returns what multiplies W2 x, from W1 x."""
+        return jax.nn.silu(x)
+
     def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+class GeGLUNetwork(SwiGLUNetwork):
+    """The module of `GeGLU`."""
+
+    def activation(self, x: Float[Array, "*rows f"]) -> Float[Array, "*rows f"]:
+        return jax.nn.gelu(x)
+
+
+class SGLUNetwork(SwiGLUNetwork):
+    """The module of `SGLU`."""
+
+    def activation(self, x: Float[Array, "*rows f"]) -> Float[Array, "*rows f"]:
+        return x

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from recollect.configuration import Config, UserError, requires
-from recollect.layers.modules.linear import normal, parameter
+from recollect.layers.modules.linear import embedding_init, parameter
 from recollect.layers.modules.rotary_scaling import RotaryScaling
 
 
@@ -110,7 +110,7 @@ class PositionTable(nnx.Module, Placement):
     """The module of `LearnedPositions`: vectors by position."""
 
     def __init__(self, maximum: int, width: int, rngs: nnx.Rngs):
-        self.table = parameter(normal()(rngs.params(), (maximum, width), jnp.float32), "t d")
+        self.table = parameter(embedding_init()(rngs.params(), (maximum, width), jnp.float32), "t d")
 
     def __call__(self, positions: Int[Array, "*rows"]) -> Float[Array, "*rows d"]:
         """Returns the vectors at `positions`; NaN past the table, so that a stream that runs over it is noticed."""

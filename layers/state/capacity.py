@@ -71,9 +71,7 @@ def check_positions(cursor: Cursor, tokens: Context, maximum: int | None) -> Non
     after = np.where(np.asarray(tokens.segments) != 0, np.asarray(tokens.positions) + 1, 0)
     reached = max(int(np.max(cursor.position)), int(np.max(after, initial=0)))
     if reached > maximum:
-        raise UserError(
-            f"a document of this stream has {reached} tokens so far; the position table has room for {maximum}"
-        )
+        raise UserError(f"a document of this stream has {reached} tokens so far; the model has positions for {maximum}")
 
 
 def overfull(state: Any) -> Bool[Array, ""]:

@@ -65,10 +65,12 @@ class KeyValueCache(BoundedState):
 
     def _write(self, index: jax.Array, keys: jax.Array, values: jax.Array, tokens: Context) -> Any:
         assert tokens.segments is not None and tokens.positions is not None
-        rows = jnp.arange(index.shape[0])[:, None]
+        rows, slots = jnp.arange(index.shape[0])[:, None], self.segments.shape[1]
+        # Each token has a place of its own, those that are dropped past the end: no write need be atomic on a GPU.
+        index = jnp.where(index < slots, index, slots + jnp.arange(index.shape[1]))
 
         def put(old: jax.Array, new: jax.Array) -> jax.Array:
-            return old.at[rows, index].set(new.astype(old.dtype), mode="drop")
+            return old.at[rows, index].set(new.astype(old.dtype), mode="drop", unique_indices=True)
 
         return dataclasses.replace(
             self,

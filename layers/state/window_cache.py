@@ -40,6 +40,9 @@ class WindowCache(KeyValueCache):
     def remember(
         self, keys: Float[Array, "b t g k"], values: Float[Array, "b t g v"], tokens: Context, cursor: Cursor
     ) -> tuple[Float[Array, "b s g k"], Float[Array, "b s g v"], TokenFields, WindowCache]:
+        if keys.shape[1] == 1:  # it pushes out what it does not see, so nothing need be copied
+            after = self.append(keys, values, tokens, cursor)
+            return after.keys.astype(keys.dtype), after.values.astype(values.dtype), after.fields(), after
         # Read first, append after: a chunk longer than the ring would push out what its first tokens still see.
         assert tokens.positions is not None and tokens.segments is not None
         fields = TokenFields(

@@ -67,13 +67,13 @@ def linear_recurrence(
     erase_write: Float[Array, "b t h k"] | None = None,
     erase_before_decay: bool = False,
     scale: float = 1.0,
-    initial_state: Float[Array, "b h k v"] | None = None,
+    initial_state: Float[Array, "b h k v"] | Float[Array, "b n h k v"] | None = None,
     segment_ids: Int[Array, "b t"] | None = None,
     initial_segment: Int[Array, " b"] | None = None,
     return_state: bool = False,
     chunk_size: int | None = None,
     backend: str | None = None,
-) -> tuple[Float[Array, "b t h v"], Float[Array, "b h k v"] | None]:
+) -> tuple[Float[Array, "b t h v"], Float[Array, "b h k v"] | Float[Array, "b n h k v"] | None]:
     """Reads the recurrence at every token. The letters are those of the equation above.
 
     One token that comes with a state is a step of decoding: unless a backend is named, XLA advances the state in one
@@ -91,14 +91,16 @@ def linear_recurrence(
       erase_before_decay: the erase reads S_{t-1}^T e_t, the state before this token's decay, in place of S'_t^T e_t;
         only with erase_read.
       scale: multiplies the outputs.
-      initial_state: (b, h, k, v) fp32; None is zero.
+      initial_state: (b, h, k, v) fp32; None is zero. Or (b, n, h, k, v), with `segment_ids`: the i-th document of a
+        row starts from the i-th of its n states, whatever its segment is; further ones read NaN (reference and xla).
       segment_ids: (b, t) int, 0 is padding; None is one document.
       initial_segment: (b,) segment that `initial_state` belongs to; needed when both it and `segment_ids` are given.
       chunk_size: tokens per chunk in the chunked backends; None leaves it to them.
       backend: see recollect.pallas_kernels.dispatch.
 
     Returns:
-      o (b, t, h, v) in v's dtype, and the state after the last token (b, h, k, v) fp32, or None.
+      o (b, t, h, v) in v's dtype, and the state after the last token (b, h, k, v) fp32, or None. With states per
+      document those after each (b, n, h, k, v), the given ones for documents that a row lacks.
 
     Raises:
       ValueError: an argument's shape does not fit, or the backend cannot serve the call.
@@ -123,7 +125,7 @@ def linear_recurrence(
 
 def run_recurrence(
     inputs: Recurrence, *, return_state: bool = False, chunk_size: int | None = None, backend: str | None = None
-) -> tuple[Float[Array, "b t h v"], Float[Array, "b h k v"] | None]:
+) -> tuple[Float[Array, "b t h v"], Float[Array, "b h k v"] | Float[Array, "b n h k v"] | None]:
     """Computes `linear_recurrence` of inputs that are one pytree.
 
     Raises:

@@ -12,7 +12,7 @@ from recollect.pallas_kernels.dispatch import Refusal
 from recollect.pallas_kernels.linear_recurrence import column_decay_vjp, kernel_vjp
 from recollect.pallas_kernels.linear_recurrence.canonical import run_canonical
 from recollect.pallas_kernels.linear_recurrence.chunk_scan import ScanKernels
-from recollect.pallas_kernels.linear_recurrence.recurrence import DIMENSIONS, Decay, Recurrence
+from recollect.pallas_kernels.linear_recurrence.recurrence import DIMENSIONS, ONE_STATE, Decay, Recurrence
 from recollect.pallas_kernels.sharding import over_mesh
 from recollect.pallas_kernels.tuning import Sizes, block_sizes
 
@@ -40,6 +40,8 @@ def on_kernels(name: str, kernels: ScanKernels) -> tuple[Callable[..., Any], Cal
         return run_canonical(run, inputs)
 
     def refuses(inputs: Recurrence, *, chunk_size: int | None = None, **_) -> Refusal:
+        if inputs.by_document:
+            return ONE_STATE
         heads = decay, erase, key_dim, value_dim, dtype = _heads(inputs)
         if decay == "value" and erase:
             return "its kernels do not erase (erase_read) where columns decay (value_log_decay)"

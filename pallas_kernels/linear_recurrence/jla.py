@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from recollect.pallas_kernels.dispatch import Refusal, interpretation
 from recollect.pallas_kernels.linear_recurrence.recurrence import (
     DIMENSIONS,
+    ONE_STATE,
     Recurrence,
     by_channel,
     repeat_heads,
@@ -74,6 +75,8 @@ def linear_recurrence(
 def refuses(inputs: Recurrence, *, chunk_size: int | None = None, **_) -> Refusal:
     """Returns why it cannot serve this call where it can run; None if it can."""
     q, k, v = inputs.q, inputs.k, inputs.v
+    if inputs.by_document:
+        return ONE_STATE
     if inputs.value_log_decay is not None:
         return "it decays the state's rows, not its columns (value_log_decay)"
     if chunk_size is not None:

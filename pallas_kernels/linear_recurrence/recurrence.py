@@ -49,7 +49,7 @@ class Recurrence:
       write_strength: w, None (1), (b, t, h) or (b, t, h, v).
       erase_read: e, None or (b, t, h, k).
       erase_write: u, None (k itself) or (b, t, h, k); only with erase_read.
-      initial_state: (b, h, k, v) fp32; None is zero.
+      initial_state: (b, h, k, v) fp32, or (b, n, h, k, v) for the n-th document of each row; None is zero.
       segment_ids: (b, t) int, 0 is padding; None is one document.
       initial_segment: (b,) the segment that initial_state belongs to.
       erase_before_decay: whether the erase reads the state before this token's decay; only with erase_read.
@@ -69,6 +69,11 @@ class Recurrence:
     initial_segment: Leaf = None
     erase_before_decay: bool = dataclasses.field(default=False, metadata={"static": True})
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
+
+    @property
+    def by_document(self) -> bool:
+        """Whether every document of a row has a state of its own."""
+        return self.initial_state is not None and self.initial_state.ndim == 5
 
     @property
     def decay(self) -> Decay:
@@ -105,16 +110,25 @@ def check(
         shapes = [tuple(sizes[letter] for letter in choice.split()) for choice in choices]
         if name == "initial_state" and state_dims is not None:
             shapes = [(sizes["b"], sizes["h"], *state_dims)]
+        elif name == "initial_state" and inputs.by_document:
+            shapes = [(sizes["b"], array.shape[1], *shapes[0][1:])]
         if array.shape not in shapes:
             raise ValueError(f"{operation}: {name} must be {' or '.join(map(str, shapes))}; got {array.shape}")
     needs_erase = {"erase_write": inputs.erase_write is not None, "erase_before_decay": inputs.erase_before_decay}
     for name, present in needs_erase.items():
         if present and inputs.erase_read is None:
             raise ValueError(f"{operation}: {name} without erase_read: there is nothing to erase")
-    if inputs.segment_ids is not None and inputs.initial_state is not None and inputs.initial_segment is None:
+    if inputs.by_document:
+        if inputs.segment_ids is None or inputs.initial_segment is not None:
+            raise ValueError(f"{operation}: a state per document needs segment_ids, and no initial_segment")
+    elif inputs.segment_ids is not None and inputs.initial_state is not None and inputs.initial_segment is None:
         raise ValueError(f"{operation}: initial_state together with segment_ids needs initial_segment (b,)")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"{operation}: chunk_size must be at least 1; got {chunk_size}")
+
+
+ONE_STATE = "it begins each row with one state, not one per document (an initial_state of 5 dimensions)"
+"""Why kernels refuse states per document."""
 
 
 def without_padding(inputs: Recurrence) -> Recurrence:
@@ -124,7 +138,7 @@ def without_padding(inputs: Recurrence) -> Recurrence:
     if segment_ids is None:
         return inputs
     # Before any product: what padding holds, NaN included, must not reach a gradient either.
-    inputs = _map_tokens(inputs, lambda x: zero_padding(x, segment_ids))
+    inputs = map_tokens(inputs, lambda x: zero_padding(x, segment_ids))
     first = jnp.zeros(segment_ids.shape[0], segment_ids.dtype) if first is None else first
     return dataclasses.replace(inputs, segment_ids=carry_segments(segment_ids, first), initial_segment=first)
 
@@ -146,7 +160,7 @@ def in_whole_chunks(inputs: Recurrence, size: int) -> Recurrence:
     missing = -inputs.v.shape[1] % size
     if not missing:
         return inputs
-    inputs = _map_tokens(inputs, lambda x: jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2)))
+    inputs = map_tokens(inputs, lambda x: jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2)))
     if inputs.segment_ids is None:
         return inputs
     segments = jnp.pad(inputs.segment_ids, ((0, 0), (0, missing)), mode="edge")
@@ -172,8 +186,8 @@ def with_decay_per_token(inputs: Recurrence) -> Recurrence:
     return dataclasses.replace(inputs, log_decay=jnp.broadcast_to(g, inputs.v.shape[:3]))
 
 
-def _map_tokens(inputs: Recurrence, function: Callable[[Array], Array]) -> Recurrence:
-    """Applies function to every array (b, t, ...)."""
+def map_tokens(inputs: Recurrence, function: Callable[[Array], Array]) -> Recurrence:
+    """Returns inputs of which every array (b, t, ...) has become function's result of it."""
     inputs = with_decay_per_token(inputs)
     arrays = {name: getattr(inputs, name) for name in PER_TOKEN}
     changed: dict[str, Any] = {name: function(x) for name, x in arrays.items() if x is not None}

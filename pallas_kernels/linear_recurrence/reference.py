@@ -15,6 +15,7 @@ from recollect.pallas_kernels.linear_recurrence.recurrence import (
     with_strength,
     without_padding,
 )
+from recollect.pallas_kernels.segments import document_numbers
 
 
 def linear_recurrence(
@@ -22,6 +23,7 @@ def linear_recurrence(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Scans over the tokens, by the definition; one token is a step without a scan. `chunk_size` is not used."""
     b, t, h, value_dim = inputs.v.shape
+    segment_ids = inputs.segment_ids
     out_dtype, dtype = inputs.v.dtype, jnp.promote_types(inputs.v.dtype, jnp.float32)
     inputs = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, inputs)
     inputs = with_strength(without_padding(inputs))
@@ -36,19 +38,27 @@ def linear_recurrence(
         rows |= {"e": inputs.erase_read, "u": k if inputs.erase_write is None else inputs.erase_write}
     state = inputs.initial_state
     state = jnp.zeros((b, h, q.shape[3], value_dim), dtype) if state is None else state
-    continues = None
-    if inputs.segment_ids is not None:
+    continues = numbers = None
+    if inputs.by_document:
+        numbers = document_numbers(segment_ids)
+    elif inputs.segment_ids is not None:
         before = jnp.concatenate([inputs.initial_segment[:, None], inputs.segment_ids[:, :-1]], axis=1)
         continues = inputs.segment_ids == before
 
     def step(state, token):
-        x, continues = token
+        x, continues, number = token
+        if number is not None:
+            # One of the documents' states; NaN where a row has more documents than states.
+            place = jnp.arange(b), number
+            one = _advance(state.at[place].get(mode="fill", fill_value=jnp.nan), x, inputs.erase_before_decay)
+            return state.at[place].set(one, mode="drop"), jnp.einsum("bhk,bhkv->bhv", x["q"], one)
         if continues is not None:
             state = jnp.where(continues[:, None, None, None], state, 0)
         state = _advance(state, x, inputs.erase_before_decay)
-        return state, jnp.einsum("bhk,bhkv->bhv", x["q"], state)
+        # A sum of products: one pass both advances the state and reads it, which a matrix product would read again.
+        return state, jnp.sum(x["q"][..., None] * state, axis=-2)
 
-    tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (rows, continues))
+    tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (rows, continues, numbers))
     if t == 1:
         state, o = step(state, jax.tree.map(lambda x: x[0], tokens))
         o = o[None]

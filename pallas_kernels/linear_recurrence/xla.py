@@ -40,6 +40,7 @@ from recollect.pallas_kernels.linear_recurrence.chunk_matrices import (
     to_end,
     unit_inverse,
 )
+from recollect.pallas_kernels.linear_recurrence.documents import recurrence_by_documents
 from recollect.pallas_kernels.linear_recurrence.recurrence import (
     Recurrence,
     by_channel,
@@ -57,6 +58,9 @@ def linear_recurrence(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Computes the recurrence chunk by chunk; see `linear_recurrence`."""
     b, t, h, value_dim = inputs.v.shape
+    if inputs.by_document:
+        size = min(CHUNK if chunk_size is None else chunk_size, t)
+        return recurrence_by_documents(linear_recurrence, inputs, return_state=return_state, chunk_size=size)
     out_dtype, dtype = inputs.v.dtype, jnp.promote_types(inputs.q.dtype, jnp.float32)
     c = min(CHUNK if chunk_size is None else chunk_size, t)
     if inputs.decay != "none":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from recollect.pallas_kernels.dispatch import device
 from recollect.pallas_kernels.segments import zero_padding
 from recollect.pallas_kernels.softmax_attention import is_expression, is_self_attention
 
@@ -114,6 +115,10 @@ def attend(q, k, v, allowed, scale, sinks=None, bias=None, dropout=None) -> tupl
       outputs (..., t, g, r, v) and log-sum-exps (..., t, g, r), fp32 or wider; 0 and -inf where a query sees no key.
     """
     wide = jnp.promote_types(q.dtype, jnp.float32)
+    if q.shape[-4] == q.shape[-2] == 1 and dropout is None and device().platform == "gpu":
+        from recollect.pallas_kernels.softmax_attention.one_query_xla import attend_one
+
+        return attend_one(q, k, v, allowed, scale, sinks, bias)
     scores = jnp.einsum("...tgrk,...sgk->...gtrs", q, k, preferred_element_type=wide) * scale
     scores = scores if bias is None else scores + bias
     weights, total, lse = unnormalised_softmax(jnp.where(allowed[..., None, :, None, :], scores, -jnp.inf), sinks)

@@ -150,7 +150,7 @@ def test_the_tests_log_is_read_as_far_as_it_goes(tmp_path):
 
 
 def test_a_rehearsal_says_what_it_lost(tmp_path, capsys):
-    plan = steps.Plan(tmp_path, tmp_path, tmp_path, True, ["landmark", "Taylor"], ["tests"])
+    plan = steps.Plan(tmp_path, tmp_path, tmp_path, True, ["landmark", "Taylor"], ["tests"], [])
     lines = [
         {"kind": "check", "step": "check: Taylor", "what": "x"},
         {"kind": "time", "step": "time: Taylor", "what": "x"},

@@ -5,7 +5,8 @@ import pytest
 from recollect.configuration import UserError
 from recollect.experiments import registry
 from recollect.experiments.pretrain import COMPARED, small_of, variant
-from recollect.experiments.pretrain_models import MODELS, SIZES
+from recollect.experiments.pretrain_models import MODELS
+from recollect.experiments.pretrain_sizes import SIZES
 from recollect.experiments.pretrain_table import PATTERNS
 from recollect.layers import GatedConvolution, LinearAttention, SlidingWindow
 from recollect.models import FunctionalModel

@@ -35,7 +35,11 @@ def test_recall_models_are_the_published_ones():
     for window in (8, 1024):
         first, second = mixers[f"based.window_{window}"]
         assert isinstance(first, BaseConvolution) and second.window == window + 1
-    assert all(isinstance(mixer, Hyena) for mixer in mixers["based.hyena_d64"])
+    for name in ("based.hyena_d64", "zoology.hyena_64x4_d64"):
+        assert len(mixers[name]) == 2
+        for mixer in mixers[name]:
+            assert isinstance(mixer, Hyena) and mixer.time == "last" and mixer.trains_times
+    assert mixers["zoology.base_convolution_64x4_d64"][1].time == "last"
 
 
 def test_based_language_models_have_the_published_epsilons():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recollect.configuration import UserError
-from recollect.layers import LinearAttention, ShortConvolution
+from recollect.layers import Attention, LinearAttention, ShortConvolution
 from recollect.layers.mixer import Context
 from recollect.layers.modules.mlp import SwiGLU
 from recollect.models import FunctionalModel, LanguageModel, Stage, repeat
@@ -112,19 +112,22 @@ def test_impossible_settings(make, message):
         make()
 
 
-def test_dots_keeps_what_kernels_computed():
+@pytest.mark.parametrize("backend, call", [("pallas_tpu", " pallas_call["), ("pallas_gpu", " custom_vmap_call[")])
+def test_dots_keeps_what_kernels_computed(backend, call):
     """A step calls the kernels as often as without remat; "full" calls the forward ones once more."""
 
     def calls(remat):
-        config = LanguageModel(width=16, stages=repeat(LinearAttention(heads=1, feature_dim=8), depth=1), remat=remat)
+        mixer = LinearAttention(heads=1, feature_dim=8) if backend == "pallas_tpu" else Attention(heads=1)
+        config = LanguageModel(width=64, stages=repeat(mixer, depth=1), remat=remat, dtype="bfloat16")
         model = FunctionalModel(config, 8)
-        tokens = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+        tokens = jax.ShapeDtypeStruct((1, 64), jnp.int32)
 
         def loss(params, tokens):
             return jnp.sum(model.bind(params)(tokens))
 
-        with dispatch.preferred_backend("pallas_tpu"), dispatch.interpreted():
-            return str(jax.make_jaxpr(jax.grad(loss))(model.abstract_params(), tokens)).count(" pallas_call[")
+        aimed = dispatch.aimed_at("gpu", "NVIDIA H100 80GB HBM3") if backend == "pallas_gpu" else dispatch.interpreted()
+        with dispatch.preferred_backend(backend), aimed:
+            return str(jax.make_jaxpr(jax.grad(loss))(model.abstract_params(), tokens)).count(call)
 
     none, dots, full = map(calls, ("none", "dots", "full"))
     assert 0 < none == dots < full

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from recollect.layers.packing import document_positions
-from recollect.pallas_kernels.softmax_attention import softmax_attention
+from recollect.pallas_kernels import dispatch
+from recollect.pallas_kernels.softmax_attention import softmax_attention, xla
 
 CLOSE = 2e-6  # rms, fp32: a few roundings over sums of up to 300 terms
 
@@ -129,6 +130,23 @@ def test_queries_that_see_nothing_give_zeros(rows, with_sinks):
     assert np.all(np.asarray(out[:, 2]) == 0)
     expected = jnp.broadcast_to(sinks, (2, 2)) if with_sinks else jnp.full((2, 2), -jnp.inf)
     assert np.allclose(lse[:, 2], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_one_query_on_a_gpu_is_what_it_is_elsewhere(with_sinks):
+    (q, k, v), scale = arrays(3, 1, 4, 4, s=21), 0.3
+    allowed = jax.random.bernoulli(jax.random.key(1), 0.5, (3, 1, 21)).at[1].set(False)
+    sinks = jnp.arange(4.0)[:, None, None] if with_sinks else None
+    bias = jax.random.normal(jax.random.key(2), (3, 4, 1, 1, 21))
+    arguments = (q[:, :, :, None], k, v, allowed, scale, sinks, bias)
+    expected = xla.attend(*arguments)
+    with dispatch.aimed_at("gpu", "a GPU"):
+        text = jax.make_jaxpr(lambda *some: xla.attend(*some, scale, sinks, bias))(*arguments[:4])
+        found = xla.attend(*arguments)
+    assert "dot_general" not in str(text)
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["xla", "reference"])

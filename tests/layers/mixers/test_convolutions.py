@@ -23,11 +23,14 @@ CONFIGS = {
     "one tap": ShortConvolution(kernel=1),
     "base": BaseConvolution(),
     "base implicit": BaseConvolution(kernel=None, maximum_length=MAXIMUM),
+    "base activated": BaseConvolution(activation="silu"),
+    "base long activated": BaseConvolution(kernel=None, maximum_length=MAXIMUM, time="last", activation="silu"),
     "base explicit": BaseConvolution(kernel=None, filter="explicit", maximum_length=MAXIMUM),
     "gated": GatedConvolution(),
     "hyena": Hyena(maximum_length=MAXIMUM, filter_order=8),
+    "hyena published": Hyena(maximum_length=MAXIMUM, filter_order=8, heads=2, time="last", trains_times=True),
 }
-LONG = ("base implicit", "base explicit", "hyena")
+LONG = ("base implicit", "base long activated", "base explicit", "hyena", "hyena published")
 WIDTH = 6
 TOLERANCE = 3e-6  # fp32, a few matrix products and a Fourier transform
 
@@ -169,11 +172,21 @@ def test_base_convolution_by_hand():
     assert error(mixer(x).hidden[0], expected) < TOLERANCE
 
 
-def test_base_convolution_with_a_long_filter_by_hand():
-    mixer, x = build(BaseConvolution(kernel=None, maximum_length=50)), inputs(0, 1, 9)
+def test_base_convolution_with_activations_by_hand():
+    """Zoology's `use_act`."""
+    mixer, x = build(BaseConvolution(activation="silu")), inputs(0, 1, 9)
     w, u = weights_of(mixer), np.asarray(x[0], np.float64)
-    time = np.arange(9)[:, None] / 50
-    phase = np.exp(-1j * 1e-4 * 2 * np.pi * time)
+    convolved = conv_by_hand(u, w["convolution", "taps"]) + w["convolution", "bias"]
+    expected = silu(convolved) * silu(u @ w["projection", "kernel"] + w["projection", "bias"]) + u
+    assert error(mixer(x).hidden[0], expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(("unit", "end"), [("length", 50), ("last", 49)])
+def test_base_convolution_with_a_long_filter_by_hand(unit, end):
+    mixer, x = build(BaseConvolution(kernel=None, maximum_length=50, time=unit)), inputs(0, 1, 9)
+    w, u = weights_of(mixer), np.asarray(x[0], np.float64)
+    time = np.arange(9)[:, None] / end
+    phase = np.exp(-1j * 1e-4 * 2 * np.pi * np.arange(9)[:, None] / 50)
     hidden = (
         np.concatenate([time, phase.real, phase.imag], axis=1) @ w["filter", "up", "kernel"] + w["filter", "up", "bias"]
     )
@@ -186,7 +199,8 @@ def test_explicit_filter_by_hand():
     mixer, x = build(CONFIGS["base explicit"]), inputs(0, 1, 9)
     w, u = weights_of(mixer), np.asarray(x[0], np.float64)
     assert w["filter", "taps"].shape == (MAXIMUM, WIDTH)
-    expected = conv_by_hand(u, w["filter", "taps"]) * (u @ w["projection", "kernel"] + w["projection", "bias"]) + u
+    gate = u @ w["projection", "kernel"] + w["projection", "bias"]
+    expected = (conv_by_hand(u, w["filter", "taps"]) + u) * gate + u
     assert error(mixer(x).hidden[0], expected) < TOLERANCE
 
 
@@ -201,25 +215,41 @@ def test_gated_convolution_by_hand():
     assert error(mixer(x).hidden[0], expected) < TOLERANCE
 
 
-def test_hyena_by_hand():
-    mixer, x = build(Hyena(maximum_length=30, filter_order=5)), inputs(0, 1, 9)
+def hyena_times(unit):
+    """Times of the first 9 of 30 taps, and what the filter's network takes of them."""
+    time = np.arange(9)[:, None] / (30 if unit == "length" else 29)
+    phase = np.exp(-1j * 1e-4 * 2 * np.pi * np.arange(9)[:, None] / 30)
+    return time, np.concatenate([time, phase.real, phase.imag], axis=1)
+
+
+def test_trained_times_start_as_the_constant_ones():
+    filter = SineFilter(4, 30, 5, nnx.Rngs(params=0), unit="last", trains_times=True)
+    np.testing.assert_allclose(filter.embedding[...][:9], hyena_times("last")[1], atol=1e-6)
+    assert filter.embedding.get_metadata()["group"] == "filter_times" and filter.embedding[...].shape == (30, 3)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_hyena_by_hand(published):
+    """As published (Zoology's code): two heads share their filters, the last tap's time is 1, times are parameters."""
+    settings = {"heads": 2, "time": "last", "trains_times": True} if published else {}
+    heads = settings.get("heads", 1)
+    mixer, x = build(Hyena(maximum_length=30, filter_order=5, **settings)), inputs(0, 1, 9)
     w, u = weights_of(mixer), np.asarray(x[0], np.float64)
-    time = np.arange(9)[:, None] / 30
-    phase = np.exp(-1j * 1e-4 * 2 * np.pi * time)
-    z = np.concatenate([time, phase.real, phase.imag], axis=1)
+    time, z = hyena_times(settings.get("time", "length"))
+    z = w["filter", "embedding"][:9] if published else z
     for layer in range(3):
         z = np.sin(
             w["filter", "frequency"]
             * (z @ w["filter", "layers", layer, "kernel"] + w["filter", "layers", layer, "bias"])
         )
-    decay = np.abs(np.linspace(np.log(0.01) / 1.5, np.log(0.01) / 0.3, WIDTH))
-    filter = z @ w["filter", "output"] * np.exp(-time * decay)
+    decay = np.abs(np.linspace(np.log(0.01) / 1.5, np.log(0.01) / 0.3, WIDTH // heads))
+    filter = np.tile(z @ w["filter", "output"] * np.exp(-time * decay), (1, heads))
     projected = (
         conv_by_hand(u @ w["input", "kernel"] + w["input", "bias"], w["convolution", "taps"]) + w["convolution", "bias"]
     )
     x1, x2, v = np.split(projected, 3, axis=1)
     v = v * x1
-    v = conv_by_hand(v, filter) + w["skip",] * v
+    v = conv_by_hand(v, filter) + np.tile(w["skip",], heads) * v
     assert error(mixer(x).hidden[0], (v * x2) @ w["output", "kernel"] + w["output", "bias"]) < TOLERANCE
 
 
@@ -275,9 +305,12 @@ def test_state_sizes():
         "one tap": cursor,
         "base": 2 * WIDTH + cursor,
         "base implicit": 32 * WIDTH + long + cursor,
+        "base activated": 2 * WIDTH + cursor,
+        "base long activated": 32 * WIDTH + long + cursor,
         "base explicit": 32 * WIDTH + long + cursor,
         "gated": 2 * 2 * WIDTH + cursor,
         "hyena": 2 * 3 * WIDTH + 32 * WIDTH + long + cursor,
+        "hyena published": 2 * 3 * WIDTH + 32 * WIDTH + long + cursor,
     }
 
 
@@ -320,6 +353,7 @@ def test_builds_under_vmap_and_survives_json(name):
         lambda: GatedConvolution(expansion=0),
         lambda: GatedConvolution(expansion=3).build(5, Place(), nnx.Rngs(params=jax.random.key(0))),
         lambda: Hyena(filter_order=0),
+        lambda: Hyena(heads=5).build(6, Place(), nnx.Rngs(params=0)),
         lambda: Hyena(maximum_length=-5),
     ],
 )

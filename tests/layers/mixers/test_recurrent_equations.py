@@ -13,6 +13,13 @@ from recollect import layers
 from recollect.layers.mixer import Place
 from recollect.layers.recurrent import RecurrentMixer, StreamMixer
 from recollect.pallas_kernels.dispatch import preferred_backend
+from tests.layers.mixers.online_equations import (
+    log_linear_gated_delta_net,
+    log_linear_mamba2,
+    mesa_net,
+    titans,
+    ttt_linear,
+)
 from tests.layers.mixers.paper_equations import (
     B,
     D,
@@ -36,7 +43,9 @@ from tests.layers.mixers.paper_equations import (
     rg_lru,
     rwkv6,
     rwkv7,
+    sigmoid,
 )
+from tests.layers.mixers.state_space_equations import STATE_SPACES, s4d
 
 X = np.random.default_rng(0).normal(size=(B, T, D))
 
@@ -57,6 +66,14 @@ MODELS = {
     "DeltaProduct without decay": (layers.DeltaProduct(heads=2, decays=False), delta_product),
     "Comba": (layers.Comba(heads=2, correction=0.7), comba),
     "Mamba-2": (layers.Mamba2(heads=4, key_heads=2, key_dim=5), mamba2),
+    "log-linear Mamba-2": (layers.LogLinearMamba2(heads=4, key_heads=2, key_dim=5, levels=6), log_linear_mamba2),
+    "log-linear Gated DeltaNet": (
+        layers.LogLinearGatedDeltaNet(heads=4, key_heads=2, levels=6),
+        log_linear_gated_delta_net,
+    ),
+    "MesaNet": (layers.MesaNet(heads=2), mesa_net),
+    "TTT-Linear": (layers.TTTLinear(heads=2, batch=4, positions=None), ttt_linear),
+    "Titans, linear": (layers.Titans(heads=2, batch=4, rate=3.0), titans),
     "RetNet": (layers.Retention(heads=3, positions=None), retention),
     "GLA": (layers.GatedLinearAttention(heads=2, rank=3), gated_linear_attention),
     "HGRN2": (layers.HGRN2(heads=2), hgrn2),
@@ -70,6 +87,7 @@ MODELS = {
     "minGRU": (layers.MinGRU(expansion=2.0), min_gru),
     "RG-LRU (Griffin)": (layers.RGLRU(heads=3), rg_lru),
     "RWKV-7": (layers.RWKV7(heads=2, rank=5), rwkv7),
+    **STATE_SPACES,
 }
 
 
@@ -81,20 +99,36 @@ def built(config):
     return nnx.merge(graph, state)
 
 
+def outputs(weights, x, config, equation):
+    """S4D gates what its last projection returns; the others end with it."""
+    y = equation(weights, x, config)
+    out = weights.linear("output", y)
+    return out * sigmoid(weights.linear("gate", y)) if equation is s4d else out
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_mixer_is_its_papers_equation(name):
     config, equation = MODELS[name]
+    weights, expected, error = compared(config, equation)
+    print(f"\n| {name:<52} | {error:.1e} |", end="")
+    assert error < 1e-10
+    changed = outputs(weights, np.where(np.arange(T)[:, None] == 3, 2 * X, X), config, equation)
+    assert np.abs(changed - expected)[:, 4:].max() > 1e-3, "later outputs must depend on what was stored"
+
+
+def compared(config, equation):
+    """Weights, what the equation gives, and how far the module is off."""
     module = built(config)
     weights = Weights(module)
-    expected = weights.linear("output", equation(weights, X, config))
+    expected = outputs(weights, X, config, equation)
     with jax.enable_x64(True), preferred_backend("reference"):
         result = np.asarray(module(jnp.asarray(X, jnp.float64)).hidden)
     assert result.dtype == np.float64
-    error = np.abs(result - expected).max() / np.sqrt((expected**2).mean())
-    print(f"\n| {name:<52} | {error:.1e} |", end="")
-    assert error < 1e-10
-    changed = weights.linear("output", equation(weights, np.where(np.arange(T)[:, None] == 3, 2 * X, X), config))
-    assert np.abs(changed - expected)[:, 4:].max() > 1e-3, "later outputs must depend on what was stored"
+    return weights, expected, np.abs(result - expected).max() / np.sqrt((expected**2).mean())
+
+
+def test_ttt_linear_counts_positions_in_mini_batches():
+    assert compared(layers.TTTLinear(heads=2, batch=4), ttt_linear)[2] < 1e-5  # angles are fp32
 
 
 def test_every_recurrent_mixer_is_here():

@@ -10,8 +10,9 @@ from flax import nnx
 
 from recollect.configuration import UserError
 from recollect.layers.mixer import Place
-from recollect.layers.modules.mlp import GELU, SwiGLU
+from recollect.layers.modules.mlp import GELU, SGLU, GeGLU, SwiGLU
 from recollect.layers.modules.norms import LayerNorm, RMSNorm
+from recollect.layers.modules.simple_rms_norm import SRMSNorm
 
 X = np.random.default_rng(0).normal(1.0, 2.0, (3, 5, 8)).astype(np.float32)
 
@@ -40,13 +41,16 @@ def test_norms():
     np.testing.assert_allclose(
         layer(jnp.asarray(X)), centred * value(layer.gain) + value(layer.bias), rtol=1e-5, atol=1e-6
     )
+    plain = SRMSNorm(epsilon=0.1).build(8)
+    np.testing.assert_allclose(plain(jnp.asarray(X)), x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1), rtol=1e-5)
+    assert not jax.tree.leaves(nnx.state(plain))
     assert LayerNorm(bias=False).build(8).bias is None
     np.testing.assert_allclose(
         RMSNorm().build(8)(jnp.asarray(X)), x / np.sqrt((x**2).mean(-1, keepdims=True)), rtol=1e-5
     )  # gain starts at 1
 
 
-@pytest.mark.parametrize("config", [RMSNorm(), LayerNorm()], ids=["rms", "layer"])
+@pytest.mark.parametrize("config", [RMSNorm(), LayerNorm(), SRMSNorm()], ids=["rms", "layer", "simple"])
 def test_statistics_are_fp32(config):
     norm = config.build(4096)
     large = (300 + np.random.default_rng(2).normal(size=(1, 4096))).astype(
@@ -77,6 +81,13 @@ def test_mlps():
         rtol=1e-4,
         atol=1e-4,
     )
+    for config, activation in (
+        (SGLU(hidden=5), lambda u: u),
+        (GeGLU(hidden=5), lambda u: 0.5 * u * (1 + np.tanh((2 / np.pi) ** 0.5 * (u + 0.044715 * u**3)))),
+    ):
+        gated = randomised(config.build(8, Place(), nnx.Rngs(params=0)))
+        inner = activation(x @ value(gated.gate.kernel)) * (x @ value(gated.up.kernel))
+        np.testing.assert_allclose(gated(jnp.asarray(X)), inner @ value(gated.down.kernel), rtol=1e-4, atol=1e-4)
     assert SwiGLU().inner(768) == 2048 and SwiGLU(hidden=7).inner(768) == 7
 
 

@@ -119,3 +119,12 @@ def test_dtype_is_the_one_asked_for():
     assert after.keys.dtype == after.values.dtype == jnp.bfloat16
     assert after.keys.shape == (1, 4, 2, 3) and after.values.shape == (1, 4, 2, 5)
     assert jax.tree.structure(after) == jax.tree.structure(cache)
+
+
+def test_one_token_is_written_into_the_ring_and_nothing_is_copied_beside_it():
+    cache = WindowCache.create(2, 8, 1, 4, 4, jnp.float32)
+    token = jnp.ones((2, 1, 1, 4))
+    tokens, cursor = cache.cursor.read(Context(), 2, 1)
+    keys, _, fields, after = cache.remember(token, token, tokens, cursor)
+    assert keys is after.keys and fields.positions is after.positions  # 8 slots, not 9
+    assert after.count.tolist() == [1, 1]

@@ -24,20 +24,22 @@ def landmark_retrieval(
     q = jnp.where((queries[1] != 0)[:, :, None, None], q, 0) * jnp.asarray(scale, q.dtype)
 
     def some(part: Any) -> jax.Array:
-        return _attend(*part, k, v, key_fields, schedule.blocks, schedule.size, window, rotate)
+        q, positions, segments, *picked = part
+        stored = (k, v, key_fields, schedule.blocks, schedule.size)
+        return _attend(q, positions, segments, picked, *stored, window, rotate)
 
     return in_parts(some, (q, *queries, schedule.index, schedule.valid), query_chunk)
 
 
-def _attend(q, positions, segments, chosen, valid, k, v, key_fields, blocks: KeyBlocks, c, window, rotate):
+def _attend(q, positions, segments, picked, k, v, key_fields, blocks: KeyBlocks, c, window, rotate):
     b, t, h, _ = q.shape
-    groups, block, top = k.shape[2], c - 1, chosen.shape[-1]
+    groups, block, top = k.shape[2], c - 1, picked[0].shape[-1]
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
     def grouped(x):
         return x.reshape(b, t, groups, h // groups, x.shape[-1])
 
-    chosen, valid = grouped(chosen), grouped(valid)
+    chosen, valid = map(grouped, picked)
     before = positions // c // window * window  # blocks before the window
     stingy = stingy_positions(positions, c, top, window)
     q_true, q_stingy = grouped(rotate(q, positions)), grouped(rotate(q, stingy))

@@ -110,9 +110,8 @@ def train_steps(run: RunState, hooks: list[Hook]) -> None:
     for hook in reversed(hooks):
         hook.end(run)
     if run.stop_signal == "SIGINT":
-        raise KeyboardInterrupt(
-            f"{run.folder.path} is saved at step {run.progress.step:,}, and the same command goes on"
-        )
+        saved = f"{run.folder.path} is saved at step {run.progress.step:,}"
+        raise KeyboardInterrupt(f"{saved}, and the same command goes on")
 
 
 def _fetch(run: RunState, hooks: list[Hook], *, in_flight: int) -> None:

@@ -123,11 +123,8 @@ def attend(q, k, v, allowed, scale, sinks=None, bias=None, dropout=None) -> tupl
     scores = scores if bias is None else scores + bias
     weights, total, lse = unnormalised_softmax(jnp.where(allowed[..., None, :, None, :], scores, -jnp.inf), sinks)
     weights = weights if dropout is None else weights * dropout
-    out = (
-        jnp.einsum("...gtrs,...sgv->...gtrv", weights.astype(v.dtype), v, preferred_element_type=wide)
-        / total[..., None]
-    )
-    return jnp.swapaxes(out, -4, -3), jnp.swapaxes(lse, -3, -2)
+    out = jnp.einsum("...gtrs,...sgv->...gtrv", weights.astype(v.dtype), v, preferred_element_type=wide)
+    return jnp.swapaxes(out / total[..., None], -4, -3), jnp.swapaxes(lse, -3, -2)
 
 
 def unnormalised_softmax(scores: jax.Array, sinks: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:

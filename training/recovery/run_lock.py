@@ -122,15 +122,12 @@ def start_of(process: Any) -> str | None:
     """Returns when a process of this host started, which tells it from a later one of its number; None: it is gone."""
     if not isinstance(process, int):
         return None
-    if Path("/proc/self/stat").exists():
-        try:
-            state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if state in "ZX" else fields[18]
-    with contextlib.suppress(PermissionError):  # another user's
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return None
-    return "running"
+    if not Path("/proc/self/stat").exists():
+        from recollect.training.recovery.stale_lock import is_running
+
+        return "running" if is_running(process) else None
+    try:
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else fields[18]

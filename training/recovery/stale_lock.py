@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ def wait_until_stale(path: Path) -> dict[str, Any] | None:
             )
         run_lock.sleep(1.0)  # it may be gone: a moment will tell
     return holder
+
+
+def is_running(process: int) -> bool:
+    """Returns whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # another user's
+    return True
 
 
 def _is_stale(holder: dict[str, Any]) -> bool:

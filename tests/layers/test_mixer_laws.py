@@ -66,11 +66,11 @@ VARIANTS: dict[str, list[MixerConfig]] = {
         layers.ShortConvolution(kernel=1),
     ],
     "BaseConvolution": [
-        layers.BaseConvolution(kernel=None, maximum_length=300),
+        layers.BaseConvolution(kernel=None, maximum_length=300, time="last", activation="silu"),
         layers.BaseConvolution(kernel=None, filter="explicit", maximum_length=300),
     ],
     "GatedConvolution": [layers.GatedConvolution(kernel=4, expansion=2)],
-    "Hyena": [layers.Hyena(maximum_length=300, filter_order=16)],
+    "Hyena": [layers.Hyena(maximum_length=300, filter_order=16, heads=2, time="last", trains_times=True)],
     "Landmark": [
         layers.Landmark(block=4, heads=4, key_heads=2, positions=Rotary()),
         layers.Landmark(block=3, heads=2, positions=Rotary(), retrieve=2),

@@ -53,7 +53,7 @@ class LanguageModel(Config):
         kernels, "full" everything.
       canon: short convolutions in every block, see there; None has none.
       lora: low-rank updates of linear maps, trained alone unless asked; None has none.
-      unroll: write repeated layers out instead of scanning over them (slower to compile, easier to debug).
+      unroll: write repeated layers out instead of scanning over them (slower to compile, and faster to train on a GPU).
     """
 
     width: int = chz.field(default=64, validator=at_least(1))

@@ -10,11 +10,13 @@ from __future__ import annotations
 from recollect.experiments import mqar
 from recollect.experiments.study import Study, grid
 from recollect.layers import (
+    H3,
     HGRN2,
     MLSTM,
     RGLRU,
     RWKV6,
     RWKV7,
+    S4D,
     Attention,
     Comba,
     DeltaNet,
@@ -23,12 +25,15 @@ from recollect.layers import (
     GatedDeltaNet2,
     GatedLinearAttention,
     GatedSlotAttention,
+    Hyena2,
     KimiDeltaAttention,
     Lightning,
     LinearAttention,
     LogLinearGatedDeltaNet,
     LogLinearMamba2,
+    Mamba,
     Mamba2,
+    Mamba3,
     MesaNet,
     Retention,
     Titans,
@@ -62,6 +67,11 @@ VARIANTS = {
     "rwkv7": "Convolution + RWKV-7.",
     "gsa": "Convolution + gated slot attention: softmax over slots.",
     "rg_lru": "Convolution + Griffin's recurrent block: a vector for a state.",
+    "mamba": "Convolution + Mamba: a selective state space model per channel.",
+    "mamba3": "Convolution + Mamba-3: the trapezoidal rule, states that turn.",
+    "s4d": "Convolution + S4D: a state space model per channel; mixes by place, not by content.",
+    "h3": "Convolution + H3: shifted keys times values into a state space model.",
+    "hyena2": "Convolution + Hyena-2's long convolution (LI).",
 }
 """Name and docstring of the experiments, which experiments/registry.py reads without running this file."""
 
@@ -90,6 +100,11 @@ MIXERS: dict[str, MixerConfig] = {
     "rwkv7": RWKV7(),
     "gsa": GatedSlotAttention(heads=2, kernel=4),
     "rg_lru": RGLRU(),
+    "mamba": Mamba(),
+    "mamba3": Mamba3(key_dim=32),
+    "s4d": S4D(state=32),
+    "h3": H3(head_dim=8, state=4, taps=4),
+    "hyena2": Hyena2(),
 }
 
 

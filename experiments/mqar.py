@@ -11,15 +11,7 @@ import chz
 
 from recollect.data.synthetics import MQAR
 from recollect.experiments.study import Study, grid
-from recollect.layers import (
-    Attention,
-    BaseConvolution,
-    Hyena,
-    Landmark,
-    LinearAttention,
-    MixtureOfHeads,
-    SlidingWindow,
-)
+from recollect.layers import Attention, BaseConvolution, Hyena, Landmark, LinearAttention, MixtureOfHeads, SlidingWindow
 from recollect.layers.mixer import MixerConfig
 from recollect.layers.modules.feature_maps import Taylor
 from recollect.layers.modules.norms import LayerNorm

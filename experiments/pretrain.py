@@ -1,4 +1,4 @@
-"""Pretraining from scratch: nineteen mixer patterns at four sizes, and a small study of loss against tokens at equal
+"""Pretraining from scratch: twenty mixer patterns at four sizes, and a small study of loss against tokens at equal
 data.
 
     python main.py train pretrain.attention_30m                            # two CPU cores

@@ -28,9 +28,11 @@ from recollect.layers.mixers.gated_delta_net import GatedDeltaNet, GatedDeltaNet
 from recollect.layers.mixers.gated_delta_net_2 import GatedDeltaNet2, GatedDeltaNet2Mixer
 from recollect.layers.mixers.gated_linear_attention import GatedLinearAttention, GatedLinearAttentionMixer
 from recollect.layers.mixers.gated_slot_attention import GatedSlotAttention, GatedSlotAttentionMixer
+from recollect.layers.mixers.h3 import H3, H3Mixer
 from recollect.layers.mixers.hgrn import HGRN, HGRNMixer
 from recollect.layers.mixers.hgrn2 import HGRN2, HGRN2Mixer
 from recollect.layers.mixers.hyena import Hyena, HyenaMixer, HyenaState
+from recollect.layers.mixers.hyena2 import ExplicitTaps, ExponentialFilter, Hyena2, Hyena2Mixer
 from recollect.layers.mixers.kimi_delta_attention import KimiDeltaAttention, KimiDeltaAttentionMixer
 from recollect.layers.mixers.landmark import Landmark, LandmarkMixer
 from recollect.layers.mixers.latent_attention import LatentAttention, MultiHeadLatentAttention
@@ -39,7 +41,9 @@ from recollect.layers.mixers.linear_attention import LinearAttention, LinearAtte
 from recollect.layers.mixers.log_linear_gated_delta_net import LogLinearGatedDeltaNet, LogLinearGatedDeltaNetMixer
 from recollect.layers.mixers.log_linear_mamba2 import LogLinearMamba2, LogLinearMamba2Mixer
 from recollect.layers.mixers.long_base_convolution import ExplicitFilter, LongBaseConvolutionMixer
+from recollect.layers.mixers.mamba import Mamba, MambaMixer
 from recollect.layers.mixers.mamba2 import Mamba2, Mamba2Mixer
+from recollect.layers.mixers.mamba3 import Mamba3, Mamba3Mixer
 from recollect.layers.mixers.mesa_net import MesaNet, MesaNetMixer
 from recollect.layers.mixers.min_gru import MinGRU, MinGRUMixer
 from recollect.layers.mixers.mixture_of_heads import HeadUse, MixtureOfHeads, MixtureOfHeadsAttention
@@ -53,6 +57,7 @@ from recollect.layers.mixers.retention import Retention, RetentionMixer
 from recollect.layers.mixers.rg_lru import RGLRU, RGLRUMixer
 from recollect.layers.mixers.rwkv6 import RWKV6, RWKV6Mixer
 from recollect.layers.mixers.rwkv7 import RWKV7, RWKV7Mixer
+from recollect.layers.mixers.s4d import S4D, S4DMixer
 from recollect.layers.mixers.short_convolution import DepthwiseConvolution, ShortConvolution
 from recollect.layers.mixers.sliding_window import SlidingWindow, SlidingWindowAttention
 from recollect.layers.mixers.titans import Titans, TitansMixer

@@ -20,7 +20,7 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Inexact, Int
 
 from recollect.configuration import UserError, at_least
 from recollect.layers.mixer import Context, Cursor, Mixer, MixerConfig, MixerOutput, Place, check_input, zero_padding
@@ -31,6 +31,7 @@ from recollect.layers.state.capacity import check_positions
 from recollect.pallas_kernels.gated_convolution import short_convolution
 from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 from recollect.pallas_kernels.linear_scan import linear_scan
+from recollect.pallas_kernels.modal_recurrence import modal_recurrence, state_shape
 
 
 class HeadSizes(NamedTuple):
@@ -134,6 +135,20 @@ class Stream:
     ) -> Float[Array, "b t f"]:
         """Returns h_t = a_t h_{t-1} + b_t per channel, fp32 (`linear_scan`)."""
         return self.run(name, jax.ShapeDtypeStruct((b.shape[0], b.shape[2]), jnp.float32), linear_scan, a, b)
+
+    def modes(
+        self,
+        v: Float[Array, "b t h v"],
+        log_poles: Inexact[Array, "h n"],
+        residues: Inexact[Array, "h n"],
+        *,
+        q: Float[Array, "b t h k"] | None = None,
+        k: Float[Array, "b t h k"] | None = None,
+        name: str = "memory",
+    ) -> Float[Array, "b t h v"]:
+        """Returns the outputs of `modal_recurrence`."""
+        zeros = jax.ShapeDtypeStruct(state_shape(v, log_poles, k), jnp.float32)
+        return self.run(name, zeros, modal_recurrence, v, log_poles, residues, q=q, k=k)
 
     def convolution(
         self, module: CausalConvolution, x: Float[Array, "b t f"], *, name: str, activation: str = "none"

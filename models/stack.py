@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import chz
 import jax
@@ -53,9 +53,6 @@ def repeat(*mixers: MixerConfig, depth: int) -> tuple[Stage, ...]:
 
 class Block(nnx.Module):
     """x = x + mixer(norm(x));  x = x + mlp(norm(x))."""
-
-    PARTS: ClassVar[tuple[str, ...]] = ("mixer_norm", "mixer", "mlp_norm", "mlp")
-    """Attributes that hold parameters, in the order of the forward pass."""
 
     def __init__(self, mixer: MixerConfig, config: Any, place: Place, rngs: nnx.Rngs):
         norm, mlp, width = config.norm, config.mlp, config.width

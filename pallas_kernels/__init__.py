@@ -19,6 +19,8 @@ from recollect.pallas_kernels.linear_recurrence import (
     run_recurrence,
 )
 from recollect.pallas_kernels.linear_scan import linear_scan
+from recollect.pallas_kernels.modal_recurrence import modal_recurrence
+from recollect.pallas_kernels.selective_scan import selective_scan
 from recollect.pallas_kernels.softmax_attention import merge, softmax_attention
 from recollect.pallas_kernels.taylor_attention import taylor_attention, taylor_attention_step
 
@@ -32,8 +34,10 @@ __all__ = [
     "linear_scan",
     "long_convolution",
     "merge",
+    "modal_recurrence",
     "retrieve_blocks",
     "run_recurrence",
+    "selective_scan",
     "short_convolution",
     "short_convolution_step",
     "softmax_attention",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -75,12 +76,9 @@ class StopOnSignal(Hook):
         self._since = 0.0
         self._seconds_left: float | None = None
         self._lengths: set[int] = set()
-        self._handlers: dict[int, Any] = {}
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._handle)
-        except ValueError:  # not the main thread: whoever runs us there handles signals
-            self._handlers = {}
+        alone = threading.current_thread() is threading.main_thread()  # else whoever runs us there handles signals
+        numbers = (signal.SIGTERM, signal.SIGINT) if alone else ()
+        self._handlers: dict[int, Any] = {number: signal.signal(number, self._handle) for number in numbers}
 
     def before_call(self, run: RunState, length: int) -> None:
         """Sets `run.stop_signal` where no further call is to be sent; every process of a run asks after each call.
@@ -116,10 +114,8 @@ class StopOnSignal(Hook):
         signal.signal(number, self._handlers[number])
         when = f"in about {self._seconds_left:.1f} s" if self._seconds_left else "once the steps are compiled"
         name = "SIGTERM: " if number == signal.SIGTERM else ""
-        print(
-            f"{name}stopping after the calls of steps in flight and a checkpoint, {when}; once more stops at once",
-            file=sys.stderr,
-        )
+        stopping = f"{name}stopping after the calls of steps in flight and a checkpoint, {when}"
+        print(f"{stopping}; once more stops at once", file=sys.stderr)
 
 
 class Evaluate(Hook):

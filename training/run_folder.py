@@ -60,16 +60,13 @@ class RunFolder:
         self.unwritten: list[str] = []
         self._writes = current_host().is_main
         config_path = self.path / "config.json"
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; a run needs a folder")
         if config_path.exists():
             from recollect.training.resumed_config import check_resumable
 
             check_resumable(self.path, experiment)
         elif self._writes and self.path.exists() and any(path.name != "lock" for path in self.path.iterdir()):
-            raise UserError(
-                f"{self.path} is not empty and holds no config.json: not a run's folder, so nothing is written there"
-            )
+            why = "is not empty and holds no config.json: not a run's folder"
+            raise UserError(f"{self.path} {why}, so nothing is written there")
         if self._writes:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)

@@ -58,5 +58,6 @@ from recollect.layers.modules.selectors import MeanBlocks, Selector
 from recollect.layers.modules.short_convolution import CausalConvolution
 from recollect.layers.modules.simple_rms_norm import SimpleRMSNormalization, SRMSNorm
 from recollect.layers.modules.stabiliser import running_maximum
+from recollect.layers.modules.state_space import DiagonalStateSpace
 
 __all__ = exported_names(globals())

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.chunking import compaction, permuted, taken
-from recollect.pallas_kernels.gated_convolution.short_xla import activated, shifted
+from recollect.pallas_kernels.gated_convolution.short_blocks_xla import documents_by_blocks
+from recollect.pallas_kernels.gated_convolution.short_xla import UNROLLED, activated, shifted
 from recollect.pallas_kernels.segments import zero_padding
 
 
@@ -27,8 +28,9 @@ def packed(
     old_segment = jnp.zeros(b, in_front.dtype) if initial_segment is None else initial_segment.astype(in_front.dtype)
     inputs = jnp.concatenate([old.astype(jnp.float32), moved.astype(jnp.float32)], axis=1)
     segments = jnp.concatenate([jnp.broadcast_to(old_segment[:, None], (b, past)), in_front], axis=1)
-    y = jnp.zeros((b, t, d), jnp.float32)
-    for lag in range(past + 1):
+    many = past >= UNROLLED
+    y = documents_by_blocks(inputs, taps, segments)[:, past:] if many else jnp.zeros((b, t, d), jnp.float32)
+    for lag in range(0 if many else past + 1):
         same = shifted(segments, past, lag, t) == in_front
         y = y + taps[lag].astype(jnp.float32) * jnp.where(same[:, :, None], shifted(inputs, past, lag, t), 0)
     y = activated(y, bias, activation)

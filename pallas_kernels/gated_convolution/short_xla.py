@@ -1,12 +1,14 @@
 """The short convolution for XLA: one shifted multiply-add per tap, which XLA fuses into one loop over x.
 
-Rows of several documents: short_packed_xla.py.
+Rows of several documents: short_packed_xla.py. More than 16 taps: short_blocks_xla.py.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+
+UNROLLED = 16
 
 
 def short_convolution(x, taps, bias, *, segment_ids, initial_segment, **settings) -> tuple[jax.Array, jax.Array | None]:
@@ -26,8 +28,14 @@ def _one_document(
     old = jnp.zeros((b, past, d), x.dtype) if initial_state is None else initial_state
     gated = x if in_gate is None else x.astype(jnp.float32) * in_gate.astype(jnp.float32)
     inputs = jnp.concatenate([old.astype(jnp.float32), gated.astype(jnp.float32)], axis=1)
-    y = jnp.zeros((b, t, d), jnp.float32)
-    for lag in range(past + 1):
+    if past >= UNROLLED:
+        from recollect.pallas_kernels.gated_convolution.short_blocks_xla import by_blocks
+
+        y = by_blocks(gated.astype(jnp.float32) if initial_state is None else inputs, taps)[:, -t:]
+        lags = range(0)
+    else:
+        y, lags = jnp.zeros((b, t, d), jnp.float32), range(past + 1)
+    for lag in lags:
         # Without a state, shifts of x itself: XLA on CPU is several times slower where a gradient flows into a
         # concatenation.
         past_inputs = _delayed(gated, lag) if initial_state is None else shifted(inputs, past, lag, t)

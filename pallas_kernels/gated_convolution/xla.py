@@ -41,7 +41,7 @@ def long_convolution(x: jax.Array, filter: jax.Array, *, segment_ids: jax.Array 
         return _one_document(x.astype(jnp.float32), jnp.pad(filter, ((0, t - filter.shape[0]), (0, 0))))
     order, place = compaction(segment_ids)
     moved = permuted(zero_padding(x, segment_ids), order, place).astype(jnp.float32)
-    y = _documents_apart(moved, filter, taken(segment_ids, order))
+    y = documents_apart(moved, filter, taken(segment_ids, order))
     return zero_padding(permuted(y, place, order), segment_ids)
 
 
@@ -84,14 +84,14 @@ def _one_document(x: jax.Array, filter: jax.Array) -> jax.Array:
     t, d = filter.shape
     if t <= TOEPLITZ_UP_TO:
         # Lags from t - 1 down to 1 - t, those below 0 empty.
-        return _toeplitz_product(x, jnp.concatenate([filter[::-1], jnp.zeros((t - 1, d))]))
+        return toeplitz_product(x, jnp.concatenate([filter[::-1], jnp.zeros((t - 1, d))]))
     points = _transform_length(2 * t - 1)
     product = jnp.fft.rfft(x, points, axis=1) * jnp.fft.rfft(filter, points, axis=0)
     return jnp.fft.irfft(product, points, axis=1)[:, :t]
 
 
-def _toeplitz_product(x: jax.Array, taps: jax.Array) -> jax.Array:
-    """y_i = sum_j taps[n - 1 - i + j] x_j: x (..., n, d) and taps (2n - 1, d) give y (..., n, d)."""
+def toeplitz_product(x: jax.Array, taps: jax.Array) -> jax.Array:
+    """Returns y_i = sum_j taps[n - 1 - i + j] x_j: x (..., n, d) and taps (2n - 1, d) give y (..., n, d)."""
     n = x.shape[-2]
     # Rows of a Toeplitz matrix are windows of one vector. Repeating the vector at a period one longer than a row skews
     # it by one a row, which gives all windows without a gather.
@@ -104,8 +104,8 @@ def _toeplitz_product(x: jax.Array, taps: jax.Array) -> jax.Array:
     return jnp.einsum("dij,...jd->...id", skewed[:, :, n - 1 :], x)
 
 
-def _documents_apart(x: jax.Array, filter: jax.Array, segments: jax.Array) -> jax.Array:
-    """x (b, t, d) with its padding at the end, filter (at most t, d)."""
+def documents_apart(x: jax.Array, filter: jax.Array, segments: jax.Array) -> jax.Array:
+    """Returns the convolution within each document: x (b, t, d) with its padding at the end, filter (at most t, d)."""
     t = x.shape[1]
     y = filter[0] * x
     block = 1
@@ -131,7 +131,7 @@ def _left_to_right(x: jax.Array, filter: jax.Array, segments: jax.Array, block: 
     taps = filter[: 2 * block]
     taps = jnp.pad(taps, ((0, 2 * block - taps.shape[0]), (0, 0)))
     if block <= TOEPLITZ_BLOCKS_UP_TO:
-        y = _toeplitz_product(left, taps[:0:-1])
+        y = toeplitz_product(left, taps[:0:-1])
     else:
         # Lags run from 1 to 2 * block - 1: over 2 * block points the half that is read holds nothing that wrapped
         # around.

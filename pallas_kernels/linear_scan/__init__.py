@@ -3,8 +3,8 @@
     h_t = a_t h_{t-1} + b_t
 
 A token whose segment differs from the one before it starts from h = 0. Padding (segment 0) leaves h as it is and reads
-0. Real or complex. RG-LRU, HGRN, minGRU and diagonal state space models (S4D) are this; where the state is an outer
-product of keys and values, `linear_recurrence` never forms it per token.
+0. Real or complex. RG-LRU, HGRN and minGRU are this; where the state is an outer product of keys and values
+`linear_recurrence`, and where decays are constant `modal_recurrence`, never form it per token.
 """
 
 from __future__ import annotations

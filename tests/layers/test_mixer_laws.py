@@ -97,6 +97,11 @@ VARIANTS: dict[str, list[MixerConfig]] = {
         layers.Lightning(form="transnormer", lrpe=True),
         layers.Lightning(heads=3, form="transnormer", decay="paper", key_dim=4, value_dim=5),
     ],
+    "Mamba": [layers.Mamba(state=3, expansion=1, rank=5, kernel=1)],
+    "Mamba3": [layers.Mamba3(heads=4, key_heads=2, key_dim=6, value_dim=3, turning=1.0)],
+    "S4D": [layers.S4D(state=6)],
+    "H3": [layers.H3(head_dim=4, state=6, taps=3)],
+    "Hyena2": [layers.Hyena2(filter="SE", groups=4), layers.Hyena2(filter="MR", groups=2, taps=20, decay="strong")],
     "MLSTM": [layers.MLSTM(heads=2, cap=None)],
     "RWKV7": [layers.RWKV7(heads=4, rank=3)],
     "MixtureOfHeads": [

@@ -182,6 +182,11 @@ SHORT_CASES = [
     pytest.param((1000, "silu", False, {"segments": "packed", "taps": 2, "d": 7}), marks=pytest.mark.slow),
     pytest.param((300, "none", True, {"taps": 8, "gates": "", "d": 260}), marks=pytest.mark.slow),
 ]
+MANY_TAPS = [
+    (150, "silu", True, {"taps": 90, "b": 1}),
+    pytest.param((37, "none", False, {"taps": 60, "state": False, "gates": ""}), marks=pytest.mark.more),
+    pytest.param((150, "none", True, {"taps": 40, "segments": "ragged"}), marks=pytest.mark.more),
+]
 LONG_CASES = [
     # t, what else
     (1, {}),
@@ -192,7 +197,7 @@ LONG_CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", SHORT_CASES, ids=str)
+@pytest.mark.parametrize("case", SHORT_CASES + MANY_TAPS, ids=str)
 def test_short_xla_is_the_sum(case):
     t, activation, return_state, sizes = case
     given, fixed = short_arguments(t, **sizes)

@@ -16,9 +16,11 @@ from recollect.data.batch import Batch
 from recollect.layers.mixer import Context
 from recollect.models.activations import activations
 from recollect.models.functional import Params, flatten
-from recollect.models.stack import Block
 from recollect.training.experiment import Experiment
 from recollect.training.step import Program, program_for
+
+BLOCK = ("mixer_norm", "mixer", "mlp_norm", "mlp")
+"""Attributes of `models.Block` that hold parameters, in the order of the forward pass."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _in_order(experiment: Experiment, counts: dict[str, Any]) -> list[str]:
                 pattern, position = stages[int(match[1])].pattern, int(match[2])
                 layer = first[int(match[1])] + repeat * len(pattern) + position
                 shown = f"layer {layer} {type(pattern[position]).__name__} {match[3]}"
-                wrong.append((layer, Block.PARTS.index(match[4]), shown))
+                wrong.append((layer, BLOCK.index(match[4]), shown))
     return [name for *_, name in sorted(wrong, key=lambda row: row[:2])]
 
 

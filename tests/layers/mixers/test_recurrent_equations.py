@@ -43,7 +43,9 @@ from tests.layers.mixers.paper_equations import (
     rg_lru,
     rwkv6,
     rwkv7,
+    sigmoid,
 )
+from tests.layers.mixers.state_space_equations import STATE_SPACES, s4d
 
 X = np.random.default_rng(0).normal(size=(B, T, D))
 
@@ -86,6 +88,7 @@ MODELS = {
     "minGRU": (layers.MinGRU(expansion=2.0), min_gru),
     "RG-LRU (Griffin)": (layers.RGLRU(heads=3), rg_lru),
     "RWKV-7": (layers.RWKV7(heads=2, rank=5), rwkv7),
+    **STATE_SPACES,
 }
 
 
@@ -97,13 +100,20 @@ def built(config):
     return nnx.merge(graph, state)
 
 
+def outputs(weights, x, config, equation):
+    """S4D gates what its last projection returns; the others end with it."""
+    y = equation(weights, x, config)
+    out = weights.linear("output", y)
+    return out * sigmoid(weights.linear("gate", y)) if equation is s4d else out
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_mixer_is_its_papers_equation(name):
     config, equation = MODELS[name]
     weights, expected, error = compared(config, equation)
     print(f"\n| {name:<52} | {error:.1e} |", end="")
     assert error < 1e-10
-    changed = weights.linear("output", equation(weights, np.where(np.arange(T)[:, None] == 3, 2 * X, X), config))
+    changed = outputs(weights, np.where(np.arange(T)[:, None] == 3, 2 * X, X), config, equation)
     assert np.abs(changed - expected)[:, 4:].max() > 1e-3, "later outputs must depend on what was stored"
 
 
@@ -111,7 +121,7 @@ def compared(config, equation):
     """Weights, what the equation gives, and how far the module is off."""
     module = built(config)
     weights = Weights(module)
-    expected = weights.linear("output", equation(weights, X, config))
+    expected = outputs(weights, X, config, equation)
     with jax.enable_x64(True), preferred_backend("reference"):
         result = np.asarray(module(jnp.asarray(X, jnp.float64)).hidden)
     assert result.dtype == np.float64

@@ -13,9 +13,18 @@ from flax import nnx
 from recollect import layers
 from recollect.configuration import UserError
 from recollect.layers.mixer import Place
+from recollect.layers.recurrent import StreamMixer
 from recollect.models import flatten
+from tests.layers.mixers.state_space_initial_values import (
+    STATE_SPACE_VALUES,
+    D,
+    constant,
+    mamba_steps,
+    normal,
+    uniform,
+)
 
-D, DRAWS = 48, 24
+DRAWS = 24
 
 
 def draws(config, place=Place(1, 4)):
@@ -27,30 +36,10 @@ def draws(config, place=Place(1, 4)):
     return {path: np.stack([np.asarray(one[path], np.float64) for one in each]) for path in each[0]}
 
 
-def uniform(values, low, high):
-    assert low - 1e-5 <= values.min() and values.max() <= high + 1e-5
-    tolerance = 0.1 * (high - low)
-    assert abs(values.mean() - (low + high) / 2) < tolerance
-    assert abs(values.std() - (high - low) / 12**0.5) < tolerance
-
-
-def normal(values, deviation):
-    error = deviation / values.size**0.5
-    assert abs(values.mean()) < 4 * error and abs(values.std() - deviation) < 3 * error
-
-
-def constant(values, expected):
-    np.testing.assert_allclose(values, np.broadcast_to(expected, values.shape), rtol=1e-4, atol=1e-6)
-
-
 def orthogonal(values, gain):
     for matrix in values:
         rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
         np.testing.assert_allclose(rows @ rows.T, gain**2 * np.eye(len(rows)), atol=1e-5)
-
-
-def mamba_steps(values):
-    uniform(np.log(np.log1p(np.exp(values))), math.log(1e-3), math.log(0.1))
 
 
 def mamba_rates(low):
@@ -226,6 +215,8 @@ PUBLISHED = {
     },
     layers.Mamba2(): MAMBA2,
     layers.RWKV7(): rwkv7(),
+    layers.LinearAttention(): PROJECTIONS,
+    **STATE_SPACE_VALUES,
     layers.LogLinearMamba2(): MAMBA2
     | {"levels.projection.kernel": torch_linear, "levels.scale": lambda values: constant(values, 1)},
     layers.LogLinearGatedDeltaNet(heads=4): GATED
@@ -264,8 +255,8 @@ def test_first_values_are_the_published_ones(config):
 
 
 def test_every_recurrent_mixer_is_here():
-    recurrent = {cls for cls in layers.MIXERS if issubclass(cls, layers.RecurrentConfig)}
-    recurrent |= {layers.HGRN, layers.MinGRU, layers.RGLRU}
+    modules = {cls: cls().build(D, Place(0, 2), nnx.Rngs(params=jax.random.key(0))) for cls in layers.MIXERS}
+    recurrent = {cls for cls, module in modules.items() if isinstance(module, StreamMixer)}
     assert {type(config) for config in PUBLISHED} == recurrent
 
 
@@ -306,6 +297,13 @@ def test_first_layers_forget_without_bounds_and_last_layers_almost_never():
         (lambda: layers.TTTLinear(key_dim=5), "key_dim=5: TTTLinear needs as many as value_dim=24"),
         (lambda: layers.Titans(rate=0.0), r"rate=0\.0: must be positive"),
         (lambda: layers.MinGRU(expansion=0.0), r"expansion=0\.0: must be positive"),
+        (lambda: layers.Mamba(state=0), "state=0: must be at least 1"),
+        (lambda: layers.S4D(state=5), "state=5: must be even and at least 2"),
+        (lambda: layers.H3(head_dim=5), "head_dim=5 does not divide the model width 48"),
+        (lambda: layers.Hyena2(groups=5), "groups=5 does not divide the model width 48"),
+        (lambda: layers.Hyena2(taps=9), 'taps=9: filter="LI" is infinitely long'),
+        (lambda: layers.Mamba3(turning=0.0), r"turning=0\.0: must be in \(0, 1\]"),
+        (lambda: layers.Mamba3(key_dim=2), r"turning=0\.5: no pair of the key_dim=2 state dimensions turns"),
     ],
 )
 def test_impossible_settings(make, message):

@@ -2,6 +2,7 @@
 
 from recollect.configuration import exported_names
 from recollect.layers.modules.decays import (
+    BoundedDecay,
     LogSigmoidDecay,
     LowerBound,
     StepDecay,

@@ -21,6 +21,7 @@ ALLOWED = {
     # export: parameters that a run begins with
     "training": {"configuration", "pallas_kernels", "layers", "models", "data", "evaluation", "export"},
     "cost": {"configuration", "pallas_kernels", "layers", "models", "data", "training"},
+    "serving": {"configuration", "models"},
     "experiments": {"configuration", "layers", "models", "data", "evaluation", "training"},
 }
 ALLOWED["commands"] = {*ALLOWED, "benchmarks"}

@@ -23,16 +23,17 @@ class ShortConvolution(nn.Module):
 
 @mixer
 class BaseConvolution(nn.Module):
-    """y = (conv(u) + b) * (W u + b') + u."""
+    """y = act(conv(u) + b) * act(W u + b') + u."""
 
     def __init__(self, config, width, index):
         super().__init__()
+        self.activation = ACTIVATIONS[config["activation"]]
         self.projection = nn.Linear(width, width)
         self.convolution = Taps(width, config["kernel"], bias=True)
 
     def forward(self, x, tokens, state):
         y, state = self.convolution(x, state)
-        return y * self.projection(x) + x, state
+        return self.activation(y) * self.activation(self.projection(x)) + x, state
 
 
 @mixer

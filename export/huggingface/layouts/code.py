@@ -11,7 +11,7 @@ from typing import Any
 
 from recollect.configuration import Config, UserError, from_json, to_json
 from recollect.configuration.io import flatten
-from recollect.export.huggingface.requirements import HuggingFaceConfig, require
+from recollect.export.huggingface.requirements import HuggingFaceConfig, require, require_defaults
 from recollect.export.huggingface.tensors import PLAIN, TRANSPOSED, LayerTensors, Tensor
 from recollect.layers.modules.positions import Rotary
 from recollect.models import FunctionalModel, LanguageModel
@@ -35,6 +35,8 @@ def config_of(model: LanguageModel) -> dict[str, Any]:
       UserError: the library lacks a mixer of the model, or what the mixer is set to.
     """
     known = {name for names in MIXERS.values() for name in names}
+    library = "".join((LIBRARY / f"{name}.py").read_text(encoding="utf-8") for name in MIXERS)
+    known_fields = {*re.findall(r'"(\w+)"', library), *_HARMLESS}
     require(model.canon is None, "model.canon", model.canon, "the PyTorch library has none")
     for number, mixer in enumerate(model.mixers):
         name = type(mixer).__name__
@@ -42,6 +44,7 @@ def config_of(model: LanguageModel) -> dict[str, Any]:
         positions = getattr(mixer, "positions", None)
         plain = positions is None or (type(positions) is Rotary and positions.scaling is None)
         require(plain, f"layer {number}: positions", positions, "the PyTorch library has unscaled rotary ones")
+        require_defaults(mixer, f"layer {number}: {name}", known_fields)
         short = name != "BaseConvolution" or getattr(mixer, "kernel", None) is not None
         require(short, f"layer {number}: kernel", None, "the PyTorch library has short convolutions")
     return {
@@ -54,6 +57,8 @@ def config_of(model: LanguageModel) -> dict[str, Any]:
     }
 
 
+_HARMLESS = {"dropout", "chunk", "balance", "balance_weight", "filter", "maximum_length", "time"}
+"""Fields of training, of backends, and of long filters, which the library lacks."""
 _MODULE, _CLASS = CODE.removesuffix(".py"), CLASSES["recollect"]
 
 

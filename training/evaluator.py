@@ -53,8 +53,7 @@ def _sums(program: Program, params: Params, seeds: int | Sequence[int], parts: t
 
     def batched(chunks: jax.Array) -> jax.Array:  # the last batch is filled with zeros, whose weights do not count
         rows = chunks.reshape(-1, *chunks.shape[2:])[:examples]
-        filled = jnp.pad(rows, [(0, -examples % size), *[(0, 0)] * (rows.ndim - 1)])
-        return filled.reshape(-1, size, *rows.shape[1:])
+        return jnp.pad(rows, [(0, -examples % size), *[(0, 0)] * (rows.ndim - 1)]).reshape(-1, size, *rows.shape[1:])
 
     def of_slice(params: Params, seed: jax.Array, index: jax.Array) -> Any:
         def scores(batch: Batch) -> Any:

@@ -16,8 +16,7 @@ from recollect.data.synthetics import shared_programs
 from recollect.models.functional import Params
 from recollect.training.step import Program, as_uint32
 
-DRAWN_TOGETHER = 64
-"""Evaluation examples per draw, whatever the batch size: a draw depends on how many they are."""
+DRAWN_TOGETHER = 64  # evaluation examples per draw, whatever the batch size: a draw depends on how many they are
 
 
 def evaluate(program: Program, params: Params, seed: int, *, final: bool = False) -> dict[str, Any]:

@@ -28,11 +28,8 @@ Number = int | jax.Array
 
 @chz.chz(typecheck=True)
 class Slice(Config):
-    """Examples of one kind: `length` tokens; subclasses add what else decides their shape or difficulty.
-
-    Attributes:
-      weight: share of training calls, or in the mean over evaluation slices; 0 reports a slice beside that mean.
-    """
+    """Examples of one kind: `length` tokens; subclasses add other sizes. `weight` is the share of training calls, or in
+    the mean over evaluation slices, where 0 reports a slice beside the mean."""
 
     length: int = chz.field(validator=at_least(1))
     weight: float = chz.field(default=1.0, validator=not_negative)

@@ -25,19 +25,21 @@ class KimiDeltaAttention(DeltaRuleConfig):
     """Kimi Delta Attention. The two low ranks are a head's value dimensions, as published.
 
     Attributes:
+      gate_bias: whether the output gate has a bias; the published model's has none.
       bound: of a token's log decay, from below by -bound; None: there is none.
     """
 
+    gate_bias: bool = True
     bound: float | None = chz.field(default=None, validator=requires(lambda b: b is None or b > 0, "must be positive"))
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> KimiDeltaAttentionMixer:
-        return KimiDeltaAttentionMixer(self, width, place, rngs)
+        return KimiDeltaAttentionMixer(self, width, place, rngs, gate_bias=self.gate_bias)
 
 
 class KimiDeltaAttentionMixer(DeltaRuleMixer):
     """The module of `KimiDeltaAttention`; the base of Gated DeltaNet 2's."""
 
-    def __init__(self, config: DeltaRuleConfig, width: int, place: Place, rngs: nnx.Rngs):
+    def __init__(self, config: DeltaRuleConfig, width: int, place: Place, rngs: nnx.Rngs, *, gate_bias: bool = True):
         super().__init__(config, width, place, rngs)
         _, h, k, v = self.sizes
         low_rank, bound = LowRank(width, v, h * k, "hk", rngs), getattr(config, "bound", None)
@@ -46,7 +48,7 @@ class KimiDeltaAttentionMixer(DeltaRuleMixer):
             if bound is None
             else BoundedDecay(h, rngs, low_rank, bound=bound, channels=k)
         )
-        projection = LowRank(width, v, h * v, "hv", rngs, bias=True)
+        projection = LowRank(width, v, h * v, "hv", rngs, bias=gate_bias)
         self.gate = OutputGate(projection, activation="sigmoid", norm=HeadNormalization(h, v))
 
     def log_decay(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h k"]:

@@ -85,7 +85,7 @@ VARIANTS: dict[str, list[MixerConfig]] = {
         layers.BaseConvolution(kernel=None, maximum_length=300, time="last", activation="silu"),
         layers.BaseConvolution(kernel=None, filter="explicit", maximum_length=300),
     ],
-    "GatedConvolution": [layers.GatedConvolution(kernel=4, expansion=2)],
+    "GatedConvolution": [layers.GatedConvolution(kernel=4, expansion=2, activation="none", input_gate=True)],
     "Hyena": [layers.Hyena(maximum_length=300, filter_order=16, heads=2, time="last", trains_times=True)],
     "SelectiveAttention": [
         layers.SelectiveAttention(heads=4, key_heads=2, select="repeats", positions=Rotary()),

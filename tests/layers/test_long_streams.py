@@ -13,8 +13,9 @@ PIECES, PIECE, WIDTH = 391, 256, 16
 
 
 def modules():
-    """Recurrent mixers in their default configuration, by name."""
-    each = {cls.__name__: cls().build(WIDTH, Place(0, 2), nnx.Rngs(params=jax.random.key(0))) for cls in layers.MIXERS}
+    """Recurrent mixers without a maximum length, in their default configuration, by name."""
+    endless = [cls for cls in layers.MIXERS if cls().traits.maximum_length is None]
+    each = {cls.__name__: cls().build(WIDTH, Place(0, 2), nnx.Rngs(params=jax.random.key(0))) for cls in endless}
     return {name: module for name, module in each.items() if isinstance(module, StreamMixer)}
 
 

@@ -51,7 +51,7 @@ test-gpu-interpreter:
 
 # Exported models in transformers on torch, in an environment of its own; where a registry lacks them, skipped.
 test-interop: $(READY)
-	test -e .venv-interop/ready || { $(PYTHON) -m venv .venv-interop && .venv-interop/bin/python -m pip install --quiet \
+	test .venv-interop/ready -nt requirements-interop.txt || { $(PYTHON) -m venv .venv-interop && .venv-interop/bin/python -m pip install --quiet \
 		--disable-pip-version-check -r requirements-interop.txt && touch .venv-interop/ready; } \
 		|| { rm -rf .venv-interop; echo "note: tests beside transformers are skipped: it could not be installed"; }
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 0 tests/interop

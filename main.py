@@ -22,6 +22,7 @@ COMMANDS = {
     "new": "write a file to start from: a mixer, a task or a study",
     "evaluate": "evaluate a run's newest checkpoint",
     "generate": "continue a prompt with a text model",
+    "serve": "serve a text model as an OpenAI-compatible endpoint on this machine",
     "replay": "run a step again that was not finite, and name the layer that broke first",
     "export": "write a run's newest checkpoint for other programs",
     "import": "read a Hugging Face folder into an export of this project",

@@ -101,8 +101,8 @@ def measure(experiment: Experiment, steps: int, turn: Callable[[], None] | None 
     """Trains for `steps` timed steps, one per call: medians, and every step's seconds.
 
     Args:
-      turn: called once the step is in the cache of compiled programs, before any array is made: it returns when this
-        process has the device to itself.
+      turn: called once the step is compiled, before any array is made: it returns when this process has the device to
+        itself.
 
     Raises:
       UserError: the corpus or the devices asked for are not here.
@@ -112,7 +112,7 @@ def measure(experiment: Experiment, steps: int, turn: Callable[[], None] | None 
     experiment.data.prepare()
     program, values = Program(experiment), member_values([experiment], False)
     if turn is not None:
-        _compile_step(experiment, values)
+        program.train_on = _compiled_step(experiment, values)  # type: ignore[method-assign]
         turn()
     feed, state = batches.open_batches(experiment, program), program.init(experiment.run.seed)
     like = meter_of(experiment)
@@ -151,20 +151,21 @@ def measure(experiment: Experiment, steps: int, turn: Callable[[], None] | None 
     return row
 
 
-def _compile_step(experiment: Experiment, values: dict) -> None:
-    """Compiles the training step into the cache of compiled programs, without the memory that it needs."""
-    program = Program(experiment)
+def _compiled_step(experiment: Experiment, values: dict) -> Callable:
+    """Returns the training step, compiled without the memory that it needs."""
+    program, compiled = Program(experiment), []
 
     def compile_only(key: Any, function: Callable, **options: Any) -> Callable[..., None]:
         def call(*arguments: Any) -> None:
             with program.context():
-                jax.jit(function, **options).lower(*arguments).compile()
+                compiled.append(jax.jit(function, **options).lower(*arguments).compile())
 
         return call
 
     state = jax.eval_shape(program.init, jax.ShapeDtypeStruct((), np.uint32))
     program.jit = compile_only  # type: ignore[method-assign]
     batches.open_batches(experiment, program).train(state, values, 1, 0)
+    return compiled[0]
 
 
 def peer(experiment: Experiment, python: str, steps: int, ours: dict) -> dict:

@@ -1,12 +1,14 @@
-"""Evaluates a run's newest checkpoint."""
+"""Evaluates a run's newest checkpoint: on its own data, or on tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from recollect.commands import add_overrides, add_with
 from recollect.commands.user_code import load_files
+from recollect.configuration import UserError
 from recollect.configuration.user_paths import path
 
 
@@ -16,6 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", type=path, help="a run's folder (RUN:500: its step 500), an export, a Hugging Face folder"
     )
+    parser.add_argument("--tasks", metavar="NAME,NAME", help="tasks of lm_eval, which must be installed")
+    parser.add_argument("--include-path", type=path, metavar="FOLDER", help="tasks: of further ones, in YAML")
+    parser.add_argument("--limit", type=positive, metavar="N", help="tasks: examples of each")
+    parser.add_argument("--shots", type=int, metavar="N", help="tasks: examples before each question")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="tasks: texts at once")
     add_overrides(parser, "data.evaluation_examples=128")
 
 
@@ -25,5 +32,31 @@ def run(options: argparse.Namespace) -> int:
     from recollect.training.checkpoint.load import evaluate_run
 
     load_files(options, options.run)
+    if options.tasks is not None:
+        print(json.dumps(finite(run_harness(options)), indent=2))
+        return 0
     print(json.dumps(finite(evaluate_run(options.run, options.overrides)), indent=2))
     return 0
+
+
+def run_harness(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the metrics of tasks; raises UserError where the harness is not installed."""
+    from recollect.training.checkpoint.load import open_text_run
+
+    model = open_text_run(options.run, options.overrides)
+    try:
+        from recollect.evaluation.harness import HarnessModel, run_tasks
+    except ImportError as error:
+        missing = f"--tasks needs lm_eval, and {error}"
+        raise UserError(f"{missing}; pip install lm_eval, or see docs/interoperability.md") from error
+    asked = {"include": options.include_path, "limit": options.limit, "shots": options.shots}
+    results = run_tasks(HarnessModel(*model, batch_size=options.batch_size), options.tasks.split(","), **asked)
+    return {"run": str(options.run), "tasks": results}
+
+
+def positive(text: str) -> int:
+    """Returns a number of at least 1; raises argparse's error for another."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: at least 1 is needed")
+    return number

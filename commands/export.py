@@ -1,4 +1,4 @@
-"""Writes a run's newest checkpoint for other programs: safetensors, a Hugging Face folder, or StableHLO."""
+"""Writes a run's newest checkpoint for other programs: safetensors, a Hugging Face folder, StableHLO or GGUF."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recollect.commands.user_code import load_files
 from recollect.configuration.base import UserError
 from recollect.configuration.user_paths import path
 
-FORMATS = ("safetensors", "huggingface", "stablehlo")
+FORMATS = ("safetensors", "huggingface", "stablehlo", "gguf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
     parser.add_argument("--license", default="unknown", metavar="NAME", help="for the model card of huggingface")
     parser.add_argument("--shard-bytes", type=int, metavar="N", help="huggingface: split weights above this size")
+    parser.add_argument("--code", action="store_true", help="huggingface: as code beside the weights")
     parser.add_argument("--max-length", type=int, metavar="N", help="stablehlo: tokens that a state has room for")
 
 
@@ -40,8 +41,8 @@ def run(options: argparse.Namespace) -> int:
     load_files(options, options.run)
     run = open_run(options.run)
     folder, step = run_at(options.run)
-    if options.format == "huggingface":
-        names = write_huggingface(run, options, {} if step else read_result(folder) or {})
+    if options.format in ("huggingface", "gguf"):
+        names = write_layout(run, options, {} if step else read_result(folder) or {})
     elif options.format == "stablehlo":
         names = write_stablehlo(run, options)
     else:
@@ -71,9 +72,9 @@ def write_safetensors(
     return ["model.safetensors", "config.json", *files, *code]
 
 
-def write_huggingface(run: Any, options: argparse.Namespace, result: dict[str, Any]) -> list[str]:
-    """Writes an opened run, with numbers of its `result`, as a folder that transformers loads; returns the names of its
-    files."""
+def write_layout(run: Any, options: argparse.Namespace, result: dict[str, Any]) -> list[str]:
+    """Writes an opened run, with numbers of its `result`, as a folder that transformers loads, or as a GGUF file;
+    returns the names of its files."""
     from recollect.configuration import to_json
     from recollect.export.huggingface import Facts, export_huggingface
     from recollect.export.huggingface.folder import SHARD_BYTES
@@ -96,7 +97,13 @@ def write_huggingface(run: Any, options: argparse.Namespace, result: dict[str, A
         license=options.license,
     )
     tokens = {"tokenizer": tokenizer, "maximum_length": length, "overwrite": options.overwrite}
-    return export_huggingface(params, model, options.out, facts=facts, shard_bytes=shard_bytes, **tokens)
+    if options.format == "gguf":
+        from recollect.export.gguf_format import export_gguf
+
+        return export_gguf(params, model, options.out, facts=facts, **tokens)
+    return export_huggingface(
+        params, model, options.out, facts=facts, shard_bytes=shard_bytes, as_code=options.code, **tokens
+    )
 
 
 def write_stablehlo(run: Any, options: argparse.Namespace) -> list[str]:

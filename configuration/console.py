@@ -21,7 +21,7 @@ class NOW:
 
 
 def doing(what: str, job: Any = None, program: Any = None) -> None:
-    """Notes what the program is about to do, how far its job is (None: as before), and which program it compiles."""
+    """Notes what the program will do ("": nothing to report), how far its job is (None: as before), what compiles."""
     NOW.since = NOW.since if what == NOW.what else time.monotonic()
     NOW.what, NOW.job, NOW.program = what, job or NOW.job, program
 
@@ -97,7 +97,7 @@ def _watch(what: str, output: LastingStream, errors: LastingStream, ended: threa
 
         return draw_until(ended, output, errors)
     while not ended.wait(1.0):
-        if time.monotonic() - max(output.written, errors.written) > SILENCE:
+        if NOW.what and time.monotonic() - max(output.written, errors.written) > SILENCE:
             from recollect.configuration.waiting import waiting_line
 
             print(waiting_line(), file=errors, flush=True)

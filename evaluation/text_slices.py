@@ -4,8 +4,8 @@ Bits per byte: cross-entropy in nats / ln 2, summed over targets and divided by 
 for, so that numbers compare between tokenizers. A token for the unknown says nothing of what it stands for, so each
 byte of it counts 8 bits more: what spelling it would take. `loss` is nats per target, which doesn't compare. Recall
 hits are targets that a model must read off its own context (evaluation/ngram_baselines.py defines them, for bytes and
-for other tokenizers).
-A bigram model fitted to the training documents is measured on the same targets.
+for other tokenizers). Positions are in powers of two: how many tokens of its document a target is predicted from. A
+bigram model fitted to the training documents is measured on the same targets.
 """
 
 import collections
@@ -35,6 +35,8 @@ def evaluate_text(
 
     Returns:
       "bits_per_byte" ("bits_per_token" of ids whose text is not known) and "loss" (nats per target); with `final` also
+      "perplexity_by_position" ("1", "2-3", "4-7", ...: tokens of its document and row that a target is predicted
+      from), "unknown" (where the tokenizer has a token for it: how many targets are that token, and their bytes),
       "bits_by_slice" ("recall", "rest"), "share_by_slice" (of targets), "bigram_bits_per_byte", "bytes" and "targets"
       (how many were measured; a token across the end of the text counts by its share inside) and "baseline_tokens"
       (training tokens that the bigram model and the slices' n-gram model were fitted to).
@@ -47,10 +49,14 @@ def evaluate_text(
         nats, targets = np.asarray(losses(batch), np.float64), np.asarray(batch.targets)
         weights = np.asarray(batch.weights, np.float64)
         spelt = np.where(targets == unknown, sizes, 0) if unknown is not None else np.zeros_like(sizes)
-        parts = {"all": (nats, weights)}
+        parts = {"all": (nats, weights)} | (
+            {} if unknown is None else {"unknown": (nats, weights * (targets == unknown))}
+        )
         if final:
             hits = recall_hits(data.prepared(), batch)
             baseline = fit_bigram(data.prepared()).loss(np.asarray(batch.tokens), targets)
+            depths = _tokens_before(np.asarray(batch.segments))
+            parts |= {f"position {d}": (nats, weights * (depths == d)) for d in range(depths.max() + 1)}
             parts |= {"recall": (nats, weights * hits), "rest": (nats, weights * ~hits), "bigram": (baseline, weights)}
         for name, (nats, counted) in parts.items():
             sums = [np.where(counted > 0, nats * counted, 0).sum(), *((counted * n).sum() for n in (1, sizes, spelt))]
@@ -64,7 +70,13 @@ def evaluate_text(
     unit = "byte" if data.prepared().counts_bytes else "token"
     metrics: dict[str, Any] = {f"bits_per_{unit}": bits("all"), "loss": float(total_nats / max(count, 1.0))}
     if final:
+        if unknown is not None:
+            metrics["unknown"] = {"targets": round(totals["unknown"][1]), "bytes": round(totals["unknown"][2])}
+        by_position = {f"{1 << d}-{(2 << d) - 1}" if d else "1": totals[f"position {d}"] for d in range(64)}
         metrics |= {
+            "perplexity_by_position": {
+                name: float(np.exp(nats / number)) for name, (nats, number, *_) in by_position.items() if number
+            },
             "bits_by_slice": {name: bits(name) for name in ("recall", "rest")},
             "share_by_slice": {name: float(totals[name][1] / max(count, 1.0)) for name in ("recall", "rest")},
             f"bigram_bits_per_{unit}": bits("bigram"),
@@ -73,3 +85,11 @@ def evaluate_text(
             "baseline_tokens": fit_bigram(data.prepared()).tokens,
         }
     return metrics
+
+
+def _tokens_before(segments: np.ndarray) -> np.ndarray:
+    """Returns log2, rounded down, of how many tokens of its document a target is predicted from: those of the row up to
+    the token before it."""
+    at = np.arange(segments.shape[1])
+    first = np.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return np.log2(at - np.maximum.accumulate(np.where(first, at, 0), axis=1) + 1).astype(int)

@@ -18,6 +18,7 @@ from recollect.layers import (
     RWKV7,
     S4D,
     Attention,
+    BlockSelection,
     Comba,
     DeltaNet,
     DeltaProduct,
@@ -35,15 +36,23 @@ from recollect.layers import (
     Mamba2,
     Mamba3,
     MesaNet,
+    NativeSparseAttention,
     Retention,
+    SelectiveAttention,
+    SparseLatentAttention,
     Titans,
     TTTLinear,
 )
 from recollect.layers.mixer import MixerConfig
+from recollect.layers.modules import MeanBlocks
 from recollect.training.experiment import Experiment
 
 VARIANTS = {
     "attention": "Convolution + softmax attention, to compare with.",
+    "moba": "Convolution + attention to the query's block of 8 and the 3 whose mean key fits best (MoBA).",
+    "nsa": "Convolution + native sparse attention: compressed and selected blocks of 8, a window of 16, gates.",
+    "dsa": "Convolution + latent attention to the 16 tokens that a lightning indexer picks (DSA).",
+    "selective": "Convolution + attention whose outputs count where a learned gate says so (Zoology).",
     "based": "Convolution + linear attention with Taylor features (Based).",
     "retention": "Convolution + retention (RetNet): constant decays.",
     "lightning": "Convolution + lightning attention (MiniMax-01): constant decays by layer.",
@@ -77,6 +86,10 @@ VARIANTS = {
 
 MIXERS: dict[str, MixerConfig] = {
     "attention": Attention(),
+    "moba": BlockSelection(heads=2, retrieve=MeanBlocks(block=8, top=4)),
+    "nsa": NativeSparseAttention(),
+    "dsa": SparseLatentAttention(rotary_dim=0, rank=32),
+    "selective": SelectiveAttention(),
     "based": LinearAttention(feature_dim=8),
     "retention": Retention(heads=2, value_dim=32),
     "lightning": Lightning(heads=2),

@@ -1,4 +1,4 @@
-"""Pretraining from scratch: nineteen mixer patterns at four sizes, and a small study of loss against tokens at equal
+"""Pretraining from scratch: twenty mixer patterns at four sizes, and a small study of loss against tokens at equal
 data.
 
     python main.py train pretrain.attention_30m                            # two CPU cores
@@ -65,8 +65,8 @@ def variant(name: str) -> Experiment:
     model = MODELS[pattern](of)
     if not small:
         # On an H100 "dots" moves a quarter less through main memory than keeping everything ("none"), by `describe
-        # --target h100`.
-        model = chz.replace(model, dtype="bfloat16", remat="full" if size == "1b" else "dots")
+        # --target h100`; a scan over layers copies what it keeps for the backward pass into a stack and out again.
+        model = chz.replace(model, dtype="bfloat16", remat="full" if size == "1b" else "dots", unroll=size != "1b")
     return Experiment(
         name=f"pretrain.{name}",
         model=model,

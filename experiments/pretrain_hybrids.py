@@ -1,7 +1,8 @@
 """Published patterns of whole models, as dense models of the sizes of `experiments/pretrain.py`.
 
 Where a published model has a mixture of experts its MLPs are dense here; heads have 128 dimensions and windows those of
-the size, unless stated. Head sizes are such that every operation but RG-LRU's scan has a kernel on an H100.
+the size, unless stated. On an H100 everything has a kernel but RG-LRU's and Mamba's scans and Hyena-2's longer filters,
+which XLA computes.
 """
 
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from recollect.layers import (
     Attention,
     GatedAttention,
     GatedDeltaNet,
+    Hyena2,
     KimiDeltaAttention,
     LatentAttention,
     Lightning,
-    Mamba2,
+    Mamba,
     SlidingWindow,
 )
 from recollect.layers.modules import SGLU, GeGLU, Rotary, SRMSNorm
@@ -24,9 +26,9 @@ from recollect.models import LanguageModel, Stage
 
 
 def samba(of: Size) -> LanguageModel:
-    """Returns Samba's (Ren et al. 2024): a state space model and a window in turn; Mamba-2 in the place of Mamba."""
+    """Returns Samba's (Ren et al. 2024): Mamba and a window in turn."""
     window = SlidingWindow(heads=of.heads, window=of.window, positions=Rotary())
-    return in_turn(of, _mamba2(of), window, depth=round(of.depth * 11 / 12))
+    return in_turn(of, Mamba(), window, depth=round(of.depth * 11 / 12))
 
 
 def griffin(of: Size) -> LanguageModel:
@@ -39,9 +41,9 @@ def griffin(of: Size) -> LanguageModel:
 
 
 def jamba(of: Size) -> LanguageModel:
-    """Returns Jamba's (Lieber et al. 2024, section 3): one softmax layer without positions in eight, the fifth; Mamba-2
-    in the place of Mamba."""
-    mamba, attention = _mamba2(of), Attention(heads=of.width // 128, key_heads=_key_heads(of))
+    """Returns Jamba's (Lieber et al. 2024, section 3): Mamba, and in every eighth layer, the fifth first, softmax
+    attention without positions."""
+    mamba, attention = Mamba(), Attention(heads=of.width // 128, key_heads=_key_heads(of))
     layers = (mamba, mamba, mamba, mamba, attention, mamba, mamba, mamba)
     return in_turn(of, *layers, depth=round(of.depth * 21 / 24), narrower=_narrower_at_30m(of))
 
@@ -78,6 +80,15 @@ def minimax_01(of: Size) -> LanguageModel:
     return in_turn(of, *(lightning,) * 7, attention, narrower=128)
 
 
+def striped_hyena_2(of: Size) -> LanguageModel:
+    """Returns StripedHyena 2's (Ku et al. 2025; the order and groups of Evo 2 7B): Hyena-2 with short, medium and long
+    filters, and after the first three of every seven layers softmax attention with rotary positions."""
+    short, medium = (Hyena2(filter=kind, groups=of.width // 16) for kind in ("SE", "MR"))
+    long = Hyena2(filter="LI", length=of.length)
+    attention = Attention(heads=of.width // 128, positions=Rotary())
+    return in_turn(of, short, medium, long, attention, short, medium, long)
+
+
 def transnormer(of: Size, decay: Literal["code", "paper"] = "code") -> LanguageModel:
     """Returns TransNormerLLM's (Qin et al. 2023, section 3): norms without gains, gated MLPs without an activation,
     LRPE-d in the first layer, decays alone in the others, the embedding times the root of the width (their code)."""
@@ -93,11 +104,6 @@ def transnormer(of: Size, decay: Literal["code", "paper"] = "code") -> LanguageM
         mlp=SGLU(hidden=of.hidden - (0 if published else 128)),
         embedding_scale=of.width**0.5,
     )
-
-
-def _mamba2(of: Size) -> Mamba2:
-    """Returns Mamba-2's mixer as published."""
-    return Mamba2(heads=2 * of.width // 64, key_dim=128)
 
 
 def _key_heads(of: Size) -> int:
@@ -117,6 +123,7 @@ HYBRIDS: dict[str, Callable[[Size], LanguageModel]] = {
     "qwen3_next": qwen3_next,
     "kimi_linear": kimi_linear,
     "minimax_01": minimax_01,
+    "striped_hyena_2": striped_hyena_2,
     "transnormer": transnormer,
 }
 """Pattern -> its model at a size."""

@@ -25,12 +25,13 @@ PATTERNS = {
     "gla": "Gated linear attention (GLA) in every layer, heads of 128 key and 256 value dimensions",
     "mamba2": "Mamba-2 in twice as many layers, without MLPs, heads of 64 dimensions and a state of 128",
     "rwkv7": "RWKV-7's time mixing in every layer, heads of 64 dimensions",
-    "samba": "Samba's pattern: Mamba-2 and a window of {window} tokens in turn",
+    "samba": "Samba's pattern: Mamba and a window of {window} tokens in turn",
     "griffin": "Griffin: two recurrent blocks (RG-LRU), one window of {window} tokens with one key head, in turn",
-    "jamba": "Jamba's pattern: seven layers of Mamba-2, one of softmax attention without positions",
+    "jamba": "Jamba's pattern: seven layers of Mamba, one of softmax attention without positions",
     "qwen3_next": "Qwen3-Next's pattern: three layers of Gated DeltaNet, one of gated attention",
     "kimi_linear": "Kimi Linear's pattern: three layers of KDA, one of latent attention without positions",
     "minimax_01": "MiniMax-01's pattern: seven layers of lightning attention, one of softmax attention",
+    "striped_hyena_2": "StripedHyena 2's pattern: short, medium and long filters (Hyena-2), one softmax layer in seven",
     "transnormer": "TransNormerLLM with its code's decays (its paper's: model...decay=paper)",
 }
 """Pattern -> what its layers are."""

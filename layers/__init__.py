@@ -48,6 +48,11 @@ from recollect.layers.mixers.mesa_net import MesaNet, MesaNetMixer
 from recollect.layers.mixers.min_gru import MinGRU, MinGRUMixer
 from recollect.layers.mixers.mixture_of_heads import HeadUse, MixtureOfHeads, MixtureOfHeadsAttention
 from recollect.layers.mixers.mlstm import MLSTM, MLSTMMixer
+from recollect.layers.mixers.native_sparse_attention import (
+    Compression,
+    NativeSparseAttention,
+    NativeSparseSoftmaxAttention,
+)
 from recollect.layers.mixers.path_attention import PathAttention, PathMixer
 from recollect.layers.mixers.relative_convolutional_attention import (
     RelativeConvolutionalAttention,
@@ -58,8 +63,10 @@ from recollect.layers.mixers.rg_lru import RGLRU, RGLRUMixer
 from recollect.layers.mixers.rwkv6 import RWKV6, RWKV6Mixer
 from recollect.layers.mixers.rwkv7 import RWKV7, RWKV7Mixer
 from recollect.layers.mixers.s4d import S4D, S4DMixer
+from recollect.layers.mixers.selective_attention import Selected, SelectiveAttention, SelectiveSoftmaxAttention
 from recollect.layers.mixers.short_convolution import DepthwiseConvolution, ShortConvolution
 from recollect.layers.mixers.sliding_window import SlidingWindow, SlidingWindowAttention
+from recollect.layers.mixers.sparse_latent_attention import SparseLatentAttention, SparseMultiHeadLatentAttention
 from recollect.layers.mixers.titans import Titans, TitansMixer
 from recollect.layers.mixers.ttt_linear import TTTLinear, TTTLinearMixer
 from recollect.layers.packing import document_positions, last_valid, previous_segment, token_positions

@@ -43,12 +43,14 @@ class Context:
       segments: document of the token; 0 is padding. Tokens of a document are contiguous, and no document returns after
         it ended. None: one document, no padding.
       token_types: ORDINARY or LANDMARK. None: all ordinary.
+      token_ids: of the vocabulary, -1 for landmarks. None: not known, as where a mixer is called alone.
       key: of dropout; None in evaluation.
     """
 
     positions: Int[Array, "b t"] | None = None
     segments: Int[Array, "b t"] | None = None
     token_types: Int[Array, "b t"] | None = None
+    token_ids: Int[Array, "b t"] | None = None
     key: Key[Array, ""] | None = None
 
 

@@ -116,10 +116,7 @@ class Generation:
                 )
             before, after = self._left, np.array(left)
             first += PIECE
-            # A row that its end token stopped has 0 left, however few it used: count up to that token.
-            ended = tokens == self._end
-            counts = np.minimum(before, PIECE)
-            counts = np.where(ended.any(1), np.minimum(counts, ended.argmax(1) + 1), counts)
+            counts = new_tokens(tokens, before, self._end)
             self._left = after
             yield Piece(tokens, log_probabilities, counts)
 
@@ -147,6 +144,14 @@ class Generation:
             part = slice(at, at + chunk)
             hidden, state = programs.prefill(self._params, state, tokens[:, part], segments[:, part])
         return hidden, state, None if seen is None else jnp.asarray(seen)
+
+
+def new_tokens(tokens: Int[np.ndarray, "b n"], left: Int[np.ndarray, " b"], end: int) -> Int[np.ndarray, " b"]:
+    """Returns how many tokens of a call of the loop are new in each row, which had `left` to generate before it."""
+    # A row that its end token stopped has 0 left, however few it used: count up to that token.
+    ended = tokens == end
+    counts = np.minimum(left, tokens.shape[1])
+    return np.where(ended.any(1), np.minimum(counts, ended.argmax(1) + 1), counts)
 
 
 def chunk_of(longest: int) -> int:
@@ -183,7 +188,8 @@ class Programs:
       start: (params, rows, total) -> the state before any token.
       prefill: (params, state, tokens, segments) -> hidden vectors of the last tokens, and the state after them.
       decode: (params, carry, keys, values, left, first, end) -> carry, (tokens, log-probabilities, overfull), left:
-        PIECE tokens for each row that has so many left. `carry` is what `Generation.prefill` returns.
+        PIECE tokens for each row that has so many left. `carry` is what `Generation.prefill` returns; `first` numbers
+        the rows' next tokens; `first`, and (b, 1) of what `Sampling.values` holds, may differ by row.
     """
 
     start: Any
@@ -213,7 +219,7 @@ def _programs(model: FunctionalModel, greedy: bool, filtered: bool, penalised: b
         keys: Key[Array, " b"],
         values: dict[str, Any],
         left: Int[Array, " b"],
-        first: Int[Array, ""],
+        first: Int[Array, "#b"] | Int[Array, ""],
         end: Int[Array, ""],
     ) -> tuple[Any, ...]:
         module = model.bind(params)
@@ -223,7 +229,7 @@ def _programs(model: FunctionalModel, greedy: bool, filtered: bool, penalised: b
             hidden, state, seen, left, tokens, log_probabilities = carry
             active = left > 0
             logits = module.logits(hidden)
-            token_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, first + at)
+            token_keys = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(first + at, rows.shape))
             token = choose(token_keys, logits, values, greedy=greedy, filtered=filtered, seen=seen)
             chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
             segments = jnp.where(active, 1, 0)[:, None]

@@ -23,7 +23,8 @@ class Layout:
     """Where t ordinary tokens stand among the t' tokens that the layers see.
 
     Attributes:
-      slots: index of each ordinary token in the longer sequence.
+      slots: index in the longer sequence of the output that predicts what comes after each ordinary token: its own,
+        or where landmarks are predicted (landmark_prediction.py) that of the landmark which follows it.
       source: the ordinary token at each index of the longer sequence; meaningless at landmarks.
       context: fields of the longer sequence.
     """
@@ -49,18 +50,31 @@ def expanded_length(length: int, block: int) -> int:
     return length + length // block
 
 
-def layout_of(context: Context, batch_size: int, length: int, block: int, *, from_start: bool) -> Layout:
+def layout_of(
+    context: Context, batch_size: int, length: int, block: int, *, from_start: bool, predicted: bool
+) -> Layout:
     """Returns the layout of rows whose context has segments with positions, or is one document from its start.
 
     Args:
       from_start: documents start in this call (fewer landmarks can occur), else a stream may continue mid-block.
+      predicted: whether landmarks are predicted.
     """
     if context.segments is None:
         longer = plain_layout(batch_size, length, block)
     else:
         assert context.positions is not None
         longer = layout(context.positions, context.segments, block, from_start=from_start)
-    return dataclasses.replace(longer, context=dataclasses.replace(longer.context, key=context.key))
+    ids = context.token_ids
+    if ids is not None:
+        is_landmark = longer.context.token_types == LANDMARK
+        ids = jnp.where(is_landmark, -1, jnp.take_along_axis(ids, longer.source, axis=1))
+    slots = longer.slots
+    if predicted and longer.source.shape[1] > length:
+        after = jnp.minimum(slots + 1, longer.source.shape[1] - 1)
+        assert longer.context.token_types is not None
+        slots = jnp.where(jnp.take_along_axis(longer.context.token_types, after, axis=1) == LANDMARK, after, slots)
+    context = dataclasses.replace(longer.context, key=context.key, token_ids=ids)
+    return dataclasses.replace(longer, slots=slots, context=context)
 
 
 def plain_layout(batch_size: int, length: int, block: int) -> Layout:
@@ -108,5 +122,5 @@ def insert(x: Float[Array, "b t d"], landmark: Float[Array, " d"], layout: Layou
 
 
 def remove(x: Float[Array, "b longer d"], layout: Layout) -> Float[Array, "b t d"]:
-    """Returns the ordinary tokens of the longer sequence."""
+    """Returns the outputs of the longer sequence that predict what comes after each ordinary token."""
     return jnp.take_along_axis(x, layout.slots[..., None], axis=1)

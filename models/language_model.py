@@ -53,7 +53,7 @@ class LanguageModel(Config):
         kernels, "full" everything.
       canon: short convolutions in every block, see there; None has none.
       lora: low-rank updates of linear maps, trained alone unless asked; None has none.
-      unroll: write repeated layers out instead of scanning over them (slower to compile, easier to debug).
+      unroll: write repeated layers out instead of scanning over them (slower to compile, and faster to train on a GPU).
     """
 
     width: int = chz.field(default=64, validator=at_least(1))
@@ -88,6 +88,11 @@ class LanguageModel(Config):
         """Ordinary tokens before each landmark; None for a model without landmark mixers."""
         return next((mixer.traits.landmark_block for mixer in self.mixers if mixer.traits.landmark_block), None)
 
+    @property
+    def predicts_landmarks(self) -> bool:
+        """Whether the head has a column for landmarks."""
+        return any(getattr(mixer, "predicted", False) for mixer in self.mixers)
+
     def maximum_length(self) -> int | None:
         """Returns the longest input in ordinary tokens that every part allows; None for any."""
         limits = [mixer.traits.maximum_length for mixer in self.mixers if mixer.traits.maximum_length is not None]
@@ -120,6 +125,8 @@ class LanguageModelModule(nnx.Module):
         self.embedding = parameter(embedding_init()(rngs.params(), (vocabulary, config.width), jnp.float32), "z d")
         self.positions = None if config.positions is None else config.positions.build(config.width, rngs)
         self.landmark = landmarks.vector(config.width, rngs) if config.landmark_block else None
+        apart = config.predicts_landmarks and not config.tied
+        self.landmark_head = landmarks.vector(config.width, rngs) if apart else None
         self.stack = Stack(config, rngs)
         self.final_norm = config.norm.build(config.width)
         self.head = None if config.tied else Linear(config.width, vocabulary, "d z", rngs)
@@ -133,15 +140,23 @@ class LanguageModelModule(nnx.Module):
         layers. `context` holds the segments of packed documents, and in training the key of dropout."""
         x, context, layout = self.enter(tokens, context)
         out = self.stack(x, context)
+        if layout is not None and self.config.predicts_landmarks:
+            from recollect.models.landmark_prediction import with_loss
+
+            out = with_loss(self, out, layout, context)
         return dataclasses.replace(out, hidden=self.leave(out.hidden, layout))
 
     def logits(self, hidden: Float[Array, "*rows d"]) -> Float[Array, "*rows z"]:
         """Returns the logits of hidden vectors, fp32."""
-        return jnp.matmul(hidden, self.head_kernel().astype(hidden.dtype), preferred_element_type=jnp.float32)
+        kernel = self.head_kernel()[:, : self.embedding.shape[0]]
+        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def head_kernel(self) -> Float[Array, "d z"]:
-        """Returns the head's matrix, fp32: the embedding's transpose where they are tied."""
-        return self.embedding[...].T if self.head is None else self.head.kernel[...]
+        """Returns the head's matrix, fp32: the embedding's transpose where they are tied. Predicted landmarks have a
+        last column."""
+        kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
+        column: Any = self.landmark if self.landmark_head is None else self.landmark_head
+        return jnp.column_stack([kernel, column[...]]) if self.config.predicts_landmarks else kernel
 
     def init_state(self, batch_size: int, max_length: int) -> ModelState:
         """Returns the state before any token, for streams of at most `max_length` ordinary tokens; raises UserError
@@ -160,7 +175,7 @@ class LanguageModelModule(nnx.Module):
         Tokens for which the state has no room raise UserError before any layer runs; inside jit they are dropped, and
         the next call outside of it raises (layers/state/capacity.py).
         """
-        fields, cursor = state.cursor.read(context, *tokens.shape)
+        fields, cursor = state.cursor.read(dataclasses.replace(context, token_ids=tokens), *tokens.shape)
         check_positions(state.cursor, fields, None if self.config.positions is None else self.config.positions.maximum)
         x, fields, layout = self._with_landmarks(self._embed(tokens, fields), fields, from_start=False)
         check_capacity(state.layers, fields.segments, "tokens" if layout is None else "tokens, landmarks counted")
@@ -173,7 +188,7 @@ class LanguageModelModule(nnx.Module):
         """Returns what the stack takes: vectors and context, with landmarks if the model has them, and their layout."""
         check_length(tokens.shape[1], self.config.maximum_length(), "this model's maximum length")
         positions = document_positions(context.segments) if context.segments is not None else context.positions
-        context = dataclasses.replace(context, positions=positions, token_types=None)
+        context = dataclasses.replace(context, positions=positions, token_types=None, token_ids=tokens)
         return self._with_landmarks(self._embed(tokens, context), context, from_start=True)
 
     def leave(self, x: Float[Array, "b longer d"], layout: landmarks.Layout | None) -> Float[Array, "b t d"]:
@@ -187,7 +202,8 @@ class LanguageModelModule(nnx.Module):
         block = self.config.landmark_block
         if self.landmark is None or block is None:
             return x, context, None
-        layout = landmarks.layout_of(context, x.shape[0], x.shape[1], block, from_start=from_start)
+        how = {"from_start": from_start, "predicted": self.config.predicts_landmarks}
+        layout = landmarks.layout_of(context, x.shape[0], x.shape[1], block, **how)
         return landmarks.insert(x, self.landmark[...], layout), layout.context, layout
 
     def _embed(self, tokens: Int[Array, "b t"], context: Context) -> Float[Array, "b t d"]:

@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from recollect.configuration import UserError
 from recollect.models.functional import FunctionalModel, Params
 from recollect.models.generation import Generation
@@ -105,6 +107,39 @@ class TextPart:
     finish: Finish | None
 
 
+class Continuation:
+    """What follows one prompt, until its document ends, a stop string or its last token.
+
+    Args:
+      ids: of the prompt.
+      tokens: to come at most.
+      stops: strings that end the text, which does not hold them.
+
+    Attributes:
+      left: tokens that may still come.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: str, ids: Sequence[int], tokens: int, stops: Sequence[str] = ()):
+        self.left = tokens
+        self._end = tokenizer.start
+        self._stream = TextStream(tokenizer, prompt, ids, stops)
+
+    def add(self, row: int, numbers: np.ndarray, log_probabilities: np.ndarray) -> TextPart:
+        """Returns what new ids, at least one, give; those after a stop string are dropped."""
+        text, used = "", 0
+        for number in numbers:
+            text, used = text + self._stream.add(number), used + 1
+            if self._stream.stopped:
+                break
+        self.left -= used
+        ended = numbers[used - 1] == self._end
+        finish: Finish | None = "stop" if self._stream.stopped else "end" if ended else None if self.left else "length"
+        if finish:
+            self.left = 0
+            text += self._stream.close()
+        return TextPart(row, text, numbers[:used].tolist(), log_probabilities[:used].tolist(), finish)
+
+
 def continue_texts(
     model: FunctionalModel,
     params: Params,
@@ -128,24 +163,13 @@ def continue_texts(
         raise UserError("stop='': an empty text is everywhere; leave it out")
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     running = Generation(model, params, ids, tokens, sampling, end=tokenizer.start)
-    streams = [TextStream(tokenizer, prompt, of, stops) for prompt, of in zip(prompts, ids, strict=True)]
-    left = [tokens] * len(prompts)
+    rows = [Continuation(tokenizer, prompt, of, tokens, stops) for prompt, of in zip(prompts, ids, strict=True)]
     for piece in running:
-        for row, stream in enumerate(streams):
+        for row, continuation in enumerate(rows):
             count = int(piece.counts[row])
-            if not count or not left[row]:
+            if not count or not continuation.left:
                 continue
-            text, used = "", 0
-            for number in piece.tokens[row, :count]:
-                text, used = text + stream.add(number), used + 1
-                if stream.stopped:
-                    break
-            left[row] -= used
-            ended = piece.tokens[row, used - 1] == tokenizer.start
-            finish: Finish | None = "stop" if stream.stopped else "end" if ended else None if left[row] else "length"
-            if finish:
+            part = continuation.add(row, piece.tokens[row, :count], piece.log_probabilities[row, :count])
+            if part.finish:
                 running.stop(row)
-                left[row] = 0
-                text += stream.close()
-            new = piece.tokens[row, :used].tolist(), piece.log_probabilities[row, :used].tolist()
-            yield TextPart(row, text, *new, finish)
+            yield part

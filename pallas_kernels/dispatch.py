@@ -121,8 +121,7 @@ def interpretation() -> Interpretation | None:
 
 
 def kernels_run_here(backend: str) -> Refusal:
-    """Returns why kernels of this backend cannot run on what is being traced for; None if they can, or if it has
-    none."""
+    """Returns why kernels of this backend cannot run on what is being traced for, or None; None for those without."""
     if backend not in RUNS_ON:
         return None
     if device().platform == "cpu" and interpretation() is None:

@@ -21,6 +21,7 @@ ALLOWED = {
     # export: parameters that a run begins with
     "training": {"configuration", "pallas_kernels", "layers", "models", "data", "evaluation", "export"},
     "cost": {"configuration", "pallas_kernels", "layers", "models", "data", "training"},
+    "serving": {"configuration", "models"},
     "experiments": {"configuration", "layers", "models", "data", "evaluation", "training"},
 }
 ALLOWED["commands"] = {*ALLOWED, "benchmarks"}
@@ -102,7 +103,7 @@ def test_kernels_know_nothing_of_flax_or_configs():
 def test_nothing_imports_tensorflow():
     for path, tree in sources().items():
         refused = {"tensorflow", "keras"}
-        if not path.startswith(("benchmarks/", "tests/")):  # which run peers
+        if not path.startswith(("benchmarks/", "tests/", "export/pytorch/")):  # which run peers, or are exported
             refused |= {"torch", "transformers"}
         assert not {name.split(".")[0] for name in imports(tree)} & refused, path
 

@@ -114,10 +114,8 @@ class StopOnSignal(Hook):
         signal.signal(number, self._handlers[number])
         when = f"in about {self._seconds_left:.1f} s" if self._seconds_left else "once the steps are compiled"
         name = "SIGTERM: " if number == signal.SIGTERM else ""
-        print(
-            f"{name}stopping after the calls of steps in flight and a checkpoint, {when}; once more stops at once",
-            file=sys.stderr,
-        )
+        stopping = f"{name}stopping after the calls of steps in flight and a checkpoint, {when}"
+        print(f"{stopping}; once more stops at once", file=sys.stderr)
 
 
 class Evaluate(Hook):

@@ -65,9 +65,8 @@ class RunFolder:
 
             check_resumable(self.path, experiment)
         elif self._writes and self.path.exists() and any(path.name != "lock" for path in self.path.iterdir()):
-            raise UserError(
-                f"{self.path} is not empty and holds no config.json: not a run's folder, so nothing is written there"
-            )
+            why = "is not empty and holds no config.json: not a run's folder"
+            raise UserError(f"{self.path} {why}, so nothing is written there")
         if self._writes:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)

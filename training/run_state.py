@@ -63,7 +63,7 @@ class RunState:
     """One run, which hooks read and change.
 
     Attributes:
-      result: what result.json held at the start; None for a run that has to go on (a preempted one too).
+      result: what result.json held at the start; None: there was none.
       progress: how far it is.
       spikes: the detector of loss spikes; None where `run.spikes` is.
       state: the train state after the last call sent (see `step.State`); its arrays may still be computed.
@@ -82,11 +82,9 @@ class RunState:
         self.log = log
         run = experiment.run
         self.folder = RunFolder(run_directory(experiment), experiment)
-        self.checkpoints = Checkpoints(
-            self.folder.checkpoints, keep_checkpoints or run.keep_checkpoints, run.keep_every
-        )
-        result = read_result(self.folder.path)
-        self.result = None if result is None or result["status"] == "preempted" else result
+        keep = keep_checkpoints or run.keep_checkpoints
+        self.checkpoints = Checkpoints(self.folder.checkpoints, keep, run.keep_every)
+        self.result = read_result(self.folder.path)
         self.progress = RunProgress()
         self.spikes = None if run.spikes is None else LossSpikeDetector(run.spikes)
         self.state: Any = None
@@ -102,9 +100,8 @@ class RunState:
         """
         self.folder.write_environment()
         step = None
-        if current_host().broadcast(
-            (self.folder.path / "metrics.jsonl").exists() or self.checkpoints.directory.is_dir()
-        ):
+        begun = (self.folder.path / "metrics.jsonl").exists() or self.checkpoints.directory.is_dir()
+        if current_host().broadcast(begun):
             from recollect.training.checkpoint.resume import delete_unfinished, newest_good, rewind
 
             delete_unfinished(self.checkpoints, self.log)

@@ -23,9 +23,6 @@ from recollect.training.step import member_values, program_for
 
 __all__ = ["run_directory", "train"]
 
-ALWAYS_FITS = 2**26
-"""Numbers, of parameters or of an activation, for which every machine has the memory."""
-
 
 def train(experiment: Experiment, log: Callable[[str], None] = print) -> dict[str, Any]:
     """Trains one experiment in its folder and returns what result.json holds: its "status" is "finished", "stopped
@@ -81,7 +78,7 @@ def prepare(experiments: list[Experiment]) -> None:
         return
     tokens = first.run.batch_size // first.run.accumulate * first.data.longest
     largest = max(count(program.model.abstract_params()), tokens * program.model.config.width)
-    if largest * len(experiments) > ALWAYS_FITS:
+    if largest * len(experiments) > 2**26:  # fewer numbers fit every machine
         from recollect.models.memory import check_size
 
         check_size(program.model, tokens, len(experiments))
@@ -113,9 +110,8 @@ def train_steps(run: RunState, hooks: list[Hook]) -> None:
     for hook in reversed(hooks):
         hook.end(run)
     if run.stop_signal == "SIGINT":
-        raise KeyboardInterrupt(
-            f"{run.folder.path} is saved at step {run.progress.step:,}, and the same command goes on"
-        )
+        saved = f"{run.folder.path} is saved at step {run.progress.step:,}"
+        raise KeyboardInterrupt(f"{saved}, and the same command goes on")
 
 
 def _fetch(run: RunState, hooks: list[Hook], *, in_flight: int) -> None:

@@ -4,7 +4,7 @@
     model.safetensors                                or several files and an index
     tokenizer.json, tokenizer_config.json            of a text model
 
-Layouts: Llama, Qwen3, Mistral and Phi-3 (rotary_decoders.py), GPT-2 (gpt2.py).
+Layouts: one module each in layouts/.
 """
 
 from recollect.export.huggingface.folder import export_huggingface, import_huggingface, is_huggingface

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import fnmatch
 from pathlib import Path
-from typing import Any
+
+import chz
+import numpy as np
 
 from recollect.configuration import UserError
 from recollect.configuration.io import write_json
 from recollect.configuration.read_json import read_json_object
 from recollect.data.tokenizers import TOKENIZER_FILE, Tokenizer, open_tokenizer
 from recollect.export.folder import new_folder
-from recollect.export.huggingface import gpt2, rotary_decoders
+from recollect.export.huggingface.layouts import LAYOUTS, UNTIED, code, layout_of
 from recollect.export.huggingface.model_card import Facts, model_card
-from recollect.export.huggingface.requirements import HuggingFaceConfig, require_defaults
+from recollect.export.huggingface.requirements import HuggingFaceConfig, require_defaults, require_same
 from recollect.export.huggingface.tensors import Params, check_shapes, from_layout, to_layout
 from recollect.export.huggingface.tokenizer_files import tokenizer_files
 from recollect.export.huggingface.weights import StoredWeights, write_weights
 from recollect.models import LanguageModel, count
-
-LAYOUTS: dict[str, Any] = {**dict.fromkeys(rotary_decoders.CLASSES, rotary_decoders), "gpt2": gpt2}
-"""Module that knows a layout, by its `model_type`."""
 
 SHARD_BYTES = 5 * 10**9
 """Bytes above which weights are split, as in transformers."""
 
 _EXPRESSED = {"width", "stages", "norm", "mlp", "positions", "tied"}
 _TRAINING_ONLY = {"embedding_dropout", "initialisation", "dtype", "remat", "lora", "unroll"}
-_FILES = ("config.json", "generation_config.json", "README.md", "tokenizer*.json", "model*.safetensors*")
+_FILES = (code.CODE, "config.json", "generation_config.json", "README.md", "tokenizer*.json", "model*.safetensors*")
 
 
 def export_huggingface(
@@ -40,6 +39,7 @@ def export_huggingface(
     maximum_length: int = 2048,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
+    as_code: bool = False,
 ) -> list[str]:
     """Writes a folder that `AutoModelForCausalLM.from_pretrained` loads, whole or not at all; the same arguments give
     the same bytes. Returns the names of its files.
@@ -50,14 +50,21 @@ def export_huggingface(
       tokenizer: of a text model.
       maximum_length: `max_position_embeddings` where the model itself has no limit.
       shard_bytes: above this size weights are split.
+      as_code: as a modelling file beside the weights (`trust_remote_code`), not as a class of transformers.
 
     Raises:
       UserError: no layout can express the model (the field that stands in the way is named), or the folder is taken.
     """
     require_defaults(model, "model", _EXPRESSED | _TRAINING_ONLY)
-    layout: Any = rotary_decoders if model.positions is None else gpt2
+    layout = code if as_code else layout_of(model)
+    if model.tied and layout in UNTIED:
+        head = {"kernel": np.asarray(params["embedding"]).T}
+        params, model = {**params, "head": head}, chz.replace(model, tied=False)
     fields = layout.config_of(model)
     kind = fields["model_type"]
+    if not as_code:
+        again = HuggingFaceConfig({**fields, "tie_word_embeddings": model.tied}, kind)
+        require_same(model, layout.model_of(again), kind)
     length = model.maximum_length() or maximum_length
     start = None if tokenizer is None else tokenizer.start
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), start)
@@ -66,10 +73,11 @@ def export_huggingface(
     if kind != "gpt2":
         shared["max_position_embeddings"] = length
     with new_folder(Path(directory), _is_ours, overwrite=overwrite) as folder:
-        names = write_weights(to_layout(params, layout.tensors_of(model, kind)), folder, shard_bytes)
+        names = write_weights(to_layout(params, layout.tensors_of(model, kind), model), folder, shard_bytes)
         write_json(folder / "config.json", dict(sorted({**fields, **shared, **special}.items())))
         write_json(folder / "generation_config.json", {**special, "do_sample": True, "temperature": 0.8, "top_p": 0.95})
         files = {} if tokenizer is None else tokenizer_files(tokenizer, length)
+        files |= code.code_of(model) if as_code else {}
         for name, content in files.items():
             (folder / name).write_bytes(content)
         card = model_card(facts, kind, count(params), has_tokenizer=tokenizer is not None)
@@ -87,14 +95,15 @@ def import_huggingface(directory: Path | str) -> tuple[Params, LanguageModel, To
     directory = Path(directory)
     path = directory / "config.json"
     config = HuggingFaceConfig(read_json_object(path), str(path))
-    if "auto_map" in config.fields:
+    # What this project wrote is read from its config; the code beside it is not.
+    if "auto_map" in config.fields and config.fields.get("model_type") not in code.CLASSES:
         raise UserError(f"{path}: auto_map names code to run, which is never done here")
     kind = config.fields.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:
         raise UserError(f"{path}: model_type={kind!r} cannot be imported; {', '.join(LAYOUTS)} can")
     if config.fields.get("quantization_config") is not None:
         raise UserError(f"{path}: quantization_config: quantised weights cannot be imported")
-    weights = StoredWeights(directory)
+    weights = StoredWeights(directory, getattr(LAYOUTS[kind], "RENAMED", {}))
     # Before anything is built for them: a config may ask for more layers than any memory holds.
     layers = config.whole("n_layer" if kind == "gpt2" else "num_hidden_layers")
     if layers > len(weights.shapes):

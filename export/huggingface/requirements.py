@@ -8,6 +8,7 @@ from typing import Any
 import chz
 
 from recollect.configuration import Config, UserError
+from recollect.models import LanguageModel
 
 
 def require(holds: bool, path: str, value: Any, reason: str) -> None:
@@ -23,6 +24,32 @@ def require_defaults(config: Config, path: str, expressed: set[str]) -> None:
         if name not in expressed:
             value = getattr(config, name)
             require(value == field._default, f"{path}.{name}", value, "no layout has it")
+
+
+_WORKED_OUT = {"key_heads", "head_dim", "key_dim", "value_dim", "channels", "rank"}
+"""Sizes that a mixer works out from the width where they are None."""
+
+
+def require_same(model: LanguageModel, again: LanguageModel, layout: str) -> None:
+    """Raises UserError, with the first field that differs, unless the model that a layout's config.json describes is
+    the one that was exported. Sizes that are None, which mixers work out from the width, are what they work out."""
+    _same(model.norm, again.norm, "norm", layout)
+    mlp, other = (
+        each and chz.replace(each, hidden=each.inner(model.width), expansion=1.0) for each in (model.mlp, again.mlp)
+    )
+    _same(mlp, other, "mlp", layout)
+    require(model.tied == again.tied, "model.tied", model.tied, f"{layout} has {again.tied}")
+    for number, (mixer, mixer_again) in enumerate(zip(model.mixers, again.mixers, strict=True)):
+        _same(mixer, mixer_again, f"layer {number}: {type(mixer).__name__}", layout)
+
+
+def _same(value: Any, other: Any, path: str, layout: str) -> None:
+    if type(value) is type(other) and isinstance(value, Config):
+        for name in chz.chz_fields(type(value)).keys() - {"dropout"}:  # which is training's
+            _same(getattr(value, name), getattr(other, name), f"{path}.{name}", layout)
+    elif not (value is None and type(other) is int and path.rpartition(".")[2] in _WORKED_OUT):
+        has = type(other).__name__ if isinstance(other, Config) else other
+        require(value == other, path, value, f"{layout} has {has}")
 
 
 class HuggingFaceConfig:

@@ -5,8 +5,9 @@ Nothing is unpickled. Headers are read first, so that what does not fit is refus
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -50,16 +51,21 @@ class StoredWeights:
     Attributes:
       shapes: of every tensor, by name.
 
+    Args:
+      renamed: parts of names, and what stands for them in the layout's table.
+
     Raises:
       UserError: there are none that can be read without running code, or a file is damaged.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, renamed: Mapping[str, str] = MappingProxyType({})):
         self._files = _files(folder)
+        self._renamed = renamed
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._places: dict[str, Path] = {}
         for path in self._files:
-            for name, (dtype, shape) in _header(path).items():
+            for stored, (dtype, shape) in _header(path).items():
+                name = self._name(stored)
                 if name in self.shapes:
                     raise UserError(f"{path}: {name} is in {self._places[name].name}, too")
                 if dtype not in _DTYPES:
@@ -76,10 +82,16 @@ class StoredWeights:
         for path in self._files:
             try:
                 with safe_open(path, framework="numpy") as file:
-                    arrays |= {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
+                    for name in file.keys():  # noqa: SIM118
+                        arrays[self._name(name)] = np.asarray(file.get_tensor(name), np.float32)
             except (SafetensorError, OSError, ValueError, TypeError) as error:
                 raise UserError(f"{path} is not a safetensors file that can be read: {error}") from None
         return arrays
+
+    def _name(self, stored: str) -> str:
+        for old, new in self._renamed.items():
+            stored = stored.replace(old, new)
+        return stored
 
 
 def _files(folder: Path) -> list[Path]:

@@ -9,16 +9,21 @@ computed and those of keys not picked hidden; the state keeps every key.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
-from recollect.layers.mixer import Place
+from recollect.layers.mixer import Context, MixerOutput, Place
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
+from recollect.layers.modules.selection import hidden_bias, keys_read, selector_losses, token_indices, with_kept
 from recollect.layers.modules.selectors import MeanBlocks, Selector
+from recollect.layers.state.key_value_cache import KeyValueCache
+from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
 @chz.chz(typecheck=True)
@@ -36,13 +41,25 @@ class BlockSelection(SoftmaxConfig):
 
 
 class BlockSelectionAttention(SoftmaxAttention):
-    """The module of `BlockSelection`."""
+    """The module of `BlockSelection`; its cache has what the selector keeps of each token beside its key."""
 
     def __init__(self, config: BlockSelection, width: int, place: Place, rngs: nnx.Rngs):
         super().__init__(config, width, place, rngs)
         self.selector = config.retrieve.build(width, config.heads, self.head_dim, rngs)
 
-    def _bias(self, x: jax.Array, q: jax.Array, k: jax.Array, fields: dict[str, Any]) -> jax.Array:
-        hidden = jnp.where(self.selector.selected(q, k, fields), 0.0, -jnp.inf)
-        by_position = super()._bias(x, q, k, fields)
-        return hidden if by_position is None else hidden + by_position
+    def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> KeyValueCache:
+        """Returns a cache of one slot per token."""
+        return with_kept(super().init_state(batch_size, max_length, dtype), self.selector, self.query.kernel.shape[0])
+
+    def _project(self, x: Float[Array, "b t d"], positions: Int[Array, "b t"] | None, context: Context) -> Any:
+        """Returns queries, keys with what the selector keeps of them, and values."""
+        q, k, v = super()._project(x, positions, context)
+        return q, (k, self.selector.keep(x, token_indices(x, positions))), v
+
+    def _mix(self, x: jax.Array, q: jax.Array, k: Any, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
+        k, kept = k
+        read, positions = keys_read(self.selector, x, q, k, kept, fields), self._bias(x, q, k, fields)
+        bias = hidden_bias(read) if positions is None else hidden_bias(read) + positions
+        out = self._finish(softmax_attention(q, k, v, bias=bias, **self._seen(fields), **fields), x)
+        losses = selector_losses(self.selector, x, q, k, kept, fields, read, self.head_dim**-0.5)
+        return dataclasses.replace(out, losses=losses)

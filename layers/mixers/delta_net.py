@@ -101,7 +101,7 @@ class DeltaNetMixer(DeltaRuleMixer):
         self.gate = head_gate(width, h, v, rngs) if config.gate else OutputGate(None, norm=HeadNormalization(h, v))
 
 
-def head_gate(width: int, heads: int, value_dim: int, rngs: nnx.Rngs) -> OutputGate:
+def head_gate(width: int, heads: int, value_dim: int, rngs: nnx.Rngs, epsilon: float = 1e-5) -> OutputGate:
     """Returns the output gate norm(o) * silu(W x), with one norm for all heads."""
     projection = Linear(width, heads * value_dim, "d hv", rngs)
-    return OutputGate(projection, norm=HeadNormalization(heads, value_dim))
+    return OutputGate(projection, norm=HeadNormalization(heads, value_dim, epsilon=epsilon))

@@ -23,15 +23,21 @@ from flax import nnx
 from recollect.configuration import UserError
 from recollect.layers.mixer import MixerOutput, Place
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
+from recollect.layers.modules.gates import HeadNormalization
 from recollect.layers.modules.linear import normal, parameter
-from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.score_biases import ScoreBias
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
 @chz.chz(typecheck=True)
 class DifferentialAttention(SoftmaxConfig):
-    """Differential attention; `head_dim` is that of values. State: every key and value, as large as `Attention`'s."""
+    """Differential attention; `head_dim` is that of values. State: every key and value, as large as `Attention`'s.
+
+    Attributes:
+      gain: whether the norm of the difference has one.
+    """
+
+    gain: bool = True
 
     @chz.validate
     def _no_bias(self) -> None:
@@ -50,13 +56,13 @@ class DifferentialAttention(SoftmaxConfig):
 class DifferentialSoftmaxAttention(SoftmaxAttention):
     """The module of `DifferentialAttention`; its config counts maps: twice the heads, of half the dimensions."""
 
-    def __init__(self, config: SoftmaxConfig, width: int, place: Place, rngs: nnx.Rngs):
+    def __init__(self, config: DifferentialAttention, width: int, place: Place, rngs: nnx.Rngs):
         super().__init__(config, width, place, rngs)
         vectors = normal(0.1)(rngs.params(), (4, self.head_dim), jnp.float32)
         self.vectors = parameter(vectors, "e k", decay=False)  # a1, b1, a2, b2
         start = 0.8 - 0.6 * jnp.exp(-0.3 * jnp.asarray(place.index, jnp.float32))
         self.start = parameter(start, "", trainable=False)
-        self.norm = RMSNormalization(2 * self.head_dim, 1e-5)
+        self.norm = HeadNormalization(config.heads // 2, 2 * self.head_dim, gain=config.gain)
 
     def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
         pairs = self.key_heads // 2
@@ -66,5 +72,6 @@ class DifferentialSoftmaxAttention(SoftmaxAttention):
         a1, b1, a2, b2 = self.vectors[...]
         start = self.start[...]
         second = jnp.exp(jnp.sum(a1 * b1)) - jnp.exp(jnp.sum(a2 * b2)) + start
-        o = self.norm(o[:, :, :, 0] - second * o[:, :, :, 1]) * (1 - start)
-        return self._finish(o.reshape(*o.shape[:2], -1, o.shape[-1]).astype(x.dtype), x)
+        o = o[:, :, :, 0] - second * o[:, :, :, 1]
+        o = self.norm(o.reshape(*o.shape[:2], -1, o.shape[-1])) * (1 - start)
+        return self._finish(o.astype(x.dtype), x)

@@ -20,20 +20,28 @@ from recollect.layers.modules import Linear, StepDecay
 
 @chz.chz(typecheck=True)
 class GatedDeltaNet(DeltaRuleConfig):
-    """Gated DeltaNet."""
+    """Gated DeltaNet.
+
+    Attributes:
+      norm_epsilon: of the outputs' norm.
+    """
+
+    norm_epsilon: float = 1e-5
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> GatedDeltaNetMixer:
-        return GatedDeltaNetMixer(self, width, place, rngs)
+        return GatedDeltaNetMixer(self, width, place, rngs, norm_epsilon=self.norm_epsilon)
 
 
 class GatedDeltaNetMixer(DeltaRuleMixer):
     """The module of `GatedDeltaNet`."""
 
-    def __init__(self, config: DeltaRuleConfig, width: int, place: Place, rngs: nnx.Rngs):
+    def __init__(
+        self, config: DeltaRuleConfig, width: int, place: Place, rngs: nnx.Rngs, *, norm_epsilon: float = 1e-5
+    ):
         super().__init__(config, width, place, rngs)
         _, h, _, v = self.sizes
         self.decay = StepDecay(h, rngs, Linear(width, h, "d h", rngs), rates=(0.0, 16.0))
-        self.gate = head_gate(width, h, v, rngs)
+        self.gate = head_gate(width, h, v, rngs, norm_epsilon)
 
     def log_decay(self, x: Float[Array, "b t d"]) -> Float[Array, "b t h"] | None:
         return self.decay(x)[0]

@@ -19,7 +19,6 @@ from __future__ import annotations
 from typing import Any
 
 import chz
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -27,6 +26,7 @@ from recollect.configuration import UserError, at_least, requires
 from recollect.layers.mixer import MixerOutput, Place, Traits
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.positions import Rotary
+from recollect.layers.modules.selectors import LandmarkTokens, complete_fields
 from recollect.pallas_kernels.landmark_attention import landmark_attention, retrieve_blocks
 
 
@@ -39,12 +39,18 @@ class Landmark(SoftmaxConfig):
       retrieve: None reads all earlier blocks (training); k reads the k best for each query and head, with stingy
         positions, so that a model trained at one length reads one many times longer. Set it on a trained model:
         parameters are the same.
+      predicted: the model predicts landmarks, as in the published fine-tuning of LLaMA: models/landmark_prediction.py.
+      window: with `retrieve`, blocks that are read whole: those of the query's window of so many up to it; the k best
+        come before it. The published code reads the whole chunk that a stream is at, of 5 to 7 blocks.
     """
 
     block: int = chz.field(default=8, validator=at_least(1))
     retrieve: int | None = chz.field(
         default=None, validator=requires(lambda value: value >= 1, "must be at least 1, or None to read all blocks")
     )
+
+    predicted: bool = False
+    window: int = chz.field(default=1, validator=at_least(1))
 
     @chz.validate
     def _no_dropout(self) -> None:
@@ -81,23 +87,14 @@ class LandmarkMixer(SoftmaxAttention):
         v: Float[Array, "b s g v"],
         fields: dict[str, Any],
     ) -> MixerOutput:
-        block, retrieve = self.config.block, self.config.retrieve
-        rotate = (lambda x, positions: x) if self.positions is None else self.positions.rotate
-        positions, segments = fields["query_positions"], fields["query_segments"]
-        plain = positions is None
-        if plain:  # one document from its start
-            positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-        if "key_positions" not in fields:
-            segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
-            fields = {
-                "query_positions": positions,
-                "query_segments": segments,
-                "key_positions": positions,
-                "key_segments": segments,
-            }
+        block, retrieve, window = self.config.block, self.config.retrieve, self.config.window
+        plain, fields = fields["query_positions"] is None, complete_fields(fields, *x.shape[:2])
         if retrieve is not None:
-            o = retrieve_blocks(q, k, v, block=block, top=retrieve, rotate=rotate, **fields)
+            selector = LandmarkTokens(block, retrieve, window, self.positions)
+            schedule = selector.schedule(x, q, k, None, fields)
+            o = retrieve_blocks(q, k, v, schedule, rotate=selector.rotate, window=window, **fields)
         else:
-            q, k = rotate(q, fields["query_positions"]), rotate(k, fields["key_positions"])
+            if self.positions is not None:
+                q, k = (self.positions.rotate(y, fields[f"{side}_positions"]) for y, side in ((q, "query"), (k, "key")))
             o = landmark_attention(q, k, v, block=block, **({} if plain else fields))
         return self._finish(o, x)

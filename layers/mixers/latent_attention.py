@@ -65,6 +65,10 @@ class LatentAttention(MixerConfig):
         if None in (self.key_dim, self.value_dim) and width % self.heads:
             hint = "set key_dim and value_dim, or another number of heads"
             raise UserError(f"heads={self.heads} does not divide the model width {width}; {hint}")
+        return self.module(width, place, rngs)
+
+    def module(self, width: int, place: Place, rngs: nnx.Rngs) -> MultiHeadLatentAttention:
+        """Returns the module, of a width that fits."""
         return MultiHeadLatentAttention(self, width, place, rngs)
 
 
@@ -77,6 +81,7 @@ class MultiHeadLatentAttention(SoftmaxAttention):
         heads = config.heads
         self.config = config
         self.key_dim, self.value_dim = (dim or width // heads for dim in (config.key_dim, config.value_dim))
+        self.scale = (self.key_dim + config.rotary_dim) ** -0.5
         self.down = Linear(width, config.rank, "d u", rngs)
         self.norm = RMSNormalization(config.rank)
         self.shared_key = Linear(width, config.rotary_dim, "d k", rngs) if config.rotary_dim else None
@@ -113,7 +118,6 @@ class MultiHeadLatentAttention(SoftmaxAttention):
 
     def _mix(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, fields: dict[str, Any]) -> MixerOutput:
         latent, shared, heads = k, v, self.config.heads
-        scale = (self.key_dim + self.config.rotary_dim) ** -0.5
         if "key_positions" in fields:
             up, down = (
                 split_heads(linear.kernel[...][None].astype(x.dtype), heads)[0]
@@ -122,8 +126,12 @@ class MultiHeadLatentAttention(SoftmaxAttention):
             absorbed = jnp.einsum("bthk,uhk->bthu", q[..., : self.key_dim], up)
             q = jnp.concatenate([absorbed, q[..., self.key_dim :]], axis=-1)
             k = jnp.concatenate([latent, shared], axis=-1)
-            o = softmax_attention(q, k, latent, mask=self.config.mask(), scale=scale, **fields)
+            o = softmax_attention(q, k, latent, mask=self.config.mask(), scale=self.scale, **fields)
             return self._finish(jnp.einsum("bthu,uhv->bthv", o, down), x)
-        k, v = (split_heads(linear(latent[:, :, 0]), heads) for linear in (self.key_up, self.value_up))
-        k = jnp.concatenate([k, jnp.broadcast_to(shared, (*k.shape[:3], shared.shape[-1]))], axis=-1)
-        return self._finish(softmax_attention(q, k, v, scale=scale, **fields), x)
+        k, v = self._keys(latent, shared), split_heads(self.value_up(latent[:, :, 0]), heads)
+        return self._finish(softmax_attention(q, k, v, scale=self.scale, **fields), x)
+
+    def _keys(self, latent: Float[Array, "b t 1 u"], shared: Float[Array, "b t 1 r"]) -> Float[Array, "b t h k"]:
+        """Returns the keys of all heads, both parts of them."""
+        k = split_heads(self.key_up(latent[:, :, 0]), self.config.heads)
+        return jnp.concatenate([k, jnp.broadcast_to(shared, (*k.shape[:3], shared.shape[-1]))], axis=-1)

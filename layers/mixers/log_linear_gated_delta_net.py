@@ -46,7 +46,7 @@ class LogLinearGatedDeltaNetMixer(GatedDeltaNetMixer):
     """The module of `LogLinearGatedDeltaNet`."""
 
     def __init__(self, config: LogLinearGatedDeltaNet, width: int, place: Place, rngs: nnx.Rngs):
-        super().__init__(config, width, place, rngs)
+        super().__init__(config, width, place, rngs, norm_epsilon=config.norm_epsilon)
         projection = Linear(width, config.heads * config.levels, "d hr", rngs)
         self.levels = LevelWeights(config.heads, config.levels, projection)
 

@@ -2,6 +2,7 @@
 
 from recollect.configuration import exported_names
 from recollect.layers.modules.decays import (
+    BoundedDecay,
     LogSigmoidDecay,
     LowerBound,
     StepDecay,
@@ -35,6 +36,7 @@ from recollect.layers.modules.gates import (
 from recollect.layers.modules.implicit_filter import ReluFilter, SineFilter, embed_times, times
 from recollect.layers.modules.initial_values import orthogonal, torch_uniform
 from recollect.layers.modules.initialisation import ACTIVE_DORMANT, FLA, GLA, ZOOLOGY, Initialisation
+from recollect.layers.modules.lightning_indexer import Indexer, LightningIndexer
 from recollect.layers.modules.linear import Linear, merge_heads, normal, output_init, parameter, split_heads
 from recollect.layers.modules.mlp import (
     GELU,
@@ -53,7 +55,7 @@ from recollect.layers.modules.norms import LayerNorm, LayerNormalization, NormCo
 from recollect.layers.modules.positions import LRPE, LearnedPositions, Placement, PositionsConfig, PositionTable, Rotary
 from recollect.layers.modules.rotary_scaling import LinearScaling, Llama3Scaling, NTKScaling, RotaryScaling, YaRN
 from recollect.layers.modules.score_biases import Alibi, BucketBias, DistanceBias, RelativeBias, ScoreBias
-from recollect.layers.modules.selectors import MeanBlocks, Selector
+from recollect.layers.modules.selectors import LandmarkTokens, MeanBlocks, Selector, SelectorModule
 from recollect.layers.modules.short_convolution import CausalConvolution
 from recollect.layers.modules.simple_rms_norm import SimpleRMSNormalization, SRMSNorm
 from recollect.layers.modules.stabiliser import running_maximum

@@ -62,10 +62,31 @@ class StepDecay(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t h *k"], Float[Array, "b t h *k"]]:
         """Returns log a and dt, fp32."""
+        rate, logits = self.terms(x)
+        step = jax.nn.softplus(logits)
+        return -rate * step, step
+
+    def terms(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "*rate"], Float[Array, "b t h *k"]]:
+        """Returns the rates, in a shape that broadcasts, and W x + step_bias, fp32."""
         bias, logits = self.step_bias[...], in_fp32(self.projection(x))
         rate = jnp.exp(self.log_rate[...].astype(logits.dtype))
-        step = jax.nn.softplus(logits.reshape(*x.shape[:2], *bias.shape) + bias)
-        return -(rate if step.ndim == 3 else rate[:, None]) * step, step
+        return rate if bias.ndim == 1 else rate[:, None], logits.reshape(*x.shape[:2], *bias.shape) + bias
+
+
+class BoundedDecay(StepDecay):
+    """log a_t = -bound sigmoid(exp(log_rate_h) (W x_t + step_bias)), with rates that start at 1: no decay is stronger
+    than exp(-bound) (Kimi Linear's safe gate; flash-linear-attention, kda.py)."""
+
+    def __init__(self, heads: int, rngs: nnx.Rngs, projection: nnx.Module, *, bound: float, channels: int):
+        super().__init__(heads, rngs, projection, channels=channels)
+        self.log_rate = parameter(jnp.zeros(heads), "h", decay=False)
+        self.bound = bound
+
+    def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t h *k"], Float[Array, "b t h *k"]]:
+        """Returns log a, and its share of the bound; fp32."""
+        rate, logits = self.terms(x)
+        share = jax.nn.sigmoid(rate * logits)
+        return -self.bound * share, share
 
 
 class LogSigmoidDecay(nnx.Module):

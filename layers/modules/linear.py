@@ -64,9 +64,9 @@ def parameter(
       dims: what each dimension counts, one word per dimension, blanks between. A word is a letter, or several whose
         dimensions are flattened into one ("d hk": model width to heads times key dims). Besides the letters of
         layers/mixer.py: f channels or hidden units inside a layer, w taps of a short filter, t positions or taps by
-        position, z words of the vocabulary, r choices of a router or levels of a
-        tree, l rank of a low-rank update, e features of time, u
-        hidden units of a filter's network, or a low-rank map's. How each letter is split: training/sharding.py.
+        position, z words of the vocabulary, r choices of a router or levels of a tree, l rank of a low-rank update, e
+        features of time, u hidden units of a filter's network, or a low-rank map's. How each letter is split:
+        training/sharding.py.
       decay: whether weight decay applies (it can be forced on all parameters, see `AdamW.decay_everything`). None:
         to matrices, and not to vectors (gains, biases).
       group: name of its learning-rate group.

@@ -119,9 +119,8 @@ def check_short(x, taps, bias, in_gate, out_gate, activation, initial_state, seg
         known = ", ".join(get_args(Activation))
         raise ValueError(f"short_convolution: activation={activation!r} must be one of {known}")
     if initial_state is not None and initial_state.shape != (b, taps.shape[0] - 1, d):
-        raise ValueError(
-            f"short_convolution: initial_state must be {(b, taps.shape[0] - 1, d)}; got {initial_state.shape}"
-        )
+        fitting = (b, taps.shape[0] - 1, d)
+        raise ValueError(f"short_convolution: initial_state must be {fitting}; got {initial_state.shape}")
     if initial_segment is not None and initial_segment.shape != (b,):
         raise ValueError(f"short_convolution: initial_segment must be {(b,)}; got {initial_segment.shape}")
     if segment_ids is not None and initial_state is not None and initial_segment is None:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from recollect.pallas_kernels.all_gather_kv import over_gathered_keys
 from recollect.pallas_kernels.dispatch import choose, sequence_parts
-from recollect.pallas_kernels.landmark_attention.retrieval import retrieve_blocks
+from recollect.pallas_kernels.landmark_attention.retrieval import landmark_schedule, retrieve_blocks
 from recollect.pallas_kernels.segments import KnownArray
 from recollect.pallas_kernels.softmax_attention import (
     check_attention,
@@ -110,4 +110,4 @@ def _check(q, k, v, block, fields) -> None:
             raise ValueError(f"landmark_attention: {name} must be integers; got {field.dtype}")
 
 
-__all__ = ["BACKENDS", "landmark_attention", "retrieve_blocks"]
+__all__ = ["BACKENDS", "landmark_attention", "landmark_schedule", "retrieve_blocks"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.pallas_kernels.chunking import chunked, in_parts, unchunked, with_previous
-from recollect.pallas_kernels.landmark_attention.blocks import slices
+from recollect.pallas_kernels.key_schedule import slices
 from recollect.pallas_kernels.softmax_attention.xla import attend
 
 SMALLEST_BAND = 16

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recollect.pallas_kernels.landmark_attention.blocks import complete_blocks, slices
+from recollect.pallas_kernels.key_schedule import complete_blocks, slices
 from recollect.pallas_kernels.masks import (
     EarlierBlock,
     IsOrdinary,
@@ -98,7 +98,7 @@ class _LandmarkCall:
         else:
             positions = jnp.broadcast_to(key["positions"], k.shape[:2])
             segments = jnp.broadcast_to(key.get(SEGMENTS, np.ones((1, 1), np.int32)), k.shape[:2])
-            blocks = complete_blocks(positions, segments, self.block)
+            blocks = complete_blocks(positions, segments, self.block + 1)
             laid_k, laid_v = (_laid_out(slices(x, blocks.start, c), slots) for x in (k, v))
             of_blocks = {"blocks": blocks.number, SEGMENTS: blocks.segment}
             of_queries = {"blocks": query["blocks"], SEGMENTS: query.get(SEGMENTS, np.ones((1, q.shape[1]), np.int32))}

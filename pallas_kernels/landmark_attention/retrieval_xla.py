@@ -1,76 +1,66 @@
-"""Retrieval of landmark blocks in plain JAX: ranks blocks by their landmarks, gathers the chosen ones, and attends to
-them and to the query's current block."""
+"""Retrieval of landmark blocks in plain JAX: gathers the scheduled blocks and the others of the query's window, and
+attends to them and to the query's current block."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from recollect.pallas_kernels.chunking import in_parts
-from recollect.pallas_kernels.landmark_attention.blocks import LandmarkBlocks, complete_blocks
+from recollect.pallas_kernels.key_schedule import KeyBlocks, KeySchedule
 from recollect.pallas_kernels.landmark_attention.current_block import gather_current_block
+from recollect.pallas_kernels.landmark_attention.retrieval import stingy_positions
 
 
-def landmark_retrieval(q, k, v, queries, key_fields, *, block, top, rotate, scale, query_chunk) -> jax.Array:
+def landmark_retrieval(
+    q, k, v, schedule: KeySchedule, queries, key_fields, *, window, rotate, scale, query_chunk
+) -> jax.Array:
     """Returns the output; arguments as those of the public function, `queries` and `key_fields` each (positions,
     segments)."""
-    short = max(0, block + 1 - k.shape[1])  # what is gathered is a block, which may be longer than all there is
+    short = max(0, schedule.size - k.shape[1])  # what is gathered is a block, which may be longer than all there is
     k, v, *key_fields = (jnp.pad(x, ((0, 0), (0, short)) + ((0, 0),) * (x.ndim - 2)) for x in (k, v, *key_fields))
     q = jnp.where((queries[1] != 0)[:, :, None, None], q, 0) * jnp.asarray(scale, q.dtype)
-    blocks = complete_blocks(key_fields[0], key_fields[1], block)
-    landmarks = jnp.take_along_axis(k, jnp.minimum(blocks.start + block, k.shape[1] - 1)[:, :, None, None], axis=1)
-    landmarks = jnp.where(blocks.exists[:, :, None, None], landmarks, 0)
-    rotated = (
-        rotate(landmarks, blocks.number * (block + 1) + block),
-        rotate(landmarks, jnp.full_like(blocks.number, block)),
-    )
 
-    def some(part: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        return _attend(*part, k, v, key_fields, blocks, rotated, block, top, rotate)
+    def some(part: Any) -> jax.Array:
+        q, positions, segments, *picked = part
+        stored = (k, v, key_fields, schedule.blocks, schedule.size)
+        return _attend(q, positions, segments, picked, *stored, window, rotate)
 
-    return in_parts(some, (q, *queries), query_chunk)
+    return in_parts(some, (q, *queries, schedule.index, schedule.valid), query_chunk)
 
 
-def _attend(q, positions, segments, k, v, key_fields, blocks: LandmarkBlocks, landmarks, block, top, rotate):
+def _attend(q, positions, segments, picked, k, v, key_fields, blocks: KeyBlocks, c, window, rotate):
     b, t, h, _ = q.shape
-    groups = k.shape[2]
-    c = block + 1
+    groups, block, top = k.shape[2], c - 1, picked[0].shape[-1]
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    n = blocks.start.shape[1]
-    top = min(top, n)
 
     def grouped(x):
         return x.reshape(b, t, groups, h // groups, x.shape[-1])
 
-    blocks_before = positions // c
-    stingy = positions - blocks_before * c + jnp.minimum(blocks_before, top + 1) * c
+    chosen, valid = map(grouped, picked)
+    before = positions // c // window * window  # blocks before the window
+    stingy = stingy_positions(positions, c, top, window)
     q_true, q_stingy = grouped(rotate(q, positions)), grouped(rotate(q, stingy))
 
-    # Rank.
-    recent = blocks_before[:, :, None] - blocks.number[:, None, :] <= top
-    allowed = blocks.exists[:, None, :] & (blocks.number[:, None, :] < blocks_before[:, :, None])
-    allowed &= (blocks.segment[:, None, :] == segments[:, :, None]) & (segments != 0)[:, :, None]
-    score_true, score_old = (
-        jnp.einsum("btgrk,bngk->btgrn", x, y, preferred_element_type=wide)
-        for x, y in zip((q_true, q_stingy), landmarks, strict=True)
-    )
-    score = jnp.where(recent[:, :, None, None, :], score_true, score_old)
-    score = jnp.where(allowed[:, :, None, None, :], score, -jnp.inf)
-    best, chosen = jax.lax.top_k(jax.lax.stop_gradient(score), top)
-    # Chronological order; those that are no block at all go last.
-    chosen = jnp.sort(jnp.where(best > -jnp.inf, chosen, n), axis=-1)
-    valid = chosen < n
-    chosen = jnp.minimum(chosen, n - 1)
-
-    # Gather and place.
     rows = jnp.arange(b)[:, None, None, None, None]
-    group = jnp.broadcast_to(jnp.arange(groups)[:, None, None], chosen.shape)
-    start, number = blocks.start[rows, chosen], blocks.number[rows, chosen]
-    # What is gathered in place of what does not exist may be padding, and a weight of 0 times NaN would be NaN.
-    picked_k, picked_v = (jnp.where(valid[..., None, None], _slices_of_heads(x, start, group, c), 0) for x in (k, v))
-    behind = blocks_before[:, :, None, None, None]
+    number, behind = blocks.number[rows, chosen], before[:, :, None, None, None]
     shifted = jnp.arange(top) + (behind - number <= top)
     slot = jnp.where(behind > top, shifted, number)
+    if window > 1:  # and the window's blocks before the query's, where they are relative to it
+        there, those = _blocks_of_window(positions, segments, blocks, c, window)
+        one = (*chosen.shape[:4], window - 1)
+        chosen = jnp.concatenate([chosen, jnp.broadcast_to(those[:, :, None, None], one)], axis=-1)
+        valid = jnp.concatenate([valid, jnp.broadcast_to(there[:, :, None, None], one)], axis=-1)
+        beside = jnp.minimum(behind, top + 1) + jnp.arange(window - 1)
+        slot = jnp.concatenate([slot, jnp.broadcast_to(beside, one)], axis=-1)
+
+    # Gather and place.
+    group = jnp.broadcast_to(jnp.arange(groups)[:, None, None], chosen.shape)
+    start = blocks.start[rows, chosen]
+    # What is gathered in place of what does not exist may be padding, and a weight of 0 times NaN would be NaN.
+    picked_k, picked_v = (jnp.where(valid[..., None, None], _slices_of_heads(x, start, group, c), 0) for x in (k, v))
     places = slot[..., None] * c + jnp.arange(c)
     picked_k = rotate(picked_k[..., None, :], places)[..., 0, :]
     scores = jnp.einsum("btgrk,btgrnck->btgrnc", q_stingy, picked_k, preferred_element_type=wide)
@@ -94,6 +84,17 @@ def _attend(q, positions, segments, k, v, key_fields, blocks: LandmarkBlocks, la
     o = jnp.einsum("btgrnc,btgrncv->btgrv", cross, picked_v[..., :block, :], preferred_element_type=wide)
     o = o + jnp.einsum("btgrm,btmgv->btgrv", current / total, block_v, preferred_element_type=wide)
     return o.reshape(b, t, h, -1).astype(q.dtype)
+
+
+def _blocks_of_window(positions, segments, blocks: KeyBlocks, c, window) -> tuple[jax.Array, jax.Array]:
+    """Returns for each query whether each of the window's first blocks is before its own, and where it is, both (b, t,
+    window - 1)."""
+    own = (positions // c)[:, :, None]
+    numbers = own // window * window + jnp.arange(window - 1)
+    fits = (blocks.number[:, None, None] == numbers[..., None]) & blocks.exists[:, None, None]
+    fits &= blocks.segment[:, None, None] == segments[:, :, None, None]
+    there = jnp.any(fits, axis=-1) & (numbers < own) & (segments != 0)[:, :, None]
+    return there, jnp.argmax(fits, axis=-1)
 
 
 def _slices_of_heads(x: jax.Array, start: jax.Array, head: jax.Array, size: int) -> jax.Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from recollect.pallas_kernels.landmark_attention.blocks import LandmarkBlocks, complete_blocks
+from recollect.pallas_kernels.key_schedule import block_of, complete_blocks
 
 
 def few_queries(
@@ -22,7 +22,7 @@ def few_queries(
     wide = jnp.promote_types(q.dtype, jnp.float32)
     b, s = key_positions.shape
     c = block + 1
-    blocks = complete_blocks(key_positions, key_segments, block)
+    blocks = complete_blocks(key_positions, key_segments, c)
     scores = jnp.einsum("btgrk,bsgk->bgrts", q, k, preferred_element_type=wide) * scale
 
     real = (query_segments != 0)[:, :, None]
@@ -47,22 +47,13 @@ def few_queries(
     some = total > 0
     lse = (high + jnp.log(jnp.where(some, total, 1)))[..., None]
 
-    window, ordinary = _block_of(key_positions, blocks, block)
+    window, complete = block_of(key_positions, blocks, c)
+    ordinary = complete & (key_positions % c != block)
     factors = _take(gates - lse - inner, window)
     added = jnp.where(_spread(current), -lse, jnp.where(ordinary[:, None, None, None], factors, -jnp.inf))
     weights = jnp.exp(jnp.where(added > -jnp.inf, scores, 0) + added)
     o = jnp.einsum("bgrts,bsgv->btgrv", weights.astype(v.dtype), v, preferred_element_type=wide)
     return o, jnp.moveaxis(jnp.where(some, lse[..., 0], -jnp.inf), 3, 1)
-
-
-def _block_of(positions: jax.Array, blocks: LandmarkBlocks, block: int) -> tuple[jax.Array, jax.Array]:
-    """Returns for each key the window of the landmark that closes its block, and whether it is an ordinary token of
-    that block; (b, s) both."""
-    s, c = positions.shape[1], block + 1
-    place = jnp.arange(s, dtype=jnp.int32)
-    window = jnp.minimum((place + block - positions % c) // c, blocks.start.shape[1] - 1)
-    start, exists = (jnp.take_along_axis(x, window, axis=1) for x in (blocks.start, blocks.exists))
-    return window, exists & (place >= start) & (place < start + block)
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from recollect.pallas_kernels.key_schedule import complete_blocks, slices
 from recollect.pallas_kernels.landmark_attention import current_block
-from recollect.pallas_kernels.landmark_attention.blocks import complete_blocks, slices
 from recollect.pallas_kernels.landmark_attention.previous_blocks import previous_blocks
 from recollect.pallas_kernels.landmark_attention.step import few_queries
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
@@ -52,7 +52,7 @@ def landmark_attention(
         else:
             parts = [current_block.gathered(q, k, v, i, query_ids, j, key_ids, block=block, scale=scale)]
         if s >= c:
-            landmark_blocks = complete_blocks(j, key_ids, block)
+            landmark_blocks = complete_blocks(j, key_ids, c)
             blocks = (slices(x, landmark_blocks.start, c) for x in (k, v))
             parts.append(
                 previous_blocks(

@@ -115,29 +115,16 @@ def attend(q, k, v, allowed, scale, sinks=None, bias=None, dropout=None) -> tupl
       outputs (..., t, g, r, v) and log-sum-exps (..., t, g, r), fp32 or wider; 0 and -inf where a query sees no key.
     """
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    if q.shape[-4] == q.shape[-2] == 1 and device().platform == "gpu":
-        return _attend_one(q, k, v, allowed, scale, sinks, bias, wide)
+    if q.shape[-4] == q.shape[-2] == 1 and dropout is None and device().platform == "gpu":
+        from recollect.pallas_kernels.softmax_attention.one_query_xla import attend_one
+
+        return attend_one(q, k, v, allowed, scale, sinks, bias)
     scores = jnp.einsum("...tgrk,...sgk->...gtrs", q, k, preferred_element_type=wide) * scale
     scores = scores if bias is None else scores + bias
     weights, total, lse = unnormalised_softmax(jnp.where(allowed[..., None, :, None, :], scores, -jnp.inf), sinks)
     weights = weights if dropout is None else weights * dropout
-    out = (
-        jnp.einsum("...gtrs,...sgv->...gtrv", weights.astype(v.dtype), v, preferred_element_type=wide)
-        / total[..., None]
-    )
-    return jnp.swapaxes(out, -4, -3), jnp.swapaxes(lse, -3, -2)
-
-
-def _attend_one(q, k, v, allowed, scale, sinks, bias, wide) -> tuple[jax.Array, jax.Array]:
-    """One query per key head, as when decoding on a GPU: sums of products, which read keys and values where they lie,
-    while a matrix product of one row would first copy the whole cache, heads before slots."""
-    scores = jnp.sum(q[..., 0, :].astype(wide) * k.astype(wide), axis=-1) * scale  # (..., s, g)
-    scores = jnp.swapaxes(scores, -1, -2)[..., None, None, :]
-    scores = scores if bias is None else scores + bias
-    weights, total, lse = unnormalised_softmax(jnp.where(allowed[..., None, :, None, :], scores, -jnp.inf), sinks)
-    share = jnp.swapaxes((weights / total[..., None])[..., 0, 0, :], -1, -2)  # (..., s, g)
-    out = jnp.sum(share[..., None] * v.astype(wide), axis=-3)
-    return out[..., None, :, None, :], jnp.swapaxes(lse, -3, -2)
+    out = jnp.einsum("...gtrs,...sgv->...gtrv", weights.astype(v.dtype), v, preferred_element_type=wide)
+    return jnp.swapaxes(out / total[..., None], -4, -3), jnp.swapaxes(lse, -3, -2)
 
 
 def unnormalised_softmax(scores: jax.Array, sinks: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:

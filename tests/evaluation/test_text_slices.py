@@ -1,6 +1,7 @@
 """Bits per byte by hand, and that they compare between tokenizers of the same text."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,44 @@ def test_bits_per_byte_are_of_the_text_whatever_the_tokenizer(corpus, tokenizer)
     shares = found["share_by_slice"]
     assert sum(shares.values()) == pytest.approx(1) and found["baseline_tokens"] == data.prepared().train.lengths.sum()
     assert 0 < found["bigram_bits_per_byte"] < 5
+
+
+def test_perplexity_by_position_whatever_the_batch(corpus):
+    """Losses that tell how many tokens of the document the row holds up to the target."""
+
+    def losses(batch):
+        before = np.zeros(batch.tokens.shape, int)
+        for row, segments in enumerate(np.asarray(batch.segments)):
+            for at, segment in enumerate(segments):
+                before[row, at] = 1 + (before[row, at - 1] if at and segments[at - 1] == segment else 0)
+        return np.log2(before).astype(int) + np.log(2)
+
+    data = text(corpus)
+    one, several = (evaluate_text(losses, data, rows, final=True) for rows in (1, 5))
+    found = one.pop("perplexity_by_position")
+    assert list(found) == ["1", "2-3", "4-7", "8-15", "16-31", "32-63"]
+    assert list(found.values()) == pytest.approx([2 * math.e**depth for depth in range(6)])
+    assert several.pop("perplexity_by_position") == pytest.approx(found)
+    assert one["bits_per_byte"] == pytest.approx(several["bits_per_byte"], rel=1e-12)
+    assert one["targets"] == several["targets"] and "unknown" not in one
+
+
+def test_unknown_tokens_are_counted_and_cost_their_bytes(corpus, monkeypatch):
+    data = text(corpus)
+    tokenizer = data.open_tokenizer()
+    assert tokenizer.unknown is None
+    monkeypatch.setattr(type(tokenizer), "unknown", ord("n"))
+    found = evaluate_text(lambda batch: np.full(batch.targets.shape, 2.0), data, 4, final=True)
+    count = sum(path.read_text().count("n") for path in held_out_files(data))
+    assert found["unknown"] == {"targets": count, "bytes": count}
+    assert found["bits_per_byte"] == pytest.approx(2 / math.log(2) + 8 * count / found["bytes"])
+
+
+def held_out_files(data):
+    """Paths of what is held out, by its text."""
+    files = {path.read_text(): path for path in Path(data.source).iterdir()}
+    documents = data.prepared().held_out
+    return [files[documents.text(number).decode()] for number in range(len(documents))]
 
 
 def test_a_byte_model_and_a_bpe_model_of_the_same_bigrams_are_on_one_scale(corpus):

@@ -12,12 +12,13 @@ from recollect.experiments.pretrain_sizes import BasedLayers, Size
 
 TINY = Size(256, 2, 3, 192, BasedLayers(256, 2, 3, {"c": 1}))
 ORDERS = {
-    "samba": ("Mamba2 SlidingWindow ", 22),
+    "samba": ("Mamba SlidingWindow ", 22),
     "griffin": ("RGLRU RGLRU SlidingWindow ", 24),
-    "jamba": ("Mamba2 Mamba2 Mamba2 Mamba2 Attention Mamba2 Mamba2 Mamba2 ", 21),
+    "jamba": ("Mamba Mamba Mamba Mamba Attention Mamba Mamba Mamba ", 21),
     "qwen3_next": ("GatedDeltaNet GatedDeltaNet GatedDeltaNet GatedAttention ", 24),
     "kimi_linear": ("KimiDeltaAttention KimiDeltaAttention KimiDeltaAttention LatentAttention ", 24),
     "minimax_01": (7 * "Lightning " + "Attention ", 24),
+    "striped_hyena_2": ("Hyena2 Hyena2 Hyena2 Attention Hyena2 Hyena2 Hyena2 ", 24),
     "transnormer": ("Lightning ", 24),
 }
 
@@ -27,6 +28,14 @@ def test_layers_stand_in_the_published_order(pattern):
     order, depth = ORDERS[pattern]
     kinds = [type(mixer).__name__ for mixer in variant(f"{pattern}_360m").model.mixers]
     assert kinds == (order.split() * depth)[:depth]
+
+
+def test_filters_of_striped_hyena_take_turns_as_in_evo_2():
+    mixers = variant("striped_hyena_2_360m").model.mixers
+    kinds = [getattr(mixer, "filter", "attention") for mixer in mixers]
+    layers = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in ("SE", "MR", "LI", "attention")}
+    assert layers["SE"][:6] == [0, 4, 7, 11, 14, 18] and layers["MR"][:6] == [1, 5, 8, 12, 15, 19]
+    assert layers["LI"][:6] == [2, 6, 9, 13, 16, 20] and layers["attention"] == [3, 10, 17]
 
 
 def value(parameter):

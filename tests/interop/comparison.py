@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ import numpy as np
 from recollect.data.tokenizers import ByteTokenizer
 from recollect.export.huggingface import Facts, export_huggingface, import_huggingface
 from recollect.models import FunctionalModel, Sampling, generate
-from tests.export.huggingface.cases import MODELS, parameters
+from tests.export.huggingface.cases import CODE, MODELS, parameters
 
 PROJECT = Path(__file__).parents[2]
 PYTHON = PROJECT / ".venv-interop" / "bin" / "python"
@@ -28,8 +30,12 @@ PYTHON = PROJECT / ".venv-interop" / "bin" / "python"
 
 SIZES = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-SIZES |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+SIZES |= NO_TOKENS
+LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_num_key_heads": 2}
+LINEAR |= {"linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 6}
 ROPE = {"rope_type": "default", "rope_theta": 500.0}
+EXPORTED = MODELS | CODE
 THEIRS = {
     "llama": {**SIZES, "model_type": "llama", "rope_parameters": ROPE, "attention_bias": True, "mlp_bias": True},
     "qwen3": {
@@ -48,6 +54,64 @@ THEIRS = {
         "rope_parameters": {**ROPE, "partial_rotary_factor": 0.5},
         "sliding_window": None,
     },
+    "mamba": {
+        "model_type": "mamba",
+        "vocab_size": 257,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "state_size": 8,
+        **NO_TOKENS,
+    },
+    "mamba2": {
+        "model_type": "mamba2",
+        "vocab_size": 257,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_heads": 4,
+        "head_dim": 16,
+        "state_size": 8,
+        "n_groups": 1,
+        **NO_TOKENS,
+    },
+    "qwen3_5_text": {**SIZES, **LINEAR, "model_type": "qwen3_5_text", "head_dim": 16},
+    "qwen3_next": {**SIZES, **LINEAR, "model_type": "qwen3_next", "head_dim": 8, "num_experts": 0},
+    "kimi_linear": {
+        **SIZES,
+        "model_type": "kimi_linear",
+        "num_key_value_heads": 4,
+        "layer_types": LINEAR["layer_types"],
+        "mlp_layer_types": ["dense"] * 3,
+        "linear_num_heads": 2,
+        "linear_head_dim": 8,
+        "kv_lora_rank": 12,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+    },
+    "recurrent_gemma": {
+        **SIZES,
+        "model_type": "recurrent_gemma",
+        "block_types": ["recurrent", "attention", "recurrent"],
+        "attention_window_size": 7,
+        "attention_bias": True,
+        "lru_width": 32,
+        "logits_soft_cap": 1e6,
+        "tie_word_embeddings": False,
+    },
+    "lfm2": {**SIZES, "model_type": "lfm2", "layer_types": ["conv", "full_attention", "conv"], "norm_eps": 1e-6},
+    "diffllama": {**SIZES, "model_type": "diffllama", "attention_bias": True},
+    "gpt_oss": {
+        **SIZES,
+        "model_type": "gpt_oss",
+        "layer_types": ["sliding_attention"] * 3,
+        "sliding_window": 6,
+        "head_dim": 8,
+        "num_local_experts": 1,
+        "num_experts_per_tok": 1,
+        "swiglu_alpha": 1.0,
+        "swiglu_limit": 1e30,
+        "rope_parameters": ROPE,
+    },
     "gpt2": {
         "model_type": "gpt2",
         "vocab_size": 257,
@@ -56,7 +120,7 @@ THEIRS = {
         "n_layer": 2,
         "n_positions": 64,
         "activation_function": "gelu",
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        **NO_TOKENS,
     },
 }
 """Configs of random models that transformers saves and this project imports."""
@@ -72,6 +136,7 @@ class Row:
       greedy_equal: whether 20 greedily generated tokens of both rows are the same.
       back_exact: of an exported model, whether importing it and exporting that gives the same file of weights.
       ids_equal: whether both tokenizers give a text the same ids; None without one.
+      mixers_error: of a model as code, largest error of a mixer alone, over its largest output; whole and streamed.
     """
 
     model: str
@@ -80,23 +145,26 @@ class Row:
     greedy_equal: bool
     back_exact: bool | None
     ids_equal: bool | None
+    mixers_error: float | None = None
 
 
 def compared(root: Path) -> list[Row]:
     """Returns a row per model, from folders written to `root`."""
-    for name, config in MODELS.items():
-        exported = export_huggingface(
-            parameters(config), config, root / _folder(name, "exported"), facts=Facts(name), tokenizer=ByteTokenizer()
-        )
-        assert "tokenizer.json" in exported
+    for name, config in EXPORTED.items():
+        folder = root / _folder(name, "exported")
+        as_code = {"as_code": name in CODE}
+        export_huggingface(parameters(config), config, folder, facts=Facts(name), tokenizer=ByteTokenizer(), **as_code)
+        if name in CODE:
+            np.savez(folder / "mixers.npz", x=np.random.default_rng(1).normal(size=(2, 11, 32)).astype(np.float32))
     for name, fields in THEIRS.items():
         (root / _folder(name, "imported")).mkdir()
         (root / _folder(name, "imported") / "make.json").write_text(json.dumps(fields))
     side = Path(__file__).with_name("transformers_side.py")
-    done = subprocess.run([PYTHON, side, root], capture_output=True, text=True)
+    cache = {"HF_HOME": str(root.parent / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([PYTHON, side, root], capture_output=True, text=True, env={**os.environ, **cache})
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
-    rows = [_row(name, "exported", root) for name in MODELS]
+    rows = [_row(name, "exported", root) for name in EXPORTED]
     return rows + [_row(name, "imported", root) for name in THEIRS]
 
 
@@ -107,10 +175,10 @@ def _row(name: str, direction: str, root: Path) -> Row:
     back = None
     if direction == "exported":
         # Exported again: the layers of a stack may come back in other stages.
-        export_huggingface(params, config, folder / "again", facts=Facts(name))
+        export_huggingface(params, config, folder / "again", facts=Facts(name), as_code=name in CODE)
         weights = [(path / "model.safetensors").read_bytes() for path in (folder, folder / "again")]
         back = weights[0] == weights[1]
-        params, config = parameters(MODELS[name]), MODELS[name]
+        params, config = parameters(EXPORTED[name]), EXPORTED[name]
     model = FunctionalModel(config, 257)
     tokens = jnp.asarray(theirs["tokens"], jnp.int32)
     logits = jax.jit(lambda params, tokens: model.bind(params)(tokens))(params, tokens)
@@ -120,7 +188,16 @@ def _row(name: str, direction: str, root: Path) -> Row:
         ids = theirs["ids"].tolist() == ByteTokenizer().encode("def naïve(x):\n  return 東京 🙂").tolist()
         ids = ids and theirs["special"].tolist() == [256, 256]
     error = float(np.abs(np.asarray(logits) - theirs["logits"]).max())
-    return Row(name, direction, error, bool((greedy == theirs["greedy"]).all()), back, ids)
+    mixers = _mixers_error(model, params, folder, theirs["mixers"]) if "mixers" in theirs else None
+    return Row(name, direction, error, bool((greedy == theirs["greedy"]).all()), back, ids, mixers)
+
+
+def _mixers_error(model: FunctionalModel, params: Any, folder: Path, theirs: np.ndarray) -> float:
+    x = jnp.asarray(np.load(folder / "mixers.npz")["x"])
+    blocks = jax.jit(lambda params: [block.mixer(x).hidden for block in model.bind(params).stack.layers()])(params)
+    return max(
+        float(np.abs(there - ours).max() / np.abs(ours).max()) for ours, there in zip(blocks, theirs, strict=True)
+    )
 
 
 def _folder(name: str, direction: str) -> str:
@@ -135,11 +212,13 @@ def main() -> int:
     """Prints the table."""
     with tempfile.TemporaryDirectory() as folder:
         rows = compared(Path(folder))
-    print("| model | direction | largest logit error | greedy tokens equal | weights back exactly | same token ids |")
-    print("|---|---|---|---|---|---|")
+    heads = ("model", "direction", "largest logit error", "greedy tokens equal", "weights back exactly")
+    print("| " + " | ".join((*heads, "same token ids", "mixers alone")) + " |")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
         marks = " | ".join(map(_mark, (row.greedy_equal, row.back_exact, row.ids_equal)))
-        print(f"| {row.model} | {row.direction} | {row.logits_error:.1e} | {marks} |")
+        mixers = "-" if row.mixers_error is None else f"{row.mixers_error:.1e}"
+        print(f"| {row.model} | {row.direction} | {row.logits_error:.1e} | {marks} | {mixers} |")
     return 0
 
 

@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+torch.set_num_threads(1)  # the models are tiny
 NEW_TOKENS = 20
 TEXT = "def naïve(x):\n  return 東京 🙂"
 
 
 def results(folder: Path) -> dict[str, np.ndarray]:
     """Logits of token ids, and greedy continuations of the first half of each row, as transformers computes them."""
-    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    settings = {"output_loading_info": True, "dtype": torch.float32, "trust_remote_code": True}
+    model, report = AutoModelForCausalLM.from_pretrained(folder, **settings)
     assert not report["missing_keys"] and not report["unexpected_keys"], report
     tokens = torch.tensor(np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 24)))
     prompts = tokens[:, :12]
@@ -35,7 +37,42 @@ def results(folder: Path) -> dict[str, np.ndarray]:
         ids = tokenizer(TEXT)["input_ids"]
         assert tokenizer.decode(ids, skip_special_tokens=True) == TEXT
         found |= {"ids": ids, "special": [tokenizer.bos_token_id, tokenizer.eos_token_id]}
+    if (folder / "mixers.npz").exists():
+        found["mixers"] = mixers(model, torch.tensor(np.load(folder / "mixers.npz")["x"]))
+        check_padding(model, tokens)
     return {name: np.asarray(value) for name, value in found.items()}
+
+
+def mixers(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Outputs (layers, 2, b, t, d) of every mixer: over the whole sequence, and streamed in pieces."""
+    module = sys.modules[type(model).__module__]
+    rows, outputs = torch.ones(x.shape[:2], dtype=torch.bool), []
+    positions = rows.long().cumsum(1) - 1
+    with torch.no_grad():
+        for layer in model.layers:
+            whole, _ = layer.mixer(x, module.Tokens(rows, positions), None)
+            pieces, state = [], None
+            for part in (slice(0, 5), slice(5, 6), slice(6, None)):
+                y, state = layer.mixer(x[:, part], module.Tokens(rows[:, part], positions[:, part]), state)
+                pieces.append(y)
+            outputs.append(torch.stack([whole, torch.cat(pieces, 1)]))
+    return torch.stack(outputs)
+
+
+def check_padding(model: torch.nn.Module, tokens: torch.Tensor) -> None:
+    """Checks that padding on either side changes neither logits nor what is generated."""
+    short = tokens[:1, :9]
+    alone = model(short).logits[0]
+    for side in ("left", "right"):
+        ids, mask = tokens[:, :14].clone(), torch.ones(2, 14, dtype=torch.long)
+        part = slice(5, 14) if side == "left" else slice(0, 9)
+        ids[0], mask[0] = 0, 0
+        ids[0, part], mask[0, part] = short[0], 1
+        assert (model(ids, attention_mask=mask).logits[0, part] - alone).abs().max() < 1e-4, side
+        if side == "left":
+            options = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0}
+            both = model.generate(ids, attention_mask=mask, **options)[0, 14:]
+            assert (both == model.generate(short, **options)[0, 9:]).all()
 
 
 def make(fields: dict, folder: Path) -> None:
@@ -43,8 +80,8 @@ def make(fields: dict, folder: Path) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            gain = parameter.ndim == 1 and name.endswith("weight")
+        for parameter in model.parameters():
+            gain = parameter.ndim == 1 and parameter.mean() == 1
             parameter.copy_(torch.randn(parameter.shape) * 0.2 + float(gain))
     model.save_pretrained(folder)
 

@@ -11,11 +11,15 @@ from recollect.layers.recurrent import StreamMixer
 
 PIECES, PIECE, WIDTH = 391, 256, 16
 
+LONGER = {name: {"levels": 18} for name in ("LogLinearMamba2", "LogLinearGatedDeltaNet")}
+"""Settings of mixers whose default is for shorter documents: 2^17 tokens."""
+
 
 def modules():
-    """Recurrent mixers without a maximum length, in their default configuration, by name."""
-    endless = [cls for cls in layers.MIXERS if cls().traits.maximum_length is None]
-    each = {cls.__name__: cls().build(WIDTH, Place(0, 2), nnx.Rngs(params=jax.random.key(0))) for cls in endless}
+    """Recurrent mixers in their default configuration, as far as it takes such streams, by name."""
+    configs = {cls.__name__: cls(**LONGER.get(cls.__name__, {})) for cls in layers.MIXERS}
+    rngs = nnx.Rngs(params=jax.random.key(0))
+    each = {name: config.build(WIDTH, Place(0, 2), rngs) for name, config in configs.items()}
     return {name: module for name, module in each.items() if isinstance(module, StreamMixer)}
 
 

@@ -17,6 +17,7 @@ from recollect.commands.check import all_laws
 from recollect.layers.laws import Subject, not_asked
 from recollect.layers.mixer import MixerConfig
 from recollect.layers.modules import feature_maps
+from recollect.layers.modules.lightning_indexer import LightningIndexer
 from recollect.layers.modules.positions import LearnedPositions, Rotary
 from recollect.layers.modules.score_biases import Alibi, RelativeBias
 from recollect.layers.modules.selectors import MeanBlocks
@@ -38,6 +39,21 @@ VARIANTS: dict[str, list[MixerConfig]] = {
     ],
     "BlockSelection": [
         layers.BlockSelection(heads=4, key_heads=2, retrieve=MeanBlocks(block=4, top=2), positions=Rotary()),
+        layers.BlockSelection(heads=2, retrieve=LightningIndexer(top=6, positions=Rotary()), positions=Alibi()),
+    ],
+    "NativeSparseAttention": [
+        layers.NativeSparseAttention(
+            heads=4,
+            key_heads=2,
+            compress="mean",
+            block=4,
+            stride=2,
+            size=6,
+            top=3,
+            local=1,
+            window=5,
+            positions=Rotary(),
+        )
     ],
     "PathAttention": [layers.PathAttention(heads=4, key_heads=2, rank=6, kernel=2)],
     "GatedAttention": [layers.GatedAttention(heads=4, key_heads=2, gate="head", positions=Rotary(fraction=0.5))],
@@ -66,12 +82,17 @@ VARIANTS: dict[str, list[MixerConfig]] = {
         layers.ShortConvolution(kernel=1),
     ],
     "BaseConvolution": [
-        layers.BaseConvolution(kernel=None, maximum_length=300),
+        layers.BaseConvolution(kernel=None, maximum_length=300, time="last", activation="silu"),
         layers.BaseConvolution(kernel=None, filter="explicit", maximum_length=300),
     ],
-    "GatedConvolution": [layers.GatedConvolution(kernel=4, expansion=2)],
-    "Hyena": [layers.Hyena(maximum_length=300, filter_order=16)],
+    "GatedConvolution": [layers.GatedConvolution(kernel=4, expansion=2, activation="none", input_gate=True)],
+    "Hyena": [layers.Hyena(maximum_length=300, filter_order=16, heads=2, time="last", trains_times=True)],
+    "SelectiveAttention": [
+        layers.SelectiveAttention(heads=4, key_heads=2, select="repeats", positions=Rotary()),
+        layers.SelectiveAttention(heads=2, share=0.2, threshold=0.5),
+    ],
     "Landmark": [
+        layers.Landmark(block=2, heads=2, positions=Rotary(), retrieve=1, window=3),
         layers.Landmark(block=4, heads=4, key_heads=2, positions=Rotary()),
         layers.Landmark(block=3, heads=2, positions=Rotary(), retrieve=2),
     ],

@@ -70,9 +70,9 @@ def training_weights(q, k, block, scale, q_positions, k_positions, q_segments, k
     return found
 
 
-def retrieval(q, k, v, block, top, scale, q_positions, k_positions, q_segments, k_segments):
+def retrieval(q, k, v, block, top, scale, q_positions, k_positions, q_segments, k_segments, window=1):
     """(b, t, h, v) outputs with stingy positions, unrotated q and k, and the largest position that any vector was
-    turned by for queries with more than `top` earlier blocks."""
+    turned by for queries with more than `top` blocks before their window of so many blocks."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     b, t, h, _ = q.shape
     g, c, furthest = k.shape[2], block + 1, 0
@@ -81,11 +81,12 @@ def retrieval(q, k, v, block, top, scale, q_positions, k_positions, q_segments, 
         for i in range(t):
             if q_segments[row, i] == 0:
                 continue
-            here, inside = divmod(int(q_positions[row, i]), c)  # here: how many earlier blocks there are
+            place, inside = divmod(int(q_positions[row, i]), c)
+            here = place // window * window  # how many blocks are before the window
             at = {p: j for j, p in document_of(row, q_segments[row, i], k_positions, k_segments).items()}
             shifted = here > top
             slot_of_query = top + 1 if shifted else here
-            where_query = slot_of_query * c + inside
+            where_query = (slot_of_query + place - here) * c + inside
             for head in range(h):
                 group = head // (h // g)
                 turned = rotate(q[row, i, head], where_query)
@@ -99,7 +100,9 @@ def retrieval(q, k, v, block, top, scale, q_positions, k_positions, q_segments, 
 
                 best = sorted(sorted(range(here), key=rank, reverse=True)[:top])
                 places = {n: (index + (1 if here - n <= top else 0)) if shifted else n for index, n in enumerate(best)}
-                own = {at[here * c + p]: score(here, p, slot_of_query) for p in range(min(inside + 1, block))}
+                places |= {n: slot_of_query + n - here for n in range(here, place)}
+                slot = slot_of_query + place - here
+                own = {at[place * c + p]: score(place, p, slot) for p in range(min(inside + 1, block))}
                 marks = {n: score(n, block, slot) for n, slot in places.items()}
                 cross = {n: {at[n * c + p]: score(n, p, slot) for p in range(block)} for n, slot in places.items()}
                 for j, weight in grouped(cross, own, marks).items():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from recollect.pallas_kernels.landmark_attention import (
     landmark_attention,
+    landmark_schedule,
     previous_blocks,
     retrieve_blocks,
 )
@@ -215,9 +216,12 @@ def test_half_precision_stays_near():
         assert error(a, b) < (0.005 if index < 2 else 0.01)
 
 
-@functools.partial(jax.jit, static_argnames=("block", "top", "query_chunk"))
-def retrieved(q, k, v, f, *, block, top, query_chunk=16):
-    return retrieve_blocks(q, k, v, block=block, top=top, rotate=rotate, query_chunk=query_chunk, **f)
+def ranked_and_read(q, k, v, f, *, block, top, window=1, rotate=rotate, query_chunk=16):
+    how = {"rotate": rotate, "window": window, "query_chunk": query_chunk, **f}
+    return retrieve_blocks(q, k, v, landmark_schedule(q, k, block=block, top=top, **how), **how)
+
+
+retrieved = jax.jit(ranked_and_read, static_argnames=("block", "top", "window", "query_chunk"))
 
 
 @functools.partial(jax.jit, static_argnames="block")
@@ -241,8 +245,8 @@ def test_queries_with_few_earlier_blocks_read_them_all():
     assert np.min(np.abs(np.asarray(found[:, 20:24] - expected[:, 20:24])).max(axis=(2, 3))) > 1e-3
 
 
-@pytest.mark.parametrize(("top", "queries"), [(1, None), (3, 9)])
-def test_retrieval_is_the_oracles(top, queries):
+@pytest.mark.parametrize(("top", "queries", "window"), [(1, None, 1), (3, 9, 1), (2, None, 3)])
+def test_retrieval_is_the_oracles(top, queries, window):
     segments = rows([41], [14, 24, -3])
     q, k, v = arrays(2, 41 if queries is None else queries, 4, 2, s=41)
     f = fields(segments, queries)
@@ -255,9 +259,25 @@ def test_retrieval_is_the_oracles(top, queries):
         top,
         8**-0.5,
         *(numbers[name] for name in ("query_positions", "key_positions", "query_segments", "key_segments")),
+        window,
     )
-    assert furthest < (top + 2) * 5
-    assert error(retrieved(q, k, v, f, block=4, top=top), expected) < 1e-5
+    assert furthest < (top + 1 + window) * 5
+    assert error(retrieved(q, k, v, f, block=4, top=top, window=window), expected) < 1e-5
+
+
+def test_among_equal_landmark_keys_the_oldest_blocks_are_read():
+    """As in a model's first layer; whatever the keys, and however many queries there are at once."""
+    q, k, _ = arrays(2, 61, 4, 2)
+    f = plain(2, 61)
+    k = k.at[:, 4::5].set(k[:, 4:5])
+    how = {"block": 4, "top": 2, "rotate": rotate}
+    schedule = jax.jit(lambda q, k: landmark_schedule(q, k, **how, **f))(q, k)
+    last = {name: x[:, -1:] if name.startswith("query") else x for name, x in f.items()}
+    one = jax.jit(lambda q, k: landmark_schedule(q, k, **how, **last))(q[:, -1:], k)
+    # Of 12 blocks the newest two are ranked where they are; the ten others share one key and one position.
+    for index in (schedule.index[:, -1], one.index[:, 0]):
+        older = [set(map(int, head)) - {10, 11} for head in np.asarray(index).reshape(-1, 2)]
+        assert all(blocks == set(range(len(blocks))) for blocks in older) and any(older)
 
 
 def test_no_position_past_the_trained_range_counts():
@@ -277,14 +297,14 @@ def test_no_position_past_the_trained_range_counts():
             seen.append((x.ndim, positions))
             return rotate(x, positions)
 
-        out = retrieve_blocks(q, k, v, block=4, top=top, rotate=recording, query_chunk=100, **late)
+        out = ranked_and_read(q, k, v, late, block=4, top=top, rotate=recording, query_chunk=100)
         return out, [p for ndim, p in seen if ndim > 5], [p for ndim, p in seen if ndim == 4 and p.shape == q.shape[:2]]
 
     out, gathered, queries = jax.jit(run)(q[:, start:])
     assert gathered and max(int(positions.max()) for positions in gathered) < limit
     assert (
-        len(queries) == 2 and min(int(positions.max()) for positions in queries) < limit
-    )  # a true one and a stingy one
+        len(queries) == 4 and min(int(positions.max()) for positions in queries) < limit
+    )  # true and stingy ones, to rank and to read
 
     # The last query's scores with keys whose true position is neither near it nor in the trained range never count.
     def spoiling(x, positions):
@@ -292,7 +312,7 @@ def test_no_position_past_the_trained_range_counts():
         return jnp.where(near[..., None, None], rotate(x, positions), jnp.nan)
 
     last = {name: x[:, -1:] if name.startswith("query") else x for name, x in f.items()}
-    spoiled = jax.jit(lambda q: retrieve_blocks(q, k, v, block=4, top=top, rotate=spoiling, **last))(q[:, -1:])
+    spoiled = jax.jit(lambda q: ranked_and_read(q, k, v, last, block=4, top=top, rotate=spoiling))(q[:, -1:])
     assert error(spoiled, out[:, -1:]) < 1e-6
 
     # And those near it see relative positions only: moving all rotations alike changes nothing (but rounding of larger
@@ -301,9 +321,7 @@ def test_no_position_past_the_trained_range_counts():
         return rotate(x, positions + 100)
 
     assert (
-        error(
-            jax.jit(lambda q: retrieve_blocks(q, k, v, block=4, top=top, rotate=moved, **last))(q[:, -1:]), out[:, -1:]
-        )
+        error(jax.jit(lambda q: ranked_and_read(q, k, v, last, block=4, top=top, rotate=moved))(q[:, -1:]), out[:, -1:])
         < 1e-4
     )
 
@@ -363,4 +381,4 @@ def test_arguments_that_do_not_fit_are_named(changes, message):
 def test_reading_no_blocks_is_refused():
     q, k, v = arrays(1, 6, 2, 2)
     with pytest.raises(ValueError, match="top must be at least 1; got 0"):
-        retrieve_blocks(q, k, v, block=2, top=0, rotate=rotate, **plain(1, 6))
+        ranked_and_read(q, k, v, plain(1, 6), block=2, top=0)

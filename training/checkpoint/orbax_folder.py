@@ -23,7 +23,6 @@ import asyncio
 import concurrent.futures
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,9 +30,8 @@ from typing import Any
 
 import jax
 
-from recollect.configuration import Config, UserError, to_json
-from recollect.configuration.disk_full import DiskFull, is_disk_full
-from recollect.configuration.io import file_sha256, first_line, write_json
+from recollect.configuration import Config, to_json
+from recollect.configuration.io import file_sha256, write_json
 from recollect.training.distributed.host import current_host
 
 DIGESTS = "digests.json"
@@ -153,17 +151,10 @@ class Checkpoints:
 
     def _fail(self, error: Exception | None) -> None:
         """Forgets the save that was started, in all processes, and raises why it failed in one of them."""
+        from recollect.training.checkpoint.failed_save import failure_of
+
         step, self._pending, self._orbax = self._pending, None, None
-        host = current_host()
-        full = host.largest(int(is_disk_full(error)))
-        if host.is_main:
-            for path in self.directory.glob(f"{step}.*"):
-                shutil.rmtree(path, ignore_errors=True)
-        steps = self.steps()
-        kept = f"the last good one is of step {steps[-1]}" if steps else "there is none before it"
-        why = "another process could not write its part" if error is None else first_line(error)
-        why, kind = ("no space is left on the disk", DiskFull) if full else (why, UserError)
-        raise kind(f"checkpoint {self.directory / str(step)} could not be written: {why}; {kept}") from error
+        raise failure_of(self, step, error) from error
 
     def changed(self) -> None:
         """Waits for the main process' changes to the directory, and has Orbax look at it again."""

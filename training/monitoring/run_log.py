@@ -53,10 +53,8 @@ class RunLog(Hook):
             from recollect.models.accounting import trainable_parameters
 
             together = f", {trainable_parameters(run.program.model):,} of them trained{together}"
-        run.log(
-            f"{experiment.name}: {parameters:,} parameters on {jax.devices()[0].device_kind}{together}, "
-            f"{experiment.run.steps:,} steps -> {run.folder.path}"
-        )
+        trained = f"{experiment.name}: {parameters:,} parameters on {jax.devices()[0].device_kind}{together}"
+        run.log(f"{trained}, {experiment.run.steps:,} steps -> {run.folder.path}")
         for line in operations_by_mixer(experiment.model, experiment.data.batch_shapes(experiment.run.batch_size)):
             run.log(f"  {line}")
         if corpus := experiment.data.result_entries().get("corpus"):

@@ -22,8 +22,8 @@ from recollect.configuration import UserError
 from recollect.configuration.io import write_json
 from recollect.training.distributed.host import current_host
 
-HEARTBEAT, STALE_AFTER = 10.0, 60.0
-"""Seconds between two heartbeats, and without one until another host's lock is stale."""
+HEARTBEAT = 10.0
+"""Seconds between two heartbeats."""
 
 host_name, clock, sleep = socket.gethostname, time.time, time.sleep
 """Replaced by tests."""
@@ -59,21 +59,12 @@ class RunLock:
     def __init__(self, folder: Path):
         self._path = folder / "lock"
         own = os.getpid()
-        self._facts = {"host": host_name(), "process": own, "start": _start_of(own), "id": uuid.uuid4().hex}
+        self._facts = {"host": host_name(), "process": own, "start": start_of(own), "id": uuid.uuid4().hex}
         while not self._create():
-            holder = _read(self._path)
-            if holder is None:
-                continue  # it was released meanwhile
-            if not _is_stale(holder):
-                if holder.get("host") != host_name() and clock() - holder["heartbeat"] > 2 * HEARTBEAT:
-                    sleep(1.0)  # it may be gone: a moment will tell
-                    continue
-                who = f"process {holder.get('process', '?')} on {holder.get('host', 'another host')}"
-                raise UserError(
-                    f"{folder} is in use by {who}: one process trains in a run folder at a time; wait for it, stop it, "
-                    "or choose another folder"
-                )
-            self._remove(holder)
+            from recollect.training.recovery.stale_lock import wait_until_stale
+
+            if (holder := wait_until_stale(self._path)) is not None:
+                self._remove(holder)
         self._released = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -98,7 +89,7 @@ class RunLock:
         aside = self._path.with_name(f"lock-{self._facts['id']}")
         with contextlib.suppress(OSError):
             os.rename(self._path, aside)  # one process alone succeeds
-            moved = _read(aside)
+            moved = read(aside)
             if moved is not None and moved.get("id") != holder.get("id"):
                 with contextlib.suppress(FileExistsError):
                     os.link(aside, self._path)
@@ -106,14 +97,14 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT):
-            holder = _read(self._path)
+            holder = read(self._path)
             if holder is None or holder.get("id") != self._facts["id"]:
                 continue  # this process was suspended for so long that another one took over
             with contextlib.suppress(OSError, UserError):  # a full disk: the next one may succeed
                 write_json(self._path, {**self._facts, "heartbeat": clock()})
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read(path: Path) -> dict[str, Any] | None:
     """Returns what a lock holds; None: there is no such file. One that cannot be read (it is being written) beats when
     it was last changed."""
     try:
@@ -127,25 +118,16 @@ def _read(path: Path) -> dict[str, Any] | None:
         return {"heartbeat": changed}
 
 
-def _is_stale(holder: dict[str, Any]) -> bool:
-    if holder.get("host") == host_name():
-        return _start_of(holder.get("process")) != holder.get("start")
-    return clock() - holder["heartbeat"] > STALE_AFTER
-
-
-def _start_of(process: Any) -> str | None:
+def start_of(process: Any) -> str | None:
     """Returns when a process of this host started, which tells it from a later one of its number; None: it is gone."""
     if not isinstance(process, int):
         return None
-    if Path("/proc/self/stat").exists():
-        try:
-            state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if state in "ZX" else fields[18]
-    with contextlib.suppress(PermissionError):  # another user's
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return None
-    return "running"
+    if not Path("/proc/self/stat").exists():
+        from recollect.training.recovery.stale_lock import is_running
+
+        return "running" if is_running(process) else None
+    try:
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else fields[18]

@@ -129,7 +129,7 @@ ROTARY = {"heads": 4, "positions": Rotary()}
         (model(Attention(**ROTARY), mlp=None), "model.mlp=None"),
         (model(Attention(**ROTARY), Attention(heads=2, positions=Rotary())), "layer 1: heads=2"),
         (model(Attention(**ROTARY), SlidingWindow(**ROTARY)), r"model.stages=\[None, 64\]"),
-        (model(SlidingWindow(sinks="learned", **ROTARY)), "layer 0: SlidingWindow.sinks=learned"),
+        (model(SlidingWindow(sinks="learned", **ROTARY)), "mlp.bias=False"),
         (model(SlidingWindow(window=4, **NORMED), SlidingWindow(window=5, **NORMED)), r"window=\[4, 5\]"),
         (model(Attention(heads=4, positions=Rotary(layout="interleaved"))), "layer 0: layout=interleaved"),
         (model(Attention(**NORMED), norm=chz.replace(MODELS["llama"].norm, epsilon=1e-5)), "norm.epsilon=1e-05"),

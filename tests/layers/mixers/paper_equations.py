@@ -129,6 +129,9 @@ def kimi_delta_attention(w, x, config):
     h = config.heads
     q, k, v = delta_rule_inputs(w, x, h, h)
     beta, a = sigmoid(w.linear("strength.projection", x)), np.exp(w.steps(x)[0])
+    if config.bound is not None:
+        logits = split(w.low_rank("decay.projection", x), h) + w["decay.step_bias"]
+        a = np.exp(-config.bound * sigmoid(np.exp(w["decay.log_rate"])[:, None] * logits))
 
     def step(s, b, t, i):
         key = k[b, t, i]

@@ -24,13 +24,11 @@ CONFIGS = {
     "base": BaseConvolution(),
     "base implicit": BaseConvolution(kernel=None, maximum_length=MAXIMUM),
     "base activated": BaseConvolution(activation="silu"),
-    "base long activated": BaseConvolution(kernel=None, maximum_length=MAXIMUM, time="last", activation="silu"),
     "base explicit": BaseConvolution(kernel=None, filter="explicit", maximum_length=MAXIMUM),
     "gated": GatedConvolution(),
     "hyena": Hyena(maximum_length=MAXIMUM, filter_order=8),
-    "hyena published": Hyena(maximum_length=MAXIMUM, filter_order=8, heads=2, time="last", trains_times=True),
 }
-LONG = ("base implicit", "base long activated", "base explicit", "hyena", "hyena published")
+LONG = ("base implicit", "base explicit", "hyena")
 WIDTH = 6
 TOLERANCE = 3e-6  # fp32, a few matrix products and a Fourier transform
 
@@ -306,11 +304,9 @@ def test_state_sizes():
         "base": 2 * WIDTH + cursor,
         "base implicit": 32 * WIDTH + long + cursor,
         "base activated": 2 * WIDTH + cursor,
-        "base long activated": 32 * WIDTH + long + cursor,
         "base explicit": 32 * WIDTH + long + cursor,
         "gated": 2 * 2 * WIDTH + cursor,
         "hyena": 2 * 3 * WIDTH + 32 * WIDTH + long + cursor,
-        "hyena published": 2 * 3 * WIDTH + 32 * WIDTH + long + cursor,
     }
 
 

@@ -61,6 +61,7 @@ MODELS = {
         gated_delta_net,
     ),
     "Kimi Delta Attention": (layers.KimiDeltaAttention(heads=2), kimi_delta_attention),
+    "Kimi Delta Attention, bounded": (layers.KimiDeltaAttention(heads=2, bound=5.0), kimi_delta_attention),
     "Gated DeltaNet 2": (layers.GatedDeltaNet2(heads=2, negative_eigenvalues=True), gated_delta_net_2),
     "DeltaProduct": (layers.DeltaProduct(heads=2, steps=3, negative_eigenvalues=True), delta_product),
     "DeltaProduct without decay": (layers.DeltaProduct(heads=2, decays=False), delta_product),

@@ -161,6 +161,9 @@ PUBLISHED = {
     layers.DeltaNet(): DELTA,
     layers.GatedDeltaNet(heads=4): GATED,
     layers.KimiDeltaAttention(heads=4): DELTA | KIMI,
+    layers.KimiDeltaAttention(heads=4, bound=5.0): DELTA
+    | KIMI
+    | {"decay.log_rate": lambda values: constant(values, 0)},
     layers.GatedDeltaNet2(heads=4): PROJECTIONS
     | CONVOLUTIONS
     | ONES
@@ -275,6 +278,7 @@ def test_first_layers_forget_without_bounds_and_last_layers_almost_never():
         (lambda: layers.DeltaNet(key_heads=0), "key_heads=0: must be at least 1"),
         (lambda: layers.DeltaProduct(steps=0), "steps=0: must be at least 1"),
         (lambda: layers.KimiDeltaAttention(value_dim=-1), "value_dim=-1: must be at least 1"),
+        (lambda: layers.KimiDeltaAttention(bound=0.0), r"bound=0\.0: must be positive"),
         (lambda: layers.Mamba2(key_heads=3), "key_heads=3: must divide heads=4"),
         (lambda: layers.Mamba2(key_dim=0), "key_dim=0: must be at least 1"),
         (lambda: layers.GatedLinearAttention(rank=0), "rank=0: must be at least 1"),

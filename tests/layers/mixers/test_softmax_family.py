@@ -14,7 +14,7 @@ from flax import nnx
 from recollect import layers
 from recollect.configuration import UserError
 from recollect.layers.mixer import Context, Place
-from recollect.layers.modules import MeanBlocks, Rotary
+from recollect.layers.modules import LightningIndexer, MeanBlocks, Rotary
 
 T, WIDTH = 11, 16
 X = np.random.default_rng(0).normal(size=(1, T, WIDTH))
@@ -211,6 +211,10 @@ def test_relative_convolutional_attention_starts_as_published():
         (lambda: layers.LatentAttention(rotary_dim=3), r"rotary_dim=3: must be even"),
         (lambda: layers.PathAttention(positions=Rotary()), r"positions=Rotary: PathAttention has positions"),
         (lambda: MeanBlocks(top=0), r"top=0: must be at least 1"),
+        (lambda: LightningIndexer(top=0), r"top=0: must be at least 1"),
+        (lambda: layers.NativeSparseAttention(stride=3), r"stride=3: must divide block=8 and size=8"),
+        (lambda: layers.NativeSparseAttention(top=2), r"top=2: must hold the local=2 newest blocks and the first"),
+        (lambda: layers.NativeSparseAttention(dropout=0.1), r"three softmax maps: dropout cannot be set"),
         (lambda: layers.LatentAttention(rank=0), r"rank=0: must be at least 1"),
         (lambda: layers.RelativeConvolutionalAttention(positions=Rotary()), r"positions=Rotary beside relative=True"),
         (lambda: layers.RelativeConvolutionalAttention(kernel=0), r"kernel=0: a convolution needs at least 1 tap"),
@@ -219,31 +223,6 @@ def test_relative_convolutional_attention_starts_as_published():
 def test_settings_that_cannot_be(make, message):
     with pytest.raises(UserError, match=message):
         make()
-
-
-@pytest.mark.parametrize("top", [1, 2, 3])
-def test_block_selection_is_moba(top):
-    selector = MeanBlocks(block=2, top=top)
-    module = built(layers.BlockSelection(heads=4, key_heads=2, retrieve=selector))
-    x = X[0]
-    q, k, v = heads(module.query, x, 4), heads(module.key, x, 2), heads(module.value, x, 2)
-    o = []
-    for h in range(4):
-        g, out = h // 2, np.zeros((T, 4))
-        for i in range(T):
-            past = range(i // 2)
-            fit = {n: q[i, h] @ (k[2 * n, g] + k[2 * n + 1, g]) / 2 for n in past}
-            picked = {i // 2, *sorted(past, key=fit.get)[len(past) - min(top - 1, len(past)) :]}
-            seen = [j for j in range(i + 1) if j // 2 in picked]
-            out[i] = softmax(np.array([q[i, h] @ k[j, g] / 2 for j in seen])) @ v[seen, g]
-        o.append(out)
-    assert_equal(module, linear(module.output, np.concatenate(o, axis=-1)))
-
-
-def test_block_selection_with_all_blocks_is_attention():
-    config = layers.BlockSelection(heads=2, retrieve=MeanBlocks(block=2, top=9))
-    module, plain = built(config), built(layers.Attention(heads=2))
-    np.testing.assert_allclose(module(jnp.asarray(X, jnp.float32)).hidden, plain(jnp.asarray(X, jnp.float32)).hidden)
 
 
 def test_path_attention():

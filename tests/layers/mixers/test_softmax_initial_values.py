@@ -8,7 +8,7 @@ from flax import nnx
 
 from recollect import layers
 from recollect.layers.mixer import Place
-from recollect.layers.modules.positions import LearnedPositions
+from recollect.layers.modules import LearnedPositions, LightningIndexer
 from tests.layers.mixers.test_recurrent_initial_values import (
     PROJECTIONS,
     D,
@@ -34,6 +34,17 @@ def zero(values):
     constant(values, 0)
 
 
+LATENT = {
+    **{f"{name}.kernel": linear for name in ("down", "shared_key", "key_up", "value_up", "query_down", "query")},
+    **{f"{name}.gain": lambda values: constant(values, 1) for name in ("norm", "query_norm")},
+    "output.kernel": output,
+}
+INDEXER = {
+    **{f"selector.{name}.kernel": linear for name in ("query", "key", "head_weights")},
+    "selector.norm.gain": lambda values: constant(values, 1),
+    "selector.norm.bias": zero,
+}
+
 PUBLISHED = {
     # GPT-2's N(0, 0.02), outputs over sqrt(2 layers).
     layers.Attention(bias=True, query_key_norm=True): PROJECTIONS | BIASES | NORMS,
@@ -47,11 +58,7 @@ PUBLISHED = {
         "norm.gain": lambda values: constant(values, 1),
     },
     layers.ForgettingAttention(): PROJECTIONS | {"forget.kernel": linear, "forget.bias": zero},
-    layers.LatentAttention(rank=12, query_rank=10): {
-        **{f"{name}.kernel": linear for name in ("down", "shared_key", "key_up", "value_up", "query_down", "query")},
-        **{f"{name}.gain": lambda values: constant(values, 1) for name in ("norm", "query_norm")},
-        "output.kernel": output,
-    },
+    layers.LatentAttention(rank=12, query_rank=10): LATENT,
     layers.RelativeConvolutionalAttention(heads=2, maximum=9): PROJECTIONS
     | {f"{name}.convolution.taps": conv_taps(3) for name in ("query", "key", "value")}
     | {f"{name}.convolution.bias": conv_taps(3) for name in ("query", "key", "value")}
@@ -60,6 +67,15 @@ PUBLISHED = {
     | {"down.kernel": linear, "direction.kernel": linear, "direction.convolution.taps": conv_taps(3)}
     | {"strength.kernel": linear, "strength.bias": zero},
     layers.BlockSelection(heads=2): PROJECTIONS,
+    layers.BlockSelection(heads=2, retrieve=LightningIndexer()): PROJECTIONS | INDEXER,
+    layers.NativeSparseAttention(heads=4): PROJECTIONS
+    | {"gate.kernel": linear}
+    | {f"compress_{name}.places": zero for name in ("key", "value")}
+    | {f"compress_{name}.up.kernel": lambda values: normal(values, (8 * 12) ** -0.5) for name in ("key", "value")}
+    | {f"compress_{name}.down.kernel": lambda values: normal(values, 12**-0.5) for name in ("key", "value")},
+    layers.SparseLatentAttention(rank=12, query_rank=10): LATENT | INDEXER,
+    layers.SelectiveAttention(): PROJECTIONS | {"selector.kernel": linear},
+    layers.SelectiveAttention(select="repeats"): PROJECTIONS,
     layers.Landmark(heads=2): PROJECTIONS,
     layers.MixtureOfHeads(): PROJECTIONS | ROUTERS,
     layers.MixtureOfHeads(gates="ones"): PROJECTIONS,
@@ -78,7 +94,10 @@ def test_first_values_are_the_published_ones(config):
 
 
 def test_every_softmax_mixer_is_here():
-    softmax = {cls for cls in layers.MIXERS if issubclass(cls, layers.SoftmaxConfig)} | {layers.LatentAttention}
+    softmax = {cls for cls in layers.MIXERS if issubclass(cls, layers.SoftmaxConfig)} | {
+        layers.LatentAttention,
+        layers.SparseLatentAttention,
+    }
     assert {type(config) for config in PUBLISHED} == softmax
 
 

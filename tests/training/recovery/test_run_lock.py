@@ -115,7 +115,7 @@ def test_it_beats(tmp_path, monkeypatch):
     lock = RunLock(tmp_path)
     begun = json.loads((tmp_path / "lock").read_text())["heartbeat"]
     deadline = run_lock.clock() + 20
-    while run_lock._read(tmp_path / "lock")["heartbeat"] == begun:
+    while run_lock.read(tmp_path / "lock")["heartbeat"] == begun:
         assert run_lock.clock() < deadline
     lock.release()
 

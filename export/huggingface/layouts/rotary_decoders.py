@@ -11,7 +11,7 @@ from typing import Any
 
 from recollect.configuration import UserError
 from recollect.export.huggingface.requirements import HuggingFaceConfig, require, require_defaults
-from recollect.export.huggingface.tensors import LayerTensors, Tensor
+from recollect.export.huggingface.tensors import TRANSPOSED, LayerTensors, Tensor
 from recollect.layers import Attention, SlidingWindow
 from recollect.layers.modules.mlp import SwiGLU
 from recollect.layers.modules.norms import RMSNorm
@@ -149,7 +149,7 @@ def tensors_of(model: LanguageModel, kind: str) -> list[Tensor]:
     table.add_linear("mlp.down_proj", "mlp.down", bias=mlp.bias)
     table.add("model.norm.weight", "final_norm.gain")
     if not model.tied:
-        table.add("lm_head.weight", "head.kernel", transposed=True)
+        table.add("lm_head.weight", "head.kernel", TRANSPOSED)
     return table.tensors
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from recollect.configuration import UserError
 from recollect.export.huggingface.requirements import HuggingFaceConfig, require, require_defaults
-from recollect.export.huggingface.tensors import LayerTensors, Tensor
+from recollect.export.huggingface.tensors import PLAIN, TRANSPOSED, LayerTensors, Tensor
 from recollect.layers import Attention
 from recollect.layers.modules.mlp import GELU
 from recollect.layers.modules.norms import LayerNorm
 from recollect.layers.modules.positions import LearnedPositions
 from recollect.models import LanguageModel, repeat
+
+CLASSES = {"gpt2": "GPT2LMHeadModel"}
 
 
 def config_of(model: LanguageModel) -> dict[str, Any]:
@@ -89,12 +91,12 @@ def tensors_of(model: LanguageModel, kind: str = "gpt2") -> list[Tensor]:
         table.add_layers(f"{theirs}.weight", f"{ours}.gain")
         table.add_layers(f"{theirs}.bias", f"{ours}.bias")
     fused = ("mixer.query", "mixer.key", "mixer.value")
-    table.add_linear("attn.c_attn", *fused, bias=True, transposed=False)
-    table.add_linear("attn.c_proj", "mixer.output", bias=True, transposed=False)
-    table.add_linear("mlp.c_fc", "mlp.up", bias=True, transposed=False)
-    table.add_linear("mlp.c_proj", "mlp.down", bias=True, transposed=False)
+    table.add_linear("attn.c_attn", *fused, bias=True, form=PLAIN)
+    table.add_linear("attn.c_proj", "mixer.output", bias=True, form=PLAIN)
+    table.add_linear("mlp.c_fc", "mlp.up", bias=True, form=PLAIN)
+    table.add_linear("mlp.c_proj", "mlp.down", bias=True, form=PLAIN)
     table.add("transformer.ln_f.weight", "final_norm.gain")
     table.add("transformer.ln_f.bias", "final_norm.bias")
     if not model.tied:
-        table.add("lm_head.weight", "head.kernel", transposed=True)
+        table.add("lm_head.weight", "head.kernel", TRANSPOSED)
     return table.tensors

@@ -11,6 +11,6 @@ from recollect.models.language_model import LanguageModel, LanguageModelModule, 
 from recollect.models.lora import LoRA
 from recollect.models.sampling import Sampling
 from recollect.models.stack import Block, Stack, Stage, repeat
-from recollect.models.text_generation import TextPart, TextStream, continue_texts
+from recollect.models.text_generation import Continuation, TextPart, TextStream, continue_texts
 
 __all__ = [*exported_names(globals()), "ModelOutput"]

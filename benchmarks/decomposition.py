@@ -30,7 +30,7 @@ from recollect.data.text.rows.base import read_rows
 from recollect.layers import Attention
 from recollect.layers.modules import Rotary, SwiGLU
 from recollect.models import LanguageModel, count, repeat
-from recollect.training import AdamW, Experiment, Run, batches, evaluator, member_values, program_for
+from recollect.training import AdamW, Experiment, Run, batches, evaluator, host_batches, member_values, program_for
 
 ABOVE = (1.0, 0.5, 0.25, 0.1, 0.0)
 NAMES = ("chunked", "decomposed")
@@ -131,7 +131,7 @@ class _Trainee:
             batch = read_rows(source.documents, (), rows, length, segmented=source.plan.segmented)
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batch)
             spare = jax.tree.map(lambda leaf: leaf.copy(), self.state)
-            jax.block_until_ready(self.program.train_on(spare, self.values, stacked))
+            jax.block_until_ready(host_batches.train_on(self.program, spare, self.values, stacked))
         self.evaluate()
         self.feed.waited = 0.0
 

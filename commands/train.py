@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 
 from recollect.commands import add_overrides, add_with, experiment_of
+from recollect.evaluation.metrics import METRICS
 
 SHOWN = (
-    *("accuracy", "bits_per_byte", "bits_per_token", "loss", "status", "steps", "seconds", "examples_per_second"),
-    *("tokens_per_second", "mfu", "waiting_for_data"),
+    *(*METRICS, "loss", "status", "steps", "seconds"),
+    *("examples_per_second", "tokens_per_second", "mfu", "waiting_for_data"),
 )
 """Entries of result.json that `train` prints."""
 

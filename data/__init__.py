@@ -6,7 +6,7 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "batch": "Batch DataConfig",
-        "synthetics": "MQAR RecallSlice",
+        "synthetics": "MQAR RecallSlice Slice SyntheticTask TaskContract arrays",
         "text": "Chunked Decomposed Packed Preparation Text open_prepared",
         "tokenizers": "Tokenizer open_tokenizer",
     },

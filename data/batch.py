@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import chz
 import jax
@@ -29,6 +29,7 @@ class Batch:
       target_positions: the labelled positions; None when every position is labelled (p = t).
       weights: weight of each target in loss and accuracy; 0 leaves it out.
       segments: document of each token, 0 for padding; None for one document without padding.
+      groups: kind of each target, by which a task reports accuracy (`SyntheticTask.breakdown`); None: one kind.
     """
 
     tokens: Int[Array, "b t"]
@@ -36,36 +37,19 @@ class Batch:
     target_positions: Int[Array, "b p"] | None
     weights: Float[Array, "b p"]
     segments: Int[Array, "b t"] | None = None
-
-
-class TaskSlice(Protocol):
-    """Examples of one size; a task's own slice class adds what else decides their shape or difficulty. Hashable."""
-
-    @property
-    def name(self) -> str:
-        """Name in metrics and tables."""
-
-    @property
-    def length(self) -> int:
-        """Tokens per example."""
-
-    @property
-    def weight(self) -> float:
-        """Share of training calls, relative to the other slices."""
+    groups: Int[Array, "b p"] | None = None
 
 
 @chz.chz(typecheck=True)
 class DataConfig(Config):
     """Base of all data sets' configs: everything that training and evaluation ask of a data set.
 
-    There are two kinds. Tasks with `made_on_device` draw their batches inside the compiled step (`train_batch`,
-    `evaluation_batch`), by slices. All others give batches of NumPy arrays by number (`batches`, `evaluation_batches`).
+    There are two kinds. Synthetic tasks (`synthetics/task.py`) are `made_on_device`: they draw their batches inside the
+    compiled step, by slices. All others give batches of NumPy arrays by number (`batches`, `evaluation_batches`).
     """
 
-    @property
-    def made_on_device(self) -> bool:
-        """Whether batches are a pure function of (seed, step), drawn inside the step; then none can be skipped."""
-        return False
+    made_on_device: ClassVar[bool] = False
+    """Whether batches are a pure function of (seed, step), drawn inside the step; then none can be skipped."""
 
     @property
     def vocabulary(self) -> int:
@@ -116,33 +100,6 @@ class DataConfig(Config):
         tokens: Any = jax.ShapeDtypeStruct((batch_size, self.longest), jnp.int32)
         weights: Any = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
         return Batch(tokens, tokens, None, weights, tokens)
-
-    # Tasks that are made on the device.
-
-    @property
-    def examples_per_slice(self) -> int:
-        """Evaluation examples of each slice."""
-        raise NotImplementedError
-
-    def train_slices(self) -> Sequence[TaskSlice]:
-        """Returns the slices of the training mixture."""
-        raise NotImplementedError
-
-    def evaluation_slices(self) -> Sequence[TaskSlice]:
-        """Returns the slices that are evaluated, each on `examples_per_slice` examples."""
-        raise NotImplementedError
-
-    def slice_for(self, seed: int, call_index: int) -> TaskSlice:
-        """Returns the training slice of one device call (steps of one shape); the same for the same arguments."""
-        raise NotImplementedError
-
-    def train_batch(self, seed: int | jax.Array, step: int | jax.Array, slice: Any, batch_size: int) -> Batch:
-        """Returns the training batch of one step; `slice` is one of `train_slices()`. Seed and step may be traced."""
-        raise NotImplementedError
-
-    def evaluation_batch(self, seed: int | jax.Array, index: int | jax.Array, slice: Any, batch_size: int) -> Batch:
-        """Returns evaluation batch number `index` of a slice, independent of all training batches."""
-        raise NotImplementedError
 
     # Data that the host reads.
 

@@ -3,7 +3,7 @@ recall task, examples with their labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,36 +46,37 @@ def _text(data: Text, count: int) -> Iterator[str]:
             yield f"  {number + 1} ({int(lengths[number]):,} tokens): {shown[:_SHOWN]!r}{cut}"
 
 
-def _task(data: Any, count: int) -> Iterator[str]:
-    chance = data.result_entries().get("chance")
-    guess = "" if chance is None else f", {chance:.2%} of answers right by chance"
-    yield f"{type(data).__name__}: {data.vocabulary:,} ids{guess}"
+def _task(task: Any, count: int) -> Iterator[str]:
+    chance = task.result_entries().get("chance")
+    guess = "" if chance is None else f", {task.metric} of a guess {chance:.2%}"
+    yield f"{type(task).__name__}: {task.vocabulary:,} ids{guess}"
     yield "  an example's tokens; 7[->42] is labelled: at 7 the model should answer 42"
     for split, slices, draw in (
-        ("train", data.train_slices(), data.train_batch),
-        ("evaluation", data.evaluation_slices(), data.evaluation_batch),
+        ("train", task.train_slices(), task.train_batch),
+        ("evaluation", task.evaluation_slices(), task.evaluation_batch),
     ):
         total = sum(part.weight for part in slices)
         for part in slices:
             share = (
                 f"{part.weight / total:.0%} of training calls"
                 if split == "train"
-                else f"{data.examples_per_slice:,} examples"
+                else f"{task.evaluation_examples:,} examples" + ("" if part.weight else ", beside the mean")
             )
             batch = draw(0, 0, part, max(count, 1))
             labels = np.asarray(batch.weights > 0).sum(axis=1)
             yield f"{split} {part.name}: {share}, {part.length:,} tokens, labels per example: {spread(labels)}"
             for row in range(count):
-                yield f"  {row + 1}: {example(batch, row)}"
+                yield f"  {row + 1}: {example(batch, row, task.spelling)}"
 
 
-def example(batch: Batch, row: int) -> str:
+def example(batch: Batch, row: int, spelling: Callable[[int], str] = str) -> str:
     """Returns the tokens of one row, with the target behind each labelled one: "5 7[->42] 5"."""
     tokens, targets = np.asarray(batch.tokens)[row], np.asarray(batch.targets)[row]
     weights = np.asarray(batch.weights)[row]
     positions = np.arange(len(targets)) if batch.target_positions is None else np.asarray(batch.target_positions)[row]
     answers = {int(at): int(target) for at, target, weight in zip(positions, targets, weights, strict=True) if weight}
-    return " ".join(f"{token}[->{answers[at]}]" if at in answers else str(token) for at, token in enumerate(tokens))
+    words = [spelling(int(token)) for token in tokens]
+    return " ".join(f"{word}[->{spelling(answers[at])}]" if at in answers else word for at, word in enumerate(words))
 
 
 def spread(numbers: Sequence[int] | np.ndarray) -> str:

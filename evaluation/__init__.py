@@ -6,6 +6,7 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "curves": "LearningCurve TrainingCurve learning_curve training_curve",
+        "metrics": "METRICS Metric",
         "ngram_baselines": "Bigram NgramTable fit_bigram recall_hits",
         "plots": "accuracy_by_slice accuracy_map draw_all learning_curves recall_vs_state score_by_rate "
         "throughput_vs_state training_losses",

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recollect.configuration import UserError
-from recollect.evaluation.results import METRICS
+from recollect.evaluation.metrics import metric_of
 
 
 class LearningCurve(NamedTuple):
-    """Holds one array entry per evaluation: steps (int), score (in `metric`, one of METRICS; None where there is no
-    score) and loss; NaN where a line has none."""
+    """Holds one array entry per evaluation: steps (int), score (in `metric`, a name of METRICS; None where there is
+    no score) and loss; NaN where a line has none."""
 
     steps: np.ndarray
     score: np.ndarray
@@ -48,7 +48,7 @@ def learning_curve(folder: Path | str) -> LearningCurve:
         if "evaluation" not in record:
             return None
         values = {name: value for name, value in record["evaluation"].items() if value is not None}
-        metric = next((name for name in METRICS if name in values), metric)
+        metric = metric_of(values) or metric
         score = math.nan if metric is None else values.get(metric, math.nan)
         return int(record["step"]), float(score), float(values.get("loss", math.nan))
 

@@ -1,6 +1,6 @@
 """Finished run folders as data: one `RunResult` per run. What they say about architectures is in summaries.py.
 
-Easy to get wrong: a run that diverged counts with the accuracy that it had; bits per byte are better when lower.
+Easy to get wrong: a run that diverged counts with the score that it had.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 import glob
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from recollect.configuration import UserError
 from recollect.configuration.machine import expanded
 from recollect.configuration.read_json import read_json_object
 from recollect.evaluation.appearance import mixer_of
+from recollect.evaluation.metrics import METRICS, metric_of
 
 UNFINISHED = ("unfinished", "preempted")
-METRICS = {"accuracy": "accuracy_by_slice", "bits_per_byte": "bits_by_slice", "bits_per_token": "bits_by_slice"}
+
+Scores = dict[str, float]
+"""Numbers by name: of metrics, slices or sizes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +34,12 @@ class RunResult:
       folder: the run's folder.
       name: the experiment's name.
       status: "finished", "stopped early" or "diverged".
-      accuracy: share of right answers, the mean over slices; None for text.
-      bits_per_byte, bits_per_token: of text; the latter of token ids whose text is not known.
-      accuracy_by_slice, loss_by_slice, bits_by_slice: by slice name, for example "64x4"; empty where the run has none.
-      loss: of the last evaluation, nats per labelled token; None where the run has none.
-      chance: accuracy of a guess; None where unknown.
+      metric: what the run is ranked by, a name of `METRICS`.
+      scores: means over slices by metric, of those that the run has.
+      scores_by_slice: metric -> score by slice name, for example "64x4".
+      slices: sizes by slice name, {"64x4": {"length": 64, "pairs": 4}}; {} for slices of text.
+      loss, loss_by_slice: of the last evaluation, nats per labelled token; None and {} where the run has none.
+      chance, chance_by_slice: what a guess scores in `metric`; None and {} where that is unknown.
       steps, seconds, examples_per_second, tokens_per_second: of training; examples and tokens are NaN in folders
         without them.
       parameters: how many.
@@ -54,14 +59,14 @@ class RunResult:
     learning_rate: float
     seed: int
     state_bytes: dict[int, int] = dataclasses.field(default_factory=dict)
-    accuracy: float | None = None
-    accuracy_by_slice: dict[str, float] = dataclasses.field(default_factory=dict)
-    bits_per_byte: float | None = None
-    bits_per_token: float | None = None
-    bits_by_slice: dict[str, float] = dataclasses.field(default_factory=dict)
+    metric: str = "bits_per_byte"
+    scores: Scores = dataclasses.field(default_factory=dict)
+    scores_by_slice: dict[str, Scores] = dataclasses.field(default_factory=dict)
+    slices: dict[str, Scores] = dataclasses.field(default_factory=dict)
     loss: float | None = None
     loss_by_slice: dict[str, float] = dataclasses.field(default_factory=dict)
     chance: float | None = None
+    chance_by_slice: dict[str, float] = dataclasses.field(default_factory=dict)
     examples_per_second: float = math.nan
     tokens_per_second: float = math.nan
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -69,15 +74,9 @@ class RunResult:
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def metric(self) -> str:
-        """What the run is scored by: "accuracy", "bits_per_byte" or "bits_per_token"."""
-        return next((name for name in METRICS if getattr(self, name) is not None), "bits_per_byte")
-
-    @property
     def score(self) -> float:
-        """The value of `metric`."""
-        value = getattr(self, self.metric)
-        return math.nan if value is None else value
+        """The value of `metric`; NaN where there is none."""
+        return self.scores.get(self.metric, math.nan)
 
     @property
     def mixer(self) -> str:
@@ -93,7 +92,7 @@ class RunResult:
     @property
     def by_slice(self) -> dict[str, float]:
         """`metric` by slice."""
-        return getattr(self, METRICS[self.metric])
+        return self.scores_by_slice.get(self.metric, {})
 
 
 def load_run(folder: Path | str) -> RunResult:
@@ -119,11 +118,30 @@ def load_run(folder: Path | str) -> RunResult:
         required = field.default is field.default_factory is dataclasses.MISSING
         if kind in _KINDS and (required or value is not None):
             values[field.name] = _read(kind, value, f"{path}: {field.name!r}")
-    if result["status"] == "diverged":  # its score may be no number, for which JSON has no word
-        values |= {name: math.nan for name in METRICS if name in result and result[name] is None}
-    if METRICS.keys().isdisjoint(values):
+    scores, by_slice = {}, {}
+    for name, metric in METRICS.items():
+        if result.get(name) is not None:
+            scores[name] = _read("float", result[name], f"{path}: {name!r}")
+            found = result.get(metric.by_slice) or {}
+            by_slice[name] = _read("dict[str, float]", found, f"{path}: {metric.by_slice!r}")
+        elif name in result and result["status"] == "diverged":  # may be no number, for which JSON has no word
+            scores[name] = math.nan
+    if not scores:
         raise UserError(f"{path} has none of {', '.join(map(repr, METRICS))}")
+    ranked = metric_of({"metric": result.get("metric"), **scores}) or ""
+    sizes = result.get("slices") or {}
+    values |= {"metric": ranked, "scores": scores, "scores_by_slice": by_slice}
+    values["slices"] = {name: _sizes(name, sizes, f"{path}: 'slices'") for name in by_slice.get(ranked, {})}
     return RunResult(folder=folder, **(values | {"config": read_json_object(folder / "config.json")}))
+
+
+def _sizes(name: str, slices: Any, what: str) -> Scores:
+    """Returns the sizes of a slice; of a result without "slices", those that names of MQAR's slices said."""
+    if not isinstance(slices, dict):
+        raise UserError(f"{what} must be an object of the sizes of slices, not {slices!r}")
+    if not slices and re.fullmatch(r"\d+x\d+", name):
+        return dict(zip(("length", "pairs"), map(int, name.split("x")), strict=True))
+    return _read("dict[str, float]", slices.get(name, {}), what)
 
 
 def load_runs(folders: Iterable[Path | str]) -> list[RunResult]:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -31,10 +30,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recollect.evaluation.labels import Fields, config_fields, label
+from recollect.evaluation.metrics import METRICS
 from recollect.evaluation.results import RunResult
 
-TRAINING_ONLY = ("mixture", "sequences", "shuffle", "evaluation_examples", "evaluation", "tokenizer", "start_token")
-"""Fields of `data` that do not change what is asked (`evaluation` shows in the names of slices)."""
+TRAINING_ONLY = (
+    *("mixture", "train_examples", "sequences", "shuffle", "evaluation_examples", "evaluation", "extrapolation"),
+    *("tokenizer", "start_token"),
+)
+"""Fields of `data` that do not change what is asked (evaluated slices show in their names)."""
 
 ARCHITECTURE = ("model.", "data.", "run.initialize", "optimizer.frozen")
 """How the paths begin in which runs of one name are different architectures; the optimizer's class is one too."""
@@ -58,24 +61,25 @@ class Summary:
 
     Attributes:
       label: the experiment's name, with the fields (see ARCHITECTURE) in which runs of that name differ.
-      metric: "accuracy", "bits_per_byte" or "bits_per_token"; best, median, spread and by_slice are in its units.
+      metric: a name of `METRICS`; best, median, spread and by_slice are in its units.
       best: mean over seeds at the best setting.
       median: median over settings of the means over seeds.
       spread: standard deviation over seeds at the best setting (n - 1 in the denominator); NaN for one seed.
       seeds: how many were run at the best setting.
       settings, runs, diverged: learning rates tried, runs in all, and how many of them diverged.
       learning_rate: of the best setting.
-      chance: accuracy of a guess, or None.
+      chance: what a guess scores, or None.
       state_bytes: by sequence length; `state_length` is the longest one evaluated, None when no length is known.
       parameters: how many.
       tokens_per_second: median over runs.
       seconds: of all runs together.
       by_slice, spread_by_slice: at the best setting, slices in increasing difficulty.
+      slices: sizes by slice name.
       mixer: what mixes tokens: names its colour.
       task: what was asked, in the fields in which the tasks of all runs differ; "" where they have one task.
       by_rate: scores by learning rate, ascending.
       edges: field -> "lowest" or "highest", where the best setting has the lowest or highest value that was tried, and
-        a better one may lie beyond (not at 100 % accuracy).
+        a better one may lie beyond (not at 100 %).
       extended: a run at the best setting went on with another learning-rate schedule than it began with.
     """
 
@@ -97,6 +101,7 @@ class Summary:
     seconds: float
     by_slice: dict[str, float]
     spread_by_slice: dict[str, float]
+    slices: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     mixer: str = ""
     task: str = ""
     by_rate: dict[float, RatePoint] = dataclasses.field(default_factory=dict)
@@ -122,7 +127,7 @@ def group_by_label(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
 
 def best_setting(runs: Sequence[RunResult]) -> list[RunResult]:
     """Returns the runs (seeds) of one architecture at its best setting; the smallest learning rate wins a tie."""
-    return min(_settings(runs), key=lambda members: rank(_mean(members), members[0].metric))
+    return min(_settings(runs), key=lambda members: METRICS[members[0].metric].rank(_mean(members)))
 
 
 def summarise(runs: Iterable[RunResult]) -> list[Summary]:
@@ -132,7 +137,7 @@ def summarise(runs: Iterable[RunResult]) -> list[Summary]:
         for task, asked in group_by_task(runs).items()
         for label, members in group_by_label(asked).items()
     ]
-    return sorted(summaries, key=lambda s: (s.metric, s.task, rank(s.best, s.metric), s.label))
+    return sorted(summaries, key=lambda s: (s.metric, s.task, METRICS[s.metric].rank(s.best), s.label))
 
 
 def group_by_task(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
@@ -141,7 +146,7 @@ def group_by_task(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
     for run in runs:
         fields = _fields(run, "data.")
         asked = {path: value for path, value in fields.items() if f"{path}.".split(".")[1] not in TRAINING_ONLY}
-        asked |= {"metric": json.dumps(run.metric), "slices": json.dumps(", ".join(slice_order(run.by_slice)))}
+        asked |= {"metric": json.dumps(run.metric), "slices": json.dumps(", ".join(slice_order([run])))}
         name = json.loads(fields.get("data", '"data"'))
         tasks.setdefault((name, frozenset(asked.items())), []).append(run)
     return {"": next(iter(tasks.values()))} if len(tasks) == 1 else _labelled(tasks)
@@ -179,7 +184,7 @@ def _by_rate(runs: Sequence[RunResult]) -> dict[float, RatePoint]:
 
 def _edges(settings: list[list[RunResult]], best: list[RunResult]) -> dict[str, str]:
     """Returns the swept numbers of which the best setting has the lowest or the highest."""
-    if best[0].metric == "accuracy" and _mean(best) >= 1:
+    if METRICS[best[0].metric].percent and _mean(best) >= 1:
         return {}
     tried: dict[str, set[float]] = {}
     for members in settings:
@@ -199,32 +204,25 @@ def _numbers(run: RunResult) -> dict[str, float]:
     return numbers | {"optimizer.learning_rate": run.learning_rate}
 
 
-def rank(score: float, metric: str) -> tuple[bool, float]:
-    """Returns a sort key that puts the best score first and NaN last."""
-    return (True, 0.0) if math.isnan(score) else (False, -score if metric == "accuracy" else score)
+def slice_order(scored: Iterable[RunResult | Summary]) -> list[str]:
+    """Returns the names of all slices in increasing difficulty (by length, then what else sizes them), without repeats;
+    slices of text, which have no sizes, keep their order."""
+    sizes = slice_sizes(scored)
+    return sorted(sizes, key=lambda name: tuple(sizes[name].values())) if all(sizes.values()) else list(sizes)
 
 
-def slice_order(names: Iterable[str]) -> list[str]:
-    """Returns slice names in increasing difficulty ("64x8": by length, then pairs), without repeats.
-
-    Names of another kind keep their order.
-    """
-    unique = list(dict.fromkeys(names))
-    return sorted(unique, key=slice_size) if all(map(slice_size, unique)) else unique
-
-
-def slice_size(name: str) -> tuple[int, ...]:
-    """Returns (length, pairs) of a slice named "64x8"; () for a name of another kind."""
-    return tuple(map(int, name.split("x"))) if re.fullmatch(r"\d+x\d+", name) else ()
+def slice_sizes(scored: Iterable[RunResult | Summary]) -> dict[str, dict[str, float]]:
+    """Returns the sizes of all slices by name; {} for those of text."""
+    return {name: one.slices.get(name, {}) for one in scored for name in one.by_slice}
 
 
 def _summary(label: str, task: str, runs: list[RunResult]) -> Summary:
     settings, best = _settings(runs), best_setting(runs)
     means = [mean for mean in map(_mean, settings) if not math.isnan(mean)]
-    slices = slice_order(name for run in best for name in run.by_slice)
+    slices = slice_order(best)
     by_slice = {name: _by_seed(best, name) for name in slices}
     scores = _by_seed(best)
-    evaluated = {slice_size(name)[0] for name in slices if slice_size(name)}
+    evaluated = {int(size["length"]) for size in slice_sizes(best).values() if "length" in size}
     lengths = evaluated & best[0].state_bytes.keys() or best[0].state_bytes
     return Summary(
         label=label,
@@ -245,6 +243,7 @@ def _summary(label: str, task: str, runs: list[RunResult]) -> Summary:
         seconds=sum(run.seconds for run in runs),
         by_slice={name: float(np.mean(values)) for name, values in by_slice.items()},
         spread_by_slice={name: _deviation(values) for name, values in by_slice.items()},
+        slices=slice_sizes(best),
         mixer=best[0].mixer,
         task=task,
         by_rate=_by_rate(runs),

@@ -11,30 +11,26 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from recollect.configuration import UserError
 from recollect.configuration.io import replacing
+from recollect.evaluation.metrics import METRICS
 from recollect.evaluation.results import RunResult
-from recollect.evaluation.summaries import Summary, group_by_label, rank, slice_order
+from recollect.evaluation.summaries import Summary, group_by_label, slice_order
 
 WIDTH = 120
 GAP = "  "
 LEAST_LABEL = 18
 CSV_COLUMNS = (
-    *("folder", "name", "label", "status", "learning_rate", "seed", "accuracy", "bits_per_byte", "bits_per_token"),
+    *("folder", "name", "label", "status", "learning_rate", "seed", *METRICS),
     *("loss", "chance", "steps", "seconds", "examples_per_second", "tokens_per_second", "parameters"),
 )
-CSV_FAMILIES = {
-    "state_bytes": "state_bytes",
-    "accuracy": "accuracy_by_slice",
-    "bits": "bits_by_slice",
-    "loss": "loss_by_slice",
-    "override": "overrides",
-}
-"""Columns of the csv that have a key, `family[key]`, and the field of a run that holds their values by key."""
+CSV_FAMILIES = ("state_bytes", *dict.fromkeys(m.by_slice for m in METRICS.values()), "loss_by_slice", "overrides")
+"""Entries of result.json with a value per key: columns of the csv named `family[key]`, the family without "_by_slice"
+(and `override`)."""
 
 RATE = "optimizer.learning_rate"
-HEADERS = {"accuracy": "accuracy %", "bits_per_byte": "bits/byte", "bits_per_token": "bits/token"}
 ARROWS = {"highest": " ↑", "lowest": " ↓"}
 
 Columns = dict[str, list[str]]
@@ -56,7 +52,9 @@ def format_table(summaries: Sequence[Summary], width: int = WIDTH) -> str:
     tables = list(dict.fromkeys((s.metric, s.task) for s in summaries))
     blocks = [f"{len(tables)} tables: scores of different tasks or metrics do not compare"] if len(tables) > 1 else []
     for table in tables:
-        rows = sorted((s for s in summaries if (s.metric, s.task) == table), key=lambda s: rank(s.best, s.metric))
+        rows = sorted(
+            (s for s in summaries if (s.metric, s.task) == table), key=lambda s: METRICS[s.metric].rank(s.best)
+        )
         labels = [s.label + ("*" if s.extended else "") for s in rows]
         columns = [_columns(rows), *_slice_columns(rows, width), *_rate_columns(rows)]
         first, *others = [_aligned(labels, block, width) for block in columns]
@@ -77,13 +75,19 @@ def write_csv(path: Path | str, runs: Sequence[RunResult]) -> None:
         raise UserError("there are no finished runs to write")
     label_of = {id(run): label for label, members in group_by_label(runs).items() for run in members}
     columns = list(CSV_COLUMNS)
-    rows = [{name: getattr(run, name, None) for name in CSV_COLUMNS} | {"label": label_of[id(run)]} for run in runs]
-    for family, field in CSV_FAMILIES.items():
-        keys = [key for run in runs for key in getattr(run, field)]
-        ordered = sorted(set(keys)) if family in ("state_bytes", "override") else slice_order(keys)
-        columns += [f"{family}[{key}]" for key in ordered]
-        for run, row in zip(runs, rows, strict=True):
-            row |= {f"{family}[{key}]": value for key, value in getattr(run, field).items()}
+    rows = [
+        {name: getattr(run, name, None) for name in CSV_COLUMNS} | run.scores | {"label": label_of[id(run)]}
+        for run in runs
+    ]
+    slices = slice_order(runs)
+    for entry in CSV_FAMILIES:
+        family = {"overrides": "override"}.get(entry, entry.removesuffix("_by_slice"))
+        values = [_by_key(run, entry) for run in runs]
+        keys = dict.fromkeys(key for by_key in values for key in by_key)
+        ordered = [key for key in slices if key in keys] if entry.endswith("_by_slice") else sorted(keys)
+        columns += [f"{family}[{key}]" for key in ordered + [key for key in keys if key not in ordered]]
+        for row, by_key in zip(rows, values, strict=True):
+            row |= {f"{family}[{key}]": value for key, value in by_key.items()}
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +97,12 @@ def write_csv(path: Path | str, runs: Sequence[RunResult]) -> None:
             writer.writerows(rows)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _by_key(run: RunResult, entry: str) -> dict[Any, Any]:
+    """Returns what a run has of an entry of CSV_FAMILIES."""
+    metric = next((name for name in run.scores_by_slice if METRICS[name].by_slice == entry), None)
+    return getattr(run, entry, {}) if metric is None else run.scores_by_slice[metric]
 
 
 def format_bytes(size: float | None) -> str:
@@ -127,15 +137,8 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_chance(chance: float) -> str:
-    """Formats the accuracy of a guess: 6.25 %."""
+    """Formats the score of a guess: 6.25 %."""
     return f"{100 * chance:.3g} %"
-
-
-def format_score(value: float, metric: str) -> str:
-    """Formats accuracy as a percentage, bits per byte with three decimals; '-' for NaN."""
-    if math.isnan(value):
-        return "-"
-    return f"{100 * value:.1f}" if metric == "accuracy" else f"{value:.3f}"
 
 
 def shortened(label: str, limit: int) -> str:
@@ -151,14 +154,14 @@ def printable(name: str) -> str:
 
 def _columns(summaries: Sequence[Summary]) -> Columns:
     """Returns the columns of the main block."""
-    metric = summaries[0].metric
+    metric = METRICS[summaries[0].metric]
     lengths = {s.state_length for s in summaries}
     length = lengths.pop() if len(lengths) == 1 else None
     at = [f" @{s.state_length:,}" if length is None and s.state_length is not None else "" for s in summaries]
     columns = {
-        HEADERS[metric]: [format_score(s.best, metric) for s in summaries],
-        "± sd": [format_score(s.spread, metric) for s in summaries],
-        "median": [format_score(s.median, metric) for s in summaries],
+        metric.header: [metric.text(s.best) for s in summaries],
+        "± sd": [metric.text(s.spread) for s in summaries],
+        "median": [metric.text(s.median) for s in summaries],
         "best lr": [_rate(s) for s in summaries],
         "lr×seeds": [f"{s.settings}×{s.seeds}" for s in summaries],
         "diverged": [str(s.diverged) for s in summaries],
@@ -176,7 +179,7 @@ def _columns(summaries: Sequence[Summary]) -> Columns:
 
 def _slice_columns(summaries: Sequence[Summary], width: int) -> list[Columns]:
     """Returns the columns of each block of slices, as many to a block as the width takes."""
-    names = slice_order(name for summary in summaries for name in summary.by_slice)
+    names, metric = slice_order(summaries), METRICS[summaries[0].metric]
     room = width - min(40, max(len("architecture"), *(len(summary.label) for summary in summaries)))
     blocks: list[Columns] = []
     used = room
@@ -185,7 +188,7 @@ def _slice_columns(summaries: Sequence[Summary], width: int) -> list[Columns]:
         if used + needed > room:
             blocks.append({})
             used = 0
-        blocks[-1][name] = [format_score(s.by_slice.get(name, math.nan), s.metric) for s in summaries]
+        blocks[-1][name] = [metric.text(s.by_slice.get(name, math.nan)) for s in summaries]
         used += needed
     return blocks
 
@@ -203,8 +206,8 @@ def _rate_columns(summaries: Sequence[Summary]) -> list[Columns]:
         return []
     rates = sorted(rate for rate, _ in counts.most_common(10))
     scores = {rate: [s.by_rate[rate].mean if rate in s.by_rate else math.nan for s in summaries] for rate in rates}
-    metric = summaries[0].metric
-    return [{f"lr {rate:.3g}": [format_score(value, metric) for value in scores[rate]] for rate in rates}]
+    metric = METRICS[summaries[0].metric]
+    return [{f"lr {rate:.3g}": [metric.text(value) for value in scores[rate]] for rate in rates}]
 
 
 def _edge_notes(summaries: Sequence[Summary]) -> list[str]:

@@ -39,7 +39,7 @@ class DeviceBatches:
 
     def __init__(self, experiment: Experiment, program: Program):
         self.run = experiment.run
-        self.data = experiment.data
+        self.data: Any = experiment.data
         self.program = program
 
     def steps_ahead(self, step: int, at_most: int) -> int:

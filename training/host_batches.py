@@ -88,7 +88,7 @@ class HostBatches:
         self._next = number + length
         placed = place_batches(parts, self.batches.rows(number), self.batches.row_length(number), self.program.mesh)
         self.waited += time.perf_counter() - begun
-        return self.program.train_on(state, values, placed)
+        return train_on(self.program, state, values, placed)
 
     def batch(self, step: int, seed: int) -> Batch:
         """Returns the whole batch of the step after `step` steps, the same in every process."""
@@ -121,6 +121,17 @@ class HostBatches:
             self._reader.close()
         options = grain.ReadOptions(num_threads=_READERS, prefetch_buffer_size=_BATCHES_AHEAD)
         self._reader = iter(grain.MapDataset.range(number, number + _ENDLESS).map(read).to_iter_dataset(options))
+
+
+def train_on(program: Program, state: Any, values: Any, batches: Batch) -> tuple[Any, Any]:
+    """Trains one step per batch of `batches`, stacked along a leading axis; the state given is consumed. Returns the
+    state, and metrics (steps,) by name."""
+    assert program.population is None, "host data feeds one member at a time"
+
+    def run(state: Any, values: Any, batches: Batch) -> tuple[Any, Any]:
+        return jax.lax.scan(lambda state, batch: program.step(state, values, batch), state, batches)
+
+    return program.jit("train_on", run, donate_argnums=0)(state, values, batches)
 
 
 Parts = dict[tuple[int, int], Batch]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.data.batch import Batch
+from recollect.data.synthetics import shared_programs
 from recollect.models.functional import FunctionalModel, Params
 from recollect.training.experiment import Experiment, program_of
 from recollect.training.loss import losses
@@ -47,8 +48,8 @@ class Program:
 
     def init(self, seeds: Any) -> State:
         """Returns a fresh state for a seed (or one for each of a population's seeds)."""
-        seeds = _uint32(seeds)
-        function = self._vectorised(self._init)
+        seeds = as_uint32(seeds)
+        function = self.vectorised(self._init)
         if self.mesh is not None:  # made sharded: no device ever holds the whole model
             shardings = state_sharding(jax.eval_shape(function, seeds), self.model.tags("dims"), self.mesh)
             return self.jit("init", function, out_shardings=shardings)(seeds)
@@ -57,53 +58,23 @@ class Program:
         return self.jit("init", function, **_quick_to_compile())(seeds)
 
     def train(self, state: State, values: Any, steps: int, data_slice: Any) -> tuple[State, Metrics]:
-        """Trains `steps` steps on batches drawn on the device from (seed, step); the state given is consumed.
+        """Trains `steps` steps on batches drawn on the device from (seed, step); the state given is consumed. Returns
+        the state, and metrics (steps,) by name ((members, steps) for a population)."""
+        alone, size = len(self.data.train_slices()) == 1, self.experiment.run.batch_size
+        group = (data_slice,) if alone else shared_programs.slices_like(self.data, data_slice)
+        draws = [functools.partial(self.data.train_batch, slice=part, batch_size=size) for part in group]
 
-        Returns the state, and metrics (steps,) by name ((members, steps) for a population).
-        """
-
-        def run(state: State, values: Any) -> tuple[State, Metrics]:
+        def member(index: jax.Array, state: State, values: Any) -> tuple[State, Metrics]:
             def body(state: State, _: None) -> tuple[State, Metrics]:
-                batch = self.data.train_batch(state["seed"], state["step"], data_slice, self.experiment.run.batch_size)
-                return self.step(state, values, batch)
+                return self.step(state, values, jax.lax.switch(index, draws, state["seed"], state["step"]))
 
             return jax.lax.scan(body, state, None, length=steps)
 
-        return self.jit(("train", steps, data_slice), self._vectorised(run), donate_argnums=0)(state, values)
+        def run(index: jax.Array, *args: Any) -> tuple[State, Metrics]:
+            return self.vectorised(functools.partial(member, index))(*args)
 
-    def train_on(self, state: State, values: Any, batches: Batch) -> tuple[State, Metrics]:
-        """Trains one step per batch of `batches`, stacked along a leading axis; the state given is consumed."""
-        assert self.population is None, "host data feeds one member at a time"
-
-        def run(state: State, values: Any, batches: Batch) -> tuple[State, Metrics]:
-            return jax.lax.scan(lambda state, batch: self.step(state, values, batch), state, batches)
-
-        return self.jit("train_on", run, donate_argnums=0)(state, values, batches)
-
-    def evaluate(self, params: Params, seeds: Any, examples: int, data_slice: Any) -> Metrics:
-        """Returns sums over `examples` evaluation examples of one slice: "loss", "correct", "weight" (per member)."""
-        size = min(64, examples)  # drawn together whatever the batch size, since a draw depends on how many they are
-
-        def run(params: Params, seed: jax.Array) -> Metrics:
-            def body(total: Metrics, index: jax.Array) -> tuple[Metrics, None]:
-                batch = self.data.evaluation_batch(seed, index, data_slice, size)
-                inside = (index * size + jnp.arange(size)) < examples
-                return jax.tree.map(jnp.add, total, self.sums(params, batch, batch.weights * inside[:, None])), None
-
-            if not size <= self.experiment.run.batch_size < 2 * size:
-                from recollect.training.evaluation_examples import sum_over_chunks
-
-                return sum_over_chunks(self, params, seed, data_slice, examples, size)
-            zero = dict.fromkeys(("loss", "correct", "weight"), jnp.zeros(()))
-            return jax.lax.scan(body, zero, jnp.arange(-(-examples // size)))[0]
-
-        return self.jit(("evaluate", examples, data_slice), self._vectorised(run))(params, _uint32(seeds))
-
-    def sums(self, params: Params, batch: Batch, weights: jax.Array) -> Metrics:
-        """Returns weighted sums of loss and correct answers."""
-        entropy, _ = self.losses_of(params, batch, weights)
-        values = {"loss": entropy.loss, "correct": entropy.correct, "weight": jnp.ones_like(weights)}
-        return {name: jnp.sum(value * weights) for name, value in values.items()}
+        index = np.int32(group.index(data_slice))
+        return self.jit(("train", steps, group), run, donate_argnums=1)(index, state, values)
 
     def step(self, state: State, values: Any, batch: Batch) -> tuple[State, Metrics]:
         """Takes one optimizer step (not jitted, not vmapped). Returns the state, and metrics: "loss", "accuracy",
@@ -181,7 +152,8 @@ class Program:
             state["ema"] = jax.tree.map(jnp.copy, params)
         return state
 
-    def _vectorised(self, function: Any) -> Any:
+    def vectorised(self, function: Any) -> Any:
+        """Returns a function of one member's arguments for those of a population, stacked; itself for a lone run."""
         return function if self.population is None else jax.vmap(function)
 
     def jit(self, key: Any, function: Any, **options: Any) -> Any:
@@ -229,6 +201,6 @@ def _quick_to_compile() -> dict[str, Any]:
     return {"compiler_options": {"xla_backend_optimization_level": 1}}
 
 
-def _uint32(seeds: Any) -> Any:
+def as_uint32(seeds: Any) -> Any:
     """Returns seeds as uint32, without compiling a conversion where they are numbers."""
     return seeds.astype(jnp.uint32) if isinstance(seeds, jax.Array) else np.asarray(seeds, np.uint32)

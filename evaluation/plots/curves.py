@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recollect.evaluation.curves import learning_curve, training_curve
+from recollect.evaluation.metrics import METRICS
 from recollect.evaluation.plots.style import GREY, MARKED, NothingToPlot, figure, score_axis, score_label, styles
 from recollect.evaluation.results import RunResult
 from recollect.evaluation.summaries import best_setting, group_by_label
@@ -50,7 +51,7 @@ def training_losses(runs: Sequence[RunResult], path: Path | str, title: str | No
     curves = {run.folder: (logged[run.folder].steps, logged[run.folder].loss) for run in runs}
     with figure(path, 2.6, title) as axes:
         axes.set_ylabel("Training loss (nats)")
-        _draw(axes, runs, curves, text=runs[0].metric != "accuracy")
+        _draw(axes, runs, curves, text=not METRICS[runs[0].metric].percent)
 
 
 def _draw(axes: Axes, runs: Sequence[RunResult], curves: dict[Path, Curve], *, text: bool) -> None:

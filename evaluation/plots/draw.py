@@ -32,7 +32,7 @@ def draw_all(
     metric = summaries[0].metric
     figures: dict[str, tuple[str, Callable[..., None], Any]] = {
         f"{metric}_by_slice": (f"{metric} by slice", accuracy_by_slice, summaries),
-        "accuracy_map": ("accuracy by length and pairs", accuracy_map, summaries),
+        "accuracy_map": ("scores by two sizes", accuracy_map, summaries),
         "learning_curves": ("learning curves", learning_curves, runs),
         "training_loss": ("training loss", training_losses, runs),
         f"{metric}_by_learning_rate": (f"{metric} by learning rate", score_by_rate, runs),

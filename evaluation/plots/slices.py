@@ -1,4 +1,4 @@
-"""Scores by slice: lines over sizes, points over other slices, bars of one, and a map of length and pairs."""
+"""Scores by slice: lines over sizes, points over other slices, bars of one, and a map of two sizes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recollect.evaluation.metrics import METRICS
 from recollect.evaluation.plots.style import (
     ERROR_BARS,
     MARKED,
@@ -21,7 +22,7 @@ from recollect.evaluation.plots.style import (
     score_label,
     styles,
 )
-from recollect.evaluation.summaries import Summary, slice_order, slice_size
+from recollect.evaluation.summaries import Summary, slice_order, slice_sizes
 from recollect.evaluation.table import printable
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str, title: str | None = None) -> None:
-    """Draws accuracy (or bits) by slice at the best learning rate: lines over sizes, points over slices of another
+    """Draws the score by slice at the best learning rate: lines over sizes, points over slices of another
     kind, which have no order, and bars where there is one slice.
 
     Raises:
@@ -39,7 +40,7 @@ def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str, title: str
     if not shown:
         raise NothingToPlot("there is no architecture with results by slice to plot")
     label, scale = score_label({s.metric for s in shown})
-    slices = slice_order(name for s in shown for name in s.by_slice)
+    slices, axis = slice_order(shown), _axes(shown)
     looks = styles([(s.label, s.mixer) for s in summaries])
     with figure(path, 2.6 if len(slices) > 1 else 0.85 + 0.19 * len(shown), title) as axes:
         if len(slices) == 1:
@@ -47,56 +48,62 @@ def accuracy_by_slice(summaries: Sequence[Summary], path: Path | str, title: str
             axes.set_xlabel(f"{label}, slice {printable(slices[0].replace('x', '×'))}")
             return
         score_axis(axes, label, shown)
-        sizes = all(map(slice_size, slices))
         ranks = sorted(range(len(shown)), key=lambda i: (shown[i].best, i))
         for index, s in enumerate(shown):
             values = scale * np.array([s.by_slice.get(name, math.nan) for name in slices])
             # Moved apart, next in rank not next in place: architectures that solve a slice would hide each other.
             place = ranks.index(index) * _stride(len(shown)) % len(shown)
             x = np.arange(len(slices)) + min(0.6, 0.09 * len(slices)) * ((place + 0.5) / len(shown) - 0.5)
-            look = looks[s.label] if sizes else {**looks[s.label], "linestyle": ""}
+            look = looks[s.label] if axis else {**looks[s.label], "linestyle": ""}
             axes.plot(x, values, ms=4.5, linewidth=0.9, **look, **MARKED)
-        axes.set_xticks(range(len(slices)), [name.replace("x", "\n×") if sizes else printable(name) for name in slices])
+        axes.set_xticks(range(len(slices)), [name.replace("x", "\n×") if axis else printable(name) for name in slices])
         axes.grid(axis="x", visible=False)
-        axes.set_xlabel("Sequence length × key–value pairs" if sizes else "Slice")
+        axes.set_xlabel(" × ".join(axis) or "Slice")
 
 
 def accuracy_map(summaries: Sequence[Summary], path: Path | str, title: str | None = None) -> None:
-    """Draws accuracy over sequence length and number of pairs, a panel for each architecture; sizes that were not
-    evaluated stay white.
+    """Draws accuracy (or another share) over sequence length and the other size of slices, such as pairs, a panel for
+    each architecture; sizes that were not evaluated stay white.
 
     Raises:
-      NothingToPlot: no architecture was evaluated at several lengths and several numbers of pairs.
+      NothingToPlot: no architecture was evaluated at several values of both of two sizes.
       UserError: the file cannot be written.
     """
-    shown = [s for s in summaries if s.metric == "accuracy" and _is_grid(s)]
+    shown = [s for s in summaries if METRICS[s.metric].percent and _is_grid(s)]
     if not shown:
-        raise NothingToPlot("there is no architecture evaluated at several lengths and numbers of pairs to plot")
-    sizes = [slice_size(name) for s in shown for name in s.by_slice]
-    lengths, pairs = (sorted({size[axis] for size in sizes}) for axis in (0, 1))
+        raise NothingToPlot("there is no architecture evaluated over two sizes of slices to plot")
+    label, (across, up) = score_label({s.metric for s in shown})[0], _axes(shown)
+    sizes = {name: tuple(size.values()) for name, size in slice_sizes(shown).items()}
+    lengths, pairs = (sorted({size[axis] for size in sizes.values()}) for axis in (0, 1))
     looks = styles([(s.label, s.mixer) for s in shown])
     with grid_figure(path, len(shown), 0.45 + 0.17 * len(pairs), title) as panels:
         for s, axes in zip(shown, panels, strict=True):
             values = np.full((len(pairs), len(lengths)), math.nan)
             for name, accuracy in s.by_slice.items():
-                length, count = slice_size(name)
+                length, count = sizes[name]
                 values[pairs.index(count), lengths.index(length)] = 100 * accuracy
             axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto", origin="lower")
             for (row, column), value in np.ndenumerate(values):
                 if math.isfinite(value):
                     colour = "black" if value > 60 else "white"
                     axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=colour)
-            axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
-            axes.set_yticks(range(len(pairs)), [f"{count:,}" for count in pairs])
+            axes.set_xticks(range(len(lengths)), [f"{length:,g}" for length in lengths])
+            axes.set_yticks(range(len(pairs)), [f"{count:,g}" for count in pairs])
             axes.grid(visible=False)
             axes.set_title(looks[s.label]["label"], fontsize=7, color=looks[s.label]["color"])
-        panels[0].figure.supxlabel("Sequence length; accuracy in %", fontsize=8)
-        panels[0].figure.supylabel("Key–value pairs", fontsize=8)
+        panels[0].figure.supxlabel(f"{across}; {label[0].lower()}{label[1:]}", fontsize=8)
+        panels[0].figure.supylabel(f"{up[0].upper()}{up[1:]}", fontsize=8)
 
 
 def _is_grid(summary: Summary) -> bool:
-    sizes = [slice_size(name) for name in summary.by_slice]
-    return all(sizes) and all(len({size[axis] for size in sizes}) > 1 for axis in (0, 1))
+    sizes = [tuple(size.values()) for size in slice_sizes([summary]).values()]
+    return len(_axes([summary])) == 2 and all(len({size[axis] for size in sizes}) > 1 for axis in (0, 1))
+
+
+def _axes(summaries: Sequence[Summary]) -> list[str]:
+    """Returns the names of the sizes that all slices have; none for slices of text."""
+    names = {tuple(size) for size in slice_sizes(summaries).values()}
+    return [{"length": "Sequence length"}.get(n, n.replace("_", " ")) for n in names.pop()] if len(names) == 1 else []
 
 
 def _stride(count: int) -> int:

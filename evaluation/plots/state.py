@@ -1,4 +1,4 @@
-"""Accuracy, and throughput, against the bytes of state: Based's figure 2 (arXiv 2402.18668)."""
+"""Recall, and throughput, against the bytes of state: Based's figure 2 (arXiv 2402.18668)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recollect.evaluation.metrics import METRICS
 from recollect.evaluation.plots.style import (
     ERROR_BARS,
     GREY,
@@ -17,6 +18,7 @@ from recollect.evaluation.plots.style import (
     error_bars,
     figure,
     score_axis,
+    score_label,
     styles,
 )
 from recollect.evaluation.summaries import Summary
@@ -29,15 +31,15 @@ Looks = dict[str, dict[str, Any]]
 
 
 def recall_vs_state(summaries: Sequence[Summary], path: Path | str, title: str | None = None) -> None:
-    """Draws accuracy against bytes of state at the longest evaluated length, with standard deviation over seeds and the
-    Pareto front of those better than a guess; sizes of one mixer are joined.
+    """Draws accuracy (or another share) against bytes of state at the longest evaluated length, with standard
+    deviation over seeds and the Pareto front of those better than a guess; sizes of one mixer are joined.
 
     Architectures without accuracy or without a state cannot be placed and are left out; the legend names them.
 
     Raises:
       NothingToPlot: nothing to draw, or the file cannot be written.
     """
-    shown = [s for s in summaries if s.metric == "accuracy" and s.state_size and not math.isnan(s.best)]
+    shown = [s for s in summaries if METRICS[s.metric].percent and s.state_size and not math.isnan(s.best)]
     if not shown:
         raise NothingToPlot("there is no architecture with an accuracy and a state size to plot")
     looks = styles([(s.label, s.mixer) for s in summaries])
@@ -55,7 +57,7 @@ def recall_vs_state(summaries: Sequence[Summary], path: Path | str, title: str |
             axes.step(xs, ys, where="post", color="#AAAAAA", linewidth=1, zorder=1, label="Pareto front")
         if any(s.spread > 0 for s in shown):
             axes.errorbar([], [], yerr=[], fmt="none", ecolor=GREY, label="sd over seeds", **ERROR_BARS)
-        score_axis(axes, "Accuracy (%)", shown)
+        score_axis(axes, score_label({s.metric for s in shown})[0], shown)
         for missing in [s.label for s in summaries if s not in shown]:
             axes.plot([], [], " ", label=f"not shown: {looks[missing]['label']}")
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from recollect.configuration import UserError
 from recollect.evaluation.appearance import mixer_colours
+from recollect.evaluation.metrics import METRICS
 from recollect.evaluation.results import RunResult
 from recollect.evaluation.summaries import Summary
 from recollect.evaluation.table import format_chance, printable, shortened
@@ -116,15 +117,12 @@ def _saved(path: Path | str, height: float, title: str | None) -> Iterator[Figur
             raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-LABELS = {"accuracy": "Accuracy (%)", "bits_per_byte": "Bits per byte", "bits_per_token": "Bits per token"}
-
-
 def score_label(metrics: set[str]) -> tuple[str, float]:
     """Returns the label of the axis of a metric, and what values are multiplied by."""
     if len(metrics) > 1:
-        raise UserError("recall and text runs cannot share a figure: one has accuracies, the other bits per byte")
+        raise UserError(f"runs that are ranked by {' and '.join(sorted(metrics))} cannot share a figure")
     (metric,) = metrics
-    return LABELS[metric], 100.0 if metric == "accuracy" else 1.0
+    return METRICS[metric].label, METRICS[metric].scale
 
 
 def styles(shown: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
@@ -153,9 +151,9 @@ def styles(shown: Sequence[tuple[str, str]]) -> dict[str, dict[str, Any]]:
 
 
 def score_axis(axes: Axes, label: str, scored: Sequence[Summary | RunResult]) -> None:
-    """Names the vertical axis; one of accuracy goes from 0 to 100 % and shows what guessing scores."""
+    """Names the vertical axis; one in percent goes from 0 to 100 and shows what guessing scores."""
     axes.set_ylabel(label)
-    if label == "Accuracy (%)":
+    if METRICS[scored[0].metric].percent:
         axes.set(ylim=(-3, 104), yticks=range(0, 101, 20))
         chance(axes.axhline, scored)
 

@@ -50,7 +50,7 @@ const text = {
   },
   loss: value => (isNumber(value) ? value.toFixed(4) : "–"),
   score: (value, metric) =>
-    !isNumber(value) ? "–" : metric === "accuracy" ? `${(100 * value).toFixed(1)} %` : `${value.toFixed(3)} ${METRICS[metric].unit}`,
+    !isNumber(value) ? "–" : data.metrics[metric].percent ? `${(100 * value).toFixed(1)} %` : `${value.toFixed(3)} ${data.metrics[metric].unit}`,
   bytes(value) {
     if (!isNumber(value)) return "–";
     const units = ["B", "KiB", "MiB", "GiB"];

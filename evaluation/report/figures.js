@@ -1,14 +1,10 @@
 // The figures of the page: each takes the runs that the filter leaves.
 
-const METRICS = {
-  accuracy: {title: "Accuracy (%)", value: score => (isNumber(score) ? 100 * score : null), from: 0, to: 100},
-  bits_per_byte: {title: "Bits per byte", unit: "bits/byte", value: score => score},
-  bits_per_token: {title: "Bits per token", unit: "bits/token", value: score => score},
-};
+const scaled = (score, metric) => (data.metrics[metric].percent && isNumber(score) ? 100 * score : score);
 
 function scoreAxis(metric) {
-  const {title, from, to} = METRICS[metric];
-  return {title, from, to, show: value => String(value)};
+  const {title, percent} = data.metrics[metric];
+  return {title, ...(percent ? {from: 0, to: 100} : {}), show: value => String(value)};
 }
 
 function styleOf(data, label) {
@@ -26,7 +22,7 @@ function chanceGuides(runs) {
 function curvesSpecification(data, runs, metric, kind) {
   const source = kind === "training loss" ? "training" : "evaluations";
   const field = kind === "score" ? "score" : "loss";
-  const turn = kind === "score" ? METRICS[metric].value : value => value;
+  const turn = kind === "score" ? score => scaled(score, metric) : value => value;
   const series = runs.filter(run => kind !== "score" || run.metric === metric).map(run => {
     const curve = run[source];
     const points = curve.steps.map((step, index) => {
@@ -37,7 +33,7 @@ function curvesSpecification(data, runs, metric, kind) {
     return {...styleOf(data, run.label), points, line: true};
   });
   const y = kind === "score" ? scoreAxis(metric) : {title: `Loss in ${kind === "training loss" ? "training" : "evaluation"}`, show: value => String(value)};
-  const guides = kind === "score" && metric === "accuracy" ? chanceGuides(runs) : [];
+  const guides = kind === "score" && data.metrics[metric].percent ? chanceGuides(runs) : [];
   return {series, guides, y, x: {title: "Steps", from: 0, show: text.count}};
 }
 
@@ -52,7 +48,7 @@ function rateSpecification(data, runs, metric) {
     const points = rates.map(rate => {
       const scores = members.filter(run => run.learning_rate === rate).map(run => run.score);
       const mean = scores.reduce((sum, score) => sum + score, 0) / scores.length;
-      return [rate, METRICS[metric].value(mean), `learning rate ${text.rate(rate)}\n${text.score(mean, metric)}, mean of ${scores.length}`];
+      return [rate, scaled(mean, metric), `learning rate ${text.rate(rate)}\n${text.score(mean, metric)}, mean of ${scores.length}`];
     });
     return {...styleOf(data, label), points, line: true, marks: true};
   });
@@ -65,28 +61,29 @@ function stateSpecification(data, runs, metric) {
   const mixers = [...new Set(placed.map(one => one.mixer))];
   const series = mixers.flatMap(mixer => {
     const sizes = placed.filter(one => one.mixer === mixer).sort((a, b) => a.state_size - b.state_size);
-    const point = one => [one.state_size, METRICS[metric].value(one.best), `${text.bytes(one.state_size)}${one.state_length ? ` at ${text.count(one.state_length)} tokens` : ""}\n${text.score(one.best, metric)}`];
+    const point = one => [one.state_size, scaled(one.best, metric), `${text.bytes(one.state_size)}${one.state_length ? ` at ${text.count(one.state_length)} tokens` : ""}\n${text.score(one.best, metric)}`];
     const line = {label: mixer, colour: sizes[0].colour, points: sizes.map(point), line: true};
     return [line, ...sizes.map(one => ({label: one.label, colour: one.colour, points: [point(one)], marks: true}))];
   });
-  const guides = metric === "accuracy" ? chanceGuides(runs) : [];
+  const guides = data.metrics[metric].percent ? chanceGuides(runs) : [];
   return {series, guides, y: scoreAxis(metric), x: {title: "Bytes of state", log: 2, show: text.bytes}};
 }
 
 // Scores by slice as a table whose cells are the darker the better; categories are never joined by lines.
 function sliceTable(data, metric) {
   const rows = data.architectures.filter(one => one.metric === metric && one.by_slice && Object.keys(one.by_slice).length);
-  const slices = [...new Set(rows.flatMap(one => Object.keys(one.by_slice)))];
+  const slices = data.slices.filter(slice => rows.some(one => slice in one.by_slice));
+  const {percent} = data.metrics[metric];
   if (slices.length < 2) return null;
   const values = rows.flatMap(one => Object.values(one.by_slice)).filter(isNumber);
-  const [low, high] = metric === "accuracy" ? [0, 1] : [Math.max(...values), Math.min(...values)];
+  const [low, high] = percent ? [0, 1] : [Math.max(...values), Math.min(...values)];
   const columns = slices.map(slice => ({
-    title: slice.replace(/^(\d+)x(\d+)$/, "$1×$2"),
+    title: slice.replace(/(\d)x(?=\d)/g, "$1×"),
     kind: "number",
     value: one => one.by_slice[slice],
     cell: one => {
       const value = one.by_slice[slice];
-      const cell = make("span", {}, metric === "accuracy" ? text.score(value, metric) : isNumber(value) ? value.toFixed(3) : "–");
+      const cell = make("span", {}, percent ? text.score(value, metric) : isNumber(value) ? value.toFixed(3) : "–");
       const share = isNumber(value) && high !== low ? (value - low) / (high - low) : 0;
       cell.style.background = `rgba(var(--heat), ${(0.55 * share).toFixed(2)})`;
       cell.style.padding = ".15rem .4rem";

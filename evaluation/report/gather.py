@@ -17,8 +17,9 @@ from recollect.configuration.io import flatten
 from recollect.configuration.read_json import finite, read_json_object
 from recollect.evaluation.appearance import mixer_colours
 from recollect.evaluation.curves import LearningCurve, TrainingCurve, learning_curve, training_curve
+from recollect.evaluation.metrics import METRICS
 from recollect.evaluation.results import RunResult, load_run
-from recollect.evaluation.summaries import Summary, group_by_label, rank, rate_limits, summarise
+from recollect.evaluation.summaries import Summary, group_by_label, rate_limits, slice_order, summarise
 from recollect.evaluation.table import format_chance
 
 POINTS = 60_000
@@ -28,8 +29,8 @@ NEVER_COMPARED = ("run.directory", "schema_version", "name")
 
 
 def gather(folders: Sequence[Path]) -> dict[str, Any]:
-    """Returns all that the page shows, JSON-ready: "architectures", "runs", "rate_limits", "differences" and
-    "environment"."""
+    """Returns all that the page shows, JSON-ready: "architectures", "runs", "metrics", "slices", "rate_limits",
+    "differences" and "environment"."""
     records = [_record(folder) for folder in folders]
     groups = group_by_label(record.result for record in records)
     label_of = {id(run): label for label, members in groups.items() for run in members}
@@ -52,6 +53,10 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
                 for label, members in groups.items()
             ],
             "runs": [record.entries(label_of[id(record.result)], points) for record in records],
+            "metrics": {
+                name: {"percent": one.percent, "title": one.label, "unit": one.header} for name, one in METRICS.items()
+            },
+            "slices": slice_order(record.result for record in records),
             "rate_limits": rate_limits([record.result for record in records]),
             "differences": _differences(groups),
             "environment": _environment(records),
@@ -142,9 +147,8 @@ def _unfinished(
         parameters=0,
         learning_rate=float(config.get("optimizer", {}).get("learning_rate", math.nan)),
         seed=int(config.get("run", {}).get("seed", 0)),
-        accuracy=last if metric == "accuracy" else None,
-        bits_per_byte=last if metric == "bits_per_byte" else None,
-        bits_per_token=last if metric == "bits_per_token" else None,
+        metric=metric,
+        scores={metric: last},
         config=config,
     )
 
@@ -167,7 +171,7 @@ def _place(summary: Summary | None) -> tuple[Any, ...]:
     """Returns a sort key: by metric, best first, architectures without a result last."""
     if summary is None:
         return (True,)
-    return False, summary.metric, rank(summary.best, summary.metric), summary.label
+    return False, summary.metric, METRICS[summary.metric].rank(summary.best), summary.label
 
 
 def _summary_entries(summary: Summary) -> dict[str, Any]:

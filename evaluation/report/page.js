@@ -82,7 +82,7 @@ function figures(shown) {
   section("figures").append(make("div", {class: "controls"}, make("label", {for: "curve"}, "Curves: "), choice), legend, grid);
   for (const metric of metrics) {
     const table = sliceTable(data, metric);
-    if (table) section("figures").append(make("h3", {}, `${metric === "accuracy" ? "Accuracy" : METRICS[metric].title} by slice`), table);
+    if (table) section("figures").append(make("h3", {}, `${data.metrics[metric].title.replace(" (%)", "")} by slice`), table);
   }
   return redraw;
 }

@@ -49,7 +49,7 @@ def test_text_and_token_ids_are_named_by_their_paths(capsys):
 def test_a_task_shows_examples_with_their_labels(capsys):
     small = ["vocab_size=32", "length=16", "pairs=2"]
     out = inspected(capsys, "MQAR", *small, "--count", "3")
-    assert "MQAR: 32 ids, 6.25% of answers right by chance" in out and "labels per example: 2 each" in out
+    assert "MQAR: 32 ids, accuracy of a guess 6.25%" in out and "labels per example: 2 each" in out
     rows = re.findall(r"^  \d: (.*)$", out, re.M)
     assert len(rows) == 6
     for row in rows:

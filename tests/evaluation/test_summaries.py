@@ -121,9 +121,15 @@ def test_summaries_come_best_first(tmp_path):
     assert [summary.label for summary in summarise(load_runs(folders))] == ["b", "c", "a"]
 
 
-def test_slices_are_ordered_by_numbers_not_text():
-    assert slice_order(["1024x256", "64x16", "128x8", "64x4", "64x4"]) == ["64x4", "64x16", "128x8", "1024x256"]
-    assert slice_order(["rest", "64x4", "all"]) == ["rest", "64x4", "all"]
+def test_slices_are_ordered_by_numbers_not_text(tmp_path):
+    for metric, names, ordered in (
+        ("accuracy", ["1024x256", "64x16", "128x8", "64x4"], ["64x4", "64x16", "128x8", "1024x256"]),
+        ("bits", ["rest", "64x4", "all"], ["rest", "64x4", "all"]),
+    ):
+        changes = {} if metric == "accuracy" else {"accuracy": None, "bits_per_byte": 1.0, "curve": []}
+        changes[f"{metric}_by_slice"] = dict.fromkeys(names, 0.5)
+        runs = load_runs(write_run(tmp_path / f"{metric}{seed}", seed=seed, **changes) for seed in (0, 1))
+        assert slice_order(runs) == ordered
 
 
 def test_the_best_value_at_an_edge_of_its_axis_is_named(tmp_path):

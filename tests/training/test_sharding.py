@@ -25,6 +25,7 @@ from recollect.pallas_kernels.linear_recurrence import linear_recurrence
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 from recollect.pallas_kernels.taylor_attention import taylor_attention
 from recollect.training.experiment import Mesh
+from recollect.training.host_batches import train_on
 from recollect.training.laws import documents
 from recollect.training.sharding import batch_shardings, make_mesh, spec_of, state_sharding
 from recollect.training.step import Program, member_values
@@ -121,7 +122,7 @@ def test_steps_on_packed_text_equal_those_on_one_device(tmp_path, accumulate):
     for mesh in (Mesh(), Mesh(fsdp=2, tensor=2, sequence=2)):
         experiment = tiny(tmp_path, mesh=mesh, accumulate=accumulate, learning_rate=1e-3)
         program = Program(experiment)
-        state, metrics = program.train_on(program.init(0), member_values([experiment], False), host_batch())
+        state, metrics = train_on(program, program.init(0), member_values([experiment], False), host_batch())
         ends.append(jax.device_get((state["params"], metrics["loss"], metrics["gradient_norm"])))
         if mesh.devices > 1:
             kernel = flatten(state["params"])["stack.stages.0.1.mixer.query.kernel"]

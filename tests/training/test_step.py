@@ -96,15 +96,18 @@ def test_loss_and_accuracy_at_labelled_positions_only(tmp_path):
     params = program.init(0)["params"]
     data = program.experiment.data
     batch = data.train_batch(0, 0, data.train_slices()[0], 16)
-    sums = program.sums(params, batch, batch.weights)
+    entropy, _ = program.losses_of(params, batch, batch.weights)
+    sums = program.data.scores((), batch, entropy.correct, entropy.loss)
     logits = np.asarray(program.model.bind(params)(batch.tokens), np.float64)
     rows = np.arange(16)[:, None]
     chosen = logits[rows, np.asarray(batch.target_positions)]
     p = np.exp(chosen - chosen.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     nll = -np.log(np.take_along_axis(p, np.asarray(batch.targets)[..., None], -1))[..., 0]
-    assert float(sums["loss"]) == pytest.approx(nll.sum(), rel=1e-5)
-    assert float(sums["correct"]) == (chosen.argmax(-1) == np.asarray(batch.targets)).sum()
+    right = chosen.argmax(-1) == np.asarray(batch.targets)
+    assert float(sums["loss"][0]) == pytest.approx(nll.sum(), rel=1e-5)
+    assert [float(number) for number in sums["accuracy"]] == [right.sum(), right.size]
+    assert [float(number) for number in sums["exact"]] == [right.all(1).sum(), 16]
 
 
 def test_a_collapsed_model_is_not_right(tmp_path):
@@ -113,7 +116,7 @@ def test_a_collapsed_model_is_not_right(tmp_path):
     params = jax.tree.map(jnp.zeros_like, program.init(0)["params"])
     data = program.experiment.data
     batch = data.train_batch(0, 0, data.train_slices()[0], 16)
-    assert float(program.sums(params, batch, batch.weights)["correct"]) == 0
+    assert not np.any(program.losses_of(params, batch, batch.weights)[0].correct)
 
 
 def test_schedules():

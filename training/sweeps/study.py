@@ -12,6 +12,7 @@ import jax
 
 from recollect.configuration import Preempted, UserError, to_json
 from recollect.configuration.machine import cpu_count
+from recollect.evaluation.metrics import metric_of
 from recollect.training.experiment import Experiment, program_of
 from recollect.training.run_folder import is_done, read_result
 from recollect.training.run_state import run_directory
@@ -87,7 +88,8 @@ def _train_in_processes(
     log(f"{len(todo)} runs in {min(processes, len(todo))} processes at once")
     begun = time.monotonic()
     for done, (member, result) in enumerate(train_in_processes(todo, processes, definitions, log), 1):
-        score = next((f"{name} {result[name]:.4g}" for name in ("accuracy", "bits_per_byte") if result.get(name)), "")
+        name = metric_of(result)
+        score = f"{name} {result[name]:.4g}" if name and result.get(name) else ""
         each = (time.monotonic() - begun) / done
         left = f"; about {minutes(each * (len(todo) - done))} left" if done < len(todo) else ""
         progress.done += 1

@@ -4,6 +4,7 @@ functions."""
 import functools
 import itertools
 
+import chz
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 
 from recollect.configuration import UserError, from_json, to_json
 from recollect.data.synthetics import MQAR, RecallSlice
-from recollect.data.synthetics.mqar import _distinct, _gaps
+from recollect.data.synthetics.draws import distinct
+from recollect.data.synthetics.mqar import _gaps
 
 
 def example_batch(task, rows=64, seed=0, step=0):
@@ -110,7 +112,7 @@ def test_gaps_agree_with_numpy_choice():
 @pytest.mark.parametrize("choices", [12, 11], ids=["redrawn", "top-k"])
 def test_selections_without_replacement_are_uniform(choices):
     rows, count = 60_000, 3
-    drawn = np.asarray(jax.jit(_distinct, static_argnums=(1, 2, 3))(jax.random.key(1), rows, choices, count))
+    drawn = np.asarray(jax.jit(distinct, static_argnums=(1, 2, 3))(jax.random.key(1), rows, choices, count))
     counts = np.bincount((drawn[:, 0] * choices + drawn[:, 1]) * choices + drawn[:, 2], minlength=choices**3)
     cells = choices * (choices - 1) * (choices - 2)
     observed = np.array(
@@ -158,7 +160,8 @@ def test_calls_take_slices_by_weight():
     assert drawn == [task.slice_for(0, call).name for call in range(2000)]
     assert drawn != [task.slice_for(1, call).name for call in range(2000)]
     assert abs(drawn.count("64x4") / 2000 - 0.75) < 0.05
-    assert task.longest == 128 and task.evaluation_slices() == mixture
+    equally = tuple(chz.replace(part, weight=1.0) for part in mixture)
+    assert task.longest == 128 and task.evaluation_slices() == equally
     assert from_json(to_json(task)) == task
 
 
@@ -188,5 +191,5 @@ def test_impossible_tasks_are_refused_by_name(fields, message):
 def test_published_settings_are_accepted():
     for length, pairs in ((64, 4), (128, 8), (256, 16), (512, 64), (64, 16), (256, 64), (1024, 256)):
         assert MQAR(length=length, pairs=pairs).longest == length
-    with pytest.raises(UserError, match="weight=0"):
-        RecallSlice(length=64, pairs=4, weight=0.0)
+    with pytest.raises(UserError, match="weight=0: each slice of mixture"):
+        MQAR(mixture=(RecallSlice(length=64, pairs=4, weight=0.0),))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recollect.training.host_batches import train_on
 from recollect.training.step import Program, member_values
 from tests.training.tiny import tiny
 
@@ -29,7 +30,7 @@ def trained(program, steps, broken=()):
     values = member_values([program.experiment], False)
     state, rows = program.init(0), []
     for step in steps:  # one at a time, so that all tests share one compiled program
-        state, metrics = program.train_on(state, values, batch(program, step, step in broken))
+        state, metrics = train_on(program, state, values, batch(program, step, step in broken))
         rows.append(jax.device_get(metrics))
     return jax.device_get(state), {name: [float(row[name][0]) for row in rows] for name in rows[0]}
 
@@ -60,7 +61,7 @@ def test_a_gradient_that_overflows_is_skipped_though_the_loss_is_finite(program)
     state = program.init(0)
     state["params"]["final_norm"]["gain"] *= 1e25  # logits of 1e24; the norm of the embedding's gradient squares 1e25
     before = jax.device_get(state["params"])
-    state, metrics = program.train_on(state, member_values([program.experiment], False), batch(program, 0))
+    state, metrics = train_on(program, state, member_values([program.experiment], False), batch(program, 0))
     assert (
         np.isfinite(metrics["loss"]).all()
         and np.isinf(metrics["gradient_norm"]).all()

@@ -54,7 +54,7 @@ test-interop: $(READY)
 	test .venv-interop/ready -nt requirements-interop.txt || { $(PYTHON) -m venv .venv-interop && .venv-interop/bin/python -m pip install --quiet \
 		--disable-pip-version-check -r requirements-interop.txt && touch .venv-interop/ready; } \
 		|| { rm -rf .venv-interop; echo "note: tests beside transformers are skipped: it could not be installed"; }
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 0 tests/interop
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile tests/interop
 
 # What a bare machine with a GPU lacks, to travel with the working tree; then both calls of benchmarks/first_contact, simulated, with faults.
 gpu-wheels: $(READY)

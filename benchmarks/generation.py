@@ -9,6 +9,8 @@ each at the largest batch whose state fits the free memory (after running out of
 How many times as fast as full attention a model decodes is printed for each length. Weights are random and made on the
 device.
 
+    python main.py bench generation --models attention_30m --peer-python PYTHON    # beside transformers on torch
+
 A row is one model at one length, the capacity of the state, and one batch. Decoding: a state of that capacity, then
 calls of the compiled loop that each decode 16 tokens in every row, the first call unmeasured; the median of the others
 counts. What the state holds changes nothing: attention reads every slot and masks the free ones. Prefill: prompts that
@@ -22,42 +24,33 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import dataclasses
-import functools
-import gc
 import itertools
 import os
-import statistics
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from recollect import layers
-from recollect.benchmarks import reporting, timing
+from recollect.benchmarks import peer_process, reporting, timing
+from recollect.benchmarks.generation_cell import Cell, Subject
 from recollect.configuration import UserError, machine
 from recollect.evaluation.plots import NothingToPlot, decoding_by_context
 from recollect.evaluation.table import format_bytes
 from recollect.experiments import registry
 from recollect.experiments.pretrain import small
-from recollect.models import FunctionalModel, LanguageModel, count, state_bytes
-from recollect.models.generation import PIECE, Generation, chunk_of, programs_of
-from recollect.models.language_model import DTYPES
-from recollect.models.sampling import Sampling
-from recollect.training.monitoring.chips import chip_of
+from recollect.export.huggingface import Facts, export_huggingface
+from recollect.models import LanguageModel
+from recollect.models.generation import PIECE
 
 ON_CPU = {"models": ["attention_30m", "based_30m", "window_30m"], "lengths": [256, 1024, 2048], "batches": ["1", "8"]}
 ON_ACCELERATORS = {"models": ["based_1b", "attention_1b"], "lengths": [4096], "batches": ["largest"]}
 GPT2_VOCABULARY = 50_304
 """GPT-2's, in whole blocks of 64: the published models', which the bytes of `pretrain`'s default source are not."""
 MIXERS = {config.__name__: config for config in layers.MIXERS}
-GREEDY = Sampling(temperature=0)
-KEPT_FREE = 0.12
-"""Share of the free memory that the largest batch's state leaves to activations."""
 OPTIONS = {
     "models": {
         "nargs": "+",
@@ -71,6 +64,7 @@ OPTIONS = {
     "prefill-rows": reporting.number(8, "most rows of a timed prefill"),
     "vocabulary": {"type": int, "metavar": "N", "help": "default: the experiment's; on accelerators 50,304"},
     "seconds": reporting.number(3600.0, "begin no row later"),
+    "peer-python": {"metavar": "PYTHON", "help": "an interpreter with transformers: time exported models beside ours"},
     "plot": {"metavar": "FILE", "help": "draw decoding against context; with --out it is generation.png there"},
 }
 
@@ -111,6 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
             for cell in part:
                 cell.measure(what)
                 print(_line(cell.row, what), flush=True)
+                if options.peer_python and what == "prefill":
+                    cell.row["peer"] = peer(cell, options.peer_python)
+                    print(_peer_line(cell.row), flush=True)
                 rows += [] if cell.row in rows else [cell.row]
                 keep(cell.subject.name)
                 if cell is part[-1] or part[part.index(cell) + 1].subject is not cell.subject:
@@ -176,149 +173,22 @@ def compile_together(cells: list[Cell], what: str) -> None:
         list(itertools.chain(pool.map(lambda cell: cell.compile(what), cells), made))
 
 
-class Subject:
-    """A model with random weights, made on the device in the dtype of its activations."""
+def peer(cell: Cell, python: str) -> dict[str, Any]:
+    """Returns what generation_peer.py answers for the exported model, or {"error"}.
 
-    def __init__(self, name: str, config: LanguageModel, vocabulary: int):
-        self.name, self.config = name, config
-        self.model = FunctionalModel(config, vocabulary)
-        self.programs = programs_of(self.model, GREEDY)
-        dtype = DTYPES[config.dtype]
-        self.make: Any = jax.jit(lambda key: jax.tree.map(lambda leaf: leaf.astype(dtype), self.model.init(key)))
-        self.shapes = jax.eval_shape(self.make, jax.random.key(0))
-        self.params: Any = None
-
-    def facts(self) -> dict[str, Any]:
-        """Returns what is the same in every row."""
-        return {
-            "name": self.name,
-            "mixer": type(self.config.mixers[0]).__name__,
-            "attention": all(type(mixer) is layers.Attention for mixer in self.config.mixers),
-            "parameters": count(self.shapes),
-            "parameter_bytes": state_bytes(self.shapes),
-            "vocabulary": self.model.vocabulary,
-            "dtype": self.config.dtype,
-        }
-
-    def compile(self) -> None:
-        """Compiles what makes the weights."""
-        if hasattr(self.make, "lower"):
-            self.make = self.make.lower(jax.random.key(0)).compile()
-
-    def state(self, rows: int, length: int) -> Any:
-        """Returns shapes and dtypes of the state of some rows."""
-        return jax.eval_shape(lambda params: self.model.bind(params).init_state(rows, length), self.shapes)
-
-
-class Cell:
-    """One row: a model at one length and batch.
-
-    Args:
-      asked: a number of rows, or "largest".
+    Raises:
+      UserError: the interpreter does not start.
     """
-
-    def __init__(self, subject: Subject, length: int, asked: str, pieces: int, prefill_rows: int):
-        self.subject, self.length, self.pieces = subject, length, pieces
-        self.tokens = PIECE * (1 + pieces)
-        rows = self.largest_batch() if asked == "largest" else int(asked)
-        self.prefill_rows = min(rows, prefill_rows)
-        self.row: dict[str, Any] = {**subject.facts(), "length": length, "asked": asked, "rows": rows, "attempts": 1}
-        self.compiled: dict[str, Any] = {}
-
-    def compile(self, what: str) -> None:
-        """Compiles "decode" or "prefill"; several cells may do so at once."""
-        subject, int32 = self.subject, functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
-        if what == "decode":
-            carry, keys, values = jax.eval_shape(self.start, subject.shapes)
-            numbers = (int32((self.row["rows"],)), int32(()), int32(()))
-            lowered = subject.programs.decode.lower(subject.shapes, carry, keys, values, *numbers)
-        else:
-            tokens = int32((self.prefill_rows, chunk_of(self.length - self.tokens)))
-            state = subject.state(self.prefill_rows, self.length)
-            lowered = subject.programs.prefill.lower(subject.shapes, state, tokens, tokens)
-        self.compiled[what] = lowered.compile()
-
-    def measure(self, what: str) -> None:
-        """Measures "decode" or "prefill" into the row; what fails leaves its error there."""
-        failed = self._try(what)
-        gc.collect()
-        if failed and self.row["asked"] == "largest" and what == "decode" and "RESOURCE_EXHAUSTED" in failed:
-            self.row |= {"rows": in_eights(self.row["rows"] * 3 // 4), "attempts": 2}
-            self.compiled.pop(what, None)
-            failed = self._try(what)
-        if failed:
-            self.row[f"{what}_error"] = failed.splitlines()[0][:200]
-
-    def _try(self, what: str) -> str | None:
-        """Returns None, or the error, after which the arrays are free again."""
+    subject, row = cell.subject, cell.row
+    case = {"rows": row["rows"], "prompt": cell.length - cell.tokens, "piece": PIECE, "pieces": cell.pieces}
+    with tempfile.TemporaryDirectory() as folder:
         try:
-            if self.subject.params is None:
-                self.subject.params = jax.block_until_ready(self.subject.make(jax.random.key(0)))
-            if what not in self.compiled:
-                self.compile(what)
-            self.row |= self._decode() if what == "decode" else self._prefill()
-        except (jax.errors.JaxRuntimeError, UserError) as error:
-            return str(error)
-        return None
-
-    def start(self, params: Any) -> tuple[Any, jax.Array, dict[str, Any]]:
-        """Returns what the loop takes: hidden vectors and state, random keys of the rows, numbers of the sampling."""
-        rows, model = self.row["rows"], self.subject.model
-        hidden = jnp.zeros((rows, self.subject.config.width), DTYPES[self.subject.config.dtype])
-        state = model.bind(params).init_state(rows, self.length)
-        return (hidden, state, None), jax.random.split(jax.random.key(0), rows), GREEDY.values(model.vocabulary)
-
-    def _decode(self) -> dict[str, Any]:
-        load, params, rows = timing.OtherLoad(), self.subject.params, self.row["rows"]
-        carry, keys, values = jax.jit(self.start)(params)
-        state = state_bytes(carry[1])
-        left, seconds = np.full(rows, self.tokens, np.int32), []
-        for piece in range(1 + self.pieces):
-            begun = time.perf_counter()
-            first, end = np.int32(piece * PIECE), np.int32(-1)
-            carry, drawn, left = self.compiled["decode"](params, carry, keys, values, left, first, end)
-            jax.block_until_ready(drawn)
-            seconds.append((time.perf_counter() - begun) / PIECE)
-        step = statistics.median(seconds[1:])
-        result = {"state_bytes": state, "decode_tokens_per_second": rows / step, "step_seconds": step}
-        result |= {"seconds": seconds, "others": load.cores()}
-        chip = chip_of(jax.devices()[0].device_kind)
-        if chip is not None:  # what the least traffic, weights and state read once, takes of the time
-            result["bandwidth"] = (state + state_bytes(params)) / chip.bandwidth / step
-        return result
-
-    def _prefill(self) -> dict[str, Any]:
-        model, shape = self.subject.model, (self.prefill_rows, self.length - self.tokens)
-        prompts = np.random.default_rng(0).integers(0, model.vocabulary, shape)
-        generation = Generation(model, self.subject.params, prompts, self.tokens, GREEDY)
-        generation.programs = dataclasses.replace(generation.programs, prefill=self.compiled["prefill"])
-        for _ in range(2):
-            begun = time.perf_counter()
-            jax.block_until_ready(generation.prefill())
-            seconds = time.perf_counter() - begun
-        return {"prefill_rows": self.prefill_rows, "prefill_tokens_per_second": prompts.size / seconds}
-
-    def largest_batch(self) -> int:
-        """Returns how many rows' states, and logits, fit beside the weights.
-
-        Raises:
-          UserError: none does, or the device does not give its memory.
-        """
-        # Logits and their exponentials, fp32, beside the state.
-        row = state_bytes(self.subject.state(1, self.length)) + 3 * 4 * self.subject.model.vocabulary
-        memory = jax.devices()[0].memory_stats() or {}
-        if "bytes_limit" not in memory:
-            raise UserError("--batches largest: this device does not give its memory; name numbers")
-        free = memory["bytes_limit"] - memory["bytes_in_use"] - state_bytes(self.subject.shapes)
-        rows = int(free * (1 - KEPT_FREE) / row)
-        if rows < 1:
-            raise UserError(f"the state of one row of {self.length} tokens does not fit the memory")
-        return in_eights(rows)
-
-
-def in_eights(rows: int) -> int:
-    """Returns a number of rows in whole eights, which tensor cores take."""
-    return max(rows // 8 * 8, min(rows, 7), 1)
+            params = jax.device_get(subject.make(jax.random.key(0)))
+            export_huggingface(params, subject.config, Path(folder) / "exported", facts=Facts(subject.name))
+        except UserError as error:
+            return {"error": str(error)[:200]}
+        with contextlib.closing(peer_process.PeerProcess("--peer-python", python, ["generation_peer.py"])) as process:
+            return process.ask({**case, "folder": str(Path(folder) / "exported")})
 
 
 def ratios(rows: list[dict]) -> list[str]:
@@ -351,6 +221,17 @@ def _line(row: dict, what: str) -> str:
     bandwidth = f"{row['bandwidth']:.0%}" if "bandwidth" in row else "-"
     rates = f"{'':13}{row['decode_tokens_per_second']:13,.0f}{1e3 * row['step_seconds']:13.2f}"
     return f"{head}{format_bytes(row['state_bytes']):>11}{rates}{bandwidth:>11}"
+
+
+def _peer_line(row: dict) -> str:
+    theirs = row["peer"]
+    if "error" in theirs:
+        return f"  peer: {theirs['error']}"
+    times = [
+        row[name] / theirs[name] for name in ("prefill_tokens_per_second", "decode_tokens_per_second") if name in row
+    ]
+    rates = f"{theirs['prefill_tokens_per_second']:,.0f} and {theirs['decode_tokens_per_second']:,.0f} per second"
+    return f"  {theirs['version']}: {rates}; ours is {' and '.join(f'{one:.2f}' for one in times)} times as fast"
 
 
 def _draw(rows: list[dict], path: Path) -> None:

@@ -8,8 +8,8 @@ from recollect.commands import add_overrides, add_with, experiment_of
 from recollect.evaluation.metrics import METRICS
 
 SHOWN = (
-    *(*METRICS, "loss", "status", "steps", "seconds"),
-    *("examples_per_second", "tokens_per_second", "mfu", "waiting_for_data"),
+    *(*METRICS, "loss", "status", "steps", "seconds", "examples_per_second", "tokens_per_second", "mfu"),
+    "waiting_for_data",
 )
 """Entries of result.json that `train` prints."""
 

@@ -44,19 +44,17 @@ def entries() -> dict[str, Entry]:
 
 def _entries_of(path: Path) -> Iterator[Entry]:
     for node in ast.parse(path.read_text()).body:
+        variants: dict[str, str] = {}
         if isinstance(node, ast.ImportFrom) and node.names[0].asname == "VARIANTS":
-            yield from _variants(path, getattr(importlib.import_module(str(node.module)), node.names[0].name))
+            variants = getattr(importlib.import_module(str(node.module)), node.names[0].name)
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VARIANTS":
-            yield from _variants(path, ast.literal_eval(node.value))
+            variants = ast.literal_eval(node.value)
         elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not node.args.args:
             kind = node.returns.id if isinstance(node.returns, ast.Name) else None
             if kind in ("Experiment", "Study"):
                 yield Entry(f"{path.stem}.{node.name}", kind.lower(), ast.get_docstring(node) or "")
-
-
-def _variants(path: Path, docstrings: dict[str, str]) -> Iterator[Entry]:
-    for name, text in docstrings.items():
-        yield Entry(f"{path.stem}.{name}", "experiment", inspect.cleandoc(text), variant=True)
+        for name, text in variants.items():
+            yield Entry(f"{path.stem}.{name}", "experiment", inspect.cleandoc(text), variant=True)
 
 
 def load(name: str, kind: str) -> Any:

@@ -4,8 +4,8 @@ weight decay.
     G_t = k_t g_t^T,   g_t = dL_t / dz at z = W_0^T k_t,   W_0 the map before the mini-batch of token t
     M_t = eta_t M_{t-1} - theta_t G_t,   W_t = alpha_t W_{t-1} + M_t                                    per head
 
-Without momentum and decay it is mini-batch TTT (Sun et al. 2024, section 2.4), with both the memory of Titans (Behrouz,
-Zhong & Mirrokni 2025, section 3.1). Mini-batches are counted from a document's start, where W is `start` and M is 0.
+Without momentum and decay it is mini-batch TTT (Sun et al. 2024), with both the memory of Titans (Behrouz, Zhong &
+Mirrokni 2025). Mini-batches are counted from a document's start, where W is `start` and M is 0.
 
 A scan over chunks of as many tokens as a mini-batch has, wherever documents begin. A chunk holds the rest of the
 mini-batch that enters it, at most one that follows it in the same document, and first mini-batches of other documents.

@@ -16,8 +16,7 @@ from recollect.data.synthetics import shared_programs
 from recollect.models.functional import Params
 from recollect.training.step import Program, as_uint32
 
-DRAWN_TOGETHER = 64
-"""Evaluation examples per draw, whatever the batch size: a draw depends on how many they are."""
+DRAWN_TOGETHER = 64  # evaluation examples per draw, whatever the batch size: a draw depends on how many they are
 
 
 def evaluate(program: Program, params: Params, seed: int, *, final: bool = False) -> dict[str, Any]:
@@ -53,8 +52,7 @@ def _sums(program: Program, params: Params, seeds: int | Sequence[int], parts: t
 
     def batched(chunks: jax.Array) -> jax.Array:  # the last batch is filled with zeros, whose weights do not count
         rows = chunks.reshape(-1, *chunks.shape[2:])[:examples]
-        filled = jnp.pad(rows, [(0, -examples % size), *[(0, 0)] * (rows.ndim - 1)])
-        return filled.reshape(-1, size, *rows.shape[1:])
+        return jnp.pad(rows, [(0, -examples % size), *[(0, 0)] * (rows.ndim - 1)]).reshape(-1, size, *rows.shape[1:])
 
     def of_slice(params: Params, seed: jax.Array, index: jax.Array) -> Any:
         def scores(batch: Batch) -> Any:

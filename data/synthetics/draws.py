@@ -9,8 +9,7 @@ from jaxtyping import Array, Int, Key
 
 def distinct(key: Key[Array, ""], batch_size: int, choices: int, count: int) -> Int[Array, "b n"]:
     """Returns `count` different numbers of 0 .. choices - 1 per row, every ordered selection equally likely."""
-    if choices < 4 * count:
-        # Redrawing would take long when few choices are left; a random number per choice is cheap then.
+    if choices < 4 * count:  # redrawing would take long; a random number per choice is cheap then
         return jax.lax.top_k(jax.random.uniform(key, (batch_size, choices)), count)[1].astype(jnp.int32)
     # All are drawn, and those that repeat an earlier one of their row again until none does: a few rounds. Nothing here
     # distinguishes one number from another, so all ordered selections are equally likely.

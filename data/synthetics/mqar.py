@@ -10,7 +10,6 @@ i^(a-1) over the (length - 2 D passes) / 2 slots: a = 0.01 puts most queries sho
 Source: Arora, Eyuboglu et al., Zoology (arXiv 2312.04927), section 4; HazyResearch/zoology, data/multiquery_ar.py.
 
 Easy to get wrong:
-- The value of a key is not in the input after the query: its place holds filler.
 - The first drawn gap belongs to the first key, so early keys tend to be asked early.
 - The published random filler may repeat a key of the context, followed by something else: a contradiction without a
   label (at vocabulary 256, length 64 and 8 pairs more than one per example). Here filler avoids the example's keys;
@@ -30,6 +29,7 @@ from jaxtyping import Array, Int, Key
 
 from recollect.configuration import UserError, at_least, requires
 from recollect.data.batch import Batch
+from recollect.data.synthetics.contract import example_count
 from recollect.data.synthetics.draws import distinct, remaining
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
@@ -58,7 +58,7 @@ class MQAR(SyntheticTask):
       contradictions: random filler may repeat a key of the context, as in the published generator.
     """
 
-    vocab_size: int = 8192
+    vocab_size: int = chz.field(default=8192, validator=example_count)
     length: int = 64
     pairs: int = 4
     power: float = chz.field(default=0.01, validator=_positive)
@@ -67,8 +67,6 @@ class MQAR(SyntheticTask):
     contradictions: bool = False
 
     def check(self, slice: RecallSlice) -> None:
-        if self.vocab_size >= 2**31:
-            raise UserError(f"vocab_size={self.vocab_size}: must be below {2**31}: tokens are 32-bit numbers")
         if self.vocab_size <= slice.length:
             raise UserError(f"vocab_size={self.vocab_size}: must be larger than the length, {slice.length}")
         # Keys can't run out: vocab_size > length >= 4 pairs leaves vocab_size // 2 - 1 >= pairs of them.
@@ -92,8 +90,7 @@ class MQAR(SyntheticTask):
         return 1 / (self.vocab_size - self.vocab_size // 2)  # a guess among the values
 
     def sample(self, key: Key[Array, ""], slice: RecallSlice, batch_size: int) -> Batch:
-        """Returns a batch of `slice.length` tokens and `slice.pairs` targets per row, in the order of the pairs: their
-        positions are not sorted."""
+        """Returns a batch whose targets are in the order of the pairs: their positions are not sorted."""
         length, pairs, half = slice.length, slice.pairs, self.vocab_size // 2
         key_of_keys, key_of_values, key_of_gaps, key_of_filler = jax.random.split(key, 4)
         keys = 1 + distinct(key_of_keys, batch_size, half - 1, pairs)

@@ -28,11 +28,8 @@ Number = int | jax.Array
 
 @chz.chz(typecheck=True)
 class Slice(Config):
-    """Examples of one kind: `length` tokens; subclasses add what else decides their shape or difficulty.
-
-    Attributes:
-      weight: share of training calls, or in the mean over evaluation slices; 0 reports a slice beside that mean.
-    """
+    """Examples of one kind: `length` tokens; subclasses add other sizes. `weight` is the share of training calls, or in
+    the mean over evaluation slices, where 0 reports a slice beside the mean."""
 
     length: int = chz.field(validator=at_least(1))
     weight: float = chz.field(default=1.0, validator=not_negative)
@@ -77,8 +74,7 @@ class SyntheticTask(TaskContract):
         return tuple(chz.replace(part, weight=float(part in slices)) for part in (*slices, *further))
 
     def scores(self, slices: tuple[Any, ...], batch: Batch, correct: Array, loss: Array) -> dict[str, Any]:
-        """Returns (sum, count) by metric of a batch of one of `slices`. `correct` and `loss` are (b, p); targets of
-        weight 0 do not count, nor examples without others."""
+        """Returns (sum, count) by metric over the targets (b, p) of weight above 0 of a batch of one of `slices`."""
         weights = batch.weights
         asked = jnp.any(weights > 0, axis=1)
         exact = asked & jnp.all((correct > 0) | (weights == 0), axis=1)
@@ -87,10 +83,10 @@ class SyntheticTask(TaskContract):
         return sums if self.breakdown is None else sums | self.scores_by_group(slices, batch, correct)
 
     def reported(self, shares: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Returns the entries of an evaluation, of shares by metric and slice: "metric", which ranks runs, the means
-        over slices by weight, and each metric by slice."""
-        slices = [part.name for part in self.evaluation_slices()]
-        shares = {name: {part: one[part] for part in slices} for name, one in shares.items()}
+        """Returns the entries of an evaluation, of shares by metric and slice, with means and the ranking "metric"."""
+        shares = {
+            name: {part.name: one[part.name] for part in self.evaluation_slices()} for name, one in shares.items()
+        }
         means = {name: self.mean(one) for name, one in shares.items() if "_by_" not in name}
         by_slice = {name if "_by_" in name else f"{name}_by_slice": one for name, one in shares.items()}
         return {"metric": self.metric, **means, **by_slice}
@@ -107,8 +103,7 @@ class SyntheticTask(TaskContract):
 
     @property
     def tokens_per_example(self) -> float:
-        total = sum(part.weight for part in self.train_slices())
-        return sum(part.length * part.weight for part in self.train_slices()) / total
+        return sum(p.length * p.weight for p in self.train_slices()) / sum(p.weight for p in self.train_slices())
 
     def batch_shapes(self, batch_size: int) -> Batch:
         longest = max(self.train_slices(), key=lambda part: part.length)

@@ -72,5 +72,6 @@ class DifferentialSoftmaxAttention(SoftmaxAttention):
         a1, b1, a2, b2 = self.vectors[...]
         start = self.start[...]
         second = jnp.exp(jnp.sum(a1 * b1)) - jnp.exp(jnp.sum(a2 * b2)) + start
-        o = self.norm(o[:, :, :, 0] - second * o[:, :, :, 1]) * (1 - start)
-        return self._finish(o.reshape(*o.shape[:2], -1, o.shape[-1]).astype(x.dtype), x)
+        o = o[:, :, :, 0] - second * o[:, :, :, 1]
+        o = self.norm(o.reshape(*o.shape[:2], -1, o.shape[-1])) * (1 - start)
+        return self._finish(o.astype(x.dtype), x)

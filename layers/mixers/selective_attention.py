@@ -85,7 +85,7 @@ class SelectiveSoftmaxAttention(SoftmaxAttention):
         (q, ids), (k, of_keys) = q, k
         out = super()._mix(x, q, k, v, fields)
         if self.selector is not None:
-            selected = jax.nn.sigmoid(self.selector(x).astype(jnp.float32))
+            selected = jax.nn.sigmoid(self.selector(x.astype(jnp.float32)))
         else:
             selected = _repeated(ids, of_keys, complete_fields(fields, *x.shape[:2]))[..., None].astype(jnp.float32)
         share, weight = self.config.share, self.config.weight if self.selector is not None else 0.0

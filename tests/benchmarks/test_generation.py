@@ -2,16 +2,17 @@
 try, and what it refuses."""
 
 import json
+import stat
 
 import chz
 import jax
 import pytest
 
-from recollect.benchmarks import generation
+from recollect.benchmarks import generation, generation_cell
 from recollect.configuration import UserError
 from recollect.experiments.pretrain import variant
 from recollect.layers import Attention, LinearAttention, SlidingWindow
-from recollect.layers.modules import Taylor
+from recollect.layers.modules import Rotary, SwiGLU, Taylor
 from recollect.models import repeat, state_bytes
 
 
@@ -74,8 +75,28 @@ def test_the_largest_batch_is_tried_with_fewer_rows_once(tiny, monkeypatch):
     monkeypatch.setattr(cell, "compile", lambda what: cell.compiled.setdefault(what, None))
     monkeypatch.setattr(cell, "_decode", out_of_memory)
     cell.measure("decode")
-    assert tried == [most, generation.in_eights(most * 3 // 4)]
+    assert tried == [most, generation_cell.in_eights(most * 3 // 4)]
     assert cell.row["attempts"] == 2 and "RESOURCE_EXHAUSTED" in cell.row["decode_error"]
+
+
+def test_the_peer_gets_the_exported_model(tiny, tmp_path):
+    interpreter = tmp_path / "python"
+    interpreter.write_text(
+        f'#!/bin/sh\nread case\necho "$case" > {tmp_path}/case.json\n'
+        f'cp -r "$(echo "$case" | sed \'s/.*folder": "\\([^"]*\\).*/\\1/\')" {tmp_path}/exported\n'
+        "echo 'RESULT {\"decode_tokens_per_second\": 2}'\n"
+    )
+    interpreter.chmod(interpreter.stat().st_mode | stat.S_IXUSR)
+    llama = chz.replace(
+        tiny("attention").model, mlp=SwiGLU(hidden=16), stages=repeat(Attention(heads=2, positions=Rotary()), depth=1)
+    )
+    cell = generation.Cell(generation.Subject("attention", llama, 20), 48, "3", 1, 2)
+    assert generation.peer(cell, str(interpreter)) == {"decode_tokens_per_second": 2}
+    case = json.loads((tmp_path / "case.json").read_text())
+    assert (case["rows"], case["prompt"], case["piece"], case["pieces"]) == (3, 48 - 32, 16, 1)
+    assert (tmp_path / "exported" / "model.safetensors").exists()
+    other = generation.Cell(generation.Subject("based", tiny("based").model, 20), 48, "3", 1, 2)
+    assert "error" in generation.peer(other, str(interpreter))
 
 
 def test_mixers_by_name_and_those_that_do_not_stream():

@@ -82,7 +82,7 @@ def make(fields: dict, folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             gain = parameter.ndim == 1 and parameter.mean() == 1
-            parameter.copy_(torch.randn(parameter.shape) * 0.2 + float(gain))
+            parameter.copy_(torch.randn(parameter.shape) * 0.1 + float(gain))
     model.save_pretrained(folder)
 
 

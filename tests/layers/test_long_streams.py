@@ -11,10 +11,15 @@ from recollect.layers.recurrent import StreamMixer
 
 PIECES, PIECE, WIDTH = 391, 256, 16
 
+LONGER = {name: {"levels": 18} for name in ("LogLinearMamba2", "LogLinearGatedDeltaNet")}
+"""Settings of mixers whose default is for shorter documents: 2^17 tokens."""
+
 
 def modules():
-    """Recurrent mixers in their default configuration, by name."""
-    each = {cls.__name__: cls().build(WIDTH, Place(0, 2), nnx.Rngs(params=jax.random.key(0))) for cls in layers.MIXERS}
+    """Recurrent mixers in their default configuration, as far as it takes such streams, by name."""
+    configs = {cls.__name__: cls(**LONGER.get(cls.__name__, {})) for cls in layers.MIXERS}
+    rngs = nnx.Rngs(params=jax.random.key(0))
+    each = {name: config.build(WIDTH, Place(0, 2), rngs) for name, config in configs.items()}
     return {name: module for name, module in each.items() if isinstance(module, StreamMixer)}
 
 
@@ -37,5 +42,5 @@ def test_a_long_stream_needs_no_more_memory_than_a_short_one():
         )
         assert finite.all() and all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(after)), name
         assert after.cursor.position.tolist() == [PIECES * PIECE], name
-        # What the last pieces read is of the size of what early ones do: nothing builds up.
-        assert 0.1 < float(sizes[-50:].mean() / sizes[10:60].mean()) < 10, name
+        # What the last pieces read is of the size of what early ones do, which RWKV-7 starts at 0: nothing builds up.
+        assert sizes[-50:].mean() <= 10 * sizes[10:60].mean(), name

@@ -1,6 +1,7 @@
 """Hugging Face folders without transformers: names and shapes as published, back again, and what is refused. With it:
 tests/interop."""
 
+import ast
 import dataclasses
 import json
 import pickle
@@ -15,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 from recollect.configuration import UserError
 from recollect.data.tokenizers import ByteTokenizer, open_tokenizer
 from recollect.export.huggingface import Facts, export_huggingface, import_huggingface
-from recollect.layers import Attention, LinearAttention, SlidingWindow
+from recollect.layers import Attention, KimiDeltaAttention, Landmark, LinearAttention, SlidingWindow
 from recollect.layers.modules import GELU, LayerNorm, LearnedPositions, Rotary, SwiGLU
 from recollect.models import FunctionalModel, LanguageModel, repeat
-from tests.export.huggingface.cases import MODELS, NORMED, parameters
+from tests.export.huggingface.cases import CODE, MODELS, NORMED, parameters
 
 FACTS = Facts("toy", step=7, batch_tokens=64, source="texts", digest="ab" * 32, results={"bits_per_byte": 2.5})
 
@@ -81,6 +82,33 @@ def test_back_again(name, tmp_path):
             for model, of in ((MODELS[name], parameters(MODELS[name])), (config, params))
         ]
         np.testing.assert_allclose(*logits, atol=1e-5)
+
+
+def test_a_model_as_code_is_one_file_and_comes_back_without_it(tmp_path):
+    config = CODE["code, based"]
+    export_huggingface(parameters(config), config, tmp_path / "out", facts=FACTS, as_code=True)
+    names = [
+        getattr(node, "name", "") for node in ast.parse((tmp_path / "out" / "modeling_recollect.py").read_text()).body
+    ]
+    assert {"LinearAttention", "SlidingWindow", "GatedConvolution", "RecollectForCausalLM"} <= set(names)
+    assert (
+        "KimiDeltaAttention" in names and "from parts" not in (tmp_path / "out" / "modeling_recollect.py").read_text()
+    )
+    (tmp_path / "out" / "modeling_recollect.py").write_text("raise SystemExit('imported')")
+    params, back, _ = import_huggingface(tmp_path / "out")
+    assert back == config
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, parameters(config))))
+
+
+@pytest.mark.parametrize(
+    ("mixer", "reason"),
+    [(Landmark(heads=2), "layer 0: mixer=Landmark"), (KimiDeltaAttention(bound=5.0), "KimiDeltaAttention.bound=5.0")],
+)
+def test_what_the_pytorch_library_lacks_is_refused(mixer, reason, tmp_path):
+    with pytest.raises(UserError, match=f"{reason} stands in the way"):
+        export_huggingface(
+            {"embedding": np.zeros((257, 32))}, model(mixer), tmp_path / "out", facts=FACTS, as_code=True
+        )
 
 
 def test_bytes_are_deterministic_and_weights_are_split(tmp_path):

@@ -77,13 +77,13 @@ class BigramBackcopy(SyntheticTask):
         first = np.where(is_trigger[:-1], 0, unigram)
         ends = np.cumsum(np.concatenate([after, first[None] / first.sum()]), axis=1)
         # Inverse of the distribution function; the last token with a probability ends at 1 exactly.
-        ends = jnp.asarray(np.where(ends >= ends[:, -1:], 1.0, ends), jnp.float32)
+        limits = jnp.asarray(np.where(ends >= ends[:, -1:], 1.0, ends), jnp.float32)
         draws = jax.random.uniform(key, (slice.length, batch_size))
         triggers = jnp.asarray(is_trigger)
 
         def following(carry: tuple[Array, Array], draw: Array) -> tuple[tuple[Array, Array], Array]:
             before, token = carry
-            drawn = jnp.sum(ends[token] <= draw[:, None], axis=1, dtype=jnp.int32)
+            drawn = jnp.sum(limits[token] <= draw[:, None], axis=1, dtype=jnp.int32)
             chosen = jnp.where(triggers[token], before, drawn)
             return (token, chosen), chosen
 

@@ -96,12 +96,11 @@ class DigitArithmetic(SyntheticTask):
             columns = left + right if self.operation == "+" else left - right
             columns = jnp.pad(columns, ((0, 0), (0, size - slice.digits)))
         answer, places = _carried(columns)[0], jnp.arange(size)
-        numbers = (left, right, answer)
         if not self.lowest_first:
-            numbers, places = tuple(number[:, ::-1] for number in numbers), places[::-1]
+            left, right, answer, places = left[:, ::-1], right[:, ::-1], answer[:, ::-1], places[::-1]
         sign, equals = (jnp.full((batch_size, 1), token, jnp.int32) for token in (_OPERATION, _EQUALS))
-        prompt = jnp.concatenate([numbers[0], sign, numbers[1], equals], axis=1)
-        return answered(prompt, numbers[2], groups=places)
+        prompt = jnp.concatenate([left, sign, right, equals], axis=1)
+        return answered(prompt, answer, groups=places)
 
 
 def _carried(columns: Int[Array, "b n"]) -> tuple[Int[Array, "b n"], Int[Array, " b"]]:

@@ -151,8 +151,10 @@ class GCOG(SyntheticTask):
         picture = jnp.where((grid >= 0)[:, :, None], halves, _BLANK).reshape(b, -1)
 
         truth = jnp.where(operator == _EXIST, present[:, :, 0], _parities(operator, of_rule, used, self.side))
-        said = [_FALSE + truth, colour[:, :, 0], shape[:, :, 0], self._first_cell + of_rule[:, :, 0]]
-        said = jnp.take_along_axis(jnp.stack(said, axis=2), jnp.maximum(operator - 4, 0)[:, :, None], axis=2)[:, :, 0]
+        kinds = jnp.stack(
+            [_FALSE + truth, colour[:, :, 0], shape[:, :, 0], self._first_cell + of_rule[:, :, 0]], axis=2
+        )
+        said = jnp.take_along_axis(kinds, jnp.maximum(operator - _CONDITIONS + 1, 0)[:, :, None], axis=2)[:, :, 0]
         # The operator behind the first condition that is true answers; the last one where none is.
         stops = jnp.concatenate([truth[:, 0:-1:2], jnp.ones((b, 1), bool)], axis=1)
         answers = jnp.minimum(2 * jnp.argmax(stops, axis=1) + 1, rows - 1)[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from recollect.configuration import UserError
@@ -13,11 +14,11 @@ from recollect.data.synthetics.word_counts import CommonWords, FrequentWords
 _HEX: dict[str, Any] = {"key_tokens": 7, "words": 16, "value_tokens": 7, "symbols": 16}
 """Stands for UUIDs, of which there are 16 ** 32: keys and values of 7 hexadecimal digits."""
 
-RULER: dict[str, tuple[type[SyntheticTask], dict[str, Any]]] = {
+RULER: dict[str, tuple[Callable[..., SyntheticTask], dict[str, Any]]] = {
     "passkey": (Needles, {"haystack": "cycle", "words": 1, "value_tokens": 5}),
     "niah_single_1": (Needles, {"haystack": "cycle"}),
     "niah_single_2": (Needles, {}),
-    "niah_single_3": (Needles, {"value_tokens": 7, "symbols": 16}),
+    "niah_single_3": (Needles, {"symbols": 16}),
     "niah_multikey_1": (Needles, {"keys": 4}),
     "niah_multikey_2": (Needles, {"haystack": "needles"}),
     "niah_multikey_3": (Needles, {"haystack": "needles", **_HEX}),

@@ -70,7 +70,9 @@ QUICK = {
     "backcopy": BigramBackcopy(length=48, characters=12),
     "product": DigitArithmetic(digits=3, operation="*"),
     "difference": DigitArithmetic(digits=5, operation="-", lowest_first=False),
-    "conflict": KnowledgeConflict(subjects=20, objects=9, overrides=5, from_context=3, from_memory=4, extrapolation=(2,)),
+    "conflict": KnowledgeConflict(
+        subjects=20, objects=9, overrides=5, from_context=3, from_memory=4, extrapolation=(2,)
+    ),
     "gCOG": GCOG(operators=5, distractors=10, side=8, extrapolation=(2,)),
 }
 

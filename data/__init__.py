@@ -6,7 +6,9 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "batch": "Batch DataConfig",
-        "synthetics": "MQAR RecallSlice Slice SyntheticTask TaskContract arrays",
+        "synthetics": "BigramBackcopy Brevo BrevoSlice CommonWords ConflictSlice Depo DepoSlice DigitArithmetic "
+        "DigitSlice FrequentWords GCOG GCOGSlice KnowledgeConflict MQAR Majority Mano ManoSlice Needles RecallSlice "
+        "SetDisjointness SetSlice Slice StateTracking SyntheticTask TaskContract VariableTracking arrays ruler",
         "text": "Chunked Decomposed Packed Preparation Text open_prepared",
         "tokenizers": "Tokenizer open_tokenizer",
     },

@@ -42,5 +42,5 @@ def test_a_long_stream_needs_no_more_memory_than_a_short_one():
         )
         assert finite.all() and all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(after)), name
         assert after.cursor.position.tolist() == [PIECES * PIECE], name
-        # What the last pieces read is of the size of what early ones do: nothing builds up.
-        assert 0.1 < float(sizes[-50:].mean() / sizes[10:60].mean()) < 10, name
+        # What the last pieces read is of the size of what early ones do, which RWKV-7 starts at 0: nothing builds up.
+        assert sizes[-50:].mean() <= 10 * sizes[10:60].mean(), name

@@ -1,0 +1,222 @@
+"""Tasks whose labels a solver finds (solvers.py): every label is what the task's definition says, answers follow their
+distribution, and training and evaluation share no example."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from recollect.configuration import UserError, from_json, to_json
+from recollect.data.synthetics import (
+    GCOG,
+    BigramBackcopy,
+    Brevo,
+    CommonWords,
+    Depo,
+    DigitArithmetic,
+    FrequentWords,
+    KnowledgeConflict,
+    Majority,
+    Mano,
+    Needles,
+    SetDisjointness,
+    StateTracking,
+    VariableTracking,
+    arrays,
+    ruler,
+)
+from recollect.data.synthetics.knowledge_conflict import fact_objects
+from recollect.data.synthetics.ruler import RULER
+from tests.data.synthetics import solvers
+
+
+def knowledge_conflict(task, tokens):
+    objects = fact_objects(task.subjects, task.objects, task.facts)
+    return solvers.knowledge_conflict(task, tokens, {1 + i: 1 + task.subjects + o for i, o in enumerate(objects)})
+
+
+SOLVERS = {
+    BigramBackcopy: solvers.bigram_backcopy,
+    Brevo: solvers.brevo,
+    CommonWords: solvers.common_words,
+    Depo: solvers.depo,
+    DigitArithmetic: solvers.digit_arithmetic,
+    FrequentWords: solvers.frequent_words,
+    GCOG: solvers.gcog,
+    KnowledgeConflict: knowledge_conflict,
+    Majority: solvers.majority,
+    Mano: solvers.mano,
+    Needles: solvers.needles,
+    SetDisjointness: solvers.set_disjointness,
+    StateTracking: solvers.state_tracking,
+    VariableTracking: solvers.variable_tracking,
+}
+
+QUICK = {
+    "parity": StateTracking(group="Z2", length=40),
+    "A4xZ5": StateTracking(group="A4xZ5", length=9),
+    "A5, last": StateTracking(group="A5", length=12, labels="last"),
+    "passkey": ruler("passkey", 64),
+    "values and queries": Needles(length=64, keys=3, values=2, queries=2, key_tokens=2, words=5, value_tokens=2),
+    "needles": ruler("niah_multikey_3", 96),
+    "chains": VariableTracking(length=48, chains=2, hops=3, names=8, values=2),
+    "common words": CommonWords(length=40, answers=3, often=5, seldom=2, words=20, extrapolation=()),
+    "frequent words": ruler("fwe", 128),
+    "sets": SetDisjointness(vocab_size=32, first=3, second=11, extrapolation=(2,)),
+    "majority": Majority(classes=5, length=12, labels="all"),
+    "Depo": Depo(nodes=9, hops=3, word_tokens=2, symbols=5, extrapolation=(2,)),
+    "Brevo": Brevo(nodes=8, names=12, extrapolation=()),
+    "Mano": Mano(operations=7),
+    "backcopy": BigramBackcopy(length=48, characters=12),
+    "product": DigitArithmetic(digits=3, operation="*"),
+    "difference": DigitArithmetic(digits=5, operation="-", lowest_first=False),
+    "conflict": KnowledgeConflict(
+        subjects=20, objects=9, overrides=5, from_context=3, from_memory=4, extrapolation=(2,)
+    ),
+    "gCOG": GCOG(operators=5, distractors=10, side=8, extrapolation=(2,)),
+}
+
+MORE = {
+    "Z60": StateTracking(group="Z60", length=12),
+    "S5": StateTracking(group="S5", length=12),
+    **{name: ruler(name) for name in RULER if name not in ("passkey", "fwe")},
+    "majority, last": Majority(),
+    "sets, tight": SetDisjointness(vocab_size=17, first=12, second=4, extrapolation=()),
+    "Depo, full": Depo(nodes=12, smallest=12),
+    "Brevo, few": Brevo(nodes=3, names=3, parents=5, extrapolation=()),
+    "Mano, one": Mano(operations=1, operators="s", modulus=5),
+    "sum": DigitArithmetic(digits=6),
+    "gCOG, one": GCOG(operators=1, distractors=5, order="grid_first", side=6, extrapolation=(2,)),
+    "gCOG, three": GCOG(operators=3, distractors=40, fewest=40, extrapolation=()),
+}
+
+
+@functools.cache
+def drawn(task, role="train", rows=48):
+    return arrays(task, 0, rows, seed=5, role=role)
+
+
+def check_labels(task):
+    tokens, labels = drawn(task)
+    assert tokens.min() >= 0 and max(tokens.max(), labels.max()) < task.vocabulary
+    assert tokens.shape == (48, task.train_slices()[0].length)
+    for row, answer in zip(tokens, labels, strict=True):
+        expected = SOLVERS[type(task)](task, row.tolist())
+        actual = {int(place): int(answer[place]) for place in np.flatnonzero(answer >= 0)}
+        if isinstance(task, BigramBackcopy):  # what follows the input is any token, unless a trigger ends it
+            expected = {len(row) - 1: actual[len(row) - 1]} | expected
+        assert actual == expected
+
+
+@pytest.mark.parametrize("task", QUICK.values(), ids=QUICK)
+def test_every_label_is_what_a_solver_finds(task):
+    check_labels(task)
+    assert from_json(to_json(task)) == task
+    for part in task.evaluation_slices():  # 2, 4 and 8 times as hard; all are possible
+        assert 0 <= task.chance(part) <= 0.5
+    assert len(task.evaluation_slices()) == 1 + len(task.extrapolation)
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("task", MORE.values(), ids=MORE)
+def test_every_label_of_further_settings_is_what_a_solver_finds(task):
+    check_labels(task)
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("task", QUICK.values(), ids=QUICK)
+def test_streams_repeat_and_share_no_example(task):
+    train, evaluation = (drawn(task, role, rows=10_000)[0] for role in ("train", "evaluation"))
+    assert (arrays(task, 0, 10_000, seed=5)[0] == train).all()
+    small = {"sets", "difference", "product"}  # tasks of so few examples that two streams meet
+    if not small & {name for name, one in QUICK.items() if one is task}:
+        assert not {row.tobytes() for row in train} & {row.tobytes() for row in evaluation}
+
+
+UNIFORM = {
+    "parity": (0, 2),
+    "A4xZ5": (0, 60),
+    "A5, last": (0, 60),
+    "passkey": (2, 12),
+    "chains": (2, 10),
+    "common words": (2, 22),
+    "sets": (2, 32),
+    "majority": (0, 5),
+}
+"""First label, and the one after the last, of tasks whose single answers are equally likely."""
+
+
+@pytest.mark.more
+@pytest.mark.parametrize("name", UNIFORM)
+def test_answers_are_equally_likely(name):
+    low, high = UNIFORM[name]
+    labels = drawn(QUICK[name], "train", 10_000)[1]
+    last = np.array([row[row >= 0][-1] for row in labels])  # one of each example: independent
+    counts = np.bincount(last - low, minlength=high - low)
+    expected = len(last) / (high - low)
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert len(counts) == high - low and abs(chi_square - (high - low - 1)) < 5 * np.sqrt(2 * (high - low))
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "message"),
+    [
+        (StateTracking, {"group": "B3"}, "group=B3: no group; name factors"),
+        (StateTracking, {"group": "S7"}, "group=S7 has 5,040 elements: 2 to 1,024 fit"),
+        (Needles, {"length": 12}, "length=12: the needles and questions need 17 tokens"),
+        (Needles, {"queries": 2}, "queries=2: there are keys=1 to ask, raise keys to 2"),
+        (Needles, {"keys": 3, "words": 2}, "words=2: only 2 keys, 3 are needed"),
+        (Needles, {"key_tokens": 8, "words": 16}, "key_tokens=8: 16 .. key_tokens keys must be fewer"),
+        (VariableTracking, {"length": 20}, "length=20: 5 assignments and the question need 21 tokens"),
+        (VariableTracking, {"names": 4}, "names=4: 5 different ones are needed"),
+        (CommonWords, {"length": 50}, "length=50: the common words, another and the question need 71"),
+        (CommonWords, {"seldom": 6}, "seldom=6: must be below often=6"),
+        (FrequentWords, {"length": 16}, "length=16: ranks 2 to 4 must differ in their counts; 64 tokens do"),
+        (SetDisjointness, {"vocab_size": 30}, "vocab_size=30: the sets need at least 33"),
+        (Majority, {"length": 30}, "length=30: two classes may tie at an even length; take 29 or 31"),
+        (Depo, {"nodes": 300}, "nodes=300: 256 .. 1 words must be at least as many"),
+        (Depo, {"smallest": 20}, "smallest=20: must be at most nodes=16"),
+        (Brevo, {"names": 9}, "names=9: 10 nodes need as many"),
+        (Mano, {"operators": "ad"}, "operators=ad: must be some of asm"),
+        (BigramBackcopy, {"characters": 3}, "triggers=3: must be below the 3 tokens"),
+        (BigramBackcopy, {"corpus": "/nowhere/at/all"}, "corpus=/nowhere/at/all: cannot be read"),
+        (KnowledgeConflict, {"from_context": 5}, "from_context=5: must be at most overrides=4"),
+        (KnowledgeConflict, {"subjects": 7}, "subjects=7: 8 different ones are needed"),
+        (GCOG, {"operators": 2}, "operators=2: must be 1, 3, 5 or 7"),
+        (GCOG, {"distractors": 97}, "distractors=97, side=10: at most 96 fit"),
+    ],
+)
+def test_impossible_settings_are_refused_with_what_fits(task, fields, message):
+    with pytest.raises(UserError, match=message):
+        task(**fields)
+    with pytest.raises(UserError, match="RULER has passkey, niah_single_1"):
+        ruler("niah")
+
+
+def test_a_chain_may_be_counted_in_a_text(tmp_path):
+    (tmp_path / "text").write_text("abababac", encoding="utf-8")
+    after, unigram = BigramBackcopy(corpus=str(tmp_path / "text"), triggers=1).chain()
+    np.testing.assert_allclose(unigram, [4 / 8, 3 / 8, 1 / 8])
+    np.testing.assert_allclose(after, [[0, 3 / 4, 1 / 4], [1, 0, 0], unigram])
+
+
+@pytest.mark.more
+def test_gcog_is_balanced_by_operator():
+    task = GCOG(operators=1, distractors=5)
+    tokens, labels = drawn(task, rows=10_000)
+    operator, answers = tokens[:, 1] - 4, labels[:, -1]
+    for number in range(5):
+        assert abs((answers[operator == number] == 13).mean() - 0.5) < 0.06  # 1,250 each: 4 standard deviations
+    assert np.bincount(operator, minlength=8).min() > 1100
+
+
+@pytest.mark.more
+def test_the_chain_of_backcopy_is_followed():
+    task = BigramBackcopy(length=64, characters=12)
+    tokens, labels = drawn(task, rows=10_000)
+    after, triggers = task.chain()[0], set(task.trigger_tokens().tolist())
+    for token in range(12):
+        if token not in triggers:
+            counts = np.bincount(labels[tokens == token], minlength=12)
+            expected = after[token] * counts.sum()
+            assert abs(((counts - expected) ** 2 / expected).sum() - 11) < 5 * np.sqrt(22)

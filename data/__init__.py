@@ -6,9 +6,11 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "batch": "Batch DataConfig",
-        "synthetics": "BigramBackcopy Brevo BrevoSlice CommonWords ConflictSlice Depo DepoSlice DigitArithmetic "
-        "DigitSlice FrequentWords GCOG GCOGSlice KnowledgeConflict MQAR Majority Mano ManoSlice Needles RecallSlice "
-        "SetDisjointness SetSlice Slice StateTracking SyntheticTask TaskContract VariableTracking arrays ruler",
+        "synthetics": "BigramBackcopy Brevo BrevoSlice CommonWords ConflictSlice CopySlice Copying Depo DepoSlice "
+        "DigitArithmetic DigitSlice FrequentWords GCOG GCOGSlice InductionHeads KnowledgeConflict LookupSlice "
+        "MQAR Majority Mano ManoSlice NGramLookup Needles Phonebook PhonebookSlice RecallSlice "
+        "SelectiveCopySlice SelectiveCopying SetDisjointness SetSlice Slice StackSlice Stacks StateTracking "
+        "SyntheticTask TaskContract VariableTracking arrays ruler",
         "text": "Chunked Decomposed Packed Preparation Text open_prepared",
         "tokenizers": "Tokenizer open_tokenizer",
     },

@@ -10,16 +10,22 @@ from recollect.data.synthetics.arrays import arrays
 from recollect.data.synthetics.bigram_backcopy import BigramBackcopy
 from recollect.data.synthetics.brevo import Brevo, BrevoSlice
 from recollect.data.synthetics.contract import TaskContract
+from recollect.data.synthetics.copying import Copying, CopySlice
 from recollect.data.synthetics.depo import Depo, DepoSlice
 from recollect.data.synthetics.digit_arithmetic import DigitArithmetic, DigitSlice
 from recollect.data.synthetics.gcog import GCOG, GCOGSlice
+from recollect.data.synthetics.induction_heads import InductionHeads
 from recollect.data.synthetics.knowledge_conflict import ConflictSlice, KnowledgeConflict
 from recollect.data.synthetics.majority import Majority
 from recollect.data.synthetics.mano import Mano, ManoSlice
 from recollect.data.synthetics.mqar import MQAR, RecallSlice
 from recollect.data.synthetics.needles import Needles
+from recollect.data.synthetics.ngram_lookup import LookupSlice, NGramLookup
+from recollect.data.synthetics.phonebook import Phonebook, PhonebookSlice
 from recollect.data.synthetics.ruler import ruler
+from recollect.data.synthetics.selective_copying import SelectiveCopying, SelectiveCopySlice
 from recollect.data.synthetics.set_disjointness import SetDisjointness, SetSlice
+from recollect.data.synthetics.stacks import Stacks, StackSlice
 from recollect.data.synthetics.state_tracking import StateTracking
 from recollect.data.synthetics.task import Slice, SyntheticTask
 from recollect.data.synthetics.variable_tracking import VariableTracking

@@ -108,7 +108,7 @@ class Needles(SyntheticTask):
         names = (
             _FIRST
             + self.symbols
-            + _digits(distinct(of_keys, b, self.words**self.key_tokens, keys), self.words, self.key_tokens)
+            + digits(distinct(of_keys, b, self.words**self.key_tokens, keys), self.words, self.key_tokens)
         )
         values = _FIRST + jax.random.randint(of_values, (b, needles, self.value_tokens), 0, self.symbols, jnp.int32)
         # Every arrangement of needles and single tokens of filler is equally likely; so is every order of the keys.
@@ -146,6 +146,6 @@ class Needles(SyntheticTask):
         return jnp.broadcast_to(first + jnp.arange(space, dtype=jnp.int32) % cycle, (batch_size, space))
 
 
-def _digits(numbers: Int[Array, "b n"], base: int, count: int) -> Int[Array, "b n k"]:
+def digits(numbers: Int[Array, "b n"], base: int, count: int) -> Int[Array, "b n k"]:
     """Returns `count` digits of each number, the highest first."""
     return numbers[:, :, None] // base ** jnp.arange(count, dtype=jnp.int32)[::-1] % base

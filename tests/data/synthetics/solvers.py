@@ -212,3 +212,61 @@ def gcog(task, tokens):
             break
     answer = said(rows[place])
     return {len(tokens): 12 + answer if isinstance(answer, bool) else answer}
+
+
+def copying(task, tokens):
+    tokens = list(tokens)
+    ask = tokens.index(1)
+    symbols = [token for token in tokens[:ask] if token]
+    return replies(tokens, ask, [*(symbols[::-1] if task.order == "reversed" else symbols), 2])
+
+
+def selective_copying(task, tokens):
+    tokens = list(tokens)
+    ask = tokens.index(1)
+    return replies(tokens, ask + 1, [token for token in tokens[:ask] if token])
+
+
+def induction_heads(task, tokens):
+    tokens = list(tokens)
+    assert tokens.count(0) == 2
+    return {len(tokens) - 1: tokens[tokens.index(0) + 1]}
+
+
+def ngram_lookup(task, tokens):
+    tokens, size = list(tokens), task.ngram
+    parts = "".join(map(chr, tokens)).split(chr(0))
+    ngram, text = (parts[0], parts[1]) if task.order == "prefix" else (parts[1][:size], parts[0])
+    assert len(ngram) == size
+    (place,) = [place for place in range(len(text)) if text.startswith(ngram, place)]
+    answer = text[place + size : place + size + task.answer]
+    return replies(tokens, len(tokens) - task.answer, map(ord, answer))
+
+
+def phonebook(task, tokens):
+    tokens = list(tokens)
+    book, place, name = {}, 0, []
+    while len(book) < task.entries:
+        if tokens[place] == 0:
+            number = tokens[place + 1 : place + 1 + task.digits]
+            assert len(name) == task.name_tokens and tuple(name) not in book and number[0] in (7, 8, 9, 10)
+            book[tuple(name)], name = number, []
+            place += task.digits
+        else:
+            name.append(tokens[place])
+        place += 1
+    ask = max(place for place, token in enumerate(tokens) if token == 0)
+    return replies(tokens, ask, book[tuple(tokens[ask - task.name_tokens : ask])])
+
+
+def stacks(task, tokens):
+    tokens, contents, labels = list(tokens), {}, {}
+    for place in range(0, len(tokens), 3):
+        operation, stack, *symbol = tokens[place : place + 3]
+        if operation == 0:
+            contents.setdefault(stack, []).extend(symbol)
+        else:
+            labels[place + 1] = contents[stack].pop()
+            assert symbol in ([], [labels[place + 1]])
+    assert labels
+    return labels

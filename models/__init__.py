@@ -6,11 +6,11 @@ from recollect.models.accounting import flops_per_token, parameters_by_part, sta
 from recollect.models.activations import activations
 from recollect.models.canon import Canon
 from recollect.models.functional import FunctionalModel, count, flatten, nest, state_bytes_at
-from recollect.models.generation import Generation, Piece, generate
+from recollect.models.generation import Generation, GenerationPrograms, Piece, generate
 from recollect.models.language_model import LanguageModel, LanguageModelModule, ModelState, state_bytes
 from recollect.models.lora import LoRA
 from recollect.models.sampling import Sampling
 from recollect.models.stack import Block, Stack, Stage, repeat
-from recollect.models.text_generation import TextPart, TextStream, continue_texts
+from recollect.models.text_generation import Continuation, TextPart, TextStream, continue_texts
 
 __all__ = [*exported_names(globals()), "ModelOutput"]

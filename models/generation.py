@@ -181,7 +181,7 @@ def generate(
 
 
 @dataclasses.dataclass(frozen=True)
-class Programs:
+class GenerationPrograms:
     """The compiled functions of a model. States are donated: each call writes into the memory of the last.
 
     Attributes:
@@ -197,13 +197,13 @@ class Programs:
     decode: Any
 
 
-def programs_of(model: FunctionalModel, sampling: Sampling) -> Programs:
+def programs_of(model: FunctionalModel, sampling: Sampling) -> GenerationPrograms:
     """Returns the compiled functions of a model and a kind of sampling."""
     return _programs(model, sampling.is_greedy, sampling.has_filter, sampling.has_penalty)
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(model: FunctionalModel, greedy: bool, filtered: bool, penalised: bool) -> Programs:
+def _programs(model: FunctionalModel, greedy: bool, filtered: bool, penalised: bool) -> GenerationPrograms:
     def start(params: Params, rows: int, total: int) -> ModelState:
         return model.bind(params).init_state(rows, total)
 
@@ -250,7 +250,7 @@ def _programs(model: FunctionalModel, greedy: bool, filtered: bool, penalised: b
         hidden, state, seen, left, tokens, log_probabilities = loop[1]
         return (hidden, state, seen), (tokens, log_probabilities, overfull(state)), left
 
-    return Programs(
+    return GenerationPrograms(
         jax.jit(start, static_argnums=(1, 2)),
         jax.jit(prefill, donate_argnums=1),
         jax.jit(decode, donate_argnums=1),

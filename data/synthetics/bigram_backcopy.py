@@ -61,6 +61,9 @@ class BigramBackcopy(SyntheticTask):
     def group_names(self, slice: Slice) -> tuple[str, ...]:
         return ("bigram", "backcopy")
 
+    def spelling(self, token: int) -> str:
+        return "<s>" if token == self.vocabulary - 1 else str(token)
+
     def chain(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the probabilities of the token after each one (v, v), and of tokens (v,), float64."""
         return _drawn(self.characters) if self.corpus is None else _counted(self.corpus)

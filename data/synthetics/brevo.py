@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Int, Key
 from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch
 from recollect.data.synthetics.answers import answered
-from recollect.data.synthetics.draws import distinct
+from recollect.data.synthetics.draws import distinct, shuffled
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
 _BLANK, _ASK, _END, _FIRST = 0, 1, 2, 3
@@ -73,6 +73,9 @@ class Brevo(SyntheticTask):
     def chance(self, slice: BrevoSlice) -> float:
         return 1 / slice.nodes  # a guess per token, among the nodes
 
+    def spelling(self, token: int) -> str:
+        return str(token - _FIRST) if token >= _FIRST else (".", "ASK", "END")[token]
+
     def _edges(self, nodes: int) -> int:
         return sum(min(node, self.parents) for node in range(nodes))
 
@@ -100,8 +103,7 @@ class Brevo(SyntheticTask):
         sources = jnp.take_along_axis(names, parents.reshape(b, -1), axis=1)
         targets = jnp.repeat(names, most, axis=1)
         # Places that hold no edge sort to the front; those that never do, of the first nodes, are cut off.
-        shuffle = jax.random.uniform(of_order, (b, n * most)) + is_edge.reshape(b, -1)
-        chosen = jnp.argsort(shuffle, axis=1)[:, n * most - self._edges(n) :]
+        chosen = shuffled(of_order, b, n * most, is_edge.reshape(b, -1))[:, n * most - self._edges(n) :]
         pairs = jnp.where(is_edge.reshape(b, -1, 1), jnp.stack([sources, targets], axis=2), _BLANK)
         edges = jnp.take_along_axis(pairs, chosen[:, :, None], axis=1).reshape(b, -1)
         question = jnp.stack([jnp.full(b, _ASK, jnp.int32), names[:, -1]], axis=1)

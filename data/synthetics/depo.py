@@ -21,7 +21,7 @@ from jaxtyping import Array, Key
 
 from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch
-from recollect.data.synthetics.draws import distinct
+from recollect.data.synthetics.draws import distinct, shuffled
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
 _FIRST = 1
@@ -91,6 +91,9 @@ class Depo(SyntheticTask):
     def group_names(self, slice: DepoSlice) -> tuple[str, ...]:
         return tuple(str(hop + 1) for hop in range(self.hops))
 
+    def spelling(self, token: int) -> str:
+        return "." if token == 0 else f"+{token}" if token <= self.hops else str(token - self.hops - _FIRST)
+
     def sample(self, key: Key[Array, ""], slice: DepoSlice, batch_size: int) -> Batch:
         """Returns a batch with questions x word_tokens targets per row."""
         b, most, size = batch_size, slice.nodes, self.word_tokens
@@ -104,8 +107,7 @@ class Depo(SyntheticTask):
         count = (slice.smallest + drawn.astype(jnp.int32))[:, None]
 
         # Edges of nodes beyond the count sort to the front, and are blank.
-        shuffle = jax.random.uniform(of_edges, (b, most)) + (jnp.arange(most) < count)
-        edge = jnp.argsort(shuffle, axis=1)
+        edge = shuffled(of_edges, b, most, jnp.arange(most) < count)
         ahead = jnp.where(edge + 1 < count, edge + 1, 0)
         pairs = jnp.stack([_chosen(words, edge), _chosen(words, ahead)], axis=2)
         edges = jnp.where((edge < count)[:, :, None, None], pairs, 0).reshape(b, -1)

@@ -20,6 +20,7 @@ rule have different letters.
 
 from __future__ import annotations
 
+import string
 from typing import Literal
 
 import chz
@@ -31,11 +32,13 @@ from jaxtyping import Array, Bool, Int, Key
 from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch
 from recollect.data.synthetics.answers import answered
+from recollect.data.synthetics.draws import shuffled
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
 OPERATORS = ("exist", "sumeven", "sumodd", "producteven", "productodd", "getcolor", "getshape", "go")
 """Those with a truth value, which may be conditions, come first."""
-SHAPES, COLOURS = 26, 10
+COLOUR_NAMES = ("red", "green", "blue", "yellow", "black", "white", "pink", "brown", "gray", "cyan")
+SHAPES, COLOURS = 26, len(COLOUR_NAMES)
 _CONDITIONS = 5
 _EXIST, _PRODUCT_EVEN, _COLOUR, _SHAPE, _GO = 0, 3, 5, 6, 7
 _BLANK, _IF, _DO, _ASK, _FIRST = 0, 1, 2, 3, 4
@@ -117,6 +120,11 @@ class GCOG(SyntheticTask):
     def group_names(self, slice: GCOGSlice) -> tuple[str, ...]:
         return OPERATORS
 
+    def spelling(self, token: int) -> str:
+        letters = string.ascii_lowercase
+        names = [".", "IF", "DO", "ASK", *OPERATORS, "false", "true", *(f"{cell}" for cell in range(self.side**2))]
+        return [*names, *letters, *COLOUR_NAMES][token]
+
     def sample(self, key: Key[Array, ""], slice: GCOGSlice, batch_size: int) -> Batch:
         """Returns a batch with one target per row."""
         b, rows = batch_size, slice.operators
@@ -172,8 +180,8 @@ def _objects(
     """Returns letters and colours of the rule's objects, and distractors as numbers letter * COLOURS + colour."""
     b, rows = operator.shape
     of_shapes, of_colours, of_choices, of_others = jax.random.split(key, 4)
-    shapes = jnp.argsort(jax.random.uniform(of_shapes, (b, SHAPES)), axis=1)[:, : 2 * rows].reshape(b, rows, 2)
-    palette = jnp.argsort(jax.random.uniform(of_colours, (b, COLOURS)), axis=1)
+    shapes = shuffled(of_shapes, b, SHAPES)[:, : 2 * rows].reshape(b, rows, 2)
+    palette = shuffled(of_colours, b, COLOURS)
     # Colour number `row` of the palette belongs to that row's object if its letter is asked, and to nothing else.
     choices = jax.random.randint(of_choices, (b, 2 * rows), rows, COLOURS)
     common = jnp.take_along_axis(palette, choices, axis=1).reshape(b, rows, 2)
@@ -184,8 +192,7 @@ def _objects(
     colour_asked = (operator == _SHAPE)[:, :, None] & (colours[:, :, :1] == pair % COLOURS)
     named = (shapes * COLOURS + colours).reshape(b, -1, 1) == pair
     forbidden = jnp.any(letter_asked | colour_asked, axis=1) | jnp.any(named, axis=1)
-    noise = jnp.where(forbidden, -1.0, jax.random.uniform(of_others, forbidden.shape))
-    return shapes, colours, jax.lax.top_k(noise, distractors)[1]
+    return shapes, colours, shuffled(of_others, b, SHAPES * COLOURS, forbidden)[:, :distractors]
 
 
 def _cells(
@@ -201,10 +208,9 @@ def _cells(
     forced = forced * ((operator >= _PRODUCT_EVEN) & (operator < _COLOUR))
     forced = jax.random.uniform(of_rows, (b, rows)) < forced
     forced = jnp.repeat(forced, 2, axis=1)
-    on_odd = jnp.asarray(odd)[jnp.argsort(jax.random.uniform(of_odd, (b, len(odd))), axis=1)[:, : 2 * rows]]
+    on_odd = jnp.asarray(odd)[shuffled(of_odd, b, len(odd))[:, : 2 * rows]]
     taken = jnp.any((on_odd[:, :, None] == jnp.asarray(cells)) & forced[:, :, None], axis=1)
-    noise = jnp.where(taken, -1.0, jax.random.uniform(of_free, (b, side**2)))
-    free = jax.lax.top_k(noise, 2 * rows + distractors)[1]
+    free = shuffled(of_free, b, side**2, taken)[:, : 2 * rows + distractors]
     return jnp.concatenate([jnp.where(forced, on_odd, free[:, : 2 * rows]), free[:, 2 * rows :]], axis=1)
 
 

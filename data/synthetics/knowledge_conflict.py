@@ -21,7 +21,7 @@ from jaxtyping import Array, Key
 
 from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch
-from recollect.data.synthetics.draws import distinct
+from recollect.data.synthetics.draws import distinct, shuffled
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
 _SEPARATOR, _FIRST = 0, 1
@@ -83,6 +83,10 @@ class KnowledgeConflict(SyntheticTask):
     def group_names(self, slice: ConflictSlice) -> tuple[str, ...]:
         return ("memory", "context")
 
+    def spelling(self, token: int) -> str:
+        subject, other = token - _FIRST, token - _FIRST - self.subjects
+        return "|" if subject < 0 else f"s{subject}" if other < 0 else f"o{other}"
+
     def sample(self, key: Key[Array, ""], slice: ConflictSlice, batch_size: int) -> Batch:
         """Returns a batch with from_context + from_memory targets per row."""
         b, overrides = batch_size, slice.overrides
@@ -93,10 +97,10 @@ class KnowledgeConflict(SyntheticTask):
         objects = objects.at[:, :overrides].set((objects[:, :overrides] + changes) % self.objects)
         subjects, objects = _FIRST + subjects, _FIRST + self.subjects + objects
         context = jnp.stack([subjects[:, :overrides], objects[:, :overrides]], axis=2)
-        listed = jnp.argsort(jax.random.uniform(of_list, (b, overrides)), axis=1)  # which are asked says no place
+        listed = shuffled(of_list, b, overrides)  # which are asked says no place
         context = jnp.take_along_axis(context, listed[:, :, None], axis=1).reshape(b, 2 * overrides)
         asked = np.r_[: slice.from_context, overrides : overrides + slice.from_memory]
-        order = jnp.argsort(jax.random.uniform(of_order, (b, len(asked))), axis=1)
+        order = shuffled(of_order, b, len(asked))
         questions, targets = (jnp.take_along_axis(array[:, asked], order, axis=1) for array in (subjects, objects))
         separator = jnp.full((b, 1), _SEPARATOR, jnp.int32)
         tokens = jnp.concatenate([context, separator, questions], axis=1)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Int, Key
 from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch
 from recollect.data.synthetics.answers import answered
+from recollect.data.synthetics.draws import shuffled
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
 OPERATORS = "asm"
@@ -78,6 +79,9 @@ class Mano(SyntheticTask):
     def group_names(self, slice: ManoSlice) -> tuple[str, ...]:
         return tuple(str(count) for count in range(slice.operations + 1))
 
+    def spelling(self, token: int) -> str:
+        return ".=+-*"[token] if token < _FIRST + len(OPERATORS) else str(token - _FIRST - len(OPERATORS))
+
     def sample(self, key: Key[Array, ""], slice: ManoSlice, batch_size: int) -> Batch:
         """Returns a batch with one target per row."""
         b, length = batch_size, 2 * slice.operations + 1
@@ -109,8 +113,7 @@ def _prefix_trees(key: Key[Array, ""], count: Int[Array, "b 1"], length: int) ->
     start = length - used
     place = jnp.arange(length)
     # Blank places come first; the others hold count operators in a random order.
-    noise = jnp.where(place < start, -1.0, jax.random.uniform(key, (count.shape[0], length)))
-    rank = jnp.argsort(jnp.argsort(noise, axis=1), axis=1) - start
+    rank = shuffled(key, count.shape[0], length, place >= start) - start
     is_operator = (rank >= 0) & (rank < count)
     steps = jnp.where(place < start, 0, jnp.where(is_operator, 1, -1))
     sums = jnp.where(place < start, length, jnp.cumsum(steps, axis=1))

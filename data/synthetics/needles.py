@@ -23,7 +23,7 @@ from jaxtyping import Array, Int, Key
 
 from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch
-from recollect.data.synthetics.draws import distinct
+from recollect.data.synthetics.draws import distinct, shuffled
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
 CYCLE = 32
@@ -88,6 +88,12 @@ class Needles(SyntheticTask):
     def group_names(self, slice: Slice) -> tuple[str, ...]:
         return tuple(f"{100 * depth // DEPTHS}%" for depth in range(DEPTHS))
 
+    def spelling(self, token: int) -> str:
+        digit, word = token - _FIRST, token - _FIRST - self.symbols
+        if digit < 0:
+            return ("KEY", "ASK")[token]
+        return f"{digit:x}" if word < 0 else f"w{word}" if word < self.words else "."
+
     @property
     def _needle(self) -> int:
         return 1 + self.key_tokens + self.value_tokens
@@ -114,7 +120,7 @@ class Needles(SyntheticTask):
         # Every arrangement of needles and single tokens of filler is equally likely; so is every order of the keys.
         slots = jnp.sort(distinct(of_places, b, space - needles * (size - 1), needles), axis=1)
         starts = slots + jnp.arange(needles) * (size - 1)
-        owners = jnp.argsort(jax.random.uniform(of_owners, (b, needles)), axis=1) // self.values
+        owners = shuffled(of_owners, b, needles) // self.values
         mark = jnp.full((b, needles, 1), _KEY, jnp.int32)
         named = jnp.take_along_axis(names, owners[:, :, None], axis=1)
         written = jnp.concatenate([mark, named, values], axis=2)

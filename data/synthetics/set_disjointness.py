@@ -19,7 +19,7 @@ from jaxtyping import Array, Key
 from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch
 from recollect.data.synthetics.answers import answered
-from recollect.data.synthetics.draws import distinct
+from recollect.data.synthetics.draws import distinct, shuffled
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
 _SEPARATOR, _ASK, _FIRST = 0, 1, 2
@@ -66,6 +66,9 @@ class SetDisjointness(SyntheticTask):
     def chance(self, slice: SetSlice) -> float:
         return 1 / min(slice.first, slice.second)  # a guess among the smaller set
 
+    def spelling(self, token: int) -> str:
+        return "|?"[token] if token < _FIRST else str(token - _FIRST)
+
     def sample(self, key: Key[Array, ""], slice: SetSlice, batch_size: int) -> Batch:
         """Returns a batch with one target per row."""
         of_elements, of_place, of_shared = jax.random.split(key, 3)
@@ -73,7 +76,7 @@ class SetDisjointness(SyntheticTask):
         first = elements[:, : slice.first]
         shared = jnp.take_along_axis(first, jax.random.randint(of_shared, (batch_size, 1), 0, slice.first), axis=1)
         second = jnp.concatenate([elements[:, slice.first :], shared], axis=1)
-        order = jnp.argsort(jax.random.uniform(of_place, second.shape), axis=1)
+        order = shuffled(of_place, batch_size, slice.second)
         mark = jnp.zeros((batch_size, 1), jnp.int32)
         second = jnp.take_along_axis(second, order, axis=1)
         return answered(jnp.concatenate([first, mark + _SEPARATOR, second, mark + _ASK], axis=1), shared)

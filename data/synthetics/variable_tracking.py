@@ -19,7 +19,7 @@ from jaxtyping import Array, Key
 from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch
 from recollect.data.synthetics.answers import answered
-from recollect.data.synthetics.draws import distinct
+from recollect.data.synthetics.draws import distinct, shuffled
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
 CYCLE = 32
@@ -72,6 +72,12 @@ class VariableTracking(SyntheticTask):
     def group_names(self, slice: Slice) -> tuple[str, ...]:
         return tuple(str(hop) for hop in range(self.hops + 1))
 
+    def spelling(self, token: int) -> str:
+        name, value = token - _FIRST, token - _FIRST - self.names
+        if name < 0:
+            return ("SET", "ASK")[token]
+        return f"x{name}" if value < 0 else f"{value}" if value < self.values else "."
+
     def sample(self, key: Key[Array, ""], slice: Slice, batch_size: int) -> Batch:
         """Returns a batch with hops + 1 targets per row."""
         b, links = batch_size, self.hops + 1
@@ -82,7 +88,7 @@ class VariableTracking(SyntheticTask):
         values = _FIRST + self.names + distinct(of_values, b, self.values, self.chains)
         sources = jnp.concatenate([values[:, :, None], names[:, :, :-1]], axis=2).reshape(b, statements)
         # Chains are interleaved in every way with equal probability, each in its own order.
-        owners = jnp.argsort(jax.random.uniform(of_owners, (b, statements)), axis=1) // links
+        owners = shuffled(of_owners, b, statements) // links
         earlier = (owners[:, :, None] == owners[:, None, :]) & jnp.tri(statements, k=-1, dtype=bool)
         which = owners * links + jnp.sum(earlier, axis=2)
         name = jnp.take_along_axis(names.reshape(b, statements), which, axis=1)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Int, Key
 from recollect.configuration import UserError, at_least, requires
 from recollect.data.batch import Batch
 from recollect.data.synthetics.answers import answered
-from recollect.data.synthetics.draws import distinct
+from recollect.data.synthetics.draws import distinct, shuffled
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
 _NOISE, _ASK, _FIRST = 0, 1, 2
@@ -71,11 +71,15 @@ class CommonWords(SyntheticTask):
         others, left = divmod(slice.length - self.answers * (self.often + 1), self.seldom)
         return [left, *[self.often] * self.answers, *[self.seldom] * others]
 
+    def spelling(self, token: int) -> str:
+        return _spelling(token)
+
     def sample(self, key: Key[Array, ""], slice: Slice, batch_size: int) -> Batch:
         """Returns a batch with `answers` targets per row."""
         prompt, words = _shuffled(key, self._counts(slice), self.words, batch_size)
         common = words[:, 1 : 1 + self.answers]
-        first = jnp.argmax(prompt[:, :, None] == common[:, None, :], axis=1)
+        places = jnp.arange(prompt.shape[1])[:, None]
+        first = jnp.min(jnp.where(prompt[:, :, None] == common[:, None, :], places, slice.length), axis=1)
         return answered(prompt, jnp.take_along_axis(common, jnp.argsort(first, axis=1), axis=1))
 
 
@@ -136,10 +140,17 @@ class FrequentWords(SyntheticTask):
         counts = counts[1:][counts[1:] > 0].tolist()
         return [slots - sum(counts), *counts]
 
+    def spelling(self, token: int) -> str:
+        return _spelling(token)
+
     def sample(self, key: Key[Array, ""], slice: Slice, batch_size: int) -> Batch:
         """Returns a batch with `answers` targets per row, the most frequent first."""
         prompt, words = _shuffled(key, self._counts(slice), self.words, batch_size)
         return answered(prompt, words[:, 1 : 1 + self.answers], groups=jnp.arange(self.answers))
+
+
+def _spelling(token: int) -> str:
+    return f"w{token - _FIRST}" if token >= _FIRST else (".", "ASK")[token]
 
 
 def _shuffled(
@@ -151,6 +162,6 @@ def _shuffled(
     tokens = _FIRST + distinct(of_words, batch_size, words, len(counts) - 1)
     tokens = jnp.concatenate([jnp.full((batch_size, 1), _NOISE, jnp.int32), tokens], axis=1)
     numbers = jnp.asarray(np.repeat(np.arange(len(counts)), counts))
-    order = jnp.argsort(jax.random.uniform(of_order, (batch_size, len(numbers))), axis=1)
+    order = shuffled(of_order, batch_size, len(numbers))
     listed = jnp.take_along_axis(tokens, numbers[order], axis=1)
     return jnp.pad(listed, ((0, 0), (0, 1)), constant_values=_ASK), tokens

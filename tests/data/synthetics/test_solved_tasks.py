@@ -2,7 +2,10 @@
 distribution, and training and evaluation share no example."""
 
 import functools
+import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -31,6 +34,7 @@ from recollect.data.synthetics import (
     arrays,
     ruler,
 )
+from recollect.data.synthetics.draws import shuffled
 from recollect.data.synthetics.knowledge_conflict import fact_objects
 from recollect.data.synthetics.ruler import RULER
 from tests.data.synthetics import solvers
@@ -78,7 +82,7 @@ QUICK = {
     "majority": Majority(classes=5, length=12, labels="all"),
     "Depo": Depo(nodes=9, hops=3, word_tokens=2, symbols=5, extrapolation=(2,)),
     "Brevo": Brevo(nodes=8, names=12, extrapolation=()),
-    "Mano": Mano(operations=7),
+    "Mano": Mano(operations=7, smallest=5),
     "backcopy": BigramBackcopy(length=48, characters=12),
     "product": DigitArithmetic(digits=3, operation="*"),
     "difference": DigitArithmetic(digits=5, operation="-", lowest_first=False),
@@ -152,8 +156,9 @@ def test_every_label_of_further_settings_is_what_a_solver_finds(task):
 def test_streams_repeat_and_share_no_example(task):
     train, evaluation = (drawn(task, role, rows=10_000)[0] for role in ("train", "evaluation"))
     assert (arrays(task, 0, 10_000, seed=5)[0] == train).all()
-    small = {"sets", "difference", "product"}  # tasks of so few examples that two streams meet
-    if not small & {name for name, one in QUICK.items() if one is task}:
+    assert (train != evaluation).any(axis=1).mean() > 0.99
+    few = (QUICK["passkey"], QUICK["product"])  # some millions of examples: two streams meet
+    if task not in few:
         assert not {row.tobytes() for row in train} & {row.tobytes() for row in evaluation}
 
 
@@ -256,3 +261,34 @@ def test_the_chain_of_backcopy_is_followed():
             counts = np.bincount(labels[tokens == token], minlength=12)
             expected = after[token] * counts.sum()
             assert abs(((counts - expected) ** 2 / expected).sum() - 11) < 5 * np.sqrt(22)
+
+
+def test_orders_are_equally_likely_with_the_last_behind():
+    last = np.arange(5) >= 4
+    drawn = jax.jit(lambda key: shuffled(key, 20_000, 5, jnp.broadcast_to(last, (20_000, 5))))(jax.random.key(0))
+    rows, counts = np.unique(np.asarray(drawn), axis=0, return_counts=True)
+    assert {tuple(row) for row in rows.tolist()} == {(*order, 4) for order in itertools.permutations(range(4))}
+    chi_square = ((counts - 20_000 / 24) ** 2 / (20_000 / 24)).sum()
+    assert abs(chi_square - 23) < 5 * np.sqrt(46)
+
+
+@pytest.mark.parametrize(
+    ("name", "spelled"),
+    [
+        ("passkey", {"KEY", "ASK", "w0", "7", "."}),
+        ("chains", {"SET", "ASK", "x7", "1", "."}),
+        ("common words", {"ASK", "w19"}),
+        ("sets", {"|", "?", "29"}),
+        ("Depo", {"+3", "4"}),
+        ("Brevo", {".", "ASK", "END", "11"}),
+        ("Mano", {".", "=", "+", "-", "*", "22"}),
+        ("backcopy", {"<s>", "11"}),
+        ("product", {"*", "=", "9"}),
+        ("conflict", {"|", "s19", "o8"}),
+        ("gCOG", {"IF", "DO", "ASK", "producteven", "go", "z", "cyan", "."}),
+    ],
+)
+def test_tokens_read_as_what_they_mean(name, spelled):
+    tokens, labels = drawn(QUICK[name])
+    words = {QUICK[name].spelling(int(token)) for token in [*np.unique(tokens), *np.unique(labels[labels >= 0])]}
+    assert spelled <= words and len({QUICK[name].spelling(token) for token in range(QUICK[name].vocabulary)}) > 8

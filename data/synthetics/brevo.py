@@ -22,7 +22,8 @@ from jaxtyping import Array, Bool, Int, Key
 from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch
 from recollect.data.synthetics.answers import answered
-from recollect.data.synthetics.draws import distinct, shuffled
+from recollect.data.synthetics.draws import distinct
+from recollect.data.synthetics.orders import shuffled
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
 _BLANK, _ASK, _END, _FIRST = 0, 1, 2, 3

@@ -21,7 +21,8 @@ from jaxtyping import Array, Key
 
 from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch
-from recollect.data.synthetics.draws import distinct, shuffled
+from recollect.data.synthetics.draws import distinct
+from recollect.data.synthetics.orders import shuffled
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
 _SEPARATOR, _FIRST = 0, 1

@@ -19,7 +19,7 @@ from jaxtyping import Array, Int, Key
 from recollect.configuration import UserError, at_least
 from recollect.data.batch import Batch
 from recollect.data.synthetics.answers import answered
-from recollect.data.synthetics.draws import shuffled
+from recollect.data.synthetics.orders import shuffled
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
 OPERATORS = "asm"

@@ -23,7 +23,8 @@ from jaxtyping import Array, Int, Key
 from recollect.configuration import UserError, at_least, requires
 from recollect.data.batch import Batch
 from recollect.data.synthetics.answers import answered
-from recollect.data.synthetics.draws import distinct, shuffled
+from recollect.data.synthetics.draws import distinct
+from recollect.data.synthetics.orders import shuffled
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
 _NOISE, _ASK, _FIRST = 0, 1, 2

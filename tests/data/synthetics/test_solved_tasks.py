@@ -34,8 +34,8 @@ from recollect.data.synthetics import (
     arrays,
     ruler,
 )
-from recollect.data.synthetics.draws import shuffled
 from recollect.data.synthetics.knowledge_conflict import fact_objects
+from recollect.data.synthetics.orders import shuffled
 from recollect.data.synthetics.ruler import RULER
 from tests.data.synthetics import solvers
 

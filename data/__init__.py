@@ -6,11 +6,13 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "batch": "Batch DataConfig",
-        "synthetics": "BigramBackcopy Brevo BrevoSlice CommonWords ConflictSlice CopySlice Copying Depo DepoSlice "
-        "DigitArithmetic DigitSlice FrequentWords GCOG GCOGSlice InductionHeads KnowledgeConflict LookupSlice "
-        "MQAR Majority Mano ManoSlice NGramLookup Needles Phonebook PhonebookSlice RecallSlice "
-        "SelectiveCopySlice SelectiveCopying SetDisjointness SetSlice Slice StackSlice Stacks StateTracking "
-        "SyntheticTask TaskContract VariableTracking arrays ruler",
+        "synthetics": "AskedFirstMQAR BigramBackcopy Brevo BrevoSlice CommonWords CompositionalMQAR ConflictSlice "
+        "CopySlice Copying Depo DepoSlice DigitArithmetic DigitSlice ForgettingMQAR FrequentWords FuzzyRecall "
+        "FuzzySlice GCOG GCOGSlice InContextRecall InductionHeads JointRecall JointSlice KnowledgeConflict "
+        "LookupSlice MQAR Majority Mano ManoSlice Memorization NGramLookup Needles NoisyMQAR Phonebook "
+        "PhonebookSlice RecallSlice SelectiveCopySlice SelectiveCopying SetDisjointness SetSlice Slice "
+        "StackSlice Stacks StateTracking SyntheticTask TaskContract VariableTracking arrays mad mad_score "
+        "mad_settings ruler",
         "text": "Chunked Decomposed Packed Preparation Text open_prepared",
         "tokenizers": "Tokenizer open_tokenizer",
     },

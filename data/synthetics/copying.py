@@ -72,6 +72,9 @@ class Copying(SyntheticTask):
     def group_names(self, slice: CopySlice) -> tuple[str, ...]:
         return tuple(str(place) for place in range(slice.most + 1))
 
+    def spelling(self, token: int) -> str:
+        return (".", "|", "end")[token] if token < _FIRST else str(token - _FIRST)
+
     def sample(self, key: Key[Array, ""], slice: CopySlice, batch_size: int) -> Batch:
         """Returns a batch with a target per symbol and one for the end, up to most + 1 per row."""
         b, most = batch_size, slice.most

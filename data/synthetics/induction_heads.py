@@ -46,6 +46,9 @@ class InductionHeads(SyntheticTask):
     def chance(self, slice: Slice) -> float:
         return 1 / (self.vocab_size - _FIRST)
 
+    def spelling(self, token: int) -> str:
+        return "*" if token == _MARK else str(token - _FIRST)
+
     def sample(self, key: Key[Array, ""], slice: Slice, batch_size: int) -> Batch:
         """Returns a batch with one target per row, on its last place."""
         of_tokens, of_place = jax.random.split(key)

@@ -96,7 +96,7 @@ class MQAR(SyntheticTask):
         keys = 1 + distinct(key_of_keys, batch_size, half - 1, pairs)
         values = half + distinct(key_of_values, batch_size, self.vocab_size - half, pairs)
         context_length = 2 * pairs * self.passes
-        gaps = _gaps(key_of_gaps, batch_size, (length - context_length) // 2, pairs, self.power)
+        gaps = drawn_gaps(key_of_gaps, batch_size, (length - context_length) // 2, pairs, self.power)
         positions = context_length + 2 * gaps
 
         context = jnp.tile(jnp.stack([keys, values], axis=-1).reshape(batch_size, 2 * pairs), (1, self.passes))
@@ -114,7 +114,7 @@ class MQAR(SyntheticTask):
         return remaining(rank, jnp.sort(keys, axis=1))
 
 
-def _gaps(key: Key[Array, ""], batch_size: int, space: int, count: int, power: float) -> Int[Array, "b n"]:
+def drawn_gaps(key: Key[Array, ""], batch_size: int, space: int, count: int, power: float) -> Int[Array, "b n"]:
     """Returns `count` slots of 0 .. space - 1 per row, drawn in turn without replacement, p(i) ~ (i+1)^(power-1)."""
     # Top-k of log p + Gumbel noise gives the slots in the order in which successive draws give them.
     log_weight = (power - 1) * np.log(np.arange(1, space + 1))

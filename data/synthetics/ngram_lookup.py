@@ -82,6 +82,9 @@ class NGramLookup(SyntheticTask):
     def group_names(self, slice: LookupSlice) -> tuple[str, ...]:
         return tuple(str(place) for place in range(self.answer))
 
+    def spelling(self, token: int) -> str:
+        return "|" if token == _SEPARATOR else str(token - _FIRST)
+
     def sample(self, key: Key[Array, ""], slice: LookupSlice, batch_size: int) -> Batch:
         """Returns a batch with `answer` targets per row."""
         text, place = self._texts(key, slice.context, batch_size)

@@ -85,6 +85,9 @@ class Phonebook(SyntheticTask):
     def group_names(self, slice: PhonebookSlice) -> tuple[str, ...]:
         return tuple(f"{100 * depth // DEPTHS}%" for depth in range(DEPTHS))
 
+    def spelling(self, token: int) -> str:
+        return ":" if token == _COLON else str(token - _DIGIT) if token < _FIRST else f"n{token - _FIRST}"
+
     def sample(self, key: Key[Array, ""], slice: PhonebookSlice, batch_size: int) -> Batch:
         """Returns a batch with `digits` targets per row."""
         b, entries = batch_size, slice.entries

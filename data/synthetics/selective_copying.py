@@ -62,6 +62,9 @@ class SelectiveCopying(SyntheticTask):
     def group_names(self, slice: SelectiveCopySlice) -> tuple[str, ...]:
         return tuple(str(place) for place in range(slice.copies))
 
+    def spelling(self, token: int) -> str:
+        return ".?"[token] if token < _FIRST else str(token - _FIRST)
+
     def sample(self, key: Key[Array, ""], slice: SelectiveCopySlice, batch_size: int) -> Batch:
         """Returns a batch with `copies` targets per row, on its last places."""
         shape, ask = (batch_size, slice.copies), slice.length - slice.copies - 1

@@ -62,6 +62,10 @@ class Stacks(SyntheticTask):
     def chance(self, slice: StackSlice) -> float:
         return 1 / self.symbols
 
+    def spelling(self, token: int) -> str:
+        symbol = token - _FIRST - self.stacks
+        return ("push", "pop")[token] if token < _FIRST else f"#{token - _FIRST}" if symbol < 0 else str(symbol)
+
     def sample(self, key: Key[Array, ""], slice: StackSlice, batch_size: int) -> Batch:
         """Returns a batch with a target per operation, of which those of pushes have weight 0."""
         b, operations, rows = batch_size, slice.operations, jnp.arange(batch_size)

@@ -13,7 +13,7 @@ import pytest
 from recollect.configuration import UserError, from_json, to_json
 from recollect.data.synthetics import MQAR, RecallSlice
 from recollect.data.synthetics.draws import distinct
-from recollect.data.synthetics.mqar import _gaps
+from recollect.data.synthetics.mqar import drawn_gaps
 
 
 def example_batch(task, rows=64, seed=0, step=0):
@@ -77,7 +77,7 @@ def test_published_filler_contradicts_and_the_default_covers_all_other_tokens():
 
 def test_gaps_follow_the_power_law_drawn_one_after_the_other():
     space, draws, power, rows = 12, 3, 0.01, 40_000
-    gaps = np.asarray(jax.jit(_gaps, static_argnums=(1, 2, 3, 4))(jax.random.key(3), rows, space, draws, power))
+    gaps = np.asarray(jax.jit(drawn_gaps, static_argnums=(1, 2, 3, 4))(jax.random.key(3), rows, space, draws, power))
     law = power * np.arange(1, space + 1) ** (power - 1)
     law /= law.sum()
     # Exact probability of each ordered triple of successive draws without replacement.
@@ -101,7 +101,7 @@ def test_gaps_agree_with_numpy_choice():
     law /= law.sum()
     generator = np.random.default_rng(0)
     theirs = np.stack([generator.choice(space, draws, replace=False, p=law) for _ in range(rows)])
-    ours = np.asarray(_gaps(jax.random.key(0), rows, space, draws, 0.01))
+    ours = np.asarray(drawn_gaps(jax.random.key(0), rows, space, draws, 0.01))
     for column in range(draws):
         left = np.bincount(theirs[:, column], minlength=space) / rows
         right = np.bincount(ours[:, column], minlength=space) / rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 
 from recollect.commands import add_overrides, add_with
 from recollect.commands.user_code import load_files
@@ -40,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"serve needs starlette and uvicorn (pip install starlette uvicorn): {error}") from None
     if not 0 < options.port < 2**16:
         raise UserError(f"--port {options.port}: must be between 1 and 65535")
+    listener = _listener(options.port)
     load_files(options, options.run)
     model, params, tokenizer = open_text_run(options.run, options.overrides)
     name = options.run.resolve().name
@@ -52,7 +54,23 @@ def run(options: argparse.Namespace) -> int:
     )
     doing("")
     try:
-        uvicorn.run(application(batcher, name), host=HOST, port=options.port, log_level="warning")
+        uvicorn.Server(uvicorn.Config(application(batcher, name), log_level="warning")).run(sockets=[listener])
     finally:
         batcher.close()
     return 0
+
+
+def _listener(port: int) -> socket.socket:
+    """Returns a socket that holds the port, taken before the model is compiled.
+
+    Raises:
+      UserError: the port is taken, or not this user's to take.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except OSError as error:
+        listener.close()
+        raise UserError(f"--port {port}: {error.strerror}; another one may be free") from None
+    return listener

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from recollect.configuration import Config, UserError, at_least, requires
+from recollect.configuration import Config, UserError, requires
 from recollect.models.functional import FunctionalModel
 from recollect.training.parameter_groups import GroupRate, scaled_by_group
 from recollect.training.trained_part import trained_part
@@ -24,6 +24,7 @@ positive = requires(lambda value: 0 < value < float("inf"), "must be positive an
 _not_negative = requires(lambda value: 0 <= value < float("inf"), "must not be negative, and finite")
 below_one = requires(lambda value: 0 <= value < 1, "must be in [0, 1)")
 _share = requires(lambda value: 0 < value <= 1, "the share of the steps that decay must be above 0, at most 1")
+_steps = requires(lambda value: 1 <= value < 2**31, f"must be at least 1 and at most {2**31 - 1}")
 _norm = requires(lambda value: value > 0, "must be positive, or None for no clipping")
 _decay = requires(lambda value: 0 < value < 1, "must be between 0 and 1 (0.999, say), or None for no average")
 
@@ -53,7 +54,7 @@ class Optimizer(Config):
     schedule: Literal["cosine", "constant", "linear", "wsd"] = "cosine"
     final_fraction: float = chz.field(default=0.0, validator=_not_negative)
     decay_share: float = chz.field(default=0.2, validator=_share)
-    decay_steps: int | None = chz.field(default=None, validator=at_least(1))
+    decay_steps: int | None = chz.field(default=None, validator=_steps)
     warmup: int = chz.field(default=0, validator=_not_negative)
     weight_decay: float = chz.field(default=0.1, validator=_not_negative)
     decay_everything: bool = False

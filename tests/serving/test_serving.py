@@ -1,15 +1,19 @@
 """The completions endpoint over plain HTTP, on a tiny random model of bytes: streamed, concurrent, cancelled, oversized
 and malformed requests; and that what it answers is what `generate` writes."""
 
+import argparse
 import concurrent.futures
 import http.client
 import json
+import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import uvicorn
 
+from recollect.commands import serve
 from recollect.configuration import UserError
 from recollect.data.tokenizers import open_tokenizer
 from recollect.layers import Attention, LinearAttention, SlidingWindow
@@ -178,3 +182,10 @@ def test_fields_that_change_nothing_are_taken():
         read_completions(b'{"n": 0}', 10)
     with pytest.raises(UserError, match="rows"):
         Batcher(None, None, TOKENIZER, rows=0)
+
+
+def test_a_port_that_is_taken_is_an_error_before_the_model_is_read():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"--port {port}: Address already in use"):
+            serve.run(argparse.Namespace(port=port, run=Path("nowhere")))

@@ -111,6 +111,8 @@ def test_a_run_may_be_the_first_steps_of_a_longer_schedule(schedule):
     assert rate_change(cut, 60, before=60, now=90) is None
     with pytest.raises(UserError, match=r"warmup=101: must be at most optimizer\.decay_steps=100"):
         chz.replace(cut, warmup=101)
+    with pytest.raises(UserError, match="decay_steps=2147483648: must be at least 1 and at most 2147483647"):
+        chz.replace(cut, decay_steps=2**31)
 
 
 def test_the_running_average_starts_short_and_then_reaches_far():

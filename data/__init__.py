@@ -7,12 +7,13 @@ __getattr__, __all__ = lazy_names(
     {
         "batch": "Batch DataConfig",
         "synthetics": "AskedFirstMQAR BigramBackcopy Brevo BrevoSlice CommonWords CompositionalMQAR ConflictSlice "
-        "CopySlice Copying Depo DepoSlice DigitArithmetic DigitSlice ForgettingMQAR FrequentWords FuzzyRecall "
-        "FuzzySlice GCOG GCOGSlice InContextRecall InductionHeads JointRecall JointSlice KnowledgeConflict "
-        "LookupSlice MQAR Majority Mano ManoSlice Memorization NGramLookup Needles NoisyMQAR Phonebook "
-        "PhonebookSlice RecallSlice SelectiveCopySlice SelectiveCopying SetDisjointness SetSlice Slice "
-        "StackSlice Stacks StateTracking SyntheticTask TaskContract VariableTracking arrays mad mad_score "
-        "mad_settings ruler",
+        "CopySlice Copying Depo DepoSlice DigitArithmetic DigitSlice ForgettingMQAR FrequentWords "
+        "FuzzyRecall FuzzySlice GCOG GCOGSlice InContextRecall InductionHeads JointRecall JointSlice "
+        "KnowledgeConflict LookupSlice MQAR MQARVariant Majority Mano ManoSlice Memorization "
+        "NGramLookup Needles NoisyMQAR Phonebook PhonebookSlice RecallSlice RecalledTokens "
+        "SelectiveCopySlice SelectiveCopying SetDisjointness SetSlice Slice StackSlice Stacks "
+        "StateTracking SyntheticTask TaskContract VariableTracking arrays mad mad_score mad_settings "
+        "ruler",
         "text": "Chunked Decomposed Packed Preparation Text open_prepared",
         "tokenizers": "Tokenizer open_tokenizer",
     },

@@ -15,7 +15,7 @@ from recollect.data.synthetics.depo import Depo, DepoSlice
 from recollect.data.synthetics.digit_arithmetic import DigitArithmetic, DigitSlice
 from recollect.data.synthetics.fuzzy_recall import FuzzyRecall, FuzzySlice
 from recollect.data.synthetics.gcog import GCOG, GCOGSlice
-from recollect.data.synthetics.in_context_recall import InContextRecall
+from recollect.data.synthetics.in_context_recall import InContextRecall, RecalledTokens
 from recollect.data.synthetics.induction_heads import InductionHeads
 from recollect.data.synthetics.joint_recall import JointRecall, JointSlice
 from recollect.data.synthetics.knowledge_conflict import ConflictSlice, KnowledgeConflict
@@ -24,7 +24,13 @@ from recollect.data.synthetics.majority import Majority
 from recollect.data.synthetics.mano import Mano, ManoSlice
 from recollect.data.synthetics.memorization import Memorization
 from recollect.data.synthetics.mqar import MQAR, RecallSlice
-from recollect.data.synthetics.mqar_variants import AskedFirstMQAR, CompositionalMQAR, ForgettingMQAR, NoisyMQAR
+from recollect.data.synthetics.mqar_variants import (
+    AskedFirstMQAR,
+    CompositionalMQAR,
+    ForgettingMQAR,
+    MQARVariant,
+    NoisyMQAR,
+)
 from recollect.data.synthetics.needles import Needles
 from recollect.data.synthetics.ngram_lookup import LookupSlice, NGramLookup
 from recollect.data.synthetics.phonebook import Phonebook, PhonebookSlice

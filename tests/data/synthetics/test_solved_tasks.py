@@ -285,6 +285,11 @@ def test_orders_are_equally_likely_with_the_last_behind():
         ("backcopy", {"<s>", "11"}),
         ("product", {"*", "=", "9"}),
         ("conflict", {"|", "s19", "o8"}),
+        ("copying", {".", "|", "25", "end"}),
+        ("selective copying", {".", "?", "13"}),
+        ("induction", {"*", "14"}),
+        ("phonebook", {":", "9", "n6"}),
+        ("stacks", {"push", "pop", "#2", "8"}),
         ("gCOG", {"IF", "DO", "ASK", "producteven", "go", "z", "cyan", "."}),
     ],
 )

@@ -24,16 +24,12 @@ class TaskContract(DataConfig):
     """What every task states of itself.
 
     Attributes:
-      mixture: training slices, of which each device call draws one by weight; empty for the one of the task's fields.
-      evaluation: evaluation slices; empty for those of training.
       evaluation_examples: examples per evaluation slice.
       extrapolation: factors by which the largest training slice is scaled (`scaled`) for further evaluation slices,
         reported beside the mean.
       train_examples: size of a finite training set per slice, shuffled in every epoch; None draws new examples forever.
     """
 
-    mixture: tuple[Any, ...] = ()
-    evaluation: tuple[Any, ...] = ()
     evaluation_examples: int = chz.field(default=1000, validator=example_count)
     extrapolation: tuple[int, ...] = chz.field(default=(), validator=_factors)
     train_examples: int | None = chz.field(default=None, validator=example_count)

@@ -1,4 +1,4 @@
-"""What follows from what a task states (contract.py): slices, streams of examples, scores. A task looks like this:
+"""What follows from what a task states (contract.py): slices, streams of examples, scores. A task:
 
 class Copying(SyntheticTask):
     def slice(self): return Slice(length=self.length)
@@ -20,10 +20,9 @@ from recollect.configuration import Config, UserError, at_least
 from recollect.data.batch import Batch
 from recollect.data.synthetics.contract import TaskContract, not_negative
 
+Number = int | jax.Array
 _TRAIN, _EVALUATION = 0x6D716100, 0x6D716101
 """Folded into the seed: two streams independent of each other, and of parameters and dropout of the same seed."""
-
-Number = int | jax.Array
 
 
 @chz.chz(typecheck=True)
@@ -47,7 +46,12 @@ class Slice(Config):
 
 @chz.chz(typecheck=True)
 class SyntheticTask(TaskContract):
-    """Base of tasks whose examples are drawn on the device: a batch is a pure function of (seed, number, slice)."""
+    """Base of tasks that are drawn on the device: a batch is a pure function of (seed, number, slice). Each device call
+    draws a slice of `mixture` by weight; empty, that is the slice of the fields, and `evaluation` is as training."""
+
+    mixture: tuple[Slice, ...] = ()
+    evaluation: tuple[Slice, ...] = ()
+    made_on_device = True
 
     @chz.validate
     def _slices_fit(self) -> None:
@@ -84,14 +88,11 @@ class SyntheticTask(TaskContract):
 
     def reported(self, shares: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Returns the entries of an evaluation, of shares by metric and slice, with means and the ranking "metric"."""
-        shares = {
-            name: {part.name: one[part.name] for part in self.evaluation_slices()} for name, one in shares.items()
-        }
+        order = [part.name for part in self.evaluation_slices()]
+        shares = {name: {part: one[part] for part in order} for name, one in shares.items()}
         means = {name: self.mean(one) for name, one in shares.items() if "_by_" not in name}
         by_slice = {name if "_by_" in name else f"{name}_by_slice": one for name, one in shares.items()}
         return {"metric": self.metric, **means, **by_slice}
-
-    made_on_device = True
 
     @property
     def lengths(self) -> list[int]:
@@ -125,9 +126,8 @@ class SyntheticTask(TaskContract):
         """Returns the training slice of one device call, drawn by weight; the same for the same arguments."""
         slices = self.train_slices()
         ends = np.cumsum([part.weight for part in slices])
-        return slices[
-            np.searchsorted(ends[:-1], np.random.default_rng([seed, call_index]).random() * ends[-1], "right")
-        ]
+        draw = np.random.default_rng([seed, call_index]).random() * ends[-1]
+        return slices[np.searchsorted(ends[:-1], draw, "right")]
 
     def train_batch(self, seed: Number, step: Number, slice: Any = None, batch_size: int = 64) -> Batch:
         """Returns the training batch of one step; `slice` None is the first one. Seed and step may be traced."""

@@ -24,6 +24,8 @@ class TaskContract(DataConfig):
     """What every task states of itself.
 
     Attributes:
+      mixture: training slices, of which each device call draws one by weight; empty for the one of the task's fields.
+      evaluation: evaluation slices; empty for those of training.
       evaluation_examples: examples per evaluation slice.
       extrapolation: factors by which the largest training slice is scaled (`scaled`) for further evaluation slices,
         reported beside the mean.

@@ -81,7 +81,7 @@ LINES = [
     refused("...lr=1", "did you mean optimizer.learning_rate=1?"),
     # what a part has
     refused("zzz=1", "it has name, model, data, optimizer, loss, run (`describe NAME --config` lists every field)"),
-    refused("data.lenght=32", "did you mean data.length=32? It has vocab_size, length, pairs"),
+    refused("data.lenght=32", "did you mean data.length=32? It has evaluation_examples, "),
     refused("modle.width=32", "did you mean model.width=32?"),
     refused("model.width.x=32", "it is a value, without fields"),
     refused(f"{PATTERN}.5=Attention", f"it has 2, and the next one is {PATTERN}.2"),

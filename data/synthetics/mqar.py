@@ -51,7 +51,7 @@ class MQAR(SyntheticTask):
 
     Attributes:
       vocab_size: token ids; 0 is the zero filler, keys are 1 .. V/2 - 1, values V/2 .. V - 1.
-      length, pairs: of the one slice, where `mixture` and `evaluation` name no others.
+      length, pairs: of the one slice, where no others are named.
       power: a of the gaps' distribution p(i) ~ a i^(a-1); 1 is uniform.
       filler: tokens between queries: uniformly drawn, or 0.
       passes: how often the context appears.

@@ -35,7 +35,7 @@ class SelectiveCopying(SyntheticTask):
 
     Attributes:
       vocab_size: token ids; the first two are the blank and the question.
-      length, copies: of the one slice, where `mixture` and `evaluation` name no others.
+      length, copies: of the one slice, where no others are named.
     """
 
     vocab_size: int = chz.field(default=16, validator=at_least(4))

@@ -63,7 +63,10 @@ def refused(capsys, arguments):
         (["train", *RECALL, "run.compile_cache=~nobody-here/x"], "run.compile_cache=~nobody-here/x: "),
         (["train", "--with", "~nobody-here/x.py", *RECALL], "--with ~nobody-here/x.py: "),
         (["train", *RECALL, "name=../../x"], "name='../../x': must be usable as the name of a folder"),
-        (["train", *RECALL, "data.vocab_size=100000000000"], "vocab_size=100000000000: must be at least 1 and below 2147483648"),
+        (
+            ["train", *RECALL, "data.vocab_size=100000000000"],
+            "vocab_size=100000000000: must be at least 1 and below 2147483648",
+        ),
         (["train", *RECALL, "data.evaluation_examples=9999999999"], "evaluation_examples=9999999999: must be"),
         (["train", *RECALL, "model.width=100000000"], "parameters and their gradients would take at least"),
         (

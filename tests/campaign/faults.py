@@ -175,8 +175,8 @@ def poison(run: str, count: int) -> Callable[[], None]:
             return
         make = MQAR.train_batch
 
-        def made(self, seed, step, *others):
-            batch = make(self, seed, step, *others)
+        def made(self, seed, step, *others, **named):
+            batch = make(self, seed, step, *others, **named)
             bad = (step >= first) & (step < first + count)
             return dataclasses.replace(batch, weights=jnp.where(bad, jnp.nan, batch.weights))
 

@@ -112,7 +112,10 @@ def measure(experiment: Experiment, steps: int, turn: Callable[[], None] | None 
     experiment.data.prepare()
     program, values = Program(experiment), member_values([experiment], False)
     if turn is not None:
-        program.train_on = _compiled_step(experiment, values)  # type: ignore[method-assign]
+        step_ahead, jit = _compiled_step(experiment, values), program.jit
+        program.jit = lambda key, *rest, **options: (  # type: ignore[method-assign]
+            step_ahead if key == "train_on" else jit(key, *rest, **options)
+        )
         turn()
     feed, state = batches.open_batches(experiment, program), program.init(experiment.run.seed)
     like = meter_of(experiment)

@@ -100,3 +100,11 @@ def test_defaults_are_experiments():
 
     for name in (*pretraining.ON_CPU, *pretraining.ON_ACCELERATORS):
         assert f"pretrain.{name}" in entries()
+
+
+def test_the_step_is_compiled_before_its_turn_and_not_again(tiny, monkeypatch):
+    traced, turns = [], []
+    step = pretraining.Program.step
+    monkeypatch.setattr(pretraining.Program, "step", lambda self, *rest: (traced.append(1), step(self, *rest))[1])
+    row = pretraining.measure(tiny, 1, lambda: turns.append(len(traced)))
+    assert turns == [1] and len(traced) == 1 and row["tokens_per_second"] > 0

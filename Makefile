@@ -19,21 +19,21 @@ demo: $(READY)
 	$(BIN)/python main.py compare mqar.small
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not more and not slow and not gpu_interpreter" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "not more and not slow and not wide and not gpu_interpreter" -n 2 --dist worksteal
 
 # What is too slow for `make test`: the wider cases, and what trains, which needs code that is optimised.
 # Without a registry that has libtpu, what needs it is skipped, and says so.
 test-more: $(READY)
 	$(BIN)/python -m recollect.pallas_kernels.compilers tpu --optional
-	$(BIN)/python -m pytest -m "more and not slow and not gpu_interpreter" -n 2 --dist worksteal
-	XLA_FLAGS= $(BIN)/python -m pytest -m "slow and not gpu_interpreter" -n 2 --ignore tests/pallas_kernels
+	$(BIN)/python -m pytest -m "more and not slow and not wide and not gpu_interpreter" -n 2 --dist worksteal
+	XLA_FLAGS= $(BIN)/python -m pytest -m "slow and not wide and not gpu_interpreter" -n 2 --dist worksteal
 
-# Everything: also the wide grids of the kernels, a thousand command lines drawn anew, and every program for every chip.
+# Everything: also wide grids, a thousand command lines drawn anew, and every program for every chip.
 test-all: test test-more
-	$(BIN)/python -m pytest -m "slow and not gpu_interpreter" -n 2 --dist worksteal tests/pallas_kernels || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m "wide and not gpu_interpreter" -n 2 --dist worksteal
 	FUZZ=1000 $(BIN)/python -m pytest -n 0 tests/test_fuzz.py
 	$(MAKE) test-tpu-compile test-gpu-compile QUICK=
-	.ci/gpu-interpreter --slow
+	.ci/gpu-interpreter --wide
 
 test-tpu-compile: libtpu
 	$(COMPILE) --chip v5e --chip v5p --chip v6e

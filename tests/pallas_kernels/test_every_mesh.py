@@ -7,7 +7,7 @@ from recollect.training.laws import MESHES, same_as_on_one_device
 from tests.layers.test_mixer_laws import CASES
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("case", CASES)
 def test_every_mixer_over_every_mesh(case, mesh):

@@ -178,9 +178,9 @@ SHORT_CASES = [
     (257, "none", True, {"segments": "ragged", "gates": "in", "b": 1}),
     (257, "silu", False, {"d": 130, "bias": False, "state": False, "gates": "", "b": 1}),
     (40, "none", True, {"taps": 1, "segments": "ragged"}),
-    pytest.param((1000, "silu", True, {"segments": "ragged", "taps": 8, "b": 1}), marks=pytest.mark.slow),
-    pytest.param((1000, "silu", False, {"segments": "packed", "taps": 2, "d": 7}), marks=pytest.mark.slow),
-    pytest.param((300, "none", True, {"taps": 8, "gates": "", "d": 260}), marks=pytest.mark.slow),
+    pytest.param((1000, "silu", True, {"segments": "ragged", "taps": 8, "b": 1}), marks=pytest.mark.wide),
+    pytest.param((1000, "silu", False, {"segments": "packed", "taps": 2, "d": 7}), marks=pytest.mark.wide),
+    pytest.param((300, "none", True, {"taps": 8, "gates": "", "d": 260}), marks=pytest.mark.wide),
 ]
 MANY_TAPS = [
     (150, "silu", True, {"taps": 90, "b": 1}),
@@ -192,8 +192,8 @@ LONG_CASES = [
     (1, {}),
     (63, {"length": 80, "gates": ""}),
     (257, {"length": 100, "d": 5}),
-    pytest.param((1000, {"b": 3}), marks=pytest.mark.slow),
-    pytest.param((130, {"b": 20, "gates": "in", "skip": False}), marks=pytest.mark.slow),
+    pytest.param((1000, {"b": 3}), marks=pytest.mark.wide),
+    pytest.param((130, {"b": 20, "gates": "in", "skip": False}), marks=pytest.mark.wide),
 ]
 
 
@@ -253,7 +253,7 @@ def test_short_xla_is_the_sum_in_any_setting(t, activation, return_state, **size
 
 
 @pytest.mark.parametrize(
-    ("t", "length"), [(1, "long"), (64, "short"), pytest.param(65, "long", marks=pytest.mark.slow), (257, "short")]
+    ("t", "length"), [(1, "long"), (64, "short"), pytest.param(65, "long", marks=pytest.mark.wide), (257, "short")]
 )
 def test_long_xla_equals_reference_with_segments(t, length):
     b, d = 2, 3

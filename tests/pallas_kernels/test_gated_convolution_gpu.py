@@ -33,18 +33,18 @@ SHORT_CASES = [
     (37, "silu", True, {"segments": "packed", "taps": 3, "b": 1, "gates": "out"}),
     (70, "none", True, {"gates": "in", "d": 130, "b": 1}),
     (20, "none", False, {"taps": 1, "gates": "", "state": False, "bias": False}),
-    pytest.param((63, "silu", True, {"segments": "ragged"}), marks=pytest.mark.slow),
-    pytest.param((257, "silu", True, {"taps": 8, "b": 1}), marks=pytest.mark.slow),
+    pytest.param((63, "silu", True, {"segments": "ragged"}), marks=pytest.mark.wide),
+    pytest.param((257, "silu", True, {"taps": 8, "b": 1}), marks=pytest.mark.wide),
     pytest.param(
-        (70, "silu", True, {"segments": "packed", "taps": 6, "d": 130, "gates": "", "b": 1}), marks=pytest.mark.slow
+        (70, "silu", True, {"segments": "packed", "taps": 6, "d": 130, "gates": "", "b": 1}), marks=pytest.mark.wide
     ),
 ]
 LONG_CASES = [
     # t, what else
     (1, {"b": 8, "d": 8, "skip": False}),
     (257, {"length": 100, "b": 3}),
-    pytest.param((63, {"length": 80, "gates": ""}), marks=pytest.mark.slow),
-    pytest.param((1000, {"b": 72, "d": 1, "gates": "in", "skip": False}), marks=pytest.mark.slow),
+    pytest.param((63, {"length": 80, "gates": ""}), marks=pytest.mark.wide),
+    pytest.param((1000, {"b": 72, "d": 1, "gates": "in", "skip": False}), marks=pytest.mark.wide),
 ]
 
 

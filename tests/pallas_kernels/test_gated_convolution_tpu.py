@@ -106,7 +106,7 @@ def test_padding_may_hold_anything_and_runs_repeat():
         np.testing.assert_array_equal(a, c)
 
 
-@pytest.mark.parametrize("cut", [40, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cut", [40, pytest.param(1, marks=pytest.mark.wide)])
 def test_states_join_cuts(cut):
     given, fixed = short_arguments(63, segments="ragged")
     how = {"taps": given["taps"], "bias": given["bias"], "activation": "silu", "return_state": True}

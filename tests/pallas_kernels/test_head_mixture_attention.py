@@ -195,7 +195,7 @@ FORMS = [
     (1, {"active": 1}, "pairs", None),
     (63, {"h": 5, "g": 3, "segmented": True}, "rows", 16),
     *(
-        pytest.param(case, marks=pytest.mark.slow)
+        pytest.param(case, marks=pytest.mark.wide)
         for case in [
             (1, {"active": 4, "segmented": True}, "rows", 4),
             (63, {}, "rows", 16),
@@ -207,8 +207,8 @@ FORMS = [
         ]
     ),
     (257, {"segmented": True, "crowd": 0, "active": 2, "h": 4, "g": 2}, "rows", 32),
-    pytest.param((1000, {"b": 1}, "rows", None), marks=pytest.mark.slow),
-    pytest.param((1000, {"segmented": True, "b": 1}, "rows", 64), marks=pytest.mark.slow),
+    pytest.param((1000, {"b": 1}, "rows", None), marks=pytest.mark.wide),
+    pytest.param((1000, {"segmented": True, "b": 1}, "rows", 64), marks=pytest.mark.wide),
 ]
 
 
@@ -224,7 +224,7 @@ def test_forms_are_the_specification(case):
     compare(found, exactly(inputs, fixed, active=active, scale=0.3))
 
 
-@pytest.mark.parametrize(("t", "form"), [(1, "pairs"), pytest.param(2, "pairs", marks=pytest.mark.slow), (9, "rows")])
+@pytest.mark.parametrize(("t", "form"), [(1, "pairs"), pytest.param(2, "pairs", marks=pytest.mark.wide), (9, "rows")])
 def test_new_queries_on_a_cache(t, form):
     """Slots in any order, some free; queries that continue a document."""
     inputs, fixed = arguments(40, segmented=True, active=2)
@@ -247,7 +247,7 @@ def test_new_queries_on_a_cache(t, form):
 
 
 @pytest.mark.parametrize(
-    "form", ["rows", *(pytest.param(form, marks=pytest.mark.slow) for form in ("dense", "reference"))]
+    "form", ["rows", *(pytest.param(form, marks=pytest.mark.wide) for form in ("dense", "reference"))]
 )
 def test_padding_full_of_nan_touches_nothing(form):
     inputs, fixed = arguments(50, segmented=True)
@@ -288,7 +288,7 @@ def test_half_precision_stays_near():
         ), name
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_members_of_a_population_are_batched():
     """Under vmap, gradients included, as when each runs alone."""
     inputs, fixed = arguments(30, b=3)

@@ -69,7 +69,7 @@ QUICK = ("one head takes everything, uneven groups",)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SIZES]
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.wide) for name in SIZES]
 )
 def test_the_plan_on_plain_tiles_is_the_specification(name):
     t, sizes = SIZES[name]
@@ -81,9 +81,9 @@ def test_the_plan_on_plain_tiles_is_the_specification(name):
 
 TPU = [
     (63, {"segmented": True, "b": 1, "h": 4, "g": 2, "active": 2}, "races"),
-    pytest.param(1000, {"b": 1, "h": 3, "g": 3, "active": 1, "k": 16, "v": 32}, "values", marks=pytest.mark.slow),
-    pytest.param(257, {"segmented": True, "h": 5, "g": 3, "active": 2, "crowd": 1}, "races", marks=pytest.mark.slow),
-    pytest.param(257, {"h": 4, "g": 4, "active": 4, "k": 40, "v": 72}, "values", marks=pytest.mark.slow),
+    pytest.param(1000, {"b": 1, "h": 3, "g": 3, "active": 1, "k": 16, "v": 32}, "values", marks=pytest.mark.wide),
+    pytest.param(257, {"segmented": True, "h": 5, "g": 3, "active": 2, "crowd": 1}, "races", marks=pytest.mark.wide),
+    pytest.param(257, {"h": 4, "g": 4, "active": 4, "k": 40, "v": 72}, "values", marks=pytest.mark.wide),
 ]
 
 
@@ -101,7 +101,7 @@ def test_tpu_kernels_are_the_specification(t, sizes, how):
         assert not interpret_pallas_call.races.races_found
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_padding_full_of_nan_touches_nothing():
     inputs, fixed = arguments(50, segmented=True, b=1, h=4, g=2, active=2)
     real = fixed["query_segments"] != 0
@@ -117,8 +117,8 @@ def test_padding_full_of_nan_touches_nothing():
 
 GPU = [
     (63, {"segmented": True, "b": 1, "h": 2, "g": 1, "active": 1, "k": 64, "v": 64}),
-    pytest.param(257, {"b": 1, "h": 4, "g": 2, "active": 2, "k": 64, "v": 64, "crowd": 3}, marks=pytest.mark.slow),
-    pytest.param(1000, {"b": 1, "h": 3, "g": 3, "active": 1, "k": 40, "v": 72}, marks=pytest.mark.slow),
+    pytest.param(257, {"b": 1, "h": 4, "g": 2, "active": 2, "k": 64, "v": 64, "crowd": 3}, marks=pytest.mark.wide),
+    pytest.param(1000, {"b": 1, "h": 3, "g": 3, "active": 1, "k": 40, "v": 72}, marks=pytest.mark.wide),
 ]
 
 

@@ -108,7 +108,7 @@ def assert_agree(found, expected):
         assert error(np.where(finite, a, 0), np.where(finite, b, 0)) < CLOSE, name
 
 
-@pytest.mark.parametrize(("t", "block"), [(1, 4), (13, 1), (30, 7), pytest.param(63, 100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("t", "block"), [(1, 4), (13, 1), (30, 7), pytest.param(63, 100, marks=pytest.mark.wide)])
 def test_xla_is_the_specification_in_one_document(t, block):
     q, k, v = arrays(2, t, 4, 2)
     assert_agree(*(results(q, k, v, {}, block=block, backend=backend) for backend in ("xla", "reference")))
@@ -153,7 +153,7 @@ def test_a_stream_is_the_whole():
         assert error(step(q[:, start:end], k, v, **part), whole[:, start:end]) < 1e-6
 
 
-@pytest.mark.parametrize("documents", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("documents", [True, pytest.param(False, marks=pytest.mark.wide)])
 def test_pieces_and_walks_change_nothing(monkeypatch, documents):
     """Lengths that are cut in pieces, and pieces that are walked through, have smaller sizes here."""
     inputs = arrays(1, 45, 2, 1)
@@ -165,7 +165,7 @@ def test_pieces_and_walks_change_nothing(monkeypatch, documents):
     assert_agree(fresh(*inputs, f, block=4, backend="xla"), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.parametrize(("t", "block"), [(257, 50), (1000, 63), (1000, 8)])
 def test_xla_is_the_specification_at_length(t, block):
     inputs = arrays(1, t, 2, 1)

@@ -22,11 +22,11 @@ on_gpu, _ = kernels.on_kernels(gpu)
 CASES = [
     # documents (None: one), t, h, g, dimensions, block
     (None, 70, 1, 1, 64, 20),
-    pytest.param(([[30, -3, 97]], 130, 2, 1, 64, 50), marks=pytest.mark.slow),
-    pytest.param((None, 1, 2, 1, 64, 50), marks=pytest.mark.slow),
-    pytest.param((None, 257, 2, 2, 128, 63), marks=pytest.mark.slow),
-    pytest.param(([[17, -3, 20]], 40, 1, 1, 32, 8), marks=pytest.mark.slow),
-    pytest.param(([[-3, 30, -7, 30]], 70, 1, 1, 64, 8), marks=pytest.mark.slow),
+    pytest.param(([[30, -3, 97]], 130, 2, 1, 64, 50), marks=pytest.mark.wide),
+    pytest.param((None, 1, 2, 1, 64, 50), marks=pytest.mark.wide),
+    pytest.param((None, 257, 2, 2, 128, 63), marks=pytest.mark.wide),
+    pytest.param(([[17, -3, 20]], 40, 1, 1, 32, 8), marks=pytest.mark.wide),
+    pytest.param(([[-3, 30, -7, 30]], 70, 1, 1, 64, 8), marks=pytest.mark.wide),
 ]
 
 
@@ -51,7 +51,7 @@ def test_gpu_kernels_are_the_specification(case):
 
 
 @pytest.mark.gpu_interpreter
-@pytest.mark.slow
+@pytest.mark.wide
 def test_padding_full_of_nan_touches_nothing_and_runs_repeat():
     segments = rows([-3, 30, -7, 30])
     real = (segments != 0)[:, :, None, None]

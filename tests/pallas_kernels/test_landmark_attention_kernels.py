@@ -94,14 +94,14 @@ def packed(segments):
 
 @pytest.mark.parametrize(
     ("t", "h", "g", "block"),
-    [(1, 2, 1, 4), (63, 4, 2, 7), (40, 2, 2, 50), pytest.param(33, 2, 1, 1, marks=pytest.mark.slow)],
+    [(1, 2, 1, 4), (63, 4, 2, 7), (40, 2, 2, 50), pytest.param(33, 2, 1, 1, marks=pytest.mark.wide)],
 )
 def test_tiles_are_the_specification_in_one_document(t, h, g, block):
     inputs = arrays(2, t, h, g)
     assert_near(*(results(form, *inputs, {}, block) for form in (by_einsum, exact)), 1e-6 if t > 1 else 1e-5)
 
 
-@pytest.mark.parametrize("block", [4, pytest.param(11, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("block", [4, pytest.param(11, marks=pytest.mark.wide)])
 def test_tiles_are_the_specification_over_documents(block):
     inputs = arrays(3, 27, 4, 2)
     assert_near(*(results(form, *inputs, packed(PACKED), block) for form in (by_einsum, exact)), 1e-6)
@@ -227,12 +227,12 @@ on_tpu, _ = kernels.on_kernels(tpu)
 TPU_CASES = [
     # documents (None: one), t, h, g, dimensions, block, simulated how
     ([[14, -3, 16]], 33, 2, 1, 16, 8, "races"),
-    pytest.param((None, 63, 2, 1, 16, 8, "races"), marks=pytest.mark.slow),
-    pytest.param(([[30, -3, 30], [10, 53]], 63, 2, 1, 16, 8, "values"), marks=pytest.mark.slow),
-    pytest.param((None, 1, 2, 1, 32, 8, "races"), marks=pytest.mark.slow),
-    pytest.param((None, 257, 4, 2, 32, 50, "races"), marks=pytest.mark.slow),
-    pytest.param(([[100, -20, 137], [-7, 250]], 257, 4, 2, 32, 50, "races"), marks=pytest.mark.slow),
-    pytest.param(([[600, 17, 383]], 1000, 2, 1, 64, 63, "races"), marks=pytest.mark.slow),
+    pytest.param((None, 63, 2, 1, 16, 8, "races"), marks=pytest.mark.wide),
+    pytest.param(([[30, -3, 30], [10, 53]], 63, 2, 1, 16, 8, "values"), marks=pytest.mark.wide),
+    pytest.param((None, 1, 2, 1, 32, 8, "races"), marks=pytest.mark.wide),
+    pytest.param((None, 257, 4, 2, 32, 50, "races"), marks=pytest.mark.wide),
+    pytest.param(([[100, -20, 137], [-7, 250]], 257, 4, 2, 32, 50, "races"), marks=pytest.mark.wide),
+    pytest.param(([[600, 17, 383]], 1000, 2, 1, 64, 63, "races"), marks=pytest.mark.wide),
 ]
 
 
@@ -247,7 +247,7 @@ def test_tpu_kernels_are_the_specification(case):
     assert_near(found, results(exact, *inputs, f, block), 1e-5)
 
 
-@pytest.mark.parametrize("t", [pytest.param(41, marks=pytest.mark.slow), pytest.param(257, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("t", [pytest.param(41, marks=pytest.mark.wide), pytest.param(257, marks=pytest.mark.wide)])
 def test_tpu_kernels_in_half_precision(t):
     half = tuple(x.astype(jnp.bfloat16) for x in arrays(1, t, 2, 1, k=32, v=32))
     f = packed(rows([20, t - 20]))
@@ -260,7 +260,7 @@ def test_tpu_kernels_in_half_precision(t):
         assert off(a, b) < min(0.005 if name in ("out", "lse") else 0.01, max(0.005, 2 * off(c, b))), name
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_tpu_kernels_ignore_padding_and_repeat_themselves():
     segments = rows([-3, 30, -7, 23], [63])
     real = (segments != 0)[:, :, None, None]

@@ -138,7 +138,7 @@ WIDE += [(1000, None, decay, erase, True, True) for decay, erase in (("mixed", "
 
 @pytest.mark.parametrize(
     "case",
-    [*CASES, *BEFORE_DECAY, *COLUMNS, *(pytest.param(case, marks=pytest.mark.slow) for case in WIDE)],
+    [*CASES, *BEFORE_DECAY, *COLUMNS, *(pytest.param(case, marks=pytest.mark.wide) for case in WIDE)],
     ids=lambda case: " ".join(map(str, case)),
 )
 def test_xla_is_the_recurrence(case):

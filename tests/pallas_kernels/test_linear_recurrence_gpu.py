@@ -34,7 +34,7 @@ from tests.pallas_kernels.programs import all_programs
 from tests.pallas_kernels.programs import linear_recurrence_gpu as programs
 from tests.pallas_kernels.test_linear_recurrence import error
 
-SLOW = pytest.mark.slow
+SLOW = pytest.mark.wide
 
 
 @pytest.mark.gpu_interpreter

@@ -111,7 +111,7 @@ def case_arguments(case):
 
 @pytest.mark.parametrize(
     "case",
-    [*TPU, *(pytest.param(case, marks=pytest.mark.slow) for case in TPU_WIDE)],
+    [*TPU, *(pytest.param(case, marks=pytest.mark.wide) for case in TPU_WIDE)],
     ids=lambda case: " ".join(map(str, case)),
 )
 def test_tpu_kernels_are_the_recurrence(case):
@@ -138,8 +138,8 @@ def test_tpu_kernels_under_strong_decays():
     "case",
     [
         (257, "token", None, True, True, 64, 64),
-        pytest.param((300, "channel", None, True, True, 64, 64), marks=pytest.mark.slow),
-        pytest.param((1000, "token", "scalar", True, True, 64, 64), marks=pytest.mark.slow),
+        pytest.param((300, "channel", None, True, True, 64, 64), marks=pytest.mark.wide),
+        pytest.param((1000, "token", "scalar", True, True, 64, 64), marks=pytest.mark.wide),
     ],
     ids=lambda case: " ".join(map(str, case)),
 )
@@ -189,15 +189,15 @@ def test_at_scale_0_the_state_alone_has_gradients(backend, case):
         (130, "token", "scalar", True, True, 64, 64),
         (130, "token", "scalar", True, True, 64, 64, None, True),
         (130, None, None, True, True, 64, 64, "channel"),
-        pytest.param((130, "token", None, True, True, 40, 96, "channel"), marks=pytest.mark.slow),
-        pytest.param((130, "channel", "apart", True, True, 64, 64, None, True), marks=pytest.mark.slow),
-        pytest.param((130, "mixed", "vector", True, True, 64, 64, None, True), marks=pytest.mark.slow),
-        pytest.param((130, "channel", "vector", True, True, 64, 64), marks=pytest.mark.slow),
-        pytest.param((130, "channel", None, True, True, 128, 128), marks=pytest.mark.slow),
-        pytest.param((130, "channel", "vector", True, True, 128, 128), marks=pytest.mark.slow),
-        pytest.param((1000, "token", None, True, True, 128, 128), marks=pytest.mark.slow),
-        pytest.param((1000, "channel", None, True, True, 64, 64), marks=pytest.mark.slow),
-        pytest.param((1000, "token", "scalar", True, True, 64, 64), marks=pytest.mark.slow),
+        pytest.param((130, "token", None, True, True, 40, 96, "channel"), marks=pytest.mark.wide),
+        pytest.param((130, "channel", "apart", True, True, 64, 64, None, True), marks=pytest.mark.wide),
+        pytest.param((130, "mixed", "vector", True, True, 64, 64, None, True), marks=pytest.mark.wide),
+        pytest.param((130, "channel", "vector", True, True, 64, 64), marks=pytest.mark.wide),
+        pytest.param((130, "channel", None, True, True, 128, 128), marks=pytest.mark.wide),
+        pytest.param((130, "channel", "vector", True, True, 128, 128), marks=pytest.mark.wide),
+        pytest.param((1000, "token", None, True, True, 128, 128), marks=pytest.mark.wide),
+        pytest.param((1000, "channel", None, True, True, 64, 64), marks=pytest.mark.wide),
+        pytest.param((1000, "token", "scalar", True, True, 64, 64), marks=pytest.mark.wide),
     ],
     ids=lambda case: " ".join(map(str, case)),
 )
@@ -285,9 +285,9 @@ def test_a_table_decides_chunks():
     [
         (257, "token", None, True, True, 64, 64),
         (257, "token", "scalar", True, True, 64, 64),
-        pytest.param((300, None, None, False, False, 64, 64), marks=pytest.mark.slow),
-        pytest.param((300, "channel", None, True, True, 64, 64), marks=pytest.mark.slow),
-        pytest.param((257, "channel", "vector", True, False, 64, 64), marks=pytest.mark.slow),
+        pytest.param((300, None, None, False, False, 64, 64), marks=pytest.mark.wide),
+        pytest.param((300, "channel", None, True, True, 64, 64), marks=pytest.mark.wide),
+        pytest.param((257, "channel", "vector", True, False, 64, 64), marks=pytest.mark.wide),
     ],
     ids=lambda case: " ".join(map(str, case)),
 )

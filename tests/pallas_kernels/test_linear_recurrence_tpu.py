@@ -122,7 +122,7 @@ WIDER = [
 ]
 
 
-@pytest.mark.parametrize("case", WALKS + [pytest.param(case, marks=pytest.mark.slow) for case in WIDER], ids=str)
+@pytest.mark.parametrize("case", WALKS + [pytest.param(case, marks=pytest.mark.wide) for case in WIDER], ids=str)
 def test_a_chunk_scan_is_what_it_is_defined_to_be(case):
     decay, c, n, documents, reverse, strict, dtype, counts, how = case
     rows = [
@@ -185,7 +185,7 @@ WIDER_DELTAS = [
 
 
 @pytest.mark.parametrize(
-    "case", DELTAS + [pytest.param(case, marks=pytest.mark.slow) for case in WIDER_DELTAS], ids=str
+    "case", DELTAS + [pytest.param(case, marks=pytest.mark.wide) for case in WIDER_DELTAS], ids=str
 )
 def test_a_delta_scan_is_what_it_is_defined_to_be(case):
     decay, c, n, documents, reverse, reads, twice, count, dtype, how = case
@@ -225,7 +225,7 @@ WIDER_SYSTEMS = [
 
 
 @pytest.mark.parametrize(
-    "case", SYSTEMS + [pytest.param(case, marks=pytest.mark.slow) for case in WIDER_SYSTEMS], ids=str
+    "case", SYSTEMS + [pytest.param(case, marks=pytest.mark.wide) for case in WIDER_SYSTEMS], ids=str
 )
 def test_systems_are_solved(case):
     decay, c, n, documents, count, d, has_strength, dtype, how = case

@@ -56,7 +56,7 @@ def _both(given, do):
 
 
 @needs_cuda
-@pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("decay", "function", "most_launches", "most_gigabytes"),
     [

@@ -113,14 +113,14 @@ def check(arrays, call, how="values"):
 
 
 @pytest.mark.gpu_interpreter
-@pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+@pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.wide) for name in MORE)])
 def test_the_kernels_are_their_plain_form(name):
     make, sizes, how = (CASES | MORE)[name]
     arrays, call = make(**sizes)
     check(arrays, call | ({"mask": Always()} if name == "no mask" else {}), how)
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.gpu_interpreter
 @pytest.mark.parametrize("scale", [0.0, -0.3])
 def test_a_scale_may_be_zero_or_negative(scale):
@@ -143,7 +143,7 @@ def test_what_no_schedule_names_is_not_read():
     assert not found["k"][:, :73].any() and not found["v"][:, :73].any() and found["k"][:, 74:].any()
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.gpu_interpreter
 def test_the_same_bits_twice():
     arrays, call = plain(130, **LARGE, **WIDE, h=2, g=1, sinks=True)
@@ -153,7 +153,7 @@ def test_the_same_bits_twice():
 
 
 @pytest.mark.parametrize(
-    "program", [pytest.param(x, marks=() if x.quick else pytest.mark.slow) for x in PROGRAMS], ids=lambda x: x.name
+    "program", [pytest.param(x, marks=() if x.quick else pytest.mark.wide) for x in PROGRAMS], ids=lambda x: x.name
 )
 def test_programs_lower_for_cuda(program):
     """Layouts and shared memory, on either version of jax."""

@@ -188,7 +188,7 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+@pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.wide) for name in MORE)])
 def test_the_kernels_are_their_plain_form(name):
     make, sizes, how = (CASES | MORE)[name]
     arrays, call = make(**sizes)
@@ -202,7 +202,7 @@ def test_the_kernels_are_their_plain_form(name):
 
 
 @pytest.mark.parametrize(
-    "together", [32, pytest.param(16, marks=pytest.mark.slow), pytest.param(48, marks=pytest.mark.slow)]
+    "together", [32, pytest.param(16, marks=pytest.mark.wide), pytest.param(48, marks=pytest.mark.wide)]
 )
 def test_landmark_blocks_taken_together_are_those_taken_one_by_one(together, monkeypatch):
     """Also where the last blocks of a tile are not there: 5 blocks in tiles of 1, 2 and 3."""
@@ -221,7 +221,7 @@ HALF = {
 }
 
 
-@pytest.mark.parametrize("name", ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in list(HALF)[1:])])
+@pytest.mark.parametrize("name", ["plain", *(pytest.param(name, marks=pytest.mark.wide) for name in list(HALF)[1:])])
 def test_half_precision(name):
     make, sizes = HALF[name]
     arrays, call = make(**sizes)
@@ -233,7 +233,7 @@ def test_half_precision(name):
         assert error(found[name], x) < {"o": 0.005, "lse": 1e-5}.get(name, 0.01), name
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_half_precision_is_as_close_as_the_plain_form():
     arrays, call = plain(257, window=100, k=32, v=32, tiles=(128, 128))
     arrays = {name: x.astype(jnp.bfloat16) for name, x in arrays.items()}
@@ -275,7 +275,7 @@ def test_the_same_bits_twice():
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.parametrize("packed", [False, True])
 def test_members_of_a_population_are_calls_of_their_own(packed):
     """Under vmap, with documents of each member's own too, whose visits differ."""
@@ -386,7 +386,7 @@ def test_visits_that_do_not_fit_are_told():
 @pytest.mark.parametrize(
     "make", [functools.partial(plain, 32, h=2, g=1, sinks=True, b=4), functools.partial(gathered, 40, 32, b=4)]
 )
-@pytest.mark.slow
+@pytest.mark.wide
 def test_sequences_go_apart_where_their_visits_do_not_fit_together(make, monkeypatch):
     arrays, call = make()
     with dispatch.interpreted():

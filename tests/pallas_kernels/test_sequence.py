@@ -25,12 +25,12 @@ from tests.pallas_kernels.test_sharding import mesh_of
 SEGMENTS = np.array([[1] * 5 + [0] * 2 + [2] * 41 + [0] * 10 + [3] * 6, [4] * 9 + [5] * 33 + [0] * 22])
 MESHES = [
     {"tensor": 2, "sequence": 4},
-    pytest.param({"sequence": 8}, marks=pytest.mark.slow),
-    pytest.param({"data": 2, "tensor": 2, "sequence": 2}, marks=pytest.mark.slow),
+    pytest.param({"sequence": 8}, marks=pytest.mark.wide),
+    pytest.param({"data": 2, "tensor": 2, "sequence": 2}, marks=pytest.mark.wide),
 ]
 
 
-SLOW = pytest.mark.slow
+SLOW = pytest.mark.wide
 
 
 def numbers(*shapes, seed=0):
@@ -170,7 +170,7 @@ def test_softmax_attention(sizes, window, packed, sinks):
     same_as_on_one_device(attending(softmax_attention, window=window), arrays, sizes)
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_masks_read_true_positions():
     mask = Causal() & (Window(6) | Sinks(2)) & SameSegment()
     same_as_on_one_device(attending(softmax_attention, mask=mask), attention_arrays(), {"sequence": 8})
@@ -226,7 +226,7 @@ def test_long_convolution(sizes, packed):
     same_as_on_one_device(long_convolution, arrays, sizes)
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.parametrize("operation", ["linear recurrence", "short convolution"])
 def test_kernels_on_parts(operation):
     """Simulated TPU kernels on each device's tokens, against the plain forms on one device."""

@@ -71,17 +71,17 @@ def exactly(q, k, v, sinks, **call):
 
 
 CASES = [
-    pytest.param(1, 1, 1, 16, 16, 1, False, id="one token of a window of one", marks=pytest.mark.slow),
+    pytest.param(1, 1, 1, 16, 16, 1, False, id="one token of a window of one", marks=pytest.mark.wide),
     pytest.param(63, 4, 2, 24, 40, None, False, id="63 causal"),
     pytest.param(257, 2, 1, 32, 16, 50, True, id="257 documents"),
-    pytest.param(257, 4, 4, 64, 64, 100, False, id="257 window 100", marks=pytest.mark.slow),
-    pytest.param(1000, 2, 2, 64, 64, 64, True, id="1000 documents", marks=pytest.mark.slow),
-    pytest.param(1000, 1, 1, 128, 128, None, False, id="1000 causal", marks=pytest.mark.slow),
+    pytest.param(257, 4, 4, 64, 64, 100, False, id="257 window 100", marks=pytest.mark.wide),
+    pytest.param(1000, 2, 2, 64, 64, 64, True, id="1000 documents", marks=pytest.mark.wide),
+    pytest.param(1000, 1, 1, 128, 128, None, False, id="1000 causal", marks=pytest.mark.wide),
 ]
 
 
 @pytest.mark.parametrize(("t", "h", "g", "k", "v", "window", "documents"), CASES)
-@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.wide)])
 def test_kernels_are_the_definition(t, h, g, k, v, window, documents, dtype):
     q, k, v = draw(2, t, h, g, k, v, dtype)
     call = {"window": window}
@@ -167,7 +167,7 @@ def test_under_a_mesh():
 
 
 @pytest.mark.gpu_interpreter
-@pytest.mark.parametrize(("g", "window"), [(1, 30), pytest.param(2, None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("g", "window"), [(1, 30), pytest.param(2, None, marks=pytest.mark.wide)])
 def test_gpu_kernels_in_bf16(g, window):
     """Documents, sinks, grouped heads, sizes that are no multiple of a tile; no races."""
     q, k, v = draw(1, 100, 2, g, 48, 64, jnp.bfloat16)

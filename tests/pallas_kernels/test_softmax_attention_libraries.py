@@ -24,6 +24,7 @@ NOTHING = {
     "mask": None,
     "sinks": None,
     "bias": None,
+    "dropout": None,
     "query_positions": None,
     "key_positions": None,
     "query_segments": None,
@@ -277,7 +278,7 @@ SLOW_CASES = [
 
 @pytest.mark.parametrize(
     ("t", "h", "g", "window", "packed", "with_sinks"),
-    CASES + [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES],
+    CASES + [pytest.param(*case, marks=pytest.mark.wide) for case in SLOW_CASES],
 )
 def test_splash_is_the_reference(t, h, g, window, packed, with_sinks):
     *inputs, sinks = arrays(t, h, g, k=32, v=24)
@@ -292,7 +293,7 @@ def test_splash_is_the_reference(t, h, g, window, packed, with_sinks):
         assert np.all(np.asarray(found[0])[np.asarray(segments) == 0] == 0)
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.parametrize("window", [None, 200])
 def test_splash_in_half_precision_is_as_close_as_xla(window):
     *inputs, sinks = arrays(1000, 8, 2, k=64, v=64, dtype=jnp.bfloat16)

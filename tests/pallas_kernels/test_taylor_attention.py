@@ -77,7 +77,7 @@ def test_xla_is_the_sum(case):
     compare(found, exact, CLOSE)
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_xla_at_a_thousand_tokens():
     given, fixed = arguments(1000, True, True, k=16, v=8)
     found = results(functools.partial(taylor_attention, return_state=True, backend="xla"), given, fixed)

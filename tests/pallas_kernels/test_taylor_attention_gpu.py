@@ -35,11 +35,11 @@ CASES = [
     (63, False, False, True, False, {**ONE, "k": 16, "v": 64}),
     (130, True, True, True, True, {**ONE, "k": 8, "v": 72}),
     (257, True, True, True, True, {**ONE, "k": 8, "v": 64, "spans": 3}),  # 2, 2 and 1 chunks
-    pytest.param((256, False, False, False, False, {**ONE, "k": 16, "v": 64, "spans": 2}), marks=pytest.mark.slow),
-    pytest.param((128, True, False, False, True, {**ONE, "k": 16, "v": 32}), marks=pytest.mark.slow),
-    pytest.param((257, True, True, True, True, {"h": 4, "k": 16, "v": 32}), marks=pytest.mark.slow),
-    pytest.param((257, False, True, False, False, {"k": 16, "v": 130}), marks=pytest.mark.slow),
-    pytest.param((1000, True, True, True, True, {**ONE, "k": 16, "v": 64}), marks=pytest.mark.slow),
+    pytest.param((256, False, False, False, False, {**ONE, "k": 16, "v": 64, "spans": 2}), marks=pytest.mark.wide),
+    pytest.param((128, True, False, False, True, {**ONE, "k": 16, "v": 32}), marks=pytest.mark.wide),
+    pytest.param((257, True, True, True, True, {"h": 4, "k": 16, "v": 32}), marks=pytest.mark.wide),
+    pytest.param((257, False, True, False, False, {"k": 16, "v": 130}), marks=pytest.mark.wide),
+    pytest.param((1000, True, True, True, True, {**ONE, "k": 16, "v": 64}), marks=pytest.mark.wide),
 ]
 
 

@@ -36,11 +36,11 @@ CASES = [
     (63, True, True, False, True, {}, "values"),
     (257, True, True, True, True, {"k": 7, "v": 9, "hk": 1}, "races"),
     (256, False, False, True, False, {"k": 8, "v": 32}, "values"),
-    pytest.param((257, False, True, False, True, {}, "races"), marks=pytest.mark.slow),
-    pytest.param((1000, True, True, True, True, {"k": 16, "v": 32}, "values"), marks=pytest.mark.slow),
+    pytest.param((257, False, True, False, True, {}, "races"), marks=pytest.mark.wide),
+    pytest.param((1000, True, True, True, True, {"k": 16, "v": 32}, "values"), marks=pytest.mark.wide),
     # Two groups of heads: blocks of 128 and 256 lanes.
     pytest.param(
-        (130, True, True, True, True, {"k": 16, "v": 32, "h": 16, "hk": 16, "b": 1}, "values"), marks=pytest.mark.slow
+        (130, True, True, True, True, {"k": 16, "v": 32, "h": 16, "hk": 16, "b": 1}, "values"), marks=pytest.mark.wide
     ),
 ]
 
@@ -89,7 +89,7 @@ def test_padding_full_of_nan_touches_nothing():
         padding_is_inert(functools.partial(kernel, return_state=True, epsilon=0.0), inputs, fixed)
 
 
-@pytest.mark.parametrize("with_segments", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("with_segments", [pytest.param(False, marks=pytest.mark.wide), True])
 def test_two_calls_are_one(with_segments):
     with dispatch.interpreted():
         run = jax.jit(functools.partial(kernel, return_state=True))

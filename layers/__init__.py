@@ -2,8 +2,8 @@
 `layers.laws` (tests/layers/test_mixer_laws.py). Parts are in `layers.modules`, decoding states in `layers.state`."""
 
 from recollect.configuration import exported_names
+from recollect.layers.context import Context, Source
 from recollect.layers.mixer import (
-    Context,
     Cursor,
     Mixer,
     MixerConfig,
@@ -70,6 +70,7 @@ from recollect.layers.mixers.sparse_latent_attention import SparseLatentAttentio
 from recollect.layers.mixers.titans import Titans, TitansMixer
 from recollect.layers.mixers.ttt_linear import TTTLinear, TTTLinearMixer
 from recollect.layers.packing import document_positions, last_valid, previous_segment, token_positions
+from recollect.layers.patterns import Pattern, in_pattern
 from recollect.layers.recurrent import HeadSizes, RecurrentConfig, RecurrentMixer, RecurrentState, Stream, StreamMixer
 from recollect.layers.token_sums import Means, TokenSums
 

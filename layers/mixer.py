@@ -5,9 +5,10 @@
     state = mixer.init_state(batch_size, max_length)    # a pytree of arrays; its bytes are the state size
     out, state = mixer.extend(x, state, context)        # any number of new tokens: prefill and decode in one method
 
-What a mixer may know about tokens beside their vectors is in the `Context`. A field that is None stands for the plain
-case (positions that count up, one document, no padding, ordinary tokens only), known when the program is traced, so
-that the plain case pays for nothing.
+What a mixer may know about tokens beside their vectors is in the `Context` (context.py). A field that is None stands
+for the plain case (positions that count up, one document, no padding, ordinary tokens only), known when the program is
+traced, so that the plain case pays for nothing. A mixer that reads another sequence (`traits.cross`) starts its streams
+with `init_cross_state(source)` in place of `init_state`.
 
 Dimension letters, everywhere: b batch, t query time, s key time, h heads, g key heads, k key dim, v value dim, d model
 width, c chunk, w window, n blocks. Parameters have a few more: layers/modules/linear.py.
@@ -16,42 +17,23 @@ width, c chunk, w window, n blocks. Parameters have a few more: layers/modules/l
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from recollect.configuration import Config, UserError
+from recollect.layers.context import Context, Source
 from recollect.layers.packing import continued
 from recollect.layers.traits import Traits
 from recollect.pallas_kernels import segments as packed_rows
 from recollect.pallas_kernels.dispatch import is_split
 
 State = Any
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What a mixer may know about the tokens of one call beside their vectors. Change one with `dataclasses.replace`.
-
-    Attributes:
-      positions: index of the token within its document, landmarks counted. None: counted up from the state (or from 0).
-      segments: document of the token; 0 is padding. Tokens of a document are contiguous, and no document returns after
-        it ended. None: one document, no padding.
-      token_types: ORDINARY or LANDMARK. None: all ordinary.
-      token_ids: of the vocabulary, -1 for landmarks. None: not known, as where a mixer is called alone.
-      key: of dropout; None in evaluation.
-    """
-
-    positions: Int[Array, "b t"] | None = None
-    segments: Int[Array, "b t"] | None = None
-    token_types: Int[Array, "b t"] | None = None
-    token_ids: Int[Array, "b t"] | None = None
-    key: Key[Array, ""] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -129,6 +111,9 @@ class Place:
 class MixerConfig(Config):
     """Base of all mixers' configs."""
 
+    # Why it has no field `causal` or no field `cross`, by name: layers/patterns.py.
+    NOT_SERVED: ClassVar[Mapping[str, str]] = {}
+
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> Mixer:
         """Returns the module for a model of this width; raises UserError where the config does not fit it."""
         known = "name one of those that layers/__init__.py exports"
@@ -153,6 +138,10 @@ class Mixer(nnx.Module):
         """Returns the state before any token, for streams of at most `max_length` tokens beside padding; activations
         are stored in `dtype`."""
         raise UserError(f"{type(self).__name__} has no init_state, so it cannot stream or generate")
+
+    def init_cross_state(self, source: Source, dtype: Any = jnp.float32) -> State:
+        """Returns the state before any token of a cross mixer: what it keeps of its source, stored in `dtype`."""
+        raise UserError(f"{type(self).__name__} has no init_cross_state, so it cannot stream beside a source")
 
     def extend(self, x: Float[Array, "b t d"], state: State, context: Context = Context()) -> tuple[MixerOutput, State]:
         """Mixes the next tokens of each row. Padded tokens (segment 0) never advance the state.

@@ -23,8 +23,9 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-ORDINARY, LANDMARK = 0, 1
-"""Types of tokens."""
+ORDINARY, LANDMARK, PERCEPT, PREFIX = 0, 1, 2, 3
+"""Types of tokens: text; landmarks; what a continuous input or a grid's cell stands at; what is seen as a whole before
+the text is continued."""
 
 
 @jax.tree_util.register_dataclass

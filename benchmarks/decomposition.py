@@ -67,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse(arguments, positive=[name.replace("-", "_") for name in OPTIONS])
     reporting.print_device()
     load = timing.OtherLoad()
-    trainees = [_Trainee(name, options) for name in NAMES]
+    experiments = {name: experiment_of(name, options) for name in NAMES}  # refuses before anything is compiled
+    trainees = [_Trainee(name, experiment, options) for name, experiment in experiments.items()]
     print(f"{trainees[0].parameters:,} parameters, {options.length * options.batch:,} tokens per step")
     _train(trainees, options)
     result = {trainee.name: trainee.result() for trainee in trainees}
@@ -114,8 +115,8 @@ def experiment_of(name: str, options: Namespace) -> Experiment:
 class _Trainee:
     """One of the two: its state, and what was measured."""
 
-    def __init__(self, name: str, options: Namespace):
-        self.name, self.experiment = name, experiment_of(name, options)
+    def __init__(self, name: str, experiment: Experiment, options: Namespace):
+        self.name, self.experiment = name, experiment
         self.program = program_for(self.experiment)
         self.feed = batches.open_batches(self.experiment, self.program)
         self.state = self.program.init(options.seed)

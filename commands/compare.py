@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus-per-task", type=float, metavar="N", help="with --on ray (default: 1 where the cluster has GPUs)"
     )
-    text = "only these experiments of the study (and the mixers of --with)"
-    parser.add_argument("--only", action="append", default=[], metavar="EXPERIMENT", help=text)
+    text = "only these experiments of the study (and the mixers of --with), and of several tasks only these"
+    parser.add_argument("--only", action="append", default=[], metavar="EXPERIMENT|TASK", help=text)
     text = "an axis: train at each value, and at every combination of several axes"
     parser.add_argument("--sweep", action="append", default=[], metavar="path=v1,v2,...", help=text)
     text = "processes that train (default: on a CPU with two cores or more, 2 where the study is long enough)"

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from recollect.evaluation.intervals import mean_interval
 from recollect.evaluation.labels import Fields, config_fields, label
 from recollect.evaluation.metrics import METRICS
 from recollect.evaluation.results import RunResult
@@ -48,11 +49,14 @@ SETTINGS = ("optimizer.", "run.steps", "run.batch_size")
 
 class RatePoint(NamedTuple):
     """Holds the score of one architecture at one learning rate: the mean over seeds, their standard deviation (NaN for
-    one) and how many there are."""
+    one), how many there are, the interval of the mean (see `mean_interval`), each seed's score, and the runs."""
 
     mean: float
     spread: float
     seeds: int
+    interval: tuple[float, float] | None
+    scores: dict[int, float]
+    runs: tuple[RunResult, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Summary:
       best: mean over seeds at the best setting.
       median: median over settings of the means over seeds.
       spread: standard deviation over seeds at the best setting (n - 1 in the denominator); NaN for one seed.
+      interval: of the mean over seeds at the best setting (see `mean_interval`); None for fewer than three.
       seeds: how many were run at the best setting.
       settings, runs, diverged: learning rates tried, runs in all, and how many of them diverged.
       learning_rate: of the best setting.
@@ -78,6 +83,8 @@ class Summary:
       mixer: what mixes tokens: names its colour.
       task: what was asked, in the fields in which the tasks of all runs differ; "" where they have one task.
       by_rate: scores by learning rate, ascending.
+      sensitivity: how much worse the score is at the next lower and the next higher learning rate than at the best one,
+        in units of the metric, by "lower" and "higher"; without an end beyond which none was tried.
       edges: field -> "lowest" or "highest", where the best setting has the lowest or highest value that was tried, and
         a better one may lie beyond (not at 100 %).
       extended: a run at the best setting went on with another learning-rate schedule than it began with.
@@ -107,6 +114,14 @@ class Summary:
     by_rate: dict[float, RatePoint] = dataclasses.field(default_factory=dict)
     edges: dict[str, str] = dataclasses.field(default_factory=dict)
     extended: bool = False
+    interval: tuple[float, float] | None = None
+
+    @property
+    def sensitivity(self) -> dict[str, float]:
+        rates, sign = list(self.by_rate), 1 if METRICS[self.metric].percent else -1
+        place = rates.index(self.learning_rate) if self.learning_rate in rates else 0
+        beside = {"lower": rates[:place][-1:], "higher": rates[place + 1 :][:1]}
+        return {end: sign * (self.best - self.by_rate[rate].mean) for end, near in beside.items() for rate in near}
 
     @property
     def state_size(self) -> int | None:
@@ -147,9 +162,14 @@ def group_by_task(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
         fields = _fields(run, "data.")
         asked = {path: value for path, value in fields.items() if f"{path}.".split(".")[1] not in TRAINING_ONLY}
         asked |= {"metric": json.dumps(run.metric), "slices": json.dumps(", ".join(slice_order([run])))}
-        name = json.loads(fields.get("data", '"data"'))
+        name = task_name(run)
         tasks.setdefault((name, frozenset(asked.items())), []).append(run)
     return {"": next(iter(tasks.values()))} if len(tasks) == 1 else _labelled(tasks)
+
+
+def task_name(run: RunResult) -> str:
+    """Returns what a run's config calls its task, else the class of its data."""
+    return str(run.config.get("task") or run.config.get("data", {}).get("class", "data"))
 
 
 def _labelled(groups: dict[tuple[str, Fields], list[RunResult]]) -> dict[str, list[RunResult]]:
@@ -177,9 +197,13 @@ def _by_rate(runs: Sequence[RunResult]) -> dict[float, RatePoint]:
     rates: dict[float, list[RunResult]] = {}
     for run in runs:
         rates.setdefault(run.learning_rate, []).append(run)
-    best = {rate: best_setting(members) for rate, members in sorted(rates.items())}
-    scores = {rate: _by_seed(members) for rate, members in best.items()}
-    return {rate: RatePoint(float(np.mean(seeds)), _deviation(seeds), len(seeds)) for rate, seeds in scores.items()}
+    return {rate: _rate_point(best_setting(members)) for rate, members in sorted(rates.items())}
+
+
+def _rate_point(runs: Sequence[RunResult]) -> RatePoint:
+    scores = _by_seed(runs)
+    values = list(scores.values())
+    return RatePoint(_mean(runs), _deviation(values), len(scores), mean_interval(values), scores, tuple(runs))
 
 
 def _edges(settings: list[list[RunResult]], best: list[RunResult]) -> dict[str, str]:
@@ -220,8 +244,8 @@ def _summary(label: str, task: str, runs: list[RunResult]) -> Summary:
     settings, best = _settings(runs), best_setting(runs)
     means = [mean for mean in map(_mean, settings) if not math.isnan(mean)]
     slices = slice_order(best)
-    by_slice = {name: _by_seed(best, name) for name in slices}
-    scores = _by_seed(best)
+    by_slice = {name: list(_by_seed(best, name).values()) for name in slices}
+    scores = list(_by_seed(best).values())
     evaluated = {int(size["length"]) for size in slice_sizes(best).values() if "length" in size}
     lengths = evaluated & best[0].state_bytes.keys() or best[0].state_bytes
     return Summary(
@@ -230,6 +254,7 @@ def _summary(label: str, task: str, runs: list[RunResult]) -> Summary:
         best=_mean(best),
         median=statistics.median(means) if means else math.nan,
         spread=_deviation(scores),
+        interval=mean_interval(scores),
         seeds=len(scores),
         settings=len(settings),
         runs=len(runs),
@@ -266,16 +291,16 @@ def _fields(run: RunResult, *starts: str) -> dict[str, str]:
 
 
 def _mean(runs: Sequence[RunResult]) -> float:
-    return float(np.mean(_by_seed(runs)))
+    return float(np.mean(list(_by_seed(runs).values())))
 
 
-def _by_seed(runs: Sequence[RunResult], name: str | None = None) -> list[float]:
-    """Returns one score per seed, of the slice `name` or of all: the mean over its runs."""
+def _by_seed(runs: Sequence[RunResult], name: str | None = None) -> dict[int, float]:
+    """Returns a score by seed, of the slice `name` or of all: the mean over its runs."""
     seeds: dict[int, list[float]] = {}
     for run in runs:
         score = run.score if name is None else run.by_slice.get(name, math.nan)
         seeds.setdefault(run.seed, []).append(score)
-    return [float(np.mean(values)) for values in seeds.values()]
+    return {seed: float(np.mean(values)) for seed, values in seeds.items()}
 
 
 def _deviation(values: Sequence[float]) -> float:

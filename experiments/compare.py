@@ -10,11 +10,14 @@ from types import ModuleType
 from typing import Any
 
 from recollect.configuration import UserError, apply_overrides
+from recollect.configuration.io import replace_text
 from recollect.configuration.names import nearest
 from recollect.configuration.python_files import USER_FILES
+from recollect.evaluation.matrix import format_matrix
 from recollect.evaluation.plots import draw_all
 from recollect.evaluation.report import write_report
 from recollect.evaluation.results import find_runs, load_runs
+from recollect.evaluation.study_results import write_study_results
 from recollect.evaluation.summaries import group_by_task, summarise
 from recollect.evaluation.table import format_table, write_csv
 from recollect.experiments.study import Study, add_mixers
@@ -47,7 +50,8 @@ def compare(
     Args:
       name: of the study, for messages.
       files: of the user's, which define mixers that are compared too.
-      only: names of the study's experiments to run; empty: all. Mixers of `files` are always compared.
+      only: names of the study's experiments, and of its tasks, to run; none of either: all. Mixers of `files` always
+        are.
       overrides: `path=value`, applied to every experiment; one of a swept field takes the place of that axis.
       sweeps: `path=v1,v2,...`, axes beside the study's or in the place of one.
       at_once: processes that train; None: two where that is worth it (see `run_study`).
@@ -66,13 +70,15 @@ def compare(
     experiments = [*study.experiments, *added]
     if not experiments:
         raise UserError(f"{name} has no experiments: there is nothing to train")
-    names = [experiment.name for experiment in experiments]
-    for unknown in [chosen for chosen in only if chosen not in names]:
-        raise UserError(f"{name} has no experiment {unknown!r}{nearest(unknown, names)}; it has {', '.join(names)}")
+    names = list(dict.fromkeys(experiment.name for experiment in experiments))
+    tasks = list(dict.fromkeys(experiment.task for experiment in experiments if experiment.task))
+    for unknown in [chosen for chosen in only if chosen not in [*names, *tasks]]:
+        has = ", ".join([*names, *tasks])
+        raise UserError(f"{name} has no experiment {unknown!r}{nearest(unknown, [*names, *tasks])}; it has {has}")
     experiments = [
         apply_overrides(experiment, list(overrides), functools.partial(print, f"{experiment.name}:"))
         for experiment in experiments
-        if not only or experiment.name in only or experiment in added
+        if _chosen(experiment.task, tasks, only) and (experiment in added or _chosen(experiment.name, names, only))
     ]
     study = dataclasses.replace(study, sweep=swept(study.sweep, sweeps, overrides, experiments[-1]))
     failures: list[str] = []
@@ -91,6 +97,11 @@ def compare(
         )
 
 
+def _chosen(name: str, names: Sequence[str], only: Sequence[str]) -> bool:
+    """Returns whether `only` names this one of `names`, or none of them."""
+    return name in only or not set(names) & set(only)
+
+
 def _others(folders: Sequence[Path], out: Path) -> list[Path]:
     """Returns the finished runs of a study's folder that are not among `folders`: a run of a part of it keeps them."""
     asked = {folder.resolve() for folder in folders}
@@ -107,15 +118,23 @@ def _without_folder(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def report(folders: Sequence[Path], out: Path, formats: Sequence[str] = ("png",), titles: bool = False) -> None:
-    """Prints the tables of finished runs; writes results.csv and the plots. Scores of different tasks or metrics share
-    no axis: where there are several, each has its plots in a folder below `out`."""
+    """Prints the tables of finished runs; writes results.csv, results.json and the plots. Scores of different tasks or
+    metrics share no axis: where there are several, each has its plots in a folder below `out`. Where tasks have names,
+    a table of mixers and tasks is printed, and each task's own goes to tables.txt."""
     runs = load_runs(folders)
     repeated = len(runs) - len({json.dumps(_without_folder(run.config)) for run in runs})
     if repeated:
         print(f"{repeated} of {len(runs)} runs repeat another's config and seed; a seed counts once, with its mean")
-    print(format_table(summarise(runs)))
     write_csv(out / "results.csv", runs)
-    print(f"table: {out / 'results.csv'}")
+    write_study_results(out / "results.json", runs)
+    summaries = summarise(runs)
+    if any(run.config.get("task") for run in runs) and len({summary.task for summary in summaries}) > 1:
+        print(format_matrix(summaries))
+        replace_text(out / "tables.txt", format_table(summaries) + "\n")
+        print(f"\na table of each task: {out / 'tables.txt'}")
+    else:
+        print(format_table(summaries))
+    print(f"table: {out / 'results.csv'}, results.json")
     for task, asked in group_by_task(runs).items():
         folder = out / re.sub(r"[^\w.=,+-]+", "_", task).strip("_") if task else out
         title = f"{out.name} {task}".strip() if titles else None

@@ -19,12 +19,13 @@ class Study:
     Attributes:
       experiments: one per architecture; names are labels in tables and plots.
       sweep: points, each a dict of dotted overrides.
-      template: (label, mixer) -> experiment, for mixers that a user adds with `--with`; None if the study takes none.
+      template: (label, mixer) -> experiment, or experiments on several tasks, for mixers that a user adds with
+        `--with`; None if the study takes none.
     """
 
     experiments: tuple[Experiment, ...]
     sweep: tuple[dict[str, Any], ...] = ({},)
-    template: Callable[[str, MixerConfig], Experiment] | None = None
+    template: Callable[[str, MixerConfig], Experiment | tuple[Experiment, ...]] | None = None
 
 
 def grid(axes: dict[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
@@ -33,7 +34,7 @@ def grid(axes: dict[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:
 
 
 def add_mixers(study: Study, name: str, files: list[ModuleType]) -> list[Experiment]:
-    """Returns an experiment for every mixer config that the user's files define.
+    """Returns an experiment (on each task) for every mixer config that the user's files define.
 
     A file gives either instances at module level (labelled by their variable), or classes with defaults for every
     field.
@@ -43,7 +44,11 @@ def add_mixers(study: Study, name: str, files: list[ModuleType]) -> list[Experim
     """
     if files and study.template is None:
         raise UserError(f"{name} takes no mixers of your own")
-    return [study.template(label, mixer) for file in files for label, mixer in mixers_of(file).items()]  # type: ignore[misc]
+    added: list[Experiment] = []
+    for label, mixer in (item for file in files for item in mixers_of(file).items()):
+        made = study.template(label, mixer)  # type: ignore[misc]
+        added += made if isinstance(made, tuple) else [made]
+    return added
 
 
 def mixers_of(file: ModuleType, only: str = "") -> dict[str, MixerConfig]:

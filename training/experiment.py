@@ -53,11 +53,9 @@ class Run(Config):
       mesh: devices.
       sample_every: steps between printed samples of a text model; 0 prints none.
       tensorboard, wandb: write event files too; log to Weights & Biases too (docs/workflows/read_a_run.md).
-      stop_after_nonfinite: steps in a row that are skipped because their loss or gradient is not finite; then the run
-        stops.
+      stop_after_nonfinite: steps in a row whose loss or gradient is not finite, all skipped, that stop the run.
       spikes: go back to the last good checkpoint when the loss jumps; None lets it jump.
-      profile: "10:15" traces the steps after step 10 up to step 15, rounded out to whole calls, into the run's folder
-        profile/.
+      profile: "10:15" traces steps 11 to 15, rounded out to whole calls, into profile/ of the run's folder.
       initialize: a run's folder (RUN:STEP: of that step) or an export whose parameters the run begins with.
       initialize_mismatch: "vocabulary" keeps the rows of token ids that both have; "any" takes what fits.
       compile_cache: folder that keeps compiled programs for the next start; "off"; None: one in the cache folder.
@@ -109,9 +107,10 @@ class Run(Config):
 
 @chz.chz(typecheck=True)
 class Experiment(Config):
-    """One run's whole configuration; `name` is its label in tables and the name of its folder in runs/."""
+    """One run's whole configuration: `name` is its label in tables and its folder in runs/, `task` its column there."""
 
     name: str
+    task: str = ""
     model: LanguageModel
     data: DataConfig
     optimizer: Optimizer = AdamW()
@@ -120,8 +119,9 @@ class Experiment(Config):
 
     @chz.validate
     def _fits(self) -> None:
-        if self.name in ("", ".", "..") or self.name[0] == "-" or "/" in self.name or not self.name.isprintable():
-            raise UserError(f"name={self.name!r}: must be usable as the name of a folder, without / and - at its start")
+        for field, text in (("name", self.name), ("task", self.task or "any")):
+            if text in ("", ".", "..") or text[0] == "-" or "/" in text or not text.isprintable():
+                raise UserError(f"{field}={text!r}: must be usable as the name of a folder, without / or a leading -")
         if not (self.run.directory or "").isprintable():
             raise UserError(f"run.directory={self.run.directory!r}: must be printable")
         limit, longest, parts = self.model.maximum_length(), self.data.longest, self.run.mesh.sequence
@@ -148,4 +148,4 @@ def program_of(experiment: Experiment) -> Experiment:
     run = chz.replace(
         experiment.run, seed=0, spikes=None, initialize=None, **{name: getattr(plain, name) for name in AROUND_STEPS}
     )
-    return chz.replace(experiment, name="any", optimizer=optimizer, run=run)
+    return chz.replace(experiment, name="any", task="", optimizer=optimizer, run=run)

@@ -19,6 +19,7 @@ def write_run(folder: Path, name: str = "mqar.based", rate: float = 1e-3, seed: 
         "schema_version": 1,
         "class": "Experiment",
         "name": name,
+        "task": changes.pop("task", ""),
         "model": model,
         "data": changes.pop("data", {"class": "MQAR"}),
         "optimizer": optimizer,

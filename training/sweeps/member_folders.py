@@ -18,9 +18,10 @@ from recollect.training.experiment import Experiment
 
 
 def members(experiments: list[Experiment], sweep: tuple[dict[str, Any], ...], folder: Path) -> list[list[Experiment]]:
-    """Returns the members of each experiment, with their folders below `folder`/EXPERIMENT. Where a folder there holds
-    a member's config already, under the name of a point of other axes, it is the member's."""
-    return [_members(experiment, sweep, folder / experiment.name) for experiment in experiments]
+    """Returns the members of each experiment, with their folders below `folder`/EXPERIMENT, or `folder`/TASK/EXPERIMENT
+    where it names its task. Where a folder there holds a member's config already, under the name of a point of other
+    axes, it is the member's."""
+    return [_members(experiment, sweep, folder / experiment.task / experiment.name) for experiment in experiments]
 
 
 def _members(experiment: Experiment, sweep: tuple[dict[str, Any], ...], folder: Path) -> list[Experiment]:

@@ -1,4 +1,4 @@
-"""Evaluates a run's newest checkpoint: on its own data, or on tasks of lm-evaluation-harness."""
+"""Evaluates a run's newest checkpoint: on its own data, whole or streamed, or on tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", type=path, help="a run's folder (RUN:500: its step 500), an export, a Hugging Face folder"
     )
+    parser.add_argument("--streamed", action="store_true", help="token by token through the decoding state")
+    parser.add_argument(
+        "--prefill", type=positive, metavar="N", help="streamed: first tokens that are given at once (default: 0)"
+    )
     parser.add_argument("--tasks", metavar="NAME,NAME", help="tasks of lm_eval, which must be installed")
     parser.add_argument("--include-path", type=path, metavar="FOLDER", help="tasks: of further ones, in YAML")
     parser.add_argument("--limit", type=positive, metavar="N", help="tasks: examples of each")
@@ -32,10 +36,15 @@ def run(options: argparse.Namespace) -> int:
     from recollect.training.checkpoint.load import evaluate_run
 
     load_files(options, options.run)
+    if options.prefill and not options.streamed:
+        raise UserError("--prefill is of streamed evaluation: add --streamed")
+    if options.streamed and options.tasks is not None:
+        raise UserError("--streamed evaluates on the run's own data; --tasks does not stream")
     if options.tasks is not None:
         print(json.dumps(finite(run_harness(options)), indent=2))
         return 0
-    print(json.dumps(finite(evaluate_run(options.run, options.overrides)), indent=2))
+    prefill = (options.prefill or 0) if options.streamed else None
+    print(json.dumps(finite(evaluate_run(options.run, options.overrides, prefill=prefill)), indent=2))
     return 0
 
 

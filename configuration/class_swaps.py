@@ -119,7 +119,7 @@ def expanded(config: Config, preset: Preset, values: dict[str, Any]) -> dict[str
         if isinstance(calls, list):
             roots = {key.rpartition(".")[0] for key in preset if matches(f"{path}.0", key) and _is_config(preset[key])}
             roots |= {key for key in preset if matches(path, key) and preset[key] == ()}
-            if not any(key == path or key.startswith(f"{path}.") for key in preset) and not path.startswith("..."):
+            if not any(key == path or key.startswith(f"{path}.") for key in preset) and "..." not in path:
                 roots.add(path)  # of an element that is new itself
             entries: dict[str, Any] = {}
             for root in roots:

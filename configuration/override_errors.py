@@ -42,13 +42,14 @@ def explain(config: Config, error: Exception, values: dict[str, Any], *changed: 
     value = _shown(values[path])
     if not isinstance(error, chz.blueprint.ExtraneousBlueprintArg) and "subparameters" not in str(error):
         return f"{path}={value}: {_what_can_stand(config, place, value)}"
-    if not path.startswith("..."):
+    if "..." not in path:
         return _unknown_field(config, path, value)
+    name = path.partition("...")[2]
     for owner in _configs_in(config):
-        if path[3:] in owner.RETIRED:
-            return f"{path}={value}: {owner.RETIRED[path[3:]]}"
-    hint = suggestion(config, path[3:], value)
-    return f"{path}={value}: nothing in the experiment has a field {path[3:]!r}{hint}; {ALL_FIELDS}"
+        if name in owner.RETIRED:
+            return f"{path}={value}: {owner.RETIRED[name]}"
+    hint = suggestion(config, name, value)
+    return f"{path}={value}: nothing in the experiment has a field {name!r}{hint}; {ALL_FIELDS}"
 
 
 def _with_path(message: str, values: dict[str, Any]) -> str:

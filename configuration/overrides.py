@@ -1,7 +1,7 @@
 """`path=value` overrides on a finished config, for the command line and for sweeps.
 
-Paths are dotted (`model.stages.0.pattern.1.window=32`), `...name=value` sets every field of that name, and a value that
-names a config class swaps the class at that path (`model.stages.0.pattern.1=SlidingWindow`).
+Paths are dotted (`model.stages.0.pattern.1.window=32`), `...name=value` sets all of that name (`model...name`: below
+model), and a value that names a config class swaps the class at that path (`model.stages.0.pattern.1=SlidingWindow`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def apply_overrides(config: T, arguments: list[str], log: Callable[[str], None] 
     values: dict[str, Any] = {}
     for argument in arguments:
         path, equals, value = argument.partition("=")
-        if not equals or not all(path.removeprefix("...").split(".")) or path.startswith("-"):
+        if not equals or not all(path.replace("...", ".", 1).removeprefix(".").split(".")) or path.startswith("-"):
             raise UserError(f"cannot read {argument!r}: an override has the form path=value, for example run.steps=400")
         if path in values and log:
             log(f"{argument} replaces {path}={values[path].value}")
@@ -89,10 +89,8 @@ def _read(config: Config, path: str, value: Castable, places: list[str], preset:
 
 def matches(pattern: str, path: str) -> bool:
     """Returns whether an override's path, which may be a wildcard, means the field at `path`."""
-    if not pattern.startswith("..."):
-        return pattern == path
-    tail = pattern[3:]
-    return path == tail or path.endswith("." + tail)
+    head, wild, tail = pattern.partition("...")
+    return path.startswith(head and f"{head}.") and f".{path}".endswith(f".{tail}") if wild else path == pattern
 
 
 def may_name_code(text: str) -> bool:

@@ -75,7 +75,7 @@ def _values(experiment: Experiment, path: str, texts: list[str], said: str) -> l
         if not text:
             raise UserError(f"--sweep {said}: a value is missing between two commas")
         made = apply_overrides(experiment, [f"{path}={text}"])
-        value = Castable(text) if path.startswith("...") else get_field(made, path)
+        value = Castable(text) if "..." in path else get_field(made, path)
         values.append(value if value is None or isinstance(value, (bool, int, float, str)) else Castable(text))
     if repeated := [text for index, text in enumerate(texts) if values[index] in values[:index]]:
         raise UserError(f"--sweep {said}: {repeated[0]} is there twice")

@@ -54,6 +54,7 @@ from recollect.layers.mixers.native_sparse_attention import (
     NativeSparseSoftmaxAttention,
 )
 from recollect.layers.mixers.path_attention import PathAttention, PathMixer
+from recollect.layers.mixers.policy_attention import PolicyAttention
 from recollect.layers.mixers.relative_convolutional_attention import (
     RelativeConvolutionalAttention,
     RelativeConvolutionalMixer,

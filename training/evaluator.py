@@ -56,8 +56,8 @@ def _sums(program: Program, params: Params, seeds: int | Sequence[int], parts: t
 
     def of_slice(params: Params, seed: jax.Array, index: jax.Array) -> Any:
         def scores(batch: Batch) -> Any:
-            entropy, _ = program.losses_of(params, batch, batch.weights)
-            return task.scores(parts, batch, entropy.correct, entropy.loss)
+            entropy, out = program.losses_of(params, batch, batch.weights)
+            return task.scores(parts, batch, entropy.correct, entropy.loss) | program.measured(out)
 
         draw = draws[0] if len(draws) == 1 else shared_programs.one_of(draws, index)
         drawn = jax.lax.map(lambda number: draw(seed, number), jnp.arange(-(-examples // together)))

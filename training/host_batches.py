@@ -187,10 +187,17 @@ def evaluate_on_text(program: Program, params: Params, *, final: bool) -> dict[s
     """Returns the metrics of held-out text; `final`: also by slice and against a bigram model."""
     from recollect.evaluation.text_slices import evaluate_text
 
-    evaluate = program.jit("evaluate_on", lambda params, batch: program.losses_of(params, batch, batch.weights)[0].loss)
+    def of_batch(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, Any]]:
+        entropy, out = program.losses_of(params, batch, batch.weights)
+        return entropy.loss, program.measured(out)
+
+    evaluate, measured = program.jit("evaluate_on", of_batch), []
 
     def losses(batch: Batch) -> np.ndarray:
-        loss = evaluate(params, on_mesh(batch, program.mesh))
+        loss, sums = evaluate(params, on_mesh(batch, program.mesh))
+        measured.append(jax.device_get(sums))
         return np.asarray(loss if loss.is_fully_addressable else current_host().whole(loss))
 
-    return evaluate_text(losses, program.data, program.experiment.run.batch_size, final=final)
+    metrics = evaluate_text(losses, program.data, program.experiment.run.batch_size, final=final)
+    totals: Any = jax.tree.map(lambda *parts: float(sum(parts)), *measured)
+    return metrics | {name: total / count for name, (total, count) in totals.items()}

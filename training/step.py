@@ -18,6 +18,7 @@ import numpy as np
 
 from recollect.data.batch import Batch
 from recollect.data.synthetics import shared_programs
+from recollect.layers.mixer import MixerOutput
 from recollect.models.functional import FunctionalModel, Params
 from recollect.training.experiment import Experiment, program_of
 from recollect.training.loss import losses
@@ -140,6 +141,10 @@ class Program:
     def losses_of(self, params: Params, batch: Batch, weights: jax.Array, key: jax.Array | None = None) -> Any:
         """Returns the losses of a batch and the model's output; see `recollect.training.loss.losses`."""
         return losses(self.model.bind(params), batch, weights, self.experiment.loss, key)
+
+    def measured(self, out: MixerOutput) -> dict[str, Any]:
+        """Returns the (sum, count) by name that an evaluation reports of a batch beside its scores."""
+        return {}
 
     def _init(self, seed: jax.Array) -> State:
         params = self.model.init(jax.random.key(seed))

@@ -29,6 +29,7 @@ from recollect.layers.modules.linear import Linear, merge_heads, output_init, sp
 from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig
 from recollect.layers.packing import token_positions
+from recollect.layers.state.cache_policy import CachePolicy, Full
 from recollect.layers.state.capacity import check_positions
 from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.pallas_kernels.masks import Causal, Mask, SameSegment
@@ -81,10 +82,17 @@ class SoftmaxConfig(MixerConfig):
 
 @chz.chz(typecheck=True)
 class Attention(SoftmaxConfig):
-    """Causal softmax attention over the whole document. State: every key and value."""
+    """Causal softmax attention over the whole document. State: what `cache` keeps, every key and value if it is Full;
+    it acts in decoding alone, so it can be set on a trained model."""
+
+    cache: CachePolicy = Full()
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> SoftmaxAttention:
-        return SoftmaxAttention(self, width, place, rngs)
+        if isinstance(self.cache, Full):
+            return SoftmaxAttention(self, width, place, rngs)
+        from recollect.layers.mixers.policy_attention import PolicyAttention
+
+        return PolicyAttention(self, width, place, rngs)
 
 
 class SoftmaxAttention(Mixer):

@@ -1,6 +1,7 @@
-"""What a mixer keeps while it decodes: key-value caches, states of convolutions."""
+"""What a mixer keeps while it decodes: key-value caches, cache policies, states of convolutions."""
 
 from recollect.configuration import exported_names
+from recollect.layers.state.cache_policy import CachePolicy, CacheSizes, Footprint, Full, NewTokens, View
 from recollect.layers.state.capacity import (
     BoundedState,
     bounded_parts,
@@ -9,8 +10,11 @@ from recollect.layers.state.capacity import (
     overfull,
 )
 from recollect.layers.state.convolution import ConvolutionState
+from recollect.layers.state.eviction import EvictionConfig, HeavyHitters, RecentTokens, Slots, StreamingLLM
 from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.layers.state.long_convolution import LongConvolutionCache
+from recollect.layers.state.policy_state import PolicyState, keys_read
+from recollect.layers.state.quantised import Codes, Quantised, QuantisedSlots
 from recollect.layers.state.window_cache import WindowCache
 
 __all__ = exported_names(globals())

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 
 from recollect.layers.mixer import Context, Cursor
 from recollect.layers.state.capacity import BoundedState, check_capacity
+from recollect.layers.state.slot_writes import written
 from recollect.pallas_kernels.masks import TokenFields
 
 
@@ -56,26 +57,9 @@ class KeyValueCache(BoundedState):
         slots = self.segments.shape[1]
         valid = tokens.segments != 0
         index = self.count[:, None] + jnp.cumsum(valid, axis=1) - 1
-        updated = self._write(jnp.where(valid & (index < slots), index, slots), keys, values, tokens)
+        updated = written(self, jnp.where(valid & (index < slots), index, slots), keys, values, tokens)
         return dataclasses.replace(updated, count=self.count + jnp.sum(valid, axis=1, dtype=jnp.int32), cursor=cursor)
 
     def fields(self) -> TokenFields:
         """Returns the fields of each slot; free slots have segment 0."""
         return TokenFields(self.positions, self.segments)
-
-    def _write(self, index: jax.Array, keys: jax.Array, values: jax.Array, tokens: Context) -> Any:
-        assert tokens.segments is not None and tokens.positions is not None
-        rows, slots = jnp.arange(index.shape[0])[:, None], self.segments.shape[1]
-        # Each token has a place of its own, those that are dropped past the end: no write need be atomic on a GPU.
-        index = jnp.where(index < slots, index, slots + jnp.arange(index.shape[1]))
-
-        def put(old: jax.Array, new: jax.Array) -> jax.Array:
-            return old.at[rows, index].set(new.astype(old.dtype), mode="drop", unique_indices=True)
-
-        return dataclasses.replace(
-            self,
-            keys=jax.tree.map(put, self.keys, keys),
-            values=jax.tree.map(put, self.values, values),
-            positions=put(self.positions, tokens.positions),
-            segments=put(self.segments, tokens.segments),
-        )

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from recollect.layers.mixer import Context, Cursor
 from recollect.layers.state.key_value_cache import KeyValueCache
+from recollect.layers.state.slot_writes import written
 from recollect.pallas_kernels.masks import TokenFields
 
 
@@ -66,8 +67,8 @@ class WindowCache(KeyValueCache):
         total = self.count + jnp.sum(valid, axis=1, dtype=jnp.int32)
         # Of tokens that would share a slot only the newest is written: a scatter's order is not defined.
         newest = valid & (index >= total[:, None] - slots)
-        updated = self._write(jnp.where(newest, self.kept + index % slots, end), keys, values, tokens)
+        updated = written(self, jnp.where(newest, self.kept + index % slots, end), keys, values, tokens)
         if self.kept:
             first = real & (tokens.positions < self.kept) & (tokens.segments == cursor.segment[:, None])
-            updated = updated._write(jnp.where(first, tokens.positions, end), keys, values, tokens)
+            updated = written(updated, jnp.where(first, tokens.positions, end), keys, values, tokens)
         return dataclasses.replace(updated, count=total, cursor=cursor)

@@ -128,15 +128,25 @@ def open_run(path: Path | str, overrides: list[str] | None = None) -> SavedRun:
     return run
 
 
-def evaluate_run(path: Path, overrides: list[str], log: Log | None = None) -> dict[str, Any]:
+def evaluate_run(
+    path: Path, overrides: list[str], log: Log | None = None, *, prefill: int | None = None
+) -> dict[str, Any]:
     """Returns metrics of the newest checkpoint on its (or the overridden) evaluation data, and which corpus that is;
-    logs (by default on stderr) that it is another than the run was trained on."""
+    logs (by default on stderr) that it is another than the run was trained on. `prefill` None gives the model whole
+    sequences; a number streams them (training/streamed_evaluation.py)."""
+    if prefill is None and any(".cache" in override.partition("=")[0] for override in overrides):
+        raise UserError("a cache policy acts in decoding alone: add --streamed, which evaluates through it")
     run = open_run(path, overrides)
     if isinstance(run.experiment.data, Text) and run.data.digest is None and "source=" not in " ".join(overrides):
         raise UserError(f"{path}: a model that was imported names no text; give some with data.source=")
     experiment = chz.replace(run.experiment, data=with_tokenizer_of(run.data, run.experiment.data))
     corpus = corpus_of(run.data, experiment.data, f"{path}", log or _to_stderr)
-    metrics = evaluate(program_for(experiment), run.params, experiment.run.seed, final=True)
+    if prefill is None:
+        metrics = evaluate(program_for(experiment), run.params, experiment.run.seed, final=True)
+    else:
+        from recollect.training.streamed_evaluation import evaluate_streamed
+
+        metrics = evaluate_streamed(experiment, run.params, prefill)
     return {"name": experiment.name, "step": run.step, **corpus, **metrics}
 
 

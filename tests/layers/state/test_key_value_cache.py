@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from recollect.layers.mixer import Context
+from recollect.layers.state import window_cache
 from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.layers.state.window_cache import WindowCache
 
@@ -95,13 +96,13 @@ def test_kept_slots_hold_the_documents_first_tokens(kept, t):
 def test_no_slot_is_written_twice_in_a_call(monkeypatch):
     """The order of a scatter's writes is not defined (on CPU the last one happens to win), so each slot must get one
     token."""
-    written, write = [], KeyValueCache._write
+    written, write = [], window_cache.written
 
-    def recording(self, index, *rest):
+    def recording(cache, index, *rest):
         written.append(np.asarray(index))
-        return write(self, index, *rest)
+        return write(cache, index, *rest)
 
-    monkeypatch.setattr(KeyValueCache, "_write", recording)
+    monkeypatch.setattr(window_cache, "written", recording)
     segments = jnp.asarray([[1] * 5 + [2] * 7, [3, 3, 3, 0, 4, 4, 5, 5, 6, 6, 6, 6]], jnp.int32)
     cache = WindowCache.create(2, 3, 1, 1, 1, jnp.float32, kept=2)
     x = jnp.ones((2, 12, 1, 1))

@@ -1,0 +1,205 @@
+"""Cache policies: each keeps everything where its budget allows, and drops what its definition says where not."""
+
+import functools
+import itertools
+
+import chz
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from recollect.configuration import UserError
+from recollect.layers.mixer import Context, Place
+from recollect.layers.mixers.attention import Attention
+from recollect.layers.mixers.sliding_window import SlidingWindow
+from recollect.layers.modules.positions import Rotary
+from recollect.layers.modules.score_biases import Alibi
+from recollect.layers.state import (
+    CacheSizes,
+    HeavyHitters,
+    Quantised,
+    RecentTokens,
+    StreamingLLM,
+    check_capacity,
+    keys_read,
+)
+from recollect.models.language_model import state_bytes
+
+LENGTH, WIDTH, PROMPT = 20, 16, 7
+ROTARY = Attention(heads=4, key_heads=2, positions=Rotary())
+X = 20 * jax.random.normal(jax.random.key(1), (2, LENGTH, WIDTH))
+DOCUMENTS = np.array([[0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 2, 2, 2, 2, 2, 2, 2], [1] * LENGTH], np.int32)
+
+
+@functools.cache
+def module_of(config):
+    return config.build(WIDTH, Place(), nnx.Rngs(params=jax.random.key(0)))
+
+
+def streamed(config, x=X, segments=None, prompt=PROMPT, length=LENGTH):
+    """Outputs of a prefill and then one token at a time in a scan, the last state, and the keys read at each step."""
+    module = module_of(config)
+    segments = np.ones(x.shape[:2], np.int32) if segments is None else segments
+
+    def step(state, part):
+        x, segments = part
+        out, state = module.extend(x[:, None], state, Context(segments=segments[:, None]))
+        return state, (out.hidden[:, 0], keys_read(state))
+
+    @jax.jit
+    def run(x, segments):
+        state, outs = module.init_state(len(x), length), []
+        if prompt:
+            out, state = module.extend(x[:, :prompt], state, Context(segments=segments[:, :prompt]))
+            outs.append(out.hidden)
+        state, (rest, read) = jax.lax.scan(step, state, (x[:, prompt:].swapaxes(0, 1), segments[:, prompt:].T))
+        return jnp.concatenate([*outs, rest.swapaxes(0, 1)], axis=1), state, read
+
+    return run(x, jnp.asarray(segments))
+
+
+NOTHING_DROPPED = [
+    RecentTokens(budget=LENGTH),
+    StreamingLLM(budget=LENGTH),
+    HeavyHitters(budget=LENGTH, sinks=2),
+    Quantised(window=LENGTH),
+]
+
+
+@pytest.mark.parametrize("policy", NOTHING_DROPPED, ids=lambda policy: type(policy).__name__)
+def test_a_policy_that_drops_nothing_is_full_attention(policy):
+    expected = module_of(ROTARY)(X, Context(segments=jnp.asarray(DOCUMENTS))).hidden
+    out, _, read = streamed(chz.replace(ROTARY, cache=policy), segments=DOCUMENTS)
+    np.testing.assert_allclose(out * (DOCUMENTS != 0)[..., None], expected * (DOCUMENTS != 0)[..., None], atol=2e-5)
+    assert read[-1, 1] == LENGTH
+
+
+@pytest.mark.parametrize("sinks", [0, 2])
+def test_recent_tokens_are_a_sliding_window(sinks):
+    window = {"sinks": "first", "first": sinks} if sinks else {}
+    shape = {"heads": 4, "key_heads": 2, "positions": Alibi()}
+    expected = module_of(SlidingWindow(window=5 - sinks, **window, **shape))(
+        X, Context(segments=jnp.asarray(DOCUMENTS))
+    ).hidden
+    config = Attention(cache=RecentTokens(budget=5, sinks=sinks), **shape)
+    for prompt in (0, 13):
+        out, _, read = streamed(config, segments=DOCUMENTS, prompt=prompt)
+        np.testing.assert_allclose(out[DOCUMENTS != 0], expected[DOCUMENTS != 0], atol=2e-5)
+        assert read[-1, 1] == 5
+
+
+def by_hand(read):
+    """Outputs of `ROTARY` on the second row, one token and key head after another. read(i, g, k, v), of keys that are
+    not rotated, returns the keys that are read, their values, their positions, the query's, and what is given the
+    probability of each."""
+    module, x = module_of(ROTARY), X[1:]
+    q = np.asarray(module.query(x)).reshape(LENGTH, 2, 2, -1)
+    k, v = (np.asarray(part(x)).reshape(LENGTH, 2, -1) for part in (module.key, module.value))
+    heads = np.zeros((LENGTH, 2, 2, q.shape[-1]), np.float32)
+    for i, g in itertools.product(range(LENGTH), range(2)):
+        keys, values, at, own, observe = read(i, g, k[:, g], v[:, g])
+        scores = rotated(q[i, g], [own] * 2) @ rotated(keys, at).T / np.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max(1, keepdims=True))
+        weights /= weights.sum(1, keepdims=True)
+        heads[i, g] = weights @ values
+        observe(weights.sum(0))
+    return np.asarray(module.output(jnp.asarray(heads).reshape(1, LENGTH, -1)))[0]
+
+
+def rotated(x, positions):
+    half = x.shape[-1] // 2
+    turn = np.exp(1j * np.asarray(positions)[:, None] * 10_000.0 ** (-np.arange(half) / half))
+    turned = (x[:, :half] + 1j * x[:, half:]) * turn
+    return np.concatenate([turned.real, turned.imag], axis=1)
+
+
+def nothing(weights):
+    pass
+
+
+def test_heavy_hitters_are_those_of_the_paper():
+    budget, recent = 6, 3
+    lists, mass = [[], []], np.zeros((2, LENGTH))
+
+    def read(i, g, k, v):
+        kept = lists[g]
+        if len(kept) == budget:
+            kept.remove(min((j for j in kept if i - j >= recent), key=lambda j: mass[g, j]))
+        kept.append(i)
+
+        def observe(weights):
+            mass[g, kept] += weights
+
+        return k[kept], v[kept], kept, i, observe
+
+    policy = HeavyHitters(budget=budget, recent=recent)
+    out, state, _ = streamed(chz.replace(ROTARY, cache=policy), prompt=0)
+    np.testing.assert_allclose(out[1], by_hand(read), atol=2e-5)
+    for g in range(2):
+        assert sorted(np.asarray(state.cache.positions)[1, g]) == lists[g]
+    assert lists[0] != lists[1]  # heads differ
+    # Of a prompt, all of whose keys are read, the same number stay.
+    out, state, _ = streamed(chz.replace(ROTARY, cache=policy), prompt=LENGTH - 1)
+    np.testing.assert_allclose(out[:, :-1], module_of(ROTARY)(X).hidden[:, :-1], atol=2e-5)
+
+
+def test_streaming_llm_counts_positions_in_the_cache():
+    def read(i, g, k, v):
+        kept = [*range(min(i + 1, 2)), *range(max(2, i - 3), i + 1)]
+        return k[kept], v[kept], list(range(len(kept))), len(kept) - 1, nothing
+
+    for prompt in (0, 11):
+        out, _, _ = streamed(chz.replace(ROTARY, cache=StreamingLLM(budget=6, sinks=2)), prompt=prompt)
+        np.testing.assert_allclose(out[1], by_hand(read), atol=2e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_keys_have_steps_per_channel_and_values_per_token(bits):
+    def coded(x, axis):
+        low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
+        step = (high - low) / (2**bits - 1)
+        return np.round((x - low) / step) * step + low
+
+    def read(i, g, k, v):
+        done = i // 4 * 4
+        k = rotated(k, range(LENGTH))
+        keys = np.concatenate([*(coded(k[at : at + 4], 0) for at in range(0, done, 4)), k[done : i + 1]])
+        return keys, np.concatenate([coded(v[:done], 1), v[done : i + 1]]), [0] * (i + 1), i, nothing
+
+    out, state, _ = streamed(chz.replace(ROTARY, cache=Quantised(bits=bits, window=4)), prompt=0)
+    np.testing.assert_allclose(out[1], by_hand(read), atol=2e-4)
+    assert state.cache.keys.code.dtype == jnp.uint8 and state.cache.keys.code.shape[-1] == WIDTH // 4 * bits // 8
+    exact = module_of(ROTARY)(X).hidden
+    assert np.abs(out - exact).max() > 1e-5
+    prefilled, _, _ = streamed(chz.replace(ROTARY, cache=Quantised(bits=bits, window=4)), prompt=LENGTH - 1)
+    np.testing.assert_allclose(prefilled[:, :-1], exact[:, :-1], atol=2e-5)
+
+
+POLICIES = [*NOTHING_DROPPED, RecentTokens(budget=5), HeavyHitters(budget=5), Quantised(bits=4, window=4)]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_the_footprint_is_what_a_stream_holds_and_reads(policy):
+    module = module_of(chz.replace(ROTARY, cache=policy))
+    sizes = CacheSizes(1, LENGTH, 2, WIDTH // 4, WIDTH // 4)
+    state = module.init_state(1, LENGTH)
+    held = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state.cache))
+    assert policy.footprint(sizes).bytes_held == held == state_bytes(state) - 4 * 4
+    _, _, read = streamed(chz.replace(ROTARY, cache=policy), prompt=0)
+    assert policy.footprint(sizes).keys_read == read[-1, 0]
+
+
+def test_a_short_cache_takes_no_more_than_it_was_made_for():
+    module = module_of(chz.replace(ROTARY, cache=RecentTokens(budget=8)))
+    with pytest.raises(UserError, match="room for 6 tokens"):
+        module.extend(X[:, :7], module.init_state(2, 6))
+    check_capacity(module.init_state(2, 9), jnp.ones((2, 50), jnp.int32))  # old ones make room
+
+
+def test_impossible_budgets_are_refused():
+    with pytest.raises(UserError, match="sinks=4: must be below budget=4"):
+        StreamingLLM(budget=4)
+    with pytest.raises(UserError, match="recent=5"):
+        HeavyHitters(budget=4, recent=5)

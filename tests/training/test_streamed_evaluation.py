@@ -1,0 +1,55 @@
+"""`evaluate --streamed`: through decoding states the metrics are those of whole sequences, and caches are measured."""
+
+import chz
+import jax
+import numpy as np
+import pytest
+
+from recollect.configuration import UserError, apply_overrides
+from recollect.data.synthetics import MQAR
+from recollect.layers import Attention, BaseConvolution
+from recollect.models import LanguageModel, repeat
+from recollect.training.checkpoint.load import evaluate_run
+from recollect.training.evaluator import evaluate
+from recollect.training.experiment import Experiment, Run
+from recollect.training.step import program_for
+from recollect.training.streamed_evaluation import evaluate_streamed
+
+EXPERIMENT = Experiment(
+    name="streamed",
+    model=LanguageModel(width=16, stages=repeat(BaseConvolution(kernel=3), Attention(heads=2), depth=2)),
+    data=MQAR(vocab_size=32, length=16, pairs=2, evaluation_examples=24),
+    run=chz.replace(Run(), batch_size=16),
+)
+PREFILL = 6
+
+
+@pytest.fixture(scope="module")
+def params():
+    return program_for(EXPERIMENT).model.init(jax.random.key(0))
+
+
+def test_metrics_are_those_of_whole_sequences(params):
+    whole = evaluate(program_for(EXPERIMENT), params, 0)
+    streamed = evaluate_streamed(EXPERIMENT, params, PREFILL)
+    np.testing.assert_allclose(streamed["loss"], whole["loss"], rtol=1e-5)
+    assert streamed["accuracy"] == whole["accuracy"] and streamed["metric"] == whole["metric"]
+    assert streamed["keys_read"] == np.mean(range(PREFILL + 1, 17))  # each token reads itself and all before it
+    # A convolution's two last inputs, and keys and values of 16 tokens with position, segment; cursors and count.
+    inputs, tokens = 2 * 16 * 4, 16 * (2 * 16 + 2) * 4
+    assert streamed["state_bytes"] == {"16": inputs + tokens + 2 * 8 + 4}
+
+
+def test_a_policy_of_the_command_line_changes_what_is_held_and_read(params):
+    smaller = apply_overrides(EXPERIMENT, ["model...cache=RecentTokens(budget=4)"])
+    streamed = evaluate_streamed(smaller, params, PREFILL)
+    assert streamed["keys_read"] == 4 and streamed["keys_read_by_slice"] == {"16x2": 4}
+    assert streamed["state_bytes"]["16"] < 4 * (2 * 16 + 2) * 4 + 2 * 16 * 4 + 64
+    assert streamed["loss"] != evaluate_streamed(EXPERIMENT, params, PREFILL)["loss"]
+
+
+def test_what_cannot_be_streamed_is_refused(params, tmp_path):
+    with pytest.raises(UserError, match="--prefill 16: must leave a token"):
+        evaluate_streamed(EXPERIMENT, params, 16)
+    with pytest.raises(UserError, match="add --streamed"):
+        evaluate_run(tmp_path, ["model...cache=Full"])

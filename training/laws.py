@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import zlib
 from collections.abc import Callable
@@ -50,41 +49,62 @@ def documents(rows: int = ROWS, length: int = LENGTH) -> np.ndarray:
     return segments
 
 
+def tokens_of(rows: int) -> np.ndarray:
+    """Returns (rows, LENGTH + 1) random tokens."""
+    return np.random.default_rng(1).integers(0, VOCABULARY, (rows, LENGTH + 1), np.int32)
+
+
 @functools.lru_cache(maxsize=2)
 def on_one_device(mixer: MixerConfig) -> Any:
     """Returns `five_steps` without a mesh."""
     return five_steps(mixer, None)
 
 
+@functools.lru_cache(maxsize=2)
 def small_model(mixer: MixerConfig) -> FunctionalModel:
     """Returns a model with one layer of the mixer."""
     stages = repeat(mixer, depth=1)
     return FunctionalModel(LanguageModel(width=WIDTH, stages=stages, mlp=SwiGLU(expansion=2)), VOCABULARY)
 
 
-def first_params(model: FunctionalModel, seed: int = 0) -> Any:
-    """Returns parameters large enough that every path matters."""
-    params = jax.jit(model.init)(jax.random.key(seed))
-    return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+@functools.lru_cache(maxsize=2)
+def compiled_steps(mixer: MixerConfig) -> Callable[[Any, Any], Any]:
+    """Returns `steps_of` the small model, compiled for one device: laws 8 and 13 share the program."""
+    return jax.jit(steps_of(small_model(mixer)))
+
+
+@functools.lru_cache(maxsize=2)
+def first_params(mixer: MixerConfig) -> tuple[Any, Any]:
+    """Returns parameters of two members, large enough that every path matters."""
+
+    def draw(key: jax.Array) -> Any:
+        params = small_model(mixer).init(key)
+        return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+
+    compiled = jax.jit(draw)
+    return jax.device_get((compiled(jax.random.key(0)), compiled(jax.random.key(1))))
+
+
+def packed_batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns tokens, targets and segments, (ROWS, LENGTH) each."""
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (ROWS, LENGTH + 1), np.int32)
+    return tokens[:, :-1], tokens[:, 1:], documents()
 
 
 def five_steps(mixer: MixerConfig, mesh: Mesh | None) -> tuple[Any, Any, Any]:
     """Returns losses (5,), gradients of the first of five steps of plain SGD on packed documents, and parameters after
     them."""
-    model = small_model(mixer)
-    params = first_params(model)
-    tokens = jax.random.randint(jax.random.key(1), (ROWS, LENGTH + 1), 0, VOCABULARY)
-    batch = (tokens[:, :-1], tokens[:, 1:], jnp.asarray(documents()))
-    around: Any = contextlib.nullcontext()
-    if mesh is not None:
-        devices = make_mesh(mesh)
+    params, batch = first_params(mixer)[0], packed_batch()
+    if mesh is None:
+        after, (losses, gradients) = compiled_steps(mixer)(params, batch)
+    else:
+        model, devices = small_model(mixer), make_mesh(mesh)
         params = jax.device_put(params, params_sharding(params, model.tags("dims"), devices))
         batch = jax.device_put(batch, batch_sharding(devices))
-        around = jax.sharding.use_abstract_mesh(devices.abstract_mesh)
-
-    with around:
-        after, (losses, gradients) = jax.jit(steps_of(model))(params, batch)
-    return jax.device_get((losses, jax.tree.map(lambda leaf: leaf[0], gradients), after))
+        with jax.sharding.use_abstract_mesh(devices.abstract_mesh):
+            after, (losses, gradients) = jax.jit(steps_of(model))(params, batch)
+    losses, gradients, after = jax.device_get((losses, gradients, after))
+    return losses, jax.tree.map(lambda leaf: leaf[0], gradients), after
 
 
 def steps_of(model: FunctionalModel) -> Callable[[Any, Any], Any]:
@@ -138,17 +158,13 @@ def same_as_on_one_device(mixer: MixerConfig, mesh: Mesh) -> None:
 
 def law_13_members(subject: Subject) -> None:
     """Two members of a population, trained together under vmap, are two runs alone: losses to 1e-5."""
-    model = small_model(subject.config)
-    members = [first_params(model, seed) for seed in (0, 1)]
-    tokens = jax.random.randint(jax.random.key(1), (2, LENGTH + 1), 0, VOCABULARY)
-    batch, run = (tokens[:, :-1], tokens[:, 1:], jnp.asarray(documents(2))), steps_of(model)
-    alone = jax.jit(lambda params: run(params, batch)[1][0])
-    together = jax.jit(jax.vmap(lambda params: run(params, batch)[1][0]))
-    losses = np.asarray(together(jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)))
-    for member, params in enumerate(members):
-        expected = np.asarray(alone(params))
-        if not np.allclose(losses[member], expected, rtol=1e-5, atol=0):
-            raise LawBroken(f"losses of member {member} of two are {losses[member]}; trained alone {expected}")
+    members, batch, steps = first_params(subject.config), packed_batch(), steps_of(small_model(subject.config))
+    together = jax.jit(jax.vmap(lambda params, batch: steps(params, batch)[1][0], in_axes=(0, None)))
+    losses = np.asarray(together(jax.tree.map(lambda *leaves: np.stack(leaves), *members), batch))
+    for number, params in enumerate(members):
+        expected = np.asarray(compiled_steps(subject.config)(params, batch)[1][0])
+        if not np.allclose(losses[number], expected, rtol=1e-5, atol=0):
+            raise LawBroken(f"losses of member {number} of two are {losses[number]}; trained alone {expected}")
 
 
 LAWS: dict[str, Callable[[Subject], None]] = {"law_8_sharded": law_8_sharded, "law_13_members": law_13_members}

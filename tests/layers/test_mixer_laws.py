@@ -146,7 +146,7 @@ def _cases() -> dict[str, MixerConfig]:
 CASES = _cases()
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)
 def subject(case: str) -> Subject:
     return Subject(CASES[case], case)
 

@@ -8,8 +8,8 @@ __getattr__, __all__ = lazy_names(
         "batch": "Batch DataConfig",
         "synthetics": "AskedFirstMQAR BigramBackcopy Brevo BrevoSlice CommonWords CompositionalMQAR ConflictSlice "
         "CopySlice Copying Depo DepoSlice DigitArithmetic DigitSlice ForgettingMQAR FrequentWords "
-        "FuzzyRecall FuzzySlice GCOG GCOGSlice InContextRecall InductionHeads JointRecall JointSlice "
-        "KnowledgeConflict LookupSlice MQAR MQARVariant Majority Mano ManoSlice Memorization "
+        "FuzzyRecall FuzzySlice GCOG GCOGSlice GridQuestions GridSlice InContextRecall InductionHeads JointRecall "
+        "JointSlice KnowledgeConflict LookupSlice MQAR MQARVariant Majority Mano ManoSlice Memorization "
         "NGramLookup Needles NoisyMQAR Phonebook PhonebookSlice RecallSlice RecalledTokens "
         "SelectiveCopySlice SelectiveCopying SetDisjointness SetSlice Slice StackSlice Stacks "
         "StateTracking SyntheticTask TaskContract VariableTracking arrays mad mad_score mad_settings "

@@ -30,6 +30,7 @@ class Batch:
       weights: weight of each target in loss and accuracy; 0 leaves it out.
       segments: document of each token, 0 for padding; None for one document without padding.
       groups: kind of each target, by which a task reports accuracy (`SyntheticTask.breakdown`); None: one kind.
+      token_types, fields, vectors: what else is known of the tokens, as in the model's `Context`; None: plain tokens.
     """
 
     tokens: Int[Array, "b t"]
@@ -38,6 +39,9 @@ class Batch:
     weights: Float[Array, "b p"]
     segments: Int[Array, "b t"] | None = None
     groups: Int[Array, "b p"] | None = None
+    token_types: Int[Array, "b t"] | None = None
+    fields: dict[str, Int[Array, "b t"]] | None = None
+    vectors: Float[Array, "b t e"] | None = None
 
 
 @chz.chz(typecheck=True)

@@ -188,7 +188,7 @@ class LanguageModelModule(nnx.Module):
         """Returns what the stack takes: vectors and context, with landmarks if the model has them, and their layout."""
         check_length(tokens.shape[1], self.config.maximum_length(), "this model's maximum length")
         positions = document_positions(context.segments) if context.segments is not None else context.positions
-        context = dataclasses.replace(context, positions=positions, token_types=None, token_ids=tokens)
+        context = dataclasses.replace(context, positions=positions, token_ids=tokens)
         return self._with_landmarks(self._embed(tokens, context), context, from_start=True)
 
     def leave(self, x: Float[Array, "b longer d"], layout: landmarks.Layout | None) -> Float[Array, "b t d"]:

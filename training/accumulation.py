@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from recollect.data.batch import Batch
-from recollect.layers.mixer import Context
 from recollect.models.functional import FunctionalModel, Params
+from recollect.training.loss import context_of
 
 
 def accumulated(
@@ -37,7 +37,7 @@ def accumulated(
     first = jax.tree.map(lambda leaf: leaf[0], (pieces, keys))
 
     def sums_of(params: Params, piece: Batch, key: jax.Array | None) -> Any:
-        return model.bind(params).hidden(piece.tokens, Context(segments=piece.segments, key=key)).sums
+        return model.bind(params).hidden(piece.tokens, context_of(piece, key)).sums
 
     def added_up(function: Callable[..., Any], shapes: Any) -> Any:
         def body(total: Any, piece: Any) -> tuple[Any, None]:

@@ -40,7 +40,7 @@ def losses(
 ) -> tuple[CrossEntropy, MixerOutput]:
     """Runs the model on a batch; returns the losses and the model's output. Only labelled positions are projected to
     the vocabulary. `weights` (b, p) are the targets'; `key` is for dropout, None in evaluation."""
-    out = module.hidden(batch.tokens, Context(segments=batch.segments, key=key))
+    out = module.hidden(batch.tokens, context_of(batch, key))
     hidden = out.hidden
     if batch.target_positions is not None:
         hidden = jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)
@@ -48,3 +48,9 @@ def losses(
         hidden, module.head_kernel(), batch.targets, weights, z_loss=config.z_loss, chunk=config.chunk
     )
     return entropy, out
+
+
+def context_of(batch: Batch, key: jax.Array | None = None) -> Context:
+    """Returns what a batch states of its tokens; `key` is for dropout."""
+    known = {name: getattr(batch, name) for name in ("segments", "token_types", "fields", "vectors")}
+    return Context(**known, key=key)

@@ -115,13 +115,13 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def batch_shardings(batch: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Returns `batch_sharding` for each array (b, p) of a batch, or of its shapes, without the axes that do not divide
+    """Returns `batch_sharding` for each array (b, p, ...) of a batch, or of its shapes, without axes that do not divide
     it: a recall task's few labelled positions stay whole."""
     axes = batch_sharding(mesh).spec
     parts = (mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["sequence"])
 
     def of(leaf: Any) -> NamedSharding:
-        spec = (axis if size % n == 0 else None for axis, size, n in zip(axes, leaf.shape, parts, strict=True))
+        spec = (axis if size % n == 0 else None for axis, size, n in zip(axes, leaf.shape[:2], parts, strict=True))
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(of, batch)

@@ -15,6 +15,7 @@ from recollect.data.synthetics.depo import Depo, DepoSlice
 from recollect.data.synthetics.digit_arithmetic import DigitArithmetic, DigitSlice
 from recollect.data.synthetics.fuzzy_recall import FuzzyRecall, FuzzySlice
 from recollect.data.synthetics.gcog import GCOG, GCOGSlice
+from recollect.data.synthetics.grid_questions import GridQuestions, GridSlice
 from recollect.data.synthetics.in_context_recall import InContextRecall, RecalledTokens
 from recollect.data.synthetics.induction_heads import InductionHeads
 from recollect.data.synthetics.joint_recall import JointRecall, JointSlice

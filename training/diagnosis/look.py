@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.data.batch import Batch
-from recollect.layers.mixer import Context
 from recollect.models.activations import activations
 from recollect.models.functional import Params, flatten
 from recollect.training.checkpoint.load import open_run
 from recollect.training.checkpoint.saved_data import with_tokenizer_of
 from recollect.training.experiment import Experiment, Mesh
+from recollect.training.loss import context_of
 from recollect.training.step import program_for
 
 ROWS = 64
@@ -152,8 +152,7 @@ def _parts(experiment: Experiment, params: Params, batch: Batch) -> list[Part]:
 
     @jax.jit
     def look(params: Params, batch: Batch) -> Any:
-        context = Context(segments=batch.segments)
-        outputs = activations(program.model.bind(params), batch.tokens, context)
+        outputs = activations(program.model.bind(params), batch.tokens, context_of(batch))
         rms = OrderedDict((name, jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))) for name, x in outputs)
         gradients, _ = program.gradients(params, batch, None)
         squares = [{name: _squares(name, leaf) for name, leaf in flatten(tree).items()} for tree in (params, gradients)]
@@ -201,7 +200,7 @@ def _answers(experiment: Experiment, params: Params, batch: Batch) -> tuple[np.n
     @jax.jit
     def answer(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         module = program.model.bind(params)
-        hidden = module.hidden(batch.tokens, Context(segments=batch.segments)).hidden
+        hidden = module.hidden(batch.tokens, context_of(batch)).hidden
         if batch.target_positions is not None:
             hidden = jnp.take_along_axis(hidden, batch.target_positions[..., None], axis=1)
         log_shares = jax.nn.log_softmax(module.logits(hidden))

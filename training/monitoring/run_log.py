@@ -23,7 +23,6 @@ import numpy as np
 
 from recollect.configuration.console import NOW, doing
 from recollect.data.batch import Batch
-from recollect.layers.mixer import Context
 from recollect.models.functional import FunctionalModel, Params, count
 from recollect.models.language_model import LanguageModel
 from recollect.models.stack import Stage
@@ -31,6 +30,7 @@ from recollect.pallas_kernels import dispatch
 from recollect.training.batches import Call
 from recollect.training.experiment import Experiment
 from recollect.training.hooks import Hook
+from recollect.training.loss import context_of
 from recollect.training.run_state import RunState
 
 
@@ -123,7 +123,7 @@ def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
         model = FunctionalModel(chz.replace(config, stages=(Stage(pattern=(mixer,)),), lora=None), 2)
 
         def run(params: Params, batch: Batch, model: FunctionalModel = model) -> jax.Array:
-            return model.bind(params).hidden(batch.tokens, Context(segments=batch.segments)).hidden
+            return model.bind(params).hidden(batch.tokens, context_of(batch)).hidden
 
         with dispatch.recorded_choices() as choices:
             jax.eval_shape(run, model.abstract_params(), batch)

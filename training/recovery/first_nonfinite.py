@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from recollect.data.batch import Batch
-from recollect.layers.mixer import Context
 from recollect.models.activations import activations
 from recollect.models.functional import Params, flatten
 from recollect.training.experiment import Experiment
+from recollect.training.loss import context_of
 from recollect.training.step import Program, program_for
 
 BLOCK = ("mixer_norm", "mixer", "mlp_norm", "mlp")
@@ -98,7 +98,7 @@ def _look(program: Program, params: Params, batch: Batch, key: jax.Array | None)
 
     def activations_of(piece: Any) -> OrderedDict[str, tuple[jax.Array, jax.Array]]:
         batch, key = piece
-        outputs = activations(program.model.bind(params), batch.tokens, Context(segments=batch.segments, key=key))
+        outputs = activations(program.model.bind(params), batch.tokens, context_of(batch, key))
         return OrderedDict((name, _health(x)) for name, x in outputs)  # jax keeps its order, and sorts a dict
 
     pieces = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)

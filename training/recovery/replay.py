@@ -40,7 +40,7 @@ def save_failure(folder: Path, experiment: Experiment, params: Params, batch: Ba
     diagnosis = diagnose(experiment, params, batch, step)
     arrays = {
         "params": {name: _host(leaf) for name, leaf in flatten(params).items()},
-        "batch": {name: _host(leaf) for name, leaf in vars(batch).items() if leaf is not None},
+        "batch": {name: _host(leaf) for name, leaf in flatten(vars(batch)).items() if leaf is not None},
     }
     if not current_host().is_main:
         return diagnosis
@@ -114,7 +114,8 @@ def load_failure(path: Path) -> tuple[Experiment, Params, Batch, dict[str, Any]]
         if name not in flat or name not in expected or flat[name].shape != expected[name].shape:
             raise UserError(f"{path}/params.npz does not fit its config.json: {name}")
     params = nest({tuple(name.split(".")): flat[name] for name in expected})  # in the model's order
-    batch = Batch(**{field.name: fields.get(field.name) for field in dataclasses.fields(Batch)})  # type: ignore[arg-type]
+    known = nest({tuple(name.split(".")): array for name, array in fields.items()})
+    batch = Batch(**{field.name: known.get(field.name) for field in dataclasses.fields(Batch)})  # type: ignore[arg-type]
     return experiment, params, batch, read_json(path / "failure.json")
 
 

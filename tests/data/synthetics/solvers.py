@@ -171,6 +171,35 @@ def knowledge_conflict(task, tokens, facts):
     return {middle + 1 + place: known[subject] for place, subject in enumerate(tokens[middle + 1 :])}
 
 
+def grid_questions(task, tokens):
+    tokens, side = list(tokens), task.side
+    colour_0 = 4 + task.shapes
+    row_0 = colour_0 + task.colours
+    count_0 = row_0 + 2 * side
+    empty = count_0 + task.shapes + 1 + task.questions + task.words
+    cells = [divmod(token - empty - 1, task.colours) if token > empty else None for token in tokens if token >= empty]
+    objects = [one for one in cells if one]
+    assert len({shape for shape, _ in objects}) == len(objects) == task.grids * task.objects
+    assert all(
+        len(cells[end - side**2 : end]) - cells[end - side**2 : end].count(None) == task.objects
+        for end in range(side**2, len(cells) + 1, side**2)
+    )
+
+    def answer(kind, first, second):
+        if kind == 1:
+            ((colour,),) = [[colour] for shape, colour in objects if shape == first - 4]
+            return colour_0 + colour
+        if kind == 2:
+            return 4 + cells[side * (first - row_0) + second - row_0 - side][0]
+        return count_0 + [colour for _, colour in objects].count(first - colour_0)
+
+    asked = [place for place, token in enumerate(tokens) if 1 <= token <= 3]
+    if task.order == "grids_first":
+        return {place + 2: answer(*tokens[place : place + 3]) for place in asked}
+    replies = {token: place for place, token in enumerate(tokens)}  # the last place of a number, behind the grids
+    return {replies[tokens[place - 1]]: answer(*tokens[place : place + 3]) for place in asked}
+
+
 def gcog(task, tokens):
     tokens, side = list(tokens)[:-1], task.side
     cut = len(tokens) - 2 * side**2 if task.order == "rule_first" else 2 * side**2

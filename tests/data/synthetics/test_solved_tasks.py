@@ -19,6 +19,7 @@ from recollect.data.synthetics import (
     Depo,
     DigitArithmetic,
     FrequentWords,
+    GridQuestions,
     InductionHeads,
     KnowledgeConflict,
     Majority,
@@ -54,6 +55,7 @@ SOLVERS = {
     DigitArithmetic: solvers.digit_arithmetic,
     FrequentWords: solvers.frequent_words,
     GCOG: solvers.gcog,
+    GridQuestions: solvers.grid_questions,
     InductionHeads: solvers.induction_heads,
     KnowledgeConflict: knowledge_conflict,
     Majority: solvers.majority,
@@ -98,6 +100,7 @@ QUICK = {
     "phonebook": Phonebook(entries=5, words=7, digits=4),
     "stacks": Stacks(stacks=3, symbols=9, operations=12),
     "gCOG": GCOG(operators=5, distractors=10, side=8, extrapolation=(2,)),
+    "grid": GridQuestions(side=5, filler=7, extrapolation=(2,)),
 }
 
 MORE = {
@@ -116,6 +119,7 @@ MORE = {
     "one stack": Stacks(stacks=1, operations=2),
     "gCOG, one": GCOG(operators=1, distractors=5, order="grid_first", side=6, extrapolation=(2,)),
     "gCOG, three": GCOG(operators=3, distractors=40, fewest=40, extrapolation=()),
+    "grids": GridQuestions(side=3, grids=4, objects=4, kinds=("colour", "count"), order="questions_first"),
 }
 
 
@@ -225,6 +229,11 @@ def test_answers_are_equally_likely(name):
         (Stacks, {"operations": 1}, "operations=1"),
         (GCOG, {"operators": 2}, "operators=2: must be 1, 3, 5 or 7"),
         (GCOG, {"distractors": 97}, "distractors=97, side=10: at most 96 fit"),
+        (GridQuestions, {"shapes": 27}, "shapes=27: there are 26"),
+        (GridQuestions, {"kinds": ("color",)}, r"kinds=\('color',\): must be some of colour, shape, count"),
+        (GridQuestions, {"grids": 2}, "shape is asked of one grid, not of grids=2"),
+        (GridQuestions, {"side": 2}, "objects=9: a grid of 2 x 2 has 4 cells"),
+        (GridQuestions, {"objects": 17}, "objects=17: no shape appears twice, so shapes=16 allow 16"),
     ],
 )
 def test_impossible_settings_are_refused_with_what_fits(task, fields, message):
@@ -290,6 +299,7 @@ def test_orders_are_equally_likely_with_the_last_behind():
         ("induction", {"*", "14"}),
         ("phonebook", {":", "9", "n6"}),
         ("stacks", {"push", "pop", "#2", "8"}),
+        ("grid", {"COLOUR?", "[a.red]", "[ ]", "p", "blue", "row4", "col4", "0", "w15", "."}),
         ("gCOG", {"IF", "DO", "ASK", "producteven", "go", "z", "cyan", "."}),
     ],
 )

@@ -41,6 +41,13 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"serve needs starlette and uvicorn (pip install starlette uvicorn): {error}") from None
     if not 0 < options.port < 2**16:
         raise UserError(f"--port {options.port}: must be between 1 and 65535")
+    for flag, value, least in (
+        ("rows", options.rows, 1),
+        ("context", options.context, 2),
+        ("waiting", options.waiting, 1),
+    ):
+        if value < least:
+            raise UserError(f"--{flag} {value}: must be at least {least}")
     listener = _listener(options.port)
     load_files(options, options.run)
     model, params, tokenizer = open_text_run(options.run, options.overrides)

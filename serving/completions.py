@@ -143,7 +143,8 @@ class _Fields:
         fits = type(value) is int or (type(value) is float and not whole and math.isfinite(value))
         if not fits or not least <= value <= most:
             kind = "a whole number" if whole else "a number"
-            raise Refused(f"{name}: must be {kind} from {least:g} to {most:g}", name)
+            low, high = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (least, most))
+            raise Refused(f"{name}: must be {kind} from {low} to {high}", name)
         return value
 
     def check_rest(self) -> None:

@@ -128,7 +128,7 @@ def test_too_many_wait(served):
         (b"[" * 100_000, 400, "not JSON"),
         (b" " * (4 * 2**20 + 1), 413, "larger than"),
         ({"prompt": "x" * 90, "max_tokens": 16}, 400, "91 tokens and max_tokens=16 are 107 tokens"),
-        ({"prompt": "x", "max_tokens": 0}, 400, "max_tokens: must be a whole number from 1"),
+        ({"prompt": "x", "max_tokens": 0}, 400, "max_tokens: must be a whole number from 1 to 2,147,483,648"),
         ({"prompt": "x", "max_tokens": 1.5}, 400, "max_tokens"),
         ({"prompt": {"a": 1}}, 400, "prompt: must be str or list"),
         ({"prompt": [[1, 300]]}, 400, "ids must be in [0, 257)"),
@@ -188,4 +188,9 @@ def test_a_port_that_is_taken_is_an_error_before_the_model_is_read():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"--port {port}: Address already in use"):
-            serve.run(argparse.Namespace(port=port, run=Path("nowhere")))
+            serve.run(argparse.Namespace(port=port, run=Path("nowhere"), rows=1, context=2, waiting=1))
+
+
+def test_sizes_too_small_name_their_option():
+    with pytest.raises(UserError, match="--rows 0: must be at least 1"):
+        serve.run(argparse.Namespace(port=8000, run=Path("nowhere"), rows=0, context=2, waiting=1))

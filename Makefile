@@ -25,11 +25,11 @@ test: $(READY)
 # Without a registry that has libtpu, what needs it is skipped, and says so.
 test-more: $(READY)
 	$(BIN)/python -m recollect.pallas_kernels.compilers tpu --optional
-	$(BIN)/python -m pytest -m "more and not slow and not wide and not gpu_interpreter" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "more and not slow and not wide and not gpu_interpreter" -n 2 --dist worksteal --ignore tests/interop
 	XLA_FLAGS= $(BIN)/python -m pytest -m "slow and not wide and not gpu_interpreter" -n 2 --dist worksteal
 
 # Everything: also wide grids, a thousand command lines drawn anew, and every program for every chip.
-test-all: test test-more
+test-all: test test-more test-interop
 	$(BIN)/python -m pytest -m "wide and not gpu_interpreter" -n 2 --dist worksteal
 	FUZZ=1000 $(BIN)/python -m pytest -n 0 tests/test_fuzz.py
 	$(MAKE) test-tpu-compile test-gpu-compile QUICK=
@@ -54,7 +54,7 @@ test-interop: $(READY)
 	test .venv-interop/ready -nt requirements-interop.txt || { $(PYTHON) -m venv .venv-interop && .venv-interop/bin/python -m pip install --quiet \
 		--disable-pip-version-check -r requirements-interop.txt && touch .venv-interop/ready; } \
 		|| { rm -rf .venv-interop; echo "note: tests beside transformers are skipped: it could not be installed"; }
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile tests/interop
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not wide" -n 2 --dist loadfile tests/interop
 
 # What a bare machine with a GPU lacks, to travel with the working tree; then both calls of benchmarks/first_contact, simulated, with faults.
 gpu-wheels: $(READY)

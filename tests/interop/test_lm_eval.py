@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     not PYTHON.exists(), reason="no lm_eval here: `make test-interop` sets it up where it can"
 )
 
-MODEL = MODELS["qwen3_5_text"]
+MODEL = MODELS["llama"]
 QUESTIONS = [("Key a is", [" one", " two", " three"], 1), ("Key bb is", [" x", " yy"], 0), ("", ["ab", "b"], 1)]
 TEXTS = ["A text of some length, naïve and long enough for a window.", "Short."]
 PROMPTS = ["def f(x):", "a", "The key of"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from pathlib import Path
+from typing import Any
 
 import chz
 import numpy as np
@@ -60,11 +61,8 @@ def export_huggingface(
     if model.tied and layout in UNTIED:
         head = {"kernel": np.asarray(params["embedding"]).T}
         params, model = {**params, "head": head}, chz.replace(model, tied=False)
-    fields = layout.config_of(model)
+    fields = code.config_of(model) if as_code else _native_fields(model, layout)
     kind = fields["model_type"]
-    if not as_code:
-        again = HuggingFaceConfig({**fields, "tie_word_embeddings": model.tied}, kind)
-        require_same(model, layout.model_of(again), kind)
     length = model.maximum_length() or maximum_length
     start = None if tokenizer is None else tokenizer.start
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), start)
@@ -83,6 +81,21 @@ def export_huggingface(
         card = model_card(facts, kind, count(params), has_tokenizer=tokenizer is not None)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return [*names, "config.json", "generation_config.json", *files, "README.md"]
+
+
+def _native_fields(model: LanguageModel, layout: Any) -> dict[str, Any]:
+    """Returns the fields of config.json of a layout; an error names `--code` where that can express the model."""
+    try:
+        fields = layout.config_of(model)
+        again = HuggingFaceConfig({**fields, "tie_word_embeddings": model.tied}, fields["model_type"])
+        require_same(model, layout.model_of(again), fields["model_type"])
+        return fields
+    except UserError as error:
+        try:
+            code.config_of(model)
+        except UserError:
+            raise error from None
+        raise UserError(f"{error}; --code (as_code=True) exports it, as PyTorch code") from error
 
 
 def import_huggingface(directory: Path | str) -> tuple[Params, LanguageModel, Tokenizer | None]:

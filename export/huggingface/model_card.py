@@ -6,6 +6,8 @@ import dataclasses
 import json
 from typing import Any
 
+from recollect.export.huggingface.layouts.flash_linear_attention import CLASSES as FLASH_LINEAR_ATTENTION
+
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
@@ -45,6 +47,8 @@ def model_card(facts: Facts, layout: str, parameters: int, *, has_tokenizer: boo
     results = "\n".join(f"| {metric} | {value:.6g} |" for metric, value in sorted(facts.results.items()))
     table = f"| held-out metric | value |\n|---|---|\n{results}" if results else "Not evaluated by the run."
     load = 'AutoModelForCausalLM.from_pretrained("this/folder")'
+    if layout in FLASH_LINEAR_ATTENTION:
+        load = f"import fla  # pip install flash-linear-attention\n    {load}"
     text = 'AutoTokenizer.from_pretrained("this/folder")' if has_tokenizer else "no tokenizer: inputs are token ids"
     return f"""---
 {front}

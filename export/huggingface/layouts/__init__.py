@@ -13,6 +13,7 @@ from typing import Any
 from recollect.export.huggingface.layouts import (
     code,
     diffllama,
+    flash_linear_attention,
     gpt2,
     gpt_oss,
     kimi_linear,
@@ -25,7 +26,10 @@ from recollect.export.huggingface.layouts import (
 )
 from recollect.models import LanguageModel
 
-_HYBRIDS = (mamba, mamba2, qwen3_next, kimi_linear, recurrent_gemma, lfm2, diffllama, gpt_oss)
+_HYBRIDS = (
+    *(mamba, mamba2, qwen3_next, kimi_linear, recurrent_gemma, lfm2, diffllama, gpt_oss),
+    flash_linear_attention,
+)
 
 LAYOUTS: dict[str, Any] = {
     kind: module for module in (rotary_decoders, gpt2, *_HYBRIDS, code) for kind in module.CLASSES

@@ -6,16 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from recollect.configuration import UserError
-from recollect.export.huggingface.layouts.shared import (
-    attention_fields,
-    attention_of,
-    decoder,
-    decoder_fields,
-    decoder_tensors,
-    first,
-    only,
-    stages,
-)
+from recollect.export.huggingface.layouts import shared
 from recollect.export.huggingface.requirements import HuggingFaceConfig
 from recollect.export.huggingface.tensors import Form, Tensor
 from recollect.layers import DifferentialAttention
@@ -28,16 +19,16 @@ HEAD_NORM_EPSILON = 1e-5
 
 def fits(model: LanguageModel) -> bool:
     """Returns whether all mixers are differential attention."""
-    return only(model, DifferentialAttention)
+    return shared.only(model, DifferentialAttention)
 
 
 def config_of(model: LanguageModel) -> dict[str, Any]:
     """Returns the fields of config.json, which count maps: two per head, of half its dimensions."""
-    fields = attention_fields(first(model, DifferentialAttention), model.width)
+    fields = shared.attention_fields(shared.first(model, DifferentialAttention), model.width)
     fields["head_dim"] //= 2
     for name in ("num_attention_heads", "num_key_value_heads"):
         fields[name] *= 2
-    return {**decoder_fields(model, "diffllama", CLASSES["diffllama"]), **fields}
+    return {**shared.decoder_fields(model, "diffllama", CLASSES["diffllama"]), **fields}
 
 
 def model_of(config: HuggingFaceConfig) -> LanguageModel:
@@ -45,20 +36,20 @@ def model_of(config: HuggingFaceConfig) -> LanguageModel:
     epsilon = config.number("rms_norm_eps", 1e-5)
     if epsilon != HEAD_NORM_EPSILON:
         raise UserError(f"{config.where}: rms_norm_eps={epsilon}: the mixers' norm has {HEAD_NORM_EPSILON} here")
-    fields = attention_of(config)
+    fields = shared.attention_of(config)
     for name in ("heads", "key_heads"):
         if fields[name] % 2:
             raise UserError(f"{config.where}: {fields[name]} {name}: differential attention has pairs of maps")
         fields[name] //= 2
     fields["head_dim"] *= 2
     mixer = DifferentialAttention(gain=False, **fields)
-    return decoder(config, stages([mixer] * config.whole("num_hidden_layers", 16)))
+    return shared.decoder(config, shared.stages([mixer] * config.whole("num_hidden_layers", 16)))
 
 
 def tensors_of(model: LanguageModel, kind: str = "diffllama") -> list[Tensor]:
     """Returns the table of tensors."""
-    table = decoder_tensors(model)
-    mixer = first(model, DifferentialAttention)
+    table = shared.decoder_tensors(model)
+    mixer = shared.first(model, DifferentialAttention)
     pairs = mixer.key_heads or mixer.heads
     weight, bias = _maps(pairs, transposed=True), _maps(pairs, transposed=False)
     for part in ("query", "key", "value"):

@@ -12,18 +12,7 @@ from typing import Any
 import numpy as np
 
 from recollect.configuration import UserError
-from recollect.export.huggingface.layouts.shared import (
-    LLAMA_NAMES,
-    attention_fields,
-    attention_of,
-    attention_tensors,
-    decoder,
-    decoder_fields,
-    decoder_tensors,
-    first,
-    only,
-    typed_layers,
-)
+from recollect.export.huggingface.layouts import shared
 from recollect.export.huggingface.requirements import HuggingFaceConfig
 from recollect.export.huggingface.tensors import Form, Tensor
 from recollect.layers import SlidingWindow
@@ -32,20 +21,20 @@ from recollect.models import LanguageModel
 
 CLASSES = {"gpt_oss": "GptOssForCausalLM"}
 NO_LIMIT = 1e30
-NAMES = {name: LLAMA_NAMES[name] for name in ("mixer_norm", "mlp_norm", "final", "embedding")}
+NAMES = {name: shared.LLAMA_NAMES[name] for name in ("mixer_norm", "mlp_norm", "final", "embedding")}
 
 
 def fits(model: LanguageModel) -> bool:
     """Returns whether all mixers are windows with learned sinks."""
-    return only(model, SlidingWindow) and first(model, SlidingWindow).sinks == "learned"
+    return shared.only(model, SlidingWindow) and shared.first(model, SlidingWindow).sinks == "learned"
 
 
 def config_of(model: LanguageModel) -> dict[str, Any]:
     """Returns the fields of config.json."""
-    window = first(model, SlidingWindow)
+    window = shared.first(model, SlidingWindow)
     return {
-        **decoder_fields(model, "gpt_oss", CLASSES["gpt_oss"]),
-        **attention_fields(window, model.width),
+        **shared.decoder_fields(model, "gpt_oss", CLASSES["gpt_oss"]),
+        **shared.attention_fields(window, model.width),
         "sliding_window": window.window,
         "layer_types": ["sliding_attention"] * len(model.mixers),
         "num_local_experts": 1,
@@ -61,22 +50,22 @@ def model_of(config: HuggingFaceConfig) -> LanguageModel:
     config.one_of("swiglu_alpha", 1.702, 1.0, 1)
     if config.number("swiglu_limit", 7.0) < 1e6:
         raise UserError(f"{config.where}: swiglu_limit: SwiGLU has no limit here; {NO_LIMIT} is none")
-    fields = {**attention_of(config, base=150_000.0, head_dim=64), "bias": config.flag("attention_bias", True)}
+    fields = {**shared.attention_of(config, base=150_000.0, head_dim=64), "bias": config.flag("attention_bias", True)}
     window = SlidingWindow(window=config.whole("sliding_window", 128), sinks="learned", **fields)
 
     def default(layers: int) -> list[str]:
         return ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
 
-    layers = typed_layers(config, "layer_types", {"sliding_attention": window}, default)
-    return decoder(config, layers, mlp=SwiGLU(hidden=config.whole("intermediate_size"), bias=True))
+    layers = shared.typed_layers(config, "layer_types", {"sliding_attention": window}, default)
+    return shared.decoder(config, layers, mlp=SwiGLU(hidden=config.whole("intermediate_size"), bias=True))
 
 
 def tensors_of(model: LanguageModel, kind: str = "gpt_oss") -> list[Tensor]:
     """Returns the table of tensors."""
-    table = decoder_tensors(model, NAMES)
+    table = shared.decoder_tensors(model, NAMES)
     assert model.mlp is not None
     width, inner = model.width, model.mlp.inner(model.width)
-    attention_tensors(table, SlidingWindow)
+    shared.attention_tensors(table, SlidingWindow)
     table.add_layers("self_attn.sinks", "mixer.sinks")
     table.add_constant("mlp.router.weight", (1, width))
     table.add_constant("mlp.router.bias", (1,))

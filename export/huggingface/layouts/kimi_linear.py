@@ -6,15 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from recollect.configuration import UserError
-from recollect.export.huggingface.layouts.shared import (
-    decoder,
-    decoder_fields,
-    decoder_tensors,
-    first,
-    layer_types,
-    only,
-    typed_layers,
-)
+from recollect.export.huggingface.layouts import shared
 from recollect.export.huggingface.requirements import HuggingFaceConfig, require
 from recollect.export.huggingface.tensors import TAPS, Tensor, shaped
 from recollect.layers import KimiDeltaAttention, LatentAttention
@@ -30,17 +22,19 @@ TYPES = {KimiDeltaAttention: "linear_attention", LatentAttention: "full_attentio
 
 def fits(model: LanguageModel) -> bool:
     """Returns whether the mixers are Kimi Delta Attention's and latent attention's."""
-    return only(model, KimiDeltaAttention, LatentAttention)
+    linear = shared.only(model, KimiDeltaAttention, LatentAttention)
+    # Alone and with biases of gates it is flash-linear-attention's.
+    return linear and not (shared.only(model, KimiDeltaAttention) and shared.first(model, KimiDeltaAttention).gate_bias)
 
 
 def config_of(model: LanguageModel) -> dict[str, Any]:
     """Returns the fields of config.json."""
-    linear, latent = first(model, KimiDeltaAttention), first(model, LatentAttention)
+    linear, latent = shared.first(model, KimiDeltaAttention), shared.first(model, LatentAttention)
     _, heads, key_dim, value_dim = linear.sizes(model.width)
     same = key_dim == value_dim
     require(same, "value_dim", value_dim, f"Kimi Linear has as many dimensions as keys, {key_dim}")
     return {
-        **decoder_fields(model, "kimi_linear", CLASSES["kimi_linear"]),
+        **shared.decoder_fields(model, "kimi_linear", CLASSES["kimi_linear"]),
         "num_attention_heads": latent.heads,
         "num_key_value_heads": latent.heads,
         "kv_lora_rank": latent.rank,
@@ -51,7 +45,7 @@ def config_of(model: LanguageModel) -> dict[str, Any]:
         "linear_num_heads": heads,
         "linear_head_dim": key_dim,
         "linear_conv_kernel_dim": linear.kernel,
-        "layer_types": layer_types(model, TYPES),
+        "layer_types": shared.layer_types(model, TYPES),
         "mlp_layer_types": ["dense"] * len(model.mixers),
     }
 
@@ -94,7 +88,7 @@ def model_of(config: HuggingFaceConfig) -> LanguageModel:
     def default(layers: int) -> list[str]:
         return ["full_attention" if layer and layer % 4 == 0 else "linear_attention" for layer in range(layers)]
 
-    return decoder(config, typed_layers(config, "layer_types", mixers, default))
+    return shared.decoder(config, shared.typed_layers(config, "layer_types", mixers, default))
 
 
 _NESTED = {"head_dim": "linear_head_dim", "num_heads": "linear_num_heads"}
@@ -103,8 +97,8 @@ _NESTED |= {"short_conv_kernel_size": "linear_conv_kernel_dim"}
 
 def tensors_of(model: LanguageModel, kind: str = "kimi_linear") -> list[Tensor]:
     """Returns the table of tensors."""
-    table = decoder_tensors(model)
-    linear, latent = first(model, KimiDeltaAttention), first(model, LatentAttention)
+    table = shared.decoder_tensors(model)
+    linear, latent = shared.first(model, KimiDeltaAttention), shared.first(model, LatentAttention)
     _, heads, dim, _ = linear.sizes(model.width)
     of: Any = KimiDeltaAttention
     parts = ("query", "key", "value")

@@ -5,18 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from recollect.configuration import UserError
-from recollect.export.huggingface.layouts.shared import (
-    attention_fields,
-    attention_of,
-    attention_tensors,
-    decoder,
-    decoder_fields,
-    decoder_tensors,
-    first,
-    layer_types,
-    only,
-    typed_layers,
-)
+from recollect.export.huggingface.layouts import shared
 from recollect.export.huggingface.requirements import HuggingFaceConfig
 from recollect.export.huggingface.tensors import TAPS, Form, Tensor
 from recollect.layers import Attention, GatedConvolution
@@ -33,19 +22,19 @@ NAMES |= {"down": "feed_forward.w2", "final": "model.embedding_norm", "embedding
 
 def fits(model: LanguageModel) -> bool:
     """Returns whether the mixers are gated short convolutions and attention."""
-    return only(model, GatedConvolution, Attention)
+    return shared.only(model, GatedConvolution, Attention)
 
 
 def config_of(model: LanguageModel) -> dict[str, Any]:
     """Returns the fields of config.json."""
-    fields = decoder_fields(model, "lfm2", CLASSES["lfm2"])
+    fields = shared.decoder_fields(model, "lfm2", CLASSES["lfm2"])
     return {
         **fields,
-        **attention_fields(first(model, Attention), model.width),
+        **shared.attention_fields(shared.first(model, Attention), model.width),
         "norm_eps": fields.pop("rms_norm_eps"),
         "block_auto_adjust_ff_dim": False,
-        "conv_L_cache": first(model, GatedConvolution).kernel,
-        "layer_types": layer_types(model, TYPES),
+        "conv_L_cache": shared.first(model, GatedConvolution).kernel,
+        "layer_types": shared.layer_types(model, TYPES),
     }
 
 
@@ -58,7 +47,7 @@ def model_of(config: HuggingFaceConfig) -> LanguageModel:
     convolution = GatedConvolution(
         kernel=config.whole("conv_L_cache", 3), expansion=2, bias=False, activation="none", input_gate=True
     )
-    attention = Attention(query_key_norm=True, **{**attention_of(config, base=1e6), "bias": False})
+    attention = Attention(query_key_norm=True, **{**shared.attention_of(config, base=1e6), "bias": False})
     mixers = {"conv": convolution, "full_attention": attention}
     full = config.fields.get("full_attn_idxs")
 
@@ -66,8 +55,8 @@ def model_of(config: HuggingFaceConfig) -> LanguageModel:
         listed = full if isinstance(full, list) else range(layers)
         return ["full_attention" if layer in listed else "conv" for layer in range(layers)]
 
-    layers = typed_layers(config, "layer_types", mixers, default)
-    return decoder(config, layers, epsilon="norm_eps", mlp=SwiGLU(hidden=_inner(config)), tied=_tied(config))
+    layers = shared.typed_layers(config, "layer_types", mixers, default)
+    return shared.decoder(config, layers, epsilon="norm_eps", mlp=SwiGLU(hidden=_inner(config)), tied=_tied(config))
 
 
 def _inner(config: HuggingFaceConfig) -> int:
@@ -86,7 +75,7 @@ def _tied(config: HuggingFaceConfig) -> bool:
 
 def tensors_of(model: LanguageModel, kind: str = "lfm2") -> list[Tensor]:
     """Returns the table of tensors."""
-    table = decoder_tensors(model, NAMES)
+    table = shared.decoder_tensors(model, NAMES)
     of, width = GatedConvolution, model.width
     # Theirs: what gates the input, what gates the output, the input. Ours: the reverse.
     thirds = Form(
@@ -96,5 +85,5 @@ def tensors_of(model: LanguageModel, kind: str = "lfm2") -> list[Tensor]:
     table.add_linear("conv.in_proj", "mixer.input", of=of, form=thirds)
     table.add_layers("conv.conv.weight", "mixer.convolution.taps", of=of, form=TAPS)
     table.add_linear("conv.out_proj", "mixer.output", of=of)
-    attention_tensors(table, Attention, output="out_proj", norms=("q_layernorm", "k_layernorm"))
+    shared.attention_tensors(table, Attention, output="out_proj", norms=("q_layernorm", "k_layernorm"))
     return table.tensors

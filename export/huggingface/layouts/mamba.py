@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from recollect.export.huggingface.layouts import shared
 from recollect.export.huggingface.layouts.mamba2 import NAMES
-from recollect.export.huggingface.layouts.shared import decoder, decoder_tensors, first, only, stages
 from recollect.export.huggingface.requirements import HuggingFaceConfig, require
 from recollect.export.huggingface.tensors import TAPS, Tensor
 from recollect.layers import Mamba
@@ -17,12 +17,12 @@ CLASSES = {"mamba": "MambaForCausalLM"}
 
 def fits(model: LanguageModel) -> bool:
     """Returns whether all mixers are Mamba's."""
-    return only(model, Mamba)
+    return shared.only(model, Mamba)
 
 
 def config_of(model: LanguageModel) -> dict[str, Any]:
     """Returns the fields of config.json."""
-    mixer = first(model, Mamba)
+    mixer = shared.first(model, Mamba)
     require(type(model.norm) is RMSNorm, "model.norm", model.norm, "Mamba has RMSNorm")
     return {
         "architectures": ["MambaForCausalLM"],
@@ -50,14 +50,14 @@ def model_of(config: HuggingFaceConfig) -> LanguageModel:
         rank=None if auto else config.whole("time_step_rank"),
         kernel=config.whole("conv_kernel", 4),
     )
-    layers = stages([mixer] * config.whole("num_hidden_layers", 32))
+    layers = shared.stages([mixer] * config.whole("num_hidden_layers", 32))
     norm = RMSNorm(epsilon=config.number("layer_norm_epsilon", 1e-5))
-    return decoder(config, layers, mlp=None, norm=norm, tied=config.flag("tie_word_embeddings", True))
+    return shared.decoder(config, layers, mlp=None, norm=norm, tied=config.flag("tie_word_embeddings", True))
 
 
 def tensors_of(model: LanguageModel, kind: str = "mamba") -> list[Tensor]:
     """Returns the table of tensors."""
-    table = decoder_tensors(model, NAMES, layer="backbone.layers.{}.")
+    table = shared.decoder_tensors(model, NAMES, layer="backbone.layers.{}.")
     table.add_linear("mixer.in_proj", "mixer.input", "mixer.gate")
     table.add_layers("mixer.conv1d.weight", "mixer.convolution.taps", form=TAPS)
     table.add_layers("mixer.conv1d.bias", "mixer.convolution.bias")

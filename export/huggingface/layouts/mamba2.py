@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from recollect.configuration import UserError
-from recollect.export.huggingface.layouts.shared import decoder, decoder_tensors, first, only, stages
+from recollect.export.huggingface.layouts import shared
 from recollect.export.huggingface.requirements import HuggingFaceConfig, require
 from recollect.export.huggingface.tensors import TAPS, TRANSPOSED, Tensor, shaped
 from recollect.layers import Mamba2
@@ -22,12 +22,12 @@ NAMES = {"mixer_norm": "norm", "final": "backbone.norm_f", "embedding": "backbon
 
 def fits(model: LanguageModel) -> bool:
     """Returns whether all mixers are Mamba-2's."""
-    return only(model, Mamba2)
+    return shared.only(model, Mamba2)
 
 
 def config_of(model: LanguageModel) -> dict[str, Any]:
     """Returns the fields of config.json."""
-    mixer = first(model, Mamba2)
+    mixer = shared.first(model, Mamba2)
     _, heads, state, dim = mixer.sizes(model.width)
     require(type(model.norm) is RMSNorm, "model.norm", model.norm, "Mamba-2 has RMSNorm")
     whole = heads * dim % model.width == 0
@@ -67,14 +67,14 @@ def model_of(config: HuggingFaceConfig) -> LanguageModel:
         value_dim=config.whole("head_dim", 64),
         kernel=config.whole("conv_kernel", 4),
     )
-    layers = stages([mixer] * config.whole("num_hidden_layers", 64))
-    return decoder(config, layers, mlp=None, norm=RMSNorm(epsilon=epsilon))
+    layers = shared.stages([mixer] * config.whole("num_hidden_layers", 64))
+    return shared.decoder(config, layers, mlp=None, norm=RMSNorm(epsilon=epsilon))
 
 
 def tensors_of(model: LanguageModel, kind: str = "mamba2") -> list[Tensor]:
     """Returns the table of tensors."""
-    table = decoder_tensors(model, NAMES, layer="backbone.layers.{}.")
-    _, heads, _, dim = first(model, Mamba2).sizes(model.width)
+    table = shared.decoder_tensors(model, NAMES, layer="backbone.layers.{}.")
+    _, heads, _, dim = shared.first(model, Mamba2).sizes(model.width)
     parts = ("value", "key", "query")
     inputs = ("mixer.gate.projection", *(f"mixer.{part}" for part in parts), "mixer.decay.projection")
     table.add_linear("mixer.in_proj", *inputs, form=TRANSPOSED)

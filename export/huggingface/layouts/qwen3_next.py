@@ -9,18 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from recollect.configuration import UserError
-from recollect.export.huggingface.layouts.shared import (
-    attention_fields,
-    attention_of,
-    attention_tensors,
-    decoder,
-    decoder_fields,
-    decoder_tensors,
-    first,
-    layer_types,
-    only,
-    typed_layers,
-)
+from recollect.export.huggingface.layouts import shared
 from recollect.export.huggingface.requirements import HuggingFaceConfig
 from recollect.export.huggingface.tensors import CENTRED, TAPS, Tensor
 from recollect.layers import GatedAttention, GatedDeltaNet
@@ -34,22 +23,22 @@ TYPES = {GatedDeltaNet: "linear_attention", GatedAttention: "full_attention"}
 
 def fits(model: LanguageModel) -> bool:
     """Returns whether the mixers are Gated DeltaNet's and gated attention's."""
-    return only(model, GatedDeltaNet, GatedAttention) or only(model, GatedAttention)
+    return shared.only(model, GatedDeltaNet, GatedAttention) or shared.only(model, GatedAttention)
 
 
 def config_of(model: LanguageModel) -> dict[str, Any]:
     """Returns the fields of config.json."""
-    linear = first(model, GatedDeltaNet)
+    linear = shared.first(model, GatedDeltaNet)
     key_heads, heads, key_dim, value_dim = linear.sizes(model.width)
     return {
-        **decoder_fields(model, "qwen3_5_text", CLASSES["qwen3_5_text"]),
-        **attention_fields(first(model, GatedAttention), model.width),
+        **shared.decoder_fields(model, "qwen3_5_text", CLASSES["qwen3_5_text"]),
+        **shared.attention_fields(shared.first(model, GatedAttention), model.width),
         "linear_num_key_heads": key_heads,
         "linear_num_value_heads": heads,
         "linear_key_head_dim": key_dim,
         "linear_value_head_dim": value_dim,
         "linear_conv_kernel_dim": linear.kernel,
-        "layer_types": layer_types(model, TYPES),
+        "layer_types": shared.layer_types(model, TYPES),
     }
 
 
@@ -68,20 +57,20 @@ def model_of(config: HuggingFaceConfig) -> LanguageModel:
         kernel=config.whole("linear_conv_kernel_dim", 4),
         norm_epsilon=epsilon,
     )
-    attention = GatedAttention(query_key_norm=True, **attention_of(config, fraction=0.25, head_dim=256))
+    attention = GatedAttention(query_key_norm=True, **shared.attention_of(config, fraction=0.25, head_dim=256))
     mixers = {TYPES[type(mixer)]: mixer for mixer in (linear, attention)}
     every = config.whole("full_attention_interval", 4)
 
     def default(layers: int) -> list[str]:
         return ["full_attention" if (layer + 1) % every == 0 else "linear_attention" for layer in range(layers)]
 
-    return decoder(config, typed_layers(config, "layer_types", mixers, default))
+    return shared.decoder(config, shared.typed_layers(config, "layer_types", mixers, default))
 
 
 def tensors_of(model: LanguageModel, kind: str) -> list[Tensor]:
     """Returns the table of tensors of `model` in the layout `kind`."""
-    table = decoder_tensors(model, gain=CENTRED)
-    linear, attention = first(model, GatedDeltaNet), first(model, GatedAttention)
+    table = shared.decoder_tensors(model, gain=CENTRED)
+    linear, attention = shared.first(model, GatedDeltaNet), shared.first(model, GatedAttention)
     of: Any = GatedDeltaNet
     parts = ("query", "key", "value")
     inputs = [f"mixer.{part}" for part in parts]
@@ -100,7 +89,7 @@ def tensors_of(model: LanguageModel, kind: str) -> list[Tensor]:
     table.add_layers("linear_attn.A_log", "mixer.decay.log_rate", of=of)
     table.add_layers("linear_attn.norm.weight", "mixer.gate.norm.gain", of=of)
     table.add_linear("linear_attn.out_proj", "mixer.output", of=of)
-    attention_tensors(table, GatedAttention, gain=CENTRED)
+    shared.attention_tensors(table, GatedAttention, gain=CENTRED)
     # The gate is projected with the queries, beside them in each head.
     table.tensors = [tensor for tensor in table.tensors if not tensor.name.endswith("self_attn.q_proj.weight")]
     table.add_linear("self_attn.q_proj", "mixer.query", gate, of=GatedAttention, groups=attention.heads)

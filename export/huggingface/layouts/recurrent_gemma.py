@@ -11,17 +11,7 @@ from typing import Any
 import ml_dtypes
 
 from recollect.configuration import UserError
-from recollect.export.huggingface.layouts.shared import (
-    attention_fields,
-    attention_of,
-    attention_tensors,
-    decoder,
-    decoder_fields,
-    decoder_tensors,
-    first,
-    only,
-    typed_layers,
-)
+from recollect.export.huggingface.layouts import shared
 from recollect.export.huggingface.requirements import HuggingFaceConfig, require
 from recollect.export.huggingface.tensors import CENTRED, TAPS, Form, Tensor, shaped
 from recollect.layers import RGLRU, SlidingWindow
@@ -38,16 +28,16 @@ NAMES |= {"final": "model.final_norm", "embedding": "model.embed_tokens"}
 
 def fits(model: LanguageModel) -> bool:
     """Returns whether the mixers are RG-LRU's and windows."""
-    return only(model, RGLRU, SlidingWindow)
+    return shared.only(model, RGLRU, SlidingWindow)
 
 
 def config_of(model: LanguageModel) -> dict[str, Any]:
     """Returns the fields of config.json."""
-    linear, window = first(model, RGLRU), first(model, SlidingWindow)
-    fields = decoder_fields(model, "recurrent_gemma", CLASSES["recurrent_gemma"])
+    linear, window = shared.first(model, RGLRU), shared.first(model, SlidingWindow)
+    fields = shared.decoder_fields(model, "recurrent_gemma", CLASSES["recurrent_gemma"])
     del fields["hidden_act"]
     if SlidingWindow in map(type, model.mixers):
-        fields |= attention_fields(window, model.width)
+        fields |= shared.attention_fields(window, model.width)
         whole = fields["head_dim"] * window.heads == model.width
         require(whole, "head_dim", window.head_dim, "RecurrentGemma has width / heads")
     return {
@@ -78,7 +68,7 @@ def model_of(config: HuggingFaceConfig) -> LanguageModel:
     )
     window = SlidingWindow(
         window=config.whole("attention_window_size", 2048),
-        **attention_of(config, fraction=0.5),
+        **shared.attention_of(config, fraction=0.5),
     )
     mixers = {"recurrent": linear, "attention": window}
     types = config.fields.get("block_types") or ["recurrent", "recurrent", "attention"]
@@ -88,15 +78,15 @@ def model_of(config: HuggingFaceConfig) -> LanguageModel:
     if isinstance(types, list) and len(types) < layers:
         config = HuggingFaceConfig({**config.fields, "block_types": (types * layers)[:layers]}, config.where)
     mlp = GeGLU(hidden=max(inner // 2, 1), bias=True)
-    return decoder(config, typed_layers(config, "block_types", mixers, None), mlp=mlp)
+    return shared.decoder(config, shared.typed_layers(config, "block_types", mixers, None), mlp=mlp)
 
 
 def tensors_of(model: LanguageModel, kind: str = "recurrent_gemma") -> list[Tensor]:
     """Returns the table of tensors."""
     scale = float(ml_dtypes.bfloat16(model.width**0.5))
     embedding = Form(lambda table: table / scale, lambda table: table * scale)
-    table = decoder_tensors(model, NAMES, gain=CENTRED, embedding=embedding)
-    linear = first(model, RGLRU)
+    table = shared.decoder_tensors(model, NAMES, gain=CENTRED, embedding=embedding)
+    linear = shared.first(model, RGLRU)
     channels, of = linear.channels or model.width, RGLRU
     for theirs, ours in (("x", "input"), ("y", "gate"), ("out", "output")):
         table.add_linear(f"temporal_block.linear_{theirs}", f"mixer.{ours}", of=of, bias=True)
@@ -107,5 +97,5 @@ def tensors_of(model: LanguageModel, kind: str = "recurrent_gemma") -> list[Tens
     for theirs, ours in (("input", "input"), ("recurrent", "recurrence")):
         table.add_layers(f"temporal_block.rg_lru.{theirs}_gate_weight", f"mixer.gates.{ours}.kernel", of=of)
         table.add_layers(f"temporal_block.rg_lru.{theirs}_gate_bias", f"mixer.gates.{ours}.bias", of=of, form=bias)
-    attention_tensors(table, SlidingWindow, module="temporal_block")
+    shared.attention_tensors(table, SlidingWindow, module="temporal_block")
     return table.tensors

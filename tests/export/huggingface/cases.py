@@ -6,6 +6,7 @@ import numpy as np
 
 from recollect.export.huggingface.tensors import fixed_values
 from recollect.layers import (
+    HGRN2,
     RGLRU,
     Attention,
     BaseConvolution,
@@ -133,6 +134,21 @@ MODELS = {
 }
 
 """Models as classes of transformers."""
+
+EXACT = {"norm": RMSNorm(epsilon=1e-5)}
+FLASH = {
+    "gla": _rotary(GatedLinearAttention(heads=2, kernel=3), **EXACT),
+    "retnet": _rotary(Retention(heads=2), tied=False, **EXACT),
+    "delta_net": _rotary(DeltaNet(gate=True), Attention(heads=4, key_heads=2, positions=Rotary()), **EXACT),
+    "gated_deltanet": _rotary(
+        GatedDeltaNet(heads=4, key_heads=2, key_dim=6, value_dim=9, norm_epsilon=1e-4, negative_eigenvalues=True),
+        SlidingWindow(window=4, heads=4, positions=Rotary(base=500.0)),
+        norm=RMSNorm(epsilon=1e-4),
+    ),
+    "kda": _rotary(KimiDeltaAttention(key_dim=6, value_dim=8, bound=5.0), **EXACT),
+    "hgrn2": _rotary(HGRN2(lower_bounds=False), **EXACT),
+}
+"""Models of flash-linear-attention."""
 
 CODE = {
     "code, based": _rotary(

@@ -19,14 +19,15 @@ from recollect.export.huggingface import Facts, export_huggingface, import_huggi
 from recollect.layers import Attention, KimiDeltaAttention, Landmark, LinearAttention, SlidingWindow
 from recollect.layers.modules import GELU, LayerNorm, LearnedPositions, Rotary, SwiGLU
 from recollect.models import FunctionalModel, LanguageModel, repeat
-from tests.export.huggingface.cases import CODE, MODELS, NORMED, parameters
+from tests.export.huggingface.cases import CODE, FLASH, MODELS, NORMED, parameters
 
 FACTS = Facts("toy", step=7, batch_tokens=64, source="texts", digest="ab" * 32, results={"bits_per_byte": 2.5})
 
 
 def export(name, folder, **settings):
     settings = {"facts": FACTS, "tokenizer": ByteTokenizer()} | settings
-    return export_huggingface(parameters(MODELS[name]), MODELS[name], folder, **settings)
+    config = (MODELS | FLASH)[name]
+    return export_huggingface(parameters(config), config, folder, **settings)
 
 
 def test_names_and_shapes_are_llamas(tmp_path):
@@ -64,7 +65,7 @@ def test_fused_tensors_of_phi3_and_gpt2(tmp_path):
     assert gpt2["transformer.wpe.weight"].shape == (64, 32) and "lm_head.weight" not in gpt2
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *FLASH])
 def test_back_again(name, tmp_path):
     export(name, tmp_path / "out")
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
@@ -168,8 +169,9 @@ ROTARY = {"heads": 4, "positions": Rotary()}
 )
 def test_what_no_layout_expresses_is_refused_by_its_field(config, reason, tmp_path):
     params = {"embedding": np.zeros((257, 32), np.float32)}
-    with pytest.raises(UserError, match=f"^{reason}.* ?stands in the way of a Hugging Face export"):
+    with pytest.raises(UserError, match=f"^{reason}.* ?stands in the way of a Hugging Face export") as refused:
         export_huggingface(params, config, tmp_path / "out", facts=FACTS)
+    assert str(refused.value).endswith("; --code (as_code=True) exports it, as PyTorch code")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,177 @@
+"""Layouts of flash-linear-attention beside its definitions, in NumPy: what its classes compute from config.json and the
+tensors of an export, token by token (fla/layers and the naive functions of fla/ops there; equations: the mixers' files
+here)."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from recollect.configuration import UserError
+from recollect.export.huggingface import Facts, export_huggingface, import_huggingface
+from recollect.models import FunctionalModel
+from tests.export.huggingface.cases import FLASH, parameters
+
+TOKENS = np.random.default_rng(3).integers(0, 257, 9)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+    return x * sigmoid(x)
+
+
+def rms(x, gain, epsilon):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * gain
+
+
+def unit(x):
+    return x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+
+
+def rotated(x, base):
+    """Pairs of the halves' dimensions, turned; x (t, h, k)."""
+    half = x.shape[-1] // 2
+    angles = np.arange(len(x))[:, None, None] * base ** (-np.arange(half) / half)
+    a, b = x[..., :half], x[..., half:]
+    return np.concatenate([a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], -1)
+
+
+def recurrent(q, k, v, log_decay=0.0, beta=None):
+    """S_t = exp(g) S + k (x) u, u = v or beta (v - S k), o = S q / sqrt(k); arguments (t, h, ...)."""
+    q, k = (y.repeat(v.shape[1] // y.shape[1], 1) for y in (q, k))
+    decay = np.broadcast_to(np.exp(log_decay), k.shape)
+    state, outputs = np.zeros((*k.shape[1:], v.shape[2])), []
+    for t in range(len(v)):
+        state = state * decay[t][..., None]
+        update = v[t]
+        if beta is not None:
+            update = beta[t][:, None] * (v[t] - np.einsum("hk,hkv->hv", k[t], state))
+        state = state + k[t][..., None] * update[:, None]
+        outputs.append(np.einsum("hk,hkv->hv", q[t], state) / np.sqrt(k.shape[2]))
+    return np.stack(outputs)
+
+
+class Layer:
+    """One layer's `attn`."""
+
+    def __init__(self, config, weights, number):
+        self.config, self.epsilon, self.kind = config, config["norm_eps"], config["model_type"]
+        self.weights, self.place = weights, f"model.layers.{number}.attn."
+
+    def get(self, name):
+        return self.weights[self.place + name]
+
+    def linear(self, name, x):
+        y = x @ self.get(f"{name}.weight").T
+        bias = self.weights.get(f"{self.place}{name}.bias")
+        return y if bias is None else y + bias
+
+    def projected(self, letter, x, activates=False):
+        y = self.linear(f"{letter}_proj", x)
+        if self.config["use_short_conv"]:
+            taps = self.get(f"{letter}_conv1d.weight")[:, 0].T  # the current token's last
+            padded = np.concatenate([np.zeros((len(taps) - 1, y.shape[1])), y])
+            y = sum(taps[j] * padded[j : j + len(y)] for j in range(len(taps)))
+        return silu(y) if activates or self.config["use_short_conv"] else y
+
+    def low_rank(self, name, x):
+        return self.linear(f"{name}.1", self.linear(f"{name}.0", x))
+
+    def softmax(self, x, spec):
+        heads, t = spec["num_heads"], len(x)
+        q = rotated(self.linear("q_proj", x).reshape(t, heads, -1), spec["rope_theta"])
+        k = rotated(self.linear("k_proj", x).reshape(t, spec["num_kv_heads"], -1), spec["rope_theta"])
+        v = self.linear("v_proj", x).reshape(t, spec["num_kv_heads"], -1)
+        k, v = (y.repeat(heads // spec["num_kv_heads"], 1) for y in (k, v))
+        scores = np.einsum("thk,shk->hts", q, k) / np.sqrt(q.shape[-1])
+        back = np.arange(t)[:, None] - np.arange(t)
+        seen = (back >= 0) & (back < (spec["window_size"] or t))
+        weights = np.where(seen, np.exp(scores), 0)
+        o = np.einsum("hts,shv->thv", weights / weights.sum(-1, keepdims=True), v)
+        return self.linear("o_proj", o.reshape(t, -1))
+
+    def __call__(self, x):
+        t, config, heads = len(x), self.config, self.config["num_heads"]
+        delta = self.kind in ("delta_net", "gated_deltanet", "kda")
+        if self.kind == "hgrn2":
+            forget = self.linear("f_proj", x)
+            g, k = -np.log1p(np.exp(-forget)), 1 - sigmoid(forget)
+            parts = (y.reshape(t, heads, -1) for y in (silu(self.linear("q_proj", x)), k, self.linear("i_proj", x)))
+            o = recurrent(*parts, g.reshape(t, heads, -1))
+            return self.linear("o_proj", rms(o.reshape(t, -1), self.get("g_norm.weight"), self.epsilon))
+        q, k = (self.projected(letter, x, delta).reshape(t, heads, -1) for letter in "qk")
+        heads = config.get("num_v_heads", heads)
+        v = self.projected("v", x, delta).reshape(t, heads, -1)
+        decay, beta = 0.0, None
+        if delta:
+            q, k = unit(q), unit(k)
+            beta = sigmoid(self.linear("b_proj", x)) * (2 if config["allow_neg_eigval"] else 1)
+        if self.kind == "gla":
+            decay = -np.log1p(np.exp(-self.low_rank("gk_proj", x))).reshape(t, heads, -1) / 16
+        elif self.kind == "retnet":
+            q, k = rotated(q, 1e4), rotated(k, 1e4)
+            decay = np.log(1 - 2.0 ** (-5 - np.arange(heads)))[:, None]
+        elif self.kind == "gated_deltanet":
+            step = np.log1p(np.exp(self.linear("a_proj", x) + self.get("dt_bias")))
+            decay = (-np.exp(self.get("A_log")) * step)[..., None]
+        elif self.kind == "kda":
+            logits = (self.low_rank("f_proj", x) + self.get("dt_bias")).reshape(t, heads, -1)
+            decay = config["lower_bound"] * sigmoid(np.exp(self.get("A_log"))[:, None] * logits)
+        o = recurrent(q, k, v, decay, beta)
+        gate = self.low_rank("g_proj", x) if self.kind == "kda" else self.linear("g_proj", x)
+        norm = "o_norm.weight" if delta else "g_norm_swish_gate.weight"
+        gate = (sigmoid if self.kind == "kda" else silu)(gate).reshape(o.shape)
+        return self.linear("o_proj", (rms(o, self.get(norm), self.epsilon) * gate).reshape(t, -1))
+
+
+def logits_of(folder):
+    """Logits of TOKENS as the library defines them."""
+    config = json.loads((folder / "config.json").read_text())
+    weights = {name: array.astype(np.float64) for name, array in load_file(folder / "model.safetensors").items()}
+    x, epsilon = weights["model.embeddings.weight"][TOKENS], config["norm_eps"]
+    spec = config.get("attn") or {"layers": []}
+    for number in range(config["num_hidden_layers"]):
+        place = f"model.layers.{number}."
+        layer, y = Layer(config, weights, number), rms(x, weights[place + "attn_norm.weight"], epsilon)
+        x = x + (layer.softmax(y, spec) if number in spec["layers"] else layer(y))
+        y = rms(x, weights[place + "mlp_norm.weight"], epsilon)
+        gate, up = (y @ weights[f"{place}mlp.{part}_proj.weight"].T for part in ("gate", "up"))
+        x = x + (silu(gate) * up) @ weights[place + "mlp.down_proj.weight"].T
+    x = rms(x, weights["model.norm.weight"], epsilon)
+    return x @ weights["model.embeddings.weight" if config["tie_word_embeddings"] else "lm_head.weight"].T
+
+
+@pytest.mark.parametrize("name", FLASH)
+def test_the_library_would_compute_the_same(name, tmp_path):
+    params = parameters(FLASH[name])
+    export_huggingface(params, FLASH[name], tmp_path / "out", facts=Facts("toy"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_type"] == name and "import fla" in (tmp_path / "out" / "README.md").read_text()
+    model = FunctionalModel(FLASH[name], 257)
+    here = jax.jit(lambda params, tokens: model.bind(params)(tokens))(params, jnp.asarray(TOKENS, jnp.int32)[None])
+    np.testing.assert_allclose(here[0], logits_of(tmp_path / "out"), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "reason"),
+    [
+        ("gla", {"norm_eps": 1e-6}, "norm_eps=1e-06: the heads' norms have 1e-05 here"),
+        ("gla", {"expand_k": 0.51, "num_heads": 3}, "expand_k: 16 dimensions do not divide among num_heads=3"),
+        ("retnet", {"feature_map": "relu"}, "feature_map='relu': this project has None only"),
+        ("hgrn2", {"use_lower_bound": True}, "use_lower_bound=True: this project has False only"),
+        ("delta_net", {"attn": {"layers": [7], "num_heads": 4}}, "layers must be numbers of layers, from 0 to 1"),
+        ("kda", {"lower_bound": 5.0}, "lower_bound=5.0: must be a negative number"),
+    ],
+)
+def test_a_config_that_says_what_is_not_here(name, fields, reason, tmp_path):
+    export_huggingface(parameters(FLASH[name]), FLASH[name], tmp_path / "out", facts=Facts("toy"))
+    path = tmp_path / "out" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(UserError, match=reason):
+        import_huggingface(tmp_path / "out")

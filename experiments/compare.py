@@ -84,7 +84,13 @@ def compare(
     failures: list[str] = []
     if on is None:
         folders = run_study(
-            experiments, study.sweep, out, together=together, at_once=at_once, definitions=list(USER_FILES)
+            experiments,
+            study.sweep,
+            out,
+            together=together,
+            at_once=at_once,
+            definitions=list(USER_FILES),
+            estimate=any(experiment.task for experiment in experiments),
         )
     else:
         folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, list(USER_FILES))

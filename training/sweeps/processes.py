@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
@@ -30,11 +31,14 @@ from recollect.training.run_state import Log
 
 
 def train_in_processes(
-    members: Sequence[Experiment], processes: int, definitions: Sequence[Path], log: Log
-) -> Iterator[tuple[Experiment, dict[str, Any]]]:
-    """Trains members in `processes` processes; yields each with its result as it ends. To be called in the main thread.
+    groups: Sequence[Sequence[Experiment]], processes: int, definitions: Sequence[Path], log: Log
+) -> Iterator[tuple[Experiment, dict[str, Any], float]]:
+    """Trains members in `processes` processes; yields each with its result and how many seconds it took, as it ends. To
+    be called in the main thread.
 
     Args:
+      groups: members that share a program. A process trains one group after another, so that few compile the same; with
+        none left it takes members of another's.
       definitions: files of the user's that define config classes, which the processes run too.
       log: receives the lines of all runs, each with the name of its folder.
 
@@ -42,21 +46,24 @@ def train_in_processes(
       UserError: a member cannot be trained, or a process was killed. The others were saved.
       Preempted, KeyboardInterrupt: SIGTERM or Ctrl-C came; members in training were saved.
     """
-    queue = collections.deque(members)
-    workers = [_Worker(cores, definitions) for cores in _shares(min(processes, len(members)))]
+    waiting = collections.deque(collections.deque(group) for group in groups if group)
+    workers = [_Worker(cores, definitions) for cores in _shares(min(processes, sum(map(len, groups))))]
     try:
         with _preempted_on_sigterm():
-            while queue or any(worker.member for worker in workers):
+            while True:
                 for worker in workers:
-                    if worker.member is None and queue:
-                        worker.begin(queue.popleft())
-                        doing(f"training, {len(queue)} runs to come")
+                    if worker.member is None and (group := _next_group(worker, workers, waiting)):
+                        worker.begin(group.popleft())
+                        left = sum(map(len, [*waiting, *(worker.group for worker in workers)]))
+                        doing(f"training, {left} runs to come")
+                if not any(worker.member for worker in workers):
+                    return
                 for ready in connection.wait([worker.pipe for worker in workers if worker.member]):
                     worker = next(worker for worker in workers if worker.pipe is ready)
                     kind, said = worker.receive()
                     if kind == "result":
                         member, worker.member = worker.member, None
-                        yield member, said
+                        yield member, *said
                     elif kind == "error":
                         raise UserError(f"{worker.label}: {said}")
                     else:
@@ -66,6 +73,16 @@ def train_in_processes(
             worker.process.terminate()  # one in training saves its run first
         for worker in workers:
             worker.end()
+
+
+def _next_group(worker: _Worker, workers: list[_Worker], waiting: Any) -> collections.deque[Experiment]:
+    """Returns the group of which a worker trains the next member; an empty one where there is none."""
+    if not worker.group:
+        if waiting:
+            worker.group = waiting.popleft()
+        else:
+            return max((other.group for other in workers), key=len)
+    return worker.group
 
 
 def _shares(processes: int) -> list[set[int]]:
@@ -97,6 +114,7 @@ class _Worker:
         self.process.start()
         theirs.close()
         self.member: Any = None
+        self.group: collections.deque[Experiment] = collections.deque()
         self.label = ""
 
     def begin(self, member: Experiment) -> None:
@@ -138,7 +156,9 @@ def _work(pipe: Any, cores: set[int], definitions: list[str]) -> None:
             load_definitions(Path(path))
         for text in iter(pipe.recv, None):
             member = experiment_from_json(json.loads(text), "a task of the study")
-            pipe.send(("result", train(member, lambda text: pipe.send(("log", text)))))
+            begun = time.monotonic()
+            result = train(member, lambda text: pipe.send(("log", text)))
+            pipe.send(("result", (result, time.monotonic() - begun)))
     except EOFError:
         return
     except UserError as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def run_study(
     together: bool | None = None,
     at_once: int | None = 1,
     definitions: Sequence[Path] = (),
+    estimate: bool = False,
     log: Callable[[str], None] = print,
 ) -> list[Path]:
     """Trains what is not finished; returns all members' folders.
@@ -41,6 +43,8 @@ def run_study(
       at_once: processes that train members (each imports the script that calls this). None: two on a CPU with at least
         two cores, once a run was trained and by its time the rest takes more than `WORTH_PROCESSES` seconds; else one.
       definitions: files of the user's that define config classes, for these processes.
+      estimate: log how long it will take before it begins (see estimate.py); then `at_once` None may mean two from the
+        start.
 
     Raises:
       UserError: a member cannot be trained.
@@ -56,15 +60,20 @@ def run_study(
     everyone = [member for row in rows for member in row]
     if repeated := [one for one, many in Counter(map(run_directory, everyone)).items() if many > 1]:
         raise UserError(f"{repeated[0]}: two runs of the study would share this folder; give experiments other names")
-    tasks = [task for row in rows for task in (groups(row) if together else [[member] for member in row])]
-    finished = {run_directory(task[0]) for task in tasks if is_finished(task[0])}
+    programs = [group for row in rows for group in groups(row)]
+    tasks = programs if together else [[member] for group in programs for member in group]
+    finished = {run_directory(member) for member in everyone if is_finished(member)}
+    left = [[member for member in group if run_directory(member) not in finished] for group in programs]
     progress = StudyProgress(len(everyone), log)
+    expected = _estimate(rows, finished, folder, together, at_once, definitions, log) if estimate else 0.0
     while tasks:
-        processes = at_once or (2 if cpu_count() > 1 and progress.seconds(tasks) > WORTH_PROCESSES else 1)
-        todo = [task[0] for task in tasks if run_directory(task[0]) not in finished]
-        if processes > 1 and len(todo) > 1 and not together:
+        seconds = max(expected, progress.seconds(tasks))
+        processes = at_once or (2 if cpu_count() > 1 and seconds > WORTH_PROCESSES else 1)
+        waiting = {run_directory(task[0]) for task in tasks}
+        todo = [[member for member in group if run_directory(member) in waiting] for group in left]
+        if processes > 1 and sum(map(len, todo)) > 1 and not together:
             _train_in_processes(todo, processes, definitions, progress, log)
-            tasks = [task for task in tasks if task[0] not in todo]
+            tasks = [task for task in tasks if run_directory(task[0]) in finished]
             continue
         task = tasks.pop(0)
         begun = time.monotonic()
@@ -76,8 +85,52 @@ def run_study(
     return [run_directory(member) for member in everyone]
 
 
+def _estimate(
+    rows: list[list[Experiment]],
+    finished: set[Path],
+    folder: Path,
+    together: bool,
+    at_once: int | None,
+    definitions: Sequence[Path],
+    log: Callable[[str], None],
+) -> float:
+    """Logs how long what is left of a study will take; returns the seconds."""
+    from recollect.training.sweeps.estimate import estimated_seconds
+
+    cells = {}
+    for row in rows:
+        for index, group in enumerate(groups(row)):
+            if left := [member for member in group if run_directory(member) not in finished]:
+                cells[(left[0].name, index), left[0].task] = left
+    if not cells:
+        return 0.0
+    processes = 1 if together else at_once or min(2, cpu_count())
+    how = f"{jax.devices()[0].device_kind}, {processes} process{'es' * (processes > 1)}{', together' * together}"
+
+    def train(pairs: list[list[list[Experiment]]]) -> Iterator[tuple[list[Experiment], list[dict[str, Any]], float]]:
+        if processes > 1:
+            from recollect.training.sweeps.processes import train_in_processes
+
+            firsts = [[group[0] for group in pair] for pair in pairs]
+            for member, result, seconds in train_in_processes(firsts, processes, definitions, lambda text: None):
+                yield [member], [result], seconds
+            return
+        for group in itertools.chain.from_iterable(pairs):
+            some, begun = group if together else group[:1], time.monotonic()
+            results = train_members(some, together=len(some) > 1, log=lambda text: None)
+            yield some, results, time.monotonic() - begun
+
+    runs, begun = sum(map(len, cells.values())), time.monotonic()
+    seconds, timed = estimated_seconds(cells, folder, how, train)
+    source = (
+        f"{timed} of {len(cells)} programs timed in {minutes(time.monotonic() - begun)}" if timed else "timed before"
+    )
+    log(f"runs to train: {runs}, about {hours(seconds / processes)} ({source}; {how})")
+    return seconds
+
+
 def _train_in_processes(
-    todo: list[Experiment],
+    groups: list[list[Experiment]],
     processes: int,
     definitions: Sequence[Path],
     progress: StudyProgress,
@@ -85,13 +138,14 @@ def _train_in_processes(
 ) -> None:
     from recollect.training.sweeps.processes import train_in_processes
 
-    log(f"{len(todo)} runs in {min(processes, len(todo))} processes at once")
+    count = sum(map(len, groups))
+    log(f"{count} runs in {min(processes, count)} processes at once")
     begun = time.monotonic()
-    for done, (member, result) in enumerate(train_in_processes(todo, processes, definitions, log), 1):
+    for done, (member, result, _) in enumerate(train_in_processes(groups, processes, definitions, log), 1):
         name = metric_of(result)
         score = f"{name} {result[name]:.4g}" if name and result.get(name) else ""
         each = (time.monotonic() - begun) / done
-        left = f"; about {minutes(each * (len(todo) - done))} left" if done < len(todo) else ""
+        left = f"; about {minutes(each * (count - done))} left" if done < count else ""
         progress.done += 1
         log(f"run {progress.done} of {progress.total} {result['status']}: {_label(member)} {score}".rstrip() + left)
 
@@ -132,6 +186,11 @@ def minutes(seconds: float) -> str:
             count = max(1, round(seconds / size))
             return f"{count} {unit}{'s' if count > 1 else ''}"
     raise AssertionError
+
+
+def hours(seconds: float) -> str:
+    """Returns a duration in hours, "2.4 hours", and below one in words as `minutes` does."""
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else minutes(seconds)
 
 
 def is_finished(member: Experiment) -> bool:

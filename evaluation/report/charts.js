@@ -1,35 +1,67 @@
-// One chart: axes, lines and points in an SVG of its container's width, and what lies under the pointer.
+// One chart: axes, lines and points in an SVG of its container's width, what lies under the pointer, and a way through
+// its points for the keyboard.
 
 const MARGIN = {left: 52, right: 14, top: 10, bottom: 36};
 
-// Returns a figure. `specification` returns {series, x, y, guides}: a series has label, colour, dash (a number), points
-// [[x, y, what the tooltip says]], line (whether they are joined) and marks (whether points are drawn); an axis has
-// title, show, and optionally log (2 or 10), from and to; guides are [{y, label}].
-function chart(title, caption, specification) {
-  const holder = make("div");
+// Marks of 8 shapes around (0, 0); looks beyond the eighth have them hollow.
+const SHAPES = [
+  "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
+  "M-3.6 -3.6h7.2v7.2h-7.2z",
+  "M0 -4.8L4.6 3.4H-4.6z",
+  "M0 -5L5 0L0 5L-5 0z",
+  "M0 4.8L4.6 -3.4H-4.6z",
+  "M-1.5 -4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
+  "M-4.4 -2.2L-2.2 -4.4L0 -2.2L2.2 -4.4L4.4 -2.2L2.2 0L4.4 2.2L2.2 4.4L0 2.2L-2.2 4.4L-4.4 2.2L-2.2 0z",
+  "M-4 -4.4H4L1.2 0L4 4.4H-4L-1.2 0z",
+];
+const DASHES = [null, "6 3", "2 2", "8 3 2 3"];
+
+function mark(look, x, y) {
+  const hollow = Math.floor(look.shape / SHAPES.length) % 2 ? " hollow" : "";
+  return draw("path", {class: `mark${hollow}`, d: SHAPES[look.shape % SHAPES.length], transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})`});
+}
+
+// What stands for a look in text: its line with its mark, or the mark alone.
+function sample(look, line = false) {
+  const width = line ? 26 : 12;
+  const svg = draw("svg", {class: "sample", viewBox: `0 0 ${width} 12`, width, height: 12, "aria-hidden": "true"});
+  if (line) svg.append(draw("line", {class: "series", x1: 0, x2: width, y1: 6, y2: 6, "stroke-dasharray": DASHES[look.dash % DASHES.length]}));
+  svg.append(mark(look, width / 2, 6));
+  svg.style.setProperty("--c", look.colour);
+  return svg;
+}
+
+// Returns a figure. `specification` returns {series, x, y, guides}: a series has label, look {colour, dash, shape},
+// points [{x, y, text, runs, interval}] (`text` is what the tooltip says, `runs` those it opens, `interval` [low, high]
+// or nothing), line (whether they are joined) and marks ("all", "last" or nothing); an axis has title, show, and optionally log (2 or 10), from and to; guides are
+// [{y, label}].
+function chart(title, caption, specification, height = 270) {
+  const holder = make("div", {style: `height: ${height}px`});
   const figure = make("figure", {}, make("strong", {}, title), holder, make("figcaption", {}, caption));
   function redraw() {
     const width = Math.max(260, Math.floor(holder.clientWidth || 480));
-    holder.replaceChildren(plot(specification(), width, title));
+    const focused = holder.contains(document.activeElement);
+    holder.replaceChildren(plot(specification(), width, height, title));
+    if (focused) holder.firstChild.focus();
   }
   new ResizeObserver(redraw).observe(holder);
   figure.redraw = redraw;
   return figure;
 }
 
-function plot({series, x, y, guides = []}, width, title) {
-  const height = 270;
-  const svg = draw("svg", {viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": title});
-  const drawable = (point, axis, index) => isNumber(point[index]) && (!axis.log || point[index] > 0);
-  const shown = series.map(one => ({...one, points: one.points.filter(p => drawable(p, x, 0) && drawable(p, y, 1))}))
+function plot({series, x, y, guides = []}, width, height, title) {
+  const svg = draw("svg", {viewBox: `0 0 ${width} ${height}`, height, class: "chart"});
+  const drawable = (point, axis, name) => isNumber(point[name]) && (!axis.log || point[name] > 0);
+  const shown = series.map(one => ({...one, points: one.points.filter(p => drawable(p, x, "x") && drawable(p, y, "y"))}))
     .filter(one => one.points.length);
   if (!shown.length) {
+    fill(svg, {role: "img", "aria-label": `${title}: nothing to show yet`}, []);
     svg.append(draw("text", {x: width / 2, y: height / 2, "text-anchor": "middle"}, "nothing to show yet"));
     return svg;
   }
-  const across = scale(x, shown.flatMap(one => one.points.map(p => p[0])), MARGIN.left, width - MARGIN.right);
+  const across = scale(x, shown.flatMap(one => one.points.map(p => p.x)), MARGIN.left, width - MARGIN.right);
   const guided = guides.map(guide => guide.y);
-  const up = scale(y, [...shown.flatMap(one => one.points.map(p => p[1])), ...guided], height - MARGIN.bottom, MARGIN.top);
+  const up = scale(y, [...shown.flatMap(one => one.points.map(p => p.y)), ...guided], height - MARGIN.bottom, MARGIN.top);
   axes(svg, across, up, x, y, width, height);
   for (const guide of guides) {
     const place = up.place(guide.y);
@@ -39,53 +71,85 @@ function plot({series, x, y, guides = []}, width, title) {
   for (const guide of guides) {
     svg.append(draw("text", {class: "over", x: width - MARGIN.right, y: up.place(guide.y) - 5, "text-anchor": "end"}, guide.label));
   }
-  follow(svg, drawn, width);
+  follow(svg, drawn.filter(({one}) => !one.quiet), width, title);
   return svg;
 }
 
 function drawSeries(svg, one, across, up) {
-  const places = one.points.map(point => [across.place(point[0]), up.place(point[1])]);
+  const places = one.points.map(point => [across.place(point.x), up.place(point.y)]);
   const group = draw("g", {});
-  group.style.setProperty("--c", one.colour);
+  group.style.setProperty("--c", one.look.colour);
   if (one.line && places.length > 1) {
     const path = places.map(([a, b], index) => `${index ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("");
-    group.append(draw("path", {class: "series", d: path, "stroke-dasharray": DASHES[(one.dash || 0) % DASHES.length]}));
+    group.append(draw("path", {class: "series", d: path, "stroke-dasharray": DASHES[one.look.dash % DASHES.length]}));
   }
-  if (one.marks || places.length === 1) {
-    for (const [a, b] of places) group.append(draw("circle", {class: "mark", cx: a, cy: b, r: 4}));
-  }
+  one.points.forEach(({interval}, index) => {
+    if (!interval) return;
+    const [a] = places[index];
+    group.append(draw("line", {class: "series", x1: a, x2: a, y1: up.place(interval[0]), y2: up.place(interval[1])}));
+  });
+  const marked = one.marks === "all" || places.length === 1 ? places : one.marks === "last" ? places.slice(-1) : [];
+  for (const [a, b] of marked) group.append(mark(one.look, a, b));
   svg.append(group);
   return {one, places, group};
 }
 
-// Shows the nearest point's values beside the pointer, and dims the other series.
-function follow(svg, drawn, width) {
+// Shows a point's values beside it and dims the other series: the point nearest to the pointer, or the one that arrow
+// keys have reached, which a screen reader is told of. A click, or Enter, opens the point's runs.
+function follow(svg, drawn, width, title) {
   const tooltip = document.getElementById("tooltip");
+  let at = null;
   const leave = () => {
+    at = null;
     tooltip.hidden = true;
-    for (const {group} of drawn) group.classList.remove("faint", "near");
+    for (const {group} of drawn) group.classList.remove("faint");
+  };
+  const point = () => drawn[at.entry].one.points[at.index];
+  const words = () => `${drawn[at.entry].one.label}\n${point().text}`;
+  const show = (entry, index, left, top) => {
+    at = {entry, index};
+    drawn.forEach(({group}, other) => group.classList.toggle("faint", other !== entry));
+    tooltip.textContent = words();
+    tooltip.hidden = false;
+    tooltip.style.left = `${Math.max(4, Math.min(left + 14, window.innerWidth - tooltip.offsetWidth - 8))}px`;
+    tooltip.style.top = `${Math.min(top + 14, window.innerHeight - tooltip.offsetHeight - 8)}px`;
+  };
+  const open = () => {
+    if (at && point().runs.length) location.hash = address(point().runs);
   };
   svg.addEventListener("pointerleave", leave);
+  svg.addEventListener("blur", leave);
+  svg.addEventListener("click", open);
   svg.addEventListener("pointermove", event => {
     const box = svg.getBoundingClientRect();
     const [px, py] = [(event.clientX - box.left) * width / box.width, event.clientY - box.top];
     let nearest = null;
-    for (const entry of drawn) {
-      entry.places.forEach(([a, b], index) => {
-        const distance = (a - px) ** 2 + (b - py) ** 2;
-        if (!nearest || distance < nearest.distance) nearest = {distance, entry, index};
-      });
-    }
-    if (!nearest || nearest.distance > 60 ** 2) return leave();
-    for (const entry of drawn) entry.group.classList.toggle("faint", entry !== nearest.entry);
-    tooltip.textContent = `${nearest.entry.one.label}\n${nearest.entry.one.points[nearest.index][2]}`;
-    tooltip.hidden = false;
-    const left = Math.min(event.clientX + 14, window.innerWidth - tooltip.offsetWidth - 8);
-    tooltip.style.left = `${Math.max(4, left)}px`;
-    tooltip.style.top = `${Math.min(event.clientY + 14, window.innerHeight - tooltip.offsetHeight - 8)}px`;
+    drawn.forEach(({places}, entry) => places.forEach(([a, b], index) => {
+      const distance = (a - px) ** 2 + (b - py) ** 2;
+      if (!nearest || distance < nearest.distance) nearest = {distance, entry, index};
+    }));
+    if (nearest.distance > 60 ** 2) return leave();
+    return show(nearest.entry, nearest.index, event.clientX, event.clientY);
   });
+  const steps = {ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0]};
+  svg.addEventListener("keydown", event => {
+    if (event.key === "Enter") return open();
+    if (event.key === "Escape") return leave();
+    if (!(event.key in steps)) return undefined;
+    event.preventDefault();
+    const [line, along] = steps[event.key];
+    const entry = at ? (at.entry + line + drawn.length) % drawn.length : 0;
+    const index = at ? Math.max(0, Math.min(at.index + along, drawn[entry].places.length - 1)) : 0;
+    const box = svg.getBoundingClientRect();
+    const [a, b] = drawn[entry].places[index];
+    show(entry, index, box.left + a * box.width / width, box.top + b);
+    document.getElementById("announcement").textContent = words();
+    return undefined;
+  });
+  const many = `${drawn.length} ${drawn.length === 1 ? "line" : "lines"}`;
+  const help = `${title}, ${many}. Arrow keys move between points, Enter shows a point's runs.`;
+  fill(svg, {role: "application", "aria-roledescription": "chart", "aria-label": help, tabindex: 0}, []);
 }
-
 function axes(svg, across, up, x, y, width, height) {
   const bottom = height - MARGIN.bottom;
   for (const value of up.ticks) {

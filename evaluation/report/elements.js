@@ -20,20 +20,9 @@ function fill(element, attributes, children) {
   return element;
 }
 
-// How an architecture's lines look: its mixer's colour, and a dash of its own among those of the same mixer.
-const DASHES = [null, "6 3", "2 2", "8 3 2 3"];
-
-function sample(colour, dash) {
-  const attributes = {class: "series", x1: 0, x2: 22, y1: 5, y2: 5, "stroke-dasharray": DASHES[dash % DASHES.length]};
-  const svg = draw("svg", {class: "sample", viewBox: "0 0 22 10", "aria-hidden": "true"}, draw("line", attributes));
-  svg.style.setProperty("--c", colour);
-  return svg;
-}
-
-function dot(colour) {
-  const element = make("span", {class: "dot"});
-  element.style.setProperty("--c", colour);
-  return element;
+// A link to the runs that a number is from: their configs and commands.
+function link(shown, runs, label = null) {
+  return runs && runs.length ? make("a", {href: address(runs), "aria-label": label}, shown) : shown;
 }
 
 function isNumber(value) {
@@ -66,21 +55,23 @@ const text = {
   },
 };
 
-// A table of `rows`. A column has: title, value (what is sorted by), show (text; default: the value), kind "number" or
-// "wrap", and optionally `cell`, which returns the content. Returns the element and `filter(words)`, which shows the
-// rows that contain all of them and returns these.
+// A table of `rows`, of which the first column names a row. A column has: title, value (what is sorted by), show (text;
+// default: the value), kind "label", "number" or "wrap", and optionally `runs`, those that its number is from, or `cell`,
+// which returns the content. Returns the element and `filter(words)`, which shows the rows that contain all of them and
+// returns these.
 function sortableTable(columns, rows, name) {
   const body = make("tbody");
+  const shown = (column, row) => (column.show || text.plain)(column.value(row), row);
   const lines = rows.map((row, index) => {
-    const cells = columns.map(column => {
-      const content = column.cell ? column.cell(row) : [(column.show || text.plain)(column.value(row), row)];
-      return make("td", {class: column.kind || null}, ...content);
+    const cells = columns.map((column, place) => {
+      const content = column.cell ? column.cell(row) : [column.runs ? link(shown(column, row), column.runs(row)) : shown(column, row)];
+      return make(place ? "td" : "th", {class: column.kind || null, scope: place ? null : "row"}, ...content);
     });
     return {row, index, line: make("tr", {}, ...cells)};
   });
   const heads = columns.map((column, index) => {
     const button = make("button", {type: "button", onclick: () => sort(index)}, column.title);
-    return make("th", {class: column.kind || null, scope: "col"}, button);
+    return make("th", {class: column.kind || null, scope: "col"}, button, ...(column.under ? [make("small", {}, column.under)] : []));
   });
   function sort(index, direction) {
     const way = direction || (heads[index].getAttribute("aria-sort") === "ascending" ? "descending" : "ascending");
@@ -88,17 +79,37 @@ function sortableTable(columns, rows, name) {
     const sign = way === "ascending" ? 1 : -1;
     lines.sort((a, b) => compare(columns[index].value(a.row), columns[index].value(b.row), sign) || a.index - b.index);
     body.replaceChildren(...lines.map(line => line.line));
-    remember(name, [index, way]);
+    remember(name, [columns[index].title, way]);
   }
   function filter(words) {
     for (const one of lines) one.line.hidden = !words.every(word => one.line.textContent.toLowerCase().includes(word));
     return lines.filter(one => !one.line.hidden).sort((a, b) => a.index - b.index).map(one => one.row);
   }
   body.append(...lines.map(line => line.line));
-  const sorted = recall(name);
-  if (sorted && columns[sorted[0]]) sort(...sorted);
-  const element = make("div", {class: "scroll"}, make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body));
+  const [title, way] = recall(name) || [];
+  const sorted = columns.findIndex(column => column.title === title);
+  if (sorted >= 0) sort(sorted, way);
+  const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body);
+  // What scrolls must be reachable by the keyboard.
+  const element = make("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": `table of ${name}`}, table);
   return {element, filter};
+}
+
+// A box whose words filter; `changed` is called with them, in lower case, at first and whenever they change.
+function filterBox(name, label, changed) {
+  const read = () => changed(box.value.toLowerCase().split(/\s+/).filter(Boolean));
+  const box = make("input", {id: name, type: "search", placeholder: label, "aria-label": label, oninput: () => { remember(name, box.value); read(); }});
+  box.value = recall(name) || "";
+  return {box, read};
+}
+
+// A choice among texts, remembered.
+function choice(name, label, options, changed) {
+  const select = make("select", {id: name, onchange: () => { remember(name, select.value); changed(); }},
+    ...options.map(([value, title]) => make("option", {value}, title)));
+  const kept = recall(name);
+  if (options.some(([value]) => value === kept)) select.value = kept;
+  return {select, element: make("label", {for: name}, `${label}: `, select)};
 }
 
 // Numbers by size, text by letters, and what is missing last whichever way.

@@ -1,233 +1,160 @@
-"""What the page shows, read from run folders: finished runs, runs in training, and runs that failed."""
+"""What the page shows, read from run folders: finished runs, runs in training, and runs that failed.
+
+An architecture is a mixer on a task. The page's rows are mixers, by the label that `group_by_label` gives them within a
+task: one that runs on several tasks has one row, one colour and one mark.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from recollect.configuration import UserError
 from recollect.configuration.io import flatten
-from recollect.configuration.read_json import finite, read_json_object
+from recollect.configuration.read_json import finite
 from recollect.evaluation.appearance import mixer_colours
-from recollect.evaluation.curves import LearningCurve, TrainingCurve, learning_curve, training_curve
 from recollect.evaluation.metrics import METRICS
-from recollect.evaluation.results import RunResult, load_run
-from recollect.evaluation.summaries import Summary, group_by_label, rate_limits, slice_order, summarise
+from recollect.evaluation.report.configs import differences, pooled
+from recollect.evaluation.report.records import ENDED, Record, read_record
+from recollect.evaluation.results import RunResult
+from recollect.evaluation.summaries import (
+    Summary,
+    group_by_label,
+    group_by_task,
+    rate_limits,
+    slice_order,
+    summarise,
+)
 from recollect.evaluation.table import format_chance
 
 POINTS = 60_000
 """Points of all curves together: about a megabyte of page."""
-ENDED = ("finished", "stopped early", "diverged")
-NEVER_COMPARED = ("run.directory", "schema_version", "name")
+
+
+@dataclasses.dataclass
+class Architecture:
+    """The runs of one mixer on one task, and their summary; None where none has ended."""
+
+    task: str
+    label: str
+    runs: list[RunResult]
+    summary: Summary | None
+
+    @property
+    def mixer(self) -> str:
+        return self.runs[0].mixer or self.label
 
 
 def gather(folders: Sequence[Path]) -> dict[str, Any]:
-    """Returns all that the page shows, JSON-ready: "architectures", "runs", "metrics", "slices", "rate_limits",
-    "differences" and "environment"."""
-    records = [_record(folder) for folder in folders]
-    groups = group_by_label(record.result for record in records)
-    label_of = {id(run): label for label, members in groups.items() for run in members}
-    summaries = {label: _summary(label, members) for label, members in groups.items()}
-    order = sorted(groups, key=lambda label: _place(summaries[label]))
-    groups = {label: groups[label] for label in order}
-    mixers = {label: members[0].mixer or label for label, members in groups.items()}
-    colours = mixer_colours(mixers.values())
-    points = max(40, POINTS // max(1, 2 * len(records)))
+    """Returns all that the page shows, JSON-ready: "tasks", "rows", "architectures", "runs", "configs", "metrics",
+    "rate_limits", "differences" and "environment". Tasks, rows and runs are named by their places in these."""
+    records = [read_record(folder) for folder in folders]
+    runs = [record.result for record in records]
+    tasks = _tasks(runs)
+    architectures = [
+        Architecture(task, label, members, _summary(members))
+        for task, asked in tasks.items()
+        for label, members in group_by_label(asked).items()
+    ]
+    architectures.sort(key=lambda one: (list(tasks).index(one.task), _rank(one.summary)))
+    rows: dict[str, list[Architecture]] = {}
+    for one in architectures:
+        rows.setdefault(one.label, []).append(one)
+    places = {id(run): place for place, run in enumerate(runs)}
+    belongs = {places[id(run)]: place for place, one in enumerate(architectures) for run in one.runs}
+    configs, own = pooled([run.config for run in runs])
+    points = max(8, POINTS // max(1, 2 * len(records)))
     return finite(
         {
+            "tasks": [_task(task, asked) for task, asked in tasks.items()],
+            "rows": _rows({label: members[0].mixer for label, members in rows.items()}),
             "architectures": [
                 {
-                    "label": label,
-                    "mixer": mixers[label],
-                    "colour": colours[mixers[label]],
-                    "runs": len(members),
-                    **({} if (summary := summaries[label]) is None else _summary_entries(summary)),
+                    "row": list(rows).index(one.label),
+                    "task": list(tasks).index(one.task),
+                    "runs": len(one.runs),
+                    **({} if one.summary is None else _entries(one.summary, places)),
                 }
-                for label, members in groups.items()
+                for one in architectures
             ],
-            "runs": [record.entries(label_of[id(record.result)], points) for record in records],
+            "runs": [
+                {**record.entries(points), "architecture": belongs[place], "config": own[place]}
+                for place, record in enumerate(records)
+            ],
+            "configs": configs,
             "metrics": {
                 name: {"percent": one.percent, "title": one.label, "unit": one.header} for name, one in METRICS.items()
             },
-            "slices": slice_order(record.result for record in records),
-            "rate_limits": rate_limits([record.result for record in records]),
-            "differences": _differences(groups),
+            "rate_limits": rate_limits(runs),
+            "differences": differences(
+                {label: [run.config for one in members for run in one.runs] for label, members in rows.items()}
+            ),
             "environment": _environment(records),
         }
     )
 
 
-@dataclasses.dataclass
-class Record:
-    """One run folder: its result, the files that was read from, and what is wrong with it."""
-
-    result: RunResult
-    written: dict[str, Any]
-    environment: dict[str, Any]
-    evaluations: LearningCurve
-    training: TrainingCurve
-    message: str
-
-    def entries(self, label: str, points: int) -> dict[str, Any]:
-        """Returns the run's entry of the page; curves have at most `points` points."""
-        run, folder = self.result, self.result.folder
-        settings = run.config.get("run", {})
-        return {
-            "label": label,
-            "name": run.name,
-            "folder": str(folder),
-            "mixer": run.mixer,
-            "status": run.status,
-            "message": self.message,
-            "metric": run.metric,
-            "score": run.score,
-            "loss": run.loss,
-            "chance": run.chance,
-            "chance_text": None if run.chance is None else format_chance(run.chance),
-            "learning_rate": run.learning_rate,
-            "seed": run.seed,
-            "steps": run.steps,
-            "steps_asked": settings.get("steps"),
-            "seconds": run.seconds,
-            "tokens_per_second": run.tokens_per_second,
-            "parameters": run.parameters or None,
-            "slices": run.by_slice,
-            "evaluations": _thinned(self.evaluations, points, ("steps", "score", "loss")),
-            "training": _thinned(self.training, points, ("steps", "loss", "gradient_norm")),
-            **_commands(self),
-        }
+def _tasks(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    """Returns the runs by task. One that has not ended, whose slices are not known yet, is of the task of a run that
+    has ended on the same data."""
+    ended = {_data(run): run for run in reversed(runs) if run.status in ENDED}
+    waiting = [(run, ended.get(_data(run))) for run in runs if run.status not in ENDED]
+    alone = [run for run, other in waiting if other is None]
+    tasks = group_by_task([run for run in runs if run.status in ENDED] + alone)
+    task_of = {id(run): task for task, members in tasks.items() for run in members}
+    for run, other in waiting:
+        if other is not None:
+            tasks[task_of[id(other)]].append(run)
+    return tasks
 
 
-def _record(folder: Path) -> Record:
-    """Returns what a folder holds, however far its run is."""
-    config = read_json_object(folder / "config.json")
-    evaluations, training, broken = _curves(folder)
-    written, environment, message, result = {}, {}, broken, None
-    try:
-        environment = read_json_object(folder / "environment.json") if (folder / "environment.json").exists() else {}
-        written = read_json_object(folder / "result.json") if (folder / "result.json").exists() else {}
-        if written.get("status") in ENDED:
-            result, message = load_run(folder), _failure(written) or broken
-    except UserError as error:
-        message = str(error)
-    result = result or _unfinished(folder, config, evaluations, training, message)
-    return Record(result, written, environment, evaluations, training, message)
+def _data(run: RunResult) -> str:
+    return json.dumps([run.config.get("task"), run.config.get("data")])
 
 
-def _curves(folder: Path) -> tuple[LearningCurve, TrainingCurve, str]:
-    """Returns a run's evaluations and logged steps, both empty where there are none or a line of metrics.jsonl is
-    broken, and the message about that line."""
-    try:
-        return learning_curve(folder), training_curve(folder), ""
-    except UserError as error:
-        none = np.zeros(0)
-        broken = str(error) if (folder / "metrics.jsonl").exists() else ""
-        return LearningCurve(none, none, none), TrainingCurve(none, none, none, none), broken
+def _task(name: str, runs: Sequence[RunResult]) -> dict[str, Any]:
+    chance = next((run.chance for run in runs if run.chance is not None), None)
+    shown = {"chance": chance, "chance_text": None if chance is None else format_chance(chance)}
+    return {"name": name, "metric": runs[0].metric, "slices": slice_order(runs), **shown}
 
 
-def _unfinished(
-    folder: Path, config: dict[str, Any], evaluations: LearningCurve, training: TrainingCurve, message: str
-) -> RunResult:
-    """Returns as much of a result as a run that has not ended (or whose result is damaged) has shown."""
-    last = float(evaluations.score[-1]) if len(evaluations.score) else math.nan
-    metric = evaluations.metric or ("bits_per_byte" if "tokenizer" in config.get("data", {}) else "accuracy")
-    return RunResult(
-        folder=folder,
-        name=str(config.get("name", folder.name)),
-        status="damaged" if message else "not finished",
-        steps=int(training.steps[-1]) if len(training.steps) else 0,
-        seconds=math.nan,
-        parameters=0,
-        learning_rate=float(config.get("optimizer", {}).get("learning_rate", math.nan)),
-        seed=int(config.get("run", {}).get("seed", 0)),
-        metric=metric,
-        scores={metric: last},
-        config=config,
-    )
-
-
-def _failure(written: dict[str, Any]) -> str:
-    """Returns what went wrong in a run that ended, "" where nothing did."""
-    failure, skipped = written.get("failure"), written.get("skipped_steps")
-    if failure:
-        return f"step {failure.get('step')}: {failure.get('found')}"
-    return f"{skipped:,} steps were skipped: their loss or gradient was not finite" if skipped else ""
-
-
-def _summary(label: str, members: list[RunResult]) -> Summary | None:
-    """Returns the summary of an architecture's runs that have ended, None where none has."""
-    ended = [run for run in members if run.status in ENDED]
-    return dataclasses.replace(summarise(ended)[0], label=label) if ended else None
-
-
-def _place(summary: Summary | None) -> tuple[Any, ...]:
-    """Returns a sort key: by metric, best first, architectures without a result last."""
-    if summary is None:
-        return (True,)
-    return False, summary.metric, METRICS[summary.metric].rank(summary.best), summary.label
-
-
-def _summary_entries(summary: Summary) -> dict[str, Any]:
-    names = ("metric", "best", "spread", "median", "learning_rate", "settings", "seeds", "diverged", "chance")
-    more = ("state_size", "state_length", "parameters", "tokens_per_second", "seconds", "by_slice")
-    return {name: getattr(summary, name) for name in (*names, *more)}
-
-
-def _thinned(curve: LearningCurve | TrainingCurve, points: int, names: tuple[str, ...]) -> dict[str, list[float]]:
-    """Returns columns of a curve, evenly thinned to `points`, with the last one."""
-    last = len(curve.steps) - 1
-    kept = np.unique(np.linspace(0, last, min(last + 1, points)).round().astype(int))
-    steps: list[float] = [int(step) for step in curve.steps[kept]]
-    others = {name: [float(f"{value:.5g}") for value in getattr(curve, name)[kept]] for name in names[1:]}
-    return {"steps": steps, **others}
-
-
-def _commands(record: Record) -> dict[str, Any]:
-    """Returns "command", the line that started the run ("" where none was kept), and "more": those that look at it."""
-    folder = shlex.quote(str(record.result.folder))
-    started = record.environment.get("command")
-    command = shlex.join(["recollect", *map(str, started[1:])]) if isinstance(started, list) else ""
-    lines = []
-    if record.written.get("status") in ENDED:
-        lines.append(f"recollect evaluate {folder}")
-    failure = record.written.get("failure") or {}
-    if "folder" in failure:
-        lines.append(f"recollect replay {shlex.quote(str(failure['folder']))}")
-    return {"command": command, "more": lines}
-
-
-def _differences(groups: dict[str, list[RunResult]]) -> list[dict[str, Any]]:
-    """Returns the config fields in which runs differ, each with its values by architecture."""
-    flat = {
-        label: [
-            flatten(run.config, leaf=lambda value: value if isinstance(value, str) else json.dumps(value))
-            for run in members
-        ]
-        for label, members in groups.items()
-    }
-    everything = [config for configs in flat.values() for config in configs]
-    paths = dict.fromkeys(path for config in everything for path in config)
-    rows = []
-    for path in paths:
-        if path in NEVER_COMPARED or len({config.get(path) for config in everything}) == 1:
-            continue
-        values = [sorted({config.get(path, "") for config in configs}, key=_by_size) for configs in flat.values()]
-        rows.append({"path": path, "values": values})
+def _rows(mixers: dict[str, str]) -> list[dict[str, Any]]:
+    """Returns the entry of each label: its mixer, and how it looks: the mixer's colour, a dash of its own among those
+    of this mixer, and a mark of its own."""
+    colours, marks = mixer_colours(mixers.values()), sorted(mixers)
+    rows: list[dict[str, Any]] = []
+    for label, mixer in mixers.items():
+        dash = sum(row["mixer"] == mixer for row in rows)
+        look = {"colour": colours[mixer], "dash": dash, "shape": marks.index(label)}
+        rows.append({"label": label, "mixer": mixer, "look": look})
     return rows
 
 
-def _by_size(value: str) -> tuple[float, str]:
-    try:
-        return float(value), value
-    except ValueError:
-        return math.inf, value
+def _summary(members: list[RunResult]) -> Summary | None:
+    """Returns the summary of an architecture's runs that have ended, None where none has."""
+    ended = [run for run in members if run.status in ENDED]
+    return summarise(ended)[0] if ended else None
+
+
+def _rank(summary: Summary | None) -> tuple[Any, ...]:
+    """Returns a sort key: best first, architectures without a result last."""
+    return (True,) if summary is None else (False, METRICS[summary.metric].rank(summary.best), summary.label)
+
+
+def _entries(summary: Summary, places: dict[int, int]) -> dict[str, Any]:
+    """Returns what the page shows of a summary; "rates" holds [learning rate, score, runs] of each that was tried."""
+    names = ("metric", "best", "spread", "interval", "median", "learning_rate", "settings", "seeds", "diverged")
+    more = ("chance", "state_size", "state_length", "parameters", "tokens_per_second", "seconds", "by_slice")
+    rates = [(rate, point.mean, [places[id(run)] for run in point.runs]) for rate, point in summary.by_rate.items()]
+    best = summary.by_rate[summary.learning_rate]
+    return {
+        **{name: getattr(summary, name) for name in (*names, *more)},
+        "scores": list(best.scores.values()),
+        "sensitivity": summary.sensitivity,
+        "rates": rates,
+    }
 
 
 def _environment(records: Sequence[Record]) -> list[dict[str, Any]]:

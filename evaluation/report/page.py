@@ -15,7 +15,7 @@ from recollect.evaluation.results import find_runs
 from recollect.evaluation.table import printable
 
 PARTS = Path(__file__).parent
-SCRIPTS = ("elements.js", "charts.js", "figures.js", "page.js")
+SCRIPTS = ("elements.js", "charts.js", "figures.js", "atlas.js", "runs.js", "page.js")
 
 
 def write_report(paths: Sequence[Path | str], out: Path, title: str | None = None, refresh: int | None = None) -> int:

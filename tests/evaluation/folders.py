@@ -8,8 +8,8 @@ from recollect.evaluation.results import RunResult, load_runs
 
 
 def write_run(folder: Path, name: str = "mqar.based", rate: float = 1e-3, seed: int = 0, **changes: Any) -> Path:
-    """One finished run; `changes` replace entries of result.json, `model`, `data`, `optimizer` and `curve` those of the
-    other files."""
+    """One finished run; `changes` replace entries of result.json, `task`, `model`, `data`, `optimizer` and `curve`
+    those of the other files."""
     model = changes.pop("model", {"class": "LanguageModel", "width": 64})
     optimizer = changes.pop("optimizer", {"class": "AdamW", "learning_rate": rate})
     curve = changes.pop("curve", [(100, 0.1), (200, changes.get("accuracy", 0.5))])

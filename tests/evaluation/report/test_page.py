@@ -76,7 +76,7 @@ def data_of(page):
 def test_the_page_is_one_file_that_asks_for_nothing(page):
     data, reader = data_of(page)
     text = page.read_text(encoding="utf-8")
-    assert reader.addresses == [] and reader.elements.count("script") == 2 and "default-src 'none'" in text
+    assert reader.addresses == ["#main"] and reader.elements.count("script") == 2 and "default-src 'none'" in text
     assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text)
     assert "{{" not in text.replace("${{", "") and not re.search(r"\bNaN\b|\bInfinity\b", json.dumps(data))
 
@@ -91,6 +91,7 @@ def test_the_page_holds_every_run_and_what_became_of_it(page, runs):
     assert "recollect replay 'a b/failures/7'" in diverged["more"]
     going = by_folder["going"]
     assert (going["status"], going["score"], going["steps"]) == ("not finished", 0.5, 200)
+    assert data["architectures"][going["architecture"]]["task"] == 0 == len(data["tasks"]) - 1
     assert going["command"] == "recollect train 'x y'"
     assert by_folder["damaged"]["status"] == "damaged" and "result.json, line 1" in by_folder["damaged"]["message"]
     assert going["evaluations"] == {"steps": [100, 200], "score": [0.1, 0.5], "loss": [0.9, 0.5]}
@@ -99,9 +100,8 @@ def test_the_page_holds_every_run_and_what_became_of_it(page, runs):
 
 def test_the_page_says_where_configs_differ_and_sums_up_what_ended(page):
     data, _ = data_of(page)
-    labels = [one["label"] for one in data["architectures"]]
-    assert labels[0] == "mqar.attention"  # best first
-    best = next(one for one in data["architectures"] if one["label"] == "mqar.attention")
+    best = data["architectures"][0]  # best first
+    assert data["rows"][best["row"]]["label"] == "mqar.attention"
     assert best["best"] == 1.0 and best["settings"] == 2 and best["seeds"] == 2 and best["state_length"] == 128
     differing = {row["path"]: row["values"] for row in data["differences"]}
     assert differing["optimizer.learning_rate"][0] == ["0.001", "0.003"] and "run.seed" in differing
@@ -145,7 +145,7 @@ def test_equal_scores_are_in_the_tables_order_and_chance_is_written_as_in_figure
     folders = [tmp_path / "0c", tmp_path / "0b", tmp_path / "0a", tmp_path / "1c"]
     write_report(folders, tmp_path / "page.html")
     data, _ = data_of(tmp_path / "page.html")
-    assert [one["label"] for one in data["architectures"]] == ["a", "b", "c"]
+    assert [data["rows"][one["row"]]["label"] for one in data["architectures"]] == ["a", "b", "c"]
     assert {run["chance_text"] for run in data["runs"]} == {"6.25 %"}
     assert data["rate_limits"] == [1e-5, pytest.approx(0.1)]
 
@@ -219,7 +219,7 @@ box.value = "based 0.003";
 box.dispatchEvent(new Event("input"));
 const kept = rows().map(row => row.cells[0].textContent);
 const lines = document.querySelectorAll("#figures figure:first-child path.series").length;
-const svg = document.querySelector("#figures svg[role=img]").getBoundingClientRect();
+const svg = document.querySelector("#figures svg.chart").getBoundingClientRect();
 const mark = document.querySelector("#figures figure:first-child path.series").getBoundingClientRect();
 const target = document.querySelector("#figures figure:first-child svg");
 target.dispatchEvent(new PointerEvent("pointermove", {clientX: mark.right, clientY: mark.top, bubbles: true}));
@@ -244,8 +244,8 @@ def test_the_page_in_a_browser(page, tmp_path, width):
     assert console == [] and "error" not in found, (console, found)
     assert found["width"] == width and found["overflow"] <= width and found["wide"] == []
     assert found["sections"] == [
-        *("Architectures", "What went wrong", "Figures", "Runs", "Where the configs differ", "Command lines"),
-        "Environment",
+        *("Architectures", "What went wrong", "Sensitivity to the learning rate", "Figures", "Runs"),
+        *("Where the configs differ", "Command lines", "Environment"),
     ]
     numbers = [
         [float(score.split()[0]) for score in scores if score != "–"] for scores in (found["rising"], found["falling"])

@@ -6,8 +6,8 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "batch": "Batch DataConfig",
-        "synthetics": "AskedFirstMQAR BigramBackcopy Brevo BrevoSlice CommonWords CompositionalMQAR ConflictSlice "
-        "CopySlice Copying Depo DepoSlice DigitArithmetic DigitSlice ForgettingMQAR FrequentWords "
+        "synthetics": "AskedFirstMQAR BigramBackcopy Brevo BrevoSlice CommonWords CompositionalMQAR Compression "
+        "ConflictSlice CopySlice Copying Depo DepoSlice DigitArithmetic DigitSlice ForgettingMQAR FrequentWords "
         "FuzzyRecall FuzzySlice GCOG GCOGSlice GridQuestions GridSlice InContextRecall InductionHeads JointRecall "
         "JointSlice KnowledgeConflict LookupSlice MQAR MQARVariant Majority Mano ManoSlice Memorization "
         "NGramLookup Needles NoisyMQAR Phonebook PhonebookSlice RecallSlice RecalledTokens "

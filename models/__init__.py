@@ -4,6 +4,7 @@ from recollect.configuration import exported_names
 from recollect.layers.mixer import MixerOutput as ModelOutput
 from recollect.models.accounting import flops_per_token, parameters_by_part, state_elements_at, trainable_parameters
 from recollect.models.activations import activations
+from recollect.models.autoencoder import Autoencoder, AutoencoderModule
 from recollect.models.canon import Canon
 from recollect.models.functional import FunctionalModel, count, flatten, nest, state_bytes_at
 from recollect.models.generation import Generation, GenerationPrograms, Piece, generate

@@ -9,6 +9,7 @@ from recollect.configuration.base import exported_names
 from recollect.data.synthetics.arrays import arrays
 from recollect.data.synthetics.bigram_backcopy import BigramBackcopy
 from recollect.data.synthetics.brevo import Brevo, BrevoSlice
+from recollect.data.synthetics.compression import Compression
 from recollect.data.synthetics.contract import TaskContract
 from recollect.data.synthetics.copying import Copying, CopySlice
 from recollect.data.synthetics.depo import Depo, DepoSlice

@@ -4,9 +4,8 @@
         for change, task in mad_settings(name): ...      # train on each; `mad_score` of the accuracies
 
 Source: Poli et al., Mechanistic Design and Scaling of Hybrid Architectures (arXiv 2403.17844), appendix; settings of
-athms/mad-lab, configs/tasks. Compression is not comparable with published numbers: there a network that sees the last
-token's encoding alone decodes the input, here the answer is asked of the same model at places after it, where attention
-may look back.
+athms/mad-lab, configs/tasks. Compression is for `models.Autoencoder`, which decodes the input from the last token's
+vector alone; the other five are for language models.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from recollect.configuration import UserError
+from recollect.data.synthetics.compression import Compression
 from recollect.data.synthetics.fuzzy_recall import FuzzyRecall, FuzzySlice
 from recollect.data.synthetics.in_context_recall import InContextRecall
 from recollect.data.synthetics.memorization import Memorization
@@ -28,11 +28,6 @@ _LARGER = [{"vocab_size": size} for size in (32, 64, 128)]
 
 def _fuzzy(length: int = 128, **fields: Any) -> FuzzyRecall:
     return FuzzyRecall(length=length, evaluation=(FuzzySlice(length=length, shortest=3),), **fields)
-
-
-def _compression(length: int = 32, vocab_size: int = 16, **fields: Any) -> SelectiveCopying:
-    # length - 1 symbols and a last token, without blanks between. Of the ids two are no symbols here, there one.
-    return SelectiveCopying(length=2 * length - 1, copies=length - 1, vocab_size=vocab_size + 1, **fields)
 
 
 MAD: dict[str, tuple[Callable[..., SyntheticTask], dict[str, Any], list[dict[str, Any]]]] = {
@@ -67,7 +62,7 @@ MAD: dict[str, tuple[Callable[..., SyntheticTask], dict[str, Any], list[dict[str
         ],
     ),
     "compression": (
-        _compression,
+        Compression,
         {"train_examples": 12800},
         [*_LARGER, *({"length": length} for length in (64, 128, 256)), *_FEWER_EXAMPLES],
     ),

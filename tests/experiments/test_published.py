@@ -28,18 +28,19 @@ def test_a_block_adds_its_second_norm_to_the_stream():
 
 
 def test_recall_models_are_the_published_ones():
-    experiments = [zoology.cell(), zoology.attention(), *zoology.figure2().experiments, *based.figure2().experiments]
+    figures = (zoology.figure2(), zoology.figure2_small(), based.figure2(), based.figure2_small())
+    experiments = [zoology.cell(), zoology.attention(), *(one for study in figures for one in study.experiments)]
     assert all(isinstance(one.model.mlp, PassThrough) for one in experiments)
-    mixers = {one.name: one.model.mixers for one in experiments}
+    mixers = {f"{one.task} {one.name}".strip(): one.model.mixers for one in experiments}
     assert all(mixer.bias for one in mixers.values() for mixer in one if isinstance(mixer, Attention | SlidingWindow))
     for window in (8, 1024):
         first, second = mixers[f"based.window_{window}"]
         assert isinstance(first, BaseConvolution) and second.window == window + 1
-    for name in ("based.hyena_d64", "zoology.hyena_64x4_d64"):
+    for name in ("based.hyena_d64", "64x4 hyena_d64"):
         assert len(mixers[name]) == 2
         for mixer in mixers[name]:
             assert isinstance(mixer, Hyena) and mixer.time == "last" and mixer.trains_times
-    assert mixers["zoology.base_convolution_64x4_d64"][1].time == "last"
+    assert mixers["64x4 base_convolution_d64"][1].time == "last"
 
 
 def test_based_language_models_have_the_published_epsilons():

@@ -10,6 +10,7 @@ from recollect.configuration import UserError, from_json, to_json
 from recollect.data.synthetics import (
     AskedFirstMQAR,
     CompositionalMQAR,
+    Compression,
     ForgettingMQAR,
     FuzzyRecall,
     FuzzySlice,
@@ -17,7 +18,6 @@ from recollect.data.synthetics import (
     JointRecall,
     Memorization,
     NoisyMQAR,
-    SelectiveCopying,
     arrays,
     mad,
     mad_score,
@@ -37,6 +37,7 @@ def memorization(task, tokens):
 SOLVERS = {
     AskedFirstMQAR: recall_solvers.asked_first_mqar,
     CompositionalMQAR: recall_solvers.compositional_mqar,
+    Compression: lambda task, tokens: dict(enumerate(tokens)),
     ForgettingMQAR: recall_solvers.forgetting_mqar,
     FuzzyRecall: recall_solvers.fuzzy_recall,
     InContextRecall: recall_solvers.in_context_recall,
@@ -56,6 +57,7 @@ TASKS = {
     "noisy recall": InContextRecall(vocab_size=32, length=39, noise_tokens=16, noise=0.8, labels="recalled"),
     "fuzzy recall": FuzzyRecall(length=60, labels="recalled"),
     "memorization": Memorization(vocab_size=60),
+    "compression": Compression(vocab_size=20, length=24),
 }
 
 MORE = {
@@ -161,7 +163,8 @@ def test_mad_has_the_published_settings_and_a_mean_of_means():
     fuzzy = mad("fuzzy_recall")
     assert [part.shortest for part in (*fuzzy.train_slices(), *fuzzy.evaluation_slices())] == [1, 3]
     compression = mad("compression", vocab_size=32)
-    assert isinstance(compression, SelectiveCopying) and compression.vocab_size - 2 == 31 and compression.copies == 31
+    tokens = drawn(compression)[0]
+    assert compression.length == 32 and set(tokens[:, :-1].flat) == set(range(31)) and set(tokens[:, -1]) == {31}
     accuracies = {name: [0.5] * count for name, count in counts.items()} | {"memorization": [1.0] * 5 + [0.4]}
     assert mad_score(accuracies) == pytest.approx((5 * 0.5 + 0.9) / 6)
     with pytest.raises(UserError, match="memorization: MAD's score needs 6 accuracies of it, 1 given"):

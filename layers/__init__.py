@@ -18,6 +18,7 @@ from recollect.layers.mixers.base_convolution import BaseConvolution, BaseConvol
 from recollect.layers.mixers.block_selection import BlockSelection, BlockSelectionAttention
 from recollect.layers.mixers.comba import Comba, CombaMixer
 from recollect.layers.mixers.convolved_attention import ConvolvedAttention
+from recollect.layers.mixers.cross_attention import CrossReader
 from recollect.layers.mixers.delta_net import DeltaNet, DeltaNetMixer, DeltaRuleConfig, DeltaRuleMixer
 from recollect.layers.mixers.delta_product import DeltaProduct, DeltaProductMixer
 from recollect.layers.mixers.differential_attention import DifferentialAttention, DifferentialSoftmaxAttention
@@ -67,6 +68,7 @@ from recollect.layers.mixers.s4d import S4D, S4DMixer
 from recollect.layers.mixers.selective_attention import Selected, SelectiveAttention, SelectiveSoftmaxAttention
 from recollect.layers.mixers.short_convolution import DepthwiseConvolution, ShortConvolution
 from recollect.layers.mixers.sliding_window import SlidingWindow, SlidingWindowAttention
+from recollect.layers.mixers.softmax_streams import SoftmaxStreams
 from recollect.layers.mixers.sparse_latent_attention import SparseLatentAttention, SparseMultiHeadLatentAttention
 from recollect.layers.mixers.titans import Titans, TitansMixer
 from recollect.layers.mixers.ttt_linear import TTTLinear, TTTLinearMixer

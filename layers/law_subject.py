@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import UserError
-from recollect.layers.mixer import Context, Mixer, MixerConfig, Place, State
+from recollect.layers.context import Context, Source
+from recollect.layers.mixer import Mixer, MixerConfig, Place, State
 
 WIDTH, LENGTH = 16, 63
 # Tolerances on rms(error)/rms(reference). fp32 sums in another order differ by a few 1e-7 times the root of their
@@ -25,6 +27,9 @@ BF16 = 0.03
 
 DOCUMENTS = np.array([[1] * 5 + [2] * 31 + [3] + [4] * 12 + [0] * 14, [7] * 44 + [9] * 19])
 """Two rows of 63 tokens: several documents, padding at the end; segment numbers need not count up by one."""
+
+SOURCE_DOCUMENTS = np.array([[1] * 3 + [2] * 7 + [3] * 2 + [4] + [0] * 5, [7] * 8 + [0] * 2 + [9] * 8])
+"""The documents of the source that cross mixers read beside them."""
 
 
 class LawBroken(AssertionError):
@@ -51,7 +56,22 @@ class Subject:
 
     def call(self, x: Float[Array, "b t d"], context: Context = Context()) -> Float[Array, "b t d"]:
         """Returns the outputs for whole sequences."""
-        return self._call(self.weights, x, context)
+        return self._call(self.weights, x, self.with_source(context, x.shape[0]))
+
+    def with_source(self, context: Context, b: int) -> Context:
+        """Returns the context of `b` rows with the source that a cross mixer reads, unless it has one: packed where the
+        context is."""
+        if not self.traits.cross or context.source is not None:
+            return context
+        segments = None if context.segments is None else jnp.asarray(SOURCE_DOCUMENTS)
+        source = Source(inputs(SOURCE_DOCUMENTS.shape[1], b, seed=8), Context(segments=segments))
+        return dataclasses.replace(context, source=source)
+
+    def init_state(self, batch_size: int, max_length: int, context: Context = Context()) -> State:
+        """Returns the state before any token; of a cross mixer beside the source of `with_source`."""
+        source = self.with_source(context, batch_size).source
+        module = self.module
+        return module.init_state(batch_size, max_length) if source is None else module.init_cross_state(source)
 
     @functools.cached_property
     def _call(self) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ runs all of them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +21,13 @@ import numpy as np
 from flax import nnx
 
 from recollect.layers import streaming_laws
+from recollect.layers.context import Context, Source
 from recollect.layers.law_subject import (
     BF16,
     DOCUMENTS,
     FP32,
     LENGTH,
+    SOURCE_DOCUMENTS,
     WIDTH,
     LawBroken,
     Subject,
@@ -33,7 +36,6 @@ from recollect.layers.law_subject import (
     require_close,
     require_refusal,
 )
-from recollect.layers.mixer import Context
 from recollect.layers.traits import Traits
 from recollect.pallas_kernels.dispatch import preferred_backend
 
@@ -82,7 +84,7 @@ def law_4_padding(subject: Subject) -> None:
     x = inputs(LENGTH)
 
     def loss(weights: Any, x: jax.Array) -> jax.Array:
-        out = nnx.merge(subject.graph, weights)(x, Context(segments=segments)).hidden
+        out = nnx.merge(subject.graph, weights)(x, subject.with_source(Context(segments=segments), 2)).hidden
         return jnp.sum(jnp.where(real, jnp.sin(out), 0))
 
     grad_fn = jax.jit(jax.value_and_grad(loss))
@@ -100,7 +102,7 @@ def law_5_implementations_agree(subject: Subject, t: int = LENGTH) -> None:
     x = inputs(t, b=1)
 
     def run(weights: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out = nnx.merge(subject.graph, weights)(x)
+        out = nnx.merge(subject.graph, weights)(x, subject.with_source(Context(), 1))
         return jnp.sum(jnp.sin(out.hidden)), out.hidden
 
     def compiled() -> Callable[..., Any]:  # a function of its own for each backend, so that it is traced anew
@@ -145,6 +147,55 @@ def law_7_bf16(subject: Subject) -> None:
     require(wrong < 0.1, f"{wrong:.0%} of queries retrieve other blocks in bf16; 10% may")
 
 
+def law_15_noncausal(subject: Subject) -> None:
+    """Outputs depend on the next input, and stay as they are under the mixer's symmetry: tokens in another order with
+    their positions, or the sequence reversed."""
+    x = inputs(LENGTH)
+    base = subject.call(x)
+    changed = float(jnp.abs(subject.call(x.at[:, 18].add(1.0)) - base)[:, 17].max())
+    require(changed > 1e-4, f"output token 17 does not depend on input token 18: adding 1 to it changes {changed:.1g}")
+    if subject.traits.symmetry is None:
+        return
+    order, context = np.arange(LENGTH)[::-1], Context()
+    if subject.traits.symmetry == "permutation":
+        order = np.random.default_rng(0).permutation(LENGTH)
+        context = Context(positions=jnp.broadcast_to(jnp.asarray(order), (2, LENGTH)))
+    what = f"tokens in another order (traits.symmetry is {subject.traits.symmetry}) have other outputs"
+    require_close(subject.call(x[:, order], context), base[:, order], FP32, what)
+
+
+def law_16_source(subject: Subject) -> None:
+    """A document reads each of the source's tokens of its own segment number and no others, not even NaN in padding; it
+    has the same outputs in packed rows and alone."""
+    x, context = inputs(LENGTH), subject.with_source(Context(segments=jnp.asarray(DOCUMENTS)), 2)
+    source, shape = context.source, SOURCE_DOCUMENTS.shape
+    assert source is not None and source.hidden is not None, "not asked of mixers without a source"
+
+    def call(hidden: jax.Array) -> np.ndarray:
+        return np.asarray(subject.call(x, dataclasses.replace(context, source=Source(hidden, source.context))))
+
+    base = call(source.hidden)
+    poisoned = call(jnp.where(jnp.asarray(SOURCE_DOCUMENTS != 0)[..., None], source.hidden, jnp.nan))
+    require(np.array_equal(base, poisoned), "NaN in the source's padding reaches an output")
+    for token in (0, 9, 12, shape[1] - 1):
+        off = np.abs(call(source.hidden.at[:, token].add(1.0)) - base).max(axis=-1)
+        for row in range(2):
+            segment = SOURCE_DOCUMENTS[row, token]
+            reads = (DOCUMENTS[row] == segment) & (segment != 0)
+            what = f"source token {token} of row {row}, segment {segment},"
+            require((off[row][reads] > 1e-6).all(), f"{what} does not reach every token of its document")
+            require((off[row][~reads] == 0).all(), f"{what} reaches a token of another document")
+    alone = [np.zeros((2, length, WIDTH), np.float32) for length in (LENGTH, shape[1])]
+    segments = [np.zeros((2, length), np.int32) for length in (LENGTH, shape[1])]
+    of_document = [documents[0] == 2 for documents in (DOCUMENTS, SOURCE_DOCUMENTS)]
+    for values, numbers, tokens, whole in zip(alone, segments, of_document, (x, source.hidden), strict=True):
+        values[0, : tokens.sum()], numbers[0, : tokens.sum()] = np.asarray(whole)[0, tokens], 1
+    read = Source(jnp.asarray(alone[1]), Context(segments=jnp.asarray(segments[1])))
+    out = subject.call(jnp.asarray(alone[0]), Context(segments=jnp.asarray(segments[0]), source=read))
+    what = "the document of segment 2 differs from the same tokens alone, with its source alone"
+    require_close(base[:1, of_document[0]], out[:1, : of_document[0].sum()], FP32, what)
+
+
 def law_14_maximum_length(subject: Subject) -> None:
     """Inputs longer than `traits.maximum_length` are refused with an error that names it."""
     limit = subject.traits.maximum_length
@@ -162,15 +213,22 @@ LAWS: dict[str, Callable[[Subject], None]] = {
         law_7_bf16,
         law_9_odd_lengths,
         law_14_maximum_length,
+        law_15_noncausal,
+        law_16_source,
     )
 } | streaming_laws.LAWS
 """The laws of a mixer alone, by name."""
 
 _STREAMS: tuple[Callable[[Traits], bool], str] = (lambda traits: traits.streams, "traits.streams is False")
+_NO_SOURCE: tuple[Callable[[Traits], bool], str] = (lambda traits: not traits.cross, "traits.cross: law_16_source")
+_IN_A_MODEL = ("law_8_sharded", "law_10_export_and_back", "law_13_members")
 _ASKED: dict[str, tuple[Callable[[Traits], bool], str]] = {
     "law_1_causal": (lambda traits: traits.causal, "traits.causal is False"),
     **dict.fromkeys(streaming_laws.LAWS, _STREAMS),
     "law_14_maximum_length": (lambda traits: traits.maximum_length is not None, "traits.maximum_length is None"),
+    "law_15_noncausal": (lambda traits: not (traits.causal or traits.cross), "traits.causal or traits.cross is True"),
+    "law_16_source": (lambda traits: traits.cross, "traits.cross is False"),
+    **dict.fromkeys(("law_3_packing", *_IN_A_MODEL), _NO_SOURCE),
 }
 """Laws that only some mixers are held to: whether traits ask for one, and what they say if not."""
 

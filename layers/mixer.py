@@ -111,8 +111,15 @@ class Place:
 class MixerConfig(Config):
     """Base of all mixers' configs."""
 
-    # Why it has no field `causal` or no field `cross`, by name: layers/patterns.py.
+    # Why it has no field `causal` or `cross`, or takes one value of it alone: layers/patterns.py.
     NOT_SERVED: ClassVar[Mapping[str, str]] = {}
+
+    @chz.validate
+    def _serves(self) -> None:
+        for name, plain in (("causal", True), ("cross", False), ("design", None)):
+            value = getattr(self, name, plain)
+            if value != plain and name in self.NOT_SERVED:
+                raise UserError(f"{type(self).__name__} takes no {name}={value}: {self.NOT_SERVED[name]}")
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> Mixer:
         """Returns the module for a model of this width; raises UserError where the config does not fit it."""

@@ -12,6 +12,7 @@ from flax import nnx
 
 from recollect.configuration import UserError
 from recollect.configuration.python_files import errors_named, file_of
+from recollect.layers.context import Context, Source
 from recollect.layers.mixer import Mixer, MixerConfig, MixerOutput, Place
 
 ROWS, TOKENS = 2, 8
@@ -33,16 +34,18 @@ def check_outputs(config: MixerConfig, width: int) -> None:
         rngs = nnx.Rngs(params=jax.random.key(0))
         mixer = called(lambda: config.build(width, Place(0, 1), rngs))
         called.require(isinstance(mixer, Mixer), _text(mixer), "a module derived from layers.mixer.Mixer")
-        for name in ("__call__", "init_state", "extend") if config.traits.streams else ("__call__",):
+        start = "init_cross_state" if config.traits.cross else "init_state"
+        for name in ("__call__", start, "extend") if config.traits.streams else ("__call__",):
             if getattr(type(mixer), name) is getattr(Mixer, name):
                 either = "" if name == "__call__" else ", or give the config traits with streams=False"
                 raise UserError(
                     f"{file.path if file else config}: {type(mixer).__name__} lacks {name}; write it{either}"
                 )
-        _check_output(called, called(lambda: mixer(x)), x, "MixerOutput")
+        source = Source(x, Context()) if config.traits.cross else None
+        _check_output(called, called(lambda: mixer(x, Context(source=source))), x, "MixerOutput")
         if not config.traits.streams:
             return
-        state = called(lambda: mixer.init_state(ROWS, tokens))
+        state = called(lambda: mixer.init_cross_state(source) if source else mixer.init_state(ROWS, tokens))
         pair = called(lambda: mixer.extend(x, state))
         called.require(isinstance(pair, tuple) and len(pair) == 2, _text(pair), "a pair (MixerOutput, state)")
         _check_output(called, pair[0], x, "a pair whose first is MixerOutput")

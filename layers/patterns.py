@@ -44,10 +44,9 @@ def in_pattern(config: MixerConfig, pattern: Pattern) -> MixerConfig:
       UserError: it does not serve the pattern; the message states why.
     """
     fields = chz.chz_fields(config)
-    needed = ["cross"] if pattern.cross else [] if pattern.causal else ["causal"]
-    for name in needed:
-        if name not in fields:
+    values = {"cross": True} if pattern.cross else {"causal": pattern.causal, "cross": False}
+    for name, plain in (("causal", True), ("cross", False)):
+        if name not in fields and values.pop(name, plain) != plain:
             reason = config.NOT_SERVED.get(name, f"its config has no field {name}")
             raise UserError(f"{type(config).__name__} does not serve {pattern.value} attention: {reason}")
-    values = {"causal": pattern.causal, "cross": pattern.cross}
-    return chz.replace(config, **{name: value for name, value in values.items() if name in fields})
+    return chz.replace(config, **values)

@@ -28,7 +28,7 @@ def law_2_streaming(subject: Subject) -> None:
     x = inputs(LENGTH)
     expected = subject.call(x)
     for size in (1, 21):
-        state, outs = subject.module.init_state(2, LENGTH), []
+        state, outs = subject.init_state(2, LENGTH), []
         for start in range(0, LENGTH, size):
             out, state = subject.extend(x[:, start : start + size], state)
             outs.append(out)
@@ -41,7 +41,7 @@ def law_2_streaming_ragged(subject: Subject) -> None:
     inside calls."""
     x = np.asarray(inputs(LENGTH))
     expected = np.asarray(subject.call(jnp.asarray(x), Context(segments=jnp.asarray(DOCUMENTS))))
-    state = subject.module.init_state(2, LENGTH)
+    state = subject.init_state(2, LENGTH, Context(segments=jnp.asarray(DOCUMENTS)))
     rng = np.random.default_rng(0)
     size, done = 9, [0, 0]
     streamed = np.zeros_like(expected)
@@ -68,11 +68,10 @@ def law_2_streaming_ragged(subject: Subject) -> None:
 
 def law_6_state_size(subject: Subject) -> None:
     """A state has the bytes that its shapes say, and keeps its structure, shapes and dtypes."""
-    module = subject.module
     for length in (32, 128):
-        state = module.init_state(1, length)
+        state = subject.init_state(1, length)
         measured = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
-        stated = _bytes(jax.eval_shape(lambda length=length: module.init_state(1, length)))
+        stated = _bytes(jax.eval_shape(lambda length=length: subject.init_state(1, length)))
         require(stated == measured, f"init_state for {length} tokens: {measured} bytes, its shapes say {stated}")
         _, after = subject.extend(inputs(3, b=1), state)
         was, now = str(jax.tree.structure(state)), str(jax.tree.structure(after))
@@ -100,10 +99,10 @@ def law_11_streams_past_their_length(subject: Subject) -> None:
             outs.append(out)
         return jnp.concatenate(outs, axis=1), state
 
-    sizes = [_bytes(jax.eval_shape(lambda length=length: module.init_state(2, length))) for length in (9, 256)]
+    sizes = [_bytes(jax.eval_shape(lambda length=length: subject.init_state(2, length))) for length in (9, 256)]
     bounded = sizes[0] < sizes[1]  # a window that holds more than 9 tokens does not slide over 9 either
     ones, padding = [[1] * 18] * 2, [[0] * 3] * 2
-    out, past = compiled(module.init_state(2, 9), ones)
+    out, past = compiled(subject.init_state(2, 9), ones)
     require_close(out[:, :9], expected[:, :9], FP32, "9 tokens streamed with a state made for 9 differ")
     flag = bool(jax.jit(overfull)(past))
     require(flag == bounded, f"overfull of a state made for 9 tokens and given 18 in jit is {flag}, not {bounded}")
@@ -120,9 +119,9 @@ def law_11_streams_past_their_length(subject: Subject) -> None:
     require_refusal(lambda: check_capacity(past), compiled_says)
     # Outside: refused, with capacity, tokens held and tokens added. Padding takes no room; each row has its own.
     require_refusal(
-        lambda: module.extend(x[:, :10], module.init_state(2, 9)), r"room for 9 tokens; it holds 0, and 10 more"
+        lambda: module.extend(x[:, :10], subject.init_state(2, 9)), r"room for 9 tokens; it holds 0, and 10 more"
     )
-    _, full = compiled(module.init_state(2, 9), [[1] * 9, [1] * 7 + [0] * 2])
+    _, full = compiled(subject.init_state(2, 9), [[1] * 9, [1] * 7 + [0] * 2])
     check_capacity(full)
     three = Context(segments=jnp.asarray([[0] * 3, [1] * 3]))
     require_refusal(lambda: module.extend(x[:, :3], full, three), r"room for 9 tokens; it holds 7, and 3 more")

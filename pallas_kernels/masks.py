@@ -1,14 +1,16 @@
 """The mask algebra: which query may see which key, as an expression over token fields.
 
     mask = Causal() & Window(64) & SameSegment()
-    allowed = mask.dense(query_fields, key_fields)          # (b, t, s) bool
-    softmax_attention(q, k, v, mask=mask, query_fields=query_fields.present(), key_fields=key_fields.present())
+    softmax_attention(q, k, v, mask=mask, query_segments=segments)
+    cells = (KeyIs("token_types", (PERCEPT,)) & Causal("ring")) | OfHeads((0, 1))
+    softmax_attention(q, k, v, mask=cells, query_fields={"token_types": types, "ring": ring})
 
 Leaves compare one field of the query with one of the key by intervals (a difference in a range, an equality, a key
 below a bound); what is allowed never depends on storage order. So an expression also bounds, from the least and
 greatest values of fields in two tiles of tokens, whether none or all of their pairs are allowed: block schedules
 (scheduled_attention/block_schedule.py) use that, and kernels skip empty tiles. Padding (segment 0) is never seen by
-anyone: `dense` and kernels add that to every expression.
+anyone: `dense` and kernels add that to every expression. `OfHeads` differs by head: the operation computes heads of
+different masks apart, so that kernels never meet it.
 
 Easy to get wrong: what all pairs of an `Or` satisfy may be known of neither side, and what some pair of an `And`
 satisfies may need different pairs: both then count as unknown, which costs time and never gives a wrong mask.
@@ -17,258 +19,212 @@ satisfies may need different pairs: both then count as unknown, which costs time
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
-from typing import Any, ClassVar
+from typing import Any
 
-import jax
 import numpy as np
 
-ORDINARY, LANDMARK, PERCEPT, PREFIX = 0, 1, 2, 3
-"""Types of tokens: text; landmarks; what a continuous input or a grid's cell stands at; what is seen as a whole before
-the text is continued."""
+from recollect.pallas_kernels.mask_expressions import (
+    HEADS,
+    LANDMARK,
+    ORDINARY,
+    PERCEPT,
+    PREFIX,
+    And,
+    Everything,
+    Mask,
+    Not,
+    OfHeads,
+    Or,
+    TokenFields,
+)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TokenFields:
-    """The fields of tokens that masks may read: positions, segments, token_types, blocks; each (b, time) int32.
+class _OfField(Mask):
+    """A leaf that reads one field, named by its attribute `field`."""
 
-    `blocks` numbers the landmark blocks within a document: position // (block + 1).
-    """
-
-    positions: jax.Array
-    segments: jax.Array
-    token_types: jax.Array | None = None
-    blocks: jax.Array | None = None
-
-    def present(self) -> dict[str, jax.Array]:
-        """Returns the fields that are not None, by name."""
-        return {name: x for name, x in vars(self).items() if x is not None}
-
-
-class Mask:
-    """An expression over token fields; combine with `&`, `|` and `~`.
-
-    Masks are hashable, and constants of a traced program. `reads` names the fields that a leaf reads.
-    """
-
-    reads: ClassVar[tuple[str, ...]] = ()
+    field: str
 
     @property
     def fields(self) -> frozenset[str]:
-        """Names of the fields it reads."""
-        return frozenset(self.reads)
+        return frozenset({self.field})
+
+    def _pair(self, query: Any, key: Any) -> tuple[Any, Any]:
+        """Returns the field of queries and of keys."""
+        return getattr(query, self.field), getattr(key, self.field)
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal(_OfField):
+    """Keys at or before the query's position, or whose `field` is at most the query's."""
+
+    field: str = "positions"
 
     def allows(self, query: Any, key: Any) -> Any:
-        """Returns bool, from int32 fields query.NAME and key.NAME that broadcast against each other.
-
-        Padding is not considered. It is called inside kernels too: comparisons, + and -, and &, | and ~ of comparisons
-        only.
-        """
-        raise NotImplementedError
+        q, k = self._pair(query, key)
+        return k <= q
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        """Returns whether some pair may be, and whether every pair is, allowed in a tile of queries and one of keys,
-        whose fields query.NAME and key.NAME have the attributes low and high."""
-        raise NotImplementedError
-
-    def dense(self, query: TokenFields, key: TokenFields) -> jax.Array:
-        """Returns the (b, t, s) bool mask of all pairs, False where either is padding."""
-        for fields in (query.present(), key.present()):
-            missing = sorted(self.fields - fields.keys())
-            assert not missing, f"the mask reads the field {missing[0]}, which is not given"
-        rows = TokenFields(**{name: x[:, :, None] for name, x in query.present().items()})
-        columns = TokenFields(**{name: x[:, None, :] for name, x in key.present().items()})
-        return (rows.segments != 0) & (columns.segments != 0) & self.allows(rows, columns)
-
-    def __and__(self, other: Mask) -> Mask:
-        return And(self, other)
-
-    def __or__(self, other: Mask) -> Mask:
-        return Or(self, other)
-
-    def __invert__(self) -> Mask:
-        return Not(self)
+        q, k = self._pair(query, key)
+        return k.low <= q.high, k.high <= q.low
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pair(Mask):
-    """Two expressions, combined by an operator on bools."""
+class Earlier(_OfField):
+    """Keys whose field is less than the query's."""
 
-    left: Mask
-    right: Mask
-
-    combine: ClassVar[Any]
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return self.left.fields | self.right.fields
+    field: str = "positions"
 
     def allows(self, query: Any, key: Any) -> Any:
-        return self.combine(self.left.allows(query, key), self.right.allows(query, key))
+        q, k = self._pair(query, key)
+        return k < q
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        (left_some, left_all), (right_some, right_all) = self.left.bounds(query, key), self.right.bounds(query, key)
-        return self.combine(left_some, right_some), self.combine(left_all, right_all)
-
-
-def _and(left: Any, right: Any) -> Any:
-    """Returns left & right, without an operation where one is the constant True (kernels compute what is written)."""
-    if left is np.True_:
-        return right
-    return left if right is np.True_ else left & right
+        q, k = self._pair(query, key)
+        return k.low < q.high, k.high < q.low
 
 
 @dataclasses.dataclass(frozen=True)
-class And(_Pair):
-    """Pairs that both sides allow."""
+class EarlierBlock(Earlier):
+    """Keys of landmark blocks before the query's."""
 
-    combine = staticmethod(_and)
-
-
-@dataclasses.dataclass(frozen=True)
-class Or(_Pair):
-    """Pairs that either side allows."""
-
-    combine = staticmethod(operator.or_)
+    field: str = "blocks"
 
 
 @dataclasses.dataclass(frozen=True)
-class Not(Mask):
-    """Pairs that `inner` does not allow (padding stays unseen)."""
-
-    inner: Mask
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return self.inner.fields
-
-    def allows(self, query: Any, key: Any) -> Any:
-        return ~self.inner.allows(query, key)
-
-    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        some, every = self.inner.bounds(query, key)
-        return ~every, ~some
-
-
-@dataclasses.dataclass(frozen=True)
-class Everything(Mask):
-    """Every key: full, non-causal attention."""
-
-    def allows(self, query: Any, key: Any) -> Any:
-        return np.True_
-
-    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        return np.True_, np.True_
-
-
-@dataclasses.dataclass(frozen=True)
-class Causal(Mask):
-    """Keys at or before the query's position."""
-
-    reads = ("positions",)
-
-    def allows(self, query: Any, key: Any) -> Any:
-        return key.positions <= query.positions
-
-    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        return key.positions.low <= query.positions.high, key.positions.high <= query.positions.low
-
-
-@dataclasses.dataclass(frozen=True)
-class Window(Mask):
+class Window(_OfField):
     """Keys less than `window` positions before the query (and any after it): with `Causal`, `window` keys, itself
     included."""
 
     window: int
-    reads = ("positions",)
+    field: str = "positions"
 
     def allows(self, query: Any, key: Any) -> Any:
-        return query.positions - key.positions < self.window
+        q, k = self._pair(query, key)
+        return q - k < self.window
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        least, greatest = query.positions.low - key.positions.high, query.positions.high - key.positions.low
-        return least < self.window, greatest < self.window
+        q, k = self._pair(query, key)
+        return q.low - k.high < self.window, q.high - k.low < self.window
 
 
 @dataclasses.dataclass(frozen=True)
-class Sinks(Mask):
-    """The first `count` tokens of a document."""
+class WindowAfter(_OfField):
+    """Keys less than `window` positions after the query (and any before it)."""
+
+    window: int
+    field: str = "positions"
+
+    def allows(self, query: Any, key: Any) -> Any:
+        q, k = self._pair(query, key)
+        return k - q < self.window
+
+    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
+        q, k = self._pair(query, key)
+        return k.low - q.high < self.window, k.high - q.low < self.window
+
+
+def band(window: int, field: str = "positions") -> Mask:
+    """Returns the mask of keys less than `window` positions from the query, on either side."""
+    return Window(window, field) & WindowAfter(window, field)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sinks(_OfField):
+    """The first `count` tokens of a document, or keys whose `field` is less than `count`."""
 
     count: int
-    reads = ("positions",)
+    field: str = "positions"
 
     def allows(self, query: Any, key: Any) -> Any:
-        return key.positions < self.count
+        return getattr(key, self.field) < self.count
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        return key.positions.low < self.count, key.positions.high < self.count
+        field = getattr(key, self.field)
+        return field.low < self.count, field.high < self.count
 
 
-class _SameField(Mask):
-    """Keys whose field, the one of `reads`, equals the query's."""
+@dataclasses.dataclass(frozen=True)
+class Same(_OfField):
+    """Keys whose field equals the query's."""
+
+    field: str
 
     def allows(self, query: Any, key: Any) -> Any:
-        return getattr(query, self.reads[0]) == getattr(key, self.reads[0])
+        q, k = self._pair(query, key)
+        return q == k
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        x, y = getattr(query, self.reads[0]), getattr(key, self.reads[0])
+        x, y = self._pair(query, key)
         return (y.low <= x.high) & (x.low <= y.high), (y.low == x.high) & (x.low == y.high)
 
 
 @dataclasses.dataclass(frozen=True)
-class SameSegment(_SameField):
+class SameSegment(Same):
     """Keys of the query's document."""
 
-    reads = ("segments",)
+    field: str = "segments"
 
 
 @dataclasses.dataclass(frozen=True)
-class SameBlock(_SameField):
+class SameBlock(Same):
     """Keys of the query's landmark block."""
 
-    reads = ("blocks",)
+    field: str = "blocks"
 
 
 @dataclasses.dataclass(frozen=True)
-class EarlierBlock(Mask):
-    """Keys of landmark blocks before the query's."""
+class _OneOf(_OfField):
+    """Pairs of which one side's field is one of `values`. A set of tokens is a field that is 1 in it."""
 
-    reads = ("blocks",)
+    field: str
+    values: tuple[int, ...]
 
-    def allows(self, query: Any, key: Any) -> Any:
-        return key.blocks < query.blocks
-
-    def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        return key.blocks.low < query.blocks.high, key.blocks.high < query.blocks.low
-
-
-class _OfType(Mask):
-    """Keys whose token type is `token_type`."""
-
-    token_type: ClassVar[int]
-    reads = ("token_types",)
+    def _side(self, query: Any, key: Any) -> Any:
+        raise NotImplementedError
 
     def allows(self, query: Any, key: Any) -> Any:
-        return key.token_types == self.token_type
+        field = self._side(query, key)
+        return functools.reduce(operator.or_, (field == value for value in self.values))
 
     def bounds(self, query: Any, key: Any) -> tuple[Any, Any]:
-        low, high, kind = key.token_types.low, key.token_types.high, self.token_type
-        return (low <= kind) & (high >= kind), (low == kind) & (high == kind)
+        field = self._side(query, key)
+        some = ((field.low <= value) & (field.high >= value) for value in self.values)
+        every = ((field.low == value) & (field.high == value) for value in self.values)
+        return functools.reduce(operator.or_, some), functools.reduce(operator.or_, every)
 
 
 @dataclasses.dataclass(frozen=True)
-class IsOrdinary(_OfType):
+class QueryIs(_OneOf):
+    """Every key, for queries whose field is one of `values`; none for the others."""
+
+    def _side(self, query: Any, key: Any) -> Any:
+        return getattr(query, self.field)
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyIs(_OneOf):
+    """Keys whose field is one of `values`."""
+
+    def _side(self, query: Any, key: Any) -> Any:
+        return getattr(key, self.field)
+
+
+@dataclasses.dataclass(frozen=True)
+class IsOrdinary(KeyIs):
     """Keys that are ordinary tokens."""
 
-    token_type = ORDINARY
+    field: str = "token_types"
+    values: tuple[int, ...] = (ORDINARY,)
 
 
 @dataclasses.dataclass(frozen=True)
-class IsLandmark(_OfType):
+class IsLandmark(KeyIs):
     """Keys that are landmarks."""
 
-    token_type = LANDMARK
+    field: str = "token_types"
+    values: tuple[int, ...] = (LANDMARK,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,3 +262,35 @@ def causal(window: int | None = None, *, segmented: bool = False, ordered: bool 
     if segmented:
         mask = mask & SameSegment()
     return mask & StoredNear() if ordered else mask
+
+
+__all__ = [
+    "HEADS",
+    "LANDMARK",
+    "ORDINARY",
+    "PERCEPT",
+    "PREFIX",
+    "And",
+    "Causal",
+    "Earlier",
+    "EarlierBlock",
+    "Everything",
+    "IsLandmark",
+    "IsOrdinary",
+    "KeyIs",
+    "Mask",
+    "Not",
+    "OfHeads",
+    "Or",
+    "QueryIs",
+    "Same",
+    "SameBlock",
+    "SameSegment",
+    "Sinks",
+    "StoredNear",
+    "TokenFields",
+    "Window",
+    "WindowAfter",
+    "band",
+    "causal",
+]

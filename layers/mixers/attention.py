@@ -1,6 +1,6 @@
-"""Causal softmax attention, and the base of every mixer of the softmax family.
+"""Softmax attention, and the base of every mixer of the softmax family.
 
-    o_i = sum_{j <= i} softmax_j(q_i . k_j / sqrt(k)) v_j  per head,   y = [o_1 ... o_h] W_o
+    o_i = sum_j softmax_j(q_i . k_j / sqrt(k)) v_j  over the keys j that i sees, per head,   y = [o_1 ... o_h] W_o
 
 Vaswani et al. 2017, section 3.2; grouped key heads: Ainslie et al. 2023; queries and keys normalised per head before
 rotation: Dehghani et al. 2023, section 2. A member of the family is a config that gives the mask and, where decoding
@@ -23,16 +23,18 @@ from jaxtyping import Array, Float, Int
 
 from recollect.configuration import UserError, at_least
 from recollect.layers import mixer
-from recollect.layers.mixer import Context, Mixer, MixerConfig, MixerOutput, Place, Traits, check_length, zero_padding
+from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, Traits, check_length, zero_padding
+from recollect.layers.mixers.softmax_streams import SoftmaxStreams
+from recollect.layers.modules import masking
 from recollect.layers.modules.dropout import is_share, kept_weights
 from recollect.layers.modules.linear import Linear, merge_heads, output_init, split_heads
+from recollect.layers.modules.mask_designs import MaskDesign
 from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.positions import LearnedPositions, PositionsConfig
 from recollect.layers.packing import token_positions
 from recollect.layers.state.cache_policy import CachePolicy, Full
-from recollect.layers.state.capacity import check_positions
 from recollect.layers.state.key_value_cache import KeyValueCache
-from recollect.pallas_kernels.masks import Causal, Mask, SameSegment
+from recollect.pallas_kernels.masks import Mask, SameSegment
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
@@ -49,6 +51,9 @@ class SoftmaxConfig(MixerConfig):
       query_key_norm: RMS norm of each query and key head before rotation.
       bias: biases on the four projections.
       dropout: share of the softmax weights zeroed in training; kernels take none.
+      causal: a query sees the keys up to its own; else all of its document's.
+      cross: keys and values are those of `context.source`, all of the query's document (cross_attention.py).
+      design: which keys a query sees, in place of those up to its own (layers/modules/mask_designs.py).
     """
 
     heads: int = chz.field(default=1, validator=at_least(1))
@@ -58,9 +63,14 @@ class SoftmaxConfig(MixerConfig):
     query_key_norm: bool = False
     bias: bool = False
     dropout: float = chz.field(default=0.0, validator=is_share)
+    causal: bool = True
+    cross: bool = False
+    design: MaskDesign | None = None
 
     @chz.validate
-    def _key_heads_divide_heads(self) -> None:
+    def _possible(self) -> None:
+        if self.design is not None and (self.cross or not self.causal):
+            raise UserError("design states which keys are seen: causal is True and cross False beside it")
         if self.key_heads is not None and (self.key_heads < 1 or self.heads % self.key_heads):
             raise UserError(f"key_heads={self.key_heads}: must divide heads={self.heads}")
 
@@ -71,21 +81,31 @@ class SoftmaxConfig(MixerConfig):
             raise UserError(f"heads={self.heads} does not divide the model width {width}; {hint}")
         return self.head_dim or width // self.heads
 
-    def mask(self) -> Mask:
-        """Returns the mask: which keys a query sees."""
-        return Causal() & SameSegment()
+    def mask(self) -> Mask | None:
+        """Returns the mask: which keys a query sees; None: those of its document up to its own."""
+        if self.design is not None:
+            return self.design.mask() & SameSegment()
+        return None if self.causal and not self.cross else SameSegment()
 
     @property
     def traits(self) -> Traits:
-        return Traits(maximum_length=self.positions.maximum if isinstance(self.positions, LearnedPositions) else None)
+        limit = self.positions.maximum if isinstance(self.positions, LearnedPositions) else None
+        if self.causal or self.cross:
+            return Traits(cross=self.cross, maximum_length=limit)
+        return Traits(causal=False, streams=False, symmetry="permutation", maximum_length=limit)
 
 
 @chz.chz(typecheck=True)
 class Attention(SoftmaxConfig):
-    """Causal softmax attention over the whole document. State: what `cache` keeps, every key and value if it is Full;
+    """Softmax attention over the whole document. State: what `cache` keeps, every key and value if it is Full;
     it acts in decoding alone, so it can be set on a trained model."""
 
     cache: CachePolicy = Full()
+
+    @chz.validate
+    def _one_cache(self) -> None:
+        if self.mask() is not None and not isinstance(self.cache, Full):
+            raise UserError(f"cache={type(self.cache).__name__}: a cache policy serves causal attention alone")
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> SoftmaxAttention:
         if isinstance(self.cache, Full):
@@ -95,7 +115,7 @@ class Attention(SoftmaxConfig):
         return PolicyAttention(self, width, place, rngs)
 
 
-class SoftmaxAttention(Mixer):
+class SoftmaxAttention(SoftmaxStreams):
     """The module of `Attention`; the base of the softmax family's modules."""
 
     caches_rotated_keys: ClassVar[bool] = True
@@ -116,30 +136,25 @@ class SoftmaxAttention(Mixer):
 
     def __call__(self, x: Float[Array, "b t d"], context: Context = Context()) -> MixerOutput:
         self._check_length(x.shape[1])
+        if self.config.cross:
+            return self._read_source(x, context)
         x = zero_padding(x, context)
         plain = context.positions is None and context.segments is None
         positions = None if plain else token_positions(context, *x.shape[:2])
         fields: dict[str, Any] = {"query_positions": positions, "query_segments": context.segments}
+        if (mask := self.config.mask()) is not None:
+            fields["query_fields"] = masking.further_fields(mask, context)
         if self.config.dropout and context.key is not None:
             fields["dropout"] = kept_weights(x, self.config.heads, self.config.dropout, context.key)
         return self._mix(x, *self._project(x, positions, context), fields)
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> KeyValueCache:
         """Returns a cache of one slot per token."""
+        if self.config.cross or not self.config.causal:
+            self._refuse_stream()
         self._check_length(max_length)
-        return KeyValueCache.create(batch_size, max_length, self.key_heads, self.head_dim, self.head_dim, dtype)
-
-    def extend(
-        self, x: Float[Array, "b t d"], state: KeyValueCache, context: Context = Context()
-    ) -> tuple[MixerOutput, KeyValueCache]:
-        tokens, cursor = state.cursor.read(context, *x.shape[:2])
-        check_positions(state.cursor, tokens, self.config.traits.maximum_length)
-        x = zero_padding(x, tokens)
-        q, k, v = self._project(x, tokens.positions, tokens)
-        keys, values, slots, state = state.remember(k, v, tokens, cursor)
-        fields: dict[str, Any] = {"query_positions": tokens.positions, "query_segments": tokens.segments}
-        fields |= {"key_positions": slots.positions, "key_segments": slots.segments}
-        return self._mix(x, q, keys, values, fields), state
+        heads, dim, mask = self.key_heads, self.head_dim, self.config.mask()
+        return KeyValueCache.create(batch_size, max_length, heads, dim, dim, dtype, mask)
 
     def _project(
         self, x: Float[Array, "b t d"], positions: Int[Array, "b t"] | None, context: Context
@@ -166,7 +181,8 @@ class SoftmaxAttention(Mixer):
 
     def _seen(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Returns the arguments of `softmax_attention` that state which keys are seen."""
-        return {"mask": self.config.mask() if "key_positions" in fields else None}  # else causal by itself
+        mask = self.config.mask()
+        return {} if mask is None else masking.mask_arguments(mask, fields)
 
     def _bias(self, x: jax.Array, q: jax.Array, k: jax.Array, fields: dict[str, Any]) -> jax.Array | None:
         """Returns what is added to the scores, (b or 1, h, t, s), or None."""

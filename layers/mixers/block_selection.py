@@ -10,7 +10,7 @@ computed and those of keys not picked hidden; the state keeps every key.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import chz
 import jax
@@ -33,6 +33,12 @@ class BlockSelection(SoftmaxConfig):
     Attributes:
       retrieve: what selects.
     """
+
+    NOT_SERVED: ClassVar[dict[str, str]] = {
+        "causal": "its selectors pick among the blocks before a query",
+        "cross": "its selectors pick among the blocks before a query, and the source has none",
+        "design": "its selectors pick among the blocks before a query",
+    }
 
     retrieve: Selector = MeanBlocks()
 

@@ -12,7 +12,7 @@ those of near keys, which count, are exact however long the stream is.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import chz
 import jax
@@ -31,6 +31,12 @@ from recollect.pallas_kernels.softmax_attention import softmax_attention
 @chz.chz(typecheck=True)
 class ForgettingAttention(SoftmaxConfig):
     """Softmax attention with forget gates. State: every key and value, and a gate per token and head."""
+
+    NOT_SERVED: ClassVar[dict[str, str]] = {
+        "causal": "a key is forgotten by the gates of the tokens from it up to its query, and a later key has none",
+        "cross": "no tokens stand between a key of the source and a query, whose gates would forget it",
+        "design": "a key is forgotten by the gates of the tokens from it up to its query, so it must not come after it",
+    }
 
     heads: int = chz.field(default=2, validator=at_least(1))
 

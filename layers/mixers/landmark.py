@@ -16,7 +16,7 @@ never read; keys are stored unrotated, since with retrieval a block's position d
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import chz
 from flax import nnx
@@ -43,6 +43,12 @@ class Landmark(SoftmaxConfig):
       window: with `retrieve`, blocks that are read whole: those of the query's window of so many up to it; the k best
         come before it. The published code reads the whole chunk that a stream is at, of 5 to 7 blocks.
     """
+
+    NOT_SERVED: ClassVar[dict[str, str]] = {
+        "causal": "a landmark stands for the block before it, which later queries reach through it",
+        "cross": "the source has no landmarks: models insert them into the stream alone",
+        "design": "its grouped softmax has a mask of its own, of blocks and landmarks",
+    }
 
     block: int = chz.field(default=8, validator=at_least(1))
     retrieve: int | None = chz.field(

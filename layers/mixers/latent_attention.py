@@ -23,14 +23,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from recollect.configuration import UserError, at_least, requires
-from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, check_input
+from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, Traits, check_input
 from recollect.layers.mixers.attention import SoftmaxAttention
 from recollect.layers.modules.dropout import is_share
 from recollect.layers.modules.linear import Linear, output_init, split_heads
 from recollect.layers.modules.norms import RMSNormalization
 from recollect.layers.modules.positions import Rotary
 from recollect.layers.state.key_value_cache import KeyValueCache
-from recollect.pallas_kernels.masks import Causal, Mask, SameSegment
+from recollect.pallas_kernels.masks import Mask, SameSegment
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 
@@ -46,6 +46,7 @@ class LatentAttention(MixerConfig):
       rotary_dim: dimensions of the shared part of the keys; 0: there is none.
       positions: Rotary, of the shared part; None leaves it as it is.
       dropout: share of the softmax weights zeroed in training; kernels take none.
+      causal, cross: as of `SoftmaxConfig`.
     """
 
     heads: int = chz.field(default=2, validator=at_least(1))
@@ -56,10 +57,18 @@ class LatentAttention(MixerConfig):
     rotary_dim: int = chz.field(default=16, validator=requires(lambda n: n >= 0 and n % 2 == 0, "must be even"))
     positions: Rotary | None = Rotary(layout="interleaved")
     dropout: float = chz.field(default=0.0, validator=is_share)
+    causal: bool = True
+    cross: bool = False
 
-    def mask(self) -> Mask:
-        """Returns the mask: which keys a query sees."""
-        return Causal() & SameSegment()
+    def mask(self) -> Mask | None:
+        """Returns the mask: which keys a query sees; None: those of its document up to its own."""
+        return None if self.causal and not self.cross else SameSegment()
+
+    @property
+    def traits(self) -> Traits:
+        if self.causal or self.cross:
+            return Traits(cross=self.cross)
+        return Traits(causal=False, streams=False, symmetry="permutation")
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> MultiHeadLatentAttention:
         if None in (self.key_dim, self.value_dim) and width % self.heads:
@@ -126,10 +135,10 @@ class MultiHeadLatentAttention(SoftmaxAttention):
             absorbed = jnp.einsum("bthk,uhk->bthu", q[..., : self.key_dim], up)
             q = jnp.concatenate([absorbed, q[..., self.key_dim :]], axis=-1)
             k = jnp.concatenate([latent, shared], axis=-1)
-            o = softmax_attention(q, k, latent, mask=self.config.mask(), scale=self.scale, **fields)
+            o = softmax_attention(q, k, latent, scale=self.scale, **self._seen(fields), **fields)
             return self._finish(jnp.einsum("bthu,uhv->bthv", o, down), x)
         k, v = self._keys(latent, shared), split_heads(self.value_up(latent[:, :, 0]), heads)
-        return self._finish(softmax_attention(q, k, v, scale=self.scale, **fields), x)
+        return self._finish(softmax_attention(q, k, v, scale=self.scale, **self._seen(fields), **fields), x)
 
     def _keys(self, latent: Float[Array, "b t 1 u"], shared: Float[Array, "b t 1 r"]) -> Float[Array, "b t h k"]:
         """Returns the keys of all heads, both parts of them."""

@@ -53,7 +53,7 @@ from recollect.pallas_kernels.softmax_attention import softmax_attention
 
 @chz.chz(typecheck=True)
 class MixtureOfHeads(SoftmaxConfig):
-    """Mixture-of-head attention, causal.
+    """Mixture-of-head attention. Tokens compute their own heads alone where attention is causal.
 
     Attributes:
       shared: number of heads that every token uses, the first ones.
@@ -163,11 +163,12 @@ class MixtureOfHeadsAttention(SoftmaxAttention):
         config, segments = self.config, fields["query_segments"]
         gates, probabilities, chosen = self.route(x, q)
         tokens, whole = (q.shape[1], k.shape[1]), "key_positions" not in fields
-        some = "dropout" not in fields and config.routed  # dropped weights are known for all heads at once
+        # Dropped weights are known for all heads at once; the operation of chosen heads is causal.
+        some = "dropout" not in fields and config.routed and config.mask() is None
         if some and skips(*tokens, config.routed, config.active, self_attention=whole):
             o = self._attend_chosen(q, k, v, gates, chosen, fields)
         else:
-            o = (softmax_attention(q, k, v, **fields) * gates[..., None]).astype(q.dtype)
+            o = (softmax_attention(q, k, v, **self._seen(fields), **fields) * gates[..., None]).astype(q.dtype)
         out = self._finish(o, x)
         active = (config.shared + config.active) / config.heads
         if not config.routed:

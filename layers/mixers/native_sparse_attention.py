@@ -19,7 +19,7 @@ keys not read hidden: it saves no time here. The state keeps every token's three
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import chz
 import jax
@@ -52,6 +52,12 @@ class NativeSparseAttention(SoftmaxConfig):
       local: newest blocks that are always among them, the query's own included; published 2. So is the first.
       window: published 512.
     """
+
+    NOT_SERVED: ClassVar[dict[str, str]] = {
+        "causal": "its compressed and selected blocks are those before a query",
+        "cross": "its three branches read blocks and a window before the query, and the source has none",
+        "design": "its three branches have masks of their own",
+    }
 
     heads: int = chz.field(default=2, validator=at_least(1))
     block: int = chz.field(default=8, validator=at_least(1))

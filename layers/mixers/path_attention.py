@@ -16,7 +16,7 @@ Cost: t^2 (4 k + 2 c) per head, in blocks of c tokens.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import chz
 import jax
@@ -47,6 +47,12 @@ class PathAttention(SoftmaxConfig):
       rank: of the map that w comes from.
       kernel: taps of its convolution.
     """
+
+    NOT_SERVED: ClassVar[dict[str, str]] = {
+        "causal": "its positions are products of the maps of the tokens from a key up to its query",
+        "cross": "no tokens stand between a key of the source and a query, whose maps would place it",
+        "design": "its positions are products of the maps of the tokens from a key up to its query",
+    }
 
     heads: int = chz.field(default=2, validator=at_least(1))
     rank: int = chz.field(default=32, validator=at_least(1))
@@ -85,7 +91,7 @@ class PathMixer(ConvolvedAttention):
         fields: dict[str, Any] = {"query_positions": tokens.positions, "query_segments": tokens.segments}
         fields |= {"key_positions": slots.positions, "key_segments": slots.segments}
         bias, keys = self._moved(x, q, cache.keys, fields)
-        seen = {"mask": self.config.mask(), "bias": bias, **fields}
+        seen = {"bias": bias, **self._seen(fields), **fields}
         out = self._finish(softmax_attention(q, cache.keys.astype(q.dtype), values, **seen), x)
         return out, dataclasses.replace(cache, keys=keys)
 

@@ -14,7 +14,7 @@ code starts a segment's with zeros; tables hold `maximum` distances, not 4,096 b
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import chz
 import jax
@@ -42,6 +42,12 @@ class RelativeConvolutionalAttention(SoftmaxConfig):
       relative: scores have the learned part; it takes the place of positions.
       maximum: distances that have entries in its tables, and so the longest input.
     """
+
+    NOT_SERVED: ClassVar[dict[str, str]] = {
+        "causal": "its convolutions and its table of distances look back only",
+        "cross": "its convolutions run over one sequence, and its distances count from a key up to a query of the same",
+        "design": "its table of distances looks back only",
+    }
 
     heads: int = chz.field(default=2, validator=at_least(1))
     kernel: int = chz.field(default=3, validator=has_taps)

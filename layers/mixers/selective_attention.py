@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from recollect.configuration import requires
+from recollect.configuration import UserError, requires
 from recollect.layers.mixer import Context, MixerOutput, Place
 from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.linear import Linear
@@ -53,6 +53,11 @@ class SelectiveAttention(SoftmaxConfig):
     share: float | None = chz.field(default=None, validator=_is_share)
     weight: float = chz.field(default=1e-3, validator=requires(lambda value: value >= 0, "must be 0 or more"))
     threshold: float | None = chz.field(default=None, validator=_is_share)
+
+    @chz.validate
+    def _repeats_of_the_stream(self) -> None:
+        if self.cross and self.select == "repeats":
+            raise UserError('cross=True with select="repeats": a repeat is of an earlier token of the same sequence')
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> SelectiveSoftmaxAttention:
         return SelectiveSoftmaxAttention(self, width, place, rngs)

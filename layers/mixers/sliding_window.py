@@ -13,7 +13,7 @@ and so 129 keys.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import chz
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from recollect.layers.mixers.attention import SoftmaxAttention, SoftmaxConfig
 from recollect.layers.modules.linear import parameter
 from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.layers.state.window_cache import WindowCache
-from recollect.pallas_kernels.masks import Causal, Mask, SameSegment, Sinks, Window
+from recollect.pallas_kernels.masks import Causal, Mask, SameSegment, Sinks, Window, WindowAfter
 
 
 @chz.chz(typecheck=True)
@@ -33,12 +33,18 @@ class SlidingWindow(SoftmaxConfig):
     """Sliding-window attention; its state holds `window` tokens (and the first ones), however long the stream.
 
     Attributes:
-      window: keys that a query sees, itself included; 0, of the first tokens alone, needs `sinks="first"`.
+      window: keys that a query sees, itself included; 0, of the first tokens alone, needs `sinks="first"`. With
+        causal=False, as many after it as before it: 2 window - 1 in all.
       sinks: "none"; "learned", a logit per head, initialised to 0; "first", the document's first tokens are seen too.
         With "first" the work over packed documents grows with the length squared; over one document it grows with the
         window.
       first: number of tokens that `sinks="first"` keeps.
     """
+
+    NOT_SERVED: ClassVar[dict[str, str]] = {
+        "cross": "a window is around the query, which has no place in the source",
+        "design": "its mask is the window",
+    }
 
     window: int = chz.field(default=64, validator=at_least(0))
     sinks: Literal["none", "learned", "first"] = "none"
@@ -55,8 +61,9 @@ class SlidingWindow(SoftmaxConfig):
         return self.first if self.sinks == "first" else 0
 
     def mask(self) -> Mask:
+        before: Mask = Causal() if self.causal else WindowAfter(self.window)
         near: Mask = Window(self.window)
-        return Causal() & SameSegment() & (near | Sinks(self.kept) if self.kept else near)
+        return before & SameSegment() & (near | Sinks(self.kept) if self.kept else near)
 
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> SlidingWindowAttention:
         return SlidingWindowAttention(self, width, place, rngs)
@@ -77,16 +84,10 @@ class SlidingWindowAttention(SoftmaxAttention):
         window, heads, dim = self.config.window, self.key_heads, self.head_dim
         if max_length < window:
             return super().init_state(batch_size, max_length, dtype)
+        if not self.config.causal:
+            self._refuse_stream()
         self._check_length(max_length)
         return WindowCache.create(batch_size, max(window, 1), heads, dim, dim, dtype, kept=self.config.kept)
 
     def _seen(self, fields: dict[str, Any]) -> dict[str, Any]:
-        window, kept = self.config.window, self.config.kept
-        sinks = None if self.sinks is None else self.sinks[...]
-        if "key_positions" in fields:
-            return {"mask": self.config.mask(), "sinks": sinks}
-        if not kept:
-            return {"window": window, "sinks": sinks}
-        if fields["query_segments"] is None:
-            return {"mask": Causal() & (Window(window) | Sinks(kept))}
-        return {"mask": self.config.mask()}
+        return super()._seen(fields) | {"sinks": None if self.sinks is None else self.sinks[...]}

@@ -12,7 +12,7 @@ Published training: with `retrieve.dense=True` and everything but the indexer fr
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import chz
 import jax
@@ -34,6 +34,12 @@ class SparseLatentAttention(LatentAttention):
     Attributes:
       retrieve: the indexer.
     """
+
+    NOT_SERVED: ClassVar[dict[str, str]] = {
+        "causal": "its indexer picks among the tokens before a query",
+        "cross": "its indexer scores the tokens of one sequence",
+        "design": "its indexer picks among the tokens before a query",
+    }
 
     retrieve: LightningIndexer = LightningIndexer()
 

@@ -36,8 +36,10 @@ from recollect.layers.modules.gates import (
 from recollect.layers.modules.implicit_filter import ReluFilter, SineFilter, embed_times, times
 from recollect.layers.modules.initial_values import orthogonal, torch_uniform
 from recollect.layers.modules.initialisation import ACTIVE_DORMANT, FLA, GLA, ZOOLOGY, Initialisation
+from recollect.layers.modules.layer_norm import LayerNorm, LayerNormalization, NormConfig
 from recollect.layers.modules.lightning_indexer import Indexer, LightningIndexer
 from recollect.layers.modules.linear import Linear, merge_heads, normal, output_init, parameter, split_heads
+from recollect.layers.modules.mask_designs import MaskDesign, PrefixLM
 from recollect.layers.modules.mlp import (
     GELU,
     SGLU,
@@ -51,7 +53,7 @@ from recollect.layers.modules.mlp import (
     SwiGLU,
     SwiGLUNetwork,
 )
-from recollect.layers.modules.norms import LayerNorm, LayerNormalization, NormConfig, RMSNorm, RMSNormalization
+from recollect.layers.modules.norms import RMSNorm, RMSNormalization
 from recollect.layers.modules.positions import LRPE, LearnedPositions, Placement, PositionsConfig, PositionTable, Rotary
 from recollect.layers.modules.rotary_scaling import LinearScaling, Llama3Scaling, NTKScaling, RotaryScaling, YaRN
 from recollect.layers.modules.score_biases import Alibi, BucketBias, DistanceBias, RelativeBias, ScoreBias

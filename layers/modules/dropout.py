@@ -18,10 +18,12 @@ def dropped(x: Float[Array, "*rows d"], share: float, key: Key[Array, ""]) -> Fl
     return jnp.where(jax.random.bernoulli(key, 1 - share, x.shape), x / (1 - share), 0)
 
 
-def kept_weights(x: Float[Array, "b t d"], heads: int, share: float, key: Key[Array, ""]) -> Float[Array, "b h t s"]:
-    """Returns the factors of the softmax weights of tokens on each other: 0, or 1 / (1 - share)."""
+def kept_weights(
+    x: Float[Array, "b t d"], heads: int, share: float, key: Key[Array, ""], keys: int | None = None
+) -> Float[Array, "b h t s"]:
+    """Returns the factors of the softmax weights of tokens on each other, or on so many keys: 0, or 1 / (1 - share)."""
     b, t, _ = x.shape
-    return dropped(jnp.ones((b, heads, t, t)), share, key)
+    return dropped(jnp.ones((b, heads, t, t if keys is None else keys)), share, key)
 
 
 def layer_keys(key: Key[Array, ""], first: int, repeats: int, period: int) -> Key[Array, "n p"]:

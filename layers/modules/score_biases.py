@@ -67,13 +67,13 @@ class DistanceBias(nnx.Module, Placement):
         self.heads = heads
 
     def of_distance(self, distance: Int[Array, "b t s"]) -> Float[Array, "b h t s"]:
-        """Returns the bias, fp32; distances of keys that a query sees are 0 or more."""
+        """Returns the bias, fp32; distances are 0 or more."""
         slopes = jnp.asarray(alibi_slopes(self.heads), jnp.float32)
         return -slopes[:, None, None] * distance[:, None].astype(jnp.float32)
 
     def bias(self, q: Float[Array, "b t h k"], k: Float[Array, "b s g k"], fields: Mapping[str, Any]) -> jax.Array:
         """Returns what is added to scores, (b or 1, h, t, s)."""
-        return self.of_distance(distances(q, k, fields))
+        return self.of_distance(jnp.abs(distances(q, k, fields)))  # of later keys too, where a query sees them
 
 
 class BucketBias(DistanceBias):

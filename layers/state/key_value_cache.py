@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from recollect.layers.mixer import Context, Cursor
+from recollect.layers.modules import masking
 from recollect.layers.state.capacity import BoundedState, check_capacity
 from recollect.layers.state.slot_writes import written
-from recollect.pallas_kernels.masks import TokenFields
+from recollect.pallas_kernels.mask_expressions import Mask, TokenFields
 
 
 @jax.tree_util.register_dataclass
@@ -20,7 +21,8 @@ from recollect.pallas_kernels.masks import TokenFields
 class KeyValueCache(BoundedState):
     """Keys (b, s, g, k) and values (b, s, g, v), or trees of (b, s, ...), in order of arrival, with the fields of each
     slot (segment 0 marks a free one). Tokens past the last slot are refused, inside jit dropped and counted
-    (layers/state/capacity.py). Mixers that rotate after retrieval store keys unrotated. `count` tokens came so far."""
+    (layers/state/capacity.py). Mixers that rotate after retrieval store keys unrotated. `count` tokens came so far.
+    `further` has what the mixer's mask reads of them beside positions and segments."""
 
     keys: Any
     values: Any
@@ -28,10 +30,14 @@ class KeyValueCache(BoundedState):
     segments: Int[Array, "b s"]
     count: Int[Array, " b"]
     cursor: Cursor
+    further: dict[str, Int[Array, "b s"]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def create(cls, batch_size: int, slots: int, heads: int, key_dim: int, value_dim: int, dtype: Any) -> KeyValueCache:
-        """Returns an empty cache."""
+    def create(
+        cls, batch_size: int, slots: int, heads: int, key_dim: int, value_dim: int, dtype: Any, mask: Mask | None = None
+    ) -> KeyValueCache:
+        """Returns an empty cache, with the fields that `mask` reads."""
+        further = () if mask is None else sorted(mask.fields - masking.GIVEN)
         return cls(
             keys=jnp.zeros((batch_size, slots, heads, key_dim), dtype),
             values=jnp.zeros((batch_size, slots, heads, value_dim), dtype),
@@ -39,6 +45,7 @@ class KeyValueCache(BoundedState):
             segments=jnp.zeros((batch_size, slots), jnp.int32),
             count=jnp.zeros(batch_size, jnp.int32),
             cursor=Cursor.start(batch_size),
+            further={name: jnp.zeros((batch_size, slots), jnp.int32) for name in further},
         )
 
     def remember(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from recollect.layers.mixer import Context
+from recollect.layers.modules import masking
 
 
 def written(cache: Any, index: jax.Array, keys: Any, values: Any, tokens: Context) -> Any:
@@ -27,4 +28,5 @@ def written(cache: Any, index: jax.Array, keys: Any, values: Any, tokens: Contex
         values=jax.tree.map(put, cache.values, values),
         positions=put(cache.positions, tokens.positions),
         segments=put(cache.segments, tokens.segments),
+        further=jax.tree.map(put, cache.further, masking.given(cache.further, tokens)),
     )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from recollect.layers.mixer import Context, Cursor
 from recollect.layers.state.key_value_cache import KeyValueCache
 from recollect.layers.state.slot_writes import written
-from recollect.pallas_kernels.masks import TokenFields
+from recollect.pallas_kernels.mask_expressions import Mask, TokenFields
 
 
 @jax.tree_util.register_dataclass
@@ -33,10 +33,19 @@ class WindowCache(KeyValueCache):
 
     @classmethod
     def create(
-        cls, batch_size: int, slots: int, heads: int, key_dim: int, value_dim: int, dtype: Any, kept: int = 0
+        cls,
+        batch_size: int,
+        slots: int,
+        heads: int,
+        key_dim: int,
+        value_dim: int,
+        dtype: Any,
+        mask: Mask | None = None,
+        kept: int = 0,
     ) -> WindowCache:
         """Returns an empty cache of `slots` slots and `kept` more for the first tokens of the current document."""
-        return cls(**vars(KeyValueCache.create(batch_size, kept + slots, heads, key_dim, value_dim, dtype)), kept=kept)
+        sizes = (batch_size, kept + slots, heads, key_dim, value_dim)
+        return cls(**vars(KeyValueCache.create(*sizes, dtype, mask)), kept=kept)
 
     def remember(
         self, keys: Float[Array, "b t g k"], values: Float[Array, "b t g v"], tokens: Context, cursor: Cursor

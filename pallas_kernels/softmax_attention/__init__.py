@@ -94,12 +94,18 @@ def softmax_attention(
     Raises:
       ValueError: an argument's shape, type or value does not fit; the backend cannot serve the call.
     """
-    given = {"query_positions": query_positions, "query_segments": query_segments, "query_fields": query_fields}
-    given |= {"key_positions": key_positions, "key_segments": key_segments, "key_fields": key_fields}
+    given: dict[str, Any] = {"query_positions": query_positions, "key_positions": key_positions}
+    given |= {"query_segments": query_segments, "key_segments": key_segments}
+    given |= {"query_fields": query_fields, "key_fields": key_fields}
+    call: dict[str, Any] = {"scale": scale, "return_lse": return_lse, "deterministic": deterministic}
+    if isinstance(mask, Mask) and mask.differs_by_head:
+        from recollect.pallas_kernels.softmax_attention.per_head import by_head
+
+        pairs = {"sinks": sinks, "bias": bias, "dropout": dropout}
+        return by_head(softmax_attention, q, k, v, mask, pairs, window=window, backend=backend, **given, **call)
     fields = with_key_fields(q, k, **given)
     _check(q, k, v, window, mask, sinks, bias, dropout, **fields)
     seen: dict[str, Any] = {"window": window, "mask": mask, "sinks": sinks, "bias": bias, "dropout": dropout}
-    call: dict[str, Any] = {"scale": scale, "return_lse": return_lse, "deterministic": deterministic}
     if is_self_attention(q, k, fields) and sequence_parts(q.shape[1]) > 1:
         part = functools.partial(softmax_attention, **call, backend=backend)
         seen |= {"positions": query_positions, "segments": query_segments, "fields": query_fields}

@@ -16,13 +16,16 @@ from recollect.pallas_kernels.masks import (
     Everything,
     IsLandmark,
     IsOrdinary,
+    KeyIs,
     Mask,
+    QueryIs,
     SameBlock,
     SameSegment,
     Sinks,
     StoredNear,
     TokenFields,
     Window,
+    band,
     causal,
 )
 from recollect.pallas_kernels.scheduled_attention import flash_vjp
@@ -38,6 +41,7 @@ from recollect.pallas_kernels.softmax_attention import merge, softmax_attention
 from tests.pallas_kernels import tiles_by_einsum
 
 LEAVES = [Everything(), Causal(), SameSegment(), SameBlock(), EarlierBlock(), IsLandmark(), IsOrdinary()]
+LEAVES += [Causal("blocks"), QueryIs("blocks", (0, 2)), KeyIs("positions", (1, 2, 5)), band(4)]
 leaves = st.one_of(st.sampled_from(LEAVES), st.builds(Window, st.integers(1, 20)), st.builds(Sinks, st.integers(1, 9)))
 masks = st.recursive(
     leaves,

@@ -55,20 +55,30 @@ const text = {
   },
 };
 
+const MOST_ROWS = 2000;
+
 // A table of `rows`, of which the first column names a row. A column has: title, value (what is sorted by), show (text;
 // default: the value), kind "label", "number" or "wrap", and optionally `runs`, those that its number is from, or `cell`,
-// which returns the content. Returns the element and `filter(words)`, which shows the rows that contain all of them and
-// returns these.
+// which returns the content. Returns the element and `filter(words)`, which shows the rows that contain all of them (the
+// first of very many) and returns these.
 function sortableTable(columns, rows, name) {
   const body = make("tbody");
   const shown = (column, row) => (column.show || text.plain)(column.value(row), row);
-  const lines = rows.map((row, index) => {
-    const cells = columns.map((column, place) => {
+  const lines = rows.map((row, index) => ({row, index}));
+  const rest = make("p", {class: "note"});
+  let kept = lines;
+  function line(one) {
+    const {row} = one;
+    one.line ??= make("tr", {}, ...columns.map((column, place) => {
       const content = column.cell ? column.cell(row) : [column.runs ? link(shown(column, row), column.runs(row)) : shown(column, row)];
       return make(place ? "td" : "th", {class: column.kind || null, scope: place ? null : "row"}, ...content);
-    });
-    return {row, index, line: make("tr", {}, ...cells)};
-  });
+    }));
+    return one.line;
+  }
+  function show() {
+    body.replaceChildren(...kept.slice(0, MOST_ROWS).map(line));
+    rest.textContent = kept.length > MOST_ROWS ? `The first ${text.count(MOST_ROWS)} of ${text.count(kept.length)} rows: words in the filter leave fewer.` : "";
+  }
   const heads = columns.map((column, index) => {
     const button = make("button", {type: "button", onclick: () => sort(index)}, column.title);
     return make("th", {class: column.kind || null, scope: "col"}, button, ...(column.under ? [make("small", {}, column.under)] : []));
@@ -78,21 +88,25 @@ function sortableTable(columns, rows, name) {
     heads.forEach((head, other) => (other === index ? head.setAttribute("aria-sort", way) : head.removeAttribute("aria-sort")));
     const sign = way === "ascending" ? 1 : -1;
     lines.sort((a, b) => compare(columns[index].value(a.row), columns[index].value(b.row), sign) || a.index - b.index);
-    body.replaceChildren(...lines.map(line => line.line));
+    const left = new Set(kept);
+    kept = lines.filter(one => left.has(one));
+    show();
     remember(name, [columns[index].title, way]);
   }
   function filter(words) {
-    for (const one of lines) one.line.hidden = !words.every(word => one.line.textContent.toLowerCase().includes(word));
-    return lines.filter(one => !one.line.hidden).sort((a, b) => a.index - b.index).map(one => one.row);
+    for (const one of lines) one.words ??= columns.map(column => shown(column, one.row)).join(" ").toLowerCase();
+    kept = lines.filter(one => words.every(word => one.words.includes(word)));
+    show();
+    return kept.toSorted((a, b) => a.index - b.index).map(one => one.row);
   }
-  body.append(...lines.map(line => line.line));
+  show();
   const [title, way] = recall(name) || [];
   const sorted = columns.findIndex(column => column.title === title);
   if (sorted >= 0) sort(sorted, way);
   const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body);
   // What scrolls must be reachable by the keyboard.
-  const element = make("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": `table of ${name}`}, table);
-  return {element, filter};
+  const scroll = make("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": `table of ${name}`}, table);
+  return {element: make("div", {}, scroll, rest), filter};
 }
 
 // A box whose words filter; `changed` is called with them, in lower case, at first and whenever they change.

@@ -18,7 +18,7 @@ from recollect.data.tokenizers import ByteTokenizer, open_tokenizer
 from recollect.export.huggingface import Facts, export_huggingface, import_huggingface
 from recollect.layers import Attention, KimiDeltaAttention, Landmark, LinearAttention, SlidingWindow
 from recollect.layers.modules import GELU, LayerNorm, LearnedPositions, Rotary, SwiGLU
-from recollect.models import FunctionalModel, LanguageModel, repeat
+from recollect.models import Autoencoder, FunctionalModel, LanguageModel, repeat
 from tests.export.huggingface.cases import CODE, FLASH, MODELS, NORMED, parameters
 
 FACTS = Facts("toy", step=7, batch_tokens=64, source="texts", digest="ab" * 32, results={"bits_per_byte": 2.5})
@@ -173,6 +173,11 @@ def test_what_no_layout_expresses_is_refused_by_its_field(config, reason, tmp_pa
         export_huggingface(params, config, tmp_path / "out", facts=FACTS)
     assert str(refused.value).endswith("; --code (as_code=True) exports it, as PyTorch code")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_no_language_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^model=Autoencoder stands in the way"):
+        export_huggingface({}, Autoencoder(stages=repeat(Attention(), depth=1)), tmp_path / "out", facts=FACTS)
 
 
 @pytest.fixture

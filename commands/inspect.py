@@ -33,6 +33,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _data_of(options: argparse.Namespace) -> Any:
     """Returns the data set that was named, with its overrides: `data.length=64`, or `length=64`."""
+    from inspect import isabstract
+
     from recollect.commands.user_code import load_files
     from recollect.configuration import UserError, apply_overrides, known_configs
     from recollect.configuration.names import nearest
@@ -50,9 +52,8 @@ def _data_of(options: argparse.Namespace) -> Any:
     is_there = path_kind(place, name) is not None
     is_run = is_there and (place / "config.json").is_file() and (place / "checkpoints").exists()
     load_files(options, place if is_run else None)
-    tasks = {
-        key: kind for key, kind in known_configs().items() if issubclass(kind, DataConfig) and kind is not DataConfig
-    }
+    kinds = ((key, kind) for key, kind in known_configs().items() if issubclass(kind, DataConfig))
+    tasks = {key: kind for key, kind in kinds if not isabstract(kind)}
     if is_run:
         data: Any = experiment_from_json(read_json(place / "config.json"), name).data
     elif is_there and _holds_runs(place):

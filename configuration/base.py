@@ -3,6 +3,7 @@ public names of a package."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import importlib
 from collections.abc import Callable, Mapping
@@ -23,8 +24,8 @@ class Preempted(Exception):
 
 
 @chz.chz(typecheck=True)
-class Config:
-    """Base of all config classes.
+class Config(abc.ABC):  # noqa: B024 - abstract methods are those of the bases that derive from it
+    """Base of all config classes. One with an `abc.abstractmethod` is itself a base: it cannot be made or named.
 
     Subclasses are decorated with `@chz.chz(typecheck=True)`: frozen, keyword-only, every field checked against its
     annotation. They are found by class name (on the command line and in `config.json`), so names are unique in the

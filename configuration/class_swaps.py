@@ -10,7 +10,7 @@ import chz
 from chz.blueprint import Castable
 
 from recollect.configuration.base import Config, UserError
-from recollect.configuration.field_types import default_of, get_field
+from recollect.configuration.field_types import default_of, get_field, takes_text
 from recollect.configuration.overrides import matches
 
 Preset = dict[str, Any]
@@ -130,7 +130,7 @@ def expanded(config: Config, preset: Preset, values: dict[str, Any]) -> dict[str
             name, arguments = calls
             entries = {path: Castable(name)} | {f"{path}.{key}": Castable(text) for key, text in arguments.items()}
         else:
-            entries = {path: value}
+            entries = {path: _without_brackets(config, path, value)}
         written |= entries if entries.keys() == {path} else expanded(config, preset, entries)
     return written
 
@@ -169,6 +169,17 @@ def _calls(text: str) -> list[tuple[str, dict[str, str]]] | tuple[str, dict[str,
     if isinstance(node, ast.Name) and text.strip().startswith("("):
         return [inner] if inner else None  # "(A)" is meant as a tuple
     return inner if isinstance(node, ast.Call) else None
+
+
+def _without_brackets(config: Config, path: str, value: Any) -> Any:
+    """Returns a tuple of numbers, "(2, 4)", in the form in which chz reads one: "2,4"; other values as they are."""
+    try:
+        numbers = ast.literal_eval(value.value.strip()) if isinstance(value, Castable) else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return value
+    if not isinstance(numbers, tuple) or not numbers or takes_text(config, path):
+        return value
+    return Castable(",".join(map(str, numbers)))
 
 
 def _call(node: ast.AST) -> tuple[str, dict[str, str]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import types
 import typing
 from collections.abc import Iterator
@@ -55,6 +56,12 @@ def _annotation(config: Config, path: str) -> Any:
         return None
 
 
+def takes_text(config: Config, path: str) -> bool:
+    """Returns whether the field at `path` takes any text; False for unknown ones."""
+    annotation = _annotation(config, path)
+    return str in (annotation, *typing.get_args(annotation))
+
+
 def default_of(field: Any) -> Any:
     """Returns the default of a field of `chz_fields`; chz's MISSING where it has none."""
     return field._default if field._default_factory is MISSING else field._default_factory()
@@ -75,7 +82,8 @@ def _in_words(annotation: Any, current: Any) -> Iterator[str]:
     elif typing.get_origin(annotation) is typing.Literal:
         yield " or ".join(map(str, typing.get_args(annotation)))
     elif typing.get_origin(annotation) is tuple:
-        yield "a tuple, written (a, b)"
+        numbers = {int: " of whole numbers", float: " of numbers"}.get(typing.get_args(annotation)[0])
+        yield f"a tuple{numbers}, written (2, 4)" if numbers else "a tuple, written (a, b)"
     elif annotation in (int, float):
         example = f" such as {current}" if type(current) in (int, float) else ""
         yield ("a whole number" if annotation is int else "a number") + example
@@ -92,13 +100,12 @@ def _config_types(annotation: Any) -> Iterator[type[Config]]:
 
 
 def listed(family: tuple[type[Config], ...]) -> str:
-    """Returns the names of a family's classes: those that derive from its bases, or a base that has no others. Names of
-    shared bases end in "Config"."""
-    names = []
+    """Returns the names of a family's classes, abstract ones left out: those that derive from its bases, or a base that
+    has no others."""
+    classes, known = [], known_configs().values()
     for base in family:
-        below = [name for name, cls in known_configs().items() if issubclass(cls, base) and cls is not base]
-        names += below or [base.__name__]
-    return ", ".join(sorted(name for name in names if not (name.startswith("_") or name.endswith("Config"))))
+        classes += [cls for cls in known if issubclass(cls, base) and cls is not base] or [base]
+    return ", ".join(sorted(cls.__name__ for cls in classes if not inspect.isabstract(cls)))
 
 
 def class_at(config: Config, path: str, place: str, text: str) -> type[Config]:
@@ -121,7 +128,8 @@ def class_at(config: Config, path: str, place: str, text: str) -> type[Config]:
         example = f"{called}({fields[0]}={rest.partition(',')[0].rstrip(')')})"
         raise UserError(f"{path}={text}: values of a class are written with their names, such as {example}")
     if text in classes:
-        why = f"{text} is a base of classes" if classes[text] in family else f"{text} is no {what}"
+        is_base = classes[text] in family or inspect.isabstract(classes[text])
+        why = f"{text} is a base of classes" if is_base else f"{text} is no {what}"
     elif ":" in text:
         why = "a value that names code by module is refused"
     there = f"there are {', '.join(names)}" if len(names) > 1 else f"it takes a {names[0]} only"

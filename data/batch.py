@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -56,14 +57,14 @@ class DataConfig(Config):
     """Whether batches are a pure function of (seed, step), drawn inside the step; then none can be skipped."""
 
     @property
+    @abc.abstractmethod
     def vocabulary(self) -> int:
         """Number of token ids."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def longest(self) -> int:
         """Tokens of the longest sequence in training or evaluation."""
-        raise NotImplementedError
 
     @property
     def lengths(self) -> list[int]:

@@ -16,6 +16,7 @@ width, c chunk, w window, n blocks. Parameters have a few more: layers/modules/l
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -121,10 +122,9 @@ class MixerConfig(Config):
             if value != plain and name in self.NOT_SERVED:
                 raise UserError(f"{type(self).__name__} takes no {name}={value}: {self.NOT_SERVED[name]}")
 
+    @abc.abstractmethod
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> Mixer:
         """Returns the module for a model of this width; raises UserError where the config does not fit it."""
-        known = "name one of those that layers/__init__.py exports"
-        raise UserError(f"{type(self).__name__} is no mixer of its own: {known}")
 
     @property
     def traits(self) -> Traits:

@@ -6,6 +6,7 @@ traced scalars, so that one compiled program serves every value.
 
 from __future__ import annotations
 
+import abc
 from typing import Any, ClassVar, Literal
 
 import chz
@@ -107,9 +108,9 @@ class Optimizer(Config):
         parts.append(optax.scale_by_learning_rate(lambda step: self.rate(step, steps, values["learning_rate"])))
         return optax.chain(*parts)
 
+    @abc.abstractmethod
     def direction(self, model: FunctionalModel, values: Hyperparameters) -> optax.GradientTransformation:
-        """Returns the transformation from gradients to the update that the learning rate scales; the base has none."""
-        raise UserError(f"optimizer={type(self).__name__} is the base class of optimizers; AdamW is one")
+        """Returns the transformation from gradients to the update that the learning rate scales."""
 
 
 @chz.chz(typecheck=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from recollect.data.batch import Batch, DataConfig
 
 example_count = requires(lambda n: 1 <= n < 2**31, f"must be at least 1 and below {2**31}")
 not_negative = requires(lambda weight: 0 <= weight < math.inf, "must be finite and not negative")
-_factors = requires(
+scale_factors = requires(
     lambda factors: all(factor > 1 for factor in factors), "factors must be above 1, for example (2, 4)"
 )
 
@@ -33,7 +34,7 @@ class TaskContract(DataConfig):
     """
 
     evaluation_examples: int = chz.field(default=1000, validator=example_count)
-    extrapolation: tuple[int, ...] = chz.field(default=(), validator=_factors)
+    extrapolation: tuple[int, ...] = chz.field(default=(2, 4, 8), validator=scale_factors)
     train_examples: int | None = chz.field(default=None, validator=example_count)
 
     metric: ClassVar[str] = "accuracy"
@@ -44,19 +45,19 @@ class TaskContract(DataConfig):
     """What `Batch.groups` numbers, for example "hop"; accuracy is reported by it."""
 
     def slice(self) -> Any:
-        """Returns the slice that the task's own fields state."""
+        """Returns the slice that the task's own fields state; not called where `mixture` names others."""
         raise NotImplementedError
 
     def scaled(self, slice: Any, factor: int) -> Any:
-        """Returns a slice `factor` times as hard: longer, unless a task says what else."""
+        """Returns a slice `factor` times as hard: longer, unless a task overrides it."""
         return chz.replace(slice, length=factor * slice.length)
 
     def check(self, slice: Any) -> None:
         """Raises UserError where the task has no examples of a slice, with what would fit."""
 
+    @abc.abstractmethod
     def sample(self, key: Key[Array, ""], slice: Any, batch_size: int) -> Batch:
         """Returns examples of a slice, a pure function of the key."""
-        raise NotImplementedError
 
     def chance(self, slice: Any) -> float | None:
         """Returns what a guess scores in `metric`; None where that is unknown."""

@@ -14,6 +14,7 @@ Sources: HazyResearch/zoology, forgetting_mqar.py and compositional_ar.py; Arora
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from jaxtyping import Array, Int, Key
 
 from recollect.configuration import UserError, at_least, requires
 from recollect.data.batch import Batch
+from recollect.data.synthetics.contract import scale_factors
 from recollect.data.synthetics.draws import distinct, remaining
 from recollect.data.synthetics.mqar import MQAR, RecallSlice, drawn_gaps
 from recollect.data.synthetics.orders import shuffled
@@ -55,15 +57,15 @@ class Facts(NamedTuple):
 class MQARVariant(MQAR):
     """Base of the variants, which state a layout and draw facts."""
 
-    extrapolation: tuple[int, ...] = (2, 4, 8)
+    extrapolation: tuple[int, ...] = chz.field(default=(2, 4, 8), validator=scale_factors)
 
+    @abc.abstractmethod
     def layout(self, slice: RecallSlice) -> Layout:
         """Returns the sizes of an example."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def facts(self, key: Key[Array, ""], slice: RecallSlice, b: int) -> Facts:
         """Returns the facts of `b` examples."""
-        raise NotImplementedError
 
     def check(self, slice: RecallSlice) -> None:
         sizes = self.layout(slice)

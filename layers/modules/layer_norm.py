@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import abc
+
 import chz
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,9 @@ class NormConfig(Config):
 
     epsilon: float = 1e-5
 
+    @abc.abstractmethod
     def build(self, width: int) -> nnx.Module:
         """Returns the norm over vectors of this width."""
-        raise NotImplementedError
 
 
 @chz.chz(typecheck=True)

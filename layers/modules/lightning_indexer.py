@@ -8,7 +8,7 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from recollect.configuration import at_least, requires
 from recollect.layers.modules.linear import Linear, split_heads
@@ -73,9 +73,7 @@ class Indexer(nnx.Module, SelectorModule):
         products = jnp.einsum("bthk,bsk->bths", q, kept, preferred_element_type=jnp.float32)
         return jnp.einsum("bths,bth->bts", jax.nn.relu(products), weights)
 
-    def schedule(
-        self, x: Float[Array, "b t d"], q: Float[Array, "b t h k"], k: Any, kept: Any, fields: Fields
-    ) -> KeySchedule:
+    def schedule(self, x, q, k, kept: Any, fields: Fields) -> KeySchedule:
         """Returns the tokens, as blocks of one."""
         tokens = complete_blocks(fields["key_positions"], fields["key_segments"], 1)
         allowed = earlier_blocks(tokens, fields["query_positions"] + 1, fields["query_segments"])
@@ -83,14 +81,7 @@ class Indexer(nnx.Module, SelectorModule):
         scores = self.scores(x, kept, fields["query_positions"])
         return KeySchedule(tokens, *best_blocks(scores[:, :, None], allowed[:, :, None], top), 1, own=False)
 
-    def loss(
-        self,
-        x: Float[Array, "b t d"],
-        kept: Any,
-        weights: Float[Array, "b t s"],
-        read: Bool[Array, "b t s"],
-        fields: Fields,
-    ) -> Float[Array, ""]:
+    def loss(self, x, kept: Any, weights, read, fields: Fields) -> Float[Array, ""]:
         """Returns the mean over tokens of KL(weights || softmax(I)) over the keys read, times its coefficient."""
         real = fields["query_segments"] != 0
         scores = jnp.where(read, self.scores(x, kept, fields["query_positions"]), -1e30)

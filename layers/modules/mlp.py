@@ -3,6 +3,8 @@ the stream, `PassThrough`."""
 
 from __future__ import annotations
 
+import abc
+
 import chz
 import jax
 from flax import nnx
@@ -25,9 +27,9 @@ class MlpConfig(Config):
         """Returns the inner width in a model of this width."""
         return self.hidden if self.hidden is not None else max(1, round(self.expansion * width))
 
+    @abc.abstractmethod
     def build(self, width: int, place: Place, rngs: nnx.Rngs) -> nnx.Module:
         """Returns the network for a model of this width."""
-        raise NotImplementedError
 
 
 @chz.chz(typecheck=True)

@@ -6,6 +6,7 @@ A factor s is the new context's length over that of training.
 
 from __future__ import annotations
 
+import abc
 import math
 
 import chz
@@ -26,9 +27,9 @@ class RotaryScaling(Config):
 
     factor: float = chz.field(default=8.0, validator=_longer)
 
+    @abc.abstractmethod
     def rates(self, base: float, rotated: int) -> np.ndarray:
         """Returns the angle per position of each pair, (rotated // 2,) fp32."""
-        raise UserError(f"{type(self).__name__} scales nothing: name LinearScaling, NTKScaling, YaRN or Llama3Scaling")
 
     @property
     def amplitude(self) -> float:
@@ -65,9 +66,9 @@ class _OfTraining(RotaryScaling):
 
     original: int = chz.field(default=4096, validator=at_least(1))
 
+    @abc.abstractmethod
     def kept(self, base: float, rotated: int) -> np.ndarray:
         """Returns how much of each pair's rate is kept, 0 to 1."""
-        raise NotImplementedError
 
     def rates(self, base: float, rotated: int) -> np.ndarray:
         kept = self.kept(base, rotated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,10 @@ from recollect.layers.modules.positions import Placement, PositionsConfig
 @chz.chz(typecheck=True)
 class ScoreBias(PositionsConfig):
     """Base of biases of scores."""
+
+    @abc.abstractmethod
+    def build_in(self, width: int, heads: int, dim: int, rngs: nnx.Rngs) -> DistanceBias:
+        """Returns the bias of a mixer's scores."""
 
 
 @chz.chz(typecheck=True)

@@ -8,6 +8,7 @@ schedule may hold any key that those hide. Landmark's retrieval takes its blocks
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from recollect.configuration import Config, UserError, at_least
+from recollect.configuration import Config, at_least
 from recollect.layers.modules.positions import Placement
 from recollect.pallas_kernels.key_schedule import (
     KeySchedule,
@@ -32,7 +33,7 @@ Fields = Mapping[str, Any]
 
 
 class SelectorModule:
-    """Base of what selects."""
+    """Base of what selects. What derives from it takes arguments of the same shapes."""
 
     def keep(self, x: Float[Array, "b t d"], positions: Int[Array, "#b t"]) -> Any:
         """Returns what the selector needs of each token later, (b, t, ...), or None."""
@@ -67,9 +68,9 @@ class SelectorModule:
 class Selector(Config):
     """Base of the selectors."""
 
+    @abc.abstractmethod
     def build(self, width: int, heads: int, dim: int, rngs: nnx.Rngs) -> Any:
         """Returns what selects for so many heads of `dim` dimensions in a model of this width."""
-        raise UserError(f"{type(self).__name__} selects nothing: name MeanBlocks or LightningIndexer")
 
 
 @chz.chz(typecheck=True)
@@ -89,15 +90,8 @@ class MeanBlocks(Selector, SelectorModule):
         """Returns itself."""
         return self
 
-    def schedule(
-        self,
-        x: Float[Array, "b t d"],
-        q: Float[Array, "b t h k"],
-        k: Float[Array, "b s g k"],
-        kept: Any,
-        fields: Fields,
-    ) -> KeySchedule:
-        """Returns the earlier blocks that each query and head reads beside its own."""
+    def schedule(self, x, q, k, kept: Any, fields: Fields) -> KeySchedule:
+        """Returns the earlier blocks that each query and head reads besides its own."""
         (b, t, h, dim), g = q.shape, k.shape[2]
         blocks = complete_blocks(fields["key_positions"], fields["key_segments"], self.block)
         wide = jnp.promote_types(k.dtype, jnp.float32)
@@ -116,14 +110,7 @@ class LandmarkTokens(SelectorModule):
         self.settings: dict[str, Any] = {"block": block, "top": top, "window": window}
         self.rotate = (lambda x, positions: x) if positions is None else positions.rotate
 
-    def schedule(
-        self,
-        x: Float[Array, "b t d"],
-        q: Float[Array, "b t h k"],
-        k: Float[Array, "b s g k"],
-        kept: Any,
-        fields: Fields,
-    ) -> KeySchedule:
+    def schedule(self, x, q, k, kept: Any, fields: Fields) -> KeySchedule:
         """Returns the blocks before each query's window that it reads."""
         return landmark_schedule(q, k, rotate=self.rotate, **self.settings, **fields)
 

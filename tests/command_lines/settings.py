@@ -46,6 +46,7 @@ LINES = [
     shown(f"'{PATTERN}=(Attention, BaseConvolution)'", f"{PATTERN}.1.kernel=3"),
     shown(f"'{PATTERN}=(Attention,)'", f"{PATTERN}.0=Attention"),
     shown(f"{PATTERN}.2=Attention", f"{PATTERN}.2=Attention"),
+    shown("data.vocab_size=512 'data.extrapolation=(2,)'", "data.extrapolation=(2,)"),
     shown("'data.evaluation=(RecallSlice(length=64, pairs=4),)'", "data.evaluation.0.pairs=4"),
     shown("'model.stages=(Stage(pattern=(Attention,), repeats=3),)'", "model.stages.0.repeats=3"),
     # names of other codebases
@@ -91,6 +92,7 @@ LINES = [
     refused("optimizer=SDG", "did you mean SGD?; there are Adafactor, AdamW, Lion, Muon, SGD"),
     refused("optimizer=Attention", "Attention is no Optimizer; there are Adafactor, AdamW, Lion, Muon, SGD"),
     refused("optimizer=Optimizer", "Optimizer is a base of classes; there are Adafactor"),
+    refused("data=MQARVariant", "MQARVariant is a base of classes; did you mean"),
     refused("optimizer=Lion(lr=1)", "did you mean optimizer.learning_rate=1?"),
     refused(f"{PATTERN}.1=AdamW", "AdamW is no MixerConfig; there are "),
     refused(f"{PATTERN}.1=Atention", "did you mean Attention"),

@@ -10,6 +10,7 @@ nor is anything beyond a document's end. Each byte of text is a target at most o
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -62,9 +63,9 @@ class Sequences(Config):
     def check(self, length: int) -> None:
         """Raises UserError if rows of `length` tokens cannot be made this way."""
 
+    @abc.abstractmethod
     def plan(self, lengths: Int[np.ndarray, " documents"], length: int, seed: int) -> RowPlan:
         """Returns the rows of documents of `lengths` tokens each."""
-        raise NotImplementedError
 
     def shares(self, plan: RowPlan) -> tuple[int, tuple[float, ...]]:
         """Returns the cycles that an epoch is divided into, and the odds of each group of rows."""

@@ -17,7 +17,7 @@ RENAMED = {".block_sparse_moe.": ".mlp."}
 """What transformers calls dense MLPs, too, when it saves a model."""
 HEAD_NORM_EPSILON = 1e-5
 """Of the norm before the output here, which the layout gives the epsilon of its norms."""
-TYPES = {KimiDeltaAttention: "linear_attention", LatentAttention: "full_attention"}
+TYPES: dict[type, str] = {KimiDeltaAttention: "linear_attention", LatentAttention: "full_attention"}
 
 
 def fits(model: LanguageModel) -> bool:

@@ -15,7 +15,7 @@ from recollect.models import LanguageModel
 CLASSES = {"lfm2": "Lfm2ForCausalLM"}
 HEAD_NORM_EPSILON = 1e-6
 """Of the norms of queries and keys here, which the layout gives the epsilon of all norms."""
-TYPES = {GatedConvolution: "conv", Attention: "full_attention"}
+TYPES: dict[type, str] = {GatedConvolution: "conv", Attention: "full_attention"}
 NAMES = {"mixer_norm": "operator_norm", "mlp_norm": "ffn_norm", "gate": "feed_forward.w1", "up": "feed_forward.w3"}
 NAMES |= {"down": "feed_forward.w2", "final": "model.embedding_norm", "embedding": "model.embed_tokens"}
 

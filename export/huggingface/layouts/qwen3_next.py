@@ -18,7 +18,7 @@ from recollect.models import LanguageModel
 CLASSES = {"qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_next": "Qwen3NextForCausalLM"}
 HEAD_NORM_EPSILON = 1e-6
 """Of the norms of queries and keys here, which the layouts give the epsilon of all norms."""
-TYPES = {GatedDeltaNet: "linear_attention", GatedAttention: "full_attention"}
+TYPES: dict[type, str] = {GatedDeltaNet: "linear_attention", GatedAttention: "full_attention"}
 
 
 def fits(model: LanguageModel) -> bool:

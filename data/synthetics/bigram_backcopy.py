@@ -6,8 +6,8 @@
 After <s> comes a draw of the unigram distribution without triggers; after a trigger the token before it; after any
 other token a draw of the chain. Triggers are the most frequent tokens. Accuracy is reported for both kinds of token.
 
-Source: Guo et al., Active-Dormant Attention Heads (arXiv 2410.13835), section 3; there the chain counts characters of
-tiny Shakespeare, which `corpus` may name; without one it is drawn.
+Source: Guo et al., Active-Dormant Attention Heads (arXiv 2410.13835); there the chain counts characters of tiny
+Shakespeare, which `corpus` may name; without one it is drawn.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ class BigramBackcopy(SyntheticTask):
     characters: int = chz.field(default=65, validator=at_least(2))
     triggers: int = chz.field(default=3, validator=at_least(1))
     corpus: str | None = None
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     breakdown = "kind"
 

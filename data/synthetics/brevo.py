@@ -49,7 +49,6 @@ class Brevo(SyntheticTask):
     nodes: int = 10
     parents: int = chz.field(default=4, validator=at_least(1))
     names: int = 256
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     @property
     def vocabulary(self) -> int:

@@ -45,7 +45,6 @@ class Copying(SyntheticTask):
     fewest: int = 5
     most: int = 20
     order: Literal["forward", "reversed"] = "forward"
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     breakdown = "place"
 

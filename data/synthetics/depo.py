@@ -54,7 +54,6 @@ class Depo(SyntheticTask):
     questions: int = chz.field(default=4, validator=at_least(1))
     word_tokens: int = chz.field(default=1, validator=at_least(1))
     symbols: int = chz.field(default=256, validator=at_least(2))
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     breakdown = "hop"
 

@@ -6,7 +6,7 @@
 With the lowest digit first each digit needs what came before it and a carry; with the highest first the first digit
 needs the whole carry.
 
-Source: Lee et al., Teaching Arithmetic to Small Transformers (arXiv 2307.03381), sections 3 and 4.
+Source: Lee et al., Teaching Arithmetic to Small Transformers (arXiv 2307.03381).
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ class DigitArithmetic(SyntheticTask):
     digits: int = 4
     operation: Literal["+", "-", "*"] = "+"
     lowest_first: bool = True
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     breakdown = "digit"
 

@@ -44,7 +44,6 @@ class FuzzyRecall(RecalledTokens):
     length: int = 128
     key_tokens: int = chz.field(default=3, validator=at_least(1))
     value_tokens: int = chz.field(default=3, validator=at_least(1))
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     @property
     def vocabulary(self) -> int:

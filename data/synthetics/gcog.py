@@ -6,7 +6,7 @@
 A rule is a list of operators: if the first is true, do the second, else go on with the third, and so on; a rule of one
 is an operator alone. Of an operator and its one or two objects (letter and colour) `exist` says whether the object is
 there; `getcolor` and `getshape` give the other half of a unique object; `go` gives its cell; `sumeven`, `sumodd`,
-`producteven`, `productodd` say what parity the sum or product of the coordinates (from 0) of the objects has. A grid
+`producteven`, `productodd` say whether the sum or product of the objects' coordinates (from 0) has that parity. A grid
 cell is two tokens, letter and colour, or two blanks.
 
 Answers are balanced: `exist` is true half the time, and so are parities, for which objects are placed on odd
@@ -14,8 +14,8 @@ coordinates often enough. Distractors never make an answer ambiguous: they share
 no colour that is asked for its letter, and are none of the rule's objects.
 
 Source: Yang et al., On the generalization capacity of neural networks during generic multimodal reasoning (arXiv
-2401.15030), section 3; IBM/gcog. Trees there branch on both sides; here the else side alone goes on, and objects of a
-rule have different letters.
+2401.15030); IBM/gcog. Trees there branch on both sides; here the else side alone goes on, and objects of a rule have
+different letters.
 """
 
 from __future__ import annotations
@@ -71,7 +71,6 @@ class GCOG(SyntheticTask):
     fewest: int = 1
     side: int = 10
     order: Literal["rule_first", "grid_first"] = "rule_first"
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     breakdown = "operator"
 

@@ -64,7 +64,6 @@ class InContextRecall(RecalledTokens):
     length: int = 127
     noise_tokens: int = chz.field(default=0, validator=at_least(0))
     noise: float = chz.field(default=0.0, validator=_below_one)
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     @property
     def vocabulary(self) -> int:

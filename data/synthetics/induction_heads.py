@@ -30,7 +30,6 @@ class InductionHeads(SyntheticTask):
 
     vocab_size: int = chz.field(default=16, validator=at_least(3))
     length: int = 256
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     @property
     def vocabulary(self) -> int:

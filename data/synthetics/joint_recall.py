@@ -46,7 +46,6 @@ class JointRecall(SyntheticTask):
     contexts: int = 4
     keys: int = 4
     queries: int = 8
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     @property
     def vocabulary(self) -> int:

@@ -54,7 +54,6 @@ class KnowledgeConflict(SyntheticTask):
     from_context: int = 4
     from_memory: int = 4
     facts: int = 0
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     breakdown = "source"
 

@@ -34,7 +34,6 @@ class Majority(SyntheticTask):
     classes: int = 2
     length: int = 31
     labels: Literal["all", "last"] = "last"
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     @property
     def vocabulary(self) -> int:

@@ -48,7 +48,6 @@ class Mano(SyntheticTask):
     smallest: int = 1
     modulus: int = 23
     operators: str = OPERATORS
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     breakdown = "operations"
 

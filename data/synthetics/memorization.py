@@ -33,7 +33,6 @@ class Memorization(SyntheticTask):
     vocab_size: int = chz.field(default=256, validator=at_least(4))
     length: int = 32
     facts: int = 0
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     @property
     def vocabulary(self) -> int:

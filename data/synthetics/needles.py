@@ -56,7 +56,6 @@ class Needles(SyntheticTask):
     value_tokens: int = chz.field(default=7, validator=at_least(1))
     symbols: int = chz.field(default=10, validator=at_least(2))
     fillers: int = chz.field(default=1000, validator=at_least(1))
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     metric = "exact"
     breakdown = "depth"

@@ -6,7 +6,7 @@
     tokens   e a b c d a f | b c d       (suffix: after it)
     label                      d a
 
-Source: Jelassi et al., Repeat After Me (arXiv 2402.01032), section 3.3.
+Source: Jelassi et al., Repeat After Me (arXiv 2402.01032).
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ class NGramLookup(SyntheticTask):
     ngram: int = chz.field(default=3, validator=at_least(1))
     answer: int = chz.field(default=3, validator=at_least(1))
     order: Literal["prefix", "suffix"] = "suffix"
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     breakdown = "place"
 

@@ -6,7 +6,7 @@
 A name is several tokens, all names of a book differ; a number is digits, the first of which is 6 to 9. Accuracy is
 reported by where in the book the answer stands.
 
-Source: Jelassi et al., Repeat After Me (arXiv 2402.01032), section 4.2, with tokens for names.
+Source: Jelassi et al., Repeat After Me (arXiv 2402.01032), with tokens for names.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class Phonebook(SyntheticTask):
     name_tokens: int = chz.field(default=2, validator=at_least(1))
     words: int = chz.field(default=512, validator=at_least(1))
     digits: int = chz.field(default=10, validator=at_least(1))
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     metric = "exact"
     breakdown = "depth"

@@ -41,7 +41,6 @@ class SelectiveCopying(SyntheticTask):
     vocab_size: int = chz.field(default=16, validator=at_least(4))
     length: int = 128
     copies: int = 16
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     breakdown = "place"
 

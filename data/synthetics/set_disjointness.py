@@ -6,7 +6,7 @@
 A causal model of fixed state has to remember the first set, so accuracy depends on which of the two comes first: take
 mixtures of slices such as (4, 64), (64, 4) and (16, 16).
 
-Source: Arora et al., Just Read Twice (arXiv 2407.05483), section 3.
+Source: Arora et al., Just Read Twice (arXiv 2407.05483).
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ class SetDisjointness(SyntheticTask):
     vocab_size: int = 2048
     first: int = 16
     second: int = 16
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     @property
     def vocabulary(self) -> int:

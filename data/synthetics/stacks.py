@@ -43,7 +43,6 @@ class Stacks(SyntheticTask):
     stacks: int = chz.field(default=8, validator=at_least(1))
     symbols: int = chz.field(default=26, validator=at_least(2))
     operations: int = 32
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     @property
     def vocabulary(self) -> int:

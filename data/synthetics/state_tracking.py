@@ -47,7 +47,6 @@ class StateTracking(SyntheticTask):
     group: str = "A5"
     length: int = 32
     labels: Literal["all", "last"] = "all"
-    extrapolation: tuple[int, ...] = (2, 4, 8)
     breakdown = "position"
 
     def check(self, slice: Slice) -> None:

@@ -35,7 +35,7 @@ class Slice(Config):
 
     @property
     def sizes(self) -> dict[str, int | float]:
-        """What tells the slices of a task, and their streams, apart: {"length": 64, "pairs": 8}."""
+        """What distinguishes the slices of a task, and their streams: {"length": 64, "pairs": 8}."""
         return {name: getattr(self, name) for name in chz.chz_fields(self) if name != "weight"}
 
     @property
@@ -46,8 +46,7 @@ class Slice(Config):
 
 @chz.chz(typecheck=True)
 class SyntheticTask(TaskContract):
-    """Base of tasks that are drawn on the device: a batch is a pure function of (seed, number, slice). Each device call
-    draws a slice of `mixture` by weight; empty, that is the slice of the fields, and `evaluation` is as training."""
+    """Base of tasks that are drawn on the device: a batch is a pure function of (seed, number, slice)."""
 
     mixture: tuple[Slice, ...] = ()
     evaluation: tuple[Slice, ...] = ()

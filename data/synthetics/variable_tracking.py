@@ -45,7 +45,6 @@ class VariableTracking(SyntheticTask):
     values: int = chz.field(default=1000, validator=at_least(1))
     haystack: Literal["cycle", "random"] = "cycle"
     fillers: int = chz.field(default=1000, validator=at_least(1))
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     metric = "exact"
     breakdown = "hop"

@@ -45,7 +45,6 @@ class CommonWords(SyntheticTask):
     often: int = chz.field(default=6, validator=at_least(2))
     seldom: int = chz.field(default=1, validator=at_least(1))
     words: int = chz.field(default=2000, validator=at_least(1))
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     @property
     def vocabulary(self) -> int:
@@ -100,7 +99,6 @@ class FrequentWords(SyntheticTask):
         default=2.0, validator=requires(lambda alpha: 0 < alpha < math.inf, "must be positive and finite")
     )
     words: int = chz.field(default=2000, validator=at_least(1))
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     breakdown = "rank"
 

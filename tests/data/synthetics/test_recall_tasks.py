@@ -1,12 +1,10 @@
 """Recall tasks whose labels a solver finds (recall_solvers.py): variants of MQAR, joint recall, MAD and its score."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 
-from recollect.configuration import UserError, from_json, to_json
+from recollect.configuration import UserError
 from recollect.data.synthetics import (
     AskedFirstMQAR,
     CompositionalMQAR,
@@ -18,7 +16,6 @@ from recollect.data.synthetics import (
     JointRecall,
     Memorization,
     NoisyMQAR,
-    arrays,
     mad,
     mad_score,
     mad_settings,
@@ -26,6 +23,13 @@ from recollect.data.synthetics import (
 from recollect.data.synthetics.mad import MAD
 from recollect.data.synthetics.memorization import values_of_keys
 from tests.data.synthetics import recall_solvers
+from tests.data.synthetics.task_laws import (
+    answers_are_equally_likely,
+    drawn,
+    labels_are_a_solvers,
+    settings_are_kept_and_possible,
+    streams_repeat_and_share_no_example,
+)
 
 
 def memorization(task, tokens):
@@ -74,63 +78,41 @@ MORE = {
 }
 
 
-@functools.cache
-def drawn(task, rows=48):
-    return arrays(task, 0, rows, seed=5)
-
-
-def check_labels(task):
-    tokens, labels = drawn(task)
-    assert tokens.min() >= 0 and max(tokens.max(), labels.max()) < task.vocabulary
-    assert tokens.shape == (48, task.train_slices()[0].length)
-    for row, answer in zip(tokens, labels, strict=True):
-        actual = {int(place): int(answer[place]) for place in np.flatnonzero(answer >= 0)}
-        assert actual == SOLVERS[type(task)](task, row.tolist())
+UNIFORM = {
+    "forgetting": (128, 256),
+    "compositional": (160, 240),
+    "asked first": (128, 256),
+    "noisy keys": (256, 512),
+    "joint": (66, 101),
+    "recall": (16, 33),
+    "noisy recall": (8, 16),
+    "fuzzy recall": (7, 15),
+}
+"""First label, and the one after the last, of tasks whose answers are equally likely."""
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_every_label_is_what_a_solver_finds(task):
-    check_labels(task)
-    assert from_json(to_json(task)) == task
-    for part in task.evaluation_slices():
-        assert 0 < task.chance(part) <= 0.5
-    assert len(task.evaluation_slices()) == 1 + len(task.extrapolation)
+    labels_are_a_solvers(task, SOLVERS[type(task)])
+    settings_are_kept_and_possible(task)
 
 
 @pytest.mark.more
 @pytest.mark.parametrize("task", MORE.values(), ids=MORE)
 def test_every_label_of_further_settings_is_what_a_solver_finds(task):
-    check_labels(task)
+    labels_are_a_solvers(task, SOLVERS[type(task)])
 
 
 @pytest.mark.more
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "memorization"])
 def test_streams_repeat_and_share_no_example(name):
-    train, evaluation = (arrays(TASKS[name], 0, 10_000, seed=5, role=role)[0] for role in ("train", "evaluation"))
-    assert not {row.tobytes() for row in train} & {row.tobytes() for row in evaluation}
+    streams_repeat_and_share_no_example(TASKS[name])
 
 
 @pytest.mark.more
-@pytest.mark.parametrize(
-    ("name", "low", "high"),
-    [
-        ("forgetting", 128, 256),
-        ("compositional", 160, 240),
-        ("asked first", 128, 256),
-        ("noisy keys", 256, 512),
-        ("joint", 66, 101),
-        ("recall", 16, 33),
-        ("noisy recall", 8, 16),
-        ("fuzzy recall", 7, 15),
-    ],
-)
-def test_answers_are_equally_likely(name, low, high):
-    labels = drawn(TASKS[name], 10_000)[1]
-    last = np.array([row[row >= 0][-1] for row in labels])  # one of each example: independent
-    counts = np.bincount(last - low, minlength=high - low)
-    expected = len(last) / (high - low)
-    assert len(counts) == high - low
-    assert abs(((counts - expected) ** 2 / expected).sum() - (high - low - 1)) < 5 * np.sqrt(2 * (high - low))
+@pytest.mark.parametrize("name", UNIFORM)
+def test_answers_are_equally_likely(name):
+    answers_are_equally_likely(TASKS[name], *UNIFORM[name])
 
 
 def test_mad_trains_on_every_token_and_scores_recalled_ones():

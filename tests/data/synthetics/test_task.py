@@ -27,6 +27,8 @@ class Echo(SyntheticTask):
 
     mixture: tuple[NoisySlice, ...] = (NoisySlice(length=4), NoisySlice(length=4, noise=0.5), NoisySlice(length=8))
     breakdown = "half"
+    extrapolation: tuple[int, ...] = ()
+    vocabulary = 1 << 30
 
     def group_names(self, slice):
         return ("early", "late")

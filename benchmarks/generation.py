@@ -86,12 +86,10 @@ def main(arguments: list[str] | None = None) -> int:
     _fill_in(parser, options, on_accelerator)
     machine.keep_compiled_programs(None)
     reporting.print_device()
-    print(
-        f"{'':26}{'tokens':>8}{'batch':>7}{'state':>11}{'prefill':>13}{'decode':>13}{'ms a step':>11}{'bandwidth':>11}"
-    )
+    print(" " * 26 + "".join(f"{name:>{width}}" for name, width in COLUMNS.items()))
     rows: list[dict] = []
 
-    def keep(unfinished: str | None) -> Path | None:
+    def keep(unfinished: str | None = None) -> Path | None:
         facts = {"rows": rows, "ratios": ratios(rows)}
         return reporting.keep(options.out, "generation.json", "generation", arguments, facts, unfinished=unfinished)
 
@@ -116,9 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(line)
     if not on_accelerator and any(row.get("others", 0) > timing.QUIET for row in rows):
         print("other programs ran meanwhile: NOT TO BE QUOTED")
-    kept = reporting.keep(
-        options.out, "generation.json", "generation", arguments, {"rows": rows, "ratios": ratios(rows)}
-    )
+    kept = keep()
     if plot := options.plot or (kept and kept.with_suffix(".png")):
         _draw(rows, Path(plot))
     return int(any(key.endswith("_error") for row in rows for key in row))
@@ -193,22 +189,15 @@ def peer(cell: Cell, python: str) -> dict[str, Any]:
 
 def ratios(rows: list[dict]) -> list[str]:
     """Returns a line for every row beside full attention's at the same length and batch."""
-    lines = []
-    for row in rows:
-        for other in rows:
-            same = all(row.get(key) == other.get(key) for key in ("length", "asked"))
-            if (
-                other["attention"]
-                and not row["attention"]
-                and same
-                and "step_seconds" in row
-                and "step_seconds" in other
-            ):
-                times = row["decode_tokens_per_second"] / other["decode_tokens_per_second"]
-                lines.append(
-                    f"{row['name']} decodes {times:.2f} times as many tokens per second as {other['name']} at "
-                    f"{row['length']:,} tokens ({row['rows']:,} rows and {other['rows']:,})"
-                )
+    lines, decoded = [], [row for row in rows if "step_seconds" in row]
+    for row, other in itertools.product(decoded, decoded):
+        same = (row["length"], row["asked"]) == (other["length"], other["asked"])
+        if same and other["attention"] and not row["attention"]:
+            times = row["decode_tokens_per_second"] / other["decode_tokens_per_second"]
+            lines.append(
+                f"{row['name']} decodes {times:.2f} times as many tokens per second as {other['name']} at "
+                f"{row['length']:,} tokens ({row['rows']:,} rows and {other['rows']:,})"
+            )
     return lines
 
 

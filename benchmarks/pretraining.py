@@ -110,12 +110,10 @@ def measure(experiment: Experiment, steps: int, turn: Callable[[], None] | None 
     machine.keep_compiled_programs(experiment.run.compile_cache)
     experiment = chz.replace(experiment, run=chz.replace(experiment.run, steps_per_call=1))
     experiment.data.prepare()
-    program, values = Program(experiment), member_values([experiment], False)
+    program, values = _CompiledAhead(experiment), member_values([experiment], False)
     if turn is not None:
-        step_ahead, jit = _compiled_step(experiment, values), program.jit
-        program.jit = lambda key, *rest, **options: (  # type: ignore[method-assign]
-            step_ahead if key == "train_on" else jit(key, *rest, **options)
-        )
+        shapes = jax.eval_shape(program.init, jax.ShapeDtypeStruct((), np.uint32))
+        batches.open_batches(experiment, program).train(shapes, values, 1, 0)
         turn()
     feed, state = batches.open_batches(experiment, program), program.init(experiment.run.seed)
     like = meter_of(experiment)
@@ -154,21 +152,20 @@ def measure(experiment: Experiment, steps: int, turn: Callable[[], None] | None 
     return row
 
 
-def _compiled_step(experiment: Experiment, values: dict) -> Callable:
-    """Returns the training step, compiled without the memory that it needs."""
-    program, compiled = Program(experiment), []
+class _CompiledAhead(Program):
+    """A program that a call with shapes only compiles, without the memory that a run needs; calls with arrays follow
+    it."""
 
-    def compile_only(key: Any, function: Callable, **options: Any) -> Callable[..., None]:
-        def call(*arguments: Any) -> None:
-            with program.context():
-                compiled.append(jax.jit(function, **options).lower(*arguments).compile())
+    def jit(self, key: Any, function: Any, **options: Any) -> Any:
+        run = super().jit(key, function, **options)
+
+        def call(*arguments: Any) -> Any:
+            if not isinstance(jax.tree.leaves(arguments)[0], jax.ShapeDtypeStruct):
+                return run(*arguments)
+            with self.context():
+                self._compiled[key] = self._compiled[key].lower(*arguments).compile()
 
         return call
-
-    state = jax.eval_shape(program.init, jax.ShapeDtypeStruct((), np.uint32))
-    program.jit = compile_only  # type: ignore[method-assign]
-    batches.open_batches(experiment, program).train(state, values, 1, 0)
-    return compiled[0]
 
 
 def peer(experiment: Experiment, python: str, steps: int, ours: dict) -> dict:

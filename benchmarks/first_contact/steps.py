@@ -16,8 +16,8 @@ FIRST = ("probe", "checks", "full", "tests", "timings")
 SECOND = ("pretraining", "peers", "counters", "memory", "trace")
 PARTS = FIRST + SECOND
 
-PRETRAINING = ("based_360m", "attention_360m")
-PIECES = ("run.batch_size=64", "run.accumulate=4")  # 16 rows at once: 25.9 GiB for Based by `describe`
+# 16 rows at once: 25.9 GiB for Based by `describe`.
+PRETRAINING = tuple(f"{name},run.batch_size=64,run.accumulate=4" for name in ("based_360m", "attention_360m"))
 PEERS = (
     *("gated_delta_rule", "simple_gla", "causal_attention", "sliding_attention", "linear_attention", "gla"),
     *("based", "kda"),
@@ -73,7 +73,8 @@ class Plan:
         tests: list[str],
         models: list[str],
     ):
-        self.scratch, self.out, self.rehearsing, self.tests, self.models = scratch, out, rehearsing, tests, models
+        self.scratch, self.out, self.rehearsing, self.tests = scratch, out, rehearsing, tests
+        self.models = REHEARSED_MODELS if rehearsing else models
         self.families = [name for name in FAMILIES if families is None or any(part in name for part in families)]
         self.checked = [name for name in self.families if name not in SWEEPS]
         self.at_once = 2 if rehearsing else 12
@@ -91,20 +92,19 @@ class Plan:
     def gated(self, part: str, seconds: float) -> list[processes.Step]:
         """Returns the steps of "timings", one per family, of "pretraining", one per model, or of "peers", each behind
         its gate."""
-        kind, names = {
-            "timings": ("time", self.families),
-            "pretraining": ("pretraining", REHEARSED_MODELS if self.rehearsing else self.models),
-            "peers": ("peer", PEERS),
+        kind, arguments = {
+            "timings": ("time", {name: [name] for name in self.families}),
+            "pretraining": ("pretraining", {model: model.split(",") for model in self.models}),
+            "peers": ("peer", {name: [name] for name in PEERS}),
         }[part]
-        gated = []
-        for name in names:
-            gate = self.scratch / processes.plain(f"gate {kind} {name}")
-            known = [*name.split(","), *(PIECES if not self.rehearsing else ())] if part == "pretraining" else [name]
-            step = self._module(
-                f"{kind}: {name}", part, seconds, *known, "--gate", str(gate), "--seconds", "45", gate=gate
+        gates = {name: self.scratch / processes.plain(f"gate {kind} {name}") for name in arguments}
+        steps = [
+            self._module(
+                f"{kind}: {name}", part, seconds, *arguments[name], "--gate", str(gate), "--seconds", "45", gate=gate
             )
-            gated.append(self._in_the_project(step) if part == "pretraining" and self.rehearsing else step)
-        return gated
+            for name, gate in gates.items()
+        ]
+        return [self._in_the_project(step) for step in steps] if part == "pretraining" and self.rehearsing else steps
 
     def again(self, missing: list[str]) -> list[processes.Step]:
         """Returns these checks and timings once more, without gates or faults: starved of processors the simulator

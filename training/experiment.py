@@ -144,8 +144,6 @@ AROUND_STEPS = (
 def program_of(experiment: Experiment) -> Experiment:
     """Returns `experiment` with its values-only fields at fixed numbers: equal for all that compile to one program."""
     optimizer = chz.replace(experiment.optimizer, **type(experiment.optimizer)().values())
-    plain = Run()
-    run = chz.replace(
-        experiment.run, seed=0, spikes=None, initialize=None, **{name: getattr(plain, name) for name in AROUND_STEPS}
-    )
+    plain = {name: getattr(Run(), name) for name in ("seed", "spikes", "initialize", *AROUND_STEPS)}
+    run = chz.replace(experiment.run, **plain)
     return chz.replace(experiment, name="any", task="", optimizer=optimizer, run=run)

@@ -194,9 +194,8 @@ def program_for(experiment: Experiment, population: int | None = None) -> Progra
 def member_values(experiments: list[Experiment], population: bool) -> Any:
     """Returns the optimizer's values of one experiment, or of several stacked."""
     rows = [experiment.optimizer.values() for experiment in experiments]
-    if not population:
-        return {name: np.float32(value) for name, value in rows[0].items()}
-    return {name: np.array([row[name] for row in rows], np.float32) for name in rows[0]}
+    values = {name: np.array([row[name] for row in rows], np.float32) for name in rows[0]}
+    return values if population else {name: array[0] for name, array in values.items()}
 
 
 def _quick_to_compile() -> dict[str, Any]:

@@ -21,8 +21,6 @@ from recollect.training.run_folder import is_done
 from recollect.training.run_state import RunState, run_directory
 from recollect.training.step import member_values, program_for
 
-__all__ = ["run_directory", "train"]
-
 
 def train(experiment: Experiment, log: Callable[[str], None] = print) -> dict[str, Any]:
     """Trains one experiment in its folder and returns what result.json holds: its "status" is "finished", "stopped

@@ -27,12 +27,8 @@ from jaxtyping import Array, Float, Int
 
 from recollect.pallas_kernels.dispatch import choose, sequence_parts
 from recollect.pallas_kernels.gated_convolution import long, sequence_parallel
-from recollect.pallas_kernels.gated_convolution.short import (
-    SHORT_DIMENSIONS,
-    Activation,
-    check_array,
-    short_convolution,
-)
+from recollect.pallas_kernels.gated_convolution.sequence_parallel import SHORT_DIMENSIONS
+from recollect.pallas_kernels.gated_convolution.short import Activation, check_array, short_convolution
 from recollect.pallas_kernels.gated_convolution.short_step import short_convolution_step
 
 LONG_BACKENDS = {

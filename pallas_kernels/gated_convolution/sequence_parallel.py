@@ -13,17 +13,28 @@ from recollect.pallas_kernels import sequence_collectives
 from recollect.pallas_kernels.dispatch import SEQUENCE
 from recollect.pallas_kernels.sharding import Dimensions, over_sequence
 
+SHORT_DIMENSIONS: dict[str, Dimensions] = {
+    "x": "b t h",
+    "taps": "k h",
+    "bias": "h",
+    "in_gate": "b t h",
+    "out_gate": "b t h",
+    "initial_state": "b s h",
+    "segment_ids": "b t",
+    "initial_segment": "b",
+}
+"""Letters of the dimensions of a short convolution's arrays, by which a mesh splits them: channels go by the letter of
+heads."""
+
 
 def short_over_devices(
-    run: Callable[..., tuple[jax.Array, jax.Array | None]],
-    arrays: Mapping[str, jax.Array | None],
-    dimensions: Mapping[str, Dimensions],
+    run: Callable[..., tuple[jax.Array, jax.Array | None]], arrays: Mapping[str, jax.Array | None]
 ) -> jax.Array:
     """Returns the short convolution's outputs from a zero state, tokens split over the ambient mesh's axis sequence.
 
     Args:
       run: the public function, its settings bound.
-      arrays: those of its arguments that are arrays, without an initial state; dimensions: their letters.
+      arrays: those of its arguments that are arrays, without an initial state.
     """
 
     def part(x, taps, bias, in_gate, out_gate, segment_ids):
@@ -41,7 +52,7 @@ def short_over_devices(
             x, taps, bias, **arrays, initial_state=state, initial_segment=None if segment_ids is None else segment
         )[0]
 
-    return over_sequence(part, {name: dimensions[name] for name in arrays}, "b t h")(**arrays)
+    return over_sequence(part, {name: SHORT_DIMENSIONS[name] for name in arrays}, "b t h")(**arrays)
 
 
 def long_over_devices(

@@ -21,18 +21,6 @@ SHORT_BACKENDS = {
 
 Activation = Literal["none", "silu"]
 
-# Letters of the arrays' dimensions, by which a mesh splits them: channels go by the letter of heads.
-SHORT_DIMENSIONS = {
-    "x": "b t h",
-    "taps": "k h",
-    "bias": "h",
-    "in_gate": "b t h",
-    "out_gate": "b t h",
-    "initial_state": "b s h",
-    "segment_ids": "b t",
-    "initial_segment": "b",
-}
-
 # Kernels take blocks of 64 (GPU) and 128 (TPU) tokens: with fewer than half of the smaller, as when generating, xla's
 # fused sum comes first.
 _KERNELS_FROM = 32
@@ -89,7 +77,7 @@ def short_convolution(
         arrays = {"x": x, "taps": taps, "bias": bias}
         arrays |= {"in_gate": in_gate, "out_gate": out_gate, "segment_ids": segment_ids}
         part: Any = functools.partial(short_convolution, activation=activation, backend=backend)
-        return sequence_parallel.short_over_devices(part, arrays, SHORT_DIMENSIONS), None
+        return sequence_parallel.short_over_devices(part, arrays), None
     few = x.shape[1] < _KERNELS_FROM
     backends = {"xla": SHORT_BACKENDS["xla"], **SHORT_BACKENDS} if few else SHORT_BACKENDS
     run = choose("short_convolution", backend, backends, x, taps, bias, **settings)
@@ -113,15 +101,13 @@ def check_short(x, taps, bias, in_gate, out_gate, activation, initial_state, seg
     b, _, d = x.shape
     if taps.ndim != 2 or taps.shape[0] < 1 or taps.shape[1] != d:
         raise ValueError(f"short_convolution: taps must be (k, {d}); got {taps.shape}")
-    if bias is not None and bias.shape != (d,):
-        raise ValueError(f"short_convolution: bias must be {(d,)}; got {bias.shape}")
     if activation not in get_args(Activation):
         known = ", ".join(get_args(Activation))
         raise ValueError(f"short_convolution: activation={activation!r} must be one of {known}")
-    if initial_state is not None and initial_state.shape != (b, taps.shape[0] - 1, d):
-        fitting = (b, taps.shape[0] - 1, d)
-        raise ValueError(f"short_convolution: initial_state must be {fitting}; got {initial_state.shape}")
-    if initial_segment is not None and initial_segment.shape != (b,):
-        raise ValueError(f"short_convolution: initial_segment must be {(b,)}; got {initial_segment.shape}")
+    state, segment = (initial_state, (b, taps.shape[0] - 1, d)), (initial_segment, (b,))
+    shapes = {"bias": (bias, (d,)), "initial_state": state, "initial_segment": segment}
+    for name, (array, shape) in shapes.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"short_convolution: {name} must be {shape}; got {array.shape}")
     if segment_ids is not None and initial_state is not None and initial_segment is None:
         raise ValueError("short_convolution: initial_state together with segment_ids needs initial_segment (b,)")

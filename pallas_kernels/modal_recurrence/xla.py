@@ -23,19 +23,9 @@ CHUNK = 64
 
 
 def modal_recurrence(
-    q: jax.Array | None,
-    k: jax.Array | None,
-    v: jax.Array,
-    log_poles: jax.Array,
-    residues: jax.Array,
-    state: jax.Array | None,
-    *,
-    segment_ids: jax.Array | None,
-    first: jax.Array | None,
-    return_state: bool,
-    chunk_size: int | None = None,
+    q, k, v, log_poles, residues, state, *, segment_ids, first, return_state, chunk_size=None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Computes the recurrence chunk by chunk; see `modal_recurrence`."""
+    """Computes the recurrence chunk by chunk; arguments as those of the reference."""
     b, t, h, value_dim = v.shape
     c = min(CHUNK if chunk_size is None else chunk_size, t)
     n = -(-t // c)

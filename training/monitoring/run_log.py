@@ -57,6 +57,8 @@ class RunLog(Hook):
         run.log(f"{trained}, {experiment.run.steps:,} steps -> {run.folder.path}")
         for line in operations_by_mixer(experiment.model, experiment.data.batch_shapes(experiment.run.batch_size)):
             run.log(f"  {line}")
+        if experiment.optimizer.decay_steps is None and experiment.optimizer.warmup > experiment.run.steps:
+            run.log(f"  optimizer.warmup={experiment.optimizer.warmup:,}: no step reaches the peak learning rate")
         if corpus := experiment.data.result_entries().get("corpus"):
             unit, digest = "bytes" if "bytes" in corpus["train"] else "tokens", corpus["digest"][:16]
             run.log(f"  corpus {corpus['source']}: {corpus['train'][unit]:,} {unit} to train on, sha256 {digest}")

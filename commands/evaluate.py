@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from typing import Any
 
 from recollect.commands import add_overrides, add_with
@@ -24,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tasks", metavar="NAME,NAME", help="tasks of lm_eval, which must be installed")
     parser.add_argument("--include-path", type=path, metavar="FOLDER", help="tasks: of further ones, in YAML")
-    parser.add_argument("--limit", type=positive, metavar="N", help="tasks: examples of each")
-    parser.add_argument("--shots", type=int, metavar="N", help="tasks: examples before each question")
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="tasks: texts at once")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="tasks: examples of each")
+    parser.add_argument("--shots", type=at_least(0), metavar="N", help="tasks: examples before each question")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="tasks: texts at once")
     add_overrides(parser, "data.evaluation_examples=128")
 
 
@@ -63,9 +64,12 @@ def run_harness(options: argparse.Namespace) -> dict[str, Any]:
     return {"run": str(options.run), "tasks": results}
 
 
-def positive(text: str) -> int:
-    """Returns a number of at least 1; raises argparse's error for another."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: at least 1 is needed")
+def at_least(least: int) -> Callable[[str], int]:
+    """Returns argparse's type of whole numbers from `least` on."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{value}: at least {least} is needed")
+        return value
+
     return number

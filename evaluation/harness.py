@@ -31,7 +31,7 @@ Scored = tuple[tuple[str, str], list[int], list[int]]
 
 @register_model("recollect")
 class HarnessModel(TemplateLM):
-    """The language model that the harness asks.
+    """The language model that the harness evaluates.
 
     Args:
       model, params, tokenizer: of a text run.

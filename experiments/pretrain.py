@@ -10,9 +10,9 @@ data.
 
 Sizes are the numbers of parameters that the attention model has, in round numbers: 30M, 85M and its embedding (GPT-2
 small's 125M), 310M and its embedding (360M), 1.2B; the other patterns have as many within 10%, the embedding apart.
-Steps of 125m and above are 256 rows of 2,048 tokens,
-20,000 of them are 10 billion tokens. The default source, the standard library as bytes, is for trying things: real runs
-name a prepared folder. `describe --target h100` and `--target tpu:...` report beforehand what fits.
+Steps of 125m and above are 256 rows of 2,048 tokens: 20,000 of them are 10 billion tokens. The default source, the
+standard library as bytes, is for trying things: real runs name a prepared folder. `describe --target h100` and
+`--target tpu:...` report beforehand what fits.
 
 Losses and hours are given where a run was made; everything else says "not yet run" (pretrain_table.py).
 """

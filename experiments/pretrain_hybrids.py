@@ -41,8 +41,8 @@ def griffin(of: Size) -> LanguageModel:
 
 
 def jamba(of: Size) -> LanguageModel:
-    """Returns Jamba's (Lieber et al. 2024, section 3): Mamba, and in every eighth layer, the fifth first, softmax
-    attention without positions."""
+    """Returns Jamba's (Lieber et al. 2024): Mamba, and in every eighth layer, the fifth first, softmax attention
+    without positions."""
     mamba, attention = Mamba(), Attention(heads=of.width // 128, key_heads=_key_heads(of))
     layers = (mamba, mamba, mamba, mamba, attention, mamba, mamba, mamba)
     return in_turn(of, *layers, depth=round(of.depth * 21 / 24), narrower=_narrower_at_30m(of))
@@ -72,8 +72,8 @@ def kimi_linear(of: Size) -> LanguageModel:
 
 
 def minimax_01(of: Size) -> LanguageModel:
-    """Returns MiniMax-01's (2025, section 2.2): seven layers of lightning attention to one of softmax attention, half
-    of each head rotated; norms come before the branches (published: DeepNorm)."""
+    """Returns MiniMax-01's (2025): seven layers of lightning attention to one of softmax attention, half of each head
+    rotated; norms come before the branches (published: DeepNorm)."""
     heads = of.width // 128
     lightning = Lightning(heads=heads)
     attention = Attention(heads=heads, key_heads=_key_heads(of), positions=Rotary(fraction=0.5))
@@ -92,7 +92,6 @@ def striped_hyena_2(of: Size) -> LanguageModel:
 def transnormer(of: Size, decay: Literal["code", "paper"] = "code") -> LanguageModel:
     """Returns TransNormerLLM's (Qin et al. 2023, section 3): norms without gains, gated MLPs without an activation,
     LRPE-d in the first layer, decays alone in the others, the embedding times the root of the width (their code)."""
-    published = of.width == 1024  # 385M with 64,000 words: 24 layers, 8 heads, 2,816 hidden units
     layers = [
         Stage(pattern=(Lightning(heads=of.width // 128, form="transnormer", decay=decay, lrpe=first),), repeats=repeats)
         for first, repeats in ((True, 1), (False, of.depth - 1))
@@ -101,7 +100,7 @@ def transnormer(of: Size, decay: Literal["code", "paper"] = "code") -> LanguageM
         width=of.width,
         stages=tuple(layers),
         norm=SRMSNorm(),
-        mlp=SGLU(hidden=of.hidden - (0 if published else 128)),
+        mlp=SGLU(hidden=of.hidden - (0 if of.width == 1024 else 128)),
         embedding_scale=of.width**0.5,
     )
 

@@ -42,7 +42,6 @@ PUBLISHED = {
     ("based", "1b"): "Published shape (1.3B)",
     ("landmark", "125m"): "Published optimizer",
     ("mixture_of_heads", "125m"): "Published shape and learning rate",
-    ("transnormer", "360m"): "Published shape (385M)",
     **{("mamba2", size): "Published shape" for size in ("125m", "360m", "1b")},
 }
 """What of a variant is as published."""

@@ -4,8 +4,8 @@
 
 S^(l) is the recurrence's state with only the tokens of level l written. The levels of token t are those of a Fenwick
 tree: level 0 is the token itself, and level l > 0 the 2^(l-1) tokens that the binary digit l - 1 of t stands for, if it
-is 1; together they are all tokens before t (Guo et al. 2025, "Log-linear attention"). Among every 2^l
-tokens the second half reads the first: one recurrence per level, whose documents are spans of 2^l tokens.
+is 1; together they are all tokens before t (Guo et al. 2025, "Log-linear attention"). Among every 2^l tokens the second
+half reads the first: one recurrence per level, whose documents are spans of 2^l tokens.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Busy(Exception):
 
 @dataclasses.dataclass
 class Request:
-    """One continuation that is asked for.
+    """One continuation to be generated.
 
     Attributes:
       ids: of the prompt.
@@ -78,9 +78,9 @@ class Batcher:
         context: int = 2048,
         waiting: int = 64,
     ):
-        for name, value in (("rows", rows), ("context", context - 1), ("waiting", waiting)):
-            if value < 1:
-                raise UserError(f"{name}: too small to serve a request")
+        for name, value, least in (("rows", rows, 1), ("context", context, 2), ("waiting", waiting, 1)):
+            if value < least:
+                raise UserError(f"{name}={value}: must be at least {least}")
         self.context = min(context, model.config.maximum_length() or context)
         self.rows, self.waiting = rows, waiting
         self._model, self.tokenizer, self.vocabulary = model, tokenizer, model.vocabulary

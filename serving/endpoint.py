@@ -28,7 +28,7 @@ from recollect.serving.completions import Completions, Refused, read_completions
 LARGEST_BODY = 4 * 2**20
 FINISH = {"end": "stop", "stop": "stop", "length": "length"}
 LOOKED_FOR = 0.25
-"""Seconds after which a client that is waited for is asked whether it is still there."""
+"""Seconds between checks that a waiting client is still connected."""
 
 
 @dataclasses.dataclass
@@ -47,7 +47,16 @@ def application(batcher: Batcher, name: str) -> Starlette:
     Requests for other hosts than the local one are refused: a web page could send them by a name that it made point
     here.
     """
-    return Endpoint(batcher, name).application()
+    endpoint = Endpoint(batcher, name)
+    return Starlette(
+        routes=[
+            Route("/v1/models", endpoint.models),
+            Route("/v1/models/{name:path}", endpoint.model),
+            Route("/v1/completions", endpoint.completions, methods=["POST"]),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])],
+        exception_handlers={404: _not_found, 405: _not_found},
+    )
 
 
 class Endpoint:
@@ -56,18 +65,6 @@ class Endpoint:
     def __init__(self, batcher: Batcher, name: str):
         self.batcher, self.name = batcher, name
         self.begun = int(time.time())
-
-    def application(self) -> Starlette:
-        """Returns the ASGI application."""
-        return Starlette(
-            routes=[
-                Route("/v1/models", self.models),
-                Route("/v1/models/{name:path}", self.model),
-                Route("/v1/completions", self.completions, methods=["POST"]),
-            ],
-            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])],
-            exception_handlers={404: _not_found, 405: _not_found},
-        )
 
     async def models(self, request: HttpRequest) -> Response:
         """Lists the model."""

@@ -4,9 +4,9 @@
     S_t = pole S_{t-1} + k'_t v_t^T,   o_t = (Re(residue S_t) + D k'_t v_t^T)^T q_t         per head, modes summed
     y = W_o o + b_o,   q, k, v = W x + b
 
-Fu et al. 2022, "Hungry hungry hippos", section 3 and algorithm 1, with heads of several dimensions as in section 3.2;
-HazyResearch/zoology's code for the rest: taps as many as state dimensions, started as torch's Conv1d, the state space
-model as S4D-Lin by the bilinear rule, D_k and D ~ N(0, 1), projections N(0, 0.02). What the shift model shifts in and
+Fu et al. 2022, "Hungry hungry hippos"; HazyResearch/zoology's code for the rest: taps as many as state dimensions,
+started as torch's Conv1d, the state space model as S4D-Lin by the bilinear rule, D_k and D ~ N(0, 1), projections
+N(0, 0.02). What the shift model shifts in and
 what the diagonal one takes in, trained there too, are constants 1. State: state x head_dim^2 numbers per head, and the
 last taps - 1 keys.
 """

@@ -10,9 +10,9 @@ regularised (MR), or long and implicit (LI).
     LI: filter_j = sum_i R_i exp(-exp(p_i) exp(gamma_i) j), i to `order`; p starts at -1, exp(gamma) uniform on (0.01,
         0.1), R ~ N(0, 0.1^2 / order)
 
-Ku et al. 2025, "Systems and algorithms for convolutional multi-hybrid language models at scale", section 2; initial
-values as in the authors' code (Zymrael/savanna, NVIDIA NeMo): D uniform on +-1/sqrt(taps), of LI +-1/sqrt(the length
-trained on), projections this project's. LI streams as the recurrence that it is: `order` numbers per channel; the
+Ku et al. 2025, "Systems and algorithms for convolutional multi-hybrid language models at scale"; initial values
+as in the authors' code (Zymrael/savanna, NVIDIA NeMo): D uniform on +-1/sqrt(taps), of LI +-1/sqrt(the length trained
+on), projections this project's. LI streams as the recurrence that it is: `order` numbers per channel; the
 others keep their last inputs.
 """
 

@@ -2,10 +2,10 @@
 
     o_t = sum_l lambda_t^(l) S_t^(l)^T q_t / sqrt(k),   lambda_t^(l) = softplus(scale_l (W_l x_t))   per head
 
-A level's state holds what its tokens wrote, less what every token since erased. Guo et al. 2025 (2506.04761);
-the levels are in layers/fenwick_levels.py, all else is Gated DeltaNet's. As published: 15 levels, for documents of up
-to 2^14 tokens, and scales that start at 1. Each level costs a recurrence; sequences compute the log2 of
-their length. State: (k x v) fp32 per head and level above 0.
+A level's state holds what its tokens wrote, less what every token since erased. Guo et al. 2025 (2506.04761); the
+levels are in layers/fenwick_levels.py, all else is Gated DeltaNet's. As published: 15 levels, for documents of up to
+2^14 tokens, and scales that start at 1. Each level costs a recurrence; a sequence computes log2 of its length of them.
+State: (k x v) fp32 per head and level above 0.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ since a later token may choose any head.
 Easy to get wrong: paper gates start the output near 1/h of plain attention's, which slows learning; ties must still
 pick exactly K heads, so the choice comes from indices, not from a threshold; routers run in fp32; W_s is absent for one
 shared head (its gate is 1), W_h without shared or without routed heads (then a = 1, and 1 for "code" too). Gates of
-"ones" pass the gradient of p straight through (section 3.4), of chosen heads only, since the others' outputs are not
-computed; rotation does not change the norms. A gathered query's place among others, and with it the last bits of its
-output, may depend on later tokens' choices.
+"ones" pass the gradient of p straight through, of chosen heads only, since the others' outputs are not computed;
+rotation does not change the norms. A gathered query's place among others, and with it the last bits of its output, may
+depend on later tokens' choices.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     y = W_o [norm(o) * silu(W_g x)],   alpha, eta = sigmoid(W x + b),   theta = rate sigmoid(W x + b) / batch
 
 W_0 is the map before the token's mini-batch, and W and M start from 0. Behrouz, Zhong & Mirrokni 2025 (2501.00663):
-the memory alone (LMM), with one layer. The authors published no code and
-no initial values: alpha starts at 0.98, eta and sigmoid(theta) at 0.5, and theta is divided by the mini-batch, because
-a step is as long as all of its gradients, taken at one map. Theirs are deep memories, and beside attention; not here.
+the memory alone (LMM), with one layer. The authors published no code and no initial values: alpha starts at 0.98, eta
+and sigmoid(theta) at 0.5, and theta is divided by the mini-batch, because a step is as long as all of its gradients,
+taken at one map. Their memories are deep, and stand beside attention.
 State: 3 (k, v) fp32 per head, kernel - 1 inputs of each convolution.
 """
 

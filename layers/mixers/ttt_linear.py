@@ -5,10 +5,10 @@
     eta_s = rate sigmoid(W_eta x_s + b_eta) / k,   y = W_o norm(o)
 
 W_0, b_0 are those before the token's mini-batch and the sum is over its tokens up to t, the i-th: Sun et al. 2024
-(2407.04620). As in the authors' code: c_i = max(1/i + p_i, 0) (here at least 1e-4),
-rotary positions counted in the mini-batch, a layer norm over the outputs; norm is a layer norm per head; W starts
-normal with deviation 0.02, b, p and b_eta at 0; mini-batches of 16 tokens. Its convolution and gate, for the Mamba
-block, are left out. State: 2 (k + 1, k) fp32 per head.
+(2407.04620). As in the authors' code: c_i = max(1/i + p_i, 0) (here at least 1e-4), rotary positions counted in the
+mini-batch, a layer norm over the outputs; norm is a layer norm per head; W starts normal with deviation 0.02, b, p and
+b_eta at 0; mini-batches of 16 tokens. Its convolution and gate, for the Mamba block, are left out. State: 2 (k + 1, k)
+fp32 per head.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     experiments = [apply_overrides(registry.load(name, "experiment"), options.overrides) for name in names]
     reporting.print_device()
-    print(f"{'':32}{'parameters':>14}{'tokens/s':>12}{'s a step':>10}{'waiting':>9}{'MFU':>8}")
+    print(f"{'':32}{'parameters':>14}{'tokens/s':>12}{'s/step':>10}{'waiting':>9}{'MFU':>8}")
     rows = []
     for experiment in experiments:
         row = measure(experiment, options.steps)

@@ -49,7 +49,7 @@ def selective_scan(
       initial_state: (b, f, n) fp32; None is zero.
       segment_ids: (b, t) int, 0 is padding; None is one document.
       initial_segment: (b,) segment that `initial_state` belongs to; needed when both it and `segment_ids` are given.
-      chunk_size: tokens per chunk in the chunked backend; None leaves it to it.
+      chunk_size: tokens per chunk in the chunked backend; None lets the backend choose.
       backend: see recollect.pallas_kernels.dispatch.
 
     Returns:

@@ -27,7 +27,7 @@ def error(found, expected) -> float:
 
 
 def routing(b, t, h, active, seed=0, crowd=None) -> jax.Array:
-    """(b, t, h) bool, exactly `active` a token; `crowd`: a head that every token chooses."""
+    """(b, t, h) bool, exactly `active` per token; `crowd`: a head that every token chooses."""
     scores = np.random.default_rng(seed).random((b, t, h))
     if crowd is not None:
         scores[..., crowd] = 2

@@ -34,7 +34,7 @@ class _Plain:
 
 
 def plain(*, gates, return_lse, query_segments=None, query_positions=None, key_heads=None, **arguments):
-    """The operation by the plain kernels, its front door left out."""
+    """The plain kernels, without the public function."""
     run, _ = scheduled.on_kernels(_Plain)
     q, k, v = (arguments.pop(name) for name in "qkv")
     chosen = arguments.pop("chosen")

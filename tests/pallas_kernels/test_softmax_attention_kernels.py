@@ -1,4 +1,4 @@
-"""Window attention's front door on simulated TPU kernels (values and gradients against the reference in float64),
+"""Window attention on simulated TPU kernels (values and gradients against the reference in float64),
 under meshes and over cuts."""
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def results(function, *inputs):
 
 
 def by_form(backend, *, segments=None, window=None, **rest):
-    """q, k, v and perhaps sinks to the output, by a backend of the front door."""
+    """q, k, v and perhaps sinks to the output, by a backend of the public function."""
 
     def run(q, k, v, sinks=None):
         return softmax_attention(q, k, v, sinks=sinks, window=window, query_segments=segments, backend=backend, **rest)

@@ -1,4 +1,4 @@
-"""The recurrence's front door on kernels: forward, and the gradient of everything, at sizes that experiments train."""
+"""The recurrence on kernels: forward, and the gradient of everything, at sizes that experiments train."""
 
 from __future__ import annotations
 

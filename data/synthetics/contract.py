@@ -15,9 +15,6 @@ from recollect.data.batch import Batch, DataConfig
 
 example_count = requires(lambda n: 1 <= n < 2**31, f"must be at least 1 and below {2**31}")
 not_negative = requires(lambda weight: 0 <= weight < math.inf, "must be finite and not negative")
-scale_factors = requires(
-    lambda factors: all(factor > 1 for factor in factors), "factors must be above 1, for example (2, 4)"
-)
 
 
 @chz.chz(typecheck=True)
@@ -34,7 +31,7 @@ class TaskContract(DataConfig):
     """
 
     evaluation_examples: int = chz.field(default=1000, validator=example_count)
-    extrapolation: tuple[int, ...] = chz.field(default=(2, 4, 8), validator=scale_factors)
+    extrapolation: tuple[int, ...] = (2, 4, 8)
     train_examples: int | None = chz.field(default=None, validator=example_count)
 
     metric: ClassVar[str] = "accuracy"

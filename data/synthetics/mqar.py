@@ -29,7 +29,7 @@ from jaxtyping import Array, Int, Key
 
 from recollect.configuration import UserError, at_least, requires
 from recollect.data.batch import Batch
-from recollect.data.synthetics.contract import example_count, scale_factors
+from recollect.data.synthetics.contract import example_count
 from recollect.data.synthetics.draws import distinct, remaining
 from recollect.data.synthetics.task import Slice, SyntheticTask
 
@@ -65,7 +65,7 @@ class MQAR(SyntheticTask):
     filler: Literal["random", "zero"] = "random"
     passes: int = chz.field(default=1, validator=at_least(1))
     contradictions: bool = False
-    extrapolation: tuple[int, ...] = chz.field(default=(), validator=scale_factors)
+    extrapolation: tuple[int, ...] = ()
 
     def check(self, slice: RecallSlice) -> None:
         if self.vocab_size <= slice.length:

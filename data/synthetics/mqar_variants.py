@@ -25,7 +25,6 @@ from jaxtyping import Array, Int, Key
 
 from recollect.configuration import UserError, at_least, requires
 from recollect.data.batch import Batch
-from recollect.data.synthetics.contract import scale_factors
 from recollect.data.synthetics.draws import distinct, remaining
 from recollect.data.synthetics.mqar import MQAR, RecallSlice, drawn_gaps
 from recollect.data.synthetics.orders import shuffled
@@ -57,7 +56,7 @@ class Facts(NamedTuple):
 class MQARVariant(MQAR):
     """Base of the variants, which state a layout and draw facts."""
 
-    extrapolation: tuple[int, ...] = chz.field(default=(2, 4, 8), validator=scale_factors)
+    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     @abc.abstractmethod
     def layout(self, slice: RecallSlice) -> Layout:

@@ -54,6 +54,8 @@ class SyntheticTask(TaskContract):
 
     @chz.validate
     def _slices_fit(self) -> None:
+        if any(factor <= 1 for factor in self.extrapolation):
+            raise UserError(f"extrapolation={self.extrapolation}: factors must be above 1, for example (2, 4)")
         for role, slices in (("mixture", self.train_slices()), ("evaluation", self.evaluation_slices())):
             names = [part.name for part in slices]
             if not (all if role == "mixture" else any)(part.weight for part in slices):

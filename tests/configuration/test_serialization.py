@@ -73,6 +73,7 @@ def edited(path: str, value) -> dict:
         ("model.stages.0.pattern", 3, ("config.model.stages.0", "pattern")),
         ("model.stages.0.pattern", [], ("at least one mixer",)),
         ("model.norm", {"class": "SwiGLU"}, ("config.model", "norm")),
+        ("model.norm", {"class": "NormConfig"}, ("config.model.norm", "abstract class NormConfig")),
         ("optimizer.learning_rate", None, ("config.optimizer", "learning_rate")),
         ("name", {"class": "Rotary"}, ("name",)),
     ],

@@ -152,11 +152,11 @@ class Rates:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     def text(self) -> str:
-        """Returns "12,345 tokens/s, 1.66 s a step, MFU 41.0%, 0.1% waiting for data"."""
+        """Returns "12,345 tokens/s, 1.66 s per step, MFU 41.0%, 0.1% waiting for data"."""
         step = f"{self.step_seconds:.3g} s" if self.step_seconds >= 1 else f"{1e3 * self.step_seconds:.3g} ms"
         mfu = "" if self.mfu is None else f", MFU {self.mfu:.1%}"
         waiting = f"{self.waiting_for_data:.1%} waiting for data"
-        return f"{self.tokens_per_second:,.0f} tokens/s, {step} a step{mfu}, {waiting}"
+        return f"{self.tokens_per_second:,.0f} tokens/s, {step} per step{mfu}, {waiting}"
 
 
 class Meter(Hook):

@@ -34,8 +34,8 @@ def test_rates_are_sums_over_calls():
     assert meter.since("log") is None
     total = meter.since("another reader")
     assert total == meter.total() == Rates(1600.0, 2.5 / 8, 0.04, 0.16)
-    assert total.text() == "1,600 tokens/s, 312 ms a step, MFU 16.0%, 4.0% waiting for data"
-    assert Rates(1600.0, 2.5, 0.0, None).text() == "1,600 tokens/s, 2.5 s a step, 0.0% waiting for data"
+    assert total.text() == "1,600 tokens/s, 312 ms per step, MFU 16.0%, 4.0% waiting for data"
+    assert Rates(1600.0, 2.5, 0.0, None).text() == "1,600 tokens/s, 2.5 s per step, 0.0% waiting for data"
     assert set(Rates(1.0, 1.0, 0.0, None).facts()) == {"tokens_per_second", "step_seconds", "waiting_for_data"}
 
 
@@ -147,13 +147,26 @@ def test_the_first_line_of_a_run(tmp_path):
     log.after_call(run, Call(10, 10, metrics, None, 0.0, 0.0, 2.0))
     log.after_call(run, Call(20, 10, {**metrics, "skipped": np.ones(10)}, None, 0.0, 0.0, 2.0))
     assert said == [
-        "  step 10/60 loss 2.5000, gradient norm 0.25, 10,000 tokens/s, 200 ms a step, MFU 10.0%, 0.1% waiting for data"
+        "  step 10/60 loss 2.5000, gradient norm 0.25, 10,000 tokens/s, 200 ms per step, MFU 10.0%, "
+        "0.1% waiting for data"
     ]
-    # The console asks for the others; what is not finite is explained before it is shown.
+    # The console shows the others; what is not finite is explained before it is shown.
     assert NOW.what == "step 20/60" and NOW.job[:2] == (20, 60)
     assert NOW.job[2]() == "10 of 10 steps skipped, loss 2.5000, gradient norm 0.25"
     log.close(run)
     assert NOW.job is None
+
+
+def test_a_warmup_longer_than_its_run_is_reported(tmp_path):
+    from recollect.training.monitoring.run_log import RunLog
+    from recollect.training.run_state import RunState
+
+    for warmup, decay_steps, reported in ((61, None, 1), (60, None, 0), (61, 100, 0)):
+        said, plain = [], tiny(tmp_path / f"{warmup}-{decay_steps}")
+        optimizer = chz.replace(plain.optimizer, warmup=warmup, decay_steps=decay_steps)
+        run = RunState(chz.replace(plain, optimizer=optimizer), said.append)
+        RunLog(run).begin(run, parameters=1)
+        assert sum("optimizer.warmup=61: no step reaches the peak" in line for line in said) == reported
 
 
 def test_values_only_fields_do_not_change_the_program(tmp_path):

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--streamed", action="store_true", help="token by token through the decoding state")
     parser.add_argument(
-        "--prefill", type=positive, metavar="N", help="streamed: first tokens that are given at once (default: 0)"
+        "--prefill", type=at_least(1), metavar="N", help="streamed: first tokens that are given at once (default: 0)"
     )
     parser.add_argument("--tasks", metavar="NAME,NAME", help="tasks of lm_eval, which must be installed")
     parser.add_argument("--include-path", type=path, metavar="FOLDER", help="tasks: of further ones, in YAML")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import ClassVar, Literal
 
@@ -107,11 +108,11 @@ class EvictionConfig(CachePolicy):
         if self.sinks >= self.budget:
             raise UserError(f"sinks={self.sinks}: must be below budget={self.budget}, which they are part of")
 
+    @abc.abstractmethod
     def rank(
         self, positions: Int[Array, "#b #g n"], mass: Float[Array, "b g n"] | None, newest: Int[Array, "b 1 1"]
     ) -> Float[Array, "#b #g n"]:
         """Returns what tokens of the current document are worth, at least 0; `newest` is the last one's position."""
-        raise NotImplementedError
 
     def init(self, sizes: CacheSizes) -> Slots:
         slots = max(min(self.budget, sizes.max_length), self.sinks + 1)

@@ -31,7 +31,6 @@ class Compression(SyntheticTask):
 
     vocab_size: int = chz.field(default=16, validator=at_least(3))
     length: int = 32
-    extrapolation: tuple[int, ...] = (2, 4, 8)
 
     @property
     def vocabulary(self) -> int:

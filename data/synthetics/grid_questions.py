@@ -84,6 +84,7 @@ class GridQuestions(SyntheticTask):
     filler: int = 0
     words: int = chz.field(default=16, validator=at_least(1))
     order: Literal["grids_first", "questions_first"] = "grids_first"
+    extrapolation: tuple[int, ...] = ()
 
     breakdown = "question"
 

@@ -18,8 +18,9 @@ from recollect.evaluation.plots import draw_all
 from recollect.evaluation.report import write_report
 from recollect.evaluation.results import find_runs, load_runs
 from recollect.evaluation.study_results import write_study_results
-from recollect.evaluation.summaries import group_by_task, summarise
+from recollect.evaluation.summaries import group_by_task, summarise, task_name
 from recollect.evaluation.table import format_table, write_csv
+from recollect.experiments.orderings import Ordering, checked
 from recollect.experiments.study import Study, add_mixers
 from recollect.experiments.sweep_axes import NOT_SWEPT, swept
 from recollect.training.experiment import Experiment
@@ -96,7 +97,7 @@ def compare(
         folders, failures = _run_on_ray(experiments, study, out, on, together, cpus, gpus, list(USER_FILES))
     if failures and not folders:
         raise UserError(f"no run of {name} finished; {failures[0]}")
-    report([*folders, *_others(folders, out)], out, formats, titles)
+    report([*folders, *_others(folders, out)], out, formats, titles, study.expects)
     if failures:
         raise UserError(
             f"{len(failures)} of the study's tasks failed ({'; '.join(failures)}); the table and plots are without them"
@@ -123,10 +124,16 @@ def _without_folder(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "run": {**config.get("run", {}), "directory": None}}
 
 
-def report(folders: Sequence[Path], out: Path, formats: Sequence[str] = ("png",), titles: bool = False) -> None:
+def report(
+    folders: Sequence[Path],
+    out: Path,
+    formats: Sequence[str] = ("png",),
+    titles: bool = False,
+    expects: Sequence[Ordering] = (),
+) -> None:
     """Prints the tables of finished runs; writes results.csv, results.json and the plots. Scores of different tasks or
     metrics share no axis: where there are several, each has its plots in a folder below `out`. Where tasks have names,
-    a table of mixers and tasks is printed, and each task's own goes to tables.txt."""
+    a table of mixers and tasks is printed, and each task's own goes to tables.txt. What is expected is checked."""
     runs = load_runs(folders)
     repeated = len(runs) - len({json.dumps(_without_folder(run.config)) for run in runs})
     if repeated:
@@ -140,6 +147,9 @@ def report(folders: Sequence[Path], out: Path, formats: Sequence[str] = ("png",)
         print(f"\na table of each task: {out / 'tables.txt'}")
     else:
         print(format_table(summaries))
+    named = [dataclasses.replace(one, task=one.task or task_name(runs[0])) for one in summaries]
+    for _, _, line in checked(expects, named):
+        print(line)
     print(f"table: {out / 'results.csv'}, results.json")
     for task, asked in group_by_task(runs).items():
         folder = out / re.sub(r"[^\w.=,+-]+", "_", task).strip("_") if task else out

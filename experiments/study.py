@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from recollect.configuration import UserError
+from recollect.experiments.orderings import Ordering
 from recollect.layers.mixer import MixerConfig
 from recollect.training.experiment import Experiment
 
@@ -21,11 +22,13 @@ class Study:
       sweep: points, each a dict of dotted overrides.
       template: (label, mixer) -> experiment, or experiments on several tasks, for mixers that a user adds with
         `--with`; None if the study takes none.
+      expects: orderings that it should show, checked after its table.
     """
 
     experiments: tuple[Experiment, ...]
     sweep: tuple[dict[str, Any], ...] = ({},)
     template: Callable[[str, MixerConfig], Experiment | tuple[Experiment, ...]] | None = None
+    expects: tuple[Ordering, ...] = ()
 
 
 def grid(axes: dict[str, Sequence[Any]]) -> tuple[dict[str, Any], ...]:

@@ -156,6 +156,7 @@ LINES = [
     ("compare mqar.small --at-once 0", 2, "at least one process has to train"),
     ("compare mqar.small run.directory=x", 2, "--out DIR names the folder of all"),
     ("compare mqar.small --only mqar.windo", 2, "did you mean mqar.window"),
+    ("compare atlas.tiny --only party", 2, "did you mean parity"),
     # runs that exist
     ("compare runs/a runs/b --out both", 0, "0.01 ↑"),
     ("compare 'runs/[ab]' --out both", 0, "lr 0.001  lr 0.01"),

@@ -46,7 +46,7 @@ function heatMap() {
   }
   section("atlas").append(make("div", {class: "controls"}, shown.element, ...boxes.map(one => one.box)), holder,
     make("p", {class: "note"}, "A score is the mean over seeds at the best learning rate; under it stands the 95 % bootstrap interval of three seeds or more, the scores of two. " +
-      "The darker, the further above what a guess scores. A column's title sorts; a number opens its runs, their commands and configs."));
+      "The stronger the colour, the further above what a guess scores. A column's title sorts; a number opens its runs, their commands and configs."));
   boxes.forEach(one => one.read());
   return undefined;
 }

@@ -19,7 +19,7 @@ def format_matrix(summaries: Sequence[Summary], width: int = WIDTH) -> str:
     Tasks that the width has no room for follow in further blocks.
 
     A score has an arrow where its learning rate is the highest or lowest tried, and `±` half its interval over seeds
-    where there are enough for one.
+    where there are enough for one; the mean is of mixers that have a score on every task.
     """
     tasks = {summary.task: METRICS[summary.metric] for summary in summaries}
     cells = {(summary.label, summary.task): summary for summary in summaries}
@@ -31,7 +31,8 @@ def format_matrix(summaries: Sequence[Summary], width: int = WIDTH) -> str:
         last = "-" if chance[task] is None else format_chance(chance[task] or 0.0).removesuffix(" %")
         columns.append([*header, *(_text(cells.get((label, task))) for label in labels), last])
     if all(metric.percent for metric in tasks.values()):
-        means = [METRICS["accuracy"].text(_mean(label, cells)) for label in labels]
+        complete = {label: all((label, task) in cells for task in tasks) for label in labels}
+        means = [METRICS["accuracy"].text(_mean(label, cells)) if complete[label] else "-" for label in labels]
         columns.append(["mean", "", *means, ""])
     left = _padded(["mixer", "", *(shortened(label, LONGEST_LABEL) for label in labels), "a guess"], str.ljust)
     blocks: list[list[list[str]]] = []

@@ -83,5 +83,7 @@ def test_the_table_has_a_line_per_mixer_and_a_column_per_task(runs):
     assert lines[3].split() == ["gla", "50.0", "70.0", "±10.0", "60.0"]
     assert lines[4].split() == ["window", "75.0", "40.0", "±0.0", "↑", "57.5"]
     assert lines[5].split() == ["a", "guess", "0.781", "0.781"]
+    part = format_matrix(summarise([run for run in runs if "gla" in run.name or run.config["task"] == "recall"]))
+    assert [line.split()[-1] for line in part.splitlines()[3:5]] == ["60.0", "-"]  # no mean of a part of the tasks
     narrow = format_matrix(summarise(runs), width=30)
     assert max(map(len, narrow.split("\n\n")[0].splitlines())) <= 30 and narrow.count("mixer ") == 2

@@ -40,5 +40,7 @@ def one_of(draws: Sequence[Draw], index: jax.Array) -> Draw:
 def _widened(batch: Batch, most: int) -> Batch:
     names = ("targets", "target_positions", "weights", "groups")
     arrays: dict[str, Any] = {name: array for name in names if (array := getattr(batch, name)) is not None}
-    wider = {name: jnp.pad(array, ((0, 0), (0, most - array.shape[1]))) for name, array in arrays.items()}
+    wider: dict[str, Any] = {
+        name: jnp.pad(array, ((0, 0), (0, most - array.shape[1]))) for name, array in arrays.items()
+    }
     return dataclasses.replace(batch, **wider)

@@ -241,18 +241,16 @@ def tensors_of(model: LanguageModel, kind: str) -> list[Tensor]:
     if kind == "hgrn2":
         inputs = {"query": "q", "key": "f", "value": "i"}
     for ours, letter in inputs.items():
-        scaled = {"form": _times(key_dim**0.5)} if letter == "i" else {}
+        scaled: dict[str, Any] = {"form": _times(key_dim**0.5)} if letter == "i" else {}
         table.add_linear(f"attn.{letter}_proj", f"mixer.{ours}", of=of, **scaled)
         if getattr(mixer, "kernel", None) is not None:
             table.add_layers(f"attn.{letter}_conv1d.weight", f"mixer.convolutions.{ours}.taps", of=of, form=TAPS)
     table.add_linear("attn.o_proj", "mixer.output", of=of)
     _add_gates(table, kind, mixer, shaped((heads, value_dim), (heads * value_dim,)))
     if kind in ("gated_deltanet", "kda"):
-        per_channel = shaped((heads, key_dim), (heads * key_dim,))
+        per_channel: dict[str, Any] = {"form": shaped((heads, key_dim), (heads * key_dim,))} if kind == "kda" else {}
         table.add_layers("attn.A_log", "mixer.decay.log_rate", of=of)
-        table.add_layers(
-            "attn.dt_bias", "mixer.decay.step_bias", of=of, **({"form": per_channel} if kind == "kda" else {})
-        )
+        table.add_layers("attn.dt_bias", "mixer.decay.step_bias", of=of, **per_channel)
     for softmax in SOFTMAX:
         shared.attention_tensors(table, softmax, module="attn")
     return table.tensors

@@ -1,16 +1,12 @@
-"""Writes a run's newest checkpoint for other programs: safetensors, a Hugging Face folder, StableHLO or GGUF."""
+"""Writes a run's newest checkpoint for other programs: safetensors, a Hugging Face folder, StableHLO or GGUF. Overrides
+of the model convert it: its parameters go into other mixers."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import chz
-
-from recollect.commands import add_with
+from recollect.commands import add_overrides, add_with
 from recollect.commands.user_code import load_files
 from recollect.configuration.base import UserError
 from recollect.configuration.user_paths import path
@@ -29,10 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard-bytes", type=int, metavar="N", help="huggingface: split weights above this size")
     parser.add_argument("--code", action="store_true", help="huggingface: as code beside the weights")
     parser.add_argument("--max-length", type=int, metavar="N", help="stablehlo: tokens that a state has room for")
+    text = "train the feature maps of a converted model so many steps, to mix as its attention did"
+    parser.add_argument("--transfer", type=int, default=0, metavar="STEPS", help=text)
+    add_overrides(parser, "model.stages.0.pattern.1=Landmark, which converts the model")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
+    from recollect.training.checkpoint.exported import write_safetensors
     from recollect.training.checkpoint.load import open_run
     from recollect.training.checkpoint.named_run import run_at
     from recollect.training.run_folder import read_result
@@ -40,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
 
     load_files(options, options.run)
     run = open_run(options.run)
+    if options.overrides or options.transfer:
+        run = _converted(run, options)
     folder, step = run_at(options.run)
     if options.format in ("huggingface", "gguf"):
         names = write_layout(run, options, {} if step else read_result(folder) or {})
@@ -51,25 +53,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def write_safetensors(
-    run: Any, out: Path, code: Mapping[str, bytes] = MappingProxyType({}), overwrite: bool = False
-) -> list[str]:
-    """Writes an opened run in this project's layout, with files of the user's `code` that its config needs; returns the
-    names of the files for its user."""
-    from recollect.data.tokenizers import TOKENIZER_FILE
-    from recollect.export.safetensors_format import export_safetensors
-    from recollect.models.adaptation import merged
+def _converted(run: Any, options: argparse.Namespace) -> Any:
+    """Returns an opened run in the model that the overrides describe."""
+    from recollect.configuration import apply_overrides
+    from recollect.training.converted_run import converted_run
 
-    tokenizer = run.data.tokenizer
-    params, model = merged(run.params, run.experiment.model, run.vocabulary)
-    extra: dict[str, Any] = {"step": run.step, "vocabulary": run.vocabulary}
-    if tokenizer is not None:
-        corpus = {"source": run.data.source, "digest": run.data.digest}
-        extra |= {"tokenizer": tokenizer.identity(), "corpus": corpus}
-    files = {} if tokenizer is None or tokenizer.file is None else {TOKENIZER_FILE: tokenizer.file}
-    config = chz.replace(run.experiment, model=model)
-    export_safetensors(params, config, out, extra=extra, files={**files, **code}, overwrite=overwrite)
-    return ["model.safetensors", "config.json", *files, *code]
+    experiment = apply_overrides(run.experiment, options.overrides, print)
+    run, losses = converted_run(run, experiment, options.transfer)
+    if losses:
+        print(f"attention transfer: loss {losses[0]:.3g} at first, {losses[-1]:.3g} after {len(losses):,} steps")
+    return run
 
 
 def write_layout(run: Any, options: argparse.Namespace, result: dict[str, Any]) -> list[str]:

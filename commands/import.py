@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from recollect.commands.export import write_safetensors
 from recollect.configuration.user_paths import path
 
 
@@ -18,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from recollect.configuration import UserError
+    from recollect.training.checkpoint.exported import write_safetensors
     from recollect.training.checkpoint.load import open_run
 
     if not options.folder.is_dir():

@@ -6,6 +6,7 @@ from recollect.models.accounting import flops_per_token, parameters_by_part, sta
 from recollect.models.activations import activations
 from recollect.models.autoencoder import Autoencoder, AutoencoderModule
 from recollect.models.canon import Canon
+from recollect.models.conversion import converted
 from recollect.models.functional import FunctionalModel, count, flatten, nest, state_bytes_at
 from recollect.models.generation import Generation, GenerationPrograms, Piece, generate
 from recollect.models.language_model import LanguageModel, LanguageModelModule, ModelState, state_bytes

@@ -58,3 +58,13 @@ def test_mistakes(capsys, runs, tmp_path):  # noqa: F811
     assert not (tmp_path / "out").exists()
     assert command([*programs, 8]) == 0
     assert "step.bin" in capsys.readouterr().out
+
+
+def test_overrides_of_the_model_convert_it(capsys, runs, tmp_path):  # noqa: F811
+    linear = "model.stages.0.pattern.1=LinearAttention(feature_map=Hedgehog)"
+    assert command(["export", runs / "recall", tmp_path / "out", linear, "--transfer", 2]) == 0
+    assert "attention transfer: loss" in capsys.readouterr().out
+    assert "query_features" in (tmp_path / "out" / "manifest.json").read_text()
+    asked = ["export", runs / "recall", tmp_path / "other"]
+    assert "a model of 2 layers cannot become one of 4" in refused(capsys, [*asked, "model.stages.0.repeats=2"])
+    assert not (tmp_path / "other").exists()

@@ -1,19 +1,42 @@
-"""Opens what an export wrote, or a Hugging Face folder, as a run is opened."""
+"""Writes an opened run as an export, and opens an export, or a Hugging Face folder, as a run is opened."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import chz
 
 from recollect.configuration import UserError
 from recollect.data.text.dataset import Text
 from recollect.data.tokenizers import TOKENIZER_FILE, ByteTokenizer, Tokenizer, open_tokenizer
 from recollect.export.huggingface import import_huggingface, is_huggingface
-from recollect.export.safetensors_format import MANIFEST, load_safetensors, read_manifest
+from recollect.export.safetensors_format import MANIFEST, export_safetensors, load_safetensors, read_manifest
+from recollect.models.adaptation import merged
 from recollect.models.functional import Params
 from recollect.training.checkpoint.saved_data import SavedData
 from recollect.training.experiment import Experiment
 from recollect.training.saved_experiment import as_experiment
+
+
+def write_safetensors(
+    run: Any, out: Path, code: Mapping[str, bytes] = MappingProxyType({}), overwrite: bool = False
+) -> list[str]:
+    """Writes an opened run (`SavedRun`) in this project's layout, with files of the user's `code` that its config
+    needs; returns the names of the files for its user."""
+    tokenizer = run.data.tokenizer
+    params, model = merged(run.params, run.experiment.model, run.vocabulary)
+    extra: dict[str, Any] = {"step": run.step, "vocabulary": run.vocabulary}
+    if tokenizer is not None:
+        corpus = {"source": run.data.source, "digest": run.data.digest}
+        extra |= {"tokenizer": tokenizer.identity(), "corpus": corpus}
+    files = {} if tokenizer is None or tokenizer.file is None else {TOKENIZER_FILE: tokenizer.file}
+    config = chz.replace(run.experiment, model=model)
+    export_safetensors(params, config, out, extra=extra, files={**files, **code}, overwrite=overwrite)
+    return ["model.safetensors", "config.json", *files, *code]
 
 
 def open_export(path: Path) -> tuple[Params, Experiment, int, SavedData]:

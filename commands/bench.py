@@ -19,6 +19,7 @@ BENCHMARKS = {
     "pretraining": "pretraining",
     "generation": "generation",
     "recurrences": "recurrences",
+    "caches": "caches",
 }
 """Name of each benchmark: its module in benchmarks/."""
 

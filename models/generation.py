@@ -130,7 +130,9 @@ class Generation:
         penalised = self._sampling.has_penalty
         programs = self.programs
         longest = max(map(len, self._prompts))
-        chunk = chunk_of(longest)
+        policies = [getattr(mixer, "cache", None) for mixer in self._model.config.mixers]
+        whole = any(getattr(policy, "whole_prompts", False) for policy in policies)
+        chunk = longest if whole else chunk_of(longest)
         width = -(-longest // chunk) * chunk
         tokens, segments = np.zeros((2, self.rows, width), np.int32)
         seen = np.zeros((self.rows, self._model.vocabulary), bool) if penalised else None

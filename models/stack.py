@@ -116,7 +116,11 @@ class Stack(nnx.Module):
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any) -> tuple[State, ...]:
         """Returns one state per layer."""
-        return tuple(block.init_state(batch_size, max_length, dtype) for block in self.layers())
+        layers = tuple(self.layers())
+        policies = [block.mixer for block in layers if hasattr(block.mixer, "policy_layer")]
+        for index, mixer in enumerate(policies):
+            mixer.policy_layer = (index, len(policies))
+        return tuple(block.init_state(batch_size, max_length, dtype) for block in layers)
 
     def extend(
         self, x: Float[Array, "b t d"], states: tuple[State, ...], context: Context

@@ -97,8 +97,7 @@ class SoftmaxConfig(MixerConfig):
 
 @chz.chz(typecheck=True)
 class Attention(SoftmaxConfig):
-    """Softmax attention over the whole document. State: what `cache` keeps, every key and value if it is Full;
-    it acts in decoding alone, so it can be set on a trained model."""
+    """Softmax attention over the whole document. State: what `cache` keeps; it acts in decoding alone."""
 
     cache: CachePolicy = Full()
 

@@ -8,7 +8,6 @@ what a token reads, merged by their log-sum-exps.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -17,25 +16,30 @@ from jaxtyping import Array, Float
 
 from recollect.layers.mixer import Context, MixerOutput, zero_padding
 from recollect.layers.mixers.attention import SoftmaxAttention
-from recollect.layers.state.cache_policy import CacheSizes, NewTokens, View
+from recollect.layers.state.cache_policy import CacheSizes, NewTokens, View, one_by_one
 from recollect.layers.state.capacity import check_capacity, check_positions
 from recollect.layers.state.policy_state import PolicyState
-from recollect.pallas_kernels.masks import TokenFields
+from recollect.pallas_kernels.masks import Causal, SameSegment, TokenFields
 from recollect.pallas_kernels.scheduled_attention.merge_parts import merge
 from recollect.pallas_kernels.segments import carry_segments
 from recollect.pallas_kernels.softmax_attention import softmax_attention
 from recollect.pallas_kernels.softmax_attention.key_mass import key_mass
+
+MASK = Causal() & SameSegment()
 
 
 class PolicyAttention(SoftmaxAttention):
     """Softmax attention with a cache policy."""
 
     caches_rotated_keys = False  # `_project` leaves rotation to what follows
+    policy_layer: tuple[int, int] = (0, 1)
+    """Which of the model's layers with a cache policy this is, and how many there are: the stack sets it."""
 
     def init_state(self, batch_size: int, max_length: int, dtype: Any = jnp.float32) -> PolicyState:
         """Returns the policy's cache."""
         self._check_length(max_length)
-        sizes = CacheSizes(batch_size, max_length, self.key_heads, self.head_dim, self.head_dim, dtype)
+        g, dim = self.key_heads, self.head_dim
+        sizes = CacheSizes(batch_size, max_length, g, dim, dim, dtype, self.config.heads // g, *self.policy_layer)
         return PolicyState.create(self.config.cache, sizes)
 
     def extend(
@@ -55,18 +59,31 @@ class PolicyAttention(SoftmaxAttention):
         stored = k if policy.unrotated else self._rotated(k, tokens.positions)
         k, v = (jnp.moveaxis(y, 2, 1) for y in (stored, v))
         new = NewTokens(k, v, tokens.positions, tokens.segments, number, documents)
-        read = functools.partial(self._read, x, q, new)
         if t == 1:
-            asked = q if policy.unrotated else self._rotated(q, tokens.positions)
-            asked = asked.reshape(b, self.key_heads, -1, q.shape[-1])
-            o, cache, keys_read = policy.step(state.cache, asked, new, read)
+            o, cache, keys_read = self._step(x, q, state.cache, new)
+        elif policy.by_token:
+
+            def step(cache: Any, token: Any) -> tuple[Any, Any]:
+                out, cache, keys_read = self._step(*token[:2], cache, token[2])
+                return cache, (out[:, 0], keys_read)
+
+            tokens_first = (jnp.moveaxis(y[:, :, None], 1, 0) for y in (x, q))
+            cache, (o, each) = jax.lax.scan(step, state.cache, (*tokens_first, one_by_one(new)))
+            o, keys_read = jnp.moveaxis(o, 0, 1), each[-1]
         else:
             views = (*policy.past(state.cache, new), *policy.among(new))
-            o, masses = read(views)
+            o, masses = self._read(x, q, new, views)
             cache, keys_read = policy.prefill(state.cache, new, views, masses), state.keys_read
         count = state.count + jnp.sum(valid, axis=1, dtype=jnp.int32)
         after = dataclasses.replace(state, cache=cache, count=count, cursor=cursor, keys_read=keys_read)
         return self._finish(o, x), after
+
+    def _step(self, x: jax.Array, q: jax.Array, cache: Any, new: NewTokens) -> tuple[jax.Array, Any, jax.Array]:
+        """Returns the policy's `step`."""
+        policy = self.config.cache
+        asked = q if policy.unrotated else self._rotated(q, new.positions)
+        asked = asked.reshape(len(q), self.key_heads, -1, q.shape[-1])
+        return policy.step(cache, asked, new, NewestTokens(self, x, q, new))
 
     def _read(
         self, x: Float[Array, "b t d"], q: Float[Array, "b t h k"], new: NewTokens, views: tuple[View, ...]
@@ -91,7 +108,7 @@ class PolicyAttention(SoftmaxAttention):
             turned = self._rotated(q, query.positions)
             fields = {f"query_{name}": field for name, field in query.present().items()}
             fields |= {f"key_{name}": field for name, field in key.present().items()}
-            mask = self.config.mask() if view.mask is None else self.config.mask() & view.mask
+            mask = MASK if view.mask is None else MASK & view.mask
             seen = {"mask": mask, "bias": self._bias_by_head(x, turned, keys, fields)}
             parts.append(softmax_attention(turned, keys, values, **seen, **fields, return_lse=True))
             calls.append((turned, keys, {**seen, "query_fields": query, "key_fields": key}))
@@ -120,6 +137,22 @@ class PolicyAttention(SoftmaxAttention):
 
     def _rotated(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         return x if self.positions is None else self.positions.rotate(x, positions)
+
+
+@dataclasses.dataclass(frozen=True)
+class NewestTokens:
+    """The reader that policies get."""
+
+    module: PolicyAttention
+    x: jax.Array
+    q: jax.Array
+    new: NewTokens
+
+    def __call__(self, views: tuple[View, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        return self.module._read(self.x, self.q, self.new, views)
+
+    def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        return self.module._rotated(x, positions)
 
 
 def _last_valid(valid: jax.Array, rows: int) -> jax.Array:

@@ -17,8 +17,7 @@ key head, and attention takes heads as rows. Fields that all heads share have a 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import chz
 import jax
@@ -34,7 +33,8 @@ class CacheSizes:
     """What a cache is made for: rows, tokens of the longest stream, and the shapes of a layer's keys and values.
 
     Attributes:
-      layer, depth: index of the layer and number of layers.
+      queries: query heads of each key head.
+      layer, depth: which of the layers with a cache policy this is, and how many there are.
     """
 
     batch_size: int
@@ -43,6 +43,7 @@ class CacheSizes:
     key_dim: int
     value_dim: int
     dtype: Any = jnp.float32
+    queries: int = 1
     layer: int = 0
     depth: int = 1
 
@@ -103,9 +104,16 @@ class View:
         return jnp.mean(jnp.sum(self.segments != 0, axis=-1, dtype=jnp.float32), axis=1)
 
 
-Read = Callable[[tuple[View, ...]], tuple[Any, tuple[Any, ...]]]
-"""Attention over all keys of views: returns the heads' outputs (b, t, h, v), and where the policy has `mass_rows` the
-mass (b, g, n) of the keys of each view, summed over those queries and over the query heads of a key head."""
+@runtime_checkable
+class Reader(Protocol):
+    """Attention of the newest tokens over views."""
+
+    def __call__(self, views: tuple[View, ...]) -> tuple[Any, tuple[Any, ...]]:
+        """Returns the heads' outputs (b, t, h, v), and where the policy has `mass_rows` the mass (b, g, n) of the keys
+        of each view, summed over those queries and over the query heads of a key head."""
+
+    def rotate(self, x: Float[Array, "*b n h k"], positions: Int[Array, "*#b n"]) -> Float[Array, "*b n h k"]:
+        """Returns queries or keys with their positions in them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +132,16 @@ class CachePolicy(Config):
     unrotated: ClassVar[bool] = False
     """Keys are stored as they are before rotation."""
 
-    mass_rows: ClassVar[int | None] = None
-    """The last queries of a call whose probabilities the policy observes; 0: all; None: it observes nothing."""
+    by_token: ClassVar[bool] = False
+    """Many tokens at once are given to `step` one by one, too; `past`, `among` and `prefill` are not called."""
+
+    whole_prompts: ClassVar[bool] = False
+    """A prompt is to be given at once, however long: what is kept of it depends on where it ends."""
+
+    @property
+    def mass_rows(self) -> int | None:
+        """The last queries of a call whose probabilities the policy observes; 0: all; None: it observes nothing."""
+        return None
 
     def init(self, sizes: CacheSizes) -> Any:
         """Returns the cache before any token."""
@@ -148,7 +164,7 @@ class CachePolicy(Config):
         return cache
 
     def step(
-        self, cache: Any, q: Float[Array, "b g r k"], new: NewTokens, read: Read
+        self, cache: Any, q: Float[Array, "b g r k"], new: NewTokens, read: Reader
     ) -> tuple[Float[Array, "b 1 h v"], Any, Float[Array, " b"]]:
         """Returns the heads' outputs for one token per row, the cache with it, and the number of keys it read."""
         cache = self.append(cache, new)

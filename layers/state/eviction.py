@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import chz
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from recollect.configuration import UserError, at_least
 from recollect.layers.state.cache_policy import CachePolicy, CacheSizes, NewTokens, View
@@ -39,9 +39,16 @@ class Slots:
     def create(cls, sizes: CacheSizes, slots: int, *, heads: int = 1, mass: bool = False) -> Slots:
         """Returns empty slots; fields have `heads` heads."""
         shape = (sizes.batch_size, sizes.heads, slots)
-        field = jnp.zeros((sizes.batch_size, heads, slots), jnp.int32)
+        # Arrays of their own, all of them: a state may be donated.
+        positions, segments = (jnp.zeros((sizes.batch_size, heads, slots), jnp.int32) for _ in range(2))
         keys, values = (jnp.zeros((*shape, dim), sizes.dtype) for dim in (sizes.key_dim, sizes.value_dim))
-        return cls(keys, values, field, field, jnp.zeros(shape, jnp.float32) if mass else None)
+        return cls(keys, values, positions, segments, jnp.zeros(shape, jnp.float32) if mass else None)
+
+    @classmethod
+    def of(cls, new: NewTokens, heads: int) -> Slots:
+        """Returns new tokens as slots whose fields have `heads` heads."""
+        shape = (len(new.positions), heads, new.positions.shape[1])
+        return cls(new.keys, new.values, *(jnp.broadcast_to(x[:, None], shape) for x in (new.positions, new.segments)))
 
     def put(self, index: Int[Array, "#b #g t"], new: NewTokens) -> Slots:
         """Returns the slots with new tokens at `index`; those past the last slot are dropped."""
@@ -63,17 +70,24 @@ class Slots:
         )
 
     def take(self, index: Int[Array, "#b #g n"]) -> Slots:
-        """Returns the slots at `index`."""
+        """Returns the slots at `index`, whose heads the fields have too."""
 
         def gather(x: jax.Array) -> jax.Array:
+            x = jnp.broadcast_to(x, (len(x), max(x.shape[1], index.shape[1]), *x.shape[2:]))
             at = jnp.broadcast_to(index, (*x.shape[:2], index.shape[2]))
             return jnp.take_along_axis(x, at.reshape(*at.shape, *[1] * (x.ndim - 3)), axis=2)
 
         return jax.tree.map(gather, self)
 
-    def joined(self, other: Slots) -> Slots:
+    def joined(self, *others: Slots) -> Slots:
         """Returns these slots and then others."""
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], axis=2), self, other)
+
+        def join(*parts: jax.Array) -> jax.Array:
+            heads = max(part.shape[1] for part in parts)
+            whole = (jnp.broadcast_to(part, (len(part), heads, *part.shape[2:])) for part in parts)
+            return jnp.concatenate([part.astype(parts[0].dtype) for part in whole], axis=2)
+
+        return jax.tree.map(join, self, *others)
 
     def part(self, start: int, end: int | None = None) -> Slots:
         """Returns the slots from `start` on."""
@@ -82,6 +96,23 @@ class Slots:
     def view(self) -> View:
         """Returns the slots as keys that can be read."""
         return View(self.keys, self.values, self.positions, self.segments)
+
+
+def by_row(condition: Bool[Array, " b"], yes: Any, no: Any) -> Any:
+    """Returns the rows of `yes` where the condition holds, else those of `no`; trees of (b, ...)."""
+    return jax.tree.map(lambda a, b: jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b), yes, no)
+
+
+def newest_position(new: NewTokens) -> Int[Array, "b 1 1"]:
+    """Returns the position of the last token of the current document, 0 where all are padding."""
+    current = new.valid & (new.segments == new.documents[:, -1:])
+    return jnp.max(jnp.where(current, new.positions, 0), axis=1)[:, None, None]
+
+
+def ranks(slots: Slots, worth: Float[Array, "#b #g n"], new: NewTokens) -> Float[Array, "#b #g n"]:
+    """Returns what slots are worth, at least 0, or less where they are free or of documents that have ended."""
+    worth = jnp.where(slots.segments == new.documents[:, None, -1:], worth, _OTHER)
+    return jnp.where(slots.segments == 0, _FREE, worth)
 
 
 @chz.chz(typecheck=True)
@@ -148,14 +179,10 @@ class EvictionConfig(CachePolicy):
     def prefill(
         self, cache: Slots, new: NewTokens, views: tuple[View, ...], masses: tuple[Float[Array, "b g _"], ...]
     ) -> Slots:
-        b, heads, _ = cache.positions.shape
-        fields = (jnp.broadcast_to(x[:, None], (b, heads, x.shape[1])) for x in (new.positions, new.segments))
-        chunk = Slots(new.keys, new.values, *fields)
+        chunk = Slots.of(new, cache.positions.shape[1])
         if cache.mass is not None:
-            cache, chunk = (
-                dataclasses.replace(old, mass=self.observed(old.mass, mass, new))
-                for old, mass in zip((cache, chunk), masses, strict=True)
-            )
+            cache = dataclasses.replace(cache, mass=cache.mass + masses[0])
+            chunk = dataclasses.replace(chunk, mass=masses[1])
         kept = cache.part(0, self.sinks)
         if self.sinks:
             early = new.valid & (new.positions < self.sinks)
@@ -166,12 +193,6 @@ class EvictionConfig(CachePolicy):
         best = jax.lax.top_k(self._ranks(candidates, new), cache.keys.shape[2] - self.sinks)[1]
         return kept.joined(candidates.take(best))
 
-    def observed(
-        self, before: Float[Array, "b g n"] | None, mass: Float[Array, "b g n"], new: NewTokens
-    ) -> Float[Array, "b g n"]:
-        """Returns the mass that keys have after many new tokens; `before` is None for these themselves."""
-        return mass if before is None else before + mass
-
     def mask(self) -> Mask | None:
         """Returns what hides keys from each of many tokens as if they had come one by one, where a mask can say it."""
         return None
@@ -180,10 +201,7 @@ class EvictionConfig(CachePolicy):
         return float(min(self.budget, length))
 
     def _ranks(self, slots: Slots, new: NewTokens) -> Float[Array, "#b #g n"]:
-        newest = jnp.max(jnp.where(new.valid & (new.segments == new.documents[:, -1:]), new.positions, 0), axis=1)
-        rank = self.rank(slots.positions, slots.mass, newest[:, None, None])
-        rank = jnp.where(slots.segments == new.documents[:, None, -1:], rank, _OTHER)
-        return jnp.where(slots.segments == 0, _FREE, rank)
+        return ranks(slots, self.rank(slots.positions, slots.mass, newest_position(new)), new)
 
 
 @chz.chz(typecheck=True)
@@ -244,7 +262,6 @@ class HeavyHitters(EvictionConfig):
       recent: of the budget, for the newest tokens; None: half of what is left beside the sinks.
     """
 
-    mass_rows: ClassVar[int | None] = 0
     heads_differ: ClassVar[bool] = True
     recent: int | None = chz.field(default=None, validator=at_least(1))
 
@@ -252,6 +269,10 @@ class HeavyHitters(EvictionConfig):
     def _room_beside_recent(self) -> None:
         if self.recent is not None and self.recent + self.sinks > self.budget:
             raise UserError(f"recent={self.recent}: with sinks={self.sinks} more than budget={self.budget}")
+
+    @property
+    def mass_rows(self) -> int | None:
+        return 0
 
     def rank(
         self, positions: Int[Array, "#b #g n"], mass: Float[Array, "b g n"] | None, newest: Int[Array, "b 1 1"]

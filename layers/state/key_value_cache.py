@@ -11,8 +11,8 @@ from jaxtyping import Array, Int
 
 from recollect.layers.mixer import Context, Cursor
 from recollect.layers.modules import masking
-from recollect.layers.state.capacity import BoundedState, check_capacity
-from recollect.layers.state.slot_writes import written
+from recollect.layers.state.capacity import BoundedState
+from recollect.layers.state.slot_writes import appended
 from recollect.pallas_kernels.mask_expressions import Mask, TokenFields
 
 
@@ -59,13 +59,7 @@ class KeyValueCache(BoundedState):
 
     def append(self, keys: Any, values: Any, tokens: Context, cursor: Cursor) -> KeyValueCache:
         """Returns the cache after new tokens; `tokens` and `cursor` are from `Cursor.read`. Padding takes no slot."""
-        assert tokens.segments is not None
-        check_capacity(self, tokens.segments)
-        slots = self.segments.shape[1]
-        valid = tokens.segments != 0
-        index = self.count[:, None] + jnp.cumsum(valid, axis=1) - 1
-        updated = written(self, jnp.where(valid & (index < slots), index, slots), keys, values, tokens)
-        return dataclasses.replace(updated, count=self.count + jnp.sum(valid, axis=1, dtype=jnp.int32), cursor=cursor)
+        return appended(self, keys, values, tokens, cursor)
 
     def fields(self) -> TokenFields:
         """Returns the fields of each slot; free slots have segment 0."""

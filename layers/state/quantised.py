@@ -86,9 +86,9 @@ class Quantised(CachePolicy):
             room = jnp.zeros((sizes.batch_size, sizes.heads, blocks, self.window, channels), sizes.dtype)
             return Codes.of(room, self.bits, axis)
 
-        field = jnp.zeros((sizes.batch_size, 1, blocks, self.window), jnp.int32)
+        fields = (jnp.zeros((sizes.batch_size, 1, blocks, self.window), jnp.int32) for _ in range(2))
         newest = Slots.create(sizes, min(self.window, sizes.max_length))
-        return QuantisedSlots(codes(sizes.key_dim, 3), codes(sizes.value_dim, 4), field, field, newest)
+        return QuantisedSlots(codes(sizes.key_dim, 3), codes(sizes.value_dim, 4), *fields, newest)
 
     def append(self, cache: QuantisedSlots, new: NewTokens) -> QuantisedSlots:
         newest, block, place = cache.newest, new.number[:, 0] // self.window, new.number % self.window

@@ -8,8 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from recollect.layers.mixer import Context
+from recollect.layers.mixer import Context, Cursor
 from recollect.layers.modules import masking
+from recollect.layers.state.capacity import check_capacity
+
+
+def appended(cache: Any, keys: Any, values: Any, tokens: Context, cursor: Cursor) -> Any:
+    """Returns a `KeyValueCache` after new tokens, in order of arrival; see there."""
+    assert tokens.segments is not None
+    check_capacity(cache, tokens.segments)
+    slots = cache.segments.shape[1]
+    valid = tokens.segments != 0
+    index = cache.count[:, None] + jnp.cumsum(valid, axis=1) - 1
+    updated = written(cache, jnp.where(valid & (index < slots), index, slots), keys, values, tokens)
+    return dataclasses.replace(updated, count=cache.count + jnp.sum(valid, axis=1, dtype=jnp.int32), cursor=cursor)
 
 
 def written(cache: Any, index: jax.Array, keys: Any, values: Any, tokens: Context) -> Any:

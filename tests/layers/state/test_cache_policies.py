@@ -1,5 +1,6 @@
 """Cache policies: each keeps everything where its budget allows, and drops what its definition says where not."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -19,12 +20,18 @@ from recollect.layers.modules.score_biases import Alibi
 from recollect.layers.state import (
     CacheSizes,
     HeavyHitters,
+    HiP,
+    LongHeads,
+    PyramidKV,
     Quantised,
     RecentTokens,
+    Recycled,
+    SnapKV,
     StreamingLLM,
     check_capacity,
     keys_read,
 )
+from recollect.models import FunctionalModel, LanguageModel, repeat
 from recollect.models.language_model import state_bytes
 
 LENGTH, WIDTH, PROMPT = 20, 16, 7
@@ -65,6 +72,11 @@ NOTHING_DROPPED = [
     StreamingLLM(budget=LENGTH),
     HeavyHitters(budget=LENGTH, sinks=2),
     Quantised(window=LENGTH),
+    SnapKV(budget=LENGTH, window=4, recent=LENGTH),
+    Recycled(top=LENGTH, every=6),
+    Recycled(top=2, every=1),
+    LongHeads(chunk=4, top=5),
+    HiP(block=2, top=LENGTH, window=3, sinks=2, every=3),
 ]
 
 
@@ -73,7 +85,9 @@ def test_a_policy_that_drops_nothing_is_full_attention(policy):
     expected = module_of(ROTARY)(X, Context(segments=jnp.asarray(DOCUMENTS))).hidden
     out, _, read = streamed(chz.replace(ROTARY, cache=policy), segments=DOCUMENTS)
     np.testing.assert_allclose(out * (DOCUMENTS != 0)[..., None], expected * (DOCUMENTS != 0)[..., None], atol=2e-5)
-    assert read[-1, 1] == LENGTH
+    assert read[-1, 1] == LENGTH + (
+        4 if isinstance(policy, LongHeads) else 0
+    )  # its chunk keys, which are read to choose
 
 
 @pytest.mark.parametrize("sinks", [0, 2])
@@ -177,18 +191,153 @@ def test_quantised_keys_have_steps_per_channel_and_values_per_token(bits):
     np.testing.assert_allclose(prefilled[:, :-1], exact[:, :-1], atol=2e-5)
 
 
-POLICIES = [*NOTHING_DROPPED, RecentTokens(budget=5), HeavyHitters(budget=5), Quantised(bits=4, window=4)]
+def test_recycled_reads_what_mattered_at_the_last_full_step():
+    top, every, kept = 4, 5, {}
+
+    def read(i, g, k, v):
+        full = i % every == 0
+        if not full:
+            least = min(range(len(kept[g])), key=lambda at: kept[g][at][0])
+            kept[g] = [one for at, one in enumerate(kept[g]) if at != least or len(kept[g]) < top] + [(0, i)]
+        tokens = list(range(i + 1)) if full else [j for _, j in kept[g]]
+
+        def observe(weights):
+            kept[g] = sorted(zip(weights, tokens, strict=True), key=lambda one: -one[0])[: top if full else None]
+
+        return k[tokens], v[tokens], tokens, i, observe
+
+    config = chz.replace(ROTARY, cache=Recycled(top=top, every=every))
+    out, _, number = streamed(config, prompt=0)
+    np.testing.assert_allclose(out[1], by_hand(read), atol=2e-5)
+    assert number[:, 1].tolist() == [i + 1 if i % every == 0 else min(top, i + 1) for i in range(LENGTH)]
+    # Queries that never turn away need no second full step, and with a prompt the first one is its last token.
+    still = chz.replace(ROTARY, cache=Recycled(top=top, every=2, similarity=-1.0))
+    _, _, number = streamed(still, prompt=0)
+    assert number[:, 1].tolist() == [1, 2, 3, *[top] * (LENGTH - 3)]
+    _, _, number = streamed(config)
+    assert number[:, 1].tolist() == [PROMPT + 1 + i if i % 5 == 4 else top for i in range(LENGTH - PROMPT)]
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_snap_kv_keeps_what_the_end_of_the_prompt_looks_at():
+    budget, window, prompt = 5, 2, 12
+    config = chz.replace(ROTARY, cache=SnapKV(budget=budget, window=window, kernel=3, recent=3))
+    out, state, number = streamed(config, prompt=prompt)
+    np.testing.assert_allclose(out[:, :prompt], module_of(ROTARY)(X).hidden[:, :prompt], atol=2e-5)
+    mass = np.zeros((2, LENGTH))
+
+    def read(i, g, k, v):
+        tokens = list(range(i + 1))
+
+        def observe(weights):
+            if prompt - window <= i < prompt:
+                mass[g, : i + 1] += weights
+
+        return k[tokens], v[tokens], tokens, i, observe
+
+    by_hand(read)
+    for g in range(2):
+        pooled = [mass[g, max(0, j - 1) : min(prompt, j + 2)].max() for j in range(prompt - window)]
+        kept = sorted([*np.argsort(pooled)[-(budget - window) :], *range(prompt - window, prompt)])
+        assert sorted(np.asarray(state.cache.prompt.positions)[1, g]) == kept
+    assert sorted(np.asarray(state.cache.recent.positions)[1, 0]) == [LENGTH - 3, LENGTH - 2, LENGTH - 1]
+    assert number[:, 1].tolist() == [budget + min(3, i + 1) for i in range(LENGTH - prompt)]
+
+
+def test_long_heads_read_chunks_at_positions_one_after_another():
+    size, top, keys = 3, 4, {}
+
+    def softmax(x):
+        x = np.exp(x - x.max(-1, keepdims=True))
+        return x / x.sum(-1, keepdims=True)
+
+    def chunk_key(c, g, k, v):
+        module, here = module_of(ROTARY), slice(c * size, c * size + size)
+        q = np.asarray(module.query(X[1:])).reshape(LENGTH, 2, 2, -1)[here, g]
+        k, v, scale = rotated(k[here], range(size)), v[here], k.shape[-1] ** -0.5
+        mean = [(softmax(rotated(q[:, r], range(size)) @ k.T * scale) @ v).mean(0) for r in range(2)]
+        return np.mean([softmax(k @ m * scale) @ k for m in mean], axis=0)
+
+    def read(i, g, k, v):
+        q = np.asarray(module_of(ROTARY).query(X[1:])).reshape(LENGTH, 2, 2, -1)[i, g]
+        now = i // size
+        if i % size == 0 and now:
+            keys[g, now - 1] = chunk_key(now - 1, g, k, v)
+        always = {c for c in (0, now - 1, now) if c >= 0}
+        fitting = sorted(set(range(now)) - always, key=lambda c: -(q @ keys[g, c]).max())
+        chunks = sorted([*always, *fitting[: top - len(always)]])
+        tokens = [j for c in chunks for j in range(c * size, c * size + size) if j <= i]
+        return k[tokens], v[tokens], list(range(len(tokens))), len(tokens) - 1, nothing
+
+    config = chz.replace(ROTARY, cache=LongHeads(chunk=size, top=top))
+    expected = by_hand(read)
+    for prompt in (0, PROMPT):
+        out, _, number = streamed(config, prompt=prompt)
+        np.testing.assert_allclose(out[1], expected, atol=2e-5)
+    assert number[-1, 1] == 3 * size + 2 + 6  # three whole chunks, two tokens of the last, six chunk keys
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_hip_reads_what_its_search_finds(every):
+    block, beams, sinks, window, found = 2, 2, 1, 3, {}
+
+    def search(q, k, blocks):
+        ends = [i * blocks // beams for i in range(beams + 1)]
+        nodes = [(a, b) for a, b in itertools.pairwise(ends) if b > a]
+        while any(b - a > 1 for a, b in nodes):
+            middles = [(a + (b - a + 1) // 2, a, b) for a, b in nodes]
+            halves = [half for m, a, b in middles for half in ((a, m), (m, b)) if half[1] > half[0]]
+
+            def score(half):
+                at = (half[0] + (half[1] - half[0]) // 2) * block
+                return (q @ k[at : at + block].T).max()
+
+            nodes = sorted(halves, key=score)[-beams:]
+        return [a for a, _ in nodes]
+
+    def read(i, g, k, v):
+        if i % every == 0:
+            border = max(i + 1 - window, 0) // block
+            q = np.asarray(module_of(ROTARY).query(X[1:])).reshape(LENGTH, 2, 2, -1)[i, g]
+            found[g] = search(rotated(q, [i, i]), rotated(k, range(LENGTH)), border), border * block
+        blocks, start = found[g]
+        tokens = {j for a in blocks for j in range(a * block, a * block + block)} | set(range(min(sinks, start)))
+        tokens = sorted(tokens | set(range(start, i + 1)))
+        return k[tokens], v[tokens], tokens, i, nothing
+
+    policy = HiP(block=block, top=beams * block, sinks=sinks, window=window, every=every)
+    out, _, number = streamed(chz.replace(ROTARY, cache=policy), prompt=0)
+    np.testing.assert_allclose(out[1], by_hand(read), atol=2e-5)
+    assert number[-1, 1] <= policy.keys_read(LENGTH) * every
+
+
+SMALL = [
+    RecentTokens(budget=5),
+    HeavyHitters(budget=5),
+    Quantised(bits=4, window=4),
+    LongHeads(chunk=3, top=3),
+]
+
+
+@pytest.mark.parametrize("policy", SMALL, ids=lambda policy: type(policy).__name__)
 def test_the_footprint_is_what_a_stream_holds_and_reads(policy):
     module = module_of(chz.replace(ROTARY, cache=policy))
-    sizes = CacheSizes(1, LENGTH, 2, WIDTH // 4, WIDTH // 4)
+    sizes = CacheSizes(1, LENGTH, 2, WIDTH // 4, WIDTH // 4, queries=2)
     state = module.init_state(1, LENGTH)
+    leaves = jax.tree.leaves(state)
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves if leaf.size}) == sum(leaf.size > 0 for leaf in leaves)
     held = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state.cache))
     assert policy.footprint(sizes).bytes_held == held == state_bytes(state) - 4 * 4
     _, _, read = streamed(chz.replace(ROTARY, cache=policy), prompt=0)
     assert policy.footprint(sizes).keys_read == read[-1, 0]
+
+
+def test_lower_layers_of_a_pyramid_have_more_room():
+    sizes = CacheSizes(1, 1000, 2, 4, 4, depth=4)
+    budgets = [PyramidKV(budget=40, window=8).budget_of(dataclasses.replace(sizes, layer=layer)) for layer in range(4)]
+    assert budgets == [78, 53, 27, 8]  # 78 to 2, but for the window
+    model = LanguageModel(width=8, stages=repeat(Attention(cache=PyramidKV(budget=40, window=2, recent=1)), depth=3))
+    states = FunctionalModel(model, 11).abstract_state(500)
+    assert [state.cache.prompt.keys.shape[2] for state in states] == [78, 40, 2]
 
 
 def test_a_short_cache_takes_no_more_than_it_was_made_for():

@@ -95,12 +95,13 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", action="append", default=[], choices=list(CONVERSIONS))
     options = parser.parse_args()
-    rows = {name: convert(options.out, name) for name in options.only or CONVERSIONS}
     columns = ("attention", "converted", "transferred", "trained")
     print("| becomes | " + " | ".join(columns) + " |")
-    print("|---" * (len(columns) + 1) + "|")
-    for name, result in rows.items():
-        print(f"| {name} | " + " | ".join(f"{result[each]:.3f}" if each in result else "-" for each in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|", flush=True)
+    for name in options.only or CONVERSIONS:
+        result = convert(options.out, name)
+        shown = " | ".join(f"{result[each]:.3f}" if each in result else "-" for each in columns)
+        print(f"| {name} | {shown} |", flush=True)
     return 0
 
 

@@ -63,7 +63,7 @@ def train_in_processes(
                     kind, said = worker.receive()
                     if kind == "result":
                         member, worker.member = worker.member, None
-                        yield member, *said
+                        yield member, said[0], said[1]
                     elif kind == "error":
                         raise UserError(f"{worker.label}: {said}")
                     else:

@@ -17,6 +17,7 @@ queries and keys) is kept, and so is everything around the mixers. What is new s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -50,7 +51,7 @@ def converted(params: Params, before: LanguageModel, after: LanguageModel, vocab
         where = f"layer {layer}: " if mixer else ""
         if lost := sorted(there.keys() - here.keys()):
             raise UserError(f"{where}{type(other or after).__name__} has no {lost[0]}, which was trained")
-        heads = getattr(mixer, "key_heads", None) or getattr(mixer, "heads", 1)
+        heads: Any = getattr(mixer, "key_heads", None) or getattr(mixer, "heads", 1)
         for name, array in here.items():
             if name in there:
                 array[...] = _fitted(there[name], array.shape, heads, where + name)

@@ -30,6 +30,8 @@ class Batch:
       target_positions: the labelled positions; None when every position is labelled (p = t).
       weights: weight of each target in loss and accuracy; 0 leaves it out.
       segments: document of each token, 0 for padding; None for one document without padding.
+      source: token ids of the second sequence that an encoder reads; None for models without one.
+      source_segments: as `segments`, of the source; a document reads the source's tokens of its own number.
       groups: kind of each target, by which a task reports accuracy (`SyntheticTask.breakdown`); None: one kind.
       token_types, fields, vectors: what else is known of the tokens, as in the model's `Context`; None: plain tokens.
     """
@@ -43,6 +45,8 @@ class Batch:
     token_types: Int[Array, "b t"] | None = None
     fields: dict[str, Int[Array, "b t"]] | None = None
     vectors: Float[Array, "b t e"] | None = None
+    source: Int[Array, "b s"] | None = None
+    source_segments: Int[Array, "b s"] | None = None
 
 
 @chz.chz(typecheck=True)

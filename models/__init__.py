@@ -6,11 +6,14 @@ from recollect.models.accounting import flops_per_token, parameters_by_part, sta
 from recollect.models.activations import activations
 from recollect.models.autoencoder import Autoencoder, AutoencoderModule
 from recollect.models.canon import Canon
+from recollect.models.classifier import Classifier, ClassifierModule
 from recollect.models.conversion import converted
+from recollect.models.encoder import Encoder, EncoderModule
 from recollect.models.functional import FunctionalModel, count, flatten, nest, state_bytes_at
 from recollect.models.generation import Generation, GenerationPrograms, Piece, generate
 from recollect.models.language_model import LanguageModel, LanguageModelModule, ModelState, state_bytes
 from recollect.models.lora import LoRA
+from recollect.models.projector import Projector, ProjectorModule
 from recollect.models.sampling import Sampling
 from recollect.models.stack import Block, Stack, Stage, repeat
 from recollect.models.text_generation import Continuation, TextPart, TextStream, continue_texts

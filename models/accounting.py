@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from recollect.layers.context import Context
+from recollect.models.encoder import example_source
 from recollect.models.functional import FunctionalModel, flatten
 from recollect.models.language_model import LanguageModel
 
@@ -49,7 +51,8 @@ def flops_per_token(model: FunctionalModel, length: int) -> float:
     backends.
     """
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    jaxpr = jax.make_jaxpr(lambda params, tokens: model.bind(params)(tokens))(model.abstract_params(), tokens)
+    context = Context(source=None if model.config.encoder is None else example_source(length))
+    jaxpr = jax.make_jaxpr(lambda params, tokens: model.bind(params)(tokens, context))(model.abstract_params(), tokens)
     return _flops(jaxpr.jaxpr) / length
 
 

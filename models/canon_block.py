@@ -15,8 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from recollect.configuration import UserError
+from recollect.layers.context import Context, Source
 from recollect.layers.convolved import ConvolvedLinear, convolve, streaming
-from recollect.layers.mixer import Context, Cursor, MixerConfig, MixerOutput, Place, State
+from recollect.layers.mixer import Cursor, MixerConfig, MixerOutput, Place, State
 from recollect.layers.modules.linear import Linear
 from recollect.layers.modules.short_convolution import CausalConvolution
 from recollect.layers.recurrent import RecurrentState, Stream
@@ -85,7 +86,7 @@ class CanonBlock(Block):
         with streaming(Stream(context)):
             return super().__call__(x, context)
 
-    def init_state(self, batch_size: int, max_length: int, dtype: Any) -> CanonState:
+    def init_state(self, batch_size: int, max_length: int, dtype: Any, source: Source | None = None) -> CanonState:
         """Returns the mixer's state before any token, and zeros."""
         with streaming(Stream(Context())):
             mixer = super().init_state(batch_size, max_length, dtype)

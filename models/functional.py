@@ -13,6 +13,7 @@ from flax import nnx, traverse_util
 from jaxtyping import Array, Key
 
 from recollect.configuration.io import flatten
+from recollect.models.encoder import example_source
 from recollect.models.language_model import LanguageModel, LanguageModelModule, state_bytes
 
 Params = dict[str, Any]
@@ -52,8 +53,9 @@ class FunctionalModel:
         return jax.eval_shape(self.adaptation.init, nest(shapes), jax.random.key(0))
 
     def abstract_state(self, length: int) -> Any:
-        """Returns shapes and dtypes of the layers' decoding states of one sequence, for streams of `length` tokens."""
-        return jax.eval_shape(lambda params: self.bind(params).init_state(1, length).layers, self.abstract_params())
+        """Returns shapes and dtypes of the layers' decoding states of one sequence (and source) of `length` tokens."""
+        sizes = (1, length, None if self.config.encoder is None else example_source(length))
+        return jax.eval_shape(lambda params: self.bind(params).init_state(*sizes).layers, self.abstract_params())
 
     def tags(self, name: str) -> Params:
         """Returns one tag of every parameter: "dims" (str), "decay" (bool), "group" (str) or "trainable" (bool); see

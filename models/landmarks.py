@@ -7,6 +7,7 @@ positions alone, and a stream inserts it in the same call as the token that fill
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,19 @@ def expanded_length(length: int, block: int) -> int:
     return length + length // block
 
 
+def inserted(
+    model: Any, x: Float[Array, "b t d"], context: Context, *, from_start: bool
+) -> tuple[Float[Array, "b longer d"], Context, Layout | None]:
+    """Returns vectors and context with the landmarks of a `LanguageModelModule`, and where these stand; as they are,
+    and None, of a model without any."""
+    block = model.config.landmark_block
+    if model.landmark is None or block is None:
+        return x, context, None
+    how = {"from_start": from_start, "predicted": model.config.predicts_landmarks}
+    layout = layout_of(context, x.shape[0], x.shape[1], block, **how)
+    return insert(x, model.landmark[...], layout), layout.context, layout
+
+
 def layout_of(
     context: Context, batch_size: int, length: int, block: int, *, from_start: bool, predicted: bool
 ) -> Layout:
@@ -73,7 +87,14 @@ def layout_of(
         after = jnp.minimum(slots + 1, longer.source.shape[1] - 1)
         assert longer.context.token_types is not None
         slots = jnp.where(jnp.take_along_axis(longer.context.token_types, after, axis=1) == LANDMARK, after, slots)
-    context = dataclasses.replace(longer.context, key=context.key, token_ids=ids)
+    types, fields = longer.context.token_types, context.fields
+    if context.token_types is not None:
+        ordinary = jnp.take_along_axis(context.token_types, longer.source, axis=1)
+        types = jnp.where(types == LANDMARK, LANDMARK, ordinary)
+    if fields is not None:
+        fields = {name: jnp.take_along_axis(field, longer.source, axis=1) for name, field in fields.items()}
+    placed = {"positions": longer.context.positions, "segments": longer.context.segments, "token_types": types}
+    context = dataclasses.replace(context, **placed, token_ids=ids, fields=fields, vectors=None)
     return dataclasses.replace(longer, slots=slots, context=context)
 
 

@@ -1,4 +1,4 @@
-"""The decoder language model: embedding, stack, final norm, head.
+"""The language model: embedding, stack, final norm, head; beside them an encoder, continuous inputs, classes.
 
 The vocabulary is the data's, so it is an argument of `build`, not a field. Parameters are fp32; activations have
 `dtype`; logits and losses are fp32.
@@ -16,7 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from recollect.configuration import Config, UserError, at_least
-from recollect.layers.mixer import Context, Cursor, MixerConfig, MixerOutput, State, check_length
+from recollect.layers.context import Context, Source
+from recollect.layers.mixer import Cursor, MixerConfig, MixerOutput, check_length
 from recollect.layers.modules.dropout import dropped, is_share
 from recollect.layers.modules.initialisation import Initialisation
 from recollect.layers.modules.linear import Linear, embedding_init, initialised_by, parameter
@@ -24,19 +25,22 @@ from recollect.layers.modules.mlp import MlpConfig
 from recollect.layers.modules.norms import NormConfig, RMSNorm
 from recollect.layers.modules.positions import LearnedPositions
 from recollect.layers.packing import document_positions, token_positions
-from recollect.layers.state.capacity import check_capacity, check_positions
 from recollect.models import landmarks
 from recollect.models.canon import Canon
+from recollect.models.classifier import Classifier
+from recollect.models.encoder import Encoder, encode
 from recollect.models.lora import LoRA
+from recollect.models.projector import Projector
 from recollect.models.rematerialisation import Remat
 from recollect.models.stack import Stack, Stage
+from recollect.models.streams import ModelState, ModelStreams
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @chz.chz(typecheck=True)
 class LanguageModel(Config):
-    """A decoder language model.
+    """A language model: a decoder; an encoder, where mixers have causal=False; or both (`encoder`).
 
     Attributes:
       width: model width d.
@@ -53,6 +57,9 @@ class LanguageModel(Config):
         kernels, "full" everything.
       canon: short convolutions in every block, see there; None has none.
       lora: low-rank updates of linear maps, trained alone unless asked; None has none.
+      encoder: what reads the source of mixers with cross=True.
+      projector: what maps `Context.vectors` to where tokens are of type PERCEPT.
+      classifier: a prediction per row in place of one per token.
       unroll: write repeated layers out instead of scanning over them (slower to compile, and faster to train on a GPU).
     """
 
@@ -69,6 +76,9 @@ class LanguageModel(Config):
     remat: Remat = "none"
     canon: Canon | None = None
     lora: LoRA | None = None
+    encoder: Encoder | None = None
+    projector: Projector | None = None
+    classifier: Classifier | None = None
     unroll: bool = False
 
     @chz.validate
@@ -77,6 +87,9 @@ class LanguageModel(Config):
             raise UserError("a model needs at least one stage")
         if len({mixer.traits.landmark_block for mixer in self.mixers if mixer.traits.landmark_block}) > 1:
             raise UserError("landmark mixers of one model must have the same block")
+        crosses = any(mixer.traits.cross for mixer in self.mixers)
+        if crosses != (self.encoder is not None) or (crosses and self.canon is not None):
+            raise UserError("mixers with cross=True need model.encoder, it needs them, and canon=None")
 
     @property
     def mixers(self) -> tuple[MixerConfig, ...]:
@@ -93,6 +106,11 @@ class LanguageModel(Config):
         """Whether the head has a column for landmarks."""
         return any(getattr(mixer, "predicted", False) for mixer in self.mixers)
 
+    @property
+    def sees_targets(self) -> bool:
+        """Whether the prediction of a token sees later ones."""
+        return self.classifier is None and not all(mixer.traits.causal for mixer in self.mixers)
+
     def maximum_length(self) -> int | None:
         """Returns the longest input in ordinary tokens that every part allows; None for any."""
         limits = [mixer.traits.maximum_length for mixer in self.mixers if mixer.traits.maximum_length is not None]
@@ -108,16 +126,7 @@ class LanguageModel(Config):
             return LanguageModelModule(self, vocabulary, rngs)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ModelState:
-    """One state per layer, and where the stream stands in ordinary tokens."""
-
-    layers: tuple[State, ...]
-    cursor: Cursor
-
-
-class LanguageModelModule(nnx.Module):
+class LanguageModelModule(ModelStreams):
     """The module of `LanguageModel`: whole sequences by calling it, streams by `init_state` and `extend`."""
 
     def __init__(self, config: LanguageModel, vocabulary: int, rngs: nnx.Rngs):
@@ -129,58 +138,50 @@ class LanguageModelModule(nnx.Module):
         self.landmark_head = landmarks.vector(config.width, rngs) if apart else None
         self.stack = Stack(config, rngs)
         self.final_norm = config.norm.build(config.width)
+        self.encoder = None if config.encoder is None else config.encoder.build(config, rngs)
+        self.projector = None if config.projector is None else config.projector.build(config.width, rngs)
+        self.classifier = None if config.classifier is None else config.classifier.build(config.width, rngs)
         self.head = None if config.tied else Linear(config.width, vocabulary, "d z", rngs)
 
-    def __call__(self, tokens: Int[Array, "b t"], context: Context = Context()) -> Float[Array, "b t z"]:
-        """Returns logits, fp32."""
+    def __call__(self, tokens: Int[Array, "b t"], context: Context = Context()) -> Float[Array, "b _ z"]:
+        """Returns logits, fp32: of each token, or with a classifier of each row."""
         return self.logits(self.hidden(tokens, context).hidden)
 
     def hidden(self, tokens: Int[Array, "b t"], context: Context = Context()) -> MixerOutput:
         """Returns what the head takes, the hidden vectors after the final norm, with losses and metrics averaged over
         layers. `context` holds the segments of packed documents, and in training the key of dropout."""
-        x, context, layout = self.enter(tokens, context)
-        out = self.stack(x, context)
+        x, entered, layout = self.enter(tokens, context)
+        out = self.stack(x, entered)
         if layout is not None and self.config.predicts_landmarks:
             from recollect.models.landmark_prediction import with_loss
 
-            out = with_loss(self, out, layout, context)
-        return dataclasses.replace(out, hidden=self.leave(out.hidden, layout))
+            out = with_loss(self, out, layout, entered)
+        x = self.leave(out.hidden, layout)
+        return dataclasses.replace(out, hidden=x if self.classifier is None else self.classifier(x, context.segments))
 
     def logits(self, hidden: Float[Array, "*rows d"]) -> Float[Array, "*rows z"]:
         """Returns the logits of hidden vectors, fp32."""
-        kernel = self.head_kernel()[:, : self.embedding.shape[0]]
+        kernel = self.head_kernel()[:, : -1 if self.config.predicts_landmarks else None]
         return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def head_kernel(self) -> Float[Array, "d z"]:
         """Returns the head's matrix, fp32: the embedding's transpose where they are tied. Predicted landmarks have a
         last column."""
+        if self.classifier is not None:
+            return self.classifier.head.kernel[...]
         kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
         column: Any = self.landmark if self.landmark_head is None else self.landmark_head
         return jnp.column_stack([kernel, column[...]]) if self.config.predicts_landmarks else kernel
 
-    def init_state(self, batch_size: int, max_length: int) -> ModelState:
-        """Returns the state before any token, for streams of at most `max_length` ordinary tokens; raises UserError
-        where a part of the model cannot take streams that long."""
+    def init_state(self, batch_size: int, max_length: int, source: Source | None = None) -> ModelState:
+        """Returns the state before any token, for streams of at most `max_length` ordinary tokens beside a `source`, if
+        the model has an encoder; raises UserError where a part of the model cannot take streams that long."""
         check_length(max_length, self.config.maximum_length(), "this model's maximum length")
         block = self.config.landmark_block
         longer = landmarks.expanded_length(max_length, block) if block else max_length
-        layers = self.stack.init_state(batch_size, longer, DTYPES[self.config.dtype])
+        source = None if self.encoder is None else encode(self, source)
+        layers = self.stack.init_state(batch_size, longer, DTYPES[self.config.dtype], source)
         return ModelState(layers, Cursor.start(batch_size))
-
-    def extend(
-        self, tokens: Int[Array, "b t"], state: ModelState, context: Context = Context()
-    ) -> tuple[Float[Array, "b t d"], ModelState]:
-        """Returns the hidden vectors of the next tokens, and the state after them. Tokens of segment 0 are padding.
-
-        Tokens for which the state has no room raise UserError before any layer runs; inside jit they are dropped, and
-        the next call outside of it raises (layers/state/capacity.py).
-        """
-        fields, cursor = state.cursor.read(dataclasses.replace(context, token_ids=tokens), *tokens.shape)
-        check_positions(state.cursor, fields, None if self.config.positions is None else self.config.positions.maximum)
-        x, fields, layout = self._with_landmarks(self._embed(tokens, fields), fields, from_start=False)
-        check_capacity(state.layers, fields.segments, "tokens" if layout is None else "tokens, landmarks counted")
-        x, layers = self.stack.extend(x, state.layers, fields)
-        return self.leave(x, layout), ModelState(layers, cursor)
 
     def enter(
         self, tokens: Int[Array, "b t"], context: Context
@@ -188,26 +189,19 @@ class LanguageModelModule(nnx.Module):
         """Returns what the stack takes: vectors and context, with landmarks if the model has them, and their layout."""
         check_length(tokens.shape[1], self.config.maximum_length(), "this model's maximum length")
         positions = document_positions(context.segments) if context.segments is not None else context.positions
-        context = dataclasses.replace(context, positions=positions, token_ids=tokens)
-        return self._with_landmarks(self._embed(tokens, context), context, from_start=True)
+        source = None if self.encoder is None else encode(self, context.source)
+        context = dataclasses.replace(context, positions=positions, token_ids=tokens, source=source)
+        x = self._embed(tokens, context)
+        return (x, context, None) if self.landmark is None else landmarks.inserted(self, x, context, from_start=True)
 
     def leave(self, x: Float[Array, "b longer d"], layout: landmarks.Layout | None) -> Float[Array, "b t d"]:
         """Returns what the head takes from the stack's output."""
         return self.final_norm(x if layout is None else landmarks.remove(x, layout))
 
-    def _with_landmarks(
-        self, x: Float[Array, "b t d"], context: Context, *, from_start: bool
-    ) -> tuple[Float[Array, "b longer d"], Context, landmarks.Layout | None]:
-        """Returns vectors and context as they are, or with landmarks inserted, and where these stand."""
-        block = self.config.landmark_block
-        if self.landmark is None or block is None:
-            return x, context, None
-        how = {"from_start": from_start, "predicted": self.config.predicts_landmarks}
-        layout = landmarks.layout_of(context, x.shape[0], x.shape[1], block, **how)
-        return landmarks.insert(x, self.landmark[...], layout), layout.context, layout
-
     def _embed(self, tokens: Int[Array, "b t"], context: Context) -> Float[Array, "b t d"]:
         x = self.embedding[...][tokens] * self.config.embedding_scale
+        if self.projector is not None:
+            x = self.projector(x, context)
         if self.positions is not None:
             x = x + self.positions(token_positions(context, *tokens.shape))
         if context.key is not None:

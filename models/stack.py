@@ -18,10 +18,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from recollect.configuration import Config, UserError, requires
-from recollect.layers.mixer import Context, MixerConfig, MixerOutput, Place, State, constrain_activations
+from recollect.layers.context import Context, Source
+from recollect.layers.mixer import MixerConfig, MixerOutput, Place, State, constrain_activations
 from recollect.layers.modules.dropout import layer_keys
 from recollect.layers.token_sums import LayerSums, Means, TokenSums, number_of_tokens
 from recollect.models.rematerialisation import Remat, rematerialised
+from recollect.models.streams import StackStreams
 
 
 @chz.chz(typecheck=True)
@@ -65,8 +67,10 @@ class Block(nnx.Module):
         """Returns the stream after the layer, and the mixer's losses and metrics."""
         return self._rest(x, self.mixer(self.mixer_norm(x), context))
 
-    def init_state(self, batch_size: int, max_length: int, dtype: Any) -> State:
-        """Returns the mixer's state before any token."""
+    def init_state(self, batch_size: int, max_length: int, dtype: Any, source: Source | None = None) -> State:
+        """Returns the mixer's state before any token, of a cross mixer what it keeps of the source."""
+        if source is not None and self.mixer.config.traits.cross:
+            return self.mixer.init_cross_state(source, dtype)
         return self.mixer.init_state(batch_size, max_length, dtype)
 
     def extend(self, x: Float[Array, "b t d"], state: State, context: Context) -> tuple[MixerOutput, State]:
@@ -81,7 +85,7 @@ class Block(nnx.Module):
         return dataclasses.replace(out, hidden=x)
 
 
-class Stack(nnx.Module):
+class Stack(StackStreams):
     """All layers of a `LanguageModel` config, a list of stages; each parameter has a leading axis over its stage's
     repeats."""
 
@@ -114,25 +118,15 @@ class Stack(nnx.Module):
         total = LayerSums(tuple(layers))
         return MixerOutput(x, *total.formed(), total)
 
-    def init_state(self, batch_size: int, max_length: int, dtype: Any) -> tuple[State, ...]:
+    def init_state(
+        self, batch_size: int, max_length: int, dtype: Any, source: Source | None = None
+    ) -> tuple[State, ...]:
         """Returns one state per layer."""
         layers = tuple(self.layers())
         policies = [block.mixer for block in layers if hasattr(block.mixer, "policy_layer")]
         for index, mixer in enumerate(policies):
             mixer.policy_layer = (index, len(policies))
-        return tuple(block.init_state(batch_size, max_length, dtype) for block in layers)
-
-    def extend(
-        self, x: Float[Array, "b t d"], states: tuple[State, ...], context: Context
-    ) -> tuple[Float[Array, "b t d"], tuple[State, ...]]:
-        """Returns the stream after all layers at the next tokens, and the states after them. Unrolled: a scan that
-        carries caches in and out copies them at every token."""
-        after = []
-        for block, state in zip(self.layers(), states, strict=True):
-            out, state = block.extend(x, state, context)
-            x = out.hidden
-            after.append(state)
-        return x, tuple(after)
+        return tuple(block.init_state(batch_size, max_length, dtype, source) for block in layers)
 
     def layers(self) -> Iterator[Block]:
         """Yields the layers, first to last, each with its own parameters."""

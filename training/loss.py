@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from recollect.configuration import Config, UserError
 from recollect.data.batch import Batch
-from recollect.layers.mixer import Context, MixerOutput
+from recollect.layers.context import Context, Source
+from recollect.layers.mixer import MixerOutput
 from recollect.models.language_model import LanguageModelModule
 from recollect.pallas_kernels.linear_cross_entropy import CrossEntropy, linear_cross_entropy
 
@@ -40,6 +41,10 @@ def losses(
 ) -> tuple[CrossEntropy, MixerOutput]:
     """Runs the model on a batch; returns the losses and the model's output. Only labelled positions are projected to
     the vocabulary. `weights` (b, p) are the targets'; `key` is for dropout, None in evaluation."""
+    if batch.target_positions is None and module.config.sees_targets:
+        raise UserError(
+            "every token is labelled with the next, which a model with causal=False sees: label some tokens"
+        )
     out = module.hidden(batch.tokens, context_of(batch, key))
     hidden = out.hidden
     if batch.target_positions is not None:
@@ -51,6 +56,7 @@ def losses(
 
 
 def context_of(batch: Batch, key: jax.Array | None = None) -> Context:
-    """Returns what a batch states of its tokens; `key` is for dropout."""
+    """Returns what a batch states of its tokens and of its source's; `key` is for dropout."""
     known = {name: getattr(batch, name) for name in ("segments", "token_types", "fields", "vectors")}
-    return Context(**known, key=key)
+    of_source = Context(token_ids=batch.source, segments=batch.source_segments)
+    return Context(**known, key=key, source=None if batch.source is None else Source(context=of_source))

@@ -122,7 +122,8 @@ def operations_by_mixer(config: LanguageModel, batch: Batch) -> list[str]:
     lines = []
     kernel = f"pallas_{dispatch.device().platform}"
     for mixer, layers in Counter(config.mixers).items():
-        model = FunctionalModel(chz.replace(config, stages=(Stage(pattern=(mixer,)),), lora=None), 2)
+        encoder = config.encoder if mixer.traits.cross else None
+        model = FunctionalModel(chz.replace(config, stages=(Stage(pattern=(mixer,)),), lora=None, encoder=encoder), 2)
 
         def run(params: Params, batch: Batch, model: FunctionalModel = model) -> jax.Array:
             return model.bind(params).hidden(batch.tokens, context_of(batch)).hidden

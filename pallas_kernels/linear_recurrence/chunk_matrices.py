@@ -196,18 +196,21 @@ def _products_by_channel(rows, columns, g, dtype):
 
 def _between(g: jax.Array) -> jax.Array:
     """g_{j+1} + ... + g_i for j < i, else 0: g (b, n, h, c) gives (b, n, h, c, c)."""
-    c = g.shape[-1]
-    lead = g.shape[:-1]
+    lead, c = g.shape[:-1], g.shape[-1]
     lower = jnp.zeros((*lead, c, 1, 1), g.dtype)
+    # Of each token in its block, from the block's start and to its end. From blocks half as long, not by cumsum: XLA's
+    # CPU compiler takes minutes for the gradient of sums of every length in one program.
+    since, rest = g[..., None], jnp.zeros_like(g)[..., None]
     half = 1
     while half < c:
         m = c // (2 * half)
-        halves = g.reshape(*lead, m, 2, half)
-        row = jnp.cumsum(halves[..., 1, :], axis=-1)
-        later = jnp.concatenate([halves[..., 0, 1:], jnp.zeros((*lead, m, 1), g.dtype)], axis=-1)
-        column = jax.lax.cumsum(later, axis=later.ndim - 1, reverse=True)
+        since, rest = (x.reshape(*lead, m, 2, half) for x in (since, rest))
         blocks = lower.reshape(*lead, m, 2, half, half)
-        lower = _joined(blocks[..., 0, :, :], row[..., :, None] + column[..., None, :], blocks[..., 1, :, :])
+        corner = since[..., 1, :, None] + rest[..., 0, None, :]
+        lower = _joined(blocks[..., 0, :, :], corner, blocks[..., 1, :, :])
+        total = since[..., -1:]
+        since = jnp.concatenate([since[..., 0, :], since[..., 1, :] + total[..., 0, :]], axis=-1)
+        rest = jnp.concatenate([rest[..., 0, :] + total[..., 1, :], rest[..., 1, :]], axis=-1)
         half *= 2
     return lower.reshape(*lead, c, c)
 
